@@ -1,0 +1,147 @@
+"""Files of weights that describe themselves: safetensors with the config, the classes and the versions inside."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from . import __version__
+from .config import Config
+from .data.coco import Category
+from .errors import CheckpointError, ConfigError
+from .files import write_atomically
+from .model.build import build_model
+from .model.dino import DINO
+from .presets import config_from_dict
+
+SCHEMA = 1
+BUNDLED = Path(__file__).parent / "weights" / "tiny.safetensors"
+
+
+class Weights(NamedTuple):
+    """What a file of weights holds."""
+
+    tensors: dict[str, Tensor]
+    config: Config
+    categories: list[Category]  # class k of the model is categories[k]
+    facts: dict[str, Any]  # step, metrics and where it came from; for people
+
+
+def save_weights(
+    path: Path, tensors: Mapping[str, Tensor], config: Config, categories: Sequence[Category], facts: Mapping[str, Any]
+) -> None:
+    """Write weights with all that is needed to use them.
+
+    Raises:
+        EnvironmentFault: the file cannot be written; what was there before stays.
+    """
+    metadata = {
+        "schema": str(SCHEMA),
+        "dino_version": __version__,
+        "torch_version": str(torch.__version__),
+        "config": config.model_dump_json(),
+        "categories": json.dumps([[c.id, c.name] for c in categories]),
+        "facts": json.dumps(dict(facts)),
+    }
+    content = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(content, temporary, metadata))
+
+
+def load_weights(path: Path) -> Weights:
+    """Read a file that `save_weights` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not ours, from a newer version, or holds numbers that are not finite.
+    """
+    tensors, metadata = read_safetensors(path)
+    if "config" not in metadata or "categories" not in metadata:
+        raise CheckpointError(f"{path} holds tensors, but not the config and classes that `dino train` writes")
+    if int(metadata.get("schema", SCHEMA)) > SCHEMA:
+        made_by = metadata.get("dino_version", "a newer version")
+        raise CheckpointError(f"{path} was made by dino {made_by}, this is {__version__}; install the newer one")
+    broken = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(f"{path} holds numbers that are not finite, in {', '.join(broken[:3])}")
+    try:
+        config = config_from_dict(json.loads(metadata["config"]))
+    except ConfigError as error:
+        raise CheckpointError(f"{path} has a config that this version of dino cannot read: {error}") from error
+    categories = [Category(int(i), str(name)) for i, name in json.loads(metadata["categories"])]
+    return Weights(tensors, config, categories, json.loads(metadata.get("facts", "{}")))
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        CheckpointError: the file is missing, empty, cut off or of another kind.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"the weights {path}: this file {what}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        size = path.stat().st_size
+        raise CheckpointError(
+            f"{path} ({size} bytes) is not a whole safetensors file: {error}; was it cut off while copying?"
+        ) from None
+
+
+def restore_model(weights: Weights, where: Path) -> DINO:
+    """The model that the weights belong to, in float32.
+
+    Raises:
+        CheckpointError: tensors are missing, left over or of another shape.
+    """
+    model = build_model(weights.config.model)
+    load_exactly(model, weights.tensors, where)
+    return model
+
+
+def load_exactly(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Fill a model, refusing any difference in names or shapes.
+
+    Raises:
+        CheckpointError: naming how many tensors differ, and the first.
+    """
+    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in tensors.items()}
+    differing = [key for key in sorted(wanted.keys() | given.keys()) if wanted.get(key) != given.get(key)]
+    if differing:
+        key = differing[0]
+        raise CheckpointError(
+            f"{where} does not fit its model: {len(differing)} of {len(wanted)} tensors differ, such as {key} "
+            f"({given.get(key, 'missing')} in the file, {wanted.get(key, 'none')} in the model)"
+        )
+    model.load_state_dict(tensors)
+
+
+def carry_over(model: DINO, weights: Weights, categories: Sequence[Category], where: Path) -> dict[str, str]:
+    """Start a model from weights for other classes: rows of a class are taken where its *name* is the same.
+
+    Returns:
+        for each class, where its weights come from.
+
+    Raises:
+        CheckpointError: any other tensor differs in name or shape.
+    """
+    fresh = model.state_dict()
+    old_names = {category.name: k for k, category in enumerate(weights.categories)}
+    rows = {k: old_names[c.name] for k, c in enumerate(categories) if c.name in old_names}
+    tensors = dict(weights.tensors)
+    for key, value in fresh.items():
+        per_class = ".class_head" in key or key == "denoiser.label_embed.weight"
+        if per_class and len(value) >= len(categories) and key in tensors and len(tensors[key]) > 1:
+            merged = value.clone()
+            for new, old in rows.items():
+                merged[new] = tensors[key][old].to(merged.dtype)
+            tensors[key] = merged
+    load_exactly(model, tensors, where)
+    return {c.name: f"class `{c.name}` of {where.name}" if k in rows else "new" for k, c in enumerate(categories)}

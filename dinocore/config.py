@@ -1,0 +1,155 @@
+"""Every setting of DINO, with its default: DINO-4scale with ResNet-50, 12 epochs on COCO.
+
+A preset is a TOML file that states what differs from here. Nothing else holds a default. Unless a comment names
+another source, a value is that of the paper's appendix D (arXiv 2203.03605) as published in IDEA-Research/DINO,
+`config/DINO/DINO_4scale.py`; the scripts beside it set the box noise to 1.0.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from .errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Numbers = Annotated[tuple[float, float, float], Field(strict=False)]
+Sizes = Annotated[tuple[Positive, ...], Field(strict=False)]
+Epochs = Annotated[tuple[Count, ...], Field(strict=False)]
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, and nothing that is not declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DenoisingConfig(Section):
+    kind: Literal["contrastive", "plain", "none"] = "contrastive"  # plain: DN-DETR's positives only
+    num_groups: Literal["auto"] | Annotated[int, Field(ge=0, le=1000)] = "auto"  # auto: from the largest image
+    num_pairs: Annotated[int, Field(gt=0, le=10_000)] = 100  # auto: this many noisy positives per image at most
+    max_queries: Annotated[int, Field(gt=0, le=100_000)] = 2000  # the longest denoising part with a fixed num_groups
+    label_noise: Share = 0.5  # twice the share of labels that are replaced
+    box_noise: Weight = 1.0  # 1 moves corners by up to half the box; scripts/*.sh, the config file says 0.4
+
+
+class ModelConfig(Section):
+    num_classes: Positive = 91  # COCO's category ids run to 90; `dino train` sets it from the data
+    backbone: str = "resnet50"  # a torchvision ResNet, or timm/NAME
+    backbone_weights: str = "imagenet"  # imagenet | none | FILE
+    frozen_stages: Annotated[int, Field(ge=-1, le=4)] = 1  # -1: none, 0: the stem, 1: the first stage too
+    pixel_mean: Numbers = (0.485, 0.456, 0.406)  # of RGB in [0, 1], as the backbone was trained
+    pixel_std: Numbers = (0.229, 0.224, 0.225)
+    feature_strides: Sizes = (8, 16, 32)  # of the backbone features that are used
+    num_levels: Annotated[int, Field(gt=0, le=8)] = 4
+    hidden_dim: Positive = 256
+    num_heads: Positive = 8
+    num_points: Positive = 4  # sampled by each head in each level
+    ffn_dim: Positive = 2048
+    num_encoder_layers: Count = 6
+    num_decoder_layers: Positive = 6
+    num_queries: Annotated[int, Field(gt=0, le=100_000)] = 900
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    position_temperature: Annotated[float, Field(gt=0)] = 20.0  # 20 here, 10000 in DETR and detrex
+    position_offset: float = 0.0  # added to row and column numbers; -0.5 in detrex
+    first_stage: Literal["classes", "foreground"] = "classes"  # foreground: one logit, as in Deformable DETR
+    queries: Literal["mixed", "pure", "static"] = "mixed"  # static: no first stage
+    heads: Literal["shared", "per-layer"] = "shared"  # of the decoder; per-layer in detrex and mmdetection
+    look_forward: Literal["twice", "once"] = "twice"
+    checkpoint_activations: bool = False  # recompute layers in the backward pass: less memory, more time
+    denoising: DenoisingConfig = DenoisingConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ModelConfig":
+        if self.hidden_dim % self.num_heads:
+            raise ConfigError(
+                f"model.hidden_dim = {self.hidden_dim} cannot be split into model.num_heads = {self.num_heads} heads; "
+                f"choose a multiple of {self.num_heads}"
+            )
+        if self.hidden_dim % 32:
+            raise ConfigError(
+                f"model.hidden_dim = {self.hidden_dim} must be a multiple of 32 (the neck normalises 32 groups)"
+            )
+        if self.num_levels < len(self.feature_strides):
+            raise ConfigError(
+                f"model.num_levels = {self.num_levels} is less than the {len(self.feature_strides)} entries of "
+                f"model.feature_strides = {list(self.feature_strides)}; every backbone feature becomes a level"
+            )
+        return self
+
+
+class LossConfig(Section):
+    """Weights of the loss, costs of the matching, and what the first stage is asked for."""
+
+    label: Weight = 1.0
+    box: Weight = 5.0
+    giou: Weight = 2.0
+    cost_label: Weight = 2.0
+    cost_box: Weight = 5.0
+    cost_giou: Weight = 2.0
+    focal_alpha: Share = 0.25
+    focal_gamma: Weight = 2.0
+    proposal_labels: Literal["classes", "foreground"] = "classes"  # follows model.first_stage
+
+
+class TrainConfig(Section):
+    weights: str = ""  # a file to start from; bundled: the one in the package; empty: model.backbone_weights counts
+    epochs: Positive = 12
+    batch_size: Positive = 16  # images per optimizer step, over all devices and forward passes together
+    images_per_forward: Literal["auto"] | Positive = "auto"  # auto: 1 on CPU, the whole batch elsewhere
+    lr: Weight = 1e-4
+    backbone_lr: Weight = 1e-5
+    weight_decay: Weight = 1e-4
+    lr_schedule: Literal["step", "cosine"] = "step"  # step: divided by ten at each of lr_drop_epochs
+    lr_drop_epochs: Epochs = (11,)
+    warmup_steps: Count = 0
+    clip_norm: Weight = 0.1
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no moving average of the weights
+    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
+    seed: Count = 42
+    save_every_steps: Count = 0  # 0: at the end of each epoch only
+    eval_every_epochs: Positive = 1
+    keep_checkpoints: Positive = 2  # the newest; the best weights are kept beside them
+
+
+class DataConfig(Section):
+    path: str = ""  # empty: pictures that `dino sample-data` draws
+    flip: Share = 0.5
+    train_scales: Sizes = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)  # short side; DETR's recipe
+    max_size: Positive = 1333  # long side
+    crop_chance: Share = 0.5  # resize to one of crop_scales, cut a part of crop_size, then resize as above
+    crop_scales: Sizes = (400, 500, 600)
+    crop_size: Annotated[tuple[Positive, Positive], Field(strict=False)] = (384, 600)  # least and most, each side
+    eval_scale: Positive = 800
+    workers: Literal["auto"] | Count = "auto"  # auto: one process fewer than there are cores, at most 4
+    max_pixels: Positive = 178_956_970  # a picture with more is refused before it is decoded; Pillow's own limit
+    sample_images: Positive = 200  # how many pictures are drawn when path is empty
+
+
+class EvalConfig(Section):
+    max_dets: Positive = 300  # kept per image, over all queries and classes
+
+
+class Config(Section):
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    data: DataConfig = DataConfig()
+    eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_first_stage(cls, settings: dict) -> dict:
+        """The loss must ask the first stage for what the model gives; only the model says it."""
+        model, loss = settings.get("model"), settings.get("loss", {})
+        if isinstance(model, dict) and isinstance(loss, dict):
+            wanted = model.get("first_stage", "classes")
+            if loss.get("proposal_labels", wanted) != wanted:
+                raise ConfigError(
+                    f"loss.proposal_labels = {loss['proposal_labels']!r} contradicts model.first_stage = {wanted!r}; "
+                    "set only model.first_stage"
+                )
+            settings = settings | {"loss": loss | {"proposal_labels": wanted}}
+        return settings

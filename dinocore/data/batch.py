@@ -1,0 +1,64 @@
+"""Pictures of unlike size as one tensor."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..structures import Target
+
+
+class Sample(NamedTuple):
+    """One picture as the loader gives it."""
+
+    image: Tensor  # (3, h, w) uint8
+    target: Target
+    index: int  # in the annotations
+    size: tuple[int, int]  # height and width of the picture as it is on disk, upright
+    problem: str | None = None  # why another picture had to take its place
+
+
+class Batch(NamedTuple):
+    """B pictures, padded at right and bottom to the largest height and width."""
+
+    images: Tensor  # (B, 3, H, W) uint8, or float once normalised
+    padding: Tensor  # (B, H, W) bool, True outside the picture
+    targets: list[Target]
+    indices: list[int]
+    sizes: list[tuple[int, int]]
+    problems: list[str]
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Pad and stack."""
+    height = max(s.image.shape[-2] for s in samples)
+    width = max(s.image.shape[-1] for s in samples)
+    images, padding = [], torch.ones(len(samples), height, width, dtype=torch.bool)
+    for i, sample in enumerate(samples):
+        h, w = sample.image.shape[-2:]
+        images.append(F.pad(sample.image, (0, width - w, 0, height - h)))
+        padding[i, :h, :w] = False
+    return Batch(
+        torch.stack(images),
+        padding,
+        [s.target for s in samples],
+        [s.index for s in samples],
+        [s.size for s in samples],
+        [s.problem for s in samples if s.problem],
+    )
+
+
+def normalise(batch: Batch, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Batch:
+    """Move to the device; pixels to [0, 1], less the mean, over the deviation; zero on padding."""
+    images = batch.images.to(device, non_blocking=True)
+    padding = batch.padding.to(device, non_blocking=True)
+    scale = torch.tensor(std, device=device)[:, None, None] * 255
+    shift = torch.tensor(mean, device=device)[:, None, None] * 255
+    images = ((images - shift) / scale).masked_fill(padding[:, None], 0)
+    targets = [
+        Target(t.labels.to(device, non_blocking=True), t.boxes.to(device, non_blocking=True), t.seed)
+        for t in batch.targets
+    ]
+    return batch._replace(images=images, padding=padding, targets=targets)

@@ -1,0 +1,83 @@
+"""A data set ready for use: found, read and checked."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..config import DataConfig
+from ..errors import DataError
+from .coco import Annotations, Category, read_annotations
+from .layout import find_layout
+from .sample import write_sample_data
+
+
+class DataSet(NamedTuple):
+    """Training pictures, those to evaluate on, and what a user should know."""
+
+    source: str  # in words
+    train: Annotations
+    val: Annotations
+    notes: list[str]
+
+
+def open_dataset(config: DataConfig) -> DataSet:
+    """Find and read a data set; an empty path means drawn pictures.
+
+    Raises:
+        DataError: the folder or its annotations cannot be used, or there is nothing to learn.
+    """
+    folder = Path(config.path) if config.path else sample_folder(config.sample_images)
+    layout = find_layout(folder)
+    train = read_annotations(layout.train, max_pixels=config.max_pixels)
+    if not train.trainable().any():
+        raise DataError(f"{train.file} has {len(train.image_ids)} pictures and no object to learn from")
+    notes = [f"{train.file.name}: {note}" for note in train.notes]
+    if layout.val is None:
+        val = train
+        notes.append(f"{folder} has no validation split; evaluation uses the training pictures")
+    else:
+        val = read_annotations(layout.val, train.categories, config.max_pixels)
+        notes += [f"{val.file.name}: {note}" for note in val.notes]
+    where = f"{folder} ({layout.kind} layout)" if config.path else f"pictures drawn by `dino sample-data`, in {folder}"
+    return DataSet(where, train, val, notes)
+
+
+def open_split(config: DataConfig, split: str, categories: Sequence[Category]) -> Annotations:
+    """One split, its classes numbered as a model numbers them.
+
+    Raises:
+        DataError: there is no such split, or it knows none of the classes.
+    """
+    folder = Path(config.path) if config.path else sample_folder(config.sample_images)
+    layout = find_layout(folder)
+    if split == "val" and layout.val is None:
+        raise DataError(f"{folder} has no validation split; use --split train to evaluate on the training pictures")
+    found = read_annotations(layout.train if split == "train" else layout.val, categories, config.max_pixels)
+    if len(found.labels) and (found.labels < 0).all():
+        known = ", ".join(c.name for c in categories)
+        raise DataError(f"no object of {found.file} is of a class that the model knows ({known})")
+    return found
+
+
+def sample_folder(num_images: int) -> Path:
+    """Where the drawn pictures are kept; they are drawn when they are first needed."""
+    folder = _cache_folder() / f"sample-data-{num_images}"
+    finished = folder / "annotations" / "instances_train2017.json"
+    if not finished.is_file():
+        write_sample_data(folder, num_images)
+    return folder
+
+
+def _cache_folder() -> Path:
+    """XDG's cache folder, or a temporary one where that can't be written."""
+    chosen = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(chosen) / "dino"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.gettempdir()) / f"dino-{os.getuid()}"

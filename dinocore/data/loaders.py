@@ -1,0 +1,164 @@
+"""From annotations to batches. What a picture looks like depends on (seed, epoch, index) and on nothing else."""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+
+from ..config import Config, DataConfig
+from ..errors import DataError
+from .batch import Batch, Sample, collate
+from .coco import Annotations
+from .images import read_image, to_tensor
+from .transforms import Picture, as_target, augment, resize
+
+MOST_REPLACEMENTS = 10  # pictures in a row that cannot be read
+
+
+class TrainingPictures(Dataset):
+    """Augmented pictures; an item is asked for as (epoch, index)."""
+
+    def __init__(self, annotations: Annotations, config: DataConfig, seed: int):
+        self.annotations = annotations
+        self.config = config
+        self.seed = seed
+        self.usable = annotations.trainable()
+
+    def __getitem__(self, item: tuple[int, int]) -> Sample:
+        """The picture, or, where it cannot be read, the next one that can."""
+        epoch, index = item
+        problem = None
+        for step in range(MOST_REPLACEMENTS):
+            at = (index + step) % len(self.annotations.image_ids)
+            try:
+                return self._read(epoch, at)._replace(problem=problem)
+            except DataError as error:
+                problem = problem or str(error)
+        raise DataError(f"{MOST_REPLACEMENTS} pictures in a row cannot be read; the first: {problem}")
+
+    def _read(self, epoch: int, index: int) -> Sample:
+        picture = load_picture(self.annotations, index, self.config.max_pixels, self.usable)
+        rng = np.random.default_rng((self.seed, epoch, index))
+        noise_seed = int(rng.integers(2**62))
+        size = tuple(picture[0].shape[-2:])
+        picture = augment(picture, self.config, rng)
+        return Sample(picture[0].as_subclass(torch.Tensor), as_target(picture, noise_seed), index, size)
+
+
+class EvaluationPictures(Dataset):
+    """Pictures resized to one scale, in the order of the annotations."""
+
+    def __init__(self, annotations: Annotations, config: DataConfig):
+        self.annotations = annotations
+        self.config = config
+        self.usable = annotations.trainable()
+
+    def __len__(self) -> int:
+        return len(self.annotations.image_ids)
+
+    def __getitem__(self, index: int) -> Sample | str:
+        """The picture, or why it cannot be read."""
+        try:
+            picture = load_picture(self.annotations, index, self.config.max_pixels, self.usable)
+        except DataError as error:
+            return str(error)
+        size = tuple(picture[0].shape[-2:])
+        picture = resize(picture, self.config.eval_scale, self.config.max_size)
+        return Sample(picture[0].as_subclass(torch.Tensor), as_target(picture), index, size)
+
+
+def load_picture(annotations: Annotations, index: int, max_pixels: int, usable: np.ndarray) -> Picture:
+    """A picture and those of its objects that are usable, clipped to it, as torchvision's tensors.
+
+    Raises:
+        DataError: the picture cannot be read, or is not as large as the annotations say.
+    """
+    path = annotations.path(index)
+    image = to_tensor(read_image(path, max_pixels))
+    height, width = image.shape[-2:]
+    said = tuple(annotations.sizes[index].tolist())
+    if said != (width, height):
+        turned = "; its EXIF orientation was applied" if said == (height, width) else ""
+        raise DataError(f"{path} has {width} x {height} pixels, but the annotations say {said[0]} x {said[1]}{turned}")
+    rows = annotations.objects(index)
+    keep = usable[rows]
+    boxes = annotations.boxes[rows][keep].copy()
+    boxes[:, 2:] += boxes[:, :2]  # xywh -> xyxy
+    boxes = torch.from_numpy(boxes.clip(0, [width, height, width, height])).float()
+    boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
+    return tv_tensors.Image(image), boxes, torch.from_numpy(annotations.labels[rows][keep])
+
+
+def steps_per_epoch(num_images: int, batch_size: int) -> int:
+    """Whole batches only, but at least one; what is left over changes with every epoch's order."""
+    return max(1, num_images // batch_size)
+
+
+class Steps:
+    """For each optimizer step from `start` to `end`, the pictures of its batch as (epoch, index)."""
+
+    def __init__(self, num_images: int, batch_size: int, seed: int, start: int, end: int):
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start, self.end = start, end
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        per_epoch = steps_per_epoch(self.num_images, self.batch_size)
+        order = np.zeros(0, np.int64)
+        for step in range(self.start, self.end):
+            epoch, position = divmod(step, per_epoch)
+            if position == 0 or step == self.start:
+                order = np.random.default_rng((self.seed, epoch)).permutation(self.num_images)
+            chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
+            yield [(epoch, int(index)) for index in chosen]
+
+
+class Chunks:
+    """Collates the samples of one optimizer step into batches of at most `size`, one per forward pass."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Batch]:
+        return [collate(samples[i : i + self.size]) for i in range(0, len(samples), self.size)]
+
+
+def training_steps(annotations: Annotations, config: Config, chunk: int, start: int, end: int) -> DataLoader:
+    """Yields, for each optimizer step, its batches; workers live as long as the run."""
+    pictures = TrainingPictures(annotations, config.data, config.train.seed)
+    steps = Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, end)
+    return DataLoader(pictures, batch_sampler=steps, collate_fn=Chunks(chunk), **_workers(config.data))
+
+
+def evaluation_batches(annotations: Annotations, config: DataConfig, batch_size: int = 1) -> DataLoader:
+    """Yields a Batch of the pictures that can be read, and why the others can't."""
+    pictures = EvaluationPictures(annotations, config)
+    return DataLoader(pictures, batch_size=batch_size, collate_fn=_collate_readable, **_workers(config))
+
+
+def _collate_readable(items: Sequence[Sample | str]) -> tuple[Batch | None, list[str]]:
+    samples = [item for item in items if isinstance(item, Sample)]
+    return (collate(samples) if samples else None), [item for item in items if isinstance(item, str)]
+
+
+def _workers(config: DataConfig) -> dict:
+    number = min(4, max(1, (os.cpu_count() or 2) - 1)) if config.workers == "auto" else config.workers
+    return {
+        "num_workers": number,
+        "pin_memory": torch.cuda.is_available(),
+        "worker_init_fn": _leave_signals_to_the_parent if number else None,
+        "prefetch_factor": 4 if number else None,
+    }
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

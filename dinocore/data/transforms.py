@@ -1,0 +1,78 @@
+"""What happens to a picture and its boxes before the model sees them: DETR's augmentation, and resizing alone.
+
+Every random choice comes from the generator that is passed in.
+Source: DETR, `datasets/coco.py` (https://arxiv.org/abs/2005.12872, appendix A.4).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+from ..boxes import to_cxcywh
+from ..config import DataConfig
+from ..structures import Target
+
+Picture = tuple[tv_tensors.Image, tv_tensors.BoundingBoxes, Tensor]  # image (3, H, W), boxes (T, 4) xyxy, labels (T,)
+
+
+def augment(picture: Picture, config: DataConfig, rng: np.random.Generator) -> Picture:
+    """Flip; then resize, or resize, cut out a part and resize again."""
+    if rng.random() < config.flip:
+        picture = _on_both(F.horizontal_flip, picture)
+    if rng.random() < config.crop_chance:
+        picture = resize(picture, _choose(config.crop_scales, rng), max_size=None)
+        picture = crop(picture, config.crop_size, rng)
+    return resize(picture, _choose(config.train_scales, rng), config.max_size)
+
+
+def resize(picture: Picture, short: int, max_size: int | None) -> Picture:
+    """Bring the short side to `short`, or to less where the long side would exceed `max_size`."""
+    size = resized(picture[0].shape[-2:], short, max_size)
+    image, boxes, labels = picture
+    return F.resize(image, list(size), antialias=True), F.resize(boxes, list(size)), labels
+
+
+def resized(size: Sequence[int], short: int, max_size: int | None) -> tuple[int, int]:
+    """Height and width after `resize`; the long side is cut off to whole pixels, as in DETR."""
+    height, width = size
+    low, high = min(height, width), max(height, width)
+    if max_size is not None and high / low * short > max_size:
+        short = max(1, round(max_size * low / high))
+    long = max(1, int(short * high / low))
+    return (short, long) if height <= width else (long, short)
+
+
+def crop(picture: Picture, limits: tuple[int, int], rng: np.random.Generator) -> Picture:
+    """Cut out a random part, each side between the limits and within the picture; objects outside are dropped."""
+    least, most = limits
+    height, width = picture[0].shape[-2:]
+    new_width = int(rng.integers(min(least, width), min(width, most) + 1))
+    new_height = int(rng.integers(min(least, height), min(height, most) + 1))
+    top = int(rng.integers(0, height - new_height + 1))
+    left = int(rng.integers(0, width - new_width + 1))
+    image, boxes, labels = picture
+    image = F.crop(image, top, left, new_height, new_width)
+    boxes = F.clamp_bounding_boxes(F.crop(boxes, top, left, new_height, new_width))
+    seen = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return image, tv_tensors.wrap(boxes[seen], like=boxes), labels[seen]
+
+
+def as_target(picture: Picture, seed: int | None = None) -> Target:
+    """Boxes in pixels to shares of the picture."""
+    image, boxes, labels = picture
+    height, width = image.shape[-2:]
+    scale = torch.tensor([width, height, width, height], dtype=torch.float32)
+    return Target(labels, to_cxcywh(boxes.as_subclass(Tensor).float() / scale), seed)
+
+
+def _choose(values: Sequence[int], rng: np.random.Generator) -> int:
+    return int(values[rng.integers(len(values))])
+
+
+def _on_both(transform, picture: Picture) -> Picture:
+    image, boxes, labels = picture
+    return transform(image), transform(boxes), labels

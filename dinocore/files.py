@@ -1,0 +1,48 @@
+"""Writing files so that a reader sees the old content or the new, never half of it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from .errors import EnvironmentFault
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, sync it to disk and rename it; folders are made.
+
+    Raises:
+        EnvironmentFault: the disk is full or the place cannot be written. What was there before stays.
+    """
+    target = path.resolve()  # a link stays a link, its target is replaced
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())
+        sync(temporary)
+        os.replace(temporary, target)
+        sync(target.parent)
+    except OSError as error:
+        raise EnvironmentFault(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, as UTF-8."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode()) and None)
+
+
+def sync(path: Path) -> None:
+    """Make the system put a file or a folder's entries on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,65 @@
+"""The training objective. A match is a match, whether the Hungarian method or the denoiser made it."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .boxes import generalized_iou, to_xyxy
+from .config import LossConfig
+from .matching import hungarian, negative_focal, positive_focal
+from .model.dino import DinoOutput
+from .structures import Match, Predictions, Target
+
+
+def criterion(output: DinoOutput, targets: list[Target], num_boxes: float, loss: LossConfig) -> dict[str, Tensor]:
+    """Weighted loss terms by name, such as `stage0/box`; their sum is what training minimises. All in float32.
+
+    Args:
+        num_boxes: objects of the whole optimizer step, averaged over processes; the least that counts is 1.
+    """
+    num_boxes = max(1.0, num_boxes)
+    stages = [_float(stage) for stage in output.stages]
+    terms = {}
+    if output.proposals is not None:
+        proposals = _float(Predictions(output.proposals.logits, output.proposals.boxes))
+        asked = _foreground(targets) if loss.proposal_labels == "foreground" else targets
+        (match,) = hungarian([proposals], asked, loss)
+        terms |= _named("proposals", detection_loss(proposals, asked, match, num_boxes, loss))
+    for i, (stage, match) in enumerate(zip(stages, hungarian(stages, targets, loss), strict=True)):
+        terms |= _named(f"stage{i}", detection_loss(stage, targets, match, num_boxes, loss))
+    if output.noise is not None:
+        for i, stage in enumerate(output.denoising or []):
+            losses = detection_loss(_float(stage), targets, output.noise.match, num_boxes * max(1, output.noise.num_groups), loss)
+            terms |= _named(f"denoising{i}", losses)
+    return terms
+
+
+def detection_loss(
+    predictions: Predictions, targets: list[Target], match: Match, num_boxes: float, loss: LossConfig
+) -> dict[str, Tensor]:
+    """Focal loss on all queries; L1 and GIoU loss on the matched ones."""
+    labels = torch.cat([t.labels for t in targets])  # (sum T,)
+    boxes = torch.cat([t.boxes for t in targets])  # (sum T, 4)
+    hits = predictions.logits[match.image, match.query, labels[match.target]]  # the logits that should be high
+    found, true = predictions.boxes[match.image, match.query], boxes[match.target]
+    alpha, gamma = loss.focal_alpha, loss.focal_gamma
+    focal = negative_focal(predictions.logits, alpha, gamma).sum()
+    focal = focal + (positive_focal(hits, alpha, gamma) - negative_focal(hits, alpha, gamma)).sum()
+    return {
+        "label": loss.label * focal / num_boxes,
+        "box": loss.box * F.l1_loss(found, true, reduction="sum") / num_boxes,
+        "giou": loss.giou * (1 - generalized_iou(to_xyxy(found), to_xyxy(true))).sum() / num_boxes,
+    }
+
+
+def _foreground(targets: list[Target]) -> list[Target]:
+    """The same objects, all of class 0."""
+    return [t._replace(labels=torch.zeros_like(t.labels)) for t in targets]
+
+
+def _float(predictions: Predictions) -> Predictions:
+    return Predictions(predictions.logits.float(), predictions.boxes.float())
+
+
+def _named(prefix: str, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": value for name, value in terms.items()}

@@ -1,0 +1,111 @@
+"""From a ModelConfig to a DINO, built in the order in which data flows through it."""
+
+import torch
+from torch import nn
+
+from ..config import DenoisingConfig, ModelConfig
+from .backbone import build_backbone
+from .decoder import Decoder, DecoderLayer, look_once, look_twice
+from .deform_attn import MSDeformAttn
+from .denoising import Denoiser, NoDenoiser
+from .dino import DINO
+from .encoder import Encoder, EncoderLayer
+from .layers import box_head, class_head, plainly, recomputed
+from .neck import Neck
+from .proposals import MixedContent, Proposer, PureContent, StaticQueries
+from .tokens import Tokenizer
+
+
+def build_model(config: ModelConfig) -> DINO:
+    """A DINO with fresh weights (see `init_weights`).
+
+    Raises:
+        ConfigError: there is no such backbone.
+    """
+    dim = config.hidden_dim
+    attention = (dim, config.num_heads, config.num_levels, config.num_points, config.ffn_dim, config.dropout)
+    run = recomputed if config.checkpoint_activations else plainly
+    backbone = build_backbone(config.backbone, config.feature_strides, config.frozen_stages)
+    model = DINO(
+        backbone=backbone,
+        neck=Neck(backbone.channels, dim, config.num_levels),
+        tokenizer=Tokenizer(dim, config.num_levels, config.position_temperature, config.position_offset),
+        encoder=Encoder([EncoderLayer(*attention) for _ in range(config.num_encoder_layers)], run),
+        proposer=build_proposer(config),
+        denoiser=build_denoiser(config),
+        decoder=build_decoder(config, [DecoderLayer(*attention) for _ in range(config.num_decoder_layers)]),
+    )
+    init_weights(model)
+    return model
+
+
+def build_proposer(config: ModelConfig) -> nn.Module:
+    """The first stage, or the learned queries that replace it."""
+    if config.queries == "static":
+        return StaticQueries(config.hidden_dim, config.num_queries)
+    content = MixedContent(config.num_queries, config.hidden_dim) if config.queries == "mixed" else PureContent()
+    num_logits = config.num_classes if config.first_stage == "classes" else 1
+    return Proposer(config.hidden_dim, num_logits, config.num_queries, content)
+
+
+def build_denoiser(config: ModelConfig) -> nn.Module:
+    """Contrastive or plain denoising, with a fixed or a derived number of groups, or none."""
+    denoising = config.denoising
+    if denoising.kind == "none" or denoising.num_groups == 0:
+        return NoDenoiser()
+    copies = 2 if denoising.kind == "contrastive" else 1
+    return Denoiser(
+        label_embed=nn.Embedding(config.num_classes + 1, config.hidden_dim),
+        num_classes=config.num_classes,
+        count_groups=_group_counter(denoising),
+        copies=copies,
+        max_targets=_most_targets(denoising, copies),
+        label_noise=denoising.label_noise,
+        box_noise=denoising.box_noise,
+    )
+
+
+def _group_counter(denoising: DenoisingConfig):
+    if denoising.num_groups == "auto":
+        return lambda num_targets: max(1, denoising.num_pairs // max(1, num_targets))
+    return lambda num_targets: denoising.num_groups
+
+
+def _most_targets(denoising: DenoisingConfig, copies: int) -> int:
+    """How many targets of an image fit into the bound that the config sets."""
+    if denoising.num_groups == "auto":
+        return denoising.num_pairs
+    return max(1, denoising.max_queries // (copies * denoising.num_groups))
+
+
+def build_decoder(config: ModelConfig, layers: list[DecoderLayer]) -> Decoder:
+    """The decoder, with one pair of heads or one for each layer."""
+    num_heads = 1 if config.heads == "shared" else len(layers)
+    return Decoder(
+        layers=layers,
+        class_heads=[class_head(config.hidden_dim, config.num_classes) for _ in range(num_heads)],
+        box_heads=[box_head(config.hidden_dim) for _ in range(num_heads)],
+        dim=config.hidden_dim,
+        look_forward=look_twice if config.look_forward == "twice" else look_once,
+        run=recomputed if config.checkpoint_activations else plainly,
+    )
+
+
+@torch.no_grad()
+def init_weights(model: DINO) -> None:
+    """All starting weights that are not a layer's own default, in one place.
+
+    encoder, decoder, proposer.project, learned content     Xavier uniform (matrices only)
+    deformable attention                                    a ring of sampling points, equal weights
+    class and box heads                                     prior 0.01, and no change of the box
+    """
+    drawn = [*model.encoder.layers, *model.decoder.layers, model.decoder.position]
+    drawn += [module for name, module in model.proposer.named_children() if name in ("project", "content")]
+    matrices = [p for module in drawn for p in module.parameters() if p.dim() > 1]
+    if isinstance(model.proposer, StaticQueries):
+        matrices.append(model.proposer.content)
+    for parameter in matrices:
+        nn.init.xavier_uniform_(parameter)
+    for module in model.modules():
+        if isinstance(module, MSDeformAttn):
+            module.reset_parameters()

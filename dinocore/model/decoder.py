@@ -1,0 +1,88 @@
+"""Queries attend to each other and to the memory, and move their boxes layer by layer."""
+
+from collections.abc import Callable, Sequence
+from itertools import cycle
+
+from torch import Tensor, nn
+
+from ..boxes import refine
+from ..structures import Predictions, Queries, Tokens
+from .deform_attn import MSDeformAttn
+from .layers import FeedForward, mlp
+from .position import encode_boxes
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, deformable cross-attention, feed-forward; all post-norm."""
+
+    def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int, ffn_dim: int, dropout: float):
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(dim, num_heads, dropout, batch_first=True)
+        self.self_norm = nn.LayerNorm(dim)
+        self.cross_attn = MSDeformAttn(dim, num_heads, num_levels, num_points)
+        self.cross_norm = nn.LayerNorm(dim)
+        self.ffn = FeedForward(dim, ffn_dim, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, position: Tensor, reference: Tensor, memory: Tokens, blocked: Tensor | None) -> Tensor:
+        """(B, N, C), (B, N, C), (B, N, L, 4) -> (B, N, C)."""
+        q = k = x + position
+        attended = self.self_attn(q, k, x, attn_mask=blocked, need_weights=False)[0]
+        x = self.self_norm(x + self.dropout(attended))
+        attended = self.cross_attn(x + position, reference, memory.content, memory.padding, memory.shapes)
+        x = self.cross_norm(x + self.dropout(attended))
+        return self.ffn(x)
+
+
+class Decoder(nn.Module):
+    """Iterative refinement: each layer moves the boxes of the one before it (DINO, section 3.5)."""
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        class_heads: Sequence[nn.Module],
+        box_heads: Sequence[nn.Module],
+        dim: int,
+        look_forward: Callable[[Tensor], Tensor],
+        run: Callable[..., Tensor],
+    ):
+        """
+        Args:
+            class_heads, box_heads: one for all layers, or one per layer.
+            look_forward: what a layer's loss sees of the layer before it: `look_twice` or `look_once`.
+            run: calls a layer, see `layers.plainly` and `layers.recomputed`.
+        """
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.norm = nn.LayerNorm(dim)
+        self.position = mlp(2 * dim, dim, dim)
+        self.class_heads = nn.ModuleList(class_heads)
+        self.box_heads = nn.ModuleList(box_heads)
+        self.look_forward = look_forward
+        self.run = run
+
+    def forward(self, queries: Queries, memory: Tokens) -> list[Predictions]:
+        """One prediction per layer, the last one being the answer; (B, N, K) and (B, N, 4)."""
+        x, boxes = queries.content, queries.boxes
+        carried = boxes  # the same numbers as `boxes`, but the next layer's loss may reach back through them
+        stages = []
+        for layer, class_head, box_head in zip(self.layers, cycle(self.class_heads), cycle(self.box_heads)):  # noqa: B905
+            reference = boxes[:, :, None] * memory.valid.tile(2)[:, None]  # (B, N, L, 4)
+            position = self.position(encode_boxes(reference[:, :, 0], x.shape[-1]).to(x.dtype))
+            x = self.run(layer, x, position, reference, memory, queries.blocked)
+
+            answer = self.norm(x)
+            stages.append(Predictions(class_head(answer), refine(carried, box_head(answer))))
+            moved = refine(boxes, box_head(x))
+            carried, boxes = self.look_forward(moved), moved.detach()
+        return stages
+
+
+def look_twice(boxes: Tensor) -> Tensor:
+    """DINO: the loss of a layer trains this layer's step and the one before it."""
+    return boxes
+
+
+def look_once(boxes: Tensor) -> Tensor:
+    """Deformable DETR: the loss of a layer trains its own step only."""
+    return boxes.detach()

@@ -1,0 +1,157 @@
+"""Contrastive denoising (DINO, section 3.3): queries that start as noisy copies of the targets.
+
+Each of G groups holds every target twice: a positive, moved by less than half its size, which must find the
+target again, and a negative, moved by more, which must answer "no object". In a group, positives come first:
+
+    | + + + - - - | + + + - - - | m m m m m m |        T = 3, G = 2, N = 6 matching queries
+
+Plain denoising (DN-DETR, https://arxiv.org/abs/2203.01305) has the positives only.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..boxes import to_cxcywh, to_xyxy
+from ..structures import MATCHING, Match, Noise, Queries, Target
+
+
+class Denoiser(nn.Module):
+    """Makes denoising queries from targets; used in training only.
+
+    How its length is bounded: an image takes part with at most `max_targets` of its objects. From an image with
+    more, that many are drawn at random, anew in every step, so that all are learned from in time. The others
+    still count in matching. (Official DINO makes one group of all objects, however many.)
+    """
+
+    def __init__(
+        self,
+        label_embed: nn.Embedding,
+        num_classes: int,
+        count_groups: Callable[[int], int],
+        copies: int,
+        max_targets: int,
+        label_noise: float,
+        box_noise: float,
+    ):
+        """
+        Args:
+            label_embed: one row per class; official weights have one more, which is never used.
+            count_groups: how many groups, given the number of targets of the largest image.
+            copies: 2 for a positive and a negative of each target in a group, 1 for a positive only.
+            label_noise: twice the chance that a label is replaced by a random one.
+            box_noise: 1 moves a corner of a positive by up to half the box's width and height.
+        """
+        super().__init__()
+        self.label_embed = label_embed
+        self.num_classes = num_classes
+        self.count_groups = count_groups
+        self.copies = copies
+        self.max_targets = max_targets
+        self.label_noise = label_noise
+        self.box_noise = box_noise
+
+    def forward(self, targets: list[Target]) -> Noise:
+        """
+        Returns:
+            G * copies * T queries, T the number of objects of the image with most, but at most `max_targets`.
+        """
+        device = targets[0].boxes.device
+        num_targets = min(self.max_targets, max(len(t.labels) for t in targets))
+        shape = (self.count_groups(num_targets), self.copies, num_targets)
+        draws = [draw_noise(t, shape, self.num_classes, self.label_noise) for t in targets]
+        chosen = [draw.chosen.to(device) for draw in draws]
+        boxes = _pad([t.boxes[c] for t, c in zip(targets, chosen, strict=True)])  # (B, T, 4)
+        labels = _pad([t.labels[c] for t, c in zip(targets, chosen, strict=True)])  # (B, T)
+        counts = torch.tensor([len(c) for c in chosen], device=device)
+        real = (torch.arange(num_targets, device=device) < counts[:, None])[:, None, None]  # (B, 1, 1, T)
+
+        flipped = torch.stack([draw.labels for draw in draws]).to(device)  # (B, G, copies, T)
+        labels = torch.where(flipped >= 0, flipped, labels[:, None, None]).flatten(1)  # (B, Q)
+        move = self.box_noise * torch.stack([draw.move for draw in draws]).to(boxes)  # (B, G, copies, T, 4)
+        boxes = torch.where(real[..., None], jitter(boxes[:, None, None], move), 0.5).flatten(1, 3)  # (B, Q, 4)
+        real = real.expand(-1, *shape).flatten(1)  # (B, Q)
+        group, copy, _ = torch.meshgrid(*(torch.arange(n, device=device) for n in shape), indexing="ij")
+        return Noise(
+            content=self.label_embed(labels) * real[..., None],
+            boxes=boxes,
+            group=group.flatten(),
+            negative=copy.flatten() == 1,
+            real=real,
+            match=positive_match(targets, chosen, shape),
+            num_groups=shape[0],
+        )
+
+
+class NoDenoiser(nn.Module):
+    """Training without denoising."""
+
+    def forward(self, targets: list[Target]) -> None:
+        """Nothing, whatever the targets."""
+
+
+class Draw(NamedTuple):
+    """All random choices for one image."""
+
+    chosen: Tensor  # (T_i,) int64, which of its targets take part
+    labels: Tensor  # (G, copies, T) int64, -1 where the true label stays
+    move: Tensor  # (G, copies, T, 4), by how many halves of the box each corner moves
+
+
+def draw_noise(target: Target, shape: tuple[int, int, int], num_classes: int, label_noise: float) -> Draw:
+    """Draw one image's noise from its own seed, so that it doesn't depend on the rest of the batch."""
+    generator = None if target.seed is None else torch.Generator().manual_seed(target.seed)
+    chosen = torch.arange(len(target.labels))
+    if len(chosen) > shape[-1]:
+        chosen = torch.randperm(len(chosen), generator=generator)[: shape[-1]].sort().values
+    replaced = torch.rand(shape, generator=generator) < label_noise / 2
+    labels = torch.where(replaced, torch.randint(num_classes, shape, generator=generator), -1)
+    negative = torch.arange(shape[1])[:, None, None]  # positives move by [0, 1), negatives by [1, 2)
+    distance = torch.rand(*shape, 4, generator=generator) + negative
+    sign = torch.randint(2, (*shape, 4), generator=generator) * 2 - 1
+    return Draw(chosen, labels, sign * distance)
+
+
+def jitter(boxes: Tensor, move: Tensor) -> Tensor:
+    """Move each corner by a share of half the box's size; corners stay within the picture, (..., 4) -> (..., 4)."""
+    half = boxes[..., 2:].tile(2) / 2
+    return to_cxcywh((to_xyxy(boxes) + move * half).clamp(0, 1))
+
+
+def _pad(rows: list[Tensor]) -> Tensor:
+    """Stack what images of unlike number have, B x (T_i, ...) -> (B, T, ...)."""
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def join(noise: Noise, matching: Queries) -> Queries:
+    """Put denoising queries before matching ones, with the mask that keeps them apart."""
+    group = F.pad(noise.group, (0, matching.content.shape[1]), value=MATCHING)  # (N,)
+    return Queries(
+        content=torch.cat([noise.content, matching.content], dim=1),
+        boxes=torch.cat([noise.boxes, matching.boxes], dim=1),
+        blocked=attention_mask(group),
+    )
+
+
+def attention_mask(group: Tensor) -> Tensor:
+    """Who must not attend to whom, (N,) -> (N, N) bool, True where row must not look at column.
+
+    A denoising query knows the answer, so only its own group may look at it.
+    """
+    return (group[:, None] != group) & (group != MATCHING)
+
+
+def positive_match(targets: list[Target], chosen: list[Tensor], shape: tuple[int, int, int]) -> Match:
+    """The positive of a target in every group answers for that target."""
+    num_groups, copies, num_targets = shape
+    device = chosen[0].device
+    counts = torch.tensor([len(t.labels) for t in targets])
+    start = (counts.cumsum(0) - counts).tolist()  # an image's first target in the batch
+    image = torch.cat([torch.full_like(c, i) for i, c in enumerate(chosen)])  # (sum T,)
+    slot = torch.cat([torch.arange(len(c), device=device) for c in chosen])
+    target = torch.cat([c + first for c, first in zip(chosen, start, strict=True)])
+    offset = torch.arange(num_groups, device=device)[:, None] * (copies * num_targets)
+    return Match(image.repeat(num_groups), (slot + offset).flatten(), target.repeat(num_groups))

@@ -1,0 +1,82 @@
+"""DINO: DETR with Improved DeNoising Anchor Boxes (Zhang et al. 2022, https://arxiv.org/abs/2203.03605)."""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from ..structures import Match, Noise, Predictions, Proposals, Queries, Target
+from .decoder import Decoder
+from .denoising import join
+from .encoder import Encoder
+from .neck import Neck
+from .tokens import Tokenizer
+
+
+class DinoOutput(NamedTuple):
+    """Everything that the loss, a detector or an inspector may ask for."""
+
+    stages: list[Predictions]  # one per decoder layer
+    proposals: Proposals | None  # None with static queries
+    queries: Queries  # what the decoder started from, denoising ones first, and the mask between them
+    denoising: list[Predictions] | None = None  # one per decoder layer, in training
+    noise: Noise | None = None
+
+    @property
+    def final(self) -> Predictions:
+        """The answer."""
+        return self.stages[-1]
+
+    @property
+    def denoising_match(self) -> Match | None:
+        """Which denoising query answers for which target."""
+        return None if self.noise is None else self.noise.match
+
+
+class DINO(nn.Module):
+    """Reads as the paper's figure 2: each line of `forward` is one arrow."""
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        neck: Neck,
+        tokenizer: Tokenizer,
+        encoder: Encoder,
+        proposer: nn.Module,
+        denoiser: nn.Module,
+        decoder: Decoder,
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.tokenizer = tokenizer
+        self.encoder = encoder
+        self.proposer = proposer
+        self.denoiser = denoiser
+        self.decoder = decoder
+
+    def forward(self, images: Tensor, padding: Tensor, targets: list[Target] | None = None) -> DinoOutput:
+        """
+        Args:
+            images: (B, 3, H, W), normalised.
+            padding: (B, H, W) bool, True outside the image.
+            targets: the annotated objects of each image; with them the output has a denoising part.
+        """
+        features = self.backbone(images)  # [(B, C_l, H_l, W_l)]
+        maps = self.neck(features)  # L x (B, C, H_l, W_l)
+        tokens = self.tokenizer(maps, padding)  # (B, S, C)
+        memory = self.encoder(tokens)  # (B, S, C)
+        proposals, queries = self.proposer(memory)  # (B, N, 4)
+        noise = None if targets is None else self.denoiser(targets)
+        if noise is None:
+            return DinoOutput(self.decoder(queries, memory), proposals, queries)
+
+        queries = join(noise, queries)
+        stages = self.decoder(queries, memory)
+        num_noisy = noise.content.shape[1]
+        return DinoOutput(
+            stages=[Predictions(*(x[:, num_noisy:] for x in stage)) for stage in stages],
+            proposals=proposals,
+            queries=queries,
+            denoising=[Predictions(*(x[:, :num_noisy] for x in stage)) for stage in stages],
+            noise=noise,
+        )

@@ -1,0 +1,56 @@
+"""Small blocks shared by encoder, decoder and heads."""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a residual connection, post-norm."""
+
+    def __init__(self, dim: int, hidden_dim: int, dropout: float):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden_dim, dim), nn.Dropout(dropout)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        return self.norm(x + self.net(x))
+
+
+def mlp(*dims: int) -> nn.Sequential:
+    """Linear layers of the given widths with a ReLU between any two."""
+    layers = []
+    for in_dim, out_dim in pairwise(dims):
+        layers += [nn.Linear(in_dim, out_dim), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def class_head(dim: int, num_classes: int, prior: float = 0.01) -> nn.Linear:
+    """One logit per class; starts at probability `prior`, without which focal loss diverges early."""
+    head = nn.Linear(dim, num_classes)
+    nn.init.constant_(head.bias, -math.log((1 - prior) / prior))
+    return head
+
+
+def box_head(dim: int) -> nn.Sequential:
+    """A delta in logit space; starts at zero, so that a box is first left where it is."""
+    head = mlp(dim, dim, dim, 4)
+    nn.init.zeros_(head[-1].weight)
+    nn.init.zeros_(head[-1].bias)
+    return head
+
+
+def plainly(layer: nn.Module, *inputs: Any) -> Tensor:
+    """Call a layer and keep what its backward pass needs."""
+    return layer(*inputs)
+
+
+def recomputed(layer: nn.Module, *inputs: Any) -> Tensor:
+    """Call a layer again in the backward pass instead of keeping its inner tensors: less memory, more time."""
+    return checkpoint(layer, *inputs, use_reentrant=False)

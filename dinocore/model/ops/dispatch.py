@@ -1,0 +1,148 @@
+"""Which form of the sampling runs: Numba on CPUs, Triton on CUDA, plain PyTorch everywhere else.
+
+The compiled forms stand behind one `torch.library` operator, so autograd, autocast, `torch.compile` and `torch.export`
+see a single node. A form is a module with `forward` and `backward`; it is imported when it first runs.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from dinocore.model.ops import reference
+
+FORMS = ("auto", "reference")
+COMPILED = {"cpu", "cuda"}  # types of device with a form of their own
+WIDEST = 128  # numbers that a compiled form holds side by side
+
+_form = "auto"
+_broken: set[str] = set()  # types of device whose form could not run
+
+
+def ms_deform_attn(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+    """Sample `value` at `locations` (bilinear) and add the samples up by `weights`.
+
+    Args:
+        value: (B, S, M, D), the tokens of all levels, split into heads.
+        shapes: L x (H_l, W_l), which piece of S belongs to which level.
+        locations: (B, N, M, L, P, 2), (x, y) in [0, 1] of the padded map; outside counts as zero, NaN gives NaN.
+        weights: (B, N, M, L, P).
+
+    Returns:
+        (B, N, M * D), with the dtype and device of `value`.
+
+    Raises:
+        ValueError: the shapes do not fit together.
+    """
+    _check(value, shapes, locations, weights)
+    device = value.device.type
+    narrow = 0 < value.shape[-1] <= WIDEST and 0 < locations.shape[3] * locations.shape[4] <= WIDEST
+    if _form == "reference" or not narrow or device not in COMPILED or device in _broken:
+        return reference.sample(value, shapes, locations, weights)
+    return _sample(value, [size for shape in shapes for size in shape], locations, weights)
+
+
+@contextmanager
+def use_form(name: str) -> Iterator[None]:
+    """Use the named form within the block: "auto", or "reference" for export and comparison."""
+    global _form
+    if name not in FORMS:
+        raise ValueError(f"there is no form {name!r}; choose one of {', '.join(FORMS)}")
+    before, _form = _form, name
+    try:
+        yield
+    finally:
+        _form = before
+
+
+def _check(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> None:
+    if value.dim() != 4 or locations.dim() != 6 or weights.dim() != 5:
+        raise ValueError(
+            "value must be (B, S, M, D), locations (B, N, M, L, P, 2), weights (B, N, M, L, P); "
+            f"got {tuple(value.shape)}, {tuple(locations.shape)}, {tuple(weights.shape)}"
+        )
+    batch, tokens, heads, _ = value.shape
+    num_tokens = sum(height * width for height, width in shapes)
+    if num_tokens != tokens:
+        raise ValueError(f"the maps {list(shapes)} have {num_tokens} tokens, value has {tokens}")
+    _, queries, _, _, points, _ = locations.shape
+    expected = (batch, queries, heads, len(shapes), points)
+    if tuple(weights.shape) != expected or tuple(locations.shape) != (*expected, 2):
+        raise ValueError(
+            f"for value {tuple(value.shape)} and {len(shapes)} maps, weights must be {expected} and locations "
+            f"{(*expected, 2)}; got {tuple(weights.shape)} and {tuple(locations.shape)}"
+        )
+
+
+def _pairs(sizes: list[int]) -> list[tuple[int, int]]:
+    return list(zip(sizes[::2], sizes[1::2], strict=True))
+
+
+@torch.library.custom_op("dino::ms_deform_attn", mutates_args=())
+def _sample(value: Tensor, sizes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+    try:
+        return _compiled(value.device.type).forward(value, _pairs(sizes), locations, weights)
+    except Exception as error:
+        _give_up(value.device.type, error)
+        return reference.sample(value, _pairs(sizes), locations, weights)
+
+
+@torch.library.custom_op("dino::ms_deform_attn_backward", mutates_args=())
+def _differentiate(
+    grad: Tensor, value: Tensor, sizes: list[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    try:
+        return _compiled(value.device.type).backward(grad, value, _pairs(sizes), locations, weights)
+    except Exception as error:
+        _give_up(value.device.type, error)
+        return reference.differentiate(grad, value, _pairs(sizes), locations, weights)
+
+
+def _compiled(device: str) -> ModuleType:
+    if device in _broken:
+        raise RuntimeError(f"the form for {device} did not run before")
+    if device == "cuda":
+        from dinocore.model.ops import triton as form
+    else:
+        from dinocore.model.ops import cpu as form
+    return form
+
+
+def _give_up(device: str, error: Exception) -> None:
+    """Say once that the compiled form cannot run; let errors of memory pass."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        raise error
+    if device not in _broken:
+        _broken.add(device)
+        text = " ".join(str(error).split())[:200]
+        warnings.warn(f"slow deformable attention on {device}: {type(error).__name__}: {text}", stacklevel=3)
+
+
+@_sample.register_fake
+def _(value: Tensor, sizes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+    batch, _, heads, head_dim = value.shape
+    return value.new_empty(batch, locations.shape[1], heads * head_dim)
+
+
+@_differentiate.register_fake
+def _(
+    grad: Tensor, value: Tensor, sizes: list[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return value.new_empty(value.shape), locations.new_empty(locations.shape), weights.new_empty(weights.shape)
+
+
+def _remember(ctx, inputs: tuple[Tensor, list[int], Tensor, Tensor], output: Tensor) -> None:
+    value, ctx.sizes, locations, weights = inputs
+    ctx.save_for_backward(value, locations, weights)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+    value, locations, weights = ctx.saved_tensors
+    grad_value, grad_locations, grad_weights = _differentiate(grad, value, ctx.sizes, locations, weights)
+    return grad_value, None, grad_locations, grad_weights
+
+
+_sample.register_autograd(_backward, setup_context=_remember)

@@ -1,0 +1,138 @@
+"""The loops of multi-scale deformable attention for CPUs, compiled by Numba for each D and K = L * P.
+
+One head of one image at a time: its value is packed to (S + 1, D), so that tokens next to each other share the cache.
+Row S is zero and stands for every place off the map. Then, for each query, the K samples are located side by side, and
+their corners are visited one after the other.
+
+All arrays are flat. Numba keeps what it compiled on disk and starts anew when *this* file changes, not when `rows` does.
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+from numba import njit
+
+from dinocore.model.ops.rows import add_scaled, dot, fill, floor, load, load_pairs, store, store_pairs, where
+
+
+def _compile(function: Callable) -> Callable:
+    return njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")(function)
+
+
+@functools.cache
+def forward_kernel(D: int, K: int, real: type) -> Callable:
+    """Kernel that fills output (B, N, M, D), `begin` to `end` of the B * M * N queries of all heads."""
+
+    def forward(value, locations, weights, maps, sizes, output, begin, end):
+        S, M, N = sizes
+        nothing, none = fill(real(0), D), fill(real(0), K)
+        constants = none, fill(real(0.5), K), fill(real(1), K), fill(real(S), K)
+        packed = np.empty((S + 1) * D, dtype=real)
+        corners = np.empty(4 * K, dtype=np.int32)
+        shares = np.empty(4 * K, dtype=real)
+        for item in range(begin, end):
+            b, m, n = item // (M * N), item // N % M, item % N
+            if item == begin or n == 0:
+                _pack(value, b * S * M + m, M, S, packed, nothing)
+            query = (b * N + n) * M + m
+            places = _locate(locations, query * K, maps, constants, corners)
+            _share(places, load(weights, query * K, none), shares)
+            upper_left, upper_right, lower_left, lower_right = nothing, nothing, nothing, nothing
+            for k in range(K):  # four sums, because an addition waits for the one before
+                i, j, u, v = k, k + K, k + 2 * K, k + 3 * K
+                upper_left = add_scaled(upper_left, shares[i], load(packed, corners[i] * D, nothing))
+                upper_right = add_scaled(upper_right, shares[j], load(packed, corners[j] * D, nothing))
+                lower_left = add_scaled(lower_left, shares[u], load(packed, corners[u] * D, nothing))
+                lower_right = add_scaled(lower_right, shares[v], load(packed, corners[v] * D, nothing))
+            store(output, query * D, (upper_left + upper_right) + (lower_left + lower_right))
+
+    return _compile(forward)
+
+
+@functools.cache
+def backward_kernel(D: int, K: int, real: type) -> Callable:
+    """Kernel that fills the three gradients for `begin` to `end` of the B * M heads; nobody else writes there."""
+
+    def backward(grad, value, locations, weights, maps, sizes, grad_value, grad_locations, grad_weights, begin, end):
+        S, M, N = sizes
+        nothing, none = fill(real(0), D), fill(real(0), K)
+        constants = none, fill(real(0.5), K), fill(real(1), K), fill(real(S), K)
+        packed, grad_packed = np.empty((S + 1) * D, dtype=real), np.empty((S + 1) * D, dtype=real)
+        corners = np.empty(4 * K, dtype=np.int32)
+        shares, dots = np.empty(4 * K, dtype=real), np.empty(4 * K, dtype=real)
+        for head in range(begin, end):
+            b, m = head // M, head % M
+            _pack(value, b * S * M + m, M, S, packed, nothing)
+            grad_packed[:] = 0
+            for n in range(N):
+                query = (b * N + n) * M + m
+                places = _locate(locations, query * K, maps, constants, corners)
+                weight = load(weights, query * K, none)
+                _share(places, weight, shares)
+                grad_row = load(grad, query * D, nothing)
+                for corner in range(4 * K):
+                    row = corners[corner] * D
+                    dots[corner] = dot(grad_row, load(packed, row, nothing))
+                    store(grad_packed, row, add_scaled(load(grad_packed, row, nothing), shares[corner], grad_row))
+                _place_gradients(places, weight, dots, maps, query * K, grad_locations, grad_weights)
+            for s in range(S):
+                store(grad_value, ((b * S + s) * M + m) * D, load(grad_packed, s * D, nothing))
+
+    return _compile(backward)
+
+
+@_compile
+def _pack(value, start, step, tokens, packed, like):
+    """Copy every `step`-th row of value, from row `start` on, to packed (S + 1, D), whose last row becomes zero."""
+    width = len(packed) // (tokens + 1)
+    for token in range(tokens):
+        store(packed, token * width, load(value, (start + token * step) * width, like))
+    packed[tokens * width :] = 0
+
+
+@_compile
+def _locate(locations, start, maps, constants, corners):
+    """Find K samples: write the packed row of each corner to corners (4, K), return shares: left, right, up, down."""
+    zero, half, one, off = constants
+    K = len(corners) // 4
+    widths, heights, firsts = load(maps, 0, zero), load(maps, K, zero), load(maps, 2 * K, zero)
+    x, y = load_pairs(locations, 2 * start, zero)
+    x, y = x * widths - half, y * heights - half
+    left, up = floor(x), floor(y)
+    right, down = left + one, up + one
+    left_on, right_on = (left >= zero) & (left < widths), (right >= zero) & (right < widths)  # not if NaN
+    up_on, down_on = (up >= zero) & (up < heights), (down >= zero) & (down < heights)
+    up_row, down_row = firsts + up * widths, firsts + down * widths
+    store(corners, 0, where(up_on & left_on, up_row + left, off))
+    store(corners, K, where(up_on & right_on, up_row + right, off))
+    store(corners, 2 * K, where(down_on & left_on, down_row + left, off))
+    store(corners, 3 * K, where(down_on & right_on, down_row + right, off))
+    return right - x, x - left, down - y, y - up
+
+
+@_compile
+def _share(places, weight, shares):
+    """Write the share of each corner in its sum to shares (4, K)."""
+    left, right, up, down = places
+    K = len(shares) // 4
+    up, down = up * weight, down * weight
+    store(shares, 0, up * left)
+    store(shares, K, up * right)
+    store(shares, 2 * K, down * left)
+    store(shares, 3 * K, down * right)
+
+
+@_compile
+def _place_gradients(places, weight, dots, maps, start, grad_locations, grad_weights):
+    """Gradients of K samples from dots (4, K), the gradient of the output times the value of each corner."""
+    left, right, up, down = places
+    K = len(dots) // 4
+    upper_left, upper_right = load(dots, 0, weight), load(dots, K, weight)
+    lower_left, lower_right = load(dots, 2 * K, weight), load(dots, 3 * K, weight)
+    upper = left * upper_left + right * upper_right
+    lower = left * lower_left + right * lower_right
+    across = up * (upper_right - upper_left) + down * (lower_right - lower_left)
+    widths, heights = load(maps, 0, weight), load(maps, K, weight)
+    store(grad_weights, start, up * upper + down * lower)
+    store_pairs(grad_locations, 2 * start, weight * widths * across, weight * heights * (lower - upper))

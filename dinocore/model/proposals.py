@@ -1,0 +1,114 @@
+"""The first stage: every token of the memory proposes a box; the best N become queries."""
+
+import torch
+from torch import Tensor, nn
+
+from ..boxes import inverse_sigmoid
+from ..structures import Proposals, Queries, Tokens
+from .layers import box_head, class_head
+from .tokens import token_centers
+
+
+class MixedContent(nn.Module):
+    """Mixed query selection (DINO, section 3.4): boxes come from the image, content is learned."""
+
+    def __init__(self, num_queries: int, dim: int):
+        super().__init__()
+        self.content = nn.Parameter(torch.randn(num_queries, dim))
+
+    def forward(self, chosen: Tensor) -> Tensor:
+        """Content for as many queries as there are chosen tokens, (B, N, C) -> (B, N, C)."""
+        return self.content[: chosen.shape[1]].expand_as(chosen)
+
+
+class PureContent(nn.Module):
+    """Pure query selection (DINO, section 3.4): content comes from the chosen tokens too, without their gradient."""
+
+    def forward(self, chosen: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        return chosen.detach()
+
+
+class Proposer(nn.Module):
+    """One anchor per token; its class decides whether it is chosen, and only chosen ones get a box."""
+
+    def __init__(self, dim: int, num_logits: int, num_queries: int, content: nn.Module):
+        """
+        Args:
+            num_logits: the number of classes, or 1 to tell only foreground from background.
+            content: makes the queries' content from the chosen tokens.
+        """
+        super().__init__()
+        self.num_queries = num_queries
+        self.project = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim))
+        self.class_head = class_head(dim, num_logits)
+        self.box_head = box_head(dim)
+        self.content = content
+
+    def forward(self, memory: Tokens) -> tuple[Proposals, Queries]:
+        """
+        Returns:
+            the N best proposals, which the loss trains, and
+            the queries made from them, whose boxes carry no gradient. N is smaller in an image with fewer tokens.
+        """
+        anchors, usable = token_anchors(memory)
+        x = self.project(memory.content.masked_fill(~usable[..., None], 0))  # (B, S, C)
+        logits = self.class_head(x)  # (B, S, K)
+        num_chosen = min(self.num_queries, x.shape[1])
+        best = logits.amax(-1).float().topk(num_chosen, dim=1).indices  # (B, N)
+
+        chosen, anchors = take(x, best), take(anchors, best)  # (B, N, C), (B, N, 4)
+        start = inverse_sigmoid(anchors).masked_fill(~take(usable[..., None], best), torch.inf)
+        boxes = (start + self.box_head(chosen)).sigmoid()  # (B, N, 4)
+        proposals = Proposals(take(logits, best), boxes, anchors, token_levels(memory)[best])
+        return proposals, Queries(self.content(chosen), boxes.detach())
+
+
+class StaticQueries(nn.Module):
+    """No first stage: content and boxes are both learned, and the same for every image."""
+
+    def __init__(self, dim: int, num_queries: int):
+        super().__init__()
+        self.content = nn.Parameter(torch.randn(num_queries, dim))
+        self.boxes = nn.Parameter(spread_boxes(num_queries))  # in logit space
+
+    def forward(self, memory: Tokens) -> tuple[None, Queries]:
+        """
+        Returns:
+            None, since there are no proposals, and the queries.
+        """
+        batch = len(memory.content)
+        return None, Queries(self.content.expand(batch, -1, -1), self.boxes.sigmoid().expand(batch, -1, -1))
+
+
+def spread_boxes(num_boxes: int) -> Tensor:
+    """Random boxes within the picture, in logit space, (N, 4)."""
+    size = torch.rand(num_boxes, 2) * 0.4 + 0.05
+    center = size / 2 + torch.rand(num_boxes, 2) * (1 - size)
+    return inverse_sigmoid(torch.cat([center, size], dim=-1))
+
+
+def token_anchors(tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """One square anchor per token: 5 % of the image at the first level, twice that at each next one.
+
+    Returns:
+        anchors (B, S, 4), and whether each is usable, (B, S) bool: not on padding and
+        with neither its centre nor its size within 1 % of an end of [0, 1].
+    """
+    centers = token_centers(tokens)  # (B, S, 2)
+    size = 0.05 * 2.0 ** token_levels(tokens)  # (S,)
+    anchors = torch.cat([centers, size[None, :, None].expand_as(centers)], dim=-1)
+    usable = ((anchors > 0.01) & (anchors < 0.99)).all(-1) & ~tokens.padding
+    return anchors, usable
+
+
+def token_levels(tokens: Tokens) -> Tensor:
+    """The feature level of every token, (S,) int64."""
+    sizes = torch.tensor([height * width for height, width in tokens.shapes], device=tokens.valid.device)
+    total = sum(height * width for height, width in tokens.shapes)
+    return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes, output_size=total)
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Pick rows of each image, (B, S, C), (B, N) -> (B, N, C)."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

@@ -1,0 +1,58 @@
+"""From L feature maps to one sequence of tokens, and where those tokens lie in the image."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..structures import Tokens
+from .position import encode_map
+
+
+class Tokenizer(nn.Module):
+    """Flatten a feature pyramid; tell its levels apart with a learned embedding."""
+
+    def __init__(self, dim: int, num_levels: int, temperature: float, offset: float):
+        """
+        Args:
+            temperature, offset: of the position encoding, see `encode_map`.
+        """
+        super().__init__()
+        self.temperature, self.offset = temperature, offset
+        self.level_embed = nn.Parameter(torch.randn(num_levels, dim))
+
+    def forward(self, maps: list[Tensor], padding: Tensor) -> Tokens:
+        """
+        Args:
+            maps: L x (B, C, H_l, W_l).
+            padding: (B, H, W) bool, of the batched images.
+        """
+        paddings = [F.interpolate(padding[:, None].float(), m.shape[-2:])[:, 0].bool() for m in maps]
+        dim = maps[0].shape[1]
+        position = [
+            (encode_map(p, dim, self.temperature, self.offset) + level).flatten(1, 2)  # (B, H_l * W_l, C)
+            for p, level in zip(paddings, self.level_embed, strict=True)
+        ]
+        return Tokens(
+            content=torch.cat([m.flatten(2).mT for m in maps], dim=1),  # L x (B, C, H_l, W_l) -> (B, S, C)
+            position=torch.cat(position, dim=1),
+            padding=torch.cat([p.flatten(1) for p in paddings], dim=1),
+            shapes=[tuple(m.shape[-2:]) for m in maps],
+            valid=torch.stack([valid_share(p) for p in paddings], dim=1),
+        )
+
+
+def valid_share(padding: Tensor) -> Tensor:
+    """The share of a padded map's width and height that shows the image, (B, H, W) -> (B, 2)."""
+    return torch.stack([(~padding[:, 0, :]).float().mean(1), (~padding[:, :, 0]).float().mean(1)], dim=-1)
+
+
+def token_centers(tokens: Tokens) -> Tensor:
+    """The centre of every token as a share of its unpadded image, (B, S, 2); above 1 on padding."""
+    centers = []
+    for level, (height, width) in enumerate(tokens.shapes):
+        y = torch.arange(height, device=tokens.valid.device) + 0.5
+        x = torch.arange(width, device=tokens.valid.device) + 0.5
+        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)  # (H_l * W_l, 2)
+        extent = tokens.valid[:, level] * tokens.valid.new_tensor([width, height])  # (B, 2) in tokens
+        centers.append(grid / extent[:, None])
+    return torch.cat(centers, dim=1)

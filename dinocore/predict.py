@@ -1,0 +1,126 @@
+"""From pictures to detections."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+
+from .boxes import to_xyxy
+from .checkpoint import BUNDLED, Weights, load_weights, restore_model
+from .config import Config
+from .data.batch import Batch, Sample, collate, normalise
+from .data.coco import Category
+from .data.images import read_image, to_rgb, to_tensor
+from .data.transforms import resize
+from .device import keep_memory, pick_device, pick_precision
+from .errors import DivergedError
+from .model.dino import DINO, DinoOutput
+from .structures import Predictions, Target
+
+Picture = str | Path | Image.Image | np.ndarray | Tensor
+
+
+class Detections(NamedTuple):
+    """The objects found in one picture, best first."""
+
+    labels: Tensor  # (n,) int64, index into the detector's categories
+    scores: Tensor  # (n,) in [0, 1]
+    boxes_xyxy: Tensor  # (n, 4) in pixels of the upright picture
+
+
+class Detector:
+    """A model with all that is needed to use it on pictures."""
+
+    def __init__(self, model: DINO, config: Config, categories: Sequence[Category], device: torch.device, amp: str):
+        """
+        Args:
+            amp: `auto`, `off`, `bf16` or `fp16`.
+        """
+        self.model = model.to(device).eval()
+        self.config = config
+        self.categories = list(categories)
+        self.device = device
+        self.dtype = pick_precision(amp, device)
+
+    def __call__(self, pictures: Picture | Sequence[Picture]) -> Detections | list[Detections]:
+        """Detect in one picture, or in each of several, one at a time.
+
+        A picture is a path, a PIL image, a (H, W, 3) uint8 array, or a (3, H, W) uint8 tensor.
+
+        Raises:
+            DataError: a file is not a picture.
+            DivergedError: the model's numbers are not finite.
+        """
+        if isinstance(pictures, list | tuple):
+            return [self.detect(self.batch(picture)) for picture in pictures]
+        return self.detect(self.batch(pictures))  # type: ignore[arg-type]
+
+    def batch(self, picture: Picture) -> Batch:
+        """Read and resize one picture as for evaluation."""
+        image = tv_tensors.Image(self._pixels(picture))
+        size = tuple(image.shape[-2:])
+        nothing = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=size)
+        data = self.config.data
+        image, _, labels = resize((image, nothing, torch.zeros(0, dtype=torch.int64)), data.eval_scale, data.max_size)
+        return collate([Sample(image.as_subclass(Tensor), Target(labels, torch.zeros(0, 4)), 0, size)])
+
+    def detect(self, batch: Batch) -> Detections:
+        """Detections of a batch's only picture."""
+        return self.select(self.forward(batch).final, batch.sizes)[0]
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> DinoOutput:
+        """The model's whole output, for inspectors."""
+        prepared = normalise(batch, self.config.model.pixel_mean, self.config.model.pixel_std, self.device)
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            return self.model(prepared.images, prepared.padding)
+
+    def select(self, final: Predictions, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+        """The best pairs of query and class of each picture, their boxes scaled to its height and width.
+
+        Raises:
+            DivergedError: a prediction is not finite.
+        """
+        logits, boxes = final.logits.float().cpu(), final.boxes.float().cpu()
+        if not (logits.isfinite().all() and boxes.isfinite().all()):
+            raise DivergedError("the model's output is not finite; its weights or the picture's pixels are at fault")
+        found = []
+        for i, (height, width) in enumerate(sizes):
+            scores = logits[i].sigmoid().flatten()  # (N * K,)
+            best, index = scores.topk(min(self.config.eval.max_dets, len(scores)))
+            query, label = index // logits.shape[-1], index % logits.shape[-1]
+            corners = to_xyxy(boxes[i, query]).clamp(0, 1) * torch.tensor([width, height, width, height])
+            found.append(Detections(label, best, corners))
+        return found
+
+    def _pixels(self, picture: Picture) -> Tensor:
+        if isinstance(picture, str | Path):
+            picture = read_image(Path(picture), self.config.data.max_pixels)
+        if isinstance(picture, Image.Image):
+            return to_tensor(to_rgb(picture))
+        if isinstance(picture, np.ndarray):
+            return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
+        return picture
+
+
+def load_detector(path: str | Path | None = None, device: str = "auto", amp: str = "auto") -> Detector:
+    """A detector from a file of weights, or the small one that comes with the package (blood cells).
+
+    Raises:
+        CheckpointError: the file cannot be used.
+        EnvironmentFault: there is no such device.
+    """
+    where = BUNDLED if path is None else Path(path)
+    chosen = pick_device(device)
+    return detector_from(load_weights(where), where, chosen, amp)
+
+
+def detector_from(weights: Weights, where: Path, device: torch.device, amp: str) -> Detector:
+    """A detector from weights that are in memory."""
+    keep_memory()
+    return Detector(restore_model(weights, where), weights.config, weights.categories, device, amp)

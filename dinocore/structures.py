@@ -1,0 +1,83 @@
+"""The values that flow through DINO, in the order in which they appear.
+
+    images -> feature maps -> Tokens -> memory -> Proposals -> Queries -> Predictions -> loss
+
+Letters used in every shape comment of this package:
+
+    B images in the batch      H, W height and width of an image or a feature map
+    L feature levels           S    tokens of all levels together, the sum of H_l * W_l
+    C width of a token         M, P attention heads, sampling points per head and level
+    N queries                  K    classes
+    T targets of one image     G    denoising groups       Q    denoising queries
+
+Boxes are (centre x, centre y, width, height) as shares of the unpadded image, unless a name ends in _xyxy.
+Masks are True where something is *left out*: padding, a forbidden query pair.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+MATCHING = -1  # the group of queries that do not come from targets
+
+
+class Target(NamedTuple):
+    """The annotated objects of one image."""
+
+    labels: Tensor  # (T,) int64
+    boxes: Tensor  # (T, 4)
+    seed: int | None = None  # of this image's denoising noise; None: torch's global generator
+
+
+class Tokens(NamedTuple):
+    """A feature pyramid flattened to one sequence."""
+
+    content: Tensor  # (B, S, C)
+    position: Tensor  # (B, S, C)
+    padding: Tensor  # (B, S) bool
+    shapes: list[tuple[int, int]]  # L x (H_l, W_l)
+    valid: Tensor  # (B, L, 2) share of each map that shows the image, (width, height)
+
+
+class Predictions(NamedTuple):
+    """What one prediction stage says about every query."""
+
+    logits: Tensor  # (B, N, K)
+    boxes: Tensor  # (B, N, 4)
+
+
+class Proposals(NamedTuple):
+    """What the first stage says about the tokens that it chose, best first."""
+
+    logits: Tensor  # (B, N, K), or (B, N, 1) where it only tells foreground from background
+    boxes: Tensor  # (B, N, 4)
+    anchors: Tensor  # (B, N, 4) the boxes before the first stage moved them
+    level: Tensor  # (B, N) int64, the feature level that each comes from
+
+
+class Queries(NamedTuple):
+    """What the decoder starts from."""
+
+    content: Tensor  # (B, N, C)
+    boxes: Tensor  # (B, N, 4)
+    blocked: Tensor | None = None  # (N, N) bool, True where row must not attend to column; None: nothing is blocked
+
+
+class Match(NamedTuple):
+    """Which prediction answers for which target; targets are numbered across the whole batch."""
+
+    image: Tensor  # (sum T,) int64
+    query: Tensor  # (sum T,) int64
+    target: Tensor  # (sum T,) int64
+
+
+class Noise(NamedTuple):
+    """Denoising queries, and what each of them is."""
+
+    content: Tensor  # (B, Q, C)
+    boxes: Tensor  # (B, Q, 4)
+    group: Tensor  # (Q,) int64
+    negative: Tensor  # (Q,) bool, must answer "no object"
+    real: Tensor  # (B, Q) bool, False where an image has fewer targets than the largest one
+    match: Match  # every positive with its target
+    num_groups: int

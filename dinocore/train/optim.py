@@ -1,0 +1,71 @@
+"""The optimizer and its schedule; the moving average of the weights."""
+
+import copy
+import math
+
+import torch
+from torch import nn
+
+from ..config import TrainConfig
+from ..model.dino import DINO
+
+
+def build_optimizer(model: DINO, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with one group for the backbone and one for the rest, each with its own learning rate."""
+    groups = {"backbone": [], "rest": []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups["backbone" if name.startswith("backbone.") else "rest"].append(parameter)
+    rates = {"backbone": config.backbone_lr, "rest": config.lr}
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(
+        [{"params": groups[name], "lr": rates[name], "peak_lr": rates[name]} for name in groups],
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        fused=fused,
+    )
+
+
+def lr_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
+    """What the learning rates are multiplied by in optimizer step `step`, counted from 0; a pure function."""
+    if step < config.warmup_steps:
+        return (step + 1) / (config.warmup_steps + 1)
+    if config.lr_schedule == "cosine":
+        total = max(1, config.epochs * steps_per_epoch - config.warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - config.warmup_steps) / total)))
+    drops = sum(step // steps_per_epoch >= epoch for epoch in config.lr_drop_epochs)
+    return 0.1**drops
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Set every group's rate; returns that of the last group, which is not the backbone's."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+    return optimizer.param_groups[-1]["lr"]
+
+
+class Ema:
+    """An exponential moving average of a model's weights, quicker in the first steps."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move every average towards the present weights."""
+        self.updates += 1
+        share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), share)
+
+
+class NoEma:
+    """No average: what is evaluated and kept is the model itself."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.updates = 0
+
+    def update(self, model: nn.Module) -> None:
+        """Nothing to do."""

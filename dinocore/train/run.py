@@ -1,0 +1,114 @@
+"""The folder of a run: made, refused or taken up again."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import save_weights
+from ..config import Config
+from ..errors import CheckpointError, ConfigError, EnvironmentFault
+from ..files import write_text
+from ..presets import config_to_toml, load_config
+from .state import list_checkpoints, verify_checkpoint
+
+NEWEST = "auto"
+
+
+def prepare_run(run: Path, overwrite: bool) -> None:
+    """Make the folder of a new run.
+
+    Raises:
+        ConfigError: there is something in it already.
+        EnvironmentFault: it cannot be made or written.
+    """
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"--output-dir {run} is a file; give a folder")
+    if run.is_dir() and any(run.iterdir()) and not overwrite:
+        raise ConfigError(
+            f"{run} is not empty; continue that run with --resume auto, or start anew over it with --overwrite"
+        )
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        for old in [run / "metrics.jsonl", run / "log.txt", run / "best.safetensors"]:
+            old.unlink(missing_ok=True)
+        for checkpoint in (run / "checkpoints").glob("*/*"):
+            checkpoint.unlink()
+        write_text(run / "log.txt", "")
+    except OSError as error:
+        raise EnvironmentFault(f"{run} cannot be written: {error.strerror or error}") from error
+
+
+def find_run(root: Path) -> Path | None:
+    """The newest run under a folder that has weights."""
+    found = [path for path in root.glob("*/best.safetensors") if path.is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
+
+
+def run_config(run: Path) -> Config:
+    """The config that a run was started with.
+
+    Raises:
+        CheckpointError: the folder is not that of a run.
+    """
+    if not (run / "config.toml").is_file():
+        raise CheckpointError(f"{run} is not the folder of a run: it has no config.toml")
+    return load_config(run / "config.toml")
+
+
+def find_checkpoint(run: Path, wanted: str) -> tuple[Path, list[str]]:
+    """The newest checkpoint of a run that is whole, or the one that is asked for.
+
+    Returns:
+        its folder, and a warning for each newer one that is damaged.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if wanted != NEWEST:
+        path = Path(wanted)
+        verify_checkpoint(path)
+        return path, []
+    damaged = []
+    for path in reversed(list_checkpoints(run / "checkpoints")):
+        try:
+            verify_checkpoint(path)
+        except CheckpointError as error:
+            damaged.append(f"{error}; the one before it is used")
+        else:
+            return path, damaged
+    raise CheckpointError(f"{run} has no whole checkpoint to resume from; start anew with --overwrite")
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one line per step and per evaluation, each step once even after a resume."""
+
+    def __init__(self, run: Path, step: int):
+        self.path = run / "metrics.jsonl"
+        kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= step]
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
+
+    def add(self, numbers: dict[str, Any]) -> None:
+        """Append a line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(numbers) + "\n")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The whole lines of a log; a killed run may have left half a line."""
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                yield line.rstrip("\n")
+
+
+def write_config(run: Path, config: Config) -> None:
+    """What the run was started with, all defaults included."""
+    write_text(run / "config.toml", config_to_toml(config))
+
+
+def save_best(run: Path, model, config: Config, categories, facts: dict[str, Any]) -> Path:
+    """Replace the run's best weights."""
+    path = run / "best.safetensors"
+    save_weights(path, model.state_dict(), config, categories, facts)
+    return path

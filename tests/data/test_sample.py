@@ -1,0 +1,207 @@
+"""The drawn data set is exact, repeatable, complete, and enough like BCCD to learn from."""
+
+import contextlib
+import hashlib
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from dinocore.data import sample, smear
+from dinocore.data.sample import draw_smear, write_sample_data
+from dinocore.data.smear_cells import PLATELET, RBC, WBC, random_look, red_cell
+from dinocore.errors import DataError
+
+SMALL = (160, 120)
+
+
+def digest(folder):
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def arrangement(seed, index, size):
+    """The cells of `draw_smear(seed, index, size)`."""
+    rng = np.random.default_rng((seed, index))
+    return smear._arrange(rng, random_look(rng, min(size) / 480), size)
+
+
+def on_slide(item, size, margin=1000):
+    """The mask of one cell in the whole picture, by way of a slide so large that nothing is cut."""
+    slide = np.zeros((size[1] + 2 * margin, size[0] + 2 * margin), bool)
+    height, width = item.cell.mask.shape
+    slide[margin + item.top :, margin + item.left :][:height, :width] = item.cell.mask
+    return slide[margin:-margin, margin:-margin]
+
+
+def extent(mask):
+    ys, xs = np.nonzero(mask)
+    return [xs.min(), ys.min(), xs.max() - xs.min() + 1, ys.max() - ys.min() + 1]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sample")
+    return folder, write_sample_data(folder, num_images=10, seed=3, size=SMALL)
+
+
+@pytest.fixture(scope="module")
+def many():
+    """(labels, boxes) of 200 pictures."""
+    return [draw_smear(0, index, SMALL)[1:] for index in range(200)]
+
+
+def test_same_seed_gives_the_same_bytes_and_another_seed_others(written, tmp_path):
+    folder, summary = written
+    assert write_sample_data(tmp_path / "same", 10, 3, SMALL) == summary
+    write_sample_data(tmp_path / "other", 10, 4, SMALL)
+    assert digest(tmp_path / "same") == digest(folder)
+    assert not set(digest(tmp_path / "other").values()) & set(digest(folder).values())
+
+
+def test_a_picture_does_not_depend_on_how_many_are_drawn(written, tmp_path):
+    write_sample_data(tmp_path, 4, 3, SMALL)
+    first = "train2017/smear_000001.jpg"
+    assert digest(tmp_path)[first] == digest(written[0])[first]
+
+
+def test_pictures_of_one_series_differ():
+    assert len({draw_smear(0, index, SMALL)[0].tobytes() for index in range(20)}) == 20
+
+
+@pytest.mark.parametrize("size", [(640, 480), (96, 200)])
+def test_a_box_is_the_extent_of_the_drawn_mask(size):
+    for index in range(6):
+        _, labels, boxes = draw_smear(1, index, size)
+        items = arrangement(1, index, size)
+        assert labels == [item.cell.label for item in items]
+        assert boxes.tolist() == [extent(on_slide(item, size)) for item in items]
+
+
+@pytest.mark.parametrize(("left", "top"), [(200, 150), (-40, 100), (560, 420)])
+def test_a_box_frames_the_pixels_that_the_cell_changes(left, top):
+    size = (640, 480)
+    look = random_look(np.random.default_rng(5), 1.0)
+    item = smear.Placed(red_cell(np.random.default_rng(6), look), left, top)
+    with_cell, without = (smear._paint(np.random.default_rng(7), items, size).astype(int) for items in ([item], []))
+    changed = extent(np.abs(with_cell - without).sum(-1) > 24)
+    assert np.allclose(changed, item.box(size), atol=2.5)
+
+
+def test_at_least_half_of_every_cell_is_inside_the_picture_and_uncovered():
+    for index in range(6):
+        covered = np.zeros((480, 640), bool)
+        for item in reversed(arrangement(2, index, (640, 480))):
+            mask = on_slide(item, (640, 480))
+            assert (mask & ~covered).sum() >= 0.5 * item.cell.mask.sum()
+            covered |= mask
+
+
+def test_boxes_lie_inside_the_picture_and_have_a_size(many):
+    boxes = np.concatenate([boxes for _, boxes in many])
+    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] >= 1).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= SMALL).all()
+
+
+def test_counts_are_near_those_of_bccd(many):
+    counts = np.array([[labels.count(label) for label in (RBC, WBC, PLATELET)] for labels, _ in many])
+    assert counts.mean(0) == pytest.approx([13, 1, 1.1], abs=2) and 0.8 < counts[:, 1].mean() < 1.2
+    assert (counts.max(0) <= [30, 2, 6]).all() and set(counts[:, 1]) == {0, 1, 2}
+
+
+def test_some_pictures_show_nothing_and_some_little(many):
+    numbers = [len(labels) for labels, _ in many]
+    assert 2 <= numbers.count(0) <= 15
+    assert any(1 <= n <= 3 for n in numbers)
+    assert all(boxes.shape == (len(labels), 4) for labels, boxes in many)
+
+
+def test_sizes_are_near_those_of_bccd_and_scale_with_the_picture():
+    def sides(size, count):
+        drawn = [draw_smear(0, index, size)[1:] for index in range(count)]
+        labels, boxes = np.concatenate([d[0] for d in drawn]), np.concatenate([d[1] for d in drawn])
+        return np.array([np.median(boxes[labels == label, 2:].max(1)) for label in (RBC, WBC, PLATELET)])
+
+    large = sides((640, 480), 30)
+    assert ((large > [90, 140, 32]) & (large < [115, 225, 50])).all()
+    assert sides((320, 240), 60) == pytest.approx(large / 2, rel=0.15)
+
+
+def test_layout_and_split(written):
+    folder, summary = written
+    assert summary[:2] == (8, 2) and summary.objects.keys() == {"RBC", "WBC", "Platelets"}
+    documents = {
+        split: json.loads((folder / f"annotations/instances_{split}2017.json").read_text())
+        for split in ("train", "val")
+    }
+    expected = {f"annotations/instances_{split}2017.json" for split in documents}
+    for split, document in documents.items():
+        assert document.keys() == {"info", "licenses", "images", "annotations", "categories"}
+        assert [(c["id"], c["name"]) for c in document["categories"]] == [(1, "RBC"), (2, "WBC"), (3, "Platelets")]
+        assert [a["id"] for a in document["annotations"]] == list(range(1, len(document["annotations"]) + 1))
+        expected |= {f"{split}2017/{image['file_name']}" for image in document["images"]}
+        for image in document["images"]:
+            with Image.open(folder / f"{split}2017" / image["file_name"]) as picture:
+                assert picture.size == (image["width"], image["height"]) == SMALL
+    assert digest(folder).keys() == expected  # nothing else is left behind
+    assert sum(summary.objects.values()) == sum(len(d["annotations"]) for d in documents.values())
+
+
+def test_pycocotools_reads_the_boxes_that_were_drawn(written):
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(written[0] / "annotations/instances_train2017.json"))
+    for image_id in coco.getImgIds():
+        _, labels, boxes = draw_smear(3, image_id - 1, SMALL)
+        annotations = coco.loadAnns(coco.getAnnIds(imgIds=[image_id]))
+        assert [a["category_id"] for a in annotations] == labels
+        assert [a["bbox"] for a in annotations] == boxes.tolist()
+        assert all(a["area"] == a["bbox"][2] * a["bbox"][3] and a["iscrowd"] == 0 for a in annotations)
+
+
+@pytest.mark.parametrize(("number", "train", "val"), [(1, 1, 0), (2, 1, 1), (3, 2, 1), (5, 4, 1)])
+def test_small_sets_are_split_too(tmp_path, number, train, val):
+    assert write_sample_data(tmp_path, number, size=(64, 64))[:2] == (train, val)
+    for split, count in (("train", train), ("val", val)):
+        document = json.loads((tmp_path / f"annotations/instances_{split}2017.json").read_text())
+        assert len(document["images"]) == count == len(list((tmp_path / f"{split}2017").iterdir()))
+
+
+def test_a_run_cut_short_leaves_no_annotations(tmp_path, monkeypatch):
+    write_sample_data(tmp_path, 3, size=SMALL)
+
+    def stop_at_the_third(seed, index, size):
+        if index == 2:
+            raise KeyboardInterrupt
+        return draw_smear(seed, index, size)
+
+    monkeypatch.setattr(sample, "draw_smear", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        write_sample_data(tmp_path, 3, seed=1, size=SMALL)
+    assert list((tmp_path / "annotations").iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "seed", "size"), [(0, 0, SMALL), (3, -1, SMALL), (3, 0, (640, 63))])
+def test_arguments_that_cannot_be_used_are_named_before_anything_is_written(tmp_path, number, seed, size):
+    with pytest.raises(DataError, match="choose"):
+        write_sample_data(tmp_path, number, seed, size)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_slide_is_pale_red_cells_are_reddish_and_nuclei_violet():
+    background, inside = [], {RBC: [], WBC: []}
+    for index in range(10):
+        picture, labels, boxes = draw_smear(4, index)
+        free = np.ones(picture.shape[:2], bool)
+        for label, (x, y, w, h) in zip(labels, boxes.astype(int), strict=True):
+            free[y : y + h, x : x + w] = False
+            if label in inside:
+                inside[label].append(np.median(picture[y : y + h, x : x + w].reshape(-1, 3), axis=0))
+        background.append(np.median(picture[free], axis=0))
+    assert np.mean(background, axis=0) == pytest.approx([195, 197, 193], abs=6)  # BCCD: 197, 199, 195
+    red, green, blue = np.mean(inside[RBC], axis=0)
+    assert red > blue > green
+    red, green, blue = np.mean(inside[WBC], axis=0)
+    assert blue > red > green
