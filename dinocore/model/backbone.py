@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torchvision.models import get_model, list_models
 from torchvision.models._utils import IntermediateLayerGetter
@@ -61,10 +62,14 @@ class TimmBackbone(nn.Module):
         self.channels = body.feature_info.channels()
         self.body = freeze_batch_norm_2d(body)
         _freeze_stages(self.body, name, frozen_stages)
+        self.has_depthwise = any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in body.modules())
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> [(B, C_l, H_l, W_l)], finest first."""
-        return self.body(images)
+        slow_in_bf16 = self.has_depthwise and images.device.type == "cpu"  # float32 takes 0.6 of the time of bfloat16
+        autocast = torch.is_autocast_enabled(images.device.type) and not slow_in_bf16
+        with torch.autocast(images.device.type, enabled=autocast):
+            return self.body(images)
 
 
 def timm_feature_indices(name: str, strides: Sequence[int]) -> tuple[int, ...]:

@@ -36,7 +36,7 @@ def build_model(config: ModelConfig) -> DINO:
         decoder=build_decoder(config, [DecoderLayer(*attention) for _ in range(config.num_decoder_layers)]),
     )
     init_weights(model)
-    return model
+    return model.to(memory_format=torch.channels_last)  # of the convolutions, which are quicker so
 
 
 def build_proposer(config: ModelConfig) -> nn.Module:

@@ -32,9 +32,10 @@ class Tokenizer(nn.Module):
             (encode_map(p, dim, self.temperature, self.offset) + level).flatten(1, 2)  # (B, H_l * W_l, C)
             for p, level in zip(paddings, self.level_embed, strict=True)
         ]
+        content = torch.cat([m.flatten(2).mT for m in maps], dim=1)  # L x (B, C, H_l, W_l) -> (B, S, C)
         return Tokens(
-            content=torch.cat([m.flatten(2).mT for m in maps], dim=1),  # L x (B, C, H_l, W_l) -> (B, S, C)
-            position=torch.cat(position, dim=1),
+            content=content,
+            position=torch.cat(position, dim=1).to(content.dtype),
             padding=torch.cat([p.flatten(1) for p in paddings], dim=1),
             shapes=[tuple(m.shape[-2:]) for m in maps],
             valid=torch.stack([valid_share(p) for p in paddings], dim=1),

@@ -39,9 +39,9 @@ def prepare_run(run: Path, overwrite: bool) -> None:
         raise EnvironmentFault(f"{run} cannot be written: {error.strerror or error}") from error
 
 
-def find_run(root: Path) -> Path | None:
-    """The newest run under a folder that has weights."""
-    found = [path for path in root.glob("*/best.safetensors") if path.is_file()]
+def find_run(root: Path, having: str = "best.safetensors") -> Path | None:
+    """The run under a folder whose file of this name is newest."""
+    found = [path for path in root.glob(f"*/{having}") if path.is_file()]
     return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
 
 

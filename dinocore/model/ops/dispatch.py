@@ -42,7 +42,7 @@ def ms_deform_attn(value: Tensor, shapes: list[tuple[int, int]], locations: Tens
     narrow = 0 < value.shape[-1] <= WIDEST and 0 < locations.shape[3] * locations.shape[4] <= WIDEST
     if _form == "reference" or not narrow or device not in COMPILED or device in _broken:
         return reference.sample(value, shapes, locations, weights)
-    return _sample(value, [size for shape in shapes for size in shape], locations, weights)
+    return torch.ops.dino.ms_deform_attn(value, [size for shape in shapes for size in shape], locations, weights)
 
 
 @contextmanager
@@ -81,7 +81,14 @@ def _pairs(sizes: list[int]) -> list[tuple[int, int]]:
     return list(zip(sizes[::2], sizes[1::2], strict=True))
 
 
-@torch.library.custom_op("dino::ms_deform_attn", mutates_args=())
+torch.library.define("dino::ms_deform_attn", "(Tensor value, int[] sizes, Tensor locations, Tensor weights) -> Tensor")
+torch.library.define(
+    "dino::ms_deform_attn_backward",
+    "(Tensor grad, Tensor value, int[] sizes, Tensor locations, Tensor weights) -> (Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.impl("dino::ms_deform_attn", ("cpu", "cuda"))
 def _sample(value: Tensor, sizes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
     try:
         return _compiled(value.device.type).forward(value, _pairs(sizes), locations, weights)
@@ -90,7 +97,7 @@ def _sample(value: Tensor, sizes: list[int], locations: Tensor, weights: Tensor)
         return reference.sample(value, _pairs(sizes), locations, weights)
 
 
-@torch.library.custom_op("dino::ms_deform_attn_backward", mutates_args=())
+@torch.library.impl("dino::ms_deform_attn_backward", ("cpu", "cuda"))
 def _differentiate(
     grad: Tensor, value: Tensor, sizes: list[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,13 +128,13 @@ def _give_up(device: str, error: Exception) -> None:
         warnings.warn(f"slow deformable attention on {device}: {type(error).__name__}: {text}", stacklevel=3)
 
 
-@_sample.register_fake
+@torch.library.register_fake("dino::ms_deform_attn")
 def _(value: Tensor, sizes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
     batch, _, heads, head_dim = value.shape
     return value.new_empty(batch, locations.shape[1], heads * head_dim)
 
 
-@_differentiate.register_fake
+@torch.library.register_fake("dino::ms_deform_attn_backward")
 def _(
     grad: Tensor, value: Tensor, sizes: list[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,8 +148,10 @@ def _remember(ctx, inputs: tuple[Tensor, list[int], Tensor, Tensor], output: Ten
 
 def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
     value, locations, weights = ctx.saved_tensors
-    grad_value, grad_locations, grad_weights = _differentiate(grad, value, ctx.sizes, locations, weights)
+    grad_value, grad_locations, grad_weights = torch.ops.dino.ms_deform_attn_backward(
+        grad, value, ctx.sizes, locations, weights
+    )
     return grad_value, None, grad_locations, grad_weights
 
 
-_sample.register_autograd(_backward, setup_context=_remember)
+torch.library.register_autograd("dino::ms_deform_attn", _backward, setup_context=_remember)

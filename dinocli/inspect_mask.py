@@ -1,0 +1,2 @@
+def inspect_mask() -> None:
+    pass

@@ -1,0 +1,2 @@
+def inspect_proposals() -> None:
+    pass

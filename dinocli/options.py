@@ -1,0 +1,22 @@
+"""Arguments that several commands share, so that they read and behave alike."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, such as train.lr=2e-4; repeatable.")
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A TOML file of settings over the preset's.")]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Data folder: COCO, Roboflow COCO, or plain annotations and pictures.")
+]
+Weights = Annotated[
+    str | None,
+    typer.Option("--weights", help="Weights to use; default: those of the newest run in runs/, or the bundled model."),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Amp = Annotated[str, typer.Option("--amp", help="Precision: auto, off, bf16 or fp16.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="File to write the answer to.")]

@@ -1,0 +1,2 @@
+def presets() -> None:
+    pass

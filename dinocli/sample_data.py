@@ -1,0 +1,2 @@
+def sample_data() -> None:
+    pass

@@ -1,0 +1,107 @@
+"""What `dino train` does between reading its arguments and showing what happens."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dinocore.config import Config
+from dinocore.data.dataset import open_dataset
+from dinocore.device import pick_device
+from dinocore.errors import CheckpointError, ConfigError
+from dinocore.presets import load_config
+from dinocore.train.loop import Job, train
+from dinocore.train.run import find_checkpoint, find_run, prepare_run, run_config, write_config
+from dinocore.train.start import fresh_state, resumed_state
+from dinocore.train.state import TrainState
+
+from .console import warn
+from .training_view import TrainingView
+
+RUNS = Path("runs")
+
+
+class StopRequest:
+    """Remembers that a signal asked for an end; a second Ctrl-C ends at once."""
+
+    def __init__(self):
+        self.exit_code = 0
+
+    def __call__(self) -> int:
+        return self.exit_code
+
+    def ask(self, number: int, frame: object) -> None:
+        """The handler of signals."""
+        if self.exit_code and number == signal.SIGINT:
+            sys.exit(130)
+        self.exit_code = 130 if number == signal.SIGINT else 143
+        warn("finishing this step, then saving; press Ctrl-C again to leave at once")
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle SIGINT, SIGTERM and SIGUSR1 within the block."""
+        signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+        before = {number: signal.signal(number, self.ask) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def new_run(
+    preset: str, file: Path | None, changes: list[str], run: Path, device: str, overwrite: bool
+) -> tuple[Job, TrainState]:
+    """Check everything that can be checked before the first step, then make the folder."""
+    config = load_config(preset, changes, file)
+    _check_folder(run, overwrite)
+    place = pick_device(device)
+    data = open_dataset(config.data)
+    config = with_classes(config, len(data.train.categories))
+    state = fresh_state(config, data.train.categories, place)
+    prepare_run(run, overwrite)
+    write_config(run, config)
+    return Job(config, data, run, place, StopRequest()), state
+
+
+def resumed_run(
+    wanted: str, run: Path | None, preset: str | None, changes: list[str], device: str
+) -> tuple[Job, TrainState]:
+    """Continue a run; its own config counts, with the changes that are given now."""
+    if wanted != "auto":
+        run = run or Path(wanted).absolute().parent.parent  # RUN/checkpoints/step-N
+    run = run or find_run(RUNS, "config.toml")
+    if run is None:
+        raise CheckpointError(f"there is no run in {RUNS}/ to continue; name one with --output-dir")
+    if preset is not None:
+        warn(f"--preset {preset} is ignored: a resumed run keeps the settings in {run}/config.toml")
+    config = run_config(run)
+    config = load_config(run / "config.toml", changes) if changes else config
+    place = pick_device(device)
+    checkpoint, damaged = find_checkpoint(run, wanted)
+    for text in damaged:
+        warn(text)
+    data = open_dataset(config.data)
+    if len(data.train.categories) != config.model.num_classes:
+        raise ConfigError(f"the data has {len(data.train.categories)} classes, the run {config.model.num_classes}")
+    return Job(config, data, run, place, StopRequest()), resumed_state(checkpoint, config, place)
+
+
+def run_training(job: Job, state: TrainState) -> None:
+    """Train and show it."""
+    view = TrainingView(job)
+    with job.stop.listening(), view:  # type: ignore[attr-defined]
+        for event in train(job, state):
+            view.show(event)
+
+
+def with_classes(config: Config, num_classes: int) -> Config:
+    """The config for data with so many classes."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"num_classes": num_classes})})
+
+
+def _check_folder(run: Path, overwrite: bool) -> None:
+    """Refuse early what `prepare_run` would refuse; nothing is changed yet."""
+    if run.exists() and (not run.is_dir() or (any(run.iterdir()) and not overwrite)):
+        prepare_run(run, overwrite)

@@ -1,0 +1,119 @@
+"""A training run on the terminal: a moving bar with the losses where somebody watches, else a line per epoch."""
+
+import math
+import time
+from types import TracebackType
+
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dinocore.train.events import Evaluated, Evaluating, Event, Finished, Saved, Started, Step, Warned
+from dinocore.train.loop import Job
+
+from .console import words
+
+SMOOTHING = 0.95
+
+
+class TrainingView:
+    """Draws events on stderr and writes the plain lines to the run's log.txt."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.mean: dict[str, float] = {}
+        self.began = time.monotonic()
+        columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
+                   TimeRemainingColumn(compact=True), TextColumn("{task.fields[numbers]}")]  # fmt: skip
+        self.progress = Progress(*columns, console=words, disable=not words.is_terminal, transient=True)
+        self.steps: TaskID | None = None
+        self.pictures: TaskID | None = None
+
+    def __enter__(self) -> "TrainingView":
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+        if error is not None:
+            self._log(f"ended: {error}")
+
+    def show(self, event: Event) -> None:
+        """Draw one event."""
+        match event:
+            case Started(facts=facts):
+                self._started(facts)
+            case Step():
+                self._step(event)
+            case Evaluating(done=done, total=total):
+                self._evaluating(done, total)
+            case Evaluated():
+                self._evaluated(event)
+            case Saved(path=path, step=step):
+                self._log(f"step {step}: saved {path}")
+            case Warned(text=text):
+                self._line(f"warning: {text}", "yellow")
+            case Finished(run=run, best_ap=best, best_path=path):
+                took = _duration(time.monotonic() - self.began)
+                self._line(f"done in {took}; best AP {best:.4f}; weights: {path}", "green")
+                self._line(f"next: dino predict PICTURE --weights {path} --save-images {run}/pictures")
+
+    def _started(self, facts: dict[str, str]) -> None:
+        table = Table.grid(padding=(0, 2))
+        for key, value in facts.items():
+            table.add_row(f"[bold]{key}[/]", escape(value))
+            self._log(f"{key}: {value}")
+        words.print(table)
+        for note in self.job.data.notes:
+            self._line(f"note: {note}", "yellow")
+
+    def _step(self, event: Step) -> None:
+        for key, value in event.numbers.items():
+            if math.isfinite(value):
+                self.mean[key] = SMOOTHING * self.mean.get(key, value) + (1 - SMOOTHING) * value
+        if self.steps is None:
+            self.steps = self.progress.add_task("", total=event.total_steps, completed=event.step - 1, numbers="")
+        epochs = self.job.config.train.epochs
+        self.progress.update(
+            self.steps, completed=event.step, description=f"epoch {event.epoch}/{epochs}", numbers=self._numbers()
+        )
+
+    def _numbers(self) -> str:
+        mean = self.mean
+        parts = [f"loss {mean['loss']:.2f}"]
+        for kind in ("matching", "denoising", "proposals"):
+            terms = [mean[f"{kind}/{term}"] for term in ("label", "box", "giou") if f"{kind}/{term}" in mean]
+            if terms:
+                parts.append(f"{kind} {'/'.join(f'{term:.2f}' for term in terms)}")
+        waiting = 100 * mean["data_seconds"] / max(mean["seconds"], 1e-9)
+        parts += [f"{mean['images'] / mean['seconds']:.1f} img/s", f"data {waiting:.0f}%", f"{mean['memory_mb']:.0f} MB"]
+        return " · ".join(parts)
+
+    def _evaluating(self, done: int, total: int) -> None:
+        if self.pictures is None:
+            self.pictures = self.progress.add_task("evaluating", total=total, numbers="")
+        self.progress.update(self.pictures, completed=done, visible=done < total)
+        if done == total:
+            self.progress.remove_task(self.pictures)
+            self.pictures = None
+
+    def _evaluated(self, event: Evaluated) -> None:
+        summary = event.metrics.summary
+        numbers = f"AP {summary['AP']:.4f}  AP50 {summary['AP50']:.4f}  AP75 {summary['AP75']:.4f}"
+        best = "  best so far" if event.best else ""
+        took = _duration(time.monotonic() - self.began)
+        self._line(f"epoch {event.epoch}/{event.epochs}  {numbers}{best}  {self._numbers()}  {took}")
+
+    def _line(self, text: str, style: str = "") -> None:
+        words.print(f"[{style}]{escape(text)}[/]" if style else escape(text))
+        self._log(text)
+
+    def _log(self, text: str) -> None:
+        with (self.job.run / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
