@@ -1,2 +1,25 @@
-def inspect_proposals() -> None:
-    pass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Amp, Data, Device, Json, Out, Weights
+
+
+def inspect_proposals(
+    files: Annotated[list[str] | None, typer.Argument(help="Pictures; default: all of --data's split.")] = None,
+    weights: Weights = None,
+    top: Annotated[int, typer.Option(min=1, help="How many proposals to show and draw.")] = 30,
+    color: Annotated[str, typer.Option(help="Of the boxes: level or score.")] = "level",
+    out: Out = None,
+    data: Data = None,
+    annotations: Annotated[Path | None, typer.Option(help="COCO file with the objects of these pictures.")] = None,
+    split: Annotated[str, typer.Option(help="Of --data: val or train.")] = "val",
+    device: Device = "auto",
+    amp: Amp = "auto",
+    json: Json = False,
+) -> None:
+    """Show the first stage's boxes, where the decoder moved them, and, with annotations, what they cover."""
+    from .inspecting import Truth, inspect_files
+
+    inspect_files(files or [], weights, Truth(data, annotations, split), top, color, out, device, amp, json)

@@ -6,7 +6,6 @@ from types import TracebackType
 
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from dinocore.train.events import Evaluated, Evaluating, Event, Finished, Saved, Started, Step, Warned
 from dinocore.train.loop import Job
@@ -59,11 +58,9 @@ class TrainingView:
                 self._line(f"next: dino predict PICTURE --weights {path} --save-images {run}/pictures")
 
     def _started(self, facts: dict[str, str]) -> None:
-        table = Table.grid(padding=(0, 2))
         for key, value in facts.items():
-            table.add_row(f"[bold]{key}[/]", escape(value))
+            words.print(f"[bold]{key:<9}[/]{escape(value)}")
             self._log(f"{key}: {value}")
-        words.print(table)
         for note in self.job.data.notes:
             self._line(f"note: {note}", "yellow")
 

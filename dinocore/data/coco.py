@@ -169,9 +169,9 @@ def _positions(owners: np.ndarray, image_ids: np.ndarray) -> np.ndarray:
 
 
 def _image_root(split: Split, names: Sequence[str]) -> Path:
-    """The first folder that holds the first pictures; then every picture must be there."""
-    if not names:
-        return split.image_roots[0]
+    """The first folder that holds the first pictures; then every picture must be there. No folders: no pictures."""
+    if not names or not split.image_roots:
+        return split.annotations.parent
     here = [root for root in split.image_roots if any((root / name).is_file() for name in names[:20])]
     if not here:
         tried = ", ".join(str(root) for root in split.image_roots)

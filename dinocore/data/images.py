@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..errors import DataError
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # rarely used decoders are where the holes are
+# MPO comes with JPEG; rarely used decoders are where the holes are
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .mpo .png .webp .bmp .tif .tiff .gif .ppm .pgm".split())
 
 

@@ -23,8 +23,8 @@ def forward(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -
     batch, num_queries, heads, levels, points = weights.shape
     output = torch.empty(batch, num_queries, heads * value.shape[-1], dtype=_stored(value))
     kernel = forward_kernel(value.shape[-1], levels * points, _real(value))
-    arguments = *_arrays(value, shapes, locations, weights), _flat(output)
-    _in_parallel(kernel, arguments, batch * heads * num_queries)
+    inputs, sizes = _arrays(value, shapes, locations, weights)
+    _in_parallel(kernel, (inputs, sizes, _flat(output)), batch * heads * num_queries)
     return output.to(value.dtype)
 
 
@@ -36,9 +36,9 @@ def backward(
     kernel = backward_kernel(value.shape[-1], levels * points, _real(value))
     grad_value = torch.empty(value.shape, dtype=_stored(value))
     grad_locations, grad_weights = (torch.empty(x.shape, dtype=_computed(value)) for x in (locations, weights))
-    gradients = map(_flat, (grad_value, grad_locations, grad_weights))
-    arguments = _flat(grad.to(_stored(value))), *_arrays(value, shapes, locations, weights), *gradients
-    _in_parallel(kernel, arguments, batch * heads)
+    gradients = _flat(grad_value), _flat(grad_locations), _flat(grad_weights)
+    inputs, sizes = _arrays(value, shapes, locations, weights)
+    _in_parallel(kernel, (_flat(grad.to(_stored(value))), inputs, sizes, gradients), batch * heads)
     return grad_value.to(value.dtype), grad_locations.to(locations.dtype), grad_weights.to(weights.dtype)
 
 
@@ -54,15 +54,14 @@ def _real(value: Tensor) -> type:
     return np.float64 if value.dtype == torch.float64 else np.float32
 
 
-def _arrays(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> tuple:
-    """What every kernel reads: value, locations, weights, the width, height and first token of each sample, sizes."""
+def _arrays(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> tuple[tuple, tuple[int, int, int]]:
+    """What every kernel reads: value, locations, weights and maps; and S, M, N."""
     starts = np.cumsum([0, *(height * width for height, width in shapes)])[:-1]
     maps = np.array([(width, height, start) for (height, width), start in zip(shapes, starts, strict=True)])  # (L, 3)
     maps = maps.T.repeat(weights.shape[4], axis=1).astype(_real(value)).ravel()  # (3 * L * P,)
-    _, num_queries, heads = weights.shape[:3]
     real = _computed(value)
-    flat = _flat(value.to(_stored(value))), _flat(locations.to(real)), _flat(weights.to(real))
-    return *flat, maps, (value.shape[1], heads, num_queries)
+    inputs = _flat(value.to(_stored(value))), _flat(locations.to(real)), _flat(weights.to(real)), maps
+    return inputs, (value.shape[1], value.shape[2], weights.shape[1])
 
 
 def _flat(tensor: Tensor) -> np.ndarray:

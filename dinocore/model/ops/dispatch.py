@@ -1,7 +1,9 @@
 """Which form of the sampling runs: Numba on CPUs, Triton on CUDA, plain PyTorch everywhere else.
 
 The compiled forms stand behind one `torch.library` operator, so autograd, autocast, `torch.compile` and `torch.export`
-see a single node. A form is a module with `forward` and `backward`; it is imported when it first runs.
+see a single node. A form is a module with `forward` and `backward`, imported when it first runs; a fused variant that
+takes raw offsets and logits would be a second pair of functions in it. The operator is made with `torch.library.define`
+because the first call of a `custom_op` imports torch._dynamo, which takes a second (torch 2.14).
 """
 
 import warnings

@@ -1,11 +1,14 @@
 """The loops of multi-scale deformable attention for CPUs, compiled by Numba for each D and K = L * P.
 
-One head of one image at a time: its value is packed to (S + 1, D), so that tokens next to each other share the cache.
+One head of one image at a time: its value is packed to (S + 1, W), so that tokens next to each other share the cache.
 Row S is zero and stands for every place off the map. Then, for each query, the K samples are located side by side, and
-their corners are visited one after the other.
+their corners are visited one after the other. D and K are rounded up to powers of two, W and V: rows of 24 numbers are
+twice as slow as rows of 32.
 
-All arrays are flat. Numba keeps what it compiled on disk and starts anew when *this* file changes, not when `rows` does.
+All arrays are flat; `inputs` are value, locations, weights, maps, where maps (3, V) has width, height and first token.
+Numba keeps what it compiled on disk and starts anew when this file changes, but not when only `rows` does.
 """
+# ruff: noqa: N803, N806 - the letters of `structures`
 
 import functools
 from collections.abc import Callable
@@ -13,7 +16,12 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit
 
-from dinocore.model.ops.rows import add_scaled, dot, fill, floor, load, load_pairs, store, store_pairs, where
+from dinocore.model.ops.rows import add_scaled, dot, fill, floor, load, load_pairs, resize, store, store_pairs, where
+
+
+def padded(number: int) -> int:
+    """The next power of two."""
+    return 1 << (number - 1).bit_length()
 
 
 def _compile(function: Callable) -> Callable:
@@ -23,29 +31,30 @@ def _compile(function: Callable) -> Callable:
 @functools.cache
 def forward_kernel(D: int, K: int, real: type) -> Callable:
     """Kernel that fills output (B, N, M, D), `begin` to `end` of the B * M * N queries of all heads."""
+    W, V = padded(D), padded(K)
 
-    def forward(value, locations, weights, maps, sizes, output, begin, end):
+    def forward(inputs, sizes, output, begin, end):
+        value, locations, weights, maps = inputs
         S, M, N = sizes
-        nothing, none = fill(real(0), D), fill(real(0), K)
-        constants = none, fill(real(0.5), K), fill(real(1), K), fill(real(S), K)
-        packed = np.empty((S + 1) * D, dtype=real)
-        corners = np.empty(4 * K, dtype=np.int32)
-        shares = np.empty(4 * K, dtype=real)
+        short, zero, few = fill(real(0), D), fill(real(0), W), fill(real(0), K)
+        constants = fill(real(0), V), fill(real(0.5), V), fill(real(1), V), fill(real(S), V)
+        packed = np.empty((S + 1) * W, dtype=real)
+        corners, shares = np.empty(4 * V, dtype=np.int32), np.empty(4 * V, dtype=real)
         for item in range(begin, end):
             b, m, n = item // (M * N), item // N % M, item % N
             if item == begin or n == 0:
-                _pack(value, b * S * M + m, M, S, packed, nothing)
+                _pack(value, b * S * M + m, M, packed, short, zero)
             query = (b * N + n) * M + m
-            places = _locate(locations, query * K, maps, constants, corners)
-            _share(places, load(weights, query * K, none), shares)
-            upper_left, upper_right, lower_left, lower_right = nothing, nothing, nothing, nothing
+            places = _locate(locations, query * K, maps, constants, few, corners)
+            _share(places, resize(load(weights, query * K, few), places[0]), shares)
+            upper_left, upper_right, lower_left, lower_right = zero, zero, zero, zero
             for k in range(K):  # four sums, because an addition waits for the one before
-                i, j, u, v = k, k + K, k + 2 * K, k + 3 * K
-                upper_left = add_scaled(upper_left, shares[i], load(packed, corners[i] * D, nothing))
-                upper_right = add_scaled(upper_right, shares[j], load(packed, corners[j] * D, nothing))
-                lower_left = add_scaled(lower_left, shares[u], load(packed, corners[u] * D, nothing))
-                lower_right = add_scaled(lower_right, shares[v], load(packed, corners[v] * D, nothing))
-            store(output, query * D, (upper_left + upper_right) + (lower_left + lower_right))
+                i, j, u, v = k, k + V, k + 2 * V, k + 3 * V
+                upper_left = add_scaled(upper_left, shares[i], load(packed, corners[i] * W, zero))
+                upper_right = add_scaled(upper_right, shares[j], load(packed, corners[j] * W, zero))
+                lower_left = add_scaled(lower_left, shares[u], load(packed, corners[u] * W, zero))
+                lower_right = add_scaled(lower_right, shares[v], load(packed, corners[v] * W, zero))
+            store(output, query * D, resize((upper_left + upper_right) + (lower_left + lower_right), short))
 
     return _compile(forward)
 
@@ -53,42 +62,41 @@ def forward_kernel(D: int, K: int, real: type) -> Callable:
 @functools.cache
 def backward_kernel(D: int, K: int, real: type) -> Callable:
     """Kernel that fills the three gradients for `begin` to `end` of the B * M heads; nobody else writes there."""
+    W, V = padded(D), padded(K)
 
-    def backward(grad, value, locations, weights, maps, sizes, grad_value, grad_locations, grad_weights, begin, end):
+    def backward(grad, inputs, sizes, gradients, begin, end):
+        value, locations, weights, maps = inputs
         S, M, N = sizes
-        nothing, none = fill(real(0), D), fill(real(0), K)
-        constants = none, fill(real(0.5), K), fill(real(1), K), fill(real(S), K)
-        packed, grad_packed = np.empty((S + 1) * D, dtype=real), np.empty((S + 1) * D, dtype=real)
-        corners = np.empty(4 * K, dtype=np.int32)
-        shares, dots = np.empty(4 * K, dtype=real), np.empty(4 * K, dtype=real)
+        short, zero, few = fill(real(0), D), fill(real(0), W), fill(real(0), K)
+        constants = fill(real(0), V), fill(real(0.5), V), fill(real(1), V), fill(real(S), V)
+        packed, grad_packed = np.empty((S + 1) * W, dtype=real), np.empty((S + 1) * W, dtype=real)
+        corners, shares, dots = np.empty(4 * V, dtype=np.int32), np.empty(4 * V, dtype=real), np.empty(4 * V, dtype=real)
         for head in range(begin, end):
             b, m = head // M, head % M
-            _pack(value, b * S * M + m, M, S, packed, nothing)
+            _pack(value, b * S * M + m, M, packed, short, zero)
             grad_packed[:] = 0
             for n in range(N):
                 query = (b * N + n) * M + m
-                places = _locate(locations, query * K, maps, constants, corners)
-                weight = load(weights, query * K, none)
+                places = _locate(locations, query * K, maps, constants, few, corners)
+                weight = resize(load(weights, query * K, few), places[0])
                 _share(places, weight, shares)
-                grad_row = load(grad, query * D, nothing)
-                for corner in range(4 * K):
-                    row = corners[corner] * D
-                    dots[corner] = dot(grad_row, load(packed, row, nothing))
-                    store(grad_packed, row, add_scaled(load(grad_packed, row, nothing), shares[corner], grad_row))
-                _place_gradients(places, weight, dots, maps, query * K, grad_locations, grad_weights)
+                grad_row = resize(load(grad, query * D, short), zero)
+                for corner in range(0, 4 * V, V):
+                    for at in range(corner, corner + K):
+                        row = corners[at] * W
+                        dots[at] = dot(grad_row, load(packed, row, zero))
+                        store(grad_packed, row, add_scaled(load(grad_packed, row, zero), shares[at], grad_row))
+                _place_gradients(places, weight, dots, maps, query * K, few, gradients)
             for s in range(S):
-                store(grad_value, ((b * S + s) * M + m) * D, load(grad_packed, s * D, nothing))
+                store(gradients[0], ((b * S + s) * M + m) * D, resize(load(grad_packed, s * W, zero), short))
 
     return _compile(backward)
 
 
 @_compile
-def _pack(value, start, step, tokens, packed, like):
-    """Copy every `step`-th row of value, from row `start` on, to packed (S + 1, D), whose last row becomes zero."""
-    width = len(packed) // (tokens + 1)
-    for token in range(tokens):
-        store(packed, token * width, load(value, (start + token * step) * width, like))
-    packed[tokens * width :] = 0
+def _pack(value, start, step, packed, short, zero):
+    """Copy every `step`-th row of value, from row `start` on, to packed (S + 1, W), whose last row becomes zero."""
+    D, W = len_of(short), 0
 
 
 @_compile

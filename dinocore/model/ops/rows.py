@@ -162,10 +162,23 @@ def floor(typing_context, row):
     """The greatest whole number not above, lane by lane."""
 
     def generate(context, builder, signature, args):
+        signature = ir.FunctionType(args[0].type, [args[0].type])
         name = f"llvm.floor.v{row.width}f{row.dtype.bitwidth}"
-        return builder.call(builder.module.declare_intrinsic(name, fnty=ir.FunctionType(args[0].type, [args[0].type])), args)
+        return builder.call(builder.module.declare_intrinsic(name, fnty=signature), args)
 
     return row(row), generate
+
+
+@intrinsic
+def resize(typing_context, row, like):
+    """The row cut, or continued by zeros, to the width of another row."""
+    order = [min(lane, row.width) for lane in range(like.width)]  # lane `width` of both is the first zero
+
+    def generate(context, builder, signature, args):
+        zeros = ir.Constant(args[0].type, None)
+        return builder.shuffle_vector(args[0], zeros, ir.Constant(ir.VectorType(INT32, like.width), order))
+
+    return like(row, like), generate
 
 
 @intrinsic

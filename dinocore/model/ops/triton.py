@@ -3,6 +3,7 @@
 One program works on ITEMS pairs of query and head, with the D numbers of a row side by side, so loads are whole rows.
 Gradients of value meet in atomic additions: their last bits differ from run to run.
 """
+# ruff: noqa: N803 - the letters of `structures`
 
 import functools
 
@@ -83,7 +84,7 @@ def _corner(left, up, right_share, down_share, height, width, corner: tl.constex
 
 
 @triton.jit
-def _forward(
+def _forward(  # noqa: PLR0913
     value, locations, weights, maps, output, tokens, num_queries, levels,
     M: tl.constexpr, P: tl.constexpr, D: tl.constexpr, ITEMS: tl.constexpr, WIDTH: tl.constexpr, real: tl.constexpr,
 ):  # fmt: skip
@@ -110,7 +111,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def _backward(  # noqa: PLR0913
     value, locations, weights, maps, grad, grad_value, grad_locations, grad_weights, tokens, num_queries, levels,
     M: tl.constexpr, P: tl.constexpr, D: tl.constexpr, ITEMS: tl.constexpr, WIDTH: tl.constexpr, real: tl.constexpr,
 ):  # fmt: skip

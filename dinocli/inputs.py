@@ -1,0 +1,64 @@
+"""From what a person types to picture files: files, folders, globs, and `-` for standard input."""
+
+import atexit
+import glob
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dinocore.data.images import SUFFIXES
+from dinocore.errors import DataError
+
+
+class Input(NamedTuple):
+    """A picture to read, and what to call it."""
+
+    path: Path
+    name: str
+
+
+def expand(arguments: Sequence[str]) -> tuple[list[Input], int]:
+    """All pictures that the arguments name, each once; and how many files of folders are no pictures.
+
+    Raises:
+        DataError: nothing is left.
+    """
+    found: dict[str, Input] = {}
+    skipped = 0
+    for argument in arguments:
+        path = Path(argument).expanduser()
+        if argument == "-":
+            inputs = list(_standard_input())
+        elif path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
+            skipped += len(files) - len(pictures)
+            inputs = [Input(file, str(file)) for file in pictures]
+        elif not path.exists() and glob.has_magic(argument):
+            inputs = [Input(Path(name), name) for name in sorted(glob.glob(argument, recursive=True))]
+        else:
+            inputs = [Input(path, argument)]  # a missing file is said when it is read
+        found |= {item.name: item for item in inputs}
+    if not found:
+        raise DataError(f"no pictures in {', '.join(arguments)}; known are {' '.join(sorted(SUFFIXES))}")
+    return list(found.values()), skipped
+
+
+def _standard_input() -> Iterator[Input]:
+    """One picture's bytes, or file names, one a line."""
+    content = sys.stdin.buffer.read()
+    try:
+        names = [line for line in content.decode().splitlines() if line.strip()]
+        looks_like_names = bool(names) and "\0" not in names[0]
+    except UnicodeDecodeError:
+        names, looks_like_names = [], False
+    if looks_like_names:
+        yield from (Input(Path(name), name) for name in names)
+    elif content:
+        with tempfile.NamedTemporaryFile(prefix="dino-stdin-", delete=False) as file:
+            file.write(content)
+        atexit.register(os.unlink, file.name)
+        yield Input(Path(file.name), "-")

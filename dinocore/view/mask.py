@@ -1,0 +1,249 @@
+"""The denoising attention mask as the model makes it, ready to be drawn. Pure: nothing is printed or written here.
+
+`mask_of` runs the model's own denoiser and `join`; `fold` cuts the result into so many cells as a drawing has room
+for. `mask_text.py` and `mask_image.py` draw the same `Fold`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..config import ModelConfig
+from ..errors import ConfigError
+from ..model.build import build_denoiser
+from ..model.denoising import Denoiser, join
+from ..structures import Noise, Queries, Target
+
+MOST_BYTES = 2**30  # a larger mask is refused, not tried
+
+
+class MaskView(NamedTuple):
+    """One mask, with what each of its queries is; denoising queries come first."""
+
+    blocked: Tensor  # (N, N) bool, True where row must not attend to column
+    group: Tensor  # (Q,) int64
+    negative: Tensor  # (Q,) bool
+    real: Tensor  # (B, Q) bool, False on a padding slot
+    num_objects: list[int]  # annotated, of each image
+    num_groups: int
+
+    @property
+    def num_denoising(self) -> int:
+        """Q"""
+        return len(self.group)
+
+    @property
+    def num_matching(self) -> int:
+        """The queries that do not come from targets."""
+        return len(self.blocked) - self.num_denoising
+
+    @property
+    def slots(self) -> Tensor:
+        """(Q,) bool, the positives of the first group: one for each object that an image may have."""
+        return (self.group == 0) & ~self.negative
+
+    @property
+    def taking_part(self) -> list[int]:
+        """How many objects of each image have denoising queries."""
+        return self.real[:, self.slots].sum(1).tolist()
+
+    @property
+    def blocked_pairs(self) -> dict[str, int]:
+        """How many pairs are blocked in each quarter of the mask, "from_row_kind_to_column_kind"."""
+        cut = self.num_denoising
+        parts = {"denoising": slice(0, cut), "matching": slice(cut, None)}
+        return {
+            f"{row}_to_{column}": int(self.blocked[parts[row], parts[column]].sum())
+            for row in parts
+            for column in parts
+        }  # fmt: skip
+
+    @property
+    def blocked_share(self) -> float:
+        """Of all pairs, in [0, 1]."""
+        return int(self.blocked.sum()) / self.blocked.numel()
+
+
+class Cell(NamedTuple):
+    """Consecutive queries that a drawing shows as one row and one column."""
+
+    start: int
+    stop: int  # the first query after it
+    first_group: int
+    last_group: int
+    kind: str  # positive, negative, both
+
+
+class Fold(NamedTuple):
+    """A mask with fewer cells than queries; the last row and column stand for all the matching queries."""
+
+    cells: list[Cell]  # of the denoising queries
+    blocked: Tensor  # (cells + 1, cells + 1) share of the pairs that is blocked
+    real: Tensor  # (B, cells) share of the queries that is not padding
+
+    @property
+    def queries_per_cell(self) -> int:
+        """k, where a cell stands for at most k x k pairs."""
+        return max((cell.stop - cell.start for cell in self.cells), default=1)
+
+
+def mask_of(config: ModelConfig, num_objects: Sequence[int]) -> MaskView:
+    """The mask that this model would train with on a batch of images with so many objects.
+
+    Raises:
+        ConfigError: it would need more than MOST_BYTES.
+    """
+    check_size(config, num_objects)
+    targets = [Target(torch.zeros(n, dtype=torch.int64), torch.full((n, 4), 0.5), seed=0) for n in num_objects]
+    content = torch.zeros(len(targets), config.num_queries, config.hidden_dim)  # (B, N, C)
+    matching = Queries(content, content[..., :4])
+    with torch.no_grad():
+        noise = build_denoiser(config)(targets)
+        queries = matching if noise is None else join(noise, matching)
+    return view_mask(noise, queries, num_objects)
+
+
+def view_mask(noise: Noise | None, queries: Queries, num_objects: Sequence[int]) -> MaskView:
+    """What a model put before its decoder, as a mask to look at; without noise nothing is blocked."""
+    num_queries = queries.content.shape[1]
+    blocked = queries.blocked
+    if blocked is None:
+        blocked = torch.zeros(num_queries, num_queries, dtype=torch.bool)
+    if noise is None:
+        nothing = torch.zeros(0, dtype=torch.bool)
+        return MaskView(blocked, nothing.long(), nothing, nothing.expand(len(num_objects), 0), list(num_objects), 0)
+    return MaskView(blocked, noise.group, noise.negative, noise.real, list(num_objects), noise.num_groups)
+
+
+def check_size(config: ModelConfig, num_objects: Sequence[int]) -> None:
+    """Refuse what does not fit into memory, before anything is allocated.
+
+    Raises:
+        ConfigError: with an estimate of the size.
+    """
+    with torch.device("meta"):
+        denoiser = build_denoiser(config)
+    num_noisy = 0
+    if isinstance(denoiser, Denoiser):
+        slots = min(denoiser.max_targets, max(num_objects))
+        num_noisy = denoiser.count_groups(slots) * denoiser.copies * slots
+    total = num_noisy + config.num_queries
+    mask = 3 * total**2  # and two of the same size on the way to it
+    content = 4 * config.hidden_dim * (3 * len(num_objects) * total + config.num_classes)
+    needed = mask + content + 48 * sum(num_objects)  # an object's box, label and place in the draw
+    if needed > MOST_BYTES:
+        raise ConfigError(
+            f"this mask is too large to look at: {_amount(sum(num_objects))} objects, {_amount(num_noisy)} denoising "
+            f"and {_amount(config.num_queries)} matching queries need about {_size(needed)} of memory, and "
+            f"inspect-mask takes at most {_size(MOST_BYTES)}; ask for fewer groups or objects"
+        )
+
+
+def notes(view: MaskView, config: ModelConfig) -> list[str]:
+    """What a reader of this mask should know, in words."""
+    denoising = config.denoising
+    if view.num_groups == 0:
+        setting = "num_groups = 0" if denoising.kind != "none" else 'kind = "none"'
+        return [f"there is no denoising (model.denoising.{setting}), so nothing is blocked"]
+    if view.num_denoising == 0:
+        return ["no image has an object, so there are no denoising queries and nothing is blocked"]
+    bound = "num_pairs" if denoising.num_groups == "auto" else "max_queries"
+    return [
+        f"image {image} has {objects:,} objects and {part:,} of them take part, drawn anew in every step "
+        f"(model.denoising.{bound} = {getattr(denoising, bound):,} bounds it)"
+        for image, (objects, part) in enumerate(zip(view.num_objects, view.taking_part, strict=True))
+        if part < objects
+    ]
+
+
+def fold(view: MaskView, most: int) -> Fold:
+    """At most so many cells, of equal kind where there is room: a query, else part of a group's half, else groups."""
+    cells = [_cell(view, start, stop) for start, stop in _cut(view, most)]
+    edges = [(cell.start, cell.stop) for cell in cells]
+    every = [*edges, (view.num_denoising, len(view.blocked))]
+    rows = torch.stack([view.blocked[start:stop].float().mean(0) for start, stop in every])  # (cells + 1, N)
+    blocked = torch.stack([rows[:, start:stop].mean(1) for start, stop in every], dim=1)  # (cells + 1, cells + 1)
+    real = [view.real[:, start:stop].float().mean(1) for start, stop in edges]
+    return Fold(cells, blocked, torch.stack(real, dim=1) if real else torch.zeros(len(view.real), 0))
+
+
+def _cut(view: MaskView, most: int) -> list[tuple[int, int]]:
+    """Where the cells begin and end."""
+    for key in (2 * view.group + view.negative, view.group):
+        lengths = torch.unique_consecutive(key, return_counts=True)[1].tolist()
+        if len(lengths) <= most:
+            pieces = most // max(1, len(lengths))
+            return _spans(lengths, max((-(-length // pieces) for length in lengths), default=1))
+    together = -(-len(lengths) // most)
+    return _spans([sum(lengths[i : i + together]) for i in range(0, len(lengths), together)], view.num_denoising)
+
+
+def _spans(lengths: list[int], longest: int) -> list[tuple[int, int]]:
+    """Runs of these lengths, one after the other, none cut into pieces longer than `longest`."""
+    spans, start = [], 0
+    for length in lengths:
+        end = start + length
+        spans += [(first, min(first + longest, end)) for first in range(start, end, longest)]
+        start = end
+    return spans
+
+
+def _cell(view: MaskView, start: int, stop: int) -> Cell:
+    kinds = view.negative[start:stop]
+    kind = "negative" if kinds.all() else "both" if kinds.any() else "positive"
+    return Cell(start, stop, int(view.group[start]), int(view.group[stop - 1]), kind)
+
+
+def to_json(view: MaskView) -> dict[str, Any]:
+    """Counts, padding and the mask itself, for scripts; every range is [first, end), counted from 0."""
+    num_negative = int(view.negative.sum())
+    return {
+        "num_groups": view.num_groups,
+        "num_denoising": view.num_denoising,
+        "num_positive": view.num_denoising - num_negative,
+        "num_negative": num_negative,
+        "num_matching": view.num_matching,
+        "num_queries": len(view.blocked),
+        "slots_per_group": int(view.slots.sum()),
+        "blocked_share": view.blocked_share,
+        "blocked_pairs": int(view.blocked.sum()),
+        "total_pairs": view.blocked.numel(),
+        "blocked_pairs_by_part": view.blocked_pairs,
+        "images": [
+            {"objects": objects, "taking_part": part, "padding_queries": true_runs(~real)}
+            for objects, part, real in zip(view.num_objects, view.taking_part, view.real, strict=True)
+        ],
+        "groups": [
+            {"positive": true_runs(of_group & ~view.negative), "negative": true_runs(of_group & view.negative)}
+            for of_group in (view.group == group for group in range(view.num_groups))
+        ],
+        "mask": [
+            {"rows": [first, end], "blocked": true_runs(view.blocked[first])}
+            for first, end in _equal_rows(view.blocked)
+        ],
+    }
+
+
+def true_runs(flags: Tensor) -> list[list[int]]:
+    """Where a row is True, (n,) bool -> [[first, end], ...)."""
+    change = torch.nn.functional.pad(flags.int(), (1, 1)).diff().nonzero().flatten()
+    return change.view(-1, 2).tolist()
+
+
+def _equal_rows(blocked: Tensor) -> list[tuple[int, int]]:
+    """Runs of rows that block the same."""
+    starts = [0, *((blocked[1:] != blocked[:-1]).any(1).nonzero().flatten() + 1).tolist()]
+    return list(zip(starts, [*starts[1:], len(blocked)], strict=True))
+
+
+def _amount(count: int) -> str:
+    return f"{count:,}" if count < 10**15 else "more than 10^15"
+
+
+def _size(num_bytes: int) -> str:
+    for power, unit in ((4, "TB"), (3, "GB"), (2, "MB")):
+        if num_bytes >= 1000**power:
+            return f"{num_bytes // 1000**power:,} {unit}" if num_bytes < 1000**6 else "over 1,000,000 TB"
+    return f"{num_bytes // 1000:,} kB"

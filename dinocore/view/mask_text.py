@@ -1,0 +1,187 @@
+"""The denoising mask in a terminal: lines of text, each piece with a role that a colour may stand for."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .mask import Cell, Fold, MaskView, fold
+
+MOST_STRIPS = 8  # images whose padding is drawn; a larger batch says so in words
+
+
+class Span(NamedTuple):
+    """A piece of a line."""
+
+    text: str
+    role: str = "plain"  # blocked, partly, positive, negative, both, matching, object, padding
+
+
+class Glyphs(NamedTuple):
+    """The characters of a drawing."""
+
+    blocked: str
+    allowed: str
+    partly: str
+    object: str
+    padding: str
+    some: str  # a cell with objects and padding
+    bar: str
+    rule: str
+    cross: str
+    times: str
+
+
+UNICODE = Glyphs("█", "·", "▒", "●", "○", "◐", "│", "─", "┼", "×")  # noqa: RUF001
+ASCII = Glyphs("#", ".", "%", "o", "_", "~", "|", "-", "+", "x")
+SIGNS = {"positive": "+", "negative": "-", "both": "*"}
+
+Line = list[Span]
+
+
+class Layout(NamedTuple):
+    """How a drawing fills its width."""
+
+    folded: Fold
+    cell: int  # characters of a cell
+    label: int  # characters left of the cells
+    band: int  # characters of the matching queries
+    group: str  # before a group's number
+    image: str  # before an image's number
+    matching: Sequence[str]  # beside the rows of the matching queries
+
+
+def draw_text(view: MaskView, glyphs: Glyphs = UNICODE, width: int = 80) -> list[Line]:
+    """The mask, the padding of each image, a legend and the counts, in at most `width` columns (at least 80)."""
+    layout = _layout(view, max(80, width))
+    drawing = [*_header(view, layout, glyphs), *_rows(layout, glyphs), *_strips(view, layout, glyphs)]
+    counts = [[Span(text)] for text in facts(view, glyphs.times)]
+    return [*drawing, [], *_legend(view, layout, glyphs), [], *counts]
+
+
+def facts(view: MaskView, times: str) -> list[str]:
+    """The counts in words."""
+    total, pairs = len(view.blocked), view.blocked_pairs
+    noisy, matching, slots = view.num_denoising, view.num_matching, int(view.slots.sum())
+    kinds = f"{slots} positive + {slots} negative" if view.negative.any() else f"{slots} positive"
+    return [
+        f"groups             {view.num_groups:,}",
+        f"objects per image  {_listed(view.num_objects)}",
+        f"denoising queries  {noisy:,}" + f" = {view.num_groups} {times} ({kinds})" * (slots > 0),
+        f"matching queries   {matching:,}",
+        f"total              {total:,}",
+        f"blocked            {sum(pairs.values()):,} of {total:,} {times} {total:,} pairs: {view.blocked_share:.2%}",
+        f"  denoising to denoising  {_part(pairs['denoising_to_denoising'], noisy * noisy)}",
+        f"  denoising to matching   {_part(pairs['denoising_to_matching'], noisy * matching)}",
+        f"  matching to denoising   {_part(pairs['matching_to_denoising'], matching * noisy)}",
+        f"  matching to matching    {_part(pairs['matching_to_matching'], matching * matching)}",
+    ]
+
+
+def _listed(counts: Sequence[int]) -> str:
+    text = ", ".join(f"{count:,}" for count in counts[:12])
+    return f"{text}, ... ({len(counts)} images)" if len(counts) > 12 else text
+
+
+def _part(blocked: int, pairs: int) -> str:
+    return f"{blocked:,} of {pairs:,} ({blocked / pairs:.0%})" if pairs else "no pairs"
+
+
+def _layout(view: MaskView, width: int) -> Layout:
+    """Square cells and whole words where they fit, else narrow ones; folded where even these don't."""
+    count, last = f"{view.num_matching:,}", str(max(0, view.num_groups - 1))
+    label, band = len(last) + 9, 8
+    for cell in (2, 1):
+        if label + cell * view.num_denoising + 1 + band <= width:
+            whole = fold(view, max(1, view.num_denoising))
+            return Layout(whole, cell, label, band, "group ", "image ", (count, "matching"))
+    label, band = len(last) + 3, max(3, len(count))
+    return Layout(fold(view, width - label - 1 - band), 1, label, band, "", "i", ("m",))
+
+
+def _header(view: MaskView, layout: Layout, glyphs: Glyphs) -> list[Line]:
+    """What the columns are: group numbers where they have room, and the kinds under them."""
+    cells = layout.folded.cells
+    numbers = [" "] * (layout.cell * len(cells))
+    free = 0
+    for at in _group_starts(cells):
+        place, text = at * layout.cell, str(cells[at].first_group)
+        if free <= place <= len(numbers) - len(text):
+            numbers[place : place + len(text)] = text
+            free = place + len(text) + 1
+    kinds = [Span(SIGNS[cell.kind].ljust(layout.cell), cell.kind) for cell in cells]
+    group = (layout.group if cells else "").ljust(layout.label)
+    return [
+        [Span(f"{group}{''.join(numbers)} {view.num_matching:,}")],
+        [Span(" " * layout.label), *kinds, Span(" "), Span(layout.matching[-1], "matching")],
+    ]
+
+
+def _group_starts(cells: Sequence[Cell]) -> list[int]:
+    """The cells with which a group begins."""
+    return [at for at, cell in enumerate(cells) if at == 0 or cells[at - 1].last_group < cell.first_group]
+
+
+def _rows(layout: Layout, glyphs: Glyphs) -> list[Line]:
+    """One line a cell, a rule, and the matching queries."""
+    cells, starts = layout.folded.cells, set(_group_starts(layout.folded.cells))
+    lines = []
+    for at, cell in enumerate(cells):
+        number = f"{layout.group}{cell.first_group}" if at in starts else ""
+        sign = Span(f"{SIGNS[cell.kind]} ", cell.kind)
+        lines.append([Span(f"{number:{layout.label - 2}}"), sign, *_row(layout, at, glyphs)])
+    if cells:
+        across = glyphs.rule * (layout.cell * len(cells))
+        lines.append([Span(" " * layout.label + across + glyphs.cross + glyphs.rule * layout.band)])
+    for text in layout.matching:
+        lines.append([Span(text.ljust(layout.label), "matching"), *_row(layout, len(cells), glyphs)])
+    return lines
+
+
+def _row(layout: Layout, row: int, glyphs: Glyphs) -> Line:
+    """Whom one cell's queries may not look at."""
+    *shares, matching = layout.folded.blocked[row].tolist()
+    spans = [
+        _mark(share, cell.kind, layout.cell, glyphs) for share, cell in zip(shares, layout.folded.cells, strict=True)
+    ]
+    return [*spans, Span(glyphs.bar), _mark(matching, "matching", layout.band, glyphs)]
+
+
+def _mark(share: float, kind: str, width: int, glyphs: Glyphs) -> Span:
+    if share == 0:
+        return Span(glyphs.allowed.ljust(width) if width == 2 else glyphs.allowed * width, kind)
+    return Span(glyphs.blocked * width, "blocked") if share == 1 else Span(glyphs.partly * width, "partly")
+
+
+def _strips(view: MaskView, layout: Layout, glyphs: Glyphs) -> list[Line]:
+    """A line for each image: which of the denoising queries above are padding."""
+    if view.real.all():
+        return []
+    lines: list[Line] = [[]]
+    for image, shares in enumerate(layout.folded.real[:MOST_STRIPS].tolist()):
+        marks = {1.0: Span(glyphs.object, "object"), 0.0: Span(glyphs.padding, "padding")}
+        spans = [marks.get(share, Span(glyphs.some, "partly")) for share in shares]
+        spans = [span._replace(text=span.text.ljust(layout.cell)) for span in spans]
+        lines.append([Span(f"{layout.image}{image}".ljust(layout.label)), *spans])
+    if len(view.real) > MOST_STRIPS:
+        lines.append([Span(f"and {len(view.real) - MOST_STRIPS} more images")])
+    return lines
+
+
+def _legend(view: MaskView, layout: Layout, glyphs: Glyphs) -> list[Line]:
+    """What the marks stand for, as far as they occur."""
+    lines = [[Span("row looks at column:  "), Span(glyphs.blocked * 2, "blocked"), Span(" may not attend (True)   "),
+              Span(glyphs.allowed), Span(" may attend")]]  # fmt: skip
+    folded = layout.folded
+    if folded.queries_per_cell > 1:
+        size = f"{folded.queries_per_cell} {glyphs.times} {folded.queries_per_cell}"
+        lines.append([Span(f"each cell stands for up to {size} queries;  "), Span(glyphs.partly * 2, "partly"),
+                      Span(" some of them may attend")])  # fmt: skip
+    kinds = {"positive": "+ positive", "negative": "- negative", "both": "* both kinds"}
+    found = [Span(f"{text}   ", kind) for kind, text in kinds.items() if kind in {cell.kind for cell in folded.cells}]
+    folding = f"{layout.matching[-1]}: the {view.num_matching:,} matching queries, folded"
+    lines.append([*found, Span(folding, "matching")])
+    if not view.real.all():
+        some = Span(f"   {glyphs.some} both", "partly")
+        lines.append([Span(f"{glyphs.object} object", "object"), Span(f"   {glyphs.padding} padding slot", "padding"),
+                      *([some] if ((folded.real > 0) & (folded.real < 1)).any() else []),
+                      Span("   (the mask is the same for every image; it doesn't block padding)")])  # fmt: skip
+    return lines

@@ -1,0 +1,127 @@
+"""The first stage made visible: which tokens were chosen, where their boxes went, and which objects they cover."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..boxes import iou, to_xyxy
+from ..data.coco import Category
+from ..errors import ConfigError
+from ..model.dino import DinoOutput
+from .draw import PALETTE, Box, draw_boxes
+
+RECALL_AT = (10, 100, None)  # None: all proposals
+RECALL_IOUS = (0.5, 0.75)
+SCORE_COLORS = ("#440154", "#3B528B", "#21918C", "#5EC962", "#FDE725")  # viridis, from low to high
+
+
+class Proposal(NamedTuple):
+    """One chosen token: its anchor, the first stage's box, the decoder's final box; boxes in pixels, x0 y0 x1 y1."""
+
+    rank: int  # from 1, by first-stage score
+    level: int  # feature level, 0 is the finest
+    score: float  # first-stage probability of its best class, or of foreground
+    label: str  # that class, or "foreground"
+    anchor: list[float]
+    proposal: list[float]
+    final: list[float]
+    final_label: str
+    final_score: float
+    moved: float  # pixels between the centres of the proposal and of the final box
+    iou: float  # of the proposal and the final box
+
+
+def list_proposals(output: DinoOutput, size: tuple[int, int], categories: Sequence[Category]) -> list[Proposal]:
+    """What the model proposed in the one picture of a batch, of this height and width; best first.
+
+    Raises:
+        ConfigError: the model has static queries, so there is no first stage.
+    """
+    first, final = output.proposals, output.final
+    if first is None:
+        raise ConfigError("this model has no first stage (model.queries = static), so there are no proposals to show")
+    scale = torch.tensor([size[1], size[0], size[1], size[0]])
+    anchors, proposals, finals = (
+        (to_xyxy(x[0].float().cpu()) * scale) for x in (first.anchors, first.boxes, final.boxes)
+    )
+    scores, labels = first.logits[0].float().cpu().sigmoid().max(-1)
+    final_scores, final_labels = final.logits[0].float().cpu().sigmoid().max(-1)
+    moved = (_centers(proposals) - _centers(finals)).norm(dim=-1)
+    overlap = iou(proposals, finals)
+    names = ["foreground"] if first.logits.shape[-1] == 1 < len(categories) else [c.name for c in categories]
+    rows = zip(
+        first.level[0].tolist(), scores.tolist(), labels.tolist(), anchors.tolist(), proposals.tolist(),
+        finals.tolist(), final_labels.tolist(), final_scores.tolist(), moved.tolist(), overlap.tolist(), strict=True,
+    )  # fmt: skip
+    return [
+        Proposal(rank, level, score, names[label], anchor, box, end, categories[kind].name, sure, distance, share)
+        for rank, (level, score, label, anchor, box, end, kind, sure, distance, share) in enumerate(rows, start=1)
+    ]
+
+
+def draw_proposals(picture: Image.Image, proposals: Sequence[Proposal], color: str) -> Image.Image:
+    """The proposals over the picture, the best on top, coloured by `level` or by `score`, with a legend."""
+    if color == "level":
+        levels = sorted({p.level for p in proposals})
+        legend = [(f"level {level}", PALETTE[level % len(PALETTE)]) for level in levels]
+        colors = [PALETTE[p.level % len(PALETTE)] for p in proposals]
+    else:
+        best = max((p.score for p in proposals), default=1.0)
+        steps = len(SCORE_COLORS)
+        colors = [SCORE_COLORS[min(steps - 1, int(steps * p.score / max(best, 1e-9)))] for p in proposals]
+        legend = [(f"score {best * i / steps:.2f}-{best * (i + 1) / steps:.2f}", c) for i, c in enumerate(SCORE_COLORS)]
+    boxes = [Box(p.proposal, c) for p, c in zip(proposals, colors, strict=True)]
+    return _with_legend(draw_boxes(picture, boxes[::-1]), legend)
+
+
+def recall(boxes_xyxy: Sequence[Tensor], objects_xyxy: Sequence[Tensor]) -> dict[str, float]:
+    """The share of objects that some of the first k proposals of their picture covers, by k and IoU.
+
+    Args:
+        boxes_xyxy: proposals of each picture, best first, (N, 4).
+        objects_xyxy: annotated objects of each picture, (T, 4).
+
+    Returns:
+        such as {"recall@10 IoU 0.50": 0.8, ...}; empty where there are no objects.
+    """
+    total = sum(len(objects) for objects in objects_xyxy)
+    result = {}
+    for count in RECALL_AT if total else ():
+        best = torch.cat([
+            iou(objects[:, None], boxes[:count]).amax(1)
+            for boxes, objects in zip(boxes_xyxy, objects_xyxy, strict=True)
+            if len(objects)
+        ])  # fmt: skip
+        for least in RECALL_IOUS:
+            result[f"recall@{count or 'all'} IoU {least:.2f}"] = float((best >= least).sum()) / total
+    return result
+
+
+def _centers(boxes_xyxy: Tensor) -> Tensor:
+    return (boxes_xyxy[..., :2] + boxes_xyxy[..., 2:]) / 2
+
+
+def _with_legend(image: Image.Image, legend: Sequence[tuple[str, str]]) -> Image.Image:
+    """Put a strip with the meaning of the colours under the picture; rows wrap where it is narrow."""
+    from PIL import ImageDraw, ImageFont
+
+    font = ImageFont.load_default(size=max(11, max(image.size) / 48))
+    row = round(font.size * 1.9)
+    places, x, y = [], row // 3, 0
+    for text, _ in legend:
+        width = round(font.getlength(text)) + 2 * row
+        if x + width > image.width and x > row // 3:
+            x, y = row // 3, y + row
+        places.append((x, y))
+        x += width
+    strip = Image.new("RGB", (image.width, image.height + y + row), "white")
+    strip.paste(image, (0, 0))
+    canvas = ImageDraw.Draw(strip)
+    for (text, color), (left, top) in zip(legend, places, strict=True):
+        top += image.height + row // 4
+        canvas.rectangle((left, top, left + row // 2, top + row // 2), fill=color)
+        canvas.text((left + row * 0.7, top + row // 4), text, fill="black", font=font, anchor="lm")
+    return strip
