@@ -14,9 +14,12 @@ from .errors import ConfigError
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Numbers = Annotated[tuple[float, float, float], Field(strict=False)]
-Sizes = Annotated[tuple[Positive, ...], Field(strict=False)]
+Mean = Annotated[tuple[Finite, Finite, Finite], Field(strict=False)]
+Deviation = Annotated[tuple[Above0, Above0, Above0], Field(strict=False)]
+Sizes = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
 Epochs = Annotated[tuple[Count, ...], Field(strict=False)]
 
 
@@ -40,8 +43,8 @@ class ModelConfig(Section):
     backbone: str = "resnet50"  # a torchvision ResNet, or timm/NAME
     backbone_weights: str = "imagenet"  # imagenet | none | FILE
     frozen_stages: Annotated[int, Field(ge=-1, le=4)] = 1  # -1: none, 0: the stem, 1: the first stage too
-    pixel_mean: Numbers = (0.485, 0.456, 0.406)  # of RGB in [0, 1], as the backbone was trained
-    pixel_std: Numbers = (0.229, 0.224, 0.225)
+    pixel_mean: Mean = (0.485, 0.456, 0.406)  # of RGB in [0, 1], as the backbone was trained
+    pixel_std: Deviation = (0.229, 0.224, 0.225)
     feature_strides: Sizes = (8, 16, 32)  # of the backbone features that are used
     num_levels: Annotated[int, Field(gt=0, le=8)] = 4
     hidden_dim: Positive = 256
@@ -52,8 +55,8 @@ class ModelConfig(Section):
     num_decoder_layers: Positive = 6
     num_queries: Annotated[int, Field(gt=0, le=100_000)] = 900
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    position_temperature: Annotated[float, Field(gt=0)] = 20.0  # 20 here, 10000 in DETR and detrex
-    position_offset: float = 0.0  # added to row and column numbers; -0.5 in detrex
+    position_temperature: Above0 = 20.0  # 20 here, 10000 in DETR and detrex
+    position_offset: Finite = 0.0  # added to row and column numbers; -0.5 in detrex
     first_stage: Literal["classes", "foreground"] = "classes"  # foreground: one logit, as in Deformable DETR
     queries: Literal["mixed", "pure", "static"] = "mixed"  # static: no first stage
     heads: Literal["shared", "per-layer"] = "shared"  # of the decoder; per-layer in detrex and mmdetection
@@ -124,8 +127,15 @@ class DataConfig(Section):
     crop_size: Annotated[tuple[Positive, Positive], Field(strict=False)] = (384, 600)  # least and most, each side
     eval_scale: Positive = 800
     workers: Literal["auto"] | Count = "auto"  # auto: one process fewer than there are cores, at most 4
-    max_pixels: Positive = 178_956_970  # a picture with more is refused before it is decoded; Pillow's own limit
+    max_pixels: Annotated[int, Field(gt=0, le=178_956_970)] = 178_956_970  # no more are decoded; Pillow's own limit
     sample_images: Positive = 200  # how many pictures are drawn when path is empty
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "DataConfig":
+        least, most = self.crop_size
+        if least > most:
+            raise ConfigError(f"data.crop_size = {[least, most]} has the least side after the greatest; swap them")
+        return self
 
 
 class EvalConfig(Section):
@@ -143,9 +153,9 @@ class Config(Section):
     @classmethod
     def _one_first_stage(cls, settings: dict) -> dict:
         """The loss must ask the first stage for what the model gives; only the model says it."""
-        model, loss = settings.get("model"), settings.get("loss", {})
-        if isinstance(model, dict) and isinstance(loss, dict):
-            wanted = model.get("first_stage", "classes")
+        model, loss = settings.get("model", {}), settings.get("loss", {})
+        wanted = model.get("first_stage", "classes") if isinstance(model, dict) else None
+        if wanted in ("classes", "foreground") and isinstance(loss, dict):
             if loss.get("proposal_labels", wanted) != wanted:
                 raise ConfigError(
                     f"loss.proposal_labels = {loss['proposal_labels']!r} contradicts model.first_stage = {wanted!r}; "

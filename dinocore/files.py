@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import EnvironmentFault
@@ -25,12 +26,17 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     except OSError as error:
         raise EnvironmentFault(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # nothing to remove, as after success, or nothing that can be
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, as UTF-8."""
-    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode()) and None)
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(text.encode())
+
+    write_atomically(path, write)
 
 
 def sync(path: Path) -> None:

@@ -7,10 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from .config import Config
 from .errors import ConfigError
+
+WISHES = {  # by pydantic's name for the complaint; its own words, "Input should be …", serve for all others
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text, in quotes",
+    "tuple_type": "a list, such as [480, 800]",
+    "missing": "a longer list",
+    "too_short": "a longer list",
+    "too_long": "a shorter list",
+}
 
 
 def preset_dir() -> Path:
@@ -38,7 +49,8 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = (),
     settings: dict[str, Any] = {} if source is None else _read(_find(str(source)))
     changes = [_read(file)] if file is not None else []
     for change in [*changes, *map(_parse_override, overrides)]:
-        if "backbone_weights" in change.get("model", {}):  # asking for these means starting from them
+        model = change.get("model")
+        if isinstance(model, dict) and "backbone_weights" in model:  # asking for these means starting from them
             _merge(settings, {"train": {"weights": ""}})
         _merge(settings, change)
     return config_from_dict(settings)
@@ -51,9 +63,9 @@ def config_from_dict(settings: dict[str, Any]) -> Config:
         ConfigError: naming every key or value that cannot be used.
     """
     try:
-        return Config.model_validate({"model": {}} | settings)
+        return Config.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+        raise ConfigError("\n".join(_explain(error.errors()))) from None
 
 
 def config_to_toml(config: Config) -> str:
@@ -73,15 +85,18 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"there is no config file `{path}`") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}; save it as UTF-8") from None
+    except (OSError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
 
 
 def _parse_override(text: str) -> dict[str, Any]:
     """`train.lr=2e-4` -> {"train": {"lr": 2e-4}}; a value that is not TOML is taken as a string."""
     key, equals, value = text.partition("=")
-    if not equals or not key.strip():
+    if not equals or not all(part.strip() for part in key.split(".")):
         raise ConfigError(f"`{text}` is not an override; write it as section.key=value, such as train.epochs=24")
+    parsed: Any
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
@@ -99,27 +114,42 @@ def _merge(base: dict[str, Any], update: dict[str, Any]) -> None:
             base[key] = value
 
 
-def _explain(problem: Any) -> str:
-    """One line about one pydantic error, in our words."""
-    path = [str(part) for part in problem["loc"]]
-    name, value = ".".join(path), problem["input"]
-    if problem["type"] == "extra_forbidden":
-        return f"there is no setting `{name}`{_hint(path[-1], _known_settings(path[:-1]))}"
-    if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
-    return f"`{_without_choice(path)}` = {value!r} cannot be used: {problem['msg'].lower()}"
+def _explain(problems: Sequence[Any]) -> list[str]:
+    """One line in our words for each setting that pydantic complains about, once or more."""
+    unknown = [problem["loc"] for problem in problems if problem["type"] == "extra_forbidden"]
+    lines = [f"there is no setting `{'.'.join(loc)}`{_hint(loc[-1], _settings_in(loc[:-1]))}" for loc in unknown]
+    wishes: dict[str, list[str]] = {}
+    for problem in problems:
+        told = problem["type"] == "too_short" and problem["input"]  # pydantic counts only the entries that are right
+        if problem["type"] != "extra_forbidden" and not told:
+            said = f"`{_place(problem)}` = {problem['input']!r}"
+            wishes.setdefault(said, []).append(_wish(problem))
+    return lines + [
+        f"{said} cannot be used; it must be {' or '.join(dict.fromkeys(wish))}" for said, wish in wishes.items()
+    ]
 
 
-def _without_choice(path: list[str]) -> str:
-    """Drop what pydantic adds to a path to tell the members of a union or a tuple apart."""
-    return ".".join(part for part in path if part.isidentifier() and part not in ("int", "str", "float"))
+def _place(problem: Any) -> str:
+    """Such as data.train_scales[1], without what pydantic adds to tell the members of a union apart."""
+    loc = problem["loc"][:-1] if problem["type"] == "missing" else problem["loc"]  # no such entry: blame the list
+    depth = next((i for i in range(len(loc)) if loc[i] not in _settings_in(loc[:i])), len(loc))
+    entries = [f"[{part}]" for part in loc[depth:] if isinstance(part, int)]
+    return ".".join(map(str, loc[:depth])) + "".join(entries)
 
 
-def _known_settings(path: list[str]) -> list[str]:
+def _wish(problem: Any) -> str:
+    if problem["type"] == "model_type":
+        return f"a section, with settings such as `{_place(problem)}.{_settings_in(problem['loc'])[0]}`"
+    return WISHES.get(problem["type"]) or problem["msg"].removeprefix("Input should be ")
+
+
+def _settings_in(path: Sequence[str | int]) -> list[str]:
+    """The names in a section of the config; none for what is not a section."""
     section: Any = Config
     for part in path:
-        section = section.model_fields[part].annotation
-    return list(section.model_fields) if issubclass(section, BaseModel) else []
+        field = getattr(section, "model_fields", {}).get(part)
+        section = field and field.annotation
+    return list(getattr(section, "model_fields", ()))
 
 
 def _hint(word: str, known: list[str]) -> str:

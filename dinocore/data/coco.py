@@ -1,6 +1,7 @@
 """COCO annotations as a few numpy arrays: small, quick to check, and not copied by every worker."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,9 @@ import numpy as np
 from ..errors import DataError
 from .images import image_size
 from .layout import Split
-from .problems import Problems
+from .problems import Problems, is_number
+
+MIN_EVIDENCE = 10  # boxes, before a file is said to mean another format
 
 
 class Category(NamedTuple):
@@ -38,7 +41,7 @@ class Annotations(NamedTuple):
 
     def path(self, index: int) -> Path:
         """The picture's file."""
-        return self.image_root / self.file_names[index].decode()
+        return self.image_root / os.fsdecode(self.file_names[index])
 
     def objects(self, index: int) -> slice:
         """Which rows of boxes, labels, area and crowd belong to a picture."""
@@ -51,7 +54,9 @@ class Annotations(NamedTuple):
         return (self.labels >= 0) & ~self.crowd & ((high - low) > 0).all(1)
 
 
-def read_annotations(split: Split, categories: Sequence[Category] | None = None, max_pixels: int = 10**9) -> Annotations:
+def read_annotations(
+    split: Split, categories: Sequence[Category] | None = None, max_pixels: int = 10**9
+) -> Annotations:
     """Read and check a COCO annotation file.
 
     Args:
@@ -69,7 +74,7 @@ def read_annotations(split: Split, categories: Sequence[Category] | None = None,
     problems.unique(image_ids, "images")
     own_ids = problems.ids(own, "id", "categories")
     problems.unique(own_ids, "categories")
-    names = [problems.file_name(image) for image in images]
+    names = problems.file_names(images)
     owners = problems.ids(objects, "image_id", "annotations")
     kinds = problems.ids(objects, "category_id", "annotations")
     boxes = problems.boxes(objects)
@@ -82,7 +87,7 @@ def read_annotations(split: Split, categories: Sequence[Category] | None = None,
     if categories is None:
         categories = _without_roots(sorted(used), own, {int(k) for k in kinds}, notes)
     else:
-        _compare_categories(split.annotations, categories, used, notes)
+        _compare_categories(split.annotations, categories, used, {int(k) for k in kinds}, notes)
     root = _image_root(split, names)
     order = np.argsort(_positions(owners, image_ids), kind="stable")
     return _with_notes(
@@ -91,7 +96,7 @@ def read_annotations(split: Split, categories: Sequence[Category] | None = None,
             image_root=root,
             categories=list(categories),
             image_ids=image_ids,
-            file_names=np.array([name.encode() for name in names], dtype=np.bytes_),
+            file_names=np.array([os.fsencode(name) for name in names], dtype=np.bytes_),
             sizes=_sizes(images, names, root, max_pixels),
             starts=np.concatenate([[0], np.cumsum(np.bincount(_positions(owners, image_ids), minlength=len(images)))]),
             boxes=boxes[order],
@@ -104,7 +109,7 @@ def read_annotations(split: Split, categories: Sequence[Category] | None = None,
 
 
 def as_coco_dict(annotations: Annotations) -> dict[str, Any]:
-    """The annotations as COCO's own structure for pycocotools: complete, object ids from 1, unknown classes left out."""
+    """The annotations in COCO's own structure for pycocotools: complete, ids from 1, unknown classes left out."""
     owners = np.repeat(annotations.image_ids, np.diff(annotations.starts))
     ids = [category.id for category in annotations.categories]
     keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
@@ -124,7 +129,8 @@ def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_bytes())  # bytes: a byte order mark and UTF-16 are understood
     except json.JSONDecodeError as error:
-        end = "; the file looks cut off" if error.pos >= len(error.doc) - 1 else ""
+        cut = error.msg.startswith("Unterminated") or error.pos >= len(error.doc) - len("-Infinity")
+        end = "; the file looks cut off" if cut else ""
         where = f"line {error.lineno}, column {error.colno} of {file.stat().st_size} bytes"
         raise DataError(f"{file} is not valid JSON: {error.msg} at {where}{end}") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -135,19 +141,22 @@ def _without_roots(
     categories: list[Category], rows: Sequence[dict[str, Any]], used: set[int], notes: list[str]
 ) -> list[Category]:
     """Drop what Roboflow adds: a category without objects that is only the heading of others."""
-    headings = {row.get("supercategory") for row in rows if row.get("supercategory") != row["name"]}
+    headings = [row.get("supercategory") for row in rows if row.get("supercategory") != row["name"]]
     roots = [c for c in categories if c.id not in used and c.name in headings]
     if roots:
         notes.append(f"left out as headings without objects: {', '.join(c.name for c in roots)}")
     return [c for c in categories if c not in roots]
 
 
-def _compare_categories(file: Path, known: Sequence[Category], own: Sequence[Category], notes: list[str]) -> None:
+def _compare_categories(
+    file: Path, known: Sequence[Category], own: Sequence[Category], used: set[int], notes: list[str]
+) -> None:
     names = {c.id: c.name for c in known}
-    clashes = [f"{c.id} is `{c.name}` here and `{names[c.id]}` in training" for c in own if names.get(c.id, c.name) != c.name]
-    if clashes:
-        raise DataError(f"{file} names its classes differently from the training data: {'; '.join(clashes[:5])}")
-    if extra := [c.name for c in own if c.id not in names]:
+    other = [c for c in own if names.get(c.id, c.name) != c.name]
+    if other:
+        clashes = "; ".join(f"{c.id} is `{c.name}` here and `{names[c.id]}` in training" for c in other[:5])
+        raise DataError(f"{file} names {len(other)} classes differently from the training data: {clashes}")
+    if extra := [c.name for c in own if c.id not in names and c.id in used]:
         notes.append(f"classes that the model does not know, left out of the evaluation: {', '.join(extra)}")
 
 
@@ -159,7 +168,7 @@ def _labels(kinds: np.ndarray, categories: Sequence[Category]) -> np.ndarray:
 def _area(row: dict[str, Any], box: np.ndarray) -> float:
     """As written (of the object's outline), or else that of the box."""
     written = row.get("area")
-    return float(written) if isinstance(written, int | float) else float(box[2] * box[3])
+    return float(written) if is_number(written) else float(box[2] * box[3])
 
 
 def _positions(owners: np.ndarray, image_ids: np.ndarray) -> np.ndarray:
@@ -172,11 +181,11 @@ def _image_root(split: Split, names: Sequence[str]) -> Path:
     """The first folder that holds the first pictures; then every picture must be there. No folders: no pictures."""
     if not names or not split.image_roots:
         return split.annotations.parent
-    here = [root for root in split.image_roots if any((root / name).is_file() for name in names[:20])]
+    here = [root for root in split.image_roots if any(os.path.isfile(root / name) for name in names[:20])]
     if not here:
         tried = ", ".join(str(root) for root in split.image_roots)
         raise DataError(f"the pictures of {split.annotations}, such as {names[0]}, are in none of {tried}")
-    missing = [name for name in names if not (here[0] / name).is_file()]
+    missing = [name for name in names if not os.path.isfile(here[0] / name)]  # False for a name too long
     if missing:
         shown = ", ".join(missing[:5])
         raise DataError(f"{len(missing)} of {len(names)} pictures of {split.annotations} are not in {here[0]}: {shown}")
@@ -188,9 +197,18 @@ def _sizes(images: Sequence[dict[str, Any]], names: Sequence[str], root: Path, m
     sizes = []
     for image, name in zip(images, names, strict=True):
         written = (image.get("width"), image.get("height"))
-        good = all(isinstance(side, int) and side > 0 for side in written)
+        good = all(isinstance(side, int) and 0 < side < 2**31 for side in written)
         sizes.append(written if good else image_size(root / name, max_pixels))
     return np.array(sizes, dtype=np.int64).reshape(-1, 2)
+
+
+def _looks_like_corners(annotations: Annotations) -> int:
+    """How many boxes reach beyond their picture, if all of them read well as two corners, or else 0."""
+    near, far = annotations.boxes[:, :2], annotations.boxes[:, 2:]
+    sizes = np.repeat(annotations.sizes, np.diff(annotations.starts), axis=0) + 1  # rounding
+    beyond = int((near + far > sizes).any(1).sum())
+    as_corners = (far >= near).all() and (far <= sizes).all()
+    return beyond if as_corners and beyond > 0.2 * len(near) and len(near) > MIN_EVIDENCE else 0
 
 
 def _with_notes(annotations: Annotations) -> Annotations:
@@ -201,11 +219,16 @@ def _with_notes(annotations: Annotations) -> Annotations:
     count = max(1, len(annotations.boxes))
     if no_size > 0.05 * count:
         raise DataError(
-            f"{annotations.file}: {no_size} of {count} boxes have no width or height; were they exported as "
+            f"{annotations.file}: {no_size} of {count} boxes have no width or height; COCO's `bbox` is "
+            "x, y, width, height in pixels, x and y of the top left corner"
+        )
+    if len(annotations.boxes) and (annotations.boxes.max(1) <= 1.0).mean() > 0.5:
+        raise DataError(f"{annotations.file}: most boxes lie within [0, 1]; COCO's `bbox` is in pixels")
+    if beyond := _looks_like_corners(annotations):
+        raise DataError(
+            f"{annotations.file}: {beyond} of {count} boxes reach beyond their picture; were they exported as "
             "x0 y0 x1 y1? COCO's `bbox` is x, y, width, height in pixels"
         )
-    if count > 10 and (annotations.boxes.max(1) <= 1.0).mean() > 0.5:
-        raise DataError(f"{annotations.file}: most boxes lie within [0, 1]; COCO's `bbox` is in pixels")
     if lost:
         annotations.notes.append(f"{lost} of {count} objects have no size or lie outside their picture; not trained on")
     return annotations

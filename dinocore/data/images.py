@@ -1,20 +1,42 @@
 """From a picture file to upright 8-bit RGB, whatever the file holds."""
 
+import logging
 import stat
 import struct
 import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import DataError
 
 # MPO comes with JPEG; rarely used decoders are where the holes are
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .mpo .png .webp .bmp .tif .tiff .gif .ppm .pgm".split())
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+)
+DAMAGE = (  # what Pillow's decoders raise
+    *(OSError, ValueError, SyntaxError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError),
+    *(EOFError, MemoryError, struct.error, zlib.error),
+)
+ORIENTATION = 0x0112  # the EXIF tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else it prints about damaged files on its own
 
 
 def read_image(path: Path, max_pixels: int) -> Image.Image:
@@ -23,11 +45,12 @@ def read_image(path: Path, max_pixels: int) -> Image.Image:
     Raises:
         DataError: the file is missing, is not a picture, is damaged, or has more than `max_pixels` pixels.
     """
-    with open_image(path, max_pixels) as image:
+    with _opened(path, max_pixels) as image:
         try:
             image.load()
-            return to_rgb(_upright(image))
-        except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+            turn = TURNS.get(_orientation(image))
+            return to_rgb(image if turn is None else image.transpose(turn))
+        except DAMAGE as error:
             raise DataError(f"{path} is damaged: {error}") from error
 
 
@@ -37,31 +60,32 @@ def image_size(path: Path, max_pixels: int) -> tuple[int, int]:
     Raises:
         DataError: as for `read_image`, but damage behind the header goes unnoticed.
     """
-    with open_image(path, max_pixels) as image:
+    with _opened(path, max_pixels) as image:
         width, height = image.size
-        turned = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
-        return (height, width) if turned else (width, height)
+        return (height, width) if _orientation(image) >= 5 else (width, height)
 
 
-def open_image(path: Path, max_pixels: int) -> Image.Image:
-    """Read a picture's header only, with our limits.
+@contextmanager
+def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+    """A picture whose header is read, within our limits and without Pillow's warnings about size and metadata."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _open(path, max_pixels) as image:
+            yield image
 
-    Raises:
-        DataError: the file is missing, is not a picture, or has more than `max_pixels` pixels.
-    """
+
+def _open(path: Path, max_pixels: int) -> Image.Image:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise DataError(f"{path} is not a regular file")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we have a limit of our own
-            image = Image.open(path, formats=FORMATS)
+        image = Image.open(path, formats=FORMATS)
     except FileNotFoundError:
         raise DataError(f"there is no picture {path}") from None
     except UnidentifiedImageError:
         raise DataError(f"{path} is not a picture in a known format ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError as error:
-        raise DataError(f"{path} was not decoded: {error}") from None
-    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path} was not decoded: {error} Scale it down or cut it into parts.") from None
+    except DAMAGE as error:
         raise DataError(f"{path} cannot be opened: {error}") from error
     if image.width * image.height > max_pixels:
         image.close()
@@ -72,11 +96,15 @@ def open_image(path: Path, max_pixels: int) -> Image.Image:
     return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
+    """1 to 8 as the EXIF data say; 1, upright, where they say nothing sensible."""
+    if image.format == "TIFF":  # Pillow turns these itself, pixels and size
+        return 1
     try:
-        return ImageOps.exif_transpose(image)
-    except (OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error):  # damaged EXIF says nothing
-        return image
+        said = image.getexif().get(ORIENTATION)
+    except DAMAGE:
+        return 1
+    return said if said in TURNS else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -91,11 +119,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _scale_to_bytes(pixels: np.ndarray) -> np.ndarray:
     """Deep grey to 8 bits: unit floats by 255, 16 bits by 1/257, anything else from its least to its greatest."""
-    values = np.nan_to_num(pixels.astype(np.float64))
-    low, high = values.min(initial=0.0), values.max(initial=0.0)
+    values = pixels.astype(np.float64)
+    finite = values[np.isfinite(values)]
+    low, high = finite.min(initial=0.0), finite.max(initial=0.0)
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
     if np.issubdtype(pixels.dtype, np.floating):
-        low, high = (0.0, 1.0) if 0 <= low and high <= 1 else (low, high)
-    elif 0 <= low and high <= 65535:
+        low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+    elif low >= 0 and high <= 65535:
         low, high = 0.0, 65535.0
     return np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
 

@@ -76,7 +76,8 @@ def _plain(folder: Path) -> Layout | None:
         val = names["val"]
         val_split = Split(val, [folder / "val", *roots]) if val.is_file() else None
         return Layout("plain COCO", Split(names["train"], [folder / "train", *roots]), val_split)
-    files = [file for file in (names["annotations"], folder / ROBOFLOW) if file.is_file()] or sorted(folder.glob("*.json"))
+    named = [file for file in (names["annotations"], folder / ROBOFLOW) if file.is_file()]
+    files = named or sorted(folder.glob("*.json"))
     if len(files) > 1:
         raise DataError(
             f"{folder} has several .json files: {', '.join(file.name for file in files)}; "

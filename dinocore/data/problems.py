@@ -1,5 +1,6 @@
 """Collects what is wrong with an annotation file, so that a user sees all kinds of fault at once."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
@@ -49,7 +50,7 @@ class Problems:
     def ids(self, rows: Sequence[Mapping[str, Any]], key: str, table: str) -> np.ndarray:
         """Whole numbers, (rows,) int64; 1.0 counts as 1."""
         values = [row[key] for row in rows]
-        wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, int | float) or v != v or v % 1 or abs(v) >= 2**63]
+        wrong = [v for v in values if not is_number(v) or v % 1]
         self.add(f"`{key}` in `{table}` that is not a whole number", [repr(v)[:40] for v in wrong])
         self.stop()
         return np.array([int(v) for v in values], dtype=np.int64)
@@ -59,7 +60,9 @@ class Problems:
         values, counts = np.unique(ids, return_counts=True)
         self.add(f"ids that appear more than once in `{table}`", values[counts > 1].tolist())
 
-    def known(self, rows: Sequence[Mapping[str, Any]], ids: np.ndarray, known: np.ndarray, key: str, table: str) -> None:
+    def known(
+        self, rows: Sequence[Mapping[str, Any]], ids: np.ndarray, known: np.ndarray, key: str, table: str
+    ) -> None:
         """Every id refers to something."""
         lost = np.flatnonzero(~np.isin(ids, known))
         named = [f"annotation {rows[i].get('id', f'number {i}')} -> {ids[i]}" for i in lost[:SHOWN]]
@@ -72,20 +75,33 @@ class Problems:
         self.stop()
         return np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
 
-    def file_name(self, image: Mapping[str, Any]) -> str:
-        """A name that stays within the picture folder."""
-        name = str(image["file_name"])
-        path = PurePosixPath(name.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or "\0" in name or not path.parts:
-            self.fail(f"the file_name {name!r} of image {image['id']} leads out of the picture folder")
-        return str(path)
+    def file_names(self, images: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Names that stay within the picture folder."""
+        names = [str(image["file_name"]).replace("\\", "/") for image in images]
+        wrong = [i for i, name in enumerate(names) if not _stays_inside(name)]
+        self.add(
+            "`file_name` that is no file name or leads out of the picture folder",
+            [f"image {images[i]['id']}: {str(images[i]['file_name'])[:60]!r}" for i in wrong],
+        )
+        return [str(PurePosixPath(name)) for name in names]
+
+
+def _stays_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    try:
+        os.fsencode(name)  # JSON can write text that no system takes for a name
+    except UnicodeEncodeError:
+        return False
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in name and bool(path.parts)
 
 
 def _is_box(box: Any) -> bool:
-    numbers = isinstance(box, list) and len(box) == 4 and all(
-        isinstance(v, int | float) and not isinstance(v, bool) for v in box
-    )  # fmt: skip
-    return numbers and bool(np.isfinite(np.array(box, dtype=np.float64)).all())
+    return isinstance(box, list) and len(box) == 4 and all(is_number(v) for v in box)
+
+
+def is_number(value: Any) -> bool:
+    """Finite, and nothing that Python only takes for a number; 2**63 is more than any picture or id needs."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _show(row: Mapping[str, Any], number: int) -> str:

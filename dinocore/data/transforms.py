@@ -24,7 +24,8 @@ def augment(picture: Picture, config: DataConfig, rng: np.random.Generator) -> P
     if rng.random() < config.flip:
         picture = _on_both(F.horizontal_flip, picture)
     if rng.random() < config.crop_chance:
-        picture = resize(picture, _choose(config.crop_scales, rng), max_size=None)
+        most = 4 * config.max_size  # none in DETR; a picture of 1 x 5000 pixels would become one of 400 x 2,000,000
+        picture = resize(picture, _choose(config.crop_scales, rng), most)
         picture = crop(picture, config.crop_size, rng)
     return resize(picture, _choose(config.train_scales, rng), config.max_size)
 
@@ -42,7 +43,9 @@ def resized(size: Sequence[int], short: int, max_size: int | None) -> tuple[int,
     low, high = min(height, width), max(height, width)
     if max_size is not None and high / low * short > max_size:
         short = max(1, round(max_size * low / high))
-    long = max(1, int(short * high / low))
+    long = int(short * high / low)
+    if short == 1 and max_size is not None:  # a ribbon, which DETR gives no height at all
+        long = min(long, max_size)
     return (short, long) if height <= width else (long, short)
 
 
@@ -70,7 +73,7 @@ def as_target(picture: Picture, seed: int | None = None) -> Target:
 
 
 def _choose(values: Sequence[int], rng: np.random.Generator) -> int:
-    return int(values[rng.integers(len(values))])
+    return int(values[int(rng.integers(len(values)))])
 
 
 def _on_both(transform, picture: Picture) -> Picture:

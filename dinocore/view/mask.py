@@ -7,6 +7,7 @@ for. `mask_text.py` and `mask_image.py` draw the same `Fold`.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,10 +56,10 @@ class MaskView(NamedTuple):
         cut = self.num_denoising
         parts = {"denoising": slice(0, cut), "matching": slice(cut, None)}
         return {
-            f"{row}_to_{column}": int(self.blocked[parts[row], parts[column]].sum())
-            for row in parts
-            for column in parts
-        }  # fmt: skip
+            f"{row}_to_{column}": int(self.blocked[rows, columns].sum())
+            for row, rows in parts.items()
+            for column, columns in parts.items()
+        }
 
     @property
     def blocked_share(self) -> float:
@@ -107,8 +108,7 @@ def mask_of(config: ModelConfig, num_objects: Sequence[int]) -> MaskView:
 
 def view_mask(noise: Noise | None, queries: Queries, num_objects: Sequence[int]) -> MaskView:
     """What a model put before its decoder, as a mask to look at; without noise nothing is blocked."""
-    num_queries = queries.content.shape[1]
-    blocked = queries.blocked
+    num_queries, blocked = queries.content.shape[1], queries.blocked
     if blocked is None:
         blocked = torch.zeros(num_queries, num_queries, dtype=torch.bool)
     if noise is None:
@@ -136,7 +136,7 @@ def check_size(config: ModelConfig, num_objects: Sequence[int]) -> None:
     if needed > MOST_BYTES:
         raise ConfigError(
             f"this mask is too large to look at: {_amount(sum(num_objects))} objects, {_amount(num_noisy)} denoising "
-            f"and {_amount(config.num_queries)} matching queries need about {_size(needed)} of memory, and "
+            f"and {_amount(config.num_queries)} matching queries need {_size(needed)} of memory, and "
             f"inspect-mask takes at most {_size(MOST_BYTES)}; ask for fewer groups or objects"
         )
 
@@ -161,12 +161,16 @@ def notes(view: MaskView, config: ModelConfig) -> list[str]:
 def fold(view: MaskView, most: int) -> Fold:
     """At most so many cells, of equal kind where there is room: a query, else part of a group's half, else groups."""
     cells = [_cell(view, start, stop) for start, stop in _cut(view, most)]
-    edges = [(cell.start, cell.stop) for cell in cells]
-    every = [*edges, (view.num_denoising, len(view.blocked))]
-    rows = torch.stack([view.blocked[start:stop].float().mean(0) for start, stop in every])  # (cells + 1, N)
-    blocked = torch.stack([rows[:, start:stop].mean(1) for start, stop in every], dim=1)  # (cells + 1, cells + 1)
-    real = [view.real[:, start:stop].float().mean(1) for start, stop in edges]
-    return Fold(cells, blocked, torch.stack(real, dim=1) if real else torch.zeros(len(view.real), 0))
+    starts = [*(cell.start for cell in cells), view.num_denoising]
+    sizes = np.diff([*starts, len(view.blocked)])
+    rows = np.add.reduceat(view.blocked.numpy(), starts, axis=0, dtype=np.int32)  # (cells + 1, N)
+    pairs = np.add.reduceat(rows, starts, axis=1, dtype=np.int64)  # (cells + 1, cells + 1)
+    real = [view.real[:, cell.start : cell.stop].float().mean(1) for cell in cells]
+    return Fold(
+        cells=cells,
+        blocked=torch.from_numpy(pairs / np.outer(sizes, sizes)),
+        real=torch.stack(real, dim=1) if real else torch.zeros(len(view.real), 0),
+    )
 
 
 def _cut(view: MaskView, most: int) -> list[tuple[int, int]]:
@@ -197,7 +201,7 @@ def _cell(view: MaskView, start: int, stop: int) -> Cell:
 
 
 def to_json(view: MaskView) -> dict[str, Any]:
-    """Counts, padding and the mask itself, for scripts; every range is [first, end), counted from 0."""
+    """For scripts; every range is [first, end), counted from 0."""
     num_negative = int(view.negative.sum())
     return {
         "num_groups": view.num_groups,
@@ -243,7 +247,4 @@ def _amount(count: int) -> str:
 
 
 def _size(num_bytes: int) -> str:
-    for power, unit in ((4, "TB"), (3, "GB"), (2, "MB")):
-        if num_bytes >= 1000**power:
-            return f"{num_bytes // 1000**power:,} {unit}" if num_bytes < 1000**6 else "over 1,000,000 TB"
-    return f"{num_bytes // 1000:,} kB"
+    return f"{num_bytes // 10**8 / 10:,.1f} GB" if num_bytes < 10**15 else "more than 1,000,000 GB"

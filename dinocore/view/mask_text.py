@@ -27,11 +27,10 @@ class Glyphs(NamedTuple):
     bar: str
     rule: str
     cross: str
-    times: str
 
 
-UNICODE = Glyphs("█", "·", "▒", "●", "○", "◐", "│", "─", "┼", "×")  # noqa: RUF001
-ASCII = Glyphs("#", ".", "%", "o", "_", "~", "|", "-", "+", "x")
+UNICODE = Glyphs("█", "·", "▒", "●", "○", "◐", "│", "─", "┼")
+ASCII = Glyphs("#", ".", "%", "o", "_", "~", "|", "-", "+")
 SIGNS = {"positive": "+", "negative": "-", "both": "*"}
 
 Line = list[Span]
@@ -53,11 +52,11 @@ def draw_text(view: MaskView, glyphs: Glyphs = UNICODE, width: int = 80) -> list
     """The mask, the padding of each image, a legend and the counts, in at most `width` columns (at least 80)."""
     layout = _layout(view, max(80, width))
     drawing = [*_header(view, layout, glyphs), *_rows(layout, glyphs), *_strips(view, layout, glyphs)]
-    counts = [[Span(text)] for text in facts(view, glyphs.times)]
+    counts = [[Span(text)] for text in facts(view)]
     return [*drawing, [], *_legend(view, layout, glyphs), [], *counts]
 
 
-def facts(view: MaskView, times: str) -> list[str]:
+def facts(view: MaskView) -> list[str]:
     """The counts in words."""
     total, pairs = len(view.blocked), view.blocked_pairs
     noisy, matching, slots = view.num_denoising, view.num_matching, int(view.slots.sum())
@@ -65,10 +64,10 @@ def facts(view: MaskView, times: str) -> list[str]:
     return [
         f"groups             {view.num_groups:,}",
         f"objects per image  {_listed(view.num_objects)}",
-        f"denoising queries  {noisy:,}" + f" = {view.num_groups} {times} ({kinds})" * (slots > 0),
+        f"denoising queries  {noisy:,}" + f" = {view.num_groups} x ({kinds})" * (slots > 0),
         f"matching queries   {matching:,}",
         f"total              {total:,}",
-        f"blocked            {sum(pairs.values()):,} of {total:,} {times} {total:,} pairs: {view.blocked_share:.2%}",
+        f"blocked            {sum(pairs.values()):,} of {total:,} x {total:,} pairs: {view.blocked_share:.2%}",
         f"  denoising to denoising  {_part(pairs['denoising_to_denoising'], noisy * noisy)}",
         f"  denoising to matching   {_part(pairs['denoising_to_matching'], noisy * matching)}",
         f"  matching to denoising   {_part(pairs['matching_to_denoising'], matching * noisy)}",
@@ -86,15 +85,17 @@ def _part(blocked: int, pairs: int) -> str:
 
 
 def _layout(view: MaskView, width: int) -> Layout:
-    """Square cells and whole words where they fit, else narrow ones; folded where even these don't."""
+    """Square cells and whole words where they fit, else narrow ones, else square ones for several queries each."""
     count, last = f"{view.num_matching:,}", str(max(0, view.num_groups - 1))
+    whole = max(1, view.num_denoising)
     label, band = len(last) + 9, 8
     for cell in (2, 1):
-        if label + cell * view.num_denoising + 1 + band <= width:
-            whole = fold(view, max(1, view.num_denoising))
-            return Layout(whole, cell, label, band, "group ", "image ", (count, "matching"))
+        if label + cell * whole + 1 + band <= width:
+            return Layout(fold(view, whole), cell, label, band, "group ", "image ", (count, "matching"))
     label, band = len(last) + 3, max(3, len(count))
-    return Layout(fold(view, width - label - 1 - band), 1, label, band, "", "i", ("m",))
+    room = width - label - 1 - band
+    cell, cells = (1, whole) if whole <= room else (2, room // 2)
+    return Layout(fold(view, cells), cell, label, band, "", "i", ("m",))
 
 
 def _header(view: MaskView, layout: Layout, glyphs: Glyphs) -> list[Line]:
@@ -172,7 +173,7 @@ def _legend(view: MaskView, layout: Layout, glyphs: Glyphs) -> list[Line]:
               Span(glyphs.allowed), Span(" may attend")]]  # fmt: skip
     folded = layout.folded
     if folded.queries_per_cell > 1:
-        size = f"{folded.queries_per_cell} {glyphs.times} {folded.queries_per_cell}"
+        size = f"{folded.queries_per_cell} x {folded.queries_per_cell}"
         lines.append([Span(f"each cell stands for up to {size} queries;  "), Span(glyphs.partly * 2, "partly"),
                       Span(" some of them may attend")])  # fmt: skip
     kinds = {"positive": "+ positive", "negative": "- negative", "both": "* both kinds"}
@@ -182,6 +183,6 @@ def _legend(view: MaskView, layout: Layout, glyphs: Glyphs) -> list[Line]:
     if not view.real.all():
         some = Span(f"   {glyphs.some} both", "partly")
         lines.append([Span(f"{glyphs.object} object", "object"), Span(f"   {glyphs.padding} padding slot", "padding"),
-                      *([some] if ((folded.real > 0) & (folded.real < 1)).any() else []),
-                      Span("   (the mask is the same for every image; it doesn't block padding)")])  # fmt: skip
+                      *([some] if ((folded.real > 0) & (folded.real < 1)).any() else [])])  # fmt: skip
+        lines.append([Span("the mask is the same for every image of the batch; it does not block padding")])
     return lines

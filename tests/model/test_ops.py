@@ -21,7 +21,7 @@ FORMS = [pytest.param("auto", marks=NUMBA), "reference"]
 MAPS = [(5, 7), (3, 2), (1, 1)]
 
 
-def inputs(batch=2, queries=3, heads=2, dim=4, maps=MAPS, points=2, dtype=torch.float32, seed=0):  # noqa: PLR0913
+def inputs(batch=2, queries=3, heads=2, dim=4, maps=MAPS, points=2, dtype=torch.float32, seed=0):
     """Random value, maps, locations (about half of them near or outside an edge) and weights."""
     random = torch.Generator().manual_seed(seed)
     value = torch.randn(batch, sum(h * w for h, w in maps), heads, dim, generator=random, dtype=torch.float64)
@@ -117,6 +117,8 @@ def test_short_floats_lose_no_more_than_one_rounding(dtype):
     assert [tensor.dtype for tensor in ours] == [dtype, dtype, torch.float32, torch.float32]
     for mine, theirs in zip(ours, expected, strict=True):
         torch.testing.assert_close(mine.float(), theirs.float(), atol=1e-5, rtol=2 * torch.finfo(dtype).eps)
+    for mine, theirs in zip(ours[:2], expected[:2], strict=True):  # to nearest, but for sums that lie in the middle
+        assert (mine == theirs).double().mean() > 0.97
 
 
 @NUMBA
@@ -402,7 +404,6 @@ assert triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget(
     )
 
 
-@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cuda_agrees_with_the_reference_on_the_cpu(dtype):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dinocore.model.ops.kernels import backward_kernel, forward_kernel
+from dinocore.model.ops.kernels import backward_kernel, forward_kernel, padded
 
 Shapes = list[tuple[int, int]]
 
@@ -57,10 +57,12 @@ def _real(value: Tensor) -> type:
 def _arrays(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> tuple[tuple, tuple[int, int, int]]:
     """What every kernel reads: value, locations, weights and maps; and S, M, N."""
     starts = np.cumsum([0, *(height * width for height, width in shapes)])[:-1]
-    maps = np.array([(width, height, start) for (height, width), start in zip(shapes, starts, strict=True)])  # (L, 3)
-    maps = maps.T.repeat(weights.shape[4], axis=1).astype(_real(value)).ravel()  # (3 * L * P,)
+    levels = np.array([(width, height, start) for (height, width), start in zip(shapes, starts, strict=True)])  # (L, 3)
+    samples = levels.T.repeat(weights.shape[4], axis=1)  # (3, L * P)
+    maps = np.zeros((3, padded(samples.shape[1])), dtype=_real(value))
+    maps[:, : samples.shape[1]] = samples
     real = _computed(value)
-    inputs = _flat(value.to(_stored(value))), _flat(locations.to(real)), _flat(weights.to(real)), maps
+    inputs = _flat(value.to(_stored(value))), _flat(locations.to(real)), _flat(weights.to(real)), maps.ravel()
     return inputs, (value.shape[1], value.shape[2], weights.shape[1])
 
 

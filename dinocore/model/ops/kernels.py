@@ -3,12 +3,14 @@
 One head of one image at a time: its value is packed to (S + 1, W), so that tokens next to each other share the cache.
 Row S is zero and stands for every place off the map. Then, for each query, the K samples are located side by side, and
 their corners are visited one after the other. D and K are rounded up to powers of two, W and V: rows of 24 numbers are
-twice as slow as rows of 32.
+twice as slow as rows of 32. What is stored for the 4 corners of K samples, (4, K), has V - K numbers more at its end.
 
 All arrays are flat; `inputs` are value, locations, weights, maps, where maps (3, V) has width, height and first token.
 Numba keeps what it compiled on disk and starts anew when this file changes, but not when only `rows` does.
 """
 # ruff: noqa: N803, N806 - the letters of `structures`
+# it does not know that Numba passes the typing context:
+# pyright: reportCallIssue=false
 
 import functools
 from collections.abc import Callable
@@ -39,17 +41,17 @@ def forward_kernel(D: int, K: int, real: type) -> Callable:
         short, zero, few = fill(real(0), D), fill(real(0), W), fill(real(0), K)
         constants = fill(real(0), V), fill(real(0.5), V), fill(real(1), V), fill(real(S), V)
         packed = np.empty((S + 1) * W, dtype=real)
-        corners, shares = np.empty(4 * V, dtype=np.int32), np.empty(4 * V, dtype=real)
+        corners, shares = np.empty(3 * K + V, dtype=np.int32), np.empty(3 * K + V, dtype=real)
         for item in range(begin, end):
             b, m, n = item // (M * N), item // N % M, item % N
             if item == begin or n == 0:
-                _pack(value, b * S * M + m, M, packed, short, zero)
+                _pack(value, (b * S * M + m) * D, M * D, S, packed, short, zero)
             query = (b * N + n) * M + m
-            places = _locate(locations, query * K, maps, constants, few, corners)
-            _share(places, resize(load(weights, query * K, few), places[0]), shares)
+            places = _locate(locations, query * K, K, maps, constants, few, corners)
+            _share(places, resize(load(weights, query * K, few), places[0]), K, shares)
             upper_left, upper_right, lower_left, lower_right = zero, zero, zero, zero
             for k in range(K):  # four sums, because an addition waits for the one before
-                i, j, u, v = k, k + V, k + 2 * V, k + 3 * V
+                i, j, u, v = k, k + K, k + 2 * K, k + 3 * K
                 upper_left = add_scaled(upper_left, shares[i], load(packed, corners[i] * W, zero))
                 upper_right = add_scaled(upper_right, shares[j], load(packed, corners[j] * W, zero))
                 lower_left = add_scaled(lower_left, shares[u], load(packed, corners[u] * W, zero))
@@ -70,22 +72,22 @@ def backward_kernel(D: int, K: int, real: type) -> Callable:
         short, zero, few = fill(real(0), D), fill(real(0), W), fill(real(0), K)
         constants = fill(real(0), V), fill(real(0.5), V), fill(real(1), V), fill(real(S), V)
         packed, grad_packed = np.empty((S + 1) * W, dtype=real), np.empty((S + 1) * W, dtype=real)
-        corners, shares, dots = np.empty(4 * V, dtype=np.int32), np.empty(4 * V, dtype=real), np.empty(4 * V, dtype=real)
+        corners, shares = np.empty(3 * K + V, dtype=np.int32), np.empty(3 * K + V, dtype=real)
+        dots = np.empty(3 * K + V, dtype=real)
         for head in range(begin, end):
             b, m = head // M, head % M
-            _pack(value, b * S * M + m, M, packed, short, zero)
+            _pack(value, (b * S * M + m) * D, M * D, S, packed, short, zero)
             grad_packed[:] = 0
             for n in range(N):
                 query = (b * N + n) * M + m
-                places = _locate(locations, query * K, maps, constants, few, corners)
+                places = _locate(locations, query * K, K, maps, constants, few, corners)
                 weight = resize(load(weights, query * K, few), places[0])
-                _share(places, weight, shares)
+                _share(places, weight, K, shares)
                 grad_row = resize(load(grad, query * D, short), zero)
-                for corner in range(0, 4 * V, V):
-                    for at in range(corner, corner + K):
-                        row = corners[at] * W
-                        dots[at] = dot(grad_row, load(packed, row, zero))
-                        store(grad_packed, row, add_scaled(load(grad_packed, row, zero), shares[at], grad_row))
+                for corner in range(4 * K):
+                    row = corners[corner] * W
+                    dots[corner] = dot(grad_row, load(packed, row, zero))
+                    store(grad_packed, row, add_scaled(load(grad_packed, row, zero), shares[corner], grad_row))
                 _place_gradients(places, weight, dots, maps, query * K, few, gradients)
             for s in range(S):
                 store(gradients[0], ((b * S + s) * M + m) * D, resize(load(grad_packed, s * W, zero), short))
@@ -94,19 +96,22 @@ def backward_kernel(D: int, K: int, real: type) -> Callable:
 
 
 @_compile
-def _pack(value, start, step, packed, short, zero):
-    """Copy every `step`-th row of value, from row `start` on, to packed (S + 1, W), whose last row becomes zero."""
-    D, W = len_of(short), 0
+def _pack(value, start, step, tokens, packed, short, zero):
+    """Copy a row of value every `step` numbers, from `start` on, to packed (S + 1, W), whose last row becomes zero."""
+    width = len(packed) // (tokens + 1)
+    for token in range(tokens):
+        store(packed, token * width, resize(load(value, start + token * step, short), zero))
+    store(packed, tokens * width, zero)
 
 
 @_compile
-def _locate(locations, start, maps, constants, corners):
+def _locate(locations, start, K, maps, constants, few, corners):
     """Find K samples: write the packed row of each corner to corners (4, K), return shares: left, right, up, down."""
     zero, half, one, off = constants
-    K = len(corners) // 4
-    widths, heights, firsts = load(maps, 0, zero), load(maps, K, zero), load(maps, 2 * K, zero)
-    x, y = load_pairs(locations, 2 * start, zero)
-    x, y = x * widths - half, y * heights - half
+    V = len(maps) // 3
+    widths, heights, firsts = load(maps, 0, zero), load(maps, V, zero), load(maps, 2 * V, zero)
+    x, y = load_pairs(locations, 2 * start, few)
+    x, y = resize(x, zero) * widths - half, resize(y, zero) * heights - half
     left, up = floor(x), floor(y)
     right, down = left + one, up + one
     left_on, right_on = (left >= zero) & (left < widths), (right >= zero) & (right < widths)  # not if NaN
@@ -120,10 +125,9 @@ def _locate(locations, start, maps, constants, corners):
 
 
 @_compile
-def _share(places, weight, shares):
+def _share(places, weight, K, shares):
     """Write the share of each corner in its sum to shares (4, K)."""
     left, right, up, down = places
-    K = len(shares) // 4
     up, down = up * weight, down * weight
     store(shares, 0, up * left)
     store(shares, K, up * right)
@@ -132,15 +136,17 @@ def _share(places, weight, shares):
 
 
 @_compile
-def _place_gradients(places, weight, dots, maps, start, grad_locations, grad_weights):
+def _place_gradients(places, weight, dots, maps, start, few, gradients):
     """Gradients of K samples from dots (4, K), the gradient of the output times the value of each corner."""
     left, right, up, down = places
-    K = len(dots) // 4
+    V = len(maps) // 3
+    K = (len(dots) - V) // 3
     upper_left, upper_right = load(dots, 0, weight), load(dots, K, weight)
     lower_left, lower_right = load(dots, 2 * K, weight), load(dots, 3 * K, weight)
     upper = left * upper_left + right * upper_right
     lower = left * lower_left + right * lower_right
     across = up * (upper_right - upper_left) + down * (lower_right - lower_left)
-    widths, heights = load(maps, 0, weight), load(maps, K, weight)
-    store(grad_weights, start, up * upper + down * lower)
-    store_pairs(grad_locations, 2 * start, weight * widths * across, weight * heights * (lower - upper))
+    grad_x = weight * load(maps, 0, weight) * across
+    grad_y = weight * load(maps, V, weight) * (lower - upper)
+    store_pairs(gradients[1], 2 * start, resize(grad_x, few), resize(grad_y, few))
+    store(gradients[2], start, resize(up * upper + down * lower, few))

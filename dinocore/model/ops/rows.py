@@ -3,6 +3,8 @@
 Numba has no such type, so it is made here. LLVM cuts a row of any width into the registers of the machine.
 Rows are loaded from flat arrays; a uint16 array holds bf16, which is widened to float32 when loaded.
 """
+# it does not know that Numba passes the typing context:
+# pyright: reportCallIssue=false
 
 import operator
 from collections.abc import Callable

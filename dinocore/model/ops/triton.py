@@ -4,6 +4,8 @@ One program works on ITEMS pairs of query and head, with the D numbers of a row 
 Gradients of value meet in atomic additions: their last bits differ from run to run.
 """
 # ruff: noqa: N803 - the letters of `structures`
+# it takes tl.static_range for a function that never returns:
+# pyright: reportGeneralTypeIssues=false
 
 import functools
 

@@ -1,0 +1,64 @@
+"""Small data sets that are drawn for a test: solid rectangles on black, so that boxes can be measured from pixels."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinocore.data.layout import Split
+
+TWO_PICTURES = {7: [(1, 10, 5, 20, 12), (2, 40, 20, 16, 24)], 9: [(2, 8, 8, 30, 30)]}
+
+
+def coco_document(objects: dict[int, list[tuple]], size: tuple[int, int], categories: dict[int, str]) -> dict[str, Any]:
+    """COCO's structure for pictures of `size` (width, height) by id, each with its (category id, x, y, w, h)."""
+    rows = [(image, *row) for image, rows in objects.items() for row in rows]
+    return {
+        "images": [{"id": i, "file_name": f"{i:04d}.png", "width": size[0], "height": size[1]} for i in objects],
+        "categories": [{"id": i, "name": name, "supercategory": "shape"} for i, name in categories.items()],
+        "annotations": [
+            {"id": n, "image_id": image, "category_id": kind, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            for n, (image, kind, *box) in enumerate(rows, start=1)
+        ],
+    }
+
+
+def draw(boxes: list[tuple], size: tuple[int, int]) -> Image.Image:
+    """A black picture with one rectangle in each (x, y, w, h): red, green, blue, then mixtures."""
+    pixels = np.zeros((size[1], size[0], 3), np.uint8)
+    for n, (x, y, w, h) in enumerate(boxes, start=1):
+        pixels[y : y + h, x : x + w] = [255 * bool(n & 1), 255 * bool(n & 2), 255 * bool(n & 4)]
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def make_coco(tmp_path) -> Callable[..., Split]:
+    """Writes one split of a COCO 2017 folder in tmp_path; `edit` may change its document, or return another one."""
+
+    def make(objects=TWO_PICTURES, size=(64, 48), categories={1: "disc", 2: "ring"}, edit=None, name="train"):  # noqa: B006
+        document = coco_document(objects, size, categories)
+        pictures = tmp_path / f"{name}2017"
+        pictures.mkdir(exist_ok=True)
+        for image_id, rows in objects.items():
+            draw([row[1:] for row in rows], size).save(pictures / f"{image_id:04d}.png")
+        document = (edit(document) if edit else None) or document
+        return write_split(tmp_path, name, json.dumps(document).encode())
+
+    return make
+
+
+@pytest.fixture
+def write_json(tmp_path) -> Callable[[bytes], Split]:
+    """Writes any bytes as the training annotations of tmp_path."""
+    return lambda content: write_split(tmp_path, "train", content)
+
+
+def write_split(folder: Path, name: str, content: bytes) -> Split:
+    file = folder / "annotations" / f"instances_{name}2017.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(content)
+    return Split(file, [folder / f"{name}2017"])

@@ -1,0 +1,389 @@
+"""Annotations that can be used come out as written; those that can't are refused with file, offenders and count."""
+
+import copy
+import json
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from dinocore.data.coco import Category, as_coco_dict, read_annotations
+from dinocore.errors import DataError
+
+
+def refusal(split, categories=None):
+    with pytest.raises(DataError) as caught:
+        read_annotations(split, categories)
+    assert caught.value.exit_code == 3 and str(split.annotations) in str(caught.value)
+    return str(caught.value)
+
+
+def average_precision(annotations):
+    """By pycocotools, of detections that are the annotations themselves."""
+    truth = COCO()
+    truth.dataset = as_coco_dict(annotations)
+    truth.createIndex()
+    found = [{k: row[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.9}
+             for row in truth.dataset["annotations"] if not row["iscrowd"]]  # fmt: skip
+    run = COCOeval(truth, truth.loadRes(found), "bbox")
+    run.evaluate()
+    run.accumulate()
+    run.summarize()
+    return run.stats[0]
+
+
+def objects_of(annotations, image_id):
+    """(category id, box) of every object of a picture."""
+    rows = annotations.objects(annotations.image_ids.tolist().index(image_id))
+    ids = [annotations.categories[k].id for k in annotations.labels[rows]]
+    return list(zip(ids, annotations.boxes[rows].tolist(), strict=True))
+
+
+# what can be used
+
+
+def test_objects_come_to_their_pictures_in_any_order_of_the_file(make_coco):
+    def shuffle(document):
+        for rows in document.values():
+            random.Random(3).shuffle(rows)
+
+    objects = {i: [(1 + (i + n) % 2, i, n, 9, 9) for n in range(i % 4)] for i in (30, 7, 2, 19, 11)}
+    annotations = read_annotations(make_coco(objects, edit=shuffle))
+    assert sorted(annotations.image_ids.tolist()) == [2, 7, 11, 19, 30]
+    for image_id, rows in objects.items():
+        found = sorted(objects_of(annotations, image_id))
+        assert found == sorted((kind, [float(v) for v in box]) for kind, *box in rows)
+        index = annotations.image_ids.tolist().index(image_id)
+        assert annotations.path(index).name == f"{image_id:04d}.png" and annotations.path(index).is_file()
+
+
+def test_category_ids_with_gaps_zero_and_any_order_are_numbered_and_kept(make_coco):
+    objects = {5: [(7, 0, 0, 9, 9), (0, 9, 9, 9, 9), (90, 20, 20, 9, 9), (3, 30, 30, 9, 9)]}
+    annotations = read_annotations(make_coco(objects, categories={7: "g", 3: "c", 90: "z", 0: "a"}))
+    assert annotations.categories == [Category(0, "a"), Category(3, "c"), Category(7, "g"), Category(90, "z")]
+    assert annotations.labels.tolist() == [2, 0, 3, 1]
+    assert [row["category_id"] for row in as_coco_dict(annotations)["annotations"]] == [7, 0, 90, 3]
+
+
+def test_what_coco_lets_out_is_filled_in(make_coco):
+    def bare(document):
+        for row in document["annotations"]:
+            del row["area"], row["iscrowd"], row["id"]
+        for row in document["images"]:
+            del row["width"], row["height"]
+        document["images"][1]["width"] = 0  # as good as missing
+
+    annotations = read_annotations(make_coco(edit=bare))
+    assert annotations.sizes.tolist() == [[64, 48], [64, 48]]
+    assert annotations.area.tolist() == [240, 384, 900] and not annotations.crowd.any()
+    assert average_precision(annotations) == 1
+
+
+def test_a_missing_size_is_that_of_the_upright_picture(make_coco, tmp_path):
+    def bare(document):
+        for row in document["images"]:
+            del row["width"], row["height"]
+
+    split = make_coco({3: [(1, 1, 1, 9, 9)]}, edit=bare)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (64, 48)).save(tmp_path / "train2017" / "0003.png", exif=turned)
+    assert read_annotations(split).sizes.tolist() == [[48, 64]]
+
+
+def test_the_area_of_the_outline_is_kept_and_nonsense_is_not(make_coco):
+    def outline(document):
+        for row, area in zip(document["annotations"], (17.5, float("nan"), 10**400), strict=True):
+            row["area"] = area
+
+    assert read_annotations(make_coco(edit=outline)).area.tolist() == [17.5, 384, 900]
+
+
+def test_an_annotation_with_the_id_0_is_found_by_pycocotools(make_coco):
+    def from_zero(document):
+        for n, row in enumerate(document["annotations"]):
+            row["id"] = n
+
+    annotations = read_annotations(make_coco(edit=from_zero))
+    assert average_precision(annotations) == 1
+    assert [row["id"] for row in as_coco_dict(annotations)["annotations"]] == [1, 2, 3]
+
+
+def test_crowds_are_evaluated_and_not_trained_on(make_coco):
+    def crowd(document):
+        document["annotations"][0]["iscrowd"] = 1
+
+    annotations = read_annotations(make_coco(edit=crowd))
+    assert annotations.trainable().tolist() == [False, True, True]
+    assert [row["iscrowd"] for row in as_coco_dict(annotations)["annotations"]] == [1, 0, 0]
+    assert average_precision(annotations) == 1 and annotations.notes == []
+
+
+def test_pictures_without_objects_stay(make_coco):
+    annotations = read_annotations(make_coco({1: [], 2: [(1, 1, 1, 9, 9)], 3: [], 4: []}))
+    assert np.diff(annotations.starts).tolist() == [0, 1, 0, 0]
+    assert len(as_coco_dict(annotations)["images"]) == 4
+    nothing = read_annotations(make_coco({1: []}))
+    assert nothing.boxes.shape == (0, 4) and nothing.trainable().shape == (0,)
+    assert read_annotations(make_coco({})).sizes.shape == (0, 2)
+
+
+def test_objects_outside_their_picture_are_kept_but_not_trained_on_and_counted(make_coco):
+    rows = [(1, n, n, 5, 5) for n in range(30)]
+    outside = [(1, 70, 5, 9, 9), (1, -20, 5, 20, 9)]
+    annotations = read_annotations(make_coco({1: rows, 2: []}, edit=lambda d: add(d, outside)))
+    assert annotations.trainable().sum() == 30 and len(annotations.boxes) == 32
+    assert annotations.notes == ["2 of 32 objects have no size or lie outside their picture; not trained on"]
+
+
+def add(document, rows, image_id=2):
+    document["annotations"] += [{"image_id": image_id, "category_id": kind, "bbox": box} for kind, *box in rows]
+
+
+def test_a_heading_of_roboflow_is_no_class(make_coco):
+    def roboflow(document):
+        document["categories"].insert(0, {"id": 0, "name": "shapes", "supercategory": "none"})
+        for row in document["categories"][1:]:
+            row["supercategory"] = "shapes"
+
+    annotations = read_annotations(make_coco(edit=roboflow))
+    assert [c.id for c in annotations.categories] == [1, 2]
+    assert annotations.notes == ["left out as headings without objects: shapes"]
+    val = read_annotations(make_coco(edit=roboflow, name="val"), annotations.categories)
+    assert val.notes == [], "a class without objects is not worth a word"
+
+
+def test_a_class_that_heads_others_but_has_objects_stays(make_coco):
+    def nested(document):
+        document["categories"][1]["supercategory"] = "disc"
+
+    assert len(read_annotations(make_coco(edit=nested)).categories) == 2
+
+
+def test_an_unused_class_that_heads_nothing_stays(make_coco):
+    assert len(read_annotations(make_coco(categories={1: "disc", 2: "ring", 3: "star"})).categories) == 3
+
+
+def test_classes_are_numbered_as_in_training_and_unknown_ones_are_noted(make_coco):
+    known = [Category(2, "ring"), Category(9, "star")]
+    annotations = read_annotations(make_coco(name="val"), known)
+    assert annotations.categories == known and annotations.labels.tolist() == [-1, 0, 0]
+    assert annotations.notes == ["classes that the model does not know, left out of the evaluation: disc"]
+    assert [row["category_id"] for row in as_coco_dict(annotations)["annotations"]] == [2, 2]
+    assert annotations.trainable().tolist() == [False, True, True]
+
+
+def test_a_number_with_another_name_than_in_training_is_refused(make_coco):
+    said = refusal(make_coco(name="val"), [Category(1, "ring"), Category(2, "disc")])
+    assert "2 classes" in said and "1 is `disc` here and `ring` in training" in said
+
+
+def test_whole_floats_are_ids(make_coco):
+    def floats(document):
+        document["images"][0]["id"] = 7.0
+        document["annotations"][0] |= {"image_id": 7.0, "category_id": 1.0}
+
+    assert read_annotations(make_coco(edit=floats)).image_ids.tolist() == [7, 9]
+
+
+@pytest.mark.parametrize("name", ["été 図 🙂.png", "sub/a.png", "sub\\a.png", "a b;'\"$.png", "\udcff.png"])
+def test_any_file_name_works(make_coco, tmp_path, name):
+    file = tmp_path / "train2017" / name.replace("\\", "/")
+
+    def rename(document):
+        document["images"][0]["file_name"] = name
+
+    split = make_coco(edit=rename)
+    file.parent.mkdir(exist_ok=True)
+    (tmp_path / "train2017" / "0007.png").rename(file)
+    assert read_annotations(split).path(0) == file
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32-be"])
+def test_every_encoding_of_json_is_read(make_coco, encoding):
+    split = make_coco(categories={1: "été", 2: "図"})
+    split.annotations.write_text(json.dumps(json.loads(split.annotations.read_bytes()), ensure_ascii=False), encoding)
+    assert [c.name for c in read_annotations(split).categories] == ["été", "図"]
+
+
+# what cannot be used
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "looks cut off"),
+        (b'{"images": [1, 2}', "line 1, column 17 of 17 bytes"),
+        (b'{"images": "caf\xe9 au lait noir"}', "position 15"),
+        (b"[" * 100_000, "cannot be read"),
+        (b'{"images": ' + b"1" * 5000 + b"}", "cannot be read"),
+        (b"[]", "its top level is not an object"),
+        (b'"text"', "its top level is not an object"),
+        (b"{}", "no list `images`"),
+        (b'{"images": {}}', "no list `images`"),
+        (b'{"images": []}', "no list `categories`"),
+        (b'{"images": [], "categories": []}', "no list `annotations`"),
+        (b'{"images": [], "categories": [], "annotations": null}', "no list `annotations`"),
+    ],
+)
+def test_what_is_not_coco_is_refused_with_the_place(write_json, content, said):
+    assert said in refusal(write_json(content))
+
+
+def test_a_file_cut_anywhere_says_that_it_looks_cut(make_coco, write_json):
+    whole = make_coco(categories={1: "disc", 2: "a \\ b"}).annotations.read_bytes()
+    for end in range(0, len(whole) - 1, 5):
+        assert "looks cut off" in refusal(write_json(whole[:end])), whole[:end][-30:]
+
+
+def test_a_missing_annotation_file_is_refused(make_coco):
+    split = make_coco()
+    split.annotations.unlink()
+    refusal(split)
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [("images", "id"), ("images", "file_name"), ("categories", "id"), ("categories", "name"),
+     ("annotations", "image_id"), ("annotations", "category_id"), ("annotations", "bbox")],
+)  # fmt: skip
+def test_missing_entries_and_nulls_are_listed_and_counted(make_coco, table, key):
+    def without(document):
+        document[table] = [copy.deepcopy(document[table][0]) for _ in range(8)]
+        for n, row in enumerate(document[table][1:]):
+            row.pop(key) if n % 2 else row.update({key: None})
+
+    assert f"entries of `{table}` without `{key}` (counted from 0): 1, 2, 3, 4, 5 and 2 more" in refusal(
+        make_coco(edit=without)
+    )
+
+
+def test_rows_that_are_no_objects_are_refused(make_coco):
+    assert "entries of `images` without `id`" in refusal(make_coco(edit=lambda d: d | {"images": [1, "a", None]}))
+
+
+@pytest.mark.parametrize("table", ["images", "categories"])
+def test_an_id_that_appears_twice_is_refused(make_coco, table):
+    said = refusal(make_coco(edit=lambda d: d[table].append(dict(d[table][0]))))
+    assert f"appear more than once in `{table}`: {7 if table == 'images' else 1}" in said
+
+
+@pytest.mark.parametrize("wrong", ["7", 7.5, True, [7], 2**63, -(10**30), float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("table", "key"), [("images", "id"), ("annotations", "image_id"), ("annotations", "category_id")]
+)
+def test_an_id_that_is_no_whole_number_is_refused(make_coco, table, key, wrong):
+    said = refusal(make_coco(edit=lambda d: d[table][0].update({key: wrong})))
+    assert f"`{key}` in `{table}` that is not a whole number: {wrong!r}" in said
+
+
+def test_objects_of_unknown_pictures_and_classes_are_refused_together(make_coco):
+    def strays(document):
+        add(document, [(1, 0, 0, 9, 9)] * 7, image_id=404)
+        document["annotations"][1]["category_id"] = 77
+
+    said = refusal(make_coco(edit=strays))
+    assert "`image_id` that is not in `images`: annotation number 3 -> 404, " in said and "and 2 more" in said
+    assert "`category_id` that is not in `categories`: annotation 2 -> 77" in said
+
+
+@pytest.mark.parametrize(
+    "box", [[1, 2, 3], [1, 2, 3, 4, 5], [], "1 2 3 4", ["1", 2, 3, 4], [[1, 2], [3, 4]], {"x": 1}, [True, 2, 3, 4],
+            [1, 2, float("nan"), 4], [1, 2, 3, float("inf")], [float("-inf"), 2, 3, 4], [1, 2, 3, 10**400]]
+)  # fmt: skip
+def test_a_box_of_anything_but_four_finite_numbers_is_refused(make_coco, box):
+    said = refusal(make_coco(edit=lambda d: d["annotations"][1].update({"bbox": box})))
+    assert f"`bbox` is not four finite numbers: annotation 2: {str(box)[:60]}" in said
+
+
+@pytest.mark.parametrize(
+    "name", ["../0007.png", "a/../../0007.png", "/etc/passwd", "..\\0007.png", "a\0b", "", ".", "\ud800"]
+)
+def test_a_file_name_that_leads_out_is_refused(make_coco, name):
+    said = refusal(make_coco(edit=lambda d: d["images"][1].update({"file_name": name})))
+    assert f"leads out of the picture folder: image 9: {name!r}" in said
+    said.encode()  # can be printed
+
+
+def test_missing_pictures_are_listed_and_counted(make_coco, tmp_path):
+    split = make_coco({i: [(1, 1, 1, 9, 9)] for i in range(1, 10)})
+    for i in range(2, 9):
+        (tmp_path / "train2017" / f"{i:04d}.png").unlink()
+    said = refusal(split)
+    assert said.startswith("7 of 9 pictures of ") and "0002.png, 0003.png, 0004.png, 0005.png, 0006.png" in said
+
+
+def test_pictures_that_are_nowhere_name_the_folders_that_were_tried(make_coco, tmp_path):
+    split = make_coco()
+    for file in (tmp_path / "train2017").iterdir():
+        file.unlink()
+    assert f"such as 0007.png, are in none of {tmp_path / 'train2017'}" in refusal(split)
+    assert "none of" in refusal(make_coco(edit=lambda d: d["images"][0].update(file_name="x" * 5000), objects={1: []}))
+
+
+def test_sizes_beyond_reason_are_read_from_the_file(make_coco):
+    assert read_annotations(make_coco(edit=lambda d: d["images"][0].update(width=10**30))).sizes[0].tolist() == [64, 48]
+
+
+@pytest.mark.parametrize("box", [[5, 5, 0, 9], [5, 5, 9, -4]])
+def test_many_boxes_without_size_are_refused_and_few_are_left_out(make_coco, box):
+    objects = {1: [(1, n, n, 5, 5) for n in range(38)], 2: []}
+    few = read_annotations(make_coco(objects, edit=lambda d: add(d, [(1, *box)] * 2)))
+    assert few.trainable().sum() == 38 and "2 of 40 objects" in few.notes[0]
+    assert "3 of 41 boxes have no width or height" in refusal(
+        make_coco(objects, edit=lambda d: add(d, [(1, *box)] * 3))
+    )
+
+
+def test_boxes_in_shares_of_the_picture_are_refused(make_coco):
+    def normalise(document):
+        for row in document["annotations"]:
+            row["bbox"] = [v / side for v, side in zip(row["bbox"], (64, 48, 64, 48), strict=True)]
+
+    assert "most boxes lie within [0, 1]; COCO's `bbox` is in pixels" in refusal(make_coco(edit=normalise))
+
+
+def test_boxes_written_as_two_corners_are_refused(make_coco):
+    def corners(document):
+        for row in document["annotations"]:
+            x, y, w, h = row["bbox"]
+            row["bbox"] = [x, y, x + w, y + h]
+
+    rng = np.random.default_rng(0)
+    objects = {1: [(1, *rng.integers(0, 40, 2).tolist(), 8, 8) for _ in range(20)]}
+    assert "were they exported as x0 y0 x1 y1?" in refusal(make_coco(objects, edit=corners))
+    assert read_annotations(make_coco(objects)).notes == []
+
+
+def test_junk_anywhere_is_read_or_refused_and_never_anything_else(make_coco, write_json):
+    """Puts something else in the place of every single value of a good file."""
+    good = json.loads(make_coco().annotations.read_bytes())
+    junk = [None, True, -1, 0, 10**25, 1e300, float("nan"), "", "x", [], [[]], {}, {"id": 1}]
+    outcomes = set()
+    for path in paths(good):
+        for value in junk:
+            document = copy.deepcopy(good)
+            *parents, last = path
+            place = document
+            for key in parents:
+                place = place[key]
+            place[last] = value
+            split = write_json(json.dumps(document).encode())
+            try:
+                as_coco_dict(read_annotations(split))
+                outcomes.add("read")
+            except DataError as error:
+                assert len(str(error)) < 1000
+                outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
+
+
+def paths(value, here=()):
+    """The place of every value inside a document."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in inner:
+        yield (*here, key)
+        yield from paths(child, (*here, key))

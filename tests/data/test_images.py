@@ -1,0 +1,267 @@
+"""Whatever a picture file holds becomes the upright RGB picture that a person sees, or one line that says why not."""
+
+import os
+import random
+import resource
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinocore.data.images import image_size, read_image
+from dinocore.errors import DataError
+
+LIMIT = 178_956_970
+TO_UPRIGHT = {  # what each EXIF orientation asks a viewer to do, on an array (H, W, 3)
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}
+
+
+def pixels(path, limit=LIMIT):
+    image = read_image(path, limit)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def refusal(path, limit=LIMIT):
+    with pytest.raises(DataError) as caught:
+        read_image(path, limit)
+    assert caught.value.exit_code == 3 and str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def exif(orientation):
+    data = Image.Exif()
+    data[0x0112] = orientation
+    return data
+
+
+@pytest.fixture
+def scene():
+    """Four patches that no turn and no flip leaves as they are, (32, 48, 3)."""
+    array = np.zeros((32, 48, 3), np.uint8)
+    array[:16, :24], array[:16, 24:], array[16:, :24] = (250, 20, 20), (20, 250, 20), (20, 20, 250)
+    return array
+
+
+@pytest.fixture
+def saved(tmp_path):
+    def save(image, name, **options):
+        image.save(tmp_path / name, **options)
+        return tmp_path / name
+
+    return save
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_to_pixels_and_size(saved, scene, orientation, suffix):
+    path = saved(Image.fromarray(scene), f"a.{suffix}", exif=exif(orientation), quality=95)
+    upright = TO_UPRIGHT[orientation](scene)
+    assert pixels(path).shape == upright.shape
+    assert np.abs(pixels(path)[4::8, 4::8].astype(int) - upright[4::8, 4::8]).max() < 25  # the middles of JPEG blocks
+    assert image_size(path, LIMIT) == (upright.shape[1], upright.shape[0])
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 255])
+def test_an_orientation_that_means_nothing_is_ignored(saved, scene, orientation):
+    path = saved(Image.fromarray(scene), "a.png", exif=exif(orientation))
+    assert (pixels(path) == scene).all() and image_size(path, LIMIT) == (48, 32)
+
+
+def test_damaged_exif_is_ignored_without_a_warning(saved, scene):
+    """Both ways to learn the size agree, whatever the bytes say."""
+    path = saved(Image.fromarray(scene), "a.jpg", exif=exif(6))
+    content, rng = path.read_bytes(), random.Random(0)
+    start = content.index(b"Exif\0\0") + 6
+    length = struct.unpack(">H", content[start - 8 : start - 6])[0] - 8
+    for kind in range(60):
+        junk = rng.randbytes(length) if kind % 2 else bytearray(content[start : start + length])
+        if isinstance(junk, bytearray):
+            junk[rng.randrange(length)] = rng.randrange(256)
+        path.write_bytes(content[:start] + junk + content[start + length :])
+        assert read_image(path, LIMIT).size == image_size(path, LIMIT)
+
+
+def test_grey_and_one_bit_become_equal_channels(saved, scene):
+    grey = Image.fromarray(scene[..., 0])
+    assert (pixels(saved(grey, "grey.png")) == scene[..., :1]).all()
+    assert set(np.unique(pixels(saved(grey.convert("1"), "bit.png")))) == {0, 255}
+
+
+def test_transparency_shows_white_in_every_mode(saved):
+    red = Image.new("RGBA", (4, 2), (200, 0, 0, 255))
+    red.putpixel((0, 0), (9, 9, 9, 0))
+    red.putpixel((1, 0), (0, 0, 0, 128))
+    seen = pixels(saved(red, "rgba.png"))
+    assert seen[0, 0].tolist() == [255] * 3 and seen[1, 1].tolist() == [200, 0, 0]
+    assert seen[0, 1].tolist() == [127] * 3
+    grey = pixels(saved(red.convert("LA"), "la.png"))
+    assert grey[0, 0].tolist() == [255] * 3 and 50 < grey[1, 1, 0] < 70
+    assert pixels(saved(red, "a.webp", lossless=True))[0, 0].tolist() == [255] * 3
+
+
+def test_a_palette_is_looked_up_and_its_transparent_entry_is_white(saved):
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    assert pixels(saved(image, "p.png")).tolist() == [[[10, 20, 30], [200, 100, 50]]]
+    for name in ("t.png", "t.gif"):
+        assert pixels(saved(image, name, transparency=0)).tolist() == [[[255] * 3, [200, 100, 50]]]
+    by_entry = pixels(saved(image, "bytes.png", transparency=bytes([255, 0])))
+    assert by_entry.tolist() == [[[10, 20, 30], [255] * 3]]
+
+
+def test_cmyk_becomes_its_colours(saved, scene):
+    seen = pixels(saved(Image.fromarray(scene).convert("CMYK"), "a.jpg", quality=95))
+    assert np.abs(seen[4::8, 4::8].astype(int) - scene[4::8, 4::8]).max() < 25
+
+
+@pytest.mark.parametrize("name", ["deep.png", "deep.tif"])
+def test_sixteen_bits_are_scaled_and_not_clipped(saved, name):
+    seen = pixels(saved(Image.fromarray(np.array([[0, 300, 30000, 65535]], np.uint16)), name))
+    assert seen[0, :, 0].tolist() == [0, 1, 117, 255]
+
+
+def test_a_deep_picture_is_turned_too(saved):
+    path = saved(Image.fromarray(np.array([[0, 30000, 65535]], np.uint16)), "deep.png", exif=exif(6))
+    assert pixels(path)[:, 0, 0].tolist() == [0, 117, 255]
+
+
+def test_sixteen_bits_in_the_other_byte_order(tmp_path):
+    values = struct.pack(">4H", 0, 300, 30000, 65535)
+    tags = [(256, 4), (257, 1), (258, 16), (259, 1), (262, 1), (273, 8 + 2 + 9 * 12 + 4), (277, 1), (278, 1), (279, 8)]
+    entries = b"".join(struct.pack(">HHLHH", tag, 3, 1, value, 0) for tag, value in tags)
+    (tmp_path / "big.tif").write_bytes(b"MM\0*\0\0\0\x08" + struct.pack(">H", 9) + entries + b"\0" * 4 + values)
+    with Image.open(tmp_path / "big.tif") as image:
+        assert image.mode == "I;16B"
+    assert pixels(tmp_path / "big.tif")[0, :, 0].tolist() == [0, 1, 117, 255]
+
+
+@pytest.mark.parametrize(
+    ("values", "seen"),
+    [
+        ([0, 0.5, 1], [0, 128, 255]),  # shares
+        ([0, 1000, 2000], [0, 128, 255]),  # anything else: from the least to the greatest
+        ([-3e38, 0, 3e38], [0, 128, 255]),
+        ([np.nan, -np.inf, 0.5, np.inf], [0, 0, 128, 128]),  # what is no number is as dark or bright as the rest
+        ([0, 0, 0], [0, 0, 0]),
+    ],
+)
+def test_a_float_picture_is_scaled(saved, values, seen):
+    path = saved(Image.fromarray(np.array([values], np.float32)), "a.tif")
+    assert pixels(path)[0, :, 0].tolist() == seen
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "webp", "tif", "ppm"])
+def test_a_picture_that_was_cut_off_is_refused_wherever_the_cut_is(saved, tmp_path, suffix):
+    noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    whole = saved(Image.fromarray(noise), f"a.{suffix}").read_bytes()
+    for share in (0, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9):
+        cut = tmp_path / f"cut.{suffix}"
+        cut.write_bytes(whole[: int(len(whole) * share)])
+        assert "damaged" in refusal(cut) or "not a picture" in refusal(cut) or "cannot be opened" in refusal(cut)
+
+
+def test_a_cut_off_picture_still_has_the_size_of_its_header(saved, scene):
+    for name in ("a.jpg", "a.png"):
+        path = saved(Image.fromarray(scene), name)
+        path.write_bytes(path.read_bytes()[:-30])
+        refusal(path)
+        assert image_size(path, LIMIT) == (48, 32)
+
+
+def test_scrambled_bytes_give_a_picture_or_a_refusal_and_never_anything_else(saved, tmp_path, scene):
+    rng, path = random.Random(1), tmp_path / "x"
+    for suffix in ("jpg", "png", "gif", "bmp", "webp", "tif", "ppm"):
+        whole = saved(Image.fromarray(scene), f"a.{suffix}").read_bytes()
+        for _ in range(40):
+            content = bytearray(whole)
+            for _ in range(3):
+                content[rng.randrange(min(200, len(content)))] = rng.randrange(256)
+            path.write_bytes(content)
+            for read in (read_image, image_size):
+                try:
+                    read(path, 1_000_000)
+                except DataError as error:
+                    assert str(path) in str(error)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html><body>404</body></html>", b"%PDF-1.7 ...", b"\xff\xd8\xff"])
+def test_what_is_no_picture_is_refused_whatever_its_name(tmp_path, content):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    assert "is not a picture in a known format" in refusal(path)
+
+
+def test_a_wrong_suffix_is_no_fault(saved, scene):
+    assert (pixels(saved(Image.fromarray(scene), "a.jpg", format="PNG")) == scene).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
+def test_very_thin_pictures_are_read(saved, size):
+    path = saved(Image.new("RGB", size, (1, 2, 3)), "a.png")
+    assert read_image(path, LIMIT).size == image_size(path, LIMIT) == size
+
+
+def test_of_several_frames_the_first_one_counts(saved):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    for name in ("a.gif", "a.tif", "a.webp", "a.png"):
+        path = saved(frames[0], name, save_all=True, append_images=frames[1:])
+        assert np.abs(pixels(path).astype(int) - (255, 0, 0)).max() < 5
+
+
+def bomb(path, side):
+    """A PNG of side x side black pixels, 1 bit each, deflated."""
+
+    def chunk(kind, body):
+        return struct.pack(">L", len(body)) + kind + body + struct.pack(">L", zlib.crc32(kind + body))
+
+    head = struct.pack(">2L5B", side, side, 1, 0, 0, 0, 0)
+    body = zlib.compress(bytes((side + 7) // 8 + 1) * side, 9)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b""))
+
+
+def test_a_decompression_bomb_is_refused_before_memory_is_taken(tmp_path):
+    path = tmp_path / "bomb.png"
+    bomb(path, 30_000)
+    assert path.stat().st_size < 300_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "900000000 pixels" in refusal(path)
+    with pytest.raises(DataError):
+        image_size(path, LIMIT)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+def test_the_limit_of_pixels_is_ours_and_says_how_to_raise_it(tmp_path):
+    path = tmp_path / "large.png"
+    bomb(path, 10_000)  # Pillow would warn about it
+    assert "--set data.max_pixels=N" in refusal(path, 99_999_999)
+    assert image_size(path, 100_000_000) == (10_000, 10_000)
+
+
+def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path):
+    assert "there is no picture" in refusal(tmp_path / "none.jpg")
+    assert "not a regular file" in refusal(tmp_path)
+    os.mkfifo(tmp_path / "pipe.jpg")  # to open it would wait for ever
+    assert "not a regular file" in refusal(tmp_path / "pipe.jpg")
+    assert "cannot be opened" in refusal(tmp_path / "a\0b.jpg")
+
+
+def test_png_is_read_by_a_process_that_has_read_nothing_else(saved, scene):
+    """Pillow knows only some formats before it has loaded all of its plugins."""
+    path = saved(Image.fromarray(scene), "a.png")
+    code = "import sys; from dinocore.data.images import *; print(read_image(Path(sys.argv[1]), 9999).size)"
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "(48, 32)", done.stderr

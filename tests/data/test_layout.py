@@ -1,0 +1,154 @@
+"""Where the annotations and pictures of a data folder are is found by looking."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dinocore.config import DataConfig
+from dinocore.data.coco import Category, read_annotations
+from dinocore.data.dataset import open_dataset, open_split, sample_folder
+from dinocore.data.layout import find_layout
+from dinocore.errors import DataError
+
+DOCUMENT = {
+    "images": [{"id": 1, "file_name": "a.png"}],
+    "categories": [{"id": 4, "name": "disc"}],
+    "annotations": [{"image_id": 1, "category_id": 4, "bbox": [1, 2, 9, 9]}],
+}
+
+
+def refusal(act, *args):
+    with pytest.raises(DataError) as caught:
+        act(*args)
+    assert caught.value.exit_code == 3
+    return str(caught.value)
+
+
+def put(root: Path, *names: str, document=DOCUMENT):
+    """Writes annotations where a name ends in .json and a picture of 32 x 24 pixels elsewhere."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".json":
+            path.write_text(json.dumps(document))
+        else:
+            Image.new("RGB", (32, 24)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "train", "val"),
+    [
+        ("COCO", ("annotations/instances_train2017.json", "train2017/a.png"),
+         ("annotations/instances_val2017.json", "val2017/a.png")),
+        ("COCO", ("annotations/instances_train.json", "images/train/a.png"),
+         ("annotations/instances_val.json", "images/val/a.png")),
+        ("COCO", ("annotations/instances_train2014.json", "images/train2014/a.png"),
+         ("annotations/instances_val2014.json", "images/val2014/a.png")),
+        ("Roboflow COCO", ("train/_annotations.coco.json", "train/a.png"),
+         ("valid/_annotations.coco.json", "valid/a.png")),
+        ("Roboflow COCO", ("train/_annotations.coco.json", "train/a.png"),
+         ("test/_annotations.coco.json", "test/a.png")),
+        ("plain COCO", ("train.json", "train/a.png"), ("val.json", "val/a.png")),
+        ("plain COCO", ("annotations.json", "a.png"), None),
+        ("plain COCO", ("annotations.json", "images/a.png"), None),
+        ("plain COCO", ("whatever.json", "images/a.png"), None),
+        ("plain COCO", ("_annotations.coco.json", "a.png"), None),
+    ],
+)  # fmt: skip
+def test_a_layout_is_found_by_looking(tmp_path, kind, train, val):
+    put(tmp_path, *train, *(val or ()))
+    layout = find_layout(tmp_path)
+    assert layout.kind == kind and layout.train.annotations == tmp_path / train[0]
+    assert read_annotations(layout.train).path(0) == tmp_path / train[1]
+    if val is None:
+        assert layout.val is None
+    else:
+        assert layout.val.annotations == tmp_path / val[0]
+        assert read_annotations(layout.val).path(0) == tmp_path / val[1]
+
+
+def test_other_annotation_files_beside_the_instances_do_not_matter(tmp_path):
+    put(tmp_path, "annotations/instances_train2017.json", "annotations/captions_train2017.json",
+        "annotations/person_keypoints_val2017.json", "train2017/a.png")  # fmt: skip
+    layout = find_layout(tmp_path)
+    assert layout.train.annotations.name == "instances_train2017.json" and layout.val is None
+
+
+def test_a_validation_split_alone_is_enough(tmp_path):
+    put(tmp_path, "annotations/instances_val2017.json", "val2017/a.png")
+    layout = find_layout(tmp_path)
+    assert layout.train == layout.val
+
+
+def test_several_files_for_one_split_are_refused_by_name(tmp_path):
+    put(tmp_path, "annotations/instances_train2014.json", "annotations/instances_train2017.json")
+    said = refusal(find_layout, tmp_path)
+    assert "instances_train2014.json, instances_train2017.json" in said and "leave one" in said
+    plain = tmp_path / "plain"
+    put(plain, "x.json", "y.json")
+    assert "x.json, y.json" in refusal(find_layout, plain)
+    put(plain, "annotations.json")
+    assert find_layout(plain).train.annotations.name == "annotations.json"
+
+
+def test_a_missing_folder_a_file_and_an_empty_folder_are_refused(tmp_path):
+    assert f"--data {tmp_path / 'none'} does not exist" in refusal(find_layout, tmp_path / "none")
+    (tmp_path / "file.json").write_text("{}")
+    assert "is a file; give the folder" in refusal(find_layout, tmp_path / "file.json")
+    (tmp_path / "empty").mkdir()
+    said = refusal(find_layout, tmp_path / "empty")
+    assert "no annotations found" in said and "_annotations.coco.json" in said and "instances_train2017.json" in said
+
+
+# opening what was found
+
+
+def test_a_data_set_says_what_it_is_and_that_it_evaluates_on_its_training_pictures(tmp_path):
+    put(tmp_path, "annotations.json", "a.png")
+    data = open_dataset(DataConfig(path=str(tmp_path)))
+    assert data.val is data.train and data.source == f"{tmp_path} (plain COCO layout)"
+    assert data.notes == [f"{tmp_path} has no validation split; evaluation uses the training pictures"]
+
+
+def test_validation_classes_are_numbered_by_training(tmp_path):
+    put(tmp_path, "train.json", "train/a.png")
+    kinds = [{"id": 2, "name": "star"}, {"id": 4, "name": "disc"}]
+    rows = [{"image_id": 1, "category_id": kind, "bbox": [1, 2, 9, 9]} for kind in (2, 4)]
+    put(tmp_path, "val.json", "val/a.png", document=DOCUMENT | {"categories": kinds, "annotations": rows})
+    data = open_dataset(DataConfig(path=str(tmp_path)))
+    assert data.val.labels.tolist() == [-1, 0] and "val.json: classes that the model does not know" in data.notes[0]
+
+
+def test_nothing_to_learn_is_refused(tmp_path):
+    put(tmp_path, "annotations.json", "a.png", document=DOCUMENT | {"annotations": []})
+    assert "has 1 pictures and no object to learn from" in refusal(open_dataset, DataConfig(path=str(tmp_path)))
+
+
+def test_a_split_is_opened_for_a_model_that_knows_one_of_its_classes(tmp_path):
+    put(tmp_path, "annotations.json", "a.png")
+    config = DataConfig(path=str(tmp_path))
+    assert open_split(config, "train", [Category(4, "disc")]).labels.tolist() == [0]
+    assert "of a class that the model knows (star)" in refusal(open_split, config, "train", [Category(5, "star")])
+    assert "use --split train" in refusal(open_split, config, "val", [Category(4, "disc")])
+
+
+def test_sample_pictures_are_drawn_once_and_again_after_an_unfinished_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = sample_folder(2)
+    assert folder.is_relative_to(tmp_path)
+    finished = folder / "annotations" / "instances_train2017.json"
+    before = finished.stat().st_mtime_ns
+    assert sample_folder(2) == folder and finished.stat().st_mtime_ns == before
+    shutil.rmtree(folder / "annotations")
+    assert find_layout(sample_folder(2)).val is not None
+
+
+def test_a_cache_that_cannot_be_written_is_replaced_by_a_temporary_folder(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = sample_folder(1)
+    assert folder.is_relative_to(tmp_path) and find_layout(folder).kind == "COCO"

@@ -1,0 +1,257 @@
+"""Batches: which pictures, in which order, how they are padded, and what happens to a picture that cannot be read."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dinocore.config import Config, DataConfig, TrainConfig
+from dinocore.data.batch import Sample, collate, normalise
+from dinocore.data.coco import read_annotations
+from dinocore.data.layout import find_layout
+from dinocore.data.loaders import (
+    Chunks,
+    EvaluationPictures,
+    Steps,
+    TrainingPictures,
+    evaluation_batches,
+    load_picture,
+    steps_per_epoch,
+    training_steps,
+)
+from dinocore.data.sample import write_sample_data
+from dinocore.errors import DataError
+from dinocore.structures import Target
+
+SMALL = {"train_scales": (64, 72), "max_size": 120, "crop_scales": (70,), "crop_size": (40, 60), "eval_scale": 72}
+
+
+@pytest.fixture(scope="module")
+def smears(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smears")
+    write_sample_data(folder, num_images=8, size=(96, 72))
+    return folder
+
+
+@pytest.fixture
+def annotations(smears):
+    return read_annotations(find_layout(smears).train)
+
+
+@pytest.fixture
+def ten(make_coco, tmp_path):
+    """Ten pictures with the ids 1 to 10, each with one object, and a function that damages some of them."""
+
+    def damage(*ids):
+        for i in ids:
+            (tmp_path / "train2017" / f"{i:04d}.png").write_bytes(b"no picture")
+
+    return read_annotations(make_coco({i: [(1, i, 2 * i, 20, 10)] for i in range(1, 11)})), damage
+
+
+def config(batch_size=2, workers=0, seed=0):
+    return Config(data=DataConfig(**SMALL, workers=workers), train=TrainConfig(batch_size=batch_size, seed=seed))
+
+
+def sample(height, width, index=0, problem=None, value=255):
+    image = torch.full((3, height, width), value, dtype=torch.uint8)
+    target = Target(torch.tensor([index]), torch.tensor([[0.5, 0.5, 0.1, 0.1]]), seed=index)
+    return Sample(image, target, index, (height, width), problem)
+
+
+# which pictures
+
+
+@pytest.mark.parametrize(("images", "batch"), [(10, 3), (10, 5), (7, 7), (5, 1), (3, 8)])
+def test_every_picture_comes_at_most_once_an_epoch_and_batches_are_whole(images, batch):
+    per_epoch = steps_per_epoch(images, batch)
+    steps = list(Steps(images, batch, seed=1, start=0, end=3 * per_epoch))
+    assert len(steps) == 3 * per_epoch
+    for epoch in range(3):
+        items = [item for step in steps[epoch * per_epoch : (epoch + 1) * per_epoch] for item in step]
+        assert {e for e, _ in items} == {epoch}
+        indices = [index for _, index in items]
+        assert len(set(indices)) == len(indices) == min(images, per_epoch * batch)
+        assert all(0 <= index < images for index in indices)
+
+
+def test_a_batch_larger_than_the_data_set_is_the_data_set():
+    assert steps_per_epoch(3, 8) == 1
+    (step,) = Steps(3, 8, seed=0, start=5, end=6)
+    assert sorted(step) == [(5, 0), (5, 1), (5, 2)]
+
+
+def test_a_start_within_an_epoch_continues_the_same_sequence():
+    whole = list(Steps(10, 3, seed=4, start=0, end=11))
+    for start in range(11):
+        steps = Steps(10, 3, seed=4, start=start, end=11)
+        assert list(steps) == whole[start:] and len(steps) == 11 - start
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    orders = [[index for step in Steps(20, 20, seed, e, e + 1) for _, index in step] for seed in (0, 1) for e in (0, 1)]
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_chunks_split_a_step_into_forward_passes():
+    batches = Chunks(2)([sample(4, 4, i) for i in range(5)])
+    assert [batch.indices for batch in batches] == [[0, 1], [2, 3], [4]]
+    assert [len(batch.targets) for batch in batches] == [2, 2, 1]
+
+
+def same(a, b):
+    return torch.equal(a.images, b.images) and a.indices == b.indices and all(
+        torch.equal(s.boxes, t.boxes) and torch.equal(s.labels, t.labels) and s.seed == t.seed
+        for s, t in zip(a.targets, b.targets, strict=True)
+    )  # fmt: skip
+
+
+def test_workers_change_nothing(annotations):
+    """What a picture looks like depends on (seed, epoch, index) and not on who reads it."""
+    alone, helped = (list(training_steps(annotations, config(2, workers), 1, 0, 5)) for workers in (0, 2))
+    assert len(alone) == len(helped) == 5 and all(len(step) == 2 for step in alone)
+    assert all(same(a, b) for one, two in zip(alone, helped, strict=True) for a, b in zip(one, two, strict=True))
+    resumed = list(training_steps(annotations, config(2), 1, 3, 5))
+    assert all(same(a, b) for one, two in zip(alone[3:], resumed, strict=True) for a, b in zip(one, two, strict=True))
+
+
+def test_a_picture_depends_on_seed_epoch_and_index(annotations):
+    def look(seed, epoch, index):
+        return TrainingPictures(annotations, config().data, seed)[epoch, index]
+
+    first, again = look(0, 1, 2), look(0, 1, 2)
+    assert torch.equal(first.image, again.image) and first.target.seed == again.target.seed
+    for other in (look(1, 1, 2), look(0, 2, 2), look(0, 1, 3)):
+        assert other.target.seed != first.target.seed
+        assert other.image.shape != first.image.shape or not torch.equal(other.image, first.image)
+
+
+# how they are put together
+
+
+def test_pictures_are_padded_at_right_and_bottom_and_padding_is_true_there():
+    batch = collate([sample(3, 5, 0, value=10), sample(4, 2, 1, value=20)])
+    assert batch.images.shape == (2, 3, 4, 5) and batch.images.dtype == torch.uint8
+    assert ["".join(".#"[int(p)] for p in row) for row in batch.padding[0]] == [".....", ".....", ".....", "#####"]
+    assert ["".join(".#"[int(p)] for p in row) for row in batch.padding[1]] == ["..###"] * 4
+    assert (batch.images[0][:, ~batch.padding[0]] == 10).all() and (batch.images[1][:, ~batch.padding[1]] == 20).all()
+    assert (batch.images[batch.padding[:, None].expand(-1, 3, -1, -1)] == 0).all()
+    assert batch.sizes == [(3, 5), (4, 2)] and batch.indices == [0, 1] and batch.problems == []
+
+
+def test_normalised_pixels_are_less_the_mean_over_the_deviation_and_padding_is_zero():
+    batch = collate([sample(2, 3, 0, value=255), sample(2, 2, 1, value=51)])
+    done = normalise(batch, mean=(0.5, 0.2, 0.0), std=(0.5, 0.1, 2.0), device=torch.device("cpu"))
+    assert done.images.dtype == torch.float32 and done.images.shape == (2, 3, 2, 3)
+    torch.testing.assert_close(done.images[0, :, 1, 2], torch.tensor([1.0, 8.0, 0.5]))
+    torch.testing.assert_close(done.images[1, :, 1, 1], torch.tensor([-0.6, 0.0, 0.1]))
+    assert (done.images[1, :, :, 2] == 0).all()
+    assert [t.seed for t in done.targets] == [0, 1]
+
+
+# what they show
+
+
+def test_a_training_target_is_what_was_annotated(ten):
+    annotations, _ = ten
+    plain = DataConfig(flip=0.0, crop_chance=0.0, train_scales=(96,))
+    found = TrainingPictures(annotations, plain, 0)[0, 3]  # the id 4: a box at (4, 8) of 20 x 10 in 64 x 48
+    assert found.image.shape == (3, 96, 128) and found.size == (48, 64) and found.problem is None
+    torch.testing.assert_close(found.target.boxes, torch.tensor([[14 / 64, 13 / 48, 20 / 64, 10 / 48]]))
+    assert found.target.labels.tolist() == [0]
+
+
+def test_crowds_and_objects_outside_are_not_in_a_target_and_boxes_are_clipped(make_coco):
+    def more(document):
+        rows = [[-10, -10, 30, 20], [60, 40, 40, 40], [64, 0, 9, 9], [1, 1, 30, 30]]
+        document["annotations"] = [
+            {"image_id": 1, "category_id": 1, "bbox": row, "iscrowd": int(n == 3)} for n, row in enumerate(rows)
+        ] + [{"image_id": 2, "category_id": 1, "bbox": [n, n, 5, 5]} for n in range(30)]
+
+    annotations = read_annotations(make_coco({1: [], 2: []}, edit=more))
+    _, boxes, labels = load_picture(annotations, 0, 10**6, annotations.trainable())
+    assert boxes.tolist() == [[0, 0, 20, 10], [60, 40, 64, 48]] and labels.tolist() == [0, 0]
+
+
+def test_a_picture_without_objects_trains(make_coco):
+    annotations = read_annotations(make_coco({1: [], 2: [(1, 5, 5, 9, 9)]}))
+    (batch,) = next(iter(training_steps(annotations, config(2), 2, 0, 1)))
+    assert sorted(len(target.labels) for target in batch.targets) in ([0, 0], [0, 1])  # a crop may lose the other
+    assert all(target.boxes.shape == (len(target.labels), 4) for target in batch.targets)
+
+
+# pictures that cannot be read
+
+
+def test_a_damaged_picture_is_replaced_by_the_next_one_and_reported_once(ten):
+    annotations, damage = ten
+    damage(3, 4)
+    pictures = TrainingPictures(annotations, config().data, 0)
+    found, next_one = pictures[7, 2], pictures[7, 4]
+    assert found.index == 4 and torch.equal(found.image, next_one.image) and next_one.problem is None
+    assert "0003.png is not a picture" in found.problem and "0004" not in found.problem
+    last = collate([found, next_one, pictures[7, 3]])
+    assert len(last.problems) == 2 and "0004.png" in last.problems[1]
+
+
+def test_after_the_last_picture_comes_the_first(ten):
+    annotations, damage = ten
+    damage(10)
+    assert TrainingPictures(annotations, config().data, 0)[0, 9].index == 0
+
+
+def test_ten_damaged_pictures_in_a_row_end_it(ten):
+    annotations, damage = ten
+    damage(*range(1, 10))
+    pictures = TrainingPictures(annotations, config().data, 0)
+    assert pictures[0, 0].index == 9
+    damage(10)
+    with pytest.raises(DataError, match=r"10 pictures in a row cannot be read; the first: .*0003\.png"):
+        pictures[0, 2]
+
+
+def test_a_picture_of_another_size_than_annotated_is_a_problem_and_a_turned_one_says_so(make_coco, tmp_path):
+    annotations = read_annotations(make_coco())
+    Image.new("RGB", (60, 48)).save(tmp_path / "train2017" / "0007.png")
+    found = TrainingPictures(annotations, config().data, 0)[0, 0]
+    assert found.index == 1 and found.problem.endswith("0007.png has 60 x 48 pixels, but the annotations say 64 x 48")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (64, 48)).save(tmp_path / "train2017" / "0009.png", exif=turned)
+    said = EvaluationPictures(annotations, config().data)[1]
+    assert said.endswith("has 48 x 64 pixels, but the annotations say 64 x 48; its EXIF orientation was applied")
+
+
+def test_a_picture_beyond_the_limit_of_pixels_is_a_problem(ten):
+    annotations, _ = ten
+    said = EvaluationPictures(annotations, DataConfig(max_pixels=64 * 48 - 1))[0]
+    assert "more than data.max_pixels = 3071" in said
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_keeps_the_order_and_says_which_pictures_it_could_not_read(ten, workers):
+    annotations, damage = ten
+    damage(2, 5, 6)
+    batches = list(evaluation_batches(annotations, config(workers=workers).data, batch_size=2))
+    assert [batch and batch.indices for batch, _ in batches] == [[0], [2, 3], None, [6, 7], [8, 9]]
+    assert [len(problems) for _, problems in batches] == [1, 0, 2, 0, 0]
+    assert "0005.png" in batches[2][1][0] and "0006.png" in batches[2][1][1]
+
+
+def test_evaluation_pictures_have_one_scale_and_nothing_random(annotations):
+    pictures = EvaluationPictures(annotations, config().data)
+    assert len(pictures) == 6 and {pictures[i].image.shape for i in range(6)} == {(3, 72, 96)}
+    assert torch.equal(pictures[1].image, pictures[1].image) and pictures[0].size == (72, 96)
+
+
+def test_boxes_of_real_batches_are_where_the_annotations_say(smears, annotations):
+    """The chain as a whole, without augmentation, against the JSON file itself."""
+    document = json.loads((smears / "annotations" / "instances_train2017.json").read_text())
+    for batch, problems in evaluation_batches(annotations, config().data):
+        assert problems == []
+        image_id = int(annotations.image_ids[batch.indices[0]])
+        wanted = np.array([a["bbox"] for a in document["annotations"] if a["image_id"] == image_id]).reshape(-1, 4)
+        cx, cy, w, h = (batch.targets[0].boxes.double() * torch.tensor([96, 72, 96, 72])).T
+        assert torch.stack([cx - w / 2, cy - h / 2, w, h], 1).numpy() == pytest.approx(wanted, abs=1e-3)

@@ -1,0 +1,197 @@
+"""Boxes follow their pictures: rectangles are drawn, changed with the picture, and measured again."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+from dinocore.config import DataConfig
+from dinocore.data.transforms import as_target, augment, crop, resize, resized
+
+COLOURS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255]])
+SMALL = {"train_scales": (96, 120, 150), "crop_scales": (100, 130), "crop_size": (60, 140), "max_size": 220}
+
+
+def drawn(boxes, size=(90, 130)):
+    """A picture of `size` (height, width) with the k-th box in the k-th colour; labels are colours."""
+    image = torch.zeros(3, *size, dtype=torch.uint8)
+    for colour, (x0, y0, x1, y1) in zip(COLOURS, boxes, strict=False):
+        image[:, y0:y1, x0:x1] = colour[:, None, None]
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)
+    return tv_tensors.Image(image), boxes, torch.arange(len(boxes))
+
+
+def measured(image: Tensor, colour: int):
+    """Corners of what shows a colour, to the tenth of a pixel or so where it fades out; None if nothing does."""
+    bright = image[colour].float() / 255
+    if bright.max() < 0.5:
+        return None
+    corners = []
+    for line in (bright.max(0).values, bright.max(1).values):
+        inside = (line >= 0.5).nonzero()
+        corners.append((inside.min().item(), inside.max().item() + 1))
+    (x0, x1), (y0, y1) = corners
+    return torch.tensor([x0, y0, x1, y1], dtype=torch.float32)
+
+
+def random_boxes(rng, size):
+    """Three boxes that do not overlap: one in each third of the width."""
+    height, width = size
+    boxes = []
+    for k in range(3):
+        left, right = k * width // 3, (k + 1) * width // 3
+        x0, y0 = int(rng.integers(left, right - 12)), int(rng.integers(0, height - 12))
+        boxes.append((x0, y0, int(rng.integers(x0 + 8, right)), int(rng.integers(y0 + 8, height + 1))))
+    return boxes
+
+
+@pytest.mark.parametrize("size", [(90, 130), (160, 80)])
+def test_after_any_augmentation_every_box_is_where_its_rectangle_is(size):
+    config, kept, dropped = DataConfig(**SMALL), 0, 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        image, boxes, labels = augment(drawn(random_boxes(rng, size), size), config, rng)
+        assert boxes.shape == (len(labels), 4) and boxes.canvas_size == tuple(image.shape[-2:])
+        for colour in range(3):
+            seen, row = measured(image, colour), (labels == colour).nonzero().flatten()
+            if len(row):
+                kept += 1
+                box = boxes[row[0]].as_subclass(Tensor)
+                sliver = (box[2:] - box[:2]).min() < 3  # a cut left less than can be measured
+                assert sliver or (seen - box).abs().max() <= 1.5, (seed, seen, box)
+            else:
+                dropped += 1
+                assert seen is None, (seed, seen)
+    assert kept > 100 and dropped > 10  # the seeds show both
+
+
+def test_without_chances_augment_only_resizes():
+    picture = drawn([(10, 10, 40, 40)])
+    config = DataConfig(flip=0.0, crop_chance=0.0, train_scales=(180,), max_size=1000)
+    image, boxes, _ = augment(picture, config, np.random.default_rng(0))
+    assert image.shape == (3, 180, 260) and boxes.tolist() == [[20, 20, 80, 80]]
+    assert (image == resize(picture, 180, 1000)[0]).all()
+
+
+def test_a_flip_mirrors_the_box_and_a_second_one_undoes_it():
+    picture = drawn([(10, 20, 40, 50)])
+    config = DataConfig(flip=1.0, crop_chance=0.0, train_scales=(90,))
+    once = augment(picture, config, np.random.default_rng(0))
+    assert once[1].tolist() == [[90, 20, 120, 50]]
+    twice = augment(once, config, np.random.default_rng(0))
+    assert (twice[0] == picture[0]).all() and twice[1].tolist() == picture[1].tolist()
+
+
+def test_flips_and_crops_come_as_often_as_asked():
+    config = DataConfig(flip=0.25, crop_chance=0.0, train_scales=(90,))
+    picture = drawn([(0, 0, 10, 10)])
+    flipped = sum(augment(picture, config, np.random.default_rng(s))[1][0, 0] > 50 for s in range(400))
+    assert 60 < flipped < 140
+
+
+@pytest.mark.parametrize(
+    ("size", "short", "most", "wanted"),
+    [
+        ((480, 640), 800, 1333, (800, 1066)),  # 800 * 640 / 480 = 1066.67, cut off
+        ((640, 480), 800, 1333, (1066, 800)),
+        ((427, 640), 800, 1333, (800, 1199)),  # 1199.06
+        ((375, 500), 480, 1333, (480, 640)),
+        ((400, 1000), 800, 1333, (533, 1332)),  # 1333 * 400 / 1000 = 533.2; 533 * 2.5 = 1332.5
+        ((1000, 400), 800, 1333, (1332, 533)),
+        ((500, 500), 800, 1333, (800, 800)),
+        ((800, 1333), 800, 1333, (800, 1333)),
+        ((480, 640), 600, None, (600, 800)),
+        ((100, 1000), 800, None, (800, 8000)),
+        ((1, 5000), 800, 1333, (1, 1333)),  # DETR's rule gives a height of 0 here
+        ((5000, 1), 800, 1333, (1333, 1)),
+        ((1, 1), 800, 1333, (800, 800)),
+        ((10, 8000), 800, 1333, (2, 1600)),  # 1.67 is rounded to 2
+    ],
+)
+def test_sizes_follow_the_rule_of_detr(size, short, most, wanted):
+    assert resized(size, short, most) == wanted
+
+
+def test_no_size_becomes_zero_or_immense():
+    for height in (1, 2, 3, 17, 999, 10_000):
+        for width in (1, 2, 5, 640, 10_000):
+            for short in (1, 32, 800):
+                new = resized((height, width), short, 1333)
+                assert min(new) >= 1 and max(new) <= 2 * 1333
+
+
+@pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (2, 900), (1, 1)])
+def test_a_ribbon_survives_augmentation_without_filling_the_memory(size):
+    for seed in range(20):
+        image, boxes, _ = augment(drawn([(0, 0, size[1], size[0])], size), DataConfig(), np.random.default_rng(seed))
+        assert min(image.shape) >= 1 and image.numel() < 3 * 1333 * 1333 and boxes.isfinite().all()
+
+
+def test_a_crop_drops_box_and_label_together_and_clips_the_rest():
+    picture = drawn([(0, 0, 20, 90), (60, 30, 70, 40), (110, 0, 130, 90)])
+    outcomes = set()
+    for seed in range(40):
+        image, boxes, labels = crop(picture, (50, 60), np.random.default_rng(seed))
+        height, width = image.shape[-2:]
+        assert 50 <= height <= 60 and 50 <= width <= 60
+        assert boxes.min() >= 0 and (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
+        visible = [k for k in range(3) if image[k].any()]
+        assert labels.tolist() == visible and len(boxes) == len(visible)
+        outcomes.add(tuple(visible))
+    assert len(outcomes) > 3
+
+
+def test_a_crop_that_leaves_nothing_leaves_an_empty_target():
+    image, boxes, labels = crop(drawn([(0, 0, 2, 2)]), (10, 10), np.random.default_rng(1))
+    assert image.shape == (3, 10, 10) and boxes.shape == (0, 4) and labels.shape == (0,)
+    target = as_target(resize((image, boxes, labels), 20, None))
+    assert target.boxes.shape == (0, 4) and target.labels.dtype == torch.int64
+
+
+def test_a_crop_of_a_picture_smaller_than_the_limits_stays_within_it():
+    image, boxes, _ = crop(drawn([(1, 1, 9, 9)], (10, 20)), (384, 600), np.random.default_rng(0))
+    assert image.shape == (3, 10, 20) and boxes.tolist() == [[1, 1, 9, 9]]
+
+
+def test_crops_reach_every_edge():
+    image = tv_tensors.Image(torch.arange(12, dtype=torch.uint8).reshape(1, 1, 12).expand(3, 12, 12))
+    empty = drawn([])[1:]
+    starts = {int(crop((image, *empty), (4, 6), np.random.default_rng(s))[0][0, 0, 0]) for s in range(200)}
+    ends = {int(crop((image, *empty), (4, 6), np.random.default_rng(s))[0][0, 0, -1]) for s in range(200)}
+    assert min(starts) == 0 and max(ends) == 11
+
+
+def test_a_target_holds_centres_and_sizes_as_shares_of_the_picture():
+    target = as_target(drawn([(13, 9, 39, 45)]), seed=5)
+    torch.testing.assert_close(target.boxes, torch.tensor([[0.2, 0.3, 0.2, 0.4]]))
+    assert type(target.boxes) is Tensor and target.boxes.dtype == torch.float32
+    assert target.labels.tolist() == [0] and target.seed == 5
+
+
+def test_the_same_generator_gives_the_same_picture():
+    config, picture = DataConfig(**SMALL), drawn([(10, 10, 40, 40)])
+    first, again, other = (augment(picture, config, np.random.default_rng((0, 1, seed))) for seed in (2, 2, 3))
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert first[0].shape != other[0].shape or not torch.equal(first[0], other[0])
+
+
+def test_nothing_is_drawn_from_a_global_generator():
+    config, picture = DataConfig(**SMALL), drawn([(10, 10, 40, 40)])
+    torch.manual_seed(0)
+    state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    for seed in range(5):
+        augment(picture, config, np.random.default_rng(seed))
+    assert torch.equal(state[0], torch.get_rng_state()) and (state[1] == np.random.get_state()[1]).all()
+
+
+def test_shrinking_is_smoothed():
+    """Stripes of one pixel become grey and not stripes of another width."""
+    stripes = torch.zeros(3, 120, 120, dtype=torch.uint8)
+    stripes[..., ::2] = 255
+    _, boxes, labels = drawn([], (120, 120))
+    small = resize((tv_tensors.Image(stripes), boxes, labels), 40, None)[0].float()
+    assert (small - 127.5).abs().max() < 60
+    assert (F.resize(stripes, [40, 40], antialias=False).float() - 127.5).abs().max() > 100  # what it would be

@@ -1,0 +1,124 @@
+"""What a value of the config may be, and what a user is told about one that it may not be."""
+
+import pytest
+from pydantic import ValidationError
+
+from dinocore.config import Config
+from dinocore.errors import ConfigError
+from dinocore.presets import load_config
+
+
+def refusal(*overrides):
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides=overrides)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.num_queries=true", "`model.num_queries` = True cannot be used; it must be a whole number"),
+        ('model.num_queries="3"', "`model.num_queries` = '3' cannot be used; it must be a whole number"),
+        ("model.num_queries=1.5", "`model.num_queries` = 1.5 cannot be used; it must be a whole number"),
+        ("model.num_queries=-3", "`model.num_queries` = -3 cannot be used; it must be greater than 0"),
+        ("train.seed=-1", "`train.seed` = -1 cannot be used; it must be greater than or equal to 0"),
+        ("train.lr=true", "`train.lr` = True cannot be used; it must be a number"),
+        ("train.lr=nan", "`train.lr` = nan cannot be used; it must be a finite number"),
+        ("train.lr=-1e-4", "`train.lr` = -0.0001 cannot be used; it must be greater than or equal to 0"),
+        ("data.path=5", "`data.path` = 5 cannot be used; it must be text, in quotes"),
+        ("model.checkpoint_activations=1", "_activations` = 1 cannot be used; it must be true or false"),
+        ("train.amp=on", "`train.amp` = 'on' cannot be used; it must be 'auto', 'off', 'bf16' or 'fp16'"),
+        ("data.train_scales=ab", "`data.train_scales` = 'ab' cannot be used; it must be a list, such as [480, 800]"),
+        ("data.train_scales=[]", "`data.train_scales` = [] cannot be used; it must be a longer list"),
+        ("data.train_scales=[4.5]", "`data.train_scales[0]` = 4.5 cannot be used; it must be a whole number"),
+        ("data.train_scales=[480, -1]", "`data.train_scales[1]` = -1 cannot be used; it must be greater than 0"),
+        ("data.crop_size=[1, 2, 3]", "`data.crop_size` = [1, 2, 3] cannot be used; it must be a shorter list"),
+        ("model.pixel_mean=[0.5]", "`model.pixel_mean` = [0.5] cannot be used; it must be a longer list"),
+        ("model.pixel_mean=[0, nan, 0]", "`model.pixel_mean[1]` = nan cannot be used; it must be a finite number"),
+        ("model.pixel_std=[1, 1, 0]", "`model.pixel_std[2]` = 0 cannot be used; it must be greater than 0"),
+        ("model=3", "`model` = 3 cannot be used; it must be a section, with settings such as `model.num_classes`"),
+        ("train.lr.x=3", "`train.lr` = {'x': 3} cannot be used; it must be a number"),
+        ("data.max_pixels=178956971", "it must be less than or equal to 178956970"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_the_setting_the_value_and_what_it_must_be(override, said):
+    assert refusal(override).endswith(said)
+
+
+@pytest.mark.parametrize("value", ["x", "-1", "1.5", "true", "[1]"])
+def test_a_value_that_may_be_a_word_or_a_number_is_refused_in_one_line(value):
+    for setting in ("model.denoising.num_groups", "data.workers", "train.images_per_forward"):
+        said = refusal(f"{setting}={value}")
+        assert said.startswith(f"`{setting}` = ") and "it must be 'auto' or " in said and "\n" not in said
+
+
+def test_all_that_is_wrong_is_said_at_once_in_one_line_each():
+    lines = refusal("model.num_querys=3", "train.lr=-1", "model.denoising.num_groups=x").splitlines()
+    assert len(lines) == 3
+    assert {line.split("`")[1] for line in lines} == {"model.num_querys", "train.lr", "model.denoising.num_groups"}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.num_querys=3", "there is no setting `model.num_querys`; did you mean `num_queries`?"),
+        ("modle.num_queries=3", "there is no setting `modle`; did you mean `model`?"),
+        ("model.denoising.box_nose=1", "there is no setting `model.denoising.box_nose`; did you mean `box_noise`?"),
+        ("eval.foo=1", "there is no setting `eval.foo`; known are: max_dets"),
+    ],
+)
+def test_an_unknown_setting_names_the_nearest_or_all(override, said):
+    assert refusal(override) == said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "setting", "way_out"),
+    [
+        (["model.hidden_dim=100"], "model.hidden_dim = 100", "choose a multiple of 8"),
+        (["model.hidden_dim=200"], "model.hidden_dim = 200", "multiple of 32"),
+        (["model.num_levels=2"], "model.num_levels = 2", "3 entries of model.feature_strides"),
+        (["data.crop_size=[600, 384]"], "data.crop_size = [600, 384]", "swap them"),
+    ],
+)
+def test_values_that_do_not_fit_together_are_refused_with_a_way_out(overrides, setting, way_out):
+    said = refusal(*overrides)
+    assert setting in said and way_out in said
+
+
+def test_a_list_becomes_a_tuple_and_a_whole_number_among_shares_a_float():
+    config = load_config(overrides=["data.train_scales=[320, 352]", "model.pixel_std=[1, 0.5, 1]", "train.lr=1"])
+    assert config.data.train_scales == (320, 352)
+    assert config.model.pixel_std == (1.0, 0.5, 1.0) and isinstance(config.model.pixel_std[0], float)
+    assert isinstance(config.train.lr, float)
+    assert load_config(overrides=["train.lr_drop_epochs=[]"]).train.lr_drop_epochs == ()
+
+
+def test_the_loss_follows_the_first_stage_of_the_model():
+    assert load_config().loss.proposal_labels == "classes"
+    foreground = load_config(overrides=["model.first_stage=foreground"])
+    assert foreground.loss.proposal_labels == "foreground"
+    assert load_config(overrides=["model.first_stage=foreground", "loss.box=3"]).loss.proposal_labels == "foreground"
+
+
+@pytest.mark.parametrize("asked", [["loss.proposal_labels=foreground"],
+                                   ["loss.proposal_labels=classes", "model.first_stage=foreground"]])  # fmt: skip
+def test_a_loss_that_contradicts_the_first_stage_is_refused(asked):
+    said = refusal(*asked)
+    assert "loss.proposal_labels" in said and "contradicts" in said and "set only model.first_stage" in said
+
+
+def test_a_wrong_first_stage_is_reported_once_and_not_for_the_loss_too():
+    assert refusal("model.first_stage=both").count("\n") == 0
+
+
+def test_a_config_built_in_python_follows_the_same_rule():
+    with pytest.raises(ConfigError, match="contradicts"):
+        Config.model_validate({"loss": {"proposal_labels": "foreground"}})
+
+
+def test_nothing_can_be_assigned():
+    config = load_config("tiny")
+    for section, name in ((config, "train"), (config.train, "lr"), (config.model.denoising, "box_noise")):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(section, name, 1)

@@ -1,0 +1,58 @@
+"""A file is written whole or not at all."""
+
+import os
+
+import pytest
+
+from dinocore.errors import EnvironmentFault
+from dinocore.files import write_atomically, write_text
+
+
+def test_folders_are_made_and_text_is_utf_8(tmp_path):
+    write_text(tmp_path / "a" / "b.txt", "été\n")
+    assert (tmp_path / "a" / "b.txt").read_bytes() == "été\n".encode()
+
+
+def test_what_was_there_stays_when_writing_fails_and_nothing_else_is_left(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(EnvironmentFault, match=r"a\.txt cannot be written: No space left on device") as caught:
+        write_atomically(path, fail)
+    assert caught.value.exit_code == 5 and path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_fault_that_is_not_the_disks_is_passed_on_and_leaves_nothing_either(tmp_path):
+    def fail(temporary):
+        temporary.write_text("half")
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError):
+        write_atomically(tmp_path / "a.txt", fail)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_place_that_cannot_be_written_is_refused_by_name(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file" / "a.txt", tmp_path / "folder", tmp_path / ("x" * 300)):
+        with pytest.raises(EnvironmentFault) as caught:
+            write_text(path, "new")
+        assert str(path) in str(caught.value)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_a_link_stays_a_link_and_others_may_read_what_the_umask_lets_them(tmp_path):
+    (tmp_path / "real.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to("real.txt")
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "link.txt", "new")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "link.txt").is_symlink() and (tmp_path / "real.txt").read_text() == "new"
+    assert (tmp_path / "real.txt").stat().st_mode & 0o777 == 0o640

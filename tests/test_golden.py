@@ -1,0 +1,127 @@
+"""Ours computes what official DINO computes (IDEA-Research/DINO faa8520): outputs, loss, gradients, optimizer steps.
+
+The weights are a pure function of official's parameter names, so none are stored; tests/golden has the numbers.
+"""
+
+import json
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dinocore import Target, build_model, convert_state_dict, criterion, load_config
+from dinocore.convert import ALIASES
+from dinocore.train.optim import build_optimizer
+
+GOLDEN = Path(__file__).parent / "golden"
+NO_NOISE = ["model.num_queries=100", "model.denoising.label_noise=0.0", "model.denoising.box_noise=0.0"]
+
+
+def filled(name: str, shape: list[int]) -> torch.Tensor:
+    """The rule by which the golden weights were made."""
+    x = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+    if name.endswith("running_var"):
+        x = 1 + 0.1 * np.abs(x)
+    elif name.endswith("running_mean"):
+        x = 0.1 * x
+    elif "class_embed" in name and name.endswith("bias"):
+        x = np.full(shape, -math.log(99), np.float32)
+    elif len(shape) >= 2:
+        x = x / np.sqrt(np.prod(shape[1:]))
+    else:
+        x = 1 + 0.1 * x if name.endswith("weight") else 0.1 * x
+    return torch.from_numpy(np.asarray(x, dtype=np.float32))
+
+
+@pytest.fixture(scope="module")
+def official_state():
+    rows = json.loads((GOLDEN / "official_r50_4scale_keys.json").read_text())
+    rows = rows["keys"] if isinstance(rows, dict) else rows
+    return {row[0]: filled(row[3], row[1]) for row in rows}
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load_config("r50-4scale", NO_NOISE)
+
+
+@pytest.fixture
+def model(official_state, config):
+    model = build_model(config.model)
+    model.load_state_dict(convert_state_dict(official_state), strict=True)
+    return model
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return load_file(GOLDEN / "official_r50_4scale_eval.safetensors")
+
+
+@pytest.fixture(scope="module")
+def training():
+    return json.loads((GOLDEN / "official_r50_4scale_train.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def inputs(golden):
+    pictures = [golden["image0"], golden["image1"]]
+    height, width = (max(p.shape[side] for p in pictures) for side in (1, 2))
+    images, padding = torch.zeros(2, 3, height, width), torch.ones(2, height, width, dtype=torch.bool)
+    for i, picture in enumerate(pictures):
+        _, h, w = picture.shape
+        images[i, :, :h, :w] = picture
+        padding[i, :h, :w] = False
+    targets = [Target(golden[f"target{i}_labels"].long(), golden[f"target{i}_boxes"]) for i in range(2)]
+    return images, padding, targets
+
+
+def test_every_output_equals_officials(model, inputs, golden):
+    images, padding, _ = inputs
+    with torch.no_grad():
+        output = model.eval()(images, padding)
+    found = {"pred": output.final, "enc": output.proposals}
+    found |= {f"aux{i}": stage for i, stage in enumerate(output.stages[:-1])}
+    for name, predictions in found.items():
+        torch.testing.assert_close(predictions.logits, golden[f"{name}_logits"], atol=1e-4, rtol=0)
+        torch.testing.assert_close(predictions.boxes, golden[f"{name}_boxes"], atol=1e-5, rtol=0)
+
+
+def test_loss_gradients_and_optimizer_steps_equal_officials(model, inputs, training, config, official_state):
+    images, padding, targets = inputs
+    model.train()
+    optimizer = build_optimizer(model, config.train)
+    ours = {id(value): name for name, value in convert_state_dict(official_state).items()}
+    names = {key: ours[id(value)] for key, value in official_state.items() if id(value) in ours}
+    parameters = dict(model.named_parameters())
+    for step, wanted in enumerate(training["adamw_steps"]):
+        optimizer.zero_grad()
+        terms = criterion(model(images, padding, targets), targets, sum(len(t.labels) for t in targets), config.loss)
+        total = torch.stack(list(terms.values())).sum()
+        total.backward()
+        assert total.item() == pytest.approx(wanted["total"], rel=1e-5 if step == 0 else 1e-2)  # rounding grows
+        if step == 0:
+            check_gradients(parameters, names, training["grad_norms"])
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
+        optimizer.step()
+
+
+def check_gradients(parameters, names, wanted):
+    compared = 0
+    for key, norm in wanted.items():
+        if not ALIASES.match(key) and norm > 1e-6:
+            assert parameters[names[key]].grad.norm().item() == pytest.approx(norm, rel=1e-3), key
+            compared += 1
+    assert compared > 200
+
+
+def test_another_temperature_of_the_position_embedding_would_be_noticed(official_state, inputs, golden):
+    images, padding, _ = inputs
+    config = load_config("r50-4scale", [*NO_NOISE, "model.position_temperature=10000.0"])
+    model = build_model(config.model).eval()
+    model.load_state_dict(convert_state_dict(official_state))
+    with torch.no_grad():
+        assert (model(images, padding).final.logits - golden["pred_logits"]).abs().max() > 0.01

@@ -1,0 +1,113 @@
+"""From a preset, a file and overrides to a config, and back to TOML."""
+
+import pytest
+
+from dinocore.config import Config
+from dinocore.errors import ConfigError
+from dinocore.presets import config_to_toml, list_presets, load_config, preset_title
+
+
+@pytest.fixture
+def toml(tmp_path):
+    def write(content: str | bytes, name="mine.toml"):
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
+
+
+def refusal(*args, **kwargs):
+    with pytest.raises(ConfigError) as caught:
+        load_config(*args, **kwargs)
+    return str(caught.value)
+
+
+def test_the_promised_presets_are_there():
+    promised = {"r50-4scale", "r50-5scale", "r50-4scale-24e", "r50-5scale-36e", "tiny", "notes-r50-4scale"}
+    assert promised <= set(list_presets())
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_a_preset_has_a_title_and_comes_back_equal_from_its_own_toml(name, tmp_path):
+    config = load_config(name)
+    assert preset_title(name).startswith(("DINO", "A "))
+    path = tmp_path / "config.toml"
+    path.write_text(config_to_toml(config), encoding="utf-8")
+    assert load_config(path) == config
+    assert load_config("r50-5scale-36e", file=path) == config, "a file of all settings leaves nothing of a preset"
+
+
+def test_r50_4scale_is_the_defaults_and_others_are_not():
+    assert load_config("r50-4scale") == load_config() == Config()
+    assert all(load_config(name) != Config() for name in list_presets() if name != "r50-4scale")
+
+
+def test_the_notes_preset_is_the_choice_of_the_notes():
+    config = load_config("notes-r50-4scale")
+    assert (config.model.first_stage, config.model.heads, config.model.denoising.num_groups) == (
+        "foreground", "per-layer", 5)  # fmt: skip
+    assert config.loss.proposal_labels == "foreground"
+
+
+def test_overrides_beat_the_file_and_the_file_beats_the_preset(toml):
+    file = toml("[train]\nepochs = 3\nbatch_size = 5\n")
+    config = load_config("tiny", ["train.epochs=7", "train.epochs=8"], file)
+    assert (config.train.epochs, config.train.batch_size, config.train.lr) == (8, 5, load_config("tiny").train.lr)
+
+
+def test_an_override_reaches_nested_settings_lists_and_text():
+    config = load_config(overrides=["model.denoising.box_noise=0.4", "data.crop_size=[10, 20]", " train.epochs = 3 ",
+                                    "data.path=/a folder/with = sign", "model.queries=pure"])  # fmt: skip
+    assert config.model.denoising.box_noise == 0.4 and config.model.denoising.label_noise == 0.5
+    assert config.data.crop_size == (10, 20) and config.train.epochs == 3
+    assert config.data.path == "/a folder/with = sign" and config.model.queries == "pure"
+
+
+def test_asking_for_backbone_weights_drops_the_weights_of_the_preset_but_not_those_asked_for():
+    assert load_config("tiny").train.weights == "bundled"
+    assert load_config("tiny", ["model.backbone_weights=none"]).train.weights == ""
+    both = load_config("tiny", ["model.backbone_weights=none", "train.weights=a.safetensors"])
+    assert both.train.weights == "a.safetensors"
+
+
+@pytest.mark.parametrize("text", ["epochs", "=3", "train..epochs=3", ".=3", ""])
+def test_what_is_not_an_override_is_refused_with_an_example(text):
+    said = refusal(overrides=[text])
+    assert said.startswith(f"`{text}` is not an override") and "train.epochs=24" in said
+
+
+def test_an_unknown_preset_names_the_nearest_or_all():
+    assert refusal("r50-4scal") == "there is no preset or file `r50-4scal`; did you mean `r50-4scale`?"
+    assert "known are: " in refusal("swin") and "tiny" in refusal("swin")
+    assert "there is no preset or file `mine.toml`" in refusal("mine.toml")
+
+
+def test_a_byte_order_mark_is_no_fault(toml):
+    assert load_config(toml(b"\xef\xbb\xbf[train]\nepochs = 3\n")).train.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[train\nepochs = 3", "line 1"),
+        ("[train]\nepochs = 3\nepochs = 4", "Cannot overwrite a value"),
+        ("[train]\nepochs = 3".encode("utf-16"), "save it as UTF-8"),
+        ("[train]\npath = 'caf\xe9'".encode("latin-1"), "at byte 19; save it as UTF-8"),
+    ],
+)
+def test_a_file_that_is_not_toml_is_named_with_the_place(toml, content, said):
+    path = toml(content)
+    for message in (refusal(path), refusal("tiny", file=path)):
+        assert message.startswith(str(path)) and said in message
+
+
+def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path):
+    missing = tmp_path / "none.toml"
+    assert refusal(file=missing) == f"there is no config file `{missing}`"
+    assert refusal(file=tmp_path).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["model = 3", "train = [1]", "[model]\ndenoising = 'none'"])
+def test_a_value_in_the_place_of_a_section_is_refused(toml, content):
+    assert "it must be a section" in refusal("tiny", file=toml(content))
