@@ -51,7 +51,7 @@ class ModelConfig(Section):
     num_heads: Positive = 8
     num_points: Positive = 4  # sampled by each head in each level
     ffn_dim: Positive = 2048
-    num_encoder_layers: Count = 6
+    num_encoder_layers: Positive = 6
     num_decoder_layers: Positive = 6
     num_queries: Annotated[int, Field(gt=0, le=100_000)] = 900
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0

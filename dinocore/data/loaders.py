@@ -156,6 +156,7 @@ def _workers(config: DataConfig) -> dict:
         "pin_memory": torch.cuda.is_available(),
         "worker_init_fn": _leave_signals_to_the_parent if number else None,
         "prefetch_factor": 4 if number else None,
+        "generator": torch.Generator(),  # a loader must not draw from the generator that dropout draws from
     }
 
 

@@ -49,6 +49,8 @@ def train(job: Job, state: TrainState) -> Iterator[Event]:
     yield Started(job.run, describe(job, state, per_epoch, chunk))
 
     replaced: set[str] = set()
+    if progress["due_evaluation"]:  # a signal cut it short
+        yield from _evaluate(job, state, progress["due_evaluation"], log)
     state.model.train()
     started = time.monotonic()
     for batches in training_steps(data.train, config, chunk, progress["step"], total):
@@ -178,6 +180,7 @@ def _save(job: Job, state: TrainState) -> Path:
 def _evaluate(job: Job, state: TrainState, epoch: int, log: MetricsLog) -> Iterator[Event]:
     """Judge the weights that would be kept, on the validation split."""
     config, val, progress = job.config, job.data.val, state.progress
+    progress["due_evaluation"] = epoch
     detector = Detector(state.ema.model, config, job.data.train.categories, job.device, config.train.amp)
     results: list[dict[str, Any]] = []
     for done, (found, problems) in enumerate(detect_all(detector, val), start=1):
@@ -186,7 +189,8 @@ def _evaluate(job: Job, state: TrainState, epoch: int, log: MetricsLog) -> Itera
             yield Warned(problem)
         yield Evaluating(done, len(val.image_ids))
         if job.stop():
-            return  # the state is saved by the loop; the evaluation is done again after the resume
+            return  # still due, so it is done again after the resume
+    progress["due_evaluation"] = 0
     state.model.train()
     metrics = coco_metrics(val, results)
     best = metrics.summary["AP"] > progress["best_ap"]

@@ -68,5 +68,5 @@ def _state_around(model: DINO, config: Config, device: torch.device, origin: str
         ema=Ema(model, config.train.ema_decay) if config.train.ema_decay else NoEma(model),
         optimizer=build_optimizer(model, config.train),
         scaler=torch.amp.GradScaler(device.type, enabled=scaled),
-        progress={"step": 0, "best_ap": -1.0, "best_step": 0, "origin": origin},
+        progress={"step": 0, "best_ap": -1.0, "best_step": 0, "due_evaluation": 0, "origin": origin},
     )

@@ -1,0 +1,135 @@
+"""Denoising queries: who they are, what they start from, and who may see whom."""
+
+import pytest
+import torch
+
+from dinocore import Target, load_config
+from dinocore.model.build import build_denoiser
+from dinocore.model.denoising import attention_mask, join
+from dinocore.structures import MATCHING, Queries
+
+
+def target(num_objects: int, seed: int | None = 0) -> Target:
+    generator = torch.Generator().manual_seed(num_objects)
+    boxes = torch.rand(num_objects, 4, generator=generator) * 0.3 + 0.3
+    return Target(torch.arange(num_objects) % 7, boxes, seed)
+
+
+def denoiser(*overrides: str):
+    config = load_config("r50-4scale", [f"model.denoising.{override}" for override in overrides])
+    return build_denoiser(config.model)
+
+
+def test_attention_mask_by_eye():
+    group = torch.tensor([0, 0, 1, 1, MATCHING, MATCHING, MATCHING])
+    drawn = ["".join(".#"[int(blocked)] for blocked in row) for row in attention_mask(group)]
+    assert drawn == [
+        "..##...",
+        "..##...",
+        "##.....",
+        "##.....",
+        "####...",
+        "####...",
+        "####...",
+    ]
+
+
+def test_without_denoising_queries_nothing_is_blocked():
+    assert not attention_mask(torch.full((5,), MATCHING)).any()
+
+
+@pytest.mark.parametrize(
+    "counts, groups", [((2, 1), 50), ((5, 3), 20), ((1, 1), 100), ((100, 7), 1), ((99, 7), 1), ((3, 0), 33)]
+)
+def test_groups_are_derived_from_the_largest_image_as_published(counts, groups):
+    noise = denoiser()([target(n) for n in counts])
+    assert noise.num_groups == groups
+    assert noise.boxes.shape == (2, groups * 2 * max(counts), 4)
+    assert noise.content.shape == (2, groups * 2 * max(counts), 256)
+
+
+def test_fixed_groups_give_the_notes_shapes():
+    noise = denoiser("num_groups=5")([target(3), target(1)])
+    assert noise.boxes.shape == (2, 5 * 2 * 3, 4)
+    assert noise.real.sum(1).tolist() == [30, 10]
+    assert noise.negative.tolist() == ([False] * 3 + [True] * 3) * 5
+    assert noise.group.tolist() == [g for g in range(5) for _ in range(6)]
+
+
+def test_plain_denoising_has_positives_only():
+    noise = denoiser('kind="plain"', "num_groups=4")([target(3)])
+    assert noise.boxes.shape == (1, 12, 4)
+    assert not noise.negative.any()
+
+
+def test_the_length_is_bounded_on_dense_images_and_every_object_gets_its_turn():
+    layer = denoiser()
+    seen = set()
+    for seed in range(12):
+        noise = layer([target(250, seed)])
+        assert noise.boxes.shape[1] == 200  # 100 pairs: one group of 100 drawn objects
+        seen |= set(noise.match.target.tolist())
+    assert len(seen) == 250
+    assert denoiser("num_groups=10", "max_queries=300")([target(200)]).boxes.shape[1] == 300
+
+
+def test_every_positive_answers_for_its_own_target_and_no_negative_does():
+    targets = [target(3), target(0), target(2)]
+    noise = denoiser("num_groups=2")(targets)
+    pairs = sorted(zip(noise.match.image.tolist(), noise.match.query.tolist(), noise.match.target.tolist(), strict=True))
+    assert pairs == [(0, 0, 0), (0, 1, 1), (0, 2, 2), (0, 6, 0), (0, 7, 1), (0, 8, 2),
+                     (2, 0, 3), (2, 1, 4), (2, 6, 3), (2, 7, 4)]  # fmt: skip
+    assert not noise.negative[noise.match.query].any()
+
+
+def test_without_noise_positives_are_the_targets_themselves():
+    targets = [target(3)]
+    noise = denoiser("box_noise=0.0", "label_noise=0.0", "num_groups=1")(targets)
+    torch.testing.assert_close(noise.boxes[0, :3], targets[0].boxes)
+
+
+def test_positives_stay_within_half_a_box_and_negatives_leave_it():
+    targets = [target(5)]
+    noise = denoiser("num_groups=20")(targets)
+    boxes = targets[0].boxes.tile(40, 1)
+    half = boxes[:, 2:] / 2
+    low = boxes[:, :2] - half
+    moved = ((noise.boxes[0, :, :2] - noise.boxes[0, :, 2:] / 2) - low).abs() / half  # of the first corner, in halves
+    inside = (low - 2 * half > 0).all(1)  # not cut off at the picture's edge
+    assert (moved[~noise.negative] < 1 + 1e-4).all()
+    assert (moved[noise.negative & inside] > 1 - 1e-4).all()
+
+
+def test_a_quarter_of_the_labels_is_replaced():
+    layer = denoiser("num_groups=50")
+    labels = torch.full((20,), 90)
+    noise = layer([Target(labels, torch.full((20, 4), 0.5), 3)])
+    replaced = (noise.content[0] != layer.label_embed.weight[90]).any(1).float().mean()
+    assert 0.20 < replaced < 0.30  # label_noise 0.5 / 2, of which 1 in 91 draws the same label
+
+
+def test_noise_of_an_image_does_not_depend_on_the_rest_of_the_batch():
+    layer = denoiser("num_groups=4")
+    alone, together = layer([target(3, 5)]), layer([target(3, 5), target(3, 6)])
+    assert torch.equal(alone.boxes[0], together.boxes[0])
+    assert not torch.equal(together.boxes[0], together.boxes[1])
+
+
+@pytest.mark.parametrize("overrides", [('kind="none"',), ("num_groups=0",)])
+def test_denoising_can_be_left_out(overrides):
+    assert denoiser(*overrides)([target(3)]) is None
+
+
+def test_a_batch_without_objects_has_no_denoising_queries_but_keeps_the_embedding_in_the_graph():
+    layer = denoiser()
+    noise = layer([target(0), target(0)])
+    assert noise.boxes.shape == (2, 0, 4)
+    noise.content.sum().backward()
+    assert layer.label_embed.weight.grad is not None
+
+
+def test_join_puts_denoising_queries_first():
+    noise = denoiser("num_groups=2")([target(1)])
+    joined = join(noise, Queries(torch.zeros(1, 3, 256), torch.full((1, 3, 4), 0.5)))
+    drawn = ["".join(".#"[int(blocked)] for blocked in row) for row in joined.blocked]
+    assert drawn == ["..##...", "..##...", "##.....", "##.....", "####...", "####...", "####..."]

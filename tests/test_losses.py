@@ -1,0 +1,107 @@
+"""The loss and the matching, against slow and plain versions of the same."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from dinocore import Target
+from dinocore.config import LossConfig
+from dinocore.errors import DivergedError
+from dinocore.losses import detection_loss
+from dinocore.matching import hungarian, matching_cost, negative_focal, positive_focal
+from dinocore.structures import Match, Predictions
+
+LOSS = LossConfig()
+
+
+def predictions(num_queries: int, num_classes: int = 4, batch: int = 1, seed: int = 0) -> Predictions:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(batch, num_queries, num_classes, generator=generator)
+    return Predictions(logits, torch.rand(batch, num_queries, 4, generator=generator) * 0.4 + 0.3)
+
+
+def targets(*counts: int) -> list[Target]:
+    generator = torch.Generator().manual_seed(7)
+    return [
+        Target(torch.randint(4, (n,), generator=generator), torch.rand(n, 4, generator=generator) * 0.4 + 0.3)
+        for n in counts
+    ]
+
+
+@pytest.mark.parametrize("logit", [-8.0, -0.5, 0.0, 3.0])
+def test_focal_loss_by_its_formula(logit):
+    p = 1 / (1 + math.exp(-logit))
+    x = torch.tensor(logit)
+    assert positive_focal(x, 0.25, 2.0).item() == pytest.approx(-0.25 * (1 - p) ** 2 * math.log(p), rel=1e-4)
+    assert negative_focal(x, 0.25, 2.0).item() == pytest.approx(-0.75 * p**2 * math.log(1 - p), rel=1e-3)
+
+
+def test_the_match_is_the_cheapest_of_all():
+    stage, (target,) = predictions(5), targets(3)
+    (match,) = hungarian([stage], [target], LOSS)
+    cost = matching_cost(stage.logits[0], stage.boxes[0], target, LOSS)
+    cheapest = min(itertools.permutations(range(5), 3), key=lambda rows: sum(cost[q, t] for t, q in enumerate(rows)))
+    found = dict(zip(match.target.tolist(), match.query.tolist(), strict=True))
+    assert [found[t] for t in range(3)] == list(cheapest)
+
+
+def test_each_stage_and_image_is_matched_on_its_own():
+    stages, given = [predictions(6, batch=3, seed=s) for s in range(2)], targets(2, 0, 3)
+    together = hungarian(stages, given, LOSS)
+    for stage, match in zip(stages, together, strict=True):
+        (alone,) = hungarian([stage], given, LOSS)
+        assert all(torch.equal(a, b) for a, b in zip(match, alone, strict=True))
+        assert match.image.tolist() == [0, 0, 2, 2, 2]
+        assert sorted(match.target.tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_more_objects_than_queries_leaves_the_dearest_out():
+    stage, (target,) = predictions(2), targets(5)
+    (match,) = hungarian([stage], [target], LOSS)
+    assert len(match.target) == 2
+    cost = matching_cost(stage.logits[0], stage.boxes[0], target, LOSS)
+    best = min(sum(cost[q, t] for q, t in enumerate(ts)) for ts in itertools.permutations(range(5), 2))
+    assert cost[match.query, match.target].sum() == pytest.approx(float(best), rel=1e-5)
+
+
+def test_no_object_at_all_matches_nothing():
+    (match,) = hungarian([predictions(3, batch=2)], targets(0, 0), LOSS)
+    assert len(match.query) == 0
+
+
+def test_predictions_that_are_not_finite_are_said_and_not_matched():
+    stage = predictions(3)
+    stage.boxes[0, 0, 0] = math.nan
+    with pytest.raises(DivergedError, match="not finite"):
+        hungarian([stage], targets(2), LOSS)
+
+
+def test_the_loss_against_an_explicit_twin():
+    stage, given = predictions(4, batch=2), targets(2, 1)
+    match = Match(torch.tensor([0, 0, 1]), torch.tensor([3, 1, 2]), torch.tensor([0, 1, 2]))
+    found = detection_loss(stage, given, match, 3.0, LOSS)
+    labels, boxes = torch.cat([t.labels for t in given]), torch.cat([t.boxes for t in given])
+    label = box = 0.0
+    for image, query, kind in itertools.product(range(2), range(4), range(4)):
+        wanted = any(
+            (image, query, kind) == (i, q, int(labels[t])) for i, q, t in zip(*(x.tolist() for x in match), strict=True)
+        )
+        p = torch.sigmoid(stage.logits[image, query, kind]).item()
+        label += -0.25 * (1 - p) ** 2 * math.log(p) if wanted else -0.75 * p**2 * math.log(1 - p)
+    for image, query, t in zip(*(x.tolist() for x in match), strict=True):
+        box += (stage.boxes[image, query] - boxes[t]).abs().sum().item()
+    assert found["label"].item() == pytest.approx(label / 3, rel=1e-4)
+    assert found["box"].item() == pytest.approx(5 * box / 3, rel=1e-4)
+
+
+def test_the_order_of_the_objects_does_not_matter():
+    stage, (target,) = predictions(6), targets(4)
+    order = torch.tensor([2, 0, 3, 1])
+    shuffled = Target(target.labels[order], target.boxes[order])
+    sums = []
+    for given in (target, shuffled):
+        (match,) = hungarian([stage], [given], LOSS)
+        sums.append(sum(detection_loss(stage, [given], match, 4.0, LOSS).values()).item())
+    assert sums[0] == pytest.approx(sums[1], rel=1e-5)

@@ -1,0 +1,52 @@
+"""A model and pictures that are small enough for many short runs."""
+
+import pytest
+import torch
+
+from dinocore import load_config
+from dinocore.data.dataset import open_dataset
+from dinocore.data.sample import write_sample_data
+from dinocore.train.loop import Job, train
+from dinocore.train.run import prepare_run, write_config
+from dinocore.train.start import fresh_state
+
+SMALL = [
+    'model.backbone="resnet18"', 'model.backbone_weights="none"', "model.hidden_dim=32", "model.num_heads=4",
+    "model.ffn_dim=48", "model.num_queries=12", "model.num_encoder_layers=1", "model.num_decoder_layers=2",
+    "model.num_classes=3", "model.denoising.num_pairs=20", "data.train_scales=[64]", "data.crop_chance=0.0",
+    "data.max_size=96", "data.eval_scale=64", "data.workers=0", "train.batch_size=2", "train.epochs=2",
+    "train.images_per_forward=2", 'train.amp="off"',
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    write_sample_data(folder, num_images=10, seed=3, size=(96, 72))
+    return folder
+
+
+@pytest.fixture
+def small_config(pictures):
+    def make(*overrides: str):
+        return load_config("r50-4scale", [*SMALL, f'data.path="{pictures}"', *overrides])
+
+    return make
+
+
+@pytest.fixture
+def start(tmp_path):
+    def make(config, name="run", stop=lambda: 0):
+        run = tmp_path / name
+        data = open_dataset(config.data)
+        prepare_run(run, overwrite=False)
+        write_config(run, config)
+        state = fresh_state(config, data.train.categories, torch.device("cpu"))
+        return Job(config, data, run, torch.device("cpu"), stop), state
+
+    return make
+
+
+@pytest.fixture
+def run_to_end():
+    return lambda job, state: list(train(job, state))

@@ -1,0 +1,236 @@
+"""Runs from start to end, resumed runs, and what goes wrong on the way."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from dinocore.checkpoint import load_weights
+from dinocore.errors import CheckpointError, ConfigError, DataError, DivergedError, EnvironmentFault, Interrupted
+from dinocore.predict import load_detector
+from dinocore.train.events import Evaluated, Finished, Saved, Started, Step, Warned
+from dinocore.train.loop import train, train_step
+from dinocore.train.run import find_checkpoint, prepare_run, run_config
+from dinocore.train.start import resumed_state
+from dinocore.train.state import list_checkpoints
+
+
+def kinds(events):
+    return [type(event) for event in events if type(event) in (Started, Step, Evaluated, Saved, Finished)]
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_its_folder_as_designed(small_config, start, run_to_end):
+    job, state = start(small_config())
+    events = run_to_end(job, state)
+    steps = [Step] * 4
+    assert kinds(events) == [Started, *steps, Evaluated, Saved, *steps, Evaluated, Saved, Finished]
+    assert {"config.toml", "metrics.jsonl", "log.txt", "best.safetensors", "checkpoints"} <= {
+        path.name for path in job.run.iterdir()
+    }
+    assert [path.name for path in list_checkpoints(job.run / "checkpoints")] == ["step-00000004", "step-00000008"]
+    assert [row["step"] for row in lines(job.run) if "loss" in row] == list(range(1, 9))
+    assert run_config(job.run) == job.config
+
+
+def test_weights_describe_themselves(small_config, start, run_to_end):
+    job, state = start(small_config("train.epochs=1"))
+    run_to_end(job, state)
+    weights = load_weights(job.run / "best.safetensors")
+    assert weights.config == job.config
+    assert [tuple(c) for c in weights.categories] == [(1, "RBC"), (2, "WBC"), (3, "Platelets")]
+    detections = load_detector(job.run / "best.safetensors")(job.data.val.path(0))
+    assert len(detections.scores) == 12 * 3  # queries x classes, fewer than eval.max_dets
+    assert (detections.scores.diff() <= 0).all()
+
+
+@pytest.mark.parametrize("overrides", [(), ("train.ema_decay=0.9", "model.dropout=0.1", "train.images_per_forward=1")])
+@pytest.mark.parametrize("stopped_after", [3, 4])
+def test_a_resumed_run_ends_with_the_same_bytes(small_config, start, run_to_end, overrides, stopped_after):
+    config = small_config(*overrides)
+    job, state = start(config, "straight")
+    run_to_end(job, state)
+
+    seen = []
+    cut, half = start(config, "cut", stop=lambda: 143 if len(seen) >= stopped_after else 0)
+    with pytest.raises(Interrupted) as stopped:
+        for event in train(cut, half):
+            seen += [event] if isinstance(event, Step) else []
+    assert stopped.value.exit_code == 143
+    checkpoint, warnings = find_checkpoint(cut.run, "auto")
+    assert not warnings
+    cut = cut._replace(stop=lambda: 0)
+    run_to_end(cut, resumed_state(checkpoint, config, torch.device("cpu")))
+    for name in ("model.safetensors", *(["ema.safetensors"] if "ema" in str(overrides) else [])):
+        straight, resumed = (
+            load_weights(run / "checkpoints" / "step-00000008" / name).tensors for run in (job.run, cut.run)
+        )
+        assert all(torch.equal(straight[key], resumed[key]) for key in straight)
+    kept = [[row.get("loss") or row["AP"] for row in lines(run)] for run in (job.run, cut.run)]
+    assert kept[0] == kept[1]
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_said(small_config, start, run_to_end):
+    job, state = start(small_config())
+    run_to_end(job, state)
+    older, newest = list_checkpoints(job.run / "checkpoints")
+    content = bytearray((newest / "model.safetensors").read_bytes())
+    content[-5] ^= 1
+    (newest / "model.safetensors").write_bytes(content)
+    found, warnings = find_checkpoint(job.run, "auto")
+    assert found == older
+    assert "step-00000008 is damaged: model.safetensors" in warnings[0]
+    with pytest.raises(CheckpointError, match="is damaged"):
+        find_checkpoint(job.run, str(newest))
+
+
+def test_every_file_of_a_checkpoint_opens_without_running_code(small_config, start, run_to_end):
+    job, state = start(small_config("train.epochs=1", "train.ema_decay=0.5"))
+    run_to_end(job, state)
+    folder = list_checkpoints(job.run / "checkpoints")[-1]
+    assert torch.load(folder / "state.pt", weights_only=True)["progress"]["step"] == 4
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "ema.safetensors", "manifest.json", "model.safetensors", "state.pt",
+    ]  # fmt: skip
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(small_config, start):
+    norms = []
+    for chunk in (4, 1):
+        config = small_config("train.batch_size=4", f"train.images_per_forward={chunk}", 'model.denoising.kind="none"')
+        job, state = start(config, f"chunk{chunk}")
+        events = train(job, state)
+        step = next(event for event in events if isinstance(event, Step))
+        norms.append((step.numbers["loss"], step.numbers["grad_norm"]))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(small_config, start):
+    job, state = start(small_config())
+    events = train(job, state)
+    next(event for event in events if isinstance(event, Step))
+    before = [p.clone() for p in state.model.backbone.parameters()]
+    with torch.no_grad():
+        state.model.tokenizer.level_embed.fill_(math.nan)
+    with pytest.raises(DivergedError) as error:
+        list(events)
+    assert error.value.exit_code == 6
+    assert all(torch.equal(a, b) for a, b in zip(before, state.model.backbone.parameters(), strict=True))
+
+
+def test_a_gradient_that_is_not_finite_names_itself_and_its_pictures(small_config, start):
+    job, state = start(small_config())
+    state.model.neck.project[0][0].weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(DivergedError, match="grad_norm is not finite in step 1"):
+        list(train(job, state))
+    assert "smear_" in (job.run / "diverged.txt").read_text()
+
+
+def test_one_bad_picture_is_replaced_and_said_once(pictures, small_config, start, run_to_end, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(pictures, folder)
+    bad = sorted((folder / "train2017").iterdir())[0]
+    bad.write_bytes(bad.read_bytes()[:500])
+    job, state = start(small_config(f'data.path="{folder}"'))
+    warnings = [event.text for event in run_to_end(job, state) if isinstance(event, Warned)]
+    assert len(warnings) == 1 and bad.name in warnings[0]
+
+
+def test_too_many_bad_pictures_end_the_run(pictures, small_config, start, run_to_end, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(pictures, folder)
+    for bad in sorted((folder / "train2017").iterdir())[:4]:
+        bad.write_bytes(b"not a picture")
+    job, state = start(small_config(f'data.path="{folder}"', "train.epochs=4"))
+    with pytest.raises(DataError, match="4 of 8 pictures cannot be read"):
+        run_to_end(job, state)
+
+
+def test_pictures_without_objects_train_and_evaluate(pictures, small_config, start, run_to_end, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(pictures, folder)
+    for split in ("train", "val"):
+        file = folder / "annotations" / f"instances_{split}2017.json"
+        content = json.loads(file.read_text())
+        first = min(image["id"] for image in content["images"])
+        content["annotations"] = [a for a in content["annotations"] if split == "train" and a["image_id"] == first]
+        file.write_text(json.dumps(content))
+    job, state = start(small_config(f'data.path="{folder}"', "train.batch_size=1"))
+    evaluated = [event for event in run_to_end(job, state) if isinstance(event, Evaluated)]
+    assert all(event.metrics.summary["AP"] == -1 for event in evaluated)  # nothing to judge by, as in pycocotools
+
+
+def test_a_picture_smaller_than_the_queries_need_trains(small_config, start, run_to_end, tmp_path):
+    folder = tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
+    Image.new("RGB", (24, 20), "red").save(folder / "images" / "a.png")
+    content = {
+        "images": [{"id": 5, "file_name": "a.png", "width": 24, "height": 20}],
+        "categories": [{"id": 9, "name": "thing"}],
+        "annotations": [{"id": 1, "image_id": 5, "category_id": 9, "bbox": [2, 3, 10, 12]}],
+    }
+    (folder / "annotations.json").write_text(json.dumps(content))
+    job, state = start(
+        small_config(f'data.path="{folder}"', "data.train_scales=[20]", "model.num_queries=900", "model.num_classes=1")
+    )
+    assert any(isinstance(event, Finished) for event in run_to_end(job, state))
+
+
+def test_a_folder_with_something_in_it_is_refused_with_both_ways_out(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"--resume auto.*--overwrite"):
+        prepare_run(tmp_path, overwrite=False)
+    prepare_run(tmp_path, overwrite=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(small_config, start, run_to_end, monkeypatch):
+    job, state = start(small_config("train.epochs=1"))
+    run_to_end(job, state)
+    (kept,) = list_checkpoints(job.run / "checkpoints")
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dinocore.train.state.torch.save", no_space)
+    from dinocore.train.state import save_checkpoint
+
+    with pytest.raises(EnvironmentFault, match="No space left"):
+        save_checkpoint(job.run / "checkpoints", state, job.config, job.data.train.categories)
+    assert list_checkpoints(job.run / "checkpoints") == [kept]
+    assert not list((job.run / "checkpoints").glob(".tmp*"))
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_low_precision_steps_are_finite(small_config, start, amp):
+    job, state = start(small_config(f'train.amp="{amp}"'))
+    from dinocore.data.loaders import training_steps
+
+    batches = next(iter(training_steps(job.data.train, job.config, 2, 0, 1)))
+    assert math.isfinite(train_step(state, batches, job)["loss"])
+
+
+def test_weights_start_a_run_with_other_classes_by_name(small_config, start, run_to_end, pictures, tmp_path):
+    job, state = start(small_config("train.epochs=1"))
+    run_to_end(job, state)
+    folder = tmp_path / "data"
+    shutil.copytree(pictures, folder)
+    for file in (folder / "annotations").iterdir():
+        content = json.loads(file.read_text())
+        content["categories"] = [{"id": 1, "name": "red"}, {"id": 2, "name": "WBC"}, {"id": 3, "name": "Platelets"},
+                                 {"id": 4, "name": "new"}]  # fmt: skip
+        file.write_text(json.dumps(content))
+    best = job.run / "best.safetensors"
+    config = small_config(f'data.path="{folder}"', "model.num_classes=4", f'train.weights="{best}"')
+    _, tuned = start(config, "tuned")
+    old = load_weights(best).tensors["decoder.class_heads.0.weight"]
+    new = tuned.model.decoder.class_heads[0].weight
+    assert torch.equal(new[1], old[1]) and torch.equal(new[2], old[2])
+    assert not torch.equal(new[0], old[0])
+    assert "WBC, Platelets" in tuned.progress["origin"]

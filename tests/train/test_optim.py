@@ -1,0 +1,59 @@
+"""Parameter groups, the schedule as a pure function, and the moving average."""
+
+import pytest
+import torch
+from torch import nn
+
+from dinocore import build_model, load_config
+from dinocore.config import TrainConfig
+from dinocore.train.optim import Ema, build_optimizer, lr_factor, set_lr
+
+
+def test_the_published_schedule_drops_once_after_epoch_11():
+    config = TrainConfig()
+    factors = [lr_factor(step, 10, config) for step in range(120)]
+    assert factors[:110] == [1.0] * 110
+    assert factors[110:] == pytest.approx([0.1] * 10)
+
+
+def test_warm_up_rises_in_equal_steps_and_cosine_ends_at_zero():
+    config = TrainConfig(epochs=2, warmup_steps=4, lr_schedule="cosine")
+    factors = [lr_factor(step, 50, config) for step in range(100)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert all(later < earlier for earlier, later in zip(factors[4:], factors[5:], strict=False))
+    assert factors[-1] < 0.001
+
+
+def test_the_backbone_has_its_own_rate_and_frozen_parameters_are_left_out():
+    config = load_config("r50-4scale", ['model.backbone="resnet18"'])
+    model = build_model(config.model)
+    optimizer = build_optimizer(model, config.train)
+    backbone, rest = (group["params"] for group in optimizer.param_groups)
+    wanted = [p for n, p in model.named_parameters() if p.requires_grad and n.startswith("backbone.")]
+    assert {id(p) for p in backbone} == {id(p) for p in wanted}
+    assert len(backbone) + len(rest) == sum(p.requires_grad for p in model.parameters())
+    assert set_lr(optimizer, 0.1) == pytest.approx(1e-5)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-6, 1e-5])
+    assert all(group["weight_decay"] == 1e-4 for group in optimizer.param_groups)
+
+
+def test_the_moving_average_against_its_formula():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 0.0)
+    ema, expected = Ema(model, 0.9), 0.0
+    for step in range(1, 40):
+        nn.init.constant_(model.weight, float(step))
+        ema.update(model)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    assert ema.model.weight.item() == pytest.approx(expected, rel=1e-4)
+    assert not ema.model.weight.requires_grad
+
+
+def test_the_average_is_a_copy():
+    model = nn.Linear(2, 2)
+    ema = Ema(model, 0.9)
+    before = ema.model.weight.clone()
+    with torch.no_grad():
+        model.weight.add_(1)
+    assert torch.equal(ema.model.weight, before)
