@@ -59,7 +59,8 @@ def inspect_files(
     judged = [name for name in found if Path(name).name in {Path(key).name for key in objects}]
     by_name = {Path(key).name: boxes for key, boxes in objects.items()}
     covered = recall(
-        [torch.tensor([p.proposal for p in found[name]]) for name in judged], [by_name[Path(name).name] for name in judged]
+        [torch.tensor([p.proposal for p in found[name]]) for name in judged],
+        [by_name[Path(name).name] for name in judged],
     )
     if objects and not judged:
         raise DataError("none of the pictures is in the annotations; they are compared by file name")

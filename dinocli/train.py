@@ -10,11 +10,15 @@ from .options import Amp, ConfigFile, Data, Device, Overrides
 def train(
     preset: Annotated[str | None, typer.Option("--preset", "-p", help="See `dino presets`; default: tiny.")] = None,
     data: Data = None,
-    output_dir: Annotated[Path | None, typer.Option("--output-dir", help="Run folder; default: runs/DATE-TIME.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", help="Run folder; default: runs/DATE-TIME.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="How often each picture is seen.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures per optimizer step, in all.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of everything but the backbone.")] = None,
-    weights: Annotated[str | None, typer.Option(help="Weights to start from; classes are carried over by name.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Weights to start from; classes are carried over by name.")
+    ] = None,
     resume: Annotated[str | None, typer.Option(metavar="auto|PATH", help="Continue a run from a checkpoint.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Start anew in a folder that is not empty.")] = False,
     device: Device = "auto",

@@ -83,7 +83,11 @@ class TrainingView:
             if terms:
                 parts.append(f"{kind} {'/'.join(f'{term:.2f}' for term in terms)}")
         waiting = 100 * mean["data_seconds"] / max(mean["seconds"], 1e-9)
-        parts += [f"{mean['images'] / mean['seconds']:.1f} img/s", f"data {waiting:.0f}%", f"{mean['memory_mb']:.0f} MB"]
+        parts += [
+            f"{mean['images'] / mean['seconds']:.1f} img/s",
+            f"data {waiting:.0f}%",
+            f"{mean['memory_mb']:.0f} MB",
+        ]
         return " · ".join(parts)
 
     def _evaluating(self, done: int, total: int) -> None:

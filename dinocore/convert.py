@@ -7,7 +7,9 @@ from torch import Tensor
 
 from .errors import CheckpointError
 
-ALIASES = re.compile(r"^(class_embed|bbox_embed)\.[1-9]|^transformer\.decoder\.(class|bbox)_embed")  # one head, saved often
+ALIASES = re.compile(
+    r"^(class_embed|bbox_embed)\.[1-9]|^transformer\.decoder\.(class|bbox)_embed"
+)  # one head, saved often
 Rule = tuple[str, str | Callable[[re.Match], str]]
 
 
@@ -59,7 +61,9 @@ def convert_state_dict(state: Mapping[str, Tensor], source: str | None = None) -
     found = source or _tell_source(state)
     if found != "official":
         raise CheckpointError(f"weights from `{found}` can't be converted; known is `official` (IDEA-Research/DINO)")
-    num_projected = sum(re.fullmatch(r"input_proj\.\d+\.0\.weight", k) is not None and _is_1x1(v) for k, v in state.items())
+    num_projected = sum(
+        re.fullmatch(r"input_proj\.\d+\.0\.weight", k) is not None and _is_1x1(v) for k, v in state.items()
+    )
     return {_rename(key, num_projected): value for key, value in state.items() if not ALIASES.match(key)}
 
 

@@ -29,7 +29,9 @@ def criterion(output: DinoOutput, targets: list[Target], num_boxes: float, loss:
         terms |= _named(f"stage{i}", detection_loss(stage, targets, match, num_boxes, loss))
     if output.noise is not None:
         for i, stage in enumerate(output.denoising or []):
-            losses = detection_loss(_float(stage), targets, output.noise.match, num_boxes * max(1, output.noise.num_groups), loss)
+            losses = detection_loss(
+                _float(stage), targets, output.noise.match, num_boxes * max(1, output.noise.num_groups), loss
+            )
             terms |= _named(f"denoising{i}", losses)
     return terms
 

@@ -42,9 +42,7 @@ def draw_boxes(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
     return image
 
 
-def _draw_label(
-    canvas: ImageDraw.ImageDraw, box: Box, font: ImageFont.FreeTypeFont, size: tuple[int, int]
-) -> None:
+def _draw_label(canvas: ImageDraw.ImageDraw, box: Box, font: ImageFont.FreeTypeFont, size: tuple[int, int]) -> None:
     """Above the box, or inside where there is no room, and never out of the picture."""
     left, top, right, bottom = canvas.textbbox((0, 0), box.label, font=font)
     width, height = right - left + 6, bottom - top + 4

@@ -76,7 +76,9 @@ def test_the_length_is_bounded_on_dense_images_and_every_object_gets_its_turn():
 def test_every_positive_answers_for_its_own_target_and_no_negative_does():
     targets = [target(3), target(0), target(2)]
     noise = denoiser("num_groups=2")(targets)
-    pairs = sorted(zip(noise.match.image.tolist(), noise.match.query.tolist(), noise.match.target.tolist(), strict=True))
+    pairs = sorted(
+        zip(noise.match.image.tolist(), noise.match.query.tolist(), noise.match.target.tolist(), strict=True)
+    )
     assert pairs == [(0, 0, 0), (0, 1, 1), (0, 2, 2), (0, 6, 0), (0, 7, 1), (0, 8, 2),
                      (2, 0, 3), (2, 1, 4), (2, 6, 3), (2, 7, 4)]  # fmt: skip
     assert not noise.negative[noise.match.query].any()

@@ -70,7 +70,9 @@ def test_every_trainable_parameter_gets_a_gradient_without_any_object():
     model, config = small()
     nothing = Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
     learn_once(model.train(), config, [nothing, nothing])
-    missing = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())]
+    missing = [
+        n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())
+    ]
     assert missing == []
 
 

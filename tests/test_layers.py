@@ -1,0 +1,80 @@
+"""Imports point one way only, files stay short, and the command starts fast."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Lower may not import higher. A file's layer is the first entry that its path starts with.
+LAYERS = [
+    "dinocore/__init__", "dinocore/errors", "dinocore/files", "dinocore/config", "dinocore/presets",
+    "dinocore/structures", "dinocore/boxes", "dinocore/device", "dinocore/model", "dinocore/matching",
+    "dinocore/losses", "dinocore/convert", "dinocore/data", "dinocore/checkpoint", "dinocore/pretrained",
+    "dinocore/predict", "dinocore/evaluate", "dinocore/view", "dinocore/train", "dinocli",
+]  # fmt: skip
+SOURCES = sorted([*ROOT.glob("dinocore/**/*.py"), *ROOT.glob("dinocli/**/*.py")])
+
+
+def layer(module: str) -> int:
+    return next(i for i, prefix in enumerate(LAYERS) if f"{module}/".startswith((f"{prefix}/", f"{prefix}.")))
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT).with_suffix(""))
+
+
+def imported(path: Path) -> set[str]:
+    """First-party modules that a file imports while running, as paths such as `dinocore/boxes`."""
+    package = path.relative_to(ROOT).parent.parts
+    tree = ast.parse(path.read_text())
+    skipped = {id(n) for block in ast.walk(tree) if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
+               for n in ast.walk(block)}  # fmt: skip
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in skipped:
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = "/".join([*base, *(node.module.split(".") if node.module else ())])
+            found |= (
+                {module} if (ROOT / module).with_suffix(".py").is_file() else {f"{module}/{a.name}" for a in node.names}
+            )
+    return {m for m in found if m.startswith(("dinocore/", "dinocli/")) and (ROOT / f"{m}.py").is_file()}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_imports_never_point_up(path):
+    here = layer(name(path))
+    assert [module for module in imported(path) if layer(module) > here] == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_files_stay_short(path):
+    assert len(path.read_text().splitlines()) <= 250
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if name(p).startswith("dinocore")], ids=name)
+def test_the_core_neither_draws_on_a_terminal_nor_prints(path):
+    tree = ast.parse(path.read_text())
+    modules = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    modules |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert not {m.split(".")[0] for m in modules} & {"rich", "typer"}
+    calls = [n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+    assert "print" not in calls
+
+
+SHOW_HELP = """
+import sys
+sys.argv = ["dino", "--help"]
+from dinocli.app import app
+try:
+    app()
+except SystemExit:
+    heavy = {"torch", "torchvision", "numpy", "scipy", "timm", "numba", "PIL", "pycocotools"} & set(sys.modules)
+    assert not heavy, heavy
+"""
+
+
+def test_help_imports_nothing_heavy():
+    subprocess.run([sys.executable, "-c", SHOW_HELP], cwd=ROOT, check=True, capture_output=True)
