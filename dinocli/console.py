@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 words = Console(stderr=True, highlight=False, soft_wrap=True)
-data = Console(highlight=False, soft_wrap=True)
+data = Console(highlight=False, width=None if sys.stdout.isatty() else 200)  # a pipe has no edge to wrap at
 
 
 def say(text: str) -> None:

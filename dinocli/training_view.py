@@ -7,8 +7,10 @@ from types import TracebackType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from dinocore.files import write_atomically
 from dinocore.train.events import Evaluated, Evaluating, Event, Finished, Saved, Started, Step, Warned
 from dinocore.train.loop import Job
+from dinocore.view.curves import draw_curves
 
 from .console import words
 
@@ -48,6 +50,8 @@ class TrainingView:
                 self._evaluating(done, total)
             case Evaluated():
                 self._evaluated(event)
+                curves = draw_curves(self.job.run / "metrics.jsonl")
+                write_atomically(self.job.run / "curves.png", lambda temporary: curves.save(temporary, "PNG"))
             case Saved(path=path, step=step):
                 self._log(f"step {step}: saved {path}")
             case Warned(text=text):

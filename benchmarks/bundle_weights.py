@@ -1,0 +1,28 @@
+"""Put a run's weights into the package as the bundled model: half precision, without traces of this machine.
+
+    python benchmarks/bundle_weights.py runs/bundled/best.safetensors --origin "what it was trained on"
+"""
+
+import argparse
+from pathlib import Path
+
+from dinocore.checkpoint import BUNDLED, load_weights, save_weights
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--origin", required=True, help="one sentence for people")
+    arguments = parser.parse_args()
+    weights = load_weights(arguments.weights)
+    data = weights.config.data.model_copy(update={"path": "", "workers": "auto"})
+    train = weights.config.train.model_copy(update={"weights": "bundled"})
+    config = weights.config.model_copy(update={"data": data, "train": train})
+    tensors = {k: v.half() if v.is_floating_point() else v for k, v in weights.tensors.items()}
+    facts = {k: v for k, v in weights.facts.items() if k != "data"} | {"origin": arguments.origin}
+    save_weights(BUNDLED, tensors, config, weights.categories, facts)
+    print(f"{BUNDLED}: {BUNDLED.stat().st_size / 1e6:.1f} MB, {facts}")
+
+
+if __name__ == "__main__":
+    main()

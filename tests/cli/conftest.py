@@ -1,0 +1,73 @@
+"""Run `dino` in this process, as a person types it."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from dinocli import app
+from dinocore.data.sample import write_sample_data
+
+SMALL = [
+    "model.backbone=resnet18", "model.backbone_weights=none", "model.hidden_dim=32", "model.num_heads=4",
+    "model.ffn_dim=48", "model.num_queries=12", "model.num_encoder_layers=1", "model.num_decoder_layers=2",
+    "model.denoising.num_pairs=20", "data.train_scales=[64]", "data.crop_chance=0.0", "data.max_size=96",
+    "data.eval_scale=64", "data.workers=0",
+]  # fmt: skip
+
+
+class Result(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def dino(monkeypatch, capsys, tmp_path) -> Callable[..., Result]:
+    """`dino("predict", "a.jpg")` runs in an empty folder, with exit codes and error lines as the real command has them."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["dino", *map(str, arguments)])
+        try:
+            app.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def settings() -> list[str]:
+    """`--set` arguments for a model that trains in seconds."""
+    return [part for setting in SMALL for part in ("--set", setting)]
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    write_sample_data(folder, num_images=10, seed=3, size=(96, 72))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory, settings, pictures) -> Path:
+    """A finished run of one epoch."""
+    root = tmp_path_factory.mktemp("project")
+    before, here = sys.argv, Path.cwd()
+    sys.argv = ["dino", "train", "--preset", "r50-4scale", "--data", str(pictures), "--epochs", "1",
+                "--batch-size", "4", "--output-dir", str(root / "runs" / "first"), *settings]  # fmt: skip
+    try:
+        with pytest.raises(SystemExit, match="0"):
+            app.main()
+    finally:
+        sys.argv = before
+        os.chdir(here)
+    return root / "runs" / "first"

@@ -1,0 +1,279 @@
+"""Commands from end to end, wrong inputs, exit codes and streams."""
+
+import csv
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+PICTURE = "val2017/smear_000008.jpg"
+
+
+@pytest.fixture
+def picture(pictures):
+    return next((pictures / "val2017").iterdir())
+
+
+# train -----------------------------------------------------------------------------------------------------------
+
+
+def test_train_leaves_a_run_and_says_what_it_does(run_folder):
+    log = (run_folder / "log.txt").read_text()
+    assert "8 to train on, 2 to evaluate on" in log and "3: RBC, WBC, Platelets" in log
+    assert "epoch 1/1" in log and "AP50" in log and "step 2: saved" in log
+
+
+def test_resume_auto_of_a_finished_run_has_nothing_left_to_do(dino, run_folder):
+    result = dino("train", "--resume", "auto", "--output-dir", run_folder)
+    assert result.code == 0 and "done in" in result.err
+
+
+def test_resume_goes_on_with_more_epochs(dino, run_folder, tmp_path):
+    copy = tmp_path / "again"
+    shutil.copytree(run_folder, copy)
+    result = dino("train", "--resume", copy / "checkpoints" / "step-00000002", "--epochs", "2")
+    assert result.code == 0, result.err
+    steps = [json.loads(line)["step"] for line in (copy / "metrics.jsonl").read_text().splitlines() if "loss" in line]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_a_cut_checkpoint_is_refused_by_name(dino, run_folder, tmp_path):
+    copy = tmp_path / "cut"
+    shutil.copytree(run_folder, copy)
+    file = copy / "checkpoints" / "step-00000002" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    result = dino("train", "--resume", copy / "checkpoints" / "step-00000002")
+    assert result.code == 4 and "model.safetensors" in result.err
+
+
+@pytest.mark.parametrize(
+    "arguments, code, says",
+    [
+        (["--preset", "r50-4scal"], 2, "did you mean `r50-4scale`"),
+        (["--set", "train.epoch=3"], 2, "did you mean `epochs`"),
+        (["--set", "train.lr=fast"], 2, "train.lr"),
+        (["--data", "nowhere"], 3, "does not exist"),
+        (["--device", "cuda"], 5, "available: cpu"),
+        (["--weights", "nowhere.safetensors"], 4, "does not exist"),
+        (["--resume", "auto"], 4, "not the folder of a run"),
+        (["--epochs", "0"], 2, "train.epochs"),
+        (["--config", "nowhere.toml"], 2, "nowhere.toml"),
+    ],
+)
+def test_wrong_arguments_of_train_are_one_line_and_leave_nothing(dino, tmp_path, pictures, arguments, code, says):
+    given = arguments if "--data" in arguments else ["--data", pictures, *arguments]
+    result = dino("train", "--output-dir", "new", *given)
+    assert result.code == code, result.err
+    assert says in result.err and "Traceback" not in result.err and result.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_empty_is_refused_and_left_alone(dino, tmp_path, pictures, settings):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    result = dino("train", "--data", pictures, "--output-dir", "mine", *settings)
+    assert result.code == 2 and "--resume auto" in result.err and "--overwrite" in result.err
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_an_annotation_of_an_unknown_picture_is_found_before_the_first_step(dino, pictures, tmp_path, settings):
+    shutil.copytree(pictures, tmp_path / "data")
+    file = tmp_path / "data" / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["image_id"] = 777
+    file.write_text(json.dumps(content))
+    result = dino("train", "--data", "data", "--output-dir", "new", *settings)
+    assert result.code == 3 and "777" in result.err and not (tmp_path / "new").exists()
+
+
+# predict ---------------------------------------------------------------------------------------------------------
+
+
+def test_predict_writes_the_promised_json(dino, run_folder, picture, tmp_path):
+    result = dino("predict", picture, "--weights", run_folder, "--out", "new/boxes.json", "--threshold", "0")
+    assert result.code == 0 and result.out == ""
+    (found,) = json.loads((tmp_path / "new" / "boxes.json").read_text())
+    assert list(found) == ["file", "width", "height", "detections"]
+    assert (found["file"], found["width"], found["height"]) == (str(picture), 96, 72)
+    assert list(found["detections"][0]) == ["label", "category_id", "score", "box_xyxy"]
+    scores = [d["score"] for d in found["detections"]]
+    assert scores == sorted(scores, reverse=True) and len(scores) == 36
+    assert {(d["label"], d["category_id"]) for d in found["detections"]} <= {("RBC", 1), ("WBC", 2), ("Platelets", 3)}
+    assert all(0 <= x0 <= x1 <= 96 and 0 <= y0 <= y1 <= 72 for x0, y0, x1, y1 in (d["box_xyxy"] for d in found["detections"]))
+
+
+def test_the_newest_run_is_used_and_said(dino, run_folder, picture, monkeypatch):
+    monkeypatch.chdir(run_folder.parents[1])
+    result = dino("predict", picture, "--json", "--threshold", "1")
+    assert "the newest run" in result.err
+    assert json.loads(result.out)[0]["detections"] == []
+
+
+def test_a_bad_picture_costs_only_itself(dino, run_folder, pictures, tmp_path):
+    shutil.copytree(pictures / "val2017", tmp_path / "many")
+    (tmp_path / "many" / "bad.jpg").write_bytes(b"no picture")
+    (tmp_path / "many" / "notes.txt").write_text("not a picture")
+    result = dino("predict", "many", "--weights", run_folder, "--out", "boxes.json", "--save-images", "drawn")
+    assert result.code == 7
+    assert "bad.jpg" in result.err and "1 files that are no pictures are left out" in result.err
+    assert len(json.loads((tmp_path / "boxes.json").read_text())) == 2
+    assert len(list((tmp_path / "drawn").iterdir())) == 2
+
+
+def test_globs_and_names_on_standard_input(dino, run_folder, pictures, monkeypatch):
+    import io
+    import sys
+
+    by_glob = dino("predict", f"{pictures}/val2017/*.jpg", "--weights", run_folder, "--json")
+    files = sorted((pictures / "val2017").iterdir())
+    names = "\n".join(map(str, files)).encode()
+    for content, expected in ((names, 2), (files[0].read_bytes(), 1)):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        found = json.loads(dino("predict", "-", "--weights", run_folder, "--json").out)
+        assert len(found) == expected
+        assert found[0]["detections"] == json.loads(by_glob.out)[0]["detections"]
+
+
+def test_every_format_says_the_same(dino, run_folder, picture, tmp_path):
+    for kind, out in (("json", "a.json"), ("coco", "b.json"), ("csv", "c.csv"), ("yolo", "d"), ("labelme", "e")):
+        result = dino(
+            "predict", picture, "--weights", run_folder, "--format", kind, "--out", out, "--conf", "0", "--max-dets", "5"
+        )
+        assert result.code == 0, result.err
+    ours = json.loads((tmp_path / "a.json").read_text())[0]["detections"]
+    assert len(ours) == 5
+    coco = json.loads((tmp_path / "b.json").read_text())["annotations"]
+    assert [a["bbox"][:2] for a in coco] == [d["box_xyxy"][:2] for d in ours]
+    with (tmp_path / "c.csv").open() as file:
+        assert [float(row["score"]) for row in csv.DictReader(file)] == [d["score"] for d in ours]
+    line = (tmp_path / "d" / f"{picture.stem}.txt").read_text().splitlines()[0].split()
+    center = [(ours[0]["box_xyxy"][i] + ours[0]["box_xyxy"][i + 2]) / 2 / side for i, side in ((0, 96), (1, 72))]
+    assert [float(x) for x in line[1:3]] == pytest.approx(center, abs=1e-5)
+    labelme = json.loads((tmp_path / "e" / f"{picture.stem}.json").read_text())
+    assert [shape["label"] for shape in labelme["shapes"]] == [d["label"] for d in ours]
+
+
+@pytest.mark.parametrize(
+    "arguments, code, says",
+    [
+        (["missing.jpg"], 3, "missing.jpg"),
+        (["."], 3, "no pictures"),
+        (["PICTURE", "--out", "."], 2, "is a folder"),
+        (["PICTURE", "--format", "xml"], 2, "labelme"),
+        (["PICTURE", "--device", "tpu"], 5, "available: cpu"),
+        (["PICTURE", "--weights", "none.safetensors"], 4, "does not exist"),
+        (["PICTURE", "--threshold", "2"], 2, "threshold"),
+    ],
+)
+def test_wrong_arguments_of_predict(dino, picture, tmp_path, arguments, code, says):
+    result = dino("predict", *(picture if a == "PICTURE" else a for a in arguments))
+    assert result.code == code and says in result.err, result.err
+    assert result.out == "" and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\x00" * 64])
+def test_a_file_that_is_no_weights_is_exit_4(dino, picture, tmp_path, content):
+    (tmp_path / "w.safetensors").write_bytes(content)
+    result = dino("predict", picture, "--weights", "w.safetensors")
+    assert result.code == 4 and "w.safetensors" in result.err
+
+
+def test_weights_that_are_not_finite_are_refused(dino, picture, run_folder, tmp_path):
+    from dinocore.checkpoint import load_weights, save_weights
+
+    weights = load_weights(run_folder / "best.safetensors")
+    weights.tensors["tokenizer.level_embed"][0, 0] = torch.nan
+    save_weights(tmp_path / "w.safetensors", weights.tensors, weights.config, weights.categories, {})
+    result = dino("predict", picture, "--weights", "w.safetensors")
+    assert result.code == 4 and "tokenizer.level_embed" in result.err
+
+
+# eval ------------------------------------------------------------------------------------------------------------
+
+
+def test_eval_gives_the_twelve_numbers_in_json_and_as_a_table(dino, run_folder, pictures, tmp_path):
+    answer = json.loads(dino("eval", "--weights", run_folder, "--json", "--out", "results.json").out)
+    twelve = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
+    assert [key for key in answer if key in twelve] == twelve
+    assert list(answer["classes"]) == ["RBC", "WBC", "Platelets"]
+    assert {r["category_id"] for r in json.loads((tmp_path / "results.json").read_text())} <= {1, 2, 3}
+    table = dino("eval", "--weights", run_folder, "--data", pictures).out
+    assert f"{answer['AP50']:.4f}" in table and "Platelets" in table
+
+
+def test_eval_equals_pycocotools_on_the_files_themselves(dino, run_folder, pictures, tmp_path, capsys):
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    answer = json.loads(dino("eval", "--weights", run_folder, "--json", "--out", "results.json").out)
+    truth = COCO(str(pictures / "annotations" / "instances_val2017.json"))
+    judge = COCOeval(truth, truth.loadRes(str(tmp_path / "results.json")), "bbox")
+    judge.evaluate(), judge.accumulate(), judge.summarize()
+    capsys.readouterr()
+    assert [answer[key] for key in ("AP", "AP50", "AR100", "ARl")] == [judge.stats[i] for i in (0, 1, 8, 11)]
+
+
+def test_eval_counts_a_bad_picture_and_goes_on(dino, run_folder, pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "data")
+    next((tmp_path / "data" / "val2017").iterdir()).write_bytes(b"broken")
+    result = dino("eval", "--weights", run_folder, "--data", "data", "--json")
+    assert result.code == 7 and len(json.loads(result.out)["failed"]) == 1
+
+
+def test_eval_of_unknown_classes_is_said(dino, run_folder, tmp_path):
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "data" / "a.png")
+    content = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 44, "name": "cat"}],
+               "annotations": [{"id": 1, "image_id": 1, "category_id": 44, "bbox": [1, 1, 9, 9]}]}  # fmt: skip
+    (tmp_path / "data" / "annotations.json").write_text(json.dumps(content))
+    result = dino("eval", "--weights", run_folder, "--data", "data", "--split", "train")
+    assert result.code == 3 and "RBC" in result.err
+
+
+# inspect-proposals, presets, sample-data ---------------------------------------------------------------------------
+
+
+def test_proposals_are_the_models_own(dino, run_folder, picture, pictures, tmp_path):
+    from dinocore import load_detector
+
+    arguments = ["inspect-proposals", picture, "--weights", run_folder, "--amp", "off", "--json", "--top", "100"]
+    answer = json.loads(dino(*arguments, "--data", pictures, "--out", "p.png").out)
+    rows = answer["pictures"][0]["proposals"]
+    detector = load_detector(run_folder / "best.safetensors", amp="off")
+    output = detector.forward(detector.batch(picture))
+    assert [row["level"] for row in rows] == output.proposals.level[0].tolist()
+    scores = output.proposals.logits[0].sigmoid().amax(-1).tolist()
+    assert [row["score"] for row in rows] == pytest.approx(scores, abs=1e-5)
+    assert list(answer["recall"])[:2] == ["recall@10 IoU 0.50", "recall@10 IoU 0.75"]
+    with Image.open(tmp_path / "p.png") as drawn:
+        assert drawn.size[0] == 96
+
+
+def test_proposals_without_a_first_stage_are_refused(dino, pictures, settings, tmp_path, picture):
+    arguments = ["--preset", "r50-4scale", "--data", pictures, "--epochs", "1", "--batch-size", "8"]
+    assert dino("train", *arguments, *settings, "--set", "model.queries=static", "--output-dir", "s").code == 0
+    result = dino("inspect-proposals", picture, "--weights", "s")
+    assert result.code == 2 and "static" in result.err
+
+
+def test_presets_are_listed_and_printed_in_full(dino, tmp_path):
+    assert "r50-5scale-36e" in dino("presets").out
+    text = dino("presets", "tiny").out
+    (tmp_path / "mine.toml").write_text(text)
+    assert dino("presets", "mine.toml").out == text
+    assert json.loads(dino("presets", "tiny", "--json").out)["model"]["num_levels"] == 3
+
+
+def test_sample_data_refuses_a_folder_with_content(dino, tmp_path):
+    assert dino("sample-data", "out", "--num-images", "2", "--size", "96x72").code == 0
+    again = dino("sample-data", "out", "--num-images", "2")
+    assert again.code == 2 and "not empty" in again.err
+    assert dino("sample-data", "other", "--size", "big").code == 2
+
+
+def test_version_and_help(dino):
+    assert dino("--version").out.startswith("dino 0.")
+    assert "inspect-mask" in dino("--help").out
+    assert dino("nonsense").code == 2
