@@ -1,8 +1,8 @@
 """Every setting of DINO, with its default: DINO-4scale with ResNet-50, 12 epochs on COCO.
 
-A preset is a TOML file that states what differs from here. Nothing else holds a default. Unless a comment names
-another source, a value is that of the paper's appendix D (arXiv 2203.03605) as published in IDEA-Research/DINO,
-`config/DINO/DINO_4scale.py`; the scripts beside it set the box noise to 1.0.
+A preset is a TOML file that states what differs from here. Nothing else holds a default. The source of a value stands
+beside it: [name] is that name in IDEA-Research/DINO, `config/DINO/DINO_4scale.py`, which publishes the recipe of the
+paper's appendix D (arXiv 2203.03605); "ours" is our choice.
 """
 
 from typing import Annotated, Literal
@@ -20,6 +20,7 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Mean = Annotated[tuple[Finite, Finite, Finite], Field(strict=False)]
 Deviation = Annotated[tuple[Above0, Above0, Above0], Field(strict=False)]
 Sizes = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
+Range = Annotated[tuple[Positive, Positive], Field(strict=False)]
 Epochs = Annotated[tuple[Count, ...], Field(strict=False)]
 
 
@@ -32,34 +33,34 @@ class Section(BaseModel):
 class DenoisingConfig(Section):
     kind: Literal["contrastive", "plain", "none"] = "contrastive"  # plain: DN-DETR's positives only
     num_groups: Literal["auto"] | Annotated[int, Field(ge=0, le=1000)] = "auto"  # auto: from the largest image
-    num_pairs: Annotated[int, Field(gt=0, le=10_000)] = 100  # auto: this many noisy positives per image at most
+    num_pairs: Annotated[int, Field(gt=0, le=10_000)] = 100  # auto: noisy positives per image at most; [dn_number]
     max_queries: Annotated[int, Field(gt=0, le=100_000)] = 2000  # the longest denoising part with a fixed num_groups
-    label_noise: Share = 0.5  # twice the share of labels that are replaced
+    label_noise: Share = 0.5  # twice the share of labels that are replaced; [dn_label_noise_ratio]
     box_noise: Weight = 1.0  # 1 moves corners by up to half the box; scripts/*.sh, the config file says 0.4
 
 
 class ModelConfig(Section):
-    num_classes: Positive = 91  # COCO's category ids run to 90; `dino train` sets it from the data
-    backbone: str = "resnet50"  # a torchvision ResNet, or timm/NAME
+    num_classes: Positive = 91  # COCO's category ids run to 90; `dino train` sets it from the data; [num_classes]
+    backbone: str = "resnet50"  # a torchvision ResNet, or timm/NAME; [backbone]
     backbone_weights: str = "imagenet"  # imagenet | none | FILE
     frozen_stages: Annotated[int, Field(ge=-1, le=4)] = 1  # -1: none, 0: the stem, 1: the first stage too
     pixel_mean: Mean = (0.485, 0.456, 0.406)  # of RGB in [0, 1], as the backbone was trained
     pixel_std: Deviation = (0.229, 0.224, 0.225)
     feature_strides: Sizes = (8, 16, 32)  # of the backbone features that are used
-    num_levels: Annotated[int, Field(gt=0, le=8)] = 4
-    hidden_dim: Positive = 256
-    num_heads: Positive = 8
-    num_points: Positive = 4  # sampled by each head in each level
-    ffn_dim: Positive = 2048
-    num_encoder_layers: Positive = 6
-    num_decoder_layers: Positive = 6
-    num_queries: Annotated[int, Field(gt=0, le=100_000)] = 900
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    position_temperature: Above0 = 20.0  # 20 here, 10000 in DETR and detrex
+    num_levels: Annotated[int, Field(gt=0, le=8)] = 4  # [num_feature_levels]
+    hidden_dim: Positive = 256  # [hidden_dim]
+    num_heads: Positive = 8  # [nheads]
+    num_points: Positive = 4  # sampled by each head in each level; [enc_n_points, dec_n_points]
+    ffn_dim: Positive = 2048  # [dim_feedforward]
+    num_encoder_layers: Positive = 6  # [enc_layers]
+    num_decoder_layers: Positive = 6  # [dec_layers]
+    num_queries: Annotated[int, Field(gt=0, le=100_000)] = 900  # [num_queries]
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # [dropout]
+    position_temperature: Above0 = 20.0  # 20 here, 10000 in DETR and detrex; [pe_temperatureH, pe_temperatureW]
     position_offset: Finite = 0.0  # added to row and column numbers; -0.5 in detrex
-    first_stage: Literal["classes", "foreground"] = "classes"  # foreground: one logit, as in Deformable DETR
-    queries: Literal["mixed", "pure", "static"] = "mixed"  # static: no first stage
-    heads: Literal["shared", "per-layer"] = "shared"  # of the decoder; per-layer in detrex and mmdetection
+    first_stage: Literal["classes", "foreground"] = "classes"  # foreground: one logit; [two_stage_type]
+    queries: Literal["mixed", "pure", "static"] = "mixed"  # static: no first stage; [embed_init_tgt]
+    heads: Literal["shared", "per-layer"] = "shared"  # of the decoder; [dec_pred_class_embed_share]
     look_forward: Literal["twice", "once"] = "twice"
     checkpoint_activations: bool = False  # recompute layers in the backward pass: less memory, more time
     denoising: DenoisingConfig = DenoisingConfig()
@@ -86,30 +87,30 @@ class ModelConfig(Section):
 class LossConfig(Section):
     """Weights of the loss, costs of the matching, and what the first stage is asked for."""
 
-    label: Weight = 1.0
-    box: Weight = 5.0
-    giou: Weight = 2.0
-    cost_label: Weight = 2.0
-    cost_box: Weight = 5.0
-    cost_giou: Weight = 2.0
-    focal_alpha: Share = 0.25
-    focal_gamma: Weight = 2.0
+    label: Weight = 1.0  # [cls_loss_coef]
+    box: Weight = 5.0  # [bbox_loss_coef]
+    giou: Weight = 2.0  # [giou_loss_coef]
+    cost_label: Weight = 2.0  # [set_cost_class]
+    cost_box: Weight = 5.0  # [set_cost_bbox]
+    cost_giou: Weight = 2.0  # [set_cost_giou]
+    focal_alpha: Share = 0.25  # [focal_alpha]
+    focal_gamma: Weight = 2.0  # 2 in models/dino/utils.py
     proposal_labels: Literal["classes", "foreground"] = "classes"  # follows model.first_stage
 
 
 class TrainConfig(Section):
     weights: str = ""  # a file to start from; bundled: the one in the package; empty: model.backbone_weights counts
-    epochs: Positive = 12
-    batch_size: Positive = 16  # images per optimizer step, over all devices and forward passes together
+    epochs: Positive = 12  # [epochs]
+    batch_size: Positive = 16  # per optimizer step, over all devices and forward passes; [batch_size], 2 on 8 GPUs
     images_per_forward: Literal["auto"] | Positive = "auto"  # auto: 1 on CPU, the whole batch elsewhere
-    lr: Weight = 1e-4
-    backbone_lr: Weight = 1e-5
-    weight_decay: Weight = 1e-4
+    lr: Weight = 1e-4  # [lr]
+    backbone_lr: Weight = 1e-5  # [lr_backbone]
+    weight_decay: Weight = 1e-4  # [weight_decay]
     lr_schedule: Literal["step", "cosine"] = "step"  # step: divided by ten at each of lr_drop_epochs
-    lr_drop_epochs: Epochs = (11,)
+    lr_drop_epochs: Epochs = (11,)  # [lr_drop]
     warmup_steps: Count = 0
-    clip_norm: Weight = 0.1
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no moving average of the weights
+    clip_norm: Weight = 0.1  # [clip_max_norm]
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no moving average of the weights; [use_ema = False]
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
     seed: Count = 42
     save_every_steps: Count = 0  # 0: at the end of each epoch only
@@ -120,11 +121,11 @@ class TrainConfig(Section):
 class DataConfig(Section):
     path: str = ""  # empty: pictures that `dino sample-data` draws
     flip: Share = 0.5
-    train_scales: Sizes = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)  # short side; DETR's recipe
-    max_size: Positive = 1333  # long side
+    train_scales: Sizes = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)  # short side; [data_aug_scales]
+    max_size: Positive = 1333  # long side; [data_aug_max_size]
     crop_chance: Share = 0.5  # resize to one of crop_scales, cut a part of crop_size, then resize as above
-    crop_scales: Sizes = (400, 500, 600)
-    crop_size: Annotated[tuple[Positive, Positive], Field(strict=False)] = (384, 600)  # least and most, each side
+    crop_scales: Sizes = (400, 500, 600)  # [data_aug_scales2_resize]
+    crop_size: Range = (384, 600)  # least and most, each side; [data_aug_scales2_crop]
     eval_scale: Positive = 800
     workers: Literal["auto"] | Count = "auto"  # auto: one process fewer than there are cores, at most 4
     max_pixels: Annotated[int, Field(gt=0, le=178_956_970)] = 178_956_970  # no more are decoded; Pillow's own limit
@@ -139,7 +140,7 @@ class DataConfig(Section):
 
 
 class EvalConfig(Section):
-    max_dets: Positive = 300  # kept per image, over all queries and classes
+    max_dets: Positive = 300  # kept per image, over all queries and classes; [num_select]
 
 
 class Config(Section):

@@ -1,0 +1,51 @@
+"""Every command that the README shows runs as shown; trainings are cut short by settings."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.S))
+TABLE = re.findall(r"^\| `(dino [^`]+)` \|", README, re.M)
+COMMANDS = sorted({part.strip() for part in re.split(r"&&|\n", BLOCKS) if part.strip().startswith("dino ")} | {*TABLE})
+SHORT = ["--epochs", "1", "--set", "data.train_scales=[64]", "--set", "data.crop_chance=0.0", "--set", "data.workers=0"]
+
+
+def test_the_readme_shows_every_command():
+    shown = {command.split()[1] for command in COMMANDS}
+    assert shown == {"train", "eval", "predict", "inspect-mask", "inspect-proposals", "presets", "sample-data"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_readme_runs(command, dino, pictures, settings, tmp_path, monkeypatch):
+    if command.startswith("dino eval"):
+        monkeypatch.setattr("dinocore.data.dataset.sample_folder", lambda num_images: pictures)
+    for folder in ("my-data", "coco"):
+        shutil.copytree(pictures, tmp_path / folder)
+    shutil.copy(next((pictures / "val2017").iterdir()), tmp_path / "img.jpg")
+    if "drawn/val2017" in command:
+        shutil.copytree(pictures, tmp_path / "drawn")
+    arguments = shlex.split(command.replace("DIR", "my-data" if "train" in command else "out").replace("[NAME]", ""))[1:]
+    if arguments[0] == "train":
+        arguments += SHORT + (settings if "r50-4scale" in command else [])
+    result = dino(*arguments)
+    assert result.code == 0, result.err
+    assert result.out or list(tmp_path.iterdir())
+
+
+def test_the_python_of_the_readme_runs(pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(next((pictures / "val2017").iterdir()), tmp_path / "img.jpg")
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    names: dict = {}
+    exec(code, names)
+    assert names["detections"].boxes_xyxy.shape == (len(names["detections"].scores), 4)
+
+
+def test_every_file_that_the_readme_links_to_is_there():
+    root = Path(__file__).parents[2]
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
+    assert links and [link for link in links if not (root / link).exists()] == []
