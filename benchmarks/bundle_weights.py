@@ -1,6 +1,6 @@
 """Put a run's weights into the package as the bundled model: half precision, without traces of this machine.
 
-    python benchmarks/bundle_weights.py runs/bundled/best.safetensors --origin "what it was trained on"
+python benchmarks/bundle_weights.py runs/bundled/best.safetensors --origin "what it was trained on"
 """
 
 import argparse

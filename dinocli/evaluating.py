@@ -78,8 +78,9 @@ def _show(metrics: Metrics) -> None:
         table.add_row(*cells[0], *cells[1])
     data.print(table)
     classes = Table(box=None, padding=(0, 3, 0, 0))
-    for title, justify in (("class", "left"), ("AP", "right"), ("AP50", "right")):
-        classes.add_column(title, justify=justify)
+    classes.add_column("class")
+    for title in ("AP", "AP50"):
+        classes.add_column(title, justify="right")
     for name, numbers in metrics.classes.items():
         classes.add_row(name, _number(numbers["AP"]), _number(numbers["AP50"]))
     data.print()

@@ -46,34 +46,18 @@ def inspect_files(
     if out is not None and len(inputs) > 1:
         raise ConfigError(f"--out {out} takes one picture, but there are {len(inputs)}")
 
-    found: dict[str, list[Proposal]] = {}
-    with Progress(console=words, disable=not words.is_terminal or len(inputs) < 2, transient=True) as progress:
-        for item in progress.track(inputs, description="proposing"):
-            picture = read_image(item.path, detector.config.data.max_pixels)
-            output = detector.forward(detector.batch(picture))
-            found[item.name] = list_proposals(output, (picture.height, picture.width), detector.categories)
-            if out is not None:
-                drawn = draw_proposals(picture, found[item.name][:top], color)
-                write_atomically(out, lambda temporary, drawn=drawn: drawn.save(temporary, _kind(out)))
-                say(f"picture: {out}")
-    judged = [name for name in found if Path(name).name in {Path(key).name for key in objects}]
-    by_name = {Path(key).name: boxes for key, boxes in objects.items()}
-    covered = recall(
-        [torch.tensor([p.proposal for p in found[name]]) for name in judged],
-        [by_name[Path(name).name] for name in judged],
-    )
-    if objects and not judged:
-        raise DataError("none of the pictures is in the annotations; they are compared by file name")
+    found = _propose(detector, inputs, top, color, out)
+    covered, judged = _judge(found, objects)
     if json:
         pictures = [{"file": name, "proposals": [p._asdict() for p in rows[:top]]} for name, rows in found.items()]
-        print_json({"pictures": pictures, "recall": covered, "judged": len(judged)})
+        print_json({"pictures": pictures, "recall": covered, "judged": judged})
         return
     if len(found) == 1:
         _show(next(iter(found.values()))[:top])
         if out is None:
             say("add --out proposals.png for the picture")
     if covered:
-        _show_recall(covered, len(judged))
+        _show_recall(covered, judged)
 
 
 def _check(files: Sequence[str], truth: Truth, color: str, out: Path | None) -> None:
@@ -106,6 +90,36 @@ def _objects(truth: Truth, detector: Detector) -> dict[str, Tensor]:
     else:
         return {}
     return {str(found.path(i)): _boxes(found, i) for i in range(len(found.image_ids))}
+
+
+def _propose(
+    detector: Detector, inputs: Sequence[Input], top: int, color: str, out: Path | None
+) -> dict[str, list[Proposal]]:
+    """What the first stage chose, by picture; the first `top` are drawn to `out`, if that is given."""
+    found: dict[str, list[Proposal]] = {}
+    with Progress(console=words, disable=not words.is_terminal or len(inputs) < 2, transient=True) as progress:
+        for item in progress.track(inputs, description="proposing"):
+            picture = read_image(item.path, detector.config.data.max_pixels)
+            output = detector.forward(detector.batch(picture))
+            found[item.name] = list_proposals(output, (picture.height, picture.width), detector.categories)
+            if out is not None:
+                drawn = draw_proposals(picture, found[item.name][:top], color)
+                write_atomically(out, lambda temporary, drawn=drawn: drawn.save(temporary, _kind(out)))
+                say(f"picture: {out}")
+    return found
+
+
+def _judge(found: dict[str, list[Proposal]], objects: dict[str, Tensor]) -> tuple[dict[str, float], int]:
+    """How many of the annotated objects are covered, and in how many pictures; these are compared by file name."""
+    by_name = {Path(key).name: boxes for key, boxes in objects.items()}
+    judged = [name for name in found if Path(name).name in by_name]
+    if objects and not judged:
+        raise DataError("none of the pictures is in the annotations; they are compared by file name")
+    covered = recall(
+        [torch.tensor([p.proposal for p in found[name]]) for name in judged],
+        [by_name[Path(name).name] for name in judged],
+    )
+    return covered, len(judged)
 
 
 def _boxes(annotations: Annotations, index: int) -> Tensor:

@@ -100,8 +100,10 @@ def _detect(detector: Detector, inputs: Sequence[Input], wanted: Wanted) -> tupl
 
 def _show(found: Sequence[Found]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for title, justify in (("file", "left"), ("label", "left"), ("score", "right"), ("x0 y0 x1 y1", "right")):
-        table.add_column(title, justify=justify, overflow="fold")
+    for title in ("file", "label"):
+        table.add_column(title, overflow="fold")
+    for title in ("score", "x0 y0 x1 y1"):
+        table.add_column(title, justify="right", overflow="fold")
     for item in found:
         for d in item.detections:
             box = " ".join(f"{value:.0f}" for value in d["box_xyxy"])

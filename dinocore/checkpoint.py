@@ -56,7 +56,7 @@ def load_weights(path: Path) -> Weights:
     """Read a file that `save_weights` wrote.
 
     Raises:
-        CheckpointError: the file is missing, damaged, not ours, from a newer version, or holds numbers that are not finite.
+        CheckpointError: the file is missing, damaged, not ours or of a newer version, or its numbers are not finite.
     """
     tensors, metadata = read_safetensors(path)
     if "config" not in metadata or "categories" not in metadata:

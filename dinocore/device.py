@@ -39,7 +39,7 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 def keep_memory() -> None:
-    """Tell glibc to keep freed memory. It gives every large tensor back otherwise, and page faults take 40 % of the time."""
+    """Tell glibc to keep freed memory; it returns large tensors otherwise, and page faults take 40 % of the time."""
     if not sys.platform.startswith("linux"):
         return
     try:

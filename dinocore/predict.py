@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision import tv_tensors
 
 from .boxes import to_xyxy
 from .checkpoint import BUNDLED, Weights, load_weights, restore_model
@@ -16,7 +15,7 @@ from .config import Config
 from .data.batch import Batch, Sample, collate, normalise
 from .data.coco import Category
 from .data.images import read_image, to_rgb, to_tensor
-from .data.transforms import resize
+from .data.transforms import as_picture, resize
 from .device import keep_memory, pick_device, pick_precision
 from .errors import DivergedError
 from .model.dino import DINO, DinoOutput
@@ -47,6 +46,12 @@ class Detector:
         self.device = device
         self.dtype = pick_precision(amp, device)
 
+    @overload
+    def __call__(self, pictures: Picture) -> Detections: ...
+
+    @overload
+    def __call__(self, pictures: Sequence[Picture]) -> list[Detections]: ...
+
     def __call__(self, pictures: Picture | Sequence[Picture]) -> Detections | list[Detections]:
         """Detect in one picture, or in each of several, one at a time.
 
@@ -56,18 +61,17 @@ class Detector:
             DataError: a file is not a picture.
             DivergedError: the model's numbers are not finite.
         """
-        if isinstance(pictures, list | tuple):
-            return [self.detect(self.batch(picture)) for picture in pictures]
-        return self.detect(self.batch(pictures))  # type: ignore[arg-type]
+        if isinstance(pictures, Picture):
+            return self.detect(self.batch(pictures))
+        return [self.detect(self.batch(picture)) for picture in pictures]
 
     def batch(self, picture: Picture) -> Batch:
         """Read and resize one picture as for evaluation."""
-        image = tv_tensors.Image(self._pixels(picture))
-        size = tuple(image.shape[-2:])
-        nothing = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=size)
-        data = self.config.data
-        image, _, labels = resize((image, nothing, torch.zeros(0, dtype=torch.int64)), data.eval_scale, data.max_size)
-        return collate([Sample(image.as_subclass(Tensor), Target(labels, torch.zeros(0, 4)), 0, size)])
+        pixels = self._pixels(picture)
+        height, width = pixels.shape[-2:]
+        whole = as_picture(pixels, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+        image, _, labels = resize(whole, self.config.data.eval_scale, self.config.data.max_size)
+        return collate([Sample(image.as_subclass(Tensor), Target(labels, torch.zeros(0, 4)), 0, (height, width))])
 
     def detect(self, batch: Batch) -> Detections:
         """Detections of a batch's only picture."""

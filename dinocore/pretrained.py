@@ -9,15 +9,15 @@ from urllib.error import URLError
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from .checkpoint import read_safetensors
 from .config import ModelConfig
 from .errors import CheckpointError, EnvironmentFault
-from .model.backbone import ResNet, timm_feature_indices
+from .model.backbone import Backbone, ResNet, TimmBackbone, timm_feature_indices
 
 
-def load_backbone_weights(backbone: nn.Module, config: ModelConfig) -> None:
+def load_backbone_weights(backbone: Backbone, config: ModelConfig) -> None:
     """Fill a backbone as `model.backbone_weights` says: `none`, `imagenet` or a file.
 
     Raises:
@@ -101,7 +101,7 @@ def _load_resnet(backbone: ResNet, state: Mapping[str, Tensor], source: str) -> 
     backbone.body.load_state_dict({key: state[key] for key in wanted})
 
 
-def _load_timm(backbone: nn.Module, state: Mapping[str, Tensor], config: ModelConfig) -> None:
+def _load_timm(backbone: TimmBackbone, state: Mapping[str, Tensor], config: ModelConfig) -> None:
     """Let timm fit a classifier's tensors to the feature extractor; accept other names in timm's own order."""
     import timm
     from timm.layers import freeze_batch_norm_2d

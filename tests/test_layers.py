@@ -30,8 +30,8 @@ def imported(path: Path) -> set[str]:
     """First-party modules that a file imports while running, as paths such as `dinocore/boxes`."""
     package = path.relative_to(ROOT).parent.parts
     tree = ast.parse(path.read_text())
-    skipped = {id(n) for block in ast.walk(tree) if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
-               for n in ast.walk(block)}  # fmt: skip
+    blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test)]
+    skipped = {id(node) for block in blocks for node in ast.walk(block)}
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and id(node) not in skipped:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,7 +138,7 @@ def _read_json(file: Path) -> Any:
 
 
 def _without_roots(
-    categories: list[Category], rows: Sequence[dict[str, Any]], used: set[int], notes: list[str]
+    categories: list[Category], rows: Sequence[Mapping[str, Any]], used: set[int], notes: list[str]
 ) -> list[Category]:
     """Drop what Roboflow adds: a category without objects that is only the heading of others."""
     headings = [row.get("supercategory") for row in rows if row.get("supercategory") != row["name"]]
@@ -165,7 +165,7 @@ def _labels(kinds: np.ndarray, categories: Sequence[Category]) -> np.ndarray:
     return np.array([classes.get(kind, -1) for kind in kinds.tolist()], dtype=np.int64)
 
 
-def _area(row: dict[str, Any], box: np.ndarray) -> float:
+def _area(row: Mapping[str, Any], box: np.ndarray) -> float:
     """As written (of the object's outline), or else that of the box."""
     written = row.get("area")
     return float(written) if is_number(written) else float(box[2] * box[3])
@@ -192,7 +192,7 @@ def _image_root(split: Split, names: Sequence[str]) -> Path:
     return here[0]
 
 
-def _sizes(images: Sequence[dict[str, Any]], names: Sequence[str], root: Path, max_pixels: int) -> np.ndarray:
+def _sizes(images: Sequence[Mapping[str, Any]], names: Sequence[str], root: Path, max_pixels: int) -> np.ndarray:
     """Width and height as written, or else from the file."""
     sizes = []
     for image, name in zip(images, names, strict=True):

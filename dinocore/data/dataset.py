@@ -52,9 +52,10 @@ def open_split(config: DataConfig, split: str, categories: Sequence[Category]) -
     """
     folder = Path(config.path) if config.path else sample_folder(config.sample_images)
     layout = find_layout(folder)
-    if split == "val" and layout.val is None:
+    chosen = layout.train if split == "train" else layout.val
+    if chosen is None:
         raise DataError(f"{folder} has no validation split; use --split train to evaluate on the training pictures")
-    found = read_annotations(layout.train if split == "train" else layout.val, categories, config.max_pixels)
+    found = read_annotations(chosen, categories, config.max_pixels)
     if len(found.labels) and (found.labels < 0).all():
         known = ", ".join(c.name for c in categories)
         raise DataError(f"no object of {found.file} is of a class that the model knows ({known})")

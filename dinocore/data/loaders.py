@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from torchvision import tv_tensors
 
 from ..config import Config, DataConfig
 from ..errors import DataError
 from .batch import Batch, Sample, collate
 from .coco import Annotations
 from .images import read_image, to_tensor
-from .transforms import Picture, as_target, augment, resize
+from .transforms import Picture, as_picture, as_target, augment, resize
 
 MOST_REPLACEMENTS = 10  # pictures in a row that cannot be read
 
@@ -44,9 +43,9 @@ class TrainingPictures(Dataset):
         picture = load_picture(self.annotations, index, self.config.max_pixels, self.usable)
         rng = np.random.default_rng((self.seed, epoch, index))
         noise_seed = int(rng.integers(2**62))
-        size = tuple(picture[0].shape[-2:])
+        height, width = picture[0].shape[-2:]
         picture = augment(picture, self.config, rng)
-        return Sample(picture[0].as_subclass(torch.Tensor), as_target(picture, noise_seed), index, size)
+        return Sample(picture[0].as_subclass(torch.Tensor), as_target(picture, noise_seed), index, (height, width))
 
 
 class EvaluationPictures(Dataset):
@@ -66,9 +65,9 @@ class EvaluationPictures(Dataset):
             picture = load_picture(self.annotations, index, self.config.max_pixels, self.usable)
         except DataError as error:
             return str(error)
-        size = tuple(picture[0].shape[-2:])
+        height, width = picture[0].shape[-2:]
         picture = resize(picture, self.config.eval_scale, self.config.max_size)
-        return Sample(picture[0].as_subclass(torch.Tensor), as_target(picture), index, size)
+        return Sample(picture[0].as_subclass(torch.Tensor), as_target(picture), index, (height, width))
 
 
 def load_picture(annotations: Annotations, index: int, max_pixels: int, usable: np.ndarray) -> Picture:
@@ -89,8 +88,7 @@ def load_picture(annotations: Annotations, index: int, max_pixels: int, usable: 
     boxes = annotations.boxes[rows][keep].copy()
     boxes[:, 2:] += boxes[:, :2]  # xywh -> xyxy
     boxes = torch.from_numpy(boxes.clip(0, [width, height, width, height])).float()
-    boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
-    return tv_tensors.Image(image), boxes, torch.from_numpy(annotations.labels[rows][keep])
+    return as_picture(image, boxes, torch.from_numpy(annotations.labels[rows][keep]))
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:

@@ -4,7 +4,9 @@ Every random choice comes from the generator that is passed in.
 Source: DETR, `datasets/coco.py` (https://arxiv.org/abs/2005.12872, appendix A.4).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,16 @@ from ..config import DataConfig
 from ..structures import Target
 
 Picture = tuple[tv_tensors.Image, tv_tensors.BoundingBoxes, Tensor]  # image (3, H, W), boxes (T, 4) xyxy, labels (T,)
+
+
+def as_picture(image: Tensor, boxes_xyxy: Tensor, labels: Tensor) -> Picture:
+    """Tell torchvision which tensor is an image and which are its boxes, in pixels."""
+    image = tv_tensors.Image(image)
+    height, width = image.shape[-2:]
+    boxes = tv_tensors.BoundingBoxes(  # pyright: ignore[reportCallIssue]  it sees torch.Tensor's __init__
+        boxes_xyxy, format="XYXY", canvas_size=(height, width)
+    )
+    return image, boxes, labels
 
 
 def augment(picture: Picture, config: DataConfig, rng: np.random.Generator) -> Picture:
@@ -33,8 +45,7 @@ def augment(picture: Picture, config: DataConfig, rng: np.random.Generator) -> P
 def resize(picture: Picture, short: int, max_size: int | None) -> Picture:
     """Bring the short side to `short`, or to less where the long side would exceed `max_size`."""
     size = resized(picture[0].shape[-2:], short, max_size)
-    image, boxes, labels = picture
-    return F.resize(image, list(size), antialias=True), F.resize(boxes, list(size)), labels
+    return _on_both(partial(F.resize, size=list(size), antialias=True), picture)
 
 
 def resized(size: Sequence[int], short: int, max_size: int | None) -> tuple[int, int]:
@@ -57,11 +68,11 @@ def crop(picture: Picture, limits: tuple[int, int], rng: np.random.Generator) ->
     new_height = int(rng.integers(min(least, height), min(height, most) + 1))
     top = int(rng.integers(0, height - new_height + 1))
     left = int(rng.integers(0, width - new_width + 1))
-    image, boxes, labels = picture
-    image = F.crop(image, top, left, new_height, new_width)
-    boxes = F.clamp_bounding_boxes(F.crop(boxes, top, left, new_height, new_width))
+    cut = partial(F.crop, top=top, left=left, height=new_height, width=new_width)
+    image, boxes, labels = _on_both(cut, picture)
+    boxes = F.clamp_bounding_boxes(boxes)
     seen = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    return image, tv_tensors.wrap(boxes[seen], like=boxes), labels[seen]
+    return as_picture(image, boxes[seen], labels[seen])
 
 
 def as_target(picture: Picture, seed: int | None = None) -> Target:
@@ -76,6 +87,6 @@ def _choose(values: Sequence[int], rng: np.random.Generator) -> int:
     return int(values[int(rng.integers(len(values)))])
 
 
-def _on_both(transform, picture: Picture) -> Picture:
+def _on_both(transform: Callable[[Tensor], Any], picture: Picture) -> Picture:
     image, boxes, labels = picture
     return transform(image), transform(boxes), labels

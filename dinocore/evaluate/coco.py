@@ -47,14 +47,11 @@ def as_results(image_id: int, detections: Detections, detector: Detector) -> lis
 def coco_metrics(annotations: Annotations, results: Sequence[dict[str, Any]]) -> Metrics:
     """Judge results by the annotations; crowds count as in COCO, no result at all gives 0."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints 25 lines
-        truth = COCO()
-        truth.dataset = as_coco_dict(annotations)
-        truth.createIndex()
-        found = COCO()
-        found.dataset = {k: truth.dataset[k] for k in ("info", "images", "categories")} | {"annotations": []}
-        found.createIndex()
+        content = as_coco_dict(annotations)
+        truth, found = _indexed(content), _indexed(content | {"annotations": []})
         if results:
-            found = truth.loadRes([dict(result) for result in results])
+            rows = [dict(result) for result in results]
+            found = truth.loadRes(rows)  # pyright: ignore[reportArgumentType]  the stub knows file names only
         judge = COCOeval(truth, found, "bbox")
         judge.evaluate()
         judge.accumulate()
@@ -64,8 +61,16 @@ def coco_metrics(annotations: Annotations, results: Sequence[dict[str, Any]]) ->
         category.name: {"AP": _mean(precision[:, :, k]), "AP50": _mean(precision[0, :, k])}
         for k, category in enumerate(sorted(annotations.categories))
     }
-    summary = dict(zip(NAMES, (float(value) for value in judge.stats), strict=True))
+    summary = {name: float(value) for name, value in zip(NAMES, judge.stats, strict=True)}
     return Metrics(summary, classes, len(annotations.image_ids))
+
+
+def _indexed(content: Any) -> COCO:
+    """What pycocotools would make of a file with this content."""
+    coco = COCO()
+    coco.dataset = content
+    coco.createIndex()
+    return coco
 
 
 def _mean(precision: np.ndarray) -> float:

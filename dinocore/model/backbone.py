@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,8 @@ STEM = re.compile(r"(conv_stem|conv1|bn1|stem|patch_embed|layers?_0_)")
 NUMBERED_STAGE = re.compile(r"(?:blocks|stages|layers?)[._]?(\d+)")
 
 
-def build_backbone(name: str, strides: Sequence[int], frozen_stages: int) -> nn.Module:
-    """A backbone without trained weights; it has `channels`, one number per stride.
+def build_backbone(name: str, strides: Sequence[int], frozen_stages: int) -> "Backbone":
+    """A backbone without trained weights.
 
     Raises:
         ConfigError: there is no such backbone, or it has no features at these strides.
@@ -35,11 +36,14 @@ def build_backbone(name: str, strides: Sequence[int], frozen_stages: int) -> nn.
 class ResNet(nn.Module):
     """A torchvision ResNet that returns features."""
 
+    channels: list[int]  # one number per stride
+
     def __init__(self, name: str, strides: Sequence[int], frozen_stages: int):
         super().__init__()
         resnet = get_model(name, weights=None, norm_layer=FrozenBatchNorm2d)
         self.body = IntermediateLayerGetter(resnet, {STAGES[stride]: str(stride) for stride in strides})
-        self.channels = [resnet.fc.in_features * stride // 32 for stride in strides]  # channels grow with the stride
+        num_last = resnet.get_parameter("fc.weight").shape[1]
+        self.channels = [num_last * stride // 32 for stride in strides]  # channels grow with the stride
         for stage in ["conv1", *STAGES.values()][: frozen_stages + 1]:
             if stage in self.body:
                 self.body[stage].requires_grad_(False)
@@ -52,13 +56,14 @@ class ResNet(nn.Module):
 class TimmBackbone(nn.Module):
     """A timm model that returns features."""
 
+    channels: list[int]  # one number per stride
+
     def __init__(self, name: str, strides: Sequence[int], frozen_stages: int):
         super().__init__()
-        import timm
         from timm.layers import freeze_batch_norm_2d
 
         self.indices = timm_feature_indices(name, strides)
-        body = timm.create_model(name, pretrained=False, features_only=True, out_indices=self.indices)
+        body = _feature_extractor(name, out_indices=self.indices)
         self.channels = body.feature_info.channels()
         self.body = freeze_batch_norm_2d(body)
         _freeze_stages(self.body, name, frozen_stages)
@@ -70,6 +75,9 @@ class TimmBackbone(nn.Module):
         autocast = torch.is_autocast_enabled(images.device.type) and not slow_in_bf16
         with torch.autocast(images.device.type, enabled=autocast):
             return self.body(images)
+
+
+Backbone = ResNet | TimmBackbone
 
 
 def timm_feature_indices(name: str, strides: Sequence[int]) -> tuple[int, ...]:
@@ -85,7 +93,7 @@ def timm_feature_indices(name: str, strides: Sequence[int]) -> tuple[int, ...]:
         hint = f"; similar are {', '.join(f'timm/{c}' for c in close)}" if close else ""
         raise ConfigError(f"timm {timm.__version__} has no model `{name}`{hint}")
     try:
-        reductions = timm.create_model(name, pretrained=False, features_only=True).feature_info.reduction()
+        reductions = _feature_extractor(name).feature_info.reduction()
     except (RuntimeError, AttributeError) as error:
         raise ConfigError(f"timm's `{name}` gives no feature maps: {error}") from error
     if missing := [stride for stride in strides if stride not in reductions]:
@@ -94,6 +102,13 @@ def timm_feature_indices(name: str, strides: Sequence[int]) -> tuple[int, ...]:
             "set model.feature_strides to some of those"
         )
     return tuple(reductions.index(stride) for stride in strides)
+
+
+def _feature_extractor(name: str, **options: Any) -> Any:
+    """A timm model without trained weights, typed as Any because nn.Module declares no `feature_info`."""
+    import timm
+
+    return timm.create_model(name, pretrained=False, features_only=True, **options)
 
 
 def _freeze_stages(body: nn.Module, name: str, frozen_stages: int) -> None:

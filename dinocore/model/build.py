@@ -1,5 +1,7 @@
 """From a ModelConfig to a DINO, built in the order in which data flows through it."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -65,10 +67,11 @@ def build_denoiser(config: ModelConfig) -> nn.Module:
     )
 
 
-def _group_counter(denoising: DenoisingConfig):
-    if denoising.num_groups == "auto":
+def _group_counter(denoising: DenoisingConfig) -> Callable[[int], int]:
+    num_groups = denoising.num_groups
+    if num_groups == "auto":
         return lambda num_targets: max(1, denoising.num_pairs // max(1, num_targets))
-    return lambda num_targets: denoising.num_groups
+    return lambda num_targets: num_groups
 
 
 def _most_targets(denoising: DenoisingConfig, copies: int) -> int:

@@ -66,7 +66,7 @@ class Decoder(nn.Module):
         x, boxes = queries.content, queries.boxes
         carried = boxes  # the same numbers as `boxes`, but the next layer's loss may reach back through them
         stages = []
-        for layer, class_head, box_head in zip(self.layers, cycle(self.class_heads), cycle(self.box_heads)):  # noqa: B905
+        for layer, class_head, box_head in zip(self.layers, cycle(self.class_heads), cycle(self.box_heads)):
             reference = boxes[:, :, None] * memory.valid.tile(2)[:, None]  # (B, N, L, 4)
             position = self.position(encode_boxes(reference[:, :, 0], x.shape[-1]).to(x.dtype))
             x = self.run(layer, x, position, reference, memory, queries.blocked)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ..structures import Match, Noise, Predictions, Proposals, Queries, Target
+from .backbone import Backbone
 from .decoder import Decoder
 from .denoising import join
 from .encoder import Encoder
@@ -37,7 +38,7 @@ class DINO(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         neck: Neck,
         tokenizer: Tokenizer,
         encoder: Encoder,

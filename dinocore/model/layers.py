@@ -40,10 +40,10 @@ def class_head(dim: int, num_classes: int, prior: float = 0.01) -> nn.Linear:
 
 def box_head(dim: int) -> nn.Sequential:
     """A delta in logit space; starts at zero, so that a box is first left where it is."""
-    head = mlp(dim, dim, dim, 4)
-    nn.init.zeros_(head[-1].weight)
-    nn.init.zeros_(head[-1].bias)
-    return head
+    hidden, last = mlp(dim, dim, dim), nn.Linear(dim, 4)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(*hidden, nn.ReLU(), last)
 
 
 def plainly(layer: nn.Module, *inputs: Any) -> Tensor:

@@ -37,7 +37,7 @@ class Tokenizer(nn.Module):
             content=content,
             position=torch.cat(position, dim=1).to(content.dtype),
             padding=torch.cat([p.flatten(1) for p in paddings], dim=1),
-            shapes=[tuple(m.shape[-2:]) for m in maps],
+            shapes=[(m.shape[-2], m.shape[-1]) for m in maps],
             valid=torch.stack([valid_share(p) for p in paddings], dim=1),
         )
 

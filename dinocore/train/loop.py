@@ -1,13 +1,13 @@
 """The training loop. `train` yields what happens; whoever runs it draws or ignores that."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from ..config import Config
+from ..config import Config, TrainConfig
 from ..data.batch import Batch, normalise
 from ..data.dataset import DataSet
 from ..data.loaders import steps_per_epoch, training_steps
@@ -33,6 +33,33 @@ class Job(NamedTuple):
     stop: Callable[[], int]  # 0, or the exit code of a signal that asked for an end
 
 
+class Plan(NamedTuple):
+    """What is due after which optimizer step; steps and epochs count from 1."""
+
+    per_epoch: int  # optimizer steps
+    config: TrainConfig
+
+    @property
+    def total(self) -> int:
+        """All optimizer steps of the run."""
+        return self.config.epochs * self.per_epoch
+
+    def epoch(self, step: int) -> int:
+        """The epoch that a step belongs to."""
+        return -(-step // self.per_epoch)
+
+    def evaluates_after(self, step: int) -> bool:
+        """At the end of every few epochs, and of the last one."""
+        epoch = self.epoch(step)
+        due = epoch % self.config.eval_every_epochs == 0 or epoch == self.config.epochs
+        return due and step % self.per_epoch == 0
+
+    def saves_after(self, step: int) -> bool:
+        """At the end of every epoch, and every few steps if the config says so."""
+        every = self.config.save_every_steps
+        return step % self.per_epoch == 0 or (every > 0 and step % every == 0)
+
+
 def train(job: Job, state: TrainState) -> Iterator[Event]:
     """Train to the last epoch. Everything that the run leaves behind is in its folder.
 
@@ -41,41 +68,45 @@ def train(job: Job, state: TrainState) -> Iterator[Event]:
         Interrupted: a signal asked for it; the state is saved.
     """
     keep_memory()
-    config, data, progress = job.config, job.data, state.progress
-    per_epoch = steps_per_epoch(len(data.train.image_ids), config.train.batch_size)
-    total = config.train.epochs * per_epoch
+    config, train_data, progress = job.config, job.data.train, state.progress
+    plan = Plan(steps_per_epoch(len(train_data.image_ids), config.train.batch_size), config.train)
     chunk = images_per_forward(config, job.device)
     log = MetricsLog(job.run, progress["step"])
-    yield Started(job.run, describe(job, state, per_epoch, chunk))
+    yield Started(job.run, describe(job, state, plan.per_epoch, chunk))
 
     replaced: set[str] = set()
     if progress["due_evaluation"]:  # a signal cut it short
         yield from _evaluate(job, state, progress["due_evaluation"], log)
     state.model.train()
-    started = time.monotonic()
-    for batches in training_steps(data.train, config, chunk, progress["step"], total):
+    for batches, started in _with_start(training_steps(train_data, config, chunk, progress["step"], plan.total)):
         waited = time.monotonic() - started
-        lr = set_lr(state.optimizer, lr_factor(progress["step"], per_epoch, config.train))
+        lr = set_lr(state.optimizer, lr_factor(progress["step"], plan.per_epoch, config.train))
         numbers = train_step(state, batches, job)
         progress["step"] += 1
+        step = progress["step"]
         seconds = time.monotonic() - started
         numbers |= {"lr": lr, "seconds": seconds, "data_seconds": waited, "memory_mb": round(peak_memory_mb())}
-        epoch = -(-progress["step"] // per_epoch)
-        log.add({"step": progress["step"], "epoch": epoch} | numbers)
-        yield Step(progress["step"], epoch, total, numbers | {"images": sum(len(b.indices) for b in batches)})
-        yield from _bad_pictures(batches, replaced, len(data.train.image_ids))
+        log.add({"step": step, "epoch": plan.epoch(step)} | numbers)
+        images = sum(len(batch.indices) for batch in batches)
+        yield Step(step, plan.epoch(step), plan.total, numbers | {"images": images})
+        yield from _bad_pictures(batches, replaced, len(train_data.image_ids))
 
-        at_end = progress["step"] % per_epoch == 0
-        if at_end and (epoch % config.train.eval_every_epochs == 0 or epoch == config.train.epochs):
-            yield from _evaluate(job, state, epoch, log)
+        if plan.evaluates_after(step):
+            yield from _evaluate(job, state, plan.epoch(step), log)
         asked = job.stop()
-        every = config.train.save_every_steps
-        if at_end or asked or (every and progress["step"] % every == 0):
-            yield Saved(_save(job, state), progress["step"])
-        if asked and progress["step"] < total:
-            raise Interrupted(f"interrupted after step {progress['step']} of {total}; {job.run} has the state", asked)
-        started = time.monotonic()
+        if asked or plan.saves_after(step):
+            yield Saved(_save(job, state), step)
+        if asked and step < plan.total:
+            raise Interrupted(f"interrupted after step {step} of {plan.total}; {job.run} has the state", asked)
     yield Finished(job.run, progress["best_ap"], job.run / "best.safetensors")
+
+
+def _with_start(steps: Iterable[list[Batch]]) -> Iterator[tuple[list[Batch], float]]:
+    """Each step's batches, and when the wait for them began."""
+    started = time.monotonic()
+    for batches in steps:
+        yield batches, started
+        started = time.monotonic()
 
 
 def train_step(state: TrainState, batches: list[Batch], job: Job) -> dict[str, float]:
@@ -100,9 +131,9 @@ def train_step(state: TrainState, batches: list[Batch], job: Job) -> dict[str, f
     state.scaler.unscale_(state.optimizer)
     trained = [p for group in state.optimizer.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(trained, config.train.clip_norm or float("inf"))
-    values = torch.stack([*logged.values(), norm]).tolist()  # the one wait for the device
-    numbers = dict(zip([*logged, "grad_norm"], values, strict=True))
-    numbers = {"loss": sum(values[:-1])} | numbers
+    values: list[float] = torch.stack([*logged.values(), norm]).tolist()  # the one wait for the device
+    numbers: dict[str, float] = {"loss": sum(values[:-1])}
+    numbers |= zip([*logged, "grad_norm"], values, strict=True)
     _stop_if_not_finite(numbers, batches, state, job)
     state.scaler.step(state.optimizer)
     state.scaler.update()

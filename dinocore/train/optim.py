@@ -4,7 +4,6 @@ import copy
 import math
 
 import torch
-from torch import nn
 
 from ..config import TrainConfig
 from ..model.dino import DINO
@@ -47,13 +46,13 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
 class Ema:
     """An exponential moving average of a model's weights, quicker in the first steps."""
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(self, model: DINO, decay: float):
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self, model: DINO) -> None:
         """Move every average towards the present weights."""
         self.updates += 1
         share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
@@ -63,9 +62,9 @@ class Ema:
 class NoEma:
     """No average: what is evaluated and kept is the model itself."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: DINO):
         self.model = model
         self.updates = 0
 
-    def update(self, model: nn.Module) -> None:
+    def update(self, model: DINO) -> None:
         """Nothing to do."""

@@ -9,6 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 # Okabe and Ito's colours, which colour-blind readers tell apart; yellow and black left out.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 
 class Box(NamedTuple):
     """One box to draw."""
@@ -42,7 +44,7 @@ def draw_boxes(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
     return image
 
 
-def _draw_label(canvas: ImageDraw.ImageDraw, box: Box, font: ImageFont.FreeTypeFont, size: tuple[int, int]) -> None:
+def _draw_label(canvas: ImageDraw.ImageDraw, box: Box, font: Font, size: tuple[int, int]) -> None:
     """Above the box, or inside where there is no room, and never out of the picture."""
     left, top, right, bottom = canvas.textbbox((0, 0), box.label, font=font)
     width, height = right - left + 6, bottom - top + 4

@@ -108,8 +108,9 @@ def _with_legend(image: Image.Image, legend: Sequence[tuple[str, str]]) -> Image
     """Put a strip with the meaning of the colours under the picture; rows wrap where it is narrow."""
     from PIL import ImageDraw, ImageFont
 
-    font = ImageFont.load_default(size=max(11, max(image.size) / 48))
-    row = round(font.size * 1.9)
+    letters = max(11, max(image.size) / 48)
+    font = ImageFont.load_default(size=letters)
+    row = round(letters * 1.9)
     places, x, y = [], row // 3, 0
     for text, _ in legend:
         width = round(font.getlength(text)) + 2 * row

@@ -29,7 +29,7 @@ class Result(NamedTuple):
 
 @pytest.fixture
 def dino(monkeypatch, capsys, tmp_path) -> Callable[..., Result]:
-    """`dino("predict", "a.jpg")` runs in an empty folder, with exit codes and error lines as the real command has them."""
+    """`dino("predict", "a.jpg")` runs in an empty folder, exit codes and error lines as the real command has them."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> Result:

@@ -101,7 +101,9 @@ def test_predict_writes_the_promised_json(dino, run_folder, picture, tmp_path):
     scores = [d["score"] for d in found["detections"]]
     assert scores == sorted(scores, reverse=True) and len(scores) == 36
     assert {(d["label"], d["category_id"]) for d in found["detections"]} <= {("RBC", 1), ("WBC", 2), ("Platelets", 3)}
-    assert all(0 <= x0 <= x1 <= 96 and 0 <= y0 <= y1 <= 72 for x0, y0, x1, y1 in (d["box_xyxy"] for d in found["detections"]))
+    assert all(
+        0 <= x0 <= x1 <= 96 and 0 <= y0 <= y1 <= 72 for x0, y0, x1, y1 in (d["box_xyxy"] for d in found["detections"])
+    )
 
 
 def test_the_newest_run_is_used_and_said(dino, run_folder, picture, monkeypatch):
@@ -139,7 +141,18 @@ def test_globs_and_names_on_standard_input(dino, run_folder, pictures, monkeypat
 def test_every_format_says_the_same(dino, run_folder, picture, tmp_path):
     for kind, out in (("json", "a.json"), ("coco", "b.json"), ("csv", "c.csv"), ("yolo", "d"), ("labelme", "e")):
         result = dino(
-            "predict", picture, "--weights", run_folder, "--format", kind, "--out", out, "--conf", "0", "--max-dets", "5"
+            "predict",
+            picture,
+            "--weights",
+            run_folder,
+            "--format",
+            kind,
+            "--out",
+            out,
+            "--conf",
+            "0",
+            "--max-dets",
+            "5",
         )
         assert result.code == 0, result.err
     ours = json.loads((tmp_path / "a.json").read_text())[0]["detections"]

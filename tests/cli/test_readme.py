@@ -28,7 +28,9 @@ def test_a_command_of_the_readme_runs(command, dino, pictures, settings, tmp_pat
     shutil.copy(next((pictures / "val2017").iterdir()), tmp_path / "img.jpg")
     if "drawn/val2017" in command:
         shutil.copytree(pictures, tmp_path / "drawn")
-    arguments = shlex.split(command.replace("DIR", "my-data" if "train" in command else "out").replace("[NAME]", ""))[1:]
+    arguments = shlex.split(command.replace("DIR", "my-data" if "train" in command else "out").replace("[NAME]", ""))[
+        1:
+    ]
     if arguments[0] == "train":
         arguments += SHORT + (settings if "r50-4scale" in command else [])
     result = dino(*arguments)

@@ -1,5 +1,7 @@
 """Parameter groups, the schedule as a pure function, and the moving average."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -20,7 +22,7 @@ def test_warm_up_rises_in_equal_steps_and_cosine_ends_at_zero():
     config = TrainConfig(epochs=2, warmup_steps=4, lr_schedule="cosine")
     factors = [lr_factor(step, 50, config) for step in range(100)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert all(later < earlier for earlier, later in zip(factors[4:], factors[5:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(factors[4:]))
     assert factors[-1] < 0.001
 
 

@@ -1,0 +1,51 @@
+from typing import Annotated
+
+import typer
+
+from .options import Amp, ConfigFile, Device, Json, Overrides
+
+
+def benchmark(
+    preset: Annotated[str, typer.Option("--preset", "-p", help="See `dino presets`.")] = "tiny",
+    size: Annotated[str, typer.Option(metavar="HxW", help="Of the pictures; default: 320x427.")] = "320x427",
+    batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 1,
+    train: Annotated[bool, typer.Option(help="A training step instead of inference.")] = False,
+    ops: Annotated[str, typer.Option(help="auto, or reference: plain PyTorch, nothing tuned.")] = "auto",
+    repeats: Annotated[int, typer.Option(min=1, help="Timed calls, after two to warm up.")] = 5,
+    objects: Annotated[int, typer.Option(min=0, help="Per picture, with --train.")] = 10,
+    device: Device = "auto",
+    amp: Amp = "auto",
+    config: ConfigFile = None,
+    overrides: Overrides = [],  # noqa: B006
+    json: Json = False,
+) -> None:
+    """Measure speed, memory and work of a model with random weights on this machine."""
+    from dinocore.benchmark import Case, measure
+    from dinocore.device import pick_device, pick_precision
+    from dinocore.errors import ConfigError
+    from dinocore.presets import load_config
+
+    from .console import data, print_json, say
+
+    height, cross, width = size.lower().partition("x")
+    if not (cross and height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise ConfigError(f"--size {size} is not a size; write height x width, such as 800x1333")
+    if ops not in ("auto", "reference"):
+        raise ConfigError(f"--ops {ops} is not known; choose auto or reference")
+    settings, place = load_config(preset, overrides, config), pick_device(device)
+    pick_precision(amp, place)
+    case = Case(settings, (int(height), int(width)), batch, train, ops, amp, place, objects, repeats)
+    found = measure(case, lambda done: say(f"{done} of {repeats}") if repeats > 1 and not json else None)
+    facts = {"preset": preset, "size": f"{height}x{width}", "batch": batch, "train": train, "ops": ops}
+    if json:
+        print_json(facts | found._asdict())
+        return
+    work = "training step" if train else "inference"
+    data.print(
+        f"{preset}, {work}, {batch} x {height}x{width}, {found.device}, {found.threads} threads, {found.precision}"
+    )
+    data.print(f"parameters   {found.parameters / 1e6:.1f} M")
+    data.print(f"work         {found.flops / 1e9:.1f} GFLOP (2 per multiply-add)")
+    data.print(f"latency      {found.latency_p50_s:.3f} s median, {found.latency_p90_s:.3f} s p90, {repeats} calls")
+    data.print(f"throughput   {found.images_per_s:.2f} images/s")
+    data.print(f"peak memory  {found.peak_memory_mb:.0f} MB")

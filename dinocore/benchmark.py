@@ -1,0 +1,162 @@
+"""How fast a model is on this machine, how much memory it takes, and how much work it does."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
+
+from .boxes import to_cxcywh
+from .config import Config
+from .data.batch import Batch
+from .device import keep_memory, peak_memory_mb, pick_precision
+from .losses import criterion
+from .model.build import build_model
+from .model.dino import DINO
+from .model.inference import for_inference
+from .model.ops import use_form
+from .structures import Target
+from .train.optim import build_optimizer
+
+
+class Case(NamedTuple):
+    """What to measure."""
+
+    config: Config
+    size: tuple[int, int]  # height and width of the pictures
+    batch: int
+    train: bool  # a training step instead of inference
+    ops: str  # auto, or reference: the peers' eager form, nothing tuned
+    amp: str
+    device: torch.device
+    objects: int  # in each picture, for training
+    repeats: int
+
+
+class Measurement(NamedTuple):
+    """What was measured."""
+
+    parameters: int
+    flops: int  # of one call; 2 per multiply-add
+    latency_p50_s: float
+    latency_p90_s: float
+    images_per_s: float
+    peak_memory_mb: float  # beyond what the process held before the model was built
+    threads: int
+    precision: str
+    device: str
+
+
+def measure(case: Case, each: Callable[[int], None] = lambda done: None) -> Measurement:
+    """Build the model with random weights, warm up, and time `repeats` calls; `each` hears of every call.
+
+    Raises:
+        EnvironmentFault: the device is missing.
+    """
+    before = peak_memory_mb()
+    call, model = prepare(case)
+    with use_form(case.ops):
+        with FlopCounterMode(display=False) as counter:
+            call()
+        call()
+        seconds = []
+        for done in range(case.repeats):
+            seconds.append(_timed(call, case.device))
+            each(done + 1)
+    median = statistics.median(seconds)
+    ranked = sorted(seconds)
+    dtype = pick_precision(case.amp, case.device)
+    return Measurement(
+        parameters=sum(p.numel() for p in model.parameters()),
+        flops=counter.get_total_flops(),
+        latency_p50_s=median,
+        latency_p90_s=ranked[min(len(ranked) - 1, round(0.9 * (len(ranked) - 1)))],
+        images_per_s=case.batch / median,
+        peak_memory_mb=peak_memory_mb() - before,
+        threads=torch.get_num_threads(),
+        precision=str(dtype or torch.float32).removeprefix("torch."),
+        device=str(case.device),
+    )
+
+
+def prepare(case: Case) -> tuple[Callable[[], Any], DINO]:
+    """The call that is measured, and the model behind it."""
+    torch.manual_seed(0)
+    if case.ops == "auto":
+        keep_memory()
+    model = build_model(case.config.model).to(case.device)
+    batch = random_batch(case)
+    dtype = pick_precision(case.amp, case.device)
+    if case.train:
+        return _training_call(model.train(), batch, case, dtype), model
+    if case.ops == "auto":
+        quick = for_inference(model, dtype, case.device)
+        images = batch.images.to(next(quick.backbone.parameters()).dtype)
+        return _without_gradient(lambda: quick(images, batch.padding)), model
+    return _without_gradient(lambda: _cast(model.eval(), batch, dtype)), model
+
+
+def random_batch(case: Case) -> Batch:
+    """Pictures of noise with random objects, already normalised."""
+    images = torch.randn(case.batch, 3, *case.size).to(memory_format=torch.channels_last).to(case.device)
+    padding = torch.zeros(case.batch, *case.size, dtype=torch.bool, device=case.device)
+    corners = torch.rand(case.batch, case.objects, 2, 2).sort(dim=2).values.flatten(2)  # (B, T, 4) xyxy
+    labels = torch.randint(case.config.model.num_classes, (case.batch, case.objects))
+    targets = [
+        Target(k.to(case.device), to_cxcywh(c).to(case.device), seed=i)
+        for i, (k, c) in enumerate(zip(labels, corners, strict=True))
+    ]
+    return Batch(images, padding, targets, list(range(case.batch)), [case.size] * case.batch, [])
+
+
+@register_flop_formula(torch.ops.dino.ms_deform_attn)
+def _sampling_flops(value_shape, shapes, locations_shape, weights_shape, *args, out_shape=None, **kwargs) -> int:
+    """Four corners and a weight, each a multiply-add, for every number that a sample has."""
+    samples = 1
+    for length in weights_shape:
+        samples *= length
+    return 2 * 5 * samples * value_shape[-1]
+
+
+def _training_call(model: DINO, batch: Batch, case: Case, dtype: torch.dtype | None) -> Callable[[], None]:
+    optimizer = build_optimizer(model, case.config.train)
+
+    def step() -> None:
+        output = _cast(model, batch, dtype, batch.targets)
+        terms = criterion(output, batch.targets, float(case.batch * case.objects), case.config.loss)
+        torch.stack(list(terms.values())).sum().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), case.config.train.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _cast(model: DINO, batch: Batch, dtype: torch.dtype | None, targets: list[Target] | None = None):
+    with torch.autocast(batch.images.device.type, dtype=dtype, enabled=dtype is not None):
+        return model(batch.images, batch.padding, targets)
+
+
+def _without_gradient(call: Callable[[], Any]) -> Callable[[], Any]:
+    def run() -> Any:
+        with torch.inference_mode():
+            return call()
+
+    return run
+
+
+def _timed(call: Callable[[], Any], device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    call()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
