@@ -8,6 +8,7 @@ import typer
 
 from dinocore import __version__
 
+from .benchmark import benchmark
 from .evaluate import evaluate
 from .inspect_mask import inspect_mask
 from .inspect_proposals import inspect_proposals
@@ -44,6 +45,7 @@ app.command("inspect-mask")(inspect_mask)
 app.command("inspect-proposals")(inspect_proposals)
 app.command()(presets)
 app.command("sample-data")(sample_data)
+app.command()(benchmark)
 
 
 def main() -> None:

@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +14,9 @@ def benchmark(
     ops: Annotated[str, typer.Option(help="auto, or reference: plain PyTorch, nothing tuned.")] = "auto",
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls, after two to warm up.")] = 5,
     objects: Annotated[int, typer.Option(min=0, help="Per picture, with --train.")] = 10,
+    profile: Annotated[
+        Path | None, typer.Option(help="Write a trace of one call here, and list what took long.")
+    ] = None,
     device: Device = "auto",
     amp: Amp = "auto",
     config: ConfigFile = None,
@@ -21,6 +25,7 @@ def benchmark(
 ) -> None:
     """Measure speed, memory and work of a model with random weights on this machine."""
     from dinocore.benchmark import Case, measure
+    from dinocore.benchmark import profile as run_profile
     from dinocore.device import pick_device, pick_precision
     from dinocore.errors import ConfigError
     from dinocore.presets import load_config
@@ -36,9 +41,11 @@ def benchmark(
     pick_precision(amp, place)
     case = Case(settings, (int(height), int(width)), batch, train, ops, amp, place, objects, repeats)
     found = measure(case, lambda done: say(f"{done} of {repeats}") if repeats > 1 and not json else None)
+    top = [] if profile is None else run_profile(case, profile)
     facts = {"preset": preset, "size": f"{height}x{width}", "batch": batch, "train": train, "ops": ops}
     if json:
-        print_json(facts | found._asdict())
+        operations = [{"name": name, "self_seconds": seconds, "calls": calls} for name, seconds, calls in top]
+        print_json(facts | found._asdict() | ({"operations": operations} if top else {}))
         return
     work = "training step" if train else "inference"
     data.print(
@@ -49,3 +56,5 @@ def benchmark(
     data.print(f"latency      {found.latency_p50_s:.3f} s median, {found.latency_p90_s:.3f} s p90, {repeats} calls")
     data.print(f"throughput   {found.images_per_s:.2f} images/s")
     data.print(f"peak memory  {found.peak_memory_mb:.0f} MB")
+    for name, seconds, calls in top:
+        data.print(f"{seconds:9.4f} s  {calls:6} x  {name}")

@@ -7,8 +7,16 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+
+class _Stdout(Console):
+    """Where Rich would end with exit code 1 when a reader such as `head` has gone, `main` decides."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 words = Console(stderr=True, highlight=False, soft_wrap=True)
-data = Console(highlight=False, width=None if sys.stdout.isatty() else 200)  # a pipe has no edge to wrap at
+data = _Stdout(highlight=False, width=None if sys.stdout.isatty() else 200)  # a pipe has no edge to wrap at
 
 
 def say(text: str) -> None:

@@ -1,3 +1,4 @@
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -51,4 +52,4 @@ def train(
 
 
 def _toml(value: object) -> str:
-    return f'"""{value}"""' if isinstance(value, str) else str(value)
+    return json.dumps(value, ensure_ascii=False)  # a TOML string is written as a JSON string is

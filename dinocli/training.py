@@ -12,7 +12,7 @@ from dinocore.device import pick_device
 from dinocore.errors import CheckpointError, ConfigError
 from dinocore.presets import load_config
 from dinocore.train.loop import Job, train
-from dinocore.train.run import find_checkpoint, find_run, prepare_run, run_config, write_config
+from dinocore.train.run import NEWEST, find_checkpoint, find_run, prepare_run, run_config, write_config
 from dinocore.train.start import fresh_state, resumed_state
 from dinocore.train.state import TrainState
 
@@ -69,8 +69,8 @@ def resumed_run(
     wanted: str, run: Path | None, preset: str | None, changes: list[str], device: str
 ) -> tuple[Job, TrainState]:
     """Continue a run; its own config counts, with the changes that are given now."""
-    if wanted != "auto":
-        run = run or Path(wanted).absolute().parent.parent  # RUN/checkpoints/step-N
+    if wanted != NEWEST:
+        run, wanted = _named_run(Path(wanted), run)
     run = run or find_run(RUNS, "config.toml")
     if run is None:
         raise CheckpointError(f"there is no run in {RUNS}/ to continue; name one with --output-dir")
@@ -99,6 +99,15 @@ def run_training(job: Job, state: TrainState) -> None:
 def with_classes(config: Config, num_classes: int) -> Config:
     """The config for data with so many classes."""
     return config.model_copy(update={"model": config.model.model_copy(update={"num_classes": num_classes})})
+
+
+def _named_run(named: Path, run: Path | None) -> tuple[Path, str]:
+    """The run, and the checkpoint or `auto`, of `--resume PATH`, which may be the folder of a run too."""
+    if (named / "config.toml").is_file():
+        return named, NEWEST
+    if not named.is_dir():
+        raise CheckpointError(f"there is no checkpoint {named}; give --resume RUN or RUN/checkpoints/step-N, or auto")
+    return run or named.absolute().parent.parent, str(named)
 
 
 def _check_folder(run: Path, overwrite: bool) -> None:

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from .boxes import to_cxcywh
 from .config import Config
 from .data.batch import Batch
 from .device import keep_memory, peak_memory_mb, pick_precision
+from .files import write_atomically
 from .losses import criterion
 from .model.build import build_model
 from .model.dino import DINO
@@ -109,6 +111,26 @@ def random_batch(case: Case) -> Batch:
         for i, (k, c) in enumerate(zip(labels, corners, strict=True))
     ]
     return Batch(images, padding, targets, list(range(case.batch)), [case.size] * case.batch, [])
+
+
+def profile(case: Case, trace: Path, rows: int = 15) -> list[tuple[str, float, int]]:
+    """Run one call under torch's profiler and write its trace for chrome://tracing.
+
+    Returns:
+        the operations that took most time by themselves: name, seconds, calls.
+    """
+    call, _ = prepare(case)
+    with use_form(case.ops):
+        call()
+        with torch.profiler.profile() as recorded:
+            call()
+            _wait(case.device)
+    write_atomically(trace, lambda temporary: recorded.export_chrome_trace(str(temporary)))
+    table = recorded.key_averages()
+    seconds = [
+        (entry.key, max(entry.self_cpu_time_total, entry.self_device_time_total) / 1e6, entry.count) for entry in table
+    ]
+    return sorted(seconds, key=lambda entry: -entry[1])[:rows]
 
 
 @register_flop_formula(torch.ops.dino.ms_deform_attn)

@@ -61,18 +61,29 @@ def load_weights(path: Path) -> Weights:
     tensors, metadata = read_safetensors(path)
     if "config" not in metadata or "categories" not in metadata:
         raise CheckpointError(f"{path} holds tensors, but not the config and classes that `dino train` writes")
-    if int(metadata.get("schema", SCHEMA)) > SCHEMA:
+    if _said(metadata, "schema", SCHEMA, path) > SCHEMA:
         made_by = metadata.get("dino_version", "a newer version")
         raise CheckpointError(f"{path} was made by dino {made_by}, this is {__version__}; install the newer one")
     broken = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise CheckpointError(f"{path} holds numbers that are not finite, in {', '.join(broken[:3])}")
     try:
-        config = config_from_dict(json.loads(metadata["config"]))
+        config = config_from_dict(_said(metadata, "config", {}, path))
     except ConfigError as error:
         raise CheckpointError(f"{path} has a config that this version of dino cannot read: {error}") from error
-    categories = [Category(int(i), str(name)) for i, name in json.loads(metadata["categories"])]
-    return Weights(tensors, config, categories, json.loads(metadata.get("facts", "{}")))
+    categories = [Category(int(i), str(name)) for i, name in _said(metadata, "categories", [], path)]
+    return Weights(tensors, config, categories, _said(metadata, "facts", {}, path))
+
+
+def _said(metadata: Mapping[str, str], key: str, default: Any, path: Path) -> Any:
+    """An entry of the metadata, which must be JSON of the default's type."""
+    try:
+        value = json.loads(metadata[key]) if key in metadata else default
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: its `{key}` cannot be read ({error}); copy it again") from None
+    if not isinstance(value, type(default)):
+        raise CheckpointError(f"{path} is damaged: its `{key}` is {str(value)[:80]}; copy it again")
+    return value
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -6,7 +6,9 @@ import sys
 
 import torch
 
-from .errors import EnvironmentFault
+from .errors import ConfigError, EnvironmentFault
+
+PRECISIONS = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -26,10 +28,16 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """`auto`, `off`, `bf16` or `fp16` to the dtype of autocast, None for float32 throughout."""
+    """`auto`, `off`, `bf16` or `fp16` to the dtype of autocast, None for float32 throughout.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
     if name == "auto":
         return torch.bfloat16 if _has_bf16(device) else None
-    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    if name not in PRECISIONS:
+        raise ConfigError(f"there is no precision `{name}`; choose auto, {', '.join(PRECISIONS)}")
+    return PRECISIONS[name]
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -19,6 +19,7 @@ from .data.transforms import as_picture, resize
 from .device import keep_memory, pick_device, pick_precision
 from .errors import DivergedError
 from .model.dino import DINO, DinoOutput
+from .model.inference import for_inference
 from .structures import Predictions, Target
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
@@ -40,11 +41,11 @@ class Detector:
         Args:
             amp: `auto`, `off`, `bf16` or `fp16`.
         """
-        self.model = model.to(device).eval()
+        self.dtype = pick_precision(amp, device)
+        self.model = for_inference(model, self.dtype, device)
         self.config = config
         self.categories = list(categories)
         self.device = device
-        self.dtype = pick_precision(amp, device)
 
     @overload
     def __call__(self, pictures: Picture) -> Detections: ...
@@ -81,8 +82,8 @@ class Detector:
     def forward(self, batch: Batch) -> DinoOutput:
         """The model's whole output, for inspectors."""
         prepared = normalise(batch, self.config.model.pixel_mean, self.config.model.pixel_std, self.device)
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            return self.model(prepared.images, prepared.padding)
+        images = prepared.images.to(next(self.model.backbone.parameters()).dtype)
+        return self.model(images, prepared.padding)
 
     def select(self, final: Predictions, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """The best pairs of query and class of each picture, their boxes scaled to its height and width.

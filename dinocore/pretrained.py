@@ -1,6 +1,8 @@
 """Trained weights for a backbone: downloaded by torchvision or timm, or from a file."""
 
+import contextlib
 import pickle
+import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -67,7 +69,8 @@ def _download(name: str) -> dict[str, Tensor]:
         from torchvision.models import get_model_weights
 
         weights = get_model_weights(name)["IMAGENET1K_V1"]  # the recipe of the paper's backbones
-        return weights.get_state_dict(progress=False, check_hash=True)
+        with contextlib.redirect_stdout(sys.stderr):  # torch.hub says there what it downloads
+            return weights.get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
         raise _unobtainable(name, error) from error
 

@@ -13,7 +13,7 @@ LAYERS = [
     "dinocore/__init__", "dinocore/errors", "dinocore/files", "dinocore/config", "dinocore/presets",
     "dinocore/structures", "dinocore/boxes", "dinocore/device", "dinocore/model", "dinocore/matching",
     "dinocore/losses", "dinocore/convert", "dinocore/data", "dinocore/checkpoint", "dinocore/pretrained",
-    "dinocore/predict", "dinocore/evaluate", "dinocore/view", "dinocore/train", "dinocli",
+    "dinocore/predict", "dinocore/evaluate", "dinocore/view", "dinocore/train", "dinocore/benchmark", "dinocli",
 ]  # fmt: skip
 SOURCES = sorted([*ROOT.glob("dinocore/**/*.py"), *ROOT.glob("dinocli/**/*.py")])
 

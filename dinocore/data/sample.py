@@ -12,12 +12,12 @@ from PIL import Image
 
 from dinocore.data.smear import draw_smear
 from dinocore.data.smear_cells import PLATELET, RBC, WBC
-from dinocore.errors import DataError
+from dinocore.errors import ConfigError, EnvironmentFault
 
 __all__ = ["CATEGORIES", "SampleSummary", "draw_smear", "write_sample_data"]
 
 CATEGORIES = {RBC: "RBC", WBC: "WBC", PLATELET: "Platelets"}  # as in BCCD
-MIN_SIDE = 64
+MIN_SIDE, MAX_SIDE = 64, 4096  # a drawing takes about 40 bytes of memory a pixel
 TRAIN_SHARE = 0.8
 JPEG_QUALITY = 85
 
@@ -40,13 +40,17 @@ def write_sample_data(
     then a valid file without pictures. The same arguments give the same bytes, with the same numpy and Pillow.
     Pictures come first and the two files of annotations last, so that a run cut short leaves no data set that looks
     whole. Files of the same name are replaced.
-    Raises DataError if an argument cannot be used.
+
+    Raises:
+        ConfigError: an argument cannot be used.
+        EnvironmentFault: the disk is full or the folder cannot be written.
     """
     _check(num_images, seed, size)
     num_train = num_images if num_images == 1 else min(max(round(TRAIN_SHARE * num_images), 1), num_images - 1)
     annotations = {split: folder / "annotations" / f"instances_{split}2017.json" for split in ("train", "val")}
     for path in annotations.values():
-        path.unlink(missing_ok=True)  # else a run cut short leaves old boxes beside new pictures
+        if path.is_file():
+            path.unlink()  # else a run cut short leaves old boxes beside new pictures
     parts = {"train": range(num_train), "val": range(num_train, num_images)}
     documents = {
         split: _write_pictures(folder / f"{split}2017", indices, seed, size) for split, indices in parts.items()
@@ -61,18 +65,19 @@ def write_sample_data(
 
 def _check(num_images: int, seed: int, size: tuple[int, int]) -> None:
     if num_images < 1:
-        raise DataError(f"cannot write {num_images} pictures; choose 1 or more")
+        raise ConfigError(f"cannot write {num_images} pictures; choose 1 or more")
     if seed < 0:
-        raise DataError(f"seed = {seed} is negative; choose 0 or more")
+        raise ConfigError(f"seed = {seed} is negative; choose 0 or more")
     if min(size) < MIN_SIDE:
-        raise DataError(
+        raise ConfigError(
             f"pictures of {size[0]} x {size[1]} are too small for cells; choose sides of {MIN_SIDE} or more"
         )
+    if max(size) > MAX_SIDE:
+        raise ConfigError(f"pictures of {size[0]} x {size[1]} are too large; choose sides of {MAX_SIDE} or less")
 
 
 def _write_pictures(folder: Path, indices: range, seed: int, size: tuple[int, int]) -> dict[str, Any]:
     """Write the pictures of one split and return its COCO document."""
-    folder.mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in indices:
@@ -101,7 +106,10 @@ def _jpeg(picture: NDArray[np.uint8]) -> bytes:
 
 def _write(path: Path, content: bytes) -> None:
     """Write under another name first: a file that exists is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise EnvironmentFault(f"{path} cannot be written: {error.strerror or error}") from error

@@ -37,6 +37,7 @@ class ResNet(nn.Module):
     """A torchvision ResNet that returns features."""
 
     channels: list[int]  # one number per stride
+    slow_in_bf16 = False
 
     def __init__(self, name: str, strides: Sequence[int], frozen_stages: int):
         super().__init__()
@@ -67,12 +68,13 @@ class TimmBackbone(nn.Module):
         self.channels = body.feature_info.channels()
         self.body = freeze_batch_norm_2d(body)
         _freeze_stages(self.body, name, frozen_stages)
-        self.has_depthwise = any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in body.modules())
+        convolutions = [module for module in body.modules() if isinstance(module, nn.Conv2d)]
+        self.slow_in_bf16 = any(conv.groups > 1 for conv in convolutions)  # on CPU: 1.6 times the time of float32
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> [(B, C_l, H_l, W_l)], finest first."""
-        slow_in_bf16 = self.has_depthwise and images.device.type == "cpu"  # float32 takes 0.6 of the time of bfloat16
-        autocast = torch.is_autocast_enabled(images.device.type) and not slow_in_bf16
+        slow = self.slow_in_bf16 and images.device.type == "cpu"
+        autocast = torch.is_autocast_enabled(images.device.type) and not slow
         with torch.autocast(images.device.type, enabled=autocast):
             return self.body(images)
 

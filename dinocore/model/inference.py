@@ -9,7 +9,6 @@ from torch import nn
 from .dino import DINO
 
 
-@torch.no_grad()
 def for_inference(model: DINO, dtype: torch.dtype | None, device: torch.device) -> DINO:
     """A copy for evaluation on a device that gives the same numbers, up to rounding; the model itself is left alone.
 
@@ -25,12 +24,14 @@ def for_inference(model: DINO, dtype: torch.dtype | None, device: torch.device) 
     return quick
 
 
+@torch.no_grad()
 def fold_batch_norm(module: nn.Module) -> None:
     """Move every frozen batch norm that directly follows a convolution into its weights, in place."""
     for (_, conv), (name, norm) in pairwise(list(module.named_children())):
-        if isinstance(conv, nn.Conv2d) and _is_frozen_norm(norm) and conv.out_channels == len(norm.weight):
-            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()  # (C,)
-            bias = norm.bias - norm.running_mean * scale
+        if isinstance(conv, nn.Conv2d) and _is_frozen_norm(norm):
+            weight, bias, mean, variance = map(norm.get_buffer, ("weight", "bias", "running_mean", "running_var"))
+            scale = weight * (variance + float(norm.eps)).rsqrt()  # type: ignore[arg-type]  # (C,)
+            bias = bias - mean * scale
             if conv.bias is not None:
                 bias = bias + conv.bias * scale
             conv.weight.mul_(scale[:, None, None, None])

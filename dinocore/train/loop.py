@@ -77,6 +77,8 @@ def train(job: Job, state: TrainState) -> Iterator[Event]:
     replaced: set[str] = set()
     if progress["due_evaluation"]:  # a signal cut it short
         yield from _evaluate(job, state, progress["due_evaluation"], log)
+        if job.stop():
+            raise Interrupted(f"interrupted before step {progress['step'] + 1}; {job.run} has the state", job.stop())
     state.model.train()
     for batches, started in _with_start(training_steps(train_data, config, chunk, progress["step"], plan.total)):
         waited = time.monotonic() - started
@@ -96,7 +98,7 @@ def train(job: Job, state: TrainState) -> Iterator[Event]:
         asked = job.stop()
         if asked or plan.saves_after(step):
             yield Saved(_save(job, state), step)
-        if asked and step < plan.total:
+        if asked and (step < plan.total or progress["due_evaluation"]):
             raise Interrupted(f"interrupted after step {step} of {plan.total}; {job.run} has the state", asked)
     yield Finished(job.run, progress["best_ap"], job.run / "best.safetensors")
 
@@ -224,7 +226,7 @@ def _evaluate(job: Job, state: TrainState, epoch: int, log: MetricsLog) -> Itera
     progress["due_evaluation"] = 0
     state.model.train()
     metrics = coco_metrics(val, results)
-    best = metrics.summary["AP"] > progress["best_ap"]
+    best = metrics.summary["AP"] >= progress["best_ap"]  # of equals, as where there is nothing to find, the newest
     if best:
         progress |= {"best_ap": metrics.summary["AP"], "best_step": progress["step"]}
         facts = {"step": progress["step"], "epoch": epoch, "metrics": metrics.summary, "data": job.data.source}

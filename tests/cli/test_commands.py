@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,6 +38,25 @@ def test_resume_goes_on_with_more_epochs(dino, run_folder, tmp_path):
     assert result.code == 0, result.err
     steps = [json.loads(line)["step"] for line in (copy / "metrics.jsonl").read_text().splitlines() if "loss" in line]
     assert steps == [1, 2, 3, 4]
+
+
+def test_resume_takes_the_folder_of_a_run_and_names_one_that_is_missing(dino, run_folder):
+    result = dino("train", "--resume", run_folder)
+    assert result.code == 0 and "done in" in result.err
+    result = dino("train", "--resume", "nowhere")
+    assert result.code == 4 and "no checkpoint nowhere" in result.err
+
+
+def test_without_objects_to_judge_by_the_newest_weights_are_kept(dino, settings, tmp_path):
+    assert dino("sample-data", "one", "-n", "1", "--size", "96x72").code == 0
+    result = dino("train", "--preset", "r50-4scale", "--data", "one", "--output-dir", "run", "--epochs", "1", *settings)
+    assert result.code == 0 and (tmp_path / "run" / "best.safetensors").is_file()
+
+
+def test_a_data_folder_may_have_any_name(dino, tmp_path):
+    odd = tmp_path / 'a\\new"""é'
+    result = dino("train", "--data", odd)
+    assert result.code == 3 and f"--data {odd} does not exist" in result.err
 
 
 def test_a_cut_checkpoint_is_refused_by_name(dino, run_folder, tmp_path):
@@ -122,6 +142,34 @@ def test_a_bad_picture_costs_only_itself(dino, run_folder, pictures, tmp_path):
     assert "bad.jpg" in result.err and "1 files that are no pictures are left out" in result.err
     assert len(json.loads((tmp_path / "boxes.json").read_text())) == 2
     assert len(list((tmp_path / "drawn").iterdir())) == 2
+
+
+@pytest.mark.parametrize("entry", ["config", "categories", "facts", "schema"])
+def test_weights_with_damaged_metadata_are_refused(dino, run_folder, picture, tmp_path, entry):
+    content = (run_folder / "best.safetensors").read_bytes()
+    start = content.index(f'"{entry}":"'.encode()) + len(entry) + 4
+    (tmp_path / "damaged.safetensors").write_bytes(content[:start] + b"?" + content[start + 1 :])
+    result = dino("predict", picture, "--weights", "damaged.safetensors")
+    assert result.code == 4 and f"its `{entry}` cannot be read" in result.err
+
+
+def test_an_unknown_precision_is_refused(dino, run_folder, picture):
+    result = dino("predict", picture, "--weights", run_folder, "--amp", "fp8")
+    assert result.code == 2 and "choose auto, off, bf16, fp16" in result.err
+
+
+def test_a_reader_that_leaves_early_is_no_failure(dino, run_folder, picture, monkeypatch):
+    import sys
+
+    from dinocli.console import data
+
+    def leave(text):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(data, "file", SimpleNamespace(write=leave, flush=lambda: None, isatty=lambda: False))
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    monkeypatch.setattr(sys.stdout, "fileno", lambda: 1, raising=False)
+    assert dino("predict", picture, "--weights", run_folder).code == 0
 
 
 def test_globs_and_names_on_standard_input(dino, run_folder, pictures, monkeypatch):

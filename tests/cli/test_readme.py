@@ -16,7 +16,16 @@ SHORT = ["--epochs", "1", "--set", "data.train_scales=[64]", "--set", "data.crop
 
 def test_the_readme_shows_every_command():
     shown = {command.split()[1] for command in COMMANDS}
-    assert shown == {"train", "eval", "predict", "inspect-mask", "inspect-proposals", "presets", "sample-data"}
+    assert shown == {
+        "train",
+        "eval",
+        "predict",
+        "inspect-mask",
+        "inspect-proposals",
+        "presets",
+        "sample-data",
+        "benchmark",
+    }
 
 
 @pytest.mark.parametrize("command", COMMANDS)

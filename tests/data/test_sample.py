@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from dinocore.data import sample, smear
 from dinocore.data.sample import draw_smear, write_sample_data
 from dinocore.data.smear_cells import PLATELET, RBC, WBC, random_look, red_cell
-from dinocore.errors import DataError
+from dinocore.errors import ConfigError, EnvironmentFault
 
 SMALL = (160, 120)
 
@@ -183,9 +183,17 @@ def test_a_run_cut_short_leaves_no_annotations(tmp_path, monkeypatch):
     assert list((tmp_path / "annotations").iterdir()) == []
 
 
-@pytest.mark.parametrize(("number", "seed", "size"), [(0, 0, SMALL), (3, -1, SMALL), (3, 0, (640, 63))])
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(EnvironmentFault, match=r"file/in/.* cannot be written"):
+        write_sample_data(tmp_path / "file" / "in", 1, 0, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("number", "seed", "size"), [(0, 0, SMALL), (3, -1, SMALL), (3, 0, (640, 63)), (3, 0, (9999, 64))]
+)
 def test_arguments_that_cannot_be_used_are_named_before_anything_is_written(tmp_path, number, seed, size):
-    with pytest.raises(DataError, match="choose"):
+    with pytest.raises(ConfigError, match="choose"):
         write_sample_data(tmp_path, number, seed, size)
     assert list(tmp_path.iterdir()) == []
 

@@ -11,7 +11,7 @@ from PIL import Image
 from dinocore.checkpoint import load_weights
 from dinocore.errors import CheckpointError, ConfigError, DataError, DivergedError, EnvironmentFault, Interrupted
 from dinocore.predict import load_detector
-from dinocore.train.events import Evaluated, Finished, Saved, Started, Step, Warned
+from dinocore.train.events import Evaluated, Evaluating, Finished, Saved, Started, Step, Warned
 from dinocore.train.loop import train, train_step
 from dinocore.train.run import find_checkpoint, prepare_run, run_config
 from dinocore.train.start import resumed_state
@@ -74,6 +74,21 @@ def test_a_resumed_run_ends_with_the_same_bytes(small_config, start, run_to_end,
         assert all(torch.equal(straight[key], resumed[key]) for key in straight)
     kept = [[row.get("loss") or row["AP"] for row in lines(run)] for run in (job.run, cut.run)]
     assert kept[0] == kept[1]
+
+
+def test_a_stop_during_the_last_evaluation_is_no_end(small_config, start, run_to_end):
+    config = small_config("train.epochs=1")
+    seen = []
+    job, state = start(config, stop=lambda: 130 if Evaluating in seen else 0)
+    with pytest.raises(Interrupted, match="after step 4 of 4"):
+        for event in train(job, state):
+            seen.append(type(event))
+    checkpoint, _ = find_checkpoint(job.run, "auto")
+    with pytest.raises(Interrupted, match="before step 5"):
+        run_to_end(job, resumed_state(checkpoint, config, torch.device("cpu")))
+    events = run_to_end(job._replace(stop=lambda: 0), resumed_state(checkpoint, config, torch.device("cpu")))
+    assert kinds(events) == [Started, Evaluated, Finished]
+    assert (job.run / "best.safetensors").is_file()
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_and_said(small_config, start, run_to_end):

@@ -1,0 +1,38 @@
+"""`dino benchmark`: what it measures and says."""
+
+import json
+
+import pytest
+
+FAST = ["--preset", "r50-4scale", "--size", "64x96", "--repeats", "2"]
+
+
+@pytest.mark.parametrize("extra", [[], ["--train", "--objects", "3"], ["--ops", "reference", "--amp", "off"]])
+def test_it_measures_what_is_asked_for(dino, settings, extra):
+    found = json.loads(dino("benchmark", *FAST, *settings, *extra, "--json").out)
+    assert found["parameters"] > 1e6 and found["flops"] > 1e8
+    assert 0 < found["latency_p50_s"] <= found["latency_p90_s"] < 60
+    assert found["images_per_s"] == pytest.approx(1 / found["latency_p50_s"])
+    assert found["peak_memory_mb"] >= 0 and found["threads"] >= 1
+    assert (found["train"], found["ops"]) == ("--train" in extra, "reference" if "reference" in extra else "auto")
+
+
+def test_our_operation_is_counted(dino, settings):
+    def flops(*extra):
+        return json.loads(dino("benchmark", *FAST, *settings, "--json", *extra).out)["flops"]
+
+    assert flops() > flops("--ops", "reference")  # grid_sample has no formula in torch's counter
+
+
+def test_a_profile_is_written_and_its_operations_listed(dino, settings, tmp_path):
+    found = json.loads(dino("benchmark", *FAST, *settings, "--profile", "new/trace.json", "--json").out)
+    assert "traceEvents" in json.loads((tmp_path / "new" / "trace.json").read_text())
+    assert any("ms_deform_attn" in operation["name"] for operation in found["operations"])
+
+
+@pytest.mark.parametrize(
+    "arguments, code",
+    [(["--size", "big"], 2), (["--ops", "fast"], 2), (["--device", "cuda"], 5), (["--size", "0x9"], 2)],
+)
+def test_wrong_arguments(dino, arguments, code):
+    assert dino("benchmark", *arguments).code == code

@@ -1,0 +1,63 @@
+"""The model made quick gives the same answers."""
+
+import pytest
+import torch
+
+from dinocore import build_model, load_config
+from dinocore.model.inference import fold_batch_norm, for_inference
+
+CPU = torch.device("cpu")
+
+
+def small(backbone: str):
+    names = [f'model.backbone="{backbone}"', "model.hidden_dim=64", "model.num_heads=4", "model.ffn_dim=96"]
+    names += ["model.num_encoder_layers=2", "model.num_decoder_layers=2", "model.num_queries=20", "model.num_classes=5"]
+    torch.manual_seed(0)
+    model = build_model(load_config("r50-4scale", names).model).eval()
+    with torch.no_grad():
+        for name, buffer in model.backbone.named_buffers():  # statistics that folding could get wrong
+            if buffer.is_floating_point():
+                buffer.copy_(torch.rand_like(buffer) + (0.5 if "var" in name or "weight" in name else -0.5))
+    return model
+
+
+def inputs():
+    torch.manual_seed(1)
+    return torch.randn(1, 3, 96, 128), torch.zeros(1, 96, 128, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "timm/tf_efficientnet_lite0", "timm/mobilenetv2_050"])
+def test_folded_batch_norm_gives_the_same_features_and_is_gone(backbone):
+    model = small(backbone)
+    images, _ = inputs()
+    with torch.no_grad():
+        before = model.backbone(images)
+        quick = for_inference(model, None, CPU)
+        after = quick.backbone(images)
+    for a, b in zip(before, after, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3 * float(a.abs().max()), rtol=1e-3)
+    assert not any("BatchNorm" in type(module).__name__ for module in quick.modules())
+    assert any("BatchNorm" in type(module).__name__ for module in model.modules())  # the model itself is left alone
+
+
+def test_folding_that_forgets_the_mean_would_be_noticed():
+    model = small("resnet18")
+    images, _ = inputs()
+    before = model.backbone(images)[0]
+    model.backbone.body["bn1"].running_mean.add_(1)
+    fold_batch_norm(model.backbone)
+    assert not torch.allclose(before, model.backbone(images)[0], rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "timm/tf_efficientnet_lite0"])
+def test_bf16_weights_stay_near_float32_and_boxes_stay_float32(backbone):
+    model = small(backbone)
+    images, padding = inputs()
+    quick = for_inference(model, torch.bfloat16, CPU)
+    with torch.inference_mode():
+        exact = model(images, padding).proposals
+        found = quick(images.to(next(quick.backbone.parameters()).dtype), padding)
+    assert found.final.boxes.dtype == torch.float32
+    assert found.final.logits.dtype == torch.bfloat16
+    best = exact.logits.amax(-1).sort().values
+    torch.testing.assert_close(found.proposals.logits.amax(-1).sort().values.float(), best, atol=0.1, rtol=0.05)
