@@ -75,22 +75,18 @@ def train(job: Job, state: TrainState) -> Iterator[Event]:
     yield Started(job.run, describe(job, state, plan.per_epoch, chunk))
 
     replaced: set[str] = set()
-    if progress["due_evaluation"]:  # a signal cut it short
-        yield from _evaluate(job, state, progress["due_evaluation"], log)
-        if job.stop():
-            raise Interrupted(f"interrupted before step {progress['step'] + 1}; {job.run} has the state", job.stop())
+    yield from _evaluate_again(job, state, log)
     state.model.train()
     for batches, started in _with_start(training_steps(train_data, config, chunk, progress["step"], plan.total)):
         waited = time.monotonic() - started
         lr = set_lr(state.optimizer, lr_factor(progress["step"], plan.per_epoch, config.train))
         numbers = train_step(state, batches, job)
-        progress["step"] += 1
-        step = progress["step"]
+        step = progress["step"] = progress["step"] + 1
         seconds = time.monotonic() - started
         numbers |= {"lr": lr, "seconds": seconds, "data_seconds": waited, "memory_mb": round(peak_memory_mb())}
         log.add({"step": step, "epoch": plan.epoch(step)} | numbers)
-        images = sum(len(batch.indices) for batch in batches)
-        yield Step(step, plan.epoch(step), plan.total, numbers | {"images": images})
+        numbers |= {"images": sum(len(batch.indices) for batch in batches)}
+        yield Step(step, plan.epoch(step), plan.total, numbers)
         yield from _bad_pictures(batches, replaced, len(train_data.image_ids))
 
         if plan.evaluates_after(step):
@@ -101,6 +97,14 @@ def train(job: Job, state: TrainState) -> Iterator[Event]:
         if asked and (step < plan.total or progress["due_evaluation"]):
             raise Interrupted(f"interrupted after step {step} of {plan.total}; {job.run} has the state", asked)
     yield Finished(job.run, progress["best_ap"], job.run / "best.safetensors")
+
+
+def _evaluate_again(job: Job, state: TrainState, log: MetricsLog) -> Iterator[Event]:
+    """Do the evaluation that a signal cut short, if one did."""
+    if state.progress["due_evaluation"]:
+        yield from _evaluate(job, state, state.progress["due_evaluation"], log)
+        if job.stop():
+            raise Interrupted(f"interrupted in an evaluation; {job.run} has the state", job.stop())
 
 
 def _with_start(steps: Iterable[list[Batch]]) -> Iterator[tuple[list[Batch], float]]:
