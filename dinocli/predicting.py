@@ -41,13 +41,13 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
         DataError: there is no picture, or none of them can be read.
         typer.Exit: with code 7 if only some could be read.
     """
-    check_out(wanted.out or Path("boxes"), wanted.format)
-    if wanted.save_images is not None and wanted.save_images.is_file():
-        raise ConfigError(f"--save-images {wanted.save_images} is a file; give a folder")
+    _check(wanted)
     pick_device(device)
     inputs, skipped = expand(files)
     if skipped:
         say(f"{skipped} files that are no pictures are left out")
+    if not any(item.path.exists() for item in inputs):
+        raise DataError(f"there is no picture {inputs[0].name}")
     detector, _ = open_detector(weights, device, amp)
     limits = detector.config.eval.model_copy(update={"max_dets": wanted.max_dets})
     detector.config = detector.config.model_copy(update={"eval": limits})
@@ -65,6 +65,12 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
     if failed:
         fail(f"{len(failed)} of {len(inputs)} pictures could not be read; the others are done")
         raise typer.Exit(SOME_FAILED)
+
+
+def _check(wanted: Wanted) -> None:
+    check_out(wanted.out or Path("boxes"), wanted.format)
+    if wanted.save_images is not None and wanted.save_images.is_file():
+        raise ConfigError(f"--save-images {wanted.save_images} is a file; give a folder")
 
 
 def _detect(detector: Detector, inputs: Sequence[Input], wanted: Wanted) -> tuple[list[Found], list[str]]:

@@ -85,7 +85,11 @@ def resumed_run(
     data = open_dataset(config.data)
     if len(data.train.categories) != config.model.num_classes:
         raise ConfigError(f"the data has {len(data.train.categories)} classes, the run {config.model.num_classes}")
-    return Job(config, data, run, place, StopRequest()), resumed_state(checkpoint, config, place)
+    if checkpoint is None:
+        state = fresh_state(config, data.train.categories, place)
+    else:
+        state = resumed_state(checkpoint, config, place)
+    return Job(config, data, run, place, StopRequest()), state
 
 
 def run_training(job: Job, state: TrainState) -> None:

@@ -1,6 +1,7 @@
 """A training run on the terminal: a moving bar with the losses where somebody watches, else a line per epoch."""
 
 import math
+import shlex
 import time
 from types import TracebackType
 
@@ -59,7 +60,8 @@ class TrainingView:
             case Finished(run=run, best_ap=best, best_path=path):
                 took = _duration(time.monotonic() - self.began)
                 self._line(f"done in {took}; best AP {best:.4f}; weights: {path}", "green")
-                self._line(f"next: dino predict PICTURE --weights {path} --save-images {run}/pictures")
+                pictures = shlex.quote(str(run / "pictures"))
+                self._line(f"next: dino predict PICTURE --weights {shlex.quote(str(path))} --save-images {pictures}")
 
     def _started(self, facts: dict[str, str]) -> None:
         for key, value in facts.items():
@@ -104,7 +106,8 @@ class TrainingView:
 
     def _evaluated(self, event: Evaluated) -> None:
         summary = event.metrics.summary
-        numbers = f"AP {summary['AP']:.4f}  AP50 {summary['AP50']:.4f}  AP75 {summary['AP75']:.4f}"
+        numbers = "  ".join(f"{name} {summary[name]:.4f}" for name in ("AP", "AP50", "AP75"))
+        numbers = numbers if summary["AP"] >= 0 else "AP: there is no object to judge by"
         best = "  best so far" if event.best else ""
         took = _duration(time.monotonic() - self.began)
         self._line(f"epoch {event.epoch}/{event.epochs}  {numbers}{best}  {self._numbers()}  {took}")

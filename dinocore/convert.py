@@ -70,6 +70,8 @@ def convert_state_dict(state: Mapping[str, Tensor], source: str | None = None) -
 def _tell_source(state: Mapping[str, Tensor]) -> str:
     if any(key.startswith(("transformer.enc_out_class_embed", "input_proj.")) for key in state):
         return "official"
+    if not state:
+        raise CheckpointError("there are no weights in it: the dictionary is empty")
     shown = ", ".join(list(state)[:3])
     raise CheckpointError(f"these are not the weights of official DINO: the first of {len(state)} names are {shown}")
 

@@ -14,10 +14,10 @@ from .checkpoint import BUNDLED, Weights, load_weights, restore_model
 from .config import Config
 from .data.batch import Batch, Sample, collate, normalise
 from .data.coco import Category
-from .data.images import read_image, to_rgb, to_tensor
+from .data.images import read_image, to_rgb, to_tensor, upright_rgb
 from .data.transforms import as_picture, resize
 from .device import keep_memory, pick_device, pick_precision
-from .errors import DivergedError
+from .errors import DataError, DivergedError
 from .model.dino import DINO, DinoOutput
 from .model.inference import for_inference
 from .structures import Predictions, Target
@@ -104,13 +104,20 @@ class Detector:
         return found
 
     def _pixels(self, picture: Picture) -> Tensor:
-        if isinstance(picture, str | Path):
-            picture = read_image(Path(picture), self.config.data.max_pixels)
-        if isinstance(picture, Image.Image):
-            return to_tensor(to_rgb(picture))
+        """(3, H, W) uint8 of any kind of picture."""
+        if isinstance(picture, Tensor):
+            if picture.dtype != torch.uint8 or picture.dim() != 3 or len(picture) != 3:
+                kind = f"{picture.dtype} {tuple(picture.shape)}"
+                raise DataError(f"a picture as a tensor must be (3, H, W) of uint8, but this is {kind}")
+            return picture
         if isinstance(picture, np.ndarray):
-            return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
-        return picture
+            if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (3,), (4,)):
+                kind = f"{picture.dtype} {picture.shape}"
+                raise DataError(f"a picture as an array must be (H, W, 3) of uint8, but this is {kind}")
+            return to_tensor(to_rgb(Image.fromarray(picture)))
+        if isinstance(picture, Image.Image):
+            return to_tensor(upright_rgb(picture))
+        return to_tensor(read_image(Path(picture), self.config.data.max_pixels))
 
 
 def load_detector(path: str | Path | None = None, device: str = "auto", amp: str = "auto") -> Detector:

@@ -48,10 +48,17 @@ def read_image(path: Path, max_pixels: int) -> Image.Image:
     with _opened(path, max_pixels) as image:
         try:
             image.load()
-            turn = TURNS.get(_orientation(image))
-            return to_rgb(image if turn is None else image.transpose(turn))
+            return upright_rgb(image)
         except DAMAGE as error:
             raise DataError(f"{path} is damaged: {error}") from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Turned as its metadata says, in RGB, and without that metadata, so that it is not turned twice."""
+    turn = TURNS.get(_orientation(image))
+    turned = to_rgb(image if turn is None else image.transpose(turn))
+    turned.info = {}
+    return turned
 
 
 def image_size(path: Path, max_pixels: int) -> tuple[int, int]:

@@ -90,7 +90,9 @@ def train(job: Job, state: TrainState) -> Iterator[Event]:
         yield from _bad_pictures(batches, replaced, len(train_data.image_ids))
 
         if plan.evaluates_after(step):
-            yield from _evaluate(job, state, plan.epoch(step), log)
+            progress["due_evaluation"] = plan.epoch(step)
+            yield Saved(_save(job, state), step)  # a kill while evaluating must not cost the epoch
+            yield from _evaluate(job, state, log)
         asked = job.stop()
         if asked or plan.saves_after(step):
             yield Saved(_save(job, state), step)
@@ -102,7 +104,7 @@ def train(job: Job, state: TrainState) -> Iterator[Event]:
 def _evaluate_again(job: Job, state: TrainState, log: MetricsLog) -> Iterator[Event]:
     """Do the evaluation that a signal cut short, if one did."""
     if state.progress["due_evaluation"]:
-        yield from _evaluate(job, state, state.progress["due_evaluation"], log)
+        yield from _evaluate(job, state, log)
         if job.stop():
             raise Interrupted(f"interrupted in an evaluation; {job.run} has the state", job.stop())
 
@@ -191,8 +193,9 @@ def _stop_if_not_finite(numbers: dict[str, float], batches: list[Batch], state: 
     lines = [f"step {state.progress['step'] + 1}", *(f"{k} = {v}" for k, v in numbers.items()), *pictures]
     write_text(job.run / "diverged.txt", "\n".join(lines) + "\n")
     raise DivergedError(
-        f"{', '.join(bad)} is not finite in step {state.progress['step'] + 1}; the weights before it are kept in "
-        f"{job.run}/checkpoints, its pictures are listed in {job.run}/diverged.txt; try a lower --lr or --amp off"
+        f"{', '.join(bad)} is not finite in step {state.progress['step'] + 1}; no step was taken with it, the last "
+        f"state is in {job.run}/checkpoints, the pictures are listed in {job.run}/diverged.txt; "
+        "try a lower --lr or --amp off"
     )
 
 
@@ -214,10 +217,10 @@ def _save(job: Job, state: TrainState) -> Path:
     return path
 
 
-def _evaluate(job: Job, state: TrainState, epoch: int, log: MetricsLog) -> Iterator[Event]:
+def _evaluate(job: Job, state: TrainState, log: MetricsLog) -> Iterator[Event]:
     """Judge the weights that would be kept, on the validation split."""
     config, val, progress = job.config, job.data.val, state.progress
-    progress["due_evaluation"] = epoch
+    epoch = progress["due_evaluation"]
     detector = Detector(state.ema.model, config, job.data.train.categories, job.device, config.train.amp)
     results: list[dict[str, Any]] = []
     for done, (found, problems) in enumerate(detect_all(detector, val), start=1):
@@ -230,7 +233,7 @@ def _evaluate(job: Job, state: TrainState, epoch: int, log: MetricsLog) -> Itera
     progress["due_evaluation"] = 0
     state.model.train()
     metrics = coco_metrics(val, results)
-    best = metrics.summary["AP"] >= progress["best_ap"]  # of equals, as where there is nothing to find, the newest
+    best = metrics.summary["AP"] > progress["best_ap"] or not progress["best_step"]  # of equals the oldest
     if best:
         progress |= {"best_ap": metrics.summary["AP"], "best_step": progress["step"]}
         facts = {"step": progress["step"], "epoch": epoch, "metrics": metrics.summary, "data": job.data.source}

@@ -1,6 +1,7 @@
 """The folder of a run: made, refused or taken up again."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,10 @@ def prepare_run(run: Path, overwrite: bool) -> None:
         )
     try:
         run.mkdir(parents=True, exist_ok=True)
-        for old in [run / "metrics.jsonl", run / "log.txt", run / "best.safetensors"]:
-            old.unlink(missing_ok=True)
-        for checkpoint in (run / "checkpoints").glob("*/*"):
-            checkpoint.unlink()
+        for name in ("metrics.jsonl", "log.txt", "best.safetensors", "curves.png", "diverged.txt"):
+            (run / name).unlink(missing_ok=True)
+        if (run / "checkpoints").is_dir():
+            shutil.rmtree(run / "checkpoints")
         write_text(run / "log.txt", "")
     except OSError as error:
         raise EnvironmentFault(f"{run} cannot be written: {error.strerror or error}") from error
@@ -56,28 +57,31 @@ def run_config(run: Path) -> Config:
     return load_config(run / "config.toml")
 
 
-def find_checkpoint(run: Path, wanted: str) -> tuple[Path, list[str]]:
+def find_checkpoint(run: Path, wanted: str) -> tuple[Path | None, list[str]]:
     """The newest checkpoint of a run that is whole, or the one that is asked for.
 
     Returns:
-        its folder, and a warning for each newer one that is damaged.
+        its folder, None where the run was ended before its first one; and what a user should know.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: all are damaged.
     """
     if wanted != NEWEST:
         path = Path(wanted)
         verify_checkpoint(path)
         return path, []
+    found = list_checkpoints(run / "checkpoints")
+    if not found:
+        return None, [f"{run} has no checkpoint yet; it begins with its first step"]
     damaged = []
-    for path in reversed(list_checkpoints(run / "checkpoints")):
+    for path in reversed(found):
         try:
             verify_checkpoint(path)
         except CheckpointError as error:
             damaged.append(f"{error}; the one before it is used")
         else:
             return path, damaged
-    raise CheckpointError(f"{run} has no whole checkpoint to resume from; start anew with --overwrite")
+    raise CheckpointError(f"every checkpoint of {run} is damaged; start anew with --overwrite")
 
 
 class MetricsLog:
@@ -85,7 +89,7 @@ class MetricsLog:
 
     def __init__(self, run: Path, step: int):
         self.path = run / "metrics.jsonl"
-        kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= step]
+        kept = [line for line in _lines(self.path) if _step(line) <= step]
         write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def add(self, numbers: dict[str, Any]) -> None:
@@ -100,6 +104,14 @@ def _lines(path: Path) -> Iterator[str]:
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
             if line.endswith("\n"):
                 yield line.rstrip("\n")
+
+
+def _step(line: str) -> float:
+    """The step of a line; a damaged line is none's."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
 
 
 def write_config(run: Path, config: Config) -> None:

@@ -38,19 +38,21 @@ def save_checkpoint(folder: Path, state: TrainState, config: Config, categories:
     """
     target = folder / f"step-{state.progress['step']:08d}"
     temporary = folder / f".tmp-{target.name}-{os.getpid()}"
+    replaced = folder / f".tmp-old-{target.name}-{os.getpid()}"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         _write_files(temporary, state, config, categories)
         sync(temporary)
         if target.exists():  # the same step, saved again
-            shutil.rmtree(target)
-        os.replace(temporary, target)
+            os.rename(target, replaced)
+        os.rename(temporary, target)
         sync(folder)
     except (OSError, RuntimeError) as error:
         raise EnvironmentFault(f"the checkpoint {target} cannot be written: {error}; earlier ones are whole") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
     return target
 
 

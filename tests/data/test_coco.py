@@ -82,7 +82,7 @@ def test_what_coco_lets_out_is_filled_in(make_coco):
     assert average_precision(annotations) == 1
 
 
-def test_a_missing_size_is_that_of_the_upright_picture(make_coco, tmp_path):
+def test_a_missing_size_is_that_of_theupright_picture(make_coco, tmp_path):
     def bare(document):
         for row in document["images"]:
             del row["width"], row["height"]
