@@ -80,6 +80,7 @@ def _write_pictures(folder: Path, indices: range, seed: int, size: tuple[int, in
     """Write the pictures of one split and return its COCO document."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
+    _make(folder)  # also where there is no picture for it
     for index in indices:
         picture, labels, boxes = draw_smear(seed, index, size)
         name, image_id = f"smear_{index + 1:06d}.jpg", index + 1
@@ -106,10 +107,17 @@ def _jpeg(picture: NDArray[np.uint8]) -> bytes:
 
 def _write(path: Path, content: bytes) -> None:
     """Write under another name first: a file that exists is whole."""
+    _make(path.parent)
     unfinished = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_bytes(content)
         os.replace(unfinished, path)
     except OSError as error:
         raise EnvironmentFault(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(f"{folder} cannot be written: {error.strerror or error}") from error
