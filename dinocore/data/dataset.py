@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from .. import __version__
 from ..config import DataConfig
 from ..errors import DataError
 from .coco import Annotations, Category, read_annotations
@@ -64,7 +65,7 @@ def open_split(config: DataConfig, split: str, categories: Sequence[Category]) -
 
 def sample_folder(num_images: int) -> Path:
     """Where the drawn pictures are kept; they are drawn when they are first needed."""
-    folder = _cache_folder() / f"sample-data-{num_images}"
+    folder = _cache_folder() / f"sample-data-{__version__}-{num_images}"
     finished = folder / "annotations" / "instances_train2017.json"
     if not finished.is_file():
         write_sample_data(folder, num_images)
