@@ -3,10 +3,13 @@
 import math
 import shlex
 import time
+from collections.abc import Iterable
 from types import TracebackType
 
+from rich.console import RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from dinocore.files import write_atomically
 from dinocore.train.events import Evaluated, Evaluating, Event, Finished, Saved, Started, Step, Warned
@@ -18,6 +21,17 @@ from .console import words
 SMOOTHING = 0.95
 
 
+class _Bars(Progress):
+    """Bars, and under them the losses and what the machine does, a line each."""
+
+    numbers: tuple[str, str] = ("", "")
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What Rich draws again and again."""
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(line, style="dim") for line in self.numbers)
+
+
 class TrainingView:
     """Draws events on stderr and writes the plain lines to the run's log.txt."""
 
@@ -25,9 +39,15 @@ class TrainingView:
         self.job = job
         self.mean: dict[str, float] = {}
         self.began = time.monotonic()
-        columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
-                   TimeRemainingColumn(compact=True), TextColumn("{task.fields[numbers]}")]  # fmt: skip
-        self.progress = Progress(*columns, console=words, disable=not words.is_terminal, transient=True)
+        self.progress = _Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            console=words,
+            disable=not words.is_terminal,
+            transient=True,
+        )
         self.steps: TaskID | None = None
         self.pictures: TaskID | None = None
 
@@ -75,30 +95,29 @@ class TrainingView:
             if math.isfinite(value):
                 self.mean[key] = SMOOTHING * self.mean.get(key, value) + (1 - SMOOTHING) * value
         if self.steps is None:
-            self.steps = self.progress.add_task("", total=event.total_steps, completed=event.step - 1, numbers="")
+            self.steps = self.progress.add_task("", total=event.total_steps, completed=event.step - 1)
         epochs = self.job.config.train.epochs
-        self.progress.update(
-            self.steps, completed=event.step, description=f"epoch {event.epoch}/{epochs}", numbers=self._numbers()
-        )
+        self.progress.numbers = self._losses(), self._machine()
+        self.progress.update(self.steps, completed=event.step, description=f"epoch {event.epoch}/{epochs}")
 
-    def _numbers(self) -> str:
+    def _losses(self) -> str:
+        """The smoothed loss, and its class, box and GIoU parts."""
+        return " · ".join([f"loss {self.mean['loss']:.2f}", *map(self._terms, ("matching", "denoising"))])
+
+    def _machine(self) -> str:
+        """The first stage's part, which has no room above; speed, share of the time spent waiting for data, memory."""
         mean = self.mean
-        parts = [f"loss {mean['loss']:.2f}"]
-        for kind in ("matching", "denoising", "proposals"):
-            terms = [mean[f"{kind}/{term}"] for term in ("label", "box", "giou") if f"{kind}/{term}" in mean]
-            if terms:
-                parts.append(f"{kind} {'/'.join(f'{term:.2f}' for term in terms)}")
         waiting = 100 * mean["data_seconds"] / max(mean["seconds"], 1e-9)
-        parts += [
-            f"{mean['images'] / mean['seconds']:.1f} img/s",
-            f"data {waiting:.0f}%",
-            f"{mean['memory_mb']:.0f} MB",
-        ]
-        return " · ".join(parts)
+        speed = f"{mean['images'] / mean['seconds']:.1f} img/s"
+        return " · ".join([self._terms("proposals"), speed, f"data {waiting:.0f}%", f"{mean['memory_mb']:.0f} MB"])
+
+    def _terms(self, kind: str) -> str:
+        terms = [self.mean.get(f"{kind}/{term}", 0.0) for term in ("label", "box", "giou")]
+        return f"{kind} {'/'.join(f'{term:.2f}' for term in terms)}"
 
     def _evaluating(self, done: int, total: int) -> None:
         if self.pictures is None:
-            self.pictures = self.progress.add_task("evaluating", total=total, numbers="")
+            self.pictures = self.progress.add_task("evaluating", total=total)
         self.progress.update(self.pictures, completed=done, visible=done < total)
         if done == total:
             self.progress.remove_task(self.pictures)
@@ -110,7 +129,9 @@ class TrainingView:
         numbers = numbers if summary["AP"] >= 0 else "AP: there is no object to judge by"
         best = "  best so far" if event.best else ""
         took = _duration(time.monotonic() - self.began)
-        self._line(f"epoch {event.epoch}/{event.epochs}  {numbers}{best}  {self._numbers()}  {took}")
+        short = f"epoch {event.epoch}/{event.epochs}  {took}  {numbers}"
+        words.print(f"{short}{best}" if words.is_terminal else f"{short}  {self._losses()} · {self._machine()}{best}")
+        self._log(f"{short}  {self._losses()} · {self._machine()}{best}")
 
     def _line(self, text: str, style: str = "") -> None:
         words.print(f"[{style}]{escape(text)}[/]" if style else escape(text))
