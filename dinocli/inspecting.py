@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import typer
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
@@ -19,9 +21,12 @@ from dinocore.files import write_atomically
 from dinocore.predict import Detector
 from dinocore.view.proposals import Proposal, draw_proposals, list_proposals, recall
 
-from .console import data, print_json, say, words
+from .console import data, fail, print_json, say, words
 from .detector import open_detector
 from .inputs import Input, expand
+
+SOME_FAILED = 7
+MOST_TABLES = 10
 
 
 class Truth(NamedTuple):
@@ -47,17 +52,29 @@ def inspect_files(
         raise ConfigError(f"--out {out} takes one picture, but there are {len(inputs)}")
 
     found = _propose(detector, inputs, top, color, out)
+    if not found:
+        raise DataError(f"none of {len(inputs)} pictures could be read")
     covered, judged = _judge(found, objects)
     if json:
         pictures = [{"file": name, "proposals": [p._asdict() for p in rows[:top]]} for name, rows in found.items()]
         print_json({"pictures": pictures, "recall": covered, "judged": judged})
-        return
-    if len(found) == 1:
-        _show(next(iter(found.values()))[:top])
-        if out is None:
+    else:
+        _show_all(found, top)
+        if covered:
+            _show_recall(covered, judged)
+        if out is None and len(found) == 1:
             say("add --out proposals.png for the picture")
-    if covered:
-        _show_recall(covered, judged)
+    if len(found) < len(inputs):
+        fail(f"{len(inputs) - len(found)} of {len(inputs)} pictures could not be read; the others are done")
+        raise typer.Exit(SOME_FAILED)
+
+
+def _show_all(found: dict[str, list[Proposal]], top: int) -> None:
+    """A table for each picture; of more than a few only the recall is shown."""
+    for name, rows in found.items() if len(found) <= MOST_TABLES else ():
+        if len(found) > 1:
+            data.print(f"[bold]{escape(name)}[/]")
+        _show(rows[:top])
 
 
 def _check(files: Sequence[str], truth: Truth, color: str, out: Path | None) -> None:
@@ -99,7 +116,13 @@ def _propose(
     found: dict[str, list[Proposal]] = {}
     with Progress(console=words, disable=not words.is_terminal or len(inputs) < 2, transient=True) as progress:
         for item in progress.track(inputs, description="proposing"):
-            picture = read_image(item.path, detector.config.data.max_pixels)
+            try:
+                picture = read_image(item.path, detector.config.data.max_pixels)
+            except DataError as error:
+                if len(inputs) == 1:
+                    raise
+                fail(str(error))
+                continue
             output = detector.forward(detector.batch(picture))
             found[item.name] = list_proposals(output, (picture.height, picture.width), detector.categories)
             if out is not None:

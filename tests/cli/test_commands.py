@@ -312,6 +312,14 @@ def test_proposals_are_the_models_own(dino, run_folder, picture, pictures, tmp_p
         assert drawn.size[0] == 96
 
 
+def test_a_bad_picture_costs_the_proposals_of_the_others_nothing(dino, run_folder, picture, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    result = dino("inspect-proposals", "bad.jpg", picture, "--weights", run_folder, "--top", "2", "--json")
+    assert result.code == 7 and "bad.jpg" in result.err
+    assert [found["file"] for found in json.loads(result.out)["pictures"]] == [str(picture)]
+    assert dino("inspect-proposals", "bad.jpg", "--weights", run_folder).code == 3
+
+
 def test_proposals_without_a_first_stage_are_refused(dino, pictures, settings, tmp_path, picture):
     arguments = ["--preset", "r50-4scale", "--data", pictures, "--epochs", "1", "--batch-size", "8"]
     assert dino("train", *arguments, *settings, "--set", "model.queries=static", "--output-dir", "s").code == 0
