@@ -12,7 +12,7 @@ from dinocore.device import pick_device
 from dinocore.errors import CheckpointError, ConfigError
 from dinocore.presets import load_config
 from dinocore.train.loop import Job, train
-from dinocore.train.run import NEWEST, find_checkpoint, find_run, prepare_run, run_config, write_config
+from dinocore.train.run import NEWEST, check_run, find_checkpoint, find_run, prepare_run, run_config, write_config
 from dinocore.train.start import fresh_state, resumed_state
 from dinocore.train.state import TrainState
 
@@ -55,14 +55,14 @@ def new_run(
 ) -> tuple[Job, TrainState]:
     """Check everything that can be checked before the first step, then make the folder."""
     config = load_config(preset, changes, file)
-    _check_folder(run, overwrite)
+    check_run(run, overwrite)
     place = pick_device(device)
     data = open_dataset(config.data)
     config = with_classes(config, len(data.train.categories))
     state = fresh_state(config, data.train.categories, place)
     prepare_run(run, overwrite)
     write_config(run, config)
-    return Job(config, data, run, place, StopRequest()), state
+    return Job(config, data, run, place), state
 
 
 def resumed_run(
@@ -89,13 +89,15 @@ def resumed_run(
         state = fresh_state(config, data.train.categories, place)
     else:
         state = resumed_state(checkpoint, config, place)
-    return Job(config, data, run, place, StopRequest()), state
+    return Job(config, data, run, place), state
 
 
 def run_training(job: Job, state: TrainState) -> None:
     """Train and show it."""
+    stop = StopRequest()
+    job = job._replace(stop=stop)
     view = TrainingView(job)
-    with job.stop.listening(), view:  # type: ignore[attr-defined]
+    with stop.listening(), view:
         for event in train(job, state):
             view.show(event)
 
@@ -112,9 +114,3 @@ def _named_run(named: Path, run: Path | None) -> tuple[Path, str]:
     if not named.is_dir():
         raise CheckpointError(f"there is no checkpoint {named}; give --resume RUN or RUN/checkpoints/step-N, or auto")
     return run or named.absolute().parent.parent, str(named)
-
-
-def _check_folder(run: Path, overwrite: bool) -> None:
-    """Refuse early what `prepare_run` would refuse; nothing is changed yet."""
-    if run.exists() and (not run.is_dir() or (any(run.iterdir()) and not overwrite)):
-        prepare_run(run, overwrite)

@@ -30,7 +30,7 @@ class Job(NamedTuple):
     data: DataSet
     run: Path
     device: torch.device
-    stop: Callable[[], int]  # 0, or the exit code of a signal that asked for an end
+    stop: Callable[[], int] = lambda: 0  # or the exit code of a signal that asked for an end
 
 
 class Plan(NamedTuple):

@@ -1,6 +1,7 @@
 """The folder of a run: made, refused or taken up again."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +17,11 @@ from .state import list_checkpoints, verify_checkpoint
 NEWEST = "auto"
 
 
-def prepare_run(run: Path, overwrite: bool) -> None:
-    """Make the folder of a new run.
+def check_run(run: Path, overwrite: bool) -> None:
+    """Say early whether a new run may have this folder; nothing is changed.
 
     Raises:
-        ConfigError: there is something in it already.
-        EnvironmentFault: it cannot be made or written.
+        ConfigError: it is a file, or there is something in it already.
     """
     if run.exists() and not run.is_dir():
         raise ConfigError(f"--output-dir {run} is a file; give a folder")
@@ -29,6 +29,16 @@ def prepare_run(run: Path, overwrite: bool) -> None:
         raise ConfigError(
             f"{run} is not empty; continue that run with --resume auto, or start anew over it with --overwrite"
         )
+
+
+def prepare_run(run: Path, overwrite: bool) -> None:
+    """Make the folder of a new run.
+
+    Raises:
+        ConfigError: as for `check_run`.
+        EnvironmentFault: it cannot be made or written.
+    """
+    check_run(run, overwrite)
     try:
         run.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "log.txt", "best.safetensors", "curves.png", "diverged.txt"):
@@ -95,7 +105,7 @@ class MetricsLog:
     def add(self, numbers: dict[str, Any]) -> None:
         """Append a line."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(numbers) + "\n")
+            file.write(json.dumps({key: _finite(value) for key, value in numbers.items()}, allow_nan=False) + "\n")
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -104,6 +114,11 @@ def _lines(path: Path) -> Iterator[str]:
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
             if line.endswith("\n"):
                 yield line.rstrip("\n")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for a gradient that overflowed in fp16 and was skipped."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _step(line: str) -> float:

@@ -13,7 +13,7 @@ from dinocore.errors import CheckpointError, ConfigError, DataError, DivergedErr
 from dinocore.predict import load_detector
 from dinocore.train.events import Evaluated, Evaluating, Finished, Saved, Started, Step, Warned
 from dinocore.train.loop import train, train_step
-from dinocore.train.run import find_checkpoint, prepare_run, run_config
+from dinocore.train.run import MetricsLog, find_checkpoint, prepare_run, run_config
 from dinocore.train.start import resumed_state
 from dinocore.train.state import list_checkpoints
 
@@ -249,3 +249,9 @@ def test_weights_start_a_run_with_other_classes_by_name(small_config, start, run
     assert torch.equal(new[1], old[1]) and torch.equal(new[2], old[2])
     assert not torch.equal(new[0], old[0])
     assert "WBC, Platelets" in tuned.progress["origin"]
+
+
+def test_a_number_that_is_not_finite_is_null_in_the_log(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    log.add({"step": 1, "loss": 2.5, "grad_norm": math.inf})
+    assert lines(tmp_path) == [{"step": 1, "loss": 2.5, "grad_norm": None}]
