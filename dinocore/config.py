@@ -120,7 +120,8 @@ class TrainConfig(Section):
 
 class DataConfig(Section):
     path: str = ""  # empty: pictures that `dino sample-data` draws
-    flip: Share = 0.5
+    flip: Share = 0.5  # left and right
+    vertical_flip: Share = 0.0  # none in DETR; right where up and down mean nothing: microscopes, satellites
     train_scales: Sizes = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)  # short side; [data_aug_scales]
     max_size: Positive = 1333  # long side; [data_aug_max_size]
     crop_chance: Share = 0.5  # resize to one of crop_scales, cut a part of crop_size, then resize as above

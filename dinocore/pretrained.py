@@ -107,7 +107,6 @@ def _load_resnet(backbone: ResNet, state: Mapping[str, Tensor], source: str) -> 
 def _load_timm(backbone: TimmBackbone, state: Mapping[str, Tensor], config: ModelConfig) -> None:
     """Let timm fit a classifier's tensors to the feature extractor; accept other names in timm's own order."""
     import timm
-    from timm.layers import freeze_batch_norm_2d
 
     name = config.backbone.removeprefix("timm/")
     state = _in_timm_names(name, state, config.backbone_weights)
@@ -120,7 +119,7 @@ def _load_timm(backbone: TimmBackbone, state: Mapping[str, Tensor], config: Mode
         body = timm.create_model(
             name, pretrained=True, pretrained_cfg_overlay=overlay, features_only=True, out_indices=indices
         )
-    backbone.body.load_state_dict(freeze_batch_norm_2d(body).state_dict())
+    backbone.body.load_state_dict(body.state_dict())
 
 
 def _in_timm_names(name: str, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

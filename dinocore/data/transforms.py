@@ -35,6 +35,8 @@ def augment(picture: Picture, config: DataConfig, rng: np.random.Generator) -> P
     """Flip; then resize, or resize, cut out a part and resize again."""
     if rng.random() < config.flip:
         picture = _on_both(F.horizontal_flip, picture)
+    if rng.random() < config.vertical_flip:
+        picture = _on_both(F.vertical_flip, picture)
     if rng.random() < config.crop_chance:
         most = 4 * config.max_size  # none in DETR; a picture of 1 x 5000 pixels would become one of 400 x 2,000,000
         picture = resize(picture, _choose(config.crop_scales, rng), most)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model, list_models
 from torchvision.models._utils import IntermediateLayerGetter
-from torchvision.ops import FrozenBatchNorm2d
 
 from ..errors import ConfigError
+from .layers import FrozenBatchNorm, freeze_batch_norm
 
 STAGES = {4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}  # of a ResNet, by stride
 STEM = re.compile(r"(conv_stem|conv1|bn1|stem|patch_embed|layers?_0_)")
@@ -41,7 +41,7 @@ class ResNet(nn.Module):
 
     def __init__(self, name: str, strides: Sequence[int], frozen_stages: int):
         super().__init__()
-        resnet = get_model(name, weights=None, norm_layer=FrozenBatchNorm2d)
+        resnet = get_model(name, weights=None, norm_layer=FrozenBatchNorm)
         self.body = IntermediateLayerGetter(resnet, {STAGES[stride]: str(stride) for stride in strides})
         num_last = resnet.get_parameter("fc.weight").shape[1]
         self.channels = [num_last * stride // 32 for stride in strides]  # channels grow with the stride
@@ -61,12 +61,10 @@ class TimmBackbone(nn.Module):
 
     def __init__(self, name: str, strides: Sequence[int], frozen_stages: int):
         super().__init__()
-        from timm.layers import freeze_batch_norm_2d
-
         self.indices = timm_feature_indices(name, strides)
         body = _feature_extractor(name, out_indices=self.indices)
         self.channels = body.feature_info.channels()
-        self.body = freeze_batch_norm_2d(body)
+        self.body = freeze_batch_norm(body)
         _freeze_stages(self.body, name, frozen_stages)
         convolutions = [module for module in body.modules() if isinstance(module, nn.Conv2d)]
         self.slow_in_bf16 = any(conv.groups > 1 for conv in convolutions)  # on CPU: 1.6 times the time of float32

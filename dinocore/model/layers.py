@@ -4,8 +4,39 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import FrozenBatchNorm2d
+
+
+class FrozenBatchNorm(FrozenBatchNorm2d):
+    """Batch norm with constant statistics in one pass (torchvision's and timm's make two), then an activation."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5, act: nn.Module | None = None):
+        super().__init__(num_features, eps)
+        self.act = act or nn.Identity()  # timm has it inside
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return self.act(F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps))
+
+
+def freeze_batch_norm(module: nn.Module) -> nn.Module:
+    """Replace every batch norm below a module with a frozen one, in place."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            frozen = FrozenBatchNorm(child.num_features, child.eps, getattr(child, "act", None))
+            frozen.load_state_dict(child.state_dict())
+            setattr(module, name, frozen)
+        else:
+            freeze_batch_norm(child)
+    return module
 
 
 class FeedForward(nn.Module):
@@ -13,8 +44,12 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, dropout: float):
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden_dim, dim), nn.Dropout(dropout)
+        self.net: nn.Module = nn.Sequential(
+            nn.Linear(dim, hidden_dim),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_dim, dim),
+            nn.Dropout(dropout),
         )
         self.norm = nn.LayerNorm(dim)
 
