@@ -6,8 +6,6 @@ Forms take turns, so what else the machine does hits them alike: compare ratios,
 """
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from turns import write
 
 from dinocore.model.ops import ms_deform_attn, use_form
 
@@ -48,9 +47,7 @@ def main() -> None:
                 rows.append(row)
                 times = "".join(f"{1000 * row[form]:14.2f}" for form in FORMS)
                 print(f"{size:15}{dtype:10}{row['what']:18}{times}{row['ratio']:8.1f}", flush=True)
-    if options.json:
-        about = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__} | vars(options)
-        options.json.write_text(json.dumps({"about": about, "rows": rows}, default=str, indent=2) + "\n")
+    write(options.json, vars(options), rows)
 
 
 def measure(size: str, dtype: str, device: str, repeats: int) -> list[dict]:

@@ -1,5 +1,6 @@
 """How fast a model is on this machine, how much memory it takes, and how much work it does."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -60,12 +61,12 @@ def measure(case: Case, each: Callable[[int], None] = lambda done: None) -> Meas
     before = peak_memory_mb()
     call, model = prepare(case)
     with use_form(case.ops):
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=CORRECTED) as counter:
             call()
         call()
         seconds = []
         for done in range(case.repeats):
-            seconds.append(_timed(call, case.device))
+            seconds.append(timed(call, case.device))
             each(done + 1)
     median = statistics.median(seconds)
     ranked = sorted(seconds)
@@ -136,10 +137,22 @@ def profile(case: Case, trace: Path, rows: int = 15) -> list[tuple[str, float, i
 @register_flop_formula(torch.ops.dino.ms_deform_attn)
 def _sampling_flops(value_shape, shapes, locations_shape, weights_shape, *args, out_shape=None, **kwargs) -> int:
     """Four corners and a weight, each a multiply-add, for every number that a sample has."""
-    samples = 1
-    for length in weights_shape:
-        samples *= length
-    return 2 * 5 * samples * value_shape[-1]
+    return 2 * 5 * math.prod(weights_shape) * value_shape[-1]
+
+
+@register_flop_formula(torch.ops.dino.ms_deform_attn_backward)
+def _sampling_backward_flops(grad_shape, value_shape, shapes, locations_shape, weights_shape, *args, **kwargs) -> int:
+    """Twice the forward, as for a product."""
+    return 2 * _sampling_flops(value_shape, shapes, locations_shape, weights_shape)
+
+
+def _convolution_backward_flops(grad_shape, x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
+    """As much as the forward for each wanted gradient; torch's own formula forgets the groups of a convolution."""
+    wanted = args[-1][:2]  # of x and of the weight
+    return sum(wanted) * 2 * math.prod(grad_shape) * math.prod(weight_shape[1:])
+
+
+CORRECTED = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
 
 
 def _training_call(model: DINO, batch: Batch, case: Case, dtype: torch.dtype | None) -> Callable[[], None]:
@@ -169,7 +182,8 @@ def _without_gradient(call: Callable[[], Any]) -> Callable[[], Any]:
     return run
 
 
-def _timed(call: Callable[[], Any], device: torch.device) -> float:
+def timed(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that a call takes, until the device has finished."""
     _wait(device)
     start = time.perf_counter()
     call()

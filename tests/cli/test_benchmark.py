@@ -3,6 +3,10 @@
 import json
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dinocore.benchmark import CORRECTED
 
 FAST = ["--preset", "r50-4scale", "--size", "64x96", "--repeats", "2"]
 
@@ -22,6 +26,18 @@ def test_our_operation_is_counted(dino, settings):
         return json.loads(dino("benchmark", *FAST, *settings, "--json", *extra).out)["flops"]
 
     assert flops() > flops("--ops", "reference")  # grid_sample has no formula in torch's counter
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_a_convolution_costs_twice_as_much_backwards_whatever_its_groups(groups):
+    conv = torch.nn.Conv2d(8, 8, 3, padding=1, groups=groups)
+    x = torch.randn(1, 8, 10, 12, requires_grad=True)
+    with FlopCounterMode(display=False, custom_mapping=CORRECTED) as forward:
+        y = conv(x)
+    with FlopCounterMode(display=False, custom_mapping=CORRECTED) as backward:
+        y.sum().backward()
+    assert forward.get_total_flops() == 2 * (8 * 10 * 12) * (8 // groups * 9)
+    assert backward.get_total_flops() == 2 * forward.get_total_flops()
 
 
 def test_a_profile_is_written_and_its_operations_listed(dino, settings, tmp_path):
