@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from dinocore import Target, build_model, convert_state_dict, criterion, load_config
 from dinocore.convert import ALIASES
+from dinocore.model.inference import for_inference
 from dinocore.train.optim import build_optimizer
 
 GOLDEN = Path(__file__).parent / "golden"
