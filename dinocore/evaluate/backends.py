@@ -41,7 +41,7 @@ def choose_backend(wanted: str) -> str:
             return "pycocotools"
         raise EnvironmentFault(
             f"eval.backend = {wanted!r} cannot be used ({error}): pip install 'dino-detector[fast]', "
-            "or set eval.backend=auto"
+            "or --set eval.backend=auto"
         ) from None
     return "hotcoco"
 
