@@ -10,9 +10,11 @@ from rich.table import Table
 from dinocore.data.coco import Annotations
 from dinocore.data.dataset import open_split
 from dinocore.errors import ConfigError
+from dinocore.evaluate.backends import choose_backend
 from dinocore.evaluate.coco import Metrics, coco_metrics, detect_all
 from dinocore.files import write_text
 from dinocore.predict import Detector
+from dinocore.presets import override
 
 from .console import data, fail, print_json, say, warn, words
 from .detector import open_detector
@@ -26,7 +28,14 @@ ROWS = {
 
 
 def evaluate_weights(
-    weights: str | None, folder: Path | None, split: str, out: Path | None, device: str, amp: str, json: bool
+    weights: str | None,
+    folder: Path | None,
+    split: str,
+    out: Path | None,
+    device: str,
+    amp: str,
+    overrides: list[str],
+    json: bool,
 ) -> None:
     """Detect in every picture of a split and judge that."""
     if split not in ("val", "train"):
@@ -34,6 +43,8 @@ def evaluate_weights(
     if out is not None and out.is_dir():
         raise ConfigError(f"--out {out} is a folder; give a file, such as {out / 'results.json'}")
     detector, path = open_detector(weights, device, amp)
+    detector.config = override(detector.config, overrides, ("data", "eval"))
+    backend = choose_backend(detector.config.eval.backend)  # before the work, for what it may lack
     settings = detector.config.data
     if folder is not None:
         settings = settings.model_copy(update={"path": str(folder.expanduser().absolute())})
@@ -45,10 +56,10 @@ def evaluate_weights(
     if out is not None:
         write_text(out, json_module.dumps(results, allow_nan=False) + "\n")
         say(f"{len(results)} detections in COCO's result format: {out}")
-    metrics = coco_metrics(annotations, results)
+    metrics = coco_metrics(annotations, results, backend)
     if json:
         facts = {"weights": str(path), "data": str(annotations.file), "images": metrics.num_images, "failed": failed}
-        print_json(facts | metrics.summary | {"classes": metrics.classes})
+        print_json(facts | metrics.summary | {"backend": metrics.backend, "classes": metrics.classes})
     else:
         _show(metrics)
     if failed:
@@ -77,6 +88,7 @@ def _show(metrics: Metrics) -> None:
         cells = [[f"[bold]{name}[/]", ROWS[name], _number(metrics.summary[name])] for name in (left, right)]
         table.add_row(*cells[0], *cells[1])
     data.print(table)
+    data.print(f"{metrics.num_images} pictures, judged by {metrics.backend}")
     classes = Table(box=None, padding=(0, 3, 0, 0))
     classes.add_column("class")
     for title in ("AP", "AP50"):

@@ -10,6 +10,7 @@ from dinocore.config import Config
 from dinocore.data.dataset import open_dataset
 from dinocore.device import pick_device
 from dinocore.errors import CheckpointError, ConfigError
+from dinocore.evaluate.backends import choose_backend
 from dinocore.presets import load_config
 from dinocore.train.loop import Job, train
 from dinocore.train.run import NEWEST, check_run, find_checkpoint, find_run, prepare_run, run_config, write_config
@@ -57,6 +58,7 @@ def new_run(
     config = load_config(preset, changes, file)
     check_run(run, overwrite)
     place = pick_device(device)
+    choose_backend(config.eval.backend)
     data = open_dataset(config.data)
     config = with_classes(config, len(data.train.categories))
     state = fresh_state(config, data.train.categories, place)
@@ -79,6 +81,7 @@ def resumed_run(
     config = run_config(run)
     config = load_config(run / "config.toml", changes) if changes else config
     place = pick_device(device)
+    choose_backend(config.eval.backend)
     checkpoint, damaged = find_checkpoint(run, wanted)
     for text in damaged:
         warn(text)

@@ -142,6 +142,7 @@ class DataConfig(Section):
 
 class EvalConfig(Section):
     max_dets: Positive = 300  # kept per image, over all queries and classes; [num_select]
+    backend: Literal["auto", "pycocotools", "hotcoco"] = "auto"  # same numbers; auto: hotcoco (fast) if installed
 
 
 class Config(Section):

@@ -56,6 +56,20 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = (),
     return config_from_dict(settings)
 
 
+def override(config: Config, overrides: Sequence[str], sections: Sequence[str]) -> Config:
+    """Change settings of a config that comes with weights; only those of `sections` can still be changed.
+
+    Raises:
+        ConfigError: a key or a value is unknown, of the wrong type, or of another section.
+    """
+    settings = config.model_dump(mode="json")
+    for text, change in zip(overrides, map(_parse_override, overrides), strict=True):
+        if not set(change) <= set(sections):
+            raise ConfigError(f"`{text}` cannot be set here; only settings of {' and '.join(sections)} can")
+        _merge(settings, change)
+    return config_from_dict(settings)
+
+
 def config_from_dict(settings: dict[str, Any]) -> Config:
     """Check settings against the declared ones and fill in the defaults.
 

@@ -1,17 +1,14 @@
-"""COCO's average precision, by pycocotools."""
+"""COCO's average precision of a detector."""
 
-import contextlib
-import io
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
-import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
-
-from ..data.coco import Annotations, as_coco_dict
+from ..data.coco import Annotations
 from ..data.loaders import evaluation_batches
+from ..errors import DataError
 from ..predict import Detections, Detector
+from .backends import choose_backend, judge, mean_of_known
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -22,6 +19,7 @@ class Metrics(NamedTuple):
     summary: dict[str, float]  # the 12 COCO numbers, in their usual order
     classes: dict[str, dict[str, float]]  # AP and AP50 by class name
     num_images: int
+    backend: str  # who judged: pycocotools or hotcoco
 
 
 def detect_all(detector: Detector, annotations: Annotations) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
@@ -44,35 +42,34 @@ def as_results(image_id: int, detections: Detections, detector: Detector) -> lis
     return [{"image_id": image_id, "category_id": ids[k], "bbox": box, "score": score} for k, score, box in rows]
 
 
-def coco_metrics(annotations: Annotations, results: Sequence[dict[str, Any]]) -> Metrics:
-    """Judge results by the annotations; crowds count as in COCO, no result at all gives 0."""
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints 25 lines
-        content = as_coco_dict(annotations)
-        truth, found = _indexed(content), _indexed(content | {"annotations": []})
-        if results:
-            rows = [dict(result) for result in results]
-            found = truth.loadRes(rows)  # pyright: ignore[reportArgumentType]  the stub knows file names only
-        judge = COCOeval(truth, found, "bbox")
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    precision = judge.eval["precision"][:, :, :, 0, -1]  # (IoU thresholds, recalls, classes)
+def coco_metrics(annotations: Annotations, results: Sequence[dict[str, Any]], backend: str = "auto") -> Metrics:
+    """Judge results by the annotations; crowds count as in COCO, no result at all gives 0.
+
+    Args:
+        backend: `auto`, `pycocotools` or `hotcoco`, which differ in speed only; see `eval.backend`.
+
+    Raises:
+        DataError: results of pictures that the annotations don't have.
+        EnvironmentFault: the backend is not installed.
+    """
+    name = choose_backend(backend)
+    judged = judge(annotations, _known(annotations, results), name)
+    precision = judged.precision[:, :, :, 0, -1].copy()  # (IoU thresholds, recalls, classes); all areas, 100 detections
     classes = {
-        category.name: {"AP": _mean(precision[:, :, k]), "AP50": _mean(precision[0, :, k])}
+        category.name: {"AP": mean_of_known(precision[:, :, k]), "AP50": mean_of_known(precision[0, :, k])}
         for k, category in enumerate(sorted(annotations.categories))
     }
-    summary = {name: float(value) for name, value in zip(NAMES, judge.stats, strict=True)}
-    return Metrics(summary, classes, len(annotations.image_ids))
+    summary: dict[str, float] = dict(zip(NAMES, judged.summary.tolist(), strict=True))
+    return Metrics(summary, classes, len(annotations.image_ids), judged.backend)
 
 
-def _indexed(content: Any) -> COCO:
-    """What pycocotools would make of a file with this content."""
-    coco = COCO()
-    coco.dataset = content
-    coco.createIndex()
-    return coco
-
-
-def _mean(precision: np.ndarray) -> float:
-    valid = precision[precision > -1]
-    return float(valid.mean()) if len(valid) else -1.0
+def _known(annotations: Annotations, results: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """The results of classes that the annotations have; COCO doesn't judge others, and hotcoco complains on stderr."""
+    lost = set(map(itemgetter("image_id"), results)) - set(annotations.image_ids.tolist())
+    if lost:
+        shown = ", ".join(map(str, sorted(lost)[:5]))
+        raise DataError(f"results of {len(lost)} pictures that {annotations.file} doesn't have, such as {shown}")
+    ids = {category.id for category in annotations.categories}
+    if set(map(itemgetter("category_id"), results)) <= ids:
+        return results
+    return [result for result in results if result["category_id"] in ids]

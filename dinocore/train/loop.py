@@ -13,6 +13,7 @@ from ..data.dataset import DataSet
 from ..data.loaders import steps_per_epoch, training_steps
 from ..device import keep_memory, peak_memory_mb, pick_precision
 from ..errors import DivergedError, Interrupted
+from ..evaluate.backends import choose_backend
 from ..evaluate.coco import coco_metrics, detect_all
 from ..files import write_text
 from ..losses import criterion
@@ -173,6 +174,7 @@ def describe(job: Job, state: TrainState, per_epoch: int, chunk: int) -> dict[st
         "steps": f"{per_epoch} an epoch, {config.train.epochs} epochs",
         "device": f"{job.device}, {torch.get_num_threads()} threads, {str(dtype or torch.float32)[6:]}",
         "weights": state.progress["origin"],
+        "evaluation": f"COCO's, by {choose_backend(config.eval.backend)}",
         "run": str(job.run),
     }
 
@@ -232,11 +234,11 @@ def _evaluate(job: Job, state: TrainState, log: MetricsLog) -> Iterator[Event]:
             return  # still due, so it is done again after the resume
     progress["due_evaluation"] = 0
     state.model.train()
-    metrics = coco_metrics(val, results)
+    metrics = coco_metrics(val, results, config.eval.backend)
     best = metrics.summary["AP"] > progress["best_ap"] or not progress["best_step"]  # of equals the oldest
     if best:
         progress |= {"best_ap": metrics.summary["AP"], "best_step": progress["step"]}
         facts = {"step": progress["step"], "epoch": epoch, "metrics": metrics.summary, "data": job.data.source}
         save_best(job.run, state.ema.model, config, job.data.train.categories, facts)
-    log.add({"step": progress["step"], "epoch": epoch} | metrics.summary)
+    log.add({"step": progress["step"], "epoch": epoch} | metrics.summary | {"backend": metrics.backend})
     yield Evaluated(progress["step"], epoch, config.train.epochs, metrics, best)

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -274,6 +275,31 @@ def test_eval_equals_pycocotools_on_the_files_themselves(dino, run_folder, pictu
     judge.evaluate(), judge.accumulate(), judge.summarize()
     capsys.readouterr()
     assert [answer[key] for key in ("AP", "AP50", "AR100", "ARl")] == [judge.stats[i] for i in (0, 1, 8, 11)]
+
+
+def test_eval_names_the_backend_and_takes_another(dino, run_folder, pictures):
+    arguments = ("eval", "--weights", run_folder, "--data", pictures)
+    fast = json.loads(dino(*arguments, "--json").out)
+    slow = json.loads(dino(*arguments, "--json", "--set", "eval.backend=pycocotools").out)
+    assert (fast.pop("backend"), slow.pop("backend")) == ("hotcoco", "pycocotools") and fast == slow
+    assert "judged by hotcoco" in dino(*arguments).out
+    evaluation = next(line for line in (run_folder / "metrics.jsonl").read_text().splitlines() if '"AP"' in line)
+    assert json.loads(evaluation)["backend"] == "hotcoco"
+
+
+def test_a_backend_that_is_missing_is_said_before_the_work(dino, run_folder, pictures, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "hotcoco", None)
+    asked = ("--data", pictures, "--set", "eval.backend=hotcoco")
+    train = ("train", "--preset", "tiny", "--output-dir", tmp_path / "run")
+    for command in (("eval", "--weights", run_folder), train):
+        result = dino(*command, *asked)
+        assert result.code == 5 and "pip install 'dino-detector[fast]'" in result.err.replace("\n", " ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_eval_changes_no_setting_of_the_model(dino, run_folder):
+    result = dino("eval", "--weights", run_folder, "--set", "model.num_queries=3")
+    assert result.code == 2 and "only settings of data and eval can" in result.err.replace("\n", " ")
 
 
 def test_eval_counts_a_bad_picture_and_goes_on(dino, run_folder, pictures, tmp_path):

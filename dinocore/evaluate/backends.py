@@ -1,0 +1,125 @@
+"""Who judges: pycocotools, whose numbers everybody quotes, or hotcoco, which gives the same ones and is much faster."""
+
+import contextlib
+import io
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ..data.coco import Annotations, as_coco_dict
+from ..errors import ConfigError, EnvironmentFault
+
+Results = Sequence[dict[str, Any]]  # COCO's result rows: image_id, category_id, bbox, score
+
+
+class Judgement(NamedTuple):
+    """What came out: 10 IoU thresholds, R recalls, K classes by id, 4 areas, at most 1, 10 or 100 detections."""
+
+    summary: np.ndarray  # (12,), in COCO's order
+    precision: np.ndarray  # (10, R, K, 4, 3); -1 where there is no object to judge by
+    backend: str
+
+
+def choose_backend(wanted: str) -> str:
+    """The name of the backend that `auto`, `pycocotools` or `hotcoco` means here.
+
+    Raises:
+        ConfigError: it is none of these.
+        EnvironmentFault: hotcoco is asked for and not installed.
+    """
+    if wanted not in ("auto", *BACKENDS):
+        raise ConfigError(f"there is no eval.backend `{wanted}`; choose auto, {' or '.join(BACKENDS)}")
+    if wanted == "pycocotools":
+        return wanted
+    try:
+        import hotcoco  # noqa: F401
+    except ImportError as error:
+        if wanted == "auto":
+            return "pycocotools"
+        raise EnvironmentFault(
+            f"eval.backend = {wanted!r} cannot be used ({error}): pip install 'dino-detector[fast]', "
+            "or --set eval.backend=auto"
+        ) from None
+    return "hotcoco"
+
+
+def judge(annotations: Annotations, results: Results, backend: str) -> Judgement:
+    """Judge results, whose pictures and classes are known, by a backend that `choose_backend` gave."""
+    try:
+        return BACKENDS[backend](annotations, results)
+    except ValueError:  # hotcoco refuses ids below 0 and scores that are NaN; pycocotools takes them
+        if backend == "pycocotools":
+            raise
+        return _by_pycocotools(annotations, results)
+
+
+def _by_pycocotools(annotations: Annotations, results: Results) -> Judgement:
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints 25 lines
+        content = as_coco_dict(annotations)
+        truth, found = _indexed(content), _indexed(content | {"annotations": []})
+        if results:
+            rows = [dict(result) for result in results]  # it writes into them
+            found = truth.loadRes(rows)  # pyright: ignore[reportArgumentType]  the stub knows file names only
+        run = COCOeval(truth, found, "bbox")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    return Judgement(np.array(run.stats), run.eval["precision"], "pycocotools")
+
+
+def _by_hotcoco(annotations: Annotations, results: Results) -> Judgement:
+    import hotcoco
+
+    known = annotations.labels >= 0
+    ids = np.array([category.id for category in annotations.categories], dtype=np.int64)
+    truth = hotcoco.COCO.from_arrays(
+        [{"id": i, "width": w, "height": h} for i, (w, h) in _images(annotations)],
+        [category._asdict() for category in annotations.categories],
+        np.repeat(annotations.image_ids, np.diff(annotations.starts))[known],
+        ids[annotations.labels[known]],
+        annotations.boxes[known],
+        area=annotations.area[known],
+        iscrowd=annotations.crowd[known],
+    )
+    # Rows and not its (N, 7) array: as fast as making the array, and ids above 2^53 stay whole.
+    run = hotcoco.COCOeval(truth, truth.load_res(list(results)), "bbox")
+    run.evaluate()
+    run.accumulate()  # summarize would print from Rust, past Python's stdout
+    accumulated = run.eval or {}
+    precision = accumulated["precision"]
+    return Judgement(_summary(precision, accumulated["recall"]), precision, "hotcoco")
+
+
+BACKENDS: dict[str, Callable[[Annotations, Results], Judgement]] = {
+    "pycocotools": _by_pycocotools,
+    "hotcoco": _by_hotcoco,
+}
+
+
+def mean_of_known(values: np.ndarray) -> float:
+    """The mean without the -1 of what cannot be judged; -1 if there is nothing else."""
+    known = values[values > -1]
+    return float(known.mean()) if len(known) else -1.0
+
+
+def _summary(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
+    """COCO's 12 numbers, (12,): six of AP, with 100 detections; six of AR, the first three with 1, 10 and 100."""
+    ap, ar = precision[..., -1], recall[..., -1]  # (10, R, K, 4), (10, K, 4)
+    parts = [ap[..., 0], ap[0, ..., 0], ap[5, ..., 0], ap[..., 1], ap[..., 2], ap[..., 3]]
+    parts += [recall[..., 0, 0], recall[..., 0, 1], ar[..., 0], ar[..., 1], ar[..., 2], ar[..., 3]]
+    return np.array([mean_of_known(part) for part in parts])
+
+
+def _images(annotations: Annotations) -> zip:
+    return zip(annotations.image_ids.tolist(), annotations.sizes.tolist(), strict=True)
+
+
+def _indexed(content: Any) -> COCO:
+    """What pycocotools would make of a file with this content."""
+    coco = COCO()
+    coco.dataset = content
+    coco.createIndex()
+    return coco
