@@ -1,0 +1,70 @@
+"""What half precision costs: AP of one model in float32 and as `--amp auto` computes, on pooled pictures of data sets.
+
+    python benchmarks/precision.py bccd/ drawn/ [--weights FILE] [--json FILE]
+
+Each data set's validation split is used, and all of them are judged together, as if they were one.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from turns import write
+
+from dinocore import load_detector
+from dinocore.data.coco import Annotations
+from dinocore.data.dataset import open_split
+from dinocore.evaluate.coco import coco_metrics, detect_all
+from dinocore.predict import Detector
+
+
+def main() -> None:
+    """Print the 12 numbers in both precisions, and how far they are apart."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="+", help="folders as `dino train --data` takes them")
+    parser.add_argument("--weights", type=Path, help="default: the bundled ones")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    found = {}
+    for amp in ("off", "auto"):
+        detector = load_detector(options.weights, amp=amp)
+        annotations = pooled([validation(folder, detector) for folder in options.data])
+        results = [row for rows, _ in detect_all(detector, annotations) for row in rows]
+        name = str(detector.dtype or "float32").removeprefix("torch.")
+        found[name] = coco_metrics(annotations, results).summary
+    print(f"{len(annotations.image_ids)} pictures, {len(annotations.boxes)} objects, x 100")
+    print(f"{'':8}" + "".join(f"{name:>12}" for name in found) + f"{'difference':>12}")
+    for key in next(iter(found.values())):
+        values = [100 * summary[key] for summary in found.values()]
+        print(f"{key:8}" + "".join(f"{value:12.2f}" for value in values) + f"{values[-1] - values[0]:12.2f}")
+    write(options.json, vars(options), [{"precision": name, **summary} for name, summary in found.items()])
+
+
+def validation(folder: Path, detector: Detector) -> Annotations:
+    """The validation split of one data set, its classes numbered as the model numbers them."""
+    return open_split(
+        detector.config.data.model_copy(update={"path": str(folder.absolute())}), "val", detector.categories
+    )
+
+
+def pooled(parts: Sequence[Annotations]) -> Annotations:
+    """Several splits as one, their pictures numbered anew."""
+    files = [os.fsencode(part.path(i).absolute()) for part in parts for i in range(len(part.image_ids))]
+    counts = np.concatenate([np.diff(part.starts) for part in parts])
+    joined = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("sizes", "boxes", "labels", "area", "crowd")
+    }
+    return parts[0]._replace(
+        image_root=Path("/"),
+        image_ids=np.arange(len(files)),
+        file_names=np.array(files),
+        starts=np.concatenate([[0], np.cumsum(counts)]),
+        **joined,
+    )
+
+
+if __name__ == "__main__":
+    main()
