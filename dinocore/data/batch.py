@@ -34,14 +34,15 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Pad and stack."""
     height = max(s.image.shape[-2] for s in samples)
     width = max(s.image.shape[-1] for s in samples)
-    images = torch.zeros(len(samples), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)  # as pictures lie
+    images = torch.empty(len(samples), height, width, 3, dtype=torch.uint8)  # colours last, as pictures have them
     padding = torch.ones(len(samples), height, width, dtype=torch.bool)
     for i, sample in enumerate(samples):
         h, w = sample.image.shape[-2:]
-        images[i, :, :h, :w] = sample.image
+        images[i, :h, :w] = sample.image.permute(1, 2, 0)
+        images[i, h:] = images[i, :, w:] = 0
         padding[i, :h, :w] = False
     return Batch(
-        images,
+        images.permute(0, 3, 1, 2),
         padding,
         [s.target for s in samples],
         [s.index for s in samples],

@@ -49,8 +49,8 @@ class TrainingPictures(Dataset):
         _check_size(self.annotations, index, decoded.size)
         boxes, labels = _objects(self.annotations, index, self.usable)
         left, top, right, bottom = decoded.frame
-        scale = torch.tensor([(right - left) / width, (bottom - top) / height]).repeat(2)
-        boxes = boxes * scale + torch.tensor([left, top]).repeat(2)  # pixels of the decoded image
+        scale = torch.tensor([(right - left) / width, (bottom - top) / height] * 2)
+        boxes = boxes * scale + torch.tensor([left, top] * 2)  # pixels of the decoded image
         picture = apply(plan, as_picture(to_tensor(decoded.image), boxes, labels), decoded.frame)
         return Sample(picture[0].as_subclass(Tensor), as_target(picture, noise_seed), index, (height, width))
 
@@ -103,9 +103,9 @@ def _objects(annotations: Annotations, index: int, usable: np.ndarray) -> tuple[
     """Usable boxes of a picture, clipped to it, (T, 4) xyxy in pixels, and their labels (T,)."""
     rows = annotations.objects(index)
     keep = usable[rows]
-    boxes = annotations.boxes[rows][keep].copy()
+    boxes = annotations.boxes[rows][keep]  # a copy
     boxes[:, 2:] += boxes[:, :2]  # xywh -> xyxy
-    boxes = boxes.clip(0, np.tile(annotations.sizes[index], 2))
+    boxes = boxes.clip(0, [*annotations.sizes[index], *annotations.sizes[index]])
     return torch.from_numpy(boxes).float(), torch.from_numpy(annotations.labels[rows][keep])
 
 

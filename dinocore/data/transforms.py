@@ -83,14 +83,16 @@ def apply(plan: Plan, picture: Picture, frame: Sequence[float]) -> Picture:
     Args:
         frame: what the plan's shares are of: left, top, right, bottom in pixels of the image, all of it or nearly so.
     """
-    left, right = _whole_pixels(plan.region[0::2], frame[0::2], picture[0].shape[-1])
-    top, bottom = _whole_pixels(plan.region[1::2], frame[1::2], picture[0].shape[-2])
-    cut = partial(F.crop, top=top, left=left, height=bottom - top, width=right - left)
-    image, boxes, labels = _on_both(cut, picture)
-    boxes = F.clamp_bounding_boxes(boxes)
+    image, boxes, labels = picture
+    left, right = _whole_pixels(plan.region[0::2], frame[0::2], image.shape[-1])
+    top, bottom = _whole_pixels(plan.region[1::2], frame[1::2], image.shape[-2])
+    height, width = plan.size
+    image = F.resize(image.as_subclass(Tensor)[:, top:bottom, left:right], [height, width], antialias=True)
+    scale = torch.tensor([width / (right - left), height / (bottom - top)] * 2)
+    boxes = (boxes.as_subclass(Tensor) - torch.tensor([left, top] * 2)) * scale
+    boxes = boxes.clamp(torch.zeros(4), torch.tensor([width, height] * 2))  # (T, 4)
     seen = (boxes[:, 2:] > boxes[:, :2]).all(1)
     picture = as_picture(image, boxes[seen], labels[seen])
-    picture = _on_both(partial(F.resize, size=list(plan.size), antialias=True), picture)
     if plan.flip:
         picture = _on_both(F.horizontal_flip, picture)
     return _on_both(F.vertical_flip, picture) if plan.vertical_flip else picture
