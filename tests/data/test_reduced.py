@@ -1,0 +1,178 @@
+"""Large JPEGs are decoded small for training, and nobody can tell from the pictures or the boxes."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dinocore.config import Config, DataConfig, TrainConfig
+from dinocore.data import loaders
+from dinocore.data.coco import read_annotations
+from dinocore.data.images import Decoded, read_image, read_reduced, to_tensor
+from dinocore.data.loaders import EvaluationPictures, TrainingPictures, training_steps
+from dinocore.data.transforms import as_picture, resize
+
+LIMIT = 10**8
+SMALL = {"train_scales": (96, 110, 150), "crop_scales": (120, 180), "crop_size": (80, 140), "max_size": 220}
+AS_STORED = {  # from upright to what a camera stores with that EXIF orientation
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def save(image, path, orientation=1, **options):
+    """A JPEG that shows `image` upright."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turn = AS_STORED[orientation]
+    stored = image if turn is None else image.transpose(turn)
+    stored.save(path, "JPEG", quality=95, subsampling=0, exif=exif, **options)
+
+
+@pytest.fixture
+def photos(make_coco, tmp_path):
+    """Annotations of JPEGs, one with each orientation; on each a white rectangle on black."""
+
+    def make(boxes, size, orientations=(1,)):
+        def renamed(document):
+            for row in document["images"]:
+                row["file_name"] = row["file_name"].replace("png", "jpg")
+
+        split = make_coco({n: [(1, *box)] for n, box in enumerate(boxes)}, size, edit=renamed)
+        for n, (x, y, width, height) in enumerate(boxes):
+            image = Image.new("RGB", size)
+            image.paste("white", (x, y, x + width, y + height))
+            save(image, tmp_path / "train2017" / f"{n:04d}.jpg", orientations[n % len(orientations)])
+        return read_annotations(split)
+
+    return make
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Sizes in which the loader gets its pictures."""
+    sizes = []
+
+    def spy(*arguments):
+        sizes.append((found := read_reduced(*arguments)).image.size)
+        return found
+
+    monkeypatch.setattr(loaders, "read_reduced", spy)
+    return sizes
+
+
+def measured(image):
+    """Corners of what is white, xyxy."""
+    rows, columns = (torch.nonzero((image.float().mean(0) > 127).any(side)).flatten() for side in (1, 0))
+    return torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float()
+
+
+def corners(sample):
+    """The only box, xyxy in pixels."""
+    height, width = sample.image.shape[-2:]
+    cx, cy, w, h = (sample.target.boxes[0] * torch.tensor([width, height, width, height])).tolist()
+    return torch.tensor([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2])
+
+
+@pytest.mark.parametrize("size", [(1201, 907), (907, 1205), (1280, 960)])
+def test_boxes_are_where_the_rectangles_are_however_the_picture_is_stored(photos, decoded, size):
+    """Flips and cuts, all eight EXIF orientations, sizes that no power of two divides."""
+    width, height = size
+    rng = np.random.default_rng(0)
+    boxes = [(int(x * width), int(y * height), width // 3, height // 4) for x, y in rng.uniform(0, 0.6, (16, 2))]
+    annotations = photos(boxes, size, tuple(AS_STORED))
+    pictures = TrainingPictures(annotations, DataConfig(**SMALL, vertical_flip=0.5), seed=0)
+    compared = 0
+    for epoch in range(6):
+        for index in range(len(boxes)):
+            sample = pictures[epoch, index]
+            assert sample.problem is None and sample.size == (height, width)
+            if len(sample.target.boxes) and (box := corners(sample))[2:].sub(box[:2]).min() >= 3:  # measurable
+                assert (measured(sample.image) - box).abs().max() <= 1, (epoch, index)
+                compared += 1
+    assert compared > 60 and all(max(small) < max(size) / 1.9 for small in decoded)
+
+
+@pytest.mark.parametrize("orientation", AS_STORED)
+def test_the_frame_is_where_the_picture_lies_in_what_was_decoded(tmp_path, orientation):
+    image = Image.new("RGB", (1001, 803), "white")
+    save(image, tmp_path / "a.jpg", orientation)
+    found = read_reduced(tmp_path / "a.jpg", LIMIT, (400, 400))
+    assert found.image.size == (501, 402) and found.size == (1001, 803)
+    left, top, right, bottom = found.frame
+    assert (right - left, bottom - top) == (500.5, 401.5)
+    mirrored = (orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8))
+    assert (left, top) == (0.5 * mirrored[0], 0.5 * mirrored[1])
+
+
+@pytest.mark.parametrize(
+    ("enough", "wanted"),
+    [((801, 601), (1600, 1200)), ((800, 600), (800, 600)), ((400, 301), (800, 600)), ((400, 300), (400, 300)),
+     ((30, 1200), (1600, 1200)), ((3, 2), (200, 150)), ((5000, 5000), (1600, 1200))],
+)  # fmt: skip
+def test_a_jpeg_is_never_decoded_smaller_than_is_enough(tmp_path, enough, wanted):
+    save(Image.new("RGB", (1600, 1200)), tmp_path / "a.jpg")
+    save(Image.new("RGB", (1200, 1600)), tmp_path / "b.jpg", orientation=6)
+    assert read_reduced(tmp_path / "a.jpg", LIMIT, enough).image.size == wanted
+    assert read_reduced(tmp_path / "b.jpg", LIMIT, enough[::-1]).image.size == wanted[::-1]
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "bmp", "tif", "gif", "ppm"])
+def test_other_formats_are_decoded_in_full(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (90, 60), "red").save(path)
+    assert read_reduced(path, LIMIT, (9, 6)) == Decoded(read_image(path, LIMIT), (90, 60), (0, 0, 90, 60))
+
+
+def test_a_photo_of_twelve_megapixels_is_decoded_small_and_looks_the_same(make_coco, tmp_path, decoded, monkeypatch):
+    annotations = read_annotations(make_coco({1: [(1, 0, 0, 2000, 1500)]}, (4000, 3000)))
+    rows, columns = np.mgrid[:750, :1000]
+    texture = 128 + 60 * np.sin(rows / 12) + 60 * np.cos(columns * rows / 15000)
+    scene = Image.fromarray(texture.astype(np.uint8)).convert("RGB").resize((4000, 3000), Image.Resampling.BICUBIC)
+    scene.save(annotations.path(0), "JPEG", quality=90)  # the name ends in .png, but content decides
+    config = DataConfig()
+    samples = [TrainingPictures(annotations, config, 0)[epoch, 0] for epoch in range(6)]
+    assert max(decoded) == (2000, 1500) and (1000, 750) in decoded
+    monkeypatch.setattr(loaders, "read_reduced", lambda path, most, _: read_reduced(path, most, (4000, 3000)))
+    for epoch, small in enumerate(samples):
+        full = TrainingPictures(annotations, config, 0)[epoch, 0]
+        assert full.image.shape == small.image.shape
+        assert (full.image.float() - small.image.float()).abs().mean() < 2
+        torch.testing.assert_close(full.target.boxes, small.target.boxes, atol=1e-3, rtol=0)
+
+
+def test_evaluation_decodes_every_pixel(photos):
+    annotations = photos([(100, 100, 500, 300)], (1201, 907))
+    whole = as_picture(to_tensor(read_image(annotations.path(0), LIMIT)), torch.zeros(0, 4), torch.zeros(0))
+    assert whole[0].shape == (3, 907, 1201)
+    seen = EvaluationPictures(annotations, DataConfig(eval_scale=72))[0].image
+    assert torch.equal(seen, resize(whole, 72, 1333)[0])
+
+
+def test_workers_change_nothing_in_reduced_pictures(photos):
+    annotations = photos([(50 * n, 40 * n, 300, 200) for n in range(4)], (800, 600))
+
+    def images(workers):
+        config = Config(data=DataConfig(**SMALL, workers=workers), train=TrainConfig(batch_size=2))
+        return [batch.images for step in training_steps(annotations, config, 1, 0, 4) for batch in step]
+
+    assert all(torch.equal(a, b) for a, b in zip(images(0), images(2), strict=True))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_file_cut_short_is_reported_however_small_it_is_decoded(photos, decoded, progressive, share):
+    annotations = photos([(0, 0, 300, 200)] * 2, (800, 600))
+    path = annotations.path(0)
+    noise = np.random.default_rng(0).integers(100, 150, (600, 800, 3), dtype=np.uint8)
+    save(Image.fromarray(noise), path, progressive=progressive)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    found = TrainingPictures(annotations, DataConfig(**SMALL), 0)[0, 0]
+    assert found.index == 1 and f"{path} is damaged" in found.problem and "truncated" in found.problem
+    assert len(decoded) == 1 and max(decoded[0]) < 800
