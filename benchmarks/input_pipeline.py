@@ -10,7 +10,6 @@ not times of different runs.
 
 import argparse
 import json
-import platform
 import random
 import statistics
 import tempfile
@@ -20,13 +19,12 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
-import PIL
 import torch
-import torchvision
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CocoDetection
 from torchvision.transforms import functional as F
+from turns import write
 
 from dinocore.config import Config
 from dinocore.data.batch import Batch, normalise
@@ -64,10 +62,7 @@ def main() -> None:
     for name in ("plain", "ours"):
         print(f"{name:10}{row[name]:10.1f}{1000 / row[name]:10.2f}")
     print(f"{'ratio':10}{row['ratio']:10.2f}")
-    if options.json:
-        versions = {module.__name__: module.__version__ for module in (torch, torchvision, PIL)}
-        about = {"machine": platform.processor() or platform.machine(), "versions": versions} | vars(options)
-        options.json.write_text(json.dumps({"about": about, "result": row}, default=str, indent=2) + "\n")
+    write(options.json, vars(options), [row])
 
 
 def measure(annotations: Annotations, config: Config, num_images: int, repeats: int) -> dict[str, float]:

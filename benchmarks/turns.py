@@ -84,7 +84,10 @@ def write(file: Path | None, options: dict[str, Any], rows: list[dict[str, Any]]
     about = {
         "machine": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "versions": {name: _version(name) for name in ("torch", "torchvision", "numba", "transformers", "hotcoco")},
+        "versions": {
+            name: _version(name)
+            for name in ("torch", "torchvision", "numba", "Pillow", "transformers", "hotcoco", "pycocotools")
+        },
         "command": " ".join(["python", *sys.argv]),
         "options": {key: str(value) for key, value in options.items()},
     }
