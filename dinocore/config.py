@@ -142,6 +142,9 @@ class DataConfig(Section):
 
 class EvalConfig(Section):
     max_dets: Positive = 300  # kept per image, over all queries and classes; [num_select]
+    nms_iou: Share = (
+        1.0  # of two boxes of a class that overlap by more, the worse one goes; 1: none, [nms_iou_threshold]
+    )
     backend: Literal["auto", "pycocotools", "hotcoco"] = "auto"  # same numbers; auto: hotcoco (fast) if installed
 
 

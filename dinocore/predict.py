@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.ops import batched_nms
 
 from .boxes import to_xyxy
 from .checkpoint import BUNDLED, Weights, load_weights, restore_model
@@ -88,6 +89,9 @@ class Detector:
     def select(self, final: Predictions, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """The best pairs of query and class of each picture, their boxes scaled to its height and width.
 
+        Where a model was trained too shortly to tell its queries apart, `eval.nms_iou` drops what it found twice; the
+        paper's models need none (official DINO has it as an option, too).
+
         Raises:
             DivergedError: a prediction is not finite.
         """
@@ -100,6 +104,9 @@ class Detector:
             best, index = scores.topk(min(self.config.eval.max_dets, len(scores)))
             query, label = index // logits.shape[-1], index % logits.shape[-1]
             corners = to_xyxy(boxes[i, query]).clamp(0, 1) * torch.tensor([width, height, width, height])
+            if self.config.eval.nms_iou < 1:
+                kept = batched_nms(corners, best, label, self.config.eval.nms_iou)
+                label, best, corners = label[kept], best[kept], corners[kept]
             found.append(Detections(label, best, corners))
         return found
 

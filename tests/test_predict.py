@@ -5,8 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dinocore import load_detector
+from dinocore import build_model, load_detector
+from dinocore.boxes import to_cxcywh
 from dinocore.errors import DataError
+from dinocore.predict import Detector
+from dinocore.structures import Predictions
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +64,23 @@ def test_a_picture_of_another_kind_is_named(detector, picture):
 
 def test_a_grey_array_is_taken(detector, smear):
     assert len(detector(smear[..., 0]).scores) > 0
+
+
+def select(detector, nms_iou, corners, logits):
+    """What is found where the model answers these boxes, as shares of a picture of 100 x 100."""
+    limits = detector.config.eval.model_copy(update={"nms_iou": nms_iou})
+    chosen = Detector(build_model(detector.config.model), detector.config, detector.categories, detector.device, "off")
+    chosen.config = detector.config.model_copy(update={"eval": limits})
+    boxes = to_cxcywh(torch.tensor(corners)) / 100
+    return chosen.select(Predictions(torch.tensor([logits]), boxes[None]), [(100, 100)])[0]
+
+
+def test_of_two_overlapping_boxes_of_a_class_the_worse_goes_only_if_that_is_asked_for(detector):
+    corners = [[10.0, 10, 50, 50], [12.0, 10, 50, 50], [60.0, 60, 90, 90]]  # the first two overlap by 0.95
+    logits = [[2.0, -9, -9], [1.0, 3, -9], [0.0, -9, -9]]
+    everything, fewer = (select(detector, limit, corners, logits) for limit in (1.0, 0.9))
+    assert len(everything.scores) == 9
+    sure = fewer.scores > 0.3
+    found = list(zip(fewer.labels[sure].tolist(), fewer.boxes_xyxy[sure, 0].round().int().tolist(), strict=True))
+    assert found == [(1, 12), (0, 10), (0, 60)]  # the box of the other class stays, whatever it overlaps with
+    assert len(select(detector, 0.96, corners, logits).scores) == 9
