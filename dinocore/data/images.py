@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,51 +39,18 @@ TURNS = {
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else it prints about damaged files on its own
 
 
-class Decoded(NamedTuple):
-    """An upright RGB picture in its own size, or smaller where that was enough."""
-
-    image: Image.Image
-    size: tuple[int, int]  # width and height of the file's picture
-    frame: tuple[float, float, float, float]  # where it lies in `image`: left, top, right, bottom; see `read_reduced`
-
-
 def read_image(path: Path, max_pixels: int) -> Image.Image:
     """Decode a picture: first frame, EXIF orientation applied, transparency over white, 16 bits scaled to 8.
 
     Raises:
         DataError: the file is missing, is not a picture, is damaged, or has more than `max_pixels` pixels.
     """
-    with _opened(path, max_pixels) as image, _damage_named(path):
-        image.load()
-        return upright_rgb(image)
-
-
-def read_reduced(path: Path, max_pixels: int, enough: tuple[int, int]) -> Decoded:
-    """As `read_image`, but a JPEG at 1/2, 1/4 or 1/8 of its size where that is no less than `enough`.
-
-    The decoder makes 1001 pixels by 1/2 into 501: only half of the last one belongs to the picture, so that the frame
-    ends at 500.5, or, if the picture was then turned, begins at 0.5.
-
-    Args:
-        enough: width and height of the upright picture.
-
-    Raises:
-        DataError: as for `read_image`.
-    """
-    with _opened(path, max_pixels) as image, _damage_named(path):
-        size = image.size
-        drafted = image.draft("RGB", enough[::-1] if _orientation(image) >= 5 else enough)  # None: not a JPEG
-        image.load()
-        upright = upright_rgb(image)
-        if drafted is None:
-            return Decoded(upright, upright.size, (0, 0, *upright.size))
-        orientation = _orientation(image)
-        width, height = drafted[1][2:]
-        if orientation >= 5:
-            size, width, height = size[::-1], height, width
-        left = upright.width - width if orientation in (2, 3, 6, 7) else 0
-        top = upright.height - height if orientation in (3, 4, 7, 8) else 0
-        return Decoded(upright, size, (left, top, left + width, top + height))
+    with _opened(path, max_pixels) as image:
+        try:
+            image.load()
+            return upright_rgb(image)
+        except DAMAGE as error:
+            raise DataError(f"{path} is damaged: {error}") from error
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -104,15 +70,6 @@ def image_size(path: Path, max_pixels: int) -> tuple[int, int]:
     with _opened(path, max_pixels) as image:
         width, height = image.size
         return (height, width) if _orientation(image) >= 5 else (width, height)
-
-
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Whatever a decoder raises, as an error that names the file."""
-    try:
-        yield
-    except DAMAGE as error:
-        raise DataError(f"{path} is damaged: {error}") from error
 
 
 @contextmanager

@@ -6,15 +6,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import Config, DataConfig
 from ..errors import DataError
 from .batch import Batch, Sample, collate
 from .coco import Annotations
-from .images import read_image, read_reduced, to_tensor
-from .transforms import Picture, apply, as_picture, as_target, draw, resize
+from .images import read_image, to_tensor
+from .transforms import Picture, as_picture, as_target, augment, resize
 
 MOST_REPLACEMENTS = 10  # pictures in a row that cannot be read
 
@@ -41,15 +40,12 @@ class TrainingPictures(Dataset):
         raise DataError(f"{MOST_REPLACEMENTS} pictures in a row cannot be read; the first: {problem}")
 
     def _read(self, epoch: int, index: int) -> Sample:
+        picture = load_picture(self.annotations, index, self.config.max_pixels, self.usable)
         rng = np.random.default_rng((self.seed, epoch, index))
         noise_seed = int(rng.integers(2**62))
-        width, height = self.annotations.sizes[index].tolist()
-        plan = draw((height, width), self.config, rng)
-        decoded = read_reduced(self.annotations.path(index), self.config.max_pixels, plan.enough())
-        _check_size(self.annotations, index, decoded.size)
-        boxes, labels = _objects(self.annotations, index, self.usable)
-        picture = apply(plan, as_picture(to_tensor(decoded.image), boxes, labels, (height, width)), decoded.frame)
-        return Sample(picture[0].as_subclass(Tensor), as_target(picture, noise_seed), index, (height, width))
+        height, width = picture[0].shape[-2:]
+        picture = augment(picture, self.config, rng)
+        return Sample(picture[0].as_subclass(torch.Tensor), as_target(picture, noise_seed), index, (height, width))
 
 
 class EvaluationPictures(Dataset):
@@ -71,7 +67,7 @@ class EvaluationPictures(Dataset):
             return str(error)
         height, width = picture[0].shape[-2:]
         picture = resize(picture, self.config.eval_scale, self.config.max_size)
-        return Sample(picture[0].as_subclass(Tensor), as_target(picture), index, (height, width))
+        return Sample(picture[0].as_subclass(torch.Tensor), as_target(picture), index, (height, width))
 
 
 def load_picture(annotations: Annotations, index: int, max_pixels: int, usable: np.ndarray) -> Picture:
@@ -80,30 +76,19 @@ def load_picture(annotations: Annotations, index: int, max_pixels: int, usable: 
     Raises:
         DataError: the picture cannot be read, or is not as large as the annotations say.
     """
-    image = read_image(annotations.path(index), max_pixels)
-    _check_size(annotations, index, image.size)
-    boxes, labels = _objects(annotations, index, usable)
-    return as_picture(to_tensor(image), boxes, labels, (image.height, image.width))
-
-
-def _check_size(annotations: Annotations, index: int, size: tuple[int, int]) -> None:
+    path = annotations.path(index)
+    image = to_tensor(read_image(path, max_pixels))
+    height, width = image.shape[-2:]
     said = tuple(annotations.sizes[index].tolist())
-    if said != size:
-        turned = "; its EXIF orientation was applied" if said == size[::-1] else ""
-        raise DataError(
-            f"{annotations.path(index)} has {size[0]} x {size[1]} pixels, "
-            f"but the annotations say {said[0]} x {said[1]}{turned}"
-        )
-
-
-def _objects(annotations: Annotations, index: int, usable: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Usable boxes of a picture, clipped to it, (T, 4) xyxy in pixels, and their labels (T,)."""
+    if said != (width, height):
+        turned = "; its EXIF orientation was applied" if said == (height, width) else ""
+        raise DataError(f"{path} has {width} x {height} pixels, but the annotations say {said[0]} x {said[1]}{turned}")
     rows = annotations.objects(index)
     keep = usable[rows]
     boxes = annotations.boxes[rows][keep].copy()
     boxes[:, 2:] += boxes[:, :2]  # xywh -> xyxy
-    boxes = boxes.clip(0, np.tile(annotations.sizes[index], 2))
-    return torch.from_numpy(boxes).float(), torch.from_numpy(annotations.labels[rows][keep])
+    boxes = torch.from_numpy(boxes.clip(0, [width, height, width, height])).float()
+    return as_picture(image, boxes, torch.from_numpy(annotations.labels[rows][keep]))
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:

@@ -4,10 +4,9 @@ Every random choice comes from the generator that is passed in.
 Source: DETR, `datasets/coco.py` (https://arxiv.org/abs/2005.12872, appendix A.4).
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,80 +31,17 @@ def as_picture(image: Tensor, boxes_xyxy: Tensor, labels: Tensor) -> Picture:
     return image, boxes, labels
 
 
-class Plan(NamedTuple):
-    """What was drawn for one picture, before its pixels are known."""
-
-    region: tuple[float, float, float, float]  # what is cut out: left, top, right, bottom as shares of the picture
-    size: tuple[int, int]  # height and width to which it is resized
-    flip: bool
-    vertical_flip: bool
-
-    def enough(self) -> tuple[int, int]:
-        """Width and height of the whole picture at which the region has its final size."""
-        left, top, right, bottom = self.region
-        height, width = self.size
-        return math.ceil(width / (right - left)), math.ceil(height / (bottom - top))
-
-
-def draw(size: tuple[int, int], config: DataConfig, rng: np.random.Generator) -> Plan:
-    """DETR's augmentation of a picture of `size` (height, width).
-
-    It is: flip; then resize, or resize, cut out a part and resize again. All of it is one region and one size, so the
-    pixels are resampled only once.
-    """
-    flip = bool(rng.random() < config.flip)
-    vertical_flip = bool(rng.random() < config.vertical_flip)
-    region = (0.0, 0.0, 1.0, 1.0)
+def augment(picture: Picture, config: DataConfig, rng: np.random.Generator) -> Picture:
+    """Flip; then resize, or resize, cut out a part and resize again."""
+    if rng.random() < config.flip:
+        picture = _on_both(F.horizontal_flip, picture)
+    if rng.random() < config.vertical_flip:
+        picture = _on_both(F.vertical_flip, picture)
     if rng.random() < config.crop_chance:
         most = 4 * config.max_size  # none in DETR; a picture of 1 x 5000 pixels would become one of 400 x 2,000,000
-        region, size = _draw_crop(resized(size, _choose(config.crop_scales, rng), most), config.crop_size, rng)
-    size = resized(size, _choose(config.train_scales, rng), config.max_size)
-    return Plan(region, size, flip, vertical_flip)
-
-
-def _draw_crop(
-    size: tuple[int, int], limits: tuple[int, int], rng: np.random.Generator
-) -> tuple[tuple[float, float, float, float], tuple[int, int]]:
-    """A random part of a picture, each side between the limits and within the picture: as shares, and its size."""
-    least, most = limits
-    height, width = size
-    new_width = int(rng.integers(min(least, width), min(width, most) + 1))
-    new_height = int(rng.integers(min(least, height), min(height, most) + 1))
-    top = int(rng.integers(0, height - new_height + 1))
-    left = int(rng.integers(0, width - new_width + 1))
-    region = (left / width, top / height, (left + new_width) / width, (top + new_height) / height)
-    return region, (new_height, new_width)
-
-
-def apply(plan: Plan, picture: Picture, frame: tuple[float, float, float, float]) -> Picture:
-    """Cut, resize and flip; objects outside the region are dropped and the others are clipped to it.
-
-    Args:
-        picture: its image may be smaller than the canvas of its boxes, if it was decoded so.
-        frame: where that canvas lies in the image: left, top, right, bottom.
-    """
-    image, boxes, labels = picture
-    scale = [(frame[2] - frame[0]) / boxes.canvas_size[1], (frame[3] - frame[1]) / boxes.canvas_size[0]]
-    left, right = _whole_pixels(plan.region[0::2], frame[0::2], image.shape[-1])
-    top, bottom = _whole_pixels(plan.region[1::2], frame[1::2], image.shape[-2])
-    height, width = plan.size
-    part = F.resize(image[:, top:bottom, left:right], [height, width], antialias=True)
-    corners = boxes.as_subclass(Tensor).unflatten(1, (2, 2)) * torch.tensor(scale)  # (T, 2, 2), pixels of `image`
-    corners = corners + torch.tensor([frame[0] - left, frame[1] - top])
-    corners = corners * torch.tensor([width / (right - left), height / (bottom - top)])
-    boxes = corners.clamp(torch.zeros(2), torch.tensor([width, height])).flatten(1)  # (T, 4)
-    seen = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    picture = as_picture(part, boxes[seen], labels[seen])
-    if plan.flip:
-        picture = _on_both(F.horizontal_flip, picture)
-    return _on_both(F.vertical_flip, picture) if plan.vertical_flip else picture
-
-
-def _whole_pixels(shares: Sequence[float], frame: Sequence[float], length: int) -> tuple[int, int]:
-    """Where a region begins and ends along one side of an image, at least one pixel apart."""
-    begin, end = (round(frame[0] + share * (frame[1] - frame[0])) for share in shares)
-    begin = min(begin, length - 1)
-    return begin, min(max(end, begin + 1), length)
+        picture = resize(picture, _choose(config.crop_scales, rng), most)
+        picture = crop(picture, config.crop_size, rng)
+    return resize(picture, _choose(config.train_scales, rng), config.max_size)
 
 
 def resize(picture: Picture, short: int, max_size: int | None) -> Picture:
@@ -124,6 +60,21 @@ def resized(size: Sequence[int], short: int, max_size: int | None) -> tuple[int,
     if short == 1 and max_size is not None:  # a ribbon, which DETR gives no height at all
         long = min(long, max_size)
     return (short, long) if height <= width else (long, short)
+
+
+def crop(picture: Picture, limits: tuple[int, int], rng: np.random.Generator) -> Picture:
+    """Cut out a random part, each side between the limits and within the picture; objects outside are dropped."""
+    least, most = limits
+    height, width = picture[0].shape[-2:]
+    new_width = int(rng.integers(min(least, width), min(width, most) + 1))
+    new_height = int(rng.integers(min(least, height), min(height, most) + 1))
+    top = int(rng.integers(0, height - new_height + 1))
+    left = int(rng.integers(0, width - new_width + 1))
+    cut = partial(F.crop, top=top, left=left, height=new_height, width=new_width)
+    image, boxes, labels = _on_both(cut, picture)
+    boxes = F.clamp_bounding_boxes(boxes)
+    seen = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return as_picture(image, boxes[seen], labels[seen])
 
 
 def as_target(picture: Picture, seed: int | None = None) -> Target:
