@@ -14,7 +14,9 @@ def convert(
     ] = None,
     to: Annotated[str, typer.Option(help="dino, or official: writes our weights as official DINO has them.")] = "dino",
     preset: Annotated[str | None, typer.Option("--preset", "-p", help="The config that it was trained with.")] = None,
-    variant: Annotated[str | None, typer.Option(help="Which of a codebase's configs: base, improved, 12e, 24e.")] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Which of a codebase's configs: base, improved, 12e, 24e.")
+    ] = None,
     classes: Annotated[
         int | None, typer.Option(help="80: without the 11 logits of official's 91 that are no class.")
     ] = None,

@@ -38,9 +38,7 @@ def convert_to_ours(wanted: Wanted) -> None:
     if wanted.source is not None and wanted.source not in CODEBASES:
         raise ConfigError(f"--from {wanted.source} is not known; choose {', '.join(CODEBASES)}")
     _check_out(wanted, ".safetensors")
-    asked = Asked(
-        wanted.source, wanted.preset, wanted.variant, wanted.classes, _names(wanted.names), wanted.overrides
-    )
+    asked = Asked(wanted.source, wanted.preset, wanted.variant, wanted.classes, _names(wanted.names), wanted.overrides)
     done = convert_file(wanted.file, asked)
     weights = done.weights
     save_weights(wanted.out, weights.tensors, weights.config, weights.categories, weights.facts)

@@ -60,7 +60,9 @@ class ModelConfig(Section):
     position_temperature: Above0 = 20.0  # 20 here, 10000 in DETR and detrex; [pe_temperatureH, pe_temperatureW]
     position_offset: Finite = 0.0  # added to row and column numbers; -0.5 in detrex
     neck_bias: bool = True  # of the neck's convolutions; mmdetection has none
-    box_eps: Annotated[float, Field(gt=0, lt=0.5)] = 1e-3  # least share whose logit an answer adds to; 1e-5 in mmdetection
+    box_eps: Annotated[float, Field(gt=0, lt=0.5)] = (
+        1e-3  # least share whose logit an answer adds to; 1e-5 in mmdetection
+    )
     first_stage: Literal["classes", "foreground"] = "classes"  # foreground: one logit; [two_stage_type]
     queries: Literal["mixed", "pure", "static"] = "mixed"  # static: no first stage; [embed_init_tgt]
     heads: Literal["shared", "per-layer"] = "shared"  # of the decoder; [dec_pred_class_embed_share]

@@ -1,7 +1,6 @@
 """Reading files of tensors that others made: no code in them is run, and what is not a plain tensor is refused."""
 
 import argparse
-import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -13,7 +12,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import CheckpointError
-
 
 
 class Ignored:

@@ -164,9 +164,7 @@ def _as_float32(key: str, value: Tensor, where: Path) -> Tensor:
     return value.detach().float()
 
 
-def _fewer_classes(
-    tensors: dict[str, Tensor], config: Config, classes: int | None
-) -> tuple[dict[str, Tensor], Config]:
+def _fewer_classes(tensors: dict[str, Tensor], config: Config, classes: int | None) -> tuple[dict[str, Tensor], Config]:
     if classes != len(coco.CATEGORIES) or config.model.num_classes != coco.NUM_IDS:
         raise ConfigError(
             f"--classes {classes} is not possible for {config.model.num_classes} classes; only official DINO's "

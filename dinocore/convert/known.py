@@ -124,13 +124,9 @@ def told_by(content: Mapping[str, Any]) -> Told:
         if "temperature" in values:
             position = (float(values["temperature"]), float(values.get("offset", 0)))
     dataset = meta.get("dataset_meta")
-    names = next((dataset[key] for key in ("classes", "CLASSES") if key in dataset), ()) if _is_map(dataset) else ()
+    names = dataset.get("classes", dataset.get("CLASSES", ())) if isinstance(dataset, Mapping) else ()
     epoch = next((value for value in (content.get("epoch"), meta.get("epoch")) if isinstance(value, int)), None)
     return Told(position, [str(name) for name in names], epoch)
-
-
-def _is_map(value: Any) -> bool:
-    return isinstance(value, Mapping)
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:

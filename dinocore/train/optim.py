@@ -12,7 +12,7 @@ NORMS = (torch.nn.LayerNorm, torch.nn.GroupNorm)
 
 
 def build_optimizer(model: DINO, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with a group for each learning rate and weight decay; the first is the backbone's, the last most layers'."""
+    """AdamW with a group for each learning rate and weight decay: the backbone's first, most layers' last."""
     most = ("rest", config.lr, config.weight_decay)
     groups = {("backbone", config.backbone_lr, config.weight_decay): [], most: []}
     norms = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters()}

@@ -66,9 +66,7 @@ def test_ours_masks_padding_where_detrex_forgets_it_in_evaluation(make_model):
 
 
 @CODEBASES
-@pytest.mark.parametrize(
-    ("change", "least"), [("model.box_eps={}", 1e-6), ("model.position_temperature=50.0", 1e-3)]
-)
+@pytest.mark.parametrize(("change", "least"), [("model.box_eps={}", 1e-6), ("model.position_temperature=50.0", 1e-3)])
 @torch.no_grad()
 def test_the_settings_that_differ_are_felt(source, change, least, make_model):
     """The golden numbers would notice a wrong epsilon or temperature."""

@@ -100,7 +100,9 @@ def test_official_heads_that_are_not_shared_stay_apart(empty_state):
     state = empty_state("official_r50_4scale")
     assert settings_in(convert_state_dict(state))["heads"] == "shared"
     for i in range(6):
-        state[f"class_embed.{i}.bias"] = state[f"transformer.decoder.class_embed.{i}.bias"] = torch.full((91,), float(i))
+        state[f"class_embed.{i}.bias"] = state[f"transformer.decoder.class_embed.{i}.bias"] = torch.full(
+            (91,), float(i)
+        )
     tensors = convert_state_dict(state)
     assert settings_in(tensors)["heads"] == "per-layer"
     assert [tensors[f"decoder.class_heads.{i}.bias"][0] for i in range(6)] == [0, 1, 2, 3, 4, 5]
