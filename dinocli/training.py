@@ -13,7 +13,7 @@ from dinocore.errors import CheckpointError, ConfigError
 from dinocore.presets import load_config
 from dinocore.train.loop import Job, train
 from dinocore.train.run import NEWEST, check_run, find_checkpoint, find_run, prepare_run, run_config, write_config
-from dinocore.train.start import fresh_state, resumed_state
+from dinocore.train.start import check_start, fresh_state, resumed_state
 from dinocore.train.state import TrainState
 
 from .console import warn
@@ -56,6 +56,7 @@ def new_run(
     """Check everything that can be checked before the first step, then make the folder."""
     config = load_config(preset, changes, file)
     check_run(run, overwrite)
+    check_start(config)
     place = pick_device(device)
     data = open_dataset(config.data)
     config = with_classes(config, len(data.train.categories))

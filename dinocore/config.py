@@ -21,6 +21,10 @@ Mean = Annotated[tuple[Finite, Finite, Finite], Field(strict=False)]
 Deviation = Annotated[tuple[Above0, Above0, Above0], Field(strict=False)]
 Sizes = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
 Range = Annotated[tuple[Positive, Positive], Field(strict=False)]
+Parts = Annotated[
+    tuple[Literal["backbone", "neck", "tokenizer", "encoder", "proposer", "denoiser", "decoder"], ...],
+    Field(strict=False),
+]
 Epochs = Annotated[tuple[Count, ...], Field(strict=False)]
 
 
@@ -106,6 +110,7 @@ class LossConfig(Section):
 
 class TrainConfig(Section):
     weights: str = ""  # a file to start from; bundled: the one in the package; empty: model.backbone_weights counts
+    freeze: Parts = ()  # parts of the model that stay as they are, such as ["backbone", "encoder"]
     epochs: Positive = 12  # [epochs]
     batch_size: Positive = 16  # per optimizer step, over all devices and forward passes; [batch_size], 2 on 8 GPUs
     images_per_forward: Literal["auto"] | Positive = "auto"  # auto: 1 on CPU, the whole batch elsewhere

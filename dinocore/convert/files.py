@@ -13,10 +13,10 @@ from ..config import Config
 from ..data.coco import Category
 from ..errors import CheckpointError, ConfigError
 from ..model.build import build_model
-from ..presets import load_config
+from ..presets import config_from_dict, load_config
 from ..tensor_files import check_tensor, read_file
 from . import coco
-from .known import Told, check_preset, choose_preset, settings_in, told_by
+from .known import UNKNOWN, check_preset, choose_preset, settings_in, told_by
 from .state import Converted, convert_tensors
 
 SIZE = (96, 128)  # of the pictures of the self-check
@@ -58,8 +58,10 @@ def convert_file(path: Path, asked: Asked) -> Conversion:
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     config = load_config(preset, asked.overrides)
-    notes = _notes(content, settings, config, told)
-    config = with_settings(config, settings)
+    if told.position and not (asked.preset or asked.variant or asked.overrides):
+        settings |= dict(zip(("position_temperature", "position_offset"), told.position, strict=True))
+    notes = _notes(content, settings, config)
+    config = config_from_dict(with_settings(config, settings).model_dump())
     check_shapes(converted.tensors, config, path)
     tensors = {key: _as_float32(key, value, path) for key, value in converted.tensors.items()}
     if asked.classes not in (None, config.model.num_classes):
@@ -73,7 +75,8 @@ def convert_file(path: Path, asked: Asked) -> Conversion:
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
-    """A config with those settings of `model` changed that tensors tell."""
+    """A config with those settings of `model` changed that a file tells."""
+    settings = {key: value for key, value in settings.items() if value != UNKNOWN}
     denoising = config.model.denoising.model_copy(update=settings["denoising"])
     model = config.model.model_copy(update={**settings, "denoising": denoising})
     return config.model_copy(update={"model": model})
@@ -138,22 +141,16 @@ def read_ours(path: Path) -> Weights:
     return weights
 
 
-def _notes(content: Mapping[str, Any], settings: Mapping[str, Any], config: Config, told: Told) -> list[str]:
+def _notes(content: Mapping[str, Any], settings: Mapping[str, Any], config: Config) -> list[str]:
     model = config.model
     notes = [
-        f"model.{key} = {value}, as the tensors have it; the preset has {getattr(model, key)}"
+        f"model.{key} = {value}, as the file has it; the preset has {getattr(model, key)}"
         for key, value in settings.items()
-        if key != "denoising" and getattr(model, key) != value
+        if key != "denoising" and value not in (UNKNOWN, getattr(model, key))
     ]
     beside = [str(key) for key in content if key not in ("model", "state_dict")]
     if ("model" in content or "state_dict" in content) and beside:
         notes.append(f"not read, beside the model: {', '.join(beside[:8])}")
-    position = (model.position_temperature, model.position_offset)
-    if told.position not in (None, position):
-        notes.append(
-            f"the file says temperature and offset {told.position} of the position encoding, "
-            f"but {position} is used, as the preset has it"
-        )
     return notes
 
 

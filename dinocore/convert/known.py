@@ -12,6 +12,7 @@ from ..presets import list_presets, load_config
 
 BLOCKS = {(6, True): "resnet50", (23, True): "resnet101", (36, True): "resnet152", (2, False): "resnet18",
           (6, False): "resnet34"}  # of the third stage, and whether they have three convolutions  # fmt: skip
+UNKNOWN = "unknown"
 STRIDES = (4, 8, 16, 32)
 
 # By codebase, backbone and levels: the presets between which neither names nor shapes decide, by variant.
@@ -43,6 +44,9 @@ def settings_in(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         classes, width = tensors["proposer.class_head.weight"].shape
         levels, projected = len(tensors["tokenizer.level_embed"]), _count(tensors, r"neck\.project\.(\d+)\.0\.weight")
         decoder_layers = _count(tensors, r"decoder\.layers\.(\d+)\.self_norm\.weight")
+        spare = len(tensors["denoiser.label_embed.weight"]) - classes
+        if spare < 0:
+            raise CheckpointError(f"the label embedding has {classes + spare} rows for {classes} classes")
         return {
             "num_classes": classes,
             "backbone": backbone_in(tensors),
@@ -55,16 +59,16 @@ def settings_in(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             "num_decoder_layers": decoder_layers,
             "num_queries": len(tensors["proposer.content.content"]),
             "heads": "per-layer" if "decoder.class_heads.1.weight" in tensors else "shared",
-            "denoising": {"spare_labels": len(tensors["denoiser.label_embed.weight"]) - classes},
+            "denoising": {"spare_labels": spare},
         }
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"these weights are not a whole DINO; there is no {str(error)[:80]}") from None
 
 
 def backbone_in(tensors: Mapping[str, Tensor]) -> str:
-    """The name of a ResNet that has these tensors, or `unknown`."""
+    """The name of a ResNet that has these tensors, or `UNKNOWN`."""
     blocks = _count(tensors, r"backbone\.body\.layer3\.(\d+)\.conv1\.weight")
-    return BLOCKS.get((blocks, "backbone.body.layer3.0.conv3.weight" in tensors), "unknown")
+    return BLOCKS.get((blocks, "backbone.body.layer3.0.conv3.weight" in tensors), UNKNOWN)
 
 
 def candidates(source: str, settings: Mapping[str, Any]) -> dict[str, str]:

@@ -4,12 +4,15 @@ import argparse
 import json
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 
 from dinocore import build_model, load_config, load_detector
 from dinocore.checkpoint import load_weights
+from dinocore.convert import known
+from dinocore.convert.files import Asked, convert_file
 from dinocore.convert.to_official import official_state
 
 SMALL = """
@@ -125,6 +128,23 @@ def test_a_preset_of_another_model_is_refused_before_it_is_tried(saved, dino):
     assert result.code == 4 and "is not that of these weights" in result.err
 
 
+def test_the_position_encoding_that_a_file_tells_is_used(official, dino, monkeypatch):
+    torch.save(official[0] | {"args": argparse.Namespace(pe_temperatureH=50)}, "told.pth")
+    monkeypatch.setitem(known.PUBLISHED, ("official", "resnet18", 4), {"": str(official[1])})
+    done = convert_file(_here("told.pth"), Asked())
+    assert done.weights.config.model.position_temperature == 50
+    assert any("position_temperature = 50" in note for note in done.notes)
+    asked = convert_file(_here("told.pth"), Asked(preset=str(official[1])))
+    assert asked.weights.config.model.position_temperature == 20, "what is asked for counts"
+
+
+def test_more_classes_than_rows_of_the_label_embedding_are_refused(official, dino, tmp_path):
+    content = changed(official[0], **{"label_enc.weight": torch.zeros(90, 32)})
+    torch.save(content, "few.pth")
+    result = dino("convert", "few.pth", "--out", "out.safetensors", "--preset", official[1])
+    assert result.code == 4 and "90 rows for 91 classes" in result.err
+
+
 def changed(content, **tensors):
     return content | {"model": content["model"] | tensors}
 
@@ -183,8 +203,6 @@ def test_a_missing_file_and_odd_arguments(dino, saved):
 
 
 def _here(name):
-    from pathlib import Path
-
     return Path.cwd() / name
 
 
