@@ -101,7 +101,9 @@ def load_starting_weights(model: DINO, config: Config, categories: Sequence[Cate
             "--set model.backbone_weights=none, or a FILE with trained weights of the backbone"
         ) from error
     known = [name for name, origin in origins.items() if origin != "new"]
-    return f"{path.name}, whose classes {', '.join(known) or '(none)'} are carried over"
+    new = [name for name, origin in origins.items() if origin == "new"]
+    said = f"{path.name}, whose classes {', '.join(known) or '(none)'} are carried over"
+    return f"{said}; new: {', '.join(new)}" if new else said
 
 
 def freeze(model: DINO, parts: Sequence[str]) -> None:
