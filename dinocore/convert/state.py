@@ -75,6 +75,10 @@ def convert_tensors(state: Mapping[str, Any], source: str | None = None) -> Conv
     source = source or tell_source(state)
     if source not in CODEBASES:
         raise CheckpointError(f"weights from `{source}` can't be converted; known are {', '.join(CODEBASES)}")
+    if any(key.startswith("backbone.") and ".patch_embed." in key for key in state):
+        raise CheckpointError(
+            f"these weights of {CODEBASES[source].title} have a transformer as backbone; only ResNets can be converted"
+        )
     dropped = dropped_tensors(state, source)
     kept = [key for key in state if key not in dropped]
     names = tables.renamed(kept, CODEBASES[source].table(sizes_in(state, source)))

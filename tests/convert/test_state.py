@@ -169,6 +169,8 @@ def test_coco_has_80_classes_with_these_ids():
         (["conv1.weight", "fc.weight"], "backbone_weights"),
         (["tokenizer.level_embed"], "no conversion"),
         ([], "empty"),
+        (["bbox_head.cls_branches.0.weight", "backbone.patch_embed.projection.weight"], "only ResNets"),
+        (["input_proj.0.0.weight", "backbone.0.patch_embed.proj.weight"], "only ResNets"),
     ],
 )
 def test_other_models_are_told_apart(names, said):
