@@ -9,7 +9,9 @@ import typer
 from dinocore import __version__
 
 from .benchmark import benchmark
+from .convert import convert
 from .evaluate import evaluate
+from .info import info
 from .inspect_mask import inspect_mask
 from .inspect_proposals import inspect_proposals
 from .predict import predict
@@ -44,6 +46,8 @@ app.command()(predict)
 app.command("inspect-mask")(inspect_mask)
 app.command("inspect-proposals")(inspect_proposals)
 app.command()(presets)
+app.command()(convert)
+app.command()(info)
 app.command("sample-data")(sample_data)
 app.command()(benchmark)
 

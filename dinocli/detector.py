@@ -21,7 +21,7 @@ def find_weights(given: str | None) -> Path:
     """
     if given is not None:
         path = Path(given).expanduser()
-        return _inside(path) if path.is_dir() else path
+        return inside(path) if path.is_dir() else path
     run = find_run(RUNS)
     if run is not None:
         say(f"weights: {run / 'best.safetensors'} (the newest run)")
@@ -37,7 +37,7 @@ def open_detector(weights: str | None, device: str, amp: str) -> tuple[Detector,
     return detector_from(load_weights(path), path, place, amp), path
 
 
-def _inside(folder: Path) -> Path:
+def inside(folder: Path) -> Path:
     """The weights of a run's folder, or of a checkpoint's."""
     for name in ("best.safetensors", "ema.safetensors", "model.safetensors"):
         if (folder / name).is_file():

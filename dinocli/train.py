@@ -20,6 +20,9 @@ def train(
     weights: Annotated[
         str | None, typer.Option(help="Weights to start from; classes are carried over by name.")
     ] = None,
+    freeze: Annotated[
+        list[str], typer.Option(help="Part that stays as it is: backbone, neck, encoder, …; repeatable.")
+    ] = [],  # noqa: B006
     resume: Annotated[str | None, typer.Option(metavar="auto|PATH", help="Continue a run from a checkpoint.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Start anew in a folder that is not empty.")] = False,
     device: Device = "auto",
@@ -37,6 +40,7 @@ def train(
         "train.batch_size": batch_size,
         "train.lr": lr,
         "train.weights": weights,
+        "train.freeze": freeze or None,
         "train.seed": seed,
         "train.amp": amp or None,
     }

@@ -14,7 +14,7 @@ from dinocore.evaluate.backends import choose_backend
 from dinocore.presets import load_config
 from dinocore.train.loop import Job, train
 from dinocore.train.run import NEWEST, check_run, find_checkpoint, find_run, prepare_run, run_config, write_config
-from dinocore.train.start import fresh_state, resumed_state
+from dinocore.train.start import check_start, fresh_state, resumed_state
 from dinocore.train.state import TrainState
 
 from .console import warn
@@ -57,6 +57,7 @@ def new_run(
     """Check everything that can be checked before the first step, then make the folder."""
     config = load_config(preset, changes, file)
     check_run(run, overwrite)
+    check_start(config)
     place = pick_device(device)
     choose_backend(config.eval.backend)
     data = open_dataset(config.data)

@@ -58,6 +58,6 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
-def refine(boxes: Tensor, delta: Tensor) -> Tensor:
+def refine(boxes: Tensor, delta: Tensor, eps: float = 1e-3) -> Tensor:
     """Move boxes by a delta given in logit space, so that the result stays within [0, 1]; in the boxes' dtype."""
-    return (inverse_sigmoid(boxes) + delta.to(boxes.dtype)).sigmoid()
+    return (inverse_sigmoid(boxes, eps) + delta.to(boxes.dtype)).sigmoid()

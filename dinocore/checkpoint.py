@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from .files import write_atomically
 from .model.build import build_model
 from .model.dino import DINO
 from .presets import config_from_dict
+from .tensor_files import read_safetensors
 
 SCHEMA = 1
 BUNDLED = Path(__file__).parent / "weights" / "tiny.safetensors"
@@ -84,25 +84,6 @@ def _said(metadata: Mapping[str, str], key: str, default: Any, path: Path) -> An
     if not isinstance(value, type(default)):
         raise CheckpointError(f"{path} is damaged: its `{key}` is {str(value)[:80]}; copy it again")
     return value
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
-
-    Raises:
-        CheckpointError: the file is missing, empty, cut off or of another kind.
-    """
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise CheckpointError(f"the weights {path}: this file {what}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        size = path.stat().st_size
-        raise CheckpointError(
-            f"{path} ({size} bytes) is not a whole safetensors file: {error}; was it cut off while copying?"
-        ) from None
 
 
 def restore_model(weights: Weights, where: Path) -> DINO:

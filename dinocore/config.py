@@ -21,6 +21,10 @@ Mean = Annotated[tuple[Finite, Finite, Finite], Field(strict=False)]
 Deviation = Annotated[tuple[Above0, Above0, Above0], Field(strict=False)]
 Sizes = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
 Range = Annotated[tuple[Positive, Positive], Field(strict=False)]
+Parts = Annotated[
+    tuple[Literal["backbone", "neck", "tokenizer", "encoder", "proposer", "denoiser", "decoder"], ...],
+    Field(strict=False),
+]
 Epochs = Annotated[tuple[Count, ...], Field(strict=False)]
 
 
@@ -36,6 +40,7 @@ class DenoisingConfig(Section):
     num_pairs: Annotated[int, Field(gt=0, le=10_000)] = 100  # auto: noisy positives per image at most; [dn_number]
     max_queries: Annotated[int, Field(gt=0, le=100_000)] = 2000  # the longest denoising part with a fixed num_groups
     label_noise: Share = 0.5  # twice the share of labels that are replaced; [dn_label_noise_ratio]
+    spare_labels: Annotated[int, Field(ge=0, le=100)] = 1  # label embedding's rows beyond the classes; 0 in detrex
     box_noise: Weight = 1.0  # 1 moves corners by up to half the box; scripts/*.sh, the config file says 0.4
 
 
@@ -58,6 +63,10 @@ class ModelConfig(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # [dropout]
     position_temperature: Above0 = 20.0  # 20 here, 10000 in DETR and detrex; [pe_temperatureH, pe_temperatureW]
     position_offset: Finite = 0.0  # added to row and column numbers; -0.5 in detrex
+    neck_bias: bool = True  # of the neck's convolutions; mmdetection has none
+    box_eps: Annotated[float, Field(gt=0, lt=0.5)] = (
+        1e-3  # least share whose logit an answer adds to; 1e-5 in mmdetection
+    )
     first_stage: Literal["classes", "foreground"] = "classes"  # foreground: one logit; [two_stage_type]
     queries: Literal["mixed", "pure", "static"] = "mixed"  # static: no first stage; [embed_init_tgt]
     heads: Literal["shared", "per-layer"] = "shared"  # of the decoder; [dec_pred_class_embed_share]
@@ -88,6 +97,7 @@ class LossConfig(Section):
     """Weights of the loss, costs of the matching, and what the first stage is asked for."""
 
     label: Weight = 1.0  # [cls_loss_coef]
+    denoising_label: Literal["same"] | Weight = "same"  # the same of denoising queries; detrex's best recipe has half
     box: Weight = 5.0  # [bbox_loss_coef]
     giou: Weight = 2.0  # [giou_loss_coef]
     cost_label: Weight = 2.0  # [set_cost_class]
@@ -100,12 +110,15 @@ class LossConfig(Section):
 
 class TrainConfig(Section):
     weights: str = ""  # a file to start from; bundled: the one in the package; empty: model.backbone_weights counts
+    freeze: Parts = ()  # parts of the model that stay as they are, such as ["backbone", "encoder"]
     epochs: Positive = 12  # [epochs]
     batch_size: Positive = 16  # per optimizer step, over all devices and forward passes; [batch_size], 2 on 8 GPUs
     images_per_forward: Literal["auto"] | Positive = "auto"  # auto: 1 on CPU, the whole batch elsewhere
     lr: Weight = 1e-4  # [lr]
     backbone_lr: Weight = 1e-5  # [lr_backbone]
+    offsets_lr: Literal["same"] | Weight = "same"  # of the layers that place sampling points; [lr_linear_proj_mult]
     weight_decay: Weight = 1e-4  # [weight_decay]
+    norm_weight_decay: Literal["same"] | Weight = "same"  # of normalisation layers; 0 in detrex
     lr_schedule: Literal["step", "cosine"] = "step"  # step: divided by ten at each of lr_drop_epochs
     lr_drop_epochs: Epochs = (11,)  # [lr_drop]
     warmup_steps: Count = 0

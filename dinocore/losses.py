@@ -28,6 +28,8 @@ def criterion(output: DinoOutput, targets: list[Target], num_boxes: float, loss:
     for i, (stage, match) in enumerate(zip(stages, hungarian(stages, targets, loss), strict=True)):
         terms |= _named(f"stage{i}", detection_loss(stage, targets, match, num_boxes, loss))
     if output.noise is not None:
+        if loss.denoising_label != "same":
+            loss = loss.model_copy(update={"label": loss.denoising_label})
         for i, stage in enumerate(output.denoising or []):
             losses = detection_loss(
                 _float(stage), targets, output.noise.match, num_boxes * max(1, output.noise.num_groups), loss

@@ -1,7 +1,6 @@
 """Trained weights for a backbone: downloaded by torchvision or timm, or from a file."""
 
 import contextlib
-import pickle
 import sys
 import tempfile
 import warnings
@@ -13,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .checkpoint import read_safetensors
 from .config import ModelConfig
 from .errors import CheckpointError, EnvironmentFault
 from .model.backbone import Backbone, ResNet, TimmBackbone, timm_feature_indices
+from .tensor_files import check_tensor, read_file
 
 
 def load_backbone_weights(backbone: Backbone, config: ModelConfig) -> None:
@@ -44,19 +43,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing, damaged, or holds more than tensors.
     """
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)[0]
-    if not path.is_file():
-        raise CheckpointError(f"the weights {path}: there is no such file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is not a PyTorch file of tensors only: {reason}") from None
+    content, _ = read_file(path)
     for key in ("model", "state_dict"):
         content = content.get(key, content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path} holds something other than tensors by name")
+    for key, value in content.items():
+        check_tensor(key, value, path)
     return dict(content)
 
 

@@ -1,6 +1,7 @@
 """From a ModelConfig to a DINO, built in the order in which data flows through it."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -30,7 +31,7 @@ def build_model(config: ModelConfig) -> DINO:
     backbone = build_backbone(config.backbone, config.feature_strides, config.frozen_stages)
     model = DINO(
         backbone=backbone,
-        neck=Neck(backbone.channels, dim, config.num_levels),
+        neck=Neck(backbone.channels, dim, config.num_levels, partial(nn.Conv2d, bias=config.neck_bias)),
         tokenizer=Tokenizer(dim, config.num_levels, config.position_temperature, config.position_offset),
         encoder=Encoder([EncoderLayer(*attention) for _ in range(config.num_encoder_layers)], run),
         proposer=build_proposer(config),
@@ -57,7 +58,7 @@ def build_denoiser(config: ModelConfig) -> nn.Module:
         return NoDenoiser()
     copies = 2 if denoising.kind == "contrastive" else 1
     return Denoiser(
-        label_embed=nn.Embedding(config.num_classes + 1, config.hidden_dim),
+        label_embed=nn.Embedding(config.num_classes + denoising.spare_labels, config.hidden_dim),
         num_classes=config.num_classes,
         count_groups=_group_counter(denoising),
         copies=copies,
@@ -91,6 +92,7 @@ def build_decoder(config: ModelConfig, layers: list[DecoderLayer]) -> Decoder:
         dim=config.hidden_dim,
         look_forward=look_twice if config.look_forward == "twice" else look_once,
         run=recomputed if config.checkpoint_activations else plainly,
+        box_eps=config.box_eps,
     )
 
 

@@ -45,12 +45,15 @@ class Decoder(nn.Module):
         dim: int,
         look_forward: Callable[[Tensor], Tensor],
         run: Callable[..., Tensor],
+        box_eps: float,
     ):
         """
         Args:
             class_heads, box_heads: one for all layers, or one per layer.
             look_forward: what a layer's loss sees of the layer before it: `look_twice` or `look_once`.
             run: calls a layer, see `layers.plainly` and `layers.recomputed`.
+            box_eps: an answer moves a box from no nearer to 0 and 1 than this; the next layer's start is 1e-3 in all
+                published models.
         """
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -60,6 +63,7 @@ class Decoder(nn.Module):
         self.box_heads = nn.ModuleList(box_heads)
         self.look_forward = look_forward
         self.run = run
+        self.box_eps = box_eps
 
     def forward(self, queries: Queries, memory: Tokens) -> list[Predictions]:
         """One prediction per layer, the last one being the answer; (B, N, K) and (B, N, 4)."""
@@ -72,7 +76,7 @@ class Decoder(nn.Module):
             x = self.run(layer, x, position, reference, memory, queries.blocked)
 
             answer = self.norm(x)
-            stages.append(Predictions(class_head(answer), refine(carried, box_head(answer))))
+            stages.append(Predictions(class_head(answer), refine(carried, box_head(answer), self.box_eps)))
             moved = refine(boxes, box_head(x))
             carried, boxes = self.look_forward(moved), moved.detach()
         return stages

@@ -8,21 +8,38 @@ import torch
 from ..config import TrainConfig
 from ..model.dino import DINO
 
+NORMS = (torch.nn.LayerNorm, torch.nn.GroupNorm)
+
 
 def build_optimizer(model: DINO, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with one group for the backbone and one for the rest, each with its own learning rate."""
-    groups = {"backbone": [], "rest": []}
+    """AdamW with a group for each learning rate and weight decay: the backbone's first, most layers' last."""
+    most = ("rest", config.lr, config.weight_decay)
+    groups = {("backbone", config.backbone_lr, config.weight_decay): [], most: []}
+    norms = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups["backbone" if name.startswith("backbone.") else "rest"].append(parameter)
-    rates = {"backbone": config.backbone_lr, "rest": config.lr}
+            groups.setdefault(_group_of(name, id(parameter) in norms, config), []).append(parameter)
+    groups[most] = groups.pop(most)  # to the end
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
     return torch.optim.AdamW(
-        [{"params": groups[name], "lr": rates[name], "peak_lr": rates[name]} for name in groups],
+        [
+            {"params": members, "lr": lr, "peak_lr": lr, "weight_decay": decay}
+            for (_, lr, decay), members in groups.items()
+        ],
         lr=config.lr,
         weight_decay=config.weight_decay,
         fused=fused,
     )
+
+
+def _group_of(name: str, is_norm: bool, config: TrainConfig) -> tuple[str, float, float]:
+    """Part of the model, learning rate and weight decay of a parameter."""
+    part = "backbone" if name.startswith("backbone.") else "rest"
+    lr = config.backbone_lr if part == "backbone" else config.lr
+    if part == "rest" and ".offsets." in name and config.offsets_lr != "same":
+        lr = config.offsets_lr
+    chosen = config.norm_weight_decay if is_norm else "same"
+    return part, lr, config.weight_decay if chosen == "same" else chosen
 
 
 def lr_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:

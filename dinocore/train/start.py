@@ -1,20 +1,60 @@
 """Where a run starts from: fresh weights, a trained backbone, other weights, or a checkpoint of its own."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from ..checkpoint import BUNDLED, carry_over, load_weights
-from ..config import Config
+from ..checkpoint import BUNDLED, Weights, carry_over, load_weights
+from ..config import Config, ModelConfig
+from ..convert.info import preset_of
 from ..data.coco import Category
 from ..device import pick_precision
 from ..errors import CheckpointError, ConfigError
 from ..model.build import build_model
 from ..model.dino import DINO
+from ..presets import list_presets, load_config
 from ..pretrained import load_backbone_weights
 from .optim import Ema, NoEma, build_optimizer
 from .state import TrainState, load_checkpoint
+
+SAME = (
+    "backbone", "feature_strides", "num_levels", "neck_bias", "hidden_dim", "num_heads", "num_points", "ffn_dim",
+    "num_encoder_layers", "num_decoder_layers", "num_queries", "position_temperature", "position_offset", "first_stage",
+    "queries", "heads",
+)  # fmt: skip  # settings in which weights and the model that starts from them must agree
+
+
+def check_start(config: Config) -> None:
+    """Refuse `train.weights` of another model, before any data is read.
+
+    Raises:
+        CheckpointError: naming the settings that differ, and the preset or the settings to use.
+    """
+    path = Path(config.train.weights)
+    if config.train.weights in ("", "bundled"):
+        return
+    weights = load_weights(path)
+    differing = _differences(weights.config.model, config.model)
+    if differing:
+        shown = ", ".join(f"model.{key} = {here} ({there} was asked for)" for key, (here, there) in differing.items())
+        raise CheckpointError(f"{path} holds another model: {shown}; use {_way_out(weights, differing)}")
+
+
+def _differences(here: ModelConfig, there: ModelConfig) -> dict[str, tuple]:
+    pairs = {key: (getattr(here, key), getattr(there, key)) for key in SAME}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _way_out(weights: Weights, differing: Mapping[str, tuple]) -> str:
+    """The preset of the weights, if it builds their model; else the settings one by one."""
+    names = [(weights.facts.get("converted_from") or {}).get("preset"), preset_of(weights.config)]
+    for name in filter(None, names):
+        if name in list_presets() and not _differences(weights.config.model, load_config(name).model):
+            return f"--preset {name}"
+    values = {key: list(here) if isinstance(here, tuple) else here for key, (here, _) in differing.items()}
+    return " ".join(f"--set model.{key}={json.dumps(value)}" for key, value in values.items())
 
 
 def fresh_state(config: Config, categories: Sequence[Category], device: torch.device) -> TrainState:
@@ -26,6 +66,7 @@ def fresh_state(config: Config, categories: Sequence[Category], device: torch.de
     torch.manual_seed(config.train.seed)
     model = build_model(config.model)
     origin = load_starting_weights(model, config, categories)
+    freeze(model, config.train.freeze)
     return _state_around(model.to(device), config, device, origin)
 
 
@@ -35,7 +76,9 @@ def resumed_state(checkpoint: Path, config: Config, device: torch.device) -> Tra
     Raises:
         CheckpointError: it is damaged or belongs to another config.
     """
-    state = _state_around(build_model(config.model).to(device), config, device, "")
+    model = build_model(config.model).to(device)
+    freeze(model, config.train.freeze)
+    state = _state_around(model, config, device, "")
     state = load_checkpoint(checkpoint, state)
     state.progress["origin"] = f"continued from {checkpoint}"
     return state
@@ -58,7 +101,15 @@ def load_starting_weights(model: DINO, config: Config, categories: Sequence[Cate
             "--set model.backbone_weights=none, or a FILE with trained weights of the backbone"
         ) from error
     known = [name for name, origin in origins.items() if origin != "new"]
-    return f"{path.name}, whose classes {', '.join(known) or '(none)'} are carried over"
+    new = [name for name, origin in origins.items() if origin == "new"]
+    said = f"{path.name}, whose classes {', '.join(known) or '(none)'} are carried over"
+    return f"{said}; new: {', '.join(new)}" if new else said
+
+
+def freeze(model: DINO, parts: Sequence[str]) -> None:
+    """Keep parts of the model, such as `backbone`, as they are in training."""
+    for part in parts:
+        model.get_submodule(part).requires_grad_(False)
 
 
 def _state_around(model: DINO, config: Config, device: torch.device, origin: str) -> TrainState:

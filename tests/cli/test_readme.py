@@ -6,6 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+
+from dinocore import build_model, load_config
+from dinocore.convert.to_official import official_state
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.S))
@@ -23,6 +27,8 @@ def test_the_readme_shows_every_command():
         "inspect-mask",
         "inspect-proposals",
         "presets",
+        "convert",
+        "info",
         "sample-data",
         "benchmark",
     }
@@ -35,6 +41,10 @@ def test_a_command_of_the_readme_runs(command, dino, pictures, settings, tmp_pat
     for folder in ("my-data", "coco"):
         shutil.copytree(pictures, tmp_path / folder)
     shutil.copy(next((pictures / "val2017").iterdir()), tmp_path / "img.jpg")
+    if "checkpoint0011_4scale.pth" in command:
+        config = load_config("r50-4scale").model
+        state = official_state(build_model(config).state_dict(), config)
+        torch.save({"model": state}, tmp_path / "checkpoint0011_4scale.pth")
     if "drawn/val2017" in command:
         shutil.copytree(pictures, tmp_path / "drawn")
     arguments = shlex.split(command.replace("DIR", "my-data" if "train" in command else "out").replace("[NAME]", ""))[

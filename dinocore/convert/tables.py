@@ -1,0 +1,181 @@
+"""Rename tables: what a parameter is called by official DINO, detrex and mmdetection, and by us.
+
+A table maps the beginning of their name to the beginning of ours; what follows, such as `weight`, stays. `#` stands for
+a number that stays too. The first entry that fits counts. Read backwards, a table leads from ours to theirs.
+
+Source: names of the models built from IDEA-Research/DINO faa8520, detrex e244e6c and mmdet 3.3.0.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+Table = dict[str, str]
+ATTENTION = {"sampling_offsets": "offsets", "attention_weights": "weights", "value_proj": "value",
+             "output_proj": "output"}  # fmt: skip
+NORMS_IN_ORDER = ("self_norm", "cross_norm", "ffn.norm")  # of a decoder layer, as data flows
+
+
+class Sizes(NamedTuple):
+    """The counts that names depend on."""
+
+    projected: int  # backbone features that the neck projects; further levels are made from the last
+    levels: int
+    decoder_layers: int
+
+
+def official(sizes: Sizes) -> Table:
+    """IDEA-Research/DINO. A decoder layer's norm1 follows cross-attention, its norm2 self-attention."""
+    numbers = range(sizes.levels)
+    theirs, ours = "transformer.decoder.layers.#.", "decoder.layers.#."
+    return {
+        "backbone.0.body.": "backbone.body.",
+        **{f"input_proj.{i}.": f"neck.{_neck_part(i, sizes.projected)}." for i in numbers},
+        "transformer.level_embed": "tokenizer.level_embed",
+        **_encoder("transformer.encoder.layers.#.", "self_attn.", ("norm1.", "norm2."), ("linear1.", "linear2.")),
+        f"{theirs}norm1.": f"{ours}cross_norm.",
+        f"{theirs}norm2.": f"{ours}self_norm.",
+        f"{theirs}norm3.": f"{ours}ffn.norm.",
+        f"{theirs}linear1.": f"{ours}ffn.net.0.",
+        f"{theirs}linear2.": f"{ours}ffn.net.3.",
+        f"{theirs}self_attn.": f"{ours}self_attn.",
+        **_attention(f"{theirs}cross_attn.", f"{ours}cross_attn."),
+        **_rest_of_decoder("transformer.decoder."),
+        **_first_stage("transformer.enc_output.", "transformer.enc_output_norm.", "transformer.tgt_embed.weight"),
+        "transformer.enc_out_class_embed.": "proposer.class_head.",
+        **_mlp("transformer.enc_out_bbox_embed.layers.", "proposer.box_head."),
+        "class_embed.#.": "decoder.class_heads.#.",
+        **_mlp("bbox_embed.#.layers.", "decoder.box_heads.#."),
+        "label_enc.": "denoiser.label_embed.",
+    }
+
+
+def detrex(sizes: Sizes) -> Table:
+    """IDEA-Research/detrex, projects/dino, with detectron2's ResNet. The last of the heads is the first stage's."""
+    first_stage = sizes.decoder_layers
+    theirs, ours = "transformer.decoder.layers.#.", "decoder.layers.#."
+    return {
+        **_detectron2_resnet(),
+        **_neck("norm"),
+        "transformer.level_embeds": "tokenizer.level_embed",
+        **_encoder("transformer.encoder.layers.#.", "attentions.0.", ("norms.0.", "norms.1."), _mmcv_ffn("ffns.0.")),
+        **{f"{theirs}norms.{i}.": f"{ours}{name}." for i, name in enumerate(NORMS_IN_ORDER)},
+        f"{theirs}ffns.0.layers.0.0.": f"{ours}ffn.net.0.",
+        f"{theirs}ffns.0.layers.1.": f"{ours}ffn.net.3.",
+        f"{theirs}attentions.0.attn.": f"{ours}self_attn.",
+        **_attention(f"{theirs}attentions.1.", f"{ours}cross_attn."),
+        **_rest_of_decoder("transformer.decoder."),
+        **_first_stage("transformer.enc_output.", "transformer.enc_output_norm.", "transformer.tgt_embed.weight"),
+        f"class_embed.{first_stage}.": "proposer.class_head.",
+        **_mlp(f"bbox_embed.{first_stage}.layers.", "proposer.box_head."),
+        "class_embed.#.": "decoder.class_heads.#.",
+        **_mlp("bbox_embed.#.layers.", "decoder.box_heads.#."),
+        "label_enc.": "denoiser.label_embed.",
+    }
+
+
+def mmdet(sizes: Sizes) -> Table:
+    """OpenMMLab mmdetection 3, configs/dino. The last of the branches is the first stage's."""
+    first_stage = sizes.decoder_layers
+    theirs, ours = "decoder.layers.#.", "decoder.layers.#."
+    linears = {"0": "0", "2": "2", "4": "4"}  # their Sequential counts the activations, as ours does
+    return {
+        "backbone.": "backbone.body.",
+        **_neck("gn"),
+        "level_embed": "tokenizer.level_embed",
+        **_encoder("encoder.layers.#.", "self_attn.", ("norms.0.", "norms.1."), _mmcv_ffn("ffn.")),
+        **{f"{theirs}norms.{i}.": f"{ours}{name}." for i, name in enumerate(NORMS_IN_ORDER)},
+        f"{theirs}ffn.layers.0.0.": f"{ours}ffn.net.0.",
+        f"{theirs}ffn.layers.1.": f"{ours}ffn.net.3.",
+        f"{theirs}self_attn.attn.": f"{ours}self_attn.",
+        **_attention(f"{theirs}cross_attn.", f"{ours}cross_attn."),
+        **_rest_of_decoder("decoder."),
+        **_first_stage("memory_trans_fc.", "memory_trans_norm.", "query_embedding.weight"),
+        f"bbox_head.cls_branches.{first_stage}.": "proposer.class_head.",
+        **_mlp(f"bbox_head.reg_branches.{first_stage}.", "proposer.box_head.", linears),
+        "bbox_head.cls_branches.#.": "decoder.class_heads.#.",
+        **_mlp("bbox_head.reg_branches.#.", "decoder.box_heads.#.", linears),
+        "dn_query_generator.label_embedding.": "denoiser.label_embed.",
+    }
+
+
+def inverted(table: Mapping[str, str]) -> Table:
+    """From our names to theirs."""
+    return {ours: theirs for theirs, ours in table.items()}
+
+
+def renamed(names: Iterable[str], table: Mapping[str, str]) -> dict[str, str]:
+    """The new name of every name that the table knows."""
+    rules = [(re.compile(re.escape(old).replace(r"\#", r"(\d+)")), new) for old, new in table.items()]
+    found = {}
+    for name in names:
+        matches = ((rule.match(name), new) for rule, new in rules)
+        match, new = next(((match, new) for match, new in matches if match), (None, ""))
+        if match is not None:
+            for number in match.groups():
+                new = new.replace("#", number, 1)
+            found[name] = new + name[match.end() :]
+    return found
+
+
+def _mmcv_ffn(prefix: str) -> tuple[str, str]:
+    """The two linear layers of mmcv's feed-forward block."""
+    return f"{prefix}layers.0.0.", f"{prefix}layers.1."
+
+
+def _neck_part(level: int, projected: int) -> str:
+    return f"project.{level}" if level < projected else f"extra.{level - projected}"
+
+
+def _neck(norm: str) -> Table:
+    """The channel mapper, whose conv and norm are entries 0 and 1 of ours."""
+    parts = {"convs": "project", "extra_convs": "extra"}
+    return {
+        f"neck.{theirs}.#.{name}.": f"neck.{ours}.#.{i}."
+        for theirs, ours in parts.items()
+        for i, name in enumerate(("conv", norm))
+    }
+
+
+def _encoder(theirs: str, attention: str, norms: tuple[str, str], linears: tuple[str, str]) -> Table:
+    ours = "encoder.layers.#."
+    return {
+        **_attention(f"{theirs}{attention}", f"{ours}attn."),
+        f"{theirs}{norms[0]}": f"{ours}norm.",
+        f"{theirs}{norms[1]}": f"{ours}ffn.norm.",
+        f"{theirs}{linears[0]}": f"{ours}ffn.net.0.",
+        f"{theirs}{linears[1]}": f"{ours}ffn.net.3.",
+    }
+
+
+def _attention(theirs: str, ours: str) -> Table:
+    return {f"{theirs}{name}.": f"{ours}{new}." for name, new in ATTENTION.items()}
+
+
+def _rest_of_decoder(prefix: str) -> Table:
+    return {
+        f"{prefix}norm.": "decoder.norm.",
+        f"{prefix}ref_point_head.layers.0.": "decoder.position.0.",
+        f"{prefix}ref_point_head.layers.1.": "decoder.position.2.",
+    }
+
+
+def _first_stage(linear: str, norm: str, content: str) -> Table:
+    return {linear: "proposer.project.0.", norm: "proposer.project.1.", content: "proposer.content.content"}
+
+
+def _mlp(theirs: str, ours: str, linears: Mapping[str, str] | None = None) -> Table:
+    """The three linear layers of a box head; our Sequential counts the activations between them."""
+    linears = linears or {"0": "0", "1": "2", "2": "4"}
+    return {f"{theirs}{i}.": f"{ours}{j}." for i, j in linears.items()}
+
+
+def _detectron2_resnet() -> Table:
+    """Stage n is called res(n + 1), and a norm is part of its convolution."""
+    table = {"backbone.stem.conv1.norm.": "backbone.body.bn1.", "backbone.stem.conv1.": "backbone.body.conv1."}
+    for stage in range(1, 5):
+        theirs, ours = f"backbone.res{stage + 1}.#.", f"backbone.body.layer{stage}.#."
+        for i in range(1, 4):
+            table |= {f"{theirs}conv{i}.norm.": f"{ours}bn{i}.", f"{theirs}conv{i}.": f"{ours}conv{i}."}
+        table |= {f"{theirs}shortcut.norm.": f"{ours}downsample.1.", f"{theirs}shortcut.": f"{ours}downsample.0."}
+    return table

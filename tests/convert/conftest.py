@@ -1,0 +1,69 @@
+"""The golden weights of three codebases: a pure function of their parameters' names, so none are stored."""
+
+import json
+import math
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def filled(name: str, shape: list[int], source: str) -> Tensor:
+    """The rule by which the golden weights were made."""
+    x = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+    if name.endswith("running_var"):
+        x = 1 + 0.1 * np.abs(x)
+    elif name.endswith("running_mean"):
+        x = 0.1 * x
+    elif source == "official" and "class_embed" in name and name.endswith("bias"):
+        x = np.full(shape, -math.log(99), np.float32)
+    elif len(shape) >= 2:
+        x = x / np.sqrt(np.prod(shape[1:]))
+    else:
+        x = 1 + 0.1 * x if name.endswith("weight") else 0.1 * x
+    return torch.from_numpy(np.asarray(x, dtype=np.float32))
+
+
+def read_keys(name: str) -> list[tuple]:
+    """[(key, shape, dtype, the key of the tensor that it shares)]."""
+    return [tuple(row) for row in json.loads((GOLDEN / f"{name}_keys.json").read_text())]
+
+
+@pytest.fixture(scope="session")
+def state_of() -> Callable[[str], dict[str, Tensor]]:
+    """The filled state dict of a key list, with shared tensors shared."""
+    known: dict[str, dict[str, Tensor]] = {}
+
+    def state(name: str) -> dict[str, Tensor]:
+        if name not in known:
+            source, tensors = name.split("_")[0], {}
+            known[name] = {}
+            for key, shape, dtype, canonical in read_keys(name):
+                if canonical not in tensors:
+                    whole = dtype.startswith("int")
+                    tensors[canonical] = torch.tensor(0) if whole else filled(canonical, shape, source)
+                known[name][key] = tensors[canonical]
+        return dict(known[name])
+
+    return state
+
+
+@pytest.fixture(scope="session")
+def empty_state() -> Callable[[str], dict[str, Tensor]]:
+    """The same with zeros, which is quick."""
+
+    def state(name: str) -> dict[str, Tensor]:
+        kept: dict[str, Tensor] = {}
+        rows = read_keys(name)
+        return {
+            key: kept.setdefault(shared, torch.zeros(shape, dtype=getattr(torch, kind)))
+            for key, shape, kind, shared in rows
+        }
+
+    return state

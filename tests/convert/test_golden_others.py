@@ -1,0 +1,120 @@
+"""With their weights, ours computes what mmdetection and detrex compute: outputs, losses and gradients."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dinocore import Target, build_model, convert_state_dict, criterion, load_config
+from dinocore.convert.state import convert_tensors
+
+from .conftest import GOLDEN
+
+PRESETS = {"mmdet": "mmdet-r50-4scale-12e", "detrex": "detrex-r50-4scale-12e"}
+NO_NOISE = ["model.num_queries=100", "model.denoising.label_noise=0.0", "model.denoising.box_noise=0.0"]
+CODEBASES = pytest.mark.parametrize("source", PRESETS)
+
+
+@pytest.fixture(scope="module")
+def make_model(state_of):
+    def make(source, *overrides):
+        config = load_config(PRESETS[source], [*NO_NOISE, *overrides])
+        model = build_model(config.model)
+        model.load_state_dict(convert_state_dict(state_of(f"{source}_r50_4scale")), strict=True)
+        return model, config
+
+    return make
+
+
+def inputs(golden):
+    pictures = [golden["image0"], golden["image1"]]
+    height, width = (max(p.shape[side] for p in pictures) for side in (1, 2))
+    images, padding = torch.zeros(2, 3, height, width), torch.ones(2, height, width, dtype=torch.bool)
+    for i, picture in enumerate(pictures):
+        images[i, :, : picture.shape[1], : picture.shape[2]] = picture
+        padding[i, : picture.shape[1], : picture.shape[2]] = False
+    return images, padding
+
+
+def close(predictions, golden, name):
+    torch.testing.assert_close(predictions.logits, golden[f"{name}_logits"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(predictions.boxes, golden[f"{name}_boxes"], atol=1e-5, rtol=0)
+
+
+@CODEBASES
+@torch.no_grad()
+def test_every_output_is_theirs(source, make_model):
+    golden = load_file(GOLDEN / f"{source}_r50_4scale_eval.safetensors")
+    output = make_model(source)[0].eval()(*inputs(golden))
+    close(output.final, golden, "pred")
+    close(output.proposals, golden, "enc")
+    for i, stage in enumerate(output.stages[:-1]):
+        close(stage, golden, f"aux{i}")
+
+
+@torch.no_grad()
+def test_ours_masks_padding_where_detrex_forgets_it_in_evaluation(make_model):
+    """A picture alone and the same in a padded batch give one answer here; in detrex's evaluation they do not."""
+    golden = load_file(GOLDEN / "detrex_r50_4scale_eval.safetensors")
+    model = make_model("detrex")[0].eval()
+    alone = model(golden["image1"][None], torch.zeros(1, *golden["image1"].shape[1:], dtype=torch.bool)).final
+    close(alone, golden, "soloB.pred")
+    padded = model(*inputs(golden)).final
+    assert (padded.logits - golden["nomask.pred_logits"])[1].abs().max() > 0.1
+
+
+@CODEBASES
+@pytest.mark.parametrize(("change", "least"), [("model.box_eps={}", 1e-6), ("model.position_temperature=50.0", 1e-3)])
+@torch.no_grad()
+def test_the_settings_that_differ_are_felt(source, change, least, make_model):
+    """The golden numbers would notice a wrong epsilon or temperature."""
+    golden = load_file(GOLDEN / f"{source}_r50_4scale_eval.safetensors")
+    other = change.format(1e-2)
+    output = make_model(source, other)[0].eval()(*inputs(golden))
+    assert (output.final.boxes - golden["pred_boxes"]).abs().max() > least
+
+
+@CODEBASES
+def test_losses_and_gradients_are_theirs(source, make_model, state_of):
+    golden = load_file(GOLDEN / f"{source}_r50_4scale_eval.safetensors")
+    wanted = json.loads((GOLDEN / f"{source}_r50_4scale_train.json").read_text())
+    model, config = make_model(source)
+    targets = [Target(golden[f"target{i}_labels"].long(), golden[f"target{i}_boxes"]) for i in range(2)]
+    output = model.train()(*inputs(golden), targets)
+    terms = criterion(output, targets, sum(len(t.labels) for t in targets), config.loss)
+    theirs = {our_term(name): value for name, value in wanted["losses_weighted"].items()}
+    assert {name: value.item() for name, value in terms.items()} == pytest.approx(theirs, rel=1e-3)
+    total = torch.stack(list(terms.values())).sum()
+    assert total.item() == pytest.approx(wanted["total"], rel=1e-5)
+    total.backward()
+    gradients_are(model, convert_tensors(state_of(f"{source}_r50_4scale")).renamed, wanted)
+
+
+def our_term(name: str) -> str:
+    """mmdet's `d0.dn_loss_iou` and detrex's `loss_giou_dn_0` are `denoising0/giou` here; no number: the last layer."""
+    kinds = {"cls": "label", "class": "label", "bbox": "box", "iou": "giou", "giou": "giou"}
+    kind = next(ours for theirs, ours in kinds.items() if re.search(rf"loss_{theirs}(_|$)", name))
+    if "enc" in name:
+        return f"proposals/{kind}"
+    number = re.search(r"\d", name)
+    return f"{'denoising' if 'dn' in name else 'stage'}{number[0] if number else 5}/{kind}"
+
+
+def gradients_are(model, names, wanted):
+    """Norms, and products with the parameter itself, which a permutation would change."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    by_ours = {names[bare(key)]: norm for key, norm in wanted["grad_norms"].items()}
+    assert set(by_ours) == set(parameters), "the same parameters learn"
+    for key, norm in wanted["grad_norms"].items():
+        parameter = parameters[names[bare(key)]]
+        assert parameter.grad.norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-4), key
+        product = (parameter.grad * parameter).sum().item()
+        scale = norm * parameter.detach().norm().item()
+        assert product == pytest.approx(wanted["grad_dot_param"][key], abs=1e-3 * scale + 1e-4), key
+
+
+def bare(key: str) -> str:
+    """detrex's heads have two names; ours keeps the shorter."""
+    return re.sub(r"^transformer\.decoder\.(class|bbox)_embed", r"\1_embed", key)
