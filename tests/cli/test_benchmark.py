@@ -1,12 +1,14 @@
 """`dino benchmark`: what it measures and says."""
 
 import json
+import sys
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dinocore.benchmark import CORRECTED
+from dinocore.model.ops import dispatch
 
 FAST = ["--preset", "r50-4scale", "--size", "64x96", "--repeats", "2"]
 
@@ -21,7 +23,17 @@ def test_it_measures_what_is_asked_for(dino, settings, extra):
     assert (found["train"], found["ops"]) == ("--train" in extra, "reference" if "reference" in extra else "auto")
 
 
+def test_a_training_step_is_measured_where_the_compiled_form_cannot_run(dino, settings, monkeypatch):
+    monkeypatch.setattr(dispatch, "_broken", set())
+    monkeypatch.setitem(sys.modules, "dinocore.model.ops.cpu", None)  # its import fails
+    monkeypatch.delattr("dinocore.model.ops.cpu", raising=False)
+    with pytest.warns(UserWarning, match="slow deformable attention on cpu"):
+        assert json.loads(dino("benchmark", *FAST, *settings, "--train", "--json").out)["latency_p50_s"] > 0
+
+
 def test_our_operation_is_counted(dino, settings):
+    pytest.importorskip("numba")
+
     def flops(*extra):
         return json.loads(dino("benchmark", *FAST, *settings, "--json", *extra).out)["flops"]
 
@@ -41,6 +53,7 @@ def test_a_convolution_costs_twice_as_much_backwards_whatever_its_groups(groups)
 
 
 def test_a_profile_is_written_and_its_operations_listed(dino, settings, tmp_path):
+    pytest.importorskip("numba")
     found = json.loads(dino("benchmark", *FAST, *settings, "--profile", "new/trace.json", "--json").out)
     assert "traceEvents" in json.loads((tmp_path / "new" / "trace.json").read_text())
     assert any("ms_deform_attn" in operation["name"] for operation in found["operations"])
