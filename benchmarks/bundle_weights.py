@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from dinocore.checkpoint import BUNDLED, load_weights, save_weights
+from dinocore.presets import load_config
 
 
 def main() -> None:
@@ -17,9 +18,11 @@ def main() -> None:
     weights = load_weights(arguments.weights)
     data = weights.config.data.model_copy(update={"path": "", "workers": "auto"})
     train = weights.config.train.model_copy(update={"weights": "bundled"})
-    config = weights.config.model_copy(update={"data": data, "train": train})
+    limits = load_config("tiny").eval  # the preset's of today
+    config = weights.config.model_copy(update={"data": data, "train": train, "eval": limits})
     tensors = {k: v.half() if v.is_floating_point() else v for k, v in weights.tensors.items()}
-    facts = {k: v for k, v in weights.facts.items() if k != "data"} | {"origin": arguments.origin}
+    left_out = ("data", "metrics")  # a path of this machine, and numbers of the file before it was halved
+    facts = {k: v for k, v in weights.facts.items() if k not in left_out} | {"origin": arguments.origin}
     save_weights(BUNDLED, tensors, config, weights.categories, facts)
     print(f"{BUNDLED}: {BUNDLED.stat().st_size / 1e6:.1f} MB, {facts}")
 

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 
+from .ops import plain_form
+
 
 class FrozenBatchNorm(FrozenBatchNorm2d):
-    """Batch norm with constant statistics in one pass (torchvision's and timm's make two), then an activation."""
+    """Batch norm with constant statistics, then an activation; in one pass, where torchvision and its users make two."""
 
     weight: Tensor
     bias: Tensor
@@ -24,6 +26,8 @@ class FrozenBatchNorm(FrozenBatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
+        if plain_form():
+            return self.act(super().forward(x))
         return self.act(F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps))
 
 
@@ -46,7 +50,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.net: nn.Module = nn.Sequential(
             nn.Linear(dim, hidden_dim),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
             nn.Dropout(dropout),
             nn.Linear(hidden_dim, dim),
             nn.Dropout(dropout),

@@ -1,5 +1,5 @@
 """The one operation of the model that plain PyTorch does slowly: sampling of multi-scale deformable attention."""
 
-from dinocore.model.ops.dispatch import ms_deform_attn, use_form
+from dinocore.model.ops.dispatch import ms_deform_attn, plain_form, use_form
 
-__all__ = ["ms_deform_attn", "use_form"]
+__all__ = ["ms_deform_attn", "plain_form", "use_form"]

@@ -42,7 +42,7 @@ def ms_deform_attn(value: Tensor, shapes: list[tuple[int, int]], locations: Tens
     _check(value, shapes, locations, weights)
     device = value.device.type
     narrow = 0 < value.shape[-1] <= WIDEST and 0 < locations.shape[3] * locations.shape[4] <= WIDEST
-    if _form == "reference" or not narrow or device not in COMPILED or device in _broken:
+    if plain_form() or not narrow or device not in COMPILED or device in _broken:
         return reference.sample(value, shapes, locations, weights)
     return torch.ops.dino.ms_deform_attn(value, [size for shape in shapes for size in shape], locations, weights)
 
@@ -58,6 +58,11 @@ def use_form(name: str) -> Iterator[None]:
         yield
     finally:
         _form = before
+
+
+def plain_form() -> bool:
+    """Whether "reference" was asked for: nothing tuned, as our peers compute."""
+    return _form == "reference"
 
 
 def _check(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> None:
