@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=10, help="per picture, with --train")
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="leave out, if memory is too small")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     height, width = map(int, options.size.split("x"))
@@ -50,7 +51,9 @@ def main() -> None:
         options.objects,
         1,
     )
-    timings = take_turns(contestants(case), options.repeats)
+    timings = take_turns(
+        {name: build for name, build in contestants(case).items() if name not in options.without}, options.repeats
+    )
     base = timings[PEERS]
     print(f"{'':26}{'median s':>10}{'ratio':>8}{'memory MB':>12}{'ratio':>8}")
     rows = []

@@ -13,7 +13,7 @@ from .ops import plain_form
 
 
 class FrozenBatchNorm(FrozenBatchNorm2d):
-    """Batch norm with constant statistics, then an activation; in one pass, where torchvision and its users make two."""
+    """Batch norm with constant statistics in one pass, where torchvision makes two; then an activation."""
 
     weight: Tensor
     bias: Tensor
