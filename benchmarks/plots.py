@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator
 
 DOCS = Path(__file__).parent.parent / "docs"
 INK, PALE = "#2a6f97", "#a9bcd0"
@@ -59,10 +60,18 @@ def draw_growth(rows: list[dict], out: Path) -> None:
         points = [row for row in rows if row["series"] == name]
         axis.loglog([p["at"] for p in points], [p["median_s"] for p in points], "o-", color=INK)
         axis.set_title(f"{name}: slope {points[0]['slope']:.2f}", loc="left")
+        axis.set_xticks([p["at"] for p in points], [_short(p["at"]) for p in points])
+        axis.minorticks_off()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.set_ylim(0.4 * min(p["median_s"] for p in points), 2.5 * max(p["median_s"] for p in points))
         axis.set_xlabel({"area": "pixels", "batch": "pictures"}.get(name, name))
     axes[0].set_ylabel("seconds")
     _save(figure, out)
+
+
+def _short(number: int) -> str:
+    return f"{number / 1e6:.2g} M" if number >= 1e5 else str(number)
 
 
 def _rows(file: Path) -> list[dict]:
