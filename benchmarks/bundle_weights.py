@@ -19,7 +19,8 @@ def main() -> None:
     data = weights.config.data.model_copy(update={"path": "", "workers": "auto"})
     train = weights.config.train.model_copy(update={"weights": "bundled"})
     limits = load_config("tiny").eval  # the preset's of today
-    config = weights.config.model_copy(update={"data": data, "train": train, "eval": limits})
+    model = weights.config.model.model_copy(update={"backbone_weights": "imagenet"})  # and not the file they came from
+    config = weights.config.model_copy(update={"model": model, "data": data, "train": train, "eval": limits})
     tensors = {k: v.half() if v.is_floating_point() else v for k, v in weights.tensors.items()}
     left_out = ("data", "metrics")  # a path of this machine, and numbers of the file before it was halved
     facts = {k: v for k, v in weights.facts.items() if k not in left_out} | {"origin": arguments.origin}

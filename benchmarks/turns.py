@@ -88,10 +88,17 @@ def write(file: Path | None, options: dict[str, Any], rows: list[dict[str, Any]]
             name: _version(name)
             for name in ("torch", "torchvision", "numba", "Pillow", "transformers", "hotcoco", "pycocotools")
         },
-        "command": " ".join(["python", *sys.argv]),
-        "options": {key: str(value) for key, value in options.items()},
+        "command": " ".join(["python", *map(_without_folders, sys.argv)]),
+        "options": {key: _without_folders(value) for key, value in options.items()},
     }
     file.write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
+
+
+def _without_folders(value: Any) -> str:
+    """Of an absolute path only the last part: where data lie on one machine says nothing."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(_without_folders, value))
+    return Path(value).name if str(value).startswith("/") else str(value)
 
 
 def _processor() -> str:
