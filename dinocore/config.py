@@ -64,9 +64,7 @@ class ModelConfig(Section):
     position_temperature: Above0 = 20.0  # 20 here, 10000 in DETR and detrex; [pe_temperatureH, pe_temperatureW]
     position_offset: Finite = 0.0  # added to row and column numbers; -0.5 in detrex
     neck_bias: bool = True  # of the neck's convolutions; mmdetection has none
-    box_eps: Annotated[float, Field(gt=0, lt=0.5)] = (
-        1e-3  # least share whose logit an answer adds to; 1e-5 in mmdetection
-    )
+    box_eps: Annotated[float, Field(gt=0, lt=0.5)] = 1e-3  # least share that an answer starts from; mmdetection 1e-5
     first_stage: Literal["classes", "foreground"] = "classes"  # foreground: one logit; [two_stage_type]
     queries: Literal["mixed", "pure", "static"] = "mixed"  # static: no first stage; [embed_init_tgt]
     heads: Literal["shared", "per-layer"] = "shared"  # of the decoder; [dec_pred_class_embed_share]
@@ -155,9 +153,7 @@ class DataConfig(Section):
 
 class EvalConfig(Section):
     max_dets: Positive = 300  # kept per image, over all queries and classes; [num_select]
-    nms_iou: Share = (
-        1.0  # of two boxes of a class that overlap by more, the worse one goes; 1: none, [nms_iou_threshold]
-    )
+    nms_iou: Share = 1.0  # of two boxes of a class that overlap by more, one goes; 1: none; [nms_iou_threshold]
     backend: Literal["auto", "pycocotools", "hotcoco"] = "auto"  # same numbers; auto: hotcoco (fast) if installed
 
 

@@ -1,5 +1,6 @@
 """Small data sets that are drawn for a test: solid rectangles on black, so that boxes can be measured from pixels."""
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,12 @@ import pytest
 from PIL import Image
 
 from dinocore.data.layout import Split
+
+if importlib.util.find_spec("numba") is None:  # then it is right to say so, once
+
+    def pytest_configure(config: pytest.Config) -> None:
+        config.addinivalue_line("filterwarnings", "default:slow deformable attention:UserWarning")
+
 
 TWO_PICTURES = {7: [(1, 10, 5, 20, 12), (2, 40, 20, 16, 24)], 9: [(2, 8, 8, 30, 30)]}
 

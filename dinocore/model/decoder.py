@@ -17,7 +17,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int, ffn_dim: int, dropout: float):
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(dim, num_heads, dropout, batch_first=True)
+        self.self_attn = nn.MultiheadAttention(dim, num_heads, dropout)
         self.self_norm = nn.LayerNorm(dim)
         self.cross_attn = MSDeformAttn(dim, num_heads, num_levels, num_points)
         self.cross_norm = nn.LayerNorm(dim)
@@ -26,12 +26,16 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor, reference: Tensor, memory: Tokens, blocked: Tensor | None) -> Tensor:
         """(B, N, C), (B, N, C), (B, N, L, 4) -> (B, N, C)."""
-        q = k = x + position
-        attended = self.self_attn(q, k, x, attn_mask=blocked, need_weights=False)[0]
-        x = self.self_norm(x + self.dropout(attended))
+        x = self.self_norm(x + self.dropout(self._attend_to_queries(x, position, blocked)))
         attended = self.cross_attn(x + position, reference, memory.content, memory.padding, memory.shapes)
         x = self.cross_norm(x + self.dropout(attended))
         return self.ffn(x)
+
+    def _attend_to_queries(self, x: Tensor, position: Tensor, blocked: Tensor | None) -> Tensor:
+        """(B, N, C) -> (B, N, C). Queries first and contiguous, or a batch's bf16 products crawl on a CPU."""
+        q = k = (x + position).transpose(0, 1).contiguous()  # (N, B, C)
+        v = x.transpose(0, 1).contiguous()
+        return self.self_attn(q, k, v, attn_mask=blocked, need_weights=False)[0].transpose(0, 1)
 
 
 class Decoder(nn.Module):
