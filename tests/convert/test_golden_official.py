@@ -4,11 +4,7 @@ The weights are a pure function of official's parameter names, so none are store
 """
 
 import json
-import math
-import zlib
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,31 +14,14 @@ from dinocore.convert import ALIASES
 from dinocore.model.inference import for_inference
 from dinocore.train.optim import build_optimizer
 
-GOLDEN = Path(__file__).parent / "golden"
+from .conftest import GOLDEN
+
 NO_NOISE = ["model.num_queries=100", "model.denoising.label_noise=0.0", "model.denoising.box_noise=0.0"]
 
 
-def filled(name: str, shape: list[int]) -> torch.Tensor:
-    """The rule by which the golden weights were made."""
-    x = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
-    if name.endswith("running_var"):
-        x = 1 + 0.1 * np.abs(x)
-    elif name.endswith("running_mean"):
-        x = 0.1 * x
-    elif "class_embed" in name and name.endswith("bias"):
-        x = np.full(shape, -math.log(99), np.float32)
-    elif len(shape) >= 2:
-        x = x / np.sqrt(np.prod(shape[1:]))
-    else:
-        x = 1 + 0.1 * x if name.endswith("weight") else 0.1 * x
-    return torch.from_numpy(np.asarray(x, dtype=np.float32))
-
-
 @pytest.fixture(scope="module")
-def official_state():
-    rows = json.loads((GOLDEN / "official_r50_4scale_keys.json").read_text())
-    rows = rows["keys"] if isinstance(rows, dict) else rows
-    return {row[0]: filled(row[3], row[1]) for row in rows}
+def official_state(state_of):
+    return state_of("official_r50_4scale")
 
 
 @pytest.fixture(scope="module")
