@@ -146,13 +146,25 @@ def _sampling_backward_flops(grad_shape, value_shape, shapes, locations_shape, w
     return 2 * _sampling_flops(value_shape, shapes, locations_shape, weights_shape)
 
 
+@register_flop_formula(torch.ops.dino.sample_around)
+def _sampling_around_flops(value_shape, padding_shape, sizes, reference_shape, offsets_shape, logits_shape, **kwargs):
+    return _sampling_flops(value_shape, sizes, offsets_shape, logits_shape)
+
+
+def _packed_linear_flops(x_shape, *args, out_shape=(), **kwargs) -> int:
+    """A multiply-add for every number of the input and channel of the output."""
+    return 2 * math.prod(x_shape) * out_shape[-1]
+
+
 def _convolution_backward_flops(grad_shape, x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
     """As much as the forward for each wanted gradient; torch's own formula forgets the groups of a convolution."""
     wanted = args[-1][:2]  # of x and of the weight
     return sum(wanted) * 2 * math.prod(grad_shape) * math.prod(weight_shape[1:])
 
 
-CORRECTED = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
+CORRECTED: dict[Any, Callable[..., int]] = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
+if torch.backends.mkldnn.is_available():
+    CORRECTED[torch.ops.mkldnn._linear_pointwise] = _packed_linear_flops
 
 
 def _training_call(model: DINO, batch: Batch, case: Case, dtype: torch.dtype | None) -> Callable[[], None]:

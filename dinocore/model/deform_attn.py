@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .ops import ms_deform_attn
+from .ops import Sampling, sample
 
 
 class MSDeformAttn(nn.Module):
@@ -13,6 +13,7 @@ class MSDeformAttn(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int):
         super().__init__()
+        self.sample: Sampling = sample
         self.split = (num_heads, num_levels, num_points)
         self.offsets = nn.Linear(dim, math.prod(self.split) * 2)
         self.weights = nn.Linear(dim, math.prod(self.split))
@@ -50,18 +51,8 @@ class MSDeformAttn(nn.Module):
         Returns:
             (B, N, C)
         """
-        num_heads, num_levels, num_points = self.split
-        value = (self.value(memory) * ~padding[..., None]).unflatten(-1, (num_heads, -1))
-        weights = self.weights(query).unflatten(-1, (num_heads, -1)).softmax(-1)  # (B, N, M, L * P)
+        num_heads = self.split[0]
+        value = self.value(memory).unflatten(-1, (num_heads, -1))  # (B, S, M, D)
         offsets = self.offsets(query).unflatten(-1, (num_heads, -1))  # (B, N, M, L * P * 2)
-        if reference.shape[-1] == 2:  # steps of one token
-            step = 1 / reference.new_tensor([(width, height) for height, width in shapes])[None, None]  # (1, 1, L, 2)
-        else:  # steps of a share of the box, so that P points reach its edge
-            step = reference[..., 2:] / (2 * num_points)  # (B, N, L, 2)
-        start, step = (
-            x[..., None, :].expand(-1, -1, -1, num_points, -1).flatten(2) for x in (reference[..., :2], step)
-        )
-        locations = offsets * step[:, :, None] + start[:, :, None]  # long rows: five times as fast as pairs of numbers
-        split = (num_levels, num_points)
-        sampled = ms_deform_attn(value, shapes, locations.unflatten(-1, (*split, 2)), weights.unflatten(-1, split))
-        return self.output(sampled)
+        logits = self.weights(query).unflatten(-1, (num_heads, -1))  # (B, N, M, L * P)
+        return self.output(self.sample(value, padding, shapes, reference, offsets, logits))

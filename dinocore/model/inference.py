@@ -1,4 +1,4 @@
-"""A model made quick for use: batch norm inside the convolutions, and weights in the precision of the computation."""
+"""A model made quick for use: batch norm inside the convolutions, and weights as the hardware likes them."""
 
 import copy
 from itertools import pairwise
@@ -6,8 +6,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from .deform_attn import MSDeformAttn
 from .dino import DINO
 from .layers import FeedForward, FrozenBatchNorm
+from .ops import sample_fused
 
 
 def for_inference(model: DINO, dtype: torch.dtype | None, device: torch.device) -> DINO:
@@ -23,10 +25,34 @@ def for_inference(model: DINO, dtype: torch.dtype | None, device: torch.device) 
         in_float32 = name == "backbone" and quick.backbone.slow_in_bf16 and device.type == "cpu"
         part.to(device=device, dtype=torch.float32 if in_float32 else dtype)
     if device.type == "cpu":
-        for module in list(quick.encoder.modules()):
-            if isinstance(module, FeedForward):
-                module.net = InParts(module.net)
+        for part in (quick.encoder, quick.proposer, quick.decoder):
+            _tune_for_cpu(part)
     return quick
+
+
+def _tune_for_cpu(module: nn.Module) -> None:
+    """Replace what runs below a module by what is quicker on CPUs, in place."""
+    if isinstance(module, MSDeformAttn):
+        module.sample = sample_fused
+    for name, child in module.named_children():
+        if isinstance(child, nn.Sequential):
+            setattr(module, name, nn.Sequential(*_pack_linears(list(child))))
+        elif type(child) is nn.Linear:  # no subclass, whose weights somebody else reads
+            setattr(module, name, pack_linear(child, "none"))
+        else:
+            _tune_for_cpu(child)
+        if isinstance(child, FeedForward):
+            setattr(module, name, InParts(child))
+
+
+def _pack_linears(layers: list[nn.Module]) -> list[nn.Module]:
+    packed = []
+    for layer, following in zip(layers, [*layers[1:], None], strict=True):
+        if isinstance(layer, nn.Linear):
+            packed.append(pack_linear(layer, "relu" if isinstance(following, nn.ReLU) else "none"))
+        elif not isinstance(layer, nn.ReLU | nn.Dropout):
+            packed.append(layer)
+    return packed
 
 
 @torch.no_grad()
@@ -46,15 +72,50 @@ def fold_batch_norm(module: nn.Module) -> None:
         fold_batch_norm(child)
 
 
-class InParts(nn.Module):
-    """A network that treats each token alone, applied to a few at a time: its hidden layer stays in the cache."""
+def pack_linear(linear: nn.Linear, act: str) -> nn.Module:
+    """The same layer with its weight laid out once as oneDNN wants it, which otherwise happens in every call.
 
-    def __init__(self, net: nn.Module, num_tokens: int = 1024):
+    Args:
+        act: `relu` or `none`, done while the result is in the cache.
+    """
+    if not torch.backends.mkldnn.is_available() or linear.weight.dtype == torch.float16:
+        return nn.Sequential(linear, nn.ReLU()) if act == "relu" else linear
+    return PackedLinear(linear, act)
+
+
+class PackedLinear(nn.Module):
+    """A linear layer for CPUs, without gradients."""
+
+    bias: Tensor
+
+    def __init__(self, linear: nn.Linear, act: str, num_tokens: int = 1024):
+        """
+        Args:
+            num_tokens: of a typical call; the layout that is best for so many suits any number.
+        """
         super().__init__()
-        self.net = net
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), num_tokens)  # no usual tensor
+        self.register_buffer("bias", linear.bias.detach())
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C_in) -> (..., C_out)."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.act, [], "")
+
+
+class InParts(nn.Module):
+    """A module that treats each token alone, applied to a few at a time: hidden layers stay in the cache."""
+
+    def __init__(self, module: nn.Module, num_tokens: int = 1024):
+        super().__init__()
+        self.module = module
         self.num_tokens = num_tokens
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        parts = [self.net(part) for part in x.flatten(0, 1).split(self.num_tokens)]
-        return torch.cat(parts).view_as(x)
+        tokens = x.flatten(0, 1)  # (B * N, C)
+        result = torch.empty_like(tokens)
+        for begin in range(0, len(tokens), self.num_tokens):
+            part = slice(begin, begin + self.num_tokens)
+            result[part] = self.module(tokens[part])
+        return result.view_as(x)

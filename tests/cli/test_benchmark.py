@@ -37,7 +37,8 @@ def test_our_operation_is_counted(dino, settings):
     def flops(*extra):
         return json.loads(dino("benchmark", *FAST, *settings, "--json", *extra).out)["flops"]
 
-    assert flops() > flops("--ops", "reference")  # grid_sample has no formula in torch's counter
+    ours, reference = flops(), flops("--ops", "reference")  # grid_sample has no formula in torch's counter
+    assert 1.001 * reference < ours < 1.2 * reference  # and packed layers count as those that they replace
 
 
 @pytest.mark.parametrize("groups", [1, 2, 8])
@@ -56,7 +57,7 @@ def test_a_profile_is_written_and_its_operations_listed(dino, settings, tmp_path
     pytest.importorskip("numba")
     found = json.loads(dino("benchmark", *FAST, *settings, "--profile", "new/trace.json", "--json").out)
     assert "traceEvents" in json.loads((tmp_path / "new" / "trace.json").read_text())
-    assert any("ms_deform_attn" in operation["name"] for operation in found["operations"])
+    assert any("sample_around" in operation["name"] for operation in found["operations"])
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dinocore import build_model, load_config
-from dinocore.model.inference import fold_batch_norm, for_inference
+from dinocore.model.inference import InParts, fold_batch_norm, for_inference, pack_linear
 
 CPU = torch.device("cpu")
 
@@ -61,3 +61,37 @@ def test_bf16_weights_stay_near_float32_and_boxes_stay_float32(backbone):
     assert found.final.logits.dtype == torch.bfloat16
     best = exact.logits.amax(-1).sort().values
     torch.testing.assert_close(found.proposals.logits.amax(-1).sort().values.float(), best, atol=0.1, rtol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("act", ["none", "relu"])
+def test_a_packed_layer_gives_what_the_layer_gives(dtype, act):
+    layer = torch.nn.Linear(24, 40).to(dtype).requires_grad_(False)
+    packed = pack_linear(layer, act)
+    for shape in ((3, 24), (2, 5, 24), (1, 2000, 24), (1, 0, 24)):
+        x = torch.randn(shape).to(dtype)
+        wanted = layer(x).relu() if act == "relu" else layer(x)
+        torch.testing.assert_close(packed(x), wanted, atol=1e-5, rtol=2 * torch.finfo(dtype).eps)
+    turned = torch.randn(24, 7).to(dtype).T
+    torch.testing.assert_close(packed(turned), packed(turned.contiguous()))
+
+
+def test_parts_of_any_number_of_tokens_make_the_whole():
+    net = torch.nn.Linear(8, 8)
+    x = torch.randn(2, 37, 8)
+    for num_tokens in (1, 10, 74, 100):
+        torch.testing.assert_close(InParts(net, num_tokens)(x), net(x))
+
+
+@pytest.mark.parametrize("setting", ['model.queries="static"', 'model.heads="per-layer"', 'model.queries="pure"'])
+def test_every_kind_of_model_gives_the_same_answer_when_made_quick(setting):
+    torch.manual_seed(0)
+    sizes = ["model.hidden_dim=64", "model.num_heads=4", "model.ffn_dim=96", "model.num_queries=20"]
+    model = build_model(load_config("r50-4scale", ['model.backbone="resnet18"', *sizes, setting]).model).eval()
+    images, padding = torch.randn(2, 3, 96, 128), torch.zeros(2, 96, 128, dtype=torch.bool)
+    padding[1, 64:], padding[1, :, 96:] = True, True
+    quick = for_inference(model, None, CPU)
+    with torch.inference_mode():
+        found, wanted = quick(images, padding).final, model(images, padding).final
+    torch.testing.assert_close(found.logits, wanted.logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.boxes, wanted.boxes, atol=1e-5, rtol=1e-4)

@@ -309,7 +309,7 @@ def test_without_a_compiled_form_it_warns_once_and_is_still_right(broken, monkey
 
 
 def test_wide_heads_run_without_a_compiled_form(monkeypatch):
-    monkeypatch.setattr(dispatch, "_compiled", lambda device: pytest.fail("too wide"))
+    monkeypatch.setattr(dispatch, "compiled_form", lambda device: pytest.fail("too wide"))
     case = inputs(batch=1, queries=1, heads=1, dim=dispatch.WIDEST + 1, maps=[(2, 2)])
     torch.testing.assert_close(ms_deform_attn(*case), twin(*case), atol=1e-5, rtol=1e-5)
 

@@ -1,19 +1,15 @@
-"""Multi-scale deformable attention on CPUs: tensors in and out of the Numba kernels, and the threads that run them.
+"""Multi-scale deformable attention on CPUs: tensors in and out of the Numba kernels.
 
 Sums are kept in float32 (float64 for float64 values). The result has the same bits however many threads there are.
-The threads are Python's own: the kernels release the GIL, and Numba's pools survive neither fork nor each other.
 """
-
-import functools
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dinocore.model.ops.kernel_around import around_kernel
 from dinocore.model.ops.kernels import backward_kernel, forward_kernel, padded
+from dinocore.model.ops.threads import in_parallel
 
 Shapes = list[tuple[int, int]]
 
@@ -24,7 +20,27 @@ def forward(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -
     output = torch.empty(batch, num_queries, heads * value.shape[-1], dtype=_stored(value))
     kernel = forward_kernel(value.shape[-1], levels * points, _real(value))
     inputs, sizes = _arrays(value, shapes, locations, weights)
-    _in_parallel(kernel, (inputs, sizes, _flat(output)), batch * heads * num_queries)
+    in_parallel(kernel, (inputs, sizes, _flat(output)), batch * heads * num_queries)
+    return output.to(value.dtype)
+
+
+def forward_around(
+    value: Tensor, padding: Tensor, shapes: Shapes, reference: Tensor, offsets: Tensor, logits: Tensor
+) -> Tensor:
+    """As `around.sample`, without its intermediate tensors; sums are kept in float32."""
+    batch, num_queries, levels, size = reference.shape
+    _, tokens, heads, head_dim = value.shape
+    points = logits.shape[-1] // levels
+    output = torch.empty(batch, num_queries, heads * head_dim, dtype=_stored(value))
+    kernel = around_kernel(head_dim, levels, points, size)
+    stored = [_flat(x.to(_stored(x))) for x in (reference, offsets, logits)]
+    inputs = (
+        _flat(value.to(_stored(value))),
+        _flat(padding.view(torch.uint8)),
+        *stored,
+        _maps(shapes, points, np.float32),
+    )
+    in_parallel(kernel, (inputs, (tokens, heads, num_queries), _flat(output)), batch * heads * num_queries)
     return output.to(value.dtype)
 
 
@@ -38,7 +54,7 @@ def backward(
     grad_locations, grad_weights = (torch.empty(x.shape, dtype=_computed(value)) for x in (locations, weights))
     gradients = _flat(grad_value), _flat(grad_locations), _flat(grad_weights)
     inputs, sizes = _arrays(value, shapes, locations, weights)
-    _in_parallel(kernel, (_flat(grad.to(_stored(value))), inputs, sizes, gradients), batch * heads)
+    in_parallel(kernel, (_flat(grad.to(_stored(value))), inputs, sizes, gradients), batch * heads)
     return grad_value.to(value.dtype), grad_locations.to(locations.dtype), grad_weights.to(weights.dtype)
 
 
@@ -56,14 +72,19 @@ def _real(value: Tensor) -> type:
 
 def _arrays(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> tuple[tuple, tuple[int, int, int]]:
     """What every kernel reads: value, locations, weights and maps; and S, M, N."""
+    real = _computed(value)
+    inputs = _flat(value.to(_stored(value))), _flat(locations.to(real)), _flat(weights.to(real))
+    return (*inputs, _maps(shapes, weights.shape[4], _real(value))), (value.shape[1], value.shape[2], weights.shape[1])
+
+
+def _maps(shapes: Shapes, points: int, real: type) -> np.ndarray:
+    """Width, height and first token of the level of each of the L * P samples, (3, V) flat."""
     starts = np.cumsum([0, *(height * width for height, width in shapes)])[:-1]
     levels = np.array([(width, height, start) for (height, width), start in zip(shapes, starts, strict=True)])  # (L, 3)
-    samples = levels.T.repeat(weights.shape[4], axis=1)  # (3, L * P)
-    maps = np.zeros((3, padded(samples.shape[1])), dtype=_real(value))
+    samples = levels.T.repeat(points, axis=1)  # (3, L * P)
+    maps = np.zeros((3, padded(samples.shape[1])), dtype=real)
     maps[:, : samples.shape[1]] = samples
-    real = _computed(value)
-    inputs = _flat(value.to(_stored(value))), _flat(locations.to(real)), _flat(weights.to(real)), maps.ravel()
-    return inputs, (value.shape[1], value.shape[2], weights.shape[1])
+    return maps.ravel()
 
 
 def _flat(tensor: Tensor) -> np.ndarray:
@@ -72,22 +93,3 @@ def _flat(tensor: Tensor) -> np.ndarray:
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.view(torch.uint16)
     return tensor.numpy().reshape(-1)
-
-
-def _in_parallel(kernel: Callable, arguments: tuple, total: int) -> None:
-    """Run kernel(*arguments, begin, end) over pieces of 0 to `total`, as many as PyTorch has threads."""
-    pieces = max(1, min(torch.get_num_threads(), total))
-    edges = [total * piece // pieces for piece in range(pieces + 1)]
-    others = [_pool().submit(kernel, *arguments, *edges[piece : piece + 2]) for piece in range(1, pieces)]
-    kernel(*arguments, *edges[:2])
-    for other in others:
-        other.result()
-
-
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="deform_attn")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child does not inherit threads

@@ -1,9 +1,8 @@
 """Which form of the sampling runs: Numba on CPUs, Triton on CUDA, plain PyTorch everywhere else.
 
 The compiled forms stand behind one `torch.library` operator, so autograd, autocast, `torch.compile` and `torch.export`
-see a single node. A form is a module with `forward` and `backward`, imported when it first runs; a fused variant that
-takes raw offsets and logits would be a second pair of functions in it. The operator is made with `torch.library.define`
-because the first call of a `custom_op` imports torch._dynamo, which takes a second (torch 2.14).
+see a single node. A form is a module with `forward` and `backward`, imported when it first runs. The operator is made
+with `torch.library.define`: the first call of a `custom_op` imports torch._dynamo, which takes a second (torch 2.14).
 """
 
 import warnings
@@ -40,9 +39,7 @@ def ms_deform_attn(value: Tensor, shapes: list[tuple[int, int]], locations: Tens
         ValueError: the shapes do not fit together.
     """
     _check(value, shapes, locations, weights)
-    device = value.device.type
-    narrow = 0 < value.shape[-1] <= WIDEST and 0 < locations.shape[3] * locations.shape[4] <= WIDEST
-    if plain_form() or not narrow or device not in COMPILED or device in _broken:
+    if not runs_compiled(value, locations.shape[3] * locations.shape[4]):
         return reference.sample(value, shapes, locations, weights)
     return torch.ops.dino.ms_deform_attn(value, [size for shape in shapes for size in shape], locations, weights)
 
@@ -65,6 +62,13 @@ def plain_form() -> bool:
     return _form == "reference"
 
 
+def runs_compiled(value: Tensor, num_samples: int) -> bool:
+    """Whether a compiled form takes heads of this width and as many samples, and nothing speaks against it."""
+    device = value.device.type
+    narrow = 0 < value.shape[-1] <= WIDEST and 0 < num_samples <= WIDEST
+    return narrow and device in COMPILED and device not in _broken and not plain_form()
+
+
 def _check(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> None:
     if value.dim() != 4 or locations.dim() != 6 or weights.dim() != 5:
         raise ValueError(
@@ -84,7 +88,8 @@ def _check(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weig
         )
 
 
-def _pairs(sizes: list[int]) -> list[tuple[int, int]]:
+def pairs(sizes: list[int]) -> list[tuple[int, int]]:
+    """The maps that an operator gets as one list of numbers."""
     return list(zip(sizes[::2], sizes[1::2], strict=True))
 
 
@@ -98,10 +103,10 @@ torch.library.define(
 @torch.library.impl("dino::ms_deform_attn", ("cpu", "cuda"))
 def _sample(value: Tensor, sizes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
     try:
-        return _compiled(value.device.type).forward(value, _pairs(sizes), locations, weights)
+        return compiled_form(value.device.type).forward(value, pairs(sizes), locations, weights)
     except Exception as error:
-        _give_up(value.device.type, error)
-        return reference.sample(value, _pairs(sizes), locations, weights)
+        give_up(value.device.type, error)
+        return reference.sample(value, pairs(sizes), locations, weights)
 
 
 @torch.library.impl("dino::ms_deform_attn_backward", ("cpu", "cuda"))
@@ -109,13 +114,18 @@ def _differentiate(
     grad: Tensor, value: Tensor, sizes: list[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     try:
-        return _compiled(value.device.type).backward(grad, value, _pairs(sizes), locations, weights)
+        return compiled_form(value.device.type).backward(grad, value, pairs(sizes), locations, weights)
     except Exception as error:
-        _give_up(value.device.type, error)
-        return reference.differentiate(grad, value, _pairs(sizes), locations, weights)
+        give_up(value.device.type, error)
+        return reference.differentiate(grad, value, pairs(sizes), locations, weights)
 
 
-def _compiled(device: str) -> ModuleType:
+def compiled_form(device: str) -> ModuleType:
+    """The module for a type of device.
+
+    Raises:
+        RuntimeError, ImportError: it cannot run here.
+    """
     if device in _broken:
         raise RuntimeError(f"the form for {device} did not run before")
     if device == "cuda":
@@ -125,7 +135,7 @@ def _compiled(device: str) -> ModuleType:
     return form
 
 
-def _give_up(device: str, error: Exception) -> None:
+def give_up(device: str, error: Exception) -> None:
     """Say once that the compiled form cannot run; let errors of memory pass."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         raise error

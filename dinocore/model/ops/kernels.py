@@ -17,8 +17,10 @@ from collections.abc import Callable
 
 import numpy as np
 from numba import njit
+from numba.core.extending import overload
 
-from dinocore.model.ops.rows import add_scaled, dot, fill, floor, load, load_pairs, resize, store, store_pairs, where
+from dinocore.model.ops.row_math import add_scaled, dot, floor, where
+from dinocore.model.ops.rows import fill, load, load_pairs, resize, store, store_pairs
 
 
 def padded(number: int) -> int:
@@ -26,7 +28,7 @@ def padded(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def _compile(function: Callable) -> Callable:
+def compiled(function: Callable) -> Callable:
     return njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")(function)
 
 
@@ -45,20 +47,13 @@ def forward_kernel(D: int, K: int, real: type) -> Callable:
         for item in range(begin, end):
             b, m, n = item // (M * N), item // N % M, item % N
             if item == begin or n == 0:
-                _pack(value, (b * S * M + m) * D, M * D, S, packed, short, zero)
+                pack(value, (b * S * M + m) * D, M * D, S, packed, short, zero)
             query = (b * N + n) * M + m
-            places = _locate(locations, query * K, K, maps, constants, few, corners)
-            _share(places, resize(load(weights, query * K, few), places[0]), K, shares)
-            upper_left, upper_right, lower_left, lower_right = zero, zero, zero, zero
-            for k in range(K):  # four sums, because an addition waits for the one before
-                i, j, u, v = k, k + K, k + 2 * K, k + 3 * K
-                upper_left = add_scaled(upper_left, shares[i], load(packed, corners[i] * W, zero))
-                upper_right = add_scaled(upper_right, shares[j], load(packed, corners[j] * W, zero))
-                lower_left = add_scaled(lower_left, shares[u], load(packed, corners[u] * W, zero))
-                lower_right = add_scaled(lower_right, shares[v], load(packed, corners[v] * W, zero))
-            store(output, query * D, resize((upper_left + upper_right) + (lower_left + lower_right), short))
+            places = locate(given(locations, query * K, maps, constants, few), K, maps, constants, corners)
+            share(places, resize(load(weights, query * K, few), places[0]), K, shares)
+            store(output, query * D, resize(add_up(packed, corners, shares, few, zero), short))
 
-    return _compile(forward)
+    return compiled(forward)
 
 
 @functools.cache
@@ -76,13 +71,13 @@ def backward_kernel(D: int, K: int, real: type) -> Callable:
         dots = np.empty(3 * K + V, dtype=real)
         for head in range(begin, end):
             b, m = head // M, head % M
-            _pack(value, (b * S * M + m) * D, M * D, S, packed, short, zero)
+            pack(value, (b * S * M + m) * D, M * D, S, packed, short, zero)
             grad_packed[:] = 0
             for n in range(N):
                 query = (b * N + n) * M + m
-                places = _locate(locations, query * K, K, maps, constants, few, corners)
+                places = locate(given(locations, query * K, maps, constants, few), K, maps, constants, corners)
                 weight = resize(load(weights, query * K, few), places[0])
-                _share(places, weight, K, shares)
+                share(places, weight, K, shares)
                 grad_row = resize(load(grad, query * D, short), zero)
                 for corner in range(4 * K):
                     row = corners[corner] * W
@@ -92,11 +87,11 @@ def backward_kernel(D: int, K: int, real: type) -> Callable:
             for s in range(S):
                 store(gradients[0], ((b * S + s) * M + m) * D, resize(load(grad_packed, s * W, zero), short))
 
-    return _compile(backward)
+    return compiled(backward)
 
 
-@_compile
-def _pack(value, start, step, tokens, packed, short, zero):
+@compiled
+def pack(value, start, step, tokens, packed, short, zero):
     """Copy a row of value every `step` numbers, from `start` on, to packed (S + 1, W), whose last row becomes zero."""
     width = len(packed) // (tokens + 1)
     for token in range(tokens):
@@ -104,14 +99,21 @@ def _pack(value, start, step, tokens, packed, short, zero):
     store(packed, tokens * width, zero)
 
 
-@_compile
-def _locate(locations, start, K, maps, constants, few, corners):
+@compiled
+def given(locations, start, maps, constants, few):
+    """x and y of K samples, counted in tokens from the first one's centre."""
+    zero, half, _, _ = constants
+    x, y = load_pairs(locations, 2 * start, few)
+    return resize(x, zero) * load(maps, 0, zero) - half, resize(y, zero) * load(maps, len(maps) // 3, zero) - half
+
+
+@compiled
+def locate(places, K, maps, constants, corners):
     """Find K samples: write the packed row of each corner to corners (4, K), return shares: left, right, up, down."""
-    zero, half, one, off = constants
+    x, y = places
+    zero, _, one, off = constants
     V = len(maps) // 3
     widths, heights, firsts = load(maps, 0, zero), load(maps, V, zero), load(maps, 2 * V, zero)
-    x, y = load_pairs(locations, 2 * start, few)
-    x, y = resize(x, zero) * widths - half, resize(y, zero) * heights - half
     left, up = floor(x), floor(y)
     right, down = left + one, up + one
     left_on, right_on = (left >= zero) & (left < widths), (right >= zero) & (right < widths)  # not if NaN
@@ -124,8 +126,8 @@ def _locate(locations, start, K, maps, constants, few, corners):
     return right - x, x - left, down - y, y - up
 
 
-@_compile
-def _share(places, weight, K, shares):
+@compiled
+def share(places, weight, K, shares):
     """Write the share of each corner in its sum to shares (4, K)."""
     left, right, up, down = places
     up, down = up * weight, down * weight
@@ -135,7 +137,29 @@ def _share(places, weight, K, shares):
     store(shares, 3 * K, down * right)
 
 
-@_compile
+def add_up(packed, corners, shares, few, zero):
+    """The sum of packed rows at corners (4, K), times shares (4, K); K and W are the widths of `few` and `zero`."""
+    raise NotImplementedError("called from compiled code only")
+
+
+@overload(add_up)
+def _add_up(packed, corners, shares, few, zero):
+    K, W = few.width, zero.width
+
+    def add_up(packed, corners, shares, few, zero):
+        upper_left, upper_right, lower_left, lower_right = zero, zero, zero, zero
+        for k in range(K):  # four sums, because an addition waits for the one before
+            i, j, u, v = k, k + K, k + 2 * K, k + 3 * K
+            upper_left = add_scaled(upper_left, shares[i], load(packed, corners[i] * W, zero))
+            upper_right = add_scaled(upper_right, shares[j], load(packed, corners[j] * W, zero))
+            lower_left = add_scaled(lower_left, shares[u], load(packed, corners[u] * W, zero))
+            lower_right = add_scaled(lower_right, shares[v], load(packed, corners[v] * W, zero))
+        return (upper_left + upper_right) + (lower_left + lower_right)
+
+    return add_up
+
+
+@compiled
 def _place_gradients(places, weight, dots, maps, start, few, gradients):
     """Gradients of K samples from dots (4, K), the gradient of the output times the value of each corner."""
     left, right, up, down = places

@@ -1,4 +1,4 @@
-"""Rows of numbers in SIMD registers, for kernels that Numba compiles.
+"""Rows of numbers in SIMD registers, for kernels that Numba compiles: to and from memory, and from lane to lane.
 
 Numba has no such type, so it is made here. LLVM cuts a row of any width into the registers of the machine.
 Rows are loaded from flat arrays; a uint16 array holds bf16, which is widened to float32 when loaded.
@@ -6,15 +6,11 @@ Rows are loaded from flat arrays; a uint16 array holds bf16, which is widened to
 # it does not know that Numba passes the typing context:
 # pyright: reportCallIssue=false
 
-import operator
-from collections.abc import Callable
-
 from llvmlite import ir
 from numba import types
 from numba.core.datamodel import PrimitiveModel
-from numba.core.extending import intrinsic, overload, register_model
+from numba.core.extending import intrinsic, register_model
 
-CONTRACT = ("contract",)  # multiply and add in one step; nothing that assumes finite numbers
 INT32 = ir.IntType(32)
 
 
@@ -33,7 +29,7 @@ class _RowModel(PrimitiveModel):
         super().__init__(manager, row, ir.VectorType(manager[row.dtype].get_value_type(), row.width))
 
 
-def _constant(number: int, width: int) -> ir.Constant:
+def constant(number: int, width: int) -> ir.Constant:
     return ir.Constant(ir.VectorType(INT32, width), [number] * width)
 
 
@@ -42,7 +38,7 @@ def _lanes(builder, row, lanes):
     return builder.shuffle_vector(row, row, ir.Constant(ir.VectorType(INT32, len(lanes)), list(lanes)))
 
 
-def _splat(builder, scalar, width):
+def fill_row(builder, scalar, width):
     row = ir.Constant(ir.VectorType(scalar.type, width), ir.Undefined)
     return _lanes(builder, builder.insert_element(row, scalar, ir.Constant(INT32, 0)), [0] * width)
 
@@ -53,15 +49,35 @@ def _pointer(context, builder, array_type, array, start, width):
     return builder.bitcast(builder.gep(data, [start]), ir.VectorType(item, width).as_pointer())
 
 
+def _read(context, builder, array_type, array, start, width):
+    """Numbers side by side in memory; uint16 are bf16, the upper half of a float32."""
+    pointer = _pointer(context, builder, array_type, array, start, width)
+    numbers = builder.load(pointer, align=array_type.dtype.bitwidth // 8)
+    if array_type.dtype != types.uint16:
+        return numbers
+    bits = builder.shl(builder.zext(numbers, ir.VectorType(INT32, width)), constant(16, width))
+    return builder.bitcast(bits, ir.VectorType(ir.FloatType(), width))
+
+
 @intrinsic(prefer_literal=True)
 def fill(typing_context, scalar, width):
     """A row of `width` (a constant) with the same number everywhere."""
     width = width.literal_value
 
     def generate(context, builder, signature, args):
-        return _splat(builder, args[0], width)
+        return fill_row(builder, args[0], width)
 
     return Row(types.unliteral(scalar), width)(scalar, types.literal(width)), generate
+
+
+@intrinsic
+def splat(typing_context, scalar, like):
+    """A row like another one with the same number everywhere."""
+
+    def generate(context, builder, signature, args):
+        return fill_row(builder, args[0], like.width)
+
+    return like(like.dtype, like), generate
 
 
 @intrinsic
@@ -69,12 +85,7 @@ def load(typing_context, array, start, like):
     """The row array[start : start + width], of the width and type of another row."""
 
     def generate(context, builder, signature, args):
-        pointer = _pointer(context, builder, array, args[0], args[1], like.width)
-        loaded = builder.load(pointer, align=array.dtype.bitwidth // 8)
-        if array.dtype != types.uint16:
-            return loaded
-        bits = builder.shl(builder.zext(loaded, ir.VectorType(INT32, like.width)), _constant(16, like.width))
-        return builder.bitcast(bits, args[2].type)
+        return _read(context, builder, array, *args[:2], like.width)
 
     return like(array, start, like), generate
 
@@ -84,8 +95,7 @@ def load_pairs(typing_context, array, start, like):
     """Two rows, whose numbers take turns in array[start : start + 2 * width]."""
 
     def generate(context, builder, signature, args):
-        pointer = _pointer(context, builder, array, args[0], args[1], 2 * like.width)
-        pairs = builder.load(pointer, align=array.dtype.bitwidth // 8)
+        pairs = _read(context, builder, array, *args[:2], 2 * like.width)
         both = [_lanes(builder, pairs, range(side, 2 * like.width, 2)) for side in (0, 1)]
         return context.make_tuple(builder, signature.return_type, both)
 
@@ -112,12 +122,10 @@ def store(typing_context, array, start, row):
 def _to_bf16(builder, numbers, width):
     """Round to nearest, ties to even; NaN stays NaN."""
     bits = builder.bitcast(numbers, ir.VectorType(INT32, width))
-    odd = builder.and_(builder.lshr(bits, _constant(16, width)), _constant(1, width))
-    rounded = builder.lshr(builder.add(builder.add(bits, _constant(0x7FFF, width)), odd), _constant(16, width))
+    odd = builder.and_(builder.lshr(bits, constant(16, width)), constant(1, width))
+    rounded = builder.lshr(builder.add(builder.add(bits, constant(0x7FFF, width)), odd), constant(16, width))
     is_nan = builder.fcmp_unordered("uno", numbers, numbers)
-    return builder.trunc(
-        builder.select(is_nan, _constant(0x7FC0, width), rounded), ir.VectorType(ir.IntType(16), width)
-    )
+    return builder.trunc(builder.select(is_nan, constant(0x7FC0, width), rounded), ir.VectorType(ir.IntType(16), width))
 
 
 @intrinsic
@@ -135,43 +143,6 @@ def store_pairs(typing_context, array, start, row, other):
 
 
 @intrinsic
-def add_scaled(typing_context, row, scalar, other):
-    """row + scalar * other."""
-
-    def generate(context, builder, signature, args):
-        product = builder.fmul(_splat(builder, args[1], row.width), args[2], flags=CONTRACT)
-        return builder.fadd(args[0], product, flags=CONTRACT)
-
-    return row(row, row.dtype, row), generate
-
-
-@intrinsic
-def dot(typing_context, row, other):
-    """The sum of row * other."""
-
-    def generate(context, builder, signature, args):
-        number, vector = context.get_value_type(row.dtype), context.get_value_type(row)
-        name = f"llvm.vector.reduce.fadd.v{row.width}f{row.dtype.bitwidth}"
-        add_up = builder.module.declare_intrinsic(name, fnty=ir.FunctionType(number, [number, vector]))
-        product = builder.fmul(args[0], args[1], flags=CONTRACT)
-        return builder.call(add_up, [ir.Constant(number, -0.0), product], fastmath=("reassoc", "contract"))
-
-    return row.dtype(row, other), generate
-
-
-@intrinsic
-def floor(typing_context, row):
-    """The greatest whole number not above, lane by lane."""
-
-    def generate(context, builder, signature, args):
-        signature = ir.FunctionType(args[0].type, [args[0].type])
-        name = f"llvm.floor.v{row.width}f{row.dtype.bitwidth}"
-        return builder.call(builder.module.declare_intrinsic(name, fnty=signature), args)
-
-    return row(row), generate
-
-
-@intrinsic
 def resize(typing_context, row, like):
     """The row cut, or continued by zeros, to the width of another row."""
     order = [min(lane, row.width) for lane in range(like.width)]  # lane `width` of both is the first zero
@@ -183,36 +154,14 @@ def resize(typing_context, row, like):
     return like(row, like), generate
 
 
-@intrinsic
-def where(typing_context, condition, row, other):
-    """`row` where the condition holds, else `other`, lane by lane."""
+@intrinsic(prefer_literal=True)
+def spread(typing_context, row, repeats, step, first, like):
+    """Lane `first` of the row `repeats` times, then lane `first` + `step`, and so on; zeros after the last one."""
+    repeats, step, first = (number.literal_value for number in (repeats, step, first))
+    order = [min(first + lane // repeats * step, row.width) for lane in range(like.width)]  # `width` is the first zero
 
     def generate(context, builder, signature, args):
-        return builder.select(*args)
+        zeros = ir.Constant(args[0].type, None)
+        return builder.shuffle_vector(args[0], zeros, ir.Constant(ir.VectorType(INT32, like.width), order))
 
-    return row(condition, row, other), generate
-
-
-def _operator(symbol: Callable, build: Callable, result: types.Type | None = None) -> None:
-    """Let kernels write `row symbol row`; the result has its own dtype where that is not the one of the rows."""
-
-    @intrinsic
-    def apply(typing_context, row, other):
-        def generate(context, builder, signature, args):
-            return build(builder, *args)
-
-        return Row(result or row.dtype, row.width)(row, other), generate
-
-    @overload(symbol, inline="never")
-    def choose(row, other):
-        if isinstance(row, Row) and isinstance(other, Row):
-            return lambda row, other: apply(row, other)
-        return None
-
-
-_operator(operator.add, lambda builder, a, b: builder.fadd(a, b, flags=CONTRACT))
-_operator(operator.sub, lambda builder, a, b: builder.fsub(a, b, flags=CONTRACT))
-_operator(operator.mul, lambda builder, a, b: builder.fmul(a, b, flags=CONTRACT))
-_operator(operator.and_, lambda builder, a, b: builder.and_(a, b))
-_operator(operator.ge, lambda builder, a, b: builder.fcmp_ordered(">=", a, b), types.boolean)
-_operator(operator.lt, lambda builder, a, b: builder.fcmp_ordered("<", a, b), types.boolean)
+    return like(row, *map(types.literal, (repeats, step, first)), like), generate

@@ -1,0 +1,102 @@
+"""Sampling in one pass from offsets and logits gives what the separate steps give."""
+
+import importlib.util
+import math
+import sys
+
+import pytest
+import torch
+
+from dinocore.model.ops import dispatch, sample, sample_fused, use_form
+
+NUMBA = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="needs numba")
+MAPS = [(5, 7), (3, 2), (1, 1)]
+OTHERS = [(6, 5), (2, 3)]
+
+
+def inputs(dim=4, maps=MAPS, points=2, size=2, dtype=torch.float32, batch=2, queries=11, heads=2):
+    """Random value, padding, maps, reference (points or boxes, some near an edge), offsets and logits."""
+    random = torch.Generator().manual_seed(0)
+    tokens, levels = sum(height * width for height, width in maps), len(maps)
+    value = torch.randn(batch, tokens, heads, dim, generator=random)
+    padding = torch.rand(batch, tokens, generator=random) < 0.3
+    reference = torch.rand(batch, queries, levels, size, generator=random)
+    offsets = 2 * torch.randn(batch, queries, heads, levels * points * 2, generator=random)
+    logits = 3 * torch.randn(batch, queries, heads, levels * points, generator=random)
+    return value.to(dtype), padding, maps, reference, offsets.to(dtype), logits.to(dtype)
+
+
+def in_steps(value, padding, maps, reference, offsets, logits):
+    """The reference form in float64: no rounding to speak of."""
+    with use_form("reference"):
+        return sample(value.double(), padding, maps, reference.double(), offsets.double(), logits.double())
+
+
+def fused(*arguments):
+    result = sample_fused(*arguments)
+    assert not dispatch._broken  # a silent fall back would make these tests worthless
+    return result
+
+
+@NUMBA
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(("dim", "maps", "points"), [(4, MAPS, 2), (3, OTHERS, 1), (32, OTHERS, 4)])
+def test_points_and_boxes_of_any_width_agree_with_the_steps(size, dim, maps, points):
+    case = inputs(dim, maps, points, size)
+    torch.testing.assert_close(fused(*case).double(), in_steps(*case), atol=1e-5, rtol=1e-4)
+
+
+@NUMBA
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_floats_are_rounded_once_at_the_end(dtype):
+    case = inputs(dtype=dtype)
+    found = fused(*case)
+    assert found.dtype == dtype
+    wanted = in_steps(*case).to(dtype)
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=2 * torch.finfo(dtype).eps)
+    assert (found == wanted).double().mean() > 0.97
+
+
+@NUMBA
+def test_what_lies_on_padding_is_never_looked_at():
+    value, padding, *rest = inputs()
+    poisoned = value.masked_fill(padding[..., None, None], math.nan)
+    assert fused(poisoned, padding, *rest).equal(fused(value, padding, *rest))
+    assert not fused(value, torch.zeros_like(padding), *rest).allclose(fused(value, padding, *rest))
+
+
+@NUMBA
+def test_logits_far_apart_choose_one_sample_and_nan_stays_nan():
+    value, padding, maps, reference, offsets, logits = inputs()
+    logits[...] = -1e4
+    logits[..., 3] = 1e4
+    case = value, padding, maps, reference, offsets, logits
+    torch.testing.assert_close(fused(*case).double(), in_steps(*case), atol=1e-5, rtol=1e-4)
+    logits[0, 0, 0, 1] = math.nan
+    found = fused(*case)
+    assert found[0, 0, :4].isnan().all() and found[0, 0, 4:].isfinite().all() and found[0, 1:].isfinite().all()
+
+
+@NUMBA
+def test_the_operator_keeps_the_rules_of_torch_library():
+    value, padding, _, *rest = inputs(batch=1, maps=[(2, 3)])
+    torch.library.opcheck(torch.ops.dino.sample_around.default, (value, padding, [2, 3], *rest))
+
+
+def test_float64_and_the_reference_form_take_the_steps(monkeypatch):
+    monkeypatch.setattr(dispatch, "compiled_form", lambda device: pytest.fail("float32 only"))
+    case = inputs()
+    with use_form("reference"):
+        torch.testing.assert_close(sample_fused(*case).double(), in_steps(*case), atol=1e-5, rtol=1e-4)
+
+
+def test_without_a_compiled_form_it_warns_once_and_is_still_right(monkeypatch):
+    monkeypatch.setattr(dispatch, "_broken", set())
+    monkeypatch.setitem(sys.modules, "dinocore.model.ops.cpu", None)
+    monkeypatch.delattr("dinocore.model.ops.cpu", raising=False)
+    case = inputs()
+    with pytest.warns(UserWarning, match="slow deformable attention on cpu") as caught:
+        results = [sample_fused(*case), sample_fused(*case)]
+    assert len(caught) == 1
+    for result in results:
+        torch.testing.assert_close(result.double(), in_steps(*case), atol=1e-5, rtol=1e-4)
