@@ -13,6 +13,9 @@ from ..model.vit import FIRST_GRID
 
 Table = dict[str, str]
 
+FOCAL_LINEAR = re.compile(  # linear layers of a FocalNet, which timm writes as convolutions of one pixel
+    r"backbone\.body\.body\.layers_\d\.blocks\.\d+\.(modulation\.(f|proj)|mlp\.fc\d)\.weight"
+)
 UNKNOWN = "unknown"
 STRIDES = (4, 8, 16, 32)
 VIT_STRIDES = (8, 16, 32, 64)
@@ -62,6 +65,8 @@ def reordered(name: str, value: Tensor, source: str) -> Tensor:
         return merging_from_mmdet(value)
     if name == "backbone.body.model.pos_drop.pos_embed":  # ViTDet leaves the class token's place out, as we do
         return value[:, -(FIRST_GRID**2) :].unflatten(1, (FIRST_GRID, FIRST_GRID))
+    if FOCAL_LINEAR.fullmatch(name) and value.dim() == 2:
+        return value[:, :, None, None]
     return value
 
 

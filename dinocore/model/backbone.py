@@ -44,6 +44,8 @@ def build_backbone(
     if name in NORMED:
         timm_name, eps = NORMED[name]
         body = TimmBackbone(timm_name, strides, frozen_stages, drop_path, again)
+        if name.startswith("focalnet"):
+            body.body["stem"].proj.padding = (3, 3)  # as FocalNet's detectors have it; timm has its classifiers' 2
         return NormedBackbone(body, partial(MapNorm, eps=eps), least=max(strides))
     if name in VITDETS:
         return build_vit(name, strides, frozen_stages, drop_path, again)

@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -94,6 +94,7 @@ def grouped_convolutions(body: nn.Module) -> bool:
     return any(module.groups > 1 for module in body.modules() if isinstance(module, nn.Conv2d))
 
 
+@cache
 def feature_strides(name: str) -> list[int]:
     """The strides of a timm model's features.
 
@@ -146,6 +147,7 @@ def feature_extractor(name: str, drop_path: float = 0.0, **options: Any) -> Any:
         raise ConfigError(f"timm's `{name}` cannot skip blocks; set model.drop_path = 0") from error
 
 
+@cache
 def any_size(name: str) -> dict[str, bool]:
     """What timm is told so that pictures may have any size; nothing for most models.
 
