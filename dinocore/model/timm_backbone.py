@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from .layers import freeze_batch_norm
 
 STEM = re.compile(r"(model\.)?(conv_stem|conv1|bn1|stem|patch_embed|pos_embed|pos_drop|cls_token|layers?_0_)")
-NUMBERED_STAGE = re.compile(r"(?:blocks|stages|layers?)[._]?(\d+)")
+NUMBERED_STAGE = re.compile(r"(?:model\.)?(?:blocks|stages|layers?)[._]?(\d+)")
 
 
 class TimmBackbone(nn.Module):
@@ -47,8 +47,7 @@ class TimmBackbone(nn.Module):
         below, right = (-side % self.multiple for side in images.shape[-2:])
         images = F.pad(images, (0, right, 0, below))
         slow = self.slow_in_bf16 and images.device.type == "cpu"
-        autocast = torch.is_autocast_enabled(images.device.type) and not slow
-        with torch.autocast(images.device.type, enabled=autocast):
+        with torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext():
             return [x.permute(self.order) for x in self.body(images)]
 
 
