@@ -66,7 +66,7 @@ def test_a_swin_of_another_window_or_size_is_refused_with_what_differs(microsoft
     monkeypatch.setitem(SWINS, "swin-t-384", SWINS["swin-t-224"]._replace(window=12))
     with pytest.raises(CheckpointError, match=r"12 of 169 .*bias_table \(\(169, 3\) in the file, \(529, 3\) in the"):
         load(build("swin-t-384"), "swin-t-384", file)
-    with pytest.raises(CheckpointError, match=r"325 of 325 .* \(96, 3, 4, 4\) in the file, \(128, 3, 4, 4\) in"):
+    with pytest.raises(CheckpointError, match=r"325 of 325 .*\(\(96, 3, 4, 4\) in the file, \(128, 3, 4, 4\) in"):
         load(build("swin-b-224"), "swin-b-224", file)
     with pytest.raises(CheckpointError, match="does not fit the backbone"):
         load(build("resnet18"), "resnet18", file)
