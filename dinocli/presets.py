@@ -13,19 +13,24 @@ def presets(
     """List the presets, or print every setting of one."""
     from rich.table import Table
 
-    from dinocore.presets import config_to_toml, list_presets, load_config, preset_title
+    from dinocore.presets import config_to_toml, list_presets, load_config, preset_title, reported_ap
 
-    from .console import data, print_json
+    from .console import data, print_json, say
 
     if name is not None:
         config = load_config(name, overrides)
         print_json(config.model_dump(mode="json")) if json else print(config_to_toml(config), end="")
         return
-    titles = {preset: preset_title(preset) for preset in list_presets()}
     if json:
-        print_json(titles)
+        print_json({preset: preset_title(preset) for preset in list_presets()})
         return
-    table = Table.grid(padding=(0, 3))
-    for preset, title in titles.items():
-        table.add_row(f"[bold]{preset}[/]", title)
+    table = Table(box=None, pad_edge=False, header_style="", padding=(0, 2, 0, 0))
+    for column in ("preset", "backbone", "levels", "epochs", "AP"):
+        table.add_column(column, justify="left" if column in ("preset", "backbone") else "right", no_wrap=True)
+    for preset in sorted(list_presets(), key=lambda name: (name.startswith(("detrex-", "mmdet-")), name)):
+        config = load_config(preset)
+        backbone = config.model.backbone.removeprefix("timm/")
+        counts = str(config.model.num_levels), str(config.train.epochs)
+        table.add_row(f"[bold]{preset}[/]", backbone, *counts, reported_ap(preset) or "-")
     data.print(table)
+    say("AP: on COCO val2017, as the authors of the recipe report it; `dino presets NAME` prints all settings.")

@@ -46,8 +46,9 @@ class DenoisingConfig(Section):
 
 class ModelConfig(Section):
     num_classes: Positive = 91  # COCO's category ids run to 90; `dino train` sets it from the data; [num_classes]
-    backbone: str = "resnet50"  # a torchvision ResNet, or timm/NAME; [backbone]
-    backbone_weights: str = "imagenet"  # imagenet | none | FILE
+    backbone: str = "resnet50"  # a torchvision ResNet, swin-t-224 and others (docs/weights.md), timm/NAME; [backbone]
+    backbone_weights: str = "imagenet"  # imagenet | timm/NAME, of which there are several for a model | none | FILE
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # chance that a backbone's last block is skipped in training
     frozen_stages: Annotated[int, Field(ge=-1, le=4)] = 1  # -1: none, 0: the stem, 1: the first stage too
     pixel_mean: Mean = (0.485, 0.456, 0.406)  # of RGB in [0, 1], as the backbone was trained
     pixel_std: Deviation = (0.229, 0.224, 0.225)

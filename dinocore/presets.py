@@ -1,6 +1,7 @@
 """From a preset or a TOML file, plus overrides, to a Config; and from a Config back to TOML."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,13 @@ def list_presets() -> list[str]:
 def preset_title(name: str) -> str:
     """The first comment line of a preset: what it is."""
     return (preset_dir() / f"{name}.toml").read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
+
+
+def reported_ap(name: str) -> str | None:
+    """The AP that a preset's comments say was reported for it; None if nobody has."""
+    comments = (preset_dir() / f"{name}.toml").read_text(encoding="utf-8")
+    found = re.search(r"^# .*\breport (\d+\.\d) AP\b", comments, re.MULTILINE)
+    return found and found[1]
 
 
 def load_config(source: str | Path | None = None, overrides: Sequence[str] = (), file: Path | None = None) -> Config:

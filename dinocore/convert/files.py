@@ -16,7 +16,8 @@ from ..model.build import build_model
 from ..presets import config_from_dict, load_config
 from ..tensor_files import check_tensor, read_file
 from . import coco
-from .known import UNKNOWN, check_preset, choose_preset, settings_in, told_by
+from .backbones import UNKNOWN
+from .known import check_preset, choose_preset, settings_in, told_by
 from .state import Converted, convert_tensors
 
 SIZE = (96, 128)  # of the pictures of the self-check

@@ -102,4 +102,6 @@ def _count(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _model_only(config: Config) -> dict[str, Any]:
-    return config.model.model_dump(exclude={"num_classes", "backbone_weights", "checkpoint_activations", "denoising"})
+    return config.model.model_dump(
+        exclude={"num_classes", "backbone_weights", "drop_path", "checkpoint_activations", "denoising"}
+    )

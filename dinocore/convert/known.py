@@ -9,11 +9,7 @@ from torch import Tensor
 from ..config import ModelConfig
 from ..errors import CheckpointError, ConfigError
 from ..presets import list_presets, load_config
-
-BLOCKS = {(6, True): "resnet50", (23, True): "resnet101", (36, True): "resnet152", (2, False): "resnet18",
-          (6, False): "resnet34"}  # of the third stage, and whether they have three convolutions  # fmt: skip
-UNKNOWN = "unknown"
-STRIDES = (4, 8, 16, 32)
+from .backbones import backbone_in, strides_in
 
 # By codebase, backbone and levels: the presets between which neither names nor shapes decide, by variant.
 PUBLISHED: dict[tuple[str, str, int], dict[str, str]] = {
@@ -22,6 +18,24 @@ PUBLISHED: dict[tuple[str, str, int], dict[str, str]] = {
     ("detrex", "resnet50", 4): {"12e": "detrex-r50-4scale-12e", "24e": "detrex-r50-4scale-24e"},
     ("detrex", "resnet50", 5): {"": "detrex-r50-5scale-12e"},
     ("detrex", "resnet101", 4): {"": "detrex-r101-4scale-12e"},
+    ("official", "swin-l-384", 4): {"": "swin-l-4scale"},
+    ("official", "swin-l-384", 5): {"": "swin-l-5scale"},
+    ("detrex", "swin-t-224", 4): {"": "detrex-swin-t-224-4scale-12e"},
+    ("detrex", "swin-s-224", 4): {"": "detrex-swin-s-224-4scale-12e"},
+    ("detrex", "swin-b-384", 4): {"": "detrex-swin-b-384-4scale-12e"},
+    ("detrex", "swin-l-224", 4): {"": "detrex-swin-l-224-4scale-12e"},
+    ("detrex", "swin-l-384", 4): {"": "detrex-swin-l-384-4scale-12e"},
+    ("detrex", "swin-l-384", 5): {"": "detrex-swin-l-384-5scale-12e"},
+    ("detrex", "convnext-t", 4): {"": "detrex-convnext-t-4scale-12e"},
+    ("detrex", "convnext-s", 4): {"": "detrex-convnext-s-4scale-12e"},
+    ("detrex", "convnext-b", 4): {"": "detrex-convnext-b-4scale-12e"},
+    ("detrex", "convnext-l", 4): {"": "detrex-convnext-l-4scale-12e"},
+    ("detrex", "focalnet-l-3", 4): {"": "detrex-focalnet-l-3-4scale-12e"},
+    ("detrex", "focalnet-l-4", 4): {"": "detrex-focalnet-l-4-4scale-12e"},
+    ("detrex", "focalnet-l-4", 5): {"": "detrex-focalnet-l-4-5scale-12e"},
+    ("detrex", "vitdet-b", 4): {"": "detrex-vitdet-b-4scale-12e"},
+    ("detrex", "vitdet-l", 4): {"": "detrex-vitdet-l-4scale-12e"},
+    ("mmdet", "swin-l-384", 5): {"": "mmdet-swin-l-5scale-12e"},
     ("mmdet", "resnet50", 4): {"base": "mmdet-r50-4scale-12e", "improved": "mmdet-r50-4scale-improved-12e"},
 }
 
@@ -43,14 +57,15 @@ def settings_in(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     try:
         classes, width = tensors["proposer.class_head.weight"].shape
         levels, projected = len(tensors["tokenizer.level_embed"]), _count(tensors, r"neck\.project\.(\d+)\.0\.weight")
+        backbone = backbone_in(tensors)
         decoder_layers = _count(tensors, r"decoder\.layers\.(\d+)\.self_norm\.weight")
         spare = len(tensors["denoiser.label_embed.weight"]) - classes
         if spare < 0:
             raise CheckpointError(f"the label embedding has {classes + spare} rows for {classes} classes")
         return {
             "num_classes": classes,
-            "backbone": backbone_in(tensors),
-            "feature_strides": STRIDES[len(STRIDES) - projected :],
+            "backbone": backbone,
+            "feature_strides": strides_in(backbone, projected),
             "neck_bias": "neck.project.0.0.bias" in tensors,
             "num_levels": levels,
             "hidden_dim": width,
@@ -63,12 +78,6 @@ def settings_in(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         }
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"these weights are not a whole DINO; there is no {str(error)[:80]}") from None
-
-
-def backbone_in(tensors: Mapping[str, Tensor]) -> str:
-    """The name of a ResNet that has these tensors, or `UNKNOWN`."""
-    blocks = _count(tensors, r"backbone\.body\.layer3\.(\d+)\.conv1\.weight")
-    return BLOCKS.get((blocks, "backbone.body.layer3.0.conv3.weight" in tensors), UNKNOWN)
 
 
 def candidates(source: str, settings: Mapping[str, Any]) -> dict[str, str]:

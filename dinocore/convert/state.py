@@ -1,6 +1,7 @@
 """A state dict of another codebase under our names: each tensor is used once, or dropped for a stated reason."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from . import tables
+from .backbones import family_of, reordered
 from .tables import Sizes, Table
 
 ALIASES = re.compile(r"^(class_embed|bbox_embed)\.[1-9]|^transformer\.decoder\.(class|bbox)_embed")
@@ -75,10 +77,6 @@ def convert_tensors(state: Mapping[str, Any], source: str | None = None) -> Conv
     source = source or tell_source(state)
     if source not in CODEBASES:
         raise CheckpointError(f"weights from `{source}` can't be converted; known are {', '.join(CODEBASES)}")
-    if any(key.startswith("backbone.") and ".patch_embed." in key for key in state):
-        raise CheckpointError(
-            f"these weights of {CODEBASES[source].title} have a transformer as backbone; only ResNets can be converted"
-        )
     dropped = dropped_tensors(state, source)
     kept = [key for key in state if key not in dropped]
     names = tables.renamed(kept, CODEBASES[source].table(sizes_in(state, source)))
@@ -87,10 +85,9 @@ def convert_tensors(state: Mapping[str, Any], source: str | None = None) -> Conv
             f"{len(unknown)} of {len(state)} tensors are not known in {CODEBASES[source].title}'s DINO, such as "
             f"{', '.join(unknown[:3])}"
         )
-    tensors = {names[key]: state[key] for key in kept}
-    if len(tensors) < len(kept):
-        twice = next(key for key in kept if tensors[names[key]] is not state[key])
-        raise CheckpointError(f"two tensors would both become {names[twice]}, one of them {twice}")
+    if twice := [key for key, count in Counter(names.values()).items() if count > 1]:
+        raise CheckpointError(f"two tensors would both become {twice[0]}")
+    tensors = {names[key]: reordered(names[key], state[key], source) for key in kept}
     return Converted(source, tensors, names, dropped)
 
 
@@ -145,6 +142,7 @@ def sizes_in(state: Mapping[str, Tensor], source: str) -> Sizes:
         projected=sum(tuple(weight.shape[-2:]) == (1, 1) for weight in neck),
         levels=len(levels),
         decoder_layers=max(heads) + codebase.own_first_stage,
+        family=family_of(state),
     )
 
 

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-Table = dict[str, str]
+from .backbones import Table, detrex_backbone, mmdet_backbone
+
 ATTENTION = {"sampling_offsets": "offsets", "attention_weights": "weights", "value_proj": "value",
              "output_proj": "output"}  # fmt: skip
 NORMS_IN_ORDER = ("self_norm", "cross_norm", "ffn.norm")  # of a decoder layer, as data flows
@@ -22,6 +23,7 @@ class Sizes(NamedTuple):
     projected: int  # backbone features that the neck projects; further levels are made from the last
     levels: int
     decoder_layers: int
+    family: str = "resnet"  # of the backbone, see `backbones.family_of`
 
 
 def official(sizes: Sizes) -> Table:
@@ -29,7 +31,7 @@ def official(sizes: Sizes) -> Table:
     numbers = range(sizes.levels)
     theirs, ours = "transformer.decoder.layers.#.", "decoder.layers.#."
     return {
-        "backbone.0.body.": "backbone.body.",
+        "backbone.0.": "backbone.",
         **{f"input_proj.{i}.": f"neck.{_neck_part(i, sizes.projected)}." for i in numbers},
         "transformer.level_embed": "tokenizer.level_embed",
         **_encoder("transformer.encoder.layers.#.", "self_attn.", ("norm1.", "norm2."), ("linear1.", "linear2.")),
@@ -51,11 +53,11 @@ def official(sizes: Sizes) -> Table:
 
 
 def detrex(sizes: Sizes) -> Table:
-    """IDEA-Research/detrex, projects/dino, with detectron2's ResNet. The last of the heads is the first stage's."""
+    """IDEA-Research/detrex, projects/dino. The last of the heads is the first stage's."""
     first_stage = sizes.decoder_layers
     theirs, ours = "transformer.decoder.layers.#.", "decoder.layers.#."
     return {
-        **_detectron2_resnet(),
+        **detrex_backbone(sizes.family, sizes.projected),
         **_neck("norm"),
         "transformer.level_embeds": "tokenizer.level_embed",
         **_encoder("transformer.encoder.layers.#.", "attentions.0.", ("norms.0.", "norms.1."), _mmcv_ffn("ffns.0.")),
@@ -80,7 +82,7 @@ def mmdet(sizes: Sizes) -> Table:
     theirs, ours = "decoder.layers.#.", "decoder.layers.#."
     linears = {"0": "0", "2": "2", "4": "4"}  # their Sequential counts the activations, as ours does
     return {
-        "backbone.": "backbone.body.",
+        **mmdet_backbone(sizes.family),
         **_neck("gn"),
         "level_embed": "tokenizer.level_embed",
         **_encoder("encoder.layers.#.", "self_attn.", ("norms.0.", "norms.1."), _mmcv_ffn("ffn.")),
@@ -168,14 +170,3 @@ def _mlp(theirs: str, ours: str, linears: Mapping[str, str] | None = None) -> Ta
     """The three linear layers of a box head; our Sequential counts the activations between them."""
     linears = linears or {"0": "0", "1": "2", "2": "4"}
     return {f"{theirs}{i}.": f"{ours}{j}." for i, j in linears.items()}
-
-
-def _detectron2_resnet() -> Table:
-    """Stage n is called res(n + 1), and a norm is part of its convolution."""
-    table = {"backbone.stem.conv1.norm.": "backbone.body.bn1.", "backbone.stem.conv1.": "backbone.body.conv1."}
-    for stage in range(1, 5):
-        theirs, ours = f"backbone.res{stage + 1}.#.", f"backbone.body.layer{stage}.#."
-        for i in range(1, 4):
-            table |= {f"{theirs}conv{i}.norm.": f"{ours}bn{i}.", f"{theirs}conv{i}.": f"{ours}conv{i}."}
-        table |= {f"{theirs}shortcut.norm.": f"{ours}downsample.1.", f"{theirs}shortcut.": f"{ours}downsample.0."}
-    return table

@@ -1,6 +1,6 @@
 """Our weights as IDEA-Research/DINO writes them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,12 @@ from ..checkpoint import Weights
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..files import write_atomically
+from .backbones import STRIDES, window_indices
 from .tables import Sizes, inverted, official, renamed
 
 HEADS = ("class_embed.", "bbox_embed.")
+SWINS = {"swin-t-224": "swin_T_224_1k", "swin-b-224": "swin_B_224_22k", "swin-b-384": "swin_B_384_22k",
+         "swin-l-224": "swin_L_224_22k", "swin-l-384": "swin_L_384_22k"}  # fmt: skip
 
 
 def write_official(path: Path, weights: Weights) -> list[str]:
@@ -38,6 +41,7 @@ def official_state(tensors: Mapping[str, Tensor], model: ModelConfig) -> dict[st
     """
     if reasons := _foreign_to_official(model):
         raise CheckpointError(f"official DINO cannot compute this model: {'; '.join(reasons)}")
+    tensors = {**tensors, **window_indices(tensors)}
     sizes = Sizes(len(model.feature_strides), model.num_levels, model.num_decoder_layers)
     names = renamed(tensors, inverted(official(sizes)))
     if unknown := [key for key in tensors if key not in names]:
@@ -63,13 +67,18 @@ def official_options(model: ModelConfig) -> list[str]:
         ("enc_layers", model.num_encoder_layers, usual.num_encoder_layers),
         ("dec_layers", model.num_decoder_layers, usual.num_decoder_layers),
         ("dim_feedforward", model.ffn_dim, usual.ffn_dim),
-        ("backbone", model.backbone, usual.backbone),
+        ("backbone", SWINS.get(model.backbone, model.backbone), usual.backbone),
+        ("return_interm_indices", _indices(model.feature_strides), _indices(usual.feature_strides)),
         ("pe_temperatureH", model.position_temperature, usual.position_temperature),
         ("pe_temperatureW", model.position_temperature, usual.position_temperature),
         ("dec_pred_class_embed_share", model.heads == "shared", True),
         ("dec_pred_bbox_embed_share", model.heads == "shared", True),
     ]
     return [f"{key}={value}" for key, value, default in wanted if value != default]
+
+
+def _indices(strides: Sequence[int]) -> str:
+    return ",".join(str(STRIDES.index(stride)) for stride in strides if stride in STRIDES)
 
 
 def _foreign_to_official(model: ModelConfig) -> list[str]:
@@ -81,7 +90,7 @@ def _foreign_to_official(model: ModelConfig) -> list[str]:
             (model.first_stage != "classes", "its first stage tells classes"),
             (model.queries != "mixed", "its queries are mixed"),
             (model.denoising.kind == "none" or model.denoising.num_groups == 0, "it has a label embedding"),
-            (model.backbone.startswith("timm/"), f"it has no backbone {model.backbone}"),
+            (model.backbone not in SWINS and not model.backbone.startswith("resnet"), f"it has no {model.backbone}"),
         )
         if wrong
     ]

@@ -1,36 +1,79 @@
-"""From images to feature maps: ResNets of torchvision, or any timm model that gives features. Batch norm is frozen."""
+"""From images to feature maps: the backbones by name. Batch norm is frozen."""
 
-import re
-from collections.abc import Sequence
-from typing import Any
+import difflib
+from collections.abc import Callable, Sequence
+from functools import partial
 
-import torch
 from torch import Tensor, nn
 from torchvision.models import get_model, list_models
 from torchvision.models._utils import IntermediateLayerGetter
 
 from ..errors import ConfigError
-from .layers import FrozenBatchNorm, freeze_batch_norm
+from .layers import FrozenBatchNorm, recomputed
+from .swin import STRIDES, SWINS, Swin
+from .timm_backbone import MapNorm, NormedBackbone, TimmBackbone, feature_strides
+from .vit import VITDETS, PlainViT, build_vit
 
 STAGES = {4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}  # of a ResNet, by stride
-STEM = re.compile(r"(conv_stem|conv1|bn1|stem|patch_embed|layers?_0_)")
-NUMBERED_STAGE = re.compile(r"(?:blocks|stages|layers?)[._]?(\d+)")
+NORMED = {  # timm's name, and the epsilon of the norms on the maps
+    "convnext-t": ("convnext_tiny", 1e-6),
+    "convnext-s": ("convnext_small", 1e-6),
+    "convnext-b": ("convnext_base", 1e-6),
+    "convnext-l": ("convnext_large", 1e-6),
+    "focalnet-l-3": ("focalnet_large_fl3", 1e-5),  # three focal levels
+    "focalnet-l-4": ("focalnet_large_fl4", 1e-5),
+}
 
 
-def build_backbone(name: str, strides: Sequence[int], frozen_stages: int) -> "Backbone":
+def build_backbone(
+    name: str, strides: Sequence[int], frozen_stages: int, drop_path: float, run: Callable[..., Tensor]
+) -> "Backbone":
     """A backbone without trained weights.
+
+    Args:
+        drop_path: chance that the last block is skipped for a picture in training; earlier ones proportionally.
+        run: how blocks are called, see `layers.plainly` and `layers.recomputed`.
 
     Raises:
         ConfigError: there is no such backbone, or it has no features at these strides.
     """
+    again = run is recomputed
+    if name in SWINS:
+        _check_strides(name, strides, STRIDES)
+        return Swin(name, strides, frozen_stages, drop_path, run)
+    if name in NORMED:
+        timm_name, eps = NORMED[name]
+        body = TimmBackbone(timm_name, strides, frozen_stages, drop_path, again)
+        if name.startswith("focalnet"):
+            body.body["stem"].proj.padding = (3, 3)  # as FocalNet's detectors have it; timm has its classifiers' 2
+        return NormedBackbone(body, partial(MapNorm, eps=eps), least=max(strides))
+    if name in VITDETS:
+        return build_vit(name, strides, frozen_stages, drop_path, again)
     if name.startswith("timm/"):
-        return TimmBackbone(name.removeprefix("timm/"), strides, frozen_stages)
+        name = name.removeprefix("timm/")
+        build = build_vit if len(set(feature_strides(name))) == 1 else TimmBackbone
+        return build(name, strides, frozen_stages, drop_path, again)
+    return _build_resnet(name, strides, frozen_stages, drop_path)
+
+
+def _build_resnet(name: str, strides: Sequence[int], frozen_stages: int, drop_path: float) -> "ResNet":
     resnets = list_models(include="*resne*t*")
     if name not in resnets:
-        raise ConfigError(f"there is no backbone `{name}`; known are {', '.join(resnets)} and timm/NAME")
-    if missing := [stride for stride in strides if stride not in STAGES]:
-        raise ConfigError(f"{name} has features at strides {list(STAGES)}, not at {missing}; set model.feature_strides")
+        known = [*SWINS, *NORMED, *VITDETS, *resnets]
+        close = difflib.get_close_matches(name, known, n=3)
+        shown = f"; did you mean {' or '.join(close)}?" if close else f"; known are {', '.join(known)} and timm/NAME"
+        raise ConfigError(f"there is no backbone `{name}`{shown}")
+    _check_strides(name, strides, STAGES)
+    if drop_path:
+        raise ConfigError(f"{name} cannot skip blocks; set model.drop_path = 0")
     return ResNet(name, strides, frozen_stages)
+
+
+def _check_strides(name: str, strides: Sequence[int], possible: Sequence[int] | dict[int, str]) -> None:
+    if missing := [stride for stride in strides if stride not in possible]:
+        raise ConfigError(
+            f"{name} has features at strides {list(possible)}, not at {missing}; set model.feature_strides"
+        )
 
 
 class ResNet(nn.Module):
@@ -54,70 +97,4 @@ class ResNet(nn.Module):
         return list(self.body(images).values())
 
 
-class TimmBackbone(nn.Module):
-    """A timm model that returns features."""
-
-    channels: list[int]  # one number per stride
-
-    def __init__(self, name: str, strides: Sequence[int], frozen_stages: int):
-        super().__init__()
-        self.indices = timm_feature_indices(name, strides)
-        body = _feature_extractor(name, out_indices=self.indices)
-        self.channels = body.feature_info.channels()
-        self.body = freeze_batch_norm(body)
-        _freeze_stages(self.body, name, frozen_stages)
-        convolutions = [module for module in body.modules() if isinstance(module, nn.Conv2d)]
-        self.slow_in_bf16 = any(conv.groups > 1 for conv in convolutions)  # on CPU: 1.6 times the time of float32
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> [(B, C_l, H_l, W_l)], finest first."""
-        slow = self.slow_in_bf16 and images.device.type == "cpu"
-        autocast = torch.is_autocast_enabled(images.device.type) and not slow
-        with torch.autocast(images.device.type, enabled=autocast):
-            return self.body(images)
-
-
-Backbone = ResNet | TimmBackbone
-
-
-def timm_feature_indices(name: str, strides: Sequence[int]) -> tuple[int, ...]:
-    """Which of a timm model's features have these strides.
-
-    Raises:
-        ConfigError: no such model, no features, or none of that stride.
-    """
-    import timm
-
-    if not timm.is_model(name):
-        close = timm.list_models(f"*{name.split('.')[0][:12]}*")[:3]
-        hint = f"; similar are {', '.join(f'timm/{c}' for c in close)}" if close else ""
-        raise ConfigError(f"timm {timm.__version__} has no model `{name}`{hint}")
-    try:
-        reductions = _feature_extractor(name).feature_info.reduction()
-    except (RuntimeError, AttributeError) as error:
-        raise ConfigError(f"timm's `{name}` gives no feature maps: {error}") from error
-    if missing := [stride for stride in strides if stride not in reductions]:
-        raise ConfigError(
-            f"timm's `{name}` has features at strides {reductions}, not at {missing}; "
-            "set model.feature_strides to some of those"
-        )
-    return tuple(reductions.index(stride) for stride in strides)
-
-
-def _feature_extractor(name: str, **options: Any) -> Any:
-    """A timm model without trained weights, typed as Any because nn.Module declares no `feature_info`."""
-    import timm
-
-    return timm.create_model(name, pretrained=False, features_only=True, **options)
-
-
-def _freeze_stages(body: nn.Module, name: str, frozen_stages: int) -> None:
-    """Freeze the stem (0) and the first n stages of a timm model, told by the names that timm's families use."""
-    frozen = 0
-    for key, parameter in body.named_parameters():
-        stage = NUMBERED_STAGE.match(key)
-        if frozen_stages >= 0 and (STEM.match(key) or (stage and int(stage[1]) < frozen_stages)):
-            parameter.requires_grad_(False)
-            frozen += 1
-    if frozen_stages >= 0 and not frozen:
-        raise ConfigError(f"timm's `{name}` has no stem that could be frozen; set model.frozen_stages = -1")
+Backbone = ResNet | TimmBackbone | NormedBackbone | Swin | PlainViT

@@ -28,7 +28,7 @@ def build_model(config: ModelConfig) -> DINO:
     dim = config.hidden_dim
     attention = (dim, config.num_heads, config.num_levels, config.num_points, config.ffn_dim, config.dropout)
     run = recomputed if config.checkpoint_activations else plainly
-    backbone = build_backbone(config.backbone, config.feature_strides, config.frozen_stages)
+    backbone = build_backbone(config.backbone, config.feature_strides, config.frozen_stages, config.drop_path, run)
     model = DINO(
         backbone=backbone,
         neck=Neck(backbone.channels, dim, config.num_levels, partial(nn.Conv2d, bias=config.neck_bias)),

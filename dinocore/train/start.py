@@ -88,8 +88,7 @@ def load_starting_weights(model: DINO, config: Config, categories: Sequence[Cate
     """Fill a new model as `train.weights` or else `model.backbone_weights` says; returns that in words."""
     source = config.train.weights
     if not source:
-        load_backbone_weights(model.backbone, config.model)
-        return f"random, backbone: {config.model.backbone_weights}"
+        return f"random, backbone: {load_backbone_weights(model.backbone, config.model)}"
     path = BUNDLED if source == "bundled" else Path(source)
     try:
         origins = carry_over(model, load_weights(path), categories, path)

@@ -22,6 +22,10 @@ LISTS = {
     "mmdet_r50_4scale": [
         "mmdet-r50-4scale-12e", "mmdet-r50-4scale-24e", "mmdet-r50-4scale-36e", "mmdet-r50-4scale-improved-12e",
     ],
+    "detrex_swint_4scale": ["detrex-swin-t-224-4scale-12e", "detrex-swin-t-224-22k-4scale-12e"],
+    "detrex_swinl384_4scale": ["detrex-swin-l-384-4scale-12e", "detrex-swin-l-384-4scale-36e"],
+    "detrex_swinl384_5scale": ["detrex-swin-l-384-5scale-12e", "detrex-swin-l-384-5scale-36e"],
+    "mmdet_swinl_5scale": ["mmdet-swin-l-5scale-12e", "mmdet-swin-l-5scale-36e"],
 }  # fmt: skip
 PAIRS = [(name, preset) for name, presets in LISTS.items() for preset in presets]
 NOTHING_TOLD = Told(None, [], None)
@@ -169,8 +173,7 @@ def test_coco_has_80_classes_with_these_ids():
         (["conv1.weight", "fc.weight"], "backbone_weights"),
         (["tokenizer.level_embed"], "no conversion"),
         ([], "empty"),
-        (["bbox_head.cls_branches.0.weight", "backbone.patch_embed.projection.weight"], "only ResNets"),
-        (["input_proj.0.0.weight", "backbone.0.patch_embed.proj.weight"], "only ResNets"),
+        (["input_proj.0.0.weight", "backbone.0.patch_embed.proj.weight"], "not a whole DINO"),
     ],
 )
 def test_other_models_are_told_apart(names, said):

@@ -49,7 +49,7 @@ def test_folding_that_forgets_the_mean_would_be_noticed():
     assert not torch.allclose(before, model.backbone(images)[0], rtol=0.01, atol=0.01)
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "timm/tf_efficientnet_lite0"])
+@pytest.mark.parametrize("backbone", ["resnet18", "timm/tf_efficientnet_lite0", "swin-t-224"])
 def test_bf16_weights_stay_near_float32_and_boxes_stay_float32(backbone):
     model = small(backbone)
     images, padding = inputs()

@@ -50,7 +50,10 @@ def test_weights_describe_themselves(small_config, start, run_to_end):
     assert (detections.scores.diff() <= 0).all()
 
 
-@pytest.mark.parametrize("overrides", [(), ("train.ema_decay=0.9", "model.dropout=0.1", "train.images_per_forward=1")])
+BY_CHANCE = ("model.dropout=0.1", "model.backbone=timm/convnext_atto", "model.drop_path=0.5")
+
+
+@pytest.mark.parametrize("overrides", [(), ("train.ema_decay=0.9", "train.images_per_forward=1", *BY_CHANCE)])
 @pytest.mark.parametrize("stopped_after", [3, 4])
 def test_a_resumed_run_ends_with_the_same_bytes(small_config, start, run_to_end, overrides, stopped_after):
     config = small_config(*overrides)

@@ -1,0 +1,235 @@
+"""Swin Transformer (Liu et al. 2021, https://arxiv.org/abs/2103.14030) as detectors use it.
+
+Pictures may have any size, and every map that is given out has a norm of its own. What libraries do at borders differs
+(timm shifts before it pads, torchvision does not shift maps of one window), so this is ours: a map is padded with zeros
+at right and bottom, then shifted, as published weights were trained. Parameters have their published names.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+STRIDES = (4, 8, 16, 32)
+BLOCKED = -100.0  # added to the score of a pair that does not belong together; nothing is left of it
+
+
+class SwinSize(NamedTuple):
+    """What tells one Swin from another."""
+
+    dim: int  # channels of the first stage; each stage doubles them
+    depths: tuple[int, int, int, int]
+    window: int  # side of the squares in which tokens attend to each other, in tokens
+
+    def num_heads(self, stage: int) -> int:
+        """32 channels for each head."""
+        return self.dim * 2**stage // 32
+
+
+SWINS = {
+    "swin-t-224": SwinSize(96, (2, 2, 6, 2), 7),
+    "swin-s-224": SwinSize(96, (2, 2, 18, 2), 7),
+    "swin-b-224": SwinSize(128, (2, 2, 18, 2), 7),
+    "swin-b-384": SwinSize(128, (2, 2, 18, 2), 12),
+    "swin-l-224": SwinSize(192, (2, 2, 18, 2), 7),
+    "swin-l-384": SwinSize(192, (2, 2, 18, 2), 12),
+}  # the number is the side of the pictures that it was first trained on
+
+
+class WindowAttention(nn.Module):
+    """Every token attends to the tokens of its window; a learned bias says how far they are apart."""
+
+    relative_position_index: Tensor
+
+    def __init__(self, dim: int, num_heads: int, window: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
+        self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """(B * nW, N, C), mask (nW, N, N) to add to the scores -> (B * nW, N, C)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B * nW, M, N, C / M)
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]  # (1, M, N, N)
+        if mask is not None:
+            bias = bias + mask[:, None].to(bias.dtype)  # (nW, M, N, N)
+            bias = bias.repeat(len(x) // len(mask), 1, 1, 1)  # (B * nW, M, N, N)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        return self.proj(attended.transpose(1, 2).flatten(2))
+
+
+class SwinBlock(nn.Module):
+    """Attention in windows, then two linear layers; both pre-norm."""
+
+    def __init__(self, dim: int, num_heads: int, window: int, shift: int, drop_path: float):
+        super().__init__()
+        self.window = window
+        self.shift = shift
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, num_heads, window)
+        self.drop_path = StochasticDepth(drop_path, "row")
+        self.norm2 = nn.LayerNorm(dim)
+        fc1, fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, act=nn.GELU(), fc2=fc2))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(B, H, W, C), the mask of a shifted map (nW, N, N) -> (B, H, W, C)."""
+        x = x + self.drop_path(self.attend(self.norm1(x), mask))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def attend(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Cut into windows, attend, put together again: (B, H, W, C) -> (B, H, W, C)."""
+        height, width = x.shape[1:3]
+        x = pad_to_multiple(x, self.window)  # (B, H', W', C)
+        rows = x.shape[1] // self.window
+        if self.shift:
+            x = x.roll((-self.shift, -self.shift), dims=(1, 2))
+        windows = self.attn(to_windows(x, self.window), mask if self.shift else None)  # (B * nW, N, C)
+        x = from_windows(windows, self.window, len(x), rows)
+        if self.shift:
+            x = x.roll((self.shift, self.shift), dims=(1, 2))
+        return x[:, :height, :width]
+
+
+class PatchEmbed(nn.Module):
+    """Squares of 4 x 4 pixels become tokens."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, kernel_size=4, stride=4)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, H / 4, W / 4, C), rounded up."""
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % 4, 0, -height % 4))
+        return self.norm(self.proj(images).permute(0, 2, 3, 1))
+
+
+class PatchMerging(nn.Module):
+    """Four neighbours become one token with twice the channels."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H / 2, W / 2, 2 C), rounded up."""
+        x = pad_to_multiple(x, 2)
+        x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, H / 2, 2, W / 2, 2, C)
+        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # (B, H / 2, W / 2, 4 C): column by column of the four
+        return self.reduction(self.norm(x))
+
+
+class SwinStage(nn.Module):
+    """Blocks on maps of one stride, every second one with shifted windows; then perhaps a merging of tokens."""
+
+    def __init__(self, size: SwinSize, stage: int, rates: Sequence[float], merge: bool, run: Callable[..., Tensor]):
+        super().__init__()
+        self.run = run
+        self.window = size.window
+        dim, num_heads = size.dim * 2**stage, size.num_heads(stage)
+        self.blocks = nn.ModuleList(
+            SwinBlock(dim, num_heads, size.window, size.window // 2 * (i % 2), rate) for i, rate in enumerate(rates)
+        )
+        self.downsample = PatchMerging(dim) if merge else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C), before any merging."""
+        mask = shifted_mask(x.shape[1], x.shape[2], self.window, x.device)  # (nW, N, N)
+        for block in self.blocks:
+            x = self.run(block, x, mask)
+        return x
+
+
+class Swin(nn.Module):
+    """Patches, four stages, and a norm for each map that is given out."""
+
+    slow_in_bf16 = False
+
+    def __init__(
+        self, name: str, strides: Sequence[int], frozen_stages: int, drop_path: float, run: Callable[..., Tensor]
+    ):
+        """
+        Args:
+            strides: of the maps to give out, from 4, 8, 16, 32; stages beyond the last are left out.
+            drop_path: chance that the last block is skipped for a picture in training; earlier ones proportionally.
+            run: calls a block, see `layers.plainly` and `layers.recomputed`.
+        """
+        super().__init__()
+        size = SWINS[name]
+        given = [STRIDES.index(stride) for stride in strides]
+        rates = iter(torch.linspace(0, drop_path, sum(size.depths), device="cpu").tolist())
+        self.patch_embed = PatchEmbed(size.dim)
+        self.layers = nn.ModuleList(
+            SwinStage(size, i, [next(rates) for _ in range(depth)], i < max(given), run)
+            for i, depth in enumerate(size.depths[: max(given) + 1])
+        )
+        self.channels = [size.dim * 2**i for i in given]
+        for i, channels in zip(given, self.channels, strict=True):
+            self.add_module(f"norm{i}", nn.LayerNorm(channels))
+        linears = [module for module in self.modules() if isinstance(module, nn.Linear)]
+        for linear in linears:
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+        for part in [self.patch_embed, *self.layers][: frozen_stages + 1]:
+            part.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> [(B, C_l, H_l, W_l)], finest first."""
+        maps = []
+        x = self.patch_embed(images)  # (B, H / 4, W / 4, C)
+        norms = dict(self.named_children())
+        for i, stage in enumerate(self.layers):
+            x = stage(x)
+            if norm := norms.get(f"norm{i}"):
+                maps.append(norm(x).permute(0, 3, 1, 2))  # (B, C_l, H_l, W_l)
+            x = stage.get_submodule("downsample")(x)
+        return maps
+
+
+def pad_to_multiple(x: Tensor, size: int) -> Tensor:
+    """Zeros at right and bottom until both sides are multiples: (B, H, W, C) -> (B, H', W', C)."""
+    height, width = x.shape[1:3]
+    return F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
+
+
+def to_windows(x: Tensor, window: int) -> Tensor:
+    """(B, H, W, C) -> (B * nW, N, C), N = window x window."""
+    x = x.unflatten(2, (-1, window)).unflatten(1, (-1, window))  # (B, rows, window, columns, window, C)
+    return x.transpose(2, 3).flatten(0, 2).flatten(1, 2)
+
+
+def from_windows(windows: Tensor, window: int, batch: int, rows: int) -> Tensor:
+    """The way back: (B * nW, N, C) -> (B, H, W, C)."""
+    x = windows.unflatten(1, (window, window)).unflatten(0, (batch, rows, -1))
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def shifted_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
+    """0 for two tokens of a shifted map that were neighbours before, `BLOCKED` for others: (nW, N, N)."""
+    numbers = []
+    for side in (height, width):
+        places = torch.arange(side + -side % window, device=device)
+        size = len(places)
+        numbers.append((places >= size - window).int() + (places >= size - window // 2).int())  # 0, 1, 2
+    region = 3 * numbers[0][:, None] + numbers[1]  # (H', W')
+    region = to_windows(region[None, :, :, None], window)  # (nW, N, 1)
+    return BLOCKED * (region != region.mT).float()
+
+
+def relative_position_index(window: int) -> Tensor:
+    """The row of the bias table for each pair of a window's tokens: (N, N)."""
+    places = torch.arange(window)
+    away = places[:, None] - places + window - 1  # (window, window), from 0
+    index = away[:, None, :, None] * (2 * window - 1) + away[None, :, None, :]  # (row, column, row, column)
+    return index.flatten(2, 3).flatten(0, 1)

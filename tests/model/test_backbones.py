@@ -1,0 +1,114 @@
+"""Backbones by name: maps of the right sizes, learning, freezing, and what cannot be built."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from dinocore.errors import ConfigError
+from dinocore.model.backbone import NORMED, build_backbone
+from dinocore.model.layers import plainly, recomputed
+from dinocore.model.swin import SWINS, SwinSize
+
+KINDS = [
+    ("swin-t-224", (4, 8, 16, 32)),
+    ("convnext-t", (8, 16, 32)),
+    ("timm/vit_tiny_patch16_224", (8, 16, 32)),
+    pytest.param("timm/vit_small_patch14_dinov2", (7, 14, 28), marks=pytest.mark.slow),
+    pytest.param("timm/swin_tiny_patch4_window7_224", (8, 16, 32), marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture
+def smaller(monkeypatch):
+    """Backbones of the same kinds with fewer layers."""
+    monkeypatch.setitem(SWINS, "swin-t-224", SwinSize(32, (2, 2, 2, 2), 7))
+    monkeypatch.setitem(NORMED, "convnext-t", ("convnext_atto", 1e-6))
+
+
+def build(name, strides=(8, 16, 32), frozen=-1, rate=0.0, run=plainly):
+    torch.manual_seed(0)
+    return build_backbone(name, strides, frozen, rate, run)
+
+
+@pytest.mark.parametrize(("name", "strides"), KINDS)
+def test_maps_of_pictures_of_any_size_and_every_parameter_learns(name, strides, smaller):
+    backbone = build(name, strides, rate=0.1).train()
+    for size in ((64, 96), (75, 130)):
+        maps = backbone(torch.randn(2, 3, *size))
+        for x, channels, stride in zip(maps, backbone.channels, strides, strict=True):
+            assert x.shape[:2] == (2, channels)
+            for found, side in zip(x.shape[2:], size, strict=True):
+                assert side // stride <= found <= math.ceil(side / stride) + 3  # a ViT fills its last patch
+    sum(x.square().mean() for x in maps).backward()
+    assert [key for key, p in backbone.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert [x.shape[0] for x in backbone.eval()(torch.zeros(1, 3, 1, 1))] == [1] * len(maps)
+
+
+@pytest.mark.parametrize("name", [*SWINS, *NORMED, "vitdet-b", "vitdet-l"])
+def test_all_names_are_built_with_a_norm_or_a_pyramid_for_each_map(name):
+    with torch.device("meta"):
+        backbone = build(name)
+        maps = backbone(torch.empty(1, 3, 96, 128))
+    assert [tuple(x.shape) for x in maps] == [
+        (1, c, 96 // s, 128 // s) for c, s in zip(backbone.channels, (8, 16, 32), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", ["swin-t-224", "convnext-t", "timm/vit_tiny_patch16_224"])
+def test_recomputed_blocks_give_the_same_gradients(name, smaller):
+    gradients = []
+    images = torch.randn(1, 3, 64, 64)
+    for run in (plainly, recomputed):
+        backbone = build(name, run=run).train()
+        sum(x.square().mean() for x in backbone(images)).backward()
+        gradients.append([p.grad for p in backbone.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+
+
+def test_recomputing_keeps_less(smaller):
+    def kept(run):
+        backbone, seen = build("swin-t-224", run=run).train(), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: seen.append(x.numel()) or x, lambda x: x):
+            backbone(torch.randn(1, 3, 64, 64))
+        return sum(seen)
+
+    assert kept(recomputed) < 0.4 * kept(plainly)
+
+
+def test_a_pyramid_is_finer_and_coarser_than_the_patches():
+    backbone = build("timm/vit_tiny_patch16_224", (4, 8, 16, 32, 64)).eval()
+    sides = [tuple(x.shape[2:]) for x in backbone(torch.randn(1, 3, 128, 192))]
+    assert sides == [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
+
+
+def test_the_frozen_part_of_a_vit():
+    frozen = {key for key, p in build("timm/vit_tiny_patch16_224", frozen=2).named_parameters() if not p.requires_grad}
+    blocks = {key.split(".")[3] for key in frozen if ".blocks." in key}
+    assert blocks == {"0", "1"} and {"body.model.pos_embed", "body.model.patch_embed.proj.weight"} <= frozen
+    assert not any(key.startswith("pyramid") for key in frozen)
+
+
+@pytest.mark.parametrize(
+    ("name", "strides", "rate", "says"),
+    [
+        ("swin-t", (8, 16, 32), 0.0, "there is no backbone `swin-t`; did you mean swin-t-224"),
+        ("swin-t-224", (8, 16, 64), 0.0, r"features at strides \[4, 8, 16, 32\], not at \[64\]"),
+        ("resnet50", (8, 16, 32), 0.2, "resnet50 cannot skip blocks; set model.drop_path = 0"),
+        ("timm/vgg11", (8, 16, 32), 0.2, "`vgg11` cannot skip blocks"),
+        ("timm/beit_base_patch16_224", (8, 16, 32), 0.0, "takes only pictures of 224 x 224"),
+        ("timm/vit_tiny_patch16_224", (8, 32), 0.0, r"must be neighbours in \[4, 8, 16, 32, 64"),
+        ("timm/vit_small_patch14_dinov2", (8, 16, 32), 0.0, r"neighbours in \[7, 14, 28"),
+        ("convnext-t", (8, 64), 0.0, r"not at \[64\]"),
+    ],
+)
+def test_what_cannot_be_built_says_why(name, strides, rate, says):
+    with pytest.raises(ConfigError, match=says):
+        build(name, strides, rate=rate)
+
+
+def test_skipping_blocks_reaches_timms_models():
+    rates = [m.drop_prob for m in build("convnext-t", rate=0.3).modules() if type(m).__name__ == "DropPath"]
+    assert max(rates) == pytest.approx(0.3) and isinstance(build("convnext-t").body.body["stages_0"], nn.Module)
