@@ -24,8 +24,9 @@ class Ignored:
         """Forget it."""
 
 
-IGNORED = [  # mmengine's log of losses, and the numpy arrays, numbers and methods in it, as mmengine 0.10.7 pickles them
-    "mmengine.logging.history_buffer.HistoryBuffer", "mmengine.logging.message_hub.MessageHub", "builtins.getattr", "__builtin__.getattr",
+IGNORED = [  # mmengine's log of losses, with the numpy arrays, numbers and methods in it; read off mmengine 0.10.7
+    "mmengine.logging.history_buffer.HistoryBuffer", "mmengine.logging.message_hub.MessageHub",
+    "builtins.getattr", "__builtin__.getattr",
     "numpy.ndarray", "numpy.dtype", "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
     "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy._core.numeric._frombuffer",
 ]  # fmt: skip

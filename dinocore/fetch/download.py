@@ -86,7 +86,8 @@ def download(address: str, part: Part, watch: Watch, patience: Patience = Patien
     failures, furthest = 0, part.size
     while not part.size or part.noted().get("total") != part.size:
         try:
-            return _attempt(address, part, watch, patience)
+            _attempt(address, part, watch, patience)
+            break
         except Passing as fault:
             failures = 1 if part.size > furthest else failures + 1
             furthest = max(furthest, part.size)

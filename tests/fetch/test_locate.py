@@ -59,7 +59,7 @@ def test_what_is_kept_needs_no_network_and_nothing_else_is_asked_for(publish, se
 
 def test_another_hash_than_the_published_one_is_refused_and_not_kept(publish, tmp_path):
     publish("00000000")
-    with pytest.raises(CheckpointError, match="whose sha256 begins with .* with 00000000; nothing is kept"):
+    with pytest.raises(CheckpointError, match=r"whose sha256 begins with .* with 00000000; nothing is kept"):
         locate("mmdet/small")
     assert kept(tmp_path) == []
 
@@ -144,7 +144,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(place, publish, tmp_path, mo
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DINO_CACHE", str(tmp_path / place))
     publish()
-    with pytest.raises(EnvironmentFault, match="cannot be written: .*set DINO_CACHE") as fault:
+    with pytest.raises(EnvironmentFault, match=r"cannot be written: .*set DINO_CACHE") as fault:
         locate("mmdet/small")
     assert "\n" not in str(fault.value)
 
