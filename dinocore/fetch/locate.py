@@ -64,7 +64,7 @@ def original(name: str | Path, watch: Watch = UNWATCHED) -> Original:
     if entry is not None:
         return _published(entry, watch)
     if not path.exists():
-        raise CheckpointError(f"the weights {text}: there is no such file or name{hint(text)}")
+        raise CheckpointError(f"the weights {text}: this file does not exist{hint(text)}")
     return Original(path)
 
 

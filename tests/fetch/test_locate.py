@@ -135,7 +135,7 @@ def test_paths_runs_and_the_bundled_model(tmp_path):
     assert locate("bundled") == BUNDLED
     (tmp_path / "best.safetensors").write_bytes(b"x")
     assert locate(tmp_path) == locate(tmp_path / "best.safetensors") == tmp_path / "best.safetensors"
-    with pytest.raises(CheckpointError, match=r"no such file or name; did you mean mmdet/r50-4scale-12e"):
+    with pytest.raises(CheckpointError, match=r"this file does not exist; did you mean mmdet/r50-4scale-12e"):
         locate("mmdet/r50-4scale-12")
 
 
