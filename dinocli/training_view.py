@@ -87,7 +87,7 @@ class TrainingView:
 
     def _started(self, facts: dict[str, str]) -> None:
         for key, value in facts.items():
-            words.print(f"[bold]{key:<9}[/]{escape(value)}")
+            words.print(f"[bold]{key:<11}[/]{escape(value)}")
             self._log(f"{key}: {value}")
         for note in self.job.data.notes:
             self._line(f"note: {note}", "yellow")

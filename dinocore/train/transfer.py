@@ -57,10 +57,13 @@ def match_names(new: Sequence[str], old: Sequence[str]) -> dict[int, int]:
     """
     found: dict[int, int] = {}
     for form in (str, _plainly):
-        places = {form(name): j for j, name in reversed(list(enumerate(old))) if j not in found.values()}
+        places: dict[str, list[int]] = {}
+        for j, name in enumerate(old):
+            if j not in found.values():
+                places.setdefault(form(name), []).append(j)
         for i, name in enumerate(new):
-            if i not in found and form(name) in places:
-                found[i] = places.pop(form(name))
+            if i not in found and places.get(form(name)):
+                found[i] = places[form(name)].pop(0)
     return found
 
 
