@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dinocore.checkpoint import BUNDLED, load_weights
+from dinocore.config import Config
 from dinocore.device import pick_device
 from dinocore.fetch.locate import locate
 from dinocore.predict import Detector, detector_from
@@ -33,6 +34,14 @@ def find_weights(given: str | None) -> Path:
         return run / "best.safetensors"
     say("weights: the tiny model that comes with dino (blood cells); --weights FILE for others")
     return BUNDLED
+
+
+def model_source(preset: str, weights: str | None) -> tuple[str | Config, Path | None]:
+    """Where `load_config` has a model's settings from, a preset or weights, and the file of the latter."""
+    if weights is None:
+        return preset, None
+    path = find_weights(weights)
+    return load_weights(path).config, path
 
 
 def open_detector(weights: str | None, device: str, amp: str) -> tuple[Detector, Path]:

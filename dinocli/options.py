@@ -20,6 +20,9 @@ Weights = Annotated[
         "runs/, or else bundled.",
     ),
 ]
+ModelOf = Annotated[
+    str | None, typer.Option("--weights", help="The model of these weights instead of a preset's; named as elsewhere.")
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Amp = Annotated[str, typer.Option("--amp", help="Precision: auto, off, bf16 or fp16.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
