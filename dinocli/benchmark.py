@@ -32,11 +32,11 @@ def benchmark(
     from dinocore.presets import load_config
 
     from .console import data, print_json, say
-    from .detector import model_source
+    from .detector import model_of
 
     if ops not in ("auto", "reference"):
         raise ConfigError(f"--ops {ops} is not known; choose auto or reference")
-    source, file = model_source(preset, weights)
+    source, file = (preset, None) if weights is None else model_of(weights)
     settings, place = load_config(source, overrides, config), pick_device(device)
     pick_precision(amp, place)
     case = Case(settings, _size(size), batch, train, ops, amp, place, objects, repeats, file)
@@ -45,7 +45,7 @@ def benchmark(
     name = weights or preset
     facts = {
         "weights" if weights else "preset": name,
-        "size": f"{size}",
+        "size": size,
         "batch": batch,
         "train": train,
         "ops": ops,

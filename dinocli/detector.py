@@ -36,10 +36,8 @@ def find_weights(given: str | None) -> Path:
     return BUNDLED
 
 
-def model_source(preset: str, weights: str | None) -> tuple[str | Config, Path | None]:
-    """Where `load_config` has a model's settings from, a preset or weights, and the file of the latter."""
-    if weights is None:
-        return preset, None
+def model_of(weights: str) -> tuple[Config, Path]:
+    """The settings of weights, and their file."""
     path = find_weights(weights)
     return load_weights(path).config, path
 

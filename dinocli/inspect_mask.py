@@ -62,9 +62,11 @@ def _model_config(preset, weights, dn_groups, num_gt, file, overrides):
     from dinocore.presets import load_config
     from dinocore.view.mask import check_size
 
-    from .detector import model_source
+    source = preset
+    if weights is not None:
+        from .detector import model_of
 
-    source, _ = model_source(preset, weights)
+        source, _ = model_of(weights)
     model = load_config(source, overrides, file).model
     if dn_groups is None:
         return model

@@ -61,13 +61,14 @@ def new_run(
     with watching() as watch:
         if preset is None and config.train.weights not in ("", "bundled"):
             config = load_config(settings_of(config.train.weights, watch), changes, file)
-            say(f"model and recipe: those of {config.train.weights}; --preset NAME for another recipe")
         check_start(config, watch)
     place = pick_device(device)
     choose_backend(config.eval.backend)
     data = open_dataset(config.data)
     config = with_classes(config, len(data.train.categories))
     state = fresh_state(config, data.train.categories, place)
+    if preset is None and config.train.weights not in ("", "bundled"):
+        say(f"model and recipe: those of {config.train.weights}; --preset NAME for another recipe")
     prepare_run(run, overwrite)
     write_config(run, config)
     return Job(config, data, run, place), state

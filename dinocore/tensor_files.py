@@ -3,6 +3,7 @@
 import argparse
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ def read_pickle(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, empty, cut off, a web page, or holds any other object.
     """
-    _start(path)
+    if _start(path)[:2] == b"PK":
+        _check_archive(path)
     try:
         with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch speaks about its own formats
@@ -125,6 +127,20 @@ def _start(path: Path) -> bytes:
     if start.lstrip()[:1] == b"<":
         raise CheckpointError(f"{path} is a web page and not a file of weights; open the download's address and look")
     return start
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it holds; torch.save packs nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return  # torch says what is wrong with it
+    if claimed > path.stat().st_size:
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) claims to hold {claimed} bytes, which torch.save never does; it is "
+            "not opened"
+        )
 
 
 def _is_pickle(start: bytes) -> bool:
