@@ -58,8 +58,9 @@ def new_run(
     """Check everything that can be checked before the first step, then make the folder."""
     config = load_config(preset or "tiny", changes, file)
     check_run(run, overwrite)
+    as_weights = preset is None and config.train.weights not in ("", "bundled")
     with watching() as watch:
-        if preset is None and config.train.weights not in ("", "bundled"):
+        if as_weights:
             config = load_config(settings_of(config.train.weights, watch), changes, file)
         check_start(config, watch)
     place = pick_device(device)
@@ -67,7 +68,7 @@ def new_run(
     data = open_dataset(config.data)
     config = with_classes(config, len(data.train.categories))
     state = fresh_state(config, data.train.categories, place)
-    if preset is None and config.train.weights not in ("", "bundled"):
+    if as_weights:
         say(f"model and recipe: those of {config.train.weights}; --preset NAME for another recipe")
     prepare_run(run, overwrite)
     write_config(run, config)

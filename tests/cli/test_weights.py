@@ -35,7 +35,7 @@ def test_the_list_fits_eighty_columns(dino, monkeypatch):
 
 def test_the_list_as_json(dino):
     entries = {entry["name"]: entry for entry in json.loads(dino("weights", "--json").out)}
-    assert len(entries) == 36
+    assert len(entries) == 44
     one = entries["mmdet/r50-4scale-12e"]
     assert one["AP"] == 49.0 and one["sha256_begins_with"] == "55b2bba2" and one["cached"] is None
     assert one["address"].endswith("-55b2bba2.pth") and one["by_hand_from"] is None
