@@ -18,6 +18,7 @@ from .predict import predict
 from .presets import presets
 from .sample_data import sample_data
 from .train import train
+from .weights import weights
 
 app = typer.Typer(
     name="dino",
@@ -48,6 +49,7 @@ app.command("inspect-proposals")(inspect_proposals)
 app.command()(presets)
 app.command()(convert)
 app.command()(info)
+app.command()(weights)
 app.command("sample-data")(sample_data)
 app.command()(benchmark)
 

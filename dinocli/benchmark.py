@@ -3,11 +3,12 @@ from typing import Annotated
 
 import typer
 
-from .options import Amp, ConfigFile, Device, Json, Overrides
+from .options import Amp, ConfigFile, Device, Json, ModelOf, Overrides
 
 
 def benchmark(
     preset: Annotated[str, typer.Option("--preset", "-p", help="See `dino presets`.")] = "tiny",
+    weights: ModelOf = None,
     size: Annotated[str, typer.Option(metavar="HxW", help="Of the pictures; default: 320x427.")] = "320x427",
     batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 1,
     train: Annotated[bool, typer.Option(help="A training step instead of inference.")] = False,
@@ -23,7 +24,7 @@ def benchmark(
     overrides: Overrides = [],  # noqa: B006
     json: Json = False,
 ) -> None:
-    """Measure speed, memory and work of a model with random weights on this machine."""
+    """Measure speed, memory and work of a model on this machine; without --weights it has random ones."""
     from dinocore.benchmark import Case, measure
     from dinocore.benchmark import profile as run_profile
     from dinocore.device import pick_device, pick_precision
@@ -31,26 +32,30 @@ def benchmark(
     from dinocore.presets import load_config
 
     from .console import data, print_json, say
+    from .detector import model_of
 
-    height, cross, width = size.lower().partition("x")
-    if not (cross and height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise ConfigError(f"--size {size} is not a size; write height x width, such as 800x1333")
     if ops not in ("auto", "reference"):
         raise ConfigError(f"--ops {ops} is not known; choose auto or reference")
-    settings, place = load_config(preset, overrides, config), pick_device(device)
+    source, file = (preset, None) if weights is None else model_of(weights)
+    settings, place = load_config(source, overrides, config), pick_device(device)
     pick_precision(amp, place)
-    case = Case(settings, (int(height), int(width)), batch, train, ops, amp, place, objects, repeats)
+    case = Case(settings, _size(size), batch, train, ops, amp, place, objects, repeats, file)
     found = measure(case, lambda done: say(f"{done} of {repeats}") if repeats > 1 and not json else None)
     top = [] if profile is None else run_profile(case, profile)
-    facts = {"preset": preset, "size": f"{height}x{width}", "batch": batch, "train": train, "ops": ops}
+    name = weights or preset
+    facts = {
+        "weights" if weights else "preset": name,
+        "size": size,
+        "batch": batch,
+        "train": train,
+        "ops": ops,
+    }
     if json:
         operations = [{"name": name, "self_seconds": seconds, "calls": calls} for name, seconds, calls in top]
         print_json(facts | found._asdict() | ({"operations": operations} if top else {}))
         return
     work = "training step" if train else "inference"
-    data.print(
-        f"{preset}, {work}, {batch} x {height}x{width}, {found.device}, {found.threads} threads, {found.precision}"
-    )
+    data.print(f"{name}, {work}, {batch} x {size}, {found.device}, {found.threads} threads, {found.precision}")
     data.print(f"parameters   {found.parameters / 1e6:.1f} M")
     data.print(f"work         {found.flops / 1e9:.1f} GFLOP (2 per multiply-add)")
     data.print(f"latency      {found.latency_p50_s:.3f} s median, {found.latency_p90_s:.3f} s p90, {repeats} calls")
@@ -58,3 +63,12 @@ def benchmark(
     data.print(f"peak memory  {found.peak_memory_mb:.0f} MB")
     for name, seconds, calls in top:
         data.print(f"{seconds:9.4f} s  {calls:6} x  {name}")
+
+
+def _size(text: str) -> tuple[int, int]:
+    from dinocore.errors import ConfigError
+
+    height, cross, width = text.lower().partition("x")
+    if not (cross and height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise ConfigError(f"--size {text} is not a size; write height x width, such as 800x1333")
+    return int(height), int(width)

@@ -7,7 +7,9 @@ from .options import Json, Overrides
 
 
 def convert(
-    file: Annotated[Path, typer.Argument(help="Weights of official DINO, detrex or mmdetection; ours with --to.")],
+    file: Annotated[
+        str, typer.Argument(help="Weights of official DINO, detrex or mmdetection, a file or a name; ours with --to.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .safetensors, or .pth with --to official.")],
     source: Annotated[
         str | None, typer.Option("--from", help="official, detrex or mmdet; default: told by the tensors' names.")

@@ -12,14 +12,16 @@ from dinocore.convert.files import Asked, Conversion, convert_file, read_ours
 from dinocore.convert.state import CODEBASES
 from dinocore.convert.to_official import write_official
 from dinocore.errors import ConfigError
+from dinocore.fetch.locate import locate, original
 
 from .console import data, print_json, say
+from .fetching import watching
 
 
 class Wanted(NamedTuple):
     """What is asked for."""
 
-    file: Path
+    file: str
     out: Path
     source: str | None
     to: str
@@ -38,8 +40,12 @@ def convert_to_ours(wanted: Wanted) -> None:
     if wanted.source is not None and wanted.source not in CODEBASES:
         raise ConfigError(f"--from {wanted.source} is not known; choose {', '.join(CODEBASES)}")
     _check_out(wanted, ".safetensors")
-    asked = Asked(wanted.source, wanted.preset, wanted.variant, wanted.classes, _names(wanted.names), wanted.overrides)
-    done = convert_file(wanted.file, asked)
+    names = _names(wanted.names)
+    with watching() as watch:
+        found = original(wanted.file, watch)
+    preset = wanted.preset or (None if wanted.variant else found.preset)
+    asked = Asked(wanted.source, preset, wanted.variant, wanted.classes, names, wanted.overrides)
+    done = convert_file(found.file, asked)
     weights = done.weights
     save_weights(wanted.out, weights.tensors, weights.config, weights.categories, weights.facts)
     if wanted.json:
@@ -52,7 +58,8 @@ def convert_to_ours(wanted: Wanted) -> None:
 def convert_to_official(wanted: Wanted) -> None:
     """Write our weights as official DINO has them."""
     _check_out(wanted, ".pth")
-    weights = read_ours(wanted.file)
+    with watching() as watch:
+        weights = read_ours(locate(wanted.file, watch))
     options = write_official(wanted.out, weights)
     if wanted.json:
         print_json({"out": str(wanted.out), "options": options})
@@ -64,7 +71,7 @@ def convert_to_official(wanted: Wanted) -> None:
 def _check_out(wanted: Wanted, suffix: str) -> None:
     if wanted.out.suffix != suffix:
         raise ConfigError(f"--out {wanted.out} must end in {suffix}")
-    if wanted.out.is_dir() or wanted.out.resolve() == wanted.file.resolve():
+    if wanted.out.is_dir() or wanted.out.resolve() == Path(wanted.file).resolve():
         raise ConfigError(f"--out {wanted.out} is {'a folder' if wanted.out.is_dir() else 'the file to be read'}")
 
 
@@ -80,7 +87,7 @@ def _names(file: Path | None) -> list[str]:
 def _as_json(wanted: Wanted, done: Conversion) -> dict[str, Any]:
     converted = done.converted
     return {
-        "file": str(wanted.file),
+        "file": wanted.file,
         "out": str(wanted.out),
         "source": converted.source,
         "preset": done.preset,

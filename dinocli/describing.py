@@ -7,17 +7,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from dinocore.convert.info import describe
+from dinocore.errors import EnvironmentFault
+from dinocore.fetch.catalogue import find
+from dinocore.fetch.locate import cached, locate, original
 
 from .console import data, print_json
-from .detector import inside
+from .fetching import watching
 
 HIDDEN = ("classes", "facts", "title", "preset_choices")
 
 
-def show_info(path: Path, json: bool) -> None:
-    """Print the facts about a file, or about the best weights of a run's folder."""
-    path = path.expanduser()
-    facts = describe(inside(path) if path.is_dir() else path)
+def show_info(name: str, json: bool) -> None:
+    """Print the facts about a file, the best weights of a run's folder, or published weights that have been fetched."""
+    facts = describe(_file(name))
     if json:
         print_json(facts)
         return
@@ -27,6 +29,16 @@ def show_info(path: Path, json: bool) -> None:
     for key, value in _lines(facts).items():
         table.add_row(key.replace("_", " "), escape(str(value)))
     data.print(table)
+
+
+def _file(name: str) -> Path:
+    entry = None if Path(name).exists() else find(name)
+    if entry is not None and not cached(entry):
+        raise EnvironmentFault(
+            f"{name} has not been fetched; `dino weights {name}` tells about it, and --weights {name} fetches it"
+        )
+    with watching() as watch:
+        return locate(name, watch) if entry else original(name, watch).file
 
 
 def _lines(facts: dict[str, Any]) -> dict[str, str]:

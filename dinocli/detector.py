@@ -3,25 +3,31 @@
 from pathlib import Path
 
 from dinocore.checkpoint import BUNDLED, load_weights
+from dinocore.config import Config
 from dinocore.device import pick_device
-from dinocore.errors import CheckpointError
+from dinocore.fetch.locate import locate
 from dinocore.predict import Detector, detector_from
 from dinocore.train.run import find_run
 
 from .console import say
+from .fetching import watching
 
 RUNS = Path("runs")
 
 
 def find_weights(given: str | None) -> Path:
-    """The file to load; which one it is and why is said on stderr.
+    """The file to load; which one it is and why is said on stderr, unless it was named itself.
 
     Raises:
-        CheckpointError: the folder that was named holds no weights.
+        CheckpointError: there is no such file or name, or the folder that was named holds no weights.
+        EnvironmentFault: it cannot be fetched.
     """
     if given is not None:
-        path = Path(given).expanduser()
-        return inside(path) if path.is_dir() else path
+        with watching() as watch:
+            path = locate(given, watch)
+        if path != Path(given):
+            say(f"weights: {path}")
+        return path
     run = find_run(RUNS)
     if run is not None:
         say(f"weights: {run / 'best.safetensors'} (the newest run)")
@@ -30,16 +36,14 @@ def find_weights(given: str | None) -> Path:
     return BUNDLED
 
 
+def model_of(weights: str) -> tuple[Config, Path]:
+    """The settings of weights, and their file."""
+    path = find_weights(weights)
+    return load_weights(path).config, path
+
+
 def open_detector(weights: str | None, device: str, amp: str) -> tuple[Detector, Path]:
     """Find, read and place a detector."""
     place = pick_device(device)
     path = find_weights(weights)
     return detector_from(load_weights(path), path, place, amp), path
-
-
-def inside(folder: Path) -> Path:
-    """The weights of a run's folder, or of a checkpoint's."""
-    for name in ("best.safetensors", "ema.safetensors", "model.safetensors"):
-        if (folder / name).is_file():
-            return folder / name
-    raise CheckpointError(f"{folder} holds no best.safetensors; name a file of weights or the folder of a run")

@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -7,7 +6,12 @@ from .options import Json
 
 
 def info(
-    file: Annotated[Path, typer.Argument(help="A file of weights: ours, official DINO's, detrex's or mmdetection's.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="Weights of ours, official DINO, detrex or mmdetection: a file, a run, a name, an address."
+        ),
+    ],
     json: Json = False,
 ) -> None:
     """Say what a file of weights is."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import ConfigFile, Json, Overrides
+from .options import ConfigFile, Json, ModelOf, Overrides
 
 STYLES = {
     "blocked": "bright_black",
@@ -21,6 +21,7 @@ STYLES = {
 
 def inspect_mask(
     preset: Annotated[str, typer.Option("--preset", "-p", help="See `dino presets`.")] = "r50-4scale",
+    weights: ModelOf = None,
     dn_groups: Annotated[
         int | None, typer.Option("--dn-groups", min=0, help="Denoising groups; default: as the preset says.")
     ] = None,
@@ -35,7 +36,7 @@ def inspect_mask(
     """Show who may attend to whom in the decoder during training."""
     if out is not None:
         _check_picture(out)
-    model = _model_config(preset, dn_groups, num_gt, config, overrides)
+    model = _model_config(preset, weights, dn_groups, num_gt, config, overrides)
     from dinocore.view.mask import mask_of, notes, to_json
 
     from .console import print_json, say, warn
@@ -44,7 +45,7 @@ def inspect_mask(
     for note in notes(view, model):
         warn(note)
     if json:
-        print_json({"preset": preset} | to_json(view))
+        print_json(({"weights": weights} if weights else {"preset": preset}) | to_json(view))
     else:
         _show(view)
     if out is not None:
@@ -56,17 +57,22 @@ def inspect_mask(
         say(f"wrote {out} ({picture.width} x {picture.height} pixels)")
 
 
-def _model_config(preset, dn_groups, num_gt, file, overrides):
+def _model_config(preset, weights, dn_groups, num_gt, file, overrides):
     """The model's settings with --dn-groups, of which an absurd number is refused with the size it would need."""
     from dinocore.presets import load_config
     from dinocore.view.mask import check_size
 
-    model = load_config(preset, overrides, file).model
+    source = preset
+    if weights is not None:
+        from .detector import model_of
+
+        source, _ = model_of(weights)
+    model = load_config(source, overrides, file).model
     if dn_groups is None:
         return model
     denoising = model.denoising.model_copy(update={"num_groups": dn_groups})
     check_size(model.model_copy(update={"denoising": denoising}), num_gt)
-    return load_config(preset, [*overrides, f"model.denoising.num_groups={dn_groups}"], file).model
+    return load_config(source, [*overrides, f"model.denoising.num_groups={dn_groups}"], file).model
 
 
 def _check_picture(out: Path) -> None:

@@ -14,7 +14,14 @@ Data = Annotated[
 ]
 Weights = Annotated[
     str | None,
-    typer.Option("--weights", help="Weights to use; default: those of the newest run in runs/, or the bundled model."),
+    typer.Option(
+        "--weights",
+        help="A file, a run, a name of `dino weights`, hf:org/name, an address, or bundled; default: the newest run in "
+        "runs/, or else bundled.",
+    ),
+]
+ModelOf = Annotated[
+    str | None, typer.Option("--weights", help="The model of these weights instead of a preset's; named as elsewhere.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Amp = Annotated[str, typer.Option("--amp", help="Precision: auto, off, bf16 or fp16.")]

@@ -9,7 +9,9 @@ from .options import Amp, ConfigFile, Data, Device, Overrides
 
 
 def train(
-    preset: Annotated[str | None, typer.Option("--preset", "-p", help="See `dino presets`; default: tiny.")] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", "-p", help="See `dino presets`; default: the weights' own, or else tiny.")
+    ] = None,
     data: Data = None,
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", help="Run folder; default: runs/DATE-TIME.")
@@ -18,7 +20,7 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Pictures per optimizer step, in all.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of everything but the backbone.")] = None,
     weights: Annotated[
-        str | None, typer.Option(help="Weights to start from; classes are carried over by name.")
+        str | None, typer.Option(help="Weights to start from: a file, a run, a name; classes are carried over by name.")
     ] = None,
     freeze: Annotated[
         list[str], typer.Option(help="Part that stays as it is: backbone, neck, encoder, …; repeatable.")
@@ -49,7 +51,7 @@ def train(
     from .training import new_run, resumed_run, run_training
 
     if resume is None:
-        job = new_run(preset or "tiny", config, changes, run, device, overwrite)
+        job = new_run(preset, config, changes, run, device, overwrite)
     else:
         job = resumed_run(resume, output_dir, preset, changes, device)
     run_training(*job)

@@ -14,10 +14,11 @@ from dinocore.evaluate.backends import choose_backend
 from dinocore.presets import load_config
 from dinocore.train.loop import Job, train
 from dinocore.train.run import NEWEST, check_run, find_checkpoint, find_run, prepare_run, run_config, write_config
-from dinocore.train.start import check_start, fresh_state, resumed_state
+from dinocore.train.start import check_start, fresh_state, resumed_state, settings_of
 from dinocore.train.state import TrainState
 
-from .console import warn
+from .console import say, warn
+from .fetching import watching
 from .training_view import TrainingView
 
 RUNS = Path("runs")
@@ -52,17 +53,23 @@ class StopRequest:
 
 
 def new_run(
-    preset: str, file: Path | None, changes: list[str], run: Path, device: str, overwrite: bool
+    preset: str | None, file: Path | None, changes: list[str], run: Path, device: str, overwrite: bool
 ) -> tuple[Job, TrainState]:
     """Check everything that can be checked before the first step, then make the folder."""
-    config = load_config(preset, changes, file)
+    config = load_config(preset or "tiny", changes, file)
     check_run(run, overwrite)
-    check_start(config)
+    as_weights = preset is None and config.train.weights not in ("", "bundled")
+    with watching() as watch:
+        if as_weights:
+            config = load_config(settings_of(config.train.weights, watch), changes, file)
+        check_start(config, watch)
     place = pick_device(device)
     choose_backend(config.eval.backend)
     data = open_dataset(config.data)
     config = with_classes(config, len(data.train.categories))
     state = fresh_state(config, data.train.categories, place)
+    if as_weights:
+        say(f"model and recipe: those of {config.train.weights}; --preset NAME for another recipe")
     prepare_run(run, overwrite)
     write_config(run, config)
     return Job(config, data, run, place), state

@@ -16,6 +16,7 @@ from dinocore.train.events import Evaluated, Evaluating, Event, Finished, Saved,
 from dinocore.train.loop import Job
 from dinocore.view.curves import draw_curves
 
+from .classes_view import carried_over_lines, carried_over_table
 from .console import words
 
 SMOOTHING = 0.95
@@ -63,8 +64,9 @@ class TrainingView:
     def show(self, event: Event) -> None:
         """Draw one event."""
         match event:
-            case Started(facts=facts):
+            case Started(facts=facts, transfer=transfer):
                 self._started(facts)
+                self._carried_over(transfer.classes if transfer else {})
             case Step():
                 self._step(event)
             case Evaluating(done=done, total=total):
@@ -85,10 +87,16 @@ class TrainingView:
 
     def _started(self, facts: dict[str, str]) -> None:
         for key, value in facts.items():
-            words.print(f"[bold]{key:<9}[/]{escape(value)}")
+            words.print(f"[bold]{key:<11}[/]{escape(value)}")
             self._log(f"{key}: {value}")
         for note in self.job.data.notes:
             self._line(f"note: {note}", "yellow")
+
+    def _carried_over(self, classes: dict[str, str | None]) -> None:
+        for line in carried_over_lines(classes):
+            self._log(line)
+        if classes:
+            words.print(carried_over_table(classes), soft_wrap=False)
 
     def _step(self, event: Step) -> None:
         for key, value in event.numbers.items():

@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from .boxes import to_cxcywh
+from .checkpoint import load_exactly, load_weights
 from .config import Config
 from .data.batch import Batch
 from .device import keep_memory, peak_memory_mb, pick_precision
@@ -36,6 +37,7 @@ class Case(NamedTuple):
     device: torch.device
     objects: int  # in each picture, for training
     repeats: int
+    weights: Path | None = None  # a file of ours; None: random ones
 
 
 class Measurement(NamedTuple):
@@ -53,7 +55,7 @@ class Measurement(NamedTuple):
 
 
 def measure(case: Case, each: Callable[[int], None] = lambda done: None) -> Measurement:
-    """Build the model with random weights, warm up, and time `repeats` calls; `each` hears of every call.
+    """Build the model, warm up, and time `repeats` calls; `each` hears of every call.
 
     Raises:
         EnvironmentFault: the device is missing.
@@ -89,7 +91,10 @@ def prepare(case: Case) -> tuple[Callable[[], Any], DINO]:
     torch.manual_seed(0)
     if case.ops == "auto":
         keep_memory()
-    model = build_model(case.config.model).to(case.device)
+    model = build_model(case.config.model)
+    if case.weights is not None:
+        load_exactly(model, load_weights(case.weights).tensors, case.weights)
+    model = model.to(case.device)
     batch = random_batch(case)
     dtype = pick_precision(case.amp, case.device)
     if case.train:

@@ -113,27 +113,3 @@ def load_exactly(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -
             f"({given.get(key, 'missing')} in the file, {wanted.get(key, 'none')} in the model)"
         )
     model.load_state_dict(tensors)
-
-
-def carry_over(model: DINO, weights: Weights, categories: Sequence[Category], where: Path) -> dict[str, str]:
-    """Start a model from weights for other classes: rows of a class are taken where its *name* is the same.
-
-    Returns:
-        for each class, where its weights come from.
-
-    Raises:
-        CheckpointError: any other tensor differs in name or shape.
-    """
-    fresh = model.state_dict()
-    old_names = {category.name: k for k, category in enumerate(weights.categories)}
-    rows = {k: old_names[c.name] for k, c in enumerate(categories) if c.name in old_names}
-    tensors = dict(weights.tensors)
-    for key, value in fresh.items():
-        per_class = ".class_head" in key or key == "denoiser.label_embed.weight"
-        if per_class and len(value) >= len(categories) and key in tensors and len(tensors[key]) > 1:
-            merged = value.clone()
-            for new, old in rows.items():
-                merged[new] = tensors[key][old].to(merged.dtype)
-            tensors[key] = merged
-    load_exactly(model, tensors, where)
-    return {c.name: f"class `{c.name}` of {where.name}" if k in rows else "new" for k, c in enumerate(categories)}

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from .boxes import to_xyxy
-from .checkpoint import BUNDLED, Weights, load_weights, restore_model
+from .checkpoint import Weights, load_weights, restore_model
 from .config import Config
 from .data.batch import Batch, Sample, collate, normalise
 from .data.coco import Category
@@ -19,6 +19,7 @@ from .data.images import read_image, to_rgb, to_tensor, upright_rgb
 from .data.transforms import as_picture, resize
 from .device import keep_memory, pick_device, pick_precision
 from .errors import DataError, DivergedError
+from .fetch.locate import locate
 from .model.dino import DINO, DinoOutput
 from .model.inference import for_inference
 from .structures import Predictions, Target
@@ -128,13 +129,16 @@ class Detector:
 
 
 def load_detector(path: str | Path | None = None, device: str = "auto", amp: str = "auto") -> Detector:
-    """A detector from a file of weights, or the small one that comes with the package (blood cells).
+    """A detector from a file or a name of weights, or the small one that comes with the package (blood cells).
+
+    Args:
+        path: as for `--weights`: a file, a run's folder, a published name, `hf:org/name` or an address.
 
     Raises:
         CheckpointError: the file cannot be used.
-        EnvironmentFault: there is no such device.
+        EnvironmentFault: there is no such device, or the file cannot be fetched.
     """
-    where = BUNDLED if path is None else Path(path)
+    where = locate(path or "bundled")
     chosen = pick_device(device)
     return detector_from(load_weights(where), where, chosen, amp)
 

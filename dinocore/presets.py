@@ -48,13 +48,18 @@ def reported_ap(name: str) -> str | None:
     return found and found[1]
 
 
-def load_config(source: str | Path | None = None, overrides: Sequence[str] = (), file: Path | None = None) -> Config:
-    """Read a preset by name or a TOML file by path; then `file`; then `section.key=value` overrides.
+def load_config(
+    source: str | Path | Config | None = None, overrides: Sequence[str] = (), file: Path | None = None
+) -> Config:
+    """Read a preset by name or a TOML file by path, or take a Config; then `file`; then `section.key=value` overrides.
 
     Raises:
         ConfigError: the source, a key or a value is unknown or of the wrong type.
     """
-    settings: dict[str, Any] = {} if source is None else _read(_find(str(source)))
+    if isinstance(source, Config):
+        settings: dict[str, Any] = source.model_dump(mode="json")
+    else:
+        settings = {} if source is None else _read(_find(str(source)))
     changes = [_read(file)] if file is not None else []
     for change in [*changes, *map(_parse_override, overrides)]:
         model = change.get("model")

@@ -3,6 +3,7 @@
 import argparse
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import CheckpointError
+from .errors import CheckpointError, EnvironmentFault
 
 
 class Ignored:
@@ -24,8 +25,9 @@ class Ignored:
         """Forget it."""
 
 
-IGNORED = [  # mmengine's log of losses, and the numpy arrays and methods in it
-    "mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "__builtin__.getattr",
+IGNORED = [  # mmengine's log of losses, with the numpy arrays, numbers and methods in it; read off mmengine 0.10.7
+    "mmengine.logging.history_buffer.HistoryBuffer", "mmengine.logging.message_hub.MessageHub",
+    "builtins.getattr", "__builtin__.getattr",
     "numpy.ndarray", "numpy.dtype", "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
     "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy._core.numeric._frombuffer",
 ]  # fmt: skip
@@ -38,10 +40,22 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     Raises:
         CheckpointError: the file is missing, damaged, of another kind, or would run code.
     """
-    start = _start(path)
-    if start[8:9] == b"{" and start[:2] != b"PK":
-        return read_safetensors(path)
-    return read_pickle(path), {}
+    return (read_pickle(path), {}) if _is_pickle(_start(path)) else read_safetensors(path)
+
+
+def holds_config(path: Path) -> bool:
+    """Whether this is a safetensors file with a config inside, as ours are.
+
+    Raises:
+        CheckpointError: there is no such file, or it is empty.
+    """
+    if _is_pickle(_start(path)):
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "config" in (file.metadata() or {})
+    except (SafetensorError, OSError, ValueError):
+        return False
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -50,7 +64,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         CheckpointError: the file is missing, empty, cut off or of another kind.
     """
-    _start(path)
+    if _start(path)[:2] in (b"PK", b"\x80\x02"):
+        raise CheckpointError(f"{path} is PyTorch's; make it ours first: dino convert {path} --out NEW.safetensors")
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -67,8 +82,8 @@ def read_pickle(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, empty, cut off, a web page, or holds any other object.
     """
-    if _start(path).lstrip()[:1] == b"<":
-        raise CheckpointError(f"{path} is a web page and not a file of weights; open the download's address and look")
+    if _start(path)[:2] == b"PK":
+        _check_archive(path)
     try:
         with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch speaks about its own formats
@@ -97,17 +112,39 @@ def check_tensor(name: str, value: Tensor, where: Path) -> None:
 
 
 def _start(path: Path) -> bytes:
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise CheckpointError(f"the weights {path}: this file {what}")
+    """The first bytes of a file, of which something can be made."""
     try:
         with path.open("rb") as file:
             start = file.read(64)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"the weights {path}: this file does not exist") from None
+    except IsADirectoryError:
+        raise CheckpointError(f"the weights {path}: this file is a folder") from None
     except OSError as error:
-        raise CheckpointError(f"the weights {path} cannot be read: {error.strerror}") from None
+        raise EnvironmentFault(f"the weights {path} cannot be read: {error.strerror}") from None
     if not start:
         raise CheckpointError(f"the weights {path}: this file is empty; copy it again")
+    if start.lstrip()[:1] == b"<":
+        raise CheckpointError(f"{path} is a web page and not a file of weights; open the download's address and look")
     return start
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it holds; torch.save packs nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return  # torch says what is wrong with it
+    if claimed > path.stat().st_size:
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) claims to hold {claimed} bytes, which torch.save never does; it is "
+            "not opened"
+        )
+
+
+def _is_pickle(start: bytes) -> bool:
+    return start[8:9] != b"{" or start[:2] == b"PK"
 
 
 def _why(path: Path, error: Exception) -> str:

@@ -13,7 +13,7 @@ LAYERS = [
     "dinocore/__init__", "dinocore/errors", "dinocore/files", "dinocore/tensor_files", "dinocore/config",
     "dinocore/presets", "dinocore/structures", "dinocore/boxes", "dinocore/device", "dinocore/model",
     "dinocore/matching", "dinocore/losses", "dinocore/data", "dinocore/checkpoint", "dinocore/convert",
-    "dinocore/pretrained", "dinocore/predict", "dinocore/evaluate", "dinocore/view", "dinocore/train",
+    "dinocore/fetch", "dinocore/pretrained", "dinocore/predict", "dinocore/evaluate", "dinocore/view", "dinocore/train",
     "dinocore/benchmark", "dinocli",
 ]  # fmt: skip
 SOURCES = sorted([*ROOT.glob("dinocore/**/*.py"), *ROOT.glob("dinocli/**/*.py")])

@@ -20,6 +20,7 @@ from .backbones import UNKNOWN
 from .known import check_preset, choose_preset, settings_in, told_by
 from .state import Converted, convert_tensors
 
+CONVERTER = 1  # to be raised when a conversion gives something else, so that kept ones are made again
 SIZE = (96, 128)  # of the pictures of the self-check
 
 

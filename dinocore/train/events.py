@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..evaluate.coco import Metrics
+from .transfer import Transfer
 
 
 class Started(NamedTuple):
@@ -11,6 +12,7 @@ class Started(NamedTuple):
 
     run: Path
     facts: dict[str, str]  # what will be done, for people
+    transfer: Transfer | None  # what comes from other weights
 
 
 class Step(NamedTuple):

@@ -73,7 +73,7 @@ def train(job: Job, state: TrainState) -> Iterator[Event]:
     plan = Plan(steps_per_epoch(len(train_data.image_ids), config.train.batch_size), config.train)
     chunk = images_per_forward(config, job.device)
     log = MetricsLog(job.run, progress["step"])
-    yield Started(job.run, describe(job, state, plan.per_epoch, chunk))
+    yield Started(job.run, describe(job, state, plan.per_epoch, chunk), state.transfer)
 
     replaced: set[str] = set()
     yield from _evaluate_again(job, state, log)

@@ -6,40 +6,62 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import BUNDLED, Weights, carry_over, load_weights
+from ..checkpoint import Weights, load_weights
 from ..config import Config, ModelConfig
 from ..convert.info import preset_of
 from ..data.coco import Category
 from ..device import pick_precision
 from ..errors import CheckpointError, ConfigError
+from ..fetch.locate import locate
+from ..fetch.watch import UNWATCHED, Watch
 from ..model.build import build_model
 from ..model.dino import DINO
 from ..presets import list_presets, load_config
 from ..pretrained import load_backbone_weights
 from .optim import Ema, NoEma, build_optimizer
 from .state import TrainState, load_checkpoint
+from .transfer import Transfer, carry_over
 
 SAME = (
     "backbone", "feature_strides", "num_levels", "neck_bias", "hidden_dim", "num_heads", "num_points", "ffn_dim",
-    "num_encoder_layers", "num_decoder_layers", "num_queries", "position_temperature", "position_offset", "first_stage",
-    "queries", "heads",
+    "num_encoder_layers", "num_decoder_layers", "num_queries", "position_temperature", "position_offset", "box_eps",
+    "first_stage", "queries", "heads", "pixel_mean", "pixel_std",
 )  # fmt: skip  # settings in which weights and the model that starts from them must agree
 
 
-def check_start(config: Config) -> None:
-    """Refuse `train.weights` of another model, before any data is read.
+def check_start(config: Config, watch: Watch = UNWATCHED) -> None:
+    """Refuse `train.weights` of another model, before any data is read; what has to be fetched is fetched.
 
     Raises:
         CheckpointError: naming the settings that differ, and the preset or the settings to use.
+        EnvironmentFault: the weights cannot be fetched.
     """
-    path = Path(config.train.weights)
-    if config.train.weights in ("", "bundled"):
+    if not config.train.weights:
         return
+    path = locate(config.train.weights, watch)
     weights = load_weights(path)
     differing = _differences(weights.config.model, config.model)
-    if differing:
-        shown = ", ".join(f"model.{key} = {here} ({there} was asked for)" for key, (here, there) in differing.items())
-        raise CheckpointError(f"{path} holds another model: {shown}; use {_way_out(weights, differing)}")
+    if not differing:
+        return
+    shown = ", ".join(f"model.{key} = {here} ({there} was asked for)" for key, (here, there) in differing.items())
+    if config.train.weights == "bundled":  # the preset asked for it, perhaps, and not the user
+        raise ConfigError(
+            f"the weights that come with the package don't fit the changed model: {shown}; start without them: "
+            "--set model.backbone_weights=none, or a FILE with trained weights of the backbone"
+        )
+    raise CheckpointError(f"{path} holds another model: {shown}; use {_way_out(weights, differing)}")
+
+
+def settings_of(name: str, watch: Watch = UNWATCHED) -> Config:
+    """The config that weights were trained with, without what belonged to that run only.
+
+    Raises:
+        CheckpointError, EnvironmentFault: as for `locate`.
+    """
+    config = load_weights(locate(name, watch)).config
+    train = config.train.model_copy(update={"weights": "", "freeze": ()})
+    data = config.data.model_copy(update={"path": ""})
+    return config.model_copy(update={"train": train, "data": data})
 
 
 def _differences(here: ModelConfig, there: ModelConfig) -> dict[str, tuple]:
@@ -65,9 +87,9 @@ def fresh_state(config: Config, categories: Sequence[Category], device: torch.de
     """
     torch.manual_seed(config.train.seed)
     model = build_model(config.model)
-    origin = load_starting_weights(model, config, categories)
+    origin, transfer = load_starting_weights(model, config, categories)
     freeze(model, config.train.freeze)
-    return _state_around(model.to(device), config, device, origin)
+    return _state_around(model.to(device), config, device, origin)._replace(transfer=transfer)
 
 
 def resumed_state(checkpoint: Path, config: Config, device: torch.device) -> TrainState:
@@ -84,31 +106,29 @@ def resumed_state(checkpoint: Path, config: Config, device: torch.device) -> Tra
     return state
 
 
-def load_starting_weights(model: DINO, config: Config, categories: Sequence[Category]) -> str:
-    """Fill a new model as `train.weights` or else `model.backbone_weights` says; returns that in words."""
-    source = config.train.weights
-    if not source:
-        return f"random, backbone: {load_backbone_weights(model.backbone, config.model)}"
-    path = BUNDLED if source == "bundled" else Path(source)
-    try:
-        origins = carry_over(model, load_weights(path), categories, path)
-    except CheckpointError as error:
-        if source != "bundled":
-            raise
-        raise ConfigError(
-            f"the weights that come with the package don't fit the changed model ({error}); start without them: "
-            "--set model.backbone_weights=none, or a FILE with trained weights of the backbone"
-        ) from error
-    known = [name for name, origin in origins.items() if origin != "new"]
-    new = [name for name, origin in origins.items() if origin == "new"]
-    said = f"{path.name}, whose classes {', '.join(known) or '(none)'} are carried over"
-    return f"{said}; new: {', '.join(new)}" if new else said
+def load_starting_weights(model: DINO, config: Config, categories: Sequence[Category]) -> tuple[str, Transfer | None]:
+    """Fill a new model as `train.weights` or else `model.backbone_weights` says.
+
+    Returns:
+        where its weights come from, in words, and what was taken over from `train.weights`.
+    """
+    if not config.train.weights:
+        return f"random, backbone: {load_backbone_weights(model.backbone, config.model)}", None
+    path = locate(config.train.weights)
+    transfer = carry_over(model, load_weights(path), categories, path)
+    return transfer.in_words(), transfer
 
 
 def freeze(model: DINO, parts: Sequence[str]) -> None:
-    """Keep parts of the model, such as `backbone`, as they are in training."""
+    """Keep parts of the model, such as `backbone`, as they are in training.
+
+    Raises:
+        ConfigError: nothing is left to train.
+    """
     for part in parts:
         model.get_submodule(part).requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(f"train.freeze = {list(parts)} leaves nothing to train; name fewer parts")
 
 
 def _state_around(model: DINO, config: Config, device: torch.device, origin: str) -> TrainState:

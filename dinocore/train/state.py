@@ -18,6 +18,7 @@ from ..errors import CheckpointError, EnvironmentFault
 from ..files import sync
 from ..model.dino import DINO
 from .optim import Ema, NoEma
+from .transfer import Transfer
 
 
 class TrainState(NamedTuple):
@@ -28,6 +29,7 @@ class TrainState(NamedTuple):
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     progress: dict[str, Any]
+    transfer: Transfer | None = None  # what the weights were started from, if from others
 
 
 def save_checkpoint(folder: Path, state: TrainState, config: Config, categories: list[Category]) -> Path:

@@ -29,6 +29,7 @@ def test_the_readme_shows_every_command():
         "presets",
         "convert",
         "info",
+        "weights",
         "sample-data",
         "benchmark",
     }

@@ -1,5 +1,9 @@
 """Names and shapes: every tensor of the others is used once, or dropped for a reason."""
 
+import sys
+import types
+
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +14,7 @@ from dinocore.convert.known import Told, choose_preset, settings_in, told_by
 from dinocore.convert.state import convert_tensors
 from dinocore.convert.to_official import official_options, official_state
 from dinocore.errors import CheckpointError, ConfigError
+from dinocore.tensor_files import Ignored, read_pickle
 
 LISTS = {
     "official_r50_4scale": ["r50-4scale", "r50-4scale-24e", "r50-4scale-36e"],
@@ -179,3 +184,28 @@ def test_coco_has_80_classes_with_these_ids():
 def test_other_models_are_told_apart(names, said):
     with pytest.raises(CheckpointError, match=said):
         convert_state_dict({name: torch.zeros(1) for name in names})
+
+
+def test_the_log_in_a_file_of_mmengine_is_skipped_over(monkeypatch, tmp_path):
+    """Pickled as mmengine 0.10.7 does it: the buffer's methods by getattr, its numbers as numpy arrays."""
+    module = types.ModuleType("mmengine.logging.history_buffer")
+
+    class HistoryBuffer:
+        def mean(self):
+            raise AssertionError("nothing of it is called")
+
+        def __getstate__(self):
+            return {"_log_history": np.ones(3), "statistics_methods": {"mean": HistoryBuffer.mean}}
+
+    HistoryBuffer.__module__, HistoryBuffer.__qualname__ = module.__name__, "HistoryBuffer"
+    HistoryBuffer.mean.__module__, HistoryBuffer.mean.__qualname__ = module.__name__, "HistoryBuffer.mean"
+    module.HistoryBuffer = HistoryBuffer
+    monkeypatch.setitem(sys.modules, "mmengine", types.ModuleType("mmengine"))
+    monkeypatch.setitem(sys.modules, "mmengine.logging", types.ModuleType("mmengine.logging"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    hub = {"log_scalars": {"loss": HistoryBuffer()}, "runtime_info": {"best_score": np.float64(0.4)}}
+    torch.save({"meta": {"epoch": 12}, "state_dict": {"x": torch.ones(2)}, "message_hub": hub}, tmp_path / "mm.pth")
+    content = read_pickle(tmp_path / "mm.pth")
+    assert content["meta"] == {"epoch": 12} and torch.equal(content["state_dict"]["x"], torch.ones(2))
+    assert {type(content["message_hub"]["log_scalars"]["loss"]), type(hub["log_scalars"]["loss"])} == {
+        Ignored, HistoryBuffer}  # fmt: skip

@@ -1,26 +1,47 @@
 """What a run starts from, and what it leaves as it is."""
 
+import json
+
 import pytest
 import torch
 
-from dinocore.checkpoint import save_weights
+from dinocore.checkpoint import load_weights, save_weights
 from dinocore.data.coco import Category
-from dinocore.errors import CheckpointError
+from dinocore.errors import CheckpointError, ConfigError
 from dinocore.model.build import build_model
 from dinocore.presets import load_config
-from dinocore.train.start import check_start
+from dinocore.train.start import check_start, settings_of
 
 CLASSES = [Category(k, f"class {k}") for k in range(3)]
 
 
-def test_frozen_parts_stay_and_others_learn(small_config, start, run_to_end):
-    job, state = start(small_config('train.freeze=["backbone", "encoder"]', "train.epochs=1"))
-    before = {name: value.clone() for name, value in state.model.state_dict().items()}
+PARTS = ["backbone", "neck", "tokenizer", "encoder", "proposer", "denoiser", "decoder"]
+
+
+def state_bytes(module, part):
+    return {key: value.numpy().tobytes() for key, value in module.get_submodule(part).state_dict().items()}
+
+
+@pytest.mark.parametrize("frozen", [("backbone", "encoder"), ("neck", "tokenizer", "decoder")])
+def test_frozen_parts_stay_to_the_last_bit_and_others_learn(frozen, small_config, start, run_to_end):
+    """Batch norm's statistics, the moving average and the optimizer included."""
+    freeze = f"train.freeze={json.dumps(frozen)}"
+    job, state = start(small_config(freeze, "train.epochs=1", "train.ema_decay=0.9", "model.frozen_stages=-1"))
+    before = {part: state_bytes(state.model, part) for part in PARTS}
     run_to_end(job, state)
-    moved = {
-        name.split(".")[0] for name, value in state.model.state_dict().items() if not torch.equal(value, before[name])
-    }
-    assert moved >= {"neck", "proposer", "decoder"} and not moved & {"backbone", "encoder"}
+    for model in (state.model, state.ema.model):
+        same = {part for part in PARTS if state_bytes(model, part) == before[part]}
+        assert set(frozen) <= same <= {*frozen, "tokenizer"}, "a frozen fresh encoder does not look at positions"
+    held = {id(p) for part in frozen for p in state.model.get_submodule(part).parameters()}
+    assert held and not held & {id(p) for group in state.optimizer.param_groups for p in group["params"]}
+    saved = load_weights(job.run / "best.safetensors").tensors
+    for part in frozen:
+        assert all(saved[f"{part}.{key}"].numpy().tobytes() == value for key, value in before[part].items())
+
+
+def test_freezing_everything_is_refused(small_config, start):
+    with pytest.raises(ConfigError, match="leaves nothing to train"):
+        start(small_config(f"train.freeze={json.dumps(PARTS)}"))
 
 
 @pytest.fixture
@@ -50,6 +71,39 @@ def test_another_position_encoding_is_another_model_though_all_shapes_agree(weig
         check_start(load_config("detrex-r50-4scale-24e", [given]))
 
 
+@pytest.mark.parametrize(
+    ("holds", "asked", "differs"),
+    [
+        ("r50-5scale", "r50-4scale", r"model\.feature_strides .* model\.num_levels = 5 \(4 was asked for\)"),
+        ("detrex-r101-4scale-12e", "detrex-r50-4scale-12e", r"model\.backbone = resnet101"),
+        ("r50-4scale", "tiny", r"model\.num_queries = 900"),
+        ("mmdet-r50-4scale-12e", "mmdet-r50-4scale-improved-12e", r"model\.position_temperature = 20"),
+    ],
+)
+def test_the_wrong_preset_is_refused_and_the_right_one_named(holds, asked, differs, weights_of):
+    with pytest.raises(CheckpointError, match=f"{differs}.*use --preset {holds}"):
+        check_start(load_config(asked, [weights_of(holds)]))
+
+
+def test_other_pixel_values_or_another_least_share_are_another_model(weights_of):
+    given = weights_of("r50-4scale", "model.pixel_mean=[0.5, 0.5, 0.5]", "model.box_eps=1e-5")
+    with pytest.raises(
+        CheckpointError, match=r"--set model\.box_eps=1e-05 --set model\.pixel_mean=\[0\.5, 0\.5, 0\.5\]"
+    ):
+        check_start(load_config("r50-4scale", [given]))
+
+
+def test_the_bundled_weights_of_a_changed_model_are_refused_before_data_is_read():
+    with pytest.raises(ConfigError, match=r"backbone_weights=none"):
+        check_start(load_config("tiny", ["model.num_queries=20"]))
+
+
+def test_the_recipe_of_weights_leaves_out_what_was_of_their_run_only(weights_of):
+    file = weights_of("r50-4scale-36e", "data.path=/old", 'train.freeze=["neck"]', "train.weights=other.safetensors")
+    config = settings_of(json.loads(file.partition("=")[2]))
+    assert config == load_config("r50-4scale-36e")
+
+
 def test_weights_of_no_preset_are_refused_with_their_settings(weights_of):
     given = weights_of("r50-4scale", "model.num_queries=70")
     with pytest.raises(CheckpointError, match=r"use --set model\.num_queries=70$"):
@@ -75,6 +129,6 @@ def test_a_converted_model_learns_other_classes_by_name(small_config, start, run
     classes = [*coco.all_ids()[:-1], Category(90, "WBC")]
     save_weights(tmp_path / "w.safetensors", build_model(config.model).state_dict(), config, classes, {})
     job, state = start(small_config(f'train.weights="{tmp_path / "w.safetensors"}"', "train.epochs=1"))
-    assert "WBC" in state.progress["origin"] and "person" not in state.progress["origin"]
+    assert state.transfer.classes == {"RBC": None, "WBC": "WBC", "Platelets": None}
     run_to_end(job, state)
     assert (job.run / "best.safetensors").is_file()

@@ -1,0 +1,78 @@
+"""Starting a model from weights for other classes."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..checkpoint import Weights, load_exactly
+from ..data.coco import Category
+from ..model.dino import DINO
+
+LABELS = "denoiser.label_embed.weight"
+
+
+class Transfer(NamedTuple):
+    """What a model has from where, for people."""
+
+    file: str
+    classes: dict[str, str | None]  # the data's class -> the file's that its weights come from; None: it starts anew
+    notes: list[str]  # what else starts anew or is left
+
+    def in_words(self) -> str:
+        """One line about it."""
+        taken = sum(old is not None for old in self.classes.values())
+        return "; ".join([f"{self.file}, {taken} of {len(self.classes)} classes carried over", *self.notes])
+
+
+def carry_over(model: DINO, weights: Weights, categories: Sequence[Category], where: Path) -> Transfer:
+    """Fill a model; rows of class heads and label embedding are taken where the *name* of the class is the same.
+
+    Raises:
+        CheckpointError: any other tensor differs in name or shape.
+    """
+    fresh, tensors, notes = model.state_dict(), dict(weights.tensors), []
+    rows = match_names([c.name for c in categories], [c.name for c in weights.categories])
+    heads = "class_head" if weights.config.model.first_stage == "classes" else "decoder.class_heads"
+    for key, value in fresh.items():
+        if key in tensors and (heads in key or key == LABELS) and tensors[key].shape[1:] == value.shape[1:]:
+            tensors[key] = _with_rows(value, tensors[key], rows)
+    if LABELS in fresh and LABELS not in tensors:
+        tensors[LABELS] = fresh[LABELS]
+        notes.append("the label embedding of denoising is new, since the file has none")
+    elif LABELS in tensors and LABELS not in fresh:
+        del tensors[LABELS]
+        notes.append("the file's label embedding is left, since there is no denoising")
+    load_exactly(model, tensors, where)
+    names = {c.name: weights.categories[rows[k]].name if k in rows else None for k, c in enumerate(categories)}
+    return Transfer(where.name, names, notes)
+
+
+def match_names(new: Sequence[str], old: Sequence[str]) -> dict[int, int]:
+    """For each new name that the old ones have, the old one's place; each old one serves once.
+
+    Equal names go first; then capitals, spaces, `_` and `-` don't count: `Cell_Phone` is `cell phone`.
+    """
+    found: dict[int, int] = {}
+    for form in (str, _plainly):
+        places: dict[str, list[int]] = {}
+        for j, name in enumerate(old):
+            if j not in found.values():
+                places.setdefault(form(name), []).append(j)
+        for i, name in enumerate(new):
+            if i not in found and places.get(form(name)):
+                found[i] = places[form(name)].pop(0)
+    return found
+
+
+def _plainly(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def _with_rows(fresh: Tensor, old: Tensor, rows: dict[int, int]) -> Tensor:
+    merged = fresh.clone()
+    for i, j in rows.items():
+        merged[i] = old[j].to(merged.dtype)
+    return merged

@@ -1,0 +1,139 @@
+"""A bad file of weights is one line and an exit code in every command; nothing in it runs, nothing is left."""
+
+import json
+import os
+import struct
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from dinocore.checkpoint import BUNDLED
+from dinocore.tensor_files import read_safetensors
+
+COMMANDS = {
+    "predict": ["predict", "PICTURE", "--save-images", "new", "--weights", "FILE"],
+    "train": ["train", "--data", "FOLDER", "--output-dir", "new", "--weights", "FILE"],
+    "info": ["info", "FILE"],
+    "convert": ["convert", "FILE", "--out", "new/x.safetensors"],
+}
+
+
+class Evil:
+    """Makes a folder when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("canary",)
+
+
+def ours(change=lambda tensors, metadata: None) -> bytes:
+    tensors, metadata = read_safetensors(BUNDLED)
+    change(tensors, metadata)
+    return save(tensors, metadata)
+
+
+def pickled(content, old=False) -> bytes:
+    file = Path("made.tmp")
+    torch.save(content, file, _use_new_zipfile_serialization=not old)
+    made = file.read_bytes()
+    file.unlink()
+    return made
+
+
+def header(text: bytes, rest: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(text)) + text + rest
+
+
+def packed_zeros() -> bytes:
+    """A kilobyte that would be a megabyte."""
+    whole, file = pickled({"model": {"x": torch.zeros(250_000)}}), Path("packed.tmp")
+    Path("made.tmp").write_bytes(whole)
+    with zipfile.ZipFile("made.tmp") as source, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    content = file.read_bytes()
+    file.unlink()
+    Path("made.tmp").unlink()
+    return content
+
+
+def first(tensors):
+    return next(key for key, value in tensors.items() if value.dim() == 1 and len(value) > 4)
+
+
+def entry(shape, offsets):
+    return {"dtype": "F32", "shape": shape, "data_offsets": offsets}
+
+
+BAD = {
+    "cut": lambda: ours()[:-100],
+    "cut in the header": lambda: ours()[:50],
+    "empty": lambda: b"",
+    "a web page": lambda: b"\n<!DOCTYPE html><html>Sign in</html>",
+    "text": lambda: b"404: Not Found",
+    "a header of exabytes": lambda: struct.pack("<Q", 2**60) + b"{" + b" " * 100,
+    "a header that is no JSON": lambda: header(b"{nonsense!}"),
+    "tensors that overlap": lambda: header(
+        json.dumps({"a": entry([2], [0, 8]), "b": entry([2], [4, 12])}).encode(), b"\0" * 12
+    ),
+    "a tensor beyond the end": lambda: header(json.dumps({"a": entry([2**40], [0, 2**42])}).encode(), b"\0" * 12),
+    "tensors without a config": lambda: save({"a": torch.zeros(2)}),
+    "a newer schema": lambda: ours(lambda tensors, metadata: metadata.update(schema="99", dino_version="9.9")),
+    "a config that is no JSON": lambda: ours(lambda tensors, metadata: metadata.update(config="{")),
+    "a setting from the future": lambda: ours(lambda t, metadata: metadata.update(config='{"model": {"wings": 2}}')),
+    "not finite": lambda: ours(lambda tensors, metadata: tensors[first(tensors)].fill_(float("inf"))),
+    "another shape": lambda: ours(lambda tensors, m: tensors.update({first(tensors): torch.zeros(3)})),
+    "a tensor missing": lambda: ours(lambda tensors, metadata: tensors.pop(first(tensors))),
+    "code": lambda: pickled({"model": {"x": torch.zeros(1)}, "args": Evil()}),
+    "code, old format": lambda: pickled({"model": {"x": torch.zeros(1)}, "args": Evil()}, old=True),
+    "a class of another tool, as YOLO's": lambda: pickled({"model": Evil, "epoch": 3}),
+    "a ResNet": lambda: pickled({"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.weight": torch.zeros(1000, 512)}),
+    "a YOLO": lambda: pickled(
+        {"model.0.conv.weight": torch.zeros(16, 3, 3, 3), "model.22.dfl.conv.weight": torch.zeros(1)}
+    ),
+    "packed zeros": packed_zeros,
+    "a pickle cut off": lambda: pickled({"model": {"x": torch.zeros(1000)}})[:1000],
+    "sparse": lambda: pickled({"model": {"transformer.level_embeds": torch.zeros(4, 256).to_sparse()}}),
+    "complex": lambda: pickled({"model": {"transformer.level_embeds": torch.zeros(4, 256, dtype=torch.complex64)}}),
+}
+WHOLE_FOR_INFO = {"not finite", "another shape", "a tensor missing"}  # these facts are no lie
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_file_is_refused_by_every_command(kind, dino, pictures, tmp_path):
+    content = BAD[kind]()
+    (tmp_path / "bad.file").write_bytes(content)
+    picture = next((pictures / "val2017").iterdir())
+    places = {"FILE": "bad.file", "PICTURE": str(picture), "FOLDER": str(pictures)}
+    for name, command in COMMANDS.items():
+        if name == "info" and kind in WHOLE_FOR_INFO:
+            continue
+        result = dino(*[places.get(part, part) for part in command])
+        assert result.code == 4, (name, result)
+        assert result.err.count("\n") == 1 and "bad.file" in result.err and result.out == "", (name, result)
+        assert os.listdir(tmp_path) == ["bad.file"], name
+    assert (tmp_path / "bad.file").read_bytes() == content
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_cannot_be_read_and_what_is_no_file(name, dino, pictures, tmp_path, monkeypatch):
+    places = {"PICTURE": str(next((pictures / "val2017").iterdir())), "FOLDER": str(pictures)}
+    command = [places.get(part, part) for part in COMMANDS[name]]
+    (tmp_path / "folder").mkdir()
+    for file in ("folder", "none.safetensors", "folder/none.pth"):
+        result = dino(*[file if part == "FILE" else part for part in command])
+        assert result.code == 4 and result.err.count("\n") == 1 and file in result.err, result
+    (tmp_path / "locked").write_bytes(b"x")
+    opened = Path.open
+
+    def refuse(self, *arguments, **more):
+        if self.name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return opened(self, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    result = dino(*["locked" if part == "FILE" else part for part in command])
+    assert result.code == 5 and result.err == "error: the weights locked cannot be read: Permission denied\n"
+    assert sorted(os.listdir(tmp_path)) == ["folder", "locked"]

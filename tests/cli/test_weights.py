@@ -1,0 +1,98 @@
+"""`dino weights`, and what `--weights` takes in every command."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from dinocli import fetching, listing
+from dinocore.checkpoint import BUNDLED
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("DINO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DINO_OFFLINE", "1")
+
+
+@pytest.fixture
+def picture(pictures):
+    return next((pictures / "val2017").iterdir())
+
+
+def test_the_list_fits_eighty_columns(dino, monkeypatch):
+    answer = io.StringIO()
+    monkeypatch.setattr(listing, "data", Console(file=answer, width=80))
+    assert dino("weights").code == 0
+    lines = [line.rstrip() for line in answer.getvalue().splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert any(
+        line.split() == ["mmdet/r50-4scale-improved-12e", "ResNet-50,", "better", "hyper", "50.1"] for line in lines
+    )
+    assert any(line.split()[0] == "official/r50-4scale" and line.endswith("by hand") for line in lines if line)
+
+
+def test_the_list_as_json(dino):
+    entries = {entry["name"]: entry for entry in json.loads(dino("weights", "--json").out)}
+    assert len(entries) == 44
+    one = entries["mmdet/r50-4scale-12e"]
+    assert one["AP"] == 49.0 and one["sha256_begins_with"] == "55b2bba2" and one["cached"] is None
+    assert one["address"].endswith("-55b2bba2.pth") and one["by_hand_from"] is None
+    hand = entries["official/r50-4scale"]
+    assert hand["address"] is None and hand["then"].startswith(
+        "dino convert checkpoint0011_4scale.pth --preset r50-4scale"
+    )
+
+
+def test_one_of_the_list(dino):
+    shown = dino("weights", "detrex/r50-4scale-24e").out
+    assert "50.6" in shown and "https://github.com/IDEA-Research/detrex-storage/" in shown
+    wrong = dino("weights", "detrex/r50-4scale-25e")
+    assert wrong.code == 2 and "did you mean detrex/r50-4scale-24e?" in wrong.err
+
+
+@pytest.mark.parametrize("command", [
+    ["predict", "PICTURE", "--json"],
+    ["eval", "--data", "FOLDER", "--json"],
+    ["inspect-proposals", "PICTURE", "--json"],
+    ["inspect-mask", "--json"],
+    ["benchmark", "--size", "32x32", "--repeats", "1", "--json"],
+])  # fmt: skip
+def test_bundled_is_a_name_everywhere(command, dino, picture, pictures):
+    places = {"PICTURE": str(picture), "FOLDER": str(pictures)}
+    result = dino(*[places.get(part, part) for part in command], "--weights", "bundled")
+    assert result.code == 0, result.err
+    assert json.loads(result.out) and f"weights: {BUNDLED}" in result.err
+
+
+def test_bundled_is_a_name_of_info_and_convert(dino):
+    found = json.loads(dino("info", "bundled", "--json").out)
+    assert found["preset"] == "tiny" and [c["name"] for c in found["classes"]] == ["RBC", "WBC", "Platelets"]
+    refused = dino("convert", "bundled", "--to", "official", "--out", "x.pth")
+    assert refused.code == 4 and "official DINO cannot compute this model" in refused.err
+
+
+@pytest.mark.parametrize("command", [
+    ["predict", "PICTURE", "--weights"], ["eval", "--weights"], ["train", "--data", "FOLDER", "--weights"],
+    ["inspect-proposals", "PICTURE", "--weights"], ["benchmark", "--weights"],
+    ["convert", "--out", "x.safetensors"], ["info"],
+])  # fmt: skip
+def test_a_published_name_that_is_not_here_is_one_line(command, dino, picture, pictures, tmp_path):
+    places = {"PICTURE": str(picture), "FOLDER": str(pictures)}
+    result = dino(*[places.get(part, part) for part in command], "detrex/r50-4scale-24e")
+    assert result.code == 5 and result.err.count("\n") == 1 and "detrex/r50-4scale-24e" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_moving_bar_where_somebody_watches(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(fetching, "words", Console(file=screen, force_terminal=True, width=80))
+    with fetching.watching() as watch:
+        watch.progress(5_000_000, 10_000_000)
+    assert "downloading" in screen.getvalue() and "5.0/10.0 MB" in screen.getvalue()
+    plain = io.StringIO()
+    monkeypatch.setattr(fetching, "words", Console(file=plain, force_terminal=False, width=80))
+    with fetching.watching() as watch:
+        watch.progress(5, 10)
+    assert plain.getvalue() == ""

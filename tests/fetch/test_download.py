@@ -1,0 +1,119 @@
+"""A download is whole and of one version, whatever the connection does."""
+
+import pytest
+
+from dinocore.errors import CheckpointError, ConfigError, EnvironmentFault
+from dinocore.fetch.download import Part, Patience, download
+
+QUICK = Patience(timeout=0.3, attempts=3, pause=0.01, longest_pause=0.02)
+CONTENT = bytes(range(256)) * 1000
+
+
+@pytest.fixture
+def fetch(server, tmp_path, heard):
+    server.content = CONTENT
+
+    def run(address=None, patience=QUICK):
+        part = Part(tmp_path / "file.pth", address or server.address())
+        download(part.address, part, heard[0], patience)
+        return part.file.read_bytes()
+
+    return run
+
+
+def ranges(server):
+    return [request.get("Range") for request in server.requests]
+
+
+def test_a_file_arrives(fetch, server):
+    assert fetch() == CONTENT and ranges(server) == [None]
+    assert fetch() == CONTENT and ranges(server) == [None], "a whole one is not asked for again"
+
+
+def test_a_cut_download_goes_on_where_it_was(fetch, server, heard):
+    server.plan = ["cut 1000", "cut 5000", "cut 7"]
+    assert fetch() == CONTENT
+    assert ranges(server) == [None, "bytes=1000-", "bytes=6000-", "bytes=6007-"]
+    assert all(request["If-Range"] == '"1"' for request in server.requests[1:])
+    assert sum("trying again" in line for line in heard[1]) == 3
+
+
+def test_a_killed_process_leaves_a_beginning_that_the_next_one_uses(fetch, server, tmp_path):
+    server.plan = ["cut 1000"] + ["503"] * 3
+    with pytest.raises(EnvironmentFault, match="503"):
+        fetch()
+    assert (tmp_path / "file.pth.part").stat().st_size == 1000
+    assert fetch() == CONTENT and ranges(server)[-1] == "bytes=1000-"
+
+
+@pytest.mark.parametrize("plan", [["cut 1000", "no-range"], ["cut 1000", "wrong-range"]])
+def test_a_server_that_cannot_give_parts_is_asked_for_all(plan, fetch, server):
+    server.plan = plan
+    assert fetch() == CONTENT
+
+
+def test_a_file_that_changed_meanwhile_is_not_glued_together(fetch, server):
+    server.plan = ["cut 1000", "503", "503", "503"]
+    with pytest.raises(EnvironmentFault):
+        fetch()
+    server.content, server.etag = CONTENT[::-1], '"2"'
+    assert fetch() == CONTENT[::-1]
+
+
+@pytest.mark.parametrize("etag", ["", 'W/"1"'])
+def test_without_a_name_of_the_version_it_starts_anew(etag, fetch, server):
+    server.etag, server.plan = etag, ["cut 1000"]
+    assert fetch() == CONTENT and ranges(server) == [None, None]
+
+
+def test_a_file_that_became_shorter_is_fetched_anew(fetch, server):
+    server.plan = ["cut 1000", "416"]
+    assert fetch() == CONTENT
+
+
+def test_a_silent_server_is_left(fetch, server):
+    server.plan = ["stall 500"]
+    assert fetch() == CONTENT
+
+
+def test_there_is_a_limit(fetch, server):
+    server.plan = ["cut 10"] * 10
+    server.etag = ""  # so that each attempt starts anew and none gets further
+    with pytest.raises(EnvironmentFault, match=r"ended after 10 of 256000 bytes, 3 times in a row"):
+        fetch()
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("status", ["404", "403"])
+def test_what_is_not_there_is_not_asked_for_twice(status, fetch, server, tmp_path):
+    server.plan = [status] * 5
+    with pytest.raises(EnvironmentFault, match=rf"{status}.*fetch it by hand and use `dino convert"):
+        fetch()
+    assert len(server.requests) == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_a_page_instead_of_a_file_is_refused_and_not_kept(fetch, server, tmp_path):
+    server.plan = ["html"]
+    with pytest.raises(CheckpointError, match="a web page and not a file of weights"):
+        fetch()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nobody_there_and_no_address(fetch, server):
+    with pytest.raises(EnvironmentFault, match="no connection"):
+        fetch("http://127.0.0.1:9/x.pth")
+    with pytest.raises(ConfigError, match="not an address"):
+        fetch("http://[broken/x.pth")
+
+
+def test_a_proxy_is_asked(fetch, server, monkeypatch):
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.setenv("http_proxy", server.address(""))
+    assert fetch("http://weights.invalid/a.pth") == CONTENT
+    assert server.requests[0]["path"] == "http://weights.invalid/a.pth"
+
+
+def test_a_full_disk_is_one_line(fetch, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    with pytest.raises(EnvironmentFault, match=r"0\.3 MB are needed and 0\.0 MB free; set DINO_CACHE"):
+        fetch()

@@ -1,0 +1,223 @@
+"""What stands after `--weights` becomes a file of ours: fetched once, checked, converted once, kept."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from dinocore.checkpoint import BUNDLED, load_weights
+from dinocore.convert import files
+from dinocore.errors import CheckpointError, ConfigError, EnvironmentFault
+from dinocore.fetch import locate as module
+from dinocore.fetch.catalogue import Published, catalogue
+from dinocore.fetch.locate import locate
+from dinocore.presets import list_presets, load_config
+
+from .conftest import sha256
+
+
+@pytest.fixture
+def publish(monkeypatch, server, official_bytes, small_preset, known_model):
+    """`mmdet/small` is in the catalogue; the hash is right unless another is given."""
+    server.content = official_bytes
+
+    def make(digest=None, preset=str(small_preset)):
+        digest = sha256(official_bytes)[:8] if digest is None else digest
+        entry = Published.model_construct(
+            name="mmdet/small", preset=preset, ap=1.0, about="", address=server.address(), sha256=digest, file=""
+        )
+        monkeypatch.setattr(module, "find", lambda name: entry if name == "mmdet/small" else None)
+        return entry
+
+    return make
+
+
+def test_a_published_name_is_fetched_checked_converted_and_kept(publish, server, heard):
+    publish()
+    path = locate("mmdet/small", heard[0])
+    weights = load_weights(path)
+    assert weights.facts["converted_from"]["address"] == server.address() and len(weights.categories) == 91
+    assert [line.split()[0] for line in heard[1]] == ["downloading", "converting"]
+    assert locate("mmdet/small", heard[0]) == path and len(server.requests) == 1 and len(heard[1]) == 2
+
+
+def test_what_is_kept_needs_no_network_and_nothing_else_is_asked_for(publish, server, monkeypatch):
+    publish()
+    monkeypatch.setenv("DINO_OFFLINE", "1")
+    with pytest.raises(EnvironmentFault, match="DINO_OFFLINE is set, and mmdet/small is not in "):
+        locate("mmdet/small")
+    assert server.requests == []
+    monkeypatch.setenv("DINO_OFFLINE", "0")
+    path = locate("mmdet/small")
+    monkeypatch.setenv("DINO_OFFLINE", "1")
+    server.http.shutdown()
+    assert locate("mmdet/small") == path
+
+
+def test_another_hash_than_the_published_one_is_refused_and_not_kept(publish, tmp_path):
+    publish("00000000")
+    with pytest.raises(CheckpointError, match=r"whose sha256 begins with .* with 00000000; nothing is kept"):
+        locate("mmdet/small")
+    assert kept(tmp_path) == []
+
+
+def test_a_beginning_of_another_file_is_noticed_by_the_hash(publish, server, official_bytes):
+    """The server lies: it says that nothing has changed."""
+    publish()
+    server.content, server.plan = b"x" * len(official_bytes), ["cut 100", *["404"]]
+    with pytest.raises(EnvironmentFault):
+        locate("mmdet/small")
+    server.content = official_bytes
+    assert load_weights(locate("mmdet/small")).config.model.num_queries == 12
+
+
+def test_wrong_bytes_without_a_published_hash_are_refused_and_not_kept(publish, server, tmp_path, official_bytes):
+    publish("")
+    server.content = b"\x00" * 5000
+    with pytest.raises(CheckpointError, match="is not a file of weights; it is not kept"):
+        locate("mmdet/small")
+    assert kept(tmp_path) == []
+    server.content = official_bytes
+    assert locate("mmdet/small").is_file()
+
+
+def test_a_wrong_size_in_the_cache_counts_as_not_there(publish, server, tmp_path):
+    publish()
+    path = locate("mmdet/small")
+    path.write_bytes(path.read_bytes()[:100])
+    assert load_weights(locate("mmdet/small")) and len(server.requests) == 1
+    original = next(tmp_path.rglob("weights.pth"))
+    original.write_bytes(b"")
+    path.unlink()
+    assert load_weights(locate("mmdet/small")) and len(server.requests) == 2
+
+
+def test_a_newer_conversion_is_made_again(publish, monkeypatch):
+    publish()
+    old = locate("mmdet/small")
+    monkeypatch.setattr(module, "CONVERTER", files.CONVERTER + 1)
+    assert locate("mmdet/small") != old
+
+
+def test_two_at_once_fetch_it_once(publish, server):
+    publish()
+    found, threads = [], []
+    for _ in range(4):
+        threads.append(threading.Thread(target=lambda: found.append(locate("mmdet/small"))))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 1 and len(found) == 4 and len(server.requests) == 1
+
+
+def test_an_address_is_weights_too_and_ours_need_no_conversion(server, tmp_path):
+    server.content = BUNDLED.read_bytes()
+    path = locate(server.address("tiny.safetensors?token=secret"))
+    assert path.read_bytes() == server.content and path.is_relative_to(tmp_path / "cache" / "web")
+    assert not (tmp_path / "cache" / "converted").exists()
+
+
+def test_what_a_fetched_file_does_not_tell_is_asked_for(server, official_bytes):
+    server.content = official_bytes
+    with pytest.raises(ConfigError, match=r"published no model like this.*dino convert http://127\.0\.0\.1"):
+        locate(server.address())
+
+
+def test_official_files_are_to_be_fetched_by_hand():
+    with pytest.raises(EnvironmentFault, match=r"drive\.google\.com.* then: dino convert checkpoint0011_4scale\.pth"):
+        locate("official/r50-4scale")
+
+
+def test_paths_runs_and_the_bundled_model(tmp_path):
+    assert locate("bundled") == BUNDLED
+    (tmp_path / "best.safetensors").write_bytes(b"x")
+    assert locate(tmp_path) == locate(tmp_path / "best.safetensors") == tmp_path / "best.safetensors"
+    with pytest.raises(CheckpointError, match=r"this file does not exist; did you mean mmdet/r50-4scale-12e"):
+        locate("mmdet/r50-4scale-12")
+
+
+@pytest.mark.parametrize("place", ["file", "/proc/none"])
+def test_a_cache_that_cannot_be_written_is_one_line(place, publish, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DINO_CACHE", str(tmp_path / place))
+    publish()
+    with pytest.raises(EnvironmentFault, match=r"cannot be written: .*set DINO_CACHE") as fault:
+        locate("mmdet/small")
+    assert "\n" not in str(fault.value)
+
+
+def test_the_cache_is_where_xdg_wants_it(monkeypatch, tmp_path):
+    monkeypatch.delenv("DINO_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert module.cache_folder() == tmp_path / "dino"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert module.cache_folder() == Path("/home/me/.cache/dino")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError))
+    with pytest.raises(EnvironmentFault, match="no home folder"):
+        module.cache_folder()
+
+
+def test_the_catalogue_is_whole():
+    known = catalogue()
+    assert {entry.codebase for entry in known.weights} == set(known.publishers) == {"official", "detrex", "mmdet"}
+    for entry in known.weights:
+        assert entry.preset.startswith("" if entry.codebase == "official" else f"{entry.codebase}-")
+        assert not entry.sha256 or entry.address.endswith(f"-{entry.sha256}.pth"), "the name has the hash"
+    assert len({entry.address for entry in known.weights if entry.address}) == 34
+
+
+@pytest.mark.parametrize("entry", catalogue().weights, ids=lambda entry: entry.name)
+def test_every_published_checkpoint_has_its_preset(entry):
+    if "r50" not in entry.preset and "r101" not in entry.preset and "swin-l-4scale" not in list_presets():
+        pytest.skip("these presets are on another branch")
+    assert entry.preset in list_presets()
+    assert load_config(entry.preset).model.num_classes == (91 if entry.codebase == "official" else 80)
+
+
+HUB = """
+import sys
+from dinocore.fetch.hub import fetch_from_hub
+from dinocore.fetch.watch import UNWATCHED
+from dinocore.errors import DinoError
+for name in sys.argv[1:]:
+    try:
+        print(fetch_from_hub(name, UNWATCHED).read_bytes().decode())
+    except DinoError as error:
+        print(error.exit_code, error)
+"""
+
+
+def test_the_hub_is_asked_through_its_own_client(hub, tmp_path):
+    """In a process of its own, since huggingface_hub reads its settings when it is imported."""
+
+    def ask(*names, **more):
+        done = subprocess.run([sys.executable, "-c", HUB, *names], env=os.environ | hub | more, capture_output=True,
+                              text=True, check=True, timeout=60)  # fmt: skip
+        return done.stdout.splitlines()
+
+    answers = ask("hf:us/one", "hf:us/one/a/model.safetensors@v1", "hf:us/two", "hf:us/none", "hf:us")
+    assert answers[:2] == ["main:model", "v1:a/model"]
+    assert answers[2].startswith("2 ") and "hf:us/two/a.safetensors, hf:us/two/b.safetensors" in answers[2]
+    assert answers[3].startswith("5 hf:us/none could not be fetched") and answers[4].startswith("2 hf:us is no name")
+    offline = ask("hf:us/one", "hf:us/two/a.safetensors", DINO_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
+    assert offline[0] == "main:model" and offline[1].startswith("5 ") and "DINO_OFFLINE" in offline[1]
+
+
+def kept(tmp_path):
+    cache = tmp_path / "cache"
+    return [file.name for file in cache.rglob("*") if file.is_file() and not file.name.endswith(".lock")]
+
+
+def test_names_of_the_hub():
+    from dinocore.fetch.hub import Place, choose, parse
+
+    assert parse("hf:a/b") == Place("a/b", None, None)
+    assert parse("hf:a/b/c/d.pth@refs/pr/1") == Place("a/b", "c/d.pth", "refs/pr/1")
+    assert choose(["x.pth", "m.safetensors", "README.md"], "hf:a/b") == "m.safetensors"
+    for wrong in ("hf:", "hf:a", "hf:a//c", "hf:a/b@"):
+        with pytest.raises(ConfigError, match="write hf:org/name"):
+            parse(wrong)

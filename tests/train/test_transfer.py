@@ -1,0 +1,92 @@
+"""Rows of a class follow its name; what else differs is said."""
+
+import pytest
+import torch
+
+from dinocore.checkpoint import Weights
+from dinocore.data.coco import Category
+from dinocore.errors import CheckpointError
+from dinocore.model.build import build_model
+from dinocore.presets import load_config
+from dinocore.train.transfer import LABELS, carry_over, match_names
+
+
+def model_of(names, *changes):
+    config = load_config("r50-4scale", [
+        "model.backbone=resnet18", "model.hidden_dim=32", "model.num_heads=4", "model.ffn_dim=8", "model.num_queries=5",
+        "model.num_encoder_layers=1", "model.num_decoder_layers=2", f"model.num_classes={len(names)}", *changes,
+    ])  # fmt: skip
+    return build_model(config.model), config, [Category(k, name) for k, name in enumerate(names)]
+
+
+@pytest.fixture
+def move(tmp_path):
+    """Start a model of new classes from one of old classes; both states and the report."""
+
+    def run(old, new, old_changes=(), new_changes=()):
+        giver, config, categories = model_of(old, *old_changes)
+        for parameter in giver.parameters():
+            torch.nn.init.normal_(parameter)
+        taker, _, wanted = model_of(new, *new_changes)
+        fresh = {key: value.clone() for key, value in taker.state_dict().items()}
+        report = carry_over(taker, Weights(giver.state_dict(), config, categories, {}), wanted, tmp_path / "w")
+        return giver.state_dict(), fresh, taker.state_dict(), report
+
+    return run
+
+
+def per_class(state):
+    return [key for key in state if "class_head" in key or key == LABELS]
+
+
+@pytest.mark.parametrize("heads", ["shared", "per-layer"])
+def test_known_classes_keep_their_rows_and_new_ones_start_anew(move, heads):
+    change = [f"model.heads={heads}"]
+    old, fresh, now, report = move(["cat", "dog", "cell phone"], ["bird", "Cell_Phone", "dog"], change, change)
+    assert report.classes == {"bird": None, "Cell_Phone": "cell phone", "dog": "dog"}
+    keys = per_class(now)
+    assert len(keys) == (5 if heads == "shared" else 7)
+    for key in keys:
+        assert torch.equal(now[key][1], old[key][2]) and torch.equal(now[key][2], old[key][1])
+        assert torch.equal(now[key][0], fresh[key][0])
+    assert all(torch.equal(now[key], old[key]) for key in now if key not in keys)
+
+
+@pytest.mark.parametrize(("old", "new"), [(["cat"], ["dog", "bird"]), (["cat"], ["dog"]), (["dog", "bird"], ["cat"])])
+def test_one_class_is_a_class_too(move, old, new):
+    _, fresh, now, report = move(old, new)
+    assert set(report.classes.values()) == {None}
+    assert all(torch.equal(now[key], fresh[key]) for key in per_class(now))
+
+
+def test_a_first_stage_for_foreground_is_of_no_class(move):
+    change = ["model.first_stage=foreground"]
+    old, _, now, _ = move(["cat"], ["dog"], change, change)
+    assert torch.equal(now["proposer.class_head.weight"], old["proposer.class_head.weight"])
+
+
+def test_another_kind_of_denoising_is_said(move):
+    off = ["model.denoising.kind=none"]
+    assert move(["a"], ["a"], (), off)[3].notes == ["the file's label embedding is left, since there is no denoising"]
+    _, fresh, now, report = move(["a"], ["a"], off)
+    assert "label embedding of denoising is new" in report.in_words() and torch.equal(now[LABELS], fresh[LABELS])
+
+
+def test_spare_rows_of_the_label_embedding_may_differ(move):
+    old, _, now, report = move(
+        ["a", "b"], ["b"], ["model.denoising.spare_labels=0"], ["model.denoising.spare_labels=3"]
+    )
+    assert len(now[LABELS]) == 4 and torch.equal(now[LABELS][0], old[LABELS][1]) and not report.notes
+
+
+def test_anything_else_that_differs_is_refused(move):
+    with pytest.raises(CheckpointError, match="does not fit its model"):
+        move(["a"], ["a"], ["model.num_queries=7"])
+
+
+def test_names_are_compared_exactly_first_and_each_serves_once():
+    assert match_names(["b", "a"], ["a", "b"]) == {0: 1, 1: 0}
+    assert match_names(["A", "a", " a"], ["a", "x"]) == {1: 0}
+    assert match_names(["traffic-light", "Traffic Light"], ["traffic_light", "TRAFFIC LIGHT"]) == {0: 0, 1: 1}
+    assert match_names(["a"], ["a", "a"]) == {0: 0}
+    assert match_names(["ß", "hotdog"], ["SS", "hot dog"]) == {0: 0}
