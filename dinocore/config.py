@@ -141,6 +141,9 @@ class DataConfig(Section):
     eval_scale: Positive = 800
     workers: Literal["auto"] | Count = "auto"  # auto: one process fewer than there are cores, at most 4
     max_pixels: Annotated[int, Field(gt=0, le=178_956_970)] = 178_956_970  # no more are decoded; Pillow's own limit
+    min_box_size: Weight = 0.1  # pixels; objects of which less is seen are not trained on; ours
+    allow_orphans: bool = False  # leave out objects of unknown pictures and classes instead of refusing the data
+    follow_symlinks: bool = False  # open pictures that a link keeps outside of the data folder
     sample_images: Positive = 200  # how many pictures are drawn when path is empty
 
     @model_validator(mode="after")

@@ -31,15 +31,15 @@ def open_dataset(config: DataConfig) -> DataSet:
     """
     folder = Path(config.path) if config.path else sample_folder(config.sample_images)
     layout = find_layout(folder)
-    train = read_annotations(layout.train, max_pixels=config.max_pixels)
-    if not train.trainable().any():
+    train = read_annotations(layout.train, config=config)
+    if not train.trainable(config.min_box_size).any():
         raise DataError(f"{train.file} has {len(train.image_ids)} pictures and no object to learn from")
     notes = [f"{train.file.name}: {note}" for note in train.notes]
     if layout.val is None:
         val = train
         notes.append(f"{folder} has no validation split; evaluation uses the training pictures")
     else:
-        val = read_annotations(layout.val, train.categories, config.max_pixels)
+        val = read_annotations(layout.val, train.categories, config)
         notes += [f"{val.file.name}: {note}" for note in val.notes]
     where = f"{folder} ({layout.kind} layout)" if config.path else f"pictures drawn by `dino sample-data`, in {folder}"
     return DataSet(where, train, val, notes)
@@ -56,7 +56,7 @@ def open_split(config: DataConfig, split: str, categories: Sequence[Category]) -
     chosen = layout.train if split == "train" else layout.val
     if chosen is None:
         raise DataError(f"{folder} has no validation split; use --split train to evaluate on the training pictures")
-    found = read_annotations(chosen, categories, config.max_pixels)
+    found = read_annotations(chosen, categories, config)
     if len(found.labels) and (found.labels < 0).all():
         known = ", ".join(c.name for c in categories)
         raise DataError(f"no object of {found.file} is of a class that the model knows ({known})")

@@ -26,7 +26,7 @@ class TrainingPictures(Dataset):
         self.annotations = annotations
         self.config = config
         self.seed = seed
-        self.usable = annotations.trainable()
+        self.usable = annotations.trainable(config.min_box_size)
 
     def __getitem__(self, item: tuple[int, int]) -> Sample:
         """The picture, or, where it cannot be read, the next one that can."""
@@ -61,7 +61,7 @@ class EvaluationPictures(Dataset):
     def __init__(self, annotations: Annotations, config: DataConfig):
         self.annotations = annotations
         self.config = config
-        self.usable = annotations.trainable()
+        self.usable = annotations.trainable(config.min_box_size)
 
     def __len__(self) -> int:
         return len(self.annotations.image_ids)
