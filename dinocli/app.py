@@ -11,9 +11,12 @@ from dinocore.error_codes import CODES
 from dinocore.errors import DinoError, Interrupted
 
 from .benchmark import benchmark
+from .check_data import check_data
 from .convert import convert
+from .convert_data import convert_data
 from .evaluate import evaluate
 from .info import info
+from .inspect_data import inspect_data
 from .inspect_mask import inspect_mask
 from .inspect_proposals import inspect_proposals
 from .predict import predict
@@ -50,6 +53,9 @@ app.command("inspect-proposals")(inspect_proposals)
 app.command()(presets)
 app.command()(convert)
 app.command()(info)
+app.command("check-data")(check_data)
+app.command("inspect-data")(inspect_data)
+app.command("convert-data")(convert_data)
 app.command("sample-data")(sample_data)
 app.command()(benchmark)
 
@@ -88,7 +94,7 @@ def _run() -> int | None:
         if explain is None:
             raise
         context = getattr(error, "ctx", None)
-        if type(error).__name__ == "NoArgsIsHelpError":
+        if context and type(error).__name__ == "NoArgsIsHelpError":
             print(context.get_help())
             return 0
         command = context.command_path if context else "dino"

@@ -35,7 +35,7 @@ def fail(error: DinoError | str, code: str = "INPUTS") -> None:
     """Why the command ends, or what became of an input: code, what, where, and what to type next."""
     error = DinoError(error, code=code) if isinstance(error, str) else error
     lines = [f"[bold red]error\\[{error.code}]:[/] {escape(error.what)}"]
-    lines += [f"  where: {escape(error.where)}"] if error.where else []
+    lines += [f"  where: {escape(error.where)}"] if error.where and error.where not in error.what else []
     lines += [f"  fix: {escape(error.fix)}"] if error.fix else []
     words.print("\n".join(lines))
 

@@ -97,7 +97,18 @@ BOXES = {
         "annotation 4: [5, 5, 0.01, 9]",
         "delete them, or lower data.min_box_size",
     ),
-    "DATA-BOX-TWICE": Code(WARNING, "the same box and class twice in a picture", "annotation 12", "delete one of them"),
+    "DATA-BOX-TWICE": Code(
+        WARNING,
+        "two boxes of a class overlap to 90 % or more: labelled twice",
+        "a.jpg cell [5, 5, 9, 9] ~ cell [5, 5, 9, 8]",
+        "delete one of each pair",
+    ),
+    "DATA-BOX-TWO-CLASSES": Code(
+        NOTE,
+        "two boxes of different classes overlap to 90 % or more",
+        "a.jpg car [5, 5, 9, 9] ~ truck [5, 5, 9, 8]",
+        "look at them",
+    ),
     "DATA-CROWD": Code(NOTE, "crowd regions: ignored in training, used in evaluation", "14 annotations"),
 }
 
@@ -118,7 +129,9 @@ CLASSES = {
 IMAGES = {
     "DATA-IMAGE-MISSING": Code(ERROR, "a picture is not there", "a.jpg", "put it back, or take it out of the file"),
     "DATA-IMAGE-DAMAGED": Code(ERROR, "a picture is damaged", "a.jpg: image file is truncated", "copy it again"),
-    "DATA-IMAGE-FORMAT": Code(ERROR, "a file is no picture that we read", "a.jpg is not a picture in a known format"),
+    "DATA-IMAGE-FORMAT": Code(
+        ERROR, "a file is no picture that we read", "a.jpg is not a picture in a known format", "look at it"
+    ),
     "DATA-IMAGE-LARGE": Code(
         ERROR,
         "a picture has more pixels than data.max_pixels; not decoded",

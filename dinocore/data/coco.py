@@ -19,6 +19,7 @@ from .structure import (
     in_order,
     known_sizes,
     present_files,
+    renumbered,
     report_orphans,
     safe_names,
     seen_sides,
@@ -99,6 +100,8 @@ def survey_annotations(
     report_orphans(table, config, findings)
     table, root = present_files(safe_names(table, findings), split, config, findings)
     table, starts = in_order(attached(known_sizes(table, root, config, findings)))
+    if categories is not None and split.format != "coco":
+        table = renumbered(table, categories)
     check_boxes(table, root, config, findings)
     used = set(np.unique(table.kinds).tolist())
     if categories is None:

@@ -6,12 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from .. import __version__
 from ..config import DataConfig
 from ..errors import DataError
 from .coco import Annotations, Category, read_annotations
+from .findings import Findings
 from .layout import find_layout
+from .pictures import check_sizes, look_at
 from .sample import write_sample_data
+
+MOST_HEADERS = 20_000  # that are read before a training; 5,000 take a second
 
 
 class DataSet(NamedTuple):
@@ -33,7 +39,9 @@ def open_dataset(config: DataConfig) -> DataSet:
     layout = find_layout(folder)
     train = read_annotations(layout.train, config=config)
     if not train.trainable(config.min_box_size).any():
-        raise DataError(f"{train.file} has {len(train.image_ids)} pictures and no object to learn from")
+        what = f"{train.file} has {len(train.image_ids)} pictures and no object to learn from"
+        raise DataError(what, code="DATA-NOTHING", where=train.file, fix="look at it with `dino check-data`")
+    _check_sizes(train, config)
     notes = [f"{train.file.name}: {note}" for note in train.notes]
     if layout.val is None:
         val = train
@@ -43,6 +51,15 @@ def open_dataset(config: DataConfig) -> DataSet:
         notes += [f"{val.file.name}: {note}" for note in val.notes]
     where = f"{folder} ({layout.kind} layout)" if config.path else f"pictures drawn by `dino sample-data`, in {folder}"
     return DataSet(where, train, val, notes)
+
+
+def _check_sizes(train: Annotations, config: DataConfig) -> None:
+    """Compare sizes in the annotations with those of the files, of very many pictures with an even choice."""
+    count = len(train.image_ids)
+    indices = np.unique(np.linspace(0, count - 1, min(count, MOST_HEADERS)).round().astype(int)).tolist()
+    findings = Findings(train.file)
+    check_sizes(train, list(look_at(train, config.max_pixels, False, indices)), findings)
+    findings.stop()
 
 
 def open_split(config: DataConfig, split: str, categories: Sequence[Category]) -> Annotations:

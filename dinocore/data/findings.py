@@ -20,6 +20,7 @@ class Place(NamedTuple):
     text: str
     picture: Path | None = None
     boxes: Sequence[Sequence[float]] = ()  # x y width height in pixels of the upright picture
+    other: Path | None = None  # a picture to lay beside it
 
 
 class Finding(NamedTuple):

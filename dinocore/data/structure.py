@@ -168,6 +168,15 @@ def compare_categories(known: Sequence[Category], own: Sequence[Category], used:
     findings.add("DATA-CLASS-UNKNOWN", "classes that the model does not know, left out of the evaluation", extra)
 
 
+def renumbered(table: Table, known: Sequence[Category]) -> Table:
+    """Classes by name: the ids of YOLO and VOC are ours, not the user's."""
+    ids = {category.name: category.id for category in known}
+    free = max([*ids.values(), *(c.id for c in table.categories)], default=0) + 1
+    new = {c.id: ids.get(c.name, free + n) for n, c in enumerate(table.categories)}
+    kinds = np.array([new[kind] for kind in table.kinds.tolist()], dtype=np.int64)
+    return table._replace(categories=[Category(new[c.id], c.name) for c in table.categories], kinds=kinds)
+
+
 def without_headings(table: Table, findings: Findings) -> list[Category]:
     """Categories by id, less what Roboflow adds: one without objects that is only the heading of others."""
     used = set(np.unique(table.kinds).tolist())

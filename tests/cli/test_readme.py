@@ -30,6 +30,9 @@ def test_the_readme_shows_every_command():
         "convert",
         "info",
         "sample-data",
+        "check-data",
+        "inspect-data",
+        "convert-data",
         "benchmark",
     }
 
