@@ -2,16 +2,21 @@
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from dinocore import __version__
+from dinocore.error_codes import CODES
+from dinocore.errors import DinoError, Interrupted
 
 from .benchmark import benchmark
+from .check_data import check_data
 from .convert import convert
+from .convert_data import convert_data
 from .evaluate import evaluate
 from .info import info
+from .inspect_data import inspect_data
 from .inspect_mask import inspect_mask
 from .inspect_proposals import inspect_proposals
 from .predict import predict
@@ -50,25 +55,59 @@ app.command()(presets)
 app.command()(convert)
 app.command()(info)
 app.command()(weights)
+app.command("check-data")(check_data)
+app.command("inspect-data")(inspect_data)
+app.command("convert-data")(convert_data)
 app.command("sample-data")(sample_data)
 app.command()(benchmark)
 
 
 def main() -> None:
-    """Run the app; an error that the user can put right is a line, not a traceback."""
-    from dinocore.errors import DinoError
-
-    from .console import fail, words
-
+    """Run the app; an error that the user can put right is said in words, not as a traceback."""
     try:
-        app()
+        code = _run()
     except DinoError as error:
-        fail(str(error))
-        sys.exit(error.exit_code)
+        _end(error)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except Exception:
+    except KeyboardInterrupt:
+        _end(Interrupted("interrupted", 130))
+    except Exception as error:
+        from .console import words
+
         words.print_exception(show_locals=False)
-        fail("this is a bug in dino; please report it with the lines above")
-        sys.exit(1)
+        fault = DinoError(f"{type(error).__name__}: {error}", code="BUG", fix=CODES["BUG"].fix)
+        fault.exit_code = 1
+        _end(fault)
+    sys.exit(code or 0)
+
+
+def _run() -> int | None:
+    """The exit code of a command that was understood.
+
+    Typer ends the process for arguments that it doesn't understand, and with 1 where a pipe is closed; both are ours to
+    say. Its exceptions are known by what they can do: Typer brings its own copy of click.
+    """
+    try:
+        return app(standalone_mode=False)
+    except Exception as error:
+        explain = getattr(error, "format_message", None)
+        if explain is None:
+            raise
+        context = getattr(error, "ctx", None)
+        if context and type(error).__name__ == "NoArgsIsHelpError":
+            print(context.get_help())
+            return 0
+        command = context.command_path if context else "dino"
+        raise DinoError(explain(), code="USAGE", fix=f"{command} --help") from None
+
+
+def _end(error: DinoError) -> NoReturn:
+    """Say an error, with --json also as an object on stdout, and end with its code."""
+    from .console import fail, print_json
+
+    if "--json" in sys.argv:
+        print_json({"error": error.as_dict()})
+    fail(error)
+    sys.exit(error.exit_code)

@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from dinocore.errors import DinoError
+
 
 class _Stdout(Console):
     """Where Rich would end with exit code 1 when a reader such as `head` has gone, `main` decides."""
@@ -29,9 +31,13 @@ def warn(text: str) -> None:
     words.print(f"[yellow]warning:[/] {escape(text)}")
 
 
-def fail(text: str) -> None:
-    """Why the command ends."""
-    words.print(f"[bold red]error:[/] {escape(text)}")
+def fail(error: DinoError | str, code: str = "INPUTS") -> None:
+    """Why the command ends, or what became of an input: code, what, where, and what to type next."""
+    error = DinoError(error, code=code) if isinstance(error, str) else error
+    lines = [f"[bold red]error\\[{error.code}]:[/] {escape(error.what)}"]
+    lines += [f"  where: {escape(error.where)}"] if error.where and error.where not in error.what else []
+    lines += [f"  fix: {escape(error.fix)}"] if error.fix else []
+    words.print("\n".join(lines))
 
 
 def print_json(value: Any) -> None:

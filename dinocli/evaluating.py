@@ -75,7 +75,7 @@ def _detect(detector: Detector, annotations: Annotations) -> tuple[list[dict], l
             results += found
             failed += problems
             for problem in problems:
-                fail(problem)
+                fail(problem, "DATA")
     return results, failed
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dinocore.data.images import SUFFIXES
-from dinocore.errors import DataError
+from dinocore.error_codes import CODES
+from dinocore.errors import DataError, EnvironmentFault
 
 
 class Input(NamedTuple):
@@ -25,11 +26,15 @@ def expand(arguments: Sequence[str]) -> tuple[list[Input], int]:
 
     Raises:
         DataError: nothing is left.
+        EnvironmentFault: an argument is an address.
     """
     found: dict[str, Input] = {}
     skipped = 0
     for argument in arguments:
         path = Path(argument).expanduser()
+        if argument.lower().startswith(("http://", "https://", "s3://", "gs://", "ftp://")):
+            raise EnvironmentFault(f"{argument} is an address, and nothing is downloaded", code="DATA-URL",
+                                   fix=CODES["DATA-URL"].fix)  # fmt: skip
         if argument == "-":
             inputs = list(_standard_input())
         elif path.is_dir():

@@ -121,7 +121,7 @@ def _propose(
             except DataError as error:
                 if len(inputs) == 1:
                     raise
-                fail(str(error))
+                fail(error)
                 continue
             output = detector.forward(detector.batch(picture))
             found[item.name] = list_proposals(output, (picture.height, picture.width), detector.categories)

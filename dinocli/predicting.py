@@ -84,7 +84,7 @@ def _detect(detector: Detector, inputs: Sequence[Input], wanted: Wanted) -> tupl
             except DataError as error:
                 failed.append(str(error))
                 if len(inputs) > 1:
-                    fail(str(error))
+                    fail(error)
                 continue
             result = as_found(
                 item.name, (picture.height, picture.width), detector(picture), detector.categories, wanted.threshold

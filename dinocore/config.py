@@ -21,6 +21,8 @@ Mean = Annotated[tuple[Finite, Finite, Finite], Field(strict=False)]
 Deviation = Annotated[tuple[Above0, Above0, Above0], Field(strict=False)]
 Sizes = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
 Range = Annotated[tuple[Positive, Positive], Field(strict=False)]
+Scales = Annotated[tuple[Above0, Above0], Field(strict=False)]
+Jitter = Annotated[tuple[Share, Share, Share, Annotated[float, Field(ge=0, le=0.5)]], Field(strict=False)]
 Parts = Annotated[
     tuple[Literal["backbone", "neck", "tokenizer", "encoder", "proposer", "denoiser", "decoder"], ...],
     Field(strict=False),
@@ -134,14 +136,21 @@ class DataConfig(Section):
     path: str = ""  # empty: pictures that `dino sample-data` draws
     flip: Share = 0.5  # left and right
     vertical_flip: Share = 0.0  # none in DETR; right where up and down mean nothing: microscopes, satellites
+    policy: Literal["detr", "lsj"] = "detr"  # lsj: large-scale jitter (arXiv 2012.07177) instead of scales and crop
+    color_jitter: Jitter = (0.0, 0.0, 0.0, 0.0)  # of brightness, contrast, saturation, hue; none in DETR
     train_scales: Sizes = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)  # short side; [data_aug_scales]
     max_size: Positive = 1333  # long side; [data_aug_max_size]
     crop_chance: Share = 0.5  # resize to one of crop_scales, cut a part of crop_size, then resize as above
     crop_scales: Sizes = (400, 500, 600)  # [data_aug_scales2_resize]
     crop_size: Range = (384, 600)  # least and most, each side; [data_aug_scales2_crop]
+    lsj_scales: Scales = (0.1, 2.0)  # lsj: the picture fits into so many times lsj_size, least and most
+    lsj_size: Positive = 1024  # lsj: a part of so many pixels a side is cut out
     eval_scale: Positive = 800
     workers: Literal["auto"] | Count = "auto"  # auto: one process fewer than there are cores, at most 4
     max_pixels: Annotated[int, Field(gt=0, le=178_956_970)] = 178_956_970  # no more are decoded; Pillow's own limit
+    min_box_size: Weight = 0.1  # pixels; objects of which less is seen are not trained on; ours
+    allow_orphans: bool = False  # leave out objects of unknown pictures and classes instead of refusing the data
+    follow_symlinks: bool = False  # open pictures that a link keeps outside of the data folder
     sample_images: Positive = 200  # how many pictures are drawn when path is empty
 
     @model_validator(mode="after")
@@ -149,6 +158,8 @@ class DataConfig(Section):
         least, most = self.crop_size
         if least > most:
             raise ConfigError(f"data.crop_size = {[least, most]} has the least side after the greatest; swap them")
+        if self.lsj_scales[0] > self.lsj_scales[1]:
+            raise ConfigError(f"data.lsj_scales = {list(self.lsj_scales)} has the least after the greatest; swap them")
         return self
 
 

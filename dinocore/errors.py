@@ -1,42 +1,73 @@
 """Errors that a user can put right, each with the exit code of the command. Anything else that is raised is a bug."""
 
+from pathlib import Path
+from typing import Any
+
 
 class DinoError(Exception):
-    """What is wrong, where, and what to type next, in words the user knows."""
+    """What is wrong, where, and what to type next, in words the user knows; `docs/errors.md` lists the codes.
+
+    A message reads `what is wrong; what to type next`: where no `fix` is given, it is what follows the last semicolon.
+    """
 
     exit_code = 2
+    code = "USAGE"
+
+    def __init__(self, message: str, *, code: str = "", where: str | Path = "", fix: str = ""):
+        super().__init__(message)
+        what, semicolon, last = message.rpartition("; ")
+        self.what, self.fix = (message, fix) if fix or not semicolon else (what, last)
+        self.where = str(where)
+        self.code = code or type(self).code
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where and self.where not in self.what else ""
+        return f"{place}{self.what}" + (f"; {self.fix}" if self.fix else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as an object, as `--json` prints it."""
+        parts = {"code": self.code, "what": self.what, "where": self.where or None, "fix": self.fix or None}
+        return parts | {"exit_code": self.exit_code}
 
 
 class ConfigError(DinoError):
     """A preset, a config file, an override or an argument cannot be used."""
+
+    code = "CONFIG"
 
 
 class DataError(DinoError):
     """A data set or a picture cannot be used."""
 
     exit_code = 3
+    code = "DATA"
 
 
 class CheckpointError(DinoError):
     """A file of weights cannot be used."""
 
     exit_code = 4
+    code = "CHECKPOINT"
 
 
 class EnvironmentFault(DinoError):
     """The machine lacks something: a device, memory, disk space, a package, a download."""
 
     exit_code = 5
+    code = "ENVIRONMENT"
 
 
 class DivergedError(DinoError):
     """Training or inference produced numbers that are not finite."""
 
     exit_code = 6
+    code = "DIVERGED"
 
 
 class Interrupted(DinoError):
     """A signal asked for an end, and the state is saved."""
+
+    code = "INTERRUPTED"
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)

@@ -6,12 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from .. import __version__
 from ..config import DataConfig
 from ..errors import DataError
 from .coco import Annotations, Category, read_annotations
+from .findings import Findings
 from .layout import find_layout
+from .pictures import check_sizes, look_at
 from .sample import write_sample_data
+
+MOST_HEADERS = 20_000  # that are read before a training; 5,000 take a second
 
 
 class DataSet(NamedTuple):
@@ -31,18 +37,29 @@ def open_dataset(config: DataConfig) -> DataSet:
     """
     folder = Path(config.path) if config.path else sample_folder(config.sample_images)
     layout = find_layout(folder)
-    train = read_annotations(layout.train, max_pixels=config.max_pixels)
-    if not train.trainable().any():
-        raise DataError(f"{train.file} has {len(train.image_ids)} pictures and no object to learn from")
+    train = read_annotations(layout.train, config=config)
+    if not train.trainable(config.min_box_size).any():
+        what = f"{train.file} has {len(train.image_ids)} pictures and no object to learn from"
+        raise DataError(what, code="DATA-NOTHING", where=train.file, fix="look at it with `dino check-data`")
+    _check_sizes(train, config)
     notes = [f"{train.file.name}: {note}" for note in train.notes]
     if layout.val is None:
         val = train
         notes.append(f"{folder} has no validation split; evaluation uses the training pictures")
     else:
-        val = read_annotations(layout.val, train.categories, config.max_pixels)
+        val = read_annotations(layout.val, train.categories, config)
         notes += [f"{val.file.name}: {note}" for note in val.notes]
     where = f"{folder} ({layout.kind} layout)" if config.path else f"pictures drawn by `dino sample-data`, in {folder}"
     return DataSet(where, train, val, notes)
+
+
+def _check_sizes(train: Annotations, config: DataConfig) -> None:
+    """Compare sizes in the annotations with those of the files, of very many pictures with an even choice."""
+    count = len(train.image_ids)
+    indices = np.unique(np.linspace(0, count - 1, min(count, MOST_HEADERS)).round().astype(int)).tolist()
+    findings = Findings(train.file)
+    check_sizes(train, list(look_at(train, config.max_pixels, False, indices)), findings)
+    findings.stop()
 
 
 def open_split(config: DataConfig, split: str, categories: Sequence[Category]) -> Annotations:
@@ -56,7 +73,7 @@ def open_split(config: DataConfig, split: str, categories: Sequence[Category]) -
     chosen = layout.train if split == "train" else layout.val
     if chosen is None:
         raise DataError(f"{folder} has no validation split; use --split train to evaluate on the training pictures")
-    found = read_annotations(chosen, categories, config.max_pixels)
+    found = read_annotations(chosen, categories, config)
     if len(found.labels) and (found.labels < 0).all():
         known = ", ".join(c.name for c in categories)
         raise DataError(f"no object of {found.file} is of a class that the model knows ({known})")

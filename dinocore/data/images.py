@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
+from ..error_codes import CODES
 from ..errors import DataError
 
 # MPO comes with JPEG; rarely used decoders are where the holes are
@@ -100,8 +101,21 @@ def image_size(path: Path, max_pixels: int) -> tuple[int, int]:
     Raises:
         DataError: as for `read_image`, but damage behind the header goes unnoticed.
     """
+    return glance(path, max_pixels)[0]
+
+
+def glance(path: Path, max_pixels: int) -> tuple[tuple[int, int], int]:
+    """Width and height of the upright picture, and how many pictures the file holds, from the file's header.
+
+    Raises:
+        DataError: as for `image_size`.
+    """
     with _opened(path, max_pixels) as image:
-        return _swapped(image.size, _orientation(image))
+        size = _swapped(image.size, _orientation(image))
+        try:
+            return size, getattr(image, "n_frames", 1)
+        except DAMAGE:  # in a later one
+            return size, 1
 
 
 @contextmanager
@@ -110,7 +124,7 @@ def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
     except DAMAGE as error:
-        raise DataError(f"{path} is damaged: {error}") from error
+        raise _problem(f"{path} is damaged: {error}", "DAMAGED", path) from error
 
 
 @contextmanager
@@ -125,23 +139,28 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
 def _open(path: Path, max_pixels: int) -> Image.Image:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise DataError(f"{path} is not a regular file")
+            raise _problem(f"{path} is not a regular file", "FORMAT", path)
         image = Image.open(path, formats=FORMATS)
     except FileNotFoundError:
-        raise DataError(f"there is no picture {path}") from None
+        raise _problem(f"there is no picture {path}", "MISSING", path) from None
     except UnidentifiedImageError:
-        raise DataError(f"{path} is not a picture in a known format ({', '.join(FORMATS)})") from None
+        known = ", ".join(FORMATS)
+        raise _problem(f"{path} is not a picture in a known format ({known})", "FORMAT", path) from None
     except Image.DecompressionBombError as error:
-        raise DataError(f"{path} was not decoded: {error} Scale it down or cut it into parts.") from None
+        raise _problem(f"{path} was not decoded: {error}", "LARGE", path) from None
     except DAMAGE as error:
-        raise DataError(f"{path} cannot be opened: {error}") from error
+        raise _problem(f"{path} cannot be opened: {error}", "DAMAGED", path) from error
     if image.width * image.height > max_pixels:
         image.close()
-        raise DataError(
-            f"{path} has {image.width} x {image.height} pixels, more than data.max_pixels = {max_pixels}; "
-            "raise it with --set data.max_pixels=N if the picture is to be trusted"
-        )
+        what = f"{path} has {image.width} x {image.height} pixels, more than data.max_pixels = {max_pixels}"
+        trust = "raise it with --set data.max_pixels=N if the picture is to be trusted"
+        raise _problem(what, "LARGE", path, trust)
     return image
+
+
+def _problem(what: str, kind: str, path: Path, fix: str = "") -> DataError:
+    code = f"DATA-IMAGE-{kind}"
+    return DataError(what, code=code, where=path, fix=fix or CODES[code].fix)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -26,7 +26,7 @@ class TrainingPictures(Dataset):
         self.annotations = annotations
         self.config = config
         self.seed = seed
-        self.usable = annotations.trainable()
+        self.usable = annotations.trainable(config.min_box_size)
 
     def __getitem__(self, item: tuple[int, int]) -> Sample:
         """The picture, or, where it cannot be read, the next one that can."""
@@ -61,7 +61,7 @@ class EvaluationPictures(Dataset):
     def __init__(self, annotations: Annotations, config: DataConfig):
         self.annotations = annotations
         self.config = config
-        self.usable = annotations.trainable()
+        self.usable = annotations.trainable(config.min_box_size)
 
     def __len__(self) -> int:
         return len(self.annotations.image_ids)
@@ -170,13 +170,13 @@ def _workers(config: DataConfig) -> dict:
     return {
         "num_workers": number,
         "pin_memory": torch.cuda.is_available(),
-        "worker_init_fn": _leave_signals_to_the_parent if number else None,
+        "worker_init_fn": leave_signals_to_the_parent if number else None,
         "prefetch_factor": 4 if number else None,
         "generator": torch.Generator(),  # a loader must not draw from the generator that dropout draws from
     }
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
+def leave_signals_to_the_parent(worker: int) -> None:
     """A signal to the whole process group must not end a worker while the parent still finishes its step."""
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):

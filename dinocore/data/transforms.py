@@ -1,7 +1,8 @@
-"""What happens to a picture and its boxes before the model sees them: DETR's augmentation, and resizing alone.
+"""What happens to a picture and its boxes before the model sees them: augmentation, DETR's by default, or resizing.
 
 Every random choice comes from the generator that is passed in.
-Source: DETR, `datasets/coco.py` (https://arxiv.org/abs/2005.12872, appendix A.4).
+Sources: DETR, `datasets/coco.py` (https://arxiv.org/abs/2005.12872, appendix A.4); large-scale jitter,
+https://arxiv.org/abs/2012.07177, appendix.
 """
 
 import math
@@ -39,6 +40,7 @@ class Plan(NamedTuple):
     size: tuple[int, int]  # height and width to which it is resized
     flip: bool
     vertical_flip: bool
+    colors: tuple[float, ...] = ()  # brightness, contrast, saturation, hue; none: as they are
 
     def enough(self) -> tuple[int, int]:
         """Width and height of the whole picture at which the region has its final size."""
@@ -48,19 +50,46 @@ class Plan(NamedTuple):
 
 
 def draw(size: tuple[int, int], config: DataConfig, rng: np.random.Generator) -> Plan:
-    """DETR's augmentation of a picture of `size` (height, width).
+    """The augmentation of a picture of `size` (height, width).
 
-    It is: flip; then resize, or resize, cut out a part and resize again. All of it is one region and one size, so the
-    pixels are resampled only once.
+    It is: flip; then scales and crop, or large-scale jitter; then colours. All but colours is one region and one size,
+    so the pixels are resampled only once.
     """
     flip = bool(rng.random() < config.flip)
     vertical_flip = bool(rng.random() < config.vertical_flip)
+    region, new_size = POLICIES[config.policy](size, config, rng)
+    return Plan(region, new_size, flip, vertical_flip, _draw_colors(config.color_jitter, rng))
+
+
+def _draw_detr(
+    size: tuple[int, int], config: DataConfig, rng: np.random.Generator
+) -> tuple[tuple[float, float, float, float], tuple[int, int]]:
+    """DETR's: resize, or resize, cut out a part and resize again."""
     region = (0.0, 0.0, 1.0, 1.0)
     if rng.random() < config.crop_chance:
         most = 4 * config.max_size  # none in DETR; a picture of 1 x 5000 pixels would become one of 400 x 2,000,000
         region, size = _draw_crop(resized(size, _choose(config.crop_scales, rng), most), config.crop_size, rng)
-    size = resized(size, _choose(config.train_scales, rng), config.max_size)
-    return Plan(region, size, flip, vertical_flip)
+    return region, resized(size, _choose(config.train_scales, rng), config.max_size)
+
+
+def _draw_lsj(
+    size: tuple[int, int], config: DataConfig, rng: np.random.Generator
+) -> tuple[tuple[float, float, float, float], tuple[int, int]]:
+    """Large-scale jitter: fit the picture into a random multiple of a square, and cut the square out of it."""
+    factor = rng.uniform(*config.lsj_scales) * config.lsj_size / max(size)
+    scaled = max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+    return _draw_crop(scaled, (config.lsj_size, config.lsj_size), rng)
+
+
+POLICIES = {"detr": _draw_detr, "lsj": _draw_lsj}
+
+
+def _draw_colors(most: tuple[float, float, float, float], rng: np.random.Generator) -> tuple[float, ...]:
+    """Factors of brightness, contrast and saturation and a shift of hue; nothing is drawn if none is to change."""
+    if not any(most):
+        return ()
+    low, high = np.array([1 - v for v in most[:3]] + [-most[3]]), np.array([1 + v for v in most[:3]] + [most[3]])
+    return tuple(rng.uniform(low, high).tolist())
 
 
 def _draw_crop(
@@ -92,10 +121,18 @@ def apply(plan: Plan, picture: Picture, frame: Sequence[float]) -> Picture:
     boxes = (boxes.as_subclass(Tensor) - torch.tensor([left, top] * 2)) * scale
     boxes = boxes.clamp(torch.zeros(4), torch.tensor([width, height] * 2))  # (T, 4)
     seen = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    picture = as_picture(image, boxes[seen], labels[seen])
+    picture = as_picture(_recolor(image, plan.colors), boxes[seen], labels[seen])
     if plan.flip:
         picture = _on_both(F.horizontal_flip, picture)
     return _on_both(F.vertical_flip, picture) if plan.vertical_flip else picture
+
+
+def _recolor(image: Tensor, colors: tuple[float, ...]) -> Tensor:
+    """Change brightness, contrast, saturation and hue, in this order."""
+    changes = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+    for change, amount in zip(changes, colors, strict=False):
+        image = change(image, amount)
+    return image
 
 
 def _whole_pixels(shares: Sequence[float], frame: Sequence[float], length: int) -> tuple[int, int]:

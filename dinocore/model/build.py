@@ -62,7 +62,7 @@ def build_denoiser(config: ModelConfig) -> nn.Module:
         num_classes=config.num_classes,
         count_groups=_group_counter(denoising),
         copies=copies,
-        max_targets=_most_targets(denoising, copies),
+        max_targets=most_targets(denoising, copies),
         label_noise=denoising.label_noise,
         box_noise=denoising.box_noise,
     )
@@ -75,7 +75,7 @@ def _group_counter(denoising: DenoisingConfig) -> Callable[[int], int]:
     return lambda num_targets: num_groups
 
 
-def _most_targets(denoising: DenoisingConfig, copies: int) -> int:
+def most_targets(denoising: DenoisingConfig, copies: int) -> int:
     """How many targets of an image fit into the bound that the config sets."""
     if denoising.num_groups == "auto":
         return denoising.num_pairs

@@ -31,6 +31,9 @@ def test_the_readme_shows_every_command():
         "info",
         "weights",
         "sample-data",
+        "check-data",
+        "inspect-data",
+        "convert-data",
         "benchmark",
     }
 

@@ -77,6 +77,10 @@ def test_what_coco_lets_out_is_filled_in(make_coco):
         document["images"][1]["width"] = 0  # as good as missing
 
     annotations = read_annotations(make_coco(edit=bare))
+    assert annotations.notes == [
+        "filled in: `width` and `height` of 2 pictures (read from the files), `area` of 3 objects (width x height), "
+        "`iscrowd` of 3 objects (0)"
+    ]
     assert annotations.sizes.tolist() == [[64, 48], [64, 48]]
     assert annotations.area.tolist() == [240, 384, 900] and not annotations.crowd.any()
     assert average_precision(annotations) == 1
@@ -136,7 +140,9 @@ def test_objects_outside_their_picture_are_kept_but_not_trained_on_and_counted(m
     outside = [(1, 70, 5, 9, 9), (1, -20, 5, 20, 9)]
     annotations = read_annotations(make_coco({1: rows, 2: []}, edit=lambda d: add(d, outside)))
     assert annotations.trainable().sum() == 30 and len(annotations.boxes) == 32
-    assert annotations.notes == ["2 of 32 objects have no size or lie outside their picture; not trained on"]
+    assert annotations.notes[1].startswith(
+        "2 of 32 boxes lie outside their picture, not trained on: annotation number 30"
+    )
 
 
 def add(document, rows, image_id=2):
@@ -199,7 +205,8 @@ def test_any_file_name_works(make_coco, tmp_path, name):
     split = make_coco(edit=rename)
     file.parent.mkdir(exist_ok=True)
     (tmp_path / "train2017" / "0007.png").rename(file)
-    assert read_annotations(split).path(0) == file
+    annotations = read_annotations(split)
+    assert annotations.path(annotations.image_ids.tolist().index(7)) == file
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32-be"])
@@ -313,7 +320,10 @@ def test_missing_pictures_are_listed_and_counted(make_coco, tmp_path):
     for i in range(2, 9):
         (tmp_path / "train2017" / f"{i:04d}.png").unlink()
     said = refusal(split)
-    assert said.startswith("7 of 9 pictures of ") and "0002.png, 0003.png, 0004.png, 0005.png, 0006.png" in said
+    assert (
+        f"7 of 9 pictures are not in {tmp_path / 'train2017'}: " in said
+        and "0002.png, 0003.png, 0004.png, 0005.png, 0006.png" in said
+    )
 
 
 def test_pictures_that_are_nowhere_name_the_folders_that_were_tried(make_coco, tmp_path):
@@ -332,7 +342,7 @@ def test_sizes_beyond_reason_are_read_from_the_file(make_coco):
 def test_many_boxes_without_size_are_refused_and_few_are_left_out(make_coco, box):
     objects = {1: [(1, n, n, 5, 5) for n in range(38)], 2: []}
     few = read_annotations(make_coco(objects, edit=lambda d: add(d, [(1, *box)] * 2)))
-    assert few.trainable().sum() == 38 and "2 of 40 objects" in few.notes[0]
+    assert few.trainable().sum() == 38 and "2 of 40 boxes have no width or height" in few.notes[1]
     assert "3 of 41 boxes have no width or height" in refusal(
         make_coco(objects, edit=lambda d: add(d, [(1, *box)] * 3))
     )

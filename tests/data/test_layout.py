@@ -14,9 +14,9 @@ from dinocore.data.layout import find_layout
 from dinocore.errors import DataError
 
 DOCUMENT = {
-    "images": [{"id": 1, "file_name": "a.png"}],
+    "images": [{"id": 1, "file_name": "a.png", "width": 32, "height": 24}],
     "categories": [{"id": 4, "name": "disc"}],
-    "annotations": [{"image_id": 1, "category_id": 4, "bbox": [1, 2, 9, 9]}],
+    "annotations": [{"image_id": 1, "category_id": 4, "bbox": [1, 2, 9, 9], "area": 81, "iscrowd": 0}],
 }
 
 
@@ -116,7 +116,7 @@ def test_a_data_set_says_what_it_is_and_that_it_evaluates_on_its_training_pictur
 def test_validation_classes_are_numbered_by_training(tmp_path):
     put(tmp_path, "train.json", "train/a.png")
     kinds = [{"id": 2, "name": "star"}, {"id": 4, "name": "disc"}]
-    rows = [{"image_id": 1, "category_id": kind, "bbox": [1, 2, 9, 9]} for kind in (2, 4)]
+    rows = [DOCUMENT["annotations"][0] | {"category_id": kind} for kind in (2, 4)]
     put(tmp_path, "val.json", "val/a.png", document=DOCUMENT | {"categories": kinds, "annotations": rows})
     data = open_dataset(DataConfig(path=str(tmp_path)))
     assert data.val.labels.tolist() == [-1, 0] and "val.json: classes that the model does not know" in data.notes[0]

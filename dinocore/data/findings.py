@@ -1,0 +1,102 @@
+"""What is wrong or worth knowing about a data set, each kind once with its code, count and first offenders."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from ..error_codes import CODES, ERROR, NOTE, WARNING
+from ..errors import DataError
+
+SHOWN = 5  # offenders of each kind in a line
+KEPT = 20  # offenders of each kind in a report
+KINDS = 3  # kinds of fault in the message that ends a command
+
+
+class Place(NamedTuple):
+    """One offender: what to call it, and what to draw of it."""
+
+    text: str
+    picture: Path | None = None
+    boxes: Sequence[Sequence[float]] = ()  # x y width height in pixels of the upright picture
+    other: Path | None = None  # a picture to lay beside it
+
+
+class Finding(NamedTuple):
+    """A kind of fault or fact in one file."""
+
+    code: str
+    level: str  # error, warning or note
+    what: str
+    where: Path
+    count: int
+    places: list[Place]
+
+    @property
+    def text(self) -> str:
+        """A line with the first offenders."""
+        shown = [place.text for place in self.places[:SHOWN]]
+        if not shown:
+            return self.what
+        more = f" and {self.count - len(shown)} more" if self.count > len(shown) else ""
+        return f"{self.what}: {', '.join(shown)}{more}"
+
+    @property
+    def fix(self) -> str:
+        """What to do about it."""
+        return CODES[self.code].fix
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        offenders = [place.text for place in self.places]
+        facts = {"code": self.code, "level": self.level, "what": self.what, "where": str(self.where)}
+        return facts | {"count": self.count, "offenders": offenders, "fix": self.fix or None}
+
+
+class Findings:
+    """Collects what the checks of one file find."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.found: list[Finding] = []
+
+    def add(
+        self, code: str, what: str, offenders: Iterable[Place | str] = (), count: int | None = None, level: str = ""
+    ) -> None:
+        """Note a finding, or add to it; without a count there is one per offender, and none of them is no finding."""
+        if count is None:
+            offenders = list(offenders)
+            count = len(offenders)
+        if not count:
+            return
+        kept = [p if isinstance(p, Place) else Place(p) for p in islice(offenders, KEPT)]
+        same = next((i for i, f in enumerate(self.found) if (f.code, f.what) == (code, what)), None)
+        if same is None:
+            self.found.append(Finding(code, level or CODES[code].level, what, self.file, count, kept))
+        else:
+            before = self.found[same]
+            self.found[same] = before._replace(count=before.count + count, places=[*before.places, *kept][:KEPT])
+
+    def of(self, level: str) -> list[Finding]:
+        """Those of a level."""
+        return [finding for finding in self.found if finding.level == level]
+
+    def stop(self) -> None:
+        """Raise a DataError if there are errors."""
+        if errors := self.of(ERROR):
+            more = len(errors) - KINDS
+            rest = f"; and {more} more kinds, which `dino check-data` lists" if more > 0 else ""
+            what = "; ".join(finding.text for finding in errors[:KINDS]) + rest
+            first = errors[0]
+            raise DataError(what, code=first.code, where=self.file, fix=first.fix or "correct the file")
+
+    def fail(self, code: str, what: str) -> NoReturn:
+        """Raise now: nothing else can be said about a file with this fault."""
+        raise DataError(what, code=code, where=self.file, fix=CODES[code].fix or "correct the file")
+
+
+def worst(findings: Sequence[Finding]) -> dict[str, int]:
+    """How many findings there are of each level."""
+    counts = Counter(finding.level for finding in findings)
+    return {level: counts[level] for level in (ERROR, WARNING, NOTE)}

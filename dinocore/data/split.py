@@ -1,0 +1,119 @@
+"""Where the annotations and pictures of a split are, what they say, and which files may be opened."""
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Category(NamedTuple):
+    """A class as the annotations call it."""
+
+    id: int
+    name: str
+
+
+class Split(NamedTuple):
+    """One set of annotations, and where its pictures may be."""
+
+    annotations: Path  # a COCO file, YOLO's data.yaml, or VOC's folder of XML files
+    image_roots: list[Path]  # tried in this order
+    format: str = "coco"  # or yolo, voc
+    folder: Path | None = None  # nothing outside of it is opened; None: the pictures' own folder
+    listing: tuple[Path, ...] = ()  # YOLO: folders and lists of pictures; VOC: a list of names, or all
+    classes: tuple[str, ...] = ()  # YOLO and VOC: their names in order
+    first_pixel: int = 1  # VOC: the number of the first column and row
+
+
+class Layout(NamedTuple):
+    """What was found in a data folder."""
+
+    kind: str
+    train: Split
+    val: Split | None  # None: the folder has no split to evaluate on
+    test: Split | None = None
+
+    def splits(self) -> dict[str, Split]:
+        """Those that are there, each once."""
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        there = {name: split for name, split in named.items() if split is not None}
+        return {name: split for name, split in there.items() if name == "train" or split != self.train}
+
+
+class Table(NamedTuple):
+    """What the files of a split say, each value looked at alone: I pictures, M objects."""
+
+    categories: list[Category]
+    headings: frozenset[str]  # names that are another category's supercategory
+    image_ids: np.ndarray  # (I,) int64
+    file_names: list[str]
+    sizes: np.ndarray  # (I, 2) int64, width and height; 0 where not said
+    owners: np.ndarray  # (M,) int64, image ids
+    kinds: np.ndarray  # (M,) int64, category ids
+    boxes: np.ndarray  # (M, 4) float64, x y width height
+    area: np.ndarray  # (M,) float64, NaN where not said
+    crowd: np.ndarray  # (M,) bool
+    name: Callable[[int], str]  # what to call an object
+    in_shares: bool = False  # boxes are shares of the picture
+
+    def objects(self, keep: np.ndarray) -> "Table":
+        """Only those objects, given as a mask or as indices."""
+        rows = np.arange(len(self.owners))[keep]
+        return self._replace(
+            owners=self.owners[rows], kinds=self.kinds[rows], boxes=self.boxes[rows], area=self.area[rows],
+            crowd=self.crowd[rows], name=lambda i: self.name(int(rows[i])),
+        )  # fmt: skip
+
+    def images(self, keep: np.ndarray) -> "Table":
+        """Only those pictures, given as a mask or as indices."""
+        rows = np.arange(len(self.file_names))[keep]
+        names = [self.file_names[i] for i in rows.tolist()]
+        return self._replace(image_ids=self.image_ids[rows], file_names=names, sizes=self.sizes[rows])
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a name of a file is one, and leads nowhere but down."""
+    path = PurePosixPath(name)
+    try:
+        os.fsencode(name)  # JSON can write text that no system takes for a name
+    except UnicodeEncodeError:
+        return False
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in name and bool(path.parts)
+
+
+class Fence:
+    """Which files may be opened: regular ones whose true place is within a folder. Looks at names, opens nothing."""
+
+    def __init__(self, folder: Path, follow_symlinks: bool):
+        self.follow_symlinks = follow_symlinks
+        self.folder = os.path.realpath(folder)
+        self.parents: dict[str, bool] = {}  # whether a folder truly lies within
+
+    def look(self, path: str) -> str:
+        """`ok`, `missing`, or `escape`: a link that leads out of the folder."""
+        try:
+            mode = os.lstat(path).st_mode
+        except (OSError, ValueError):  # also a name too long, or with a NUL
+            return "missing"
+        if not self.follow_symlinks and not self._within(path, stat.S_ISLNK(mode)):
+            return "escape"
+        return "ok" if os.path.isfile(path) else "missing"
+
+    def _within(self, path: str, is_link: bool) -> bool:
+        if is_link:
+            return self._below(os.path.realpath(path))
+        parent = os.path.dirname(path)
+        if parent not in self.parents:
+            self.parents[parent] = self._below(os.path.realpath(parent))
+        return self.parents[parent]
+
+    def _below(self, real: str) -> bool:
+        return real == self.folder or real.startswith(self.folder.rstrip("/") + "/")
+
+
+def names_of(paths: Sequence[Path], root: Path) -> list[str]:
+    """Paths as names below a folder, where they lie in it."""
+    return [path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path) for path in paths]

@@ -1,0 +1,204 @@
+"""Compares what a Table says: ids, names and files, boxes and pictures. What is at fault is left out."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from ..config import DataConfig
+from ..error_codes import WARNING
+from ..errors import DataError
+from .findings import Findings, Place
+from .images import image_size
+from .split import Category, Fence, Split, Table, stays_inside
+
+MIN_EVIDENCE = 10  # boxes, before a file is said to mean another format
+
+
+def unique_ids(table: Table, findings: Findings) -> Table:
+    """Of pictures and categories with one id, the first."""
+    for ids, name in ((table.image_ids, "images"), (np.array([c.id for c in table.categories]), "categories")):
+        values, counts = np.unique(ids, return_counts=True)
+        twice = values[counts > 1].tolist()
+        findings.add("DATA-ID-TWICE", f"ids that appear more than once in `{name}`", map(str, twice), len(twice))
+    first = {category.id: category for category in reversed(table.categories)}
+    table = table._replace(categories=[c for c in table.categories if first[c.id] is c])
+    return table.images(np.sort(np.unique(table.image_ids, return_index=True)[1]))
+
+
+def safe_names(table: Table, findings: Findings) -> Table:
+    """Pictures whose names lead out of the folder are left out; the others' names are made plain."""
+    names = [name.replace("\\", "/") for name in table.file_names]
+    good = np.array([stays_inside(name) for name in names], dtype=bool)
+    wrong = [Place(f"image {table.image_ids[i]}: {table.file_names[i][:60]!r}") for i in np.flatnonzero(~good).tolist()]
+    findings.add("DATA-PATH-ESCAPE", "`file_name` that is no file name or leads out of the picture folder", wrong)
+    plain = [str(PurePosixPath(name)) for name in names]
+    seen: dict[str, list[int]] = {}
+    for i in np.flatnonzero(good).tolist():
+        seen.setdefault(plain[i], []).append(i)
+    shared = [f"{name}: images {', '.join(str(table.image_ids[i]) for i in rows)}" for name, rows in seen.items()
+              if len(rows) > 1]  # fmt: skip
+    findings.add("DATA-IMAGE-TWICE", "entries of `images` that have one file", shared)
+    return table._replace(file_names=plain).images(good)
+
+
+def present_files(table: Table, split: Split, config: DataConfig, findings: Findings) -> tuple[Table, Path]:
+    """Pictures that are there, and the folder they are in: the first that holds one of the first pictures."""
+    if not table.file_names or not split.image_roots:
+        return table, split.annotations.parent
+    first = table.file_names[:20]
+    root = next((folder for folder in split.image_roots if any(_is_there(folder / n) for n in first)), None)
+    if root is None:
+        tried = ", ".join(str(root) for root in split.image_roots)
+        findings.fail("DATA-IMAGE-MISSING", f"its pictures, such as {first[0][:300]}, are in none of {tried}")
+    fence = Fence(split.folder or root, config.follow_symlinks)
+    found = [fence.look(f"{root}/{name}") for name in table.file_names]
+    for state, code, what in (("missing", "DATA-IMAGE-MISSING", "are not in"),
+                              ("escape", "DATA-PATH-ESCAPE", "lead by a link out of the folder from")):  # fmt: skip
+        gone = [name[:300] for name, looked in zip(table.file_names, found, strict=True) if looked == state]
+        findings.add(code, f"{len(gone)} of {len(found)} pictures {what} {root}", gone)
+    return table.images(np.array([looked == "ok" for looked in found], dtype=bool)), root
+
+
+def known_sizes(table: Table, root: Path, config: DataConfig, findings: Findings) -> Table:
+    """Sizes that are not said are read from the files; what cannot be read is left out. Shares become pixels."""
+    sizes = table.sizes.copy()
+    bad: dict[int, str] = {}
+    for i in np.flatnonzero((sizes == 0).any(1)).tolist():
+        try:
+            sizes[i] = image_size(root / table.file_names[i], config.max_pixels)
+        except DataError as error:
+            bad[i] = error.what
+            findings.add(error.code, "pictures without a size in the annotations, or in themselves",
+                         [Place(error.what, root / table.file_names[i])])  # fmt: skip
+    table = table._replace(sizes=sizes)
+    table = table.images(np.array([i not in bad for i in range(len(sizes))], dtype=bool))
+    if not table.in_shares:
+        return table
+    rows = positions(table)
+    side = np.where(rows[:, None] >= 0, table.sizes[rows], 0) if len(table.sizes) else np.zeros((len(rows), 2))
+    return table._replace(boxes=_in_pixels(table.boxes, side.astype(np.float64)), in_shares=False)
+
+
+def _in_pixels(shares: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Boxes (M, 4) in pixels; those that six decimals cannot tell from whole pixels are whole pixels."""
+    scale = np.tile(sizes, 2)  # (M, 4)
+    corners = np.concatenate([shares[:, :2], shares[:, :2] + shares[:, 2:]], 1) * scale
+    whole = np.rint(corners)
+    exact = (np.abs(corners - whole) <= 1e-6 * scale.max(1, keepdims=True)).all(1)
+    corners[exact] = whole[exact]
+    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
+
+
+def report_orphans(table: Table, config: DataConfig, findings: Findings) -> None:
+    """Objects of pictures and classes that are not there."""
+    kinds = np.array([category.id for category in table.categories])
+    for ids, known, key, name in ((table.owners, table.image_ids, "image_id", "images"),
+                                  (table.kinds, kinds, "category_id", "categories")):  # fmt: skip
+        lost = np.flatnonzero(~np.isin(ids, known))
+        named = (f"{table.name(i)} -> {ids[i]}" for i in lost.tolist())
+        level = WARNING if config.allow_orphans else ""
+        findings.add("DATA-ORPHAN", f"`{key}` that is not in `{name}`", named, len(lost), level)
+
+
+def attached(table: Table) -> Table:
+    """Objects whose picture and class are there."""
+    kinds = [category.id for category in table.categories]
+    return table.objects(np.isin(table.owners, table.image_ids) & np.isin(table.kinds, kinds))
+
+
+def in_order(table: Table) -> tuple[Table, np.ndarray]:
+    """Pictures by file name, whatever the format, objects by picture; and where objects begin, (I + 1,)."""
+    table = table.images(np.argsort(np.array([os.fsencode(name) for name in table.file_names]), kind="stable"))
+    rows = positions(table)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(table.image_ids)))])
+    return table.objects(np.argsort(rows, kind="stable")), starts
+
+
+def positions(table: Table) -> np.ndarray:
+    """The row of each object's picture, (M,); -1 where it is not there."""
+    if not len(table.image_ids):
+        return np.full(len(table.owners), -1)
+    order = np.argsort(table.image_ids)
+    near = order[np.searchsorted(table.image_ids[order], table.owners).clip(max=len(order) - 1)]
+    return np.where(table.image_ids[near] == table.owners, near, -1)
+
+
+def check_boxes(table: Table, root: Path, config: DataConfig, findings: Findings) -> None:
+    """Boxes that cannot be learned from; many of them mean that the file means something else."""
+    rows, boxes, count = positions(table), table.boxes, len(table.boxes)
+    sizes = table.sizes[rows] if count else np.zeros((0, 2))
+
+    def places(which: np.ndarray) -> list[Place]:
+        return [
+            Place(f"{table.name(i)}: {_short(boxes[i])}", root / table.file_names[rows[i]], [boxes[i].tolist()])
+            for i in np.flatnonzero(which)[:20].tolist()
+        ]
+
+    flat = np.any(boxes[:, 2:] <= 0, axis=1)
+    outside = ~flat & np.any((boxes[:, :2] >= sizes) | (boxes[:, :2] + boxes[:, 2:] <= 0), axis=1)
+    tiny = ~flat & ~outside & np.any(seen_sides(boxes, sizes) < config.min_box_size, axis=1)
+    code = "DATA-BOX-FLAT-MANY" if flat.sum() > 0.05 * count else "DATA-BOX-FLAT"
+    for kind, which, what in ((code, flat, "have no width or height"),
+                              ("DATA-BOX-OUTSIDE", outside, "lie outside their picture"),
+                              ("DATA-BOX-TINY", tiny, f"are smaller than {config.min_box_size} pixels")):  # fmt: skip
+        number = int(which.sum())
+        left_out = "" if kind.endswith("MANY") else ", not trained on"
+        findings.add(kind, f"{number} of {count} boxes {what}{left_out}", places(which), number)
+    if count and (boxes.max(1) <= 1.0).mean() > 0.5:
+        findings.add("DATA-BOX-SHARES", "most boxes lie within [0, 1]", count=1)
+    if beyond := _looks_like_corners(boxes, sizes):
+        what = f"{beyond} of {count} boxes reach beyond their picture, were they exported as x0 y0 x1 y1?"
+        findings.add("DATA-BOX-CORNERS", what, count=beyond)
+
+
+def seen_sides(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Width and height of that part of each box (M, 4) that is within its picture (M, 2), at most 0 where none is."""
+    return (boxes[:, :2] + boxes[:, 2:]).clip(max=sizes) - boxes[:, :2].clip(0)
+
+
+def compare_categories(known: Sequence[Category], own: Sequence[Category], used: set[int], findings: Findings) -> None:
+    """Say where a split's classes are not those of training."""
+    names = {c.id: c.name for c in known}
+    clashes = [f"{c.id} is `{c.name}` here and `{names[c.id]}` in training" for c in own
+               if names.get(c.id, c.name) != c.name]  # fmt: skip
+    findings.add("DATA-CLASSES", f"{len(clashes)} classes are named differently from the training data", clashes)
+    extra = [c.name for c in own if c.id not in names and c.id in used]
+    findings.add("DATA-CLASS-UNKNOWN", "classes that the model does not know, left out of the evaluation", extra)
+
+
+def renumbered(table: Table, known: Sequence[Category]) -> Table:
+    """Classes by name: the ids of YOLO and VOC are ours, not the user's."""
+    ids = {category.name: category.id for category in known}
+    free = max([*ids.values(), *(c.id for c in table.categories)], default=0) + 1
+    new = {c.id: ids.get(c.name, free + n) for n, c in enumerate(table.categories)}
+    kinds = np.array([new[kind] for kind in table.kinds.tolist()], dtype=np.int64)
+    return table._replace(categories=[Category(new[c.id], c.name) for c in table.categories], kinds=kinds)
+
+
+def without_headings(table: Table, findings: Findings) -> list[Category]:
+    """Categories by id, less what Roboflow adds: one without objects that is only the heading of others."""
+    used = set(np.unique(table.kinds).tolist())
+    roots = [c for c in table.categories if c.id not in used and c.name in table.headings]
+    findings.add("DATA-CLASS-HEADING", "left out as headings without objects", [c.name for c in roots])
+    return [c for c in sorted(table.categories) if c not in roots]
+
+
+def _looks_like_corners(boxes: np.ndarray, sizes: np.ndarray) -> int:
+    """How many boxes reach beyond their picture, if all of them read well as two corners, or else 0."""
+    near, far, sizes = boxes[:, :2], boxes[:, 2:], sizes + 1  # rounding
+    beyond = int((near + far > sizes).any(1).sum())
+    as_corners = (far >= near).all() and (far <= sizes).all()
+    return beyond if as_corners and beyond > 0.2 * len(near) and len(near) > MIN_EVIDENCE else 0
+
+
+def _short(box: np.ndarray) -> str:
+    return f"[{', '.join(f'{value:.6g}' for value in box)}]"
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return os.path.lexists(path)
+    except ValueError:
+        return False

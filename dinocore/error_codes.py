@@ -1,0 +1,221 @@
+"""Every code of an error or a finding: how grave, what it means, an example, what to do. It makes `docs/errors.md`.
+
+Regenerate: python -c "import dinocore.error_codes as e; open('docs/errors.md', 'w').write(e.as_markdown())"
+"""
+
+from typing import NamedTuple
+
+ERROR, WARNING, NOTE = "error", "warning", "note"
+
+
+class Code(NamedTuple):
+    """What a code stands for."""
+
+    level: str  # of a finding; what ends a command is always an error
+    meaning: str
+    example: str
+    fix: str = ""
+
+
+CHECK = "run `dino check-data DIR --fix fixed.json`, look at fixed.json.log, and use the copy"
+
+GENERAL = {
+    "USAGE": Code(ERROR, "an argument or option is not known", "No such option: --epoch Did you mean --epochs?"),
+    "CONFIG": Code(ERROR, "a preset, setting or argument cannot be used", "there is no precision `fp8`"),
+    "DATA": Code(ERROR, "a data set or picture cannot be used", "no pictures in empty/"),
+    "CHECKPOINT": Code(ERROR, "a file of weights cannot be used", "best.safetensors: this file is empty"),
+    "ENVIRONMENT": Code(ERROR, "the machine lacks something", "there is no device `cuda` here"),
+    "DIVERGED": Code(ERROR, "training or inference gave numbers that are not finite", "loss is not finite in step 17"),
+    "INTERRUPTED": Code(ERROR, "a signal asked for an end; the state is saved", "interrupted after step 40 of 600"),
+    "INPUTS": Code(ERROR, "some inputs failed, the others are done (exit code 7)", "1 of 9 pictures could not be read"),
+    "BUG": Code(ERROR, "a fault of dino", "KeyError: 'boxes'", "report it with the lines above"),
+}
+
+FILES = {
+    "DATA-FOLDER": Code(ERROR, "the data folder is missing or is a file", "--data coco does not exist"),
+    "DATA-LAYOUT": Code(ERROR, "the folder has no annotations that we know, or too many", "no annotations in coco"),
+    "DATA-MANIFEST": Code(ERROR, "a `dataset.toml` cannot be used", "`format` is `pascal`; choose coco, yolo or voc"),
+    "DATA-YAML": Code(ERROR, "a `data.yaml` cannot be used", "data.yaml has no `names`"),
+    "DATA-FILE": Code(ERROR, "a file of annotations cannot be read", "a.json cannot be read: Permission denied"),
+    "DATA-JSON": Code(ERROR, "annotations are not JSON", "not valid JSON at line 3, column 9 of 512 bytes"),
+    "DATA-KEYS": Code(ERROR, "a COCO file lacks one of its lists", "it has no list `categories`"),
+    "DATA-ENTRY": Code(ERROR, "entries lack something", "entries of `images` without `id` (counted from 0): 4", CHECK),
+    "DATA-ID": Code(ERROR, "an id is not a whole number", "`id` in `images` that is not a whole number: '7'", CHECK),
+    "DATA-ID-TWICE": Code(
+        ERROR, "an id appears more than once", "ids that appear more than once in `images`: 7", CHECK
+    ),
+    "DATA-ORPHAN": Code(
+        ERROR,
+        "an object belongs to a picture or class that is not there",
+        "`image_id` that is not in `images`: annotation 12 -> 404",
+        f"{CHECK}, or set data.allow_orphans=true",
+    ),
+    "DATA-PATH-ESCAPE": Code(
+        ERROR,
+        "a file name leads out of the data folder",
+        "image 9: '../../etc/passwd'",
+        "correct file_name; links that lead out need data.follow_symlinks=true",
+    ),
+    "DATA-LABEL-LINE": Code(
+        ERROR,
+        "a line of a YOLO label file cannot be read",
+        "a.txt line 3: 6 columns",
+        "write: class cx cy width height",
+    ),
+    "DATA-LABEL-LOST": Code(WARNING, "a label file has no picture", "b.txt", "delete it, or put the picture back"),
+    "DATA-XML": Code(ERROR, "a Pascal VOC file cannot be read", "a.xml: not well-formed: line 7", "correct the file"),
+    "DATA-FILLED": Code(NOTE, "left out of the file and filled in", "no `area` in 12 annotations: width x height"),
+    "DATA-NOTHING": Code(ERROR, "there is nothing to learn", "3 pictures and no object to learn from"),
+}
+
+BOXES = {
+    "DATA-BOX": Code(ERROR, "a box is not four numbers", "annotation 4: [1, 2, 3]", CHECK),
+    "DATA-BOX-NAN": Code(ERROR, "a box has a NaN or an infinity", "annotation 4711: [12, nan, 5, 5]", CHECK),
+    "DATA-BOX-FLAT": Code(
+        WARNING, "boxes have no width or height; not trained on", "annotation 4: [5, 5, 0, 9]", CHECK
+    ),
+    "DATA-BOX-FLAT-MANY": Code(
+        ERROR,
+        "more than 5 % of the boxes have no width or height",
+        "3 of 41 boxes",
+        "COCO's `bbox` is x, y, width, height in pixels, x and y of the top left corner",
+    ),
+    "DATA-BOX-CORNERS": Code(
+        ERROR,
+        "boxes look like two corners",
+        "19 of 20 boxes reach beyond their picture; were they x0 y0 x1 y1?",
+        "write x, y, width, height in pixels",
+    ),
+    "DATA-BOX-SHARES": Code(
+        ERROR, "boxes look normalised", "most boxes lie within [0, 1]", "COCO's `bbox` is in pixels"
+    ),
+    "DATA-BOX-OUTSIDE": Code(WARNING, "boxes lie outside their picture; not trained on", "annotation 4", CHECK),
+    "DATA-BOX-PARTLY": Code(NOTE, "boxes reach beyond their picture; clipped for training", "annotation 4"),
+    "DATA-BOX-TINY": Code(
+        WARNING,
+        "boxes are smaller than data.min_box_size; not trained on",
+        "annotation 4: [5, 5, 0.01, 9]",
+        "delete them, or lower data.min_box_size",
+    ),
+    "DATA-BOX-TWICE": Code(
+        WARNING,
+        "two boxes of a class overlap to 90 % or more: labelled twice",
+        "a.jpg cell [5, 5, 9, 9] ~ cell [5, 5, 9, 8]",
+        "delete one of each pair",
+    ),
+    "DATA-BOX-TWO-CLASSES": Code(
+        NOTE,
+        "two boxes of different classes overlap to 90 % or more",
+        "a.jpg car [5, 5, 9, 9] ~ truck [5, 5, 9, 8]",
+        "look at them",
+    ),
+    "DATA-CROWD": Code(NOTE, "crowd regions: ignored in training, used in evaluation", "14 annotations"),
+}
+
+CLASSES = {
+    "DATA-CLASSES": Code(
+        ERROR,
+        "two splits name a class differently",
+        "1 is `disc` here and `ring` in training",
+        "give both splits the same categories",
+    ),
+    "DATA-CLASS-UNKNOWN": Code(WARNING, "a class that training does not know; left out of evaluation", "star"),
+    "DATA-CLASS-UNUSED": Code(NOTE, "a class has no object to learn from", "star"),
+    "DATA-CLASS-HEADING": Code(NOTE, "a category without objects that heads others is no class", "shapes"),
+    "DATA-CLASS-RARE": Code(NOTE, "a class has fewer than 10 objects", "star: 3", "label more of it"),
+    "DATA-CLASS-NAME": Code(WARNING, "two classes have one name", "disc: ids 1 and 4", "merge or rename them"),
+}
+
+IMAGES = {
+    "DATA-IMAGE-MISSING": Code(ERROR, "a picture is not there", "a.jpg", "put it back, or take it out of the file"),
+    "DATA-IMAGE-DAMAGED": Code(ERROR, "a picture is damaged", "a.jpg: image file is truncated", "copy it again"),
+    "DATA-IMAGE-FORMAT": Code(
+        ERROR, "a file is no picture that we read", "a.jpg is not a picture in a known format", "look at it"
+    ),
+    "DATA-IMAGE-LARGE": Code(
+        ERROR,
+        "a picture has more pixels than data.max_pixels; not decoded",
+        "a.png has 30000 x 30000 pixels",
+        "scale it down or cut it into parts",
+    ),
+    "DATA-IMAGE-SIZE": Code(
+        ERROR,
+        "a picture has another size than the annotations say",
+        "a.jpg has 48 x 64 pixels, 64 x 48 are annotated",
+        "correct the sizes, or annotate the upright picture",
+    ),
+    "DATA-IMAGE-TWICE": Code(WARNING, "two entries have one file", "a.jpg: images 3 and 9", "merge them"),
+    "DATA-IMAGE-UNLISTED": Code(NOTE, "pictures are in the folder and not in the annotations", "b.jpg"),
+    "DATA-IMAGE-EMPTY": Code(NOTE, "pictures without objects: trained on as background", "a.jpg"),
+    "DATA-IMAGE-FRAMES": Code(WARNING, "a file holds several pictures; the first counts", "a.gif: 12 frames"),
+    "DATA-IMAGE-DARK": Code(WARNING, "a picture is nearly black", "a.jpg: mean brightness 3 of 255", "look at it"),
+    "DATA-IMAGE-BLANK": Code(WARNING, "a picture is of one colour", "a.jpg: deviation 0.4 of 255", "look at it"),
+    "DATA-IMAGE-ODD": Code(WARNING, "a picture has an odd size", "a.jpg: 5000 x 12", "look at it"),
+    "DATA-LEAK": Code(
+        WARNING,
+        "the same picture is in two splits: evaluation flatters the model",
+        "train a.jpg = val b.jpg",
+        "take it out of one of them",
+    ),
+    "DATA-DUPLICATE": Code(WARNING, "the same picture twice in a split", "a.jpg = b.jpg", "take one of them out"),
+    "DATA-NEAR-LEAK": Code(WARNING, "nearly the same picture in two splits", "train a.jpg ~ val b.jpg", "look at them"),
+    "DATA-NEAR-DUPLICATE": Code(NOTE, "nearly the same picture twice in a split", "a.jpg ~ b.jpg", "look at them"),
+    "DATA-URL": Code(
+        ERROR, "an address where a file is needed", "https://a.b/c.jpg", "download it first; give the file"
+    ),
+}
+
+MODEL = {
+    "MODEL-QUERIES": Code(
+        WARNING, "a picture has more objects than the model has queries: some can never be found",
+        "a.jpg: 1200 objects, 900 queries", "raise model.num_queries",
+    ),
+    "MODEL-DETECTIONS": Code(
+        WARNING, "a picture has more objects than detections are kept", "a.jpg: 400 objects, 300 kept",
+        "raise eval.max_dets",
+    ),
+    "MODEL-DENOISING": Code(
+        NOTE, "a picture has more objects than denoising takes: each step draws some of them", "a.jpg: 180 of 100",
+        "raise model.denoising.num_pairs",
+    ),
+    "MODEL-CELL": Code(
+        NOTE, "objects are smaller than a cell of the finest level at evaluation size", "31 % of train",
+        "raise data.eval_scale and data.train_scales, or use a preset with a finer level, such as r50-5scale",
+    ),
+    "MODEL-ANCHORS": Code(
+        NOTE, "objects are far from every anchor's size, by more than a factor of 4", "12 % of train",
+    ),
+}  # fmt: skip
+SECTIONS = {
+    "Commands": GENERAL,
+    "Files of annotations": FILES,
+    "Boxes": BOXES,
+    "Classes": CLASSES,
+    "Pictures": IMAGES,
+    "What data means for a model": MODEL,
+}
+CODES = {code: entry for section in SECTIONS.values() for code, entry in section.items()}
+
+HEAD = ("| code | level | meaning | example | fix |", "|---|---|---|---|---|")
+INTRO = """# Errors and findings
+
+This page is made from `dinocore/error_codes.py`. An error ends a command; it reads
+
+    error[DATA-BOX-NAN]: annotations whose `bbox` has a NaN or an infinity: annotation 4711: [12, nan, 5, 5]
+      where: coco/annotations/instances_train2017.json
+      fix: run `dino check-data DIR --fix fixed.json`, look at fixed.json.log, and use the copy
+
+and with `--json` it is also an object on stdout: `{"error": {"code", "what", "where", "fix", "exit_code"}}`. Codes stay
+as they are. Exit codes: 2 usage and config, 3 data, 4 checkpoint, 5 environment, 6 diverged, 7 some inputs failed,
+130 and 143 interrupted. `dino check-data` finds the codes that begin with DATA and MODEL: errors stop a training,
+warnings are said before it, notes are for you to know.
+"""
+
+
+def as_markdown() -> str:
+    """The page that lists all codes."""
+    parts = [INTRO]
+    for title, codes in SECTIONS.items():
+        rows = [f"| `{code}` | {c.level} | {c.meaning} | {c.example} | {c.fix} |" for code, c in codes.items()]
+        parts.append("\n".join([f"## {title}\n", *HEAD, *rows]))
+    return "\n".join(part.rstrip() + "\n" for part in parts)

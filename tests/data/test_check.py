@@ -1,0 +1,327 @@
+"""What `dino check-data` finds, and what its repaired copy holds. Names begin with the row of the fault catalogue."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dinocore.config import Config
+from dinocore.data.check import Checked, check_data
+from dinocore.data.coco import as_coco_dict, read_annotations
+from dinocore.data.contents import overlaps
+from dinocore.data.fitness import anchor_distance
+from dinocore.data.layout import find_layout
+from dinocore.data.repair import Repair
+from dinocore.data.sample import write_sample_data
+from dinocore.data.split import Split
+from dinocore.errors import DataError
+from dinocore.presets import load_config
+from dinocore.view.data_report import MOST_BYTES, render_report
+
+TINY = load_config("tiny")
+
+
+def check(folder: Path, decode: bool = True, config: Config = TINY) -> Checked:
+    *_, found = check_data(folder, config, decode)
+    assert isinstance(found, Checked)
+    return found
+
+
+def codes(checked: Checked) -> dict[str, int]:
+    return {finding.code: finding.count for _, finding in checked.findings()}
+
+
+def noise(seed: int, size=(64, 48)) -> Image.Image:
+    """A picture like no other."""
+    grid = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    return Image.fromarray(grid).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def clean(make_coco, tmp_path):
+    """Two splits without a fault; `make_coco` may then be used to change one."""
+    for n, name in enumerate(("train", "val")):
+        objects = {10 * n + i: [(1 + (i + k) % 2, 4 * k, 20, 20, 9 + k) for k in range(10)] for i in range(1, 4)}
+        make_coco(objects, name=name)
+        for i in objects:
+            noise(i).save(tmp_path / f"{name}2017" / f"{i:04d}.png")
+    return tmp_path
+
+
+def edit(folder: Path, change, name="train") -> None:
+    file = folder / "annotations" / f"instances_{name}2017.json"
+    document = json.loads(file.read_text())
+    change(document)
+    file.write_text(json.dumps(document))
+
+
+def test_a_data_set_without_fault_has_no_findings_and_right_numbers(clean):
+    found = check(clean)
+    assert codes(found) == {}
+    numbers = found.splits["train"].numbers
+    assert (numbers["images"], numbers["objects"], numbers["empty_images"], numbers["crowds"]) == (3, 30, 0, 0)
+    assert numbers["classes"] == {"disc": {"id": 1, "objects": 15, "images": 3},
+                                  "ring": {"id": 2, "objects": 15, "images": 3}}  # fmt: skip
+    assert numbers["objects_per_image"]["max"] == 10 and numbers["shares"] == {"small": 1, "medium": 0, "large": 0}
+    assert numbers["object_aspect"]["max"] == pytest.approx(20 / 9, abs=1e-3)
+    json.dumps(found.as_dict(), allow_nan=False)
+
+
+def put(row: str, **values):
+    """A change of the first row of a table."""
+    return lambda document: document[row][0].update(values)
+
+
+@pytest.mark.parametrize(
+    ("code", "level", "change"),
+    [
+        ("DATA-ENTRY", "error", put("annotations", bbox=None)),
+        ("DATA-KEYS", "error", lambda d: d.pop("images")),
+        ("DATA-FILLED", "note", lambda d: d["annotations"][0].pop("area")),
+        ("DATA-ID-TWICE", "error", put("annotations", id=2)),
+        ("DATA-ID-TWICE", "error", lambda d: d["categories"].append(d["categories"][0])),
+        ("DATA-IMAGE-TWICE", "warning", lambda d: d["images"].append(d["images"][0] | {"id": 99})),
+        ("DATA-ORPHAN", "error", put("annotations", image_id=404)),
+        ("DATA-ID", "error", put("images", id="1")),
+        ("DATA-BOX", "error", put("annotations", bbox=[1, 2, 3])),
+        ("DATA-BOX-NAN", "error", put("annotations", bbox=[1, 2, 3, float("nan")])),
+        ("DATA-BOX-FLAT", "warning", put("annotations", bbox=[1, 2, 0, 5])),
+        ("DATA-BOX-PARTLY", "note", put("annotations", bbox=[-3, 2, 9, 5])),
+        ("DATA-BOX-OUTSIDE", "warning", put("annotations", bbox=[100, 2, 9, 5])),
+        ("DATA-BOX-TINY", "warning", put("annotations", bbox=[1, 2, 0.01, 5])),
+        ("DATA-BOX-TWICE", "warning", lambda d: d["annotations"].append(d["annotations"][0] | {"id": 99})),
+        ("DATA-BOX-TWO-CLASSES", "note",
+         lambda d: d["annotations"].append(d["annotations"][0] | {"id": 99, "category_id": 1})),
+        ("DATA-CROWD", "note", put("annotations", iscrowd=1)),
+        ("DATA-IMAGE-SIZE", "error", put("images", width=63)),
+        ("DATA-PATH-ESCAPE", "error", put("images", file_name="../secret.png")),
+        ("DATA-IMAGE-MISSING", "error", put("images", file_name="none.png")),
+        ("DATA-CLASS-UNUSED", "note", lambda d: d["categories"].append({"id": 9, "name": "star"})),
+        ("DATA-CLASS-NAME", "warning", put("categories", name="ring")),
+        ("DATA-IMAGE-EMPTY", "note", lambda d: d.update(annotations=d["annotations"][10:])),
+        ("DATA-NOTHING", "error", lambda d: d.update(annotations=[])),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_d_a_fault_put_into_good_data_is_found_once_with_its_code(clean, code, level, change):
+    edit(clean, change)
+    found = check(clean)
+    (finding,) = [f for name, f in found.findings() if f.code == code and name == "train"]
+    assert finding.level == level and finding.count == 1 and finding.text
+    if level == "error":
+        with pytest.raises(DataError):  # what check-data calls an error, a training refuses
+            from dinocore.data.dataset import open_dataset
+
+            open_dataset(TINY.data.model_copy(update={"path": str(clean)}))
+
+
+def test_d9_classes_of_another_name_and_unknown_ones(clean):
+    edit(clean, put("categories", name="dish"), "val")
+    assert codes(check(clean))["DATA-CLASSES"] == 1
+    edit(clean, put("categories", name="star", id=77), "val")
+    assert codes(check(clean))["DATA-ORPHAN"] == 15, "its objects have the old id"
+
+
+def test_d13_orphans_may_be_left_out(clean):
+    edit(clean, put("annotations", image_id=404))
+    config = load_config("tiny", ["data.allow_orphans=true"])
+    found = check(clean, config=config)
+    assert found.counts()["errors"] == 0 and codes(found)["DATA-ORPHAN"] == 1
+    assert found.splits["train"].numbers["objects"] == 29
+
+
+def test_d22_pictures_that_no_split_names_are_listed(clean):
+    noise(50).save(clean / "train2017" / "more.png")
+    assert codes(check(clean)) == {"DATA-IMAGE-UNLISTED": 1}
+
+
+def test_d24_more_objects_than_queries_detections_and_denoising(clean):
+    config = load_config("tiny", ["model.num_queries=9", "eval.max_dets=9", "model.denoising.num_pairs=8"])
+    found = codes(check(clean, config=config))
+    assert {code: found[code] for code in found if code.startswith("MODEL")} == {
+        "MODEL-QUERIES": 3, "MODEL-DETECTIONS": 3, "MODEL-DENOISING": 3,
+    }  # fmt: skip
+
+
+def test_objects_below_a_cell_and_far_from_anchors_are_counted(clean):
+    edit(clean, lambda d: [row.update(bbox=[1, 1, 1, 40]) for row in d["annotations"][:20]])
+    edit(clean, lambda d: [row.update(bbox=[1, 1, 1, 1]) for row in d["annotations"][20:]])
+    config = load_config("tiny", ["data.eval_scale=96"])  # twice as large: 1 pixel becomes 2
+    found = {f.code: f.count for name, f in check(clean, config=config).findings() if name == "train"}
+    assert found["MODEL-CELL"] == 10 and found["MODEL-ANCHORS"] == 20
+    assert anchor_distance(np.array([[0.05, 0.05], [0.1, 0.2], [0.01, 0.8]]), 4).round(3).tolist() == [1, 2, 10]
+
+
+def test_d25_a_size_before_the_turn_is_called_that(clean):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise(1).save(clean / "train2017" / "0001.png", exif=exif)
+    ((_, finding),) = check(clean).findings()
+    assert finding.code == "DATA-IMAGE-SIZE" and "before its EXIF orientation is applied" in finding.text
+
+
+def test_d30_the_same_picture_in_two_splits_and_twice_in_one(clean):
+    bytes_of_one = (clean / "train2017" / "0001.png").read_bytes()
+    for place in ("val2017/0011.png", "train2017/0002.png"):
+        (clean / place).write_bytes(bytes_of_one)
+    assert codes(check(clean, decode=False)) == {"DATA-LEAK": 1}
+    (clean / "val2017" / "0011.png").write_bytes(noise(99).tobytes()[:10] + bytes_of_one)
+    assert "DATA-DUPLICATE" in codes(check(clean, decode=False))
+
+
+def test_a_picture_saved_again_or_lightened_is_a_near_duplicate_and_another_is_not(clean):
+    again = Image.open(clean / "train2017" / "0001.png").point(lambda v: min(255, v + 3))
+    again.save(clean / "val2017" / "0011.png")
+    ((_, finding),) = check(clean).findings()
+    assert finding.code == "DATA-NEAR-LEAK" and finding.places[0].text == "train 0001.png ~ val 0011.png"
+
+
+@pytest.mark.parametrize(
+    ("code", "picture"),
+    [
+        ("DATA-IMAGE-DARK", lambda: noise(1).point(lambda v: v // 12)),
+        ("DATA-IMAGE-BLANK", lambda: Image.new("RGB", (64, 48), "gray")),
+    ],
+)
+def test_dark_and_blank_pictures_are_found(clean, code, picture):
+    picture().save(clean / "train2017" / "0001.png")
+    assert codes(check(clean)) == {code: 1}
+
+
+def test_i9_odd_sizes_are_found(clean):
+    for i, size in ((1, (8, 48)), (2, (600, 40))):
+        noise(i, size).save(clean / "train2017" / f"{i:04d}.png")
+        edit(clean, lambda d, i=i, size=size: d["images"][i - 1].update(width=size[0], height=size[1]))
+    assert codes(check(clean))["DATA-IMAGE-ODD"] == 2
+
+
+def test_i10_several_frames_are_told(clean):
+    noise(1).save(clean / "train2017" / "0001.png", format="GIF", save_all=True, append_images=[noise(2)])
+    assert codes(check(clean)) == {"DATA-IMAGE-FRAMES": 1}
+
+
+def test_i2_a_picture_cut_anywhere_is_found_by_decoding_and_a_cut_end_only_so(tmp_path):
+    write_sample_data(tmp_path, num_images=14, seed=1, size=(96, 72))
+    pictures = sorted((tmp_path / "train2017").iterdir())[:10]
+    cuts = random.Random(0)
+    for n, file in enumerate(pictures):
+        whole = file.read_bytes()
+        end = len(whole) - 4 if n == 0 else cuts.randrange(1, len(whole) - 4)
+        file.write_bytes(whole[:end])
+    found = check(tmp_path)
+    bad = sum(count for code, count in codes(found).items() if code in ("DATA-IMAGE-DAMAGED", "DATA-IMAGE-FORMAT"))
+    assert bad == 10 and found.counts()["errors"] >= 1
+    by_header = codes(check(tmp_path, decode=False))
+    assert sum(count for code, count in by_header.items() if code.startswith("DATA-IMAGE-")) < 10
+
+
+@pytest.mark.parametrize("content", [b"", b"<html></html>", b"%PDF-1.7", b"GARBAGE" * 99])
+def test_i3_what_is_no_picture_is_an_error(clean, content):
+    (clean / "train2017" / "0001.png").write_bytes(content)
+    assert codes(check(clean, decode=False)) == {"DATA-IMAGE-FORMAT": 1}
+
+
+# the repaired copy
+
+
+def repaired(folder: Path):
+    split = find_layout(folder).train
+    document = json.loads(split.annotations.read_bytes())
+    document, changes = Repair(document, folder / "train2017", folder, TINY.data).run()
+    copy = folder / "copy.json"
+    copy.write_text(json.dumps(document))
+    return read_annotations(Split(copy, [folder / "train2017"], folder=folder)), changes
+
+
+def test_a_good_file_is_not_changed(clean):
+    before = read_annotations(find_layout(clean).train)
+    after, changes = repaired(clean)
+    assert changes == [] and as_coco_dict(after) == as_coco_dict(before)
+
+
+def test_d11_d14_ids_are_made_whole_and_unique_and_every_change_is_logged(clean):
+    def spoil(document):
+        document["images"][0]["id"] = "1"
+        document["annotations"][0]["image_id"] = "1"
+        document["annotations"][1]["id"] = 0
+        document["annotations"][2]["id"] = document["annotations"][3]["id"]
+        document["annotations"][4]["bbox"] = [-5, 5, 20, 10]
+        document["annotations"][5]["category_id"] = 404
+
+    edit(clean, spoil)
+    after, changes = repaired(clean)
+    assert len(after.boxes) == 29 and after.image_ids.tolist() == [1, 2, 3]
+    assert [0, 5, 15, 10] in after.boxes.tolist()
+    said = [(change.table, change.row, change.change) for change in changes]
+    assert ("images", 0, "`id` made a whole number") in said and ("annotations", 1, "renumbered") in said
+    assert ("annotations", 5, "dropped: unknown `category_id`") in said and len(said) == 7
+
+
+JUNK = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=3), st.just([]), st.just({}),
+    st.lists(st.floats(), max_size=5), st.just("../../etc/passwd"), st.just([1, 2, 3, 4]),
+)  # fmt: skip
+
+
+@settings(
+    max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_d_broken_files_are_read_or_refused_checked_and_repaired_and_never_anything_else(clean, data):
+    """Hypothesis breaks a few places of a good file, values and structure."""
+    file = clean / "annotations" / "instances_train2017.json"
+    whole = clean / "whole.txt"
+    if not whole.exists():
+        whole.write_bytes(file.read_bytes())
+    document = json.loads(whole.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        table = data.draw(st.sampled_from(["images", "categories", "annotations"]))
+        rows = document.get(table)
+        if not isinstance(rows, list) or data.draw(st.integers(0, 15)) == 0:
+            document[table] = data.draw(JUNK)
+            continue
+        place = data.draw(st.integers(0, len(rows) - 1)) if rows else 0
+        if not rows or not isinstance(rows[place], dict) or data.draw(st.integers(0, 9)) == 0:
+            rows.append(data.draw(JUNK))
+        else:
+            rows[place][data.draw(st.sampled_from(sorted(rows[place]) or ["id"]))] = data.draw(JUNK)
+    file.write_text(json.dumps(document))
+    split = Split(file, [clean / "train2017"], folder=clean)
+    try:
+        annotations = read_annotations(split)
+        assert np.isfinite(annotations.boxes).all() and (annotations.labels >= 0).all()
+        truth = as_coco_dict(annotations)
+        assert {row["image_id"] for row in truth["annotations"]} <= {row["id"] for row in truth["images"]}
+        refused = False
+    except DataError as error:
+        assert len(str(error)) < 2000
+        refused = True
+    found = check(clean, decode=False)
+    in_file = [f for name, f in found.findings() if name == "train" and f.level == "error"]
+    assert refused <= bool(in_file), "what a training refuses, check-data calls an error"
+    json.dumps(found.as_dict())
+    copy, _ = Repair(document, clean / "train2017", clean, TINY.data).run()
+    (clean / "copy.txt").write_text(json.dumps(copy))
+    read_annotations(Split(clean / "copy.txt", [clean / "train2017"], folder=clean))
+
+
+# the report
+
+
+def test_the_report_shows_findings_escapes_names_and_stays_small(clean):
+    edit(clean, put("categories", name="<script>alert(1)</script>"))
+    edit(clean, lambda d: d["annotations"].append(d["annotations"][0] | {"id": 99}))
+    page = render_report(check(clean))
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert page.count("data:image/jpeg;base64,") == 1 and "DATA-BOX-TWICE" in page
+    assert "http" not in page.replace("http-equiv", "") and len(page) < MOST_BYTES + 500_000
+
+
+def test_overlaps_are_intersections_over_unions():
+    boxes = np.array([[0, 0, 10, 10], [5, 0, 10, 10], [20, 20, 5, 5], [0, 0, 0, 9]], dtype=float)
+    assert overlaps(boxes)[0].round(4).tolist() == [1, 0.3333, 0, 0]

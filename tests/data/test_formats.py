@@ -1,0 +1,333 @@
+"""YOLO, Pascal VOC and dataset.toml are read as COCO is; what is written as one of them is read back the same."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinocore.config import DataConfig
+from dinocore.data.coco import read_annotations
+from dinocore.data.dataset import open_dataset
+from dinocore.data.export import write_dataset
+from dinocore.data.layout import find_layout
+from dinocore.data.voc import parse_xml
+from dinocore.errors import DataError
+
+XML = """<annotation><filename>{name}</filename><size><width>32</width><height>24</height></size>
+<object><name>{kind}</name><difficult>{difficult}</difficult>
+<bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object></annotation>"""
+
+
+def put(path: Path, text: str | None = None):
+    """Writes a text, or a picture of 32 x 24."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if text is None:
+        Image.new("RGB", (32, 24), "teal").save(path)
+    else:
+        path.write_text(text)
+
+
+def refusal(folder: Path, config: DataConfig | None = None) -> DataError:
+    with pytest.raises(DataError) as caught:
+        read_annotations(find_layout(folder).train, config=config or DataConfig())
+    return caught.value
+
+
+def yolo(folder: Path, labels: str, yaml: str = "train: images/train\nval: images/val\nnames: [cell, dot]\n"):
+    put(folder / "data.yaml", yaml)
+    put(folder / "images" / "train" / "a.png")
+    put(folder / "images" / "val" / "b.png")
+    put(folder / "labels" / "train" / "a.txt", labels)
+    return folder
+
+
+def described(x0, y0, x1, y1, name="a.png", kind="cell", difficult=0) -> str:
+    return XML.format(name=name, kind=kind, difficult=difficult, x0=x0, y0=y0, x1=x1, y1=y1)
+
+
+# YOLO
+
+
+@pytest.mark.parametrize(
+    ("yaml", "pictures"),
+    [
+        ("train: images/train\nnames: [cell, dot]\nnc: 2", "images/train"),
+        ("path: /home/somebody/else\ntrain: images/train\nnames: {0: cell, 1: dot}", "images/train"),
+        ("train: ../train/images\nval: ../valid/images\nnames: [cell, dot]", "train/images"),
+        ("names: [cell, dot]", "train/images"),
+        ("train: [images/one, images/two]\nnames: [cell, dot]", "images/one"),
+    ],
+)
+def test_yolo_pictures_are_where_its_yaml_says_and_labels_where_images_reads_labels(tmp_path, yaml, pictures):
+    put(tmp_path / "data.yaml", yaml)
+    put(tmp_path / pictures / "a.png")
+    (tmp_path / "images" / "two").mkdir(parents=True)
+    put(tmp_path / pictures.replace("images", "labels") / "a.txt", "1 0.5 0.5 0.25 0.5\n\n0 0.25 0.25 0.5 0.5\n")
+    layout = find_layout(tmp_path)
+    found = read_annotations(layout.train)
+    assert layout.kind == "YOLO" and found.path(0) == tmp_path / pictures / "a.png"
+    assert [c.name for c in found.categories] == ["cell", "dot"] and found.sizes.tolist() == [[32, 24]]
+    assert found.boxes.tolist() == [[12, 6, 8, 12], [0, 0, 16, 12]] and found.labels.tolist() == [1, 0]
+
+
+def test_a_yolo_list_of_pictures_is_read(tmp_path):
+    put(tmp_path / "train.txt", "./images/x/a.png\n\n")
+    yolo(tmp_path, "", "train: train.txt\nnames: [cell]")
+    put(tmp_path / "images" / "x" / "a.png")
+    put(tmp_path / "labels" / "x" / "a.txt", "0 0.5 0.5 1 1\r\n")
+    found = read_annotations(find_layout(tmp_path).train)
+    assert found.file_names.tolist() == [b"images/x/a.png"] and found.boxes.tolist() == [[0, 0, 32, 24]]
+
+
+def test_six_decimals_of_a_whole_box_are_the_whole_box_and_others_stay(tmp_path):
+    """1/3 of 24 pixels is 8; written with six digits it is 7.999992."""
+    found = read_annotations(find_layout(yolo(tmp_path, "0 0.5 0.333333 0.25 0.333333\n0 0.5 0.31 0.25 0.33\n")).train)
+    assert found.boxes[0].tolist() == [12, 4, 8, 8]
+    assert found.boxes[1].tolist() == pytest.approx([12, 3.48, 8, 7.92])
+
+
+def test_d29_an_empty_label_file_and_none_at_all_are_background(tmp_path):
+    layout = find_layout(yolo(tmp_path, ""))
+    assert len(read_annotations(layout.train).boxes) == len(read_annotations(layout.val).boxes) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("0 0.5 0.5 0.1 0.1 0.9", "line 2: 6 columns, a box has 5"),
+        ("0 0,5 0.5 0.1 0.1", "line 2: commas"),
+        ("2 0.5 0.5 0.1 0.1", "line 2: class 2, known are 0 to 1"),
+        ("0.5 0.5 0.5 0.1 0.1", "line 2: class 0.5"),
+        ("0 0.5 0.5 nan 0.1", "line 2: numbers that are not finite"),
+        ("0 a b c d", "line 2: not numbers"),
+        ("0 0.5", "line 2: 2 columns"),
+    ],
+)
+def test_d29_a_bad_yolo_line_is_named_with_its_number(tmp_path, line, said):
+    error = refusal(yolo(tmp_path, f"0 0.5 0.5 0.1 0.1\r\n{line}\r\n"))
+    assert error.code == "DATA-LABEL-LINE" and f"a.txt {said}" in str(error)
+
+
+def test_d29_the_box_of_an_outline_is_its_extent(tmp_path):
+    found = read_annotations(find_layout(yolo(tmp_path, "1 0.25 0.5 0.5 0.25 0.75 0.75 0.5 0.5\n")).train)
+    assert found.boxes.tolist() == [[8, 6, 16, 12]]
+
+
+@pytest.mark.parametrize(
+    ("yaml", "code"),
+    [
+        ("train: images/train", "DATA-YAML"),
+        ("train: images/train\nnames: [a]\nnc: 2", "DATA-YAML"),
+        ("names: {0: a, 2: b}", "DATA-YAML"),
+        ("names: [a\n", "DATA-YAML"),
+        ("- a\n", "DATA-YAML"),
+        ("train: ../outside\nnames: [a]", "DATA-PATH-ESCAPE"),
+        ("train: !!python/object/apply:os.system ['touch pwned']\nnames: [a]", "DATA-YAML"),
+    ],
+)
+def test_a_yaml_that_cannot_be_used_is_refused_and_runs_nothing(tmp_path, monkeypatch, yaml, code):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outside").mkdir()
+    assert refusal(yolo(tmp_path / "data", "", yaml)).code == code
+    assert not list(tmp_path.rglob("pwned"))
+
+
+# Pascal VOC
+
+
+def test_voc_counts_pixels_from_1_unless_a_corner_is_0(tmp_path):
+    put(tmp_path / "JPEGImages" / "a.png")
+    put(tmp_path / "Annotations" / "a.xml", described(1, 3, 32, 12, difficult=1))
+    layout = find_layout(tmp_path)
+    found = read_annotations(layout.train)
+    assert layout.kind == "Pascal VOC" and layout.val is None
+    assert found.boxes.tolist() == [[0, 2, 32, 10]] and found.crowd.tolist() == [True]
+    put(tmp_path / "Annotations" / "b.xml", described(0, 3, 32, 12, name="a.png"))
+    assert read_annotations(find_layout(tmp_path).train).boxes[0].tolist() == [1, 3, 31, 9]
+
+
+def test_voc_sets_name_the_splits_and_classes_are_those_of_all_files(tmp_path):
+    for name, kind in (("a", "zebra"), ("b", "ant"), ("c", "cat")):
+        put(tmp_path / "JPEGImages" / f"{name}.png")
+        put(tmp_path / "Annotations" / f"{name}.xml", described(2, 2, 9, 9, name=f"{name}.png", kind=kind))
+    put(tmp_path / "ImageSets" / "Main" / "train.txt", "a\nb\n")
+    put(tmp_path / "ImageSets" / "Main" / "val.txt", "c  1\n")
+    data = open_dataset(DataConfig(path=str(tmp_path)))
+    assert [c.name for c in data.val.categories] == ["ant", "cat", "zebra"]
+    assert data.train.labels.tolist() == [2, 0] and data.val.labels.tolist() == [1]
+
+
+def test_voc_beside_the_pictures_is_roboflows(tmp_path):
+    for folder in ("train", "valid", "test"):
+        put(tmp_path / folder / "a.png")
+        put(tmp_path / folder / "a.xml", described(2, 2, 9, 9, name="somewhere\\else\\a.png"))
+    layout = find_layout(tmp_path)
+    assert layout.kind == "Roboflow VOC" and set(layout.splits()) == {"train", "val", "test"}
+    assert read_annotations(layout.val).path(0) == tmp_path / "valid" / "a.png"
+
+
+BOMB = b'<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]><annotation>&b;</annotation>'
+LEAK = b'<!DOCTYPE a [<!ENTITY a SYSTEM "file:///etc/passwd">]><annotation>&a;</annotation>'
+
+
+@pytest.mark.parametrize("content", [BOMB, LEAK, BOMB.decode().encode("utf-16"), b"<a><b></a>", b"", b"\xff"])
+def test_xml_that_declares_entities_or_is_broken_is_refused(tmp_path, content):
+    with pytest.raises(ValueError):
+        parse_xml(content)
+    put(tmp_path / "JPEGImages" / "a.png")
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations" / "a.xml").write_bytes(content)
+    error = refusal(tmp_path)
+    assert error.code == "DATA-XML" and "a.xml" in str(error)
+
+
+@pytest.mark.parametrize("corners", [("nan", 1, 2, 3), ("a", 1, 2, 3), ("", 1, 2, 3)])
+def test_voc_corners_that_are_no_numbers_are_refused_by_name(tmp_path, corners):
+    put(tmp_path / "JPEGImages" / "a.png")
+    put(tmp_path / "Annotations" / "a.xml", described(*corners))
+    assert refusal(tmp_path).code == "DATA-XML"
+
+
+# dataset.toml
+
+
+def test_a_dataset_toml_says_where_everything_is(tmp_path):
+    put(tmp_path / "pics" / "a.png")
+    put(tmp_path / "xml" / "a.xml", described(2, 2, 9, 9, kind="dot"))
+    put(
+        tmp_path / "dataset.toml",
+        """format = "voc"\nnames = ["dot", "cell"]\nfirst_pixel = 0
+        [train]\nannotations = "xml"\nimages = "pics"\n""",
+    )
+    layout = find_layout(tmp_path)
+    found = read_annotations(layout.train)
+    assert layout.kind == "dataset.toml, voc" and found.boxes.tolist() == [[2, 2, 7, 7]]
+    assert [c.name for c in found.categories] == ["dot", "cell"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'format = "pascal"\n[train]\nimages = "pics"',
+        'format = "coco"\n[train]\nimages = "pics"\nannotations = "none.json"',
+        'format = "coco"\n[train]\nimages = "nowhere"\nannotations = "a.json"',
+        'format = "yolo"\n[train]\nimages = "pics"',
+        'format = "yolo"\nnames = ["a"]\n[train]\nimages = "pics"\nlabel = "x"',
+        "format = ",
+    ],
+)  # fmt: skip
+def test_a_dataset_toml_that_cannot_be_used_is_refused_by_key(tmp_path, text):
+    put(tmp_path / "pics" / "a.png")
+    put(tmp_path / "dataset.toml", text)
+    assert refusal(tmp_path).code == "DATA-MANIFEST"
+
+
+# d26: nothing outside of the folder is opened
+
+
+@pytest.fixture
+def canary(tmp_path, monkeypatch):
+    """A picture outside; opening it fails the test."""
+    file = tmp_path / "canary.png"
+    put(file)
+    opened = Image.open
+    monkeypatch.setattr(
+        Image,
+        "open",
+        lambda path, **more: (
+            pytest.fail("the canary was opened") if os.path.realpath(path) == str(file) else opened(path, **more)
+        ),
+    )
+    return file
+
+
+@pytest.mark.parametrize("kind", ["picture", "folder"])
+def test_d26_a_link_that_leads_out_of_the_folder_is_refused(make_coco, tmp_path, canary, kind):
+    split = make_coco()._replace(folder=tmp_path / "annotations")
+    inside = tmp_path / "annotations" / "pictures"
+    if kind == "folder":
+        inside.symlink_to(tmp_path / "train2017")
+    else:
+        inside.mkdir()
+        for name in ("0007.png", "0009.png"):
+            (inside / name).symlink_to(canary)
+    split = split._replace(image_roots=[inside])
+    with pytest.raises(DataError, match=r"2 of 2 pictures lead by a link out") as caught:
+        read_annotations(split)
+    assert caught.value.code == "DATA-PATH-ESCAPE" and "data.follow_symlinks=true" in caught.value.fix
+    if kind == "folder":
+        assert len(read_annotations(split, config=DataConfig(follow_symlinks=True)).image_ids) == 2
+
+
+def test_d26_a_link_within_the_folder_is_followed(make_coco, tmp_path):
+    split = make_coco()._replace(folder=tmp_path)
+    (tmp_path / "train2017").rename(tmp_path / "elsewhere")
+    (tmp_path / "train2017").symlink_to(tmp_path / "elsewhere")
+    assert len(read_annotations(split).image_ids) == 2
+
+
+@pytest.mark.parametrize("name", ["../../canary.png", "/canary.png"])
+def test_d26_a_yolo_list_does_not_lead_out(tmp_path, canary, name):
+    yolo(tmp_path / "data", "", "train: list.txt\nnames: [a]")
+    put(tmp_path / "data" / "list.txt", (str(canary) if name[0] == "/" else name) + "\n")
+    assert refusal(tmp_path / "data").code == "DATA-PATH-ESCAPE"
+
+
+# round trips
+
+
+def same(a, b, tolerance: float = 0.0):
+    assert [c.name for c in a.categories] == [c.name for c in b.categories]
+    assert [Path(os.fsdecode(n)).stem for n in a.file_names] == [
+        Path(os.fsdecode(n)).stem.removesuffix("-val1") for n in b.file_names
+    ]
+    assert a.sizes.tolist() == b.sizes.tolist() and a.starts.tolist() == b.starts.tolist()
+    assert a.labels.tolist() == b.labels.tolist()
+    assert np.abs(a.boxes - b.boxes).max(initial=0) <= tolerance
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("kind", ["yolo", "voc", "coco"])
+def test_what_is_written_in_a_format_is_read_back_the_same(make_coco, tmp_path, kind, whole):
+    def fractions(document):
+        for row in document["annotations"]:
+            row["bbox"] = [value + 0.1 * (n + 1) for n, value in enumerate(row["bbox"])]
+
+    objects = {7: [(1, 10, 5, 20, 12), (2, 40, 20, 16, 24), (3, 1, 1, 9, 9)], 9: [], 11: [(2, 3, 4, 5, 6)]}
+    categories = {1: "zebra", 2: "été", 3: "a & <b>"}
+    one = read_annotations(make_coco(objects, categories=categories, edit=None if whole else fractions))
+    two = read_annotations(make_coco(objects, categories=categories, name="val"))
+    out = tmp_path / "out"
+    list(write_dataset({"train": (one, "coco"), "val": (two, "coco")}, kind, out, link=True))
+    layout = find_layout(out)
+    again = read_annotations(layout.train)
+    same(one, again, 0 if whole or kind == "coco" else 1e-12)
+    same(two, read_annotations(layout.val, again.categories))
+    back = tmp_path / "back"
+    list(write_dataset({"train": (again, layout.train.format)}, "coco", back, link=False))
+    final = read_annotations(find_layout(back).train)
+    same(again, final)
+    assert [c.id for c in final.categories] == [1, 2, 3]
+
+
+def test_crowds_are_difficult_in_voc_and_counted_as_lost_in_yolo(make_coco, tmp_path):
+    annotations = read_annotations(make_coco(edit=lambda d: d["annotations"][0].update(iscrowd=1)))
+    list(write_dataset({"train": (annotations, "coco")}, "voc", tmp_path / "voc", link=False))
+    assert read_annotations(find_layout(tmp_path / "voc").train).crowd.tolist() == [True, False, False]
+    *_, last = write_dataset({"train": (annotations, "coco")}, "yolo", tmp_path / "yolo", link=False)
+    assert last.lost_crowds == 1 and len(read_annotations(find_layout(tmp_path / "yolo").train).boxes) == 2
+
+
+def test_pictures_of_one_name_but_for_the_suffix_are_kept_apart(make_coco, tmp_path):
+    def rename(document):
+        for row, name in zip(document["images"], ("a.png", "a.jpg"), strict=True):
+            (tmp_path / "train2017" / row["file_name"]).rename(tmp_path / "train2017" / name)
+            row["file_name"] = name
+
+    annotations = read_annotations(make_coco(edit=rename))
+    for kind in ("yolo", "voc"):
+        list(write_dataset({"train": (annotations, "coco")}, kind, tmp_path / kind, link=False))
+        counts = np.diff(read_annotations(find_layout(tmp_path / kind).train).starts)
+        assert sorted(counts.tolist()) == [1, 2]
