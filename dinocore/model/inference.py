@@ -10,6 +10,7 @@ from .deform_attn import MSDeformAttn
 from .dino import DINO
 from .layers import FeedForward, FrozenBatchNorm
 from .ops import sample_fused
+from .swin import Swin
 
 
 def for_inference(model: DINO, dtype: torch.dtype | None, device: torch.device) -> DINO:
@@ -25,7 +26,13 @@ def for_inference(model: DINO, dtype: torch.dtype | None, device: torch.device) 
         in_float32 = name == "backbone" and quick.backbone.slow_in_bf16 and device.type == "cpu"
         part.to(device=device, dtype=torch.float32 if in_float32 else dtype)
     if device.type == "cpu":
-        for part in (quick.encoder, quick.proposer, quick.decoder):
+        own = (
+            quick.encoder,
+            quick.proposer,
+            quick.decoder,
+            *[m for m in quick.backbone.modules() if isinstance(m, Swin)],
+        )
+        for part in own:  # timm's models may read their layers' weights
             _tune_for_cpu(part)
     return quick
 
@@ -86,7 +93,7 @@ def pack_linear(linear: nn.Linear, act: str) -> nn.Module:
 class PackedLinear(nn.Module):
     """A linear layer for CPUs, without gradients."""
 
-    bias: Tensor
+    bias: Tensor | None
 
     def __init__(self, linear: nn.Linear, act: str, num_tokens: int = 1024):
         """
@@ -95,7 +102,7 @@ class PackedLinear(nn.Module):
         """
         super().__init__()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), num_tokens)  # no usual tensor
-        self.register_buffer("bias", linear.bias.detach())
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
         self.act = act
 
     def forward(self, x: Tensor) -> Tensor:

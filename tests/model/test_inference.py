@@ -66,7 +66,7 @@ def test_bf16_weights_stay_near_float32_and_boxes_stay_float32(backbone):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("act", ["none", "relu"])
 def test_a_packed_layer_gives_what_the_layer_gives(dtype, act):
-    layer = torch.nn.Linear(24, 40).to(dtype).requires_grad_(False)
+    layer = torch.nn.Linear(24, 40, bias=act == "relu").to(dtype).requires_grad_(False)
     packed = pack_linear(layer, act)
     for shape in ((3, 24), (2, 5, 24), (1, 2000, 24), (1, 0, 24)):
         x = torch.randn(shape).to(dtype)
