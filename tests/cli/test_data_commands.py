@@ -144,3 +144,18 @@ def test_i4_a_bomb_is_refused_with_little_memory_and_a_link_out_is_not_opened(mi
     assert result.returncode == 3 and {"DATA-IMAGE-LARGE", "DATA-PATH-ESCAPE"} <= found
     before = int(subprocess.run([sys.executable, "-c", imports], capture_output=True, text=True, cwd=ROOT).stdout)
     assert (int(result.stderr.split()[-1]) - before) / 1024 < 500, "MB beyond what imports take"
+
+
+def test_the_same_data_as_coco_yolo_and_voc_trains_to_identical_weights(dino, mine, tmp_path, settings):
+    from safetensors.torch import load_file
+
+    states = []
+    for kind in ("coco", "yolo", "voc"):
+        assert dino("convert-data", mine, "--to", kind, kind).code == 0
+        result = dino("train", "--preset", "r50-4scale", "--data", kind, "--epochs", 1, "--batch-size", 4,
+                      "--output-dir", f"run-{kind}", "--seed", 3, *settings)  # fmt: skip
+        assert result.code == 0, result.err
+        states.append(load_file(tmp_path / f"run-{kind}" / "best.safetensors"))
+    for other in states[1:]:
+        assert states[0].keys() == other.keys()
+        assert all((states[0][key] == other[key]).all() for key in other)
