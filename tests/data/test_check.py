@@ -268,42 +268,50 @@ JUNK = st.one_of(
 )  # fmt: skip
 
 
+def spoil_anywhere(document, data) -> None:
+    """One value of a row, a row, or a whole table becomes junk."""
+    table = data.draw(st.sampled_from(["images", "categories", "annotations"]))
+    rows = document.get(table)
+    if not isinstance(rows, list) or data.draw(st.integers(0, 15)) == 0:
+        document[table] = data.draw(JUNK)
+        return
+    place = data.draw(st.integers(0, len(rows) - 1)) if rows else 0
+    if not rows or not isinstance(rows[place], dict) or data.draw(st.integers(0, 9)) == 0:
+        rows.append(data.draw(JUNK))
+    else:
+        rows[place][data.draw(st.sampled_from(sorted(rows[place]) or ["id"]))] = data.draw(JUNK)
+
+
+def is_refused(split: Split) -> bool:
+    """Whether a training refuses it; else what is read makes sense."""
+    try:
+        annotations = read_annotations(split)
+    except DataError as error:
+        assert len(str(error)) < 2000
+        return True
+    assert np.isfinite(annotations.boxes).all() and (annotations.labels >= 0).all()
+    truth = as_coco_dict(annotations)
+    assert {row["image_id"] for row in truth["annotations"]} <= {row["id"] for row in truth["images"]}
+    return False
+
+
 @settings(
     max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_d_broken_files_are_read_or_refused_checked_and_repaired_and_never_anything_else(clean, data):
     """Hypothesis breaks a few places of a good file, values and structure."""
-    file = clean / "annotations" / "instances_train2017.json"
-    whole = clean / "whole.txt"
-    if not whole.exists():
-        whole.write_bytes(file.read_bytes())
-    document = json.loads(whole.read_bytes())
+    file, good = clean / "annotations" / "instances_train2017.json", clean / "good.txt"
+    if not good.exists():
+        good.write_bytes(file.read_bytes())
+    document = json.loads(good.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
-        table = data.draw(st.sampled_from(["images", "categories", "annotations"]))
-        rows = document.get(table)
-        if not isinstance(rows, list) or data.draw(st.integers(0, 15)) == 0:
-            document[table] = data.draw(JUNK)
-            continue
-        place = data.draw(st.integers(0, len(rows) - 1)) if rows else 0
-        if not rows or not isinstance(rows[place], dict) or data.draw(st.integers(0, 9)) == 0:
-            rows.append(data.draw(JUNK))
-        else:
-            rows[place][data.draw(st.sampled_from(sorted(rows[place]) or ["id"]))] = data.draw(JUNK)
+        spoil_anywhere(document, data)
     file.write_text(json.dumps(document))
-    split = Split(file, [clean / "train2017"], folder=clean)
-    try:
-        annotations = read_annotations(split)
-        assert np.isfinite(annotations.boxes).all() and (annotations.labels >= 0).all()
-        truth = as_coco_dict(annotations)
-        assert {row["image_id"] for row in truth["annotations"]} <= {row["id"] for row in truth["images"]}
-        refused = False
-    except DataError as error:
-        assert len(str(error)) < 2000
-        refused = True
+    refused = is_refused(Split(file, [clean / "train2017"], folder=clean))
     found = check(clean, decode=False)
-    in_file = [f for name, f in found.findings() if name == "train" and f.level == "error"]
-    assert refused <= bool(in_file), "what a training refuses, check-data calls an error"
+    errors = [f for name, f in found.findings() if name == "train" and f.level == "error"]
+    assert refused <= bool(errors), "what a training refuses, check-data calls an error"
     json.dumps(found.as_dict())
     copy, _ = Repair(document, clean / "train2017", clean, TINY.data).run()
     (clean / "copy.txt").write_text(json.dumps(copy))

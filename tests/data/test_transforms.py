@@ -8,7 +8,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from dinocore.config import DataConfig
-from dinocore.data.transforms import Plan, apply, as_target, draw, resize, resized
+from dinocore.data.transforms import Plan, apply, as_picture, as_target, draw, resize, resized
 
 COLOURS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255]])
 SMALL = {"train_scales": (96, 120, 150), "crop_scales": (100, 130), "crop_size": (60, 140), "max_size": 220}
@@ -287,3 +287,35 @@ def test_shrinking_is_smoothed():
     small = resize((tv_tensors.Image(stripes), boxes, labels), 40, None)[0].float()
     assert (small - 127.5).abs().max() < 60
     assert (F.resize(stripes, [40, 40], antialias=False).float() - 127.5).abs().max() > 100  # what it would be
+
+
+# settings beyond DETR's
+
+
+def test_large_scale_jitter_keeps_boxes_within_a_pixel_of_what_is_seen_and_cuts_squares():
+    config = DataConfig(policy="lsj", lsj_size=96, lsj_scales=(0.3, 2.0), flip=0.5, vertical_flip=0.5)
+    sizes = set()
+    for seed in range(40):
+        pixels = torch.zeros(3, 90, 120, dtype=torch.uint8)
+        pixels[:, 30:60, 40:85] = 255
+        picture = as_picture(pixels, torch.tensor([[40.0, 30.0, 85.0, 60.0]]), torch.tensor([0]))
+        plan = draw((90, 120), config, np.random.default_rng(seed))
+        image, boxes, labels = apply(plan, picture, (0, 0, 120, 90))
+        assert max(image.shape[-2:]) <= 96 and len(boxes) == len(labels)
+        sizes.add(tuple(image.shape[-2:]))
+        bright = image[0] > 127
+        rows, columns = bright.any(1).nonzero().flatten(), bright.any(0).nonzero().flatten()
+        if len(boxes) and len(rows) and len(columns):
+            seen = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+            assert boxes[0].tolist() == pytest.approx([float(v) for v in seen], abs=1.01)
+    assert len(sizes) > 10 and (96, 96) in sizes
+
+
+def test_colours_change_and_boxes_do_not_and_without_the_setting_nothing_is_drawn_for_them():
+    plain, colored = DataConfig(), DataConfig(color_jitter=(0.4, 0.4, 0.4, 0.1))
+    without, changed = (draw((90, 120), config, np.random.default_rng(1)) for config in (plain, colored))
+    assert without == changed._replace(colors=()) and len(changed.colors) == 4
+    pixels = torch.randint(256, (3, 90, 120), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    picture = as_picture(pixels, torch.tensor([[40.0, 30.0, 85.0, 60.0]]), torch.tensor([0]))
+    one, two = (apply(plan, picture, (0, 0, 120, 90)) for plan in (without, changed))
+    assert (one[1] == two[1]).all() and (one[0] != two[0]).any() and two[0].dtype == torch.uint8
