@@ -61,7 +61,9 @@ def main() -> None:
     try:
         app()
     except DinoError as error:
-        fail(str(error))
+        rank = os.environ.get("RANK", "0")
+        if str(error):  # else another process has said it
+            fail(str(error) if rank == "0" else f"process {rank}: {error}")
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
