@@ -3,9 +3,8 @@
     python benchmarks/chaos.py [--kills 200] [--seed 0] [--json FILE]
 
 After each kill the newest checkpoint must be whole, `best.safetensors` must be readable once it is there, and the log
-must hold each step at most once. A run that comes to its end in spite of it must end with the very tensors and log lines
-of one that was left in peace. A tiny model that saves after every second step makes nearly every kill hit a write or
-an evaluation.
+must hold each step at most once. A run that comes to its end in spite of it must end with the very tensors and log
+lines of one that was left in peace. A tiny model that saves after every second step makes many kills hit a write.
 """
 
 import argparse
@@ -107,7 +106,7 @@ def start(run: Path, data: Path) -> int:
                 False,
                 "cpu",
                 stop,
-            )  # fmt: skip
+            )
         )
         code = 0
     finally:
