@@ -107,7 +107,11 @@ def _end(error: DinoError) -> NoReturn:
     """Say an error, with --json also as an object on stdout, and end with its code."""
     from .console import fail, print_json
 
-    if "--json" in sys.argv:
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        error.what = f"process {rank}: {error.what}" if error.what else ""
+    elif "--json" in sys.argv:
         print_json({"error": error.as_dict()})
-    fail(error)
+    if error.what:  # else another process has said it
+        fail(error)
     sys.exit(error.exit_code)

@@ -1,116 +1,174 @@
 """What `dino train` does between reading its arguments and showing what happens."""
 
-import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
 
 from dinocore.config import Config
 from dinocore.data.dataset import open_dataset
 from dinocore.device import pick_device
-from dinocore.errors import CheckpointError, ConfigError
+from dinocore.distributed import Alone, joined, own_device
+from dinocore.errors import CheckpointError
 from dinocore.evaluate.backends import choose_backend
 from dinocore.presets import load_config
-from dinocore.train.loop import Job, train
-from dinocore.train.run import NEWEST, check_run, find_checkpoint, find_run, prepare_run, run_config, write_config
-from dinocore.train.start import check_start, fresh_state, resumed_state, settings_of
+from dinocore.train.checkpoints import manifest_of
+from dinocore.train.job import Job
+from dinocore.train.lock import RunLock
+from dinocore.train.loop import train
+from dinocore.train.plan import changes
+from dinocore.train.probe import with_probed_chunk
+from dinocore.train.run import (
+    NEWEST,
+    branch_off,
+    check_run,
+    find_checkpoint,
+    find_run,
+    prepare_run,
+    run_config,
+    write_config,
+)
+from dinocore.train.start import check_same_data, check_start, fresh_state, resumed_state, settings_of
 from dinocore.train.state import TrainState
 
 from .console import say, warn
 from .fetching import watching
+from .signals import StopRequest
 from .training_view import TrainingView
 
 RUNS = Path("runs")
 
 
-class StopRequest:
-    """Remembers that a signal asked for an end; a second Ctrl-C ends at once."""
+class Asked(NamedTuple):
+    """What the command line says."""
 
-    def __init__(self):
-        self.exit_code = 0
+    preset: str | None
+    file: Path | None  # of settings over the preset's
+    changes: list[str]
+    run: Path | None
+    resume: str | None  # auto, a checkpoint, or the folder of a run
+    overwrite: bool
+    allow_data_change: bool
+    device: str
+    stop: StopRequest
 
-    def __call__(self) -> int:
-        return self.exit_code
 
-    def ask(self, number: int, frame: object) -> None:
-        """The handler of signals."""
-        if self.exit_code and number == signal.SIGINT:
-            sys.exit(130)
-        self.exit_code = 130 if number == signal.SIGINT else 143
-        warn("finishing this step, then saving; press Ctrl-C again to leave at once")
+class Place(NamedTuple):
+    """Where this process computes, and with whom."""
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Handle SIGINT, SIGTERM and SIGUSR1 within the block."""
-        signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-        before = {number: signal.signal(number, self.ask) for number in signals}
+    device: torch.device
+    group: Alone
+
+
+@contextmanager
+def place(device: str) -> Iterator[Place]:
+    """Meet the other processes, if there are any."""
+    chosen = pick_device(own_device(device))
+    with joined(chosen) as group:
+        yield Place(chosen, group)
+
+
+def run_training(asked: Asked) -> None:
+    """Train and show it."""
+    with place(asked.device) as here:
+        locks: list[RunLock] = []
         try:
-            yield
+            job, state = (new_run if asked.resume is None else resumed_run)(asked, here, locks)
+            asked.stop.running = True
+            job = with_probed_chunk(job, state)
+            if not here.group.main:
+                for _ in train(job, state):
+                    pass
+                return
+            with TrainingView(job) as view:
+                for event in train(job, state):
+                    view.show(event)
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for lock in locks:
+                lock.release()
 
 
-def new_run(
-    preset: str | None, file: Path | None, changes: list[str], run: Path, device: str, overwrite: bool
-) -> tuple[Job, TrainState]:
+def new_run(asked: Asked, here: Place, locks: list[RunLock]) -> tuple[Job, TrainState]:
     """Check everything that can be checked before the first step, then make the folder."""
-    config = load_config(preset or "tiny", changes, file)
-    check_run(run, overwrite)
-    as_weights = preset is None and config.train.weights not in ("", "bundled")
+    config, run = here.group.on_main(lambda: checked(asked))
+    data = here.group.main_first(lambda: open_dataset(config.data))
+    config = with_classes(config, len(data.train.categories))
+    state = fresh_state(config, data.train.categories, here.device, here.group)
+
+    def make_folder() -> None:
+        run.mkdir(parents=True, exist_ok=True)
+        _lock(run, locks)
+        prepare_run(run, asked.overwrite)
+        write_config(run, config)
+
+    here.group.on_main(make_folder)
+    return Job(config, data, run, here.device, asked.stop, here.group), state
+
+
+def checked(asked: Asked) -> tuple[Config, Path]:
+    """The settings and the folder of a new run, before anything is read or written."""
+    run = asked.run or RUNS / f"{datetime.now():%Y%m%d-%H%M%S}"
+    config = load_config(asked.preset or "tiny", asked.changes, asked.file)
+    check_run(run, asked.overwrite)
+    as_weights = asked.preset is None and config.train.weights not in ("", "bundled")
     with watching() as watch:
         if as_weights:
-            config = load_config(settings_of(config.train.weights, watch), changes, file)
+            config = load_config(settings_of(config.train.weights, watch), asked.changes, asked.file)
+            say(f"model and recipe: those of {config.train.weights}; --preset NAME for another recipe")
         check_start(config, watch)
-    place = pick_device(device)
     choose_backend(config.eval.backend)
-    data = open_dataset(config.data)
-    config = with_classes(config, len(data.train.categories))
-    state = fresh_state(config, data.train.categories, place)
-    if as_weights:
-        say(f"model and recipe: those of {config.train.weights}; --preset NAME for another recipe")
-    prepare_run(run, overwrite)
-    write_config(run, config)
-    return Job(config, data, run, place), state
+    return config, run
 
 
-def resumed_run(
-    wanted: str, run: Path | None, preset: str | None, changes: list[str], device: str
-) -> tuple[Job, TrainState]:
+def _lock(run: Path, locks: list[RunLock]) -> None:
+    lock = RunLock(run)
+    if left := lock.take():
+        warn(f"an earlier run in {run}, {left}, was killed")
+    locks.append(lock)
+
+
+def resumed_run(asked: Asked, here: Place, locks: list[RunLock]) -> tuple[Job, TrainState]:
     """Continue a run; its own config counts, with the changes that are given now."""
+    run, config, checkpoint = here.group.on_main(lambda: _found(asked, locks))
+    choose_backend(config.eval.backend)
+    data = here.group.main_first(lambda: open_dataset(config.data))
+    if checkpoint is None:
+        state = fresh_state(config, data.train.categories, here.device, here.group)
+    else:
+        check_same_data(manifest_of(checkpoint), data, asked.allow_data_change)
+        state = resumed_state(checkpoint, config, here.device, here.group)
+    here.group.on_main(lambda: _go_on(run, config, checkpoint))
+    return Job(config, data, run, here.device, asked.stop, here.group), state
+
+
+def _found(asked: Asked, locks: list[RunLock]) -> tuple[Path, Config, Path | None]:
+    """The run, what is asked of it now, and where it goes on."""
+    run, wanted = asked.run, asked.resume or NEWEST
     if wanted != NEWEST:
         run, wanted = _named_run(Path(wanted), run)
     run = run or find_run(RUNS, "config.toml")
     if run is None:
         raise CheckpointError(f"there is no run in {RUNS}/ to continue; name one with --output-dir")
-    if preset is not None:
-        warn(f"--preset {preset} is ignored: a resumed run keeps the settings in {run}/config.toml")
-    config = run_config(run)
-    config = load_config(run / "config.toml", changes) if changes else config
-    place = pick_device(device)
-    choose_backend(config.eval.backend)
+    if asked.preset is not None:
+        warn(f"--preset {asked.preset} is ignored: a resumed run keeps the settings in {run}/config.toml")
+    before = run_config(run)
+    config = load_config(run / "config.toml", asked.changes, asked.file)
+    for change in changes(before, config):
+        warn(f"other than this run began: {change}")
+    _lock(run, locks)
     checkpoint, damaged = find_checkpoint(run, wanted)
     for text in damaged:
         warn(text)
-    data = open_dataset(config.data)
-    if len(data.train.categories) != config.model.num_classes:
-        raise ConfigError(f"the data has {len(data.train.categories)} classes, the run {config.model.num_classes}")
-    if checkpoint is None:
-        state = fresh_state(config, data.train.categories, place)
-    else:
-        state = resumed_state(checkpoint, config, place)
-    return Job(config, data, run, place), state
+    return run, config, checkpoint
 
 
-def run_training(job: Job, state: TrainState) -> None:
-    """Train and show it."""
-    stop = StopRequest()
-    job = job._replace(stop=stop)
-    view = TrainingView(job)
-    with stop.listening(), view:
-        for event in train(job, state):
-            view.show(event)
+def _go_on(run: Path, config: Config, checkpoint: Path | None) -> None:
+    for text in branch_off(run, checkpoint):
+        warn(text)
+    write_config(run, config)
 
 
 def with_classes(config: Config, num_classes: int) -> Config:

@@ -4,6 +4,7 @@ import math
 import shlex
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
 
 from rich.console import RenderableType
@@ -13,11 +14,11 @@ from rich.text import Text
 
 from dinocore.files import write_atomically
 from dinocore.train.events import Evaluated, Evaluating, Event, Finished, Saved, Started, Step, Warned
-from dinocore.train.loop import Job
+from dinocore.train.job import Job
 from dinocore.view.curves import draw_curves
 
 from .classes_view import carried_over_lines, carried_over_table
-from .console import words
+from .console import warn, words
 
 SMOOTHING = 0.95
 
@@ -49,6 +50,7 @@ class TrainingView:
             disable=not words.is_terminal,
             transient=True,
         )
+        self.broken = False
         self.steps: TaskID | None = None
         self.pictures: TaskID | None = None
 
@@ -59,10 +61,20 @@ class TrainingView:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.progress.stop()
         if error is not None:
-            self._log(f"ended: {error}")
+            with suppress(OSError):
+                self._log(f"ended: {error}")
 
     def show(self, event: Event) -> None:
-        """Draw one event."""
+        """Draw one event. What cannot be drawn or written is said once; the training goes on."""
+        try:
+            self._show(event)
+        except Exception as error:  # a full disk, a terminal that went away: hours of training are worth more
+            if not self.broken:
+                self.broken = True
+                with suppress(Exception):
+                    warn(f"what happens cannot be shown in full ({type(error).__name__}: {error}); the run goes on")
+
+    def _show(self, event: Event) -> None:
         match event:
             case Started(facts=facts, transfer=transfer):
                 self._started(facts)
@@ -75,15 +87,20 @@ class TrainingView:
                 self._evaluated(event)
                 curves = draw_curves(self.job.run / "metrics.jsonl")
                 write_atomically(self.job.run / "curves.png", lambda temporary: curves.save(temporary, "PNG"))
-            case Saved(path=path, step=step):
-                self._log(f"step {step}: saved {path}")
+            case Saved(path=path, step=step, seconds=seconds):
+                self._log(f"step {step}: saved {path} in {seconds:.2f} s")
             case Warned(text=text):
                 self._line(f"warning: {text}", "yellow")
-            case Finished(run=run, best_ap=best, best_path=path):
-                took = _duration(time.monotonic() - self.began)
-                self._line(f"done in {took}; best AP {best:.4f}; weights: {path}", "green")
-                pictures = shlex.quote(str(run / "pictures"))
-                self._line(f"next: dino predict PICTURE --weights {shlex.quote(str(path))} --save-images {pictures}")
+            case Finished():
+                self._finished(event)
+
+    def _finished(self, event: Finished) -> None:
+        if event.why:
+            self._line(event.why)
+        took, path = _duration(time.monotonic() - self.began), shlex.quote(str(event.best_path))
+        self._line(f"done in {took}; best AP {event.best_ap:.4f}; weights: {event.best_path}", "green")
+        pictures = shlex.quote(str(event.run / "pictures"))
+        self._line(f"next: dino predict PICTURE --weights {path} --save-images {pictures}")
 
     def _started(self, facts: dict[str, str]) -> None:
         for key, value in facts.items():

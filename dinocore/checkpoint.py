@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -49,7 +50,14 @@ def save_weights(
         "facts": json.dumps(dict(facts)),
     }
     content = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(content, temporary, metadata))
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(content, temporary, metadata)
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(str(error)) from error
+
+    write_atomically(path, write)
 
 
 def load_weights(path: Path) -> Weights:

@@ -114,7 +114,7 @@ class TrainConfig(Section):
     freeze: Parts = ()  # parts of the model that stay as they are, such as ["backbone", "encoder"]
     epochs: Positive = 12  # [epochs]
     batch_size: Positive = 16  # per optimizer step, over all devices and forward passes; [batch_size], 2 on 8 GPUs
-    images_per_forward: Literal["auto"] | Positive = "auto"  # auto: 1 on CPU, the whole batch elsewhere
+    images_per_forward: Literal["auto", "probe"] | Positive = "auto"  # auto: 1 on CPU, all elsewhere; probe: what fits
     lr: Weight = 1e-4  # [lr]
     backbone_lr: Weight = 1e-5  # [lr_backbone]
     offsets_lr: Literal["same"] | Weight = "same"  # of the layers that place sampling points; [lr_linear_proj_mult]
@@ -128,8 +128,14 @@ class TrainConfig(Section):
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
     seed: Count = 42
     save_every_steps: Count = 0  # 0: at the end of each epoch only
+    save_every_minutes: Weight = 0.0  # as well; 0: never by the clock
     eval_every_epochs: Positive = 1
-    keep_checkpoints: Positive = 2  # the newest; the best weights are kept beside them
+    patience: Count = 0  # evaluations without a better AP before the run ends; 0: all epochs
+    keep_checkpoints: Positive = 2  # the newest; that of the best evaluation and the one resumed from stay too
+    on_nan: Literal["stop", "rollback"] = "stop"  # rollback: to the newest checkpoint, leaving that batch out
+    max_rollbacks: Positive = 3  # in a run
+    deterministic: bool = False  # refuse operations whose result may differ from run to run
+    tensorboard: Literal["auto", "off"] = "auto"  # auto: write it where the package is installed
 
 
 class DataConfig(Section):
@@ -147,6 +153,7 @@ class DataConfig(Section):
     lsj_size: Positive = 1024  # lsj: a part of so many pixels a side is cut out
     eval_scale: Positive = 800
     workers: Literal["auto"] | Count = "auto"  # auto: one process fewer than there are cores, at most 4
+    loader_timeout: Count = 600  # seconds that a step waits for a picture of a worker process; 0: for ever
     max_pixels: Annotated[int, Field(gt=0, le=178_956_970)] = 178_956_970  # no more are decoded; Pillow's own limit
     min_box_size: Weight = 0.1  # pixels; objects of which less is seen are not trained on; ours
     allow_orphans: bool = False  # leave out objects of unknown pictures and classes instead of refusing the data

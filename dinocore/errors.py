@@ -72,3 +72,14 @@ class Interrupted(DinoError):
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class Ended(DinoError):
+    """Another process of the same run has said why it ends; this one only ends with it."""
+
+    def __init__(self, exit_code: int):
+        super().__init__("")
+        self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple:
+        return Ended, (self.exit_code,)

@@ -12,7 +12,7 @@ from .structures import Match, Predictions, Target
 
 
 def criterion(output: DinoOutput, targets: list[Target], num_boxes: float, loss: LossConfig) -> dict[str, Tensor]:
-    """Weighted loss terms by name, such as `stage0/box`; their sum is what training minimises. All in float32.
+    """Weighted loss terms by name, such as `stage0/box`; their sum is what training minimises. In float32 at least.
 
     Args:
         num_boxes: objects of the whole optimizer step, averaged over processes; the least that counts is 1.
@@ -62,7 +62,8 @@ def _foreground(targets: list[Target]) -> list[Target]:
 
 
 def _float(predictions: Predictions) -> Predictions:
-    return Predictions(predictions.logits.float(), predictions.boxes.float())
+    """In float32 at least."""
+    return Predictions(*(x.to(torch.promote_types(x.dtype, torch.float32)) for x in predictions))
 
 
 def _named(prefix: str, terms: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,12 +13,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..config import Config, DataConfig
 from ..errors import DataError
+from ..parent import end_with_parent
 from .batch import Batch, Sample, collate
 from .coco import Annotations
 from .images import read_image, read_reduced, to_tensor
 from .transforms import Picture, apply, as_picture, as_target, draw, resize
 
 MOST_REPLACEMENTS = 10  # pictures in a row that cannot be read
+LEFT_TO_THE_PARENT = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
 
 
 class TrainingPictures(Dataset):
@@ -38,6 +42,9 @@ class TrainingPictures(Dataset):
                 return self._read(epoch, at)._replace(problem=problem)
             except DataError as error:
                 problem = problem or str(error)
+            except Exception as error:  # a bug of ours, or a picture beyond imagination: which one it was, at least
+                where = f"{self.annotations.path(at)} (number {at}, epoch {epoch})"
+                raise RuntimeError(f"reading {where} failed: {type(error).__name__}: {error}") from error
         raise DataError(f"{MOST_REPLACEMENTS} pictures in a row cannot be read; the first: {problem}")
 
     def _read(self, epoch: int, index: int) -> Sample:
@@ -114,14 +121,29 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
     return max(1, num_images // batch_size)
 
 
-class Steps:
-    """For each optimizer step from `start` to `end`, the pictures of its batch as (epoch, index)."""
+class Part(NamedTuple):
+    """Which part of every batch a process has."""
 
-    def __init__(self, num_images: int, batch_size: int, seed: int, start: int, end: int):
+    rank: int = 0
+    size: int = 1
+
+    def of(self, chosen: np.ndarray) -> np.ndarray:
+        """Neighbours in the batch, as many for every process or one more for the first ones."""
+        return np.array_split(chosen, self.size)[self.rank]
+
+
+WHOLE = Part()
+
+
+class Steps:
+    """For each optimizer step from `start` to `end`, this process's pictures of its batch as (epoch, index)."""
+
+    def __init__(self, num_images: int, batch_size: int, seed: int, start: int, end: int, part: Part = WHOLE):
         self.num_images = num_images
         self.batch_size = batch_size
         self.seed = seed
         self.start, self.end = start, end
+        self.part = part
 
     def __len__(self) -> int:
         return self.end - self.start
@@ -134,7 +156,7 @@ class Steps:
             if position == 0 or step == self.start:
                 order = np.random.default_rng((self.seed, epoch)).permutation(self.num_images)
             chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
-            yield [(epoch, int(index)) for index in chosen]
+            yield [(epoch, int(index)) for index in self.part.of(chosen)]
 
 
 class Chunks:
@@ -147,17 +169,38 @@ class Chunks:
         return [collate(samples[i : i + self.size]) for i in range(0, len(samples), self.size)]
 
 
-def training_steps(annotations: Annotations, config: Config, chunk: int, start: int, end: int) -> DataLoader:
+def training_steps(
+    annotations: Annotations, config: Config, chunk: int, start: int, end: int, part: Part = WHOLE
+) -> DataLoader:
     """Yields, for each optimizer step, its batches; workers live as long as the run."""
     pictures = TrainingPictures(annotations, config.data, config.train.seed)
-    steps = Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, end)
+    steps = Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, end, part)
     return DataLoader(pictures, batch_sampler=steps, collate_fn=Chunks(chunk), **_workers(config.data))
 
 
-def evaluation_batches(annotations: Annotations, config: DataConfig, batch_size: int = 1) -> DataLoader:
-    """Yields a Batch of the pictures that can be read, and why the others can't."""
+def evaluation_batches(
+    annotations: Annotations, config: DataConfig, batch_size: int = 1, part: Part = WHOLE
+) -> DataLoader:
+    """Yields a Batch of the pictures that can be read, and why the others can't; every so many, if they are shared."""
     pictures = EvaluationPictures(annotations, config)
-    return DataLoader(pictures, batch_size=batch_size, collate_fn=_collate_readable, **_workers(config))
+    return DataLoader(
+        pictures,
+        batch_size=batch_size,
+        sampler=range(part.rank, len(pictures), part.size),
+        collate_fn=_collate_readable,
+        **_workers(config),
+    )
+
+
+def begun(loader: DataLoader) -> Iterator:
+    """Start the loader's processes; a signal meanwhile waits, so that none of them meets it unprepared."""
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_THE_PARENT)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _collate_readable(items: Sequence[Sample | str]) -> tuple[Batch | None, list[str]]:
@@ -165,19 +208,28 @@ def _collate_readable(items: Sequence[Sample | str]) -> tuple[Batch | None, list
     return (collate(samples) if samples else None), [item for item in items if isinstance(item, str)]
 
 
+def num_workers(config: DataConfig) -> int:
+    """Processes that read pictures."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    spare = max(1, (os.cpu_count() or 2) // processes - 1)
+    return min(4, spare) if config.workers == "auto" else config.workers
+
+
 def _workers(config: DataConfig) -> dict:
-    number = min(4, max(1, (os.cpu_count() or 2) - 1)) if config.workers == "auto" else config.workers
+    number = num_workers(config)
     return {
         "num_workers": number,
         "pin_memory": torch.cuda.is_available(),
         "worker_init_fn": leave_signals_to_the_parent if number else None,
         "prefetch_factor": 4 if number else None,
+        "timeout": config.loader_timeout if number else 0,
         "generator": torch.Generator(),  # a loader must not draw from the generator that dropout draws from
     }
 
 
 def leave_signals_to_the_parent(worker: int) -> None:
     """A signal to the whole process group must not end a worker while the parent still finishes its step."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in LEFT_TO_THE_PARENT:
+        signal.signal(number, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)
+    end_with_parent(signal.SIGKILL)

@@ -5,7 +5,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from ..data.coco import Annotations
-from ..data.loaders import evaluation_batches
+from ..data.loaders import WHOLE, Part, begun, evaluation_batches
 from ..errors import DataError
 from ..predict import Detections, Detector
 from .backends import choose_backend, judge, mean_of_known
@@ -22,9 +22,15 @@ class Metrics(NamedTuple):
     backend: str  # who judged: pycocotools or hotcoco
 
 
-def detect_all(detector: Detector, annotations: Annotations) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
-    """Detect in every picture; yields, picture by picture, COCO results and why a picture could not be read."""
-    for batch, problems in evaluation_batches(annotations, detector.config.data):
+def detect_all(
+    detector: Detector, annotations: Annotations, part: Part = WHOLE
+) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
+    """Detect in every picture; yields, picture by picture, COCO results and why a picture could not be read.
+
+    Args:
+        part: of several processes, which share the pictures.
+    """
+    for batch, problems in begun(evaluation_batches(annotations, detector.config.data, part=part)):
         results = []
         if batch is not None:
             found = detector.select(detector.forward(batch).final, batch.sizes)

@@ -62,7 +62,7 @@ class Denoiser(nn.Module):
         device = targets[0].boxes.device
         num_targets = min(self.max_targets, max(len(t.labels) for t in targets))
         shape = (self.count_groups(num_targets), self.copies, num_targets)
-        draws = [draw_noise(t, shape, self.num_classes, self.label_noise) for t in targets]
+        draws = [draw_noise(t, shape, self.num_classes, self.label_noise).padded(num_targets) for t in targets]
         chosen = [draw.chosen.to(device) for draw in draws]
         boxes = _pad([t.boxes[c] for t, c in zip(targets, chosen, strict=True)])  # (B, T, 4)
         labels = _pad([t.labels[c] for t, c in zip(targets, chosen, strict=True)])  # (B, T)
@@ -97,16 +97,26 @@ class Draw(NamedTuple):
     """All random choices for one image."""
 
     chosen: Tensor  # (T_i,) int64, which of its targets take part
-    labels: Tensor  # (G, copies, T) int64, -1 where the true label stays
-    move: Tensor  # (G, copies, T, 4), by how many halves of the box each corner moves
+    labels: Tensor  # (G, copies, T_i) int64, -1 where the true label stays
+    move: Tensor  # (G, copies, T_i, 4), by how many halves of the box each corner moves
+
+    def padded(self, num_targets: int) -> "Draw":
+        """As long as the draw of the image with most objects."""
+        more = num_targets - len(self.chosen)
+        return self._replace(labels=F.pad(self.labels, (0, more), value=-1), move=F.pad(self.move, (0, 0, 0, more)))
 
 
-def draw_noise(target: Target, shape: tuple[int, int, int], num_classes: int, label_noise: float) -> Draw:
-    """Draw one image's noise from its own seed, so that it doesn't depend on the rest of the batch."""
+def draw_noise(target: Target, limits: tuple[int, int, int], num_classes: int, label_noise: float) -> Draw:
+    """Draw one image's noise from its own seed, so that it doesn't depend on the objects of other images.
+
+    Args:
+        limits: groups, copies, and the most objects that may take part.
+    """
     generator = None if target.seed is None else torch.Generator().manual_seed(target.seed)
     chosen = torch.arange(len(target.labels))
-    if len(chosen) > shape[-1]:
-        chosen = torch.randperm(len(chosen), generator=generator)[: shape[-1]].sort().values
+    if len(chosen) > limits[-1]:
+        chosen = torch.randperm(len(chosen), generator=generator)[: limits[-1]].sort().values
+    shape = (*limits[:2], len(chosen))
     replaced = torch.rand(shape, generator=generator) < label_noise / 2
     labels = torch.where(replaced, torch.randint(num_classes, shape, generator=generator), -1)
     negative = torch.arange(shape[1])[:, None, None]  # positives move by [0, 1), negatives by [1, 2)

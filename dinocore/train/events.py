@@ -46,6 +46,7 @@ class Saved(NamedTuple):
 
     path: Path
     step: int
+    seconds: float  # that it took
 
 
 class Warned(NamedTuple):
@@ -55,11 +56,12 @@ class Warned(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """The last epoch is done."""
+    """There is nothing left to do."""
 
     run: Path
     best_ap: float
     best_path: Path
+    why: str  # empty after the last step of the last epoch
 
 
 Event = Started | Step | Evaluating | Evaluated | Saved | Warned | Finished

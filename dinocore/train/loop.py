@@ -1,244 +1,222 @@
 """The training loop. `train` yields what happens; whoever runs it draws or ignores that."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-
-from ..config import Config, TrainConfig
-from ..data.batch import Batch, normalise
-from ..data.dataset import DataSet
-from ..data.loaders import steps_per_epoch, training_steps
-from ..device import keep_memory, peak_memory_mb, pick_precision
-from ..errors import DivergedError, Interrupted
-from ..evaluate.backends import choose_backend
-from ..evaluate.coco import coco_metrics, detect_all
-from ..files import write_text
-from ..losses import criterion
-from ..predict import Detector
-from .events import Evaluated, Evaluating, Event, Finished, Saved, Started, Step, Warned
+from ..data.loaders import num_workers, steps_per_epoch
+from ..device import keep_memory, peak_memory_mb
+from ..errors import ConfigError, DataError, DivergedError, EnvironmentFault, Interrupted
+from .evaluation import evaluate
+from .events import Event, Finished, Started, Step, Warned
+from .faults import deterministic, explained, little_shared_memory
+from .feed import Fed, feed
+from .job import Job, describe, fingerprint
+from .keeper import Keeper
+from .log import Journal, MetricsLog, NoJournal
 from .optim import lr_factor, set_lr
-from .run import MetricsLog, save_best
-from .state import TrainState, prune_checkpoints, save_checkpoint
+from .plan import Plan
+from .run import NEWEST, branch_off, find_checkpoint
+from .state import TrainState, load_checkpoint, random_streams, restore_streams
+from .step import train_step
+from .watchers import watchers
 
 
-class Job(NamedTuple):
-    """What is to be trained, on what and where."""
+class Running(NamedTuple):
+    """The parts of a run that is going on."""
 
-    config: Config
-    data: DataSet
-    run: Path
-    device: torch.device
-    stop: Callable[[], int] = lambda: 0  # or the exit code of a signal that asked for an end
-
-
-class Plan(NamedTuple):
-    """What is due after which optimizer step; steps and epochs count from 1."""
-
-    per_epoch: int  # optimizer steps
-    config: TrainConfig
-
-    @property
-    def total(self) -> int:
-        """All optimizer steps of the run."""
-        return self.config.epochs * self.per_epoch
-
-    def epoch(self, step: int) -> int:
-        """The epoch that a step belongs to."""
-        return -(-step // self.per_epoch)
-
-    def evaluates_after(self, step: int) -> bool:
-        """At the end of every few epochs, and of the last one."""
-        epoch = self.epoch(step)
-        due = epoch % self.config.eval_every_epochs == 0 or epoch == self.config.epochs
-        return due and step % self.per_epoch == 0
-
-    def saves_after(self, step: int) -> bool:
-        """At the end of every epoch, and every few steps if the config says so."""
-        every = self.config.save_every_steps
-        return step % self.per_epoch == 0 or (every > 0 and step % every == 0)
+    job: Job
+    state: TrainState
+    plan: Plan
+    journal: Journal | NoJournal
+    keeper: Keeper
 
 
 def train(job: Job, state: TrainState) -> Iterator[Event]:
-    """Train to the last epoch. Everything that the run leaves behind is in its folder.
+    """Train to the end. Everything that the run leaves behind is in its folder.
 
     Raises:
-        DivergedError: a loss or a gradient is not finite; the weights before that step are kept.
+        DivergedError: a loss, a gradient or a prediction is not finite; the weights before that step are kept.
         Interrupted: a signal asked for it; the state is saved.
+        EnvironmentFault: memory, the disk, or a process that reads pictures failed; the last state is kept.
     """
     keep_memory()
-    config, train_data, progress = job.config, job.data.train, state.progress
-    plan = Plan(steps_per_epoch(len(train_data.image_ids), config.train.batch_size), config.train)
-    chunk = images_per_forward(config, job.device)
-    log = MetricsLog(job.run, progress["step"])
-    yield Started(job.run, describe(job, state, plan.per_epoch, chunk), state.transfer)
+    plan = Plan(steps_per_epoch(len(job.data.train.image_ids), job.config.train.batch_size), job.config.train)
+    state.progress["data"] = fingerprint(job.data)
+    _agree(job, state.progress["data"])
+    journal, first = _journal(job, state), state.progress["step"]
+    try:
+        yield Started(job.run, describe(job, state, plan.per_epoch), state.transfer)
+        if text := little_shared_memory(job.config, num_workers(job.config.data)):
+            yield Warned(text)
+        with deterministic(job.config.train.deterministic):
+            yield from _to_the_end(Running(job, state, plan, journal, Keeper(job, state, journal)))
+    finally:
+        journal.close()
+    step, best = state.progress["step"], job.run / "best.safetensors"
+    as_planned = first < step == plan.total
+    yield Finished(job.run, state.progress["best_ap"], best, "" if as_planned else plan.over(state.progress))
 
+
+def _agree(job: Job, data: str) -> None:
+    """All processes must do the same; each must have a picture in every step."""
+    seen = job.group.gather((job.config.model_dump_json(exclude={"data": {"path", "workers"}}), data))
+    differing = [rank for rank, told in enumerate(seen) if told != seen[0]]
+    if differing:
+        told = f"processes {differing} have other settings or other data than process 0; start all alike"
+        raise job.group.together(ConfigError(told))
+    pictures = min(job.config.train.batch_size, len(job.data.train.image_ids))
+    if pictures < job.group.size:
+        told = f"{pictures} pictures a step are too few for {job.group.size} processes; use fewer, or more --batch-size"
+        raise job.group.together(ConfigError(told))
+
+
+def _journal(job: Job, state: TrainState) -> Journal | NoJournal:
+    if not job.group.main:
+        return NoJournal()
+    try:
+        log = MetricsLog(job.run, state.progress)
+    except OSError as error:
+        raise EnvironmentFault(f"{job.run} cannot be written: {error.strerror or error}") from error
+    return Journal(log, watchers(job.run, job.config.train, state.progress["step"]))
+
+
+def _to_the_end(run: Running) -> Iterator[Event]:
+    """All steps, and again from the newest checkpoint where one diverged and the config wants that."""
+    while True:
+        try:
+            yield from _due_evaluation(run)
+            yield from _steps(run)
+            return
+        except DivergedError as error:
+            yield Warned(_rolled_back(run, error))
+            # what DDP holds of that step is void
+            run = run._replace(state=run.state._replace(parallel=run.job.group.parallel(run.state.model)))
+
+
+def _due_evaluation(run: Running) -> Iterator[Event]:
+    """The evaluation that a signal or a kill cut short, if there is one."""
+    job, progress = run.job, run.state.progress
+    if code := _asked(job):
+        first = not progress["step"]
+        told = (
+            "before the first step" if first else f"before going on after step {progress['step']}; the state is saved"
+        )
+        raise job.group.together(Interrupted(f"interrupted {told}", code))
+    if progress["due_evaluation"]:
+        yield from evaluate(job, run.state, run.journal)
+        yield from run.keeper.save()
+    if code := _asked(job):
+        raise _interrupted(run, "in the evaluation", code)
+
+
+def _steps(run: Running) -> Iterator[Event]:
+    job, state, plan, progress = run.job, run.state, run.plan, run.state.progress
     replaced: set[str] = set()
-    yield from _evaluate_again(job, state, log)
     state.model.train()
-    for batches, started in _with_start(training_steps(train_data, config, chunk, progress["step"], plan.total)):
-        waited = time.monotonic() - started
-        lr = set_lr(state.optimizer, lr_factor(progress["step"], plan.per_epoch, config.train))
-        numbers = train_step(state, batches, job)
-        step = progress["step"] = progress["step"] + 1
-        seconds = time.monotonic() - started
-        numbers |= {"lr": lr, "seconds": seconds, "data_seconds": waited, "memory_mb": round(peak_memory_mb())}
-        log.add({"step": step, "epoch": plan.epoch(step)} | numbers)
-        numbers |= {"images": sum(len(batch.indices) for batch in batches)}
-        yield Step(step, plan.epoch(step), plan.total, numbers)
-        yield from _bad_pictures(batches, replaced, len(train_data.image_ids))
-
-        if plan.evaluates_after(step):
-            progress["due_evaluation"] = plan.epoch(step)
-            yield Saved(_save(job, state), step)  # a kill while evaluating must not cost the epoch
-            yield from _evaluate(job, state, log)
-        asked = job.stop()
-        if asked or plan.saves_after(step):
-            yield Saved(_save(job, state), step)
-        if asked and (step < plan.total or progress["due_evaluation"]):
-            raise Interrupted(f"interrupted after step {step} of {plan.total}; {job.run} has the state", asked)
-    yield Finished(job.run, progress["best_ap"], job.run / "best.safetensors")
+    for fed in feed(job, plan, progress["step"]):
+        if plan.over(progress):
+            return
+        if fed.fault is not None:
+            yield from run.keeper.save()
+            raise job.group.together(fed.fault)
+        yield from _step(run, fed)
+        yield from _bad_pictures(job, fed, replaced)
+        if plan.evaluates_after(progress["step"]):
+            progress["due_evaluation"] = plan.epoch(progress["step"])
+            yield from run.keeper.save()  # a kill while evaluating must not cost the epoch
+            yield from evaluate(job, state, run.journal)
+        yield from _save_if_due(run)
 
 
-def _evaluate_again(job: Job, state: TrainState, log: MetricsLog) -> Iterator[Event]:
-    """Do the evaluation that a signal cut short, if one did."""
-    if state.progress["due_evaluation"]:
-        yield from _evaluate(job, state, log)
-        if job.stop():
-            raise Interrupted(f"interrupted in an evaluation; {job.run} has the state", job.stop())
+def _step(run: Running, fed: Fed) -> Iterator[Event]:
+    """One optimizer step, and what is told of it."""
+    job, state, plan, progress = run.job, run.state, run.plan, run.state.progress
+    waited = time.monotonic() - fed.began
+    step = progress["step"] + 1
+    row: dict = {"step": step, "epoch": plan.epoch(step)}
+    if step in progress["left_out"]:
+        progress["step"] = step
+        yield from map(Warned, run.journal.add(row | {"left_out": True}))
+        return
+    lr = set_lr(state.optimizer, lr_factor(step - 1, plan.per_epoch, job.config.train))
+    boundary = random_streams()
+    try:
+        with explained(fed.batches):
+            numbers = train_step(state, fed.batches, job, fed.num_boxes)
+    except EnvironmentFault:
+        state.optimizer.zero_grad(set_to_none=True)
+        if job.group.size == 1:  # others would wait for this one's share of the step
+            restore_streams(boundary)
+            yield from run.keeper.save()
+        raise
+    progress["step"] = step
+    numbers |= {"lr": lr, "seconds": time.monotonic() - fed.began, "data_seconds": waited}
+    numbers |= {"memory_mb": round(peak_memory_mb())}
+    yield from map(Warned, run.journal.add(row | numbers))
+    yield Step(step, plan.epoch(step), plan.total, numbers | {"images": fed.num_images})
 
 
-def _with_start(steps: Iterable[list[Batch]]) -> Iterator[tuple[list[Batch], float]]:
-    """Each step's batches, and when the wait for them began."""
-    started = time.monotonic()
-    for batches in steps:
-        yield batches, started
-        started = time.monotonic()
-
-
-def train_step(state: TrainState, batches: list[Batch], job: Job) -> dict[str, float]:
-    """One optimizer step over all batches of it; returns what is logged.
+def _save_if_due(run: Running) -> Iterator[Event]:
+    """Save if a signal, the plan or the clock asks for it; end if a signal does.
 
     Raises:
-        DivergedError: before the step, so that the weights stay as they were.
+        Interrupted: the state is saved.
     """
-    config = job.config
-    dtype = pick_precision(config.train.amp, job.device)
-    num_boxes = float(sum(len(target.labels) for batch in batches for target in batch.targets))
-    logged: dict[str, torch.Tensor] = {}
-    for batch in batches:
-        prepared = normalise(batch, config.model.pixel_mean, config.model.pixel_std, job.device)
-        with torch.autocast(job.device.type, dtype=dtype, enabled=dtype is not None):
-            output = state.model(prepared.images, prepared.padding, prepared.targets)
-        terms = criterion(output, prepared.targets, num_boxes, config.loss)
-        state.scaler.scale(torch.stack(list(terms.values())).sum()).backward()
-        for name, value in terms.items():
-            key = _group(name)
-            logged[key] = logged.get(key, 0) + value.detach()
-    state.scaler.unscale_(state.optimizer)
-    trained = [p for group in state.optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(trained, config.train.clip_norm or float("inf"))
-    values: list[float] = torch.stack([*logged.values(), norm]).tolist()  # the one wait for the device
-    numbers: dict[str, float] = {"loss": sum(values[:-1])}
-    numbers |= zip([*logged, "grad_norm"], values, strict=True)
-    _stop_if_not_finite(numbers, batches, state, job)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
-    state.ema.update(state.model)
-    return numbers
+    stops, dues = zip(*run.job.group.gather_numbers([run.job.stop(), run.keeper.due()]), strict=True)
+    asked, over = int(max(stops)), run.plan.over(run.state.progress)
+    if asked or over or any(dues) or run.plan.saves_after(run.state.progress["step"]):
+        yield from run.keeper.save(must=bool(asked or over))
+        asked = asked or _asked(run.job)  # meanwhile
+    if asked and not over:
+        raise _interrupted(run, "", asked)
 
 
-def images_per_forward(config: Config, device: torch.device) -> int:
-    """How many pictures go through the model at once; the rest of a step's batch is accumulated."""
-    if config.train.images_per_forward != "auto":
-        return min(config.train.images_per_forward, config.train.batch_size)
-    return 1 if device.type == "cpu" else config.train.batch_size
+def _asked(job: Job) -> int:
+    """The exit code of a signal that any process got."""
+    return int(max(code for (code,) in job.group.gather_numbers([job.stop()])))
 
 
-def describe(job: Job, state: TrainState, per_epoch: int, chunk: int) -> dict[str, str]:
-    """What will be done, for people to read before it begins."""
-    config, train = job.config, job.data.train
-    dtype = pick_precision(config.train.amp, job.device)
-    names = [category.name for category in train.categories]
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    rounds = -(-config.train.batch_size // chunk)
-    return {
-        "data": job.data.source,
-        "pictures": f"{len(train.image_ids)} to train on, {len(job.data.val.image_ids)} to evaluate on",
-        "classes": f"{len(names)}: {shown}",
-        "model": f"{sum(p.numel() for p in state.model.parameters()) / 1e6:.1f} M parameters, {config.model.backbone}",
-        "batch": f"{config.train.batch_size} pictures a step ({chunk} at a time, {rounds} times)",
-        "steps": f"{per_epoch} an epoch, {config.train.epochs} epochs",
-        "device": f"{job.device}, {torch.get_num_threads()} threads, {str(dtype or torch.float32)[6:]}",
-        "weights": state.progress["origin"],
-        "evaluation": f"COCO's, by {choose_backend(config.eval.backend)}",
-        "run": str(job.run),
-    }
-
-
-def _group(name: str) -> str:
-    """`stage3/box` -> `matching/box`: the layers of a stage are logged as one number."""
-    stage, term = name.split("/")
-    kind = stage.rstrip("0123456789")
-    return f"{'matching' if kind == 'stage' else kind}/{term}"
-
-
-def _stop_if_not_finite(numbers: dict[str, float], batches: list[Batch], state: TrainState, job: Job) -> None:
-    bad = [name for name, value in numbers.items() if not torch.tensor(value).isfinite()]
-    scaling = state.scaler.is_enabled() and bad == ["grad_norm"]  # the scaler itself skips such a step
-    if not bad or scaling:
-        return
-    pictures = [str(job.data.train.path(i)) for batch in batches for i in batch.indices]
-    lines = [f"step {state.progress['step'] + 1}", *(f"{k} = {v}" for k, v in numbers.items()), *pictures]
-    write_text(job.run / "diverged.txt", "\n".join(lines) + "\n")
-    raise DivergedError(
-        f"{', '.join(bad)} is not finite in step {state.progress['step'] + 1}; no step was taken with it, the last "
-        f"state is in {job.run}/checkpoints, the pictures are listed in {job.run}/diverged.txt; "
-        "try a lower --lr or --amp off"
+def _interrupted(run: Running, where: str, code: int) -> Exception:
+    at = f"after step {run.state.progress['step']} of {run.plan.total}"
+    told = (
+        f"interrupted {where}{' ' if where else ''}{at}; the state is saved, go on: dino train --resume {run.job.run}"
     )
+    return run.job.group.together(Interrupted(told, code))
 
 
-def _bad_pictures(batches: list[Batch], known: set[str], num_images: int) -> Iterator[Event]:
-    from ..errors import DataError
-
-    for text in (problem for batch in batches for problem in batch.problems):
+def _bad_pictures(job: Job, fed: Fed, known: set[str]) -> Iterator[Event]:
+    for text in fed.problems:
         if text not in known:
             known.add(text)
             yield Warned(f"{text}; another picture takes its place")
+    num_images = len(job.data.train.image_ids)
     if len(known) > max(3, num_images // 100):
-        raise DataError(f"{len(known)} of {num_images} pictures cannot be read, which is more than 3 and more than 1 %")
+        told = f"{len(known)} of {num_images} pictures cannot be read, which is more than 3 and more than 1 %"
+        raise job.group.together(DataError(told))
 
 
-def _save(job: Job, state: TrainState) -> Path:
-    folder = job.run / "checkpoints"
-    path = save_checkpoint(folder, state, job.config, job.data.train.categories)
-    prune_checkpoints(folder, job.config.train.keep_checkpoints)
-    return path
+def _newest(job: Job) -> tuple[Path | None, list[str]]:
+    path, warnings = find_checkpoint(job.run, NEWEST)
+    return path, warnings + branch_off(job.run, path)
 
 
-def _evaluate(job: Job, state: TrainState, log: MetricsLog) -> Iterator[Event]:
-    """Judge the weights that would be kept, on the validation split."""
-    config, val, progress = job.config, job.data.val, state.progress
-    epoch = progress["due_evaluation"]
-    detector = Detector(state.ema.model, config, job.data.train.categories, job.device, config.train.amp)
-    results: list[dict[str, Any]] = []
-    for done, (found, problems) in enumerate(detect_all(detector, val), start=1):
-        results += found
-        for problem in problems:
-            yield Warned(problem)
-        yield Evaluating(done, len(val.image_ids))
-        if job.stop():
-            return  # still due, so it is done again after the resume
-    progress["due_evaluation"] = 0
-    state.model.train()
-    metrics = coco_metrics(val, results, config.eval.backend)
-    best = metrics.summary["AP"] > progress["best_ap"] or not progress["best_step"]  # of equals the oldest
-    if best:
-        progress |= {"best_ap": metrics.summary["AP"], "best_step": progress["step"]}
-        facts = {"step": progress["step"], "epoch": epoch, "metrics": metrics.summary, "data": job.data.source}
-        save_best(job.run, state.ema.model, config, job.data.train.categories, facts)
-    log.add({"step": progress["step"], "epoch": epoch} | metrics.summary | {"backend": metrics.backend})
-    yield Evaluated(progress["step"], epoch, config.train.epochs, metrics, best)
+def _rolled_back(run: Running, error: DivergedError) -> str:
+    """Take the state of the newest checkpoint, from which the step that diverged will be left out; says so.
+
+    Raises:
+        DivergedError: that is not wanted, not possible, or was done too often.
+    """
+    job, progress = run.job, run.state.progress
+    left_out = [*progress["left_out"], progress["step"] + 1]
+    if job.config.train.on_nan == "stop" or progress["due_evaluation"]:
+        raise job.group.together(error)
+    path, _ = job.group.on_main(lambda: _newest(job))
+    if path is None or len(left_out) > job.config.train.max_rollbacks:
+        why = "there is no checkpoint to roll back to" if path is None else f"rolled back {len(left_out) - 1} times"
+        raise job.group.together(DivergedError(f"{why}, and now {error}"))
+    load_checkpoint(path, run.state, job.group.rank, job.config.train.seed)
+    progress["left_out"] = left_out
+    run.journal.go_back(progress)
+    return f"{error}; rolled back to {path.name}, and step {left_out[-1]} will be left out"

@@ -1,9 +1,6 @@
 """The folder of a run: made, refused or taken up again."""
 
-import json
-import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +9,11 @@ from ..config import Config
 from ..errors import CheckpointError, ConfigError, EnvironmentFault
 from ..files import write_text
 from ..presets import config_to_toml, load_config
-from .state import list_checkpoints, verify_checkpoint
+from .checkpoints import list_checkpoints, set_aside, step_of, tidy, verify_checkpoint
+from .lock import NAME as LOCK
 
 NEWEST = "auto"
+PARTS = ("metrics.jsonl", "log.txt", "best.safetensors", "curves.png", "diverged.safetensors")
 
 
 def check_run(run: Path, overwrite: bool) -> None:
@@ -25,7 +24,7 @@ def check_run(run: Path, overwrite: bool) -> None:
     """
     if run.exists() and not run.is_dir():
         raise ConfigError(f"--output-dir {run} is a file; give a folder")
-    if run.is_dir() and any(run.iterdir()) and not overwrite:
+    if run.is_dir() and any(path.name != LOCK for path in run.iterdir()) and not overwrite:
         raise ConfigError(
             f"{run} is not empty; continue that run with --resume auto, or start anew over it with --overwrite"
         )
@@ -41,10 +40,11 @@ def prepare_run(run: Path, overwrite: bool) -> None:
     check_run(run, overwrite)
     try:
         run.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.jsonl", "log.txt", "best.safetensors", "curves.png", "diverged.txt"):
+        for name in PARTS:
             (run / name).unlink(missing_ok=True)
-        if (run / "checkpoints").is_dir():
-            shutil.rmtree(run / "checkpoints")
+        for name in ("checkpoints", "tensorboard"):
+            if (run / name).is_dir():
+                shutil.rmtree(run / name)
         write_text(run / "log.txt", "")
     except OSError as error:
         raise EnvironmentFault(f"{run} cannot be written: {error.strerror or error}") from error
@@ -76,11 +76,12 @@ def find_checkpoint(run: Path, wanted: str) -> tuple[Path | None, list[str]]:
     Raises:
         CheckpointError: all are damaged.
     """
+    tidy(run / "checkpoints")
+    found = list_checkpoints(run / "checkpoints")
     if wanted != NEWEST:
         path = Path(wanted)
         verify_checkpoint(path)
         return path, []
-    found = list_checkpoints(run / "checkpoints")
     if not found:
         return None, [f"{run} has no checkpoint yet; it begins with its first step"]
     damaged = []
@@ -94,39 +95,12 @@ def find_checkpoint(run: Path, wanted: str) -> tuple[Path | None, list[str]]:
     raise CheckpointError(f"every checkpoint of {run} is damaged; start anew with --overwrite")
 
 
-class MetricsLog:
-    """`metrics.jsonl`: one line per step and per evaluation, each step once even after a resume."""
-
-    def __init__(self, run: Path, step: int):
-        self.path = run / "metrics.jsonl"
-        kept = [line for line in _lines(self.path) if _step(line) <= step]
-        write_text(self.path, "".join(f"{line}\n" for line in kept))
-
-    def add(self, numbers: dict[str, Any]) -> None:
-        """Append a line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({key: _finite(value) for key, value in numbers.items()}, allow_nan=False) + "\n")
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """The whole lines of a log; a killed run may have left half a line."""
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                yield line.rstrip("\n")
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no word for a gradient that overflowed in fp16 and was skipped."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _step(line: str) -> float:
-    """The step of a line; a damaged line is none's."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+def branch_off(run: Path, checkpoint: Path | None) -> list[str]:
+    """Put newer checkpoints of the run out of the way of one that it goes on from; what a user should know."""
+    if checkpoint is None:
+        return []
+    moved = set_aside(run / "checkpoints", step_of(checkpoint))
+    return [f"newer than {checkpoint.name}, put aside: {', '.join(moved)} in {run}/checkpoints"] if moved else []
 
 
 def write_config(run: Path, config: Config) -> None:

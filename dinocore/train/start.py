@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,16 +11,19 @@ from ..checkpoint import Weights, load_weights
 from ..config import Config, ModelConfig
 from ..convert.info import preset_of
 from ..data.coco import Category
+from ..data.dataset import DataSet
 from ..device import pick_precision
-from ..errors import CheckpointError, ConfigError
+from ..distributed import Alone
+from ..errors import CheckpointError, ConfigError, DataError
 from ..fetch.locate import locate
 from ..fetch.watch import UNWATCHED, Watch
 from ..model.build import build_model
 from ..model.dino import DINO
 from ..presets import list_presets, load_config
 from ..pretrained import load_backbone_weights
+from .job import fingerprint
 from .optim import Ema, NoEma, build_optimizer
-from .state import TrainState, load_checkpoint
+from .state import BEGINNING, TrainState, begin_streams, load_checkpoint
 from .transfer import Transfer, carry_over
 
 SAME = (
@@ -79,29 +83,37 @@ def _way_out(weights: Weights, differing: Mapping[str, tuple]) -> str:
     return " ".join(f"--set model.{key}={json.dumps(value)}" for key, value in values.items())
 
 
-def fresh_state(config: Config, categories: Sequence[Category], device: torch.device) -> TrainState:
+def fresh_state(
+    config: Config, categories: Sequence[Category], device: torch.device, group: Alone | None = None
+) -> TrainState:
     """The state before the first step; the model's random weights come from the seed.
 
     Raises:
         CheckpointError, EnvironmentFault: the weights that the config asks for cannot be had.
     """
+    group = group or Alone()
     torch.manual_seed(config.train.seed)
     model = build_model(config.model)
-    origin, transfer = load_starting_weights(model, config, categories)
+    origin, transfer = group.main_first(
+        lambda: load_starting_weights(model, config, categories)
+    )  # one of them downloads
     freeze(model, config.train.freeze)
-    return _state_around(model.to(device), config, device, origin)._replace(transfer=transfer)
+    if not group.main:  # dropout of each process for itself
+        begin_streams(config.train.seed, 0, group.rank)
+    return _state_around(model.to(device), config, device, origin, group)._replace(transfer=transfer)
 
 
-def resumed_state(checkpoint: Path, config: Config, device: torch.device) -> TrainState:
-    """The state of a checkpoint.
+def resumed_state(checkpoint: Path, config: Config, device: torch.device, group: Alone | None = None) -> TrainState:
+    """The state of a checkpoint that was verified.
 
     Raises:
-        CheckpointError: it is damaged or belongs to another config.
+        CheckpointError: it belongs to another config.
     """
+    group = group or Alone()
     model = build_model(config.model).to(device)
     freeze(model, config.train.freeze)
-    state = _state_around(model, config, device, "")
-    state = load_checkpoint(checkpoint, state)
+    state = _state_around(model, config, device, "", group)
+    load_checkpoint(checkpoint, state, group.rank, config.train.seed)
     state.progress["origin"] = f"continued from {checkpoint}"
     return state
 
@@ -131,12 +143,34 @@ def freeze(model: DINO, parts: Sequence[str]) -> None:
         raise ConfigError(f"train.freeze = {list(parts)} leaves nothing to train; name fewer parts")
 
 
-def _state_around(model: DINO, config: Config, device: torch.device, origin: str) -> TrainState:
+def _state_around(model: DINO, config: Config, device: torch.device, origin: str, group: Alone) -> TrainState:
     scaled = pick_precision(config.train.amp, device) is torch.float16
     return TrainState(
         model=model,
+        parallel=group.parallel(model),
         ema=Ema(model, config.train.ema_decay) if config.train.ema_decay else NoEma(model),
         optimizer=build_optimizer(model, config.train),
         scaler=torch.amp.GradScaler(device.type, enabled=scaled),
-        progress={"step": 0, "best_ap": -1.0, "best_step": 0, "due_evaluation": 0, "origin": origin},
+        progress=BEGINNING | {"left_out": [], "origin": origin},
     )
+
+
+def check_same_data(manifest: Mapping[str, Any], data: DataSet, allow_change: bool) -> None:
+    """Refuse to continue a run on other data than it began with.
+
+    Raises:
+        CheckpointError: the classes are others.
+        DataError: the annotations have changed.
+    """
+    classes = [[c.id, c.name] for c in data.train.categories]
+    if manifest.get("classes", classes) != classes:
+        names = ", ".join(str(name) for _, name in manifest["classes"])
+        raise CheckpointError(
+            f"the run knows the classes {names}, and {data.train.file} has others; start a new run from its weights: "
+            "--weights RUN/best.safetensors"
+        )
+    if manifest.get("data", "") not in ("", fingerprint(data)) and not allow_change:
+        raise DataError(
+            f"the annotations {data.train.file} or {data.val.file} have changed since the checkpoint was written; "
+            "put the old ones back, or go on with the new ones: --allow-data-change"
+        )

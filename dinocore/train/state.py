@@ -1,30 +1,46 @@
-"""All that a run needs to go on: kept in one folder per checkpoint, published by a rename."""
+"""All that a run needs to go on, and how it gets into a checkpoint and out of it."""
 
-import hashlib
-import json
 import os
 import pickle
+import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from torch import nn
 
-from .. import __version__
-from ..checkpoint import SCHEMA, load_exactly, load_weights, save_weights
+from ..checkpoint import load_exactly, load_weights, save_weights
 from ..config import Config
 from ..data.coco import Category
-from ..errors import CheckpointError, EnvironmentFault
+from ..errors import CheckpointError
 from ..files import sync
 from ..model.dino import DINO
+from .checkpoints import manifest_of, publish
 from .optim import Ema, NoEma
 from .transfer import Transfer
 
+WEIGHTS, AVERAGE, OPTIMIZER, REST = "model.safetensors", "ema.safetensors", "optimizer.pt", "state.pt"
+BEGINNING: dict[str, Any] = {
+    "step": 0,
+    "best_ap": -1.0,
+    "best_step": 0,  # 0: nothing was evaluated yet
+    "worse": 0,  # evaluations since the best one
+    "due_evaluation": 0,  # the epoch whose evaluation was begun and not finished
+    "log_bytes": 0,  # place in metrics.jsonl
+    "overflows": 0,  # steps in a row that the scaler of fp16 left out
+    "left_out": [],  # steps that rollbacks leave out
+    "failed_evaluations": 0,
+}
+
 
 class TrainState(NamedTuple):
-    """The living objects of a run. `progress` holds the plain numbers: step, best_ap, best_step."""
+    """The living objects of a run. `progress` holds the plain values, as `BEGINNING` names them."""
 
     model: DINO
+    parallel: nn.Module  # the model as training calls it: itself, or a wrapper that averages gradients over processes
     ema: Ema | NoEma
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -32,104 +48,141 @@ class TrainState(NamedTuple):
     transfer: Transfer | None = None  # what the weights were started from, if from others
 
 
-def save_checkpoint(folder: Path, state: TrainState, config: Config, categories: list[Category]) -> Path:
-    """Write `folder`/step-XXXXXXXX whole or not at all.
+def random_streams() -> dict[str, Any]:
+    """The state of every global random generator of this process, as plain values."""
+    numpy: Any = np.random.get_state(legacy=False)
+    numpy["state"]["key"] = numpy["state"]["key"].tolist()  # weights_only lets no array in
+    streams = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": numpy}
+    if torch.cuda.is_available():
+        streams["cuda"] = torch.cuda.get_rng_state()
+    if torch.backends.mps.is_available():
+        streams["mps"] = torch.mps.get_rng_state()
+    return streams
+
+
+def begin_streams(seed: int, step: int, rank: int) -> None:
+    """New random streams, other ones for every process."""
+    drawn = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
+    torch.manual_seed(int(drawn[0]) % 2**63)
+
+
+def restore_streams(streams: dict[str, Any]) -> None:
+    """Undo what was drawn since; streams of devices that are not here are left out."""
+    torch.set_rng_state(streams["torch"])
+    random.setstate(streams["python"])
+    state = streams["numpy"]
+    np.random.set_state(state | {"state": state["state"] | {"key": np.array(state["state"]["key"], np.uint32)}})
+    if "cuda" in streams and torch.cuda.is_available():
+        torch.cuda.set_rng_state(streams["cuda"])
+    if "mps" in streams and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(streams["mps"])
+
+
+def save_checkpoint(
+    folder: Path, state: TrainState, config: Config, categories: Sequence[Category], streams: list[dict[str, Any]]
+) -> Path:
+    """Write `folder`/step-XXXXXXXX whole or not at all. Saved again after the same step, its large files stay.
+
+    Args:
+        streams: random streams of all processes, by rank.
 
     Raises:
-        EnvironmentFault: it cannot be written; earlier checkpoints stay.
+        EnvironmentFault: there is no room, or it cannot be written; earlier checkpoints stay.
     """
-    target = folder / f"step-{state.progress['step']:08d}"
-    temporary = folder / f".tmp-{target.name}-{os.getpid()}"
-    replaced = folder / f".tmp-old-{target.name}-{os.getpid()}"
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _write_files(temporary, state, config, categories)
-        sync(temporary)
-        if target.exists():  # the same step, saved again
-            os.rename(target, replaced)
-        os.rename(temporary, target)
-        sync(folder)
-    except (OSError, RuntimeError) as error:
-        raise EnvironmentFault(f"the checkpoint {target} cannot be written: {error}; earlier ones are whole") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
-    return target
-
-
-def _write_files(folder: Path, state: TrainState, config: Config, categories: list[Category]) -> None:
-    facts = dict(state.progress)
-    save_weights(folder / "model.safetensors", state.model.state_dict(), config, categories, facts)
-    if isinstance(state.ema, Ema):
-        save_weights(folder / "ema.safetensors", state.ema.model.state_dict(), config, categories, facts)
-    rest = {
-        "optimizer": state.optimizer.state_dict(),
-        "scaler": state.scaler.state_dict(),
-        "ema_updates": state.ema.updates,
-        "progress": state.progress,
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    step = state.progress["step"]
+    facts = {
+        "epochs": config.train.epochs,
+        "processes": len(streams),
+        "data": state.progress.get("data", ""),
+        "classes": [[c.id, c.name] for c in categories],
+        "torch_version": str(torch.__version__),
     }
-    torch.save(rest, folder / "state.pt")
-    sync(folder / "state.pt")
-    files = {file.name: _fingerprint(file) for file in sorted(folder.iterdir())}
-    manifest = {"schema": SCHEMA, "dino_version": __version__, "step": state.progress["step"], "files": files}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    sync(folder / "manifest.json")
+    before = folder / f"step-{step:08d}"
+    linked = _large_files(before)
+
+    def write(temporary: Path) -> dict[str, Any]:
+        for name in linked:
+            _link(before / name, temporary / name)
+        if not linked:
+            _write_large_files(temporary, state, config, categories)
+        _save(temporary / REST, {
+            "progress": state.progress,
+            "scaler": state.scaler.state_dict(),
+            "ema_updates": state.ema.updates,
+            "streams": streams,
+        })  # fmt: skip
+        return linked
+
+    return publish(folder, step, 10**6 + (0 if linked else size_in_bytes(state)), write, facts)
 
 
-def load_checkpoint(path: Path, state: TrainState) -> TrainState:
-    """Fill the state from a checkpoint folder.
-
-    Raises:
-        CheckpointError: a file is missing, damaged or does not fit.
-    """
-    verify_checkpoint(path)
-    load_exactly(state.model, load_weights(path / "model.safetensors").tensors, path)
-    if isinstance(state.ema, Ema):
-        if not (path / "ema.safetensors").is_file():
-            raise CheckpointError(f"{path} has no moving average, but train.ema_decay asks for one; set it to 0")
-        load_exactly(state.ema.model, load_weights(path / "ema.safetensors").tensors, path)
-    rest = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-    state.optimizer.load_state_dict(rest["optimizer"])
-    state.scaler.load_state_dict(rest["scaler"])
-    state.ema.updates = rest["ema_updates"]
-    torch.set_rng_state(rest["random"])
-    if torch.cuda.is_available() and len(rest["random_cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(rest["random_cuda"])
-    return state._replace(progress=rest["progress"])
-
-
-def verify_checkpoint(path: Path) -> None:
-    """Compare every file with the manifest.
-
-    Raises:
-        CheckpointError: a file is missing or differs.
-    """
+def _large_files(before: Path) -> dict[str, Any]:
+    """Fingerprints of the weights that were saved after the same step; none if it was not."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        if manifest["schema"] > SCHEMA:
-            raise CheckpointError(f"{path} was made by dino {manifest['dino_version']}, this is {__version__}")
-        damaged = [name for name, value in manifest["files"].items() if _fingerprint(path / name) != value]
-    except (OSError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} is not a whole checkpoint: {error}") from error
-    if damaged:
-        raise CheckpointError(f"{path} is damaged: {', '.join(damaged)} differ from what was written")
+        files = manifest_of(before)["files"]
+    except CheckpointError:
+        return {}
+    return {name: value for name, value in files.items() if name != REST}
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / "manifest.json").is_file())
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
+        sync(target)
 
 
-def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep`, and what a killed run left half-written."""
-    for path in [*list_checkpoints(folder)[:-keep], *folder.glob(".tmp-*")]:
-        shutil.rmtree(path, ignore_errors=True)
+def _write_large_files(folder: Path, state: TrainState, config: Config, categories: Sequence[Category]) -> None:
+    facts = {"step": state.progress["step"], "origin": state.progress["origin"]}
+    save_weights(folder / WEIGHTS, state.model.state_dict(), config, categories, facts)
+    if isinstance(state.ema, Ema):
+        save_weights(folder / AVERAGE, state.ema.model.state_dict(), config, categories, facts)
+    _save(folder / OPTIMIZER, state.optimizer.state_dict())
 
 
-def _fingerprint(file: Path) -> list[Any]:
-    """Size and sha256."""
-    with file.open("rb") as content:
-        return [file.stat().st_size, hashlib.file_digest(content, "sha256").hexdigest()]
+def _save(path: Path, content: dict[str, Any]) -> None:
+    torch.save(content, path)
+    sync(path)
+
+
+def size_in_bytes(state: TrainState) -> int:
+    """Of a checkpoint, nearly."""
+    tensors = [*state.model.state_dict().values()]
+    tensors += state.ema.model.state_dict().values() if isinstance(state.ema, Ema) else []
+    tensors += [x for one in state.optimizer.state.values() for x in one.values() if isinstance(x, torch.Tensor)]
+    return int(1.02 * sum(x.numel() * x.element_size() for x in tensors))
+
+
+def load_checkpoint(path: Path, state: TrainState, rank: int, seed: int) -> None:
+    """Fill the state from a checkpoint folder that was verified.
+
+    A process that the run did not have before begins random streams of its own. Learning rates and weight decay are
+    those of the present config, not of the checkpoint's.
+
+    Raises:
+        CheckpointError: a file is missing or does not fit.
+    """
+    load_exactly(state.model, load_weights(path / WEIGHTS).tensors, path)
+    if isinstance(state.ema, Ema):
+        if not (path / AVERAGE).is_file():
+            raise CheckpointError(f"{path} has no moving average, but train.ema_decay asks for one; set it to 0")
+        load_exactly(state.ema.model, load_weights(path / AVERAGE).tensors, path)
+    asked = [{key: group[key] for key in ("peak_lr", "weight_decay")} for group in state.optimizer.param_groups]
+    try:
+        rest = torch.load(path / REST, map_location="cpu", weights_only=True)
+        state.optimizer.load_state_dict(torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True))
+        state.scaler.load_state_dict(rest["scaler"])
+        state.ema.updates = rest["ema_updates"]
+        streams = rest["streams"]
+        progress = BEGINNING | rest["progress"]
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} does not fit this run: {error}") from error
+    for group, values in zip(state.optimizer.param_groups, asked, strict=True):
+        group |= values
+    state.progress.clear()
+    state.progress.update(progress)
+    if rank < len(streams):
+        restore_streams(streams[rank])
+    else:
+        begin_streams(seed, progress["step"], rank)

@@ -44,7 +44,7 @@ class Cell(NamedTuple):
 def training_cells(annotations: Annotations, config: Config, start: int, steps: int) -> Iterator[Cell]:
     """The pictures of optimizer steps from `start` on, by the training's own loader, normalised for the model."""
     chunk = config.train.images_per_forward
-    chunk = config.train.batch_size if chunk == "auto" else chunk
+    chunk = config.train.batch_size if isinstance(chunk, str) else chunk
     plan = Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, start + steps)
     loader = training_steps(annotations, config, chunk, start, start + steps)
     for wanted, batches in zip(plan, loader, strict=True):

@@ -115,6 +115,8 @@ def test_noise_of_an_image_does_not_depend_on_the_rest_of_the_batch():
     alone, together = layer([target(3, 5)]), layer([target(3, 5), target(3, 6)])
     assert torch.equal(alone.boxes[0], together.boxes[0])
     assert not torch.equal(together.boxes[0], together.boxes[1])
+    with_more = layer([target(3, 5), target(5, 6)])  # two places of each copy in each group are padding
+    assert torch.equal(alone.boxes[0].view(8, 3, 4), with_more.boxes[0].view(8, 5, 4)[:, :3])
 
 
 @pytest.mark.parametrize("overrides", [('kind="none"',), ("num_groups=0",)])

@@ -6,7 +6,8 @@ import torch
 from dinocore import load_config
 from dinocore.data.dataset import open_dataset
 from dinocore.data.sample import write_sample_data
-from dinocore.train.loop import Job, train
+from dinocore.train.job import Job
+from dinocore.train.loop import train
 from dinocore.train.run import prepare_run, write_config
 from dinocore.train.start import fresh_state
 

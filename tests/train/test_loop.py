@@ -9,13 +9,17 @@ import torch
 from PIL import Image
 
 from dinocore.checkpoint import load_weights
-from dinocore.errors import CheckpointError, ConfigError, DataError, DivergedError, EnvironmentFault, Interrupted
+from dinocore.errors import CheckpointError, ConfigError, DataError, DivergedError, Interrupted
 from dinocore.predict import load_detector
+from dinocore.train.checkpoints import list_checkpoints
 from dinocore.train.events import Evaluated, Evaluating, Finished, Saved, Started, Step, Warned
-from dinocore.train.loop import train, train_step
-from dinocore.train.run import MetricsLog, find_checkpoint, prepare_run, run_config
+from dinocore.train.feed import count_boxes
+from dinocore.train.log import MetricsLog
+from dinocore.train.loop import train
+from dinocore.train.run import find_checkpoint, prepare_run, run_config
 from dinocore.train.start import resumed_state
-from dinocore.train.state import list_checkpoints
+from dinocore.train.state import BEGINNING
+from dinocore.train.step import train_step
 
 
 def kinds(events):
@@ -87,10 +91,10 @@ def test_a_stop_during_the_last_evaluation_is_no_end(small_config, start, run_to
         for event in train(job, state):
             seen.append(type(event))
     checkpoint, _ = find_checkpoint(job.run, "auto")
-    with pytest.raises(Interrupted, match="in an evaluation"):
+    with pytest.raises(Interrupted, match="before going on after step 4"):
         run_to_end(job, resumed_state(checkpoint, config, torch.device("cpu")))
     events = run_to_end(job._replace(stop=lambda: 0), resumed_state(checkpoint, config, torch.device("cpu")))
-    assert kinds(events) == [Started, Evaluated, Finished]
+    assert kinds(events) == [Started, Evaluated, Saved, Finished]
     assert (job.run / "best.safetensors").is_file()
 
 
@@ -114,7 +118,7 @@ def test_every_file_of_a_checkpoint_opens_without_running_code(small_config, sta
     folder = list_checkpoints(job.run / "checkpoints")[-1]
     assert torch.load(folder / "state.pt", weights_only=True)["progress"]["step"] == 4
     assert sorted(path.name for path in folder.iterdir()) == [
-        "ema.safetensors", "manifest.json", "model.safetensors", "state.pt",
+        "ema.safetensors", "manifest.json", "model.safetensors", "optimizer.pt", "state.pt",
     ]  # fmt: skip
 
 
@@ -145,9 +149,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(small_config, start):
 def test_a_gradient_that_is_not_finite_names_itself_and_its_pictures(small_config, start):
     job, state = start(small_config())
     state.model.neck.project[0][0].weight.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(DivergedError, match="grad_norm is not finite in step 1"):
+    with pytest.raises(DivergedError, match=r"grad_norm is not finite in step 1: .*smear_.*layer neck.project.0.0"):
         list(train(job, state))
-    assert "smear_" in (job.run / "diverged.txt").read_text()
 
 
 def test_one_bad_picture_is_replaced_and_said_once(pictures, small_config, start, run_to_end, tmp_path):
@@ -208,30 +211,13 @@ def test_a_folder_with_something_in_it_is_refused_with_both_ways_out(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_a_full_disk_keeps_the_checkpoint_before(small_config, start, run_to_end, monkeypatch):
-    job, state = start(small_config("train.epochs=1"))
-    run_to_end(job, state)
-    (kept,) = list_checkpoints(job.run / "checkpoints")
-
-    def no_space(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("dinocore.train.state.torch.save", no_space)
-    from dinocore.train.state import save_checkpoint
-
-    with pytest.raises(EnvironmentFault, match="No space left"):
-        save_checkpoint(job.run / "checkpoints", state, job.config, job.data.train.categories)
-    assert list_checkpoints(job.run / "checkpoints") == [kept]
-    assert not list((job.run / "checkpoints").glob(".tmp*"))
-
-
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_low_precision_steps_are_finite(small_config, start, amp):
     job, state = start(small_config(f'train.amp="{amp}"'))
     from dinocore.data.loaders import training_steps
 
     batches = next(iter(training_steps(job.data.train, job.config, 2, 0, 1)))
-    assert math.isfinite(train_step(state, batches, job)["loss"])
+    assert math.isfinite(train_step(state, batches, job, count_boxes(batches))["loss"])
 
 
 def test_weights_start_a_run_with_other_classes_by_name(small_config, start, run_to_end, pictures, tmp_path):
@@ -255,6 +241,6 @@ def test_weights_start_a_run_with_other_classes_by_name(small_config, start, run
 
 
 def test_a_number_that_is_not_finite_is_null_in_the_log(tmp_path):
-    log = MetricsLog(tmp_path, 0)
+    log = MetricsLog(tmp_path, BEGINNING)
     log.add({"step": 1, "loss": 2.5, "grad_norm": math.inf})
     assert lines(tmp_path) == [{"step": 1, "loss": 2.5, "grad_norm": None}]

@@ -10,7 +10,7 @@ from dinocore.data.dataset import open_dataset
 from dinocore.data.sample import write_sample_data
 from dinocore.predict import load_detector
 from dinocore.train.events import Evaluated
-from dinocore.train.loop import Job
+from dinocore.train.job import Job
 from dinocore.train.run import prepare_run
 from dinocore.train.start import fresh_state
 

@@ -1,0 +1,83 @@
+"""Signals that ask a training to end: heard at once, also while a long step is computed, and acted on between steps."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dinocore.errors import Ended, Interrupted
+
+from .console import warn, words
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
+SAME_PRESS = 0.3  # seconds within which two SIGINTs are one key that a terminal and a launcher both pass on
+
+
+class StopRequest:
+    """Remembers that a signal asked for an end. A second Ctrl-C ends the process at once.
+
+    Python handles a signal when the main thread is back in Python, which a backward pass may take half a minute to
+    be. So the signal's number is also written to a socket, from which a thread reads.
+    """
+
+    def __init__(self, quiet: bool = False):
+        """
+        Args:
+            quiet: another process says what happens.
+        """
+        self.exit_code = 0
+        self.running = False  # a state is there that must be saved
+        self.quiet = quiet
+        self.asked = 0.0
+
+    def __call__(self) -> int:
+        return self.exit_code
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle SIGINT, SIGTERM and SIGUSR1 within the block.
+
+        Raises:
+            Interrupted: in the block, where a signal comes before `running` is set.
+        """
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        before = {number: signal.signal(number, self._in_main_thread) for number in CODES}
+        waked = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        thread = threading.Thread(target=self._listen, args=(reader,), daemon=True, name="signals")
+        thread.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(waked)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            writer.close()
+            thread.join()
+            reader.close()
+
+    def _listen(self, reader: socket.socket) -> None:
+        while heard := reader.recv(1):
+            if heard[0] in CODES:
+                self._ask(signal.Signals(heard[0]))
+
+    def _ask(self, number: signal.Signals) -> None:
+        now = time.monotonic()
+        if not self.exit_code:
+            self.exit_code, self.asked = CODES[number], now
+            if self.running and not self.quiet:
+                warn("finishing this step, then saving; press Ctrl-C again to leave at once")
+        elif number == signal.SIGINT and now - self.asked > SAME_PRESS:
+            for child in multiprocessing.active_children():
+                child.kill()
+            words.show_cursor()
+            os._exit(130)
+
+    def _in_main_thread(self, number: int, frame: object) -> None:
+        code = CODES[signal.Signals(number)]
+        if not self.running:
+            raise Ended(code) if self.quiet else Interrupted("interrupted before training began; no step is lost", code)

@@ -1,0 +1,94 @@
+"""Judging the weights while a run goes on: pictures are shared by the processes, one of them judges."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from ..data.loaders import Part
+from ..errors import DivergedError, EnvironmentFault
+from ..evaluate.coco import Metrics, coco_metrics, detect_all
+from ..predict import Detector
+from .events import Evaluated, Evaluating, Event, Warned
+from .job import Job
+from .log import Journal, NoJournal
+from .run import save_best
+from .state import TrainState
+
+Shares = list[tuple[list[dict[str, Any]], list[str]]]  # results and problems of each picture
+
+
+def evaluate(job: Job, state: TrainState, journal: Journal | NoJournal) -> Iterator[Event]:
+    """Judge the weights that would be kept, on the validation split; a signal cuts it short and leaves it due.
+
+    Raises:
+        DivergedError: a prediction is not finite.
+    """
+    progress, epoch = state.progress, state.progress["due_evaluation"]
+    shares: Shares = []
+    for (done, stopped), share in _detected(job, state):
+        shares.append(share)
+        yield Evaluating(done, len(job.data.val.image_ids))
+        if stopped:
+            return
+    results: list[dict[str, Any]] = []
+    for picture in zip(*job.group.gather(shares), strict=True):  # back in the order of the pictures
+        for found, problems in picture:
+            results += found
+            yield from map(Warned, problems)
+    progress["due_evaluation"] = 0
+    state.model.train()
+    metrics, problem = job.group.on_main(lambda: _judged(job, results))
+    if metrics is None:
+        progress["failed_evaluations"] += 1
+        yield Warned(f"the evaluation after epoch {epoch} failed ({problem}); training goes on")
+        return
+    best, problem = job.group.on_main(lambda: _kept_if_best(job, state, metrics, epoch))
+    if problem:
+        yield Warned(f"{problem}; training goes on")
+    progress["worse"] = 0 if best else progress["worse"] + 1
+    if best:
+        progress |= {"best_ap": metrics.summary["AP"], "best_step": progress["step"]}
+    row = {"step": progress["step"], "epoch": epoch} | metrics.summary | {"backend": metrics.backend}
+    yield from map(Warned, journal.add(row))
+    yield Evaluated(progress["step"], epoch, job.config.train.epochs, metrics, best)
+
+
+def _detected(job: Job, state: TrainState) -> Iterator[tuple[tuple[int, bool], tuple[list, list[str]]]]:
+    """This process's pictures; after each, how many are done by all, and whether any of them is to stop."""
+    group, val = job.group, job.data.val
+    detector = Detector(state.ema.model, job.config, job.data.train.categories, job.device, job.config.train.amp)
+    pictures = detect_all(detector, val, Part(group.rank, group.size))
+    total = len(val.image_ids)
+    for done in range(group.size, total + group.size, group.size):
+        share, failed = ([], []), False
+        try:
+            share = next(pictures, share)
+        except DivergedError:
+            failed = True
+        rows = group.gather_numbers([job.stop(), failed])
+        if any(failed for _, failed in rows):
+            raise DivergedError(
+                f"the model's predictions are not finite in the evaluation after step {state.progress['step']}; "
+                "try a lower --lr, or --amp off, from an earlier checkpoint"
+            )
+        yield (min(done, total), any(stop for stop, _ in rows)), share
+
+
+def _judged(job: Job, results: list[dict[str, Any]]) -> tuple[Metrics | None, str]:
+    try:
+        return coco_metrics(job.data.val, results, job.config.eval.backend), ""
+    except Exception as error:  # whatever it is, hours of training are worth more
+        return None, f"{type(error).__name__}: {error}"
+
+
+def _kept_if_best(job: Job, state: TrainState, metrics: Metrics, epoch: int) -> tuple[bool, str]:
+    """Whether these are the best weights, now kept as such; of equals the oldest, and never what is not a number."""
+    progress, ap = state.progress, metrics.summary["AP"]
+    if not math.isfinite(ap) or (ap <= progress["best_ap"] and progress["best_step"]):
+        return False, ""
+    facts = {"step": progress["step"], "epoch": epoch, "metrics": metrics.summary, "data": job.data.source}
+    try:
+        save_best(job.run, state.ema.model, job.config, job.data.train.categories, facts)
+    except EnvironmentFault as error:
+        return False, str(error)
+    return True, ""

@@ -1,0 +1,46 @@
+"""Several processes give what one gives."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dinocli.launch import _free_port
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+def together(number, data, out, chunk):
+    port = _free_port()
+    shared = {"WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    command = [sys.executable, str(SCRIPT), str(data), str(out), str(chunk)]
+    started = [
+        subprocess.Popen(command, env=os.environ | {k: str(v) for k, v in (shared | {"RANK": rank}).items()})
+        for rank in range(number)
+    ]
+    assert [process.wait(timeout=60) for process in started] == [0] * number
+    return torch.load(out, weights_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("empty", [False, True])
+def test_two_processes_give_the_gradients_and_the_evaluation_of_one(empty, pictures, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    if empty:  # but one picture, so that some process has none with an object
+        file = data / "annotations" / "instances_train2017.json"
+        content = json.loads(file.read_text())
+        first = min(row["id"] for row in content["images"])
+        content["annotations"] = [row for row in content["annotations"] if row["image_id"] == first]
+        file.write_text(json.dumps(content))
+    one, two = together(1, data, tmp_path / "one.pt", 1), together(2, data, tmp_path / "two.pt", 1)
+    assert one["ap"] == two["ap"] and two["missing"] == []
+    assert two["numbers"] == pytest.approx(one["numbers"], rel=1e-9)
+    for name, grad in one["grads"].items():
+        scale = grad.abs().max().clamp(min=1e-12)
+        assert (two["grads"][name] - grad).abs().max() <= 1e-6 * scale, name

@@ -1,0 +1,286 @@
+"""What a run survives: stops at any place, damage, a full disk, dead readers, too little memory, bad numbers."""
+
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dinocore.checkpoint import load_weights
+from dinocore.errors import ConfigError, DataError, DivergedError, EnvironmentFault, Interrupted
+from dinocore.train import feed as feeding
+from dinocore.train import loop, step
+from dinocore.train.checkpoints import list_checkpoints, manifest_of, tidy
+from dinocore.train.events import Evaluated, Evaluating, Finished, Saved, Step, Warned
+from dinocore.train.lock import RunLock
+from dinocore.train.loop import train
+from dinocore.train.run import branch_off, find_checkpoint
+from dinocore.train.start import check_same_data, resumed_state
+
+CPU = torch.device("cpu")
+LITTLE = ('model.backbone="timm/test_resnet"', "train.images_per_forward=1", 'train.tensorboard="off"')
+TIMINGS = ("seconds", "data_seconds", "memory_mb")
+
+
+def outcome(run):
+    """A hash of every tensor of the newest checkpoint, and the log without its timings."""
+    newest, found = list_checkpoints(run / "checkpoints")[-1], {}
+    for name in ("model.safetensors", "ema.safetensors"):
+        if (newest / name).is_file():
+            found |= {f"{name}/{key}": value for key, value in load_weights(newest / name).tensors.items()}
+    optimizer = torch.load(newest / "optimizer.pt", weights_only=True)["state"]
+    found |= {f"{n}/{key}": value for n, one in optimizer.items() for key, value in one.items()}
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]
+    return {key: hashlib.sha256(value.numpy().tobytes()).hexdigest() for key, value in found.items()}, rows
+
+
+def resume(job, config):
+    checkpoint, said = find_checkpoint(job.run, "auto")
+    job = job._replace(config=config, stop=lambda: 0)
+    return list(train(job, resumed_state(checkpoint, config, CPU))), said
+
+
+PLACES = {"mid-epoch": 6, "last batch": 7, "boundary": 8, "evaluation": 8, "accumulation": 5}
+FEW = [("mid-epoch", 2, 0.9, "bf16"), ("evaluation", 0, 0.0, "off"), ("accumulation", 0, 0.9, "off")]
+ALL = [(place, w, ema, amp) for place in PLACES for w in (0, 2) for ema in (0.0, 0.9) for amp in ("off", "bf16")]
+CELLS = [cell if cell in FEW else pytest.param(*cell, marks=pytest.mark.slow) for cell in ALL]
+STRAIGHT: dict = {}
+
+
+@pytest.mark.parametrize("place, workers, ema, amp", CELLS)
+def test_24_steps_equal_those_that_were_stopped_and_resumed(
+    place, workers, ema, amp, small_config, start, run_to_end, monkeypatch
+):
+    config = small_config(
+        *LITTLE, "train.epochs=6", f"train.ema_decay={ema}", "model.dropout=0.1", f'train.amp="{amp}"'
+    )
+    if (ema, amp) not in STRAIGHT:
+        job, state = start(config, "straight")
+        run_to_end(job, state)
+        STRAIGHT[ema, amp] = outcome(job.run)
+    seen = []
+    passes = []
+    if place == "accumulation":  # a signal between the two forward passes of a step
+        original = step.loss_terms
+        monkeypatch.setattr(step, "loss_terms", lambda *a: passes.append(1) or original(*a))
+    asks = {
+        "evaluation": lambda: seen.count(Evaluating) >= 3,  # the first of the second evaluation
+        "accumulation": lambda: len(passes) >= 2 * PLACES[place] - 1,
+        "boundary": lambda: seen.count(Evaluated) >= 2,
+    }
+    asked = asks.get(place, lambda: seen.count(Step) >= PLACES[place])
+    job, state = start(config, "cut", stop=lambda: 143 * bool(asked()))
+    with pytest.raises(Interrupted):
+        for event in train(job, state):
+            seen.append(type(event))
+    other = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})
+    resume(job, other)
+    tensors, rows = outcome(job.run)
+    assert tensors == STRAIGHT[ema, amp][0] and rows == STRAIGHT[ema, amp][1]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 25))
+
+
+def test_what_was_logged_after_the_last_checkpoint_is_logged_once(small_config, start, run_to_end):
+    """As SIGKILL leaves it: lines of steps that no checkpoint has, and half a line."""
+    config = small_config(*LITTLE, "train.epochs=1")
+    job, state = start(config)
+    run_to_end(job, state)
+    log = job.run / "metrics.jsonl"
+    before = log.read_text()
+    log.write_text(before + '{"step": 4, "AP": 0.5}\n{"step": 5, "loss": 1.0}\n{"step": 6, "lo')
+    resume(job, config)
+    assert log.read_text() == before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "state.pt", "manifest.json"])
+def test_a_flipped_bit_in_any_file_is_noticed_and_the_checkpoint_before_is_used(name, small_config, start, run_to_end):
+    config = small_config(*LITTLE)
+    job, state = start(config)
+    run_to_end(job, state)
+    wanted = outcome(job.run)
+    newest = list_checkpoints(job.run / "checkpoints")[-1]
+    content = bytearray((newest / name).read_bytes())
+    content[0 if name == "manifest.json" else len(content) // 2] ^= 1
+    (newest / name).write_bytes(content)
+    found, said = find_checkpoint(job.run, "auto")
+    assert found.name == "step-00000004" and newest.name in said[0]
+    assert branch_off(job.run, found)[0].startswith("newer than step-00000004")
+    resume(job, config)
+    assert outcome(job.run) == wanted
+
+
+def test_a_kill_between_two_renames_is_put_right(small_config, start, run_to_end):
+    job, state = start(small_config(*LITTLE, "train.epochs=1"))
+    run_to_end(job, state)
+    folder = job.run / "checkpoints"
+    (folder / "step-00000004").rename(folder / ".tmp-old-step-00000004")
+    (folder / ".tmp-new-step-00000004").mkdir()
+    tidy(folder)
+    assert [path.name for path in folder.iterdir()] == ["step-00000004"]
+
+
+def test_a_full_disk_is_a_warning_while_training_and_an_error_at_its_end(small_config, start):
+    job, state = start(small_config(*LITTLE, "train.save_every_steps=3"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    warnings = []
+    with pytest.raises(EnvironmentFault, match=r"cannot be written: .*File too large") as error:
+        try:
+            for event in train(job, state):
+                warnings += [event.text] if isinstance(event, Warned) else []
+                if isinstance(event, Saved):
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.exit_code == 5 and state.progress["step"] == 8
+    assert any("training goes on" in text for text in warnings)
+    assert [path.name for path in list_checkpoints(job.run / "checkpoints")] == ["step-00000003"]
+    assert find_checkpoint(job.run, "auto")[1] == []
+
+
+def test_without_room_a_save_says_what_it_needs(small_config, start, monkeypatch):
+    job, state = start(small_config(*LITTLE, "train.epochs=1"))
+    monkeypatch.setattr("dinocore.train.checkpoints.shutil.disk_usage", lambda path: SimpleNamespace(free=10**6))
+    with pytest.raises(EnvironmentFault, match=r"it needs \d+ MB and 1 MB are free"):
+        list(train(job, state))
+
+
+def test_a_killed_reader_ends_the_run_with_its_state_saved(small_config, start):
+    import multiprocessing
+
+    job, state = start(small_config(*LITTLE, "data.workers=1", "train.epochs=8"))
+    with pytest.raises(EnvironmentFault, match="a process that reads pictures was killed") as error:
+        for event in train(job, state):
+            if isinstance(event, Step) and event.step == 2:
+                os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    assert error.value.exit_code == 5
+    assert manifest_of(list_checkpoints(job.run / "checkpoints")[-1])["step"] == state.progress["step"]
+
+
+def test_a_reader_that_hangs_is_no_wait_for_ever(small_config, start, monkeypatch):
+    import time
+
+    monkeypatch.setattr("dinocore.data.loaders.TrainingPictures._read", lambda *_: time.sleep(60))
+    job, state = start(small_config(*LITTLE, "data.workers=1", "data.loader_timeout=1"))
+    with pytest.raises(EnvironmentFault, match="took too long with a picture"):
+        list(train(job, state))
+
+
+def test_out_of_memory_names_sizes_and_flags_and_keeps_the_last_state(small_config, start, monkeypatch):
+    job, state = start(small_config(*LITTLE))
+    original = loop.train_step
+
+    def train_step(state, *rest):
+        if state.progress["step"] == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return original(state, *rest)
+
+    monkeypatch.setattr(loop, "train_step", train_step)
+    with pytest.raises(EnvironmentFault, match=r"peak \d+ MB.*x 64.*objects.*--batch-size auto") as error:
+        list(train(job, state))
+    assert error.value.exit_code == 5
+    assert [path.name for path in list_checkpoints(job.run / "checkpoints")] == ["step-00000002"]
+
+
+def poison(monkeypatch, change, at=3):
+    """Change the batches of a step before they are used."""
+    original = feeding._next
+
+    def following(batches):
+        found, fault = original(batches)
+        following.step += 1
+        return ([change(batch) for batch in found] if following.step == at else found), fault
+
+    following.step = 0
+    monkeypatch.setattr(feeding, "_next", following)
+
+
+def nan_picture(batch):
+    images = batch.images.float()
+    images[0, 0, 3, 3] = torch.nan
+    return batch._replace(images=images)
+
+
+def nan_box(batch):
+    target = batch.targets[0]
+    return batch._replace(targets=[target._replace(boxes=torch.full_like(target.boxes, torch.nan)), *batch.targets[1:]])
+
+
+@pytest.mark.parametrize("change, says", [(nan_picture, "its pixels"), (nan_box, "its boxes")])
+def test_a_bad_number_in_the_data_names_the_picture_and_no_step_is_taken(
+    change, says, small_config, start, monkeypatch
+):
+    poison(monkeypatch, change)
+    job, state = start(small_config(*LITTLE))
+    after = []
+    with pytest.raises(DivergedError, match=rf"in step 3: .*smear_.*{says}"):
+        for event in train(job, state):
+            if isinstance(event, Step):
+                after = [p.clone() for p in state.model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(after, state.model.parameters(), strict=True))
+    assert state.progress["step"] == 2 and (job.run / "diverged.safetensors").is_file()
+
+
+def test_bad_weights_name_their_layer(small_config, start):
+    job, state = start(small_config(*LITTLE))
+    with torch.no_grad():
+        state.model.encoder.layers[0].ffn.net[0].weight[0, 0] = torch.nan
+    with pytest.raises(DivergedError, match=r"layer encoder\.layers\.0\.ffn"):
+        list(train(job, state))
+
+
+def test_a_rollback_leaves_the_step_out_and_has_a_limit(small_config, start, monkeypatch):
+    asked = ('train.on_nan="rollback"', "train.save_every_steps=2", "train.max_rollbacks=1")
+    poison(monkeypatch, nan_box)
+    job, state = start(small_config(*LITTLE, *asked))
+    events = list(train(job, state))
+    assert any("rolled back to step-00000002, and step 3" in e.text for e in events if isinstance(e, Warned))
+    assert [e.step for e in events if isinstance(e, Step)] == [1, 2, 4, 5, 6, 7, 8]
+    assert isinstance(events[-1], Finished)
+    monkeypatch.setattr(step, "gradients", lambda *_: {"loss": float("nan"), "grad_norm": 1.0})
+    with pytest.raises(DivergedError, match=r"rolled back 1 times|no checkpoint"):
+        list(train(*start(small_config(*LITTLE, *asked), "always")))
+
+
+def test_patience_ends_a_run_early_and_stays_ended(small_config, start):
+    config = small_config(*LITTLE, "train.epochs=9", "train.patience=2", "train.lr=0.0", "train.backbone_lr=0.0")
+    job, state = start(config)
+    events = list(train(job, state))
+    assert sum(isinstance(event, Evaluated) for event in events) == 3  # the first is the best, two are not better
+    assert events[-1].why.startswith("ended early: step 4 was the best")
+    again, _ = resume(job, config)
+    assert not any(isinstance(event, Step) for event in again)
+
+
+def test_other_annotations_than_at_the_start_are_refused(small_config, start, run_to_end):
+    job, state = start(small_config(*LITTLE, "train.epochs=1"))
+    run_to_end(job, state)
+    manifest = manifest_of(list_checkpoints(job.run / "checkpoints")[-1])
+    check_same_data(manifest, job.data, allow_change=False)
+    job.data.train.boxes[0, 0] += 1
+    with pytest.raises(DataError, match="--allow-data-change"):
+        check_same_data(manifest, job.data, allow_change=False)
+    check_same_data(manifest, job.data, allow_change=True)
+
+
+def test_a_folder_has_one_run_and_a_killed_one_is_named(tmp_path):
+    hold = (
+        "import sys,time; from pathlib import Path; from dinocore.train.lock import RunLock; "
+        "RunLock(Path(sys.argv[1])).take(); print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"held\n"
+    with pytest.raises(ConfigError, match=f"process {other.pid}"):
+        RunLock(tmp_path).take()
+    other.kill()
+    other.communicate()
+    lock = RunLock(tmp_path)
+    assert f"process {other.pid}" in lock.take()
+    lock.release()
+    assert RunLock(tmp_path).take() == ""
