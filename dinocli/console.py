@@ -32,12 +32,13 @@ def warn(text: str) -> None:
 
 
 def fail(error: DinoError | str, code: str = "INPUTS") -> None:
-    """Why the command ends, or what became of an input: code, what, where, and what to type next."""
+    """Why the command ends, or what became of an input: one line, or where it has a place of its own three."""
     error = DinoError(error, code=code) if isinstance(error, str) else error
-    lines = [f"[bold red]error\\[{error.code}]:[/] {escape(error.what)}"]
-    lines += [f"  where: {escape(error.where)}"] if error.where and error.where not in error.what else []
-    lines += [f"  fix: {escape(error.fix)}"] if error.fix else []
-    words.print("\n".join(lines))
+    if error.where and error.where not in error.what:
+        lines = [error.what, f"  where: {error.where}", *([f"  fix: {error.fix}"] if error.fix else [])]
+    else:
+        lines = [str(error)]
+    words.print(f"[bold red]error\\[{error.code}]:[/] {escape(chr(10).join(lines))}")
 
 
 def print_json(value: Any) -> None:

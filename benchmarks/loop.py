@@ -1,0 +1,89 @@
+"""What the training loop costs beside its steps: pictures a second with everything on, and of a bare loop.
+
+    python benchmarks/loop.py [--steps 40] [--repeats 3]
+
+Both do the same optimizer steps on the same pictures, in turns. The bare loop reads, computes, and steps; no log, no
+checks between processes, no events. Neither saves nor evaluates; what saving takes is measured apart.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from dinocore.data.dataset import open_dataset
+from dinocore.data.loaders import training_steps
+from dinocore.data.sample import write_sample_data
+from dinocore.presets import load_config
+from dinocore.train.events import Saved, Step
+from dinocore.train.feed import count_boxes
+from dinocore.train.forward import loss_terms
+from dinocore.train.job import Job
+from dinocore.train.loop import train
+from dinocore.train.run import prepare_run
+from dinocore.train.start import fresh_state
+
+SETTINGS = ["data.train_scales=[256]", "data.crop_chance=0.0", "data.workers=0", "train.epochs=1", "train.batch_size=2",
+            "train.images_per_forward=2", "model.backbone_weights=none"]  # fmt: skip
+
+
+def main() -> None:
+    """Print both speeds, their ratio, and the seconds of a save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        write_sample_data(Path(folder) / "data", num_images=options.steps * 5 // 2, seed=1, size=(320, 240))
+        seconds: dict[str, list[float]] = {"loop": [], "bare": [], "save": []}
+        for number in range(options.repeats):
+            job = prepare(Path(folder) / f"run{number}", Path(folder) / "data")
+            whole(job, options.steps, seconds)
+            bare(job, options.steps, seconds)
+    loop, plain = (statistics.median(seconds[name]) for name in ("loop", "bare"))
+    print(f"loop {loop:.4f} s a step, bare {plain:.4f} s a step, throughput ratio {plain / loop:.3f}")
+    print(f"save {statistics.median(seconds['save']):.2f} s")
+
+
+def prepare(run: Path, data: Path) -> Job:
+    """A run of the preset `tiny` on drawn pictures."""
+    config = load_config("tiny", [*SETTINGS, f'data.path="{data}"'])
+    prepare_run(run, overwrite=False)
+    return Job(config, open_dataset(config.data), run, torch.device("cpu"))
+
+
+def whole(job: Job, steps: int, seconds: dict[str, list[float]]) -> None:
+    """Seconds between steps of `train`, after two to warm up."""
+    state, began = fresh_state(job.config, job.data.train.categories, job.device), 0.0
+    for event in train(job, state):
+        if isinstance(event, Step) and event.step == 2:
+            began = time.perf_counter()
+        if isinstance(event, Step) and event.step == steps:
+            seconds["loop"].append((time.perf_counter() - began) / (steps - 2))
+        if isinstance(event, Saved):
+            seconds["save"].append(event.seconds)
+            return
+
+
+def bare(job: Job, steps: int, seconds: dict[str, list[float]]) -> None:
+    """The same in the fewest words."""
+    config, state, began = job.config, fresh_state(job.config, job.data.train.categories, job.device), 0.0
+    state.model.train()
+    for done, batches in enumerate(training_steps(job.data.train, config, 2, 0, steps)):
+        if done == 2:
+            began = time.perf_counter()
+        for batch in batches:
+            terms = loss_terms(state.model, batch, job, float(count_boxes(batches)))
+            torch.stack(list((terms or {}).values())).sum().backward()
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip_norm)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.ema.update(state.model)
+    seconds["bare"].append((time.perf_counter() - began) / (steps - 2))
+
+
+if __name__ == "__main__":
+    main()
