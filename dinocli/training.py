@@ -97,6 +97,8 @@ def new_run(asked: Asked, here: Place, locks: list[RunLock]) -> tuple[Job, Train
     data = here.group.main_first(lambda: open_dataset(config.data))
     config = with_classes(config, len(data.train.categories))
     state = fresh_state(config, data.train.categories, here.device, here.group)
+    if here.group.main and asked.preset is None and config.train.weights not in ("", "bundled"):
+        say(f"model and recipe: those of {config.train.weights}; --preset NAME for another recipe")
 
     def make_folder() -> None:
         run.mkdir(parents=True, exist_ok=True)
@@ -117,7 +119,6 @@ def checked(asked: Asked) -> tuple[Config, Path]:
     with watching() as watch:
         if as_weights:
             config = load_config(settings_of(config.train.weights, watch), asked.changes, asked.file)
-            say(f"model and recipe: those of {config.train.weights}; --preset NAME for another recipe")
         check_start(config, watch)
     choose_backend(config.eval.backend)
     return config, run

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -78,7 +78,9 @@ def loader_fault(error: BaseException) -> DinoError | None:
     if not isinstance(error, RuntimeError) or not any(word in text for word in WORKER):
         return None
     for child in multiprocessing.active_children():  # one that hangs would keep this process from ending
-        child.kill()
+        with suppress(RuntimeError):  # PyTorch's handler of the signal that a child has died
+            child.kill()
+            child.join(10)
     slow = "timed out" in text
     why = "took too long with a picture" if slow else "was killed, as by a system that is out of memory"
     more = "check the disk, or raise data.loader_timeout" if slow else "use fewer --workers, or give /dev/shm more room"
