@@ -137,6 +137,4 @@ def test_what_cannot_be_read_and_what_is_no_file(name, dino, pictures, tmp_path,
     result = dino(*["locked" if part == "FILE" else part for part in command])
     said = "error[ENVIRONMENT]: the weights locked cannot be read: Permission denied\n"
     assert result.code == 5 and result.err == said
-        result.code == 5 and result.err == "error[ENVIRONMENT]: the weights locked cannot be read: Permission denied\n"
-    )
     assert sorted(os.listdir(tmp_path)) == ["folder", "locked"]
