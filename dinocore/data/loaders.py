@@ -193,13 +193,19 @@ def evaluation_batches(
 
 
 def begun(loader: DataLoader) -> Iterator:
-    """Start the loader's processes; a signal meanwhile waits, so that none of them meets it unprepared."""
+    """Start the loader's processes; a signal meanwhile waits, so that none of them meets it unprepared.
+
+    PyTorch's handler of SIGCHLD is taken away: it raises wherever the program happens to be when one of them dies. The
+    loader sees that itself, within seconds, when the next batch is asked for.
+    """
     if threading.current_thread() is not threading.main_thread():
         return iter(loader)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_THE_PARENT)
     try:
         return iter(loader)
     finally:
+        if getattr(signal.getsignal(signal.SIGCHLD), "__module__", "").startswith("torch."):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

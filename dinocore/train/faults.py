@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -75,16 +75,15 @@ def loader_fault(error: BaseException) -> DinoError | None:
     text = str(error)
     if isinstance(error, DataError):
         return DataError(text.strip().splitlines()[-1].removeprefix("dinocore.errors.DataError: "))
-    if not isinstance(error, RuntimeError) or not any(word in text for word in WORKER):
+    lost = isinstance(error, ConnectionError | EOFError)  # in the middle of handing over a batch
+    if not lost and not (isinstance(error, RuntimeError) and any(word in text for word in WORKER)):
         return None
     for child in multiprocessing.active_children():  # one that hangs would keep this process from ending
-        with suppress(RuntimeError):  # PyTorch's handler of the signal that a child has died
-            child.kill()
-            child.join(10)
+        child.kill()
     slow = "timed out" in text
     why = "took too long with a picture" if slow else "was killed, as by a system that is out of memory"
     more = "check the disk, or raise data.loader_timeout" if slow else "use fewer --workers, or give /dev/shm more room"
-    return EnvironmentFault(f"a process that reads pictures {why} ({text.splitlines()[0]}); {more}")
+    return EnvironmentFault(f"a process that reads pictures {why} ({(text or repr(error)).splitlines()[0]}); {more}")
 
 
 def little_shared_memory(config: Config, workers: int) -> str:

@@ -12,7 +12,7 @@ from ..boxes import to_xyxy
 from ..config import Config, ModelConfig
 from ..data.batch import Batch, normalise
 from ..data.coco import Annotations
-from ..data.loaders import Steps, load_picture, training_steps
+from ..data.loaders import Steps, begun, load_picture, training_steps
 from .draw import Box, class_color, draw_boxes
 
 CELL = 320  # pixels, a side of a cell
@@ -47,7 +47,7 @@ def training_cells(annotations: Annotations, config: Config, start: int, steps: 
     chunk = config.train.batch_size if isinstance(chunk, str) else chunk
     plan = Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, start + steps)
     loader = training_steps(annotations, config, chunk, start, start + steps)
-    for wanted, batches in zip(plan, loader, strict=True):
+    for wanted, batches in zip(plan, begun(loader), strict=True):
         for batch in batches:
             yield from _cells(batch, annotations, config.model, wanted[0][0])
 

@@ -58,7 +58,7 @@ BY_CHANCE = ("model.dropout=0.1", "model.backbone=timm/convnext_atto", "model.dr
 
 
 @pytest.mark.parametrize("overrides", [(), ("train.ema_decay=0.9", "train.images_per_forward=1", *BY_CHANCE)])
-@pytest.mark.parametrize("stopped_after", [3, 4])
+@pytest.mark.parametrize("stopped_after", [pytest.param(3, marks=pytest.mark.slow), 4])
 def test_a_resumed_run_ends_with_the_same_bytes(small_config, start, run_to_end, overrides, stopped_after):
     config = small_config(*overrides)
     job, state = start(config, "straight")
