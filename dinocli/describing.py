@@ -56,7 +56,7 @@ def _lines(facts: dict[str, Any]) -> dict[str, str]:
 
 def _said(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_said(entry)}" for key, entry in value.items())
+        return ", ".join(f"{key} {_said(entry)}" for key, entry in value.items() if entry not in (None, ""))
     if isinstance(value, list):
         return ", ".join(_said(entry) for entry in value)
     if isinstance(value, float):
