@@ -26,13 +26,8 @@ def for_inference(model: DINO, dtype: torch.dtype | None, device: torch.device) 
         in_float32 = name == "backbone" and quick.backbone.slow_in_bf16 and device.type == "cpu"
         part.to(device=device, dtype=torch.float32 if in_float32 else dtype)
     if device.type == "cpu":
-        own = (
-            quick.encoder,
-            quick.proposer,
-            quick.decoder,
-            *[m for m in quick.backbone.modules() if isinstance(m, Swin)],
-        )
-        for part in own:  # timm's models may read their layers' weights
+        swins = [module for module in quick.backbone.modules() if isinstance(module, Swin)]
+        for part in (quick.encoder, quick.proposer, quick.decoder, *swins):  # others may read their layers' weights
             _tune_for_cpu(part)
     return quick
 
@@ -41,25 +36,23 @@ def _tune_for_cpu(module: nn.Module) -> None:
     """Replace what runs below a module by what is quicker on CPUs, in place."""
     if isinstance(module, MSDeformAttn):
         module.sample = sample_fused
-    for name, child in module.named_children():
-        if isinstance(child, nn.Sequential):
-            setattr(module, name, nn.Sequential(*_pack_linears(list(child))))
-        elif type(child) is nn.Linear:  # no subclass, whose weights somebody else reads
-            setattr(module, name, pack_linear(child, "none"))
+    for name, child in list(module.named_children()):
+        if type(child) is nn.Linear:  # no subclass, whose weights somebody else reads
+            setattr(module, name, pack_linear(child))
         else:
             _tune_for_cpu(child)
         if isinstance(child, FeedForward):
             setattr(module, name, InParts(child))
+    if isinstance(module, nn.Sequential):
+        _fuse_relus(module)
 
 
-def _pack_linears(layers: list[nn.Module]) -> list[nn.Module]:
-    packed = []
-    for layer, following in zip(layers, [*layers[1:], None], strict=True):
-        if isinstance(layer, nn.Linear):
-            packed.append(pack_linear(layer, "relu" if isinstance(following, nn.ReLU) else "none"))
-        elif not isinstance(layer, nn.ReLU | nn.Dropout):
-            packed.append(layer)
-    return packed
+def _fuse_relus(layers: nn.Sequential) -> None:
+    """Let packed layers do the ReLU that follows them."""
+    for (_, layer), (name, following) in pairwise(list(layers.named_children())):
+        if isinstance(layer, PackedLinear) and isinstance(following, nn.ReLU):
+            layer.act = "relu"
+            layers.set_submodule(name, nn.Identity())
 
 
 @torch.no_grad()
@@ -79,23 +72,19 @@ def fold_batch_norm(module: nn.Module) -> None:
         fold_batch_norm(child)
 
 
-def pack_linear(linear: nn.Linear, act: str) -> nn.Module:
-    """The same layer with its weight laid out once as oneDNN wants it, which otherwise happens in every call.
-
-    Args:
-        act: `relu` or `none`, done while the result is in the cache.
-    """
+def pack_linear(linear: nn.Linear) -> nn.Module:
+    """The same layer with its weight laid out once as oneDNN wants it, which otherwise happens in every call."""
     if not torch.backends.mkldnn.is_available() or linear.weight.dtype == torch.float16:
-        return nn.Sequential(linear, nn.ReLU()) if act == "relu" else linear
-    return PackedLinear(linear, act)
+        return linear
+    return PackedLinear(linear)
 
 
 class PackedLinear(nn.Module):
-    """A linear layer for CPUs, without gradients."""
+    """A linear layer for CPUs, without gradients; with `act = "relu"` it does that, too, while the result is hot."""
 
     bias: Tensor | None
 
-    def __init__(self, linear: nn.Linear, act: str, num_tokens: int = 1024):
+    def __init__(self, linear: nn.Linear, num_tokens: int = 1024):
         """
         Args:
             num_tokens: of a typical call; the layout that is best for so many suits any number.
@@ -103,7 +92,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), num_tokens)  # no usual tensor
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
-        self.act = act
+        self.act = "none"
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C_in) -> (..., C_out)."""

@@ -1,10 +1,12 @@
 """The model made quick gives the same answers."""
 
+import copy
+
 import pytest
 import torch
 
 from dinocore import build_model, load_config
-from dinocore.model.inference import InParts, fold_batch_norm, for_inference, pack_linear
+from dinocore.model.inference import InParts, _tune_for_cpu, fold_batch_norm, for_inference, pack_linear
 
 CPU = torch.device("cpu")
 
@@ -67,13 +69,26 @@ def test_bf16_weights_stay_near_float32_and_boxes_stay_float32(backbone):
 @pytest.mark.parametrize("act", ["none", "relu"])
 def test_a_packed_layer_gives_what_the_layer_gives(dtype, act):
     layer = torch.nn.Linear(24, 40, bias=act == "relu").to(dtype).requires_grad_(False)
-    packed = pack_linear(layer, act)
+    packed = pack_linear(layer)
+    packed.act = act
     for shape in ((3, 24), (2, 5, 24), (1, 2000, 24), (1, 0, 24)):
         x = torch.randn(shape).to(dtype)
         wanted = layer(x).relu() if act == "relu" else layer(x)
         torch.testing.assert_close(packed(x), wanted, atol=1e-5, rtol=2 * torch.finfo(dtype).eps)
     turned = torch.randn(24, 7).to(dtype).T
     torch.testing.assert_close(packed(turned), packed(turned.contiguous()))
+
+
+def test_a_relu_is_done_by_the_layer_before_it_and_only_by_a_linear_one():
+    nn = torch.nn
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.ReLU()))
+    tuned = copy.deepcopy(net).requires_grad_(False)
+    _tune_for_cpu(tuned)
+    x = torch.randn(5, 8)
+    torch.testing.assert_close(tuned(x), net(x).detach())
+    assert [type(layer).__name__ for layer in tuned.modules() if not list(layer.children())] == [
+        "PackedLinear", "Identity", "PackedLinear", "LayerNorm", "ReLU",
+    ]  # fmt: skip
 
 
 def test_parts_of_any_number_of_tokens_make_the_whole():

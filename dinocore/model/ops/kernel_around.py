@@ -1,6 +1,7 @@
 """Deformable attention straight from offsets and logits, compiled by Numba; see `kernels` for what the loops do.
 
-Places and weights of a query's samples are made in registers, where `kernels` reads them from memory.
+Places and weights of a query's samples are made in registers, where `kernels` reads them from memory. What
+Numba compiled is kept until this file changes, also when only `kernels`, `rows` or `row_math` does.
 """
 # ruff: noqa: N803, N806 - the letters of `structures`
 # it does not know that Numba passes the typing context:
