@@ -2,10 +2,12 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from dinocore.errors import DinoError
 
@@ -39,6 +41,17 @@ def fail(error: DinoError | str, code: str = "INPUTS") -> None:
     else:
         lines = [str(error)]
     words.print(f"[bold red]error\\[{error.code}]:[/] {escape(chr(10).join(lines))}")
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Names and values side by side on stdout, for people; what is empty is left out."""
+    table = Table.grid(padding=(0, 3))
+    table.add_column()
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        if value:
+            table.add_row(name.replace("_", " "), escape(str(value)))
+    data.print(table)
 
 
 def print_json(value: Any) -> None:

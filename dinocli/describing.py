@@ -3,15 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-
 from dinocore.convert.info import describe
 from dinocore.errors import EnvironmentFault
 from dinocore.fetch.catalogue import find
 from dinocore.fetch.locate import cached, locate, original
 
-from .console import data, print_json
+from .console import print_facts, print_json
 from .fetching import watching
 
 HIDDEN = ("classes", "facts", "title", "preset_choices")
@@ -23,12 +20,7 @@ def show_info(name: str, json: bool) -> None:
     if json:
         print_json(facts)
         return
-    table = Table.grid(padding=(0, 3))
-    table.add_column()
-    table.add_column(overflow="fold")
-    for key, value in _lines(facts).items():
-        table.add_row(key.replace("_", " "), escape(str(value)))
-    data.print(table)
+    print_facts(_lines(facts))
 
 
 def _file(name: str) -> Path:
@@ -51,7 +43,7 @@ def _lines(facts: dict[str, Any]) -> dict[str, str]:
     names = [c["name"] if isinstance(c, dict) else c for c in facts["classes"]]
     lines["classes"] = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
     lines |= {key: _said(value) for key, value in facts.get("facts", {}).items()}
-    return {key: value for key, value in lines.items() if value}
+    return lines
 
 
 def _said(value: Any) -> str:

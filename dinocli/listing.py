@@ -8,7 +8,7 @@ from rich.table import Table
 from dinocore.fetch.catalogue import Published, catalogue, find_or_refuse
 from dinocore.fetch.locate import cached
 
-from .console import data, print_json, say
+from .console import data, print_facts, print_json, say
 
 
 def show_published(json: bool) -> None:
@@ -35,13 +35,7 @@ def show_one(name: str, json: bool) -> None:
     if json:
         print_json(facts)
         return
-    table = Table.grid(padding=(0, 3))
-    table.add_column()
-    table.add_column(overflow="fold")
-    for key, value in facts.items():
-        if value:
-            table.add_row(key.replace("_", " "), escape(str(value)))
-    data.print(table)
+    print_facts(facts)
 
 
 def _facts(entry: Published) -> dict[str, Any]:
