@@ -95,10 +95,10 @@ def write(file: Path | None, options: dict[str, Any], rows: list[dict[str, Any]]
 
 
 def _without_folders(value: Any) -> str:
-    """Of an absolute path only the last part: where data lie on one machine says nothing."""
+    """Of a path that leads elsewhere only the last part: where data lie on one machine says nothing."""
     if isinstance(value, list | tuple):
         return " ".join(map(_without_folders, value))
-    return Path(value).name if str(value).startswith("/") else str(value)
+    return Path(value).name if str(value).startswith(("/", "..")) else str(value)
 
 
 def _processor() -> str:
