@@ -71,7 +71,7 @@ def chaos(folder: Path, kills: int, draws: random.Random) -> dict[str, Any]:
     while found["kills"] < kills:
         run = folder / f"run{number}"
         child = start(run, folder / "data")
-        if ended_within(child, draws.uniform(0, life / 2)):
+        if ended_within(child, draws.uniform(0, 1.2 * life)):
             found["finished"] += 1
             found["unlike"] += [] if outcome(run) == wanted else [run.name]
             number += 1

@@ -37,7 +37,8 @@ def train(
     overwrite: Annotated[bool, typer.Option(help="Start anew in a folder that is not empty.")] = False,
     allow_data_change: Annotated[bool, typer.Option(help="Continue though the annotations have changed.")] = False,
     save_every: Annotated[
-        str | None, typer.Option(metavar="N|Nm", help="Save every N steps or N minutes, besides after each epoch.")
+        str | None,
+        typer.Option(metavar="N|Nm", help="Save every N steps or N minutes, besides after each epoch; default: 10m."),
     ] = None,
     patience: Annotated[int | None, typer.Option(help="End after so many evaluations without a better AP.")] = None,
     device: Device = "auto",
@@ -97,7 +98,9 @@ def _save_every(text: str | None) -> dict[str, object]:
     number, unit = (text[:-1], text[-1]) if text[-1:].isalpha() else (text, "")
     if not number.isdigit() or unit not in ("", "m"):
         raise ConfigError(f"--save-every {text} cannot be used; it must be steps, such as 500, or minutes, such as 10m")
-    return {"train.save_every_minutes": float(number)} if unit else {"train.save_every_steps": int(number)}
+    if unit:
+        return {"train.save_every_minutes": float(number)}
+    return {"train.save_every_steps": int(number), "train.save_every_minutes": 0.0}
 
 
 def _toml(value: object) -> str:

@@ -127,8 +127,8 @@ class TrainConfig(Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no moving average of the weights; [use_ema = False]
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
     seed: Count = 42
-    save_every_steps: Count = 0  # 0: at the end of each epoch only
-    save_every_minutes: Weight = 0.0  # as well; 0: never by the clock
+    save_every_steps: Count = 0  # as well as at the end of each epoch; 0: no
+    save_every_minutes: Weight = 10.0  # and when the last save is so old; 0: never by the clock
     eval_every_epochs: Positive = 1
     patience: Count = 0  # evaluations without a better AP before the run ends; 0: all epochs
     keep_checkpoints: Positive = 2  # the newest; that of the best evaluation and the one resumed from stay too
