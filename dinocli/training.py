@@ -27,6 +27,7 @@ from dinocore.train.run import (
     check_run,
     find_checkpoint,
     find_run,
+    make_run,
     prepare_run,
     run_config,
     write_config,
@@ -101,7 +102,7 @@ def new_run(asked: Asked, here: Place, locks: list[RunLock]) -> tuple[Job, Train
         say(f"model and recipe: those of {config.train.weights}; --preset NAME for another recipe")
 
     def make_folder() -> None:
-        run.mkdir(parents=True, exist_ok=True)
+        make_run(run)
         _lock(run, locks)
         prepare_run(run, asked.overwrite)
         write_config(run, config)

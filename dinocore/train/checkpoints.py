@@ -18,6 +18,10 @@ MANIFEST = "manifest.json"
 OLD, NEW, ASIDE = ".tmp-old-", ".tmp-new-", "aside-"
 
 
+class NewerCheckpoint(CheckpointError):
+    """It is whole, but of a version of dino that this one does not know."""
+
+
 def step_of(path: Path) -> int:
     """The optimizer step that a checkpoint was written after."""
     return int(path.name.rpartition("-")[2])
@@ -44,7 +48,7 @@ def publish(
         known = write(temporary)
         files = {file.name: known.get(file.name) or fingerprint(file) for file in sorted(temporary.iterdir())}
         manifest = {"schema": SCHEMA, "dino_version": __version__, "step": step, **facts, "files": files}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (temporary / MANIFEST).write_text(json.dumps(manifest | {"sha256": _own_hash(manifest)}, indent=1))
         sync(temporary / MANIFEST)
         sync(temporary)
         if target.exists():  # the same step, saved again
@@ -73,17 +77,28 @@ def manifest_of(path: Path) -> dict[str, Any]:
     """What a checkpoint says about itself.
 
     Raises:
-        CheckpointError: it is missing, damaged, or of a newer version.
+        NewerCheckpoint: it was made by a newer version.
+        CheckpointError: it is missing or damaged.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         if manifest["schema"] > SCHEMA:
-            raise CheckpointError(f"{path} was made by dino {manifest['dino_version']}, this is {__version__}")
-        if not isinstance(manifest["files"], dict) or manifest["step"] != step_of(path):
+            made_by = f"dino {manifest['dino_version']} (format {manifest['schema']})"
+            raise NewerCheckpoint(
+                f"{path} was made by {made_by}, this is {__version__} (format {SCHEMA}); install the newer one"
+            )
+        if manifest.pop("sha256") != _own_hash(manifest):
+            raise ValueError(f"{MANIFEST} differs from what was written")
+        if manifest["step"] != step_of(path):
             raise ValueError("its manifest is that of another checkpoint")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a whole checkpoint: {error}") from error
+        said = f"{MANIFEST} lacks {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{path} is not a whole checkpoint: {said}") from error
     return manifest
+
+
+def _own_hash(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
 def verify_checkpoint(path: Path) -> dict[str, Any]:

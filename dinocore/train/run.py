@@ -9,7 +9,7 @@ from ..config import Config
 from ..errors import CheckpointError, ConfigError, EnvironmentFault
 from ..files import write_text
 from ..presets import config_to_toml, load_config
-from .checkpoints import list_checkpoints, set_aside, step_of, tidy, verify_checkpoint
+from .checkpoints import NewerCheckpoint, list_checkpoints, set_aside, step_of, tidy, verify_checkpoint
 from .lock import NAME as LOCK
 
 NEWEST = "auto"
@@ -30,16 +30,30 @@ def check_run(run: Path, overwrite: bool) -> None:
         )
 
 
+def make_run(run: Path) -> None:
+    """Make the folder of a run, if it is not there.
+
+    Raises:
+        EnvironmentFault: it cannot be made.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"--output-dir {run} cannot be made: {error.strerror or error}; give a folder that can be written"
+        ) from error
+
+
 def prepare_run(run: Path, overwrite: bool) -> None:
-    """Make the folder of a new run.
+    """Make a folder ready for a new run.
 
     Raises:
         ConfigError: as for `check_run`.
         EnvironmentFault: it cannot be made or written.
     """
     check_run(run, overwrite)
+    make_run(run)
     try:
-        run.mkdir(parents=True, exist_ok=True)
         for name in PARTS:
             (run / name).unlink(missing_ok=True)
         for name in ("checkpoints", "tensorboard"):
@@ -74,7 +88,7 @@ def find_checkpoint(run: Path, wanted: str) -> tuple[Path | None, list[str]]:
         its folder, None where the run was ended before its first one; and what a user should know.
 
     Raises:
-        CheckpointError: all are damaged.
+        CheckpointError: all are damaged, or the newest is of a newer version of dino.
     """
     tidy(run / "checkpoints")
     found = list_checkpoints(run / "checkpoints")
@@ -88,6 +102,8 @@ def find_checkpoint(run: Path, wanted: str) -> tuple[Path | None, list[str]]:
     for path in reversed(found):
         try:
             verify_checkpoint(path)
+        except NewerCheckpoint:
+            raise  # to go on from an older one would give up what a newer dino has learned
         except CheckpointError as error:
             damaged.append(f"{error}; the one before it is used")
         else:

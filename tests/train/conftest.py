@@ -1,11 +1,16 @@
 """A model and pictures that are small enough for many short runs."""
 
+import hashlib
+import json
+
 import pytest
 import torch
 
 from dinocore import load_config
+from dinocore.checkpoint import load_weights
 from dinocore.data.dataset import open_dataset
 from dinocore.data.sample import write_sample_data
+from dinocore.train.checkpoints import list_checkpoints
 from dinocore.train.job import Job
 from dinocore.train.loop import train
 from dinocore.train.run import prepare_run, write_config
@@ -18,6 +23,12 @@ SMALL = [
     "data.max_size=96", "data.eval_scale=64", "data.workers=0", "train.batch_size=2", "train.epochs=2",
     "train.images_per_forward=2", 'train.amp="off"',
 ]  # fmt: skip
+
+TIMINGS = ("seconds", "data_seconds", "memory_mb")
+OF_A_START = (
+    "origin",
+    "log_bytes",
+)  # what differs between a run and one that was resumed: words, and digits of timings
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +62,25 @@ def start(tmp_path):
 @pytest.fixture
 def run_to_end():
     return lambda job, state: list(train(job, state))
+
+
+@pytest.fixture
+def outcome():
+    """Hashes of every tensor of a run's newest checkpoint; its plain values; and the log without its timings."""
+
+    def read(run):
+        newest, found = list_checkpoints(run / "checkpoints")[-1], {}
+        for name in ("model.safetensors", "ema.safetensors"):
+            if (newest / name).is_file():
+                found |= {f"{name}/{key}": value for key, value in load_weights(newest / name).tensors.items()}
+        optimizer = torch.load(newest / "optimizer.pt", weights_only=True)["state"]
+        found |= {f"{n}/{key}": value for n, one in optimizer.items() for key, value in one.items()}
+        rest = torch.load(newest / "state.pt", weights_only=True)
+        found |= {f"stream of process {n}": one["torch"] for n, one in enumerate(rest["streams"])}
+        values = {key: value for key, value in rest["progress"].items() if key not in OF_A_START}
+        values |= {"scaler": rest["scaler"], "ema_updates": rest["ema_updates"]}
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        rows = [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]
+        return {key: hashlib.sha256(value.numpy().tobytes()).hexdigest() for key, value in found.items()}, values, rows
+
+    return read

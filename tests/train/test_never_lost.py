@@ -1,6 +1,5 @@
 """What a run survives: stops at any place, damage, a full disk, dead readers, too little memory, bad numbers."""
 
-import hashlib
 import json
 import os
 import resource
@@ -12,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dinocore.checkpoint import load_weights
 from dinocore.errors import ConfigError, DataError, DivergedError, EnvironmentFault, Interrupted
 from dinocore.train import feed as feeding
 from dinocore.train import loop, step
@@ -25,20 +23,6 @@ from dinocore.train.start import check_same_data, resumed_state
 
 CPU = torch.device("cpu")
 LITTLE = ('model.backbone="timm/test_resnet"', "train.images_per_forward=1", 'train.tensorboard="off"')
-TIMINGS = ("seconds", "data_seconds", "memory_mb")
-
-
-def outcome(run):
-    """A hash of every tensor of the newest checkpoint, and the log without its timings."""
-    newest, found = list_checkpoints(run / "checkpoints")[-1], {}
-    for name in ("model.safetensors", "ema.safetensors"):
-        if (newest / name).is_file():
-            found |= {f"{name}/{key}": value for key, value in load_weights(newest / name).tensors.items()}
-    optimizer = torch.load(newest / "optimizer.pt", weights_only=True)["state"]
-    found |= {f"{n}/{key}": value for n, one in optimizer.items() for key, value in one.items()}
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    rows = [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]
-    return {key: hashlib.sha256(value.numpy().tobytes()).hexdigest() for key, value in found.items()}, rows
 
 
 def resume(job, config):
@@ -50,13 +34,14 @@ def resume(job, config):
 PLACES = {"mid-epoch": 6, "last batch": 7, "boundary": 8, "evaluation": 8, "accumulation": 5}
 FEW = [("mid-epoch", 2, 0.9, "bf16")]
 ALL = [(place, w, ema, amp) for place in PLACES for w in (0, 2) for ema in (0.0, 0.9) for amp in ("off", "bf16")]
+ALL += [(place, 0, 0.9, "fp16") for place in PLACES]  # with its scaler
 CELLS = [cell if cell in FEW else pytest.param(*cell, marks=pytest.mark.slow) for cell in ALL]
 STRAIGHT: dict = {}
 
 
 @pytest.mark.parametrize("place, workers, ema, amp", CELLS)
 def test_24_steps_equal_those_that_were_stopped_and_resumed(
-    place, workers, ema, amp, small_config, start, run_to_end, monkeypatch
+    place, workers, ema, amp, small_config, start, run_to_end, monkeypatch, outcome
 ):
     config = small_config(
         *LITTLE, "train.epochs=6", f"train.ema_decay={ema}", "model.dropout=0.1", f'train.amp="{amp}"'
@@ -82,8 +67,9 @@ def test_24_steps_equal_those_that_were_stopped_and_resumed(
             seen.append(type(event))
     other = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})
     resume(job, other)
-    tensors, rows = outcome(job.run)
-    assert tensors == STRAIGHT[ema, amp][0] and rows == STRAIGHT[ema, amp][1]
+    tensors, values, rows = outcome(job.run)
+    assert (tensors, values, rows) == STRAIGHT[ema, amp]
+    assert bool(values["scaler"]) == (amp == "fp16")
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 25))
 
 
@@ -99,18 +85,26 @@ def test_what_was_logged_after_the_last_checkpoint_is_logged_once(small_config, 
     assert log.read_text() == before
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "state.pt", "manifest.json"])
-def test_a_flipped_bit_in_any_file_is_noticed_and_the_checkpoint_before_is_used(name, small_config, start, run_to_end):
-    config = small_config(*LITTLE)
+FILES = ["model.safetensors", "ema.safetensors", "optimizer.pt", "state.pt", "manifest.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_in_any_file_is_noticed_and_the_checkpoint_before_is_used(
+    name, small_config, start, run_to_end, outcome
+):
+    config = small_config(*LITTLE, "train.ema_decay=0.9")
     job, state = start(config)
     run_to_end(job, state)
     wanted = outcome(job.run)
     newest = list_checkpoints(job.run / "checkpoints")[-1]
-    content = bytearray((newest / name).read_bytes())
-    content[0 if name == "manifest.json" else len(content) // 2] ^= 1
-    (newest / name).write_bytes(content)
-    found, said = find_checkpoint(job.run, "auto")
-    assert found.name == "step-00000004" and newest.name in said[0]
+    assert sorted(file.name for file in newest.iterdir()) == sorted(FILES)
+    whole = (newest / name).read_bytes()
+    for place in {0, len(whole) // 3, len(whole) // 2, len(whole) - 2}:
+        content = bytearray(whole)
+        content[place] ^= 1
+        (newest / name).write_bytes(content)
+        found, said = find_checkpoint(job.run, "auto")
+        assert found.name == "step-00000004" and newest.name in said[0] and "the one before it is used" in said[0]
     assert branch_off(job.run, found)[0].startswith("newer than step-00000004")
     resume(job, config)
     assert outcome(job.run) == wanted

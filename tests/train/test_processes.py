@@ -1,0 +1,173 @@
+"""Real processes, started as a person starts them: ended by signals, killed, resumed; one and two of them."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dinocore.data.sample import write_sample_data
+from dinocore.train.checkpoints import list_checkpoints, step_of
+
+pytestmark = pytest.mark.slow
+DOCS = Path(__file__).parents[2] / "docs"
+SETTINGS = [
+    "model.backbone=timm/test_resnet", "model.backbone_weights=none", "model.hidden_dim=32", "model.num_heads=4",
+    "model.ffn_dim=48", "model.num_queries=12", "model.num_encoder_layers=1", "model.num_decoder_layers=2",
+    "model.denoising.num_pairs=20", "model.dropout=0.1", "data.train_scales=[48,64]", "data.max_size=96",
+    "data.eval_scale=64", "data.workers=0", "train.batch_size=4", "train.epochs=5", "train.ema_decay=0.9",
+    "train.images_per_forward=1", "train.amp=off", "train.tensorboard=off", "train.save_every_steps=3",
+]  # fmt: skip
+PER_EPOCH, STEPS = 9, 45
+DINO = [sys.executable, "-m", "dinocli"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]  # what the command torchrun is
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the commands run, with pictures in `data`."""
+    folder = tmp_path_factory.mktemp("processes")
+    write_sample_data(folder / "data", num_images=45, seed=3, size=(80, 64))
+    return folder
+
+
+@pytest.fixture
+def begin(folder):
+    """Starts a command that trains; ends what a failed test leaves."""
+    started = []
+
+    def make(run, *arguments, by=DINO, new=True):
+        preset = ["--preset", "r50-4scale", "--data", "data", "--output-dir", run] if new else []
+        settings = [part for setting in SETTINGS for part in ("--set", setting)] if new else []
+        command = [*by, "train", "--device", "cpu", *preset, *settings, *arguments]
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        started.append(
+            subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        )
+        return started[-1]
+
+    yield make
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def ended(process, code, within=120.0):
+    """What it said until it ended with this code."""
+    _, said = process.communicate(timeout=within)
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    return " ".join(said.split())
+
+
+def wait_for_step(run, step, process):
+    """Until a run has logged it."""
+    until, log = time.monotonic() + 60, run / "metrics.jsonl"
+    while not log.is_file() or log.read_text().count('"loss"') < step:
+        assert process.poll() is None and time.monotonic() < until, process.stderr.read()
+        time.sleep(0.002)
+
+
+def rank_of(process, rank):
+    """The process id of one of the processes that a launcher started."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and f"PPid:\t{process.pid}\n" in _read(entry / "status"):
+            if f"\0RANK={rank}\0" in _read(entry / "environ"):
+                return int(entry.name)
+    raise AssertionError(f"{process.args} has no process {rank}")
+
+
+def _read(file):
+    try:
+        return "\0" + file.read_text() + "\0"
+    except OSError:
+        return ""
+
+
+def check_equal(outcome, straight, run):
+    assert outcome(straight) == outcome(run)
+    assert [row["step"] for row in outcome(run)[2] if "loss" in row] == list(range(1, STEPS + 1))
+
+
+@pytest.fixture(scope="module")
+def straight(folder):
+    """What each way to start a run that nobody disturbs leaves; each is done once."""
+    return {}
+
+
+def test_sigterm_and_sigkill_and_then_resume_auto_end_as_an_undisturbed_run(begin, folder, outcome):
+    ended(begin("straight"), 0)
+    process = begin("asked")
+    wait_for_step(folder / "asked", 11, process)
+    process.send_signal(signal.SIGTERM)
+    assert "the state is saved, go on: dino train --resume asked" in ended(process, 143)
+    step = step_of(list_checkpoints(folder / "asked" / "checkpoints")[-1])
+    assert 11 <= step < 2 * PER_EPOCH, "it was stopped within an epoch"
+    process = begin("asked", "--resume", "auto", "--output-dir", "asked", new=False)
+    wait_for_step(folder / "asked", 30, process)
+    process.kill()  # and it is killed on its second way
+    process.wait()
+    assert "was killed" in ended(begin("asked", "--resume", "auto", "--output-dir", "asked", new=False), 0)
+    check_equal(outcome, folder / "straight", folder / "asked")
+
+
+def test_a_second_sigint_leaves_at_once(begin, folder):
+    """A step of this takes long: 36 pictures one after another, larger ones."""
+    long = ("train.batch_size=36", "data.train_scales=[480]", "data.max_size=480")
+    process = begin("twice", *(part for setting in long for part in ("--set", setting)))
+    while "steps" not in process.stderr.readline():  # what will be done is said, then the first step is begun
+        assert process.poll() is None
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    while "press Ctrl-C again" not in process.stderr.readline():
+        assert process.poll() is None
+    time.sleep(0.5)
+    assert process.poll() is None, "the first one waits for the step"
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    ended(process, 130, within=10)
+    assert time.monotonic() - began < 2 and not list_checkpoints(folder / "twice" / "checkpoints")
+
+
+def test_two_processes_stopped_and_resumed_end_as_an_undisturbed_run(begin, folder, outcome):
+    """The undisturbed one is started by torchrun as the docs say, the other by --gpus 2."""
+    typed = re.search(r"^torchrun --nproc-per-node 8 (.*) train .*$", (DOCS / "distributed.md").read_text(), re.M)
+    by = [*TORCHRUN, "--nproc-per-node", "2", *shlex.split(typed[1])]
+    assert "2 processes" in ended(begin("straight2", by=by), 0)
+    process = begin("cut2", "--gpus", "2")
+    wait_for_step(folder / "cut2", 12, process)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process, 143).count("the state is saved") == 1, "one process speaks"
+    newest = list_checkpoints(folder / "cut2" / "checkpoints")[-1]
+    assert 12 <= step_of(newest) < 2 * PER_EPOCH, "it was stopped within an epoch"
+    shutil.copytree(folder / "cut2", folder / "alone")
+    ended(begin("cut2", "--resume", "auto", "--output-dir", "cut2", "--gpus", "2", new=False), 0)
+    check_equal(outcome, folder / "straight2", folder / "cut2")
+    ended(begin("alone", "--resume", "auto", "--output-dir", "alone", new=False), 0)  # one goes on with what two began
+    steps = [row["step"] for row in outcome(folder / "alone")[2] if "loss" in row]
+    assert steps == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize(
+    "launcher, code, reason", [("gpus", 5, "process 1 was ended by SIGKILL"), ("torchrun", 1, "SIGKILL")]
+)
+def test_a_killed_process_ends_the_other_soon_and_says_why(launcher, code, reason, begin, folder):
+    run = folder / f"killed-{launcher}"
+    if launcher == "gpus":
+        process = begin(run.name, "--gpus", "2")
+    else:
+        process = begin(run.name, by=[*TORCHRUN, "--nproc-per-node", "2", "-m", "dinocli"])
+    wait_for_step(run, 4, process)
+    other, began = rank_of(process, 0), time.monotonic()
+    os.kill(rank_of(process, 1), signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - began < 60 and process.returncode == code, said
+    assert reason in said and not Path(f"/proc/{other}").exists()
+    assert list_checkpoints(run / "checkpoints"), "what was saved is still there"
