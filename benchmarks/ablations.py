@@ -187,14 +187,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--plot", action="store_true", help="print tables and draw pictures of the finished runs")
     options = parser.parse_args()
+    chosen = list(STUDIES) if options.study == "all" else [options.study]
     if options.plot:
         from ablation_plots import report
 
-        report(options)
+        lines = [x for x in read_lines(options.out) if (x["steps"], x["settings"]) == (options.steps, options.set)]
+        for study in chosen:
+            report(study, lines)
         return
     keep_memory()
     options.commit = commit()  # before the results change the checkout
-    chosen = list(STUDIES) if options.study == "all" else [options.study]
     todo = [(study, seed) for study in chosen for seed in range(options.seeds)]
     with tempfile.TemporaryDirectory() as folder:
         data = options.data or Path(folder) / "drawn"
