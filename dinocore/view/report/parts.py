@@ -14,7 +14,8 @@ class Mark(NamedTuple):
     xyxy: Sequence[float]  # in pixels of the picture as it was read
     label: str
     kind: str  # "truth", "found", "wrong" (found, but no object is there) or "missed" (an object nothing answers for)
-    score: float | None = None  # None: shown at every threshold
+    # of what is found; of "truth", that of the box that answers it: the object is missed at thresholds above.
+    score: float | None = None  # None: shown as it is at every threshold
 
 
 class Picture(NamedTuple):

@@ -1,0 +1,166 @@
+// Boxes over pictures, drawn anew when the score threshold moves, and one picture at a time in a dialog.
+const TRUTH = 0, FOUND = 1, WRONG = 2, MISSED = 3;
+const pen = document.createElement('canvas').getContext('2d');
+
+/** A mark as it is at a threshold: its kind, or -1 where it isn't shown. An object whose answer is below it is missed. */
+function kindAt([, , , , , kind, score], threshold) {
+  if (score === null || score >= threshold) return kind;
+  return kind === TRUTH ? MISSED : -1;
+}
+
+function labelOf(data, mark) {
+  const score = mark[5] === FOUND || mark[5] === WRONG ? mark[6] : null;
+  return data.labels[mark[4]] + (score === null ? '' : ` ${score.toFixed(2)}`);
+}
+
+const meets = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
+
+/** A place for a label at its box where there is none yet, inside the picture; null where there is no room. */
+function placeFor([x0, y0, , y1], width, height, size, taken) {
+  const left = Math.max(0, Math.min(x0, size[0] - width));
+  for (const top of [y0 - height, y0, y1, y1 - height]) {
+    const plate = [left, top, left + width, top + height];
+    if (width <= size[0] && top >= 0 && top + height <= size[1] && !taken.some(other => meets(plate, other))) return plate;
+  }
+  return null;
+}
+
+function drawMarks(svg, picture, data, threshold, hidden, letters) {
+  const scale = picture.size[0] / (svg.clientWidth || 300);  // pixels of the picture in one of the screen
+  const boxes = [], labels = [], taken = [];
+  pen.font = `${letters}px system-ui, "Liberation Sans", sans-serif`;
+  const shown = picture.marks.map((mark, i) => ({mark, i, kind: kindAt(mark, threshold)}))
+    .filter(({kind}) => kind >= 0 && !hidden.has(kind));
+  for (const {mark, i, kind} of shown) {
+    const place = {x: Math.min(mark[0], mark[2]), y: Math.min(mark[1], mark[3]),
+      width: Math.abs(mark[2] - mark[0]), height: Math.abs(mark[3] - mark[1])};
+    boxes.push(make('svg:g', {'data-mark': i, 'data-kind': data.kinds[kind]},
+      make('svg:rect', {class: 'halo', ...place}), make('svg:rect', {class: data.kinds[kind], ...place})));
+  }
+  for (const {mark, i} of [...shown].sort((a, b) => (b.kind > 0) - (a.kind > 0) || (b.mark[6] ?? 1) - (a.mark[6] ?? 1))) {
+    const text = labelOf(data, mark);
+    const plate = text && placeFor(mark, (pen.measureText(text).width + 6) * scale, (letters + 4) * scale, picture.size, taken);
+    if (!plate) continue;
+    taken.push(plate);
+    labels.push(make('svg:g', {'data-mark': i},
+      make('svg:rect', {class: 'plate', x: plate[0], y: plate[1], width: plate[2] - plate[0], height: plate[3] - plate[1]}),
+      make('svg:text', {x: plate[0] + 3 * scale, y: plate[3] - 4 * scale, 'font-size': letters * scale}, text)));
+  }
+  svg.replaceChildren(...boxes, ...labels);
+}
+
+class Gallery {
+  constructor(place) {
+    this.data = readData(place);
+    this.hidden = new Set();
+    this.figures = [...place.querySelectorAll('figure')];
+    this.bar = place.querySelector('.bar');
+    this.slider = this.bar.querySelector('input');
+    this.seen = new Set();
+    this.marks = this.data.pictures.flatMap(picture => picture.marks);
+    this.bar.hidden = !this.marks.length;
+    this.slider.parentElement.hidden = !this.marks.some(mark => mark[6] !== null);
+    if (this.slider.parentElement.hidden) this.slider.value = 0;
+    this.slider.addEventListener('input', () => this.changed());
+    this.kinds = [...this.bar.querySelectorAll('.kind')];
+    this.kinds.forEach((button, kind) => button.addEventListener('click', () => {
+      if (!this.hidden.delete(kind)) this.hidden.add(kind);
+      button.setAttribute('aria-pressed', !this.hidden.has(kind));
+      this.changed();
+    }));
+    this.watcher = new IntersectionObserver(entries => {
+      for (const {target, isIntersecting} of entries) {
+        if (isIntersecting) { this.seen.add(target); this.draw(target); } else this.seen.delete(target);
+      }
+    }, {rootMargin: '200px'});
+    this.figures.forEach((figure, i) => {
+      this.watcher.observe(figure);
+      figure.querySelector('.open').addEventListener('click', () => large.open(this, i));
+    });
+    addEventListener('beforeprint', () => this.figures.forEach(figure => this.draw(figure)));
+    addEventListener('resize', () => this.seen.forEach(figure => this.draw(figure)));
+    this.changed();
+  }
+
+  get threshold() { return Number(this.slider.value); }
+
+  count(marks) {
+    const counts = [0, 0, 0, 0];
+    for (const mark of marks) { const kind = kindAt(mark, this.threshold); if (kind >= 0) counts[kind]++; }
+    return counts;
+  }
+
+  changed() {
+    this.slider.nextElementSibling.textContent = this.threshold.toFixed(2);
+    const used = [0, 1, 2, 3].map(kind => this.marks.some(m => m[5] === kind || (kind === MISSED && m[5] === TRUTH && m[6] !== null)));
+    this.count(this.marks).forEach((number, kind) => {
+      this.kinds[kind].querySelector('b').textContent = number;
+      this.kinds[kind].hidden = !used[kind];
+    });
+    this.figures.forEach((figure, i) => {
+      const counts = this.count(this.data.pictures[i].marks);
+      figure.querySelector('.count').textContent = counts.map((number, kind) => used[kind] && (number || kind < WRONG)
+        ? `${number} ${this.data.names[kind]}` : '').filter(Boolean).join(', ');
+    });
+    this.seen.forEach(figure => this.draw(figure));
+    large.draw();
+  }
+
+  draw(figure) {
+    const picture = this.data.pictures[this.figures.indexOf(figure)];
+    drawMarks(figure.querySelector('.marks'), picture, this.data, this.threshold, this.hidden, 11);
+  }
+}
+
+const large = {
+  box: document.getElementById('large'),
+  gallery: null,
+  index: 0,
+
+  open(gallery, index) {
+    this.gallery = gallery;
+    this.index = index;
+    if (!this.box.open) this.box.showModal();
+    const picture = gallery.data.pictures[index], image = this.box.querySelector('img');
+    image.src = gallery.figures[index].querySelector('img').src;
+    this.box.querySelector('strong').textContent = `${picture.title}  (${index + 1} of ${gallery.figures.length})`;
+    const [width, height] = picture.size, stage = this.box.querySelector('.stage');
+    image.width = width; image.height = height;
+    stage.style.width = `min(100%, ${Math.max(width, 640)}px, calc(74vh * ${width / height}))`;
+    this.box.querySelector('.marks').setAttribute('viewBox', `0 0 ${width} ${height}`);
+    this.draw();
+  },
+
+  draw() {
+    if (!this.box.open) return;
+    const {data, threshold, hidden} = this.gallery, picture = data.pictures[this.index];
+    const svg = this.box.querySelector('.marks');
+    drawMarks(svg, picture, data, threshold, hidden, 13);
+    const rows = picture.marks.map((mark, i) => ({mark, i, kind: kindAt(mark, threshold)}))
+      .filter(({kind}) => kind >= 0 && !hidden.has(kind)).sort((a, b) => (b.mark[6] ?? -1) - (a.mark[6] ?? -1));
+    this.box.querySelector('.list').replaceChildren(...rows.map(({mark, i, kind}) => {
+      const button = make('button', {type: 'button'}, `${data.names[kind]} ${labelOf(data, mark)}`);
+      const pick = on => {
+        svg.classList.toggle('picked', on);
+        for (const group of svg.children) group.classList.toggle('pick', on && group.dataset.mark === String(i));
+      };
+      for (const name of ['focus', 'pointerenter', 'click']) button.addEventListener(name, () => pick(true));
+      for (const name of ['blur', 'pointerleave']) button.addEventListener(name, () => pick(false));
+      return make('li', {}, button);
+    }));
+  },
+
+  turn(by) {
+    const many = this.gallery.figures.length;
+    this.open(this.gallery, (this.index + by + many) % many);
+  },
+};
+large.box.querySelector('.close').addEventListener('click', () => large.box.close());
+large.box.querySelector('.back').addEventListener('click', () => large.turn(-1));
+large.box.querySelector('.on').addEventListener('click', () => large.turn(1));
+large.box.addEventListener('click', event => { if (event.target === large.box) large.box.close(); });
+large.box.addEventListener('keydown', event => {
+  if (event.key === 'ArrowLeft') large.turn(-1);
+  if (event.key === 'ArrowRight') large.turn(1);
+});
+for (const place of document.querySelectorAll('.gallery')) new Gallery(place);

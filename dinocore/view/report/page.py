@@ -1,0 +1,140 @@
+"""A page as one HTML file that needs nothing else: no network, no other file. See docs/reports.md."""
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from .parts import Cell, Chart, Gallery, Matrix, Page, Part
+from .pictures import fit_pictures
+
+MOST_BYTES = 4_800_000  # of the file, unless tables and drawings alone take more
+HERE = Path(__file__).parent
+SCRIPTS = ("page.js", "tables.js", "charts.js", "gallery.js")
+KINDS = {"truth": "annotated", "found": "found", "wrong": "wrong", "missed": "missed"}
+UNKNOWN = "\N{EN DASH}"
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def render_page(page: Page) -> str:
+    """The HTML of a page. All text is escaped; pictures are made as small as MOST_BYTES asks for."""
+    galleries = [part for section in page.sections for part in section.parts if isinstance(part, Gallery)]
+    pictures = [picture for gallery in galleries for picture in gallery.pictures]
+    bare = _render(page, [""] * len(pictures))
+    if not pictures:
+        return bare
+    room = MOST_BYTES - len(bare.encode())
+    return _render(page, fit_pictures([picture.image for picture in pictures], room))
+
+
+def _render(page: Page, sources: Sequence[str]) -> str:
+    script = "'use strict';\n" + "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment = Environment(
+        autoescape=True,
+        loader=FileSystemLoader(HERE),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if isinstance(value, str) else value,
+    )
+    environment.filters |= {
+        "cell": _cell,
+        "number": _is_number,
+        "kind": _kind,
+        "json": _embedded,
+        "shades": _shades,
+        "next": next,
+    }
+    # a template uses each source once, in the order of the pictures
+    return environment.get_template("page.html.j2").render(
+        page=page,
+        css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        digest=digest,
+        sources=iter(sources),
+        kinds=KINDS,
+    )
+
+
+def printable(text: str) -> str:
+    """Text without halves of surrogate pairs, which file names may have and UTF-8 has not."""
+    cleaned = SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return Markup(cleaned) if isinstance(text, Markup) else cleaned
+
+
+def _kind(part: Part) -> str:
+    return type(part).__name__.lower()
+
+
+def _is_number(value: Cell) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _cell(value: Cell) -> str:
+    """A cell as people read it: four digits, whole numbers in full, a dash for what is not known."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return UNKNOWN
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 or abs(value) >= 1e15 else f"{value:.0f}"
+    return str(value)
+
+
+def _embedded(part: Chart | Gallery) -> Markup:
+    """What the script draws, as JSON that cannot end the element that it is in."""
+    data = _chart_data(part) if isinstance(part, Chart) else _gallery_data(part)
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)
+
+
+def _chart_data(chart: Chart) -> dict[str, Any]:
+    lines = [
+        {"name": printable(line.name), "x": [_finite(x) for x in line.x], "y": [_finite(y) for y in line.y]}
+        for line in chart.lines
+    ]
+    return {"title": printable(chart.title), "x": printable(chart.x_label), "y": printable(chart.y_label)} | {
+        "lines": lines
+    }
+
+
+def _gallery_data(gallery: Gallery) -> dict[str, Any]:
+    """Sizes in pixels of the picture as it was read, like the boxes; labels are told once."""
+    labels: dict[str, int] = {}
+    pictures = []
+    for picture in gallery.pictures:
+        marks = [
+            [
+                *(_finite(round(float(value), 1)) or 0 for value in mark.xyxy),
+                labels.setdefault(printable(mark.label), len(labels)),
+                list(KINDS).index(mark.kind),
+                None if mark.score is None else _finite(round(float(mark.score), 4)),
+            ]
+            for mark in picture.marks
+        ]
+        pictures.append({"title": printable(picture.title), "size": picture.image.size, "marks": marks})
+    return {"labels": list(labels), "kinds": list(KINDS), "names": list(KINDS.values()), "pictures": pictures}
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
+
+
+def _shades(matrix: Matrix) -> list[list[float]]:
+    """How deep each cell is coloured, 0 to 1: the root of its share of the largest value, so that a few are seen."""
+    known = [value for row in matrix.values for value in row if math.isfinite(value)]
+    top = max(known, default=0.0)
+    return [
+        [round(math.sqrt(value / top), 2) if top > 0 and value > 0 and math.isfinite(value) else 0.0 for value in row]
+        for row in matrix.values
+    ]
