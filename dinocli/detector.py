@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dinocore.checkpoint import BUNDLED, load_weights
+from dinocore.checkpoint import BUNDLED, cast_note, load_weights
 from dinocore.config import Config
 from dinocore.device import pick_device
 from dinocore.fetch.locate import locate
@@ -46,4 +46,8 @@ def open_detector(weights: str | None, device: str, amp: str) -> tuple[Detector,
     """Find, read and place a detector."""
     place = pick_device(device)
     path = find_weights(weights)
-    return detector_from(load_weights(path), path, place, amp), path
+    content = load_weights(path)
+    detector = detector_from(content, path, place, amp)
+    if note := cast_note(content.tensors):
+        say(f"{path}: {note}")
+    return detector, path

@@ -105,11 +105,17 @@ def restore_model(weights: Weights, where: Path) -> DINO:
     return model
 
 
+def cast_note(tensors: Mapping[str, Tensor]) -> str:
+    """What to say of weights that another precision than float32 was kept in; empty if it was not."""
+    kinds = {value.dtype for value in tensors.values() if value.is_floating_point()} - {torch.float32}
+    return f"its {', '.join(sorted(str(kind)[6:] for kind in kinds))} numbers become float32" if kinds else ""
+
+
 def load_exactly(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Fill a model, refusing any difference in names or shapes.
+    """Fill a model, refusing any difference in names or shapes; floats of another precision are cast.
 
     Raises:
-        CheckpointError: naming how many tensors differ, and the first.
+        CheckpointError: naming how many tensors differ, and the first; or those that are no floats and should be.
     """
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     given = {key: tuple(value.shape) for key, value in tensors.items()}
@@ -119,5 +125,12 @@ def load_exactly(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -
         raise CheckpointError(
             f"{where} does not fit its model: {len(differing)} of {len(wanted)} tensors differ, such as {key} "
             f"({given.get(key, 'missing')} in the file, {wanted.get(key, 'none')} in the model)"
+        )
+    state = model.state_dict()
+    integers = [key for key, value in tensors.items() if state[key].is_floating_point() > value.is_floating_point()]
+    if integers:
+        raise CheckpointError(
+            f"{where} holds {str(tensors[integers[0]].dtype)[6:]} numbers in {integers[0]} where the model has floats; "
+            "quantised weights cannot be used, give those that they were made from"
         )
     model.load_state_dict(tensors)

@@ -81,3 +81,4 @@ class Noise(NamedTuple):
     real: Tensor  # (B, Q) bool, False where an image has fewer targets than the largest one
     match: Match  # every positive with its target
     num_groups: int
+    source: Tensor  # (B, Q) int64, which target of its image each is a noisy copy of; -1 on padding

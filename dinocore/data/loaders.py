@@ -44,7 +44,10 @@ class TrainingPictures(Dataset):
                 problem = problem or str(error)
             except Exception as error:  # a bug of ours, or a picture beyond imagination: which one it was, at least
                 where = f"{self.annotations.path(at)} (number {at}, epoch {epoch})"
-                raise RuntimeError(f"reading {where} failed: {type(error).__name__}: {error}") from error
+                raise DataError(
+                    f"reading {where} failed: {type(error).__name__}: {error}; take the picture out of the annotations "
+                    "to go on, and please report it"
+                ) from error
         raise DataError(f"{MOST_REPLACEMENTS} pictures in a row cannot be read; the first: {problem}")
 
     def _read(self, epoch: int, index: int) -> Sample:

@@ -74,6 +74,7 @@ class Denoiser(nn.Module):
         move = self.box_noise * torch.stack([draw.move for draw in draws]).to(boxes)  # (B, G, copies, T, 4)
         boxes = torch.where(real[..., None], jitter(boxes[:, None, None], move), 0.5).flatten(1, 3)  # (B, Q, 4)
         real = real.expand(-1, *shape).flatten(1)  # (B, Q)
+        source = _pad(chosen, fill=-1)[:, None, None].expand(-1, *shape)  # (B, G, copies, T)
         group, copy, _ = torch.meshgrid(*(torch.arange(n, device=device) for n in shape), indexing="ij")
         return Noise(
             content=self.label_embed(labels) * real[..., None],
@@ -83,6 +84,7 @@ class Denoiser(nn.Module):
             real=real,
             match=positive_match(targets, chosen, shape),
             num_groups=shape[0],
+            source=source.flatten(1),
         )
 
 
@@ -131,9 +133,9 @@ def jitter(boxes: Tensor, move: Tensor) -> Tensor:
     return to_cxcywh((to_xyxy(boxes) + move * half).clamp(0, 1))
 
 
-def _pad(rows: list[Tensor]) -> Tensor:
+def _pad(rows: list[Tensor], fill: float = 0) -> Tensor:
     """Stack what images of unlike number have, B x (T_i, ...) -> (B, T, ...)."""
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)
 
 
 def join(noise: Noise, matching: Queries) -> Queries:

@@ -11,6 +11,7 @@ from ..predict import Detector
 from .events import Evaluated, Evaluating, Event, Warned
 from .job import Job
 from .log import Journal, NoJournal
+from .report import save_examples
 from .run import save_best
 from .state import TrainState
 
@@ -25,7 +26,9 @@ def evaluate(job: Job, state: TrainState, journal: Journal | NoJournal) -> Itera
     """
     progress, epoch = state.progress, state.progress["due_evaluation"]
     shares: Shares = []
-    for (done, stopped), share in _detected(job, state):
+    failure = ""
+    for (done, stopped, problem), share in _detected(job, state):
+        failure = problem  # only ever of the last one
         shares.append(share)
         yield Evaluating(done, len(job.data.val.image_ids))
         if stopped:
@@ -37,12 +40,13 @@ def evaluate(job: Job, state: TrainState, journal: Journal | NoJournal) -> Itera
             yield from map(Warned, problems)
     progress["due_evaluation"] = 0
     state.model.train()
-    metrics, problem = job.group.on_main(lambda: _judged(job, results))
+    metrics, failure = job.group.on_main(lambda: (None, failure) if failure else _judged(job, results))
     if metrics is None:
         progress["failed_evaluations"] += 1
-        yield Warned(f"the evaluation after epoch {epoch} failed ({problem}); training goes on")
+        so_far = f"{progress['failed_evaluations']} of this run so far"
+        yield Warned(f"the evaluation after epoch {epoch} failed ({failure}), {so_far}; training goes on")
         return
-    best, problem = job.group.on_main(lambda: _kept_if_best(job, state, metrics, epoch))
+    best, problem = job.group.on_main(lambda: _kept_if_best(job, state, metrics, epoch, results))
     if problem:
         yield Warned(f"{problem}; training goes on")
     progress["worse"] = 0 if best else progress["worse"] + 1
@@ -53,35 +57,47 @@ def evaluate(job: Job, state: TrainState, journal: Journal | NoJournal) -> Itera
     yield Evaluated(progress["step"], epoch, job.config.train.epochs, metrics, best)
 
 
-def _detected(job: Job, state: TrainState) -> Iterator[tuple[tuple[int, bool], tuple[list, list[str]]]]:
-    """This process's pictures; after each, how many are done by all, and whether any of them is to stop."""
+def _detected(job: Job, state: TrainState) -> Iterator[tuple[tuple[int, bool, str], tuple[list, list[str]]]]:
+    """This process's pictures; after each, how many are done by all, and whether any of them is to stop or failed."""
     group, val = job.group, job.data.val
     detector = Detector(state.ema.model, job.config, job.data.train.categories, job.device, job.config.train.amp)
     pictures = detect_all(detector, val, Part(group.rank, group.size))
     total = len(val.image_ids)
     for done in range(group.size, total + group.size, group.size):
-        share, failed = ([], []), False
+        share, diverged, failure = ([], []), False, ""
         try:
             share = next(pictures, share)
         except DivergedError:
-            failed = True
-        rows = group.gather_numbers([job.stop(), failed])
-        if any(failed for _, failed in rows):
+            diverged = True
+        except Exception as error:  # whatever it is, hours of training are worth more
+            failure = _in_words(error)
+        stops, divergences, failures = zip(*group.gather_numbers([job.stop(), diverged, bool(failure)]), strict=True)
+        if any(divergences):
             raise DivergedError(
                 f"the model's predictions are not finite in the evaluation after step {state.progress['step']}; "
                 "try a lower --lr, or --amp off, from an earlier checkpoint"
             )
-        yield (min(done, total), any(stop for stop, _ in rows)), share
+        if any(failures):
+            failure = next(filter(None, group.gather(failure)))
+        yield (min(done, total), any(stops), failure), share
+        if failure:
+            return
 
 
 def _judged(job: Job, results: list[dict[str, Any]]) -> tuple[Metrics | None, str]:
     try:
         return coco_metrics(job.data.val, results, job.config.eval.backend), ""
-    except Exception as error:  # whatever it is, hours of training are worth more
-        return None, f"{type(error).__name__}: {error}"
+    except Exception as error:  # as above
+        return None, _in_words(error)
 
 
-def _kept_if_best(job: Job, state: TrainState, metrics: Metrics, epoch: int) -> tuple[bool, str]:
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+
+
+def _kept_if_best(
+    job: Job, state: TrainState, metrics: Metrics, epoch: int, results: list[dict[str, Any]]
+) -> tuple[bool, str]:
     """Whether these are the best weights, now kept as such; of equals the oldest, and never what is not a number."""
     progress, ap = state.progress, metrics.summary["AP"]
     if not math.isfinite(ap) or (ap <= progress["best_ap"] and progress["best_step"]):
@@ -91,4 +107,4 @@ def _kept_if_best(job: Job, state: TrainState, metrics: Metrics, epoch: int) -> 
         save_best(job.run, state.ema.model, job.config, job.data.train.categories, facts)
     except EnvironmentFault as error:
         return False, str(error)
-    return True, ""
+    return True, save_examples(job, epoch, results)

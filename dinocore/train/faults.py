@@ -73,7 +73,7 @@ def _size(batch: Batch, i: int) -> tuple[int, int]:
 def loader_fault(error: BaseException) -> DinoError | None:
     """An error of the processes that read pictures, in words; None if it is none."""
     text = str(error)
-    if isinstance(error, DataError):
+    if isinstance(error, DataError):  # of a process that reads, its traceback stands before it
         return DataError(text.strip().splitlines()[-1].removeprefix("dinocore.errors.DataError: "))
     lost = isinstance(error, ConnectionError | EOFError)  # in the middle of handing over a batch
     if not lost and not (isinstance(error, RuntimeError) and any(word in text for word in WORKER)):

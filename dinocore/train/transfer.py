@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..checkpoint import Weights, load_exactly
+from ..checkpoint import Weights, cast_note, load_exactly
 from ..data.coco import Category
 from ..model.dino import DINO
 
@@ -46,6 +46,7 @@ def carry_over(model: DINO, weights: Weights, categories: Sequence[Category], wh
         del tensors[LABELS]
         notes.append("the file's label embedding is left, since there is no denoising")
     load_exactly(model, tensors, where)
+    notes += filter(None, [cast_note(weights.tensors)])
     names = {c.name: weights.categories[rows[k]].name if k in rows else None for k, c in enumerate(categories)}
     return Transfer(where.name, names, notes)
 

@@ -1,13 +1,13 @@
 """The denoising attention mask as the model makes it, ready to be drawn. Pure: nothing is printed or written here.
 
-`mask_of` runs the model's own denoiser and `join`; `fold` cuts the result into so many cells as a drawing has room
-for. `mask_text.py` and `mask_image.py` draw the same `Fold`.
+`mask_of` and `batch_mask` run the model's own denoiser and `join`. `mask_text.py` draws it for a terminal,
+`mask_image.py` as PNG and SVG, `mask_page.py` as HTML, all from a `mask_fold.Fold`; `mask_query.py` puts a row into
+words.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +29,9 @@ class MaskView(NamedTuple):
     real: Tensor  # (B, Q) bool, False on a padding slot
     num_objects: list[int]  # annotated, of each image
     num_groups: int
+    source: Tensor  # (B, Q) int64, the object of its image that each is a noisy copy of, -1 on padding
+    files: Sequence[str] = ()  # of the images, where they are known
+    names: Sequence[Sequence[str]] = ()  # the class of every object of each image, where it is known
 
     @property
     def num_denoising(self) -> int:
@@ -67,27 +70,12 @@ class MaskView(NamedTuple):
         return int(self.blocked.sum()) / self.blocked.numel()
 
 
-class Cell(NamedTuple):
-    """Consecutive queries that a drawing shows as one row and one column."""
+class Objects(NamedTuple):
+    """A batch of annotated images, without their pixels."""
 
-    start: int
-    stop: int  # the first query after it
-    first_group: int
-    last_group: int
-    kind: str  # positive, negative, both
-
-
-class Fold(NamedTuple):
-    """A mask with fewer cells than queries; the last row and column stand for all the matching queries."""
-
-    cells: list[Cell]  # of the denoising queries
-    blocked: Tensor  # (cells + 1, cells + 1) share of the pairs that is blocked
-    real: Tensor  # (B, cells) share of the queries that is not padding
-
-    @property
-    def queries_per_cell(self) -> int:
-        """k, where a cell stands for at most k x k pairs."""
-        return max((cell.stop - cell.start for cell in self.cells), default=1)
+    targets: list[Target]
+    files: Sequence[str] = ()
+    names: Sequence[Sequence[str]] = ()  # the class of every object
 
 
 def mask_of(config: ModelConfig, num_objects: Sequence[int]) -> MaskView:
@@ -98,12 +86,24 @@ def mask_of(config: ModelConfig, num_objects: Sequence[int]) -> MaskView:
     """
     check_size(config, num_objects)
     targets = [Target(torch.zeros(n, dtype=torch.int64), torch.full((n, 4), 0.5), seed=0) for n in num_objects]
+    return batch_mask(config, Objects(targets))
+
+
+def batch_mask(config: ModelConfig, objects: Objects) -> MaskView:
+    """The mask that this model would train with on these images.
+
+    Raises:
+        ConfigError: it would need more than MOST_BYTES.
+    """
+    targets = objects.targets
+    num_objects = [len(target.labels) for target in targets]
+    check_size(config, num_objects)
     content = torch.zeros(len(targets), config.num_queries, config.hidden_dim)  # (B, N, C)
     matching = Queries(content, content[..., :4])
     with torch.no_grad():
         noise = build_denoiser(config)(targets)
         queries = matching if noise is None else join(noise, matching)
-    return view_mask(noise, queries, num_objects)
+    return view_mask(noise, queries, num_objects)._replace(files=objects.files, names=objects.names)
 
 
 def view_mask(noise: Noise | None, queries: Queries, num_objects: Sequence[int]) -> MaskView:
@@ -111,10 +111,12 @@ def view_mask(noise: Noise | None, queries: Queries, num_objects: Sequence[int])
     num_queries, blocked = queries.content.shape[1], queries.blocked
     if blocked is None:
         blocked = torch.zeros(num_queries, num_queries, dtype=torch.bool)
+    counts = list(num_objects)
     if noise is None:
-        nothing = torch.zeros(0, dtype=torch.bool)
-        return MaskView(blocked, nothing.long(), nothing, nothing.expand(len(num_objects), 0), list(num_objects), 0)
-    return MaskView(blocked, noise.group, noise.negative, noise.real, list(num_objects), noise.num_groups)
+        no = torch.zeros(0, dtype=torch.bool)
+        each = no.expand(len(counts), 0)
+        return MaskView(blocked, no.long(), no, each, counts, 0, each.long())
+    return MaskView(blocked, noise.group, noise.negative, noise.real, counts, noise.num_groups, noise.source)
 
 
 def check_size(config: ModelConfig, num_objects: Sequence[int]) -> None:
@@ -158,51 +160,10 @@ def notes(view: MaskView, config: ModelConfig) -> list[str]:
     ]
 
 
-def fold(view: MaskView, most: int) -> Fold:
-    """At most so many cells, of equal kind where there is room: a query, else part of a group's half, else groups."""
-    cells = [_cell(view, start, stop) for start, stop in _cut(view, most)]
-    starts = [*(cell.start for cell in cells), view.num_denoising]
-    sizes = np.diff([*starts, len(view.blocked)])
-    rows = np.add.reduceat(view.blocked.numpy(), starts, axis=0, dtype=np.int32)  # (cells + 1, N)
-    pairs = np.add.reduceat(rows, starts, axis=1, dtype=np.int64)  # (cells + 1, cells + 1)
-    real = [view.real[:, cell.start : cell.stop].float().mean(1) for cell in cells]
-    return Fold(
-        cells=cells,
-        blocked=torch.from_numpy(pairs / np.outer(sizes, sizes)),
-        real=torch.stack(real, dim=1) if real else torch.zeros(len(view.real), 0),
-    )
-
-
-def _cut(view: MaskView, most: int) -> list[tuple[int, int]]:
-    """Where the cells begin and end."""
-    for key in (2 * view.group + view.negative, view.group):
-        lengths = torch.unique_consecutive(key, return_counts=True)[1].tolist()
-        if len(lengths) <= most:
-            pieces = most // max(1, len(lengths))
-            return _spans(lengths, max((-(-length // pieces) for length in lengths), default=1))
-    together = -(-len(lengths) // most)
-    return _spans([sum(lengths[i : i + together]) for i in range(0, len(lengths), together)], view.num_denoising)
-
-
-def _spans(lengths: list[int], longest: int) -> list[tuple[int, int]]:
-    """Runs of these lengths, one after the other, none cut into pieces longer than `longest`."""
-    spans, start = [], 0
-    for length in lengths:
-        end = start + length
-        spans += [(first, min(first + longest, end)) for first in range(start, end, longest)]
-        start = end
-    return spans
-
-
-def _cell(view: MaskView, start: int, stop: int) -> Cell:
-    kinds = view.negative[start:stop]
-    kind = "negative" if kinds.all() else "both" if kinds.any() else "positive"
-    return Cell(start, stop, int(view.group[start]), int(view.group[stop - 1]), kind)
-
-
 def to_json(view: MaskView) -> dict[str, Any]:
     """For scripts; every range is [first, end), counted from 0."""
     num_negative = int(view.negative.sum())
+    files = view.files or [None] * len(view.num_objects)
     return {
         "num_groups": view.num_groups,
         "num_denoising": view.num_denoising,
@@ -216,8 +177,8 @@ def to_json(view: MaskView) -> dict[str, Any]:
         "total_pairs": view.blocked.numel(),
         "blocked_pairs_by_part": view.blocked_pairs,
         "images": [
-            {"objects": objects, "taking_part": part, "padding_queries": true_runs(~real)}
-            for objects, part, real in zip(view.num_objects, view.taking_part, view.real, strict=True)
+            {"file": file} | {"objects": objects, "taking_part": part, "padding_queries": true_runs(~real)}
+            for file, objects, part, real in zip(files, view.num_objects, view.taking_part, view.real, strict=True)
         ],
         "groups": [
             {"positive": true_runs(of_group & ~view.negative), "negative": true_runs(of_group & view.negative)}

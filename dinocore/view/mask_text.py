@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .mask import Cell, Fold, MaskView, fold
+from .mask import MaskView
+from .mask_fold import Cell, Fold, fold
 
 MOST_STRIPS = 8  # images whose padding is drawn; a larger batch says so in words
 

@@ -1,6 +1,5 @@
 """What a run survives: stops at any place, damage, a full disk, dead readers, too little memory, bad numbers."""
 
-import json
 import os
 import resource
 import signal
@@ -35,14 +34,15 @@ PLACES = {"mid-epoch": 6, "last batch": 7, "boundary": 8, "evaluation": 8, "accu
 FEW = [("mid-epoch", 2, 0.9, "bf16")]
 ALL = [(place, w, ema, amp) for place in PLACES for w in (0, 2) for ema in (0.0, 0.9) for amp in ("off", "bf16")]
 ALL += [(place, 0, 0.9, "fp16") for place in PLACES]  # with its scaler
-CELLS = [cell if cell in FEW else pytest.param(*cell, marks=pytest.mark.slow) for cell in ALL]
+CELLS = [cell if cell in FEW else pytest.param(cell, marks=pytest.mark.slow) for cell in ALL]
 STRAIGHT: dict = {}
 
 
-@pytest.mark.parametrize("place, workers, ema, amp", CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_24_steps_equal_those_that_were_stopped_and_resumed(
-    place, workers, ema, amp, small_config, start, run_to_end, monkeypatch, outcome
+    cell, small_config, start, run_to_end, monkeypatch, outcome
 ):
+    place, workers, ema, amp = cell
     config = small_config(
         *LITTLE, "train.epochs=6", f"train.ema_decay={ema}", "model.dropout=0.1", f'train.amp="{amp}"'
     )

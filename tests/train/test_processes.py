@@ -56,7 +56,7 @@ def begin(folder):
     for process in started:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.communicate()
 
 
 def ended(process, code, within=120.0):
@@ -78,9 +78,9 @@ def wait_for_step(run, step, process):
 def rank_of(process, rank):
     """The process id of one of the processes that a launcher started."""
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and f"PPid:\t{process.pid}\n" in _read(entry / "status"):
-            if f"\0RANK={rank}\0" in _read(entry / "environ"):
-                return int(entry.name)
+        child = entry.name.isdigit() and f"PPid:\t{process.pid}\n" in _read(entry / "status")
+        if child and f"\0RANK={rank}\0" in _read(entry / "environ"):
+            return int(entry.name)
     raise AssertionError(f"{process.args} has no process {rank}")
 
 
@@ -113,7 +113,7 @@ def test_sigterm_and_sigkill_and_then_resume_auto_end_as_an_undisturbed_run(begi
     process = begin("asked", "--resume", "auto", "--output-dir", "asked", new=False)
     wait_for_step(folder / "asked", 30, process)
     process.kill()  # and it is killed on its second way
-    process.wait()
+    process.communicate()
     assert "was killed" in ended(begin("asked", "--resume", "auto", "--output-dir", "asked", new=False), 0)
     check_equal(outcome, folder / "straight", folder / "asked")
 

@@ -6,7 +6,8 @@ import torch
 from dinocore.errors import ConfigError
 from dinocore.model import denoising
 from dinocore.presets import load_config
-from dinocore.view.mask import MaskView, fold, mask_of, notes, to_json, true_runs
+from dinocore.view.mask import MaskView, mask_of, notes, to_json, true_runs
+from dinocore.view.mask_fold import fold
 from dinocore.view.mask_image import draw_image
 from dinocore.view.mask_text import ASCII, UNICODE, draw_text
 
@@ -90,8 +91,8 @@ def test_json_holds_the_whole_mask():
 
 def test_json_says_which_queries_are_padding():
     images = to_json(mask(2, 2, 1))["images"]
-    assert images[0] == {"objects": 2, "taking_part": 2, "padding_queries": []}
-    assert images[1] == {"objects": 1, "taking_part": 1, "padding_queries": [[1, 2], [3, 4], [5, 6], [7, 8]]}
+    assert images[0] == {"file": None, "objects": 2, "taking_part": 2, "padding_queries": []}
+    assert images[1]["padding_queries"] == [[1, 2], [3, 4], [5, 6], [7, 8]]
 
 
 def test_runs_of_true():

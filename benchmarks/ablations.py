@@ -1,0 +1,228 @@
+"""What parts of DINO do for a small model, by our own short runs.
+
+    python benchmarks/ablations.py look-forward|ablations|all [--seeds 3] [--steps 150] [--set model.num_queries=100]
+    python benchmarks/ablations.py look-forward --plot        (needs matplotlib: the extra `bench`)
+
+A run is one variant (see ablation_variants.py) with one seed. Backbone, neck and encoder are the bundled model's and
+stay as they are; proposer, denoiser and decoder are drawn anew from the seed and trained, on pictures that
+`dino sample-data` draws, and judged on others. Each finished run is one line of docs/benchmarks/ablations.jsonl; a run
+that is there is not done again, so that the script can be stopped and started. Seeds take turns: what is there is whole
+comparisons.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from ablation_variants import STUDIES, Variant
+from torch import Tensor, nn
+
+from dinocli.training import with_classes
+from dinocore import build_model
+from dinocore.checkpoint import load_weights
+from dinocore.config import Config
+from dinocore.data.dataset import open_dataset
+from dinocore.data.loaders import training_steps
+from dinocore.data.sample import write_sample_data
+from dinocore.device import keep_memory
+from dinocore.errors import DivergedError
+from dinocore.evaluate.coco import coco_metrics, detect_all
+from dinocore.fetch.locate import locate
+from dinocore.model.dino import DINO
+from dinocore.predict import Detector
+from dinocore.presets import load_config
+from dinocore.train.feed import count_boxes
+from dinocore.train.job import Job
+from dinocore.train.optim import NoEma, build_optimizer, lr_factor, set_lr
+from dinocore.train.start import freeze
+from dinocore.train.state import BEGINNING, TrainState
+from dinocore.train.step import train_step
+
+RESULTS = Path(__file__).parent.parent / "docs" / "benchmarks" / "ablations.jsonl"
+PICTURES, SIDE = 300, 240  # drawn; 240 of them to train on
+TRAINED = ("backbone", "neck", "tokenizer", "encoder")  # parts with the bundled model's weights
+SETTINGS = [
+    'train.weights=""', 'model.backbone_weights="none"', 'train.freeze=["backbone", "neck", "tokenizer", "encoder"]',
+    "train.epochs=1", "train.warmup_steps=20", "train.ema_decay=0.0", "train.lr=8e-4", "train.batch_size=2",
+    "model.num_queries=60", "model.denoising.num_pairs=30", "data.workers=0", "data.train_scales=[160]",
+    "data.crop_chance=0.0", "data.eval_scale=160",
+]  # fmt: skip
+
+
+class Gradients:
+    """Norms of the gradients of a step: of parts of the model, and of what each layer added to its boxes."""
+
+    def __init__(self, state: TrainState):
+        self.model = state.model
+        self.deltas: list[Tensor] = []  # of the box heads, layer by layer: of the answer, then of the move
+        self.norms: dict[str, Any] = {}
+        self.handles = [head.register_forward_hook(self._keep) for head in set(self.model.decoder.box_heads)]
+        self.handles.append(state.optimizer.register_step_pre_hook(self._measure))
+
+    def _keep(self, head: nn.Module, given: tuple[Tensor], delta: Tensor) -> None:
+        delta.retain_grad()
+        self.deltas.append(delta)
+
+    def _measure(self, *_: Any) -> None:
+        decoder = self.model.decoder
+        parts = {"class_heads": decoder.class_heads, "box_heads": decoder.box_heads, "proposer": self.model.proposer}
+        self.norms = {name: _norm(p.grad for p in part.parameters()) for name, part in parts.items()}
+        self.norms["layers"] = [_norm(p.grad for p in layer.parameters()) for layer in decoder.layers]
+        self.clipped = _norm(p.grad for p in self.model.parameters())
+
+    def read(self, grad_norm: float) -> dict[str, Any]:
+        """Norms before clipping; `answers` and `moves` are of the box heads' outputs, by layer."""
+        scale = grad_norm / max(self.clipped, 1e-12)
+        norms = {k: [n * scale for n in v] if isinstance(v, list) else v * scale for k, v in self.norms.items()}
+        return norms | {
+            "answers": [_norm([delta.grad]) for delta in self.deltas[0::2]],
+            "moves": [_norm([delta.grad]) for delta in self.deltas[1::2]],
+        }
+
+    def remove(self) -> None:
+        """Leave the model as it was."""
+        for handle in self.handles:
+            handle.remove()
+
+
+def _norm(gradients: Any) -> float:
+    squares = [gradient.float().square().sum().item() for gradient in gradients if gradient is not None]
+    return sum(squares) ** 0.5
+
+
+def build(variant: Variant, config: Config, seed: int) -> TrainState:
+    """The state before the first step: the bundled model's trained parts, and the rest drawn from the seed."""
+    torch.manual_seed(seed)
+    model = build_model(config.model)
+    for change in variant.changes:
+        change(model)
+    trained = load_weights(locate("bundled")).tensors
+    for part in TRAINED:
+        prefix = f"{part}."
+        state = {key.removeprefix(prefix): v for key, v in trained.items() if key.startswith(prefix)}
+        model.get_submodule(part).load_state_dict(state)
+    freeze(model, config.train.freeze)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return TrainState(model, model, NoEma(model), build_optimizer(model, config.train), scaler, dict(BEGINNING))
+
+
+def run(variant: Variant, config: Config, seed: int, steps: int, every: int) -> dict[str, Any]:
+    """Train and judge; gradient norms of every so many steps, and of each of the first ten."""
+    data = open_dataset(config.data)
+    config = with_classes(config, len(data.train.categories))
+    job = Job(config, data, Path(tempfile.mkdtemp()), torch.device("cpu"))
+    state = build(variant, config, seed)
+    state.model.train()
+    history, began = [], time.perf_counter()
+    size = config.train.batch_size
+    for step, batches in enumerate(training_steps(job.data.train, config, size, 0, steps)):
+        set_lr(state.optimizer, lr_factor(step, steps, config.train))
+        watched = Gradients(state) if step < 10 or step % every == 0 or step == steps - 1 else None
+        try:
+            numbers = train_step(state, batches, job, float(count_boxes(batches)))
+        except DivergedError as error:
+            return {"diverged": f"step {step}: {error}", "history": history}
+        if watched:
+            watched.remove()
+            row = {"step": step, "loss": numbers["loss"], "grad_norm": numbers["grad_norm"]}
+            history.append(_rounded(row | watched.read(numbers["grad_norm"])))
+    seconds = time.perf_counter() - began
+    return _judged(state.model, job) | {"seconds": round(seconds, 1), "history": history}
+
+
+def _judged(model: DINO, job: Job) -> dict[str, Any]:
+    """COCO's numbers as DINO means them, without suppression of double detections, and AP with the preset's."""
+    found = {}
+    for name, nms_iou in (("plain", 1.0), ("nms", job.config.eval.nms_iou)):
+        config = job.config.model_copy(update={"eval": job.config.eval.model_copy(update={"nms_iou": nms_iou})})
+        detector = Detector(model, config, job.data.train.categories, job.device, config.train.amp)
+        results = [row for rows, _ in detect_all(detector, job.data.val) for row in rows]
+        found[name] = coco_metrics(job.data.val, results).summary
+    plain = {name: found["plain"][name] for name in ("AP", "AP50", "AP75", "AR100")}
+    return _rounded(plain | {"AP_nms": found["nms"]["AP"]})
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_rounded(v) for v in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def key_of(line: dict[str, Any]) -> tuple:
+    """What makes two runs the same."""
+    return line["variant"], line["seed"], line["steps"], tuple(line["settings"])
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The finished runs."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def commit() -> str:
+    """Of this checkout."""
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent
+    )
+    return found.stdout.strip()
+
+
+def main() -> None:
+    """Do the runs that are not in the file yet, seed by seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=[*STUDIES, "all"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--every", type=int, default=10, help="steps between gradient norms")
+    parser.add_argument("--set", action="append", default=[], help="a setting for all variants, as in dino train")
+    parser.add_argument("--only", action="append", default=[], help="a variant; default: all of the study")
+    parser.add_argument("--data", type=Path, help="default: pictures are drawn")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--plot", action="store_true", help="print tables and draw pictures of the finished runs")
+    options = parser.parse_args()
+    chosen = list(STUDIES) if options.study == "all" else [options.study]
+    if options.plot:
+        from ablation_plots import report
+
+        lines = [x for x in read_lines(options.out) if (x["steps"], x["settings"]) == (options.steps, options.set)]
+        for study in chosen:
+            report(study, lines)
+        return
+    keep_memory()
+    options.commit = commit()  # before the results change the checkout
+    todo = [(study, seed) for study in chosen for seed in range(options.seeds)]
+    with tempfile.TemporaryDirectory() as folder:
+        data = options.data or Path(folder) / "drawn"
+        if not options.data:
+            write_sample_data(data, PICTURES, seed=5, size=(SIDE, SIDE))
+        for study, seed in todo:
+            for name, variant in STUDIES[study].items():
+                if not options.only or name in options.only:
+                    once(name, variant, seed, data, options)
+
+
+def once(name: str, variant: Variant, seed: int, data: Path, options: argparse.Namespace) -> None:
+    """One run, unless the file has it."""
+    about = {"variant": name, "seed": seed, "steps": options.steps, "settings": options.set}
+    if options.data:
+        about["settings"] = [*options.set, f"data.path={options.data.name}"]
+    if key_of(about) in {key_of(line) for line in read_lines(options.out)}:
+        print(f"{name}, seed {seed}: there already", flush=True)
+        return
+    settings = [*SETTINGS, f"train.seed={seed}", f'data.path="{data}"', *options.set, *variant.settings]
+    found = run(variant, load_config("tiny", settings), seed, options.steps, options.every)
+    line = about | {"commit": options.commit, "threads": torch.get_num_threads()} | found
+    with options.out.open("a") as file:
+        file.write(json.dumps(line) + os.linesep)
+    print(f"{name}, seed {seed}: AP {line.get('AP', line.get('diverged'))}, {line.get('seconds')} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""`dino train` as it is typed: trying out, memory, what a newer version left, a place that cannot be written."""
+
+import errno
+import json
+import os
+import shutil
+
+import pytest
+import torch
+
+SMALL = ("--preset", "r50-4scale", "--epochs", "1", "--output-dir", "run")
+
+
+def one_line(text):
+    return " ".join(text.split())
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_what_to_expect_and_leaves_nothing(dino, settings, pictures, tmp_path):
+    result = dino("train", *SMALL, "--data", pictures, "--dry-run", "--batch-size", "auto", *settings)
+    assert result.code == 0, result.err
+    rows = dict(line.split(maxsplit=1) for line in result.out.splitlines() if not line.startswith(" "))
+    assert set(rows) == {"memory", "step", "evaluation", "save", "run"}
+    assert float(rows["memory"].split()[0]) > 50 and float(rows["step"].split()[0]) > 0
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").touch()
+    result = dino("train", *SMALL, "--data", pictures, "--dry-run", *settings)
+    assert result.code == 2 and "is not empty" in result.err, "what would end the run ends its trial"
+
+
+@pytest.mark.slow
+def test_batch_size_auto_keeps_the_batch_and_takes_as_many_at_once_as_fit(
+    dino, settings, pictures, tmp_path, monkeypatch
+):
+    from dinocore.train import probe
+
+    largest_pass = probe.largest_pass
+
+    def with_room_for_three(job, state, chunk):
+        if chunk > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        largest_pass(job, state, chunk)
+
+    monkeypatch.setattr(probe, "largest_pass", with_room_for_three)
+    arguments = (*SMALL, "--data", pictures, "--batch-size", "auto", *settings, "--set", "train.batch_size=8")
+    result = dino("train", *arguments)
+    assert result.code == 0, result.err
+    assert "8 pictures a step (2 at a time, 4 times)" in one_line(result.err)
+    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in steps if "loss" in row] == [1]
+
+
+@pytest.mark.slow
+def test_t15_a_picture_of_curves_that_cannot_be_drawn_costs_a_warning(dino, settings, pictures, tmp_path, monkeypatch):
+    def fails(*_):
+        raise ValueError("no fonts")
+
+    monkeypatch.setattr("dinocli.training_view.draw_curves", fails)
+    result = dino("train", *SMALL, "--data", pictures, *settings)
+    assert result.code == 0 and (tmp_path / "run" / "best.safetensors").is_file()
+    assert one_line(result.err).count("ValueError: no fonts); the run goes on") == 1
+
+
+@pytest.mark.parametrize("wanted", ["auto", "step-00000002"])
+def test_k10_a_newer_checkpoint_is_exit_4_with_both_versions(wanted, dino, run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "step-00000002"
+    shutil.copytree(newest, newest.with_name("step-00000001"))  # an older one is no way out
+    file = newest / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": 7, "dino_version": "9.8.7"}))
+    named = wanted if wanted == "auto" else newest
+    result = dino("train", "--resume", named, "--output-dir", "run")
+    assert result.code == 4
+    assert "was made by dino 9.8.7 (format 7), this is 0.1.0 (format 1); install the newer one" in one_line(result.err)
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_line(dino, settings, pictures, tmp_path, monkeypatch):
+    mkdir = os.mkdir
+
+    def refused(path, *arguments, **named):
+        if str(path).endswith("run"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return mkdir(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "mkdir", refused)
+    result = dino("train", *SMALL, "--data", pictures, *settings)
+    assert result.code == 5 and "Traceback" not in result.err
+    assert "--output-dir run cannot be made: Read-only file system" in one_line(result.err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_k7_weights_of_half_precision_are_used_and_said(dino, run_folder, pictures, tmp_path):
+    from dinocore.checkpoint import load_weights, save_weights
+
+    weights = load_weights(run_folder / "best.safetensors")
+    half = {key: value.bfloat16() for key, value in weights.tensors.items()}
+    save_weights(tmp_path / "half.safetensors", half, weights.config, weights.categories, {})
+    picture = next((pictures / "val2017").iterdir())
+    result = dino("predict", picture, "--weights", "half.safetensors")
+    assert result.code == 0 and "half.safetensors: its bfloat16 numbers become float32" in one_line(result.err)
