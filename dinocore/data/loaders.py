@@ -44,8 +44,9 @@ class TrainingPictures(Dataset):
                 problem = problem or str(error)
             except Exception as error:  # a bug of ours, or a picture beyond imagination: which one it was, at least
                 where = f"{self.annotations.path(at)} (number {at}, epoch {epoch})"
+                said = " ".join(str(error).split())
                 raise DataError(
-                    f"reading {where} failed: {type(error).__name__}: {error}; take the picture out of the annotations "
+                    f"reading {where} failed: {type(error).__name__}: {said}; take the picture out of the annotations "
                     "to go on, and please report it"
                 ) from error
         raise DataError(f"{MOST_REPLACEMENTS} pictures in a row cannot be read; the first: {problem}")

@@ -118,8 +118,8 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
-    found = [path for path in folder.glob("step-*") if path.name[5:].isdigit() and (path / MANIFEST).is_file()]
+    """All that were published, oldest first; whether one is whole, `verify_checkpoint` knows."""
+    found = [path for path in folder.glob("step-*") if path.name[5:].isdigit() and path.is_dir()]
     return sorted(found, key=step_of)
 
 

@@ -78,6 +78,8 @@ def loader_fault(error: BaseException) -> DinoError | None:
     lost = isinstance(error, ConnectionError | EOFError)  # in the middle of handing over a batch
     if not lost and not (isinstance(error, RuntimeError) and any(word in text for word in WORKER)):
         return None
+    if text.startswith("Caught ") and not is_out_of_memory(error):  # a bug of ours in such a process
+        return None
     for child in multiprocessing.active_children():  # one that hangs would keep this process from ending
         child.kill()
     slow = "timed out" in text

@@ -47,7 +47,9 @@ class RunLock:
             self._close()
             if isinstance(error, ConfigError):
                 raise
-            raise EnvironmentFault(f"{self.path} cannot be written: {error.strerror or error}") from error
+            raise EnvironmentFault(
+                f"{self.path} cannot be written: {error.strerror or error}; a run needs a folder that can be written"
+            ) from error
         return left
 
     def release(self) -> None:

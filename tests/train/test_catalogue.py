@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from dinocore.checkpoint import cast_note, load_exactly
-from dinocore.errors import CheckpointError, ConfigError, DataError, DivergedError, EnvironmentFault
 from dinocore.data.loaders import TrainingPictures
+from dinocore.distributed import Alone
+from dinocore.errors import CheckpointError, ConfigError, DataError, DivergedError, EnvironmentFault
 from dinocore.evaluate.coco import Metrics
 from dinocore.train import evaluation, faults, step
 from dinocore.train import feed as feeding
@@ -38,6 +39,7 @@ def said(events):
 # K: checkpoints ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_k6_a_run_does_not_go_on_with_other_classes(small_config, start):
     job, _ = start(small_config(*LITTLE))
     with pytest.raises(CheckpointError, match=r"the run knows the classes RBC, .* --weights RUN/best\.safetensors"):
@@ -52,6 +54,14 @@ def test_k7_half_precision_is_cast_and_said_and_integers_are_refused():
     assert cast_note(half) == "its float16 numbers become float32" and cast_note(layer.state_dict()) == ""
     with pytest.raises(CheckpointError, match="holds int8 numbers in weight where the model has floats"):
         load_exactly(layer, half | {"weight": torch.ones(2, 2, dtype=torch.int8)}, Path("w"))
+
+
+def test_k8_missing_tensors_and_other_shapes_are_refused_with_their_number():
+    layer = torch.nn.Linear(2, 2)
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"2 of 2 tensors differ, such as bias \(missing in the file"):
+        load_exactly(layer, {"weight": torch.zeros(3, 2)}, Path("w"))
+    assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
 
 
 @pytest.mark.slow
@@ -209,11 +219,11 @@ def test_t10_a_reader_that_fails_names_the_picture_and_the_state_is_saved(worker
 
     def fails(pictures, epoch, index):
         if (epoch, index) == (1, 3):
-            raise ValueError("odd")
+            raise ValueError("odd,\nvery")
         return original(pictures, epoch, index)
 
     monkeypatch.setattr(TrainingPictures, "_read", fails)
-    told = rf"reading \S+{third} \(number 3, epoch 1\) failed: ValueError: odd; take the picture out"
+    told = rf"reading \S+{third} \(number 3, epoch 1\) failed: ValueError: odd, very; take the picture out"
     with pytest.raises(DataError, match=told) as error:
         list(train(job, state))
     assert "\n" not in str(error.value) and "Caught" not in str(error.value)
@@ -226,6 +236,22 @@ def test_t12_little_shared_memory_is_said_before_the_first_step(small_config, mo
     assert faults.little_shared_memory(small_config(), 0) == "", "without readers nothing is shared"
     monkeypatch.setattr(faults.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**12))
     assert faults.little_shared_memory(small_config(), 2) == ""
+
+
+class AnotherIsUnlike(Alone):
+    """Process 0 of two, of which the other says something else."""
+
+    size = 2
+
+    def gather(self, value):
+        return [value, (value[0], "other data")]
+
+
+def test_t14_processes_with_other_data_end_before_the_first_step(small_config, start):
+    job, state = start(small_config(*LITTLE))
+    with pytest.raises(ConfigError, match=r"processes \[1\] have other settings or other data than process 0"):
+        list(train(job._replace(group=AnotherIsUnlike()), state))
+    assert state.progress["step"] == 0
 
 
 @pytest.mark.slow
@@ -323,7 +349,14 @@ def test_t20_an_operation_that_is_not_deterministic_is_named(small_config, start
 # P: prediction -----------------------------------------------------------------------------------------------------
 
 
-def test_p3_predictions_that_are_no_numbers_are_an_error_and_not_no_detections(monkeypatch):
+def test_p1_an_evaluation_without_any_detection_is_0_and_no_error(make_coco):
+    from dinocore.data.coco import read_annotations
+    from dinocore.evaluate.coco import coco_metrics
+
+    assert coco_metrics(read_annotations(make_coco()), []).summary["AP"] == 0.0
+
+
+def test_p3_predictions_that_are_no_numbers_are_an_error_and_not_no_detections():
     from dinocore.predict import Detector
     from dinocore.structures import Predictions
 

@@ -38,7 +38,7 @@ CELLS = [cell if cell in FEW else pytest.param(cell, marks=pytest.mark.slow) for
 STRAIGHT: dict = {}
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: "-".join(map(str, cell)))
 def test_24_steps_equal_those_that_were_stopped_and_resumed(
     cell, small_config, start, run_to_end, monkeypatch, outcome
 ):
@@ -105,6 +105,8 @@ def test_a_flipped_bit_in_any_file_is_noticed_and_the_checkpoint_before_is_used(
         (newest / name).write_bytes(content)
         found, said = find_checkpoint(job.run, "auto")
         assert found.name == "step-00000004" and newest.name in said[0] and "the one before it is used" in said[0]
+    (newest / name).unlink()
+    assert find_checkpoint(job.run, "auto")[0] == found
     assert branch_off(job.run, found)[0].startswith("newer than step-00000004")
     resume(job, config)
     assert outcome(job.run) == wanted
