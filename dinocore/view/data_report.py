@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment
 from PIL import Image
 
+from ..config import DataConfig
 from ..data.check import Checked
 from ..data.findings import Finding, Place
 from ..data.images import read_image
@@ -81,9 +82,10 @@ class Shown(NamedTuple):
 def render_report(checked: Checked) -> str:
     """The whole page; names of files and classes are escaped, and pictures stay below MOST_BYTES."""
     left = MOST_BYTES
+    config = checked.config.model_copy(update={"max_pixels": min(checked.config.max_pixels, MAX_PIXELS)})
     items: list[dict[str, Any]] = []
     for split, finding in checked.findings():
-        pictures = list(_pictures(finding, left))
+        pictures = list(_pictures(finding, config, left))
         left -= sum(len(shown.data) for shown in pictures)
         items.append({"split": split, "finding": finding, "pictures": pictures})
     page = Environment(autoescape=True).from_string(TEMPLATE)
@@ -99,14 +101,14 @@ def render_report(checked: Checked) -> str:
     )
 
 
-def _pictures(finding: Finding, left: int) -> Iterator[Shown]:
+def _pictures(finding: Finding, config: DataConfig, left: int) -> Iterator[Shown]:
     """The first offenders that can be drawn, while there is room."""
     for place in [p for p in finding.places if p.picture is not None][:EACH]:
         for path in (place.picture, place.other):
             if path is None:
                 continue
             try:
-                shown = Shown(_printable(place.text), _encode(_draw(place, path)))
+                shown = Shown(_printable(place.text), _encode(_draw(place, path, config)))
             except DataError:
                 continue  # the finding says that it cannot be read
             if len(shown.data) > left:
@@ -115,9 +117,9 @@ def _pictures(finding: Finding, left: int) -> Iterator[Shown]:
             yield shown
 
 
-def _draw(place: Place, path: Path) -> Image.Image:
+def _draw(place: Place, path: Path, config: DataConfig) -> Image.Image:
     """The picture with the boxes, or, if they are small in it, what is around them."""
-    image = read_image(path, MAX_PIXELS)
+    image = read_image(path, config)
     corners = [(x, y, x + w, y + h) for x, y, w, h in place.boxes]
     region = _around(corners, image.size) if corners else (0, 0, *image.size)
     part = image.crop(region)
