@@ -16,7 +16,7 @@ __all__ = ["KINDS", "convert_folder"]
 
 def convert_folder(folder: Path, out: Path, kind: str, link: bool, config: DataConfig, json: bool) -> None:
     """Read every split and write it as `kind`."""
-    layout = find_layout(folder)
+    layout = find_layout(folder, config.follow_symlinks)
     splits: dict[str, tuple[Annotations, str]] = {}
     for name, split in layout.splits().items():
         known = splits["train"][0].categories if splits else None

@@ -117,7 +117,7 @@ def _propose(
     with Progress(console=words, disable=not words.is_terminal or len(inputs) < 2, transient=True) as progress:
         for item in progress.track(inputs, description="proposing"):
             try:
-                picture = read_image(item.path, detector.config.data.max_pixels)
+                picture = read_image(item.path, detector.config.data)
             except DataError as error:
                 if len(inputs) == 1:
                     raise

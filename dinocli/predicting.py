@@ -80,7 +80,7 @@ def _detect(detector: Detector, inputs: Sequence[Input], wanted: Wanted) -> tupl
     with Progress(console=words, disable=not words.is_terminal or len(inputs) < 2, transient=True) as progress:
         for item, name in zip(progress.track(inputs, description="predicting"), names, strict=True):
             try:
-                picture = read_image(item.path, detector.config.data.max_pixels)
+                picture = read_image(item.path, detector.config.data)
             except DataError as error:
                 failed.append(str(error))
                 if len(inputs) > 1:

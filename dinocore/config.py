@@ -155,6 +155,11 @@ class DataConfig(Section):
     workers: Literal["auto"] | Count = "auto"  # auto: one process fewer than there are cores, at most 4
     loader_timeout: Count = 600  # seconds that a step waits for a picture of a worker process; 0: for ever
     max_pixels: Annotated[int, Field(gt=0, le=178_956_970)] = 178_956_970  # no more are decoded; Pillow's own limit
+    exif: bool = True  # pictures are turned as their EXIF data say; false: boxes were drawn on them as they are stored
+    depth: Literal["full", "minmax"] = (
+        "full"  # grey pixels of more than 8 bits: 65535, or a picture's greatest, is white
+    )
+    voc_first_pixel: Literal["auto", 0, 1] = "auto"  # how Pascal VOC's corners count; auto: 0 where one is 0, else 1
     min_box_size: Weight = 0.1  # pixels; objects of which less is seen are not trained on; ours
     allow_orphans: bool = False  # leave out objects of unknown pictures and classes instead of refusing the data
     follow_symlinks: bool = False  # open pictures that a link keeps outside of the data folder

@@ -64,6 +64,12 @@ FILES = {
     ),
     "DATA-LABEL-LOST": Code(WARNING, "a label file has no picture", "b.txt", "delete it, or put the picture back"),
     "DATA-XML": Code(ERROR, "a Pascal VOC file cannot be read", "a.xml: not well-formed: line 7", "correct the file"),
+    "DATA-VOC-ORIGIN": Code(
+        NOTE,
+        "Pascal VOC's boxes don't show whether pixels count from 0 or 1",
+        "no box touches the left or top edge",
+        "if the tool that wrote them counts from 0, set data.voc_first_pixel=0",
+    ),
     "DATA-FILLED": Code(NOTE, "left out of the file and filled in", "no `area` in 12 annotations: width x height"),
     "DATA-NOTHING": Code(ERROR, "there is nothing to learn", "3 pictures and no object to learn from"),
 }
@@ -142,7 +148,7 @@ IMAGES = {
         ERROR,
         "a picture has another size than the annotations say",
         "a.jpg has 48 x 64 pixels, 64 x 48 are annotated",
-        "correct the sizes, or annotate the upright picture",
+        "correct the sizes; if boxes were drawn on pictures as stored, not turned by EXIF, set data.exif=false",
     ),
     "DATA-IMAGE-TWICE": Code(WARNING, "two entries have one file", "a.jpg: images 3 and 9", "merge them"),
     "DATA-IMAGE-UNLISTED": Code(NOTE, "pictures are in the folder and not in the annotations", "b.jpg"),

@@ -15,7 +15,7 @@ from .checkpoint import Weights, load_weights, restore_model
 from .config import Config
 from .data.batch import Batch, Sample, collate, normalise
 from .data.coco import Category
-from .data.images import read_image, to_rgb, to_tensor, upright_rgb
+from .data.images import loaded_rgb, read_image, to_rgb, to_tensor
 from .data.transforms import as_picture, resize
 from .device import keep_memory, pick_device, pick_precision
 from .errors import DataError, DivergedError
@@ -124,8 +124,8 @@ class Detector:
                 raise DataError(f"a picture as an array must be (H, W, 3) of uint8, but this is {kind}")
             return to_tensor(to_rgb(Image.fromarray(picture)))
         if isinstance(picture, Image.Image):
-            return to_tensor(upright_rgb(picture))
-        return to_tensor(read_image(Path(picture), self.config.data.max_pixels))
+            return to_tensor(loaded_rgb(picture, self.config.data))
+        return to_tensor(read_image(Path(picture), self.config.data))
 
 
 def load_detector(path: str | Path | None = None, device: str = "auto", amp: str = "auto") -> Detector:

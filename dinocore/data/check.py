@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config import Config
+from ..config import Config, DataConfig
 from ..error_codes import CODES, ERROR
 from ..errors import DataError
 from .coco import Annotations, survey_annotations
@@ -36,6 +36,7 @@ class Checked(NamedTuple):
     decoded: bool
     splits: dict[str, CheckedSplit]
     between: Findings  # about pictures of several splits
+    config: DataConfig  # by which pictures were read
 
     def findings(self) -> list[tuple[str, Finding]]:
         """All of them, errors first, each with its split."""
@@ -77,20 +78,20 @@ def check_data(folder: Path, config: Config, decode: bool) -> Iterator[Looking |
     Raises:
         DataError: there are no annotations to look at.
     """
-    layout = find_layout(folder)
+    layout = find_layout(folder, config.data.follow_symlinks)
     splits = _survey(layout, config)
     seen: dict[str, list[Facts]] = {}
     for name, part in splits.items():
         if part.annotations is None:
             continue
         seen[name] = []
-        for facts in look_at(part.annotations, config.data.max_pixels, decode):
+        for facts in look_at(part.annotations, config.data, decode):
             seen[name].append(facts)
             yield Looking(name, len(seen[name]), len(part.annotations.image_ids))
         check_pictures(part.annotations, seen[name], part.findings)
     between = Findings(folder)
     _compare(splits, seen, between)
-    yield Checked(folder, layout, decode, splits, between)
+    yield Checked(folder, layout, decode, splits, between, config.data)
 
 
 def _survey(layout: Layout, config: Config) -> dict[str, CheckedSplit]:

@@ -36,7 +36,7 @@ def open_dataset(config: DataConfig) -> DataSet:
         DataError: the folder or its annotations cannot be used, or there is nothing to learn.
     """
     folder = Path(config.path) if config.path else sample_folder(config.sample_images)
-    layout = find_layout(folder)
+    layout = find_layout(folder, config.follow_symlinks)
     train = read_annotations(layout.train, config=config)
     if not train.trainable(config.min_box_size).any():
         what = f"{train.file} has {len(train.image_ids)} pictures and no object to learn from"
@@ -58,7 +58,7 @@ def _check_sizes(train: Annotations, config: DataConfig) -> None:
     count = len(train.image_ids)
     indices = np.unique(np.linspace(0, count - 1, min(count, MOST_HEADERS)).round().astype(int)).tolist()
     findings = Findings(train.file)
-    check_sizes(train, list(look_at(train, config.max_pixels, False, indices)), findings)
+    check_sizes(train, list(look_at(train, config, False, indices)), findings)
     findings.stop()
 
 
@@ -69,7 +69,7 @@ def open_split(config: DataConfig, split: str, categories: Sequence[Category]) -
         DataError: there is no such split, or it knows none of the classes.
     """
     folder = Path(config.path) if config.path else sample_folder(config.sample_images)
-    layout = find_layout(folder)
+    layout = find_layout(folder, config.follow_symlinks)
     chosen = layout.train if split == "train" else layout.val
     if chosen is None:
         raise DataError(f"{folder} has no validation split; use --split train to evaluate on the training pictures")

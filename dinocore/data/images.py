@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
+from ..config import DataConfig
 from ..error_codes import CODES
 from ..errors import DataError
 
@@ -38,6 +39,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+BACK = {6: 8, 8: 6}  # what undoes a turn; the others undo themselves
 Side = TypeVar("Side", int, float)
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else it prints about damaged files on its own
@@ -51,18 +53,20 @@ class Decoded(NamedTuple):
     frame: tuple[float, float, float, float]  # where it lies in `image`: left, top, right, bottom; see `read_reduced`
 
 
-def read_image(path: Path, max_pixels: int) -> Image.Image:
+def read_image(path: Path, config: DataConfig) -> Image.Image:
     """Decode a picture: first frame, EXIF orientation applied, transparency over white, 16 bits scaled to 8.
 
+    Args:
+        config: its max_pixels, exif and depth.
+
     Raises:
-        DataError: the file is missing, is not a picture, is damaged, or has more than `max_pixels` pixels.
+        DataError: the file is missing, is not a picture, is damaged, or has more pixels than are allowed.
     """
-    with _opened(path, max_pixels) as image, _damage_named(path):
-        image.load()
-        return upright_rgb(image)
+    with _opened(path, config.max_pixels) as image, _damage_named(path):
+        return loaded_rgb(image, config)
 
 
-def read_reduced(path: Path, max_pixels: int, enough: tuple[int, int]) -> Decoded:
+def read_reduced(path: Path, config: DataConfig, enough: tuple[int, int]) -> Decoded:
     """As `read_image`, but a JPEG at 1/2, 1/4 or 1/8 of its size where that is no less than `enough`.
 
     The decoder makes 1001 pixels by 1/2 into 501: only half of the last one belongs to the picture, so that the frame
@@ -74,11 +78,10 @@ def read_reduced(path: Path, max_pixels: int, enough: tuple[int, int]) -> Decode
     Raises:
         DataError: as for `read_image`.
     """
-    with _opened(path, max_pixels) as image, _damage_named(path):
-        size, orientation = image.size, _orientation(image) if isinstance(image, JpegImageFile) else 1
+    with _opened(path, config.max_pixels) as image, _damage_named(path):
+        size, orientation = image.size, _orientation(image, config.exif) if isinstance(image, JpegImageFile) else 1
         reduced = image.draft(None, _swapped(enough, orientation))  # None: not a JPEG
-        image.load()
-        upright = upright_rgb(image)
+        upright = loaded_rgb(image, config)
         if reduced is None:
             return Decoded(upright, upright.size, (0, 0, *upright.size))
         width, height = _swapped(reduced[1][2:], orientation)
@@ -87,31 +90,32 @@ def read_reduced(path: Path, max_pixels: int, enough: tuple[int, int]) -> Decode
         return Decoded(upright, _swapped(size, orientation), (left, top, left + width, top + height))
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
+def loaded_rgb(image: Image.Image, config: DataConfig) -> Image.Image:
     """Turned as its metadata says, in RGB, and without that metadata, so that it is not turned twice."""
-    turn = TURNS.get(_orientation(image))
-    turned = to_rgb(image if turn is None else image.transpose(turn))
+    turn = TURNS.get(_orientation(image, config.exif))  # before loading, with which Pillow forgets a TIFF's
+    image.load()
+    turned = to_rgb(image if turn is None else image.transpose(turn), config.depth)
     turned.info = {}
     return turned
 
 
-def image_size(path: Path, max_pixels: int) -> tuple[int, int]:
-    """Width and height of the upright picture, from the file's header.
+def image_size(path: Path, config: DataConfig) -> tuple[int, int]:
+    """Width and height of the picture as `read_image` gives it, from the file's header.
 
     Raises:
         DataError: as for `read_image`, but damage behind the header goes unnoticed.
     """
-    return glance(path, max_pixels)[0]
+    return glance(path, config)[0]
 
 
-def glance(path: Path, max_pixels: int) -> tuple[tuple[int, int], int]:
-    """Width and height of the upright picture, and how many pictures the file holds, from the file's header.
+def glance(path: Path, config: DataConfig) -> tuple[tuple[int, int], int]:
+    """Width and height as `image_size` gives them, and how many pictures the file holds, from the file's header.
 
     Raises:
         DataError: as for `image_size`.
     """
-    with _opened(path, max_pixels) as image:
-        size = _swapped(image.size, _orientation(image))
+    with _opened(path, config.max_pixels) as image:
+        size = _swapped(image.size, _orientation(image, config.exif))
         try:
             return size, getattr(image, "n_frames", 1)
         except DAMAGE:  # in a later one
@@ -163,15 +167,17 @@ def _problem(what: str, kind: str, path: Path, fix: str = "") -> DataError:
     return DataError(what, code=code, where=path, fix=fix or CODES[code].fix)
 
 
-def _orientation(image: Image.Image) -> int:
-    """1 to 8 as the EXIF data say; 1, upright, where they say nothing sensible."""
-    if image.format == "TIFF":  # Pillow turns these itself, pixels and size
+def _orientation(image: Image.Image, exif: bool) -> int:
+    """1 to 8 as the EXIF data say; 1, upright, where they say nothing sensible or don't count."""
+    turns_itself = image.format == "TIFF"  # Pillow does, pixels and size
+    if exif == turns_itself:
         return 1
     try:
         said = image.getexif().get(ORIENTATION)
     except DAMAGE:
         return 1
-    return said if said in TURNS else 1
+    said = said if said in TURNS else 1
+    return BACK.get(said, said) if turns_itself else said
 
 
 def _swapped(sides: tuple[Side, Side], orientation: int) -> tuple[Side, Side]:
@@ -179,26 +185,27 @@ def _swapped(sides: tuple[Side, Side], orientation: int) -> tuple[Side, Side]:
     return (sides[1], sides[0]) if orientation >= 5 else sides
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, depth: str = "full") -> Image.Image:
     """Any Pillow mode to RGB: deep pixels are scaled and not clipped, transparency shows white."""
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        return Image.fromarray(_scale_to_bytes(np.asarray(image))).convert("RGB")
+        return Image.fromarray(_scale_to_bytes(np.asarray(image), depth)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image.convert("RGB")
 
 
-def _scale_to_bytes(pixels: np.ndarray) -> np.ndarray:
-    """Deep grey to 8 bits: unit floats by 255, 16 bits by 1/257, anything else from its least to its greatest."""
+def _scale_to_bytes(pixels: np.ndarray, depth: str) -> np.ndarray:
+    """Deep grey to 8 bits: unit floats by 255, 16 bits by 1/257; else, or if asked to, from least to greatest."""
     values = pixels.astype(np.float64)
     finite = values[np.isfinite(values)]
     low, high = finite.min(initial=0.0), finite.max(initial=0.0)
+    if depth == "minmax":
+        low, high = finite.min(initial=high), finite.max(initial=low)
     values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
-    if np.issubdtype(pixels.dtype, np.floating):
-        low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
-    elif low >= 0 and high <= 65535:
-        low, high = 0.0, 65535.0
+    full = 1.0 if np.issubdtype(pixels.dtype, np.floating) else 65535.0
+    if depth == "full" and low >= 0 and high <= full:
+        low, high = 0.0, full
     return np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
 
 

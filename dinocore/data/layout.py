@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from .manifest import find_manifest
-from .split import Layout, Split
+from .split import Fence, Layout, Split
 from .voc import find_voc
 from .yolo import find_yolo
 
@@ -18,24 +18,28 @@ EXPECTED = """it should hold one of
   dataset.toml, which says where everything is                                                      (docs/data.md)"""
 
 
-def find_layout(folder: Path) -> Layout:
+def find_layout(folder: Path, follow_symlinks: bool = False) -> Layout:
     """Tell the layout of a data folder.
 
+    Args:
+        follow_symlinks: open annotations that a link keeps outside of the folder.
+
     Raises:
-        DataError: the folder is missing or holds no annotations that we can find.
+        DataError: the folder is missing, holds no annotations that we can find, or only links to them.
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise DataError(f"--data {folder} {what}", code="DATA-FOLDER",
                         fix="give the folder that holds the annotations and the pictures")  # fmt: skip
+    fence = Fence(folder, follow_symlinks)
     finders = (find_manifest, _coco, _roboflow, find_yolo, find_voc, _plain)
-    found = next((layout for find in finders if (layout := find(folder))), None)
+    found = next((layout for find in finders if (layout := find(folder, fence))), None)
     if found is None:
         raise DataError(f"no annotations found in {folder}", code="DATA-LAYOUT", fix=EXPECTED)
     return found
 
 
-def _coco(folder: Path) -> Layout | None:
+def _coco(folder: Path, fence: Fence) -> Layout | None:
     splits = {}
     for name in ("train", "val", "test"):
         files = sorted(folder.glob(f"annotations/instances_{name}*.json"))
@@ -44,28 +48,30 @@ def _coco(folder: Path) -> Layout | None:
         if files:
             stem = files[0].stem.removeprefix("instances_")  # such as train2017
             roots = [folder / stem, folder / "images" / stem, folder / name, folder / "images" / name]
-            splits[name] = Split(files[0], [*roots, folder / "images", folder], folder=folder)
+            splits[name] = Split(fence.check(files[0]), [*roots, folder / "images", folder], folder=folder)
     if not splits.keys() & {"train", "val"}:
         return None
     train = splits.get("train") or splits["val"]  # enough for evaluation
     return Layout("COCO", train, splits.get("val"), splits.get("test"))
 
 
-def _roboflow(folder: Path) -> Layout | None:
+def _roboflow(folder: Path, fence: Fence) -> Layout | None:
     files = {name: folder / name / ROBOFLOW for name in ("train", "valid", "val", "test")}
-    made = {name: Split(file, [file.parent], folder=folder) for name, file in files.items() if file.is_file()}
+    made = {
+        name: Split(fence.check(file), [file.parent], folder=folder) for name, file in files.items() if file.is_file()
+    }
     if "train" not in made:
         return None
     val = made.get("valid") or made.get("val")
     return Layout("Roboflow COCO", made["train"], val or made.get("test"), made.get("test") if val else None)
 
 
-def _plain(folder: Path) -> Layout | None:
+def _plain(folder: Path, fence: Fence) -> Layout | None:
     names = {name: folder / f"{name}.json" for name in ("train", "val", "test", "annotations")}
     roots = [folder, folder / "images"]
     if names["train"].is_file():
         made = {
-            name: Split(file, [folder / name, *roots], folder=folder)
+            name: Split(fence.check(file), [folder / name, *roots], folder=folder)
             for name, file in names.items() if file.is_file()
         }  # fmt: skip
         return Layout("plain COCO", made["train"], made.get("val"), made.get("test"))
@@ -73,7 +79,7 @@ def _plain(folder: Path) -> Layout | None:
     files = named or sorted(folder.glob("*.json"))
     if len(files) > 1:
         raise _several(folder, files, "", "call the one with the annotations annotations.json")
-    return Layout("plain COCO", Split(files[0], roots, folder=folder), None) if files else None
+    return Layout("plain COCO", Split(fence.check(files[0]), roots, folder=folder), None) if files else None
 
 
 def _several(folder: Path, files: list[Path], what: str, fix: str) -> DataError:

@@ -56,7 +56,7 @@ class TrainingPictures(Dataset):
         noise_seed = int(rng.integers(2**62))
         width, height = self.annotations.sizes[index].tolist()
         plan = draw((height, width), self.config, rng)
-        decoded = read_reduced(self.annotations.path(index), self.config.max_pixels, plan.enough())
+        decoded = read_reduced(self.annotations.path(index), self.config, plan.enough())
         _check_size(self.annotations, index, decoded.size)
         boxes, labels = _objects(self.annotations, index, self.usable)
         left, top, right, bottom = decoded.frame
@@ -80,7 +80,7 @@ class EvaluationPictures(Dataset):
     def __getitem__(self, index: int) -> Sample | str:
         """The picture, or why it cannot be read."""
         try:
-            picture = load_picture(self.annotations, index, self.config.max_pixels, self.usable)
+            picture = load_picture(self.annotations, index, self.config, self.usable)
         except DataError as error:
             return str(error)
         height, width = picture[0].shape[-2:]
@@ -88,13 +88,13 @@ class EvaluationPictures(Dataset):
         return Sample(picture[0].as_subclass(Tensor), as_target(picture), index, (height, width))
 
 
-def load_picture(annotations: Annotations, index: int, max_pixels: int, usable: np.ndarray) -> Picture:
+def load_picture(annotations: Annotations, index: int, config: DataConfig, usable: np.ndarray) -> Picture:
     """A picture and those of its objects that are usable, clipped to it, as torchvision's tensors.
 
     Raises:
         DataError: the picture cannot be read, or is not as large as the annotations say.
     """
-    image = read_image(annotations.path(index), max_pixels)
+    image = read_image(annotations.path(index), config)
     _check_size(annotations, index, image.size)
     boxes, labels = _objects(annotations, index, usable)
     return as_picture(to_tensor(image), boxes, labels)
@@ -103,7 +103,7 @@ def load_picture(annotations: Annotations, index: int, max_pixels: int, usable: 
 def _check_size(annotations: Annotations, index: int, size: tuple[int, int]) -> None:
     said = tuple(annotations.sizes[index].tolist())
     if said != size:
-        turned = "; its EXIF orientation was applied" if said == size[::-1] else ""
+        turned = ", the same turned, as by an EXIF orientation" if said == size[::-1] else ""
         raise DataError(
             f"{annotations.path(index)} has {size[0]} x {size[1]} pixels, "
             f"but the annotations say {said[0]} x {said[1]}{turned}"

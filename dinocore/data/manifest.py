@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import DataError
-from .split import Layout, Split
+from .split import Fence, Layout, Split
 from .voc import overview
 
 NAME = "dataset.toml"
@@ -44,7 +44,7 @@ class Manifest(BaseModel):
     test: Part | None = None
 
 
-def find_manifest(folder: Path) -> Layout | None:
+def find_manifest(folder: Path, fence: Fence) -> Layout | None:
     """
     Raises:
         DataError: there is a dataset.toml that cannot be used.
@@ -52,19 +52,20 @@ def find_manifest(folder: Path) -> Layout | None:
     file = folder / NAME
     if not file.is_file():
         return None
-    manifest = _read(file)
+    manifest = _read(fence.check(file))
     parts = {name: part for name in ("train", "val", "test") if (part := getattr(manifest, name)) is not None}
     for name, part in parts.items():
         _check(name, part, manifest, folder, file)
     classes, first = tuple(manifest.names), manifest.first_pixel
     if manifest.format == "voc":
-        known, seen = overview([folder / part.annotations for part in parts.values()], classes)
+        folders = [folder / part.annotations for part in parts.values()]
+        known, seen = overview(folders, classes, Fence(folder, True))  # what the file names is trusted
         classes, first = known, seen if first is None else first
-    splits = {name: _split(part, manifest.format, classes, first or 0, folder, file) for name, part in parts.items()}
+    splits = {name: _split(part, manifest.format, classes, first, folder, file) for name, part in parts.items()}
     return Layout(f"{NAME}, {manifest.format}", splits["train"], splits.get("val"), splits.get("test"))
 
 
-def _split(part: Part, kind: str, classes: tuple[str, ...], first: int, folder: Path, file: Path) -> Split:
+def _split(part: Part, kind: str, classes: tuple[str, ...], first: int | None, folder: Path, file: Path) -> Split:
     images = folder / part.images
     listing = (images,) if kind == "yolo" else (folder / part.list,) if part.list else ()
     annotations = file if kind == "yolo" else folder / part.annotations

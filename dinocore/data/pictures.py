@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from ..config import DataConfig
 from ..errors import DataError
 from .coco import Annotations
 from .findings import Findings, Place
@@ -38,9 +39,9 @@ class Facts(NamedTuple):
 
 
 class _Looking(Dataset):
-    def __init__(self, annotations: Annotations, max_pixels: int, decode: bool):
+    def __init__(self, annotations: Annotations, config: DataConfig, decode: bool):
         self.annotations = annotations
-        self.max_pixels = max_pixels
+        self.config = config
         self.decode = decode
 
     def __len__(self) -> int:
@@ -49,18 +50,18 @@ class _Looking(Dataset):
     def __getitem__(self, index: int) -> Facts:
         path = self.annotations.path(index)
         try:
-            size, frames = glance(path, self.max_pixels)
+            size, frames = glance(path, self.config)
             facts = Facts(index, size, frames)
-            return _with_pixels(facts, read_image(path, self.max_pixels)) if self.decode else facts
+            return _with_pixels(facts, read_image(path, self.config)) if self.decode else facts
         except DataError as error:
             return Facts(index, problem=error.what, code=error.code)
 
 
 def look_at(
-    annotations: Annotations, max_pixels: int, decode: bool, indices: Sequence[int] | None = None
+    annotations: Annotations, config: DataConfig, decode: bool, indices: Sequence[int] | None = None
 ) -> Iterator[Facts]:
     """Facts of every picture, or of some, in order; damage behind the header is found only with `decode`."""
-    pictures = _Looking(annotations, max_pixels, decode)
+    pictures = _Looking(annotations, config, decode)
     if indices is not None:
         pictures = Subset(pictures, indices)
     workers = 0 if len(pictures) < (FEW if decode else FEW_HEADERS) else min(8, os.cpu_count() or 1)
@@ -120,6 +121,6 @@ def _place(annotations: Annotations, facts: Facts, text: str) -> Place:
 
 def _other_size(annotations: Annotations, facts: Facts) -> str:
     said = tuple(annotations.sizes[facts.index].tolist())
-    turned = ", which is its size before its EXIF orientation is applied" if said == facts.size[::-1] else ""
+    turned = ", the same turned, as by an EXIF orientation" if said == facts.size[::-1] else ""
     name: Path = annotations.path(facts.index)
     return f"{name.name} has {facts.size[0]} x {facts.size[1]} pixels, {said[0]} x {said[1]} are annotated{turned}"

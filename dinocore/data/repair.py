@@ -31,7 +31,7 @@ class Repair:
         self.document = document if isinstance(document, dict) else {}
         self.root = root
         self.fence = Fence(folder, config.follow_symlinks)
-        self.max_pixels = config.max_pixels
+        self.config = config
         self.changes: list[Change] = []
 
     def run(self) -> tuple[dict[str, Any], list[Change]]:
@@ -85,7 +85,7 @@ class Repair:
         good = all(type(row.get(key)) is int and 0 < row[key] < 2**31 for key in ("width", "height"))
         if not good:
             try:
-                size = image_size(self.root / name.replace("\\", "/"), self.max_pixels)
+                size = image_size(self.root / name.replace("\\", "/"), self.config)
             except DataError as error:
                 return self._say("images", n, row, f"dropped: {error.what}", name)
             self._say("images", n, row, "size read from the file", (row.get("width"), row.get("height")), size)

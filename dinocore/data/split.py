@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import DataError
+
 
 class Category(NamedTuple):
     """A class as the annotations call it."""
@@ -25,7 +27,7 @@ class Split(NamedTuple):
     folder: Path | None = None  # nothing outside of it is opened; None: the pictures' own folder
     listing: tuple[Path, ...] = ()  # YOLO: folders and lists of pictures; VOC: a list of names, or all
     classes: tuple[str, ...] = ()  # YOLO and VOC: their names in order
-    first_pixel: int = 1  # VOC: the number of the first column and row
+    first_pixel: int | None = None  # VOC: the number of the first column and row; None: nobody can tell
 
 
 class Layout(NamedTuple):
@@ -101,6 +103,17 @@ class Fence:
         if not self.follow_symlinks and not self._within(path, stat.S_ISLNK(mode)):
             return "escape"
         return "ok" if os.path.isfile(path) else "missing"
+
+    def check(self, path: Path) -> Path:
+        """A file or folder that is about to be opened.
+
+        Raises:
+            DataError: a link leads out of the folder to it.
+        """
+        if not self.follow_symlinks and not self._below(os.path.realpath(path)):
+            raise DataError(f"a link leads out of the data folder: {path}", code="DATA-PATH-ESCAPE", where=path,
+                            fix="put the file itself there, or set data.follow_symlinks=true")  # fmt: skip
+        return path
 
     def _within(self, path: str, is_link: bool) -> bool:
         if is_link:

@@ -67,7 +67,7 @@ def known_sizes(table: Table, root: Path, config: DataConfig, findings: Findings
     bad: dict[int, str] = {}
     for i in np.flatnonzero((sizes == 0).any(1)).tolist():
         try:
-            sizes[i] = image_size(root / table.file_names[i], config.max_pixels)
+            sizes[i] = image_size(root / table.file_names[i], config)
         except DataError as error:
             bad[i] = error.what
             findings.add(error.code, "pictures without a size in the annotations, or in themselves",

@@ -1,7 +1,8 @@
 """Pascal VOC: an XML file per picture. Its corners count pixels, the first one as 1, the last one included.
 
 Source: the VOC development kit (http://host.robots.ox.ac.uk/pascal/VOC/). Others count from 0, and data in which any
-corner is 0 are taken so. An object marked `difficult` is a crowd region to us: ignored in training.
+corner is 0 are taken so. Where no box touches the left or top edge nobody can tell; that is said. An object marked
+`difficult` is a crowd region to us: ignored in training.
 """
 
 from collections.abc import Sequence
@@ -36,23 +37,23 @@ class Described(NamedTuple):
     objects: list[Bndbox]
 
 
-def find_voc(folder: Path) -> Layout | None:
+def find_voc(folder: Path, fence: Fence) -> Layout | None:
     """VOC's own folders, or XML files beside the pictures of `train/`, `valid/` and `test/`."""
     if inner := sorted(p for p in [*folder.glob("VOC20*"), *folder.glob("VOCdevkit/VOC20*")] if p.is_dir()):
         folder = inner[0] if len(inner) == 1 else folder
     for xml, pictures in (("Annotations", "JPEGImages"), ("Annotations", "images"), ("annotations", "images")):
         if (folder / pictures).is_dir() and next((folder / xml).glob("*.xml"), None):
-            return _devkit(folder, folder / xml, folder / pictures)
+            return _devkit(folder, folder / xml, folder / pictures, fence)
     if next((folder / "train").glob("*.xml"), None):
-        return _beside(folder)
+        return _beside(folder, fence)
     return None
 
 
-def _devkit(folder: Path, xml: Path, pictures: Path) -> Layout:
-    classes, first = overview([xml], _ordered_names(folder / "labelmap.txt"))
+def _devkit(folder: Path, xml: Path, pictures: Path, fence: Fence) -> Layout:
+    classes, first = overview([xml], _ordered_names(folder / "labelmap.txt", fence), fence)
     lists = {name: folder / SETS / f"{name}.txt" for name in ("train", "trainval", "val", "test")}
     made = {
-        name: Split(xml, [pictures], "voc", folder, (file,), classes, first)
+        name: Split(xml, [pictures], "voc", folder, (fence.check(file),), classes, first)
         for name, file in lists.items() if file.is_file()
     }  # fmt: skip
     everything = Split(xml, [pictures], "voc", folder, (), classes, first)
@@ -61,32 +62,36 @@ def _devkit(folder: Path, xml: Path, pictures: Path) -> Layout:
     return Layout("Pascal VOC", train, val, made.get("test") if "val" in made else None)
 
 
-def _beside(folder: Path) -> Layout:
+def _beside(folder: Path, fence: Fence) -> Layout:
     folders = {name: folder / name for name in ("train", "valid", "val", "test") if (folder / name).is_dir()}
-    classes, first = overview(list(folders.values()), _ordered_names(folder / "labelmap.txt"))
+    classes, first = overview(list(folders.values()), _ordered_names(folder / "labelmap.txt", fence), fence)
     made = {name: Split(path, [path], "voc", folder, (), classes, first) for name, path in folders.items()}
     val = made.get("valid") or made.get("val")
     return Layout("Roboflow VOC", made["train"], val or made.get("test"), made.get("test") if val else None)
 
 
-def overview(folders: list[Path], order: Sequence[str]) -> tuple[tuple[str, ...], int]:
-    """The classes of all files, those of `order` first and the others by name; and how the first pixel is counted."""
+def overview(folders: list[Path], order: Sequence[str], fence: Fence) -> tuple[tuple[str, ...], int | None]:
+    """The classes of all files, those of `order` first and the others by name; and how the first pixel is counted.
+
+    Returns:
+        names, and 0, 1, or None where no box begins in the first column or row.
+    """
     names, least = set(), np.inf
     for file in (file for folder in folders for file in folder.glob("*.xml")):
         try:
-            objects = describe(file).objects
+            objects = describe(file).objects if fence.look(str(file)) == "ok" else []
         except (OSError, ValueError):
             continue  # said when the split is read
         names |= {found.name for found in objects}
         least = min([least, *(min(found.corners[:2]) for found in objects)])
-    return (*order, *sorted(names - set(order))), 0 if least < 1 else 1
+    return (*order, *sorted(names - set(order))), 0 if least < 1 else 1 if least < 2 else None
 
 
-def _ordered_names(labelmap: Path) -> list[str]:
+def _ordered_names(labelmap: Path, fence: Fence) -> list[str]:
     """CVAT's labelmap.txt, `name:color:parts:actions` a line, or none; `background` is no class."""
     if not labelmap.is_file():
         return []
-    lines = labelmap.read_text("utf-8", errors="replace").splitlines()
+    lines = fence.check(labelmap).read_text("utf-8", errors="replace").splitlines()
     names = [line.split(":")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
     return [name for name in names if name != "background"]
 
@@ -114,7 +119,7 @@ def read_voc(split: Split, findings: Findings, config: DataConfig) -> Table:
             places.append(f"{file.name} {found.name} {len(places)}")
     numbers = {name: n for n, name in enumerate(split.classes, start=1)}
     corners = np.array([found.corners for found in objects], dtype=np.float64).reshape(-1, 4)
-    corners[:, :2] -= split.first_pixel
+    corners[:, :2] -= _first_pixel(split, len(corners), findings, config)
     return Table(
         categories=[Category(n, name) for name, n in numbers.items()],
         headings=frozenset(),
@@ -128,6 +133,16 @@ def read_voc(split: Split, findings: Findings, config: DataConfig) -> Table:
         crowd=np.array([found.difficult for found in objects], dtype=bool),
         name=lambda i: places[i],
     )
+
+
+def _first_pixel(split: Split, num_boxes: int, findings: Findings, config: DataConfig) -> int:
+    """How corners count: as asked, as the data show, or as VOC does."""
+    if config.voc_first_pixel != "auto":
+        return config.voc_first_pixel
+    if split.first_pixel is None and num_boxes:
+        what = "no box touches the left or top edge, which would show whether pixels count from 0 or 1; taken as from 1"
+        findings.add("DATA-VOC-ORIGIN", what, count=1)
+    return 1 if split.first_pixel is None else split.first_pixel
 
 
 def describe(file: Path) -> Described:

@@ -22,16 +22,16 @@ USUAL = {"train": ("train/images", "images/train"), "val": ("valid/images", "val
          "test": ("test/images", "images/test")}  # fmt: skip
 
 
-def find_yolo(folder: Path) -> Layout | None:
+def find_yolo(folder: Path, fence: Fence) -> Layout | None:
     """
     Raises:
-        DataError: there is a data.yaml that cannot be used.
+        DataError: there is a data.yaml that cannot be used, or a link to one outside.
     """
     named = [folder / name for name in ("data.yaml", "data.yml", "dataset.yaml")]
     files = [file for file in named if file.is_file()] or sorted(folder.glob("*.y*ml"))
     if len(files) != 1 and not (files and files[0] in named):
         return None
-    content = _read_yaml(files[0])
+    content = _read_yaml(fence.check(files[0]))
     classes = _class_names(content, files[0])
     splits = {}
     for name, usual in USUAL.items():

@@ -57,7 +57,7 @@ def raw_cells(annotations: Annotations, config: Config, start: int, steps: int) 
     usable = annotations.trainable(config.data.min_box_size)
     for wanted in Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, start + steps):
         for epoch, index in wanted:
-            image, boxes, labels = load_picture(annotations, index, config.data.max_pixels, usable)
+            image, boxes, labels = load_picture(annotations, index, config.data, usable)
             pixels = image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy()  # (H, W, 3)
             name = annotations.path(index).name
             yield Cell(pixels, boxes.as_subclass(torch.Tensor).numpy(), labels.tolist(), name, index, epoch)

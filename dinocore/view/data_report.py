@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..config import DataConfig
 from ..data.check import Checked
 from ..data.findings import Finding, Place
 from ..data.images import read_image
@@ -28,20 +29,21 @@ SPREADS = {
 
 def render_report(checked: Checked) -> str:
     """The whole page."""
+    config = checked.config.model_copy(update={"max_pixels": min(checked.config.max_pixels, MAX_PIXELS)})
     found = checked.findings()
     counts = ", ".join(f"{count} {level}" for level, count in checked.counts().items())
     decoded = "all" if checked.decoded else "not"
     told = f"{checked.layout.kind} layout. {counts}. Pictures were {decoded} decoded."
     splits = [_split(name, part.numbers) for name, part in checked.splits.items() if part.numbers]
-    return render_page(Page(f"{checked.folder}: data check", told, [_findings(found), *splits]))
+    return render_page(Page(f"{checked.folder}: data check", told, [_findings(found, config), *splits]))
 
 
-def _findings(found: Sequence[tuple[str, Finding]]) -> Section:
+def _findings(found: Sequence[tuple[str, Finding]], config: DataConfig) -> Section:
     """All in one table, then those that can be shown."""
     rows = [[one.level, one.code, split or None, one.count, one.text, one.fix] for split, one in found]
     parts: list[Part] = [Table("", ["level", "code", "split", "count", "what", "what to do"], rows)] if rows else []
     for split, finding in found:
-        pictures = list(_pictures(finding))
+        pictures = list(_pictures(finding, config))
         if pictures:
             text = "\n".join(filter(None, (finding.what, finding.fix)))
             title = f"{finding.level} {finding.code}" + (f", {split}" if split else "")
@@ -65,21 +67,21 @@ def _split(name: str, numbers: dict[str, Any]) -> Section:
     ])  # fmt: skip
 
 
-def _pictures(finding: Finding) -> Iterator[Picture]:
+def _pictures(finding: Finding, config: DataConfig) -> Iterator[Picture]:
     """The first offenders that can be drawn."""
     for place in [p for p in finding.places if p.picture is not None][:EACH]:
         for path in (place.picture, place.other):
             if path is None:
                 continue
             try:
-                yield _picture(place, path)
+                yield _picture(place, path, config)
             except DataError:
                 continue  # the finding says that it cannot be read
 
 
-def _picture(place: Place, path: Path) -> Picture:
+def _picture(place: Place, path: Path, config: DataConfig) -> Picture:
     """The picture with the boxes, or, if they are small in it, what is around them."""
-    image = read_image(path, MAX_PIXELS)
+    image = read_image(path, config)
     corners = [(x, y, x + w, y + h) for x, y, w, h in place.boxes]
     region = _around(corners, image.size) if corners else (0, 0, *image.size)
     part = image.crop(region)

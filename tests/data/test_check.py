@@ -163,7 +163,10 @@ def test_d25_a_size_before_the_turn_is_called_that(clean):
     exif[0x0112] = 6
     noise(1).save(clean / "train2017" / "0001.png", exif=exif)
     ((_, finding),) = check(clean).findings()
-    assert finding.code == "DATA-IMAGE-SIZE" and "before its EXIF orientation is applied" in finding.text
+    assert finding.code == "DATA-IMAGE-SIZE" and "the same turned, as by an EXIF orientation" in finding.text
+    assert "data.exif=false" in finding.fix
+    as_stored = TINY.model_copy(update={"data": TINY.data.model_copy(update={"exif": False})})
+    assert not codes(check(clean, config=as_stored)), "then it is right"
 
 
 def test_d30_the_same_picture_in_two_splits_and_twice_in_one(clean):

@@ -148,6 +148,18 @@ def test_voc_counts_pixels_from_1_unless_a_corner_is_0(tmp_path):
     assert read_annotations(find_layout(tmp_path).train).boxes[0].tolist() == [1, 3, 31, 9]
 
 
+def test_voc_without_a_box_at_the_edge_says_that_nobody_can_tell_and_takes_a_setting(tmp_path):
+    put(tmp_path / "JPEGImages" / "a.png")
+    put(tmp_path / "Annotations" / "a.xml", described(5, 3, 30, 12))
+    split = find_layout(tmp_path).train
+    found = read_annotations(split)
+    assert found.boxes.tolist() == [[4, 2, 26, 10]] and "whether pixels count from 0 or 1" in found.notes[0]
+    from_0 = read_annotations(split, config=DataConfig(voc_first_pixel=0))
+    assert from_0.boxes.tolist() == [[5, 3, 25, 9]] and from_0.notes == []
+    put(tmp_path / "Annotations" / "b.xml", described(9, 1, 30, 12, name="a.png"))
+    assert not any("from 0 or 1" in note for note in read_annotations(find_layout(tmp_path).train).notes)
+
+
 def test_voc_sets_name_the_splits_and_classes_are_those_of_all_files(tmp_path):
     for name, kind in (("a", "zebra"), ("b", "ant"), ("c", "cat")):
         put(tmp_path / "JPEGImages" / f"{name}.png")
@@ -273,6 +285,40 @@ def test_d26_a_yolo_list_does_not_lead_out(tmp_path, canary, name):
     yolo(tmp_path / "data", "", "train: list.txt\nnames: [a]")
     put(tmp_path / "data" / "list.txt", (str(canary) if name[0] == "/" else name) + "\n")
     assert refusal(tmp_path / "data").code == "DATA-PATH-ESCAPE"
+
+
+OUTSIDE = {  # what a folder may hold as a link, and what must be there besides
+    "data.yaml": ["images/train/a.png", "labels/train/a.txt"],
+    "dataset.toml": ["images/a.png"],
+    "annotations/instances_train2017.json": ["train2017/a.png"],
+    "train/_annotations.coco.json": ["train/a.png"],
+    "annotations.json": ["a.png"],
+    "labelmap.txt": ["JPEGImages/a.png", "Annotations/a.xml"],
+    "ImageSets/Main/train.txt": ["JPEGImages/a.png", "Annotations/a.xml"],
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_d26_annotations_that_a_link_keeps_outside_are_not_opened(tmp_path, monkeypatch, name):
+    """The canary is a pipe: to open it would wait for ever."""
+    os.mkfifo(tmp_path / "canary")
+    asked = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: os.path.realpath(path) == str(tmp_path / "canary") or asked(path))
+    folder = tmp_path / "data"
+    for other in OUTSIDE[name]:
+        put(folder / other, None if other.endswith("png") else described(1, 1, 9, 9) if other.endswith("xml") else "")
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).symlink_to(tmp_path / "canary")
+    with pytest.raises(DataError, match="a link leads out of the data folder") as caught:
+        find_layout(folder)
+    assert caught.value.code == "DATA-PATH-ESCAPE" and "data.follow_symlinks=true" in caught.value.fix
+
+
+def test_d26_annotations_outside_are_read_if_links_are_followed(tmp_path):
+    yolo(tmp_path / "data", "0 0.5 0.5 1 1\n")
+    (tmp_path / "data" / "data.yaml").rename(tmp_path / "kept.yaml")
+    (tmp_path / "data" / "data.yaml").symlink_to(tmp_path / "kept.yaml")
+    assert len(read_annotations(find_layout(tmp_path / "data", follow_symlinks=True).train).boxes) == 1
 
 
 # round trips

@@ -10,12 +10,15 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from dinocore.data.images import image_size, read_image
+from dinocore.config import DataConfig
+from dinocore.data.images import image_size, read_image, read_reduced
 from dinocore.errors import DataError
 
-LIMIT = 178_956_970
+AS_IS = DataConfig()
 TO_UPRIGHT = {  # what each EXIF orientation asks a viewer to do, on an array (H, W, 3)
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -28,15 +31,15 @@ TO_UPRIGHT = {  # what each EXIF orientation asks a viewer to do, on an array (H
 }
 
 
-def pixels(path, limit=LIMIT):
-    image = read_image(path, limit)
+def pixels(path, config=AS_IS):
+    image = read_image(path, config)
     assert image.mode == "RGB"
     return np.asarray(image)
 
 
-def refusal(path, limit=LIMIT):
+def refusal(path, config=AS_IS):
     with pytest.raises(DataError) as caught:
-        read_image(path, limit)
+        read_image(path, config)
     assert caught.value.exit_code == 3 and str(path) in str(caught.value)
     return str(caught.value)
 
@@ -71,13 +74,13 @@ def test_exif_orientation_is_applied_to_pixels_and_size(saved, scene, orientatio
     upright = TO_UPRIGHT[orientation](scene)
     assert pixels(path).shape == upright.shape
     assert np.abs(pixels(path)[4::8, 4::8].astype(int) - upright[4::8, 4::8]).max() < 25  # the middles of JPEG blocks
-    assert image_size(path, LIMIT) == (upright.shape[1], upright.shape[0])
+    assert image_size(path, AS_IS) == (upright.shape[1], upright.shape[0])
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 255])
 def test_an_orientation_that_means_nothing_is_ignored(saved, scene, orientation):
     path = saved(Image.fromarray(scene), "a.png", exif=exif(orientation))
-    assert (pixels(path) == scene).all() and image_size(path, LIMIT) == (48, 32)
+    assert (pixels(path) == scene).all() and image_size(path, AS_IS) == (48, 32)
 
 
 def test_damaged_exif_is_ignored_without_a_warning(saved, scene):
@@ -91,7 +94,7 @@ def test_damaged_exif_is_ignored_without_a_warning(saved, scene):
         if isinstance(junk, bytearray):
             junk[rng.randrange(length)] = rng.randrange(256)
         path.write_bytes(content[:start] + junk + content[start + length :])
-        assert read_image(path, LIMIT).size == image_size(path, LIMIT)
+        assert read_image(path, AS_IS).size == image_size(path, AS_IS)
 
 
 def test_grey_and_one_bit_become_equal_channels(saved, scene):
@@ -179,7 +182,7 @@ def test_a_cut_off_picture_still_has_the_size_of_its_header(saved, scene):
         path = saved(Image.fromarray(scene), name)
         path.write_bytes(path.read_bytes()[:-30])
         refusal(path)
-        assert image_size(path, LIMIT) == (48, 32)
+        assert image_size(path, AS_IS) == (48, 32)
 
 
 def test_scrambled_bytes_give_a_picture_or_a_refusal_and_never_anything_else(saved, tmp_path, scene):
@@ -193,7 +196,7 @@ def test_scrambled_bytes_give_a_picture_or_a_refusal_and_never_anything_else(sav
             path.write_bytes(content)
             for read in (read_image, image_size):
                 try:
-                    read(path, 1_000_000)
+                    read(path, DataConfig(max_pixels=1_000_000))
                 except DataError as error:
                     assert str(path) in str(error)
 
@@ -212,7 +215,7 @@ def test_a_wrong_suffix_is_no_fault(saved, scene):
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
 def test_very_thin_pictures_are_read(saved, size):
     path = saved(Image.new("RGB", size, (1, 2, 3)), "a.png")
-    assert read_image(path, LIMIT).size == image_size(path, LIMIT) == size
+    assert read_image(path, AS_IS).size == image_size(path, AS_IS) == size
 
 
 def test_of_several_frames_the_first_one_counts(saved):
@@ -240,15 +243,15 @@ def test_a_decompression_bomb_is_refused_before_memory_is_taken(tmp_path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert "900000000 pixels" in refusal(path)
     with pytest.raises(DataError):
-        image_size(path, LIMIT)
+        image_size(path, AS_IS)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
 
 def test_the_limit_of_pixels_is_ours_and_says_how_to_raise_it(tmp_path):
     path = tmp_path / "large.png"
     bomb(path, 10_000)  # Pillow would warn about it
-    assert "--set data.max_pixels=N" in refusal(path, 99_999_999)
-    assert image_size(path, 100_000_000) == (10_000, 10_000)
+    assert "--set data.max_pixels=N" in refusal(path, DataConfig(max_pixels=99_999_999))
+    assert image_size(path, DataConfig(max_pixels=100_000_000)) == (10_000, 10_000)
 
 
 def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path):
@@ -262,6 +265,56 @@ def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path):
 def test_png_is_read_by_a_process_that_has_read_nothing_else(saved, scene):
     """Pillow knows only some formats before it has loaded all of its plugins."""
     path = saved(Image.fromarray(scene), "a.png")
-    code = "import sys; from dinocore.data.images import *; print(read_image(Path(sys.argv[1]), 9999).size)"
+    code = "import sys; from dinocore.data.images import *; print(read_image(Path(sys.argv[1]), DataConfig()).size)"
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "(48, 32)", done.stderr
+
+
+AS_STORED = DataConfig(exif=False)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_i8_without_exif_a_picture_is_as_it_is_stored(saved, scene, orientation, suffix):
+    path = saved(Image.fromarray(scene), f"a.{suffix}", exif=exif(orientation), quality=95)
+    seen = pixels(path, AS_STORED)
+    assert seen.shape == scene.shape and np.abs(seen[4::8, 4::8].astype(int) - scene[4::8, 4::8]).max() < 25
+    assert image_size(path, AS_STORED) == (48, 32)
+    reduced = read_reduced(path, AS_STORED, (48, 32))
+    assert (np.asarray(reduced.image) == seen).all() and reduced.frame == (0, 0, 48, 32)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.float32, np.int32])
+def test_i7_minmax_spreads_grey_from_the_least_to_the_greatest(saved, kind):
+    """A 12-bit picture in 16 bits is nearly black otherwise; eight bits are left alone."""
+    path = saved(Image.fromarray(np.array([[1000, 2000, 3000]], kind)), "a.tif")
+    assert pixels(path, DataConfig(depth="minmax"))[0, :, 0].tolist() == [0, 128, 255]
+    shares = saved(Image.fromarray(np.array([[0.25, 0.5]], np.float32)), "b.tif")
+    assert pixels(shares, DataConfig(depth="minmax"))[0, :, 0].tolist() == [0, 255]
+    assert pixels(shares)[0, :, 0].tolist() == [64, 128]
+    eight = saved(Image.fromarray(np.array([[100, 120]], np.uint8)), "c.png")
+    assert pixels(eight, DataConfig(depth="minmax"))[0, :, 0].tolist() == [100, 120]
+
+
+SUFFIXES_CUT = ("jpg", "png", "gif", "bmp", "webp", "tif", "ppm")
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(suffix=st.sampled_from(SUFFIXES_CUT), share=st.floats(0, 1, exclude_max=True), last=st.integers(0, 40))
+def test_i2_a_picture_cut_at_any_byte_is_refused_or_whole_to_the_last_pixel(saved, tmp_path, suffix, share, last):
+    """A cut near the end may lose nothing that is seen; then every pixel must be right."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
+    whole = saved(noise, f"a.{suffix}")
+    content = whole.read_bytes()
+    cut = tmp_path / f"cut.{suffix}"
+    for end in (int(len(content) * share), max(0, len(content) - last)):
+        cut.write_bytes(content[:end])
+        try:
+            seen = pixels(cut)
+        except DataError as error:
+            assert str(cut) in str(error) and len(str(error)) < 1000
+        else:
+            assert (seen == pixels(whole)).all()

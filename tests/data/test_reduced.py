@@ -12,7 +12,7 @@ from dinocore.data.images import Decoded, read_image, read_reduced, to_tensor
 from dinocore.data.loaders import EvaluationPictures, TrainingPictures, training_steps
 from dinocore.data.transforms import as_picture, resize
 
-LIMIT = 10**8
+AS_IS = DataConfig()
 SMALL = {"train_scales": (96, 110, 150), "crop_scales": (120, 180), "crop_size": (80, 140), "max_size": 220}
 AS_STORED = {  # from upright to what a camera stores with that EXIF orientation
     1: None,
@@ -103,7 +103,7 @@ def test_boxes_are_where_the_rectangles_are_however_the_picture_is_stored(photos
 def test_the_frame_is_where_the_picture_lies_in_what_was_decoded(tmp_path, orientation):
     image = Image.new("RGB", (1001, 803), "white")
     save(image, tmp_path / "a.jpg", orientation)
-    found = read_reduced(tmp_path / "a.jpg", LIMIT, (400, 400))
+    found = read_reduced(tmp_path / "a.jpg", AS_IS, (400, 400))
     assert found.image.size == (501, 402) and found.size == (1001, 803)
     left, top, right, bottom = found.frame
     assert (right - left, bottom - top) == (500.5, 401.5)
@@ -119,15 +119,15 @@ def test_the_frame_is_where_the_picture_lies_in_what_was_decoded(tmp_path, orien
 def test_a_jpeg_is_never_decoded_smaller_than_is_enough(tmp_path, enough, wanted):
     save(Image.new("RGB", (1600, 1200)), tmp_path / "a.jpg")
     save(Image.new("RGB", (1200, 1600)), tmp_path / "b.jpg", orientation=6)
-    assert read_reduced(tmp_path / "a.jpg", LIMIT, enough).image.size == wanted
-    assert read_reduced(tmp_path / "b.jpg", LIMIT, enough[::-1]).image.size == wanted[::-1]
+    assert read_reduced(tmp_path / "a.jpg", AS_IS, enough).image.size == wanted
+    assert read_reduced(tmp_path / "b.jpg", AS_IS, enough[::-1]).image.size == wanted[::-1]
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "bmp", "tif", "gif", "ppm"])
 def test_other_formats_are_decoded_in_full(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     Image.new("RGB", (90, 60), "red").save(path)
-    assert read_reduced(path, LIMIT, (9, 6)) == Decoded(read_image(path, LIMIT), (90, 60), (0, 0, 90, 60))
+    assert read_reduced(path, AS_IS, (9, 6)) == Decoded(read_image(path, AS_IS), (90, 60), (0, 0, 90, 60))
 
 
 def test_a_photo_of_twelve_megapixels_is_decoded_small_and_looks_the_same(make_coco, tmp_path, decoded, monkeypatch):
@@ -149,7 +149,7 @@ def test_a_photo_of_twelve_megapixels_is_decoded_small_and_looks_the_same(make_c
 
 def test_evaluation_decodes_every_pixel(photos):
     annotations = photos([(100, 100, 500, 300)], (1201, 907))
-    whole = as_picture(to_tensor(read_image(annotations.path(0), LIMIT)), torch.zeros(0, 4), torch.zeros(0))
+    whole = as_picture(to_tensor(read_image(annotations.path(0), AS_IS)), torch.zeros(0, 4), torch.zeros(0))
     assert whole[0].shape == (3, 907, 1201)
     seen = EvaluationPictures(annotations, DataConfig(eval_scale=72))[0].image
     assert torch.equal(seen, resize(whole, 72, 1333)[0])
