@@ -11,6 +11,7 @@ from ..predict import Detector
 from .events import Evaluated, Evaluating, Event, Warned
 from .job import Job
 from .log import Journal, NoJournal
+from .report import save_examples
 from .run import save_best
 from .state import TrainState
 
@@ -42,7 +43,7 @@ def evaluate(job: Job, state: TrainState, journal: Journal | NoJournal) -> Itera
         progress["failed_evaluations"] += 1
         yield Warned(f"the evaluation after epoch {epoch} failed ({problem}); training goes on")
         return
-    best, problem = job.group.on_main(lambda: _kept_if_best(job, state, metrics, epoch))
+    best, problem = job.group.on_main(lambda: _kept_if_best(job, state, metrics, epoch, results))
     if problem:
         yield Warned(f"{problem}; training goes on")
     progress["worse"] = 0 if best else progress["worse"] + 1
@@ -81,7 +82,9 @@ def _judged(job: Job, results: list[dict[str, Any]]) -> tuple[Metrics | None, st
         return None, f"{type(error).__name__}: {error}"
 
 
-def _kept_if_best(job: Job, state: TrainState, metrics: Metrics, epoch: int) -> tuple[bool, str]:
+def _kept_if_best(
+    job: Job, state: TrainState, metrics: Metrics, epoch: int, results: list[dict[str, Any]]
+) -> tuple[bool, str]:
     """Whether these are the best weights, now kept as such; of equals the oldest, and never what is not a number."""
     progress, ap = state.progress, metrics.summary["AP"]
     if not math.isfinite(ap) or (ap <= progress["best_ap"] and progress["best_step"]):
@@ -91,4 +94,4 @@ def _kept_if_best(job: Job, state: TrainState, metrics: Metrics, epoch: int) -> 
         save_best(job.run, state.ema.model, job.config, job.data.train.categories, facts)
     except EnvironmentFault as error:
         return False, str(error)
-    return True, ""
+    return True, save_examples(job, epoch, results)

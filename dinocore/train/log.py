@@ -116,6 +116,10 @@ class NoJournal:
         """Nothing to say."""
         yield from ()
 
+    def problems(self) -> Iterator[str]:
+        """None."""
+        yield from ()
+
     def sync(self) -> int:
         """No place."""
         return 0

@@ -17,6 +17,7 @@ from .keeper import Keeper
 from .log import Journal, MetricsLog, NoJournal
 from .optim import lr_factor, set_lr
 from .plan import Plan
+from .report import ReportFile
 from .run import NEWEST, branch_off, find_checkpoint
 from .state import TrainState, load_checkpoint, random_streams, restore_streams
 from .step import train_step
@@ -45,15 +46,17 @@ def train(job: Job, state: TrainState) -> Iterator[Event]:
     plan = Plan(steps_per_epoch(len(job.data.train.image_ids), job.config.train.batch_size), job.config.train)
     state.progress["data"] = fingerprint(job.data)
     _agree(job, state.progress["data"])
-    journal, first = _journal(job, state), state.progress["step"]
+    facts, first = describe(job, state, plan.per_epoch), state.progress["step"]
+    journal = _journal(job, state, facts)
     try:
-        yield Started(job.run, describe(job, state, plan.per_epoch), state.transfer)
+        yield Started(job.run, facts, state.transfer)
         if text := little_shared_memory(job.config, num_workers(job.config.data)):
             yield Warned(text)
         with deterministic(job.config.train.deterministic):
             yield from _to_the_end(Running(job, state, plan, journal, Keeper(job, state, journal)))
     finally:
         journal.close()
+    yield from map(Warned, journal.problems())
     step, best = state.progress["step"], job.run / "best.safetensors"
     as_planned = first < step == plan.total
     yield Finished(job.run, state.progress["best_ap"], best, "" if as_planned else plan.over(state.progress))
@@ -72,14 +75,15 @@ def _agree(job: Job, data: str) -> None:
         raise job.group.together(ConfigError(told))
 
 
-def _journal(job: Job, state: TrainState) -> Journal | NoJournal:
+def _journal(job: Job, state: TrainState, facts: dict[str, str]) -> Journal | NoJournal:
     if not job.group.main:
         return NoJournal()
     try:
         log = MetricsLog(job.run, state.progress)
     except OSError as error:
         raise EnvironmentFault(f"{job.run} cannot be written: {error.strerror or error}") from error
-    return Journal(log, watchers(job.run, job.config.train, state.progress["step"]))
+    report = ReportFile(job, facts)
+    return Journal(log, [*watchers(job.run, job.config.train, state.progress["step"]), report])
 
 
 def _to_the_end(run: Running) -> Iterator[Event]:

@@ -13,7 +13,10 @@ from .checkpoints import list_checkpoints, set_aside, step_of, tidy, verify_chec
 from .lock import NAME as LOCK
 
 NEWEST = "auto"
-PARTS = ("metrics.jsonl", "log.txt", "best.safetensors", "curves.png", "diverged.safetensors")
+PARTS = (
+    "metrics.jsonl", "log.txt", "best.safetensors", "best_examples.json", "curves.png", "report.html",
+    "diverged.safetensors",
+)  # fmt: skip
 
 
 def check_run(run: Path, overwrite: bool) -> None:

@@ -1,5 +1,6 @@
 // Boxes over pictures, drawn anew when the score threshold moves, and one picture at a time in a dialog.
 const TRUTH = 0, FOUND = 1, WRONG = 2, MISSED = 3;
+const CROWD = 40;  // boxes; of more, only the one that is pointed at has a label
 const pen = document.createElement('canvas').getContext('2d');
 
 /** A mark as it is at a threshold: its kind, or -1 where it isn't shown. An object whose answer is below it is missed. */
@@ -11,6 +12,12 @@ function kindAt([, , , , , kind, score], threshold) {
 function labelOf(data, mark) {
   const score = mark[5] === FOUND || mark[5] === WRONG ? mark[6] : null;
   return data.labels[mark[4]] + (score === null ? '' : ` ${score.toFixed(2)}`);
+}
+
+/** The marks of a picture that are drawn, with their places in its list. */
+function shownOf(picture, {threshold, hidden}) {
+  return picture.marks.map((mark, i) => ({mark, i, kind: kindAt(mark, threshold)}))
+    .filter(({kind}) => kind >= 0 && !hidden.has(kind));
 }
 
 const meets = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
@@ -25,27 +32,28 @@ function placeFor([x0, y0, , y1], width, height, size, taken) {
   return null;
 }
 
-function drawMarks(svg, picture, data, threshold, hidden, letters) {
+function drawMarks(svg, picture, {data, threshold, hidden}, letters, picked = -1) {
   const scale = picture.size[0] / (svg.clientWidth || 300);  // pixels of the picture in one of the screen
   const boxes = [], labels = [], taken = [];
   pen.font = `${letters}px system-ui, "Liberation Sans", sans-serif`;
-  const shown = picture.marks.map((mark, i) => ({mark, i, kind: kindAt(mark, threshold)}))
-    .filter(({kind}) => kind >= 0 && !hidden.has(kind));
+  const shown = shownOf(picture, {threshold, hidden});
   for (const {mark, i, kind} of shown) {
     const place = {x: Math.min(mark[0], mark[2]), y: Math.min(mark[1], mark[3]),
       width: Math.abs(mark[2] - mark[0]), height: Math.abs(mark[3] - mark[1])};
-    boxes.push(make('svg:g', {'data-mark': i, 'data-kind': data.kinds[kind]},
+    boxes.push(make('svg:g', {class: i === picked ? 'pick' : '', 'data-kind': data.kinds[kind]},
       make('svg:rect', {class: 'halo', ...place}), make('svg:rect', {class: data.kinds[kind], ...place})));
   }
-  for (const {mark, i} of [...shown].sort((a, b) => (b.kind > 0) - (a.kind > 0) || (b.mark[6] ?? 1) - (a.mark[6] ?? 1))) {
-    const text = labelOf(data, mark);
+  const rank = ({mark, i, kind}) => (i === picked ? 8 : 0) + (kind === TRUTH ? 0 : 4) + (mark[6] ?? 1);
+  for (const {mark, i} of shown.sort((a, b) => rank(b) - rank(a))) {
+    const text = i === picked || shown.length <= CROWD ? labelOf(data, mark) : '';
     const plate = text && placeFor(mark, (pen.measureText(text).width + 6) * scale, (letters + 4) * scale, picture.size, taken);
     if (!plate) continue;
     taken.push(plate);
-    labels.push(make('svg:g', {'data-mark': i},
+    labels.push(make('svg:g', {class: i === picked ? 'pick' : ''},
       make('svg:rect', {class: 'plate', x: plate[0], y: plate[1], width: plate[2] - plate[0], height: plate[3] - plate[1]}),
       make('svg:text', {x: plate[0] + 3 * scale, y: plate[3] - 4 * scale, 'font-size': letters * scale}, text)));
   }
+  svg.classList.toggle('picked', picked >= 0);
   svg.replaceChildren(...boxes, ...labels);
 }
 
@@ -98,9 +106,10 @@ class Gallery {
       this.kinds[kind].hidden = !used[kind];
     });
     this.figures.forEach((figure, i) => {
-      const counts = this.count(this.data.pictures[i].marks);
-      figure.querySelector('.count').textContent = counts.map((number, kind) => used[kind] && (number || kind < WRONG)
-        ? `${number} ${this.data.names[kind]}` : '').filter(Boolean).join(', ');
+      const [answered, found, wrong, missed] = this.count(this.data.pictures[i].marks);
+      const told = [used[TRUTH] || used[MISSED] ? `${answered + missed} annotated` : '', missed ? `${missed} missed` : '',
+        used[FOUND] ? `${found} found` : '', wrong ? `${wrong} wrong` : ''];
+      figure.querySelector('.count').textContent = told.filter(Boolean).join(', ');
     });
     this.seen.forEach(figure => this.draw(figure));
     large.draw();
@@ -108,7 +117,7 @@ class Gallery {
 
   draw(figure) {
     const picture = this.data.pictures[this.figures.indexOf(figure)];
-    drawMarks(figure.querySelector('.marks'), picture, this.data, this.threshold, this.hidden, 11);
+    drawMarks(figure.querySelector('.marks'), picture, this, 11);
   }
 }
 
@@ -131,23 +140,32 @@ const large = {
     this.draw();
   },
 
+  get picture() { return this.gallery.data.pictures[this.index]; },
+
   draw() {
     if (!this.box.open) return;
-    const {data, threshold, hidden} = this.gallery, picture = data.pictures[this.index];
-    const svg = this.box.querySelector('.marks');
-    drawMarks(svg, picture, data, threshold, hidden, 13);
-    const rows = picture.marks.map((mark, i) => ({mark, i, kind: kindAt(mark, threshold)}))
-      .filter(({kind}) => kind >= 0 && !hidden.has(kind)).sort((a, b) => (b.mark[6] ?? -1) - (a.mark[6] ?? -1));
+    const {data} = this.gallery;
+    const rows = shownOf(this.picture, this.gallery).sort((a, b) => (b.mark[6] ?? -1) - (a.mark[6] ?? -1));
     this.box.querySelector('.list').replaceChildren(...rows.map(({mark, i, kind}) => {
       const button = make('button', {type: 'button'}, `${data.names[kind]} ${labelOf(data, mark)}`);
-      const pick = on => {
-        svg.classList.toggle('picked', on);
-        for (const group of svg.children) group.classList.toggle('pick', on && group.dataset.mark === String(i));
-      };
-      for (const name of ['focus', 'pointerenter', 'click']) button.addEventListener(name, () => pick(true));
-      for (const name of ['blur', 'pointerleave']) button.addEventListener(name, () => pick(false));
+      for (const name of ['focus', 'pointerenter', 'click']) button.addEventListener(name, () => this.pick(i));
+      for (const name of ['blur', 'pointerleave']) button.addEventListener(name, () => this.pick(-1));
       return make('li', {}, button);
     }));
+    this.pick(-1);
+  },
+
+  /** Draw one box with its label, and the others faintly; all of them for -1. */
+  pick(i) { drawMarks(this.box.querySelector('.marks'), this.picture, this.gallery, 13, i); },
+
+  /** Pick the smallest box under the pointer. */
+  point(event) {
+    const box = this.box.querySelector('.marks').getBoundingClientRect(), [width, height] = this.picture.size;
+    const x = (event.clientX - box.left) / box.width * width, y = (event.clientY - box.top) / box.height * height;
+    const area = ({mark}) => (mark[2] - mark[0]) * (mark[3] - mark[1]);
+    const under = shownOf(this.picture, this.gallery)
+      .filter(({mark}) => mark[0] <= x && x <= mark[2] && mark[1] <= y && y <= mark[3]).sort((a, b) => area(a) - area(b));
+    this.pick(under.length ? under[0].i : -1);
   },
 
   turn(by) {
@@ -155,6 +173,8 @@ const large = {
     this.open(this.gallery, (this.index + by + many) % many);
   },
 };
+large.box.querySelector('.stage').addEventListener('pointermove', event => large.point(event));
+large.box.querySelector('.stage').addEventListener('pointerleave', () => large.pick(-1));
 large.box.querySelector('.close').addEventListener('click', () => large.box.close());
 large.box.querySelector('.back').addEventListener('click', () => large.turn(-1));
 large.box.querySelector('.on').addEventListener('click', () => large.turn(1));

@@ -53,6 +53,7 @@ def _render(page: Page, sources: Sequence[str]) -> str:
         "shades": _shades,
         "next": next,
     }
+    environment.tests["number"] = _is_number
     # a template uses each source once, in the order of the pictures
     return environment.get_template("page.html.j2").render(
         page=page,

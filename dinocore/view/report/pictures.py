@@ -7,6 +7,8 @@ from io import BytesIO
 
 from PIL import Image
 
+from .parts import Picture
+
 LARGEST, SMALLEST = 1280, 96  # of the longer side, in pixels
 QUALITY = 78
 
@@ -25,6 +27,17 @@ def fit_pictures(images: Sequence[Image.Image], room: int) -> list[str]:
             return found
         largest = min(side, max(max(image.size) for image in images))
         side = max(SMALLEST, min(int(largest * math.sqrt(max(room, 1) / total) * 0.97), largest - 8))
+
+
+def shrink(picture: Picture, side: int = LARGEST) -> Picture:
+    """The picture with its boxes, its longer side at most this, so that many of them can wait for their page."""
+    scale = side / max(picture.image.size)
+    if scale >= 1:
+        return picture
+    size = (max(1, round(picture.image.width * scale)), max(1, round(picture.image.height * scale)))
+    marks = [mark._replace(xyxy=[value * scale for value in mark.xyxy]) for mark in picture.marks]
+    image = picture.image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    return picture._replace(image=image, marks=marks)
 
 
 def _encode(image: Image.Image, side: int) -> str:

@@ -1,5 +1,5 @@
 // Tables that are sorted by a click or a key, and found in; matrices whose cells can be read.
-const MANY_ROWS = 60, FEW_ROWS = 15;
+const MANY_ROWS = 30, FEW_ROWS = 15;
 
 function valueOf(row, column) {
   const cell = row.cells[column];
