@@ -2,75 +2,149 @@
 
 import json as json_module
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import typer
 from rich.progress import Progress
-from rich.table import Table
 
+from dinocore.config import Config
 from dinocore.data.coco import Annotations
 from dinocore.data.dataset import open_split
 from dinocore.errors import ConfigError
+from dinocore.evaluate.analysis import Analysis, analyse
+from dinocore.evaluate.answer import to_json
 from dinocore.evaluate.backends import choose_backend
-from dinocore.evaluate.coco import Metrics, coco_metrics, detect_all
+from dinocore.evaluate.coco import coco_metrics, detect_all
+from dinocore.evaluate.compare import compare, comparison_json
+from dinocore.evaluate.results import read_results
 from dinocore.files import write_text
 from dinocore.predict import Detector
 from dinocore.presets import override
 
-from .console import data, fail, print_json, say, warn, words
+from .console import fail, print_json, say, warn, words
 from .detector import open_detector
+from .evaluation_view import show_analysis, show_comparison
 
 SOME_FAILED = 7
-ROWS = {
-    "AP": "IoU 0.50:0.95", "AP50": "IoU 0.50", "AP75": "IoU 0.75", "APs": "small", "APm": "medium", "APl": "large",
-    "AR1": "1 detection", "AR10": "10 detections", "AR100": "100 detections", "ARs": "small", "ARm": "medium",
-    "ARl": "large",
-}  # fmt: skip
 
 
-def evaluate_weights(
-    weights: str | None,
-    folder: Path | None,
-    split: str,
-    out: Path | None,
-    device: str,
-    amp: str,
-    overrides: list[str],
-    json: bool,
-) -> None:
-    """Detect in every picture of a split and judge that."""
-    if split not in ("val", "train"):
-        raise ConfigError(f"there is no split `{split}`; choose val or train")
-    if out is not None and out.is_dir():
-        raise ConfigError(f"--out {out} is a folder; give a file, such as {out / 'results.json'}")
-    detector, path = open_detector(weights, device, amp)
-    detector.config = override(detector.config, overrides, ("data", "eval"))
-    backend = choose_backend(detector.config.eval.backend)  # before the work, for what it may lack
-    settings = detector.config.data
-    if folder is not None:
-        settings = settings.model_copy(update={"path": str(folder.expanduser().absolute())})
-    annotations = open_split(settings, split, detector.categories)
+class Asked(NamedTuple):
+    """The options that any evaluation has."""
+
+    folder: Path | None
+    split: str
+    out: Path | None
+    report: Path | None
+    bootstrap: int
+    device: str
+    amp: str
+    overrides: list[str]
+    json: bool
+
+
+class Source(NamedTuple):
+    """Where detections come from: a detector with its weights, or a file of results."""
+
+    path: Path
+    detector: Detector | None
+    config: Config
+
+
+def evaluate_one(asked: Asked, weights: str | None, results: Path | None) -> None:
+    """Detect in every picture of a split, or read results of them, and judge that."""
+    _check(asked)
+    if results is not None and weights is not None:
+        raise ConfigError("--weights and --results exclude each other; give one of them, or both to --compare")
+    if results is not None and asked.out is not None:
+        raise ConfigError("--out writes detections, and --results has them already; leave it out")
+    source = _open(weights, asked) if results is None else _file(results, asked)
+    backend = choose_backend(source.config.eval.backend)  # before the work, for what it may lack
+    annotations = _truth(asked, source)
+    found, failed = _detections(source, annotations)
+    if asked.out is not None:
+        write_text(asked.out, json_module.dumps(found, allow_nan=False) + "\n")
+        say(f"{len(found)} detections in COCO's result format: {asked.out}")
+    metrics = coco_metrics(annotations, found, backend)
+    analysis = analyse(annotations, found, asked.bootstrap)
+    if analysis.summary != metrics.summary:
+        warn(f"{metrics.backend} gives {metrics.summary}, our own matches {analysis.summary}; please report this")
+    kind = "weights" if source.detector else "results"
+    facts = {kind: str(source.path), "data": str(annotations.file), "images": metrics.num_images}
+    if asked.report is not None:
+        _write_report(asked.report, analysis, annotations, facts | {"judged by": metrics.backend}, source.config)
+    if asked.json:
+        print_json(facts | {"failed": failed, "backend": metrics.backend} | to_json(analysis))
+    else:
+        show_analysis(analysis, metrics.backend)
+    _end(failed, metrics.num_images)
+
+
+def compare_two(asked: Asked, pair: tuple[str, str], weights: str | None, results: Path | None) -> None:
+    """The same for two, and the difference."""
+    _check(asked)
+    for name, given in (("--weights", weights), ("--results", results), ("--out", asked.out), ("--report", asked.report)):
+        if given is not None:
+            raise ConfigError(f"{name} cannot be used with --compare; leave it out")
+    sources = [_file(Path(name), asked) if name.endswith(".json") else _open(name, asked) for name in pair]
+    annotations = _truth(asked, *sources)
+    analyses, failed = [], []
+    for source in sources:
+        found, problems = _detections(source, annotations)
+        analyses.append(analyse(annotations, found, asked.bootstrap))
+        failed += [problem for problem in problems if problem not in failed]
+    comparison = compare(*analyses)
+    if asked.json:
+        facts = {"a": str(sources[0].path), "b": str(sources[1].path), "data": str(annotations.file)}
+        facts |= {"images": len(annotations.image_ids), "failed": failed}
+        print_json(facts | comparison_json(comparison))
+    else:
+        show_comparison(comparison, pair)
+    _end(failed, len(annotations.image_ids))
+
+
+def _check(asked: Asked) -> None:
+    """Refuse what cannot be done before any work."""
+    if asked.split not in ("val", "train"):
+        raise ConfigError(f"there is no split `{asked.split}`; choose val or train")
+    for name, path, example in (("--out", asked.out, "results.json"), ("--report", asked.report, "report.html")):
+        if path is not None and path.is_dir():
+            raise ConfigError(f"{name} {path} is a folder; give a file, such as {path / example}")
+
+
+def _open(weights: str | None, asked: Asked) -> Source:
+    detector, path = open_detector(weights, asked.device, asked.amp)
+    detector.config = override(detector.config, asked.overrides, ("data", "eval"))
+    return Source(path, detector, detector.config)
+
+
+def _file(path: Path, asked: Asked) -> Source:
+    return Source(path, None, override(Config(), asked.overrides, ("data", "eval")))
+
+
+def _truth(asked: Asked, *sources: Source) -> Annotations:
+    """The annotations of --data, or else of the data of the first weights, with the classes that they know."""
+    detectors = [source.detector for source in sources if source.detector]
+    if asked.folder is None and not detectors and not sources[0].config.data.path:
+        raise ConfigError("a file of results says nothing about its pictures; give their --data")
+    if len({tuple(sorted(detector.categories)) for detector in detectors}) > 1:
+        raise ConfigError("the two weights know other classes; compare weights of the same data")
+    settings = (detectors[0].config if detectors else sources[0].config).data
+    if asked.folder is not None:
+        settings = settings.model_copy(update={"path": str(asked.folder.expanduser().absolute())})
+    annotations = open_split(settings, asked.split, detectors[0].categories if detectors else None)
     say(f"data: {annotations.file}, {len(annotations.image_ids)} pictures")
     for note in annotations.notes:
         warn(note)
-    results, failed = _detect(detector, annotations)
-    if out is not None:
-        write_text(out, json_module.dumps(results, allow_nan=False) + "\n")
-        say(f"{len(results)} detections in COCO's result format: {out}")
-    metrics = coco_metrics(annotations, results, backend)
-    if json:
-        facts = {"weights": str(path), "data": str(annotations.file), "images": metrics.num_images, "failed": failed}
-        print_json(facts | metrics.summary | {"backend": metrics.backend, "classes": metrics.classes})
-    else:
-        _show(metrics)
-    if failed:
-        fail(f"{len(failed)} of {metrics.num_images} pictures could not be read; their objects count as missed")
-        raise typer.Exit(SOME_FAILED)
+    return annotations
 
 
-def _detect(detector: Detector, annotations: Annotations) -> tuple[list[dict], list[str]]:
+def _detections(source: Source, annotations: Annotations) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of COCO's format, and why pictures could not be read."""
+    if source.detector is None:
+        return read_results(source.path, annotations), []
     results, failed = [], []
     with Progress(console=words, disable=not words.is_terminal, transient=True) as progress:
-        batches = detect_all(detector, annotations)
+        batches = detect_all(source.detector, annotations)
         for found, problems in progress.track(batches, total=len(annotations.image_ids), description="evaluating"):
             results += found
             failed += problems
@@ -79,25 +153,15 @@ def _detect(detector: Detector, annotations: Annotations) -> tuple[list[dict], l
     return results, failed
 
 
-def _show(metrics: Metrics) -> None:
-    table = Table(box=None, padding=(0, 3, 0, 0))
-    for title in ("precision", "", "", "recall", "", ""):
-        table.add_column(title, justify="right" if not title else "left")
-    names = list(ROWS)
-    for left, right in zip(names[:6], names[6:], strict=True):
-        cells = [[f"[bold]{name}[/]", ROWS[name], _number(metrics.summary[name])] for name in (left, right)]
-        table.add_row(*cells[0], *cells[1])
-    data.print(table)
-    data.print(f"{metrics.num_images} pictures, judged by {metrics.backend}")
-    classes = Table(box=None, padding=(0, 3, 0, 0))
-    classes.add_column("class")
-    for title in ("AP", "AP50"):
-        classes.add_column(title, justify="right")
-    for name, numbers in metrics.classes.items():
-        classes.add_row(name, _number(numbers["AP"]), _number(numbers["AP50"]))
-    data.print()
-    data.print(classes)
+def _write_report(path: Path, analysis: Analysis, annotations: Annotations, facts: dict, config: Config) -> None:
+    from dinocore.view.report.evaluation import evaluation_page
+    from dinocore.view.report.page import render_page
+
+    write_text(path, render_page(evaluation_page(analysis, annotations, facts, config.data.max_pixels)))
+    say(f"report: {path}")
 
 
-def _number(value: float) -> str:
-    return "-" if value < 0 else f"{value:.4f}"
+def _end(failed: list[str], count: int) -> None:
+    if failed:
+        fail(f"{len(failed)} of {count} pictures could not be read; their objects count as missed")
+        raise typer.Exit(SOME_FAILED)

@@ -62,8 +62,8 @@ def _check_sizes(train: Annotations, config: DataConfig) -> None:
     findings.stop()
 
 
-def open_split(config: DataConfig, split: str, categories: Sequence[Category]) -> Annotations:
-    """One split, its classes numbered as a model numbers them.
+def open_split(config: DataConfig, split: str, categories: Sequence[Category] | None) -> Annotations:
+    """One split, its classes numbered as a model numbers them; None: in the order of its own ids.
 
     Raises:
         DataError: there is no such split, or it knows none of the classes.
@@ -74,7 +74,7 @@ def open_split(config: DataConfig, split: str, categories: Sequence[Category]) -
     if chosen is None:
         raise DataError(f"{folder} has no validation split; use --split train to evaluate on the training pictures")
     found = read_annotations(chosen, categories, config)
-    if len(found.labels) and (found.labels < 0).all():
+    if categories is not None and len(found.labels) and (found.labels < 0).all():
         known = ", ".join(c.name for c in categories)
         raise DataError(f"no object of {found.file} is of a class that the model knows ({known})")
     return found

@@ -90,7 +90,7 @@ def _by_hotcoco(annotations: Annotations, results: Results) -> Judgement:
     run.accumulate()  # summarize would print from Rust, past Python's stdout
     accumulated = run.eval or {}
     precision = accumulated["precision"]
-    return Judgement(_summary(precision, accumulated["recall"]), precision, "hotcoco")
+    return Judgement(summarize(precision, accumulated["recall"]), precision, "hotcoco")
 
 
 BACKENDS: dict[str, Callable[[Annotations, Results], Judgement]] = {
@@ -105,7 +105,7 @@ def mean_of_known(values: np.ndarray) -> float:
     return float(known.mean()) if len(known) else -1.0
 
 
-def _summary(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
+def summarize(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
     """COCO's 12 numbers, (12,): six of AP, with 100 detections; six of AR, the first three with 1, 10 and 100."""
     ap, ar = precision[..., -1], recall[..., -1]  # (10, R, K, 4), (10, K, 4)
     parts = [ap[..., 0], ap[0, ..., 0], ap[5, ..., 0], ap[..., 1], ap[..., 2], ap[..., 3]]

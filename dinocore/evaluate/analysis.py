@@ -1,0 +1,135 @@
+"""All that an evaluation has to say, from one pass of matches."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..data.coco import Annotations
+from .backends import mean_of_known, summarize
+from .bootstrap import Interval, Samples, interval, resample
+from .calibration import Calibration, calibration
+from .coco import NAMES
+from .confusion import confusion
+from .curves import Averages, Best, Levels, Tally, averages, best, levels, tally
+from .lrp import Lrp, mean_lrp, optimal_lrp
+from .matches import Matches, match
+from .tide import Tide, tide
+
+TIMES = 1000  # samples of pictures
+WORST = 20  # pictures
+UNSURE = 0.5  # the score threshold where no detection is right
+SIZES = {"AP": 0, "APs": 1, "APm": 2, "APl": 3}
+
+
+class ClassAnalysis(NamedTuple):
+    """One class; -1 where there is no object to judge by, as in pycocotools."""
+
+    name: str
+    objects: int
+    averages: dict[str, float]  # AP, AP50, AP75, APs, APm, APl, AR100, ARs, ARm, ARl
+    best: Best | None
+    levels: Levels
+    lrp: Lrp | None
+
+
+class PictureErrors(NamedTuple):
+    """What is right, wrong and missed in a picture, at IoU 0.5 and one score threshold."""
+
+    image_id: int
+    right: int
+    wrong: int
+    missed: int
+
+
+class Analysis(NamedTuple):
+    """Everything about the results of one model on one set of pictures."""
+
+    matches: Matches
+    averages: Averages
+    summary: dict[str, float]  # the 12 COCO numbers
+    samples: Samples | None  # None: not asked for
+    classes: list[ClassAnalysis]
+    best: Best | None  # one threshold for all classes together
+    threshold: float  # the best one, or 0.5: for confusion, worst pictures and the second calibration
+    levels: Levels
+    confusion: np.ndarray  # (K + 1, K + 1), row the truth, column what was found, background last
+    tide: Tide
+    lrp: dict[str, float | None]  # means over classes
+    calibration: Calibration
+    sure: Calibration  # of detections at or above the threshold
+    worst: list[PictureErrors]
+
+    def interval(self, name: str) -> Interval | None:
+        """The 95 % interval of AP, AP50, AP75 or AR100; None for another number or without samples."""
+        if self.samples is None or name not in self.samples.values:
+            return None
+        return interval(self.samples.means(name), self.summary[name])
+
+    def class_interval(self, k: int, name: str = "AP") -> Interval | None:
+        """The same of one class."""
+        if self.samples is None:
+            return None
+        return interval(self.samples.values[name][:, k], self.classes[k].averages[name])
+
+
+def analyse(annotations: Annotations, results: Sequence[dict[str, Any]], times: int = TIMES) -> Analysis:
+    """Match once and compute everything.
+
+    Args:
+        results: rows of COCO's format, of known pictures; those of unknown classes are left out.
+        times: how many samples of pictures; 0: no intervals.
+    """
+    matches = match(annotations, results)
+    average = averages(matches)
+    every = tally(matches)
+    chosen = best(every)
+    threshold = chosen.threshold if chosen else UNSURE
+    classes = [_of_class(matches, average, k, tally(matches, k)) for k in range(len(matches.categories))]
+    twelve = summarize(average.precision[..., None], average.recall)
+    return Analysis(
+        matches=matches,
+        averages=average,
+        summary=dict(zip(NAMES, twelve.tolist(), strict=True)),
+        samples=resample(matches, times) if times and len(matches.image_ids) else None,
+        classes=classes,
+        best=chosen,
+        threshold=threshold,
+        levels=levels(every),
+        confusion=confusion(matches, threshold),
+        tide=tide(matches),
+        lrp=mean_lrp([one.lrp for one in classes]),
+        calibration=calibration(matches),
+        sure=calibration(matches, threshold),
+        worst=worst_pictures(matches, threshold),
+    )
+
+
+def worst_pictures(matches: Matches, threshold: float, most: int = WORST) -> list[PictureErrors]:
+    """Pictures by wrong detections plus missed objects at IoU 0.5, the most first, then by id."""
+    count = len(matches.image_ids)
+    keep = matches.found.score >= threshold
+    hit, picture = matches.right[0, 0], matches.found.picture
+    right = np.bincount(picture[keep & hit], minlength=count)
+    wrong = np.bincount(picture[keep & ~hit & ~matches.ignored[0, 0]], minlength=count)
+    missed = np.bincount(matches.objects.picture[matches.counts[0]], minlength=count) - right
+    order = np.argsort(-(wrong + missed), kind="stable")[:most]
+    rows = np.stack([matches.image_ids, right, wrong, missed], 1)[order]
+    return [PictureErrors(*row) for row in rows.tolist() if row[2] + row[3]]
+
+
+def _of_class(matches: Matches, average: Averages, k: int, counts: Tally) -> ClassAnalysis:
+    precision, recall = average.precision[:, :, k].copy(), average.recall[:, k, :, -1].copy()
+    numbers = {name: mean_of_known(precision[:, :, a]) for name, a in SIZES.items()}
+    numbers |= {"AP50": mean_of_known(precision[0, :, 0]), "AP75": mean_of_known(precision[5, :, 0])}
+    numbers |= {name.replace("AP", "AR"): mean_of_known(recall[:, a]) for name, a in SIZES.items()}
+    numbers["AR100"] = numbers.pop("AR")
+    order = [name for name in NAMES if name in numbers]
+    return ClassAnalysis(
+        name=matches.categories[k].name,
+        objects=counts.objects,
+        averages={name: numbers[name] for name in order},
+        best=best(counts),
+        levels=levels(counts),
+        lrp=optimal_lrp(counts),
+    )

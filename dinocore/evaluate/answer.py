@@ -1,0 +1,86 @@
+"""An analysis as plain numbers: what `dino eval --json` prints and the report shows."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from .analysis import Analysis
+from .bootstrap import Interval
+from .calibration import BINS, Calibration
+from .curves import LEVELS, RECALLS, Best, Levels
+
+BACKGROUND = "background"
+IOUS = {"IoU 0.50": slice(0, 1), "IoU 0.75": slice(5, 6), "IoU 0.50:0.95": slice(0, 10)}
+
+
+def to_json(analysis: Analysis) -> dict[str, Any]:
+    """Everything but the samples and the matches; None where a number is not known, -1 in AP and AR as in COCO."""
+    names = [category.name for category in analysis.matches.categories]
+    known = analysis.matches.to_find() > 0
+    return {
+        **analysis.summary,
+        "intervals": {name: _pair(analysis.interval(name)) for name in ("AP", "AP50", "AP75", "AR100")},
+        "objects": int(analysis.matches.counts[0].sum()),
+        "detections": len(analysis.matches.found.score),
+        "classes": {name: _class(analysis, k) for k, name in enumerate(names)},
+        "best": _best(analysis.best),
+        "threshold": analysis.threshold,
+        "scores": LEVELS.tolist(),
+        "curves": _levels(analysis.levels),
+        "recalls": RECALLS.tolist(),
+        "precision": _precision(analysis, np.flatnonzero(known)),
+        "confusion": {"classes": [*names, BACKGROUND], "counts": analysis.confusion.tolist()},
+        "tide": analysis.tide._asdict(),
+        "lrp": analysis.lrp,
+        "calibration": _calibration(analysis.calibration),
+        "calibration_above_threshold": _calibration(analysis.sure),
+        "worst": [picture._asdict() for picture in analysis.worst],
+    }
+
+
+def _class(analysis: Analysis, k: int) -> dict[str, Any]:
+    one = analysis.classes[k]
+    return {
+        **one.averages,
+        "interval": _pair(analysis.class_interval(k)),
+        "objects": one.objects,
+        "best": _best(one.best),
+        "lrp": one.lrp._asdict() if one.lrp else None,
+        "curves": _levels(one.levels),
+        "precision": _precision(analysis, np.array([k])) if one.objects else None,
+    }
+
+
+def _best(best: Best | None) -> dict[str, float] | None:
+    return best._asdict() if best else None
+
+
+def _pair(interval: Interval | None) -> list[float] | None:
+    return list(interval) if interval else None
+
+
+def _levels(levels: Levels) -> dict[str, list[float]]:
+    return {name: values.tolist() for name, values in levels._asdict().items()}
+
+
+def _precision(analysis: Analysis, kinds: np.ndarray) -> dict[str, list[float]] | None:
+    """Precision at 101 recalls, the mean over classes and IoU thresholds; None without a class."""
+    if not len(kinds):
+        return None
+    precision = analysis.averages.precision[:, :, kinds, 0]
+    return {name: precision[ious].mean((0, 2)).tolist() for name, ious in IOUS.items()}
+
+
+def _calibration(found: Calibration) -> dict[str, Any]:
+    return {
+        "ece": found.ece,
+        "bins": [f"{n / BINS:.1f}-{(n + 1) / BINS:.1f}" for n in range(BINS)],
+        "count": found.count.tolist(),
+        "score": _known(found.score),
+        "right": _known(found.right),
+    }
+
+
+def _known(values: Iterable[float]) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]

@@ -1,0 +1,80 @@
+"""Two sets of results of the same pictures, and whether their difference is more than chance."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import DataError
+from .analysis import Analysis
+from .bootstrap import Interval, interval
+
+
+class Difference(NamedTuple):
+    """A number of both; -1 or None where it is not known."""
+
+    a: float | None
+    b: float | None
+    change: float | None  # b - a
+    interval: Interval | None  # of the change, from samples of pictures that both see
+
+
+class Comparison(NamedTuple):
+    """b against a."""
+
+    summary: dict[str, Difference]  # the 12 COCO numbers, optimal LRP and the calibration errors
+    classes: dict[str, Difference]  # AP
+    tide: dict[str, Difference]
+
+
+def compare(a: Analysis, b: Analysis) -> Comparison:
+    """What changes from a to b.
+
+    Raises:
+        DataError: they are of different pictures, objects or classes, so that their numbers say nothing together.
+    """
+    same = a.matches.categories == b.matches.categories and all(
+        np.array_equal(left, right)
+        for left, right in zip((a.matches.image_ids, *a.matches.objects), (b.matches.image_ids, *b.matches.objects),
+                               strict=True)
+    )  # fmt: skip
+    if not same:
+        raise DataError("the two were judged by different annotations; evaluate both on the same split")
+    summary = {}
+    for name, value in a.summary.items():
+        summary[name] = _difference(value, b.summary[name], _summary_samples(a, b, name))
+    summary["LRP"] = _difference(a.lrp["error"], b.lrp["error"])
+    summary["ECE"] = _difference(a.calibration.ece, b.calibration.ece)
+    classes = {
+        one.name: _difference(one.averages["AP"], other.averages["AP"], _class_samples(a, b, k))
+        for k, (one, other) in enumerate(zip(a.classes, b.classes, strict=True))
+    }
+    tide = {name: _difference(gain, b.tide.gain[name]) for name, gain in a.tide.gain.items()}
+    return Comparison(summary, classes, tide)
+
+
+def comparison_json(comparison: Comparison) -> dict[str, Any]:
+    """The same as plain numbers."""
+    return {
+        part: {name: one._asdict() | {"interval": list(one.interval) if one.interval else None}
+               for name, one in differences.items()}
+        for part, differences in comparison._asdict().items()
+    }  # fmt: skip
+
+
+def _difference(a: float | None, b: float | None, samples: np.ndarray | None = None) -> Difference:
+    if a is None or b is None or a < 0 or b < 0:
+        return Difference(a, b, None, None)
+    found = None if samples is None else interval(samples, b - a, (-1.0, 1.0))
+    return Difference(a, b, b - a, found)
+
+
+def _summary_samples(a: Analysis, b: Analysis, name: str) -> np.ndarray | None:
+    if a.samples is None or b.samples is None or name not in a.samples.values:
+        return None
+    return b.samples.means(name) - a.samples.means(name)
+
+
+def _class_samples(a: Analysis, b: Analysis, k: int) -> np.ndarray | None:
+    if a.samples is None or b.samples is None:
+        return None
+    return b.samples.values["AP"][:, k] - a.samples.values["AP"][:, k]
