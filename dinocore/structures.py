@@ -81,3 +81,4 @@ class Noise(NamedTuple):
     real: Tensor  # (B, Q) bool, False where an image has fewer targets than the largest one
     match: Match  # every positive with its target
     num_groups: int
+    labels: Tensor  # (B, Q) int64, the class that each starts as, which noise may have made a wrong one

@@ -83,6 +83,7 @@ class Denoiser(nn.Module):
             real=real,
             match=positive_match(targets, chosen, shape),
             num_groups=shape[0],
+            labels=labels,
         )
 
 
