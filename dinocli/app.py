@@ -16,6 +16,7 @@ from .convert import convert
 from .convert_data import convert_data
 from .evaluate import evaluate
 from .info import info
+from .inspect_attention import inspect_attention
 from .inspect_data import inspect_data
 from .inspect_mask import inspect_mask
 from .inspect_proposals import inspect_proposals
@@ -51,6 +52,7 @@ app.command("eval")(evaluate)
 app.command()(predict)
 app.command("inspect-mask")(inspect_mask)
 app.command("inspect-proposals")(inspect_proposals)
+app.command("inspect-attention")(inspect_attention)
 app.command()(presets)
 app.command()(convert)
 app.command()(info)

@@ -157,7 +157,7 @@ def _write_report(path: Path, analysis: Analysis, annotations: Annotations, fact
     from dinocore.view.report.evaluation import evaluation_page
     from dinocore.view.report.page import render_page
 
-    write_text(path, render_page(evaluation_page(analysis, annotations, facts, config.data.max_pixels)))
+    write_text(path, render_page(evaluation_page(analysis, annotations, facts, config.data)))
     say(f"report: {path}")
 
 

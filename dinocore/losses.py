@@ -1,5 +1,8 @@
 """The training objective. A match is a match, whether the Hungarian method or the denoiser made it."""
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,15 +21,9 @@ def criterion(output: DinoOutput, targets: list[Target], num_boxes: float, loss:
         num_boxes: objects of the whole optimizer step, averaged over processes; the least that counts is 1.
     """
     num_boxes = max(1.0, num_boxes)
-    stages = [_float(stage) for stage in output.stages]
     terms = {}
-    if output.proposals is not None:
-        proposals = _float(Predictions(output.proposals.logits, output.proposals.boxes))
-        asked = _foreground(targets) if loss.proposal_labels == "foreground" else targets
-        (match,) = hungarian([proposals], asked, loss)
-        terms |= _named("proposals", detection_loss(proposals, asked, match, num_boxes, loss))
-    for i, (stage, match) in enumerate(zip(stages, hungarian(stages, targets, loss), strict=True)):
-        terms |= _named(f"stage{i}", detection_loss(stage, targets, match, num_boxes, loss))
+    for name, predictions, asked, match in match_stages(output, targets, loss):
+        terms |= _named(name, detection_loss(predictions, asked, match, num_boxes, loss))
     if output.noise is not None:
         if loss.denoising_label != "same":
             loss = loss.model_copy(update={"label": loss.denoising_label})
@@ -36,6 +33,27 @@ def criterion(output: DinoOutput, targets: list[Target], num_boxes: float, loss:
             )
             terms |= _named(f"denoising{i}", losses)
     return terms
+
+
+class Matched(NamedTuple):
+    """A stage, what it is asked for, and who answers for what."""
+
+    name: str  # "proposals" for the first stage, "stage0" for the first decoder layer
+    predictions: Predictions  # in float32 at least
+    targets: list[Target]
+    match: Match
+
+
+def match_stages(output: DinoOutput, targets: list[Target], loss: LossConfig) -> Iterator[Matched]:
+    """Every stage that the Hungarian method matches, in the model's order."""
+    if output.proposals is not None:
+        proposals = _float(Predictions(output.proposals.logits, output.proposals.boxes))
+        asked = _foreground(targets) if loss.proposal_labels == "foreground" else targets
+        (match,) = hungarian([proposals], asked, loss)
+        yield Matched("proposals", proposals, asked, match)
+    stages = [_float(stage) for stage in output.stages]
+    for i, (stage, match) in enumerate(zip(stages, hungarian(stages, targets, loss), strict=True)):
+        yield Matched(f"stage{i}", stage, targets, match)
 
 
 def detection_loss(

@@ -1,6 +1,7 @@
 """Which prediction answers for which object: the focal loss's two sides, matching costs, the Hungarian method."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ def hungarian(stages: Sequence[Predictions], targets: list[Target], loss: LossCo
     for i, target in enumerate(targets):
         logits = torch.stack([stage.logits[i] for stage in stages])
         boxes = torch.stack([stage.boxes[i] for stage in stages])
-        costs.append(matching_cost(logits, boxes, target, loss))
+        costs.append(matching_cost(logits, boxes, target, loss).total)
     flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()  # the one transfer
     if not np.isfinite(flat).all():
         raise DivergedError("the model's predictions are not finite, so they cannot be matched with the objects")
@@ -56,11 +57,24 @@ def hungarian(stages: Sequence[Predictions], targets: list[Target], loss: LossCo
     return matches
 
 
-def matching_cost(logits: Tensor, boxes: Tensor, target: Target, loss: LossConfig) -> Tensor:
-    """What it costs query n to answer for target t, (..., N, K), (..., N, 4) -> (..., N, T)."""
+class Cost(NamedTuple):
+    """What it costs query n to answer for target t, split into weighted parts, each (..., N, T)."""
+
+    label: Tensor
+    box: Tensor  # L1 distance
+    giou: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """What the Hungarian method is given."""
+        return self.label + self.box + self.giou
+
+
+def matching_cost(logits: Tensor, boxes: Tensor, target: Target, loss: LossConfig) -> Cost:
+    """The cost of every pair of query and target, (..., N, K), (..., N, 4) -> parts of (..., N, T)."""
     wanted = logits[..., target.labels]  # (..., N, T)
     alpha, gamma = loss.focal_alpha, loss.focal_gamma
     label = positive_focal(wanted, alpha, gamma) - negative_focal(wanted, alpha, gamma)
     distance = (boxes[..., None, :] - target.boxes).abs().sum(-1)
     giou = generalized_iou(to_xyxy(boxes)[..., None, :], to_xyxy(target.boxes))
-    return loss.cost_label * label + loss.cost_box * distance - loss.cost_giou * giou
+    return Cost(loss.cost_label * label, loss.cost_box * distance, -loss.cost_giou * giou)

@@ -81,11 +81,11 @@ class Detector:
         return self.select(self.forward(batch).final, batch.sizes)[0]
 
     @torch.inference_mode()
-    def forward(self, batch: Batch) -> DinoOutput:
-        """The model's whole output, for inspectors."""
+    def forward(self, batch: Batch, targets: list[Target] | None = None) -> DinoOutput:
+        """The model's whole output, for inspectors; with targets it has a denoising part, as in training."""
         prepared = normalise(batch, self.config.model.pixel_mean, self.config.model.pixel_std, self.device)
         images = prepared.images.to(next(self.model.backbone.parameters()).dtype)
-        return self.model(images, prepared.padding)
+        return self.model(images, prepared.padding, targets)
 
     def select(self, final: Predictions, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """The best pairs of query and class of each picture, their boxes scaled to its height and width.

@@ -82,3 +82,4 @@ class Noise(NamedTuple):
     match: Match  # every positive with its target
     num_groups: int
     source: Tensor  # (B, Q) int64, which target of its image each is a noisy copy of; -1 on padding
+    labels: Tensor  # (B, Q) int64, the class that each starts as, which noise may have made a wrong one

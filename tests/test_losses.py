@@ -41,7 +41,7 @@ def test_focal_loss_by_its_formula(logit):
 def test_the_match_is_the_cheapest_of_all():
     stage, (target,) = predictions(5), targets(3)
     (match,) = hungarian([stage], [target], LOSS)
-    cost = matching_cost(stage.logits[0], stage.boxes[0], target, LOSS)
+    cost = matching_cost(stage.logits[0], stage.boxes[0], target, LOSS).total
     cheapest = min(itertools.permutations(range(5), 3), key=lambda rows: sum(cost[q, t] for t, q in enumerate(rows)))
     found = dict(zip(match.target.tolist(), match.query.tolist(), strict=True))
     assert [found[t] for t in range(3)] == list(cheapest)
@@ -61,7 +61,7 @@ def test_more_objects_than_queries_leaves_the_dearest_out():
     stage, (target,) = predictions(2), targets(5)
     (match,) = hungarian([stage], [target], LOSS)
     assert len(match.target) == 2
-    cost = matching_cost(stage.logits[0], stage.boxes[0], target, LOSS)
+    cost = matching_cost(stage.logits[0], stage.boxes[0], target, LOSS).total
     best = min(sum(cost[q, t] for q, t in enumerate(ts)) for ts in itertools.permutations(range(5), 2))
     assert cost[match.query, match.target].sum() == pytest.approx(float(best), rel=1e-5)
 

@@ -85,6 +85,7 @@ class Denoiser(nn.Module):
             match=positive_match(targets, chosen, shape),
             num_groups=shape[0],
             source=source.flatten(1),
+            labels=labels,
         )
 
 

@@ -99,7 +99,7 @@ class ReportFile:
         if index not in self.pictures:
             val = self.job.data.val
             try:
-                image = read_image(val.path(index), self.job.config.data.max_pixels)
+                image = read_image(val.path(index), self.job.config.data)
             except DataError:
                 return None  # the evaluation has said so
             self.pictures[index] = shrink(Picture(os.fsdecode(val.file_names[index]), image), SIDE)

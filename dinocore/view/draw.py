@@ -53,3 +53,25 @@ def _draw_label(canvas: ImageDraw.ImageDraw, box: Box, font: Font, size: tuple[i
     y = y if y >= 0 else min(max(0, round(box.xyxy[1])), max(0, size[1] - height))
     canvas.rectangle((x, y, x + width, y + height), fill=f"{box.color}D8")
     canvas.text((x + 3 - left, y + 2 - top), box.label, fill="white", font=font)
+
+
+def with_legend(image: Image.Image, legend: Sequence[tuple[str, str]]) -> Image.Image:
+    """Put a strip with the meaning of the colours under the picture; rows wrap where it is narrow."""
+    letters = max(11, max(image.size) / 48)
+    font = ImageFont.load_default(size=letters)
+    row = round(letters * 1.9)
+    places, x, y = [], row // 3, 0
+    for text, _ in legend:
+        width = round(font.getlength(text)) + 2 * row
+        if x + width > image.width and x > row // 3:
+            x, y = row // 3, y + row
+        places.append((x, y))
+        x += width
+    strip = Image.new("RGB", (image.width, image.height + y + row), "white")
+    strip.paste(image, (0, 0))
+    canvas = ImageDraw.Draw(strip)
+    for (text, color), (left, top) in zip(legend, places, strict=True):
+        top += image.height + row // 4
+        canvas.rectangle((left, top, left + row // 2, top + row // 2), fill=color)
+        canvas.text((left + row * 0.7, top + row // 4), text, fill="black", font=font, anchor="lm")
+    return strip

@@ -11,7 +11,7 @@ from ..boxes import iou, to_xyxy
 from ..data.coco import Category
 from ..errors import ConfigError
 from ..model.dino import DinoOutput
-from .draw import PALETTE, Box, draw_boxes
+from .draw import PALETTE, Box, draw_boxes, with_legend
 
 RECALL_AT = (10, 100, None)  # None: all proposals
 RECALL_IOUS = (0.5, 0.75)
@@ -74,7 +74,7 @@ def draw_proposals(picture: Image.Image, proposals: Sequence[Proposal], color: s
         colors = [SCORE_COLORS[min(steps - 1, int(steps * p.score / max(best, 1e-9)))] for p in proposals]
         legend = [(f"score {best * i / steps:.2f}-{best * (i + 1) / steps:.2f}", c) for i, c in enumerate(SCORE_COLORS)]
     boxes = [Box(p.proposal, c) for p, c in zip(proposals, colors, strict=True)]
-    return _with_legend(draw_boxes(picture, boxes[::-1]), legend)
+    return with_legend(draw_boxes(picture, boxes[::-1]), legend)
 
 
 def recall(boxes_xyxy: Sequence[Tensor], objects_xyxy: Sequence[Tensor]) -> dict[str, float]:
@@ -102,27 +102,3 @@ def recall(boxes_xyxy: Sequence[Tensor], objects_xyxy: Sequence[Tensor]) -> dict
 
 def _centers(boxes_xyxy: Tensor) -> Tensor:
     return (boxes_xyxy[..., :2] + boxes_xyxy[..., 2:]) / 2
-
-
-def _with_legend(image: Image.Image, legend: Sequence[tuple[str, str]]) -> Image.Image:
-    """Put a strip with the meaning of the colours under the picture; rows wrap where it is narrow."""
-    from PIL import ImageDraw, ImageFont
-
-    letters = max(11, max(image.size) / 48)
-    font = ImageFont.load_default(size=letters)
-    row = round(letters * 1.9)
-    places, x, y = [], row // 3, 0
-    for text, _ in legend:
-        width = round(font.getlength(text)) + 2 * row
-        if x + width > image.width and x > row // 3:
-            x, y = row // 3, y + row
-        places.append((x, y))
-        x += width
-    strip = Image.new("RGB", (image.width, image.height + y + row), "white")
-    strip.paste(image, (0, 0))
-    canvas = ImageDraw.Draw(strip)
-    for (text, color), (left, top) in zip(legend, places, strict=True):
-        top += image.height + row // 4
-        canvas.rectangle((left, top, left + row // 2, top + row // 2), fill=color)
-        canvas.text((left + row * 0.7, top + row // 4), text, fill="black", font=font, anchor="lm")
-    return strip

@@ -26,6 +26,7 @@ def test_the_readme_shows_every_command():
         "predict",
         "inspect-mask",
         "inspect-proposals",
+        "inspect-attention",
         "presets",
         "convert",
         "info",

@@ -6,9 +6,10 @@ with `torch.library.define`: the first call of a `custom_op` imports torch._dyna
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +22,19 @@ WIDEST = 128  # numbers that a compiled form holds side by side
 
 _form = "auto"
 _broken: set[str] = set()  # types of device whose form could not run
+
+
+class Sampled(NamedTuple):
+    """What one call of the operation was given, and its answer; see `ms_deform_attn`."""
+
+    value: Tensor  # (B, S, M, D)
+    shapes: list[tuple[int, int]]
+    locations: Tensor  # (B, N, M, L, P, 2)
+    weights: Tensor  # (B, N, M, L, P)
+    output: Tensor  # (B, N, M * D)
+
+
+_watcher: Callable[[Sampled], None] | None = None
 
 
 def ms_deform_attn(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
@@ -40,8 +54,13 @@ def ms_deform_attn(value: Tensor, shapes: list[tuple[int, int]], locations: Tens
     """
     _check(value, shapes, locations, weights)
     if not runs_compiled(value, locations.shape[3] * locations.shape[4]):
-        return reference.sample(value, shapes, locations, weights)
-    return torch.ops.dino.ms_deform_attn(value, [size for shape in shapes for size in shape], locations, weights)
+        output = reference.sample(value, shapes, locations, weights)
+    else:
+        sizes = [size for shape in shapes for size in shape]
+        output = torch.ops.dino.ms_deform_attn(value, sizes, locations, weights)
+    if _watcher is not None:
+        _watcher(Sampled(value, shapes, locations, weights, output))
+    return output
 
 
 @contextmanager
@@ -55,6 +74,17 @@ def use_form(name: str) -> Iterator[None]:
         yield
     finally:
         _form = before
+
+
+@contextmanager
+def watch_sampling(see: Callable[[Sampled], None]) -> Iterator[None]:
+    """Show `see` every call of the operation within the block, for inspectors."""
+    global _watcher
+    before, _watcher = _watcher, see
+    try:
+        yield
+    finally:
+        _watcher = before
 
 
 def plain_form() -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ...config import DataConfig
 from ...data.coco import Annotations
 from ...data.images import read_image
 from ...errors import DataError
@@ -27,12 +28,12 @@ ERRORS = {
 }
 
 
-def evaluation_page(analysis: Analysis, annotations: Annotations, facts: dict[str, Cell], max_pixels: int) -> Page:
+def evaluation_page(analysis: Analysis, annotations: Annotations, facts: dict[str, Cell], config: DataConfig) -> Page:
     """Numbers, curves and the worst pictures with prediction and truth.
 
     Args:
         facts: names and values that stand at the top: weights, data.
-        max_pixels: a picture with more is left out, as are those that can't be read.
+        config: how pictures are read; those that can't be are left out.
     """
     answer = to_json(analysis)
     sections = [
@@ -41,7 +42,7 @@ def evaluation_page(analysis: Analysis, annotations: Annotations, facts: dict[st
         Section("Curves", _curves(answer)),
         Section("Errors", [_tide(answer), _confusion(answer), _lrp(answer)]),
         Section("Calibration", _calibrations(answer)),
-        Section("Worst pictures", _worst(analysis, answer, annotations, max_pixels)),
+        Section("Worst pictures", _worst(analysis, answer, annotations, config)),
     ]
     return Page("Evaluation", f"{len(analysis.matches.image_ids)} pictures, {answer['objects']} objects", sections)
 
@@ -121,14 +122,14 @@ def _calibrations(answer: dict[str, Any]) -> list[Part]:
     ]
 
 
-def _worst(analysis: Analysis, answer: dict[str, Any], annotations: Annotations, max_pixels: int) -> list[Part]:
+def _worst(analysis: Analysis, answer: dict[str, Any], annotations: Annotations, config: DataConfig) -> list[Part]:
     indices = {image_id: i for i, image_id in enumerate(annotations.image_ids.tolist())}
     rows, pictures = [], []
     for one in answer["worst"]:
         path = annotations.path(indices[one["image_id"]])
         rows.append([path.name, *one.values()])
         try:
-            pictures.append(_picture(analysis, one, path.name, read_image(path, max_pixels)))
+            pictures.append(_picture(analysis, one, path.name, read_image(path, config)))
         except DataError as error:
             rows[-1][0] = f"{path.name} ({error.what})"
     rule = f"Most wrong detections and missed objects together, at IoU 0.5 and scores from {answer['threshold']:.3g}."

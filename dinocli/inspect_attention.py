@@ -1,0 +1,28 @@
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Device, Json, Weights
+
+
+def inspect_attention(
+    file: Annotated[Path | None, typer.Argument(help="A picture; default: one that dino draws.")] = None,
+    query: Annotated[
+        int | None, typer.Option("--query", help="Decoder query; default: that of the most confident detection.")
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="X,Y", help="A pixel: show the encoder's token there instead.")
+    ] = None,
+    level: Annotated[int, typer.Option(help="With --at: the token's feature level, 0 is the finest.")] = 0,
+    layer: Annotated[int, typer.Option(help="From 0; -1 is the last.")] = -1,
+    head: Annotated[str, typer.Option(help="all, or the number of one.")] = "all",
+    weights: Weights = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A .png file for the figure.")] = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Show where deformable attention looks: sampling points and weights per head and level."""
+    from .inspecting_attention import Wanted, show_attention
+
+    show_attention(file, Wanted(query, at, level, layer, head), weights, out, device, json)

@@ -1,0 +1,131 @@
+"""Sampling points over the picture: one panel per head, colour by level, size and opacity by weight."""
+
+import math
+
+import torch
+from PIL import Image, ImageDraw
+
+from .attention import Attention
+from .draw import PALETTE
+from .figure import GREY, INK, PAPER, Corners, legend, letters, open_panel, whole_panel
+
+GAP = 20
+CELL = (380, 285)  # width and height of a head's panel
+LARGEST = 13  # radius of the heaviest point
+LEAST_SHOWN = 0.25  # of an even share: lighter points do not decide what is shown
+
+
+def draw_attention(picture: Image.Image, seen: Attention, head: int | None = None) -> Image.Image:
+    """The whole picture with every head's points, and beside it each head, or the one that is asked for, enlarged."""
+    heads = list(range(len(seen.weights))) if head is None else [head]
+    columns = min(4, math.ceil(math.sqrt(len(heads))) if len(heads) < 5 else 4)
+    rows = math.ceil(len(heads) / columns)
+    cell = CELL if len(heads) > 1 else (2 * CELL[0], 2 * CELL[1])
+    step = cell[1] + 56
+    body = rows * step
+    overview = _overview(picture, seen, heads, (560, body - 56))
+    sheet = Image.new("RGB", (3 * GAP + overview.width + columns * (cell[0] + GAP), 64 + body + 48), PAPER)
+    canvas = ImageDraw.Draw(sheet)
+    canvas.text((GAP, GAP), _title(seen), fill=INK, font=letters(26))
+    canvas.text((GAP, 64), "whole picture", fill=INK, font=letters(20))
+    sheet.paste(overview, (GAP, 94))
+    region = _region(seen, heads, cell)
+    for n, m in enumerate(heads):
+        left, top = 2 * GAP + overview.width + n % columns * (cell[0] + GAP) + GAP, 64 + n // columns * step
+        canvas.text((left, top), f"head {m}", fill=INK, font=letters(20))
+        sheet.paste(_panel(picture, seen, m, region, cell), (left, top + 30))
+        _level_bar(canvas, seen, m, (left, top + 30 + cell[1] + 3), cell[0])
+    _explain(canvas, seen, heads, (GAP, 64 + body + 10))
+    return sheet
+
+
+def _title(seen: Attention) -> str:
+    if seen.part == "encoder":
+        x, y = seen.center
+        return f"encoder layer {seen.layer}, the token of level {seen.level} at {x:.0f}, {y:.0f}"
+    return f"decoder layer {seen.layer}, query {seen.index}: {seen.label} {seen.score:.2f}"
+
+
+def _region(seen: Attention, heads: list[int], cell: tuple[int, int]) -> Corners:
+    """What the heads' panels show: all points that matter and the box, in the panels' shape."""
+    weights = seen.weights[heads]
+    points = seen.points[heads][weights >= LEAST_SHOWN / weights[0].numel()]  # (n, 2)
+    corners = torch.tensor(seen.box or [*seen.center, *seen.center]).view(2, 2)
+    places = torch.cat([points, corners])
+    height, width = seen.size
+    places = torch.stack(
+        [places[:, 0].clamp(-0.1 * width, 1.1 * width), places[:, 1].clamp(-0.1 * height, 1.1 * height)], 1
+    )
+    low, high = places.amin(0), places.amax(0)
+    center, extent = (low + high) / 2, (high - low) * 1.2
+    shown = max(float(extent[0]), float(extent[1]) * cell[0] / cell[1], 0.06 * max(seen.size))
+    half = shown / 2, shown / 2 * cell[1] / cell[0]
+    x, y = center.tolist()
+    return x - half[0], y - half[1], x + half[0], y + half[1]
+
+
+def _panel(picture: Image.Image, seen: Attention, head: int, region: Corners, cell: tuple[int, int]) -> Image.Image:
+    panel = open_panel(picture, region, cell)
+    if seen.box is not None:
+        panel.box(seen.box, INK, 2, halo=True)
+    else:
+        _cross(panel, seen)
+    _points(panel, seen, [head], LARGEST)
+    return panel.finished()
+
+
+def _overview(picture: Image.Image, seen: Attention, heads: list[int], most: tuple[int, int]) -> Image.Image:
+    panel = whole_panel(picture, most, 0.3)
+    _points(panel, seen, heads, LARGEST / 3)
+    if seen.box is not None:
+        panel.box(seen.box, INK, 2, halo=True)
+    else:
+        _cross(panel, seen)
+    return panel.finished()
+
+
+def _cross(panel, seen: Attention) -> None:
+    x, y = panel.at(*seen.center)
+    for color, width in ((PAPER, 9), (INK, 4)):
+        panel.canvas.line((x - 20, y, x + 20, y), fill=color, width=width)
+        panel.canvas.line((x, y - 20, x, y + 20), fill=color, width=width)
+
+
+def _points(panel, seen: Attention, heads: list[int], largest: float) -> None:
+    """The heaviest first, so that light ones lie on them."""
+    most = float(seen.weights.max())
+    levels = seen.weights.shape[1]
+    dots = [
+        (float(weight), *places, level)
+        for m in heads
+        for level in range(levels)
+        for weight, places in zip(seen.weights[m, level], seen.points[m, level].tolist(), strict=True)
+    ]
+    for weight, x, y, level in sorted(dots, reverse=True):
+        share = weight / most
+        color = PALETTE[level % len(PALETTE)]
+        panel.dot(x, y, max(1.2, largest * math.sqrt(share)), color, 0.3 + 0.6 * math.sqrt(share))
+
+
+def _level_bar(canvas: ImageDraw.ImageDraw, seen: Attention, head: int, place: tuple[int, int], width: int) -> None:
+    """How much of a head's weight goes to each level."""
+    x = float(place[0])
+    for level, share in enumerate(seen.weights[head].sum(-1).tolist()):
+        canvas.rectangle((x, place[1], x + share * width, place[1] + 8), fill=PALETTE[level % len(PALETTE)])
+        x += share * width
+
+
+def _explain(canvas: ImageDraw.ImageDraw, seen: Attention, heads: list[int], place: tuple[int, int]) -> None:
+    left, top = place
+    names = [f"level {n}{' (finest)' if n == 0 else ''}" for n in range(seen.weights.shape[1])]
+    entries = [(name, PALETTE[n % len(PALETTE)]) for n, name in enumerate(names)]
+    left = legend(canvas, left, top, entries)
+    most = float(seen.weights.max())
+    for share in (1.0, 0.25, 0.05):
+        r = max(1.2, LARGEST * math.sqrt(share))
+        canvas.ellipse((left + LARGEST - r, top + 10 - r, left + LARGEST + r, top + 10 + r), fill=GREY)
+        text = f"weight {most * share:.2f}"
+        canvas.text((left + 2 * LARGEST + 6, top + 10), text, fill=INK, font=letters(18), anchor="lm")
+        left += round(letters(18).getlength(text)) + 2 * LARGEST + 26
+    text = "bars: each head's weight by level"
+    canvas.text((left, top + 10), text, fill=INK, font=letters(18), anchor="lm")
