@@ -44,8 +44,9 @@ function drawMarks(svg, picture, {data, threshold, hidden}, letters, picked = -1
       make('svg:rect', {class: 'halo', ...place}), make('svg:rect', {class: data.kinds[kind], ...place})));
   }
   const rank = ({mark, i, kind}) => (i === picked ? 8 : 0) + (kind === TRUTH ? 0 : 4) + (mark[6] ?? 1);
-  for (const {mark, i} of shown.sort((a, b) => rank(b) - rank(a))) {
-    const text = i === picked || shown.length <= CROWD ? labelOf(data, mark) : '';
+  const told = ({mark, kind}) => kind === TRUTH && mark[6] !== null && !hidden.has(FOUND);  // by the box that answers it
+  for (const one of shown.sort((a, b) => rank(b) - rank(a))) {
+    const {mark, i} = one, text = i === picked || (shown.length <= CROWD && !told(one)) ? labelOf(data, mark) : '';
     const plate = text && placeFor(mark, (pen.measureText(text).width + 6) * scale, (letters + 4) * scale, picture.size, taken);
     if (!plate) continue;
     taken.push(plate);
