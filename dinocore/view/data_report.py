@@ -62,7 +62,7 @@ def _split(name: str, numbers: dict[str, Any]) -> Section:
     classes = [[kind, row["id"], row["objects"], row["images"]] for kind, row in numbers["classes"].items()]
     return Section(name, [
         Facts("", facts),
-        Table("Sizes", ["", *COLUMNS], spreads),
+        Table("Sizes", ["of", *COLUMNS], spreads),
         Table("Classes", ["class", "id", "objects", "pictures"], classes),
     ])  # fmt: skip
 

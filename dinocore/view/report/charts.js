@@ -67,7 +67,7 @@ class Curves {
     if (width === this.width && this.drawn === this.shown.join()) return;
     this.width = width; this.drawn = this.shown.join();
     this.xs = [...new Set(lines.flatMap(line => line.x))].filter(x => x !== null).sort((a, b) => a - b);
-    const [x0, x1] = span(this.xs, false), ys = span(lines.flatMap(line => line.y), true);
+    const whole = this.xs.every(Number.isInteger), [x0, x1] = span(this.xs, false), ys = span(lines.flatMap(line => line.y), true);
     const marks = ticks(ys[0], ys[1], 5), step = marks.length > 1 ? marks[1] - marks[0] : ys[1] - ys[0];
     const y0 = Math.floor(ys[0] / step + 1e-6) * step, y1 = Math.ceil(ys[1] / step - 1e-6) * step;
     const labels = ticks(y0, y1, 5), left = 14 + 7.2 * Math.max(...labels.map(v => short(v).length));
@@ -75,7 +75,7 @@ class Curves {
     this.X = x => left + (width - 14 - left) * (x - x0) / (x1 - x0);
     this.Y = y => this.box.bottom - (this.box.bottom - this.box.top) * (y - y0) / (y1 - y0);
     this.svg.setAttribute('viewBox', `0 0 ${width} ${HEIGHT}`);
-    this.svg.replaceChildren(...this.axes(labels, ticks(x0, x1, Math.max(2, Math.floor(width / 110)))),
+    this.svg.replaceChildren(...this.axes(labels, ticks(x0, x1, Math.max(2, Math.floor(width / 110))).filter(x => !whole || Number.isInteger(x))),
       ...lines.flatMap(line => this.curve(line)));
     this.cursor = make('svg:g');
     this.svg.append(this.cursor);

@@ -1,6 +1,7 @@
 // Boxes over pictures, drawn anew when the score threshold moves, and one picture at a time in a dialog.
 const TRUTH = 0, FOUND = 1, WRONG = 2, MISSED = 3;
 const CROWD = 40;  // boxes; of more, only the one that is pointed at has a label
+const FLAT = 0.01;  // SVG draws nothing of a rectangle without width or height
 const pen = document.createElement('canvas').getContext('2d');
 
 /** A mark as it is at a threshold: its kind, or -1 where it isn't shown. An object whose answer is below it is missed. */
@@ -39,13 +40,14 @@ function drawMarks(svg, picture, {data, threshold, hidden}, letters, picked = -1
   const shown = shownOf(picture, {threshold, hidden});
   for (const {mark, i, kind} of shown) {
     const place = {x: Math.min(mark[0], mark[2]), y: Math.min(mark[1], mark[3]),
-      width: Math.abs(mark[2] - mark[0]), height: Math.abs(mark[3] - mark[1])};
+      width: Math.abs(mark[2] - mark[0]) || FLAT, height: Math.abs(mark[3] - mark[1]) || FLAT};
     boxes.push(make('svg:g', {class: i === picked ? 'pick' : '', 'data-kind': data.kinds[kind]},
       make('svg:rect', {class: 'halo', ...place}), make('svg:rect', {class: data.kinds[kind], ...place})));
   }
   const rank = ({mark, i, kind}) => (i === picked ? 8 : 0) + (kind === TRUTH ? 0 : 4) + (mark[6] ?? 1);
-  for (const {mark, i} of shown.sort((a, b) => rank(b) - rank(a))) {
-    const text = i === picked || shown.length <= CROWD ? labelOf(data, mark) : '';
+  const told = ({mark, kind}) => kind === TRUTH && mark[6] !== null && !hidden.has(FOUND);  // by the box that answers it
+  for (const one of shown.sort((a, b) => rank(b) - rank(a))) {
+    const {mark, i} = one, text = i === picked || (shown.length <= CROWD && !told(one)) ? labelOf(data, mark) : '';
     const plate = text && placeFor(mark, (pen.measureText(text).width + 6) * scale, (letters + 4) * scale, picture.size, taken);
     if (!plate) continue;
     taken.push(plate);

@@ -147,8 +147,11 @@ def _flat(settings: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]
     return found
 
 
-def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, str | int | float) else ", ".join(map(str, value))
+def _plain(value: Any) -> str | None:
+    """As config.toml has it, without quotes."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else None if value is None else str(value)
 
 
 def _duration(seconds: float) -> str:

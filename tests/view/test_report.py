@@ -1,0 +1,329 @@
+"""Report pages, as text and in a real Chromium."""
+
+import base64
+import hashlib
+import io
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinocore.view.report.marks import Found, Objects, judged_marks
+from dinocore.view.report.page import render_page
+from dinocore.view.report.parts import (
+    Chart,
+    Drawing,
+    Facts,
+    Gallery,
+    Line,
+    Mark,
+    Matrix,
+    Page,
+    Picture,
+    Section,
+    Table,
+)  # fmt: skip
+from dinocore.view.report.pictures import shrink
+from dinocore.view.report.training import Told, training_page
+
+EVIL = "<script>window.pwned = 1</script><img src=x onerror=window.pwned=2>\"'&"
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+MARKS = [
+    Mark((10, 10, 60, 50), "cell", "truth", 0.6), Mark((12, 11, 61, 52), "cell", "found", 0.6),
+    Mark((80, 20, 110, 70), EVIL, "wrong", 0.4), Mark((70, 75, 115, 88), "cell", "missed"),
+]  # fmt: skip
+
+
+def picture(title="a.jpg", marks=MARKS, size=(120, 90)):
+    ramp = np.linspace(40, 220, size[0] * size[1] * 3).reshape(size[1], size[0], 3)
+    return Picture(title, Image.fromarray(ramp.astype(np.uint8)), marks)
+
+
+def page_of(*parts):
+    return Page(f"report {EVIL}", EVIL, [Section(f"section {EVIL}", parts, EVIL), Section("end", [])])
+
+
+def full_page():
+    rows = [["b", 0.5, 3], ["a", 0.25, 20], [EVIL, None, 100]]
+    return page_of(
+        Facts("facts", {EVIL: EVIL, "yes": True, "none": None, "share": 0.123456}, EVIL),
+        Table("table", ["class", "AP", EVIL], rows, EVIL),
+        Chart("chart", "step", "loss", [Line("single", [1, 2, 3], [3.5, 2.5, None]), Line(EVIL, [1, 2, 3], [1, 2, 3])]),
+        Matrix("matrix", ["cat", EVIL], ["cat", EVIL], [[5, 1], [0, 7]], "annotated", "found"),
+        Drawing("drawing", '<svg viewBox="0 0 2000 50" width="2000" height="50"><rect width="99" height="9"/></svg>'),
+        Gallery("gallery", [picture(f"{EVIL}.jpg"), picture("b\udc80.jpg", [])], text=EVIL),
+    )
+
+
+def embedded(html):
+    return [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', html)]
+
+
+# the text
+
+
+def test_names_are_escaped_everywhere_and_the_data_still_holds_them():
+    html = render_page(full_page())
+    assert EVIL not in html and "<script>" not in html and "<img src=x" not in html
+    assert html.count("<script") == html.count("</script>") == 3, "the chart's data, the gallery's, and the page's own"
+    chart, gallery = embedded(html)
+    assert chart["lines"][1]["name"] == EVIL and EVIL in gallery["labels"]
+    html.encode("utf-8")
+    assert "b\\udc80.jpg" in html
+
+
+def test_the_policy_lets_in_our_script_alone():
+    html = render_page(full_page())
+    script = re.search(r'<script id="script">(.*?)</script>', html, re.DOTALL)
+    assert script
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in html and "default-src 'none'" in html
+    assert not re.search(r"\bon\w+=\"|(src|href)=\"(?!data:|#)|@import|url\(", html)
+
+
+def test_numbers_are_shown_short_and_kept_whole():
+    html = render_page(page_of(Table("", ["AP"], [[0.123456789], [12345], [float("nan")]])))
+    assert '<td class="n" data-v="0.123456789">0.1235</td>' in html and ">12345</td>" in html and ">–</td>" in html  # noqa: RUF001
+    assert '"y":[1.0,null]' in render_page(page_of(Chart("", "", "", [Line("a", [1, 2], [1, float("inf")])])))
+
+
+def test_pictures_share_what_room_there_is():
+    noise = np.random.default_rng(0).integers(0, 256, (100, 240, 320, 3), dtype=np.uint8)
+    marks = [Mark((1, 2, 30, 40), "cell", "found", 0.5)] * 100
+    pictures = [Picture(f"{n}.jpg", Image.fromarray(pixels), marks) for n, pixels in enumerate(noise)]
+    html = render_page(page_of(Gallery("noise, which JPEG keeps worst", pictures)))
+    found = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', html)
+    assert len(found) == 100 and 3_000_000 < len(html.encode()) < 5_000_000
+    sizes = {Image.open(io.BytesIO(base64.b64decode(text))).size for text in found}
+    assert len(sizes) == 1 and 100 < sizes.pop()[0] < 320, "all alike, and no smaller than need be"
+    assert 'viewBox="0 0 320 240"' in html, "boxes stay in pixels of the picture as it was"
+
+
+def test_a_shrunk_picture_keeps_its_boxes_where_they_were():
+    small = shrink(Picture("", Image.new("RGB", (400, 200)), [Mark((100, 50, 200, 100), "", "truth")]), 100)
+    assert small.image.size == (100, 50) and list(small.marks[0].xyxy) == [25, 12.5, 50, 25]
+
+
+def test_the_surest_box_takes_the_object_and_the_rest_is_wrong_or_missed():
+    objects = Objects(
+        np.array([[0, 0, 10, 10], [20, 0, 30, 10], [50, 50, 90, 90.0]]), np.array([0, 1, 0]), np.array([0, 0, 1], bool)
+    )
+    boxes = np.array([[0, 0, 10, 9], [0, 0, 10, 10], [20, 0, 30, 10], [60, 60, 70, 70.0]])
+    found = Found(boxes, np.array([0, 0, 0, 0]), np.array([0.9, 0.8, 0.7, 0.6]))
+    marks = judged_marks(objects, found, ["a", "b"])
+    told = [(mark.kind, mark.label, mark.score) for mark in marks]
+    assert told == [
+        ("truth", "a", 0.9), ("missed", "b", None), ("found", "a", 0.9), ("wrong", "a", 0.8), ("wrong", "a", 0.7),
+    ], "the last box lies in a crowd and counts for nothing"  # fmt: skip
+    nothing = Found(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0))
+    assert [mark.kind for mark in judged_marks(objects, nothing, ["a", "b"])] == ["missed", "missed"]
+
+
+def test_the_report_of_a_run_tells_the_numbers_of_its_log(tmp_path):
+    steps = [
+        {"step": n, "epoch": 1 + n // 500, "loss": 3.0, "matching/label": 1.0, "matching/box": 2.0, "grad_norm": None,
+         "lr": 1e-4, "seconds": 0.5, "data_seconds": 0.1, "memory_mb": 900}
+        for n in range(1, 901)
+    ]  # fmt: skip
+    scores = [
+        {"step": 450 * n, "epoch": n, "AP": ap, "AP50": 0.9, "AP75": 0.3, "APs": -1}
+        for n, ap in [(1, 0.4321), (2, 0.4)]
+    ]
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("\n".join(json.dumps(row) for row in [*steps, *scores]))
+    page = training_page(log, Told("runs/x", {}, {}, {"train": {"lr": 1e-4, "amp": "auto"}}, [], 0))
+    assert "Best AP 0.4321 after epoch 1" in page.subtitle
+    html = render_page(page)
+    assert 'data-v="0.4321"' in html and re.search(r">train\.lr</td><td[^>]*>0\.0001</td>", html)
+    charts = {chart["title"]: {line["name"]: line for line in chart["lines"]} for chart in embedded(html)}
+    assert charts["By IoU threshold"]["AP"]["y"] == [0.4321, 0.4]
+    assert charts["By size of the object"]["small"]["y"] == [None, None]
+    assert set(charts["By stage"]) == {"all", "matching"} and set(charts["By term"]) == {"all", "class", "box (L1)"}
+    whole = charts["By stage"]["all"]
+    assert len(whole["x"]) == 300 and whole["x"][-1] == 900 and set(whole["y"]) == {3.0}
+
+
+# in Chromium
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.fail("reports are tested in Chromium, which is not installed: apt-get install chromium", pytrace=False)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, tmp_path):
+    """Opens a page from disk; when the test ends, nothing may have gone wrong in it."""
+    troubles, contexts = [], []
+
+    def open_(page=None, width=1280, scheme="light"):
+        file = tmp_path / "report.html"
+        file.write_text(render_page(page or full_page()), encoding="utf-8")
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
+        tab = contexts[-1].new_page()
+        tab.on("console", lambda message: troubles.append(message.text))
+        tab.on("pageerror", lambda error: troubles.append(str(error)))
+        tab.on("dialog", lambda dialog: (troubles.append(dialog.message), dialog.dismiss()))
+        tab.on("request", lambda request: request.url.startswith(("data:", "file://")) or troubles.append(request.url))
+        tab.goto(file.as_uri())
+        return tab
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert troubles == []
+
+
+def column(tab, number):
+    return tab.locator(f"table.sortable tbody td:nth-child({number})").all_inner_texts()
+
+
+@pytest.mark.slow
+def test_names_do_nothing_in_the_page_and_are_read_as_they_are(visit):
+    tab = visit()
+    tab.locator(".open").first.click()
+    tab.wait_for_timeout(200)
+    assert tab.evaluate("window.pwned") is None and tab.locator("img[src=x]").count() == 0
+    assert EVIL in tab.title() and EVIL in tab.locator("h1").inner_text()
+    assert EVIL in tab.locator("dialog .list").inner_text() and EVIL in tab.locator(".legend").inner_text()
+
+
+@pytest.mark.slow
+def test_the_policy_stops_what_an_escape_would_have_missed(visit, tmp_path):
+    html = render_page(full_page()).replace("<main>", "<main><script>window.pwned = 1</script>")
+    file = tmp_path / "pierced.html"
+    file.write_text(html, encoding="utf-8")
+    tab = visit().context.new_page()
+    tab.goto(file.as_uri())
+    assert tab.evaluate("window.pwned") is None and tab.locator(".chart svg path").count() > 0
+
+
+@pytest.mark.slow
+def test_the_threshold_redraws_boxes_and_counts_them(visit):
+    tab = visit()
+    slider, figure = tab.get_by_label("score"), tab.locator("figure").first
+    figure.scroll_into_view_if_needed()
+
+    def drawn():
+        tab.wait_for_timeout(50)
+        kinds = ("truth", "found", "wrong", "missed")
+        return [figure.locator(f".marks g[data-kind={kind}]").count() for kind in kinds]
+
+    counts = tab.locator(".kind b")
+    assert drawn() == [1, 1, 1, 1] and counts.all_inner_texts() == ["1", "1", "1", "1"]
+    slider.fill("0.4")
+    assert drawn() == [1, 1, 1, 1], "a box at the threshold is shown"
+    slider.press("ArrowRight")
+    assert drawn() == [1, 1, 0, 1] and tab.locator(".slider output").inner_text() == "0.41"
+    slider.fill("0.7")
+    assert drawn() == [0, 0, 0, 2], "an object whose answer is below the threshold is missed"
+    assert "2 annotated, 2 missed, 0 found" in figure.inner_text()
+    tab.locator(".kind[data-kind=missed]").press("Enter")
+    assert drawn() == [0, 0, 0, 0]
+
+
+@pytest.mark.slow
+def test_a_flat_box_is_seen(visit):
+    tab = visit(page_of(Gallery("", [picture(marks=[Mark((20, 45, 100, 45), "", "truth")])])))
+    tab.locator("figure").scroll_into_view_if_needed()
+    tab.wait_for_timeout(100)
+    tab.locator("figure .halo").evaluate("e => e.remove()")
+    before = tab.locator("figure .open").screenshot()
+    tab.locator("figure .marks").evaluate("e => e.replaceChildren()")
+    assert tab.locator("figure .open").screenshot() != before
+
+
+@pytest.mark.slow
+def test_boxes_differ_in_colour_and_in_dashes(visit):
+    tab = visit()
+    tab.locator("figure").first.scroll_into_view_if_needed()
+    tab.wait_for_timeout(100)
+    look = "e => [getComputedStyle(e).stroke, getComputedStyle(e).strokeDasharray]"
+    styles = [
+        tab.locator(f".marks rect.{kind}").first.evaluate(look)
+        for kind in ("truth", "found", "wrong", "missed")
+    ]  # fmt: skip
+    assert len({stroke for stroke, _ in styles}) == len({dashes for _, dashes in styles}) == 4
+    assert styles[1][1] == "none"
+
+
+@pytest.mark.slow
+def test_a_table_is_sorted_by_mouse_and_by_keyboard(visit):
+    tab = visit()
+    heads = tab.locator("table.sortable th")
+    assert column(tab, 1)[:2] == ["b", "a"]
+    heads.nth(2).locator("button").click()
+    assert column(tab, 3) == ["100", "20", "3"] and heads.nth(2).get_attribute("aria-sort") == "descending"
+    heads.nth(1).locator("button").focus()
+    for expected, order in [(["0.5", "0.25", "–"], "descending"), (["0.25", "0.5", "–"], "ascending")]:  # noqa: RUF001
+        tab.keyboard.press("Enter")
+        assert column(tab, 2) == expected and heads.nth(1).get_attribute("aria-sort") == order
+    assert heads.nth(2).get_attribute("aria-sort") is None
+
+
+@pytest.mark.slow
+def test_curves_and_matrices_tell_their_values(visit):
+    tab = visit()
+    chart, tip = tab.locator(".chart svg[tabindex]"), tab.locator(".tip")
+    chart.hover(position={"x": 60, "y": 100})
+    assert "step 1" in tip.inner_text() and "3.5" in tip.inner_text()
+    tab.mouse.move(0, 0)
+    chart.focus()
+    chart.press("End")
+    assert "step 3" in tip.inner_text() and "single" not in tip.inner_text(), "a gap has no value"
+    chart.press("ArrowLeft")
+    assert re.sub(r"\s+", " ", tip.inner_text()).startswith("step 2 single 2.5")
+    tab.locator(".wide[aria-label=matrix]").focus()
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("ArrowRight")
+    assert tab.locator(".readout").inner_text() == f"annotated cat, found {EVIL}: 1"
+
+
+@pytest.mark.slow
+def test_a_picture_is_enlarged_and_turned_by_keyboard(visit):
+    tab = visit()
+    tab.locator(".open").first.press("Enter")
+    box = tab.locator("dialog")
+    assert "(1 of 2)" in box.inner_text() and box.locator(".marks g[data-kind]").count() == 4
+    box.locator(".list button").first.focus()
+    assert box.locator(".marks g.pick[data-kind]").count() == 1
+    tab.keyboard.press("ArrowRight")
+    assert "(2 of 2)" in box.inner_text() and box.locator(".marks g").count() == 0
+    tab.keyboard.press("Escape")
+    assert not box.is_visible()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 360), ("dark", 360)])
+def test_it_shows_in_dark_and_light_and_fits_a_phone(visit, scheme, width):
+    tab = visit(width=width, scheme=scheme)
+    pixels = np.asarray(Image.open(io.BytesIO(tab.screenshot(full_page=True))).convert("L"))
+    corner = pixels[5, 5]
+    assert (corner < 60) if scheme == "dark" else (corner > 200)
+    assert 0.02 < (np.abs(pixels.astype(int) - corner) > 60).mean() < 0.6, "not blank, and not a wall of ink"
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    tab.locator("#theme").click()
+    other = np.asarray(Image.open(io.BytesIO(tab.screenshot())).convert("L"))[5, 5]
+    assert (other > 200) if scheme == "dark" else (other < 60)
+
+
+@pytest.mark.slow
+def test_it_prints_light_whatever_the_screen_is(visit):
+    tab = visit(scheme="dark")
+    tab.emulate_media(media="print")
+    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert not tab.locator("nav").is_visible() and len(tab.pdf()) > 10_000
