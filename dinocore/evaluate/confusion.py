@@ -25,8 +25,8 @@ def confusion(matches: Matches, threshold: float) -> np.ndarray:
     hit = (won >= 0) & np.append(counts, False)[thing]
     matrix = np.zeros((kinds + 1, kinds + 1), dtype=np.int64)
     np.add.at(matrix, (objects.label[thing[hit]], found.label[hit]), 1)
-    np.add.at(matrix, (kinds, found.label[keep & (won < 0)]), 1)
+    matrix[kinds] += np.bincount(found.label[keep & (won < 0)], minlength=kinds + 1)
     missed = counts.copy()
     missed[thing[hit]] = False
-    np.add.at(matrix, (objects.label[missed], kinds), 1)
+    matrix[:, kinds] += np.bincount(objects.label[missed], minlength=kinds + 1)
     return matrix
