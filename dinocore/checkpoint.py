@@ -106,7 +106,7 @@ def restore_model(weights: Weights, where: Path) -> DINO:
 
 
 def cast_note(tensors: Mapping[str, Tensor], where: Path) -> str:
-    """What to say of weights that were kept in another precision than float32; empty if not, and of those that we ship."""
+    """What to say of weights kept in another precision than float32; empty if they are not, or are those we ship."""
     if where == BUNDLED:
         return ""
     kinds = {value.dtype for value in tensors.values() if value.is_floating_point()} - {torch.float32}
