@@ -48,6 +48,6 @@ def open_detector(weights: str | None, device: str, amp: str) -> tuple[Detector,
     path = find_weights(weights)
     content = load_weights(path)
     detector = detector_from(content, path, place, amp)
-    if path != BUNDLED and (note := cast_note(content.tensors)):
+    if note := cast_note(content.tensors, path):
         say(f"{path}: {note}")
     return detector, path

@@ -105,8 +105,10 @@ def restore_model(weights: Weights, where: Path) -> DINO:
     return model
 
 
-def cast_note(tensors: Mapping[str, Tensor]) -> str:
-    """What to say of weights that another precision than float32 was kept in; empty if it was not."""
+def cast_note(tensors: Mapping[str, Tensor], where: Path) -> str:
+    """What to say of weights kept in another precision than float32; empty if they are not, or are those we ship."""
+    if where == BUNDLED:
+        return ""
     kinds = {value.dtype for value in tensors.values() if value.is_floating_point()} - {torch.float32}
     return f"its {', '.join(sorted(str(kind)[6:] for kind in kinds))} numbers become float32" if kinds else ""
 

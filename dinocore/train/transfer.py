@@ -46,7 +46,7 @@ def carry_over(model: DINO, weights: Weights, categories: Sequence[Category], wh
         del tensors[LABELS]
         notes.append("the file's label embedding is left, since there is no denoising")
     load_exactly(model, tensors, where)
-    notes += filter(None, [cast_note(weights.tensors)])
+    notes += filter(None, [cast_note(weights.tensors, where)])
     names = {c.name: weights.categories[rows[k]].name if k in rows else None for k, c in enumerate(categories)}
     return Transfer(where.name, names, notes)
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dinocore.checkpoint import cast_note, load_exactly
+from dinocore.checkpoint import BUNDLED, cast_note, load_exactly
 from dinocore.data.loaders import TrainingPictures
 from dinocore.distributed import Alone
 from dinocore.errors import CheckpointError, ConfigError, DataError, DivergedError, EnvironmentFault
@@ -51,7 +51,8 @@ def test_k7_half_precision_is_cast_and_said_and_integers_are_refused():
     half = {key: value.half() for key, value in layer.state_dict().items()}
     load_exactly(layer, half, Path("w"))
     assert layer.weight.dtype == torch.float32 and torch.equal(layer.weight.half(), half["weight"])
-    assert cast_note(half) == "its float16 numbers become float32" and cast_note(layer.state_dict()) == ""
+    assert cast_note(half, Path("w")) == "its float16 numbers become float32"
+    assert cast_note(layer.state_dict(), Path("w")) == cast_note(half, BUNDLED) == ""
     with pytest.raises(CheckpointError, match="holds int8 numbers in weight where the model has floats"):
         load_exactly(layer, half | {"weight": torch.ones(2, 2, dtype=torch.int8)}, Path("w"))
 

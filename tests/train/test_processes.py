@@ -56,7 +56,8 @@ def begin(folder):
     for process in started:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
+        process.stderr.close()
 
 
 def ended(process, code, within=120.0):
@@ -143,7 +144,7 @@ def test_two_processes_stopped_and_resumed_end_as_an_undisturbed_run(begin, fold
     assert "2 processes" in ended(begin("straight2", by=by), 0)
     process = begin("cut2", "--gpus", "2")
     wait_for_step(folder / "cut2", 12, process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGUSR1)
     assert ended(process, 143).count("the state is saved") == 1, "one process speaks"
     newest = list_checkpoints(folder / "cut2" / "checkpoints")[-1]
     assert 12 <= step_of(newest) < 2 * PER_EPOCH, "it was stopped within an epoch"
