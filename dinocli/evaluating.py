@@ -12,7 +12,7 @@ from dinocore.data.dataset import open_split
 from dinocore.errors import ConfigError
 from dinocore.evaluate.backends import choose_backend
 from dinocore.evaluate.coco import Metrics, coco_metrics, detect_all
-from dinocore.files import write_text
+from dinocore.files import check_writable, write_text
 from dinocore.predict import Detector
 from dinocore.presets import override
 
@@ -38,10 +38,7 @@ def evaluate_weights(
     json: bool,
 ) -> None:
     """Detect in every picture of a split and judge that."""
-    if split not in ("val", "train"):
-        raise ConfigError(f"there is no split `{split}`; choose val or train")
-    if out is not None and out.is_dir():
-        raise ConfigError(f"--out {out} is a folder; give a file, such as {out / 'results.json'}")
+    _check(split, out)
     detector, path = open_detector(weights, device, amp)
     detector.config = override(detector.config, overrides, ("data", "eval"))
     backend = choose_backend(detector.config.eval.backend)  # before the work, for what it may lack
@@ -65,6 +62,15 @@ def evaluate_weights(
     if failed:
         fail(f"{len(failed)} of {metrics.num_images} pictures could not be read; their objects count as missed")
         raise typer.Exit(SOME_FAILED)
+
+
+def _check(split: str, out: Path | None) -> None:
+    if split not in ("val", "train"):
+        raise ConfigError(f"there is no split `{split}`; choose val or train")
+    if out is not None and out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; give a file, such as {out / 'results.json'}")
+    if out is not None:
+        check_writable(out.parent)
 
 
 def _detect(detector: Detector, annotations: Annotations) -> tuple[list[dict], list[str]]:
