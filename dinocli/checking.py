@@ -19,7 +19,7 @@ from dinocore.data.findings import Finding, Findings
 from dinocore.data.repair import Change, Repair
 from dinocore.data.split import Split
 from dinocore.errors import ConfigError, DataError
-from dinocore.files import write_text
+from dinocore.files import check_writable, write_text
 
 from .console import data, print_json, say, warn, words
 
@@ -48,6 +48,8 @@ def check_folder(
     for name, out in (("--html", html), ("--fix", fix)):
         if out is not None and out.is_dir():
             raise ConfigError(f"{name} {out} is a folder; name a file")
+        if out is not None:
+            check_writable(out.parent)
     checked = _check(folder, config, decode)
     say(f"{folder}: {checked.layout.kind} layout")
     if json:

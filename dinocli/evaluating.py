@@ -17,7 +17,7 @@ from dinocore.evaluate.backends import choose_backend
 from dinocore.evaluate.coco import coco_metrics, detect_all
 from dinocore.evaluate.compare import compare, comparison_json
 from dinocore.evaluate.results import read_results
-from dinocore.files import write_text
+from dinocore.files import check_writable, write_text
 from dinocore.predict import Detector
 from dinocore.presets import override
 
@@ -114,6 +114,8 @@ def _check(asked: Asked) -> None:
     for name, path, example in (("--out", asked.out, "results.json"), ("--report", asked.report, "report.html")):
         if path is not None and path.is_dir():
             raise ConfigError(f"{name} {path} is a folder; give a file, such as {path / example}")
+        if path is not None:
+            check_writable(path.parent)
 
 
 def _open(weights: str | None, asked: Asked) -> Source:

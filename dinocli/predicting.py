@@ -11,7 +11,7 @@ from rich.table import Table
 from dinocore.data.images import read_image
 from dinocore.device import pick_device
 from dinocore.errors import ConfigError, DataError
-from dinocore.files import write_atomically
+from dinocore.files import check_writable, write_atomically
 from dinocore.predict import Detector
 from dinocore.view.draw import Box, class_color, draw_boxes
 from dinocore.view.formats import Found, as_found, check_out, unlike, write_found
@@ -71,6 +71,9 @@ def _check(wanted: Wanted) -> None:
     check_out(wanted.out or Path("boxes"), wanted.format)
     if wanted.save_images is not None and wanted.save_images.is_file():
         raise ConfigError(f"--save-images {wanted.save_images} is a file; give a folder")
+    folders = [wanted.out.parent if wanted.out else None, wanted.save_images]
+    for folder in (folder for folder in folders if folder is not None):
+        check_writable(folder)
 
 
 def _detect(detector: Detector, inputs: Sequence[Input], wanted: Wanted) -> tuple[list[Found], list[str]]:

@@ -1,6 +1,7 @@
 """Writing files so that a reader sees the old content or the new, never half of it."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,19 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     finally:
         with suppress(OSError):  # nothing to remove, as after success, or nothing that can be
             temporary.unlink()
+
+
+def check_writable(folder: Path) -> None:
+    """Try out, before the work, whether files can be written into a folder or where it is to be made; leaves nothing.
+
+    Raises:
+        EnvironmentFault: they cannot.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise EnvironmentFault(f"{folder} cannot be written: {error.strerror or error}") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -104,7 +104,9 @@ def parse_json(file: Path) -> Any:
     except json.JSONDecodeError as error:
         cut = error.msg.startswith("Unterminated") or error.pos >= len(error.doc) - len("-Infinity")
         where = f"line {error.lineno}, column {error.colno} of {file.stat().st_size} bytes"
-        what = f"not valid JSON: {error.msg} at {where}" + (", where the file looks cut off" if cut else "")
+        what = f"not valid JSON: {error.msg.removesuffix(' at')} at {where}" + (
+            ", where the file looks cut off" if cut else ""
+        )
         raise DataError(what, code="DATA-JSON", where=file, fix="copy or export it again") from None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"it cannot be read: {error}", code="DATA-FILE", where=file, fix="correct the file") from error

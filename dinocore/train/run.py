@@ -7,7 +7,7 @@ from typing import Any
 from ..checkpoint import save_weights
 from ..config import Config
 from ..errors import CheckpointError, ConfigError, EnvironmentFault
-from ..files import write_text
+from ..files import check_writable, write_text
 from ..presets import config_to_toml, load_config
 from .checkpoints import NewerCheckpoint, list_checkpoints, set_aside, step_of, tidy, verify_checkpoint
 from .lock import NAME as LOCK
@@ -24,6 +24,7 @@ def check_run(run: Path, overwrite: bool) -> None:
 
     Raises:
         ConfigError: it is a file, or there is something in it already.
+        EnvironmentFault: it cannot be written.
     """
     if run.exists() and not run.is_dir():
         raise ConfigError(f"--output-dir {run} is a file; give a folder")
@@ -31,6 +32,7 @@ def check_run(run: Path, overwrite: bool) -> None:
         raise ConfigError(
             f"{run} is not empty; continue that run with --resume auto, or start anew over it with --overwrite"
         )
+    check_writable(run)
 
 
 def make_run(run: Path) -> None:

@@ -1,0 +1,158 @@
+"""Odd machines, folders, clocks and pictures, from the command to its exit code (C rows, and I9)."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from dinocore.data.images import SUFFIXES
+
+ROOT = Path(__file__).parents[2]
+CLI = [sys.executable, "-m", "dinocli"]
+
+
+def listed(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def picture(pictures) -> Path:
+    return sorted((pictures / "val2017").iterdir())[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cuda", "cuda:9", "gpu"])
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="needs a machine without")
+def test_c2_a_device_that_is_not_there_is_said_with_those_that_are(dino, pictures, picture, tmp_path, device):
+    for command in (["predict", picture], ["eval", "--data", pictures], ["train", "--data", pictures], ["benchmark"]):
+        result = dino(*command, "--device", device)
+        assert result.code == 5 and result.out == "", result
+        assert f"there is no device `{device}` here; available: cpu" in result.err
+    assert listed(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_c3_a_place_that_cannot_be_written_is_found_before_the_weights_are_read(
+    dino, pictures, picture, tmp_path, monkeypatch
+):
+    """No root may write to /proc. The weights are missing: who names them has read them first."""
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    train = ["train", "--data", pictures, "--weights", "none.safetensors", "--output-dir"]
+    predict = ["predict", picture, "--weights", "none.safetensors"]
+    wanted = [
+        (5, train, "/proc/x/run"), (2, train, "file"), (2, train, "full"), (5, train, "file/run"),
+        (5, [*predict, "--out"], "/proc/x/a.json"), (2, [*predict, "--out"], "full"),
+        (5, [*predict, "--save-images"], "/proc/x/drawn"), (2, [*predict, "--save-images"], "file"),
+    ]  # fmt: skip
+    for code, command, place in wanted:
+        result = dino(*command, place)
+        assert result.code == code, result
+        assert place.removesuffix("/a.json") in result.err and "none.safetensors" not in result.err
+    for command in (["eval", "--data", pictures, "--out"], ["check-data", pictures, "--html"]):
+        assert dino(*command, "/proc/x/a").code == 5
+    assert listed(tmp_path) == ["file", "full"] and listed(tmp_path / "full") == ["thesis.txt"]
+
+
+@pytest.mark.slow
+def test_c8_an_unknown_preset_and_a_setting_from_the_future_are_named(dino, pictures, tmp_path):
+    unknown = dino("train", "--data", pictures, "--preset", "yolov12")
+    assert unknown.code == 2 and "yolov12" in unknown.err and "r50-4scale" in unknown.err
+    (tmp_path / "new.toml").write_text("[model]\nwings = 2\n")
+    future = dino("train", "--data", pictures, "--config", "new.toml", "--output-dir", "run")
+    assert future.code == 2 and "model.wings" in future.err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_c9_a_second_run_in_one_folder_is_refused_and_a_killed_one_is_told(pictures, settings, tmp_path):
+    command = [*CLI, "train", "--preset", "r50-4scale", "--data", str(pictures), "--output-dir", str(tmp_path / "run"),
+               *settings, "--epochs"]  # fmt: skip
+    first = subprocess.Popen([*command, "500"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    try:
+        lock, until = tmp_path / "run" / ".lock", time.monotonic() + 120
+        while not (lock.exists() and lock.read_text()) and time.monotonic() < until:
+            time.sleep(0.1)
+        second = subprocess.run([*command, "1", "--overwrite"], capture_output=True, text=True, cwd=ROOT)
+        assert second.returncode == 2 and f"process {first.pid}" in second.stderr, second.stderr
+        assert first.poll() is None, "the first one goes on"
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    third = subprocess.run([*command, "1", "--overwrite"], capture_output=True, text=True, cwd=ROOT)
+    assert third.returncode == 0 and f"process {first.pid}" in third.stderr and "was killed" in third.stderr
+
+
+@pytest.mark.slow
+def test_c10_a_clock_that_jumps_changes_no_duration(dino, pictures, settings, tmp_path, monkeypatch):
+    now = [2e9]
+
+    def backwards() -> float:
+        now[0] -= 3600
+        return now[0]
+
+    monkeypatch.setattr(time, "time", backwards)
+    result = dino("train", "--preset", "r50-4scale", "--data", pictures, "--epochs", 1, "--batch-size", 4,
+                  "--output-dir", "run", *settings)  # fmt: skip
+    assert result.code == 0, result.err
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    durations = [value for row in rows for key, value in row.items() if key.endswith("seconds")]
+    assert durations and all(0 <= value < 600 for value in durations)
+    assert not re.search(r"-\d+:\d\d|-\d+ ?s\b", result.err)
+
+
+@pytest.mark.slow
+def test_c11_a_hundred_thousand_other_files_are_counted_and_an_empty_folder_is_said(dino, picture, tmp_path):
+    (tmp_path / "huge" / "deep").mkdir(parents=True)
+    for n in range(100_000):
+        os.close(os.open(tmp_path / "huge" / "deep" / f"{n}.txt", os.O_CREAT | os.O_WRONLY))
+    shutil.copy(picture, tmp_path / "huge" / f"a{picture.suffix}")
+    began = time.process_time()
+    result = dino("predict", "huge", "--json")
+    assert result.code == 0 and len(json.loads(result.out)) == 1
+    assert "100000 files that are no pictures are left out" in result.err
+    assert time.process_time() - began < 60
+    (tmp_path / "empty").mkdir()
+    empty = dino("predict", "empty")
+    assert empty.code == 3 and "no pictures in empty" in empty.err and all(suffix in empty.err for suffix in SUFFIXES)
+
+
+THIN = [(1, 1), (1, 5000), (5000, 1), (8000, 10)]
+
+
+@pytest.mark.slow
+def test_i9_thin_pictures_are_predicted_trained_on_and_judged(dino, settings, tmp_path):
+    """With the bundled model, and with one that is trained on nothing else; every box stays in its picture.
+
+    Float32: in bfloat16 a CPU's convolutions gave such pictures gradients that are not finite, in some runs (exit 6).
+    """
+    (tmp_path / "train").mkdir()
+    document = {"images": [], "annotations": [], "categories": [{"id": 5, "name": "line"}]}
+    for n, (width, height) in enumerate(THIN, start=1):
+        Image.new("RGB", (width, height), "white").save(tmp_path / "train" / f"{n}.png")
+        document["images"].append({"id": n, "file_name": f"{n}.png", "width": width, "height": height})
+        box = [0, 0, width, (height + 1) // 2]
+        document["annotations"].append({"id": n, "image_id": n, "category_id": 5, "bbox": box})
+    (tmp_path / "train" / "_annotations.coco.json").write_text(json.dumps(document))
+    trained = dino("train", "--preset", "r50-4scale", "--data", ".", "--epochs", 2, "--batch-size", 2,
+                   "--amp", "off", "--output-dir", "run", *settings)  # fmt: skip
+    assert trained.code == 0, trained.err
+    judged = dino("eval", "--weights", "run", "--data", ".", "--split", "train", "--json")
+    assert judged.code == 0 and json.loads(judged.out)["failed"] == []
+    for weights in ("run", "bundled"):
+        found = json.loads(dino("predict", "train", "--weights", weights, "--threshold", 0, "--json").out)
+        assert [(item["width"], item["height"]) for item in found] == THIN
+        for item in found:
+            corners = torch.tensor([d["box_xyxy"] for d in item["detections"]]).reshape(-1, 4)
+            assert len(corners) and (corners >= 0).all()
+            assert (corners <= torch.tensor([item["width"], item["height"]] * 2)).all()
+    assert json.loads(dino("check-data", ".", "--decode", "--json").out)["errors"] == 0
