@@ -82,7 +82,12 @@ def evaluate_one(asked: Asked, weights: str | None, results: Path | None) -> Non
 def compare_two(asked: Asked, pair: tuple[str, str], weights: str | None, results: Path | None) -> None:
     """The same for two, and the difference."""
     _check(asked)
-    for name, given in (("--weights", weights), ("--results", results), ("--out", asked.out), ("--report", asked.report)):
+    for name, given in (
+        ("--weights", weights),
+        ("--results", results),
+        ("--out", asked.out),
+        ("--report", asked.report),
+    ):
         if given is not None:
             raise ConfigError(f"{name} cannot be used with --compare; leave it out")
     sources = [_file(Path(name), asked) if name.endswith(".json") else _open(name, asked) for name in pair]

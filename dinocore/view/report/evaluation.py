@@ -135,7 +135,9 @@ def _worst(analysis: Analysis, answer: dict[str, Any], annotations: Annotations,
     table = Table("Which they are", ["picture", "id", "right", "wrong", "missed"], rows, rule)
     if not pictures:
         return [table]
-    text = f"Boxes with a score of at least {LEAST}. Missed: an object that no detection above the threshold answers for."
+    text = (
+        f"Boxes with a score of at least {LEAST}. Missed: an object that no detection above the threshold answers for."
+    )
     return [Gallery("Prediction beside truth", pictures, analysis.threshold, text), table]
 
 
