@@ -11,6 +11,7 @@ from PIL import Image
 
 from dinocore.data.coco import Annotations, Category
 from dinocore.errors import DataError
+from dinocore.evaluate import curves
 from dinocore.evaluate.analysis import analyse
 from dinocore.evaluate.answer import to_json
 from dinocore.evaluate.backends import judge
@@ -72,7 +73,7 @@ def problem(seed, crowds=0.1, images=6, ties=False, dets=60):
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0, 0.2, 1]), st.booleans(), st.sampled_from([0, 5, 60, 400]))
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 def test_ap_and_ar_are_those_of_pycocotools_to_the_last_bit(seed, crowds, ties, dets):
     annotations, results = problem(seed, crowds, ties=ties, dets=dets)
     judged = coco_metrics(annotations, results, "pycocotools")
@@ -122,10 +123,15 @@ def tidecv_says(annotations, results):
     return run.ap, gain | {"FP": special["FalsePos"], "FN": special["FalseNeg"]}, count
 
 
+@pytest.mark.slow  # tidecv imports pandas, seaborn and OpenCV
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.filterwarnings("ignore")
-def test_tide_is_that_of_tidecv(seed):
-    """To 1e-6 points of AP: the same rule, but for the exceptions that `tide` names, which this data avoids."""
+def test_tide_is_that_of_tidecv(seed, monkeypatch):
+    """To 1e-6 points of AP: the same rule, but for the exceptions that `tide` names, which this data avoids.
+
+    tidecv's recalls are n / 100, pycocotools' and ours linspace's, which differ in the last bit, so that 0.35 is reached or isn't.
+    """
+    monkeypatch.setattr(curves, "RECALLS", np.arange(101) / 100)
     annotations, results = problem(seed, crowds=0.1 if seed % 2 else 0)
     objects = {annotations.categories[k].id for k in annotations.labels[~annotations.crowd]}
     results = [one for one in results if one["category_id"] in objects]
@@ -259,7 +265,7 @@ def test_the_interval_of_a_share_is_that_of_the_binomial():
     """One object per picture, 60 % of them found: 1.96 standard errors are 0.0480 of 400 pictures."""
     annotations = make(np.arange(400), np.zeros(400, int), np.tile([0, 0, 10, 10], (400, 1)), images=400)
     results = [row(annotations, n, 0, [0, 0, 10, 10], 0.9) for n in range(240)]
-    low, high = analyse(annotations, results, 2000).interval("AR100")
+    low, high = analyse(annotations, results, 1000).interval("AR100")
     assert (low, high) == pytest.approx((0.552, 0.648), abs=0.006)
 
 
