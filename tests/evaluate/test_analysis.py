@@ -11,7 +11,6 @@ from PIL import Image
 
 from dinocore.data.coco import Annotations, Category
 from dinocore.errors import DataError
-from dinocore.evaluate import curves
 from dinocore.evaluate.analysis import analyse
 from dinocore.evaluate.answer import to_json
 from dinocore.evaluate.backends import judge
@@ -131,7 +130,7 @@ def test_tide_is_that_of_tidecv(seed, monkeypatch):
 
     tidecv's recalls are n / 100, pycocotools' and ours linspace's, which differ in the last bit, so that 0.35 is reached or isn't.
     """
-    monkeypatch.setattr(curves, "RECALLS", np.arange(101) / 100)
+    monkeypatch.setattr("dinocore.evaluate.curves.RECALLS", np.arange(101) / 100)
     annotations, results = problem(seed, crowds=0.1 if seed % 2 else 0)
     objects = {annotations.categories[k].id for k in annotations.labels[~annotations.crowd]}
     results = [one for one in results if one["category_id"] in objects]
