@@ -6,6 +6,7 @@ Detections and annotations are in memory already; the page of --report is made w
 """
 
 import argparse
+import itertools
 import statistics
 import time
 
@@ -34,7 +35,7 @@ def main() -> None:
         times.append(time.perf_counter())
         to_json(analysis)
         times.append(time.perf_counter())
-        spent = [after - before for before, after in zip(times, times[1:], strict=False)]
+        spent = [after - before for before, after in itertools.pairwise(times)]
         for name, seconds in zip(parts, [*spent, sum(spent)], strict=True):
             parts[name].append(seconds)
     print(f"{options.images} pictures x {options.detections} detections, {options.classes} classes, {TIMES} samples, "

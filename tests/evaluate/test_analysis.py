@@ -128,7 +128,7 @@ def tidecv_says(annotations, results):
 def test_tide_is_that_of_tidecv(seed, monkeypatch):
     """To 1e-6 points of AP: the same rule, but for the exceptions that `tide` names, which this data avoids.
 
-    tidecv's recalls are n / 100, pycocotools' and ours linspace's, which differ in the last bit, so that 0.35 is reached or isn't.
+    tidecv's recalls are n / 100, pycocotools' and ours linspace's, which differ in the last bit.
     """
     monkeypatch.setattr("dinocore.evaluate.curves.RECALLS", np.arange(101) / 100)
     annotations, results = problem(seed, crowds=0.1 if seed % 2 else 0)
