@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -317,6 +318,42 @@ def test_eval_of_unknown_classes_is_said(dino, run_folder, tmp_path):
     (tmp_path / "data" / "annotations.json").write_text(json.dumps(content))
     result = dino("eval", "--weights", run_folder, "--data", "data", "--split", "train")
     assert result.code == 3 and "RBC" in result.err
+
+
+def test_eval_judges_a_file_of_results_as_the_model_that_wrote_it_and_compares(dino, run_folder, pictures):
+    model = json.loads(dino("eval", "--weights", run_folder, "--json", "--out", "r.json", "--bootstrap", 20).out)
+    result = dino("eval", "--results", "r.json", "--data", pictures, "--json", "--report", "r.html", "--bootstrap", 20)
+    file = json.loads(result.out)
+    assert {"weights"} == model.keys() - file.keys() and all(model[key] == file[key] for key in ("AP", "tide", "worst"))
+    assert "Prediction beside truth" in Path("r.html").read_text()
+    asked = ("eval", "--compare", "r.json", run_folder, "--data", pictures, "--bootstrap", 20)
+    compared = json.loads(dino(*asked, "--json").out)
+    assert compared["summary"]["AP"] == {"a": model["AP"], "b": model["AP"], "change": 0, "interval": [0, 0]}
+    assert "B - A" in dino(*asked).out
+
+
+@pytest.mark.parametrize(
+    "content, arguments, code, said",
+    [
+        (None, ["--data", "DATA"], 3, "cannot be read"),
+        ('[{"image_id": 1}]', ["--data", "DATA"], 3, "missing required field"),
+        (
+            '[{"image_id": 987, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 1}]',
+            ["--data", "DATA"],
+            3,
+            "doesn't have",
+        ),
+        ("[]", [], 2, "give their --data"),
+        ("[]", ["--data", "DATA", "--weights", "bundled"], 2, "exclude each other"),
+        ("[]", ["--data", "DATA", "--out", "x.json"], 2, "leave it out"),
+        ("[]", ["--data", "DATA", "--report", "."], 2, "is a folder"),
+    ],
+)
+def test_results_that_cannot_be_judged_are_refused_in_a_line(dino, pictures, content, arguments, code, said):
+    if content is not None:
+        Path("r.json").write_text(content)
+    result = dino("eval", "--results", "r.json", *(pictures if part == "DATA" else part for part in arguments))
+    assert result.code == code and said in result.err.replace("\n", " ") and "Traceback" not in result.err
 
 
 # inspect-proposals, presets, sample-data ---------------------------------------------------------------------------

@@ -1,0 +1,48 @@
+"""Time all that `dino eval` computes beyond inference: the 12 numbers, matches, curves, TIDE, LRP, intervals.
+
+    python benchmarks/analysis.py [--images 1000] [--detections 100] [--classes 80] [--repeats 3]
+
+Detections and annotations are in memory already; the page of --report is made without pictures.
+"""
+
+import argparse
+import itertools
+import statistics
+import time
+
+from evaluation import random_data
+
+from dinocore.evaluate.analysis import TIMES, analyse
+from dinocore.evaluate.answer import to_json
+from dinocore.evaluate.coco import coco_metrics
+
+
+def main() -> None:
+    """Print the seconds of each part, the median and the most."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--detections", type=int, default=100, help="per picture")
+    parser.add_argument("--classes", type=int, default=80)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    annotations, results = random_data(options.images, options.detections, options.classes)
+    parts: dict[str, list[float]] = {"the judge's 12 numbers": [], "analysis": [], "as JSON": [], "together": []}
+    for _ in range(options.repeats):
+        times = [time.perf_counter()]
+        metrics = coco_metrics(annotations, results)
+        times.append(time.perf_counter())
+        analysis = analyse(annotations, results)
+        times.append(time.perf_counter())
+        to_json(analysis)
+        times.append(time.perf_counter())
+        spent = [after - before for before, after in itertools.pairwise(times)]
+        for name, seconds in zip(parts, [*spent, sum(spent)], strict=True):
+            parts[name].append(seconds)
+    print(f"{options.images} pictures x {options.detections} detections, {options.classes} classes, {TIMES} samples, "
+          f"judged by {metrics.backend}")  # fmt: skip
+    for name, seconds in parts.items():
+        print(f"{name:25}{statistics.median(seconds):8.2f} s{max(seconds):8.2f} s at most")
+
+
+if __name__ == "__main__":
+    main()
