@@ -6,6 +6,11 @@ import pytest
 from PIL import Image
 
 
+def width(path):
+    with Image.open(path) as figure:
+        return figure.width
+
+
 def test_matching_of_a_run_with_its_checkpoints(dino, run_folder, pictures, tmp_path):
     result = dino("inspect-matching", "--data", pictures, "--run", run_folder, "--out", "m.png", "--json")
     assert result.code == 0, result.err
@@ -13,7 +18,7 @@ def test_matching_of_a_run_with_its_checkpoints(dino, run_folder, pictures, tmp_
     assert [stage["name"] for stage in answer["stages"]] == ["first stage", "layer 0", "layer 1"]
     assert answer["checkpoints"][0]["instability"] is None
     assert len(answer["checkpoints"]) == len(list((run_folder / "checkpoints").glob("step-*")))
-    assert Image.open(tmp_path / "m.png").width > 1000
+    assert width(tmp_path / "m.png") > 1000
     table = dino("inspect-matching", "--data", pictures, "--weights", run_folder)
     assert table.code == 0
     assert "must answer" in table.out and "no object" in table.out
@@ -25,7 +30,7 @@ def test_attention_of_a_query_and_of_a_pixel(dino, run_folder, pictures, tmp_pat
     answer = json.loads(result.out)
     assert (answer["part"], answer["index"], len(answer["heads"])) == ("decoder", 3, 4)
     assert answer["error"] < 1e-4
-    assert Image.open(tmp_path / "a.png").width > 1000
+    assert width(tmp_path / "a.png") > 1000
     result = dino("inspect-attention", picture, "--weights", run_folder, "--at", "10,20", "--head", 1)
     assert result.code == 0
     assert "encoder layer 0" in result.out
