@@ -55,7 +55,12 @@ def disturb(part):
 WEIGHTS = {  # a part, and which views it feeds: the first stage, the last layer, denoising answers
     "last class head": (lambda m: disturb(m.decoder.class_heads[-1]), False, True, True),
     "first box head": (lambda m: disturb(m.decoder.box_heads[0]), False, True, True),
-    "first stage": (lambda m: disturb(m.proposer.box_head), True, True, False),
+    "first stage": (
+        lambda m: disturb(m.proposer.box_head),
+        True,
+        True,
+        True,
+    ),  # denoising queries see all matching ones
     "neck": (lambda m: disturb(m.neck), True, True, True),
     "label embedding": (lambda m: disturb(m.denoiser.label_embed), False, False, True),
 }
