@@ -19,6 +19,7 @@ from .info import info
 from .inspect_attention import inspect_attention
 from .inspect_data import inspect_data
 from .inspect_mask import inspect_mask
+from .inspect_matching import inspect_matching
 from .inspect_proposals import inspect_proposals
 from .predict import predict
 from .presets import presets
@@ -52,6 +53,7 @@ app.command("eval")(evaluate)
 app.command()(predict)
 app.command("inspect-mask")(inspect_mask)
 app.command("inspect-proposals")(inspect_proposals)
+app.command("inspect-matching")(inspect_matching)
 app.command("inspect-attention")(inspect_attention)
 app.command()(presets)
 app.command()(convert)

@@ -108,9 +108,7 @@ def _show(seen: Attention, head: int | None) -> None:
     for m in range(len(seen.weights)) if head is None else [head]:
         table.add_row(str(m), *_row(seen, m))
     data.print(table)
-    data.print(
-        "level: its share of the weight; distance: weighted mean, from the centre; outside: weight off the picture"
-    )
+    data.print("level: its share of the weight; distance: weighted mean from the centre; outside: off the picture")
     data.print(f"the points and weights give the layer's own output to within {seen.error:.1e} of its largest number")
 
 

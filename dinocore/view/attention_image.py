@@ -11,15 +11,15 @@ from .figure import GREY, INK, PAPER, Corners, legend, letters, open_panel, whol
 
 GAP = 20
 CELL = (380, 285)  # width and height of a head's panel
-LARGEST = 13  # radius of the heaviest point
-LEAST_SHOWN = 0.25  # of an even share: lighter points do not decide what is shown
+LARGEST = 16  # radius of the heaviest point
+SHOWN = 0.9  # of the weight is in the heads' panels; the whole picture has all of it
 
 
 def draw_attention(picture: Image.Image, seen: Attention, head: int | None = None) -> Image.Image:
     """The whole picture with every head's points, and beside it each head, or the one that is asked for, enlarged."""
     heads = list(range(len(seen.weights))) if head is None else [head]
-    columns = min(4, math.ceil(math.sqrt(len(heads))) if len(heads) < 5 else 4)
-    rows = math.ceil(len(heads) / columns)
+    rows = max(1, round(math.sqrt(len(heads) / 2)))
+    columns = math.ceil(len(heads) / rows)
     cell = CELL if len(heads) > 1 else (2 * CELL[0], 2 * CELL[1])
     step = cell[1] + 56
     body = rows * step
@@ -47,21 +47,18 @@ def _title(seen: Attention) -> str:
 
 
 def _region(seen: Attention, heads: list[int], cell: tuple[int, int]) -> Corners:
-    """What the heads' panels show: all points that matter and the box, in the panels' shape."""
-    weights = seen.weights[heads]
-    points = seen.points[heads][weights >= LEAST_SHOWN / weights[0].numel()]  # (n, 2)
-    corners = torch.tensor(seen.box or [*seen.center, *seen.center]).view(2, 2)
-    places = torch.cat([points, corners])
-    height, width = seen.size
-    places = torch.stack(
-        [places[:, 0].clamp(-0.1 * width, 1.1 * width), places[:, 1].clamp(-0.1 * height, 1.1 * height)], 1
-    )
-    low, high = places.amin(0), places.amax(0)
-    center, extent = (low + high) / 2, (high - low) * 1.2
-    shown = max(float(extent[0]), float(extent[1]) * cell[0] / cell[1], 0.06 * max(seen.size))
-    half = shown / 2, shown / 2 * cell[1] / cell[0]
-    x, y = center.tolist()
-    return x - half[0], y - half[1], x + half[0], y + half[1]
+    """What the heads' panels show: the box, and around the centre as much as holds most of the weight."""
+    center = torch.tensor(seen.center)
+    away = (seen.points[heads].flatten(0, 2) - center).abs()  # (n, 2)
+    away = torch.maximum(away[:, 0], away[:, 1] * cell[0] / cell[1])  # half the width that shows a point
+    order = away.argsort()
+    held = seen.weights[heads].flatten()[order].cumsum(0) / len(heads)
+    half = float(away[order][min(int((held < SHOWN).sum()), len(order) - 1)])
+    if seen.box is not None:
+        half = max(half, (seen.box[2] - seen.box[0]) / 2, (seen.box[3] - seen.box[1]) / 2 * cell[0] / cell[1])
+    half = max(1.15 * half, 0.03 * max(seen.size))
+    (x, y), high = seen.center, half * cell[1] / cell[0]
+    return x - half, y - high, x + half, y + high
 
 
 def _panel(picture: Image.Image, seen: Attention, head: int, region: Corners, cell: tuple[int, int]) -> Image.Image:
@@ -104,7 +101,7 @@ def _points(panel, seen: Attention, heads: list[int], largest: float) -> None:
     for weight, x, y, level in sorted(dots, reverse=True):
         share = weight / most
         color = PALETTE[level % len(PALETTE)]
-        panel.dot(x, y, max(1.2, largest * math.sqrt(share)), color, 0.3 + 0.6 * math.sqrt(share))
+        panel.dot(x, y, max(1.8, largest * math.sqrt(share)), color, 0.3 + 0.6 * math.sqrt(share))
 
 
 def _level_bar(canvas: ImageDraw.ImageDraw, seen: Attention, head: int, place: tuple[int, int], width: int) -> None:
@@ -122,10 +119,10 @@ def _explain(canvas: ImageDraw.ImageDraw, seen: Attention, heads: list[int], pla
     left = legend(canvas, left, top, entries)
     most = float(seen.weights.max())
     for share in (1.0, 0.25, 0.05):
-        r = max(1.2, LARGEST * math.sqrt(share))
+        r = max(1.8, LARGEST * math.sqrt(share))
         canvas.ellipse((left + LARGEST - r, top + 10 - r, left + LARGEST + r, top + 10 + r), fill=GREY)
         text = f"weight {most * share:.2f}"
         canvas.text((left + 2 * LARGEST + 6, top + 10), text, fill=INK, font=letters(18), anchor="lm")
         left += round(letters(18).getlength(text)) + 2 * LARGEST + 26
-    text = "bars: each head's weight by level"
+    text = "bars: each head's weight by level; grey: outside of the picture"
     canvas.text((left, top + 10), text, fill=INK, font=letters(18), anchor="lm")

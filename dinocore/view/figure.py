@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 FINE = 2  # panels are drawn this many times larger and then reduced, for smooth lines
 INK, PAPER, GREY = "#222222", "#FFFFFF", "#8A8A8A"
-OUTSIDE = "#E4E4E4"  # what is not in the picture
+OUTSIDE = "#CFCFCF"  # what is not in the picture
 
 Corners = tuple[float, float, float, float]
 
@@ -24,25 +24,14 @@ class Panel(NamedTuple):
         """Where a pixel of the picture lies in the panel."""
         return (x - self.region[0]) * self.scale, (y - self.region[1]) * self.scale
 
-    def box(
-        self, xyxy: Sequence[float], color: str, width: float = 2, halo: bool = False, dashed: bool = False
-    ) -> None:
-        """Outline a box, if asked with a white edge or in dashes."""
+    def box(self, xyxy: Sequence[float], color: str, width: float = 2, halo: bool = False) -> None:
+        """Outline a box, if asked with a white edge."""
         (x0, y0), (x1, y1) = self.at(*xyxy[:2]), self.at(*xyxy[2:])
-        line = round(width * FINE)
+        (x0, x1), (y0, y1), line = sorted((x0, x1)), sorted((y0, y1)), round(width * FINE)  # noise may swap corners
         if halo:
-            self.canvas.rectangle((x0 - FINE, y0 - FINE, x1 + FINE, y1 + FINE), outline=PAPER, width=line + 2 * FINE)
-        if not dashed:
-            self.canvas.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=color, width=line)
-            return
-        corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)]
-        for (ax, ay), (bx, by) in zip(corners[:-1], corners[1:], strict=True):
-            length = max(abs(bx - ax), abs(by - ay))
-            step = 5 * FINE
-            for n in range(0, max(1, int(length / step)), 2):
-                s, e = (min(1.0, k * step / max(length, 1e-6)) for k in (n, n + 1))
-                ends = (ax + (bx - ax) * s, ay + (by - ay) * s, ax + (bx - ax) * e, ay + (by - ay) * e)
-                self.canvas.line(ends, fill=color, width=line)
+            edge = (x0 - FINE, y0 - FINE, x1 + FINE, y1 + FINE)
+            self.canvas.rectangle(edge, outline=PAPER, width=line + 2 * FINE)
+        self.canvas.rectangle((x0, y0, x1, y1), outline=color, width=line)
 
     def dot(self, x: float, y: float, radius: float, color: str, opacity: float) -> None:
         """A disc with a thin white edge; radius in pixels of the figure, opacity from 0 to 1."""
@@ -57,11 +46,11 @@ class Panel(NamedTuple):
         return self.image.reduce(FINE)
 
 
-def open_panel(picture: Image.Image, region: Corners, size: tuple[int, int], fade: float = 0.45) -> Panel:
+def open_panel(picture: Image.Image, region: Corners, size: tuple[int, int], fade: float = 0.35) -> Panel:
     """A panel of `size` (width, height) that shows `region` of the picture, which may reach beyond it.
 
     Args:
-        fade: how far the picture is taken to white; its colours are taken out by as much again.
+        fade: how far the picture is taken to white; its colours lose as much.
     """
     width, height = (FINE * side for side in size)
     scale = width / (region[2] - region[0])
@@ -70,16 +59,15 @@ def open_panel(picture: Image.Image, region: Corners, size: tuple[int, int], fad
               min(picture.width, int(region[2]) + 1), min(picture.height, int(region[3]) + 1))  # fmt: skip
     if inside[0] < inside[2] and inside[1] < inside[3]:
         part = picture.convert("RGB").crop(inside)
-        part = ImageEnhance.Color(part).enhance(max(0.0, 1 - 1.6 * fade))
+        part = ImageEnhance.Color(part).enhance(1 - fade)
         part = Image.blend(part, Image.new("RGB", part.size, PAPER), fade)
-        part = part.resize(
-            (max(1, round(part.width * scale)), max(1, round(part.height * scale))), Image.Resampling.BICUBIC
-        )
+        fitted = max(1, round(part.width * scale)), max(1, round(part.height * scale))
+        part = part.resize(fitted, Image.Resampling.BICUBIC)
         whole.paste(part, (round((inside[0] - region[0]) * scale), round((inside[1] - region[1]) * scale)))
     return Panel(whole, ImageDraw.Draw(whole, "RGBA"), region, scale)
 
 
-def whole_panel(picture: Image.Image, most: tuple[int, int], fade: float = 0.45) -> Panel:
+def whole_panel(picture: Image.Image, most: tuple[int, int], fade: float = 0.35) -> Panel:
     """A panel with the whole picture, as large as fits into `most` (width, height)."""
     scale = min(most[0] / picture.width, most[1] / picture.height)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))

@@ -26,6 +26,7 @@ def test_the_readme_shows_every_command():
         "predict",
         "inspect-mask",
         "inspect-proposals",
+        "inspect-matching",
         "inspect-attention",
         "presets",
         "convert",
@@ -41,7 +42,7 @@ def test_the_readme_shows_every_command():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_readme_runs(command, dino, pictures, settings, tmp_path, monkeypatch):
-    if command.startswith("dino eval"):
+    if command.startswith(("dino eval", "dino inspect-matching")):
         monkeypatch.setattr("dinocore.data.dataset.sample_folder", lambda num_images: pictures)
     for folder in ("my-data", "coco"):
         shutil.copytree(pictures, tmp_path / folder)

@@ -1,0 +1,59 @@
+"""`dino inspect-matching` and `dino inspect-attention`: what they print where, and how they refuse."""
+
+import json
+
+import pytest
+from PIL import Image
+
+
+def width(path):
+    with Image.open(path) as figure:
+        return figure.width
+
+
+def test_matching_of_a_run_with_its_checkpoints(dino, run_folder, pictures, tmp_path):
+    result = dino("inspect-matching", "--data", pictures, "--run", run_folder, "--out", "m.png", "--json")
+    assert result.code == 0, result.err
+    answer = json.loads(result.out)
+    assert [stage["name"] for stage in answer["stages"]] == ["first stage", "layer 0", "layer 1"]
+    assert answer["checkpoints"][0]["instability"] is None
+    assert len(answer["checkpoints"]) == len(list((run_folder / "checkpoints").glob("step-*")))
+    assert width(tmp_path / "m.png") > 1000
+    table = dino("inspect-matching", "--data", pictures, "--weights", run_folder)
+    assert table.code == 0
+    assert "must answer" in table.out and "no object" in table.out
+
+
+def test_attention_of_a_query_and_of_a_pixel(dino, run_folder, pictures, tmp_path):
+    picture = next((pictures / "val2017").iterdir())
+    result = dino("inspect-attention", picture, "--weights", run_folder, "--out", "a.png", "--json", "--query", 3)
+    answer = json.loads(result.out)
+    assert (answer["part"], answer["index"], len(answer["heads"])) == ("decoder", 3, 4)
+    assert answer["error"] < 1e-4
+    assert width(tmp_path / "a.png") > 1000
+    result = dino("inspect-attention", picture, "--weights", run_folder, "--at", "10,20", "--head", 1)
+    assert result.code == 0
+    assert "encoder layer 0" in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["inspect-attention", "--at", "here"], 2),
+        (["inspect-attention", "--at", "1,1", "--query", 1], 2),
+        (["inspect-attention", "--level", 1], 2),
+        (["inspect-attention", "--out", "a.jpg"], 2),
+        (["inspect-matching", "--split", "test"], 2),
+        (["inspect-matching", "--out", "."], 2),
+        (["inspect-matching", "--run", "nowhere"], 4),
+    ],
+)
+def test_bad_arguments_are_refused_before_the_work(dino, arguments, code):
+    result = dino(*arguments)
+    assert (result.code, result.out) == (code, "")
+
+
+def test_a_picture_that_is_not_in_the_data(dino, run_folder, pictures):
+    result = dino("inspect-matching", "other.jpg", "--data", pictures, "--weights", run_folder)
+    assert result.code == 3
+    assert "other.jpg" in result.err

@@ -1,0 +1,55 @@
+"""A small detector whose weights a test may change before it is built, and a picture."""
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dinocore import build_model, load_config
+from dinocore.data.coco import Category
+from dinocore.model.deform_attn import MSDeformAttn
+from dinocore.model.dino import DINO
+from dinocore.predict import Detector
+
+SMALL = [
+    "model.backbone=resnet18", "model.backbone_weights=none", "model.hidden_dim=32", "model.num_heads=4",
+    "model.ffn_dim=48", "model.num_queries=12", "model.num_encoder_layers=2", "model.num_decoder_layers=2",
+    "model.num_classes=4", "model.denoising.num_pairs=20", "data.max_size=96", "data.eval_scale=64",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (72, 96, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="session")
+def make_detector() -> Callable[..., Detector]:
+    """The same small detector every time, unless `edit` changes its model first."""
+    config = load_config("r50-4scale", SMALL)
+    torch.manual_seed(0)
+    model = build_model(config.model)
+    for module in model.modules():
+        if isinstance(module, MSDeformAttn):  # in a trained model these depend on the query
+            torch.nn.init.normal_(module.offsets.weight, std=0.3)
+            torch.nn.init.normal_(module.weights.weight, std=0.3)
+    names = [Category(k, f"class {k}") for k in range(config.model.num_classes)]
+
+    def make(edit: Callable[[DINO], None] | None = None) -> Detector:
+        changed = copy.deepcopy(model)
+        if edit is not None:
+            torch.manual_seed(1)
+            with torch.no_grad():
+                edit(changed)
+        return Detector(changed, config, names, torch.device("cpu"), "off")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def detector(make_detector) -> Detector:
+    """Not to be changed."""
+    return make_detector()

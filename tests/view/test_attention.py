@@ -1,0 +1,96 @@
+"""`dino inspect-attention` shows the places and weights that a layer used, not a second opinion."""
+
+import pytest
+import torch
+
+from dinocore.errors import ConfigError
+from dinocore.model.ops import sample_fused
+from dinocore.view.attention import _looked, attention_at, attention_of_query, record_sampling
+from dinocore.view.attention_image import draw_attention
+
+
+def test_places_and_weights_reproduce_the_layers_own_output(detector, picture):
+    batch = detector.batch(picture)
+    for seen in (attention_of_query(detector, batch, query=3), attention_at(detector, batch, (40, 30), level=1)):
+        assert seen.error < 1e-4
+        assert seen.weights.sum((1, 2)).tolist() == pytest.approx([1.0] * 4, abs=1e-5)
+    with record_sampling(detector.model.decoder.layers[-1].cross_attn) as records:
+        detector.forward(batch)
+    (used,) = records
+    wrong = used._replace(weights=used.weights.flip(-1)), used._replace(locations=used.locations + 0.1)
+    assert all(_looked(one, 3, batch.sizes[0])[-1] > 0.01 for one in wrong)
+
+
+def test_recording_changes_no_answer_and_ends_with_the_block(detector, picture):
+    batch = detector.batch(picture)
+    plain = detector.forward(batch).final
+    attention = detector.model.decoder.layers[0].cross_attn
+    with record_sampling(attention) as records:
+        recorded = detector.forward(batch).final
+    assert torch.allclose(plain.boxes, recorded.boxes, atol=1e-5)
+    assert attention.sample is sample_fused
+    detector.forward(batch)
+    assert len(records) == 1
+
+
+@pytest.mark.parametrize("name", ["offsets", "weights", "value"])
+@pytest.mark.parametrize("part", ["decoder", "encoder"])
+def test_the_view_follows_the_layers_weights(make_detector, detector, picture, part, name):
+    batch = detector.batch(picture)
+
+    def edit(model):
+        layer = getattr(model, part).layers[-1]
+        for parameter in getattr(layer.cross_attn if part == "decoder" else layer.attn, name).parameters():
+            parameter.add_(torch.randn_like(parameter))
+
+    def look(detector):
+        if part == "decoder":
+            return attention_of_query(detector, batch, query=2)
+        return attention_at(detector, batch, (9, 9))
+
+    before, after = look(detector), look(make_detector(edit))
+    assert torch.allclose(before.points, after.points, atol=1e-3) == (name != "offsets")
+    assert torch.allclose(before.weights, after.weights, atol=1e-4) == (name != "weights")
+    assert after.error < 1e-4
+
+
+def test_without_offsets_all_points_are_the_centre_of_the_token_at_the_pixel(make_detector, picture):
+    def edit(model):
+        for parameter in model.encoder.layers[-1].attn.offsets.parameters():
+            parameter.zero_()
+
+    detector = make_detector(edit)
+    seen = attention_at(detector, detector.batch(picture), (50, 20))
+    assert torch.allclose(seen.points, torch.tensor(seen.center).expand_as(seen.points), atol=1e-3)
+    assert (
+        abs(seen.center[0] - 50) <= 96 / 12 / 2 + 1 and abs(seen.center[1] - 20) <= 72 / 8 / 2 + 1
+    )  # a token is 8 x 9
+
+
+def test_the_default_query_is_the_most_confident_one(detector, picture):
+    batch = detector.batch(picture)
+    final = detector.forward(batch).final
+    seen = attention_of_query(detector, batch)
+    assert seen.index == int(final.logits[0].amax(-1).argmax())
+    assert seen.score == pytest.approx(float(final.logits.sigmoid().max()), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda d, b: attention_of_query(d, b, layer=2),
+        lambda d, b: attention_of_query(d, b, query=12),
+        lambda d, b: attention_at(d, b, (96, 0)),
+        lambda d, b: attention_at(d, b, (0, 0), level=4),
+    ],
+)
+def test_what_is_not_there_is_refused(detector, picture, ask):
+    with pytest.raises(ConfigError):
+        ask(detector, detector.batch(picture))
+
+
+def test_it_draws_all_heads_and_one(detector, picture):
+    seen = attention_of_query(detector, detector.batch(picture))
+    for head in (None, 2):
+        assert len(draw_attention(picture, seen, head).resize((60, 40)).getcolors(10**6)) > 20  # not blank
+    assert len(seen.as_dict()["heads"]) == 4

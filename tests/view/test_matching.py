@@ -1,0 +1,139 @@
+"""`dino inspect-matching` shows the match that the loss uses, and what the denoising queries really are."""
+
+import numpy as np
+import pytest
+import torch
+
+import dinocore.losses
+import dinocore.matching
+from dinocore import Target
+from dinocore.losses import criterion
+from dinocore.view.matching import final_owners, instability, look_at_matching, share_kept
+from dinocore.view.matching_image import draw_matching
+
+
+def batch_of(detector, picture, num_objects=3):
+    generator = torch.Generator().manual_seed(5)
+    boxes = torch.rand(num_objects, 4, generator=generator) * 0.3 + 0.2
+    target = Target(torch.randint(4, (num_objects,), generator=generator), boxes, seed=1)
+    return detector.batch(picture)._replace(targets=[target])
+
+
+def test_the_costs_are_those_that_the_hungarian_method_was_given(detector, picture, monkeypatch):
+    given, solve = [], dinocore.matching.linear_sum_assignment
+    monkeypatch.setattr(dinocore.matching, "linear_sum_assignment", lambda cost: (given.append(cost), solve(cost))[1])
+    seen = look_at_matching(detector, batch_of(detector, picture))
+    assert [stage.name for stage in seen.stages] == ["first stage", "layer 0", "layer 1"]
+    assert len(given) == len(seen.stages)
+    for cost, stage in zip(given, seen.stages, strict=True):
+        assert [answer.object for answer in stage.answers] == [0, 1, 2]
+        for a in stage.answers:
+            assert a.cost == pytest.approx(float(cost[a.query, a.object]), abs=1e-6)
+            assert a.cost == pytest.approx(a.cost_class + a.cost_l1 + a.cost_giou, abs=1e-5)
+
+
+def test_the_match_is_the_one_that_the_loss_uses(detector, picture, monkeypatch):
+    batch = batch_of(detector, picture)
+    used = []
+    honest = dinocore.losses.detection_loss
+    monkeypatch.setattr(
+        dinocore.losses, "detection_loss", lambda p, t, m, *rest: (used.append(m), honest(p, t, m, *rest))[1]
+    )
+    with torch.inference_mode():
+        criterion(detector.forward(batch, batch.targets), batch.targets, 3.0, detector.config.loss)
+    seen = look_at_matching(detector, batch)
+    for match, stage in zip(used, seen.stages, strict=False):  # the rest of `used` is denoising
+        pairs = sorted(zip(match.target.tolist(), match.query.tolist(), strict=True))
+        assert pairs == [(a.object, a.query) for a in stage.answers]
+
+
+def disturb(part):
+    for parameter in part.parameters():
+        parameter.add_(0.3 * torch.randn_like(parameter))
+
+
+WEIGHTS = {  # a part, and which views it feeds: the first stage, the last layer, denoising answers
+    "last class head": (lambda m: disturb(m.decoder.class_heads[-1]), False, True, True),
+    "first box head": (lambda m: disturb(m.decoder.box_heads[0]), False, True, True),
+    "first stage": (
+        lambda m: disturb(m.proposer.box_head),
+        True,
+        True,
+        True,
+    ),  # denoising queries see all matching ones
+    "neck": (lambda m: disturb(m.neck), True, True, True),
+    "label embedding": (lambda m: disturb(m.denoiser.label_embed), False, False, True),
+}
+
+
+@pytest.mark.parametrize("part", WEIGHTS)
+def test_a_changed_weight_changes_the_views_that_it_feeds_and_no_other(make_detector, detector, picture, part):
+    batch = batch_of(detector, picture)
+    edit, first, last, denoising = WEIGHTS[part]
+    before, after = look_at_matching(detector, batch), look_at_matching(make_detector(edit), batch)
+    assert changed(before.stages[0].answers, after.stages[0].answers) == first
+    assert changed(before.stages[-1].answers, after.stages[-1].answers) == last
+    assert changed(answers_of(before), answers_of(after)) == denoising
+    assert [n.start_box for n in before.noisy] == [n.start_box for n in after.noisy]  # noise is of the data
+
+
+def answers_of(seen):
+    return [(n.probability, n.iou, n.box) for n in seen.noisy]
+
+
+def changed(before, after) -> bool:
+    """Whether any number of two lists of rows differs by more than rounding."""
+    one, two = (np.array([[v for x in row for v in np.ravel(x) if not isinstance(v, str)] for row in rows], float)
+                for rows in (before, after))  # fmt: skip
+    return not np.allclose(one, two, atol=1e-4)
+
+
+def test_positives_are_told_their_object_and_negatives_none(detector, picture):
+    seen = look_at_matching(detector, batch_of(detector, picture))
+    assert len(seen.noisy) == seen.num_groups * 2 * 3
+    for noisy in seen.noisy:
+        thing = seen.objects[noisy.object]
+        half = [(thing.box[2] - thing.box[0]) / 2, (thing.box[3] - thing.box[1]) / 2] * 2
+        moved = [abs(a - b) / h for a, b, h in zip(noisy.start_box, thing.box, half, strict=True)]
+        if noisy.positive:
+            assert (noisy.told, noisy.told_box) == (thing.label, thing.box)
+            assert max(moved) < 1 + 1e-3
+        else:
+            assert (noisy.told, noisy.told_box) == ("no object", None)
+            edge = [v in (0, side) for v, side in zip(noisy.start_box, picture.size * 2, strict=True)]
+            assert all(m > 1 - 1e-3 or near for m, near in zip(moved, edge, strict=True))
+
+
+def test_another_seed_draws_other_noise_and_changes_no_match(detector, picture):
+    batch = batch_of(detector, picture)
+    other = batch._replace(targets=[batch.targets[0]._replace(seed=2)])
+    one, two = look_at_matching(detector, batch), look_at_matching(detector, other)
+    assert [n.start_box for n in one.noisy] != [n.start_box for n in two.noisy]
+    assert [[a.query for a in s.answers] for s in one.stages] == [[a.query for a in s.answers] for s in two.stages]
+
+
+def test_instability_by_hand():
+    before, after = torch.tensor([0, -1, 1, 2, -1]), torch.tensor([0, 1, -1, 2, -1])  # object 1 goes from query 2 to 1
+    assert instability(before, after) == 2
+    assert share_kept(before, after) == pytest.approx(2 / 3)
+    assert (instability(before, before), share_kept(before, before)) == (0, 1.0)
+
+
+def test_stages_are_compared_with_the_one_before(detector, picture):
+    batch = batch_of(detector, picture)
+    seen = look_at_matching(detector, batch)
+    queries = [{a.object: a.query for a in stage.answers} for stage in seen.stages]
+    assert seen.stages[0].kept is None
+    for n in (1, 2):
+        same = sum(queries[n][t] == queries[n - 1][t] for t in queries[n])
+        assert seen.stages[n].kept == pytest.approx(same / 3)
+    owners = final_owners(detector, batch)
+    assert {int(owners[q]): q for q in range(len(owners)) if owners[q] >= 0} == queries[-1]
+
+
+@pytest.mark.parametrize("num_objects", [1, 40])
+def test_it_draws_one_object_and_more_objects_than_queries(detector, picture, num_objects):
+    seen = look_at_matching(detector, batch_of(detector, picture, num_objects))
+    figure = draw_matching(picture, seen)
+    assert len(figure.resize((60, 50)).getcolors(10**6)) > 20  # not blank
+    assert len(seen.stages[-1].answers) == min(num_objects, 12)
