@@ -62,7 +62,9 @@ def state_table(mean: Mapping[str, float], ap: str) -> Table:
 
 
 def in_a_line(mean: Mapping[str, float]) -> str:
-    """The same numbers for a log: terms in the order class, box, GIoU."""
+    """The same numbers for a log: terms in the order class, box, GIoU. Empty before the first step."""
+    if not mean:
+        return ""
     terms = [
         f"{title} " + "/".join(f"{mean[group + '/' + term]:.2f}" for term in TERMS)
         for group, title in GROUPS.items()
