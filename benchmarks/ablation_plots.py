@@ -9,17 +9,20 @@ from ablation_variants import DEFAULT, STUDIES
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 COLORS = {"once": "#0072B2", "twice": "#D55E00", "not detached": "#009E73"}  # told apart by colour-blind readers
+MARKERS = "os^Dv"  # by seed
 Lines = list[dict[str, Any]]
 plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 
 
 def report(study: str, lines: Lines, images: Path = IMAGES) -> None:
-    """Print a study's table in Markdown and draw its pictures.
+    """Print a study's table in Markdown and draw its pictures, from the seeds that all variants have.
 
     Args:
         lines: finished runs of the same length and settings.
     """
     runs = {name: found for name in STUDIES[study] if (found := [line for line in lines if line["variant"] == name])}
+    seeds = set.intersection(*({line["seed"] for line in found} for found in runs.values()))  # fair means
+    runs = {name: [line for line in found if line["seed"] in seeds] for name, found in runs.items()}
     print(table(runs))
     draw_ap(runs, images / f"{study}-ap.png")
     if study == "look-forward":
@@ -62,17 +65,21 @@ def gradient_table(runs: dict[str, Lines]) -> str:
 
 
 def draw_ap(runs: dict[str, Lines], out: Path) -> None:
-    """A dot for each seed, a stroke at the mean."""
+    """A mark for each seed, a stroke at the mean."""
     figure, axis = plt.subplots(figsize=(7, 0.6 + 0.38 * len(runs)), layout="constrained")
     for row, (name, lines) in enumerate(reversed(runs.items())):
         values = [line["AP"] for line in lines if "AP" in line]
         color = COLORS.get(name.split(",")[0], "#0072B2")
-        axis.scatter(values, [row] * len(values), color=color, alpha=0.7, zorder=2)
+        for line in lines:
+            marker = MARKERS[line["seed"] % len(MARKERS)]
+            axis.scatter(
+                line.get("AP", []), row if "AP" in line else [], marker=marker, color=color, alpha=0.8, zorder=2
+            )
         if values:
             axis.plot([statistics.mean(values)] * 2, [row - 0.3, row + 0.3], color="black", zorder=3)
     axis.set_yticks(range(len(runs)), list(reversed(runs)))
     axis.grid(axis="x", color="#dddddd")
-    axis.set_xlabel("AP; a dot for each seed, a stroke at the mean")
+    axis.set_xlabel("AP; a shape for each seed, a stroke at the mean")
     _save(figure, out)
 
 

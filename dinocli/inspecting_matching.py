@@ -63,7 +63,7 @@ def show_matching(
     if out is not None:
         from dinocore.view.matching_image import draw_matching
 
-        figure = draw_matching(read_image(file, detector.config.data.max_pixels), seen)
+        figure = draw_matching(read_image(file, detector.config.data), seen)
         write_atomically(out, lambda temporary: figure.save(temporary, "PNG"))
         say(f"figure: {out}")
     elif not json:

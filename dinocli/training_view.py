@@ -3,14 +3,11 @@
 import math
 import shlex
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from types import TracebackType
 
-from rich.console import RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.progress import TaskID
 
 from dinocore.files import write_atomically
 from dinocore.train.events import Evaluated, Evaluating, Event, Finished, Saved, Started, Step, Warned
@@ -19,19 +16,9 @@ from dinocore.view.curves import draw_curves
 
 from .classes_view import carried_over_lines, carried_over_table
 from .console import warn, words
+from .live_view import LiveView, in_a_line
 
 SMOOTHING = 0.95
-
-
-class _Bars(Progress):
-    """Bars, and under them the losses and what the machine does, a line each."""
-
-    numbers: tuple[str, str] = ("", "")
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        """What Rich draws again and again."""
-        yield self.make_tasks_table(self.tasks)
-        yield from (Text(line, style="dim") for line in self.numbers)
 
 
 class TrainingView:
@@ -41,15 +28,9 @@ class TrainingView:
         self.job = job
         self.mean: dict[str, float] = {}
         self.began = time.monotonic()
-        self.progress = _Bars(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            console=words,
-            disable=not words.is_terminal,
-            transient=True,
-        )
+        self.progress = LiveView(words)
+        self.best = ""
+        self.first = self.total = 0  # steps of this session
         self.broken = False
         self.steps: TaskID | None = None
         self.pictures: TaskID | None = None
@@ -120,25 +101,11 @@ class TrainingView:
             if math.isfinite(value):
                 self.mean[key] = SMOOTHING * self.mean.get(key, value) + (1 - SMOOTHING) * value
         if self.steps is None:
+            self.first, self.total = event.step, event.total_steps
             self.steps = self.progress.add_task("", total=event.total_steps, completed=event.step - 1)
         epochs = self.job.config.train.epochs
-        self.progress.numbers = self._losses(), self._machine()
+        self.progress.mean = self.mean
         self.progress.update(self.steps, completed=event.step, description=f"epoch {event.epoch}/{epochs}")
-
-    def _losses(self) -> str:
-        """The smoothed loss, and its class, box and GIoU parts."""
-        return " · ".join([f"loss {self.mean['loss']:.2f}", *map(self._terms, ("matching", "denoising"))])
-
-    def _machine(self) -> str:
-        """The first stage's part, which has no room above; speed, share of the time spent waiting for data, memory."""
-        mean = self.mean
-        waiting = 100 * mean["data_seconds"] / max(mean["seconds"], 1e-9)
-        speed = f"{mean['images'] / mean['seconds']:.1f} img/s"
-        return " · ".join([self._terms("proposals"), speed, f"data {waiting:.0f}%", f"{mean['memory_mb']:.0f} MB"])
-
-    def _terms(self, kind: str) -> str:
-        terms = [self.mean.get(f"{kind}/{term}", 0.0) for term in ("label", "box", "giou")]
-        return f"{kind} {'/'.join(f'{term:.2f}' for term in terms)}"
 
     def _evaluating(self, done: int, total: int) -> None:
         if self.pictures is None:
@@ -154,9 +121,20 @@ class TrainingView:
         numbers = numbers if summary["AP"] >= 0 else "AP: there is no object to judge by"
         best = "  best so far" if event.best else ""
         took = _duration(time.monotonic() - self.began)
+        if event.best:
+            self.best = f"best {summary['AP']:.4f} in epoch {event.epoch}"
+        self.progress.ap = f"{summary['AP']:.4f}, {self.best}" if summary["AP"] >= 0 else "no object to judge by"
         short = f"epoch {event.epoch}/{event.epochs}  {took}  {numbers}"
-        words.print(f"{short}{best}" if words.is_terminal else f"{short}  {self._losses()} · {self._machine()}{best}")
-        self._log(f"{short}  {self._losses()} · {self._machine()}{best}")
+        words.print(
+            f"{short}{best}" if words.is_terminal else f"{short}  {in_a_line(self.mean)}{self._left(event)}{best}"
+        )
+        self._log(f"{short}  {in_a_line(self.mean)}{best}")
+
+    def _left(self, event: Evaluated) -> str:
+        """How long the rest takes, at the speed so far."""
+        per_step = (time.monotonic() - self.began) / max(1, event.step - self.first + 1)
+        left = per_step * (self.total - event.step)
+        return f" · ETA {_duration(left)}" if left > 0 else ""
 
     def _line(self, text: str, style: str = "") -> None:
         words.print(f"[{style}]{escape(text)}[/]" if style else escape(text))

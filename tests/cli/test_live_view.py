@@ -1,0 +1,39 @@
+"""What a terminal shows during a training."""
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from dinocli.live_view import LiveView, in_a_line
+
+NUMBERS = {"loss": 1234.5678, "images": 4.0, "seconds": 2.0, "data_seconds": 0.5, "memory_mb": 12345.0}
+NUMBERS |= {f"{group}/{term}": 123.45678 for group in ("matching", "proposals") for term in ("label", "box", "giou")}
+
+
+def drawn(width: int) -> list[str]:
+    console = Console(file=StringIO(), width=width, force_terminal=True, color_system=None)
+    view = LiveView(console)
+    view.add_task("epoch 1234/1234", total=99_999_999, completed=88_888_888)
+    view.mean, view.ap = NUMBERS, "0.1234, best 0.1234 in epoch 1234"
+    with console.capture() as capture:
+        for part in view.get_renderables():
+            console.print(part)
+    return capture.get().splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_numbers_keep_to_their_lines(width):
+    lines = drawn(width)
+    assert len(lines) == 5 and all(len(line.rstrip()) <= width for line in lines)
+    assert lines[1].split() == ["class", "box", "GIoU", "loss", "1234.568"]
+    assert lines[2].split() == ["matching", *["123.457"] * 3, "AP", "0.1234,", "best", "0.1234", "in", "epoch", "1234"]
+    assert lines[3].split()[:7] == ["first", "stage", *["123.457"] * 3, "speed", "2.0"]
+    assert lines[3].rstrip().endswith("img/s, 25% waiting for data")
+    assert lines[4].split() == ["memory", "12,345", "MB"]  # without denoising there is no line of it
+
+
+def test_a_line_of_the_log_says_the_same():
+    line = "loss 1234.57 · matching 123.46/123.46/123.46 · first stage 123.46/123.46/123.46"
+    assert in_a_line(NUMBERS) == f"{line} · 2.0 img/s · data 25% · 12345 MB"
+    assert in_a_line({}) == ""  # a resumed run may begin with an evaluation
