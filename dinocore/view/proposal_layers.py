@@ -19,7 +19,7 @@ from ..structures import Predictions, Target
 from .proposals import with_legend
 
 MOST_LABELS = 40
-LAYER_COLORS = ("#440154", "#3B528B", "#21918C", "#5EC962", "#FDE725", "#FFFFFF")  # viridis, then white
+LAYER_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#F0E442", "#FFFFFF")  # Okabe and Ito's, then white
 START, END, TRUTH = "#E69F00", "#56B4E9", "#000000"
 
 
@@ -99,8 +99,10 @@ def average(found: Sequence[Journey]) -> list[Step]:
         return []
     moved = [None, *torch.tensor([journey.moved for journey in found]).mean(0).tolist()]
     known = [journey.ious for journey in found if journey.ious is not None]
-    ious = torch.tensor(known).mean(0).tolist() if known else [None] * len(moved)
-    gains = [None, *((b - a if known else None) for a, b in pairwise(ious))]
+    ious, gains = [None] * len(moved), [None] * len(moved)
+    if known:
+        ious = torch.tensor(known).mean(0).tolist()
+        gains = [None, *(after - before for before, after in pairwise(ious))]
     names = ["anchor", "proposal", *(f"layer {n}" for n in range(1, len(moved) - 1))]
     return [Step(*row) for row in zip(names, moved, ious, gains, strict=True)]
 
@@ -110,10 +112,10 @@ def draw_layers(picture: Image.Image, found: Sequence[Journey], objects: Objects
     scale = max(1.0, 1200 / max(picture.size))
     image = picture.convert("RGB").resize((round(picture.width * scale), round(picture.height * scale)))
     canvas = ImageDraw.Draw(image)
-    for box in objects.boxes.tolist() if objects is not None else ():
-        canvas.rectangle([v * scale for v in box], outline=TRUTH, width=1)
-    for journey in found:
-        for box, color, width in ((journey.boxes[1], START, 1), (journey.boxes[-1], END, 2)):
+    truths = [] if objects is None else objects.boxes.tolist()
+    starts, ends = ([journey.boxes[at] for journey in found] for at in (1, -1))
+    for boxes, color, width in ((truths, TRUTH, 1), (starts, START, 1), (ends, END, 2)):
+        for box in boxes:
             canvas.rectangle(_ordered([v * scale for v in box]), outline=color, width=width)
     longer = _magnification(found, scale)
     for journey in found:
