@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import typer
-from rich.markup import escape
+from PIL import Image
 from rich.progress import Progress
-from rich.table import Table
-from torch import Tensor
 
 from dinocore.data.coco import Annotations, read_annotations
 from dinocore.data.dataset import open_split
@@ -17,16 +15,21 @@ from dinocore.data.images import read_image
 from dinocore.data.layout import Split
 from dinocore.device import pick_device
 from dinocore.errors import ConfigError, DataError
-from dinocore.files import write_atomically
+from dinocore.files import write_atomically, write_text
 from dinocore.predict import Detector
-from dinocore.view.proposals import Proposal, draw_proposals, list_proposals, recall
+from dinocore.view.proposal_layers import Objects, average, journeys
+from dinocore.view.proposal_page import MOST_PICTURES, Inspected, draw_view, render_proposals
+from dinocore.view.proposal_recall import Judged, as_json, recalls
+from dinocore.view.proposal_scores import score_maps, spread
+from dinocore.view.proposals import list_proposals
 
-from .console import data, fail, print_json, say, words
+from .console import fail, print_json, say, words
 from .detector import open_detector
 from .inputs import Input, expand
+from .proposals_view import show_all
 
 SOME_FAILED = 7
-MOST_TABLES = 10
+VIEWS = ("boxes", "scores", "layers")
 
 
 class Truth(NamedTuple):
@@ -37,57 +40,79 @@ class Truth(NamedTuple):
     split: str
 
 
+class Drawing(NamedTuple):
+    """What is drawn, and where to."""
+
+    view: str
+    top: int
+    color: str
+    out: Path | None
+    report: Path | None
+
+
 def inspect_files(
-    files: Sequence[str], weights: str | None, truth: Truth, top: int, color: str, out: Path | None,
-    device: str, amp: str, json: bool,
-) -> None:  # fmt: skip
-    """Run the model on every picture; show, draw and judge what its first stage chose."""
-    _check(files, truth, color, out)
+    files: Sequence[str], weights: str | None, truth: Truth, drawing: Drawing, device: str, amp: str, json: bool
+) -> None:
+    """Run the model on every picture; show, draw and judge what its first stage chose and its decoder made of it."""
+    _check(files, truth, drawing)
     pick_device(device)
     inputs = expand(files)[0] if files else []
     detector, _ = open_detector(weights, device, amp)
     objects = _objects(truth, detector)
     inputs = inputs or [Input(Path(name), name) for name in objects]
-    if out is not None and len(inputs) > 1:
-        raise ConfigError(f"--out {out} takes one picture, but there are {len(inputs)}")
+    if drawing.out is not None and len(inputs) > 1:
+        raise ConfigError(f"--out {drawing.out} takes one picture, but there are {len(inputs)}")
 
-    found = _propose(detector, inputs, top, color, out)
+    found, drawn = _propose(detector, inputs, {Path(name).name: part for name, part in objects.items()}, drawing)
     if not found:
         raise DataError(f"none of {len(inputs)} pictures could be read")
-    covered, judged = _judge(found, objects)
+    judged = [_judged(item) for item in found if item.objects is not None]
+    if objects and not judged:
+        raise DataError("none of the pictures is in the annotations; they are compared by file name")
+    rows, steps = recalls(judged), average([journey for item in found for journey in item.journeys])
     if json:
-        pictures = [{"file": name, "proposals": [p._asdict() for p in rows[:top]]} for name, rows in found.items()]
-        print_json({"pictures": pictures, "recall": covered, "judged": judged})
+        pictures = [_as_json(item, drawing.top) for item in found]
+        layers = [step._asdict() for step in steps]
+        print_json({"pictures": pictures, "layers": layers, "recall": as_json(rows), "judged": len(judged)})
     else:
-        _show_all(found, top)
-        if covered:
-            _show_recall(covered, judged)
-        if out is None and len(found) == 1:
-            say("add --out proposals.png for the picture")
+        show_all(found, drawing.top, steps, rows)
+        if drawing.out is None and drawing.report is None and len(found) == 1:
+            say("add --out proposals.png for the picture; --view scores and --view layers draw others")
+    if drawing.report is not None:
+        write_text(drawing.report, render_proposals(found, drawn, rows, drawing.top))
+        say(f"wrote {drawing.report}")
     if len(found) < len(inputs):
         fail(f"{len(inputs) - len(found)} of {len(inputs)} pictures could not be read; the others are done")
         raise typer.Exit(SOME_FAILED)
 
 
-def _show_all(found: dict[str, list[Proposal]], top: int) -> None:
-    """A table for each picture; of more than a few only the recall is shown."""
-    for name, rows in found.items() if len(found) <= MOST_TABLES else ():
-        if len(found) > 1:
-            data.print(f"[bold]{escape(name)}[/]")
-        _show(rows[:top])
+def _as_json(item: Inspected, top: int) -> dict[str, Any]:
+    followed = [journey._asdict() for journey in item.journeys]
+    facts = {"file": item.file, "proposals": [p._asdict() for p in item.proposals[:top]], "layers": followed}
+    return facts | {"scores": [spread(scores) for scores in item.maps]}
 
 
-def _check(files: Sequence[str], truth: Truth, color: str, out: Path | None) -> None:
-    if color not in ("level", "score"):
-        raise ConfigError(f"--color {color} is not known; choose level or score")
+def _judged(item: Inspected) -> Judged:
+    assert item.objects is not None
+    boxes = torch.tensor([p.proposal for p in item.proposals]).view(-1, 4)
+    return Judged(boxes, torch.tensor([p.level for p in item.proposals]), item.objects.boxes, item.objects.areas)
+
+
+def _check(files: Sequence[str], truth: Truth, drawing: Drawing) -> None:
+    if drawing.color not in ("level", "score"):
+        raise ConfigError(f"--color {drawing.color} is not known; choose level or score")
+    if drawing.view not in VIEWS:
+        raise ConfigError(f"--view {drawing.view} is not known; choose one of {', '.join(VIEWS)}")
     if truth.split not in ("val", "train"):
         raise ConfigError(f"there is no split `{truth.split}`; choose val or train")
     if not files and truth.data is None:
         raise ConfigError("name a picture, such as: dino inspect-proposals img.jpg; or a data set with --data")
-    if out is not None:
-        if out.is_dir():
-            raise ConfigError(f"--out {out} is a folder; give a file, such as {out / 'proposals.png'}")
-        _kind(out)
+    if drawing.report is not None and drawing.report.is_dir():
+        raise ConfigError(f"--report {drawing.report} is a folder; give a file, such as {drawing.report / 'p.html'}")
+    if drawing.out is not None:
+        if drawing.out.is_dir():
+            raise ConfigError(f"--out {drawing.out} is a folder; give a file, such as {drawing.out / 'proposals.png'}")
+        _kind(drawing.out)
 
 
 def _kind(out: Path) -> str:
@@ -97,8 +122,8 @@ def _kind(out: Path) -> str:
     return kinds[out.suffix.lower()]
 
 
-def _objects(truth: Truth, detector: Detector) -> dict[str, Tensor]:
-    """Annotated boxes of every picture, (T, 4) x0 y0 x1 y1 in pixels, by file."""
+def _objects(truth: Truth, detector: Detector) -> dict[str, Objects]:
+    """The annotated objects of every picture, by file."""
     if truth.annotations is not None:
         found = read_annotations(Split(truth.annotations, []), detector.categories)
     elif truth.data is not None:
@@ -106,14 +131,24 @@ def _objects(truth: Truth, detector: Detector) -> dict[str, Tensor]:
         found = open_split(settings, truth.split, detector.categories)
     else:
         return {}
-    return {str(found.path(i)): _boxes(found, i) for i in range(len(found.image_ids))}
+    return {str(found.path(i)): _of_picture(found, i) for i in range(len(found.image_ids))}
+
+
+def _of_picture(annotations: Annotations, index: int) -> Objects:
+    rows = annotations.objects(index)
+    kept = annotations.trainable()[rows]
+    boxes, labels, areas = (
+        torch.from_numpy(x[rows][kept]) for x in (annotations.boxes, annotations.labels, annotations.area)
+    )
+    return Objects(torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1).float(), labels, areas)
 
 
 def _propose(
-    detector: Detector, inputs: Sequence[Input], top: int, color: str, out: Path | None
-) -> dict[str, list[Proposal]]:
-    """What the first stage chose, by picture; the first `top` are drawn to `out`, if that is given."""
-    found: dict[str, list[Proposal]] = {}
+    detector: Detector, inputs: Sequence[Input], objects: dict[str, Objects], drawing: Drawing
+) -> tuple[list[Inspected], list[list[Image.Image]]]:
+    """What the model did with each picture, and, for a report, the views of the first few."""
+    found: list[Inspected] = []
+    drawn: list[list[Image.Image]] = []
     with Progress(console=words, disable=not words.is_terminal or len(inputs) < 2, transient=True) as progress:
         for item in progress.track(inputs, description="proposing"):
             try:
@@ -123,50 +158,25 @@ def _propose(
                     raise
                 fail(error)
                 continue
-            output = detector.forward(detector.batch(picture))
-            found[item.name] = list_proposals(output, (picture.height, picture.width), detector.categories)
-            if out is not None:
-                drawn = draw_proposals(picture, found[item.name][:top], color)
-                write_atomically(out, lambda temporary, drawn=drawn: drawn.save(temporary, _kind(out)))
-                say(f"picture: {out}")
-    return found
+            found.append(_inspect(detector, picture, item.name, objects.get(Path(item.name).name), drawing.top))
+            if drawing.report is not None and len(drawn) < MOST_PICTURES:
+                drawn.append([draw_view(picture, found[-1], view, drawing.top, drawing.color) for view in VIEWS])
+            if drawing.out is not None:
+                image = draw_view(picture, found[-1], drawing.view, drawing.top, drawing.color)
+                kind = _kind(drawing.out)
+                write_atomically(drawing.out, lambda temporary, image=image, kind=kind: image.save(temporary, kind))
+                say(f"picture: {drawing.out}")
+    return found, drawn
 
 
-def _judge(found: dict[str, list[Proposal]], objects: dict[str, Tensor]) -> tuple[dict[str, float], int]:
-    """How many of the annotated objects are covered, and in how many pictures; these are compared by file name."""
-    by_name = {Path(key).name: boxes for key, boxes in objects.items()}
-    judged = [name for name in found if Path(name).name in by_name]
-    if objects and not judged:
-        raise DataError("none of the pictures is in the annotations; they are compared by file name")
-    covered = recall(
-        [torch.tensor([p.proposal for p in found[name]]) for name in judged],
-        [by_name[Path(name).name] for name in judged],
+def _inspect(detector: Detector, picture: Image.Image, name: str, objects: Objects | None, top: int) -> Inspected:
+    output = detector.forward(detector.batch(picture))
+    size = (picture.height, picture.width)
+    return Inspected(
+        file=name,
+        size=size,
+        proposals=list_proposals(output, size, detector.categories),
+        maps=score_maps(output),
+        journeys=journeys(output, size, objects, detector.config.loss, detector.categories, top),
+        objects=objects,
     )
-    return covered, len(judged)
-
-
-def _boxes(annotations: Annotations, index: int) -> Tensor:
-    rows = annotations.objects(index)
-    boxes = torch.from_numpy(annotations.boxes[rows][annotations.trainable()[rows]]).float()
-    return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
-
-
-def _show(proposals: Sequence[Proposal]) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    titles = ("#", "level", "score", "anchor", "proposal", "final box", "moved", "IoU", "final")
-    for title in titles:
-        table.add_column(title, justify="left" if title == "final" else "right", no_wrap=True)
-    for p in proposals:
-        boxes = [" ".join(f"{v:.0f}" for v in box) for box in (p.anchor, p.proposal, p.final)]
-        numbers = [f"{p.moved:.0f} px", f"{p.iou:.2f}", f"{p.final_label} {p.final_score:.2f}"]
-        table.add_row(str(p.rank), str(p.level), f"{p.score:.2f}", *boxes, *numbers)
-    data.print(table)
-
-
-def _show_recall(covered: dict[str, float], pictures: int) -> None:
-    table = Table(box=None, padding=(0, 3, 0, 0), title=f"objects covered, {pictures} pictures", title_justify="left")
-    table.add_column("")
-    table.add_column("share", justify="right")
-    for name, value in covered.items():
-        table.add_row(name, f"{value:.3f}")
-    data.print(table)

@@ -53,6 +53,7 @@ class Proposals(NamedTuple):
     boxes: Tensor  # (B, N, 4)
     anchors: Tensor  # (B, N, 4) the boxes before the first stage moved them
     level: Tensor  # (B, N) int64, the feature level that each comes from
+    maps: list[Tensor]  # L x (B, H_l, W_l) the logit by which every token was ranked, for whoever wants to look
 
 
 class Queries(NamedTuple):

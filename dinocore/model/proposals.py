@@ -55,12 +55,13 @@ class Proposer(nn.Module):
         x = self.project(memory.content.masked_fill(~usable[..., None], 0))  # (B, S, C)
         logits = self.class_head(x)  # (B, S, K)
         num_chosen = min(self.num_queries, x.shape[1])
-        best = logits.amax(-1).float().topk(num_chosen, dim=1).indices  # (B, N)
+        rank = logits.detach().amax(-1).float()  # (B, S)
+        best = rank.topk(num_chosen, dim=1).indices  # (B, N)
 
         chosen, anchors = take(x, best), take(anchors, best)  # (B, N, C), (B, N, 4)
         start = inverse_sigmoid(anchors).masked_fill(~take(usable[..., None], best), torch.inf)
         boxes = (start + self.box_head(chosen)).sigmoid()  # (B, N, 4)
-        proposals = Proposals(take(logits, best), boxes, anchors, token_levels(memory)[best])
+        proposals = Proposals(take(logits, best), boxes, anchors, token_levels(memory)[best], as_maps(rank, memory))
         return proposals, Queries(self.content(chosen), boxes.detach())
 
 
@@ -107,6 +108,12 @@ def token_levels(tokens: Tokens) -> Tensor:
     sizes = torch.tensor([height * width for height, width in tokens.shapes], device=tokens.valid.device)
     total = sum(height * width for height, width in tokens.shapes)
     return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes, output_size=total)
+
+
+def as_maps(x: Tensor, tokens: Tokens) -> list[Tensor]:
+    """One number per token as the maps that the tokens come from, views of (B, S) -> L x (B, H_l, W_l)."""
+    parts = x.split([height * width for height, width in tokens.shapes], dim=1)
+    return [part.unflatten(1, shape) for part, shape in zip(parts, tokens.shapes, strict=True)]
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:

@@ -16,12 +16,18 @@ PAGE, INK, SOFT = ("#FFFFFF", "#16181C"), ("#222222", "#ECECEC"), ("#555555", "#
 FOCUS = ("#D55E00", "#FFB26B")
 TIP_SIZE, TIP_LETTERS = 22, 84  # of words that show up beside what they explain: letters' height, letters of a line
 STYLE = """
-svg.drawing text { font-family: system-ui, "Segoe UI", Helvetica, Arial, sans-serif; pointer-events: none }
-svg.drawing line { pointer-events: none }
-svg.drawing .tip { outline: none } svg.drawing .tip .hit { fill-opacity: 0; stroke: none }
-svg.drawing .words { display: none; pointer-events: none }
-svg.drawing .tip:hover .words, svg.drawing .tip:focus .words { display: inline }
+svg.sheet text { font-family: system-ui, "Segoe UI", Helvetica, Arial, sans-serif; pointer-events: none }
+svg.sheet line { pointer-events: none }
+svg.sheet .spot { outline: none } svg.sheet .spot .hit { fill-opacity: 0; stroke: none }
+svg.sheet .words { display: none; pointer-events: none }
+svg.sheet .spot:hover .words, svg.sheet .spot:focus .words { display: inline }
 """
+NIGHT = "@media screen and (prefers-color-scheme: dark) {\nRULES\n}\n"
+PLACES = (  # light; dark where the reader prefers it and the page around doesn't say otherwise; where the page says so
+    ("svg.sheet", "RULES\n"),
+    (':is(svg.sheet:root, :root:not([data-theme="light"]) svg.sheet)', NIGHT),
+    (':root[data-theme="dark"] svg.sheet', "@media screen {\nRULES\n}\n"),
+)
 
 
 class Rect(NamedTuple):
@@ -115,7 +121,7 @@ def to_svg(sheet: Sheet, title: str) -> str:
     whole = [Rect(0, 0, sheet.width, sheet.height, PAGE), *sheet.shapes]
     body = "\n".join(_element(shape, number, sheet) for number, shape in enumerate(whole))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="drawing" viewBox="0 0 {sheet.width} {sheet.height}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="sheet" viewBox="0 0 {sheet.width} {sheet.height}" '
         f'role="group" aria-label="{escape(title)}">\n<style>{STYLE}{_colors(whole)}</style>\n{body}\n</svg>\n'
     )
 
@@ -123,13 +129,17 @@ def to_svg(sheet: Sheet, title: str) -> str:
 def _colors(shapes: Sequence[Shape]) -> str:
     """A class for each colour that occurs, named after it: drawings of one page may share them."""
     used = sorted({color for shape in shapes for color in _used(shape)} | {PAGE, INK, FOCUS})
-    light = [f".f{_name(c)} {{ fill: {c[0]} }} .s{_name(c)} {{ stroke: {c[0]} }}" for c in used]
-    dark = [f".f{_name(c)} {{ fill: {c[1]} }} .s{_name(c)} {{ stroke: {c[1]} }}" for c in used]
-    scoped = ["\n".join(f"svg.drawing {rule}" for rule in rules) for rules in (light, dark)]
-    focus = "svg.drawing .tip:hover .hit, svg.drawing .tip:focus .hit { stroke: %s; stroke-width: 4 }"
-    focuses = [focus % color for color in FOCUS]
-    night = f"@media screen and (prefers-color-scheme: dark) {{\n{scoped[1]}\n{focuses[1]}\n}}\n"
-    return f"{scoped[0]}\n{focuses[0]}\n{night}"
+    light, dark = (
+        [f".f{_name(c)} {{ fill: {c[way]} }} .s{_name(c)} {{ stroke: {c[way]} }}" for c in used] for way in (0, 1)
+    )
+    return "".join(
+        _scoped(where, around, [*colors, f":is(.spot:hover, .spot:focus) .hit {{ stroke: {focus}; stroke-width: 4 }}"])
+        for (where, around), colors, focus in zip(PLACES, (light, dark, dark), (*FOCUS, FOCUS[1]), strict=True)
+    )
+
+
+def _scoped(where: str, around: str, rules: Sequence[str]) -> str:
+    return around.replace("RULES", "\n".join(f"{where} {rule}" for rule in rules))
 
 
 def _used(shape: Shape) -> Iterator[Color]:
@@ -176,7 +186,7 @@ def _tip(tip: Tip, number: int, sheet: Sheet) -> str:
         for n, (line, indent) in enumerate(zip(lines, indents, strict=True))
     )
     return (
-        f'<g class="tip" tabindex="0" role="img" aria-labelledby="words{number}">'
+        f'<g class="spot" tabindex="0" role="img" aria-labelledby="words{number}">'
         f'<rect class="hit" x="{tip.x:g}" y="{tip.y:g}" width="{tip.width:g}" height="{tip.height:g}"/>'
         f'<g class="words" id="words{number}"><rect x="{left:g}" y="{top:g}" width="{width}" height="{height}" rx="8" '
         f'class="f{_name(PAGE)} s{_name(INK)}" stroke-width="2"/>{rows}</g></g>'

@@ -160,6 +160,34 @@ def notes(view: MaskView, config: ModelConfig) -> list[str]:
     ]
 
 
+def blocked_facts(view: MaskView) -> dict[str, str]:
+    """The counts by name, in words."""
+    total, pairs = len(view.blocked), view.blocked_pairs
+    noisy, matching, slots = view.num_denoising, view.num_matching, int(view.slots.sum())
+    kinds = f"{slots} positive + {slots} negative" if view.negative.any() else f"{slots} positive"
+    return {
+        "groups": f"{view.num_groups:,}",
+        "objects per image": _listed(view.num_objects),
+        "denoising queries": f"{noisy:,}" + f" = {view.num_groups} x ({kinds})" * (slots > 0),
+        "matching queries": f"{matching:,}",
+        "total": f"{total:,}",
+        "blocked": f"{sum(pairs.values()):,} of {total:,} x {total:,} pairs: {view.blocked_share:.2%}",
+        "denoising to denoising": _part(pairs["denoising_to_denoising"], noisy * noisy),
+        "denoising to matching": _part(pairs["denoising_to_matching"], noisy * matching),
+        "matching to denoising": _part(pairs["matching_to_denoising"], matching * noisy),
+        "matching to matching": _part(pairs["matching_to_matching"], matching * matching),
+    }
+
+
+def _listed(counts: Sequence[int]) -> str:
+    text = ", ".join(f"{count:,}" for count in counts[:12])
+    return f"{text}, ... ({len(counts)} images)" if len(counts) > 12 else text
+
+
+def _part(blocked: int, pairs: int) -> str:
+    return f"{blocked:,} of {pairs:,} ({blocked / pairs:.0%})" if pairs else "no pairs"
+
+
 def to_json(view: MaskView) -> dict[str, Any]:
     """For scripts; every range is [first, end), counted from 0."""
     num_negative = int(view.negative.sum())

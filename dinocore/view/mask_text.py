@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .mask import MaskView
+from .mask import MaskView, blocked_facts
 from .mask_fold import Cell, Fold, fold
 
 MOST_STRIPS = 8  # images whose padding is drawn; a larger batch says so in words
@@ -59,30 +59,9 @@ def draw_text(view: MaskView, glyphs: Glyphs = UNICODE, width: int = 80) -> list
 
 def facts(view: MaskView) -> list[str]:
     """The counts in words."""
-    total, pairs = len(view.blocked), view.blocked_pairs
-    noisy, matching, slots = view.num_denoising, view.num_matching, int(view.slots.sum())
-    kinds = f"{slots} positive + {slots} negative" if view.negative.any() else f"{slots} positive"
     return [
-        f"groups             {view.num_groups:,}",
-        f"objects per image  {_listed(view.num_objects)}",
-        f"denoising queries  {noisy:,}" + f" = {view.num_groups} x ({kinds})" * (slots > 0),
-        f"matching queries   {matching:,}",
-        f"total              {total:,}",
-        f"blocked            {sum(pairs.values()):,} of {total:,} x {total:,} pairs: {view.blocked_share:.2%}",
-        f"  denoising to denoising  {_part(pairs['denoising_to_denoising'], noisy * noisy)}",
-        f"  denoising to matching   {_part(pairs['denoising_to_matching'], noisy * matching)}",
-        f"  matching to denoising   {_part(pairs['matching_to_denoising'], matching * noisy)}",
-        f"  matching to matching    {_part(pairs['matching_to_matching'], matching * matching)}",
+        f"  {name:24}{value}" if " to " in name else f"{name:19}{value}" for name, value in blocked_facts(view).items()
     ]
-
-
-def _listed(counts: Sequence[int]) -> str:
-    text = ", ".join(f"{count:,}" for count in counts[:12])
-    return f"{text}, ... ({len(counts)} images)" if len(counts) > 12 else text
-
-
-def _part(blocked: int, pairs: int) -> str:
-    return f"{blocked:,} of {pairs:,} ({blocked / pairs:.0%})" if pairs else "no pairs"
 
 
 def _layout(view: MaskView, width: int) -> Layout:

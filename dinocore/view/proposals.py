@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..boxes import iou, to_xyxy
@@ -13,8 +13,6 @@ from ..errors import ConfigError
 from ..model.dino import DinoOutput
 from .draw import PALETTE, Box, draw_boxes, with_legend
 
-RECALL_AT = (10, 100, None)  # None: all proposals
-RECALL_IOUS = (0.5, 0.75)
 SCORE_COLORS = ("#440154", "#3B528B", "#21918C", "#5EC962", "#FDE725")  # viridis, from low to high
 
 
@@ -63,7 +61,7 @@ def list_proposals(output: DinoOutput, size: tuple[int, int], categories: Sequen
 
 
 def draw_proposals(picture: Image.Image, proposals: Sequence[Proposal], color: str) -> Image.Image:
-    """The proposals over the picture, the best on top, coloured by `level` or by `score`, with a legend."""
+    """Anchors, proposals and final boxes side by side, the best on top, coloured by `level` or by `score`."""
     if color == "level":
         levels = sorted({p.level for p in proposals})
         legend = [(f"level {level}", PALETTE[level % len(PALETTE)]) for level in levels]
@@ -73,31 +71,27 @@ def draw_proposals(picture: Image.Image, proposals: Sequence[Proposal], color: s
         steps = len(SCORE_COLORS)
         colors = [SCORE_COLORS[min(steps - 1, int(steps * p.score / max(best, 1e-9)))] for p in proposals]
         legend = [(f"score {best * i / steps:.2f}-{best * (i + 1) / steps:.2f}", c) for i, c in enumerate(SCORE_COLORS)]
-    boxes = [Box(p.proposal, c) for p, c in zip(proposals, colors, strict=True)]
-    return with_legend(draw_boxes(picture, boxes[::-1]), legend)
+    panels = []
+    for title, kind in (("anchors", "anchor"), ("proposals", "proposal"), ("final boxes", "final")):
+        boxes = [Box(getattr(p, kind), c) for p, c in zip(proposals, colors, strict=True)]
+        panels.append((title, draw_boxes(picture, boxes[::-1])))
+    return with_legend(side_by_side(panels, columns=3), legend)
 
 
-def recall(boxes_xyxy: Sequence[Tensor], objects_xyxy: Sequence[Tensor]) -> dict[str, float]:
-    """The share of objects that some of the first k proposals of their picture covers, by k and IoU.
-
-    Args:
-        boxes_xyxy: proposals of each picture, best first, (N, 4).
-        objects_xyxy: annotated objects of each picture, (T, 4).
-
-    Returns:
-        such as {"recall@10 IoU 0.50": 0.8, ...}; empty where there are no objects.
-    """
-    total = sum(len(objects) for objects in objects_xyxy)
-    result = {}
-    for count in RECALL_AT if total else ():
-        best = torch.cat([
-            iou(objects[:, None], boxes[:count]).amax(1)
-            for boxes, objects in zip(boxes_xyxy, objects_xyxy, strict=True)
-            if len(objects)
-        ])  # fmt: skip
-        for least in RECALL_IOUS:
-            result[f"recall@{count or 'all'} IoU {least:.2f}"] = float((best >= least).sum()) / total
-    return result
+def side_by_side(panels: Sequence[tuple[str, Image.Image]], columns: int) -> Image.Image:
+    """Pictures of one size in rows, each at most 800 and at least 420 pixels wide, its title over it."""
+    width, height = panels[0][1].size
+    scale = min(800, max(420, width)) / width
+    width, height = round(width * scale), max(1, round(height * scale))
+    gap, head = 12, 34
+    rows = -(-len(panels) // columns)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + head + gap)), "white")
+    canvas = ImageDraw.Draw(sheet)
+    for at, (title, image) in enumerate(panels):
+        x, y = gap + at % columns * (width + gap), at // columns * (height + head + gap)
+        canvas.text((x, y + head / 2), title, "black", ImageFont.load_default(size=19), anchor="lm")
+        sheet.paste(image.resize((width, height)), (x, y + head))
+    return sheet
 
 
 def _centers(boxes_xyxy: Tensor) -> Tensor:

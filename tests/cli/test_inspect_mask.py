@@ -161,3 +161,38 @@ def test_no_color_is_honoured_on_a_terminal(inspect_mask, monkeypatch):
                     _environ={"TERM": "xterm-256color", "NO_COLOR": "1"})  # fmt: skip
     monkeypatch.setattr(console, "data", shown)
     assert "\x1b[" not in inspect_mask("--dn-groups", 2).out
+
+
+def test_a_query_is_explained_instead_of_the_drawing(inspect_mask):
+    result = inspect_mask("--dn-groups", 2, "--num-gt", 3, "--num-gt", 1, "--query", 4)
+    assert result.out.splitlines()[0] == "query 4: a negative of denoising group 0"
+    assert "image 1: a padding slot" in result.out and "█" not in result.out
+    answer = json.loads(inspect_mask("--dn-groups", 2, "--query", 4, "--json").out)
+    assert answer["query"]["kind"] == "negative" and answer["query"]["images"][0]["object"] == 1
+    beyond = inspect_mask("--dn-groups", 2, "--query", 912)
+    assert beyond.code == 2 and "queries 0 to 911" in beyond.err
+
+
+@pytest.mark.parametrize(("name", "start"), [("mask.svg", "<svg"), ("mask.html", "<!doctype html>")])
+def test_out_is_told_by_its_suffix(inspect_mask, tmp_path, name, start):
+    assert inspect_mask("--dn-groups", 2, "--out", tmp_path / name).code == 0
+    assert (tmp_path / name).read_text().startswith(start)
+
+
+def test_the_mask_of_real_pictures(inspect_mask, make_coco, tmp_path):
+    """0007.png has a disc and a ring, 0009.png one disc."""
+    make_coco()
+    arguments = ["--preset", "tiny", "--data", tmp_path, "--dn-groups", 2, "--query", 1]
+    result = inspect_mask(*arguments, "--images", "0007.png", "--images", "0009.png")
+    assert "image 0 (0007.png): a noisy copy of object 1 (ring)" in result.out
+    assert "image 1 (0009.png): a padding slot" in result.out
+    batch = json.loads(inspect_mask(*arguments[:-2], "--json").out)["images"]
+    assert sorted(image["file"] for image in batch) == ["0007.png", "0009.png"]
+    unknown = inspect_mask(*arguments, "--images", "0008.png")
+    assert unknown.code == 3 and "they have 000" in unknown.err
+
+
+@pytest.mark.parametrize("arguments", [("--images", "a.jpg"), ("--data", "here", "--num-gt", 3)])
+def test_made_up_and_real_objects_exclude_each_other(inspect_mask, arguments):
+    result = inspect_mask(*arguments)
+    assert result.code == 2 and "--data" in result.err

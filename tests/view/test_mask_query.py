@@ -1,0 +1,156 @@
+"""A row of the mask in words, and the drawing as SVG and HTML: what the model's own mask and noise say, and no more."""
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from dinocore.errors import ConfigError
+from dinocore.model import denoising
+from dinocore.model.build import build_denoiser
+from dinocore.presets import load_config
+from dinocore.structures import Target
+from dinocore.view.mask import MaskView, Objects, batch_mask, mask_of
+from dinocore.view.mask_image import draw_image, draw_mask, draw_svg
+from dinocore.view.mask_page import render_mask
+from dinocore.view.mask_query import explain, to_json, words
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def model_config(*overrides: str):
+    return load_config("r50-4scale", [f"model.{override}" for override in ("hidden_dim=32", *overrides)]).model
+
+
+def mask(num_groups: int, *num_objects: int) -> MaskView:
+    return mask_of(model_config(f"denoising.num_groups={num_groups}"), num_objects)
+
+
+def test_a_positive_in_words():
+    assert words(explain(mask(2, 2, 1), 1)) == [
+        "query 1: a positive of denoising group 0",
+        "  image 0: a noisy copy of object 1, which it must find again",
+        '  image 1: a padding slot, for there are fewer objects; like a negative it must answer "no object"',
+        "  may attend to its own group, 4 queries (0-3): a group is one set of noisy copies, solved together as "
+        "objects are at inference",
+        "  may attend to matching queries, 900 queries (8-907): these know nothing of the annotated objects, so "
+        "nothing leaks",
+        "  may NOT attend to other groups, 4 queries (4-7): they are other noisy copies of the same objects and would "
+        "give the answers away",
+        "  is seen by 4 queries (0-3)",
+    ]
+
+
+def test_a_negative_and_a_matching_query():
+    view = mask(2, 2)
+    assert words(explain(view, 7))[1] == ('  image 0: a far too noisy copy of object 1, so it must answer "no object"')
+    found = explain(view, 8)
+    assert (found.kind, found.group, found.images) == ("matching", None, [])
+    assert [(s.may, s.queries) for s in found.sights] == [(True, [[8, 908]]), (False, [[0, 8]])]
+
+
+def test_every_row_says_exactly_what_the_mask_has():
+    view = mask(3, 2, 1)
+    for query in range(len(view.blocked)):
+        row = torch.full((len(view.blocked),), -1)
+        for sight in explain(view, query).sights:
+            for first, end in sight.queries:
+                assert (row[first:end] == -1).all()  # nobody is named twice
+                row[first:end] = int(not sight.may)
+        assert row.equal(view.blocked[query].long())
+
+
+def test_the_object_is_the_one_that_the_denoiser_drew():
+    """Of three objects two may take part; positives without noise lie exactly on the object that they are copies of."""
+    config = model_config("denoising.num_groups=2", "denoising.max_queries=8", "denoising.box_noise=0.0")
+    boxes = torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.5, 0.5, 0.2, 0.2], [0.8, 0.8, 0.3, 0.3]])
+    target = Target(torch.tensor([0, 1, 2]), boxes, seed=5)
+    noise = build_denoiser(config)([target])
+    view = batch_mask(config, Objects([target], ["a.jpg"], [["disc", "ring", "<b>"]]))
+    for query in range(8):
+        copy = explain(view, query).images[0]
+        assert boxes[copy.object].allclose(noise.boxes[0, query], atol=1e-6)
+        assert copy.label == ["disc", "ring", "<b>"][copy.object] and copy.file == "a.jpg"
+    assert noise.source[noise.match.image, noise.match.query].equal(noise.match.target)
+
+
+def test_words_follow_a_mask_that_breaks_the_rule(monkeypatch):
+    monkeypatch.setattr(denoising, "attention_mask", lambda group: torch.eye(len(group), dtype=torch.bool))
+    said = "\n".join(words(explain(mask(2, 1), 0)))
+    assert "may NOT attend to its own group, 1 queries (0): so the model's mask has it, against DINO's rule" in said
+    assert "may attend to other groups, 2 queries (2-3): so the model's mask has it, against DINO's rule" in said
+
+
+def test_there_is_no_such_query():
+    for query in (-1, 908):
+        with pytest.raises(ConfigError, match="queries 0 to 907"):
+            explain(mask(2, 2), query)
+
+
+@pytest.mark.parametrize(
+    "view_of", [lambda: mask(2, 2, 1), lambda: mask(33, 3), lambda: mask(1, 300), lambda: mask(0, 3)]
+)
+def test_svg_has_the_pixels_of_the_png(view_of):
+    """Every filled rectangle of the SVG, painted in order, gives the PNG's colour in its middle."""
+    view = view_of()
+    root = ElementTree.fromstring(draw_svg(view))
+    light = root.find(f"{SVG}style").text.split("@media")[0]
+    colors = dict(re.findall(r"\.f(\w+) \{ fill: #(\w+) \}", light))
+    picture = draw_image(view)
+    painted = torch.zeros(picture.height, picture.width, 3, dtype=torch.uint8)
+    for rect in root.findall(f"{SVG}rect"):  # those of the words are deeper
+        kind = re.match(r"f(\w+)", rect.get("class"))
+        x, y, width, height = (float(rect.get(key)) for key in ("x", "y", "width", "height"))
+        if kind:
+            rgb = torch.tensor(list(bytes.fromhex(colors[kind[1]])), dtype=torch.uint8)
+            painted[int(y) : round(y + height), int(x) : round(x + width)] = rgb
+    spots = [spot.find(f"{SVG}rect") for spot in root.iter(f"{SVG}g") if spot.get("class") == "spot"]
+    for rect in spots:
+        y = int(float(rect.get("y")) + float(rect.get("height")) / 3)
+        start, end = int(float(rect.get("x"))) + 60, int(float(rect.get("x")) + float(rect.get("width")))
+        shown = torch.tensor([picture.getpixel((x, y)) for x in range(start, end)])
+        lines = (shown != painted[y, start:end]).any(1)  # outlines, lines between groups
+        assert lines.float().mean() < 0.1
+
+
+def test_svg_explains_each_row_to_pointer_and_keyboard():
+    view = mask(2, 2, 1)
+    root = ElementTree.fromstring(draw_svg(view))
+    spots = [spot for spot in root.iter(f"{SVG}g") if spot.get("class") == "spot"]
+    assert len(spots) == 8 + 1 and all(spot.get("tabindex") == "0" for spot in spots)
+    said = ["".join(text.text for text in spot.iter(f"{SVG}text")) for spot in spots]
+    assert said[0].startswith("query 0: a positive of denoising group 0") and "900 matching queries" in said[-1]
+    whole = " ".join(" ".join(words(explain(view, 3))).split())
+    assert " ".join(" ".join(text.text for text in spots[3].iter(f"{SVG}text")).split()) == whole
+
+
+def test_names_cannot_become_markup():
+    config = model_config("denoising.num_groups=2")
+    evil = '<script>alert(1)</script>&"'
+    target = Target(torch.tensor([0]), torch.full((1, 4), 0.5), seed=0)
+    view = batch_mask(config, Objects([target], [evil], [[evil]]))
+    assert evil in words(explain(view, 0))[1]
+    for text in (draw_svg(view), render_mask(view)):
+        assert "<script>alert" not in text and "&lt;script&gt;" in text
+    ElementTree.fromstring(draw_svg(view))
+
+
+def test_html_needs_nothing_else():
+    page = render_mask(mask(2, 2, 1))
+    assert page.startswith("<!doctype html>") and not re.search(r"(src|href)=\"(http|//)|@import|url\(", page)
+    assert page.count('class="spot"') == 9 and "prefers-color-scheme: dark" in page
+    assert len(render_mask(mask(100, 100)).encode()) < 2_000_000
+
+
+def test_json_of_a_query_is_what_the_words_say():
+    answer = to_json(explain(mask(2, 2, 1), 1))
+    assert answer["images"][0] == {"image": 0, "file": None, "object": 1, "label": None, "must_answer": "the object"}
+    assert answer["images"][1]["object"] is None and answer["images"][1]["must_answer"] == "no object"
+    assert answer["seen_by"] == [[0, 4]] and len(answer["sights"]) == 3
+
+
+def test_the_drawing_follows_the_mask(monkeypatch):
+    before = draw_mask(mask(2, 1)).shapes
+    monkeypatch.setattr(denoising, "attention_mask", lambda group: torch.eye(len(group), dtype=torch.bool))
+    assert draw_mask(mask(2, 1)).shapes != before
