@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..matching import hungarian
 from ..model.dino import DinoOutput
 from ..structures import Predictions, Target
-from .proposals import with_legend
+from .draw import with_legend
 
 MOST_LABELS = 40
 LAYER_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#F0E442", "#FFFFFF")  # Okabe and Ito's, then white

@@ -8,7 +8,8 @@ from PIL import Image, ImageDraw
 
 from ..errors import ConfigError
 from ..model.dino import DinoOutput
-from .proposals import SCORE_COLORS, Proposal, side_by_side, with_legend
+from .draw import with_legend
+from .proposals import SCORE_COLORS, Proposal, side_by_side
 
 OPACITY = 0.7
 
