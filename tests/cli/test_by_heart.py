@@ -1,0 +1,126 @@
+"""The whole thing learns: drawn pictures by heart, whatever ids a file gives its classes and pictures.
+
+Two trainings go all the way: classes from 0, and numbers with gaps, a class that nothing belongs to and Roboflow's
+heading. The other files only differ in their ids. For them a few steps must lead to the same weights to the last bit,
+and the weights that know the pictures by heart, given the classes that were read from the file, must answer in its ids.
+"""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from dinocore.checkpoint import load_weights, save_weights
+from dinocore.config import DataConfig
+from dinocore.data.dataset import open_dataset
+from dinocore.data.sample import write_sample_data
+
+DRAWN = {1: "plate", 2: "white", 3: "red"}  # what the sample's classes are called here; the starting weights know none
+SCHEMES = {  # ids by name, in the order of the file; names in the order of their ids are the same in all
+    "from 0": {"plate": 0, "white": 1, "red": 2},
+    "from 1": {"plate": 1, "white": 2, "red": 3},
+    "gaps, unsorted": {"white": 7, "plate": 3, "red": 90},
+    "roboflow": {"cells": 0, "plate": 1, "white": 2, "red": 3},
+    "unused, gaps, roboflow": {"white": 7, "cells": 0, "plate": 3, "nobody": 95, "red": 90},
+}
+QUIET = [
+    "data.train_scales=[160]", "data.eval_scale=160", "data.crop_chance=0.0", "data.flip=0.0", "data.workers=0",
+    "train.images_per_forward=1", "train.ema_decay=0.0", "train.warmup_steps=20", "train.clip_norm=1.0",
+    "train.keep_checkpoints=1",
+]  # fmt: skip
+
+
+def renumber(content: dict, ids: dict[str, int], shuffled: bool) -> None:
+    """Other ids for classes; where `shuffled`, also for pictures, and no list in the order of its ids."""
+    heading = {"supercategory": "cells"} if "cells" in ids else {}
+    content["categories"] = [{"id": i, "name": name, **heading} for name, i in ids.items()]
+    pictures = {row["id"]: 1000 - 7 * row["id"] if shuffled else row["id"] for row in content["images"]}
+    for row in content["images"]:
+        row["id"] = pictures[row["id"]]
+    for row in content["annotations"]:
+        row.update(image_id=pictures[row["image_id"]], category_id=ids[DRAWN[row["category_id"]]])
+    if shuffled:
+        content["images"].reverse()
+        content["annotations"].sort(
+            key=lambda row: row["image_id"]
+        )  # their order in a picture counts: noise is drawn so
+
+
+def make(folder: Path, scheme: str) -> Path:
+    """Three pictures, to train on and to be judged by; returns the annotations."""
+    write_sample_data(folder, num_images=4, seed=11, size=(160, 120))
+    (folder / "annotations" / "instances_val2017.json").unlink()
+    shutil.rmtree(folder / "val2017")
+    file = folder / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    renumber(content, SCHEMES[scheme], shuffled="gaps" in scheme)
+    if "roboflow" in scheme:
+        (folder / "train2017").rename(folder / "train")
+        file.unlink()
+        file = folder / "train" / "_annotations.coco.json"
+    file.write_text(json.dumps(content))
+    return file
+
+
+@pytest.fixture
+def learn(dino):
+    def run(folder: Path, out: Path, epochs: int) -> Path:
+        changes = [part for setting in [*QUIET, f"train.eval_every_epochs={epochs}"] for part in ("--set", setting)]
+        result = dino("train", "--preset", "tiny", "--data", folder, "--output-dir", out, "--epochs", epochs,
+                      "--batch-size", 1, *changes)  # fmt: skip
+        assert result.code == 0, result.err
+        return out / "best.safetensors"
+
+    return run
+
+
+@pytest.fixture
+def answers_in_ids_of(dino, tmp_path):
+    """AP >= 0.95, and what is found with confidence are exactly the file's pictures, classes and ids."""
+
+    def check(weights: Path, folder: Path, file: Path) -> None:
+        content = json.loads(file.read_text())
+        asked = ["--weights", weights, "--data", folder, "--split", "train", "--out", "r.json", "--json"]
+        result = dino("eval", *asked)
+        assert result.code == 0 and json.loads(result.out)["AP"] >= 0.95, result
+        found = json.loads((tmp_path / "r.json").read_text())
+        wanted = Counter((row["image_id"], row["category_id"]) for row in content["annotations"])
+        assert Counter((d["image_id"], d["category_id"]) for d in found if d["score"] >= 0.5) == wanted
+        names = {row["id"]: row["name"] for row in content["categories"]}
+        assert "cells" not in {names[d["category_id"]] for d in found}, "a heading is no class"
+        pictures = {row["file_name"]: row["id"] for row in content["images"]}
+        predicted = dino("predict", folder, "--weights", weights, "--threshold", 0.5, "--json")
+        items = json.loads(predicted.out)
+        assert all(names[d["category_id"]] == d["label"] for item in items for d in item["detections"])
+        ids = Counter(
+            (pictures[Path(item["file"]).name], d["category_id"]) for item in items for d in item["detections"]
+        )
+        assert ids == wanted
+
+    return check
+
+
+@pytest.mark.slow
+def test_d8_pictures_are_learned_by_heart_and_answered_in_the_ids_of_any_file(learn, answers_in_ids_of, tmp_path):
+    weights, few = None, {}
+    for scheme in ("from 0", "from 1", "gaps, unsorted", "roboflow"):
+        folder = tmp_path / scheme
+        file = make(folder, scheme)
+        few[scheme] = load_weights(learn(folder, tmp_path / f"{scheme}, few steps", 1)).tensors
+        differing = [key for key, value in few[scheme].items() if not value.equal(few["from 0"][key])]
+        assert not differing, (scheme, differing[:3])
+        if weights is None:
+            weights = load_weights(learn(folder, tmp_path / "run", 100))
+        categories = open_dataset(DataConfig(path=str(folder))).train.categories
+        save_weights(tmp_path / "w.safetensors", weights.tensors, weights.config, categories, {})
+        answers_in_ids_of(tmp_path / "w.safetensors", folder, file)
+
+
+@pytest.mark.slow
+def test_d8_d10_an_unused_class_and_a_heading_change_nothing_about_it(learn, answers_in_ids_of, tmp_path):
+    file = make(tmp_path / "data", "unused, gaps, roboflow")
+    weights = learn(tmp_path / "data", tmp_path / "run", 100)
+    assert [c.id for c in load_weights(weights).categories] == [3, 7, 90, 95]
+    answers_in_ids_of(weights, tmp_path / "data", file)
