@@ -33,8 +33,8 @@ def tide(matches: Matches) -> Tide:
     """The six errors at IoU 0.5 with background below 0.1, over the classes that have objects.
 
     The matches are COCO's, with 100 detections per picture and class. The reference tool `tidecv` takes 100 per picture
-    and the first of several equal IoUs, counts a class without objects as AP 0, and rounds its 101 recalls otherwise than
-    pycocotools, so that a class with few objects may differ by the precision at one of them.
+    and the first of several equal IoUs, counts a class without objects as AP 0, and rounds its 101 recalls otherwise
+    than pycocotools, so that a class with few objects may differ by the precision at one of them.
     """
     causes = _causes(matches)
     found, right, ignored = matches.found, matches.right[0, 0], matches.ignored[0, 0]
