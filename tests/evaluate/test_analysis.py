@@ -93,6 +93,14 @@ def test_the_101st_detection_of_a_class_is_left_out_as_in_coco():
     )
 
 
+def test_a_crowd_takes_any_number_of_detections():
+    annotations = make([0, 0], [0, 0], [[10, 10, 50, 50], [200, 200, 99, 99]], crowd=[0, 1])
+    over = [row(annotations, 0, 0, [210, 210, 20, 20 + n], 0.9 - n / 100) for n in range(3)]
+    assert analyse(annotations, [*over, row(annotations, 0, 0, [10, 10, 50, 50], 0.1)], 0).summary[
+        "AP"
+    ] == pytest.approx(1)
+
+
 def test_nothing_to_judge_is_no_error():
     annotations = make([], [], [])
     for results in ([], [row(annotations, 0, 0, [1, 1, 5, 5], 0.5)]):
