@@ -1,0 +1,30 @@
+"""Which precision a batch is computed in."""
+
+import pytest
+import torch
+
+from dinocore.presets import load_config
+from dinocore.train.forward import _narrowest
+
+CONV = torch.nn.Conv2d(64, 64, 3, stride=2, padding=1)
+
+
+@pytest.mark.parametrize(("preset", "pixels"), [("r50-4scale", 32), ("r50-5scale", 32), ("tiny", 32)])
+def test_a_map_of_one_column_is_halved_only_in_pictures_this_narrow(preset, pixels):
+    model = load_config(preset).model
+    assert _narrowest(model) == pixels
+    columns = -(-pixels // max(model.feature_strides))
+    for _ in range(model.num_levels - len(model.feature_strides) - 1):
+        columns = -(-columns // 2)
+    assert columns == 1
+
+
+def test_float32_writes_every_column_of_such_a_gradient():
+    images = torch.randn(1, 64, 42, 1)
+    for _ in range(20):
+        torch.full((CONV.weight.numel(),), float("nan"))  # what may lie in memory
+        CONV.zero_grad()
+        CONV(images).pow(2).sum().backward()
+        grad = CONV.weight.grad
+        assert grad is not None and grad.isfinite().all()
+        assert (grad[..., [0, 2]] == 0).all()  # the picture has nothing there
