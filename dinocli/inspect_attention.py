@@ -19,10 +19,11 @@ def inspect_attention(
     head: Annotated[str, typer.Option(help="all, or the number of one.")] = "all",
     weights: Weights = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A .png file for the figure.")] = None,
+    report: Annotated[Path | None, typer.Option(help="An .html file: the same with the whole tables.")] = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Show where deformable attention looks: sampling points and weights per head and level."""
-    from .inspecting_attention import Wanted, show_attention
+    from .inspecting_attention import Outputs, Wanted, show_attention
 
-    show_attention(file, Wanted(query, at, level, layer, head), weights, out, device, json)
+    show_attention(file, Wanted(query, at, level, layer, head), weights, Outputs(out, report, json), device)

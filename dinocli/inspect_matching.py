@@ -19,10 +19,12 @@ def inspect_matching(
     seed: Annotated[int, typer.Option(min=0, help="Of the denoising noise.")] = 0,
     top: Annotated[int, typer.Option(min=1, help="How many objects to list.")] = 20,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A .png file for the figure.")] = None,
+    report: Annotated[Path | None, typer.Option(help="An .html file: the same with the whole tables.")] = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Show which query took which object at each stage, what that cost, and the denoising queries."""
+    from .inspecting_attention import Outputs
     from .inspecting_matching import Source, show_matching
 
-    show_matching(Source(picture, data, split), weights, run, seed, top, out, device, json)
+    show_matching(Source(picture, data, split), weights, run, seed, top, Outputs(out, report, json), device)

@@ -1,14 +1,16 @@
 """What `dino inspect-attention` does."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
 from rich.table import Table
 
 from dinocore.data.dataset import open_split
 from dinocore.data.images import read_image
 from dinocore.errors import ConfigError
-from dinocore.files import write_atomically
+from dinocore.files import check_writable, write_atomically, write_text
 from dinocore.predict import Detector
 from dinocore.view.attention import Attention, attention_at, attention_of_query
 
@@ -26,12 +28,38 @@ class Wanted(NamedTuple):
     head: str
 
 
-def show_attention(
-    file: Path | None, wanted: Wanted, weights: str | None, out: Path | None, device: str, json: bool
-) -> None:
+class Outputs(NamedTuple):
+    """Where the answer goes, besides the terminal."""
+
+    out: Path | None  # a PNG
+    report: Path | None  # HTML
+    json: bool
+
+    def check(self, example: str) -> None:
+        """Refuse what cannot be written before the work."""
+        for option, path, name in (("--out", self.out, f"{example}.png"), ("--report", self.report, f"{example}.html")):
+            if path is not None and path.is_dir():
+                raise ConfigError(f"{option} {path} is a folder; name a file in it, such as {path / name}")
+            if path is not None:
+                check_writable(path.parent)
+        if self.out is not None and self.out.suffix.lower() != ".png":
+            png = self.out.with_suffix(".png")
+            raise ConfigError(f"--out {self.out}: the figure is written as .png only; try --out {png}")
+
+    def write(self, figure: Image.Image, page: Callable[[], str]) -> None:
+        """The figure and the page, where they are wanted."""
+        if self.out is not None:
+            write_atomically(self.out, lambda temporary: figure.save(temporary, "PNG"))
+            say(f"figure: {self.out}")
+        if self.report is not None:
+            write_text(self.report, page())
+            say(f"report: {self.report}")
+
+
+def show_attention(file: Path | None, wanted: Wanted, weights: str | None, outputs: Outputs, device: str) -> None:
     """Run the model once while one layer's sampling is recorded; print and draw it."""
     pixel = _pixel(wanted)
-    check_png(out, "attention.png")
+    outputs.check("attention")
     detector, path = open_detector(weights, device, "off")
     file = file or _drawn(detector)
     picture = read_image(file, detector.config.data)
@@ -41,26 +69,18 @@ def show_attention(
     else:
         seen = attention_at(detector, batch, pixel, wanted.layer, wanted.level)
     head = _head(wanted.head, len(seen.weights))
-    if json:
+    if outputs.json:
         print_json({"file": str(file), "weights": str(path)} | seen.as_dict())
     else:
         _show(seen, head)
-    if out is not None:
+    if outputs.out is not None or outputs.report is not None:
         from dinocore.view.attention_image import draw_attention
+        from dinocore.view.attention_page import render_attention
 
         figure = draw_attention(picture, seen, head)
-        write_atomically(out, lambda temporary: figure.save(temporary, "PNG"))
-        say(f"figure: {out}")
-    elif not json:
+        outputs.write(figure, lambda: render_attention(file.name, picture, figure, seen))
+    elif not outputs.json:
         say("add --out attention.png for the figure")
-
-
-def check_png(out: Path | None, example: str) -> None:
-    """Refuse what cannot be written before the work."""
-    if out is not None and out.is_dir():
-        raise ConfigError(f"--out {out} is a folder; name a file in it, such as {out / example}")
-    if out is not None and out.suffix.lower() != ".png":
-        raise ConfigError(f"--out {out}: the figure is written as .png only; try --out {out.with_suffix('.png')}")
 
 
 def _pixel(wanted: Wanted) -> tuple[float, float] | None:

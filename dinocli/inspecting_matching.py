@@ -14,14 +14,13 @@ from dinocore.data.images import read_image
 from dinocore.device import pick_device
 from dinocore.errors import CheckpointError, ConfigError, DataError
 from dinocore.fetch.locate import locate
-from dinocore.files import write_atomically
 from dinocore.predict import Detector, detector_from
 from dinocore.train.checkpoints import list_checkpoints, step_of
 from dinocore.view.matching import Matching, annotated_batch, final_owners, instability, look_at_matching, share_kept
 
 from .console import data, print_json, say
 from .detector import open_detector
-from .inspecting_attention import check_png
+from .inspecting_attention import Outputs
 
 
 class Source(NamedTuple):
@@ -38,14 +37,13 @@ def show_matching(
     run: Path | None,
     seed: int,
     top: int,
-    out: Path | None,
+    outputs: Outputs,
     device: str,
-    json: bool,
 ) -> None:
     """Match one picture's objects as training does; print and draw it."""
     if source.split not in ("val", "train"):
         raise ConfigError(f"there is no split `{source.split}`; choose val or train")
-    check_png(out, "matching.png")
+    outputs.check("matching")
     checkpoints = _checkpoints(run)
     detector, path = open_detector(weights or (None if run is None else str(run)), device, "off")
     annotations, index = _choose(source, detector)
@@ -53,20 +51,21 @@ def show_matching(
     seen = look_at_matching(detector, batch)
     history = _history(checkpoints, batch, device, len(detector.categories))
     file = annotations.path(index)
-    if json:
+    if outputs.json:
         facts = {"file": str(file), "weights": str(path), "seed": seed}
         print_json(facts | seen.as_dict() | ({"checkpoints": history} if run is not None else {}))
     else:
         _show(seen, file, top)
         if history:
             _show_history(history)
-    if out is not None:
+    if outputs.out is not None or outputs.report is not None:
         from dinocore.view.matching_image import draw_matching
+        from dinocore.view.matching_page import render_matching
 
-        figure = draw_matching(read_image(file, detector.config.data), seen)
-        write_atomically(out, lambda temporary: figure.save(temporary, "PNG"))
-        say(f"figure: {out}")
-    elif not json:
+        picture = read_image(file, detector.config.data)
+        figure = draw_matching(picture, seen)
+        outputs.write(figure, lambda: render_matching(file.name, picture, figure, seen, history))
+    elif not outputs.json:
         say("add --out matching.png for the figure")
 
 

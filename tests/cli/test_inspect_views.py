@@ -12,13 +12,18 @@ def width(path):
 
 
 def test_matching_of_a_run_with_its_checkpoints(dino, run_folder, pictures, tmp_path):
-    result = dino("inspect-matching", "--data", pictures, "--run", run_folder, "--out", "m.png", "--json")
+    result = dino(
+        "inspect-matching", "--data", pictures, "--run", run_folder, "--out", "m.png", "--report", "m.html", "--json"
+    )
     assert result.code == 0, result.err
     answer = json.loads(result.out)
     assert [stage["name"] for stage in answer["stages"]] == ["first stage", "layer 0", "layer 1"]
     assert answer["checkpoints"][0]["instability"] is None
     assert len(answer["checkpoints"]) == len(list((run_folder / "checkpoints").glob("step-*")))
     assert width(tmp_path / "m.png") > 1000
+    page = (tmp_path / "m.html").read_text()
+    assert all(f'data-v="{one["iou"]}"' in page for one in answer["stages"][-1]["answers"])
+    assert all(f'data-v="{one["probability"]}"' in page for one in answer["denoising"])
     table = dino("inspect-matching", "--data", pictures, "--weights", run_folder)
     assert table.code == 0
     assert "must answer" in table.out and "no object" in table.out
@@ -26,11 +31,14 @@ def test_matching_of_a_run_with_its_checkpoints(dino, run_folder, pictures, tmp_
 
 def test_attention_of_a_query_and_of_a_pixel(dino, run_folder, pictures, tmp_path):
     picture = next((pictures / "val2017").iterdir())
-    result = dino("inspect-attention", picture, "--weights", run_folder, "--out", "a.png", "--json", "--query", 3)
+    outputs = ("--out", "a.png", "--report", "a.html", "--json")
+    result = dino("inspect-attention", picture, "--weights", run_folder, "--query", 3, *outputs)
     answer = json.loads(result.out)
     assert (answer["part"], answer["index"], len(answer["heads"])) == ("decoder", 3, 4)
     assert answer["error"] < 1e-4
     assert width(tmp_path / "a.png") > 1000
+    page = (tmp_path / "a.html").read_text()
+    assert all(f'data-v="{point["weight"]}"' in page for head in answer["heads"] for point in head)
     result = dino("inspect-attention", picture, "--weights", run_folder, "--at", "10,20", "--head", 1)
     assert result.code == 0
     assert "encoder layer 0" in result.out
@@ -45,6 +53,7 @@ def test_attention_of_a_query_and_of_a_pixel(dino, run_folder, pictures, tmp_pat
         (["inspect-attention", "--out", "a.jpg"], 2),
         (["inspect-matching", "--split", "test"], 2),
         (["inspect-matching", "--out", "."], 2),
+        (["inspect-matching", "--report", "."], 2),
         (["inspect-matching", "--run", "nowhere"], 4),
     ],
 )
