@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from dinocore.config import DataConfig
 from dinocore.data.coco import Annotations, Category
 from dinocore.errors import DataError
 from dinocore.evaluate.analysis import analyse
@@ -305,7 +306,7 @@ def made(tmp_path):
     Image.new("RGB", (640, 640), "grey").save(tmp_path / "a.png")
     annotations = annotations._replace(image_root=tmp_path)
     analysis = analyse(annotations, results, 20)
-    return analysis, evaluation_page(analysis, annotations, {"weights": "<script>"}, 10**7)
+    return analysis, evaluation_page(analysis, annotations, {"weights": "<script>"}, DataConfig())
 
 
 def parts(page, kind):
