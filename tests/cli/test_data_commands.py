@@ -103,6 +103,7 @@ def run(*arguments, **more):
     return subprocess.run([*CLI, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, **more)
 
 
+@pytest.mark.slow
 def test_c7_no_home_a_cache_that_cannot_be_written_plain_locale_no_colour_and_a_narrow_terminal(mine, tmp_path):
     (tmp_path / "cache").write_text("")
     odd = {"PATH": os.environ["PATH"], "LANG": "C", "LC_ALL": "C", "NO_COLOR": "1", "COLUMNS": "20", "TERM": "dumb",
@@ -113,6 +114,7 @@ def test_c7_no_home_a_cache_that_cannot_be_written_plain_locale_no_colour_and_a_
     assert "Traceback" not in result.stderr and "COCO layout" in result.stderr
 
 
+@pytest.mark.slow
 def test_c4_a_reader_that_closes_the_pipe_is_a_quiet_end(mine):
     line = f"'{sys.executable}' -m dinocli check-data '{mine}' --json | head -c 5; echo \"code ${{PIPESTATUS[0]}}\""
     result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=ROOT)
@@ -146,6 +148,7 @@ def test_i4_a_bomb_is_refused_with_little_memory_and_a_link_out_is_not_opened(mi
     assert (int(result.stderr.split()[-1]) - before) / 1024 < 500, "MB beyond what imports take"
 
 
+@pytest.mark.slow
 def test_the_same_data_as_coco_yolo_and_voc_trains_to_identical_weights(dino, mine, tmp_path, settings):
     from safetensors.torch import load_file
 

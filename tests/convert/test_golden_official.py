@@ -100,6 +100,7 @@ def check_gradients(parameters, names, wanted):
     assert compared > 200
 
 
+@pytest.mark.slow
 def test_another_temperature_of_the_position_embedding_would_be_noticed(official_state, inputs, golden):
     images, padding, _ = inputs
     config = load_config("r50-4scale", [*NO_NOISE, "model.position_temperature=10000.0"])

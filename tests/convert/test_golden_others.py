@@ -54,6 +54,7 @@ def test_every_output_is_theirs(source, make_model):
         close(stage, golden, f"aux{i}")
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_ours_masks_padding_where_detrex_forgets_it_in_evaluation(make_model):
     """A picture alone and the same in a padded batch give one answer here; in detrex's evaluation they do not."""
@@ -65,6 +66,7 @@ def test_ours_masks_padding_where_detrex_forgets_it_in_evaluation(make_model):
     assert (padded.logits - golden["nomask.pred_logits"])[1].abs().max() > 0.1
 
 
+@pytest.mark.slow
 @CODEBASES
 @pytest.mark.parametrize(("change", "least"), [("model.box_eps={}", 1e-6), ("model.position_temperature=50.0", 1e-3)])
 @torch.no_grad()
@@ -76,6 +78,7 @@ def test_the_settings_that_differ_are_felt(source, change, least, make_model):
     assert (output.final.boxes - golden["pred_boxes"]).abs().max() > least
 
 
+@pytest.mark.slow
 @CODEBASES
 def test_losses_and_gradients_are_theirs(source, make_model, state_of):
     golden = load_file(GOLDEN / f"{source}_r50_4scale_eval.safetensors")

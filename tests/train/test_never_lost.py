@@ -88,6 +88,7 @@ def test_what_was_logged_after_the_last_checkpoint_is_logged_once(small_config, 
 FILES = ["model.safetensors", "ema.safetensors", "optimizer.pt", "state.pt", "manifest.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_a_flipped_bit_in_any_file_is_noticed_and_the_checkpoint_before_is_used(
     name, small_config, start, run_to_end, outcome
