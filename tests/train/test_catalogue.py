@@ -109,7 +109,7 @@ def test_k9_each_process_has_its_stream_again_and_a_new_one_begins_its_own(small
 def test_k14_a_metric_that_is_no_number_is_never_best(small_config, start):
     job, state = start(small_config(*LITTLE))
     metrics = Metrics({"AP": float("nan")}, {}, 2, "")
-    assert evaluation._kept_if_best(job, state, metrics, 1) == (False, "") and not list(job.run.glob("best*"))
+    assert evaluation._kept_if_best(job, state, metrics, 1, []) == (False, "") and not list(job.run.glob("best*"))
 
 
 @pytest.mark.slow
