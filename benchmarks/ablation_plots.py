@@ -77,7 +77,8 @@ def draw_ap(runs: dict[str, Lines], out: Path) -> None:
             )
         if values:
             axis.plot([statistics.mean(values)] * 2, [row - 0.3, row + 0.3], color="black", zorder=3)
-    axis.set_yticks(range(len(runs)), list(reversed(runs)))
+    labels = [f"{name} (default)" if name == DEFAULT else name for name in reversed(runs)]
+    axis.set_yticks(range(len(runs)), labels)
     axis.grid(axis="x", color="#dddddd")
     axis.set_xlabel("AP; a shape for each seed, a stroke at the mean")
     _save(figure, out)

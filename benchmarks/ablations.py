@@ -1,6 +1,6 @@
 """What parts of DINO do for a small model, by our own short runs.
 
-    python benchmarks/ablations.py look-forward|ablations|all [--seeds 3] [--steps 150] [--set model.num_queries=100]
+    python benchmarks/ablations.py look-forward|ablations|all [--seeds 3] [--steps 600] [--set model.num_queries=100]
     python benchmarks/ablations.py look-forward --plot        (needs matplotlib: the extra `bench`)
 
 A run is one variant (see ablation_variants.py) with one seed. Backbone, neck and encoder are the bundled model's and
@@ -179,8 +179,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=[*STUDIES, "all"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--every", type=int, default=10, help="steps between gradient norms")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--every", type=int, default=20, help="steps between gradient norms")
     parser.add_argument("--set", action="append", default=[], help="a setting for all variants, as in dino train")
     parser.add_argument("--only", action="append", default=[], help="a variant; default: all of the study")
     parser.add_argument("--data", type=Path, help="default: pictures are drawn")
