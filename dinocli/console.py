@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -31,6 +31,14 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """A line about something that a user should know."""
     words.print(f"[yellow]warning:[/] {escape(text)}")
+
+
+def warn_of_letters(names: Iterable[str]) -> None:
+    """A line about names that pictures will show as boxes, for want of a font."""
+    from dinocore.view.letters import unwritable
+
+    if lost := unwritable(names):
+        warn(f"no font here can write {', '.join(lost[:3])}, so pictures show boxes instead; install one, such as Noto")
 
 
 def fail(error: DinoError | str, code: str = "INPUTS") -> None:

@@ -14,7 +14,7 @@ from dinocore.files import check_writable, write_atomically, write_text
 from dinocore.predict import Detector
 from dinocore.view.attention import Attention, attention_at, attention_of_query
 
-from .console import data, print_json, say
+from .console import data, print_json, say, warn_of_letters
 from .detector import open_detector
 
 
@@ -77,6 +77,7 @@ def show_attention(file: Path | None, wanted: Wanted, weights: str | None, outpu
         from dinocore.view.attention_image import draw_attention
         from dinocore.view.attention_page import render_attention
 
+        warn_of_letters([seen.label])
         figure = draw_attention(picture, seen, head)
         outputs.write(figure, lambda: render_attention(file.name, picture, figure, seen))
     elif not outputs.json:

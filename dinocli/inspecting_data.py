@@ -9,7 +9,7 @@ from dinocore.data.dataset import open_dataset
 from dinocore.files import write_atomically
 from dinocore.view.batch_grid import draw_grid, raw_cells, training_cells
 
-from .console import data, print_json, say, warn
+from .console import data, print_json, say, warn, warn_of_letters
 
 
 def show_pictures(config: Config, out: Path, num: int, step: int, raw: bool, json: bool) -> None:
@@ -20,6 +20,7 @@ def show_pictures(config: Config, out: Path, num: int, step: int, raw: bool, jso
         warn(note)
     annotations = found.train
     names = [category.name for category in annotations.categories]
+    warn_of_letters(names)
     make = raw_cells if raw else training_cells
     cells = list(islice(make(annotations, config, step, math.ceil(num / config.train.batch_size)), num))
     picture = draw_grid(cells, names)

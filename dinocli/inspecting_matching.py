@@ -18,7 +18,7 @@ from dinocore.predict import Detector, detector_from
 from dinocore.train.checkpoints import list_checkpoints, step_of
 from dinocore.view.matching import Matching, annotated_batch, final_owners, instability, look_at_matching, share_kept
 
-from .console import data, print_json, say
+from .console import data, print_json, say, warn_of_letters
 from .detector import open_detector
 from .inspecting_attention import Outputs
 
@@ -62,6 +62,7 @@ def show_matching(
         from dinocore.view.matching_image import draw_matching
         from dinocore.view.matching_page import render_matching
 
+        warn_of_letters(category.name for category in detector.categories)
         picture = read_image(file, detector.config.data)
         figure = draw_matching(picture, seen)
         outputs.write(figure, lambda: render_matching(file.name, picture, figure, seen, history))

@@ -16,7 +16,7 @@ from dinocore.predict import Detector
 from dinocore.view.draw import Box, class_color, draw_boxes
 from dinocore.view.formats import Found, as_found, check_out, unlike, write_found
 
-from .console import data, fail, print_json, say, words
+from .console import data, fail, print_json, say, warn_of_letters, words
 from .detector import open_detector
 from .inputs import Input, expand
 
@@ -104,6 +104,7 @@ def _detect(detector: Detector, inputs: Sequence[Input], wanted: Wanted) -> tupl
                 write_atomically(path, lambda temporary, drawn=drawn: drawn.save(temporary, "JPEG", quality=92))
     if wanted.save_images is not None and found:
         say(f"pictures with boxes: {wanted.save_images}")
+        warn_of_letters(category.name for category in detector.categories)
     return found, failed
 
 

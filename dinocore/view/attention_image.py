@@ -7,7 +7,8 @@ from PIL import Image, ImageDraw
 
 from .attention import Attention
 from .draw import PALETTE
-from .figure import GREY, INK, PAPER, Corners, legend, letters, open_panel, whole_panel
+from .figure import GREY, INK, PAPER, Corners, legend, open_panel, whole_panel
+from .letters import letters
 
 GAP = 20
 CELL = (380, 285)  # width and height of a head's panel
@@ -26,7 +27,8 @@ def draw_attention(picture: Image.Image, seen: Attention, head: int | None = Non
     overview = _overview(picture, seen, heads, (560, body - 56))
     sheet = Image.new("RGB", (3 * GAP + overview.width + columns * (cell[0] + GAP), 64 + body + 48), PAPER)
     canvas = ImageDraw.Draw(sheet)
-    canvas.text((GAP, GAP), _title(seen), fill=INK, font=letters(26))
+    title = _title(seen)
+    canvas.text((GAP, GAP), title, fill=INK, font=letters(26, title))
     canvas.text((GAP, 64), "whole picture", fill=INK, font=letters(20))
     sheet.paste(overview, (GAP, 94))
     region = _region(seen, heads, cell)

@@ -8,7 +8,9 @@ from html import escape
 from textwrap import wrap
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from .letters import letters
 
 Color = tuple[str, str]  # light and dark, "#rrggbb"
 
@@ -95,11 +97,6 @@ def _mix(one: str, other: str, share: float) -> str:
     return "#" + "".join(f"{round(a + share * (b - a)):02X}" for a, b in pairs)
 
 
-def font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The one that comes with Pillow."""
-    return ImageFont.load_default(size=size)
-
-
 def to_image(sheet: Sheet) -> Image.Image:
     """In light colours."""
     image = Image.new("RGB", (sheet.width, sheet.height), PAGE[0])
@@ -112,7 +109,9 @@ def to_image(sheet: Sheet) -> Image.Image:
         elif isinstance(shape, Line):
             draw.line((shape.x0, shape.y0, shape.x1, shape.y1), shape.color[0], shape.width)
         elif isinstance(shape, Text):
-            draw.text((shape.x, shape.y), shape.text, shape.color[0], font(shape.size), anchor=shape.anchor)
+            draw.text(
+                (shape.x, shape.y), shape.text, shape.color[0], letters(shape.size, shape.text), anchor=shape.anchor
+            )
     return image
 
 

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from .draw import PALETTE
+from .letters import letters
 
 WIDTH, HEIGHT = 1500, 620
 MARGIN = 90
@@ -45,7 +46,7 @@ def draw_curves(metrics: Path) -> Image.Image:
 
 def _plot(image: Image.Image, left: int, title: str, curves: Sequence[Curve], top: float) -> None:
     canvas = ImageDraw.Draw(image)
-    font, large = ImageFont.load_default(size=20), ImageFont.load_default(size=26)
+    font, large = letters(20), letters(26)
     x0, x1, y0, y1 = left + MARGIN, left + WIDTH // 2 - 40, HEIGHT - 70, MARGIN
     right = max((x for curve in curves for x, _ in curve.points), default=1.0)
 

@@ -4,12 +4,12 @@ import colorsys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from .letters import Font, letters
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; yellow and black left out.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Box(NamedTuple):
@@ -34,13 +34,13 @@ def draw_boxes(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
     canvas = ImageDraw.Draw(image, "RGBA")
     side = max(image.size)
     line = max(1, round(side / 320))
-    font = ImageFont.load_default(size=max(10, side / 52))
+    size = max(10, side / 52)
     for box in boxes:
         x0, y0, x1, y1 = (round(value) for value in box.xyxy)
         canvas.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=box.color, width=line)
     for box in boxes:  # over all the lines
         if box.label:
-            _draw_label(canvas, box, font, image.size)
+            _draw_label(canvas, box, letters(size, box.label), image.size)
     return image
 
 
@@ -57,9 +57,9 @@ def _draw_label(canvas: ImageDraw.ImageDraw, box: Box, font: Font, size: tuple[i
 
 def with_legend(image: Image.Image, legend: Sequence[tuple[str, str]]) -> Image.Image:
     """Put a strip with the meaning of the colours under the picture; rows wrap where it is narrow."""
-    letters = max(11, max(image.size) / 48)
-    font = ImageFont.load_default(size=letters)
-    row = round(letters * 1.9)
+    size = max(11, max(image.size) / 48)
+    font = letters(size)
+    row = round(size * 1.9)
     places, x, y = [], row // 3, 0
     for text, _ in legend:
         width = round(font.getlength(text)) + 2 * row

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+from PIL import Image, ImageDraw, ImageEnhance
+
+from .letters import letters
 
 FINE = 2  # panels are drawn this many times larger and then reduced, for smooth lines
 INK, PAPER, GREY = "#222222", "#FFFFFF", "#8A8A8A"
@@ -72,11 +74,6 @@ def whole_panel(picture: Image.Image, most: tuple[int, int], fade: float = 0.35)
     scale = min(most[0] / picture.width, most[1] / picture.height)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     return open_panel(picture, (0, 0, picture.width, picture.height), size, fade)
-
-
-def letters(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font of all figures."""
-    return ImageFont.load_default(size=size)
 
 
 def legend(

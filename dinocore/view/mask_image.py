@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .canvas import INK, PAGE, SOFT, Color, Line, Rect, Shape, Sheet, Text, Tip, font, mix, to_image, to_svg
+from .canvas import INK, PAGE, SOFT, Color, Line, Rect, Shape, Sheet, Text, Tip, mix, to_image, to_svg
+from .letters import letters
 from .mask import MaskView
 from .mask_fold import Cell, Fold, fold
 from .mask_legend import BLOCKED, LIGHT, legend, rows_of_strips, strips
@@ -177,10 +178,10 @@ def _groups(frame: Frame) -> Iterator[Shape]:
     edges = [at * frame.cell for at in [*starts, len(cells)]]
     wide = max((high - low for low, high in pairwise(edges)), default=1)
     names = [f"group {cells[at].first_group}" for at in starts]
-    letters = font(24 * 1.15)  # browsers' letters are a little wider
-    fits = all(letters.getlength(name) + 12 <= wide for name in names)
+    font = letters(24 * 1.15)  # browsers' letters are a little wider
+    fits = all(font.getlength(name) + 12 <= wide for name in names)
     shorts = names if fits else [name.split()[1] for name in names]
-    every_column = _step(max((letters.getlength(short) for short in shorts), default=0) + 14, wide)
+    every_column = _step(max((font.getlength(short) for short in shorts), default=0) + 14, wide)
     every_row = _step(30, wide)
     for number, (low, high) in enumerate(pairwise(edges)):
         middle = (low + high) / 2

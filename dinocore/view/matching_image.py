@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 
 from .draw import PALETTE
-from .figure import GREY, INK, PAPER, Corners, Panel, legend, letters, open_panel, whole_panel
+from .figure import GREY, INK, PAPER, Corners, Panel, legend, open_panel, whole_panel
+from .letters import letters
 from .matching import Matching, Noisy
 
 GAP, HEAD, FOOT = 24, 38, 34
@@ -69,10 +70,10 @@ def _answers(picture: Image.Image, seen: Matching) -> Image.Image:
 
 def _labels(panel: Panel, labels: Sequence[tuple[str, float, float, str]]) -> None:
     """Names at the corners of boxes; those that would cover another one are left out."""
-    font = letters(30)
     taken: list[tuple[float, float, float, float]] = []
     for text, x, y, color in labels:
         left, top = panel.at(x, y)
+        font = letters(30, text)
         width, height = font.getlength(text) + 12, 36
         left = min(max(0, left), panel.image.width - width)
         top = min(max(0, top), panel.image.height - height)
@@ -137,10 +138,11 @@ def _flow(canvas: ImageDraw.ImageDraw, seen: Matching, frame: tuple[int, int, in
     first = left + (150 if named else 10)
     width = (right - first) / len(seen.stages)
     before: dict[int, int] = {}
-    font = letters(min(18, max(10, height * 0.7)))
+    size = min(18, max(10, height * 0.7))
     for t, thing in enumerate(seen.objects) if named else ():
         y = top + 30 + (t + 0.5) * height
-        canvas.text((left, y), f"{t} {thing.label}"[:14], fill=INK, font=font, anchor="lm")
+        name = f"{t} {thing.label}"[:14]
+        canvas.text((left, y), name, fill=INK, font=letters(size, name), anchor="lm")
     for n, stage in enumerate(seen.stages):
         x = first + n * width
         canvas.text((x + 4, top + 12), stage.name, fill=INK, font=letters(18), anchor="lm")
@@ -152,7 +154,7 @@ def _flow(canvas: ImageDraw.ImageDraw, seen: Matching, frame: tuple[int, int, in
             canvas.rectangle((x + 2, y, x + width - 3, max(y, y + height - edge - 0.5)), fill=color)
             if named:
                 fill = INK if n == 0 else "white"
-                canvas.text((x + width / 2, y + height / 2), f"q{query}", fill=fill, font=font, anchor="mm")
+                canvas.text((x + width / 2, y + height / 2), f"q{query}", fill=fill, font=letters(size), anchor="mm")
         end = top + 30 + len(seen.objects) * height + 8
         if stage.kept is not None:
             canvas.text((x + 4, end), f"{100 * stage.kept:.0f}% stayed", fill=INK, font=letters(18))

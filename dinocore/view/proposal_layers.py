@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..boxes import iou, to_cxcywh, to_xyxy
@@ -17,6 +17,7 @@ from ..matching import hungarian
 from ..model.dino import DinoOutput
 from ..structures import Predictions, Target
 from .draw import with_legend
+from .letters import letters
 
 MOST_LABELS = 40
 LAYER_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#F0E442", "#FFFFFF")  # Okabe and Ito's, then white
@@ -164,7 +165,7 @@ def _label(canvas: ImageDraw.ImageDraw, journey: Journey, scale: float, size: tu
     text = f"{sum(journey.moved[1:]):.0f} px"
     if journey.ious is not None:
         text = f"{journey.ious[1]:.2f} to {journey.ious[-1]:.2f}"
-    font = ImageFont.load_default(size=15)
+    font = letters(15)
     width = canvas.textlength(text, font) + 6
     x = min(max(0, journey.boxes[-1][0] * scale), size[0] - width)
     y = min(max(0, journey.boxes[-1][1] * scale - 19), size[1] - 19)

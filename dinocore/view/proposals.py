@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..boxes import iou, to_xyxy
@@ -12,6 +12,7 @@ from ..data.coco import Category
 from ..errors import ConfigError
 from ..model.dino import DinoOutput
 from .draw import PALETTE, Box, draw_boxes, with_legend
+from .letters import letters
 
 SCORE_COLORS = ("#440154", "#3B528B", "#21918C", "#5EC962", "#FDE725")  # viridis, from low to high
 
@@ -89,7 +90,7 @@ def side_by_side(panels: Sequence[tuple[str, Image.Image]], columns: int) -> Ima
     canvas = ImageDraw.Draw(sheet)
     for at, (title, image) in enumerate(panels):
         x, y = gap + at % columns * (width + gap), at // columns * (height + head + gap)
-        canvas.text((x, y + head / 2), title, "black", ImageFont.load_default(size=19), anchor="lm")
+        canvas.text((x, y + head / 2), title, "black", letters(19), anchor="lm")
         sheet.paste(image.resize((width, height)), (x, y + head))
     return sheet
 

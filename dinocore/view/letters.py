@@ -1,0 +1,59 @@
+"""Letters in pictures: Pillow's own font, or, for names that it cannot write, one of the system's that can."""
+
+import functools
+from collections.abc import Iterable
+from contextlib import suppress
+
+from PIL import Image, ImageDraw, ImageFont
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+OWN = ""  # Pillow's, which is always there and knows English letters only
+SYSTEM = (  # Pillow looks for them where the system keeps fonts
+    "DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "Arial.ttf", "arial.ttf",
+    "NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "NotoSansSC-Regular.otf", "SourceHanSansSC-Regular.otf",
+    "wqy-microhei.ttc", "wqy-zenhei.ttc", "msyh.ttc", "PingFang.ttc", "Hiragino Sans GB.ttc", "Arial Unicode.ttf",
+    "malgun.ttf", "AppleSDGothicNeo.ttc", "unifont.otf", "unifont.ttf",
+)  # fmt: skip
+UNASSIGNED = "\U0010fffe"  # a font shows it as it shows whatever it lacks
+TRIED = 20  # the size at which glyphs are compared
+
+
+def letters(size: float, text: str = "") -> Font:
+    """The first font that has every character of the text; Pillow's own, if none has."""
+    return _font(next((name for name in _installed() if _has_all(name, text)), OWN), size)
+
+
+def unwritable(texts: Iterable[str]) -> list[str]:
+    """The texts that no font here can write as a whole."""
+    return [text for text in texts if not any(_has_all(name, text) for name in _installed())]
+
+
+def _has_all(name: str, text: str) -> bool:
+    return all(_has(name, character) for character in set(text))
+
+
+@functools.cache
+def _has(name: str, character: str) -> bool:
+    return character.isspace() or _drawn(name, character) != _drawn(name, UNASSIGNED)
+
+
+def _drawn(name: str, character: str) -> bytes:
+    image = Image.new("L", (2 * TRIED, 2 * TRIED))
+    ImageDraw.Draw(image).text((4, 4), character, 255, _font(name, TRIED))
+    return image.tobytes()
+
+
+@functools.cache
+def _installed() -> list[str]:
+    found = [OWN]
+    for name in SYSTEM:
+        with suppress(OSError):  # there is no such font here
+            _font(name, TRIED)
+            found.append(name)
+    return found
+
+
+@functools.cache
+def _font(name: str, size: float) -> Font:
+    return ImageFont.load_default(size) if name == OWN else ImageFont.truetype(name, size)

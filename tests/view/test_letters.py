@@ -1,0 +1,63 @@
+"""Names of classes may be in any language; pictures must show them where a font can."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFont
+
+from dinocore.view import letters as module
+from dinocore.view.draw import Box, draw_boxes
+from dinocore.view.letters import OWN, letters, unwritable
+
+
+@pytest.fixture
+def fonts(monkeypatch: pytest.MonkeyPatch):
+    """Says how a font of the system is opened, by its name and size."""
+    real = ImageFont.truetype
+
+    def set_up(opened) -> None:
+        def truetype(font, size: float, **more):  # Pillow opens its own with this, too
+            return opened(size) if isinstance(font, str) else real(font, size, **more)
+
+        monkeypatch.setattr(ImageFont, "truetype", truetype)
+        _forget()
+
+    yield set_up
+    monkeypatch.undo()
+    _forget()
+
+
+def _forget() -> None:
+    for cached in (module._has, module._installed, module._font):
+        cached.cache_clear()
+
+
+def _accents(size: float) -> ImageFont.FreeTypeFont:
+    """A font that has é and nothing else that Pillow's lacks."""
+    font = ImageFont.load_default(size)
+    draw = font.getmask2
+    font.getmask2 = lambda text, *given, **more: draw(text.replace("é", "e"), *given, **more)
+    font.is_of_system = True
+    return font
+
+
+def test_english_is_written_with_the_font_that_is_always_there():
+    assert letters(20, "cell 0.93") is letters(20)
+    assert unwritable(["red blood cell", "WBC_2"]) == []
+
+
+def test_what_pillows_font_lacks_is_written_with_a_font_of_the_system(fonts):
+    fonts(_accents)
+    assert hasattr(letters(20, "vélo"), "is_of_system")
+    assert not hasattr(letters(20, "cell"), "is_of_system")
+    assert unwritable(["vélo", "红细胞"]) == ["红细胞"]
+
+
+def test_a_name_that_no_font_can_write_is_told_and_drawn_all_the_same(fonts):
+    def none(size: float):
+        raise OSError("cannot open resource")
+
+    fonts(none)
+    assert unwritable(["cell", "vélo", "红细胞"]) == ["vélo", "红细胞"]
+    assert letters(20, "红细胞") is module._font(OWN, 20)
+    drawn = draw_boxes(Image.new("RGB", (80, 60)), [Box((10, 30, 60, 50), "#D55E00", "红细胞")])
+    assert np.asarray(drawn).any()
