@@ -34,6 +34,12 @@ GENERAL = {
 FILES = {
     "DATA-FOLDER": Code(ERROR, "the data folder is missing or is a file", "--data coco does not exist"),
     "DATA-LAYOUT": Code(ERROR, "the folder has no annotations that we know, or too many", "no annotations in coco"),
+    "DATA-SPLIT": Code(
+        WARNING,
+        "a split is missing; nothing can be trained without `train`, and without `val` evaluation flatters the model",
+        "my-data has no training split",
+        "add it, or name it in a dataset.toml (docs/data.md)",
+    ),
     "DATA-MANIFEST": Code(ERROR, "a `dataset.toml` cannot be used", "`format` is `pascal`; choose coco, yolo or voc"),
     "DATA-YAML": Code(ERROR, "a `data.yaml` cannot be used", "data.yaml has no `names`"),
     "DATA-FILE": Code(ERROR, "a file of annotations cannot be read", "a.json cannot be read: Permission denied"),
@@ -61,6 +67,12 @@ FILES = {
         "a line of a YOLO label file cannot be read",
         "a.txt line 3: 6 columns",
         "write: class cx cy width height",
+    ),
+    "DATA-LABEL-NONE": Code(
+        WARNING,
+        "no picture of a split has a YOLO label file",
+        "none of 12 pictures has a label file, such as labels/a.txt",
+        "put the label files there",
     ),
     "DATA-LABEL-LOST": Code(WARNING, "a label file has no picture", "b.txt", "delete it, or put the picture back"),
     "DATA-XML": Code(ERROR, "a Pascal VOC file cannot be read", "a.xml: not well-formed: line 7", "correct the file"),

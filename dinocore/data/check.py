@@ -90,6 +90,8 @@ def check_data(folder: Path, config: Config, decode: bool) -> Iterator[Looking |
             yield Looking(name, len(seen[name]), len(part.annotations.image_ids))
         check_pictures(part.annotations, seen[name], part.findings)
     between = Findings(folder)
+    if layout.gap:
+        between.add("DATA-SPLIT", layout.gap, count=1)
     _compare(splits, seen, between)
     yield Checked(folder, layout, decode, splits, between, config.data)
 
