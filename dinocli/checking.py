@@ -142,6 +142,10 @@ def _fix(checked: Checked, config: Config, out: Path) -> None:
         write_text(log, "".join(json_module.dumps(change._asdict()) + "\n" for change in changes))
         say(f"{name}: {len(changes)} changes; wrote {copy} and {log}")
         _say_what_is_left(part, copy, config)
+        if part.split.format == "coco":
+            say(f"to use it, put it in the place of {part.split.annotations}")
+        else:
+            say(f'to use it, name {copy} in a dataset.toml with format = "coco" (docs/data.md)')
 
 
 def _repaired(part: CheckedSplit, config: Config) -> tuple[dict[str, Any], list[Change]]:
@@ -164,9 +168,11 @@ def _say_what_is_left(part: CheckedSplit, copy: Path, config: Config) -> None:
     roots = [part.annotations.image_root] if part.annotations else part.split.image_roots
     findings = Findings(copy)
     try:
-        survey_annotations(Split(copy, roots, folder=part.split.folder), None, config.data, findings)
+        left = survey_annotations(Split(copy, roots, folder=part.split.folder), None, config.data, findings)
     except DataError as error:
         warn(f"{copy} still cannot be used: {error.what}")
         return
     for finding in findings.of("error"):
         warn(f"still in {copy}: {finding.text}")
+    if not left.trainable(config.data.min_box_size).any():
+        warn(f"{copy} has no object to learn from")

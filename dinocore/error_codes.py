@@ -32,19 +32,51 @@ GENERAL = {
 }
 
 FILES = {
-    "DATA-FOLDER": Code(ERROR, "the data folder is missing or is a file", "--data coco does not exist"),
-    "DATA-LAYOUT": Code(ERROR, "the folder has no annotations that we know, or too many", "no annotations in coco"),
+    "DATA-FOLDER": Code(
+        ERROR,
+        "the data folder is missing or is a file",
+        "--data coco does not exist",
+        "give the folder that holds the annotations and the pictures",
+    ),
+    "DATA-LAYOUT": Code(
+        ERROR,
+        "the folder has no annotations that we know, or too many",
+        "no annotations in coco",
+        "put them where one of the layouts has them (docs/data.md), or write a dataset.toml",
+    ),
     "DATA-SPLIT": Code(
         WARNING,
         "a split is missing; nothing can be trained without `train`, and without `val` evaluation flatters the model",
         "my-data has no training split",
         "add it, or name it in a dataset.toml (docs/data.md)",
     ),
-    "DATA-MANIFEST": Code(ERROR, "a `dataset.toml` cannot be used", "`format` is `pascal`; choose coco, yolo or voc"),
-    "DATA-YAML": Code(ERROR, "a `data.yaml` cannot be used", "data.yaml has no `names`"),
-    "DATA-FILE": Code(ERROR, "a file of annotations cannot be read", "a.json cannot be read: Permission denied"),
-    "DATA-JSON": Code(ERROR, "annotations are not JSON", "not valid JSON at line 3, column 9 of 512 bytes"),
-    "DATA-KEYS": Code(ERROR, "a COCO file lacks one of its lists", "it has no list `categories`"),
+    "DATA-MANIFEST": Code(
+        ERROR,
+        "a `dataset.toml` cannot be used",
+        "`format` is `pascal`; choose coco, yolo or voc",
+        "see docs/data.md for what dataset.toml holds",
+    ),
+    "DATA-YAML": Code(
+        ERROR,
+        "a `data.yaml` cannot be used",
+        "data.yaml has no `names`",
+        "write `train: images/train` and `names: [a, b]`",
+    ),
+    "DATA-FILE": Code(
+        ERROR,
+        "a file of annotations cannot be read",
+        "a.json cannot be read: Permission denied",
+        "let it be read, save it as UTF-8, or export it again",
+    ),
+    "DATA-JSON": Code(
+        ERROR, "annotations are not JSON", "not valid JSON at line 3, column 9 of 512 bytes", "copy or export it again"
+    ),
+    "DATA-KEYS": Code(
+        ERROR,
+        "a COCO file lacks one of its lists",
+        "it has no list `categories`",
+        "write `images`, `categories` and `annotations`",
+    ),
     "DATA-ENTRY": Code(ERROR, "entries lack something", "entries of `images` without `id` (counted from 0): 4", CHECK),
     "DATA-ID": Code(ERROR, "an id is not a whole number", "`id` in `images` that is not a whole number: '7'", CHECK),
     "DATA-ID-TWICE": Code(
@@ -60,13 +92,13 @@ FILES = {
         ERROR,
         "a file name leads out of the data folder",
         "image 9: '../../etc/passwd'",
-        "correct file_name; links that lead out need data.follow_symlinks=true",
+        "write names as they are below the picture folder, such as a.jpg; links out need data.follow_symlinks=true",
     ),
     "DATA-LABEL-LINE": Code(
         ERROR,
         "a line of a YOLO label file cannot be read",
         "a.txt line 3: 6 columns",
-        "write: class cx cy width height",
+        "write: class cx cy width height, shares of the picture's sides",
     ),
     "DATA-LABEL-NONE": Code(
         WARNING,
@@ -83,7 +115,12 @@ FILES = {
         "if the tool that wrote them counts from 0, set data.voc_first_pixel=0",
     ),
     "DATA-FILLED": Code(NOTE, "left out of the file and filled in", "no `area` in 12 annotations: width x height"),
-    "DATA-NOTHING": Code(ERROR, "there is nothing to learn", "3 pictures and no object to learn from"),
+    "DATA-NOTHING": Code(
+        ERROR,
+        "there is nothing to learn",
+        "3 pictures and no object to learn from",
+        "see what else `dino check-data DIR` says",
+    ),
 }
 
 BOXES = {
@@ -96,7 +133,7 @@ BOXES = {
         ERROR,
         "more than 5 % of the boxes have no width or height",
         "3 of 41 boxes",
-        "COCO's `bbox` is x, y, width, height in pixels, x and y of the top left corner",
+        "COCO's `bbox` is x, y of the top left corner, width, height; VOC's min is less than max",
     ),
     "DATA-BOX-CORNERS": Code(
         ERROR,
@@ -107,7 +144,9 @@ BOXES = {
     "DATA-BOX-SHARES": Code(
         ERROR, "boxes look normalised", "most boxes lie within [0, 1]", "COCO's `bbox` is in pixels"
     ),
-    "DATA-BOX-OUTSIDE": Code(WARNING, "boxes lie outside their picture; not trained on", "annotation 4", CHECK),
+    "DATA-BOX-OUTSIDE": Code(
+        WARNING, "boxes lie outside their picture, or are far larger; not trained on", "annotation 4", CHECK
+    ),
     "DATA-BOX-PARTLY": Code(NOTE, "boxes reach beyond their picture; clipped for training", "annotation 4"),
     "DATA-BOX-TINY": Code(
         WARNING,
@@ -127,7 +166,9 @@ BOXES = {
         "a.jpg car [5, 5, 9, 9] ~ truck [5, 5, 9, 8]",
         "look at them",
     ),
-    "DATA-CROWD": Code(NOTE, "crowd regions: ignored in training, used in evaluation", "14 annotations"),
+    "DATA-CROWD": Code(
+        NOTE, "crowd regions, or VOC's `difficult` objects: ignored in training, used in evaluation", "14 annotations"
+    ),
 }
 
 CLASSES = {

@@ -46,7 +46,12 @@ def _check_objects(annotations: Annotations, findings: Findings) -> None:
     what = f"{len(partly)} of {len(boxes)} boxes reach beyond their picture, clipped for training"
     findings.add("DATA-BOX-PARTLY", what, places(partly), len(partly))
     crowds = np.flatnonzero(annotations.crowd)
-    findings.add("DATA-CROWD", f"{len(crowds)} crowd regions, ignored in training", places(crowds), len(crowds))
+    findings.add(
+        "DATA-CROWD",
+        f"{len(crowds)} crowd regions or difficult objects, ignored in training",
+        places(crowds),
+        len(crowds),
+    )
 
 
 def _check_overlaps(annotations: Annotations, findings: Findings) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 
 from .. import __version__
 from ..config import DataConfig
-from ..error_codes import CODES
 from ..errors import DataError
 from .coco import Annotations, Category, read_annotations
 from .findings import Findings
@@ -39,11 +38,11 @@ def open_dataset(config: DataConfig) -> DataSet:
     folder = Path(config.path) if config.path else sample_folder(config.sample_images)
     layout = find_layout(folder, config.follow_symlinks)
     if layout.train == layout.val:
-        raise DataError(f"{folder} has {layout.gap}", code="DATA-SPLIT", where=folder, fix=CODES["DATA-SPLIT"].fix)
+        raise DataError(f"{folder} has {layout.gap}", code="DATA-SPLIT", where=folder)
     train = read_annotations(layout.train, config=config)
     if not train.trainable(config.min_box_size).any():
         what = f"{train.file} has {len(train.image_ids)} pictures and no object to learn from"
-        raise DataError(what, code="DATA-NOTHING", where=train.file, fix=CODES["DATA-NOTHING"].fix)
+        raise DataError(what, code="DATA-NOTHING", where=train.file)
     _check_sizes(train, config)
     notes = [f"{train.file.name}: {note}" for note in train.notes]
     if layout.val is None:

@@ -17,7 +17,6 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from ..config import DataConfig
-from ..error_codes import CODES
 from ..errors import DataError
 
 # MPO comes with JPEG; rarely used decoders are where the holes are
@@ -164,7 +163,7 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
 
 def _problem(what: str, kind: str, path: Path, fix: str = "") -> DataError:
     code = f"DATA-IMAGE-{kind}"
-    return DataError(what, code=code, where=path, fix=fix or CODES[code].fix)
+    return DataError(what, code=code, where=path, fix=fix)
 
 
 def _orientation(image: Image.Image, exif: bool) -> int:

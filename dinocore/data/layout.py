@@ -30,8 +30,7 @@ def find_layout(folder: Path, follow_symlinks: bool = False) -> Layout:
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"--data {folder} {what}", code="DATA-FOLDER",
-                        fix="give the folder that holds the annotations and the pictures")  # fmt: skip
+        raise DataError(f"--data {folder} {what}", code="DATA-FOLDER")
     fence = Fence(folder, follow_symlinks)
     finders = (find_manifest, _coco, _per_split, find_yolo, find_voc, _plain)
     found = next((layout for find in finders if (layout := find(folder, fence))), None)
@@ -61,12 +60,14 @@ def _by_name(kind: str, folder: Path, files: list[Path], fence: Fence) -> Layout
     for name, several in named.items():
         if len(several) > 1:
             raise _several(several, name)
-    made = {name: Split(fence.check(file), _roots(folder, name, file), folder=folder) for name, (file,) in named.items()}
+    made = {
+        name: Split(fence.check(file), _roots(folder, name, file), folder=folder) for name, (file,) in named.items()
+    }
     return layout_of(kind, made)
 
 
 def _roots(folder: Path, split: str, file: Path) -> list[Path]:
-    """Where pictures may be: train2017/ of instances_train2017.json, train/, images/train/, images/, beside the file."""
+    """Where pictures may be: train2017/ of instances_train2017.json, train/, images/train/, images/, beside."""
     names = [file.stem.removeprefix("instances_"), *WORDS[split]]
     own = [base / name for base in (folder, folder / "images") for name in names]
     return [*own, *(folder / name for name in ("images", "data", "JPEGImages")), folder, file.parent]

@@ -11,7 +11,6 @@ import numpy as np
 
 from ..errors import DataError
 
-
 WORDS = {"train": ("train", "training", "trainval"), "val": ("val", "valid", "validation"),
          "test": ("test", "testing")}  # what the splits are called in names of files and folders  # fmt: skip
 
@@ -48,7 +47,6 @@ class Layout(NamedTuple):
         named = {"train": self.train, "val": self.val, "test": self.test}
         there = {name: split for name, split in named.items() if split is not None}  # train: may stand in for val
         return {name: split for name, split in there.items() if name != "train" or split != self.val}
-
 
     @property
     def gap(self) -> str:

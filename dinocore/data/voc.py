@@ -39,7 +39,7 @@ class Described(NamedTuple):
 
 
 def find_voc(folder: Path, fence: Fence) -> Layout | None:
-    """VOC's own folders, or XML files beside the pictures of `train/`, `valid/` and `test/`, or of the folder itself."""
+    """VOC's own folders, or XML files beside pictures, in the folder itself or in `train/`, `valid/`, `test/`."""
     if inner := sorted(p for p in [*folder.glob("VOC20*"), *folder.glob("VOCdevkit/VOC20*")] if p.is_dir()):
         folder = inner[0] if len(inner) == 1 else folder
     for xml, pictures in FOLDERS:

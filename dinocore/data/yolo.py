@@ -213,4 +213,4 @@ def _entered(entry: Any, path: Any, folder: Path, file: Path) -> tuple[Path, ...
 
 
 def _bad_yaml(what: str, file: Path) -> DataError:
-    return DataError(what, code="DATA-YAML", where=file, fix="write `train: images/train` and `names: [a, b]`")
+    return DataError(what, code="DATA-YAML", where=file)
