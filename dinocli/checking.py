@@ -1,6 +1,5 @@
 """What `dino check-data` does."""
 
-import json as json_module
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from dinocore.data.findings import Finding, Findings
 from dinocore.data.repair import Change, Repair
 from dinocore.data.split import Split
 from dinocore.errors import ConfigError, DataError
-from dinocore.files import check_writable, write_text
+from dinocore.files import check_writable, to_json, write_text
 
 from .console import data, print_json, say, warn, words
 
@@ -138,8 +137,8 @@ def _fix(checked: Checked, config: Config, out: Path) -> None:
             raise ConfigError(f"--fix {copy} is the file that is read; name another one, it is never edited in place")
         document, changes = _repaired(part, config)
         log = copy.with_name(f"{copy.name}.log")
-        write_text(copy, json_module.dumps(document, ensure_ascii=True) + "\n")
-        write_text(log, "".join(json_module.dumps(change._asdict()) + "\n" for change in changes))
+        write_text(copy, to_json(document) + "\n")
+        write_text(log, "".join(to_json(change._asdict()) + "\n" for change in changes))
         say(f"{name}: {len(changes)} changes; wrote {copy} and {log}")
         _say_what_is_left(part, copy, config)
         if part.split.format == "coco":
