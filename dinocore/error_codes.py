@@ -125,6 +125,10 @@ BOXES = {
         WARNING, "boxes are smaller than data.min_box_size; not trained on", "annotation 4: [5, 5, 0.01, 9]",
         "delete them, or lower data.min_box_size",
     ),
+    "DATA-BOX-DOT": Code(
+        WARNING, "boxes of at most 2 x 2 pixels: a slip of the mouse, mostly", "a.jpg [180, 328, 1, 1]",
+        "look at them, and delete or redraw them",
+    ),
     "DATA-BOX-TWICE": Code(
         WARNING, "two boxes of a class overlap to 90 % or more: labelled twice",
         "a.jpg cell [5, 5, 9, 9] ~ cell [5, 5, 9, 8]", "delete one of each pair",

@@ -149,6 +149,12 @@ def test_d24_more_objects_than_queries_detections_and_denoising(clean):
     }  # fmt: skip
 
 
+def test_a_box_that_a_click_left_is_told(clean):
+    edit(clean, lambda d: d["annotations"][0].update(bbox=[7, 8, 1, 2]))
+    (finding,) = [f for _, f in check(clean).findings() if f.code == "DATA-BOX-DOT"]
+    assert finding.level == "warning" and finding.text.endswith("as a click leaves them: 0001.png [7, 8, 1, 2]")
+
+
 def test_objects_below_a_cell_and_far_from_anchors_are_counted(clean):
     edit(clean, lambda d: [row.update(bbox=[1, 1, 1, 40]) for row in d["annotations"][:20]])
     edit(clean, lambda d: [row.update(bbox=[1, 1, 1, 1]) for row in d["annotations"][20:]])
