@@ -1,6 +1,5 @@
 """What `dino check-data` does."""
 
-import json as json_module
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from dinocore.data.findings import Finding, Findings
 from dinocore.data.repair import Change, Repair
 from dinocore.data.split import Split
 from dinocore.errors import ConfigError, DataError
-from dinocore.files import check_writable, write_text
+from dinocore.files import check_writable, to_json, write_text
 
 from .console import data, print_json, say, warn, words
 
@@ -138,10 +137,14 @@ def _fix(checked: Checked, config: Config, out: Path) -> None:
             raise ConfigError(f"--fix {copy} is the file that is read; name another one, it is never edited in place")
         document, changes = _repaired(part, config)
         log = copy.with_name(f"{copy.name}.log")
-        write_text(copy, json_module.dumps(document, ensure_ascii=True) + "\n")
-        write_text(log, "".join(json_module.dumps(change._asdict()) + "\n" for change in changes))
+        write_text(copy, to_json(document) + "\n")
+        write_text(log, "".join(to_json(change._asdict()) + "\n" for change in changes))
         say(f"{name}: {len(changes)} changes; wrote {copy} and {log}")
         _say_what_is_left(part, copy, config)
+        if part.split.format == "coco":
+            say(f"to use it, put it in the place of {part.split.annotations}")
+        else:
+            say(f'to use it, name {copy} in a dataset.toml with format = "coco" (docs/data.md)')
 
 
 def _repaired(part: CheckedSplit, config: Config) -> tuple[dict[str, Any], list[Change]]:
@@ -164,9 +167,11 @@ def _say_what_is_left(part: CheckedSplit, copy: Path, config: Config) -> None:
     roots = [part.annotations.image_root] if part.annotations else part.split.image_roots
     findings = Findings(copy)
     try:
-        survey_annotations(Split(copy, roots, folder=part.split.folder), None, config.data, findings)
+        left = survey_annotations(Split(copy, roots, folder=part.split.folder), None, config.data, findings)
     except DataError as error:
         warn(f"{copy} still cannot be used: {error.what}")
         return
     for finding in findings.of("error"):
         warn(f"still in {copy}: {finding.text}")
+    if not left.trainable(config.data.min_box_size).any():
+        warn(f"{copy} has no object to learn from")

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from dinocore.checkpoint import BUNDLED, cast_note, load_weights
+from dinocore.checkpoint import BUNDLED, cast_note, load_weights, names_note
 from dinocore.config import Config
 from dinocore.device import pick_device
 from dinocore.fetch.locate import locate
 from dinocore.predict import Detector, detector_from
 from dinocore.train.run import find_run
 
-from .console import say
+from .console import say, warn
 from .fetching import watching
 
 RUNS = Path("runs")
@@ -50,4 +50,6 @@ def open_detector(weights: str | None, device: str, amp: str) -> tuple[Detector,
     detector = detector_from(content, path, place, amp)
     if note := cast_note(content.tensors, path):
         say(f"{path}: {note}")
+    if note := names_note(content.categories):
+        warn(f"{path}: {note}")
     return detector, path

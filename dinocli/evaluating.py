@@ -148,7 +148,10 @@ def _truth(asked: Asked, *sources: Source) -> Annotations:
 def _detections(source: Source, annotations: Annotations) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of COCO's format, and why pictures could not be read."""
     if source.detector is None:
-        return read_results(source.path, annotations), []
+        read = read_results(source.path, annotations, source.config.data.allow_orphans)
+        for note in read.notes:
+            warn(f"{source.path}: {note}")
+        return read.rows, []
     results, failed = [], []
     with Progress(console=words, disable=not words.is_terminal, transient=True) as progress:
         batches = detect_all(source.detector, annotations)

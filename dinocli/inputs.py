@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dinocore.data.images import SUFFIXES
-from dinocore.error_codes import CODES
 from dinocore.errors import DataError, EnvironmentFault
 
 
@@ -33,8 +32,7 @@ def expand(arguments: Sequence[str]) -> tuple[list[Input], int]:
     for argument in arguments:
         path = Path(argument).expanduser()
         if argument.lower().startswith(("http://", "https://", "s3://", "gs://", "ftp://")):
-            raise EnvironmentFault(f"{argument} is an address, and nothing is downloaded", code="DATA-URL",
-                                   fix=CODES["DATA-URL"].fix)  # fmt: skip
+            raise EnvironmentFault(f"{argument} is an address, and nothing is downloaded", code="DATA-URL")
         if argument == "-":
             inputs = list(_standard_input())
         elif path.is_dir():
@@ -48,7 +46,8 @@ def expand(arguments: Sequence[str]) -> tuple[list[Input], int]:
             inputs = [Input(path, argument)]  # a missing file is said when it is read
         found |= {item.name: item for item in inputs}
     if not found:
-        raise DataError(f"no pictures in {', '.join(arguments)}; known are {' '.join(sorted(SUFFIXES))}")
+        raise DataError(f"no pictures in {', '.join(arguments)}",
+                        fix=f"give files that end in one of {' '.join(sorted(SUFFIXES))}")  # fmt: skip
     return list(found.values()), skipped
 
 

@@ -14,6 +14,7 @@ def predict(
     max_dets: Annotated[int, typer.Option(min=1, help="Most detections per picture.")] = 300,
     format: Annotated[str, typer.Option(help="Of --out: json, coco, csv, yolo or labelme.")] = "json",
     save_images: Annotated[Path | None, typer.Option(help="Folder for pictures with the boxes drawn in.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an --out that an interrupt left.")] = False,
     device: Device = "auto",
     amp: Amp = "auto",
     json: Json = False,
@@ -21,4 +22,4 @@ def predict(
     """Detect objects in pictures."""
     from .predicting import Wanted, predict_files
 
-    predict_files(files, Wanted(out, format, save_images, threshold, max_dets, json), weights, device, amp)
+    predict_files(files, Wanted(out, format, save_images, threshold, max_dets, resume, json), weights, device, amp)

@@ -1,26 +1,30 @@
 """What `dino predict` does: every picture on its own, so that a bad one costs only itself."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import typer
+from PIL.Image import Image
 from rich.progress import Progress
 from rich.table import Table
 
 from dinocore.data.images import read_image
 from dinocore.device import pick_device
-from dinocore.errors import ConfigError, DataError
+from dinocore.errors import ConfigError, DataError, Interrupted
 from dinocore.files import check_writable, write_atomically
 from dinocore.predict import Detector
 from dinocore.view.draw import Box, class_color, draw_boxes
-from dinocore.view.formats import Found, as_found, check_out, unlike, write_found
+from dinocore.view.formats import Found, as_found, check_out, read_found, unlike, write_found
 
 from .console import data, fail, print_json, say, warn_of_letters, words
 from .detector import open_detector
 from .inputs import Input, expand
+from .signals import ending_early
 
 SOME_FAILED = 7
+WRITE_EVERY = 30  # seconds
 
 
 class Wanted(NamedTuple):
@@ -31,6 +35,7 @@ class Wanted(NamedTuple):
     save_images: Path | None
     threshold: float
     max_dets: int
+    resume: bool
     json: bool
 
 
@@ -39,6 +44,7 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
 
     Raises:
         DataError: there is no picture, or none of them can be read.
+        Interrupted: a signal came; what was found so far is written.
         typer.Exit: with code 7 if only some could be read.
     """
     _check(wanted)
@@ -47,14 +53,15 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
     if skipped:
         say(f"{skipped} files that are no pictures are left out")
     if not any(item.path.exists() for item in inputs):
-        raise DataError(f"there is no picture {inputs[0].name}")
+        raise DataError(f"there is no picture {inputs[0].name}", code="DATA-IMAGE-MISSING", where=inputs[0].name)
+    before = _before(wanted, inputs)
     detector, _ = open_detector(weights, device, amp)
     limits = detector.config.eval.model_copy(update={"max_dets": wanted.max_dets})
     detector.config = detector.config.model_copy(update={"eval": limits})
 
-    found, failed = _detect(detector, inputs, wanted)
+    found, failed = _detect_or_keep(detector, inputs, before, wanted)
     if not found:
-        raise DataError(f"none of {len(inputs)} pictures could be read" if len(inputs) > 1 else failed[0])
+        raise _none_left(len(inputs), failed[0])
     if wanted.out is not None:
         write_found(found, detector.categories, wanted.format, wanted.out)
         say(f"{sum(len(item.detections) for item in found)} detections in {len(found)} pictures: {wanted.out}")
@@ -67,8 +74,14 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
         raise typer.Exit(SOME_FAILED)
 
 
+def _none_left(count: int, first: DataError) -> DataError:
+    return first if count == 1 else DataError(f"none of {count} pictures could be read", fix="see what is said of each")
+
+
 def _check(wanted: Wanted) -> None:
     check_out(wanted.out or Path("boxes"), wanted.format)
+    if wanted.resume and (wanted.out is None or wanted.format != "json"):
+        raise ConfigError("--resume goes on with the file of --out in --format json; name it, or leave --resume out")
     if wanted.save_images is not None and wanted.save_images.is_file():
         raise ConfigError(f"--save-images {wanted.save_images} is a file; give a folder")
     folders = [wanted.out.parent if wanted.out else None, wanted.save_images]
@@ -76,36 +89,79 @@ def _check(wanted: Wanted) -> None:
         check_writable(folder)
 
 
-def _detect(detector: Detector, inputs: Sequence[Input], wanted: Wanted) -> tuple[list[Found], list[str]]:
-    """What was found, and why pictures could not be read."""
-    found, failed = [], []
-    names = unlike([Path(item.name).stem if item.name != "-" else "stdin" for item in inputs])
+def _before(wanted: Wanted, inputs: Sequence[Input]) -> list[Found]:
+    """What an earlier command found of these pictures, with --resume."""
+    if not wanted.resume or wanted.out is None or not wanted.out.exists():
+        return []
+    names = {item.name for item in inputs}
+    before = [item for item in read_found(wanted.out) if item.file in names]
+    say(f"{wanted.out} has {len(before)} of {len(inputs)} pictures; the others are looked at")
+    return before
+
+
+def _detect_or_keep(
+    detector: Detector, inputs: Sequence[Input], before: Sequence[Found], wanted: Wanted
+) -> tuple[list[Found], list[DataError]]:
+    """All that is found, in the order of the inputs, and why pictures could not be read.
+
+    It is written now and then, and when a signal comes.
+    """
+    found, failed = {item.file: item for item in before}, []
+    stems = unlike([Path(item.name).stem if item.name != "-" else "stdin" for item in inputs])
+    todo = {item: stem for item, stem in zip(inputs, stems, strict=True) if item.name not in found}
+    written = time.monotonic()
+    with ending_early() as ended:
+        for result in _detect(detector, todo, wanted):
+            if isinstance(result, DataError):
+                failed.append(result)
+            else:
+                found[result.file] = result
+            if wanted.out is not None and (ended() or time.monotonic() - written > WRITE_EVERY):
+                write_found(list(found.values()), detector.categories, wanted.format, wanted.out)
+                written = time.monotonic()
+            if ended():
+                raise Interrupted(_so_far(len(found), len(inputs), wanted), ended())
+    return [found[item.name] for item in inputs if item.name in found], failed
+
+
+def _so_far(done: int, count: int, wanted: Wanted) -> str:
+    kept = f", which {wanted.out} has" if wanted.out else ""
+    advice = "the same command with --resume looks at the others" if kept and wanted.format == "json" else ""
+    return f"interrupted after {done} of {count} pictures{kept}" + (f"; {advice}" if advice else "")
+
+
+def _detect(detector: Detector, inputs: Mapping[Input, str], wanted: Wanted) -> Iterator[Found | DataError]:
+    """What was found in each picture, or why it could not be read; drawn, under its name, where that is asked for."""
+    drawn = 0
     with Progress(console=words, disable=not words.is_terminal or len(inputs) < 2, transient=True) as progress:
-        for item, name in zip(progress.track(inputs, description="predicting"), names, strict=True):
+        for item in progress.track(inputs, description="predicting"):
             try:
                 picture = read_image(item.path, detector.config.data)
             except DataError as error:
-                failed.append(str(error))
                 if len(inputs) > 1:
                     fail(error)
+                yield error
                 continue
             result = as_found(
                 item.name, (picture.height, picture.width), detector(picture), detector.categories, wanted.threshold
             )
-            found.append(result)
             if wanted.save_images is not None:
-                numbers = {category.name: k for k, category in enumerate(detector.categories)}
-                boxes = [
-                    Box(d["box_xyxy"], class_color(numbers[d["label"]]), f"{d['label']} {d['score']:.2f}")
-                    for d in reversed(result.detections)  # the best on top
-                ]
-                drawn = draw_boxes(picture, boxes)
-                path = wanted.save_images / f"{name}.jpg"
-                write_atomically(path, lambda temporary, drawn=drawn: drawn.save(temporary, "JPEG", quality=92))
-    if wanted.save_images is not None and found:
+                _draw(picture, result, detector, wanted.save_images / f"{inputs[item]}.jpg")
+                drawn += 1
+            yield result
+    if drawn:
         say(f"pictures with boxes: {wanted.save_images}")
         warn_of_letters(category.name for category in detector.categories)
-    return found, failed
+
+
+def _draw(picture: Image, found: Found, detector: Detector, path: Path) -> None:
+    numbers = {category.name: k for k, category in enumerate(detector.categories)}
+    boxes = [
+        Box(d["box_xyxy"], class_color(numbers[d["label"]]), f"{d['label']} {d['score']:.2f}")
+        for d in reversed(found.detections)  # the best on top
+    ]
+    drawn = draw_boxes(picture, boxes)
+    write_atomically(path, lambda temporary: drawn.save(temporary, "JPEG", quality=92))
 
 
 def _show(found: Sequence[Found]) -> None:

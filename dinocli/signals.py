@@ -1,4 +1,4 @@
-"""Signals that ask a training to end: heard at once, also while a long step is computed, and acted on between steps."""
+"""Signals that ask for an end: heard at once, also while a long step is computed, and acted on between steps."""
 
 import multiprocessing
 import os
@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dinocore.errors import Ended, Interrupted
@@ -15,6 +15,27 @@ from .console import warn, words
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
 SAME_PRESS = 0.3  # seconds within which two SIGINTs are one key that a terminal and a launcher both pass on
+
+
+@contextmanager
+def ending_early() -> Iterator[Callable[[], int]]:
+    """Let a piece of work end after SIGINT or SIGTERM: gives the exit code of the signal that came, 0 before.
+
+    A second Ctrl-C is as usual.
+    """
+    heard: list[int] = []
+
+    def hear(number: int, frame: object) -> None:
+        if heard and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        heard.append(CODES[signal.Signals(number)])
+
+    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: heard[0] if heard else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopRequest:

@@ -14,7 +14,7 @@ from . import __version__
 from .config import Config
 from .data.coco import Category
 from .errors import CheckpointError, ConfigError
-from .files import write_atomically
+from .files import to_json, write_atomically
 from .model.build import build_model
 from .model.dino import DINO
 from .presets import config_from_dict
@@ -47,7 +47,7 @@ def save_weights(
         "torch_version": str(torch.__version__),
         "config": config.model_dump_json(),
         "categories": json.dumps([[c.id, c.name] for c in categories]),
-        "facts": json.dumps(dict(facts)),
+        "facts": to_json(dict(facts)),
     }
     content = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
 
@@ -67,8 +67,11 @@ def load_weights(path: Path) -> Weights:
         CheckpointError: the file is missing, damaged, not ours or of a newer version, or its numbers are not finite.
     """
     tensors, metadata = read_safetensors(path)
-    if "config" not in metadata or "categories" not in metadata:
-        raise CheckpointError(f"{path} holds tensors, but not the config and classes that `dino train` writes")
+    if "config" not in metadata:
+        raise CheckpointError(
+            f"{path} holds tensors, but not the config that `dino train` writes; if they are another codebase's, make "
+            f"them ours: dino convert {path} --out NEW.safetensors"
+        )
     if _said(metadata, "schema", SCHEMA, path) > SCHEMA:
         made_by = metadata.get("dino_version", "a newer version")
         raise CheckpointError(f"{path} was made by dino {made_by}, this is {__version__}; install the newer one")
@@ -80,7 +83,20 @@ def load_weights(path: Path) -> Weights:
     except ConfigError as error:
         raise CheckpointError(f"{path} has a config that this version of dino cannot read: {error}") from error
     categories = [Category(int(i), str(name)) for i, name in _said(metadata, "categories", [], path)]
+    categories = categories or unnamed(config.model.num_classes)
     return Weights(tensors, config, categories, _said(metadata, "facts", {}, path))
+
+
+def unnamed(num_classes: int) -> list[Category]:
+    """Classes of weights that don't tell their names: class_0, class_1, ..."""
+    return [Category(k, f"class_{k}") for k in range(num_classes)]
+
+
+def names_note(categories: Sequence[Category]) -> str:
+    """What to say where classes have no names; empty if they have."""
+    if list(categories) != unnamed(len(categories)):
+        return ""
+    return f"the file has no class names; they are called class_0 to class_{len(categories) - 1}"
 
 
 def _said(metadata: Mapping[str, str], key: str, default: Any, path: Path) -> Any:

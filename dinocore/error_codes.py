@@ -1,7 +1,4 @@
-"""Every code of an error or a finding: how grave, what it means, an example, what to do. It makes `docs/errors.md`.
-
-Regenerate: python -c "import dinocore.error_codes as e; open('docs/errors.md', 'w').write(e.as_markdown())"
-"""
+"""Every code of an error or a finding: how grave, what it means, an example, what to do; see `error_page.py`."""
 
 from typing import NamedTuple
 
@@ -32,97 +29,122 @@ GENERAL = {
 }
 
 FILES = {
-    "DATA-FOLDER": Code(ERROR, "the data folder is missing or is a file", "--data coco does not exist"),
-    "DATA-LAYOUT": Code(ERROR, "the folder has no annotations that we know, or too many", "no annotations in coco"),
-    "DATA-MANIFEST": Code(ERROR, "a `dataset.toml` cannot be used", "`format` is `pascal`; choose coco, yolo or voc"),
-    "DATA-YAML": Code(ERROR, "a `data.yaml` cannot be used", "data.yaml has no `names`"),
-    "DATA-FILE": Code(ERROR, "a file of annotations cannot be read", "a.json cannot be read: Permission denied"),
-    "DATA-JSON": Code(ERROR, "annotations are not JSON", "not valid JSON at line 3, column 9 of 512 bytes"),
-    "DATA-KEYS": Code(ERROR, "a COCO file lacks one of its lists", "it has no list `categories`"),
+    "DATA-FOLDER": Code(
+        ERROR, "the data folder is missing or is a file", "--data coco does not exist",
+        "give the folder that holds the annotations and the pictures",
+    ),
+    "DATA-LAYOUT": Code(
+        ERROR, "the folder has no annotations that we know, or too many", "no annotations in coco",
+        "put them where one of the layouts has them (docs/data.md), or write a dataset.toml",
+    ),
+    "DATA-SPLIT": Code(
+        WARNING,
+        "a split is missing; nothing can be trained without `train`, and without `val` evaluation flatters the model",
+        "my-data has no training split", "add it, or name it in a dataset.toml (docs/data.md)",
+    ),
+    "DATA-MANIFEST": Code(
+        ERROR, "a `dataset.toml` cannot be used", "`format` is `pascal`; choose coco, yolo or voc",
+        "see docs/data.md for what dataset.toml holds",
+    ),
+    "DATA-YAML": Code(
+        ERROR, "a `data.yaml` cannot be used", "data.yaml has no `names`",
+        "write `train: images/train` and `names: [a, b]`",
+    ),
+    "DATA-FILE": Code(
+        ERROR, "a file of annotations cannot be read", "a.json cannot be read: Permission denied",
+        "let it be read, save it as UTF-8, or export it again",
+    ),
+    "DATA-JSON": Code(
+        ERROR, "annotations are not JSON", "not valid JSON at line 3, column 9 of 512 bytes", "copy or export it again",
+    ),
+    "DATA-KEYS": Code(
+        ERROR, "a COCO file lacks one of its lists", "it has no list `categories`",
+        "write `images`, `categories` and `annotations`",
+    ),
     "DATA-ENTRY": Code(ERROR, "entries lack something", "entries of `images` without `id` (counted from 0): 4", CHECK),
     "DATA-ID": Code(ERROR, "an id is not a whole number", "`id` in `images` that is not a whole number: '7'", CHECK),
     "DATA-ID-TWICE": Code(
-        ERROR, "an id appears more than once", "ids that appear more than once in `images`: 7", CHECK
+        ERROR, "an id appears more than once", "ids that appear more than once in `images`: 7", CHECK,
     ),
     "DATA-ORPHAN": Code(
-        ERROR,
-        "an object belongs to a picture or class that is not there",
-        "`image_id` that is not in `images`: annotation 12 -> 404",
-        f"{CHECK}, or set data.allow_orphans=true",
+        ERROR, "an object belongs to a picture or class that is not there",
+        "`image_id` that is not in `images`: annotation 12 -> 404", f"{CHECK}, or set data.allow_orphans=true",
     ),
     "DATA-PATH-ESCAPE": Code(
-        ERROR,
-        "a file name leads out of the data folder",
-        "image 9: '../../etc/passwd'",
-        "correct file_name; links that lead out need data.follow_symlinks=true",
+        ERROR, "a file name leads out of the data folder", "image 9: '../../etc/passwd'",
+        "write names as they are below the picture folder, such as a.jpg; links out need data.follow_symlinks=true",
     ),
     "DATA-LABEL-LINE": Code(
-        ERROR,
-        "a line of a YOLO label file cannot be read",
-        "a.txt line 3: 6 columns",
-        "write: class cx cy width height",
+        ERROR, "a line of a YOLO label file cannot be read", "a.txt line 3: 6 columns",
+        "write: class cx cy width height, shares of the picture's sides",
+    ),
+    "DATA-LABEL-NONE": Code(
+        WARNING, "no picture of a split has a YOLO label file",
+        "none of 12 pictures has a label file, such as labels/a.txt", "put the label files there",
     ),
     "DATA-LABEL-LOST": Code(WARNING, "a label file has no picture", "b.txt", "delete it, or put the picture back"),
     "DATA-XML": Code(ERROR, "a Pascal VOC file cannot be read", "a.xml: not well-formed: line 7", "correct the file"),
     "DATA-VOC-ORIGIN": Code(
-        NOTE,
-        "Pascal VOC's boxes don't show whether pixels count from 0 or 1",
-        "no box touches the left or top edge",
+        NOTE, "Pascal VOC's boxes don't show whether pixels count from 0 or 1", "no box touches the left or top edge",
         "if the tool that wrote them counts from 0, set data.voc_first_pixel=0",
     ),
     "DATA-FILLED": Code(NOTE, "left out of the file and filled in", "no `area` in 12 annotations: width x height"),
-    "DATA-NOTHING": Code(ERROR, "there is nothing to learn", "3 pictures and no object to learn from"),
-}
+    "DATA-RESULTS": Code(
+        ERROR, "a file of detections cannot be used, or is of other pictures or classes",
+        "7 of 90 results are of 2 classes (category_id 0, 91) that val.json doesn't have",
+        "give the data and --split that it was made from; --set data.allow_orphans=true leaves unknown ones out",
+    ),
+    "DATA-NOTHING": Code(
+        ERROR, "there is nothing to learn", "3 pictures and no object to learn from",
+        "see what else `dino check-data DIR` says",
+    ),
+}  # fmt: skip
 
 BOXES = {
     "DATA-BOX": Code(ERROR, "a box is not four numbers", "annotation 4: [1, 2, 3]", CHECK),
     "DATA-BOX-NAN": Code(ERROR, "a box has a NaN or an infinity", "annotation 4711: [12, nan, 5, 5]", CHECK),
     "DATA-BOX-FLAT": Code(
-        WARNING, "boxes have no width or height; not trained on", "annotation 4: [5, 5, 0, 9]", CHECK
+        WARNING, "boxes have no width or height; not trained on", "annotation 4: [5, 5, 0, 9]", CHECK,
     ),
     "DATA-BOX-FLAT-MANY": Code(
-        ERROR,
-        "more than 5 % of the boxes have no width or height",
-        "3 of 41 boxes",
-        "COCO's `bbox` is x, y, width, height in pixels, x and y of the top left corner",
+        ERROR, "more than 5 % of the boxes have no width or height", "3 of 41 boxes",
+        "COCO's `bbox` is x, y of the top left corner, width, height; VOC's min is less than max",
     ),
     "DATA-BOX-CORNERS": Code(
-        ERROR,
-        "boxes look like two corners",
-        "19 of 20 boxes reach beyond their picture; were they x0 y0 x1 y1?",
+        ERROR, "boxes look like two corners", "19 of 20 boxes reach beyond their picture; were they x0 y0 x1 y1?",
         "write x, y, width, height in pixels",
     ),
     "DATA-BOX-SHARES": Code(
-        ERROR, "boxes look normalised", "most boxes lie within [0, 1]", "COCO's `bbox` is in pixels"
+        ERROR, "boxes look normalised", "most boxes lie within [0, 1]", "COCO's `bbox` is in pixels",
     ),
-    "DATA-BOX-OUTSIDE": Code(WARNING, "boxes lie outside their picture; not trained on", "annotation 4", CHECK),
+    "DATA-BOX-OUTSIDE": Code(
+        WARNING, "boxes lie outside their picture, or are far larger; not trained on", "annotation 4", CHECK,
+    ),
     "DATA-BOX-PARTLY": Code(NOTE, "boxes reach beyond their picture; clipped for training", "annotation 4"),
     "DATA-BOX-TINY": Code(
-        WARNING,
-        "boxes are smaller than data.min_box_size; not trained on",
-        "annotation 4: [5, 5, 0.01, 9]",
+        WARNING, "boxes are smaller than data.min_box_size; not trained on", "annotation 4: [5, 5, 0.01, 9]",
         "delete them, or lower data.min_box_size",
     ),
+    "DATA-BOX-DOT": Code(
+        WARNING, "boxes of at most 2 x 2 pixels: a slip of the mouse, mostly", "a.jpg [180, 328, 1, 1]",
+        "look at them, and delete or redraw them",
+    ),
     "DATA-BOX-TWICE": Code(
-        WARNING,
-        "two boxes of a class overlap to 90 % or more: labelled twice",
-        "a.jpg cell [5, 5, 9, 9] ~ cell [5, 5, 9, 8]",
-        "delete one of each pair",
+        WARNING, "two boxes of a class overlap to 90 % or more: labelled twice",
+        "a.jpg cell [5, 5, 9, 9] ~ cell [5, 5, 9, 8]", "delete one of each pair",
     ),
     "DATA-BOX-TWO-CLASSES": Code(
-        NOTE,
-        "two boxes of different classes overlap to 90 % or more",
-        "a.jpg car [5, 5, 9, 9] ~ truck [5, 5, 9, 8]",
+        NOTE, "two boxes of different classes overlap to 90 % or more", "a.jpg car [5, 5, 9, 9] ~ truck [5, 5, 9, 8]",
         "look at them",
     ),
-    "DATA-CROWD": Code(NOTE, "crowd regions: ignored in training, used in evaluation", "14 annotations"),
-}
+    "DATA-CROWD": Code(
+        NOTE, "crowd regions, or VOC's `difficult` objects: ignored in training, used in evaluation", "14 annotations",
+    ),
+}  # fmt: skip
 
 CLASSES = {
     "DATA-CLASSES": Code(
-        ERROR,
-        "two splits name a class differently",
-        "1 is `disc` here and `ring` in training",
+        ERROR, "two splits name a class differently", "1 is `disc` here and `ring` in training",
         "give both splits the same categories",
     ),
     "DATA-CLASS-UNKNOWN": Code(WARNING, "a class that training does not know; left out of evaluation", "star"),
@@ -130,24 +152,20 @@ CLASSES = {
     "DATA-CLASS-HEADING": Code(NOTE, "a category without objects that heads others is no class", "shapes"),
     "DATA-CLASS-RARE": Code(NOTE, "a class has fewer than 10 objects", "star: 3", "label more of it"),
     "DATA-CLASS-NAME": Code(WARNING, "two classes have one name", "disc: ids 1 and 4", "merge or rename them"),
-}
+}  # fmt: skip
 
 IMAGES = {
     "DATA-IMAGE-MISSING": Code(ERROR, "a picture is not there", "a.jpg", "put it back, or take it out of the file"),
     "DATA-IMAGE-DAMAGED": Code(ERROR, "a picture is damaged", "a.jpg: image file is truncated", "copy it again"),
     "DATA-IMAGE-FORMAT": Code(
-        ERROR, "a file is no picture that we read", "a.jpg is not a picture in a known format", "look at it"
+        ERROR, "a file is no picture that we read", "a.jpg is not a picture in a known format", "look at it",
     ),
     "DATA-IMAGE-LARGE": Code(
-        ERROR,
-        "a picture has more pixels than data.max_pixels; not decoded",
-        "a.png has 30000 x 30000 pixels",
+        ERROR, "a picture has more pixels than data.max_pixels; not decoded", "a.png has 30000 x 30000 pixels",
         "scale it down or cut it into parts",
     ),
     "DATA-IMAGE-SIZE": Code(
-        ERROR,
-        "a picture has another size than the annotations say",
-        "a.jpg has 48 x 64 pixels, 64 x 48 are annotated",
+        ERROR, "a picture has another size than the annotations say", "a.jpg has 48 x 64 pixels, 64 x 48 are annotated",
         "correct the sizes; if boxes were drawn on pictures as stored, not turned by EXIF, set data.exif=false",
     ),
     "DATA-IMAGE-TWICE": Code(WARNING, "two entries have one file", "a.jpg: images 3 and 9", "merge them"),
@@ -158,18 +176,16 @@ IMAGES = {
     "DATA-IMAGE-BLANK": Code(WARNING, "a picture is of one colour", "a.jpg: deviation 0.4 of 255", "look at it"),
     "DATA-IMAGE-ODD": Code(WARNING, "a picture has an odd size", "a.jpg: 5000 x 12", "look at it"),
     "DATA-LEAK": Code(
-        WARNING,
-        "the same picture is in two splits: evaluation flatters the model",
-        "train a.jpg = val b.jpg",
+        WARNING, "the same picture is in two splits: evaluation flatters the model", "train a.jpg = val b.jpg",
         "take it out of one of them",
     ),
     "DATA-DUPLICATE": Code(WARNING, "the same picture twice in a split", "a.jpg = b.jpg", "take one of them out"),
     "DATA-NEAR-LEAK": Code(WARNING, "nearly the same picture in two splits", "train a.jpg ~ val b.jpg", "look at them"),
     "DATA-NEAR-DUPLICATE": Code(NOTE, "nearly the same picture twice in a split", "a.jpg ~ b.jpg", "look at them"),
     "DATA-URL": Code(
-        ERROR, "an address where a file is needed", "https://a.b/c.jpg", "download it first; give the file"
+        ERROR, "an address where a file is needed", "https://a.b/c.jpg", "download it first; give the file",
     ),
-}
+}  # fmt: skip
 
 MODEL = {
     "MODEL-QUERIES": Code(
@@ -201,28 +217,3 @@ SECTIONS = {
     "What data means for a model": MODEL,
 }
 CODES = {code: entry for section in SECTIONS.values() for code, entry in section.items()}
-
-HEAD = ("| code | level | meaning | example | fix |", "|---|---|---|---|---|")
-INTRO = """# Errors and findings
-
-This page is made from `dinocore/error_codes.py`. An error ends a command; it reads
-
-    error[DATA-BOX-NAN]: annotations whose `bbox` has a NaN or an infinity: annotation 4711: [12, nan, 5, 5]
-      where: coco/annotations/instances_train2017.json
-      fix: run `dino check-data DIR --fix fixed.json`, look at fixed.json.log, and use the copy
-
-or, where no place has to be named, `error[CODE]: what; what to do` in one line;
-with `--json` it is also an object on stdout: `{"error": {"code", "what", "where", "fix", "exit_code"}}`. Codes stay
-as they are. Exit codes: 2 usage and config, 3 data, 4 checkpoint, 5 environment, 6 diverged, 7 some inputs failed,
-130 and 143 interrupted. `dino check-data` finds the codes that begin with DATA and MODEL: errors stop a training,
-warnings are said before it, notes are for you to know.
-"""
-
-
-def as_markdown() -> str:
-    """The page that lists all codes."""
-    parts = [INTRO]
-    for title, codes in SECTIONS.items():
-        rows = [f"| `{code}` | {c.level} | {c.meaning} | {c.example} | {c.fix} |" for code, c in codes.items()]
-        parts.append("\n".join([f"## {title}\n", *HEAD, *rows]))
-    return "\n".join(part.rstrip() + "\n" for part in parts)

@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from .error_codes import CODES
+
 
 class DinoError(Exception):
     """What is wrong, where, and what to type next, in words the user knows; `docs/errors.md` lists the codes.
 
-    A message reads `what is wrong; what to type next`: where no `fix` is given, it is what follows the last semicolon.
+    A message reads `what is wrong; what to type next`: where no `fix` is given, it is the code's, or what follows the
+    last semicolon.
     """
 
     exit_code = 2
@@ -15,6 +18,7 @@ class DinoError(Exception):
 
     def __init__(self, message: str, *, code: str = "", where: str | Path = "", fix: str = ""):
         super().__init__(message)
+        fix = fix or (CODES[code].fix if code in CODES else "")
         what, semicolon, last = message.rpartition("; ")
         self.what, self.fix = (message, fix) if fix or not semicolon else (what, last)
         self.where = str(where)

@@ -1,10 +1,13 @@
 """Writing files so that a reader sees the old content or the new, never half of it."""
 
+import json
+import math
 import os
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from .errors import EnvironmentFault
 
@@ -42,6 +45,22 @@ def check_writable(folder: Path) -> None:
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         raise EnvironmentFault(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """JSON as the standard has it: null stands for NaN and infinities; `options` are those of `json.dumps`."""
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: Path, text: str) -> None:

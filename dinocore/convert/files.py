@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checkpoint import Weights, load_exactly, load_weights
+from ..checkpoint import Weights, load_exactly, load_weights, names_note, unnamed
 from ..config import Config
 from ..data.coco import Category
 from ..errors import CheckpointError, ConfigError
@@ -20,7 +20,7 @@ from .backbones import UNKNOWN
 from .known import check_preset, choose_preset, settings_in, told_by
 from .state import Converted, convert_tensors
 
-CONVERTER = 1  # to be raised when a conversion gives something else, so that kept ones are made again
+CONVERTER = 2  # to be raised when a conversion gives something else, so that kept ones are made again
 SIZE = (96, 128)  # of the pictures of the self-check
 
 
@@ -70,6 +70,7 @@ def convert_file(path: Path, asked: Asked) -> Conversion:
         tensors, config = _fewer_classes(tensors, config, asked.classes)
         notes.append(f"the {len(coco.UNUSED)} of official's {coco.NUM_IDS} logits that are no class are left out")
     categories = _categories(config.model.num_classes, asked.names or told.classes)
+    notes += [note] if (note := names_note(categories)) else []
     facts = {"codebase": converted.source, "preset": preset, "epoch": told.epoch} | fingerprint(path)
     weights = Weights(tensors, config, categories, {"converted_from": facts})
     self_check(weights, path)
@@ -180,4 +181,4 @@ def _categories(num_classes: int, names: Sequence[str]) -> list[Category]:
         return coco.all_ids()
     if num_classes == len(coco.CATEGORIES) and (not names or list(names) == coco.NAMES):
         return coco.CATEGORIES
-    return [Category(k, names[k] if names else f"class {k}") for k in range(num_classes)]
+    return [Category(k, name) for k, name in enumerate(names)] if names else unnamed(num_classes)

@@ -90,6 +90,8 @@ def check_data(folder: Path, config: Config, decode: bool) -> Iterator[Looking |
             yield Looking(name, len(seen[name]), len(part.annotations.image_ids))
         check_pictures(part.annotations, seen[name], part.findings)
     between = Findings(folder)
+    if layout.gap:
+        between.add("DATA-SPLIT", layout.gap, count=1)
     _compare(splits, seen, between)
     yield Checked(folder, layout, decode, splits, between, config.data)
 
@@ -111,7 +113,7 @@ def _survey(layout: Layout, config: Config) -> dict[str, CheckedSplit]:
         except DataError as error:
             annotations = None
             what, code = error.what, error.code if error.code in CODES else "DATA"
-            findings.add(code, what, count=1, level=ERROR)
+            findings.add(code, what, count=1, level=ERROR, fix=error.fix)
         splits[name] = CheckedSplit(split, annotations, findings, numbers)
     return splits
 
@@ -122,8 +124,9 @@ def _compare(splits: dict[str, CheckedSplit], seen: dict[str, list[Facts]], betw
     for name, found in seen.items():
         annotations = splits[name].annotations
         if annotations is not None:
-            shown += [Shown(name, annotations.path(f.index)) for f in found]
-            facts += found
+            once = {annotations.path(f.index): f for f in found}  # DATA-IMAGE-TWICE tells of the others
+            shown += [Shown(name, path) for path in once]
+            facts += once.values()
             roots.setdefault(os.path.realpath(annotations.image_root), name)
     check_duplicates(same_files(shown), near_pairs(shown, facts), between)
     listed = {os.path.realpath(one.path) for one in shown}

@@ -88,8 +88,8 @@ def read_coco(split: Split, findings: Findings) -> Table:
         owners=owners,
         kinds=kinds,
         boxes=boxes,
-        area=np.array([a if is_number(a) else np.nan for a in written], dtype=np.float64),
-        crowd=np.array([bool(row.iscrowd) for row in objects], dtype=bool),
+        area=np.array([a if is_area(a) else np.nan for a in written], dtype=np.float64),
+        crowd=np.array([is_crowd(row.iscrowd) for row in objects], dtype=bool),
         name=_namer(objects),
     )
 
@@ -107,9 +107,9 @@ def parse_json(file: Path) -> Any:
         what = f"not valid JSON: {error.msg.removesuffix(' at')} at {where}" + (
             ", where the file looks cut off" if cut else ""
         )
-        raise DataError(what, code="DATA-JSON", where=file, fix="copy or export it again") from None
+        raise DataError(what, code="DATA-JSON", where=file) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"it cannot be read: {error}", code="DATA-FILE", where=file, fix="correct the file") from error
+        raise DataError(f"it cannot be read: {error}", code="DATA-FILE", where=file) from error
 
 
 def _decode(file: Path, findings: Findings) -> CocoFile:
@@ -164,8 +164,8 @@ def _ids(rows: list, key: str, table: str, findings: Findings, *others: np.ndarr
     good = None
     if not set(map(type, values)) <= {int} or (values and max(map(abs, values)) >= 2**63):
         good = np.array([is_number(v) and v % 1 == 0 for v in values], dtype=bool)
-        wrong = [repr(v)[:40] for v, fine in zip(values, good, strict=True) if not fine]
-        findings.add("DATA-ID", f"`{key}` in `{table}` that is not a whole number", wrong)
+        wrong = [f"{values[i]!r:.40} in entry {i}" for i in np.flatnonzero(~good).tolist()]
+        findings.add("DATA-ID", f"`{key}` in `{table}` that is not a whole number (entries counted from 0)", wrong)
         rows, values = ([x for x, fine in zip(column, good, strict=True) if fine] for column in (rows, values))
     numbers = np.array([int(v) for v in values] if good is not None else values, dtype=np.int64)
     return rows, numbers, *(other if good is None else other[good] for other in others)
@@ -191,7 +191,7 @@ def _boxes(rows: list[ObjectRow], owners: np.ndarray, kinds: np.ndarray, finding
 
 def _note_what_is_left_out(images: list[ImageRow], objects: list[ObjectRow], findings: Findings) -> None:
     sizes = sum(not all(_size(row)) for row in images)
-    area, crowd = sum(row.area is None for row in objects), sum(row.iscrowd is None for row in objects)
+    area, crowd = sum(not is_area(row.area) for row in objects), sum(row.iscrowd is None for row in objects)
     left_out = [
         (sizes, f"`width` and `height` of {sizes} pictures (read from the files)"),
         (area, f"`area` of {area} objects (width x height)"),
@@ -202,8 +202,8 @@ def _note_what_is_left_out(images: list[ImageRow], objects: list[ObjectRow], fin
 
 
 def _size(row: ImageRow) -> tuple[int, int]:
-    good = all(type(side) is int and 0 < side < 2**31 for side in (row.width, row.height))
-    return (row.width, row.height) if good else (0, 0)
+    good = all(is_side(side) for side in (row.width, row.height))
+    return (int(row.width), int(row.height)) if good else (0, 0)
 
 
 def _four(box: Any) -> bool:
@@ -212,6 +212,21 @@ def _four(box: Any) -> bool:
 
 def _namer(rows: Sequence[ObjectRow]) -> Callable[[int], str]:
     return lambda i: f"annotation {str(rows[i].id)[:40]}"
+
+
+def is_side(value: Any) -> bool:
+    """Whether a picture can be as wide or high as that; 640.0 is 640."""
+    return is_number(value) and value % 1 == 0 and 0 < value < 2**31
+
+
+def is_area(value: Any) -> TypeGuard[float]:
+    """Whether an object can have that area."""
+    return is_number(value) and value >= 0
+
+
+def is_crowd(value: Any) -> bool:
+    """1 and true, also written as text; "0" is no crowd."""
+    return value is not None and str(value).strip().lower() in ("1", "1.0", "true")
 
 
 def is_number(value: Any) -> TypeGuard[float]:

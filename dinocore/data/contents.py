@@ -12,6 +12,7 @@ from .images import SUFFIXES
 from .split import Category
 
 FEW = 10  # objects of a class
+DOT = 2  # pixels
 SAME = 0.9  # intersection over union from which on two boxes are one object
 
 
@@ -45,8 +46,16 @@ def _check_objects(annotations: Annotations, findings: Findings) -> None:
     partly = np.flatnonzero(beyond & annotations.trainable())
     what = f"{len(partly)} of {len(boxes)} boxes reach beyond their picture, clipped for training"
     findings.add("DATA-BOX-PARTLY", what, places(partly), len(partly))
+    dots = np.flatnonzero((boxes[:, 2:].max(1, initial=0) <= DOT) & annotations.trainable())
+    what = f"{len(dots)} of {len(boxes)} boxes have at most {DOT} x {DOT} pixels, as a click leaves them"
+    findings.add("DATA-BOX-DOT", what, places(dots), len(dots))
     crowds = np.flatnonzero(annotations.crowd)
-    findings.add("DATA-CROWD", f"{len(crowds)} crowd regions, ignored in training", places(crowds), len(crowds))
+    findings.add(
+        "DATA-CROWD",
+        f"{len(crowds)} crowd regions or difficult objects, ignored in training",
+        places(crowds),
+        len(crowds),
+    )
 
 
 def _check_overlaps(annotations: Annotations, findings: Findings) -> None:

@@ -37,15 +37,17 @@ def open_dataset(config: DataConfig) -> DataSet:
     """
     folder = Path(config.path) if config.path else sample_folder(config.sample_images)
     layout = find_layout(folder, config.follow_symlinks)
+    if layout.train == layout.val:
+        raise DataError(f"{folder} has {layout.gap}", code="DATA-SPLIT", where=folder)
     train = read_annotations(layout.train, config=config)
     if not train.trainable(config.min_box_size).any():
         what = f"{train.file} has {len(train.image_ids)} pictures and no object to learn from"
-        raise DataError(what, code="DATA-NOTHING", where=train.file, fix="look at it with `dino check-data`")
+        raise DataError(what, code="DATA-NOTHING", where=train.file)
     _check_sizes(train, config)
     notes = [f"{train.file.name}: {note}" for note in train.notes]
     if layout.val is None:
         val = train
-        notes.append(f"{folder} has no validation split; evaluation uses the training pictures")
+        notes.append(f"{folder} has {layout.gap}")
     else:
         val = read_annotations(layout.val, train.categories, config)
         notes += [f"{val.file.name}: {note}" for note in val.notes]

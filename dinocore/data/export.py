@@ -1,6 +1,5 @@
 """Write a data set as COCO, YOLO or Pascal VOC: boxes, classes, crowds and pictures; outlines are not kept."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import numpy as np
 import yaml
 
 from ..errors import EnvironmentFault
-from ..files import write_text
+from ..files import to_json, write_text
 from .coco import Annotations, as_coco_dict
 
 KINDS = ("coco", "yolo", "voc")
@@ -57,7 +56,7 @@ def write_dataset(splits: dict[str, tuple[Annotations, str]], kind: str, out: Pa
     if kind == "coco":
         for name, (annotations, source) in splits.items():
             names = [e.name for e in entries if e.split == name]
-            text = json.dumps(coco_document(annotations, source, names), separators=(",", ":"))
+            text = to_json(coco_document(annotations, source, names), separators=(",", ":"))
             write_text(out / "annotations" / f"instances_{name}2017.json", text)
     else:
         classes = [c.name for c in next(iter(splits.values()))[0].categories]

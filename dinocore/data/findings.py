@@ -32,6 +32,7 @@ class Finding(NamedTuple):
     where: Path
     count: int
     places: list[Place]
+    advice: str = ""  # better than what the code says
 
     @property
     def text(self) -> str:
@@ -45,7 +46,7 @@ class Finding(NamedTuple):
     @property
     def fix(self) -> str:
         """What to do about it."""
-        return CODES[self.code].fix
+        return self.advice or CODES[self.code].fix
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -62,7 +63,13 @@ class Findings:
         self.found: list[Finding] = []
 
     def add(
-        self, code: str, what: str, offenders: Iterable[Place | str] = (), count: int | None = None, level: str = ""
+        self,
+        code: str,
+        what: str,
+        offenders: Iterable[Place | str] = (),
+        count: int | None = None,
+        level: str = "",
+        fix: str = "",
     ) -> None:
         """Note a finding, or add to it; without a count there is one per offender, and none of them is no finding."""
         if count is None:
@@ -73,7 +80,7 @@ class Findings:
         kept = [p if isinstance(p, Place) else Place(p) for p in islice(offenders, KEPT)]
         same = next((i for i, f in enumerate(self.found) if (f.code, f.what) == (code, what)), None)
         if same is None:
-            self.found.append(Finding(code, level or CODES[code].level, what, self.file, count, kept))
+            self.found.append(Finding(code, level or CODES[code].level, what, self.file, count, kept, fix))
         else:
             before = self.found[same]
             self.found[same] = before._replace(count=before.count + count, places=[*before.places, *kept][:KEPT])
@@ -89,11 +96,11 @@ class Findings:
             rest = f"; and {more} more kinds, which `dino check-data` lists" if more > 0 else ""
             what = "; ".join(finding.text for finding in errors[:KINDS]) + rest
             first = errors[0]
-            raise DataError(what, code=first.code, where=self.file, fix=first.fix or "correct the file")
+            raise DataError(what, code=first.code, where=self.file, fix=first.fix)
 
     def fail(self, code: str, what: str) -> NoReturn:
         """Raise now: nothing else can be said about a file with this fault."""
-        raise DataError(what, code=code, where=self.file, fix=CODES[code].fix or "correct the file")
+        raise DataError(what, code=code, where=self.file)
 
 
 def worst(findings: Sequence[Finding]) -> dict[str, int]:

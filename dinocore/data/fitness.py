@@ -5,7 +5,7 @@ import numpy as np
 from ..config import Config
 from ..model.build import most_targets
 from .coco import Annotations
-from .findings import Findings, Place
+from .findings import KEPT, Findings, Place
 
 CELL_SHARE = 0.01  # of the objects, from which on it is worth a word
 ANCHOR_SHARE, ANCHOR_FACTOR = 0.05, 4.0
@@ -62,9 +62,18 @@ def _check_share(
 ) -> None:
     if len(which) < least * total:
         return
-    owners = annotations.owners().tolist()
+    owners = annotations.owners()[which]
+    pictures, counts = np.unique(owners, return_counts=True)
     places = [
-        Place(annotations.path(owners[i]).name, annotations.path(owners[i]), [annotations.boxes[i].tolist()])
-        for i in which[:: max(1, len(which) // 20)][:20].tolist()
+        Place(
+            f"{annotations.path(i).name}: {count}", annotations.path(i), annotations.boxes[which[owners == i]].tolist()
+        )
+        for i, count in _spread_over(list(zip(pictures.tolist(), counts.tolist(), strict=True)))
     ]
-    findings.add(code, f"{len(which)} of {total} objects ({len(which) / total:.0%}) {what}", places, len(which))
+    share = f"{len(which)} of {total} objects ({len(which) / total:.0%}), in {len(pictures)} pictures,"
+    findings.add(code, f"{share} {what}", places, len(pictures))
+
+
+def _spread_over(rows: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """At most KEPT rows, evenly from first to last."""
+    return [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(KEPT, len(rows))).round().astype(int))]

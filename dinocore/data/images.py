@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from ..config import DataConfig
-from ..error_codes import CODES
 from ..errors import DataError
 
 # MPO comes with JPEG; rarely used decoders are where the holes are
@@ -30,6 +30,7 @@ DAMAGE = (  # what Pillow's decoders raise
     *(EOFError, MemoryError, struct.error, zlib.error),
 )
 ORIENTATION = 0x0112  # the EXIF tag
+BITS, PLANAR = 258, 284  # TIFF's tags
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -154,6 +155,10 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
         raise _problem(f"{path} was not decoded: {error}", "LARGE", path) from None
     except DAMAGE as error:
         raise _problem(f"{path} cannot be opened: {error}", "DAMAGED", path) from error
+    if _in_deep_planes(image):
+        image.close()
+        raise _problem(f"{path} holds 16-bit colours plane after plane, which Pillow misreads", "FORMAT", path,
+                       "save it with its colours together (planar configuration 1), or as PNG")  # fmt: skip
     if image.width * image.height > max_pixels:
         image.close()
         what = f"{path} has {image.width} x {image.height} pixels, more than data.max_pixels = {max_pixels}"
@@ -162,9 +167,17 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
     return image
 
 
+def _in_deep_planes(image: Image.Image) -> bool:
+    """A TIFF with a plane for each colour and more than 8 bits: Pillow takes each byte for a pixel (12.0)."""
+    if not isinstance(image, TiffImageFile) or image.tag_v2.get(PLANAR) != 2:
+        return False
+    bits = image.tag_v2.get(BITS, (8,))
+    return len(bits) > 1 and max(bits) > 8
+
+
 def _problem(what: str, kind: str, path: Path, fix: str = "") -> DataError:
     code = f"DATA-IMAGE-{kind}"
-    return DataError(what, code=code, where=path, fix=fix or CODES[code].fix)
+    return DataError(what, code=code, where=path, fix=fix)
 
 
 def _orientation(image: Image.Image, exif: bool) -> int:

@@ -4,17 +4,18 @@ from pathlib import Path
 
 from ..errors import DataError
 from .manifest import find_manifest
-from .split import Fence, Layout, Split
+from .split import WORDS, Fence, Layout, Split, layout_of, split_told_by
 from .voc import find_voc
 from .yolo import find_yolo
 
 ROBOFLOW = "_annotations.coco.json"
+OWN = (ROBOFLOW, "annotations.json", "annotations.coco.json", "labels.json", "coco.json")
 EXPECTED = """it should hold one of
   annotations/instances_train2017.json, annotations/instances_val2017.json, train2017/, val2017/    (COCO)
   train/_annotations.coco.json, valid/_annotations.coco.json, pictures beside them                  (Roboflow COCO)
-  annotations.json and its pictures in the same folder or in images/                                (plain COCO)
-  data.yaml, images/train/, labels/train/, or train/images/, train/labels/                          (YOLO)
-  Annotations/, JPEGImages/, ImageSets/Main/, or train/*.xml with pictures beside them              (Pascal VOC)
+  annotations.json, or train.json and val.json, pictures in the same folder or in images/           (plain COCO)
+  data.yaml, images/train/, labels/train/, or train/images/, train/labels/; or classes.txt, images/, labels/  (YOLO)
+  Annotations/, JPEGImages/, ImageSets/Main/; or *.xml with pictures beside them, also in train/    (Pascal VOC)
   dataset.toml, which says where everything is                                                      (docs/data.md)"""
 
 
@@ -29,10 +30,9 @@ def find_layout(folder: Path, follow_symlinks: bool = False) -> Layout:
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"--data {folder} {what}", code="DATA-FOLDER",
-                        fix="give the folder that holds the annotations and the pictures")  # fmt: skip
+        raise DataError(f"--data {folder} {what}", code="DATA-FOLDER")
     fence = Fence(folder, follow_symlinks)
-    finders = (find_manifest, _coco, _roboflow, find_yolo, find_voc, _plain)
+    finders = (find_manifest, _coco, _per_split, find_yolo, find_voc, _plain)
     found = next((layout for find in finders if (layout := find(folder, fence))), None)
     if found is None:
         raise DataError(f"no annotations found in {folder}", code="DATA-LAYOUT", fix=EXPECTED)
@@ -40,48 +40,52 @@ def find_layout(folder: Path, follow_symlinks: bool = False) -> Layout:
 
 
 def _coco(folder: Path, fence: Fence) -> Layout | None:
-    splits = {}
-    for name in ("train", "val", "test"):
-        files = sorted(folder.glob(f"annotations/instances_{name}*.json"))
-        if len(files) > 1:
-            raise _several(folder / "annotations", files, f" for {name}", "leave one of them there")
-        if files:
-            stem = files[0].stem.removeprefix("instances_")  # such as train2017
-            roots = [folder / stem, folder / "images" / stem, folder / name, folder / "images" / name]
-            splits[name] = Split(fence.check(files[0]), [*roots, folder / "images", folder], folder=folder)
-    if not splits.keys() & {"train", "val"}:
-        return None
-    train = splits.get("train") or splits["val"]  # enough for evaluation
-    return Layout("COCO", train, splits.get("val"), splits.get("test"))
-
-
-def _roboflow(folder: Path, fence: Fence) -> Layout | None:
-    files = {name: folder / name / ROBOFLOW for name in ("train", "valid", "val", "test")}
-    made = {
-        name: Split(fence.check(file), [file.parent], folder=folder) for name, file in files.items() if file.is_file()
-    }
-    if "train" not in made:
-        return None
-    val = made.get("valid") or made.get("val")
-    return Layout("Roboflow COCO", made["train"], val or made.get("test"), made.get("test") if val else None)
+    return _by_name("COCO", folder, sorted(folder.glob("annotations/instances_*.json")), fence)
 
 
 def _plain(folder: Path, fence: Fence) -> Layout | None:
-    names = {name: folder / f"{name}.json" for name in ("train", "val", "test", "annotations")}
-    roots = [folder, folder / "images"]
-    if names["train"].is_file():
-        made = {
-            name: Split(fence.check(file), [folder / name, *roots], folder=folder)
-            for name, file in names.items() if file.is_file()
-        }  # fmt: skip
-        return Layout("plain COCO", made["train"], made.get("val"), made.get("test"))
-    named = [file for file in (names["annotations"], folder / ROBOFLOW) if file.is_file()]
-    files = named or sorted(folder.glob("*.json"))
-    if len(files) > 1:
-        raise _several(folder, files, "", "call the one with the annotations annotations.json")
-    return Layout("plain COCO", Split(fence.check(files[0]), roots, folder=folder), None) if files else None
+    files = sorted(folder.glob("*.json")) or sorted(folder.glob("annotations/*.json"))
+    return _by_name("plain COCO", folder, files, fence)
 
 
-def _several(folder: Path, files: list[Path], what: str, fix: str) -> DataError:
-    listed = ", ".join(file.name for file in files)
-    return DataError(f"{folder} has several .json files{what}: {listed}", code="DATA-LAYOUT", fix=fix)
+def _by_name(kind: str, folder: Path, files: list[Path], fence: Fence) -> Layout | None:
+    """Each file for the split that its name tells; or one that tells none, which is for training."""
+    named: dict[str, list[Path]] = {}
+    for file in files:
+        named.setdefault(split_told_by(file.stem), []).append(file)
+    if not named.keys() & {"train", "val"}:
+        chosen = [file for file in files if file.name in OWN] or files
+        named = {"train": chosen} if chosen else {}
+    named.pop("", None)
+    for name, several in named.items():
+        if len(several) > 1:
+            raise _several(several, name)
+    made = {
+        name: Split(fence.check(file), _roots(folder, name, file), folder=folder) for name, (file,) in named.items()
+    }
+    return layout_of(kind, made)
+
+
+def _roots(folder: Path, split: str, file: Path) -> list[Path]:
+    """Where pictures may be: train2017/ of instances_train2017.json, train/, images/train/, images/, beside."""
+    names = [file.stem.removeprefix("instances_"), *WORDS[split]]
+    own = [base / name for base in (folder, folder / "images") for name in names]
+    return [*own, *(folder / name for name in ("images", "data", "JPEGImages")), folder, file.parent]
+
+
+def _per_split(folder: Path, fence: Fence) -> Layout | None:
+    """A folder for each split with annotations that have one of the usual names, pictures beside them or in images/."""
+    made = {}
+    for name, words in WORDS.items():
+        there = [folder / word / own for word in words for own in OWN if (folder / word / own).is_file()]
+        if there:
+            made[name] = Split(fence.check(there[0]), [there[0].parent, there[0].parent / "images"], folder=folder)
+    own = {split.annotations.name for split in made.values()}
+    return layout_of("Roboflow COCO" if own == {ROBOFLOW} else "COCO, a folder for each split", made)
+
+
+def _several(files: list[Path], split: str) -> DataError:
+    listed = ", ".join(file.name for file in files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
+    what = f"{files[0].parent} has several .json files that may be the annotations of {split}: {listed}"
+    return DataError(what, code="DATA-LAYOUT", where=files[0].parent,
+                     fix="leave one of them there and call it annotations.json, or write a dataset.toml")  # fmt: skip

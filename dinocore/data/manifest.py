@@ -99,4 +99,4 @@ def _read(file: Path) -> Manifest:
 
 
 def _bad(what: str, file: Path) -> DataError:
-    return DataError(what, code="DATA-MANIFEST", where=file, fix="see docs/data.md for what dataset.toml holds")
+    return DataError(what, code="DATA-MANIFEST", where=file)

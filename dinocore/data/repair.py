@@ -4,9 +4,11 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pycocotools import mask
+
 from ..config import DataConfig
 from ..errors import DataError
-from .coco_json import is_number
+from .coco_json import is_area, is_crowd, is_number, is_side
 from .images import image_size
 from .split import Fence, stays_inside
 
@@ -33,6 +35,7 @@ class Repair:
         self.fence = Fence(folder, config.follow_symlinks)
         self.config = config
         self.changes: list[Change] = []
+        self.renumbered: dict[str, dict[str, int]] = {"images": {}, "categories": {}, "annotations": {}}  # texts as ids
 
     def run(self) -> tuple[dict[str, Any], list[Change]]:
         """The document, repaired, and what was changed."""
@@ -82,8 +85,7 @@ class Repair:
         if (state := self.fence.look(f"{self.root}/{name.replace(chr(92), '/')}")) != "ok":
             why = "there is no such file" if state == "missing" else "a link leads out of the data folder"
             return self._say("images", n, row, f"dropped: {why}", name)
-        good = all(type(row.get(key)) is int and 0 < row[key] < 2**31 for key in ("width", "height"))
-        if not good:
+        if not all(is_side(row.get(key)) for key in ("width", "height")):
             try:
                 size = image_size(self.root / name.replace("\\", "/"), self.config)
             except DataError as error:
@@ -93,7 +95,7 @@ class Repair:
         return True
 
     def _category(self, n: int, row: dict[str, Any]) -> bool:
-        if not self._whole("categories", n, row, "id"):
+        if not (self._whole("categories", n, row, "id") or isinstance(row.get("id"), str)):
             return self._say("categories", n, row, "dropped: no id", row.get("id"))
         if not isinstance(row.get("name"), str):
             self._say("categories", n, row, "named", row.get("name"), str(row.get("name") or f"class {row['id']}"))
@@ -101,13 +103,19 @@ class Repair:
         return True
 
     def _object(self, n: int, row: dict[str, Any], sizes: dict[int, tuple[int, int]], known: set[int]) -> bool:
-        for key, ids in (("image_id", sizes), ("category_id", known)):
-            if not self._whole("annotations", n, row, key) or row[key] not in ids:
+        for key, table, ids in (("image_id", "images", sizes), ("category_id", "categories", known)):
+            before = row.get(key)
+            if isinstance(before, str) and before in self.renumbered[table]:
+                row[key] = self.renumbered[table][before]
+                self._say("annotations", n, row, f"`{key}` as renumbered", before, row[key])
+            elif not self._whole("annotations", n, row, key) or row[key] not in ids:
                 return self._say("annotations", n, row, f"dropped: unknown `{key}`", row.get(key))
         box = row.get("bbox")
-        numbers = [_as_number(v) for v in box] if isinstance(box, list) and len(box) == 4 else [None]
-        values = [v for v in numbers if v is not None]
-        if len(values) != 4:
+        values = _four_numbers(box)
+        if values is None and (values := extent(row.get("segmentation"))) is not None:
+            self._say("annotations", n, row, "`bbox` made the extent of its `segmentation`", box, values)
+            box = row["bbox"] = values
+        if values is None:
             return self._say("annotations", n, row, "dropped: `bbox` is not four finite numbers", box)
         if min(values[2:]) <= 0:
             return self._say("annotations", n, row, "dropped: no width or height", box)
@@ -123,12 +131,13 @@ class Repair:
         if changed:
             self._say("annotations", n, row, "box clipped to its picture", row["bbox"], box)
             row["bbox"] = box
-        if changed or not is_number(row.get("area")):
+        if changed or not is_area(row.get("area")):
             self._say("annotations", n, row, "`area` made width x height", row.get("area"), box[2] * box[3])
             row["area"] = box[2] * box[3]
         if row.get("iscrowd") not in (0, 1):
-            self._say("annotations", n, row, "`iscrowd` filled in", row.get("iscrowd"), int(bool(row.get("iscrowd"))))
-            row["iscrowd"] = int(bool(row.get("iscrowd")))
+            crowd = int(is_crowd(row.get("iscrowd")))
+            self._say("annotations", n, row, "`iscrowd` filled in", row.get("iscrowd"), crowd)
+            row["iscrowd"] = crowd
 
     def _numbered(
         self, table: str, rows: list[tuple[int, dict[str, Any]]], one_each: bool = False
@@ -137,18 +146,21 @@ class Repair:
         taken: set[int] = set()
         kept, late = [], []
         for n, row in rows:
-            fine = self._whole(table, n, row, "id") and row["id"] not in taken and (row["id"] or table != "annotations")
-            if fine:
+            whole = self._whole(table, n, row, "id")
+            if whole and row["id"] not in taken and (row["id"] or table != "annotations"):
                 taken.add(row["id"])
                 kept.append((n, row))
-            elif one_each:
+            elif whole and one_each:
                 self._say(table, n, row, "dropped: its id is taken", row["id"])
             else:
                 late.append((n, row))
         free = max(taken, default=0) + 1
         for number, (n, row) in enumerate(late, start=free):
-            self._say(table, n, row, "renumbered", row.get("id"), number)
+            before = row.get("id")
+            self._say(table, n, row, "renumbered", before, number)
             row["id"] = number
+            if isinstance(before, str):
+                self.renumbered[table].setdefault(before, number)
         return sorted(kept + late, key=lambda pair: pair[0])
 
 
@@ -157,6 +169,38 @@ def _clip(box: list[float], size: tuple[int, int]) -> list[float]:
     x1, y1 = min(box[0] + box[2], size[0]), min(box[1] + box[3], size[1])
     inside = (x0, y0, x1) == (box[0], box[1], box[0] + box[2]) and y1 == box[1] + box[3]
     return box if inside else [x0, y0, x1 - x0, y1 - y0]
+
+
+def _four_numbers(box: Any) -> list[float] | None:
+    numbers = [_as_number(v) for v in box] if isinstance(box, list) and len(box) == 4 else []
+    values = [v for v in numbers if v is not None]
+    return values if len(values) == 4 else None
+
+
+def extent(segmentation: Any) -> list[float] | None:
+    """The box, x y width height, of COCO's polygons or run lengths; None of anything else."""
+    if isinstance(segmentation, dict):
+        return _extent_of_runs(segmentation)
+    if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
+        return None
+    if not all(is_number(v) for polygon in segmentation for v in polygon):
+        return None
+    xs, ys = ([v for polygon in segmentation for v in polygon[start::2]] for start in (0, 1))
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)] if len(ys) > 2 else None
+
+
+def _extent_of_runs(runs: dict[str, Any]) -> list[float] | None:
+    size, counts = runs.get("size"), runs.get("counts")
+    if not (isinstance(size, list) and len(size) == 2 and all(map(is_side, size))):
+        return None
+    height, width = map(int, size)
+    try:
+        if isinstance(counts, list):
+            counts = mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
+        box = mask.toBbox({"size": [height, width], "counts": counts}).tolist()
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        return None
+    return box if all(map(is_number, box)) else None
 
 
 def _as_number(value: Any) -> float | None:

@@ -1,14 +1,18 @@
 """Where the annotations and pictures of a split are, what they say, and which files may be opened."""
 
 import os
+import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import DataError
+
+WORDS = {"train": ("train", "training", "trainval"), "val": ("val", "valid", "validation"),
+         "test": ("test", "testing")}  # what the splits are called in names of files and folders  # fmt: skip
 
 
 class Category(NamedTuple):
@@ -34,15 +38,38 @@ class Layout(NamedTuple):
     """What was found in a data folder."""
 
     kind: str
-    train: Split
+    train: Split  # that of validation where there is none
     val: Split | None  # None: the folder has no split to evaluate on
     test: Split | None = None
 
     def splits(self) -> dict[str, Split]:
-        """Those that are there, each once."""
+        """Those that are there."""
         named = {"train": self.train, "val": self.val, "test": self.test}
-        there = {name: split for name, split in named.items() if split is not None}
-        return {name: split for name, split in there.items() if name == "train" or split != self.train}
+        there = {name: split for name, split in named.items() if split is not None}  # train: may stand in for val
+        return {name: split for name, split in there.items() if name != "train" or split != self.val}
+
+    @property
+    def gap(self) -> str:
+        """What is missing for a training and a judgement of it, in words."""
+        if self.train == self.val:
+            return "no training split"
+        return "" if self.val else "no validation split; evaluation uses the training pictures"
+
+
+def split_told_by(name: str) -> str:
+    """The split that a name tells, as instances_train2017 does, or an empty text."""
+    words = re.findall("[a-z]+", name.lower())
+    return next((split for word in words for split, known in WORDS.items() if word in known), "")
+
+
+def layout_of(kind: str, made: Mapping[str, Split]) -> Layout | None:
+    """Splits by name, or None of none; test pictures are those to evaluate on where there are no others.
+
+    Without a training split that of validation stands in its place, which is enough for an evaluation.
+    """
+    val = made.get("val") or made.get("test")
+    train = made.get("train") or val
+    return Layout(kind, train, val, made.get("test") if "val" in made else None) if train else None
 
 
 class Table(NamedTuple):

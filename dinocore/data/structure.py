@@ -13,6 +13,7 @@ from .findings import Findings, Place
 from .images import image_size
 from .split import Category, Fence, Split, Table, stays_inside
 
+HUGE = 10  # times the side of its picture: such a box is a slip
 MIN_EVIDENCE = 10  # boxes, before a file is said to mean another format
 
 
@@ -137,25 +138,32 @@ def check_boxes(table: Table, root: Path, config: DataConfig, findings: Findings
         ]
 
     flat = np.any(boxes[:, 2:] <= 0, axis=1)
-    outside = ~flat & np.any((boxes[:, :2] >= sizes) | (boxes[:, :2] + boxes[:, 2:] <= 0), axis=1)
+    huge = np.any(boxes[:, 2:] > HUGE * sizes, axis=1)
+    outside = ~flat & (huge | np.any((boxes[:, :2] >= sizes) | (boxes[:, :2] + boxes[:, 2:] <= 0), axis=1))
     tiny = ~flat & ~outside & np.any(seen_sides(boxes, sizes) < config.min_box_size, axis=1)
     code = "DATA-BOX-FLAT-MANY" if flat.sum() > 0.05 * count else "DATA-BOX-FLAT"
     for kind, which, what in ((code, flat, "have no width or height"),
-                              ("DATA-BOX-OUTSIDE", outside, "lie outside their picture"),
+                              ("DATA-BOX-OUTSIDE", outside, "lie outside their picture, or are far larger"),
                               ("DATA-BOX-TINY", tiny, f"are smaller than {config.min_box_size} pixels")):  # fmt: skip
         number = int(which.sum())
         left_out = "" if kind.endswith("MANY") else ", not trained on"
         findings.add(kind, f"{number} of {count} boxes {what}{left_out}", places(which), number)
-    if count and (boxes.max(1) <= 1.0).mean() > 0.5:
-        findings.add("DATA-BOX-SHARES", "most boxes lie within [0, 1]", count=1)
-    if beyond := _looks_like_corners(boxes, sizes):
-        what = f"{beyond} of {count} boxes reach beyond their picture, were they exported as x0 y0 x1 y1?"
-        findings.add("DATA-BOX-CORNERS", what, count=beyond)
+    shares = boxes.max(1, initial=0) <= 1.0
+    if shares.sum() > 0.5 * count:
+        what = f"{shares.sum()} of {count} boxes lie within [0, 1]"
+        findings.add("DATA-BOX-SHARES", what, places(shares), int(shares.sum()))
+    beyond = _like_corners(boxes, sizes)
+    what = f"{beyond.sum()} of {count} boxes reach beyond their picture, were they exported as x0 y0 x1 y1?"
+    findings.add("DATA-BOX-CORNERS", what, places(beyond), int(beyond.sum()))
 
 
 def seen_sides(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Width and height of that part of each box (M, 4) that is within its picture (M, 2), at most 0 where none is."""
-    return (boxes[:, :2] + boxes[:, 2:]).clip(max=sizes) - boxes[:, :2].clip(0)
+    """Width and height of that part of each box (M, 4) that is within its picture (M, 2), at most 0 where none is.
+
+    A box far larger than its picture shows nothing of it.
+    """
+    sides = (boxes[:, :2] + boxes[:, 2:]).clip(max=sizes) - boxes[:, :2].clip(0)
+    return np.where((boxes[:, 2:] > HUGE * sizes).any(1, keepdims=True), 0, sides)
 
 
 def compare_categories(known: Sequence[Category], own: Sequence[Category], used: set[int], findings: Findings) -> None:
@@ -185,12 +193,12 @@ def without_headings(table: Table, findings: Findings) -> list[Category]:
     return [c for c in sorted(table.categories) if c not in roots]
 
 
-def _looks_like_corners(boxes: np.ndarray, sizes: np.ndarray) -> int:
-    """How many boxes reach beyond their picture, if all of them read well as two corners, or else 0."""
+def _like_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Which boxes reach beyond their picture, if all of them read well as two corners, or else none, (M,) bool."""
     near, far, sizes = boxes[:, :2], boxes[:, 2:], sizes + 1  # rounding
-    beyond = int((near + far > sizes).any(1).sum())
+    beyond = (near + far > sizes).any(1)
     as_corners = (far >= near).all() and (far <= sizes).all()
-    return beyond if as_corners and beyond > 0.2 * len(near) and len(near) > MIN_EVIDENCE else 0
+    return beyond & (as_corners and beyond.sum() > 0.2 * len(near) and len(near) > MIN_EVIDENCE)
 
 
 def _short(box: np.ndarray) -> str:

@@ -16,9 +16,10 @@ import numpy as np
 from ..config import DataConfig
 from .findings import Findings
 from .images import SUFFIXES
-from .split import Category, Fence, Layout, Split, Table
+from .split import WORDS, Category, Fence, Layout, Split, Table, layout_of
 
 SETS = "ImageSets/Main"
+FOLDERS = (("Annotations", "JPEGImages"), ("Annotations", "images"), ("annotations", "images"), ("", ""))
 
 
 class Bndbox(NamedTuple):
@@ -38,10 +39,10 @@ class Described(NamedTuple):
 
 
 def find_voc(folder: Path, fence: Fence) -> Layout | None:
-    """VOC's own folders, or XML files beside the pictures of `train/`, `valid/` and `test/`."""
+    """VOC's own folders, or XML files beside pictures, in the folder itself or in `train/`, `valid/`, `test/`."""
     if inner := sorted(p for p in [*folder.glob("VOC20*"), *folder.glob("VOCdevkit/VOC20*")] if p.is_dir()):
         folder = inner[0] if len(inner) == 1 else folder
-    for xml, pictures in (("Annotations", "JPEGImages"), ("Annotations", "images"), ("annotations", "images")):
+    for xml, pictures in FOLDERS:
         if (folder / pictures).is_dir() and next((folder / xml).glob("*.xml"), None):
             return _devkit(folder, folder / xml, folder / pictures, fence)
     if next((folder / "train").glob("*.xml"), None):
@@ -49,25 +50,24 @@ def find_voc(folder: Path, fence: Fence) -> Layout | None:
     return None
 
 
-def _devkit(folder: Path, xml: Path, pictures: Path, fence: Fence) -> Layout:
+def _devkit(folder: Path, xml: Path, pictures: Path, fence: Fence) -> Layout | None:
     classes, first = overview([xml], _ordered_names(folder / "labelmap.txt", fence), fence)
     lists = {name: folder / SETS / f"{name}.txt" for name in ("train", "trainval", "val", "test")}
     made = {
         name: Split(xml, [pictures], "voc", folder, (fence.check(file),), classes, first)
         for name, file in lists.items() if file.is_file()
     }  # fmt: skip
-    everything = Split(xml, [pictures], "voc", folder, (), classes, first)
-    train = made.get("train") or made.get("trainval") or everything
-    val = made.get("val") or made.get("test")
-    return Layout("Pascal VOC", train, val, made.get("test") if "val" in made else None)
+    if both := made.pop("trainval", None):
+        made.setdefault("train", both)
+    return layout_of("Pascal VOC", made or {"train": Split(xml, [pictures], "voc", folder, (), classes, first)})
 
 
-def _beside(folder: Path, fence: Fence) -> Layout:
-    folders = {name: folder / name for name in ("train", "valid", "val", "test") if (folder / name).is_dir()}
+def _beside(folder: Path, fence: Fence) -> Layout | None:
+    there = {name: [folder / word for word in words if (folder / word).is_dir()] for name, words in WORDS.items()}
+    folders = {name: found[0] for name, found in there.items() if found}
     classes, first = overview(list(folders.values()), _ordered_names(folder / "labelmap.txt", fence), fence)
     made = {name: Split(path, [path], "voc", folder, (), classes, first) for name, path in folders.items()}
-    val = made.get("valid") or made.get("val")
-    return Layout("Roboflow VOC", made["train"], val or made.get("test"), made.get("test") if val else None)
+    return layout_of("Roboflow VOC", made)
 
 
 def overview(folders: list[Path], order: Sequence[str], fence: Fence) -> tuple[tuple[str, ...], int | None]:

@@ -1,7 +1,8 @@
 """Files of results as COCO's server takes them."""
 
+import json
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NamedTuple, TypedDict
 
 import msgspec
 import numpy as np
@@ -21,31 +22,61 @@ class Row(TypedDict):
     score: float
 
 
-def read_results(path: Path, annotations: Annotations) -> list[dict[str, Any]]:
+class Results(NamedTuple):
+    """Detections that can be judged, and what a user should know of the others."""
+
+    rows: list[dict[str, Any]]
+    notes: list[str]
+
+
+def read_results(path: Path, annotations: Annotations, allow_orphans: bool = False) -> Results:
     """Read and check results for these annotations; fields that detection doesn't need are left out.
 
+    Args:
+        allow_orphans: leave out results of pictures and classes that the annotations don't have.
+
     Raises:
-        DataError: the file is missing or no list of results, or none is of a picture and a class that are known.
+        DataError: the file is missing or no list of results, has numbers that are not finite, or results of unknown
+            pictures or classes; with how many there are.
     """
+    rows = _decode(path)
+    numbers = np.array([[*row["bbox"], row["score"]] for row in rows]).reshape(-1, 5)
+    wrong = np.flatnonzero(~np.isfinite(numbers).all(1)).tolist()
+    if wrong:
+        what = f"{len(wrong)} of {len(rows)} results have a box or score that is not finite, the first one of picture "
+        raise DataError(f"{what}{rows[wrong[0]]['image_id']}", code="DATA-RESULTS", where=path,
+                        fix="find out what made them; COCO's tools would judge them silently")  # fmt: skip
+    strangers = {
+        "image_id": ("pictures", set(annotations.image_ids.tolist())),
+        "category_id": ("classes", {category.id for category in annotations.categories}),
+    }
+    notes = [_orphans(rows, key, name, known) for key, (name, known) in strangers.items()]
+    if any(notes) and not allow_orphans:
+        raise DataError(f"{' and '.join(filter(None, notes))} {annotations.file} doesn't have", code="DATA-RESULTS",
+                        where=path)  # fmt: skip
+    kept = [row for row in rows if all(row[key] in known for key, (_, known) in strangers.items())]
+    return Results(kept, [f"left out, {note} the annotations don't have" for note in notes if note])
+
+
+def _orphans(rows: list[Any], key: str, name: str, known: set[int]) -> str:
+    """How many results are of something unknown, or nothing."""
+    ids = [row[key] for row in rows if row[key] not in known]
+    first = ", ".join(map(str, sorted(set(ids))[:5]))
+    return f"{len(ids)} of {len(rows)} results are of {len(set(ids))} {name} ({key} {first}) that" if ids else ""
+
+
+def _decode(path: Path) -> list[Any]:
+    """By msgspec, or where it refuses by json, which takes NaN."""
     fix = "give a JSON list of {image_id, category_id, bbox, score}, such as `dino eval --out FILE` writes"
     try:
-        rows: list[Any] = msgspec.json.decode(path.read_bytes(), type=list[Row])
+        content = path.read_bytes()
+        return msgspec.json.decode(content, type=list[Row])
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}", where=path, fix=fix) from None
+        what = f"it cannot be read: {error.strerror}"
+        raise DataError(what, code="DATA-RESULTS", where=path, fix=fix) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no file of results: {error}", where=path, fix=fix) from None
-    numbers = np.array([[*row["bbox"], row["score"]] for row in rows]).reshape(-1, 5)
-    if not np.isfinite(numbers).all():
-        raise DataError(f"{path} has numbers that are not finite", where=path, fix=fix)
-    known = set(annotations.image_ids.tolist())
-    strangers = {row["image_id"] for row in rows} - known
-    if strangers:
-        what = f"{path} has results of {len(strangers)} pictures that {annotations.file} doesn't have, such as "
-        raise DataError(
-            f"{what}{min(strangers)}", where=path, fix="give the data and the --split that it was made from"
-        )
-    if rows and not {row["category_id"] for row in rows} & {category.id for category in annotations.categories}:
-        classes = ", ".join(f"{category.id} {category.name}" for category in annotations.categories[:10])
-        what = f"no result in {path} is of a class of {annotations.file} ({classes})"
-        raise DataError(what, where=path, fix="give the data that it was made from")
-    return rows
+        try:
+            return msgspec.convert(json.loads(content), type=list[Row])
+        except (ValueError, RecursionError):
+            what = f"it is no file of results: {error}"
+            raise DataError(what, code="DATA-RESULTS", where=path, fix=fix) from None

@@ -12,7 +12,7 @@ from typing import Any
 from .. import __version__
 from ..checkpoint import SCHEMA
 from ..errors import CheckpointError, EnvironmentFault
-from ..files import sync
+from ..files import sync, to_json
 
 MANIFEST = "manifest.json"
 OLD, NEW, ASIDE = ".tmp-old-", ".tmp-new-", "aside-"
@@ -48,7 +48,7 @@ def publish(
         known = write(temporary)
         files = {file.name: known.get(file.name) or fingerprint(file) for file in sorted(temporary.iterdir())}
         manifest = {"schema": SCHEMA, "dino_version": __version__, "step": step, **facts, "files": files}
-        (temporary / MANIFEST).write_text(json.dumps(manifest | {"sha256": _own_hash(manifest)}, indent=1))
+        (temporary / MANIFEST).write_text(to_json(manifest | {"sha256": _own_hash(manifest)}, indent=1))
         sync(temporary / MANIFEST)
         sync(temporary)
         if target.exists():  # the same step, saved again
@@ -98,7 +98,7 @@ def manifest_of(path: Path) -> dict[str, Any]:
 
 
 def _own_hash(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+    return hashlib.sha256(to_json(manifest).encode()).hexdigest()
 
 
 def verify_checkpoint(path: Path) -> dict[str, Any]:

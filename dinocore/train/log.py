@@ -1,13 +1,12 @@
 """What a run writes down: `metrics.jsonl` is the truth, anything else that watches may fail without harm."""
 
 import json
-import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..files import write_text
+from ..files import to_json, write_text
 
 
 class Watcher(Protocol):
@@ -36,7 +35,7 @@ class MetricsLog:
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a line, whole or not at all."""
-        line = json.dumps({key: _finite(value) for key, value in row.items()}, allow_nan=False).encode() + b"\n"
+        line = to_json(row).encode() + b"\n"  # null: a gradient that overflowed in fp16 and was skipped
         try:
             if os.write(self.handle, line) < len(line):
                 raise OSError(28, "No space left on device")
@@ -129,11 +128,6 @@ class NoJournal:
 
     def close(self) -> None:
         """Nothing to do."""
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no word for a gradient that overflowed in fp16 and was skipped."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _step(line: bytes) -> float:

@@ -11,7 +11,7 @@ import torch
 
 from ..data.images import read_image
 from ..errors import DataError, EnvironmentFault
-from ..files import write_text
+from ..files import to_json, write_text
 from ..view.report.marks import Found, Objects, judged_marks
 from ..view.report.page import render_page
 from ..view.report.parts import Picture
@@ -35,7 +35,7 @@ def save_examples(job: Job, epoch: int, results: list[dict[str, Any]]) -> str:
             kept[result["image_id"]].append(result)
     found = [row for rows in kept.values() for row in sorted(rows, key=lambda row: -row["score"])[:BOXES]]
     try:
-        write_text(job.run / EXAMPLES, json.dumps({"epoch": epoch, "results": found}))
+        write_text(job.run / EXAMPLES, to_json({"epoch": epoch, "results": found}))
     except EnvironmentFault as error:
         return str(error)
     return ""

@@ -5,15 +5,20 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
+
+import msgspec
 
 from ..data.coco import Category
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..files import write_text
 from ..predict import Detections
 
 FORMATS = ("json", "coco", "csv", "yolo", "labelme")
 FOLDERS = ("yolo", "labelme")  # these write a file per picture
+
+
+OTHER = "give another --out, or leave --resume out"
 
 
 class Found(NamedTuple):
@@ -23,6 +28,24 @@ class Found(NamedTuple):
     width: int
     height: int
     detections: list[dict[str, Any]]  # label, category_id, score, box_xyxy; best first
+
+
+class Detection(TypedDict):
+    """One object of a Row."""
+
+    label: str
+    category_id: int
+    score: float
+    box_xyxy: list[float]
+
+
+class Row(TypedDict):
+    """A Found as the file has it."""
+
+    file: str
+    width: int
+    height: int
+    detections: list[Detection]
 
 
 def as_found(
@@ -68,6 +91,21 @@ def check_out(out: Path, kind: str) -> None:
         raise ConfigError(f"--out {out} is a file, but --format {kind} writes a file per picture into a folder")
     if kind not in FOLDERS and out.is_dir():
         raise ConfigError(f"--out {out} is a folder; give a file, such as {out / ('boxes.' + _suffix(kind))}")
+
+
+def read_found(path: Path) -> list[Found]:
+    """What `write_found` wrote as json.
+
+    Raises:
+        DataError: it is something else.
+    """
+    try:
+        return [Found(**row) for row in msgspec.json.decode(path.read_bytes(), type=list[Row])]
+    except OSError as error:
+        raise DataError(f"it cannot be read: {error.strerror}", code="DATA-RESULTS", where=path, fix=OTHER) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        what = f"it is not what `dino predict --out` writes: {error}"
+        raise DataError(what, code="DATA-RESULTS", where=path, fix=OTHER) from None
 
 
 def _suffix(kind: str) -> str:

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+
+from dinocli import predicting
 
 PICTURE = "val2017/smear_000008.jpg"
 
@@ -218,6 +222,46 @@ def test_every_format_says_the_same(dino, run_folder, picture, tmp_path):
     assert [shape["label"] for shape in labelme["shapes"]] == [d["label"] for d in ours]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_p6_an_interrupted_folder_leaves_what_was_found_and_resume_looks_at_the_rest(
+    dino, pictures, run_folder, monkeypatch, number
+):
+    read, seen = predicting.read_image, []
+
+    def reading(path, config):
+        seen.append(path.name)
+        if len(seen) == 3:
+            os.kill(os.getpid(), number)
+        return read(path, config)
+
+    monkeypatch.setattr(predicting, "read_image", reading)
+    asked = ("predict", pictures / "train2017", "--weights", run_folder, "--out", "boxes.json")
+    result = dino(*asked)
+    assert result.code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number] and "--resume" in result.err
+    assert "interrupted after 3 of 8 pictures" in result.err and len(json.loads(Path("boxes.json").read_text())) == 3
+    result = dino(*asked, "--resume")
+    assert result.code == 0 and "boxes.json has 3 of 8 pictures" in result.err
+    assert len(seen) == len(set(seen)) == 8, "each is looked at once"
+    resumed = Path("boxes.json").read_text()
+    assert dino(*asked).code == 0 and Path("boxes.json").read_text() == resumed, "as without an interrupt"
+
+
+def test_p6_what_is_not_ours_is_not_resumed(dino, picture):
+    Path("boxes.json").write_text('[{"file": 7}]')
+    result = dino("predict", picture, "--out", "boxes.json", "--resume")
+    assert result.code == 3 and "error[DATA-RESULTS]" in result.err
+    assert dino("predict", picture, "--out", "boxes.csv", "--format", "csv", "--resume").code == 2
+    assert dino("predict", picture, "--resume").code == 2
+
+
+def test_a_single_bad_picture_keeps_its_code_and_place(dino):
+    Path("empty.jpg").write_text("")
+    for name, code in (("empty.jpg", "DATA-IMAGE-FORMAT"), ("gone.jpg", "DATA-IMAGE-MISSING")):
+        result = dino("predict", name, "--json")
+        error = json.loads(result.out)["error"]
+        assert result.code == 3 and (error["code"], error["where"]) == (code, name) and error["fix"]
+
+
 @pytest.mark.parametrize(
     "arguments, code, says",
     [
@@ -354,6 +398,28 @@ def test_results_that_cannot_be_judged_are_refused_in_a_line(dino, pictures, con
         Path("r.json").write_text(content)
     result = dino("eval", "--results", "r.json", *(pictures if part == "DATA" else part for part in arguments))
     assert result.code == code and said in result.err.replace("\n", " ") and "Traceback" not in result.err
+
+
+def test_p2_results_of_unknown_ids_and_with_nan_are_refused_with_counts(dino, pictures):
+    """Ids from 0 where the file has them from 1 are nearly all known, and would be judged without a word."""
+    row = {"image_id": 9, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 0.5}
+    known = json.loads((pictures / "annotations" / "instances_val2017.json").read_text())["images"][0]["id"]
+    good = row | {"image_id": known}
+
+    def judge(rows, *more):
+        Path("r.json").write_text(json.dumps(rows))
+        return dino("eval", "--results", "r.json", "--data", pictures, "--bootstrap", 0, "--json", *more)
+
+    result = judge([good, good | {"category_id": 0}, good | {"category_id": 4}, good | {"image_id": 987}])
+    error = json.loads(result.out)["error"]
+    assert result.code == 3 and error["code"] == "DATA-RESULTS" and error["where"] == "r.json"
+    assert "1 of 4 results are of 1 pictures (image_id 987)" in error["what"]
+    assert "2 of 4 results are of 2 classes (category_id 0, 4)" in error["what"]
+    result = judge([good, good | {"image_id": 987}], "--set", "data.allow_orphans=true")
+    assert result.code == 0 and "left out, 1 of 2 results" in result.err.replace("\n", " ")
+    result = judge([good, good | {"score": float("nan")}, good | {"bbox": [1, 1, float("inf"), 2]}])
+    what = f"2 of 3 results have a box or score that is not finite, the first one of picture {known}"
+    assert result.code == 3 and what in result.err.replace("\n", " ")
 
 
 # inspect-proposals, presets, sample-data ---------------------------------------------------------------------------

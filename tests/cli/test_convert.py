@@ -123,6 +123,17 @@ def test_names_of_other_classes_are_taken_from_a_file(official, dino, tmp_path):
     assert [tuple(c) for c in load_weights(_here("two.safetensors")).categories] == [(0, "cat"), (1, "dog")]
 
 
+def test_p5_classes_without_names_are_numbered_and_that_is_said(official, dino, pictures):
+    config = load_config(official[1], ["model.num_classes=18"])
+    torch.save({"model": official_state(build_model(config.model).state_dict(), config.model)}, "bare.pth")
+    result = dino("convert", "bare.pth", "--out", "bare.safetensors", "--preset", official[1])
+    assert result.code == 0 and "no class names; they are called class_0 to class_17" in " ".join(result.out.split())
+    result = dino("predict", pictures / "val2017", "--weights", "bare.safetensors", "--json", "--threshold", 0)
+    labels = {found["label"] for found in json.loads(result.out)[0]["detections"]}
+    assert labels and labels <= {f"class_{k}" for k in range(18)}
+    assert "warning: bare.safetensors: the file has no class names" in result.err
+
+
 def test_a_preset_of_another_model_is_refused_before_it_is_tried(saved, dino):
     result = dino("convert", saved(), "--out", "out.safetensors", "--preset", "mmdet-r50-4scale-12e")
     assert result.code == 4 and "is not that of these weights" in result.err

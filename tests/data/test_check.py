@@ -149,12 +149,22 @@ def test_d24_more_objects_than_queries_detections_and_denoising(clean):
     }  # fmt: skip
 
 
+def test_a_box_that_a_click_left_is_told(clean):
+    edit(clean, lambda d: d["annotations"][0].update(bbox=[7, 8, 1, 2]))
+    (finding,) = [f for _, f in check(clean).findings() if f.code == "DATA-BOX-DOT"]
+    assert finding.level == "warning" and finding.text.endswith("as a click leaves them: 0001.png [7, 8, 1, 2]")
+
+
 def test_objects_below_a_cell_and_far_from_anchors_are_counted(clean):
     edit(clean, lambda d: [row.update(bbox=[1, 1, 1, 40]) for row in d["annotations"][:20]])
     edit(clean, lambda d: [row.update(bbox=[1, 1, 1, 1]) for row in d["annotations"][20:]])
     config = load_config("tiny", ["data.eval_scale=96"])  # twice as large: 1 pixel becomes 2
-    found = {f.code: f.count for name, f in check(clean, config=config).findings() if name == "train"}
-    assert found["MODEL-CELL"] == 10 and found["MODEL-ANCHORS"] == 20
+    found = {f.code: f for name, f in check(clean, config=config).findings() if name == "train"}
+    cell, anchors = found["MODEL-CELL"], found["MODEL-ANCHORS"]
+    assert cell.what.startswith("10 of 30 objects (33%), in 1 pictures,") and cell.count == 1
+    assert anchors.what.startswith("20 of 30 objects (67%), in 2 pictures,") and anchors.count == 2
+    assert [place.text for place in anchors.places] == ["0001.png: 10", "0002.png: 10"], "each file once"
+    assert [len(place.boxes) for place in anchors.places] == [10, 10]
     assert anchor_distance(np.array([[0.05, 0.05], [0.1, 0.2], [0.01, 0.8]]), 4).round(3).tolist() == [1, 2, 10]
 
 
@@ -338,3 +348,64 @@ def test_the_report_shows_findings_escapes_names_and_stays_small(clean):
 def test_overlaps_are_intersections_over_unions():
     boxes = np.array([[0, 0, 10, 10], [5, 0, 10, 10], [20, 20, 5, 5], [0, 0, 0, 9]], dtype=float)
     assert overlaps(boxes)[0].round(4).tolist() == [1, 0.3333, 0, 0]
+
+
+def test_d6_a_missing_box_is_made_of_its_outline_or_run_lengths(clean):
+    def change(document):
+        first, second, third, fourth = document["annotations"][:4]
+        first.update(bbox=None, segmentation=[[5, 6, 20, 6, 20, 30], [2, 8, 9, 8, 9, 9]])
+        second.update(bbox=[1, float("nan"), 2, 2], segmentation={"size": [48, 64], "counts": [48 * 2 + 3, 10, 2963]})
+        third.update(bbox=None, segmentation={"size": [48, 0], "counts": "garbage"})
+        fourth.update(bbox=None, segmentation=[[1, "2"]])
+
+    edit(clean, change)
+    split = find_layout(clean).train
+    document = json.loads(split.annotations.read_text())
+    repaired, changes = Repair(document, clean / "train2017", clean, TINY.data).run()
+    assert [row["bbox"] for row in repaired["annotations"][:2]] == [[2, 6, 18, 24], [2, 3, 1, 10]]
+    assert len(repaired["annotations"]) == 28 and sum("segmentation" in c.change for c in changes) == 2
+
+
+def test_d14_ids_that_are_text_are_numbered_and_their_objects_follow(clean):
+    def change(document):
+        for row in document["images"]:
+            row["id"] = f"img{row['id']}"
+        for row in document["categories"]:
+            row["id"] = row["name"]
+        for row in document["annotations"]:
+            row.update(image_id=f"img{row['image_id']}", category_id="disc" if row["category_id"] == 1 else "ring")
+
+    before = read_annotations(find_layout(clean).train)
+    edit(clean, change)
+    split = find_layout(clean).train
+    repaired, _ = Repair(json.loads(split.annotations.read_text()), clean / "train2017", clean, TINY.data).run()
+    split.annotations.write_text(json.dumps(repaired))
+    after = read_annotations(split)
+    assert (after.boxes == before.boxes).all() and (after.labels == before.labels).all()
+
+
+def test_crowd_area_and_size_are_read_as_they_are_meant(clean):
+    def change(document):
+        for row, crowd in zip(document["annotations"], ("0", "1", True, False, 0.0), strict=False):
+            row.update(iscrowd=crowd, area=-1)
+        document["images"][0].update(width=64.0, height=48.0)
+
+    edit(clean, change)
+    found = read_annotations(find_layout(clean).train)
+    assert found.crowd[:5].tolist() == [False, True, True, False, False]
+    assert found.area[:5].tolist() == (found.boxes[:5, 2] * found.boxes[:5, 3]).tolist()
+    assert found.notes[0].startswith("filled in: `area` of 5 objects") and "`width`" not in found.notes[0]
+
+
+def test_d19_a_box_far_larger_than_its_picture_is_not_trained_on(clean):
+    edit(clean, lambda d: d["annotations"][0].update(bbox=[-1e6, -1e6, 2e6, 2e6]))
+    assert read_annotations(find_layout(clean).train).trainable().sum() == 29
+    assert codes(check(clean))["DATA-BOX-OUTSIDE"] == 1
+
+
+def test_errors_of_a_whole_file_keep_their_advice_and_a_missing_split_is_told(clean):
+    (clean / "annotations" / "instances_val2017.json").unlink()
+    edit(clean, lambda d: d.pop("categories"))
+    found = {finding.code: finding for _, finding in check(clean).findings()}
+    assert '"categories": [{"id": 1, "name": "cell"}]' in found["DATA-KEYS"].fix
+    assert "no validation split" in found["DATA-SPLIT"].what

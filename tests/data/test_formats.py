@@ -57,6 +57,7 @@ def described(x0, y0, x1, y1, name="a.png", kind="cell", difficult=0) -> str:
         ("path: /home/somebody/else\ntrain: images/train\nnames: {0: cell, 1: dot}", "images/train"),
         ("train: ../train/images\nval: ../valid/images\nnames: [cell, dot]", "train/images"),
         ("names: [cell, dot]", "train/images"),
+        ("train: /content/datasets/mine/train/images\nnames: {'0': cell, '1': dot}", "train/images"),
         ("train: [images/one, images/two]\nnames: [cell, dot]", "images/one"),
     ],
 )
@@ -103,6 +104,7 @@ def test_d29_an_empty_label_file_and_none_at_all_are_background(tmp_path):
         ("0 0.5 0.5 nan 0.1", "line 2: numbers that are not finite"),
         ("0 a b c d", "line 2: not numbers"),
         ("0 0.5", "line 2: 2 columns"),
+        ("0 50 30 20 20", "line 2: 50, where shares of the picture's width and height are at most 1"),
     ],
 )
 def test_d29_a_bad_yolo_line_is_named_with_its_number(tmp_path, line, said):
@@ -121,6 +123,8 @@ def test_d29_the_box_of_an_outline_is_its_extent(tmp_path):
         ("train: images/train", "DATA-YAML"),
         ("train: images/train\nnames: [a]\nnc: 2", "DATA-YAML"),
         ("names: {0: a, 2: b}", "DATA-YAML"),
+        ("names: [[a, b], [c, d]]", "DATA-YAML"),
+        ("train: images/nowhere\nnames: [a]", "DATA-YAML"),
         ("names: [a\n", "DATA-YAML"),
         ("- a\n", "DATA-YAML"),
         ("train: ../outside\nnames: [a]", "DATA-PATH-ESCAPE"),
@@ -134,7 +138,39 @@ def test_a_yaml_that_cannot_be_used_is_refused_and_runs_nothing(tmp_path, monkey
     assert not list(tmp_path.rglob("pwned"))
 
 
+def test_label_studios_yolo_has_its_names_in_a_text_and_labels_may_lie_beside_the_pictures(tmp_path):
+    put(tmp_path / "classes.txt", "cell\ndot\n")
+    put(tmp_path / "notes.json", "{}")
+    put(tmp_path / "images" / "a.png")
+    put(tmp_path / "labels" / "a.txt", "1 0.5 0.5 0.25 0.5\n")
+    put(tmp_path / "images" / "b.png")
+    put(tmp_path / "images" / "b.txt", "0 0.5 0.5 0.25 0.5\n")
+    layout = find_layout(tmp_path)
+    found = read_annotations(layout.train)
+    assert layout.kind == "YOLO, classes.txt" and [c.name for c in found.categories] == ["cell", "dot"]
+    assert found.labels.tolist() == [1, 0] and found.notes == []
+
+
+def test_a_yolo_split_without_any_label_file_is_told_where_they_were_looked_for(tmp_path):
+    layout = find_layout(yolo(tmp_path, ""))
+    assert read_annotations(layout.train).notes == []
+    assert f"such as {tmp_path / 'labels' / 'val' / 'b.txt'}" in read_annotations(layout.val).notes[0]
+
+
 # Pascal VOC
+
+
+def test_voc_files_and_pictures_in_one_folder_are_read_as_labelimg_leaves_them(tmp_path):
+    put(tmp_path / "a.png")
+    put(tmp_path / "a.xml", described(1, 1, 9, 9))
+    assert read_annotations(find_layout(tmp_path).train).boxes.tolist() == [[0, 0, 9, 9]]
+
+
+def test_voc_with_a_list_for_evaluation_only_is_not_trained_on(tmp_path):
+    put(tmp_path / "JPEGImages" / "a.png")
+    put(tmp_path / "Annotations" / "a.xml", described(1, 1, 9, 9))
+    put(tmp_path / "ImageSets" / "Main" / "test.txt", "a\n")
+    assert list(find_layout(tmp_path).splits()) == ["val"]
 
 
 def test_voc_counts_pixels_from_1_unless_a_corner_is_0(tmp_path):

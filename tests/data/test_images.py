@@ -167,6 +167,63 @@ def test_a_float_picture_is_scaled(saved, values, seen):
     assert pixels(path)[0, :, 0].tolist() == seen
 
 
+DEEP = np.array([[[30000, 255, 65535], [0, 128, 600]]], np.uint16)  # (1, 2, 3)
+
+
+def deep_png(colors):
+    """Colour with 16 bits, which Pillow cannot write."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, bands = colors.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colors)
+    head = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[bands], 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def deep_tiff(colors, order, planes):
+    """The same, its colours together or plane after plane."""
+    height, width, bands = colors.shape
+    parts = [colors[..., k] for k in range(bands)] if planes else [colors]
+    data, count = [part.astype(f"{order}u2").tobytes() for part in parts], len(parts)
+    bits = 8 + 2 + 10 * 12 + 4
+    lists = bits + 2 * bands
+    start = lists + 8 * count
+    starts = [start + sum(map(len, data[:k])) for k in range(count)]
+    lengths = lists + 4 * count if planes else len(data[0])
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 2), (273, lists if planes else start),
+            (277, bands), (278, height), (279, lengths), (284, 1 + planes)]  # fmt: skip
+    counts = {258: bands, 273: count, 279: count}
+    content = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags))
+    for tag, value in tags:
+        content += struct.pack(f"{order}HHII", tag, 3 if tag == 258 else 4, counts.get(tag, 1), value)
+    content += struct.pack(f"{order}I{bands}H", 0, *[16] * bands)
+    return content + struct.pack(f"{order}{2 * count}I", *starts, *map(len, data)) + b"".join(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rgb.png", deep_png(DEEP)),
+        ("rgba.png", deep_png(np.concatenate([DEEP, np.full((1, 2, 1), 65535, np.uint16)], 2))),
+        ("little.tif", deep_tiff(DEEP, "<", False)),
+        ("big.tif", deep_tiff(DEEP, ">", False)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_i7_sixteen_bits_of_colour_are_scaled_and_not_clipped(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    seen = pixels(tmp_path / name)[..., :3].astype(float)
+    assert np.abs(seen - DEEP / 257).max() <= 1, "Pillow gives the high byte"
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_i7_sixteen_bits_in_planes_which_pillow_misreads_are_refused(tmp_path, order):
+    (tmp_path / "planes.tif").write_bytes(deep_tiff(DEEP, order, True))
+    assert "plane after plane" in refusal(tmp_path / "planes.tif")
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "webp", "tif", "ppm"])
 def test_a_picture_that_was_cut_off_is_refused_wherever_the_cut_is(saved, tmp_path, suffix):
     noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)

@@ -52,6 +52,17 @@ def put(root: Path, *names: str, document=DOCUMENT):
         ("Roboflow COCO", ("train/_annotations.coco.json", "train/a.png"),
          ("test/_annotations.coco.json", "test/a.png")),
         ("plain COCO", ("train.json", "train/a.png"), ("val.json", "val/a.png")),
+        ("Roboflow COCO", ("train/_annotations.coco.json", "train/a.png"),
+         ("validation/_annotations.coco.json", "validation/a.png")),
+        ("COCO, a folder for each split", ("train/annotations.json", "train/images/a.png"),
+         ("val/annotations.json", "val/images/a.png")),
+        ("COCO", ("annotations/instances_train.json", "train/a.png"),
+         ("annotations/instances_validation.json", "validation/a.png")),
+        ("COCO", ("annotations/instances_default.json", "images/default/a.png"), None),
+        ("plain COCO", ("annotations/train.json", "images/train/a.png"), ("annotations/val.json", "images/val/a.png")),
+        ("plain COCO", ("train.json", "train/a.png"), ("valid.json", "valid/a.png")),
+        ("plain COCO", ("train_annotations.json", "images/a.png"), ("test_annotations.json", "images/a.png")),
+        ("plain COCO", ("labels.json", "data/a.png"), None),
         ("plain COCO", ("annotations.json", "a.png"), None),
         ("plain COCO", ("annotations.json", "images/a.png"), None),
         ("plain COCO", ("whatever.json", "images/a.png"), None),
@@ -80,7 +91,9 @@ def test_other_annotation_files_beside_the_instances_do_not_matter(tmp_path):
 def test_a_validation_split_alone_is_enough(tmp_path):
     put(tmp_path, "annotations/instances_val2017.json", "val2017/a.png")
     layout = find_layout(tmp_path)
-    assert layout.train == layout.val
+    assert layout.train == layout.val and list(layout.splits()) == ["val"]
+    assert len(open_split(DataConfig(path=str(tmp_path)), "val", None).boxes) == 1
+    assert "has no training split" in refusal(open_dataset, DataConfig(path=str(tmp_path)))
 
 
 def test_several_files_for_one_split_are_refused_by_name(tmp_path):
