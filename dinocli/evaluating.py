@@ -11,7 +11,7 @@ from dinocore.config import Config
 from dinocore.data.coco import Annotations
 from dinocore.data.dataset import open_split
 from dinocore.errors import ConfigError
-from dinocore.evaluate.analysis import Analysis, analyse
+from dinocore.evaluate.analysis import analyse
 from dinocore.evaluate.answer import to_json
 from dinocore.evaluate.backends import choose_backend
 from dinocore.evaluate.coco import coco_metrics, detect_all
@@ -20,6 +20,7 @@ from dinocore.evaluate.results import read_results
 from dinocore.files import check_writable, write_text
 from dinocore.predict import Detector
 from dinocore.presets import override
+from dinocore.view.report.parts import Page
 
 from .console import fail, print_json, say, warn, words
 from .detector import open_detector
@@ -71,7 +72,10 @@ def evaluate_one(asked: Asked, weights: str | None, results: Path | None) -> Non
     kind = "weights" if source.detector else "results"
     facts = {kind: str(source.path), "data": str(annotations.file), "images": metrics.num_images}
     if asked.report is not None:
-        _write_report(asked.report, analysis, annotations, facts | {"judged by": metrics.backend}, source.config)
+        from dinocore.view.report.evaluation import evaluation_page
+
+        told = facts | {"judged by": metrics.backend}
+        _write_report(asked.report, evaluation_page(analysis, annotations, told, source.config.data))
     if asked.json:
         print_json(facts | {"failed": failed, "backend": metrics.backend} | to_json(analysis))
     else:
@@ -82,12 +86,7 @@ def evaluate_one(asked: Asked, weights: str | None, results: Path | None) -> Non
 def compare_two(asked: Asked, pair: tuple[str, str], weights: str | None, results: Path | None) -> None:
     """The same for two, and the difference."""
     _check(asked)
-    for name, given in (
-        ("--weights", weights),
-        ("--results", results),
-        ("--out", asked.out),
-        ("--report", asked.report),
-    ):
+    for name, given in (("--weights", weights), ("--results", results), ("--out", asked.out)):
         if given is not None:
             raise ConfigError(f"{name} cannot be used with --compare; leave it out")
     sources = [_file(Path(name), asked) if name.endswith(".json") else _open(name, asked) for name in pair]
@@ -98,10 +97,15 @@ def compare_two(asked: Asked, pair: tuple[str, str], weights: str | None, result
         analyses.append(analyse(annotations, found, asked.bootstrap))
         failed += [problem for problem in problems if problem not in failed]
     comparison = compare(*analyses)
+    facts: dict[str, Any] = {"a": str(sources[0].path), "b": str(sources[1].path), "data": str(annotations.file)}
+    facts["images"] = len(annotations.image_ids)
+    if asked.report is not None:
+        from dinocore.view.report.comparison import comparison_page
+
+        told = {key.upper() if key in "ab" else key: value for key, value in facts.items()}
+        _write_report(asked.report, comparison_page(comparison, annotations, told, sources[0].config.data))
     if asked.json:
-        facts = {"a": str(sources[0].path), "b": str(sources[1].path), "data": str(annotations.file)}
-        facts |= {"images": len(annotations.image_ids), "failed": failed}
-        print_json(facts | comparison_json(comparison))
+        print_json(facts | {"failed": failed} | comparison_json(comparison))
     else:
         show_comparison(comparison, pair)
     _end(failed, len(annotations.image_ids))
@@ -163,11 +167,10 @@ def _detections(source: Source, annotations: Annotations) -> tuple[list[dict[str
     return results, failed
 
 
-def _write_report(path: Path, analysis: Analysis, annotations: Annotations, facts: dict, config: Config) -> None:
-    from dinocore.view.report.evaluation import evaluation_page
+def _write_report(path: Path, page: Page) -> None:
     from dinocore.view.report.page import render_page
 
-    write_text(path, render_page(evaluation_page(analysis, annotations, facts, config.data)))
+    write_text(path, render_page(page))
     say(f"report: {path}")
 
 

@@ -7,7 +7,10 @@ from .options import Device, Json, Weights
 
 
 def inspect_attention(
-    file: Annotated[Path | None, typer.Argument(help="A picture; default: one that dino draws.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Argument(help="A picture; default: the first of the weights' own data, or one that dino draws."),
+    ] = None,
     query: Annotated[
         int | None, typer.Option("--query", help="Decoder query; default: that of the most confident detection.")
     ] = None,

@@ -7,7 +7,10 @@ from .options import Amp, Data, Device, Json, Out, Weights
 
 
 def inspect_proposals(
-    files: Annotated[list[str] | None, typer.Argument(help="Pictures; default: all of --data's split.")] = None,
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(help="Pictures; default: all of the split of --data, or of the weights' own data."),
+    ] = None,
     weights: Weights = None,
     top: Annotated[int, typer.Option(min=1, help="How many proposals to show and draw.")] = 30,
     view: Annotated[

@@ -23,6 +23,7 @@ from dinocore.view.proposal_recall import Judged, as_json, recalls
 from dinocore.view.proposal_scores import score_maps, spread
 from dinocore.view.proposals import list_proposals
 
+from .annotated import open_annotated
 from .console import fail, print_json, say, words
 from .detector import open_detector
 from .inputs import Input, expand
@@ -58,7 +59,7 @@ def inspect_files(
     pick_device(device)
     inputs = expand(files)[0] if files else []
     detector, _ = open_detector(weights, device, amp)
-    objects = _objects(truth, detector)
+    objects = _objects(truth, detector, inputs)
     inputs = inputs or [Input(Path(name), name) for name in objects]
     if drawing.out is not None and len(inputs) > 1:
         raise ConfigError(f"--out {drawing.out} takes one picture, but there are {len(inputs)}")
@@ -105,8 +106,8 @@ def _check(files: Sequence[str], truth: Truth, drawing: Drawing) -> None:
         raise ConfigError(f"--view {drawing.view} is not known; choose one of {', '.join(VIEWS)}")
     if truth.split not in ("val", "train"):
         raise ConfigError(f"there is no split `{truth.split}`; choose val or train")
-    if not files and truth.data is None:
-        raise ConfigError("name a picture, such as: dino inspect-proposals img.jpg; or a data set with --data")
+    if not files and truth.annotations is not None:
+        raise ConfigError("--annotations says nothing of where its pictures are; name them, or give --data instead")
     if drawing.report is not None and drawing.report.is_dir():
         raise ConfigError(f"--report {drawing.report} is a folder; give a file, such as {drawing.report / 'p.html'}")
     if drawing.out is not None:
@@ -122,16 +123,33 @@ def _kind(out: Path) -> str:
     return kinds[out.suffix.lower()]
 
 
-def _objects(truth: Truth, detector: Detector) -> dict[str, Objects]:
-    """The annotated objects of every picture, by file."""
+def _objects(truth: Truth, detector: Detector, inputs: Sequence[Input]) -> dict[str, Objects]:
+    """The annotated objects of every picture, by file; of the weights' own data where nothing else is named."""
     if truth.annotations is not None:
         found = read_annotations(Split(truth.annotations, []), detector.categories)
-    elif truth.data is not None:
-        settings = detector.config.data.model_copy(update={"path": str(truth.data.expanduser().absolute())})
-        found = open_split(settings, truth.split, detector.categories)
+    elif truth.data is not None or not inputs:
+        found = open_annotated(truth.data, truth.split, detector)
     else:
-        return {}
+        return _own_objects(truth.split, detector, inputs)
     return {str(found.path(i)): _of_picture(found, i) for i in range(len(found.image_ids))}
+
+
+def _own_objects(split: str, detector: Detector, inputs: Sequence[Input]) -> dict[str, Objects]:
+    """The objects of those pictures that are the very files of the data that the weights were trained with."""
+    if not detector.config.data.path:
+        return {}
+    try:
+        found = open_split(detector.config.data, split, detector.categories)
+    except DataError:
+        say("no recall: the data of these weights cannot be read; --data or --annotations say where annotations are")
+        return {}
+    wanted = {item.path.name: item.path.resolve() for item in inputs}
+    files = {i: found.path(i) for i in range(len(found.image_ids))}
+    own = {i: file for i, file in files.items() if file.name in wanted and file.resolve() in wanted.values()}
+    objects = {str(file): _of_picture(found, i) for i, file in own.items()}
+    if objects:
+        say(f"data: {found.file} (what these weights were trained with; --data DIR for other)")
+    return objects
 
 
 def _of_picture(annotations: Annotations, index: int) -> Objects:

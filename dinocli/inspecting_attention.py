@@ -7,13 +7,12 @@ from typing import NamedTuple
 from PIL import Image
 from rich.table import Table
 
-from dinocore.data.dataset import open_split
 from dinocore.data.images import read_image
 from dinocore.errors import ConfigError
 from dinocore.files import check_writable, write_atomically, write_text
-from dinocore.predict import Detector
 from dinocore.view.attention import Attention, attention_at, attention_of_query
 
+from .annotated import open_annotated
 from .console import data, print_json, say, warn_of_letters
 from .detector import open_detector
 
@@ -61,7 +60,7 @@ def show_attention(file: Path | None, wanted: Wanted, weights: str | None, outpu
     pixel = _pixel(wanted)
     outputs.check("attention")
     detector, path = open_detector(weights, device, "off")
-    file = file or _drawn(detector)
+    file = file or open_annotated(None, "val", detector).path(0)
     picture = read_image(file, detector.config.data)
     batch = detector.batch(picture)
     if pixel is None:
@@ -104,14 +103,6 @@ def _head(name: str, count: int) -> int | None:
     if not name.isdigit() or int(name) >= count:
         raise ConfigError(f"--head {name} is not known; choose all or a number from 0 to {count - 1}")
     return int(name)
-
-
-def _drawn(detector: Detector) -> Path:
-    """The first picture that dino draws itself."""
-    settings = detector.config.data.model_copy(update={"path": ""})
-    file = open_split(settings, "val", detector.categories).path(0)
-    say(f"picture: {file} (drawn; name one of yours: dino inspect-attention img.jpg)")
-    return file
 
 
 def _show(seen: Attention, head: int | None) -> None:

@@ -56,6 +56,8 @@ def show_mask(
         from .detector import model_of
 
         source, _ = model_of(weights)
+    if batch.images and batch.data is None:
+        batch = batch._replace(data=_own_data(source))
     config, view = _view(source, dn_groups, batch, overrides, file)
     for note in notes(view, config):
         warn(note)
@@ -74,10 +76,6 @@ def show_mask(
 def _check(batch: Batch, out: Path | None) -> None:
     if batch.data is not None and batch.num_gt:
         raise ConfigError("--num-gt and --data exclude each other: the objects are either made up or those of the data")
-    if batch.images and batch.data is None:
-        raise ConfigError(
-            "--images needs --data, the folder whose annotations say how many objects these pictures have"
-        )
     if out is None:
         return
     if out.is_dir():
@@ -86,6 +84,13 @@ def _check(batch: Batch, out: Path | None) -> None:
         raise ConfigError(
             f"--out {out}: the mask is written as .png, .svg or .html; try --out {out.with_suffix('.png')}"
         )
+
+
+def _own_data(source: str | Config) -> Path:
+    """The data that weights were trained with."""
+    if isinstance(source, Config) and source.data.path:
+        return Path(source.data.path)
+    raise ConfigError("--images needs --data, the folder whose annotations say how many objects these pictures have")
 
 
 def _view(

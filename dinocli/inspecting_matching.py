@@ -9,7 +9,6 @@ from rich.table import Table
 from dinocore.checkpoint import load_weights
 from dinocore.data.batch import Batch
 from dinocore.data.coco import Annotations
-from dinocore.data.dataset import open_split
 from dinocore.data.images import read_image
 from dinocore.device import pick_device
 from dinocore.errors import CheckpointError, ConfigError, DataError
@@ -18,6 +17,7 @@ from dinocore.predict import Detector, detector_from
 from dinocore.train.checkpoints import list_checkpoints, step_of
 from dinocore.view.matching import Matching, annotated_batch, final_owners, instability, look_at_matching, share_kept
 
+from .annotated import open_annotated
 from .console import data, print_json, say, warn_of_letters
 from .detector import open_detector
 from .inspecting_attention import Outputs
@@ -72,10 +72,7 @@ def show_matching(
 
 def _choose(source: Source, detector: Detector) -> tuple[Annotations, int]:
     """The annotations and the picture's place in them."""
-    path = "" if source.data is None else str(source.data.expanduser().absolute())
-    annotations = open_split(detector.config.data.model_copy(update={"path": path}), source.split, detector.categories)
-    if source.data is None:
-        say("data: pictures that dino draws; --data DIR for yours")
+    annotations = open_annotated(source.data, source.split, detector)
     if source.picture is not None:
         wanted = Path(source.picture).name
         found = [i for i in range(len(annotations.image_ids)) if annotations.path(i).name == wanted]

@@ -194,10 +194,11 @@ def _extent_of_runs(runs: dict[str, Any]) -> list[float] | None:
     if not (isinstance(size, list) and len(size) == 2 and all(map(is_side, size))):
         return None
     height, width = map(int, size)
+    encoded: Any = {"size": [height, width], "counts": counts}
     try:
         if isinstance(counts, list):
-            counts = mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
-        box = mask.toBbox({"size": [height, width], "counts": counts}).tolist()
+            encoded = mask.frPyObjects(encoded, height, width)
+        box = mask.toBbox(encoded).tolist()
     except (TypeError, ValueError, AttributeError, OverflowError):
         return None
     return box if all(map(is_number, box)) else None

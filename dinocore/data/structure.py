@@ -198,7 +198,8 @@ def _like_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     near, far, sizes = boxes[:, :2], boxes[:, 2:], sizes + 1  # rounding
     beyond = (near + far > sizes).any(1)
     as_corners = (far >= near).all() and (far <= sizes).all()
-    return beyond & (as_corners and beyond.sum() > 0.2 * len(near) and len(near) > MIN_EVIDENCE)
+    meant = bool(as_corners and beyond.sum() > 0.2 * len(near) and len(near) > MIN_EVIDENCE)
+    return beyond & np.full(len(near), meant)
 
 
 def _short(box: np.ndarray) -> str:

@@ -107,15 +107,20 @@ def analyse(annotations: Annotations, results: Sequence[dict[str, Any]], times: 
 
 def worst_pictures(matches: Matches, threshold: float, most: int = WORST) -> list[PictureErrors]:
     """Pictures by wrong detections plus missed objects at IoU 0.5, the most first, then by id."""
+    errors = picture_errors(matches, threshold)
+    errors.sort(key=lambda one: -(one.wrong + one.missed))
+    return [one for one in errors[:most] if one.wrong + one.missed]
+
+
+def picture_errors(matches: Matches, threshold: float) -> list[PictureErrors]:
+    """Every picture at IoU 0.5, by id."""
     count = len(matches.image_ids)
     keep = matches.found.score >= threshold
     hit, picture = matches.right[0, 0], matches.found.picture
     right = np.bincount(picture[keep & hit], minlength=count)
     wrong = np.bincount(picture[keep & ~hit & ~matches.ignored[0, 0]], minlength=count)
     missed = np.bincount(matches.objects.picture[matches.counts[0]], minlength=count) - right
-    order = np.argsort(-(wrong + missed), kind="stable")[:most]
-    rows = np.stack([matches.image_ids, right, wrong, missed], 1)[order]
-    return [PictureErrors(*row) for row in rows.tolist() if row[2] + row[3]]
+    return [PictureErrors(*row) for row in np.stack([matches.image_ids, right, wrong, missed], 1).tolist()]
 
 
 def _of_class(matches: Matches, average: Averages, k: int, counts: Tally) -> ClassAnalysis:

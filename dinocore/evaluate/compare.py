@@ -5,8 +5,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import DataError
-from .analysis import Analysis
+from .analysis import Analysis, PictureErrors, picture_errors
+from .answer import to_json
 from .bootstrap import Interval, interval
+
+MOST_PICTURES = 10
 
 
 class Difference(NamedTuple):
@@ -18,12 +21,27 @@ class Difference(NamedTuple):
     interval: Interval | None  # of the change, from samples of pictures that both see
 
 
+class PictureDifference(NamedTuple):
+    """What both made of a picture, each at its own best threshold."""
+
+    a: PictureErrors
+    b: PictureErrors
+
+    @property
+    def change(self) -> int:
+        """How many errors b makes more than a."""
+        return self.b.wrong + self.b.missed - self.a.wrong - self.a.missed
+
+
 class Comparison(NamedTuple):
     """b against a."""
 
+    a: Analysis
+    b: Analysis
     summary: dict[str, Difference]  # the 12 COCO numbers, optimal LRP and the calibration errors
     classes: dict[str, Difference]  # AP
     tide: dict[str, Difference]
+    pictures: list[PictureDifference]  # where they differ most
 
 
 def compare(a: Analysis, b: Analysis) -> Comparison:
@@ -49,16 +67,32 @@ def compare(a: Analysis, b: Analysis) -> Comparison:
         for k, (one, other) in enumerate(zip(a.classes, b.classes, strict=True))
     }
     tide = {name: _difference(gain, b.tide.gain[name]) for name, gain in a.tide.gain.items()}
-    return Comparison(summary, classes, tide)
+    return Comparison(a, b, summary, classes, tide, _pictures(a, b))
 
 
 def comparison_json(comparison: Comparison) -> dict[str, Any]:
-    """The same as plain numbers."""
+    """The same as plain numbers, and beside them all that `to_json` says of each side."""
+
+    def plain(differences: dict[str, Difference]) -> dict[str, Any]:
+        return {
+            name: one._asdict() | {"interval": list(one.interval) if one.interval else None}
+            for name, one in differences.items()
+        }
+
     return {
-        part: {name: one._asdict() | {"interval": list(one.interval) if one.interval else None}
-               for name, one in differences.items()}
-        for part, differences in comparison._asdict().items()
-    }  # fmt: skip
+        "summary": plain(comparison.summary),
+        "classes": plain(comparison.classes),
+        "tide": plain(comparison.tide),
+        "pictures": [{"a": one.a._asdict(), "b": one.b._asdict(), "change": one.change} for one in comparison.pictures],
+        "sides": {"a": to_json(comparison.a), "b": to_json(comparison.b)},
+    }
+
+
+def _pictures(a: Analysis, b: Analysis) -> list[PictureDifference]:
+    sides = (picture_errors(one.matches, one.threshold) for one in (a, b))
+    pairs = [PictureDifference(*pair) for pair in zip(*sides, strict=True)]
+    pairs.sort(key=lambda pair: -abs(pair.change))
+    return [pair for pair in pairs[:MOST_PICTURES] if pair.change]
 
 
 def _difference(a: float | None, b: float | None, samples: np.ndarray | None = None) -> Difference:

@@ -371,7 +371,9 @@ def test_eval_judges_a_file_of_results_as_the_model_that_wrote_it_and_compares(d
     assert {"weights"} == model.keys() - file.keys() and all(model[key] == file[key] for key in ("AP", "tide", "worst"))
     assert "Prediction beside truth" in Path("r.html").read_text()
     asked = ("eval", "--compare", "r.json", run_folder, "--data", pictures, "--bootstrap", 20)
-    compared = json.loads(dino(*asked, "--json").out)
+    compared = json.loads(dino(*asked, "--json", "--report", "c.html").out)
+    assert "Precision and recall, IoU 0.50" in Path("c.html").read_text()
+    assert {key: compared["sides"]["b"][key] for key in ("AP", "tide")} == {key: model[key] for key in ("AP", "tide")}
     assert compared["summary"]["AP"] == {"a": model["AP"], "b": model["AP"], "change": 0, "interval": [0, 0]}
     assert "B - A" in dino(*asked).out
 

@@ -66,3 +66,36 @@ def test_a_picture_that_is_not_in_the_data(dino, run_folder, pictures):
     result = dino("inspect-matching", "other.jpg", "--data", pictures, "--weights", run_folder)
     assert result.code == 3
     assert "other.jpg" in result.err
+
+
+def test_without_data_it_is_the_data_that_the_weights_were_trained_with(dino, run_folder, pictures, tmp_path):
+    first = json.loads(dino("inspect-matching", "--data", pictures, "--weights", run_folder, "--json").out)
+    own = dino("inspect-matching", "--weights", run_folder, "--json")
+    assert json.loads(own.out) == first and "what these weights were trained with" in own.err.replace("\n", " ")
+    name = sorted((pictures / "val2017").iterdir())[-1].name
+    assert json.loads(dino("inspect-matching", name, "--weights", run_folder, "--json").out)["file"].endswith(name)
+
+    looked = json.loads(dino("inspect-attention", "--weights", run_folder, "--json").out)
+    assert looked["file"].startswith(str(pictures / "val2017"))
+
+    inside = pictures / "val2017" / name
+    judged = json.loads(dino("inspect-proposals", inside, "--weights", run_folder, "--json").out)
+    assert judged["judged"] == 1 and judged["recall"]
+    (tmp_path / name).write_bytes(inside.read_bytes())
+    outside = json.loads(dino("inspect-proposals", name, "--weights", run_folder, "--json").out)
+    assert outside["judged"] == 0, "another file of the same name"
+    whole = json.loads(dino("inspect-proposals", "--weights", run_folder, "--json").out)
+    assert whole["judged"] == len(whole["pictures"]) == len(list((pictures / "val2017").iterdir()))
+
+    assert dino("inspect-mask", "--weights", run_folder, "--images", inside, "--json").code == 0
+
+
+def test_data_that_has_moved_is_said_and_drawn_pictures_are_only_for_weights_without_data(dino, run_folder, tmp_path):
+    from dinocore.checkpoint import load_weights, save_weights
+
+    content = load_weights(run_folder / "best.safetensors")
+    for path, code, said in (("/gone", 3, "name it with --data"), ("", 0, "pictures that dino draws")):
+        config = content.config.model_copy(update={"data": content.config.data.model_copy(update={"path": path})})
+        save_weights(tmp_path / "moved.safetensors", content.tensors, config, content.categories, {})
+        result = dino("inspect-matching", "--weights", "moved.safetensors")
+        assert result.code == code and said in result.err.replace("\n", " ")

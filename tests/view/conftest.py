@@ -1,6 +1,7 @@
-"""A small detector whose weights a test may change before it is built, and a picture."""
+"""A small detector whose weights a test may change before it is built, a picture, and a browser."""
 
 import copy
+import shutil
 from collections.abc import Callable
 
 import numpy as np
@@ -13,11 +14,17 @@ from dinocore.data.coco import Category
 from dinocore.model.deform_attn import MSDeformAttn
 from dinocore.model.dino import DINO
 from dinocore.predict import Detector
+from dinocore.view.report.page import render_page
 
 SMALL = [
     "model.backbone=resnet18", "model.backbone_weights=none", "model.hidden_dim=32", "model.num_heads=4",
     "model.ffn_dim=48", "model.num_queries=12", "model.num_encoder_layers=2", "model.num_decoder_layers=2",
     "model.num_classes=4", "model.denoising.num_pairs=20", "data.max_size=96", "data.eval_scale=64",
+]  # fmt: skip
+
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 
 
@@ -53,3 +60,39 @@ def make_detector() -> Callable[..., Detector]:
 def detector(make_detector) -> Detector:
     """Not to be changed."""
     return make_detector()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.fail("reports are tested in Chromium, which is not installed: apt-get install chromium", pytrace=False)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, tmp_path):
+    """Opens a page from disk; when the test ends, nothing may have gone wrong in it."""
+    troubles, contexts = [], []
+
+    def open_(page, width=1280, scheme="light"):
+        file = tmp_path / "report.html"
+        file.write_text(render_page(page), encoding="utf-8")
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
+        tab = contexts[-1].new_page()
+        tab.on("console", lambda message: troubles.append(message.text))
+        tab.on("pageerror", lambda error: troubles.append(str(error)))
+        tab.on("dialog", lambda dialog: (troubles.append(dialog.message), dialog.dismiss()))
+        tab.on("request", lambda request: request.url.startswith(("data:", "file://")) or troubles.append(request.url))
+        tab.goto(file.as_uri())
+        return tab
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert troubles == []

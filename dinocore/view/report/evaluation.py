@@ -1,21 +1,17 @@
 """The page about one evaluation: every number is the one that `dino eval --json` prints."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from ...config import DataConfig
 from ...data.coco import Annotations
-from ...data.images import read_image
-from ...errors import DataError
 from ...evaluate.analysis import Analysis
 from ...evaluate.answer import to_json
-from .parts import Cell, Chart, Facts, Gallery, Line, Mark, Matrix, Page, Part, Picture, Section, Table
+from .judged_pictures import LEAST, judged_picture, open_pictures
+from .parts import Cell, Chart, Facts, Gallery, Line, Matrix, Page, Part, Section, Table
 
-SIDE = 1280  # pixels, at most
 MOST_CLASSES = 12  # curves in one chart
-LEAST = 0.05  # the lowest score of a box in the pictures
+BOXES = f"Boxes with a score of at least {LEAST}. Missed: an object that no detection above the threshold answers for."
 ERRORS = {
     "Cls": "right place, wrong class",
     "Loc": "right class, IoU between 0.1 and 0.5",
@@ -40,7 +36,7 @@ def evaluation_page(analysis: Analysis, annotations: Annotations, facts: dict[st
         Section("COCO", [Facts("Evaluated", facts), _summary(answer)]),
         Section("Classes", [_classes(answer)]),
         Section("Curves", _curves(answer)),
-        Section("Errors", [_tide(answer), _confusion(answer), _lrp(answer)]),
+        Section("Errors", [_tide(answer), confusion("Confusion", answer), _lrp(answer)]),
         Section("Calibration", _calibrations(answer)),
         Section("Worst pictures", _worst(analysis, answer, annotations, config)),
     ]
@@ -49,7 +45,7 @@ def evaluation_page(analysis: Analysis, annotations: Annotations, facts: dict[st
 
 def _summary(answer: dict[str, Any]) -> Table:
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-    rows = [[name, _known(answer[name]), *_pair(answer["intervals"].get(name))] for name in names]
+    rows = [[name, known(answer[name]), *pair(answer["intervals"].get(name))] for name in names]
     text = "The interval holds 95 % of what other pictures of the same kind would give; see docs/evaluation.md."
     return Table("The 12 numbers", ["number", "value", "from", "to"], rows, text)
 
@@ -61,7 +57,7 @@ def _classes(answer: dict[str, Any]) -> Table:
     for name, one in answer["classes"].items():
         best = one["best"] or dict.fromkeys(("threshold", "f1", "precision", "recall"))
         lrp = one["lrp"]["error"] if one["lrp"] else None
-        rows.append([name, one["objects"], *(_known(one[key]) for key in names), *_pair(one["interval"]),
+        rows.append([name, one["objects"], *(known(one[key]) for key in names), *pair(one["interval"]),
                      *best.values(), lrp])  # fmt: skip
     return Table("By class", columns, rows, "F1, precision and recall at IoU 0.5 and the threshold of the greatest F1.")
 
@@ -91,10 +87,11 @@ def _tide(answer: dict[str, Any]) -> Table:
     return Table("Where AP50 is lost", ["error", "meaning", "count", "dAP"], rows, text)
 
 
-def _confusion(answer: dict[str, Any]) -> Matrix:
+def confusion(title: str, answer: dict[str, Any]) -> Matrix:
+    """Which class was taken for which."""
     names = answer["confusion"]["classes"]
     text = f"IoU 0.5, scores from {answer['threshold']:.3g}. Background: no object was there, or none was found."
-    return Matrix("Confusion", names, names, answer["confusion"]["counts"], "truth", "found", text)
+    return Matrix(title, names, names, answer["confusion"]["counts"], "truth", "found", text)
 
 
 def _lrp(answer: dict[str, Any]) -> Table:
@@ -106,75 +103,52 @@ def _lrp(answer: dict[str, Any]) -> Table:
     )
 
 
+def reliability(answers: dict[str, dict[str, Any]]) -> Chart:
+    """How often detections of a score are right; curves by name."""
+    lines = []
+    for name, answer in answers.items():
+        every = answer["calibration"]
+        filled = [n for n, count in enumerate(every["count"]) if count]
+        lines.append(Line(name, [every["score"][n] for n in filled], [every["right"][n] for n in filled]))
+    lines.append(Line("perfect", [0.0, 1.0], [0.0, 1.0]))
+    return Chart("Reliability", "mean score", "share that is right", lines, "IoU 0.5, ten bins of the score.")
+
+
 def _calibrations(answer: dict[str, Any]) -> list[Part]:
     every, sure = answer["calibration"], answer["calibration_above_threshold"]
-    filled = [n for n, count in enumerate(every["count"]) if count]
-    lines = [
-        Line("detections", [every["score"][n] for n in filled], [every["right"][n] for n in filled]),
-        Line("perfect", [0.0, 1.0], [0.0, 1.0]),
-    ]
     rows = [list(row) for row in zip(*(every[key] for key in ("bins", "count", "score", "right")), strict=True)]
     errors = {"all detections": every["ece"], f"scores from {answer['threshold']:.3g}": sure["ece"]}
     return [
-        Chart("Reliability", "mean score", "share that is right", lines, "IoU 0.5, ten bins of the score."),
+        reliability({"detections": answer}),
         Facts("Expected calibration error", errors),
         Table("Bins", ["score", "detections", "mean score", "share that is right"], rows),
     ]
 
 
 def _worst(analysis: Analysis, answer: dict[str, Any], annotations: Annotations, config: DataConfig) -> list[Part]:
-    indices = {image_id: i for i, image_id in enumerate(annotations.image_ids.tolist())}
     rows, pictures = [], []
-    for one in answer["worst"]:
-        path = annotations.path(indices[one["image_id"]])
-        rows.append([path.name, *one.values()])
-        try:
-            pictures.append(_picture(analysis, one, path.name, read_image(path, config)))
-        except DataError as error:
-            rows[-1][0] = f"{path.name} ({error.what})"
+    opened = open_pictures(annotations, (one["image_id"] for one in answer["worst"]), config)
+    for one, (name, image) in zip(answer["worst"], opened, strict=True):
+        rows.append([name, *one.values()])
+        if image is not None:
+            pictures.append(judged_picture(analysis.matches, one["image_id"], image, name, counted(one)))
     rule = f"Most wrong detections and missed objects together, at IoU 0.5 and scores from {answer['threshold']:.3g}."
     table = Table("Which they are", ["picture", "id", "right", "wrong", "missed"], rows, rule)
     if not pictures:
         return [table]
-    text = (
-        f"Boxes with a score of at least {LEAST}. Missed: an object that no detection above the threshold answers for."
-    )
-    return [Gallery("Prediction beside truth", pictures, analysis.threshold, text), table]
+    return [Gallery("Prediction beside truth", pictures, analysis.threshold, BOXES), table]
 
 
-def _picture(analysis: Analysis, one: dict[str, Any], name: str, image: Any) -> Picture:
-    scale = min(1.0, SIDE / max(image.size))
-    small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-    marks = list(_marks(analysis, one["image_id"], (small.width / image.width, small.height / image.height)))
-    return Picture(name, small, marks, f"{one['right']} right, {one['wrong']} wrong, {one['missed']} missed")
+def counted(one: dict[str, Any]) -> str:
+    """What is right in a picture, in words."""
+    return f"{one['right']} right, {one['wrong']} wrong, {one['missed']} missed"
 
 
-def _marks(analysis: Analysis, image_id: int, scale: tuple[float, float]) -> Iterable[Mark]:
-    """Objects, then detections from the surest on; what is ignored is left out."""
-    matches = analysis.matches
-    names = [category.name for category in matches.categories]
-    found, objects, right = matches.found, matches.objects, matches.right[0, 0]
-    picture = int(np.searchsorted(matches.image_ids, image_id))
-    hits = np.flatnonzero(right & (found.picture == picture))
-    answers = dict(zip(matches.pairs.object[matches.pair[hits]].tolist(), found.score[hits].tolist(), strict=True))
-    for n in np.flatnonzero((objects.picture == picture) & ~objects.crowd).tolist():
-        kind = "truth" if n in answers else "missed"
-        yield Mark(_corners(objects.boxes[n], scale), names[objects.label[n]], kind, answers.get(n))
-    use = (found.picture == picture) & ~matches.ignored[0, 0] & (found.score >= LEAST)
-    rows = np.flatnonzero(use)
-    for n in rows[np.argsort(-found.score[rows], kind="stable")].tolist():
-        kind = "found" if right[n] else "wrong"
-        yield Mark(_corners(found.boxes[n], scale), names[found.label[n]], kind, float(found.score[n]))
+def known(value: float | None) -> float | None:
+    """COCO's -1 says that there is nothing to judge by."""
+    return None if value is None or value < 0 else value
 
 
-def _corners(box: np.ndarray, scale: tuple[float, float]) -> list[float]:
-    x, y, width, height = box.tolist()
-    return [x * scale[0], y * scale[1], (x + width) * scale[0], (y + height) * scale[1]]
-
-
-def _known(value: float) -> float | None:
-    return None if value < 0 else value
-
-
-def _pair(values: Sequence[float] | None) -> Sequence[float | None]:
+def pair(values: Sequence[float] | None) -> Sequence[float | None]:
+    """Both ends of an interval, if there is one."""
     return values or (None, None)

@@ -70,8 +70,8 @@ class Gallery {
     this.marks = this.data.pictures.flatMap(picture => picture.marks);
     this.bar.hidden = !this.marks.length;
     this.slider.parentElement.hidden = !this.marks.some(mark => mark[6] !== null);
-    if (this.slider.parentElement.hidden) this.slider.value = 0;
-    this.slider.addEventListener('input', () => this.changed());
+    this.threshold = this.slider.parentElement.hidden ? 0 : this.data.threshold;  // the slider rounds what it is given
+    this.slider.addEventListener('input', () => { this.threshold = Number(this.slider.value); this.changed(); });
     this.kinds = [...this.bar.querySelectorAll('.kind')];
     this.kinds.forEach((button, kind) => button.addEventListener('click', () => {
       if (!this.hidden.delete(kind)) this.hidden.add(kind);
@@ -91,8 +91,6 @@ class Gallery {
     addEventListener('resize', () => this.seen.forEach(figure => this.draw(figure)));
     this.changed();
   }
-
-  get threshold() { return Number(this.slider.value); }
 
   count(marks) {
     const counts = [0, 0, 0, 0];

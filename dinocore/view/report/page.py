@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from .parts import Cell, Chart, Gallery, Matrix, Page, Part
+from .parts import Cell, Chart, Gallery, Matrix, Page, Part, Table
 from .pictures import fit_pictures
 
 MOST_BYTES = 4_800_000  # of the file, unless tables and drawings alone take more
@@ -47,6 +47,7 @@ def _render(page: Page, sources: Sequence[str]) -> str:
     )
     environment.filters |= {
         "cell": _cell,
+        "forms": _forms,
         "number": _is_number,
         "kind": _kind,
         "json": _embedded,
@@ -79,15 +80,27 @@ def _is_number(value: Cell) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _cell(value: Cell) -> str:
+def _cell(value: Cell, form: str = "") -> str:
     """A cell as people read it: four digits, whole numbers in full, a dash for what is not known."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return UNKNOWN
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float) and form:
+        return format(value, form)
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e4 or abs(value) >= 1e15 else f"{value:.0f}"
     return str(value)
+
+
+def _forms(table: Table) -> list[str]:
+    """A format for each column: where all its numbers lie between -1 and 1, they have as many digits."""
+    return [_form([row[n] for row in table.rows if _is_number(row[n])]) for n in range(len(table.columns))]
+
+
+def _form(known: Sequence[Any]) -> str:
+    shares = all(isinstance(value, float) and abs(value) <= 1 for value in known)
+    return ".4f" if shares and max(map(abs, known), default=0) >= 0.01 else ""
 
 
 def _embedded(part: Chart | Gallery) -> Markup:
@@ -124,7 +137,13 @@ def _gallery_data(gallery: Gallery) -> dict[str, Any]:
             for mark in picture.marks
         ]
         pictures.append({"title": printable(picture.title), "size": picture.image.size, "marks": marks})
-    return {"labels": list(labels), "kinds": list(KINDS), "names": list(KINDS.values()), "pictures": pictures}
+    return {
+        "labels": list(labels),
+        "kinds": list(KINDS),
+        "names": list(KINDS.values()),
+        "threshold": gallery.threshold,
+        "pictures": pictures,
+    }
 
 
 def _finite(value: float | None) -> float | None:

@@ -34,6 +34,7 @@ class Gallery(NamedTuple):
     pictures: Sequence[Picture]
     threshold: float = 0.3
     text: str = ""
+    columns: int = 4  # at most; a narrow window has fewer
 
 
 class Table(NamedTuple):

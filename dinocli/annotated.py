@@ -1,0 +1,33 @@
+"""Whose annotated pictures an inspector shows: those of --data, else of the weights' own data, else drawn ones."""
+
+from pathlib import Path
+
+from dinocore.config import DataConfig
+from dinocore.data.coco import Annotations
+from dinocore.data.dataset import open_split
+from dinocore.errors import DataError
+from dinocore.predict import Detector
+
+from .console import say
+
+
+def open_annotated(folder: Path | None, split: str, detector: Detector) -> Annotations:
+    """The annotations of a split; which data that is, is said on stderr.
+
+    Raises:
+        DataError: there are none, or the weights' own data is no longer where it was.
+    """
+    settings = detector.config.data
+    if folder is not None:
+        settings = settings_of(settings, folder)
+    elif settings.path and not Path(settings.path).exists():
+        raise DataError(f"{settings.path}, the data of these weights, is not there; name it with --data DIR")
+    found = open_split(settings, split, detector.categories)
+    own = "what these weights were trained with" if settings.path else "pictures that dino draws"
+    say(f"data: {found.file}" if folder else f"data: {found.file} ({own}; --data DIR for other)")
+    return found
+
+
+def settings_of(settings: DataConfig, folder: Path) -> DataConfig:
+    """How to read a folder of data."""
+    return settings.model_copy(update={"path": str(folder.expanduser().absolute())})
