@@ -196,10 +196,10 @@ def without_headings(table: Table, findings: Findings) -> list[Category]:
 def _like_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Which boxes reach beyond their picture, if all of them read well as two corners, or else none, (M,) bool."""
     near, far, sizes = boxes[:, :2], boxes[:, 2:], sizes + 1  # rounding
-    beyond = (near + far > sizes).any(1)
+    beyond = np.asarray((near + far > sizes).any(1))
     as_corners = (far >= near).all() and (far <= sizes).all()
     meant = bool(as_corners and beyond.sum() > 0.2 * len(near) and len(near) > MIN_EVIDENCE)
-    return beyond & np.full(len(near), meant)
+    return beyond if meant else np.zeros_like(beyond)
 
 
 def _short(box: np.ndarray) -> str:

@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import msgspec
 
@@ -17,21 +17,11 @@ from ..predict import Detections
 FORMATS = ("json", "coco", "csv", "yolo", "labelme")
 FOLDERS = ("yolo", "labelme")  # these write a file per picture
 
-
 OTHER = "give another --out, or leave --resume out"
 
 
-class Found(NamedTuple):
-    """What was detected in one picture file."""
-
-    file: str
-    width: int
-    height: int
-    detections: list[dict[str, Any]]  # label, category_id, score, box_xyxy; best first
-
-
 class Detection(TypedDict):
-    """One object of a Row."""
+    """One object."""
 
     label: str
     category_id: int
@@ -40,7 +30,7 @@ class Detection(TypedDict):
 
 
 class Row(TypedDict):
-    """A Found as the file has it."""
+    """What was detected in one picture file, as JSON has it."""
 
     file: str
     width: int
@@ -48,12 +38,21 @@ class Row(TypedDict):
     detections: list[Detection]
 
 
+class Found(NamedTuple):
+    """What was detected in one picture file."""
+
+    file: str
+    width: int
+    height: int
+    detections: list[Detection]  # best first
+
+
 def as_found(
     file: str, size: tuple[int, int], detections: Detections, categories: Sequence[Category], threshold: float
 ) -> Found:
     """Detections of at least `threshold`, with names and original category ids; `size` is (height, width)."""
     rows = zip(detections.labels.tolist(), detections.scores.tolist(), detections.boxes_xyxy.tolist(), strict=True)
-    kept = [
+    kept: list[Detection] = [
         {
             "label": categories[label].name,
             "category_id": categories[label].id,
