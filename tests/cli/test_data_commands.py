@@ -62,6 +62,12 @@ def test_errors_have_one_shape_in_words_and_as_an_object(dino, tmp_path):
     assert usage.code == 2 and error["code"] == "USAGE" and "--decode" in error["what"]
 
 
+def test_names_that_command_a_terminal_are_shown_and_not_obeyed(dino, mine):
+    edit(mine, lambda d: d["categories"][0].update(name="\x1b]0;pwned\x07RBC"))
+    result = dino("check-data", mine)
+    assert r"\x1b]0;pwned\x07RBC" in result.out and "\x1b" not in result.out + result.err
+
+
 def test_i13_an_address_is_refused_and_nothing_downloaded(dino):
     result = dino("predict", "https://example.org/a.jpg")
     assert result.code == 5 and "error[DATA-URL]" in result.err
