@@ -56,7 +56,7 @@ def test_errors_have_one_shape_in_words_and_as_an_object(dino, tmp_path):
     error = json.loads(result.out)["error"]
     assert result.code == error["exit_code"] == 3 and error["code"] == "DATA-FOLDER"
     assert set(error) == {"code", "what", "where", "fix", "exit_code"}
-    assert result.err.startswith("error[DATA-FOLDER]: --data nowhere does not exist; ")
+    assert result.err.startswith("error[DATA-FOLDER]: the data folder nowhere does not exist; ")
     usage = dino("check-data", "nowhere", "--decod", "--json")
     error = json.loads(usage.out)["error"]
     assert usage.code == 2 and error["code"] == "USAGE" and "--decode" in error["what"]
