@@ -147,7 +147,10 @@ CLASSES = {
         ERROR, "two splits name a class differently", "1 is `disc` here and `ring` in training",
         "give both splits the same categories",
     ),
-    "DATA-CLASS-UNKNOWN": Code(WARNING, "a class that training does not know; left out of evaluation", "star"),
+    "DATA-CLASS-UNKNOWN": Code(
+        WARNING, "a class that training does not know; left out of evaluation", "star",
+        "give data with the classes of the model, or other weights",
+    ),
     "DATA-CLASS-UNUSED": Code(NOTE, "a class has no object to learn from", "star"),
     "DATA-CLASS-HEADING": Code(NOTE, "a category without objects that heads others is no class", "shapes"),
     "DATA-CLASS-RARE": Code(NOTE, "a class has fewer than 10 objects", "star: 3", "label more of it"),
