@@ -15,7 +15,7 @@ from dinocore.data.coco import survey_annotations
 from dinocore.data.coco_json import parse_json
 from dinocore.data.export import coco_document
 from dinocore.data.findings import Finding, Findings
-from dinocore.data.repair import Change, Repair
+from dinocore.data.repair import Change, Repair, likely_root
 from dinocore.data.split import Split
 from dinocore.errors import ConfigError, DataError
 from dinocore.files import check_writable, to_json, write_text
@@ -150,8 +150,10 @@ def _fix(checked: Checked, config: Config, out: Path) -> None:
 def _repaired(part: CheckedSplit, config: Config) -> tuple[dict[str, Any], list[Change]]:
     split, annotations = part.split, part.annotations
     if split.format == "coco":
-        root = annotations.image_root if annotations else _first_folder(split)
-        return Repair(parse_json(split.annotations), root, split.folder or root, config.data).run()
+        document = parse_json(split.annotations)
+        found = annotations.image_root if annotations and len(annotations.image_ids) else None
+        root = found or likely_root(document, split.image_roots) or _first_folder(split)
+        return Repair(document, root, split.folder or root, config.data).run()
     if annotations is None:
         raise DataError("nothing of it can be read", code="DATA-FILE", where=split.annotations, fix="correct the file")
     left_out = [Change(f.code, -1, None, f.text) for f in part.findings.of("error")]
@@ -164,10 +166,11 @@ def _first_folder(split: Split) -> Path:
 
 def _say_what_is_left(part: CheckedSplit, copy: Path, config: Config) -> None:
     """Read the copy again, as a training would."""
-    roots = [part.annotations.image_root] if part.annotations else part.split.image_roots
     findings = Findings(copy)
     try:
-        left = survey_annotations(Split(copy, roots, folder=part.split.folder), None, config.data, findings)
+        left = survey_annotations(
+            Split(copy, part.split.image_roots, folder=part.split.folder), None, config.data, findings
+        )
     except DataError as error:
         warn(f"{copy} still cannot be used: {error.what}")
         return

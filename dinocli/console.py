@@ -8,18 +8,28 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from dinocore.errors import DinoError
 
+CONTROLS = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
 
-class _Stdout(Console):
+
+class _Safe(Console):
+    """Names of files and classes may hold what a terminal takes for commands; it is shown and not obeyed."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(text.translate(CONTROLS), **options)
+
+
+class _Stdout(_Safe):
     """Where Rich would end with exit code 1 when a reader such as `head` has gone, `main` decides."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
-words = Console(stderr=True, highlight=False, soft_wrap=True)
+words = _Safe(stderr=True, highlight=False, soft_wrap=True)
 data = _Stdout(highlight=False, width=None if sys.stdout.isatty() else 200)  # a pipe has no edge to wrap at
 
 

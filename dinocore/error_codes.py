@@ -30,7 +30,7 @@ GENERAL = {
 
 FILES = {
     "DATA-FOLDER": Code(
-        ERROR, "the data folder is missing or is a file", "--data coco does not exist",
+        ERROR, "the data folder is missing or is a file", "the data folder coco does not exist",
         "give the folder that holds the annotations and the pictures",
     ),
     "DATA-LAYOUT": Code(
@@ -72,7 +72,7 @@ FILES = {
     ),
     "DATA-PATH-ESCAPE": Code(
         ERROR, "a file name leads out of the data folder", "image 9: '../../etc/passwd'",
-        "write names as they are below the picture folder, such as a.jpg; links out need data.follow_symlinks=true",
+        "write names as below the picture folder (`check-data --fix` does); links out need data.follow_symlinks=true",
     ),
     "DATA-LABEL-LINE": Code(
         ERROR, "a line of a YOLO label file cannot be read", "a.txt line 3: 6 columns",
@@ -147,7 +147,10 @@ CLASSES = {
         ERROR, "two splits name a class differently", "1 is `disc` here and `ring` in training",
         "give both splits the same categories",
     ),
-    "DATA-CLASS-UNKNOWN": Code(WARNING, "a class that training does not know; left out of evaluation", "star"),
+    "DATA-CLASS-UNKNOWN": Code(
+        WARNING, "a class that training does not know; left out of evaluation", "star",
+        "give data with the classes of the model, or other weights",
+    ),
     "DATA-CLASS-UNUSED": Code(NOTE, "a class has no object to learn from", "star"),
     "DATA-CLASS-HEADING": Code(NOTE, "a category without objects that heads others is no class", "shapes"),
     "DATA-CLASS-RARE": Code(NOTE, "a class has fewer than 10 objects", "star: 3", "label more of it"),

@@ -44,7 +44,8 @@ def check_writable(folder: Path) -> None:
     try:
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
-        raise EnvironmentFault(f"{folder} cannot be written: {error.strerror or error}") from error
+        what = f"{folder} cannot be written: {error.strerror or error}"
+        raise EnvironmentFault(what, where=folder, fix="name another place, or let it be written") from error
 
 
 def to_json(value: Any, **options: Any) -> str:

@@ -1,11 +1,12 @@
 """A file is written whole or not at all."""
 
+import json
 import os
 
 import pytest
 
 from dinocore.errors import EnvironmentFault
-from dinocore.files import write_atomically, write_text
+from dinocore.files import to_json, write_atomically, write_text
 
 
 def test_folders_are_made_and_text_is_utf_8(tmp_path):
@@ -56,3 +57,9 @@ def test_a_link_stays_a_link_and_others_may_read_what_the_umask_lets_them(tmp_pa
         os.umask(before)
     assert (tmp_path / "link.txt").is_symlink() and (tmp_path / "real.txt").read_text() == "new"
     assert (tmp_path / "real.txt").stat().st_mode & 0o777 == 0o640
+
+
+def test_p4_what_is_not_finite_is_null_in_json():
+    value = {"a": [1.5, float("nan")], "b": ({"c": float("-inf")},), "d": True}
+    assert to_json(value) == '{"a": [1.5, null], "b": [{"c": null}], "d": true}'
+    assert json.loads(to_json({"a": 0.1}, indent=1)) == {"a": 0.1}

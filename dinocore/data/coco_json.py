@@ -226,7 +226,7 @@ def is_area(value: Any) -> TypeGuard[float]:
 
 def is_crowd(value: Any) -> bool:
     """1 and true, also written as text; "0" is no crowd."""
-    return value is not None and str(value).strip().lower() in ("1", "1.0", "true")
+    return value == 1 or (isinstance(value, str) and value.strip().lower() in ("1", "true"))
 
 
 def is_number(value: Any) -> TypeGuard[float]:

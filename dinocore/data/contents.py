@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .coco import Annotations
-from .findings import Findings, Place
+from .findings import KEPT, Findings, Place, short_box
 from .images import SUFFIXES
 from .split import Category
 
@@ -23,14 +23,14 @@ def check_contents(annotations: Annotations, findings: Findings, is_training: bo
     if is_training:
         _check_classes(annotations, findings)
     empty = np.flatnonzero(np.diff(annotations.starts) == 0)
-    places = [Place(annotations.path(i).name, annotations.path(i)) for i in empty[:20].tolist()]
+    places = [Place(annotations.path(i).name, annotations.path(i)) for i in empty[:KEPT].tolist()]
     findings.add("DATA-IMAGE-EMPTY", f"{len(empty)} pictures without objects", places, len(empty))
 
 
 def check_unlisted(annotations: Annotations, listed: set[str], findings: Findings) -> None:
     """Pictures below the picture folder that no split names."""
     found = [path for path in _pictures_below(annotations.image_root) if os.path.realpath(path) not in listed]
-    places = [Place(os.path.relpath(path, annotations.image_root), Path(path)) for path in found[:20]]
+    places = [Place(os.path.relpath(path, annotations.image_root), Path(path)) for path in found[:KEPT]]
     findings.add("DATA-IMAGE-UNLISTED", f"{len(found)} pictures are not in the annotations", places, len(found))
 
 
@@ -38,9 +38,9 @@ def _check_objects(annotations: Annotations, findings: Findings) -> None:
     owners, boxes, sizes = annotations.owners(), annotations.boxes, annotations.sizes
 
     def places(which: np.ndarray) -> Iterable[Place]:
-        for i in which[:20].tolist():
+        for i in which[:KEPT].tolist():
             path = annotations.path(int(owners[i]))
-            yield Place(f"{path.name} {_short(boxes[i])}", path, [boxes[i].tolist()])
+            yield Place(f"{path.name} {short_box(boxes[i])}", path, [boxes[i].tolist()])
 
     beyond = np.any((boxes[:, :2] < 0) | (boxes[:, :2] + boxes[:, 2:] > sizes[owners]), axis=1)
     partly = np.flatnonzero(beyond & annotations.trainable())
@@ -67,7 +67,7 @@ def _check_overlaps(annotations: Annotations, findings: Findings) -> None:
         first, second = np.nonzero(np.triu(overlaps(boxes) >= SAME, 1) & ~crowd[:, None] & ~crowd)
         for i, j in zip(first.tolist(), second.tolist(), strict=True):
             path, kinds = annotations.path(index), [_name(annotations, labels[k]) for k in (i, j)]
-            text = f"{path.name} {kinds[0]} {_short(boxes[i])} ~ {kinds[1]} {_short(boxes[j])}"
+            text = f"{path.name} {kinds[0]} {short_box(boxes[i])} ~ {kinds[1]} {short_box(boxes[j])}"
             kind = "same" if labels[i] == labels[j] else "other"
             pairs[kind].append(Place(text, path, boxes[[i, j]].tolist()))
     what = f"pairs of boxes overlap to {SAME:.0%} or more and have"
@@ -106,7 +106,3 @@ def _pictures_below(root: Path) -> list[str]:
 
 def _name(annotations: Annotations, label: int) -> str:
     return annotations.categories[label].name if label >= 0 else "unknown"
-
-
-def _short(box: np.ndarray) -> str:
-    return f"[{', '.join(f'{value:.6g}' for value in box)}]"

@@ -74,11 +74,13 @@ def open_split(config: DataConfig, split: str, categories: Sequence[Category] | 
     layout = find_layout(folder, config.follow_symlinks)
     chosen = layout.train if split == "train" else layout.val
     if chosen is None:
-        raise DataError(f"{folder} has no validation split; use --split train to evaluate on the training pictures")
+        raise DataError(f"{folder} has no validation split", code="DATA-SPLIT", where=folder,
+                        fix="use --split train to evaluate on the training pictures")  # fmt: skip
     found = read_annotations(chosen, categories, config)
     if categories is not None and len(found.labels) and (found.labels < 0).all():
         known = ", ".join(c.name for c in categories)
-        raise DataError(f"no object of {found.file} is of a class that the model knows ({known})")
+        raise DataError(f"no object of {found.file} is of a class that the model knows ({known})",
+                        code="DATA-CLASS-UNKNOWN", where=found.file)  # fmt: skip
     return found
 
 

@@ -14,6 +14,7 @@ from ..errors import EnvironmentFault
 from ..files import to_json, write_text
 from .coco import Annotations, as_coco_dict
 
+ELSEWHERE = "free some space, or name another folder"
 KINDS = ("coco", "yolo", "voc")
 
 
@@ -101,7 +102,7 @@ def _write(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text.encode())
     except OSError as error:
-        raise EnvironmentFault(f"{path} cannot be written: {error.strerror or error}") from error
+        raise EnvironmentFault(f"{path} cannot be written: {error.strerror or error}", fix=ELSEWHERE) from error
 
 
 def _place(source: Path, target: Path, link: bool) -> None:
@@ -112,7 +113,7 @@ def _place(source: Path, target: Path, link: bool) -> None:
         else:
             shutil.copyfile(source, target)
     except OSError as error:
-        raise EnvironmentFault(f"{target} cannot be written: {error.strerror or error}") from error
+        raise EnvironmentFault(f"{target} cannot be written: {error.strerror or error}", fix=ELSEWHERE) from error
 
 
 def _write_labels(entry: Entry, out: Path) -> int:

@@ -1,12 +1,13 @@
 """What is wrong or worth knowing about a data set, each kind once with its code, count and first offenders."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from ..error_codes import CODES, ERROR, NOTE, WARNING
+import numpy as np
+
+from ..error_codes import CODES, ERROR
 from ..errors import DataError
 
 SHOWN = 5  # offenders of each kind in a line
@@ -103,7 +104,6 @@ class Findings:
         raise DataError(what, code=code, where=self.file)
 
 
-def worst(findings: Sequence[Finding]) -> dict[str, int]:
-    """How many findings there are of each level."""
-    counts = Counter(finding.level for finding in findings)
-    return {level: counts[level] for level in (ERROR, WARNING, NOTE)}
+def short_box(box: np.ndarray) -> str:
+    """As a finding writes x, y, width and height."""
+    return f"[{', '.join(f'{value:.6g}' for value in box)}]"

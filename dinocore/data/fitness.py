@@ -53,7 +53,7 @@ def _check_counts(annotations: Annotations, counts: np.ndarray, config: Config, 
     for code, limit, what in limits:
         over = np.flatnonzero(counts > limit)
         over = over[np.argsort(-counts[over], kind="stable")]
-        places = [Place(f"{annotations.path(i).name}: {counts[i]}", annotations.path(i)) for i in over[:20].tolist()]
+        places = [Place(f"{annotations.path(i).name}: {counts[i]}", annotations.path(i)) for i in over[:KEPT].tolist()]
         findings.add(code, f"{len(over)} pictures have more objects {what}", places, len(over))
 
 

@@ -30,7 +30,7 @@ def find_layout(folder: Path, follow_symlinks: bool = False) -> Layout:
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"--data {folder} {what}", code="DATA-FOLDER")
+        raise DataError(f"the data folder {folder} {what}", code="DATA-FOLDER")
     fence = Fence(folder, follow_symlinks)
     finders = (find_manifest, _coco, _per_split, find_yolo, find_voc, _plain)
     found = next((layout for find in finders if (layout := find(folder, fence))), None)
@@ -87,5 +87,5 @@ def _per_split(folder: Path, fence: Fence) -> Layout | None:
 def _several(files: list[Path], split: str) -> DataError:
     listed = ", ".join(file.name for file in files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
     what = f"{files[0].parent} has several .json files that may be the annotations of {split}: {listed}"
-    return DataError(what, code="DATA-LAYOUT", where=files[0].parent,
-                     fix="leave one of them there and call it annotations.json, or write a dataset.toml")  # fmt: skip
+    fix = "leave one of them there" if split_told_by(files[0].stem) else "call the right one annotations.json"
+    return DataError(what, code="DATA-LAYOUT", where=files[0].parent, fix=f"{fix}, or write a dataset.toml")

@@ -49,7 +49,8 @@ class TrainingPictures(Dataset):
                     f"reading {where} failed: {type(error).__name__}: {said}; take the picture out of the annotations "
                     "to go on, and please report it"
                 ) from error
-        raise DataError(f"{MOST_REPLACEMENTS} pictures in a row cannot be read; the first: {problem}")
+        raise DataError(f"{MOST_REPLACEMENTS} pictures in a row cannot be read; the first: {problem}",
+                        code="DATA-IMAGE-DAMAGED", fix="find them with `dino check-data DIR --decode`")  # fmt: skip
 
     def _read(self, epoch: int, index: int) -> Sample:
         rng = np.random.default_rng((self.seed, epoch, index))

@@ -1,6 +1,8 @@
 """A repaired copy of COCO annotations, and every change that was made; nothing is guessed, the rest is said again."""
 
 import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,8 +82,14 @@ class Repair:
 
     def _image(self, n: int, row: dict[str, Any]) -> bool:
         name = row.get("file_name")
-        if not isinstance(name, str) or not stays_inside(name.replace("\\", "/")):
-            return self._say("images", n, row, "dropped: no `file_name` within the data folder", name)
+        if not isinstance(name, str) or not name:
+            return self._say("images", n, row, "dropped: no `file_name`", name)
+        if not stays_inside(name.replace("\\", "/")):
+            own = last_part(name)  # of a path on another machine
+            if self.fence.look(f"{self.root}/{own}") != "ok":
+                return self._say("images", n, row, "dropped: no `file_name` within the data folder", name)
+            self._say("images", n, row, "`file_name` made that of the picture in the folder", name, own)
+            name = row["file_name"] = own
         if (state := self.fence.look(f"{self.root}/{name.replace(chr(92), '/')}")) != "ok":
             why = "there is no such file" if state == "missing" else "a link leads out of the data folder"
             return self._say("images", n, row, f"dropped: {why}", name)
@@ -162,6 +170,19 @@ class Repair:
             if isinstance(before, str):
                 self.renumbered[table].setdefault(before, number)
         return sorted(kept + late, key=lambda pair: pair[0])
+
+
+def last_part(name: str) -> str:
+    """The file's own name, whatever system the path is of."""
+    return name.replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def likely_root(document: Any, roots: Sequence[Path]) -> Path | None:
+    """The folder that has one of the first pictures by its own name."""
+    rows = document.get("images") if isinstance(document, dict) else None
+    names = [row.get("file_name") for row in (rows if isinstance(rows, list) else [])[:20] if isinstance(row, dict)]
+    own = [last_part(name) for name in names if isinstance(name, str) and stays_inside(last_part(name))]
+    return next((root for root in roots if any(os.path.lexists(root / name) for name in own)), None)
 
 
 def _clip(box: list[float], size: tuple[int, int]) -> list[float]:

@@ -4,7 +4,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 import numpy as np
@@ -110,7 +110,8 @@ def stays_inside(name: str) -> bool:
         os.fsencode(name)  # JSON can write text that no system takes for a name
     except UnicodeEncodeError:
         return False
-    return not path.is_absolute() and ".." not in path.parts and "\0" not in name and bool(path.parts)
+    absolute = path.is_absolute() or PureWindowsPath(name).is_absolute()
+    return not absolute and ".." not in path.parts and "\0" not in name and bool(path.parts)
 
 
 class Fence:

@@ -9,7 +9,7 @@ import numpy as np
 from ..config import DataConfig
 from ..error_codes import WARNING
 from ..errors import DataError
-from .findings import Findings, Place
+from .findings import KEPT, Findings, Place, short_box
 from .images import image_size
 from .split import Category, Fence, Split, Table, stays_inside
 
@@ -133,8 +133,8 @@ def check_boxes(table: Table, root: Path, config: DataConfig, findings: Findings
 
     def places(which: np.ndarray) -> list[Place]:
         return [
-            Place(f"{table.name(i)}: {_short(boxes[i])}", root / table.file_names[rows[i]], [boxes[i].tolist()])
-            for i in np.flatnonzero(which)[:20].tolist()
+            Place(f"{table.name(i)}: {short_box(boxes[i])}", root / table.file_names[rows[i]], [boxes[i].tolist()])
+            for i in np.flatnonzero(which)[:KEPT].tolist()
         ]
 
     flat = np.any(boxes[:, 2:] <= 0, axis=1)
@@ -200,10 +200,6 @@ def _like_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     as_corners = (far >= near).all() and (far <= sizes).all()
     meant = bool(as_corners and beyond.sum() > 0.2 * len(near) and len(near) > MIN_EVIDENCE)
     return beyond if meant else np.zeros_like(beyond)
-
-
-def _short(box: np.ndarray) -> str:
-    return f"[{', '.join(f'{value:.6g}' for value in box)}]"
 
 
 def _is_there(path: Path) -> bool:

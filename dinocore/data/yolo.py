@@ -4,6 +4,7 @@ Source: what Ultralytics documents (https://docs.ultralytics.com/datasets/detect
 picture's path reads `labels`; a line with more corners is an outline, of which the extent counts.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -162,7 +163,21 @@ def _pictures(listing: Path, root: Path) -> list[Path]:
     if listing.is_dir():
         return [path for path in listing.rglob("*") if path.suffix.lower() in SUFFIXES]
     names = listing.read_text("utf-8-sig", errors="surrogateescape").splitlines()
-    return [root / name.strip().removeprefix("./") for name in names if name.strip()]
+    return [_listed(name.strip(), root) for name in names if name.strip()]
+
+
+def _listed(name: str, root: Path) -> Path:
+    """A picture by its line in a list; a path of another machine counts from the first part that is there."""
+    path = root / name.removeprefix("./")
+    if os.path.lexists(path):
+        return path
+    return next((root / tail for tail in _tails(name) if os.path.lexists(root / tail)), path)
+
+
+def _tails(name: str) -> list[Path]:
+    """A path, and what is left of it without its first parts, which lead nowhere but down."""
+    parts = [part for part in PurePosixPath(name).parts if part not in ("..", "/")]
+    return [Path(*parts[n:]) for n in range(len(parts))]
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -200,9 +215,8 @@ def _entered(entry: Any, path: Any, folder: Path, file: Path) -> tuple[Path, ...
     """
     found = []
     for name in map(str, entry if isinstance(entry, list) else [entry]):
-        parts = [part for part in PurePosixPath(name).parts if part not in ("..", "/")]
         bases = [folder / str(path), folder] if isinstance(path, str) else [folder]
-        tried = [base / Path(*parts[n:]) for n in range(len(parts)) for base in bases] + [folder / name]
+        tried = [base / tail for tail in _tails(name) for base in bases] + [folder / name]
         there = [p for p in tried if p.exists() and p.resolve().is_relative_to(folder.resolve())]
         if there:
             found.append(folder / there[0].resolve().relative_to(folder.resolve()))

@@ -70,10 +70,11 @@ def _decode(path: Path) -> list[Any]:
     fix = "give a JSON list of {image_id, category_id, bbox, score}, such as `dino eval --out FILE` writes"
     try:
         content = path.read_bytes()
-        return msgspec.json.decode(content, type=list[Row])
     except OSError as error:
         what = f"it cannot be read: {error.strerror}"
         raise DataError(what, code="DATA-RESULTS", where=path, fix=fix) from None
+    try:
+        return msgspec.json.decode(content, type=list[Row])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         try:
             return msgspec.convert(json.loads(content), type=list[Row])

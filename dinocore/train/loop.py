@@ -198,7 +198,8 @@ def _bad_pictures(job: Job, fed: Fed, known: set[str]) -> Iterator[Event]:
     num_images = len(job.data.train.image_ids)
     if len(known) > max(3, num_images // 100):
         told = f"{len(known)} of {num_images} pictures cannot be read, which is more than 3 and more than 1 %"
-        raise job.group.together(DataError(told))
+        fix = "find them with `dino check-data DIR --decode`, and copy them again or take them out"
+        raise job.group.together(DataError(told, code="DATA-IMAGE-DAMAGED", where=job.data.train.file, fix=fix))
 
 
 def _newest(job: Job) -> tuple[Path | None, list[str]]:

@@ -62,7 +62,7 @@ def test_without_objects_to_judge_by_the_newest_weights_are_kept(dino, settings,
 def test_a_data_folder_may_have_any_name(dino, tmp_path):
     odd = tmp_path / 'a\\new"""é'
     result = dino("train", "--data", odd)
-    assert result.code == 3 and f"--data {odd} does not exist" in result.err
+    assert result.code == 3 and f"the data folder {odd} does not exist" in result.err
 
 
 def test_a_cut_checkpoint_is_refused_by_name(dino, run_folder, tmp_path):

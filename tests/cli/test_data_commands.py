@@ -56,10 +56,16 @@ def test_errors_have_one_shape_in_words_and_as_an_object(dino, tmp_path):
     error = json.loads(result.out)["error"]
     assert result.code == error["exit_code"] == 3 and error["code"] == "DATA-FOLDER"
     assert set(error) == {"code", "what", "where", "fix", "exit_code"}
-    assert result.err.startswith("error[DATA-FOLDER]: --data nowhere does not exist; ")
+    assert result.err.startswith("error[DATA-FOLDER]: the data folder nowhere does not exist; ")
     usage = dino("check-data", "nowhere", "--decod", "--json")
     error = json.loads(usage.out)["error"]
     assert usage.code == 2 and error["code"] == "USAGE" and "--decode" in error["what"]
+
+
+def test_names_that_command_a_terminal_are_shown_and_not_obeyed(dino, mine):
+    edit(mine, lambda d: d["categories"][0].update(name="\x1b]0;pwned\x07RBC"))
+    result = dino("check-data", mine)
+    assert r"\x1b]0;pwned\x07RBC" in result.out and "\x1b" not in result.out + result.err
 
 
 def test_i13_an_address_is_refused_and_nothing_downloaded(dino):

@@ -16,7 +16,7 @@ from dinocore.data.coco import as_coco_dict, read_annotations
 from dinocore.data.contents import overlaps
 from dinocore.data.fitness import anchor_distance
 from dinocore.data.layout import find_layout
-from dinocore.data.repair import Repair
+from dinocore.data.repair import Repair, likely_root
 from dinocore.data.sample import write_sample_data
 from dinocore.data.split import Split
 from dinocore.errors import DataError
@@ -409,3 +409,19 @@ def test_errors_of_a_whole_file_keep_their_advice_and_a_missing_split_is_told(cl
     found = {finding.code: finding for _, finding in check(clean).findings()}
     assert '"categories": [{"id": 1, "name": "cell"}]' in found["DATA-KEYS"].fix
     assert "no validation split" in found["DATA-SPLIT"].what
+
+
+def test_d26_names_of_another_machine_become_those_of_the_pictures_that_are_there(clean):
+    def change(document):
+        names = (r"C:\data\0001.png", "../../label-studio/media/0002.png", "/home/me/0009.png")
+        for row, name in zip(document["images"], names, strict=True):
+            row["file_name"] = name
+
+    edit(clean, change)
+    split = find_layout(clean).train
+    document = json.loads(split.annotations.read_text())
+    root = likely_root(document, split.image_roots)
+    assert root == clean / "train2017"
+    repaired, changes = Repair(document, root, clean, TINY.data).run()
+    assert [row["file_name"] for row in repaired["images"]] == ["0001.png", "0002.png"]
+    assert len(repaired["annotations"]) == 20 and any("no `file_name` within" in c.change for c in changes)

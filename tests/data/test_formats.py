@@ -82,6 +82,19 @@ def test_a_yolo_list_of_pictures_is_read(tmp_path):
     assert found.file_names.tolist() == [b"images/x/a.png"] and found.boxes.tolist() == [[0, 0, 32, 24]]
 
 
+def test_a_yolo_list_of_another_machine_counts_from_the_first_part_that_is_there(tmp_path):
+    put(tmp_path / "train.txt", "data/images/train/a.png\n/home/me/mine/images/val/b.png\n../../c.png\n")
+    yolo(tmp_path / "data", "0 0.5 0.5 1 1\n", "train: train.txt\nnames: [cell]")
+    put(tmp_path / "c.png")
+    os.replace(tmp_path / "train.txt", tmp_path / "data" / "train.txt")
+    put(tmp_path / "data" / "images" / "train" / "a.png")
+    error = refusal(tmp_path / "data")
+    assert error.code == "DATA-PATH-ESCAPE" and "c.png" in error.what and "b.png" not in error.what
+    put(tmp_path / "data" / "train.txt", "data/images/train/a.png\n/home/me/mine/images/val/b.png\n")
+    names = read_annotations(find_layout(tmp_path / "data").train).file_names.tolist()
+    assert names == [b"images/train/a.png", b"images/val/b.png"]
+
+
 def test_six_decimals_of_a_whole_box_are_the_whole_box_and_others_stay(tmp_path):
     """1/3 of 24 pixels is 8; written with six digits it is 7.999992."""
     found = read_annotations(find_layout(yolo(tmp_path, "0 0.5 0.333333 0.25 0.333333\n0 0.5 0.31 0.25 0.33\n")).train)

@@ -319,6 +319,7 @@ def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path):
     assert "cannot be opened" in refusal(tmp_path / "a\0b.jpg")
 
 
+@pytest.mark.slow
 def test_png_is_read_by_a_process_that_has_read_nothing_else(saved, scene):
     """Pillow knows only some formats before it has loaded all of its plugins."""
     path = saved(Image.fromarray(scene), "a.png")

@@ -108,7 +108,7 @@ def test_several_files_for_one_split_are_refused_by_name(tmp_path):
 
 
 def test_a_missing_folder_a_file_and_an_empty_folder_are_refused(tmp_path):
-    assert f"--data {tmp_path / 'none'} does not exist" in refusal(find_layout, tmp_path / "none")
+    assert f"the data folder {tmp_path / 'none'} does not exist" in refusal(find_layout, tmp_path / "none")
     (tmp_path / "file.json").write_text("{}")
     assert "is a file; give the folder" in refusal(find_layout, tmp_path / "file.json")
     (tmp_path / "empty").mkdir()

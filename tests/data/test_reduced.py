@@ -130,6 +130,7 @@ def test_other_formats_are_decoded_in_full(tmp_path, suffix):
     assert read_reduced(path, AS_IS, (9, 6)) == Decoded(read_image(path, AS_IS), (90, 60), (0, 0, 90, 60))
 
 
+@pytest.mark.slow
 def test_a_photo_of_twelve_megapixels_is_decoded_small_and_looks_the_same(make_coco, tmp_path, decoded, monkeypatch):
     annotations = read_annotations(make_coco({1: [(1, 0, 0, 2000, 1500)]}, (4000, 3000)))
     rows, columns = np.mgrid[:750, :1000]

@@ -119,6 +119,7 @@ def test_some_pictures_show_nothing_and_some_little(many):
     assert all(boxes.shape == (len(labels), 4) for labels, boxes in many)
 
 
+@pytest.mark.slow
 def test_sizes_are_near_those_of_bccd_and_scale_with_the_picture():
     def sides(size, count):
         drawn = [draw_smear(0, index, size)[1:] for index in range(count)]
