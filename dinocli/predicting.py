@@ -9,7 +9,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from dinocore.data.images import read_image
-from dinocore.device import pick_device
+from dinocore.device import pick_device, pick_precision
 from dinocore.errors import ConfigError, DataError
 from dinocore.files import check_writable, write_atomically
 from dinocore.predict import Detector
@@ -41,13 +41,13 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
         DataError: there is no picture, or none of them can be read.
         typer.Exit: with code 7 if only some could be read.
     """
-    _check(wanted)
-    pick_device(device)
+    wanted = _checked(wanted)
+    pick_precision(amp, pick_device(device))
     inputs, skipped = expand(files)
     if skipped:
         say(f"{skipped} files that are no pictures are left out")
     if not any(item.path.exists() for item in inputs):
-        raise DataError(f"there is no picture {inputs[0].name}")
+        raise DataError(f"there is no picture {inputs[0].name}", fix="give a picture, a folder, or a glob in quotes")
     detector, _ = open_detector(weights, device, amp)
     limits = detector.config.eval.model_copy(update={"max_dets": wanted.max_dets})
     detector.config = detector.config.model_copy(update={"eval": limits})
@@ -67,13 +67,17 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
         raise typer.Exit(SOME_FAILED)
 
 
-def _check(wanted: Wanted) -> None:
+def _checked(wanted: Wanted) -> Wanted:
+    """The same with its format, if it can be done."""
+    if wanted.format == "auto":
+        wanted = wanted._replace(format="csv" if wanted.out and wanted.out.suffix.lower() == ".csv" else "json")
     check_out(wanted.out or Path("boxes"), wanted.format)
     if wanted.save_images is not None and wanted.save_images.is_file():
         raise ConfigError(f"--save-images {wanted.save_images} is a file; give a folder")
     folders = [wanted.out.parent if wanted.out else None, wanted.save_images]
     for folder in (folder for folder in folders if folder is not None):
         check_writable(folder)
+    return wanted
 
 
 def _detect(detector: Detector, inputs: Sequence[Input], wanted: Wanted) -> tuple[list[Found], list[str]]:
