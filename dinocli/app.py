@@ -1,5 +1,6 @@
 """The `dino` command. Each subcommand is one small file; none of them imports torch before it runs."""
 
+import logging
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -8,7 +9,7 @@ import typer
 
 from dinocore import __version__
 from dinocore.error_codes import CODES
-from dinocore.errors import DinoError, Interrupted
+from dinocore.errors import DinoError, EnvironmentFault, Interrupted
 
 from .benchmark import benchmark
 from .check_data import check_data
@@ -66,8 +67,19 @@ app.command("sample-data")(sample_data)
 app.command()(benchmark)
 
 
+class _Said(logging.Handler):
+    """What dinocore has to tell, as words on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from .console import say
+
+        say(record.getMessage())
+
+
 def main() -> None:
     """Run the app; an error that the user can put right is said in words, not as a traceback."""
+    logging.getLogger("dinocore").addHandler(_Said())
+    logging.getLogger("dinocore").setLevel(logging.INFO)
     try:
         code = _run()
     except DinoError as error:
@@ -78,6 +90,8 @@ def main() -> None:
     except KeyboardInterrupt:
         _end(Interrupted("interrupted", 130))
     except Exception as error:
+        if "torch" in sys.modules:
+            _end_for_want_of_memory(error)
         from .console import words
 
         words.print_exception(show_locals=False)
@@ -104,7 +118,16 @@ def _run() -> int | None:
             print(context.get_help())
             return 0
         command = context.command_path if context else "dino"
-        raise DinoError(explain(), code="USAGE", fix=f"{command} --help") from None
+        raise DinoError(explain().removesuffix("."), code="USAGE", fix=f"{command} --help") from None
+
+
+def _end_for_want_of_memory(error: Exception) -> None:
+    """End with 5 if that is what the error says."""
+    from dinocore.train.faults import is_out_of_memory
+
+    if is_out_of_memory(error):
+        fix = "take smaller pictures, fewer at a time, or a smaller model"
+        _end(EnvironmentFault("memory does not suffice", fix=fix))
 
 
 def _end(error: DinoError) -> NoReturn:

@@ -28,14 +28,12 @@ def benchmark(
     from dinocore.benchmark import Case, measure
     from dinocore.benchmark import profile as run_profile
     from dinocore.device import pick_device, pick_precision
-    from dinocore.errors import ConfigError
     from dinocore.presets import load_config
 
     from .console import data, print_json, say
     from .detector import model_of
 
-    if ops not in ("auto", "reference"):
-        raise ConfigError(f"--ops {ops} is not known; choose auto or reference")
+    _check(ops, profile)
     source, file = (preset, None) if weights is None else model_of(weights)
     settings, place = load_config(source, overrides, config), pick_device(device)
     pick_precision(amp, place)
@@ -63,6 +61,16 @@ def benchmark(
     data.print(f"peak memory  {found.peak_memory_mb:.0f} MB")
     for name, seconds, calls in top:
         data.print(f"{seconds:9.4f} s  {calls:6} x  {name}")
+
+
+def _check(ops: str, profile: Path | None) -> None:
+    from dinocore.errors import ConfigError
+    from dinocore.files import check_writable
+
+    if ops not in ("auto", "reference"):
+        raise ConfigError(f"--ops {ops} is not known; choose auto or reference")
+    if profile is not None:
+        check_writable(profile.parent)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from dinocore.convert.state import CODEBASES
 from dinocore.convert.to_official import write_official
 from dinocore.errors import ConfigError
 from dinocore.fetch.locate import locate, original
+from dinocore.files import check_writable
 
 from .console import data, print_json, say
 from .fetching import watching
@@ -73,6 +74,7 @@ def _check_out(wanted: Wanted, suffix: str) -> None:
         raise ConfigError(f"--out {wanted.out} must end in {suffix}")
     if wanted.out.is_dir() or wanted.out.resolve() == Path(wanted.file).resolve():
         raise ConfigError(f"--out {wanted.out} is {'a folder' if wanted.out.is_dir() else 'the file to be read'}")
+    check_writable(wanted.out.parent)
 
 
 def _names(file: Path | None) -> list[str]:

@@ -15,7 +15,7 @@ from dinocore.data.images import read_image
 from dinocore.data.layout import Split
 from dinocore.device import pick_device
 from dinocore.errors import ConfigError, DataError
-from dinocore.files import write_atomically, write_text
+from dinocore.files import check_writable, write_atomically, write_text
 from dinocore.predict import Detector
 from dinocore.view.proposal_layers import Objects, average, journeys
 from dinocore.view.proposal_page import MOST_PICTURES, Inspected, draw_view, render_proposals
@@ -108,12 +108,17 @@ def _check(files: Sequence[str], truth: Truth, drawing: Drawing) -> None:
         raise ConfigError(f"there is no split `{truth.split}`; choose val or train")
     if not files and truth.annotations is not None:
         raise ConfigError("--annotations says nothing of where its pictures are; name them, or give --data instead")
-    if drawing.report is not None and drawing.report.is_dir():
-        raise ConfigError(f"--report {drawing.report} is a folder; give a file, such as {drawing.report / 'p.html'}")
+    for option, path, usual in (("--out", drawing.out, "proposals.png"), ("--report", drawing.report, "p.html")):
+        if path is not None:
+            _check_file(option, path, usual)
     if drawing.out is not None:
-        if drawing.out.is_dir():
-            raise ConfigError(f"--out {drawing.out} is a folder; give a file, such as {drawing.out / 'proposals.png'}")
         _kind(drawing.out)
+
+
+def _check_file(option: str, path: Path, usual: str) -> None:
+    if path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder; give a file, such as {path / usual}")
+    check_writable(path.parent)
 
 
 def _kind(out: Path) -> str:

@@ -11,7 +11,7 @@ from rich.text import Text
 from dinocore.config import Config, ModelConfig
 from dinocore.data.dataset import open_dataset
 from dinocore.errors import ConfigError
-from dinocore.files import write_atomically, write_text
+from dinocore.files import check_writable, write_atomically, write_text
 from dinocore.presets import load_config
 from dinocore.view.mask import MaskView, Objects, batch_mask, check_size, mask_of, notes, to_json
 from dinocore.view.mask_batch import first_batch, named_batch
@@ -84,6 +84,7 @@ def _check(batch: Batch, out: Path | None) -> None:
         raise ConfigError(
             f"--out {out}: the mask is written as .png, .svg or .html; try --out {out.with_suffix('.png')}"
         )
+    check_writable(out.parent)
 
 
 def _own_data(source: str | Config) -> Path:

@@ -12,7 +12,9 @@ def predict(
     weights: Weights = None,
     threshold: Annotated[float, typer.Option("--threshold", "--conf", min=0, max=1, help="Least score shown.")] = 0.3,
     max_dets: Annotated[int, typer.Option(min=1, help="Most detections per picture.")] = 300,
-    format: Annotated[str, typer.Option(help="Of --out: json, coco, csv, yolo or labelme.")] = "json",
+    format: Annotated[
+        str, typer.Option(help="Of --out: json, coco, csv, yolo or labelme; auto: csv for FILE.csv, else json.")
+    ] = "auto",
     save_images: Annotated[Path | None, typer.Option(help="Folder for pictures with the boxes drawn in.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an --out that an interrupt left.")] = False,
     device: Device = "auto",

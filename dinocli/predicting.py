@@ -11,7 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from dinocore.data.images import read_image
-from dinocore.device import pick_device
+from dinocore.device import pick_device, pick_precision
 from dinocore.errors import ConfigError, DataError, Interrupted
 from dinocore.files import check_writable, write_atomically
 from dinocore.predict import Detector
@@ -47,13 +47,14 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
         Interrupted: a signal came; what was found so far is written.
         typer.Exit: with code 7 if only some could be read.
     """
-    _check(wanted)
-    pick_device(device)
+    wanted = _checked(wanted)
+    pick_precision(amp, pick_device(device))
     inputs, skipped = expand(files)
     if skipped:
         say(f"{skipped} files that are no pictures are left out")
     if not any(item.path.exists() for item in inputs):
-        raise DataError(f"there is no picture {inputs[0].name}", code="DATA-IMAGE-MISSING", where=inputs[0].name)
+        raise DataError(f"there is no picture {inputs[0].name}", code="DATA-IMAGE-MISSING", where=inputs[0].name,
+                        fix="give a picture, a folder, or a glob in quotes")  # fmt: skip
     before = _before(wanted, inputs)
     detector, _ = open_detector(weights, device, amp)
     limits = detector.config.eval.model_copy(update={"max_dets": wanted.max_dets})
@@ -78,7 +79,10 @@ def _none_left(count: int, first: DataError) -> DataError:
     return first if count == 1 else DataError(f"none of {count} pictures could be read", fix="see what is said of each")
 
 
-def _check(wanted: Wanted) -> None:
+def _checked(wanted: Wanted) -> Wanted:
+    """The same with its format, if it can be done."""
+    if wanted.format == "auto":
+        wanted = wanted._replace(format="csv" if wanted.out and wanted.out.suffix.lower() == ".csv" else "json")
     check_out(wanted.out or Path("boxes"), wanted.format)
     if wanted.resume and (wanted.out is None or wanted.format != "json"):
         raise ConfigError("--resume goes on with the file of --out in --format json; name it, or leave --resume out")
@@ -87,6 +91,7 @@ def _check(wanted: Wanted) -> None:
     folders = [wanted.out.parent if wanted.out else None, wanted.save_images]
     for folder in (folder for folder in folders if folder is not None):
         check_writable(folder)
+    return wanted
 
 
 def _before(wanted: Wanted, inputs: Sequence[Input]) -> list[Found]:

@@ -26,7 +26,7 @@ def presets(
         return
     table = Table(box=None, pad_edge=False, header_style="", padding=(0, 2, 0, 0))
     for column in ("preset", "backbone", "levels", "epochs", "AP"):
-        table.add_column(column, justify="left" if column in ("preset", "backbone") else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in ("preset", "backbone") else "right", overflow="fold")
     for preset in sorted(list_presets(), key=lambda name: (name.startswith(("detrex-", "mmdet-")), name)):
         config = load_config(preset)
         backbone = config.model.backbone.removeprefix("timm/")

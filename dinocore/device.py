@@ -11,13 +11,13 @@ from .errors import ConfigError, EnvironmentFault
 PRECISIONS = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def pick_device(name: str = "auto") -> torch.device:
+def pick_device(name: str | torch.device = "auto") -> torch.device:
     """`auto` (CUDA, then MPS, then CPU), `cpu`, `cuda`, `cuda:N` or `mps`.
 
     Raises:
         EnvironmentFault: this machine has no such device.
     """
-    available = ["cpu"]
+    name, available = str(name), ["cpu"]
     available += [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     available += ["mps"] if torch.backends.mps.is_available() else []
     if name == "auto":

@@ -158,7 +158,9 @@ CLASSES = {
 }  # fmt: skip
 
 IMAGES = {
-    "DATA-IMAGE-MISSING": Code(ERROR, "a picture is not there", "a.jpg", "put it back, or take it out of the file"),
+    "DATA-IMAGE-MISSING": Code(
+        ERROR, "a picture is not there", "a.jpg", "check its name, put it back, or take it out of the annotations"
+    ),
     "DATA-IMAGE-DAMAGED": Code(ERROR, "a picture is damaged", "a.jpg: image file is truncated", "copy it again"),
     "DATA-IMAGE-FORMAT": Code(
         ERROR, "a file is no picture that we read", "a.jpg is not a picture in a known format", "look at it",
@@ -186,7 +188,7 @@ IMAGES = {
     "DATA-NEAR-LEAK": Code(WARNING, "nearly the same picture in two splits", "train a.jpg ~ val b.jpg", "look at them"),
     "DATA-NEAR-DUPLICATE": Code(NOTE, "nearly the same picture twice in a split", "a.jpg ~ b.jpg", "look at them"),
     "DATA-URL": Code(
-        ERROR, "an address where a file is needed", "https://a.b/c.jpg", "download it first; give the file",
+        ERROR, "an address where a file is needed", "https://a.b/c.jpg", "download it first, and give the file"
     ),
 }  # fmt: skip
 

@@ -34,7 +34,10 @@ def hungarian(stages: Sequence[Predictions], targets: list[Target], loss: LossCo
 
     Raises:
         DivergedError: a cost is not finite, because predictions are not.
+        ValueError: there is not one target for each image.
     """
+    if len(targets) != len(stages[0].logits):
+        raise ValueError(f"{len(targets)} targets for {len(stages[0].logits)} images; give one Target for each image")
     device = targets[0].boxes.device
     starts = np.cumsum([0, *(len(t.labels) for t in targets)]).tolist()
     costs = []  # of every image, (stages, N, T_i)

@@ -1,8 +1,8 @@
 """From pictures to detections."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -61,17 +61,22 @@ class Detector:
         A picture is a path, a PIL image, a (H, W, 3) uint8 array, or a (3, H, W) uint8 tensor.
 
         Raises:
-            DataError: a file is not a picture.
+            DataError: it is none of these, or a file is not a picture.
             DivergedError: the model's numbers are not finite.
         """
         if isinstance(pictures, Picture):
             return self.detect(self.batch(pictures))
+        if isinstance(pictures, bytes) or not isinstance(pictures, Iterable):
+            unknown: Any = pictures
+            return self.detect(self.batch(unknown))  # which says what a picture is
         return [self.detect(self.batch(picture)) for picture in pictures]
 
     def batch(self, picture: Picture) -> Batch:
         """Read and resize one picture as for evaluation."""
         pixels = self._pixels(picture)
         height, width = pixels.shape[-2:]
+        if not height * width:
+            raise DataError(f"a picture of {width} x {height} pixels shows nothing")
         whole = as_picture(pixels, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
         image, _, labels = resize(whole, self.config.data.eval_scale, self.config.data.max_size)
         return collate([Sample(image.as_subclass(Tensor), Target(labels, torch.zeros(0, 4)), 0, (height, width))])
@@ -125,10 +130,14 @@ class Detector:
             return to_tensor(to_rgb(Image.fromarray(picture)))
         if isinstance(picture, Image.Image):
             return to_tensor(loaded_rgb(picture, self.config.data))
+        if not isinstance(picture, str | Path):
+            raise DataError(
+                f"a picture is a path, a PIL image, an array or a tensor, but this is {type(picture).__name__}"
+            )
         return to_tensor(read_image(Path(picture), self.config.data))
 
 
-def load_detector(path: str | Path | None = None, device: str = "auto", amp: str = "auto") -> Detector:
+def load_detector(path: str | Path | None = None, device: str | torch.device = "auto", amp: str = "auto") -> Detector:
     """A detector from a file or a name of weights, or the small one that comes with the package (blood cells).
 
     Args:

@@ -60,6 +60,7 @@ def load_config(
         settings: dict[str, Any] = source.model_dump(mode="json")
     else:
         settings = {} if source is None else _read(_find(str(source)))
+    overrides = [overrides] if isinstance(overrides, str) else overrides
     changes = [_read(file)] if file is not None else []
     for change in [*changes, *map(_parse_override, overrides)]:
         model = change.get("model")
@@ -103,7 +104,9 @@ def config_to_toml(config: Config) -> str:
 def _find(source: str) -> Path:
     path = Path(source) if source.endswith(".toml") else preset_dir() / f"{source}.toml"
     if not path.is_file():
-        raise ConfigError(f"there is no preset or file `{source}`{_hint(source, list_presets())}")
+        close = difflib.get_close_matches(source, list_presets(), n=1)
+        hint = f"did you mean `{close[0]}`?" if close else "`dino presets` lists the presets"
+        raise ConfigError(f"there is no preset or file `{source}`; {hint}")
     return path
 
 

@@ -1,5 +1,7 @@
 """A detector takes pictures of any kind and says what it cannot take."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -84,3 +86,15 @@ def test_of_two_overlapping_boxes_of_a_class_the_worse_goes_only_if_that_is_aske
     found = list(zip(fewer.labels[sure].tolist(), fewer.boxes_xyxy[sure, 0].round().int().tolist(), strict=True))
     assert found == [(1, 12), (0, 10), (0, 60)]  # the box of the other class stays, whatever it overlaps with
     assert len(select(detector, 0.96, corners, logits).scores) == 9
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"ab", np.zeros((0, 5, 3), np.uint8), [3]])
+def test_what_is_no_picture_is_said_to_be_none(detector, wrong):
+    with pytest.raises(DataError, match="a picture"):
+        detector(wrong)
+
+
+def test_a_copy_of_a_detector_gives_the_same_answer(detector):
+    picture = np.full((64, 64, 3), 200, np.uint8)
+    again = pickle.loads(pickle.dumps(detector))
+    assert all(torch.equal(a, b) for a, b in zip(detector(picture), again(picture), strict=True))

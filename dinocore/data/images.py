@@ -25,6 +25,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 )
+VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 DAMAGE = (  # what Pillow's decoders raise
     *(OSError, ValueError, SyntaxError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError),
     *(EOFError, MemoryError, struct.error, zlib.error),
@@ -149,8 +150,9 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
     except FileNotFoundError:
         raise _problem(f"there is no picture {path}", "MISSING", path) from None
     except UnidentifiedImageError:
-        known = ", ".join(FORMATS)
-        raise _problem(f"{path} is not a picture in a known format ({known})", "FORMAT", path) from None
+        known, film = ", ".join(FORMATS), path.suffix.lower() in VIDEOS
+        fix = f"make pictures of a video first: ffmpeg -i {path} frame-%05d.jpg" if film else ""
+        raise _problem(f"{path} is not a picture in a known format ({known})", "FORMAT", path, fix) from None
     except Image.DecompressionBombError as error:
         raise _problem(f"{path} was not decoded: {error}", "LARGE", path) from None
     except DAMAGE as error:

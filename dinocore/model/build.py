@@ -69,10 +69,19 @@ def build_denoiser(config: ModelConfig) -> nn.Module:
 
 
 def _group_counter(denoising: DenoisingConfig) -> Callable[[int], int]:
-    num_groups = denoising.num_groups
-    if num_groups == "auto":
-        return lambda num_targets: max(1, denoising.num_pairs // max(1, num_targets))
-    return lambda num_targets: num_groups
+    if denoising.num_groups == "auto":
+        return partial(derived_groups, denoising.num_pairs)
+    return partial(fixed_groups, denoising.num_groups)
+
+
+def derived_groups(num_pairs: int, num_targets: int) -> int:
+    """As many groups as keep an image's noisy positives within `num_pairs`, but at least one."""
+    return max(1, num_pairs // max(1, num_targets))
+
+
+def fixed_groups(num_groups: int, num_targets: int) -> int:
+    """The same number of groups for any number of targets."""
+    return num_groups
 
 
 def most_targets(denoising: DenoisingConfig, copies: int) -> int:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ..structures import Match, Noise, Predictions, Proposals, Queries, Target
@@ -61,7 +62,11 @@ class DINO(nn.Module):
             images: (B, 3, H, W), normalised.
             padding: (B, H, W) bool, True outside the image.
             targets: the annotated objects of each image; with them the output has a denoising part.
+
+        Raises:
+            ValueError: the shapes do not fit together.
         """
+        check_inputs(images, padding, targets)
         features = self.backbone(images)  # [(B, C_l, H_l, W_l)]
         maps = self.neck(features)  # L x (B, C, H_l, W_l)
         tokens = self.tokenizer(maps, padding)  # (B, S, C)
@@ -81,3 +86,15 @@ class DINO(nn.Module):
             denoising=[Predictions(*(x[:, :num_noisy] for x in stage)) for stage in stages],
             noise=noise,
         )
+
+
+def check_inputs(images: Tensor, padding: Tensor, targets: list[Target] | None) -> None:
+    """Refuse what would give wrong numbers or an error that does not say where it comes from."""
+    if images.dim() != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must be (B, 3, H, W); got {tuple(images.shape)}")
+    expected = (images.shape[0], *images.shape[2:])
+    if padding.dtype != torch.bool or padding.shape != expected:
+        got = f"{padding.dtype} of {tuple(padding.shape)}"
+        raise ValueError(f"padding must be bool of {expected}, True outside the image; got {got}")
+    if targets is not None and len(targets) != len(images):
+        raise ValueError(f"{len(targets)} targets for {len(images)} images; give one Target for each image")

@@ -2,6 +2,7 @@
 
 import copy
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,9 +91,17 @@ class PackedLinear(nn.Module):
             num_tokens: of a typical call; the layout that is best for so many suits any number.
         """
         super().__init__()
+        self.num_tokens = num_tokens
         self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), num_tokens)  # no usual tensor
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
         self.act = "none"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"weight": self.weight.to_dense()}  # for copies and pickles
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, self.num_tokens)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C_in) -> (..., C_out)."""

@@ -99,8 +99,7 @@ def read_found(path: Path) -> list[Found]:
         DataError: it is something else.
     """
     try:
-        rows = msgspec.json.decode(path.read_bytes(), type=list[Row])
-        return [Found(r["file"], r["width"], r["height"], [dict(d) for d in r["detections"]]) for r in rows]
+        return [Found(**row) for row in msgspec.json.decode(path.read_bytes(), type=list[Row])]
     except OSError as error:
         raise DataError(f"it cannot be read: {error.strerror}", code="DATA-RESULTS", where=path, fix=OTHER) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

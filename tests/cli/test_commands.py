@@ -272,12 +272,54 @@ def test_a_single_bad_picture_keeps_its_code_and_place(dino):
         (["PICTURE", "--device", "tpu"], 5, "available: cpu"),
         (["PICTURE", "--weights", "none.safetensors"], 4, "does not exist"),
         (["PICTURE", "--threshold", "2"], 2, "threshold"),
+        ([""], 3, "is a variable of your shell not set?"),
     ],
 )
 def test_wrong_arguments_of_predict(dino, picture, tmp_path, arguments, code, says):
     result = dino("predict", *(picture if a == "PICTURE" else a for a in arguments))
     assert result.code == code and says in result.err, result.err
     assert result.out == "" and list(tmp_path.iterdir()) == []
+
+
+def test_a_video_is_told_how_to_become_pictures(dino, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(bytes(64))
+    assert "ffmpeg -i a.mp4" in dino("predict", "a.mp4").err
+
+
+def test_memory_that_does_not_suffice_is_exit_5(dino):
+    result = dino("benchmark", "--size", "9999999x9999999")
+    assert result.code == 5 and "memory does not suffice" in result.err and "Traceback" not in result.err
+
+
+def test_pictures_that_the_disk_cannot_hold_are_not_begun(dino, tmp_path):
+    result = dino("sample-data", "many", "-n", "999999999999")
+    assert result.code == 5 and "GB left" in result.err and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["inspect-mask", "--out", "f/a.png"], ["inspect-proposals", "a.jpg", "--report", "f/a.html"],
+     ["convert", "a.pth", "--out", "f/a.safetensors"], ["benchmark", "--profile", "f/a.json"]],
+)  # fmt: skip
+def test_a_file_in_a_place_that_is_no_folder_is_refused_before_the_work(dino, tmp_path, command):
+    (tmp_path / "f").touch()
+    result = dino(*command)
+    assert result.code == 5 and result.err.count("\n") == 1 and "f cannot be written" in result.err and not result.out
+
+
+def test_a_kernel_that_is_compiled_is_announced_once(dino, monkeypatch, capsys):
+    from numba import njit
+
+    from dinocore.model.ops import kernels
+
+    monkeypatch.setattr(kernels.ANNOUNCER, "said", False)
+    dino("presets", "tiny")  # from here on the log is heard
+    heard = []
+    for module in ("another", "dinocore.mine", "dinocore.mine"):
+        exec("def double(x):\n    return 2 * x", place := {"__name__": module})
+        njit(place["double"])(1)
+        heard.append(capsys.readouterr().err.count("compiling deformable attention"))
+    assert heard == [0, 1, 0]
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\x00" * 64])

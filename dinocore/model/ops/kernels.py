@@ -13,19 +13,46 @@ Numba keeps what it compiled on disk and starts anew when this file changes, but
 # pyright: reportCallIssue=false
 
 import functools
+import logging
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numba import njit
+from numba.core.event import Event, Listener, register
 from numba.core.extending import overload
 
 from dinocore.model.ops.row_math import add_scaled, dot, floor, where
 from dinocore.model.ops.rows import fill, load, load_pairs, resize, store, store_pairs
 
+LOG = logging.getLogger("dinocore")
+
 
 def padded(number: int) -> int:
     """The next power of two."""
     return 1 << (number - 1).bit_length()
+
+
+class Announcer(Listener):
+    """Tells the log, once, why the first call takes so long."""
+
+    said = False
+
+    def on_start(self, event: Event) -> None:
+        about: Any = event.data
+        ours = about["dispatcher"].py_func.__module__.startswith("dinocore.")
+        if ours and not self.said:
+            LOG.info(
+                "compiling deformable attention for this processor; the result is kept, so this takes long only once"
+            )
+        self.said |= ours
+
+    def on_end(self, event: Event) -> None:
+        pass
+
+
+ANNOUNCER = Announcer()
+register("numba:compile", ANNOUNCER)  # Numba says nothing of the kind when it finds what it kept
 
 
 def compiled(function: Callable) -> Callable:

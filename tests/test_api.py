@@ -1,0 +1,57 @@
+"""The stable names as a script uses them, right and wrong."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import dinocore
+from dinocore import Target, build_model, criterion, load_config
+
+SMALL = [
+    "model.backbone=resnet18", "model.hidden_dim=32", "model.num_heads=4", "model.ffn_dim=32", "model.num_queries=12",
+    "model.num_encoder_layers=1", "model.num_decoder_layers=1", "model.num_classes=3", "model.denoising.num_pairs=4",
+]  # fmt: skip
+IMAGES, PADDING = torch.zeros(2, 3, 32, 64), torch.zeros(2, 32, 64, dtype=torch.bool)
+TARGETS = [Target(torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.2, 0.2]]))] * 2
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model(load_config("r50-4scale", SMALL).model).eval()
+
+
+def test_a_prompt_that_completes_names_knows_the_stable_ones():
+    assert set(dinocore.__all__) <= set(dir(dinocore))
+
+
+def test_one_override_need_not_be_in_a_list():
+    assert load_config("tiny", overrides="model.num_queries=17").model.num_queries == 17
+
+
+def test_a_model_can_be_pickled_and_copied(model):
+    with torch.no_grad():
+        answers = [m(IMAGES, PADDING).final.logits for m in (model, pickle.loads(pickle.dumps(model)))]
+        answers.append(copy.deepcopy(model)(IMAGES, PADDING).final.logits)
+    assert torch.equal(answers[0], answers[1]) and torch.equal(answers[0], answers[2])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ((IMAGES[0], PADDING), r"images must be \(B, 3, H, W\); got \(3, 32, 64\)"),
+        ((IMAGES[:, :1], PADDING), r"images must be \(B, 3, H, W\); got \(2, 1, 32, 64\)"),
+        ((IMAGES, PADDING[:, :, :32]), r"padding must be bool of \(2, 32, 64\).*\(2, 32, 32\)"),
+        ((IMAGES, PADDING.float()), "padding must be bool.*float32"),
+        ((IMAGES, PADDING, TARGETS[:1]), "1 targets for 2 images"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_by_the_model(model, inputs, said):
+    with pytest.raises(ValueError, match=said):
+        model(*inputs)
+
+
+def test_a_loss_is_not_computed_with_targets_of_some_images_only(model):
+    with torch.no_grad(), pytest.raises(ValueError, match="1 targets for 2 images"):
+        criterion(model(IMAGES, PADDING), TARGETS[:1], 1, load_config("r50-4scale").loss)
