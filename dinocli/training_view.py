@@ -12,7 +12,8 @@ from rich.progress import TaskID
 from dinocore.files import write_atomically
 from dinocore.train.events import Evaluated, Evaluating, Event, Finished, Saved, Started, Step, Warned
 from dinocore.train.job import Job
-from dinocore.view.curves import draw_curves
+from dinocore.view.curves import draw_curves, read_metrics
+from dinocore.view.report.training import best_of
 
 from .classes_view import carried_over_lines, carried_over_table
 from .console import warn, words
@@ -87,8 +88,21 @@ class TrainingView:
         for key, value in facts.items():
             words.print(f"[bold]{key:<11}[/]{escape(value)}")
             self._log(f"{key}: {value}")
+        self._earlier()
         for note in self.job.data.notes:
             self._line(f"note: {note}", "yellow")
+
+    def _earlier(self) -> None:
+        """The AP so far of a run that is resumed."""
+        log = self.job.run / "metrics.jsonl"
+        evaluations = read_metrics(log)[1] if log.is_file() else []
+        best = best_of(evaluations)
+        if best is not None:
+            self._ap_so_far(evaluations[-1]["AP"], f"best {best['AP']:.4f} in epoch {best['epoch']}")
+
+    def _ap_so_far(self, now: float | None, best: str) -> None:
+        self.best = best
+        self.progress.ap = "no object to judge by" if now is None or now < 0 else f"{now:.4f}, {best}"
 
     def _carried_over(self, classes: dict[str, str | None]) -> None:
         for line in carried_over_lines(classes):
@@ -121,9 +135,7 @@ class TrainingView:
         numbers = numbers if summary["AP"] >= 0 else "AP: there is no object to judge by"
         best = "  best so far" if event.best else ""
         took = _duration(time.monotonic() - self.began)
-        if event.best:
-            self.best = f"best {summary['AP']:.4f} in epoch {event.epoch}"
-        self.progress.ap = f"{summary['AP']:.4f}, {self.best}" if summary["AP"] >= 0 else "no object to judge by"
+        self._ap_so_far(summary["AP"], f"best {summary['AP']:.4f} in epoch {event.epoch}" if event.best else self.best)
         short = f"epoch {event.epoch}/{event.epochs}  {took}  {numbers}"
         words.print(
             f"{short}{best}" if words.is_terminal else f"{short}  {in_a_line(self.mean)}{self._left(event)}{best}"

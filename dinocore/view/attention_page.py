@@ -20,8 +20,8 @@ def render_attention(name: str, picture: Image.Image, figure: Image.Image, seen:
         for (x, y), weight in zip(places, shares, strict=True)
     ]
     parts = [
-        Gallery("Sampling points by head", [Picture(name, figure)]),
-        Gallery("The picture", [Picture(name, picture, marks)], threshold=0.0),
+        Gallery("Sampling points by head", [Picture(name, figure)], columns=1),
+        Gallery("The picture", [Picture(name, picture, marks)], threshold=0.0, columns=2),
         Facts("", facts),
         Table("Points", ["head", "level", "x", "y", "weight"], rows, "In pixels; the weights of a head sum to 1."),
     ]

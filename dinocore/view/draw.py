@@ -11,6 +11,8 @@ from .letters import Font, letters
 # Okabe and Ito's colours, which colour-blind readers tell apart; yellow and black left out.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
+LARGEST = 24  # height of a legend's letters, in pixels
+
 
 class Box(NamedTuple):
     """One box to draw."""
@@ -57,7 +59,7 @@ def _draw_label(canvas: ImageDraw.ImageDraw, box: Box, font: Font, size: tuple[i
 
 def with_legend(image: Image.Image, legend: Sequence[tuple[str, str]]) -> Image.Image:
     """Put a strip with the meaning of the colours under the picture; rows wrap where it is narrow."""
-    size = max(11, max(image.size) / 48)
+    size = min(max(11, max(image.size) / 48), LARGEST)
     font = letters(size)
     row = round(size * 1.9)
     places, x, y = [], row // 3, 0

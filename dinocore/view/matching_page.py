@@ -19,8 +19,8 @@ def render_matching(
     """
     sections = [
         Section("Match", [
-            Gallery("Who took what, at what cost", [Picture(name, figure)]),
-            Gallery("Objects and answers of the last layer", [Picture(name, picture, _marks(seen))]),
+            Gallery("Who took what, at what cost", [Picture(name, figure)], columns=1),
+            Gallery("Objects and answers of the last layer", [Picture(name, picture, _marks(seen))], 0.0, columns=2),
             _queries(seen),
             _stages(seen),
         ]),

@@ -19,7 +19,7 @@ from ..structures import Predictions, Target
 from .draw import with_legend
 from .letters import letters
 
-MOST_LABELS = 40
+FADE = 0.35  # how far the picture is taken to white, so that boxes stand out
 LAYER_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#F0E442", "#FFFFFF")  # Okabe and Ito's, then white
 START, END, TRUTH = "#E69F00", "#56B4E9", "#000000"
 
@@ -88,7 +88,7 @@ def journeys(
 class Step(NamedTuple):
     """What one stage did, averaged over journeys."""
 
-    name: str  # anchor, proposal, layer 1, ...
+    name: str  # anchor, proposal, layer 0, ...
     moved: float | None  # pixels, from the stage before
     iou: float | None
     gain: float | None
@@ -104,14 +104,16 @@ def average(found: Sequence[Journey]) -> list[Step]:
     if known:
         ious = torch.tensor(known).mean(0).tolist()
         gains = [None, *(after - before for before, after in pairwise(ious))]
-    names = ["anchor", "proposal", *(f"layer {n}" for n in range(1, len(moved) - 1))]
+    names = ["anchor", "proposal", *(f"layer {n}" for n in range(len(moved) - 2))]
     return [Step(*row) for row in zip(names, moved, ious, gains, strict=True)]
 
 
-def draw_layers(picture: Image.Image, found: Sequence[Journey], objects: Objects | None) -> Image.Image:
-    """Proposal, final and annotated boxes, and an arrow for each layer from centre to centre."""
+def draw_layers(picture: Image.Image, found: Sequence[Journey], objects: Objects | None, top: int) -> Image.Image:
+    """Proposal, final and annotated boxes, and an arrow for each layer from centre to centre, of the `top` surest."""
     scale = max(1.0, 1200 / max(picture.size))
     image = picture.convert("RGB").resize((round(picture.width * scale), round(picture.height * scale)))
+    image = Image.blend(image, Image.new("RGB", image.size, "white"), FADE)
+    count, found = len(found), sorted(found, key=lambda journey: -journey.score)[:top]
     canvas = ImageDraw.Draw(image)
     truths = [] if objects is None else objects.boxes.tolist()
     starts, ends = ([journey.boxes[at] for journey in found] for at in (1, -1))
@@ -124,16 +126,15 @@ def draw_layers(picture: Image.Image, found: Sequence[Journey], objects: Objects
         centers = [tuple((first + (center - first) * longer).tolist()) for center in (first, *others)]
         for layer, (start, end) in enumerate(pairwise(centers)):
             _arrow(canvas, start, end, LAYER_COLORS[min(layer, len(LAYER_COLORS) - 1)])
-    if len(found) <= MOST_LABELS:
-        for journey in found:
-            _label(canvas, journey, scale, image.size)
+    _labels(canvas, found, scale, image.size)
     layers = len(found[0].boxes) - 2 if found else 0
-    names = [f"layer {n + 1}" for n in range(layers)]
-    if names and longer > 1:
-        names[0] += f", arrows {longer} x longer than the way"
-    arrows = [(name, LAYER_COLORS[min(n, len(LAYER_COLORS) - 1)]) for n, name in enumerate(names)]
+    arrows = [(f"layer {n}", LAYER_COLORS[min(n, len(LAYER_COLORS) - 1)]) for n in range(layers)]
     truth = [] if objects is None else [("annotated", TRUTH)]
-    return with_legend(image, [("proposal", START), ("final box", END), *truth, *arrows])
+    notes = ["on boxes: way in pixels" if objects is None else "on boxes: IoU of proposal to final box"]
+    notes += [f"arrows {longer} x longer than the way"] if longer > 1 else []
+    notes += [f"the {len(found)} surest of {count} queries"] if len(found) < count else []
+    marks = [("proposal", START), ("final box", END), *truth, *arrows, *((note, "#FFFFFF") for note in notes)]
+    return with_legend(image, marks)
 
 
 def _magnification(found: Sequence[Journey], scale: float) -> int:
@@ -160,14 +161,19 @@ def _arrow(canvas: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[f
     canvas.line((start, end), color, 2)
 
 
-def _label(canvas: ImageDraw.ImageDraw, journey: Journey, scale: float, size: tuple[int, int]) -> None:
-    """What the decoder gained, over the final box; without annotations how far it moved it."""
-    text = f"{sum(journey.moved[1:]):.0f} px"
-    if journey.ious is not None:
-        text = f"{journey.ious[1]:.2f} to {journey.ious[-1]:.2f}"
+def _labels(canvas: ImageDraw.ImageDraw, found: Sequence[Journey], scale: float, size: tuple[int, int]) -> None:
+    """What the decoder gained, over the final box, or without annotations how far it moved it; none over another."""
     font = letters(15)
-    width = canvas.textlength(text, font) + 6
-    x = min(max(0, journey.boxes[-1][0] * scale), size[0] - width)
-    y = min(max(0, journey.boxes[-1][1] * scale - 19), size[1] - 19)
-    canvas.rectangle((x, y, x + width, y + 18), fill="#FFFFFF", outline=END)
-    canvas.text((x + 3, y + 9), text, "#222222", font, anchor="lm")
+    taken: list[tuple[float, float, float]] = []  # left, right, top
+    for journey in found:
+        text = f"{sum(journey.moved[1:]):.0f} px"
+        if journey.ious is not None:
+            text = f"{journey.ious[1]:.2f} to {journey.ious[-1]:.2f}"
+        width = canvas.textlength(text, font) + 6
+        x = min(max(0, journey.boxes[-1][0] * scale), size[0] - width)
+        y = min(max(0, journey.boxes[-1][1] * scale - 19), size[1] - 19)
+        if any(x < right and left < x + width and abs(y - top) < 19 for left, right, top in taken):
+            continue
+        taken.append((x, x + width, y))
+        canvas.rectangle((x, y, x + width, y + 18), fill="#FFFFFF", outline=END)
+        canvas.text((x + 3, y + 9), text, "#222222", font, anchor="lm")

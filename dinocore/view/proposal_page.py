@@ -32,7 +32,7 @@ def draw_view(picture: Image.Image, found: Inspected, view: str, top: int, color
     if view == "scores":
         return draw_scores(picture, found.maps, found.proposals)
     if view == "layers":
-        return draw_layers(picture, found.journeys, found.objects)
+        return draw_layers(picture, found.journeys, found.objects, top)
     return draw_proposals(picture, found.proposals[:top], color)
 
 
@@ -43,7 +43,7 @@ def render_proposals(
     titles = ("anchors, proposals, final boxes", "scores of all tokens", "what the decoder's layers did")
     sections = [
         Section("Pictures", [
-            Gallery(title, [Picture(f.file, images[at]) for f, images in zip(found, drawn, strict=False)])
+            Gallery(title, [Picture(f.file, images[at]) for f, images in zip(found, drawn, strict=False)], columns=1)
             for at, title in enumerate(titles)
         ])
     ]  # fmt: skip
@@ -69,4 +69,4 @@ def render_proposals(
               for f in found[:MOST_PICTURES] for p in f.proposals[:top]]  # fmt: skip
     heads = ("file", "rank", "level", "score", "label", "moved, pixels", "IoU with final", "final label", "final score")
     sections.append(Section("Proposals", [Table("", heads, listed)]))
-    return render_page(Page("Proposals", f"{len(found)} pictures", sections))
+    return render_page(Page("Proposals", "1 picture" if len(found) == 1 else f"{len(found)} pictures", sections))

@@ -481,7 +481,7 @@ def test_proposals_are_the_models_own(dino, run_folder, picture, pictures, tmp_p
     scores = output.proposals.logits[0].sigmoid().amax(-1).tolist()
     assert [row["score"] for row in rows] == pytest.approx(scores, abs=1e-5)
     assert answer["recall"][0]["iou"] == 0.5 and list(answer["recall"][0]["shares"]) == ["10", "12"]
-    assert [step["name"] for step in answer["layers"]] == ["anchor", "proposal", "layer 1", "layer 2"]
+    assert [step["name"] for step in answer["layers"]] == ["anchor", "proposal", "layer 0", "layer 1"]
     with Image.open(tmp_path / "p.png") as drawn:
         assert drawn.size[0] == 3 * (420 + 12) + 12
 
@@ -490,7 +490,7 @@ def test_proposals_are_the_models_own(dino, run_folder, picture, pictures, tmp_p
 def test_other_views_of_proposals_and_the_report(dino, run_folder, picture, pictures, tmp_path, view):
     arguments = ["inspect-proposals", picture, "--weights", run_folder, "--data", pictures, "--view", view]
     result = dino(*arguments, "--out", "p.png", "--report", "p.html")
-    assert result.code == 0 and "share of objects covered" in result.out and "layer 2" in result.out
+    assert result.code == 0 and "share of objects covered" in result.out and "layer 1" in result.out
     assert (tmp_path / "p.html").read_text().count("data:image") == 3
     assert dino(*arguments[:-1], "nonsense").code == 2
 

@@ -1,11 +1,15 @@
 """What a terminal shows during a training."""
 
+import json
 from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from dinocli.live_view import LiveView, in_a_line
+from dinocli.training_view import TrainingView
+from dinocore.train.events import Started
 
 NUMBERS = {"loss": 1234.5678, "images": 4.0, "seconds": 2.0, "data_seconds": 0.5, "memory_mb": 12345.0}
 NUMBERS |= {f"{group}/{term}": 123.45678 for group in ("matching", "proposals") for term in ("label", "box", "giou")}
@@ -37,3 +41,13 @@ def test_a_line_of_the_log_says_the_same():
     line = "loss 1234.57 · matching 123.46/123.46/123.46 · first stage 123.46/123.46/123.46"
     assert in_a_line(NUMBERS) == f"{line} · 2.0 img/s · data 25% · 12345 MB"
     assert in_a_line({}) == ""  # a resumed run may begin with an evaluation
+
+
+def test_a_resumed_run_knows_the_best_ap_so_far_at_once(tmp_path):
+    rows = [{"step": n, "epoch": n, "AP": ap} for n, ap in ((1, 0.25), (2, 0.5), (3, None), (4, 0.375))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = SimpleNamespace(notes=[])
+    view = TrainingView(SimpleNamespace(run=tmp_path, data=data))  # pyright: ignore[reportArgumentType]
+    assert view.progress.ap == "none yet"
+    view.show(Started(tmp_path, {}, None))
+    assert view.progress.ap == "0.3750, best 0.5000 in epoch 2"

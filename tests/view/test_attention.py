@@ -52,6 +52,8 @@ def test_the_view_follows_the_layers_weights(make_detector, detector, picture, p
     assert torch.allclose(before.points, after.points, atol=1e-3) == (name != "offsets")
     assert torch.allclose(before.weights, after.weights, atol=1e-4) == (name != "weights")
     assert after.error < 1e-4
+    figures = [draw_attention(picture, seen).tobytes() for seen in (before, after)]
+    assert name == "value" or figures[0] != figures[1]  # what is sampled isn't drawn, only where and how much
 
 
 def test_without_offsets_all_points_are_the_centre_of_the_token_at_the_pixel(make_detector, picture):

@@ -6,9 +6,11 @@ import torch
 from dinocore.errors import ConfigError
 from dinocore.model import denoising
 from dinocore.presets import load_config
-from dinocore.view.mask import MaskView, mask_of, notes, to_json, true_runs
+from dinocore.structures import Target
+from dinocore.view.mask import MaskView, Objects, batch_mask, mask_of, notes, to_json, true_runs
 from dinocore.view.mask_fold import fold
-from dinocore.view.mask_image import draw_image
+from dinocore.view.mask_image import draw_image, draw_svg
+from dinocore.view.mask_page import render_mask
 from dinocore.view.mask_text import ASCII, UNICODE, draw_text
 
 
@@ -112,6 +114,21 @@ def test_every_view_follows_the_models_own_mask(monkeypatch):
     ]
     assert to_json(after)["blocked_pairs"] == len(after.blocked)
     assert draw_image(after).tobytes() != draw_image(before).tobytes()
+
+
+def test_the_view_of_a_real_batch_follows_the_models_own_mask_too(monkeypatch):
+    targets = [
+        Target(torch.tensor([0, 2]), torch.full((2, 4), 0.3), seed=0),
+        Target(torch.tensor([1]), torch.full((1, 4), 0.5), seed=1),
+    ]
+    objects = Objects(targets, ["a.png", "b.png"], [["cat", "dog"], ["fox"]])
+    config = model_config("denoising.num_groups=2")
+    before = batch_mask(config, objects)
+    monkeypatch.setattr(denoising, "attention_mask", lambda group: torch.eye(len(group), dtype=torch.bool))
+    after = batch_mask(config, objects)
+    assert (after.blocked == torch.eye(len(after.blocked), dtype=torch.bool)).all()
+    for show in (lambda view: draw_image(view).tobytes(), draw_svg, render_mask, drawn, to_json):
+        assert show(after) != show(before)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from dinocore import Target
 from dinocore.losses import criterion
 from dinocore.view.matching import final_owners, instability, look_at_matching, share_kept
 from dinocore.view.matching_image import draw_matching
+from dinocore.view.matching_page import render_matching
 
 
 def batch_of(detector, picture, num_objects=3):
@@ -75,6 +76,9 @@ def test_a_changed_weight_changes_the_views_that_it_feeds_and_no_other(make_dete
     assert changed(before.stages[-1].answers, after.stages[-1].answers) == last
     assert changed(answers_of(before), answers_of(after)) == denoising
     assert [n.start_box for n in before.noisy] == [n.start_box for n in after.noisy]  # noise is of the data
+    figures = [draw_matching(picture, seen).tobytes() for seen in (before, after)]
+    pages = [render_matching("a.png", picture, picture, seen) for seen in (before, after)]
+    assert (figures[0] != figures[1]) == (first or last) and pages[0] != pages[1]
 
 
 def answers_of(seen):

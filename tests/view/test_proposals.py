@@ -47,7 +47,7 @@ def views(net, config) -> dict[str, bytes]:
     return {
         "boxes": draw_proposals(picture, rows, "level").tobytes(),
         "scores": draw_scores(picture, score_maps(output), rows).tobytes(),
-        "layers": draw_layers(picture, found, OBJECTS).tobytes(),
+        "layers": draw_layers(picture, found, OBJECTS, 30).tobytes(),
         "gains": repr(average(found)).encode(),
     }
 
@@ -141,7 +141,7 @@ def test_pictures_of_one_and_of_many_objects_and_a_page_without_foreign_markup()
     many = Objects(random_boxes(300, torch.Generator().manual_seed(0)) / 4, torch.zeros(300).long(), torch.ones(300))
     for objects in (Objects(*(part[:1] for part in OBJECTS)), many, Objects(*(part[:0] for part in OBJECTS))):
         found = journeys(output, SIZE, objects, config.loss, NAMES, 5)
-        assert draw_layers(picture, found, objects).width == 1200
+        assert draw_layers(picture, found, objects, 30).width == 1200
     rows = list_proposals(output, SIZE, NAMES)
     found = Inspected("<script>alert(1)</script>.png", SIZE, rows, score_maps(output), [], None)
     page = render_proposals([found], [[picture] * 3], [], 5)

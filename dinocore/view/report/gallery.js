@@ -1,6 +1,6 @@
 // Boxes over pictures, drawn anew when the score threshold moves, and one picture at a time in a dialog.
 const TRUTH = 0, FOUND = 1, WRONG = 2, MISSED = 3;
-const CROWD = 40;  // boxes; of more, only the one that is pointed at has a label
+const CROWD = 40;  // boxes; more have thin lines, and only the one that is pointed at a label
 const FLAT = 0.01;  // SVG draws nothing of a rectangle without width or height
 const pen = document.createElement('canvas').getContext('2d');
 
@@ -56,6 +56,7 @@ function drawMarks(svg, picture, {data, threshold, hidden}, letters, picked = -1
       make('svg:text', {x: plate[0] + 3 * scale, y: plate[3] - 4 * scale, 'font-size': letters * scale}, text)));
   }
   svg.classList.toggle('picked', picked >= 0);
+  svg.classList.toggle('crowd', shown.length > CROWD);
   svg.replaceChildren(...boxes, ...labels);
 }
 

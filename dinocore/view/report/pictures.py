@@ -9,7 +9,8 @@ from PIL import Image
 
 from .parts import Picture
 
-LARGEST, SMALLEST = 1280, 96  # of the longer side, in pixels
+LARGEST, SMALLEST = 2000, 96  # of the longer side, in pixels
+PHOTOGRAPH = 1280  # the same, of those that wait for their page
 QUALITY = 78
 
 
@@ -29,7 +30,7 @@ def fit_pictures(images: Sequence[Image.Image], room: int) -> list[str]:
         side = max(SMALLEST, min(int(largest * math.sqrt(max(room, 1) / total) * 0.97), largest - 8))
 
 
-def shrink(picture: Picture, side: int = LARGEST) -> Picture:
+def shrink(picture: Picture, side: int = PHOTOGRAPH) -> Picture:
     """The picture with its boxes, its longer side at most this, so that many of them can wait for their page."""
     scale = side / max(picture.image.size)
     if scale >= 1:
