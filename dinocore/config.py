@@ -134,6 +134,7 @@ class TrainConfig(Section):
     keep_checkpoints: Positive = 2  # the newest; that of the best evaluation and the one resumed from stay too
     on_nan: Literal["stop", "rollback"] = "stop"  # rollback: to the newest checkpoint, leaving that batch out
     max_rollbacks: Positive = 3  # in a run
+    on_out_of_memory: Literal["stop", "halve"] = "stop"  # halve: images_per_forward, for the rest of the run
     deterministic: bool = False  # refuse operations whose result may differ from run to run
     tensorboard: Literal["auto", "off"] = "auto"  # auto: write it where the package is installed
 

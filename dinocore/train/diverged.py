@@ -97,11 +97,11 @@ def _examine(model: nn.Module, picture: Batch, job: Job, num_boxes: float) -> tu
     ]
     try:
         terms = loss_terms(model, picture, job, num_boxes)
+    except DivergedError:
+        return broken[0] if broken else "", ["matching"]
     finally:
         for hook in hooks:
             hook.remove()
-    if terms is None:
-        return broken[0] if broken else "", ["matching"]
     if bad := [name for name, value in terms.items() if not _finite(value)]:
         return broken[0] if broken else "", bad
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]

@@ -10,7 +10,6 @@ from ..data.loaders import steps_per_epoch
 from ..device import keep_memory, peak_memory_mb
 from ..evaluate.coco import coco_metrics, detect_all
 from ..predict import Detector
-from .faults import explained
 from .feed import count_boxes, feed
 from .job import Job, images_per_forward
 from .plan import Plan
@@ -44,8 +43,7 @@ def dry_run(job: Job, state: TrainState) -> Expectation:
     plan = Plan(steps_per_epoch(len(job.data.train.image_ids), job.config.train.batch_size), job.config.train)
     chunk = images_per_forward(job)
     largest = [worst_batch(job, chunk)]
-    with explained(largest):
-        largest_pass = _timed(lambda: train_step(state, largest, job, count_boxes(largest) * job.group.size))
+    largest_pass = _timed(lambda: train_step(state, largest, job, count_boxes(largest) * job.group.size))
     fed = next(feed(job, plan, 0))
     if fed.fault is not None:
         raise job.group.together(fed.fault)

@@ -60,8 +60,7 @@ def evaluate(job: Job, state: TrainState, journal: Journal | NoJournal) -> Itera
 def _detected(job: Job, state: TrainState) -> Iterator[tuple[tuple[int, bool, str], tuple[list, list[str]]]]:
     """This process's pictures; after each, how many are done by all, and whether any of them is to stop or failed."""
     group, val = job.group, job.data.val
-    detector = Detector(state.ema.model, job.config, job.data.train.categories, job.device, job.config.train.amp)
-    pictures = detect_all(detector, val, Part(group.rank, group.size))
+    pictures = _pictures(job, state)
     total = len(val.image_ids)
     for done in range(group.size, total + group.size, group.size):
         share, diverged, failure = ([], []), False, ""
@@ -82,6 +81,12 @@ def _detected(job: Job, state: TrainState) -> Iterator[tuple[tuple[int, bool, st
         yield (min(done, total), any(stops), failure), share
         if failure:
             return
+
+
+def _pictures(job: Job, state: TrainState) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
+    """Results and problems of this process's pictures; what is made first may fail like a picture."""
+    detector = Detector(state.ema.model, job.config, job.data.train.categories, job.device, job.config.train.amp)
+    yield from detect_all(detector, job.data.val, Part(job.group.rank, job.group.size))
 
 
 def _judged(job: Job, results: list[dict[str, Any]]) -> tuple[Metrics | None, str]:
@@ -107,4 +112,9 @@ def _kept_if_best(
         save_best(job.run, state.ema.model, job.config, job.data.train.categories, facts)
     except EnvironmentFault as error:
         return False, str(error)
-    return True, save_examples(job, epoch, results)
+    except Exception as error:  # as above
+        return False, f"the best weights cannot be kept ({_in_words(error)})"
+    try:
+        return True, save_examples(job, epoch, results)
+    except Exception as error:  # as above
+        return True, f"examples for the report cannot be kept ({_in_words(error)})"

@@ -23,6 +23,7 @@ from ..presets import list_presets, load_config
 from ..pretrained import load_backbone_weights
 from .job import fingerprint
 from .optim import Ema, NoEma, build_optimizer
+from .parallel import parallel
 from .state import BEGINNING, TrainState, begin_streams, load_checkpoint
 from .transfer import Transfer, carry_over
 
@@ -147,7 +148,7 @@ def _state_around(model: DINO, config: Config, device: torch.device, origin: str
     scaled = pick_precision(config.train.amp, device) is torch.float16
     return TrainState(
         model=model,
-        parallel=group.parallel(model),
+        parallel=parallel(model, group),
         ema=Ema(model, config.train.ema_decay) if config.train.ema_decay else NoEma(model),
         optimizer=build_optimizer(model, config.train),
         scaler=torch.amp.GradScaler(device.type, enabled=scaled),

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..checkpoint import load_exactly, load_weights, save_weights
 from ..config import Config
@@ -20,6 +19,7 @@ from ..files import sync
 from ..model.dino import DINO
 from .checkpoints import manifest_of, publish
 from .optim import Ema, NoEma
+from .parallel import Single
 from .transfer import Transfer
 
 WEIGHTS, AVERAGE, OPTIMIZER, REST = "model.safetensors", "ema.safetensors", "optimizer.pt", "state.pt"
@@ -40,7 +40,7 @@ class TrainState(NamedTuple):
     """The living objects of a run. `progress` holds the plain values, as `BEGINNING` names them."""
 
     model: DINO
-    parallel: nn.Module  # the model as training calls it: itself, or a wrapper that averages gradients over processes
+    parallel: Single  # how the processes share the model
     ema: Ema | NoEma
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
