@@ -40,7 +40,8 @@ def diverged(
         numbers: all of them, if it got that far.
     """
     state.optimizer.zero_grad(set_to_none=True)
-    mine = [found for batch in batches for found in _examine_all(state.model, batch, job, num_boxes)]
+    model = state.parallel.whole(state.model)
+    mine = [found for batch in batches for found in _examine_all(model, batch, job, num_boxes)]
     everybody = job.group.gather((mine, _tensors(batches, job)))
     findings = [found for part, _ in everybody for found in part]
     step = state.progress["step"] + 1

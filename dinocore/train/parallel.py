@@ -1,11 +1,13 @@
-"""How processes share one model: each has a copy, and gradients are averaged."""
+"""How processes share one model: there is one process, or each has a copy and gradients are averaged."""
 
 import gc
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -14,9 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..distributed import Alone
 from ..errors import DivergedError, OutOfMemory
+from ..files import sync
 from ..model.dino import DINO
+from .shards import INDEX, read_shards
 
 T = TypeVar("T")
+OPTIMIZER = "optimizer.pt"
 TOGETHER = (OutOfMemory, DivergedError)  # what one process meets in a pass, and all raise
 
 
@@ -31,6 +36,13 @@ class Single:
         """Gradients of the passes within stay on this process for now."""
         return nullcontext()
 
+    def spread(self, model: DINO) -> None:
+        """Leave this process its part of a model, in place."""
+
+    def forward(self, work: Callable[[], T]) -> T:
+        """Do a forward pass and compute its loss."""
+        return work()
+
     def passes(self, work: Callable[[], T]) -> T:
         """Do passes in which no process waits for another; an error of `TOGETHER` is everybody's."""
         return work()
@@ -41,6 +53,42 @@ class Single:
 
     def renew(self) -> None:
         """Forget what a pass that failed has left."""
+
+    def clip(self, trained: list[nn.Parameter], most: float) -> Tensor:
+        """Scale gradients down to a norm of at most this; the norm that they had, over all processes."""
+        return nn.utils.clip_grad_norm_(trained, most)
+
+    def whole(self, model: DINO) -> DINO:
+        """A model with all its weights, that a process can use alone."""
+        return model
+
+    def weights(self, model: DINO) -> Mapping[str, Tensor]:
+        """All tensors of a model, on the main process."""
+        return model.state_dict()
+
+    def parts(self, model: DINO, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """This process's part of tensors that are to be a model's."""
+        return tensors
+
+    def optimizer_writer(self, optimizer: torch.optim.Optimizer, folder: Path) -> Callable[[Path], None]:
+        """What puts the optimizer's state into a checkpoint that the main process makes in `folder`.
+
+        Raises:
+            EnvironmentFault: on all processes, if one cannot write its part.
+        """
+
+        def write(target: Path) -> None:
+            torch.save(optimizer.state_dict(), target / OPTIMIZER)
+            sync(target / OPTIMIZER)
+
+        return write
+
+    def read_optimizer(self, optimizer: torch.optim.Optimizer, path: Path) -> None:
+        """Take the optimizer's state from a checkpoint."""
+        if (path / INDEX).is_file():
+            read_shards(path, self.model, optimizer)
+        else:
+            optimizer.load_state_dict(torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True))
 
 
 class Replicated(Single):
@@ -85,8 +133,3 @@ def average(averaged: list[Future[Tensor]], bucket: dist.GradBucket) -> Future[T
     """What DDP does with a bucket of gradients; remembered."""
     averaged.append(allreduce_hook(dist.group.WORLD, bucket))  # type: ignore[arg-type]
     return averaged[-1]
-
-
-def parallel(model: DINO, group: Alone) -> Single:
-    """How the processes of a group share a model."""
-    return (Replicated if group.size > 1 else Single)(model, group)

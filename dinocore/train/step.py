@@ -87,10 +87,11 @@ class Passes:
             self._backward(loss)
             self.state.scaler.unscale_(self.state.optimizer)
             trained = [p for group in self.state.optimizer.param_groups for p in group["params"]]
-            return torch.nn.utils.clip_grad_norm_(trained, self.job.config.train.clip_norm or math.inf)
+            return self.state.parallel.clip(trained, self.job.config.train.clip_norm or math.inf)
 
     def _loss(self, batch: Batch) -> Tensor:
-        terms = loss_terms(self.state.parallel.module, batch, self.job, self.num_boxes)
+        parallel = self.state.parallel
+        terms = parallel.forward(lambda: loss_terms(parallel.module, batch, self.job, self.num_boxes))
         for name, value in terms.items():
             key = _group(name)
             self.logged[key] = self.logged.get(key, 0) + value.detach()

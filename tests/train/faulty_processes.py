@@ -16,13 +16,16 @@ from dinocore.data.dataset import open_dataset
 from dinocore.distributed import Alone, joined
 from dinocore.errors import DinoError
 from dinocore.train import evaluation, parallel, step
+from dinocore.train.checkpoints import list_checkpoints
 from dinocore.train.events import Warned
 from dinocore.train.job import Job
 from dinocore.train.log import MetricsLog
 from dinocore.train.loop import train
 from dinocore.train.run import run_config
-from dinocore.train.start import fresh_state
+from dinocore.train.start import fresh_state, resumed_state
 from dinocore.train.state import TrainState
+
+CPU = torch.device("cpu")
 
 
 class ManyBuckets(DistributedDataParallel):
@@ -56,6 +59,21 @@ def backward(state: TrainState, at: int, after: str = "encoder.layers.0.ffn.net.
     state.model.get_parameter(after).register_hook(hook)
 
 
+def nan(state: TrainState, at: int) -> None:
+    """The second picture of the step has a bad pixel."""
+    original, seen = step.loss_terms, []
+
+    def loss_terms(model, batch, *rest):
+        seen.extend([1] * (state.progress["step"] == at - 1))
+        if len(seen) == 2:
+            images = batch.images.float()
+            images[0, 0, 3, 3] = torch.nan
+            batch = batch._replace(images=images)
+        return original(model, batch, *rest)
+
+    step.loss_terms = loss_terms
+
+
 def failing(place: object, name: str, state: TrainState, at: int) -> None:
     """A function fails, once."""
     original, seen = getattr(place, name), []
@@ -71,7 +89,10 @@ def failing(place: object, name: str, state: TrainState, at: int) -> None:
 
 FAULTS = {
     "none": lambda state, at: None,
+    "signal": lambda state, at: None,
+    "double": lambda state, at: None,
     "forward": forward,
+    "nan": nan,
     "backward": backward,
     "last": partial(backward, after="backbone.body.layer1.0.conv1.weight"),
     "detect": partial(failing, evaluation, "detect_all"),
@@ -86,12 +107,18 @@ FAULTS = {
 def run(group: Alone, folder: Path, fault: str, rank: int, at: int) -> list[str]:
     """Train; what was said."""
     torch.set_num_threads(1)
+    if fault == "double":  # no fault: the same in float64
+        torch.set_default_dtype(torch.float64)
     config = run_config(folder)
     data = open_dataset(config.data)
-    state = fresh_state(config, data.train.categories, torch.device("cpu"), group)
+    if found := list_checkpoints(folder / "checkpoints"):
+        state = resumed_state(found[-1], config, CPU, group)
+    else:
+        state = fresh_state(config, data.train.categories, CPU, group)
     if group.rank == rank:
         FAULTS[fault](state, at)
-    job = Job(config, data, folder, torch.device("cpu"), group=group)
+    asked = fault == "signal" and group.rank == rank
+    job = Job(config, data, folder, CPU, lambda: 143 * (asked and state.progress["step"] == at), group)
     return [event.text for event in train(job, state) if isinstance(event, Warned)]
 
 
@@ -99,7 +126,7 @@ def main(folder: Path, fault: str, rank: int, at: int) -> int:
     parallel.DistributedDataParallel = ManyBuckets
     code, said, here = 0, [], 0
     try:
-        with joined(torch.device("cpu")) as group:
+        with joined(CPU) as group:
             here = group.rank
             said = run(group, folder, fault, rank, at)
     except DinoError as error:

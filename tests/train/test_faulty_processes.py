@@ -1,47 +1,12 @@
 """One of two processes meets a fault: nobody waits for ever, and what can be kept is kept."""
 
-import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from dinocli.launch import _free_port
 from dinocore.train.checkpoints import list_checkpoints, step_of
-from dinocore.train.run import prepare_run, write_config
 
 pytestmark = pytest.mark.slow
-SCRIPT = Path(__file__).with_name("faulty_processes.py")
-MORE = (
-    'model.backbone="timm/test_resnet"', "model.dropout=0.1", "train.batch_size=4", "train.epochs=2",
-    "train.images_per_forward=1", "train.ema_decay=0.9", 'train.tensorboard="off"',
-)  # fmt: skip  # two steps an epoch
-
-
-@pytest.fixture
-def together(small_config, tmp_path):
-    """Two processes train; their exit codes, what each of them said, and the folder."""
-
-    def make(*settings, fault="none", rank=0, at=0, name="run"):
-        folder = tmp_path / name
-        prepare_run(folder, overwrite=False)
-        write_config(folder, small_config(*MORE, *settings))
-        shared = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port(), "OMP_NUM_THREADS": 1}
-        command, started = [sys.executable, str(SCRIPT), str(folder), fault, str(rank), str(at)], []
-        for number in range(2):
-            env = os.environ | {key: str(value) for key, value in (shared | {"RANK": number}).items()}
-            started.append(subprocess.Popen(command, env=env))
-        try:
-            codes = [process.wait(timeout=60) for process in started]  # nobody waits for ever
-        finally:
-            for process in started:
-                process.kill()
-        return codes, [json.loads((folder / f"told-{number}.json").read_text()) for number in range(2)], folder
-
-    return make
 
 
 @pytest.mark.parametrize("rank", [0, 1])
