@@ -75,7 +75,8 @@ class Sharded(Single):
             self.model.reset_iter_state()
 
     def whole(self, model: DINO) -> DINO:
-        copied = build_model(self.config).to(self.device)
+        with torch.random.fork_rng(devices=()):  # training draws as if nothing had been built
+            copied = build_model(self.config).to(self.device)
         copied.load_state_dict({key: _full(value) for key, value in model.state_dict().items()})
         for here, there in zip(copied.parameters(), model.parameters(), strict=True):
             here.requires_grad_(there.requires_grad)
