@@ -77,7 +77,7 @@ def bare(job: Job, steps: int, seconds: dict[str, list[float]]) -> None:
             began = time.perf_counter()
         for batch in batches:
             terms = loss_terms(state.model, batch, job, float(count_boxes(batches)))
-            torch.stack(list((terms or {}).values())).sum().backward()
+            torch.stack(list(terms.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip_norm)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)

@@ -19,7 +19,7 @@ from dinocore.data.coco import Category
 from dinocore.device import keep_memory
 from dinocore.presets import load_config
 from dinocore.train.start import fresh_state
-from dinocore.train.state import random_streams, save_checkpoint
+from dinocore.train.state import collected, random_streams, save_checkpoint
 
 
 def main() -> None:
@@ -49,7 +49,9 @@ def measure(preset: str, repeats: int) -> dict[str, Any]:
         for step in range(1, repeats + 1):
             state.progress["step"] = step
             began = time.perf_counter()
-            path = save_checkpoint(Path(folder), state, config, categories, [random_streams()])
+            path = save_checkpoint(
+                Path(folder), state, config, categories, [random_streams()], collected(Path(folder), state)
+            )
             seconds.append(time.perf_counter() - began)
             size = sum(file.stat().st_size for file in path.iterdir())
     median, interval = statistics.median(seconds), 60 * config.train.save_every_minutes

@@ -126,6 +126,7 @@ class TrainConfig(Section):
     clip_norm: Weight = 0.1  # [clip_max_norm]
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no moving average of the weights; [use_ema = False]
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
+    sharding: Literal["none", "fsdp2"] = "none"  # fsdp2: each process has a part of all weights and of what they need
     seed: Count = 42
     save_every_steps: Count = 0  # as well as at the end of each epoch; 0: no
     save_every_minutes: Weight = 10.0  # and when the last save is so old; 0: never by the clock
@@ -134,6 +135,7 @@ class TrainConfig(Section):
     keep_checkpoints: Positive = 2  # the newest; that of the best evaluation and the one resumed from stay too
     on_nan: Literal["stop", "rollback"] = "stop"  # rollback: to the newest checkpoint, leaving that batch out
     max_rollbacks: Positive = 3  # in a run
+    on_out_of_memory: Literal["stop", "halve"] = "stop"  # halve: images_per_forward, for the rest of the run
     deterministic: bool = False  # refuse operations whose result may differ from run to run
     tensorboard: Literal["auto", "off"] = "auto"  # auto: write it where the package is installed
 

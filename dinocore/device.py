@@ -58,6 +58,14 @@ def keep_memory() -> None:
         return
 
 
+def release_memory(device: torch.device) -> None:
+    """Give back what PyTorch keeps of a device's memory for later."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    if device.type == "mps":
+        torch.mps.empty_cache()
+
+
 def peak_memory_mb() -> float:
     """The most memory that this process has held, on the device if it is CUDA's, otherwise on the host."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():

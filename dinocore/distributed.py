@@ -4,17 +4,14 @@
 travel by NCCL between GPUs and by Gloo between CPUs; plain numbers always by Gloo, so that no GPU is waited for.
 """
 
-import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from .errors import DinoError, Ended, EnvironmentFault
 
@@ -50,13 +47,15 @@ class Alone:
         """An error that every process raises, worded so that it is said once."""
         return error
 
-    def parallel(self, model: nn.Module) -> nn.Module:
-        """The model as training calls it: its gradients are averaged over the processes."""
-        return model
+    def all_or_none(
+        self, work: Callable[[], T], errors: type[DinoError] | tuple[type[DinoError], ...], missed: Callable[[], None]
+    ) -> T:
+        """Do it on every process. If it fails by one of these errors on one, all raise that error.
 
-    def held(self, model: nn.Module, hold: bool) -> AbstractContextManager:
-        """Gradients of this forward and backward pass stay here for now, if `hold`."""
-        return nullcontext()
+        Args:
+            missed: what a process that failed still owes to others that wait for it in their work.
+        """
+        return work()
 
 
 class Processes(Alone):
@@ -96,14 +95,19 @@ class Processes(Alone):
     def together(self, error: DinoError) -> DinoError:
         return error if self.main else Ended(error.exit_code)
 
-    def parallel(self, model: nn.Module) -> nn.Module:
-        known = inspect.signature(DistributedDataParallel.__init__).parameters  # newer torch has another word for it
-        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        unchanging: dict[str, Any] = {buffers: False}
-        return DistributedDataParallel(model, gradient_as_bucket_view=True, **unchanging)
-
-    def held(self, model: nn.Module, hold: bool) -> AbstractContextManager:
-        return model.no_sync() if hold and isinstance(model, DistributedDataParallel) else nullcontext()
+    def all_or_none(
+        self, work: Callable[[], T], errors: type[DinoError] | tuple[type[DinoError], ...], missed: Callable[[], None]
+    ) -> T:
+        fault, result = None, None
+        try:
+            result = work()
+        except errors as error:
+            fault = error.with_traceback(None)
+        if fault is not None:
+            missed()
+        if any(failed for (failed,) in self.gather_numbers([fault is not None])):
+            raise next(filter(None, self.gather(fault)))
+        return cast(T, result)
 
     def _tell(self, value: T) -> T:
         dist.broadcast_object_list([value], src=0, group=self.words)

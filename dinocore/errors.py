@@ -61,6 +61,10 @@ class EnvironmentFault(DinoError):
     code = "ENVIRONMENT"
 
 
+class OutOfMemory(EnvironmentFault):
+    """A step does not fit into memory. On all processes the state is that before the step, which can be repeated."""
+
+
 class DivergedError(DinoError):
     """Training or inference produced numbers that are not finite."""
 

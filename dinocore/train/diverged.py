@@ -40,7 +40,8 @@ def diverged(
         numbers: all of them, if it got that far.
     """
     state.optimizer.zero_grad(set_to_none=True)
-    mine = [found for batch in batches for found in _examine_all(state.model, batch, job, num_boxes)]
+    model = state.parallel.whole(state.model)
+    mine = [found for batch in batches for found in _examine_all(model, batch, job, num_boxes)]
     everybody = job.group.gather((mine, _tensors(batches, job)))
     findings = [found for part, _ in everybody for found in part]
     step = state.progress["step"] + 1
@@ -97,11 +98,11 @@ def _examine(model: nn.Module, picture: Batch, job: Job, num_boxes: float) -> tu
     ]
     try:
         terms = loss_terms(model, picture, job, num_boxes)
+    except DivergedError:
+        return broken[0] if broken else "", ["matching"]
     finally:
         for hook in hooks:
             hook.remove()
-    if terms is None:
-        return broken[0] if broken else "", ["matching"]
     if bad := [name for name, value in terms.items() if not _finite(value)]:
         return broken[0] if broken else "", bad
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]

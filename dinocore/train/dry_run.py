@@ -10,12 +10,11 @@ from ..data.loaders import steps_per_epoch
 from ..device import keep_memory, peak_memory_mb
 from ..evaluate.coco import coco_metrics, detect_all
 from ..predict import Detector
-from .faults import explained
 from .feed import count_boxes, feed
 from .job import Job, images_per_forward
 from .plan import Plan
 from .probe import worst_batch
-from .state import TrainState, random_streams, save_checkpoint
+from .state import TrainState, collected, random_streams, save_checkpoint
 from .step import train_step
 
 
@@ -44,15 +43,14 @@ def dry_run(job: Job, state: TrainState) -> Expectation:
     plan = Plan(steps_per_epoch(len(job.data.train.image_ids), job.config.train.batch_size), job.config.train)
     chunk = images_per_forward(job)
     largest = [worst_batch(job, chunk)]
-    with explained(largest):
-        largest_pass = _timed(lambda: train_step(state, largest, job, count_boxes(largest) * job.group.size))
+    largest_pass = _timed(lambda: train_step(state, largest, job, count_boxes(largest) * job.group.size))
     fed = next(feed(job, plan, 0))
     if fed.fault is not None:
         raise job.group.together(fed.fault)
     one_pass = _timed(lambda: train_step(state, fed.batches[:1], job, max(1, fed.num_boxes)))
     passes = -(-job.share // chunk)
     evaluation = _evaluation_seconds(job, state)
-    save, size = job.group.on_main(lambda: _save_seconds(job, state))
+    save, size = _save_seconds(job, state)
     evaluations = sum(plan.evaluates_after(epoch * plan.per_epoch) for epoch in range(1, job.config.train.epochs + 1))
     saves = job.config.train.epochs + evaluations
     run = plan.total * one_pass * passes + evaluations * evaluation + saves * save
@@ -71,7 +69,9 @@ def dry_run(job: Job, state: TrainState) -> Expectation:
 
 def _evaluation_seconds(job: Job, state: TrainState) -> float:
     """Of all validation pictures, by the second one; the first pays for what is done once."""
-    detector = Detector(state.ema.model, job.config, job.data.train.categories, job.device, job.config.train.amp)
+    detector = Detector(
+        state.parallel.whole(state.ema.model), job.config, job.data.train.categories, job.device, job.config.train.amp
+    )
     pictures = detect_all(detector, job.data.val)
     results, _ = next(pictures)
     began = time.monotonic()
@@ -85,13 +85,15 @@ def _evaluation_seconds(job: Job, state: TrainState) -> float:
 def _save_seconds(job: Job, state: TrainState) -> tuple[float, int]:
     """How long a checkpoint takes on the disk where the run will be, and its bytes."""
     place = next(path for path in (job.run.absolute(), *job.run.absolute().parents) if path.is_dir())
-    folder = Path(tempfile.mkdtemp(prefix=".dino-dry-run-", dir=place))
+    folder = job.group.on_main(lambda: Path(tempfile.mkdtemp(prefix=".dino-dry-run-", dir=place)))
     try:
         began = time.monotonic()
-        path = save_checkpoint(folder, state, job.config, job.data.train.categories, [random_streams()])
+        streams, large = job.group.gather(random_streams()), collected(folder, state)
+        classes = job.data.train.categories
+        path = job.group.on_main(lambda: save_checkpoint(folder, state, job.config, classes, streams, large))
         return time.monotonic() - began, sum(file.stat().st_size for file in path.iterdir())
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        job.group.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def _timed(work) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 from ..data.loaders import Part
 from ..errors import DivergedError, EnvironmentFault
 from ..evaluate.coco import Metrics, coco_metrics, detect_all
+from ..model.dino import DINO
 from ..predict import Detector
 from .events import Evaluated, Evaluating, Event, Warned
 from .job import Job
@@ -25,9 +26,10 @@ def evaluate(job: Job, state: TrainState, journal: Journal | NoJournal) -> Itera
         DivergedError: a prediction is not finite.
     """
     progress, epoch = state.progress, state.progress["due_evaluation"]
+    model = state.parallel.whole(state.ema.model)
     shares: Shares = []
     failure = ""
-    for (done, stopped, problem), share in _detected(job, state):
+    for (done, stopped, problem), share in _detected(job, state, model):
         failure = problem  # only ever of the last one
         shares.append(share)
         yield Evaluating(done, len(job.data.val.image_ids))
@@ -46,7 +48,7 @@ def evaluate(job: Job, state: TrainState, journal: Journal | NoJournal) -> Itera
         so_far = f"{progress['failed_evaluations']} of this run so far"
         yield Warned(f"the evaluation after epoch {epoch} failed ({failure}), {so_far}; training goes on")
         return
-    best, problem = job.group.on_main(lambda: _kept_if_best(job, state, metrics, epoch, results))
+    best, problem = job.group.on_main(lambda: _kept_if_best(job, state, model, metrics, epoch, results))
     if problem:
         yield Warned(f"{problem}; training goes on")
     progress["worse"] = 0 if best else progress["worse"] + 1
@@ -57,11 +59,12 @@ def evaluate(job: Job, state: TrainState, journal: Journal | NoJournal) -> Itera
     yield Evaluated(progress["step"], epoch, job.config.train.epochs, metrics, best)
 
 
-def _detected(job: Job, state: TrainState) -> Iterator[tuple[tuple[int, bool, str], tuple[list, list[str]]]]:
+def _detected(
+    job: Job, state: TrainState, model: DINO
+) -> Iterator[tuple[tuple[int, bool, str], tuple[list, list[str]]]]:
     """This process's pictures; after each, how many are done by all, and whether any of them is to stop or failed."""
     group, val = job.group, job.data.val
-    detector = Detector(state.ema.model, job.config, job.data.train.categories, job.device, job.config.train.amp)
-    pictures = detect_all(detector, val, Part(group.rank, group.size))
+    pictures = _pictures(job, model)
     total = len(val.image_ids)
     for done in range(group.size, total + group.size, group.size):
         share, diverged, failure = ([], []), False, ""
@@ -84,6 +87,12 @@ def _detected(job: Job, state: TrainState) -> Iterator[tuple[tuple[int, bool, st
             return
 
 
+def _pictures(job: Job, model: DINO) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
+    """Results and problems of this process's pictures; what is made first may fail like a picture."""
+    detector = Detector(model, job.config, job.data.train.categories, job.device, job.config.train.amp)
+    yield from detect_all(detector, job.data.val, Part(job.group.rank, job.group.size))
+
+
 def _judged(job: Job, results: list[dict[str, Any]]) -> tuple[Metrics | None, str]:
     try:
         return coco_metrics(job.data.val, results, job.config.eval.backend), ""
@@ -96,7 +105,7 @@ def _in_words(error: Exception) -> str:
 
 
 def _kept_if_best(
-    job: Job, state: TrainState, metrics: Metrics, epoch: int, results: list[dict[str, Any]]
+    job: Job, state: TrainState, model: DINO, metrics: Metrics, epoch: int, results: list[dict[str, Any]]
 ) -> tuple[bool, str]:
     """Whether these are the best weights, now kept as such; of equals the oldest, and never what is not a number."""
     progress, ap = state.progress, metrics.summary["AP"]
@@ -104,7 +113,12 @@ def _kept_if_best(
         return False, ""
     facts = {"step": progress["step"], "epoch": epoch, "metrics": metrics.summary, "data": job.data.source}
     try:
-        save_best(job.run, state.ema.model, job.config, job.data.train.categories, facts)
+        save_best(job.run, model, job.config, job.data.train.categories, facts)
     except EnvironmentFault as error:
         return False, str(error)
-    return True, save_examples(job, epoch, results)
+    except Exception as error:  # as above
+        return False, f"the best weights cannot be kept ({_in_words(error)})"
+    try:
+        return True, save_examples(job, epoch, results)
+    except Exception as error:  # as above
+        return True, f"examples for the report cannot be kept ({_in_words(error)})"

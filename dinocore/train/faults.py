@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import shutil
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from ..config import Config
 from ..data.batch import Batch
 from ..device import peak_memory_mb
-from ..errors import DataError, DinoError, EnvironmentFault
+from ..distributed import Alone
+from ..errors import DataError, DinoError, EnvironmentFault, OutOfMemory
 
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Unable to allocate")
 WORKER = ("DataLoader worker", "DataLoader timed out")
@@ -27,11 +29,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def explained(batches: list[Batch]) -> Iterator[None]:
-    """Word what a machine can do to a step.
+def explained(batches: list[Batch], group: Alone) -> Iterator[None]:
+    """Word what a machine can do to the passes of a step; what they held in memory is let go.
 
     Raises:
-        EnvironmentFault: memory does not suffice, or an operation is not deterministic, as was asked for.
+        OutOfMemory: memory does not suffice.
+        EnvironmentFault: an operation is not deterministic, as was asked for.
     """
     try:
         yield
@@ -43,20 +46,22 @@ def explained(batches: list[Batch]) -> Iterator[None]:
             ) from error
         if not is_out_of_memory(error):
             raise
-        raise EnvironmentFault(out_of_memory_text(batches)) from error
+        traceback.clear_frames(error.__traceback__)
+        raise OutOfMemory(out_of_memory_text(batches, group)) from error
 
 
-def out_of_memory_text(batches: list[Batch]) -> str:
+def out_of_memory_text(batches: list[Batch], group: Alone) -> str:
     """What was tried, and what would need less."""
+    who = f" on process {group.rank} of {group.size}" if group.size > 1 else ""
     most = max(batches, key=lambda batch: batch.images.numel())
     number, _, height, width = most.images.shape
     sizes = ", ".join(sorted({f"{w} x {h}" for h, w in (_size(batch, i) for batch in batches for i in _each(batch))}))
     objects = ", ".join(str(len(target.labels)) for batch in batches for target in batch.targets)
     return (
-        f"memory does not suffice for this step (peak {peak_memory_mb():.0f} MB): up to {number} pictures at once as "
-        f"{width} x {height}, each {sizes}, with {objects} objects. What needs less: --batch-size auto or --set "
-        "train.images_per_forward=1 (fewer at a time, the same batch); --set model.checkpoint_activations=true; "
-        "--amp bf16; a smaller --set data.max_size"
+        f"memory does not suffice for this step{who} (peak {peak_memory_mb():.0f} MB): up to {number} pictures at once "
+        f"as {width} x {height}, each {sizes}, with {objects} objects. What needs less: --batch-size auto, --set "
+        "train.images_per_forward=1 or train.on_out_of_memory=halve (fewer at a time, the same batch); --set "
+        "model.checkpoint_activations=true; --amp bf16; a smaller --set data.max_size"
     )
 
 

@@ -5,23 +5,23 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..data.batch import Batch, normalise
-from ..errors import DivergedError
 from ..losses import criterion
 from .job import Job
 
 
-def loss_terms(model: nn.Module, batch: Batch, job: Job, num_boxes: float) -> dict[str, Tensor] | None:
-    """Weighted terms of a forward pass; None where predictions are not finite, so that they cannot be matched."""
+def loss_terms(model: nn.Module, batch: Batch, job: Job, num_boxes: float) -> dict[str, Tensor]:
+    """Weighted terms of a forward pass.
+
+    Raises:
+        DivergedError: predictions are not finite, so that they cannot be matched.
+    """
     config = job.config
     prepared = normalise(batch, config.model.pixel_mean, config.model.pixel_std, job.device)
     images = prepared.images.to(next(model.parameters()).dtype)
     dtype = _precision(job, images.shape[-1])
     with torch.autocast(job.device.type, dtype=dtype, enabled=dtype is not None):
         output = model(images, prepared.padding, prepared.targets)
-    try:
-        return criterion(output, prepared.targets, num_boxes, config.loss)
-    except DivergedError:
-        return None
+    return criterion(output, prepared.targets, num_boxes, config.loss)
 
 
 def _precision(job: Job, width: int) -> torch.dtype | None:

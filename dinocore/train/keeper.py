@@ -11,7 +11,7 @@ from .events import Saved, Warned
 from .job import Job
 from .log import Journal, NoJournal
 from .plan import SaveClock
-from .state import TrainState, random_streams, save_checkpoint
+from .state import Large, TrainState, collected, random_streams, save_checkpoint
 
 
 class Keeper:
@@ -35,7 +35,11 @@ class Keeper:
         """
         group, began = self.job.group, time.monotonic()
         streams = group.gather(random_streams())
-        path, problem = group.on_main(lambda: self._write(streams))
+        try:
+            large = collected(self.folder, self.state)
+            path, problem = group.on_main(lambda: self._write(streams, large))
+        except EnvironmentFault as error:
+            path, problem = None, str(error)
         self.clock.restart()
         if path is not None:
             yield Saved(path, self.state.progress["step"], time.monotonic() - began)
@@ -44,12 +48,12 @@ class Keeper:
         else:
             yield Warned(f"{problem}; training goes on")
 
-    def _write(self, streams: list[dict[str, Any]]) -> tuple[Path | None, str]:
+    def _write(self, streams: list[dict[str, Any]], large: Large | None) -> tuple[Path | None, str]:
         """The new checkpoint, or why there is none."""
         config, progress = self.job.config, self.state.progress
         try:
             progress["log_bytes"] = self.journal.sync()
-            path = save_checkpoint(self.folder, self.state, config, self.job.data.train.categories, streams)
+            path = save_checkpoint(self.folder, self.state, config, self.job.data.train.categories, streams, large)
         except EnvironmentFault as error:
             return None, str(error)
         except OSError as error:

@@ -81,17 +81,22 @@ class Journal:
 
     def add(self, row: dict[str, Any]) -> Iterator[str]:
         """Tell everybody; yields what a user should know."""
-        for watcher in self.watchers:
-            watcher.add(row)
+        for number, watcher in enumerate(self.watchers):
+            try:
+                watcher.add(row)
+            except Exception as error:  # a bug: hours of training are worth more
+                yield from self._once(number, f"{type(watcher).__name__} failed ({type(error).__name__}: {error})")
         yield from self.problems()
 
     def problems(self) -> Iterator[str]:
         """What a user should know, once for each watcher."""
         for number, watcher in enumerate(self.watchers):
-            text = watcher.problem()
-            if text and number not in self.said:
-                self.said.add(number)
-                yield f"{text}; the run goes on"
+            yield from self._once(number, watcher.problem())
+
+    def _once(self, number: int, text: str) -> Iterator[str]:
+        if text and number not in self.said:
+            self.said.add(number)
+            yield f"{text}; the run goes on"
 
     def sync(self) -> int:
         """The place reached in the log."""

@@ -2,15 +2,13 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
 
 from ..data.loaders import num_workers, steps_per_epoch
 from ..device import keep_memory, peak_memory_mb
-from ..errors import ConfigError, DataError, DivergedError, EnvironmentFault, Interrupted
+from ..errors import ConfigError, DataError, DivergedError, EnvironmentFault, Interrupted, OutOfMemory
 from .evaluation import evaluate
 from .events import Event, Finished, Started, Step, Warned
-from .faults import deterministic, explained, little_shared_memory
+from .faults import deterministic, little_shared_memory
 from .feed import Fed, feed
 from .job import Job, describe, fingerprint
 from .keeper import Keeper
@@ -18,20 +16,10 @@ from .log import Journal, MetricsLog, NoJournal
 from .optim import lr_factor, set_lr
 from .plan import Plan
 from .report import ReportFile
-from .run import NEWEST, branch_off, find_checkpoint
-from .state import TrainState, load_checkpoint, random_streams, restore_streams
+from .running import Running, halved, renewed, rolled_back, saved_or_halved
+from .state import TrainState, random_streams, restore_streams
 from .step import train_step
 from .watchers import watchers
-
-
-class Running(NamedTuple):
-    """The parts of a run that is going on."""
-
-    job: Job
-    state: TrainState
-    plan: Plan
-    journal: Journal | NoJournal
-    keeper: Keeper
 
 
 def train(job: Job, state: TrainState) -> Iterator[Event]:
@@ -87,16 +75,18 @@ def _journal(job: Job, state: TrainState, facts: dict[str, str]) -> Journal | No
 
 
 def _to_the_end(run: Running) -> Iterator[Event]:
-    """All steps, and again from the newest checkpoint where one diverged and the config wants that."""
+    """All steps; after one that failed again from a checkpoint or from that step, where the config wants that."""
     while True:
         try:
             yield from _due_evaluation(run)
             yield from _steps(run)
             return
         except DivergedError as error:
-            yield Warned(_rolled_back(run, error))
-            # what DDP holds of that step is void
-            run = run._replace(state=run.state._replace(parallel=run.job.group.parallel(run.state.model)))
+            yield Warned(rolled_back(run, error))
+        except OutOfMemory as error:
+            yield from saved_or_halved(run, error)
+            run = run._replace(job=halved(run.job))
+        run = renewed(run)  # out here, where the error and what it holds of the step are gone
 
 
 def _due_evaluation(run: Running) -> Iterator[Event]:
@@ -147,13 +137,10 @@ def _step(run: Running, fed: Fed) -> Iterator[Event]:
     lr = set_lr(state.optimizer, lr_factor(step - 1, plan.per_epoch, job.config.train))
     boundary = random_streams()
     try:
-        with explained(fed.batches):
-            numbers = train_step(state, fed.batches, job, fed.num_boxes)
-    except EnvironmentFault:
+        numbers = train_step(state, fed.batches, job, fed.num_boxes)
+    except OutOfMemory:
         state.optimizer.zero_grad(set_to_none=True)
-        if job.group.size == 1:  # others would wait for this one's share of the step
-            restore_streams(boundary)
-            yield from run.keeper.save()
+        restore_streams(boundary)
         raise
     progress["step"] = step
     numbers |= {"lr": lr, "seconds": time.monotonic() - fed.began, "data_seconds": waited}
@@ -200,28 +187,3 @@ def _bad_pictures(job: Job, fed: Fed, known: set[str]) -> Iterator[Event]:
         told = f"{len(known)} of {num_images} pictures cannot be read, which is more than 3 and more than 1 %"
         fix = "find them with `dino check-data DIR --decode`, and copy them again or take them out"
         raise job.group.together(DataError(told, code="DATA-IMAGE-DAMAGED", where=job.data.train.file, fix=fix))
-
-
-def _newest(job: Job) -> tuple[Path | None, list[str]]:
-    path, warnings = find_checkpoint(job.run, NEWEST)
-    return path, warnings + branch_off(job.run, path)
-
-
-def _rolled_back(run: Running, error: DivergedError) -> str:
-    """Take the state of the newest checkpoint, from which the step that diverged will be left out; says so.
-
-    Raises:
-        DivergedError: that is not wanted, not possible, or was done too often.
-    """
-    job, progress = run.job, run.state.progress
-    left_out = [*progress["left_out"], progress["step"] + 1]
-    if job.config.train.on_nan == "stop" or progress["due_evaluation"]:
-        raise job.group.together(error)
-    path, _ = job.group.on_main(lambda: _newest(job))
-    if path is None or len(left_out) > job.config.train.max_rollbacks:
-        why = "there is no checkpoint to roll back to" if path is None else f"rolled back {len(left_out) - 1} times"
-        raise job.group.together(DivergedError(f"{why}, and now {error}"))
-    load_checkpoint(path, run.state, job.group.rank, job.config.train.seed)
-    progress["left_out"] = left_out
-    run.journal.go_back(progress)
-    return f"{error}; rolled back to {path.name}, and step {left_out[-1]} will be left out"

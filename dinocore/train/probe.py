@@ -7,10 +7,11 @@ import torch
 
 from ..data.batch import Batch
 from ..data.transforms import resized
-from ..device import peak_memory_mb
+from ..device import peak_memory_mb, release_memory
 from ..errors import DivergedError, EnvironmentFault
 from ..structures import Target
 from .faults import is_out_of_memory, out_of_memory_text
+from .feed import count_boxes
 from .forward import loss_terms
 from .job import Job
 from .state import TrainState, random_streams, restore_streams
@@ -53,14 +54,13 @@ def largest_chunk(job: Job, state: TrainState) -> int:
             break
         finally:
             state.optimizer.zero_grad(set_to_none=True)
-            if job.device.type == "cuda":
-                torch.cuda.empty_cache()
+            release_memory(job.device)
         peaks.append(peak_memory_mb())
         if peaks[-1] > limit and chunk > 1:
             break
         fitting = chunk
     if not fitting:
-        raise EnvironmentFault(out_of_memory_text([worst_batch(job, 1)]))
+        raise EnvironmentFault(out_of_memory_text([worst_batch(job, 1)], job.group))
     return fitting
 
 
@@ -71,9 +71,11 @@ def largest_pass(job: Job, state: TrainState, chunk: int) -> None:
         DivergedError: predictions are not finite.
     """
     batch = worst_batch(job, chunk)
-    terms = loss_terms(state.model, batch, job, float(sum(len(target.labels) for target in batch.targets)))
-    if terms is None:
-        raise DivergedError("the model's predictions are not finite before the first step; look at its weights")
+    try:
+        terms = loss_terms(state.model, batch, job, float(count_boxes([batch])))
+    except DivergedError as error:
+        told = "the model's predictions are not finite before the first step; look at its weights"
+        raise DivergedError(told) from error
     torch.stack(list(terms.values())).sum().backward()
 
 

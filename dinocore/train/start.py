@@ -23,6 +23,7 @@ from ..presets import list_presets, load_config
 from ..pretrained import load_backbone_weights
 from .job import fingerprint
 from .optim import Ema, NoEma, build_optimizer
+from .sharing import shared
 from .state import BEGINNING, TrainState, begin_streams, load_checkpoint
 from .transfer import Transfer, carry_over
 
@@ -145,10 +146,13 @@ def freeze(model: DINO, parts: Sequence[str]) -> None:
 
 def _state_around(model: DINO, config: Config, device: torch.device, origin: str, group: Alone) -> TrainState:
     scaled = pick_precision(config.train.amp, device) is torch.float16
+    ema = Ema(model, config.train.ema_decay) if config.train.ema_decay else NoEma(model)
+    parallel = shared(model, group, config)
+    parallel.spread(ema.model)
     return TrainState(
         model=model,
-        parallel=group.parallel(model),
-        ema=Ema(model, config.train.ema_decay) if config.train.ema_decay else NoEma(model),
+        parallel=parallel,
+        ema=ema,
         optimizer=build_optimizer(model, config.train),
         scaler=torch.amp.GradScaler(device.type, enabled=scaled),
         progress=BEGINNING | {"left_out": [], "origin": origin},

@@ -4,13 +4,13 @@ import os
 import pickle
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from ..checkpoint import load_exactly, load_weights, save_weights
 from ..config import Config
@@ -20,9 +20,10 @@ from ..files import sync
 from ..model.dino import DINO
 from .checkpoints import manifest_of, publish
 from .optim import Ema, NoEma
+from .parallel import Single
 from .transfer import Transfer
 
-WEIGHTS, AVERAGE, OPTIMIZER, REST = "model.safetensors", "ema.safetensors", "optimizer.pt", "state.pt"
+WEIGHTS, AVERAGE, REST = "model.safetensors", "ema.safetensors", "state.pt"
 BEGINNING: dict[str, Any] = {
     "step": 0,
     "best_ap": -1.0,
@@ -40,7 +41,7 @@ class TrainState(NamedTuple):
     """The living objects of a run. `progress` holds the plain values, as `BEGINNING` names them."""
 
     model: DINO
-    parallel: nn.Module  # the model as training calls it: itself, or a wrapper that averages gradients over processes
+    parallel: Single  # how the processes share the model
     ema: Ema | NoEma
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -78,13 +79,44 @@ def restore_streams(streams: dict[str, Any]) -> None:
         torch.mps.set_rng_state(streams["mps"])
 
 
+class Large(NamedTuple):
+    """What is large in a checkpoint."""
+
+    weights: Mapping[str, Tensor]
+    average: Mapping[str, Tensor] | None  # None without one
+    write_optimizer: Callable[[Path], None]
+
+
+def collected(folder: Path, state: TrainState) -> Large | None:
+    """What is large in the next checkpoint, of all processes, which must all ask; None if it is on the disk already.
+
+    Raises:
+        EnvironmentFault: a process cannot write its part.
+    """
+    parallel = state.parallel
+    if parallel.group.on_main(lambda: bool(_large_files(_place(folder, state)))):
+        return None
+    average = parallel.weights(state.ema.model) if isinstance(state.ema, Ema) else None
+    return Large(parallel.weights(state.model), average, parallel.optimizer_writer(state.optimizer, folder))
+
+
+def _place(folder: Path, state: TrainState) -> Path:
+    return folder / f"step-{state.progress['step']:08d}"
+
+
 def save_checkpoint(
-    folder: Path, state: TrainState, config: Config, categories: Sequence[Category], streams: list[dict[str, Any]]
+    folder: Path,
+    state: TrainState,
+    config: Config,
+    categories: Sequence[Category],
+    streams: list[dict[str, Any]],
+    large: Large | None,
 ) -> Path:
     """Write `folder`/step-XXXXXXXX whole or not at all. Saved again after the same step, its large files stay.
 
     Args:
         streams: random streams of all processes, by rank.
+        large: see `collected`.
 
     Raises:
         EnvironmentFault: there is no room, or it cannot be written; earlier checkpoints stay.
@@ -97,14 +129,14 @@ def save_checkpoint(
         "classes": [[c.id, c.name] for c in categories],
         "torch_version": str(torch.__version__),
     }
-    before = folder / f"step-{step:08d}"
-    linked = _large_files(before)
+    before = _place(folder, state)
+    linked = {} if large else _large_files(before)
 
     def write(temporary: Path) -> dict[str, Any]:
         for name in linked:
             _link(before / name, temporary / name)
-        if not linked:
-            _write_large_files(temporary, state, config, categories)
+        if large:
+            _write_large_files(temporary, large, state.progress, config, categories)
         _save(temporary / REST, {
             "progress": state.progress,
             "scaler": state.scaler.state_dict(),
@@ -133,12 +165,14 @@ def _link(source: Path, target: Path) -> None:
         sync(target)
 
 
-def _write_large_files(folder: Path, state: TrainState, config: Config, categories: Sequence[Category]) -> None:
-    facts = {"step": state.progress["step"], "origin": state.progress["origin"]}
-    save_weights(folder / WEIGHTS, state.model.state_dict(), config, categories, facts)
-    if isinstance(state.ema, Ema):
-        save_weights(folder / AVERAGE, state.ema.model.state_dict(), config, categories, facts)
-    _save(folder / OPTIMIZER, state.optimizer.state_dict())
+def _write_large_files(
+    folder: Path, large: Large, progress: dict[str, Any], config: Config, categories: Sequence[Category]
+) -> None:
+    facts = {"step": progress["step"], "origin": progress["origin"]}
+    save_weights(folder / WEIGHTS, large.weights, config, categories, facts)
+    if large.average is not None:
+        save_weights(folder / AVERAGE, large.average, config, categories, facts)
+    large.write_optimizer(folder)
 
 
 def _save(path: Path, content: dict[str, Any]) -> None:
@@ -163,15 +197,15 @@ def load_checkpoint(path: Path, state: TrainState, rank: int, seed: int) -> None
     Raises:
         CheckpointError: a file is missing or does not fit.
     """
-    load_exactly(state.model, load_weights(path / WEIGHTS).tensors, path)
+    _fill(state, state.model, path / WEIGHTS)
     if isinstance(state.ema, Ema):
         if not (path / AVERAGE).is_file():
             raise CheckpointError(f"{path} has no moving average, but train.ema_decay asks for one; set it to 0")
-        load_exactly(state.ema.model, load_weights(path / AVERAGE).tensors, path)
+        _fill(state, state.ema.model, path / AVERAGE)
     asked = [{key: group[key] for key in ("peak_lr", "weight_decay")} for group in state.optimizer.param_groups]
     try:
         rest = torch.load(path / REST, map_location="cpu", weights_only=True)
-        state.optimizer.load_state_dict(torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True))
+        state.parallel.read_optimizer(state.optimizer, path)
         state.scaler.load_state_dict(rest["scaler"])
         state.ema.updates = rest["ema_updates"]
         streams = rest["streams"]
@@ -186,3 +220,7 @@ def load_checkpoint(path: Path, state: TrainState, rank: int, seed: int) -> None
         restore_streams(streams[rank])
     else:
         begin_streams(seed, progress["step"], rank)
+
+
+def _fill(state: TrainState, model: DINO, file: Path) -> None:
+    load_exactly(model, state.parallel.parts(model, load_weights(file).tensors), file.parent)

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from ..data.batch import Batch
+from ..errors import DivergedError, EnvironmentFault, OutOfMemory
 from .diverged import diverged
+from .faults import explained
 from .forward import loss_terms
 from .job import Job
 from .state import TrainState
@@ -23,6 +25,8 @@ def train_step(state: TrainState, batches: list[Batch], job: Job, num_boxes: flo
 
     Raises:
         DivergedError: on all processes together, before the step, so that the weights stay as they were.
+        OutOfMemory: the same, for want of memory on one of them.
+        EnvironmentFault: memory suffices for the gradients, but not for the step: the state is lost.
     """
     numbers = gradients(state, batches, job, num_boxes)
     bad = [name for name, value in numbers.items() if not math.isfinite(value)]
@@ -30,10 +34,14 @@ def train_step(state: TrainState, batches: list[Batch], job: Job, num_boxes: flo
     state.progress["overflows"] = state.progress["overflows"] + 1 if overflow else 0
     if (bad and not overflow) or state.progress["overflows"] >= MOST_OVERFLOWS:
         raise diverged(state, batches, job, num_boxes, bad, numbers)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
-    state.ema.update(state.model)
+    try:
+        with explained(batches, job.group):
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+            state.optimizer.zero_grad(set_to_none=True)
+            state.ema.update(state.model)
+    except OutOfMemory as error:  # weights and averages are changed in part
+        raise EnvironmentFault(f"{error}; earlier checkpoints are whole") from error
     return numbers
 
 
@@ -44,28 +52,53 @@ def gradients(state: TrainState, batches: list[Batch], job: Job, num_boxes: floa
     gives the same sum.
 
     Raises:
-        DivergedError: on all processes, if predictions on one of them cannot be matched.
+        DivergedError, OutOfMemory: on all processes, if predictions on one cannot be matched, or memory is too little.
     """
-    logged: dict[str, Tensor] = {}
-    failed = False
-    for left, batch in zip(reversed(range(len(batches))), batches, strict=True):
-        with job.group.held(state.parallel, hold=left > 0):
-            terms = None if failed else loss_terms(state.parallel, batch, job, num_boxes)
-            failed = terms is None
-            if left == 0 and any(flag for (flag,) in job.group.gather_numbers([failed])):
-                raise diverged(state, batches, job, num_boxes, ["matching"], {})
-            if terms is not None:
-                loss = torch.stack(list(terms.values())).sum()
-                state.scaler.scale(loss * job.group.size).backward()  # DDP takes the mean, a sum is wanted
-                for name, value in terms.items():
-                    key = _group(name)
-                    logged[key] = logged.get(key, 0) + value.detach()
-    state.scaler.unscale_(state.optimizer)
-    trained = [p for group in state.optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(trained, job.config.train.clip_norm or math.inf)
-    *mine, grad_norm = torch.stack([*logged.values(), norm]).tolist()  # the one wait for the device
+    passes = Passes(state, batches, job, num_boxes)
+    try:
+        loss = state.parallel.passes(passes.to_the_last_forward)
+    except DivergedError:
+        raise diverged(state, batches, job, num_boxes, ["matching"], {}) from None
+    norm = state.parallel.last_pass(lambda: passes.last_backward(loss))
+    *mine, grad_norm = torch.stack([*passes.logged.values(), norm]).tolist()  # the one wait for the device
     values: list[float] = [sum(column) for column in zip(*job.group.gather_numbers(mine), strict=True)]
-    return {"loss": math.fsum(values)} | dict(zip(logged, values, strict=True)) | {"grad_norm": grad_norm}
+    return {"loss": math.fsum(values)} | dict(zip(passes.logged, values, strict=True)) | {"grad_norm": grad_norm}
+
+
+class Passes:
+    """The forward and backward passes of a step on this process."""
+
+    def __init__(self, state: TrainState, batches: list[Batch], job: Job, num_boxes: float):
+        self.state, self.batches, self.job, self.num_boxes = state, batches, job, num_boxes
+        self.logged: dict[str, Tensor] = {}  # sums of the losses' terms
+
+    def to_the_last_forward(self) -> Tensor:
+        """All passes but the last backward one; the loss that is left for it."""
+        *earlier, last = self.batches
+        with explained(self.batches, self.job.group):
+            for batch in earlier:
+                with self.state.parallel.held():
+                    self._backward(self._loss(batch))
+            return self._loss(last)
+
+    def last_backward(self, loss: Tensor) -> Tensor:
+        """The pass after which gradients are those of all processes; their norm before it is clipped."""
+        with explained(self.batches, self.job.group):
+            self._backward(loss)
+            self.state.scaler.unscale_(self.state.optimizer)
+            trained = [p for group in self.state.optimizer.param_groups for p in group["params"]]
+            return self.state.parallel.clip(trained, self.job.config.train.clip_norm or math.inf)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        parallel = self.state.parallel
+        terms = parallel.forward(lambda: loss_terms(parallel.module, batch, self.job, self.num_boxes))
+        for name, value in terms.items():
+            key = _group(name)
+            self.logged[key] = self.logged.get(key, 0) + value.detach()
+        return torch.stack(list(terms.values())).sum()
+
+    def _backward(self, loss: Tensor) -> None:
+        self.state.scaler.scale(loss * self.job.group.size).backward()  # the mean is taken, a sum is wanted
 
 
 def _group(name: str) -> str:

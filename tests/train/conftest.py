@@ -2,10 +2,15 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from dinocli.launch import _free_port
 from dinocore import load_config
 from dinocore.checkpoint import load_weights
 from dinocore.data.dataset import open_dataset
@@ -24,6 +29,11 @@ SMALL = [
     "train.images_per_forward=2", 'train.amp="off"',
 ]  # fmt: skip
 
+OF_SEVERAL = (
+    'model.backbone="timm/test_resnet"', "model.dropout=0.1", "train.batch_size=4", "train.epochs=2",
+    "train.images_per_forward=1", "train.ema_decay=0.9", 'train.tensorboard="off"',
+)  # fmt: skip  # two steps an epoch
+SCRIPT = Path(__file__).with_name("faulty_processes.py")
 TIMINGS = ("seconds", "data_seconds", "memory_mb")
 OF_A_START = (
     "origin",
@@ -84,3 +94,27 @@ def outcome():
         return {key: hashlib.sha256(value.numpy().tobytes()).hexdigest() for key, value in found.items()}, values, rows
 
     return read
+
+
+@pytest.fixture
+def together(small_config, tmp_path):
+    """Several processes train, or go on; their exit codes, what each of them said, and the folder."""
+
+    def make(*settings, fault="none", rank=0, at=0, name="run", number=2):
+        folder = tmp_path / name
+        if not folder.exists():
+            prepare_run(folder, overwrite=False)
+        write_config(folder, small_config(*OF_SEVERAL, *settings))
+        shared = {"WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port(), "OMP_NUM_THREADS": 1}
+        command, started = [sys.executable, str(SCRIPT), str(folder), fault, str(rank), str(at)], []
+        for this in range(number):
+            env = os.environ | {key: str(value) for key, value in (shared | {"RANK": this}).items()}
+            started.append(subprocess.Popen(command, env=env))
+        try:
+            codes = [process.wait(timeout=150) for process in started]  # nobody waits for ever
+        finally:
+            for process in started:
+                process.kill()
+        return codes, [json.loads((folder / f"told-{this}.json").read_text()) for this in range(number)], folder
+
+    return make

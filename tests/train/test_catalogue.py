@@ -25,7 +25,7 @@ from dinocore.train.loop import train
 from dinocore.train.plan import changes
 from dinocore.train.run import branch_off, find_checkpoint
 from dinocore.train.start import check_same_data, resumed_state
-from dinocore.train.state import BEGINNING, load_checkpoint, random_streams, save_checkpoint
+from dinocore.train.state import BEGINNING, collected, load_checkpoint, random_streams, save_checkpoint
 from dinocore.train.watchers import WAITING, Apart
 
 CPU = torch.device("cpu")
@@ -92,7 +92,8 @@ def test_k9_each_process_has_its_stream_again_and_a_new_one_begins_its_own(small
         torch.manual_seed(seed)
         streams.append(random_streams())
     state.progress["origin"] = ""
-    path = save_checkpoint(job.run / "checkpoints", state, job.config, job.data.train.categories, streams)
+    folder = job.run / "checkpoints"
+    path = save_checkpoint(folder, state, job.config, job.data.train.categories, streams, collected(folder, state))
 
     def drawn(rank):
         load_checkpoint(path, state, rank, seed=0)
@@ -109,7 +110,9 @@ def test_k9_each_process_has_its_stream_again_and_a_new_one_begins_its_own(small
 def test_k14_a_metric_that_is_no_number_is_never_best(small_config, start):
     job, state = start(small_config(*LITTLE))
     metrics = Metrics({"AP": float("nan")}, {}, 2, "")
-    assert evaluation._kept_if_best(job, state, metrics, 1, []) == (False, "") and not list(job.run.glob("best*"))
+    assert evaluation._kept_if_best(job, state, state.model, metrics, 1, []) == (False, "") and not list(
+        job.run.glob("best*")
+    )
 
 
 @pytest.mark.slow

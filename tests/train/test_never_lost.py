@@ -12,7 +12,7 @@ import torch
 
 from dinocore.errors import ConfigError, DataError, DivergedError, EnvironmentFault, Interrupted
 from dinocore.train import feed as feeding
-from dinocore.train import loop, step
+from dinocore.train import step
 from dinocore.train.checkpoints import list_checkpoints, manifest_of, tidy
 from dinocore.train.events import Evaluated, Evaluating, Finished, Saved, Step, Warned
 from dinocore.train.lock import RunLock
@@ -169,20 +169,54 @@ def test_a_reader_that_hangs_is_no_wait_for_ever(small_config, start, monkeypatc
         list(train(job, state))
 
 
-def test_out_of_memory_names_sizes_and_flags_and_keeps_the_last_state(small_config, start, monkeypatch):
-    job, state = start(small_config(*LITTLE))
-    original = loop.train_step
+def short_of_memory(monkeypatch, at):
+    """No memory for the second forward pass of a step, by how many passes were begun before; once."""
+    original, passes = step.loss_terms, []
 
-    def train_step(state, *rest):
-        if state.progress["step"] == 2:
+    def loss_terms(*arguments):
+        passes.append(1)
+        if len(passes) == at:
+            torch.rand(1)  # the streams have moved on
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
-        return original(state, *rest)
+        return original(*arguments)
 
-    monkeypatch.setattr(loop, "train_step", train_step)
+    monkeypatch.setattr(step, "loss_terms", loss_terms)
+
+
+def test_out_of_memory_names_sizes_and_flags_and_keeps_the_last_state(small_config, start, monkeypatch):
+    job, state = start(small_config(*LITTLE, "train.epochs=1"))
+    short_of_memory(monkeypatch, at=2 * 2 + 2)
     with pytest.raises(EnvironmentFault, match=r"peak \d+ MB.*x 64.*objects.*--batch-size auto") as error:
         list(train(job, state))
     assert error.value.exit_code == 5
     assert [path.name for path in list_checkpoints(job.run / "checkpoints")] == ["step-00000002"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("amp", ["off", "fp16"])
+def test_with_half_as_many_pictures_a_run_goes_on_as_if_it_had_never_tried_more(
+    amp, small_config, start, monkeypatch, outcome
+):
+    """Four pictures are too many in step 3: what follows is as in a run that was stopped there and resumed with two."""
+    asked = (*LITTLE, "train.batch_size=8", "train.epochs=4", "model.dropout=0.1", f'train.amp="{amp}"')
+    four, two = small_config(*asked, "train.images_per_forward=4"), small_config(*asked, "train.images_per_forward=2")
+    other, state = start(four, "stopped", stop=lambda: 143 * (state.progress["step"] == 2))
+    with pytest.raises(Interrupted):
+        list(train(other, state))
+    resume(other, two)
+    job, state = start(four.model_copy(update={"train": four.train.model_copy(update={"on_out_of_memory": "halve"})}))
+    short_of_memory(monkeypatch, at=2 * 2 + 2)
+    events = list(train(job, state))
+    (told,) = [event.text for event in events if isinstance(event, Warned)]
+    assert told.endswith("Step 3 is done again, and all that follow, with 2 pictures at once")
+    assert outcome(job.run) == outcome(other.run) and isinstance(events[-1], Finished)
+
+
+def test_one_picture_cannot_be_halved(small_config, start, monkeypatch):
+    job, state = start(small_config(*LITTLE, 'train.on_out_of_memory="halve"'))
+    short_of_memory(monkeypatch, at=1)
+    with pytest.raises(EnvironmentFault, match="memory does not suffice"):
+        list(train(job, state))
 
 
 def poison(monkeypatch, change, at=3):

@@ -18,6 +18,7 @@ from dinocore.train.feed import feed
 from dinocore.train.job import Job
 from dinocore.train.log import NoJournal
 from dinocore.train.plan import Plan
+from dinocore.train.sharing import shared
 from dinocore.train.start import fresh_state
 from dinocore.train.step import gradients
 
@@ -41,7 +42,7 @@ def main(data: str, out: Path, chunk: int) -> None:
         state.progress["due_evaluation"] = state.progress["step"] = 1
         (told,) = [event for event in evaluate(job, state, NoJournal()) if isinstance(event, Evaluated)]
         state.model.double()
-        state = state._replace(parallel=group.parallel(state.model))
+        state = state._replace(parallel=shared(state.model, group, config))
         fed = next(feed(job, Plan(steps_per_epoch(len(found.train.image_ids), 4), config.train), 0))
         numbers = gradients(state, fed.batches, job, fed.num_boxes)
         grads = {name: p.grad for name, p in state.model.named_parameters() if p.requires_grad}

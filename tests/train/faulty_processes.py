@@ -1,0 +1,139 @@
+"""What tests run in each of several processes: a training in which a fault is put in on one of them.
+
+python faulty_processes.py RUN FAULT RANK STEP; settings are those of RUN/config.toml, and what a process told goes
+to RUN/told-RANK.json.
+"""
+
+import json
+import sys
+from functools import partial, partialmethod
+from pathlib import Path
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from dinocore.data.dataset import open_dataset
+from dinocore.distributed import Alone, joined
+from dinocore.errors import DinoError
+from dinocore.train import evaluation, parallel, step
+from dinocore.train.checkpoints import list_checkpoints
+from dinocore.train.events import Warned
+from dinocore.train.job import Job
+from dinocore.train.log import MetricsLog
+from dinocore.train.loop import train
+from dinocore.train.run import run_config
+from dinocore.train.start import fresh_state, resumed_state
+from dinocore.train.state import TrainState
+
+CPU = torch.device("cpu")
+
+
+class ManyBuckets(DistributedDataParallel):
+    """Even the gradients of a small model travel in many pieces."""
+
+    __init__ = partialmethod(DistributedDataParallel.__init__, bucket_cap_mb=0.01)
+
+
+def forward(state: TrainState, at: int) -> None:
+    """Memory is short in the second forward pass of the step."""
+    original, seen = step.loss_terms, []
+
+    def loss_terms(*arguments):
+        seen.extend([1] * (state.progress["step"] == at - 1))
+        if len(seen) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return original(*arguments)
+
+    step.loss_terms = loss_terms
+
+
+def backward(state: TrainState, at: int, after: str = "encoder.layers.0.ffn.net.0.weight") -> None:
+    """Memory is short in the middle of each backward pass of the step: some gradients were given, others not."""
+    seen = []
+
+    def hook(gradient):
+        seen.extend([1] * (state.progress["step"] == at - 1))
+        if len(seen) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    state.model.get_parameter(after).register_hook(hook)
+
+
+def nan(state: TrainState, at: int) -> None:
+    """The second picture of the step has a bad pixel."""
+    original, seen = step.loss_terms, []
+
+    def loss_terms(model, batch, *rest):
+        seen.extend([1] * (state.progress["step"] == at - 1))
+        if len(seen) == 2:
+            images = batch.images.float()
+            images[0, 0, 3, 3] = torch.nan
+            batch = batch._replace(images=images)
+        return original(model, batch, *rest)
+
+    step.loss_terms = loss_terms
+
+
+def failing(place: object, name: str, state: TrainState, at: int) -> None:
+    """A function fails, once."""
+    original, seen = getattr(place, name), []
+
+    def fails(*arguments, **named):
+        seen.append(1)
+        if len(seen) == 1:
+            raise RuntimeError("a bug")
+        return original(*arguments, **named)
+
+    setattr(place, name, fails)
+
+
+FAULTS = {
+    "none": lambda state, at: None,
+    "signal": lambda state, at: None,
+    "double": lambda state, at: None,
+    "forward": forward,
+    "nan": nan,
+    "backward": backward,
+    "last": partial(backward, after="backbone.body.layer1.0.conv1.weight"),
+    "detect": partial(failing, evaluation, "detect_all"),
+    "detector": partial(failing, evaluation, "Detector"),
+    "judge": partial(failing, evaluation, "coco_metrics"),
+    "examples": partial(failing, evaluation, "save_examples"),
+    "best": partial(failing, evaluation, "save_best"),
+    "log": partial(failing, MetricsLog, "add"),
+}
+
+
+def run(group: Alone, folder: Path, fault: str, rank: int, at: int) -> list[str]:
+    """Train; what was said."""
+    torch.set_num_threads(1)
+    if fault == "double":  # no fault: the same in float64
+        torch.set_default_dtype(torch.float64)
+    config = run_config(folder)
+    data = open_dataset(config.data)
+    if found := list_checkpoints(folder / "checkpoints"):
+        state = resumed_state(found[-1], config, CPU, group)
+    else:
+        state = fresh_state(config, data.train.categories, CPU, group)
+    if group.rank == rank:
+        FAULTS[fault](state, at)
+    asked = fault == "signal" and group.rank == rank
+    job = Job(config, data, folder, CPU, lambda: 143 * (asked and state.progress["step"] == at), group)
+    return [event.text for event in train(job, state) if isinstance(event, Warned)]
+
+
+def main(folder: Path, fault: str, rank: int, at: int) -> int:
+    parallel.DistributedDataParallel = ManyBuckets
+    code, said, here = 0, [], 0
+    try:
+        with joined(CPU) as group:
+            here = group.rank
+            said = run(group, folder, fault, rank, at)
+    except DinoError as error:
+        code, said = error.exit_code, [str(error)]
+    (folder / f"told-{here}.json").write_text(json.dumps(said))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))

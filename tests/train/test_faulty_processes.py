@@ -1,0 +1,51 @@
+"""One of two processes meets a fault: nobody waits for ever, and what can be kept is kept."""
+
+import shutil
+
+import pytest
+
+from dinocore.train.checkpoints import list_checkpoints, step_of
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("fault", ["forward", "backward", "last"])
+def test_t4_memory_that_one_process_lacks_ends_both_with_the_state_before_the_step_saved(
+    fault, rank, together, outcome
+):
+    codes, said, folder = together(fault=fault, rank=rank, at=4)
+    assert codes == [5, 5]
+    assert f"memory does not suffice for this step on process {rank} of 2 (peak" in said[0][0] and said[1] == [""]
+    checkpoints = list_checkpoints(folder / "checkpoints")
+    assert [step_of(path) for path in checkpoints] == [2, 3]
+    straight = together("train.save_every_steps=3", name="straight")[2]
+    shutil.rmtree(list_checkpoints(straight / "checkpoints")[-1])
+    assert outcome(folder)[0] == outcome(straight)[0], "weights, optimizer and the random streams of both processes"
+
+
+@pytest.mark.parametrize("fault, rank", [("forward", 0), ("backward", 1)])
+def test_t4_both_go_on_with_half_as_many_pictures_as_if_they_had_never_tried_more(fault, rank, together, outcome):
+    of_eight = ("train.batch_size=8", "train.epochs=3")
+    halve = ("train.images_per_forward=2", 'train.on_out_of_memory="halve"')
+    codes, said, folder = together(*of_eight, *halve, fault=fault, rank=rank, at=1)
+    assert codes == [0, 0] and len(said[0]) == 1
+    assert said[0][0].endswith("Step 1 is done again, and all that follow, with 1 pictures at once")
+    assert outcome(folder) == outcome(together(*of_eight, name="straight")[2])
+
+
+IN_EVALUATION = "the evaluation after epoch 1 failed (RuntimeError: a bug), 1 of this run so far; training goes on"
+KEPT = "cannot be kept (RuntimeError: a bug); training goes on"
+T15 = [
+    ("detector", 0, IN_EVALUATION), ("detector", 1, IN_EVALUATION), ("detect", 1, IN_EVALUATION),
+    ("judge", 0, IN_EVALUATION), ("best", 0, f"the best weights {KEPT}"),
+    ("examples", 0, f"examples for the report {KEPT}"),
+    ("log", 0, "MetricsLog failed (RuntimeError: a bug); the run goes on"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault, rank, told", T15)
+def test_t15_an_evaluation_or_a_log_that_fails_on_one_process_is_a_warning_and_both_go_on(fault, rank, told, together):
+    codes, said, folder = together("train.batch_size=8", fault=fault, rank=rank)
+    assert codes == [0, 0] and said[0] == [told]
+    assert [step_of(path) for path in list_checkpoints(folder / "checkpoints")] == [1, 2]
