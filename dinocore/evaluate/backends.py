@@ -63,31 +63,11 @@ def _by_pycocotools(annotations: Annotations, results: Results) -> Judgement:
         if results:
             rows = [dict(result) for result in results]  # it writes into them
             found = truth.loadRes(rows)  # pyright: ignore[reportArgumentType]  the stub knows file names only
-        run = _Judge(truth, found, "bbox")
+        run = COCOeval(truth, found, "bbox")
         run.evaluate()
         run.accumulate()
         run.summarize()
     return Judgement(np.array(run.stats), run.eval["precision"], "pycocotools")
-
-
-class _Judge(COCOeval):
-    """COCOeval, but quick where a class has no object in a picture, as most have: what is found there is wrong."""
-
-    def computeIoU(self, imgId, catId):  # noqa: N802, N803  pycocotools' names
-        return super().computeIoU(imgId, catId) if self._gts[imgId, catId] else []
-
-    def evaluateImg(self, imgId, catId, aRng, maxDet):  # noqa: N802, N803
-        if self._gts[imgId, catId] or not self._dts[imgId, catId]:
-            return super().evaluateImg(imgId, catId, aRng, maxDet)
-        found = sorted(self._dts[imgId, catId], key=lambda row: -row["score"])[:maxDet]
-        outside = np.array([row["area"] < aRng[0] or row["area"] > aRng[1] for row in found])  # (D,)
-        shape = len(self.params.iouThrs), len(found)
-        return {
-            "image_id": imgId, "category_id": catId, "aRng": aRng, "maxDet": maxDet,
-            "dtIds": [row["id"] for row in found], "gtIds": [], "dtMatches": np.zeros(shape),
-            "gtMatches": np.zeros((shape[0], 0)), "dtScores": [row["score"] for row in found],
-            "gtIgnore": np.array([]), "dtIgnore": np.broadcast_to(outside, shape),
-        }  # fmt: skip
 
 
 def _by_hotcoco(annotations: Annotations, results: Results) -> Judgement:

@@ -145,8 +145,6 @@ def test_the_oracle_is_pycocotools_itself(problem):
         run = COCOeval(truth, found, "bbox")
         run.evaluate(), run.accumulate(), run.summarize()
     assert list(coco_metrics(annotations, results, "hotcoco").summary.values()) == run.stats.tolist()
-    ours = backends.judge(annotations, results, "pycocotools")
-    assert ours.summary.tolist() == run.stats.tolist() and (ours.precision == run.eval["precision"]).all()
 
 
 @pytest.mark.parametrize("broken", ["last of ties first", "crowds are objects", "one detection too few"])
