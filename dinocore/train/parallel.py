@@ -96,7 +96,7 @@ class Replicated(Single):
 
     def __init__(self, model: DINO, group: Alone):
         super().__init__(model, group)
-        self.renew()
+        self._wrap()
 
     def held(self) -> AbstractContextManager:
         return self.averaging.no_sync()
@@ -107,12 +107,15 @@ class Replicated(Single):
     def last_pass(self, work: Callable[[], T]) -> T:
         result = self.group.all_or_none(work, TOGETHER, self._average_the_rest)
         self.averaged.clear()
-        self.averaging.reducer._rebuild_buckets()  # talks, once: not in the next forward pass, which may fail before
+        self._reducer._rebuild_buckets()  # talks, once: not in the next forward pass, which may fail before
         return result
 
     def renew(self) -> None:
-        self.averaging = self.module = None  # type: ignore[assignment]  # its hooks on the parameters go with it
+        del self.averaging, self.module  # its hooks on the parameters go with it
         gc.collect()
+        self._wrap()
+
+    def _wrap(self) -> None:
         known = inspect.signature(DistributedDataParallel.__init__).parameters  # newer torch has another word for it
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         unchanging: dict[str, Any] = {buffers: False}
@@ -121,9 +124,13 @@ class Replicated(Single):
         self.averaging.register_comm_hook(self.averaged, average)
         self.module = self.averaging
 
+    @property
+    def _reducer(self) -> Any:
+        return self.averaging.reducer
+
     def _average_the_rest(self) -> None:
         """Add nothing to the buckets that a pass that failed did not get to, so that nobody waits for them."""
-        for bucket in self.averaging.reducer._get_zeros_like_grad_buckets()[len(self.averaged) :]:
+        for bucket in self._reducer._get_zeros_like_grad_buckets()[len(self.averaged) :]:
             average(self.averaged, bucket)
         for future in self.averaged:
             future.wait()
