@@ -76,9 +76,12 @@ class _Said(logging.Handler):
         say(record.getMessage())
 
 
+SAID = _Said()
+
+
 def main() -> None:
     """Run the app; an error that the user can put right is said in words, not as a traceback."""
-    logging.getLogger("dinocore").addHandler(_Said())
+    logging.getLogger("dinocore").addHandler(SAID)
     logging.getLogger("dinocore").setLevel(logging.INFO)
     try:
         code = _run()

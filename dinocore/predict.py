@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import NamedTuple, overload
 
 import numpy as np
 import torch
@@ -67,8 +67,7 @@ class Detector:
         if isinstance(pictures, Picture):
             return self.detect(self.batch(pictures))
         if isinstance(pictures, bytes) or not isinstance(pictures, Iterable):
-            unknown: Any = pictures
-            return self.detect(self.batch(unknown))  # which says what a picture is
+            raise _no_picture(pictures)
         return [self.detect(self.batch(picture)) for picture in pictures]
 
     def batch(self, picture: Picture) -> Batch:
@@ -131,10 +130,13 @@ class Detector:
         if isinstance(picture, Image.Image):
             return to_tensor(loaded_rgb(picture, self.config.data))
         if not isinstance(picture, str | Path):
-            raise DataError(
-                f"a picture is a path, a PIL image, an array or a tensor, but this is {type(picture).__name__}"
-            )
+            raise _no_picture(picture)
         return to_tensor(read_image(Path(picture), self.config.data))
+
+
+def _no_picture(given: object) -> DataError:
+    kind = type(given).__name__
+    return DataError(f"a picture is a path, a PIL image, an array or a tensor, but this is {kind}")
 
 
 def load_detector(path: str | Path | None = None, device: str | torch.device = "auto", amp: str = "auto") -> Detector:

@@ -15,7 +15,7 @@ Numba keeps what it compiled on disk and starts anew when this file changes, but
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numba import njit
@@ -39,8 +39,7 @@ class Announcer(Listener):
     said = False
 
     def on_start(self, event: Event) -> None:
-        about: Any = event.data
-        ours = about["dispatcher"].py_func.__module__.startswith("dinocore.")
+        ours = cast(dict[str, Any], event.data)["dispatcher"].py_func.__module__.startswith("dinocore.")
         if ours and not self.said:
             LOG.info(
                 "compiling deformable attention for this processor; the result is kept, so this takes long only once"
