@@ -19,6 +19,7 @@ from dinocore.data.repair import Change, Repair, likely_root
 from dinocore.data.split import Split
 from dinocore.errors import ConfigError, DataError
 from dinocore.files import check_writable, to_json, write_text
+from dinocore.words import counted
 
 from .console import data, print_json, say, warn, words
 
@@ -139,7 +140,7 @@ def _fix(checked: Checked, config: Config, out: Path) -> None:
         log = copy.with_name(f"{copy.name}.log")
         write_text(copy, to_json(document) + "\n")
         write_text(log, "".join(to_json(change._asdict()) + "\n" for change in changes))
-        say(f"{name}: {len(changes)} changes; wrote {copy} and {log}")
+        say(f"{name}: {counted(len(changes), 'change')}; wrote {copy} and {log}")
         _say_what_is_left(part, copy, config)
         if part.split.format == "coco":
             say(f"to use it, put it in the place of {part.split.annotations}")

@@ -8,6 +8,7 @@ from dinocore.config import DataConfig
 from dinocore.data.coco import Annotations, read_annotations
 from dinocore.data.export import KINDS, write_dataset
 from dinocore.data.layout import find_layout
+from dinocore.words import counted
 
 from .console import print_json, say, warn, words
 
@@ -36,4 +37,5 @@ def convert_folder(folder: Path, out: Path, kind: str, link: bool, config: DataC
     counts = {name: len(annotations.image_ids) for name, (annotations, _) in splits.items()}
     if json:
         print_json({"out": str(out), "format": kind, "images": counts, "lost_crowds": lost})
-    say(f"wrote {', '.join(f'{count} pictures of {name}' for name, count in counts.items())} to {out} as {kind}")
+    written = ", ".join(f"{counted(count, 'picture')} of {name}" for name, count in counts.items())
+    say(f"wrote {written} to {out} as {kind}")

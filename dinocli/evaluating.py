@@ -21,6 +21,7 @@ from dinocore.files import check_writable, write_text
 from dinocore.predict import Detector
 from dinocore.presets import override
 from dinocore.view.report.parts import Page
+from dinocore.words import counted
 
 from .console import fail, print_json, say, warn, words
 from .detector import open_detector
@@ -64,7 +65,7 @@ def evaluate_one(asked: Asked, weights: str | None, results: Path | None) -> Non
     found, failed = _detections(source, annotations)
     if asked.out is not None:
         write_text(asked.out, json_module.dumps(found, allow_nan=False) + "\n")
-        say(f"{len(found)} detections in COCO's result format: {asked.out}")
+        say(f"{counted(len(found), 'detection')} in COCO's result format: {asked.out}")
     metrics = coco_metrics(annotations, found, backend)
     analysis = analyse(annotations, found, asked.bootstrap)
     if analysis.summary != metrics.summary:
@@ -143,7 +144,7 @@ def _truth(asked: Asked, *sources: Source) -> Annotations:
     if asked.folder is not None:
         settings = settings.model_copy(update={"path": str(asked.folder.expanduser().absolute())})
     annotations = open_split(settings, asked.split, detectors[0].categories if detectors else None)
-    say(f"data: {annotations.file}, {len(annotations.image_ids)} pictures")
+    say(f"data: {annotations.file}, {counted(len(annotations.image_ids), 'picture')}")
     for note in annotations.notes:
         warn(note)
     return annotations

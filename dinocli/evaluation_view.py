@@ -8,6 +8,7 @@ from rich.table import Table
 from dinocore.evaluate.analysis import Analysis
 from dinocore.evaluate.bootstrap import Interval
 from dinocore.evaluate.compare import Comparison, Difference
+from dinocore.words import counted
 
 from .console import data
 
@@ -22,7 +23,7 @@ MOST_CLASSES = 100  # in a terminal; --json and --report have all
 def show_analysis(analysis: Analysis, backend: str) -> None:
     """The 12 numbers, the classes, and where AP50 is lost."""
     data.print(_summary(analysis))
-    data.print(f"{len(analysis.matches.image_ids)} pictures, judged by {backend}")
+    data.print(f"{counted(len(analysis.matches.image_ids), 'picture')}, judged by {backend}")
     if analysis.samples is not None:
         data.print("[dim]in brackets: 95 % interval, by resampling the pictures[/]")
     data.print()

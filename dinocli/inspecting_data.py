@@ -8,6 +8,7 @@ from dinocore.config import Config
 from dinocore.data.dataset import open_dataset
 from dinocore.files import write_atomically
 from dinocore.view.batch_grid import draw_grid, raw_cells, training_cells
+from dinocore.words import counted
 
 from .console import data, print_json, say, warn, warn_of_letters
 
@@ -32,5 +33,8 @@ def show_pictures(config: Config, out: Path, num: int, step: int, raw: bool, jso
     else:
         for cell in cells:
             height, width = cell.image.shape[:2]
-            data.print(f"{cell.file}: {width} x {height}, {len(cell.labels)} objects, epoch {cell.epoch}", markup=False)
+            data.print(
+                f"{cell.file}: {width} x {height}, {counted(len(cell.labels), 'object')}, epoch {cell.epoch}",
+                markup=False,
+            )
     say(f"wrote {out}; see them again with --seed {config.train.seed} --step {step}")

@@ -16,6 +16,7 @@ from dinocore.fetch.locate import locate
 from dinocore.predict import Detector, detector_from
 from dinocore.train.checkpoints import list_checkpoints, step_of
 from dinocore.view.matching import Matching, annotated_batch, final_owners, instability, look_at_matching, share_kept
+from dinocore.words import counted
 
 from .annotated import open_annotated
 from .console import data, print_json, say, warn_of_letters
@@ -113,7 +114,7 @@ def _history(checkpoints: list[Path], batch: Batch, device: str, num_classes: in
 
 
 def _show(seen: Matching, file: Path, top: int) -> None:
-    data.print(f"[bold]{escape(file.name)}[/]: {len(seen.objects)} objects, {seen.num_queries} queries")
+    data.print(f"[bold]{escape(file.name)}[/]: {counted(len(seen.objects), 'object')}, {seen.num_queries} queries")
     _show_queries(seen, top)
     table = _table("stage", "class", "L1", "GIoU", "cost", "IoU", "stayed", "differ")
     for stage in seen.stages:

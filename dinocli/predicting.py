@@ -17,6 +17,7 @@ from dinocore.files import check_writable, write_atomically
 from dinocore.predict import Detector
 from dinocore.view.draw import Box, class_color, draw_boxes
 from dinocore.view.formats import Found, as_found, check_out, read_found, unlike, write_found
+from dinocore.words import counted
 
 from .console import data, fail, print_json, say, warn_of_letters, words
 from .detector import open_detector
@@ -51,7 +52,7 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
     pick_precision(amp, pick_device(device))
     inputs, skipped = expand(files)
     if skipped:
-        say(f"{skipped} files that are no pictures are left out")
+        say(f"left out, by their names no pictures: {counted(skipped, 'file')}")
     if not any(item.path.exists() for item in inputs):
         raise DataError(f"there is no picture {inputs[0].name}", code="DATA-IMAGE-MISSING", where=inputs[0].name,
                         fix="give a picture, a folder, or a glob in quotes")  # fmt: skip
@@ -65,7 +66,8 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
         raise _none_left(len(inputs), failed[0])
     if wanted.out is not None:
         write_found(found, detector.categories, wanted.format, wanted.out)
-        say(f"{sum(len(item.detections) for item in found)} detections in {len(found)} pictures: {wanted.out}")
+        count = counted(sum(len(item.detections) for item in found), "detection")
+        say(f"{count} in {counted(len(found), 'picture')}: {wanted.out}")
     if wanted.json:
         print_json([item._asdict() for item in found])
     elif wanted.out is None:

@@ -3,6 +3,8 @@ from typing import Annotated
 
 import typer
 
+from dinocore.words import counted
+
 from .options import Json
 
 
@@ -30,5 +32,6 @@ def sample_data(
         print_json({"folder": str(folder), "seed": seed} | summary._asdict())
         return
     objects = ", ".join(f"{count} {name}" for name, count in summary.objects.items())
-    say(f"{summary.train_images} pictures to train on and {summary.val_images} to evaluate on in {folder}: {objects}")
+    pictures = f"{counted(summary.train_images, 'picture')} to train on and {summary.val_images} to evaluate on"
+    say(f"{pictures} in {folder}: {objects}")
     say(f"next: dino train --data {folder}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..words import counted
 from .coco import Annotations
 from .findings import KEPT, Findings, Place, short_box
 from .images import SUFFIXES
@@ -24,14 +25,14 @@ def check_contents(annotations: Annotations, findings: Findings, is_training: bo
         _check_classes(annotations, findings)
     empty = np.flatnonzero(np.diff(annotations.starts) == 0)
     places = [Place(annotations.path(i).name, annotations.path(i)) for i in empty[:KEPT].tolist()]
-    findings.add("DATA-IMAGE-EMPTY", f"{len(empty)} pictures without objects", places, len(empty))
+    findings.add("DATA-IMAGE-EMPTY", f"{counted(len(empty), 'picture')} without objects", places, len(empty))
 
 
 def check_unlisted(annotations: Annotations, listed: set[str], findings: Findings) -> None:
     """Pictures below the picture folder that no split names."""
     found = [path for path in _pictures_below(annotations.image_root) if os.path.realpath(path) not in listed]
     places = [Place(os.path.relpath(path, annotations.image_root), Path(path)) for path in found[:KEPT]]
-    findings.add("DATA-IMAGE-UNLISTED", f"{len(found)} pictures are not in the annotations", places, len(found))
+    findings.add("DATA-IMAGE-UNLISTED", f"{counted(len(found), 'picture')} not in the annotations", places, len(found))
 
 
 def _check_objects(annotations: Annotations, findings: Findings) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..words import counted
 from .findings import Findings, Place
 from .pictures import THUMB, Facts
 
@@ -69,7 +70,7 @@ def check_duplicates(same: list[list[Shown]], near: list[tuple[Shown, Shown]], f
                               ("DATA-DUPLICATE", lambda names: len(names) == 1, "are there twice")):  # fmt: skip
         groups = [group for group, names in zip(same, splits, strict=True) if which(names)]
         places = [Place(" = ".join(s.text for s in group), group[0].path, (), group[1].path) for group in groups]
-        findings.add(code, f"{len(groups)} pictures {what}, byte for byte", places)
+        findings.add(code, f"{counted(len(groups), 'picture')} {what}, byte for byte", places)
     equal = {frozenset((a.path, b.path)) for group in same for a in group for b in group}
     others = [(a, b) for a, b in near if frozenset((a.path, b.path)) not in equal]
     for code, which, what in (("DATA-NEAR-LEAK", lambda a, b: a.split != b.split, "in two splits"),

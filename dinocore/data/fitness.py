@@ -4,6 +4,7 @@ import numpy as np
 
 from ..config import Config
 from ..model.build import most_targets
+from ..words import counted
 from .coco import Annotations
 from .findings import KEPT, Findings, Place
 
@@ -54,7 +55,7 @@ def _check_counts(annotations: Annotations, counts: np.ndarray, config: Config, 
         over = np.flatnonzero(counts > limit)
         over = over[np.argsort(-counts[over], kind="stable")]
         places = [Place(f"{annotations.path(i).name}: {counts[i]}", annotations.path(i)) for i in over[:KEPT].tolist()]
-        findings.add(code, f"{len(over)} pictures have more objects {what}", places, len(over))
+        findings.add(code, f"{counted(len(over), 'picture')} with more objects {what}", places, len(over))
 
 
 def _check_share(
@@ -70,7 +71,7 @@ def _check_share(
         )
         for i, count in _spread_over(list(zip(pictures.tolist(), counts.tolist(), strict=True)))
     ]
-    share = f"{len(which)} of {total} objects ({len(which) / total:.0%}), in {len(pictures)} pictures,"
+    share = f"{len(which)} of {total} objects ({len(which) / total:.0%}), in {counted(len(pictures), 'picture')},"
     findings.add(code, f"{share} {what}", places, len(pictures))
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..config import DataConfig
 from ..errors import DataError
+from ..words import counted
 from .coco import Annotations
 from .findings import Findings, Place
 from .images import glance, read_image
@@ -92,26 +93,30 @@ def check_pictures(annotations: Annotations, facts: Sequence[Facts], findings: F
 
     for code in sorted({f.code for f in facts if f.code}):
         broken = [(f, f.problem) for f in facts if f.code == code]
-        findings.add(code, f"{len(broken)} pictures cannot be read", places(broken))
+        findings.add(code, f"{counted(len(broken), 'picture')} cannot be read", places(broken))
     check_sizes(annotations, facts, findings)
     whole = [f for f in facts if not f.problem]
     named = [(f, annotations.path(f.index).name) for f in whole]
     odd = [(f, f"{name}: {f.size[0]} x {f.size[1]}") for f, name in named
            if min(f.size) < ODD_SIDE or max(f.size) > ODD_ASPECT * min(f.size)]  # fmt: skip
-    findings.add("DATA-IMAGE-ODD", f"{len(odd)} pictures are smaller than {ODD_SIDE} pixels or very long", places(odd))
+    findings.add(
+        "DATA-IMAGE-ODD", f"{counted(len(odd), 'picture')} smaller than {ODD_SIDE} pixels or very long", places(odd)
+    )
     frames = [(f, f"{name}: {f.frames} frames") for f, name in named if f.frames > 1]
-    findings.add("DATA-IMAGE-FRAMES", f"{len(frames)} files hold several pictures, the first counts", places(frames))
+    findings.add(
+        "DATA-IMAGE-FRAMES", f"{counted(len(frames), 'file')} of several pictures, the first counts", places(frames)
+    )
     dark = [(f, f"{name}: mean brightness {f.brightness:.0f} of 255") for f, name in named if f.dark and not f.blank]
-    findings.add("DATA-IMAGE-DARK", f"{len(dark)} pictures are nearly black", places(dark))
+    findings.add("DATA-IMAGE-DARK", f"{counted(len(dark), 'picture')} nearly black", places(dark))
     blank = [(f, f"{name}: brightness {f.brightness:.0f} of 255") for f, name in named if f.blank]
-    findings.add("DATA-IMAGE-BLANK", f"{len(blank)} pictures are of one colour", places(blank))
+    findings.add("DATA-IMAGE-BLANK", f"{counted(len(blank), 'picture')} of one colour", places(blank))
 
 
 def check_sizes(annotations: Annotations, facts: Sequence[Facts], findings: Findings) -> None:
     """Findings about pictures that are not as large as annotated: their boxes are of another picture, or turned."""
     other = [f for f in facts if not f.problem and f.size != tuple(annotations.sizes[f.index].tolist())]
     places = [_place(annotations, f, _other_size(annotations, f)) for f in other]
-    findings.add("DATA-IMAGE-SIZE", f"{len(other)} pictures have another size than annotated", places)
+    findings.add("DATA-IMAGE-SIZE", f"{counted(len(other), 'picture')} of another size than annotated", places)
 
 
 def _place(annotations: Annotations, facts: Facts, text: str) -> Place:

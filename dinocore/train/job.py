@@ -13,6 +13,7 @@ from ..data.dataset import DataSet
 from ..device import pick_precision
 from ..distributed import Alone
 from ..evaluate.backends import choose_backend
+from ..words import counted
 from .state import TrainState
 
 
@@ -51,15 +52,15 @@ def describe(job: Job, state: TrainState, per_epoch: int) -> dict[str, str]:
     names = [category.name for category in train.categories]
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     chunk = images_per_forward(job)
-    rounds = -(-job.share // chunk)
+    rounds = counted(-(-job.share // chunk), "time")
     processes = f"{job.group.size} processes, " if job.group.size > 1 else ""
     return {
         "data": job.data.source,
         "pictures": f"{len(train.image_ids)} to train on, {len(job.data.val.image_ids)} to evaluate on",
         "classes": f"{len(names)}: {shown}",
         "model": f"{sum(p.numel() for p in state.model.parameters()) / 1e6:.1f} M parameters, {config.model.backbone}",
-        "batch": f"{config.train.batch_size} pictures a step ({processes}{chunk} at a time, {rounds} times)",
-        "steps": f"{per_epoch} an epoch, {config.train.epochs} epochs",
+        "batch": f"{counted(config.train.batch_size, 'picture')} a step ({processes}{chunk} at a time, {rounds})",
+        "steps": f"{per_epoch} an epoch, {counted(config.train.epochs, 'epoch')}",
         "device": f"{job.device}, {torch.get_num_threads()} threads, {str(job.precision or torch.float32)[6:]}",
         "weights": state.progress["origin"],
         "evaluation": f"COCO's, by {choose_backend(config.eval.backend)}",

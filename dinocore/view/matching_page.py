@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
+from ..words import counted
 from .matching import Matching, Noisy
 from .report.page import render_page
 from .report.parts import Cell, Facts, Gallery, Mark, Page, Part, Picture, Section, Table
@@ -32,7 +33,9 @@ def render_matching(
             "Kept: share of the objects whose query is that of the checkpoint before. Instability: queries that differ."
         )
         sections.append(Section("Checkpoints", [Table("Last layer", ["step", "kept", "instability"], rows, told)]))
-    return render_page(Page(f"Matching: {name}", f"{len(seen.objects)} objects, {seen.num_queries} queries", sections))
+    return render_page(
+        Page(f"Matching: {name}", f"{counted(len(seen.objects), 'object')}, {seen.num_queries} queries", sections)
+    )
 
 
 def _marks(seen: Matching) -> list[Mark]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..words import counted
 from .proposal_layers import Journey, Objects, average, draw_layers
 from .proposal_recall import Recall
 from .proposal_scores import draw_scores
@@ -69,4 +70,4 @@ def render_proposals(
               for f in found[:MOST_PICTURES] for p in f.proposals[:top]]  # fmt: skip
     heads = ("file", "rank", "level", "score", "label", "moved, pixels", "IoU with final", "final label", "final score")
     sections.append(Section("Proposals", [Table("", heads, listed)]))
-    return render_page(Page("Proposals", "1 picture" if len(found) == 1 else f"{len(found)} pictures", sections))
+    return render_page(Page("Proposals", counted(len(found), "picture"), sections))

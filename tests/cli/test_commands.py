@@ -145,7 +145,7 @@ def test_a_bad_picture_costs_only_itself(dino, run_folder, pictures, tmp_path):
     (tmp_path / "many" / "notes.txt").write_text("not a picture")
     result = dino("predict", "many", "--weights", run_folder, "--out", "boxes.json", "--save-images", "drawn")
     assert result.code == 7
-    assert "bad.jpg" in result.err and "1 files that are no pictures are left out" in result.err
+    assert "bad.jpg" in result.err and "left out, by their names no pictures: 1 file" in result.err
     assert len(json.loads((tmp_path / "boxes.json").read_text())) == 2
     assert len(list((tmp_path / "drawn").iterdir())) == 2
 

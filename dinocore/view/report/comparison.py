@@ -7,7 +7,7 @@ from ...config import DataConfig
 from ...data.coco import Annotations
 from ...evaluate.compare import Comparison, comparison_json
 from .differences import draw_differences
-from .evaluation import BOXES, ERRORS, MOST_CLASSES, confusion, counted, known, pair, reliability
+from .evaluation import BOXES, ERRORS, MOST_CLASSES, confusion, error_counts, known, pair, reliability
 from .judged_pictures import judged_picture, open_pictures
 from .parts import Cell, Chart, Drawing, Facts, Gallery, Line, Page, Part, Section, Table
 
@@ -117,7 +117,7 @@ def _pictures(
         if image is not None:
             for side, found in (("a", comparison.a), ("b", comparison.b)):
                 title = f"{LETTERS[side]}: {name}"
-                pictures.append(judged_picture(found.matches, image_id, image, title, counted(one[side])))
+                pictures.append(judged_picture(found.matches, image_id, image, title, error_counts(one[side])))
     thresholds = [one["threshold"] for one in answer["sides"].values()]
     rule = f"Wrong detections and missed objects together at IoU 0.5, A at scores from {thresholds[0]:.3g}, "
     rule += f"B from {thresholds[1]:.3g}: each at its best threshold."

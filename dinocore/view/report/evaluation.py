@@ -7,6 +7,7 @@ from ...config import DataConfig
 from ...data.coco import Annotations
 from ...evaluate.analysis import Analysis
 from ...evaluate.answer import to_json
+from ...words import counted
 from .judged_pictures import LEAST, judged_picture, open_pictures
 from .parts import Cell, Chart, Facts, Gallery, Line, Matrix, Page, Part, Section, Table
 
@@ -40,7 +41,11 @@ def evaluation_page(analysis: Analysis, annotations: Annotations, facts: dict[st
         Section("Calibration", _calibrations(answer)),
         Section("Worst pictures", _worst(analysis, answer, annotations, config)),
     ]
-    return Page("Evaluation", f"{len(analysis.matches.image_ids)} pictures, {answer['objects']} objects", sections)
+    return Page(
+        "Evaluation",
+        f"{counted(len(analysis.matches.image_ids), 'picture')}, {counted(answer['objects'], 'object')}",
+        sections,
+    )
 
 
 def _summary(answer: dict[str, Any]) -> Table:
@@ -131,7 +136,7 @@ def _worst(analysis: Analysis, answer: dict[str, Any], annotations: Annotations,
     for one, (name, image) in zip(answer["worst"], opened, strict=True):
         rows.append([name, *one.values()])
         if image is not None:
-            pictures.append(judged_picture(analysis.matches, one["image_id"], image, name, counted(one)))
+            pictures.append(judged_picture(analysis.matches, one["image_id"], image, name, error_counts(one)))
     rule = f"Most wrong detections and missed objects together, at IoU 0.5 and scores from {answer['threshold']:.3g}."
     table = Table("Which they are", ["picture", "id", "right", "wrong", "missed"], rows, rule)
     if not pictures:
@@ -139,7 +144,7 @@ def _worst(analysis: Analysis, answer: dict[str, Any], annotations: Annotations,
     return [Gallery("Prediction beside truth", pictures, analysis.threshold, BOXES), table]
 
 
-def counted(one: dict[str, Any]) -> str:
+def error_counts(one: dict[str, Any]) -> str:
     """What is right in a picture, in words."""
     return f"{one['right']} right, {one['wrong']} wrong, {one['missed']} missed"
 
