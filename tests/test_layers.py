@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 # Lower may not import higher. A file's layer is the first entry that its path starts with.
 LAYERS = [
     "dinocore/__init__", "dinocore/error_codes", "dinocore/errors", "dinocore/parent", "dinocore/words",
-    "dinocore/files", "dinocore/error_page", "dinocore/tensor_files", "dinocore/config", "dinocore/presets", "dinocore/structures",
-    "dinocore/boxes", "dinocore/device", "dinocore/distributed", "dinocore/model", "dinocore/matching",
+    "dinocore/files", "dinocore/error_page", "dinocore/tensor_files", "dinocore/config", "dinocore/presets",
+    "dinocore/structures", "dinocore/boxes", "dinocore/device", "dinocore/distributed", "dinocore/model", "dinocore/matching",
     "dinocore/losses", "dinocore/data", "dinocore/checkpoint", "dinocore/convert", "dinocore/fetch",
     "dinocore/pretrained", "dinocore/predict", "dinocore/evaluate", "dinocore/view", "dinocore/train",
     "dinocore/benchmark", "dinocli",
