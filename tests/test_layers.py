@@ -12,10 +12,10 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     "dinocore/__init__", "dinocore/error_codes", "dinocore/errors", "dinocore/parent", "dinocore/words",
     "dinocore/files", "dinocore/error_page", "dinocore/tensor_files", "dinocore/config", "dinocore/presets",
-    "dinocore/structures", "dinocore/boxes", "dinocore/device", "dinocore/distributed", "dinocore/model", "dinocore/matching",
-    "dinocore/losses", "dinocore/data", "dinocore/checkpoint", "dinocore/convert", "dinocore/fetch",
-    "dinocore/pretrained", "dinocore/predict", "dinocore/evaluate", "dinocore/view", "dinocore/train",
-    "dinocore/benchmark", "dinocli",
+    "dinocore/structures", "dinocore/boxes", "dinocore/device", "dinocore/distributed", "dinocore/model",
+    "dinocore/matching", "dinocore/losses", "dinocore/data", "dinocore/checkpoint", "dinocore/convert",
+    "dinocore/fetch", "dinocore/pretrained", "dinocore/predict", "dinocore/evaluate", "dinocore/view",
+    "dinocore/train", "dinocore/benchmark", "dinocli",
 ]  # fmt: skip
 SOURCES = sorted([*ROOT.glob("dinocore/**/*.py"), *ROOT.glob("dinocli/**/*.py")])
 
