@@ -161,7 +161,7 @@ def test_objects_below_a_cell_and_far_from_anchors_are_counted(clean):
     config = load_config("tiny", ["data.eval_scale=96"])  # twice as large: 1 pixel becomes 2
     found = {f.code: f for name, f in check(clean, config=config).findings() if name == "train"}
     cell, anchors = found["MODEL-CELL"], found["MODEL-ANCHORS"]
-    assert cell.what.startswith("10 of 30 objects (33%), in 1 pictures,") and cell.count == 1
+    assert cell.what.startswith("10 of 30 objects (33%), in 1 picture,") and cell.count == 1
     assert anchors.what.startswith("20 of 30 objects (67%), in 2 pictures,") and anchors.count == 2
     assert [place.text for place in anchors.places] == ["0001.png: 10", "0002.png: 10"], "each file once"
     assert [len(place.boxes) for place in anchors.places] == [10, 10]
