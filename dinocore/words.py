@@ -1,6 +1,6 @@
 """English."""
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 picture`, `2 pictures`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 picture`, `2 pictures`; nouns with another plural than that bring it."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"

@@ -9,6 +9,7 @@ import numpy as np
 from ..config import DataConfig
 from ..error_codes import WARNING
 from ..errors import DataError
+from ..words import counted
 from .findings import KEPT, Findings, Place, short_box
 from .images import image_size
 from .split import Category, Fence, Split, Table, stays_inside
@@ -171,11 +172,8 @@ def compare_categories(known: Sequence[Category], own: Sequence[Category], used:
     names = {c.id: c.name for c in known}
     clashes = [f"{c.id} is `{c.name}` here and `{names[c.id]}` in training" for c in own
                if names.get(c.id, c.name) != c.name]  # fmt: skip
-    findings.add(
-        "DATA-CLASSES",
-        f"{len(clashes)} {'class' if len(clashes) == 1 else 'classes'} of other names than in the training data",
-        clashes,
-    )
+    number = counted(len(clashes), "class", "classes")
+    findings.add("DATA-CLASSES", f"{number} of other names than in the training data", clashes)
     extra = [c.name for c in own if c.id not in names and c.id in used]
     findings.add("DATA-CLASS-UNKNOWN", "classes that the model does not know, left out of the evaluation", extra)
 
