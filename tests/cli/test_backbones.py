@@ -23,6 +23,7 @@ def smaller(monkeypatch):
     monkeypatch.setitem(backbone.NORMED, "convnext-t", ("convnext_atto", 1e-6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_trains_a_step_and_predicts(preset, dino, reduced, pictures, smaller):
     few = ["--epochs", 1, "--batch-size", 8, "--output-dir", "run"]

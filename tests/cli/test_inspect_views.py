@@ -68,6 +68,7 @@ def test_a_picture_that_is_not_in_the_data(dino, run_folder, pictures):
     assert "other.jpg" in result.err
 
 
+@pytest.mark.slow
 def test_without_data_it_is_the_data_that_the_weights_were_trained_with(dino, run_folder, pictures, tmp_path):
     first = json.loads(dino("inspect-matching", "--data", pictures, "--weights", run_folder, "--json").out)
     own = dino("inspect-matching", "--weights", run_folder, "--json")

@@ -97,6 +97,7 @@ def problems(draw):
     return make_annotations(objects, image_ids, category_ids), results
 
 
+@pytest.mark.slow
 @given(problems())
 @settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 def test_both_backends_agree_on_random_data(problem):

@@ -342,6 +342,7 @@ def run_python(code: str, **environment: str) -> None:
 
 
 @TRITON
+@pytest.mark.slow
 def test_triton_in_its_interpreter_agrees_with_the_twin():
     run_python(
         """
