@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dinocore.data.images import SUFFIXES
+from dinocore.config import DataConfig
+from dinocore.data.images import SUFFIXES, glance
 from dinocore.errors import DataError, EnvironmentFault
 
 
@@ -18,6 +19,17 @@ class Input(NamedTuple):
 
     path: Path
     name: str
+
+
+def check_header(arguments: Sequence[str]) -> None:
+    """Refuse a single file whose header says that it cannot be read, before PyTorch takes seconds and half a gigabyte.
+
+    Raises:
+        DataError: as when it is read.
+    """
+    path = Path(arguments[0]).expanduser()
+    if len(arguments) == 1 and path.is_file():
+        glance(path, DataConfig())
 
 
 def expand(arguments: Sequence[str]) -> tuple[list[Input], int]:

@@ -22,6 +22,9 @@ def predict(
     json: Json = False,
 ) -> None:
     """Detect objects in pictures."""
+    from .inputs import check_header
+
+    check_header(files)
     from .predicting import Wanted, predict_files
 
     predict_files(files, Wanted(out, format, save_images, threshold, max_dets, resume, json), weights, device, amp)

@@ -45,6 +45,20 @@ class DenoisingConfig(Section):
     spare_labels: Annotated[int, Field(ge=0, le=100)] = 1  # label embedding's rows beyond the classes; 0 in detrex
     box_noise: Weight = 1.0  # 1 moves corners by up to half the box; scripts/*.sh, the config file says 0.4
 
+    @property
+    def copies(self) -> int:
+        """Of each target in a group: a positive and a negative, or a positive only."""
+        return 2 if self.kind == "contrastive" else 1
+
+    @property
+    def max_targets(self) -> int:
+        """How many targets of an image fit into the bound that is set; 0 without denoising."""
+        if self.kind == "none" or self.num_groups == 0:
+            return 0
+        if self.num_groups == "auto":
+            return self.num_pairs
+        return max(1, self.max_queries // (self.copies * self.num_groups))
+
 
 class ModelConfig(Section):
     num_classes: Positive = 91  # COCO's category ids run to 90; `dino train` sets it from the data; [num_classes]

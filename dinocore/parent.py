@@ -1,10 +1,21 @@
-"""Processes that must not outlive the one that started them."""
+"""Processes that work for another one: they must not outlive it, and leave its signals to it."""
 
 import ctypes
+import signal
 import sys
+
+LEFT_TO_THE_PARENT = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
 
 
 def end_with_parent(number: int) -> None:
     """Ask Linux to send this process a signal when its parent is gone, however that ended."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
+
+
+def leave_signals_to_the_parent(*_: object) -> None:
+    """A signal to the whole process group must not end a worker while the parent still finishes its step."""
+    for number in LEFT_TO_THE_PARENT:
+        signal.signal(number, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)
+    end_with_parent(signal.SIGKILL)

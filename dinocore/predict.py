@@ -15,8 +15,8 @@ from .checkpoint import Weights, load_weights, restore_model
 from .config import Config
 from .data.batch import Batch, Sample, collate, normalise
 from .data.coco import Category
-from .data.images import loaded_rgb, read_image, to_rgb, to_tensor
-from .data.transforms import as_picture, resize
+from .data.images import loaded_rgb, read_image, to_rgb
+from .data.transforms import as_picture, resize, to_tensor
 from .device import keep_memory, pick_device, pick_precision
 from .errors import DataError, DivergedError
 from .fetch.locate import locate

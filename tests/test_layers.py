@@ -80,3 +80,10 @@ except SystemExit:
 
 def test_help_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", SHOW_HELP], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_data_is_checked_and_converted_without_importing_torch():
+    modules = "sys, dinocli.checking, dinocli.converting_data, dinocli.inputs, dinocore.view.data_report"
+    look = f"import {modules}; print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", look], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert said == "False\n", "which takes three seconds and half a gigabyte"

@@ -3,7 +3,6 @@
 import numpy as np
 
 from ..config import Config
-from ..model.build import most_targets
 from ..words import counted
 from .coco import Annotations
 from .findings import KEPT, Findings, Place
@@ -48,8 +47,7 @@ def _check_counts(annotations: Annotations, counts: np.ndarray, config: Config, 
         ("MODEL-QUERIES", model.num_queries, f"than the {model.num_queries} queries"),
         ("MODEL-DETECTIONS", config.eval.max_dets, f"than the {config.eval.max_dets} detections that are kept"),
     ]
-    if denoising.kind != "none" and denoising.num_groups != 0:
-        most = most_targets(denoising, 2 if denoising.kind == "contrastive" else 1)
+    if most := denoising.max_targets:
         limits.append(("MODEL-DENOISING", most, f"than the {most} that denoising takes at once"))
     for code, limit, what in limits:
         over = np.flatnonzero(counts > limit)

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
-from torch import Tensor
 
 from ..config import DataConfig
 from ..errors import DataError
@@ -222,8 +220,3 @@ def _scale_to_bytes(pixels: np.ndarray, depth: str) -> np.ndarray:
     if depth == "full" and low >= 0 and high <= full:
         low, high = 0.0, full
     return np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """An RGB picture as (3, H, W) uint8."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

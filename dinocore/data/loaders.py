@@ -13,14 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..config import Config, DataConfig
 from ..errors import DataError
-from ..parent import end_with_parent
+from ..parent import LEFT_TO_THE_PARENT, leave_signals_to_the_parent
 from .batch import Batch, Sample, collate
 from .coco import Annotations
-from .images import read_image, read_reduced, to_tensor
-from .transforms import Picture, apply, as_picture, as_target, draw, resize
+from .images import read_image, read_reduced
+from .transforms import Picture, apply, as_picture, as_target, draw, resize, to_tensor
 
 MOST_REPLACEMENTS = 10  # pictures in a row that cannot be read
-LEFT_TO_THE_PARENT = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
 
 
 class TrainingPictures(Dataset):
@@ -236,11 +235,3 @@ def _workers(config: DataConfig) -> dict:
         "timeout": config.loader_timeout if number else 0,
         "generator": torch.Generator(),  # a loader must not draw from the generator that dropout draws from
     }
-
-
-def leave_signals_to_the_parent(worker: int) -> None:
-    """A signal to the whole process group must not end a worker while the parent still finishes its step."""
-    for number in LEFT_TO_THE_PARENT:
-        signal.signal(number, signal.SIG_IGN)
-    signal.set_wakeup_fd(-1)
-    end_with_parent(signal.SIGKILL)

@@ -2,20 +2,21 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..config import DataConfig
-from ..errors import DataError
+from ..errors import DataError, EnvironmentFault
+from ..parent import leave_signals_to_the_parent
 from ..words import counted
 from .coco import Annotations
 from .findings import Findings, Place
 from .images import glance, read_image
-from .loaders import leave_signals_to_the_parent
 
 THUMB = 16  # side of the grey picture that is kept of each
 DARK, DARK_SHARE = 32, 0.99  # brightness of 255 that so many pixels stay below in a picture that is nearly black
@@ -39,16 +40,15 @@ class Facts(NamedTuple):
     thumb: bytes = b""  # THUMB x THUMB grey levels; none where it was not decoded
 
 
-class _Looking(Dataset):
-    def __init__(self, annotations: Annotations, config: DataConfig, decode: bool):
-        self.annotations = annotations
-        self.config = config
-        self.decode = decode
+class Looking(NamedTuple):
+    """How pictures are looked at."""
 
-    def __len__(self) -> int:
-        return len(self.annotations.image_ids)
+    annotations: Annotations
+    config: DataConfig
+    decode: bool
 
-    def __getitem__(self, index: int) -> Facts:
+    def at(self, index: int) -> Facts:
+        """Facts of one picture; damage behind the header is found only with `decode`."""
         path = self.annotations.path(index)
         try:
             size, frames = glance(path, self.config)
@@ -61,15 +61,36 @@ class _Looking(Dataset):
 def look_at(
     annotations: Annotations, config: DataConfig, decode: bool, indices: Sequence[int] | None = None
 ) -> Iterator[Facts]:
-    """Facts of every picture, or of some, in order; damage behind the header is found only with `decode`."""
-    pictures = _Looking(annotations, config, decode)
-    if indices is not None:
-        pictures = Subset(pictures, indices)
-    workers = 0 if len(pictures) < (FEW if decode else FEW_HEADERS) else min(8, os.cpu_count() or 1)
-    loader = DataLoader(pictures, batch_size=AT_ONCE, collate_fn=list, num_workers=workers,
-                        worker_init_fn=leave_signals_to_the_parent)  # fmt: skip
-    for batch in loader:
-        yield from batch
+    """Facts of every picture, or of some, in order.
+
+    Raises:
+        EnvironmentFault: a process that looks at pictures was killed.
+    """
+    looking = Looking(annotations, config, decode)
+    chosen = range(len(annotations.image_ids)) if indices is None else indices
+    if len(chosen) < (FEW if decode else FEW_HEADERS):
+        yield from map(looking.at, chosen)
+        return
+    workers = ProcessPoolExecutor(min(8, os.cpu_count() or 1), initializer=_begin, initargs=(looking,))
+    try:
+        yield from workers.map(_look, chosen, chunksize=AT_ONCE)
+    except BrokenProcessPool as error:
+        what = "a process that looks at pictures was killed, as by a system that is out of memory"
+        raise EnvironmentFault(what, fix="close other programs, or take very large pictures out") from error
+    finally:
+        workers.shutdown(cancel_futures=True)
+
+
+_of_this_worker: list[Looking] = []
+
+
+def _begin(looking: Looking) -> None:
+    leave_signals_to_the_parent()
+    _of_this_worker[:] = [looking]
+
+
+def _look(index: int) -> Facts:
+    return _of_this_worker[0].at(index)
 
 
 def _with_pixels(facts: Facts, image: Image.Image) -> Facts:

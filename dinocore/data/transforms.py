@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
@@ -21,6 +22,11 @@ from ..config import DataConfig
 from ..structures import Target
 
 Picture = tuple[tv_tensors.Image, tv_tensors.BoundingBoxes, Tensor]  # image (3, H, W), boxes (T, 4) xyxy, labels (T,)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An RGB picture as (3, H, W) uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def as_picture(image: Tensor, boxes_xyxy: Tensor, labels: Tensor) -> Picture:

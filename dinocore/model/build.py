@@ -54,15 +54,14 @@ def build_proposer(config: ModelConfig) -> nn.Module:
 def build_denoiser(config: ModelConfig) -> nn.Module:
     """Contrastive or plain denoising, with a fixed or a derived number of groups, or none."""
     denoising = config.denoising
-    if denoising.kind == "none" or denoising.num_groups == 0:
+    if not denoising.max_targets:
         return NoDenoiser()
-    copies = 2 if denoising.kind == "contrastive" else 1
     return Denoiser(
         label_embed=nn.Embedding(config.num_classes + denoising.spare_labels, config.hidden_dim),
         num_classes=config.num_classes,
         count_groups=_group_counter(denoising),
-        copies=copies,
-        max_targets=most_targets(denoising, copies),
+        copies=denoising.copies,
+        max_targets=denoising.max_targets,
         label_noise=denoising.label_noise,
         box_noise=denoising.box_noise,
     )
@@ -82,13 +81,6 @@ def derived_groups(num_pairs: int, num_targets: int) -> int:
 def fixed_groups(num_groups: int, num_targets: int) -> int:
     """The same number of groups for any number of targets."""
     return num_groups
-
-
-def most_targets(denoising: DenoisingConfig, copies: int) -> int:
-    """How many targets of an image fit into the bound that the config sets."""
-    if denoising.num_groups == "auto":
-        return denoising.num_pairs
-    return max(1, denoising.max_queries // (copies * denoising.num_groups))
 
 
 def build_decoder(config: ModelConfig, layers: list[DecoderLayer]) -> Decoder:

@@ -1,7 +1,9 @@
 """What `dino check-data` finds, and what its repaired copy holds. Names begin with the row of the fault catalogue."""
 
 import json
+import os
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dinocore.config import Config
+from dinocore.data import pictures
 from dinocore.data.check import Checked, check_data
 from dinocore.data.coco import as_coco_dict, read_annotations
 from dinocore.data.contents import overlaps
@@ -19,7 +22,7 @@ from dinocore.data.layout import find_layout
 from dinocore.data.repair import Repair, likely_root
 from dinocore.data.sample import write_sample_data
 from dinocore.data.split import Split
-from dinocore.errors import DataError
+from dinocore.errors import DataError, EnvironmentFault
 from dinocore.presets import load_config
 from dinocore.view.data_report import render_report
 from dinocore.view.report.page import MOST_BYTES
@@ -238,6 +241,21 @@ def test_i2_a_picture_cut_anywhere_is_found_by_decoding_and_a_cut_end_only_so(tm
 def test_i3_what_is_no_picture_is_an_error(clean, content):
     (clean / "train2017" / "0001.png").write_bytes(content)
     assert codes(check(clean, decode=False)) == {"DATA-IMAGE-FORMAT": 1}
+
+
+def test_many_pictures_are_looked_at_in_processes_with_the_same_result(clean, monkeypatch):
+    annotations = read_annotations(find_layout(clean).train)
+    alone = list(pictures.look_at(annotations, TINY.data, decode=True))
+    monkeypatch.setattr(pictures, "FEW", 1)
+    assert list(pictures.look_at(annotations, TINY.data, decode=True)) == alone
+    assert list(pictures.look_at(annotations, TINY.data, True, [2, 0])) == [alone[2], alone[0]]
+
+
+def test_a_process_that_is_killed_while_it_looks_is_told(clean, monkeypatch):
+    monkeypatch.setattr(pictures, "FEW", 1)
+    monkeypatch.setattr(pictures, "glance", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(EnvironmentFault, match="a process that looks at pictures was killed"):
+        check(clean)
 
 
 # the repaired copy

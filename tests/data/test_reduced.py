@@ -8,9 +8,9 @@ from PIL import Image
 from dinocore.config import Config, DataConfig, TrainConfig
 from dinocore.data import loaders
 from dinocore.data.coco import read_annotations
-from dinocore.data.images import Decoded, read_image, read_reduced, to_tensor
+from dinocore.data.images import Decoded, read_image, read_reduced
 from dinocore.data.loaders import EvaluationPictures, TrainingPictures, training_steps
-from dinocore.data.transforms import as_picture, resize
+from dinocore.data.transforms import as_picture, resize, to_tensor
 
 AS_IS = DataConfig()
 SMALL = {"train_scales": (96, 110, 150), "crop_scales": (120, 180), "crop_size": (80, 140), "max_size": 220}
