@@ -31,6 +31,7 @@ from dinocore.data.dataset import open_dataset
 from dinocore.data.loaders import training_steps
 from dinocore.data.sample import write_sample_data
 from dinocore.device import keep_memory
+from dinocore.distributed import Alone
 from dinocore.errors import DivergedError
 from dinocore.evaluate.coco import coco_metrics, detect_all
 from dinocore.fetch.locate import locate
@@ -40,6 +41,7 @@ from dinocore.presets import load_config
 from dinocore.train.feed import count_boxes
 from dinocore.train.job import Job
 from dinocore.train.optim import NoEma, build_optimizer, lr_factor, set_lr
+from dinocore.train.parallel import Single
 from dinocore.train.start import freeze
 from dinocore.train.state import BEGINNING, TrainState
 from dinocore.train.step import train_step
@@ -109,7 +111,9 @@ def build(variant: Variant, config: Config, seed: int) -> TrainState:
         model.get_submodule(part).load_state_dict(state)
     freeze(model, config.train.freeze)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return TrainState(model, model, NoEma(model), build_optimizer(model, config.train), scaler, dict(BEGINNING))
+    return TrainState(
+        model, Single(model, Alone()), NoEma(model), build_optimizer(model, config.train), scaler, dict(BEGINNING)
+    )
 
 
 def run(variant: Variant, config: Config, seed: int, steps: int, every: int) -> dict[str, Any]:
