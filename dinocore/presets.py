@@ -105,7 +105,11 @@ def _find(source: str) -> Path:
     path = Path(source) if source.endswith(".toml") else preset_dir() / f"{source}.toml"
     if not path.is_file():
         close = difflib.get_close_matches(source, list_presets(), n=1)
-        hint = f"did you mean `{close[0]}`?" if close else "`dino presets` lists the presets"
+        hint = (
+            f"did you mean `{close[0]}`?"
+            if close
+            else "there are r50-4scale, swin-l-4scale, tiny and others; `dino presets` lists all"
+        )
         raise ConfigError(f"there is no preset or file `{source}`; {hint}")
     return path
 
