@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -138,5 +138,5 @@ class Replicated(Single):
 
 def average(averaged: list[Future[Tensor]], bucket: dist.GradBucket) -> Future[Tensor]:
     """What DDP does with a bucket of gradients; remembered."""
-    averaged.append(allreduce_hook(dist.group.WORLD, bucket))  # type: ignore[arg-type]
+    averaged.append(allreduce_hook(cast(dist.ProcessGroup, dist.group.WORLD), bucket))
     return averaged[-1]
