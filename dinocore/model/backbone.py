@@ -81,6 +81,7 @@ class ResNet(nn.Module):
 
     channels: list[int]  # one number per stride
     slow_in_bf16 = False
+    alignment = 1  # images may have any size
 
     def __init__(self, name: str, strides: Sequence[int], frozen_stages: int):
         super().__init__()

@@ -36,7 +36,11 @@ def build_model(config: ModelConfig) -> DINO:
         encoder=Encoder([EncoderLayer(*attention) for _ in range(config.num_encoder_layers)], run),
         proposer=build_proposer(config),
         denoiser=build_denoiser(config),
-        decoder=build_decoder(config, [DecoderLayer(*attention) for _ in range(config.num_decoder_layers)]),
+        decoder=build_decoder(
+            config,
+            [DecoderLayer(*attention) for _ in range(config.num_decoder_layers)],
+            encode_canvas=backbone.alignment == 1,
+        ),
     )
     init_weights(model)
     return model.to(memory_format=torch.channels_last)  # of the convolutions, which are quicker so
@@ -83,7 +87,7 @@ def fixed_groups(num_groups: int, num_targets: int) -> int:
     return num_groups
 
 
-def build_decoder(config: ModelConfig, layers: list[DecoderLayer]) -> Decoder:
+def build_decoder(config: ModelConfig, layers: list[DecoderLayer], encode_canvas: bool = True) -> Decoder:
     """The decoder, with one pair of heads or one for each layer."""
     num_heads = 1 if config.heads == "shared" else len(layers)
     return Decoder(
@@ -94,6 +98,7 @@ def build_decoder(config: ModelConfig, layers: list[DecoderLayer]) -> Decoder:
         look_forward=look_twice if config.look_forward == "twice" else look_once,
         run=recomputed if config.checkpoint_activations else plainly,
         box_eps=config.box_eps,
+        encode_canvas=encode_canvas,
     )
 
 

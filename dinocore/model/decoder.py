@@ -50,6 +50,7 @@ class Decoder(nn.Module):
         look_forward: Callable[[Tensor], Tensor],
         run: Callable[..., Tensor],
         box_eps: float,
+        encode_canvas: bool = True,
     ):
         """
         Args:
@@ -58,6 +59,8 @@ class Decoder(nn.Module):
             run: calls a layer, see `layers.plainly` and `layers.recomputed`.
             box_eps: an answer moves a box from no nearer to 0 and 1 than this; the next layer's start is 1e-3 in all
                 published models.
+            encode_canvas: encode boxes as fractions of the padded canvas, as official DINO does, so that an answer
+                depends a little on how far a batch is padded; False: as fractions of the image.
         """
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -68,6 +71,7 @@ class Decoder(nn.Module):
         self.look_forward = look_forward
         self.run = run
         self.box_eps = box_eps
+        self.encode_canvas = encode_canvas
 
     def forward(self, queries: Queries, memory: Tokens) -> list[Predictions]:
         """One prediction per layer, the last one being the answer; (B, N, K) and (B, N, 4)."""
@@ -76,7 +80,8 @@ class Decoder(nn.Module):
         stages = []
         for layer, class_head, box_head in zip(self.layers, cycle(self.class_heads), cycle(self.box_heads)):
             reference = boxes[:, :, None] * memory.valid.tile(2)[:, None]  # (B, N, L, 4)
-            position = self.position(encode_boxes(reference[:, :, 0], x.shape[-1]).to(x.dtype))
+            encoded = encode_boxes(reference[:, :, 0] if self.encode_canvas else boxes, x.shape[-1])
+            position = self.position(encoded.to(x.dtype))
             x = self.run(layer, x, position, reference, memory, queries.blocked)
 
             answer = self.norm(x)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..structures import Match, Noise, Predictions, Proposals, Queries, Target
+from .alignment import align, within
 from .backbone import Backbone
 from .decoder import Decoder
 from .denoising import join
@@ -55,6 +56,7 @@ class DINO(nn.Module):
         self.proposer = proposer
         self.denoiser = denoiser
         self.decoder = decoder
+        self.alignment = backbone.alignment * neck.downsampling if backbone.alignment > 1 else 1
 
     def forward(self, images: Tensor, padding: Tensor, targets: list[Target] | None = None) -> DinoOutput:
         """
@@ -67,8 +69,10 @@ class DINO(nn.Module):
             ValueError: the shapes do not fit together.
         """
         check_inputs(images, padding, targets)
-        features = self.backbone(images)  # [(B, C_l, H_l, W_l)]
-        maps = self.neck(features)  # L x (B, C, H_l, W_l)
+        images, padding, extents = align(images, padding, self.alignment)
+        with within(extents):
+            features = self.backbone(images)  # [(B, C_l, H_l, W_l)]
+        maps = self.neck(features, extents)  # L x (B, C, H_l, W_l)
         tokens = self.tokenizer(maps, padding)  # (B, S, C)
         memory = self.encoder(tokens)  # (B, S, C)
         proposals, queries = self.proposer(memory)  # (B, N, 4)

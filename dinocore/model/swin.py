@@ -154,6 +154,7 @@ class Swin(nn.Module):
     """Patches, four stages, and a norm for each map that is given out."""
 
     slow_in_bf16 = False
+    alignment = 1
 
     def __init__(
         self, name: str, strides: Sequence[int], frozen_stages: int, drop_path: float, run: Callable[..., Tensor]

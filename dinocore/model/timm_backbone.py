@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .alignment import pads_by_size, respect_extents
 from .layers import freeze_batch_norm
 
 STEM = re.compile(r"(model\.)?(conv_stem|conv1|bn1|stem|patch_embed|pos_embed|pos_drop|cls_token|layers?_0_)")
@@ -38,7 +39,10 @@ class TimmBackbone(nn.Module):
         self.channels = body.feature_info.channels()
         self.body = freeze_batch_norm(body)
         freeze_stages(self.body, name, frozen_stages)
-        if checkpointing:
+        self.alignment = max(strides) if pads_by_size(body) else 1  # what sizes of images must be multiples of
+        if self.alignment > 1:
+            respect_extents(self.body)
+        elif checkpointing:  # what `respect_extents` reads is gone when a block is called again
             recompute_blocks(self.body)
         self.slow_in_bf16 = grouped_convolutions(body)
 
@@ -53,6 +57,8 @@ class TimmBackbone(nn.Module):
 
 class NormedBackbone(nn.Module):
     """A timm model with a layer norm on each of its maps, as detectors have it."""
+
+    alignment = 1
 
     def __init__(self, body: TimmBackbone, norm: Callable[[int], nn.Module], least: int):
         """

@@ -25,6 +25,7 @@ class PlainViT(nn.Module):
 
     body: Any
     slow_in_bf16 = False
+    alignment = 1
 
     def __init__(self, extract: Callable[..., Any], strides: Sequence[int]):
         """

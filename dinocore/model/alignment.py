@@ -1,0 +1,113 @@
+"""Backbones whose sampling grid depends on the image's size, and how each image is computed as if it were alone.
+
+TensorFlow's SAME padding (timm's `tf_*` models) divides what a convolution pads between both sides by the size modulo
+the stride, so one more pixel moves the whole grid. Such a backbone gets sizes that its stride divides, and whatever
+lies beyond an image's own aligned size counts as the zeros that a convolution would have padded. The answer for an
+image is then the same alone and in a batch of larger ones. Source: ours.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Extents:
+    """How far each image of a batch reaches on its canvas, in whole multiples of the alignment."""
+
+    def __init__(self, padding: Tensor, multiple: int):
+        """
+        Args:
+            padding: (B, H, W) bool, True outside the image; `multiple` divides H and W.
+        """
+        self.canvas = (padding.shape[1], padding.shape[2])
+        self.rows = ((~padding[:, :, 0]).sum(1) + multiple - 1) // multiple * multiple  # (B,) in pixels
+        self.columns = ((~padding[:, 0, :]).sum(1) + multiple - 1) // multiple * multiple
+
+    def outside(self, x: Tensor) -> Tensor:
+        """Which cells of a map (B, C, H_l, W_l) lie beyond the image, (B, 1, H_l, W_l) bool."""
+        height, width = x.shape[-2:]
+        y = torch.arange(height, device=x.device) * (self.canvas[0] // height)
+        x_ = torch.arange(width, device=x.device) * (self.canvas[1] // width)
+        below = y >= self.rows[:, None]  # (B, H_l)
+        right = x_ >= self.columns[:, None]  # (B, W_l)
+        return (below[:, :, None] | right[:, None, :])[:, None]
+
+    @property
+    def fraction(self) -> Tensor:
+        """The part of the canvas that each image covers, (B,)."""
+        return (self.rows * self.columns) / (self.canvas[0] * self.canvas[1])
+
+
+_EXTENTS: ContextVar[Extents | None] = ContextVar("extents", default=None)
+
+
+def align(images: Tensor, padding: Tensor, multiple: int) -> tuple[Tensor, Tensor, Extents | None]:
+    """Pad images (B, C, H, W) and their mask (B, H, W) at right and bottom to multiples of `multiple`.
+
+    Returns:
+        images, mask, and how far each image reaches; None if every image fills the canvas, or `multiple` is 1.
+    """
+    if multiple == 1:
+        return images, padding, None
+    below, right = (-side % multiple for side in images.shape[-2:])
+    images = F.pad(images, (0, right, 0, below))
+    padding = F.pad(padding, (0, right, 0, below), value=True)
+    extents = Extents(padding, multiple)
+    if not torch.compiler.is_exporting() and bool((extents.fraction == 1).all()):
+        return images, padding, None
+    return images, padding, extents
+
+
+@contextmanager
+def within(extents: Extents | None) -> Iterator[None]:
+    """Let the layers that `respect_extents` prepared see nothing beyond each image."""
+    token = _EXTENTS.set(extents)
+    try:
+        yield
+    finally:
+        _EXTENTS.reset(token)
+
+
+def pads_by_size(body: nn.Module) -> bool:
+    """Whether a timm model has layers with TensorFlow's SAME padding."""
+    return any(type(module).__name__.endswith("Same") for module in body.modules())
+
+
+def respect_extents(body: nn.Module) -> None:
+    """Make a timm model's convolutions, pools and squeeze-excitations see each image as if it were alone, in place."""
+    for module in body.modules():
+        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
+            module.register_forward_pre_hook(_drop_outside)
+        elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+            module.register_forward_pre_hook(_drop_outside)
+        if hasattr(module, "conv_reduce"):  # squeeze-excitation: its mean is over the image, not over the canvas
+            module.register_forward_pre_hook(_drop_outside)
+            module.conv_reduce.register_forward_pre_hook(_mean_inside)
+
+
+def _drop_outside(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+    extents = _EXTENTS.get()
+    return None if extents is None else (inputs[0].masked_fill(extents.outside(inputs[0]), 0),)
+
+
+def _mean_inside(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+    extents = _EXTENTS.get()
+    return None if extents is None else (inputs[0] / extents.fraction[:, None, None, None].to(inputs[0].dtype),)
+
+
+def group_norm(norm: nn.GroupNorm, x: Tensor, extents: Extents | None) -> Tensor:
+    """Group norm of a map (B, C, H_l, W_l), whose statistics are of the image and not of what lies beyond it."""
+    if extents is None:
+        return norm(x)
+    outside = extents.outside(x)  # (B, 1, H_l, W_l)
+    groups = x.float().masked_fill(outside, 0).unflatten(1, (norm.num_groups, -1))  # (B, G, C / G, H_l, W_l)
+    size = (~outside).sum((1, 2, 3)).view(-1, 1, 1, 1, 1) * groups.shape[2]
+    mean = groups.sum((2, 3, 4), keepdim=True) / size
+    centred = (groups - mean).masked_fill(outside[:, None], 0)
+    variance = centred.square().sum((2, 3, 4), keepdim=True) / size
+    normed = (centred * (variance + norm.eps).rsqrt()).flatten(1, 2).to(x.dtype)
+    return normed * norm.weight[:, None, None].to(x.dtype) + norm.bias[:, None, None].to(x.dtype)
