@@ -84,6 +84,7 @@ class ModelConfig(Section):
     box_eps: Annotated[float, Field(gt=0, lt=0.5)] = 1e-3  # least share that an answer starts from; mmdetection 1e-5
     first_stage: Literal["classes", "foreground"] = "classes"  # foreground: one logit; [two_stage_type]
     queries: Literal["mixed", "pure", "static"] = "mixed"  # static: no first stage; [embed_init_tgt]
+    extra_queries: Count = 0  # more queries in training only, for loss.extra_positives; H-DETR; ours: 0 is DINO
     heads: Literal["shared", "per-layer"] = "shared"  # of the decoder; [dec_pred_class_embed_share]
     look_forward: Literal["twice", "once"] = "twice"
     checkpoint_activations: bool = False  # recompute layers in the backward pass: less memory, more time
@@ -105,6 +106,11 @@ class ModelConfig(Section):
                 f"model.num_levels = {self.num_levels} is less than the {len(self.feature_strides)} entries of "
                 f"model.feature_strides = {list(self.feature_strides)}; every backbone feature becomes a level"
             )
+        if self.extra_queries > self.num_queries:
+            raise ConfigError(
+                f"model.extra_queries = {self.extra_queries} is more than model.num_queries = {self.num_queries}, of "
+                f"which they take the boxes; set at most {self.num_queries}"
+            )
         return self
 
 
@@ -120,6 +126,8 @@ class LossConfig(Section):
     cost_giou: Weight = 2.0  # [set_cost_giou]
     focal_alpha: Share = 0.25  # [focal_alpha]
     focal_gamma: Weight = 2.0  # 2 in models/dino/utils.py
+    extra_positives: Positive = 6  # extra queries that answer for each object; k of H-DETR
+    proposal_positives: Positive = 1  # proposals that answer for each object; ours, 1 is DINO
     proposal_labels: Literal["classes", "foreground"] = "classes"  # follows model.first_stage
 
 

@@ -23,7 +23,14 @@ def criterion(output: DinoOutput, targets: list[Target], num_boxes: float, loss:
     num_boxes = max(1.0, num_boxes)
     terms = {}
     for name, predictions, asked, match in match_stages(output, targets, loss):
-        terms |= _named(name, detection_loss(predictions, asked, match, num_boxes, loss))
+        repeats = loss.proposal_positives if name == "proposals" else 1
+        terms |= _named(name, detection_loss(predictions, asked, match, num_boxes * repeats, loss))
+    if output.extra is not None:
+        asked = _repeated(targets, loss.extra_positives)
+        stages = [_float(stage) for stage in output.extra]
+        for i, (stage, match) in enumerate(zip(stages, hungarian(stages, asked, loss), strict=True)):
+            losses = detection_loss(stage, asked, match, num_boxes * loss.extra_positives, loss)
+            terms |= _named(f"extra{i}", losses)
     if output.noise is not None:
         if loss.denoising_label != "same":
             loss = loss.model_copy(update={"label": loss.denoising_label})
@@ -49,6 +56,7 @@ def match_stages(output: DinoOutput, targets: list[Target], loss: LossConfig) ->
     if output.proposals is not None:
         proposals = _float(Predictions(output.proposals.logits, output.proposals.boxes))
         asked = _foreground(targets) if loss.proposal_labels == "foreground" else targets
+        asked = _repeated(asked, loss.proposal_positives)
         (match,) = hungarian([proposals], asked, loss)
         yield Matched("proposals", proposals, asked, match)
     stages = [_float(stage) for stage in output.stages]
@@ -77,6 +85,13 @@ def detection_loss(
 def _foreground(targets: list[Target]) -> list[Target]:
     """The same objects, all of class 0."""
     return [t._replace(labels=torch.zeros_like(t.labels)) for t in targets]
+
+
+def _repeated(targets: list[Target], times: int) -> list[Target]:
+    """The same objects several times, so that as many queries answer for each."""
+    if times == 1:
+        return targets
+    return [t._replace(labels=t.labels.repeat(times), boxes=t.boxes.repeat(times, 1)) for t in targets]
 
 
 def _float(predictions: Predictions) -> Predictions:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 MATCHING = -1  # the group of queries that do not come from targets
+EXTRA = -2  # the group of further such queries in training, several of which answer for one target
 
 
 class Target(NamedTuple):

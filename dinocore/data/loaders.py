@@ -164,12 +164,17 @@ class Steps:
 
 
 class Chunks:
-    """Collates the samples of one optimizer step into batches of at most `size`, one per forward pass."""
+    """Collates the samples of one optimizer step into batches of at most `size`, one per forward pass.
+
+    Samples of like shape go together, so that little of a batch is padding.
+    """
 
     def __init__(self, size: int):
         self.size = size
 
     def __call__(self, samples: Sequence[Sample]) -> list[Batch]:
+        if len(samples) > self.size:
+            samples = sorted(samples, key=lambda sample: sample.image.shape[-1] / sample.image.shape[-2])
         return [collate(samples[i : i + self.size]) for i in range(0, len(samples), self.size)]
 
 

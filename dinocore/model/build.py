@@ -15,7 +15,7 @@ from .dino import DINO
 from .encoder import Encoder, EncoderLayer
 from .layers import box_head, class_head, plainly, recomputed
 from .neck import Neck
-from .proposals import MixedContent, Proposer, PureContent, StaticQueries
+from .proposals import ExtraQueries, MixedContent, Proposer, PureContent, StaticQueries
 from .tokens import Tokenizer
 
 
@@ -41,6 +41,7 @@ def build_model(config: ModelConfig) -> DINO:
             [DecoderLayer(*attention) for _ in range(config.num_decoder_layers)],
             encode_canvas=backbone.alignment == 1,
         ),
+        extra=ExtraQueries(config.extra_queries, dim) if config.extra_queries else None,
     )
     init_weights(model)
     return model.to(memory_format=torch.channels_last)  # of the convolutions, which are quicker so
@@ -115,6 +116,8 @@ def init_weights(model: DINO) -> None:
     matrices = [p for module in drawn for p in module.parameters() if p.dim() > 1]
     if isinstance(model.proposer, StaticQueries):
         matrices.append(model.proposer.content)
+    if model.extra is not None:
+        matrices += model.extra.parameters()
     for parameter in matrices:
         nn.init.xavier_uniform_(parameter)
     for module in model.modules():

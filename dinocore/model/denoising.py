@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..boxes import to_cxcywh, to_xyxy
-from ..structures import MATCHING, Match, Noise, Queries, Target
+from ..structures import EXTRA, MATCHING, Match, Noise, Queries, Target
 
 
 class Denoiser(nn.Module):
@@ -139,12 +139,19 @@ def _pad(rows: list[Tensor], fill: float = 0) -> Tensor:
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)
 
 
-def join(noise: Noise, matching: Queries) -> Queries:
-    """Put denoising queries before matching ones, with the mask that keeps them apart."""
-    group = F.pad(noise.group, (0, matching.content.shape[1]), value=MATCHING)  # (N,)
+def join(noise: Noise | None, matching: Queries, extra: Queries | None = None) -> Queries:
+    """Put denoising queries before matching ones and extra ones behind, with the mask that keeps them apart."""
+    group = torch.full(matching.boxes.shape[1:2], MATCHING, device=matching.boxes.device)  # (N,)
+    parts = [matching]
+    if noise is not None:
+        parts.insert(0, Queries(noise.content, noise.boxes))
+        group = torch.cat([noise.group, group])
+    if extra is not None:
+        parts.append(extra)
+        group = F.pad(group, (0, extra.boxes.shape[1]), value=EXTRA)
     return Queries(
-        content=torch.cat([noise.content, matching.content], dim=1),
-        boxes=torch.cat([noise.boxes, matching.boxes], dim=1),
+        content=torch.cat([part.content for part in parts], dim=1),
+        boxes=torch.cat([part.boxes for part in parts], dim=1),
         blocked=attention_mask(group),
     )
 
@@ -152,9 +159,11 @@ def join(noise: Noise, matching: Queries) -> Queries:
 def attention_mask(group: Tensor) -> Tensor:
     """Who must not attend to whom, (N,) -> (N, N) bool, True where row must not look at column.
 
-    A denoising query knows the answer, so only its own group may look at it.
+    A denoising query knows the answer, so only its own group may look at it; it may itself look at matching queries.
+    Extra queries and all others are nothing to each other.
     """
-    return (group[:, None] != group) & (group != MATCHING)
+    denoising_on_matching = (group[:, None] >= 0) & (group == MATCHING)
+    return (group[:, None] != group) & ~denoising_on_matching
 
 
 def positive_match(targets: list[Target], chosen: list[Tensor], shape: tuple[int, int, int]) -> Match:

@@ -23,6 +23,7 @@ class DinoOutput(NamedTuple):
     queries: Queries  # what the decoder started from, denoising ones first, and the mask between them
     denoising: list[Predictions] | None = None  # one per decoder layer, in training
     noise: Noise | None = None
+    extra: list[Predictions] | None = None  # of extra queries, one per decoder layer, in training
 
     @property
     def final(self) -> Predictions:
@@ -47,6 +48,7 @@ class DINO(nn.Module):
         proposer: nn.Module,
         denoiser: nn.Module,
         decoder: Decoder,
+        extra: nn.Module | None = None,
     ):
         super().__init__()
         self.backbone = backbone
@@ -56,6 +58,7 @@ class DINO(nn.Module):
         self.proposer = proposer
         self.denoiser = denoiser
         self.decoder = decoder
+        self.extra = extra
         self.alignment = backbone.alignment * neck.downsampling if backbone.alignment > 1 else 1
 
     def forward(self, images: Tensor, padding: Tensor, targets: list[Target] | None = None) -> DinoOutput:
@@ -77,19 +80,27 @@ class DINO(nn.Module):
         memory = self.encoder(tokens)  # (B, S, C)
         proposals, queries = self.proposer(memory)  # (B, N, 4)
         noise = None if targets is None else self.denoiser(targets)
-        if noise is None:
+        extra = self.extra(queries) if self.extra and self.training and targets is not None else None
+        if noise is None and extra is None:
             return DinoOutput(self.decoder(queries, memory), proposals, queries)
 
-        queries = join(noise, queries)
+        first = 0 if noise is None else noise.content.shape[1]  # of the matching queries
+        end = first + queries.content.shape[1]
+        queries = join(noise, queries, extra)
         stages = self.decoder(queries, memory)
-        num_noisy = noise.content.shape[1]
         return DinoOutput(
-            stages=[Predictions(*(x[:, num_noisy:] for x in stage)) for stage in stages],
+            stages=_part(stages, first, end),
             proposals=proposals,
             queries=queries,
-            denoising=[Predictions(*(x[:, :num_noisy] for x in stage)) for stage in stages],
+            denoising=None if noise is None else _part(stages, 0, first),
             noise=noise,
+            extra=None if extra is None else _part(stages, end, None),
         )
+
+
+def _part(stages: list[Predictions], first: int, end: int | None) -> list[Predictions]:
+    """What each layer says about some of the queries."""
+    return [Predictions(*(x[:, first:end] for x in stage)) for stage in stages]
 
 
 def check_inputs(images: Tensor, padding: Tensor, targets: list[Target] | None) -> None:

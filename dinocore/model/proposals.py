@@ -29,6 +29,24 @@ class PureContent(nn.Module):
         return chosen.detach()
 
 
+class ExtraQueries(nn.Module):
+    """More queries in training: the boxes of the best proposals again, with a learned content of their own.
+
+    Several of them answer for each object, so that more of the decoder's answers are trained towards objects; nothing
+    of them is used afterwards. Source: Jia et al. 2022, H-DETR, https://arxiv.org/abs/2207.13080, section 3.3
+    """
+
+    def __init__(self, num_queries: int, dim: int):
+        super().__init__()
+        self.content = nn.Parameter(torch.randn(num_queries, dim))
+
+    def forward(self, queries: Queries) -> Queries:
+        """As many as there are learned contents, or as there are matching queries, if those are fewer."""
+        content = self.content[: queries.boxes.shape[1]]
+        boxes = queries.boxes[:, : len(content)]
+        return Queries(content.expand(len(boxes), -1, -1), boxes)
+
+
 class Proposer(nn.Module):
     """One anchor per token; its class decides whether it is chosen, and only chosen ones get a box."""
 

@@ -12,6 +12,7 @@ from ..data.coco import Category
 from ..model.dino import DINO
 
 LABELS = "denoiser.label_embed.weight"
+EXTRA = "extra.content"
 
 
 class Transfer(NamedTuple):
@@ -45,6 +46,11 @@ def carry_over(model: DINO, weights: Weights, categories: Sequence[Category], wh
     elif LABELS in tensors and LABELS not in fresh:
         del tensors[LABELS]
         notes.append("the file's label embedding is left, since there is no denoising")
+    if EXTRA in fresh and (EXTRA not in tensors or tensors[EXTRA].shape != fresh[EXTRA].shape):
+        tensors[EXTRA] = fresh[EXTRA]
+        notes.append("the extra queries of training are new")
+    elif EXTRA in tensors and EXTRA not in fresh:
+        del tensors[EXTRA]  # of no use but in training
     load_exactly(model, tensors, where)
     notes += filter(None, [cast_note(weights.tensors, where)])
     names = {c.name: weights.categories[rows[k]].name if k in rows else None for k, c in enumerate(categories)}
