@@ -23,28 +23,28 @@ import torch
 from ablation_variants import STUDIES, Variant
 from torch import Tensor, nn
 
-from dinocli.training import with_classes
+from dinocli.commands._train_work import with_classes
 from dinocore import build_model
-from dinocore.checkpoint import load_weights
 from dinocore.config import Config
 from dinocore.data.dataset import open_dataset
 from dinocore.data.loaders import training_steps
-from dinocore.data.sample import write_sample_data
-from dinocore.device import keep_memory
-from dinocore.distributed import Alone
+from dinocore.data.synthetic.sample import write_sample_data
 from dinocore.errors import DivergedError
 from dinocore.evaluate.coco import coco_metrics, detect_all
-from dinocore.fetch.locate import locate
 from dinocore.model.dino import DINO
 from dinocore.predict import Detector
 from dinocore.presets import load_config
-from dinocore.train.feed import count_boxes
+from dinocore.system.device import keep_memory
+from dinocore.system.processes import Alone
+from dinocore.train.batches import count_boxes
+from dinocore.train.ddp import Single
 from dinocore.train.job import Job
 from dinocore.train.optim import NoEma, build_optimizer, lr_factor, set_lr
-from dinocore.train.parallel import Single
-from dinocore.train.start import freeze
+from dinocore.train.setup import freeze
 from dinocore.train.state import BEGINNING, TrainState
 from dinocore.train.step import train_step
+from dinocore.weights.fetch.locate import locate
+from dinocore.weights.file import load_weights
 
 RESULTS = Path(__file__).parent.parent / "docs" / "benchmarks" / "ablations.jsonl"
 PICTURES, SIDE = 300, 240  # drawn; 240 of them to train on

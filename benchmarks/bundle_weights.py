@@ -6,8 +6,8 @@ python benchmarks/bundle_weights.py runs/bundled/best.safetensors --origin "what
 import argparse
 from pathlib import Path
 
-from dinocore.checkpoint import BUNDLED, load_weights, save_weights
 from dinocore.presets import load_config
+from dinocore.weights.file import BUNDLED, load_weights, save_weights
 
 
 def main() -> None:

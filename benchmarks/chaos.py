@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 
+from dinocli.commands._train_work import Asked, run_training
 from dinocli.signals import StopRequest
-from dinocli.training import Asked, run_training
-from dinocore.checkpoint import load_weights
-from dinocore.data.sample import write_sample_data
-from dinocore.train.checkpoints import list_checkpoints, tidy, verify_checkpoint
+from dinocore.data.synthetic.sample import write_sample_data
+from dinocore.train.run.checkpoint_folder import list_checkpoints, tidy, verify_checkpoint
+from dinocore.weights.file import load_weights
 
 SETTINGS = [
     'model.backbone="timm/test_resnet"', 'model.backbone_weights="none"', "model.hidden_dim=32", "model.num_heads=4",

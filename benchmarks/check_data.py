@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from turns import write
 
-from dinocore.data.sample import write_sample_data
+from dinocore.data.synthetic.sample import write_sample_data
 
 DRAWN = 100
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from turns import write
 
-from dinocore.data.coco import Annotations, Category
+from dinocore.data.annotations import Annotations, Category
 from dinocore.evaluate.coco import coco_metrics
 
 BACKENDS = ("pycocotools", "hotcoco")

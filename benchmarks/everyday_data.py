@@ -17,8 +17,8 @@ from PIL import Image
 CLASSES = ["person", "dog", "cat", "horse", "sheep", "cow", "car", "chair", "sofa", "potted plant", "bottle", "RBC",
            "WBC", "Platelets"]  # fmt: skip
 SYNONYMS = {"pottedplant": "potted plant", "couch": "sofa"}
-LOOK_ALIKES = {"bird", "bus", "truck", "train", "bench", "bed", "vase", "wine glass", "cup", "elephant", "bear", "zebra",
-               "giraffe", "teddy bear", "hot dog", "toilet", "suitcase"}  # fmt: skip
+LOOK_ALIKES = {"bird", "bus", "truck", "train", "bench", "bed", "vase", "wine glass", "cup", "elephant", "bear",
+               "zebra", "giraffe", "teddy bear", "hot dog", "toilet", "suitcase"}  # fmt: skip
 
 
 def main() -> None:

@@ -27,14 +27,14 @@ from torchvision.transforms import functional as F
 from turns import write
 
 from dinocore.config import Config
+from dinocore.data.annotations import Annotations, read_annotations
 from dinocore.data.batch import Batch, normalise
-from dinocore.data.coco import Annotations, read_annotations
-from dinocore.data.layout import find_layout
+from dinocore.data.formats.layout import find_layout
 from dinocore.data.loaders import Steps, training_steps
-from dinocore.data.sample import write_sample_data
+from dinocore.data.synthetic.sample import write_sample_data
 from dinocore.data.transforms import resized
-from dinocore.device import keep_memory
 from dinocore.presets import load_config
+from dinocore.system.device import keep_memory
 
 Labelled = tuple[Image.Image, Tensor, Tensor]  # boxes (T, 4) xyxy in pixels, labels (T,)
 

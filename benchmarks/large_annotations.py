@@ -71,8 +71,8 @@ def make(folder: Path, images: int, objects: int) -> int:
 
 def read(folder: Path) -> dict[str, float]:
     """In this process: as `dino train` reads a split."""
-    from dinocore.data.coco import read_annotations
-    from dinocore.data.layout import find_layout
+    from dinocore.data.annotations import read_annotations
+    from dinocore.data.formats.layout import find_layout
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start, worked = time.perf_counter(), time.process_time()

@@ -16,15 +16,15 @@ import torch
 
 from dinocore.data.dataset import open_dataset
 from dinocore.data.loaders import training_steps
-from dinocore.data.sample import write_sample_data
+from dinocore.data.synthetic.sample import write_sample_data
 from dinocore.presets import load_config
+from dinocore.train.batches import count_boxes
 from dinocore.train.events import Saved, Step
-from dinocore.train.feed import count_boxes
 from dinocore.train.forward import loss_terms
 from dinocore.train.job import Job
 from dinocore.train.loop import train
-from dinocore.train.run import prepare_run
-from dinocore.train.start import fresh_state
+from dinocore.train.run.folder import prepare_run
+from dinocore.train.setup import fresh_state
 
 SETTINGS = ["data.train_scales=[256]", "data.crop_chance=0.0", "data.workers=0", "train.epochs=1", "train.batch_size=2",
             "train.images_per_forward=2", "model.backbone_weights=none"]  # fmt: skip

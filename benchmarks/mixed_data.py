@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from dinocore.data.sample import write_sample_data
+from dinocore.data.synthetic.sample import write_sample_data
 
 
 def main() -> None:

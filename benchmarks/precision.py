@@ -14,7 +14,7 @@ import numpy as np
 from turns import write
 
 from dinocore import load_detector
-from dinocore.data.coco import Annotations
+from dinocore.data.annotations import Annotations
 from dinocore.data.dataset import open_split
 from dinocore.evaluate.coco import coco_metrics, detect_all
 from dinocore.predict import Detector

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from dinocore.data.coco import Category
-from dinocore.device import keep_memory
+from dinocore.data.annotations import Category
 from dinocore.presets import load_config
-from dinocore.train.start import fresh_state
+from dinocore.system.device import keep_memory
+from dinocore.train.setup import fresh_state
 from dinocore.train.state import collected, random_streams, save_checkpoint
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dinocore.config import DataConfig
-from dinocore.data.coco import Annotations
+from dinocore.data.annotations import Annotations
 from dinocore.data.dataset import open_split
 from dinocore.errors import DataError
 from dinocore.predict import Detector

@@ -11,22 +11,22 @@ from dinocore import __version__
 from dinocore.error_codes import CODES
 from dinocore.errors import DinoError, EnvironmentFault, Interrupted
 
-from .benchmark import benchmark
-from .check_data import check_data
-from .convert import convert
-from .convert_data import convert_data
-from .evaluate import evaluate
-from .info import info
-from .inspect_attention import inspect_attention
-from .inspect_data import inspect_data
-from .inspect_mask import inspect_mask
-from .inspect_matching import inspect_matching
-from .inspect_proposals import inspect_proposals
-from .predict import predict
-from .presets import presets
-from .sample_data import sample_data
-from .train import train
-from .weights import weights
+from .commands.benchmark import benchmark
+from .commands.check_data import check_data
+from .commands.convert import convert
+from .commands.convert_data import convert_data
+from .commands.evaluate import evaluate
+from .commands.info import info
+from .commands.inspect_attention import inspect_attention
+from .commands.inspect_data import inspect_data
+from .commands.inspect_mask import inspect_mask
+from .commands.inspect_matching import inspect_matching
+from .commands.inspect_proposals import inspect_proposals
+from .commands.predict import predict
+from .commands.presets import presets
+from .commands.sample_data import sample_data
+from .commands.train import train
+from .commands.weights import weights
 
 app = typer.Typer(
     name="dino",
@@ -126,7 +126,7 @@ def _run() -> int | None:
 
 def _end_for_want_of_memory(error: Exception) -> None:
     """End with 5 if that is what the error says."""
-    from dinocore.train.faults import is_out_of_memory
+    from dinocore.train.failures.classify import is_out_of_memory
 
     if is_out_of_memory(error):
         fix = "take smaller pictures, fewer at a time, or a smaller model"

@@ -45,7 +45,7 @@ def warn(text: str) -> None:
 
 def warn_of_letters(names: Iterable[str]) -> None:
     """A line about names that pictures will show as boxes, for want of a font."""
-    from dinocore.view.letters import unwritable
+    from dinocore.draw.fonts import unwritable
 
     if lost := unwritable(names):
         warn(f"no font here can write {', '.join(lost[:3])}, so pictures show boxes instead; install one, such as Noto")

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from dinocore.parent import end_with_parent
+from dinocore.system.parent import end_with_parent
 
 from .console import fail
 

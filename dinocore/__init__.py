@@ -17,17 +17,17 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .convert import convert_state_dict
     from .losses import criterion
     from .model.build import build_model
     from .predict import load_detector
     from .presets import load_config
     from .structures import Target
+    from .weights.convert import convert_state_dict
 
 _HOMES = {
     "Target": "structures",
     "build_model": "model.build",
-    "convert_state_dict": "convert",
+    "convert_state_dict": "weights.convert",
     "criterion": "losses",
     "load_config": "presets",
     "load_detector": "predict",

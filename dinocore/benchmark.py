@@ -11,18 +11,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from .boxes import to_cxcywh
-from .checkpoint import load_exactly, load_weights
 from .config import Config
 from .data.batch import Batch
-from .device import keep_memory, peak_memory_mb, pick_precision
-from .files import write_atomically
 from .losses import criterion
 from .model.build import build_model
 from .model.dino import DINO
 from .model.inference import for_inference
 from .model.ops import use_form
 from .structures import Target
+from .system.device import keep_memory, peak_memory_mb, pick_precision
+from .system.files import write_atomically
 from .train.optim import build_optimizer
+from .weights.file import load_exactly, load_weights
 
 
 class Case(NamedTuple):

@@ -11,18 +11,18 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from .boxes import to_xyxy
-from .checkpoint import Weights, load_weights, restore_model
 from .config import Config
+from .data.annotations import Category
 from .data.batch import Batch, Sample, collate, normalise
-from .data.coco import Category
 from .data.images import loaded_rgb, read_image, to_rgb
 from .data.transforms import as_picture, resize, to_tensor
-from .device import keep_memory, pick_device, pick_precision
 from .errors import DataError, DivergedError
-from .fetch.locate import locate
 from .model.dino import DINO, DinoOutput
 from .model.inference import for_inference
 from .structures import Predictions, Target
+from .system.device import keep_memory, pick_device, pick_precision
+from .weights.fetch.locate import locate
+from .weights.file import Weights, load_weights, restore_model
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 

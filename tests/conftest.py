@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinocore.data.layout import Split
+from dinocore.data.formats.layout import Split
 
 if importlib.util.find_spec("numba") is None:  # then it is right to say so, once
 

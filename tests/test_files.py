@@ -6,7 +6,7 @@ import os
 import pytest
 
 from dinocore.errors import EnvironmentFault
-from dinocore.files import to_json, write_atomically, write_text
+from dinocore.system.files import to_json, write_atomically, write_text
 
 
 def test_folders_are_made_and_text_is_utf_8(tmp_path):

@@ -10,11 +10,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Lower may not import higher. A file's layer is the first entry that its path starts with.
 LAYERS = [
-    "dinocore/__init__", "dinocore/error_codes", "dinocore/errors", "dinocore/parent", "dinocore/words",
-    "dinocore/files", "dinocore/error_page", "dinocore/tensor_files", "dinocore/config", "dinocore/presets",
-    "dinocore/structures", "dinocore/boxes", "dinocore/device", "dinocore/distributed", "dinocore/model",
-    "dinocore/matching", "dinocore/losses", "dinocore/data", "dinocore/checkpoint", "dinocore/convert",
-    "dinocore/fetch", "dinocore/pretrained", "dinocore/predict", "dinocore/evaluate", "dinocore/view",
+    "dinocore/__init__", "dinocore/error_codes", "dinocore/errors", "dinocore/system/parent", "dinocore/words",
+    "dinocore/system/files", "dinocore/error_page", "dinocore/weights/untrusted", "dinocore/config",
+    "dinocore/presets", "dinocore/structures", "dinocore/boxes", "dinocore/system", "dinocore/model",
+    "dinocore/matching", "dinocore/losses", "dinocore/data", "dinocore/weights/file", "dinocore/weights/convert",
+    "dinocore/weights/fetch", "dinocore/weights/backbone", "dinocore/weights", "dinocore/predict",
+    "dinocore/evaluate", "dinocore/detections_io", "dinocore/draw", "dinocore/inspect", "dinocore/report",
     "dinocore/train", "dinocore/benchmark", "dinocli",
 ]  # fmt: skip
 SOURCES = sorted([*ROOT.glob("dinocore/**/*.py"), *ROOT.glob("dinocli/**/*.py")])
@@ -83,7 +84,8 @@ def test_help_imports_nothing_heavy():
 
 
 def test_data_is_checked_and_converted_without_importing_torch():
-    modules = "sys, dinocli.checking, dinocli.converting_data, dinocli.inputs, dinocore.view.data_report"
+    modules = "sys, dinocli.commands._check_data_work, dinocli.commands._convert_data_work, dinocli.inputs"
+    modules += ", dinocore.report.data"
     look = f"import {modules}; print('torch' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", look], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert said == "False\n", "which takes three seconds and half a gigabyte"

@@ -21,7 +21,7 @@ def detector():
 
 @pytest.fixture(scope="module")
 def smear():
-    from dinocore.data.smear import draw_smear
+    from dinocore.data.synthetic.smear import draw_smear
 
     return draw_smear(5, 0, (320, 240))[0]
 

@@ -7,12 +7,13 @@ import timm
 import torch
 from torch import nn
 
-from dinocore import load_config, pretrained
+from dinocore import load_config
 from dinocore.errors import CheckpointError, EnvironmentFault
-from dinocore.model.backbone import build_backbone
+from dinocore.model.backbones.build import build_backbone
+from dinocore.model.backbones.swin import SWINS
 from dinocore.model.layers import plainly
-from dinocore.model.swin import SWINS
-from dinocore.pretrained import IMAGENET, load_backbone_weights, swin_names
+from dinocore.weights import backbone as pretrained
+from dinocore.weights.backbone import IMAGENET, load_backbone_weights, swin_names
 
 CONVNEXT = "model.backbone=timm/convnext_femto"
 

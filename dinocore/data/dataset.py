@@ -11,11 +11,11 @@ import numpy as np
 from .. import __version__
 from ..config import DataConfig
 from ..errors import DataError
-from .coco import Annotations, Category, read_annotations
+from .annotations import Annotations, Category, read_annotations
+from .check.scan import check_sizes, look_at
 from .findings import Findings
-from .layout import find_layout
-from .pictures import check_sizes, look_at
-from .sample import write_sample_data
+from .formats.layout import find_layout
+from .synthetic.sample import write_sample_data
 
 MOST_HEADERS = 20_000  # that are read before a training; 5,000 take a second
 

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..config import Config, DataConfig
 from ..errors import DataError
-from ..parent import LEFT_TO_THE_PARENT, leave_signals_to_the_parent
+from ..system.parent import LEFT_TO_THE_PARENT, leave_signals_to_the_parent
+from .annotations import Annotations
 from .batch import Batch, Sample, collate
-from .coco import Annotations
 from .images import read_image, read_reduced
 from .transforms import Picture, apply, as_picture, as_target, draw, resize, to_tensor
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..data.coco import Annotations
+from ..data.annotations import Annotations
 from .backends import mean_of_known, summarize
 from .bootstrap import Interval, Samples, interval, resample
 from .calibration import Calibration, calibration

@@ -9,7 +9,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ..data.coco import Annotations, as_coco_dict
+from ..data.annotations import Annotations, as_coco_dict
 from ..errors import ConfigError, EnvironmentFault
 
 Results = Sequence[dict[str, Any]]  # COCO's result rows: image_id, category_id, bbox, score

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from ..data.coco import Annotations
+from ..data.annotations import Annotations
 from ..data.loaders import WHOLE, Part, begun, evaluation_batches
 from ..errors import DataError
 from ..predict import Detections, Detector

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..data.coco import Annotations
+from ..data.annotations import Annotations
 from ..data.split import Category
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of IoU, T

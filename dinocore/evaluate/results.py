@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple, TypedDict
 import msgspec
 import numpy as np
 
-from ..data.coco import Annotations
+from ..data.annotations import Annotations
 from ..errors import DataError
 
 Sides = Annotated[list[float], msgspec.Meta(min_length=4, max_length=4)]

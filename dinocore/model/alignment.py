@@ -80,9 +80,8 @@ def pads_by_size(body: nn.Module) -> bool:
 def respect_extents(body: nn.Module) -> None:
     """Make a timm model's convolutions, pools and squeeze-excitations see each image as if it were alone, in place."""
     for module in body.modules():
-        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
-            module.register_forward_pre_hook(_drop_outside)
-        elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+        spatial_convolution = isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1
+        if spatial_convolution or isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
             module.register_forward_pre_hook(_drop_outside)
         if hasattr(module, "conv_reduce"):  # squeeze-excitation: its mean is over the image, not over the canvas
             module.register_forward_pre_hook(_drop_outside)

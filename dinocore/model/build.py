@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..config import DenoisingConfig, ModelConfig
-from .backbone import build_backbone
+from .backbones.build import build_backbone
 from .decoder import Decoder, DecoderLayer, look_once, look_twice
 from .deform_attn import MSDeformAttn
 from .denoising import Denoiser, NoDenoiser

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..structures import Match, Noise, Predictions, Proposals, Queries, Target
 from .alignment import align, within
-from .backbone import Backbone
+from .backbones.build import Backbone
 from .decoder import Decoder
 from .denoising import join
 from .encoder import Encoder

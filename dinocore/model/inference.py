@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .backbones.swin import Swin
 from .deform_attn import MSDeformAttn
 from .dino import DINO
 from .layers import FeedForward, FrozenBatchNorm
 from .ops import sample_fused
-from .swin import Swin
 
 
 def for_inference(model: DINO, dtype: torch.dtype | None, device: torch.device) -> DINO:

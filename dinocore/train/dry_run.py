@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..data.loaders import steps_per_epoch
-from ..device import keep_memory, peak_memory_mb
 from ..evaluate.coco import coco_metrics, detect_all
 from ..predict import Detector
-from .feed import count_boxes, feed
+from ..system.device import keep_memory, peak_memory_mb
+from .batches import count_boxes, feed
+from .failures.memory import worst_batch
 from .job import Job, images_per_forward
-from .plan import Plan
-from .probe import worst_batch
+from .schedule import Plan
 from .state import TrainState, collected, random_streams, save_checkpoint
 from .step import train_step
 

@@ -11,9 +11,9 @@ from ..model.dino import DINO
 from ..predict import Detector
 from .events import Evaluated, Evaluating, Event, Warned
 from .job import Job
-from .log import Journal, NoJournal
-from .report import save_examples
-from .run import save_best
+from .run.folder import save_best
+from .run.metrics_log import Journal, NoJournal
+from .run.report import save_examples
 from .state import TrainState
 
 Shares = list[tuple[list[dict[str, Any]], list[str]]]  # results and problems of each picture

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 
 from ..config import Config
-from ..data.coco import Annotations
+from ..data.annotations import Annotations
 from ..data.dataset import DataSet
-from ..device import pick_precision
-from ..distributed import Alone
 from ..evaluate.backends import choose_backend
+from ..system.device import pick_precision
+from ..system.processes import Alone
 from ..words import counted
 from .state import TrainState
 

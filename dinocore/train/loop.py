@@ -4,22 +4,22 @@ import time
 from collections.abc import Iterator
 
 from ..data.loaders import num_workers, steps_per_epoch
-from ..device import keep_memory, peak_memory_mb
 from ..errors import ConfigError, DataError, DivergedError, EnvironmentFault, Interrupted, OutOfMemory
+from ..system.device import keep_memory, peak_memory_mb
+from .batches import Fed, feed
+from .checkpointer import Keeper
 from .evaluation import evaluate
 from .events import Event, Finished, Started, Step, Warned
-from .faults import deterministic, little_shared_memory
-from .feed import Fed, feed
+from .failures.classify import deterministic, little_shared_memory
+from .failures.recovery import Running, halved, renewed, rolled_back, saved_or_halved
 from .job import Job, describe, fingerprint
-from .keeper import Keeper
-from .log import Journal, MetricsLog, NoJournal
 from .optim import lr_factor, set_lr
-from .plan import Plan
-from .report import ReportFile
-from .running import Running, halved, renewed, rolled_back, saved_or_halved
+from .run.metrics_log import Journal, MetricsLog, NoJournal
+from .run.report import ReportFile
+from .run.watchers import watchers
+from .schedule import Plan
 from .state import TrainState, random_streams, restore_streams
 from .step import train_step
-from .watchers import watchers
 
 
 def train(job: Job, state: TrainState) -> Iterator[Event]:

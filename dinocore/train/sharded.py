@@ -16,11 +16,11 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..config import ModelConfig
-from ..distributed import Processes
 from ..errors import DivergedError, EnvironmentFault, OutOfMemory
 from ..model.build import build_model
 from ..model.dino import DINO
-from .parallel import Single
+from ..system.processes import Processes
+from .ddp import Single
 from .shards import move_shards, read_shards, write_shards
 
 T = TypeVar("T")

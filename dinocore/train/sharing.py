@@ -1,10 +1,10 @@
 """Which way of sharing a model a run has."""
 
 from ..config import Config
-from ..distributed import Alone, Processes
 from ..errors import ConfigError
 from ..model.dino import DINO
-from .parallel import Replicated, Single
+from ..system.processes import Alone, Processes
+from .ddp import Replicated, Single
 from .sharded import Sharded
 
 

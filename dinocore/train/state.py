@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoint import load_exactly, load_weights, save_weights
 from ..config import Config
-from ..data.coco import Category
+from ..data.annotations import Category
 from ..errors import CheckpointError
-from ..files import sync
 from ..model.dino import DINO
-from .checkpoints import manifest_of, publish
+from ..system.files import sync
+from ..weights.file import load_exactly, load_weights, save_weights
+from .ddp import Single
 from .optim import Ema, NoEma
-from .parallel import Single
+from .run.checkpoint_folder import manifest_of, publish
 from .transfer import Transfer
 
 WEIGHTS, AVERAGE, REST = "model.safetensors", "ema.safetensors", "state.pt"

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ..data.batch import Batch
 from ..errors import DivergedError, EnvironmentFault, OutOfMemory
-from .diverged import diverged
-from .faults import explained
+from .failures.classify import explained
+from .failures.non_finite import diverged
 from .forward import loss_terms
 from .job import Job
 from .state import TrainState

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..checkpoint import Weights, cast_note, load_exactly
-from ..data.coco import Category
+from ..data.annotations import Category
 from ..model.dino import DINO
+from ..weights.file import Weights, cast_note, load_exactly
 
 LABELS = "denoiser.label_embed.weight"
 EXTRA = "extra.content"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from dinocli import app
-from dinocore.data.sample import write_sample_data
+from dinocore.data.synthetic.sample import write_sample_data
 
 SMALL = [
     "model.backbone=resnet18", "model.backbone_weights=none", "model.hidden_dim=32", "model.num_heads=4",

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from dinocore.model import backbone, swin
+from dinocore.model.backbones import build as backbone
+from dinocore.model.backbones import swin
 
 PRESETS = ["detrex-swin-t-224-4scale-12e", "detrex-convnext-t-4scale-12e"]
 

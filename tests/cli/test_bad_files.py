@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from dinocore.checkpoint import BUNDLED
-from dinocore.tensor_files import read_safetensors
+from dinocore.weights.file import BUNDLED
+from dinocore.weights.untrusted import read_safetensors
 
 COMMANDS = {
     "predict": ["predict", "PICTURE", "--save-images", "new", "--weights", "FILE"],

@@ -25,8 +25,8 @@ def test_it_measures_what_is_asked_for(dino, settings, extra):
 
 def test_a_training_step_is_measured_where_the_compiled_form_cannot_run(dino, settings, monkeypatch):
     monkeypatch.setattr(dispatch, "_broken", set())
-    monkeypatch.setitem(sys.modules, "dinocore.model.ops.cpu", None)  # its import fails
-    monkeypatch.delattr("dinocore.model.ops.cpu", raising=False)
+    monkeypatch.setitem(sys.modules, "dinocore.model.ops.numba.cpu", None)  # its import fails
+    monkeypatch.delattr("dinocore.model.ops.numba.cpu", raising=False)
     with pytest.warns(UserWarning, match="slow deformable attention on cpu"):
         assert json.loads(dino("benchmark", *FAST, *settings, "--train", "--json").out)["latency_p50_s"] > 0
 

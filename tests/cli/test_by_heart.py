@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from dinocore.checkpoint import load_weights, save_weights
 from dinocore.config import DataConfig
 from dinocore.data.dataset import open_dataset
-from dinocore.data.sample import write_sample_data
+from dinocore.data.synthetic.sample import write_sample_data
+from dinocore.weights.file import load_weights, save_weights
 
 DRAWN = {1: "plate", 2: "white", 3: "red"}  # what the sample's classes are called here; the starting weights know none
 SCHEMES = {  # ids by name, in the order of the file; names in the order of their ids are the same in all

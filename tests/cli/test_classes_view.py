@@ -2,8 +2,8 @@
 
 from rich.console import Console
 
-from dinocli.classes_view import carried_over_lines, carried_over_table
-from dinocore.convert.coco import NAMES
+from dinocli.commands._train_classes_view import carried_over_lines, carried_over_table
+from dinocore.weights.convert.coco import NAMES
 
 
 def shown(classes, width=80):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dinocli import predicting
+from dinocli.commands import _predict_work as predicting
 
 PICTURE = "val2017/smear_000008.jpg"
 
@@ -310,7 +310,7 @@ def test_a_file_in_a_place_that_is_no_folder_is_refused_before_the_work(dino, tm
 def test_a_kernel_that_is_compiled_is_announced_once(dino, monkeypatch, capsys):
     from numba import njit
 
-    from dinocore.model.ops import kernels
+    from dinocore.model.ops.numba import kernels
 
     monkeypatch.setattr(kernels.ANNOUNCER, "said", False)
     dino("presets", "tiny")  # from here on the log is heard
@@ -330,7 +330,7 @@ def test_a_file_that_is_no_weights_is_exit_4(dino, picture, tmp_path, content):
 
 
 def test_weights_that_are_not_finite_are_refused(dino, picture, run_folder, tmp_path):
-    from dinocore.checkpoint import load_weights, save_weights
+    from dinocore.weights.file import load_weights, save_weights
 
     weights = load_weights(run_folder / "best.safetensors")
     weights.tensors["tokenizer.level_embed"][0, 0] = torch.nan

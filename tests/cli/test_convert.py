@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from dinocore import build_model, load_config, load_detector
-from dinocore.checkpoint import load_weights, names_note, save_weights
-from dinocore.convert import known
-from dinocore.convert.files import Asked, convert_file
-from dinocore.convert.to_official import official_state
-from dinocore.data.coco import Category
+from dinocore.data.annotations import Category
+from dinocore.weights.convert import known
+from dinocore.weights.convert.files import Asked, convert_file
+from dinocore.weights.convert.to_official import official_state
+from dinocore.weights.file import load_weights, names_note, save_weights
 
 SMALL = """
 [model]

@@ -92,7 +92,7 @@ def test_without_data_it_is_the_data_that_the_weights_were_trained_with(dino, ru
 
 
 def test_data_that_has_moved_is_said_and_drawn_pictures_are_only_for_weights_without_data(dino, run_folder, tmp_path):
-    from dinocore.checkpoint import load_weights, save_weights
+    from dinocore.weights.file import load_weights, save_weights
 
     content = load_weights(run_folder / "best.safetensors")
     for path, code, said in (("/gone", 3, "name it with --data"), ("", 0, "pictures that dino draws")):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dinocore import build_model, load_config
-from dinocore.convert.to_official import official_state
+from dinocore.weights.convert.to_official import official_state
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.S))

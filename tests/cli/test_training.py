@@ -33,7 +33,7 @@ def test_a_dry_run_says_what_to_expect_and_leaves_nothing(dino, settings, pictur
 def test_batch_size_auto_keeps_the_batch_and_takes_as_many_at_once_as_fit(
     dino, settings, pictures, tmp_path, monkeypatch
 ):
-    from dinocore.train import probe
+    from dinocore.train.failures import memory as probe
 
     largest_pass = probe.largest_pass
 
@@ -56,7 +56,7 @@ def test_t15_a_picture_of_curves_that_cannot_be_drawn_costs_a_warning(dino, sett
     def fails(*_):
         raise ValueError("no fonts")
 
-    monkeypatch.setattr("dinocli.training_view.draw_curves", fails)
+    monkeypatch.setattr("dinocli.commands._train_view.draw_curves", fails)
     result = dino("train", *SMALL, "--data", pictures, *settings)
     assert result.code == 0 and (tmp_path / "run" / "best.safetensors").is_file()
     assert one_line(result.err).count("ValueError: no fonts); the run goes on") == 1
@@ -91,7 +91,7 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(dino, settings, pictures, 
 
 
 def test_k7_weights_of_half_precision_are_used_and_said(dino, run_folder, pictures, tmp_path):
-    from dinocore.checkpoint import load_weights, save_weights
+    from dinocore.weights.file import load_weights, save_weights
 
     weights = load_weights(run_folder / "best.safetensors")
     half = {key: value.bfloat16() for key, value in weights.tensors.items()}

@@ -6,8 +6,9 @@ import json
 import pytest
 from rich.console import Console
 
-from dinocli import fetching, listing
-from dinocore.checkpoint import BUNDLED
+from dinocli import progress as fetching
+from dinocli.commands import _weights_work as listing
+from dinocore.weights.file import BUNDLED
 
 
 @pytest.fixture(autouse=True)

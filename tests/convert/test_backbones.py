@@ -10,19 +10,20 @@ from timm.models.focalnet import _create_focalnet
 from torch import nn
 
 from dinocore import build_model, convert_state_dict, load_config
-from dinocore.convert import backbones, known
-from dinocore.convert.backbones import backbone_in, detrex_backbone, mmdet_backbone, reordered
-from dinocore.convert.known import Told, choose_preset, settings_in
-from dinocore.convert.state import convert_tensors
-from dinocore.convert.tables import renamed
-from dinocore.convert.to_official import official_options, official_state
 from dinocore.errors import CheckpointError
-from dinocore.model import swin, timm_backbone
-from dinocore.model import vit as vit_module
-from dinocore.model.backbone import NORMED, build_backbone
+from dinocore.model.backbones import swin
+from dinocore.model.backbones import timm as timm_backbone
+from dinocore.model.backbones import vit as vit_module
+from dinocore.model.backbones.build import NORMED, build_backbone
+from dinocore.model.backbones.swin import PatchMerging, Swin, SwinSize
 from dinocore.model.layers import plainly
-from dinocore.model.swin import PatchMerging, Swin, SwinSize
 from dinocore.presets import list_presets
+from dinocore.weights.convert import backbones, known
+from dinocore.weights.convert.backbones import backbone_in, detrex_backbone, mmdet_backbone, reordered
+from dinocore.weights.convert.known import Told, choose_preset, settings_in
+from dinocore.weights.convert.state import convert_tensors
+from dinocore.weights.convert.tables import renamed
+from dinocore.weights.convert.to_official import official_options, official_state
 
 from .conftest import read_keys
 

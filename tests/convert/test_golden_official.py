@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from dinocore import Target, build_model, convert_state_dict, criterion, load_config
-from dinocore.convert import ALIASES
 from dinocore.model.inference import for_inference
 from dinocore.train.optim import build_optimizer
+from dinocore.weights.convert import ALIASES
 
 from .conftest import GOLDEN
 

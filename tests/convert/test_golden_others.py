@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from dinocore import Target, build_model, convert_state_dict, criterion, load_config
-from dinocore.convert.state import convert_tensors
+from dinocore.weights.convert.state import convert_tensors
 
 from .conftest import GOLDEN
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from dinocore import build_model, convert_state_dict, load_config
-from dinocore.convert import coco
-from dinocore.convert.files import with_settings
-from dinocore.convert.known import Told, choose_preset, settings_in, told_by
-from dinocore.convert.state import convert_tensors
-from dinocore.convert.to_official import official_options, official_state
 from dinocore.errors import CheckpointError, ConfigError
-from dinocore.tensor_files import Ignored, read_pickle
+from dinocore.weights.convert import coco
+from dinocore.weights.convert.files import with_settings
+from dinocore.weights.convert.known import Told, choose_preset, settings_in, told_by
+from dinocore.weights.convert.state import convert_tensors
+from dinocore.weights.convert.to_official import official_options, official_state
+from dinocore.weights.untrusted import Ignored, read_pickle
 
 LISTS = {
     "official_r50_4scale": ["r50-4scale", "r50-4scale-24e", "r50-4scale-36e"],

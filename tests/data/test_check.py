@@ -13,19 +13,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dinocore.config import Config
-from dinocore.data import pictures
-from dinocore.data.check import Checked, check_data
-from dinocore.data.coco import as_coco_dict, read_annotations
-from dinocore.data.contents import overlaps
-from dinocore.data.fitness import anchor_distance
-from dinocore.data.layout import find_layout
-from dinocore.data.repair import Repair, likely_root
-from dinocore.data.sample import write_sample_data
+from dinocore.data.annotations import as_coco_dict, read_annotations
+from dinocore.data.check import scan as pictures
+from dinocore.data.check.check import Checked, check_data
+from dinocore.data.check.contents import overlaps
+from dinocore.data.check.fitness import anchor_distance
+from dinocore.data.check.repair import Repair, likely_root
+from dinocore.data.formats.layout import find_layout
 from dinocore.data.split import Split
+from dinocore.data.synthetic.sample import write_sample_data
 from dinocore.errors import DataError, EnvironmentFault
 from dinocore.presets import load_config
-from dinocore.view.data_report import render_report
-from dinocore.view.report.page import MOST_BYTES
+from dinocore.report.data import render_report
+from dinocore.report.page import MOST_BYTES
 
 TINY = load_config("tiny")
 

@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from dinocore.data.coco import Category, as_coco_dict, read_annotations
+from dinocore.data.annotations import Category, as_coco_dict, read_annotations
 from dinocore.errors import DataError
 
 

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from dinocore.config import DataConfig
-from dinocore.data.coco import read_annotations
+from dinocore.data.annotations import read_annotations
 from dinocore.data.dataset import open_dataset
-from dinocore.data.export import write_dataset
-from dinocore.data.layout import find_layout
-from dinocore.data.voc import parse_xml
+from dinocore.data.formats.export import write_dataset
+from dinocore.data.formats.layout import find_layout
+from dinocore.data.formats.voc import parse_xml
 from dinocore.errors import DataError
 
 XML = """<annotation><filename>{name}</filename><size><width>32</width><height>24</height></size>

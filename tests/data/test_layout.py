@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from dinocore.config import DataConfig
-from dinocore.data.coco import Category, read_annotations
+from dinocore.data.annotations import Category, read_annotations
 from dinocore.data.dataset import open_dataset, open_split, sample_folder
-from dinocore.data.layout import find_layout
+from dinocore.data.formats.layout import find_layout
 from dinocore.errors import DataError
 
 DOCUMENT = {

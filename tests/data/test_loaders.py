@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from dinocore.config import Config, DataConfig, TrainConfig
+from dinocore.data.annotations import read_annotations
 from dinocore.data.batch import Sample, collate, normalise
-from dinocore.data.coco import read_annotations
-from dinocore.data.layout import find_layout
+from dinocore.data.formats.layout import find_layout
 from dinocore.data.loaders import (
     Chunks,
     EvaluationPictures,
@@ -21,7 +21,7 @@ from dinocore.data.loaders import (
     steps_per_epoch,
     training_steps,
 )
-from dinocore.data.sample import write_sample_data
+from dinocore.data.synthetic.sample import write_sample_data
 from dinocore.errors import DataError
 from dinocore.structures import Target
 

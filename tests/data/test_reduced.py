@@ -7,7 +7,7 @@ from PIL import Image
 
 from dinocore.config import Config, DataConfig, TrainConfig
 from dinocore.data import loaders
-from dinocore.data.coco import read_annotations
+from dinocore.data.annotations import read_annotations
 from dinocore.data.images import Decoded, read_image, read_reduced
 from dinocore.data.loaders import EvaluationPictures, TrainingPictures, training_steps
 from dinocore.data.transforms import as_picture, resize, to_tensor

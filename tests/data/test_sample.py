@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from dinocore.data import sample, smear
-from dinocore.data.sample import draw_smear, write_sample_data
-from dinocore.data.smear_cells import PLATELET, RBC, WBC, random_look, red_cell
+from dinocore.data.synthetic import sample, smear
+from dinocore.data.synthetic.cells import PLATELET, RBC, WBC, random_look, red_cell
+from dinocore.data.synthetic.sample import draw_smear, write_sample_data
 from dinocore.errors import ConfigError, EnvironmentFault
 
 SMALL = (160, 120)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dinocore.config import DataConfig
-from dinocore.data.coco import Annotations, Category
+from dinocore.data.annotations import Annotations, Category
 from dinocore.errors import DataError
 from dinocore.evaluate.analysis import analyse
 from dinocore.evaluate.answer import to_json
@@ -24,9 +24,9 @@ from dinocore.evaluate.curves import best, tally
 from dinocore.evaluate.lrp import optimal_lrp
 from dinocore.evaluate.matches import match
 from dinocore.evaluate.tide import tide
-from dinocore.view.report.evaluation import evaluation_page
-from dinocore.view.report.page import render_page
-from dinocore.view.report.parts import Gallery, Matrix, Table
+from dinocore.report.evaluation import evaluation_page
+from dinocore.report.page import render_page
+from dinocore.report.parts import Gallery, Matrix, Table
 
 
 def make(owners, labels, boxes, crowd=None, images=3, kinds=3):

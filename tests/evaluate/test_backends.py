@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from dinocore.data.coco import Annotations, Category, as_coco_dict
+from dinocore.data.annotations import Annotations, Category, as_coco_dict
 from dinocore.errors import ConfigError, DataError, EnvironmentFault
 from dinocore.evaluate import backends
 from dinocore.evaluate.backends import choose_backend

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from dinocore import build_model, load_config
-from dinocore.convert import known
-from dinocore.convert.to_official import official_state
-from dinocore.fetch.watch import Watch
+from dinocore.weights.convert import known
+from dinocore.weights.convert.to_official import official_state
+from dinocore.weights.fetch.watch import Watch
 
 SMALL = """
 [model]

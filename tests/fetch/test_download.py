@@ -3,7 +3,7 @@
 import pytest
 
 from dinocore.errors import CheckpointError, ConfigError, EnvironmentFault
-from dinocore.fetch.download import Part, Patience, download
+from dinocore.weights.fetch.download import Part, Patience, download
 
 QUICK = Patience(timeout=0.3, attempts=3, pause=0.01, longest_pause=0.02)
 CONTENT = bytes(range(256)) * 1000

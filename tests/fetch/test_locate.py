@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from dinocore.checkpoint import BUNDLED, load_weights
-from dinocore.convert import files
 from dinocore.errors import CheckpointError, ConfigError, EnvironmentFault
-from dinocore.fetch import locate as module
-from dinocore.fetch.catalogue import Published, catalogue
-from dinocore.fetch.locate import locate
 from dinocore.presets import list_presets, load_config
+from dinocore.weights.convert import files
+from dinocore.weights.fetch import locate as module
+from dinocore.weights.fetch.catalogue import Published, catalogue
+from dinocore.weights.fetch.locate import locate
+from dinocore.weights.file import BUNDLED, load_weights
 
 from .conftest import sha256
 
@@ -178,8 +178,8 @@ def test_every_published_checkpoint_has_its_preset(entry):
 
 HUB = """
 import sys
-from dinocore.fetch.hub import fetch_from_hub
-from dinocore.fetch.watch import UNWATCHED
+from dinocore.weights.fetch.hub import fetch_from_hub
+from dinocore.weights.fetch.watch import UNWATCHED
 from dinocore.errors import DinoError
 for name in sys.argv[1:]:
     try:
@@ -211,7 +211,7 @@ def kept(tmp_path):
 
 
 def test_names_of_the_hub():
-    from dinocore.fetch.hub import Place, choose, parse
+    from dinocore.weights.fetch.hub import Place, choose, parse
 
     assert parse("hf:a/b") == Place("a/b", None, None)
     assert parse("hf:a/b/c/d.pth@refs/pr/1") == Place("a/b", "c/d.pth", "refs/pr/1")

@@ -92,8 +92,8 @@ def test_float64_and_the_reference_form_take_the_steps(monkeypatch):
 
 def test_without_a_compiled_form_it_warns_once_and_is_still_right(monkeypatch):
     monkeypatch.setattr(dispatch, "_broken", set())
-    monkeypatch.setitem(sys.modules, "dinocore.model.ops.cpu", None)
-    monkeypatch.delattr("dinocore.model.ops.cpu", raising=False)
+    monkeypatch.setitem(sys.modules, "dinocore.model.ops.numba.cpu", None)
+    monkeypatch.delattr("dinocore.model.ops.numba.cpu", raising=False)
     case = inputs()
     with pytest.warns(UserWarning, match="slow deformable attention on cpu") as caught:
         results = [sample_fused(*case), sample_fused(*case)]

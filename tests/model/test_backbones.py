@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from dinocore.errors import ConfigError
-from dinocore.model.backbone import NORMED, build_backbone
+from dinocore.model.backbones.build import NORMED, build_backbone
+from dinocore.model.backbones.swin import SWINS, SwinSize
 from dinocore.model.layers import plainly, recomputed
-from dinocore.model.swin import SWINS, SwinSize
 
 KINDS = [
     ("swin-t-224", (4, 8, 16, 32)),

@@ -294,10 +294,10 @@ def test_autocast_samples_what_the_layers_give(form):
 def test_without_a_compiled_form_it_warns_once_and_is_still_right(broken, monkeypatch):
     monkeypatch.setattr(dispatch, "_broken", set())
     if broken == "import":
-        monkeypatch.setitem(sys.modules, "dinocore.model.ops.cpu", None)
-        monkeypatch.delattr("dinocore.model.ops.cpu", raising=False)
+        monkeypatch.setitem(sys.modules, "dinocore.model.ops.numba.cpu", None)
+        monkeypatch.delattr("dinocore.model.ops.numba.cpu", raising=False)
     else:
-        cpu = pytest.importorskip("dinocore.model.ops.cpu")
+        cpu = pytest.importorskip("dinocore.model.ops.numba.cpu")
         monkeypatch.setattr(cpu, "forward_kernel", lambda *_: 1 / 0)
     case = inputs(dtype=torch.float64)
     with pytest.warns(UserWarning, match="slow deformable attention on cpu") as caught:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from dinocore.model import swin
+from dinocore.model.backbones import swin
+from dinocore.model.backbones.swin import Swin, SwinBlock, SwinSize, relative_position_index, shifted_mask
 from dinocore.model.layers import plainly, recomputed
-from dinocore.model.swin import Swin, SwinBlock, SwinSize, relative_position_index, shifted_mask
 
 
 def twin_of_block(block: SwinBlock, x):

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from dinocore.model.ops import threads
+from dinocore.model.ops.numba import threads
 
 
 @pytest.fixture(params=["OpenMP", "own"])

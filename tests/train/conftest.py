@@ -12,14 +12,14 @@ import torch
 
 from dinocli.launch import _free_port
 from dinocore import load_config
-from dinocore.checkpoint import load_weights
 from dinocore.data.dataset import open_dataset
-from dinocore.data.sample import write_sample_data
-from dinocore.train.checkpoints import list_checkpoints
+from dinocore.data.synthetic.sample import write_sample_data
 from dinocore.train.job import Job
 from dinocore.train.loop import train
-from dinocore.train.run import prepare_run, write_config
-from dinocore.train.start import fresh_state
+from dinocore.train.run.checkpoint_folder import list_checkpoints
+from dinocore.train.run.folder import prepare_run, write_config
+from dinocore.train.setup import fresh_state
+from dinocore.weights.file import load_weights
 
 SMALL = [
     'model.backbone="resnet18"', 'model.backbone_weights="none"', "model.hidden_dim=32", "model.num_heads=4",

@@ -13,16 +13,17 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from dinocore.data.dataset import open_dataset
-from dinocore.distributed import Alone, joined
 from dinocore.errors import DinoError
-from dinocore.train import evaluation, parallel, step
-from dinocore.train.checkpoints import list_checkpoints
+from dinocore.system.processes import Alone, joined
+from dinocore.train import ddp as parallel
+from dinocore.train import evaluation, step
 from dinocore.train.events import Warned
 from dinocore.train.job import Job
-from dinocore.train.log import MetricsLog
 from dinocore.train.loop import train
-from dinocore.train.run import run_config
-from dinocore.train.start import fresh_state, resumed_state
+from dinocore.train.run.checkpoint_folder import list_checkpoints
+from dinocore.train.run.folder import run_config
+from dinocore.train.run.metrics_log import MetricsLog
+from dinocore.train.setup import fresh_state, resumed_state
 from dinocore.train.state import TrainState
 
 CPU = torch.device("cpu")

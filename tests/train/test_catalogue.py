@@ -11,22 +11,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dinocore.checkpoint import BUNDLED, cast_note, load_exactly
 from dinocore.data.loaders import TrainingPictures
-from dinocore.distributed import Alone
 from dinocore.errors import CheckpointError, ConfigError, DataError, DivergedError, EnvironmentFault
 from dinocore.evaluate.coco import Metrics
-from dinocore.train import evaluation, faults, step
-from dinocore.train import feed as feeding
-from dinocore.train.checkpoints import list_checkpoints, step_of
+from dinocore.system.processes import Alone
+from dinocore.train import batches as feeding
+from dinocore.train import evaluation, step
 from dinocore.train.events import Evaluated, Finished, Saved, Step, Warned
-from dinocore.train.log import Journal, MetricsLog
+from dinocore.train.failures import classify as faults
 from dinocore.train.loop import train
-from dinocore.train.plan import changes
-from dinocore.train.run import branch_off, find_checkpoint
-from dinocore.train.start import check_same_data, resumed_state
+from dinocore.train.run.checkpoint_folder import list_checkpoints, step_of
+from dinocore.train.run.folder import branch_off, find_checkpoint
+from dinocore.train.run.metrics_log import Journal, MetricsLog
+from dinocore.train.run.watchers import WAITING, Apart
+from dinocore.train.schedule import changes
+from dinocore.train.setup import check_same_data, resumed_state
 from dinocore.train.state import BEGINNING, collected, load_checkpoint, random_streams, save_checkpoint
-from dinocore.train.watchers import WAITING, Apart
+from dinocore.weights.file import BUNDLED, cast_note, load_exactly
 
 CPU = torch.device("cpu")
 LITTLE = ('model.backbone="timm/test_resnet"', "train.images_per_forward=1", 'train.tensorboard="off"')
@@ -73,7 +74,7 @@ def test_k9_what_a_gpu_saved_opens_on_a_cpu(small_config, start, run_to_end, mon
     with monkeypatch.context() as patch:
         patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
         patch.setattr(
-            "dinocore.train.keeper.random_streams", lambda: random_streams() | {"cuda": torch.zeros(16).byte()}
+            "dinocore.train.checkpointer.random_streams", lambda: random_streams() | {"cuda": torch.zeros(16).byte()}
         )
         run_to_end(job, state)
     newest = list_checkpoints(job.run / "checkpoints")[-1]
@@ -354,7 +355,7 @@ def test_t20_an_operation_that_is_not_deterministic_is_named(small_config, start
 
 
 def test_p1_an_evaluation_without_any_detection_is_0_and_no_error(make_coco):
-    from dinocore.data.coco import read_annotations
+    from dinocore.data.annotations import read_annotations
     from dinocore.evaluate.coco import coco_metrics
 
     assert coco_metrics(read_annotations(make_coco()), []).summary["AP"] == 0.0

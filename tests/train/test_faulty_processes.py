@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from dinocore.train.checkpoints import list_checkpoints, step_of
+from dinocore.train.run.checkpoint_folder import list_checkpoints, step_of
 
 pytestmark = pytest.mark.slow
 

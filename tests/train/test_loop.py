@@ -8,18 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from dinocore.checkpoint import load_weights
 from dinocore.errors import CheckpointError, ConfigError, DataError, DivergedError, Interrupted
 from dinocore.predict import load_detector
-from dinocore.train.checkpoints import list_checkpoints
+from dinocore.train.batches import count_boxes
 from dinocore.train.events import Evaluated, Evaluating, Finished, Saved, Started, Step, Warned
-from dinocore.train.feed import count_boxes
-from dinocore.train.log import MetricsLog
 from dinocore.train.loop import train
-from dinocore.train.run import find_checkpoint, prepare_run, run_config
-from dinocore.train.start import resumed_state
+from dinocore.train.run.checkpoint_folder import list_checkpoints
+from dinocore.train.run.folder import find_checkpoint, prepare_run, run_config
+from dinocore.train.run.metrics_log import MetricsLog
+from dinocore.train.setup import resumed_state
 from dinocore.train.state import BEGINNING
 from dinocore.train.step import train_step
+from dinocore.weights.file import load_weights
 
 
 def kinds(events):

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from dinocore.errors import ConfigError, DataError, DivergedError, EnvironmentFault, Interrupted
-from dinocore.train import feed as feeding
+from dinocore.train import batches as feeding
 from dinocore.train import step
-from dinocore.train.checkpoints import list_checkpoints, manifest_of, tidy
 from dinocore.train.events import Evaluated, Evaluating, Finished, Saved, Step, Warned
-from dinocore.train.lock import RunLock
 from dinocore.train.loop import train
-from dinocore.train.run import branch_off, find_checkpoint
-from dinocore.train.start import check_same_data, resumed_state
+from dinocore.train.run.checkpoint_folder import list_checkpoints, manifest_of, tidy
+from dinocore.train.run.folder import branch_off, find_checkpoint
+from dinocore.train.run.lock import RunLock
+from dinocore.train.setup import check_same_data, resumed_state
 
 CPU = torch.device("cpu")
 LITTLE = ('model.backbone="timm/test_resnet"', "train.images_per_forward=1", 'train.tensorboard="off"')
@@ -143,7 +143,9 @@ def test_a_full_disk_is_a_warning_while_training_and_an_error_at_its_end(small_c
 
 def test_without_room_a_save_says_what_it_needs(small_config, start, monkeypatch):
     job, state = start(small_config(*LITTLE, "train.epochs=1"))
-    monkeypatch.setattr("dinocore.train.checkpoints.shutil.disk_usage", lambda path: SimpleNamespace(free=10**6))
+    monkeypatch.setattr(
+        "dinocore.train.run.checkpoint_folder.shutil.disk_usage", lambda path: SimpleNamespace(free=10**6)
+    )
     with pytest.raises(EnvironmentFault, match=r"it needs \d+ MB and 1 MB are free"):
         list(train(job, state))
 
@@ -302,7 +304,7 @@ def test_other_annotations_than_at_the_start_are_refused(small_config, start, ru
 
 def test_a_folder_has_one_run_and_a_killed_one_is_named(tmp_path):
     hold = (
-        "import sys,time; from pathlib import Path; from dinocore.train.lock import RunLock; "
+        "import sys,time; from pathlib import Path; from dinocore.train.run.lock import RunLock; "
         "RunLock(Path(sys.argv[1])).take(); print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE)

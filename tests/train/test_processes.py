@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dinocore.data.sample import write_sample_data
-from dinocore.train.checkpoints import list_checkpoints, step_of
+from dinocore.data.synthetic.sample import write_sample_data
+from dinocore.train.run.checkpoint_folder import list_checkpoints, step_of
 
 pytestmark = pytest.mark.slow
 DOCS = Path(__file__).parents[2] / "docs"

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from dinocore.train import report
 from dinocore.train.events import Finished, Warned
-from dinocore.train.report import EXAMPLES
+from dinocore.train.run import report
+from dinocore.train.run.report import EXAMPLES
 
 
 def told(run):

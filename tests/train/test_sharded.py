@@ -7,13 +7,13 @@ import shutil
 import pytest
 import torch
 
-from dinocore.checkpoint import load_weights
-from dinocore.distributed import Alone
 from dinocore.errors import ConfigError
-from dinocore.train.checkpoints import list_checkpoints, step_of, verify_checkpoint
+from dinocore.system.processes import Alone
+from dinocore.train.run.checkpoint_folder import list_checkpoints, step_of, verify_checkpoint
+from dinocore.train.setup import resumed_state
 from dinocore.train.shards import INDEX, Unpickler
 from dinocore.train.sharing import _check_sharded
-from dinocore.train.start import resumed_state
+from dinocore.weights.file import load_weights
 
 FSDP2 = 'train.sharding="fsdp2"'
 CPU = torch.device("cpu")

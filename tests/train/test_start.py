@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from dinocore.checkpoint import load_weights, save_weights
-from dinocore.data.coco import Category
+from dinocore.data.annotations import Category
 from dinocore.errors import CheckpointError, ConfigError
 from dinocore.model.build import build_model
 from dinocore.presets import load_config
-from dinocore.train.start import check_start, settings_of
+from dinocore.train.setup import check_start, settings_of
+from dinocore.weights.file import load_weights, save_weights
 
 CLASSES = [Category(k, f"class {k}") for k in range(3)]
 
@@ -123,7 +123,7 @@ def test_a_conversion_is_named_by_its_preset(weights_of):
 
 def test_a_converted_model_learns_other_classes_by_name(small_config, start, run_to_end, tmp_path):
     """As `dino convert` leaves them: 91 numbered classes, of which one has a name that the data has too."""
-    from dinocore.convert import coco
+    from dinocore.weights.convert import coco
 
     config = small_config("model.num_classes=91")
     classes = [*coco.all_ids()[:-1], Category(90, "WBC")]

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from dinocore.checkpoint import Weights
-from dinocore.data.coco import Category
+from dinocore.data.annotations import Category
 from dinocore.errors import CheckpointError
 from dinocore.model.build import build_model
 from dinocore.presets import load_config
 from dinocore.train.transfer import LABELS, carry_over, match_names
+from dinocore.weights.file import Weights
 
 
 def model_of(names, *changes):

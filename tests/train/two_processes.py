@@ -11,15 +11,15 @@ import torch
 from dinocore import load_config
 from dinocore.data.dataset import open_dataset
 from dinocore.data.loaders import steps_per_epoch
-from dinocore.distributed import joined
+from dinocore.system.processes import joined
+from dinocore.train.batches import feed
 from dinocore.train.evaluation import evaluate
 from dinocore.train.events import Evaluated
-from dinocore.train.feed import feed
 from dinocore.train.job import Job
-from dinocore.train.log import NoJournal
-from dinocore.train.plan import Plan
+from dinocore.train.run.metrics_log import NoJournal
+from dinocore.train.schedule import Plan
+from dinocore.train.setup import fresh_state
 from dinocore.train.sharing import shared
-from dinocore.train.start import fresh_state
 from dinocore.train.step import gradients
 
 SETTINGS = [

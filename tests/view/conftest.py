@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from dinocore import build_model, load_config
-from dinocore.data.coco import Category
+from dinocore.data.annotations import Category
 from dinocore.model.deform_attn import MSDeformAttn
 from dinocore.model.dino import DINO
 from dinocore.predict import Detector
-from dinocore.view.report.page import render_page
+from dinocore.report.page import render_page
 
 SMALL = [
     "model.backbone=resnet18", "model.backbone_weights=none", "model.hidden_dim=32", "model.num_heads=4",

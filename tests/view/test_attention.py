@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from dinocore.errors import ConfigError
+from dinocore.inspect.attention.attention import _looked, attention_at, attention_of_query, record_sampling
+from dinocore.inspect.attention.image import draw_attention
 from dinocore.model.ops import sample_fused
-from dinocore.view.attention import _looked, attention_at, attention_of_query, record_sampling
-from dinocore.view.attention_image import draw_attention
 
 
 def test_places_and_weights_reproduce_the_layers_own_output(detector, picture):

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from dinocore.config import DataConfig
-from dinocore.data.coco import Annotations, Category
+from dinocore.data.annotations import Annotations, Category
 from dinocore.evaluate.analysis import analyse
 from dinocore.evaluate.compare import compare, comparison_json
-from dinocore.view.report.comparison import comparison_page
-from dinocore.view.report.parts import Chart, Drawing, Gallery, Table
+from dinocore.report.comparison import comparison_page
+from dinocore.report.parts import Chart, Drawing, Gallery, Table
 
 EVIL = "<script>window.pwned = 1</script>"
 NUM = 12  # pictures

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from dinocore.view import letters as module
-from dinocore.view.draw import Box, draw_boxes
-from dinocore.view.letters import OWN, letters, unwritable
+from dinocore.draw import fonts as module
+from dinocore.draw.boxes import Box, draw_boxes
+from dinocore.draw.fonts import OWN, letters, unwritable
 
 
 @pytest.fixture

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from dinocore.errors import ConfigError
+from dinocore.inspect.mask.fold import fold
+from dinocore.inspect.mask.image import draw_image, draw_svg
+from dinocore.inspect.mask.mask import MaskView, Objects, batch_mask, mask_of, notes, to_json, true_runs
+from dinocore.inspect.mask.page import render_mask
+from dinocore.inspect.mask.text import ASCII, UNICODE, draw_text
 from dinocore.model import denoising
 from dinocore.presets import load_config
 from dinocore.structures import Target
-from dinocore.view.mask import MaskView, Objects, batch_mask, mask_of, notes, to_json, true_runs
-from dinocore.view.mask_fold import fold
-from dinocore.view.mask_image import draw_image, draw_svg
-from dinocore.view.mask_page import render_mask
-from dinocore.view.mask_text import ASCII, UNICODE, draw_text
 
 
 def model_config(*overrides: str):

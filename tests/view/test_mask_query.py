@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from dinocore.errors import ConfigError
+from dinocore.inspect.mask.image import draw_image, draw_mask, draw_svg
+from dinocore.inspect.mask.mask import MaskView, Objects, batch_mask, mask_of
+from dinocore.inspect.mask.page import render_mask
+from dinocore.inspect.mask.query import explain, to_json, words
 from dinocore.model import denoising
 from dinocore.model.build import build_denoiser
 from dinocore.presets import load_config
 from dinocore.structures import Target
-from dinocore.view.mask import MaskView, Objects, batch_mask, mask_of
-from dinocore.view.mask_image import draw_image, draw_mask, draw_svg
-from dinocore.view.mask_page import render_mask
-from dinocore.view.mask_query import explain, to_json, words
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -7,10 +7,10 @@ import torch
 import dinocore.losses
 import dinocore.matching
 from dinocore import Target
+from dinocore.inspect.matching.image import draw_matching
+from dinocore.inspect.matching.matching import final_owners, instability, look_at_matching, share_kept
+from dinocore.inspect.matching.page import render_matching
 from dinocore.losses import criterion
-from dinocore.view.matching import final_owners, instability, look_at_matching, share_kept
-from dinocore.view.matching_image import draw_matching
-from dinocore.view.matching_page import render_matching
 
 
 def batch_of(detector, picture, num_objects=3):

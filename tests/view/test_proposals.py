@@ -6,15 +6,15 @@ import torch
 from PIL import Image
 
 from dinocore.boxes import iou, to_cxcywh, to_xyxy
-from dinocore.data.coco import Category
+from dinocore.data.annotations import Category
 from dinocore.errors import ConfigError
+from dinocore.inspect.proposals.layers import Objects, average, draw_layers, journeys
+from dinocore.inspect.proposals.page import Inspected, render_proposals
+from dinocore.inspect.proposals.proposals import draw_proposals, list_proposals
+from dinocore.inspect.proposals.recall import COUNTS, SIZES, Judged, recalls
+from dinocore.inspect.proposals.scores import draw_scores, score_maps
 from dinocore.model.build import build_model
 from dinocore.presets import load_config
-from dinocore.view.proposal_layers import Objects, average, draw_layers, journeys
-from dinocore.view.proposal_page import Inspected, render_proposals
-from dinocore.view.proposal_recall import COUNTS, SIZES, Judged, recalls
-from dinocore.view.proposal_scores import draw_scores, score_maps
-from dinocore.view.proposals import draw_proposals, list_proposals
 
 SIZE = (64, 96)
 NAMES = [Category(1, "disc"), Category(2, "<script>alert(1)</script>")]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinocore.view.report.marks import Found, Objects, judged_marks
-from dinocore.view.report.page import render_page
-from dinocore.view.report.parts import (
+from dinocore.report.marks import Found, Objects, judged_marks
+from dinocore.report.page import render_page
+from dinocore.report.parts import (  # fmt: skip
     Chart,
     Drawing,
     Facts,
@@ -24,9 +24,9 @@ from dinocore.view.report.parts import (
     Picture,
     Section,
     Table,
-)  # fmt: skip
-from dinocore.view.report.pictures import shrink
-from dinocore.view.report.training import Told, training_page
+)
+from dinocore.report.pictures import shrink
+from dinocore.report.training import Told, training_page
 
 EVIL = "<script>window.pwned = 1</script><img src=x onerror=window.pwned=2>\"'&"
 MARKS = [

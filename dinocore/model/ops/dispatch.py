@@ -161,7 +161,7 @@ def compiled_form(device: str) -> ModuleType:
     if device == "cuda":
         from dinocore.model.ops import triton as form
     else:
-        from dinocore.model.ops import cpu as form
+        from dinocore.model.ops.numba import cpu as form
     return form
 
 

@@ -1,0 +1,41 @@
+"""What `dino convert-data` does."""
+
+from pathlib import Path
+
+from rich.progress import Progress
+
+from dinocore.config import DataConfig
+from dinocore.data.annotations import Annotations, read_annotations
+from dinocore.data.formats.export import KINDS, write_dataset
+from dinocore.data.formats.layout import find_layout
+from dinocore.words import counted
+
+from ..console import print_json, say, warn, words
+
+__all__ = ["KINDS", "convert_folder"]
+
+
+def convert_folder(folder: Path, out: Path, kind: str, link: bool, config: DataConfig, json: bool) -> None:
+    """Read every split and write it as `kind`."""
+    layout = find_layout(folder, config.follow_symlinks)
+    splits: dict[str, tuple[Annotations, str]] = {}
+    for name, split in layout.splits().items():
+        known = next(iter(splits.values()))[0].categories if splits else None
+        annotations = read_annotations(split, known, config)
+        splits[name] = annotations, split.format
+        for note in annotations.notes:
+            warn(f"{name}: {note}")
+    say(f"{folder}: {layout.kind} layout")
+    lost = 0
+    with Progress(console=words, disable=not words.is_terminal, transient=True) as progress:
+        task = progress.add_task("writing", total=None)
+        for written in write_dataset(splits, kind, out, link):
+            lost = written.lost_crowds
+            progress.update(task, completed=written.done, total=written.total)
+    if lost:
+        warn(f"{lost} crowd regions are left out: YOLO's labels have none")
+    counts = {name: len(annotations.image_ids) for name, (annotations, _) in splits.items()}
+    if json:
+        print_json({"out": str(out), "format": kind, "images": counts, "lost_crowds": lost})
+    written = ", ".join(f"{counted(count, 'picture')} of {name}" for name, count in counts.items())
+    say(f"wrote {written} to {out} as {kind}")

@@ -1,0 +1,163 @@
+"""A training run on the terminal: a moving bar with the losses where somebody watches, else a line per epoch."""
+
+import math
+import shlex
+import time
+from contextlib import suppress
+from types import TracebackType
+
+from rich.markup import escape
+from rich.progress import TaskID
+
+from dinocore.draw.curves import draw_curves, read_metrics
+from dinocore.report.training import best_of
+from dinocore.system.files import write_atomically
+from dinocore.train.events import Evaluated, Evaluating, Event, Finished, Saved, Started, Step, Warned
+from dinocore.train.job import Job
+
+from ..console import warn, words
+from ._train_classes_view import carried_over_lines, carried_over_table
+from ._train_live_view import LiveView, in_a_line
+
+SMOOTHING = 0.95
+
+
+class TrainingView:
+    """Draws events on stderr and writes the plain lines to the run's log.txt."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.mean: dict[str, float] = {}
+        self.began = time.monotonic()
+        self.progress = LiveView(words)
+        self.best = ""
+        self.first = self.total = 0  # steps of this session
+        self.broken = False
+        self.steps: TaskID | None = None
+        self.pictures: TaskID | None = None
+
+    def __enter__(self) -> "TrainingView":
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+        if error is not None:
+            with suppress(OSError):
+                self._log(f"ended: {error}")
+
+    def show(self, event: Event) -> None:
+        """Draw one event. What cannot be drawn or written is said once; the training goes on."""
+        try:
+            self._show(event)
+        except Exception as error:  # a full disk, a terminal that went away: hours of training are worth more
+            if not self.broken:
+                self.broken = True
+                with suppress(Exception):
+                    warn(f"what happens cannot be shown in full ({type(error).__name__}: {error}); the run goes on")
+
+    def _show(self, event: Event) -> None:
+        match event:
+            case Started(facts=facts, transfer=transfer):
+                self._started(facts)
+                self._carried_over(transfer.classes if transfer else {})
+            case Step():
+                self._step(event)
+            case Evaluating(done=done, total=total):
+                self._evaluating(done, total)
+            case Evaluated():
+                self._evaluated(event)
+                curves = draw_curves(self.job.run / "metrics.jsonl")
+                write_atomically(self.job.run / "curves.png", lambda temporary: curves.save(temporary, "PNG"))
+            case Saved(path=path, step=step, seconds=seconds):
+                self._log(f"step {step}: saved {path} in {seconds:.2f} s")
+            case Warned(text=text):
+                self._line(f"warning: {text}", "yellow")
+            case Finished():
+                self._finished(event)
+
+    def _finished(self, event: Finished) -> None:
+        if event.why:
+            self._line(event.why)
+        took, path = _duration(time.monotonic() - self.began), shlex.quote(str(event.best_path))
+        self._line(f"done in {took}; best AP {event.best_ap:.4f}; weights: {event.best_path}", "green")
+        pictures = shlex.quote(str(event.run / "pictures"))
+        self._line(f"next: dino predict PICTURE --weights {path} --save-images {pictures}")
+
+    def _started(self, facts: dict[str, str]) -> None:
+        for key, value in facts.items():
+            words.print(f"[bold]{key:<11}[/]{escape(value)}")
+            self._log(f"{key}: {value}")
+        self._earlier()
+        for note in self.job.data.notes:
+            self._line(f"note: {note}", "yellow")
+
+    def _earlier(self) -> None:
+        """The AP so far of a run that is resumed."""
+        log = self.job.run / "metrics.jsonl"
+        evaluations = read_metrics(log)[1] if log.is_file() else []
+        best = best_of(evaluations)
+        if best is not None:
+            self._ap_so_far(evaluations[-1]["AP"], f"best {best['AP']:.4f} in epoch {best['epoch']}")
+
+    def _ap_so_far(self, now: float | None, best: str) -> None:
+        self.best = best
+        self.progress.ap = "no object to judge by" if now is None or now < 0 else f"{now:.4f}, {best}"
+
+    def _carried_over(self, classes: dict[str, str | None]) -> None:
+        for line in carried_over_lines(classes):
+            self._log(line)
+        if classes:
+            words.print(carried_over_table(classes), soft_wrap=False)
+
+    def _step(self, event: Step) -> None:
+        for key, value in event.numbers.items():
+            if math.isfinite(value):
+                self.mean[key] = SMOOTHING * self.mean.get(key, value) + (1 - SMOOTHING) * value
+        if self.steps is None:
+            self.first, self.total = event.step, event.total_steps
+            self.steps = self.progress.add_task("", total=event.total_steps, completed=event.step - 1)
+        epochs = self.job.config.train.epochs
+        self.progress.mean = self.mean
+        self.progress.update(self.steps, completed=event.step, description=f"epoch {event.epoch}/{epochs}")
+
+    def _evaluating(self, done: int, total: int) -> None:
+        if self.pictures is None:
+            self.pictures = self.progress.add_task("evaluating", total=total)
+        self.progress.update(self.pictures, completed=done, visible=done < total)
+        if done == total:
+            self.progress.remove_task(self.pictures)
+            self.pictures = None
+
+    def _evaluated(self, event: Evaluated) -> None:
+        summary = event.metrics.summary
+        numbers = "  ".join(f"{name} {summary[name]:.4f}" for name in ("AP", "AP50", "AP75"))
+        numbers = numbers if summary["AP"] >= 0 else "AP: there is no object to judge by"
+        best = "  best so far" if event.best else ""
+        took = _duration(time.monotonic() - self.began)
+        self._ap_so_far(summary["AP"], f"best {summary['AP']:.4f} in epoch {event.epoch}" if event.best else self.best)
+        short = f"epoch {event.epoch}/{event.epochs}  {took}  {numbers}"
+        words.print(
+            f"{short}{best}" if words.is_terminal else f"{short}  {in_a_line(self.mean)}{self._left(event)}{best}"
+        )
+        self._log(f"{short}  {in_a_line(self.mean)}{best}")
+
+    def _left(self, event: Evaluated) -> str:
+        """How long the rest takes, at the speed so far."""
+        per_step = (time.monotonic() - self.began) / max(1, event.step - self.first + 1)
+        left = per_step * (self.total - event.step)
+        return f" · ETA {_duration(left)}" if left > 0 else ""
+
+    def _line(self, text: str, style: str = "") -> None:
+        words.print(f"[{style}]{escape(text)}[/]" if style else escape(text))
+        self._log(text)
+
+    def _log(self, text: str) -> None:
+        with (self.job.run / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

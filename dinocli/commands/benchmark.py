@@ -1,0 +1,82 @@
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..options import Amp, ConfigFile, Device, Json, ModelOf, Overrides
+
+
+def benchmark(
+    preset: Annotated[str, typer.Option("--preset", "-p", help="See `dino presets`.")] = "tiny",
+    weights: ModelOf = None,
+    size: Annotated[str, typer.Option(metavar="HxW", help="Of the pictures; default: 320x427.")] = "320x427",
+    batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 1,
+    train: Annotated[bool, typer.Option(help="A training step instead of inference.")] = False,
+    ops: Annotated[str, typer.Option(help="auto, or reference: plain PyTorch, nothing tuned.")] = "auto",
+    repeats: Annotated[int, typer.Option(min=1, help="Timed calls, after two to warm up.")] = 5,
+    objects: Annotated[int, typer.Option(min=0, help="Per picture, with --train.")] = 10,
+    profile: Annotated[
+        Path | None, typer.Option(help="Write a trace of one call here, and list what took long.")
+    ] = None,
+    device: Device = "auto",
+    amp: Amp = "auto",
+    config: ConfigFile = None,
+    overrides: Overrides = [],  # noqa: B006
+    json: Json = False,
+) -> None:
+    """Measure speed, memory and work of a model on this machine; without --weights it has random ones."""
+    from dinocore.benchmark import Case, measure
+    from dinocore.benchmark import profile as run_profile
+    from dinocore.presets import load_config
+    from dinocore.system.device import pick_device, pick_precision
+
+    from ..console import data, print_json, say
+    from ..weights_option import model_of
+
+    _check(ops, profile)
+    source, file = (preset, None) if weights is None else model_of(weights)
+    settings, place = load_config(source, overrides, config), pick_device(device)
+    pick_precision(amp, place)
+    case = Case(settings, _size(size), batch, train, ops, amp, place, objects, repeats, file)
+    found = measure(case, lambda done: say(f"{done} of {repeats}") if repeats > 1 and not json else None)
+    top = [] if profile is None else run_profile(case, profile)
+    name = weights or preset
+    facts = {
+        "weights" if weights else "preset": name,
+        "size": size,
+        "batch": batch,
+        "train": train,
+        "ops": ops,
+    }
+    if json:
+        operations = [{"name": name, "self_seconds": seconds, "calls": calls} for name, seconds, calls in top]
+        print_json(facts | found._asdict() | ({"operations": operations} if top else {}))
+        return
+    work = "training step" if train else "inference"
+    data.print(f"{name}, {work}, {batch} x {size}, {found.device}, {found.threads} threads, {found.precision}")
+    data.print(f"parameters   {found.parameters / 1e6:.1f} M")
+    data.print(f"work         {found.flops / 1e9:.1f} GFLOP (2 per multiply-add)")
+    data.print(f"latency      {found.latency_p50_s:.3f} s median, {found.latency_p90_s:.3f} s p90, {repeats} calls")
+    data.print(f"throughput   {found.images_per_s:.2f} images/s")
+    data.print(f"peak memory  {found.peak_memory_mb:.0f} MB")
+    for name, seconds, calls in top:
+        data.print(f"{seconds:9.4f} s  {calls:6} x  {name}")
+
+
+def _check(ops: str, profile: Path | None) -> None:
+    from dinocore.errors import ConfigError
+    from dinocore.system.files import check_writable
+
+    if ops not in ("auto", "reference"):
+        raise ConfigError(f"--ops {ops} is not known; choose auto or reference")
+    if profile is not None:
+        check_writable(profile.parent)
+
+
+def _size(text: str) -> tuple[int, int]:
+    from dinocore.errors import ConfigError
+
+    height, cross, width = text.lower().partition("x")
+    if not (cross and height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise ConfigError(f"--size {text} is not a size; write height x width, such as 800x1333")
+    return int(height), int(width)

@@ -1,0 +1,36 @@
+from typing import Annotated
+
+import typer
+
+from ..options import Json, Overrides
+
+
+def presets(
+    name: Annotated[str | None, typer.Argument(help="Print all settings of this one as TOML.")] = None,
+    overrides: Overrides = [],  # noqa: B006
+    json: Json = False,
+) -> None:
+    """List the presets, or print every setting of one."""
+    from rich.table import Table
+
+    from dinocore.presets import config_to_toml, list_presets, load_config, preset_title, reported_ap
+
+    from ..console import data, print_json, say
+
+    if name is not None:
+        config = load_config(name, overrides)
+        print_json(config.model_dump(mode="json")) if json else print(config_to_toml(config), end="")
+        return
+    if json:
+        print_json({preset: preset_title(preset) for preset in list_presets()})
+        return
+    table = Table(box=None, pad_edge=False, header_style="", padding=(0, 2, 0, 0))
+    for column in ("preset", "backbone", "levels", "epochs", "AP"):
+        table.add_column(column, justify="left" if column in ("preset", "backbone") else "right", overflow="fold")
+    for preset in sorted(list_presets(), key=lambda name: (name.startswith(("detrex-", "mmdet-")), name)):
+        config = load_config(preset)
+        backbone = config.model.backbone.removeprefix("timm/")
+        counts = str(config.model.num_levels), str(config.train.epochs)
+        table.add_row(f"[bold]{preset}[/]", backbone, *counts, reported_ap(preset) or "-")
+    data.print(table)
+    say("AP: on COCO val2017, as the authors of the recipe report it; `dino presets NAME` prints all settings.")

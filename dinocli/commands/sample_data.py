@@ -1,0 +1,37 @@
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dinocore.words import counted
+
+from ..options import Json
+
+
+def sample_data(
+    folder: Annotated[Path, typer.Argument(help="Folder to write to; it is made, and must be empty.")],
+    num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="Training and validation in all.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
+    size: Annotated[str, typer.Option(metavar="WxH", help="Of each picture in pixels.")] = "640x480",
+    json: Json = False,
+) -> None:
+    """Draw pictures of blood cells under a microscope, with exact boxes, in COCO layout."""
+    from dinocore.data.synthetic.sample import write_sample_data
+    from dinocore.errors import ConfigError
+
+    from ..console import print_json, say
+
+    width, cross, height = size.lower().partition("x")
+    if not (cross and width.isdigit() and height.isdigit()):
+        raise ConfigError(f"--size {size} is not a size; write it as 640x480")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "is not empty" if folder.is_dir() else "is a file"
+        raise ConfigError(f"{folder} {what}; name a folder that is new or empty")
+    summary = write_sample_data(folder, num_images, seed, (int(width), int(height)))
+    if json:
+        print_json({"folder": str(folder), "seed": seed} | summary._asdict())
+        return
+    objects = ", ".join(f"{count} {name}" for name, count in summary.objects.items())
+    pictures = f"{counted(summary.train_images, 'picture')} to train on and {summary.val_images} to evaluate on"
+    say(f"{pictures} in {folder}: {objects}")
+    say(f"next: dino train --data {folder}")

@@ -1,0 +1,55 @@
+"""Which weights a command uses: those that are named, else the newest run's, else the bundled ones."""
+
+from pathlib import Path
+
+from dinocore.config import Config
+from dinocore.predict import Detector, detector_from
+from dinocore.system.device import pick_device
+from dinocore.train.run.folder import find_run
+from dinocore.weights.fetch.locate import locate
+from dinocore.weights.file import BUNDLED, cast_note, load_weights, names_note
+
+from .console import say, warn
+from .progress import watching
+
+RUNS = Path("runs")
+
+
+def find_weights(given: str | None) -> Path:
+    """The file to load; which one it is and why is said on stderr, unless it was named itself.
+
+    Raises:
+        CheckpointError: there is no such file or name, or the folder that was named holds no weights.
+        EnvironmentFault: it cannot be fetched.
+    """
+    if given is not None:
+        with watching() as watch:
+            path = locate(given, watch)
+        if path != Path(given):
+            say(f"weights: {path}")
+        return path
+    run = find_run(RUNS)
+    if run is not None:
+        say(f"weights: {run / 'best.safetensors'} (the newest run)")
+        return run / "best.safetensors"
+    say("weights: the tiny model that comes with dino (blood cells); --weights FILE for others")
+    return BUNDLED
+
+
+def model_of(weights: str) -> tuple[Config, Path]:
+    """The settings of weights, and their file."""
+    path = find_weights(weights)
+    return load_weights(path).config, path
+
+
+def open_detector(weights: str | None, device: str, amp: str) -> tuple[Detector, Path]:
+    """Find, read and place a detector."""
+    place = pick_device(device)
+    path = find_weights(weights)
+    content = load_weights(path)
+    detector = detector_from(content, path, place, amp)
+    if note := cast_note(content.tensors, path):
+        say(f"{path}: {note}")
+    if note := names_note(content.categories):
+        warn(f"{path}: {note}")
+    return detector, path

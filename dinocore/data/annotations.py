@@ -1,0 +1,142 @@
+"""Annotations as a few numpy arrays, whatever their format: small, quick to check, and not copied by every worker."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..config import DataConfig
+from ..error_codes import ERROR
+from .findings import Findings
+from .formats.coco import read_coco
+from .formats.voc import read_voc
+from .formats.yolo import read_yolo
+from .split import Category, Split, Table
+from .validate import (
+    attached,
+    check_boxes,
+    compare_categories,
+    in_order,
+    known_sizes,
+    present_files,
+    renumbered,
+    report_orphans,
+    safe_names,
+    seen_sides,
+    unique_ids,
+    without_headings,
+)
+
+DEFAULTS = DataConfig()
+READERS: dict[str, Callable[[Split, Findings, DataConfig], Table]] = {
+    "coco": lambda split, findings, config: read_coco(split, findings),
+    "yolo": read_yolo,
+    "voc": read_voc,
+}
+
+
+class Annotations(NamedTuple):
+    """One split: I pictures by file name and their M objects, sorted by picture."""
+
+    file: Path
+    image_root: Path
+    categories: list[Category]  # class k of the model is categories[k]
+    image_ids: np.ndarray  # (I,) int64
+    file_names: np.ndarray  # (I,) fixed-length bytes, UTF-8
+    sizes: np.ndarray  # (I, 2) int64, width and height
+    starts: np.ndarray  # (I + 1,) int64, objects of picture i are [starts[i], starts[i + 1])
+    boxes: np.ndarray  # (M, 4) float64, x y width height in pixels, as written
+    labels: np.ndarray  # (M,) int64, index into categories; -1 for a category that the model does not know
+    area: np.ndarray  # (M,) float64
+    crowd: np.ndarray  # (M,) bool
+    notes: list[str]  # what a user should know: objects that training leaves out, unknown classes
+
+    def path(self, index: int) -> Path:
+        """The picture's file."""
+        return self.image_root / os.fsdecode(self.file_names[index])
+
+    def objects(self, index: int) -> slice:
+        """Which rows of boxes, labels, area and crowd belong to a picture."""
+        return slice(int(self.starts[index]), int(self.starts[index + 1]))
+
+    def owners(self) -> np.ndarray:
+        """The picture of each object, (M,)."""
+        return np.repeat(np.arange(len(self.image_ids)), np.diff(self.starts))
+
+    def trainable(self, min_size: float = 0.0) -> np.ndarray:
+        """Which objects can be learned from, (M,) bool: known, not a crowd, and enough of it within the picture."""
+        sides = seen_sides(self.boxes, self.sizes[self.owners()])
+        return (self.labels >= 0) & ~self.crowd & ((sides > 0) & (sides >= min_size)).all(1)
+
+
+def read_annotations(
+    split: Split, categories: Sequence[Category] | None = None, config: DataConfig = DEFAULTS
+) -> Annotations:
+    """Read and check the annotations of a split.
+
+    Args:
+        categories: those of the training annotations, which number the classes; None: these annotations' own.
+
+    Raises:
+        DataError: naming the file, the first offenders and how many there are.
+    """
+    findings = Findings(split.annotations)
+    annotations = survey_annotations(split, categories, config, findings)
+    findings.stop()
+    return annotations
+
+
+def survey_annotations(
+    split: Split, categories: Sequence[Category] | None, config: DataConfig, findings: Findings
+) -> Annotations:
+    """As `read_annotations`, but what is at fault becomes a finding and is left out.
+
+    Raises:
+        DataError: there is nothing to go on with.
+    """
+    table = unique_ids(READERS[split.format](split, findings, config), findings)
+    report_orphans(table, config, findings)
+    table, root = present_files(safe_names(table, findings), split, config, findings)
+    table, starts = in_order(attached(known_sizes(table, root, config, findings)))
+    if categories is not None and split.format != "coco":
+        table = renumbered(table, categories)
+    check_boxes(table, root, config, findings)
+    used = set(np.unique(table.kinds).tolist())
+    if categories is None:
+        categories = without_headings(table, findings)
+    else:
+        compare_categories(categories, table.categories, used, findings)
+    classes = {category.id: k for k, category in enumerate(categories)}
+    return Annotations(
+        file=split.annotations,
+        image_root=root,
+        categories=list(categories),
+        image_ids=table.image_ids,
+        file_names=np.array([os.fsencode(name) for name in table.file_names], dtype=np.bytes_),
+        sizes=table.sizes,
+        starts=starts,
+        boxes=table.boxes,
+        labels=np.array([classes.get(kind, -1) for kind in table.kinds.tolist()], dtype=np.int64),
+        area=np.where(np.isnan(table.area), table.boxes[:, 2] * table.boxes[:, 3], table.area),
+        crowd=table.crowd,
+        notes=[finding.text for finding in findings.found if finding.level != ERROR],
+    )
+
+
+def as_coco_dict(annotations: Annotations) -> dict[str, Any]:
+    """The annotations in COCO's own structure for pycocotools: complete, ids from 1, unknown classes left out."""
+    owners = annotations.image_ids[annotations.owners()]
+    ids = [category.id for category in annotations.categories]
+    keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
+    rows = zip(owners.tolist(), annotations.labels.tolist(), annotations.boxes.tolist(), annotations.area.tolist(),
+               annotations.crowd.astype(int).tolist(), strict=True)  # fmt: skip
+    known = [(owner, ids[label], *rest) for owner, label, *rest in rows if label >= 0]
+    images = zip(annotations.image_ids.tolist(), annotations.sizes.tolist(), strict=True)
+    return {
+        "info": {},
+        "images": [{"id": i, "width": width, "height": height} for i, (width, height) in images],
+        "categories": [category._asdict() for category in annotations.categories],
+        "annotations": [{"id": n} | dict(zip(keys, row, strict=True)) for n, row in enumerate(known, start=1)],
+    }

@@ -1,0 +1,136 @@
+"""Everything that can be known about a data set before a training: `dino check-data`."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...config import Config, DataConfig
+from ...error_codes import CODES, ERROR
+from ...errors import DataError
+from ..annotations import Annotations, survey_annotations
+from ..findings import Finding, Findings
+from ..formats.layout import find_layout
+from ..split import Category, Layout, Split
+from .contents import check_contents, check_unlisted
+from .duplicates import Shown, check_duplicates, near_pairs, same_files
+from .fitness import check_fitness
+from .scan import Facts, check_pictures, look_at
+from .statistics import statistics
+
+
+class CheckedSplit(NamedTuple):
+    """What was found in one split."""
+
+    split: Split
+    annotations: Annotations | None  # None: its files cannot be read at all
+    findings: Findings
+    numbers: dict[str, Any]
+
+
+class Checked(NamedTuple):
+    """What was found in a data set."""
+
+    folder: Path
+    layout: Layout
+    decoded: bool
+    splits: dict[str, CheckedSplit]
+    between: Findings  # about pictures of several splits
+    config: DataConfig  # by which pictures were read
+
+    def findings(self) -> list[tuple[str, Finding]]:
+        """All of them, errors first, each with its split."""
+        parts = {name: part.findings for name, part in self.splits.items()} | {"": self.between}
+        found = [(name, finding) for name, part in parts.items() for finding in part.found]
+        order = ["error", "warning", "note"]
+        return sorted(found, key=lambda pair: order.index(pair[1].level))
+
+    def counts(self) -> dict[str, int]:
+        """How many kinds of finding there are of each level."""
+        levels = [finding.level for _, finding in self.findings()]
+        return {f"{level}s": levels.count(level) for level in ("error", "warning", "note")}
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "folder": str(self.folder),
+            "layout": self.layout.kind,
+            "decoded": self.decoded,
+            **self.counts(),
+            "findings": [{"split": name or None} | finding.as_dict() for name, finding in self.findings()],
+            "splits": {
+                name: {"annotations": str(part.split.annotations)} | part.numbers for name, part in self.splits.items()
+            },
+        }
+
+
+class Looking(NamedTuple):
+    """How far the pictures of a split have been looked at."""
+
+    split: str
+    done: int
+    total: int
+
+
+def check_data(folder: Path, config: Config, decode: bool) -> Iterator[Looking | Checked]:
+    """Look at annotations, pictures and how they fit a model; the last thing that is yielded is what was found.
+
+    Raises:
+        DataError: there are no annotations to look at.
+    """
+    layout = find_layout(folder, config.data.follow_symlinks)
+    splits = _survey(layout, config)
+    seen: dict[str, list[Facts]] = {}
+    for name, part in splits.items():
+        if part.annotations is None:
+            continue
+        seen[name] = []
+        for facts in look_at(part.annotations, config.data, decode):
+            seen[name].append(facts)
+            yield Looking(name, len(seen[name]), len(part.annotations.image_ids))
+        check_pictures(part.annotations, seen[name], part.findings)
+    between = Findings(folder)
+    if layout.gap:
+        between.add("DATA-SPLIT", layout.gap, count=1)
+    _compare(splits, seen, between)
+    yield Checked(folder, layout, decode, splits, between, config.data)
+
+
+def _survey(layout: Layout, config: Config) -> dict[str, CheckedSplit]:
+    categories: list[Category] | None = None
+    splits = {}
+    for name, split in layout.splits().items():
+        findings, numbers = Findings(split.annotations), {}
+        try:
+            annotations = survey_annotations(split, categories, config.data, findings)
+            numbers = statistics(annotations)
+            categories = annotations.categories if categories is None else categories
+            check_contents(annotations, findings, name == "train")
+            if name == "train" and not annotations.trainable(config.data.min_box_size).any():
+                what = f"{len(annotations.image_ids)} pictures and no object to learn from"
+                findings.add("DATA-NOTHING", what, count=1)
+            check_fitness(annotations, config, findings)
+        except DataError as error:
+            annotations = None
+            what, code = error.what, error.code if error.code in CODES else "DATA"
+            findings.add(code, what, count=1, level=ERROR, fix=error.fix)
+        splits[name] = CheckedSplit(split, annotations, findings, numbers)
+    return splits
+
+
+def _compare(splits: dict[str, CheckedSplit], seen: dict[str, list[Facts]], between: Findings) -> None:
+    """Pictures that are there twice, and those that no split names."""
+    shown, facts, roots = [], [], {}
+    for name, found in seen.items():
+        annotations = splits[name].annotations
+        if annotations is not None:
+            once = {annotations.path(f.index): f for f in found}  # DATA-IMAGE-TWICE tells of the others
+            shown += [Shown(name, path) for path in once]
+            facts += once.values()
+            roots.setdefault(os.path.realpath(annotations.image_root), name)
+    check_duplicates(same_files(shown), near_pairs(shown, facts), between)
+    listed = {os.path.realpath(one.path) for one in shown}
+    for name in roots.values():
+        part = splits[name]
+        if part.annotations is not None:
+            check_unlisted(part.annotations, listed, part.findings)

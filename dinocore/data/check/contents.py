@@ -1,0 +1,109 @@
+"""What of a split's contents is odd although each value is right: boxes, classes, empty and unlisted pictures."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from ...words import counted
+from ..annotations import Annotations
+from ..findings import KEPT, Findings, Place, short_box
+from ..images import SUFFIXES
+from ..split import Category
+
+FEW = 10  # objects of a class
+DOT = 2  # pixels
+SAME = 0.9  # intersection over union from which on two boxes are one object
+
+
+def check_contents(annotations: Annotations, findings: Findings, is_training: bool) -> None:
+    """Findings about objects, classes and pictures that are each right, and odd all the same."""
+    _check_objects(annotations, findings)
+    _check_overlaps(annotations, findings)
+    if is_training:
+        _check_classes(annotations, findings)
+    empty = np.flatnonzero(np.diff(annotations.starts) == 0)
+    places = [Place(annotations.path(i).name, annotations.path(i)) for i in empty[:KEPT].tolist()]
+    findings.add("DATA-IMAGE-EMPTY", f"{counted(len(empty), 'picture')} without objects", places, len(empty))
+
+
+def check_unlisted(annotations: Annotations, listed: set[str], findings: Findings) -> None:
+    """Pictures below the picture folder that no split names."""
+    found = [path for path in _pictures_below(annotations.image_root) if os.path.realpath(path) not in listed]
+    places = [Place(os.path.relpath(path, annotations.image_root), Path(path)) for path in found[:KEPT]]
+    findings.add("DATA-IMAGE-UNLISTED", f"{counted(len(found), 'picture')} not in the annotations", places, len(found))
+
+
+def _check_objects(annotations: Annotations, findings: Findings) -> None:
+    owners, boxes, sizes = annotations.owners(), annotations.boxes, annotations.sizes
+
+    def places(which: np.ndarray) -> Iterable[Place]:
+        for i in which[:KEPT].tolist():
+            path = annotations.path(int(owners[i]))
+            yield Place(f"{path.name} {short_box(boxes[i])}", path, [boxes[i].tolist()])
+
+    beyond = np.any((boxes[:, :2] < 0) | (boxes[:, :2] + boxes[:, 2:] > sizes[owners]), axis=1)
+    partly = np.flatnonzero(beyond & annotations.trainable())
+    what = f"{len(partly)} of {len(boxes)} boxes reach beyond their picture, clipped for training"
+    findings.add("DATA-BOX-PARTLY", what, places(partly), len(partly))
+    dots = np.flatnonzero((boxes[:, 2:].max(1, initial=0) <= DOT) & annotations.trainable())
+    what = f"{len(dots)} of {len(boxes)} boxes have at most {DOT} x {DOT} pixels, as a click leaves them"
+    findings.add("DATA-BOX-DOT", what, places(dots), len(dots))
+    crowds = np.flatnonzero(annotations.crowd)
+    findings.add(
+        "DATA-CROWD",
+        f"{len(crowds)} crowd regions or difficult objects, ignored in training",
+        places(crowds),
+        len(crowds),
+    )
+
+
+def _check_overlaps(annotations: Annotations, findings: Findings) -> None:
+    """Pairs of boxes of a picture that are nearly the same: one object that was labelled twice."""
+    pairs: dict[str, list[Place]] = {"same": [], "other": []}
+    for index in np.flatnonzero(np.diff(annotations.starts) > 1).tolist():
+        rows = annotations.objects(index)
+        boxes, labels, crowd = annotations.boxes[rows], annotations.labels[rows], annotations.crowd[rows]
+        first, second = np.nonzero(np.triu(overlaps(boxes) >= SAME, 1) & ~crowd[:, None] & ~crowd)
+        for i, j in zip(first.tolist(), second.tolist(), strict=True):
+            path, kinds = annotations.path(index), [_name(annotations, labels[k]) for k in (i, j)]
+            text = f"{path.name} {kinds[0]} {short_box(boxes[i])} ~ {kinds[1]} {short_box(boxes[j])}"
+            kind = "same" if labels[i] == labels[j] else "other"
+            pairs[kind].append(Place(text, path, boxes[[i, j]].tolist()))
+    what = f"pairs of boxes overlap to {SAME:.0%} or more and have"
+    findings.add("DATA-BOX-TWICE", f"{len(pairs['same'])} {what} one class", pairs["same"])
+    findings.add("DATA-BOX-TWO-CLASSES", f"{len(pairs['other'])} {what} two classes", pairs["other"])
+
+
+def overlaps(boxes: np.ndarray) -> np.ndarray:
+    """Intersection over union of each two boxes, (n, 4) x y width height -> (n, n); 0 where a box has no size."""
+    low, high = boxes[:, None, :2], (boxes[:, :2] + boxes[:, 2:])[:, None]  # (n, 1, 2)
+    shared = (np.minimum(high, high.swapaxes(0, 1)) - np.maximum(low, low.swapaxes(0, 1))).clip(0).prod(2)
+    area = boxes[:, 2:].clip(0).prod(1)
+    return shared / np.maximum(area[:, None] + area - shared, 1e-9)
+
+
+def _check_classes(annotations: Annotations, findings: Findings) -> None:
+    counts = np.bincount(annotations.labels[annotations.trainable()], minlength=len(annotations.categories))
+    numbered: list[tuple[Category, int]] = list(zip(annotations.categories, counts.tolist(), strict=True))
+    findings.add("DATA-CLASS-UNUSED", "classes without an object", [c.name for c, count in numbered if not count])
+    few = [f"{c.name} {count}" for c, count in numbered if 0 < count < FEW]
+    findings.add("DATA-CLASS-RARE", f"classes with fewer than {FEW} objects", few)
+    names = [c.name for c in annotations.categories]
+    twice = [f"{name}: ids {', '.join(str(c.id) for c in annotations.categories if c.name == name)}"
+             for name in sorted(set(names)) if names.count(name) > 1]  # fmt: skip
+    findings.add("DATA-CLASS-NAME", "classes that have one name", twice)
+
+
+def _pictures_below(root: Path) -> list[str]:
+    return sorted(
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(root)
+        for name in names
+        if os.path.splitext(name)[1].lower() in SUFFIXES
+    )
+
+
+def _name(annotations: Annotations, label: int) -> str:
+    return annotations.categories[label].name if label >= 0 else "unknown"

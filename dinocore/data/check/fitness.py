@@ -1,0 +1,78 @@
+"""What a data set means for a model: queries, denoising, cells and anchors."""
+
+import numpy as np
+
+from ...config import Config
+from ...words import counted
+from ..annotations import Annotations
+from ..findings import KEPT, Findings, Place
+
+CELL_SHARE = 0.01  # of the objects, from which on it is worth a word
+ANCHOR_SHARE, ANCHOR_FACTOR = 0.05, 4.0
+FIRST_ANCHOR = 0.05  # side of the finest level's anchors, as a share of the picture
+
+
+def check_fitness(annotations: Annotations, config: Config, findings: Findings) -> None:
+    """Findings about a split and the model of a config."""
+    usable = annotations.trainable(config.data.min_box_size)
+    owners = annotations.owners()[usable]
+    counts = np.bincount(owners, minlength=len(annotations.image_ids))  # (I,)
+    _check_counts(annotations, counts, config, findings)
+    if not usable.any():
+        return
+    sizes = annotations.sizes[owners].astype(np.float64)
+    sides = annotations.boxes[usable, 2:]
+    scale = np.minimum(config.data.eval_scale / sizes.min(1), config.data.max_size / sizes.max(1))
+    cell = config.model.feature_strides[0]
+    _check_share(annotations, np.flatnonzero(usable)[(sides * scale[:, None]).max(1) < cell], len(owners), CELL_SHARE,
+                 "MODEL-CELL", f"are smaller than a cell ({cell} pixels) of the finest level", findings)  # fmt: skip
+    if config.model.queries != "static":
+        far = anchor_distance(sides / sizes, config.model.num_levels) > ANCHOR_FACTOR
+        _check_share(annotations, np.flatnonzero(usable)[far], len(owners), ANCHOR_SHARE, "MODEL-ANCHORS",
+                     f"are more than {ANCHOR_FACTOR:g} times wider, narrower, higher or lower than every anchor",
+                     findings)  # fmt: skip
+
+
+def anchor_distance(shares: np.ndarray, num_levels: int) -> np.ndarray:
+    """By what factor the sides of objects (M, 2) differ from those of the nearest anchor, (M,): 1 is equal."""
+    anchors = FIRST_ANCHOR * 2.0 ** np.arange(num_levels)
+    usable = anchors[anchors < 0.99]
+    ratio = shares[:, None, :] / usable[None, :, None]  # (M, L, 2)
+    return np.maximum(ratio, 1 / ratio).max(2).min(1)
+
+
+def _check_counts(annotations: Annotations, counts: np.ndarray, config: Config, findings: Findings) -> None:
+    model, denoising = config.model, config.model.denoising
+    limits = [
+        ("MODEL-QUERIES", model.num_queries, f"than the {model.num_queries} queries"),
+        ("MODEL-DETECTIONS", config.eval.max_dets, f"than the {config.eval.max_dets} detections that are kept"),
+    ]
+    if most := denoising.max_targets:
+        limits.append(("MODEL-DENOISING", most, f"than the {most} that denoising takes at once"))
+    for code, limit, what in limits:
+        over = np.flatnonzero(counts > limit)
+        over = over[np.argsort(-counts[over], kind="stable")]
+        places = [Place(f"{annotations.path(i).name}: {counts[i]}", annotations.path(i)) for i in over[:KEPT].tolist()]
+        findings.add(code, f"{counted(len(over), 'picture')} with more objects {what}", places, len(over))
+
+
+def _check_share(
+    annotations: Annotations, which: np.ndarray, total: int, least: float, code: str, what: str, findings: Findings
+) -> None:
+    if len(which) < least * total:
+        return
+    owners = annotations.owners()[which]
+    pictures, counts = np.unique(owners, return_counts=True)
+    places = [
+        Place(
+            f"{annotations.path(i).name}: {count}", annotations.path(i), annotations.boxes[which[owners == i]].tolist()
+        )
+        for i, count in _spread_over(list(zip(pictures.tolist(), counts.tolist(), strict=True)))
+    ]
+    share = f"{len(which)} of {total} objects ({len(which) / total:.0%}), in {counted(len(pictures), 'picture')},"
+    findings.add(code, f"{share} {what}", places, len(pictures))
+
+
+def _spread_over(rows: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """At most KEPT rows, evenly from first to last."""
+    return [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(KEPT, len(rows))).round().astype(int))]

@@ -1,0 +1,242 @@
+"""A repaired copy of COCO annotations, and every change that was made; nothing is guessed, the rest is said again."""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pycocotools import mask
+
+from ...config import DataConfig
+from ...errors import DataError
+from ..formats.coco import is_area, is_crowd, is_number, is_side
+from ..images import image_size
+from ..split import Fence, stays_inside
+
+Rows = list[dict[str, Any]]
+
+
+class Change(NamedTuple):
+    """One change of one row; `row` counts from 0 in the file that was read."""
+
+    table: str
+    row: int
+    id: Any
+    change: str
+    before: Any = None
+    after: Any = None
+
+
+class Repair:
+    """Works on a parsed file in place, table by table."""
+
+    def __init__(self, document: Any, root: Path, folder: Path, config: DataConfig):
+        self.document = document if isinstance(document, dict) else {}
+        self.root = root
+        self.fence = Fence(folder, config.follow_symlinks)
+        self.config = config
+        self.changes: list[Change] = []
+        self.renumbered: dict[str, dict[str, int]] = {"images": {}, "categories": {}, "annotations": {}}  # texts as ids
+
+    def run(self) -> tuple[dict[str, Any], list[Change]]:
+        """The document, repaired, and what was changed."""
+        images = [(n, row) for n, row in self._rows("images") if self._image(n, row)]
+        images = self._numbered("images", images)
+        kinds = [(n, row) for n, row in self._rows("categories") if self._category(n, row)]
+        kinds = self._numbered("categories", kinds, one_each=True)
+        sizes: dict[int, tuple[int, int]] = {row["id"]: (row["width"], row["height"]) for _, row in images}
+        known = {row["id"] for _, row in kinds}
+        objects = [(n, row) for n, row in self._rows("annotations") if self._object(n, row, sizes, known)]
+        objects = self._numbered("annotations", objects)
+        tables = {"images": images, "categories": kinds, "annotations": objects}
+        return self.document | {name: [row for _, row in rows] for name, rows in tables.items()}, self.changes
+
+    def _say(self, table: str, row: int, entry: Any, change: str, before: Any = None, after: Any = None) -> bool:
+        """Write a change down; False, so that a row can be dropped with it."""
+        name = entry.get("id") if isinstance(entry, dict) else None
+        self.changes.append(Change(table, row, _plain(name), change, _plain(before), _plain(after)))
+        return False
+
+    def _rows(self, table: str) -> list[tuple[int, dict[str, Any]]]:
+        rows = self.document.get(table)
+        if not isinstance(rows, list):
+            self._say(table, -1, None, "no list, made empty")
+            rows = []
+        for n, row in enumerate(rows):
+            if not isinstance(row, dict):
+                self._say(table, n, row, "dropped: not an object", row)
+        return [(n, row) for n, row in enumerate(rows) if isinstance(row, dict)]
+
+    def _whole(self, table: str, n: int, row: dict[str, Any], key: str) -> bool:
+        """Make an id a whole number, where that is what was meant."""
+        value = row.get(key)
+        if type(value) is int and abs(value) < 2**63:
+            return True
+        number = _as_number(value)
+        if number is None or number % 1:
+            return False
+        self._say(table, n, row, f"`{key}` made a whole number", value, int(number))
+        row[key] = int(number)
+        return True
+
+    def _image(self, n: int, row: dict[str, Any]) -> bool:
+        name = row.get("file_name")
+        if not isinstance(name, str) or not name:
+            return self._say("images", n, row, "dropped: no `file_name`", name)
+        if not stays_inside(name.replace("\\", "/")):
+            own = last_part(name)  # of a path on another machine
+            if self.fence.look(f"{self.root}/{own}") != "ok":
+                return self._say("images", n, row, "dropped: no `file_name` within the data folder", name)
+            self._say("images", n, row, "`file_name` made that of the picture in the folder", name, own)
+            name = row["file_name"] = own
+        if (state := self.fence.look(f"{self.root}/{name.replace(chr(92), '/')}")) != "ok":
+            why = "there is no such file" if state == "missing" else "a link leads out of the data folder"
+            return self._say("images", n, row, f"dropped: {why}", name)
+        if not all(is_side(row.get(key)) for key in ("width", "height")):
+            try:
+                size = image_size(self.root / name.replace("\\", "/"), self.config)
+            except DataError as error:
+                return self._say("images", n, row, f"dropped: {error.what}", name)
+            self._say("images", n, row, "size read from the file", (row.get("width"), row.get("height")), size)
+            row["width"], row["height"] = size
+        return True
+
+    def _category(self, n: int, row: dict[str, Any]) -> bool:
+        if not (self._whole("categories", n, row, "id") or isinstance(row.get("id"), str)):
+            return self._say("categories", n, row, "dropped: no id", row.get("id"))
+        if not isinstance(row.get("name"), str):
+            self._say("categories", n, row, "named", row.get("name"), str(row.get("name") or f"class {row['id']}"))
+            row["name"] = str(row.get("name") or f"class {row['id']}")
+        return True
+
+    def _object(self, n: int, row: dict[str, Any], sizes: dict[int, tuple[int, int]], known: set[int]) -> bool:
+        for key, table, ids in (("image_id", "images", sizes), ("category_id", "categories", known)):
+            before = row.get(key)
+            if isinstance(before, str) and before in self.renumbered[table]:
+                row[key] = self.renumbered[table][before]
+                self._say("annotations", n, row, f"`{key}` as renumbered", before, row[key])
+            elif not self._whole("annotations", n, row, key) or row[key] not in ids:
+                return self._say("annotations", n, row, f"dropped: unknown `{key}`", row.get(key))
+        box = row.get("bbox")
+        values = _four_numbers(box)
+        if values is None and (values := extent(row.get("segmentation"))) is not None:
+            self._say("annotations", n, row, "`bbox` made the extent of its `segmentation`", box, values)
+            box = row["bbox"] = values
+        if values is None:
+            return self._say("annotations", n, row, "dropped: `bbox` is not four finite numbers", box)
+        if min(values[2:]) <= 0:
+            return self._say("annotations", n, row, "dropped: no width or height", box)
+        clipped = _clip(values, sizes[row["image_id"]])
+        if min(clipped[2:]) <= 0:
+            return self._say("annotations", n, row, "dropped: outside its picture", box)
+        self._fill(n, row, clipped)
+        return True
+
+    def _fill(self, n: int, row: dict[str, Any], box: list[float]) -> None:
+        """The box as it is to be, and what goes with it."""
+        changed = box != row["bbox"]
+        if changed:
+            self._say("annotations", n, row, "box clipped to its picture", row["bbox"], box)
+            row["bbox"] = box
+        if changed or not is_area(row.get("area")):
+            self._say("annotations", n, row, "`area` made width x height", row.get("area"), box[2] * box[3])
+            row["area"] = box[2] * box[3]
+        if row.get("iscrowd") not in (0, 1):
+            crowd = int(is_crowd(row.get("iscrowd")))
+            self._say("annotations", n, row, "`iscrowd` filled in", row.get("iscrowd"), crowd)
+            row["iscrowd"] = crowd
+
+    def _numbered(
+        self, table: str, rows: list[tuple[int, dict[str, Any]]], one_each: bool = False
+    ) -> list[tuple[int, dict[str, Any]]]:
+        """Give every row an id of its own; the first of equal ids keeps it, its objects stay with it."""
+        taken: set[int] = set()
+        kept, late = [], []
+        for n, row in rows:
+            whole = self._whole(table, n, row, "id")
+            if whole and row["id"] not in taken and (row["id"] or table != "annotations"):
+                taken.add(row["id"])
+                kept.append((n, row))
+            elif whole and one_each:
+                self._say(table, n, row, "dropped: its id is taken", row["id"])
+            else:
+                late.append((n, row))
+        free = max(taken, default=0) + 1
+        for number, (n, row) in enumerate(late, start=free):
+            before = row.get("id")
+            self._say(table, n, row, "renumbered", before, number)
+            row["id"] = number
+            if isinstance(before, str):
+                self.renumbered[table].setdefault(before, number)
+        return sorted(kept + late, key=lambda pair: pair[0])
+
+
+def last_part(name: str) -> str:
+    """The file's own name, whatever system the path is of."""
+    return name.replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def likely_root(document: Any, roots: Sequence[Path]) -> Path | None:
+    """The folder that has one of the first pictures by its own name."""
+    rows = document.get("images") if isinstance(document, dict) else None
+    names = [row.get("file_name") for row in (rows if isinstance(rows, list) else [])[:20] if isinstance(row, dict)]
+    own = [last_part(name) for name in names if isinstance(name, str) and stays_inside(last_part(name))]
+    return next((root for root in roots if any(os.path.lexists(root / name) for name in own)), None)
+
+
+def _clip(box: list[float], size: tuple[int, int]) -> list[float]:
+    x0, y0 = max(box[0], 0), max(box[1], 0)
+    x1, y1 = min(box[0] + box[2], size[0]), min(box[1] + box[3], size[1])
+    inside = (x0, y0, x1) == (box[0], box[1], box[0] + box[2]) and y1 == box[1] + box[3]
+    return box if inside else [x0, y0, x1 - x0, y1 - y0]
+
+
+def _four_numbers(box: Any) -> list[float] | None:
+    numbers = [_as_number(v) for v in box] if isinstance(box, list) and len(box) == 4 else []
+    values = [v for v in numbers if v is not None]
+    return values if len(values) == 4 else None
+
+
+def extent(segmentation: Any) -> list[float] | None:
+    """The box, x y width height, of COCO's polygons or run lengths; None of anything else."""
+    if isinstance(segmentation, dict):
+        return _extent_of_runs(segmentation)
+    if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
+        return None
+    if not all(is_number(v) for polygon in segmentation for v in polygon):
+        return None
+    xs, ys = ([v for polygon in segmentation for v in polygon[start::2]] for start in (0, 1))
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)] if len(ys) > 2 else None
+
+
+def _extent_of_runs(runs: dict[str, Any]) -> list[float] | None:
+    size, counts = runs.get("size"), runs.get("counts")
+    if not (isinstance(size, list) and len(size) == 2 and all(map(is_side, size))):
+        return None
+    height, width = map(int, size)
+    encoded: Any = {"size": [height, width], "counts": counts}
+    try:
+        if isinstance(counts, list):
+            encoded = mask.frPyObjects(encoded, height, width)
+        box = mask.toBbox(encoded).tolist()
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        return None
+    return box if all(map(is_number, box)) else None
+
+
+def _as_number(value: Any) -> float | None:
+    """A finite number, also one that is written as text."""
+    if isinstance(value, str):
+        try:
+            value = float(value) if not value.strip().lstrip("+-").isdigit() else int(value)
+        except ValueError:
+            return None
+    return value if is_number(value) and math.isfinite(value) else None
+
+
+def _plain(value: Any) -> Any:
+    """What can be written as JSON, and is not long."""
+    if isinstance(value, int | float) and math.isfinite(value) and abs(value) < 2**63:
+        return value
+    return None if value is None else str(value)[:200]

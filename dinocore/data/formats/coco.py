@@ -1,0 +1,234 @@
+"""A COCO file as a Table: every value is looked at, what cannot be used is a finding and left out."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import msgspec
+import numpy as np
+
+from ...errors import DataError
+from ..findings import Findings
+from ..split import Category, Split, Table
+
+EXAMPLE = """write a file such as
+  {"images": [{"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}],
+   "categories": [{"id": 1, "name": "cell"}],
+   "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 20, 30, 40]}]}
+  where bbox is x, y, width, height in pixels"""
+
+
+class ImageRow(msgspec.Struct, gc=False):
+    """A row of `images`; values are not yet looked at."""
+
+    id: Any = None
+    file_name: Any = None
+    width: Any = None
+    height: Any = None
+
+
+class CategoryRow(msgspec.Struct, gc=False):
+    """A row of `categories`."""
+
+    id: Any = None
+    name: Any = None
+    supercategory: Any = None
+
+
+class ObjectRow(msgspec.Struct, gc=False):
+    """A row of `annotations`. Outlines, by far the most of a COCO file, are skipped."""
+
+    id: Any = None
+    image_id: Any = None
+    category_id: Any = None
+    bbox: Any = None
+    area: Any = None
+    iscrowd: Any = None
+
+
+class CocoFile(msgspec.Struct, gc=False):
+    """The three lists."""
+
+    images: list[ImageRow] | None = None
+    categories: list[CategoryRow] | None = None
+    annotations: list[ObjectRow] | None = None
+
+
+ROWS = {"images": ImageRow, "categories": CategoryRow, "annotations": ObjectRow}
+REQUIRED = {"images": ("id", "file_name"), "categories": ("id", "name"),
+            "annotations": ("image_id", "category_id", "bbox")}  # fmt: skip
+
+
+def read_coco(split: Split, findings: Findings) -> Table:
+    """
+    Raises:
+        DataError: the file is no JSON, or not COCO's.
+    """
+    content = _decode(split.annotations, findings)
+    images = _complete(content.images or [], "images", findings)
+    categories = _complete(content.categories or [], "categories", findings)
+    _name_all(content.annotations or [], findings)
+    objects = _complete(content.annotations or [], "annotations", findings)
+    images, image_ids = _ids(images, "id", "images", findings)
+    categories, category_ids = _ids(categories, "id", "categories", findings)
+    objects, owners = _ids(objects, "image_id", "annotations", findings)
+    objects, kinds, owners = _ids(objects, "category_id", "annotations", findings, owners)
+    objects, boxes, owners, kinds = _boxes(objects, owners, kinds, findings)
+    _note_what_is_left_out(images, objects, findings)
+    written = [row.area for row in objects]
+    return Table(
+        categories=[Category(i, str(row.name)) for i, row in zip(category_ids.tolist(), categories, strict=True)],
+        headings=frozenset(str(r.supercategory) for r in categories if r.supercategory and r.supercategory != r.name),
+        image_ids=image_ids,
+        file_names=[str(row.file_name) for row in images],
+        sizes=np.array([_size(row) for row in images], dtype=np.int64).reshape(-1, 2),
+        owners=owners,
+        kinds=kinds,
+        boxes=boxes,
+        area=np.array([a if is_area(a) else np.nan for a in written], dtype=np.float64),
+        crowd=np.array([is_crowd(row.iscrowd) for row in objects], dtype=bool),
+        name=_namer(objects),
+    )
+
+
+def parse_json(file: Path) -> Any:
+    """
+    Raises:
+        DataError: it cannot be read or is not JSON, with the place of the first fault.
+    """
+    try:
+        return json.loads(file.read_bytes())  # bytes: a byte order mark and UTF-16 are understood
+    except json.JSONDecodeError as error:
+        cut = error.msg.startswith("Unterminated") or error.pos >= len(error.doc) - len("-Infinity")
+        where = f"line {error.lineno}, column {error.colno} of {file.stat().st_size} bytes"
+        what = f"not valid JSON: {error.msg.removesuffix(' at')} at {where}" + (
+            ", where the file looks cut off" if cut else ""
+        )
+        raise DataError(what, code="DATA-JSON", where=file) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"it cannot be read: {error}", code="DATA-FILE", where=file) from error
+
+
+def _decode(file: Path, findings: Findings) -> CocoFile:
+    """By msgspec, or, where it refuses, by json, which takes NaN and other encodings and names the place of a fault."""
+    try:
+        content = msgspec.json.decode(file.read_bytes(), type=CocoFile)
+        if None not in (content.images, content.categories, content.annotations):
+            return content
+    except (OSError, ValueError, RecursionError):
+        pass
+    document = parse_json(file)
+    if not isinstance(document, dict):
+        raise _not_coco("its top level is not an object with `images`, `annotations` and `categories`", file)
+    if missing := [f"`{key}`" for key in ROWS if not isinstance(document.get(key), list)]:
+        raise _not_coco(f"it has no list {', '.join(missing)}", file)
+    return CocoFile(**{key: [_row(row, kind) for row in document[key]] for key, kind in ROWS.items()})
+
+
+def _not_coco(what: str, file: Path) -> DataError:
+    return DataError(what, code="DATA-KEYS", where=file, fix=EXAMPLE)
+
+
+def _row(row: Any, kind: type) -> Any:
+    return kind(**{key: row.get(key) for key in kind.__struct_fields__}) if isinstance(row, dict) else kind()
+
+
+def _complete(rows: list, table: str, findings: Findings) -> list:
+    """Rows that have what a row needs."""
+    bad: set[int] = set()
+    for key in REQUIRED[table]:
+        missing = [i for i, row in enumerate(rows) if getattr(row, key) is None]
+        findings.add("DATA-ENTRY", f"entries of `{table}` without `{key}` (counted from 0)", map(str, missing),
+                     len(missing))  # fmt: skip
+        bad.update(missing)
+    return [row for i, row in enumerate(rows) if i not in bad] if bad else rows
+
+
+def _name_all(objects: Sequence[ObjectRow], findings: Findings) -> None:
+    """Ids of objects may be anything, but each only once: pycocotools loses the others without a word."""
+    ids = [row.id for row in objects if isinstance(row.id, int | str)]
+    for i, row in enumerate(objects):
+        if row.id is None:
+            row.id = f"number {i}"
+    if len(set(ids)) < len(ids):
+        twice = [str(value) for value, count in Counter(ids).items() if count > 1]
+        findings.add("DATA-ID-TWICE", "ids that appear more than once in `annotations`", twice)
+
+
+def _ids(rows: list, key: str, table: str, findings: Findings, *others: np.ndarray) -> tuple:
+    """Rows whose `key` is a whole number, these numbers (rows,) int64, and what else belongs to the rows; 1.0 is 1."""
+    values = [getattr(row, key) for row in rows]
+    good = None
+    if not set(map(type, values)) <= {int} or (values and max(map(abs, values)) >= 2**63):
+        good = np.array([is_number(v) and v % 1 == 0 for v in values], dtype=bool)
+        wrong = [f"{values[i]!r:.40} in entry {i}" for i in np.flatnonzero(~good).tolist()]
+        findings.add("DATA-ID", f"`{key}` in `{table}` that is not a whole number (entries counted from 0)", wrong)
+        rows, values = ([x for x, fine in zip(column, good, strict=True) if fine] for column in (rows, values))
+    numbers = np.array([int(v) for v in values] if good is not None else values, dtype=np.int64)
+    return rows, numbers, *(other if good is None else other[good] for other in others)
+
+
+def _boxes(rows: list[ObjectRow], owners: np.ndarray, kinds: np.ndarray, findings: Findings) -> tuple:
+    """Rows whose box is four finite numbers, the boxes (rows, 4) float64, and what else belongs to the rows."""
+    values = [row.bbox for row in rows]
+    if set(map(type, values)) <= {list} and set(map(len, values)) <= {4}:
+        numbers = list(chain.from_iterable(values))
+        if set(map(type, numbers)) <= {int, float} and all(-(2**63) < v < 2**63 for v in numbers):  # False for NaN
+            return rows, np.array(numbers, dtype=np.float64).reshape(-1, 4), owners, kinds
+    good = np.array([_four(v) and all(map(is_number, v)) for v in values], dtype=bool)
+    name = _namer(rows)
+    wrong = {i: f"{name(i)}: {str(values[i])[:60]}" for i in np.flatnonzero(~good).tolist()}
+    infinite = [i for i in wrong if _four(values[i]) and all(type(v) in (int, float) for v in values[i])]
+    what = "annotations whose `bbox` is not four finite numbers"
+    findings.add("DATA-BOX-NAN", what, [wrong[i] for i in infinite])
+    findings.add("DATA-BOX", what, [text for i, text in wrong.items() if i not in infinite])
+    boxes = np.array([v for v, fine in zip(values, good, strict=True) if fine], dtype=np.float64).reshape(-1, 4)
+    return [row for row, fine in zip(rows, good, strict=True) if fine], boxes, owners[good], kinds[good]
+
+
+def _note_what_is_left_out(images: list[ImageRow], objects: list[ObjectRow], findings: Findings) -> None:
+    sizes = sum(not all(_size(row)) for row in images)
+    area, crowd = sum(not is_area(row.area) for row in objects), sum(row.iscrowd is None for row in objects)
+    left_out = [
+        (sizes, f"`width` and `height` of {sizes} pictures (read from the files)"),
+        (area, f"`area` of {area} objects (width x height)"),
+        (crowd, f"`iscrowd` of {crowd} objects (0)"),
+    ]
+    if said := [text for count, text in left_out if count]:
+        findings.add("DATA-FILLED", "filled in", said)
+
+
+def _size(row: ImageRow) -> tuple[int, int]:
+    good = all(is_side(side) for side in (row.width, row.height))
+    return (int(row.width), int(row.height)) if good else (0, 0)
+
+
+def _four(box: Any) -> bool:
+    return isinstance(box, list) and len(box) == 4
+
+
+def _namer(rows: Sequence[ObjectRow]) -> Callable[[int], str]:
+    return lambda i: f"annotation {str(rows[i].id)[:40]}"
+
+
+def is_side(value: Any) -> bool:
+    """Whether a picture can be as wide or high as that; 640.0 is 640."""
+    return is_number(value) and value % 1 == 0 and 0 < value < 2**31
+
+
+def is_area(value: Any) -> TypeGuard[float]:
+    """Whether an object can have that area."""
+    return is_number(value) and value >= 0
+
+
+def is_crowd(value: Any) -> bool:
+    """1 and true, also written as text; "0" is no crowd."""
+    return value == 1 or (isinstance(value, str) and value.strip().lower() in ("1", "true"))
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Finite, and nothing that Python only takes for a number; 2**63 is more than any picture or id needs."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63

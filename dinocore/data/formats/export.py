@@ -1,0 +1,172 @@
+"""Write a data set as COCO, YOLO or Pascal VOC: boxes, classes, crowds and pictures; outlines are not kept."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+import yaml
+
+from ...errors import EnvironmentFault
+from ...system.files import to_json, write_text
+from ..annotations import Annotations, as_coco_dict
+
+ELSEWHERE = "free some space, or name another folder"
+KINDS = ("coco", "yolo", "voc")
+
+
+class Written(NamedTuple):
+    """One picture that was written, of how many; and what could not be said in that format."""
+
+    done: int
+    total: int
+    lost_crowds: int
+
+
+class Entry(NamedTuple):
+    """A picture of a split and its name in the new data set."""
+
+    split: str
+    annotations: Annotations
+    index: int
+    name: str  # with its suffix; no other has the same without
+
+
+def write_dataset(splits: dict[str, tuple[Annotations, str]], kind: str, out: Path, link: bool) -> Iterator[Written]:
+    """Write splits, each with the format that it was read from, to the new folder `out`, pictures first.
+
+    Args:
+        link: give pictures another name on the disk (a hard link) instead of copying them.
+
+    Raises:
+        EnvironmentFault: the disk is full or `out` cannot be written.
+    """
+    entries = list(_entries({name: annotations for name, (annotations, _) in splits.items()}, kind))
+    folders = {"coco": "{}2017", "yolo": "images/{}", "voc": "JPEGImages"}
+    lost = 0
+    for done, entry in enumerate(entries, start=1):
+        _place(entry.annotations.path(entry.index), out / folders[kind].format(entry.split) / entry.name, link)
+        if kind == "yolo":
+            lost += _write_labels(entry, out)
+        elif kind == "voc":
+            _write_xml(entry, out)
+        yield Written(done, len(entries), lost)
+    if kind == "coco":
+        for name, (annotations, source) in splits.items():
+            names = [e.name for e in entries if e.split == name]
+            text = to_json(coco_document(annotations, source, names), separators=(",", ":"))
+            write_text(out / "annotations" / f"instances_{name}2017.json", text)
+    else:
+        classes = [c.name for c in next(iter(splits.values()))[0].categories]
+        _finish_yolo(list(splits), classes, out) if kind == "yolo" else _finish_voc(entries, classes, out)
+
+
+def coco_document(annotations: Annotations, source: str, names: list[str] | None = None) -> dict[str, Any]:
+    """All of it in COCO's structure; YOLO's classes, which begin at 0, get ids from 1."""
+    document = as_coco_dict(annotations)
+    shift = 1 if source == "yolo" else 0
+    for image, name in zip(document["images"], names or _names(annotations), strict=True):
+        image["file_name"] = name
+    for category in document["categories"]:
+        category["id"] += shift
+    for row in document["annotations"]:
+        row["category_id"] += shift
+    return document
+
+
+def _names(annotations: Annotations) -> list[str]:
+    return [os.fsdecode(name) for name in annotations.file_names]
+
+
+def _entries(splits: dict[str, Annotations], kind: str) -> Iterator[Entry]:
+    """Every picture; VOC has one folder for all splits, and YOLO and VOC know a picture by its name without suffix."""
+    taken: set[str] = set()
+    for split, annotations in splits.items():
+        for index, name in enumerate(_names(annotations)):
+            stem, suffix = os.path.splitext(name.replace("/", "_") if kind == "voc" else name)
+            stem = stem if kind == "voc" else stem.removeprefix(f"images/{split}/")
+            here = "" if kind == "voc" else f"{split}/"
+            free, number = stem, 1
+            while here + free in taken:
+                free, number = f"{stem}-{split}{number}", number + 1
+            taken.add(here + free)
+            yield Entry(split, annotations, index, free + suffix)
+
+
+def _write(path: Path, text: str) -> None:
+    """A small file; what makes the folder a data set is written last, and with care."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text.encode())
+    except OSError as error:
+        raise EnvironmentFault(f"{path} cannot be written: {error.strerror or error}", fix=ELSEWHERE) from error
+
+
+def _place(source: Path, target: Path, link: bool) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if link:
+            os.link(os.path.realpath(source), target)
+        else:
+            shutil.copyfile(source, target)
+    except OSError as error:
+        raise EnvironmentFault(f"{target} cannot be written: {error.strerror or error}", fix=ELSEWHERE) from error
+
+
+def _write_labels(entry: Entry, out: Path) -> int:
+    """YOLO's lines, with all digits that a number needs; how many crowds were left out."""
+    annotations, rows = entry.annotations, entry.annotations.objects(entry.index)
+    size = annotations.sizes[entry.index].astype(np.float64)
+    boxes, crowd = annotations.boxes[rows], annotations.crowd[rows]
+    shares = np.concatenate([(boxes[:, :2] + boxes[:, 2:] / 2) / size, boxes[:, 2:] / size], 1)[~crowd]
+    labels = annotations.labels[rows][~crowd].tolist()
+    lines = [" ".join(map(repr, [k, *row])) + "\n" for k, row in zip(labels, shares.tolist(), strict=True)]
+    _write(out / "labels" / entry.split / Path(entry.name).with_suffix(".txt"), "".join(lines))
+    return int(crowd.sum())
+
+
+def _finish_yolo(splits: list[str], classes: list[str], out: Path) -> None:
+    content = {split: f"images/{split}" for split in splits} | {"nc": len(classes), "names": classes}
+    write_text(out / "data.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def _write_xml(entry: Entry, out: Path) -> None:
+    """VOC's description, its pixels counted from 1; a crowd is `difficult`."""
+    annotations = entry.annotations
+    width, height = annotations.sizes[entry.index].tolist()
+    size = {"width": width, "height": height, "depth": 3}
+    root = ElementTree.Element("annotation")
+    _fill(root, {"folder": "JPEGImages", "filename": entry.name, "size": size, "segmented": 0})
+    rows = annotations.objects(entry.index)
+    labels, boxes = annotations.labels[rows].tolist(), annotations.boxes[rows].tolist()
+    for label, (x, y, w, h), crowd in zip(labels, boxes, annotations.crowd[rows], strict=True):
+        corners = {"xmin": _short(x + 1), "ymin": _short(y + 1), "xmax": _short(x + w), "ymax": _short(y + h)}
+        content = {"name": annotations.categories[label].name, "pose": "Unspecified", "truncated": 0}
+        _fill(ElementTree.SubElement(root, "object"), content | {"difficult": int(crowd), "bndbox": corners})
+    ElementTree.indent(root)
+    text = ElementTree.tostring(root, encoding="unicode") + "\n"
+    _write(out / "Annotations" / Path(entry.name).with_suffix(".xml"), text)
+
+
+def _finish_voc(entries: list[Entry], classes: list[str], out: Path) -> None:
+    for split in dict.fromkeys(entry.split for entry in entries):
+        names = [Path(entry.name).stem for entry in entries if entry.split == split]
+        write_text(out / "ImageSets" / "Main" / f"{split}.txt", "".join(f"{name}\n" for name in names))
+    lines = ["# label:color_rgb:parts:actions\n", *(f"{name}:::\n" for name in classes)]
+    write_text(out / "labelmap.txt", "".join(lines))
+
+
+def _fill(element: ElementTree.Element, content: dict[str, Any]) -> None:
+    for key, value in content.items():
+        child = ElementTree.SubElement(element, key)
+        if isinstance(value, dict):
+            _fill(child, value)
+        else:
+            child.text = str(value)
+
+
+def _short(value: float) -> str:
+    return str(int(value)) if value % 1 == 0 else repr(value)

@@ -1,0 +1,102 @@
+"""`dataset.toml`: a data set that says where everything is.
+
+    format = "coco"                      # coco, yolo or voc
+    [train]
+    annotations = "labels/train.json"    # COCO: a file; VOC: a folder of XML files; YOLO: none
+    images = "pictures/train"            # a folder; YOLO's labels are where `images` reads `labels`
+    list = "train.txt"                   # VOC: names; optional
+    [val]                                # and [test]; optional
+
+For YOLO and VOC, `names = ["a", "b"]` are the classes in order (VOC: optional); for VOC `first_pixel` is 1 or 0.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ...errors import DataError
+from ..split import Fence, Layout, Split
+from .voc import overview
+
+NAME = "dataset.toml"
+
+
+class Part(BaseModel):
+    """Where one split is."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    annotations: str = ""
+    images: str
+    list: str = ""
+
+
+class Manifest(BaseModel):
+    """The whole file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    format: Literal["coco", "yolo", "voc"]
+    names: list[str] = []
+    first_pixel: Literal[0, 1] | None = None
+    train: Part
+    val: Part | None = None
+    test: Part | None = None
+
+
+def find_manifest(folder: Path, fence: Fence) -> Layout | None:
+    """
+    Raises:
+        DataError: there is a dataset.toml that cannot be used.
+    """
+    file = folder / NAME
+    if not file.is_file():
+        return None
+    manifest = _read(fence.check(file))
+    parts = {name: part for name in ("train", "val", "test") if (part := getattr(manifest, name)) is not None}
+    for name, part in parts.items():
+        _check(name, part, manifest, folder, file)
+    classes, first = tuple(manifest.names), manifest.first_pixel
+    if manifest.format == "voc":
+        folders = [folder / part.annotations for part in parts.values()]
+        known, seen = overview(folders, classes, Fence(folder, True))  # what the file names is trusted
+        classes, first = known, seen if first is None else first
+    splits = {name: _split(part, manifest.format, classes, first, folder, file) for name, part in parts.items()}
+    return Layout(f"{NAME}, {manifest.format}", splits["train"], splits.get("val"), splits.get("test"))
+
+
+def _split(part: Part, kind: str, classes: tuple[str, ...], first: int | None, folder: Path, file: Path) -> Split:
+    images = folder / part.images
+    listing = (images,) if kind == "yolo" else (folder / part.list,) if part.list else ()
+    annotations = file if kind == "yolo" else folder / part.annotations
+    inside = images.resolve().is_relative_to(folder.resolve())  # or else the file says so, and it is trusted
+    return Split(annotations, [images], kind, folder if inside else images.parent, listing, classes, first)
+
+
+def _check(name: str, part: Part, manifest: Manifest, folder: Path, file: Path) -> None:
+    if not (folder / part.images).is_dir():
+        raise _bad(f"[{name}] images = {part.images!r} is not a folder", file)
+    if manifest.format == "yolo":
+        if not manifest.names:
+            raise _bad("YOLO's classes have no names in the labels; `names` is missing", file)
+        if part.annotations:
+            raise _bad(f"[{name}] annotations: YOLO's labels are beside the pictures or in `labels`", file)
+    elif not part.annotations or not (folder / part.annotations).exists():
+        raise _bad(f"[{name}] annotations = {part.annotations!r} does not exist", file)
+    if part.list and not (manifest.format == "voc" and (folder / part.list).is_file()):
+        raise _bad(f"[{name}] list = {part.list!r} is not a list of VOC names", file)
+
+
+def _read(file: Path) -> Manifest:
+    try:
+        content: dict[str, Any] = tomllib.loads(file.read_bytes().decode())
+        return Manifest(**content)
+    except ValidationError as error:
+        said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+        raise _bad(said, file) from None
+    except (OSError, ValueError) as error:
+        raise _bad(f"it cannot be read: {error}", file) from None
+
+
+def _bad(what: str, file: Path) -> DataError:
+    return DataError(what, code="DATA-MANIFEST", where=file)

@@ -1,0 +1,208 @@
+"""Pascal VOC: an XML file per picture. Its corners count pixels, the first one as 1, the last one included.
+
+Source: the VOC development kit (http://host.robots.ox.ac.uk/pascal/VOC/). Others count from 0, and data in which any
+corner is 0 are taken so. Where no box touches the left or top edge nobody can tell; that is said. An object marked
+`difficult` is a crowd region to us: ignored in training.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+from xml.parsers import expat
+
+import numpy as np
+
+from ...config import DataConfig
+from ..findings import Findings
+from ..images import SUFFIXES
+from ..split import WORDS, Category, Fence, Layout, Split, Table, layout_of
+
+SETS = "ImageSets/Main"
+FOLDERS = (("Annotations", "JPEGImages"), ("Annotations", "images"), ("annotations", "images"), ("", ""))
+
+
+class Bndbox(NamedTuple):
+    """An object as the file has it."""
+
+    name: str
+    corners: tuple[float, ...]  # xmin ymin xmax ymax
+    difficult: bool
+
+
+class Described(NamedTuple):
+    """One XML file."""
+
+    file_name: str
+    size: tuple[int, int]  # 0, 0: not said
+    objects: list[Bndbox]
+
+
+def find_voc(folder: Path, fence: Fence) -> Layout | None:
+    """VOC's own folders, or XML files beside pictures, in the folder itself or in `train/`, `valid/`, `test/`."""
+    if inner := sorted(p for p in [*folder.glob("VOC20*"), *folder.glob("VOCdevkit/VOC20*")] if p.is_dir()):
+        folder = inner[0] if len(inner) == 1 else folder
+    for xml, pictures in FOLDERS:
+        if (folder / pictures).is_dir() and next((folder / xml).glob("*.xml"), None):
+            return _devkit(folder, folder / xml, folder / pictures, fence)
+    if next((folder / "train").glob("*.xml"), None):
+        return _beside(folder, fence)
+    return None
+
+
+def _devkit(folder: Path, xml: Path, pictures: Path, fence: Fence) -> Layout | None:
+    classes, first = overview([xml], _ordered_names(folder / "labelmap.txt", fence), fence)
+    lists = {name: folder / SETS / f"{name}.txt" for name in ("train", "trainval", "val", "test")}
+    made = {
+        name: Split(xml, [pictures], "voc", folder, (fence.check(file),), classes, first)
+        for name, file in lists.items() if file.is_file()
+    }  # fmt: skip
+    if both := made.pop("trainval", None):
+        made.setdefault("train", both)
+    return layout_of("Pascal VOC", made or {"train": Split(xml, [pictures], "voc", folder, (), classes, first)})
+
+
+def _beside(folder: Path, fence: Fence) -> Layout | None:
+    there = {name: [folder / word for word in words if (folder / word).is_dir()] for name, words in WORDS.items()}
+    folders = {name: found[0] for name, found in there.items() if found}
+    classes, first = overview(list(folders.values()), _ordered_names(folder / "labelmap.txt", fence), fence)
+    made = {name: Split(path, [path], "voc", folder, (), classes, first) for name, path in folders.items()}
+    return layout_of("Roboflow VOC", made)
+
+
+def overview(folders: list[Path], order: Sequence[str], fence: Fence) -> tuple[tuple[str, ...], int | None]:
+    """The classes of all files, those of `order` first and the others by name; and how the first pixel is counted.
+
+    Returns:
+        names, and 0, 1, or None where no box begins in the first column or row.
+    """
+    names, least = set(), np.inf
+    for file in (file for folder in folders for file in folder.glob("*.xml")):
+        try:
+            objects = describe(file).objects if fence.look(str(file)) == "ok" else []
+        except (OSError, ValueError):
+            continue  # said when the split is read
+        names |= {found.name for found in objects}
+        least = min([least, *(min(found.corners[:2]) for found in objects)])
+    return (*order, *sorted(names - set(order))), 0 if least < 1 else 1 if least < 2 else None
+
+
+def _ordered_names(labelmap: Path, fence: Fence) -> list[str]:
+    """CVAT's labelmap.txt, `name:color:parts:actions` a line, or none; `background` is no class."""
+    if not labelmap.is_file():
+        return []
+    lines = fence.check(labelmap).read_text("utf-8", errors="replace").splitlines()
+    names = [line.split(":")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+    return [name for name in names if name != "background"]
+
+
+def read_voc(split: Split, findings: Findings, config: DataConfig) -> Table:
+    """Every XML file of the split; pictures are numbered from 1 by name, classes from 1."""
+    root = split.image_roots[0]
+    fence = Fence(split.folder or split.annotations, config.follow_symlinks)
+    names, sizes, owners, objects, places = [], [], [], [], []
+    for file in _files(split, findings):
+        if (looked := fence.look(str(file))) != "ok":
+            code = "DATA-PATH-ESCAPE" if looked == "escape" else "DATA-XML"
+            findings.add(code, "XML files that are missing or lead out of the data folder", [file.name])
+            continue
+        try:
+            described = describe(file)
+        except (OSError, ValueError) as error:
+            findings.add("DATA-XML", "XML files that cannot be read", [f"{file.name}: {error}"])
+            continue
+        names.append(_picture(described.file_name, file, root))
+        sizes.append(described.size)
+        for found in described.objects:
+            owners.append(len(names))
+            objects.append(found)
+            places.append(f"{file.name} {found.name} {len(places)}")
+    numbers = {name: n for n, name in enumerate(split.classes, start=1)}
+    corners = np.array([found.corners for found in objects], dtype=np.float64).reshape(-1, 4)
+    corners[:, :2] -= _first_pixel(split, len(corners), findings, config)
+    return Table(
+        categories=[Category(n, name) for name, n in numbers.items()],
+        headings=frozenset(),
+        image_ids=np.arange(1, len(names) + 1),
+        file_names=names,
+        sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
+        owners=np.array(owners, dtype=np.int64),
+        kinds=np.array([numbers.get(found.name, 0) for found in objects], dtype=np.int64),
+        boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1),
+        area=np.full(len(objects), np.nan),
+        crowd=np.array([found.difficult for found in objects], dtype=bool),
+        name=lambda i: places[i],
+    )
+
+
+def _first_pixel(split: Split, num_boxes: int, findings: Findings, config: DataConfig) -> int:
+    """How corners count: as asked, as the data show, or as VOC does."""
+    if config.voc_first_pixel != "auto":
+        return config.voc_first_pixel
+    if split.first_pixel is None and num_boxes:
+        what = "no box touches the left or top edge, which would show whether pixels count from 0 or 1; taken as from 1"
+        findings.add("DATA-VOC-ORIGIN", what, count=1)
+    return 1 if split.first_pixel is None else split.first_pixel
+
+
+def describe(file: Path) -> Described:
+    """
+    Raises:
+        OSError, ValueError: the file cannot be read, or says nothing that we understand.
+    """
+    root = parse_xml(file.read_bytes())
+    objects = []
+    for found in root.iter("object"):
+        box = found.find("bndbox")
+        if box is None:
+            raise ValueError(f"object {len(objects) + 1} has no bndbox")
+        corners = tuple(float(box.findtext(key) or "nan") for key in ("xmin", "ymin", "xmax", "ymax"))
+        if not np.isfinite(corners).all():
+            raise ValueError(f"object {len(objects) + 1} has corners {corners}")
+        name = (found.findtext("name") or "").strip()
+        objects.append(Bndbox(name, corners, (found.findtext("difficult") or "0").strip() == "1"))
+    sides = [float(root.findtext(f"size/{key}") or 0) for key in ("width", "height")]
+    good = all(0 < side < 2**31 and side % 1 == 0 for side in sides)
+    return Described(
+        (root.findtext("filename") or "").strip(), (int(sides[0]), int(sides[1])) if good else (0, 0), objects
+    )
+
+
+def parse_xml(content: bytes) -> ElementTree.Element:
+    """XML without document type declarations, which VOC doesn't use and with which a small file can fill the memory.
+
+    Raises:
+        ValueError: it is not well formed, or declares something.
+    """
+
+    def refuse(*_: object) -> None:
+        raise ValueError("it has a document type declaration, which is refused")
+
+    builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
+    parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = builder.data, refuse
+    try:
+        parser.Parse(content, True)
+        return builder.close()
+    except (expat.ExpatError, LookupError, AssertionError) as error:
+        raise ValueError(str(error)) from None
+
+
+def _files(split: Split, findings: Findings) -> list[Path]:
+    """All of the folder, or those that a list names: the first word of each line."""
+    if not split.listing:
+        return sorted(split.annotations.glob("*.xml"))
+    lines = [line.split() for line in split.listing[0].read_text("utf-8", errors="replace").splitlines()]
+    stems = [words[0] for words in lines if words]
+    unsafe = [stem for stem in stems if "/" in stem or "\\" in stem or "\0" in stem]
+    findings.add("DATA-PATH-ESCAPE", f"names in {split.listing[0].name} that lead out of the folder", unsafe)
+    return [split.annotations / f"{stem}.xml" for stem in stems if stem not in unsafe]
+
+
+def _picture(said: str, file: Path, root: Path) -> str:
+    """The picture's name: as said, if it is there; or else that of the XML file with a picture's suffix."""
+    said = Path(said.replace("\\", "/")).name if "\0" not in said else ""
+    if said and (root / said).is_file():
+        return said
+    there = (f"{file.stem}{suffix}" for suffix in sorted(SUFFIXES) if (root / f"{file.stem}{suffix}").is_file())
+    return next(there, said or f"{file.stem}.jpg")

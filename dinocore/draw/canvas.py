@@ -1,0 +1,192 @@
+"""A drawing as a list of shapes, written as PNG or as SVG: what both show is the same by construction.
+
+A colour is a pair: in light and in dark surroundings. PNG is light; SVG follows the reader's preference.
+"""
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from textwrap import wrap
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw
+
+from .fonts import letters
+
+Color = tuple[str, str]  # light and dark, "#rrggbb"
+
+PAGE, INK, SOFT = ("#FFFFFF", "#16181C"), ("#222222", "#ECECEC"), ("#555555", "#B4B4B4")
+FOCUS = ("#D55E00", "#FFB26B")
+TIP_SIZE, TIP_LETTERS = 22, 84  # of words that show up beside what they explain: letters' height, letters of a line
+STYLE = """
+svg.sheet text { font-family: system-ui, "Segoe UI", Helvetica, Arial, sans-serif; pointer-events: none }
+svg.sheet line { pointer-events: none }
+svg.sheet .spot { outline: none } svg.sheet .spot .hit { fill-opacity: 0; stroke: none }
+svg.sheet .words { display: none; pointer-events: none }
+svg.sheet .spot:hover .words, svg.sheet .spot:focus .words { display: inline }
+"""
+NIGHT = "@media screen and (prefers-color-scheme: dark) {\nRULES\n}\n"
+PLACES = (  # light; dark where the reader prefers it and the page around doesn't say otherwise; where the page says so
+    ("svg.sheet", "RULES\n"),
+    (':is(svg.sheet:root, :root:not([data-theme="light"]) svg.sheet)', NIGHT),
+    (':root[data-theme="dark"] svg.sheet', "@media screen {\nRULES\n}\n"),
+)
+
+
+class Rect(NamedTuple):
+    """A filled rectangle, its outline inside of it."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    fill: Color | None
+    outline: Color | None = None
+
+
+class Line(NamedTuple):
+    """A straight line."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    color: Color
+    width: int = 1
+
+
+class Text(NamedTuple):
+    """Words; anchored left, middle or right (l, m, r), and at their base line or middle (s, m)."""
+
+    x: float
+    y: float
+    text: str
+    size: int
+    color: Color = INK
+    anchor: str = "ls"
+
+
+class Tip(NamedTuple):
+    """Words that show up while the pointer is over a place or the keyboard is at it; a PNG has none."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    words: Sequence[str]
+
+
+Shape = Rect | Line | Text | Tip
+
+
+class Sheet(NamedTuple):
+    """A finished drawing."""
+
+    width: int
+    height: int
+    shapes: Sequence[Shape]
+
+
+def mix(one: Color, other: Color, share: float) -> Color:
+    """From `one` at 0 to `other` at 1."""
+    light, dark = (_mix(a, b, share) for a, b in zip(one, other, strict=True))
+    return light, dark
+
+
+def _mix(one: str, other: str, share: float) -> str:
+    pairs = zip(bytes.fromhex(one[1:]), bytes.fromhex(other[1:]), strict=True)
+    return "#" + "".join(f"{round(a + share * (b - a)):02X}" for a, b in pairs)
+
+
+def to_image(sheet: Sheet) -> Image.Image:
+    """In light colours."""
+    image = Image.new("RGB", (sheet.width, sheet.height), PAGE[0])
+    draw = ImageDraw.Draw(image)
+    for shape in sheet.shapes:
+        if isinstance(shape, Rect):
+            fill, outline = (color and color[0] for color in (shape.fill, shape.outline))
+            corner = (shape.x + shape.width - 1, shape.y + shape.height - 1)
+            draw.rectangle((shape.x, shape.y, *corner), fill, outline)
+        elif isinstance(shape, Line):
+            draw.line((shape.x0, shape.y0, shape.x1, shape.y1), shape.color[0], shape.width)
+        elif isinstance(shape, Text):
+            draw.text(
+                (shape.x, shape.y), shape.text, shape.color[0], letters(shape.size, shape.text), anchor=shape.anchor
+            )
+    return image
+
+
+def to_svg(sheet: Sheet, title: str) -> str:
+    """A file of its own, or a part of a page."""
+    whole = [Rect(0, 0, sheet.width, sheet.height, PAGE), *sheet.shapes]
+    body = "\n".join(_element(shape, number, sheet) for number, shape in enumerate(whole))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="sheet" viewBox="0 0 {sheet.width} {sheet.height}" '
+        f'role="group" aria-label="{escape(title)}">\n<style>{STYLE}{_colors(whole)}</style>\n{body}\n</svg>\n'
+    )
+
+
+def _colors(shapes: Sequence[Shape]) -> str:
+    """A class for each colour that occurs, named after it: drawings of one page may share them."""
+    used = sorted({color for shape in shapes for color in _used(shape)} | {PAGE, INK, FOCUS})
+    light, dark = (
+        [f".f{_name(c)} {{ fill: {c[way]} }} .s{_name(c)} {{ stroke: {c[way]} }}" for c in used] for way in (0, 1)
+    )
+    return "".join(
+        _scoped(where, around, [*colors, f":is(.spot:hover, .spot:focus) .hit {{ stroke: {focus}; stroke-width: 4 }}"])
+        for (where, around), colors, focus in zip(PLACES, (light, dark, dark), (*FOCUS, FOCUS[1]), strict=True)
+    )
+
+
+def _scoped(where: str, around: str, rules: Sequence[str]) -> str:
+    return around.replace("RULES", "\n".join(f"{where} {rule}" for rule in rules))
+
+
+def _used(shape: Shape) -> Iterator[Color]:
+    values = (value for value in shape if isinstance(value, tuple))
+    yield from (value for value in values if len(value) == 2)
+
+
+def _name(color: Color) -> str:
+    return "".join(color).replace("#", "")
+
+
+def _element(shape: Shape, number: int, sheet: Sheet) -> str:
+    if isinstance(shape, Tip):
+        return _tip(shape, number, sheet)
+    if isinstance(shape, Line):
+        ends = " ".join(f'{name}="{value:g}"' for name, value in zip(("x1", "y1", "x2", "y2"), shape[:4], strict=True))
+        return f'<line {ends} class="s{_name(shape.color)}" stroke-width="{shape.width}"/>'
+    if isinstance(shape, Text):
+        anchor = {"l": "start", "m": "middle", "r": "end"}[shape.anchor[0]]
+        y = shape.y + (0.35 * shape.size if shape.anchor[1] == "m" else 0)
+        place = f'x="{shape.x:g}" y="{y:g}" font-size="{shape.size}" text-anchor="{anchor}"'
+        return f'<text {place} class="f{_name(shape.color)}">{escape(shape.text)}</text>'
+    inset = 0.5 if shape.outline else 0
+    place = (
+        f'x="{shape.x + inset:g}" y="{shape.y + inset:g}" '
+        f'width="{shape.width - 2 * inset:g}" height="{shape.height - 2 * inset:g}"'
+    )
+    stroke = f" s{_name(shape.outline)}" if shape.outline else ""
+    fill = f'class="f{_name(shape.fill)}{stroke}"' if shape.fill else f'fill="none" class="{stroke.strip()}"'
+    return f'<rect {place} {fill} shape-rendering="crispEdges"/>'
+
+
+def _tip(tip: Tip, number: int, sheet: Sheet) -> str:
+    """The place, and above it, or below where there is no room, its words."""
+    lines = [part for words in tip.words for part in wrap(words, TIP_LETTERS, subsequent_indent="    ")]
+    height = round(1.35 * TIP_SIZE * len(lines) + TIP_SIZE)
+    width = min(sheet.width - 20, round(0.56 * TIP_SIZE * max(map(len, lines), default=0)) + 40)
+    top = tip.y - height - 8 if tip.y - height - 8 >= 0 else min(tip.y + tip.height + 8, sheet.height - height)
+    left = min(max(10.0, tip.x), sheet.width - width - 10)
+    indents = [len(line) - len(line.lstrip()) for line in lines]
+    rows = "".join(
+        f'<text x="{left + 20 + 11 * indent:g}" y="{top + 1.35 * TIP_SIZE * (n + 1):g}" font-size="{TIP_SIZE}" '
+        f'class="f{_name(INK)}">{escape(line.strip())}</text>'
+        for n, (line, indent) in enumerate(zip(lines, indents, strict=True))
+    )
+    return (
+        f'<g class="spot" tabindex="0" role="img" aria-labelledby="words{number}">'
+        f'<rect class="hit" x="{tip.x:g}" y="{tip.y:g}" width="{tip.width:g}" height="{tip.height:g}"/>'
+        f'<g class="words" id="words{number}"><rect x="{left:g}" y="{top:g}" width="{width}" height="{height}" rx="8" '
+        f'class="f{_name(PAGE)} s{_name(INK)}" stroke-width="2"/>{rows}</g></g>'
+    )

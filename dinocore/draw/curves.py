@@ -1,0 +1,84 @@
+"""A run's `metrics.jsonl` as a picture: the loss and its parts by step, and average precision by epoch."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image, ImageDraw
+
+from .boxes import PALETTE
+from .fonts import letters
+
+WIDTH, HEIGHT = 1500, 620
+MARGIN = 90
+POINTS = 200  # of a curve; more are averaged
+
+
+class Curve(NamedTuple):
+    """A line of a plot."""
+
+    name: str
+    points: list[tuple[float, float]]
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The lines of steps and those of evaluations."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if "loss" in row], [row for row in rows if "AP" in row]
+
+
+def draw_curves(metrics: Path) -> Image.Image:
+    """Two plots side by side: losses over steps at the left, AP over epochs at the right."""
+    steps, evaluations = read_metrics(metrics)
+    losses = [Curve("all", _thin([(row["step"], row["loss"]) for row in steps]))]
+    for kind in ("matching", "denoising", "proposals"):
+        points = [(row["step"], sum(v for k, v in row.items() if k.startswith(f"{kind}/"))) for row in steps]
+        if any(value for _, value in points):
+            losses.append(Curve(kind, _thin(points)))
+    scores = [Curve(name, [(row["epoch"], row[name]) for row in evaluations]) for name in ("AP50", "AP", "AP75")]
+    image = Image.new("RGB", (WIDTH, HEIGHT), "white")
+    top = max((y for curve in losses for _, y in curve.points), default=1.0)
+    _plot(image, 0, "loss by optimizer step", losses, _round_up(top))
+    _plot(image, WIDTH // 2, "average precision by epoch", scores, 1.0)
+    return image
+
+
+def _plot(image: Image.Image, left: int, title: str, curves: Sequence[Curve], top: float) -> None:
+    canvas = ImageDraw.Draw(image)
+    font, large = letters(20), letters(26)
+    x0, x1, y0, y1 = left + MARGIN, left + WIDTH // 2 - 40, HEIGHT - 70, MARGIN
+    right = max((x for curve in curves for x, _ in curve.points), default=1.0)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return x0 + (x1 - x0) * x / right, y0 + (y1 - y0) * y / top
+
+    canvas.text((x0, 22), title, fill="black", font=large)
+    for i in range(5):
+        x, y = right * i / 4, top * i / 4
+        canvas.line([place(0, y), place(right, y)], fill="#DDDDDD", width=1)
+        canvas.text((x0 - 12, place(0, y)[1]), f"{y:g}", fill="black", font=font, anchor="rm")
+        canvas.text((place(x, 0)[0], y0 + 14), f"{x:.0f}", fill="black", font=font, anchor="mt")
+    canvas.line([(x0, y1), (x0, y0), (x1, y0)], fill="black", width=2)
+    legend = x0
+    for curve, color in zip(curves, PALETTE, strict=False):
+        places = [place(*point) for point in curve.points]
+        if len(places) > 1:
+            canvas.line(places, fill=color, width=3, joint="curve")
+        for x, y in places if len(places) <= 50 else ():
+            canvas.ellipse((x - 4, y - 4, x + 4, y + 4), fill=color)
+        canvas.rectangle((legend, 64, legend + 22, 72), fill=color)
+        canvas.text((legend + 30, 68), curve.name, fill="black", font=font, anchor="lm")
+        legend += 56 + round(font.getlength(curve.name))
+
+
+def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Averages of neighbours, so that at most POINTS are left."""
+    size = -(-len(points) // POINTS)
+    chunks = [points[i : i + size] for i in range(0, len(points), size)] if points else []
+    return [(chunk[-1][0], sum(y for _, y in chunk) / len(chunk)) for chunk in chunks]
+
+
+def _round_up(value: float) -> float:
+    """To the next number that is easy to divide by four."""
+    return next((top for top in (1, 2, 4, 8, 12, 20, 40, 80, 120, 200, 400, 800) if top >= value), value)

@@ -1,0 +1,88 @@
+"""Panels of a figure: a part of a picture, faded so that marks stand out, and text that stays readable on it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw, ImageEnhance
+
+from .fonts import letters
+
+FINE = 2  # panels are drawn this many times larger and then reduced, for smooth lines
+INK, PAPER, GREY = "#222222", "#FFFFFF", "#8A8A8A"
+OUTSIDE = "#CFCFCF"  # what is not in the picture
+
+Corners = tuple[float, float, float, float]
+
+
+class Panel(NamedTuple):
+    """A drawing of a region of a picture; places are given in the picture's pixels."""
+
+    image: Image.Image  # FINE times as large as it will be
+    canvas: ImageDraw.ImageDraw
+    region: Corners
+    scale: float
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """Where a pixel of the picture lies in the panel."""
+        return (x - self.region[0]) * self.scale, (y - self.region[1]) * self.scale
+
+    def box(self, xyxy: Sequence[float], color: str, width: float = 2, halo: bool = False) -> None:
+        """Outline a box, if asked with a white edge."""
+        (x0, y0), (x1, y1) = self.at(*xyxy[:2]), self.at(*xyxy[2:])
+        (x0, x1), (y0, y1), line = sorted((x0, x1)), sorted((y0, y1)), round(width * FINE)  # noise may swap corners
+        if halo:
+            edge = (x0 - FINE, y0 - FINE, x1 + FINE, y1 + FINE)
+            self.canvas.rectangle(edge, outline=PAPER, width=line + 2 * FINE)
+        self.canvas.rectangle((x0, y0, x1, y1), outline=color, width=line)
+
+    def dot(self, x: float, y: float, radius: float, color: str, opacity: float) -> None:
+        """A disc with a thin white edge; radius in pixels of the figure, opacity from 0 to 1."""
+        (x, y), r = self.at(x, y), radius * FINE
+        if -2 * r < x < self.image.width + 2 * r and -2 * r < y < self.image.height + 2 * r:
+            alpha = round(255 * opacity)
+            shape = (x - r, y - r, x + r, y + r)
+            self.canvas.ellipse(shape, fill=f"{color}{alpha:02x}", outline=f"#FFFFFF{alpha:02x}", width=FINE // 2)
+
+    def finished(self) -> Image.Image:
+        """The panel in its own size."""
+        return self.image.reduce(FINE)
+
+
+def open_panel(picture: Image.Image, region: Corners, size: tuple[int, int], fade: float = 0.35) -> Panel:
+    """A panel of `size` (width, height) that shows `region` of the picture, which may reach beyond it.
+
+    Args:
+        fade: how far the picture is taken to white; its colours lose as much.
+    """
+    width, height = (FINE * side for side in size)
+    scale = width / (region[2] - region[0])
+    whole = Image.new("RGB", (width, height), OUTSIDE)
+    inside = (max(0, int(region[0])), max(0, int(region[1])),
+              min(picture.width, int(region[2]) + 1), min(picture.height, int(region[3]) + 1))  # fmt: skip
+    if inside[0] < inside[2] and inside[1] < inside[3]:
+        part = picture.convert("RGB").crop(inside)
+        part = ImageEnhance.Color(part).enhance(1 - fade)
+        part = Image.blend(part, Image.new("RGB", part.size, PAPER), fade)
+        fitted = max(1, round(part.width * scale)), max(1, round(part.height * scale))
+        part = part.resize(fitted, Image.Resampling.BICUBIC)
+        whole.paste(part, (round((inside[0] - region[0]) * scale), round((inside[1] - region[1]) * scale)))
+    return Panel(whole, ImageDraw.Draw(whole, "RGBA"), region, scale)
+
+
+def whole_panel(picture: Image.Image, most: tuple[int, int], fade: float = 0.35) -> Panel:
+    """A panel with the whole picture, as large as fits into `most` (width, height)."""
+    scale = min(most[0] / picture.width, most[1] / picture.height)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return open_panel(picture, (0, 0, picture.width, picture.height), size, fade)
+
+
+def legend(
+    sheet: ImageDraw.ImageDraw, left: int, top: int, entries: Sequence[tuple[str, str]], size: int = 18
+) -> int:  # fmt: skip
+    """Squares of a colour and what they mean, in one row from (left, top); where the row ends."""
+    font = letters(size)
+    for text, color in entries:
+        sheet.rectangle((left, top + 3, left + size - 4, top + size - 1), fill=color)
+        sheet.text((left + size + 2, top + size / 2 + 1), text, fill=INK, font=font, anchor="lm")
+        left += round(font.getlength(text)) + 2 * size + 8
+    return left

@@ -1,0 +1,130 @@
+"""Sampling points over the picture: one panel per head, colour by level, size and opacity by weight."""
+
+import math
+
+import torch
+from PIL import Image, ImageDraw
+
+from ...draw.boxes import PALETTE
+from ...draw.figure import GREY, INK, PAPER, Corners, legend, open_panel, whole_panel
+from ...draw.fonts import letters
+from .attention import Attention
+
+GAP = 20
+CELL = (380, 285)  # width and height of a head's panel
+LARGEST = 16  # radius of the heaviest point
+SHOWN = 0.9  # of the weight is in the heads' panels; the whole picture has all of it
+
+
+def draw_attention(picture: Image.Image, seen: Attention, head: int | None = None) -> Image.Image:
+    """The whole picture with every head's points, and beside it each head, or the one that is asked for, enlarged."""
+    heads = list(range(len(seen.weights))) if head is None else [head]
+    rows = max(1, round(math.sqrt(len(heads) / 2)))
+    columns = math.ceil(len(heads) / rows)
+    cell = CELL if len(heads) > 1 else (2 * CELL[0], 2 * CELL[1])
+    step = cell[1] + 56
+    body = rows * step
+    overview = _overview(picture, seen, heads, (560, body - 56))
+    sheet = Image.new("RGB", (3 * GAP + overview.width + columns * (cell[0] + GAP), 64 + body + 48), PAPER)
+    canvas = ImageDraw.Draw(sheet)
+    title = _title(seen)
+    canvas.text((GAP, GAP), title, fill=INK, font=letters(26, title))
+    canvas.text((GAP, 64), "whole picture", fill=INK, font=letters(20))
+    sheet.paste(overview, (GAP, 94))
+    region = _region(seen, heads, cell)
+    for n, m in enumerate(heads):
+        left, top = 2 * GAP + overview.width + n % columns * (cell[0] + GAP) + GAP, 64 + n // columns * step
+        canvas.text((left, top), f"head {m}", fill=INK, font=letters(20))
+        sheet.paste(_panel(picture, seen, m, region, cell), (left, top + 30))
+        _level_bar(canvas, seen, m, (left, top + 30 + cell[1] + 3), cell[0])
+    _explain(canvas, seen, heads, (GAP, 64 + body + 10))
+    return sheet
+
+
+def _title(seen: Attention) -> str:
+    if seen.part == "encoder":
+        x, y = seen.center
+        return f"encoder layer {seen.layer}, the token of level {seen.level} at {x:.0f}, {y:.0f}"
+    return f"decoder layer {seen.layer}, query {seen.index}: {seen.label} {seen.score:.2f}"
+
+
+def _region(seen: Attention, heads: list[int], cell: tuple[int, int]) -> Corners:
+    """What the heads' panels show: the box, and around the centre as much as holds most of the weight."""
+    center = torch.tensor(seen.center)
+    away = (seen.points[heads].flatten(0, 2) - center).abs()  # (n, 2)
+    away = torch.maximum(away[:, 0], away[:, 1] * cell[0] / cell[1])  # half the width that shows a point
+    order = away.argsort()
+    held = seen.weights[heads].flatten()[order].cumsum(0) / len(heads)
+    half = float(away[order][min(int((held < SHOWN).sum()), len(order) - 1)])
+    if seen.box is not None:
+        half = max(half, (seen.box[2] - seen.box[0]) / 2, (seen.box[3] - seen.box[1]) / 2 * cell[0] / cell[1])
+    half = max(1.15 * half, 0.03 * max(seen.size))
+    (x, y), high = seen.center, half * cell[1] / cell[0]
+    return x - half, y - high, x + half, y + high
+
+
+def _panel(picture: Image.Image, seen: Attention, head: int, region: Corners, cell: tuple[int, int]) -> Image.Image:
+    panel = open_panel(picture, region, cell)
+    if seen.box is not None:
+        panel.box(seen.box, INK, 2, halo=True)
+    else:
+        _cross(panel, seen)
+    _points(panel, seen, [head], LARGEST)
+    return panel.finished()
+
+
+def _overview(picture: Image.Image, seen: Attention, heads: list[int], most: tuple[int, int]) -> Image.Image:
+    panel = whole_panel(picture, most, 0.3)
+    _points(panel, seen, heads, LARGEST / 3)
+    if seen.box is not None:
+        panel.box(seen.box, INK, 2, halo=True)
+    else:
+        _cross(panel, seen)
+    return panel.finished()
+
+
+def _cross(panel, seen: Attention) -> None:
+    x, y = panel.at(*seen.center)
+    for color, width in ((PAPER, 9), (INK, 4)):
+        panel.canvas.line((x - 20, y, x + 20, y), fill=color, width=width)
+        panel.canvas.line((x, y - 20, x, y + 20), fill=color, width=width)
+
+
+def _points(panel, seen: Attention, heads: list[int], largest: float) -> None:
+    """The heaviest first, so that light ones lie on them."""
+    most = float(seen.weights.max())
+    levels = seen.weights.shape[1]
+    dots = [
+        (float(weight), *places, level)
+        for m in heads
+        for level in range(levels)
+        for weight, places in zip(seen.weights[m, level], seen.points[m, level].tolist(), strict=True)
+    ]
+    for weight, x, y, level in sorted(dots, reverse=True):
+        share = weight / most
+        color = PALETTE[level % len(PALETTE)]
+        panel.dot(x, y, max(1.8, largest * math.sqrt(share)), color, 0.3 + 0.6 * math.sqrt(share))
+
+
+def _level_bar(canvas: ImageDraw.ImageDraw, seen: Attention, head: int, place: tuple[int, int], width: int) -> None:
+    """How much of a head's weight goes to each level."""
+    x = float(place[0])
+    for level, share in enumerate(seen.weights[head].sum(-1).tolist()):
+        canvas.rectangle((x, place[1], x + share * width, place[1] + 8), fill=PALETTE[level % len(PALETTE)])
+        x += share * width
+
+
+def _explain(canvas: ImageDraw.ImageDraw, seen: Attention, heads: list[int], place: tuple[int, int]) -> None:
+    left, top = place
+    names = [f"level {n}{' (finest)' if n == 0 else ''}" for n in range(seen.weights.shape[1])]
+    entries = [(name, PALETTE[n % len(PALETTE)]) for n, name in enumerate(names)]
+    left = legend(canvas, left, top, entries)
+    most = float(seen.weights.max())
+    for share in (1.0, 0.25, 0.05):
+        r = max(1.8, LARGEST * math.sqrt(share))
+        canvas.ellipse((left + LARGEST - r, top + 10 - r, left + LARGEST + r, top + 10 + r), fill=GREY)
+        text = f"weight {most * share:.2f}"
+        canvas.text((left + 2 * LARGEST + 6, top + 10), text, fill=INK, font=letters(18), anchor="lm")
+        left += round(letters(18).getlength(text)) + 2 * LARGEST + 26
+    text = "bars: each head's weight by level; grey: outside of the picture"
+    canvas.text((left, top + 10), text, fill=INK, font=letters(18), anchor="lm")

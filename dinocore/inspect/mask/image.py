@@ -1,0 +1,213 @@
+"""The denoising mask as a labelled drawing. Grey may not attend, as in the notes; positives blue, negatives orange."""
+
+from collections.abc import Iterator, Sequence
+from itertools import count, pairwise
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ...draw.canvas import INK, PAGE, SOFT, Color, Line, Rect, Shape, Sheet, Text, Tip, mix, to_image, to_svg
+from ...draw.fonts import letters
+from .fold import Cell, Fold, fold
+from .legend import BLOCKED, LIGHT, legend, rows_of_strips, strips
+from .mask import MaskView
+from .query import cell_words, explain, words
+
+SIDE, BAND, STRIPE = 960, 150, 26  # of the denoising part, of the matching queries, of the marks
+MOST_CELLS = 480
+MARGIN, GAP = 56, 14
+STRONG: dict[str, Color] = {  # Okabe and Ito's
+    "positive": ("#0072B2", "#3FA3DC"), "negative": ("#E69F00", "#E69F00"), "both": ("#CC79A7", "#CC79A7"),
+}  # fmt: skip
+ON_STRONG: dict[str, Color] = {"positive": ("#FFFFFF", "#16181C"), "negative": ("#222222", "#16181C")}
+TITLE = "Who may attend to whom: DINO's denoising mask"
+
+
+class Frame(NamedTuple):
+    """Where the parts of the picture are, in pixels."""
+
+    folded: Fold
+    cell: int
+    left: int  # of the cells
+    top: int
+    width: int  # of the picture
+
+    @property
+    def side(self) -> int:
+        """Width and height of all cells."""
+        return self.cell * len(self.folded.cells)
+
+    @property
+    def band(self) -> int:
+        """Where the matching queries begin, measured from left and from top."""
+        return self.side + GAP if self.side else 0
+
+    @property
+    def line(self) -> int:
+        """Width of the lines between cells; none where cells are small."""
+        return 1 if self.cell >= 10 else 0
+
+
+def draw_image(view: MaskView) -> Image.Image:
+    """The mask with its groups, kinds, padding, legend and counts."""
+    return to_image(draw_mask(view))
+
+
+def draw_svg(view: MaskView) -> str:
+    """The same; the row under the pointer or the keyboard's focus is explained in words."""
+    return to_svg(draw_mask(view), TITLE)
+
+
+def draw_mask(view: MaskView) -> Sheet:
+    """What PNG, SVG and HTML show."""
+    frame = _frame(view)
+    shapes: list[Shape] = [Text(MARGIN, MARGIN + 36, TITLE, 40)]
+    shapes += [Text(MARGIN, MARGIN + 82 + 36 * n, text, 25, SOFT) for n, text in enumerate(_summary(view))]
+    shapes += [*_cells(frame), *_kinds(frame), *_groups(frame), *_matching(view, frame)]
+    top = frame.top + frame.band + BAND + 28
+    shapes += strips(view, frame.folded, frame.cell, (frame.left, top), frame.band)
+    top += rows_of_strips(view)
+    left = max(MARGIN, min(frame.left, frame.width - MARGIN - 980))
+    lines = legend(view, frame.folded)
+    for row, (color, text) in enumerate(lines):
+        if color:
+            shapes.append(Rect(left, top + 44 * row, 41, 29, color, INK))
+        shapes.append(Text(left + 58, top + 15 + 44 * row, text, 24, anchor="lm"))
+    shapes += _tips(view, frame)
+    return Sheet(frame.width, top + 44 * len(lines) - 16 + MARGIN, shapes)
+
+
+def _frame(view: MaskView) -> Frame:
+    folded = fold(view, MOST_CELLS)
+    cell = min(96, SIDE // max(1, len(folded.cells)))
+    left, needed = MARGIN + 210, cell * len(folded.cells) + GAP + BAND + MARGIN
+    width = max(left + needed, 1280)
+    return Frame(folded, cell, left + (width - left - needed) // 2, MARGIN + 250, width)
+
+
+def _summary(view: MaskView) -> tuple[str, str]:
+    total, slots = len(view.blocked), int(view.slots.sum())
+    kinds = f"{slots} positive + {slots} negative" if view.negative.any() else f"{slots} positive"
+    groups = f"{view.num_groups} group{'s' * (view.num_groups != 1)}"
+    made = f" = {groups} x ({kinds})" if slots else ""
+    return (
+        f"{view.num_denoising:,} denoising queries{made}",
+        f"{view.num_matching:,} matching queries; {view.blocked_share:.1%} of {total:,} x {total:,} pairs are blocked",
+    )
+
+
+def _cells(frame: Frame) -> Iterator[Shape]:
+    """Each cell between the light colour of its column's kind and grey, by the share that is blocked."""
+    spans = _spans(frame)
+    kinds = [*(cell.kind for cell in frame.folded.cells), "matching"]
+    numbers = np.array([list(LIGHT).index(kind) for kind in kinds])
+    for (top, height), shares in zip(spans, frame.folded.blocked.numpy(), strict=True):
+        key = np.where(shares == 1, -1, numbers + shares / 2)  # equal where the colour is
+        starts = np.flatnonzero(np.diff(key, prepend=np.nan, append=np.nan)).tolist()
+        starts = sorted({*starts, len(kinds) - 1})  # the gap before the matching queries
+        for first, end in pairwise(starts):
+            left, right = spans[first][0], sum(spans[end - 1])
+            color = mix(LIGHT[kinds[first]], BLOCKED, float(shares[first]))
+            yield Rect(frame.left + left, frame.top + top, right - left, height, color)
+    parts = [(0, frame.side)] * bool(frame.side) + [(frame.band, BAND)]
+    for at in range(1, len(frame.folded.cells)) if frame.line else ():
+        place = at * frame.cell
+        for start, length in parts:
+            yield _line(frame, place, start, place, start + length - 1, PAGE)
+            yield _line(frame, start, place, start + length - 1, place, PAGE)
+    for top, height in parts:
+        for left, width in parts:
+            yield Rect(frame.left + left - 1, frame.top + top - 1, width + 2, height + 2, None, INK)
+
+
+def _spans(frame: Frame) -> list[tuple[int, int]]:
+    """Start and length of every row or column, the matching queries last."""
+    return [*((at * frame.cell, frame.cell) for at in range(len(frame.folded.cells))), (frame.band, BAND)]
+
+
+def _line(frame: Frame, x0: float, y0: float, x1: float, y1: float, color: Color = INK) -> Line:
+    return Line(frame.left + x0, frame.top + y0, frame.left + x1, frame.top + y1, color)
+
+
+def _tips(view: MaskView, frame: Frame) -> Iterator[Tip]:
+    """Every row in words."""
+    said = [cell_words(view, cell) for cell in frame.folded.cells] + [words(explain(view, view.num_denoising))]
+    if view.num_matching > 1:
+        said[-1][0] = (
+            f"the {view.num_matching:,} matching queries, folded into one row; each is {said[-1][0].split(': ')[1]}"
+        )
+    left = frame.left - STRIPE - 6 if frame.side else frame.left
+    width = frame.left + frame.band + BAND - left
+    for (top, height), lines in zip(_spans(frame), said, strict=True):
+        yield Tip(left, frame.top + top, width, height, lines)
+
+
+def _kinds(frame: Frame) -> Iterator[Shape]:
+    """A stripe over the columns and one left of the rows: positive or negative."""
+    for start, stop, kind in _runs(frame.folded.cells):
+        low, high = start * frame.cell, stop * frame.cell - frame.line
+        x, y = frame.left, frame.top
+        yield Rect(x + low, y - STRIPE - 6, high - low, STRIPE, STRONG[kind])
+        yield Rect(x - STRIPE - 6, y + low, STRIPE, high - low, STRONG[kind])
+        if high - low >= 18 and kind != "both":
+            yield from _sign(x + (low + high) // 2, y - 6 - STRIPE // 2, kind)
+            yield from _sign(x - 6 - STRIPE // 2, y + (low + high) // 2, kind)
+
+
+def _sign(x: int, y: int, kind: str) -> Iterator[Rect]:
+    """A plus or a minus, drawn: the letters of the font sit off the middle."""
+    yield Rect(x - 6, y - 1, 12, 2, ON_STRONG[kind])
+    if kind == "positive":
+        yield Rect(x - 1, y - 6, 2, 12, ON_STRONG[kind])
+
+
+def _runs(cells: Sequence[Cell]) -> Iterator[tuple[int, int, str]]:
+    """Neighbours of one kind and group, as [start, stop) of cells."""
+    start = 0
+    for at in range(1, len(cells) + 1):
+        if at == len(cells) or (cells[at].kind, cells[at].first_group) != (cells[start].kind, cells[start].last_group):
+            yield start, at, cells[start].kind
+            start = at
+
+
+def _groups(frame: Frame) -> Iterator[Shape]:
+    """Names of the groups, as many as have room, and lines between them."""
+    cells = frame.folded.cells
+    starts = [at for at, cell in enumerate(cells) if at == 0 or cells[at - 1].last_group < cell.first_group]
+    edges = [at * frame.cell for at in [*starts, len(cells)]]
+    wide = max((high - low for low, high in pairwise(edges)), default=1)
+    names = [f"group {cells[at].first_group}" for at in starts]
+    font = letters(24 * 1.15)  # browsers' letters are a little wider
+    fits = all(font.getlength(name) + 12 <= wide for name in names)
+    shorts = names if fits else [name.split()[1] for name in names]
+    every_column = _step(max((font.getlength(short) for short in shorts), default=0) + 14, wide)
+    every_row = _step(30, wide)
+    for number, (low, high) in enumerate(pairwise(edges)):
+        middle = (low + high) / 2
+        if number % every_column == 0:
+            yield Text(frame.left + middle, frame.top - STRIPE - 14, shorts[number], 24, anchor="ms")
+        if number % every_row == 0:
+            yield Text(frame.left - STRIPE - 16, frame.top + middle, names[number], 24, anchor="rm")
+        if low and high - low >= 16:
+            yield _line(frame, low, 0, low, frame.side - 1)
+            yield _line(frame, 0, low, frame.side - 1, low)
+
+
+def _step(needed: float, wide: float) -> int:
+    """Every how many groups a label has room: 1, 2, 5, 10, 20, 50, ..."""
+    steps = (digit * 10**power for power in count() for digit in (1, 2, 5))
+    return next(step for step in steps if step * wide >= needed)
+
+
+def _matching(view: MaskView, frame: Frame) -> Iterator[Text]:
+    """Names of the folded band and of the axes."""
+    x, y, middle = frame.left, frame.top, frame.band + BAND / 2
+    number = f"{view.num_matching:,}"
+    yield Text(x + middle, y - 42, number, 24, anchor="ms")
+    yield Text(x + middle, y - 14, "matching", 24, anchor="ms")
+    yield Text(x - 16, y + middle - 15, number, 24, anchor="rm")
+    yield Text(x - 16, y + middle + 15, "matching", 24, anchor="rm")
+    yield Text(x, y - 78, "columns: the query that is looked at", 22, SOFT)
+    yield Text(x - 16, y - 52, "rows: the query", 22, SOFT, "rs")
+    yield Text(x - 16, y - 25, "that looks", 22, SOFT, "rs")

@@ -1,0 +1,239 @@
+"""The denoising attention mask as the model makes it, ready to be drawn. Pure: nothing is printed or written here.
+
+`mask_of` and `batch_mask` run the model's own denoiser and `join`. `mask_text.py` draws it for a terminal,
+`mask_image.py` as PNG and SVG, `mask_page.py` as HTML, all from a `mask_fold.Fold`; `mask_query.py` puts a row into
+words.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...config import ModelConfig
+from ...errors import ConfigError
+from ...model.build import build_denoiser
+from ...model.denoising import Denoiser, join
+from ...structures import Noise, Queries, Target
+
+MOST_BYTES = 2**30  # a larger mask is refused, not tried
+
+
+class MaskView(NamedTuple):
+    """One mask, with what each of its queries is; denoising queries come first."""
+
+    blocked: Tensor  # (N, N) bool, True where row must not attend to column
+    group: Tensor  # (Q,) int64
+    negative: Tensor  # (Q,) bool
+    real: Tensor  # (B, Q) bool, False on a padding slot
+    num_objects: list[int]  # annotated, of each image
+    num_groups: int
+    source: Tensor  # (B, Q) int64, the object of its image that each is a noisy copy of, -1 on padding
+    files: Sequence[str] = ()  # of the images, where they are known
+    names: Sequence[Sequence[str]] = ()  # the class of every object of each image, where it is known
+
+    @property
+    def num_denoising(self) -> int:
+        """Q"""
+        return len(self.group)
+
+    @property
+    def num_matching(self) -> int:
+        """The queries that do not come from targets."""
+        return len(self.blocked) - self.num_denoising
+
+    @property
+    def slots(self) -> Tensor:
+        """(Q,) bool, the positives of the first group: one for each object that an image may have."""
+        return (self.group == 0) & ~self.negative
+
+    @property
+    def taking_part(self) -> list[int]:
+        """How many objects of each image have denoising queries."""
+        return self.real[:, self.slots].sum(1).tolist()
+
+    @property
+    def blocked_pairs(self) -> dict[str, int]:
+        """How many pairs are blocked in each quarter of the mask, "from_row_kind_to_column_kind"."""
+        cut = self.num_denoising
+        parts = {"denoising": slice(0, cut), "matching": slice(cut, None)}
+        return {
+            f"{row}_to_{column}": int(self.blocked[rows, columns].sum())
+            for row, rows in parts.items()
+            for column, columns in parts.items()
+        }
+
+    @property
+    def blocked_share(self) -> float:
+        """Of all pairs, in [0, 1]."""
+        return int(self.blocked.sum()) / self.blocked.numel()
+
+
+class Objects(NamedTuple):
+    """A batch of annotated images, without their pixels."""
+
+    targets: list[Target]
+    files: Sequence[str] = ()
+    names: Sequence[Sequence[str]] = ()  # the class of every object
+
+
+def mask_of(config: ModelConfig, num_objects: Sequence[int]) -> MaskView:
+    """The mask that this model would train with on a batch of images with so many objects.
+
+    Raises:
+        ConfigError: it would need more than MOST_BYTES.
+    """
+    check_size(config, num_objects)
+    targets = [Target(torch.zeros(n, dtype=torch.int64), torch.full((n, 4), 0.5), seed=0) for n in num_objects]
+    return batch_mask(config, Objects(targets))
+
+
+def batch_mask(config: ModelConfig, objects: Objects) -> MaskView:
+    """The mask that this model would train with on these images.
+
+    Raises:
+        ConfigError: it would need more than MOST_BYTES.
+    """
+    targets = objects.targets
+    num_objects = [len(target.labels) for target in targets]
+    check_size(config, num_objects)
+    content = torch.zeros(len(targets), config.num_queries, config.hidden_dim)  # (B, N, C)
+    matching = Queries(content, content[..., :4])
+    with torch.no_grad():
+        noise = build_denoiser(config)(targets)
+        queries = matching if noise is None else join(noise, matching)
+    return view_mask(noise, queries, num_objects)._replace(files=objects.files, names=objects.names)
+
+
+def view_mask(noise: Noise | None, queries: Queries, num_objects: Sequence[int]) -> MaskView:
+    """What a model put before its decoder, as a mask to look at; without noise nothing is blocked."""
+    num_queries, blocked = queries.content.shape[1], queries.blocked
+    if blocked is None:
+        blocked = torch.zeros(num_queries, num_queries, dtype=torch.bool)
+    counts = list(num_objects)
+    if noise is None:
+        no = torch.zeros(0, dtype=torch.bool)
+        each = no.expand(len(counts), 0)
+        return MaskView(blocked, no.long(), no, each, counts, 0, each.long())
+    return MaskView(blocked, noise.group, noise.negative, noise.real, counts, noise.num_groups, noise.source)
+
+
+def check_size(config: ModelConfig, num_objects: Sequence[int]) -> None:
+    """Refuse what does not fit into memory, before anything is allocated.
+
+    Raises:
+        ConfigError: with an estimate of the size.
+    """
+    with torch.device("meta"):
+        denoiser = build_denoiser(config)
+    num_noisy = 0
+    if isinstance(denoiser, Denoiser):
+        slots = min(denoiser.max_targets, max(num_objects))
+        num_noisy = denoiser.count_groups(slots) * denoiser.copies * slots
+    total = num_noisy + config.num_queries
+    mask = 3 * total**2  # and two of the same size on the way to it
+    content = 4 * config.hidden_dim * (3 * len(num_objects) * total + config.num_classes)
+    needed = mask + content + 48 * sum(num_objects)  # an object's box, label and place in the draw
+    if needed > MOST_BYTES:
+        raise ConfigError(
+            f"this mask is too large to look at: {_amount(sum(num_objects))} objects, {_amount(num_noisy)} denoising "
+            f"and {_amount(config.num_queries)} matching queries need {_size(needed)} of memory, and "
+            f"inspect-mask takes at most {_size(MOST_BYTES)}; ask for fewer groups or objects"
+        )
+
+
+def notes(view: MaskView, config: ModelConfig) -> list[str]:
+    """What a reader of this mask should know, in words."""
+    denoising = config.denoising
+    if view.num_groups == 0:
+        setting = "num_groups = 0" if denoising.kind != "none" else 'kind = "none"'
+        return [f"there is no denoising (model.denoising.{setting}), so nothing is blocked"]
+    if view.num_denoising == 0:
+        return ["no image has an object, so there are no denoising queries and nothing is blocked"]
+    bound = "num_pairs" if denoising.num_groups == "auto" else "max_queries"
+    return [
+        f"image {image} has {objects:,} objects and {part:,} of them take part, drawn anew in every step "
+        f"(model.denoising.{bound} = {getattr(denoising, bound):,} bounds it)"
+        for image, (objects, part) in enumerate(zip(view.num_objects, view.taking_part, strict=True))
+        if part < objects
+    ]
+
+
+def blocked_facts(view: MaskView) -> dict[str, str]:
+    """The counts by name, in words."""
+    total, pairs = len(view.blocked), view.blocked_pairs
+    noisy, matching, slots = view.num_denoising, view.num_matching, int(view.slots.sum())
+    kinds = f"{slots} positive + {slots} negative" if view.negative.any() else f"{slots} positive"
+    return {
+        "groups": f"{view.num_groups:,}",
+        "objects per image": _listed(view.num_objects),
+        "denoising queries": f"{noisy:,}" + f" = {view.num_groups} x ({kinds})" * (slots > 0),
+        "matching queries": f"{matching:,}",
+        "total": f"{total:,}",
+        "blocked": f"{sum(pairs.values()):,} of {total:,} x {total:,} pairs: {view.blocked_share:.2%}",
+        "denoising to denoising": _part(pairs["denoising_to_denoising"], noisy * noisy),
+        "denoising to matching": _part(pairs["denoising_to_matching"], noisy * matching),
+        "matching to denoising": _part(pairs["matching_to_denoising"], matching * noisy),
+        "matching to matching": _part(pairs["matching_to_matching"], matching * matching),
+    }
+
+
+def _listed(counts: Sequence[int]) -> str:
+    text = ", ".join(f"{count:,}" for count in counts[:12])
+    return f"{text}, ... ({len(counts)} images)" if len(counts) > 12 else text
+
+
+def _part(blocked: int, pairs: int) -> str:
+    return f"{blocked:,} of {pairs:,} ({blocked / pairs:.0%})" if pairs else "no pairs"
+
+
+def to_json(view: MaskView) -> dict[str, Any]:
+    """For scripts; every range is [first, end), counted from 0."""
+    num_negative = int(view.negative.sum())
+    files = view.files or [None] * len(view.num_objects)
+    return {
+        "num_groups": view.num_groups,
+        "num_denoising": view.num_denoising,
+        "num_positive": view.num_denoising - num_negative,
+        "num_negative": num_negative,
+        "num_matching": view.num_matching,
+        "num_queries": len(view.blocked),
+        "slots_per_group": int(view.slots.sum()),
+        "blocked_share": view.blocked_share,
+        "blocked_pairs": int(view.blocked.sum()),
+        "total_pairs": view.blocked.numel(),
+        "blocked_pairs_by_part": view.blocked_pairs,
+        "images": [
+            {"file": file} | {"objects": objects, "taking_part": part, "padding_queries": true_runs(~real)}
+            for file, objects, part, real in zip(files, view.num_objects, view.taking_part, view.real, strict=True)
+        ],
+        "groups": [
+            {"positive": true_runs(of_group & ~view.negative), "negative": true_runs(of_group & view.negative)}
+            for of_group in (view.group == group for group in range(view.num_groups))
+        ],
+        "mask": [
+            {"rows": [first, end], "blocked": true_runs(view.blocked[first])}
+            for first, end in _equal_rows(view.blocked)
+        ],
+    }
+
+
+def true_runs(flags: Tensor) -> list[list[int]]:
+    """Where a row is True, (n,) bool -> [[first, end], ...)."""
+    change = torch.nn.functional.pad(flags.int(), (1, 1)).diff().nonzero().flatten()
+    return change.view(-1, 2).tolist()
+
+
+def _equal_rows(blocked: Tensor) -> list[tuple[int, int]]:
+    """Runs of rows that block the same."""
+    starts = [0, *((blocked[1:] != blocked[:-1]).any(1).nonzero().flatten() + 1).tolist()]
+    return list(zip(starts, [*starts[1:], len(blocked)], strict=True))
+
+
+def _amount(count: int) -> str:
+    return f"{count:,}" if count < 10**15 else "more than 10^15"
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes // 10**8 / 10:,.1f} GB" if num_bytes < 10**15 else "more than 1,000,000 GB"

@@ -1,0 +1,164 @@
+"""One row of the denoising mask in words: what the query is, whom it may see, whom not, and why.
+
+Everything is read from the model's mask and noise. The reasons belong to DINO's rule (section 3.3); where a mask
+doesn't follow it, the words say so.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...errors import ConfigError
+from ...structures import MATCHING
+from .fold import Cell
+from .mask import MaskView, true_runs
+
+MOST_IMAGES = 6  # that are put into words; JSON has all
+UNRULY = "so the model's mask has it, against DINO's rule"
+REASONS = {  # by whether it may attend, and to whom
+    (True, "its own group"): "a group is one set of noisy copies, solved together as objects are at inference",
+    (False, "other groups"): "they are other noisy copies of the same objects and would give the answers away",
+    (True, "matching queries"): "these know nothing of the annotated objects, so nothing leaks",
+    (False, "denoising queries"): "these are made from the annotated objects: it would learn to copy the answers, "
+    "and at inference there are none",
+    (True, "all matching queries"): "as at inference",
+}
+
+
+class Copy(NamedTuple):
+    """What the query is in one image."""
+
+    image: int
+    file: str | None
+    object: int | None  # counted from 0; None: a padding slot
+    label: str | None  # the object's class
+    must_answer: str
+
+
+class Sight(NamedTuple):
+    """Queries of one sort that it may, or may not, attend to."""
+
+    may: bool
+    whom: str
+    count: int
+    queries: list[list[int]]  # [first, end)
+    why: str
+
+
+class Explanation(NamedTuple):
+    """A row of the mask."""
+
+    query: int
+    kind: str  # positive, negative, matching
+    group: int | None
+    images: list[Copy]  # none for a matching query
+    sights: list[Sight]
+    seen_by: list[list[int]]  # [first, end) of the queries that may attend to it
+
+
+def explain(view: MaskView, query: int) -> Explanation:
+    """What this query is and whom it may attend to.
+
+    Raises:
+        ConfigError: there is no such query.
+    """
+    total = len(view.blocked)
+    if not 0 <= query < total:
+        raise ConfigError(f"there is no query {query}; this mask has queries 0 to {total - 1}")
+    noisy = query < view.num_denoising
+    kind = "matching" if not noisy else "negative" if view.negative[query] else "positive"
+    return Explanation(
+        query=query,
+        kind=kind,
+        group=int(view.group[query]) if noisy else None,
+        images=[_copy(view, image, query, kind) for image in range(len(view.real))] if noisy else [],
+        sights=_sights(view, query),
+        seen_by=true_runs(~view.blocked[:, query]),
+    )
+
+
+def _copy(view: MaskView, image: int, query: int, kind: str) -> Copy:
+    real = bool(view.real[image, query])
+    number = int(view.source[image, query]) if real else None
+    label = view.names[image][number] if number is not None and view.names else None
+    file = view.files[image] if view.files else None
+    return Copy(image, file, number, label, "the object" if real and kind == "positive" else "no object")
+
+
+def _sights(view: MaskView, query: int) -> list[Sight]:
+    """The row's columns, sorted by who they are to this query."""
+    groups = torch.nn.functional.pad(view.group, (0, view.num_matching), value=MATCHING)  # (N,)
+    noisy = groups != MATCHING
+    if noisy[query]:
+        own = groups == groups[query]
+        sorts = {"its own group": own, "other groups": noisy & ~own, "matching queries": ~noisy}
+    else:
+        sorts = {"denoising queries": noisy, "all matching queries": ~noisy}
+    blocked = view.blocked[query]
+    parts = [(may, whom, of & (~blocked if may else blocked)) for may in (True, False) for whom, of in sorts.items()]
+    return [_sight(may, whom, queries) for may, whom, queries in parts if queries.any()]
+
+
+def _sight(may: bool, whom: str, queries: Tensor) -> Sight:
+    return Sight(may, whom, int(queries.sum()), true_runs(queries), REASONS.get((may, whom), UNRULY))
+
+
+def words(found: Explanation) -> list[str]:
+    """As a person would say it; a line for each image and each sort of other queries."""
+    if found.group is None:
+        what = "a matching query, as there are at inference; the Hungarian method says what it answers for"
+        lines = [f"query {found.query:,}: {what}"]
+    else:
+        lines = [f"query {found.query:,}: a {found.kind} of denoising group {found.group}"]
+    lines += [f"  {_copy_words(copy, found.kind)}" for copy in found.images[:MOST_IMAGES]]
+    if len(found.images) > MOST_IMAGES:
+        lines.append(f"  and {len(found.images) - MOST_IMAGES} more images; --json has all")
+    return [*lines, *_sight_words(found.sights), f"  is seen by {_ranges(found.seen_by)}"]
+
+
+def _copy_words(copy: Copy, kind: str) -> str:
+    image = f"image {copy.image}" + (f" ({copy.file})" if copy.file else "")
+    if copy.object is None:
+        return f'{image}: a padding slot, for there are fewer objects; like a negative it must answer "no object"'
+    what = f"object {copy.object}" + (f" ({copy.label})" if copy.label else "")
+    if kind == "positive":
+        return f"{image}: a noisy copy of {what}, which it must find again"
+    return f'{image}: a far too noisy copy of {what}, so it must answer "no object"'
+
+
+def _sight_words(sights: Sequence[Sight]) -> list[str]:
+    return [
+        f"  {'may' if sight.may else 'may NOT'} attend to {sight.whom}, {_ranges(sight.queries)}: {sight.why}"
+        for sight in sights
+    ]
+
+
+def _ranges(runs: Sequence[Sequence[int]]) -> str:
+    if not runs:
+        return "no query"
+    texts = [f"{first:,}" if end == first + 1 else f"{first:,}-{end - 1:,}" for first, end in runs]
+    listed = ", ".join(texts[:4]) + (", ..." if len(texts) > 4 else "")
+    return f"{sum(end - first for first, end in runs):,} queries ({listed})"
+
+
+def cell_words(view: MaskView, cell: Cell) -> list[str]:
+    """A drawn row in words; where it stands for several queries, what they have in common."""
+    if cell.stop - cell.start == 1:
+        return words(explain(view, cell.start))
+    groups = f"group {cell.first_group}" if cell.first_group == cell.last_group else (
+        f"groups {cell.first_group} to {cell.last_group}"
+    )  # fmt: skip
+    kinds = "positives and negatives" if cell.kind == "both" else f"{cell.kind}s"
+    first = f"queries {cell.start:,}-{cell.stop - 1:,}: {kinds} of denoising {groups}"
+    rows = view.blocked[cell.start : cell.stop]
+    if (rows != rows[0]).any():
+        return [first, "  they may not all attend to the same queries; --query explains one of them"]
+    return [first, *_sight_words(explain(view, cell.start).sights)]
+
+
+def to_json(found: Explanation) -> dict[str, Any]:
+    """For scripts."""
+    nested = {"images": [copy._asdict() for copy in found.images], "sights": [s._asdict() for s in found.sights]}
+    return found._asdict() | nested | {"words": words(found)}

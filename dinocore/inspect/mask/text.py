@@ -1,0 +1,168 @@
+"""The denoising mask in a terminal: lines of text, each piece with a role that a colour may stand for."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .fold import Cell, Fold, fold
+from .mask import MaskView, blocked_facts
+
+MOST_STRIPS = 8  # images whose padding is drawn; a larger batch says so in words
+
+
+class Span(NamedTuple):
+    """A piece of a line."""
+
+    text: str
+    role: str = "plain"  # blocked, partly, positive, negative, both, matching, object, padding
+
+
+class Glyphs(NamedTuple):
+    """The characters of a drawing."""
+
+    blocked: str
+    allowed: str
+    partly: str
+    object: str
+    padding: str
+    some: str  # a cell with objects and padding
+    bar: str
+    rule: str
+    cross: str
+
+
+UNICODE = Glyphs("█", "·", "▒", "●", "○", "◐", "│", "─", "┼")
+ASCII = Glyphs("#", ".", "%", "o", "_", "~", "|", "-", "+")
+SIGNS = {"positive": "+", "negative": "-", "both": "*"}
+
+Line = list[Span]
+
+
+class Layout(NamedTuple):
+    """How a drawing fills its width."""
+
+    folded: Fold
+    cell: int  # characters of a cell
+    label: int  # characters left of the cells
+    band: int  # characters of the matching queries
+    group: str  # before a group's number
+    image: str  # before an image's number
+    matching: Sequence[str]  # beside the rows of the matching queries
+
+
+def draw_text(view: MaskView, glyphs: Glyphs = UNICODE, width: int = 80) -> list[Line]:
+    """The mask, the padding of each image, a legend and the counts, in at most `width` columns (at least 80)."""
+    layout = _layout(view, max(80, width))
+    drawing = [*_header(view, layout, glyphs), *_rows(layout, glyphs), *_strips(view, layout, glyphs)]
+    counts = [[Span(text)] for text in facts(view)]
+    return [*drawing, [], *_legend(view, layout, glyphs), [], *counts]
+
+
+def facts(view: MaskView) -> list[str]:
+    """The counts in words."""
+    return [
+        f"  {name:24}{value}" if " to " in name else f"{name:19}{value}" for name, value in blocked_facts(view).items()
+    ]
+
+
+def _layout(view: MaskView, width: int) -> Layout:
+    """Square cells and whole words where they fit, else narrow ones, else square ones for several queries each."""
+    count, last = f"{view.num_matching:,}", str(max(0, view.num_groups - 1))
+    whole = max(1, view.num_denoising)
+    label, band = len(last) + 9, 8
+    for cell in (2, 1):
+        if label + cell * whole + 1 + band <= width:
+            return Layout(fold(view, whole), cell, label, band, "group ", "image ", (count, "matching"))
+    label, band = len(last) + 3, max(3, len(count))
+    room = width - label - 1 - band
+    cell, cells = (1, whole) if whole <= room else (2, room // 2)
+    return Layout(fold(view, cells), cell, label, band, "", "i", ("m",))
+
+
+def _header(view: MaskView, layout: Layout, glyphs: Glyphs) -> list[Line]:
+    """What the columns are: group numbers where they have room, and the kinds under them."""
+    cells = layout.folded.cells
+    numbers = [" "] * (layout.cell * len(cells))
+    free = 0
+    for at in _group_starts(cells):
+        place, text = at * layout.cell, str(cells[at].first_group)
+        if free <= place <= len(numbers) - len(text):
+            numbers[place : place + len(text)] = text
+            free = place + len(text) + 1
+    kinds = [Span(SIGNS[cell.kind].ljust(layout.cell), cell.kind) for cell in cells]
+    group = (layout.group if cells else "").ljust(layout.label)
+    return [
+        [Span(f"{group}{''.join(numbers)} {view.num_matching:,}")],
+        [Span(" " * layout.label), *kinds, Span(" "), Span(layout.matching[-1], "matching")],
+    ]
+
+
+def _group_starts(cells: Sequence[Cell]) -> list[int]:
+    """The cells with which a group begins."""
+    return [at for at, cell in enumerate(cells) if at == 0 or cells[at - 1].last_group < cell.first_group]
+
+
+def _rows(layout: Layout, glyphs: Glyphs) -> list[Line]:
+    """One line a cell, a rule, and the matching queries."""
+    cells, starts = layout.folded.cells, set(_group_starts(layout.folded.cells))
+    lines = []
+    for at, cell in enumerate(cells):
+        number = f"{layout.group}{cell.first_group}" if at in starts else ""
+        sign = Span(f"{SIGNS[cell.kind]} ", cell.kind)
+        lines.append([Span(f"{number:{layout.label - 2}}"), sign, *_row(layout, at, glyphs)])
+    if cells:
+        across = glyphs.rule * (layout.cell * len(cells))
+        lines.append([Span(" " * layout.label + across + glyphs.cross + glyphs.rule * layout.band)])
+    for text in layout.matching:
+        lines.append([Span(text.ljust(layout.label), "matching"), *_row(layout, len(cells), glyphs)])
+    return lines
+
+
+def _row(layout: Layout, row: int, glyphs: Glyphs) -> Line:
+    """Whom one cell's queries may not look at."""
+    *shares, matching = layout.folded.blocked[row].tolist()
+    spans = [
+        _mark(share, cell.kind, layout.cell, glyphs) for share, cell in zip(shares, layout.folded.cells, strict=True)
+    ]
+    return [*spans, Span(glyphs.bar), _mark(matching, "matching", layout.band, glyphs)]
+
+
+def _mark(share: float, kind: str, width: int, glyphs: Glyphs) -> Span:
+    if share == 0:
+        return Span(glyphs.allowed.ljust(width) if width == 2 else glyphs.allowed * width, kind)
+    return Span(glyphs.blocked * width, "blocked") if share == 1 else Span(glyphs.partly * width, "partly")
+
+
+def _strips(view: MaskView, layout: Layout, glyphs: Glyphs) -> list[Line]:
+    """A line for each image: which of the denoising queries above are padding."""
+    if view.real.all():
+        return []
+    lines: list[Line] = [[]]
+    for image, shares in enumerate(layout.folded.real[:MOST_STRIPS].tolist()):
+        marks = {1.0: Span(glyphs.object, "object"), 0.0: Span(glyphs.padding, "padding")}
+        spans = [marks.get(share, Span(glyphs.some, "partly")) for share in shares]
+        spans = [span._replace(text=span.text.ljust(layout.cell)) for span in spans]
+        lines.append([Span(f"{layout.image}{image}".ljust(layout.label)), *spans])
+    if len(view.real) > MOST_STRIPS:
+        lines.append([Span(f"and {len(view.real) - MOST_STRIPS} more images")])
+    return lines
+
+
+def _legend(view: MaskView, layout: Layout, glyphs: Glyphs) -> list[Line]:
+    """What the marks stand for, as far as they occur."""
+    lines = [[Span("row looks at column:  "), Span(glyphs.blocked * 2, "blocked"), Span(" may not attend (True)   "),
+              Span(glyphs.allowed), Span(" may attend")]]  # fmt: skip
+    folded = layout.folded
+    if folded.queries_per_cell > 1:
+        size = f"{folded.queries_per_cell} x {folded.queries_per_cell}"
+        lines.append([Span(f"each cell stands for up to {size} queries;  "), Span(glyphs.partly * 2, "partly"),
+                      Span(" some of them may attend")])  # fmt: skip
+    kinds = {"positive": "+ positive", "negative": "- negative", "both": "* both kinds"}
+    found = [Span(f"{text}   ", kind) for kind, text in kinds.items() if kind in {cell.kind for cell in folded.cells}]
+    folding = f"{layout.matching[-1]}: the {view.num_matching:,} matching queries, folded"
+    lines.append([*found, Span(folding, "matching")])
+    if not view.real.all():
+        some = Span(f"   {glyphs.some} both", "partly")
+        lines.append([Span(f"{glyphs.object} object", "object"), Span(f"   {glyphs.padding} padding slot", "padding"),
+                      *([some] if ((folded.real > 0) & (folded.real < 1)).any() else [])])  # fmt: skip
+        lines.append([Span("the mask is the same for every image of the batch; it does not block padding")])
+    return lines

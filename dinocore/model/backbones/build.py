@@ -1,0 +1,101 @@
+"""From images to feature maps: the backbones by name. Batch norm is frozen."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch import Tensor, nn
+from torchvision.models import get_model, list_models
+from torchvision.models._utils import IntermediateLayerGetter
+
+from ...errors import ConfigError
+from ..layers import FrozenBatchNorm, recomputed
+from .swin import STRIDES, SWINS, Swin
+from .timm import MapNorm, NormedBackbone, TimmBackbone, feature_strides
+from .vit import VITDETS, PlainViT, build_vit
+
+STAGES = {4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}  # of a ResNet, by stride
+NORMED = {  # timm's name, and the epsilon of the norms on the maps
+    "convnext-t": ("convnext_tiny", 1e-6),
+    "convnext-s": ("convnext_small", 1e-6),
+    "convnext-b": ("convnext_base", 1e-6),
+    "convnext-l": ("convnext_large", 1e-6),
+    "focalnet-l-3": ("focalnet_large_fl3", 1e-5),  # three focal levels
+    "focalnet-l-4": ("focalnet_large_fl4", 1e-5),
+}
+
+
+def build_backbone(
+    name: str, strides: Sequence[int], frozen_stages: int, drop_path: float, run: Callable[..., Tensor]
+) -> "Backbone":
+    """A backbone without trained weights.
+
+    Args:
+        drop_path: chance that the last block is skipped for a picture in training; earlier ones proportionally.
+        run: how blocks are called, see `layers.plainly` and `layers.recomputed`.
+
+    Raises:
+        ConfigError: there is no such backbone, or it has no features at these strides.
+    """
+    again = run is recomputed
+    if name in SWINS:
+        _check_strides(name, strides, STRIDES)
+        return Swin(name, strides, frozen_stages, drop_path, run)
+    if name in NORMED:
+        timm_name, eps = NORMED[name]
+        body = TimmBackbone(timm_name, strides, frozen_stages, drop_path, again)
+        if name.startswith("focalnet"):
+            body.body["stem"].proj.padding = (3, 3)  # as FocalNet's detectors have it; timm has its classifiers' 2
+        return NormedBackbone(body, partial(MapNorm, eps=eps), least=max(strides))
+    if name in VITDETS:
+        return build_vit(name, strides, frozen_stages, drop_path, again)
+    if name.startswith("timm/"):
+        name = name.removeprefix("timm/")
+        build = build_vit if len(set(feature_strides(name))) == 1 else TimmBackbone
+        return build(name, strides, frozen_stages, drop_path, again)
+    return _build_resnet(name, strides, frozen_stages, drop_path)
+
+
+def _build_resnet(name: str, strides: Sequence[int], frozen_stages: int, drop_path: float) -> "ResNet":
+    resnets = list_models(include="*resne*t*")
+    if name not in resnets:
+        known = [*SWINS, *NORMED, *VITDETS, *resnets]
+        close = difflib.get_close_matches(name, known, n=3)
+        shown = f"; did you mean {' or '.join(close)}?" if close else f"; known are {', '.join(known)} and timm/NAME"
+        raise ConfigError(f"there is no backbone `{name}`{shown}")
+    _check_strides(name, strides, STAGES)
+    if drop_path:
+        raise ConfigError(f"{name} cannot skip blocks; set model.drop_path = 0")
+    return ResNet(name, strides, frozen_stages)
+
+
+def _check_strides(name: str, strides: Sequence[int], possible: Sequence[int] | dict[int, str]) -> None:
+    if missing := [stride for stride in strides if stride not in possible]:
+        raise ConfigError(
+            f"{name} has features at strides {list(possible)}, not at {missing}; set model.feature_strides"
+        )
+
+
+class ResNet(nn.Module):
+    """A torchvision ResNet that returns features."""
+
+    channels: list[int]  # one number per stride
+    slow_in_bf16 = False
+    alignment = 1  # images may have any size
+
+    def __init__(self, name: str, strides: Sequence[int], frozen_stages: int):
+        super().__init__()
+        resnet = get_model(name, weights=None, norm_layer=FrozenBatchNorm)
+        self.body = IntermediateLayerGetter(resnet, {STAGES[stride]: str(stride) for stride in strides})
+        num_last = resnet.get_parameter("fc.weight").shape[1]
+        self.channels = [num_last * stride // 32 for stride in strides]  # channels grow with the stride
+        for stage in ["conv1", *STAGES.values()][: frozen_stages + 1]:
+            if stage in self.body:
+                self.body[stage].requires_grad_(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> [(B, C_l, H_l, W_l)], finest first."""
+        return list(self.body(images).values())
+
+
+Backbone = ResNet | TimmBackbone | NormedBackbone | Swin | PlainViT

@@ -1,0 +1,183 @@
+"""Backbones that timm builds: any model that gives features, frozen batch norm, and norms behind the maps."""
+
+import contextlib
+import re
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...errors import ConfigError
+from ..alignment import pads_by_size, respect_extents
+from ..layers import freeze_batch_norm
+
+STEM = re.compile(r"(model\.)?(conv_stem|conv1|bn1|stem|patch_embed|pos_embed|pos_drop|cls_token|layers?_0_)")
+NUMBERED_STAGE = re.compile(r"(?:model\.)?(?:blocks|stages|layers?)[._]?(\d+)")
+
+
+class TimmBackbone(nn.Module):
+    """A timm model that returns features."""
+
+    body: Any
+    channels: list[int]  # one number per stride
+    extract: Callable[..., Any]  # makes another body
+
+    def __init__(
+        self, name: str, strides: Sequence[int], frozen_stages: int, drop_path: float, checkpointing: bool = False
+    ):
+        super().__init__()
+        options = any_size(name)
+        self.extract = partial(
+            feature_extractor, name, drop_path, out_indices=feature_indices(name, strides), **options
+        )
+        body = self.extract()
+        self.order = (0, 3, 1, 2) if str(getattr(body, "output_fmt", "")).endswith("NHWC") else (0, 1, 2, 3)
+        self.multiple = min(feature_strides(name)) if options else 1  # transformers refuse half a patch
+        self.channels = body.feature_info.channels()
+        self.body = freeze_batch_norm(body)
+        freeze_stages(self.body, name, frozen_stages)
+        self.alignment = max(strides) if pads_by_size(body) else 1  # what sizes of images must be multiples of
+        if self.alignment > 1:
+            respect_extents(self.body)
+        elif checkpointing:  # what `respect_extents` reads is gone when a block is called again
+            recompute_blocks(self.body)
+        self.slow_in_bf16 = grouped_convolutions(body)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> [(B, C_l, H_l, W_l)], finest first."""
+        below, right = (-side % self.multiple for side in images.shape[-2:])
+        images = F.pad(images, (0, right, 0, below))
+        slow = self.slow_in_bf16 and images.device.type == "cpu"
+        with torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext():
+            return [x.permute(self.order) for x in self.body(images)]
+
+
+class NormedBackbone(nn.Module):
+    """A timm model with a layer norm on each of its maps, as detectors have it."""
+
+    alignment = 1
+
+    def __init__(self, body: TimmBackbone, norm: Callable[[int], nn.Module], least: int):
+        """
+        Args:
+            least: side that a picture must have for one token of the coarsest map, in pixels.
+        """
+        super().__init__()
+        self.least = least
+        self.body = body
+        self.norms = nn.ModuleList(map(norm, body.channels))
+        self.channels = body.channels
+        self.slow_in_bf16 = body.slow_in_bf16
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> [(B, C_l, H_l, W_l)], finest first."""
+        below, right = (max(0, self.least - side) for side in images.shape[-2:])
+        maps = self.body(F.pad(images, (0, right, 0, below)))
+        return [norm(x) for norm, x in zip(self.norms, maps, strict=True)]
+
+
+class MapNorm(nn.LayerNorm):
+    """Layer norm over the channels of a map."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def recompute_blocks(body: nn.Module) -> None:
+    """Let timm call blocks again in the backward pass instead of keeping their inner tensors, where it can."""
+    for module in (body, getattr(body, "model", None)):
+        if turn_on := getattr(module, "set_grad_checkpointing", None):
+            turn_on(True)
+
+
+def grouped_convolutions(body: nn.Module) -> bool:
+    """Whether a network has some; on a CPU they take 1.6 times as long in bfloat16 as in float32."""
+    return any(module.groups > 1 for module in body.modules() if isinstance(module, nn.Conv2d))
+
+
+@cache
+def feature_strides(name: str) -> list[int]:
+    """The strides of a timm model's features.
+
+    Raises:
+        ConfigError: no such model, or no features.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name.split('.')[0][:12]}*")[:3]
+        hint = f"; similar are {', '.join(f'timm/{c}' for c in close)}" if close else ""
+        raise ConfigError(f"timm {timm.__version__} has no model `{name}`{hint}")
+    try:
+        with torch.device("meta"):
+            return feature_extractor(name).feature_info.reduction()
+    except (RuntimeError, AttributeError) as error:
+        raise ConfigError(f"timm's `{name}` gives no feature maps: {error}") from error
+
+
+def feature_indices(name: str, strides: Sequence[int]) -> tuple[int, ...]:
+    """Which of a timm model's features have these strides.
+
+    Raises:
+        ConfigError: no such model, no features, or none of that stride.
+    """
+    reductions = feature_strides(name)
+    if missing := [stride for stride in strides if stride not in reductions]:
+        raise ConfigError(
+            f"timm's `{name}` has features at strides {reductions}, not at {missing}; "
+            "set model.feature_strides to some of those"
+        )
+    return tuple(reductions.index(stride) for stride in strides)
+
+
+def feature_extractor(name: str, drop_path: float = 0.0, **options: Any) -> Any:
+    """A timm model without trained weights, typed as Any because nn.Module declares no `feature_info`.
+
+    Raises:
+        ConfigError: it cannot skip blocks, though `drop_path` asks for it.
+    """
+    import timm
+
+    if not drop_path:
+        return timm.create_model(name, features_only=True, **options)
+    try:
+        return timm.create_model(name, features_only=True, drop_path_rate=drop_path, **options)
+    except TypeError as error:
+        if "drop_path" not in str(error):
+            raise
+        raise ConfigError(f"timm's `{name}` cannot skip blocks; set model.drop_path = 0") from error
+
+
+@cache
+def any_size(name: str) -> dict[str, bool]:
+    """What timm is told so that pictures may have any size; nothing for most models.
+
+    Raises:
+        ConfigError: the model takes pictures of one size only.
+    """
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.fixed_input_size:
+        return {}
+    for option in ({"dynamic_img_size": True}, {"strict_img_size": False}):
+        with contextlib.suppress(TypeError), torch.device("meta"):
+            feature_extractor(name, **option)
+            return option
+    raise ConfigError(f"timm's `{name}` takes only pictures of {config.input_size[1]} x {config.input_size[2]} pixels")
+
+
+def freeze_stages(body: nn.Module, name: str, frozen_stages: int) -> None:
+    """Freeze the stem (0) and the first n stages of a timm model, told by the names that timm's families use."""
+    frozen = 0
+    for key, parameter in body.named_parameters():
+        stage = NUMBERED_STAGE.match(key)
+        if frozen_stages >= 0 and (STEM.match(key) or (stage and int(stage[1]) < frozen_stages)):
+            parameter.requires_grad_(False)
+            frozen += 1
+    if frozen_stages >= 0 and not frozen:
+        raise ConfigError(f"timm's `{name}` has no stem that could be frozen; set model.frozen_stages = -1")

@@ -1,0 +1,95 @@
+"""Multi-scale deformable attention on CPUs: tensors in and out of the Numba kernels.
+
+Sums are kept in float32 (float64 for float64 values). The result has the same bits however many threads there are.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dinocore.model.ops.numba.kernel_around import around_kernel
+from dinocore.model.ops.numba.kernels import backward_kernel, forward_kernel, padded
+from dinocore.model.ops.numba.threads import in_parallel
+
+Shapes = list[tuple[int, int]]
+
+
+def forward(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """value (B, S, M, D), locations (B, N, M, L, P, 2), weights (B, N, M, L, P) -> (B, N, M * D)."""
+    batch, num_queries, heads, levels, points = weights.shape
+    output = torch.empty(batch, num_queries, heads * value.shape[-1], dtype=_stored(value))
+    kernel = forward_kernel(value.shape[-1], levels * points, _real(value))
+    inputs, sizes = _arrays(value, shapes, locations, weights)
+    in_parallel(kernel, (inputs, sizes, _flat(output)), batch * heads * num_queries)
+    return output.to(value.dtype)
+
+
+def forward_around(
+    value: Tensor, padding: Tensor, shapes: Shapes, reference: Tensor, offsets: Tensor, logits: Tensor
+) -> Tensor:
+    """As `around.sample`, without its intermediate tensors; sums are kept in float32."""
+    batch, num_queries, levels, size = reference.shape
+    _, tokens, heads, head_dim = value.shape
+    points = logits.shape[-1] // levels
+    output = torch.empty(batch, num_queries, heads * head_dim, dtype=_stored(value))
+    kernel = around_kernel(head_dim, levels, points, size)
+    stored = [_flat(x.to(_stored(x))) for x in (reference, offsets, logits)]
+    inputs = (
+        _flat(value.to(_stored(value))),
+        _flat(padding.view(torch.uint8)),
+        *stored,
+        _maps(shapes, points, np.float32),
+    )
+    in_parallel(kernel, (inputs, (tokens, heads, num_queries), _flat(output)), batch * heads * num_queries)
+    return output.to(value.dtype)
+
+
+def backward(
+    grad: Tensor, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of value, locations and weights, each with the shape and dtype of its own."""
+    batch, _, heads, levels, points = weights.shape
+    kernel = backward_kernel(value.shape[-1], levels * points, _real(value))
+    grad_value = torch.empty(value.shape, dtype=_stored(value))
+    grad_locations, grad_weights = (torch.empty(x.shape, dtype=_computed(value)) for x in (locations, weights))
+    gradients = _flat(grad_value), _flat(grad_locations), _flat(grad_weights)
+    inputs, sizes = _arrays(value, shapes, locations, weights)
+    in_parallel(kernel, (_flat(grad.to(_stored(value))), inputs, sizes, gradients), batch * heads)
+    return grad_value.to(value.dtype), grad_locations.to(locations.dtype), grad_weights.to(weights.dtype)
+
+
+def _computed(value: Tensor) -> torch.dtype:
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
+
+
+def _stored(value: Tensor) -> torch.dtype:
+    return torch.bfloat16 if value.dtype == torch.bfloat16 else _computed(value)  # kernels know no float16
+
+
+def _real(value: Tensor) -> type:
+    return np.float64 if value.dtype == torch.float64 else np.float32
+
+
+def _arrays(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> tuple[tuple, tuple[int, int, int]]:
+    """What every kernel reads: value, locations, weights and maps; and S, M, N."""
+    real = _computed(value)
+    inputs = _flat(value.to(_stored(value))), _flat(locations.to(real)), _flat(weights.to(real))
+    return (*inputs, _maps(shapes, weights.shape[4], _real(value))), (value.shape[1], value.shape[2], weights.shape[1])
+
+
+def _maps(shapes: Shapes, points: int, real: type) -> np.ndarray:
+    """Width, height and first token of the level of each of the L * P samples, (3, V) flat."""
+    starts = np.cumsum([0, *(height * width for height, width in shapes)])[:-1]
+    levels = np.array([(width, height, start) for (height, width), start in zip(shapes, starts, strict=True)])  # (L, 3)
+    samples = levels.T.repeat(points, axis=1)  # (3, L * P)
+    maps = np.zeros((3, padded(samples.shape[1])), dtype=real)
+    maps[:, : samples.shape[1]] = samples
+    return maps.ravel()
+
+
+def _flat(tensor: Tensor) -> np.ndarray:
+    """The numbers in order, without a copy if they lie so; bf16 as uint16."""
+    tensor = tensor.detach().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.view(torch.uint16)
+    return tensor.numpy().reshape(-1)

@@ -1,0 +1,129 @@
+"""The page about two evaluations: every number is the one that `dino eval --compare --json` prints."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..config import DataConfig
+from ..data.annotations import Annotations
+from ..evaluate.compare import Comparison, comparison_json
+from .differences import draw_differences
+from .evaluation import BOXES, ERRORS, MOST_CLASSES, confusion, error_counts, known, pair, reliability
+from .judged_pictures import judged_picture, open_pictures
+from .parts import Cell, Chart, Drawing, Facts, Gallery, Line, Page, Part, Section, Table
+
+LETTERS = {"a": "A", "b": "B"}
+COLUMNS = ("A", "B", "B - A", "from", "to", "verdict")
+INTERVAL = "From, to: 95 % of what B - A would be with other pictures of the same kind; where it holds 0, "
+INTERVAL += "these pictures do not tell A and B apart."
+
+
+def comparison_page(
+    comparison: Comparison, annotations: Annotations, facts: dict[str, Cell], config: DataConfig
+) -> Page:
+    """Numbers of both, their differences, curves over each other, and the pictures where they differ most.
+
+    Args:
+        facts: names and values that stand at the top: A, B, data.
+        config: how pictures are read; those that can't be are left out.
+    """
+    answer = comparison_json(comparison)
+    sides = {LETTERS[side]: found for side, found in answer["sides"].items()}
+    sections = [
+        Section("COCO", [Facts("Compared", facts), _drawn(answer), _numbers(answer)]),
+        Section("Classes", [_classes(answer)]),
+        Section("Curves", _curves(sides)),
+        Section("Errors", [_tide(answer), *(confusion(f"Confusion of {side}", one) for side, one in sides.items())]),
+        Section("Calibration", [reliability(sides), _calibration(sides)]),
+        Section("Pictures", _pictures(comparison, answer, annotations, config)),
+    ]
+    return Page(
+        "Comparison", f"A and B on {len(annotations.image_ids)} pictures, {sides['A']['objects']} objects", sections
+    )
+
+
+def _row(one: dict[str, Any]) -> list[Cell]:
+    low, high = pair(one["interval"])
+    verdict = None
+    if low is not None and high is not None:
+        verdict = "B is better" if low > 0 else "A is better" if high < 0 else "not told apart"
+    return [known(one["a"]), known(one["b"]), one["change"], low, high, verdict]
+
+
+def _drawn(answer: dict[str, Any]) -> Drawing:
+    rows = {name: one for name, one in answer["summary"].items() if one["interval"]}
+    rows |= {f"AP of {name}": one for name, one in answer["classes"].items() if one["interval"]}
+    return Drawing("B - A", draw_differences(rows), "Right of the line B is better. Bars: 95 % intervals.")
+
+
+def _numbers(answer: dict[str, Any]) -> Table:
+    rows = [[name, *_row(one)] for name, one in answer["summary"].items()]
+    return Table("All numbers", ["number", *COLUMNS], rows, f"{INTERVAL} Of LRP and ECE less is better.")
+
+
+def _classes(answer: dict[str, Any]) -> Table:
+    objects = {name: one["objects"] for name, one in answer["sides"]["a"]["classes"].items()}
+    rows = [[name, objects[name], *_row(one)] for name, one in answer["classes"].items()]
+    return Table("AP by class", ["class", "objects", *COLUMNS], rows, INTERVAL)
+
+
+def _curves(sides: dict[str, dict[str, Any]]) -> list[Part]:
+    def lines(x: str, values: dict[str, Any]) -> list[Line]:
+        return [Line(side, sides[side][x], y) for side, y in values.items()]
+
+    parts: list[Part] = []
+    if sides["A"]["precision"]:
+        for iou in reversed(sides["A"]["precision"]):
+            both = lines("recalls", {side: one["precision"][iou] for side, one in sides.items()})
+            parts.append(Chart(f"Precision and recall, {iou}", "recall", "precision", both, "Mean over classes."))
+    f1 = lines("scores", {side: one["curves"]["f1"] for side, one in sides.items()})
+    parts.append(Chart("F1 by score threshold", "score threshold", "F1", f1, "IoU 0.5, all classes together."))
+    classes = sorted(sides["A"]["classes"].items(), key=lambda item: -item[1]["objects"])
+    for name in [name for name, one in classes if one["precision"]][:MOST_CLASSES]:
+        both = lines("recalls", {side: one["classes"][name]["precision"]["IoU 0.50"] for side, one in sides.items()})
+        parts.append(Chart(f"{name}: precision and recall", "recall", "precision", both, "IoU 0.5."))
+    return parts
+
+
+def _tide(answer: dict[str, Any]) -> Table:
+    counts = [answer["sides"][side]["tide"]["count"] for side in LETTERS]
+    rows: list[list[Cell]] = []
+    for name, words in ERRORS.items():
+        one = answer["tide"][name]
+        rows.append([name, words, *(count[name] for count in counts), one["a"], one["b"], one["change"]])
+    columns = ["error", "meaning", "count of A", "count of B", "dAP of A", "dAP of B", "B - A"]
+    text = "How much AP50 would grow without one kind of error (TIDE); less is better."
+    return Table("Where AP50 is lost", columns, rows, text)
+
+
+def _calibration(sides: dict[str, dict[str, Any]]) -> Table:
+    rows: list[Sequence[Cell]] = []
+    for side, one in sides.items():
+        best = one["best"] or dict.fromkeys(("threshold", "f1", "precision", "recall"))
+        errors = one["calibration"]["ece"], one["calibration_above_threshold"]["ece"]
+        rows.append([side, *best.values(), *errors])
+    columns = ["", "best threshold", "F1", "precision", "recall", "calibration error", "above the threshold"]
+    return Table("Best threshold of all classes", columns, rows, "IoU 0.5; expected calibration error.")
+
+
+def _pictures(
+    comparison: Comparison, answer: dict[str, Any], annotations: Annotations, config: DataConfig
+) -> list[Part]:
+    """Each picture twice, as A and as B has it."""
+    rows, pictures = [], []
+    opened = open_pictures(annotations, (one["a"]["image_id"] for one in answer["pictures"]), config)
+    for one, (name, image) in zip(answer["pictures"], opened, strict=True):
+        image_id, *of_a = one["a"].values()
+        rows.append([name, image_id, *of_a, *list(one["b"].values())[1:], one["change"]])
+        if image is not None:
+            for side, found in (("a", comparison.a), ("b", comparison.b)):
+                title = f"{LETTERS[side]}: {name}"
+                pictures.append(judged_picture(found.matches, image_id, image, title, error_counts(one[side])))
+    thresholds = [one["threshold"] for one in answer["sides"].values()]
+    rule = f"Wrong detections and missed objects together at IoU 0.5, A at scores from {thresholds[0]:.3g}, "
+    rule += f"B from {thresholds[1]:.3g}: each at its best threshold."
+    columns = ["picture", "id", *(f"{word} in {side}" for side in "AB" for word in ("right", "wrong", "missed"))]
+    table = Table("Where they differ most", [*columns, "more errors in B"], rows, rule)
+    if not pictures:
+        return [table]
+    text = f"{BOXES} The notes count at each side's best threshold, the boxes are those of the slider."
+    return [Gallery("A beside B", pictures, sum(thresholds) / 2, text, columns=2), table]

@@ -1,0 +1,103 @@
+"""The report of a data set: numbers, findings, and pictures of each finding."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import DataConfig
+from ..data.check.check import Checked
+from ..data.findings import Finding, Place
+from ..data.images import read_image
+from ..errors import DataError
+from .page import render_page
+from .parts import Facts, Gallery, Mark, Page, Part, Picture, Section, Table
+from .pictures import shrink
+
+EACH = 6  # pictures of a finding
+SIDE = 640  # pixels, at most
+MARGIN = 3.0  # a small object is shown with so many times its size around it
+MAX_PIXELS = 50_000_000
+COLUMNS = ("min", "p5", "median", "p95", "max", "mean")
+SPREADS = {
+    "objects in a picture": "objects_per_image",
+    "side of an object in pixels": "object_side_px",
+    "width / height of an object": "object_aspect",
+    "width of a picture": "image_width",
+    "height of a picture": "image_height",
+}
+
+
+def render_report(checked: Checked) -> str:
+    """The whole page."""
+    config = checked.config.model_copy(update={"max_pixels": min(checked.config.max_pixels, MAX_PIXELS)})
+    found = checked.findings()
+    counts = ", ".join(f"{count} {level}" for level, count in checked.counts().items())
+    decoded = "all" if checked.decoded else "not"
+    told = f"{checked.layout.kind} layout. {counts}. Pictures were {decoded} decoded."
+    splits = [_split(name, part.numbers) for name, part in checked.splits.items() if part.numbers]
+    return render_page(Page(f"{checked.folder}: data check", told, [_findings(found, config), *splits]))
+
+
+def _findings(found: Sequence[tuple[str, Finding]], config: DataConfig) -> Section:
+    """All in one table, then those that can be shown."""
+    rows = [[one.level, one.code, split or None, one.count, one.text, one.fix] for split, one in found]
+    parts: list[Part] = [Table("", ["level", "code", "split", "count", "what", "what to do"], rows)] if rows else []
+    for split, finding in found:
+        pictures = list(_pictures(finding, config))
+        if pictures:
+            text = "\n".join(filter(None, (finding.what, finding.fix)))
+            title = f"{finding.level} {finding.code}" + (f", {split}" if split else "")
+            parts.append(Gallery(title, pictures, text=text))
+    return Section("Findings", parts, "" if rows else "Nothing to say against this data.")
+
+
+def _split(name: str, numbers: dict[str, Any]) -> Section:
+    facts = {
+        "pictures": numbers["images"],
+        "pictures without objects": numbers["empty_images"],
+        "objects": numbers["objects"],
+        "crowd regions": numbers["crowds"],
+    } | {f"{size} objects": f"{share:.0%}" for size, share in numbers["shares"].items()}
+    spreads = [[title, *(numbers[key][c] for c in COLUMNS)] for title, key in SPREADS.items() if numbers[key]]
+    classes = [[kind, row["id"], row["objects"], row["images"]] for kind, row in numbers["classes"].items()]
+    return Section(name, [
+        Facts("", facts),
+        Table("Sizes", ["of", *COLUMNS], spreads),
+        Table("Classes", ["class", "id", "objects", "pictures"], classes),
+    ])  # fmt: skip
+
+
+def _pictures(finding: Finding, config: DataConfig) -> Iterator[Picture]:
+    """The first offenders that can be drawn."""
+    for place in [p for p in finding.places if p.picture is not None][:EACH]:
+        for path in (place.picture, place.other):
+            if path is None:
+                continue
+            try:
+                yield _picture(place, path, config)
+            except DataError:
+                continue  # the finding says that it cannot be read
+
+
+def _picture(place: Place, path: Path, config: DataConfig) -> Picture:
+    """The picture with the boxes, or, if they are small in it, what is around them."""
+    image = read_image(path, config)
+    corners = [(x, y, x + w, y + h) for x, y, w, h in place.boxes]
+    region = _around(corners, image.size) if corners else (0, 0, *image.size)
+    part = image.crop(region)
+    marks = [
+        Mark([min(max(value - region[k % 2], -2), part.size[k % 2] + 1) for k, value in enumerate(box)], "", "truth")
+        for box in corners  # cut to a little beyond the picture: wild numbers would draw nothing
+    ]
+    return shrink(Picture(place.text, part, marks), SIDE)
+
+
+def _around(corners: Sequence[Sequence[float]], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    left, top = min(min(c[0], c[2]) for c in corners), min(min(c[1], c[3]) for c in corners)
+    right, bottom = max(max(c[0], c[2]) for c in corners), max(max(c[1], c[3]) for c in corners)
+    margin = max(MARGIN * max(right - left, bottom - top), 40)
+    if right - left > size[0] / 4 or bottom - top > size[1] / 4 or right < 0 or bottom < 0:
+        return (0, 0, *size)
+    region = (max(0, int(left - margin)), max(0, int(top - margin)),
+              min(size[0], int(right + margin)), min(size[1], int(bottom + margin)))  # fmt: skip
+    return region if region[0] < region[2] and region[1] < region[3] else (0, 0, *size)

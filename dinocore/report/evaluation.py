@@ -1,0 +1,159 @@
+"""The page about one evaluation: every number is the one that `dino eval --json` prints."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..config import DataConfig
+from ..data.annotations import Annotations
+from ..evaluate.analysis import Analysis
+from ..evaluate.answer import to_json
+from ..words import counted
+from .judged_pictures import LEAST, judged_picture, open_pictures
+from .parts import Cell, Chart, Facts, Gallery, Line, Matrix, Page, Part, Section, Table
+
+MOST_CLASSES = 12  # curves in one chart
+BOXES = f"Boxes with a score of at least {LEAST}. Missed: an object that no detection above the threshold answers for."
+ERRORS = {
+    "Cls": "right place, wrong class",
+    "Loc": "right class, IoU between 0.1 and 0.5",
+    "Both": "wrong class and IoU between 0.1 and 0.5, or else unexplained",
+    "Dupe": "an object that was found already",
+    "Bkg": "no object near",
+    "Miss": "an object that nothing found, even badly",
+    "FP": "all wrong detections gone",
+    "FN": "all missed objects forgiven",
+}
+
+
+def evaluation_page(analysis: Analysis, annotations: Annotations, facts: dict[str, Cell], config: DataConfig) -> Page:
+    """Numbers, curves and the worst pictures with prediction and truth.
+
+    Args:
+        facts: names and values that stand at the top: weights, data.
+        config: how pictures are read; those that can't be are left out.
+    """
+    answer = to_json(analysis)
+    sections = [
+        Section("COCO", [Facts("Evaluated", facts), _summary(answer)]),
+        Section("Classes", [_classes(answer)]),
+        Section("Curves", _curves(answer)),
+        Section("Errors", [_tide(answer), confusion("Confusion", answer), _lrp(answer)]),
+        Section("Calibration", _calibrations(answer)),
+        Section("Worst pictures", _worst(analysis, answer, annotations, config)),
+    ]
+    return Page(
+        "Evaluation",
+        f"{counted(len(analysis.matches.image_ids), 'picture')}, {counted(answer['objects'], 'object')}",
+        sections,
+    )
+
+
+def _summary(answer: dict[str, Any]) -> Table:
+    names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+    rows = [[name, known(answer[name]), *pair(answer["intervals"].get(name))] for name in names]
+    text = "The interval holds 95 % of what other pictures of the same kind would give; see docs/evaluation.md."
+    return Table("The 12 numbers", ["number", "value", "from", "to"], rows, text)
+
+
+def _classes(answer: dict[str, Any]) -> Table:
+    names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+    columns = ["class", "objects", *names, "AP from", "AP to", "best threshold", "F1", "precision", "recall", "LRP"]
+    rows = []
+    for name, one in answer["classes"].items():
+        best = one["best"] or dict.fromkeys(("threshold", "f1", "precision", "recall"))
+        lrp = one["lrp"]["error"] if one["lrp"] else None
+        rows.append([name, one["objects"], *(known(one[key]) for key in names), *pair(one["interval"]),
+                     *best.values(), lrp])  # fmt: skip
+    return Table("By class", columns, rows, "F1, precision and recall at IoU 0.5 and the threshold of the greatest F1.")
+
+
+def _curves(answer: dict[str, Any]) -> list[Part]:
+    classes = sorted(answer["classes"].items(), key=lambda item: -item[1]["objects"])[:MOST_CLASSES]
+    shown = "" if len(classes) == len(answer["classes"]) else f"The {MOST_CLASSES} classes with the most objects."
+    scores, recalls = answer["scores"], answer["recalls"]
+    together = [Line(name, recalls, values) for name, values in (answer["precision"] or {}).items()]
+    by_class = [Line(name, recalls, one["precision"]["IoU 0.50"]) for name, one in classes if one["precision"]]
+    overall = [Line(name, scores, values) for name, values in answer["curves"].items()]
+    f1 = [Line(name, scores, one["curves"]["f1"]) for name, one in classes if one["objects"]]
+    best = answer["best"]
+    text = f"Best threshold for all classes: {best['threshold']:.3g}, F1 {best['f1']:.3g}." if best else ""
+    return [
+        Chart("Precision and recall", "recall", "precision", together, "Mean over classes."),
+        Chart("Precision and recall by class", "recall", "precision", by_class, f"IoU 0.5. {shown}".strip()),
+        Chart("Score threshold", "score threshold", "all classes together", overall, f"IoU 0.5. {text}".strip()),
+        Chart("F1 by class", "score threshold", "F1", f1, f"IoU 0.5. {shown}".strip()),
+    ]
+
+
+def _tide(answer: dict[str, Any]) -> Table:
+    tide = answer["tide"]
+    rows = [[name, words, tide["count"][name], tide["gain"][name]] for name, words in ERRORS.items()]
+    text = f"How much AP50 ({tide['ap50']:.4g}) would grow without one kind of error (TIDE)."
+    return Table("Where AP50 is lost", ["error", "meaning", "count", "dAP"], rows, text)
+
+
+def confusion(title: str, answer: dict[str, Any]) -> Matrix:
+    """Which class was taken for which."""
+    names = answer["confusion"]["classes"]
+    text = f"IoU 0.5, scores from {answer['threshold']:.3g}. Background: no object was there, or none was found."
+    return Matrix(title, names, names, answer["confusion"]["counts"], "truth", "found", text)
+
+
+def _lrp(answer: dict[str, Any]) -> Table:
+    rows = [["mean of classes", *answer["lrp"].values(), None]]
+    rows += [[name, *one["lrp"].values()] for name, one in answer["classes"].items() if one["lrp"]]
+    columns = ["class", "LRP", "localisation", "false positives", "false negatives", "threshold"]
+    return Table(
+        "Optimal LRP", columns, rows, "0 is perfect, 1 the worst; at the threshold where it is least, IoU 0.5."
+    )
+
+
+def reliability(answers: dict[str, dict[str, Any]]) -> Chart:
+    """How often detections of a score are right; curves by name."""
+    lines = []
+    for name, answer in answers.items():
+        every = answer["calibration"]
+        filled = [n for n, count in enumerate(every["count"]) if count]
+        lines.append(Line(name, [every["score"][n] for n in filled], [every["right"][n] for n in filled]))
+    lines.append(Line("perfect", [0.0, 1.0], [0.0, 1.0]))
+    return Chart("Reliability", "mean score", "share that is right", lines, "IoU 0.5, ten bins of the score.")
+
+
+def _calibrations(answer: dict[str, Any]) -> list[Part]:
+    every, sure = answer["calibration"], answer["calibration_above_threshold"]
+    rows = [list(row) for row in zip(*(every[key] for key in ("bins", "count", "score", "right")), strict=True)]
+    errors = {"all detections": every["ece"], f"scores from {answer['threshold']:.3g}": sure["ece"]}
+    return [
+        reliability({"detections": answer}),
+        Facts("Expected calibration error", errors),
+        Table("Bins", ["score", "detections", "mean score", "share that is right"], rows),
+    ]
+
+
+def _worst(analysis: Analysis, answer: dict[str, Any], annotations: Annotations, config: DataConfig) -> list[Part]:
+    rows, pictures = [], []
+    opened = open_pictures(annotations, (one["image_id"] for one in answer["worst"]), config)
+    for one, (name, image) in zip(answer["worst"], opened, strict=True):
+        rows.append([name, *one.values()])
+        if image is not None:
+            pictures.append(judged_picture(analysis.matches, one["image_id"], image, name, error_counts(one)))
+    rule = f"Most wrong detections and missed objects together, at IoU 0.5 and scores from {answer['threshold']:.3g}."
+    table = Table("Which they are", ["picture", "id", "right", "wrong", "missed"], rows, rule)
+    if not pictures:
+        return [table]
+    return [Gallery("Prediction beside truth", pictures, analysis.threshold, BOXES), table]
+
+
+def error_counts(one: dict[str, Any]) -> str:
+    """What is right in a picture, in words."""
+    return f"{one['right']} right, {one['wrong']} wrong, {one['missed']} missed"
+
+
+def known(value: float | None) -> float | None:
+    """COCO's -1 says that there is nothing to judge by."""
+    return None if value is None or value < 0 else value
+
+
+def pair(values: Sequence[float] | None) -> Sequence[float | None]:
+    """Both ends of an interval, if there is one."""
+    return values or (None, None)

@@ -1,0 +1,159 @@
+"""The report of a training run, from what the run wrote down."""
+
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..draw.curves import read_metrics
+from .parts import Chart, Facts, Gallery, Line, Page, Picture, Section, Table
+
+POINTS = 300  # of a curve over steps; more are averaged
+STAGES = {"matching": "matching", "denoising": "denoising", "proposals": "first stage"}
+TERMS = {"label": "class", "box": "box (L1)", "giou": "box (GIoU)"}
+SIZES = {"APs": "small", "APm": "medium", "APl": "large"}
+
+Row = dict[str, Any]
+
+
+class Told(NamedTuple):
+    """What a run knows of itself that is not in its log."""
+
+    name: str
+    facts: Mapping[str, str]  # what is trained, on what
+    machine: Mapping[str, str]
+    settings: Mapping[str, Any]  # nested, as in config.toml
+    pictures: Sequence[Picture]  # of the best evaluation
+    pictures_epoch: int  # 0: there was none yet
+
+
+def training_page(metrics: Path, told: Told) -> Page:
+    """The page of a run; `metrics` is its metrics.jsonl."""
+    steps, evaluations = read_metrics(metrics)
+    sections = [_summary(steps, evaluations, told)]
+    if evaluations:
+        sections.append(_precision(evaluations))
+    if steps:
+        sections += [_losses(steps), _pace(steps)]
+    if told.pictures:
+        text = f"{len(told.pictures)} validation pictures, evenly chosen, as after epoch {told.pictures_epoch}."
+        text += " A box is right if it covers an object of its class with IoU 0.5; the surest box is served first."
+        sections.append(Section("Predictions", [Gallery("Found beside annotated", told.pictures, text=text)]))
+    settings = [[name, _plain(value)] for name, value in _flat(told.settings)]
+    sections.append(Section("Settings", [Table("", ["setting", "value"], settings)]))
+    return Page(f"{told.name}: training", _subtitle(steps, evaluations), sections)
+
+
+def best_of(evaluations: Sequence[Row]) -> Row | None:
+    """The evaluation whose weights are kept: the first of those with the highest AP."""
+    known = [row for row in evaluations if row["AP"] is not None]
+    return max(known, key=lambda row: row["AP"]) if known else None
+
+
+def _subtitle(steps: Sequence[Row], evaluations: Sequence[Row]) -> str:
+    best = best_of(evaluations)
+    done = f"{steps[-1]['step']} steps, epoch {steps[-1]['epoch']}" if steps else "no step yet"
+    return f"{done}. " + (f"Best AP {best['AP']:.4f} after epoch {best['epoch']}." if best else "Not evaluated yet.")
+
+
+def _summary(steps: Sequence[Row], evaluations: Sequence[Row], told: Told) -> Section:
+    best = best_of(evaluations)
+    parts = []
+    if best:
+        numbers = {name: _known(value) for name, value in best.items()}
+        parts.append(Facts("Best evaluation", numbers | {"weights": "best.safetensors"}, "A dash: no such objects."))
+    took = sum(row["seconds"] for row in steps if "seconds" in row)
+    parts.append(Facts("Run", dict(told.facts) | {"time in steps": _duration(took)}))
+    parts.append(Facts("Machine", told.machine))
+    return Section("Summary", parts)
+
+
+def _precision(evaluations: Sequence[Row]) -> Section:
+    epochs = [row["epoch"] for row in evaluations]
+
+    def line(key: str, name: str) -> Line:
+        return Line(name, epochs, [_known(row.get(key)) for row in evaluations])
+
+    names = [key for key in evaluations[0] if key not in ("step", "epoch", "backend")]
+    rows = [[row["epoch"], row["step"], *(_known(row.get(name)) for name in names)] for row in evaluations]
+    return Section("Average precision", [
+        Chart("By IoU threshold", "epoch", "AP", [line(key, key) for key in ("AP", "AP50", "AP75")]),
+        Chart("By size of the object", "epoch", "AP", [line(key, name) for key, name in SIZES.items()]),
+        Table("Every evaluation", ["epoch", "step", *names], rows),
+    ])  # fmt: skip
+
+
+def _losses(steps: Sequence[Row]) -> Section:
+    """The loss by stage and by term; each chart's curves add up to the whole."""
+    keys = {key for row in steps for key in row if key.split("/")[0] in STAGES}
+
+    def total(row: Row, keep: Sequence[str]) -> float | None:
+        values = [row[key] for key in keep if row.get(key) is not None]
+        return sum(values) if values else None
+
+    def line(name: str, keep: Sequence[str]) -> Line:
+        return _line(name, steps, lambda row: total(row, keep))
+
+    stages = [line(name, [key for key in keys if key.startswith(f"{stage}/")]) for stage, name in STAGES.items()]
+    terms = [line(name, [key for key in keys if key.endswith(f"/{term}")]) for term, name in TERMS.items()]
+    every = [line(f"{name}, {TERMS[term]}", [f"{stage}/{term}"]) for stage, name in STAGES.items() for term in TERMS]
+    used = [[one for one in lines if any(one.y)] for lines in (stages, terms, every)]
+    whole = _line("all", steps, lambda row: row["loss"])
+    return Section("Loss", [
+        Chart("By stage", "step", "loss", [whole, *used[0]]),
+        Chart("By term", "step", "loss", [whole, *used[1]]),
+        Chart("Each term of each stage", "step", "loss", used[2]),
+    ], "The parts as they are added, with their weights." + _averaged(steps))  # fmt: skip
+
+
+def _pace(steps: Sequence[Row]) -> Section:
+    charts = [
+        ("Time", "seconds a step", {"whole step": "seconds", "waiting for pictures": "data_seconds"}),
+        ("Gradient", "norm before clipping", {"gradient": "grad_norm"}),
+        ("Learning rate", "learning rate", {"learning rate": "lr"}),
+        ("Memory", "peak, MB", {"memory": "memory_mb"}),
+    ]
+    return Section("Pace", [
+        Chart(title, "step", label, [_line(name, steps, itemgetter(key)) for name, key in kinds.items()])
+        for title, label, kinds in charts
+    ], _averaged(steps).strip())  # fmt: skip
+
+
+def _line(name: str, rows: Sequence[Row], value: Any) -> Line:
+    """Averages of neighbours, so that at most POINTS are left."""
+    size = -(-len(rows) // POINTS)
+    chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
+    means = []
+    for chunk in chunks:
+        known = [number for row in chunk if (number := value(row)) is not None]
+        means.append(sum(known) / len(known) if known else None)
+    return Line(name, [chunk[-1]["step"] for chunk in chunks], means)
+
+
+def _averaged(steps: Sequence[Row]) -> str:
+    size = -(-len(steps) // POINTS)
+    return f" Each point is the mean of {size} steps." if size > 1 else ""
+
+
+def _known(value: Any) -> Any:
+    """COCO's -1 says that there is nothing to judge by."""
+    return None if value == -1 else value
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in settings.items():
+        found += _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else [(before + key, value)]
+    return found
+
+
+def _plain(value: Any) -> str | None:
+    """As config.toml has it, without quotes."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else None if value is None else str(value)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -1,0 +1,88 @@
+"""Writing files so that a reader sees the old content or the new, never half of it."""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..errors import EnvironmentFault
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, sync it to disk and rename it; folders are made.
+
+    Raises:
+        EnvironmentFault: the disk is full or the place cannot be written. What was there before stays.
+    """
+    target = path.resolve()  # a link stays a link, its target is replaced
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())
+        sync(temporary)
+        os.replace(temporary, target)
+        sync(target.parent)
+    except OSError as error:
+        raise EnvironmentFault(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):  # nothing to remove, as after success, or nothing that can be
+            temporary.unlink()
+
+
+def check_writable(folder: Path) -> None:
+    """Try out, before the work, whether files can be written into a folder or where it is to be made; leaves nothing.
+
+    Raises:
+        EnvironmentFault: they cannot.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        what = f"{folder} cannot be written: {error.strerror or error}"
+        raise EnvironmentFault(what, where=folder, fix="name another place, or let it be written") from error
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """JSON as the standard has it: null stands for NaN and infinities; `options` are those of `json.dumps`."""
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, as UTF-8."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(text.encode())
+
+    write_atomically(path, write)
+
+
+def sync(path: Path) -> None:
+    """Make the system put a file or a folder's entries on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,158 @@
+"""The folder `checkpoints` of a run: each entry is written whole, hashed, synced, and published by a rename."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ... import __version__
+from ...errors import CheckpointError, EnvironmentFault
+from ...system.files import sync, to_json
+from ...weights.file import SCHEMA
+
+MANIFEST = "manifest.json"
+OLD, NEW, ASIDE = ".tmp-old-", ".tmp-new-", "aside-"
+
+
+class NewerCheckpoint(CheckpointError):
+    """It is whole, but of a version of dino that this one does not know."""
+
+
+def step_of(path: Path) -> int:
+    """The optimizer step that a checkpoint was written after."""
+    return int(path.name.rpartition("-")[2])
+
+
+def publish(
+    folder: Path, step: int, size: int, write: Callable[[Path], dict[str, Any]], facts: Mapping[str, Any]
+) -> Path:
+    """Write `folder`/step-XXXXXXXX whole or not at all.
+
+    Args:
+        size: bytes that will be written.
+        write: fills a folder; returns fingerprints of files that need not be read again.
+
+    Raises:
+        EnvironmentFault: there is no room, or it cannot be written; earlier checkpoints stay.
+    """
+    target = folder / f"step-{step:08d}"
+    temporary, replaced = (folder / f"{mark}{target.name}" for mark in (NEW, OLD))
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _check_space(folder, size)
+        known = write(temporary)
+        files = {file.name: known.get(file.name) or fingerprint(file) for file in sorted(temporary.iterdir())}
+        manifest = {"schema": SCHEMA, "dino_version": __version__, "step": step, **facts, "files": files}
+        (temporary / MANIFEST).write_text(to_json(manifest | {"sha256": _own_hash(manifest)}, indent=1))
+        sync(temporary / MANIFEST)
+        sync(temporary)
+        if target.exists():  # the same step, saved again
+            os.rename(target, replaced)
+        os.rename(temporary, target)  # a kill between these two is put right by `tidy`
+        sync(folder)
+    except (OSError, RuntimeError, EnvironmentFault) as error:
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        raise EnvironmentFault(
+            f"the checkpoint {target} cannot be written: {said}; earlier checkpoints are whole"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+    return target
+
+
+def _check_space(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise OSError(f"it needs {size / 1e6:.0f} MB and {free / 1e6:.0f} MB are free on that disk")
+
+
+def manifest_of(path: Path) -> dict[str, Any]:
+    """What a checkpoint says about itself.
+
+    Raises:
+        NewerCheckpoint: it was made by a newer version.
+        CheckpointError: it is missing or damaged.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        if manifest["schema"] > SCHEMA:
+            made_by = f"dino {manifest['dino_version']} (format {manifest['schema']})"
+            raise NewerCheckpoint(
+                f"{path} was made by {made_by}, this is {__version__} (format {SCHEMA}); install the newer one"
+            )
+        if manifest.pop("sha256") != _own_hash(manifest):
+            raise ValueError(f"{MANIFEST} differs from what was written")
+        if manifest["step"] != step_of(path):
+            raise ValueError("its manifest is that of another checkpoint")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        said = f"{MANIFEST} lacks {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{path} is not a whole checkpoint: {said}") from error
+    return manifest
+
+
+def _own_hash(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(to_json(manifest).encode()).hexdigest()
+
+
+def verify_checkpoint(path: Path) -> dict[str, Any]:
+    """Compare every file with the manifest, which is returned.
+
+    Raises:
+        CheckpointError: a file is missing or differs.
+    """
+    manifest = manifest_of(path)
+    try:
+        damaged = [name for name, value in manifest["files"].items() if fingerprint(path / name) != value]
+    except OSError as error:
+        raise CheckpointError(f"{path} is not a whole checkpoint: {error}") from error
+    if damaged:
+        raise CheckpointError(f"{path} is damaged: {', '.join(damaged)} differ from what was written")
+    return manifest
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """All that were published, oldest first; whether one is whole, `verify_checkpoint` knows."""
+    found = [path for path in folder.glob("step-*") if path.name[5:].isdigit() and path.is_dir()]
+    return sorted(found, key=step_of)
+
+
+def prune_checkpoints(folder: Path, keep: int, protected: Collection[int]) -> None:
+    """Remove all but the newest `keep` and those of `protected` steps."""
+    for path in list_checkpoints(folder)[:-keep]:
+        if step_of(path) not in protected:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a killed run left half-written; put back what it was about to replace."""
+    for path in folder.glob(f"{OLD}step-*"):
+        with suppress(OSError):
+            target = folder / path.name.removeprefix(OLD)
+            shutil.rmtree(path) if target.exists() else os.rename(path, target)
+    for path in folder.glob(".tmp-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def set_aside(folder: Path, step: int) -> list[str]:
+    """Rename checkpoints after `step`, so that a run that goes on from there doesn't mix with them; their new names."""
+    moved = []
+    for path in list_checkpoints(folder):
+        if step_of(path) > step:
+            aside = folder / f"{ASIDE}{path.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(path, aside)
+            moved.append(aside.name)
+    return moved
+
+
+def fingerprint(file: Path) -> list[Any]:
+    """Size and sha256."""
+    with file.open("rb") as content:
+        return [file.stat().st_size, hashlib.file_digest(content, "sha256").hexdigest()]

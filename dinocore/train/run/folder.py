@@ -1,0 +1,136 @@
+"""The folder of a run: made, refused or taken up again."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ...config import Config
+from ...errors import CheckpointError, ConfigError, EnvironmentFault
+from ...presets import config_to_toml, load_config
+from ...system.files import check_writable, write_text
+from ...weights.file import save_weights
+from .checkpoint_folder import NewerCheckpoint, list_checkpoints, set_aside, step_of, tidy, verify_checkpoint
+from .lock import NAME as LOCK
+
+NEWEST = "auto"
+PARTS = (
+    "metrics.jsonl", "log.txt", "best.safetensors", "best_examples.json", "curves.png", "report.html",
+    "diverged.safetensors",
+)  # fmt: skip
+
+
+def check_run(run: Path, overwrite: bool) -> None:
+    """Say early whether a new run may have this folder; nothing is changed.
+
+    Raises:
+        ConfigError: it is a file, or there is something in it already.
+        EnvironmentFault: it cannot be written.
+    """
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"--output-dir {run} is a file; give a folder")
+    if run.is_dir() and any(path.name != LOCK for path in run.iterdir()) and not overwrite:
+        raise ConfigError(
+            f"{run} is not empty; continue that run with --resume auto, or start anew over it with --overwrite"
+        )
+    check_writable(run)
+
+
+def make_run(run: Path) -> None:
+    """Make the folder of a run, if it is not there.
+
+    Raises:
+        EnvironmentFault: it cannot be made.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"--output-dir {run} cannot be made: {error.strerror or error}; give a folder that can be written"
+        ) from error
+
+
+def prepare_run(run: Path, overwrite: bool) -> None:
+    """Make a folder ready for a new run.
+
+    Raises:
+        ConfigError: as for `check_run`.
+        EnvironmentFault: it cannot be made or written.
+    """
+    check_run(run, overwrite)
+    make_run(run)
+    try:
+        for name in PARTS:
+            (run / name).unlink(missing_ok=True)
+        for name in ("checkpoints", "tensorboard"):
+            if (run / name).is_dir():
+                shutil.rmtree(run / name)
+        write_text(run / "log.txt", "")
+    except OSError as error:
+        raise EnvironmentFault(f"{run} cannot be written: {error.strerror or error}") from error
+
+
+def find_run(root: Path, having: str = "best.safetensors") -> Path | None:
+    """The run under a folder whose file of this name is newest."""
+    found = [path for path in root.glob(f"*/{having}") if path.is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
+
+
+def run_config(run: Path) -> Config:
+    """The config that a run was started with.
+
+    Raises:
+        CheckpointError: the folder is not that of a run.
+    """
+    if not (run / "config.toml").is_file():
+        raise CheckpointError(f"{run} is not the folder of a run: it has no config.toml")
+    return load_config(run / "config.toml")
+
+
+def find_checkpoint(run: Path, wanted: str) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint of a run that is whole, or the one that is asked for.
+
+    Returns:
+        its folder, None where the run was ended before its first one; and what a user should know.
+
+    Raises:
+        CheckpointError: all are damaged, or the newest is of a newer version of dino.
+    """
+    tidy(run / "checkpoints")
+    found = list_checkpoints(run / "checkpoints")
+    if wanted != NEWEST:
+        path = Path(wanted)
+        verify_checkpoint(path)
+        return path, []
+    if not found:
+        return None, [f"{run} has no checkpoint yet; it begins with its first step"]
+    damaged = []
+    for path in reversed(found):
+        try:
+            verify_checkpoint(path)
+        except NewerCheckpoint:
+            raise  # to go on from an older one would give up what a newer dino has learned
+        except CheckpointError as error:
+            damaged.append(f"{error}; the one before it is used")
+        else:
+            return path, damaged
+    raise CheckpointError(f"every checkpoint of {run} is damaged; start anew with --overwrite")
+
+
+def branch_off(run: Path, checkpoint: Path | None) -> list[str]:
+    """Put newer checkpoints of the run out of the way of one that it goes on from; what a user should know."""
+    if checkpoint is None:
+        return []
+    moved = set_aside(run / "checkpoints", step_of(checkpoint))
+    return [f"newer than {checkpoint.name}, put aside: {', '.join(moved)} in {run}/checkpoints"] if moved else []
+
+
+def write_config(run: Path, config: Config) -> None:
+    """What the run was started with, all defaults included."""
+    write_text(run / "config.toml", config_to_toml(config))
+
+
+def save_best(run: Path, model, config: Config, categories, facts: dict[str, Any]) -> Path:
+    """Replace the run's best weights."""
+    path = run / "best.safetensors"
+    save_weights(path, model.state_dict(), config, categories, facts)
+    return path

@@ -1,0 +1,143 @@
+"""What a run writes down: `metrics.jsonl` is the truth, anything else that watches may fail without harm."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ...system.files import to_json, write_text
+
+
+class Watcher(Protocol):
+    """Gets every line of the log."""
+
+    def add(self, row: dict[str, Any]) -> None: ...
+
+    def problem(self) -> str:
+        """What went wrong since it was last asked."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one line per step and per evaluation, each once, however often the run was killed."""
+
+    def __init__(self, run: Path, progress: dict[str, Any]):
+        """Take the log up where the checkpoint left it: what was written after it will be written again."""
+        self.run = run
+        path = run / "metrics.jsonl"
+        self._cut(path, progress)
+        self.handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        self.end = os.fstat(self.handle).st_size
+        self.trouble = ""
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a line, whole or not at all."""
+        line = to_json(row).encode() + b"\n"  # null: a gradient that overflowed in fp16 and was skipped
+        try:
+            if os.write(self.handle, line) < len(line):
+                raise OSError(28, "No space left on device")
+        except OSError as error:
+            os.ftruncate(self.handle, self.end)
+            self.trouble = self.trouble or f"metrics.jsonl cannot be written ({error.strerror}); lines will be missing"
+        else:
+            self.end += len(line)
+
+    def problem(self) -> str:
+        """What went wrong since it was last asked."""
+        said, self.trouble = self.trouble, ""
+        return said
+
+    def sync(self) -> int:
+        """Put all lines on the disk; returns the place reached, in bytes."""
+        os.fsync(self.handle)
+        return self.end
+
+    def close(self) -> None:
+        """Nothing more will be written."""
+        if self.handle >= 0:
+            os.close(self.handle)
+            self.handle = -1
+
+    def _cut(self, path: Path, progress: dict[str, Any]) -> None:
+        content = path.read_bytes() if path.is_file() else b""
+        kept = content[: progress["log_bytes"]]
+        if len(kept) < progress["log_bytes"] or not (kept == b"" or kept.endswith(b"\n")):  # not the log we knew
+            lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+            kept = b"".join(line for line in lines if _step(line) <= progress["step"])
+        if kept != content:
+            write_text(path, kept.decode())
+
+
+class Journal:
+    """The log, and all others that watch. A watcher that fails is named once; the run goes on."""
+
+    def __init__(self, log: MetricsLog, watchers: Sequence[Watcher] = ()):
+        self.log = log
+        self.watchers: list[Watcher] = [log, *watchers]
+        self.said: set[int] = set()
+
+    def add(self, row: dict[str, Any]) -> Iterator[str]:
+        """Tell everybody; yields what a user should know."""
+        for number, watcher in enumerate(self.watchers):
+            try:
+                watcher.add(row)
+            except Exception as error:  # a bug: hours of training are worth more
+                yield from self._once(number, f"{type(watcher).__name__} failed ({type(error).__name__}: {error})")
+        yield from self.problems()
+
+    def problems(self) -> Iterator[str]:
+        """What a user should know, once for each watcher."""
+        for number, watcher in enumerate(self.watchers):
+            yield from self._once(number, watcher.problem())
+
+    def _once(self, number: int, text: str) -> Iterator[str]:
+        if text and number not in self.said:
+            self.said.add(number)
+            yield f"{text}; the run goes on"
+
+    def sync(self) -> int:
+        """The place reached in the log."""
+        return self.log.sync()
+
+    def go_back(self, progress: dict[str, Any]) -> None:
+        """Forget what was written after a checkpoint."""
+        self.log.close()
+        self.log = self.watchers[0] = MetricsLog(self.log.run, progress)
+
+    def close(self) -> None:
+        """The end of the run."""
+        for watcher in self.watchers:
+            watcher.close()
+
+
+class NoJournal:
+    """On processes that write nothing."""
+
+    def add(self, row: dict[str, Any]) -> Iterator[str]:
+        """Nothing to say."""
+        yield from ()
+
+    def problems(self) -> Iterator[str]:
+        """None."""
+        yield from ()
+
+    def sync(self) -> int:
+        """No place."""
+        return 0
+
+    def go_back(self, progress: dict[str, Any]) -> None:
+        """Nothing to forget."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def _step(line: bytes) -> float:
+    """The step of a line; a damaged line is none's."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

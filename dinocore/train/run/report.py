@@ -1,0 +1,141 @@
+"""`report.html` in the folder of a run: written after each evaluation and at the end. It never stops a run."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...data.images import read_image
+from ...errors import DataError, EnvironmentFault
+from ...report.marks import Found, Objects, judged_marks
+from ...report.page import render_page
+from ...report.parts import Picture
+from ...report.pictures import shrink
+from ...report.training import Told, training_page
+from ...system.files import to_json, write_text
+from ..job import Job
+
+EXAMPLES = "best_examples.json"
+MOST = 24  # pictures
+SIDE = 800  # pixels, at most
+LOWEST = 0.05  # score of a box that is kept
+BOXES = 100  # of a picture
+
+
+def save_examples(job: Job, epoch: int, results: list[dict[str, Any]]) -> str:
+    """Keep what the best weights found in a few validation pictures; returns what went wrong."""
+    ids = job.data.val.image_ids[_chosen(job)].tolist()
+    kept: dict[int, list[dict[str, Any]]] = {image: [] for image in ids}
+    for result in results:
+        if result["image_id"] in kept and result["score"] >= LOWEST:
+            kept[result["image_id"]].append(result)
+    found = [row for rows in kept.values() for row in sorted(rows, key=lambda row: -row["score"])[:BOXES]]
+    try:
+        write_text(job.run / EXAMPLES, to_json({"epoch": epoch, "results": found}))
+    except EnvironmentFault as error:
+        return str(error)
+    return ""
+
+
+class ReportFile:
+    """Writes the report anew whenever the log has an evaluation, and once more at the end if more was logged since."""
+
+    def __init__(self, job: Job, facts: dict[str, str]):
+        self.job, self.facts = job, facts
+        self.trouble = ""
+        self.behind = False
+        self.pictures: dict[int, Picture] = {}  # small ones, by place in the split: they are read once
+
+    def add(self, row: dict[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        self.behind = True
+        if "AP" in row:
+            self._write()
+
+    def problem(self) -> str:
+        """What went wrong since it was last asked."""
+        said, self.trouble = self.trouble, ""
+        return said
+
+    def close(self) -> None:
+        """The end of the run."""
+        if self.behind:
+            self._write()
+
+    def _write(self) -> None:
+        self.behind = False
+        try:
+            epoch, pictures = self._examples()
+            settings = self.job.config.model_dump()
+            told = Told(str(self.job.run), self.facts, machine(self.job.device), settings, pictures, epoch)
+            write_text(self.job.run / "report.html", render_page(training_page(self.job.run / "metrics.jsonl", told)))
+        except Exception as error:  # whatever it is, hours of training are worth more
+            self.trouble = f"report.html cannot be written ({type(error).__name__}: {error})"
+
+    def _examples(self) -> tuple[int, list[Picture]]:
+        """The epoch of the best evaluation, and the pictures with what is annotated and what was found in them."""
+        path, val = self.job.run / EXAMPLES, self.job.data.val
+        if not path.is_file():
+            return 0, []
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[int, list[dict[str, Any]]] = {}
+        for result in kept["results"]:
+            found.setdefault(result["image_id"], []).append(result)
+        shown = []
+        for index in _chosen(self.job).tolist():
+            picture = self._picture(index)
+            if picture is not None:
+                scale = picture.image.width / val.sizes[index][0]
+                shown.append(
+                    picture._replace(marks=self._marks(index, found.get(int(val.image_ids[index]), []), scale))
+                )
+        return kept["epoch"], shown
+
+    def _picture(self, index: int) -> Picture | None:
+        if index not in self.pictures:
+            val = self.job.data.val
+            try:
+                image = read_image(val.path(index), self.job.config.data)
+            except DataError:
+                return None  # the evaluation has said so
+            self.pictures[index] = shrink(Picture(os.fsdecode(val.file_names[index]), image), SIDE)
+        return self.pictures[index]
+
+    def _marks(self, index: int, results: list[dict[str, Any]], scale: float) -> list[Any]:
+        val = self.job.data.val
+        categories = self.job.data.train.categories
+        rows = val.objects(index)
+        classes = {category.id: k for k, category in enumerate(categories)}
+        labels = np.array([classes[result["category_id"]] for result in results], dtype=np.int64)
+        scores = np.array([result["score"] for result in results], dtype=np.float64)
+        objects = Objects(_corners(val.boxes[rows]) * scale, val.labels[rows], val.crowd[rows])
+        found = Found(_corners([result["bbox"] for result in results]) * scale, labels, scores)
+        return judged_marks(objects, found, [category.name for category in categories])
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What a run runs on."""
+    facts = {
+        "system": platform.platform(),
+        "processor": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "Python": platform.python_version(),
+    }
+    names = ("torch", "torchvision", "timm", "dino-detector")
+    return facts | {name: importlib.metadata.version(name) for name in names}
+
+
+def _chosen(job: Job) -> np.ndarray:
+    """Which validation pictures are shown: evenly spread over the split."""
+    total = len(job.data.val.image_ids)
+    return np.unique(np.linspace(0, total - 1, min(total, MOST)).round().astype(int))
+
+
+def _corners(boxes: Any) -> np.ndarray:
+    """x y width height -> x0 y0 x1 y1."""
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)

@@ -1,0 +1,180 @@
+"""Where a run starts from: fresh weights, a trained backbone, other weights, or a checkpoint of its own."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import Config, ModelConfig
+from ..data.annotations import Category
+from ..data.dataset import DataSet
+from ..errors import CheckpointError, ConfigError, DataError
+from ..model.build import build_model
+from ..model.dino import DINO
+from ..presets import list_presets, load_config
+from ..system.device import pick_precision
+from ..system.processes import Alone
+from ..weights.backbone import load_backbone_weights
+from ..weights.convert.info import preset_of
+from ..weights.fetch.locate import locate
+from ..weights.fetch.watch import UNWATCHED, Watch
+from ..weights.file import Weights, load_weights
+from .job import fingerprint
+from .optim import Ema, NoEma, build_optimizer
+from .sharing import shared
+from .state import BEGINNING, TrainState, begin_streams, load_checkpoint
+from .transfer import Transfer, carry_over
+
+SAME = (
+    "backbone", "feature_strides", "num_levels", "neck_bias", "hidden_dim", "num_heads", "num_points", "ffn_dim",
+    "num_encoder_layers", "num_decoder_layers", "num_queries", "position_temperature", "position_offset", "box_eps",
+    "first_stage", "queries", "heads", "pixel_mean", "pixel_std",
+)  # fmt: skip  # settings in which weights and the model that starts from them must agree
+
+
+def check_start(config: Config, watch: Watch = UNWATCHED) -> None:
+    """Refuse `train.weights` of another model, before any data is read; what has to be fetched is fetched.
+
+    Raises:
+        CheckpointError: naming the settings that differ, and the preset or the settings to use.
+        EnvironmentFault: the weights cannot be fetched.
+    """
+    if not config.train.weights:
+        return
+    path = locate(config.train.weights, watch)
+    weights = load_weights(path)
+    differing = _differences(weights.config.model, config.model)
+    if not differing:
+        return
+    shown = ", ".join(f"model.{key} = {here} ({there} was asked for)" for key, (here, there) in differing.items())
+    if config.train.weights == "bundled":  # the preset asked for it, perhaps, and not the user
+        raise ConfigError(
+            f"the weights that come with the package don't fit the changed model: {shown}; start without them: "
+            "--set model.backbone_weights=none, or a FILE with trained weights of the backbone"
+        )
+    raise CheckpointError(f"{path} holds another model: {shown}; use {_way_out(weights, differing)}")
+
+
+def settings_of(name: str, watch: Watch = UNWATCHED) -> Config:
+    """The config that weights were trained with, without what belonged to that run only.
+
+    Raises:
+        CheckpointError, EnvironmentFault: as for `locate`.
+    """
+    config = load_weights(locate(name, watch)).config
+    train = config.train.model_copy(update={"weights": "", "freeze": ()})
+    data = config.data.model_copy(update={"path": ""})
+    return config.model_copy(update={"train": train, "data": data})
+
+
+def _differences(here: ModelConfig, there: ModelConfig) -> dict[str, tuple]:
+    pairs = {key: (getattr(here, key), getattr(there, key)) for key in SAME}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _way_out(weights: Weights, differing: Mapping[str, tuple]) -> str:
+    """The preset of the weights, if it builds their model; else the settings one by one."""
+    names = [(weights.facts.get("converted_from") or {}).get("preset"), preset_of(weights.config)]
+    for name in filter(None, names):
+        if name in list_presets() and not _differences(weights.config.model, load_config(name).model):
+            return f"--preset {name}"
+    values = {key: list(here) if isinstance(here, tuple) else here for key, (here, _) in differing.items()}
+    return " ".join(f"--set model.{key}={json.dumps(value)}" for key, value in values.items())
+
+
+def fresh_state(
+    config: Config, categories: Sequence[Category], device: torch.device, group: Alone | None = None
+) -> TrainState:
+    """The state before the first step; the model's random weights come from the seed.
+
+    Raises:
+        CheckpointError, EnvironmentFault: the weights that the config asks for cannot be had.
+    """
+    group = group or Alone()
+    torch.manual_seed(config.train.seed)
+    model = build_model(config.model)
+    origin, transfer = group.main_first(
+        lambda: load_starting_weights(model, config, categories)
+    )  # one of them downloads
+    freeze(model, config.train.freeze)
+    if not group.main:  # dropout of each process for itself
+        begin_streams(config.train.seed, 0, group.rank)
+    return _state_around(model.to(device), config, device, origin, group)._replace(transfer=transfer)
+
+
+def resumed_state(checkpoint: Path, config: Config, device: torch.device, group: Alone | None = None) -> TrainState:
+    """The state of a checkpoint that was verified.
+
+    Raises:
+        CheckpointError: it belongs to another config.
+    """
+    group = group or Alone()
+    model = build_model(config.model).to(device)
+    freeze(model, config.train.freeze)
+    state = _state_around(model, config, device, "", group)
+    load_checkpoint(checkpoint, state, group.rank, config.train.seed)
+    state.progress["origin"] = f"continued from {checkpoint}"
+    return state
+
+
+def load_starting_weights(model: DINO, config: Config, categories: Sequence[Category]) -> tuple[str, Transfer | None]:
+    """Fill a new model as `train.weights` or else `model.backbone_weights` says.
+
+    Returns:
+        where its weights come from, in words, and what was taken over from `train.weights`.
+    """
+    if not config.train.weights:
+        return f"random, backbone: {load_backbone_weights(model.backbone, config.model)}", None
+    path = locate(config.train.weights)
+    transfer = carry_over(model, load_weights(path), categories, path)
+    return transfer.in_words(), transfer
+
+
+def freeze(model: DINO, parts: Sequence[str]) -> None:
+    """Keep parts of the model, such as `backbone`, as they are in training.
+
+    Raises:
+        ConfigError: nothing is left to train.
+    """
+    for part in parts:
+        model.get_submodule(part).requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(f"train.freeze = {list(parts)} leaves nothing to train; name fewer parts")
+
+
+def _state_around(model: DINO, config: Config, device: torch.device, origin: str, group: Alone) -> TrainState:
+    scaled = pick_precision(config.train.amp, device) is torch.float16
+    ema = Ema(model, config.train.ema_decay) if config.train.ema_decay else NoEma(model)
+    parallel = shared(model, group, config)
+    parallel.spread(ema.model)
+    return TrainState(
+        model=model,
+        parallel=parallel,
+        ema=ema,
+        optimizer=build_optimizer(model, config.train),
+        scaler=torch.amp.GradScaler(device.type, enabled=scaled),
+        progress=BEGINNING | {"left_out": [], "origin": origin},
+    )
+
+
+def check_same_data(manifest: Mapping[str, Any], data: DataSet, allow_change: bool) -> None:
+    """Refuse to continue a run on other data than it began with.
+
+    Raises:
+        CheckpointError: the classes are others.
+        DataError: the annotations have changed.
+    """
+    classes = [[c.id, c.name] for c in data.train.categories]
+    if manifest.get("classes", classes) != classes:
+        names = ", ".join(str(name) for _, name in manifest["classes"])
+        raise CheckpointError(
+            f"the run knows the classes {names}, and {data.train.file} has others; start a new run from its weights: "
+            "--weights RUN/best.safetensors"
+        )
+    if manifest.get("data", "") not in ("", fingerprint(data)) and not allow_change:
+        raise DataError(
+            f"the annotations {data.train.file} or {data.val.file} have changed since the checkpoint was written; "
+            "put the old ones back, or go on with the new ones: --allow-data-change"
+        )

@@ -1,0 +1,216 @@
+"""Trained weights for a backbone: downloaded by torchvision or timm, or from a file."""
+
+import contextlib
+import importlib
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from ..errors import CheckpointError, EnvironmentFault
+from ..model.backbones.build import NORMED, Backbone, ResNet
+from ..model.backbones.swin import Swin
+from ..model.backbones.timm import NormedBackbone, TimmBackbone
+from ..model.backbones.vit import FIRST_GRID, VITDETS, PlainViT
+from .untrusted import check_tensor, read_file
+
+IMAGENET = {  # timm's names of the weights that "imagenet" means: ImageNet-1k, where there are such
+    "swin-t-224": "swin_tiny_patch4_window7_224.ms_in1k",
+    "swin-s-224": "swin_small_patch4_window7_224.ms_in1k",
+    "swin-b-224": "swin_base_patch4_window7_224.ms_in1k",
+    "swin-b-384": "swin_base_patch4_window12_384.ms_in1k",
+    "swin-l-224": "swin_large_patch4_window7_224.ms_in22k",
+    "swin-l-384": "swin_large_patch4_window12_384.ms_in22k",
+    "convnext-t": "convnext_tiny.fb_in1k",
+    "convnext-s": "convnext_small.fb_in1k",
+    "convnext-b": "convnext_base.fb_in1k",
+    "convnext-l": "convnext_large.fb_in1k",
+    "focalnet-l-3": "focalnet_large_fl3.ms_in22k",
+    "focalnet-l-4": "focalnet_large_fl4.ms_in22k",
+    "vitdet-b": "vit_base_patch16_224.mae",
+    "vitdet-l": "vit_large_patch16_224.mae",
+}
+
+
+def load_backbone_weights(backbone: Backbone, config: ModelConfig) -> str:
+    """Fill a backbone as `model.backbone_weights` says: `none`, `imagenet`, `timm/NAME` or a file.
+
+    Returns:
+        what was loaded, in words, and whether it wants other pixels than the config gives.
+
+    Raises:
+        EnvironmentFault: the download failed.
+        CheckpointError: the file cannot be read or holds another model.
+    """
+    source = config.backbone_weights
+    if source == "none":
+        return source
+    name = _timm_name(config)
+    if source != "imagenet" and not source.startswith("timm/"):
+        state = read_tensors(Path(source))
+    else:
+        state = _download_timm(name) if name else _download_torchvision(config.backbone)
+    if isinstance(backbone, ResNet):
+        _fill(backbone.body, state, source)
+    elif isinstance(backbone, Swin):
+        _fill(backbone, swin_names(state), source, fresh=r"norm\d\.")
+    elif isinstance(backbone, PlainViT) and config.backbone in VITDETS:
+        _fill(backbone.body.model, _vitdet_names(state), source, fresh=r".*rel_pos_[hw]")
+    elif isinstance(backbone, NormedBackbone):
+        _load_timm(backbone.body, state, NORMED[config.backbone][0], source)
+    else:
+        _load_timm(backbone, state, config.backbone.removeprefix("timm/"), source)
+    return source + (_other_pixels(name, config) if name else "")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors or a PyTorch file, of which no code is run.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds more than tensors.
+    """
+    content, _ = read_file(path)
+    for key in ("model", "state_dict"):
+        content = content.get(key, content) if isinstance(content, Mapping) else content
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path} holds something other than tensors by name")
+    for key, value in content.items():
+        check_tensor(key, value, path)
+    return dict(content)
+
+
+def swin_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A Swin under its published names; timm counts the merging of tokens to the stage after it."""
+    if "layers.1.downsample.norm.weight" not in state or "layers.0.downsample.norm.weight" in state:
+        return dict(state)
+    moved = re.compile(r"^layers\.(\d+)\.downsample")
+    return {moved.sub(lambda m: f"layers.{int(m[1]) - 1}.downsample", key): value for key, value in state.items()}
+
+
+def _vitdet_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A masked autoencoder's encoder for ViTDet, which has no class token and no last norm."""
+    state = dict(state)
+    position = state.pop("pos_embed", None)
+    if position is not None and position.shape[1] == FIRST_GRID**2 + 1:
+        state["pos_drop.pos_embed"] = position[:, 1:].unflatten(1, (FIRST_GRID, FIRST_GRID))
+    return state
+
+
+def _timm_name(config: ModelConfig) -> str | None:
+    """The weights in timm's catalogue that are asked for, or that belong to the backbone."""
+    asked = config.backbone_weights if config.backbone_weights.startswith("timm/") else config.backbone
+    return asked.removeprefix("timm/") if asked.startswith("timm/") else IMAGENET.get(config.backbone)
+
+
+def _download_timm(name: str) -> dict[str, Tensor]:
+    import timm
+
+    if not timm.is_model(name):
+        raise CheckpointError(f"timm {timm.__version__} has no weights `{name}`; set model.backbone_weights")
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except (URLError, OSError, RuntimeError) as error:
+        pretrained = timm.get_pretrained_cfg(name)
+        address = f"https://huggingface.co/{pretrained.hf_hub_id}" if pretrained else "the Hugging Face hub"
+        raise _unobtainable(name, address, "~/.cache/huggingface", error) from error
+
+
+def _download_torchvision(name: str) -> dict[str, Tensor]:
+    from torchvision.models import get_model_weights
+
+    weights = get_model_weights(name)["IMAGENET1K_V1"]  # the recipe of the paper's backbones
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # torch.hub says there what it downloads
+            return dict(weights.get_state_dict(progress=False, check_hash=True))
+    except (URLError, OSError, RuntimeError) as error:
+        raise _unobtainable(name, weights.url, f"{torch.hub.get_dir()}/checkpoints", error) from error
+
+
+def _unobtainable(name: str, address: str, folder: str, error: Exception) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"the ImageNet weights of {name} could not be downloaded from {address} into {folder} "
+        f"({str(error).splitlines()[0][:120] if str(error) else type(error).__name__}); fetch the file and use "
+        "--set model.backbone_weights=FILE, or start without them: --set model.backbone_weights=none"
+    )
+
+
+def _other_pixels(name: str, config: ModelConfig) -> str:
+    import timm
+
+    trained = timm.get_pretrained_cfg(name)
+    if trained is None or (tuple(trained.mean), tuple(trained.std)) == (config.pixel_mean, config.pixel_std):
+        return ""
+    return (
+        f" (trained with pixels that the config does not give: --set model.pixel_mean={list(trained.mean)} "
+        f"--set model.pixel_std={list(trained.std)})"
+    )
+
+
+def _fill(body: nn.Module, state: Mapping[str, Tensor], source: str, fresh: str = r"(?!)") -> None:
+    """Load by names; those that match `fresh` are new in a detector and stay as they are."""
+    wanted = {key: value for key, value in body.state_dict().items() if not re.match(fresh, key)}
+    missing = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
+    if missing:
+        found = tuple(state[missing[0]].shape) if missing[0] in state else "missing"
+        raise CheckpointError(
+            f"{source} does not fit the backbone: {len(missing)} of {len(wanted)} tensors are missing or of another "
+            f"shape, such as {missing[0]} ({found} in the file, {tuple(wanted[missing[0]].shape)} in the model)"
+        )
+    body.load_state_dict({key: state[key] for key in wanted}, strict=False)
+
+
+def _load_timm(backbone: TimmBackbone | PlainViT, state: Mapping[str, Tensor], name: str, source: str) -> None:
+    """Let timm fit a classifier's tensors to the feature extractor; accept other names that timm knows."""
+    state = _in_timm_names(name, state, source)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # timm says that the classifier's tensors are left over
+        file = Path(folder) / "model.safetensors"
+        save_file({key: value.contiguous() for key, value in state.items()}, file)
+        overlay = {"file": str(file), "url": None, "hf_hub_id": None}
+        body = backbone.extract(pretrained=True, pretrained_cfg_overlay=overlay)
+    backbone.body.load_state_dict(body.state_dict())
+
+
+def _in_timm_names(name: str, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """All but the classifier under timm's names: as they are, or by timm's table, or in timm's own order."""
+    import timm
+
+    with torch.device("meta"):
+        whole, bare = timm.create_model(name), timm.create_model(name, num_classes=0)
+    wanted, given = _without_counters(bare.state_dict()), _without_counters(state)
+    for named in (given, _by_timms_table(name, given, bare)):
+        if all(key in named and named[key].shape == value.shape for key, value in wanted.items()):
+            return {key: named[key] for key in wanted}
+    wanted = _without_counters(whole.state_dict())
+    if [value.shape for value in wanted.values()] != [value.shape for value in given.values()]:
+        raise CheckpointError(
+            f"{source} does not fit timm's {name}: its {len(given)} tensors have neither the names nor, in order, the "
+            f"shapes of the {len(wanted)} that are needed"
+        )
+    return dict(zip(wanted, given.values(), strict=True))
+
+
+def _by_timms_table(name: str, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The names of a model's first publisher made timm's, where timm has a table for it and it applies."""
+    import timm
+
+    module = importlib.import_module(timm.model_entrypoint(name).__module__)
+    table = getattr(module, "checkpoint_filter_fn", None)
+    if table is None:
+        return {}
+    try:
+        return dict(table(dict(state), model))
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):  # another model's names
+        return {}
+
+
+def _without_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}

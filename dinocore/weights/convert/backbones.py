@@ -1,0 +1,175 @@
+"""Backbones of other codebases: their names and ours, the order of some channels, and which one it is.
+
+Source: IDEA-Research/DINO faa8520, detrex e244e6c, detectron2 02b5c4e and mmdet 3.3.0.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from ...model.backbones.swin import SWINS, relative_position_index
+from ...model.backbones.vit import FIRST_GRID
+
+Table = dict[str, str]
+
+FOCAL_LINEAR = re.compile(  # linear layers of a FocalNet, which timm writes as convolutions of one pixel
+    r"backbone\.body\.body\.layers_\d\.blocks\.\d+\.(modulation\.(f|proj)|mlp\.fc\d)\.weight"
+)
+UNKNOWN = "unknown"
+STRIDES = (4, 8, 16, 32)
+VIT_STRIDES = (8, 16, 32, 64)
+RESNETS = {(6, True): "resnet50", (23, True): "resnet101", (36, True): "resnet152", (2, False): "resnet18",
+           (6, False): "resnet34"}  # blocks of the third stage, and whether they have three convolutions  # fmt: skip
+CONVNEXTS = {(96, 9): "convnext-t", (96, 27): "convnext-s", (128, 27): "convnext-b", (192, 27): "convnext-l"}
+VITDETS = {(768, 12): "vitdet-b", (1024, 24): "vitdet-l"}  # channels, and blocks
+
+
+def family_of(names: Iterable[str]) -> str:
+    """What kind of backbone a codebase's names belong to."""
+    signs = {"vitdet": "backbone.net.blocks.", "convnext": "backbone.downsample_layers.", "focalnet": ".modulation.",
+             "swin": ".patch_embed."}  # fmt: skip
+    names = [name for name in names if name.startswith("backbone.")]
+    return next((family for family, sign in signs.items() if any(sign in name for name in names)), "resnet")
+
+
+def detrex_backbone(family: str, projected: int) -> Table:
+    """detrex's and detectron2's backbones; `projected` counts the maps that are given out."""
+    tables = {
+        "swin": {"backbone.": "backbone."},
+        "convnext": _convnext(projected),
+        "focalnet": _focalnet(projected),
+        "vitdet": _vitdet(),
+    }
+    return tables.get(family, _detectron2_resnet())
+
+
+def mmdet_backbone(family: str) -> Table:
+    """mmdetection's ResNet and Swin."""
+    if family != "swin":
+        return {"backbone.": "backbone.body."}
+    theirs, ours = "backbone.stages.#.blocks.#.", "backbone.layers.#.blocks.#."
+    return {
+        "backbone.patch_embed.projection.": "backbone.patch_embed.proj.",
+        f"{theirs}attn.w_msa.": f"{ours}attn.",
+        f"{theirs}ffn.layers.0.0.": f"{ours}mlp.fc1.",
+        f"{theirs}ffn.layers.1.": f"{ours}mlp.fc2.",
+        "backbone.stages.#.": "backbone.layers.#.",
+        "backbone.": "backbone.",
+    }
+
+
+def reordered(name: str, value: Tensor, source: str) -> Tensor:
+    """A tensor of a backbone with its numbers in our order; `name` is ours."""
+    if source == "mmdet" and re.match(r"backbone\.layers\.\d+\.downsample\.", name):
+        return merging_from_mmdet(value)
+    if name == "backbone.body.model.pos_drop.pos_embed":  # ViTDet leaves the class token's place out, as we do
+        return value[:, -(FIRST_GRID**2) :].unflatten(1, (FIRST_GRID, FIRST_GRID))
+    if FOCAL_LINEAR.fullmatch(name) and value.dim() == 2:
+        return value[:, :, None, None]
+    return value
+
+
+def merging_from_mmdet(value: Tensor) -> Tensor:
+    """Input channels of a Swin's merging of tokens, which mmdetection counts by channel and then by neighbour.
+
+    Its neighbours come row by row, ours column by column. (..., 4 C) -> (..., 4 C).
+    """
+    by_neighbour = value.unflatten(-1, (-1, 4)).mT  # (..., 4, C)
+    return by_neighbour[..., [0, 2, 1, 3], :].flatten(-2).contiguous()
+
+
+def window_indices(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What other codebases store beside the bias table of each window attention, under our names."""
+    found = {}
+    for key, value in tensors.items():
+        if key.endswith(".relative_position_bias_table"):
+            window = (round(len(value) ** 0.5) + 1) // 2
+            found[key.replace("bias_table", "index")] = relative_position_index(window)
+    return found
+
+
+def backbone_in(tensors: Mapping[str, Tensor]) -> str:
+    """The name of the backbone that has these tensors, under our names, or `UNKNOWN`."""
+    table = tensors.get("backbone.layers.0.blocks.0.attn.relative_position_bias_table")
+    if table is not None:
+        window, dim = (round(len(table) ** 0.5) + 1) // 2, len(tensors["backbone.patch_embed.norm.weight"])
+        depth = _count(tensors, r"backbone\.layers\.2\.blocks\.(\d+)\.norm1\.weight")
+        same = [name for name, s in SWINS.items() if (s.dim, s.depths[2], s.window) == (dim, depth, window)]
+        return same[0] if same else UNKNOWN
+    if "backbone.body.body.stem_0.weight" in tensors:
+        depth = _count(tensors, r"backbone\.body\.body\.stages_2\.blocks\.(\d+)\.gamma")
+        return CONVNEXTS.get((len(tensors["backbone.body.body.stem_0.weight"]), depth), UNKNOWN)
+    if "backbone.body.body.stem.proj.weight" in tensors:
+        levels = _count(tensors, r"backbone\.body\.body\.layers_0\.blocks\.0\.modulation\.focal_layers\.(\d+)\..*")
+        large = len(tensors["backbone.body.body.stem.proj.weight"]) == 192 and levels in (3, 4)
+        return f"focalnet-l-{levels}" if large else UNKNOWN
+    if "backbone.body.model.patch_embed.proj.weight" in tensors:
+        depth = _count(tensors, r"backbone\.body\.model\.blocks\.(\d+)\.norm1\.weight")
+        return VITDETS.get((len(tensors["backbone.body.model.patch_embed.proj.weight"]), depth), UNKNOWN)
+    blocks = _count(tensors, r"backbone\.body\.layer3\.(\d+)\.conv1\.weight")
+    return RESNETS.get((blocks, "backbone.body.layer3.0.conv3.weight" in tensors), UNKNOWN)
+
+
+def strides_in(backbone: str, projected: int) -> tuple[int, ...]:
+    """The strides of the maps that the neck projects."""
+    return VIT_STRIDES[:projected] if backbone.startswith("vitdet") else STRIDES[len(STRIDES) - projected :]
+
+
+def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    return len({match[1] for match in (re.fullmatch(pattern, key) for key in tensors) if match})
+
+
+def _detectron2_resnet() -> Table:
+    """Stage n is called res(n + 1), and a norm is part of its convolution."""
+    table = {"backbone.stem.conv1.norm.": "backbone.body.bn1.", "backbone.stem.conv1.": "backbone.body.conv1."}
+    for stage in range(1, 5):
+        theirs, ours = f"backbone.res{stage + 1}.#.", f"backbone.body.layer{stage}.#."
+        for i in range(1, 4):
+            table |= {f"{theirs}conv{i}.norm.": f"{ours}bn{i}.", f"{theirs}conv{i}.": f"{ours}conv{i}."}
+        table |= {f"{theirs}shortcut.norm.": f"{ours}downsample.1.", f"{theirs}shortcut.": f"{ours}downsample.0."}
+    return table
+
+
+def _convnext(projected: int) -> Table:
+    theirs, ours = "backbone.stages.#.#.", "backbone.body.body.stages_#.blocks.#."
+    return {
+        "backbone.downsample_layers.0.#.": "backbone.body.body.stem_#.",
+        "backbone.downsample_layers.#.#.": "backbone.body.body.stages_#.downsample.#.",
+        f"{theirs}dwconv.": f"{ours}conv_dw.",
+        f"{theirs}pwconv1.": f"{ours}mlp.fc1.",
+        f"{theirs}pwconv2.": f"{ours}mlp.fc2.",
+        theirs: ours,
+        **_map_norms(projected),
+    }
+
+
+def _focalnet(projected: int) -> Table:
+    """Norms come after what they normalise; a step to the next stage belongs to that stage."""
+    theirs, ours = "backbone.layers.#.blocks.#.", "backbone.body.body.layers_#.blocks.#."
+    return {
+        "backbone.patch_embed.": "backbone.body.body.stem.",
+        **{f"backbone.layers.{i}.downsample.": f"backbone.body.body.layers_{i + 1}.downsample." for i in range(3)},
+        **{f"{theirs}norm{i}.": f"{ours}norm{i}_post." for i in (1, 2)},
+        **{f"{theirs}gamma_{i}": f"{ours}ls{i}.gamma" for i in (1, 2)},
+        theirs: ours,
+        **_map_norms(projected),
+    }
+
+
+def _vitdet() -> Table:
+    """A step of the pyramid has the number log2(stride); its resizing, if it has numbers, comes first."""
+    table = {
+        "backbone.net.pos_embed": "backbone.body.model.pos_drop.pos_embed",
+        "backbone.net.": "backbone.body.model.",
+    }
+    for i, first in enumerate((1, 0, 1)):  # strides 8, 16, 32: only that of 16 is not resized
+        theirs, ours = f"backbone.simfp_{i + 3}.", f"backbone.pyramid.{i}."
+        for part in (1, 2):
+            number = first + part - 1
+            table |= {f"{theirs}{number}.norm.": f"{ours}{part}.1.", f"{theirs}{number}.": f"{ours}{part}.0."}
+    return table | {"backbone.simfp_3.0.": "backbone.pyramid.0.0.0."}
+
+
+def _map_norms(projected: int) -> Table:
+    return {f"backbone.norm{4 - projected + i}.": f"backbone.norms.{i}." for i in range(projected)}

@@ -1,0 +1,184 @@
+"""From a file of another codebase to one of ours: read, renamed, checked by a forward pass, written."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...config import Config
+from ...data.annotations import Category
+from ...errors import CheckpointError, ConfigError
+from ...model.build import build_model
+from ...presets import config_from_dict, load_config
+from ..file import Weights, load_exactly, load_weights, names_note, unnamed
+from ..untrusted import check_tensor, read_file
+from . import coco
+from .backbones import UNKNOWN
+from .known import check_preset, choose_preset, settings_in, told_by
+from .state import Converted, convert_tensors
+
+CONVERTER = 2  # to be raised when a conversion gives something else, so that kept ones are made again
+SIZE = (96, 128)  # of the pictures of the self-check
+
+
+class Asked(NamedTuple):
+    """What the user says about the file."""
+
+    source: str | None = None
+    preset: str | None = None
+    variant: str | None = None
+    classes: int | None = None  # 80: official's logits without the unused ones
+    names: Sequence[str] = ()  # of the classes, where the file does not tell them
+    overrides: Sequence[str] = ()
+
+
+class Conversion(NamedTuple):
+    """A converted file, not yet written."""
+
+    weights: Weights
+    converted: Converted
+    preset: str
+    notes: list[str]
+
+
+def convert_file(path: Path, asked: Asked) -> Conversion:
+    """Read a file of official DINO, detrex or mmdetection and make it ours; nothing is written.
+
+    Raises:
+        CheckpointError: the file cannot be used, or is of another model.
+        ConfigError: what the file does not tell has to be asked for; the choices are named.
+    """
+    content, _ = read_file(path)
+    try:
+        converted = convert_tensors(content, asked.source)
+        settings, told = settings_in(converted.tensors), told_by(content)
+        preset = asked.preset or choose_preset(converted.source, settings, asked.variant, told)
+        check_preset(preset, converted.source, settings)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    config = load_config(preset, asked.overrides)
+    if told.position and not (asked.preset or asked.variant or asked.overrides):
+        settings |= dict(zip(("position_temperature", "position_offset"), told.position, strict=True))
+    notes = _notes(content, settings, config)
+    config = config_from_dict(with_settings(config, settings).model_dump())
+    check_shapes(converted.tensors, config, path)
+    tensors = {key: _as_float32(key, value, path) for key, value in converted.tensors.items()}
+    if asked.classes not in (None, config.model.num_classes):
+        tensors, config = _fewer_classes(tensors, config, asked.classes)
+        notes.append(f"the {len(coco.UNUSED)} of official's {coco.NUM_IDS} logits that are no class are left out")
+    categories = _categories(config.model.num_classes, asked.names or told.classes)
+    notes += [note] if (note := names_note(categories)) else []
+    facts = {"codebase": converted.source, "preset": preset, "epoch": told.epoch} | fingerprint(path)
+    weights = Weights(tensors, config, categories, {"converted_from": facts})
+    self_check(weights, path)
+    return Conversion(weights, converted, preset, notes)
+
+
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """A config with those settings of `model` changed that a file tells."""
+    settings = {key: value for key, value in settings.items() if value != UNKNOWN}
+    denoising = config.model.denoising.model_copy(update=settings["denoising"])
+    model = config.model.model_copy(update={**settings, "denoising": denoising})
+    return config.model_copy(update={"model": model})
+
+
+def check_shapes(tensors: Mapping[str, Tensor], config: Config, where: Path) -> None:
+    """Compare names and shapes with the model's, before anything is copied.
+
+    Raises:
+        CheckpointError: naming how many differ, and the first.
+    """
+    with torch.device("meta"):
+        wanted = {key: tuple(value.shape) for key, value in build_model(config.model).state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in tensors.items()}
+    if differing := [key for key in sorted(wanted.keys() | given.keys()) if wanted.get(key) != given.get(key)]:
+        key = differing[0]
+        raise CheckpointError(
+            f"{where} is not the weights of this model: {len(differing)} of {len(wanted)} tensors differ, such as "
+            f"{key} ({given.get(key, 'missing')} in the file, {wanted.get(key, 'none')} in the model)"
+        )
+
+
+@torch.no_grad()
+def self_check(weights: Weights, where: Path) -> None:
+    """Run the model once on two pictures of noise, one of them padded.
+
+    Raises:
+        CheckpointError: its numbers are not finite.
+    """
+    model = build_model(weights.config.model).eval()
+    load_exactly(model, weights.tensors, where)
+    height, width = SIZE
+    images = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    padding = torch.zeros(2, height, width, dtype=torch.bool)
+    padding[1, height * 3 // 4 :] = True
+    images = images.masked_fill(padding[:, None], 0)
+    for stage in model(images, padding).stages:
+        if not (stage.logits.isfinite().all() and stage.boxes.isfinite().all()):
+            raise CheckpointError(f"{where}: the model with these weights gives numbers that are not finite")
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Name, size and sha256 of a file."""
+    with path.open("rb") as file:
+        return {
+            "file": path.name,
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
+
+
+def read_ours(path: Path) -> Weights:
+    """Our own weights, for writing them as others have them.
+
+    Raises:
+        CheckpointError: the file is not ours.
+    """
+    weights = load_weights(path)
+    for key, value in weights.tensors.items():
+        check_tensor(key, value, path)
+    check_shapes(weights.tensors, weights.config, path)
+    return weights
+
+
+def _notes(content: Mapping[str, Any], settings: Mapping[str, Any], config: Config) -> list[str]:
+    model = config.model
+    notes = [
+        f"model.{key} = {value}, as the file has it; the preset has {getattr(model, key)}"
+        for key, value in settings.items()
+        if key != "denoising" and value not in (UNKNOWN, getattr(model, key))
+    ]
+    beside = [str(key) for key in content if key not in ("model", "state_dict")]
+    if ("model" in content or "state_dict" in content) and beside:
+        notes.append(f"not read, beside the model: {', '.join(beside[:8])}")
+    return notes
+
+
+def _as_float32(key: str, value: Tensor, where: Path) -> Tensor:
+    check_tensor(key, value, where)
+    if not value.is_floating_point():
+        raise CheckpointError(f"{where}: {key} holds {value.dtype} and not decimal numbers")
+    return value.detach().float()
+
+
+def _fewer_classes(tensors: dict[str, Tensor], config: Config, classes: int | None) -> tuple[dict[str, Tensor], Config]:
+    if classes != len(coco.CATEGORIES) or config.model.num_classes != coco.NUM_IDS:
+        raise ConfigError(
+            f"--classes {classes} is not possible for {config.model.num_classes} classes; only official DINO's "
+            f"{coco.NUM_IDS} logits can become {len(coco.CATEGORIES)}"
+        )
+    return coco.without_unused(tensors), with_settings(config, {"num_classes": classes, "denoising": {}})
+
+
+def _categories(num_classes: int, names: Sequence[str]) -> list[Category]:
+    """Those of COCO if the names are COCO's or not known, else numbered from 0."""
+    if names and len(names) != num_classes:
+        raise ConfigError(f"there are {len(names)} class names for {num_classes} classes")
+    if num_classes == coco.NUM_IDS and not names:
+        return coco.all_ids()
+    if num_classes == len(coco.CATEGORIES) and (not names or list(names) == coco.NAMES):
+        return coco.CATEGORIES
+    return [Category(k, name) for k, name in enumerate(names)] if names else unnamed(num_classes)

@@ -1,0 +1,107 @@
+"""What a file of weights is, ours or another codebase's."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...config import Config
+from ...errors import CheckpointError, ConfigError
+from ...presets import list_presets, load_config
+from ..file import Weights, load_weights
+from ..untrusted import read_file
+from . import coco
+from .files import fingerprint
+from .known import candidates, choose_preset, settings_in, told_by
+from .state import CODEBASES, convert_tensors
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Facts about a file of weights: whose it is, its preset, classes, metrics, origin, size and hash.
+
+    Raises:
+        CheckpointError: it cannot be read, or is nobody's that we know.
+    """
+    content, metadata = read_file(path)
+    found = _ours(load_weights(path), metadata) if "config" in metadata else _others(content, path)
+    return fingerprint(path) | found
+
+
+def preset_of(config: Config) -> str | None:
+    """The shipped preset with this model, and with these epochs if there are several; None if there is none."""
+    fitting = [name for name in list_presets() if _model_only(load_config(name)) == _model_only(config)]
+    same_length = [name for name in fitting if load_config(name).train.epochs == config.train.epochs]
+    return next(iter(same_length + fitting), None)
+
+
+def _ours(weights: Weights, metadata: Mapping[str, str]) -> dict[str, Any]:
+    facts = dict(weights.facts)
+    converted = facts.pop("converted_from", None) or {}
+    return {
+        "codebase": "dino",
+        "version": metadata.get("dino_version"),
+        "preset": converted.get("preset") or preset_of(weights.config),
+        "model": _model(weights.config.model.model_dump()),
+        "num_classes": len(weights.categories),
+        "classes": [category._asdict() for category in weights.categories],
+        "metrics": facts.pop("metrics", {}),
+        "epoch": facts.pop("epoch", converted.get("epoch")),
+        "step": facts.pop("step", None),
+        "converted_from": converted or None,
+        "facts": facts,
+    } | _count(weights.tensors)
+
+
+def _others(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    try:
+        converted = convert_tensors(content)
+        settings = settings_in(converted.tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    told = told_by(content)
+    fitting = candidates(converted.source, settings)
+    try:
+        presets = [choose_preset(converted.source, settings, None, told)]
+    except ConfigError:
+        presets = list(fitting.values())
+    names = told.classes or _coco_names(settings["num_classes"])
+    return {
+        "codebase": converted.source,
+        "title": CODEBASES[converted.source].title,
+        "preset": presets[0] if len(presets) == 1 else None,
+        "preset_choices": presets,
+        "model": _model(settings),
+        "num_classes": settings["num_classes"],
+        "classes": names,
+        "metrics": {},
+        "epoch": told.epoch,
+        "beside_the_model": [str(key) for key, value in content.items() if not _is_weights(key, value)],
+    } | _count(converted.tensors)
+
+
+def _is_weights(key: Any, value: Any) -> bool:
+    return key in ("model", "state_dict") or isinstance(value, Tensor)
+
+
+def _coco_names(num_classes: int) -> list[str]:
+    """Guessed: nothing but the count says that they are COCO's."""
+    guess = {coco.NUM_IDS: coco.all_ids(), len(coco.CATEGORIES): coco.CATEGORIES}
+    return [category.name for category in guess.get(num_classes, [])]
+
+
+def _model(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What people call a model by."""
+    shown = ("backbone", "num_levels", "num_queries", "heads", "num_encoder_layers", "num_decoder_layers", "hidden_dim")
+    return {key: settings[key] for key in shown}
+
+
+def _count(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in tensors.values()})
+    return {"tensors": len(tensors), "numbers": sum(value.numel() for value in tensors.values()), "dtypes": dtypes}
+
+
+def _model_only(config: Config) -> dict[str, Any]:
+    return config.model.model_dump(
+        exclude={"num_classes", "backbone_weights", "drop_path", "checkpoint_activations", "denoising"}
+    )

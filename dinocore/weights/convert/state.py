@@ -1,0 +1,181 @@
+"""A state dict of another codebase under our names: each tensor is used once, or dropped for a stated reason."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...errors import CheckpointError
+from . import tables
+from .backbones import family_of, reordered
+from .tables import Sizes, Table
+
+ALIASES = re.compile(r"^(class_embed|bbox_embed)\.[1-9]|^transformer\.decoder\.(class|bbox)_embed")
+TWIN = re.compile(r"^transformer\.decoder\.((?:class|bbox)_embed\..*)")
+COUNTER = re.compile(r"^backbone\..*\.num_batches_tracked$")
+WINDOW_INDEX = re.compile(r"^backbone\..*\.relative_position_index$")
+
+
+class Codebase(NamedTuple):
+    """How one codebase names things."""
+
+    title: str
+    table: Callable[[Sizes], Table]
+    projection: str  # pattern of the neck's convolutions, by level
+    levels: str  # the level embedding
+    heads: str  # pattern of class heads
+    own_first_stage: bool  # its head is not counted among the decoder's
+
+
+CODEBASES = {
+    "official": Codebase("IDEA-Research/DINO", tables.official, r"input_proj\.\d+\.0\.weight",
+                         "transformer.level_embed", r"class_embed\.(\d+)\.weight", True),
+    "detrex": Codebase("IDEA-Research/detrex", tables.detrex, r"neck\.convs\.\d+\.conv\.weight",
+                       "transformer.level_embeds", r"class_embed\.(\d+)\.weight", False),
+    "mmdet": Codebase("OpenMMLab mmdetection", tables.mmdet, r"neck\.convs\.\d+\.conv\.weight",
+                      "level_embed", r"bbox_head\.cls_branches\.(\d+)\.weight", False),
+}  # fmt: skip
+OTHERS = {  # a name that gives away what else a file may be
+    "tokenizer.level_embed": "dino's own weights; they need no conversion",
+    "cls_token": "a vision transformer's, such as Meta's self-supervised DINO, which is another thing",
+    "fc.weight": "a classifier's; use them with --set model.backbone_weights=FILE",
+    "head.weight": "a classifier's; use them with --set model.backbone_weights=FILE",
+    "query_embed.weight": "those of a DETR of another kind",
+    "reference_points.weight": "those of a DETR of another kind",
+}
+
+
+class Converted(NamedTuple):
+    """Tensors under our names, and what became of theirs."""
+
+    source: str  # official, detrex or mmdet
+    tensors: dict[str, Tensor]
+    renamed: dict[str, str]  # their name -> ours
+    dropped: dict[str, str]  # their name -> why
+
+
+def convert_state_dict(state: Mapping[str, Any], source: str | None = None) -> dict[str, Tensor]:
+    """Rename the tensors of another codebase's model to ours.
+
+    Args:
+        state: tensors by name, or a checkpoint that holds them under `model` or `state_dict`.
+        source: `official` (IDEA-Research/DINO), `detrex` or `mmdet`; None tells it by the names.
+
+    Raises:
+        CheckpointError: the names are not those of a codebase that we read, or a tensor is not known there.
+    """
+    return convert_tensors(state, source).tensors
+
+
+def convert_tensors(state: Mapping[str, Any], source: str | None = None) -> Converted:
+    """The same with a report of every tensor."""
+    state = unwrapped(state)
+    state = {key if TWIN.sub(r"\1", key) in state else TWIN.sub(r"\1", key): value for key, value in state.items()}
+    source = source or tell_source(state)
+    if source not in CODEBASES:
+        raise CheckpointError(f"weights from `{source}` can't be converted; known are {', '.join(CODEBASES)}")
+    dropped = dropped_tensors(state, source)
+    kept = [key for key in state if key not in dropped]
+    names = tables.renamed(kept, CODEBASES[source].table(sizes_in(state, source)))
+    if unknown := [key for key in kept if key not in names]:
+        raise CheckpointError(
+            f"{len(unknown)} of {len(state)} tensors are not known in {CODEBASES[source].title}'s DINO, such as "
+            f"{', '.join(unknown[:3])}"
+        )
+    if twice := [key for key, count in Counter(names.values()).items() if count > 1]:
+        raise CheckpointError(f"two tensors would both become {twice[0]}")
+    tensors = {names[key]: reordered(names[key], state[key], source) for key in kept}
+    return Converted(source, tensors, names, dropped)
+
+
+def unwrapped(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, without the prefix that DistributedDataParallel adds.
+
+    Raises:
+        CheckpointError: there are no tensors by name.
+    """
+    for wrapper in ("model", "state_dict"):
+        inner = content.get(wrapper)
+        content = inner if isinstance(inner, Mapping) else content
+    if not content:
+        raise CheckpointError("there are no weights in it: the dictionary is empty")
+    if other := [str(key) for key, value in content.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(f"it holds something other than tensors by name, such as `{other[0]}`")
+    prefix = "module." if all(str(key).startswith("module.") for key in content) else ""
+    return {str(key).removeprefix(prefix): value for key, value in content.items()}
+
+
+def tell_source(state: Mapping[str, Tensor]) -> str:
+    """Whose names these are.
+
+    Raises:
+        CheckpointError: nobody's that we know.
+    """
+    signs = {
+        "official": ("transformer.enc_out_class_embed.", "input_proj."),
+        "detrex": ("transformer.level_embeds", "transformer.encoder.layers.0.attentions.0."),
+        "mmdet": ("bbox_head.cls_branches.", "dn_query_generator."),
+    }
+    for source, begin in signs.items():
+        if any(key.startswith(begin) for key in state):
+            return source
+    shown = ", ".join(list(state)[:3])
+    hint = next((f"; they look like {what}" for sign, what in OTHERS.items() if sign in state), "")
+    raise CheckpointError(
+        f"these are not the weights of official DINO, detrex or mmdetection: the first of {len(state)} names are "
+        f"{shown}{hint}"
+    )
+
+
+def sizes_in(state: Mapping[str, Tensor], source: str) -> Sizes:
+    """The counts that names depend on, read from the names and shapes."""
+    codebase = CODEBASES[source]
+    neck = [value for key, value in state.items() if re.fullmatch(codebase.projection, key)]
+    heads = {int(match[1]) for match in (re.fullmatch(codebase.heads, key) for key in state) if match}
+    levels = state.get(codebase.levels)
+    if levels is None or not heads:
+        raise CheckpointError(f"these weights of {codebase.title} are not a whole DINO: {codebase.levels} is missing")
+    return Sizes(
+        projected=sum(tuple(weight.shape[-2:]) == (1, 1) for weight in neck),
+        levels=len(levels),
+        decoder_layers=max(heads) + codebase.own_first_stage,
+        family=family_of(state),
+    )
+
+
+def dropped_tensors(state: Mapping[str, Tensor], source: str) -> dict[str, str]:
+    """Tensors that carry nothing of their own, and why.
+
+    Raises:
+        CheckpointError: two that are one tensor in the model differ.
+    """
+    dropped = {}
+    for key, value in state.items():
+        if COUNTER.match(key):
+            dropped[key] = "a counter of training steps, which frozen batch norm does not use"
+        elif WINDOW_INDEX.match(key):
+            dropped[key] = "computed from the window size"
+        elif source != "mmdet" and (match := TWIN.match(key)) and match[1] in state:
+            if not same(value, state[match[1]]):
+                raise CheckpointError(f"{key} and {match[1]} differ, though they are one tensor in the model")
+            dropped[key] = f"the same tensor as {match[1]}"
+    if source == "official":
+        dropped |= _shared_heads(state)
+    return dropped
+
+
+def _shared_heads(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Official's heads of all layers are one, unless `dec_pred_*_embed_share` was turned off."""
+    firsts = {key: re.sub(r"^(\w+)\.\d+\.", r"\1.0.", key) for key in state if re.match(r"(class|bbox)_embed\.", key)}
+    copies = {key: first for key, first in firsts.items() if key != first and first in state}
+    if all(same(state[key], state[first]) for key, first in copies.items()):
+        return {key: f"the same tensor as {first}" for key, first in copies.items()}
+    return {}
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one, or equal bit for bit."""
+    return a is b or (a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b))

@@ -1,0 +1,107 @@
+"""The folder of downloaded and converted weights, and what is written beside each file in it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ...errors import EnvironmentFault
+from ...system.files import write_text
+from .watch import Watch
+
+
+def cache_folder() -> Path:
+    """`DINO_CACHE`, or `dino` in XDG's cache folder; it need not exist.
+
+    Raises:
+        EnvironmentFault: there is no home folder.
+    """
+    if named := os.environ.get("DINO_CACHE"):
+        return Path(named).expanduser().absolute()
+    standard = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if standard.is_absolute():  # XDG wants others ignored
+        return standard / "dino"
+    try:
+        return Path.home() / ".cache" / "dino"
+    except RuntimeError:
+        raise EnvironmentFault(
+            "there is no home folder for downloaded weights; set DINO_CACHE to a folder that can be written"
+        ) from None
+
+
+def is_offline() -> bool:
+    """Whether `DINO_OFFLINE` forbids the network."""
+    return os.environ.get("DINO_OFFLINE", "").lower() not in ("", "0", "false", "no", "off")
+
+
+def record_of(file: Path) -> dict[str, Any] | None:
+    """What was written when this file had been fetched and checked; None unless it is there in that size."""
+    try:
+        record = json.loads(_record(file).read_text(encoding="utf-8"))
+        return record if file.stat().st_size == record["bytes"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_record(file: Path, facts: dict[str, Any]) -> None:
+    """Remember facts about a file that is whole; without this it counts as not there."""
+    write_text(_record(file), json.dumps({"bytes": file.stat().st_size, **facts}, indent=1) + "\n")
+
+
+def forget(file: Path) -> None:
+    """Remove a file and its record."""
+    with writing(file):
+        _record(file).unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
+
+
+def sha256(file: Path) -> str:
+    """The hash of a file's content, in hexadecimal."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+@contextmanager
+def locked(file: Path, watch: Watch) -> Iterator[None]:
+    """Let one process at a time make this file; another one waits, and says so.
+
+    Raises:
+        EnvironmentFault: the cache cannot be written.
+    """
+    lock = FileLock(file.with_name(f".{file.name}.lock"))
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            watch.say(f"another dino is at work on {file.name}; waiting for it")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[None]:
+    """Say which folder cannot be written and what to do.
+
+    Raises:
+        EnvironmentFault: instead of the system's error.
+    """
+    try:
+        yield
+    except (OSError, NotImplementedError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise EnvironmentFault(
+            f"{file} cannot be written: {why}; set DINO_CACHE to a folder with room that can be written"
+        ) from error
+
+
+def _record(file: Path) -> Path:
+    return file.with_name(f"{file.name}.json")

@@ -1,0 +1,84 @@
+"""The published checkpoints that can be asked for by name."""
+
+import difflib
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ...errors import ConfigError
+
+FILE = Path(__file__).with_name("catalogue.toml")
+
+
+class Row(BaseModel):
+    """Frozen, and nothing that is not declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Publisher(Row):
+    title: str
+    reported: str  # where it says the AP
+    folder: str = ""  # to be opened by hand, where files have no address of their own
+
+
+class Published(Row):
+    name: Annotated[str, Field(pattern=r"^[a-z]+/[a-z0-9-]+$")]
+    preset: str
+    ap: Annotated[float, Field(gt=0, lt=100)]  # on COCO val2017, as the publisher reports it
+    about: str
+    address: Annotated[str, Field(pattern=r"^(https://.+\.pth)?$")] = ""
+    sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{8,64})?$")] = ""  # its beginning, where it is published
+    file: str = ""  # its name in the publisher's folder, where known
+
+    @property
+    def codebase(self) -> str:
+        """official, detrex or mmdet."""
+        return self.name.partition("/")[0]
+
+
+class Catalogue(Row):
+    publishers: dict[str, Publisher]
+    weights: Annotated[tuple[Published, ...], Field(strict=False)]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Catalogue":
+        names = [entry.name for entry in self.weights]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"{sorted(twice)} stand there twice")
+        for entry in self.weights:
+            if not (entry.address or self.publishers[entry.codebase].folder):
+                raise ValueError(f"{entry.name} has no address, and its publisher no folder")
+        return self
+
+
+@cache
+def catalogue() -> Catalogue:
+    """All published checkpoints that we know of."""
+    return Catalogue.model_validate(tomllib.loads(FILE.read_text(encoding="utf-8")))
+
+
+def find(name: str) -> Published | None:
+    """The checkpoint with this name."""
+    return next((entry for entry in catalogue().weights if entry.name == name), None)
+
+
+def find_or_refuse(name: str) -> Published:
+    """The same, for a name that must be in the catalogue.
+
+    Raises:
+        ConfigError: it is not; the nearest is named.
+    """
+    entry = find(name)
+    if entry is None:
+        raise ConfigError(f"there are no published weights `{name}`{hint(name)}")
+    return entry
+
+
+def hint(name: str) -> str:
+    """What may have been meant by a name."""
+    close = difflib.get_close_matches(name, [entry.name for entry in catalogue().weights], n=1)
+    return f"; did you mean {close[0]}?" if close else "; `dino weights` lists the published ones"

@@ -1,0 +1,211 @@
+"""One file over HTTP: resumed where it was cut off, unless it has changed meanwhile; tried again, but not for ever."""
+
+import http.client
+import json
+import shutil
+import ssl
+import time
+import urllib.request
+from collections.abc import Mapping
+from email.message import Message
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.error import HTTPError, URLError
+
+from ... import __version__
+from ...errors import CheckpointError, ConfigError, EnvironmentFault
+from .cache import writing
+from .watch import Watch
+
+CHUNK = 1 << 20
+PASSING = {408, 425, 429, 500, 502, 503, 504}  # what a server says that may answer later
+
+
+class Patience(NamedTuple):
+    """How long to wait for a server; seconds."""
+
+    timeout: float = 30.0  # without a byte
+    attempts: int = 5  # in a row that bring nothing
+    pause: float = 1.0  # after the first; doubled after each further one
+    longest_pause: float = 30.0
+
+
+class Passing(Exception):
+    """A fault that may be gone in a moment."""
+
+    def __init__(self, why: str, pause: float = 0.0):
+        super().__init__(why)
+        self.pause = pause  # that the server asked for
+
+
+class Part:
+    """The beginning of a file, and of which version of it."""
+
+    def __init__(self, target: Path, address: str):
+        self.file = target.with_name(f"{target.name}.part")
+        self.note = target.with_name(f"{target.name}.part.json")
+        self.address = address
+
+    @property
+    def size(self) -> int:
+        """Bytes that are there."""
+        return self.file.stat().st_size if self.file.is_file() else 0
+
+    def noted(self) -> dict[str, Any]:
+        """The version and the whole size of a beginning that is there."""
+        try:
+            note = json.loads(self.note.read_text())
+            return note if self.size and note["address"] == self.address and note["version"] else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def begin(self, version: str, total: int | None) -> None:
+        """Drop what is there, and start with a version."""
+        with writing(self.file):
+            self.file.write_bytes(b"")
+            self.note.write_text(json.dumps({"address": self.address, "version": version, "total": total}))
+
+    def remove(self) -> None:
+        """Leave nothing."""
+        with writing(self.file):
+            self.file.unlink(missing_ok=True)
+            self.note.unlink(missing_ok=True)
+
+
+def download(address: str, part: Part, watch: Watch, patience: Patience = Patience()) -> None:  # noqa: B008
+    """Fetch all of a file into `part`; what an earlier attempt left there is not fetched again.
+
+    `http_proxy`, `https_proxy` and `no_proxy` are honoured.
+
+    Raises:
+        EnvironmentFault: it cannot be had; what has come stays for the next attempt.
+        CheckpointError: it is a web page.
+        ConfigError: it is no address.
+    """
+    failures, furthest = 0, part.size
+    while not part.size or part.noted().get("total") != part.size:
+        try:
+            _attempt(address, part, watch, patience)
+            break
+        except Passing as fault:
+            failures = 1 if part.size > furthest else failures + 1
+            furthest = max(furthest, part.size)
+            if failures >= patience.attempts:
+                raise EnvironmentFault(
+                    f"{address} could not be downloaded: {fault}, {failures} times in a row; try again later, what has "
+                    f"come is kept; {BY_HAND}"
+                ) from None
+            pause = min(max(patience.pause * 2 ** (failures - 1), fault.pause), patience.longest_pause)
+            watch.say(f"{fault}; trying again in {pause:g} s, from byte {part.size}")
+            time.sleep(pause)
+
+
+BY_HAND = "or fetch it by hand and use `dino convert FILE --out X.safetensors`"
+
+
+def _attempt(address: str, part: Part, watch: Watch, patience: Patience) -> None:
+    note = part.noted()  # without one all of it is asked for; with one the rest, if the server has the same version
+    wish = {"Range": f"bytes={part.size}-", "If-Range": note["version"]} if note else {}
+    headers = {"User-Agent": f"dino/{__version__}", "Accept-Encoding": "identity", **wish}
+    try:
+        request = urllib.request.Request(address, headers=headers)
+        with urllib.request.build_opener(_OnlySafer).open(request, timeout=patience.timeout) as answer:
+            total = _place(answer, part, wish, watch)
+            _receive(answer, part, total, watch)
+    except HTTPError as error:
+        raise _refusal(error, address, part) from None
+    except (ssl.SSLError, URLError) as error:
+        reason = error.reason if isinstance(error, URLError) else error
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            raise EnvironmentFault(f"{address} has a certificate that is not trusted here: {reason}") from None
+        raise Passing(f"no connection ({reason})") from None
+    except TimeoutError:
+        raise Passing(f"nothing came for {patience.timeout:g} s") from None
+    except (http.client.HTTPException, OSError) as error:
+        if isinstance(error, http.client.InvalidURL):
+            raise ConfigError(f"{address} is not an address: {error}") from None
+        raise Passing(f"the connection broke ({str(error) or type(error).__name__})") from None
+    except ValueError as error:
+        raise ConfigError(f"{address} is not an address: {error}") from None
+
+
+def _place(answer: Any, part: Part, wish: Mapping[str, str], watch: Watch) -> int | None:
+    """Make the part ready for what comes, and tell the size of the whole."""
+    headers = answer.headers
+    if answer.status == HTTPStatus.PARTIAL_CONTENT and wish:
+        span, _, total = (headers["Content-Range"] or "").removeprefix("bytes ").partition("/")
+        changed = _version(headers) not in ("", wish["If-Range"])
+        if changed or not span.startswith(f"{part.size}-") or not total.isdigit():
+            part.remove()  # another version, or another part than was asked for
+            raise Passing("the file has changed on the server; starting anew")
+        return _room_for(int(total), part)
+    if wish:
+        watch.say("the server sends the whole file again")
+    length = headers["Content-Length"] or ""
+    total = int(length) if length.isdigit() else None
+    part.begin(_version(headers), total)
+    return total if total is None else _room_for(total, part)
+
+
+def _room_for(total: int, part: Part) -> int:
+    with writing(part.file):
+        free, missing = shutil.disk_usage(part.file.parent).free, total - part.size
+    if missing > free:
+        raise EnvironmentFault(
+            f"{part.file.parent} has no room for this file: {missing / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB "
+            "free; set DINO_CACHE to another folder"
+        )
+    return total
+
+
+def _receive(answer: Any, part: Part, total: int | None, watch: Watch) -> None:
+    with writing(part.file):
+        file = part.file.open("ab")
+    with file:
+        done = file.tell()
+        watch.progress(done, total)
+        while block := answer.read(CHUNK):
+            if not done and _is_page(block, answer.headers):
+                file.close()
+                part.remove()
+                raise CheckpointError(f"{part.address} gave a web page and not a file of weights; open it and look")
+            with writing(part.file):
+                file.write(block)
+                file.flush()
+            done += len(block)
+            watch.progress(done, total)
+    if total is not None and done != total:
+        if done > total:
+            part.remove()
+        raise Passing(f"the connection ended after {done} of {total} bytes")
+
+
+def _is_page(block: bytes, headers: Message) -> bool:
+    return block.lstrip()[:1] == b"<" or (headers["Content-Type"] or "").startswith("text/html")
+
+
+def _refusal(error: HTTPError, address: str, part: Part) -> Exception:
+    if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        part.remove()
+        return Passing("the server has less than is here; starting anew")
+    if error.code in PASSING:
+        after = error.headers.get("Retry-After") or ""
+        return Passing(f"the server says {error.code} {error.reason}", float(after) if after.isdigit() else 0.0)
+    return EnvironmentFault(f"{address} could not be downloaded: {error.code} {error.reason}; {BY_HAND}")
+
+
+def _version(headers: Message) -> str:
+    """What tells two versions of a file apart; a weak ETag may not be used for parts."""
+    tag = headers["ETag"] or ""
+    return (headers["Last-Modified"] or "") if tag.startswith("W/") or not tag else tag
+
+
+class _OnlySafer(urllib.request.HTTPRedirectHandler):
+    """Follows redirections, but not from https to http."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        """As urllib has it."""
+        if req.type == "https" and not newurl.startswith("https:"):
+            raise EnvironmentFault(f"{req.full_url} leads to {newurl}, which is not https; it is not followed")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -1,0 +1,154 @@
+"""Files of weights that describe themselves: safetensors with the config, the classes and the versions inside."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .. import __version__
+from ..config import Config
+from ..data.annotations import Category
+from ..errors import CheckpointError, ConfigError
+from ..model.build import build_model
+from ..model.dino import DINO
+from ..presets import config_from_dict
+from ..system.files import to_json, write_atomically
+from .untrusted import read_safetensors
+
+SCHEMA = 1
+BUNDLED = Path(__file__).parent / "bundled" / "tiny.safetensors"
+
+
+class Weights(NamedTuple):
+    """What a file of weights holds."""
+
+    tensors: dict[str, Tensor]
+    config: Config
+    categories: list[Category]  # class k of the model is categories[k]
+    facts: dict[str, Any]  # step, metrics and where it came from; for people
+
+
+def save_weights(
+    path: Path, tensors: Mapping[str, Tensor], config: Config, categories: Sequence[Category], facts: Mapping[str, Any]
+) -> None:
+    """Write weights with all that is needed to use them.
+
+    Raises:
+        EnvironmentFault: the file cannot be written; what was there before stays.
+    """
+    metadata = {
+        "schema": str(SCHEMA),
+        "dino_version": __version__,
+        "torch_version": str(torch.__version__),
+        "config": config.model_dump_json(),
+        "categories": json.dumps([[c.id, c.name] for c in categories]),
+        "facts": to_json(dict(facts)),
+    }
+    content = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(content, temporary, metadata)
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(str(error)) from error
+
+    write_atomically(path, write)
+
+
+def load_weights(path: Path) -> Weights:
+    """Read a file that `save_weights` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not ours or of a newer version, or its numbers are not finite.
+    """
+    tensors, metadata = read_safetensors(path)
+    if "config" not in metadata:
+        raise CheckpointError(
+            f"{path} holds tensors, but not the config that `dino train` writes; if they are another codebase's, make "
+            f"them ours: dino convert {path} --out NEW.safetensors"
+        )
+    if _said(metadata, "schema", SCHEMA, path) > SCHEMA:
+        made_by = metadata.get("dino_version", "a newer version")
+        raise CheckpointError(f"{path} was made by dino {made_by}, this is {__version__}; install the newer one")
+    broken = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(f"{path} holds numbers that are not finite, in {', '.join(broken[:3])}")
+    try:
+        config = config_from_dict(_said(metadata, "config", {}, path))
+    except ConfigError as error:
+        raise CheckpointError(f"{path} has a config that this version of dino cannot read: {error}") from error
+    categories = [Category(int(i), str(name)) for i, name in _said(metadata, "categories", [], path)]
+    categories = categories or unnamed(config.model.num_classes)
+    return Weights(tensors, config, categories, _said(metadata, "facts", {}, path))
+
+
+def unnamed(num_classes: int) -> list[Category]:
+    """Classes of weights that don't tell their names: class_0, class_1, ..."""
+    return [Category(k, f"class_{k}") for k in range(num_classes)]
+
+
+def names_note(categories: Sequence[Category]) -> str:
+    """What to say where classes have no names; empty if they have."""
+    if list(categories) != unnamed(len(categories)):
+        return ""
+    return f"the file has no class names; they are called class_0 to class_{len(categories) - 1}"
+
+
+def _said(metadata: Mapping[str, str], key: str, default: Any, path: Path) -> Any:
+    """An entry of the metadata, which must be JSON of the default's type."""
+    try:
+        value = json.loads(metadata[key]) if key in metadata else default
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: its `{key}` cannot be read ({error}); copy it again") from None
+    if not isinstance(value, type(default)):
+        raise CheckpointError(f"{path} is damaged: its `{key}` is {str(value)[:80]}; copy it again")
+    return value
+
+
+def restore_model(weights: Weights, where: Path) -> DINO:
+    """The model that the weights belong to, in float32.
+
+    Raises:
+        CheckpointError: tensors are missing, left over or of another shape.
+    """
+    model = build_model(weights.config.model)
+    load_exactly(model, weights.tensors, where)
+    return model
+
+
+def cast_note(tensors: Mapping[str, Tensor], where: Path) -> str:
+    """What to say of weights kept in another precision than float32; empty if they are not, or are those we ship."""
+    if where == BUNDLED:
+        return ""
+    kinds = {value.dtype for value in tensors.values() if value.is_floating_point()} - {torch.float32}
+    return f"its {', '.join(sorted(str(kind)[6:] for kind in kinds))} numbers become float32" if kinds else ""
+
+
+def load_exactly(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Fill a model, refusing any difference in names or shapes; floats of another precision are cast.
+
+    Raises:
+        CheckpointError: naming how many tensors differ, and the first; or those that are no floats and should be.
+    """
+    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in tensors.items()}
+    differing = [key for key in sorted(wanted.keys() | given.keys()) if wanted.get(key) != given.get(key)]
+    if differing:
+        key = differing[0]
+        raise CheckpointError(
+            f"{where} does not fit its model: {len(differing)} of {len(wanted)} tensors differ, such as {key} "
+            f"({given.get(key, 'missing')} in the file, {wanted.get(key, 'none')} in the model)"
+        )
+    state = model.state_dict()
+    integers = [key for key, value in tensors.items() if state[key].is_floating_point() > value.is_floating_point()]
+    if integers:
+        raise CheckpointError(
+            f"{where} holds {str(tensors[integers[0]].dtype)[6:]} numbers in {integers[0]} where the model has floats; "
+            "quantised weights cannot be used, give those that they were made from"
+        )
+    model.load_state_dict(tensors)

@@ -1,0 +1,167 @@
+"""Reading files of tensors that others made: no code in them is run, and what is not a plain tensor is refused."""
+
+import argparse
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import CheckpointError, EnvironmentFault
+
+
+class Ignored:
+    """Stands for an object of a training tool that is of no use to us; it keeps nothing and does nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "Ignored":
+        return super().__new__(cls)
+
+    def __setstate__(self, _: Any) -> None:
+        """Forget it."""
+
+
+IGNORED = [  # mmengine's log of losses, with the numpy arrays, numbers and methods in it; read off mmengine 0.10.7
+    "mmengine.logging.history_buffer.HistoryBuffer", "mmengine.logging.message_hub.MessageHub",
+    "builtins.getattr", "__builtin__.getattr",
+    "numpy.ndarray", "numpy.dtype", "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy._core.numeric._frombuffer",
+]  # fmt: skip
+ALLOWED = [argparse.Namespace, *((Ignored, name) for name in IGNORED)]  # Namespace: official DINO's arguments
+
+
+def read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The content of a safetensors or a PyTorch file, told apart by its first bytes, and the former's metadata.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, of another kind, or would run code.
+    """
+    return (read_pickle(path), {}) if _is_pickle(_start(path)) else read_safetensors(path)
+
+
+def holds_config(path: Path) -> bool:
+    """Whether this is a safetensors file with a config inside, as ours are.
+
+    Raises:
+        CheckpointError: there is no such file, or it is empty.
+    """
+    if _is_pickle(_start(path)):
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "config" in (file.metadata() or {})
+    except (SafetensorError, OSError, ValueError):
+        return False
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        CheckpointError: the file is missing, empty, cut off or of another kind.
+    """
+    if _start(path)[:2] in (b"PK", b"\x80\x02"):
+        raise CheckpointError(f"{path} is PyTorch's; make it ours first: dino convert {path} --out NEW.safetensors")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        size = path.stat().st_size
+        raise CheckpointError(
+            f"{path} ({size} bytes) is not a whole safetensors file: {error}; was it cut off while copying?"
+        ) from None
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """What `torch.save` wrote: tensors, numbers, text, and official DINO's arguments; nothing else is let in.
+
+    Raises:
+        CheckpointError: the file is missing, empty, cut off, a web page, or holds any other object.
+    """
+    if _start(path)[:2] == b"PK":
+        _check_archive(path)
+    try:
+        with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch speaks about its own formats
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
+        raise CheckpointError(_why(path, error)) from None
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__} and not tensors by name")
+    return dict(content)
+
+
+def check_tensor(name: str, value: Tensor, where: Path) -> None:
+    """Refuse what cannot be the weights of a layer.
+
+    Raises:
+        CheckpointError: a tensor is sparse, quantised, without memory of its own, or not finite.
+    """
+    if value.layout != torch.strided or value.is_quantized or value.is_nested:
+        raise CheckpointError(f"{where}: {name} is a {_kind(value)} tensor; only plain ones can be used")
+    if value.device.type != "cpu" or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise CheckpointError(f"{where}: {name} claims {tuple(value.shape)} numbers, which the file does not hold")
+    if value.is_complex():
+        raise CheckpointError(f"{where}: {name} has complex numbers")
+    if value.is_floating_point() and not value.isfinite().all():
+        raise CheckpointError(f"{where}: {name} holds numbers that are not finite")
+
+
+def _start(path: Path) -> bytes:
+    """The first bytes of a file, of which something can be made."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"the weights {path}: this file does not exist") from None
+    except IsADirectoryError:
+        raise CheckpointError(f"the weights {path}: this file is a folder") from None
+    except OSError as error:
+        raise EnvironmentFault(f"the weights {path} cannot be read: {error.strerror}") from None
+    if not start:
+        raise CheckpointError(f"the weights {path}: this file is empty; copy it again")
+    if start.lstrip()[:1] == b"<":
+        raise CheckpointError(f"{path} is a web page and not a file of weights; open the download's address and look")
+    return start
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it holds; torch.save packs nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return  # torch says what is wrong with it
+    if claimed > path.stat().st_size:
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) claims to hold {claimed} bytes, which torch.save never does; it is "
+            "not opened"
+        )
+
+
+def _is_pickle(start: bytes) -> bool:
+    return start[8:9] != b"{" or start[:2] == b"PK"
+
+
+def _why(path: Path, error: Exception) -> str:
+    """One line for what torch says in many."""
+    text, size, start = str(error), path.stat().st_size, _start(path)
+    if asked := re.search(r"GLOBAL `?([\w.]+)", text):
+        return (
+            f"{path} asks for `{asked[1]}` when it is opened, which could run code; it is refused and nothing was run"
+        )
+    if start[:2] == b"PK" or isinstance(error, EOFError):
+        return f"{path} ({size} bytes) is not a whole PyTorch file; was it cut off while copying?"
+    if start[:1] == b"\x80":
+        return f"{path} ({size} bytes) is a pickle that torch.save did not write, or part of one; it is not opened"
+    return f"{path} ({size} bytes) is not a file of weights"
+
+
+def _kind(value: Tensor) -> str:
+    if value.is_quantized:
+        return "quantised"
+    return "nested" if value.is_nested else str(value.layout).removeprefix("torch.").replace("_", " ")
