@@ -21,7 +21,7 @@ class NotDetached(Decoder):
         x, boxes = queries.content, queries.boxes
         stages = []
         for layer, class_head, box_head in zip(self.layers, cycle(self.class_heads), cycle(self.box_heads)):
-            reference = boxes[:, :, None] * memory.valid.tile(2)[:, None]  # (B, N, L, 4)
+            reference = boxes[:, :, None] * memory.valid_ratios.tile(2)[:, None]  # (B, N, L, 4)
             position = self.position(encode_boxes(reference[:, :, 0], x.shape[-1]).to(x.dtype))
             x = self.run(layer, x, position, reference, memory, queries.blocked)
             answer = self.norm(x)

@@ -19,7 +19,7 @@ from turns import Build, take_turns, write
 
 from dinocore.benchmark import Case, prepare, random_batch
 from dinocore.config import Config
-from dinocore.model.ops import use_form
+from dinocore.model.ops import use_backend
 from dinocore.presets import load_config
 
 CPU = torch.device("cpu")
@@ -87,7 +87,7 @@ def ours(case: Case) -> Callable[[], Any]:
     call, _ = prepare(case)
 
     def in_form() -> None:
-        with use_form(case.ops):
+        with use_backend(case.ops):
             call()
 
     return in_form

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from turns import write
 
-from dinocore.model.ops import ms_deform_attn, use_form
+from dinocore.model.ops import ms_deform_attn, use_backend
 
 LARGE = [(100, 167), (50, 84), (25, 42), (13, 21)]  # an image of 800 x 1333
 SMALL = [(40, 54), (20, 27), (10, 14)]
@@ -68,7 +68,7 @@ def measure(size: str, dtype: str, device: str, repeats: int) -> list[dict]:
         seconds = {form: [] for form in FORMS}
         for _ in range(repeats + 1):
             for form in FORMS:
-                with use_form(form):
+                with use_backend(form):
                     seconds[form].append(timed(run, device))
         medians = {form: statistics.median(seconds[form][1:]) for form in FORMS}  # the first run warms up
         row = {"size": size, "value": dtype, "what": what, **medians}

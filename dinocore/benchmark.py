@@ -17,7 +17,7 @@ from .losses import criterion
 from .model.build import build_model
 from .model.dino import DINO
 from .model.inference import for_inference
-from .model.ops import use_form
+from .model.ops import use_backend
 from .structures import Target
 from .system.device import keep_memory, peak_memory_mb, pick_precision
 from .system.files import write_atomically
@@ -62,7 +62,7 @@ def measure(case: Case, each: Callable[[int], None] = lambda done: None) -> Meas
     """
     before = peak_memory_mb()
     call, model = prepare(case)
-    with use_form(case.ops):
+    with use_backend(case.ops):
         call()  # first without the counter: a compiled form that can't run says so here
         with FlopCounterMode(display=False, custom_mapping=CORRECTED) as counter:
             call()
@@ -126,7 +126,7 @@ def profile(case: Case, trace: Path, rows: int = 15) -> list[tuple[str, float, i
         the operations that took most time by themselves: name, seconds, calls.
     """
     call, _ = prepare(case)
-    with use_form(case.ops):
+    with use_backend(case.ops):
         call()
         with torch.profiler.profile() as recorded:
             call()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-SMALLEST_AREA = 1e-9  # of a picture: a square of 0.03 pixels in one of 800 x 1333
+SMALLEST_AREA = 1e-9  # of a image: a square of 0.03 pixels in one of 800 x 1333
 
 
 def to_xyxy(boxes: Tensor) -> Tensor:

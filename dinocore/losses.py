@@ -22,14 +22,14 @@ def criterion(output: DinoOutput, targets: list[Target], num_boxes: float, loss:
     """
     num_boxes = max(1.0, num_boxes)
     terms = {}
-    for name, predictions, asked, match in match_stages(output, targets, loss):
+    for name, predictions, stage_targets, match in match_stages(output, targets, loss):
         repeats = loss.proposal_positives if name == "proposals" else 1
-        terms |= _named(name, detection_loss(predictions, asked, match, num_boxes * repeats, loss))
+        terms |= _named(name, detection_loss(predictions, stage_targets, match, num_boxes * repeats, loss))
     if output.extra is not None:
-        asked = _repeated(targets, loss.extra_positives)
+        stage_targets = _repeated(targets, loss.extra_positives)
         stages = [_float(stage) for stage in output.extra]
-        for i, (stage, match) in enumerate(zip(stages, hungarian(stages, asked, loss), strict=True)):
-            losses = detection_loss(stage, asked, match, num_boxes * loss.extra_positives, loss)
+        for i, (stage, match) in enumerate(zip(stages, hungarian(stages, stage_targets, loss), strict=True)):
+            losses = detection_loss(stage, stage_targets, match, num_boxes * loss.extra_positives, loss)
             terms |= _named(f"extra{i}", losses)
     if output.noise is not None:
         if loss.denoising_label != "same":
@@ -43,7 +43,7 @@ def criterion(output: DinoOutput, targets: list[Target], num_boxes: float, loss:
 
 
 class Matched(NamedTuple):
-    """A stage, what it is asked for, and who answers for what."""
+    """A stage, its targets, and who answers for what."""
 
     name: str  # "proposals" for the first stage, "stage0" for the first decoder layer
     predictions: Predictions  # in float32 at least
@@ -55,10 +55,10 @@ def match_stages(output: DinoOutput, targets: list[Target], loss: LossConfig) ->
     """Every stage that the Hungarian method matches, in the model's order."""
     if output.proposals is not None:
         proposals = _float(Predictions(output.proposals.logits, output.proposals.boxes))
-        asked = _foreground(targets) if loss.proposal_labels == "foreground" else targets
-        asked = _repeated(asked, loss.proposal_positives)
-        (match,) = hungarian([proposals], asked, loss)
-        yield Matched("proposals", proposals, asked, match)
+        stage_targets = _foreground(targets) if loss.proposal_labels == "foreground" else targets
+        stage_targets = _repeated(stage_targets, loss.proposal_positives)
+        (match,) = hungarian([proposals], stage_targets, loss)
+        yield Matched("proposals", proposals, stage_targets, match)
     stages = [_float(stage) for stage in output.stages]
     for i, (stage, match) in enumerate(zip(stages, hungarian(stages, targets, loss), strict=True)):
         yield Matched(f"stage{i}", stage, targets, match)
@@ -70,15 +70,15 @@ def detection_loss(
     """Focal loss on all queries; L1 and GIoU loss on the matched ones."""
     labels = torch.cat([t.labels for t in targets])  # (sum T,)
     boxes = torch.cat([t.boxes for t in targets])  # (sum T, 4)
-    hits = predictions.logits[match.image, match.query, labels[match.target]]  # the logits that should be high
-    found, true = predictions.boxes[match.image, match.query], boxes[match.target]
+    target_logits = predictions.logits[match.image, match.query, labels[match.target]]  # the logits that should be high
+    pred_boxes, target_boxes = predictions.boxes[match.image, match.query], boxes[match.target]
     alpha, gamma = loss.focal_alpha, loss.focal_gamma
     focal = negative_focal(predictions.logits, alpha, gamma).sum()
-    focal = focal + (positive_focal(hits, alpha, gamma) - negative_focal(hits, alpha, gamma)).sum()
+    focal = focal + (positive_focal(target_logits, alpha, gamma) - negative_focal(target_logits, alpha, gamma)).sum()
     return {
         "label": loss.label * focal / num_boxes,
-        "box": loss.box * F.l1_loss(found, true, reduction="sum") / num_boxes,
-        "giou": loss.giou * (1 - generalized_iou(to_xyxy(found), to_xyxy(true))).sum() / num_boxes,
+        "box": loss.box * F.l1_loss(pred_boxes, target_boxes, reduction="sum") / num_boxes,
+        "giou": loss.giou * (1 - generalized_iou(to_xyxy(pred_boxes), to_xyxy(target_boxes))).sum() / num_boxes,
     }
 
 

@@ -10,7 +10,7 @@ Letters used in every shape comment of this package:
     N queries                  K    classes
     T targets of one image     G    denoising groups       Q    denoising queries
 
-Boxes are (centre x, centre y, width, height) as shares of the unpadded image, unless a name ends in _xyxy.
+Boxes are (centre x, centre y, width, height) as fractions of the unpadded image, unless a name ends in _xyxy.
 Masks are True where something is *left out*: padding, a forbidden query pair.
 """
 
@@ -37,7 +37,7 @@ class Tokens(NamedTuple):
     position: Tensor  # (B, S, C)
     padding: Tensor  # (B, S) bool
     shapes: list[tuple[int, int]]  # L x (H_l, W_l)
-    valid: Tensor  # (B, L, 2) share of each map that shows the image, (width, height)
+    valid_ratios: Tensor  # (B, L, 2) fraction of each map that shows the image, (width, height)
 
 
 class Predictions(NamedTuple):
@@ -54,7 +54,7 @@ class Proposals(NamedTuple):
     boxes: Tensor  # (B, N, 4)
     anchors: Tensor  # (B, N, 4) the boxes before the first stage moved them
     level: Tensor  # (B, N) int64, the feature level that each comes from
-    maps: list[Tensor]  # L x (B, H_l, W_l) the logit by which every token was ranked, for whoever wants to look
+    maps: list[Tensor]  # L x (B, H_l, W_l) the logit by which every token was ranked, for inspectors
 
 
 class Queries(NamedTuple):
@@ -73,15 +73,15 @@ class Match(NamedTuple):
     target: Tensor  # (sum T,) int64
 
 
-class Noise(NamedTuple):
+class DenoisingQueries(NamedTuple):
     """Denoising queries, and what each of them is."""
 
     content: Tensor  # (B, Q, C)
     boxes: Tensor  # (B, Q, 4)
     group: Tensor  # (Q,) int64
     negative: Tensor  # (Q,) bool, must answer "no object"
-    real: Tensor  # (B, Q) bool, False where an image has fewer targets than the largest one
+    valid: Tensor  # (B, Q) bool, False where an image has fewer targets than the largest one
     match: Match  # every positive with its target
     num_groups: int
-    source: Tensor  # (B, Q) int64, which target of its image each is a noisy copy of; -1 on padding
+    target_index: Tensor  # (B, Q) int64, which target of its image each is a noisy copy of; -1 on padding
     labels: Tensor  # (B, Q) int64, the class that each starts as, which noise may have made a wrong one

@@ -13,7 +13,7 @@ from .deform_attn import MSDeformAttn
 from .denoising import Denoiser, NoDenoiser
 from .dino import DINO
 from .encoder import Encoder, EncoderLayer
-from .layers import box_head, class_head, plainly, recomputed
+from .layers import box_head, checkpointed, class_head, direct
 from .neck import Neck
 from .proposals import ExtraQueries, MixedContent, Proposer, PureContent, StaticQueries
 from .tokens import Tokenizer
@@ -27,13 +27,15 @@ def build_model(config: ModelConfig) -> DINO:
     """
     dim = config.hidden_dim
     attention = (dim, config.num_heads, config.num_levels, config.num_points, config.ffn_dim, config.dropout)
-    run = recomputed if config.checkpoint_activations else plainly
-    backbone = build_backbone(config.backbone, config.feature_strides, config.frozen_stages, config.drop_path, run)
+    layer_call = checkpointed if config.checkpoint_activations else direct
+    backbone = build_backbone(
+        config.backbone, config.feature_strides, config.frozen_stages, config.drop_path, layer_call
+    )
     model = DINO(
         backbone=backbone,
         neck=Neck(backbone.channels, dim, config.num_levels, partial(nn.Conv2d, bias=config.neck_bias)),
         tokenizer=Tokenizer(dim, config.num_levels, config.position_temperature, config.position_offset),
-        encoder=Encoder([EncoderLayer(*attention) for _ in range(config.num_encoder_layers)], run),
+        encoder=Encoder([EncoderLayer(*attention) for _ in range(config.num_encoder_layers)], layer_call),
         proposer=build_proposer(config),
         denoiser=build_denoiser(config),
         decoder=build_decoder(
@@ -97,7 +99,7 @@ def build_decoder(config: ModelConfig, layers: list[DecoderLayer], encode_canvas
         box_heads=[box_head(config.hidden_dim) for _ in range(num_heads)],
         dim=config.hidden_dim,
         look_forward=look_twice if config.look_forward == "twice" else look_once,
-        run=recomputed if config.checkpoint_activations else plainly,
+        layer_call=checkpointed if config.checkpoint_activations else direct,
         box_eps=config.box_eps,
         encode_canvas=encode_canvas,
     )

@@ -48,7 +48,7 @@ class Decoder(nn.Module):
         box_heads: Sequence[nn.Module],
         dim: int,
         look_forward: Callable[[Tensor], Tensor],
-        run: Callable[..., Tensor],
+        layer_call: Callable[..., Tensor],
         box_eps: float,
         encode_canvas: bool = True,
     ):
@@ -56,7 +56,7 @@ class Decoder(nn.Module):
         Args:
             class_heads, box_heads: one for all layers, or one per layer.
             look_forward: what a layer's loss sees of the layer before it: `look_twice` or `look_once`.
-            run: calls a layer, see `layers.plainly` and `layers.recomputed`.
+            layer_call: calls a layer, see `layers.direct` and `layers.checkpointed`.
             box_eps: an answer moves a box from no nearer to 0 and 1 than this; the next layer's start is 1e-3 in all
                 published models.
             encode_canvas: encode boxes as fractions of the padded canvas, as official DINO does, so that an answer
@@ -69,7 +69,7 @@ class Decoder(nn.Module):
         self.class_heads = nn.ModuleList(class_heads)
         self.box_heads = nn.ModuleList(box_heads)
         self.look_forward = look_forward
-        self.run = run
+        self.layer_call = layer_call
         self.box_eps = box_eps
         self.encode_canvas = encode_canvas
 
@@ -79,10 +79,10 @@ class Decoder(nn.Module):
         carried = boxes  # the same numbers as `boxes`, but the next layer's loss may reach back through them
         stages = []
         for layer, class_head, box_head in zip(self.layers, cycle(self.class_heads), cycle(self.box_heads)):
-            reference = boxes[:, :, None] * memory.valid.tile(2)[:, None]  # (B, N, L, 4)
+            reference = boxes[:, :, None] * memory.valid_ratios.tile(2)[:, None]  # (B, N, L, 4)
             encoded = encode_boxes(reference[:, :, 0] if self.encode_canvas else boxes, x.shape[-1])
             position = self.position(encoded.to(x.dtype))
-            x = self.run(layer, x, position, reference, memory, queries.blocked)
+            x = self.layer_call(layer, x, position, reference, memory, queries.blocked)
 
             answer = self.norm(x)
             stages.append(Predictions(class_head(answer), refine(carried, box_head(answer), self.box_eps)))

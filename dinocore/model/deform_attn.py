@@ -44,7 +44,7 @@ class MSDeformAttn(nn.Module):
         """
         Args:
             query: (B, N, C).
-            reference: (B, N, L, 2) points or (B, N, L, 4) boxes, as shares of the padded map.
+            reference: (B, N, L, 2) points or (B, N, L, 4) boxes, as fractions of the padded map.
             memory: (B, S, C).
             padding: (B, S) bool.
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..boxes import to_cxcywh, to_xyxy
-from ..structures import EXTRA, MATCHING, Match, Noise, Queries, Target
+from ..structures import EXTRA, MATCHING, DenoisingQueries, Match, Queries, Target
 
 
 class Denoiser(nn.Module):
@@ -54,7 +54,7 @@ class Denoiser(nn.Module):
         self.label_noise = label_noise
         self.box_noise = box_noise
 
-    def forward(self, targets: list[Target]) -> Noise:
+    def forward(self, targets: list[Target]) -> DenoisingQueries:
         """
         Returns:
             G * copies * T queries, T the number of objects of the image with most, but at most `max_targets`.
@@ -67,24 +67,24 @@ class Denoiser(nn.Module):
         boxes = _pad([t.boxes[c] for t, c in zip(targets, chosen, strict=True)])  # (B, T, 4)
         labels = _pad([t.labels[c] for t, c in zip(targets, chosen, strict=True)])  # (B, T)
         counts = torch.tensor([len(c) for c in chosen], device=device)
-        real = (torch.arange(num_targets, device=device) < counts[:, None])[:, None, None]  # (B, 1, 1, T)
+        valid = (torch.arange(num_targets, device=device) < counts[:, None])[:, None, None]  # (B, 1, 1, T)
 
         flipped = torch.stack([draw.labels for draw in draws]).to(device)  # (B, G, copies, T)
         labels = torch.where(flipped >= 0, flipped, labels[:, None, None]).flatten(1)  # (B, Q)
         move = self.box_noise * torch.stack([draw.move for draw in draws]).to(boxes)  # (B, G, copies, T, 4)
-        boxes = torch.where(real[..., None], jitter(boxes[:, None, None], move), 0.5).flatten(1, 3)  # (B, Q, 4)
-        real = real.expand(-1, *shape).flatten(1)  # (B, Q)
-        source = _pad(chosen, fill=-1)[:, None, None].expand(-1, *shape)  # (B, G, copies, T)
+        boxes = torch.where(valid[..., None], jitter(boxes[:, None, None], move), 0.5).flatten(1, 3)  # (B, Q, 4)
+        valid = valid.expand(-1, *shape).flatten(1)  # (B, Q)
+        target_index = _pad(chosen, fill=-1)[:, None, None].expand(-1, *shape)  # (B, G, copies, T)
         group, copy, _ = torch.meshgrid(*(torch.arange(n, device=device) for n in shape), indexing="ij")
-        return Noise(
-            content=self.label_embed(labels) * real[..., None],
+        return DenoisingQueries(
+            content=self.label_embed(labels) * valid[..., None],
             boxes=boxes,
             group=group.flatten(),
             negative=copy.flatten() == 1,
-            real=real,
+            valid=valid,
             match=positive_match(targets, chosen, shape),
             num_groups=shape[0],
-            source=source.flatten(1),
+            target_index=target_index.flatten(1),
             labels=labels,
         )
 
@@ -129,17 +129,17 @@ def draw_noise(target: Target, limits: tuple[int, int, int], num_classes: int, l
 
 
 def jitter(boxes: Tensor, move: Tensor) -> Tensor:
-    """Move each corner by a share of half the box's size; corners stay within the picture, (..., 4) -> (..., 4)."""
+    """Move each corner by a fraction of half the box's size; corners stay within the image, (..., 4) -> (..., 4)."""
     half = boxes[..., 2:].tile(2) / 2
     return to_cxcywh((to_xyxy(boxes) + move * half).clamp(0, 1))
 
 
 def _pad(rows: list[Tensor], fill: float = 0) -> Tensor:
-    """Stack what images of unlike number have, B x (T_i, ...) -> (B, T, ...)."""
+    """Stack what images of different lengths have, B x (T_i, ...) -> (B, T, ...)."""
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)
 
 
-def join(noise: Noise | None, matching: Queries, extra: Queries | None = None) -> Queries:
+def join(noise: DenoisingQueries | None, matching: Queries, extra: Queries | None = None) -> Queries:
     """Put denoising queries before matching ones and extra ones behind, with the mask that keeps them apart."""
     group = torch.full(matching.boxes.shape[1:2], MATCHING, device=matching.boxes.device)  # (N,)
     parts = [matching]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..structures import Match, Noise, Predictions, Proposals, Queries, Target
+from ..structures import DenoisingQueries, Match, Predictions, Proposals, Queries, Target
 from .alignment import align, within
 from .backbones.build import Backbone
 from .decoder import Decoder
@@ -22,7 +22,7 @@ class DinoOutput(NamedTuple):
     proposals: Proposals | None  # None with static queries
     queries: Queries  # what the decoder started from, denoising ones first, and the mask between them
     denoising: list[Predictions] | None = None  # one per decoder layer, in training
-    noise: Noise | None = None
+    noise: DenoisingQueries | None = None
     extra: list[Predictions] | None = None  # of extra queries, one per decoder layer, in training
 
     @property

@@ -30,19 +30,19 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """A stack of layers over the tokens of all levels."""
 
-    def __init__(self, layers: Sequence[nn.Module], run: Callable[..., Tensor]):
+    def __init__(self, layers: Sequence[nn.Module], layer_call: Callable[..., Tensor]):
         """
         Args:
-            run: calls a layer, see `layers.plainly` and `layers.recomputed`.
+            layer_call: calls a layer, see `layers.direct` and `layers.checkpointed`.
         """
         super().__init__()
-        self.run = run
+        self.layer_call = layer_call
         self.layers = nn.ModuleList(layers)
 
     def forward(self, tokens: Tokens) -> Tokens:
         """Return the same tokens with what they learned from each other, content (B, S, C)."""
-        reference = token_centers(tokens)[:, :, None] * tokens.valid[:, None]  # (B, S, L, 2)
+        reference = token_centers(tokens)[:, :, None] * tokens.valid_ratios[:, None]  # (B, S, L, 2)
         x = tokens.content
         for layer in self.layers:
-            x = self.run(layer, x, reference, tokens)
+            x = self.layer_call(layer, x, reference, tokens)
         return tokens._replace(content=x)

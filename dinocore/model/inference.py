@@ -1,4 +1,4 @@
-"""A model made quick for use: batch norm inside the convolutions, and weights as the hardware likes them."""
+"""A model prepared for inference: batch norm folded into the convolutions, weights laid out for the hardware."""
 
 import copy
 from itertools import pairwise
@@ -34,7 +34,7 @@ def for_inference(model: DINO, dtype: torch.dtype | None, device: torch.device) 
 
 
 def _tune_for_cpu(module: nn.Module) -> None:
-    """Replace what runs below a module by what is quicker on CPUs, in place."""
+    """Replace the submodules of a module by forms that are faster on CPUs, in place."""
     if isinstance(module, MSDeformAttn):
         module.sample = sample_fused
     for name, child in list(module.named_children()):
@@ -43,7 +43,7 @@ def _tune_for_cpu(module: nn.Module) -> None:
         else:
             _tune_for_cpu(child)
         if isinstance(child, FeedForward):
-            setattr(module, name, InParts(child))
+            setattr(module, name, ChunkedModule(child))
     if isinstance(module, nn.Sequential):
         _fuse_relus(module)
 
@@ -108,7 +108,7 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.act, [], "")
 
 
-class InParts(nn.Module):
+class ChunkedModule(nn.Module):
     """A module that treats each token alone, applied to a few at a time: hidden layers stay in the cache."""
 
     def __init__(self, module: nn.Module, num_tokens: int = 1024):

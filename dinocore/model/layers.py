@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 
-from .ops import plain_form
+from .ops import is_reference
 
 
 class FrozenBatchNorm(FrozenBatchNorm2d):
@@ -26,7 +26,7 @@ class FrozenBatchNorm(FrozenBatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        if plain_form():
+        if is_reference():
             return self.act(super().forward(x))
         return self.act(F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps))
 
@@ -85,11 +85,11 @@ def box_head(dim: int) -> nn.Sequential:
     return nn.Sequential(*hidden, nn.ReLU(), last)
 
 
-def plainly(layer: nn.Module, *inputs: Any) -> Tensor:
+def direct(layer: nn.Module, *inputs: Any) -> Tensor:
     """Call a layer and keep what its backward pass needs."""
     return layer(*inputs)
 
 
-def recomputed(layer: nn.Module, *inputs: Any) -> Tensor:
+def checkpointed(layer: nn.Module, *inputs: Any) -> Tensor:
     """Call a layer again in the backward pass instead of keeping its inner tensors: less memory, more time."""
     return checkpoint(layer, *inputs, use_reentrant=False)

@@ -101,7 +101,7 @@ class StaticQueries(nn.Module):
 
 
 def spread_boxes(num_boxes: int) -> Tensor:
-    """Random boxes within the picture, in logit space, (N, 4)."""
+    """Random boxes within the image, in logit space, (N, 4)."""
     size = torch.rand(num_boxes, 2) * 0.4 + 0.05
     center = size / 2 + torch.rand(num_boxes, 2) * (1 - size)
     return inverse_sigmoid(torch.cat([center, size], dim=-1))
@@ -123,7 +123,7 @@ def token_anchors(tokens: Tokens) -> tuple[Tensor, Tensor]:
 
 def token_levels(tokens: Tokens) -> Tensor:
     """The feature level of every token, (S,) int64."""
-    sizes = torch.tensor([height * width for height, width in tokens.shapes], device=tokens.valid.device)
+    sizes = torch.tensor([height * width for height, width in tokens.shapes], device=tokens.valid_ratios.device)
     total = sum(height * width for height, width in tokens.shapes)
     return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes, output_size=total)
 

@@ -38,22 +38,22 @@ class Tokenizer(nn.Module):
             position=torch.cat(position, dim=1).to(content.dtype),
             padding=torch.cat([p.flatten(1) for p in paddings], dim=1),
             shapes=[(m.shape[-2], m.shape[-1]) for m in maps],
-            valid=torch.stack([valid_share(p) for p in paddings], dim=1),
+            valid_ratios=torch.stack([valid_ratio(p) for p in paddings], dim=1),
         )
 
 
-def valid_share(padding: Tensor) -> Tensor:
-    """The share of a padded map's width and height that shows the image, (B, H, W) -> (B, 2)."""
+def valid_ratio(padding: Tensor) -> Tensor:
+    """The fraction of a padded map's width and height that shows the image, (B, H, W) -> (B, 2)."""
     return torch.stack([(~padding[:, 0, :]).float().mean(1), (~padding[:, :, 0]).float().mean(1)], dim=-1)
 
 
 def token_centers(tokens: Tokens) -> Tensor:
-    """The centre of every token as a share of its unpadded image, (B, S, 2); above 1 on padding."""
+    """The centre of every token as a fraction of its unpadded image, (B, S, 2); above 1 on padding."""
     centers = []
     for level, (height, width) in enumerate(tokens.shapes):
-        y = torch.arange(height, device=tokens.valid.device) + 0.5
-        x = torch.arange(width, device=tokens.valid.device) + 0.5
+        y = torch.arange(height, device=tokens.valid_ratios.device) + 0.5
+        x = torch.arange(width, device=tokens.valid_ratios.device) + 0.5
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)  # (H_l * W_l, 2)
-        extent = tokens.valid[:, level] * tokens.valid.new_tensor([width, height])  # (B, 2) in tokens
+        extent = tokens.valid_ratios[:, level] * tokens.valid_ratios.new_tensor([width, height])  # (B, 2) in tokens
         centers.append(grid / extent[:, None])
     return torch.cat(centers, dim=1)

@@ -18,7 +18,7 @@ from ..config import ModelConfig
 from ..errors import CheckpointError, EnvironmentFault
 from ..model.backbones.build import NORMED, Backbone, ResNet
 from ..model.backbones.swin import Swin
-from ..model.backbones.timm import NormedBackbone, TimmBackbone
+from ..model.backbones.timm import OutputNorms, TimmBackbone
 from ..model.backbones.vit import FIRST_GRID, VITDETS, PlainViT
 from .untrusted import check_tensor, read_file
 
@@ -64,7 +64,7 @@ def load_backbone_weights(backbone: Backbone, config: ModelConfig) -> str:
         _fill(backbone, swin_names(state), source, fresh=r"norm\d\.")
     elif isinstance(backbone, PlainViT) and config.backbone in VITDETS:
         _fill(backbone.body.model, _vitdet_names(state), source, fresh=r".*rel_pos_[hw]")
-    elif isinstance(backbone, NormedBackbone):
+    elif isinstance(backbone, OutputNorms):
         _load_timm(backbone.body, state, NORMED[config.backbone][0], source)
     else:
         _load_timm(backbone, state, config.backbone.removeprefix("timm/"), source)

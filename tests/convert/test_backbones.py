@@ -16,7 +16,7 @@ from dinocore.model.backbones import timm as timm_backbone
 from dinocore.model.backbones import vit as vit_module
 from dinocore.model.backbones.build import NORMED, build_backbone
 from dinocore.model.backbones.swin import PatchMerging, Swin, SwinSize
-from dinocore.model.layers import plainly
+from dinocore.model.layers import direct
 from dinocore.presets import list_presets
 from dinocore.weights.convert import backbones, known
 from dinocore.weights.convert.backbones import backbone_in, detrex_backbone, mmdet_backbone, reordered
@@ -88,7 +88,7 @@ TO_MMDET = [
 @torch.no_grad()
 def test_a_swin_of_mmdetection_becomes_ours(monkeypatch):
     monkeypatch.setitem(swin.SWINS, "small", SwinSize(32, (2, 2, 2, 2), 3))
-    theirs = randomised(Swin("small", (4, 8, 16, 32), -1, 0.0, plainly))
+    theirs = randomised(Swin("small", (4, 8, 16, 32), -1, 0.0, direct))
     for stage in theirs.layers[:-1]:
         stage.downsample = randomised(UnfoldMerging(stage.blocks[0].norm1.weight.shape[0]))
     state = {}
@@ -96,7 +96,7 @@ def test_a_swin_of_mmdetection_becomes_ours(monkeypatch):
         for old, new in TO_MMDET:
             key = re.sub(old, new, key)
         state[f"backbone.{key}"] = value
-    ours = Swin("small", (4, 8, 16, 32), -1, 0.0, plainly).eval()
+    ours = Swin("small", (4, 8, 16, 32), -1, 0.0, direct).eval()
     tensors = converted(state, mmdet_backbone("swin"), "mmdet")
     ours.load_state_dict({key.removeprefix("backbone."): value for key, value in tensors.items()})
     images = torch.randn(1, 3, 45, 60)
@@ -171,7 +171,7 @@ def test_a_backbone_that_official_lacks_is_not_written_for_it():
 def test_every_backbone_is_told_by_its_shapes(name):
     strides = (8, 16, 32, 64) if name.startswith("vitdet") else (8, 16, 32)
     with torch.device("meta"):
-        built = build_backbone(name, strides, -1, 0.0, plainly)
+        built = build_backbone(name, strides, -1, 0.0, direct)
     assert backbone_in({f"backbone.{key}": value for key, value in built.state_dict().items()}) == name
 
 
@@ -220,7 +220,7 @@ def names_of_detrex(ours, family, projected, extra=()):
 
 @torch.no_grad()
 def test_a_convnext_of_detrex_computes_the_same_under_our_names():
-    backbone = randomised(build_backbone("convnext-t", (8, 16, 32), -1, 0.0, plainly))
+    backbone = randomised(build_backbone("convnext-t", (8, 16, 32), -1, 0.0, direct))
     ours = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
     theirs = names_of_detrex(ours, "convnext", 3)
     assert {"backbone.downsample_layers.3.1.weight", "backbone.stages.2.8.gamma", "backbone.norm1.bias"} <= set(theirs)
@@ -283,7 +283,7 @@ def test_a_focalnet_of_detrex_computes_the_same_under_our_names(monkeypatch):
     sizes = {"embed_dim": 16, "depths": [1, 1, 2, 1], "focal_levels": [3] * 4, "focal_windows": [5] * 4}
     as_published = {"use_post_norm": True, "use_overlap_down": True, "layerscale_value": 1e-4}
     small_timm(monkeypatch, timm_backbone, build=build, **sizes, **as_published)
-    backbone = randomised(build_backbone("focalnet-l-3", (4, 8, 16, 32), -1, 0.0, plainly))
+    backbone = randomised(build_backbone("focalnet-l-3", (4, 8, 16, 32), -1, 0.0, direct))
     ours = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
     theirs = names_of_detrex(ours, "focalnet", 4)
     assert {"backbone.layers.0.downsample.proj.weight", "backbone.layers.2.blocks.1.gamma_2"} <= set(theirs)
@@ -365,7 +365,7 @@ def smoothed(state, name, x, first):
 def test_a_vitdet_of_detrex_computes_the_same_under_our_names(monkeypatch):
     sizes = {"embed_dim": 32, "depth": 2, "num_heads": 2, "window_size": 3, "global_attn_indexes": [1]}
     small_timm(monkeypatch, vit_module, **sizes)
-    backbone = randomised(build_backbone("vitdet-b", (8, 16, 32, 64), -1, 0.0, plainly))
+    backbone = randomised(build_backbone("vitdet-b", (8, 16, 32, 64), -1, 0.0, direct))
     ours = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
     theirs = names_of_detrex(ours, "vitdet", 4)
     place = "backbone.net.pos_embed"
@@ -415,7 +415,7 @@ def test_weights_of_a_whole_detrex_convnext_are_told(empty_state):
     """No list of detrex's names is at hand: its neck and transformer, and a ConvNeXt by the rules above."""
     state = {k: v for k, v in empty_state("detrex_swint_4scale").items() if not k.startswith("backbone.")}
     with torch.device("meta"):
-        ours = build_backbone("convnext-t", (8, 16, 32), -1, 0.0, plainly).state_dict()
+        ours = build_backbone("convnext-t", (8, 16, 32), -1, 0.0, direct).state_dict()
     state |= names_of_detrex({f"backbone.{key}": value for key, value in ours.items()}, "convnext", 3)
     found = convert_tensors(state)
     settings = settings_in(found.tensors)

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from dinocore.model.ops import dispatch, sample, sample_fused, use_form
+from dinocore.model.ops import dispatch, sample, sample_fused, use_backend
 
 NUMBA = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="needs numba")
 MAPS = [(5, 7), (3, 2), (1, 1)]
@@ -28,7 +28,7 @@ def inputs(dim=4, maps=MAPS, points=2, size=2, dtype=torch.float32, batch=2, que
 
 def in_steps(value, padding, maps, reference, offsets, logits):
     """The reference form in float64: no rounding to speak of."""
-    with use_form("reference"):
+    with use_backend("reference"):
         return sample(value.double(), padding, maps, reference.double(), offsets.double(), logits.double())
 
 
@@ -86,7 +86,7 @@ def test_the_operator_keeps_the_rules_of_torch_library():
 def test_float64_and_the_reference_form_take_the_steps(monkeypatch):
     monkeypatch.setattr(dispatch, "compiled_form", lambda device: pytest.fail("float32 only"))
     case = inputs()
-    with use_form("reference"):
+    with use_backend("reference"):
         torch.testing.assert_close(sample_fused(*case).double(), in_steps(*case), atol=1e-5, rtol=1e-4)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from dinocore.errors import ConfigError
 from dinocore.model.backbones.build import NORMED, build_backbone
 from dinocore.model.backbones.swin import SWINS, SwinSize
-from dinocore.model.layers import plainly, recomputed
+from dinocore.model.layers import checkpointed, direct
 
 KINDS = [
     ("swin-t-224", (4, 8, 16, 32)),
@@ -27,7 +27,7 @@ def smaller(monkeypatch):
     monkeypatch.setitem(NORMED, "convnext-t", ("convnext_atto", 1e-6))
 
 
-def build(name, strides=(8, 16, 32), frozen=-1, rate=0.0, run=plainly):
+def build(name, strides=(8, 16, 32), frozen=-1, rate=0.0, run=direct):
     torch.manual_seed(0)
     return build_backbone(name, strides, frozen, rate, run)
 
@@ -60,7 +60,7 @@ def test_all_names_are_built_with_a_norm_or_a_pyramid_for_each_map(name):
 def test_recomputed_blocks_give_the_same_gradients(name, smaller):
     gradients = []
     images = torch.randn(1, 3, 64, 64)
-    for run in (plainly, recomputed):
+    for run in (direct, checkpointed):
         backbone = build(name, run=run).train()
         sum(x.square().mean() for x in backbone(images)).backward()
         gradients.append([p.grad for p in backbone.parameters()])
@@ -75,7 +75,7 @@ def test_recomputing_keeps_less(smaller):
             backbone(torch.randn(1, 3, 64, 64))
         return sum(seen)
 
-    assert kept(recomputed) < 0.4 * kept(plainly)
+    assert kept(checkpointed) < 0.4 * kept(direct)
 
 
 def test_a_pyramid_is_finer_and_coarser_than_the_patches():

@@ -51,7 +51,7 @@ def test_groups_are_derived_from_the_largest_image_as_published(counts, groups):
 def test_fixed_groups_give_the_notes_shapes():
     noise = denoiser("num_groups=5")([target(3), target(1)])
     assert noise.boxes.shape == (2, 5 * 2 * 3, 4)
-    assert noise.real.sum(1).tolist() == [30, 10]
+    assert noise.valid.sum(1).tolist() == [30, 10]
     assert noise.negative.tolist() == ([False] * 3 + [True] * 3) * 5
     assert noise.group.tolist() == [g for g in range(5) for _ in range(6)]
 

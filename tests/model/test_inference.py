@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dinocore import build_model, load_config
-from dinocore.model.inference import InParts, _tune_for_cpu, fold_batch_norm, for_inference, pack_linear
+from dinocore.model.inference import ChunkedModule, _tune_for_cpu, fold_batch_norm, for_inference, pack_linear
 
 CPU = torch.device("cpu")
 
@@ -95,7 +95,7 @@ def test_parts_of_any_number_of_tokens_make_the_whole():
     net = torch.nn.Linear(8, 8)
     x = torch.randn(2, 37, 8)
     for num_tokens in (1, 10, 74, 100):
-        torch.testing.assert_close(InParts(net, num_tokens)(x), net(x))
+        torch.testing.assert_close(ChunkedModule(net, num_tokens)(x), net(x))
 
 
 @pytest.mark.parametrize("setting", ['model.queries="static"', 'model.heads="per-layer"', 'model.queries="pure"'])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dinocore.model.ops import dispatch, ms_deform_attn, use_form
+from dinocore.model.ops import dispatch, ms_deform_attn, use_backend
 
 NUMBA = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="needs numba")
 TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
@@ -70,7 +70,7 @@ def gradients(function, value, maps, locations, weights):
 def compiled(*arguments):
     """The compiled form; a silent fall back to the reference would make these tests worthless."""
     result = ms_deform_attn(*arguments)
-    assert dispatch.plain_form() or not dispatch._broken
+    assert dispatch.is_reference() or not dispatch._broken
     return result
 
 
@@ -78,7 +78,7 @@ def compiled(*arguments):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_output_and_gradients_are_those_of_the_twin(form, dtype):
     case = inputs(dtype=dtype)
-    with use_form(form):
+    with use_backend(form):
         ours = gradients(compiled, *case)
     expected = gradients(twin, *inputs(dtype=torch.float64))
     for mine, theirs in zip(ours, expected, strict=True):
@@ -92,7 +92,7 @@ def test_one_sample_by_eye():
     places = [(0.25, 0.25), (0.5, 0.25), (0.5, 0.5), (1.0, 0.75), (1.3, 0.5)]  # token, edge, middle, border, outside
     locations = torch.tensor(places).view(1, 5, 1, 1, 1, 2)
     for form in ("auto", "reference"):
-        with use_form(form):
+        with use_backend(form):
             output = ms_deform_attn(value, [(2, 2)], locations, torch.ones(1, 5, 1, 1, 1))
         assert output.flatten().tolist() == pytest.approx([1, 1.5, 2.5, 2, 0])
 
@@ -101,7 +101,7 @@ def test_one_sample_by_eye():
 @pytest.mark.parametrize("dim", [1, 3, 32, *(pytest.param(d, marks=pytest.mark.slow) for d in (2, 7, 16, 24, 64, 128))])
 def test_any_width_of_head_agrees_with_the_reference(dim):
     case = inputs(dim=dim, queries=11)
-    with use_form("reference"):
+    with use_backend("reference"):
         expected = gradients(ms_deform_attn, *case)
     for mine, theirs in zip(gradients(compiled, *case), expected, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
@@ -134,7 +134,7 @@ def test_short_places_and_weights_give_gradients_of_their_own_dtype():
 def test_gradcheck(form):
     value, maps, locations, weights = inputs(batch=1, queries=2, maps=[(4, 3), (2, 2)], dtype=torch.float64)
     leaves = [tensor.requires_grad_() for tensor in (value, locations, weights)]
-    with use_form(form):
+    with use_backend(form):
         assert torch.autograd.gradcheck(lambda v, p, w: compiled(v, maps, p, w), leaves)
 
 
@@ -143,7 +143,7 @@ def test_gradcheck(form):
 def test_places_that_do_not_exist_add_nothing_or_are_not_a_number(form, place):
     value, maps, locations, weights = inputs(queries=2)
     locations[:, 0, 0, 1, 0, 0] = place
-    with use_form(form):
+    with use_backend(form):
         output, grad_value, _, _ = gradients(compiled, value, maps, locations, weights)
     assert output[:, 1].isfinite().all() and output[:, 0, 4:].isfinite().all()
     assert grad_value.isfinite().all()
@@ -169,7 +169,7 @@ def test_numbers_that_are_not_finite_stay_where_they_are():
 @pytest.mark.parametrize("size", [{"queries": 0}, {"batch": 0}, {"maps": [(3, 4)]}, {"points": 1, "maps": [(1, 1)]}])
 def test_small_and_empty_inputs_have_small_and_empty_outputs_and_gradients(form, size):
     case = inputs(**size)
-    with use_form(form):
+    with use_backend(form):
         ours = gradients(compiled, *case)
     expected = gradients(twin, *case) if case[2].numel() else [torch.zeros(*case[2].shape[:2], 8), *case[::2], case[3]]
     for mine, theirs in zip(ours[:1], expected[:1], strict=True):
@@ -257,7 +257,7 @@ class Sampler(nn.Module):
 def test_compile_sees_one_graph(form):
     value, _, locations, weights = inputs()
     model = Sampler()
-    with use_form(form):
+    with use_backend(form):
         expected = model(value, locations, weights)
         expected.sum().backward()
         grad = model.project.weight.grad.clone()
@@ -272,7 +272,7 @@ def test_compile_sees_one_graph(form):
 def test_export_keeps_one_node_or_plain_operators(form):
     value, _, locations, weights = inputs()
     model = Sampler().eval()
-    with use_form(form):
+    with use_backend(form):
         exported = torch.export.export(model, (value, locations, weights))
     assert ("dino.ms_deform_attn" in str(exported.graph)) == (form == "auto")
     torch.testing.assert_close(exported.module()(value, locations, weights), model(value, locations, weights))
@@ -282,7 +282,7 @@ def test_export_keeps_one_node_or_plain_operators(form):
 def test_autocast_samples_what_the_layers_give(form):
     value, _, locations, weights = inputs()
     model = Sampler()
-    with use_form(form), torch.autocast("cpu", torch.bfloat16):
+    with use_backend(form), torch.autocast("cpu", torch.bfloat16):
         output = model(value, locations, weights)
     assert output.dtype == torch.bfloat16
     output.float().sum().backward()
@@ -330,7 +330,7 @@ def test_shapes_that_do_not_fit_are_refused(change, message):
 
 
 def test_unknown_form_is_refused():
-    with pytest.raises(ValueError, match="'cuda'; choose one of auto, reference"), use_form("cuda"):
+    with pytest.raises(ValueError, match="'cuda'; choose one of auto, reference"), use_backend("cuda"):
         pass
 
 
@@ -409,7 +409,7 @@ assert triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cuda_agrees_with_the_reference_on_the_cpu(dtype):
     value, maps, locations, weights = inputs(queries=300, dim=32)
-    with use_form("reference"):
+    with use_backend("reference"):
         expected = gradients(ms_deform_attn, value.to(dtype), maps, locations, weights)
     case = [tensor.cuda() for tensor in (value.to(dtype), locations, weights)]
     ours = gradients(lambda v, s, p, w: compiled(v, s, p, w).cpu(), case[0], maps, *case[1:])

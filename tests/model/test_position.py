@@ -6,7 +6,7 @@ import torch
 
 from dinocore.model.position import encode_boxes, encode_map
 from dinocore.model.proposals import token_anchors, token_levels
-from dinocore.model.tokens import Tokenizer, token_centers, valid_share
+from dinocore.model.tokens import Tokenizer, token_centers, valid_ratio
 
 
 def padded(height: int, width: int, extra: int) -> torch.Tensor:
@@ -59,7 +59,7 @@ def test_every_level_gets_its_own_learned_vector():
 
 
 def test_valid_share_is_what_shows_the_image():
-    torch.testing.assert_close(valid_share(padded(6, 8, 2)), torch.tensor([[0.8, 0.75]]))
+    torch.testing.assert_close(valid_ratio(padded(6, 8, 2)), torch.tensor([[0.8, 0.75]]))
 
 
 def test_token_centers_are_shares_of_the_unpadded_image():

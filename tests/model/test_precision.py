@@ -3,7 +3,7 @@
 import torch
 
 from dinocore import Target, build_model, criterion, load_config
-from dinocore.model.ops import use_form
+from dinocore.model.ops import use_backend
 
 SMALL = ["model.hidden_dim=64", "model.num_heads=4", "model.ffn_dim=96", "model.num_encoder_layers=2"]
 SMALL += ["model.num_decoder_layers=2", "model.num_queries=20", "model.num_classes=5", 'model.backbone="resnet18"']
@@ -25,7 +25,7 @@ def gradients(form: str, dtype: torch.dtype | None, overrides: list[str]) -> dic
         Target(torch.tensor([1, 2]), torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.7, 0.6, 0.3, 0.4]]), seed=0),
         Target(torch.tensor([4]), torch.tensor([[0.5, 0.3, 0.4, 0.3]]), seed=1),
     ]
-    with use_form(form), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+    with use_backend(form), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
         output = model(images, padding, targets)
     torch.stack(list(criterion(output, targets, 3.0, config.loss).values())).sum().backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

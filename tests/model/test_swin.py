@@ -8,7 +8,7 @@ from torch import nn
 
 from dinocore.model.backbones import swin
 from dinocore.model.backbones.swin import Swin, SwinBlock, SwinSize, relative_position_index, shifted_mask
-from dinocore.model.layers import plainly, recomputed
+from dinocore.model.layers import checkpointed, direct
 
 
 def twin_of_block(block: SwinBlock, x):
@@ -84,7 +84,7 @@ def test_the_bias_of_a_pair_depends_on_how_far_it_is_apart():
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setitem(swin.SWINS, "small", SwinSize(32, (2, 2, 2, 2), 3))
-    return lambda strides=(8, 16, 32), frozen=-1, rate=0.0, run=plainly: randomised(
+    return lambda strides=(8, 16, 32), frozen=-1, rate=0.0, run=direct: randomised(
         Swin("small", strides, frozen, rate, run)
     )
 
@@ -160,7 +160,7 @@ def test_blocks_are_skipped_in_training_only_more_often_at_the_end_and_the_same_
 
 def test_recomputed_blocks_give_the_same_gradients_also_with_skipped_ones(small):
     gradients = []
-    for run in (plainly, recomputed):
+    for run in (direct, checkpointed):
         model = small(rate=0.5, run=run)
         torch.manual_seed(3)
         sum(x.square().mean() for x in model(torch.randn(2, 3, 40, 40))).backward()
@@ -176,7 +176,7 @@ def test_swin_t_equals_timms_where_no_padding_is_needed():
 
     torch.manual_seed(0)
     theirs = timm.create_model("swin_tiny_patch4_window7_224", features_only=True, out_indices=(0, 1, 2)).eval()
-    ours = Swin("swin-t-224", (4, 8, 16), -1, 0.0, plainly).eval()
+    ours = Swin("swin-t-224", (4, 8, 16), -1, 0.0, direct).eval()
     state = {key.replace("layers_", "layers."): value for key, value in theirs.state_dict().items()}
     moved = {}
     for key, value in state.items():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dinocore import Target, build_model, criterion, load_config
-from dinocore.model.ops.dispatch import use_form
+from dinocore.model.ops.dispatch import use_backend
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SMALL = [
@@ -23,7 +23,7 @@ SMALL = [
 @pytest.fixture
 def variants(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    with use_form("reference"):  # nothing to compile
+    with use_backend("reference"):  # nothing to compile
         yield importlib.import_module("ablation_variants").LOOK_FORWARD
 
 

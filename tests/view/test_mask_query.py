@@ -72,7 +72,7 @@ def test_the_object_is_the_one_that_the_denoiser_drew():
         copy = explain(view, query).images[0]
         assert boxes[copy.object].allclose(noise.boxes[0, query], atol=1e-6)
         assert copy.label == ["disc", "ring", "<b>"][copy.object] and copy.file == "a.jpg"
-    assert noise.source[noise.match.image, noise.match.query].equal(noise.match.target)
+    assert noise.target_index[noise.match.image, noise.match.query].equal(noise.match.target)
 
 
 def test_words_follow_a_mask_that_breaks_the_rule(monkeypatch):

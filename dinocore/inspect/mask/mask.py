@@ -15,7 +15,7 @@ from ...config import ModelConfig
 from ...errors import ConfigError
 from ...model.build import build_denoiser
 from ...model.denoising import Denoiser, join
-from ...structures import Noise, Queries, Target
+from ...structures import DenoisingQueries, Queries, Target
 
 MOST_BYTES = 2**30  # a larger mask is refused, not tried
 
@@ -106,7 +106,7 @@ def batch_mask(config: ModelConfig, objects: Objects) -> MaskView:
     return view_mask(noise, queries, num_objects)._replace(files=objects.files, names=objects.names)
 
 
-def view_mask(noise: Noise | None, queries: Queries, num_objects: Sequence[int]) -> MaskView:
+def view_mask(noise: DenoisingQueries | None, queries: Queries, num_objects: Sequence[int]) -> MaskView:
     """What a model put before its decoder, as a mask to look at; without noise nothing is blocked."""
     num_queries, blocked = queries.content.shape[1], queries.blocked
     if blocked is None:
@@ -116,7 +116,7 @@ def view_mask(noise: Noise | None, queries: Queries, num_objects: Sequence[int])
         no = torch.zeros(0, dtype=torch.bool)
         each = no.expand(len(counts), 0)
         return MaskView(blocked, no.long(), no, each, counts, 0, each.long())
-    return MaskView(blocked, noise.group, noise.negative, noise.real, counts, noise.num_groups, noise.source)
+    return MaskView(blocked, noise.group, noise.negative, noise.valid, counts, noise.num_groups, noise.target_index)
 
 
 def check_size(config: ModelConfig, num_objects: Sequence[int]) -> None:

@@ -16,7 +16,7 @@ from ...losses import Matched, match_stages
 from ...matching import matching_cost
 from ...model.dino import DinoOutput
 from ...predict import Detector
-from ...structures import Noise, Target
+from ...structures import DenoisingQueries, Target
 
 NOTHING = -1  # in place of an object: the query answers for none
 
@@ -167,7 +167,7 @@ def _answers(one: Matched, loss: LossConfig, size: tuple[int, int]) -> list[Answ
 
 
 def _noisy(
-    output: DinoOutput, noise: Noise, target: Target, size: tuple[int, int], categories: Sequence[Category]
+    output: DinoOutput, noise: DenoisingQueries, target: Target, size: tuple[int, int], categories: Sequence[Category]
 ) -> list[Noisy]:
     """The denoising queries of the only picture; a negative belongs to the positive at its place in the group."""
     last = (output.denoising or [])[-1]

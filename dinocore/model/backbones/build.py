@@ -9,9 +9,9 @@ from torchvision.models import get_model, list_models
 from torchvision.models._utils import IntermediateLayerGetter
 
 from ...errors import ConfigError
-from ..layers import FrozenBatchNorm, recomputed
+from ..layers import FrozenBatchNorm, checkpointed
 from .swin import STRIDES, SWINS, Swin
-from .timm import MapNorm, NormedBackbone, TimmBackbone, feature_strides
+from .timm import MapNorm, OutputNorms, TimmBackbone, feature_strides
 from .vit import VITDETS, PlainViT, build_vit
 
 STAGES = {4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}  # of a ResNet, by stride
@@ -26,27 +26,27 @@ NORMED = {  # timm's name, and the epsilon of the norms on the maps
 
 
 def build_backbone(
-    name: str, strides: Sequence[int], frozen_stages: int, drop_path: float, run: Callable[..., Tensor]
+    name: str, strides: Sequence[int], frozen_stages: int, drop_path: float, layer_call: Callable[..., Tensor]
 ) -> "Backbone":
     """A backbone without trained weights.
 
     Args:
-        drop_path: chance that the last block is skipped for a picture in training; earlier ones proportionally.
-        run: how blocks are called, see `layers.plainly` and `layers.recomputed`.
+        drop_path: chance that the last block is skipped for a image in training; earlier ones proportionally.
+        layer_call: how blocks are called, see `layers.direct` and `layers.checkpointed`.
 
     Raises:
         ConfigError: there is no such backbone, or it has no features at these strides.
     """
-    again = run is recomputed
+    again = layer_call is checkpointed
     if name in SWINS:
         _check_strides(name, strides, STRIDES)
-        return Swin(name, strides, frozen_stages, drop_path, run)
+        return Swin(name, strides, frozen_stages, drop_path, layer_call)
     if name in NORMED:
         timm_name, eps = NORMED[name]
         body = TimmBackbone(timm_name, strides, frozen_stages, drop_path, again)
         if name.startswith("focalnet"):
             body.body["stem"].proj.padding = (3, 3)  # as FocalNet's detectors have it; timm has its classifiers' 2
-        return NormedBackbone(body, partial(MapNorm, eps=eps), least=max(strides))
+        return OutputNorms(body, partial(MapNorm, eps=eps), least=max(strides))
     if name in VITDETS:
         return build_vit(name, strides, frozen_stages, drop_path, again)
     if name.startswith("timm/"):
@@ -98,4 +98,4 @@ class ResNet(nn.Module):
         return list(self.body(images).values())
 
 
-Backbone = ResNet | TimmBackbone | NormedBackbone | Swin | PlainViT
+Backbone = ResNet | TimmBackbone | OutputNorms | Swin | PlainViT

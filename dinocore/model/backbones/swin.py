@@ -1,6 +1,6 @@
 """Swin Transformer (Liu et al. 2021, https://arxiv.org/abs/2103.14030) as detectors use it.
 
-Pictures may have any size, and every map that is given out has a norm of its own. What libraries do at borders differs
+Images may have any size, and every map that is given out has a norm of its own. What libraries do at borders differs
 (timm shifts before it pads, torchvision does not shift maps of one window), so this is ours: a map is padded with zeros
 at right and bottom, then shifted, as published weights were trained. Parameters have their published names.
 """
@@ -37,7 +37,7 @@ SWINS = {
     "swin-b-384": SwinSize(128, (2, 2, 18, 2), 12),
     "swin-l-224": SwinSize(192, (2, 2, 18, 2), 7),
     "swin-l-384": SwinSize(192, (2, 2, 18, 2), 12),
-}  # the number is the side of the pictures that it was first trained on
+}  # the number is the side of the images that it was first trained on
 
 
 class WindowAttention(nn.Module):
@@ -132,9 +132,11 @@ class PatchMerging(nn.Module):
 class SwinStage(nn.Module):
     """Blocks on maps of one stride, every second one with shifted windows; then perhaps a merging of tokens."""
 
-    def __init__(self, size: SwinSize, stage: int, rates: Sequence[float], merge: bool, run: Callable[..., Tensor]):
+    def __init__(
+        self, size: SwinSize, stage: int, rates: Sequence[float], merge: bool, layer_call: Callable[..., Tensor]
+    ):
         super().__init__()
-        self.run = run
+        self.layer_call = layer_call
         self.window = size.window
         dim, num_heads = size.dim * 2**stage, size.num_heads(stage)
         self.blocks = nn.ModuleList(
@@ -146,7 +148,7 @@ class SwinStage(nn.Module):
         """(B, H, W, C) -> (B, H, W, C), before any merging."""
         mask = shifted_mask(x.shape[1], x.shape[2], self.window, x.device)  # (nW, N, N)
         for block in self.blocks:
-            x = self.run(block, x, mask)
+            x = self.layer_call(block, x, mask)
         return x
 
 
@@ -157,13 +159,13 @@ class Swin(nn.Module):
     alignment = 1
 
     def __init__(
-        self, name: str, strides: Sequence[int], frozen_stages: int, drop_path: float, run: Callable[..., Tensor]
+        self, name: str, strides: Sequence[int], frozen_stages: int, drop_path: float, layer_call: Callable[..., Tensor]
     ):
         """
         Args:
             strides: of the maps to give out, from 4, 8, 16, 32; stages beyond the last are left out.
-            drop_path: chance that the last block is skipped for a picture in training; earlier ones proportionally.
-            run: calls a block, see `layers.plainly` and `layers.recomputed`.
+            drop_path: chance that the last block is skipped for a image in training; earlier ones proportionally.
+            layer_call: calls a block, see `layers.direct` and `layers.checkpointed`.
         """
         super().__init__()
         size = SWINS[name]
@@ -171,7 +173,7 @@ class Swin(nn.Module):
         rates = iter(torch.linspace(0, drop_path, sum(size.depths), device="cpu").tolist())
         self.patch_embed = PatchEmbed(size.dim)
         self.layers = nn.ModuleList(
-            SwinStage(size, i, [next(rates) for _ in range(depth)], i < max(given), run)
+            SwinStage(size, i, [next(rates) for _ in range(depth)], i < max(given), layer_call)
             for i, depth in enumerate(size.depths[: max(given) + 1])
         )
         self.channels = [size.dim * 2**i for i in given]

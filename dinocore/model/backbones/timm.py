@@ -55,7 +55,7 @@ class TimmBackbone(nn.Module):
             return [x.permute(self.order) for x in self.body(images)]
 
 
-class NormedBackbone(nn.Module):
+class OutputNorms(nn.Module):
     """A timm model with a layer norm on each of its maps, as detectors have it."""
 
     alignment = 1
@@ -63,7 +63,7 @@ class NormedBackbone(nn.Module):
     def __init__(self, body: TimmBackbone, norm: Callable[[int], nn.Module], least: int):
         """
         Args:
-            least: side that a picture must have for one token of the coarsest map, in pixels.
+            least: side that a image must have for one token of the coarsest map, in pixels.
         """
         super().__init__()
         self.least = least
@@ -154,10 +154,10 @@ def feature_extractor(name: str, drop_path: float = 0.0, **options: Any) -> Any:
 
 @cache
 def any_size(name: str) -> dict[str, bool]:
-    """What timm is told so that pictures may have any size; nothing for most models.
+    """What timm is told so that images may have any size; nothing for most models.
 
     Raises:
-        ConfigError: the model takes pictures of one size only.
+        ConfigError: the model takes images of one size only.
     """
     import timm
 
@@ -168,7 +168,7 @@ def any_size(name: str) -> dict[str, bool]:
         with contextlib.suppress(TypeError), torch.device("meta"):
             feature_extractor(name, **option)
             return option
-    raise ConfigError(f"timm's `{name}` takes only pictures of {config.input_size[1]} x {config.input_size[2]} pixels")
+    raise ConfigError(f"timm's `{name}` takes only images of {config.input_size[1]} x {config.input_size[2]} pixels")
 
 
 def freeze_stages(body: nn.Module, name: str, frozen_stages: int) -> None:

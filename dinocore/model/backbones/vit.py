@@ -16,7 +16,7 @@ from ...errors import ConfigError
 from .timm import MapNorm, any_size, feature_extractor, feature_strides, freeze_stages, recompute_blocks
 
 VITDETS = {"vitdet-b": "samvit_base_patch16", "vitdet-l": "samvit_large_patch16"}  # the same blocks, in timm for SAM
-FIRST_GRID = 14  # places in a row of ViTDet's position embedding, as of pictures of 224 pixels
+FIRST_GRID = 14  # places in a row of ViTDet's position embedding, as of images of 224 pixels
 DIM = 256  # channels of the pyramid
 
 

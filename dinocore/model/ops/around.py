@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dinocore.model.ops.dispatch import compiled_form, give_up, ms_deform_attn, pairs, runs_compiled
+from dinocore.model.ops.dispatch import compiled_form, disable_backend, ms_deform_attn, pairs, runs_compiled
 
 Shapes = list[tuple[int, int]]
 Sampling = Callable[[Tensor, Tensor, Shapes, Tensor, Tensor, Tensor], Tensor]
@@ -20,7 +20,7 @@ def sample(
         value: (B, S, M, D); what lies on padding counts as zero.
         padding: (B, S) bool.
         shapes: L x (H_l, W_l).
-        reference: (B, N, L, 2) points or (B, N, L, 4) boxes, as shares of the padded map.
+        reference: (B, N, L, 2) points or (B, N, L, 4) boxes, as fractions of the padded map.
         offsets: (B, N, M, L * P * 2), steps of one token from a point; of a box, shares that reach its edge at P.
         logits: (B, N, M, L * P), of the softmax over levels and points.
 
@@ -68,7 +68,7 @@ def _sample(
     try:
         return compiled_form("cpu").forward_around(value, padding, pairs(sizes), reference, offsets, logits)
     except Exception as error:
-        give_up("cpu", error)
+        disable_backend("cpu", error)
         return sample(value, padding, pairs(sizes), reference, offsets, logits)
 
 

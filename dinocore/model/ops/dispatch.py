@@ -64,7 +64,7 @@ def ms_deform_attn(value: Tensor, shapes: list[tuple[int, int]], locations: Tens
 
 
 @contextmanager
-def use_form(name: str) -> Iterator[None]:
+def use_backend(name: str) -> Iterator[None]:
     """Use the named form within the block: "auto", or "reference" for export and comparison."""
     global _form
     if name not in FORMS:
@@ -87,7 +87,7 @@ def watch_sampling(see: Callable[[Sampled], None]) -> Iterator[None]:
         _watcher = before
 
 
-def plain_form() -> bool:
+def is_reference() -> bool:
     """Whether "reference" was asked for: nothing tuned, as our peers compute."""
     return _form == "reference"
 
@@ -96,7 +96,7 @@ def runs_compiled(value: Tensor, num_samples: int) -> bool:
     """Whether a compiled form takes heads of this width and as many samples, and nothing speaks against it."""
     device = value.device.type
     narrow = 0 < value.shape[-1] <= WIDEST and 0 < num_samples <= WIDEST
-    return narrow and device in COMPILED and device not in _broken and not plain_form()
+    return narrow and device in COMPILED and device not in _broken and not is_reference()
 
 
 def _check(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> None:
@@ -135,7 +135,7 @@ def _sample(value: Tensor, sizes: list[int], locations: Tensor, weights: Tensor)
     try:
         return compiled_form(value.device.type).forward(value, pairs(sizes), locations, weights)
     except Exception as error:
-        give_up(value.device.type, error)
+        disable_backend(value.device.type, error)
         return reference.sample(value, pairs(sizes), locations, weights)
 
 
@@ -146,7 +146,7 @@ def _differentiate(
     try:
         return compiled_form(value.device.type).backward(grad, value, pairs(sizes), locations, weights)
     except Exception as error:
-        give_up(value.device.type, error)
+        disable_backend(value.device.type, error)
         return reference.differentiate(grad, value, pairs(sizes), locations, weights)
 
 
@@ -165,7 +165,7 @@ def compiled_form(device: str) -> ModuleType:
     return form
 
 
-def give_up(device: str, error: Exception) -> None:
+def disable_backend(device: str, error: Exception) -> None:
     """Say once that the compiled form cannot run; let errors of memory pass."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         raise error

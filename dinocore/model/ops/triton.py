@@ -63,7 +63,7 @@ def _maps(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
 
 @triton.jit
 def _place(locations, at, size, real: tl.constexpr, on_item):
-    """Along one axis: the token at or before the place, and the share of the token after it."""
+    """Along one axis: the token at or before the place, and the fraction of the token after it."""
     position = tl.load(locations + at, mask=on_item, other=0.0).to(real) * size - 0.5
     low = tl.floor(position)
     return low, position - low

@@ -45,7 +45,7 @@ def around_kernel(D: int, L: int, P: int, R: int) -> Callable:
             widths, heights = load(maps, 0, constants[0]), load(maps, V, constants[0])
             move_x, move_y = load_pairs(offsets, query * 2 * K, few)
             move_x, move_y = resize(move_x, constants[0]), resize(move_y, constants[0])
-            if R == 4:  # offsets are in shares of the box, so that P points reach its edge
+            if R == 4:  # offsets are in fractions of the box, so that P points reach its edge
                 move_x = move_x * spread(near, P, R, 2, constants[0]) * widths * splat(0.5 / P, widths)
                 move_y = move_y * spread(near, P, R, 3, constants[0]) * heights * splat(0.5 / P, heights)
             x = start[0] * widths + move_x - constants[1]

@@ -154,7 +154,7 @@ def locate(places, K, maps, constants, corners):
 
 @compiled
 def share(places, weight, K, shares):
-    """Write the share of each corner in its sum to shares (4, K)."""
+    """Write the fraction of each corner in its sum to shares (4, K)."""
     left, right, up, down = places
     up, down = up * weight, down * weight
     store(shares, 0, up * left)
