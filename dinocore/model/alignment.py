@@ -24,6 +24,7 @@ class Extents:
             padding: (B, H, W) bool, True outside the image; `multiple` divides H and W.
         """
         self.canvas = (padding.shape[1], padding.shape[2])
+        self._inside: dict[tuple[int, int, torch.dtype], Tensor] = {}
         self.rows = ((~padding[:, :, 0]).sum(1) + multiple - 1) // multiple * multiple  # (B,) in pixels
         self.columns = ((~padding[:, 0, :]).sum(1) + multiple - 1) // multiple * multiple
 
@@ -35,6 +36,13 @@ class Extents:
         below = y >= self.rows[:, None]  # (B, H_l)
         right = x_ >= self.columns[:, None]  # (B, W_l)
         return (below[:, :, None] | right[:, None, :])[:, None]
+
+    def inside(self, x: Tensor) -> Tensor:
+        """1 for cells of a map (B, C, H_l, W_l) within the image and 0 beyond, (B, 1, H_l, W_l) in the map's dtype."""
+        size = (x.shape[-2], x.shape[-1], x.dtype)
+        if size not in self._inside:  # several layers see maps of one size
+            self._inside[size] = (~self.outside(x)).to(x.dtype)
+        return self._inside[size]
 
     @property
     def fraction(self) -> Tensor:
@@ -90,7 +98,7 @@ def respect_extents(body: nn.Module) -> None:
 
 def _drop_outside(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
     extents = _EXTENTS.get()
-    return None if extents is None else (inputs[0].masked_fill(extents.outside(inputs[0]), 0),)
+    return None if extents is None else (inputs[0] * extents.inside(inputs[0]),)
 
 
 def _mean_inside(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
