@@ -98,7 +98,7 @@ def test_the_frozen_part_of_a_vit():
         ("swin-t-224", (8, 16, 64), 0.0, r"features at strides \[4, 8, 16, 32\], not at \[64\]"),
         ("resnet50", (8, 16, 32), 0.2, "resnet50 cannot skip blocks; set model.drop_path = 0"),
         ("timm/vgg11", (8, 16, 32), 0.2, "`vgg11` cannot skip blocks"),
-        ("timm/beit_base_patch16_224", (8, 16, 32), 0.0, "takes only pictures of 224 x 224"),
+        ("timm/beit_base_patch16_224", (8, 16, 32), 0.0, "takes only images of 224 x 224"),
         ("timm/vit_tiny_patch16_224", (8, 32), 0.0, r"must be neighbours in \[4, 8, 16, 32, 64"),
         ("timm/vit_small_patch14_dinov2", (8, 16, 32), 0.0, r"neighbours in \[7, 14, 28"),
         ("convnext-t", (8, 64), 0.0, r"not at \[64\]"),
