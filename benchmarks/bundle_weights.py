@@ -1,31 +1,48 @@
 """Put a run's weights into the package as the bundled model: half precision, without traces of this machine.
 
-python benchmarks/bundle_weights.py runs/bundled/best.safetensors --origin "what it was trained on"
+    python benchmarks/bundle_weights.py runs/bundled/best.safetensors --origin "what it was trained on"
+
+Cells keep the category ids that `dino sample-data` gives them; the other classes are numbered after them.
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
+from dinocore.data.annotations import Category
 from dinocore.presets import load_config
 from dinocore.weights.file import BUNDLED, load_weights, save_weights
+
+CELLS = {"RBC": 1, "WBC": 2, "Platelets": 3}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path)
     parser.add_argument("--origin", required=True, help="one sentence for people")
+    parser.add_argument("--eval-scale", type=int, help="short side that images are resized to; default: the run's")
+    parser.add_argument("--out", type=Path, default=BUNDLED)
     arguments = parser.parse_args()
     weights = load_weights(arguments.weights)
     data = weights.config.data.model_copy(update={"path": "", "workers": "auto"})
+    if arguments.eval_scale:
+        data = data.model_copy(update={"eval_scale": arguments.eval_scale, "max_size": 2 * arguments.eval_scale})
     train = weights.config.train.model_copy(update={"weights": "bundled"})
     limits = load_config("tiny").eval  # the preset's of today
-    model = weights.config.model.model_copy(update={"backbone_weights": "imagenet"})  # and not the file they came from
+    model = weights.config.model.model_copy(update={"backbone_weights": "imagenet", "extra_queries": 0})
     config = weights.config.model_copy(update={"model": model, "data": data, "train": train, "eval": limits})
     tensors = {k: v.half() if v.is_floating_point() else v for k, v in weights.tensors.items()}
+    tensors.pop("extra.content", None)  # of use in training only
     left_out = ("data", "metrics")  # a path of this machine, and numbers of the file before it was halved
     facts = {k: v for k, v in weights.facts.items() if k not in left_out} | {"origin": arguments.origin}
-    save_weights(BUNDLED, tensors, config, weights.categories, facts)
-    print(f"{BUNDLED}: {BUNDLED.stat().st_size / 1e6:.1f} MB, {facts}")
+    save_weights(arguments.out, tensors, config, numbered(weights.categories), facts)
+    print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.1f} MB, {facts}")
+
+
+def numbered(categories: list[Category]) -> list[Category]:
+    """The same classes, with the ids of `CELLS` and numbers after those."""
+    others = itertools.count(len(CELLS) + 1)
+    return [c._replace(id=CELLS[c.name] if c.name in CELLS else next(others)) for c in categories]
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from .untrusted import read_safetensors
 
 SCHEMA = 1
 BUNDLED = Path(__file__).parent / "bundled" / "tiny.safetensors"
+SHIPPED = {"bundled": BUNDLED, "cells": BUNDLED.with_name("cells.safetensors")}  # by the names of `--weights`
 
 
 class Weights(NamedTuple):
@@ -123,7 +124,7 @@ def restore_model(weights: Weights, where: Path) -> DINO:
 
 def cast_note(tensors: Mapping[str, Tensor], where: Path) -> str:
     """What to say of weights kept in another precision than float32; empty if they are not, or are those we ship."""
-    if where == BUNDLED:
+    if where in SHIPPED.values():
         return ""
     kinds = {value.dtype for value in tensors.values() if value.is_floating_point()} - {torch.float32}
     return f"its {', '.join(sorted(str(kind)[6:] for kind in kinds))} numbers become float32" if kinds else ""

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from ...errors import CheckpointError, ConfigError, EnvironmentFault
 from ..convert.files import CONVERTER, Asked, convert_file
-from ..file import BUNDLED, save_weights
+from ..file import SHIPPED, save_weights
 from ..untrusted import holds_config
 from .cache import cache_folder, forget, is_offline, locked, record_of, sha256, write_record, writing
 from .catalogue import Published, catalogue, find, hint
@@ -52,8 +52,8 @@ def original(name: str | Path, watch: Watch = UNWATCHED) -> Original:
         CheckpointError, ConfigError, EnvironmentFault: as for `locate`.
     """
     text, path = str(name), Path(name).expanduser()
-    if text == "bundled":
-        return Original(BUNDLED)
+    if text in SHIPPED and (text == "bundled" or not path.exists()):
+        return Original(SHIPPED[text])
     if text.startswith(PREFIX):
         return Original(fetch_from_hub(text, watch), text)
     if text.startswith(ADDRESSES):
