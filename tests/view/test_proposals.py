@@ -81,7 +81,7 @@ def test_a_journey_is_the_stages_boxes_of_the_query_that_answers():
     output = run(net)
     scale = torch.tensor([96.0, 64, 96, 64])
     for journey in journeys(output, SIZE, OBJECTS, config.loss, NAMES, 5):
-        query, truth = journey.rank - 1, OBJECTS.boxes[journey.object]
+        query, truth = journey.query, OBJECTS.boxes[journey.object]
         stages = [output.proposals.anchors, output.proposals.boxes, *(stage.boxes for stage in output.stages)]
         for box, share, stage in zip(journey.boxes, journey.ious, stages, strict=True):
             assert box == pytest.approx((to_xyxy(stage[0, query]) * scale).tolist(), abs=1e-3)

@@ -7,6 +7,8 @@ from .fold import Fold
 from .mask import MaskView
 
 STRIP, MOST_STRIPS = 30, 12
+ROOMY = 10  # pixels of a cell, from which on lines and crosses are drawn in and between cells
+SWATCH = (41, 29)  # width and height, of a colour in the legend
 PALE, BLOCKED, OBJECT = ("#C8C8C8", "#4A4D52"), ("#8F8F8F", "#8A8D92"), ("#222222", "#ECECEC")
 LIGHT: dict[str, Color] = {
     "positive": ("#D3E9F7", "#123F5C"), "negative": ("#FBEBC8", "#5C430B"), "both": ("#F6E3EE", "#57304A"),
@@ -28,11 +30,12 @@ def strips(view: MaskView, folded: Fold, cell: int, corner: tuple[int, int], ban
         return
     yield Text(left, top + 22, "which denoising queries of each image are padding", 22, SOFT)
     top += 36
+    roomy = cell >= ROOMY
     for image, shares in enumerate(folded.real[:MOST_STRIPS].tolist()):
         middle = top + STRIP / 2
         yield Text(left - 16, middle, f"image {image}", 24, anchor="rm")
         for at, share in enumerate(shares):
-            yield from _slot(left + at * cell, top, cell, share)
+            yield from _slot(left + at * cell, top, cell - roomy, STRIP, roomy, share)
         yield Rect(left - 1, top - 1, cell * len(shares) + 2, STRIP + 2, None, INK)
         objects, part = view.num_objects[image], view.taking_part[image]
         text = f"{part:,} of {objects:,}" if part < objects else f"{objects:,} object{'s' * (objects != 1)}"
@@ -42,13 +45,13 @@ def strips(view: MaskView, folded: Fold, cell: int, corner: tuple[int, int], ban
         yield Text(left, top + 26, f"and {len(view.real) - MOST_STRIPS:,} more images", 24)
 
 
-def _slot(x: int, y: int, cell: int, share: float) -> Iterator[Shape]:
-    """Dark for objects, white for padding, between for a cell with both."""
-    outline = PALE if share == 0 and cell >= 10 else None
-    yield Rect(x, y, cell - (1 if cell >= 10 else 0), STRIP, mix(PAGE, OBJECT, share), outline)
+def _slot(x: int, y: int, width: int, height: int, crossed: bool, share: float) -> Iterator[Shape]:
+    """Dark for objects, white for padding, between for a cell with both; padding is crossed out where it has room."""
+    outline = PALE if share == 0 and crossed else None
+    yield Rect(x, y, width, height, mix(PAGE, OBJECT, share), outline)
     if outline:
-        reach = min(cell, STRIP) / 2 - 5
-        cx, cy = x + cell / 2, y + STRIP / 2
+        reach = min(width, height) / 2 - 5
+        cx, cy = x + width / 2, y + height / 2
         yield Line(cx - reach, cy - reach, cx + reach, cy + reach, BLOCKED, 2)
         yield Line(cx - reach, cy + reach, cx + reach, cy - reach, BLOCKED, 2)
 

@@ -35,7 +35,7 @@ class Objects(NamedTuple):
 class Journey(NamedTuple):
     """A query's box from the anchor to the last layer, x0 y0 x1 y1 in pixels."""
 
-    rank: int  # of the proposal, from 1
+    query: int  # from 0; it starts from the proposal of this number
     label: str  # of the final box
     score: float
     boxes: list[list[float]]  # anchor, proposal, then one a decoder layer
@@ -73,7 +73,7 @@ def journeys(
         pairs = sorted(zip(match.query.tolist(), match.target.tolist(), strict=True), key=lambda pair: pair[1])
     return [
         Journey(
-            rank=query + 1,
+            query=query,
             label=categories[int(labels[query])].name,
             score=float(scores[query]),
             boxes=boxes[:, query].tolist(),

@@ -66,8 +66,8 @@ def render_proposals(
         ]
         parts: list[Part] = [Chart("Recall", "proposals of a picture", "share of objects covered", lines)]
         sections.append(Section("What the proposals cover", [*parts, Table("", heads, cells)]))
-    listed = [(f.file, p.rank, p.level, p.score, p.label, p.moved, p.iou, p.final_label, p.final_score)
+    listed = [(f.file, p.query, p.level, p.score, p.label, p.moved, p.iou, p.final_label, p.final_score)
               for f in found[:MOST_PICTURES] for p in f.proposals[:top]]  # fmt: skip
-    heads = ("file", "rank", "level", "score", "label", "moved, pixels", "IoU with final", "final label", "final score")
+    heads = ("file", "query", "level", "score", "label", "moved, pixels", "IoU with final", "final label", "final score")
     sections.append(Section("Proposals", [Table("", heads, listed)]))
     return render_page(Page("Proposals", counted(len(found), "picture"), sections))

@@ -20,7 +20,7 @@ SCORE_COLORS = ("#440154", "#3B528B", "#21918C", "#5EC962", "#FDE725")  # viridi
 class Proposal(NamedTuple):
     """One chosen token: its anchor, the first stage's box, the decoder's final box; boxes in pixels, x0 y0 x1 y1."""
 
-    rank: int  # from 1, by first-stage score
+    query: int  # from 0, by first-stage score, as in every other inspector
     level: int  # feature level, 0 is the finest
     score: float  # first-stage probability of its best class, or of foreground
     label: str  # that class, or "foreground"
@@ -56,8 +56,8 @@ def list_proposals(output: DinoOutput, size: tuple[int, int], categories: Sequen
         finals.tolist(), final_labels.tolist(), final_scores.tolist(), moved.tolist(), overlap.tolist(), strict=True,
     )  # fmt: skip
     return [
-        Proposal(rank, level, score, names[label], anchor, box, end, categories[kind].name, sure, distance, share)
-        for rank, (level, score, label, anchor, box, end, kind, sure, distance, share) in enumerate(rows, start=1)
+        Proposal(query, level, score, names[label], anchor, box, end, categories[kind].name, sure, distance, share)
+        for query, (level, score, label, anchor, box, end, kind, sure, distance, share) in enumerate(rows)
     ]
 
 
