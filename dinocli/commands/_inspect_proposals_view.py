@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from dinocore.inspect.proposals.layers import Step
-from dinocore.inspect.proposals.page import Inspected
-from dinocore.inspect.proposals.proposals import Proposal
-from dinocore.inspect.proposals.recall import Recall
+from dinocore.inspect.proposals.figure import Inspected
+from dinocore.inspect.proposals.proposals import Proposal, Recall, Step
 
 from ..console import data
 

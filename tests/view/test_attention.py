@@ -5,7 +5,7 @@ import torch
 
 from dinocore.errors import ConfigError
 from dinocore.inspect.attention.attention import _looked, attention_at, attention_of_query, record_sampling
-from dinocore.inspect.attention.image import draw_attention
+from dinocore.inspect.attention.figure import draw_attention
 from dinocore.model.ops import sample_fused
 
 

@@ -4,10 +4,8 @@ import pytest
 import torch
 
 from dinocore.errors import ConfigError
-from dinocore.inspect.mask.fold import fold
-from dinocore.inspect.mask.image import draw_image, draw_svg
-from dinocore.inspect.mask.mask import MaskView, Objects, batch_mask, mask_of, notes, to_json, true_runs
-from dinocore.inspect.mask.page import render_mask
+from dinocore.inspect.mask.figure import draw_image, draw_svg, render_mask
+from dinocore.inspect.mask.mask import MaskBatch, MaskView, batch_mask, downsample, mask_of, notes, to_json, true_runs
 from dinocore.inspect.mask.text import ASCII, UNICODE, draw_text
 from dinocore.model import denoising
 from dinocore.presets import load_config
@@ -121,7 +119,7 @@ def test_the_view_of_a_real_batch_follows_the_models_own_mask_too(monkeypatch):
         Target(torch.tensor([0, 2]), torch.full((2, 4), 0.3), seed=0),
         Target(torch.tensor([1]), torch.full((1, 4), 0.5), seed=1),
     ]
-    objects = Objects(targets, ["a.png", "b.png"], [["cat", "dog"], ["fox"]])
+    objects = MaskBatch(targets, ["a.png", "b.png"], [["cat", "dog"], ["fox"]])
     config = model_config("denoising.num_groups=2")
     before = batch_mask(config, objects)
     monkeypatch.setattr(denoising, "attention_mask", lambda group: torch.eye(len(group), dtype=torch.bool))
@@ -185,12 +183,12 @@ def test_a_large_group_is_cut_into_cells_of_one_kind():
 @pytest.mark.parametrize("most", [1, 7, 35, 480])
 def test_folding_keeps_every_query_once_and_the_share_blocked(num_groups, num_objects, most):
     view = mask(num_groups, num_objects)
-    folded = fold(view, most)
-    sizes = torch.tensor([*(cell.stop - cell.start for cell in folded.cells), view.num_matching])
-    assert len(folded.cells) <= most
-    assert [cell.start for cell in folded.cells] == [0, *(cell.stop for cell in folded.cells[:-1])]
+    small = downsample(view, most)
+    sizes = torch.tensor([*(cell.stop - cell.start for cell in small.cells), view.num_matching])
+    assert len(small.cells) <= most
+    assert [cell.start for cell in small.cells] == [0, *(cell.stop for cell in small.cells[:-1])]
     assert sizes.sum() == len(view.blocked)
-    assert (folded.blocked * sizes * sizes[:, None]).sum().round() == view.blocked.sum()
+    assert (small.blocked * sizes * sizes[:, None]).sum().round() == view.blocked.sum()
 
 
 @pytest.mark.parametrize("num_objects", [[10**9], [10**30], [10**400], [3, 10**9]])

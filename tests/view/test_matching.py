@@ -1,15 +1,17 @@
 """`dino inspect-matching` shows the match that the loss uses, and what the denoising queries really are."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
 
+import dinocore.inspect.matching.matching
 import dinocore.losses
 import dinocore.matching
 from dinocore import Target
-from dinocore.inspect.matching.image import draw_matching
+from dinocore.inspect.matching.figure import draw_matching, render_matching
 from dinocore.inspect.matching.matching import final_owners, instability, look_at_matching, share_kept
-from dinocore.inspect.matching.page import render_matching
 from dinocore.losses import criterion
 
 
@@ -30,7 +32,41 @@ def test_the_costs_are_those_that_the_hungarian_method_was_given(detector, pictu
         assert [answer.object for answer in stage.answers] == [0, 1, 2]
         for a in stage.answers:
             assert a.cost == pytest.approx(float(cost[a.query, a.object]), abs=1e-6)
-            assert a.cost == pytest.approx(a.cost_class + a.cost_l1 + a.cost_giou, abs=1e-5)
+            assert a.cost == pytest.approx(sum(a.costs.values()), abs=1e-5)
+
+
+class LongCost(NamedTuple):
+    """A matching cost with a part more than DINO's."""
+
+    label: torch.Tensor
+    box: torch.Tensor
+    giou: torch.Tensor
+    aspect: torch.Tensor
+
+    @property
+    def total(self):
+        return self.label + self.box + self.giou + self.aspect
+
+
+def test_a_new_part_of_the_matching_cost_is_shown_everywhere_without_a_change_here(detector, picture, monkeypatch):
+    batch = batch_of(detector, picture)
+    before = draw_matching(picture, look_at_matching(detector, batch)).tobytes()
+    honest = dinocore.matching.matching_cost
+
+    def longer(logits, boxes, target, loss):
+        cost = honest(logits, boxes, target, loss)
+        return LongCost(*cost, 0.3 * boxes[..., :1].expand_as(cost.label))
+
+    for module in (dinocore.matching, dinocore.inspect.matching.matching):
+        monkeypatch.setattr(module, "matching_cost", longer)
+    seen = look_at_matching(detector, batch)
+    for stage in seen.stages:
+        assert all(a.cost == pytest.approx(sum(a.costs.values()), abs=1e-5) for a in stage.answers)
+        assert stage.mean_costs()["aspect"] == pytest.approx(np.mean([a.costs["aspect"] for a in stage.answers]))
+    answer = seen.as_dict()["stages"][0]["answers"][0]
+    assert list(answer)[:6] == ["object", "query", "cost_class", "cost_l1", "cost_giou", "cost_aspect"]
+    assert ">aspect</button>" in render_matching("a.png", picture, picture, seen)
+    assert draw_matching(picture, seen).tobytes() != before
 
 
 def test_the_match_is_the_one_that_the_loss_uses(detector, picture, monkeypatch):
@@ -87,9 +123,12 @@ def answers_of(seen):
 
 def changed(before, after) -> bool:
     """Whether any number of two lists of rows differs by more than rounding."""
-    one, two = (np.array([[v for x in row for v in np.ravel(x) if not isinstance(v, str)] for row in rows], float)
-                for rows in (before, after))  # fmt: skip
+    one, two = (np.array([[v for x in row for v in numbers(x)] for row in rows], float) for rows in (before, after))
     return not np.allclose(one, two, atol=1e-4)
+
+
+def numbers(value) -> list[float]:
+    return [] if isinstance(value, str) else list(value.values()) if isinstance(value, dict) else list(np.ravel(value))
 
 
 def test_positives_are_told_their_object_and_negatives_none(detector, picture):

@@ -8,11 +8,18 @@ from PIL import Image
 from dinocore.boxes import iou, to_cxcywh, to_xyxy
 from dinocore.data.annotations import Category
 from dinocore.errors import ConfigError
-from dinocore.inspect.proposals.layers import Objects, average, draw_layers, journeys
-from dinocore.inspect.proposals.page import Inspected, render_proposals
-from dinocore.inspect.proposals.proposals import draw_proposals, list_proposals
-from dinocore.inspect.proposals.recall import COUNTS, SIZES, Judged, recalls
-from dinocore.inspect.proposals.scores import draw_scores, score_maps
+from dinocore.inspect.proposals.figure import Inspected, draw_layers, draw_proposals, draw_scores, render_proposals
+from dinocore.inspect.proposals.proposals import (
+    COUNTS,
+    SIZES,
+    ImageObjects,
+    Judged,
+    average,
+    journeys,
+    list_proposals,
+    recalls,
+    score_maps,
+)  # fmt: skip
 from dinocore.model.build import build_model
 from dinocore.presets import load_config
 
@@ -20,7 +27,7 @@ SIZE = (64, 96)
 NAMES = [Category(1, "disc"), Category(2, "<script>alert(1)</script>")]
 SMALL = ["backbone=resnet18", "backbone_weights=none", "hidden_dim=32", "num_heads=4", "ffn_dim=48", "num_queries=20",
          "num_encoder_layers=1", "num_decoder_layers=2", "num_classes=2"]  # fmt: skip
-OBJECTS = Objects(
+OBJECTS = ImageObjects(
     torch.tensor([[8.0, 8, 40, 40], [50, 20, 90, 60], [2, 50, 12, 60]]),
     torch.tensor([0, 1, 0]),
     torch.tensor([1024.0, 1600, 100]),
@@ -138,8 +145,14 @@ def test_static_queries_have_no_first_stage():
 def test_pictures_of_one_and_of_many_objects_and_a_page_without_foreign_markup():
     net, config = model("num_queries=300")
     picture, output = Image.new("RGB", SIZE[::-1]), run(net)
-    many = Objects(random_boxes(300, torch.Generator().manual_seed(0)) / 4, torch.zeros(300).long(), torch.ones(300))
-    for objects in (Objects(*(part[:1] for part in OBJECTS)), many, Objects(*(part[:0] for part in OBJECTS))):
+    many = ImageObjects(
+        random_boxes(300, torch.Generator().manual_seed(0)) / 4, torch.zeros(300).long(), torch.ones(300)
+    )
+    for objects in (
+        ImageObjects(*(part[:1] for part in OBJECTS)),
+        many,
+        ImageObjects(*(part[:0] for part in OBJECTS)),
+    ):
         found = journeys(output, SIZE, objects, config.loss, NAMES, 5)
         assert draw_layers(picture, found, objects, 30).width == 1200
     rows = list_proposals(output, SIZE, NAMES)

@@ -1,19 +1,23 @@
-"""The match of a picture as a figure: answers, denoising queries, the match over the stages, and what it cost."""
+"""The match of an image as a figure and a page: answers, denoising queries, queries by stage, and what they cost."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 from PIL import Image, ImageDraw
 
 from ...draw.boxes import PALETTE
 from ...draw.figure import GREY, INK, PAPER, Corners, Panel, legend, open_panel, whole_panel
 from ...draw.fonts import letters
-from .matching import Matching, Noisy
+from ...report.page import render_page
+from ...report.parts import Cell, Facts, Gallery, Mark, Page, Part, Picture, Section, Table
+from ...words import counted
+from .matching import Matching, Noisy, cost_name
 
 GAP, HEAD, FOOT = 24, 38, 34
 WIDE, HIGH = 828, 621  # of a panel
 KEPT, CHANGED, FIRST = PALETTE[1], PALETTE[0], "#B5B5B5"
 POSITIVE, NEGATIVE, TRUTH = PALETTE[1], PALETTE[4], INK
-PARTS = (("class", PALETTE[2], "cost_class"), ("L1", PALETTE[3], "cost_l1"), ("GIoU", PALETTE[5], "cost_giou"))
+PART_COLORS = (*PALETTE[2:4], PALETTE[5], PALETTE[4], *PALETTE[:2])  # of the cost, in its own order
 MOST_NOISY = 6  # objects whose denoising queries are drawn
 
 
@@ -44,7 +48,7 @@ def draw_matching(picture: Image.Image, seen: Matching) -> Image.Image:
     legend(canvas, GAP, below + HEAD + HIGH + 10, entries)
     _titled(canvas, right, below, "matching cost per object, mean")
     _costs(canvas, seen, (right, below + HEAD, right + WIDE, below + HEAD + HIGH))
-    legend(canvas, right, below + HEAD + HIGH + 10, [(name, color) for name, color, _ in PARTS])
+    legend(canvas, right, below + HEAD + HIGH + 10, [(cost_name(part), color) for part, color in _colors(seen).items()])
     return sheet
 
 
@@ -164,13 +168,16 @@ def _flow(canvas: ImageDraw.ImageDraw, seen: Matching, frame: tuple[int, int, in
         canvas.text((first, bottom + 56), f"{len(seen.objects)} objects, one line each", fill=GREY, font=letters(18))
 
 
+def _colors(seen: Matching) -> dict[str, str]:
+    """A colour for each part of the cost; more parts than colours share them."""
+    return dict(zip(seen.stages[0].mean_costs(), cycle(PART_COLORS), strict=False))
+
+
 def _costs(canvas: ImageDraw.ImageDraw, seen: Matching, frame: tuple[int, int, int, int]) -> None:
     """Bars from zero, stacked: parts that cost to the right, parts that are gained to the left."""
     left, top, right, _ = frame
-    means = []
-    for stage in seen.stages:
-        count = max(1, len(stage.answers))
-        means.append([sum(getattr(a, key) for a in stage.answers) / count for _, _, key in PARTS])
+    means = [list(stage.mean_costs().values()) for stage in seen.stages]
+    colors = list(_colors(seen).values())
     low = min(0.0, *(sum(v for v in row if v < 0) for row in means))
     high = max(0.0, *(sum(v for v in row if v > 0) for row in means))
     start, end = left + 110, right - 90
@@ -181,7 +188,7 @@ def _costs(canvas: ImageDraw.ImageDraw, seen: Matching, frame: tuple[int, int, i
         y = top + 20 + n * height
         canvas.text((left, y + height * 0.4), stage.name, fill=INK, font=letters(18), anchor="lm")
         ends = [zero, zero]
-        for value, (_, color, _) in zip(row, PARTS, strict=True):
+        for value, color in zip(row, colors, strict=True):
             side = int(value > 0)
             away = ends[side] + value * scale
             x0, x1 = sorted((ends[side], away))
@@ -195,3 +202,68 @@ def _costs(canvas: ImageDraw.ImageDraw, seen: Matching, frame: tuple[int, int, i
     canvas.line((zero, top + 10, zero, foot), fill=INK, width=2)
     canvas.text((zero, foot + 12), "0", fill=INK, font=letters(16), anchor="mm")
     canvas.text((right, foot + 12), "sum", fill=INK, font=letters(16), anchor="rm")
+
+
+def render_matching(
+    name: str, picture: Image.Image, figure: Image.Image, seen: Matching, history: Sequence[Mapping[str, Cell]] = ()
+) -> str:
+    """The figure, the picture with objects and answers, and the tables; numbers as in `Matching.as_dict`.
+
+    Args:
+        history: step, kept and instability of the last layer at each checkpoint.
+    """
+    sections = [
+        Section("Match", [
+            Gallery("Who took what, at what cost", [Picture(name, figure)], columns=1),
+            Gallery("Objects and answers of the last layer", [Picture(name, picture, _marks(seen))], 0.0, columns=2),
+            _queries(seen),
+            _stages(seen),
+        ]),
+        Section("Denoising", _denoising(seen)),
+    ]  # fmt: skip
+    if history:
+        rows = [[row["step"], row["kept"], row["instability"]] for row in history]
+        told = (
+            "Kept: share of the objects whose query is that of the checkpoint before. Instability: queries that differ."
+        )
+        sections.append(Section("Checkpoints", [Table("Last layer", ["step", "kept", "instability"], rows, told)]))
+    return render_page(
+        Page(f"Matching: {name}", f"{counted(len(seen.objects), 'object')}, {seen.num_queries} queries", sections)
+    )
+
+
+def _marks(seen: Matching) -> list[Mark]:
+    objects = [Mark(thing.box, f"{t} {thing.label}", "truth") for t, thing in enumerate(seen.objects)]
+    answers = [Mark(a.box, f"query {a.query}", "found", a.probability) for a in seen.stages[-1].answers]
+    return objects + answers
+
+
+def _queries(seen: Matching) -> Table:
+    columns = [{answer.object: answer for answer in stage.answers} for stage in seen.stages]
+    rows = []
+    for t, thing in enumerate(seen.objects):
+        last = columns[-1].get(t)
+        taken = [column[t].query if t in column else None for column in columns]
+        rows.append([t, thing.label, *taken, last and last.iou, last and last.probability])
+    names = [f"query, {stage.name}" for stage in seen.stages]
+    return Table("Objects", ["object", "class", *names, "IoU", "probability"], rows, "The last two: of the last layer.")
+
+
+def _stages(seen: Matching) -> Table:
+    rows = [[stage.name, *stage.means(), stage.kept, stage.instability] for stage in seen.stages]
+    parts = [cost_name(part) for part in seen.stages[0].mean_costs()]
+    heads = ["stage", *parts, "cost", "IoU", "kept", "instability"]
+    return Table("Stages", heads, rows, "Means of the matched pairs, weighted as in the match.")
+
+
+def _denoising(seen: Matching) -> list[Part]:
+    if not seen.noisy:
+        return [Facts("", {"denoising": "none in this model"})]
+    heads = ["query", "group", "kind", "of object", "starts as", "must answer", "probability", "IoU"]
+    told = "Probability and IoU: of the object it was made from, in the last layer."
+    return [Table(f"{seen.num_groups} groups", heads, [_noisy_row(one) for one in seen.noisy], told)]
+
+
+def _noisy_row(one: Noisy) -> list[Cell]:
+    kind = "positive" if one.positive else "negative"
+    return [one.query, one.group, kind, one.object, one.start_label, one.told, one.probability, one.iou]
