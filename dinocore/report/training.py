@@ -5,12 +5,11 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..draw.curves import read_metrics
+from ..draw.curves import loss_terms, read_metrics, total
 from .parts import Chart, Facts, Gallery, Line, Page, Picture, Section, Table
 
 POINTS = 300  # of a curve over steps; more are averaged
-STAGES = {"matching": "matching", "denoising": "denoising", "proposals": "first stage"}
-TERMS = {"label": "class", "box": "box (L1)", "giou": "box (GIoU)"}
+NAMES = {"proposals": "first stage", "label": "class", "box": "box (L1)", "giou": "box (GIoU)"}  # else: as in the log
 SIZES = {"APs": "small", "APm": "medium", "APl": "large"}
 
 Row = dict[str, Any]
@@ -85,24 +84,24 @@ def _precision(evaluations: Sequence[Row]) -> Section:
 
 def _losses(steps: Sequence[Row]) -> Section:
     """The loss by stage and by term; each chart's curves add up to the whole."""
-    keys = {key for row in steps for key in row if key.split("/")[0] in STAGES}
+    terms = loss_terms(steps)
 
-    def total(row: Row, keep: Sequence[str]) -> float | None:
-        values = [row[key] for key in keep if row.get(key) is not None]
-        return sum(values) if values else None
+    def lines(place: int) -> list[Line]:
+        """A curve for each stage, or each term, that the log has."""
+        names = dict.fromkeys(parts[place] for parts in terms.values())
+        groups = {name: [key for key, parts in terms.items() if parts[place] == name] for name in names}
+        return [line(NAMES.get(name, name), keys) for name, keys in groups.items()]
 
-    def line(name: str, keep: Sequence[str]) -> Line:
-        return _line(name, steps, lambda row: total(row, keep))
+    def line(name: str, keys: Sequence[str]) -> Line:
+        return _line(name, steps, lambda row: total(row, keys))
 
-    stages = [line(name, [key for key in keys if key.startswith(f"{stage}/")]) for stage, name in STAGES.items()]
-    terms = [line(name, [key for key in keys if key.endswith(f"/{term}")]) for term, name in TERMS.items()]
-    every = [line(f"{name}, {TERMS[term]}", [f"{stage}/{term}"]) for stage, name in STAGES.items() for term in TERMS]
-    used = [[one for one in lines if any(one.y)] for lines in (stages, terms, every)]
+    every = [line(f"{NAMES.get(stage, stage)}, {NAMES.get(term, term)}", [key]) for key, (stage, term) in terms.items()]
+    by_stage, by_term, each = ([one for one in found if any(one.y)] for found in (lines(0), lines(1), every))
     whole = _line("all", steps, lambda row: row["loss"])
     return Section("Loss", [
-        Chart("By stage", "step", "loss", [whole, *used[0]]),
-        Chart("By term", "step", "loss", [whole, *used[1]]),
-        Chart("Each term of each stage", "step", "loss", used[2]),
+        Chart("By stage", "step", "loss", [whole, *by_stage]),
+        Chart("By term", "step", "loss", [whole, *by_term]),
+        Chart("Each term of each stage", "step", "loss", each),
     ], "The parts as they are added, with their weights." + _averaged(steps))  # fmt: skip
 
 

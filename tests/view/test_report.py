@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinocore.draw.curves import draw_curves
 from dinocore.report.marks import Found, Objects, judged_marks
 from dinocore.report.page import render_page
 from dinocore.report.parts import (  # fmt: skip
@@ -144,6 +145,23 @@ def test_the_report_of_a_run_tells_the_numbers_of_its_log(tmp_path):
     assert set(charts["By stage"]) == {"all", "matching"} and set(charts["By term"]) == {"all", "class", "box (L1)"}
     whole = charts["By stage"]["all"]
     assert len(whole["x"]) == 300 and whole["x"][-1] == 900 and set(whole["y"]) == {3.0}
+
+
+def test_a_stage_and_a_term_that_nobody_foresaw_are_in_the_curves_which_add_up_to_the_loss(tmp_path):
+    parts = {"matching/label": 1.0, "matching/box": 2.0, "extra/label": 0.5, "matching/l7_novelty": 0.25}
+    rows = [{"step": n, "epoch": 1, "loss": 3.75, "lr": 1e-4, "seconds": 0.5, "data_seconds": 0.1, "memory_mb": 9,
+             "grad_norm": 1.0} | parts for n in (1, 2, 3)]  # fmt: skip
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("\n".join(map(json.dumps, rows)))
+    told = Told("runs/x", {}, {}, {}, [], 0)
+    charts = {chart["title"]: {line["name"]: line["y"] for line in chart["lines"]}
+              for chart in embedded(render_page(training_page(log, told)))}  # fmt: skip
+    assert charts["By stage"] == {"all": [3.75] * 3, "matching": [3.25] * 3, "extra": [0.5] * 3}
+    assert charts["By term"]["l7_novelty"] == [0.25] * 3 and charts["By term"]["class"] == [1.5] * 3
+    assert len(charts["Each term of each stage"]) == len(parts)
+    with_all = draw_curves(log).tobytes()
+    log.write_text("\n".join(json.dumps({k: v for k, v in row.items() if k != "extra/label"}) for row in rows))
+    assert draw_curves(log).tobytes() != with_all
 
 
 # in Chromium
