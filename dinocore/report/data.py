@@ -9,9 +9,8 @@ from ..data.check.check import Checked
 from ..data.findings import Finding, Place
 from ..data.images import read_image
 from ..errors import DataError
-from .page import render_page
+from .page import shrink
 from .parts import Facts, Gallery, Mark, Page, Part, Picture, Section, Table
-from .pictures import shrink
 
 EACH = 6  # pictures of a finding
 SIDE = 640  # pixels, at most
@@ -27,7 +26,7 @@ SPREADS = {
 }
 
 
-def render_report(checked: Checked) -> str:
+def data_page(checked: Checked) -> Page:
     """The whole page."""
     config = checked.config.model_copy(update={"max_pixels": min(checked.config.max_pixels, MAX_PIXELS)})
     found = checked.findings()
@@ -35,7 +34,7 @@ def render_report(checked: Checked) -> str:
     decoded = "all" if checked.decoded else "not"
     told = f"{checked.layout.kind} layout. {counts}. Pictures were {decoded} decoded."
     splits = [_split(name, part.numbers) for name, part in checked.splits.items() if part.numbers]
-    return render_page(Page(f"{checked.folder}: data check", told, [_findings(found, config), *splits]))
+    return Page(f"{checked.folder}: data check", told, [_findings(found, config), *splits])
 
 
 def _findings(found: Sequence[tuple[str, Finding]], config: DataConfig) -> Section:
@@ -59,7 +58,10 @@ def _split(name: str, numbers: dict[str, Any]) -> Section:
         "crowd regions": numbers["crowds"],
     } | {f"{size} objects": f"{share:.0%}" for size, share in numbers["shares"].items()}
     spreads = [[title, *(numbers[key][c] for c in COLUMNS)] for title, key in SPREADS.items() if numbers[key]]
-    classes = [[kind, row["id"], row["objects"], row["images"]] for kind, row in numbers["classes"].items()]
+    classes = [
+        [kind, row["id"], row["objects"], row["images"]]
+        for kind, row in sorted(numbers["classes"].items(), key=lambda item: -item[1]["objects"])
+    ]
     return Section(name, [
         Facts("", facts),
         Table("Sizes", ["of", *COLUMNS], spreads),

@@ -109,3 +109,4 @@ class Page(NamedTuple):
     title: str
     subtitle: str
     sections: Sequence[Section]
+    headline: str = ""  # what matters most, in one sentence

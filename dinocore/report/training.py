@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..draw.curves import loss_terms, read_metrics, total
+from ..words import counted
+from .judged import EXAMPLES, best_threshold, count_marks, good_and_bad, headline
 from .parts import Chart, Facts, Gallery, Line, Page, Picture, Section, Table
 
 POINTS = 300  # of a curve over steps; more are averaged
@@ -34,13 +36,23 @@ def training_page(metrics: Path, told: Told) -> Page:
         sections.append(_precision(evaluations))
     if steps:
         sections += [_losses(steps), _pace(steps)]
+    first, threshold = "", best_threshold([picture.marks for picture in told.pictures])
     if told.pictures:
+        counts = {n: count_marks(picture.marks, threshold) for n, picture in enumerate(told.pictures)}
+        where = f"In {counted(len(counts), 'validation image')} after epoch {told.pictures_epoch}: "
+        first = where + headline(counts.values(), threshold)
+        parts = [
+            Gallery(title, [told.pictures[n] for n in chosen], threshold, columns=EXAMPLES)
+            for title, chosen in zip(("Best images", "Worst images"), good_and_bad(counts), strict=True)
+            if chosen
+        ]
+        sections.insert(0, Section("Examples", parts))
         text = f"{len(told.pictures)} validation pictures, evenly chosen, as after epoch {told.pictures_epoch}."
         text += " A box is right if it covers an object of its class with IoU 0.5; the surest box is served first."
-        sections.append(Section("Predictions", [Gallery("Found beside annotated", told.pictures, text=text)]))
+        sections.append(Section("Predictions", [Gallery("Found beside annotated", told.pictures, threshold, text)]))
     settings = [[name, _plain(value)] for name, value in _flat(told.settings)]
     sections.append(Section("Settings", [Table("", ["setting", "value"], settings)]))
-    return Page(f"{told.name}: training", _subtitle(steps, evaluations), sections)
+    return Page(f"{told.name}: training", _subtitle(steps, evaluations), sections, first)
 
 
 def best_of(evaluations: Sequence[Row]) -> Row | None:

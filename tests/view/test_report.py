@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from dinocore.draw.curves import draw_curves
-from dinocore.report.marks import Found, Objects, judged_marks
-from dinocore.report.page import render_page
+from dinocore.report.judged import ImageDetections, ImageTruth, judged_marks
+from dinocore.report.page import render_page, shrink
 from dinocore.report.parts import (  # fmt: skip
     Chart,
     Drawing,
@@ -26,7 +26,6 @@ from dinocore.report.parts import (  # fmt: skip
     Section,
     Table,
 )
-from dinocore.report.pictures import shrink
 from dinocore.report.training import Told, training_page
 
 EVIL = "<script>window.pwned = 1</script><img src=x onerror=window.pwned=2>\"'&"
@@ -109,17 +108,17 @@ def test_a_shrunk_picture_keeps_its_boxes_where_they_were():
 
 
 def test_the_surest_box_takes_the_object_and_the_rest_is_wrong_or_missed():
-    objects = Objects(
+    objects = ImageTruth(
         np.array([[0, 0, 10, 10], [20, 0, 30, 10], [50, 50, 90, 90.0]]), np.array([0, 1, 0]), np.array([0, 0, 1], bool)
     )
     boxes = np.array([[0, 0, 10, 9], [0, 0, 10, 10], [20, 0, 30, 10], [60, 60, 70, 70.0]])
-    found = Found(boxes, np.array([0, 0, 0, 0]), np.array([0.9, 0.8, 0.7, 0.6]))
+    found = ImageDetections(boxes, np.array([0, 0, 0, 0]), np.array([0.9, 0.8, 0.7, 0.6]))
     marks = judged_marks(objects, found, ["a", "b"])
     told = [(mark.kind, mark.label, mark.score) for mark in marks]
     assert told == [
         ("truth", "a", 0.9), ("missed", "b", None), ("found", "a", 0.9), ("wrong", "a", 0.8), ("wrong", "a", 0.7),
     ], "the last box lies in a crowd and counts for nothing"  # fmt: skip
-    nothing = Found(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0))
+    nothing = ImageDetections(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0))
     assert [mark.kind for mark in judged_marks(objects, nothing, ["a", "b"])] == ["missed", "missed"]
 
 

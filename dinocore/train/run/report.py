@@ -11,10 +11,9 @@ import torch
 
 from ...data.images import read_image
 from ...errors import DataError, EnvironmentFault
-from ...report.marks import Found, Objects, judged_marks
-from ...report.page import render_page
+from ...report.judged import ImageDetections, ImageTruth, judged_marks
+from ...report.page import shrink, write_page
 from ...report.parts import Picture
-from ...report.pictures import shrink
 from ...report.training import Told, training_page
 from ...system.files import to_json, write_text
 from ..job import Job
@@ -72,7 +71,7 @@ class ReportFile:
             epoch, pictures = self._examples()
             settings = self.job.config.model_dump()
             told = Told(str(self.job.run), self.facts, machine(self.job.device), settings, pictures, epoch)
-            write_text(self.job.run / "report.html", render_page(training_page(self.job.run / "metrics.jsonl", told)))
+            write_page(self.job.run / "report.html", training_page(self.job.run / "metrics.jsonl", told))
         except Exception as error:  # whatever it is, hours of training are worth more
             self.trouble = f"report.html cannot be written ({type(error).__name__}: {error})"
 
@@ -112,8 +111,8 @@ class ReportFile:
         classes = {category.id: k for k, category in enumerate(categories)}
         labels = np.array([classes[result["category_id"]] for result in results], dtype=np.int64)
         scores = np.array([result["score"] for result in results], dtype=np.float64)
-        objects = Objects(_corners(val.boxes[rows]) * scale, val.labels[rows], val.crowd[rows])
-        found = Found(_corners([result["bbox"] for result in results]) * scale, labels, scores)
+        objects = ImageTruth(_corners(val.boxes[rows]) * scale, val.labels[rows], val.crowd[rows])
+        found = ImageDetections(_corners([result["bbox"] for result in results]) * scale, labels, scores)
         return judged_marks(objects, found, [category.name for category in categories])
 
 
