@@ -14,7 +14,7 @@ from dinocore.data.dataset import open_split
 from dinocore.data.formats.layout import Split
 from dinocore.data.images import read_image
 from dinocore.errors import ConfigError, DataError
-from dinocore.inspect.proposals.figure import MOST_PICTURES, Inspected, draw_view, render_proposals
+from dinocore.inspect.proposals.figure import MOST_IMAGES, Inspected, draw_view, render_proposals
 from dinocore.inspect.proposals.proposals import (
     ImageObjects,
     Judged,
@@ -189,7 +189,7 @@ def _propose(
                 fail(error)
                 continue
             found.append(_inspect(detector, picture, item.name, objects.get(Path(item.name).name), drawing.top))
-            if drawing.report is not None and len(drawn) < MOST_PICTURES:
+            if drawing.report is not None and len(drawn) < MOST_IMAGES:
                 drawn.append([draw_view(picture, found[-1], view, drawing.top, drawing.color) for view in VIEWS])
             if drawing.out is not None:
                 image = draw_view(picture, found[-1], drawing.view, drawing.top, drawing.color)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
-from .fonts import letters
+from .fonts import load_font
 
 Color = tuple[str, str]  # light and dark, "#rrggbb"
 
@@ -110,7 +110,7 @@ def to_image(sheet: Sheet) -> Image.Image:
             draw.line((shape.x0, shape.y0, shape.x1, shape.y1), shape.color[0], shape.width)
         elif isinstance(shape, Text):
             draw.text(
-                (shape.x, shape.y), shape.text, shape.color[0], letters(shape.size, shape.text), anchor=shape.anchor
+                (shape.x, shape.y), shape.text, shape.color[0], load_font(shape.size, shape.text), anchor=shape.anchor
             )
     return image
 

@@ -1,4 +1,4 @@
-"""A run's `metrics.jsonl` as a picture: the loss and its parts by step, and average precision by epoch."""
+"""A run's `metrics.jsonl` as an image: the loss and its parts by step, and average precision by epoch."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageDraw
 
 from .boxes import PALETTE
-from .fonts import letters
+from .fonts import load_font
 
 WIDTH, HEIGHT = 1500, 620
 MARGIN = 90
@@ -61,7 +61,7 @@ def draw_curves(metrics: Path) -> Image.Image:
 
 def _plot(image: Image.Image, left: int, title: str, curves: Sequence[Curve], top: float) -> None:
     canvas = ImageDraw.Draw(image)
-    font, large = letters(20), letters(26)
+    font, large = load_font(20), load_font(26)
     x0, x1, y0, y1 = left + MARGIN, left + WIDTH // 2 - 40, HEIGHT - 70, MARGIN
     right = max((x for curve in curves for x, _ in curve.points), default=1.0)
 

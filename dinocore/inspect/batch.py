@@ -28,7 +28,7 @@ PADDING_COLOR = (110, 110, 120)
 
 
 class BatchImage(NamedTuple):
-    """A picture with boxes."""
+    """An image with boxes."""
 
     image: np.ndarray  # (H, W, 3) uint8, padding included
     boxes_xyxy: np.ndarray  # (T, 4) in its pixels
@@ -54,7 +54,7 @@ def images_per_forward(config: Config) -> int:
 
 
 def training_cells(annotations: Annotations, config: Config, start: int, steps: int) -> Iterator[BatchImage]:
-    """The pictures of optimizer steps from `start` on, by the training's own loader, normalised for the model."""
+    """The images of optimizer steps from `start` on, by the training's own loader, normalised for the model."""
     plan = Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, start + steps)
     loader = training_steps(annotations, config, images_per_forward(config), start, start + steps)
     for wanted, batches in zip(plan, begun(loader), strict=True):
@@ -63,7 +63,7 @@ def training_cells(annotations: Annotations, config: Config, start: int, steps: 
 
 
 def raw_cells(annotations: Annotations, config: Config, start: int, steps: int) -> Iterator[BatchImage]:
-    """The same pictures as they are on disk, with the boxes that can be learned from."""
+    """The same images as they are on disk, with the boxes that can be learned from."""
     usable = annotations.trainable(config.data.min_box_size)
     for wanted in Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, start + steps):
         for epoch, index in wanted:
@@ -92,8 +92,8 @@ def draw_grid(cells: Sequence[BatchImage], names: Sequence[str]) -> Image.Image:
     rows = math.ceil(len(cells) / columns)
     grid = Image.new("RGB", (columns * (CELL + GAP) + GAP, rows * (CELL + GAP) + GAP), "white")
     for n, cell in enumerate(cells):
-        picture = _draw_cell(cell, names)
-        grid.paste(picture, (GAP + n % columns * (CELL + GAP), GAP + n // columns * (CELL + GAP)))
+        image = _draw_cell(cell, names)
+        grid.paste(image, (GAP + n % columns * (CELL + GAP), GAP + n // columns * (CELL + GAP)))
     return grid
 
 
@@ -109,17 +109,17 @@ def _draw_cell(cell: BatchImage, names: Sequence[str]) -> Image.Image:
 
 
 def first_batch(annotations: Annotations, config: Config) -> MaskBatch:
-    """What `dino train` gives to the model first: the loader's own pictures, with the objects that cropping left."""
+    """What `dino train` gives to the model first: the loader's own images, with the objects that cropping left."""
     alone = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
     batch = next(iter(training_steps(annotations, alone, images_per_forward(config), 0, 1)))[0]
     return _objects(annotations, batch.indices, batch.targets)
 
 
 def named_batch(splits: Sequence[Annotations], images: Sequence[str], config: Config) -> MaskBatch:
-    """All objects that can be learned from of these pictures, as a batch without augmentation.
+    """All objects that can be learned from of these images, as a batch without augmentation.
 
     Raises:
-        DataError: a picture has no annotations.
+        DataError: an image has no annotations.
     """
     parts = [_one(splits, image, config) for image in images]
     joined = zip(*((part.targets[0], part.files[0], part.names[0]) for part in parts), strict=True)

@@ -9,7 +9,7 @@ from ..config import DataConfig
 from ..data.annotations import Annotations
 from ..evaluate.compare import Comparison, comparison_json
 from .evaluation import BOXES, ERRORS, MOST_CLASSES, confusion, error_counts, known, pair, reliability
-from .judged import judged_picture, open_pictures
+from .judged import judged_image, open_images
 from .parts import Cell, Chart, Drawing, Facts, Gallery, Line, Page, Part, Section, Table
 
 LETTERS = {"a": "A", "b": "B"}
@@ -17,18 +17,18 @@ MOST, MOST_LETTERS = 30, 22  # rows of the drawing; letters of a name
 LEFT, RIGHT, WIDTH, ROW, TOP = 190, 70, 640, 26, 40
 BETTER, WORSE = "#0072B2", "#D55E00"  # Okabe and Ito's
 COLUMNS = ("A", "B", "B - A", "from", "to", "verdict")
-INTERVAL = "From, to: 95 % of what B - A would be with other pictures of the same kind; where it holds 0, "
-INTERVAL += "these pictures do not tell A and B apart."
+INTERVAL = "From, to: 95 % of what B - A would be with other images of the same kind; where it holds 0, "
+INTERVAL += "these images do not tell A and B apart."
 
 
 def comparison_page(
     comparison: Comparison, annotations: Annotations, facts: dict[str, Cell], config: DataConfig
 ) -> Page:
-    """Numbers of both, their differences, curves over each other, and the pictures where they differ most.
+    """Numbers of both, their differences, curves over each other, and the images where they differ most.
 
     Args:
         facts: names and values that stand at the top: A, B, data.
-        config: how pictures are read; those that can't be are left out.
+        config: how images are read; those that can't be are left out.
     """
     answer = comparison_json(comparison)
     sides = {LETTERS[side]: found for side, found in answer["sides"].items()}
@@ -41,10 +41,10 @@ def comparison_page(
             [_tide(answer), *(part for side, one in sides.items() for part in confusion(f"Confusion of {side}", one))],
         ),
         Section("Calibration", [reliability(sides), _calibration(sides)]),
-        Section("Pictures", _pictures(comparison, answer, annotations, config)),
+        Section("Images", _images(comparison, answer, annotations, config)),
     ]
     return Page(
-        "Comparison", f"A and B on {len(annotations.image_ids)} pictures, {sides['A']['objects']} objects", sections
+        "Comparison", f"A and B on {len(annotations.image_ids)} images, {sides['A']['objects']} objects", sections
     )
 
 
@@ -114,28 +114,26 @@ def _calibration(sides: dict[str, dict[str, Any]]) -> Table:
     return Table("Best threshold of all classes", columns, rows, "IoU 0.5; expected calibration error.")
 
 
-def _pictures(
-    comparison: Comparison, answer: dict[str, Any], annotations: Annotations, config: DataConfig
-) -> list[Part]:
-    """Each picture twice, as A and as B has it."""
-    rows, pictures = [], []
-    opened = open_pictures(annotations, (one["a"]["image_id"] for one in answer["pictures"]), config)
+def _images(comparison: Comparison, answer: dict[str, Any], annotations: Annotations, config: DataConfig) -> list[Part]:
+    """Each image twice, as A and as B has it."""
+    rows, images = [], []
+    opened = open_images(annotations, (one["a"]["image_id"] for one in answer["pictures"]), config)
     for one, (name, image) in zip(answer["pictures"], opened, strict=True):
         image_id, *of_a = one["a"].values()
         rows.append([name, image_id, *of_a, *list(one["b"].values())[1:], one["change"]])
         if image is not None:
             for side, found in (("a", comparison.a), ("b", comparison.b)):
                 title = f"{LETTERS[side]}: {name}"
-                pictures.append(judged_picture(found.matches, image_id, image, title, error_counts(one[side])))
+                images.append(judged_image(found.matches, image_id, image, title, error_counts(one[side])))
     thresholds = [one["threshold"] for one in answer["sides"].values()]
     rule = f"Wrong detections and missed objects together at IoU 0.5, A at scores from {thresholds[0]:.3g}, "
     rule += f"B from {thresholds[1]:.3g}: each at its best threshold."
-    columns = ["picture", "id", *(f"{word} in {side}" for side in "AB" for word in ("right", "wrong", "missed"))]
+    columns = ["image", "id", *(f"{word} in {side}" for side in "AB" for word in ("right", "wrong", "missed"))]
     table = Table("Where they differ most", [*columns, "more errors in B"], rows, rule)
-    if not pictures:
+    if not images:
         return [table]
     text = f"{BOXES} The notes count at each side's best threshold, the boxes are those of the slider."
-    return [Gallery("A beside B", pictures, sum(thresholds) / 2, text, columns=2), table]
+    return [Gallery("A beside B", images, sum(thresholds) / 2, text, columns=2), table]
 
 
 def draw_differences(rows: Mapping[str, Mapping[str, Any]]) -> str:

@@ -10,7 +10,7 @@ from ..data.annotations import Annotations
 from ..evaluate.analysis import Analysis, picture_errors
 from ..evaluate.answer import to_json
 from ..words import counted
-from .judged import EXAMPLES, LEAST, Counts, good_and_bad, headline, judged_picture, open_pictures
+from .judged import EXAMPLES, LEAST, Counts, good_and_bad, headline, judged_image, open_images
 from .parts import Cell, Chart, Facts, Gallery, Line, Matrix, Page, Part, Section, Table
 
 MOST_CONFUSED = 40  # classes of a confusion matrix
@@ -29,11 +29,11 @@ ERRORS = {
 
 
 def evaluation_page(analysis: Analysis, annotations: Annotations, facts: dict[str, Cell], config: DataConfig) -> Page:
-    """Numbers, curves and the worst pictures with prediction and truth.
+    """Numbers, curves and the worst images with prediction and truth.
 
     Args:
         facts: names and values that stand at the top: weights, data.
-        config: how pictures are read; those that can't be are left out.
+        config: how images are read; those that can't be are left out.
     """
     answer = to_json(analysis)
     counts = {image_id: Counts(*rest) for image_id, *rest in picture_errors(analysis.matches, analysis.threshold)}
@@ -44,11 +44,11 @@ def evaluation_page(analysis: Analysis, annotations: Annotations, facts: dict[st
         Section("Curves", _curves(answer)),
         Section("Errors", [_tide(answer), *confusion("Confusion", answer), _lrp(answer)]),
         Section("Calibration", _calibrations(answer)),
-        Section("Worst pictures", _worst(analysis, answer, annotations, config)),
+        Section("Worst images", _worst(analysis, answer, annotations, config)),
     ]
     return Page(
         "Evaluation",
-        f"{counted(len(analysis.matches.image_ids), 'picture')}, {counted(answer['objects'], 'object')}",
+        f"{counted(len(analysis.matches.image_ids), 'image')}, {counted(answer['objects'], 'object')}",
         sections,
         headline(counts.values(), analysis.threshold),
     )
@@ -60,9 +60,9 @@ def _examples(
     """Three good images and three bad ones, with their boxes."""
     parts: list[Part] = []
     for title, ids in zip(("Best images", "Worst images"), good_and_bad(counts), strict=True):
-        opened = zip(ids, open_pictures(annotations, ids, config), strict=True)
+        opened = zip(ids, open_images(annotations, ids, config), strict=True)
         shown = [
-            judged_picture(analysis.matches, image_id, image, name, error_counts(counts[image_id]._asdict()))
+            judged_image(analysis.matches, image_id, image, name, error_counts(counts[image_id]._asdict()))
             for image_id, (name, image) in opened
             if image is not None
         ]
@@ -74,7 +74,7 @@ def _examples(
 def _summary(answer: dict[str, Any]) -> Table:
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
     rows = [[name, known(answer[name]), *pair(answer["intervals"].get(name))] for name in names]
-    text = "The interval holds 95 % of what other pictures of the same kind would give; see docs/evaluation.md."
+    text = "The interval holds 95 % of what other images of the same kind would give; see docs/evaluation.md."
     return Table("The 12 numbers", ["number", "value", "from", "to"], rows, text)
 
 
@@ -192,21 +192,21 @@ def _calibrations(answer: dict[str, Any]) -> list[Part]:
 
 
 def _worst(analysis: Analysis, answer: dict[str, Any], annotations: Annotations, config: DataConfig) -> list[Part]:
-    rows, pictures = [], []
-    opened = open_pictures(annotations, (one["image_id"] for one in answer["worst"]), config)
+    rows, images = [], []
+    opened = open_images(annotations, (one["image_id"] for one in answer["worst"]), config)
     for one, (name, image) in zip(answer["worst"], opened, strict=True):
         rows.append([name, *one.values()])
         if image is not None:
-            pictures.append(judged_picture(analysis.matches, one["image_id"], image, name, error_counts(one)))
+            images.append(judged_image(analysis.matches, one["image_id"], image, name, error_counts(one)))
     rule = f"Most wrong detections and missed objects together, at IoU 0.5 and scores from {answer['threshold']:.3g}."
-    table = Table("Which they are", ["picture", "id", "right", "wrong", "missed"], rows, rule)
-    if not pictures:
+    table = Table("Which they are", ["image", "id", "right", "wrong", "missed"], rows, rule)
+    if not images:
         return [table]
-    return [Gallery("Prediction beside truth", pictures, analysis.threshold, BOXES), table]
+    return [Gallery("Prediction beside truth", images, analysis.threshold, BOXES), table]
 
 
 def error_counts(one: dict[str, Any]) -> str:
-    """What is right in a picture, in words."""
+    """What is right in an image, in words."""
     return f"{one['right']} right, {one['wrong']} wrong, {one['missed']} missed"
 
 

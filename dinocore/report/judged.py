@@ -13,7 +13,7 @@ from ..errors import DataError
 from ..evaluate.matches import Matches
 from ..words import counted
 from .page import shrink
-from .parts import Mark, Picture
+from .parts import Mark, MarkedImage
 
 IOU = 0.5
 LEAST = 0.05  # the lowest score of a box in the images
@@ -73,7 +73,7 @@ def best_threshold(images: Sequence[Sequence[Mark]], usual: float = 0.5) -> floa
 
 
 class ImageTruth(NamedTuple):
-    """What is annotated in one picture."""
+    """What is annotated in one image."""
 
     boxes_xyxy: np.ndarray  # (T, 4) in pixels
     labels: np.ndarray  # (T,) index of the class
@@ -121,10 +121,10 @@ def _overlaps(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndar
     return (high - low).clip(0).prod(2), areas[0][:, None], areas[1]
 
 
-def open_pictures(
+def open_images(
     annotations: Annotations, image_ids: Iterable[int], config: DataConfig
 ) -> Iterator[tuple[str, Image.Image | None]]:
-    """A name for each picture, and the picture; None where it can't be read, and the name says why."""
+    """A name for each image, and the image; None where it can't be read, and the name says why."""
     indices = {image_id: i for i, image_id in enumerate(annotations.image_ids.tolist())}
     for image_id in image_ids:
         path = annotations.path(indices[image_id])
@@ -134,22 +134,22 @@ def open_pictures(
             yield f"{path.name} ({error.what})", None
 
 
-def judged_picture(matches: Matches, image_id: int, image: Image.Image, title: str, note: str) -> Picture:
-    """The picture with its objects, and with what was found there, right or wrong at IoU 0.5."""
-    return shrink(Picture(title, image, list(_marks(matches, image_id)), note))
+def judged_image(matches: Matches, image_id: int, image: Image.Image, title: str, note: str) -> MarkedImage:
+    """The image with its objects, and with what was found there, right or wrong at IoU 0.5."""
+    return shrink(MarkedImage(title, image, list(_marks(matches, image_id)), note))
 
 
 def _marks(matches: Matches, image_id: int) -> Iterator[Mark]:
     """ImageTruth, then detections from the surest on; what is ignored is left out."""
     names = [category.name for category in matches.categories]
     found, objects, right = matches.found, matches.objects, matches.right[0, 0]
-    picture = int(np.searchsorted(matches.image_ids, image_id))
-    hits = np.flatnonzero(right & (found.picture == picture))
+    image = int(np.searchsorted(matches.image_ids, image_id))
+    hits = np.flatnonzero(right & (found.picture == image))
     answers = dict(zip(matches.pairs.object[matches.pair[hits]].tolist(), found.score[hits].tolist(), strict=True))
-    for n in np.flatnonzero((objects.picture == picture) & ~objects.crowd).tolist():
+    for n in np.flatnonzero((objects.picture == image) & ~objects.crowd).tolist():
         kind = "truth" if n in answers else "missed"
         yield Mark(_corners(objects.boxes[n]), names[objects.label[n]], kind, answers.get(n))
-    use = (found.picture == picture) & ~matches.ignored[0, 0] & (found.score >= LEAST)
+    use = (found.picture == image) & ~matches.ignored[0, 0] & (found.score >= LEAST)
     rows = np.flatnonzero(use)
     for n in rows[np.argsort(-found.score[rows], kind="stable")].tolist():
         kind = "found" if right[n] else "wrong"

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from ..system.files import write_text
-from .parts import Cell, Chart, Gallery, Matrix, Page, Part, Picture, Table
+from .parts import Cell, Chart, Gallery, MarkedImage, Matrix, Page, Part, Table
 
 MOST_BYTES = 4_800_000  # of the file, unless tables and drawings alone take more
 MOST_ROWS = 200  # of a table in the page; the whole of a longer one is a file beside it
@@ -31,14 +31,14 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def render_page(page: Page) -> str:
-    """The HTML of a page. All text is escaped; pictures are made as small as MOST_BYTES asks for."""
+    """The HTML of a page. All text is escaped; images are made as small as MOST_BYTES asks for."""
     galleries = [part for section in page.sections for part in section.parts if isinstance(part, Gallery)]
-    pictures = [picture for gallery in galleries for picture in gallery.pictures]
-    bare = _render(page, [""] * len(pictures))
-    if not pictures:
+    images = [image for gallery in galleries for image in gallery.images]
+    bare = _render(page, [""] * len(images))
+    if not images:
         return bare
     room = MOST_BYTES - len(bare.encode())
-    return _render(page, fit_pictures([picture.image for picture in pictures], room))
+    return _render(page, fit_images([image.image for image in images], room))
 
 
 def write_page(path: Path, page: Page) -> list[Path]:
@@ -101,7 +101,7 @@ def _render(page: Page, sources: Sequence[str]) -> str:
         "next": next,
     }
     environment.tests["number"] = _is_number
-    # a template uses each source once, in the order of the pictures
+    # a template uses each source once, in the order of the images
     return environment.get_template("page.html.j2").render(
         page=page,
         css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
@@ -169,10 +169,10 @@ def _chart_data(chart: Chart) -> dict[str, Any]:
 
 
 def _gallery_data(gallery: Gallery) -> dict[str, Any]:
-    """Sizes in pixels of the picture as it was read, like the boxes; labels are told once."""
+    """Sizes in pixels of the image as it was read, like the boxes; labels are told once."""
     labels: dict[str, int] = {}
-    pictures = []
-    for picture in gallery.pictures:
+    images = []
+    for image in gallery.images:
         marks = [
             [
                 *(_finite(round(float(value), 1)) or 0 for value in mark.xyxy),
@@ -180,15 +180,15 @@ def _gallery_data(gallery: Gallery) -> dict[str, Any]:
                 list(KINDS).index(mark.kind),
                 None if mark.score is None else _finite(round(float(mark.score), 4)),
             ]
-            for mark in picture.marks
+            for mark in image.marks
         ]
-        pictures.append({"title": printable(picture.title), "size": picture.image.size, "marks": marks})
+        images.append({"title": printable(image.title), "size": image.image.size, "marks": marks})
     return {
         "labels": list(labels),
         "kinds": list(KINDS),
         "names": list(KINDS.values()),
         "threshold": gallery.threshold,
-        "pictures": pictures,
+        "images": images,
     }
 
 
@@ -206,7 +206,7 @@ def _shades(matrix: Matrix) -> list[list[float]]:
     ]
 
 
-def fit_pictures(images: Sequence[Image.Image], room: int) -> list[str]:
+def fit_images(images: Sequence[Image.Image], room: int) -> list[str]:
     """Data URIs of JPEGs, all with the same longest side: the largest with which they fit.
 
     Args:
@@ -222,15 +222,15 @@ def fit_pictures(images: Sequence[Image.Image], room: int) -> list[str]:
         side = max(SMALLEST, min(int(largest * math.sqrt(max(room, 1) / total) * 0.97), largest - 8))
 
 
-def shrink(picture: Picture, side: int = PHOTOGRAPH) -> Picture:
-    """The picture with its boxes, its longer side at most this, so that many of them can wait for their page."""
-    scale = side / max(picture.image.size)
+def shrink(image: MarkedImage, side: int = PHOTOGRAPH) -> MarkedImage:
+    """The image with its boxes, its longer side at most this, so that many of them can wait for their page."""
+    scale = side / max(image.image.size)
     if scale >= 1:
-        return picture
-    size = (max(1, round(picture.image.width * scale)), max(1, round(picture.image.height * scale)))
-    marks = [mark._replace(xyxy=[value * scale for value in mark.xyxy]) for mark in picture.marks]
-    image = picture.image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
-    return picture._replace(image=image, marks=marks)
+        return image
+    size = (max(1, round(image.image.width * scale)), max(1, round(image.image.height * scale)))
+    marks = [mark._replace(xyxy=[value * scale for value in mark.xyxy]) for mark in image.marks]
+    pixels = image.image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    return image._replace(image=pixels, marks=marks)
 
 
 def _encode(image: Image.Image, side: int) -> str:

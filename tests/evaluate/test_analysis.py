@@ -336,7 +336,7 @@ def test_it_opens_with_what_is_found_and_missed_then_good_and_bad_images(made):
     assert page.headline == f"Finds {right} of {total} objects at threshold {threshold}, with {wrong} false alarms."
     assert to_json(analysis)["at_threshold"] == {"objects": total, "found": right, "false_alarms": wrong}
     assert page.sections[0].title == "Examples"
-    good, bad = (part.pictures for part in page.sections[0].parts)
+    good, bad = (part.images for part in page.sections[0].parts)
     assert [len(good), len(bad)] == [2, 3], "of five images with objects, and none is both"
     errors = {}
     for picture in (*good, *bad):
@@ -397,7 +397,7 @@ def test_each_object_and_detection_of_a_bad_picture_is_a_box(made):
     gallery = parts(page, Gallery)["Prediction beside truth"]
     assert gallery.threshold == analysis.threshold
     matches = analysis.matches
-    for worst, picture in zip(analysis.worst, gallery.pictures, strict=True):
+    for worst, picture in zip(analysis.worst, gallery.images, strict=True):
         here = int(np.searchsorted(matches.image_ids, worst.image_id))
         kinds = [mark.kind for mark in picture.marks if (mark.score or 1) >= analysis.threshold]
         assert (kinds.count("found"), kinds.count("wrong")) == (worst.right, worst.wrong)

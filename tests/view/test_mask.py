@@ -205,10 +205,10 @@ def test_unicode_and_ascii_draw_the_same():
     assert all(line.isascii() for line in drawn(view))
 
 
-def test_the_picture_is_grey_where_the_mask_is_true():
+def test_the_image_is_grey_where_the_mask_is_true():
     """Along the middle of group 0's rows: own positives blue, own negatives orange, other groups grey."""
-    picture = draw_image(mask(2, 1))
-    row = [picture.getpixel((x, 306 + 40)) for x in range(picture.width)]
+    image = draw_image(mask(2, 1))
+    row = [image.getpixel((x, 306 + 40)) for x in range(image.width)]
     names = {(0xD3, 0xE9, 0xF7): "blue", (0xFB, 0xEB, 0xC8): "orange", (0x8F, 0x8F, 0x8F): "grey"}
     seen = [names[pixel] for pixel in row if pixel in names]
     assert list(dict.fromkeys(seen)) == ["blue", "orange", "grey"]
@@ -217,9 +217,9 @@ def test_the_picture_is_grey_where_the_mask_is_true():
 
 @pytest.mark.parametrize("objects", [[1], [3, 1], [0, 2], [100], [300] * 20 + [1]])
 @pytest.mark.parametrize("num_groups", [1, 100])
-def test_pictures_of_all_sizes_stay_printable_and_keep_their_margin_white(num_groups, objects):
-    picture = draw_image(mask(num_groups, *objects))
-    assert max(picture.size) <= 2600
-    border = [(0, 0, picture.width, 30), (0, picture.height - 30, picture.width, picture.height),
-              (0, 0, 30, picture.height), (picture.width - 30, 0, picture.width, picture.height)]  # fmt: skip
-    assert all(picture.crop(box).getextrema() == ((255, 255),) * 3 for box in border)
+def test_images_of_all_sizes_stay_printable_and_keep_their_margin_white(num_groups, objects):
+    image = draw_image(mask(num_groups, *objects))
+    assert max(image.size) <= 2600
+    border = [(0, 0, image.width, 30), (0, image.height - 30, image.width, image.height),
+              (0, 0, 30, image.height), (image.width - 30, 0, image.width, image.height)]  # fmt: skip
+    assert all(image.crop(box).getextrema() == ((255, 255),) * 3 for box in border)

@@ -97,8 +97,8 @@ def test_svg_has_the_pixels_of_the_png(view_of):
     root = ElementTree.fromstring(draw_svg(view))
     light = root.find(f"{SVG}style").text.split("@media")[0]
     colors = dict(re.findall(r"\.f(\w+) \{ fill: #(\w+) \}", light))
-    picture = draw_image(view)
-    painted = torch.zeros(picture.height, picture.width, 3, dtype=torch.uint8)
+    image = draw_image(view)
+    painted = torch.zeros(image.height, image.width, 3, dtype=torch.uint8)
     for rect in root.findall(f"{SVG}rect"):  # those of the words are deeper
         kind = re.match(r"f(\w+)", rect.get("class"))
         x, y, width, height = (float(rect.get(key)) for key in ("x", "y", "width", "height"))
@@ -109,7 +109,7 @@ def test_svg_has_the_pixels_of_the_png(view_of):
     for rect in spots:
         y = int(float(rect.get("y")) + float(rect.get("height")) / 3)
         start, end = int(float(rect.get("x"))) + 60, int(float(rect.get("x")) + float(rect.get("width")))
-        shown = torch.tensor([picture.getpixel((x, y)) for x in range(start, end)])
+        shown = torch.tensor([image.getpixel((x, y)) for x in range(start, end)])
         lines = (shown != painted[y, start:end]).any(1)  # outlines, lines between groups
         assert lines.float().mean() < 0.1
 

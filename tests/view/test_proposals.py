@@ -48,13 +48,13 @@ def run(net):
 
 def views(net, config) -> dict[str, bytes]:
     """Every view's pixels or numbers."""
-    output, picture = run(net), Image.new("RGB", SIZE[::-1], "gray")
+    output, image = run(net), Image.new("RGB", SIZE[::-1], "gray")
     rows = list_proposals(output, SIZE, NAMES)
     found = journeys(output, SIZE, OBJECTS, config.loss, NAMES, 5)
     return {
-        "boxes": draw_proposals(picture, rows, "level").tobytes(),
-        "scores": draw_scores(picture, score_maps(output), rows).tobytes(),
-        "layers": draw_layers(picture, found, OBJECTS, 30).tobytes(),
+        "boxes": draw_proposals(image, rows, "level").tobytes(),
+        "scores": draw_scores(image, score_maps(output), rows).tobytes(),
+        "layers": draw_layers(image, found, OBJECTS, 30).tobytes(),
         "gains": repr(average(found)).encode(),
     }
 
@@ -105,25 +105,25 @@ def random_boxes(count: int, generator: torch.Generator) -> torch.Tensor:
 
 def test_recall_counts_as_a_loop_does():
     generator = torch.Generator().manual_seed(3)
-    pictures = []
+    images = []
     for count in (0, 3, 9):
         objects = random_boxes(count, generator)
         areas = (objects[:, 2:] - objects[:, :2]).prod(1)
         levels = torch.randint(3, (60,), generator=generator)
-        pictures.append(Judged(random_boxes(60, generator), levels, objects, areas))
-    rows = recalls(pictures)
+        images.append(Judged(random_boxes(60, generator), levels, objects, areas))
+    rows = recalls(images)
     assert list(rows[0].shares) == [10, 50, 60]
     assert {row.size for row in rows} >= {None, "medium", "large"} and {row.level for row in rows} == {None, 0, 1, 2}
     for row in rows:
         low, high = SIZES[row.size] if row.size else (0, 1e9)
         for count, share in row.shares.items():
             hits, total = 0, 0
-            for picture in pictures:
-                for box, area in zip(picture.objects, picture.areas, strict=True):
+            for image in images:
+                for box, area in zip(image.objects, image.areas, strict=True):
                     if not low <= area < high:
                         continue
                     total += 1
-                    first = zip(picture.boxes[:count], picture.levels[:count], strict=True)
+                    first = zip(image.boxes[:count], image.levels[:count], strict=True)
                     hits += any(iou(box, p) >= row.iou for p, level in first if row.level in (None, int(level)))
             assert (row.objects, share) == (total, pytest.approx(hits / total))
 
@@ -142,9 +142,9 @@ def test_static_queries_have_no_first_stage():
             look()
 
 
-def test_pictures_of_one_and_of_many_objects_and_a_page_without_foreign_markup():
+def test_images_of_one_and_of_many_objects_and_a_page_without_foreign_markup():
     net, config = model("num_queries=300")
-    picture, output = Image.new("RGB", SIZE[::-1]), run(net)
+    image, output = Image.new("RGB", SIZE[::-1]), run(net)
     many = ImageObjects(
         random_boxes(300, torch.Generator().manual_seed(0)) / 4, torch.zeros(300).long(), torch.ones(300)
     )
@@ -154,8 +154,8 @@ def test_pictures_of_one_and_of_many_objects_and_a_page_without_foreign_markup()
         ImageObjects(*(part[:0] for part in OBJECTS)),
     ):
         found = journeys(output, SIZE, objects, config.loss, NAMES, 5)
-        assert draw_layers(picture, found, objects, 30).width == 1200
+        assert draw_layers(image, found, objects, 30).width == 1200
     rows = list_proposals(output, SIZE, NAMES)
     found = Inspected("<script>alert(1)</script>.png", SIZE, rows, score_maps(output), [], None)
-    page = render_proposals([found], [[picture] * 3], [], 5)
+    page = render_proposals([found], [[image] * 3], [], 5)
     assert "<script>alert" not in page and "&lt;script&gt;alert" in page

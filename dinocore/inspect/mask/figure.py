@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ...draw.canvas import INK, PAGE, SOFT, Color, Line, Rect, Shape, Sheet, Text, Tip, mix, to_image, to_svg
-from ...draw.fonts import letters
+from ...draw.fonts import load_font
 from ...report.page import render_page
 from ...report.parts import Drawing, Facts, Page, Part, Section, Table
 from .explain import cell_words, explain, words
@@ -34,13 +34,13 @@ TITLE = "Who may attend to whom: DINO's denoising mask"
 
 
 class Frame(NamedTuple):
-    """Where the parts of the picture are, in pixels."""
+    """Where the parts of the image are, in pixels."""
 
     small: SmallMask
     cell: int
     left: int  # of the cells
     top: int
-    width: int  # of the picture
+    width: int  # of the image
 
     @property
     def side(self) -> int:
@@ -186,7 +186,7 @@ def _groups(frame: Frame) -> Iterator[Shape]:
     edges = [at * frame.cell for at in [*starts, len(cells)]]
     wide = max((high - low for low, high in pairwise(edges)), default=1)
     names = [f"group {cells[at].first_group}" for at in starts]
-    font = letters(24 * 1.15)  # browsers' letters are a little wider
+    font = load_font(24 * 1.15)  # browsers' letters are a little wider
     fits = all(font.getlength(name) + 12 <= wide for name in names)
     shorts = names if fits else [name.split()[1] for name in names]
     every_column = _step(max((font.getlength(short) for short in shorts), default=0) + 14, wide)

@@ -78,7 +78,7 @@ class Noisy(NamedTuple):
 
 
 class Matching(NamedTuple):
-    """All of it for one picture."""
+    """All of it for one image."""
 
     objects: list[Thing]
     stages: list[Stage]
@@ -110,21 +110,21 @@ def _answer_json(answer: Answer) -> dict[str, Any]:
 
 
 def annotated_batch(annotations: Annotations, index: int, config: Config, seed: int) -> Batch:
-    """One picture as for evaluation, with its objects and the seed of its denoising noise.
+    """One image as for evaluation, with its objects and the seed of its denoising noise.
 
     Raises:
-        DataError: the picture cannot be read, or has no object to match.
+        DataError: the image cannot be read, or has no object to match.
     """
     sample = EvaluationPictures(annotations, config.data)[index]
     if not isinstance(sample, Sample):
         raise DataError(sample)
     if not len(sample.target.labels):
-        raise DataError(f"{annotations.path(index)} has no object to match; name a picture that has one")
+        raise DataError(f"{annotations.path(index)} has no object to match; name an image that has one")
     return collate([sample._replace(target=sample.target._replace(seed=seed))])
 
 
 def look_at_matching(detector: Detector, batch: Batch) -> Matching:
-    """Match the batch's only picture as training does; denoising queries are there as in training, dropout is not."""
+    """Match the batch's only image as training does; denoising queries are there as in training, dropout is not."""
     output, targets = _answered(detector, batch)
     size, categories = batch.sizes[0], detector.categories
     target = targets[0]
@@ -149,7 +149,7 @@ def final_owners(detector: Detector, batch: Batch) -> Tensor:
 
 
 def owner_of_queries(one: Matched) -> Tensor:
-    """DN-DETR's index vector: the object of each query of the only picture, or NOTHING, (N,) int64."""
+    """DN-DETR's index vector: the object of each query of the only image, or NOTHING, (N,) int64."""
     owner = torch.full((one.predictions.boxes.shape[1],), NOTHING)
     owner[one.match.query.cpu()] = one.match.target.cpu()
     return owner
@@ -192,7 +192,7 @@ def _answers(one: Matched, loss: LossConfig, size: tuple[int, int]) -> list[Answ
 def _noisy(
     output: DinoOutput, noise: DenoisingQueries, target: Target, size: tuple[int, int], categories: Sequence[Category]
 ) -> list[Noisy]:
-    """The denoising queries of the only picture; a negative belongs to the positive at its place in the group."""
+    """The denoising queries of the only image; a negative belongs to the positive at its place in the group."""
     last = (output.denoising or [])[-1]
     told = dict(zip(noise.match.query.tolist(), noise.match.target.tolist(), strict=True))
     copies = 2 if bool(noise.negative.any()) else 1

@@ -10,22 +10,22 @@ import torch
 from PIL import Image, ImageDraw
 
 from ...draw.boxes import PALETTE, Box, draw_boxes, with_legend
-from ...draw.fonts import letters
+from ...draw.fonts import load_font
 from ...report.page import render_page
-from ...report.parts import Cell, Chart, Gallery, Line, Page, Part, Picture, Section, Table
+from ...report.parts import Cell, Chart, Gallery, Line, MarkedImage, Page, Part, Section, Table
 from ...words import counted
 from .proposals import ImageObjects, Journey, Proposal, Recall, average
 
 SCORE_COLORS = ("#440154", "#3B528B", "#21918C", "#5EC962", "#FDE725")  # viridis, from low to high
 OPACITY = 0.7
-FADE = 0.35  # how far the picture is taken to white, so that boxes stand out
+FADE = 0.35  # how far the image is taken to white, so that boxes stand out
 LAYER_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#F0E442", "#FFFFFF")  # Okabe and Ito's, then white
 START, END, TRUTH = "#E69F00", "#56B4E9", "#000000"
-MOST_PICTURES = 20
+MOST_IMAGES = 20
 
 
 class Inspected(NamedTuple):
-    """One picture and what the model did with it."""
+    """One image and what the model did with it."""
 
     file: str
     size: tuple[int, int]  # height, width
@@ -35,16 +35,16 @@ class Inspected(NamedTuple):
     objects: ImageObjects | None
 
 
-def draw_view(picture: Image.Image, found: Inspected, view: str, top: int, color: str) -> Image.Image:
+def draw_view(image: Image.Image, found: Inspected, view: str, top: int, color: str) -> Image.Image:
     """`boxes`, `scores` or `layers`."""
     if view == "scores":
-        return draw_scores(picture, found.maps, found.proposals)
+        return draw_scores(image, found.maps, found.proposals)
     if view == "layers":
-        return draw_layers(picture, found.journeys, found.objects, top)
-    return draw_proposals(picture, found.proposals[:top], color)
+        return draw_layers(image, found.journeys, found.objects, top)
+    return draw_proposals(image, found.proposals[:top], color)
 
 
-def draw_proposals(picture: Image.Image, proposals: Sequence[Proposal], color: str) -> Image.Image:
+def draw_proposals(image: Image.Image, proposals: Sequence[Proposal], color: str) -> Image.Image:
     """Anchors, proposals and final boxes side by side, the best on top, coloured by `level` or by `score`."""
     if color == "level":
         levels = sorted({p.level for p in proposals})
@@ -58,11 +58,11 @@ def draw_proposals(picture: Image.Image, proposals: Sequence[Proposal], color: s
     panels = []
     for title, kind in (("anchors", "anchor"), ("proposals", "proposal"), ("final boxes", "final")):
         boxes = [Box(getattr(p, kind), c) for p, c in zip(proposals, colors, strict=True)]
-        panels.append((title, draw_boxes(picture, boxes[::-1])))
+        panels.append((title, draw_boxes(image, boxes[::-1])))
     return with_legend(side_by_side(panels, columns=3), legend)
 
 
-def draw_scores(picture: Image.Image, maps: Sequence[np.ndarray], proposals: Sequence[Proposal]) -> Image.Image:
+def draw_scores(image: Image.Image, maps: Sequence[np.ndarray], proposals: Sequence[Proposal]) -> Image.Image:
     """A panel for each level, one scale of colours for all; dots are the centres of the anchors that were chosen."""
     best = max(float(scores.max()) for scores in maps)
     panels = []
@@ -70,29 +70,29 @@ def draw_scores(picture: Image.Image, maps: Sequence[np.ndarray], proposals: Seq
         chosen = [p for p in proposals if p.level == level]
         height, width = scores.shape
         title = f"level {level}, {width} x {height} tokens: {len(chosen)} chosen, best {scores.max():.2f}"
-        panels.append((title, _panel(picture, scores / max(best, 1e-9), chosen)))
+        panels.append((title, _panel(image, scores / max(best, 1e-9), chosen)))
     steps = len(SCORE_COLORS)
     marks = [(f"score {best * i / (steps - 1):.2f}", color) for i, color in enumerate(SCORE_COLORS)]
     return with_legend(side_by_side(panels, columns=2 if len(maps) > 1 else 1), [*marks, ("chosen token", "#D55E00")])
 
 
-def _panel(picture: Image.Image, shares: np.ndarray, chosen: Sequence[Proposal]) -> Image.Image:
+def _panel(image: Image.Image, shares: np.ndarray, chosen: Sequence[Proposal]) -> Image.Image:
     colors = np.array([list(bytes.fromhex(color[1:])) for color in SCORE_COLORS], dtype=float)  # (steps, 3)
     places = np.linspace(0, 1, len(colors))
     heat = np.stack([np.interp(shares, places, colors[:, channel]) for channel in range(3)], axis=-1)
-    scale = max(1.0, 420 / picture.width)
-    size = (round(picture.width * scale), round(picture.height * scale))
+    scale = max(1.0, 420 / image.width)
+    size = (round(image.width * scale), round(image.height * scale))
     over = Image.fromarray(heat.round().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-    image = Image.blend(picture.convert("L").convert("RGB").resize(size), over, OPACITY)
-    canvas, radius = ImageDraw.Draw(image), max(1.5, size[0] / 250)
+    panel = Image.blend(image.convert("L").convert("RGB").resize(size), over, OPACITY)
+    canvas, radius = ImageDraw.Draw(panel), max(1.5, size[0] / 250)
     for p in chosen:
         x, y = ((p.anchor[i] + p.anchor[i + 2]) / 2 * scale for i in (0, 1))
         canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill="#D55E00", outline="white")
-    return image
+    return panel
 
 
 def side_by_side(panels: Sequence[tuple[str, Image.Image]], columns: int) -> Image.Image:
-    """Pictures of one size in rows, each at most 800 and at least 420 pixels wide, its title over it."""
+    """Images of one size in rows, each at most 800 and at least 420 pixels wide, its title over it."""
     width, height = panels[0][1].size
     scale = min(800, max(420, width)) / width
     width, height = round(width * scale), max(1, round(height * scale))
@@ -102,18 +102,18 @@ def side_by_side(panels: Sequence[tuple[str, Image.Image]], columns: int) -> Ima
     canvas = ImageDraw.Draw(sheet)
     for at, (title, image) in enumerate(panels):
         x, y = gap + at % columns * (width + gap), at // columns * (height + head + gap)
-        canvas.text((x, y + head / 2), title, "black", letters(19), anchor="lm")
+        canvas.text((x, y + head / 2), title, "black", load_font(19), anchor="lm")
         sheet.paste(image.resize((width, height)), (x, y + head))
     return sheet
 
 
-def draw_layers(picture: Image.Image, found: Sequence[Journey], objects: ImageObjects | None, top: int) -> Image.Image:
+def draw_layers(image: Image.Image, found: Sequence[Journey], objects: ImageObjects | None, top: int) -> Image.Image:
     """Proposal, final and annotated boxes, and an arrow for each layer from centre to centre, of the `top` surest."""
-    scale = max(1.0, 1200 / max(picture.size))
-    image = picture.convert("RGB").resize((round(picture.width * scale), round(picture.height * scale)))
-    image = Image.blend(image, Image.new("RGB", image.size, "white"), FADE)
+    scale = max(1.0, 1200 / max(image.size))
+    drawn = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)))
+    drawn = Image.blend(drawn, Image.new("RGB", drawn.size, "white"), FADE)
     count, found = len(found), sorted(found, key=lambda journey: -journey.score)[:top]
-    canvas = ImageDraw.Draw(image)
+    canvas = ImageDraw.Draw(drawn)
     truths = [] if objects is None else objects.boxes.tolist()
     starts, ends = ([journey.boxes[at] for journey in found] for at in (1, -1))
     for boxes, color, width in ((truths, TRUTH, 1), (starts, START, 1), (ends, END, 2)):
@@ -125,7 +125,7 @@ def draw_layers(picture: Image.Image, found: Sequence[Journey], objects: ImageOb
         centers = [tuple((first + (center - first) * longer).tolist()) for center in (first, *others)]
         for layer, (start, end) in enumerate(pairwise(centers)):
             _arrow(canvas, start, end, LAYER_COLORS[min(layer, len(LAYER_COLORS) - 1)])
-    _labels(canvas, found, scale, image.size)
+    _labels(canvas, found, scale, drawn.size)
     layers = len(found[0].boxes) - 2 if found else 0
     arrows = [(f"layer {n}", LAYER_COLORS[min(n, len(LAYER_COLORS) - 1)]) for n in range(layers)]
     truth = [] if objects is None else [("annotated", TRUTH)]
@@ -133,7 +133,7 @@ def draw_layers(picture: Image.Image, found: Sequence[Journey], objects: ImageOb
     notes += [f"arrows {longer} x longer than the way"] if longer > 1 else []
     notes += [f"the {len(found)} surest of {count} queries"] if len(found) < count else []
     marks = [("proposal", START), ("final box", END), *truth, *arrows, *((note, "#FFFFFF") for note in notes)]
-    return with_legend(image, marks)
+    return with_legend(drawn, marks)
 
 
 def _magnification(found: Sequence[Journey], scale: float) -> int:
@@ -162,7 +162,7 @@ def _arrow(canvas: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[f
 
 def _labels(canvas: ImageDraw.ImageDraw, found: Sequence[Journey], scale: float, size: tuple[int, int]) -> None:
     """What the decoder gained, over the final box, or without annotations how far it moved it; none over another."""
-    font = letters(15)
+    font = load_font(15)
     taken: list[tuple[float, float, float]] = []  # left, right, top
     for journey in found:
         text = f"{sum(journey.moved[1:]):.0f} px"
@@ -181,14 +181,14 @@ def _labels(canvas: ImageDraw.ImageDraw, found: Sequence[Journey], scale: float,
 def render_proposals(
     found: Sequence[Inspected], drawn: Sequence[Sequence[Image.Image]], rows: Sequence[Recall], top: int
 ) -> str:
-    """Pictures of the three views of the first few, what the layers gained, and what the proposals cover."""
+    """Images of the three views of the first few, what the layers gained, and what the proposals cover."""
     titles = ("anchors, proposals, final boxes", "scores of all tokens", "what the decoder's layers did")
-    sections = [
-        Section("Pictures", [
-            Gallery(title, [Picture(f.file, images[at]) for f, images in zip(found, drawn, strict=False)], columns=1)
-            for at, title in enumerate(titles)
-        ])
-    ]  # fmt: skip
+    views = zip(titles, zip(*drawn, strict=True), strict=True)
+    galleries = [
+        Gallery(title, [MarkedImage(f.file, image) for f, image in zip(found, images, strict=False)], columns=1)
+        for title, images in views
+    ]
+    sections = [Section("Images", galleries)]
     steps = average([journey for f in found for journey in f.journeys])
     columns = ("stage", "moved, pixels", "IoU with the object", "gain")
     layers: list[Part] = [Table("", columns, [tuple(step) for step in steps], "Averages over the boxes followed.")]
@@ -205,10 +205,10 @@ def render_proposals(
             for row in rows
             if row.level is None
         ]
-        parts: list[Part] = [Chart("Recall", "proposals of a picture", "share of objects covered", lines)]
+        parts: list[Part] = [Chart("Recall", "proposals of an image", "share of objects covered", lines)]
         sections.append(Section("What the proposals cover", [*parts, Table("", heads, cells)]))
     listed = [(f.file, p.query, p.level, p.score, p.label, p.moved, p.iou, p.final_label, p.final_score)
-              for f in found[:MOST_PICTURES] for p in f.proposals[:top]]  # fmt: skip
+              for f in found[:MOST_IMAGES] for p in f.proposals[:top]]  # fmt: skip
     heads = (
         "file",
         "query",
@@ -221,4 +221,4 @@ def render_proposals(
         "final score",
     )
     sections.append(Section("Proposals", [Table("", heads, listed)]))
-    return render_page(Page("Proposals", counted(len(found), "picture"), sections))
+    return render_page(Page("Proposals", counted(len(found), "image"), sections))

@@ -39,7 +39,7 @@ class Proposal(NamedTuple):
 
 
 def list_proposals(output: DinoOutput, size: tuple[int, int], categories: Sequence[Category]) -> list[Proposal]:
-    """What the model proposed in the one picture of a batch, of this height and width; best first.
+    """What the model proposed in the one image of a batch, of this height and width; best first.
 
     Raises:
         ConfigError: the model has static queries, so there is no first stage.
@@ -71,7 +71,7 @@ def _centers(boxes_xyxy: Tensor) -> Tensor:
 
 
 def score_maps(output: DinoOutput) -> list[np.ndarray]:
-    """The probability of the best class, or of foreground, of every token of the one picture, L x (H_l, W_l).
+    """The probability of the best class, or of foreground, of every token of the one image, L x (H_l, W_l).
 
     Raises:
         ConfigError: the model has static queries, so there is no first stage.
@@ -89,7 +89,7 @@ def spread(scores: np.ndarray) -> dict[str, float | list[int]]:
 
 
 class ImageObjects(NamedTuple):
-    """The annotated objects of one picture, x0 y0 x1 y1 in its pixels."""
+    """The annotated objects of one image, x0 y0 x1 y1 in its pixels."""
 
     boxes: Tensor  # (T, 4)
     labels: Tensor  # (T,) int64
@@ -115,7 +115,7 @@ def journeys(
     """Of the queries that answer for the objects, or without annotations, of the `top` surest ones.
 
     Args:
-        size: height and width of the picture, the only one of the batch.
+        size: height and width of the image, the only one of the batch.
 
     Raises:
         ConfigError: the model has static queries, so there is no first stage.
@@ -173,7 +173,7 @@ def average(found: Sequence[Journey]) -> list[Step]:
 
 
 class Judged(NamedTuple):
-    """A picture's proposals, best first, and its annotated objects; boxes x0 y0 x1 y1 in pixels."""
+    """An image's proposals, best first, and its annotated objects; boxes x0 y0 x1 y1 in pixels."""
 
     boxes: Tensor  # (N, 4)
     levels: Tensor  # (N,) int64
@@ -182,7 +182,7 @@ class Judged(NamedTuple):
 
 
 class Recall(NamedTuple):
-    """The share of objects of one size that a proposal of one level among its picture's first k covers, by k."""
+    """The share of objects of one size that a proposal of one level among its image's first k covers, by k."""
 
     iou: float  # the least that covers
     level: int | None  # None: of any level
@@ -191,19 +191,19 @@ class Recall(NamedTuple):
     shares: dict[int, float]
 
 
-def recalls(pictures: Sequence[Judged]) -> list[Recall]:
+def recalls(images: Sequence[Judged]) -> list[Recall]:
     """For each IoU, level and size with objects; the last k is the number of all proposals, unless there are more."""
-    if not sum(len(picture.objects) for picture in pictures):
+    if not sum(len(image.objects) for image in images):
         return []
-    most = min(COUNTS[-1], max(len(picture.boxes) for picture in pictures))
+    most = min(COUNTS[-1], max(len(image.boxes) for image in images))
     counts = [*(count for count in COUNTS if count < most), most]
-    areas = torch.cat([picture.areas for picture in pictures])
+    areas = torch.cat([image.areas for image in images])
     wanted: dict[str | None, Tensor] = {None: torch.ones_like(areas, dtype=torch.bool)}
     wanted |= {size: (areas >= low) & (areas < high) for size, (low, high) in SIZES.items()}
-    levels: list[int | None] = [None, *sorted(set(torch.cat([picture.levels for picture in pictures]).tolist()))]
+    levels: list[int | None] = [None, *sorted(set(torch.cat([image.levels for image in images]).tolist()))]
     rows = []
     for level in levels:
-        best = torch.cat([_best(picture, level, counts) for picture in pictures])  # (all objects, counts)
+        best = torch.cat([_best(image, level, counts) for image in images])  # (all objects, counts)
         for least in IOUS:
             for size, chosen in wanted.items():
                 if chosen.any():
@@ -212,13 +212,13 @@ def recalls(pictures: Sequence[Judged]) -> list[Recall]:
     return rows
 
 
-def _best(picture: Judged, level: int | None, counts: Sequence[int]) -> Tensor:
+def _best(image: Judged, level: int | None, counts: Sequence[int]) -> Tensor:
     """The greatest IoU of each object with one of the first k proposals, if of this level, (T, counts)."""
-    overlap = iou(picture.objects[:, None], picture.boxes)  # (T, N)
+    overlap = iou(image.objects[:, None], image.boxes)  # (T, N)
     if level is not None:
-        overlap = overlap.masked_fill(picture.levels != level, 0)
+        overlap = overlap.masked_fill(image.levels != level, 0)
     so_far = overlap.cummax(dim=1).values if overlap.numel() else overlap
-    return so_far[:, [min(count, len(picture.boxes)) - 1 for count in counts]]
+    return so_far[:, [min(count, len(image.boxes)) - 1 for count in counts]]
 
 
 def as_json(rows: Sequence[Recall]) -> list[dict[str, Any]]:
