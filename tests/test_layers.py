@@ -15,8 +15,8 @@ LAYERS = [
     "dinocore/presets", "dinocore/structures", "dinocore/boxes", "dinocore/system", "dinocore/model",
     "dinocore/matching", "dinocore/losses", "dinocore/data", "dinocore/weights/file", "dinocore/weights/convert",
     "dinocore/weights/fetch", "dinocore/weights/backbone", "dinocore/weights", "dinocore/predict",
-    "dinocore/evaluate", "dinocore/detections_io", "dinocore/draw", "dinocore/inspect", "dinocore/report",
-    "dinocore/train", "dinocore/benchmark", "dinocli",
+    "dinocore/evaluate", "dinocore/detections_io", "dinocore/draw", "dinocore/report", "dinocore/train",
+    "dinocore/inspect", "dinocore/benchmark", "dinocli",
 ]  # fmt: skip
 SOURCES = sorted([*ROOT.glob("dinocore/**/*.py"), *ROOT.glob("dinocli/**/*.py")])
 

@@ -57,10 +57,11 @@ def check_folder(
     else:
         _show(checked)
     if html is not None:
-        from dinocore.report.data import render_report
+        from dinocore.report.data import data_page
+        from dinocore.report.page import write_page
 
-        write_text(html, render_report(checked))
-        say(f"wrote {html}")
+        written = write_page(html, data_page(checked))
+        say(f"wrote {', '.join(map(str, written))}")
     if fix is not None:
         _fix(checked, config, fix)
     counts = checked.counts()

@@ -169,10 +169,10 @@ def _detections(source: Source, annotations: Annotations) -> tuple[list[dict[str
 
 
 def _write_report(path: Path, page: Page) -> None:
-    from dinocore.report.page import render_page
+    from dinocore.report.page import write_page
 
-    write_text(path, render_page(page))
-    say(f"report: {path}")
+    for written in write_page(path, page):
+        say(f"wrote {written}")
 
 
 def _end(failed: list[str], count: int) -> None:

@@ -73,8 +73,7 @@ def show_attention(file: Path | None, wanted: Wanted, weights: str | None, outpu
     else:
         _show(seen, head)
     if outputs.out is not None or outputs.report is not None:
-        from dinocore.inspect.attention.image import draw_attention
-        from dinocore.inspect.attention.page import render_attention
+        from dinocore.inspect.attention.figure import draw_attention, render_attention
 
         warn_of_letters([seen.label])
         figure = draw_attention(picture, seen, head)

@@ -11,12 +11,11 @@ from rich.text import Text
 from dinocore.config import Config, ModelConfig
 from dinocore.data.dataset import open_dataset
 from dinocore.errors import ConfigError
-from dinocore.inspect.mask.batch import first_batch, named_batch
-from dinocore.inspect.mask.image import draw_image, draw_svg
-from dinocore.inspect.mask.mask import MaskView, Objects, batch_mask, check_size, mask_of, notes, to_json
-from dinocore.inspect.mask.page import render_mask
-from dinocore.inspect.mask.query import Explanation, explain, words
-from dinocore.inspect.mask.query import to_json as query_json
+from dinocore.inspect.batch import first_batch, named_batch
+from dinocore.inspect.mask.explain import Explanation, explain, words
+from dinocore.inspect.mask.explain import to_json as query_json
+from dinocore.inspect.mask.figure import draw_image, draw_svg, render_mask
+from dinocore.inspect.mask.mask import MaskBatch, MaskView, batch_mask, check_size, mask_of, notes, to_json
 from dinocore.inspect.mask.text import ASCII, UNICODE, draw_text
 from dinocore.presets import load_config
 from dinocore.system.files import check_writable, write_atomically, write_text
@@ -110,7 +109,7 @@ def _view(
     return settings.model, view
 
 
-def _objects(batch: Batch, config: Config) -> tuple[Objects | None, Config]:
+def _objects(batch: Batch, config: Config) -> tuple[MaskBatch | None, Config]:
     """Those of the data, if there is some, and the settings with as many classes as it has."""
     if batch.data is None:
         return None, config

@@ -13,6 +13,7 @@ from dinocore.errors import CheckpointError, ConfigError, DataError
 from dinocore.inspect.matching.matching import (
     Matching,
     annotated_batch,
+    cost_name,
     final_owners,
     instability,
     look_at_matching,
@@ -67,8 +68,7 @@ def show_matching(
         if history:
             _show_history(history)
     if outputs.out is not None or outputs.report is not None:
-        from dinocore.inspect.matching.image import draw_matching
-        from dinocore.inspect.matching.page import render_matching
+        from dinocore.inspect.matching.figure import draw_matching, render_matching
 
         warn_of_letters(category.name for category in detector.categories)
         picture = read_image(file, detector.config.data)
@@ -123,12 +123,11 @@ def _history(checkpoints: list[Path], batch: Batch, device: str, num_classes: in
 def _show(seen: Matching, file: Path, top: int) -> None:
     data.print(f"[bold]{escape(file.name)}[/]: {counted(len(seen.objects), 'object')}, {seen.num_queries} queries")
     _show_queries(seen, top)
-    table = _table("stage", "class", "L1", "GIoU", "cost", "IoU", "stayed", "differ")
+    parts = [cost_name(part) for part in seen.stages[0].mean_costs()]
+    table = _table("stage", *parts, "cost", "IoU", "stayed", "differ")
     for stage in seen.stages:
-        keys = ("cost_class", "cost_l1", "cost_giou", "cost", "iou")
-        means = [sum(getattr(a, key) for a in stage.answers) / max(1, len(stage.answers)) for key in keys]
         kept = ["", ""] if stage.kept is None else [f"{100 * stage.kept:.0f}%", str(stage.instability)]
-        table.add_row(stage.name, *(f"{value:.2f}" for value in means), *kept)
+        table.add_row(stage.name, *(f"{value:.2f}" for value in stage.means()), *kept)
     data.print()
     data.print(
         "mean of the matched pairs, weighted as in the match; stayed: objects whose query is that of the stage before;"

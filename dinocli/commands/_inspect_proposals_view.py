@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from dinocore.inspect.proposals.layers import Step
-from dinocore.inspect.proposals.page import Inspected
-from dinocore.inspect.proposals.proposals import Proposal
-from dinocore.inspect.proposals.recall import Recall
+from dinocore.inspect.proposals.figure import Inspected
+from dinocore.inspect.proposals.proposals import Proposal, Recall, Step
 
 from ..console import data
 
@@ -29,13 +27,13 @@ def show_all(found: Sequence[Inspected], top: int, steps: Sequence[Step], rows: 
 
 def _show(proposals: Sequence[Proposal]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    titles = ("#", "level", "score", "anchor", "proposal", "final box", "moved", "IoU", "final")
+    titles = ("query", "level", "score", "anchor", "proposal", "final box", "moved", "IoU", "final")
     for title in titles:
         table.add_column(title, justify="left" if title == "final" else "right", no_wrap=True)
     for p in proposals:
         boxes = [" ".join(f"{v:.0f}" for v in box) for box in (p.anchor, p.proposal, p.final)]
         numbers = [f"{p.moved:.0f} px", f"{p.iou:.2f}", f"{escape(p.final_label)} {p.final_score:.2f}"]
-        table.add_row(str(p.rank), str(p.level), f"{p.score:.2f}", *boxes, *numbers)
+        table.add_row(str(p.query), str(p.level), f"{p.score:.2f}", *boxes, *numbers)
     data.print(table)
 
 

@@ -14,11 +14,18 @@ from dinocore.data.dataset import open_split
 from dinocore.data.formats.layout import Split
 from dinocore.data.images import read_image
 from dinocore.errors import ConfigError, DataError
-from dinocore.inspect.proposals.layers import Objects, average, journeys
-from dinocore.inspect.proposals.page import MOST_PICTURES, Inspected, draw_view, render_proposals
-from dinocore.inspect.proposals.proposals import list_proposals
-from dinocore.inspect.proposals.recall import Judged, as_json, recalls
-from dinocore.inspect.proposals.scores import score_maps, spread
+from dinocore.inspect.proposals.figure import MOST_IMAGES, Inspected, draw_view, render_proposals
+from dinocore.inspect.proposals.proposals import (
+    ImageObjects,
+    Judged,
+    as_json,
+    average,
+    journeys,
+    list_proposals,
+    recalls,
+    score_maps,
+    spread,
+)  # fmt: skip
 from dinocore.predict import Detector
 from dinocore.system.device import pick_device
 from dinocore.system.files import check_writable, write_atomically, write_text
@@ -128,7 +135,7 @@ def _kind(out: Path) -> str:
     return kinds[out.suffix.lower()]
 
 
-def _objects(truth: Truth, detector: Detector, inputs: Sequence[Input]) -> dict[str, Objects]:
+def _objects(truth: Truth, detector: Detector, inputs: Sequence[Input]) -> dict[str, ImageObjects]:
     """The annotated objects of every picture, by file; of the weights' own data where nothing else is named."""
     if truth.annotations is not None:
         found = read_annotations(Split(truth.annotations, []), detector.categories)
@@ -139,7 +146,7 @@ def _objects(truth: Truth, detector: Detector, inputs: Sequence[Input]) -> dict[
     return {str(found.path(i)): _of_picture(found, i) for i in range(len(found.image_ids))}
 
 
-def _own_objects(split: str, detector: Detector, inputs: Sequence[Input]) -> dict[str, Objects]:
+def _own_objects(split: str, detector: Detector, inputs: Sequence[Input]) -> dict[str, ImageObjects]:
     """The objects of those pictures that are the very files of the data that the weights were trained with."""
     if not detector.config.data.path:
         return {}
@@ -157,17 +164,17 @@ def _own_objects(split: str, detector: Detector, inputs: Sequence[Input]) -> dic
     return objects
 
 
-def _of_picture(annotations: Annotations, index: int) -> Objects:
+def _of_picture(annotations: Annotations, index: int) -> ImageObjects:
     rows = annotations.objects(index)
     kept = annotations.trainable()[rows]
     boxes, labels, areas = (
         torch.from_numpy(x[rows][kept]) for x in (annotations.boxes, annotations.labels, annotations.area)
     )
-    return Objects(torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1).float(), labels, areas)
+    return ImageObjects(torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1).float(), labels, areas)
 
 
 def _propose(
-    detector: Detector, inputs: Sequence[Input], objects: dict[str, Objects], drawing: Drawing
+    detector: Detector, inputs: Sequence[Input], objects: dict[str, ImageObjects], drawing: Drawing
 ) -> tuple[list[Inspected], list[list[Image.Image]]]:
     """What the model did with each picture, and, for a report, the views of the first few."""
     found: list[Inspected] = []
@@ -182,7 +189,7 @@ def _propose(
                 fail(error)
                 continue
             found.append(_inspect(detector, picture, item.name, objects.get(Path(item.name).name), drawing.top))
-            if drawing.report is not None and len(drawn) < MOST_PICTURES:
+            if drawing.report is not None and len(drawn) < MOST_IMAGES:
                 drawn.append([draw_view(picture, found[-1], view, drawing.top, drawing.color) for view in VIEWS])
             if drawing.out is not None:
                 image = draw_view(picture, found[-1], drawing.view, drawing.top, drawing.color)
@@ -192,7 +199,7 @@ def _propose(
     return found, drawn
 
 
-def _inspect(detector: Detector, picture: Image.Image, name: str, objects: Objects | None, top: int) -> Inspected:
+def _inspect(detector: Detector, picture: Image.Image, name: str, objects: ImageObjects | None, top: int) -> Inspected:
     output = detector.forward(detector.batch(picture))
     size = (picture.height, picture.width)
     return Inspected(

@@ -1,4 +1,4 @@
-"""Boxes with labels over a picture. Pure: a picture in, a picture out."""
+"""Boxes with labels over an image. Pure: an image in, an image out."""
 
 import colorsys
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
-from .fonts import Font, letters
+from .fonts import Font, load_font
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; yellow and black left out.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -23,18 +23,18 @@ class Box(NamedTuple):
 
 
 def class_color(label: int) -> str:
-    """The same colour for the same class in every picture; past the palette, hues that repeat late."""
+    """The same colour for the same class in every image; past the palette, hues that repeat late."""
     if label < len(PALETTE):
         return PALETTE[label]
     red, green, blue = colorsys.hls_to_rgb(label * 0.618034 % 1, 0.42, 0.85)
     return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
 
 
-def draw_boxes(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
-    """A copy of the picture with boxes drawn over it, the last one on top; lines and letters grow with the picture."""
-    image = picture.convert("RGB").copy()
-    canvas = ImageDraw.Draw(image, "RGBA")
-    side = max(image.size)
+def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
+    """A copy of the image with boxes drawn over it, the last one on top; lines and letters grow with the image."""
+    drawn = image.convert("RGB").copy()
+    canvas = ImageDraw.Draw(drawn, "RGBA")
+    side = max(drawn.size)
     line = max(1, round(side / 320))
     size = max(10, side / 52)
     for box in boxes:
@@ -42,12 +42,12 @@ def draw_boxes(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
         canvas.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=box.color, width=line)
     for box in boxes:  # over all the lines
         if box.label:
-            _draw_label(canvas, box, letters(size, box.label), image.size)
-    return image
+            _draw_label(canvas, box, load_font(size, box.label), drawn.size)
+    return drawn
 
 
 def _draw_label(canvas: ImageDraw.ImageDraw, box: Box, font: Font, size: tuple[int, int]) -> None:
-    """Above the box, or inside where there is no room, and never out of the picture."""
+    """Above the box, or inside where there is no room, and never out of the image."""
     left, top, right, bottom = canvas.textbbox((0, 0), box.label, font=font)
     width, height = right - left + 6, bottom - top + 4
     x = min(max(0, round(box.xyxy[0])), max(0, size[0] - width))
@@ -58,9 +58,9 @@ def _draw_label(canvas: ImageDraw.ImageDraw, box: Box, font: Font, size: tuple[i
 
 
 def with_legend(image: Image.Image, legend: Sequence[tuple[str, str]]) -> Image.Image:
-    """Put a strip with the meaning of the colours under the picture; rows wrap where it is narrow."""
+    """Put a strip with the meaning of the colours under the image; rows wrap where it is narrow."""
     size = min(max(11, max(image.size) / 48), LARGEST)
-    font = letters(size)
+    font = load_font(size)
     row = round(size * 1.9)
     places, x, y = [], row // 3, 0
     for text, _ in legend:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
-from .fonts import letters
+from .fonts import load_font
 
 Color = tuple[str, str]  # light and dark, "#rrggbb"
 
@@ -110,7 +110,7 @@ def to_image(sheet: Sheet) -> Image.Image:
             draw.line((shape.x0, shape.y0, shape.x1, shape.y1), shape.color[0], shape.width)
         elif isinstance(shape, Text):
             draw.text(
-                (shape.x, shape.y), shape.text, shape.color[0], letters(shape.size, shape.text), anchor=shape.anchor
+                (shape.x, shape.y), shape.text, shape.color[0], load_font(shape.size, shape.text), anchor=shape.anchor
             )
     return image
 
@@ -128,17 +128,18 @@ def to_svg(sheet: Sheet, title: str) -> str:
 def _colors(shapes: Sequence[Shape]) -> str:
     """A class for each colour that occurs, named after it: drawings of one page may share them."""
     used = sorted({color for shape in shapes for color in _used(shape)} | {PAGE, INK, FOCUS})
-    light, dark = (
-        [f".f{_name(c)} {{ fill: {c[way]} }} .s{_name(c)} {{ stroke: {c[way]} }}" for c in used] for way in (0, 1)
-    )
     return "".join(
-        _scoped(where, around, [*colors, f":is(.spot:hover, .spot:focus) .hit {{ stroke: {focus}; stroke-width: 4 }}"])
-        for (where, around), colors, focus in zip(PLACES, (light, dark, dark), (*FOCUS, FOCUS[1]), strict=True)
+        around.replace("RULES", "\n".join(f"{where} {rule}" for rule in _rules(used, way)))
+        for (where, around), way in zip(PLACES, (0, 1, 1), strict=True)
     )
 
 
-def _scoped(where: str, around: str, rules: Sequence[str]) -> str:
-    return around.replace("RULES", "\n".join(f"{where} {rule}" for rule in rules))
+def _rules(colors: Sequence[Color], way: int) -> Iterator[str]:
+    """One rule each with one selector, because whoever scopes a rule puts the scope before its first selector."""
+    for color in colors:
+        yield f".f{_name(color)} {{ fill: {color[way]} }}"
+        yield f".s{_name(color)} {{ stroke: {color[way]} }}"
+    yield f":is(.spot:hover, .spot:focus) .hit {{ stroke: {FOCUS[way]}; stroke-width: 4 }}"
 
 
 def _used(shape: Shape) -> Iterator[Color]:

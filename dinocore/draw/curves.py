@@ -1,14 +1,15 @@
-"""A run's `metrics.jsonl` as a picture: the loss and its parts by step, and average precision by epoch."""
+"""A run's `metrics.jsonl` as an image: the loss and its parts by step, and average precision by epoch."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
 
 from .boxes import PALETTE
-from .fonts import letters
+from .fonts import load_font
 
 WIDTH, HEIGHT = 1500, 620
 MARGIN = 90
@@ -28,14 +29,28 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     return [row for row in rows if "loss" in row], [row for row in rows if "AP" in row]
 
 
+def loss_terms(steps: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    """The loss's parts that the log has, such as `matching/box`, each with its stage and its term, as they appear."""
+    keys = dict.fromkeys(key for row in steps for key in row if "/" in key)
+    return {key: (key.rsplit("/", 1)[0], key.rsplit("/", 1)[1]) for key in keys}
+
+
+def total(row: Mapping[str, Any], keys: Iterable[str]) -> float | None:
+    """The sum of those of these that the row has; None if it has none."""
+    values = [row[key] for key in keys if row.get(key) is not None]
+    return sum(values) if values else None
+
+
 def draw_curves(metrics: Path) -> Image.Image:
     """Two plots side by side: losses over steps at the left, AP over epochs at the right."""
     steps, evaluations = read_metrics(metrics)
     losses = [Curve("all", _thin([(row["step"], row["loss"]) for row in steps]))]
-    for kind in ("matching", "denoising", "proposals"):
-        points = [(row["step"], sum(v for k, v in row.items() if k.startswith(f"{kind}/"))) for row in steps]
+    terms = loss_terms(steps)
+    for stage in dict.fromkeys(stage for stage, _ in terms.values()):
+        keys = [key for key, (of, _) in terms.items() if of == stage]
+        points = [(row["step"], value) for row in steps if (value := total(row, keys)) is not None]
         if any(value for _, value in points):
-            losses.append(Curve(kind, _thin(points)))
+            losses.append(Curve(stage, _thin(points)))
     scores = [Curve(name, [(row["epoch"], row[name]) for row in evaluations]) for name in ("AP50", "AP", "AP75")]
     image = Image.new("RGB", (WIDTH, HEIGHT), "white")
     top = max((y for curve in losses for _, y in curve.points), default=1.0)
@@ -46,7 +61,7 @@ def draw_curves(metrics: Path) -> Image.Image:
 
 def _plot(image: Image.Image, left: int, title: str, curves: Sequence[Curve], top: float) -> None:
     canvas = ImageDraw.Draw(image)
-    font, large = letters(20), letters(26)
+    font, large = load_font(20), load_font(26)
     x0, x1, y0, y1 = left + MARGIN, left + WIDTH // 2 - 40, HEIGHT - 70, MARGIN
     right = max((x for curve in curves for x, _ in curve.points), default=1.0)
 
@@ -61,7 +76,7 @@ def _plot(image: Image.Image, left: int, title: str, curves: Sequence[Curve], to
         canvas.text((place(x, 0)[0], y0 + 14), f"{x:.0f}", fill="black", font=font, anchor="mt")
     canvas.line([(x0, y1), (x0, y0), (x1, y0)], fill="black", width=2)
     legend = x0
-    for curve, color in zip(curves, PALETTE, strict=False):
+    for curve, color in zip(curves, cycle(PALETTE), strict=False):
         places = [place(*point) for point in curve.points]
         if len(places) > 1:
             canvas.line(places, fill=color, width=3, joint="curve")

@@ -1,21 +1,21 @@
-"""Panels of a figure: a part of a picture, faded so that marks stand out, and text that stays readable on it."""
+"""Panels of a figure: a part of an image, faded so that marks stand out, and text that stays readable on it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageEnhance
 
-from .fonts import letters
+from .fonts import load_font
 
 FINE = 2  # panels are drawn this many times larger and then reduced, for smooth lines
 INK, PAPER, GREY = "#222222", "#FFFFFF", "#8A8A8A"
-OUTSIDE = "#CFCFCF"  # what is not in the picture
+OUTSIDE = "#CFCFCF"  # what is not in the image
 
 Corners = tuple[float, float, float, float]
 
 
 class Panel(NamedTuple):
-    """A drawing of a region of a picture; places are given in the picture's pixels."""
+    """A drawing of a region of an image; places are given in the image's pixels."""
 
     image: Image.Image  # FINE times as large as it will be
     canvas: ImageDraw.ImageDraw
@@ -23,7 +23,7 @@ class Panel(NamedTuple):
     scale: float
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Where a pixel of the picture lies in the panel."""
+        """Where a pixel of the image lies in the panel."""
         return (x - self.region[0]) * self.scale, (y - self.region[1]) * self.scale
 
     def box(self, xyxy: Sequence[float], color: str, width: float = 2, halo: bool = False) -> None:
@@ -48,19 +48,19 @@ class Panel(NamedTuple):
         return self.image.reduce(FINE)
 
 
-def open_panel(picture: Image.Image, region: Corners, size: tuple[int, int], fade: float = 0.35) -> Panel:
-    """A panel of `size` (width, height) that shows `region` of the picture, which may reach beyond it.
+def open_panel(image: Image.Image, region: Corners, size: tuple[int, int], fade: float = 0.35) -> Panel:
+    """A panel of `size` (width, height) that shows `region` of the image, which may reach beyond it.
 
     Args:
-        fade: how far the picture is taken to white; its colours lose as much.
+        fade: how far the image is taken to white; its colours lose as much.
     """
     width, height = (FINE * side for side in size)
     scale = width / (region[2] - region[0])
     whole = Image.new("RGB", (width, height), OUTSIDE)
     inside = (max(0, int(region[0])), max(0, int(region[1])),
-              min(picture.width, int(region[2]) + 1), min(picture.height, int(region[3]) + 1))  # fmt: skip
+              min(image.width, int(region[2]) + 1), min(image.height, int(region[3]) + 1))  # fmt: skip
     if inside[0] < inside[2] and inside[1] < inside[3]:
-        part = picture.convert("RGB").crop(inside)
+        part = image.convert("RGB").crop(inside)
         part = ImageEnhance.Color(part).enhance(1 - fade)
         part = Image.blend(part, Image.new("RGB", part.size, PAPER), fade)
         fitted = max(1, round(part.width * scale)), max(1, round(part.height * scale))
@@ -69,18 +69,18 @@ def open_panel(picture: Image.Image, region: Corners, size: tuple[int, int], fad
     return Panel(whole, ImageDraw.Draw(whole, "RGBA"), region, scale)
 
 
-def whole_panel(picture: Image.Image, most: tuple[int, int], fade: float = 0.35) -> Panel:
-    """A panel with the whole picture, as large as fits into `most` (width, height)."""
-    scale = min(most[0] / picture.width, most[1] / picture.height)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return open_panel(picture, (0, 0, picture.width, picture.height), size, fade)
+def whole_panel(image: Image.Image, most: tuple[int, int], fade: float = 0.35) -> Panel:
+    """A panel with the whole image, as large as fits into `most` (width, height)."""
+    scale = min(most[0] / image.width, most[1] / image.height)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return open_panel(image, (0, 0, image.width, image.height), size, fade)
 
 
 def legend(
     sheet: ImageDraw.ImageDraw, left: int, top: int, entries: Sequence[tuple[str, str]], size: int = 18
 ) -> int:  # fmt: skip
     """Squares of a colour and what they mean, in one row from (left, top); where the row ends."""
-    font = letters(size)
+    font = load_font(size)
     for text, color in entries:
         sheet.rectangle((left, top + 3, left + size - 4, top + size - 1), fill=color)
         sheet.text((left + size + 2, top + size / 2 + 1), text, fill=INK, font=font, anchor="lm")

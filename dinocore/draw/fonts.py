@@ -1,4 +1,4 @@
-"""Letters in pictures: Pillow's own font, or, for names that it cannot write, one of the system's that can."""
+"""Letters in images: Pillow's own font, or, for names that it cannot write, one of the system's that can."""
 
 import functools
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ UNASSIGNED = "\U0010fffe"  # a font shows it as it shows whatever it lacks
 TRIED = 20  # the size at which glyphs are compared
 
 
-def letters(size: float, text: str = "") -> Font:
+def load_font(size: float, text: str = "") -> Font:
     """The first font that has every character of the text; Pillow's own, if none has."""
     return _font(next((name for name in _installed() if _has_all(name, text)), OWN), size)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .analysis import Analysis
+from .analysis import Analysis, picture_errors
 from .bootstrap import Interval
 from .calibration import BINS, Calibration
 from .curves import LEVELS, RECALLS, Best, Levels
@@ -26,6 +26,7 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
         "classes": {name: _class(analysis, k) for k, name in enumerate(names)},
         "best": _best(analysis.best),
         "threshold": analysis.threshold,
+        "at_threshold": _totals(analysis),
         "scores": LEVELS.tolist(),
         "curves": _levels(analysis.levels),
         "recalls": RECALLS.tolist(),
@@ -50,6 +51,13 @@ def _class(analysis: Analysis, k: int) -> dict[str, Any]:
         "curves": _levels(one.levels),
         "precision": _precision(analysis, np.array([k])) if one.objects else None,
     }
+
+
+def _totals(analysis: Analysis) -> dict[str, int]:
+    """What is found, wrong and missed in all images together, at IoU 0.5 and the threshold."""
+    errors = picture_errors(analysis.matches, analysis.threshold)
+    right, wrong, missed = (sum(getattr(one, key) for one in errors) for key in ("right", "wrong", "missed"))
+    return {"objects": right + missed, "found": right, "false_alarms": wrong}
 
 
 def _best(best: Best | None) -> dict[str, float] | None:

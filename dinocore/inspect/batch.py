@@ -1,27 +1,34 @@
-"""Pictures as the model gets them, with their boxes, side by side."""
+"""Real batches: images as the model gets them, with their boxes side by side, and the objects that a mask is for."""
 
 import math
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ..boxes import to_xyxy
+from ..boxes import to_cxcywh, to_xyxy
 from ..config import Config, ModelConfig
 from ..data.annotations import Annotations
 from ..data.batch import Batch, normalise
 from ..data.loaders import Steps, begun, load_picture, training_steps
 from ..draw.boxes import Box, class_color, draw_boxes
+from ..errors import DataError
+from ..structures import Target
+from ..system.device import pick_device
+from ..train.job import micro_batch_size
+from .mask.mask import MaskBatch
 
 CELL = 320  # pixels, a side of a cell
 GAP = 8
-PADDING = (110, 110, 120)
+PADDING_COLOR = (110, 110, 120)
 
 
-class Cell(NamedTuple):
-    """A picture with boxes."""
+class BatchImage(NamedTuple):
+    """An image with boxes."""
 
     image: np.ndarray  # (H, W, 3) uint8, padding included
     boxes_xyxy: np.ndarray  # (T, 4) in its pixels
@@ -41,53 +48,56 @@ class Cell(NamedTuple):
         return facts | {"objects": objects}
 
 
-def training_cells(annotations: Annotations, config: Config, start: int, steps: int) -> Iterator[Cell]:
-    """The pictures of optimizer steps from `start` on, by the training's own loader, normalised for the model."""
-    chunk = config.train.images_per_forward
-    chunk = config.train.batch_size if isinstance(chunk, str) else chunk
+def images_per_forward(config: Config) -> int:
+    """How many images `dino train` puts through the model at once on this machine's own device, as one process."""
+    return micro_batch_size(config.train, pick_device("auto"), config.train.batch_size)
+
+
+def training_cells(annotations: Annotations, config: Config, start: int, steps: int) -> Iterator[BatchImage]:
+    """The images of optimizer steps from `start` on, by the training's own loader, normalised for the model."""
     plan = Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, start + steps)
-    loader = training_steps(annotations, config, chunk, start, start + steps)
+    loader = training_steps(annotations, config, images_per_forward(config), start, start + steps)
     for wanted, batches in zip(plan, begun(loader), strict=True):
         for batch in batches:
             yield from _cells(batch, annotations, config.model, wanted[0][0])
 
 
-def raw_cells(annotations: Annotations, config: Config, start: int, steps: int) -> Iterator[Cell]:
-    """The same pictures as they are on disk, with the boxes that can be learned from."""
+def raw_cells(annotations: Annotations, config: Config, start: int, steps: int) -> Iterator[BatchImage]:
+    """The same images as they are on disk, with the boxes that can be learned from."""
     usable = annotations.trainable(config.data.min_box_size)
     for wanted in Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, start + steps):
         for epoch, index in wanted:
             image, boxes, labels = load_picture(annotations, index, config.data, usable)
             pixels = image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy()  # (H, W, 3)
             name = annotations.path(index).name
-            yield Cell(pixels, boxes.as_subclass(torch.Tensor).numpy(), labels.tolist(), name, index, epoch)
+            yield BatchImage(pixels, boxes.as_subclass(torch.Tensor).numpy(), labels.tolist(), name, index, epoch)
 
 
-def _cells(batch: Batch, annotations: Annotations, model: ModelConfig, epoch: int) -> Iterator[Cell]:
+def _cells(batch: Batch, annotations: Annotations, model: ModelConfig, epoch: int) -> Iterator[BatchImage]:
     """From what the model gets back to pixels: normalised images times deviation plus mean, shares times sizes."""
     ready = normalise(batch, model.pixel_mean, model.pixel_std, torch.device("cpu"))
     mean, std = torch.tensor(model.pixel_mean), torch.tensor(model.pixel_std)
     for image, padding, target, index in zip(ready.images, ready.padding, ready.targets, ready.indices, strict=True):
         pixels = (image.permute(1, 2, 0) * std + mean).mul(255).round().clamp(0, 255).byte()  # (H, W, 3)
-        pixels[padding] = torch.tensor(PADDING, dtype=torch.uint8)
+        pixels[padding] = torch.tensor(PADDING_COLOR, dtype=torch.uint8)
         height, width = int((~padding[:, 0]).sum()), int((~padding[0]).sum())
         boxes = to_xyxy(target.boxes) * torch.tensor([width, height, width, height])  # (T, 4)
         name = annotations.path(index).name
-        yield Cell(pixels.numpy(), boxes.numpy(), target.labels.tolist(), name, index, epoch)
+        yield BatchImage(pixels.numpy(), boxes.numpy(), target.labels.tolist(), name, index, epoch)
 
 
-def draw_grid(cells: Sequence[Cell], names: Sequence[str]) -> Image.Image:
+def draw_grid(cells: Sequence[BatchImage], names: Sequence[str]) -> Image.Image:
     """All cells in rows, each with its file name under it."""
     columns = min(len(cells), max(1, math.ceil(math.sqrt(len(cells)))))
     rows = math.ceil(len(cells) / columns)
     grid = Image.new("RGB", (columns * (CELL + GAP) + GAP, rows * (CELL + GAP) + GAP), "white")
     for n, cell in enumerate(cells):
-        picture = _draw_cell(cell, names)
-        grid.paste(picture, (GAP + n % columns * (CELL + GAP), GAP + n // columns * (CELL + GAP)))
+        image = _draw_cell(cell, names)
+        grid.paste(image, (GAP + n % columns * (CELL + GAP), GAP + n // columns * (CELL + GAP)))
     return grid
 
 
-def _draw_cell(cell: Cell, names: Sequence[str]) -> Image.Image:
+def _draw_cell(cell: BatchImage, names: Sequence[str]) -> Image.Image:
     image = Image.fromarray(cell.image)
     scale = CELL / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -96,3 +106,49 @@ def _draw_cell(cell: Cell, names: Sequence[str]) -> Image.Image:
         for box, label in zip((cell.boxes_xyxy * scale).tolist(), cell.labels, strict=True)
     ]
     return draw_boxes(image.resize(size), boxes)
+
+
+def first_batch(annotations: Annotations, config: Config) -> MaskBatch:
+    """What `dino train` gives to the model first: the loader's own images, with the objects that cropping left."""
+    alone = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
+    batch = next(iter(training_steps(annotations, alone, images_per_forward(config), 0, 1)))[0]
+    return _objects(annotations, batch.indices, batch.targets)
+
+
+def named_batch(splits: Sequence[Annotations], images: Sequence[str], config: Config) -> MaskBatch:
+    """All objects that can be learned from of these images, as a batch without augmentation.
+
+    Raises:
+        DataError: an image has no annotations.
+    """
+    parts = [_one(splits, image, config) for image in images]
+    joined = zip(*((part.targets[0], part.files[0], part.names[0]) for part in parts), strict=True)
+    return MaskBatch(*map(list, joined))
+
+
+def _one(splits: Sequence[Annotations], image: str, config: Config) -> MaskBatch:
+    known = []
+    for annotations in splits:
+        paths = [annotations.path(index) for index in range(len(annotations.image_ids))]
+        for index, path in enumerate(paths):
+            if path.name == Path(image).name and (path.name == image or path.resolve() == Path(image).resolve()):
+                return _objects(annotations, [index], [_target(annotations, index, config)])
+        known += [path.name for path in paths]
+    near = get_close_matches(Path(image).name, known, n=1) or known[:1]
+    files = " and ".join(str(annotations.file) for annotations in splits)
+    raise DataError(f"--images {image}: {files} do not have it" + (f"; they have {near[0]}" if near else ""))
+
+
+def _target(annotations: Annotations, index: int, config: Config) -> Target:
+    rows = annotations.objects(index)
+    kept = annotations.trainable(config.data.min_box_size)[rows]
+    boxes = torch.from_numpy(annotations.boxes[rows][kept]).float()  # (T, 4) x y width height
+    size = torch.from_numpy(annotations.sizes[index]).float().tile(2)
+    corners = (torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1) / size).clamp(0, 1)
+    return Target(torch.from_numpy(annotations.labels[rows][kept]), to_cxcywh(corners), seed=0)
+
+
+def _objects(annotations: Annotations, indices: Sequence[int], targets: list[Target]) -> MaskBatch:
+    files = [annotations.path(index).name for index in indices]
+    names = [[annotations.categories[label].name for label in target.labels.tolist()] for target in targets]
+    return MaskBatch(targets, files, names)

@@ -1,30 +1,34 @@
 """The page about two evaluations: every number is the one that `dino eval --compare --json` prints."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 from ..config import DataConfig
 from ..data.annotations import Annotations
 from ..evaluate.compare import Comparison, comparison_json
-from .differences import draw_differences
 from .evaluation import BOXES, ERRORS, MOST_CLASSES, confusion, error_counts, known, pair, reliability
-from .judged_pictures import judged_picture, open_pictures
+from .judged import judged_image, open_images
 from .parts import Cell, Chart, Drawing, Facts, Gallery, Line, Page, Part, Section, Table
 
 LETTERS = {"a": "A", "b": "B"}
+MOST, MOST_LETTERS = 30, 22  # rows of the drawing; letters of a name
+LEFT, RIGHT, WIDTH, ROW, TOP = 190, 70, 640, 26, 40
+BETTER, WORSE = "#0072B2", "#D55E00"  # Okabe and Ito's
 COLUMNS = ("A", "B", "B - A", "from", "to", "verdict")
-INTERVAL = "From, to: 95 % of what B - A would be with other pictures of the same kind; where it holds 0, "
-INTERVAL += "these pictures do not tell A and B apart."
+INTERVAL = "From, to: 95 % of what B - A would be with other images of the same kind; where it holds 0, "
+INTERVAL += "these images do not tell A and B apart."
 
 
 def comparison_page(
     comparison: Comparison, annotations: Annotations, facts: dict[str, Cell], config: DataConfig
 ) -> Page:
-    """Numbers of both, their differences, curves over each other, and the pictures where they differ most.
+    """Numbers of both, their differences, curves over each other, and the images where they differ most.
 
     Args:
         facts: names and values that stand at the top: A, B, data.
-        config: how pictures are read; those that can't be are left out.
+        config: how images are read; those that can't be are left out.
     """
     answer = comparison_json(comparison)
     sides = {LETTERS[side]: found for side, found in answer["sides"].items()}
@@ -32,12 +36,15 @@ def comparison_page(
         Section("COCO", [Facts("Compared", facts), _drawn(answer), _numbers(answer)]),
         Section("Classes", [_classes(answer)]),
         Section("Curves", _curves(sides)),
-        Section("Errors", [_tide(answer), *(confusion(f"Confusion of {side}", one) for side, one in sides.items())]),
+        Section(
+            "Errors",
+            [_tide(answer), *(part for side, one in sides.items() for part in confusion(f"Confusion of {side}", one))],
+        ),
         Section("Calibration", [reliability(sides), _calibration(sides)]),
-        Section("Pictures", _pictures(comparison, answer, annotations, config)),
+        Section("Images", _images(comparison, answer, annotations, config)),
     ]
     return Page(
-        "Comparison", f"A and B on {len(annotations.image_ids)} pictures, {sides['A']['objects']} objects", sections
+        "Comparison", f"A and B on {len(annotations.image_ids)} images, {sides['A']['objects']} objects", sections
     )
 
 
@@ -62,8 +69,10 @@ def _numbers(answer: dict[str, Any]) -> Table:
 
 def _classes(answer: dict[str, Any]) -> Table:
     objects = {name: one["objects"] for name, one in answer["sides"]["a"]["classes"].items()}
-    rows = [[name, objects[name], *_row(one)] for name, one in answer["classes"].items()]
-    return Table("AP by class", ["class", "objects", *COLUMNS], rows, INTERVAL)
+    order = sorted(answer["classes"], key=lambda name: -abs(answer["classes"][name]["change"] or 0) * objects[name])
+    rows = [[name, objects[name], *_row(answer["classes"][name])] for name in order]
+    text = f"{INTERVAL} The largest differences first, times the objects of the class."
+    return Table("AP by class", ["class", "objects", *COLUMNS], rows, text)
 
 
 def _curves(sides: dict[str, dict[str, Any]]) -> list[Part]:
@@ -105,25 +114,72 @@ def _calibration(sides: dict[str, dict[str, Any]]) -> Table:
     return Table("Best threshold of all classes", columns, rows, "IoU 0.5; expected calibration error.")
 
 
-def _pictures(
-    comparison: Comparison, answer: dict[str, Any], annotations: Annotations, config: DataConfig
-) -> list[Part]:
-    """Each picture twice, as A and as B has it."""
-    rows, pictures = [], []
-    opened = open_pictures(annotations, (one["a"]["image_id"] for one in answer["pictures"]), config)
+def _images(comparison: Comparison, answer: dict[str, Any], annotations: Annotations, config: DataConfig) -> list[Part]:
+    """Each image twice, as A and as B has it."""
+    rows, images = [], []
+    opened = open_images(annotations, (one["a"]["image_id"] for one in answer["pictures"]), config)
     for one, (name, image) in zip(answer["pictures"], opened, strict=True):
         image_id, *of_a = one["a"].values()
         rows.append([name, image_id, *of_a, *list(one["b"].values())[1:], one["change"]])
         if image is not None:
             for side, found in (("a", comparison.a), ("b", comparison.b)):
                 title = f"{LETTERS[side]}: {name}"
-                pictures.append(judged_picture(found.matches, image_id, image, title, error_counts(one[side])))
+                images.append(judged_image(found.matches, image_id, image, title, error_counts(one[side])))
     thresholds = [one["threshold"] for one in answer["sides"].values()]
     rule = f"Wrong detections and missed objects together at IoU 0.5, A at scores from {thresholds[0]:.3g}, "
     rule += f"B from {thresholds[1]:.3g}: each at its best threshold."
-    columns = ["picture", "id", *(f"{word} in {side}" for side in "AB" for word in ("right", "wrong", "missed"))]
+    columns = ["image", "id", *(f"{word} in {side}" for side in "AB" for word in ("right", "wrong", "missed"))]
     table = Table("Where they differ most", [*columns, "more errors in B"], rows, rule)
-    if not pictures:
+    if not images:
         return [table]
     text = f"{BOXES} The notes count at each side's best threshold, the boxes are those of the slider."
-    return [Gallery("A beside B", pictures, sum(thresholds) / 2, text, columns=2), table]
+    return [Gallery("A beside B", images, sum(thresholds) / 2, text, columns=2), table]
+
+
+def draw_differences(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The first of `rows`, each with `change` and `interval`; an interval beside 0 has a colour and a filled dot.
+
+    Colours of letters and lines are those of the page around it.
+    """
+    shown = dict(list(rows.items())[:MOST])
+    most = max([abs(end) for one in shown.values() for end in one["interval"]] + [0.001])
+    half = (WIDTH - RIGHT - LEFT) / 2
+
+    def x(value: float) -> float:
+        return round(LEFT + half + value / most * half, 1)
+
+    height = TOP + ROW * len(shown) + 30
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img" font-size="13"'
+        ' aria-label="Differences with their intervals; the table below has the numbers">',
+        _text(x(0) - 12, 18, "\N{LEFTWARDS ARROW} A is better", "end"),
+        _text(x(0) + 12, 18, "B is better \N{RIGHTWARDS ARROW}", "start"),
+    ]
+    for value in _ticks(most):
+        color = "var(--line)" if value else "var(--soft)"
+        parts.append(f'<path d="M{x(value)} {TOP - 8}V{height - 24}" style="stroke:{color}"/>')
+        parts.append(_text(x(value), height - 6, f"{value:+.4g}" if value else "0", "middle"))
+    for n, (name, one) in enumerate(shown.items()):
+        y = TOP + ROW * (n + 0.5)
+        low, high = one["interval"]
+        color = "var(--soft)" if low <= 0 <= high else BETTER if low > 0 else WORSE
+        fill = "var(--page)" if low <= 0 <= high else color
+        short = name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
+        parts += [
+            _text(LEFT - 14, y + 4, short, "end"),
+            f'<path d="M{x(low)} {y}H{x(high)}" style="stroke:{color};stroke-width:3"/>',
+            f'<circle cx="{x(one["change"])}" cy="{y}" r="5" style="fill:{fill};stroke:{color};stroke-width:2"/>',
+            _text(WIDTH - 2, y + 4, f"{one['change']:+.4f}", "end"),
+        ]
+    return "\n".join([*parts, "</svg>"])
+
+
+def _ticks(most: float) -> list[float]:
+    """Round values around 0, up to three on a side."""
+    power = 10 ** math.floor(math.log10(most))
+    step = power * next(share for share in (0.5, 1, 2, 5) if most / (share * power) < 4)
+    return [n * step for n in range(-3, 4) if abs(n * step) <= most]
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" style="fill:var(--ink)">{escape(text)}</text>'

@@ -1,4 +1,4 @@
-"""The report of a data set: numbers, findings, and pictures of each finding."""
+"""The report of a data set: numbers, findings, and images of each finding."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,33 +9,32 @@ from ..data.check.check import Checked
 from ..data.findings import Finding, Place
 from ..data.images import read_image
 from ..errors import DataError
-from .page import render_page
-from .parts import Facts, Gallery, Mark, Page, Part, Picture, Section, Table
-from .pictures import shrink
+from .page import shrink
+from .parts import Facts, Gallery, Mark, MarkedImage, Page, Part, Section, Table
 
-EACH = 6  # pictures of a finding
+EACH = 6  # images of a finding
 SIDE = 640  # pixels, at most
 MARGIN = 3.0  # a small object is shown with so many times its size around it
 MAX_PIXELS = 50_000_000
 COLUMNS = ("min", "p5", "median", "p95", "max", "mean")
 SPREADS = {
-    "objects in a picture": "objects_per_image",
+    "objects in an image": "objects_per_image",
     "side of an object in pixels": "object_side_px",
     "width / height of an object": "object_aspect",
-    "width of a picture": "image_width",
-    "height of a picture": "image_height",
+    "width of an image": "image_width",
+    "height of an image": "image_height",
 }
 
 
-def render_report(checked: Checked) -> str:
+def data_page(checked: Checked) -> Page:
     """The whole page."""
     config = checked.config.model_copy(update={"max_pixels": min(checked.config.max_pixels, MAX_PIXELS)})
     found = checked.findings()
     counts = ", ".join(f"{count} {level}" for level, count in checked.counts().items())
     decoded = "all" if checked.decoded else "not"
-    told = f"{checked.layout.kind} layout. {counts}. Pictures were {decoded} decoded."
+    told = f"{checked.layout.kind} layout. {counts}. Images were {decoded} decoded."
     splits = [_split(name, part.numbers) for name, part in checked.splits.items() if part.numbers]
-    return render_page(Page(f"{checked.folder}: data check", told, [_findings(found, config), *splits]))
+    return Page(f"{checked.folder}: data check", told, [_findings(found, config), *splits])
 
 
 def _findings(found: Sequence[tuple[str, Finding]], config: DataConfig) -> Section:
@@ -43,53 +42,56 @@ def _findings(found: Sequence[tuple[str, Finding]], config: DataConfig) -> Secti
     rows = [[one.level, one.code, split or None, one.count, one.text, one.fix] for split, one in found]
     parts: list[Part] = [Table("", ["level", "code", "split", "count", "what", "what to do"], rows)] if rows else []
     for split, finding in found:
-        pictures = list(_pictures(finding, config))
-        if pictures:
+        images = list(_images(finding, config))
+        if images:
             text = "\n".join(filter(None, (finding.what, finding.fix)))
             title = f"{finding.level} {finding.code}" + (f", {split}" if split else "")
-            parts.append(Gallery(title, pictures, text=text))
+            parts.append(Gallery(title, images, text=text))
     return Section("Findings", parts, "" if rows else "Nothing to say against this data.")
 
 
 def _split(name: str, numbers: dict[str, Any]) -> Section:
     facts = {
-        "pictures": numbers["images"],
-        "pictures without objects": numbers["empty_images"],
+        "images": numbers["images"],
+        "images without objects": numbers["empty_images"],
         "objects": numbers["objects"],
         "crowd regions": numbers["crowds"],
     } | {f"{size} objects": f"{share:.0%}" for size, share in numbers["shares"].items()}
     spreads = [[title, *(numbers[key][c] for c in COLUMNS)] for title, key in SPREADS.items() if numbers[key]]
-    classes = [[kind, row["id"], row["objects"], row["images"]] for kind, row in numbers["classes"].items()]
+    classes = [
+        [kind, row["id"], row["objects"], row["images"]]
+        for kind, row in sorted(numbers["classes"].items(), key=lambda item: -item[1]["objects"])
+    ]
     return Section(name, [
         Facts("", facts),
         Table("Sizes", ["of", *COLUMNS], spreads),
-        Table("Classes", ["class", "id", "objects", "pictures"], classes),
+        Table("Classes", ["class", "id", "objects", "images"], classes),
     ])  # fmt: skip
 
 
-def _pictures(finding: Finding, config: DataConfig) -> Iterator[Picture]:
+def _images(finding: Finding, config: DataConfig) -> Iterator[MarkedImage]:
     """The first offenders that can be drawn."""
     for place in [p for p in finding.places if p.picture is not None][:EACH]:
         for path in (place.picture, place.other):
             if path is None:
                 continue
             try:
-                yield _picture(place, path, config)
+                yield _image(place, path, config)
             except DataError:
                 continue  # the finding says that it cannot be read
 
 
-def _picture(place: Place, path: Path, config: DataConfig) -> Picture:
-    """The picture with the boxes, or, if they are small in it, what is around them."""
+def _image(place: Place, path: Path, config: DataConfig) -> MarkedImage:
+    """The image with the boxes, or, if they are small in it, what is around them."""
     image = read_image(path, config)
     corners = [(x, y, x + w, y + h) for x, y, w, h in place.boxes]
     region = _around(corners, image.size) if corners else (0, 0, *image.size)
     part = image.crop(region)
     marks = [
         Mark([min(max(value - region[k % 2], -2), part.size[k % 2] + 1) for k, value in enumerate(box)], "", "truth")
-        for box in corners  # cut to a little beyond the picture: wild numbers would draw nothing
+        for box in corners  # cut to a little beyond the image: wild numbers would draw nothing
     ]
-    return shrink(Picture(place.text, part, marks), SIDE)
+    return shrink(MarkedImage(place.text, part, marks), SIDE)
 
 
 def _around(corners: Sequence[Sequence[float]], size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -1,16 +1,19 @@
 """The page about one evaluation: every number is the one that `dino eval --json` prints."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from ..config import DataConfig
 from ..data.annotations import Annotations
-from ..evaluate.analysis import Analysis
+from ..evaluate.analysis import Analysis, picture_errors
 from ..evaluate.answer import to_json
 from ..words import counted
-from .judged_pictures import LEAST, judged_picture, open_pictures
+from .judged import EXAMPLES, LEAST, Counts, good_and_bad, headline, judged_image, open_images
 from .parts import Cell, Chart, Facts, Gallery, Line, Matrix, Page, Part, Section, Table
 
+MOST_CONFUSED = 40  # classes of a confusion matrix
 MOST_CLASSES = 12  # curves in one chart
 BOXES = f"Boxes with a score of at least {LEAST}. Missed: an object that no detection above the threshold answers for."
 ERRORS = {
@@ -26,45 +29,82 @@ ERRORS = {
 
 
 def evaluation_page(analysis: Analysis, annotations: Annotations, facts: dict[str, Cell], config: DataConfig) -> Page:
-    """Numbers, curves and the worst pictures with prediction and truth.
+    """Numbers, curves and the worst images with prediction and truth.
 
     Args:
         facts: names and values that stand at the top: weights, data.
-        config: how pictures are read; those that can't be are left out.
+        config: how images are read; those that can't be are left out.
     """
     answer = to_json(analysis)
+    counts = {image_id: Counts(*rest) for image_id, *rest in picture_errors(analysis.matches, analysis.threshold)}
     sections = [
+        Section("Examples", _examples(analysis, counts, annotations, config)),
         Section("COCO", [Facts("Evaluated", facts), _summary(answer)]),
         Section("Classes", [_classes(answer)]),
         Section("Curves", _curves(answer)),
-        Section("Errors", [_tide(answer), confusion("Confusion", answer), _lrp(answer)]),
+        Section("Errors", [_tide(answer), *confusion("Confusion", answer), _lrp(answer)]),
         Section("Calibration", _calibrations(answer)),
-        Section("Worst pictures", _worst(analysis, answer, annotations, config)),
+        Section("Worst images", _worst(analysis, answer, annotations, config)),
     ]
     return Page(
         "Evaluation",
-        f"{counted(len(analysis.matches.image_ids), 'picture')}, {counted(answer['objects'], 'object')}",
+        f"{counted(len(analysis.matches.image_ids), 'image')}, {counted(answer['objects'], 'object')}",
         sections,
+        headline(counts.values(), analysis.threshold),
     )
+
+
+def _examples(
+    analysis: Analysis, counts: Mapping[int, Counts], annotations: Annotations, config: DataConfig
+) -> list[Part]:
+    """Three good images and three bad ones, with their boxes."""
+    parts: list[Part] = []
+    for title, ids in zip(("Best images", "Worst images"), good_and_bad(counts), strict=True):
+        opened = zip(ids, open_images(annotations, ids, config), strict=True)
+        shown = [
+            judged_image(analysis.matches, image_id, image, name, error_counts(counts[image_id]._asdict()))
+            for image_id, (name, image) in opened
+            if image is not None
+        ]
+        if shown:
+            parts.append(Gallery(title, shown, analysis.threshold, columns=EXAMPLES))
+    return parts
 
 
 def _summary(answer: dict[str, Any]) -> Table:
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
     rows = [[name, known(answer[name]), *pair(answer["intervals"].get(name))] for name in names]
-    text = "The interval holds 95 % of what other pictures of the same kind would give; see docs/evaluation.md."
+    text = "The interval holds 95 % of what other images of the same kind would give; see docs/evaluation.md."
     return Table("The 12 numbers", ["number", "value", "from", "to"], rows, text)
 
 
 def _classes(answer: dict[str, Any]) -> Table:
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
-    columns = ["class", "objects", *names, "AP from", "AP to", "best threshold", "F1", "precision", "recall", "LRP"]
+    columns = ["class", "objects", "errors", *names, "AP from", "AP to"]
+    columns += ["best threshold", "F1", "precision", "recall", "LRP"]
     rows = []
-    for name, one in answer["classes"].items():
+    errors = _errors(answer)
+    for name, one in _by_errors(answer):
         best = one["best"] or dict.fromkeys(("threshold", "f1", "precision", "recall"))
         lrp = one["lrp"]["error"] if one["lrp"] else None
-        rows.append([name, one["objects"], *(known(one[key]) for key in names), *pair(one["interval"]),
-                     *best.values(), lrp])  # fmt: skip
-    return Table("By class", columns, rows, "F1, precision and recall at IoU 0.5 and the threshold of the greatest F1.")
+        rows.append([name, one["objects"], errors[name], *(known(one[key]) for key in names),
+                     *pair(one["interval"]), *best.values(), lrp])  # fmt: skip
+    text = "Most errors first: objects missed or taken for another class, and false alarms, at scores from "
+    text += f"{answer['threshold']:.3g}. F1, precision and recall at IoU 0.5 and the threshold of the greatest F1."
+    return Table("By class", columns, rows, text)
+
+
+def _errors(answer: dict[str, Any]) -> dict[str, int]:
+    """What is off the diagonal of the confusion matrix, by class: its objects, and its detections where nothing is."""
+    counts = np.array(answer["confusion"]["counts"])
+    wrong = counts.sum(1) - counts.diagonal() + counts[-1]
+    return dict(zip(answer["confusion"]["classes"], wrong[:-1].tolist(), strict=False))
+
+
+def _by_errors(answer: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The classes, those with the most errors first."""
+    errors = _errors(answer)
+    return sorted(answer["classes"].items(), key=lambda item: -errors[item[0]])
 
 
 def _curves(answer: dict[str, Any]) -> list[Part]:
@@ -92,16 +132,37 @@ def _tide(answer: dict[str, Any]) -> Table:
     return Table("Where AP50 is lost", ["error", "meaning", "count", "dAP"], rows, text)
 
 
-def confusion(title: str, answer: dict[str, Any]) -> Matrix:
-    """Which class was taken for which."""
-    names = answer["confusion"]["classes"]
+def confusion(title: str, answer: dict[str, Any]) -> list[Part]:
+    """Which class was taken for which: a matrix, or of many classes those that are confused most and a list of all."""
+    names, counts = answer["confusion"]["classes"], np.array(answer["confusion"]["counts"])
     text = f"IoU 0.5, scores from {answer['threshold']:.3g}. Background: no object was there, or none was found."
-    return Matrix(title, names, names, answer["confusion"]["counts"], "truth", "found", text)
+    if len(names) <= MOST_CONFUSED + 1:
+        return [Matrix(title, names, names, answer["confusion"]["counts"], "truth", "found", text)]
+    rows, columns = _confusions(counts)
+    chosen = list(dict.fromkeys(k for pair in zip(rows, columns, strict=True) for k in pair if k < len(names) - 1))
+    chosen = [*sorted(chosen[:MOST_CONFUSED]), len(names) - 1]
+    some = [names[k] for k in chosen]
+    text += f" The {len(some) - 1} classes that are confused most, of {len(names) - 1:,}."
+    pairs = [[names[row], names[column], int(counts[row, column])] for row, column in zip(rows, columns, strict=True)]
+    order = "Pairs of classes, then those with background; the most frequent first."
+    return [
+        Matrix(title, some, some, counts[np.ix_(chosen, chosen)].tolist(), "truth", "found", text),
+        Table(f"{title}: all pairs", ["truth", "found", "count"], pairs, order),
+    ]
+
+
+def _confusions(counts: np.ndarray) -> tuple[list[int], list[int]]:
+    """Rows and columns of what is off the diagonal: first classes taken for one another, the most frequent first."""
+    last = len(counts) - 1
+    rows, columns = np.nonzero(counts * ~np.eye(len(counts), dtype=bool))
+    with_background = (rows == last) | (columns == last)
+    order = np.lexsort((-counts[rows, columns], with_background))
+    return rows[order].tolist(), columns[order].tolist()
 
 
 def _lrp(answer: dict[str, Any]) -> Table:
     rows = [["mean of classes", *answer["lrp"].values(), None]]
-    rows += [[name, *one["lrp"].values()] for name, one in answer["classes"].items() if one["lrp"]]
+    rows += [[name, *one["lrp"].values()] for name, one in _by_errors(answer) if one["lrp"]]
     columns = ["class", "LRP", "localisation", "false positives", "false negatives", "threshold"]
     return Table(
         "Optimal LRP", columns, rows, "0 is perfect, 1 the worst; at the threshold where it is least, IoU 0.5."
@@ -131,21 +192,21 @@ def _calibrations(answer: dict[str, Any]) -> list[Part]:
 
 
 def _worst(analysis: Analysis, answer: dict[str, Any], annotations: Annotations, config: DataConfig) -> list[Part]:
-    rows, pictures = [], []
-    opened = open_pictures(annotations, (one["image_id"] for one in answer["worst"]), config)
+    rows, images = [], []
+    opened = open_images(annotations, (one["image_id"] for one in answer["worst"]), config)
     for one, (name, image) in zip(answer["worst"], opened, strict=True):
         rows.append([name, *one.values()])
         if image is not None:
-            pictures.append(judged_picture(analysis.matches, one["image_id"], image, name, error_counts(one)))
+            images.append(judged_image(analysis.matches, one["image_id"], image, name, error_counts(one)))
     rule = f"Most wrong detections and missed objects together, at IoU 0.5 and scores from {answer['threshold']:.3g}."
-    table = Table("Which they are", ["picture", "id", "right", "wrong", "missed"], rows, rule)
-    if not pictures:
+    table = Table("Which they are", ["image", "id", "right", "wrong", "missed"], rows, rule)
+    if not images:
         return [table]
-    return [Gallery("Prediction beside truth", pictures, analysis.threshold, BOXES), table]
+    return [Gallery("Prediction beside truth", images, analysis.threshold, BOXES), table]
 
 
 def error_counts(one: dict[str, Any]) -> str:
-    """What is right in a picture, in words."""
+    """What is right in an image, in words."""
     return f"{one['right']} right, {one['wrong']} wrong, {one['missed']} missed"
 
 

@@ -1,4 +1,4 @@
-// Boxes over pictures, drawn anew when the score threshold moves, and one picture at a time in a dialog.
+// Boxes over images, drawn anew when the score threshold moves, and one image at a time in a dialog.
 const TRUTH = 0, FOUND = 1, WRONG = 2, MISSED = 3;
 const CROWD = 40;  // boxes; more have thin lines, and only the one that is pointed at a label
 const FLAT = 0.01;  // SVG draws nothing of a rectangle without width or height
@@ -15,15 +15,15 @@ function labelOf(data, mark) {
   return data.labels[mark[4]] + (score === null ? '' : ` ${score.toFixed(2)}`);
 }
 
-/** The marks of a picture that are drawn, with their places in its list. */
-function shownOf(picture, {threshold, hidden}) {
-  return picture.marks.map((mark, i) => ({mark, i, kind: kindAt(mark, threshold)}))
+/** The marks of an image that are drawn, with their places in its list. */
+function shownOf(image, {threshold, hidden}) {
+  return image.marks.map((mark, i) => ({mark, i, kind: kindAt(mark, threshold)}))
     .filter(({kind}) => kind >= 0 && !hidden.has(kind));
 }
 
 const meets = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
 
-/** A place for a label at its box where there is none yet, inside the picture; null where there is no room. */
+/** A place for a label at its box where there is none yet, inside the image; null where there is no room. */
 function placeFor([x0, y0, , y1], width, height, size, taken) {
   const left = Math.max(0, Math.min(x0, size[0] - width));
   for (const top of [y0 - height, y0, y1, y1 - height]) {
@@ -33,11 +33,11 @@ function placeFor([x0, y0, , y1], width, height, size, taken) {
   return null;
 }
 
-function drawMarks(svg, picture, {data, threshold, hidden}, letters, picked = -1) {
-  const scale = picture.size[0] / (svg.clientWidth || 300);  // pixels of the picture in one of the screen
+function drawMarks(svg, image, {data, threshold, hidden}, letters, picked = -1) {
+  const scale = image.size[0] / (svg.clientWidth || 300);  // pixels of the image in one of the screen
   const boxes = [], labels = [], taken = [];
   pen.font = `${letters}px system-ui, "Liberation Sans", sans-serif`;
-  const shown = shownOf(picture, {threshold, hidden});
+  const shown = shownOf(image, {threshold, hidden});
   for (const {mark, i, kind} of shown) {
     const place = {x: Math.min(mark[0], mark[2]), y: Math.min(mark[1], mark[3]),
       width: Math.abs(mark[2] - mark[0]) || FLAT, height: Math.abs(mark[3] - mark[1]) || FLAT};
@@ -48,7 +48,7 @@ function drawMarks(svg, picture, {data, threshold, hidden}, letters, picked = -1
   const told = ({mark, kind}) => kind === TRUTH && mark[6] !== null && !hidden.has(FOUND);  // by the box that answers it
   for (const one of shown.sort((a, b) => rank(b) - rank(a))) {
     const {mark, i} = one, text = i === picked || (shown.length <= CROWD && !told(one)) ? labelOf(data, mark) : '';
-    const plate = text && placeFor(mark, (pen.measureText(text).width + 6) * scale, (letters + 4) * scale, picture.size, taken);
+    const plate = text && placeFor(mark, (pen.measureText(text).width + 6) * scale, (letters + 4) * scale, image.size, taken);
     if (!plate) continue;
     taken.push(plate);
     labels.push(make('svg:g', {class: i === picked ? 'pick' : ''},
@@ -68,7 +68,7 @@ class Gallery {
     this.bar = place.querySelector('.bar');
     this.slider = this.bar.querySelector('input');
     this.seen = new Set();
-    this.marks = this.data.pictures.flatMap(picture => picture.marks);
+    this.marks = this.data.images.flatMap(image => image.marks);
     this.bar.hidden = !this.marks.length;
     this.slider.parentElement.hidden = !this.marks.some(mark => mark[6] !== null);
     this.threshold = this.slider.parentElement.hidden ? 0 : this.data.threshold;  // the slider rounds what it is given
@@ -107,7 +107,7 @@ class Gallery {
       this.kinds[kind].hidden = !used[kind];
     });
     this.figures.forEach((figure, i) => {
-      const [answered, found, wrong, missed] = this.count(this.data.pictures[i].marks);
+      const [answered, found, wrong, missed] = this.count(this.data.images[i].marks);
       const told = [used[TRUTH] || used[MISSED] ? `${answered + missed} annotated` : '', missed ? `${missed} missed` : '',
         used[FOUND] ? `${found} found` : '', wrong ? `${wrong} wrong` : ''];
       figure.querySelector('.count').textContent = told.filter(Boolean).join(', ');
@@ -117,8 +117,8 @@ class Gallery {
   }
 
   draw(figure) {
-    const picture = this.data.pictures[this.figures.indexOf(figure)];
-    drawMarks(figure.querySelector('.marks'), picture, this, 11);
+    const image = this.data.images[this.figures.indexOf(figure)];
+    drawMarks(figure.querySelector('.marks'), image, this, 11);
   }
 }
 
@@ -131,22 +131,22 @@ const large = {
     this.gallery = gallery;
     this.index = index;
     if (!this.box.open) this.box.showModal();
-    const picture = gallery.data.pictures[index], image = this.box.querySelector('img');
-    image.src = gallery.figures[index].querySelector('img').src;
-    this.box.querySelector('strong').textContent = `${picture.title}  (${index + 1} of ${gallery.figures.length})`;
-    const [width, height] = picture.size, stage = this.box.querySelector('.stage');
-    image.width = width; image.height = height;
+    const image = gallery.data.images[index], element = this.box.querySelector('img');
+    element.src = gallery.figures[index].querySelector('img').src;
+    this.box.querySelector('strong').textContent = `${image.title}  (${index + 1} of ${gallery.figures.length})`;
+    const [width, height] = image.size, stage = this.box.querySelector('.stage');
+    element.width = width; element.height = height;
     stage.style.width = `min(100%, ${Math.max(width, 640)}px, calc(74vh * ${width / height}))`;
     this.box.querySelector('.marks').setAttribute('viewBox', `0 0 ${width} ${height}`);
     this.draw();
   },
 
-  get picture() { return this.gallery.data.pictures[this.index]; },
+  get image() { return this.gallery.data.images[this.index]; },
 
   draw() {
     if (!this.box.open) return;
     const {data} = this.gallery;
-    const rows = shownOf(this.picture, this.gallery).sort((a, b) => (b.mark[6] ?? -1) - (a.mark[6] ?? -1));
+    const rows = shownOf(this.image, this.gallery).sort((a, b) => (b.mark[6] ?? -1) - (a.mark[6] ?? -1));
     this.box.querySelector('.list').replaceChildren(...rows.map(({mark, i, kind}) => {
       const button = make('button', {type: 'button'}, `${data.names[kind]} ${labelOf(data, mark)}`);
       for (const name of ['focus', 'pointerenter', 'click']) button.addEventListener(name, () => this.pick(i));
@@ -157,14 +157,14 @@ const large = {
   },
 
   /** Draw one box with its label, and the others faintly; all of them for -1. */
-  pick(i) { drawMarks(this.box.querySelector('.marks'), this.picture, this.gallery, 13, i); },
+  pick(i) { drawMarks(this.box.querySelector('.marks'), this.image, this.gallery, 13, i); },
 
   /** Pick the smallest box under the pointer. */
   point(event) {
-    const box = this.box.querySelector('.marks').getBoundingClientRect(), [width, height] = this.picture.size;
+    const box = this.box.querySelector('.marks').getBoundingClientRect(), [width, height] = this.image.size;
     const x = (event.clientX - box.left) / box.width * width, y = (event.clientY - box.top) / box.height * height;
     const area = ({mark}) => (mark[2] - mark[0]) * (mark[3] - mark[1]);
-    const under = shownOf(this.picture, this.gallery)
+    const under = shownOf(this.image, this.gallery)
       .filter(({mark}) => mark[0] <= x && x <= mark[2] && mark[1] <= y && y <= mark[3]).sort((a, b) => area(a) - area(b));
     this.pick(under.length ? under[0].i : -1);
   },

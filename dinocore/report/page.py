@@ -1,37 +1,83 @@
 """A page as one HTML file that needs nothing else: no network, no other file. See docs/reports.md."""
 
 import base64
+import csv
 import hashlib
 import json
 import math
 import re
 from collections.abc import Sequence
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
-from .parts import Cell, Chart, Gallery, Matrix, Page, Part, Table
-from .pictures import fit_pictures
+from ..system.files import write_text
+from .parts import Cell, Chart, Gallery, MarkedImage, Matrix, Page, Part, Table
 
 MOST_BYTES = 4_800_000  # of the file, unless tables and drawings alone take more
+MOST_ROWS = 200  # of a table in the page; the whole of a longer one is a file beside it
 HERE = Path(__file__).parent
 SCRIPTS = ("page.js", "tables.js", "charts.js", "gallery.js")
 KINDS = {"truth": "annotated", "found": "found", "wrong": "wrong", "missed": "missed"}
+LARGEST, SMALLEST = 2000, 96  # of the longer side, in pixels
+PHOTOGRAPH = 1280  # the same, of those that wait for their page
+QUALITY = 78
 UNKNOWN = "\N{EN DASH}"
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def render_page(page: Page) -> str:
-    """The HTML of a page. All text is escaped; pictures are made as small as MOST_BYTES asks for."""
+    """The HTML of a page. All text is escaped; images are made as small as MOST_BYTES asks for."""
     galleries = [part for section in page.sections for part in section.parts if isinstance(part, Gallery)]
-    pictures = [picture for gallery in galleries for picture in gallery.pictures]
-    bare = _render(page, [""] * len(pictures))
-    if not pictures:
+    images = [image for gallery in galleries for image in gallery.images]
+    bare = _render(page, [""] * len(images))
+    if not images:
         return bare
     room = MOST_BYTES - len(bare.encode())
-    return _render(page, fit_pictures([picture.image for picture in pictures], room))
+    return _render(page, fit_images([image.image for image in images], room))
+
+
+def write_page(path: Path, page: Page) -> list[Path]:
+    """Write the page, and beside it a CSV of each table that is too long for it; returns what was written.
+
+    The page then has the table's first MOST_ROWS rows and names the file: whoever fills a table puts the rows that
+    matter first.
+    """
+    sections, files = [], []
+    for section in page.sections:
+        parts = []
+        for part in section.parts:
+            if isinstance(part, Table) and len(part.rows) > MOST_ROWS:
+                files.append(path.with_name(_file_name(path.stem, part.title or section.title)))
+                write_text(files[-1], _csv(part))
+                note = f"The first {MOST_ROWS} of {len(part.rows):,} rows; all are in {files[-1].name}."
+                part = part._replace(rows=part.rows[:MOST_ROWS], text=f"{part.text}\n{note}".strip())
+            parts.append(part)
+        sections.append(section._replace(parts=parts))
+    write_text(path, render_page(page._replace(sections=sections)))
+    return [path, *files]
+
+
+def _file_name(stem: str, title: str) -> str:
+    return f"{stem}-{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')}.csv"
+
+
+def _csv(table: Table) -> str:
+    """Numbers whole, nothing for what is not known; text that a spreadsheet would run as a formula is quoted."""
+    lines = StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(table.columns)
+    for row in table.rows:
+        writer.writerow([_harmless(printable(value)) if isinstance(value, str) else value for value in row])
+    return lines.getvalue()
+
+
+def _harmless(text: str) -> str:
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def _render(page: Page, sources: Sequence[str]) -> str:
@@ -55,7 +101,7 @@ def _render(page: Page, sources: Sequence[str]) -> str:
         "next": next,
     }
     environment.tests["number"] = _is_number
-    # a template uses each source once, in the order of the pictures
+    # a template uses each source once, in the order of the images
     return environment.get_template("page.html.j2").render(
         page=page,
         css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
@@ -123,10 +169,10 @@ def _chart_data(chart: Chart) -> dict[str, Any]:
 
 
 def _gallery_data(gallery: Gallery) -> dict[str, Any]:
-    """Sizes in pixels of the picture as it was read, like the boxes; labels are told once."""
+    """Sizes in pixels of the image as it was read, like the boxes; labels are told once."""
     labels: dict[str, int] = {}
-    pictures = []
-    for picture in gallery.pictures:
+    images = []
+    for image in gallery.images:
         marks = [
             [
                 *(_finite(round(float(value), 1)) or 0 for value in mark.xyxy),
@@ -134,15 +180,15 @@ def _gallery_data(gallery: Gallery) -> dict[str, Any]:
                 list(KINDS).index(mark.kind),
                 None if mark.score is None else _finite(round(float(mark.score), 4)),
             ]
-            for mark in picture.marks
+            for mark in image.marks
         ]
-        pictures.append({"title": printable(picture.title), "size": picture.image.size, "marks": marks})
+        images.append({"title": printable(image.title), "size": image.image.size, "marks": marks})
     return {
         "labels": list(labels),
         "kinds": list(KINDS),
         "names": list(KINDS.values()),
         "threshold": gallery.threshold,
-        "pictures": pictures,
+        "images": images,
     }
 
 
@@ -158,3 +204,39 @@ def _shades(matrix: Matrix) -> list[list[float]]:
         [round(math.sqrt(value / top), 2) if top > 0 and value > 0 and math.isfinite(value) else 0.0 for value in row]
         for row in matrix.values
     ]
+
+
+def fit_images(images: Sequence[Image.Image], room: int) -> list[str]:
+    """Data URIs of JPEGs, all with the same longest side: the largest with which they fit.
+
+    Args:
+        room: bytes for all of them; where even the smallest size takes more, that is used.
+    """
+    side = LARGEST
+    while True:
+        found = [_encode(image, side) for image in images]
+        total = sum(map(len, found))
+        if total <= room or side == SMALLEST:
+            return found
+        largest = min(side, max(max(image.size) for image in images))
+        side = max(SMALLEST, min(int(largest * math.sqrt(max(room, 1) / total) * 0.97), largest - 8))
+
+
+def shrink(image: MarkedImage, side: int = PHOTOGRAPH) -> MarkedImage:
+    """The image with its boxes, its longer side at most this, so that many of them can wait for their page."""
+    scale = side / max(image.image.size)
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.image.width * scale)), max(1, round(image.image.height * scale)))
+    marks = [mark._replace(xyxy=[value * scale for value in mark.xyxy]) for mark in image.marks]
+    pixels = image.image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    return image._replace(image=pixels, marks=marks)
+
+
+def _encode(image: Image.Image, side: int) -> str:
+    scale = min(1.0, side / max(image.size))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    buffer = BytesIO()
+    small.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -9,17 +9,17 @@ Cell = str | int | float | None  # a number is shown short and sorted as it is; 
 
 
 class Mark(NamedTuple):
-    """A box over a picture, redrawn by the page when the score threshold moves."""
+    """A box over an image, redrawn by the page when the score threshold moves."""
 
-    xyxy: Sequence[float]  # in pixels of the picture as it was read
+    xyxy: Sequence[float]  # in pixels of the image as it was read
     label: str
     kind: str  # "truth", "found", "wrong" (found, but no object is there) or "missed" (an object nothing answers for)
     # of what is found; of "truth", that of the box that answers it: the object is missed at thresholds above.
     score: float | None = None  # None: shown as it is at every threshold
 
 
-class Picture(NamedTuple):
-    """A picture with its boxes."""
+class MarkedImage(NamedTuple):
+    """An image with its boxes."""
 
     title: str
     image: Image.Image  # upright; the page keeps it smaller
@@ -28,10 +28,10 @@ class Picture(NamedTuple):
 
 
 class Gallery(NamedTuple):
-    """Pictures; if marks have scores, a slider chooses the lowest one that is shown."""
+    """Images; if marks have scores, a slider chooses the lowest one that is shown."""
 
     title: str
-    pictures: Sequence[Picture]
+    images: Sequence[MarkedImage]
     threshold: float = 0.3
     text: str = ""
     columns: int = 4  # at most; a narrow window has fewer
@@ -109,3 +109,4 @@ class Page(NamedTuple):
     title: str
     subtitle: str
     sections: Sequence[Section]
+    headline: str = ""  # what matters most, in one sentence

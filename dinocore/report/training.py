@@ -5,43 +5,54 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..draw.curves import read_metrics
-from .parts import Chart, Facts, Gallery, Line, Page, Picture, Section, Table
+from ..draw.curves import loss_terms, read_metrics, total
+from ..words import counted
+from .judged import EXAMPLES, best_threshold, count_marks, good_and_bad, headline
+from .parts import Chart, Facts, Gallery, Line, MarkedImage, Page, Section, Table
 
 POINTS = 300  # of a curve over steps; more are averaged
-STAGES = {"matching": "matching", "denoising": "denoising", "proposals": "first stage"}
-TERMS = {"label": "class", "box": "box (L1)", "giou": "box (GIoU)"}
+NAMES = {"proposals": "first stage", "label": "class", "box": "box (L1)", "giou": "box (GIoU)"}  # else: as in the log
 SIZES = {"APs": "small", "APm": "medium", "APl": "large"}
 
 Row = dict[str, Any]
 
 
-class Told(NamedTuple):
+class RunFacts(NamedTuple):
     """What a run knows of itself that is not in its log."""
 
     name: str
-    facts: Mapping[str, str]  # what is trained, on what
+    summary: Mapping[str, str]  # what is trained, on what
     machine: Mapping[str, str]
     settings: Mapping[str, Any]  # nested, as in config.toml
-    pictures: Sequence[Picture]  # of the best evaluation
-    pictures_epoch: int  # 0: there was none yet
+    images: Sequence[MarkedImage]  # of the best evaluation
+    images_epoch: int  # 0: there was none yet
 
 
-def training_page(metrics: Path, told: Told) -> Page:
+def training_page(metrics: Path, facts: RunFacts) -> Page:
     """The page of a run; `metrics` is its metrics.jsonl."""
     steps, evaluations = read_metrics(metrics)
-    sections = [_summary(steps, evaluations, told)]
+    sections = [_summary(steps, evaluations, facts)]
     if evaluations:
         sections.append(_precision(evaluations))
     if steps:
         sections += [_losses(steps), _pace(steps)]
-    if told.pictures:
-        text = f"{len(told.pictures)} validation pictures, evenly chosen, as after epoch {told.pictures_epoch}."
+    first, threshold = "", best_threshold([image.marks for image in facts.images])
+    if facts.images:
+        counts = {n: count_marks(image.marks, threshold) for n, image in enumerate(facts.images)}
+        where = f"In {counted(len(counts), 'validation image')} after epoch {facts.images_epoch}: "
+        first = where + headline(counts.values(), threshold)
+        parts = [
+            Gallery(title, [facts.images[n] for n in chosen], threshold, columns=EXAMPLES)
+            for title, chosen in zip(("Best images", "Worst images"), good_and_bad(counts), strict=True)
+            if chosen
+        ]
+        sections.insert(0, Section("Examples", parts))
+        text = f"{len(facts.images)} validation images, evenly chosen, as after epoch {facts.images_epoch}."
         text += " A box is right if it covers an object of its class with IoU 0.5; the surest box is served first."
-        sections.append(Section("Predictions", [Gallery("Found beside annotated", told.pictures, text=text)]))
-    settings = [[name, _plain(value)] for name, value in _flat(told.settings)]
+        sections.append(Section("Predictions", [Gallery("Found beside annotated", facts.images, threshold, text)]))
+    settings = [[name, _plain(value)] for name, value in _flat(facts.settings)]
     sections.append(Section("Settings", [Table("", ["setting", "value"], settings)]))
-    return Page(f"{told.name}: training", _subtitle(steps, evaluations), sections)
+    return Page(f"{facts.name}: training", _subtitle(steps, evaluations), sections, first)
 
 
 def best_of(evaluations: Sequence[Row]) -> Row | None:
@@ -56,15 +67,15 @@ def _subtitle(steps: Sequence[Row], evaluations: Sequence[Row]) -> str:
     return f"{done}. " + (f"Best AP {best['AP']:.4f} after epoch {best['epoch']}." if best else "Not evaluated yet.")
 
 
-def _summary(steps: Sequence[Row], evaluations: Sequence[Row], told: Told) -> Section:
+def _summary(steps: Sequence[Row], evaluations: Sequence[Row], facts: RunFacts) -> Section:
     best = best_of(evaluations)
     parts = []
     if best:
         numbers = {name: _known(value) for name, value in best.items()}
         parts.append(Facts("Best evaluation", numbers | {"weights": "best.safetensors"}, "A dash: no such objects."))
     took = sum(row["seconds"] for row in steps if "seconds" in row)
-    parts.append(Facts("Run", dict(told.facts) | {"time in steps": _duration(took)}))
-    parts.append(Facts("Machine", told.machine))
+    parts.append(Facts("Run", dict(facts.summary) | {"time in steps": _duration(took)}))
+    parts.append(Facts("Machine", facts.machine))
     return Section("Summary", parts)
 
 
@@ -85,30 +96,30 @@ def _precision(evaluations: Sequence[Row]) -> Section:
 
 def _losses(steps: Sequence[Row]) -> Section:
     """The loss by stage and by term; each chart's curves add up to the whole."""
-    keys = {key for row in steps for key in row if key.split("/")[0] in STAGES}
+    terms = loss_terms(steps)
 
-    def total(row: Row, keep: Sequence[str]) -> float | None:
-        values = [row[key] for key in keep if row.get(key) is not None]
-        return sum(values) if values else None
+    def lines(place: int) -> list[Line]:
+        """A curve for each stage, or each term, that the log has."""
+        names = dict.fromkeys(parts[place] for parts in terms.values())
+        groups = {name: [key for key, parts in terms.items() if parts[place] == name] for name in names}
+        return [line(NAMES.get(name, name), keys) for name, keys in groups.items()]
 
-    def line(name: str, keep: Sequence[str]) -> Line:
-        return _line(name, steps, lambda row: total(row, keep))
+    def line(name: str, keys: Sequence[str]) -> Line:
+        return _line(name, steps, lambda row: total(row, keys))
 
-    stages = [line(name, [key for key in keys if key.startswith(f"{stage}/")]) for stage, name in STAGES.items()]
-    terms = [line(name, [key for key in keys if key.endswith(f"/{term}")]) for term, name in TERMS.items()]
-    every = [line(f"{name}, {TERMS[term]}", [f"{stage}/{term}"]) for stage, name in STAGES.items() for term in TERMS]
-    used = [[one for one in lines if any(one.y)] for lines in (stages, terms, every)]
+    every = [line(f"{NAMES.get(stage, stage)}, {NAMES.get(term, term)}", [key]) for key, (stage, term) in terms.items()]
+    by_stage, by_term, each = ([one for one in found if any(one.y)] for found in (lines(0), lines(1), every))
     whole = _line("all", steps, lambda row: row["loss"])
     return Section("Loss", [
-        Chart("By stage", "step", "loss", [whole, *used[0]]),
-        Chart("By term", "step", "loss", [whole, *used[1]]),
-        Chart("Each term of each stage", "step", "loss", used[2]),
+        Chart("By stage", "step", "loss", [whole, *by_stage]),
+        Chart("By term", "step", "loss", [whole, *by_term]),
+        Chart("Each term of each stage", "step", "loss", each),
     ], "The parts as they are added, with their weights." + _averaged(steps))  # fmt: skip
 
 
 def _pace(steps: Sequence[Row]) -> Section:
     charts = [
-        ("Time", "seconds a step", {"whole step": "seconds", "waiting for pictures": "data_seconds"}),
+        ("Time", "seconds a step", {"whole step": "seconds", "waiting for images": "data_seconds"}),
         ("Gradient", "norm before clipping", {"gradient": "grad_norm"}),
         ("Learning rate", "learning rate", {"learning rate": "lr"}),
         ("Memory", "peak, MB", {"memory": "memory_mb"}),

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..config import Config
+from ..config import Config, TrainConfig
 from ..data.annotations import Annotations
 from ..data.dataset import DataSet
 from ..evaluate.backends import choose_backend
@@ -40,10 +40,15 @@ class Job(NamedTuple):
 
 def images_per_forward(job: Job) -> int:
     """How many pictures go through the model at once; the rest of a process's share is accumulated."""
-    wanted = job.config.train.images_per_forward
+    return micro_batch_size(job.config.train, job.device, job.share)
+
+
+def micro_batch_size(train: TrainConfig, device: torch.device, share: int) -> int:
+    """How many of a rank's `share` of a batch go through the model at once; "auto" is one on a CPU, else all."""
+    wanted = train.images_per_forward
     if isinstance(wanted, int):
-        return min(wanted, job.share)
-    return 1 if job.device.type == "cpu" else job.share
+        return min(wanted, share)
+    return 1 if device.type == "cpu" else share
 
 
 def describe(job: Job, state: TrainState, per_epoch: int) -> dict[str, str]:

@@ -24,8 +24,8 @@ from dinocore.data.split import Split
 from dinocore.data.synthetic.sample import write_sample_data
 from dinocore.errors import DataError, EnvironmentFault
 from dinocore.presets import load_config
-from dinocore.report.data import render_report
-from dinocore.report.page import MOST_BYTES
+from dinocore.report.data import data_page
+from dinocore.report.page import MOST_BYTES, render_page
 
 TINY = load_config("tiny")
 
@@ -356,7 +356,7 @@ def test_d_broken_files_are_read_or_refused_checked_and_repaired_and_never_anyth
 def test_the_report_shows_findings_escapes_names_and_stays_small(clean):
     edit(clean, put("categories", name="<script>alert(1)</script>"))
     edit(clean, lambda d: d["annotations"].append(d["annotations"][0] | {"id": 99}))
-    page = render_report(check(clean))
+    page = render_page(data_page(check(clean)))
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert page.count("data:image/jpeg;base64,") == 1 and "DATA-BOX-TWICE" in page
     page = page.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")  # a name, no address to ask

@@ -1,6 +1,7 @@
 """Every number of an analysis, against a reference tool or a slow explicit twin."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from dinocore.evaluate.lrp import optimal_lrp
 from dinocore.evaluate.matches import match
 from dinocore.evaluate.tide import tide
 from dinocore.report.evaluation import evaluation_page
-from dinocore.report.page import render_page
+from dinocore.report.page import render_page, write_page
 from dinocore.report.parts import Gallery, Matrix, Table
 
 
@@ -319,10 +320,76 @@ def test_its_numbers_are_those_of_json(made):
     for name, value, *limits in tables["The 12 numbers"].rows:
         assert value == (answer[name] if answer[name] >= 0 else None)
         assert limits == (answer["intervals"].get(name) or [None, None])
-    for name, objects, ap, *_ in tables["By class"].rows:
+    for name, objects, _, ap, *_ in tables["By class"].rows:
         assert (objects, ap) == (answer["classes"][name]["objects"], answer["classes"][name]["AP"])
     assert {row[0]: row[3] for row in tables["Where AP50 is lost"].rows} == answer["tide"]["gain"]
     assert parts(page, Matrix)["Confusion"].values == answer["confusion"]["counts"]
+
+
+def test_it_opens_with_what_is_found_and_missed_then_good_and_bad_images(made):
+    analysis, page = made
+    confident = analysis.matches.found.score >= analysis.threshold
+    right = int((confident & analysis.matches.right[0, 0]).sum())
+    wrong = int((confident & ~analysis.matches.right[0, 0] & ~analysis.matches.ignored[0, 0]).sum())
+    total = int(analysis.matches.counts[0].sum())
+    threshold = f"{analysis.threshold:.2f}"
+    assert page.headline == f"Finds {right} of {total} objects at threshold {threshold}, with {wrong} false alarms."
+    assert to_json(analysis)["at_threshold"] == {"objects": total, "found": right, "false_alarms": wrong}
+    assert page.sections[0].title == "Examples"
+    good, bad = (part.images for part in page.sections[0].parts)
+    assert [len(good), len(bad)] == [2, 3], "of five images with objects, and none is both"
+    errors = {}
+    for picture in (*good, *bad):
+        kinds = [mark.kind for mark in picture.marks if (mark.score or 1) >= analysis.threshold]
+        late = [mark for mark in picture.marks if mark.kind == "truth" and mark.score < analysis.threshold]
+        errors[id(picture)] = kinds.count("wrong") + kinds.count("missed") + len(late)
+    assert max(errors[id(one)] for one in good) <= min(errors[id(one)] for one in bad)
+    assert re.search(r'<p class="headline">Finds .*?</p>\s*<main>', render_page(page))
+
+
+@pytest.mark.parametrize("kinds", [50, 300, pytest.param(1203, marks=pytest.mark.slow)])
+def test_many_classes_make_a_small_page_with_the_worst_of_them_and_files_with_all(tmp_path, kinds):
+    random = np.random.default_rng(0)
+    num = 4 * kinds
+    boxes = np.concatenate([random.uniform(0, 500, (num, 2)), random.uniform(20, 90, (num, 2))], 1)
+    labels = np.arange(num) % kinds
+    annotations = Annotations(
+        file=tmp_path / "annotations.json", image_root=tmp_path, image_ids=np.arange(40), notes=[],
+        categories=[Category(k, f"kind {k}") for k in range(kinds)], file_names=np.array([b"a.png"] * 40),
+        sizes=np.full((40, 2), 640), starts=np.linspace(0, num, 41).astype(int), boxes=boxes, labels=labels,
+        area=boxes[:, 2] * boxes[:, 3], crowd=np.zeros(num, bool),
+    )  # fmt: skip
+    taken_for = np.where(random.random(num) < 0.3, random.integers(0, kinds, num), labels)
+    taken_for[labels == kinds - 1] = kinds - 2  # the last class is always taken for the one before
+    results = [
+        {"image_id": int(owner), "category_id": int(label), "bbox": box.tolist(), "score": float(score)}
+        for owner, label, box, score in zip(
+            annotations.owners(), taken_for, boxes, random.uniform(0.5, 1, num), strict=True
+        )
+    ]
+    analysis = analyse(annotations, results, 0)
+    page = evaluation_page(analysis, annotations, {}, DataConfig())
+    written = write_page(tmp_path / "report.html", page)
+    assert (tmp_path / "report.html").stat().st_size < (5_000_000 if kinds > 1000 else 1_000_000)
+    by_class, pairs, matrix = (
+        parts(page, Table)["By class"],
+        parts(page, Table)["Confusion: all pairs"],
+        parts(page, Matrix),
+    )
+    assert [row[2] for row in by_class.rows] == sorted((row[2] for row in by_class.rows), reverse=True)
+    assert pairs.rows[0] == [f"kind {kinds - 1}", f"kind {kinds - 2}", 4]
+    names = matrix["Confusion"].rows
+    assert len(names) == 41 and names[-1] == "background" and f"kind {kinds - 1}" in names
+    counts = analysis.confusion
+    assert sum(row[2] for row in pairs.rows) == counts.sum() - counts.diagonal().sum()
+    files = {path.name: path.read_text().splitlines() for path in written[1:]}
+    if kinds < 200:
+        assert "report-by-class.csv" not in files
+    else:
+        assert len(files["report-by-class.csv"]) == 1 + kinds
+        assert files["report-confusion-all-pairs.csv"][1] == f"kind {kinds - 1},kind {kinds - 2},4"
+        assert (tmp_path / "report.html").read_text().count("<tr") < 1500
+        assert f"The first 200 of {kinds:,} rows; all are in report-by-class.csv." in written[0].read_text()
 
 
 def test_each_object_and_detection_of_a_bad_picture_is_a_box(made):
@@ -330,7 +397,7 @@ def test_each_object_and_detection_of_a_bad_picture_is_a_box(made):
     gallery = parts(page, Gallery)["Prediction beside truth"]
     assert gallery.threshold == analysis.threshold
     matches = analysis.matches
-    for worst, picture in zip(analysis.worst, gallery.pictures, strict=True):
+    for worst, picture in zip(analysis.worst, gallery.images, strict=True):
         here = int(np.searchsorted(matches.image_ids, worst.image_id))
         kinds = [mark.kind for mark in picture.marks if (mark.score or 1) >= analysis.threshold]
         assert (kinds.count("found"), kinds.count("wrong")) == (worst.right, worst.wrong)

@@ -34,9 +34,9 @@ def test_a_run_leaves_a_report_with_its_numbers_and_the_pictures_of_its_best_wei
     assert losses["all"] == [float(f"{row['loss']:.6g}") for row in steps]
     parts = [name for name in losses if name != "all"]
     assert all(abs(sum(losses[name][k] for name in parts) - all_) < 1e-3 for k, all_ in enumerate(losses["all"]))
-    names = [picture["title"] for picture in charts["gallery"]["pictures"]]
+    names = [image["title"] for image in charts["gallery"]["images"]]
     assert names == [name.decode() for name in job.data.val.file_names]
-    marks = [mark for picture in charts["gallery"]["pictures"] for mark in picture["marks"]]
+    marks = [mark for image in charts["gallery"]["images"] for mark in image["marks"]]
     kinds = charts["gallery"]["kinds"]
     objects = [mark for mark in marks if kinds[mark[5]] in ("truth", "missed")]
     assert len(objects) == len(job.data.val.boxes), "every annotated object, answered or missed"

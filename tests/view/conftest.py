@@ -1,4 +1,4 @@
-"""A small detector whose weights a test may change before it is built, a picture, and a browser."""
+"""A small detector whose weights a test may change before it is built, an image, and a browser."""
 
 import copy
 import shutil
@@ -29,7 +29,7 @@ FLAGS = [
 
 
 @pytest.fixture(scope="session")
-def picture() -> Image.Image:
+def image() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (72, 96, 3), dtype=np.uint8))
 
 

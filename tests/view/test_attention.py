@@ -5,12 +5,12 @@ import torch
 
 from dinocore.errors import ConfigError
 from dinocore.inspect.attention.attention import _looked, attention_at, attention_of_query, record_sampling
-from dinocore.inspect.attention.image import draw_attention
+from dinocore.inspect.attention.figure import draw_attention
 from dinocore.model.ops import sample_fused
 
 
-def test_places_and_weights_reproduce_the_layers_own_output(detector, picture):
-    batch = detector.batch(picture)
+def test_places_and_weights_reproduce_the_layers_own_output(detector, image):
+    batch = detector.batch(image)
     for seen in (attention_of_query(detector, batch, query=3), attention_at(detector, batch, (40, 30), level=1)):
         assert seen.error < 1e-4
         assert seen.weights.sum((1, 2)).tolist() == pytest.approx([1.0] * 4, abs=1e-5)
@@ -21,8 +21,8 @@ def test_places_and_weights_reproduce_the_layers_own_output(detector, picture):
     assert all(_looked(one, 3, batch.sizes[0])[-1] > 0.01 for one in wrong)
 
 
-def test_recording_changes_no_answer_and_ends_with_the_block(detector, picture):
-    batch = detector.batch(picture)
+def test_recording_changes_no_answer_and_ends_with_the_block(detector, image):
+    batch = detector.batch(image)
     plain = detector.forward(batch).final
     attention = detector.model.decoder.layers[0].cross_attn
     with record_sampling(attention) as records:
@@ -35,8 +35,8 @@ def test_recording_changes_no_answer_and_ends_with_the_block(detector, picture):
 
 @pytest.mark.parametrize("name", ["offsets", "weights", "value"])
 @pytest.mark.parametrize("part", ["decoder", "encoder"])
-def test_the_view_follows_the_layers_weights(make_detector, detector, picture, part, name):
-    batch = detector.batch(picture)
+def test_the_view_follows_the_layers_weights(make_detector, detector, image, part, name):
+    batch = detector.batch(image)
 
     def edit(model):
         layer = getattr(model, part).layers[-1]
@@ -52,25 +52,25 @@ def test_the_view_follows_the_layers_weights(make_detector, detector, picture, p
     assert torch.allclose(before.points, after.points, atol=1e-3) == (name != "offsets")
     assert torch.allclose(before.weights, after.weights, atol=1e-4) == (name != "weights")
     assert after.error < 1e-4
-    figures = [draw_attention(picture, seen).tobytes() for seen in (before, after)]
+    figures = [draw_attention(image, seen).tobytes() for seen in (before, after)]
     assert name == "value" or figures[0] != figures[1]  # what is sampled isn't drawn, only where and how much
 
 
-def test_without_offsets_all_points_are_the_centre_of_the_token_at_the_pixel(make_detector, picture):
+def test_without_offsets_all_points_are_the_centre_of_the_token_at_the_pixel(make_detector, image):
     def edit(model):
         for parameter in model.encoder.layers[-1].attn.offsets.parameters():
             parameter.zero_()
 
     detector = make_detector(edit)
-    seen = attention_at(detector, detector.batch(picture), (50, 20))
+    seen = attention_at(detector, detector.batch(image), (50, 20))
     assert torch.allclose(seen.points, torch.tensor(seen.center).expand_as(seen.points), atol=1e-3)
     assert (
         abs(seen.center[0] - 50) <= 96 / 12 / 2 + 1 and abs(seen.center[1] - 20) <= 72 / 8 / 2 + 1
     )  # a token is 8 x 9
 
 
-def test_the_default_query_is_the_most_confident_one(detector, picture):
-    batch = detector.batch(picture)
+def test_the_default_query_is_the_most_confident_one(detector, image):
+    batch = detector.batch(image)
     final = detector.forward(batch).final
     seen = attention_of_query(detector, batch)
     assert seen.index == int(final.logits[0].amax(-1).argmax())
@@ -86,13 +86,13 @@ def test_the_default_query_is_the_most_confident_one(detector, picture):
         lambda d, b: attention_at(d, b, (0, 0), level=4),
     ],
 )
-def test_what_is_not_there_is_refused(detector, picture, ask):
+def test_what_is_not_there_is_refused(detector, image, ask):
     with pytest.raises(ConfigError):
-        ask(detector, detector.batch(picture))
+        ask(detector, detector.batch(image))
 
 
-def test_it_draws_all_heads_and_one(detector, picture):
-    seen = attention_of_query(detector, detector.batch(picture))
+def test_it_draws_all_heads_and_one(detector, image):
+    seen = attention_of_query(detector, detector.batch(image))
     for head in (None, 2):
-        assert len(draw_attention(picture, seen, head).resize((60, 40)).getcolors(10**6)) > 20  # not blank
+        assert len(draw_attention(image, seen, head).resize((60, 40)).getcolors(10**6)) > 20  # not blank
     assert len(seen.as_dict()["heads"]) == 4

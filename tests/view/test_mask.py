@@ -4,10 +4,8 @@ import pytest
 import torch
 
 from dinocore.errors import ConfigError
-from dinocore.inspect.mask.fold import fold
-from dinocore.inspect.mask.image import draw_image, draw_svg
-from dinocore.inspect.mask.mask import MaskView, Objects, batch_mask, mask_of, notes, to_json, true_runs
-from dinocore.inspect.mask.page import render_mask
+from dinocore.inspect.mask.figure import draw_image, draw_svg, render_mask
+from dinocore.inspect.mask.mask import MaskBatch, MaskView, batch_mask, downsample, mask_of, notes, to_json, true_runs
 from dinocore.inspect.mask.text import ASCII, UNICODE, draw_text
 from dinocore.model import denoising
 from dinocore.presets import load_config
@@ -121,7 +119,7 @@ def test_the_view_of_a_real_batch_follows_the_models_own_mask_too(monkeypatch):
         Target(torch.tensor([0, 2]), torch.full((2, 4), 0.3), seed=0),
         Target(torch.tensor([1]), torch.full((1, 4), 0.5), seed=1),
     ]
-    objects = Objects(targets, ["a.png", "b.png"], [["cat", "dog"], ["fox"]])
+    objects = MaskBatch(targets, ["a.png", "b.png"], [["cat", "dog"], ["fox"]])
     config = model_config("denoising.num_groups=2")
     before = batch_mask(config, objects)
     monkeypatch.setattr(denoising, "attention_mask", lambda group: torch.eye(len(group), dtype=torch.bool))
@@ -185,12 +183,12 @@ def test_a_large_group_is_cut_into_cells_of_one_kind():
 @pytest.mark.parametrize("most", [1, 7, 35, 480])
 def test_folding_keeps_every_query_once_and_the_share_blocked(num_groups, num_objects, most):
     view = mask(num_groups, num_objects)
-    folded = fold(view, most)
-    sizes = torch.tensor([*(cell.stop - cell.start for cell in folded.cells), view.num_matching])
-    assert len(folded.cells) <= most
-    assert [cell.start for cell in folded.cells] == [0, *(cell.stop for cell in folded.cells[:-1])]
+    small = downsample(view, most)
+    sizes = torch.tensor([*(cell.stop - cell.start for cell in small.cells), view.num_matching])
+    assert len(small.cells) <= most
+    assert [cell.start for cell in small.cells] == [0, *(cell.stop for cell in small.cells[:-1])]
     assert sizes.sum() == len(view.blocked)
-    assert (folded.blocked * sizes * sizes[:, None]).sum().round() == view.blocked.sum()
+    assert (small.blocked * sizes * sizes[:, None]).sum().round() == view.blocked.sum()
 
 
 @pytest.mark.parametrize("num_objects", [[10**9], [10**30], [10**400], [3, 10**9]])
@@ -207,10 +205,10 @@ def test_unicode_and_ascii_draw_the_same():
     assert all(line.isascii() for line in drawn(view))
 
 
-def test_the_picture_is_grey_where_the_mask_is_true():
+def test_the_image_is_grey_where_the_mask_is_true():
     """Along the middle of group 0's rows: own positives blue, own negatives orange, other groups grey."""
-    picture = draw_image(mask(2, 1))
-    row = [picture.getpixel((x, 306 + 40)) for x in range(picture.width)]
+    image = draw_image(mask(2, 1))
+    row = [image.getpixel((x, 306 + 40)) for x in range(image.width)]
     names = {(0xD3, 0xE9, 0xF7): "blue", (0xFB, 0xEB, 0xC8): "orange", (0x8F, 0x8F, 0x8F): "grey"}
     seen = [names[pixel] for pixel in row if pixel in names]
     assert list(dict.fromkeys(seen)) == ["blue", "orange", "grey"]
@@ -219,9 +217,9 @@ def test_the_picture_is_grey_where_the_mask_is_true():
 
 @pytest.mark.parametrize("objects", [[1], [3, 1], [0, 2], [100], [300] * 20 + [1]])
 @pytest.mark.parametrize("num_groups", [1, 100])
-def test_pictures_of_all_sizes_stay_printable_and_keep_their_margin_white(num_groups, objects):
-    picture = draw_image(mask(num_groups, *objects))
-    assert max(picture.size) <= 2600
-    border = [(0, 0, picture.width, 30), (0, picture.height - 30, picture.width, picture.height),
-              (0, 0, 30, picture.height), (picture.width - 30, 0, picture.width, picture.height)]  # fmt: skip
-    assert all(picture.crop(box).getextrema() == ((255, 255),) * 3 for box in border)
+def test_images_of_all_sizes_stay_printable_and_keep_their_margin_white(num_groups, objects):
+    image = draw_image(mask(num_groups, *objects))
+    assert max(image.size) <= 2600
+    border = [(0, 0, image.width, 30), (0, image.height - 30, image.width, image.height),
+              (0, 0, 30, image.height), (image.width - 30, 0, image.width, image.height)]  # fmt: skip
+    assert all(image.crop(box).getextrema() == ((255, 255),) * 3 for box in border)

@@ -6,11 +6,11 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from dinocore.draw.canvas import Line, Text
 from dinocore.errors import ConfigError
-from dinocore.inspect.mask.image import draw_image, draw_mask, draw_svg
-from dinocore.inspect.mask.mask import MaskView, Objects, batch_mask, mask_of
-from dinocore.inspect.mask.page import render_mask
-from dinocore.inspect.mask.query import explain, to_json, words
+from dinocore.inspect.mask.explain import explain, to_json, words
+from dinocore.inspect.mask.figure import draw_image, draw_mask, draw_svg, render_mask
+from dinocore.inspect.mask.mask import MaskBatch, MaskView, batch_mask, mask_of
 from dinocore.model import denoising
 from dinocore.model.build import build_denoiser
 from dinocore.presets import load_config
@@ -67,7 +67,7 @@ def test_the_object_is_the_one_that_the_denoiser_drew():
     boxes = torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.5, 0.5, 0.2, 0.2], [0.8, 0.8, 0.3, 0.3]])
     target = Target(torch.tensor([0, 1, 2]), boxes, seed=5)
     noise = build_denoiser(config)([target])
-    view = batch_mask(config, Objects([target], ["a.jpg"], [["disc", "ring", "<b>"]]))
+    view = batch_mask(config, MaskBatch([target], ["a.jpg"], [["disc", "ring", "<b>"]]))
     for query in range(8):
         copy = explain(view, query).images[0]
         assert boxes[copy.object].allclose(noise.boxes[0, query], atol=1e-6)
@@ -97,8 +97,8 @@ def test_svg_has_the_pixels_of_the_png(view_of):
     root = ElementTree.fromstring(draw_svg(view))
     light = root.find(f"{SVG}style").text.split("@media")[0]
     colors = dict(re.findall(r"\.f(\w+) \{ fill: #(\w+) \}", light))
-    picture = draw_image(view)
-    painted = torch.zeros(picture.height, picture.width, 3, dtype=torch.uint8)
+    image = draw_image(view)
+    painted = torch.zeros(image.height, image.width, 3, dtype=torch.uint8)
     for rect in root.findall(f"{SVG}rect"):  # those of the words are deeper
         kind = re.match(r"f(\w+)", rect.get("class"))
         x, y, width, height = (float(rect.get(key)) for key in ("x", "y", "width", "height"))
@@ -109,7 +109,7 @@ def test_svg_has_the_pixels_of_the_png(view_of):
     for rect in spots:
         y = int(float(rect.get("y")) + float(rect.get("height")) / 3)
         start, end = int(float(rect.get("x"))) + 60, int(float(rect.get("x")) + float(rect.get("width")))
-        shown = torch.tensor([picture.getpixel((x, y)) for x in range(start, end)])
+        shown = torch.tensor([image.getpixel((x, y)) for x in range(start, end)])
         lines = (shown != painted[y, start:end]).any(1)  # outlines, lines between groups
         assert lines.float().mean() < 0.1
 
@@ -129,7 +129,7 @@ def test_names_cannot_become_markup():
     config = model_config("denoising.num_groups=2")
     evil = '<script>alert(1)</script>&"'
     target = Target(torch.tensor([0]), torch.full((1, 4), 0.5), seed=0)
-    view = batch_mask(config, Objects([target], [evil], [[evil]]))
+    view = batch_mask(config, MaskBatch([target], [evil], [[evil]]))
     assert evil in words(explain(view, 0))[1]
     for text in (draw_svg(view), render_mask(view)):
         assert "<script>alert" not in text and "&lt;script&gt;" in text
@@ -154,3 +154,25 @@ def test_the_drawing_follows_the_mask(monkeypatch):
     before = draw_mask(mask(2, 1)).shapes
     monkeypatch.setattr(denoising, "attention_mask", lambda group: torch.eye(len(group), dtype=torch.bool))
     assert draw_mask(mask(2, 1)).shapes != before
+
+
+def test_every_rule_of_the_svg_is_for_the_drawing_and_its_theme_alone():
+    """A page around it has its own lines, and a rule for the dark must not reach a light page."""
+    style = ElementTree.fromstring(draw_svg(mask(2, 2, 1))).find(f"{SVG}style").text
+    selectors = re.findall(r"([^{}]+)\{[^{}]*\}", re.sub(r"@media[^{]*\{", "", style).replace("}\n}", "}"))
+    assert len(selectors) > 20 and all("svg.sheet" in selector for selector in selectors)
+    assert all("svg.sheet" in one for selector in selectors for one in re.split(r",(?![^()]*\))", selector))
+    for theme in re.findall(r"@media[^{]*\{(.*?)\n\}", style, re.DOTALL):
+        rules = theme.strip().splitlines()
+        assert rules and all(re.match(r":(is\(svg\.sheet:root|root\[data-theme)", rule) for rule in rules)
+        assert all(rule.count("{") == 1 for rule in rules), "a second selector in a line would have no scope"
+
+
+@pytest.mark.parametrize("objects", [(2, 2, 1), (100, 1)])
+def test_the_legends_padding_looks_like_padding(objects):
+    shapes = draw_mask(mask(3, *objects)).shapes
+    crosses = [shape for shape in shapes if isinstance(shape, Line) and shape.width == 2]
+    (text,) = [shape for shape in shapes if isinstance(shape, Text) and shape.text.startswith("a padding slot")]
+    beside = [line for line in crosses if abs((line.y0 + line.y1) / 2 - text.y) < 5 and line.x1 < text.x]
+    assert len(beside) == (2 if len(crosses) > len(beside) else 0), "crossed out where the strips cross it out"
+    assert (len(beside) == 2) == (objects == (2, 2, 1))

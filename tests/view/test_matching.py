@@ -1,40 +1,76 @@
 """`dino inspect-matching` shows the match that the loss uses, and what the denoising queries really are."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
 
+import dinocore.inspect.matching.matching
 import dinocore.losses
 import dinocore.matching
 from dinocore import Target
-from dinocore.inspect.matching.image import draw_matching
+from dinocore.inspect.matching.figure import draw_matching, render_matching
 from dinocore.inspect.matching.matching import final_owners, instability, look_at_matching, share_kept
-from dinocore.inspect.matching.page import render_matching
 from dinocore.losses import criterion
 
 
-def batch_of(detector, picture, num_objects=3):
+def batch_of(detector, image, num_objects=3):
     generator = torch.Generator().manual_seed(5)
     boxes = torch.rand(num_objects, 4, generator=generator) * 0.3 + 0.2
     target = Target(torch.randint(4, (num_objects,), generator=generator), boxes, seed=1)
-    return detector.batch(picture)._replace(targets=[target])
+    return detector.batch(image)._replace(targets=[target])
 
 
-def test_the_costs_are_those_that_the_hungarian_method_was_given(detector, picture, monkeypatch):
+def test_the_costs_are_those_that_the_hungarian_method_was_given(detector, image, monkeypatch):
     given, solve = [], dinocore.matching.linear_sum_assignment
     monkeypatch.setattr(dinocore.matching, "linear_sum_assignment", lambda cost: (given.append(cost), solve(cost))[1])
-    seen = look_at_matching(detector, batch_of(detector, picture))
+    seen = look_at_matching(detector, batch_of(detector, image))
     assert [stage.name for stage in seen.stages] == ["first stage", "layer 0", "layer 1"]
     assert len(given) == len(seen.stages)
     for cost, stage in zip(given, seen.stages, strict=True):
         assert [answer.object for answer in stage.answers] == [0, 1, 2]
         for a in stage.answers:
             assert a.cost == pytest.approx(float(cost[a.query, a.object]), abs=1e-6)
-            assert a.cost == pytest.approx(a.cost_class + a.cost_l1 + a.cost_giou, abs=1e-5)
+            assert a.cost == pytest.approx(sum(a.costs.values()), abs=1e-5)
 
 
-def test_the_match_is_the_one_that_the_loss_uses(detector, picture, monkeypatch):
-    batch = batch_of(detector, picture)
+class LongCost(NamedTuple):
+    """A matching cost with a part more than DINO's."""
+
+    label: torch.Tensor
+    box: torch.Tensor
+    giou: torch.Tensor
+    aspect: torch.Tensor
+
+    @property
+    def total(self):
+        return self.label + self.box + self.giou + self.aspect
+
+
+def test_a_new_part_of_the_matching_cost_is_shown_everywhere_without_a_change_here(detector, image, monkeypatch):
+    batch = batch_of(detector, image)
+    before = draw_matching(image, look_at_matching(detector, batch)).tobytes()
+    honest = dinocore.matching.matching_cost
+
+    def longer(logits, boxes, target, loss):
+        cost = honest(logits, boxes, target, loss)
+        return LongCost(*cost, 0.3 * boxes[..., :1].expand_as(cost.label))
+
+    for module in (dinocore.matching, dinocore.inspect.matching.matching):
+        monkeypatch.setattr(module, "matching_cost", longer)
+    seen = look_at_matching(detector, batch)
+    for stage in seen.stages:
+        assert all(a.cost == pytest.approx(sum(a.costs.values()), abs=1e-5) for a in stage.answers)
+        assert stage.mean_costs()["aspect"] == pytest.approx(np.mean([a.costs["aspect"] for a in stage.answers]))
+    answer = seen.as_dict()["stages"][0]["answers"][0]
+    assert list(answer)[:6] == ["object", "query", "cost_class", "cost_l1", "cost_giou", "cost_aspect"]
+    assert ">aspect</button>" in render_matching("a.png", image, image, seen)
+    assert draw_matching(image, seen).tobytes() != before
+
+
+def test_the_match_is_the_one_that_the_loss_uses(detector, image, monkeypatch):
+    batch = batch_of(detector, image)
     used = []
     honest = dinocore.losses.detection_loss
     monkeypatch.setattr(
@@ -68,16 +104,16 @@ WEIGHTS = {  # a part, and which views it feeds: the first stage, the last layer
 
 
 @pytest.mark.parametrize("part", WEIGHTS)
-def test_a_changed_weight_changes_the_views_that_it_feeds_and_no_other(make_detector, detector, picture, part):
-    batch = batch_of(detector, picture)
+def test_a_changed_weight_changes_the_views_that_it_feeds_and_no_other(make_detector, detector, image, part):
+    batch = batch_of(detector, image)
     edit, first, last, denoising = WEIGHTS[part]
     before, after = look_at_matching(detector, batch), look_at_matching(make_detector(edit), batch)
     assert changed(before.stages[0].answers, after.stages[0].answers) == first
     assert changed(before.stages[-1].answers, after.stages[-1].answers) == last
     assert changed(answers_of(before), answers_of(after)) == denoising
     assert [n.start_box for n in before.noisy] == [n.start_box for n in after.noisy]  # noise is of the data
-    figures = [draw_matching(picture, seen).tobytes() for seen in (before, after)]
-    pages = [render_matching("a.png", picture, picture, seen) for seen in (before, after)]
+    figures = [draw_matching(image, seen).tobytes() for seen in (before, after)]
+    pages = [render_matching("a.png", image, image, seen) for seen in (before, after)]
     assert (figures[0] != figures[1]) == (first or last) and pages[0] != pages[1]
 
 
@@ -87,13 +123,16 @@ def answers_of(seen):
 
 def changed(before, after) -> bool:
     """Whether any number of two lists of rows differs by more than rounding."""
-    one, two = (np.array([[v for x in row for v in np.ravel(x) if not isinstance(v, str)] for row in rows], float)
-                for rows in (before, after))  # fmt: skip
+    one, two = (np.array([[v for x in row for v in numbers(x)] for row in rows], float) for rows in (before, after))
     return not np.allclose(one, two, atol=1e-4)
 
 
-def test_positives_are_told_their_object_and_negatives_none(detector, picture):
-    seen = look_at_matching(detector, batch_of(detector, picture))
+def numbers(value) -> list[float]:
+    return [] if isinstance(value, str) else list(value.values()) if isinstance(value, dict) else list(np.ravel(value))
+
+
+def test_positives_are_told_their_object_and_negatives_none(detector, image):
+    seen = look_at_matching(detector, batch_of(detector, image))
     assert len(seen.noisy) == seen.num_groups * 2 * 3
     for noisy in seen.noisy:
         thing = seen.objects[noisy.object]
@@ -104,12 +143,12 @@ def test_positives_are_told_their_object_and_negatives_none(detector, picture):
             assert max(moved) < 1 + 1e-3
         else:
             assert (noisy.told, noisy.told_box) == ("no object", None)
-            edge = [v in (0, side) for v, side in zip(noisy.start_box, picture.size * 2, strict=True)]
+            edge = [v in (0, side) for v, side in zip(noisy.start_box, image.size * 2, strict=True)]
             assert all(m > 1 - 1e-3 or near for m, near in zip(moved, edge, strict=True))
 
 
-def test_another_seed_draws_other_noise_and_changes_no_match(detector, picture):
-    batch = batch_of(detector, picture)
+def test_another_seed_draws_other_noise_and_changes_no_match(detector, image):
+    batch = batch_of(detector, image)
     other = batch._replace(targets=[batch.targets[0]._replace(seed=2)])
     one, two = look_at_matching(detector, batch), look_at_matching(detector, other)
     assert [n.start_box for n in one.noisy] != [n.start_box for n in two.noisy]
@@ -123,8 +162,8 @@ def test_instability_by_hand():
     assert (instability(before, before), share_kept(before, before)) == (0, 1.0)
 
 
-def test_stages_are_compared_with_the_one_before(detector, picture):
-    batch = batch_of(detector, picture)
+def test_stages_are_compared_with_the_one_before(detector, image):
+    batch = batch_of(detector, image)
     seen = look_at_matching(detector, batch)
     queries = [{a.object: a.query for a in stage.answers} for stage in seen.stages]
     assert seen.stages[0].kept is None
@@ -136,8 +175,8 @@ def test_stages_are_compared_with_the_one_before(detector, picture):
 
 
 @pytest.mark.parametrize("num_objects", [1, 40])
-def test_it_draws_one_object_and_more_objects_than_queries(detector, picture, num_objects):
-    seen = look_at_matching(detector, batch_of(detector, picture, num_objects))
-    figure = draw_matching(picture, seen)
+def test_it_draws_one_object_and_more_objects_than_queries(detector, image, num_objects):
+    seen = look_at_matching(detector, batch_of(detector, image, num_objects))
+    figure = draw_matching(image, seen)
     assert len(figure.resize((60, 50)).getcolors(10**6)) > 20  # not blank
     assert len(seen.stages[-1].answers) == min(num_objects, 12)

@@ -8,11 +8,18 @@ from PIL import Image
 from dinocore.boxes import iou, to_cxcywh, to_xyxy
 from dinocore.data.annotations import Category
 from dinocore.errors import ConfigError
-from dinocore.inspect.proposals.layers import Objects, average, draw_layers, journeys
-from dinocore.inspect.proposals.page import Inspected, render_proposals
-from dinocore.inspect.proposals.proposals import draw_proposals, list_proposals
-from dinocore.inspect.proposals.recall import COUNTS, SIZES, Judged, recalls
-from dinocore.inspect.proposals.scores import draw_scores, score_maps
+from dinocore.inspect.proposals.figure import Inspected, draw_layers, draw_proposals, draw_scores, render_proposals
+from dinocore.inspect.proposals.proposals import (
+    COUNTS,
+    SIZES,
+    ImageObjects,
+    Judged,
+    average,
+    journeys,
+    list_proposals,
+    recalls,
+    score_maps,
+)  # fmt: skip
 from dinocore.model.build import build_model
 from dinocore.presets import load_config
 
@@ -20,7 +27,7 @@ SIZE = (64, 96)
 NAMES = [Category(1, "disc"), Category(2, "<script>alert(1)</script>")]
 SMALL = ["backbone=resnet18", "backbone_weights=none", "hidden_dim=32", "num_heads=4", "ffn_dim=48", "num_queries=20",
          "num_encoder_layers=1", "num_decoder_layers=2", "num_classes=2"]  # fmt: skip
-OBJECTS = Objects(
+OBJECTS = ImageObjects(
     torch.tensor([[8.0, 8, 40, 40], [50, 20, 90, 60], [2, 50, 12, 60]]),
     torch.tensor([0, 1, 0]),
     torch.tensor([1024.0, 1600, 100]),
@@ -41,13 +48,13 @@ def run(net):
 
 def views(net, config) -> dict[str, bytes]:
     """Every view's pixels or numbers."""
-    output, picture = run(net), Image.new("RGB", SIZE[::-1], "gray")
+    output, image = run(net), Image.new("RGB", SIZE[::-1], "gray")
     rows = list_proposals(output, SIZE, NAMES)
     found = journeys(output, SIZE, OBJECTS, config.loss, NAMES, 5)
     return {
-        "boxes": draw_proposals(picture, rows, "level").tobytes(),
-        "scores": draw_scores(picture, score_maps(output), rows).tobytes(),
-        "layers": draw_layers(picture, found, OBJECTS, 30).tobytes(),
+        "boxes": draw_proposals(image, rows, "level").tobytes(),
+        "scores": draw_scores(image, score_maps(output), rows).tobytes(),
+        "layers": draw_layers(image, found, OBJECTS, 30).tobytes(),
         "gains": repr(average(found)).encode(),
     }
 
@@ -81,7 +88,7 @@ def test_a_journey_is_the_stages_boxes_of_the_query_that_answers():
     output = run(net)
     scale = torch.tensor([96.0, 64, 96, 64])
     for journey in journeys(output, SIZE, OBJECTS, config.loss, NAMES, 5):
-        query, truth = journey.rank - 1, OBJECTS.boxes[journey.object]
+        query, truth = journey.query, OBJECTS.boxes[journey.object]
         stages = [output.proposals.anchors, output.proposals.boxes, *(stage.boxes for stage in output.stages)]
         for box, share, stage in zip(journey.boxes, journey.ious, stages, strict=True):
             assert box == pytest.approx((to_xyxy(stage[0, query]) * scale).tolist(), abs=1e-3)
@@ -98,25 +105,25 @@ def random_boxes(count: int, generator: torch.Generator) -> torch.Tensor:
 
 def test_recall_counts_as_a_loop_does():
     generator = torch.Generator().manual_seed(3)
-    pictures = []
+    images = []
     for count in (0, 3, 9):
         objects = random_boxes(count, generator)
         areas = (objects[:, 2:] - objects[:, :2]).prod(1)
         levels = torch.randint(3, (60,), generator=generator)
-        pictures.append(Judged(random_boxes(60, generator), levels, objects, areas))
-    rows = recalls(pictures)
+        images.append(Judged(random_boxes(60, generator), levels, objects, areas))
+    rows = recalls(images)
     assert list(rows[0].shares) == [10, 50, 60]
     assert {row.size for row in rows} >= {None, "medium", "large"} and {row.level for row in rows} == {None, 0, 1, 2}
     for row in rows:
         low, high = SIZES[row.size] if row.size else (0, 1e9)
         for count, share in row.shares.items():
             hits, total = 0, 0
-            for picture in pictures:
-                for box, area in zip(picture.objects, picture.areas, strict=True):
+            for image in images:
+                for box, area in zip(image.objects, image.areas, strict=True):
                     if not low <= area < high:
                         continue
                     total += 1
-                    first = zip(picture.boxes[:count], picture.levels[:count], strict=True)
+                    first = zip(image.boxes[:count], image.levels[:count], strict=True)
                     hits += any(iou(box, p) >= row.iou for p, level in first if row.level in (None, int(level)))
             assert (row.objects, share) == (total, pytest.approx(hits / total))
 
@@ -135,14 +142,20 @@ def test_static_queries_have_no_first_stage():
             look()
 
 
-def test_pictures_of_one_and_of_many_objects_and_a_page_without_foreign_markup():
+def test_images_of_one_and_of_many_objects_and_a_page_without_foreign_markup():
     net, config = model("num_queries=300")
-    picture, output = Image.new("RGB", SIZE[::-1]), run(net)
-    many = Objects(random_boxes(300, torch.Generator().manual_seed(0)) / 4, torch.zeros(300).long(), torch.ones(300))
-    for objects in (Objects(*(part[:1] for part in OBJECTS)), many, Objects(*(part[:0] for part in OBJECTS))):
+    image, output = Image.new("RGB", SIZE[::-1]), run(net)
+    many = ImageObjects(
+        random_boxes(300, torch.Generator().manual_seed(0)) / 4, torch.zeros(300).long(), torch.ones(300)
+    )
+    for objects in (
+        ImageObjects(*(part[:1] for part in OBJECTS)),
+        many,
+        ImageObjects(*(part[:0] for part in OBJECTS)),
+    ):
         found = journeys(output, SIZE, objects, config.loss, NAMES, 5)
-        assert draw_layers(picture, found, objects, 30).width == 1200
+        assert draw_layers(image, found, objects, 30).width == 1200
     rows = list_proposals(output, SIZE, NAMES)
     found = Inspected("<script>alert(1)</script>.png", SIZE, rows, score_maps(output), [], None)
-    page = render_proposals([found], [[picture] * 3], [], 5)
+    page = render_proposals([found], [[image] * 3], [], 5)
     assert "<script>alert" not in page and "&lt;script&gt;alert" in page

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinocore.report.marks import Found, Objects, judged_marks
-from dinocore.report.page import render_page
+from dinocore.draw.curves import draw_curves
+from dinocore.report.judged import ImageDetections, ImageTruth, judged_marks
+from dinocore.report.page import render_page, shrink
 from dinocore.report.parts import (  # fmt: skip
     Chart,
     Drawing,
@@ -19,14 +20,13 @@ from dinocore.report.parts import (  # fmt: skip
     Gallery,
     Line,
     Mark,
+    MarkedImage,
     Matrix,
     Page,
-    Picture,
     Section,
     Table,
 )
-from dinocore.report.pictures import shrink
-from dinocore.report.training import Told, training_page
+from dinocore.report.training import RunFacts, training_page
 
 EVIL = "<script>window.pwned = 1</script><img src=x onerror=window.pwned=2>\"'&"
 MARKS = [
@@ -35,9 +35,9 @@ MARKS = [
 ]  # fmt: skip
 
 
-def picture(title="a.jpg", marks=MARKS, size=(120, 90)):
+def image(title="a.jpg", marks=MARKS, size=(120, 90)):
     ramp = np.linspace(40, 220, size[0] * size[1] * 3).reshape(size[1], size[0], 3)
-    return Picture(title, Image.fromarray(ramp.astype(np.uint8)), marks)
+    return MarkedImage(title, Image.fromarray(ramp.astype(np.uint8)), marks)
 
 
 def page_of(*parts):
@@ -52,7 +52,7 @@ def full_page():
         Chart("chart", "step", "loss", [Line("single", [1, 2, 3], [3.5, 2.5, None]), Line(EVIL, [1, 2, 3], [1, 2, 3])]),
         Matrix("matrix", ["cat", EVIL], ["cat", EVIL], [[5, 1], [0, 7]], "annotated", "found"),
         Drawing("drawing", '<svg viewBox="0 0 2000 50" width="2000" height="50"><rect width="99" height="9"/></svg>'),
-        Gallery("gallery", [picture(f"{EVIL}.jpg"), picture("b\udc80.jpg", [])], text=EVIL),
+        Gallery("gallery", [image(f"{EVIL}.jpg"), image("b\udc80.jpg", [])], text=EVIL),
     )
 
 
@@ -90,35 +90,35 @@ def test_numbers_are_shown_short_and_kept_whole():
     assert '"y":[1.0,null]' in render_page(page_of(Chart("", "", "", [Line("a", [1, 2], [1, float("inf")])])))
 
 
-def test_pictures_share_what_room_there_is():
+def test_images_share_what_room_there_is():
     noise = np.random.default_rng(0).integers(0, 256, (100, 240, 320, 3), dtype=np.uint8)
     marks = [Mark((1, 2, 30, 40), "cell", "found", 0.5)] * 100
-    pictures = [Picture(f"{n}.jpg", Image.fromarray(pixels), marks) for n, pixels in enumerate(noise)]
-    html = render_page(page_of(Gallery("noise, which JPEG keeps worst", pictures)))
+    images = [MarkedImage(f"{n}.jpg", Image.fromarray(pixels), marks) for n, pixels in enumerate(noise)]
+    html = render_page(page_of(Gallery("noise, which JPEG keeps worst", images)))
     found = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', html)
     assert len(found) == 100 and 3_000_000 < len(html.encode()) < 5_000_000
     sizes = {Image.open(io.BytesIO(base64.b64decode(text))).size for text in found}
     assert len(sizes) == 1 and 100 < sizes.pop()[0] < 320, "all alike, and no smaller than need be"
-    assert 'viewBox="0 0 320 240"' in html, "boxes stay in pixels of the picture as it was"
+    assert 'viewBox="0 0 320 240"' in html, "boxes stay in pixels of the image as it was"
 
 
-def test_a_shrunk_picture_keeps_its_boxes_where_they_were():
-    small = shrink(Picture("", Image.new("RGB", (400, 200)), [Mark((100, 50, 200, 100), "", "truth")]), 100)
+def test_a_shrunk_image_keeps_its_boxes_where_they_were():
+    small = shrink(MarkedImage("", Image.new("RGB", (400, 200)), [Mark((100, 50, 200, 100), "", "truth")]), 100)
     assert small.image.size == (100, 50) and list(small.marks[0].xyxy) == [25, 12.5, 50, 25]
 
 
 def test_the_surest_box_takes_the_object_and_the_rest_is_wrong_or_missed():
-    objects = Objects(
+    objects = ImageTruth(
         np.array([[0, 0, 10, 10], [20, 0, 30, 10], [50, 50, 90, 90.0]]), np.array([0, 1, 0]), np.array([0, 0, 1], bool)
     )
     boxes = np.array([[0, 0, 10, 9], [0, 0, 10, 10], [20, 0, 30, 10], [60, 60, 70, 70.0]])
-    found = Found(boxes, np.array([0, 0, 0, 0]), np.array([0.9, 0.8, 0.7, 0.6]))
+    found = ImageDetections(boxes, np.array([0, 0, 0, 0]), np.array([0.9, 0.8, 0.7, 0.6]))
     marks = judged_marks(objects, found, ["a", "b"])
     told = [(mark.kind, mark.label, mark.score) for mark in marks]
     assert told == [
         ("truth", "a", 0.9), ("missed", "b", None), ("found", "a", 0.9), ("wrong", "a", 0.8), ("wrong", "a", 0.7),
     ], "the last box lies in a crowd and counts for nothing"  # fmt: skip
-    nothing = Found(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0))
+    nothing = ImageDetections(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0))
     assert [mark.kind for mark in judged_marks(objects, nothing, ["a", "b"])] == ["missed", "missed"]
 
 
@@ -134,7 +134,7 @@ def test_the_report_of_a_run_tells_the_numbers_of_its_log(tmp_path):
     ]
     log = tmp_path / "metrics.jsonl"
     log.write_text("\n".join(json.dumps(row) for row in [*steps, *scores]))
-    page = training_page(log, Told("runs/x", {}, {}, {"train": {"lr": 1e-4, "amp": "auto"}}, [], 0))
+    page = training_page(log, RunFacts("runs/x", {}, {}, {"train": {"lr": 1e-4, "amp": "auto"}}, [], 0))
     assert "Best AP 0.4321 after epoch 1" in page.subtitle
     html = render_page(page)
     assert 'data-v="0.4321"' in html and re.search(r">train\.lr</td><td[^>]*>0\.0001</td>", html)
@@ -144,6 +144,23 @@ def test_the_report_of_a_run_tells_the_numbers_of_its_log(tmp_path):
     assert set(charts["By stage"]) == {"all", "matching"} and set(charts["By term"]) == {"all", "class", "box (L1)"}
     whole = charts["By stage"]["all"]
     assert len(whole["x"]) == 300 and whole["x"][-1] == 900 and set(whole["y"]) == {3.0}
+
+
+def test_a_stage_and_a_term_that_nobody_foresaw_are_in_the_curves_which_add_up_to_the_loss(tmp_path):
+    parts = {"matching/label": 1.0, "matching/box": 2.0, "extra/label": 0.5, "matching/l7_novelty": 0.25}
+    rows = [{"step": n, "epoch": 1, "loss": 3.75, "lr": 1e-4, "seconds": 0.5, "data_seconds": 0.1, "memory_mb": 9,
+             "grad_norm": 1.0} | parts for n in (1, 2, 3)]  # fmt: skip
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("\n".join(map(json.dumps, rows)))
+    told = RunFacts("runs/x", {}, {}, {}, [], 0)
+    charts = {chart["title"]: {line["name"]: line["y"] for line in chart["lines"]}
+              for chart in embedded(render_page(training_page(log, told)))}  # fmt: skip
+    assert charts["By stage"] == {"all": [3.75] * 3, "matching": [3.25] * 3, "extra": [0.5] * 3}
+    assert charts["By term"]["l7_novelty"] == [0.25] * 3 and charts["By term"]["class"] == [1.5] * 3
+    assert len(charts["Each term of each stage"]) == len(parts)
+    with_all = draw_curves(log).tobytes()
+    log.write_text("\n".join(json.dumps({k: v for k, v in row.items() if k != "extra/label"}) for row in rows))
+    assert draw_curves(log).tobytes() != with_all
 
 
 # in Chromium
@@ -199,7 +216,7 @@ def test_the_threshold_redraws_boxes_and_counts_them(visit):
 
 @pytest.mark.slow
 def test_a_flat_box_is_seen(visit):
-    tab = visit(page_of(Gallery("", [picture(marks=[Mark((20, 45, 100, 45), "", "truth")])])))
+    tab = visit(page_of(Gallery("", [image(marks=[Mark((20, 45, 100, 45), "", "truth")])])))
     tab.locator("figure").scroll_into_view_if_needed()
     tab.wait_for_timeout(100)
     tab.locator("figure .halo").evaluate("e => e.remove()")
@@ -255,7 +272,7 @@ def test_curves_and_matrices_tell_their_values(visit):
 
 
 @pytest.mark.slow
-def test_a_picture_is_enlarged_and_turned_by_keyboard(visit):
+def test_a_image_is_enlarged_and_turned_by_keyboard(visit):
     tab = visit(full_page())
     tab.locator(".open").first.press("Enter")
     box = tab.locator("dialog")

@@ -16,7 +16,7 @@ from ...predict import Detector
 
 
 class Attention(NamedTuple):
-    """What one query of one layer looked at; places in pixels of the upright picture, heads from 0."""
+    """What one query of one layer looked at; places in pixels of the upright image, heads from 0."""
 
     part: str  # "decoder" or "encoder"
     layer: int  # from 0
@@ -28,7 +28,7 @@ class Attention(NamedTuple):
     center: list[float]  # of that box, or of the token
     points: Tensor  # (M, L, P, 2) x and y
     weights: Tensor  # (M, L, P), of a head they sum to 1
-    size: tuple[int, int]  # height and width of the picture
+    size: tuple[int, int]  # height and width of the image
     error: float  # how far the sum over these points is from the layer's own, as a share of its largest number
 
     def as_dict(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def record_sampling(attention: MSDeformAttn) -> Iterator[list[Sampled]]:
 
 
 def attention_of_query(detector: Detector, batch: Batch, layer: int = -1, query: int | None = None) -> Attention:
-    """Where a decoder layer looks for a query of the batch's only picture; default: the most confident one.
+    """Where a decoder layer looks for a query of the batch's only image; default: the most confident one.
 
     Raises:
         ConfigError: there is no such layer or query.
@@ -84,16 +84,16 @@ def attention_of_query(detector: Detector, batch: Batch, layer: int = -1, query:
 def attention_at(
     detector: Detector, batch: Batch, pixel: tuple[float, float], layer: int = -1, level: int = 0
 ) -> Attention:
-    """Where an encoder layer looks for the token of a level that covers a pixel (x, y) of the upright picture.
+    """Where an encoder layer looks for the token of a level that covers a pixel (x, y) of the upright image.
 
     Raises:
-        ConfigError: there is no such layer or level, or the pixel is not in the picture.
+        ConfigError: there is no such layer or level, or the pixel is not in the image.
     """
     layers = detector.model.encoder.layers
     layer = _counted(layer, len(layers), "encoder layer")
     height, width = batch.sizes[0]
     if not (0 <= pixel[0] < width and 0 <= pixel[1] < height):
-        raise ConfigError(f"--at {pixel[0]:g},{pixel[1]:g} is outside of the picture of {width} x {height} pixels")
+        raise ConfigError(f"--at {pixel[0]:g},{pixel[1]:g} is outside of the image of {width} x {height} pixels")
     with record_sampling(layers[layer].attn) as records:  # pyright: ignore[reportArgumentType]
         detector.forward(batch)
     shapes = records[0].shapes
@@ -112,7 +112,7 @@ def _looked(used: Sampled, index: int, size: tuple[int, int]) -> tuple[Tensor, T
     own = used.output[0, index].float()
     again = reference.sample(used.value[:1].float(), used.shapes, locations, weights)[0, 0]
     error = float((again - own).abs().max() / own.abs().max().clamp(min=1e-9))
-    points = locations[0, 0].cpu() * torch.tensor([size[1], size[0]])  # one picture has no padding
+    points = locations[0, 0].cpu() * torch.tensor([size[1], size[0]])  # one image has no padding
     return points, weights[0, 0].cpu(), size, error
 
 

@@ -1,13 +1,13 @@
 """The denoising attention mask as the model makes it, ready to be drawn. Pure: nothing is printed or written here.
 
-`mask_of` and `batch_mask` run the model's own denoiser and `join`. `mask_text.py` draws it for a terminal,
-`mask_image.py` as PNG and SVG, `mask_page.py` as HTML, all from a `mask_fold.Fold`; `mask_query.py` puts a row into
-words.
+`mask_of` and `batch_mask` run the model's own denoiser and `join`. `text.py` draws it for a terminal, `figure.py` as
+PNG, SVG and HTML, both from a `SmallMask`; `explain.py` puts a row into words.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,10 +26,10 @@ class MaskView(NamedTuple):
     blocked: Tensor  # (N, N) bool, True where row must not attend to column
     group: Tensor  # (Q,) int64
     negative: Tensor  # (Q,) bool
-    real: Tensor  # (B, Q) bool, False on a padding slot
+    valid: Tensor  # (B, Q) bool, False on a padding slot
     num_objects: list[int]  # annotated, of each image
     num_groups: int
-    source: Tensor  # (B, Q) int64, the object of its image that each is a noisy copy of, -1 on padding
+    target_index: Tensor  # (B, Q) int64, the object of its image that each is a noisy copy of, -1 on padding
     files: Sequence[str] = ()  # of the images, where they are known
     names: Sequence[Sequence[str]] = ()  # the class of every object of each image, where it is known
 
@@ -51,7 +51,7 @@ class MaskView(NamedTuple):
     @property
     def taking_part(self) -> list[int]:
         """How many objects of each image have denoising queries."""
-        return self.real[:, self.slots].sum(1).tolist()
+        return self.valid[:, self.slots].sum(1).tolist()
 
     @property
     def blocked_pairs(self) -> dict[str, int]:
@@ -70,7 +70,7 @@ class MaskView(NamedTuple):
         return int(self.blocked.sum()) / self.blocked.numel()
 
 
-class Objects(NamedTuple):
+class MaskBatch(NamedTuple):
     """A batch of annotated images, without their pixels."""
 
     targets: list[Target]
@@ -86,10 +86,10 @@ def mask_of(config: ModelConfig, num_objects: Sequence[int]) -> MaskView:
     """
     check_size(config, num_objects)
     targets = [Target(torch.zeros(n, dtype=torch.int64), torch.full((n, 4), 0.5), seed=0) for n in num_objects]
-    return batch_mask(config, Objects(targets))
+    return batch_mask(config, MaskBatch(targets))
 
 
-def batch_mask(config: ModelConfig, objects: Objects) -> MaskView:
+def batch_mask(config: ModelConfig, objects: MaskBatch) -> MaskView:
     """The mask that this model would train with on these images.
 
     Raises:
@@ -206,7 +206,7 @@ def to_json(view: MaskView) -> dict[str, Any]:
         "blocked_pairs_by_part": view.blocked_pairs,
         "images": [
             {"file": file} | {"objects": objects, "taking_part": part, "padding_queries": true_runs(~real)}
-            for file, objects, part, real in zip(files, view.num_objects, view.taking_part, view.real, strict=True)
+            for file, objects, part, real in zip(files, view.num_objects, view.taking_part, view.valid, strict=True)
         ],
         "groups": [
             {"positive": true_runs(of_group & ~view.negative), "negative": true_runs(of_group & view.negative)}
@@ -237,3 +237,68 @@ def _amount(count: int) -> str:
 
 def _size(num_bytes: int) -> str:
     return f"{num_bytes // 10**8 / 10:,.1f} GB" if num_bytes < 10**15 else "more than 1,000,000 GB"
+
+
+class MaskCell(NamedTuple):
+    """Consecutive queries that a drawing shows as one row and one column."""
+
+    start: int
+    stop: int  # the first query after it
+    first_group: int
+    last_group: int
+    kind: str  # positive, negative, both
+
+
+class SmallMask(NamedTuple):
+    """A mask with fewer cells than queries; the last row and column stand for all the matching queries."""
+
+    cells: list[MaskCell]  # of the denoising queries
+    blocked: Tensor  # (cells + 1, cells + 1) fraction of the pairs that is blocked
+    valid: Tensor  # (B, cells) fraction of the queries that is not padding
+
+    @property
+    def queries_per_cell(self) -> int:
+        """k, where a cell stands for at most k x k pairs."""
+        return max((cell.stop - cell.start for cell in self.cells), default=1)
+
+
+def downsample(view: MaskView, most: int) -> SmallMask:
+    """At most so many cells, of equal kind where there is room: a query, else part of a group's half, else groups."""
+    cells = [_cell(view, start, stop) for start, stop in _cut(view, most)]
+    starts = [*(cell.start for cell in cells), view.num_denoising]
+    sizes = np.diff([*starts, len(view.blocked)])
+    rows = np.add.reduceat(view.blocked.numpy(), starts, axis=0, dtype=np.int32)  # (cells + 1, N)
+    pairs = np.add.reduceat(rows, starts, axis=1, dtype=np.int64)  # (cells + 1, cells + 1)
+    valid = [view.valid[:, cell.start : cell.stop].float().mean(1) for cell in cells]
+    return SmallMask(
+        cells=cells,
+        blocked=torch.from_numpy(pairs / np.outer(sizes, sizes)),
+        valid=torch.stack(valid, dim=1) if valid else torch.zeros(len(view.valid), 0),
+    )
+
+
+def _cut(view: MaskView, most: int) -> list[tuple[int, int]]:
+    """Where the cells begin and end."""
+    for key in (2 * view.group + view.negative, view.group):
+        lengths = torch.unique_consecutive(key, return_counts=True)[1].tolist()
+        if len(lengths) <= most:
+            pieces = most // max(1, len(lengths))
+            return _spans(lengths, max((-(-length // pieces) for length in lengths), default=1))
+    together = -(-len(lengths) // most)
+    return _spans([sum(lengths[i : i + together]) for i in range(0, len(lengths), together)], view.num_denoising)
+
+
+def _spans(lengths: list[int], longest: int) -> list[tuple[int, int]]:
+    """Runs of these lengths, one after the other, none cut into pieces longer than `longest`."""
+    spans, start = [], 0
+    for length in lengths:
+        end = start + length
+        spans += [(first, min(first + longest, end)) for first in range(start, end, longest)]
+        start = end
+    return spans
+
+
+def _cell(view: MaskView, start: int, stop: int) -> MaskCell:
+    kinds = view.negative[start:stop]
+    kind = "negative" if kinds.all() else "both" if kinds.any() else "positive"
+    return MaskCell(start, stop, int(view.group[start]), int(view.group[stop - 1]), kind)

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .fold import Cell, Fold, fold
-from .mask import MaskView, blocked_facts
+from .mask import MaskCell, MaskView, SmallMask, blocked_facts, downsample
 
 MOST_STRIPS = 8  # images whose padding is drawn; a larger batch says so in words
 
@@ -40,7 +39,7 @@ Line = list[Span]
 class Layout(NamedTuple):
     """How a drawing fills its width."""
 
-    folded: Fold
+    small: SmallMask
     cell: int  # characters of a cell
     label: int  # characters left of the cells
     band: int  # characters of the matching queries
@@ -71,16 +70,16 @@ def _layout(view: MaskView, width: int) -> Layout:
     label, band = len(last) + 9, 8
     for cell in (2, 1):
         if label + cell * whole + 1 + band <= width:
-            return Layout(fold(view, whole), cell, label, band, "group ", "image ", (count, "matching"))
+            return Layout(downsample(view, whole), cell, label, band, "group ", "image ", (count, "matching"))
     label, band = len(last) + 3, max(3, len(count))
     room = width - label - 1 - band
     cell, cells = (1, whole) if whole <= room else (2, room // 2)
-    return Layout(fold(view, cells), cell, label, band, "", "i", ("m",))
+    return Layout(downsample(view, cells), cell, label, band, "", "i", ("m",))
 
 
 def _header(view: MaskView, layout: Layout, glyphs: Glyphs) -> list[Line]:
     """What the columns are: group numbers where they have room, and the kinds under them."""
-    cells = layout.folded.cells
+    cells = layout.small.cells
     numbers = [" "] * (layout.cell * len(cells))
     free = 0
     for at in _group_starts(cells):
@@ -96,14 +95,14 @@ def _header(view: MaskView, layout: Layout, glyphs: Glyphs) -> list[Line]:
     ]
 
 
-def _group_starts(cells: Sequence[Cell]) -> list[int]:
+def _group_starts(cells: Sequence[MaskCell]) -> list[int]:
     """The cells with which a group begins."""
     return [at for at, cell in enumerate(cells) if at == 0 or cells[at - 1].last_group < cell.first_group]
 
 
 def _rows(layout: Layout, glyphs: Glyphs) -> list[Line]:
     """One line a cell, a rule, and the matching queries."""
-    cells, starts = layout.folded.cells, set(_group_starts(layout.folded.cells))
+    cells, starts = layout.small.cells, set(_group_starts(layout.small.cells))
     lines = []
     for at, cell in enumerate(cells):
         number = f"{layout.group}{cell.first_group}" if at in starts else ""
@@ -119,9 +118,9 @@ def _rows(layout: Layout, glyphs: Glyphs) -> list[Line]:
 
 def _row(layout: Layout, row: int, glyphs: Glyphs) -> Line:
     """Whom one cell's queries may not look at."""
-    *shares, matching = layout.folded.blocked[row].tolist()
+    *shares, matching = layout.small.blocked[row].tolist()
     spans = [
-        _mark(share, cell.kind, layout.cell, glyphs) for share, cell in zip(shares, layout.folded.cells, strict=True)
+        _mark(share, cell.kind, layout.cell, glyphs) for share, cell in zip(shares, layout.small.cells, strict=True)
     ]
     return [*spans, Span(glyphs.bar), _mark(matching, "matching", layout.band, glyphs)]
 
@@ -134,16 +133,16 @@ def _mark(share: float, kind: str, width: int, glyphs: Glyphs) -> Span:
 
 def _strips(view: MaskView, layout: Layout, glyphs: Glyphs) -> list[Line]:
     """A line for each image: which of the denoising queries above are padding."""
-    if view.real.all():
+    if view.valid.all():
         return []
     lines: list[Line] = [[]]
-    for image, shares in enumerate(layout.folded.real[:MOST_STRIPS].tolist()):
+    for image, shares in enumerate(layout.small.valid[:MOST_STRIPS].tolist()):
         marks = {1.0: Span(glyphs.object, "object"), 0.0: Span(glyphs.padding, "padding")}
         spans = [marks.get(share, Span(glyphs.some, "partly")) for share in shares]
         spans = [span._replace(text=span.text.ljust(layout.cell)) for span in spans]
         lines.append([Span(f"{layout.image}{image}".ljust(layout.label)), *spans])
-    if len(view.real) > MOST_STRIPS:
-        lines.append([Span(f"and {len(view.real) - MOST_STRIPS} more images")])
+    if len(view.valid) > MOST_STRIPS:
+        lines.append([Span(f"and {len(view.valid) - MOST_STRIPS} more images")])
     return lines
 
 
@@ -151,18 +150,18 @@ def _legend(view: MaskView, layout: Layout, glyphs: Glyphs) -> list[Line]:
     """What the marks stand for, as far as they occur."""
     lines = [[Span("row looks at column:  "), Span(glyphs.blocked * 2, "blocked"), Span(" may not attend (True)   "),
               Span(glyphs.allowed), Span(" may attend")]]  # fmt: skip
-    folded = layout.folded
-    if folded.queries_per_cell > 1:
-        size = f"{folded.queries_per_cell} x {folded.queries_per_cell}"
+    small = layout.small
+    if small.queries_per_cell > 1:
+        size = f"{small.queries_per_cell} x {small.queries_per_cell}"
         lines.append([Span(f"each cell stands for up to {size} queries;  "), Span(glyphs.partly * 2, "partly"),
                       Span(" some of them may attend")])  # fmt: skip
     kinds = {"positive": "+ positive", "negative": "- negative", "both": "* both kinds"}
-    found = [Span(f"{text}   ", kind) for kind, text in kinds.items() if kind in {cell.kind for cell in folded.cells}]
-    folding = f"{layout.matching[-1]}: the {view.num_matching:,} matching queries, folded"
-    lines.append([*found, Span(folding, "matching")])
-    if not view.real.all():
+    found = [Span(f"{text}   ", kind) for kind, text in kinds.items() if kind in {cell.kind for cell in small.cells}]
+    merged = f"{layout.matching[-1]}: the {view.num_matching:,} matching queries, merged"
+    lines.append([*found, Span(merged, "matching")])
+    if not view.valid.all():
         some = Span(f"   {glyphs.some} both", "partly")
         lines.append([Span(f"{glyphs.object} object", "object"), Span(f"   {glyphs.padding} padding slot", "padding"),
-                      *([some] if ((folded.real > 0) & (folded.real < 1)).any() else [])])  # fmt: skip
+                      *([some] if ((small.valid > 0) & (small.valid < 1)).any() else [])])  # fmt: skip
         lines.append([Span("the mask is the same for every image of the batch; it does not block padding")])
     return lines

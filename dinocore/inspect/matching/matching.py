@@ -13,11 +13,12 @@ from ...data.batch import Batch, Sample, collate
 from ...data.loaders import EvaluationPictures
 from ...errors import DataError
 from ...losses import Matched, match_stages
-from ...matching import matching_cost
+from ...matching import Cost, matching_cost
 from ...model.dino import DinoOutput
 from ...predict import Detector
 from ...structures import DenoisingQueries, Target
 
+COST_NAMES = {"label": "class", "box": "L1", "giou": "GIoU"}
 NOTHING = -1  # in place of an object: the query answers for none
 
 
@@ -33,10 +34,8 @@ class Answer(NamedTuple):
 
     object: int
     query: int
-    cost_class: float
-    cost_l1: float
-    cost_giou: float
-    cost: float
+    costs: dict[str, float]  # by part, all that `dinocore.matching.Cost` has
+    cost: float  # their sum
     probability: float  # of the object's class, or of foreground
     iou: float
     box: list[float]
@@ -49,6 +48,17 @@ class Stage(NamedTuple):
     answers: list[Answer]  # by object; more objects than queries leave some out
     kept: float | None  # share of the objects whose query took them in the stage before, too
     instability: int | None  # queries whose object, or lack of one, is another than in the stage before
+
+    def mean_costs(self) -> dict[str, float]:
+        """Each part of the cost, averaged over the answers."""
+        count = max(1, len(self.answers))
+        names = self.answers[0].costs if self.answers else Cost._fields
+        return {name: sum(answer.costs[name] for answer in self.answers) / count for name in names}
+
+    def means(self) -> list[float]:
+        """The parts, their sum, and the IoU, in the order of a table."""
+        costs, count = self.mean_costs(), max(1, len(self.answers))
+        return [*costs.values(), sum(costs.values()), sum(answer.iou for answer in self.answers) / count]
 
 
 class Noisy(NamedTuple):
@@ -68,7 +78,7 @@ class Noisy(NamedTuple):
 
 
 class Matching(NamedTuple):
-    """All of it for one picture."""
+    """All of it for one image."""
 
     objects: list[Thing]
     stages: list[Stage]
@@ -82,27 +92,39 @@ class Matching(NamedTuple):
             "num_queries": self.num_queries,
             "num_groups": self.num_groups,
             "objects": [thing._asdict() for thing in self.objects],
-            "stages": [s._asdict() | {"answers": [a._asdict() for a in s.answers]} for s in self.stages],
+            "stages": [s._asdict() | {"answers": [_answer_json(a) for a in s.answers]} for s in self.stages],
             "denoising": [noisy._asdict() for noisy in self.noisy],
         }
 
 
+def cost_name(part: str) -> str:
+    """A part of the cost for people; one without a better name has its own."""
+    return COST_NAMES.get(part, part)
+
+
+def _answer_json(answer: Answer) -> dict[str, Any]:
+    """`costs` as `cost_class`, `cost_l1`, ..."""
+    rest = {name: value for name, value in answer._asdict().items() if name not in ("object", "query", "costs")}
+    costs = {f"cost_{cost_name(part).lower()}": value for part, value in answer.costs.items()}
+    return {"object": answer.object, "query": answer.query} | costs | rest
+
+
 def annotated_batch(annotations: Annotations, index: int, config: Config, seed: int) -> Batch:
-    """One picture as for evaluation, with its objects and the seed of its denoising noise.
+    """One image as for evaluation, with its objects and the seed of its denoising noise.
 
     Raises:
-        DataError: the picture cannot be read, or has no object to match.
+        DataError: the image cannot be read, or has no object to match.
     """
     sample = EvaluationPictures(annotations, config.data)[index]
     if not isinstance(sample, Sample):
         raise DataError(sample)
     if not len(sample.target.labels):
-        raise DataError(f"{annotations.path(index)} has no object to match; name a picture that has one")
+        raise DataError(f"{annotations.path(index)} has no object to match; name an image that has one")
     return collate([sample._replace(target=sample.target._replace(seed=seed))])
 
 
 def look_at_matching(detector: Detector, batch: Batch) -> Matching:
-    """Match the batch's only picture as training does; denoising queries are there as in training, dropout is not."""
+    """Match the batch's only image as training does; denoising queries are there as in training, dropout is not."""
     output, targets = _answered(detector, batch)
     size, categories = batch.sizes[0], detector.categories
     target = targets[0]
@@ -127,7 +149,7 @@ def final_owners(detector: Detector, batch: Batch) -> Tensor:
 
 
 def owner_of_queries(one: Matched) -> Tensor:
-    """DN-DETR's index vector: the object of each query of the only picture, or NOTHING, (N,) int64."""
+    """DN-DETR's index vector: the object of each query of the only image, or NOTHING, (N,) int64."""
     owner = torch.full((one.predictions.boxes.shape[1],), NOTHING)
     owner[one.match.query.cpu()] = one.match.target.cpu()
     return owner
@@ -158,18 +180,19 @@ def _answers(one: Matched, loss: LossConfig, size: tuple[int, int]) -> list[Answ
     cost = matching_cost(logits, boxes, target, loss)
     order = one.match.target.argsort()
     query, wanted = one.match.query[order], one.match.target[order]  # (T,)
-    parts = [part[query, wanted].tolist() for part in (*cost, cost.total)]
+    costs = {name: part[query, wanted].tolist() for name, part in cost._asdict().items()}
+    parts = [dict(zip(costs, values, strict=True)) for values in zip(*costs.values(), strict=True)]
     sure = logits[query, target.labels[wanted]].sigmoid()
     overlap = iou(to_xyxy(boxes[query]), to_xyxy(target.boxes[wanted]))
-    columns = (wanted, query, *map(torch.tensor, parts), sure, overlap)
-    rows = zip(*(x.tolist() for x in columns), _pixels(boxes[query], size).tolist(), strict=True)
+    columns = (wanted, query, parts, cost.total[query, wanted], sure, overlap, _pixels(boxes[query], size))
+    rows = zip(*(x if isinstance(x, list) else x.tolist() for x in columns), strict=True)
     return [Answer(*row) for row in rows]
 
 
 def _noisy(
     output: DinoOutput, noise: DenoisingQueries, target: Target, size: tuple[int, int], categories: Sequence[Category]
 ) -> list[Noisy]:
-    """The denoising queries of the only picture; a negative belongs to the positive at its place in the group."""
+    """The denoising queries of the only image; a negative belongs to the positive at its place in the group."""
     last = (output.denoising or [])[-1]
     told = dict(zip(noise.match.query.tolist(), noise.match.target.tolist(), strict=True))
     copies = 2 if bool(noise.negative.any()) else 1

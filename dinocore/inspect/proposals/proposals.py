@@ -1,26 +1,31 @@
-"""The first stage made visible: which tokens were chosen, where their boxes went, and which objects they cover."""
+"""What the first stage chose and the decoder made of it: proposals, scores of all tokens, how boxes moved, recall@k."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ...boxes import iou, to_xyxy
+from ...boxes import iou, to_cxcywh, to_xyxy
+from ...config import LossConfig
 from ...data.annotations import Category
-from ...draw.boxes import PALETTE, Box, draw_boxes, with_legend
-from ...draw.fonts import letters
 from ...errors import ConfigError
+from ...matching import hungarian
 from ...model.dino import DinoOutput
+from ...structures import Predictions, Target
 
-SCORE_COLORS = ("#440154", "#3B528B", "#21918C", "#5EC962", "#FDE725")  # viridis, from low to high
+COUNTS = (10, 50, 100, 300, 900)
+IOUS = (0.5, 0.75)
+# area in pixels, as COCO has it
+SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, float("inf"))}
 
 
 class Proposal(NamedTuple):
     """One chosen token: its anchor, the first stage's box, the decoder's final box; boxes in pixels, x0 y0 x1 y1."""
 
-    rank: int  # from 1, by first-stage score
+    query: int  # from 0, by first-stage score, as in every other inspector
     level: int  # feature level, 0 is the finest
     score: float  # first-stage probability of its best class, or of foreground
     label: str  # that class, or "foreground"
@@ -34,7 +39,7 @@ class Proposal(NamedTuple):
 
 
 def list_proposals(output: DinoOutput, size: tuple[int, int], categories: Sequence[Category]) -> list[Proposal]:
-    """What the model proposed in the one picture of a batch, of this height and width; best first.
+    """What the model proposed in the one image of a batch, of this height and width; best first.
 
     Raises:
         ConfigError: the model has static queries, so there is no first stage.
@@ -56,44 +61,166 @@ def list_proposals(output: DinoOutput, size: tuple[int, int], categories: Sequen
         finals.tolist(), final_labels.tolist(), final_scores.tolist(), moved.tolist(), overlap.tolist(), strict=True,
     )  # fmt: skip
     return [
-        Proposal(rank, level, score, names[label], anchor, box, end, categories[kind].name, sure, distance, share)
-        for rank, (level, score, label, anchor, box, end, kind, sure, distance, share) in enumerate(rows, start=1)
+        Proposal(query, level, score, names[label], anchor, box, end, categories[kind].name, sure, distance, share)
+        for query, (level, score, label, anchor, box, end, kind, sure, distance, share) in enumerate(rows)
     ]
-
-
-def draw_proposals(picture: Image.Image, proposals: Sequence[Proposal], color: str) -> Image.Image:
-    """Anchors, proposals and final boxes side by side, the best on top, coloured by `level` or by `score`."""
-    if color == "level":
-        levels = sorted({p.level for p in proposals})
-        legend = [(f"level {level}", PALETTE[level % len(PALETTE)]) for level in levels]
-        colors = [PALETTE[p.level % len(PALETTE)] for p in proposals]
-    else:
-        best = max((p.score for p in proposals), default=1.0)
-        steps = len(SCORE_COLORS)
-        colors = [SCORE_COLORS[min(steps - 1, int(steps * p.score / max(best, 1e-9)))] for p in proposals]
-        legend = [(f"score {best * i / steps:.2f}-{best * (i + 1) / steps:.2f}", c) for i, c in enumerate(SCORE_COLORS)]
-    panels = []
-    for title, kind in (("anchors", "anchor"), ("proposals", "proposal"), ("final boxes", "final")):
-        boxes = [Box(getattr(p, kind), c) for p, c in zip(proposals, colors, strict=True)]
-        panels.append((title, draw_boxes(picture, boxes[::-1])))
-    return with_legend(side_by_side(panels, columns=3), legend)
-
-
-def side_by_side(panels: Sequence[tuple[str, Image.Image]], columns: int) -> Image.Image:
-    """Pictures of one size in rows, each at most 800 and at least 420 pixels wide, its title over it."""
-    width, height = panels[0][1].size
-    scale = min(800, max(420, width)) / width
-    width, height = round(width * scale), max(1, round(height * scale))
-    gap, head = 12, 34
-    rows = -(-len(panels) // columns)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + head + gap)), "white")
-    canvas = ImageDraw.Draw(sheet)
-    for at, (title, image) in enumerate(panels):
-        x, y = gap + at % columns * (width + gap), at // columns * (height + head + gap)
-        canvas.text((x, y + head / 2), title, "black", letters(19), anchor="lm")
-        sheet.paste(image.resize((width, height)), (x, y + head))
-    return sheet
 
 
 def _centers(boxes_xyxy: Tensor) -> Tensor:
     return (boxes_xyxy[..., :2] + boxes_xyxy[..., 2:]) / 2
+
+
+def score_maps(output: DinoOutput) -> list[np.ndarray]:
+    """The probability of the best class, or of foreground, of every token of the one image, L x (H_l, W_l).
+
+    Raises:
+        ConfigError: the model has static queries, so there is no first stage.
+    """
+    if output.proposals is None:
+        raise ConfigError("this model has no first stage (model.queries = static), so there are no scores to show")
+    return [scores[0].float().cpu().sigmoid().numpy() for scores in output.proposals.maps]
+
+
+def spread(scores: np.ndarray) -> dict[str, float | list[int]]:
+    """A map in a few numbers."""
+    values = torch.from_numpy(scores).flatten().double()
+    p50, p99, best = values.quantile(torch.tensor([0.5, 0.99, 1.0], dtype=torch.float64)).tolist()
+    return {"size": list(scores.shape), "median": p50, "p99": p99, "best": best}
+
+
+class ImageObjects(NamedTuple):
+    """The annotated objects of one image, x0 y0 x1 y1 in its pixels."""
+
+    boxes: Tensor  # (T, 4)
+    labels: Tensor  # (T,) int64
+    areas: Tensor  # (T,)
+
+
+class Journey(NamedTuple):
+    """A query's box from the anchor to the last layer, x0 y0 x1 y1 in pixels."""
+
+    query: int  # from 0; it starts from the proposal of this number
+    label: str  # of the final box
+    score: float
+    boxes: list[list[float]]  # anchor, proposal, then one a decoder layer
+    moved: list[float]  # pixels between the centres of neighbours in `boxes`
+    object: int | None  # the annotated object it answers for after the last layer, by the Hungarian method
+    ious: list[float] | None  # of each box with that object's
+
+
+def journeys(
+    output: DinoOutput, size: tuple[int, int], objects: ImageObjects | None, loss: LossConfig,
+    categories: Sequence[Category], top: int,
+) -> list[Journey]:  # fmt: skip
+    """Of the queries that answer for the objects, or without annotations, of the `top` surest ones.
+
+    Args:
+        size: height and width of the image, the only one of the batch.
+
+    Raises:
+        ConfigError: the model has static queries, so there is no first stage.
+    """
+    if output.proposals is None:
+        raise ConfigError("this model has no first stage (model.queries = static), so there are no proposals to show")
+    scale = torch.tensor([size[1], size[0], size[1], size[0]])
+    stages = [output.proposals.anchors, output.proposals.boxes, *(stage.boxes for stage in output.stages)]
+    boxes = torch.stack([to_xyxy(stage[0].float().cpu()) for stage in stages]) * scale  # (stages, N, 4)
+    logits = output.final.logits[:1].float().cpu()
+    scores, labels = logits[0].sigmoid().max(-1)
+    centers = (boxes[..., :2] + boxes[..., 2:]) / 2
+    moved = (centers[1:] - centers[:-1]).norm(dim=-1)  # (stages - 1, N)
+    if objects is None:
+        pairs = [(query, None) for query in scores.argsort(descending=True)[:top].tolist()]
+    else:
+        target = Target(objects.labels, to_cxcywh(objects.boxes / scale))
+        (match,) = hungarian([Predictions(logits, output.final.boxes[:1].float().cpu())], [target], loss)
+        pairs = sorted(zip(match.query.tolist(), match.target.tolist(), strict=True), key=lambda pair: pair[1])
+    return [
+        Journey(
+            query=query,
+            label=categories[int(labels[query])].name,
+            score=float(scores[query]),
+            boxes=boxes[:, query].tolist(),
+            moved=moved[:, query].tolist(),
+            object=number,
+            ious=None if objects is None else iou(boxes[:, query], objects.boxes[number]).tolist(),
+        )
+        for query, number in pairs
+    ]
+
+
+class Step(NamedTuple):
+    """What one stage did, averaged over journeys."""
+
+    name: str  # anchor, proposal, layer 0, ...
+    moved: float | None  # pixels, from the stage before
+    iou: float | None
+    gain: float | None
+
+
+def average(found: Sequence[Journey]) -> list[Step]:
+    """A row for each stage."""
+    if not found:
+        return []
+    moved = [None, *torch.tensor([journey.moved for journey in found]).mean(0).tolist()]
+    known = [journey.ious for journey in found if journey.ious is not None]
+    ious, gains = [None] * len(moved), [None] * len(moved)
+    if known:
+        ious = torch.tensor(known).mean(0).tolist()
+        gains = [None, *(after - before for before, after in pairwise(ious))]
+    names = ["anchor", "proposal", *(f"layer {n}" for n in range(len(moved) - 2))]
+    return [Step(*row) for row in zip(names, moved, ious, gains, strict=True)]
+
+
+class Judged(NamedTuple):
+    """An image's proposals, best first, and its annotated objects; boxes x0 y0 x1 y1 in pixels."""
+
+    boxes: Tensor  # (N, 4)
+    levels: Tensor  # (N,) int64
+    objects: Tensor  # (T, 4)
+    areas: Tensor  # (T,)
+
+
+class Recall(NamedTuple):
+    """The share of objects of one size that a proposal of one level among its image's first k covers, by k."""
+
+    iou: float  # the least that covers
+    level: int | None  # None: of any level
+    size: str | None  # None: of any size
+    objects: int
+    shares: dict[int, float]
+
+
+def recalls(images: Sequence[Judged]) -> list[Recall]:
+    """For each IoU, level and size with objects; the last k is the number of all proposals, unless there are more."""
+    if not sum(len(image.objects) for image in images):
+        return []
+    most = min(COUNTS[-1], max(len(image.boxes) for image in images))
+    counts = [*(count for count in COUNTS if count < most), most]
+    areas = torch.cat([image.areas for image in images])
+    wanted: dict[str | None, Tensor] = {None: torch.ones_like(areas, dtype=torch.bool)}
+    wanted |= {size: (areas >= low) & (areas < high) for size, (low, high) in SIZES.items()}
+    levels: list[int | None] = [None, *sorted(set(torch.cat([image.levels for image in images]).tolist()))]
+    rows = []
+    for level in levels:
+        best = torch.cat([_best(image, level, counts) for image in images])  # (all objects, counts)
+        for least in IOUS:
+            for size, chosen in wanted.items():
+                if chosen.any():
+                    shares = (best[chosen] >= least).double().mean(0).tolist()
+                    rows.append(Recall(least, level, size, int(chosen.sum()), dict(zip(counts, shares, strict=True))))
+    return rows
+
+
+def _best(image: Judged, level: int | None, counts: Sequence[int]) -> Tensor:
+    """The greatest IoU of each object with one of the first k proposals, if of this level, (T, counts)."""
+    overlap = iou(image.objects[:, None], image.boxes)  # (T, N)
+    if level is not None:
+        overlap = overlap.masked_fill(image.levels != level, 0)
+    so_far = overlap.cummax(dim=1).values if overlap.numel() else overlap
+    return so_far[:, [min(count, len(image.boxes)) - 1 for count in counts]]
+
+
+def as_json(rows: Sequence[Recall]) -> list[dict[str, Any]]:
+    """For scripts."""
+    return [row._asdict() | {"shares": {str(count): share for count, share in row.shares.items()}} for row in rows]

@@ -11,11 +11,10 @@ import torch
 
 from ...data.images import read_image
 from ...errors import DataError, EnvironmentFault
-from ...report.marks import Found, Objects, judged_marks
-from ...report.page import render_page
-from ...report.parts import Picture
-from ...report.pictures import shrink
-from ...report.training import Told, training_page
+from ...report.judged import ImageDetections, ImageTruth, judged_marks
+from ...report.page import shrink, write_page
+from ...report.parts import MarkedImage
+from ...report.training import RunFacts, training_page
 from ...system.files import to_json, write_text
 from ..job import Job
 
@@ -48,7 +47,7 @@ class ReportFile:
         self.job, self.facts = job, facts
         self.trouble = ""
         self.behind = False
-        self.pictures: dict[int, Picture] = {}  # small ones, by place in the split: they are read once
+        self.pictures: dict[int, MarkedImage] = {}  # small ones, by place in the split: they are read once
 
     def add(self, row: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
@@ -71,12 +70,12 @@ class ReportFile:
         try:
             epoch, pictures = self._examples()
             settings = self.job.config.model_dump()
-            told = Told(str(self.job.run), self.facts, machine(self.job.device), settings, pictures, epoch)
-            write_text(self.job.run / "report.html", render_page(training_page(self.job.run / "metrics.jsonl", told)))
+            told = RunFacts(str(self.job.run), self.facts, machine(self.job.device), settings, pictures, epoch)
+            write_page(self.job.run / "report.html", training_page(self.job.run / "metrics.jsonl", told))
         except Exception as error:  # whatever it is, hours of training are worth more
             self.trouble = f"report.html cannot be written ({type(error).__name__}: {error})"
 
-    def _examples(self) -> tuple[int, list[Picture]]:
+    def _examples(self) -> tuple[int, list[MarkedImage]]:
         """The epoch of the best evaluation, and the pictures with what is annotated and what was found in them."""
         path, val = self.job.run / EXAMPLES, self.job.data.val
         if not path.is_file():
@@ -95,14 +94,14 @@ class ReportFile:
                 )
         return kept["epoch"], shown
 
-    def _picture(self, index: int) -> Picture | None:
+    def _picture(self, index: int) -> MarkedImage | None:
         if index not in self.pictures:
             val = self.job.data.val
             try:
                 image = read_image(val.path(index), self.job.config.data)
             except DataError:
                 return None  # the evaluation has said so
-            self.pictures[index] = shrink(Picture(os.fsdecode(val.file_names[index]), image), SIDE)
+            self.pictures[index] = shrink(MarkedImage(os.fsdecode(val.file_names[index]), image), SIDE)
         return self.pictures[index]
 
     def _marks(self, index: int, results: list[dict[str, Any]], scale: float) -> list[Any]:
@@ -112,8 +111,8 @@ class ReportFile:
         classes = {category.id: k for k, category in enumerate(categories)}
         labels = np.array([classes[result["category_id"]] for result in results], dtype=np.int64)
         scores = np.array([result["score"] for result in results], dtype=np.float64)
-        objects = Objects(_corners(val.boxes[rows]) * scale, val.labels[rows], val.crowd[rows])
-        found = Found(_corners([result["bbox"] for result in results]) * scale, labels, scores)
+        objects = ImageTruth(_corners(val.boxes[rows]) * scale, val.labels[rows], val.crowd[rows])
+        found = ImageDetections(_corners([result["bbox"] for result in results]) * scale, labels, scores)
         return judged_marks(objects, found, [category.name for category in categories])
 
 

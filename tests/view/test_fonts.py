@@ -1,4 +1,4 @@
-"""Names of classes may be in any language; pictures must show them where a font can."""
+"""Names of classes may be in any language; images must show them where a font can."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from PIL import Image, ImageFont
 
 from dinocore.draw import fonts as module
 from dinocore.draw.boxes import Box, draw_boxes
-from dinocore.draw.fonts import OWN, letters, unwritable
+from dinocore.draw.fonts import OWN, load_font, unwritable
 
 
 @pytest.fixture
@@ -41,14 +41,14 @@ def _accents(size: float) -> ImageFont.FreeTypeFont:
 
 
 def test_english_is_written_with_the_font_that_is_always_there():
-    assert letters(20, "cell 0.93") is letters(20)
+    assert load_font(20, "cell 0.93") is load_font(20)
     assert unwritable(["red blood cell", "WBC_2"]) == []
 
 
 def test_what_pillows_font_lacks_is_written_with_a_font_of_the_system(fonts):
     fonts(_accents)
-    assert hasattr(letters(20, "vélo"), "is_of_system")
-    assert not hasattr(letters(20, "cell"), "is_of_system")
+    assert hasattr(load_font(20, "vélo"), "is_of_system")
+    assert not hasattr(load_font(20, "cell"), "is_of_system")
     assert unwritable(["vélo", "红细胞"]) == ["红细胞"]
 
 
@@ -58,6 +58,6 @@ def test_a_name_that_no_font_can_write_is_told_and_drawn_all_the_same(fonts):
 
     fonts(none)
     assert unwritable(["cell", "vélo", "红细胞"]) == ["vélo", "红细胞"]
-    assert letters(20, "红细胞") is module._font(OWN, 20)
+    assert load_font(20, "红细胞") is module._font(OWN, 20)
     drawn = draw_boxes(Image.new("RGB", (80, 60)), [Box((10, 30, 60, 50), "#D55E00", "红细胞")])
     assert np.asarray(drawn).any()

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ...structures import MATCHING
-from .fold import Cell
-from .mask import MaskView, true_runs
+from .mask import MaskCell, MaskView, true_runs
 
 MOST_IMAGES = 6  # that are put into words; JSON has all
 UNRULY = "so the model's mask has it, against DINO's rule"
@@ -73,15 +72,15 @@ def explain(view: MaskView, query: int) -> Explanation:
         query=query,
         kind=kind,
         group=int(view.group[query]) if noisy else None,
-        images=[_copy(view, image, query, kind) for image in range(len(view.real))] if noisy else [],
+        images=[_copy(view, image, query, kind) for image in range(len(view.valid))] if noisy else [],
         sights=_sights(view, query),
         seen_by=true_runs(~view.blocked[:, query]),
     )
 
 
 def _copy(view: MaskView, image: int, query: int, kind: str) -> Copy:
-    real = bool(view.real[image, query])
-    number = int(view.source[image, query]) if real else None
+    real = bool(view.valid[image, query])
+    number = int(view.target_index[image, query]) if real else None
     label = view.names[image][number] if number is not None and view.names else None
     file = view.files[image] if view.files else None
     return Copy(image, file, number, label, "the object" if real and kind == "positive" else "no object")
@@ -143,7 +142,7 @@ def _ranges(runs: Sequence[Sequence[int]]) -> str:
     return f"{sum(end - first for first, end in runs):,} queries ({listed})"
 
 
-def cell_words(view: MaskView, cell: Cell) -> list[str]:
+def cell_words(view: MaskView, cell: MaskCell) -> list[str]:
     """A drawn row in words; where it stands for several queries, what they have in common."""
     if cell.stop - cell.start == 1:
         return words(explain(view, cell.start))

@@ -8,11 +8,11 @@ import numpy as np
 from PIL import Image
 
 from ...draw.canvas import INK, PAGE, SOFT, Color, Line, Rect, Shape, Sheet, Text, Tip, mix, to_image, to_svg
-from ...draw.fonts import letters
-from .fold import Cell, Fold, fold
-from .legend import BLOCKED, LIGHT, legend, rows_of_strips, strips
-from .mask import MaskView
-from .query import cell_words, explain, words
+from ...draw.fonts import load_font
+from ...report.page import render_page
+from ...report.parts import Drawing, Facts, Page, Part, Section, Table
+from .explain import cell_words, explain, words
+from .mask import MaskCell, MaskView, SmallMask, blocked_facts, downsample
 
 SIDE, BAND, STRIPE = 960, 150, 26  # of the denoising part, of the matching queries, of the marks
 MOST_CELLS = 480
@@ -21,22 +21,31 @@ STRONG: dict[str, Color] = {  # Okabe and Ito's
     "positive": ("#0072B2", "#3FA3DC"), "negative": ("#E69F00", "#E69F00"), "both": ("#CC79A7", "#CC79A7"),
 }  # fmt: skip
 ON_STRONG: dict[str, Color] = {"positive": ("#FFFFFF", "#16181C"), "negative": ("#222222", "#16181C")}
+STRIP, MOST_STRIPS = 30, 12
+ROOMY = 10  # pixels of a cell, from which on lines and crosses are drawn in and between cells
+SWATCH = (41, 29)  # width and height, of a colour in the legend
+PALE, BLOCKED, OBJECT = ("#C8C8C8", "#4A4D52"), ("#8F8F8F", "#8A8D92"), ("#222222", "#ECECEC")
+LIGHT: dict[str, Color] = {
+    "positive": ("#D3E9F7", "#123F5C"), "negative": ("#FBEBC8", "#5C430B"), "both": ("#F6E3EE", "#57304A"),
+    "matching": ("#FFFFFF", "#16181C"),
+}  # fmt: skip
+HOW = "Point at a row, or reach it with the Tab key, and it is explained."
 TITLE = "Who may attend to whom: DINO's denoising mask"
 
 
 class Frame(NamedTuple):
-    """Where the parts of the picture are, in pixels."""
+    """Where the parts of the image are, in pixels."""
 
-    folded: Fold
+    small: SmallMask
     cell: int
     left: int  # of the cells
     top: int
-    width: int  # of the picture
+    width: int  # of the image
 
     @property
     def side(self) -> int:
         """Width and height of all cells."""
-        return self.cell * len(self.folded.cells)
+        return self.cell * len(self.small.cells)
 
     @property
     def band(self) -> int:
@@ -46,7 +55,7 @@ class Frame(NamedTuple):
     @property
     def line(self) -> int:
         """Width of the lines between cells; none where cells are small."""
-        return 1 if self.cell >= 10 else 0
+        return 1 if self.cell >= ROOMY else 0
 
 
 def draw_image(view: MaskView) -> Image.Image:
@@ -66,24 +75,23 @@ def draw_mask(view: MaskView) -> Sheet:
     shapes += [Text(MARGIN, MARGIN + 82 + 36 * n, text, 25, SOFT) for n, text in enumerate(_summary(view))]
     shapes += [*_cells(frame), *_kinds(frame), *_groups(frame), *_matching(view, frame)]
     top = frame.top + frame.band + BAND + 28
-    shapes += strips(view, frame.folded, frame.cell, (frame.left, top), frame.band)
+    shapes += strips(view, frame.small, frame.cell, (frame.left, top), frame.band)
     top += rows_of_strips(view)
     left = max(MARGIN, min(frame.left, frame.width - MARGIN - 980))
-    lines = legend(view, frame.folded)
-    for row, (color, text) in enumerate(lines):
-        if color:
-            shapes.append(Rect(left, top + 44 * row, 41, 29, color, INK))
+    lines = legend(view, frame.small)
+    for row, (mark, text) in enumerate(lines):
+        shapes += swatch(left, top + 44 * row, mark, frame.cell)
         shapes.append(Text(left + 58, top + 15 + 44 * row, text, 24, anchor="lm"))
     shapes += _tips(view, frame)
     return Sheet(frame.width, top + 44 * len(lines) - 16 + MARGIN, shapes)
 
 
 def _frame(view: MaskView) -> Frame:
-    folded = fold(view, MOST_CELLS)
-    cell = min(96, SIDE // max(1, len(folded.cells)))
-    left, needed = MARGIN + 210, cell * len(folded.cells) + GAP + BAND + MARGIN
+    small = downsample(view, MOST_CELLS)
+    cell = min(96, SIDE // max(1, len(small.cells)))
+    left, needed = MARGIN + 210, cell * len(small.cells) + GAP + BAND + MARGIN
     width = max(left + needed, 1280)
-    return Frame(folded, cell, left + (width - left - needed) // 2, MARGIN + 250, width)
+    return Frame(small, cell, left + (width - left - needed) // 2, MARGIN + 250, width)
 
 
 def _summary(view: MaskView) -> tuple[str, str]:
@@ -100,9 +108,9 @@ def _summary(view: MaskView) -> tuple[str, str]:
 def _cells(frame: Frame) -> Iterator[Shape]:
     """Each cell between the light colour of its column's kind and grey, by the share that is blocked."""
     spans = _spans(frame)
-    kinds = [*(cell.kind for cell in frame.folded.cells), "matching"]
+    kinds = [*(cell.kind for cell in frame.small.cells), "matching"]
     numbers = np.array([list(LIGHT).index(kind) for kind in kinds])
-    for (top, height), shares in zip(spans, frame.folded.blocked.numpy(), strict=True):
+    for (top, height), shares in zip(spans, frame.small.blocked.numpy(), strict=True):
         key = np.where(shares == 1, -1, numbers + shares / 2)  # equal where the colour is
         starts = np.flatnonzero(np.diff(key, prepend=np.nan, append=np.nan)).tolist()
         starts = sorted({*starts, len(kinds) - 1})  # the gap before the matching queries
@@ -111,7 +119,7 @@ def _cells(frame: Frame) -> Iterator[Shape]:
             color = mix(LIGHT[kinds[first]], BLOCKED, float(shares[first]))
             yield Rect(frame.left + left, frame.top + top, right - left, height, color)
     parts = [(0, frame.side)] * bool(frame.side) + [(frame.band, BAND)]
-    for at in range(1, len(frame.folded.cells)) if frame.line else ():
+    for at in range(1, len(frame.small.cells)) if frame.line else ():
         place = at * frame.cell
         for start, length in parts:
             yield _line(frame, place, start, place, start + length - 1, PAGE)
@@ -123,7 +131,7 @@ def _cells(frame: Frame) -> Iterator[Shape]:
 
 def _spans(frame: Frame) -> list[tuple[int, int]]:
     """Start and length of every row or column, the matching queries last."""
-    return [*((at * frame.cell, frame.cell) for at in range(len(frame.folded.cells))), (frame.band, BAND)]
+    return [*((at * frame.cell, frame.cell) for at in range(len(frame.small.cells))), (frame.band, BAND)]
 
 
 def _line(frame: Frame, x0: float, y0: float, x1: float, y1: float, color: Color = INK) -> Line:
@@ -132,10 +140,10 @@ def _line(frame: Frame, x0: float, y0: float, x1: float, y1: float, color: Color
 
 def _tips(view: MaskView, frame: Frame) -> Iterator[Tip]:
     """Every row in words."""
-    said = [cell_words(view, cell) for cell in frame.folded.cells] + [words(explain(view, view.num_denoising))]
+    said = [cell_words(view, cell) for cell in frame.small.cells] + [words(explain(view, view.num_denoising))]
     if view.num_matching > 1:
         said[-1][0] = (
-            f"the {view.num_matching:,} matching queries, folded into one row; each is {said[-1][0].split(': ')[1]}"
+            f"the {view.num_matching:,} matching queries, merged into one row; each is {said[-1][0].split(': ')[1]}"
         )
     left = frame.left - STRIPE - 6 if frame.side else frame.left
     width = frame.left + frame.band + BAND - left
@@ -145,7 +153,7 @@ def _tips(view: MaskView, frame: Frame) -> Iterator[Tip]:
 
 def _kinds(frame: Frame) -> Iterator[Shape]:
     """A stripe over the columns and one left of the rows: positive or negative."""
-    for start, stop, kind in _runs(frame.folded.cells):
+    for start, stop, kind in _runs(frame.small.cells):
         low, high = start * frame.cell, stop * frame.cell - frame.line
         x, y = frame.left, frame.top
         yield Rect(x + low, y - STRIPE - 6, high - low, STRIPE, STRONG[kind])
@@ -162,7 +170,7 @@ def _sign(x: int, y: int, kind: str) -> Iterator[Rect]:
         yield Rect(x - 1, y - 6, 2, 12, ON_STRONG[kind])
 
 
-def _runs(cells: Sequence[Cell]) -> Iterator[tuple[int, int, str]]:
+def _runs(cells: Sequence[MaskCell]) -> Iterator[tuple[int, int, str]]:
     """Neighbours of one kind and group, as [start, stop) of cells."""
     start = 0
     for at in range(1, len(cells) + 1):
@@ -173,12 +181,12 @@ def _runs(cells: Sequence[Cell]) -> Iterator[tuple[int, int, str]]:
 
 def _groups(frame: Frame) -> Iterator[Shape]:
     """Names of the groups, as many as have room, and lines between them."""
-    cells = frame.folded.cells
+    cells = frame.small.cells
     starts = [at for at, cell in enumerate(cells) if at == 0 or cells[at - 1].last_group < cell.first_group]
     edges = [at * frame.cell for at in [*starts, len(cells)]]
     wide = max((high - low for low, high in pairwise(edges)), default=1)
     names = [f"group {cells[at].first_group}" for at in starts]
-    font = letters(24 * 1.15)  # browsers' letters are a little wider
+    font = load_font(24 * 1.15)  # browsers' letters are a little wider
     fits = all(font.getlength(name) + 12 <= wide for name in names)
     shorts = names if fits else [name.split()[1] for name in names]
     every_column = _step(max((font.getlength(short) for short in shorts), default=0) + 14, wide)
@@ -201,7 +209,7 @@ def _step(needed: float, wide: float) -> int:
 
 
 def _matching(view: MaskView, frame: Frame) -> Iterator[Text]:
-    """Names of the folded band and of the axes."""
+    """Names of the band of matching queries and of the axes."""
     x, y, middle = frame.left, frame.top, frame.band + BAND / 2
     number = f"{view.num_matching:,}"
     yield Text(x + middle, y - 42, number, 24, anchor="ms")
@@ -211,3 +219,81 @@ def _matching(view: MaskView, frame: Frame) -> Iterator[Text]:
     yield Text(x, y - 78, "columns: the query that is looked at", 22, SOFT)
     yield Text(x - 16, y - 52, "rows: the query", 22, SOFT, "rs")
     yield Text(x - 16, y - 25, "that looks", 22, SOFT, "rs")
+
+
+def rows_of_strips(view: MaskView) -> int:
+    """Height of the strips, in pixels."""
+    if view.valid.all():
+        return 0
+    return 36 + (STRIP + 8) * min(len(view.valid), MOST_STRIPS) + 36 * (len(view.valid) > MOST_STRIPS) + 26
+
+
+def strips(view: MaskView, small: SmallMask, cell: int, corner: tuple[int, int], band: int) -> Iterator[Shape]:
+    """A strip for each image: which denoising queries are padding."""
+    left, top = corner
+    if view.valid.all():
+        return
+    yield Text(left, top + 22, "which denoising queries of each image are padding", 22, SOFT)
+    top += 36
+    roomy = cell >= ROOMY
+    for image, shares in enumerate(small.valid[:MOST_STRIPS].tolist()):
+        middle = top + STRIP / 2
+        yield Text(left - 16, middle, f"image {image}", 24, anchor="rm")
+        for at, share in enumerate(shares):
+            yield from _slot(left + at * cell, top, cell - roomy, STRIP, roomy, share)
+        yield Rect(left - 1, top - 1, cell * len(shares) + 2, STRIP + 2, None, INK)
+        objects, part = view.num_objects[image], view.taking_part[image]
+        text = f"{part:,} of {objects:,}" if part < objects else f"{objects:,} object{'s' * (objects != 1)}"
+        yield Text(left + band, middle, text, 24, anchor="lm")
+        top += STRIP + 8
+    if len(view.valid) > MOST_STRIPS:
+        yield Text(left, top + 26, f"and {len(view.valid) - MOST_STRIPS:,} more images", 24)
+
+
+def _slot(x: int, y: int, width: int, height: int, crossed: bool, share: float) -> Iterator[Shape]:
+    """Dark for objects, white for padding, between for a cell with both; padding is crossed out where it has room."""
+    outline = PALE if share == 0 and crossed else None
+    yield Rect(x, y, width, height, mix(PAGE, OBJECT, share), outline)
+    if outline:
+        reach = min(width, height) / 2 - 5
+        cx, cy = x + width / 2, y + height / 2
+        yield Line(cx - reach, cy - reach, cx + reach, cy + reach, BLOCKED, 2)
+        yield Line(cx - reach, cy + reach, cx + reach, cy - reach, BLOCKED, 2)
+
+
+def swatch(x: int, y: int, mark: Color | float | None, cell: int) -> Iterator[Shape]:
+    """A colour of the legend, or a slot of so many objects as the strips draw it."""
+    if isinstance(mark, float):
+        yield from _slot(x, y, *SWATCH, cell >= ROOMY, mark)
+        yield Rect(x - 1, y - 1, SWATCH[0] + 2, SWATCH[1] + 2, None, INK)
+    elif mark:
+        yield Rect(x, y, *SWATCH, mark, INK)
+
+
+def legend(view: MaskView, small: SmallMask) -> list[tuple[Color | float | None, str]]:
+    """Colours that occur, and what they say: a slot by its fraction of objects; None where the words need none."""
+    kinds = {cell.kind for cell in small.cells}
+    rows: list[tuple[Color | float | None, str]] = []
+    if view.blocked.any():
+        rows.append((BLOCKED, "may NOT attend (the mask is True)"))
+    said = {"positive": "a positive (+)", "negative": "a negative (-)", "both": "positives and negatives"}
+    rows += [(LIGHT[kind], f"may attend, to {text}") for kind, text in said.items() if kind in kinds]
+    rows.append((LIGHT["matching"], f"may attend, to a matching query ({view.num_matching:,} merged into one band)"))
+    if small.queries_per_cell > 1:
+        partly = ((small.blocked > 0) & (small.blocked < 1)).any()
+        text = f"a cell stands for up to {small.queries_per_cell} x {small.queries_per_cell} queries"
+        between = mix(BLOCKED, LIGHT["both"], 0.5)
+        rows.append((between, f"{text}, of which only some may attend") if partly else (None, text))
+    if not view.valid.all():
+        rows += [(1.0, "a query of an object"), (0.0, "a padding slot; the mask does not block it")]
+    return rows
+
+
+def render_mask(view: MaskView) -> str:
+    """The drawing, the counts, and the images where they are known."""
+    parts: list[Part] = [Drawing("", draw_svg(view), HOW), Facts("Counts", blocked_facts(view))]
+    if view.files:
+        rows = list(zip(view.files, view.num_objects, view.taking_part, strict=True))
+        parts.append(Table("Images", ("file", "objects", "objects that take part"), rows))
+    subtitle = f"{view.num_groups} groups, {view.num_denoising:,} denoising and {view.num_matching:,} matching queries"
+    return render_page(Page(TITLE, subtitle, [Section("The mask", parts)]))

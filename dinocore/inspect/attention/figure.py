@@ -1,4 +1,4 @@
-"""Sampling points over the picture: one panel per head, colour by level, size and opacity by weight."""
+"""Sampling points over the image as a figure and a page: one panel per head, colour by level, size by weight."""
 
 import math
 
@@ -7,35 +7,37 @@ from PIL import Image, ImageDraw
 
 from ...draw.boxes import PALETTE
 from ...draw.figure import GREY, INK, PAPER, Corners, legend, open_panel, whole_panel
-from ...draw.fonts import letters
+from ...draw.fonts import load_font
+from ...report.page import render_page
+from ...report.parts import Cell, Facts, Gallery, Mark, MarkedImage, Page, Section, Table
 from .attention import Attention
 
 GAP = 20
 CELL = (380, 285)  # width and height of a head's panel
 LARGEST = 16  # radius of the heaviest point
-SHOWN = 0.9  # of the weight is in the heads' panels; the whole picture has all of it
+SHOWN = 0.9  # of the weight is in the heads' panels; the whole image has all of it
 
 
-def draw_attention(picture: Image.Image, seen: Attention, head: int | None = None) -> Image.Image:
-    """The whole picture with every head's points, and beside it each head, or the one that is asked for, enlarged."""
+def draw_attention(image: Image.Image, seen: Attention, head: int | None = None) -> Image.Image:
+    """The whole image with every head's points, and beside it each head, or the one that is asked for, enlarged."""
     heads = list(range(len(seen.weights))) if head is None else [head]
     rows = max(1, round(math.sqrt(len(heads) / 2)))
     columns = math.ceil(len(heads) / rows)
     cell = CELL if len(heads) > 1 else (2 * CELL[0], 2 * CELL[1])
     step = cell[1] + 56
     body = rows * step
-    overview = _overview(picture, seen, heads, (560, body - 56))
+    overview = _overview(image, seen, heads, (560, body - 56))
     sheet = Image.new("RGB", (3 * GAP + overview.width + columns * (cell[0] + GAP), 64 + body + 48), PAPER)
     canvas = ImageDraw.Draw(sheet)
     title = _title(seen)
-    canvas.text((GAP, GAP), title, fill=INK, font=letters(26, title))
-    canvas.text((GAP, 64), "whole picture", fill=INK, font=letters(20))
+    canvas.text((GAP, GAP), title, fill=INK, font=load_font(26, title))
+    canvas.text((GAP, 64), "whole image", fill=INK, font=load_font(20))
     sheet.paste(overview, (GAP, 94))
     region = _region(seen, heads, cell)
     for n, m in enumerate(heads):
         left, top = 2 * GAP + overview.width + n % columns * (cell[0] + GAP) + GAP, 64 + n // columns * step
-        canvas.text((left, top), f"head {m}", fill=INK, font=letters(20))
-        sheet.paste(_panel(picture, seen, m, region, cell), (left, top + 30))
+        canvas.text((left, top), f"head {m}", fill=INK, font=load_font(20))
+        sheet.paste(_panel(image, seen, m, region, cell), (left, top + 30))
         _level_bar(canvas, seen, m, (left, top + 30 + cell[1] + 3), cell[0])
     _explain(canvas, seen, heads, (GAP, 64 + body + 10))
     return sheet
@@ -63,8 +65,8 @@ def _region(seen: Attention, heads: list[int], cell: tuple[int, int]) -> Corners
     return x - half, y - high, x + half, y + high
 
 
-def _panel(picture: Image.Image, seen: Attention, head: int, region: Corners, cell: tuple[int, int]) -> Image.Image:
-    panel = open_panel(picture, region, cell)
+def _panel(image: Image.Image, seen: Attention, head: int, region: Corners, cell: tuple[int, int]) -> Image.Image:
+    panel = open_panel(image, region, cell)
     if seen.box is not None:
         panel.box(seen.box, INK, 2, halo=True)
     else:
@@ -73,8 +75,8 @@ def _panel(picture: Image.Image, seen: Attention, head: int, region: Corners, ce
     return panel.finished()
 
 
-def _overview(picture: Image.Image, seen: Attention, heads: list[int], most: tuple[int, int]) -> Image.Image:
-    panel = whole_panel(picture, most, 0.3)
+def _overview(image: Image.Image, seen: Attention, heads: list[int], most: tuple[int, int]) -> Image.Image:
+    panel = whole_panel(image, most, 0.3)
     _points(panel, seen, heads, LARGEST / 3)
     if seen.box is not None:
         panel.box(seen.box, INK, 2, halo=True)
@@ -124,7 +126,28 @@ def _explain(canvas: ImageDraw.ImageDraw, seen: Attention, heads: list[int], pla
         r = max(1.8, LARGEST * math.sqrt(share))
         canvas.ellipse((left + LARGEST - r, top + 10 - r, left + LARGEST + r, top + 10 + r), fill=GREY)
         text = f"weight {most * share:.2f}"
-        canvas.text((left + 2 * LARGEST + 6, top + 10), text, fill=INK, font=letters(18), anchor="lm")
-        left += round(letters(18).getlength(text)) + 2 * LARGEST + 26
-    text = "bars: each head's weight by level; grey: outside of the picture"
-    canvas.text((left, top + 10), text, fill=INK, font=letters(18), anchor="lm")
+        canvas.text((left + 2 * LARGEST + 6, top + 10), text, fill=INK, font=load_font(18), anchor="lm")
+        left += round(load_font(18).getlength(text)) + 2 * LARGEST + 26
+    text = "bars: each head's weight by level; grey: outside of the image"
+    canvas.text((left, top + 10), text, fill=INK, font=load_font(18), anchor="lm")
+
+
+def render_attention(name: str, image: Image.Image, figure: Image.Image, seen: Attention) -> str:
+    """The figure, the image with the query's answer, and every point; numbers as in `Attention.as_dict`."""
+    marks = [] if seen.box is None else [Mark(seen.box, seen.label, "found", seen.score)]
+    facts: dict[str, Cell] = {"layer": f"{seen.part} {seen.layer}", "query or token": seen.index}
+    facts |= {"level of the token": seen.level} if seen.box is None else {"class": seen.label, "score": seen.score}
+    facts["farthest from the layer's own output"] = seen.error
+    rows: list[list[Cell]] = [
+        [head, level, x, y, weight]
+        for head, (points, weights) in enumerate(zip(seen.points.tolist(), seen.weights.tolist(), strict=True))
+        for level, (places, shares) in enumerate(zip(points, weights, strict=True))
+        for (x, y), weight in zip(places, shares, strict=True)
+    ]
+    parts = [
+        Gallery("Sampling points by head", [MarkedImage(name, figure)], columns=1),
+        Gallery("The image", [MarkedImage(name, image, marks)], threshold=0.0, columns=2),
+        Facts("", facts),
+        Table("Points", ["head", "level", "x", "y", "weight"], rows, "In pixels; the weights of a head sum to 1."),
+    ]
+    return render_page(Page(f"Attention: {name}", "", [Section("Deformable attention", parts)]))

@@ -1,25 +1,29 @@
-"""The match of a picture as a figure: answers, denoising queries, the match over the stages, and what it cost."""
+"""The match of an image as a figure and a page: answers, denoising queries, queries by stage, and what they cost."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 from PIL import Image, ImageDraw
 
 from ...draw.boxes import PALETTE
 from ...draw.figure import GREY, INK, PAPER, Corners, Panel, legend, open_panel, whole_panel
-from ...draw.fonts import letters
-from .matching import Matching, Noisy
+from ...draw.fonts import load_font
+from ...report.page import render_page
+from ...report.parts import Cell, Facts, Gallery, Mark, MarkedImage, Page, Part, Section, Table
+from ...words import counted
+from .matching import Matching, Noisy, cost_name
 
 GAP, HEAD, FOOT = 24, 38, 34
 WIDE, HIGH = 828, 621  # of a panel
 KEPT, CHANGED, FIRST = PALETTE[1], PALETTE[0], "#B5B5B5"
 POSITIVE, NEGATIVE, TRUTH = PALETTE[1], PALETTE[4], INK
-PARTS = (("class", PALETTE[2], "cost_class"), ("L1", PALETTE[3], "cost_l1"), ("GIoU", PALETTE[5], "cost_giou"))
+PART_COLORS = (*PALETTE[2:4], PALETTE[5], PALETTE[4], *PALETTE[:2])  # of the cost, in its own order
 MOST_NOISY = 6  # objects whose denoising queries are drawn
 
 
-def draw_matching(picture: Image.Image, seen: Matching) -> Image.Image:
+def draw_matching(image: Image.Image, seen: Matching) -> Image.Image:
     """Four panels: the last layer's answers, denoising group 0, the query of each object by stage, costs by stage."""
-    answers, noisy = _answers(picture, seen), _noisy(picture, seen)
+    answers, noisy = _answers(image, seen), _noisy(image, seen)
     high = max(answers.height, noisy.height)
     step = HEAD + high + FOOT + GAP
     sheet = Image.new("RGB", (2 * WIDE + 3 * GAP, step + HEAD + HIGH + FOOT + 2 * GAP), PAPER)
@@ -44,16 +48,16 @@ def draw_matching(picture: Image.Image, seen: Matching) -> Image.Image:
     legend(canvas, GAP, below + HEAD + HIGH + 10, entries)
     _titled(canvas, right, below, "matching cost per object, mean")
     _costs(canvas, seen, (right, below + HEAD, right + WIDE, below + HEAD + HIGH))
-    legend(canvas, right, below + HEAD + HIGH + 10, [(name, color) for name, color, _ in PARTS])
+    legend(canvas, right, below + HEAD + HIGH + 10, [(cost_name(part), color) for part, color in _colors(seen).items()])
     return sheet
 
 
 def _titled(canvas: ImageDraw.ImageDraw, left: int, top: int, text: str) -> None:
-    canvas.text((left, top), text, fill=INK, font=letters(24))
+    canvas.text((left, top), text, fill=INK, font=load_font(24))
 
 
-def _answers(picture: Image.Image, seen: Matching) -> Image.Image:
-    panel = whole_panel(picture, (WIDE, HIGH))
+def _answers(image: Image.Image, seen: Matching) -> Image.Image:
+    panel = whole_panel(image, (WIDE, HIGH))
     layers = [stage for stage in seen.stages if stage.name != "first stage"]
     fine = len(seen.objects) > 60
     for thing in seen.objects:
@@ -73,7 +77,7 @@ def _labels(panel: Panel, labels: Sequence[tuple[str, float, float, str]]) -> No
     taken: list[tuple[float, float, float, float]] = []
     for text, x, y, color in labels:
         left, top = panel.at(x, y)
-        font = letters(30, text)
+        font = load_font(30, text)
         width, height = font.getlength(text) + 12, 36
         left = min(max(0, left), panel.image.width - width)
         top = min(max(0, top), panel.image.height - height)
@@ -95,10 +99,10 @@ def _shown(seen: Matching) -> list[int]:
     return sorted(part, key=lambda t: sum(abs(a - b) for a, b in zip(boxes[t], boxes[first], strict=True)))[:MOST_NOISY]
 
 
-def _noisy(picture: Image.Image, seen: Matching) -> Image.Image:
+def _noisy(image: Image.Image, seen: Matching) -> Image.Image:
     shown = _shown(seen)
     rows = [noisy for noisy in seen.noisy if noisy.group == 0 and noisy.object in shown]
-    panel = open_panel(picture, _around(picture, [seen.objects[t].box for t in shown] + [n.start_box for n in rows]),
+    panel = open_panel(image, _around(image, [seen.objects[t].box for t in shown] + [n.start_box for n in rows]),
                        (WIDE, HIGH), 0.5)  # fmt: skip
     for noisy in sorted(rows, key=lambda n: n.positive):
         panel.box(noisy.start_box, _color(noisy), 2.5)
@@ -119,11 +123,11 @@ def _color(noisy: Noisy) -> str:
     return POSITIVE if noisy.positive else NEGATIVE
 
 
-def _around(picture: Image.Image, boxes: Sequence[Sequence[float]]) -> Corners:
+def _around(image: Image.Image, boxes: Sequence[Sequence[float]]) -> Corners:
     """What shows all of these boxes, in the panel's shape."""
     xs, ys = ([v for box in boxes for v in box[k::2]] for k in (0, 1))
     if not boxes:
-        xs, ys = [0, picture.width], [0, picture.height]
+        xs, ys = [0, image.width], [0, image.height]
     half = 0.53 * max(max(xs) - min(xs), (max(ys) - min(ys)) * WIDE / HIGH, 32)
     x, y, high = (min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2, half * HIGH / WIDE
     return x - half, y - high, x + half, y + high
@@ -142,10 +146,10 @@ def _flow(canvas: ImageDraw.ImageDraw, seen: Matching, frame: tuple[int, int, in
     for t, thing in enumerate(seen.objects) if named else ():
         y = top + 30 + (t + 0.5) * height
         name = f"{t} {thing.label}"[:14]
-        canvas.text((left, y), name, fill=INK, font=letters(size, name), anchor="lm")
+        canvas.text((left, y), name, fill=INK, font=load_font(size, name), anchor="lm")
     for n, stage in enumerate(seen.stages):
         x = first + n * width
-        canvas.text((x + 4, top + 12), stage.name, fill=INK, font=letters(18), anchor="lm")
+        canvas.text((x + 4, top + 12), stage.name, fill=INK, font=load_font(18), anchor="lm")
         now = {answer.object: answer.query for answer in stage.answers}
         for t, query in now.items():
             y = top + 30 + t * height
@@ -154,23 +158,26 @@ def _flow(canvas: ImageDraw.ImageDraw, seen: Matching, frame: tuple[int, int, in
             canvas.rectangle((x + 2, y, x + width - 3, max(y, y + height - edge - 0.5)), fill=color)
             if named:
                 fill = INK if n == 0 else "white"
-                canvas.text((x + width / 2, y + height / 2), f"q{query}", fill=fill, font=letters(size), anchor="mm")
+                canvas.text((x + width / 2, y + height / 2), f"q{query}", fill=fill, font=load_font(size), anchor="mm")
         end = top + 30 + len(seen.objects) * height + 8
         if stage.kept is not None:
-            canvas.text((x + 4, end), f"{100 * stage.kept:.0f}% stayed", fill=INK, font=letters(18))
-            canvas.text((x + 4, end + 26), f"{stage.instability} differ", fill=GREY, font=letters(18))
+            canvas.text((x + 4, end), f"{100 * stage.kept:.0f}% stayed", fill=INK, font=load_font(18))
+            canvas.text((x + 4, end + 26), f"{stage.instability} differ", fill=GREY, font=load_font(18))
         before = now
     if not named:
-        canvas.text((first, bottom + 56), f"{len(seen.objects)} objects, one line each", fill=GREY, font=letters(18))
+        canvas.text((first, bottom + 56), f"{len(seen.objects)} objects, one line each", fill=GREY, font=load_font(18))
+
+
+def _colors(seen: Matching) -> dict[str, str]:
+    """A colour for each part of the cost; more parts than colours share them."""
+    return dict(zip(seen.stages[0].mean_costs(), cycle(PART_COLORS), strict=False))
 
 
 def _costs(canvas: ImageDraw.ImageDraw, seen: Matching, frame: tuple[int, int, int, int]) -> None:
     """Bars from zero, stacked: parts that cost to the right, parts that are gained to the left."""
     left, top, right, _ = frame
-    means = []
-    for stage in seen.stages:
-        count = max(1, len(stage.answers))
-        means.append([sum(getattr(a, key) for a in stage.answers) / count for _, _, key in PARTS])
+    means = [list(stage.mean_costs().values()) for stage in seen.stages]
+    colors = list(_colors(seen).values())
     low = min(0.0, *(sum(v for v in row if v < 0) for row in means))
     high = max(0.0, *(sum(v for v in row if v > 0) for row in means))
     start, end = left + 110, right - 90
@@ -179,19 +186,84 @@ def _costs(canvas: ImageDraw.ImageDraw, seen: Matching, frame: tuple[int, int, i
     height = min(110, (HIGH - 60) / len(means))
     for n, (stage, row) in enumerate(zip(seen.stages, means, strict=True)):
         y = top + 20 + n * height
-        canvas.text((left, y + height * 0.4), stage.name, fill=INK, font=letters(18), anchor="lm")
+        canvas.text((left, y + height * 0.4), stage.name, fill=INK, font=load_font(18), anchor="lm")
         ends = [zero, zero]
-        for value, (_, color, _) in zip(row, PARTS, strict=True):
+        for value, color in zip(row, colors, strict=True):
             side = int(value > 0)
             away = ends[side] + value * scale
             x0, x1 = sorted((ends[side], away))
             canvas.rectangle((x0, y, x1, y + height * 0.8), fill=color)
             if x1 - x0 > 56:
                 place = ((x0 + x1) / 2, y + height * 0.4)
-                canvas.text(place, f"{value:+.2f}", fill=INK, font=letters(16), anchor="mm")
+                canvas.text(place, f"{value:+.2f}", fill=INK, font=load_font(16), anchor="mm")
             ends[side] = away
-        canvas.text((right, y + height * 0.4), f"{sum(row):+.2f}", fill=INK, font=letters(20), anchor="rm")
+        canvas.text((right, y + height * 0.4), f"{sum(row):+.2f}", fill=INK, font=load_font(20), anchor="rm")
     foot = top + 20 + len(means) * height
     canvas.line((zero, top + 10, zero, foot), fill=INK, width=2)
-    canvas.text((zero, foot + 12), "0", fill=INK, font=letters(16), anchor="mm")
-    canvas.text((right, foot + 12), "sum", fill=INK, font=letters(16), anchor="rm")
+    canvas.text((zero, foot + 12), "0", fill=INK, font=load_font(16), anchor="mm")
+    canvas.text((right, foot + 12), "sum", fill=INK, font=load_font(16), anchor="rm")
+
+
+def render_matching(
+    name: str, image: Image.Image, figure: Image.Image, seen: Matching, history: Sequence[Mapping[str, Cell]] = ()
+) -> str:
+    """The figure, the image with objects and answers, and the tables; numbers as in `Matching.as_dict`.
+
+    Args:
+        history: step, kept and instability of the last layer at each checkpoint.
+    """
+    sections = [
+        Section("Match", [
+            Gallery("Who took what, at what cost", [MarkedImage(name, figure)], columns=1),
+            Gallery("Objects and answers of the last layer", [MarkedImage(name, image, _marks(seen))], 0.0, columns=2),
+            _queries(seen),
+            _stages(seen),
+        ]),
+        Section("Denoising", _denoising(seen)),
+    ]  # fmt: skip
+    if history:
+        rows = [[row["step"], row["kept"], row["instability"]] for row in history]
+        told = (
+            "Kept: share of the objects whose query is that of the checkpoint before. Instability: queries that differ."
+        )
+        sections.append(Section("Checkpoints", [Table("Last layer", ["step", "kept", "instability"], rows, told)]))
+    return render_page(
+        Page(f"Matching: {name}", f"{counted(len(seen.objects), 'object')}, {seen.num_queries} queries", sections)
+    )
+
+
+def _marks(seen: Matching) -> list[Mark]:
+    objects = [Mark(thing.box, f"{t} {thing.label}", "truth") for t, thing in enumerate(seen.objects)]
+    answers = [Mark(a.box, f"query {a.query}", "found", a.probability) for a in seen.stages[-1].answers]
+    return objects + answers
+
+
+def _queries(seen: Matching) -> Table:
+    columns = [{answer.object: answer for answer in stage.answers} for stage in seen.stages]
+    rows = []
+    for t, thing in enumerate(seen.objects):
+        last = columns[-1].get(t)
+        taken = [column[t].query if t in column else None for column in columns]
+        rows.append([t, thing.label, *taken, last and last.iou, last and last.probability])
+    names = [f"query, {stage.name}" for stage in seen.stages]
+    return Table("Objects", ["object", "class", *names, "IoU", "probability"], rows, "The last two: of the last layer.")
+
+
+def _stages(seen: Matching) -> Table:
+    rows = [[stage.name, *stage.means(), stage.kept, stage.instability] for stage in seen.stages]
+    parts = [cost_name(part) for part in seen.stages[0].mean_costs()]
+    heads = ["stage", *parts, "cost", "IoU", "kept", "instability"]
+    return Table("Stages", heads, rows, "Means of the matched pairs, weighted as in the match.")
+
+
+def _denoising(seen: Matching) -> list[Part]:
+    if not seen.noisy:
+        return [Facts("", {"denoising": "none in this model"})]
+    heads = ["query", "group", "kind", "of object", "starts as", "must answer", "probability", "IoU"]
+    told = "Probability and IoU: of the object it was made from, in the last layer."
+    return [Table(f"{seen.num_groups} groups", heads, [_noisy_row(one) for one in seen.noisy], told)]
+
+
+def _noisy_row(one: Noisy) -> list[Cell]:
+    kind = "positive" if one.positive else "negative"
+    return [one.query, one.group, kind, one.object, one.start_label, one.told, one.probability, one.iou]

@@ -1,0 +1,161 @@
+"""Which boxes of an image are right, and what an evaluation found in short: the first lines of a report."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ..config import DataConfig
+from ..data.annotations import Annotations
+from ..data.images import read_image
+from ..errors import DataError
+from ..evaluate.matches import Matches
+from ..words import counted
+from .page import shrink
+from .parts import Mark, MarkedImage
+
+IOU = 0.5
+LEAST = 0.05  # the lowest score of a box in the images
+EXAMPLES = 3  # good images, and bad ones
+
+
+class Counts(NamedTuple):
+    """What is right, wrong and missed in one image or in many, at IoU 0.5 and one score threshold."""
+
+    right: int
+    wrong: int
+    missed: int
+
+    @property
+    def errors(self) -> int:
+        """Wrong detections and missed objects together."""
+        return self.wrong + self.missed
+
+    @property
+    def f1(self) -> float:
+        """0 where nothing is right."""
+        return 2 * self.right / max(1, 2 * self.right + self.errors)
+
+
+def headline(counts: Iterable[Counts], threshold: float) -> str:
+    """What a model does, in one sentence."""
+    right, wrong, missed = (sum(column) for column in zip(*counts, strict=True))
+    objects = counted(right + missed, "object")
+    return f"Finds {right} of {objects} at threshold {threshold:.2f}, with {counted(wrong, 'false alarm')}."
+
+
+def good_and_bad(counts: Mapping[int, Counts], number: int = EXAMPLES) -> tuple[list[int], list[int]]:
+    """Keys of the images with the best F1, the most objects first, and of those with the most errors; none is both."""
+    bad = [key for key in sorted(counts, key=lambda key: -counts[key].errors) if counts[key].errors][:number]
+    rest = [key for key in counts if key not in bad] or bad[1:]
+    good = sorted(rest, key=lambda key: (-counts[key].f1, -counts[key].right))
+    good = [key for key in good if counts[key].right][:number]
+    return good, [key for key in bad if key not in good]
+
+
+def count_marks(marks: Iterable[Mark], threshold: float) -> Counts:
+    """What the boxes over an image say at a score threshold; an object whose answer is below it is missed."""
+    right = wrong = missed = 0
+    for mark in marks:
+        sure = mark.score is not None and mark.score >= threshold
+        right += mark.kind == "found" and sure
+        wrong += mark.kind == "wrong" and sure
+        missed += mark.kind == "missed" or (mark.kind == "truth" and not sure)
+    return Counts(right, wrong, missed)
+
+
+def best_threshold(images: Sequence[Sequence[Mark]], usual: float = 0.5) -> float:
+    """The score of the greatest F1 over all of these images; `usual` where nothing is right."""
+    scores = sorted({mark.score for marks in images for mark in marks if mark.kind == "found" and mark.score})
+    every = [mark for marks in images for mark in marks]
+    return max(scores, key=lambda score: count_marks(every, score).f1, default=usual)
+
+
+class ImageTruth(NamedTuple):
+    """What is annotated in one image."""
+
+    boxes_xyxy: np.ndarray  # (T, 4) in pixels
+    labels: np.ndarray  # (T,) index of the class
+    crowd: np.ndarray  # (T,) bool
+
+
+class ImageDetections(NamedTuple):
+    """What was detected in it."""
+
+    boxes_xyxy: np.ndarray  # (n, 4) in pixels
+    labels: np.ndarray  # (n,)
+    scores: np.ndarray  # (n,)
+
+
+def judged_marks(objects: ImageTruth, found: ImageDetections, names: Sequence[str]) -> list[Mark]:
+    """Marks of both, matched at IoU 0.5 as COCO does; boxes within a crowd of their class are left out."""
+    inter, area, found_area = _overlaps(objects.boxes_xyxy, found.boxes_xyxy)  # (T, n), (T, 1), (n,)
+    same = objects.labels[:, None] == found.labels[None]  # (T, n)
+    iou = np.where(same & ~objects.crowd[:, None], inter / np.maximum(area + found_area - inter, 1e-9), 0.0)
+    in_crowd = (same & objects.crowd[:, None] & (inter > IOU * found_area)).any(0)  # (n,)
+    answers: dict[int, float] = {}
+    marks = []
+    for n in np.argsort(-found.scores, kind="stable").tolist():
+        free = np.array([0.0 if t in answers else iou[t, n] for t in range(len(iou))])
+        best = int(free.argmax()) if len(free) else -1
+        right = best >= 0 and free[best] >= IOU
+        if right:
+            answers[best] = float(found.scores[n])
+        if right or not in_crowd[n]:
+            kind, label = "found" if right else "wrong", names[int(found.labels[n])]
+            marks.append(Mark(found.boxes_xyxy[n].tolist(), label, kind, float(found.scores[n])))
+    truth = [
+        Mark(box.tolist(), names[int(label)], "truth" if t in answers else "missed", answers.get(t))
+        for t, (box, label, crowd) in enumerate(zip(*objects, strict=True))
+        if not crowd and label >= 0
+    ]
+    return truth + marks
+
+
+def _overlaps(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The intersections (T, n) of boxes, and the areas (T, 1) and (n,)."""
+    low = np.maximum(ours[:, None, :2], theirs[None, :, :2])
+    high = np.minimum(ours[:, None, 2:], theirs[None, :, 2:])  # (T, n, 2)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1) for boxes in (ours, theirs)]
+    return (high - low).clip(0).prod(2), areas[0][:, None], areas[1]
+
+
+def open_images(
+    annotations: Annotations, image_ids: Iterable[int], config: DataConfig
+) -> Iterator[tuple[str, Image.Image | None]]:
+    """A name for each image, and the image; None where it can't be read, and the name says why."""
+    indices = {image_id: i for i, image_id in enumerate(annotations.image_ids.tolist())}
+    for image_id in image_ids:
+        path = annotations.path(indices[image_id])
+        try:
+            yield path.name, read_image(path, config)
+        except DataError as error:
+            yield f"{path.name} ({error.what})", None
+
+
+def judged_image(matches: Matches, image_id: int, image: Image.Image, title: str, note: str) -> MarkedImage:
+    """The image with its objects, and with what was found there, right or wrong at IoU 0.5."""
+    return shrink(MarkedImage(title, image, list(_marks(matches, image_id)), note))
+
+
+def _marks(matches: Matches, image_id: int) -> Iterator[Mark]:
+    """ImageTruth, then detections from the surest on; what is ignored is left out."""
+    names = [category.name for category in matches.categories]
+    found, objects, right = matches.found, matches.objects, matches.right[0, 0]
+    image = int(np.searchsorted(matches.image_ids, image_id))
+    hits = np.flatnonzero(right & (found.picture == image))
+    answers = dict(zip(matches.pairs.object[matches.pair[hits]].tolist(), found.score[hits].tolist(), strict=True))
+    for n in np.flatnonzero((objects.picture == image) & ~objects.crowd).tolist():
+        kind = "truth" if n in answers else "missed"
+        yield Mark(_corners(objects.boxes[n]), names[objects.label[n]], kind, answers.get(n))
+    use = (found.picture == image) & ~matches.ignored[0, 0] & (found.score >= LEAST)
+    rows = np.flatnonzero(use)
+    for n in rows[np.argsort(-found.score[rows], kind="stable")].tolist():
+        kind = "found" if right[n] else "wrong"
+        yield Mark(_corners(found.boxes[n]), names[found.label[n]], kind, float(found.score[n]))
+
+
+def _corners(box: np.ndarray) -> list[float]:
+    x, y, width, height = box.tolist()
+    return [x, y, x + width, y + height]
