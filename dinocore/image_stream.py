@@ -106,11 +106,17 @@ def read_ahead(
     workers = num_workers(config) if len(paths) > FEW else 0
     if not workers:
         return (files[i] for i in range(len(files)))
-    return begun(
-        DataLoader(files, batch_size=None, num_workers=workers, collate_fn=_as_is, prefetch_factor=4,
-                   worker_init_fn=leave_signals_to_the_parent, timeout=config.loader_timeout,
-                   generator=torch.Generator())  # fmt: skip
+    loader = DataLoader(
+        files,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_is,
+        prefetch_factor=4,
+        worker_init_fn=leave_signals_to_the_parent,
+        timeout=config.loader_timeout,
+        generator=torch.Generator(),
     )
+    return begun(loader)
 
 
 def _as_is(item: PreparedImage | DataError) -> PreparedImage | DataError:

@@ -49,7 +49,9 @@ class Detections(NamedTuple):
         try:
             import supervision
         except ImportError:
-            raise EnvironmentFault("the package `supervision` is not installed", fix="pip install supervision") from None
+            raise EnvironmentFault(
+                "the package `supervision` is not installed", fix="pip install supervision"
+            ) from None
         xyxy, scores, labels = (t.numpy() for t in (self.boxes_xyxy, self.scores, self.labels))
         names = {"class_name": np.array(self.names, dtype=str)}
         return supervision.Detections(xyxy=xyxy, confidence=scores, class_id=labels, data=names)
