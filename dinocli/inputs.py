@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dinocore.config import DataConfig
-from dinocore.data.images import SUFFIXES, glance
+from dinocore.data.images import SUFFIXES, VIDEOS, glance
 from dinocore.errors import DataError, EnvironmentFault
 
 
@@ -30,6 +30,22 @@ def check_header(arguments: Sequence[str]) -> None:
     path = Path(arguments[0]).expanduser()
     if len(arguments) == 1 and path.is_file():
         glance(path, DataConfig())
+
+
+STREAMS = ("rtsp://", "rtsps://", "rtmp://", "udp://", "tcp://", "srt://")
+CAMERA = "/dev/video"
+
+
+def is_film(arguments: Sequence[str]) -> bool:
+    """Whether the only argument is a film, a camera or the address of a stream.
+
+    Raises:
+        DataError: there is more beside it.
+    """
+    films = [a for a in arguments if a.lower().endswith(VIDEOS) or a.startswith((*STREAMS, CAMERA))]
+    if films and len(arguments) > 1:
+        raise DataError(f"{films[0]} is a film, and a film is looked at alone", fix=f"dino predict {films[0]}")
+    return bool(films)
 
 
 def expand(arguments: Sequence[str]) -> tuple[list[Input], int]:

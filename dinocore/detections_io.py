@@ -3,18 +3,22 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 import msgspec
 
 from .data.annotations import Category
+from .data.images import SUFFIXES as IMAGES
 from .errors import ConfigError, DataError
 from .predict import Detections
 from .system.files import write_text
 
-FORMATS = ("json", "coco", "csv", "yolo", "labelme")
+FORMATS = ("json", "jsonl", "coco", "csv", "yolo", "labelme")
+SUFFIXES = {"json": ".json", "jsonl": ".jsonl", "coco": ".json", "csv": ".csv"}  # of the formats that are one file
 FOLDERS = ("yolo", "labelme")  # these write a file per picture
 
 OTHER = "give another --out, or leave --resume out"
@@ -65,41 +69,79 @@ def as_found(
     return Found(file, size[1], size[0], kept)
 
 
-def write_found(found: Sequence[Found], categories: Sequence[Category], kind: str, out: Path) -> None:
-    """Write detections as `kind` to the file or, for yolo and labelme, into the folder `out`."""
+def write_found(
+    found: Sequence[Found],
+    categories: Sequence[Category],
+    kind: str,
+    out: Path,
+    stems: Mapping[str, str] | None = None,
+) -> None:
+    """Write detections as `kind` to the file or, for yolo and labelme, into the folder `out`.
+
+    Args:
+        stems: the name, without suffix, of each picture's file in a folder; see `output_stems`.
+    """
     if kind in FOLDERS:
-        for item, name in zip(found, _unlike_names(found), strict=True):
-            suffix, text = (".txt", _yolo(item, categories)) if kind == "yolo" else (".json", _labelme(item))
-            write_text(out / f"{name}{suffix}", text)
+        stems = stems or output_stems([item.file for item in found])
+        for item in found:
+            suffix, text = (".txt", _yolo(item, categories)) if kind == "yolo" else (".json", _labelme(item, out))
+            write_text(out / f"{stems[item.file]}{suffix}", text)
         if kind == "yolo":
             write_text(out / "classes.txt", "".join(f"{category.name}\n" for category in categories))
         return
-    writers = {"json": _json, "coco": _coco, "csv": _csv}
+    if kind == "coco":
+        write_text(out, _coco(found, categories))
+        return
+    writers = {"json": _json, "jsonl": json_lines, "csv": _csv}
     write_text(out, writers[kind](found))
 
 
-def check_out(out: Path, kind: str) -> None:
-    """Refuse an --out that cannot be written, before any work is done.
+def format_of(kind: str, out: Path | None) -> str:
+    """The format that `auto` stands for: what the suffix of --out says, else json.
 
     Raises:
-        ConfigError: the format is unknown, or `out` is a folder where a file is needed, or the other way round.
+        ConfigError: there is no such format.
     """
+    if kind == "auto":
+        by_suffix = {".csv": "csv", ".jsonl": "jsonl"}
+        return by_suffix.get(out.suffix.lower(), "json") if out else "json"
     if kind not in FORMATS:
         raise ConfigError(f"there is no format `{kind}`; choose one of {', '.join(FORMATS)}")
-    if kind in FOLDERS and out.is_file():
-        raise ConfigError(f"--out {out} is a file, but --format {kind} writes a file per picture into a folder")
-    if kind not in FOLDERS and out.is_dir():
-        raise ConfigError(f"--out {out} is a folder; give a file, such as {out / ('boxes.' + _suffix(kind))}")
+    return kind
+
+
+def check_out(out: Path, kind: str) -> None:
+    """Refuse an --out that cannot be written, or whose suffix names another format, before any work is done.
+
+    Raises:
+        ConfigError: `out` is a folder where a file is needed, or the other way round, or has another suffix.
+    """
+    if kind in FOLDERS:
+        if out.is_file():
+            raise ConfigError(f"--out {out} is a file, but --format {kind} writes a file per picture into a folder")
+        return
+    suffix = SUFFIXES[kind]
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; give a file, such as {out / f'boxes{suffix}'}")
+    if out.suffix.lower() not in ("", suffix):
+        known = "to draw boxes into images use --save-images DIR; " if out.suffix.lower() in IMAGES else ""
+        raise ConfigError(
+            f"--out {out} ends in {out.suffix}, but --format {kind} writes {suffix}; "
+            f"{known}try --out {out.with_suffix(suffix)}, or name a --format: {', '.join(FORMATS)}"
+        )
 
 
 def read_found(path: Path) -> list[Found]:
-    """What `write_found` wrote as json.
+    """What `write_found` wrote as json or jsonl.
 
     Raises:
         DataError: it is something else.
     """
     try:
-        return [Found(**row) for row in msgspec.json.decode(path.read_bytes(), type=list[Row])]
+        content = path.read_bytes()
+        if path.suffix.lower() == ".jsonl":
+            return [Found(**row) for row in msgspec.json.Decoder(Row).decode_lines(content)]
+        return [Found(**row) for row in msgspec.json.decode(content, type=list[Row])]
     except OSError as error:
         raise DataError(f"it cannot be read: {error.strerror}", code="DATA-RESULTS", where=path, fix=OTHER) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -107,17 +149,17 @@ def read_found(path: Path) -> list[Found]:
         raise DataError(what, code="DATA-RESULTS", where=path, fix=OTHER) from None
 
 
-def _suffix(kind: str) -> str:
-    return "csv" if kind == "csv" else "json"
-
-
 def _json(found: Sequence[Found]) -> str:
     return json.dumps([item._asdict() for item in found], indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _coco(found: Sequence[Found]) -> str:
+def json_lines(found: Sequence[Found]) -> str:
+    """One JSON object a line for each picture."""
+    return "".join(json.dumps(item._asdict(), ensure_ascii=False, allow_nan=False) + "\n" for item in found)
+
+
+def _coco(found: Sequence[Found], categories: Sequence[Category]) -> str:
     """A complete COCO file: pictures are numbered from 1, detections are annotations with a score."""
-    kinds = {d["category_id"]: d["label"] for item in found for d in item.detections}
     images = [{"id": i, "file_name": f.file, "width": f.width, "height": f.height} for i, f in enumerate(found, 1)]
     annotations = []
     for image, item in enumerate(found, start=1):
@@ -128,8 +170,8 @@ def _coco(found: Sequence[Found]) -> str:
                 {"id": len(annotations) + 1, "image_id": image, "category_id": d["category_id"], "bbox": box,
                  "area": round(box[2] * box[3], 2), "iscrowd": 0, "score": d["score"]}
             )  # fmt: skip
-    categories = [{"id": i, "name": name} for i, name in sorted(kinds.items())]
-    return json.dumps({"images": images, "annotations": annotations, "categories": categories}, allow_nan=False) + "\n"
+    kinds = [{"id": category.id, "name": category.name} for category in sorted(categories)]
+    return json.dumps({"images": images, "annotations": annotations, "categories": kinds}, allow_nan=False) + "\n"
 
 
 def _csv(found: Sequence[Found]) -> str:
@@ -154,26 +196,49 @@ def _yolo(item: Found, categories: Sequence[Category]) -> str:
     return "".join(lines)
 
 
-def _labelme(item: Found) -> str:
+def _labelme(item: Found, folder: Path) -> str:
+    """labelme opens `imagePath` from the folder of its JSON file."""
     shapes = [
         {"label": d["label"], "shape_type": "rectangle", "points": [d["box_xyxy"][:2], d["box_xyxy"][2:]],
          "group_id": None, "flags": {}, "description": f"score {d['score']:.4f}"}
         for d in item.detections
     ]  # fmt: skip
-    document = {"version": "5.0.0", "flags": {}, "shapes": shapes, "imagePath": item.file, "imageData": None}
+    document = {
+        "version": "5.0.0",
+        "flags": {},
+        "shapes": shapes,
+        "imagePath": _path_from(folder, item.file),
+        "imageData": None,
+    }
     return json.dumps(document | {"imageHeight": item.height, "imageWidth": item.width}, allow_nan=False) + "\n"
 
 
-def _unlike_names(found: Sequence[Found]) -> list[str]:
-    """The stem of each file; a number is added where two are the same."""
-    return unlike([Path(item.file).stem for item in found])
+def _path_from(folder: Path, file: str) -> str:
+    try:
+        return Path(os.path.relpath(file, folder)).as_posix()
+    except ValueError:  # another drive of Windows
+        return str(Path(file).absolute())
 
 
-def unlike(names: Sequence[str]) -> list[str]:
-    """Names with -2, -3, ... added from their second appearance on."""
-    seen: dict[str, int] = {}
-    result = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        result.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
-    return result
+def output_stems(files: Sequence[str], kind: str = "") -> dict[str, str]:
+    """By file, a name for what is written about it, without suffix: its own stem, or one with a number that is free.
+
+    Args:
+        files: names of pictures, each once; `-` is standard input.
+        kind: `yolo` writes a file `classes.txt` of its own.
+    """
+    stems = [Path(file).stem if file != "-" else "stdin" for file in files]
+    taken = {"classes"} if kind == "yolo" else set()
+    names: dict[str, str] = {}
+    again = []
+    for file, stem in zip(files, stems, strict=True):
+        if stem.casefold() in taken:  # some file systems don't tell A from a
+            again.append((file, stem))
+        else:
+            names[file] = stem
+            taken.add(stem.casefold())
+    for file, stem in again:
+        number = next(n for n in count(2) if f"{stem}-{n}".casefold() not in taken)
+        names[file] = f"{stem}-{number}"
+        taken.add(names[file].casefold())
+    return names

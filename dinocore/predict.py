@@ -1,8 +1,8 @@
 """From pictures to detections."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -13,16 +13,21 @@ from torchvision.ops import batched_nms
 from .boxes import to_xyxy
 from .config import Config
 from .data.annotations import Category
-from .data.batch import Batch, Sample, collate, normalise
+from .data.batch import Batch, normalise
 from .data.images import loaded_rgb, read_image, to_rgb
-from .data.transforms import as_picture, resize, to_tensor
-from .errors import DataError, DivergedError
+from .data.transforms import to_tensor
+from .errors import DataError, DivergedError, EnvironmentFault
+from .image_stream import as_batch, detect_stream, prepare
 from .model.dino import DINO, DinoOutput
 from .model.inference import for_inference
+from .slices import Slicing
 from .structures import Predictions, Target
 from .system.device import keep_memory, pick_device, pick_precision
 from .weights.fetch.locate import locate
 from .weights.file import Weights, load_weights, restore_model
+
+if TYPE_CHECKING:
+    import supervision
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -33,6 +38,23 @@ class Detections(NamedTuple):
     labels: Tensor  # (n,) int64, index into the detector's categories
     scores: Tensor  # (n,) in [0, 1]
     boxes_xyxy: Tensor  # (n, 4) in pixels of the upright picture
+    names: tuple[str, ...] = ()  # (n,) of their classes
+
+    def to_supervision(self) -> "supervision.Detections":
+        """The same for the library `supervision`, with the names as `data["class_name"]`.
+
+        Raises:
+            EnvironmentFault: it is not installed.
+        """
+        try:
+            import supervision
+        except ImportError:
+            raise EnvironmentFault(
+                "the package `supervision` is not installed", fix="pip install supervision"
+            ) from None
+        xyxy, scores, labels = (t.numpy() for t in (self.boxes_xyxy, self.scores, self.labels))
+        names = {"class_name": np.array(self.names, dtype=str)}
+        return supervision.Detections(xyxy=xyxy, confidence=scores, class_id=labels, data=names)
 
 
 class Detector:
@@ -56,7 +78,7 @@ class Detector:
     def __call__(self, pictures: Sequence[Picture]) -> list[Detections]: ...
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> Detections | list[Detections]:
-        """Detect in one picture, or in each of several, one at a time.
+        """Detect in one picture, or in each of several, in batches where the shapes are equal; in their order.
 
         A picture is a path, a PIL image, a (H, W, 3) uint8 array, or a (3, H, W) uint8 tensor.
 
@@ -68,21 +90,35 @@ class Detector:
             return self.detect(self.batch(pictures))
         if isinstance(pictures, bytes) or not isinstance(pictures, Iterable):
             raise _no_picture(pictures)
-        return [self.detect(self.batch(picture)) for picture in pictures]
+        prepared = (prepare(self._pixels(picture), self.config.data) for picture in pictures)
+        return list(detect_stream(self, prepared))
+
+    def stream(
+        self, pictures: Iterable[Picture], batch_size: str | int = "auto", slicing: Slicing | None = None
+    ) -> Iterator[Detections]:
+        """Detect in as many pictures as there are, in their order; only a few of them are in memory at once.
+
+        Args:
+            batch_size: the most at once, or `auto`.
+            slicing: cut pictures into slices; see `dinocore.slices`.
+
+        Raises:
+            DataError: a picture is none, or a file is not a picture.
+        """
+        prepared = (prepare(self._pixels(picture), self.config.data, slicing) for picture in pictures)
+        yield from detect_stream(self, prepared, batch_size)
 
     def batch(self, picture: Picture) -> Batch:
         """Read and resize one picture as for evaluation."""
-        pixels = self._pixels(picture)
-        height, width = pixels.shape[-2:]
-        if not height * width:
-            raise DataError(f"a picture of {width} x {height} pixels shows nothing")
-        whole = as_picture(pixels, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-        image, _, labels = resize(whole, self.config.data.eval_scale, self.config.data.max_size)
-        return collate([Sample(image.as_subclass(Tensor), Target(labels, torch.zeros(0, 4)), 0, (height, width))])
+        return as_batch(list(prepare(self._pixels(picture), self.config.data).views(self.config.data)))
 
     def detect(self, batch: Batch) -> Detections:
         """Detections of a batch's only picture."""
-        return self.select(self.forward(batch).final, batch.sizes)[0]
+        return self.detect_batch(batch)[0]
+
+    def detect_batch(self, batch: Batch) -> list[Detections]:
+        """Detections of each of a batch's pictures."""
+        return self.select(self.forward(batch).final, batch.sizes)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, targets: list[Target] | None = None) -> DinoOutput:
@@ -112,8 +148,12 @@ class Detector:
             if self.config.eval.nms_iou < 1:
                 kept = batched_nms(corners, best, label, self.config.eval.nms_iou)
                 label, best, corners = label[kept], best[kept], corners[kept]
-            found.append(Detections(label, best, corners))
+            found.append(self.named(label, best, corners))
         return found
+
+    def named(self, labels: Tensor, scores: Tensor, boxes_xyxy: Tensor) -> Detections:
+        """Detections with the names of their classes."""
+        return Detections(labels, scores, boxes_xyxy, tuple(self.categories[k].name for k in labels.tolist()))
 
     def _pixels(self, picture: Picture) -> Tensor:
         """(3, H, W) uint8 of any kind of picture."""

@@ -97,4 +97,4 @@ def test_what_is_no_picture_is_said_to_be_none(detector, wrong):
 def test_a_copy_of_a_detector_gives_the_same_answer(detector):
     picture = np.full((64, 64, 3), 200, np.uint8)
     again = pickle.loads(pickle.dumps(detector))
-    assert all(torch.equal(a, b) for a, b in zip(detector(picture), again(picture), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(detector(picture)[:3], again(picture)[:3], strict=True))

@@ -1,7 +1,8 @@
-"""What `dino predict` does: every picture on its own, so that a bad one costs only itself."""
+"""What `dino predict` does with images: a bad one costs only itself."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,16 +11,21 @@ from PIL.Image import Image
 from rich.progress import Progress
 from rich.table import Table
 
+from dinocore.config import DataConfig
 from dinocore.data.images import read_image
-from dinocore.detections_io import Found, as_found, check_out, read_found, unlike, write_found
+from dinocore.detections_io import Found, as_found, check_out, format_of, output_stems, read_found, write_found
 from dinocore.draw.boxes import Box, class_color, draw_boxes
 from dinocore.errors import ConfigError, DataError, Interrupted
+from dinocore.image_stream import PreparedImage, check_batch_size, detect_stream, read_ahead
 from dinocore.predict import Detector
+from dinocore.slices import SHRINKS_MUCH, Slicing, parse_slicing, shrink_factor
 from dinocore.system.device import pick_device, pick_precision
 from dinocore.system.files import check_writable, write_atomically
+from dinocore.system.processes import num_processes, own_device
+from dinocore.weights.file import load_facts
 from dinocore.words import counted
 
-from ..console import data, fail, print_json, say, warn_of_letters, words
+from ..console import data, fail, print_json, say, warn, warn_of_letters, words
 from ..inputs import Input, expand
 from ..signals import ending_early
 from ..weights_option import open_detector
@@ -38,6 +44,17 @@ class Wanted(NamedTuple):
     max_dets: int
     resume: bool
     json: bool
+    batch_size: str = "auto"
+    slice: str | None = None
+    overlap: float = 0.2
+
+
+class Work(NamedTuple):
+    """A detector and how it is to be used."""
+
+    detector: Detector
+    slicing: Slicing | None
+    wanted: Wanted
 
 
 def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, device: str, amp: str) -> None:
@@ -48,7 +65,8 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
         Interrupted: a signal came; what was found so far is written.
         typer.Exit: with code 7 if only some could be read.
     """
-    wanted = _checked(wanted)
+    wanted = check_wanted(wanted)
+    device = own_device(device)
     pick_precision(amp, pick_device(device))
     inputs, skipped = expand(files)
     if skipped:
@@ -56,38 +74,65 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
     if not any(item.path.exists() for item in inputs):
         raise DataError(f"there is no picture {inputs[0].name}", code="DATA-IMAGE-MISSING", where=inputs[0].name,
                         fix="give a picture, a folder, or a glob in quotes")  # fmt: skip
-    before = _before(wanted, inputs)
-    detector, _ = open_detector(weights, device, amp)
-    limits = detector.config.eval.model_copy(update={"max_dets": wanted.max_dets})
-    detector.config = detector.config.model_copy(update={"eval": limits})
+    if num_processes() > 1:
+        from ._predict_parts import predict_in_parts
 
-    found, failed = _detect_or_keep(detector, inputs, before, wanted)
+        return predict_in_parts(inputs, wanted, weights, device, amp)
+    before = _before(wanted, inputs)
+    work = open_work(wanted, weights, device, amp)
+    found, failed = _detect_or_keep(work, inputs, before)
     if not found:
-        raise _none_left(len(inputs), failed[0])
+        raise none_left(len(inputs), failed[0])
+    stems = output_stems([item.name for item in inputs], wanted.format)
     if wanted.out is not None:
-        write_found(found, detector.categories, wanted.format, wanted.out)
+        write_found(found, work.detector.categories, wanted.format, wanted.out, stems)
         count = counted(sum(len(item.detections) for item in found), "detection")
         say(f"{count} in {counted(len(found), 'picture')}: {wanted.out}")
     if wanted.json:
         print_json([item._asdict() for item in found])
     elif wanted.out is None:
         _show(found)
+    end_with_failures(len(failed), len(inputs))
+    return None
+
+
+def open_work(wanted: Wanted, weights: str | None, device: str, amp: str) -> Work:
+    """Load the detector, with --max-dets, and decide how images are cut."""
+    detector, path = open_detector(weights, device, amp)
+    limits = detector.config.eval.model_copy(update={"max_dets": wanted.max_dets})
+    detector.config = detector.config.model_copy(update={"eval": limits})
+    slicing = None
+    if wanted.slice is not None:
+        facts = load_facts(path) if wanted.slice == "auto" else {}
+        slicing = parse_slicing(wanted.slice, wanted.overlap, detector.config.data, facts)
+        if wanted.slice == "auto":
+            say(f"slices of {slicing.side} pixels that overlap by {wanted.overlap:g}")
+    return Work(detector, slicing, wanted)
+
+
+def end_with_failures(failed: int, count: int) -> None:
+    """End with code 7 if images could not be read."""
     if failed:
-        fail(f"{len(failed)} of {len(inputs)} pictures could not be read; the others are done")
+        fail(f"{failed} of {count} pictures could not be read; the others are done")
         raise typer.Exit(SOME_FAILED)
 
 
-def _none_left(count: int, first: DataError) -> DataError:
+def none_left(count: int, first: DataError) -> DataError:
     return first if count == 1 else DataError(f"none of {count} pictures could be read", fix="see what is said of each")
 
 
-def _checked(wanted: Wanted) -> Wanted:
-    """The same with its format, if it can be done."""
-    if wanted.format == "auto":
-        wanted = wanted._replace(format="csv" if wanted.out and wanted.out.suffix.lower() == ".csv" else "json")
-    check_out(wanted.out or Path("boxes"), wanted.format)
-    if wanted.resume and (wanted.out is None or wanted.format != "json"):
-        raise ConfigError("--resume goes on with the file of --out in --format json; name it, or leave --resume out")
+def check_wanted(wanted: Wanted) -> Wanted:
+    """The same with its format, if it can be done; only what was asked for is checked."""
+    wanted = wanted._replace(format=format_of(wanted.format, wanted.out))
+    check_batch_size(wanted.batch_size)
+    if wanted.slice is not None:
+        parse_slicing(wanted.slice, wanted.overlap, DataConfig(), {})
+    if wanted.out is not None:
+        check_out(wanted.out, wanted.format)
+    if wanted.resume and (wanted.out is None or wanted.format not in ("json", "jsonl")):
+        raise ConfigError(
+            "--resume goes on with the file of --out in --format json or jsonl; name it, or leave --resume out"
+        )
     if wanted.save_images is not None and wanted.save_images.is_file():
         raise ConfigError(f"--save-images {wanted.save_images} is a file; give a folder")
     folders = [wanted.out.parent if wanted.out else None, wanted.save_images]
@@ -107,58 +152,99 @@ def _before(wanted: Wanted, inputs: Sequence[Input]) -> list[Found]:
 
 
 def _detect_or_keep(
-    detector: Detector, inputs: Sequence[Input], before: Sequence[Found], wanted: Wanted
+    work: Work, inputs: Sequence[Input], before: Sequence[Found]
 ) -> tuple[list[Found], list[DataError]]:
     """All that is found, in the order of the inputs, and why pictures could not be read.
 
     It is written now and then, and when a signal comes.
     """
-    found, failed = {item.file: item for item in before}, []
-    stems = unlike([Path(item.name).stem if item.name != "-" else "stdin" for item in inputs])
-    todo = {item: stem for item, stem in zip(inputs, stems, strict=True) if item.name not in found}
+    found, failed, wanted = {item.file: item for item in before}, [], work.wanted
+    stems = output_stems([item.name for item in inputs], wanted.format)
+    todo = {item: stems[item.name] for item in inputs if item.name not in found}
     written = time.monotonic()
+
+    def write() -> None:
+        if wanted.out is not None:
+            write_found(list(found.values()), work.detector.categories, wanted.format, wanted.out, stems)
+
     with ending_early() as ended:
-        for result in _detect(detector, todo, wanted):
+        for result in detect_files(work, todo, ended):
             if isinstance(result, DataError):
                 failed.append(result)
             else:
                 found[result.file] = result
-            if wanted.out is not None and (ended() or time.monotonic() - written > WRITE_EVERY):
-                write_found(list(found.values()), detector.categories, wanted.format, wanted.out)
+            if time.monotonic() - written > WRITE_EVERY:
+                write()
                 written = time.monotonic()
-            if ended():
-                raise Interrupted(_so_far(len(found), len(inputs), wanted), ended())
+        if ended():
+            write()
+            raise Interrupted(_so_far(len(found), len(inputs), wanted), ended())
     return [found[item.name] for item in inputs if item.name in found], failed
 
 
 def _so_far(done: int, count: int, wanted: Wanted) -> str:
     kept = f", which {wanted.out} has" if wanted.out else ""
-    advice = "the same command with --resume looks at the others" if kept and wanted.format == "json" else ""
+    advice = "the same command with --resume looks at the others" if kept and wanted.format in ("json", "jsonl") else ""
     return f"interrupted after {done} of {count} pictures{kept}" + (f"; {advice}" if advice else "")
 
 
-def _detect(detector: Detector, inputs: Mapping[Input, str], wanted: Wanted) -> Iterator[Found | DataError]:
-    """What was found in each picture, or why it could not be read; drawn, under its name, where that is asked for."""
-    drawn = 0
-    with Progress(console=words, disable=not words.is_terminal or len(inputs) < 2, transient=True) as progress:
-        for item in progress.track(inputs, description="predicting"):
-            try:
-                picture = read_image(item.path, detector.config.data)
-            except DataError as error:
+def detect_files(
+    work: Work, inputs: Mapping[Input, str], ended: Callable[[], int], quiet: bool = False
+) -> Iterator[Found | DataError]:
+    """What was found in each picture, or why it could not be read; drawn, under its name, where that is asked for.
+
+    Args:
+        inputs: pictures, with the name of each one's drawing.
+        ended: no further picture is read once this is not 0.
+        quiet: another rank shows progress.
+    """
+    detector, wanted = work.detector, work.wanted
+    sizes: deque[tuple[int, int]] = deque()
+    images = _read(inputs, work, ended, sizes)
+    shrunk: list[tuple[float, str]] = []
+    hidden = quiet or not words.is_terminal or len(inputs) < 2
+    with Progress(console=words, disable=hidden, transient=True) as progress:
+        results = detect_stream(detector, images, wanted.batch_size)
+        for item, result in zip(progress.track(inputs, description="predicting"), results, strict=False):
+            if isinstance(result, DataError):
                 if len(inputs) > 1:
-                    fail(error)
-                yield error
+                    fail(result)
+                yield result
                 continue
-            result = as_found(
-                item.name, (picture.height, picture.width), detector(picture), detector.categories, wanted.threshold
-            )
+            size = sizes.popleft()
+            found = as_found(item.name, size, result, detector.categories, wanted.threshold)
+            if work.slicing is None and (factor := shrink_factor(size, detector.config.data)) > SHRINKS_MUCH:
+                shrunk.append((factor, item.name))
             if wanted.save_images is not None:
-                _draw(picture, result, detector, wanted.save_images / f"{inputs[item]}.jpg")
-                drawn += 1
-            yield result
-    if drawn:
+                picture = read_image(item.path, detector.config.data)
+                _draw(picture, found, detector, wanted.save_images / f"{inputs[item]}.jpg")
+            yield found
+    _warn_of_shrinking(shrunk)
+    if wanted.save_images is not None and wanted.save_images.exists():
         say(f"pictures with boxes: {wanted.save_images}")
         warn_of_letters(category.name for category in detector.categories)
+
+
+def _read(
+    inputs: Iterable[Input], work: Work, ended: Callable[[], int], sizes: deque[tuple[int, int]]
+) -> Iterator[PreparedImage | DataError]:
+    """The images, until a signal comes; the size of each that can be read is added to `sizes`."""
+    for image in read_ahead([item.path for item in inputs], work.detector.config.data, work.slicing):
+        if isinstance(image, PreparedImage):
+            sizes.append(image.size)
+        yield image
+        if ended():
+            return
+
+
+def _warn_of_shrinking(shrunk: Sequence[tuple[float, str]]) -> None:
+    if not shrunk:
+        return
+    factor, name = max(shrunk)
+    one = len(shrunk) == 1
+    which = name if one else f"{len(shrunk)} images, {name} the most,"
+    verb, times = ("is" if one else "are"), f"{factor:.1f}"
+    warn(f"{which} {verb} shrunk by {times} for the model, so small objects are lost; try --slice auto")
 
 
 def _draw(picture: Image, found: Found, detector: Detector, path: Path) -> None:

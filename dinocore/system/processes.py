@@ -126,6 +126,11 @@ def num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def rank_number() -> int:
+    """Which of the processes that were started together this is, also before they have met."""
+    return int(os.environ.get("RANK", 0))
+
+
 def own_device(name: str) -> str:
     """The device of this process: its own GPU, where a GPU is asked for and not which."""
     if num_processes() == 1 or name not in ("auto", "cuda"):

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from ..data.loaders import Part
 from ..errors import DivergedError, EnvironmentFault
 from ..evaluate.coco import Metrics, coco_metrics, detect_all
@@ -112,6 +114,7 @@ def _kept_if_best(
     if not math.isfinite(ap) or (ap <= progress["best_ap"] and progress["best_step"]):
         return False, ""
     facts = {"step": progress["step"], "epoch": epoch, "metrics": metrics.summary, "data": job.data.source}
+    facts["median_short_side"] = int(np.median(job.data.train.sizes.min(1)))  # pixels; `predict --slice auto` cuts so
     try:
         save_best(job.run, model, job.config, job.data.train.categories, facts)
     except EnvironmentFault as error:

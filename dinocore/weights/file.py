@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -86,6 +86,16 @@ def load_weights(path: Path) -> Weights:
     categories = [Category(int(i), str(name)) for i, name in _said(metadata, "categories", [], path)]
     categories = categories or unnamed(config.model.num_classes)
     return Weights(tensors, config, categories, _said(metadata, "facts", {}, path))
+
+
+def load_facts(path: Path) -> dict[str, Any]:
+    """What a file of weights says of its training, without its tensors.
+
+    Raises:
+        CheckpointError: the entry is damaged.
+    """
+    with safe_open(path, framework="pt") as file:
+        return _said(file.metadata() or {}, "facts", {}, path)
 
 
 def unnamed(num_classes: int) -> list[Category]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dinocli.commands import _predict_work as predicting
+from dinocore import image_stream
 
 PICTURE = "val2017/smear_000008.jpg"
 
@@ -226,7 +226,7 @@ def test_every_format_says_the_same(dino, run_folder, picture, tmp_path):
 def test_p6_an_interrupted_folder_leaves_what_was_found_and_resume_looks_at_the_rest(
     dino, pictures, run_folder, monkeypatch, number
 ):
-    read, seen = predicting.read_image, []
+    read, seen = image_stream.read_image, []
 
     def reading(path, config):
         seen.append(path.name)
@@ -234,7 +234,7 @@ def test_p6_an_interrupted_folder_leaves_what_was_found_and_resume_looks_at_the_
             os.kill(os.getpid(), number)
         return read(path, config)
 
-    monkeypatch.setattr(predicting, "read_image", reading)
+    monkeypatch.setattr(image_stream, "read_image", reading)
     asked = ("predict", pictures / "train2017", "--weights", run_folder, "--out", "boxes.json")
     result = dino(*asked)
     assert result.code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number] and "--resume" in result.err

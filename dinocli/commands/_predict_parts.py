@@ -1,0 +1,143 @@
+"""`dino predict` by several ranks: images in parts, each part in a file of its own, all parts merged by rank 0.
+
+    OUT.parts/<key>/00000.jsonl ...   one line per image: what was found, or why it could not be read
+
+Rank r of R does the parts r, r + R, r + 2 R, ... A part is written at once when it is finished, so it is there whole or
+not at all, and no part that is there is done again: a command that was killed goes on where it stopped, with any number
+of ranks. The key is a hash of what was asked; another question has other parts. Ranks never talk to each other; they
+share a file system.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from dinocore.detections_io import Found, json_lines, output_stems, write_found
+from dinocore.errors import ConfigError, DataError, Interrupted
+from dinocore.system.files import write_atomically, write_text
+from dinocore.system.processes import num_processes, rank_number
+from dinocore.words import counted
+
+from ..console import print_json, say
+from ..inputs import Input
+from ..signals import ending_early
+from ..weights_option import find_weights
+from ._predict_work import Wanted, Work, detect_files, end_with_failures, none_left, open_work
+
+IMAGES_PER_PART = 256
+POLL = 0.2  # seconds between two looks at whether the other ranks are done
+
+
+def predict_in_parts(inputs: Sequence[Input], wanted: Wanted, weights: str | None, device: str, amp: str) -> None:
+    """Do this rank's parts; rank 0 also merges all of them into --out.
+
+    Raises:
+        ConfigError: --out is missing.
+        Interrupted: a signal came; finished parts stay.
+    """
+    if wanted.out is None:
+        raise ConfigError("several ranks write their results into files; name one with --out boxes.json")
+    rank = rank_number()
+    path = find_weights(weights)
+    folder = wanted.out.with_name(f"{wanted.out.name}.parts") / _key(inputs, wanted, path)
+    starts = range(0, len(inputs), _part_size(len(inputs)))
+    parts = {folder / f"{number:05d}.jsonl": inputs[start : start + starts.step] for number, start in enumerate(starts)}
+    done = sum(part.exists() for part in parts)
+    if done and rank == 0:
+        say(f"{folder} has {done} of {counted(len(parts), 'part')}; only the others are done")
+    stems = output_stems([item.name for item in inputs], wanted.format)
+    work = None
+    with ending_early() as ended:
+        for part in list(parts)[rank :: num_processes()]:
+            if not part.exists():
+                work = work or open_work(wanted, str(path), device, amp)
+                _do(part, {item: stems[item.name] for item in parts[part]}, work, ended)
+            if ended():
+                raise Interrupted("interrupted; finished parts stay, and the same command does the others", ended())
+        if rank == 0:
+            _wait_for(list(parts), ended)
+    if rank == 0:
+        work = work or open_work(wanted, str(path), device, amp)
+        _merge(list(parts), work, stems)
+        shutil.rmtree(folder.parent, ignore_errors=True)
+
+
+def _part_size(images: int) -> int:
+    """So many that every rank has work, and at most `IMAGES_PER_PART`; of the number of images only, so that a command
+    may go on with another number of ranks."""
+    return max(1, min(IMAGES_PER_PART, images // 64))
+
+
+def _key(inputs: Sequence[Input], wanted: Wanted, weights: Path) -> str:
+    """A hash of all that decides the answer: images by name, settings, and the weights' file."""
+    state = weights.stat()
+    asked = [wanted.threshold, wanted.max_dets, wanted.slice, wanted.overlap, str(weights), state.st_size]
+    digest = hashlib.sha256(json.dumps([*asked, state.st_mtime_ns]).encode())
+    for item in inputs:
+        digest.update(f"{item.name}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
+
+
+def _do(part: Path, inputs: dict[Input, str], work: Work, ended: Any) -> None:
+    """Detect in one part and write it, unless a signal came before its end."""
+    lines = []
+    for item, result in zip(inputs, detect_files(work, inputs, ended, quiet=True), strict=False):
+        if isinstance(result, DataError):
+            lines.append(json.dumps({"file": item.name, "error": result.as_dict()}, ensure_ascii=False) + "\n")
+        else:
+            lines.append(json_lines([result]))
+    if len(lines) == len(inputs):
+        write_text(part, "".join(lines))
+
+
+def _wait_for(parts: Sequence[Path], ended: Any) -> None:
+    """Until the other ranks have written all parts; the launcher ends this rank where another one fails."""
+    for part in parts:
+        while not part.exists():
+            time.sleep(POLL)
+            if ended():
+                raise Interrupted("interrupted; finished parts stay, and the same command does the others", ended())
+
+
+def _merge(parts: Sequence[Path], work: Work, stems: dict[str, str]) -> None:
+    """Write --out from the parts; as JSON or JSON lines without holding more than one image."""
+    wanted, out = work.wanted, work.wanted.out
+    assert out is not None
+    failed = [row for row in _rows(parts) if "error" in row]
+    found = sum("error" not in row for row in _rows(parts))
+    total = found + len(failed)
+    if not found:
+        error = failed[0]["error"]
+        raise none_left(total, DataError(error["what"], code=error["code"], where=error["where"] or ""))
+    if wanted.format in ("json", "jsonl"):
+        write_atomically(out, lambda temporary: _stream(parts, wanted.format, temporary))
+    else:
+        write_found(list(_found(parts)), work.detector.categories, wanted.format, out, stems)
+    say(f"detections in {counted(found, 'picture')}: {out}")
+    if wanted.json:
+        print_json([item._asdict() for item in _found(parts)])
+    end_with_failures(len(failed), total)
+
+
+def _stream(parts: Sequence[Path], kind: str, path: Path) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for number, found in zip(count(), _found(parts), strict=False):
+            if kind == "json":
+                file.write("[\n" if number == 0 else ",\n")
+            file.write(json_lines([found]).rstrip("\n") + ("" if kind == "json" else "\n"))
+        file.write("\n]\n" if kind == "json" else "")
+
+
+def _rows(parts: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    for part in parts:
+        with part.open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+
+def _found(parts: Sequence[Path]) -> Iterator[Found]:
+    return (Found(**row) for row in _rows(parts) if "error" not in row)

@@ -1,0 +1,251 @@
+"""Many images through a detector: read ahead, batched where their shapes are equal, answered in order.
+
+    files -> PreparedImage (in worker processes) -> views -> batches of one shape -> Detections of each image, in order
+
+A batch holds only views of exactly one shape, so nothing is padded and the answer is that of each image alone, up to
+rounding.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .config import DataConfig
+from .data.batch import Batch, Sample, collate
+from .data.images import read_image
+from .data.loaders import begun, num_workers
+from .data.transforms import as_picture, resize, to_tensor
+from .errors import ConfigError, DataError
+from .slices import Found, Slicing, Window, merge
+from .structures import Target
+from .system.parent import leave_signals_to_the_parent
+
+if TYPE_CHECKING:
+    from .predict import Detections, Detector
+
+PIXELS_PER_BATCH = {"cpu": 2 * 800 * 1333, "cuda": 16 * 800 * 1333}  # of --batch-size auto, and at most MOST images
+MOST = 64
+WINDOWS_AHEAD = 4  # batches whose views wait for others of their shape
+FEW = 4  # so many images are read without worker processes, which take longer to start
+Failure = TypeVar("Failure")
+
+
+class View(NamedTuple):
+    """What the model sees at once: an image or a slice of it."""
+
+    image: Tensor  # (3, h, w) uint8, resized for the model
+    size: tuple[int, int]  # height and width in pixels of the image
+
+
+class PreparedImage(NamedTuple):
+    """An image that is decoded, and resized unless it will be cut into slices."""
+
+    pixels: Tensor  # (3, H, W) uint8
+    size: tuple[int, int]  # height and width of the upright image
+    windows: list[Window]  # the whole image and its slices; none: `pixels` is what the model sees
+
+    def views(self, config: DataConfig) -> Iterator[View]:
+        """What the model is to see of it."""
+        if not self.windows:
+            yield View(self.pixels, self.size)
+        for x0, y0, x1, y1 in self.windows:
+            yield View(resize_for_model(self.pixels[:, y0:y1, x0:x1], config), (y1 - y0, x1 - x0))
+
+
+def resize_for_model(pixels: Tensor, config: DataConfig) -> Tensor:
+    """(3, H, W) uint8 at the size of evaluation, (3, h, w)."""
+    picture = as_picture(pixels, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    return resize(picture, config.eval_scale, config.max_size)[0].as_subclass(Tensor)
+
+
+def prepare(pixels: Tensor, config: DataConfig, slicing: Slicing | None = None) -> PreparedImage:
+    """Make an image (3, H, W) ready for the model.
+
+    Raises:
+        DataError: it has no pixels.
+    """
+    height, width = pixels.shape[-2:]
+    if not height * width:
+        raise DataError(f"a picture of {width} x {height} pixels shows nothing")
+    windows = slicing.windows((height, width)) if slicing else []
+    return PreparedImage(pixels if windows else resize_for_model(pixels, config), (height, width), windows)
+
+
+def as_batch(views: Sequence[View]) -> Batch:
+    """Views of one shape as the model's input, without targets."""
+    empty = Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    return collate([Sample(view.image, empty, i, view.size) for i, view in enumerate(views)])
+
+
+class _Files(Dataset):
+    """Images of files, prepared; or why they can't be read."""
+
+    def __init__(self, paths: Sequence[Path], config: DataConfig, slicing: Slicing | None):
+        self.paths, self.config, self.slicing = paths, config, slicing
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> PreparedImage | DataError:
+        try:
+            return prepare(to_tensor(read_image(self.paths[index], self.config)), self.config, self.slicing)
+        except DataError as error:
+            return error
+
+
+def read_ahead(
+    paths: Sequence[Path], config: DataConfig, slicing: Slicing | None = None
+) -> Iterator[PreparedImage | DataError]:
+    """Read files in `data.workers` processes, in order; a file that can't be read gives the error instead."""
+    files = _Files(paths, config, slicing)
+    workers = num_workers(config) if len(paths) > FEW else 0
+    if not workers:
+        return (files[i] for i in range(len(files)))
+    loader = DataLoader(
+        files,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_is,
+        prefetch_factor=4,
+        worker_init_fn=leave_signals_to_the_parent,
+        timeout=config.loader_timeout,
+        generator=torch.Generator(),
+    )
+    return begun(loader)
+
+
+def _as_is(item: PreparedImage | DataError) -> PreparedImage | DataError:
+    return item
+
+
+def check_batch_size(size: str | int) -> str | int:
+    """`auto` or a number of images.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if size == "auto" or (str(size).isdecimal() and int(size) > 0):
+        return size if size == "auto" else int(size)
+    raise ConfigError(f"--batch-size {size} is neither auto nor a number from 1; try --batch-size 8")
+
+
+def detect_stream(
+    detector: "Detector", images: Iterable[PreparedImage | Failure], batch_size: str | int = "auto"
+) -> "Iterator[Detections | Failure]":
+    """Detections of each image, in order; what is no image is passed on in its place.
+
+    Args:
+        batch_size: most views in a batch; `auto`: by the pixels, `PIXELS_PER_BATCH`, and halved where a GPU's memory
+            does not hold them.
+
+    Raises:
+        DivergedError: the model's numbers are not finite.
+    """
+    batches = _Batches(detector, check_batch_size(batch_size))
+    waiting: deque[_Pending | Failure] = deque()
+    for image in images:
+        if isinstance(image, PreparedImage):
+            waiting.append(pending := _Pending(image))
+            for view in image.views(detector.config.data):
+                batches.add(view, pending)
+            pending.all_added = True
+        else:
+            waiting.append(image)
+        if len(waiting) > WINDOWS_AHEAD * MOST and isinstance(waiting[0], _Pending):
+            batches.finish(waiting[0])
+        yield from _done(waiting, detector)
+    batches.finish_all()
+    yield from _done(waiting, detector)
+
+
+def _done(waiting: "deque[_Pending | Failure]", detector: "Detector") -> "Iterator[Detections | Failure]":
+    """Take from the front what has its answer."""
+    while waiting and (not isinstance(waiting[0], _Pending) or waiting[0].complete):
+        item = waiting.popleft()
+        yield item.merged(detector) if isinstance(item, _Pending) else item
+
+
+class _Pending:
+    """An image some of whose views have no answer yet."""
+
+    def __init__(self, image: PreparedImage):
+        self.windows, self.size = image.windows, image.size
+        self.found: dict[int, Detections] = {}
+        self.count = 0
+        self.all_added = False
+
+    @property
+    def complete(self) -> bool:
+        return self.all_added and len(self.found) == self.count
+
+    def merged(self, detector: "Detector") -> "Detections":
+        """The answer for the image."""
+        if not self.windows:
+            return self.found[0]
+        parts = [self.found[k] for k in range(self.count)]
+        shifts = [torch.tensor([x, y, x, y]) for x, y, _, _ in self.windows]
+        found = Found(
+            torch.cat([part.labels for part in parts]),
+            torch.cat([part.scores for part in parts]),
+            torch.cat([part.boxes_xyxy + shift for part, shift in zip(parts, shifts, strict=True)]),
+            torch.cat([torch.full_like(part.labels, k) for k, part in enumerate(parts)]),
+        )
+        return detector.named(*merge(found, self.windows))
+
+
+class _Batches:
+    """Views that wait for others of their shape."""
+
+    def __init__(self, detector: "Detector", size: str | int):
+        self.detector = detector
+        self.size = size
+        self.most = MOST  # less after a GPU's memory was too small
+        self.groups: OrderedDict[tuple[int, int], list[tuple[View, _Pending, int]]] = OrderedDict()
+
+    def add(self, view: View, image: _Pending) -> None:
+        """Take a view, and compute what is full, or has waited for long."""
+        shape = (view.image.shape[-2], view.image.shape[-1])
+        self.groups.setdefault(shape, []).append((view, image, image.count))
+        image.count += 1
+        limit = self._limit(shape)
+        if len(self.groups[shape]) >= limit:
+            self._run(shape)
+        elif sum(map(len, self.groups.values())) >= WINDOWS_AHEAD * limit:
+            self._run(next(iter(self.groups)))  # the one that has waited for longest
+
+    def finish(self, image: _Pending) -> None:
+        """Compute all groups that hold a view of an image."""
+        for shape in [shape for shape, group in self.groups.items() if any(owner is image for _, owner, _ in group)]:
+            self._run(shape)
+
+    def finish_all(self) -> None:
+        """Compute what is left."""
+        for shape in list(self.groups):
+            self._run(shape)
+
+    def _limit(self, shape: tuple[int, int]) -> int:
+        if self.size != "auto":
+            return min(int(self.size), self.most) if self.most < MOST else int(self.size)
+        pixels = PIXELS_PER_BATCH.get(self.detector.device.type, PIXELS_PER_BATCH["cpu"])
+        return max(1, min(self.most, pixels // (shape[0] * shape[1])))
+
+    def _run(self, shape: tuple[int, int]) -> None:
+        """Compute a group; in halves, from now on, where memory does not hold it."""
+        group = self.groups.pop(shape)
+        while group:
+            part = group[: self._limit(shape)]
+            try:
+                found = self.detector.detect_batch(as_batch([view for view, _, _ in part]))
+            except torch.OutOfMemoryError:
+                if len(part) == 1:
+                    raise
+                self.most = len(part) // 2
+                continue
+            for (_, image, number), detections in zip(part, found, strict=True):
+                image.found[number] = detections
+            group = group[len(part) :]
