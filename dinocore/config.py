@@ -30,6 +30,9 @@ Parts = Annotated[
 Epochs = Annotated[tuple[Count, ...], Field(strict=False)]
 
 
+REMOVED = ("sharding",)  # settings of `train` that older files of weights and runs still have
+
+
 class Section(BaseModel):
     """A group of settings: frozen, and nothing that is not declared."""
 
@@ -148,7 +151,6 @@ class TrainConfig(Section):
     clip_norm: Weight = 0.1  # [clip_max_norm]
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no moving average of the weights; [use_ema = False]
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
-    sharding: Literal["none", "fsdp2"] = "none"  # fsdp2: each process has a part of all weights and of what they need
     seed: Count = 42
     save_every_steps: Count = 0  # as well as at the end of each epoch; 0: no
     save_every_minutes: Weight = 10.0  # and when the last save is so old; 0: never by the clock
@@ -160,6 +162,12 @@ class TrainConfig(Section):
     on_out_of_memory: Literal["stop", "halve"] = "stop"  # halve: images_per_forward, for the rest of the run
     deterministic: bool = False  # refuse operations whose result may differ from run to run
     tensorboard: Literal["auto", "off"] = "auto"  # auto: write it where the package is installed
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_removed_settings(cls, settings: dict) -> dict:
+        """Files of weights and runs from before 0.2.0 have `sharding`; it never changed what a model computes."""
+        return {key: value for key, value in settings.items() if key not in REMOVED}
 
 
 class DataConfig(Section):

@@ -14,14 +14,14 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import DivergedError, OutOfMemory
+from ..errors import CheckpointError, DivergedError, OutOfMemory
 from ..model.dino import DINO
 from ..system.files import sync
-from ..system.processes import Alone
-from .shards import INDEX, read_shards
+from ..system.processes import Alone, Processes
 
 T = TypeVar("T")
 OPTIMIZER = "optimizer.pt"
+SHARDS = ".metadata"  # of an optimizer that FSDP2 wrote in parts, before 0.2.0
 TOGETHER = (OutOfMemory, DivergedError)  # what one process meets in a pass, and all raise
 
 
@@ -35,9 +35,6 @@ class Single:
     def held(self) -> AbstractContextManager:
         """Gradients of the passes within stay on this process for now."""
         return nullcontext()
-
-    def spread(self, model: DINO) -> None:
-        """Leave this process its part of a model, in place."""
 
     def forward(self, work: Callable[[], T]) -> T:
         """Do a forward pass and compute its loss."""
@@ -85,10 +82,12 @@ class Single:
 
     def read_optimizer(self, optimizer: torch.optim.Optimizer, path: Path) -> None:
         """Take the optimizer's state from a checkpoint."""
-        if (path / INDEX).is_file():
-            read_shards(path, self.model, optimizer)
-        else:
-            optimizer.load_state_dict(torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True))
+        if (path / SHARDS).is_file():
+            raise CheckpointError(
+                f"{path} was written with train.sharding = fsdp2, which dino no longer has; start a new run from its "
+                f"weights: --weights {path / 'model.safetensors'}"
+            )
+        optimizer.load_state_dict(torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True))
 
 
 class Replicated(Single):
@@ -134,6 +133,11 @@ class Replicated(Single):
             average(self.averaged, bucket)
         for future in self.averaged:
             future.wait()
+
+
+def shared(model: DINO, group: Alone) -> Single:
+    """How the processes of a group share a model."""
+    return Replicated(model, group) if isinstance(group, Processes) else Single(model, group)
 
 
 def average(averaged: list[Future[Tensor]], bucket: dist.GradBucket) -> Future[Tensor]:

@@ -21,9 +21,9 @@ from ..weights.convert.info import preset_of
 from ..weights.fetch.locate import locate
 from ..weights.fetch.watch import UNWATCHED, Watch
 from ..weights.file import Weights, load_weights
+from .ddp import shared
 from .job import fingerprint
 from .optim import Ema, NoEma, build_optimizer
-from .sharing import shared
 from .state import BEGINNING, TrainState, begin_streams, load_checkpoint
 from .transfer import Transfer, carry_over
 
@@ -147,8 +147,7 @@ def freeze(model: DINO, parts: Sequence[str]) -> None:
 def _state_around(model: DINO, config: Config, device: torch.device, origin: str, group: Alone) -> TrainState:
     scaled = pick_precision(config.train.amp, device) is torch.float16
     ema = Ema(model, config.train.ema_decay) if config.train.ema_decay else NoEma(model)
-    parallel = shared(model, group, config)
-    parallel.spread(ema.model)
+    parallel = shared(model, group)
     return TrainState(
         model=model,
         parallel=parallel,

@@ -13,13 +13,13 @@ from dinocore.data.dataset import open_dataset
 from dinocore.data.loaders import steps_per_epoch
 from dinocore.system.processes import joined
 from dinocore.train.batches import feed
+from dinocore.train.ddp import shared
 from dinocore.train.evaluation import evaluate
 from dinocore.train.events import Evaluated
 from dinocore.train.job import Job
 from dinocore.train.run.metrics_log import NoJournal
 from dinocore.train.schedule import Plan
 from dinocore.train.setup import fresh_state
-from dinocore.train.sharing import shared
 from dinocore.train.step import gradients
 
 SETTINGS = [
@@ -42,7 +42,7 @@ def main(data: str, out: Path, chunk: int) -> None:
         state.progress["due_evaluation"] = state.progress["step"] = 1
         (told,) = [event for event in evaluate(job, state, NoJournal()) if isinstance(event, Evaluated)]
         state.model.double()
-        state = state._replace(parallel=shared(state.model, group, config))
+        state = state._replace(parallel=shared(state.model, group))
         fed = next(feed(job, Plan(steps_per_epoch(len(found.train.image_ids), 4), config.train), 0))
         numbers = gradients(state, fed.batches, job, fed.num_boxes)
         grads = {name: p.grad for name, p in state.model.named_parameters() if p.requires_grad}
