@@ -3,7 +3,8 @@
 import logging
 import os
 import sys
-from typing import Annotated, NoReturn
+import warnings
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -77,12 +78,23 @@ class _Said(logging.Handler):
 
 
 SAID = _Said()
+PLAIN_WARNING = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+    """A setting or name that changed is said like any other warning, without the line of code."""
+    if not issubclass(category, FutureWarning) or "dinocore" not in str(rest[0]):
+        return PLAIN_WARNING(message, category, *rest)
+    from .console import warn
+
+    return warn(str(message))
 
 
 def main() -> None:
     """Run the app; an error that the user can put right is said in words, not as a traceback."""
     logging.getLogger("dinocore").addHandler(SAID)
     logging.getLogger("dinocore").setLevel(logging.INFO)
+    warnings.showwarning = _show_warning
     try:
         code = _run()
     except DinoError as error:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from dinocore.errors import Ended, Interrupted
+from dinocore.errors import Interrupted, PeerFailed
 
 from .console import warn, words
 
@@ -101,4 +101,8 @@ class StopRequest:
     def _in_main_thread(self, number: int, frame: object) -> None:
         code = CODES[signal.Signals(number)]
         if not self.running:
-            raise Ended(code) if self.quiet else Interrupted("interrupted before training began; no step is lost", code)
+            raise (
+                PeerFailed(code)
+                if self.quiet
+                else Interrupted("interrupted before training began; no step is lost", code)
+            )

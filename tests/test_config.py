@@ -48,7 +48,7 @@ def test_a_wrong_value_is_refused_with_the_setting_the_value_and_what_it_must_be
 
 @pytest.mark.parametrize("value", ["x", "-1", "1.5", "true", "[1]"])
 def test_a_value_that_may_be_a_word_or_a_number_is_refused_in_one_line(value):
-    for setting in ("model.denoising.num_groups", "data.workers", "train.images_per_forward"):
+    for setting in ("model.denoising.num_groups", "data.workers", "train.micro_batch_size"):
         said = refusal(f"{setting}={value}")
         assert said.startswith(f"`{setting}` = ") and "it must be 'auto' or " in said and "\n" not in said
 

@@ -21,7 +21,7 @@ from dinocore.predict import Detector
 from dinocore.slices import SHRINKS_MUCH, Slicing, parse_slicing, shrink_factor
 from dinocore.system.device import pick_device, pick_precision
 from dinocore.system.files import check_writable, write_atomically
-from dinocore.system.processes import num_processes, own_device
+from dinocore.system.processes import device_of_rank, world_size
 from dinocore.weights.file import load_facts
 from dinocore.words import counted
 
@@ -66,7 +66,7 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
         typer.Exit: with code 7 if only some could be read.
     """
     wanted = check_wanted(wanted)
-    device = own_device(device)
+    device = device_of_rank(device)
     pick_precision(amp, pick_device(device))
     inputs, skipped = expand(files)
     if skipped:
@@ -74,7 +74,7 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
     if not any(item.path.exists() for item in inputs):
         raise DataError(f"there is no picture {inputs[0].name}", code="DATA-IMAGE-MISSING", where=inputs[0].name,
                         fix="give a picture, a folder, or a glob in quotes")  # fmt: skip
-    if num_processes() > 1:
+    if world_size() > 1:
         from ._predict_parts import predict_in_parts
 
         return predict_in_parts(inputs, wanted, weights, device, amp)

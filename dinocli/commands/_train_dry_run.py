@@ -3,32 +3,33 @@
 from dinocore.data.dataset import open_dataset
 from dinocore.data.loaders import steps_per_epoch
 from dinocore.errors import ConfigError
+from dinocore.train.context import RunContext, describe
 from dinocore.train.dry_run import Expectation, dry_run
-from dinocore.train.failures.memory import with_probed_chunk
-from dinocore.train.job import Job, describe
+from dinocore.train.failures.memory import with_probed_size
 from dinocore.train.setup import fresh_state
 
 from ..console import data, say
-from ._train_work import Asked, checked, place, with_classes
+from ._train_work import Asked, checked, place
 
 
-def try_out(asked: Asked) -> None:
+def dry_run_command(asked: Asked) -> None:
     """Do everything that a new run does once, and say what to expect of it."""
     if asked.resume is not None:
         raise ConfigError("--dry-run tries what a new run does; leave --resume out")
     with place(asked.device) as here:
         config, run = here.group.on_main(lambda: checked(asked))
         found = here.group.main_first(lambda: open_dataset(config.data))
-        config = with_classes(config, len(found.train.categories))
+        config = config.replace("model.num_classes", len(found.train.categories))
         state = fresh_state(config, found.train.categories, here.device, here.group)
-        job = with_probed_chunk(Job(config, found, run, here.device, asked.stop, here.group), state)
+        context = RunContext(config, found, run, here.device, asked.stop, here.group)
+        context = with_probed_size(context, state)
         if here.group.main:
-            facts = describe(job, state, steps_per_epoch(len(found.train.image_ids), config.train.batch_size))
+            facts = describe(context, state, steps_per_epoch(len(found.train.image_ids), config.train.batch_size))
             for key, value in facts.items():
                 say(f"{key:<12}{value}")
             for note in found.notes:
                 say(f"note: {note}")
-        expected = dry_run(job, state)
+        expected = dry_run(context, state)
         if here.group.main:
             _show(expected)
 

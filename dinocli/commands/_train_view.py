@@ -12,8 +12,8 @@ from rich.progress import TaskID
 from dinocore.draw.curves import draw_curves, read_metrics
 from dinocore.report.training import best_of
 from dinocore.system.files import write_atomically
+from dinocore.train.context import RunContext
 from dinocore.train.events import Evaluated, Evaluating, Event, Finished, Saved, Started, Step, Warned
-from dinocore.train.job import Job
 
 from ..console import warn, words
 from ._train_classes_view import carried_over_lines, carried_over_table
@@ -25,8 +25,8 @@ SMOOTHING = 0.95
 class TrainingView:
     """Draws events on stderr and writes the plain lines to the run's log.txt."""
 
-    def __init__(self, job: Job):
-        self.job = job
+    def __init__(self, context: RunContext):
+        self.context = context
         self.mean: dict[str, float] = {}
         self.began = time.monotonic()
         self.progress = LiveView(words)
@@ -67,12 +67,12 @@ class TrainingView:
                 self._evaluating(done, total)
             case Evaluated():
                 self._evaluated(event)
-                curves = draw_curves(self.job.run / "metrics.jsonl")
-                write_atomically(self.job.run / "curves.png", lambda temporary: curves.save(temporary, "PNG"))
+                curves = draw_curves(self.context.folder / "metrics.jsonl")
+                write_atomically(self.context.folder / "curves.png", lambda temporary: curves.save(temporary, "PNG"))
             case Saved(path=path, step=step, seconds=seconds):
                 self._log(f"step {step}: saved {path} in {seconds:.2f} s")
-            case Warned(text=text):
-                self._line(f"warning: {text}", "yellow")
+            case Warned(message=message):
+                self._line(f"warning: {message}", "yellow")
             case Finished():
                 self._finished(event)
 
@@ -89,12 +89,12 @@ class TrainingView:
             words.print(f"[bold]{key:<11}[/]{escape(value)}")
             self._log(f"{key}: {value}")
         self._earlier()
-        for note in self.job.data.notes:
+        for note in self.context.data.notes:
             self._line(f"note: {note}", "yellow")
 
     def _earlier(self) -> None:
         """The AP so far of a run that is resumed."""
-        log = self.job.run / "metrics.jsonl"
+        log = self.context.folder / "metrics.jsonl"
         evaluations = read_metrics(log)[1] if log.is_file() else []
         best = best_of(evaluations)
         if best is not None:
@@ -117,7 +117,7 @@ class TrainingView:
         if self.steps is None:
             self.first, self.total = event.step, event.total_steps
             self.steps = self.progress.add_task("", total=event.total_steps, completed=event.step - 1)
-        epochs = self.job.config.train.epochs
+        epochs = self.context.config.train.epochs
         self.progress.mean = self.mean
         self.progress.update(self.steps, completed=event.step, description=f"epoch {event.epoch}/{epochs}")
 
@@ -153,7 +153,7 @@ class TrainingView:
         self._log(text)
 
     def _log(self, text: str) -> None:
-        with (self.job.run / "log.txt").open("a", encoding="utf-8") as file:
+        with (self.context.folder / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 

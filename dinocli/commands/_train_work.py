@@ -14,9 +14,9 @@ from dinocore.errors import CheckpointError
 from dinocore.evaluate.backends import choose_backend
 from dinocore.presets import load_config
 from dinocore.system.device import pick_device
-from dinocore.system.processes import Alone, joined, own_device
-from dinocore.train.failures.memory import with_probed_chunk
-from dinocore.train.job import Job
+from dinocore.system.processes import SingleProcess, device_of_rank, joined
+from dinocore.train.context import RunContext
+from dinocore.train.failures.memory import with_probed_size
 from dinocore.train.loop import train
 from dinocore.train.run.checkpoint_folder import manifest_of
 from dinocore.train.run.folder import (
@@ -31,8 +31,14 @@ from dinocore.train.run.folder import (
     write_config,
 )
 from dinocore.train.run.lock import RunLock
-from dinocore.train.schedule import changes
-from dinocore.train.setup import check_same_data, check_start, fresh_state, resumed_state, settings_of
+from dinocore.train.setup import (
+    changed_settings,
+    check_same_data,
+    check_start,
+    fresh_state,
+    resumed_state,
+    settings_of,
+)
 from dinocore.train.state import TrainState
 
 from ..console import say, warn
@@ -61,13 +67,13 @@ class Place(NamedTuple):
     """Where this process computes, and with whom."""
 
     device: torch.device
-    group: Alone
+    group: SingleProcess
 
 
 @contextmanager
 def place(device: str) -> Iterator[Place]:
     """Meet the other processes, if there are any."""
-    chosen = pick_device(own_device(device))
+    chosen = pick_device(device_of_rank(device))
     with joined(chosen) as group:
         yield Place(chosen, group)
 
@@ -77,26 +83,26 @@ def run_training(asked: Asked) -> None:
     with place(asked.device) as here:
         locks: list[RunLock] = []
         try:
-            job, state = (new_run if asked.resume is None else resumed_run)(asked, here, locks)
+            context, state = (new_run if asked.resume is None else resumed_run)(asked, here, locks)
             asked.stop.running = True
-            job = with_probed_chunk(job, state)
+            context = with_probed_size(context, state)
             if not here.group.main:
-                for _ in train(job, state):
+                for _ in train(context, state):
                     pass
                 return
-            with TrainingView(job) as view:
-                for event in train(job, state):
+            with TrainingView(context) as view:
+                for event in train(context, state):
                     view.show(event)
         finally:
             for lock in locks:
                 lock.release()
 
 
-def new_run(asked: Asked, here: Place, locks: list[RunLock]) -> tuple[Job, TrainState]:
+def new_run(asked: Asked, here: Place, locks: list[RunLock]) -> tuple[RunContext, TrainState]:
     """Check everything that can be checked before the first step, then make the folder."""
     config, run = here.group.on_main(lambda: checked(asked))
     data = here.group.main_first(lambda: open_dataset(config.data))
-    config = with_classes(config, len(data.train.categories))
+    config = config.replace("model.num_classes", len(data.train.categories))
     state = fresh_state(config, data.train.categories, here.device, here.group)
     if here.group.main and asked.preset is None and config.train.weights not in ("", "bundled"):
         say(f"model and recipe: those of {config.train.weights}; --preset NAME for another recipe")
@@ -108,7 +114,7 @@ def new_run(asked: Asked, here: Place, locks: list[RunLock]) -> tuple[Job, Train
         write_config(run, config)
 
     here.group.on_main(make_folder)
-    return Job(config, data, run, here.device, asked.stop, here.group), state
+    return RunContext(config, data, run, here.device, asked.stop, here.group), state
 
 
 def checked(asked: Asked) -> tuple[Config, Path]:
@@ -132,8 +138,8 @@ def _lock(run: Path, locks: list[RunLock]) -> None:
     locks.append(lock)
 
 
-def resumed_run(asked: Asked, here: Place, locks: list[RunLock]) -> tuple[Job, TrainState]:
-    """Continue a run; its own config counts, with the changes that are given now."""
+def resumed_run(asked: Asked, here: Place, locks: list[RunLock]) -> tuple[RunContext, TrainState]:
+    """Continue a run with its own config and the changes that are given now."""
     run, config, checkpoint = here.group.on_main(lambda: _found(asked, locks))
     choose_backend(config.eval.backend)
     data = here.group.main_first(lambda: open_dataset(config.data))
@@ -143,7 +149,7 @@ def resumed_run(asked: Asked, here: Place, locks: list[RunLock]) -> tuple[Job, T
         check_same_data(manifest_of(checkpoint), data, asked.allow_data_change)
         state = resumed_state(checkpoint, config, here.device, here.group)
     here.group.on_main(lambda: _go_on(run, config, checkpoint))
-    return Job(config, data, run, here.device, asked.stop, here.group), state
+    return RunContext(config, data, run, here.device, asked.stop, here.group), state
 
 
 def _found(asked: Asked, locks: list[RunLock]) -> tuple[Path, Config, Path | None]:
@@ -158,8 +164,8 @@ def _found(asked: Asked, locks: list[RunLock]) -> tuple[Path, Config, Path | Non
         warn(f"--preset {asked.preset} is ignored: a resumed run keeps the settings in {run}/config.toml")
     before = run_config(run)
     config = load_config(run / "config.toml", asked.changes, asked.file)
-    for change in changes(before, config):
-        warn(f"other than this run began: {change}")
+    for change in changed_settings(before, config):
+        warn(f"changed since the run started: {change}")
     _lock(run, locks)
     checkpoint, damaged = find_checkpoint(run, wanted)
     for text in damaged:
@@ -171,11 +177,6 @@ def _go_on(run: Path, config: Config, checkpoint: Path | None) -> None:
     for text in branch_off(run, checkpoint):
         warn(text)
     write_config(run, config)
-
-
-def with_classes(config: Config, num_classes: int) -> Config:
-    """The config for data with so many classes."""
-    return config.model_copy(update={"model": config.model.model_copy(update={"num_classes": num_classes})})
 
 
 def _named_run(named: Path, run: Path | None) -> tuple[Path, str]:

@@ -77,16 +77,16 @@ def train(
 
     stop = StopRequest(quiet=os.environ.get("RANK", "0") != "0")
     with stop.listening():  # torch takes seconds to import
-        from ._train_dry_run import try_out
+        from ._train_dry_run import dry_run_command
         from ._train_work import Asked, run_training
 
         asked = Asked(preset, config, changes, output_dir, resume, overwrite, allow_data_change, device, stop)
-        (try_out if dry_run else run_training)(asked)
+        (dry_run_command if dry_run else run_training)(asked)
 
 
 def _batch_size(text: str | None) -> dict[str, object]:
     if text == "auto":
-        return {"train.images_per_forward": "probe"}
+        return {"train.micro_batch_size": "probe"}
     if text is not None and not text.isdigit():
         raise ConfigError(f"--batch-size {text} cannot be used; it must be a number of pictures, or auto")
     return {} if text is None else {"train.batch_size": int(text)}

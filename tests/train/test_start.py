@@ -26,15 +26,15 @@ def state_bytes(module, part):
 def test_frozen_parts_stay_to_the_last_bit_and_others_learn(frozen, small_config, start, run_to_end):
     """Batch norm's statistics, the moving average and the optimizer included."""
     freeze = f"train.freeze={json.dumps(frozen)}"
-    job, state = start(small_config(freeze, "train.epochs=1", "train.ema_decay=0.9", "model.frozen_stages=-1"))
+    context, state = start(small_config(freeze, "train.epochs=1", "train.ema_decay=0.9", "model.frozen_stages=-1"))
     before = {part: state_bytes(state.model, part) for part in PARTS}
-    run_to_end(job, state)
+    run_to_end(context, state)
     for model in (state.model, state.ema.model):
         same = {part for part in PARTS if state_bytes(model, part) == before[part]}
         assert set(frozen) <= same <= {*frozen, "tokenizer"}, "a frozen fresh encoder does not look at positions"
     held = {id(p) for part in frozen for p in state.model.get_submodule(part).parameters()}
     assert held and not held & {id(p) for group in state.optimizer.param_groups for p in group["params"]}
-    saved = load_weights(job.run / "best.safetensors").tensors
+    saved = load_weights(context.folder / "best.safetensors").tensors
     for part in frozen:
         assert all(saved[f"{part}.{key}"].numpy().tobytes() == value for key, value in before[part].items())
 
@@ -128,7 +128,7 @@ def test_a_converted_model_learns_other_classes_by_name(small_config, start, run
     config = small_config("model.num_classes=91")
     classes = [*coco.all_ids()[:-1], Category(90, "WBC")]
     save_weights(tmp_path / "w.safetensors", build_model(config.model).state_dict(), config, classes, {})
-    job, state = start(small_config(f'train.weights="{tmp_path / "w.safetensors"}"', "train.epochs=1"))
+    context, state = start(small_config(f'train.weights="{tmp_path / "w.safetensors"}"', "train.epochs=1"))
     assert state.transfer.classes == {"RBC": None, "WBC": "WBC", "Platelets": None}
-    run_to_end(job, state)
-    assert (job.run / "best.safetensors").is_file()
+    run_to_end(context, state)
+    assert (context.folder / "best.safetensors").is_file()

@@ -1,4 +1,4 @@
-"""The folder of a run: made, refused or taken up again."""
+"""The folder of a run: made, refused or continued."""
 
 import shutil
 from pathlib import Path
@@ -102,7 +102,7 @@ def find_checkpoint(run: Path, wanted: str) -> tuple[Path | None, list[str]]:
         verify_checkpoint(path)
         return path, []
     if not found:
-        return None, [f"{run} has no checkpoint yet; it begins with its first step"]
+        return None, [f"{run} has no checkpoint yet; starting at step 1"]
     damaged = []
     for path in reversed(found):
         try:
