@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dinocore.errors import ConfigError
+from dinocore.system.parent import end_with_parent
 
 from ..options import Amp, ConfigFile, Data, Device, Overrides
 
@@ -75,6 +77,8 @@ def train(
         raise typer.Exit(launch(gpus, sys.argv[1:]))
     from ..signals import StopRequest
 
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # the launcher, if it is killed, cannot pass that on
+        end_with_parent(signal.SIGTERM)
     stop = StopRequest(quiet=os.environ.get("RANK", "0") != "0")
     with stop.listening():  # torch takes seconds to import
         from ._train_dry_run import dry_run_command

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from dinocli.launch import _free_port
 from dinocore import load_config
 from dinocore.data.dataset import open_dataset
 from dinocore.data.synthetic.sample import write_sample_data
@@ -39,6 +39,12 @@ OF_A_START = (
     "origin",
     "log_bytes",
 )  # what differs between a run and one that was resumed: words, and digits of timings
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +111,7 @@ def together(small_config, tmp_path):
         if not folder.exists():
             prepare_run(folder, overwrite=False)
         write_config(folder, small_config(*OF_SEVERAL, *settings))
-        shared = {"WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port(), "OMP_NUM_THREADS": 1}
+        shared = {"WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": 1}
         command, started = [sys.executable, str(SCRIPT), str(folder), fault, str(rank), str(at)], []
         for this in range(number):
             env = os.environ | {key: str(value) for key, value in (shared | {"RANK": this}).items()}
