@@ -10,7 +10,7 @@ from ...presets import config_to_toml, load_config
 from ...system.files import check_writable, write_text
 from ...weights.file import save_weights
 from .checkpoint_folder import NewerCheckpoint, list_checkpoints, set_aside, step_of, tidy, verify_checkpoint
-from .lock import NAME as LOCK
+from .lock import LOCK, OWNER
 
 NEWEST = "auto"
 PARTS = (
@@ -28,7 +28,7 @@ def check_run(run: Path, overwrite: bool) -> None:
     """
     if run.exists() and not run.is_dir():
         raise ConfigError(f"--output-dir {run} is a file; give a folder")
-    if run.is_dir() and any(path.name != LOCK for path in run.iterdir()) and not overwrite:
+    if run.is_dir() and any(path.name not in (LOCK, OWNER) for path in run.iterdir()) and not overwrite:
         raise ConfigError(
             f"{run} is not empty; continue that run with --resume auto, or start anew over it with --overwrite"
         )
