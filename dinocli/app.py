@@ -141,8 +141,8 @@ def _end_for_want_of_memory(error: Exception) -> None:
     from dinocore.train.failures.classify import is_out_of_memory
 
     if is_out_of_memory(error):
-        fix = "take smaller pictures, fewer at a time, or a smaller model"
-        _end(EnvironmentFault("memory does not suffice", fix=fix))
+        fix = "use smaller images, fewer at a time, or a smaller model"
+        _end(EnvironmentFault("out of memory", fix=fix))
 
 
 def _end(error: DinoError) -> NoReturn:
@@ -151,9 +151,9 @@ def _end(error: DinoError) -> NoReturn:
 
     rank = os.environ.get("RANK", "0")
     if rank != "0":
-        error.what = f"process {rank}: {error.what}" if error.what else ""
+        error.what = f"rank {rank}: {error.what}" if error.what else ""
     elif "--json" in sys.argv:
         print_json({"error": error.as_dict()})
-    if error.what:  # else another process has said it
+    if error.what:  # else another rank has said it
         fail(error)
     sys.exit(error.exit_code)
