@@ -3,12 +3,12 @@
 from dinocore.data.dataset import open_dataset
 from dinocore.data.loaders import steps_per_epoch
 from dinocore.errors import ConfigError
-from dinocore.train.context import RunContext, describe
+from dinocore.train.context import RunContext, describe, exceeded_limits
 from dinocore.train.dry_run import Expectation, dry_run
 from dinocore.train.failures.memory import with_probed_size
 from dinocore.train.setup import fresh_state
 
-from ..console import data, say
+from ..console import data, say, warn
 from ._train_work import Asked, checked, place
 
 
@@ -27,6 +27,8 @@ def dry_run_command(asked: Asked) -> None:
             facts = describe(context, state, steps_per_epoch(len(found.train.image_ids), config.train.batch_size))
             for key, value in facts.items():
                 say(f"{key:<12}{value}")
+            for limit in exceeded_limits(config, found.train):
+                warn(limit)
             for note in found.notes:
                 say(f"note: {note}")
         expected = dry_run(context, state)

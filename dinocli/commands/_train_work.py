@@ -14,10 +14,12 @@ from dinocore.errors import CheckpointError
 from dinocore.evaluate.backends import choose_backend
 from dinocore.presets import load_config
 from dinocore.system.device import pick_device
+from dinocore.system.files import check_writable
 from dinocore.system.processes import SingleProcess, device_of_rank, joined
 from dinocore.train.context import RunContext
 from dinocore.train.failures.memory import with_probed_size
 from dinocore.train.loop import train
+from dinocore.train.optim import scaled_drops
 from dinocore.train.run.checkpoint_folder import manifest_of
 from dinocore.train.run.folder import (
     NEWEST,
@@ -25,6 +27,7 @@ from dinocore.train.run.folder import (
     check_run,
     find_checkpoint,
     find_run,
+    make_new_run,
     make_run,
     prepare_run,
     run_config,
@@ -107,13 +110,14 @@ def new_run(asked: Asked, here: Place, locks: list[RunLock]) -> tuple[RunContext
     if here.group.main and asked.preset is None and config.train.weights not in ("", "bundled"):
         say(f"model and recipe: those of {config.train.weights}; --preset NAME for another recipe")
 
-    def make_folder() -> None:
-        make_run(run)
-        _lock(run, locks)
-        prepare_run(run, asked.overwrite)
-        write_config(run, config)
+    def make_folder() -> Path:
+        folder = make_run(run) if asked.run else make_new_run(run)
+        _lock(folder, locks)
+        prepare_run(folder, asked.overwrite)
+        write_config(folder, config)
+        return folder
 
-    here.group.on_main(make_folder)
+    run = here.group.on_main(make_folder)
     return RunContext(config, data, run, here.device, asked.stop, here.group), state
 
 
@@ -121,14 +125,24 @@ def checked(asked: Asked) -> tuple[Config, Path]:
     """The settings and the folder of a new run, before anything is read or written."""
     run = asked.run or RUNS / f"{datetime.now():%Y%m%d-%H%M%S}"
     config = load_config(asked.preset or "tiny", asked.changes, asked.file)
-    check_run(run, asked.overwrite)
+    check_run(run, asked.overwrite) if asked.run else check_writable(run.parent)
     as_weights = asked.preset is None and config.train.weights not in ("", "bundled")
     with watching() as watch:
+        recipe = settings_of(config.train.weights, watch) if as_weights else load_config(asked.preset or "tiny")
         if as_weights:
-            config = load_config(settings_of(config.train.weights, watch), asked.changes, asked.file)
+            config = load_config(recipe, asked.changes, asked.file)
+        config = with_moved_drops(config, recipe, asked)
         check_start(config, watch)
     choose_backend(config.eval.backend)
     return config, run
+
+
+def with_moved_drops(config: Config, recipe: Config, asked: Asked) -> Config:
+    """The config with the recipe's drops of the learning rate in proportion to the epochs, unless they are given."""
+    given = [*asked.changes, *([asked.file.read_text(encoding="utf-8-sig")] if asked.file else [])]
+    if config.train.epochs == recipe.train.epochs or any("lr_drop_epochs" in text for text in given):
+        return config
+    return config.replace("train.lr_drop_epochs", scaled_drops(recipe.train, config.train.epochs))
 
 
 def _lock(run: Path, locks: list[RunLock]) -> None:

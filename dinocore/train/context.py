@@ -9,12 +9,15 @@ import torch
 
 from ..config import Config
 from ..data.annotations import Annotations
+from ..data.check.fitness import check_fitness
 from ..data.dataset import DataSet
+from ..data.findings import Findings
 from ..evaluate.backends import choose_backend
 from ..system.device import pick_precision
 from ..system.processes import SingleProcess
 from ..words import counted
 from .batches import micro_batch_size, share_of_batch
+from .optim import describe_lr
 from .state import TrainState
 
 
@@ -46,11 +49,22 @@ def describe(context: RunContext, state: TrainState, steps_per_epoch: int) -> di
         "batch": f"{counted(config.train.batch_size, 'image')} a step "
         f"({ranks}{counted(-(-share // micro), 'micro-batch', 'micro-batches')} of {micro})",
         "steps": f"{steps_per_epoch} an epoch, {counted(config.train.epochs, 'epoch')}",
+        "rate": describe_lr(steps_per_epoch, config.train),
         "device": f"{context.device}, {torch.get_num_threads()} threads, {str(precision)[6:]}",
         "weights": state.progress.origin,
         "evaluation": f"COCO's, by {choose_backend(config.eval.backend)}",
         "run": str(context.folder),
     }
+
+
+LIMITS = ("MODEL-QUERIES", "MODEL-DETECTIONS", "MODEL-DENOISING")
+
+
+def exceeded_limits(config: Config, annotations: Annotations) -> list[str]:
+    """What check-data says about images with more objects than the model has queries, detections or denoising slots."""
+    findings = Findings(annotations.file)
+    check_fitness(annotations, config, findings)
+    return [f"{finding.text}; {finding.fix}" for finding in findings.found if finding.code in LIMITS]
 
 
 def fingerprint(data: DataSet) -> str:

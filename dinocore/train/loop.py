@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from ..data.loaders import num_workers, steps_per_epoch
 from ..errors import ConfigError, DataError, DivergedError, EnvironmentFault, Interrupted, OutOfMemory
-from ..system.device import keep_memory, peak_memory_mb
+from ..system.device import float32_throughout, keep_memory, peak_memory_mb
 from .batches import StepBatches, step_batches
 from .checkpointer import Checkpointer
 from .context import RunContext, describe, fingerprint
@@ -41,7 +41,7 @@ def train(context: RunContext, state: TrainState) -> Iterator[Event]:
         yield Started(context.folder, facts, state.transfer)
         if warning := check_shared_memory(config, num_workers(config.data)):
             yield Warned(warning)
-        with deterministic(config.train.deterministic):
+        with deterministic(config.train.deterministic, context.device), float32_throughout(config.train.amp == "off"):
             yield from _Run(context, state, plan, logger).to_the_end()
     finally:
         logger.close()

@@ -5,13 +5,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from ...config import Config
 from ...data.batch import Batch
 from ...errors import DataError, DinoError, EnvironmentFault
+from ...model.ops.dispatch import use_backend
 from ...system.device import peak_memory_mb
 from ...system.processes import SingleProcess
 
@@ -84,22 +84,21 @@ def check_shared_memory(config: Config, workers: int) -> str:
     )
 
 
-def deterministic(wanted: bool) -> Any:
-    """A context in which operations that may differ from run to run are refused, if `wanted`."""
-    return _deterministic() if wanted else _as_usual()
-
-
 @contextmanager
-def _deterministic() -> Iterator[None]:
+def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
+    """If `wanted`, refuse operations that may differ from run to run within the block.
+
+    The compiled deformable attention of a GPU adds up gradients in any order, and PyTorch does not know it; the
+    reference form is made of PyTorch's own operations, which do not escape.
+    """
+    if not wanted:
+        yield
+        return
     before = torch.are_deterministic_algorithms_enabled()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
     torch.use_deterministic_algorithms(True)
     try:
-        yield
+        with use_backend("auto" if device.type == "cpu" else "reference"):
+            yield
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-@contextmanager
-def _as_usual() -> Iterator[None]:
-    yield

@@ -1,6 +1,7 @@
 """The folder of a run: made, refused or continued."""
 
 import shutil
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ def check_run(run: Path, overwrite: bool) -> None:
     check_writable(run)
 
 
-def make_run(run: Path) -> None:
-    """Make the folder of a run, if it is not there.
+def make_run(run: Path) -> Path:
+    """Make the folder of a run, if it is not there, and return it.
 
     Raises:
         EnvironmentFault: it cannot be made.
@@ -47,6 +48,26 @@ def make_run(run: Path) -> None:
         raise EnvironmentFault(
             f"--output-dir {run} cannot be made: {error.strerror or error}; give a folder that can be written"
         ) from error
+    return run
+
+
+def make_new_run(run: Path) -> Path:
+    """Make a folder of this name, or, where another run has it, with `-2`, `-3` … after it, and return it.
+
+    Raises:
+        EnvironmentFault: it cannot be made.
+    """
+    make_run(run.parent)
+    for number in count(1):
+        folder = run if number == 1 else run.with_name(f"{run.name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise EnvironmentFault(f"{folder} cannot be made: {error.strerror or error}") from error
+        return folder
+    raise AssertionError("there is always a further number")
 
 
 def prepare_run(run: Path, overwrite: bool) -> None:
