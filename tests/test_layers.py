@@ -54,7 +54,7 @@ def test_imports_never_point_up(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_files_stay_short(path):
-    assert len(path.read_text().splitlines()) <= 250
+    assert len(path.read_text().splitlines()) <= 400
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if name(p).startswith("dinocore")], ids=name)
