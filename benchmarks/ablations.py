@@ -23,7 +23,7 @@ import torch
 from ablation_variants import STUDIES, Variant
 from torch import Tensor, nn
 
-from dinocli.commands._train_work import with_classes
+from dinocli.commands.train import with_classes
 from dinocore import build_model
 from dinocore.config import Config
 from dinocore.data.dataset import open_dataset

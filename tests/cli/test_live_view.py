@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from dinocli.commands._train_live_view import LiveView, in_a_line
-from dinocli.commands._train_view import TrainingView
+from dinocli.commands.train_view import LiveView, TrainingView, in_a_line
 from dinocore.train.events import Started
 
 NUMBERS = {"loss": 1234.5678, "images": 4.0, "seconds": 2.0, "data_seconds": 0.5, "memory_mb": 12345.0}

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from dinocli import progress as fetching
-from dinocli.commands import _weights_work as listing
+from dinocli.commands import weights as listing
 from dinocore.weights.file import BUNDLED
 
 
