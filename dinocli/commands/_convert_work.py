@@ -32,6 +32,7 @@ class Wanted(NamedTuple):
     names: Path | None
     overrides: Sequence[str]
     json: bool
+    ema: bool = False
 
 
 def convert_to_ours(wanted: Wanted) -> None:
@@ -45,7 +46,7 @@ def convert_to_ours(wanted: Wanted) -> None:
     with watching() as watch:
         found = original(wanted.file, watch)
     preset = wanted.preset or (None if wanted.variant else found.preset)
-    asked = Asked(wanted.source, preset, wanted.variant, wanted.classes, names, wanted.overrides)
+    asked = Asked(wanted.source, preset, wanted.variant, wanted.classes, names, wanted.overrides, wanted.ema)
     done = convert_file(found.file, asked)
     weights = done.weights
     save_weights(wanted.out, weights.tensors, weights.config, weights.categories, weights.facts)

@@ -5,8 +5,8 @@ from typing import Any
 
 from dinocore.errors import EnvironmentFault
 from dinocore.weights.convert.info import describe
-from dinocore.weights.fetch.catalogue import find
-from dinocore.weights.fetch.locate import cached, locate, original
+from dinocore.weights.fetch.catalogue import cached, find
+from dinocore.weights.fetch.locate import locate, original
 
 from ..console import print_facts, print_json
 from ..progress import watching

@@ -1,5 +1,6 @@
 """What `dino predict` does with images: a bad one costs only itself."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from ..weights_option import open_detector
 
 SOME_FAILED = 7
 WRITE_EVERY = 30  # seconds
+UNJUDGED = 0.3  # the threshold of weights that no evaluation has judged
 
 
 class Wanted(NamedTuple):
@@ -40,7 +42,7 @@ class Wanted(NamedTuple):
     out: Path | None
     format: str
     save_images: Path | None
-    threshold: float
+    threshold: float | None  # None: that of the weights
     max_dets: int
     resume: bool
     json: bool
@@ -54,7 +56,7 @@ class Work(NamedTuple):
 
     detector: Detector
     slicing: Slicing | None
-    wanted: Wanted
+    wanted: Wanted  # with its threshold
 
 
 def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, device: str, amp: str) -> None:
@@ -107,7 +109,43 @@ def open_work(wanted: Wanted, weights: str | None, device: str, amp: str) -> Wor
         slicing = parse_slicing(wanted.slice, wanted.overlap, detector.config.data, facts)
         if wanted.slice == "auto":
             say(f"slices of {slicing.side} pixels that overlap by {wanted.overlap:g}")
+    wanted = wanted._replace(threshold=choose_threshold(wanted.threshold, detector))
     return Work(detector, slicing, wanted)
+
+
+def parse_threshold(text: str) -> float | None:
+    """A score in [0, 1]; None for `auto`.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if text == "auto":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ConfigError(f"--threshold {text} is neither auto nor a number from 0 to 1; try --threshold 0.3")
+    return value
+
+
+def choose_threshold(asked: float | None, detector: Detector) -> float:
+    """The score that a detection must reach: what was asked for, or the weights' own best, or 0.3."""
+    if asked is not None:
+        return asked
+    if detector.threshold is None:
+        return UNJUDGED
+    say(f"threshold: {detector.threshold:.3f}, the best F1 in the evaluation of these weights")
+    return detector.threshold
+
+
+def _say_none_passed(threshold: float, best: float) -> None:
+    """What to type where no detection reaches the threshold; `best` is the best score, negative without any."""
+    if best < 0:
+        return
+    least = math.floor(best * 10**4) / 10**4
+    say(f"no detection reaches the threshold {threshold:.2f}; the best score is {best:.3f}: try --threshold {least:g}")
 
 
 def end_with_failures(failed: int, count: int) -> None:
@@ -198,7 +236,8 @@ def detect_files(
         ended: no further picture is read once this is not 0.
         quiet: another rank shows progress.
     """
-    detector, wanted = work.detector, work.wanted
+    detector, wanted, passed, seen = work.detector, work.wanted, 0, -1.0
+    threshold = wanted.threshold or 0.0
     sizes: deque[tuple[int, int]] = deque()
     images = _read(inputs, work, ended, sizes)
     shrunk: list[tuple[float, str]] = []
@@ -212,13 +251,17 @@ def detect_files(
                 yield result
                 continue
             size = sizes.popleft()
-            found = as_found(item.name, size, result, detector.categories, wanted.threshold)
+            found = as_found(item.name, size, result, detector.categories, threshold)
+            passed += len(found.detections)
+            seen = max([seen, *result.scores[:1].tolist()])
             if work.slicing is None and (factor := shrink_factor(size, detector.config.data)) > SHRINKS_MUCH:
                 shrunk.append((factor, item.name))
             if wanted.save_images is not None:
                 picture = read_image(item.path, detector.config.data)
                 _draw(picture, found, detector, wanted.save_images / f"{inputs[item]}.jpg")
             yield found
+    if not passed and not quiet:
+        _say_none_passed(threshold, seen)
     _warn_of_shrinking(shrunk)
     if wanted.save_images is not None and wanted.save_images.exists():
         say(f"pictures with boxes: {wanted.save_images}")

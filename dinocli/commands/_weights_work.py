@@ -5,8 +5,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from dinocore.weights.fetch.catalogue import Published, catalogue, find_or_refuse
-from dinocore.weights.fetch.locate import cached
+from dinocore.weights.fetch.catalogue import Published, cached, catalogue, find_or_refuse
 
 from ..console import data, print_facts, print_json, say
 
@@ -52,6 +51,7 @@ def _facts(entry: Published) -> dict[str, Any]:
         "address": entry.address,
         "sha256_begins_with": entry.sha256,
         "by_hand_from": "" if entry.address else publisher.folder,
+        "original_sha256": entry.original_sha256,
         "file": entry.file,
         "then": "" if entry.address else command,
         "cached": str(file) if file else "",

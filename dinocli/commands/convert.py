@@ -23,13 +23,14 @@ def convert(
         int | None, typer.Option(help="80: without the 11 logits of official's 91 that are no class.")
     ] = None,
     names: Annotated[Path | None, typer.Option(help="Text file with a class name a line, for other than COCO.")] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="Take the moving average that stands beside the weights.")] = False,
     overrides: Overrides = [],  # noqa: B006
     json: Json = False,
 ) -> None:
     """Make weights of other DINO codebases ours, or ours official's; every tensor is accounted for."""
     from ._convert_work import Wanted, convert_to_official, convert_to_ours
 
-    wanted = Wanted(file, out, source, to, preset, variant, classes, names, overrides, json)
+    wanted = Wanted(file, out, source, to, preset, variant, classes, names, overrides, json, ema)
     if to == "official":
         convert_to_official(wanted)
     else:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..options import Amp, Device, Json, Out, Weights
+from ..options import Amp, Device, Json, Out, Threshold, Weights
 
 
 def predict(
@@ -14,7 +14,7 @@ def predict(
     ],
     out: Out = None,
     weights: Weights = None,
-    threshold: Annotated[float, typer.Option("--threshold", "--conf", min=0, max=1, help="Least score shown.")] = 0.3,
+    threshold: Threshold = "auto",
     max_dets: Annotated[int, typer.Option(min=1, help="Most detections per image; with --slice, per slice.")] = 300,
     format: Annotated[
         str,
@@ -54,9 +54,10 @@ def predict(
         from ..launch import launch
 
         raise typer.Exit(launch(gpus, sys.argv[1:]))
-    from ._predict_work import Wanted, predict_files
+    from ._predict_work import Wanted, parse_threshold, predict_files
 
-    wanted = Wanted(out, format, save_images, threshold, max_dets, resume, json, batch_size, slice, overlap)
+    least = parse_threshold(threshold)
+    wanted = Wanted(out, format, save_images, least, max_dets, resume, json, batch_size, slice, overlap)
     if film:
         from ._predict_film import FilmOptions, predict_film
 
