@@ -38,11 +38,12 @@ def convert(
         int | None, typer.Option(help="80: without the 11 logits of official's 91 that are no class.")
     ] = None,
     names: Annotated[Path | None, typer.Option(help="Text file with a class name a line, for other than COCO.")] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="Take the moving average that stands beside the weights.")] = False,
     overrides: Overrides = [],  # noqa: B006
     json: Json = False,
 ) -> None:
     """Make weights of other DINO codebases ours, or ours official's; every tensor is accounted for."""
-    wanted = Wanted(file, out, source, to, preset, variant, classes, names, overrides, json)
+    wanted = Wanted(file, out, source, to, preset, variant, classes, names, overrides, json, ema)
     if to == "official":
         convert_to_official(wanted)
     else:
@@ -62,6 +63,7 @@ class Wanted(NamedTuple):
     names: Path | None
     overrides: Sequence[str]
     json: bool
+    ema: bool = False
 
 
 def convert_to_ours(wanted: Wanted) -> None:
@@ -80,7 +82,7 @@ def convert_to_ours(wanted: Wanted) -> None:
     with watching() as watch:
         found = original(wanted.file, watch)
     preset = wanted.preset or (None if wanted.variant else found.preset)
-    asked = Asked(wanted.source, preset, wanted.variant, wanted.classes, names, wanted.overrides)
+    asked = Asked(wanted.source, preset, wanted.variant, wanted.classes, names, wanted.overrides, wanted.ema)
     done = convert_file(found.file, asked)
     weights = done.weights
     save_weights(wanted.out, weights.tensors, weights.config, weights.categories, weights.facts)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dinocore.errors import EnvironmentFault
-from dinocore.weights.fetch.catalogue import find
+from dinocore.weights.fetch.catalogue import cached, find
 
 from ..console import print_facts, print_json
 from ..options import Json
@@ -43,7 +43,7 @@ def show_info(name: str, json: bool) -> None:
 
 
 def _file(name: str) -> Path:
-    from dinocore.weights.fetch.locate import cached, locate, original
+    from dinocore.weights.fetch.locate import locate, original
 
     entry = None if Path(name).exists() else find(name)
     if entry is not None and not cached(entry):

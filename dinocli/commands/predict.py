@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -24,7 +25,7 @@ from dinocore.words import counted
 
 from ..console import data, fail, print_json, say, warn, warn_of_letters, words
 from ..inputs import Input, expand
-from ..options import Amp, Device, Json, Out, Weights
+from ..options import Amp, Device, Json, Out, Threshold, Weights
 from ..signals import ending_early
 from ..weights_option import open_detector
 
@@ -41,7 +42,7 @@ def predict(
     ],
     out: Out = None,
     weights: Weights = None,
-    threshold: Annotated[float, typer.Option("--threshold", "--conf", min=0, max=1, help="Least score shown.")] = 0.3,
+    threshold: Threshold = "auto",
     max_dets: Annotated[int, typer.Option(min=1, help="Most detections per image; with --slice, per slice.")] = 300,
     format: Annotated[
         str,
@@ -81,7 +82,8 @@ def predict(
         from ..launch import launch
 
         raise typer.Exit(launch(gpus, sys.argv[1:]))
-    wanted = Wanted(out, format, save_images, threshold, max_dets, resume, json, batch_size, slice, overlap)
+    least = parse_threshold(threshold)
+    wanted = Wanted(out, format, save_images, least, max_dets, resume, json, batch_size, slice, overlap)
     if film:
         from .predict_film import FilmOptions, predict_film
 
@@ -98,6 +100,7 @@ def predict(
 
 SOME_FAILED = 7
 WRITE_EVERY = 30  # seconds
+UNJUDGED = 0.3  # the threshold of weights that no evaluation has judged
 
 
 class Wanted(NamedTuple):
@@ -106,7 +109,7 @@ class Wanted(NamedTuple):
     out: Path | None
     format: str
     save_images: Path | None
-    threshold: float
+    threshold: float | None  # None: that of the weights
     max_dets: int
     resume: bool
     json: bool
@@ -120,7 +123,7 @@ class Work(NamedTuple):
 
     detector: Detector
     slicing: Slicing | None
-    wanted: Wanted
+    wanted: Wanted  # with its threshold
 
 
 def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, device: str, amp: str) -> None:
@@ -180,7 +183,43 @@ def open_work(wanted: Wanted, weights: str | None, device: str, amp: str) -> Wor
         slicing = parse_slicing(wanted.slice, wanted.overlap, detector.config.data, facts)
         if wanted.slice == "auto":
             say(f"slices of {slicing.side} pixels that overlap by {wanted.overlap:g}")
+    wanted = wanted._replace(threshold=choose_threshold(wanted.threshold, detector))
     return Work(detector, slicing, wanted)
+
+
+def parse_threshold(text: str) -> float | None:
+    """A score in [0, 1]; None for `auto`.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if text == "auto":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ConfigError(f"--threshold {text} is neither auto nor a number from 0 to 1; try --threshold 0.3")
+    return value
+
+
+def choose_threshold(asked: float | None, detector: Detector) -> float:
+    """The score that a detection must reach: what was asked for, or the weights' own best, or 0.3."""
+    if asked is not None:
+        return asked
+    if detector.threshold is None:
+        return UNJUDGED
+    say(f"threshold: {detector.threshold:.3f}, the best F1 in the evaluation of these weights")
+    return detector.threshold
+
+
+def _say_none_passed(threshold: float, best: float) -> None:
+    """What to type where no detection reaches the threshold; `best` is the best score, negative without any."""
+    if best < 0:
+        return
+    least = math.floor(best * 10**4) / 10**4
+    say(f"no detection reaches the threshold {threshold:.2f}; the best score is {best:.3f}: try --threshold {least:g}")
 
 
 def end_with_failures(failed: int, count: int) -> None:
@@ -283,7 +322,8 @@ def detect_files(
     from dinocore.image_stream import detect_stream
     from dinocore.slices import SHRINKS_MUCH, shrink_factor
 
-    detector, wanted = work.detector, work.wanted
+    detector, wanted, passed, seen = work.detector, work.wanted, 0, -1.0
+    threshold = wanted.threshold or 0.0
     sizes: deque[tuple[int, int]] = deque()
     images = _read(inputs, work, ended, sizes)
     shrunk: list[tuple[float, str]] = []
@@ -297,13 +337,17 @@ def detect_files(
                 yield result
                 continue
             size = sizes.popleft()
-            found = as_found(item.name, size, result, detector.categories, wanted.threshold)
+            found = as_found(item.name, size, result, detector.categories, threshold)
+            passed += len(found.detections)
+            seen = max([seen, *result.scores[:1].tolist()])
             if work.slicing is None and (factor := shrink_factor(size, detector.config.data)) > SHRINKS_MUCH:
                 shrunk.append((factor, item.name))
             if wanted.save_images is not None:
                 picture = read_image(item.path, detector.config.data)
                 _draw(picture, found, detector, wanted.save_images / f"{inputs[item]}.jpg")
             yield found
+    if not passed and not quiet:
+        _say_none_passed(threshold, seen)
     _warn_of_shrinking(shrunk)
     if wanted.save_images is not None and wanted.save_images.exists():
         say(f"pictures with boxes: {wanted.save_images}")

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from dinocore.weights.fetch.catalogue import Published, catalogue, find_or_refuse
+from dinocore.weights.fetch.catalogue import Published, cached, catalogue, find_or_refuse
 
 from ..console import data, print_facts, print_json, say
 from ..options import Json
@@ -53,7 +53,6 @@ def show_one(name: str, json: bool) -> None:
 
 
 def _facts(entry: Published) -> dict[str, Any]:
-    from dinocore.weights.fetch.locate import cached
 
     publisher, file = catalogue().publishers[entry.codebase], cached(entry)
     command = f"dino convert {entry.file or 'FILE'} --preset {entry.preset} --out X.safetensors"
@@ -68,6 +67,7 @@ def _facts(entry: Published) -> dict[str, Any]:
         "address": entry.address,
         "sha256_begins_with": entry.sha256,
         "by_hand_from": "" if entry.address else publisher.folder,
+        "original_sha256": entry.original_sha256,
         "file": entry.file,
         "then": "" if entry.address else command,
         "cached": str(file) if file else "",
@@ -76,7 +76,6 @@ def _facts(entry: Published) -> dict[str, Any]:
 
 
 def _state(entry: Published) -> str:
-    from dinocore.weights.fetch.locate import cached
 
     if not entry.address:
         return "by hand"
