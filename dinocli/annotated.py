@@ -1,14 +1,19 @@
 """Whose annotated pictures an inspector shows: those of --data, else of the weights' own data, else drawn ones."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dinocore.config import DataConfig
 from dinocore.data.annotations import Annotations
 from dinocore.data.dataset import open_split
 from dinocore.errors import DataError
-from dinocore.predict import Detector
 
 from .console import say
+
+if TYPE_CHECKING:
+    from dinocore.predict import Detector
 
 
 def open_annotated(folder: Path | None, split: str, detector: Detector) -> Annotations:

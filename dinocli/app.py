@@ -1,36 +1,59 @@
-"""The `dino` command. Each subcommand is one small file; none of them imports torch before it runs."""
+"""The `dino` command. Each subcommand is one file in `commands/`, imported when it is used."""
 
 import logging
 import os
 import sys
 import warnings
+from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from dinocore import __version__
 from dinocore.error_codes import CODES
 from dinocore.errors import DinoError, EnvironmentFault, Interrupted
 
-from .commands.benchmark import benchmark
-from .commands.check_data import check_data
-from .commands.convert import convert
-from .commands.convert_data import convert_data
-from .commands.evaluate import evaluate
-from .commands.info import info
-from .commands.inspect_attention import inspect_attention
-from .commands.inspect_data import inspect_data
-from .commands.inspect_mask import inspect_mask
-from .commands.inspect_matching import inspect_matching
-from .commands.inspect_proposals import inspect_proposals
-from .commands.predict import predict
-from .commands.presets import presets
-from .commands.sample_data import sample_data
-from .commands.train import train
-from .commands.weights import weights
+COMMANDS = {  # name: module under commands/, function, help line; a module is imported when its command is used
+    "train": ("train", "train", "Train on your data, or, without --data, on images that dino draws itself."),
+    "eval": ("evaluate", "evaluate", "Measure average precision, and see where it is lost."),
+    "predict": ("predict", "predict", "Detect objects in images."),
+    "inspect-mask": ("inspect_mask", "inspect_mask", "Show who may attend to whom in the decoder during training."),
+    "inspect-proposals": ("inspect_proposals", "inspect_proposals", "Show the first stage's scores and boxes."),
+    "inspect-matching": ("inspect_matching", "inspect_matching", "Show which query took which object at each stage."),
+    "inspect-attention": ("inspect_attention", "inspect_attention", "Show where deformable attention looks."),
+    "presets": ("presets", "presets", "List the presets, or print every setting of one."),
+    "convert": ("convert", "convert", "Convert weights from or to other DINO codebases."),
+    "info": ("info", "info", "Say what a file of weights is."),
+    "weights": ("weights", "weights", "List the published checkpoints that --weights takes by name."),
+    "check-data": ("check_data", "check_data", "Find what is wrong with a data set before a training does."),
+    "inspect-data": ("inspect_data", "inspect_data", "Draw training images with their boxes as the model gets them."),
+    "convert-data": ("convert_data", "convert_data", "Write a data set as COCO, YOLO or Pascal VOC."),
+    "sample-data": ("sample_data", "sample_data", "Draw images of blood cells with exact boxes, in COCO layout."),
+    "benchmark": ("benchmark", "benchmark", "Measure speed, memory and work of a model on this machine."),
+}
+
+
+class LazyCommands(TyperGroup):
+    """Lists commands by their help lines, and imports a command's module when it is used."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        """The command that the arguments name, and the arguments that are left for it."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load_command(name) if name in COMMANDS else command, rest
+
+
+def load_command(name: str) -> Any:
+    """The command with its options."""
+    module, function, _ = COMMANDS[name]
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    single.command(name)(getattr(import_module(f".commands.{module}", __package__), function))
+    return typer.main.get_command(single)
+
 
 app = typer.Typer(
     name="dino",
+    cls=LazyCommands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="DINO, the object detector (arXiv 2203.03605): train it, use it, look inside.",
@@ -50,22 +73,8 @@ def main_options(
     pass
 
 
-app.command()(train)
-app.command("eval")(evaluate)
-app.command()(predict)
-app.command("inspect-mask")(inspect_mask)
-app.command("inspect-proposals")(inspect_proposals)
-app.command("inspect-matching")(inspect_matching)
-app.command("inspect-attention")(inspect_attention)
-app.command()(presets)
-app.command()(convert)
-app.command()(info)
-app.command()(weights)
-app.command("check-data")(check_data)
-app.command("inspect-data")(inspect_data)
-app.command("convert-data")(convert_data)
-app.command("sample-data")(sample_data)
-app.command()(benchmark)
+for _name, (_, _, _help) in COMMANDS.items():
+    app.command(_name, help=_help)(lambda: None)
 
 
 class _Said(logging.Handler):

@@ -25,5 +25,13 @@ ModelOf = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Amp = Annotated[str, typer.Option("--amp", help="Precision: auto, off, bf16 or fp16.")]
+Threshold = Annotated[
+    str,
+    typer.Option(
+        "--threshold",
+        "--conf",
+        help="Least score shown: auto, the best F1 where the weights were evaluated; or a number.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="File to write the answer to.")]

@@ -1,16 +1,18 @@
 """Which weights a command uses: those that are named, else the newest run's, else the bundled ones."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dinocore.config import Config
-from dinocore.predict import Detector, detector_from
-from dinocore.system.device import pick_device
-from dinocore.train.run.folder import find_run
-from dinocore.weights.fetch.locate import locate
-from dinocore.weights.file import BUNDLED, cast_note, load_weights, names_note
 
 from .console import say, warn
 from .progress import watching
+
+if TYPE_CHECKING:
+    from dinocore.predict import Detector
+
 
 RUNS = Path("runs")
 
@@ -22,6 +24,10 @@ def find_weights(given: str | None) -> Path:
         CheckpointError: there is no such file or name, or the folder that was named holds no weights.
         EnvironmentFault: it cannot be fetched.
     """
+    from dinocore.train.run.folder import find_run
+    from dinocore.weights.fetch.locate import locate
+    from dinocore.weights.file import BUNDLED
+
     if given is not None:
         with watching() as watch:
             path = locate(given, watch)
@@ -38,12 +44,18 @@ def find_weights(given: str | None) -> Path:
 
 def model_of(weights: str) -> tuple[Config, Path]:
     """The settings of weights, and their file."""
+    from dinocore.weights.file import load_weights
+
     path = find_weights(weights)
     return load_weights(path).config, path
 
 
 def open_detector(weights: str | None, device: str, amp: str) -> tuple[Detector, Path]:
     """Find, read and place a detector."""
+    from dinocore.predict import detector_from
+    from dinocore.system.device import pick_device
+    from dinocore.weights.file import cast_note, load_weights, names_note
+
     place = pick_device(device)
     path = find_weights(weights)
     content = load_weights(path)

@@ -70,6 +70,7 @@ class Detector:
         self.config = config
         self.categories = list(categories)
         self.device = device
+        self.threshold: float | None = None  # of the best F1 where these weights were evaluated
 
     @overload
     def __call__(self, pictures: Picture) -> Detections: ...
@@ -197,4 +198,6 @@ def load_detector(path: str | Path | None = None, device: str | torch.device = "
 def detector_from(weights: Weights, where: Path, device: torch.device, amp: str) -> Detector:
     """A detector from weights that are in memory."""
     keep_memory()
-    return Detector(restore_model(weights, where), weights.config, weights.categories, device, amp)
+    detector = Detector(restore_model(weights, where), weights.config, weights.categories, device, amp)
+    detector.threshold = weights.threshold
+    return detector

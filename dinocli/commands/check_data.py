@@ -1,8 +1,30 @@
+"""`dino check-data`: find what is wrong with a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
 
+from dinocore.config import Config
+from dinocore.data.annotations import survey_annotations
+from dinocore.data.check.check import Checked, CheckedSplit
+from dinocore.data.check.check import check_data as run_checks
+from dinocore.data.check.repair import Change, Repair, likely_root
+from dinocore.data.findings import Finding, Findings
+from dinocore.data.formats.coco import parse_json
+from dinocore.data.formats.export import coco_document
+from dinocore.data.split import Split
+from dinocore.errors import ConfigError, DataError
+from dinocore.system.files import check_writable, to_json, write_text
+from dinocore.words import counted
+
+from ..console import data, print_json, say, warn, words
 from ..options import ConfigFile, Json, Overrides
 
 
@@ -34,8 +56,165 @@ def check_data(
     """Find what is wrong with a data set before a training does."""
     from dinocore.presets import load_config
 
-    from ._check_data_work import check_folder
-
     flags = {"data.follow_symlinks": follow_symlinks, "data.allow_orphans": allow_orphans}
     changes = [*overrides, *(f"{key}=true" for key, wanted in flags.items() if wanted)]
     check_folder(folder.expanduser(), load_config(preset, changes, config), decode, html, fix, strict, json)
+
+
+COLORS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+DATA_ERROR = 3
+MOST_CLASSES = 20
+ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "pictures": lambda n: str(n["images"]),
+    "without objects": lambda n: str(n["empty_images"]),
+    "objects": lambda n: str(n["objects"]),
+    "crowds": lambda n: str(n["crowds"]),
+    "objects in a picture": lambda n: _range(n["objects_per_image"]),
+    "at most": lambda n: f"{n['objects_per_image']['max']:.0f}" if n["objects_per_image"] else "-",
+    "side in pixels": lambda n: _range(n["object_side_px"]),
+    "width / height": lambda n: _range(n["object_aspect"]),
+    "small, medium, large": lambda n: ", ".join(f"{share:.0%}" for share in n["shares"].values()),
+    "picture's width": lambda n: _range(n["image_width"]),
+    "picture's height": lambda n: _range(n["image_height"]),
+}
+
+
+def check_folder(
+    folder: Path, config: Config, decode: bool, html: Path | None, fix: Path | None, strict: bool, json: bool
+) -> None:
+    """Check a data set, show what was found, write what is asked for, and end with 3 if it cannot be used."""
+    for name, out in (("--html", html), ("--fix", fix)):
+        if out is not None and out.is_dir():
+            raise ConfigError(f"{name} {out} is a folder; name a file")
+        if out is not None:
+            check_writable(out.parent)
+    checked = _check(folder, config, decode)
+    say(f"{folder}: {checked.layout.kind} layout")
+    if json:
+        print_json(checked.as_dict())
+    else:
+        _show(checked)
+    if html is not None:
+        from dinocore.report.data import data_page
+        from dinocore.report.page import write_page
+
+        written = write_page(html, data_page(checked))
+        say(f"wrote {', '.join(map(str, written))}")
+    if fix is not None:
+        _fix(checked, config, fix)
+    counts = checked.counts()
+    if counts["errors"] or (strict and counts["warnings"]):
+        raise typer.Exit(DATA_ERROR)
+
+
+def _check(folder: Path, config: Config, decode: bool) -> Checked:
+    with Progress(console=words, disable=not words.is_terminal, transient=True) as progress:
+        tasks: dict[str, Any] = {}
+        for event in run_checks(folder, config, decode):
+            if isinstance(event, Checked):
+                return event
+            if event.split not in tasks:
+                what = "decoding" if decode else "looking at"
+                tasks[event.split] = progress.add_task(f"{what} {event.split}", total=event.total)
+            progress.update(tasks[event.split], completed=event.done)
+    raise AssertionError("check_data ended without an answer")
+
+
+def _show(checked: Checked) -> None:
+    readable = {name: part.numbers for name, part in checked.splits.items() if part.numbers}
+    if readable:
+        data.print(_numbers(readable))
+        data.print(_classes(readable))
+    for name, finding in checked.findings():
+        data.print(_line(name, finding), soft_wrap=True)
+    data.print(", ".join(f"{count} {level if count != 1 else level[:-1]}" for level, count in checked.counts().items()))
+    if not checked.decoded:
+        say("pictures were not decoded; --decode reads each to its last pixel and looks for near-duplicates")
+
+
+def _numbers(splits: dict[str, dict[str, Any]]) -> Table:
+    """A column for each split."""
+    table = Table("", *splits, box=None, pad_edge=False)
+    for title, value in ROWS.items():
+        table.add_row(title, *(value(numbers) for numbers in splits.values()))
+    return table
+
+
+def _classes(splits: dict[str, dict[str, Any]]) -> Table:
+    """Objects of each class, those with most first."""
+    names = list(next(iter(splits.values()))["classes"])
+
+    def count(name: str) -> int:
+        return sum(numbers["classes"].get(name, {"objects": 0})["objects"] for numbers in splits.values())
+
+    names.sort(key=count, reverse=True)
+    table = Table("class", "id", *splits, box=None, pad_edge=False)
+    for name in names[:MOST_CLASSES]:
+        rows = [numbers["classes"].get(name) for numbers in splits.values()]
+        number = next(str(row["id"]) for row in rows if row)
+        table.add_row(escape(name), number, *(str(row["objects"]) if row else "-" for row in rows))
+    if len(names) > MOST_CLASSES:
+        table.add_row(f"{len(names) - MOST_CLASSES} more; --json has all", "", *("" for _ in splits))
+    return table
+
+
+def _range(spread: dict[str, float] | None) -> str:
+    return f"{spread['p5']:.4g} to {spread['p95']:.4g}, median {spread['median']:.4g}" if spread else "-"
+
+
+def _line(name: str, finding: Finding) -> str:
+    color = COLORS[finding.level]
+    place = f" {name}:" if name else ""
+    text = f"[{color}]{finding.level}\\[{finding.code}][/]{place} {escape(finding.text)}"
+    return f"{text}\n  fix: {escape(finding.fix)}" if finding.fix else text
+
+
+def _fix(checked: Checked, config: Config, out: Path) -> None:
+    """Write a repaired copy of each split's annotations, and what was changed."""
+    for n, (name, part) in enumerate(checked.splits.items()):
+        copy = out if n == 0 else out.with_name(f"{out.stem}.{name}{out.suffix}")
+        if copy.resolve() == part.split.annotations.resolve():
+            raise ConfigError(f"--fix {copy} is the file that is read; name another one, it is never edited in place")
+        document, changes = _repaired(part, config)
+        log = copy.with_name(f"{copy.name}.log")
+        write_text(copy, to_json(document) + "\n")
+        write_text(log, "".join(to_json(change._asdict()) + "\n" for change in changes))
+        say(f"{name}: {counted(len(changes), 'change')}; wrote {copy} and {log}")
+        _say_what_is_left(part, copy, config)
+        if part.split.format == "coco":
+            say(f"to use it, put it in the place of {part.split.annotations}")
+        else:
+            say(f'to use it, name {copy} in a dataset.toml with format = "coco" (docs/data.md)')
+
+
+def _repaired(part: CheckedSplit, config: Config) -> tuple[dict[str, Any], list[Change]]:
+    split, annotations = part.split, part.annotations
+    if split.format == "coco":
+        document = parse_json(split.annotations)
+        found = annotations.image_root if annotations and len(annotations.image_ids) else None
+        root = found or likely_root(document, split.image_roots) or _first_folder(split)
+        return Repair(document, root, split.folder or root, config.data).run()
+    if annotations is None:
+        raise DataError("nothing of it can be read", code="DATA-FILE", where=split.annotations, fix="correct the file")
+    left_out = [Change(f.code, -1, None, f.text) for f in part.findings.of("error")]
+    return coco_document(annotations, split.format), left_out
+
+
+def _first_folder(split: Split) -> Path:
+    return next((root for root in split.image_roots if root.is_dir()), split.annotations.parent)
+
+
+def _say_what_is_left(part: CheckedSplit, copy: Path, config: Config) -> None:
+    """Read the copy again, as a training would."""
+    findings = Findings(copy)
+    try:
+        left = survey_annotations(
+            Split(copy, part.split.image_roots, folder=part.split.folder), None, config.data, findings
+        )
+    except DataError as error:
+        warn(f"{copy} still cannot be used: {error.what}")
+        return
+    for finding in findings.of("error"):
+        warn(f"still in {copy}: {finding.text}")
+    if not left.trainable(config.data.min_box_size).any():
+        warn(f"{copy} has no object to learn from")

@@ -1,9 +1,24 @@
+"""`dino convert`: weights between codebases."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+from rich.table import Table
 
+from dinocore.errors import ConfigError
+from dinocore.system.files import check_writable
+
+from ..console import data, print_json, say
 from ..options import Json, Overrides
+from ..progress import watching
+
+if TYPE_CHECKING:
+    from dinocore.weights.convert.files import Conversion
 
 
 def convert(
@@ -23,14 +38,125 @@ def convert(
         int | None, typer.Option(help="80: without the 11 logits of official's 91 that are no class.")
     ] = None,
     names: Annotated[Path | None, typer.Option(help="Text file with a class name a line, for other than COCO.")] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="Take the moving average that stands beside the weights.")] = False,
     overrides: Overrides = [],  # noqa: B006
     json: Json = False,
 ) -> None:
     """Make weights of other DINO codebases ours, or ours official's; every tensor is accounted for."""
-    from ._convert_work import Wanted, convert_to_official, convert_to_ours
-
-    wanted = Wanted(file, out, source, to, preset, variant, classes, names, overrides, json)
+    wanted = Wanted(file, out, source, to, preset, variant, classes, names, overrides, json, ema)
     if to == "official":
         convert_to_official(wanted)
     else:
         convert_to_ours(wanted)
+
+
+class Wanted(NamedTuple):
+    """What is asked for."""
+
+    file: str
+    out: Path
+    source: str | None
+    to: str
+    preset: str | None
+    variant: str | None
+    classes: int | None
+    names: Path | None
+    overrides: Sequence[str]
+    json: bool
+    ema: bool = False
+
+
+def convert_to_ours(wanted: Wanted) -> None:
+    """Convert, check, write, and tell what became of every tensor."""
+    from dinocore.weights.convert.files import Asked, convert_file
+    from dinocore.weights.convert.state import CODEBASES
+    from dinocore.weights.fetch.locate import original
+    from dinocore.weights.file import save_weights
+
+    if wanted.to != "dino":
+        raise ConfigError(f"--to {wanted.to} is not known; choose dino or official")
+    if wanted.source is not None and wanted.source not in CODEBASES:
+        raise ConfigError(f"--from {wanted.source} is not known; choose {', '.join(CODEBASES)}")
+    _check_out(wanted, ".safetensors")
+    names = _names(wanted.names)
+    with watching() as watch:
+        found = original(wanted.file, watch)
+    preset = wanted.preset or (None if wanted.variant else found.preset)
+    asked = Asked(wanted.source, preset, wanted.variant, wanted.classes, names, wanted.overrides, wanted.ema)
+    done = convert_file(found.file, asked)
+    weights = done.weights
+    save_weights(wanted.out, weights.tensors, weights.config, weights.categories, weights.facts)
+    if wanted.json:
+        print_json(_as_json(wanted, done))
+    else:
+        _show(done)
+    say(f"written: {wanted.out}; a forward pass with it gives finite numbers")
+
+
+def convert_to_official(wanted: Wanted) -> None:
+    """Write our weights as official DINO has them."""
+    from dinocore.weights.convert.files import read_ours
+    from dinocore.weights.convert.to_official import write_official
+    from dinocore.weights.fetch.locate import locate
+
+    _check_out(wanted, ".pth")
+    with watching() as watch:
+        weights = read_ours(locate(wanted.file, watch))
+    options = write_official(wanted.out, weights)
+    if wanted.json:
+        print_json({"out": str(wanted.out), "options": options})
+    else:
+        data.print("official DINO's config: DINO_4scale.py" + (f", --options {' '.join(options)}" if options else ""))
+    say(f"written: {wanted.out}")
+
+
+def _check_out(wanted: Wanted, suffix: str) -> None:
+    if wanted.out.suffix != suffix:
+        raise ConfigError(f"--out {wanted.out} must end in {suffix}")
+    if wanted.out.is_dir() or wanted.out.resolve() == Path(wanted.file).resolve():
+        raise ConfigError(f"--out {wanted.out} is {'a folder' if wanted.out.is_dir() else 'the file to be read'}")
+    check_writable(wanted.out.parent)
+
+
+def _names(file: Path | None) -> list[str]:
+    if file is None:
+        return []
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--names {file} cannot be read: {error}") from None
+
+
+def _as_json(wanted: Wanted, done: Conversion) -> dict[str, Any]:
+    converted = done.converted
+    return {
+        "file": wanted.file,
+        "out": str(wanted.out),
+        "source": converted.source,
+        "preset": done.preset,
+        "classes": len(done.weights.categories),
+        "read": len(converted.renamed) + len(converted.dropped),
+        "renamed": converted.renamed,
+        "dropped": converted.dropped,
+        "notes": done.notes,
+    }
+
+
+def _show(done: Conversion) -> None:
+    from dinocore.weights.convert.state import CODEBASES
+
+    converted = done.converted
+    table = Table.grid(padding=(0, 3))
+    table.add_row("source", f"{CODEBASES[converted.source].title}, as the preset {done.preset}")
+    table.add_row("classes", f"{len(done.weights.categories)}")
+    table.add_row("tensors read", f"{len(converted.renamed) + len(converted.dropped)}")
+    table.add_row("renamed", f"{len(converted.renamed)}")
+    for reason, count in Counter(_kind(reason) for reason in converted.dropped.values()).items():
+        table.add_row("dropped", f"{count}: {reason}")
+    for note in done.notes:
+        table.add_row("note", note)
+    data.print(table)
+
+
+def _kind(reason: str) -> str:
+    return "the same tensor under another name" if reason.startswith("the same tensor as") else reason

@@ -1,8 +1,20 @@
+"""`dino convert-data`: a data set in another format."""
+
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import Progress
 
+from dinocore.config import DataConfig
+from dinocore.data.annotations import Annotations, read_annotations
+from dinocore.data.formats.export import KINDS, write_dataset
+from dinocore.data.formats.layout import find_layout
+from dinocore.words import counted
+
+from ..console import print_json, say, warn, words
 from ..options import Json, Overrides
 
 
@@ -20,8 +32,6 @@ def convert_data(
     from dinocore.errors import ConfigError
     from dinocore.presets import load_config
 
-    from ._convert_data_work import KINDS, convert_folder
-
     if to not in KINDS:
         raise ConfigError(f"--to {to} is not known; choose {', '.join(KINDS)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -29,3 +39,32 @@ def convert_data(
             f"{out} {'is not empty' if out.is_dir() else 'is a file'}; name a folder that is new or empty"
         )
     convert_folder(folder.expanduser(), out, to, link, load_config("tiny", overrides).data, json)
+
+
+__all__ = ["KINDS", "convert_folder"]
+
+
+def convert_folder(folder: Path, out: Path, kind: str, link: bool, config: DataConfig, json: bool) -> None:
+    """Read every split and write it as `kind`."""
+    layout = find_layout(folder, config.follow_symlinks)
+    splits: dict[str, tuple[Annotations, str]] = {}
+    for name, split in layout.splits().items():
+        known = next(iter(splits.values()))[0].categories if splits else None
+        annotations = read_annotations(split, known, config)
+        splits[name] = annotations, split.format
+        for note in annotations.notes:
+            warn(f"{name}: {note}")
+    say(f"{folder}: {layout.kind} layout")
+    lost = 0
+    with Progress(console=words, disable=not words.is_terminal, transient=True) as progress:
+        task = progress.add_task("writing", total=None)
+        for written in write_dataset(splits, kind, out, link):
+            lost = written.lost_crowds
+            progress.update(task, completed=written.done, total=written.total)
+    if lost:
+        warn(f"{lost} crowd regions are left out: YOLO's labels have none")
+    counts = {name: len(annotations.image_ids) for name, (annotations, _) in splits.items()}
+    if json:
+        print_json({"out": str(out), "format": kind, "images": counts, "lost_crowds": lost})
+    written = ", ".join(f"{counted(count, 'picture')} of {name}" for name, count in counts.items())
+    say(f"wrote {written} to {out} as {kind}")

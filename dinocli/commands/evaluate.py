@@ -1,9 +1,37 @@
+"""`dino eval`: average precision, and where it is lost."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
 
+from dinocore.config import Config
+from dinocore.data.annotations import Annotations
+from dinocore.data.dataset import open_split
+from dinocore.errors import ConfigError
+from dinocore.evaluate.backends import choose_backend
+from dinocore.evaluate.results import read_results
+from dinocore.presets import override
+from dinocore.report.parts import Page
+from dinocore.system.files import check_writable, write_text
+from dinocore.words import counted
+
+from ..console import data, fail, print_json, say, warn, words
 from ..options import Amp, Data, Device, Json, Out, Overrides, Weights
+from ..weights_option import open_detector
+
+if TYPE_CHECKING:
+    from dinocore.evaluate.analysis import Analysis
+    from dinocore.evaluate.bootstrap import Interval
+    from dinocore.evaluate.compare import Comparison, Difference
+    from dinocore.predict import Detector
 
 
 def evaluate(
@@ -27,10 +55,271 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure average precision, and see where it is lost; default: the newest run on the data it was trained with."""
-    from ._evaluate_work import Asked, compare_two, evaluate_one
-
     asked = Asked(data, split, out, report, bootstrap, device, amp, overrides, json)
     if compare is None:
         evaluate_one(asked, weights, results)
     else:
         compare_two(asked, compare, weights, results)
+
+
+SOME_FAILED = 7
+
+
+class Asked(NamedTuple):
+    """The options that any evaluation has."""
+
+    folder: Path | None
+    split: str
+    out: Path | None
+    report: Path | None
+    bootstrap: int
+    device: str
+    amp: str
+    overrides: list[str]
+    json: bool
+
+
+class Source(NamedTuple):
+    """Where detections come from: a detector with its weights, or a file of results."""
+
+    path: Path
+    detector: Detector | None
+    config: Config
+
+
+def evaluate_one(asked: Asked, weights: str | None, results: Path | None) -> None:
+    """Detect in every picture of a split, or read results of them, and judge that."""
+    from dinocore.evaluate.analysis import analyse
+    from dinocore.evaluate.answer import to_json
+    from dinocore.evaluate.coco import coco_metrics
+
+    _check(asked)
+    if results is not None and weights is not None:
+        raise ConfigError("--weights and --results exclude each other; give one of them, or both to --compare")
+    if results is not None and asked.out is not None:
+        raise ConfigError("--out writes detections, and --results has them already; leave it out")
+    source = _open(weights, asked) if results is None else _file(results, asked)
+    backend = choose_backend(source.config.eval.backend)  # before the work, for what it may lack
+    annotations = _truth(asked, source)
+    found, failed = _detections(source, annotations)
+    if asked.out is not None:
+        write_text(asked.out, json_module.dumps(found, allow_nan=False) + "\n")
+        say(f"{counted(len(found), 'detection')} in COCO's result format: {asked.out}")
+    metrics = coco_metrics(annotations, found, backend)
+    analysis = analyse(annotations, found, asked.bootstrap)
+    if analysis.summary != metrics.summary:
+        warn(f"{metrics.backend} gives {metrics.summary}, our own matches {analysis.summary}; please report this")
+    kind = "weights" if source.detector else "results"
+    facts = {kind: str(source.path), "data": str(annotations.file), "images": metrics.num_images}
+    if asked.report is not None:
+        from dinocore.report.evaluation import evaluation_page
+
+        told = facts | {"judged by": metrics.backend}
+        _write_report(asked.report, evaluation_page(analysis, annotations, told, source.config.data))
+    if asked.json:
+        print_json(facts | {"failed": failed, "backend": metrics.backend} | to_json(analysis))
+    else:
+        show_analysis(analysis, metrics.backend)
+    _end(failed, metrics.num_images)
+
+
+def compare_two(asked: Asked, pair: tuple[str, str], weights: str | None, results: Path | None) -> None:
+    """The same for two, and the difference."""
+    from dinocore.evaluate.analysis import analyse
+    from dinocore.evaluate.compare import compare, comparison_json
+
+    _check(asked)
+    for name, given in (("--weights", weights), ("--results", results), ("--out", asked.out)):
+        if given is not None:
+            raise ConfigError(f"{name} cannot be used with --compare; leave it out")
+    sources = [_file(Path(name), asked) if name.endswith(".json") else _open(name, asked) for name in pair]
+    annotations = _truth(asked, *sources)
+    analyses, failed = [], []
+    for source in sources:
+        found, problems = _detections(source, annotations)
+        analyses.append(analyse(annotations, found, asked.bootstrap))
+        failed += [problem for problem in problems if problem not in failed]
+    comparison = compare(*analyses)
+    facts: dict[str, Any] = {"a": str(sources[0].path), "b": str(sources[1].path), "data": str(annotations.file)}
+    facts["images"] = len(annotations.image_ids)
+    if asked.report is not None:
+        from dinocore.report.comparison import comparison_page
+
+        told = {key.upper() if key in "ab" else key: value for key, value in facts.items()}
+        _write_report(asked.report, comparison_page(comparison, annotations, told, sources[0].config.data))
+    if asked.json:
+        print_json(facts | {"failed": failed} | comparison_json(comparison))
+    else:
+        show_comparison(comparison, pair)
+    _end(failed, len(annotations.image_ids))
+
+
+def _check(asked: Asked) -> None:
+    """Refuse what cannot be done before any work."""
+    if asked.split not in ("val", "train"):
+        raise ConfigError(f"there is no split `{asked.split}`; choose val or train")
+    for name, path, example in (("--out", asked.out, "results.json"), ("--report", asked.report, "report.html")):
+        if path is not None and path.is_dir():
+            raise ConfigError(f"{name} {path} is a folder; give a file, such as {path / example}")
+        if path is not None:
+            check_writable(path.parent)
+
+
+def _open(weights: str | None, asked: Asked) -> Source:
+    detector, path = open_detector(weights, asked.device, asked.amp)
+    detector.config = override(detector.config, asked.overrides, ("data", "eval"))
+    return Source(path, detector, detector.config)
+
+
+def _file(path: Path, asked: Asked) -> Source:
+    return Source(path, None, override(Config(), asked.overrides, ("data", "eval")))
+
+
+def _truth(asked: Asked, *sources: Source) -> Annotations:
+    """The annotations of --data, or else of the data of the first weights, with the classes that they know."""
+    detectors = [source.detector for source in sources if source.detector]
+    if asked.folder is None and not detectors and not sources[0].config.data.path:
+        raise ConfigError("a file of results says nothing about its pictures; give their --data")
+    if len({tuple(sorted(detector.categories)) for detector in detectors}) > 1:
+        raise ConfigError("the two weights know other classes; compare weights of the same data")
+    settings = (detectors[0].config if detectors else sources[0].config).data
+    if asked.folder is not None:
+        settings = settings.model_copy(update={"path": str(asked.folder.expanduser().absolute())})
+    annotations = open_split(settings, asked.split, detectors[0].categories if detectors else None)
+    say(f"data: {annotations.file}, {counted(len(annotations.image_ids), 'picture')}")
+    for note in annotations.notes:
+        warn(note)
+    return annotations
+
+
+def _detections(source: Source, annotations: Annotations) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of COCO's format, and why pictures could not be read."""
+    from dinocore.evaluate.coco import detect_all
+
+    if source.detector is None:
+        read = read_results(source.path, annotations, source.config.data.allow_orphans)
+        for note in read.notes:
+            warn(f"{source.path}: {note}")
+        return read.rows, []
+    results, failed = [], []
+    with Progress(console=words, disable=not words.is_terminal, transient=True) as progress:
+        batches = detect_all(source.detector, annotations)
+        for found, problems in progress.track(batches, total=len(annotations.image_ids), description="evaluating"):
+            results += found
+            failed += problems
+            for problem in problems:
+                fail(problem, "DATA")
+    return results, failed
+
+
+def _write_report(path: Path, page: Page) -> None:
+    from dinocore.report.page import write_page
+
+    for written in write_page(path, page):
+        say(f"wrote {written}")
+
+
+def _end(failed: list[str], count: int) -> None:
+    if failed:
+        fail(f"{len(failed)} of {count} pictures could not be read; their objects count as missed")
+        raise typer.Exit(SOME_FAILED)
+
+
+ROWS = {
+    "AP": "IoU 0.50:0.95", "AP50": "IoU 0.50", "AP75": "IoU 0.75", "APs": "small", "APm": "medium", "APl": "large",
+    "AR1": "1 detection", "AR10": "10 detections", "AR100": "100 detections", "ARs": "small", "ARm": "medium",
+    "ARl": "large",
+}  # fmt: skip
+MOST_CLASSES = 100  # in a terminal; --json and --report have all
+
+
+def show_analysis(analysis: Analysis, backend: str) -> None:
+    """The 12 numbers, the classes, and where AP50 is lost."""
+    data.print(_summary(analysis))
+    data.print(f"{counted(len(analysis.matches.image_ids), 'picture')}, judged by {backend}")
+    if analysis.samples is not None:
+        data.print("[dim]in brackets: 95 % interval, by resampling the pictures[/]")
+    data.print()
+    data.print(_classes(analysis))
+    if len(analysis.classes) > MOST_CLASSES:
+        data.print(f"[dim]and {len(analysis.classes) - MOST_CLASSES} classes more, in --json and --report[/]")
+    data.print()
+    names = list(analysis.tide.gain)
+    gains = _table(["AP50 lost by (TIDE)", *names])
+    gains.add_row("dAP", *(f"{gain:.4f}" for gain in analysis.tide.gain.values()))
+    gains.add_row("count", *map(str, analysis.tide.count.values()))
+    data.print(gains)
+    data.print()
+    data.print(_last_line(analysis))
+
+
+def show_comparison(comparison: Comparison, names: Sequence[str]) -> None:
+    """A, B and the difference of every number, with its interval where there is one."""
+    parts = {"": comparison.summary, "AP of class": comparison.classes, "AP50 lost by (TIDE)": comparison.tide}
+    for title, differences in parts.items():
+        table = _table([title, "A", "B", "B - A", "95 % interval", ""])
+        for name, one in list(differences.items())[:MOST_CLASSES]:
+            table.add_row(escape(name), *_difference(one))
+        data.print(table)
+        data.print()
+    for letter, name in zip("AB", names, strict=True):
+        data.print(f"{letter}: {escape(name)}")
+
+
+def _difference(one: Difference) -> list[str]:
+    change = "-" if one.change is None else f"{one.change:+.4f}"
+    if one.interval is None:
+        return [_number(one.a), _number(one.b), change, "", ""]
+    low, high = one.interval
+    verdict = "" if low <= 0 <= high else ("[green]better[/]" if low > 0 else "[red]worse[/]")
+    return [_number(one.a), _number(one.b), change, f"{low:+.4f} to {high:+.4f}", verdict]
+
+
+def _summary(analysis: Analysis) -> Table:
+    table = _table(["precision", "", "", "", "recall", "", "", ""], left=(0, 1, 3, 4, 5, 7))
+    names = list(ROWS)
+    for left, right in zip(names[:6], names[6:], strict=True):
+        cells = []
+        for name in (left, right):
+            value = _number(analysis.summary[name])
+            cells += [f"[bold]{name}[/]", ROWS[name], value, _interval(analysis.interval(name))]
+        table.add_row(*cells)
+    return table
+
+
+def _classes(analysis: Analysis) -> Table:
+    table = _table(["class", "objects", "AP", "", "AP50", "best threshold", "F1", "precision", "recall", "LRP"])
+    for k, one in enumerate(analysis.classes[:MOST_CLASSES]):
+        values = [one.averages["AP"], one.averages["AP50"]]
+        best = [None] * 4 if one.best is None else list(one.best)
+        lrp = one.lrp.error if one.lrp else None
+        ap, ap50, *rest = map(_number, (*values, *best, lrp))
+        table.add_row(escape(one.name), str(one.objects), ap, _interval(analysis.class_interval(k)), ap50, *rest)
+    return table
+
+
+def _last_line(analysis: Analysis) -> str:
+    best = analysis.best
+    parts = [f"best threshold for all classes {best.threshold:.4f} (F1 {best.f1:.4f})"] if best else []
+    if analysis.lrp["error"] is not None:
+        parts.append(f"LRP {analysis.lrp['error']:.4f}")
+    if analysis.calibration.ece is not None:
+        parts.append(f"calibration error {analysis.calibration.ece:.4f}")
+    if best and analysis.sure.ece is not None:
+        parts.append(f"above that threshold {analysis.sure.ece:.4f}")
+    return ", ".join(parts) or "nothing is right at any threshold"
+
+
+def _table(titles: Iterable[str], left: Sequence[int] = (0,)) -> Table:
+    table = Table(box=None, padding=(0, 3, 0, 0))
+    for n, title in enumerate(titles):
+        table.add_column(title, justify="left" if n in left else "right")
+    return table
+
+
+def _interval(interval: Interval | None) -> str:
+    return "" if interval is None else f"[dim]({interval.low:.3f} to {interval.high:.3f})[/]"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or value < 0 else f"{value:.4f}"

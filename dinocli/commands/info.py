@@ -1,8 +1,18 @@
-from typing import Annotated
+"""`dino info`: what a file of weights is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
+from dinocore.errors import EnvironmentFault
+from dinocore.weights.fetch.catalogue import cached, find
+
+from ..console import print_facts, print_json
 from ..options import Json
+from ..progress import watching
 
 
 def info(
@@ -15,6 +25,53 @@ def info(
     json: Json = False,
 ) -> None:
     """Say what a file of weights is."""
-    from ._info_work import show_info
-
     show_info(file, json)
+
+
+HIDDEN = ("classes", "facts", "title", "preset_choices")
+
+
+def show_info(name: str, json: bool) -> None:
+    """Print the facts about a file, the best weights of a run's folder, or published weights that have been fetched."""
+    from dinocore.weights.convert.info import describe
+
+    facts = describe(_file(name))
+    if json:
+        print_json(facts)
+        return
+    print_facts(_lines(facts))
+
+
+def _file(name: str) -> Path:
+    from dinocore.weights.fetch.locate import locate, original
+
+    entry = None if Path(name).exists() else find(name)
+    if entry is not None and not cached(entry):
+        raise EnvironmentFault(
+            f"{name} has not been fetched; `dino weights {name}` tells about it, and --weights {name} fetches it"
+        )
+    with watching() as watch:
+        return locate(name, watch) if entry else original(name, watch).file
+
+
+def _lines(facts: dict[str, Any]) -> dict[str, str]:
+    lines = {key: _said(value) for key, value in facts.items() if key not in HIDDEN}
+    lines["bytes"] = f"{facts['bytes']:,}"
+    lines["numbers"] = f"{facts['numbers']:,}"
+    lines["codebase"] = facts.get("title", facts["codebase"])
+    choices = facts.get("preset_choices", [])
+    lines["preset"] = facts["preset"] or " or ".join(choices) or "none that comes with dino"
+    names = [c["name"] if isinstance(c, dict) else c for c in facts["classes"]]
+    lines["classes"] = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    lines |= {key: _said(value) for key, value in facts.get("facts", {}).items()}
+    return lines
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_said(entry)}" for key, entry in value.items() if entry not in (None, ""))
+    if isinstance(value, list):
+        return ", ".join(_said(entry) for entry in value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)

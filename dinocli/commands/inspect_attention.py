@@ -1,9 +1,26 @@
+"""`dino inspect-attention`: where deformable attention looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
+from PIL import Image
+from rich.table import Table
 
+from dinocore.data.images import read_image
+from dinocore.errors import ConfigError
+from dinocore.system.files import check_writable, write_atomically, write_text
+
+from ..annotated import open_annotated
+from ..console import data, print_json, say, warn_of_letters
 from ..options import Device, Json, Weights
+from ..weights_option import open_detector
+
+if TYPE_CHECKING:
+    from dinocore.inspect.attention.attention import Attention
 
 
 def inspect_attention(
@@ -27,6 +44,126 @@ def inspect_attention(
     json: Json = False,
 ) -> None:
     """Show where deformable attention looks: sampling points and weights per head and level."""
-    from ._inspect_attention_work import Outputs, Wanted, show_attention
-
     show_attention(file, Wanted(query, at, level, layer, head), weights, Outputs(out, report, json), device)
+
+
+class Wanted(NamedTuple):
+    """Whose attention is asked for."""
+
+    query: int | None
+    at: str | None  # X,Y
+    level: int
+    layer: int
+    head: str
+
+
+class Outputs(NamedTuple):
+    """Where the answer goes, besides the terminal."""
+
+    out: Path | None  # a PNG
+    report: Path | None  # HTML
+    json: bool
+
+    def check(self, example: str) -> None:
+        """Refuse what cannot be written before the work."""
+        for option, path, name in (("--out", self.out, f"{example}.png"), ("--report", self.report, f"{example}.html")):
+            if path is not None and path.is_dir():
+                raise ConfigError(f"{option} {path} is a folder; name a file in it, such as {path / name}")
+            if path is not None:
+                check_writable(path.parent)
+        if self.out is not None and self.out.suffix.lower() != ".png":
+            png = self.out.with_suffix(".png")
+            raise ConfigError(f"--out {self.out}: the figure is written as .png only; try --out {png}")
+
+    def write(self, figure: Image.Image, page: Callable[[], str]) -> None:
+        """The figure and the page, where they are wanted."""
+        if self.out is not None:
+            write_atomically(self.out, lambda temporary: figure.save(temporary, "PNG"))
+            say(f"figure: {self.out}")
+        if self.report is not None:
+            write_text(self.report, page())
+            say(f"report: {self.report}")
+
+
+def show_attention(file: Path | None, wanted: Wanted, weights: str | None, outputs: Outputs, device: str) -> None:
+    """Run the model once while one layer's sampling is recorded; print and draw it."""
+    from dinocore.inspect.attention.attention import attention_at, attention_of_query
+
+    pixel = _pixel(wanted)
+    outputs.check("attention")
+    detector, path = open_detector(weights, device, "off")
+    file = file or open_annotated(None, "val", detector).path(0)
+    picture = read_image(file, detector.config.data)
+    batch = detector.batch(picture)
+    if pixel is None:
+        seen = attention_of_query(detector, batch, wanted.layer, wanted.query)
+    else:
+        seen = attention_at(detector, batch, pixel, wanted.layer, wanted.level)
+    head = _head(wanted.head, len(seen.weights))
+    if outputs.json:
+        print_json({"file": str(file), "weights": str(path)} | seen.as_dict())
+    else:
+        _show(seen, head)
+    if outputs.out is not None or outputs.report is not None:
+        from dinocore.inspect.attention.figure import draw_attention, render_attention
+
+        warn_of_letters([seen.label])
+        figure = draw_attention(picture, seen, head)
+        outputs.write(figure, lambda: render_attention(file.name, picture, figure, seen))
+    elif not outputs.json:
+        say("add --out attention.png for the figure")
+
+
+def _pixel(wanted: Wanted) -> tuple[float, float] | None:
+    if wanted.at is None:
+        if wanted.level != 0:
+            raise ConfigError("--level is the level of the token at a pixel; give --at X,Y too")
+        return None
+    if wanted.query is not None:
+        raise ConfigError("--query is of the decoder and --at of the encoder; give one of them")
+    try:
+        x, y = map(float, wanted.at.split(","))
+    except ValueError:
+        raise ConfigError(f"--at {wanted.at} is not a pixel; write it as --at 120,80") from None
+    return x, y
+
+
+def _head(name: str, count: int) -> int | None:
+    if name == "all":
+        return None
+    if not name.isdigit() or int(name) >= count:
+        raise ConfigError(f"--head {name} is not known; choose all or a number from 0 to {count - 1}")
+    return int(name)
+
+
+def _show(seen: Attention, head: int | None) -> None:
+    if seen.box is None:
+        data.print(f"encoder layer {seen.layer}, token {seen.index}: level {seen.level}, "
+                   f"centre {seen.center[0]:.0f} {seen.center[1]:.0f}")  # fmt: skip
+    else:
+        box = " ".join(f"{value:.0f}" for value in seen.box)
+        data.print(f"decoder layer {seen.layer}, query {seen.index}: {seen.label} {seen.score:.2f}, box {box}")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("head", justify="right")
+    levels = seen.weights.shape[1]
+    for title in [*(f"level {n}" for n in range(levels)), "distance", "outside", "heaviest point"]:
+        table.add_column(title, justify="right", no_wrap=True)
+    for m in range(len(seen.weights)) if head is None else [head]:
+        table.add_row(str(m), *_row(seen, m))
+    data.print(table)
+    data.print("level: its share of the weight; distance: weighted mean from the centre; outside: off the picture")
+    data.print(f"the points and weights give the layer's own output to within {seen.error:.1e} of its largest number")
+
+
+def _row(seen: Attention, m: int) -> list[str]:
+    points, weights = seen.points[m].flatten(0, 1), seen.weights[m]  # (L * P, 2)
+    flat = weights.flatten()
+    away = (points - points.new_tensor(seen.center)).norm(dim=-1)
+    size = points.new_tensor([seen.size[1], seen.size[0]])
+    outside = ((points < 0) | (points > size)).any(-1)
+    x, y = points[flat.argmax()].tolist()
+    shares = [f"{100 * value:.0f}%" for value in weights.sum(-1).tolist()]
+    return [
+        *shares, f"{float((away * flat).sum()):.0f} px", f"{100 * float(flat[outside].sum()):.0f}%",
+        f"{float(flat.max()):.2f} at {x:.0f}, {y:.0f}",
+    ]  # fmt: skip

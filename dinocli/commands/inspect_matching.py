@@ -1,9 +1,29 @@
+"""`dino inspect-matching`: which query took which object."""
+
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
+from dinocore.data.annotations import Annotations
+from dinocore.data.images import read_image
+from dinocore.errors import CheckpointError, ConfigError, DataError
+from dinocore.words import counted
+
+from ..annotated import open_annotated
+from ..console import data, print_json, say, warn_of_letters
 from ..options import Data, Device, Json, Weights
+from ..weights_option import open_detector
+from .inspect_attention import Outputs
+
+if TYPE_CHECKING:
+    from dinocore.data.batch import Batch
+    from dinocore.inspect.matching.matching import Matching
+    from dinocore.predict import Detector
 
 
 def inspect_matching(
@@ -24,7 +44,171 @@ def inspect_matching(
     json: Json = False,
 ) -> None:
     """Show which query took which object at each stage, what that cost, and the denoising queries."""
-    from ._inspect_attention_work import Outputs
-    from ._inspect_matching_work import Source, show_matching
+    from .inspect_attention import Outputs
 
     show_matching(Source(picture, data, split), weights, run, seed, top, Outputs(out, report, json), device)
+
+
+class Source(NamedTuple):
+    """Which annotated picture."""
+
+    picture: str | None
+    data: Path | None
+    split: str
+
+
+def show_matching(
+    source: Source,
+    weights: str | None,
+    run: Path | None,
+    seed: int,
+    top: int,
+    outputs: Outputs,
+    device: str,
+) -> None:
+    """Match one picture's objects as training does; print and draw it."""
+    from dinocore.inspect.matching.matching import annotated_batch, look_at_matching
+
+    if source.split not in ("val", "train"):
+        raise ConfigError(f"there is no split `{source.split}`; choose val or train")
+    outputs.check("matching")
+    checkpoints = _checkpoints(run)
+    detector, path = open_detector(weights or (None if run is None else str(run)), device, "off")
+    annotations, index = _choose(source, detector)
+    batch = annotated_batch(annotations, index, detector.config, seed)
+    seen = look_at_matching(detector, batch)
+    history = _history(checkpoints, batch, device, len(detector.categories))
+    file = annotations.path(index)
+    if outputs.json:
+        facts = {"file": str(file), "weights": str(path), "seed": seed}
+        print_json(facts | seen.as_dict() | ({"checkpoints": history} if run is not None else {}))
+    else:
+        _show(seen, file, top)
+        if history:
+            _show_history(history)
+    if outputs.out is not None or outputs.report is not None:
+        from dinocore.inspect.matching.figure import draw_matching, render_matching
+
+        warn_of_letters(category.name for category in detector.categories)
+        picture = read_image(file, detector.config.data)
+        figure = draw_matching(picture, seen)
+        outputs.write(figure, lambda: render_matching(file.name, picture, figure, seen, history))
+    elif not outputs.json:
+        say("add --out matching.png for the figure")
+
+
+def _choose(source: Source, detector: Detector) -> tuple[Annotations, int]:
+    """The annotations and the picture's place in them."""
+    annotations = open_annotated(source.data, source.split, detector)
+    if source.picture is not None:
+        wanted = Path(source.picture).name
+        found = [i for i in range(len(annotations.image_ids)) if annotations.path(i).name == wanted]
+        if not found:
+            raise DataError(f"{annotations.file} has no picture {wanted}; pictures are compared by file name")
+        return annotations, found[0]
+    usable = annotations.trainable(detector.config.data.min_box_size)
+    owners = annotations.owners()[usable]
+    if not len(owners):
+        raise DataError(f"{annotations.file} has no object to match")
+    return annotations, int(owners[0])
+
+
+def _checkpoints(run: Path | None) -> list[Path]:
+    from dinocore.train.run.checkpoint_folder import list_checkpoints
+
+    if run is None:
+        return []
+    found = list_checkpoints(run / "checkpoints")
+    if not found:
+        raise CheckpointError(f"{run} has no checkpoints to compare; name the folder of a run")
+    return found
+
+
+def _history(checkpoints: list[Path], batch: Batch, device: str, num_classes: int) -> list[dict[str, Any]]:
+    """The last layer's match at every checkpoint, compared with the one before it."""
+    from dinocore.inspect.matching.matching import final_owners, instability, share_kept
+    from dinocore.predict import detector_from
+    from dinocore.system.device import pick_device
+    from dinocore.train.run.checkpoint_folder import step_of
+    from dinocore.weights.fetch.locate import locate
+    from dinocore.weights.file import load_weights
+
+    rows, before = [], None
+    for path in checkpoints:
+        file = locate(path)
+        loaded = load_weights(file)
+        if len(loaded.categories) != num_classes:
+            raise ConfigError(f"{path} knows {len(loaded.categories)} classes, the weights {num_classes}")
+        owners = final_owners(detector_from(loaded, file, pick_device(device), "off"), batch)
+        changed = (
+            {} if before is None else {"kept": share_kept(before, owners), "instability": instability(before, owners)}
+        )
+        rows.append({"step": step_of(path), "kept": None, "instability": None} | changed)
+        before = owners
+    return rows
+
+
+def _show(seen: Matching, file: Path, top: int) -> None:
+    from dinocore.inspect.matching.matching import cost_name
+
+    data.print(f"[bold]{escape(file.name)}[/]: {counted(len(seen.objects), 'object')}, {seen.num_queries} queries")
+    _show_queries(seen, top)
+    parts = [cost_name(part) for part in seen.stages[0].mean_costs()]
+    table = _table("stage", *parts, "cost", "IoU", "stayed", "differ")
+    for stage in seen.stages:
+        kept = ["", ""] if stage.kept is None else [f"{100 * stage.kept:.0f}%", str(stage.instability)]
+        table.add_row(stage.name, *(f"{value:.2f}" for value in stage.means()), *kept)
+    data.print()
+    data.print(
+        "mean of the matched pairs, weighted as in the match; stayed: objects whose query is that of the stage before;"
+    )
+    data.print("differ: queries that answer for something else than before (DN-DETR's instability)")
+    data.print(table)
+    _show_noise(seen, top)
+
+
+def _show_queries(seen: Matching, top: int) -> None:
+    """Which query has which object, stage by stage."""
+    table = _table("object", "", *(stage.name for stage in seen.stages), "IoU")
+    columns = [{answer.object: answer for answer in stage.answers} for stage in seen.stages]
+    for t, thing in enumerate(seen.objects[:top]):
+        cells = [str(column[t].query) if t in column else "-" for column in columns]
+        table.add_row(str(t), escape(thing.label), *cells, f"{columns[-1][t].iou:.2f}" if t in columns[-1] else "-")
+    data.print(table)
+    if len(seen.objects) > top:
+        data.print(f"{len(seen.objects) - top} more; --top {len(seen.objects)} lists all")
+
+
+def _show_noise(seen: Matching, top: int) -> None:
+    """Group 0 of the denoising queries."""
+    rows = [noisy for noisy in seen.noisy if noisy.group == 0]
+    if not rows:
+        data.print("\nthis model trains without denoising")
+        return
+    data.print(f"\ndenoising, group 0 of {seen.num_groups}; --json has all groups")
+    table = _table("query", "", "of object", "starts as", "at", "must answer", "answers", "IoU")
+    for noisy in [*[n for n in rows if n.positive][:top], *[n for n in rows if not n.positive][:top]]:
+        place = " ".join(f"{value:.0f}" for value in noisy.start_box)
+        sign = "positive" if noisy.positive else "negative"
+        table.add_row(
+            str(noisy.query), sign, str(noisy.object), escape(noisy.start_label), place, escape(noisy.told),
+            f"{escape(seen.objects[noisy.object].label)} {noisy.probability:.2f}", f"{noisy.iou:.2f}",
+        )  # fmt: skip
+    data.print(table)
+
+
+def _show_history(history: list[dict[str, Any]]) -> None:
+    data.print("\nlast layer, checkpoint by checkpoint")
+    table = _table("step", "stayed", "differ")
+    for row in history:
+        kept = "" if row["kept"] is None else f"{100 * row['kept']:.0f}%"
+        table.add_row(str(row["step"]), kept, "" if row["instability"] is None else str(row["instability"]))
+    data.print(table)
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in titles:
+        left = title in ("", "stage", "starts as", "must answer")
+        table.add_column(title, justify="left" if left else "right", no_wrap=True)
+    return table

@@ -1,11 +1,39 @@
+"""`dino predict`: every image on its own, so that a bad one costs only itself."""
+
+from __future__ import annotations
+
+import math
 import os
 import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
+from PIL.Image import Image
+from rich.progress import Progress
+from rich.table import Table
 
-from ..options import Amp, Device, Json, Out, Weights
+from dinocore.config import DataConfig
+from dinocore.data.images import read_image
+from dinocore.draw.boxes import Box, class_color, draw_boxes
+from dinocore.errors import ConfigError, DataError, Interrupted
+from dinocore.system.files import check_writable, write_atomically
+from dinocore.words import counted
+
+from ..console import data, fail, print_json, say, warn, warn_of_letters, words
+from ..inputs import Input, expand
+from ..options import Amp, Device, Json, Out, Threshold, Weights
+from ..signals import ending_early
+from ..weights_option import open_detector
+
+if TYPE_CHECKING:
+    from dinocore.detections_io import Found
+    from dinocore.image_stream import PreparedImage
+    from dinocore.predict import Detector
+    from dinocore.slices import Slicing
 
 
 def predict(
@@ -14,7 +42,7 @@ def predict(
     ],
     out: Out = None,
     weights: Weights = None,
-    threshold: Annotated[float, typer.Option("--threshold", "--conf", min=0, max=1, help="Least score shown.")] = 0.3,
+    threshold: Threshold = "auto",
     max_dets: Annotated[int, typer.Option(min=1, help="Most detections per image; with --slice, per slice.")] = 300,
     format: Annotated[
         str,
@@ -54,11 +82,10 @@ def predict(
         from ..launch import launch
 
         raise typer.Exit(launch(gpus, sys.argv[1:]))
-    from ._predict_work import Wanted, predict_files
-
-    wanted = Wanted(out, format, save_images, threshold, max_dets, resume, json, batch_size, slice, overlap)
+    least = parse_threshold(threshold)
+    wanted = Wanted(out, format, save_images, least, max_dets, resume, json, batch_size, slice, overlap)
     if film:
-        from ._predict_film import FilmOptions, predict_film
+        from .predict_film import FilmOptions, predict_film
 
         predict_film(files[0], wanted, FilmOptions(save_video, every, start, end, track), weights, device, amp)
         return
@@ -69,3 +96,308 @@ def predict(
             "--save-video, --track, --every, --start and --end are for a film, and these are images; leave them out"
         )
     predict_files(files, wanted, weights, device, amp)
+
+
+SOME_FAILED = 7
+WRITE_EVERY = 30  # seconds
+UNJUDGED = 0.3  # the threshold of weights that no evaluation has judged
+
+
+class Wanted(NamedTuple):
+    """What is asked for."""
+
+    out: Path | None
+    format: str
+    save_images: Path | None
+    threshold: float | None  # None: that of the weights
+    max_dets: int
+    resume: bool
+    json: bool
+    batch_size: str = "auto"
+    slice: str | None = None
+    overlap: float = 0.2
+
+
+class Work(NamedTuple):
+    """A detector and how it is to be used."""
+
+    detector: Detector
+    slicing: Slicing | None
+    wanted: Wanted  # with its threshold
+
+
+def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, device: str, amp: str) -> None:
+    """Detect in every picture; write, draw and show what was found.
+
+    Raises:
+        DataError: there is no picture, or none of them can be read.
+        Interrupted: a signal came; what was found so far is written.
+        typer.Exit: with code 7 if only some could be read.
+    """
+    from dinocore.detections_io import output_stems, write_found
+    from dinocore.system.device import pick_device, pick_precision
+    from dinocore.system.processes import device_of_rank, world_size
+
+    wanted = check_wanted(wanted)
+    device = device_of_rank(device)
+    pick_precision(amp, pick_device(device))
+    inputs, skipped = expand(files)
+    if skipped:
+        say(f"left out, by their names no pictures: {counted(skipped, 'file')}")
+    if not any(item.path.exists() for item in inputs):
+        raise DataError(f"there is no picture {inputs[0].name}", code="DATA-IMAGE-MISSING", where=inputs[0].name,
+                        fix="give a picture, a folder, or a glob in quotes")  # fmt: skip
+    if world_size() > 1:
+        from .predict_parts import predict_in_parts
+
+        return predict_in_parts(inputs, wanted, weights, device, amp)
+    before = _before(wanted, inputs)
+    work = open_work(wanted, weights, device, amp)
+    found, failed = _detect_or_keep(work, inputs, before)
+    if not found:
+        raise none_left(len(inputs), failed[0])
+    stems = output_stems([item.name for item in inputs], wanted.format)
+    if wanted.out is not None:
+        write_found(found, work.detector.categories, wanted.format, wanted.out, stems)
+        count = counted(sum(len(item.detections) for item in found), "detection")
+        say(f"{count} in {counted(len(found), 'picture')}: {wanted.out}")
+    if wanted.json:
+        print_json([item._asdict() for item in found])
+    elif wanted.out is None:
+        _show(found)
+    end_with_failures(len(failed), len(inputs))
+    return None
+
+
+def open_work(wanted: Wanted, weights: str | None, device: str, amp: str) -> Work:
+    """Load the detector, with --max-dets, and decide how images are cut."""
+    from dinocore.slices import parse_slicing
+    from dinocore.weights.file import load_facts
+
+    detector, path = open_detector(weights, device, amp)
+    limits = detector.config.eval.model_copy(update={"max_dets": wanted.max_dets})
+    detector.config = detector.config.model_copy(update={"eval": limits})
+    slicing = None
+    if wanted.slice is not None:
+        facts = load_facts(path) if wanted.slice == "auto" else {}
+        slicing = parse_slicing(wanted.slice, wanted.overlap, detector.config.data, facts)
+        if wanted.slice == "auto":
+            say(f"slices of {slicing.side} pixels that overlap by {wanted.overlap:g}")
+    wanted = wanted._replace(threshold=choose_threshold(wanted.threshold, detector))
+    return Work(detector, slicing, wanted)
+
+
+def parse_threshold(text: str) -> float | None:
+    """A score in [0, 1]; None for `auto`.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if text == "auto":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ConfigError(f"--threshold {text} is neither auto nor a number from 0 to 1; try --threshold 0.3")
+    return value
+
+
+def choose_threshold(asked: float | None, detector: Detector) -> float:
+    """The score that a detection must reach: what was asked for, or the weights' own best, or 0.3."""
+    if asked is not None:
+        return asked
+    if detector.threshold is None:
+        return UNJUDGED
+    say(f"threshold: {detector.threshold:.3f}, the best F1 in the evaluation of these weights")
+    return detector.threshold
+
+
+def _say_none_passed(threshold: float, best: float) -> None:
+    """What to type where no detection reaches the threshold; `best` is the best score, negative without any."""
+    if best < 0:
+        return
+    least = math.floor(best * 10**4) / 10**4
+    say(f"no detection reaches the threshold {threshold:.2f}; the best score is {best:.3f}: try --threshold {least:g}")
+
+
+def end_with_failures(failed: int, count: int) -> None:
+    """End with code 7 if images could not be read."""
+    if failed:
+        fail(f"{failed} of {count} pictures could not be read; the others are done")
+        raise typer.Exit(SOME_FAILED)
+
+
+def none_left(count: int, first: DataError) -> DataError:
+    return first if count == 1 else DataError(f"none of {count} pictures could be read", fix="see what is said of each")
+
+
+def check_wanted(wanted: Wanted) -> Wanted:
+    """The same with its format, if it can be done; only what was asked for is checked."""
+    from dinocore.detections_io import check_out, format_of
+    from dinocore.image_stream import check_batch_size
+    from dinocore.slices import parse_slicing
+
+    wanted = wanted._replace(format=format_of(wanted.format, wanted.out))
+    check_batch_size(wanted.batch_size)
+    if wanted.slice is not None:
+        parse_slicing(wanted.slice, wanted.overlap, DataConfig(), {})
+    if wanted.out is not None:
+        check_out(wanted.out, wanted.format)
+    if wanted.resume and (wanted.out is None or wanted.format not in ("json", "jsonl")):
+        raise ConfigError(
+            "--resume goes on with the file of --out in --format json or jsonl; name it, or leave --resume out"
+        )
+    if wanted.save_images is not None and wanted.save_images.is_file():
+        raise ConfigError(f"--save-images {wanted.save_images} is a file; give a folder")
+    folders = [wanted.out.parent if wanted.out else None, wanted.save_images]
+    for folder in (folder for folder in folders if folder is not None):
+        check_writable(folder)
+    return wanted
+
+
+def _before(wanted: Wanted, inputs: Sequence[Input]) -> list[Found]:
+    """What an earlier command found of these pictures, with --resume."""
+    from dinocore.detections_io import read_found
+
+    if not wanted.resume or wanted.out is None or not wanted.out.exists():
+        return []
+    names = {item.name for item in inputs}
+    before = [item for item in read_found(wanted.out) if item.file in names]
+    say(f"{wanted.out} has {len(before)} of {len(inputs)} pictures; the others are looked at")
+    return before
+
+
+def _detect_or_keep(
+    work: Work, inputs: Sequence[Input], before: Sequence[Found]
+) -> tuple[list[Found], list[DataError]]:
+    """All that is found, in the order of the inputs, and why pictures could not be read.
+
+    It is written now and then, and when a signal comes.
+    """
+    from dinocore.detections_io import output_stems, write_found
+
+    found, failed, wanted = {item.file: item for item in before}, [], work.wanted
+    stems = output_stems([item.name for item in inputs], wanted.format)
+    todo = {item: stems[item.name] for item in inputs if item.name not in found}
+    written = time.monotonic()
+
+    def write() -> None:
+        if wanted.out is not None:
+            write_found(list(found.values()), work.detector.categories, wanted.format, wanted.out, stems)
+
+    with ending_early() as ended:
+        for result in detect_files(work, todo, ended):
+            if isinstance(result, DataError):
+                failed.append(result)
+            else:
+                found[result.file] = result
+            if time.monotonic() - written > WRITE_EVERY:
+                write()
+                written = time.monotonic()
+        if ended():
+            write()
+            raise Interrupted(_so_far(len(found), len(inputs), wanted), ended())
+    return [found[item.name] for item in inputs if item.name in found], failed
+
+
+def _so_far(done: int, count: int, wanted: Wanted) -> str:
+    kept = f", which {wanted.out} has" if wanted.out else ""
+    advice = "the same command with --resume looks at the others" if kept and wanted.format in ("json", "jsonl") else ""
+    return f"interrupted after {done} of {count} pictures{kept}" + (f"; {advice}" if advice else "")
+
+
+def detect_files(
+    work: Work, inputs: Mapping[Input, str], ended: Callable[[], int], quiet: bool = False
+) -> Iterator[Found | DataError]:
+    """What was found in each picture, or why it could not be read; drawn, under its name, where that is asked for.
+
+    Args:
+        inputs: pictures, with the name of each one's drawing.
+        ended: no further picture is read once this is not 0.
+        quiet: another rank shows progress.
+    """
+    from dinocore.detections_io import as_found
+    from dinocore.image_stream import detect_stream
+    from dinocore.slices import SHRINKS_MUCH, shrink_factor
+
+    detector, wanted, passed, seen = work.detector, work.wanted, 0, -1.0
+    threshold = wanted.threshold or 0.0
+    sizes: deque[tuple[int, int]] = deque()
+    images = _read(inputs, work, ended, sizes)
+    shrunk: list[tuple[float, str]] = []
+    hidden = quiet or not words.is_terminal or len(inputs) < 2
+    with Progress(console=words, disable=hidden, transient=True) as progress:
+        results = detect_stream(detector, images, wanted.batch_size)
+        for item, result in zip(progress.track(inputs, description="predicting"), results, strict=False):
+            if isinstance(result, DataError):
+                if len(inputs) > 1:
+                    fail(result)
+                yield result
+                continue
+            size = sizes.popleft()
+            found = as_found(item.name, size, result, detector.categories, threshold)
+            passed += len(found.detections)
+            seen = max([seen, *result.scores[:1].tolist()])
+            if work.slicing is None and (factor := shrink_factor(size, detector.config.data)) > SHRINKS_MUCH:
+                shrunk.append((factor, item.name))
+            if wanted.save_images is not None:
+                picture = read_image(item.path, detector.config.data)
+                _draw(picture, found, detector, wanted.save_images / f"{inputs[item]}.jpg")
+            yield found
+    if not passed and not quiet:
+        _say_none_passed(threshold, seen)
+    _warn_of_shrinking(shrunk)
+    if wanted.save_images is not None and wanted.save_images.exists():
+        say(f"pictures with boxes: {wanted.save_images}")
+        warn_of_letters(category.name for category in detector.categories)
+
+
+def _read(
+    inputs: Iterable[Input], work: Work, ended: Callable[[], int], sizes: deque[tuple[int, int]]
+) -> Iterator[PreparedImage | DataError]:
+    """The images, until a signal comes; the size of each that can be read is added to `sizes`."""
+    from dinocore.image_stream import PreparedImage, read_ahead
+
+    for image in read_ahead([item.path for item in inputs], work.detector.config.data, work.slicing):
+        if isinstance(image, PreparedImage):
+            sizes.append(image.size)
+        yield image
+        if ended():
+            return
+
+
+def _warn_of_shrinking(shrunk: Sequence[tuple[float, str]]) -> None:
+    if not shrunk:
+        return
+    factor, name = max(shrunk)
+    one = len(shrunk) == 1
+    which = name if one else f"{len(shrunk)} images, {name} the most,"
+    verb, times = ("is" if one else "are"), f"{factor:.1f}"
+    warn(f"{which} {verb} shrunk by {times} for the model, so small objects are lost; try --slice auto")
+
+
+def _draw(picture: Image, found: Found, detector: Detector, path: Path) -> None:
+    numbers = {category.name: k for k, category in enumerate(detector.categories)}
+    boxes = [
+        Box(d["box_xyxy"], class_color(numbers[d["label"]]), f"{d['label']} {d['score']:.2f}")
+        for d in reversed(found.detections)  # the best on top
+    ]
+    drawn = draw_boxes(picture, boxes)
+    write_atomically(path, lambda temporary: drawn.save(temporary, "JPEG", quality=92))
+
+
+def _show(found: Sequence[Found]) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("file", "label"):
+        table.add_column(title, overflow="fold")
+    for title in ("score", "x0 y0 x1 y1"):
+        table.add_column(title, justify="right", overflow="fold")
+    for item in found:
+        for d in item.detections:
+            box = " ".join(f"{value:.0f}" for value in d["box_xyxy"])
+            table.add_row(item.file, d["label"], f"{d['score']:.2f}", box)
+        if not item.detections:
+            table.add_row(item.file, "-", "", "nothing found")
+    data.print(table)

@@ -1,16 +1,41 @@
+"""`dino train`: from arguments to a run, new or resumed."""
+
+from __future__ import annotations
+
 import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from dinocore.errors import ConfigError
+from dinocore.config import Config
+from dinocore.data.dataset import open_dataset
+from dinocore.errors import CheckpointError, ConfigError
+from dinocore.evaluate.backends import choose_backend
+from dinocore.presets import load_config
+from dinocore.system.files import check_writable
 from dinocore.system.parent import end_with_parent
+from dinocore.train.run.lock import RunLock
 
+from ..console import data, say, warn
 from ..options import Amp, ConfigFile, Data, Device, Overrides
+from ..progress import watching
+from ..signals import StopRequest
+from .train_view import TrainingView
+
+if TYPE_CHECKING:
+    import torch
+
+    from dinocore.system.processes import SingleProcess
+    from dinocore.train.context import RunContext
+    from dinocore.train.dry_run import Expectation
+    from dinocore.train.state import TrainState
 
 
 def train(
@@ -21,11 +46,14 @@ def train(
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", help="Run folder; default: runs/DATE-TIME.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="How often each picture is seen.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="How often each image is seen; drops of the learning rate move in proportion.")
+    ] = None,
     batch_size: Annotated[
         str | None,
         typer.Option(
-            metavar="N|auto", help="Pictures per optimizer step, in all; auto: the preset's, as many at once as fit."
+            metavar="N|auto",
+            help="Images per optimizer step, in all; auto: the preset's, in the largest micro-batches that fit.",
         ),
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of everything but the backbone.")] = None,
@@ -44,13 +72,13 @@ def train(
     ] = None,
     patience: Annotated[int | None, typer.Option(help="End after so many evaluations without a better AP.")] = None,
     device: Device = "auto",
-    gpus: Annotated[int, typer.Option(min=1, help="Processes, one per GPU; with --device cpu, on the CPU.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="Ranks, one per GPU; with --device cpu, on the CPU.")] = 1,
     dry_run: Annotated[
         bool, typer.Option(help="Check data, one largest step, one evaluation, one save; no run.")
     ] = False,
     deterministic: Annotated[bool, typer.Option(help="Refuse operations that may differ from run to run.")] = False,
     seed: Annotated[int | None, typer.Option(help="Of all random choices.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that read pictures.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Data loading workers.")] = None,
     amp: Amp = "",
     config: ConfigFile = None,
     overrides: Overrides = [],  # noqa: B006
@@ -75,24 +103,19 @@ def train(
         from ..launch import launch
 
         raise typer.Exit(launch(gpus, sys.argv[1:]))
-    from ..signals import StopRequest
-
     if "TORCHELASTIC_RUN_ID" in os.environ:  # the launcher, if it is killed, cannot pass that on
         end_with_parent(signal.SIGTERM)
     stop = StopRequest(quiet=os.environ.get("RANK", "0") != "0")
     with stop.listening():  # torch takes seconds to import
-        from ._train_dry_run import dry_run_command
-        from ._train_work import Asked, run_training
-
         asked = Asked(preset, config, changes, output_dir, resume, overwrite, allow_data_change, device, stop)
-        (dry_run_command if dry_run else run_training)(asked)
+        (try_run if dry_run else run_training)(asked)
 
 
 def _batch_size(text: str | None) -> dict[str, object]:
     if text == "auto":
         return {"train.micro_batch_size": "probe"}
     if text is not None and not text.isdigit():
-        raise ConfigError(f"--batch-size {text} cannot be used; it must be a number of pictures, or auto")
+        raise ConfigError(f"--batch-size {text} cannot be used; it must be a number of images, or auto")
     return {} if text is None else {"train.batch_size": int(text)}
 
 
@@ -109,3 +132,229 @@ def _save_every(text: str | None) -> dict[str, object]:
 
 def _toml(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)  # a TOML string is written as a JSON string is
+
+
+RUNS = Path("runs")
+
+
+class Asked(NamedTuple):
+    """What the command line says."""
+
+    preset: str | None
+    file: Path | None  # of settings over the preset's
+    changes: list[str]
+    run: Path | None
+    resume: str | None  # auto, a checkpoint, or the folder of a run
+    overwrite: bool
+    allow_data_change: bool
+    device: str
+    stop: StopRequest
+
+
+class Place(NamedTuple):
+    """Where this process computes, and with whom."""
+
+    device: torch.device
+    group: SingleProcess
+
+
+@contextmanager
+def place(device: str) -> Iterator[Place]:
+    """Meet the other processes, if there are any."""
+    from dinocore.system.device import pick_device
+    from dinocore.system.processes import device_of_rank, joined
+
+    chosen = pick_device(device_of_rank(device))
+    with joined(chosen) as group:
+        yield Place(chosen, group)
+
+
+def run_training(asked: Asked) -> None:
+    """Train and show it."""
+    from dinocore.train.failures.memory import with_probed_size
+    from dinocore.train.loop import train
+
+    with place(asked.device) as here:
+        locks: list[RunLock] = []
+        try:
+            context, state = (new_run if asked.resume is None else resumed_run)(asked, here, locks)
+            asked.stop.running = True
+            context = with_probed_size(context, state)
+            if not here.group.main:
+                for _ in train(context, state):
+                    pass
+                return
+            with TrainingView(context) as view:
+                for event in train(context, state):
+                    view.show(event)
+        finally:
+            for lock in locks:
+                lock.release()
+
+
+def new_run(asked: Asked, here: Place, locks: list[RunLock]) -> tuple[RunContext, TrainState]:
+    """Check everything that can be checked before the first step, then make the folder."""
+    from dinocore.train.context import RunContext
+    from dinocore.train.run.folder import make_new_run, make_run, prepare_run, write_config
+    from dinocore.train.setup import fresh_state
+
+    config, run = here.group.on_main(lambda: checked(asked))
+    data = here.group.main_first(lambda: open_dataset(config.data))
+    config = config.replace("model.num_classes", len(data.train.categories))
+    state = fresh_state(config, data.train.categories, here.device, here.group)
+    if here.group.main and asked.preset is None and config.train.weights not in ("", "bundled"):
+        say(f"model and recipe: those of {config.train.weights}; --preset NAME for another recipe")
+
+    def make_folder() -> Path:
+        folder = make_run(run) if asked.run else make_new_run(run)
+        _lock(folder, locks)
+        prepare_run(folder, asked.overwrite)
+        write_config(folder, config)
+        return folder
+
+    run = here.group.on_main(make_folder)
+    return RunContext(config, data, run, here.device, asked.stop, here.group), state
+
+
+def checked(asked: Asked) -> tuple[Config, Path]:
+    """The settings and the folder of a new run, before anything is read or written."""
+    from dinocore.train.run.folder import check_run
+    from dinocore.train.setup import check_start, settings_of
+
+    run = asked.run or RUNS / f"{datetime.now():%Y%m%d-%H%M%S}"
+    config = load_config(asked.preset or "tiny", asked.changes, asked.file)
+    check_run(run, asked.overwrite) if asked.run else check_writable(run.parent)
+    as_weights = asked.preset is None and config.train.weights not in ("", "bundled")
+    with watching() as watch:
+        recipe = settings_of(config.train.weights, watch) if as_weights else load_config(asked.preset or "tiny")
+        if as_weights:
+            config = load_config(recipe, asked.changes, asked.file)
+        config = with_moved_drops(config, recipe, asked)
+        check_start(config, watch)
+    choose_backend(config.eval.backend)
+    return config, run
+
+
+def with_moved_drops(config: Config, recipe: Config, asked: Asked) -> Config:
+    """The config with the recipe's drops of the learning rate in proportion to the epochs, unless they are given."""
+    from dinocore.train.optim import scaled_drops
+
+    given = [*asked.changes, *([asked.file.read_text(encoding="utf-8-sig")] if asked.file else [])]
+    if config.train.epochs == recipe.train.epochs or any("lr_drop_epochs" in text for text in given):
+        return config
+    return config.replace("train.lr_drop_epochs", scaled_drops(recipe.train, config.train.epochs))
+
+
+def _lock(run: Path, locks: list[RunLock]) -> None:
+    lock = RunLock(run)
+    if left := lock.take():
+        warn(f"an earlier run in {run}, {left}, was killed")
+    locks.append(lock)
+
+
+def resumed_run(asked: Asked, here: Place, locks: list[RunLock]) -> tuple[RunContext, TrainState]:
+    """Continue a run with its own config and the changes that are given now."""
+    from dinocore.train.context import RunContext
+    from dinocore.train.run.checkpoint_folder import manifest_of
+    from dinocore.train.setup import check_same_data, fresh_state, resumed_state
+
+    run, config, checkpoint = here.group.on_main(lambda: _found(asked, locks))
+    choose_backend(config.eval.backend)
+    data = here.group.main_first(lambda: open_dataset(config.data))
+    if checkpoint is None:
+        state = fresh_state(config, data.train.categories, here.device, here.group)
+    else:
+        check_same_data(manifest_of(checkpoint), data, asked.allow_data_change)
+        state = resumed_state(checkpoint, config, here.device, here.group)
+    here.group.on_main(lambda: _go_on(run, config, checkpoint))
+    return RunContext(config, data, run, here.device, asked.stop, here.group), state
+
+
+def _found(asked: Asked, locks: list[RunLock]) -> tuple[Path, Config, Path | None]:
+    """The run, what is asked of it now, and where it goes on."""
+    from dinocore.train.run.folder import NEWEST, find_checkpoint, find_run, run_config
+    from dinocore.train.setup import changed_settings
+
+    run, wanted = asked.run, asked.resume or NEWEST
+    if wanted != NEWEST:
+        run, wanted = _named_run(Path(wanted), run)
+    run = run or find_run(RUNS, "config.toml")
+    if run is None:
+        raise CheckpointError(f"there is no run in {RUNS}/ to continue; name one with --output-dir")
+    if asked.preset is not None:
+        warn(f"--preset {asked.preset} is ignored: a resumed run keeps the settings in {run}/config.toml")
+    before = run_config(run)
+    config = load_config(run / "config.toml", asked.changes, asked.file)
+    for change in changed_settings(before, config):
+        warn(f"changed since the run started: {change}")
+    _lock(run, locks)
+    checkpoint, damaged = find_checkpoint(run, wanted)
+    for text in damaged:
+        warn(text)
+    return run, config, checkpoint
+
+
+def _go_on(run: Path, config: Config, checkpoint: Path | None) -> None:
+    from dinocore.train.run.folder import branch_off, write_config
+
+    for text in branch_off(run, checkpoint):
+        warn(text)
+    write_config(run, config)
+
+
+def _named_run(named: Path, run: Path | None) -> tuple[Path, str]:
+    """The run, and the checkpoint or `auto`, of `--resume PATH`, which may be the folder of a run too."""
+    from dinocore.train.run.folder import NEWEST
+
+    if (named / "config.toml").is_file():
+        return named, NEWEST
+    if not named.is_dir():
+        raise CheckpointError(f"there is no checkpoint {named}; give --resume RUN or RUN/checkpoints/step-N, or auto")
+    return run or named.absolute().parent.parent, str(named)
+
+
+def try_run(asked: Asked) -> None:
+    """Do everything that a new run does once, and say what to expect of it."""
+    from dinocore.data.loaders import steps_per_epoch
+    from dinocore.train.context import RunContext, describe, exceeded_limits
+    from dinocore.train.dry_run import dry_run
+    from dinocore.train.failures.memory import with_probed_size
+    from dinocore.train.setup import fresh_state
+
+    if asked.resume is not None:
+        raise ConfigError("--dry-run tries what a new run does; leave --resume out")
+    with place(asked.device) as here:
+        config, run = here.group.on_main(lambda: checked(asked))
+        found = here.group.main_first(lambda: open_dataset(config.data))
+        config = config.replace("model.num_classes", len(found.train.categories))
+        state = fresh_state(config, found.train.categories, here.device, here.group)
+        context = RunContext(config, found, run, here.device, asked.stop, here.group)
+        context = with_probed_size(context, state)
+        if here.group.main:
+            facts = describe(context, state, steps_per_epoch(len(found.train.image_ids), config.train.batch_size))
+            for key, value in facts.items():
+                say(f"{key:<12}{value}")
+            for limit in exceeded_limits(config, found.train):
+                warn(limit)
+            for note in found.notes:
+                say(f"note: {note}")
+        expected = dry_run(context, state)
+        if here.group.main:
+            _show(expected)
+
+
+def _show(expected: Expectation) -> None:
+    rows = {
+        "memory": f"{expected.peak_memory_mb:.0f} MB at most, in the largest step",
+        "step": f"{expected.step_s:.2f} s; a largest pass of it {expected.largest_pass_s:.2f} s",
+        "evaluation": f"{expected.evaluation_s:.1f} s, {expected.evaluations} times",
+        "save": f"{expected.save_s:.2f} s, {expected.checkpoint_mb:.0f} MB",
+        "run": f"about {_duration(expected.run_s)} for {expected.steps} steps, by one step, evaluation and save",
+    }
+    for key, value in rows.items():
+        data.print(f"{key:<12}{value}")
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"

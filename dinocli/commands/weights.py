@@ -1,7 +1,16 @@
-from typing import Annotated
+"""`dino weights`: the published checkpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
+from dinocore.weights.fetch.catalogue import Published, cached, catalogue, find_or_refuse
+
+from ..console import data, print_facts, print_json, say
 from ..options import Json
 
 
@@ -10,9 +19,64 @@ def weights(
     json: Json = False,
 ) -> None:
     """List the published checkpoints that --weights takes by name."""
-    from ._weights_work import show_one, show_published
-
     if name is None:
         show_published(json)
     else:
         show_one(name, json)
+
+
+def show_published(json: bool) -> None:
+    """Every published checkpoint, by publisher."""
+    known = catalogue()
+    if json:
+        print_json([_facts(entry) for entry in known.weights])
+        return
+    for codebase, publisher in known.publishers.items():
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for title in ("name", "model", "AP", ""):
+            table.add_column(title, justify="right" if title == "AP" else "left", overflow="fold")
+        for entry in (entry for entry in known.weights if entry.codebase == codebase):
+            table.add_row(entry.name, entry.about, f"{entry.ap:.1f}", _state(entry))
+        data.print(f"[bold]{escape(publisher.title)}[/], AP on COCO val2017 as in {escape(publisher.reported)}")
+        data.print(table)
+        data.print()
+    say("dino predict img.jpg --weights NAME fetches one; dino weights NAME tells where from. By hand: no addresses")
+
+
+def show_one(name: str, json: bool) -> None:
+    """All about one published checkpoint."""
+    facts = _facts(find_or_refuse(name))
+    if json:
+        print_json(facts)
+        return
+    print_facts(facts)
+
+
+def _facts(entry: Published) -> dict[str, Any]:
+
+    publisher, file = catalogue().publishers[entry.codebase], cached(entry)
+    command = f"dino convert {entry.file or 'FILE'} --preset {entry.preset} --out X.safetensors"
+    facts = {
+        "name": entry.name,
+        "codebase": entry.codebase,
+        "publisher": publisher.title,
+        "model": entry.about,
+        "preset": entry.preset,
+        "AP": entry.ap,
+        "reported_in": publisher.reported,
+        "address": entry.address,
+        "sha256_begins_with": entry.sha256,
+        "by_hand_from": "" if entry.address else publisher.folder,
+        "original_sha256": entry.original_sha256,
+        "file": entry.file,
+        "then": "" if entry.address else command,
+        "cached": str(file) if file else "",
+    }
+    return {key: value or None for key, value in facts.items()}
+
+
+def _state(entry: Published) -> str:
+
+    if not entry.address:
+        return "by hand"
+    return "[green]cached[/]" if cached(entry) else ""

@@ -20,7 +20,7 @@ from ..model.backbones.build import NORMED, Backbone, ResNet
 from ..model.backbones.swin import Swin
 from ..model.backbones.timm import OutputNorms, TimmBackbone
 from ..model.backbones.vit import FIRST_GRID, VITDETS, PlainViT
-from .untrusted import check_tensor, read_file
+from .untrusted import check_tensor, read_file, without_prefixes
 
 IMAGENET = {  # timm's names of the weights that "imagenet" means: ImageNet-1k, where there are such
     "swin-t-224": "swin_tiny_patch4_window7_224.ms_in1k",
@@ -84,7 +84,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} holds something other than tensors by name")
     for key, value in content.items():
         check_tensor(key, value, path)
-    return dict(content)
+    return without_prefixes(content)
 
 
 def swin_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from ..model.build import build_model
 from ..model.dino import DINO
 from ..presets import config_from_dict
 from ..system.files import to_json, write_atomically
-from .untrusted import read_safetensors
+from .untrusted import read_safetensors, without_prefixes
 
 SCHEMA = 1
 BUNDLED = Path(__file__).parent / "bundled" / "tiny.safetensors"
@@ -31,7 +31,14 @@ class Weights(NamedTuple):
     tensors: dict[str, Tensor]
     config: Config
     categories: list[Category]  # class k of the model is categories[k]
-    facts: dict[str, Any]  # step, metrics and where it came from; for people
+    facts: dict[str, Any]  # step, metrics, thresholds and where it came from
+
+    @property
+    def threshold(self) -> float | None:
+        """The score threshold of the best F1 in the evaluation of these weights; None where none is stored."""
+        stored = self.facts.get("thresholds")
+        overall = stored.get("overall") if isinstance(stored, Mapping) else None
+        return float(overall) if isinstance(overall, int | float) and 0 <= overall <= 1 else None
 
 
 def save_weights(
@@ -68,6 +75,7 @@ def load_weights(path: Path) -> Weights:
         CheckpointError: the file is missing, damaged, not ours or of a newer version, or its numbers are not finite.
     """
     tensors, metadata = read_safetensors(path)
+    tensors = without_prefixes(tensors)
     if "config" not in metadata:
         raise CheckpointError(
             f"{path} holds tensors, but not the config that `dino train` writes; if they are another codebase's, make "

@@ -31,6 +31,17 @@ IGNORED = [  # mmengine's log of losses, with the numpy arrays, numbers and meth
     "numpy.ndarray", "numpy.dtype", "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
     "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy._core.numeric._frombuffer",
 ]  # fmt: skip
+PREFIXES = ("module.", "_orig_mod.", "model.")
+MAKERS = {  # the package of an object in a pickle, and what such a file is
+    "ultralytics": "a YOLO model of Ultralytics, saved whole",
+    "models.yolo": "a YOLOv5 or YOLOv7 model, saved whole",
+    "models.common": "a YOLOv5 or YOLOv7 model, saved whole",
+    "transformers": "a model or training state of Hugging Face transformers",
+    "pytorch_lightning": "a checkpoint of PyTorch Lightning with objects in it",
+    "lightning": "a checkpoint of PyTorch Lightning with objects in it",
+    "torch.nn": "a PyTorch module saved whole; save its state_dict() instead",
+    "torchvision.models": "a torchvision model saved whole; save its state_dict() instead",
+}
 ALLOWED = [argparse.Namespace, *((Ignored, name) for name in IGNORED)]  # Namespace: official DINO's arguments
 
 
@@ -95,6 +106,14 @@ def read_pickle(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
+def without_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The same under names without the prefixes that DistributedDataParallel, torch.compile and Lightning add."""
+    state = {str(key): value for key, value in state.items()}
+    while prefix := next((p for p in PREFIXES if state and all(key.startswith(p) for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
 def check_tensor(name: str, value: Tensor, where: Path) -> None:
     """Refuse what cannot be the weights of a layer.
 
@@ -151,6 +170,12 @@ def _why(path: Path, error: Exception) -> str:
     """One line for what torch says in many."""
     text, size, start = str(error), path.stat().st_size, _start(path)
     if asked := re.search(r"GLOBAL `?([\w.]+)", text):
+        made_by = next((kind for maker, kind in MAKERS.items() if f"{asked[1]}.".startswith(f"{maker}.")), None)
+        if made_by:
+            return (
+                f"{path} is {made_by}. Opening it could run code (it asks for `{asked[1]}`), so it is refused and "
+                "nothing was run; `dino weights` lists what can be used"
+            )
         return (
             f"{path} asks for `{asked[1]}` when it is opened, which could run code; it is refused and nothing was run"
         )

@@ -145,7 +145,7 @@ def test_i4_a_bomb_is_refused_with_little_memory_and_a_link_out_is_not_opened(mi
     pictures[1].symlink_to(tmp_path / "canary")
     peak = "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss"
     code = f"import resource, sys; from dinocli import app\ntry: app.main()\nfinally: print({peak}, file=sys.stderr)"
-    imports = f"import dinocli.commands._check_data_work, resource; print({peak})"
+    imports = f"import dinocli.commands.check_data, resource; print({peak})"
     command = [sys.executable, "-c", code, "check-data", str(mine), "--decode", "--json"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=100)
     found = {finding["code"] for finding in json.loads(result.stdout)["findings"]}

@@ -2,12 +2,14 @@
 
 import io
 import json
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
 
 from dinocli import progress as fetching
-from dinocli.commands import _weights_work as listing
+from dinocli.commands import weights as listing
 from dinocore.weights.file import BUNDLED
 
 
@@ -31,7 +33,7 @@ def test_the_list_fits_eighty_columns(dino, monkeypatch):
     assert any(
         line.split() == ["mmdet/r50-4scale-improved-12e", "ResNet-50,", "better", "hyper", "50.1"] for line in lines
     )
-    assert any(line.split()[0] == "official/r50-4scale" and line.endswith("by hand") for line in lines if line)
+    assert any(line.split()[0] == "official/r50-4scale-24e" and line.endswith("by hand") for line in lines if line)
 
 
 def test_the_list_as_json(dino):
@@ -40,10 +42,12 @@ def test_the_list_as_json(dino):
     one = entries["mmdet/r50-4scale-12e"]
     assert one["AP"] == 49.0 and one["sha256_begins_with"] == "55b2bba2" and one["cached"] is None
     assert one["address"].endswith("-55b2bba2.pth") and one["by_hand_from"] is None
-    hand = entries["official/r50-4scale"]
+    hand = entries["official/r50-4scale-24e"]
     assert hand["address"] is None and hand["then"].startswith(
-        "dino convert checkpoint0011_4scale.pth --preset r50-4scale"
+        "dino convert checkpoint0023_4scale.pth --preset r50-4scale-24e"
     )
+    hub = entries["official/r50-4scale-12e"]
+    assert hub["address"] == "hf:LibreYOLO/LibreDINODETRr50" and hub["original_sha256"].startswith("0bcd6b0c33d6")
 
 
 def test_one_of_the_list(dino):
@@ -97,3 +101,12 @@ def test_a_moving_bar_where_somebody_watches(monkeypatch):
     with fetching.watching() as watch:
         watch.progress(5, 10)
     assert plain.getvalue() == ""
+
+
+def test_the_list_does_not_wait_for_torch(tmp_path):
+    script = (
+        "import sys; sys.argv = ['dino', 'weights', '--json']\nfrom dinocli import app\ntry:\n    app.main()\n"
+        "except SystemExit:\n    pass\nprint('torch' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.stderr.strip() == "False" and len(json.loads(done.stdout)) == 44

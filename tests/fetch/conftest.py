@@ -145,6 +145,8 @@ class HubAnswers(BaseHTTPRequestHandler):
         "two": ["a.safetensors", "b.safetensors"],
     }
 
+    BYTES: ClassVar[dict[str, bytes]] = {}  # more files, by org/name/file
+
     def do_GET(self):
         self._answer(self.path.split("?")[0].strip("/").split("/"))
 
@@ -159,6 +161,13 @@ class HubAnswers(BaseHTTPRequestHandler):
             content = f"{parts[3]}:{'/'.join(parts[4:]).removesuffix('.safetensors')}".encode()
             commit = hashlib.sha1(parts[3].encode()).hexdigest()
             return self._send(200, content, {"ETag": f'"{sha256(content)}"', "X-Repo-Commit": commit})
+        more = {name: content for name, content in self.BYTES.items() if name.split("/")[:2] == parts[2:4]}
+        if parts[:2] == ["api", "models"] and more:
+            files = [{"type": "file", "path": name.split("/")[2], "oid": "0" * 40, "size": 9} for name in more]
+            body = files if "tree" in parts else {"id": "/".join(parts[2:4]), "sha": "1" * 40, "siblings": files}
+            return self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        if parts[2:3] == ["resolve"] and (content := self.BYTES.get("/".join([*parts[:2], *parts[4:]]))):
+            return self._send(200, content, {"ETag": f'"{sha256(content)}"', "X-Repo-Commit": "1" * 40})
         return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
 
     def _send(self, status, body, headers):

@@ -1,12 +1,15 @@
 """What stands after `--weights` becomes a file of ours: fetched once, checked, converted once, kept."""
 
+import io
 import os
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
+import torch
 
 from dinocore.errors import CheckpointError, ConfigError, EnvironmentFault
 from dinocore.presets import list_presets, load_config
@@ -16,7 +19,7 @@ from dinocore.weights.fetch.catalogue import Published, catalogue
 from dinocore.weights.fetch.locate import locate
 from dinocore.weights.file import BUNDLED, load_weights
 
-from .conftest import sha256
+from .conftest import HubAnswers, sha256
 
 
 @pytest.fixture
@@ -127,8 +130,8 @@ def test_what_a_fetched_file_does_not_tell_is_asked_for(server, official_bytes):
 
 
 def test_official_files_are_to_be_fetched_by_hand():
-    with pytest.raises(EnvironmentFault, match=r"drive\.google\.com.* then: dino convert checkpoint0011_4scale\.pth"):
-        locate("official/r50-4scale")
+    with pytest.raises(EnvironmentFault, match=r"drive\.google\.com.* then: dino convert checkpoint0023_4scale\.pth"):
+        locate("official/r50-4scale-24e")
 
 
 def test_paths_runs_and_the_bundled_model(tmp_path):
@@ -219,3 +222,86 @@ def test_names_of_the_hub():
     for wrong in ("hf:", "hf:a", "hf:a//c", "hf:a/b@"):
         with pytest.raises(ConfigError, match="write hf:org/name"):
             parse(wrong)
+
+
+WRAPPED = """
+import sys
+import dinocore.weights.fetch.locate as module
+from dinocore.weights.convert import known
+from dinocore.weights.fetch.catalogue import catalogue, cached
+from dinocore.weights.fetch.watch import UNWATCHED
+from dinocore.weights.file import load_weights
+known.PUBLISHED[("official", "resnet18", 4)] = {"": sys.argv[1]}
+entry = catalogue().weights[0].model_copy(update={"preset": sys.argv[1]})
+module.find = lambda name: entry if name == entry.name else None
+before = cached(entry)
+path = module.locate(entry.name)
+facts = load_weights(path).facts["converted_from"]
+print(entry.name, before, cached(entry).name, facts["codebase"], facts["address"], module.locate(entry.name) == path)
+"""
+
+
+def test_official_weights_are_fetched_from_the_hub_and_converted(hub, official_bytes, small_preset, tmp_path):
+    """As a mirror has them: another file name and hash, the tensors under `model`."""
+    content = torch.load(io.BytesIO(official_bytes), weights_only=False)
+    torch.save({"model": content["model"], "names": {"0": "person"}, "size": "r50"}, tmp_path / "mirror.pt")
+    HubAnswers.BYTES["LibreYOLO/LibreDINODETRr50/mirror.pt"] = (tmp_path / "mirror.pt").read_bytes()
+    environment = os.environ | hub | {"DINO_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", WRAPPED, small_preset], env=environment, capture_output=True,
+                          text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [
+        "official/r50-4scale-12e", "None", "mirror.pt", "official", "hf:LibreYOLO/LibreDINODETRr50", "True",
+    ]  # fmt: skip
+
+
+def test_a_local_file_of_a_known_codebase_is_converted_by_itself(official_bytes, known_model, server, tmp_path, heard):
+    file = tmp_path / "theirs.pth"
+    file.write_bytes(official_bytes)
+    path = locate(file, heard[0])
+    assert load_weights(path).facts["converted_from"]["codebase"] == "official" and heard[1] == [
+        "converting theirs.pth, once"
+    ]
+    assert locate(file, heard[0]) == path and len(heard[1]) == 1 and file.read_bytes() == official_bytes
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_prefixes_of_training_tools_are_taken_off(prefix, official_bytes, known_model, server, tmp_path):
+    state = torch.load(io.BytesIO(official_bytes), weights_only=False)["model"]
+    torch.save({"state_dict": {prefix + key: value for key, value in state.items()}}, tmp_path / "a.pth")
+    torch.save({"model": state}, tmp_path / "b.pth")
+    a, b = (load_weights(locate(tmp_path / name)).tensors for name in ("a.pth", "b.pth"))
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_moving_average_beside_the_weights_is_said_and_can_be_chosen(
+    official_bytes, known_model, server, tmp_path, heard
+):
+    state = torch.load(io.BytesIO(official_bytes), weights_only=False)["model"]
+    averaged = {f"module.{key}": value + 1 if value.is_floating_point() else value for key, value in state.items()}
+    torch.save({"model": state, "ema_model": averaged}, tmp_path / "a.pth")
+    plain = load_weights(locate(tmp_path / "a.pth", heard[0])).tensors
+    assert any("moving average" in line and "--ema" in line for line in heard[1])
+    chosen = files.convert_file(tmp_path / "a.pth", files.Asked(ema=True)).weights.tensors
+    key = "encoder.layers.0.ffn.net.0.weight"
+    torch.testing.assert_close(chosen[key], plain[key] + 1)
+    torch.save({"model": state}, tmp_path / "b.pth")
+    with pytest.raises(CheckpointError, match="no moving average in it; leave --ema out"):
+        files.convert_file(tmp_path / "b.pth", files.Asked(ema=True))
+
+
+def test_a_yolo_is_called_one_and_nothing_of_it_is_run(tmp_path):
+    maker = types.ModuleType("ultralytics.nn.tasks")
+    kind = type("DetectionModel", (), {"__module__": "ultralytics.nn.tasks"})
+    maker.DetectionModel = kind
+    sys.modules |= {"ultralytics.nn.tasks": maker, "ultralytics": types.ModuleType("ultralytics")}
+    try:
+        torch.save({"model": kind(), "epoch": 1}, tmp_path / "yolo.pt")
+    finally:
+        for name in ("ultralytics.nn.tasks", "ultralytics"):
+            del sys.modules[name]
+    with pytest.raises(CheckpointError, match=r"yolo\.pt is a YOLO model of Ultralytics, saved whole.*refused"):
+        locate(tmp_path / "yolo.pt")
+    torch.save({f"model.{n}.conv.weight": torch.zeros(1) for n in range(3)}, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match="look like a YOLO's, which is another detector"):
+        locate(tmp_path / "state.pt")

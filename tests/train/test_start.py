@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dinocli.commands._train_work import Asked, checked
+from dinocli.commands.train import Asked, checked
 from dinocore.data.annotations import Category
 from dinocore.data.dataset import open_dataset
 from dinocore.errors import CheckpointError, ConfigError

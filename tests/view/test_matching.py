@@ -1,5 +1,6 @@
 """`dino inspect-matching` shows the match that the loss uses, and what the denoising queries really are."""
 
+import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -67,6 +68,17 @@ def test_a_new_part_of_the_matching_cost_is_shown_everywhere_without_a_change_he
     assert list(answer)[:6] == ["object", "query", "cost_class", "cost_l1", "cost_giou", "cost_aspect"]
     assert ">aspect</button>" in render_matching("a.png", image, image, seen)
     assert draw_matching(image, seen).tobytes() != before
+
+
+def test_several_first_stage_queries_for_one_object_are_told_as_that_object(detector, image):
+    loss = detector.config.loss.model_copy(update={"proposal_positives": 3})
+    several = copy.copy(detector)
+    several.config = detector.config.model_copy(update={"loss": loss})
+    seen = look_at_matching(several, batch_of(detector, image))
+    answers = seen.stages[0].answers
+    assert sorted(answer.object for answer in answers) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert len({answer.query for answer in answers}) == 9
+    assert draw_matching(image, seen).width > 0 and render_matching("a.png", image, image, seen)
 
 
 def test_the_match_is_the_one_that_the_loss_uses(detector, image, monkeypatch):

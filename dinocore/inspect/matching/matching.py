@@ -130,7 +130,7 @@ def look_at_matching(detector: Detector, batch: Batch) -> Matching:
     target = targets[0]
     boxes = _pixels(target.boxes, size)
     objects = [Thing(categories[k].name, box) for k, box in zip(target.labels.tolist(), boxes.tolist(), strict=True)]
-    matched = list(match_stages(output, targets, detector.config.loss))
+    matched = [_once(one, len(objects)) for one in match_stages(output, targets, detector.config.loss)]
     owners = [owner_of_queries(one) for one in matched]
     stages = []
     for n, (one, owner) in enumerate(zip(matched, owners, strict=True)):
@@ -146,6 +146,13 @@ def final_owners(detector: Detector, batch: Batch) -> Tensor:
     """Which object each query of the last layer answers for, (N,); to compare checkpoints."""
     output, targets = _answered(detector, batch)
     return owner_of_queries(list(match_stages(output, targets, detector.config.loss))[-1])
+
+
+def _once(one: Matched, count: int) -> Matched:
+    """The stage with each of the only image's `count` objects once, where several queries answered for a copy each."""
+    (target,) = one.targets
+    target = target._replace(labels=target.labels[:count], boxes=target.boxes[:count])
+    return one._replace(targets=[target], match=one.match._replace(target=one.match.target % count))
 
 
 def owner_of_queries(one: Matched) -> Tensor:

@@ -18,9 +18,10 @@ from ..untrusted import check_tensor, read_file
 from . import coco
 from .backbones import UNKNOWN
 from .known import check_preset, choose_preset, settings_in, told_by
-from .state import Converted, convert_tensors
+from .state import Converted, convert_tensors, moving_average_in
 
 CONVERTER = 2  # to be raised when a conversion gives something else, so that kept ones are made again
+ABOUT_EMA = "the file has a moving average of the weights too, under "
 SIZE = (96, 128)  # of the pictures of the self-check
 
 
@@ -33,6 +34,7 @@ class Asked(NamedTuple):
     classes: int | None = None  # 80: official's logits without the unused ones
     names: Sequence[str] = ()  # of the classes, where the file does not tell them
     overrides: Sequence[str] = ()
+    ema: bool = False  # take the moving average that stands beside the weights
 
 
 class Conversion(NamedTuple):
@@ -53,7 +55,7 @@ def convert_file(path: Path, asked: Asked) -> Conversion:
     """
     content, _ = read_file(path)
     try:
-        converted = convert_tensors(content, asked.source)
+        converted = convert_tensors(content, asked.source, asked.ema)
         settings, told = settings_in(converted.tensors), told_by(content)
         preset = asked.preset or choose_preset(converted.source, settings, asked.variant, told)
         check_preset(preset, converted.source, settings)
@@ -65,6 +67,8 @@ def convert_file(path: Path, asked: Asked) -> Conversion:
     notes = _notes(content, settings, config)
     config = config_from_dict(with_settings(config, settings).model_dump())
     check_shapes(converted.tensors, config, path)
+    if (key := moving_average_in(content)) and not asked.ema:
+        notes.append(f"{ABOUT_EMA}{key}; `dino convert {path} --ema` takes it")
     tensors = {key: _as_float32(key, value, path) for key, value in converted.tensors.items()}
     if asked.classes not in (None, config.model.num_classes):
         tensors, config = _fewer_classes(tensors, config, asked.classes)
@@ -75,6 +79,11 @@ def convert_file(path: Path, asked: Asked) -> Conversion:
     weights = Weights(tensors, config, categories, {"converted_from": facts})
     self_check(weights, path)
     return Conversion(weights, converted, preset, notes)
+
+
+def is_about_ema(note: str) -> bool:
+    """Whether a note of a conversion says that a moving average was passed over."""
+    return note.startswith(ABOUT_EMA)
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:

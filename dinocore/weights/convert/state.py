@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
+from ..untrusted import without_prefixes
 from . import tables
 from .backbones import family_of, reordered
 from .tables import Sizes, Table
@@ -38,11 +39,13 @@ CODEBASES = {
     "mmdet": Codebase("OpenMMLab mmdetection", tables.mmdet, r"neck\.convs\.\d+\.conv\.weight",
                       "level_embed", r"bbox_head\.cls_branches\.(\d+)\.weight", False),
 }  # fmt: skip
+AVERAGES = ("ema_model", "model_ema", "ema", "ema_state_dict")  # official DINO has the first, mmengine the last
 OTHERS = {  # a name that gives away what else a file may be
     "tokenizer.level_embed": "dino's own weights; they need no conversion",
     "cls_token": "a vision transformer's, such as Meta's self-supervised DINO, which is another thing",
     "fc.weight": "a classifier's; use them with --set model.backbone_weights=FILE",
     "head.weight": "a classifier's; use them with --set model.backbone_weights=FILE",
+    "0.conv.weight": "a YOLO's, which is another detector",
     "query_embed.weight": "those of a DETR of another kind",
     "reference_points.weight": "those of a DETR of another kind",
 }
@@ -70,9 +73,9 @@ def convert_state_dict(state: Mapping[str, Any], source: str | None = None) -> d
     return convert_tensors(state, source).tensors
 
 
-def convert_tensors(state: Mapping[str, Any], source: str | None = None) -> Converted:
+def convert_tensors(state: Mapping[str, Any], source: str | None = None, ema: bool = False) -> Converted:
     """The same with a report of every tensor."""
-    state = unwrapped(state)
+    state = unwrapped(state, ema)
     state = {key if TWIN.sub(r"\1", key) in state else TWIN.sub(r"\1", key): value for key, value in state.items()}
     source = source or tell_source(state)
     if source not in CODEBASES:
@@ -91,21 +94,32 @@ def convert_tensors(state: Mapping[str, Any], source: str | None = None) -> Conv
     return Converted(source, tensors, names, dropped)
 
 
-def unwrapped(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, without the prefix that DistributedDataParallel adds.
+def moving_average_in(content: Mapping[str, Any]) -> str:
+    """Where a checkpoint has a moving average beside its weights; empty without one."""
+    return next((key for key in AVERAGES if isinstance(content.get(key), Mapping) and content[key]), "")
+
+
+def unwrapped(content: Mapping[str, Any], ema: bool = False) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, without the prefixes that training tools add.
+
+    Args:
+        ema: those of the moving average that the checkpoint has beside its weights.
 
     Raises:
-        CheckpointError: there are no tensors by name.
+        CheckpointError: there are no tensors by name, or no moving average.
     """
-    for wrapper in ("model", "state_dict"):
+    if ema:
+        if not (key := moving_average_in(content)):
+            raise CheckpointError("there is no moving average in it; leave --ema out")
+        content = content[key]
+    for wrapper in ("model", "state_dict", "module"):
         inner = content.get(wrapper)
         content = inner if isinstance(inner, Mapping) else content
     if not content:
         raise CheckpointError("there are no weights in it: the dictionary is empty")
     if other := [str(key) for key, value in content.items() if not isinstance(value, Tensor)]:
         raise CheckpointError(f"it holds something other than tensors by name, such as `{other[0]}`")
-    prefix = "module." if all(str(key).startswith("module.") for key in content) else ""
-    return {str(key).removeprefix(prefix): value for key, value in content.items()}
+    return without_prefixes(content)
 
 
 def tell_source(state: Mapping[str, Tensor]) -> str:

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock, Timeout
 
@@ -32,6 +34,12 @@ def cache_folder() -> Path:
         raise EnvironmentFault(
             "there is no home folder for downloaded weights; set DINO_CACHE to a folder that can be written"
         ) from None
+
+
+def file_name(address: str) -> str:
+    """What a download is called in the cache."""
+    name = re.sub(r"[^\w.-]", "_", PurePosixPath(unquote(urlsplit(address).path)).name)
+    return name if name.strip(".") else "weights"
 
 
 def is_offline() -> bool:

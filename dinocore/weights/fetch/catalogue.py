@@ -8,7 +8,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ...errors import ConfigError
+from ...errors import ConfigError, EnvironmentFault
+from .cache import cache_folder, file_name, record_of
+from .hub import PREFIX, find_in_hub_cache
 
 FILE = Path(__file__).with_name("catalogue.toml")
 
@@ -30,8 +32,9 @@ class Published(Row):
     preset: str
     ap: Annotated[float, Field(gt=0, lt=100)]  # on COCO val2017, as the publisher reports it
     about: str
-    address: Annotated[str, Field(pattern=r"^(https://.+\.pth)?$")] = ""
+    address: Annotated[str, Field(pattern=r"^(https://.+\.pth|hf:[\w-]+/[\w-]+)?$")] = ""
     sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{8,64})?$")] = ""  # its beginning, where it is published
+    original_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""  # of the file before a mirror wrapped it
     file: str = ""  # its name in the publisher's folder, where known
 
     @property
@@ -76,6 +79,17 @@ def find_or_refuse(name: str) -> Published:
     if entry is None:
         raise ConfigError(f"there are no published weights `{name}`{hint(name)}")
     return entry
+
+
+def cached(entry: Published) -> Path | None:
+    """The file of a published name, if it has been fetched."""
+    if entry.address.startswith(PREFIX):
+        return find_in_hub_cache(entry.address)
+    try:
+        file = cache_folder() / entry.codebase / file_name(entry.address)
+    except EnvironmentFault:  # without a cache nothing is in it
+        return None
+    return file if entry.address and record_of(file) else None
 
 
 def hint(name: str) -> str:

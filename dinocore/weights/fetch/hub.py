@@ -48,6 +48,16 @@ def fetch_from_hub(name: str, watch: Watch) -> Path:
         ) from None
 
 
+def find_in_hub_cache(name: str) -> Path | None:
+    """The newest file of weights of a repository in the hub's cache, without asking the network."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    repository = parse(name).repository.replace("/", "--")
+    files = Path(HF_HUB_CACHE).glob(f"models--{repository}/snapshots/*/*")
+    found = [file for file in files if file.suffix in KINDS and file.is_file()]
+    return max(found, key=lambda file: file.stat().st_mtime, default=None)
+
+
 def parse(name: str) -> Place:
     """Repository, file and revision of a name.
 

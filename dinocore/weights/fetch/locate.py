@@ -1,16 +1,15 @@
 """From what a person writes after `--weights` to a file of ours."""
 
 import hashlib
-import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from ...errors import CheckpointError, ConfigError, EnvironmentFault
-from ..convert.files import CONVERTER, Asked, convert_file
+from ..convert.files import CONVERTER, Asked, Conversion, convert_file, is_about_ema
 from ..file import SHIPPED, save_weights
 from ..untrusted import holds_config
-from .cache import cache_folder, forget, is_offline, locked, record_of, sha256, write_record, writing
+from .cache import cache_folder, file_name, forget, is_offline, locked, record_of, sha256, write_record, writing
 from .catalogue import Published, catalogue, find, hint
 from .download import Part, download
 from .hub import PREFIX, fetch_from_hub
@@ -40,7 +39,7 @@ def locate(name: str | Path, watch: Watch = UNWATCHED) -> Path:
         EnvironmentFault: it cannot be fetched or kept.
     """
     found = original(name, watch)
-    if not found.address or holds_config(found.file):
+    if holds_config(found.file):
         return found.file
     return _converted(found, watch)
 
@@ -68,15 +67,6 @@ def original(name: str | Path, watch: Watch = UNWATCHED) -> Original:
     return Original(path)
 
 
-def cached(entry: Published) -> Path | None:
-    """The file of a published name, if it has been fetched."""
-    try:
-        file = cache_folder() / entry.codebase / _file_name(entry.address)
-    except EnvironmentFault:  # without a cache nothing is in it
-        return None
-    return file if entry.address and record_of(file) else None
-
-
 def _published(entry: Published, watch: Watch) -> Original:
     if not entry.address:
         publisher, file = catalogue().publishers[entry.codebase], entry.file or "the file"
@@ -84,12 +74,14 @@ def _published(entry: Published, watch: Watch) -> Original:
             f"{publisher.title} has its weights in a folder only, not under addresses: fetch {file} by hand from "
             f"{publisher.folder}, then: dino convert {entry.file or 'FILE'} --preset {entry.preset} --out X.safetensors"
         )
+    if entry.address.startswith(PREFIX):
+        return Original(fetch_from_hub(entry.address, watch), entry.address, entry.preset, trusted=False)
     return _fetch(entry.address, entry.codebase, watch, entry)._replace(preset=entry.preset)
 
 
 def _fetch(address: str, folder: str, watch: Watch, entry: Published | None = None) -> Original:
     """The file in the cache, downloaded and checked if it is not there."""
-    file = cache_folder() / folder / _file_name(address)
+    file = cache_folder() / folder / file_name(address)
     wanted = entry.sha256 if entry else ""
     if (record_of(file) or {}).get("address") != address:
         if is_offline():
@@ -136,30 +128,30 @@ def _converted(found: Original, watch: Watch) -> Path:
     with locked(file, watch):
         if not record_of(file):
             watch.say(f"converting {found.file.name}, once")
-            weights = _convert(found).weights
-            weights.facts["converted_from"]["address"] = _without_secrets(found.address)
+            done = _convert(found)
+            for note in filter(is_about_ema, done.notes):
+                watch.say(note)
+            weights = done.weights
+            if found.address:
+                weights.facts["converted_from"]["address"] = _without_secrets(found.address)
             save_weights(file, weights.tensors, weights.config, weights.categories, weights.facts)
             write_record(file, {"of": str(found.file)})
     return file
 
 
-def _convert(found: Original):
+def _convert(found: Original) -> Conversion:
     try:
         return convert_file(found.file, Asked(preset=found.preset))
     except ConfigError as error:
         raise ConfigError(
-            f"{found.address}: {error}; that is: dino convert {found.address} … --out X.safetensors"
+            f"{found.address or found.file}: {error}; that is: dino convert {found.address or found.file} … "
+            "--out X.safetensors"
         ) from None
     except CheckpointError as error:
         if found.trusted or found.address.startswith(PREFIX):
             raise
         forget(found.file)
         raise CheckpointError(f"{found.address}: {error}; it is not kept") from None
-
-
-def _file_name(address: str) -> str:
-    name = re.sub(r"[^\w.-]", "_", PurePosixPath(unquote(urlsplit(address).path)).name)
-    return name if name.strip(".") else "weights"
 
 
 def _without_secrets(address: str) -> str:

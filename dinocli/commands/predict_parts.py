@@ -27,7 +27,7 @@ from ..console import print_json, say
 from ..inputs import Input
 from ..signals import ending_early
 from ..weights_option import find_weights
-from ._predict_work import Wanted, Work, detect_files, end_with_failures, none_left, open_work
+from .predict import Wanted, Work, detect_files, end_with_failures, none_left, open_work
 
 IMAGES_PER_PART = 256
 POLL = 0.2  # seconds between two looks at whether the other ranks are done

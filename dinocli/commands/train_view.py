@@ -1,23 +1,30 @@
-"""A training run on the terminal: a moving bar with the losses where somebody watches, else a line now and then."""
+"""A training run on the terminal: bars with the losses where somebody watches, else a line now and then."""
+
+from __future__ import annotations
 
 import math
 import shlex
 import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from types import TracebackType
+from typing import TYPE_CHECKING
 
+from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import TaskID
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from dinocore.draw.curves import draw_curves, read_metrics
 from dinocore.report.training import best_of
 from dinocore.system.files import write_atomically
-from dinocore.train.context import RunContext, exceeded_limits
-from dinocore.train.events import Evaluated, Evaluating, Event, Finished, Saved, Started, Step, Warned
 
 from ..console import warn, words
-from ._train_classes_view import carried_over_lines, carried_over_table
-from ._train_live_view import LiveView, in_a_line
+
+if TYPE_CHECKING:
+    from dinocore.train.context import RunContext
+    from dinocore.train.events import Evaluated, Event, Finished, Step
+
 
 SMOOTHING = 0.95
 EVERY_STEPS, EVERY_SECONDS = 50, 30.0  # a line in the log, whichever comes first
@@ -38,7 +45,7 @@ class TrainingView:
         self.steps: TaskID | None = None
         self.pictures: TaskID | None = None
 
-    def __enter__(self) -> "TrainingView":
+    def __enter__(self) -> TrainingView:
         self.progress.start()
         return self
 
@@ -59,6 +66,8 @@ class TrainingView:
                     warn(f"what happens cannot be shown in full ({type(error).__name__}: {error}); the run goes on")
 
     def _show(self, event: Event) -> None:
+        from dinocore.train.events import Evaluated, Evaluating, Finished, Saved, Started, Step, Warned
+
         match event:
             case Started(facts=facts, transfer=transfer):
                 self._started(facts)
@@ -89,6 +98,8 @@ class TrainingView:
         self._line(f"next: dino predict PICTURE --weights {path} --save-images {pictures}")
 
     def _started(self, facts: dict[str, str]) -> None:
+        from dinocore.train.context import exceeded_limits
+
         for key, value in facts.items():
             words.print(f"[bold]{key:<11}[/]{escape(value)}")
             self._log(f"{key}: {value}")
@@ -177,3 +188,109 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+GROUPS = {"matching": "matching", "denoising": "denoising", "proposals": "first stage"}
+TERMS = {"label": "class", "box": "box", "giou": "GIoU"}
+
+
+class LiveView(Progress):
+    """Bars of steps and of pictures evaluated; four lines of numbers that keep their places."""
+
+    def __init__(self, console: Console):
+        self.mean: Mapping[str, float] = {}  # smoothed numbers of the steps
+        self.ap = "none yet"
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What Rich draws again and again."""
+        yield self.make_tasks_table(self.tasks)
+        if self.mean:
+            both = Table.grid(padding=(0, 4))
+            both.add_row(loss_table(self.mean), state_table(self.mean, self.ap))
+            yield both
+
+
+def loss_table(mean: Mapping[str, float]) -> Table:
+    """A row for each part of the training that there is, a column for each kind of loss."""
+    table = Table.grid(padding=(0, 1))
+    table.add_column(min_width=11, no_wrap=True)
+    for _ in TERMS:
+        table.add_column(justify="right", min_width=7, no_wrap=True)
+    table.add_row("", *(f"[dim]{name}[/]" for name in TERMS.values()))
+    for group, title in GROUPS.items():
+        if f"{group}/box" in mean:
+            table.add_row(f"[dim]{title}[/]", *(f"{mean[group + '/' + term]:.3f}" for term in TERMS))
+    return table
+
+
+def state_table(mean: Mapping[str, float], ap: str) -> Table:
+    """The whole loss, AP so far, speed and memory."""
+    table = Table.grid(padding=(0, 1))
+    table.add_column(style="dim", min_width=6, no_wrap=True)
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    table.add_row("loss", f"{mean['loss']:.3f}")
+    table.add_row("AP", ap)
+    table.add_row("speed", f"{speed(mean)}, {waiting(mean):.0f}% waiting for data")
+    table.add_row("memory", f"{mean['memory_mb']:,.0f} MB")
+    return table
+
+
+def in_a_line(mean: Mapping[str, float]) -> str:
+    """The same numbers for a log: terms in the order class, box, GIoU. Empty before the first step."""
+    if not mean:
+        return ""
+    terms = [
+        f"{title} " + "/".join(f"{mean[group + '/' + term]:.2f}" for term in TERMS)
+        for group, title in GROUPS.items()
+        if f"{group}/box" in mean
+    ]
+    machine = [speed(mean), f"data {waiting(mean):.0f}%", f"{mean['memory_mb']:.0f} MB"]
+    return " · ".join([f"loss {mean['loss']:.2f}", *terms, *machine])
+
+
+def speed(mean: Mapping[str, float]) -> str:
+    """Pictures a second."""
+    return f"{mean['images'] / max(mean['seconds'], 1e-9):.1f} img/s"
+
+
+def waiting(mean: Mapping[str, float]) -> float:
+    """Share of the time spent waiting for pictures, in percent."""
+    return 100 * mean["data_seconds"] / max(mean["seconds"], 1e-9)
+
+
+MOST_ROWS = 20
+
+
+def carried_over_table(classes: dict[str, str | None]) -> Table:
+    """A row for each class, or, of many classes, the two lists."""
+    table = Table(box=None, padding=(0, 3, 0, 0), show_header=len(classes) <= MOST_ROWS)
+    if len(classes) > MOST_ROWS:
+        for title, names in _lists(classes).items():
+            table.add_row(f"[bold]{title}[/]", f"{len(names)}", escape(", ".join(names)))
+        return table
+    table.add_column("class", overflow="fold")
+    table.add_column("starts from", overflow="fold")
+    for name, old in classes.items():
+        table.add_row(escape(name), "[yellow]new[/]" if old is None else f"[green]{escape(old)}[/]")
+    return table
+
+
+def carried_over_lines(classes: dict[str, str | None]) -> list[str]:
+    """The same for a log."""
+    return [f"{title}, {len(names)}: {', '.join(names)}" for title, names in _lists(classes).items()]
+
+
+def _lists(classes: dict[str, str | None]) -> dict[str, list[str]]:
+    taken = [name if old == name else f"{name} (from {old})" for name, old in classes.items() if old is not None]
+    new = [name for name, old in classes.items() if old is None]
+    return {title: names for title, names in (("classes carried over", taken), ("classes new", new)) if names}

@@ -1,0 +1,66 @@
+"""`dino predict` shows what reaches the weights' own threshold, and says so where nothing does."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from dinocore.data.annotations import Category
+from dinocore.model.build import build_model
+from dinocore.presets import load_config
+from dinocore.weights.file import load_weights, save_weights
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Files of a small model of one class, with or without a stored threshold."""
+    folder = tmp_path_factory.mktemp("weights")
+    config = load_config("r50-4scale", [
+        "model.backbone=resnet18", "model.hidden_dim=32", "model.num_heads=4", "model.ffn_dim=8", "model.num_queries=9",
+        "model.num_encoder_layers=1", "model.num_decoder_layers=1", "model.num_classes=1", "data.eval_scale=64",
+    ])  # fmt: skip
+    torch.manual_seed(0)
+    tensors = build_model(config.model).state_dict()
+
+    def make(threshold):
+        path = folder / f"{threshold}.safetensors"
+        facts = {} if threshold is None else {"thresholds": {"overall": threshold, "classes": {}}}
+        save_weights(path, tensors, config, [Category(1, "cat")], facts)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def image(tmp_path):
+    Image.effect_noise((96, 72), 80).convert("RGB").save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+def test_predict_uses_the_stored_threshold_unless_told_otherwise(dino, weights, image):
+    path = weights(0.25)
+    assert load_weights(path).threshold == 0.25
+    every = json.loads(dino("predict", image, "--weights", path, "--threshold", 0, "--json").out)[0]["detections"]
+    scores = sorted(d["score"] for d in every)
+    middle = (scores[3] + scores[4]) / 2  # between two scores of this model
+    told = dino("predict", image, "--weights", weights(middle), "--json")
+    assert len(json.loads(told.out)[0]["detections"]) == len(scores) - 4
+    assert f"threshold: {middle:.3f}, the best F1" in told.err
+    given = dino("predict", image, "--weights", weights(middle), "--json", "--conf", scores[-1] + 1e-3)
+    assert json.loads(given.out)[0]["detections"] == [] and "best F1" not in given.err
+
+
+def test_where_nothing_passes_the_best_score_and_what_to_type_are_said(dino, weights, image):
+    path = weights(None)
+    silent = dino("predict", image, "--weights", path)
+    assert "no detection reaches the threshold 0.30; the best score is" in silent.err
+    typed = silent.err.split("--threshold ")[1].split()[0]
+    again = dino("predict", image, "--weights", path, "--threshold", typed, "--json")
+    assert json.loads(again.out)[0]["detections"] and "no detection" not in again.err
+
+
+@pytest.mark.parametrize("wrong", ["high", "2", "-0.1", "nan"])
+def test_a_threshold_that_is_none_is_refused(dino, image, wrong):
+    refused = dino("predict", image, f"--threshold={wrong}")
+    assert refused.code == 2 and "neither auto nor a number from 0 to 1" in refused.err
