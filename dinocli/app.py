@@ -25,6 +25,7 @@ from .commands.inspect_proposals import inspect_proposals
 from .commands.predict import predict
 from .commands.presets import presets
 from .commands.sample_data import sample_data
+from .commands.serve import serve
 from .commands.train import train
 from .commands.weights import weights
 
@@ -52,6 +53,7 @@ def main_options(
 app.command()(train)
 app.command("eval")(evaluate)
 app.command()(predict)
+app.command()(serve)
 app.command("inspect-mask")(inspect_mask)
 app.command("inspect-proposals")(inspect_proposals)
 app.command("inspect-matching")(inspect_matching)
