@@ -1,10 +1,12 @@
 """Large images in slices: everything is seen, and an object that an edge cuts is found once and whole."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dinocore import load_detector
 from dinocore.boxes import iou
@@ -102,6 +104,39 @@ def test_a_ribbon_shrinks_by_much_and_a_photograph_does_not():
     config = DataConfig(eval_scale=800, max_size=1333)
     assert shrink_factor((500, 8000), config) == pytest.approx(8000 / 1333, rel=0.01)
     assert shrink_factor((480, 640), config) < 1
+
+
+def test_eval_in_slices_finds_what_the_whole_image_loses(tmp_path):
+    from dinocore.data.dataset import open_split
+    from dinocore.evaluate.coco import coco_metrics, detect_all
+
+    detector, ribbon, rows = load_detector(amp="off"), np.zeros((300, 2400, 3), np.uint8), []
+    for k in range(8):
+        ribbon[:, k * 300 : k * 300 + 300], labels, boxes = draw_smear(5, 100 + k, (300, 300))
+        rows += [(label, k * 300 + x, y, w, h) for label, (x, y, w, h) in zip(labels, boxes.tolist(), strict=True)]
+    for split in ("train2017", "val2017"):
+        (tmp_path / split).mkdir()
+        Image.fromarray(ribbon).save(tmp_path / split / "r.png")
+        Image.new("RGB", (50, 40)).save(tmp_path / split / "other.png")  # not as large as the annotations say
+        images = [{"id": 7, "file_name": "r.png", "width": 2400, "height": 300},
+                  {"id": 8, "file_name": "other.png", "width": 60, "height": 40}]  # fmt: skip
+        annotations = [
+            {"id": n, "image_id": 7, "category_id": label, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            for n, (label, *box) in enumerate(rows, 1)
+        ]
+        categories = [{"id": category.id, "name": category.name} for category in detector.categories]
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        document = {"images": images, "annotations": annotations, "categories": categories}
+        (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps(document))
+    settings = detector.config.data.model_copy(update={"path": str(tmp_path)})
+    truth = open_split(settings, "val", detector.categories)
+    ap50 = {}
+    for slicing in (None, Slicing(300, 0.2)):
+        found = list(detect_all(detector, truth, slicing=slicing))
+        assert [len(problems) for _, problems in found] == [0, 1] and "60 x 40" in found[1][1][0]
+        ap50[slicing] = coco_metrics(truth, [row for rows, _ in found for row in rows]).summary["AP50"]
+    whole, sliced = ap50.values()
+    assert sliced > 0.6 and sliced > whole + 0.3
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import typer
 from rich.progress import Progress
 
-from dinocore.config import Config
+from dinocore.config import Config, DataConfig
 from dinocore.data.annotations import Annotations
 from dinocore.data.dataset import open_split
 from dinocore.errors import ConfigError
@@ -20,7 +20,9 @@ from dinocore.evaluate.results import read_results
 from dinocore.predict import Detector
 from dinocore.presets import override
 from dinocore.report.parts import Page
+from dinocore.slices import Slicing, parse_slicing
 from dinocore.system.files import check_writable, write_text
+from dinocore.weights.file import load_facts
 from dinocore.words import counted
 
 from ..console import fail, print_json, say, warn, words
@@ -42,6 +44,8 @@ class Asked(NamedTuple):
     amp: str
     overrides: list[str]
     json: bool
+    slice: str | None = None
+    overlap: float = 0.2
 
 
 class Source(NamedTuple):
@@ -50,6 +54,7 @@ class Source(NamedTuple):
     path: Path
     detector: Detector | None
     config: Config
+    slicing: Slicing | None = None
 
 
 def evaluate_one(asked: Asked, weights: str | None, results: Path | None) -> None:
@@ -114,6 +119,8 @@ def compare_two(asked: Asked, pair: tuple[str, str], weights: str | None, result
 
 def _check(asked: Asked) -> None:
     """Refuse what cannot be done before any work."""
+    if asked.slice is not None:
+        parse_slicing(asked.slice, asked.overlap, DataConfig(), {})
     if asked.split not in ("val", "train"):
         raise ConfigError(f"there is no split `{asked.split}`; choose val or train")
     for name, path, example in (("--out", asked.out, "results.json"), ("--report", asked.report, "report.html")):
@@ -126,10 +133,17 @@ def _check(asked: Asked) -> None:
 def _open(weights: str | None, asked: Asked) -> Source:
     detector, path = open_detector(weights, asked.device, asked.amp)
     detector.config = override(detector.config, asked.overrides, ("data", "eval"))
-    return Source(path, detector, detector.config)
+    slicing = None
+    if asked.slice is not None:
+        facts = load_facts(path) if asked.slice == "auto" else {}
+        slicing = parse_slicing(asked.slice, asked.overlap, detector.config.data, facts)
+        say(f"slices of {slicing.side} pixels that overlap by {slicing.overlap:g}")
+    return Source(path, detector, detector.config, slicing)
 
 
 def _file(path: Path, asked: Asked) -> Source:
+    if asked.slice is not None:
+        raise ConfigError("--slice is about how images are looked at, and a file of results has that behind it")
     return Source(path, None, override(Config(), asked.overrides, ("data", "eval")))
 
 
@@ -159,7 +173,7 @@ def _detections(source: Source, annotations: Annotations) -> tuple[list[dict[str
         return read.rows, []
     results, failed = [], []
     with Progress(console=words, disable=not words.is_terminal, transient=True) as progress:
-        batches = detect_all(source.detector, annotations)
+        batches = detect_all(source.detector, annotations, slicing=source.slicing)
         for found, problems in progress.track(batches, total=len(annotations.image_ids), description="evaluating"):
             results += found
             failed += problems

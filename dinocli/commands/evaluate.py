@@ -21,6 +21,11 @@ def evaluate(
         int, typer.Option(metavar="N", min=0, help="Samples of pictures for the 95 % intervals; 0: none.")
     ] = 1000,
     out: Out = None,
+    slice: Annotated[
+        str | None,
+        typer.Option("--slice", metavar="PIXELS", help="Cut large images into slices of this side; or auto."),
+    ] = None,
+    overlap: Annotated[float, typer.Option(help="Of neighbouring slices, as a fraction of their side.")] = 0.2,
     device: Device = "auto",
     amp: Amp = "auto",
     overrides: Overrides = [],  # noqa: B006
@@ -29,7 +34,7 @@ def evaluate(
     """Measure average precision, and see where it is lost; default: the newest run on the data it was trained with."""
     from ._evaluate_work import Asked, compare_two, evaluate_one
 
-    asked = Asked(data, split, out, report, bootstrap, device, amp, overrides, json)
+    asked = Asked(data, split, out, report, bootstrap, device, amp, overrides, json, slice, overlap)
     if compare is None:
         evaluate_one(asked, weights, results)
     else:

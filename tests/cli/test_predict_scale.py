@@ -11,10 +11,38 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from dinocore import build_model, load_config
+from dinocore.data.annotations import Category
 from dinocore.data.synthetic.smear import draw_smear
 from dinocore.detections_io import output_stems
+from dinocore.presets import override
+from dinocore.weights.file import save_weights
+
+SMALL = [
+    "model.backbone=resnet18", "model.backbone_weights=none", "model.hidden_dim=32", "model.num_heads=4",
+    "model.ffn_dim=48", "model.num_queries=12", "model.num_encoder_layers=1", "model.num_decoder_layers=2",
+    "data.train_scales=[64]", "data.crop_chance=0.0", "data.max_size=96", "data.eval_scale=64", "data.workers=0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small_weights(tmp_path_factory):
+    """Weights of a small model that nobody trained: what it finds is arbitrary, and always the same."""
+    torch.manual_seed(0)
+    config = load_config("r50-4scale", overrides=SMALL)
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    categories = [Category(k, name) for k, name in enumerate(("RBC", "WBC", "Platelets"), 1)]
+    config = override(config, ["model.num_classes=3"], ("model",))
+    save_weights(path, build_model(config.model).state_dict(), config, categories, {})
+    return path
+
+
+@pytest.fixture(scope="session")
+def picture(pictures):
+    return sorted((pictures / "val2017").iterdir())[0]
 
 
 @pytest.fixture
@@ -27,8 +55,8 @@ def three(tmp_path):
 
 
 @pytest.mark.parametrize("kind, suffix", [("labelme", ".json"), ("yolo", ".txt")])
-def test_results_of_images_of_one_name_do_not_overwrite_one_another(dino, run_folder, three, kind, suffix):
-    given = ("predict", *three, "--weights", run_folder, "--format", kind, "--out", "out", "--save-images", "drawn")
+def test_results_of_images_of_one_name_do_not_overwrite_one_another(dino, small_weights, three, kind, suffix):
+    given = ("predict", *three, "--weights", small_weights, "--format", kind, "--out", "out", "--save-images", "drawn")
     assert dino(*given).code == 0
     written = {path.name for path in Path("out").iterdir()} - {"classes.txt"}
     assert written == {f"a{suffix}", f"a-2{suffix}", f"a-3{suffix}"}
@@ -45,17 +73,17 @@ def test_an_image_called_classes_keeps_its_yolo_lines_beside_the_list_of_classes
     assert set(output_stems(["A.jpg", "b/a.jpg"]).values()) == {"A", "a-2"}, "some file systems see no difference"
 
 
-def test_coco_lists_all_classes_also_where_nothing_is_found(dino, run_folder, picture):
-    assert dino("predict", picture, "--weights", run_folder, "--threshold", "1", "--out", "c.json", "--format", "coco",
+def test_coco_lists_all_classes_also_where_nothing_is_found(dino, small_weights, picture):
+    assert dino("predict", picture, "--weights", small_weights, "--threshold", "1", "--out", "c.json", "--format", "coco",
                 ).code == 0  # fmt: skip
     document = json.loads(Path("c.json").read_text())
     assert [c["name"] for c in document["categories"]] == ["RBC", "WBC", "Platelets"]
     assert document["annotations"] == []
 
 
-def test_without_out_a_folder_called_boxes_is_nobodys_business(dino, run_folder, picture):
+def test_without_out_a_folder_called_boxes_is_nobodys_business(dino, small_weights, picture):
     Path("boxes").mkdir()
-    assert dino("predict", picture, "--weights", run_folder).code == 0
+    assert dino("predict", picture, "--weights", small_weights).code == 0
 
 
 @pytest.mark.parametrize("out, kind", [("a.xyz", "auto"), ("a.jpg", "auto"), ("a.csv", "json"), ("a.json", "csv")])
@@ -65,8 +93,8 @@ def test_an_out_of_another_format_is_refused_with_what_to_type(dino, picture, tm
     assert ("--save-images" in result.err) == (out == "a.jpg")
 
 
-def test_json_lines_are_chosen_by_the_suffix_and_can_be_resumed(dino, run_folder, pictures):
-    given = ("predict", pictures / "val2017", "--weights", run_folder, "--out")
+def test_json_lines_are_chosen_by_the_suffix_and_can_be_resumed(dino, small_weights, pictures):
+    given = ("predict", pictures / "val2017", "--weights", small_weights, "--out")
     assert dino(*given, "a.json").code == 0 and dino(*given, "a.jsonl").code == 0
     lines = Path("a.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == json.loads(Path("a.json").read_text())
@@ -75,11 +103,11 @@ def test_json_lines_are_chosen_by_the_suffix_and_can_be_resumed(dino, run_folder
     assert "has 1 of 2 pictures" in result.err and Path("a.jsonl").read_text().splitlines() == lines
 
 
-def test_an_image_that_shrinks_by_much_is_named_with_the_way_out(dino, run_folder, tmp_path):
+def test_an_image_that_shrinks_by_much_is_named_with_the_way_out(dino, small_weights, tmp_path):
     Image.new("RGB", (900, 90)).save(tmp_path / "ribbon.png")
-    result = dino("predict", "ribbon.png", "--weights", run_folder)
+    result = dino("predict", "ribbon.png", "--weights", small_weights)
     assert "ribbon.png is shrunk by 9.4" in result.err and "--slice auto" in result.err
-    result = dino("predict", "ribbon.png", "--weights", run_folder, "--slice", "100")
+    result = dino("predict", "ribbon.png", "--weights", small_weights, "--slice", "100")
     assert result.code == 0 and "shrunk" not in result.err
 
 
@@ -107,13 +135,13 @@ def ranks(folder, *arguments, number=2):
 
 
 @pytest.mark.slow
-def test_two_ranks_that_are_killed_go_on_and_nothing_is_done_twice_or_missing(dino, run_folder, tmp_path):
+def test_two_ranks_that_are_killed_go_on_and_nothing_is_done_twice_or_missing(dino, small_weights, tmp_path):
     many = tmp_path / "many"
     many.mkdir()
     for k in range(300):
         Image.fromarray(draw_smear(5, k % 7, (48, 40))[0]).save(many / f"{k:03d}.png")
     (many / "017.png").write_bytes(b"bad")
-    given = ("many", "--weights", run_folder, "--out", "two.json", "--device", "cpu", "--amp", "off")
+    given = ("many", "--weights", small_weights, "--out", "two.json", "--device", "cpu", "--amp", "off")
     processes = ranks(tmp_path, *given)
     parts = tmp_path / "two.json.parts"
     until = time.monotonic() + 120
@@ -134,7 +162,7 @@ def test_two_ranks_that_are_killed_go_on_and_nothing_is_done_twice_or_missing(di
     assert all((kept / path.relative_to(parts)).stat().st_mtime_ns == time_ for path, time_ in done.items())
     assert all((kept / path.relative_to(parts)).stat().st_nlink == 1 for path in done)
     together = json.loads((tmp_path / "two.json").read_text())
-    assert dino("predict", "many", "--weights", run_folder, "--out", "one.json", "--amp", "off").code == 7
+    assert dino("predict", "many", "--weights", small_weights, "--out", "one.json", "--amp", "off").code == 7
     alone = json.loads((tmp_path / "one.json").read_text())
     assert [row["file"] for row in together] == [row["file"] for row in alone] and len(alone) == 299
 
@@ -145,8 +173,8 @@ def test_several_ranks_need_an_out(dino, picture, monkeypatch):
     assert result.code == 2 and "--out boxes.json" in result.err
 
 
-def test_one_rank_of_two_writes_its_parts_and_the_other_merges_all(dino, run_folder, pictures, monkeypatch):
-    given = ("predict", pictures / "train2017", "--weights", run_folder, "--amp", "off", "--out")
+def test_one_rank_of_two_writes_its_parts_and_the_other_merges_all(dino, small_weights, pictures, monkeypatch):
+    given = ("predict", pictures / "train2017", "--weights", small_weights, "--amp", "off", "--out")
     assert dino(*given, "alone.json").code == 0
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
@@ -184,8 +212,8 @@ def film(tmp_path):
     [([], range(40)), (["--every", "7"], range(0, 40, 7)), (["--start", "1"], range(20, 40)),
      (["--start", "0.5", "--end", "1.5", "--every", "3"], range(12, 30, 3))],
 )  # fmt: skip
-def test_a_film_gives_a_line_for_each_frame_that_was_asked_for(dino, run_folder, film, options, frames):
-    result = dino("predict", film, "--weights", run_folder, "--threshold", "0", "--out", "f.jsonl", *options)
+def test_a_film_gives_a_line_for_each_frame_that_was_asked_for(dino, small_weights, film, options, frames):
+    result = dino("predict", film, "--weights", small_weights, "--threshold", "0", "--out", "f.jsonl", *options)
     assert result.code == 0, result.err
     rows = [json.loads(line) for line in Path("f.jsonl").read_text().splitlines()]
     assert [row["frame"] for row in rows] == list(frames)
@@ -193,22 +221,22 @@ def test_a_film_gives_a_line_for_each_frame_that_was_asked_for(dino, run_folder,
     assert all(len(row["detections"]) == 36 for row in rows)
 
 
-def test_a_film_with_boxes_has_as_many_frames(dino, run_folder, film):
+def test_a_film_with_boxes_has_as_many_frames(dino, small_weights, film):
     import av
 
-    assert dino("predict", film, "--weights", run_folder, "--save-video", "o/out.mp4", "--every", "2").code == 0
+    assert dino("predict", film, "--weights", small_weights, "--save-video", "o/out.mp4", "--every", "2").code == 0
     with av.open("o/out.mp4") as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(frames) == 20 and frames[0].shape == (64, 96, 3)
     assert os.listdir("o") == ["out.mp4"]
 
 
-def test_damage_in_a_film_is_named_and_the_rest_is_looked_at(dino, run_folder, film):
+def test_damage_in_a_film_is_named_and_the_rest_is_looked_at(dino, small_weights, film):
     content = bytearray(film.read_bytes())
     middle = content.index(b"mdat") + 2200
     content[middle : middle + 300] = bytes(300)
     film.write_bytes(content)
-    result = dino("predict", film, "--weights", run_folder, "--out", "f.jsonl")
+    result = dino("predict", film, "--weights", small_weights, "--out", "f.jsonl")
     assert result.code == 0 and "is damaged after frame" in result.err
     assert 20 < len(Path("f.jsonl").read_text().splitlines()) <= 40
 
