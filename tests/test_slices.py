@@ -117,9 +117,9 @@ def test_eval_in_slices_finds_what_the_whole_image_loses(tmp_path):
     for split in ("train2017", "val2017"):
         (tmp_path / split).mkdir()
         Image.fromarray(ribbon).save(tmp_path / split / "r.png")
-        Image.new("RGB", (50, 40)).save(tmp_path / split / "other.png")  # not as large as the annotations say
+        Image.new("RGB", (50, 40)).save(tmp_path / split / "z.png")  # not as large as the annotations say
         images = [{"id": 7, "file_name": "r.png", "width": 2400, "height": 300},
-                  {"id": 8, "file_name": "other.png", "width": 60, "height": 40}]  # fmt: skip
+                  {"id": 8, "file_name": "z.png", "width": 60, "height": 40}]  # fmt: skip
         annotations = [
             {"id": n, "image_id": 7, "category_id": label, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
             for n, (label, *box) in enumerate(rows, 1)

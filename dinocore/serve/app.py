@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any, NamedTuple
 
+import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
@@ -14,7 +15,7 @@ from ..data.images import decode_image
 from ..data.transforms import to_tensor
 from ..detections_io import as_found
 from ..errors import DataError, DinoError
-from ..image_stream import View, prepare
+from ..image_stream import View, as_batch, prepare
 from ..predict import Detector
 from .batcher import Answer, Batcher
 from .metrics import Metrics
@@ -58,6 +59,8 @@ class Service:
         self.detector = detector
         pixels = min(limits.pixels, detector.config.data.max_pixels)
         self.data = detector.config.data.model_copy(update={"max_pixels": pixels})
+        side = self.data.eval_scale
+        detector.detect_batch(as_batch([View(torch.zeros(3, side, side, dtype=torch.uint8), (side, side))]))  # compiles
         self.batcher = Batcher(detector, limits.batch_size)
         self.metrics = Metrics()
         self.decoding = asyncio.Semaphore(DECODING_AT_ONCE)

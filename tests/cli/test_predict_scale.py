@@ -74,8 +74,8 @@ def test_an_image_called_classes_keeps_its_yolo_lines_beside_the_list_of_classes
 
 
 def test_coco_lists_all_classes_also_where_nothing_is_found(dino, small_weights, picture):
-    assert dino("predict", picture, "--weights", small_weights, "--threshold", "1", "--out", "c.json", "--format", "coco",
-                ).code == 0  # fmt: skip
+    given = ("predict", picture, "--weights", small_weights, "--threshold", "1", "--format", "coco")
+    assert dino(*given, "--out", "c.json").code == 0
     document = json.loads(Path("c.json").read_text())
     assert [c["name"] for c in document["categories"]] == ["RBC", "WBC", "Platelets"]
     assert document["annotations"] == []
