@@ -46,14 +46,13 @@ class Film(NamedTuple):
         """
         import av
 
-        first, rank = self._enter(start)
+        jumped, number = self._enter(start), -1
         for frame in self._decoded():
             if isinstance(frame, Damaged):
-                yield frame._replace(after=rank - 1 if rank else -1)
+                yield frame._replace(after=number)
                 continue
-            seconds = self._seconds(frame, rank)
-            number = round(seconds * self.rate) if first else rank
-            rank += 1
+            seconds = self._seconds(frame, number + 1)
+            number = round(seconds * self.rate) if jumped else number + 1
             if seconds + 0.5 / self.rate < start:
                 continue
             if end is not None and seconds >= end:
@@ -65,17 +64,17 @@ class Film(NamedTuple):
             except av.FFmpegError as error:
                 yield Damaged(number - 1, str(error))
 
-    def _enter(self, start: float) -> tuple[bool, int]:
-        """Jump to the key frame before `start`, where the film can jump; whether it did, and the first number."""
+    def _enter(self, start: float) -> bool:
+        """Jump to the key frame before `start`, where the film can jump; whether it did."""
         import av
 
         if start <= 0:
-            return False, 0
+            return False
         try:
             self.container.seek(int(start * av.time_base))
         except av.FFmpegError:  # a stream has no other places
-            return False, 0
-        return True, 0
+            return False
+        return True
 
     def _decoded(self) -> "Iterator[av.VideoFrame | Damaged]":
         import av
@@ -163,8 +162,11 @@ class FilmWriter:
 
     def close(self) -> None:
         """Finish the film and give it its name."""
-        if self.stream is not None:
-            self.container.mux(self.stream.encode())
+        if self.stream is None:  # not one frame
+            self.container.close()
+            self.temporary.unlink(missing_ok=True)
+            return
+        self.container.mux(self.stream.encode())
         self.container.close()
         self.temporary.replace(self.path)
 

@@ -27,6 +27,7 @@ from ..signals import ending_early
 from ._predict_work import Wanted, Work, check_wanted, open_work
 
 SAY_EVERY = 30  # seconds, where nobody watches a bar
+MOST_DAMAGE = 10  # places that are named
 LOW_SCORE = 0.1  # tracks hold on to objects that are seen this badly for a while
 
 
@@ -70,8 +71,10 @@ def predict_film(source: str, wanted: Wanted, options: FilmOptions, weights: str
             count += 1
             objects += len(row["detections"])
         stopped = ended()
-    for place in damaged:
+    for place in damaged[:MOST_DAMAGE]:
         warn(f"{source} is damaged after frame {place.after}: {place.reason}")
+    if len(damaged) > MOST_DAMAGE:
+        warn(f"{source} is damaged at {len(damaged)} places; the first {MOST_DAMAGE} are above")
     if not count and not stopped:
         raise DataError(f"{source} has no frame that can be decoded between these times", where=source,
                         fix="give other --start and --end")  # fmt: skip

@@ -196,12 +196,13 @@ def detect_files(
     Args:
         inputs: pictures, with the name of each one's drawing.
         ended: no further picture is read once this is not 0.
-        quiet: another rank shows progress.
+        quiet: several ranks are at work, and rank 0 speaks at the end.
     """
     detector, wanted = work.detector, work.wanted
     sizes: deque[tuple[int, int]] = deque()
     images = _read(inputs, work, ended, sizes)
     shrunk: list[tuple[float, str]] = []
+    drawn = 0
     hidden = quiet or not words.is_terminal or len(inputs) < 2
     with Progress(console=words, disable=hidden, transient=True) as progress:
         results = detect_stream(detector, images, wanted.batch_size)
@@ -213,14 +214,16 @@ def detect_files(
                 continue
             size = sizes.popleft()
             found = as_found(item.name, size, result, detector.categories, wanted.threshold)
-            if work.slicing is None and (factor := shrink_factor(size, detector.config.data)) > SHRINKS_MUCH:
-                shrunk.append((factor, item.name))
+            shrunk += shrinking(work, item.name, size)
             if wanted.save_images is not None:
                 picture = read_image(item.path, detector.config.data)
                 _draw(picture, found, detector, wanted.save_images / f"{inputs[item]}.jpg")
+                drawn += 1
             yield found
-    _warn_of_shrinking(shrunk)
-    if wanted.save_images is not None and wanted.save_images.exists():
+    if quiet:
+        return
+    warn_of_shrinking(shrunk)
+    if drawn:
         say(f"pictures with boxes: {wanted.save_images}")
         warn_of_letters(category.name for category in detector.categories)
 
@@ -237,7 +240,14 @@ def _read(
             return
 
 
-def _warn_of_shrinking(shrunk: Sequence[tuple[float, str]]) -> None:
+def shrinking(work: Work, name: str, size: tuple[int, int]) -> list[tuple[float, str]]:
+    """By how much an image (height, width) is shrunk and its name, where that is by too much; else nothing."""
+    factor = 1.0 if work.slicing else shrink_factor(size, work.detector.config.data)
+    return [(factor, name)] if factor > SHRINKS_MUCH else []
+
+
+def warn_of_shrinking(shrunk: Sequence[tuple[float, str]]) -> None:
+    """Say which images lose their small objects, and what to type."""
     if not shrunk:
         return
     factor, name = max(shrunk)

@@ -48,6 +48,10 @@ def predict(
     from ..inputs import check_header, is_film
 
     film = is_film(files)
+    if film and (gpus > 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1):
+        from dinocore.errors import ConfigError
+
+        raise ConfigError("a film is looked at by one rank; leave --gpus out, or cut it with --start and --end")
     if not film:
         check_header(files)
     if gpus > 1 and "WORLD_SIZE" not in os.environ:
