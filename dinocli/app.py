@@ -17,6 +17,7 @@ COMMANDS = {  # name: module under commands/, function, help line; a module is i
     "train": ("train", "train", "Train on your data, or, without --data, on images that dino draws itself."),
     "eval": ("evaluate", "evaluate", "Measure average precision, and see where it is lost."),
     "predict": ("predict", "predict", "Detect objects in images."),
+    "serve": ("serve", "serve", "Answer images over HTTP, with a page to try it."),
     "inspect-mask": ("inspect_mask", "inspect_mask", "Show who may attend to whom in the decoder during training."),
     "inspect-proposals": ("inspect_proposals", "inspect_proposals", "Show the first stage's scores and boxes."),
     "inspect-matching": ("inspect_matching", "inspect_matching", "Show which query took which object at each stage."),

@@ -76,6 +76,10 @@ def predict(
     from ..inputs import check_header, is_film
 
     film = is_film(files)
+    if film and (gpus > 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1):
+        from dinocore.errors import ConfigError
+
+        raise ConfigError("a film is looked at by one rank; leave --gpus out, or cut it with --start and --end")
     if not film:
         check_header(files)
     if gpus > 1 and "WORLD_SIZE" not in os.environ:
@@ -316,17 +320,17 @@ def detect_files(
     Args:
         inputs: pictures, with the name of each one's drawing.
         ended: no further picture is read once this is not 0.
-        quiet: another rank shows progress.
+        quiet: several ranks are at work, and rank 0 speaks at the end.
     """
     from dinocore.detections_io import as_found
     from dinocore.image_stream import detect_stream
-    from dinocore.slices import SHRINKS_MUCH, shrink_factor
 
     detector, wanted, passed, seen = work.detector, work.wanted, 0, -1.0
     threshold = wanted.threshold or 0.0
     sizes: deque[tuple[int, int]] = deque()
     images = _read(inputs, work, ended, sizes)
     shrunk: list[tuple[float, str]] = []
+    drawn = 0
     hidden = quiet or not words.is_terminal or len(inputs) < 2
     with Progress(console=words, disable=hidden, transient=True) as progress:
         results = detect_stream(detector, images, wanted.batch_size)
@@ -340,16 +344,18 @@ def detect_files(
             found = as_found(item.name, size, result, detector.categories, threshold)
             passed += len(found.detections)
             seen = max([seen, *result.scores[:1].tolist()])
-            if work.slicing is None and (factor := shrink_factor(size, detector.config.data)) > SHRINKS_MUCH:
-                shrunk.append((factor, item.name))
+            shrunk += shrinking(work, item.name, size)
             if wanted.save_images is not None:
                 picture = read_image(item.path, detector.config.data)
                 _draw(picture, found, detector, wanted.save_images / f"{inputs[item]}.jpg")
+                drawn += 1
             yield found
-    if not passed and not quiet:
+    if quiet:
+        return
+    if not passed:
         _say_none_passed(threshold, seen)
-    _warn_of_shrinking(shrunk)
-    if wanted.save_images is not None and wanted.save_images.exists():
+    warn_of_shrinking(shrunk)
+    if drawn:
         say(f"pictures with boxes: {wanted.save_images}")
         warn_of_letters(category.name for category in detector.categories)
 
@@ -368,7 +374,16 @@ def _read(
             return
 
 
-def _warn_of_shrinking(shrunk: Sequence[tuple[float, str]]) -> None:
+def shrinking(work: Work, name: str, size: tuple[int, int]) -> list[tuple[float, str]]:
+    """By how much an image (height, width) is shrunk and its name, where that is by too much; else nothing."""
+    from dinocore.slices import SHRINKS_MUCH, shrink_factor
+
+    factor = 1.0 if work.slicing else shrink_factor(size, work.detector.config.data)
+    return [(factor, name)] if factor > SHRINKS_MUCH else []
+
+
+def warn_of_shrinking(shrunk: Sequence[tuple[float, str]]) -> None:
+    """Say which images lose their small objects, and what to type."""
     if not shrunk:
         return
     factor, name = max(shrunk)
