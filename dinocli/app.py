@@ -16,6 +16,7 @@ from .commands.check_data import check_data
 from .commands.convert import convert
 from .commands.convert_data import convert_data
 from .commands.evaluate import evaluate
+from .commands.export import export
 from .commands.info import info
 from .commands.inspect_attention import inspect_attention
 from .commands.inspect_data import inspect_data
@@ -58,6 +59,7 @@ app.command("inspect-matching")(inspect_matching)
 app.command("inspect-attention")(inspect_attention)
 app.command()(presets)
 app.command()(convert)
+app.command()(export)
 app.command()(info)
 app.command()(weights)
 app.command("check-data")(check_data)

@@ -16,7 +16,7 @@ LAYERS = [
     "dinocore/matching", "dinocore/losses", "dinocore/data", "dinocore/weights/file", "dinocore/weights/convert",
     "dinocore/weights/fetch", "dinocore/weights/backbone", "dinocore/weights", "dinocore/predict",
     "dinocore/evaluate", "dinocore/detections_io", "dinocore/draw", "dinocore/report", "dinocore/train",
-    "dinocore/inspect", "dinocore/benchmark", "dinocli",
+    "dinocore/inspect", "dinocore/export", "dinocore/benchmark", "dinocli",
 ]  # fmt: skip
 SOURCES = sorted([*ROOT.glob("dinocore/**/*.py"), *ROOT.glob("dinocli/**/*.py")])
 

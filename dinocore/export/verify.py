@@ -97,6 +97,8 @@ def compare(expected: Rows, got: Rows, tolerance: Tolerance) -> Difference:
     last one's may have changed places with ones that were cut off, and are not compared.
     """
     labels, scores, boxes = expected
+    if not (np.isfinite(got[1]).all() and np.isfinite(got[2]).all()):
+        return Difference(np.inf, np.inf, len(labels), len(labels))
     floor = max(tolerance.least_score, float(scores[-1]) + 2 * tolerance.score if len(scores) else 0.0)
     cost = np.abs(scores[:, None] - got[1]) / tolerance.score
     cost = cost + np.abs(boxes[:, None] - got[2]).max(-1) / tolerance.box
