@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from dinocore.config import Config
-from dinocore.predict import Detector, detector_from
+from dinocore.errors import ConfigError
+from dinocore.export.detector import FileDetector, is_exported
+from dinocore.predict import AnyDetector, Detector, detector_from
 from dinocore.system.device import pick_device
 from dinocore.train.run.folder import find_run
 from dinocore.weights.fetch.locate import locate
@@ -43,9 +45,33 @@ def model_of(weights: str) -> tuple[Config, Path]:
 
 
 def open_detector(weights: str | None, device: str, amp: str) -> tuple[Detector, Path]:
-    """Find, read and place a detector."""
-    place = pick_device(device)
+    """Find, read and place a model.
+
+    Raises:
+        ConfigError: it is an exported file, which has no model to look into.
+    """
     path = find_weights(weights)
+    if is_exported(path):
+        raise ConfigError(f"{path} is an exported file, which cannot be looked into; give the weights it was made from")
+    return _from_weights(path, device, amp)
+
+
+def open_any_detector(weights: str | None, device: str, amp: str) -> tuple[AnyDetector, Path]:
+    """The same, or a file that `dino export` wrote, which runs as it is.
+
+    Raises:
+        ConfigError: another device or precision is asked for than an exported file has.
+    """
+    path = find_weights(weights)
+    if not is_exported(path):
+        return _from_weights(path, device, amp)
+    if device not in ("auto", "cpu") or amp not in ("auto", "off"):
+        raise ConfigError(f"{path} has its device and precision in it; leave --device and --amp out")
+    return FileDetector(path), path
+
+
+def _from_weights(path: Path, device: str, amp: str) -> tuple[Detector, Path]:
+    place = pick_device(device)
     content = load_weights(path)
     detector = detector_from(content, path, place, amp)
     if note := cast_note(content.tensors, path):

@@ -24,7 +24,8 @@ GENERAL = {
     "ENVIRONMENT": Code(ERROR, "the machine lacks something", "there is no device `cuda` here"),
     "DIVERGED": Code(ERROR, "training or inference gave numbers that are not finite", "loss is not finite in step 17"),
     "EXPORT": Code(
-        ERROR, "an exported file could not be run or does not give its model's numbers (exit code 1)",
+        ERROR,
+        "an exported file could not be run or does not give its model's numbers (exit code 1)",
         "the exported file does not give the model's numbers: scores differ by up to 0.2",
         "do not use FILE.unverified; try another --format or --size, and report it",
     ),

@@ -17,14 +17,15 @@ from dinocore.evaluate.backends import choose_backend
 from dinocore.evaluate.coco import coco_metrics, detect_all
 from dinocore.evaluate.compare import compare, comparison_json
 from dinocore.evaluate.results import read_results
-from dinocore.predict import Detector
+from dinocore.export.detector import is_exported
+from dinocore.predict import AnyDetector
 from dinocore.presets import override
 from dinocore.report.parts import Page
 from dinocore.system.files import check_writable, write_text
 from dinocore.words import counted
 
 from ..console import fail, print_json, say, warn, words
-from ..weights_option import open_detector
+from ..weights_option import open_any_detector
 from ._evaluate_view import show_analysis, show_comparison
 
 SOME_FAILED = 7
@@ -48,7 +49,7 @@ class Source(NamedTuple):
     """Where detections come from: a detector with its weights, or a file of results."""
 
     path: Path
-    detector: Detector | None
+    detector: AnyDetector | None
     config: Config
 
 
@@ -124,7 +125,7 @@ def _check(asked: Asked) -> None:
 
 
 def _open(weights: str | None, asked: Asked) -> Source:
-    detector, path = open_detector(weights, asked.device, asked.amp)
+    detector, path = open_any_detector(weights, asked.device, asked.amp)
     detector.config = override(detector.config, asked.overrides, ("data", "eval"))
     return Source(path, detector, detector.config)
 
@@ -138,6 +139,9 @@ def _truth(asked: Asked, *sources: Source) -> Annotations:
     detectors = [source.detector for source in sources if source.detector]
     if asked.folder is None and not detectors and not sources[0].config.data.path:
         raise ConfigError("a file of results says nothing about its pictures; give their --data")
+    exported = [source.path for source in sources if source.detector and is_exported(source.path)]
+    if asked.folder is None and exported:
+        raise ConfigError(f"{exported[0]} says nothing about its data; give --data")
     if len({tuple(sorted(detector.categories)) for detector in detectors}) > 1:
         raise ConfigError("the two weights know other classes; compare weights of the same data")
     settings = (detectors[0].config if detectors else sources[0].config).data

@@ -16,8 +16,9 @@ from dinocore.data.images import read_image
 from dinocore.detections_io import Found, as_found, check_out, format_of, output_stems, read_found, write_found
 from dinocore.draw.boxes import Box, class_color, draw_boxes
 from dinocore.errors import ConfigError, DataError, Interrupted
+from dinocore.export.detector import is_exported
 from dinocore.image_stream import PreparedImage, check_batch_size, detect_stream, read_ahead
-from dinocore.predict import Detector
+from dinocore.predict import AnyDetector
 from dinocore.slices import SHRINKS_MUCH, Slicing, parse_slicing, shrink_factor
 from dinocore.system.device import pick_device, pick_precision
 from dinocore.system.files import check_writable, write_atomically
@@ -28,7 +29,7 @@ from dinocore.words import counted
 from ..console import data, fail, print_json, say, warn, warn_of_letters, words
 from ..inputs import Input, expand
 from ..signals import ending_early
-from ..weights_option import open_detector
+from ..weights_option import open_any_detector
 
 SOME_FAILED = 7
 WRITE_EVERY = 30  # seconds
@@ -52,7 +53,7 @@ class Wanted(NamedTuple):
 class Work(NamedTuple):
     """A detector and how it is to be used."""
 
-    detector: Detector
+    detector: AnyDetector
     slicing: Slicing | None
     wanted: Wanted
 
@@ -98,12 +99,12 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
 
 def open_work(wanted: Wanted, weights: str | None, device: str, amp: str) -> Work:
     """Load the detector, with --max-dets, and decide how images are cut."""
-    detector, path = open_detector(weights, device, amp)
+    detector, path = open_any_detector(weights, device, amp)
     limits = detector.config.eval.model_copy(update={"max_dets": wanted.max_dets})
     detector.config = detector.config.model_copy(update={"eval": limits})
     slicing = None
     if wanted.slice is not None:
-        facts = load_facts(path) if wanted.slice == "auto" else {}
+        facts = load_facts(path) if wanted.slice == "auto" and not is_exported(path) else {}
         slicing = parse_slicing(wanted.slice, wanted.overlap, detector.config.data, facts)
         if wanted.slice == "auto":
             say(f"slices of {slicing.side} pixels that overlap by {wanted.overlap:g}")
@@ -247,7 +248,7 @@ def _warn_of_shrinking(shrunk: Sequence[tuple[float, str]]) -> None:
     warn(f"{which} {verb} shrunk by {times} for the model, so small objects are lost; try --slice auto")
 
 
-def _draw(picture: Image, found: Found, detector: Detector, path: Path) -> None:
+def _draw(picture: Image, found: Found, detector: AnyDetector, path: Path) -> None:
     numbers = {category.name: k for k, category in enumerate(detector.categories)}
     boxes = [
         Box(d["box_xyxy"], class_color(numbers[d["label"]]), f"{d['label']} {d['score']:.2f}")

@@ -85,7 +85,7 @@ def _images(given: list[str], config: "DataConfig") -> "list[Image.Image | Path]
         return [read_image(item.path, config) for item in expand(given)[0][:NUM_IMAGES]]
     if config.path:
         try:
-            data = open_split(config, "val")
+            data = open_split(config, "val", None)
             files = [data.path(i) for i in range(min(NUM_IMAGES, len(data.image_ids)))]
             say(f"comparing on images of {data.file}")
             return [read_image(file, config) for file in files]

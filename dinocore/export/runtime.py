@@ -1,8 +1,8 @@
 """Run a detector that `dino export` wrote: numpy and Pillow, and ONNX Runtime or OpenVINO; copy this file if you like.
 
-    detector = ExportedDetector("model.onnx")
-    labels, scores, boxes_xyxy = detector("image.jpg")  # boxes in pixels of the image
-    names = [detector.info["names"][k] for k in labels]
+detector = ExportedDetector("model.onnx")
+labels, scores, boxes_xyxy = detector("image.jpg")  # boxes in pixels of the image
+names = [detector.info["names"][k] for k in labels]
 """
 
 import json
@@ -47,23 +47,27 @@ class ExportedDetector:
             raise
         except Exception as error:  # runtimes have no common class of errors
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"{path} cannot be read, it is damaged or incomplete ({first}); export it again") from error
+            raise ValueError(
+                f"{path} cannot be read, it is damaged or incomplete ({first}); export it again"
+            ) from error
         self.info: dict[str, Any] = json.loads(info or "{}")
         if self.info.get("schema") != 1:
             raise ValueError(f"{path} was not written by this version of `dino export`; export the weights again")
 
     def __call__(self, image: str | Path | Image.Image | np.ndarray, threshold: float | None = None) -> Found:
-        """Detect in a file, a Pillow image or an RGB array (H, W, 3) of uint8; scores below `threshold` are left out."""
+        """Detect in a file, a Pillow image or an RGB array (H, W, 3) of uint8; only scores from `threshold` on."""
         return self.detect([image], threshold)[0]
 
     def detect(self, images: Sequence[Any], threshold: float | None = None) -> list[Found]:
         """The same for several images in one call of the runtime."""
         upright = [load(image) for image in images]
         inputs = [image.resize(self.input_size(image.size), Image.Resampling.BILINEAR) for image in upright]
-        pixels, sizes = self.place([np.asarray(image) for image in inputs])
+        pixels, sizes = self.place(list(map(np.asarray, inputs)))
         floor = self.info["threshold"] if threshold is None else threshold
         found = []
-        for rows, image, (height, width) in zip(zip(*self.run(pixels, sizes), strict=True), upright, sizes, strict=True):
+        for rows, image, (height, width) in zip(
+            zip(*self.run(pixels, sizes), strict=True), upright, sizes, strict=True
+        ):
             labels, scores, boxes = rows
             boxes = boxes * (np.array(image.size * 2, np.float32) / np.array([width, height] * 2, np.float32))
             kept = [i for i in suppress(boxes, labels, self.info["nms_iou"]) if scores[i] >= floor]
@@ -71,7 +75,7 @@ class ExportedDetector:
         return found
 
     def run(self, images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Labels (B, D), scores (B, D) and boxes (B, D, 4) in pixels of canvases (B, H, W, 3) with valid (B, 2) sizes."""
+        """Labels (B, D), scores (B, D) and boxes (B, D, 4) in pixels of canvases (B, H, W, 3) with sizes (B, 2)."""
         canvas = tuple(self.info["canvas"])
         if images.ndim != 4 or images.shape[1:] != (*canvas, 3) or sizes.shape != (len(images), 2):
             wanted = f"images (B, {canvas[0]}, {canvas[1]}, 3) and sizes (B, 2)"
@@ -105,10 +109,8 @@ class ExportedDetector:
 
 def load(image: str | Path | Image.Image | np.ndarray) -> Image.Image:
     """An upright RGB image, turned as its EXIF data say."""
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
-    elif not isinstance(image, Image.Image):
-        image = Image.open(image)
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(image) if isinstance(image, np.ndarray) else Image.open(image)
     return ImageOps.exif_transpose(image).convert("RGB")
 
 
@@ -130,8 +132,7 @@ def _open_onnx(path: Path, threads: int) -> tuple[Run, str]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
     session = onnxruntime.InferenceSession(str(path), options, providers=onnxruntime.get_available_providers())
     metadata = session.get_modelmeta().custom_metadata_map
     return lambda images, sizes: session.run(None, {"images": images, "sizes": sizes}), metadata.get("dino", "")
