@@ -71,16 +71,15 @@ def benchmark(
 def _show(name: str, work: str, repeats: int, facts: dict[str, Any], found: "Measurement", top: list) -> None:
     from ..console import data
 
-    data.print(
-        f"{name}, {work}, {facts['batch']} x {facts['size']}, {found.device}, {found.threads} threads, {found.precision}"
-    )
+    shape = f"{facts['batch']} x {facts['size']}"
+    data.print(f"{name}, {work}, {shape}, {found.device}, {found.threads} threads, {found.precision}")
     data.print(f"parameters   {found.parameters / 1e6:.1f} M")
     data.print(f"work         {found.flops / 1e9:.1f} GFLOP (2 per multiply-add)")
     data.print(f"latency      {found.latency_p50_s:.3f} s median, {found.latency_p90_s:.3f} s p90, {repeats} calls")
     data.print(f"throughput   {found.images_per_s:.2f} images/s")
     data.print(f"peak memory  {found.peak_memory_mb:.0f} MB")
-    for name, seconds, calls in top:
-        data.print(f"{seconds:9.4f} s  {calls:6} x  {name}")
+    for operation, seconds, calls in top:
+        data.print(f"{seconds:9.4f} s  {calls:6} x  {operation}")
 
 
 def _benchmark_file(path: Path, batch: int, repeats: int, json: bool) -> None:

@@ -115,7 +115,7 @@ def _compared(
         raise NotVerified(
             f"the exported file does not give the model's numbers: scores differ by up to {worst.score:.2g} "
             f"(allowed: {tolerance.score:g}), boxes by {worst.box:.2g} pixels (allowed: {tolerance.box:g}), "
-            f"{worst.lost} of {worst.compared} detections have no counterpart",
+            f"{worst.off} of {worst.compared} detections are off by more or of another class",
             fix=kept,
         )
     return worst

@@ -6,6 +6,7 @@ names = [detector.info["names"][k] for k in labels]
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ class ExportedDetector:
         """
         Args:
             path: an .onnx file, or an OpenVINO .xml with its .bin beside it.
-            threads: of the runtime; 0: as many as it likes.
+            threads: of the runtime; 0: one for each core.
 
         Raises:
             ValueError: the file is damaged, or was not written by `dino export`.
@@ -40,9 +41,8 @@ class ExportedDetector:
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"{path}: this file does not exist")
-        opened = _open_openvino if path.suffix == ".xml" else _open_onnx
         try:
-            self._run, info = opened(path, threads)
+            self._run, info = (_open_openvino if path.suffix == ".xml" else _open_onnx)(path, threads)
         except ImportError:
             raise
         except Exception as error:  # runtimes have no common class of errors
@@ -132,7 +132,8 @@ def _open_onnx(path: Path, threads: int) -> tuple[Run, str]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0  # not more than may be used
+    options.intra_op_num_threads, options.log_severity_level = threads or cores, 3
     session = onnxruntime.InferenceSession(str(path), options, providers=onnxruntime.get_available_providers())
     metadata = session.get_modelmeta().custom_metadata_map
     return lambda images, sizes: session.run(None, {"images": images, "sizes": sizes}), metadata.get("dino", "")

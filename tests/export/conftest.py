@@ -1,11 +1,15 @@
 """A detector as ONNX, written by hand in milliseconds: known boxes, and scores that follow the brightest pixel."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+
+from dinocli import app
 
 INFO = {
     "schema": 1, "names": ["disc", "ring"], "ids": [1, 2], "canvas": [96, 128], "pixels": "uint8", "eval_scale": 64,
@@ -54,3 +58,25 @@ def write_onnx(tmp_path) -> Callable[..., Path]:
         return tmp_path / name
 
     return write
+
+
+class Result(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def dino(monkeypatch, capsys, tmp_path) -> Callable[..., Result]:
+    """`dino("export", "bundled", "--out", "m.onnx")` runs in an empty folder, as the real command."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["dino", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            app.main()
+        return Result(int(end.value.code or 0), *capsys.readouterr())
+
+    return run

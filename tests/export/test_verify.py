@@ -66,10 +66,16 @@ def test_another_class_and_numbers_that_are_not_finite_are_found():
     found = rows(np.random.default_rng(3))
     others = found[0].copy()
     others[0] = 7
-    assert compare(found, (others, *found[1:]), EXACT).lost == 1
+    assert compare(found, (others, *found[1:]), EXACT).off == 1
     scores = found[1].copy()
     scores[3] = np.nan
     assert not compare(found, (found[0], scores, found[2]), EXACT).within(EXACT)
+
+
+def test_in_8_bits_one_detection_in_ten_may_be_off():
+    eight = TOLERANCES["int8"]
+    assert Difference(0.9, 50, off=2, compared=20).within(eight)
+    assert not Difference(0.9, 50, off=3, compared=20).within(eight)
 
 
 def test_nothing_compared_is_not_good():
