@@ -1,4 +1,4 @@
-"""Linear layers of an ONNX graph in 8 bits: weights by output channel, activations by token, both measured, not guessed.
+"""Linear layers of an ONNX graph in 8 bits: weights by output channel, activations by token.
 
 An activation's scale is that of its own token and is found when it is computed, so there is nothing to calibrate and no
 set of images to choose. Boxes, heads and the backbone's convolutions stay in float32.

@@ -2,11 +2,12 @@
 
 import importlib.util
 import json
+import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,24 @@ PRECISIONS = ("float32", "int8")
 METADATA = "dino"  # the key of the file's own metadata
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep exporters' remarks about their own work away; stdout is for results, and errors are raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
 def write_onnx(program: ExportedProgram, path: Path, info: dict[str, Any]) -> list[Path]:
     """An .onnx file with standard operators only, opset 18."""
     import onnx
 
-    with warnings.catch_warnings(), redirect_stdout(sys.stderr):  # stdout is for results
-        warnings.simplefilter("ignore")
+    with quiet():
         exported = torch.onnx.export(
             program, (), dynamo=True, opset_version=OPSET, input_names=list(INPUTS), output_names=list(OUTPUTS),
             verbose=False,
@@ -47,8 +60,7 @@ def write_openvino(program: ExportedProgram, path: Path, info: dict[str, Any]) -
     """An .xml file and its .bin, straight from the traced graph."""
     import openvino
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         model = openvino.convert_model(program)
     for port, name in zip([*model.inputs, *model.outputs], [*INPUTS, *OUTPUTS], strict=True):
         port.get_tensor().set_names({name})
@@ -59,7 +71,8 @@ def write_openvino(program: ExportedProgram, path: Path, info: dict[str, Any]) -
 
 def write_torch_export(program: ExportedProgram, path: Path, info: dict[str, Any]) -> list[Path]:
     """A .pt2 file for `torch.export.load`."""
-    torch.export.save(program, path, extra_files={METADATA: json.dumps(info)})
+    with quiet():
+        torch.export.save(program, path, extra_files={METADATA: json.dumps(info)})
     return [path]
 
 
@@ -68,7 +81,8 @@ def write_aoti(program: ExportedProgram, path: Path, info: dict[str, Any]) -> li
     import torch._inductor
 
     configs = {"aot_inductor.metadata": {METADATA: json.dumps(info)}}
-    torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
+    with quiet():
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
     return [path]
 
 

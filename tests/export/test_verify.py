@@ -150,3 +150,26 @@ def test_a_canvas_must_be_a_multiple_of_the_stride():
     assert pick_canvas(config, (320, 448), 32) == (320, 448)
     with pytest.raises(Exception, match="multiples of 32, the model's coarsest stride; try 320x416"):
         pick_canvas(config, (320, 427), 32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("format", "suffix"), [("onnx", ".onnx"), ("openvino", ".xml"), ("torch-export", ".pt2")])
+@pytest.mark.parametrize("preset", ["tiny", "r50-4scale", "detrex-swin-t-224-4scale-12e"])
+def test_every_format_is_written_and_gives_the_model_s_numbers(tmp_path, format, suffix, preset):
+    for package in write.FORMATS[format][2]:
+        pytest.importorskip(package)
+    out = tmp_path / f"model{suffix}"
+    request = Request(format, out, canvas=CANVAS, max_dets=30)
+    done = export_weights(small(preset), tmp_path, request, images(np.random.default_rng(8)))
+    assert done.files[0] == out and all(file.stat().st_size for file in done.files)
+    assert done.difference.within(EXACT)
+    assert done.info["names"] == ["c0", "c1", "c2"]
+
+
+@pytest.mark.slow
+def test_int8_stays_near_the_model(tmp_path):
+    pytest.importorskip("onnxscript")
+    out = tmp_path / "model.onnx"
+    request = Request("onnx", out, "int8", CANVAS, max_dets=30)
+    done = export_weights(small("r50-4scale"), tmp_path, request, images(np.random.default_rng(9)))
+    assert done.difference.within(TOLERANCES["int8"])
