@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from torchvision.transforms.v2 import functional as F
 
 from ..config import Config
 from ..data.annotations import Category
 from ..data.batch import Batch
 from ..errors import CheckpointError, DataError, EnvironmentFault
 from ..predict import Detections
-from .export import fit
 from .runtime import ExportedDetector, suppress
 
 SUFFIXES = (".onnx", ".xml")
@@ -80,6 +80,15 @@ class FileDetector:
             return call()
         except (ValueError, RuntimeError) as error:
             raise DataError(f"the exported file did not run: {str(error).splitlines()[0]}") from error
+
+
+def fit(image: Tensor, canvas: tuple[int, int]) -> Tensor:
+    """Shrink (3, h, w) to the canvas where it is larger."""
+    height, width = image.shape[1:]
+    shrink = min(1.0, canvas[0] / height, canvas[1] / width)
+    if shrink == 1.0:
+        return image
+    return F.resize(image, [max(1, int(height * shrink)), max(1, int(width * shrink))], antialias=True)
 
 
 class Speed(NamedTuple):

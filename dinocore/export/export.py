@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from .. import __version__
 from ..config import Config
@@ -17,6 +16,7 @@ from ..errors import ConfigError, DinoError
 from ..predict import Detector
 from ..presets import list_presets, load_config
 from ..weights.file import Weights, restore_model
+from .detector import fit
 from .graph import DetectorGraph, Signature, canvas_multiple, trace
 from .verify import TOLERANCES, Difference, open_file, verify
 from .write import FORMATS, check_format
@@ -147,15 +147,6 @@ def pick_canvas(config: Config, wanted: tuple[int, int] | None, multiple: int) -
             f"try {nearest[0]}x{nearest[1]}"
         )
     return wanted
-
-
-def fit(image: Tensor, canvas: tuple[int, int]) -> Tensor:
-    """Shrink (3, h, w) to the canvas where it is larger."""
-    height, width = image.shape[1:]
-    shrink = min(1.0, canvas[0] / height, canvas[1] / width)
-    if shrink == 1.0:
-        return image
-    return F.resize(image, [max(1, int(height * shrink)), max(1, int(width * shrink))], antialias=True)
 
 
 def describe(weights: Weights, request: Request, canvas: tuple[int, int], max_dets: int) -> dict[str, Any]:

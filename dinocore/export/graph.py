@@ -11,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 from ..config import ModelConfig
 from ..model.dino import DINO
 from ..model.inference import fold_batch_norm
-from ..model.ops import use_form
+from ..model.ops import use_backend
 
 INPUTS = ("images", "sizes")
 OUTPUTS = ("labels", "scores", "boxes")
@@ -81,7 +81,7 @@ def trace(graph: DetectorGraph, signature: Signature) -> ExportedProgram:
     images = torch.zeros(2, height, width, 3, dtype=signature.pixels)
     sizes = torch.tensor([[height, width], [max(1, height // 2), max(1, width // 2)]])
     batch = Dim("batch", min=1, max=MAX_BATCH)
-    with use_form("reference"), torch.no_grad():
+    with use_backend("reference"), torch.no_grad():
         return torch.export.export(graph, (images, sizes), dynamic_shapes=({0: batch}, {0: batch}), strict=False)
 
 

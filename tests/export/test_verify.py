@@ -8,7 +8,8 @@ from PIL import Image
 from dinocore.config import Config
 from dinocore.data.annotations import Category
 from dinocore.export import export, write
-from dinocore.export.export import NotVerified, Request, export_weights, fit, for_comparison, pick_canvas
+from dinocore.export.detector import fit
+from dinocore.export.export import NotVerified, Request, export_weights, for_comparison, pick_canvas
 from dinocore.export.graph import DetectorGraph
 from dinocore.export.verify import TOLERANCES, Difference, batches, compare, verify
 from dinocore.model.build import build_model
