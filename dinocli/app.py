@@ -24,6 +24,7 @@ COMMANDS = {  # name: module under commands/, function, help line; a module is i
     "inspect-attention": ("inspect_attention", "inspect_attention", "Show where deformable attention looks."),
     "presets": ("presets", "presets", "List the presets, or print every setting of one."),
     "convert": ("convert", "convert", "Convert weights from or to other DINO codebases."),
+    "export": ("export", "export", "Write weights as ONNX and other formats, checked against the model."),
     "info": ("info", "info", "Say what a file of weights is."),
     "weights": ("weights", "weights", "List the published checkpoints that --weights takes by name."),
     "check-data": ("check_data", "check_data", "Find what is wrong with a data set before a training does."),

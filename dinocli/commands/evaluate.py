@@ -27,13 +27,13 @@ from dinocore.words import counted
 
 from ..console import data, fail, print_json, say, warn, words
 from ..options import Amp, Data, Device, Json, Out, Overrides, Weights
-from ..weights_option import open_detector
+from ..weights_option import open_any_detector
 
 if TYPE_CHECKING:
     from dinocore.evaluate.analysis import Analysis
     from dinocore.evaluate.bootstrap import Interval
     from dinocore.evaluate.compare import Comparison, Difference
-    from dinocore.predict import Detector
+    from dinocore.predict import AnyDetector
 
 
 def evaluate(
@@ -92,7 +92,7 @@ class Source(NamedTuple):
     """Where detections come from: a detector with its weights, or a file of results."""
 
     path: Path
-    detector: Detector | None
+    detector: AnyDetector | None
     config: Config
     slicing: Slicing | None = None
 
@@ -178,7 +178,7 @@ def _check(asked: Asked) -> None:
 
 
 def _open(weights: str | None, asked: Asked) -> Source:
-    detector, path = open_detector(weights, asked.device, asked.amp)
+    detector, path = open_any_detector(weights, asked.device, asked.amp)
     detector.config = override(detector.config, asked.overrides, ("data", "eval"))
     slicing = None
     if asked.slice is not None:
@@ -199,6 +199,11 @@ def _truth(asked: Asked, *sources: Source) -> Annotations:
     detectors = [source.detector for source in sources if source.detector]
     if asked.folder is None and not detectors and not sources[0].config.data.path:
         raise ConfigError("a file of results says nothing about its pictures; give their --data")
+    from dinocore.export.detector import is_exported
+
+    exported = [source.path for source in sources if source.detector and is_exported(source.path)]
+    if asked.folder is None and exported:
+        raise ConfigError(f"{exported[0]} says nothing about its data; give --data")
     if len({tuple(sorted(detector.categories)) for detector in detectors}) > 1:
         raise ConfigError("the two weights know other classes; compare weights of the same data")
     settings = (detectors[0].config if detectors else sources[0].config).data

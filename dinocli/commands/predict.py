@@ -27,12 +27,12 @@ from ..console import data, fail, print_json, say, warn, warn_of_letters, words
 from ..inputs import Input, expand
 from ..options import Amp, Device, Json, Out, Threshold, Weights
 from ..signals import ending_early
-from ..weights_option import open_detector
+from ..weights_option import open_any_detector
 
 if TYPE_CHECKING:
     from dinocore.detections_io import Found
     from dinocore.image_stream import PreparedImage
-    from dinocore.predict import Detector
+    from dinocore.predict import AnyDetector, Detector
     from dinocore.slices import Slicing
 
 
@@ -125,7 +125,7 @@ class Wanted(NamedTuple):
 class Work(NamedTuple):
     """A detector and how it is to be used."""
 
-    detector: Detector
+    detector: AnyDetector
     slicing: Slicing | None
     wanted: Wanted  # with its threshold
 
@@ -175,15 +175,16 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
 
 def open_work(wanted: Wanted, weights: str | None, device: str, amp: str) -> Work:
     """Load the detector, with --max-dets, and decide how images are cut."""
+    from dinocore.export.detector import is_exported
     from dinocore.slices import parse_slicing
     from dinocore.weights.file import load_facts
 
-    detector, path = open_detector(weights, device, amp)
+    detector, path = open_any_detector(weights, device, amp)
     limits = detector.config.eval.model_copy(update={"max_dets": wanted.max_dets})
     detector.config = detector.config.model_copy(update={"eval": limits})
     slicing = None
     if wanted.slice is not None:
-        facts = load_facts(path) if wanted.slice == "auto" else {}
+        facts = load_facts(path) if wanted.slice == "auto" and not is_exported(path) else {}
         slicing = parse_slicing(wanted.slice, wanted.overlap, detector.config.data, facts)
         if wanted.slice == "auto":
             say(f"slices of {slicing.side} pixels that overlap by {wanted.overlap:g}")
@@ -393,7 +394,7 @@ def warn_of_shrinking(shrunk: Sequence[tuple[float, str]]) -> None:
     warn(f"{which} {verb} shrunk by {times} for the model, so small objects are lost; try --slice auto")
 
 
-def _draw(picture: Image, found: Found, detector: Detector, path: Path) -> None:
+def _draw(picture: Image, found: Found, detector: AnyDetector, path: Path) -> None:
     numbers = {category.name: k for k, category in enumerate(detector.categories)}
     boxes = [
         Box(d["box_xyxy"], class_color(numbers[d["label"]]), f"{d['label']} {d['score']:.2f}")

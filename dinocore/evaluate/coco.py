@@ -8,7 +8,7 @@ from ..data.annotations import Annotations
 from ..data.loaders import WHOLE, Part, begun, check_size, evaluation_batches
 from ..errors import DataError
 from ..image_stream import PreparedImage, detect_stream, read_ahead
-from ..predict import Detections, Detector
+from ..predict import AnyDetector, Detections, Detector
 from ..slices import Slicing
 from .backends import choose_backend, judge, mean_of_known
 
@@ -25,7 +25,7 @@ class Metrics(NamedTuple):
 
 
 def detect_all(
-    detector: Detector, annotations: Annotations, part: Part = WHOLE, slicing: Slicing | None = None
+    detector: AnyDetector, annotations: Annotations, part: Part = WHOLE, slicing: Slicing | None = None
 ) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
     """Detect in every picture; yields, picture by picture, COCO results and why a picture could not be read.
 
@@ -39,7 +39,7 @@ def detect_all(
     for batch, problems in begun(evaluation_batches(annotations, detector.config.data, part=part)):
         results = []
         if batch is not None:
-            found = detector.select(detector.forward(batch).final, batch.sizes)
+            found = detector.detect_batch(batch)
             for index, detections in zip(batch.indices, found, strict=True):
                 results += as_results(int(annotations.image_ids[index]), detections, detector)
         yield results, problems
@@ -68,7 +68,7 @@ def _as_annotated(image: PreparedImage | DataError, annotations: Annotations, in
     return image
 
 
-def as_results(image_id: int, detections: Detections, detector: Detector) -> list[dict[str, Any]]:
+def as_results(image_id: int, detections: Detections, detector: AnyDetector) -> list[dict[str, Any]]:
     """Detections in COCO's result format, with the original category ids."""
     boxes = detections.boxes_xyxy.double()
     boxes[:, 2:] -= boxes[:, :2]  # xyxy -> xywh
