@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
@@ -88,12 +89,23 @@ class _Said(logging.Handler):
 
 
 SAID = _Said()
+PLAIN_WARNING = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+    """A setting or name that changed is said like any other warning, without the line of code."""
+    if not issubclass(category, FutureWarning) or "dinocore" not in str(rest[0]):
+        return PLAIN_WARNING(message, category, *rest)
+    from .console import warn
+
+    return warn(str(message))
 
 
 def main() -> None:
     """Run the app; an error that the user can put right is said in words, not as a traceback."""
     logging.getLogger("dinocore").addHandler(SAID)
     logging.getLogger("dinocore").setLevel(logging.INFO)
+    warnings.showwarning = _show_warning
     try:
         code = _run()
     except DinoError as error:
@@ -140,8 +152,8 @@ def _end_for_want_of_memory(error: Exception) -> None:
     from dinocore.train.failures.classify import is_out_of_memory
 
     if is_out_of_memory(error):
-        fix = "take smaller pictures, fewer at a time, or a smaller model"
-        _end(EnvironmentFault("memory does not suffice", fix=fix))
+        fix = "use smaller images, fewer at a time, or a smaller model"
+        _end(EnvironmentFault("out of memory", fix=fix))
 
 
 def _end(error: DinoError) -> NoReturn:
@@ -150,9 +162,9 @@ def _end(error: DinoError) -> NoReturn:
 
     rank = os.environ.get("RANK", "0")
     if rank != "0":
-        error.what = f"process {rank}: {error.what}" if error.what else ""
+        error.what = f"rank {rank}: {error.what}" if error.what else ""
     elif "--json" in sys.argv:
         print_json({"error": error.as_dict()})
-    if error.what:  # else another process has said it
+    if error.what:  # else another rank has said it
         fail(error)
     sys.exit(error.exit_code)

@@ -140,10 +140,10 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
     """
     from dinocore.detections_io import output_stems, write_found
     from dinocore.system.device import pick_device, pick_precision
-    from dinocore.system.processes import num_processes, own_device
+    from dinocore.system.processes import device_of_rank, world_size
 
     wanted = check_wanted(wanted)
-    device = own_device(device)
+    device = device_of_rank(device)
     pick_precision(amp, pick_device(device))
     inputs, skipped = expand(files)
     if skipped:
@@ -151,7 +151,7 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
     if not any(item.path.exists() for item in inputs):
         raise DataError(f"there is no picture {inputs[0].name}", code="DATA-IMAGE-MISSING", where=inputs[0].name,
                         fix="give a picture, a folder, or a glob in quotes")  # fmt: skip
-    if num_processes() > 1:
+    if world_size() > 1:
         from .predict_parts import predict_in_parts
 
         return predict_in_parts(inputs, wanted, weights, device, amp)

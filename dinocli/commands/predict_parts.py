@@ -20,7 +20,7 @@ from typing import Any
 from dinocore.detections_io import Found, json_lines, output_stems, write_found
 from dinocore.errors import ConfigError, DataError, Interrupted
 from dinocore.system.files import write_atomically, write_text
-from dinocore.system.processes import num_processes, rank_number
+from dinocore.system.processes import rank_number, world_size
 from dinocore.words import counted
 
 from ..console import print_json, say
@@ -62,7 +62,7 @@ def predict_in_parts(inputs: Sequence[Input], wanted: Wanted, weights: str | Non
     stems = output_stems([item.name for item in inputs], wanted.format)
     work = None
     with ending_early() as ended:
-        for part in list(parts)[rank :: num_processes()]:
+        for part in list(parts)[rank :: world_size()]:
             if not part.exists():
                 work = work or open_work(wanted, str(path), device, amp)
                 _do(part, {item: stems[item.name] for item in parts[part]}, work, ended)
