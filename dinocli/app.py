@@ -13,24 +13,26 @@ from dinocore import __version__
 from dinocore.error_codes import CODES
 from dinocore.errors import DinoError, EnvironmentFault, Interrupted
 
-COMMANDS = {  # name: module under commands/, function, help line; a module is imported when its command is used
-    "train": ("train", "train", "Train on your data, or, without --data, on images that dino draws itself."),
-    "eval": ("evaluate", "evaluate", "Measure average precision, and see where it is lost."),
-    "predict": ("predict", "predict", "Detect objects in images."),
-    "inspect-mask": ("inspect_mask", "inspect_mask", "Show who may attend to whom in the decoder during training."),
-    "inspect-proposals": ("inspect_proposals", "inspect_proposals", "Show the first stage's scores and boxes."),
-    "inspect-matching": ("inspect_matching", "inspect_matching", "Show which query took which object at each stage."),
-    "inspect-attention": ("inspect_attention", "inspect_attention", "Show where deformable attention looks."),
-    "presets": ("presets", "presets", "List the presets, or print every setting of one."),
-    "convert": ("convert", "convert", "Convert weights from or to other DINO codebases."),
-    "info": ("info", "info", "Say what a file of weights is."),
-    "weights": ("weights", "weights", "List the published checkpoints that --weights takes by name."),
-    "check-data": ("check_data", "check_data", "Find what is wrong with a data set before a training does."),
-    "inspect-data": ("inspect_data", "inspect_data", "Draw training images with their boxes as the model gets them."),
-    "convert-data": ("convert_data", "convert_data", "Write a data set as COCO, YOLO or Pascal VOC."),
-    "sample-data": ("sample_data", "sample_data", "Draw images of blood cells with exact boxes, in COCO layout."),
-    "benchmark": ("benchmark", "benchmark", "Measure speed, memory and work of a model on this machine."),
+TRAIN, USE, LOOK, DATA, WEIGHTS = "Train and measure", "Use", "Look inside", "Data", "Weights"
+COMMANDS = {  # name: module in commands/ and its function, group, help line
+    "train": ("train", TRAIN, "Train on your data, or, without --data, on images that dino draws itself."),
+    "eval": ("evaluate", TRAIN, "Measure average precision, and see where it is lost."),
+    "benchmark": ("benchmark", TRAIN, "Measure speed, memory and work of a model on this machine."),
+    "presets": ("presets", TRAIN, "List the presets, or print every setting of one with its comment."),
+    "predict": ("predict", USE, "Detect objects in images, or in a film."),
+    "inspect-mask": ("inspect_mask", LOOK, "Show who may attend to whom in the decoder during training."),
+    "inspect-proposals": ("inspect_proposals", LOOK, "Show the first stage's scores and boxes, and what they cover."),
+    "inspect-matching": ("inspect_matching", LOOK, "Show which query took which object at each stage."),
+    "inspect-attention": ("inspect_attention", LOOK, "Show where deformable attention looks."),
+    "inspect-data": ("inspect_data", LOOK, "Draw training images with their boxes exactly as the model gets them."),
+    "check-data": ("check_data", DATA, "Find what is wrong with a data set before a training does."),
+    "convert-data": ("convert_data", DATA, "Write a data set as COCO, YOLO or Pascal VOC."),
+    "sample-data": ("sample_data", DATA, "Draw images of blood cells with exact boxes, in COCO layout."),
+    "weights": ("weights", WEIGHTS, "List the published checkpoints that --weights takes by name."),
+    "info": ("info", WEIGHTS, "Say what a file of weights is."),
+    "convert": ("convert", WEIGHTS, "Convert weights from or to other DINO codebases."),
 }
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 
 class LazyCommands(TyperGroup):
@@ -44,15 +46,17 @@ class LazyCommands(TyperGroup):
 
 def load_command(name: str) -> Any:
     """The command with its options."""
-    module, function, _ = COMMANDS[name]
-    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    single.command(name)(getattr(import_module(f".commands.{module}", __package__), function))
+    module, _, _ = COMMANDS[name]
+    single = typer.Typer(add_completion=False)
+    function = getattr(import_module(f".commands.{module}", __package__), module)
+    single.command(name, context_settings=HELP_OPTIONS)(function)
     return typer.main.get_command(single)
 
 
 app = typer.Typer(
     name="dino",
     cls=LazyCommands,
+    context_settings=HELP_OPTIONS,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="DINO, the object detector (arXiv 2203.03605): train it, use it, look inside.",
@@ -67,13 +71,15 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main_options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
 
-for _name, (_, _, _help) in COMMANDS.items():
-    app.command(_name, help=_help)(lambda: None)
+for _name, (_, _group, _help) in COMMANDS.items():
+    app.command(_name, help=_help, rich_help_panel=_group)(lambda: None)
 
 
 class _Said(logging.Handler):

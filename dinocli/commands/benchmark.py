@@ -3,18 +3,24 @@ from typing import Annotated
 
 import typer
 
-from ..options import Amp, ConfigFile, Device, Json, ModelOf, Overrides
+from ..completion import choices
+from ..options import Amp, ConfigFile, Device, Json, ModelOf, Overrides, Preset
 
 
 def benchmark(
-    preset: Annotated[str, typer.Option("--preset", "-p", help="See `dino presets`.")] = "tiny",
+    preset: Preset = "tiny",
     weights: ModelOf = None,
-    size: Annotated[str, typer.Option(metavar="HxW", help="Of the pictures; default: 320x427.")] = "320x427",
-    batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 1,
+    size: Annotated[str, typer.Option(metavar="HxW", help="Of the images; default: 320x427.")] = "320x427",
+    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
     train: Annotated[bool, typer.Option(help="A training step instead of inference.")] = False,
-    ops: Annotated[str, typer.Option(help="auto, or reference: plain PyTorch, nothing tuned.")] = "auto",
+    ops: Annotated[
+        str,
+        typer.Option(
+            help="auto, or reference: plain PyTorch, nothing tuned.", autocompletion=choices("auto", "reference")
+        ),
+    ] = "auto",
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls, after two to warm up.")] = 5,
-    objects: Annotated[int, typer.Option(min=0, help="Per picture, with --train.")] = 10,
+    objects: Annotated[int, typer.Option(min=0, help="Per image, with --train.")] = 10,
     profile: Annotated[
         Path | None, typer.Option(help="Write a trace of one call here, and list what took long.")
     ] = None,
@@ -24,7 +30,10 @@ def benchmark(
     overrides: Overrides = [],  # noqa: B006
     json: Json = False,
 ) -> None:
-    """Measure speed, memory and work of a model on this machine; without --weights it has random ones."""
+    """Measure speed, memory and work of a model on this machine; without --weights it has random ones.
+
+    Example: dino benchmark --preset r50-4scale --size 800x1333
+    """
     from dinocore.benchmark import Case, measure
     from dinocore.benchmark import profile as run_profile
     from dinocore.presets import load_config

@@ -14,6 +14,7 @@ from dinocore.data.formats.export import KINDS, write_dataset
 from dinocore.data.formats.layout import find_layout
 from dinocore.words import counted
 
+from ..completion import choices
 from ..console import print_json, say, warn, words
 from ..options import Json, Overrides
 
@@ -21,14 +22,22 @@ from ..options import Json, Overrides
 def convert_data(
     folder: Annotated[Path, typer.Argument(metavar="IN", help="Data folder, in any layout that `dino train` takes.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write to; it is made, and must be empty.")],
-    to: Annotated[str, typer.Option("--to", metavar="coco|yolo|voc", help="The format to write.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="coco|yolo|voc", help="The format to write.", autocompletion=choices("coco", "yolo", "voc")
+        ),
+    ],
     link: Annotated[
-        bool, typer.Option("--link", help="Give pictures a second name on the disk instead of copying them.")
+        bool, typer.Option("--link", help="Give images a second name on the disk instead of copying them.")
     ] = False,
     overrides: Overrides = [],  # noqa: B006
     json: Json = False,
 ) -> None:
-    """Write a data set as COCO, YOLO or Pascal VOC."""
+    """Write a data set as COCO, YOLO or Pascal VOC.
+
+    Example: dino convert-data my-data converted --to yolo
+    """
     from dinocore.errors import ConfigError
     from dinocore.presets import load_config
 

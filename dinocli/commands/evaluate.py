@@ -24,7 +24,7 @@ from dinocore.system.files import check_writable, write_text
 from dinocore.words import counted
 
 from ..console import data, fail, print_json, say, warn, words
-from ..options import Amp, Data, Device, Json, Out, Overrides, Weights
+from ..options import Amp, Data, Device, Json, Out, Overrides, Split, Weights
 from ..weights_option import open_detector
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def evaluate(
     weights: Weights = None,
     data: Data = None,
-    split: Annotated[str, typer.Option(help="val or train.")] = "val",
+    split: Split = "val",
     results: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Judge COCO results of any detector; with --data.")
     ] = None,
@@ -46,7 +46,7 @@ def evaluate(
     ] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write everything as one page.")] = None,
     bootstrap: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Samples of pictures for the 95 % intervals; 0: none.")
+        int, typer.Option(metavar="N", min=0, help="Samples of images for the 95 % intervals; 0: none.")
     ] = 1000,
     out: Out = None,
     device: Device = "auto",
@@ -54,7 +54,10 @@ def evaluate(
     overrides: Overrides = [],  # noqa: B006
     json: Json = False,
 ) -> None:
-    """Measure average precision, and see where it is lost; default: the newest run on the data it was trained with."""
+    """Measure average precision, and see where it is lost; default: the newest run on the data it was trained with.
+
+    Example: dino eval --weights runs/mine --report report.html
+    """
     asked = Asked(data, split, out, report, bootstrap, device, amp, overrides, json)
     if compare is None:
         evaluate_one(asked, weights, results)

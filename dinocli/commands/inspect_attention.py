@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def inspect_attention(
     file: Annotated[
         Path | None,
-        typer.Argument(help="A picture; default: the first of the weights' own data, or one that dino draws."),
+        typer.Argument(help="An image; default: the first of the weights' own data, or one that dino draws."),
     ] = None,
     query: Annotated[
         int | None, typer.Option("--query", help="Decoder query; default: that of the most confident detection.")
@@ -43,7 +43,10 @@ def inspect_attention(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Show where deformable attention looks: sampling points and weights per head and level."""
+    """Show where deformable attention looks: sampling points and weights per head and level.
+
+    Example: dino inspect-attention img.jpg --at 120,80 --out attention.png
+    """
     show_attention(file, Wanted(query, at, level, layer, head), weights, Outputs(out, report, json), device)
 
 

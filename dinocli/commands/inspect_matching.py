@@ -16,7 +16,7 @@ from dinocore.words import counted
 
 from ..annotated import open_annotated
 from ..console import data, print_json, say, warn_of_letters
-from ..options import Data, Device, Json, Weights
+from ..options import Data, Device, Json, Split, Weights
 from ..weights_option import open_detector
 from .inspect_attention import Outputs
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 def inspect_matching(
     picture: Annotated[
-        str | None, typer.Argument(help="File name of a picture of the data; default: the first that has objects.")
+        str | None, typer.Argument(help="File name of an image of the data; default: the first that has objects.")
     ] = None,
     data: Data = None,
-    split: Annotated[str, typer.Option(help="Of --data: val or train.")] = "val",
+    split: Split = "val",
     weights: Weights = None,
     run: Annotated[
         Path | None, typer.Option("--run", help="A run's folder: how the match changed over its checkpoints.")
@@ -43,7 +43,10 @@ def inspect_matching(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Show which query took which object at each stage, what that cost, and the denoising queries."""
+    """Show which query took which object at each stage, what that cost, and the denoising queries.
+
+    Example: dino inspect-matching --data my-data --out matching.png
+    """
     from .inspect_attention import Outputs
 
     show_matching(Source(picture, data, split), weights, run, seed, top, Outputs(out, report, json), device)

@@ -12,17 +12,18 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from dinocore.data import split as splits
 from dinocore.data.annotations import Annotations, read_annotations
 from dinocore.data.dataset import open_split
-from dinocore.data.formats.layout import Split
 from dinocore.data.images import read_image
 from dinocore.errors import ConfigError, DataError
 from dinocore.system.files import check_writable, write_atomically, write_text
 
 from ..annotated import open_annotated
+from ..completion import choices
 from ..console import data, fail, print_json, say, words
 from ..inputs import Input, expand
-from ..options import Amp, Data, Device, Json, Out, Weights
+from ..options import Amp, Data, Device, Json, Out, Split, Weights
 from ..weights_option import open_detector
 
 if TYPE_CHECKING:
@@ -34,24 +35,33 @@ if TYPE_CHECKING:
 def inspect_proposals(
     files: Annotated[
         list[str] | None,
-        typer.Argument(help="Pictures; default: all of the split of --data, or of the weights' own data."),
+        typer.Argument(help="Images; default: all of the split of --data, or of the weights' own data."),
     ] = None,
     weights: Weights = None,
     top: Annotated[int, typer.Option(min=1, help="How many proposals to show and draw.")] = 30,
     view: Annotated[
-        str, typer.Option(help="What --out draws: boxes, scores of all tokens, or what the decoder's layers did.")
+        str,
+        typer.Option(
+            help="What --out draws: boxes, scores of all tokens, or what the decoder's layers did.",
+            autocompletion=choices("boxes", "scores", "layers"),
+        ),
     ] = "boxes",
-    color: Annotated[str, typer.Option(help="Of the boxes: level or score.")] = "level",
+    color: Annotated[
+        str, typer.Option(help="Of the boxes: level or score.", autocompletion=choices("level", "score"))
+    ] = "level",
     out: Out = None,
-    report: Annotated[Path | None, typer.Option(help="An HTML file with all views, of at most 20 pictures.")] = None,
+    report: Annotated[Path | None, typer.Option(help="An HTML file with all views, of at most 20 images.")] = None,
     data: Data = None,
-    annotations: Annotated[Path | None, typer.Option(help="COCO file with the objects of these pictures.")] = None,
-    split: Annotated[str, typer.Option(help="Of --data: val or train.")] = "val",
+    annotations: Annotated[Path | None, typer.Option(help="COCO file with the objects of these images.")] = None,
+    split: Split = "val",
     device: Device = "auto",
     amp: Amp = "auto",
     json: Json = False,
 ) -> None:
-    """Show the first stage's scores and boxes, where the decoder moved them, and, with annotations, what they cover."""
+    """Show the first stage's scores and boxes, where the decoder moved them, and, with annotations, what they cover.
+
+    Example: dino inspect-proposals img.jpg --out proposals.png
+    """
     drawing = Drawing(view, top, color, out, report)
     inspect_files(files or [], weights, Truth(data, annotations, split), drawing, device, amp, json)
 
@@ -168,7 +178,7 @@ def _kind(out: Path) -> str:
 def _objects(truth: Truth, detector: Detector, inputs: Sequence[Input]) -> dict[str, ImageObjects]:
     """The annotated objects of every picture, by file; of the weights' own data where nothing else is named."""
     if truth.annotations is not None:
-        found = read_annotations(Split(truth.annotations, []), detector.categories)
+        found = read_annotations(splits.Split(truth.annotations, []), detector.categories)
     elif truth.data is not None or not inputs:
         found = open_annotated(truth.data, truth.split, detector)
     else:

@@ -23,6 +23,7 @@ from dinocore.errors import ConfigError, DataError, Interrupted
 from dinocore.system.files import check_writable, write_atomically
 from dinocore.words import counted
 
+from ..completion import choices
 from ..console import data, fail, print_json, say, warn, warn_of_letters, words
 from ..inputs import Input, expand
 from ..options import Amp, Device, Json, Out, Threshold, Weights
@@ -46,9 +47,12 @@ def predict(
     max_dets: Annotated[int, typer.Option(min=1, help="Most detections per image; with --slice, per slice.")] = 300,
     format: Annotated[
         str,
-        typer.Option(help="Of --out: json, jsonl, coco, csv, yolo or labelme; auto: by the suffix of --out, or json."),
+        typer.Option(
+            help="Of --out: json, jsonl, coco, csv, yolo or labelme; auto: by the suffix of --out, or json.",
+            autocompletion=choices("auto", "json", "jsonl", "coco", "csv", "yolo", "labelme"),
+        ),
     ] = "auto",
-    save_images: Annotated[Path | None, typer.Option(help="Folder for pictures with the boxes drawn in.")] = None,
+    save_images: Annotated[Path | None, typer.Option(help="Folder for images with the boxes drawn in.")] = None,
     batch_size: Annotated[str, typer.Option(help="Most images of one shape at once, or auto.")] = "auto",
     slice: Annotated[
         str | None,
@@ -72,7 +76,10 @@ def predict(
     amp: Amp = "auto",
     json: Json = False,
 ) -> None:
-    """Detect objects in images, or in a film."""
+    """Detect objects in images, or in a film.
+
+    Example: dino predict photos/ --save-images drawn
+    """
     from ..inputs import check_header, is_film
 
     film = is_film(files)

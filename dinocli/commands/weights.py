@@ -18,7 +18,10 @@ def weights(
     name: Annotated[str | None, typer.Argument(help="Show all about this one.")] = None,
     json: Json = False,
 ) -> None:
-    """List the published checkpoints that --weights takes by name."""
+    """List the published checkpoints that --weights takes by name.
+
+    Example: dino weights official/r50-4scale
+    """
     if name is None:
         show_published(json)
     else:
