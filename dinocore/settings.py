@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -108,4 +109,4 @@ def _plain(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    print(settings_page(), end="")
+    sys.stdout.write(settings_page())

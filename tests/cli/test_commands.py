@@ -78,7 +78,7 @@ def test_a_cut_checkpoint_is_refused_by_name(dino, run_folder, tmp_path):
     "arguments, code, says",
     [
         (["--preset", "r50-4scal"], 2, "did you mean `r50-4scale`"),
-        (["--set", "train.epoch=3"], 2, "did you mean `epochs`"),
+        (["--set", "train.epoch=3"], 2, "did you mean `train.epochs`"),
         (["--set", "train.lr=fast"], 2, "train.lr"),
         (["--data", "nowhere"], 3, "does not exist"),
         (["--device", "cuda"], 5, "available: cpu"),

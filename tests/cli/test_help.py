@@ -72,3 +72,22 @@ def test_a_printed_preset_has_comments_and_reads_back_to_itself(dino, name):
 def test_the_page_of_settings_is_up_to_date():
     page = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
     assert page == settings_page(), "run: python -m dinocore.settings > docs/settings.md"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("train.learning_rate", "train.lr"),
+        ("learning_rate", "train.lr"),
+        ("model.lr", "train.lr"),
+        ("trian.lr", "train"),
+        ("optimizer.lr", "train.lr"),
+        ("model.nheads", "model.num_heads"),
+        ("model.num_querys", "model.num_queries"),
+        ("dn_number", "model.denoising.num_pairs"),
+    ],
+)
+def test_a_setting_of_another_section_or_codebase_is_named(dino, typed, meant):
+    result = dino("presets", "tiny", "--set", f"{typed}=1")
+    assert result.code == 2
+    assert f"did you mean `{meant}`?" in result.err
