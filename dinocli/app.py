@@ -82,8 +82,8 @@ for _name, (_, _group, _help) in COMMANDS.items():
     app.command(_name, help=_help, rich_help_panel=_group)(lambda: None)
 
 
-class _Said(logging.Handler):
-    """What dinocore has to tell, as words on stderr."""
+class _StderrLog(logging.Handler):
+    """What dinocore logs, as messages on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from .console import say
@@ -91,12 +91,12 @@ class _Said(logging.Handler):
         say(record.getMessage())
 
 
-SAID = _Said()
+LOG_HANDLER = _StderrLog()
 
 
 def main() -> None:
-    """Run the app; an error that the user can put right is said in words, not as a traceback."""
-    logging.getLogger("dinocore").addHandler(SAID)
+    """Run the app; an error that the user can fix is a message, not a traceback."""
+    logging.getLogger("dinocore").addHandler(LOG_HANDLER)
     logging.getLogger("dinocore").setLevel(logging.INFO)
     try:
         code = _run()
@@ -109,10 +109,10 @@ def main() -> None:
         _end(Interrupted("interrupted", 130))
     except Exception as error:
         if "torch" in sys.modules:
-            _end_for_want_of_memory(error)
-        from .console import words
+            _end_if_out_of_memory(error)
+        from .console import stderr
 
-        words.print_exception(show_locals=False)
+        stderr.print_exception(show_locals=False)
         fault = DinoError(f"{type(error).__name__}: {error}", code="BUG", fix=CODES["BUG"].fix)
         fault.exit_code = 1
         _end(fault)
@@ -139,13 +139,13 @@ def _run() -> int | None:
         raise DinoError(explain().removesuffix("."), code="USAGE", fix=f"{command} --help") from None
 
 
-def _end_for_want_of_memory(error: Exception) -> None:
+def _end_if_out_of_memory(error: Exception) -> None:
     """End with 5 if that is what the error says."""
     from dinocore.train.failures.classify import is_out_of_memory
 
     if is_out_of_memory(error):
-        fix = "take smaller pictures, fewer at a time, or a smaller model"
-        _end(EnvironmentFault("memory does not suffice", fix=fix))
+        fix = "use smaller images, fewer at a time, or a smaller model"
+        _end(EnvironmentFault("out of memory", fix=fix))
 
 
 def _end(error: DinoError) -> NoReturn:
@@ -154,7 +154,7 @@ def _end(error: DinoError) -> NoReturn:
 
     rank = os.environ.get("RANK", "0")
     if rank != "0":
-        error.what = f"process {rank}: {error.what}" if error.what else ""
+        error.what = f"rank {rank}: {error.what}" if error.what else ""
     elif "--json" in sys.argv:
         print_json({"error": error.as_dict()})
     if error.what:  # else another process has said it

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from dinocore.errors import Ended, Interrupted
 
-from .console import warn, words
+from .console import stderr, warn
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
 SAME_PRESS = 0.3  # seconds within which two SIGINTs are one key that a terminal and a launcher both pass on
@@ -95,7 +95,7 @@ class StopRequest:
         elif number == signal.SIGINT and now - self.asked > SAME_PRESS:
             for child in multiprocessing.active_children():
                 child.kill()
-            words.show_cursor()
+            stderr.show_cursor()
             os._exit(130)
 
     def _in_main_thread(self, number: int, frame: object) -> None:

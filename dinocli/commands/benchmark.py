@@ -39,7 +39,7 @@ def benchmark(
     from dinocore.presets import load_config
     from dinocore.system.device import pick_device, pick_precision
 
-    from ..console import data, print_json, say
+    from ..console import print_json, say, stdout
     from ..weights_option import model_of
 
     _check(ops, profile)
@@ -62,14 +62,14 @@ def benchmark(
         print_json(facts | found._asdict() | ({"operations": operations} if top else {}))
         return
     work = "training step" if train else "inference"
-    data.print(f"{name}, {work}, {batch} x {size}, {found.device}, {found.threads} threads, {found.precision}")
-    data.print(f"parameters   {found.parameters / 1e6:.1f} M")
-    data.print(f"work         {found.flops / 1e9:.1f} GFLOP (2 per multiply-add)")
-    data.print(f"latency      {found.latency_p50_s:.3f} s median, {found.latency_p90_s:.3f} s p90, {repeats} calls")
-    data.print(f"throughput   {found.images_per_s:.2f} images/s")
-    data.print(f"peak memory  {found.peak_memory_mb:.0f} MB")
+    stdout.print(f"{name}, {work}, {batch} x {size}, {found.device}, {found.threads} threads, {found.precision}")
+    stdout.print(f"parameters   {found.parameters / 1e6:.1f} M")
+    stdout.print(f"work         {found.flops / 1e9:.1f} GFLOP (2 per multiply-add)")
+    stdout.print(f"latency      {found.latency_p50_s:.3f} s median, {found.latency_p90_s:.3f} s p90, {repeats} calls")
+    stdout.print(f"throughput   {found.images_per_s:.2f} images/s")
+    stdout.print(f"peak memory  {found.peak_memory_mb:.0f} MB")
     for name, seconds, calls in top:
-        data.print(f"{seconds:9.4f} s  {calls:6} x  {name}")
+        stdout.print(f"{seconds:9.4f} s  {calls:6} x  {name}")
 
 
 def _check(ops: str, profile: Path | None) -> None:

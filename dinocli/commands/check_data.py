@@ -25,7 +25,7 @@ from dinocore.system.files import check_writable, to_json, write_text
 from dinocore.words import counted
 
 from ..completion import preset_names
-from ..console import data, print_json, say, warn, words
+from ..console import print_json, say, stderr, stdout, warn
 from ..options import ConfigFile, Json, Overrides
 
 
@@ -70,17 +70,17 @@ COLORS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 DATA_ERROR = 3
 MOST_CLASSES = 20
 ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "pictures": lambda n: str(n["images"]),
+    "images": lambda n: str(n["images"]),
     "without objects": lambda n: str(n["empty_images"]),
     "objects": lambda n: str(n["objects"]),
     "crowds": lambda n: str(n["crowds"]),
-    "objects in a picture": lambda n: _range(n["objects_per_image"]),
+    "objects per image": lambda n: _range(n["objects_per_image"]),
     "at most": lambda n: f"{n['objects_per_image']['max']:.0f}" if n["objects_per_image"] else "-",
     "side in pixels": lambda n: _range(n["object_side_px"]),
     "width / height": lambda n: _range(n["object_aspect"]),
     "small, medium, large": lambda n: ", ".join(f"{share:.0%}" for share in n["shares"].values()),
-    "picture's width": lambda n: _range(n["image_width"]),
-    "picture's height": lambda n: _range(n["image_height"]),
+    "image width": lambda n: _range(n["image_width"]),
+    "image height": lambda n: _range(n["image_height"]),
 }
 
 
@@ -113,7 +113,7 @@ def check_folder(
 
 
 def _check(folder: Path, config: Config, decode: bool) -> Checked:
-    with Progress(console=words, disable=not words.is_terminal, transient=True) as progress:
+    with Progress(console=stderr, disable=not stderr.is_terminal, transient=True) as progress:
         tasks: dict[str, Any] = {}
         for event in run_checks(folder, config, decode):
             if isinstance(event, Checked):
@@ -128,13 +128,16 @@ def _check(folder: Path, config: Config, decode: bool) -> Checked:
 def _show(checked: Checked) -> None:
     readable = {name: part.numbers for name, part in checked.splits.items() if part.numbers}
     if readable:
-        data.print(_numbers(readable))
-        data.print(_classes(readable))
+        stdout.print(_numbers(readable))
+        stdout.print("[dim]ranges are from the 5th to the 95th percentile[/]")
+        stdout.print(_classes(readable))
     for name, finding in checked.findings():
-        data.print(_line(name, finding), soft_wrap=True)
-    data.print(", ".join(f"{count} {level if count != 1 else level[:-1]}" for level, count in checked.counts().items()))
+        stdout.print(_line(name, finding), soft_wrap=True)
+    stdout.print(
+        ", ".join(f"{count} {level if count != 1 else level[:-1]}" for level, count in checked.counts().items())
+    )
     if not checked.decoded:
-        say("pictures were not decoded; --decode reads each to its last pixel and looks for near-duplicates")
+        say("only the headers of images were read; --decode reads every pixel and looks for near-duplicates")
 
 
 def _numbers(splits: dict[str, dict[str, Any]]) -> Table:

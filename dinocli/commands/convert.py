@@ -14,7 +14,7 @@ from dinocore.errors import ConfigError
 from dinocore.system.files import check_writable
 
 from ..completion import choices, preset_names
-from ..console import data, print_json, say
+from ..console import print_json, say, stdout
 from ..options import Json, Overrides
 from ..progress import watching
 
@@ -108,7 +108,7 @@ def convert_to_ours(wanted: Wanted) -> None:
         print_json(_as_json(wanted, done))
     else:
         _show(done)
-    say(f"written: {wanted.out}; a forward pass with it gives finite numbers")
+    say(f"wrote {wanted.out}; a forward pass with it gives finite numbers")
 
 
 def convert_to_official(wanted: Wanted) -> None:
@@ -124,8 +124,8 @@ def convert_to_official(wanted: Wanted) -> None:
     if wanted.json:
         print_json({"out": str(wanted.out), "options": options})
     else:
-        data.print("official DINO's config: DINO_4scale.py" + (f", --options {' '.join(options)}" if options else ""))
-    say(f"written: {wanted.out}")
+        stdout.print("official DINO's config: DINO_4scale.py" + (f", --options {' '.join(options)}" if options else ""))
+    say(f"wrote {wanted.out}")
 
 
 def _check_out(wanted: Wanted, suffix: str) -> None:
@@ -173,7 +173,7 @@ def _show(done: Conversion) -> None:
         table.add_row("dropped", f"{count}: {reason}")
     for note in done.notes:
         table.add_row("note", note)
-    data.print(table)
+    stdout.print(table)
 
 
 def _kind(reason: str) -> str:

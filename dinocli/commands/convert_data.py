@@ -15,7 +15,7 @@ from dinocore.data.formats.layout import find_layout
 from dinocore.words import counted
 
 from ..completion import choices
-from ..console import print_json, say, warn, words
+from ..console import print_json, say, stderr, warn
 from ..options import Json, Overrides
 
 
@@ -65,7 +65,7 @@ def convert_folder(folder: Path, out: Path, kind: str, link: bool, config: DataC
             warn(f"{name}: {note}")
     say(f"{folder}: {layout.kind} layout")
     lost = 0
-    with Progress(console=words, disable=not words.is_terminal, transient=True) as progress:
+    with Progress(console=stderr, disable=not stderr.is_terminal, transient=True) as progress:
         task = progress.add_task("writing", total=None)
         for written in write_dataset(splits, kind, out, link):
             lost = written.lost_crowds

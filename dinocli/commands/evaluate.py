@@ -23,7 +23,7 @@ from dinocore.report.parts import Page
 from dinocore.system.files import check_writable, write_text
 from dinocore.words import counted
 
-from ..console import data, fail, print_json, say, warn, words
+from ..console import fail, print_json, say, stderr, stdout, warn
 from ..options import Amp, Data, Device, Json, Out, Overrides, Split, Weights
 from ..weights_option import open_detector
 
@@ -205,7 +205,7 @@ def _detections(source: Source, annotations: Annotations) -> tuple[list[dict[str
             warn(f"{source.path}: {note}")
         return read.rows, []
     results, failed = [], []
-    with Progress(console=words, disable=not words.is_terminal, transient=True) as progress:
+    with Progress(console=stderr, disable=not stderr.is_terminal, transient=True) as progress:
         batches = detect_all(source.detector, annotations)
         for found, problems in progress.track(batches, total=len(annotations.image_ids), description="evaluating"):
             results += found
@@ -238,22 +238,22 @@ MOST_CLASSES = 100  # in a terminal; --json and --report have all
 
 def show_analysis(analysis: Analysis, backend: str) -> None:
     """The 12 numbers, the classes, and where AP50 is lost."""
-    data.print(_summary(analysis))
-    data.print(f"{counted(len(analysis.matches.image_ids), 'picture')}, judged by {backend}")
+    stdout.print(_summary(analysis))
+    stdout.print(f"{counted(len(analysis.matches.image_ids), 'picture')}, judged by {backend}")
     if analysis.samples is not None:
-        data.print("[dim]in brackets: 95 % interval, by resampling the pictures[/]")
-    data.print()
-    data.print(_classes(analysis))
+        stdout.print("[dim]in brackets: 95 % interval, by resampling the pictures[/]")
+    stdout.print()
+    stdout.print(_classes(analysis))
     if len(analysis.classes) > MOST_CLASSES:
-        data.print(f"[dim]and {len(analysis.classes) - MOST_CLASSES} classes more, in --json and --report[/]")
-    data.print()
+        stdout.print(f"[dim]and {len(analysis.classes) - MOST_CLASSES} classes more, in --json and --report[/]")
+    stdout.print()
     names = list(analysis.tide.gain)
     gains = _table(["AP50 lost by (TIDE)", *names])
     gains.add_row("dAP", *(f"{gain:.4f}" for gain in analysis.tide.gain.values()))
     gains.add_row("count", *map(str, analysis.tide.count.values()))
-    data.print(gains)
-    data.print()
-    data.print(_last_line(analysis))
+    stdout.print(gains)
+    stdout.print()
+    stdout.print(_last_line(analysis))
 
 
 def show_comparison(comparison: Comparison, names: Sequence[str]) -> None:
@@ -263,10 +263,10 @@ def show_comparison(comparison: Comparison, names: Sequence[str]) -> None:
         table = _table([title, "A", "B", "B - A", "95 % interval", ""])
         for name, one in list(differences.items())[:MOST_CLASSES]:
             table.add_row(escape(name), *_difference(one))
-        data.print(table)
-        data.print()
+        stdout.print(table)
+        stdout.print()
     for letter, name in zip("AB", names, strict=True):
-        data.print(f"{letter}: {escape(name)}")
+        stdout.print(f"{letter}: {escape(name)}")
 
 
 def _difference(one: Difference) -> list[str]:

@@ -14,7 +14,7 @@ from dinocore.data.dataset import open_dataset
 from dinocore.system.files import write_atomically
 from dinocore.words import counted
 
-from ..console import data, print_json, say, warn, warn_of_letters
+from ..console import print_json, say, stdout, warn, warn_of_letters
 from ..options import ConfigFile, Json, Overrides, Preset
 
 
@@ -72,7 +72,7 @@ def show_pictures(config: Config, out: Path, num: int, step: int, raw: bool, jso
     else:
         for cell in cells:
             height, width = cell.image.shape[:2]
-            data.print(
+            stdout.print(
                 f"{cell.file}: {width} x {height}, {counted(len(cell.labels), 'object')}, epoch {cell.epoch}",
                 markup=False,
             )

@@ -184,15 +184,15 @@ def _show_query(found: Explanation) -> None:
     from dinocore.inspect.mask.explain import words
 
     for line in words(found):
-        console.data.print(Text(line), soft_wrap=not console.data.is_terminal)
+        console.stdout.print(Text(line), soft_wrap=not console.stdout.is_terminal)
 
 
 def _show(view: MaskView) -> None:
     from dinocore.inspect.mask.text import ASCII, UNICODE, draw_text
 
     glyphs = ASCII if _only_ascii("".join(UNICODE)) else UNICODE
-    for line in draw_text(view, glyphs, console.data.width):
-        console.data.print(Text.assemble(*((span.text, STYLES.get(span.role, "")) for span in line)))
+    for line in draw_text(view, glyphs, console.stdout.width):
+        console.stdout.print(Text.assemble(*((span.text, STYLES.get(span.role, "")) for span in line)))
 
 
 def _only_ascii(characters: str) -> bool:

@@ -21,7 +21,7 @@ from dinocore.system.files import check_writable, write_atomically, write_text
 
 from ..annotated import open_annotated
 from ..completion import choices
-from ..console import data, fail, print_json, say, words
+from ..console import fail, print_json, say, stderr, stdout
 from ..inputs import Input, expand
 from ..options import Amp, Data, Device, Json, Out, Split, Weights
 from ..weights_option import open_detector
@@ -225,7 +225,7 @@ def _propose(
 
     found: list[Inspected] = []
     drawn: list[list[Image.Image]] = []
-    with Progress(console=words, disable=not words.is_terminal or len(inputs) < 2, transient=True) as progress:
+    with Progress(console=stderr, disable=not stderr.is_terminal or len(inputs) < 2, transient=True) as progress:
         for item in progress.track(inputs, description="proposing"):
             try:
                 picture = read_image(item.path, detector.config.data)
@@ -241,7 +241,7 @@ def _propose(
                 image = draw_view(picture, found[-1], drawing.view, drawing.top, drawing.color)
                 kind = _kind(drawing.out)
                 write_atomically(drawing.out, lambda temporary, image=image, kind=kind: image.save(temporary, kind))
-                say(f"picture: {drawing.out}")
+                say(f"wrote {drawing.out}")
     return found, drawn
 
 
@@ -269,7 +269,7 @@ def show_all(found: Sequence[Inspected], top: int, steps: Sequence[Step], rows: 
     """A table for each picture, but not of very many; then what the layers did and what the proposals cover."""
     for item in found if len(found) <= MOST_TABLES else ():
         if len(found) > 1:
-            data.print(f"[bold]{escape(item.file)}[/]")
+            stdout.print(f"[bold]{escape(item.file)}[/]")
         _show(item.proposals[:top])
     _show_steps(steps)
     if rows:
@@ -285,28 +285,28 @@ def _show(proposals: Sequence[Proposal]) -> None:
         boxes = [" ".join(f"{v:.0f}" for v in box) for box in (p.anchor, p.proposal, p.final)]
         numbers = [f"{p.moved:.0f} px", f"{p.iou:.2f}", f"{escape(p.final_label)} {p.final_score:.2f}"]
         table.add_row(str(p.query), str(p.level), f"{p.score:.2f}", *boxes, *numbers)
-    data.print(table)
+    stdout.print(table)
 
 
 def _show_steps(steps: Sequence[Step]) -> None:
     matched = any(step.iou is not None for step in steps)
     title = "boxes of the queries that answer for the objects, mean" if matched else "boxes of the surest queries, mean"
     table = Table("", "moved", *(("IoU", "gain") if matched else ()), box=None, padding=(0, 3, 0, 0))
-    data.print(title)
+    stdout.print(title)
     for step in steps:
         moved = "" if step.moved is None else f"{step.moved:.1f} px"
         numbers = ["" if x is None else f"{x:{form}}" for x, form in ((step.iou, ".3f"), (step.gain, "+.3f"))]
         table.add_row(step.name, moved, *(numbers if matched else ()))
-    data.print(table)
+    stdout.print(table)
 
 
 def _show_recall(rows: Sequence[Recall]) -> None:
     counts = [f"@{count}" for count in rows[0].shares]
     title = f"share of objects covered with IoU {SHOWN_IOU:.2f} by a picture's first k proposals"
     table = Table("", "objects", *counts, box=None, padding=(0, 3, 0, 0))
-    data.print(title)
+    stdout.print(title)
     for row in rows:
         if row.iou == SHOWN_IOU and (row.level is None or row.size is None):
             name = "all" if row.level is row.size is None else row.size or f"by level {row.level}"
             table.add_row(name, str(row.objects), *(f"{share:.3f}" for share in row.shares.values()))
-    data.print(table)
+    stdout.print(table)

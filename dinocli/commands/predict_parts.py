@@ -118,7 +118,7 @@ def _merge(parts: Sequence[Path], work: Work, stems: dict[str, str]) -> None:
         write_atomically(out, lambda temporary: _stream(parts, wanted.format, temporary))
     else:
         write_found(list(_found(parts)), work.detector.categories, wanted.format, out, stems)
-    say(f"detections in {counted(found, 'picture')}: {out}")
+    say(f"wrote {out}: detections in {counted(found, 'image')}")
     if wanted.json:
         print_json([item._asdict() for item in _found(parts)])
     end_with_failures(len(failed), total)

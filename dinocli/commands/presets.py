@@ -25,7 +25,7 @@ def presets(
     from dinocore.presets import list_presets, load_config, preset_title, reported_ap
     from dinocore.settings import commented_toml
 
-    from ..console import data, print_json, say
+    from ..console import print_json, say, stdout
 
     if name is not None:
         config = load_config(name, overrides)
@@ -42,5 +42,5 @@ def presets(
         backbone = config.model.backbone.removeprefix("timm/")
         counts = str(config.model.num_levels), str(config.train.epochs)
         table.add_row(f"[bold]{preset}[/]", backbone, *counts, reported_ap(preset) or "-")
-    data.print(table)
+    stdout.print(table)
     say("AP: on COCO val2017, as the authors of the recipe report it; `dino presets NAME` prints all settings.")

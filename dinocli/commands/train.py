@@ -21,7 +21,7 @@ from dinocore.presets import load_config
 from dinocore.train.run.lock import RunLock
 
 from ..completion import preset_names
-from ..console import data, say, warn
+from ..console import say, stdout, warn
 from ..options import MACHINE, Amp, ConfigFile, Device, Overrides
 from ..progress import watching
 from ..signals import StopRequest
@@ -314,7 +314,7 @@ def _found(asked: Asked, locks: list[RunLock]) -> tuple[Path, Config, Path | Non
     before = run_config(run)
     config = load_config(run / "config.toml", asked.changes, asked.file)
     for change in changes(before, config):
-        warn(f"other than this run began: {change}")
+        warn(f"changed since the run started: {change}")
     _lock(run, locks)
     checkpoint, damaged = find_checkpoint(run, wanted)
     for text in damaged:
@@ -382,7 +382,7 @@ def _show(expected: Expectation) -> None:
         "run": f"about {_duration(expected.run_s)} for {expected.steps} steps, by one step, evaluation and save",
     }
     for key, value in rows.items():
-        data.print(f"{key:<12}{value}")
+        stdout.print(f"{key:<12}{value}")
 
 
 def _duration(seconds: float) -> str:

@@ -19,7 +19,7 @@ from dinocore.draw.curves import draw_curves, read_metrics
 from dinocore.report.training import best_of
 from dinocore.system.files import write_atomically
 
-from ..console import warn, words
+from ..console import stderr, warn
 
 if TYPE_CHECKING:
     from dinocore.train.events import Evaluated, Event, Finished, Step
@@ -36,7 +36,7 @@ class TrainingView:
         self.job = job
         self.mean: dict[str, float] = {}
         self.began = time.monotonic()
-        self.progress = LiveView(words)
+        self.progress = LiveView(stderr)
         self.best = ""
         self.first = self.total = 0  # steps of this session
         self.broken = False
@@ -95,7 +95,7 @@ class TrainingView:
 
     def _started(self, facts: dict[str, str]) -> None:
         for key, value in facts.items():
-            words.print(f"[bold]{key:<11}[/]{escape(value)}")
+            stderr.print(f"[bold]{key:<11}[/]{escape(value)}")
             self._log(f"{key}: {value}")
         self._earlier()
         for note in self.job.data.notes:
@@ -117,7 +117,7 @@ class TrainingView:
         for line in carried_over_lines(classes):
             self._log(line)
         if classes:
-            words.print(carried_over_table(classes), soft_wrap=False)
+            stderr.print(carried_over_table(classes), soft_wrap=False)
 
     def _step(self, event: Step) -> None:
         for key, value in event.numbers.items():
@@ -146,8 +146,8 @@ class TrainingView:
         took = _duration(time.monotonic() - self.began)
         self._ap_so_far(summary["AP"], f"best {summary['AP']:.4f} in epoch {event.epoch}" if event.best else self.best)
         short = f"epoch {event.epoch}/{event.epochs}  {took}  {numbers}"
-        words.print(
-            f"{short}{best}" if words.is_terminal else f"{short}  {in_a_line(self.mean)}{self._left(event)}{best}"
+        stderr.print(
+            f"{short}{best}" if stderr.is_terminal else f"{short}  {in_a_line(self.mean)}{self._left(event)}{best}"
         )
         self._log(f"{short}  {in_a_line(self.mean)}{best}")
 
@@ -158,7 +158,7 @@ class TrainingView:
         return f" · ETA {_duration(left)}" if left > 0 else ""
 
     def _line(self, text: str, style: str = "") -> None:
-        words.print(f"[{style}]{escape(text)}[/]" if style else escape(text))
+        stderr.print(f"[{style}]{escape(text)}[/]" if style else escape(text))
         self._log(text)
 
     def _log(self, text: str) -> None:

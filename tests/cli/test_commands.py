@@ -145,7 +145,7 @@ def test_a_bad_picture_costs_only_itself(dino, run_folder, pictures, tmp_path):
     (tmp_path / "many" / "notes.txt").write_text("not a picture")
     result = dino("predict", "many", "--weights", run_folder, "--out", "boxes.json", "--save-images", "drawn")
     assert result.code == 7
-    assert "bad.jpg" in result.err and "left out, by their names no pictures: 1 file" in result.err
+    assert "bad.jpg" in result.err and "skipped 1 non-image file" in result.err
     assert len(json.loads((tmp_path / "boxes.json").read_text())) == 2
     assert len(list((tmp_path / "drawn").iterdir())) == 2
 
@@ -167,12 +167,10 @@ def test_an_unknown_precision_is_refused(dino, run_folder, picture):
 def test_a_reader_that_leaves_early_is_no_failure(dino, run_folder, picture, monkeypatch):
     import sys
 
-    from dinocli.console import data
-
     def leave(text):
         raise BrokenPipeError
 
-    monkeypatch.setattr(data, "_file", SimpleNamespace(write=leave, flush=lambda: None, isatty=lambda: False))
+    monkeypatch.setattr(stdout, "_file", SimpleNamespace(write=leave, flush=lambda: None, isatty=lambda: False))
     monkeypatch.setattr("os.dup2", lambda *_: None)
     monkeypatch.setattr(sys.stdout, "fileno", lambda: 1, raising=False)
     assert dino("predict", picture, "--weights", run_folder).code == 0
@@ -288,7 +286,7 @@ def test_a_video_is_told_how_to_become_pictures(dino, tmp_path):
 
 def test_memory_that_does_not_suffice_is_exit_5(dino):
     result = dino("benchmark", "--size", "9999999x9999999")
-    assert result.code == 5 and "memory does not suffice" in result.err and "Traceback" not in result.err
+    assert result.code == 5 and "out of memory" in result.err and "Traceback" not in result.err
 
 
 def test_pictures_that_the_disk_cannot_hold_are_not_begun(dino, tmp_path):

@@ -152,14 +152,14 @@ def test_a_stdout_that_takes_ascii_only_gets_plain_characters(inspect_mask, monk
 def test_colours_only_where_somebody_watches(inspect_mask, monkeypatch, terminal):
     shown = Console(highlight=False, soft_wrap=True, force_terminal=terminal, color_system="auto", width=80,
                     _environ={"TERM": "xterm-256color"})  # fmt: skip
-    monkeypatch.setattr(console, "data", shown)
+    monkeypatch.setattr(console, "stdout", shown)
     assert ("\x1b[" in inspect_mask("--dn-groups", 2).out) == terminal
 
 
 def test_no_color_is_honoured_on_a_terminal(inspect_mask, monkeypatch):
     shown = Console(highlight=False, soft_wrap=True, force_terminal=True, width=80,
                     _environ={"TERM": "xterm-256color", "NO_COLOR": "1"})  # fmt: skip
-    monkeypatch.setattr(console, "data", shown)
+    monkeypatch.setattr(console, "stdout", shown)
     assert "\x1b[" not in inspect_mask("--dn-groups", 2).out
 
 
