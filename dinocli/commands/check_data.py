@@ -133,9 +133,7 @@ def _show(checked: Checked) -> None:
         stdout.print(_classes(readable))
     for name, finding in checked.findings():
         stdout.print(_line(name, finding), soft_wrap=True)
-    stdout.print(
-        ", ".join(f"{count} {level if count != 1 else level[:-1]}" for level, count in checked.counts().items())
-    )
+    stdout.print(", ".join(counted(count, level.removesuffix("s")) for level, count in checked.counts().items()))
     if not checked.decoded:
         say("only the headers of images were read; --decode reads every pixel and looks for near-duplicates")
 

@@ -170,7 +170,7 @@ def test_a_reader_that_leaves_early_is_no_failure(dino, run_folder, picture, mon
     def leave(text):
         raise BrokenPipeError
 
-    monkeypatch.setattr(stdout, "_file", SimpleNamespace(write=leave, flush=lambda: None, isatty=lambda: False))
+    monkeypatch.setattr(console.stdout, "_file", SimpleNamespace(write=leave, flush=lambda: None, isatty=lambda: False))
     monkeypatch.setattr("os.dup2", lambda *_: None)
     monkeypatch.setattr(sys.stdout, "fileno", lambda: 1, raising=False)
     assert dino("predict", picture, "--weights", run_folder).code == 0
