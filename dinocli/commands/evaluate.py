@@ -25,8 +25,8 @@ from dinocore.system.files import check_writable, write_text
 from dinocore.weights.file import load_facts
 from dinocore.words import counted
 
-from ..console import data, fail, print_json, say, warn, words
-from ..options import Amp, Data, Device, Json, Out, Overrides, Weights
+from ..console import fail, print_json, say, stderr, stdout, warn
+from ..options import Amp, Data, Device, Json, Out, Overrides, Split, Weights
 from ..weights_option import open_any_detector
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 def evaluate(
     weights: Weights = None,
     data: Data = None,
-    split: Annotated[str, typer.Option(help="val or train.")] = "val",
+    split: Split = "val",
     results: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Judge COCO results of any detector; with --data.")
     ] = None,
@@ -48,7 +48,7 @@ def evaluate(
     ] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write everything as one page.")] = None,
     bootstrap: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Samples of pictures for the 95 % intervals; 0: none.")
+        int, typer.Option(metavar="N", min=0, help="Samples of images for the 95 % intervals; 0: none.")
     ] = 1000,
     out: Out = None,
     slice: Annotated[
@@ -61,7 +61,10 @@ def evaluate(
     overrides: Overrides = [],  # noqa: B006
     json: Json = False,
 ) -> None:
-    """Measure average precision, and see where it is lost; default: the newest run on the data it was trained with."""
+    """Measure average precision, and see where it is lost; default: the newest run on the data it was trained with.
+
+    Example: dino eval --weights runs/mine --report report.html
+    """
     asked = Asked(data, split, out, report, bootstrap, device, amp, overrides, json, slice, overlap)
     if compare is None:
         evaluate_one(asked, weights, results)
@@ -226,7 +229,7 @@ def _detections(source: Source, annotations: Annotations) -> tuple[list[dict[str
             warn(f"{source.path}: {note}")
         return read.rows, []
     results, failed = [], []
-    with Progress(console=words, disable=not words.is_terminal, transient=True) as progress:
+    with Progress(console=stderr, disable=not stderr.is_terminal, transient=True) as progress:
         batches = detect_all(source.detector, annotations, slicing=source.slicing)
         for found, problems in progress.track(batches, total=len(annotations.image_ids), description="evaluating"):
             results += found
@@ -259,22 +262,22 @@ MOST_CLASSES = 100  # in a terminal; --json and --report have all
 
 def show_analysis(analysis: Analysis, backend: str) -> None:
     """The 12 numbers, the classes, and where AP50 is lost."""
-    data.print(_summary(analysis))
-    data.print(f"{counted(len(analysis.matches.image_ids), 'picture')}, judged by {backend}")
+    stdout.print(_summary(analysis))
+    stdout.print(f"{counted(len(analysis.matches.image_ids), 'picture')}, judged by {backend}")
     if analysis.samples is not None:
-        data.print("[dim]in brackets: 95 % interval, by resampling the pictures[/]")
-    data.print()
-    data.print(_classes(analysis))
+        stdout.print("[dim]in brackets: 95 % interval, by resampling the pictures[/]")
+    stdout.print()
+    stdout.print(_classes(analysis))
     if len(analysis.classes) > MOST_CLASSES:
-        data.print(f"[dim]and {len(analysis.classes) - MOST_CLASSES} classes more, in --json and --report[/]")
-    data.print()
+        stdout.print(f"[dim]and {len(analysis.classes) - MOST_CLASSES} classes more, in --json and --report[/]")
+    stdout.print()
     names = list(analysis.tide.gain)
     gains = _table(["AP50 lost by (TIDE)", *names])
     gains.add_row("dAP", *(f"{gain:.4f}" for gain in analysis.tide.gain.values()))
     gains.add_row("count", *map(str, analysis.tide.count.values()))
-    data.print(gains)
-    data.print()
-    data.print(_last_line(analysis))
+    stdout.print(gains)
+    stdout.print()
+    stdout.print(_last_line(analysis))
 
 
 def show_comparison(comparison: Comparison, names: Sequence[str]) -> None:
@@ -284,10 +287,10 @@ def show_comparison(comparison: Comparison, names: Sequence[str]) -> None:
         table = _table([title, "A", "B", "B - A", "95 % interval", ""])
         for name, one in list(differences.items())[:MOST_CLASSES]:
             table.add_row(escape(name), *_difference(one))
-        data.print(table)
-        data.print()
+        stdout.print(table)
+        stdout.print()
     for letter, name in zip("AB", names, strict=True):
-        data.print(f"{letter}: {escape(name)}")
+        stdout.print(f"{letter}: {escape(name)}")
 
 
 def _difference(one: Difference) -> list[str]:

@@ -23,7 +23,8 @@ from dinocore.errors import ConfigError, DataError, Interrupted
 from dinocore.system.files import check_writable, write_atomically
 from dinocore.words import counted
 
-from ..console import data, fail, print_json, say, warn, warn_of_letters, words
+from ..completion import choices
+from ..console import fail, print_json, say, stderr, stdout, warn, warn_of_letters
 from ..inputs import Input, expand
 from ..options import Amp, Device, Json, Out, Threshold, Weights
 from ..signals import ending_early
@@ -46,9 +47,12 @@ def predict(
     max_dets: Annotated[int, typer.Option(min=1, help="Most detections per image; with --slice, per slice.")] = 300,
     format: Annotated[
         str,
-        typer.Option(help="Of --out: json, jsonl, coco, csv, yolo or labelme; auto: by the suffix of --out, or json."),
+        typer.Option(
+            help="Of --out: json, jsonl, coco, csv, yolo or labelme; auto: by the suffix of --out, or json.",
+            autocompletion=choices("auto", "json", "jsonl", "coco", "csv", "yolo", "labelme"),
+        ),
     ] = "auto",
-    save_images: Annotated[Path | None, typer.Option(help="Folder for pictures with the boxes drawn in.")] = None,
+    save_images: Annotated[Path | None, typer.Option(help="Folder for images with the boxes drawn in.")] = None,
     batch_size: Annotated[str, typer.Option(help="Most images of one shape at once, or auto.")] = "auto",
     slice: Annotated[
         str | None,
@@ -72,7 +76,10 @@ def predict(
     amp: Amp = "auto",
     json: Json = False,
 ) -> None:
-    """Detect objects in images, or in a film."""
+    """Detect objects in images, or in a film.
+
+    Example: dino predict photos/ --save-images drawn
+    """
     from ..inputs import check_header, is_film
 
     film = is_film(files)
@@ -147,7 +154,7 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
     pick_precision(amp, pick_device(device))
     inputs, skipped = expand(files)
     if skipped:
-        say(f"left out, by their names no pictures: {counted(skipped, 'file')}")
+        say(f"skipped {counted(skipped, 'non-image file')}")
     if not any(item.path.exists() for item in inputs):
         raise DataError(f"there is no picture {inputs[0].name}", code="DATA-IMAGE-MISSING", where=inputs[0].name,
                         fix="give a picture, a folder, or a glob in quotes")  # fmt: skip
@@ -164,7 +171,7 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
     if wanted.out is not None:
         write_found(found, work.detector.categories, wanted.format, wanted.out, stems)
         count = counted(sum(len(item.detections) for item in found), "detection")
-        say(f"{count} in {counted(len(found), 'picture')}: {wanted.out}")
+        say(f"wrote {wanted.out}: {count} in {counted(len(found), 'image')}")
     if wanted.json:
         print_json([item._asdict() for item in found])
     elif wanted.out is None:
@@ -332,8 +339,8 @@ def detect_files(
     images = _read(inputs, work, ended, sizes)
     shrunk: list[tuple[float, str]] = []
     drawn = 0
-    hidden = quiet or not words.is_terminal or len(inputs) < 2
-    with Progress(console=words, disable=hidden, transient=True) as progress:
+    hidden = quiet or not stderr.is_terminal or len(inputs) < 2
+    with Progress(console=stderr, disable=hidden, transient=True) as progress:
         results = detect_stream(detector, images, wanted.batch_size)
         for item, result in zip(progress.track(inputs, description="predicting"), results, strict=False):
             if isinstance(result, DataError):
@@ -416,4 +423,4 @@ def _show(found: Sequence[Found]) -> None:
             table.add_row(item.file, d["label"], f"{d['score']:.2f}", box)
         if not item.detections:
             table.add_row(item.file, "-", "", "nothing found")
-    data.print(table)
+    stdout.print(table)

@@ -22,7 +22,7 @@ from dinocore.system.files import check_writable
 from dinocore.video import Damaged, Film, FilmWriter, Frame, Tracker, open_film
 from dinocore.words import counted
 
-from ..console import data, say, warn, words
+from ..console import say, stderr, stdout, warn
 from ..signals import ending_early
 from .predict import Wanted, Work, check_wanted, open_work
 
@@ -61,7 +61,7 @@ def predict_film(source: str, wanted: Wanted, options: FilmOptions, weights: str
             stack.callback(writer.close)
         count = objects = 0
         damaged: list[Damaged] = []
-        bar = stack.enter_context(Progress(console=words, disable=not words.is_terminal, transient=True))
+        bar = stack.enter_context(Progress(console=stderr, disable=not stderr.is_terminal, transient=True))
         frames = _watched(film, options, bar, ended)
         for frame, detections in _detected(work, frames, damaged, film.frames is None):
             row = _row(source, frame, detections, work, track)
@@ -175,7 +175,7 @@ def _put(row: dict[str, Any], lines: TextIO | None, to_stdout: bool) -> None:
         lines.write(text + "\n")
         lines.flush()
     if to_stdout:
-        data.file.write(text + "\n")
+        stdout.file.write(text + "\n")
 
 
 def _drawn(frame: Frame, row: dict[str, Any], work: Work) -> Image.Image:
