@@ -71,10 +71,7 @@ def predict_film(source: str, wanted: Wanted, options: FilmOptions, weights: str
             count += 1
             objects += len(row["detections"])
         stopped = ended()
-    for place in damaged[:MOST_DAMAGE]:
-        warn(f"{source} is damaged after frame {place.after}: {place.reason}")
-    if len(damaged) > MOST_DAMAGE:
-        warn(f"{source} is damaged at {len(damaged)} places; the first {MOST_DAMAGE} are above")
+    _warn_of_damage(source, damaged)
     if not count and not stopped:
         raise DataError(f"{source} has no frame that can be decoded between these times", where=source,
                         fix="give other --start and --end")  # fmt: skip
@@ -82,6 +79,13 @@ def predict_film(source: str, wanted: Wanted, options: FilmOptions, weights: str
     say(": ".join([done, ", ".join(str(path) for path in (wanted.out, options.save_video) if path)]).removesuffix(": "))
     if stopped:
         raise Interrupted(f"interrupted after {counted(count, 'frame')}, which are written", stopped)
+
+
+def _warn_of_damage(source: str, damaged: list[Damaged]) -> None:
+    for place in damaged[:MOST_DAMAGE]:
+        warn(f"{source} is damaged after frame {place.after}: {place.reason}")
+    if len(damaged) > MOST_DAMAGE:
+        warn(f"{source} is damaged at {len(damaged)} places; the first {MOST_DAMAGE} are above")
 
 
 def _checked(wanted: Wanted, options: FilmOptions) -> Wanted:
