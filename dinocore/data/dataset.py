@@ -37,7 +37,7 @@ def open_dataset(config: DataConfig) -> DataSet:
     """
     folder = Path(config.path) if config.path else sample_folder(config.sample_images)
     layout = find_layout(folder, config.follow_symlinks)
-    if layout.train == layout.val:
+    if not layout.trainable:
         raise DataError(f"{folder} has {layout.gap}", code="DATA-SPLIT", where=folder)
     train = read_annotations(layout.train, config=config)
     if not train.trainable(config.min_box_size).any():
@@ -72,16 +72,13 @@ def open_split(config: DataConfig, split: str, categories: Sequence[Category] | 
     """
     folder = Path(config.path) if config.path else sample_folder(config.sample_images)
     layout = find_layout(folder, config.follow_symlinks)
-    chosen = layout.train if split == "train" else layout.val
-    if chosen is None:
-        raise DataError(f"{folder} has no validation split", code="DATA-SPLIT", where=folder,
-                        fix="use --split train to evaluate on the training pictures")  # fmt: skip
-    found = read_annotations(chosen, categories, config)
-    if categories is not None and len(found.labels) and (found.labels < 0).all():
-        known = ", ".join(c.name for c in categories)
-        raise DataError(f"no object of {found.file} is of a class that the model knows ({known})",
-                        code="DATA-CLASS-UNKNOWN", where=found.file)  # fmt: skip
-    return found
+    splits = layout.splits()
+    if split not in splits:
+        name = "validation" if split == "val" else split
+        others = " or ".join(f"--split {other}" for other in splits)
+        raise DataError(f"{folder} has no {name} split", code="DATA-SPLIT", where=folder,
+                        fix=f"use {others} to evaluate on those images")  # fmt: skip
+    return read_annotations(splits[split], categories, config)
 
 
 def sample_folder(num_images: int) -> Path:

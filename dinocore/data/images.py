@@ -24,6 +24,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 )
+IMAGE_SUFFIXES = SUFFIXES | {".avif", ".heic", ".heif", ".jp2", ".jxl"}  # also those that are named and not read
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 DAMAGE = (  # what Pillow's decoders raise
     *(OSError, ValueError, SyntaxError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError),

@@ -126,7 +126,7 @@ def test_d_a_fault_put_into_good_data_is_found_once_with_its_code(clean, code, l
 
 def test_d9_classes_of_another_name_and_unknown_ones(clean):
     edit(clean, put("categories", name="dish"), "val")
-    assert codes(check(clean))["DATA-CLASSES"] == 1
+    assert codes(check(clean))["DATA-CLASS-UNKNOWN"] == 1
     edit(clean, put("categories", name="star", id=77), "val")
     assert codes(check(clean))["DATA-ORPHAN"] == 15, "its objects have the old id"
 
