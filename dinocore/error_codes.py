@@ -88,6 +88,10 @@ FILES = {
         "none of 12 pictures has a label file, such as labels/a.txt", "put the label files there",
     ),
     "DATA-LABEL-LOST": Code(WARNING, "a label file has no picture", "b.txt", "delete it, or put the picture back"),
+    "DATA-CSV": Code(
+        ERROR, "a row of a table of boxes cannot be read", "line 7: a.jpg,x,2,3,4,cell",
+        "write filename,xmin,ymin,xmax,ymax,class with corners in pixels",
+    ),
     "DATA-XML": Code(ERROR, "a Pascal VOC file cannot be read", "a.xml: not well-formed: line 7", "correct the file"),
     "DATA-VOC-NAME": Code(
         WARNING, "a Pascal VOC file names another image than its own name does; its own name counts",

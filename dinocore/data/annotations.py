@@ -11,6 +11,7 @@ from ..config import DataConfig
 from ..error_codes import ERROR
 from .findings import Findings
 from .formats.coco import read_coco
+from .formats.csv import read_csv
 from .formats.voc import read_voc
 from .formats.yolo import read_yolo
 from .split import Category, Split, Table
@@ -35,6 +36,7 @@ READERS: dict[str, Callable[[Split, Findings, DataConfig], Table]] = {
     "coco": lambda split, findings, config: read_coco(split, findings),
     "yolo": read_yolo,
     "voc": read_voc,
+    "csv": lambda split, findings, config: read_csv(split, findings),
 }
 
 

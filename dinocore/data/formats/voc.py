@@ -5,7 +5,8 @@ corner is 0 are taken so. Where no box touches the left or top edge nobody can t
 `difficult` is a crowd region to us: ignored in training.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Container, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -26,6 +27,7 @@ from ..split import (
     clean_name,
     is_hidden,
     layout_of,
+    split_told_by,
     stays_inside,
     visible_files,
 )  # fmt: skip
@@ -85,6 +87,44 @@ def _beside(folder: Path, fence: Fence) -> Layout | None:
     classes, first = overview(list(folders.values()), _ordered_names(folder / "labelmap.txt", fence), fence)
     made = {name: Split(path, [path], "voc", folder, (), classes, first) for name, path in folders.items()}
     return layout_of("Roboflow VOC", made)
+
+
+def find_voc_anywhere(folder: Path, fence: Fence) -> Layout | None:
+    """XML files in folders of any name, each paired with the folder that has most images of the same names."""
+    xml, images = _stems(folder, (".xml",)), _stems(folder, IMAGE_SUFFIXES)
+    pairs: dict[str, list[tuple[Path, Path]]] = {}
+    for where, stems in xml.items():
+        near = {place: (len(stems & known), len(os.path.commonpath([place, where]))) for place, known in images.items()}
+        best = max(near, key=lambda place: near[place], default=None)
+        if best is None or not near[best][0] or not any(_is_voc(where / f"{stem}.xml") for stem in sorted(stems)[:3]):
+            continue
+        parts = [part for path in (where, best) for part in reversed(path.relative_to(folder).parts)]
+        name = next((told for part in parts if (told := split_told_by(part))), "")
+        pairs.setdefault(name, []).append((where, best))
+    if "" in pairs and not pairs.keys() & {"train", "val"}:
+        pairs = {"train": pairs[""]}
+    pairs.pop("", None)
+    if not pairs or any(len(several) > 1 for several in pairs.values()):
+        return None
+    order = _ordered_names(folder / "labelmap.txt", fence)
+    classes, first = overview([where for ((where, _),) in pairs.values()], order, fence)
+    made = {name: Split(where, [best], "voc", folder, (), classes, first) for name, ((where, best),) in pairs.items()}
+    return layout_of("Pascal VOC, XML files apart", made)
+
+
+def _stems(folder: Path, suffixes: Container[str]) -> dict[Path, set[str]]:
+    """For each folder, names of the files that lie directly in it, without their suffix."""
+    found: dict[Path, set[str]] = {}
+    for file in visible_files(folder, suffixes):
+        found.setdefault(file.parent, set()).add(file.stem)
+    return found
+
+
+def _is_voc(file: Path) -> bool:
+    try:
+        return parse_xml(file.read_bytes()).tag == "annotation"
+    except (OSError, ValueError):
+        return False
 
 
 def overview(folders: list[Path], order: Sequence[str], fence: Fence) -> tuple[tuple[str, ...], int | None]:
