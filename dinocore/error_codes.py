@@ -173,6 +173,10 @@ IMAGES = {
         ERROR, "a picture is not there", "a.jpg", "check its name, put it back, or take it out of the annotations"
     ),
     "DATA-IMAGE-DAMAGED": Code(ERROR, "a picture is damaged", "a.jpg: image file is truncated", "copy it again"),
+    "DATA-IMAGE-CUT": Code(
+        WARNING, "a JPEG lacks its last bytes; the rows that are there, at least 95 %, are used",
+        "a.jpg: 98 % of its rows", "copy it again",
+    ),
     "DATA-IMAGE-FORMAT": Code(
         ERROR, "a file is no picture that we read", "a.jpg is not a picture in a known format", "look at it",
     ),
