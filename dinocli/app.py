@@ -14,24 +14,28 @@ from dinocore import __version__
 from dinocore.error_codes import CODES
 from dinocore.errors import DinoError, EnvironmentFault, Interrupted
 
-COMMANDS = {  # name: module under commands/, function, help line; a module is imported when its command is used
-    "train": ("train", "train", "Train on your data, or, without --data, on images that dino draws itself."),
-    "eval": ("evaluate", "evaluate", "Measure average precision, and see where it is lost."),
-    "predict": ("predict", "predict", "Detect objects in images."),
-    "inspect-mask": ("inspect_mask", "inspect_mask", "Show who may attend to whom in the decoder during training."),
-    "inspect-proposals": ("inspect_proposals", "inspect_proposals", "Show the first stage's scores and boxes."),
-    "inspect-matching": ("inspect_matching", "inspect_matching", "Show which query took which object at each stage."),
-    "inspect-attention": ("inspect_attention", "inspect_attention", "Show where deformable attention looks."),
-    "presets": ("presets", "presets", "List the presets, or print every setting of one."),
-    "convert": ("convert", "convert", "Convert weights from or to other DINO codebases."),
-    "info": ("info", "info", "Say what a file of weights is."),
-    "weights": ("weights", "weights", "List the published checkpoints that --weights takes by name."),
-    "check-data": ("check_data", "check_data", "Find what is wrong with a data set before a training does."),
-    "inspect-data": ("inspect_data", "inspect_data", "Draw training images with their boxes as the model gets them."),
-    "convert-data": ("convert_data", "convert_data", "Write a data set as COCO, YOLO or Pascal VOC."),
-    "sample-data": ("sample_data", "sample_data", "Draw images of blood cells with exact boxes, in COCO layout."),
-    "benchmark": ("benchmark", "benchmark", "Measure speed, memory and work of a model on this machine."),
+TRAIN, USE, LOOK, DATA, WEIGHTS = "Train and measure", "Use", "Look inside", "Data", "Weights"
+COMMANDS = {  # name: module in commands/ and its function, group, help line
+    "train": ("train", TRAIN, "Train on your data, or, without --data, on images that dino draws itself."),
+    "eval": ("evaluate", TRAIN, "Measure average precision, and see where it is lost."),
+    "benchmark": ("benchmark", TRAIN, "Measure speed, memory and work of a model on this machine."),
+    "presets": ("presets", TRAIN, "List the presets, or print every setting of one with its comment."),
+    "predict": ("predict", USE, "Detect objects in images, or in a film."),
+    "serve": ("serve", USE, "Answer images over HTTP, with a page to try it."),
+    "export": ("export", USE, "Write weights as ONNX and other formats, checked against the model."),
+    "inspect-mask": ("inspect_mask", LOOK, "Show who may attend to whom in the decoder during training."),
+    "inspect-proposals": ("inspect_proposals", LOOK, "Show the first stage's scores and boxes, and what they cover."),
+    "inspect-matching": ("inspect_matching", LOOK, "Show which query took which object at each stage."),
+    "inspect-attention": ("inspect_attention", LOOK, "Show where deformable attention looks."),
+    "inspect-data": ("inspect_data", LOOK, "Draw training images with their boxes exactly as the model gets them."),
+    "check-data": ("check_data", DATA, "Find what is wrong with a data set before a training does."),
+    "convert-data": ("convert_data", DATA, "Write a data set as COCO, YOLO or Pascal VOC."),
+    "sample-data": ("sample_data", DATA, "Draw images of blood cells with exact boxes, in COCO layout."),
+    "weights": ("weights", WEIGHTS, "List the published checkpoints that --weights takes by name."),
+    "info": ("info", WEIGHTS, "Say what a file of weights is."),
+    "convert": ("convert", WEIGHTS, "Convert weights from or to other DINO codebases."),
 }
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 
 class LazyCommands(TyperGroup):
@@ -45,15 +49,17 @@ class LazyCommands(TyperGroup):
 
 def load_command(name: str) -> Any:
     """The command with its options."""
-    module, function, _ = COMMANDS[name]
-    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    single.command(name)(getattr(import_module(f".commands.{module}", __package__), function))
+    module, _, _ = COMMANDS[name]
+    single = typer.Typer(add_completion=False)
+    function = getattr(import_module(f".commands.{module}", __package__), module)
+    single.command(name, context_settings=HELP_OPTIONS)(function)
     return typer.main.get_command(single)
 
 
 app = typer.Typer(
     name="dino",
     cls=LazyCommands,
+    context_settings=HELP_OPTIONS,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="DINO, the object detector (arXiv 2203.03605): train it, use it, look inside.",
@@ -68,17 +74,19 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main_options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
 
-for _name, (_, _, _help) in COMMANDS.items():
-    app.command(_name, help=_help)(lambda: None)
+for _name, (_, _group, _help) in COMMANDS.items():
+    app.command(_name, help=_help, rich_help_panel=_group)(lambda: None)
 
 
-class _Said(logging.Handler):
-    """What dinocore has to tell, as words on stderr."""
+class _StderrLog(logging.Handler):
+    """What dinocore logs, as messages on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from .console import say
@@ -86,7 +94,7 @@ class _Said(logging.Handler):
         say(record.getMessage())
 
 
-SAID = _Said()
+LOG_HANDLER = _StderrLog()
 PLAIN_WARNING = warnings.showwarning
 
 
@@ -100,8 +108,8 @@ def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -
 
 
 def main() -> None:
-    """Run the app; an error that the user can put right is said in words, not as a traceback."""
-    logging.getLogger("dinocore").addHandler(SAID)
+    """Run the app; an error that the user can fix is a message, not a traceback."""
+    logging.getLogger("dinocore").addHandler(LOG_HANDLER)
     logging.getLogger("dinocore").setLevel(logging.INFO)
     warnings.showwarning = _show_warning
     try:
@@ -115,10 +123,10 @@ def main() -> None:
         _end(Interrupted("interrupted", 130))
     except Exception as error:
         if "torch" in sys.modules:
-            _end_for_want_of_memory(error)
-        from .console import words
+            _end_if_out_of_memory(error)
+        from .console import stderr
 
-        words.print_exception(show_locals=False)
+        stderr.print_exception(show_locals=False)
         fault = DinoError(f"{type(error).__name__}: {error}", code="BUG", fix=CODES["BUG"].fix)
         fault.exit_code = 1
         _end(fault)
@@ -145,7 +153,7 @@ def _run() -> int | None:
         raise DinoError(explain().removesuffix("."), code="USAGE", fix=f"{command} --help") from None
 
 
-def _end_for_want_of_memory(error: Exception) -> None:
+def _end_if_out_of_memory(error: Exception) -> None:
     """End with 5 if that is what the error says."""
     from dinocore.train.failures.classify import is_out_of_memory
 

@@ -1,4 +1,4 @@
-"""Words go to stderr, data to stdout. Nothing moves or is coloured where nobody watches."""
+"""Results go to stdout, messages to stderr. Nothing moves or is coloured where nobody watches."""
 
 import json
 import sys
@@ -29,18 +29,18 @@ class _Stdout(_Safe):
         raise BrokenPipeError
 
 
-words = _Safe(stderr=True, highlight=False, soft_wrap=True)
-data = _Stdout(highlight=False, width=None if sys.stdout.isatty() else 200)  # a pipe has no edge to wrap at
+stderr = _Safe(stderr=True, highlight=False, soft_wrap=True)
+stdout = _Stdout(highlight=False, width=None if sys.stdout.isatty() else 200)  # a pipe has no edge to wrap at
 
 
 def say(text: str) -> None:
     """A line for people."""
-    words.print(escape(text))
+    stderr.print(escape(text))
 
 
 def warn(text: str) -> None:
     """A line about something that a user should know."""
-    words.print(f"[yellow]warning:[/] {escape(text)}")
+    stderr.print(f"[yellow]warning:[/] {escape(text)}")
 
 
 def warn_of_letters(names: Iterable[str]) -> None:
@@ -58,7 +58,7 @@ def fail(error: DinoError | str, code: str = "INPUTS") -> None:
         lines = [error.what, f"  where: {error.where}", *([f"  fix: {error.fix}"] if error.fix else [])]
     else:
         lines = [str(error)]
-    words.print(f"[bold red]error\\[{error.code}]:[/] {escape(chr(10).join(lines))}")
+    stderr.print(f"[bold red]error\\[{error.code}]:[/] {escape(chr(10).join(lines))}")
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
@@ -69,7 +69,7 @@ def print_facts(facts: Mapping[str, Any]) -> None:
     for name, value in facts.items():
         if value:
             table.add_row(name.replace("_", " "), escape(str(value)))
-    data.print(table)
+    stdout.print(table)
 
 
 def print_json(value: Any) -> None:

@@ -5,12 +5,28 @@ from typing import Annotated
 
 import typer
 
+from .completion import choices, preset_names, setting_values
+
+SETTINGS, MACHINE = "Settings", "Machine"  # panels of --help
+
 Overrides = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, such as train.lr=2e-4; repeatable.")
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one setting, such as train.lr=2e-4; repeatable.",
+        autocompletion=setting_values,
+        rich_help_panel=SETTINGS,
+    ),
 ]
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A TOML file of settings over the preset's.")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="A TOML file of settings over the preset's.", rich_help_panel=SETTINGS),
+]
+Preset = Annotated[str, typer.Option("--preset", "-p", help="See `dino presets`.", autocompletion=preset_names)]
+Split = Annotated[str, typer.Option("--split", help="Of --data: val or train.", autocompletion=choices("val", "train"))]
 Data = Annotated[
-    Path | None, typer.Option("--data", help="Data folder: COCO, Roboflow COCO, or plain annotations and pictures.")
+    Path | None, typer.Option("--data", help="Data folder: COCO, Roboflow COCO, YOLO, Pascal VOC, or a dataset.toml.")
 ]
 Weights = Annotated[
     str | None,
@@ -23,8 +39,24 @@ Weights = Annotated[
 ModelOf = Annotated[
     str | None, typer.Option("--weights", help="The model of these weights instead of a preset's; named as elsewhere.")
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
-Amp = Annotated[str, typer.Option("--amp", help="Precision: auto, off, bf16 or fp16.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="auto, cpu, cuda, cuda:N or mps.",
+        autocompletion=choices("auto", "cpu", "cuda", "cuda:0", "mps"),
+        rich_help_panel=MACHINE,
+    ),
+]
+Amp = Annotated[
+    str,
+    typer.Option(
+        "--amp",
+        help="Precision: auto, off, bf16 or fp16.",
+        autocompletion=choices("auto", "off", "bf16", "fp16"),
+        rich_help_panel=MACHINE,
+    ),
+]
 Threshold = Annotated[
     str,
     typer.Option(

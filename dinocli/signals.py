@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 
 from dinocore.errors import Interrupted, PeerFailed
 
-from .console import warn, words
+from .console import stderr, warn
 
 EXIT_CODES = {
     getattr(signal, name): code
@@ -100,7 +100,7 @@ class StopRequest:
             for child in multiprocessing.active_children():
                 child.kill()
             with suppress(OSError):
-                words.show_cursor()
+                stderr.show_cursor()
             os._exit(130)
 
     def _in_main_thread(self, number: int, frame: object) -> None:

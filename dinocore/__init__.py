@@ -6,7 +6,7 @@ The names listed in `__all__` stay stable. They are imported when first used, so
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Target",
     "build_model",

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from .config import REMOVED, RENAMED, Config
 from .errors import ConfigError
+from .settings import list_settings
 
 WISHES = {  # by pydantic's name for the complaint; its own words, "Input should be …", serve for all others
     "int_type": "a whole number",
@@ -24,6 +25,18 @@ WISHES = {  # by pydantic's name for the complaint; its own words, "Input should
     "too_short": "a longer list",
     "too_long": "a shorter list",
 }
+
+OTHER_WORDS = {  # of other codebases, and of everyday speech, beside official DINO's in config.py
+    "learning_rate": "train.lr", "lr0": "train.lr", "base_lr": "train.lr", "lr_encoder": "train.backbone_lr",
+    "num_epochs": "train.epochs", "max_epochs": "train.epochs", "batch": "train.batch_size", "wd": "train.weight_decay",
+    "grad_clip": "train.clip_norm", "max_norm": "train.clip_norm", "ema": "train.ema_decay",
+    "num_workers": "data.workers", "imgsz": "data.train_scales", "resolution": "data.train_scales",
+    "dataset_dir": "data.path", "fliplr": "data.flip", "flipud": "data.vertical_flip", "max_det": "eval.max_dets",
+    "max_per_img": "eval.max_dets", "embed_dims": "model.hidden_dim", "embed_dim": "model.hidden_dim",
+    "feedforward_channels": "model.ffn_dim", "num_feature_levels": "model.num_levels", "nc": "model.num_classes",
+    "label_noise_scale": "model.denoising.label_noise", "box_noise_scale": "model.denoising.box_noise",
+    "loss_cls": "loss.label", "loss_bbox": "loss.box", "loss_iou": "loss.giou",
+}  # fmt: skip
 
 
 def preset_dir() -> Path:
@@ -173,8 +186,8 @@ def _merge(base: dict[str, Any], update: dict[str, Any]) -> None:
 
 def _explain(problems: Sequence[Any]) -> list[str]:
     """One line in our words for each setting that pydantic complains about, once or more."""
-    unknown = [problem["loc"] for problem in problems if problem["type"] == "extra_forbidden"]
-    lines = [f"there is no setting `{'.'.join(loc)}`{_hint(loc[-1], _settings_in(loc[:-1]))}" for loc in unknown]
+    unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
+    lines = [f"there is no setting `{'.'.join(map(str, p['loc']))}`{_hint(p['loc'], p['input'])}" for p in unknown]
     wishes: dict[str, list[str]] = {}
     for problem in problems:
         told = problem["type"] == "too_short" and problem["input"]  # pydantic counts only the entries that are right
@@ -209,6 +222,19 @@ def _settings_in(path: Sequence[str | int]) -> list[str]:
     return list(getattr(section, "model_fields", ()))
 
 
-def _hint(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean `{close[0]}`?" if close else f"; known are: {', '.join(known)}"
+def _hint(loc: Sequence[str | int], value: Any) -> str:
+    """The setting that was meant: under another section, under the word of another codebase, or misspelt."""
+    word, here = str(loc[-1]), _settings_in(loc[:-1])
+    settings = list_settings()
+    names = [setting.name for setting in settings]
+    leaves = {name.rpartition(".")[2]: name for name in reversed(names)}
+    official = {name: setting.name for setting in settings for name in setting.official.split(", ") if name}
+    path = ".".join(map(str, loc[:-1]))
+    near = [f"{path}.{name}" if path else name for name in difflib.get_close_matches(word, here, n=1)]
+    if not near and isinstance(value, dict) and len(value) == 1:  # a section that there isn't
+        (word,) = value
+    found = leaves.get(word) or official.get(word) or OTHER_WORDS.get(word) or (near[0] if near else None)
+    if found is None:
+        close = difflib.get_close_matches(word, leaves, n=1, cutoff=0.75)
+        found = leaves[close[0]] if close else None
+    return f"; did you mean `{found}`?" if found else f"; known are: {', '.join(here)}"

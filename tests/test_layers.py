@@ -10,12 +10,13 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     "dinocore/__init__", "dinocore/error_codes", "dinocore/errors", "dinocore/system/parent", "dinocore/words",
     "dinocore/system/files", "dinocore/error_page", "dinocore/weights/untrusted", "dinocore/config",
-    "dinocore/presets", "dinocore/structures", "dinocore/boxes", "dinocore/system", "dinocore/model",
+    "dinocore/settings", "dinocore/presets", "dinocore/structures", "dinocore/boxes", "dinocore/system",
+    "dinocore/model",
     "dinocore/matching", "dinocore/losses", "dinocore/data", "dinocore/weights/file",
     "dinocore/weights/convert", "dinocore/weights/fetch", "dinocore/weights/backbone", "dinocore/weights",
-    "dinocore/predict", "dinocore/slices", "dinocore/image_stream", "dinocore/evaluate",
+    "dinocore/slices", "dinocore/image_stream", "dinocore/predict", "dinocore/evaluate",
     "dinocore/detections_io", "dinocore/draw", "dinocore/report", "dinocore/train", "dinocore/inspect",
-    "dinocore/benchmark", "dinocli",
+    "dinocore/export", "dinocore/benchmark", "dinocli",
 ]  # fmt: skip
 SOURCES = sorted([*ROOT.glob("dinocore/**/*.py"), *ROOT.glob("dinocli/**/*.py")])
 

@@ -1,20 +1,31 @@
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..options import Amp, ConfigFile, Device, Json, ModelOf, Overrides
+from ..completion import choices
+from ..options import Amp, ConfigFile, Device, Json, ModelOf, Overrides, Preset
+
+if TYPE_CHECKING:
+    from dinocore.benchmark import Measurement
+
+SIZE = "320x427"
 
 
 def benchmark(
-    preset: Annotated[str, typer.Option("--preset", "-p", help="See `dino presets`.")] = "tiny",
+    preset: Preset = "tiny",
     weights: ModelOf = None,
-    size: Annotated[str, typer.Option(metavar="HxW", help="Of the pictures; default: 320x427.")] = "320x427",
-    batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 1,
+    size: Annotated[str, typer.Option(metavar="HxW", help="Of the images; default: 320x427.")] = SIZE,
+    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
     train: Annotated[bool, typer.Option(help="A training step instead of inference.")] = False,
-    ops: Annotated[str, typer.Option(help="auto, or reference: plain PyTorch, nothing tuned.")] = "auto",
+    ops: Annotated[
+        str,
+        typer.Option(
+            help="auto, or reference: plain PyTorch, nothing tuned.", autocompletion=choices("auto", "reference")
+        ),
+    ] = "auto",
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls, after two to warm up.")] = 5,
-    objects: Annotated[int, typer.Option(min=0, help="Per picture, with --train.")] = 10,
+    objects: Annotated[int, typer.Option(min=0, help="Per image, with --train.")] = 10,
     profile: Annotated[
         Path | None, typer.Option(help="Write a trace of one call here, and list what took long.")
     ] = None,
@@ -24,16 +35,26 @@ def benchmark(
     overrides: Overrides = [],  # noqa: B006
     json: Json = False,
 ) -> None:
-    """Measure speed, memory and work of a model on this machine; without --weights it has random ones."""
+    """Measure speed, memory and work of a model on this machine; without --weights it has random ones.
+
+    Example: dino benchmark --preset r50-4scale --size 800x1333
+    """
     from dinocore.benchmark import Case, measure
     from dinocore.benchmark import profile as run_profile
+    from dinocore.errors import ConfigError
+    from dinocore.export.detector import is_exported
     from dinocore.presets import load_config
     from dinocore.system.device import pick_device, pick_precision
 
-    from ..console import data, print_json, say
-    from ..weights_option import model_of
+    from ..console import print_json, say
+    from ..weights_option import find_weights, model_of
 
     _check(ops, profile)
+    if weights is not None and is_exported(path := find_weights(weights)):
+        if train or profile or ops != "auto" or size != SIZE:
+            raise ConfigError(f"{path} is an exported file with its own canvas; only --batch and --repeats go with it")
+        _benchmark_file(path, batch, repeats, json)
+        return
     source, file = (preset, None) if weights is None else model_of(weights)
     settings, place = load_config(source, overrides, config), pick_device(device)
     pick_precision(amp, place)
@@ -53,14 +74,39 @@ def benchmark(
         print_json(facts | found._asdict() | ({"operations": operations} if top else {}))
         return
     work = "training step" if train else "inference"
-    data.print(f"{name}, {work}, {batch} x {size}, {found.device}, {found.threads} threads, {found.precision}")
-    data.print(f"parameters   {found.parameters / 1e6:.1f} M")
-    data.print(f"work         {found.flops / 1e9:.1f} GFLOP (2 per multiply-add)")
-    data.print(f"latency      {found.latency_p50_s:.3f} s median, {found.latency_p90_s:.3f} s p90, {repeats} calls")
-    data.print(f"throughput   {found.images_per_s:.2f} images/s")
-    data.print(f"peak memory  {found.peak_memory_mb:.0f} MB")
-    for name, seconds, calls in top:
-        data.print(f"{seconds:9.4f} s  {calls:6} x  {name}")
+    _show(name, work, repeats, facts, found, top)
+
+
+def _show(name: str, work: str, repeats: int, facts: dict[str, Any], found: "Measurement", top: list) -> None:
+    from ..console import stdout
+
+    shape = f"{facts['batch']} x {facts['size']}"
+    stdout.print(f"{name}, {work}, {shape}, {found.device}, {found.threads} threads, {found.precision}")
+    stdout.print(f"parameters   {found.parameters / 1e6:.1f} M")
+    stdout.print(f"work         {found.flops / 1e9:.1f} GFLOP (2 per multiply-add)")
+    stdout.print(f"latency      {found.latency_p50_s:.3f} s median, {found.latency_p90_s:.3f} s p90, {repeats} calls")
+    stdout.print(f"throughput   {found.images_per_s:.2f} images/s")
+    stdout.print(f"peak memory  {found.peak_memory_mb:.0f} MB")
+    for operation, seconds, calls in top:
+        stdout.print(f"{seconds:9.4f} s  {calls:6} x  {operation}")
+
+
+def _benchmark_file(path: Path, batch: int, repeats: int, json: bool) -> None:
+    """Time an exported file on its own canvas."""
+    from dinocore.export.detector import FileDetector, measure_file
+
+    from ..console import print_json, stdout
+
+    detector = FileDetector(path)
+    found, info = measure_file(detector, batch, repeats), detector.runtime.info
+    height, width = info["canvas"]
+    facts = {"weights": str(path), "size": f"{height}x{width}", "batch": batch, "precision": info["precision"]}
+    if json:
+        print_json(facts | found._asdict())
+        return
+    stdout.print(f"{path}, inference, {batch} x {height}x{width}, {info['precision']}")
+    stdout.print(f"latency      {found.latency_p50_s:.3f} s median, {found.latency_p90_s:.3f} s p90, {repeats} calls")
+    stdout.print(f"throughput   {found.images_per_s:.2f} images/s")
 
 
 def _check(ops: str, profile: Path | None) -> None:

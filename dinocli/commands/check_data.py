@@ -24,36 +24,41 @@ from dinocore.errors import ConfigError, DataError
 from dinocore.system.files import check_writable, to_json, write_text
 from dinocore.words import counted
 
-from ..console import data, print_json, say, warn, words
+from ..completion import preset_names
+from ..console import print_json, say, stderr, stdout, warn
 from ..options import ConfigFile, Json, Overrides
 
 
 def check_data(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data folder, in any layout that `dino train` takes.")],
-    decode: Annotated[
-        bool, typer.Option("--decode", help="Read every picture to its last pixel, in parallel.")
-    ] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="Read every image to its last pixel, in parallel.")] = False,
     preset: Annotated[
-        str, typer.Option("--preset", "-p", help="The model that the data is for; see `dino presets`.")
+        str,
+        typer.Option(
+            "--preset", "-p", help="The model that the data is for; see `dino presets`.", autocompletion=preset_names
+        ),
     ] = "tiny",
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a report with pictures of each finding.")
+        Path | None, typer.Option(metavar="FILE", help="Write a report with images of each finding.")
     ] = None,
     fix: Annotated[
         Path | None, typer.Option(metavar="OUT.json", help="Write a repaired copy of the annotations and a log.")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 for warnings too.")] = False,
     follow_symlinks: Annotated[
-        bool, typer.Option("--follow-symlinks", help="Open pictures that links keep outside of the folder.")
+        bool, typer.Option("--follow-symlinks", help="Open images that links keep outside of the folder.")
     ] = False,
     allow_orphans: Annotated[
-        bool, typer.Option("--allow-orphans", help="Objects of unknown pictures and classes are no errors.")
+        bool, typer.Option("--allow-orphans", help="Objects of unknown images and classes are no errors.")
     ] = False,
     config: ConfigFile = None,
     overrides: Overrides = [],  # noqa: B006
     json: Json = False,
 ) -> None:
-    """Find what is wrong with a data set before a training does."""
+    """Find what is wrong with a data set before a training does.
+
+    Example: dino check-data my-data --html findings.html
+    """
     from dinocore.presets import load_config
 
     flags = {"data.follow_symlinks": follow_symlinks, "data.allow_orphans": allow_orphans}
@@ -65,17 +70,17 @@ COLORS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 DATA_ERROR = 3
 MOST_CLASSES = 20
 ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "pictures": lambda n: str(n["images"]),
+    "images": lambda n: str(n["images"]),
     "without objects": lambda n: str(n["empty_images"]),
     "objects": lambda n: str(n["objects"]),
     "crowds": lambda n: str(n["crowds"]),
-    "objects in a picture": lambda n: _range(n["objects_per_image"]),
+    "objects per image": lambda n: _range(n["objects_per_image"]),
     "at most": lambda n: f"{n['objects_per_image']['max']:.0f}" if n["objects_per_image"] else "-",
     "side in pixels": lambda n: _range(n["object_side_px"]),
     "width / height": lambda n: _range(n["object_aspect"]),
     "small, medium, large": lambda n: ", ".join(f"{share:.0%}" for share in n["shares"].values()),
-    "picture's width": lambda n: _range(n["image_width"]),
-    "picture's height": lambda n: _range(n["image_height"]),
+    "image width": lambda n: _range(n["image_width"]),
+    "image height": lambda n: _range(n["image_height"]),
 }
 
 
@@ -108,7 +113,7 @@ def check_folder(
 
 
 def _check(folder: Path, config: Config, decode: bool) -> Checked:
-    with Progress(console=words, disable=not words.is_terminal, transient=True) as progress:
+    with Progress(console=stderr, disable=not stderr.is_terminal, transient=True) as progress:
         tasks: dict[str, Any] = {}
         for event in run_checks(folder, config, decode):
             if isinstance(event, Checked):
@@ -123,13 +128,14 @@ def _check(folder: Path, config: Config, decode: bool) -> Checked:
 def _show(checked: Checked) -> None:
     readable = {name: part.numbers for name, part in checked.splits.items() if part.numbers}
     if readable:
-        data.print(_numbers(readable))
-        data.print(_classes(readable))
+        stdout.print(_numbers(readable))
+        stdout.print("[dim]ranges are from the 5th to the 95th percentile[/]")
+        stdout.print(_classes(readable))
     for name, finding in checked.findings():
-        data.print(_line(name, finding), soft_wrap=True)
-    data.print(", ".join(f"{count} {level if count != 1 else level[:-1]}" for level, count in checked.counts().items()))
+        stdout.print(_line(name, finding), soft_wrap=True)
+    stdout.print(", ".join(counted(count, level.removesuffix("s")) for level, count in checked.counts().items()))
     if not checked.decoded:
-        say("pictures were not decoded; --decode reads each to its last pixel and looks for near-duplicates")
+        say("only the headers of images were read; --decode reads every pixel and looks for near-duplicates")
 
 
 def _numbers(splits: dict[str, dict[str, Any]]) -> Table:

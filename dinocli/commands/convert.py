@@ -13,7 +13,8 @@ from rich.table import Table
 from dinocore.errors import ConfigError
 from dinocore.system.files import check_writable
 
-from ..console import data, print_json, say
+from ..completion import choices, preset_names
+from ..console import print_json, say, stdout
 from ..options import Json, Overrides
 from ..progress import watching
 
@@ -27,10 +28,24 @@ def convert(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .safetensors, or .pth with --to official.")],
     source: Annotated[
-        str | None, typer.Option("--from", help="official, detrex or mmdet; default: told by the tensors' names.")
+        str | None,
+        typer.Option(
+            "--from",
+            help="official, detrex or mmdet; default: told by the tensors' names.",
+            autocompletion=choices("official", "detrex", "mmdet"),
+        ),
     ] = None,
-    to: Annotated[str, typer.Option(help="dino, or official: writes our weights as official DINO has them.")] = "dino",
-    preset: Annotated[str | None, typer.Option("--preset", "-p", help="The config that it was trained with.")] = None,
+    to: Annotated[
+        str,
+        typer.Option(
+            help="dino, or official: writes our weights as official DINO has them.",
+            autocompletion=choices("dino", "official"),
+        ),
+    ] = "dino",
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", "-p", help="The config that it was trained with.", autocompletion=preset_names),
+    ] = None,
     variant: Annotated[
         str | None, typer.Option(help="Which of a codebase's configs: base, improved, 12e, 24e.")
     ] = None,
@@ -42,7 +57,10 @@ def convert(
     overrides: Overrides = [],  # noqa: B006
     json: Json = False,
 ) -> None:
-    """Make weights of other DINO codebases ours, or ours official's; every tensor is accounted for."""
+    """Make weights of other DINO codebases ours, or ours official's; every tensor is accounted for.
+
+    Example: dino convert checkpoint0011_4scale.pth --out dino.safetensors
+    """
     wanted = Wanted(file, out, source, to, preset, variant, classes, names, overrides, json, ema)
     if to == "official":
         convert_to_official(wanted)
@@ -90,7 +108,7 @@ def convert_to_ours(wanted: Wanted) -> None:
         print_json(_as_json(wanted, done))
     else:
         _show(done)
-    say(f"written: {wanted.out}; a forward pass with it gives finite numbers")
+    say(f"wrote {wanted.out}; a forward pass with it gives finite numbers")
 
 
 def convert_to_official(wanted: Wanted) -> None:
@@ -106,8 +124,8 @@ def convert_to_official(wanted: Wanted) -> None:
     if wanted.json:
         print_json({"out": str(wanted.out), "options": options})
     else:
-        data.print("official DINO's config: DINO_4scale.py" + (f", --options {' '.join(options)}" if options else ""))
-    say(f"written: {wanted.out}")
+        stdout.print("official DINO's config: DINO_4scale.py" + (f", --options {' '.join(options)}" if options else ""))
+    say(f"wrote {wanted.out}")
 
 
 def _check_out(wanted: Wanted, suffix: str) -> None:
@@ -155,7 +173,7 @@ def _show(done: Conversion) -> None:
         table.add_row("dropped", f"{count}: {reason}")
     for note in done.notes:
         table.add_row("note", note)
-    data.print(table)
+    stdout.print(table)
 
 
 def _kind(reason: str) -> str:

@@ -14,21 +14,30 @@ from dinocore.data.formats.export import KINDS, write_dataset
 from dinocore.data.formats.layout import find_layout
 from dinocore.words import counted
 
-from ..console import print_json, say, warn, words
+from ..completion import choices
+from ..console import print_json, say, stderr, warn
 from ..options import Json, Overrides
 
 
 def convert_data(
     folder: Annotated[Path, typer.Argument(metavar="IN", help="Data folder, in any layout that `dino train` takes.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write to; it is made, and must be empty.")],
-    to: Annotated[str, typer.Option("--to", metavar="coco|yolo|voc", help="The format to write.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="coco|yolo|voc", help="The format to write.", autocompletion=choices("coco", "yolo", "voc")
+        ),
+    ],
     link: Annotated[
-        bool, typer.Option("--link", help="Give pictures a second name on the disk instead of copying them.")
+        bool, typer.Option("--link", help="Give images a second name on the disk instead of copying them.")
     ] = False,
     overrides: Overrides = [],  # noqa: B006
     json: Json = False,
 ) -> None:
-    """Write a data set as COCO, YOLO or Pascal VOC."""
+    """Write a data set as COCO, YOLO or Pascal VOC.
+
+    Example: dino convert-data my-data converted --to yolo
+    """
     from dinocore.errors import ConfigError
     from dinocore.presets import load_config
 
@@ -49,14 +58,13 @@ def convert_folder(folder: Path, out: Path, kind: str, link: bool, config: DataC
     layout = find_layout(folder, config.follow_symlinks)
     splits: dict[str, tuple[Annotations, str]] = {}
     for name, split in layout.splits().items():
-        known = next(iter(splits.values()))[0].categories if splits else None
-        annotations = read_annotations(split, known, config)
+        annotations = read_annotations(split, None, config)  # the classes of all splits are written
         splits[name] = annotations, split.format
         for note in annotations.notes:
             warn(f"{name}: {note}")
     say(f"{folder}: {layout.kind} layout")
     lost = 0
-    with Progress(console=words, disable=not words.is_terminal, transient=True) as progress:
+    with Progress(console=stderr, disable=not stderr.is_terminal, transient=True) as progress:
         task = progress.add_task("writing", total=None)
         for written in write_dataset(splits, kind, out, link):
             lost = written.lost_crowds

@@ -24,7 +24,10 @@ def info(
     ],
     json: Json = False,
 ) -> None:
-    """Say what a file of weights is."""
+    """Say what a file of weights is.
+
+    Example: dino info dino.safetensors
+    """
     show_info(file, json)
 
 

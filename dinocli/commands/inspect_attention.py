@@ -15,7 +15,7 @@ from dinocore.errors import ConfigError
 from dinocore.system.files import check_writable, write_atomically, write_text
 
 from ..annotated import open_annotated
-from ..console import data, print_json, say, warn_of_letters
+from ..console import print_json, say, stdout, warn_of_letters
 from ..options import Device, Json, Weights
 from ..weights_option import open_detector
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def inspect_attention(
     file: Annotated[
         Path | None,
-        typer.Argument(help="A picture; default: the first of the weights' own data, or one that dino draws."),
+        typer.Argument(help="An image; default: the first of the weights' own data, or one that dino draws."),
     ] = None,
     query: Annotated[
         int | None, typer.Option("--query", help="Decoder query; default: that of the most confident detection.")
@@ -43,7 +43,10 @@ def inspect_attention(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Show where deformable attention looks: sampling points and weights per head and level."""
+    """Show where deformable attention looks: sampling points and weights per head and level.
+
+    Example: dino inspect-attention img.jpg --at 120,80 --out attention.png
+    """
     show_attention(file, Wanted(query, at, level, layer, head), weights, Outputs(out, report, json), device)
 
 
@@ -79,10 +82,10 @@ class Outputs(NamedTuple):
         """The figure and the page, where they are wanted."""
         if self.out is not None:
             write_atomically(self.out, lambda temporary: figure.save(temporary, "PNG"))
-            say(f"figure: {self.out}")
+            say(f"wrote {self.out}")
         if self.report is not None:
             write_text(self.report, page())
-            say(f"report: {self.report}")
+            say(f"wrote {self.report}")
 
 
 def show_attention(file: Path | None, wanted: Wanted, weights: str | None, outputs: Outputs, device: str) -> None:
@@ -138,11 +141,11 @@ def _head(name: str, count: int) -> int | None:
 
 def _show(seen: Attention, head: int | None) -> None:
     if seen.box is None:
-        data.print(f"encoder layer {seen.layer}, token {seen.index}: level {seen.level}, "
+        stdout.print(f"encoder layer {seen.layer}, token {seen.index}: level {seen.level}, "
                    f"centre {seen.center[0]:.0f} {seen.center[1]:.0f}")  # fmt: skip
     else:
         box = " ".join(f"{value:.0f}" for value in seen.box)
-        data.print(f"decoder layer {seen.layer}, query {seen.index}: {seen.label} {seen.score:.2f}, box {box}")
+        stdout.print(f"decoder layer {seen.layer}, query {seen.index}: {seen.label} {seen.score:.2f}, box {box}")
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("head", justify="right")
     levels = seen.weights.shape[1]
@@ -150,9 +153,9 @@ def _show(seen: Attention, head: int | None) -> None:
         table.add_column(title, justify="right", no_wrap=True)
     for m in range(len(seen.weights)) if head is None else [head]:
         table.add_row(str(m), *_row(seen, m))
-    data.print(table)
-    data.print("level: its share of the weight; distance: weighted mean from the centre; outside: off the picture")
-    data.print(f"the points and weights give the layer's own output to within {seen.error:.1e} of its largest number")
+    stdout.print(table)
+    stdout.print("level: its share of the weight; distance: weighted mean from the centre; outside: off the picture")
+    stdout.print(f"the points and weights give the layer's own output to within {seen.error:.1e} of its largest number")
 
 
 def _row(seen: Attention, m: int) -> list[str]:

@@ -14,27 +14,30 @@ from dinocore.data.dataset import open_dataset
 from dinocore.system.files import write_atomically
 from dinocore.words import counted
 
-from ..console import data, print_json, say, warn, warn_of_letters
-from ..options import ConfigFile, Json, Overrides
+from ..console import print_json, say, stdout, warn, warn_of_letters
+from ..options import ConfigFile, Json, Overrides, Preset
 
 
 def inspect_data(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="Data folder; default: pictures that dino draws itself.")
+        Path | None, typer.Argument(metavar="DIR", help="Data folder; default: images that dino draws itself.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", "--save", help="The picture to write, .png or .jpg.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", "--save", help="The image to write, .png or .jpg.")] = Path(
         "inspect-data.png"
     ),
-    num: Annotated[int, typer.Option("--num", "-n", min=1, max=100, help="How many pictures.")] = 9,
+    num: Annotated[int, typer.Option("--num", "-n", min=1, max=100, help="How many images.")] = 9,
     step: Annotated[int, typer.Option(min=0, help="Optimizer step from which on.")] = 0,
     raw: Annotated[bool, typer.Option("--raw", help="As they are on disk instead of augmented.")] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="The seed of the training.")] = None,
-    preset: Annotated[str, typer.Option("--preset", "-p", help="See `dino presets`.")] = "tiny",
+    preset: Preset = "tiny",
     config: ConfigFile = None,
     overrides: Overrides = [],  # noqa: B006
     json: Json = False,
 ) -> None:
-    """Draw training pictures with their boxes exactly as the model gets them."""
+    """Draw training images with their boxes exactly as the model gets them.
+
+    Example: dino inspect-data my-data --out batch.png
+    """
     from dinocore.errors import ConfigError
     from dinocore.presets import load_config
 
@@ -69,7 +72,7 @@ def show_pictures(config: Config, out: Path, num: int, step: int, raw: bool, jso
     else:
         for cell in cells:
             height, width = cell.image.shape[:2]
-            data.print(
+            stdout.print(
                 f"{cell.file}: {width} x {height}, {counted(len(cell.labels), 'object')}, epoch {cell.epoch}",
                 markup=False,
             )

@@ -19,7 +19,7 @@ from dinocore.system.files import check_writable, write_atomically, write_text
 
 from .. import console
 from ..console import print_json, say, warn
-from ..options import ConfigFile, Json, ModelOf, Overrides
+from ..options import ConfigFile, Json, ModelOf, Overrides, Preset
 
 if TYPE_CHECKING:
     from dinocore.inspect.mask.explain import Explanation
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def inspect_mask(
-    preset: Annotated[str, typer.Option("--preset", "-p", help="See `dino presets`.")] = "r50-4scale",
+    preset: Preset = "r50-4scale",
     weights: ModelOf = None,
     dn_groups: Annotated[
         int | None, typer.Option("--dn-groups", min=0, help="Denoising groups; default: as the preset says.")
@@ -39,7 +39,7 @@ def inspect_mask(
         Path | None, typer.Option("--data", help="A data folder: the mask of the first batch that is trained on.")
     ] = None,
     images: Annotated[
-        list[str], typer.Option("--images", help="A picture of --data, by its file name; repeat it for a batch.")
+        list[str], typer.Option("--images", help="An image of --data, by its file name; repeat it for a batch.")
     ] = [],  # noqa: B006
     query: Annotated[
         int | None, typer.Option("--query", help="Explain one row in words: what the query is, whom it may see.")
@@ -51,7 +51,10 @@ def inspect_mask(
     overrides: Overrides = [],  # noqa: B006
     json: Json = False,
 ) -> None:
-    """Show who may attend to whom in the decoder during training."""
+    """Show who may attend to whom in the decoder during training.
+
+    Example: dino inspect-mask --dn-groups 5 --num-gt 3 --out mask.png
+    """
     show_mask(preset, weights, dn_groups, Batch(num_gt, data, images), query, out, config, overrides, json)
 
 
@@ -181,15 +184,15 @@ def _show_query(found: Explanation) -> None:
     from dinocore.inspect.mask.explain import words
 
     for line in words(found):
-        console.data.print(Text(line), soft_wrap=not console.data.is_terminal)
+        console.stdout.print(Text(line), soft_wrap=not console.stdout.is_terminal)
 
 
 def _show(view: MaskView) -> None:
     from dinocore.inspect.mask.text import ASCII, UNICODE, draw_text
 
     glyphs = ASCII if _only_ascii("".join(UNICODE)) else UNICODE
-    for line in draw_text(view, glyphs, console.data.width):
-        console.data.print(Text.assemble(*((span.text, STYLES.get(span.role, "")) for span in line)))
+    for line in draw_text(view, glyphs, console.stdout.width):
+        console.stdout.print(Text.assemble(*((span.text, STYLES.get(span.role, "")) for span in line)))
 
 
 def _only_ascii(characters: str) -> bool:

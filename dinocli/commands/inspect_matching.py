@@ -15,8 +15,8 @@ from dinocore.errors import CheckpointError, ConfigError, DataError
 from dinocore.words import counted
 
 from ..annotated import open_annotated
-from ..console import data, print_json, say, warn_of_letters
-from ..options import Data, Device, Json, Weights
+from ..console import print_json, say, stdout, warn_of_letters
+from ..options import Data, Device, Json, Split, Weights
 from ..weights_option import open_detector
 from .inspect_attention import Outputs
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 def inspect_matching(
     picture: Annotated[
-        str | None, typer.Argument(help="File name of a picture of the data; default: the first that has objects.")
+        str | None, typer.Argument(help="File name of an image of the data; default: the first that has objects.")
     ] = None,
     data: Data = None,
-    split: Annotated[str, typer.Option(help="Of --data: val or train.")] = "val",
+    split: Split = "val",
     weights: Weights = None,
     run: Annotated[
         Path | None, typer.Option("--run", help="A run's folder: how the match changed over its checkpoints.")
@@ -43,7 +43,10 @@ def inspect_matching(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Show which query took which object at each stage, what that cost, and the denoising queries."""
+    """Show which query took which object at each stage, what that cost, and the denoising queries.
+
+    Example: dino inspect-matching --data my-data --out matching.png
+    """
     from .inspect_attention import Outputs
 
     show_matching(Source(picture, data, split), weights, run, seed, top, Outputs(out, report, json), device)
@@ -151,19 +154,19 @@ def _history(checkpoints: list[Path], batch: Batch, device: str, num_classes: in
 def _show(seen: Matching, file: Path, top: int) -> None:
     from dinocore.inspect.matching.matching import cost_name
 
-    data.print(f"[bold]{escape(file.name)}[/]: {counted(len(seen.objects), 'object')}, {seen.num_queries} queries")
+    stdout.print(f"[bold]{escape(file.name)}[/]: {counted(len(seen.objects), 'object')}, {seen.num_queries} queries")
     _show_queries(seen, top)
     parts = [cost_name(part) for part in seen.stages[0].mean_costs()]
     table = _table("stage", *parts, "cost", "IoU", "stayed", "differ")
     for stage in seen.stages:
         kept = ["", ""] if stage.kept is None else [f"{100 * stage.kept:.0f}%", str(stage.instability)]
         table.add_row(stage.name, *(f"{value:.2f}" for value in stage.means()), *kept)
-    data.print()
-    data.print(
+    stdout.print()
+    stdout.print(
         "mean of the matched pairs, weighted as in the match; stayed: objects whose query is that of the stage before;"
     )
-    data.print("differ: queries that answer for something else than before (DN-DETR's instability)")
-    data.print(table)
+    stdout.print("differ: queries that answer for something else than before (DN-DETR's instability)")
+    stdout.print(table)
     _show_noise(seen, top)
 
 
@@ -174,18 +177,18 @@ def _show_queries(seen: Matching, top: int) -> None:
     for t, thing in enumerate(seen.objects[:top]):
         cells = [str(column[t].query) if t in column else "-" for column in columns]
         table.add_row(str(t), escape(thing.label), *cells, f"{columns[-1][t].iou:.2f}" if t in columns[-1] else "-")
-    data.print(table)
+    stdout.print(table)
     if len(seen.objects) > top:
-        data.print(f"{len(seen.objects) - top} more; --top {len(seen.objects)} lists all")
+        stdout.print(f"{len(seen.objects) - top} more; --top {len(seen.objects)} lists all")
 
 
 def _show_noise(seen: Matching, top: int) -> None:
     """Group 0 of the denoising queries."""
     rows = [noisy for noisy in seen.noisy if noisy.group == 0]
     if not rows:
-        data.print("\nthis model trains without denoising")
+        stdout.print("\nthis model trains without denoising")
         return
-    data.print(f"\ndenoising, group 0 of {seen.num_groups}; --json has all groups")
+    stdout.print(f"\ndenoising, group 0 of {seen.num_groups}; --json has all groups")
     table = _table("query", "", "of object", "starts as", "at", "must answer", "answers", "IoU")
     for noisy in [*[n for n in rows if n.positive][:top], *[n for n in rows if not n.positive][:top]]:
         place = " ".join(f"{value:.0f}" for value in noisy.start_box)
@@ -194,16 +197,16 @@ def _show_noise(seen: Matching, top: int) -> None:
             str(noisy.query), sign, str(noisy.object), escape(noisy.start_label), place, escape(noisy.told),
             f"{escape(seen.objects[noisy.object].label)} {noisy.probability:.2f}", f"{noisy.iou:.2f}",
         )  # fmt: skip
-    data.print(table)
+    stdout.print(table)
 
 
 def _show_history(history: list[dict[str, Any]]) -> None:
-    data.print("\nlast layer, checkpoint by checkpoint")
+    stdout.print("\nlast layer, checkpoint by checkpoint")
     table = _table("step", "stayed", "differ")
     for row in history:
         kept = "" if row["kept"] is None else f"{100 * row['kept']:.0f}%"
         table.add_row(str(row["step"]), kept, "" if row["instability"] is None else str(row["instability"]))
-    data.print(table)
+    stdout.print(table)
 
 
 def _table(*titles: str) -> Table:

@@ -12,17 +12,18 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from dinocore.data import split as splits
 from dinocore.data.annotations import Annotations, read_annotations
 from dinocore.data.dataset import open_split
-from dinocore.data.formats.layout import Split
 from dinocore.data.images import read_image
 from dinocore.errors import ConfigError, DataError
 from dinocore.system.files import check_writable, write_atomically, write_text
 
 from ..annotated import open_annotated
-from ..console import data, fail, print_json, say, words
+from ..completion import choices
+from ..console import fail, print_json, say, stderr, stdout
 from ..inputs import Input, expand
-from ..options import Amp, Data, Device, Json, Out, Weights
+from ..options import Amp, Data, Device, Json, Out, Split, Weights
 from ..weights_option import open_detector
 
 if TYPE_CHECKING:
@@ -34,24 +35,33 @@ if TYPE_CHECKING:
 def inspect_proposals(
     files: Annotated[
         list[str] | None,
-        typer.Argument(help="Pictures; default: all of the split of --data, or of the weights' own data."),
+        typer.Argument(help="Images; default: all of the split of --data, or of the weights' own data."),
     ] = None,
     weights: Weights = None,
     top: Annotated[int, typer.Option(min=1, help="How many proposals to show and draw.")] = 30,
     view: Annotated[
-        str, typer.Option(help="What --out draws: boxes, scores of all tokens, or what the decoder's layers did.")
+        str,
+        typer.Option(
+            help="What --out draws: boxes, scores of all tokens, or what the decoder's layers did.",
+            autocompletion=choices("boxes", "scores", "layers"),
+        ),
     ] = "boxes",
-    color: Annotated[str, typer.Option(help="Of the boxes: level or score.")] = "level",
+    color: Annotated[
+        str, typer.Option(help="Of the boxes: level or score.", autocompletion=choices("level", "score"))
+    ] = "level",
     out: Out = None,
-    report: Annotated[Path | None, typer.Option(help="An HTML file with all views, of at most 20 pictures.")] = None,
+    report: Annotated[Path | None, typer.Option(help="An HTML file with all views, of at most 20 images.")] = None,
     data: Data = None,
-    annotations: Annotated[Path | None, typer.Option(help="COCO file with the objects of these pictures.")] = None,
-    split: Annotated[str, typer.Option(help="Of --data: val or train.")] = "val",
+    annotations: Annotated[Path | None, typer.Option(help="COCO file with the objects of these images.")] = None,
+    split: Split = "val",
     device: Device = "auto",
     amp: Amp = "auto",
     json: Json = False,
 ) -> None:
-    """Show the first stage's scores and boxes, where the decoder moved them, and, with annotations, what they cover."""
+    """Show the first stage's scores and boxes, where the decoder moved them, and, with annotations, what they cover.
+
+    Example: dino inspect-proposals img.jpg --out proposals.png
+    """
     drawing = Drawing(view, top, color, out, report)
     inspect_files(files or [], weights, Truth(data, annotations, split), drawing, device, amp, json)
 
@@ -168,7 +178,7 @@ def _kind(out: Path) -> str:
 def _objects(truth: Truth, detector: Detector, inputs: Sequence[Input]) -> dict[str, ImageObjects]:
     """The annotated objects of every picture, by file; of the weights' own data where nothing else is named."""
     if truth.annotations is not None:
-        found = read_annotations(Split(truth.annotations, []), detector.categories)
+        found = read_annotations(splits.Split(truth.annotations, []), detector.categories)
     elif truth.data is not None or not inputs:
         found = open_annotated(truth.data, truth.split, detector)
     else:
@@ -215,7 +225,7 @@ def _propose(
 
     found: list[Inspected] = []
     drawn: list[list[Image.Image]] = []
-    with Progress(console=words, disable=not words.is_terminal or len(inputs) < 2, transient=True) as progress:
+    with Progress(console=stderr, disable=not stderr.is_terminal or len(inputs) < 2, transient=True) as progress:
         for item in progress.track(inputs, description="proposing"):
             try:
                 picture = read_image(item.path, detector.config.data)
@@ -231,7 +241,7 @@ def _propose(
                 image = draw_view(picture, found[-1], drawing.view, drawing.top, drawing.color)
                 kind = _kind(drawing.out)
                 write_atomically(drawing.out, lambda temporary, image=image, kind=kind: image.save(temporary, kind))
-                say(f"picture: {drawing.out}")
+                say(f"wrote {drawing.out}")
     return found, drawn
 
 
@@ -259,7 +269,7 @@ def show_all(found: Sequence[Inspected], top: int, steps: Sequence[Step], rows: 
     """A table for each picture, but not of very many; then what the layers did and what the proposals cover."""
     for item in found if len(found) <= MOST_TABLES else ():
         if len(found) > 1:
-            data.print(f"[bold]{escape(item.file)}[/]")
+            stdout.print(f"[bold]{escape(item.file)}[/]")
         _show(item.proposals[:top])
     _show_steps(steps)
     if rows:
@@ -275,28 +285,28 @@ def _show(proposals: Sequence[Proposal]) -> None:
         boxes = [" ".join(f"{v:.0f}" for v in box) for box in (p.anchor, p.proposal, p.final)]
         numbers = [f"{p.moved:.0f} px", f"{p.iou:.2f}", f"{escape(p.final_label)} {p.final_score:.2f}"]
         table.add_row(str(p.query), str(p.level), f"{p.score:.2f}", *boxes, *numbers)
-    data.print(table)
+    stdout.print(table)
 
 
 def _show_steps(steps: Sequence[Step]) -> None:
     matched = any(step.iou is not None for step in steps)
     title = "boxes of the queries that answer for the objects, mean" if matched else "boxes of the surest queries, mean"
     table = Table("", "moved", *(("IoU", "gain") if matched else ()), box=None, padding=(0, 3, 0, 0))
-    data.print(title)
+    stdout.print(title)
     for step in steps:
         moved = "" if step.moved is None else f"{step.moved:.1f} px"
         numbers = ["" if x is None else f"{x:{form}}" for x, form in ((step.iou, ".3f"), (step.gain, "+.3f"))]
         table.add_row(step.name, moved, *(numbers if matched else ()))
-    data.print(table)
+    stdout.print(table)
 
 
 def _show_recall(rows: Sequence[Recall]) -> None:
     counts = [f"@{count}" for count in rows[0].shares]
     title = f"share of objects covered with IoU {SHOWN_IOU:.2f} by a picture's first k proposals"
     table = Table("", "objects", *counts, box=None, padding=(0, 3, 0, 0))
-    data.print(title)
+    stdout.print(title)
     for row in rows:
         if row.iou == SHOWN_IOU and (row.level is None or row.size is None):
             name = "all" if row.level is row.size is None else row.size or f"by level {row.level}"
             table.add_row(name, str(row.objects), *(f"{share:.3f}" for share in row.shares.values()))
-    data.print(table)
+    stdout.print(table)

@@ -2,24 +2,34 @@ from typing import Annotated
 
 import typer
 
+from ..completion import preset_names
 from ..options import Json, Overrides
 
 
 def presets(
-    name: Annotated[str | None, typer.Argument(help="Print all settings of this one as TOML.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Print all settings of this one as TOML, each with its comment.", autocompletion=preset_names
+        ),
+    ] = None,
     overrides: Overrides = [],  # noqa: B006
     json: Json = False,
 ) -> None:
-    """List the presets, or print every setting of one."""
+    """List the presets, or print every setting of one with its comment.
+
+    Example: dino presets r50-4scale > mine.toml
+    """
     from rich.table import Table
 
-    from dinocore.presets import config_to_toml, list_presets, load_config, preset_title, reported_ap
+    from dinocore.presets import list_presets, load_config, preset_title, reported_ap
+    from dinocore.settings import commented_toml
 
-    from ..console import data, print_json, say
+    from ..console import print_json, say, stdout
 
     if name is not None:
         config = load_config(name, overrides)
-        print_json(config.model_dump(mode="json")) if json else print(config_to_toml(config), end="")
+        print_json(config.model_dump(mode="json")) if json else print(commented_toml(config), end="")
         return
     if json:
         print_json({preset: preset_title(preset) for preset in list_presets()})
@@ -32,5 +42,5 @@ def presets(
         backbone = config.model.backbone.removeprefix("timm/")
         counts = str(config.model.num_levels), str(config.train.epochs)
         table.add_row(f"[bold]{preset}[/]", backbone, *counts, reported_ap(preset) or "-")
-    data.print(table)
+    stdout.print(table)
     say("AP: on COCO val2017, as the authors of the recipe report it; `dino presets NAME` prints all settings.")

@@ -12,10 +12,13 @@ def sample_data(
     folder: Annotated[Path, typer.Argument(help="Folder to write to; it is made, and must be empty.")],
     num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="Training and validation in all.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
-    size: Annotated[str, typer.Option(metavar="WxH", help="Of each picture in pixels.")] = "640x480",
+    size: Annotated[str, typer.Option(metavar="WxH", help="Of each image in pixels.")] = "640x480",
     json: Json = False,
 ) -> None:
-    """Draw pictures of blood cells under a microscope, with exact boxes, in COCO layout."""
+    """Draw images of blood cells under a microscope, with exact boxes, in COCO layout.
+
+    Example: dino sample-data drawn --num-images 20
+    """
     from dinocore.data.synthetic.sample import write_sample_data
     from dinocore.errors import ConfigError
 

@@ -23,8 +23,9 @@ from dinocore.system.files import check_writable
 from dinocore.system.parent import end_with_parent
 from dinocore.train.run.lock import RunLock
 
-from ..console import data, say, warn
-from ..options import Amp, ConfigFile, Data, Device, Overrides
+from ..completion import preset_names
+from ..console import say, stdout, warn
+from ..options import MACHINE, Amp, ConfigFile, Device, Overrides
 from ..progress import watching
 from ..signals import StopRequest
 from .train_view import TrainingView
@@ -37,53 +38,101 @@ if TYPE_CHECKING:
     from dinocore.train.dry_run import Expectation
     from dinocore.train.state import TrainState
 
+START, RECIPE, RUN = "Start from", "Recipe", "Run folder"  # panels of --help
+
+TrainingData = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        help="Data folder: COCO, Roboflow COCO, YOLO, Pascal VOC, or a dataset.toml.",
+        rich_help_panel=START,
+    ),
+]
+
 
 def train(
     preset: Annotated[
-        str | None, typer.Option("--preset", "-p", help="See `dino presets`; default: the weights' own, or else tiny.")
+        str | None,
+        typer.Option(
+            "--preset",
+            "-p",
+            help="See `dino presets`; default: the weights' own, or else tiny.",
+            rich_help_panel=START,
+            autocompletion=preset_names,
+        ),
     ] = None,
-    data: Data = None,
+    data: TrainingData = None,
     output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", help="Run folder; default: runs/DATE-TIME.")
+        Path | None, typer.Option("--output-dir", help="Run folder; default: runs/DATE-TIME.", rich_help_panel=RUN)
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="How often each image is seen; drops of the learning rate move in proportion.")
+        int | None,
+        typer.Option(
+            help="How often each image is seen; drops of the learning rate move in proportion.", rich_help_panel=RECIPE
+        ),
     ] = None,
     batch_size: Annotated[
         str | None,
         typer.Option(
             metavar="N|auto",
             help="Images per optimizer step, in all; auto: the preset's, in the largest micro-batches that fit.",
+            rich_help_panel=RECIPE,
         ),
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of everything but the backbone.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate of everything but the backbone.", rich_help_panel=RECIPE)
+    ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="Weights to start from: a file, a run, a name; classes are carried over by name.")
+        str | None,
+        typer.Option(
+            help="Weights to start from: a file, a run, a name; classes are carried over by name.",
+            rich_help_panel=START,
+        ),
     ] = None,
     freeze: Annotated[
-        list[str], typer.Option(help="Part that stays as it is: backbone, neck, encoder, …; repeatable.")
+        list[str],
+        typer.Option(help="Part that stays as it is: backbone, neck, encoder, …; repeatable.", rich_help_panel=START),
     ] = [],  # noqa: B006
-    resume: Annotated[str | None, typer.Option(metavar="auto|PATH", help="Continue a run from a checkpoint.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Start anew in a folder that is not empty.")] = False,
-    allow_data_change: Annotated[bool, typer.Option(help="Continue though the annotations have changed.")] = False,
+    resume: Annotated[
+        str | None, typer.Option(metavar="auto|PATH", help="Continue a run from a checkpoint.", rich_help_panel=RUN)
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option(help="Start anew in a folder that is not empty.", rich_help_panel=RUN)
+    ] = False,
+    allow_data_change: Annotated[
+        bool, typer.Option(help="Continue though the annotations have changed.", rich_help_panel=RUN)
+    ] = False,
     save_every: Annotated[
         str | None,
-        typer.Option(metavar="N|Nm", help="Save every N steps or N minutes, besides after each epoch; default: 10m."),
+        typer.Option(
+            metavar="N|Nm",
+            help="Save every N steps or N minutes, besides after each epoch; default: 10m.",
+            rich_help_panel=RUN,
+        ),
     ] = None,
-    patience: Annotated[int | None, typer.Option(help="End after so many evaluations without a better AP.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="End after so many evaluations without a better AP.", rich_help_panel=RECIPE)
+    ] = None,
     device: Device = "auto",
-    gpus: Annotated[int, typer.Option(min=1, help="Ranks, one per GPU; with --device cpu, on the CPU.")] = 1,
+    gpus: Annotated[
+        int, typer.Option(min=1, help="Ranks, one per GPU; with --device cpu, on the CPU.", rich_help_panel=MACHINE)
+    ] = 1,
     dry_run: Annotated[
-        bool, typer.Option(help="Check data, one largest step, one evaluation, one save; no run.")
+        bool, typer.Option(help="Check data, one largest step, one evaluation, one save; no run.", rich_help_panel=RUN)
     ] = False,
-    deterministic: Annotated[bool, typer.Option(help="Refuse operations that may differ from run to run.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Of all random choices.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Data loading workers.")] = None,
+    deterministic: Annotated[
+        bool, typer.Option(help="Refuse operations that may differ from run to run.", rich_help_panel=RECIPE)
+    ] = False,
+    seed: Annotated[int | None, typer.Option(help="Of all random choices.", rich_help_panel=RECIPE)] = None,
+    workers: Annotated[int | None, typer.Option(help="Data loading workers.", rich_help_panel=MACHINE)] = None,
     amp: Amp = "",
     config: ConfigFile = None,
     overrides: Overrides = [],  # noqa: B006
 ) -> None:
-    """Train on your data, or, without --data, on pictures that dino draws itself."""
+    """Train on your data, or, without --data, on images that dino draws itself.
+
+    Example: dino train --preset tiny --data my-data --output-dir runs/mine
+    """
     flags = {
         "data.path": None if data is None else str(data.expanduser().absolute()),
         "data.workers": workers,
@@ -352,7 +401,7 @@ def _show(expected: Expectation) -> None:
         "run": f"about {_duration(expected.run_s)} for {expected.steps} steps, by one step, evaluation and save",
     }
     for key, value in rows.items():
-        data.print(f"{key:<12}{value}")
+        stdout.print(f"{key:<12}{value}")
 
 
 def _duration(seconds: float) -> str:

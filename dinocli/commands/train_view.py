@@ -19,7 +19,7 @@ from dinocore.draw.curves import draw_curves, read_metrics
 from dinocore.report.training import best_of
 from dinocore.system.files import write_atomically
 
-from ..console import warn, words
+from ..console import stderr, warn
 
 if TYPE_CHECKING:
     from dinocore.train.context import RunContext
@@ -37,7 +37,7 @@ class TrainingView:
         self.context = context
         self.mean: dict[str, float] = {}
         self.began = time.monotonic()
-        self.progress = LiveView(words)
+        self.progress = LiveView(stderr)
         self.best = ""
         self.first = self.total = 0  # steps of this session
         self.broken = False
@@ -101,7 +101,7 @@ class TrainingView:
         from dinocore.train.context import exceeded_limits
 
         for key, value in facts.items():
-            words.print(f"[bold]{key:<11}[/]{escape(value)}")
+            stderr.print(f"[bold]{key:<11}[/]{escape(value)}")
             self._log(f"{key}: {value}")
         self._earlier()
         for note in self.context.data.notes:
@@ -125,7 +125,7 @@ class TrainingView:
         for line in carried_over_lines(classes):
             self._log(line)
         if classes:
-            words.print(carried_over_table(classes), soft_wrap=False)
+            stderr.print(carried_over_table(classes), soft_wrap=False)
 
     def _step(self, event: Step) -> None:
         for key, value in event.numbers.items():
@@ -145,8 +145,8 @@ class TrainingView:
             line = f"epoch {event.epoch}/{epochs}  step {event.step}/{event.total_steps}  {in_a_line(self.mean)}"
             line += f" · rate {event.numbers['lr']:.2g}{self._left(event.step)}"
             self._log(line)
-            if not words.is_terminal:
-                words.print(escape(line))
+            if not stderr.is_terminal:
+                stderr.print(escape(line))
 
     def _evaluating(self, done: int, total: int) -> None:
         if self.pictures is None:
@@ -165,8 +165,8 @@ class TrainingView:
         self._ap_so_far(summary["AP"], f"best {summary['AP']:.4f} in epoch {event.epoch}" if event.best else self.best)
         short = f"epoch {event.epoch}/{event.epochs}  {took}  {numbers}"
         self._log(f"{short}  {in_a_line(self.mean)}{best}")
-        words.print(
-            f"{short}{best}" if words.is_terminal else f"{short}  {in_a_line(self.mean)}{self._left(event.step)}{best}"
+        stderr.print(
+            f"{short}{best}" if stderr.is_terminal else f"{short}  {in_a_line(self.mean)}{self._left(event.step)}{best}"
         )
 
     def _left(self, step: int) -> str:
@@ -177,7 +177,7 @@ class TrainingView:
 
     def _line(self, text: str, style: str = "") -> None:
         self._log(text)
-        words.print(f"[{style}]{escape(text)}[/]" if style else escape(text))
+        stderr.print(f"[{style}]{escape(text)}[/]" if style else escape(text))
 
     def _log(self, text: str) -> None:
         with (self.context.folder / "log.txt").open("a", encoding="utf-8") as file:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dinocore.weights.fetch.catalogue import Published, cached, catalogue, find_or_refuse
 
-from ..console import data, print_facts, print_json, say
+from ..console import print_facts, print_json, say, stdout
 from ..options import Json
 
 
@@ -18,7 +18,10 @@ def weights(
     name: Annotated[str | None, typer.Argument(help="Show all about this one.")] = None,
     json: Json = False,
 ) -> None:
-    """List the published checkpoints that --weights takes by name."""
+    """List the published checkpoints that --weights takes by name.
+
+    Example: dino weights official/r50-4scale
+    """
     if name is None:
         show_published(json)
     else:
@@ -37,9 +40,9 @@ def show_published(json: bool) -> None:
             table.add_column(title, justify="right" if title == "AP" else "left", overflow="fold")
         for entry in (entry for entry in known.weights if entry.codebase == codebase):
             table.add_row(entry.name, entry.about, f"{entry.ap:.1f}", _state(entry))
-        data.print(f"[bold]{escape(publisher.title)}[/], AP on COCO val2017 as in {escape(publisher.reported)}")
-        data.print(table)
-        data.print()
+        stdout.print(f"[bold]{escape(publisher.title)}[/], AP on COCO val2017 as in {escape(publisher.reported)}")
+        stdout.print(table)
+        stdout.print()
     say("dino predict img.jpg --weights NAME fetches one; dino weights NAME tells where from. By hand: no addresses")
 
 

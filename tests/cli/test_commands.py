@@ -78,7 +78,7 @@ def test_a_cut_checkpoint_is_refused_by_name(dino, run_folder, tmp_path):
     "arguments, code, says",
     [
         (["--preset", "r50-4scal"], 2, "did you mean `r50-4scale`"),
-        (["--set", "train.epoch=3"], 2, "did you mean `epochs`"),
+        (["--set", "train.epoch=3"], 2, "did you mean `train.epochs`"),
         (["--set", "train.lr=fast"], 2, "train.lr"),
         (["--data", "nowhere"], 3, "does not exist"),
         (["--device", "cuda"], 5, "available: cpu"),
@@ -145,7 +145,7 @@ def test_a_bad_picture_costs_only_itself(dino, run_folder, pictures, tmp_path):
     (tmp_path / "many" / "notes.txt").write_text("not a picture")
     result = dino("predict", "many", "--weights", run_folder, "--out", "boxes.json", "--save-images", "drawn")
     assert result.code == 7
-    assert "bad.jpg" in result.err and "left out, by their names no pictures: 1 file" in result.err
+    assert "bad.jpg" in result.err and "skipped 1 non-image file" in result.err
     assert len(json.loads((tmp_path / "boxes.json").read_text())) == 2
     assert len(list((tmp_path / "drawn").iterdir())) == 2
 
@@ -167,12 +167,12 @@ def test_an_unknown_precision_is_refused(dino, run_folder, picture):
 def test_a_reader_that_leaves_early_is_no_failure(dino, run_folder, picture, monkeypatch):
     import sys
 
-    from dinocli.console import data
+    from dinocli import console
 
     def leave(text):
         raise BrokenPipeError
 
-    monkeypatch.setattr(data, "_file", SimpleNamespace(write=leave, flush=lambda: None, isatty=lambda: False))
+    monkeypatch.setattr(console.stdout, "_file", SimpleNamespace(write=leave, flush=lambda: None, isatty=lambda: False))
     monkeypatch.setattr("os.dup2", lambda *_: None)
     monkeypatch.setattr(sys.stdout, "fileno", lambda: 1, raising=False)
     assert dino("predict", picture, "--weights", run_folder).code == 0

@@ -114,7 +114,7 @@ def test_objects_left_out_by_the_bound_are_told(inspect_mask):
         (("--num-gt", 10**9), "1,000,000,000 objects, 200 denoising and 900 matching queries need 48.0 GB"),
         (("--dn-groups", 1500), "less than or equal to 1000"),
         (("--preset", "r50-3scale"), "there is no preset or file `r50-3scale`"),
-        (("--set", "model.denoising.num_group=3"), "did you mean `num_groups`"),
+        (("--set", "model.denoising.num_group=3"), "did you mean `model.denoising.num_groups`"),
     ],
 )
 def test_wrong_numbers_and_names_are_usage_errors(inspect_mask, arguments, reason):
@@ -152,14 +152,14 @@ def test_a_stdout_that_takes_ascii_only_gets_plain_characters(inspect_mask, monk
 def test_colours_only_where_somebody_watches(inspect_mask, monkeypatch, terminal):
     shown = Console(highlight=False, soft_wrap=True, force_terminal=terminal, color_system="auto", width=80,
                     _environ={"TERM": "xterm-256color"})  # fmt: skip
-    monkeypatch.setattr(console, "data", shown)
+    monkeypatch.setattr(console, "stdout", shown)
     assert ("\x1b[" in inspect_mask("--dn-groups", 2).out) == terminal
 
 
 def test_no_color_is_honoured_on_a_terminal(inspect_mask, monkeypatch):
     shown = Console(highlight=False, soft_wrap=True, force_terminal=True, width=80,
                     _environ={"TERM": "xterm-256color", "NO_COLOR": "1"})  # fmt: skip
-    monkeypatch.setattr(console, "data", shown)
+    monkeypatch.setattr(console, "stdout", shown)
     assert "\x1b[" not in inspect_mask("--dn-groups", 2).out
 
 

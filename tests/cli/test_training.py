@@ -72,7 +72,7 @@ def test_k10_a_newer_checkpoint_is_exit_4_with_both_versions(wanted, dino, run_f
     named = wanted if wanted == "auto" else newest
     result = dino("train", "--resume", named, "--output-dir", "run")
     assert result.code == 4
-    assert "was made by dino 9.8.7 (format 7), this is 0.1.0 (format 1); install the newer one" in one_line(result.err)
+    assert "was made by dino 9.8.7 (format 7), this is 0.2.0 (format 1); install the newer one" in one_line(result.err)
 
 
 def test_a_run_folder_that_cannot_be_made_is_one_line(dino, settings, pictures, tmp_path, monkeypatch):

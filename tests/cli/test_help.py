@@ -1,0 +1,93 @@
+"""What a person reads before anything runs: help, completion, and the comments of settings."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from dinocli.app import COMMANDS, load_command
+from dinocli.completion import preset_names, setting_values
+from dinocore.config import Config
+from dinocore.presets import config_from_dict, list_presets, load_config
+from dinocore.settings import list_settings, settings_page
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_commands_are_listed_in_groups(dino):
+    listing = dino("-h").out
+    groups = ("Train and measure", "Use", "Look inside", "Data", "Weights")
+    places = [listing.index(f"─ {group} ─") for group in groups]
+    assert places == sorted(places)
+    assert all(f"│ {name} " in listing for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_every_command_has_an_example_and_answers_to_h(dino, name):
+    result = dino(name, "-h")
+    assert result.code == 0
+    assert f"Example: dino {name} " in result.out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_example_uses_options_that_the_command_has(name):
+    command = load_command(name)
+    known = {flag for option in command.params for flag in option.opts}
+    example = command.help.partition("Example: ")[2]
+    assert {word for word in example.split() if word.startswith("--")} <= known
+
+
+def test_the_options_of_train_are_in_panels(dino):
+    text = dino("train", "--help").out
+    assert all(f"─ {panel} ─" in text for panel in ("Start from", "Recipe", "Run folder", "Machine", "Settings"))
+
+
+def test_tab_offers_presets_settings_and_their_values():
+    assert preset_names("swin-l-4") == ["swin-l-4scale", "swin-l-4scale-36e"]
+    assert setting_values("train.lr") == ["train.lr=", "train.lr_schedule=", "train.lr_drop_epochs="]
+    assert setting_values("train.lr_schedule=c") == ["train.lr_schedule=cosine"]
+    assert setting_values("data.exif=") == ["data.exif=true", "data.exif=false"]
+    assert setting_values("train.lr=") == setting_values("no.such=") == []
+
+
+def test_every_setting_is_listed_with_its_comment_and_official_name():
+    settings = {setting.name: setting for setting in list_settings()}
+    dumped = {
+        f"{section}.{key}" for section, values in Config().model_dump().items() for key in values if key != "denoising"
+    }
+    assert dumped <= settings.keys() and "model.denoising.box_noise" in settings
+    assert settings["model.num_heads"].official == "nheads"
+    assert settings["model.num_points"].official == "enc_n_points, dec_n_points"
+    assert settings["data.depth"].comment.startswith("grey")
+
+
+@pytest.mark.parametrize("name", ["tiny", "notes-r50-4scale"])
+def test_a_printed_preset_has_comments_and_reads_back_to_itself(dino, name):
+    text = dino("presets", name).out
+    assert config_from_dict(tomllib.loads(text)) == load_config(name)
+    assert "# " in text and "official DINO: nheads" in text
+    assert name in list_presets()
+
+
+def test_the_page_of_settings_is_up_to_date():
+    page = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
+    assert page == settings_page(), "run: python -m dinocore.settings > docs/settings.md"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("train.learning_rate", "train.lr"),
+        ("learning_rate", "train.lr"),
+        ("model.lr", "train.lr"),
+        ("trian.lr", "train"),
+        ("optimizer.lr", "train.lr"),
+        ("model.nheads", "model.num_heads"),
+        ("model.num_querys", "model.num_queries"),
+        ("dn_number", "model.denoising.num_pairs"),
+    ],
+)
+def test_a_setting_of_another_section_or_codebase_is_named(dino, typed, meant):
+    result = dino("presets", "tiny", "--set", f"{typed}=1")
+    assert result.code == 2
+    assert f"did you mean `{meant}`?" in result.err
