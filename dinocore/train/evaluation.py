@@ -9,6 +9,7 @@ import numpy as np
 from ..data.loaders import Part
 from ..errors import DivergedError, EnvironmentFault
 from ..evaluate.coco import Metrics, coco_metrics, detect_all
+from ..evaluate.thresholds import best_thresholds
 from ..model.dino import DINO
 from ..predict import Detector
 from .events import Evaluated, Evaluating, Event, Warned
@@ -109,11 +110,15 @@ def _in_words(error: Exception) -> str:
 def _kept_if_best(
     job: Job, state: TrainState, model: DINO, metrics: Metrics, epoch: int, results: list[dict[str, Any]]
 ) -> tuple[bool, str]:
-    """Whether these are the best weights, now kept as such; of equals the oldest, and never what is not a number."""
+    """Whether these are the best weights, now kept as such; of equals the oldest, and never what is not a number.
+
+    While AP is 0 or cannot be measured, the newest weights are the best, so that patience does not run out either.
+    """
     progress, ap = state.progress, metrics.summary["AP"]
-    if not math.isfinite(ap) or (ap <= progress["best_ap"] and progress["best_step"]):
+    if not math.isfinite(ap) or (ap <= progress["best_ap"] and progress["best_ap"] > 0):
         return False, ""
     facts = {"step": progress["step"], "epoch": epoch, "metrics": metrics.summary, "data": job.data.source}
+    facts["thresholds"] = best_thresholds(job.data.val, results)  # `predict` uses it
     facts["median_short_side"] = int(np.median(job.data.train.sizes.min(1)))  # pixels; `predict --slice auto` cuts so
     try:
         save_best(job.run, model, job.config, job.data.train.categories, facts)

@@ -21,6 +21,11 @@ from .schedule import Plan
 from .state import TrainState, random_streams, restore_streams
 from .step import train_step
 
+NOTHING_TO_JUDGE = (
+    "{} has no objects, so that AP cannot be measured: best.safetensors will hold the newest weights, and train.patience "
+    "does not end the run; annotate some validation images"
+)
+
 
 def train(job: Job, state: TrainState) -> Iterator[Event]:
     """Train to the end. Everything that the run leaves behind is in its folder.
@@ -40,6 +45,8 @@ def train(job: Job, state: TrainState) -> Iterator[Event]:
         yield Started(job.run, facts, state.transfer)
         if text := little_shared_memory(job.config, num_workers(job.config.data)):
             yield Warned(text)
+        if not job.data.val.trainable(0).any():
+            yield Warned(NOTHING_TO_JUDGE.format(job.data.val.file))
         with deterministic(job.config.train.deterministic):
             yield from _to_the_end(Running(job, state, plan, journal, Keeper(job, state, journal)))
     finally:
