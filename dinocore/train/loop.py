@@ -22,8 +22,8 @@ from .state import TrainState, random_streams, restore_streams
 from .step import train_step
 
 NOTHING_TO_JUDGE = (
-    "{} has no objects, so that AP cannot be measured: best.safetensors will hold the newest weights, and train.patience "
-    "does not end the run; annotate some validation images"
+    "{} has no objects, so that AP cannot be measured: best.safetensors will hold the newest weights, and "
+    "train.patience does not end the run; annotate some validation images"
 )
 
 

@@ -178,7 +178,8 @@ def freeze_stages(body: Any, name: str, frozen_stages: int) -> None:
     map of stride 2 * 2^n, as in a ResNet of ours: timm's ResNets count from 1, RegNets and ReXNets have other names.
     """
     frozen, keys = 0, [key for key, _ in body.named_parameters()]
-    within = set(_up_to_stride(body, keys, 2 * 2**frozen_stages)) if _counts_otherwise(keys) else set()
+    by_stride = frozen_stages > 0 and _counts_otherwise(keys)
+    within = set(_up_to_stride(body, keys, 2 * 2**frozen_stages)) if by_stride else set()
     for key, parameter in body.named_parameters():
         stage = None if within else NUMBERED_STAGE.match(key)
         if frozen_stages >= 0 and (STEM.match(key) or key in within or (stage and int(stage[1]) < frozen_stages)):
