@@ -52,8 +52,8 @@ def predict_film(source: str, wanted: Wanted, options: FilmOptions, weights: str
     with ExitStack() as stack:
         film = stack.enter_context(open_film(source))
         rate = film.rate / options.every
-        track = Tracker(rate, wanted.threshold) if options.track else None
         work = open_work(wanted, weights, device, amp)
+        track = Tracker(rate, work.wanted.threshold) if options.track else None
         ended = stack.enter_context(ending_early())
         lines = stack.enter_context(wanted.out.open("w", encoding="utf-8")) if wanted.out else None
         writer = FilmWriter(options.save_video, rate) if options.save_video else None
