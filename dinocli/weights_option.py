@@ -29,6 +29,8 @@ def find_weights(given: str | None) -> Path:
     from dinocore.weights.fetch.locate import locate
     from dinocore.weights.file import BUNDLED
 
+    if given is not None and is_exported(Path(given).expanduser()) and Path(given).expanduser().is_file():
+        return Path(given).expanduser()  # nothing to fetch or convert
     if given is not None:
         with watching() as watch:
             path = locate(given, watch)
