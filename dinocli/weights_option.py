@@ -59,8 +59,6 @@ def open_detector(weights: str | None, device: str, amp: str) -> tuple[Detector,
     Raises:
         ConfigError: it is an exported file, which has no model to look into.
     """
-    from dinocore.export.detector import is_exported
-
     path = find_weights(weights)
     if is_exported(path):
         raise ConfigError(f"{path} is an exported file, which cannot be looked into; give the weights it was made from")
@@ -73,7 +71,7 @@ def open_any_detector(weights: str | None, device: str, amp: str) -> tuple[AnyDe
     Raises:
         ConfigError: another device or precision is asked for than an exported file has.
     """
-    from dinocore.export.detector import FileDetector, is_exported
+    from dinocore.export.detector import FileDetector
 
     path = find_weights(weights)
     if not is_exported(path):
@@ -81,6 +79,11 @@ def open_any_detector(weights: str | None, device: str, amp: str) -> tuple[AnyDe
     if device not in ("auto", "cpu") or amp not in ("auto", "off"):
         raise ConfigError(f"{path} has its device and precision in it; leave --device and --amp out")
     return FileDetector(path), path
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a file of weights is one that ONNX Runtime or OpenVINO reads."""
+    return path.suffix.lower() in (".onnx", ".xml")
 
 
 def _from_weights(path: Path, device: str, amp: str) -> tuple[Detector, Path]:
