@@ -29,6 +29,8 @@ def find_weights(given: str | None) -> Path:
     from dinocore.weights.fetch.locate import locate
     from dinocore.weights.file import BUNDLED
 
+    if given is not None and is_exported(Path(given).expanduser()) and Path(given).expanduser().is_file():
+        return Path(given).expanduser()  # nothing to fetch or convert
     if given is not None:
         with watching() as watch:
             path = locate(given, watch)
@@ -57,8 +59,6 @@ def open_detector(weights: str | None, device: str, amp: str) -> tuple[Detector,
     Raises:
         ConfigError: it is an exported file, which has no model to look into.
     """
-    from dinocore.export.detector import is_exported
-
     path = find_weights(weights)
     if is_exported(path):
         raise ConfigError(f"{path} is an exported file, which cannot be looked into; give the weights it was made from")
@@ -71,7 +71,7 @@ def open_any_detector(weights: str | None, device: str, amp: str) -> tuple[AnyDe
     Raises:
         ConfigError: another device or precision is asked for than an exported file has.
     """
-    from dinocore.export.detector import FileDetector, is_exported
+    from dinocore.export.detector import FileDetector
 
     path = find_weights(weights)
     if not is_exported(path):
@@ -79,6 +79,11 @@ def open_any_detector(weights: str | None, device: str, amp: str) -> tuple[AnyDe
     if device not in ("auto", "cpu") or amp not in ("auto", "off"):
         raise ConfigError(f"{path} has its device and precision in it; leave --device and --amp out")
     return FileDetector(path), path
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a file of weights is one that ONNX Runtime or OpenVINO reads."""
+    return path.suffix.lower() in (".onnx", ".xml")
 
 
 def _from_weights(path: Path, device: str, amp: str) -> tuple[Detector, Path]:

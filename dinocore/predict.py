@@ -63,6 +63,7 @@ class AnyDetector(Protocol):
     config: Config
     categories: list[Category]
     device: torch.device
+    threshold: float | None
 
     def detect_batch(self, batch: Batch) -> list[Detections]: ...
 

@@ -42,12 +42,11 @@ def benchmark(
     from dinocore.benchmark import Case, measure
     from dinocore.benchmark import profile as run_profile
     from dinocore.errors import ConfigError
-    from dinocore.export.detector import is_exported
     from dinocore.presets import load_config
     from dinocore.system.device import pick_device, pick_precision
 
     from ..console import print_json, say
-    from ..weights_option import find_weights, model_of
+    from ..weights_option import find_weights, is_exported, model_of
 
     _check(ops, profile)
     if weights is not None and is_exported(path := find_weights(weights)):

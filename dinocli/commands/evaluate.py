@@ -27,7 +27,7 @@ from dinocore.words import counted
 
 from ..console import fail, print_json, say, stderr, stdout, warn
 from ..options import Amp, Data, Device, Json, Out, Overrides, Split, Weights
-from ..weights_option import open_any_detector
+from ..weights_option import is_exported, open_any_detector
 
 if TYPE_CHECKING:
     from dinocore.evaluate.analysis import Analysis
@@ -185,7 +185,7 @@ def _open(weights: str | None, asked: Asked) -> Source:
     detector.config = override(detector.config, asked.overrides, ("data", "eval"))
     slicing = None
     if asked.slice is not None:
-        facts = load_facts(path) if asked.slice == "auto" else {}
+        facts = load_facts(path) if asked.slice == "auto" and not is_exported(path) else {}
         slicing = parse_slicing(asked.slice, asked.overlap, detector.config.data, facts)
         say(f"slices of {slicing.side} pixels that overlap by {slicing.overlap:g}")
     return Source(path, detector, detector.config, slicing)
@@ -202,8 +202,6 @@ def _truth(asked: Asked, *sources: Source) -> Annotations:
     detectors = [source.detector for source in sources if source.detector]
     if asked.folder is None and not detectors and not sources[0].config.data.path:
         raise ConfigError("a file of results says nothing about its pictures; give their --data")
-    from dinocore.export.detector import is_exported
-
     exported = [source.path for source in sources if source.detector and is_exported(source.path)]
     if asked.folder is None and exported:
         raise ConfigError(f"{exported[0]} says nothing about its data; give --data")

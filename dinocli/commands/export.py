@@ -25,8 +25,9 @@ def export(
     pixels: Annotated[str, typer.Option(help="Type of the input: uint8 or float32, 0 to 255 in both.")] = "uint8",
     max_dets: Annotated[int | None, typer.Option(min=1, help="Detections per image; default: the model's own.")] = None,
     threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Least score that users of the file see by default.")
-    ] = 0.3,
+        float | None,
+        typer.Option(min=0, max=1, help="Least score that users of the file see; default: the weights' own, or 0.3."),
+    ] = None,
     images: Annotated[
         list[str], typer.Option(help="Images to compare on; default: of the training data, else drawn ones.")
     ] = [],  # noqa: B006

@@ -28,7 +28,7 @@ from ..console import fail, print_json, say, stderr, stdout, warn, warn_of_lette
 from ..inputs import Input, expand
 from ..options import Amp, Device, Json, Out, Threshold, Weights
 from ..signals import ending_early
-from ..weights_option import open_any_detector
+from ..weights_option import is_exported, open_any_detector
 
 if TYPE_CHECKING:
     from dinocore.detections_io import Found
@@ -182,7 +182,6 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
 
 def open_work(wanted: Wanted, weights: str | None, device: str, amp: str) -> Work:
     """Load the detector, with --max-dets, and decide how images are cut."""
-    from dinocore.export.detector import is_exported
     from dinocore.slices import parse_slicing
     from dinocore.weights.file import load_facts
 

@@ -19,13 +19,6 @@ from ..errors import CheckpointError, DataError, EnvironmentFault
 from ..predict import Detections
 from .runtime import ExportedDetector, suppress
 
-SUFFIXES = (".onnx", ".xml")
-
-
-def is_exported(path: Path) -> bool:
-    """Whether a file of weights is one that a runtime reads."""
-    return path.suffix.lower() in SUFFIXES
-
 
 class FileDetector:
     """A detector whose numbers come from ONNX Runtime or OpenVINO; it is used as `dinocore.predict.Detector` is."""
@@ -47,6 +40,7 @@ class FileDetector:
             raise CheckpointError(str(error)) from error
         self.device = torch.device("cpu")
         info = self.runtime.info
+        self.threshold: float | None = info.get("threshold")
         try:
             limits = {"nms_iou": info["nms_iou"], "max_dets": info["max_dets"]}
             self.config = Config.model_validate({"data": info["data"], "eval": limits})

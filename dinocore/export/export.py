@@ -22,6 +22,7 @@ from .verify import TOLERANCES, Difference, open_file, verify
 from .write import FORMATS, check_format
 
 SCHEMA = 1
+UNJUDGED = 0.3  # the threshold of weights that no evaluation has judged
 PIXELS = {"uint8": torch.uint8, "float32": torch.float32}
 
 
@@ -41,7 +42,7 @@ class Request(NamedTuple):
     canvas: tuple[int, int] | None = None  # height and width; None: any image of evaluation fits
     pixels: str = "uint8"
     max_dets: int | None = None  # None: the config's
-    threshold: float = 0.3  # kept in the file: least score that its users see
+    threshold: float | None = None  # kept in the file: least score that its users see; None: the weights' own
 
 
 class Exported(NamedTuple):
@@ -166,9 +167,14 @@ def describe(weights: Weights, request: Request, canvas: tuple[int, int], max_de
         "max_size": config.data.max_size,
         "nms_iou": config.eval.nms_iou,
         "max_dets": max_dets,
-        "threshold": request.threshold,
+        "threshold": pick_threshold(request.threshold, weights.threshold),
         "data": config.data.model_dump(mode="json", exclude={"path"}),  # of no use elsewhere
     }
+
+
+def pick_threshold(asked: float | None, own: float | None) -> float:
+    """What was asked for, else the best of the weights' evaluation, else `UNJUDGED`."""
+    return next((value for value in (asked, own) if value is not None), UNJUDGED)
 
 
 def preset_of(config: Config) -> str | None:

@@ -8,6 +8,7 @@ from PIL import Image
 from dinocore.config import Config
 from dinocore.data.annotations import Category
 from dinocore.export import export, write
+from dinocore.export import graph as graph_module
 from dinocore.export.detector import fit
 from dinocore.export.export import NotVerified, Request, export_weights, for_comparison, pick_canvas
 from dinocore.export.graph import DetectorGraph
@@ -84,9 +85,8 @@ def test_nothing_compared_is_not_good():
     assert not Difference().within(EXACT)
 
 
-@pytest.mark.parametrize("preset", ["tiny", "r50-4scale"])
-def test_the_graph_gives_the_model_s_detections_in_every_shape_and_batch(preset):
-    weights, rng = small(preset), np.random.default_rng()
+def graph_against_model(preset: str, rng: np.random.Generator) -> Difference:
+    weights = small(preset)
     model = build_model(weights.config.model)
     model.load_state_dict(weights.tensors)
     config = for_comparison(weights.config, 30)
@@ -102,7 +102,18 @@ def test_the_graph_gives_the_model_s_detections_in_every_shape_and_batch(preset)
     with use_backend("reference"):  # compiling the other takes longer than a test may
         for _, difference in verify(run, detector, shown, CANVAS, EXACT):
             worst = worst.joined(difference)
+    return worst
+
+
+@pytest.mark.parametrize("preset", ["tiny", "r50-4scale"])
+def test_the_graph_gives_the_model_s_detections_in_every_shape_and_batch(preset):
+    worst = graph_against_model(preset, np.random.default_rng())
     assert worst.within(EXACT), worst
+
+
+def test_a_graph_that_forgets_the_padding_is_found_out(monkeypatch):
+    monkeypatch.setattr(graph_module, "outside", lambda sizes, *canvas: torch.zeros(len(sizes), *canvas).bool())
+    assert not graph_against_model("r50-4scale", np.random.default_rng(6)).within(EXACT)
 
 
 def test_several_shapes_and_batch_sizes_are_compared():
