@@ -167,6 +167,8 @@ def test_an_unknown_precision_is_refused(dino, run_folder, picture):
 def test_a_reader_that_leaves_early_is_no_failure(dino, run_folder, picture, monkeypatch):
     import sys
 
+    from dinocli import console
+
     def leave(text):
         raise BrokenPipeError
 
