@@ -23,7 +23,6 @@ import torch
 from ablation_variants import STUDIES, Variant
 from torch import Tensor, nn
 
-from dinocli.commands.train import with_classes
 from dinocore import build_model
 from dinocore.config import Config
 from dinocore.data.dataset import open_dataset
@@ -35,14 +34,13 @@ from dinocore.model.dino import DINO
 from dinocore.predict import Detector
 from dinocore.presets import load_config
 from dinocore.system.device import keep_memory
-from dinocore.system.processes import Alone
+from dinocore.system.processes import SingleProcess
 from dinocore.train.batches import count_boxes
-from dinocore.train.ddp import Single
-from dinocore.train.job import Job
+from dinocore.train.context import RunContext
 from dinocore.train.optim import NoEma, build_optimizer, lr_factor, set_lr
 from dinocore.train.setup import freeze
-from dinocore.train.state import BEGINNING, TrainState
-from dinocore.train.step import train_step
+from dinocore.train.state import Progress, TrainState
+from dinocore.train.step import NonFinite, train_step
 from dinocore.weights.fetch.locate import locate
 from dinocore.weights.file import load_weights
 
@@ -111,43 +109,41 @@ def build(variant: Variant, config: Config, seed: int) -> TrainState:
         model.get_submodule(part).load_state_dict(state)
     freeze(model, config.train.freeze)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return TrainState(
-        model, Single(model, Alone()), NoEma(model), build_optimizer(model, config.train), scaler, dict(BEGINNING)
-    )
+    return TrainState(model, model, NoEma(model), build_optimizer(model, config.train), scaler, Progress())
 
 
 def run(variant: Variant, config: Config, seed: int, steps: int, every: int) -> dict[str, Any]:
     """Train and judge; gradient norms of every so many steps, and of each of the first ten."""
     data = open_dataset(config.data)
-    config = with_classes(config, len(data.train.categories))
-    job = Job(config, data, Path(tempfile.mkdtemp()), torch.device("cpu"))
+    config = config.replace("model.num_classes", len(data.train.categories))
+    context = RunContext(config, data, Path(tempfile.mkdtemp()), torch.device("cpu"))
     state = build(variant, config, seed)
     state.model.train()
     history, began = [], time.perf_counter()
     size = config.train.batch_size
-    for step, batches in enumerate(training_steps(job.data.train, config, size, 0, steps)):
+    for step, batches in enumerate(training_steps(context.data.train, config, size, 0, steps)):
         set_lr(state.optimizer, lr_factor(step, steps, config.train))
         watched = Gradients(state) if step < 10 or step % every == 0 or step == steps - 1 else None
         try:
-            numbers = train_step(state, batches, job, float(count_boxes(batches)))
-        except DivergedError as error:
+            numbers = train_step(state, batches, float(count_boxes(batches)), config, SingleProcess())
+        except (NonFinite, DivergedError) as error:
             return {"diverged": f"step {step}: {error}", "history": history}
         if watched:
             watched.remove()
             row = {"step": step, "loss": numbers["loss"], "grad_norm": numbers["grad_norm"]}
             history.append(_rounded(row | watched.read(numbers["grad_norm"])))
     seconds = time.perf_counter() - began
-    return _judged(state.model, job) | {"seconds": round(seconds, 1), "history": history}
+    return _judged(state.model, context) | {"seconds": round(seconds, 1), "history": history}
 
 
-def _judged(model: DINO, job: Job) -> dict[str, Any]:
+def _judged(model: DINO, context: RunContext) -> dict[str, Any]:
     """COCO's numbers as DINO means them, without suppression of double detections, and AP with the preset's."""
     found = {}
-    for name, nms_iou in (("plain", 1.0), ("nms", job.config.eval.nms_iou)):
-        config = job.config.model_copy(update={"eval": job.config.eval.model_copy(update={"nms_iou": nms_iou})})
-        detector = Detector(model, config, job.data.train.categories, job.device, config.train.amp)
-        results = [row for rows, _ in detect_all(detector, job.data.val) for row in rows]
-        found[name] = coco_metrics(job.data.val, results).summary
+    for name, nms_iou in (("plain", 1.0), ("nms", context.config.eval.nms_iou)):
+        config = context.config.replace("eval.nms_iou", nms_iou)
+        detector = Detector(model, config, context.data.train.categories, context.device, config.train.amp)
+        results = [row for rows, _ in detect_all(detector, context.data.val) for row in rows]
+        found[name] = coco_metrics(context.data.val, results).summary
     plain = {name: found["plain"][name] for name in ("AP", "AP50", "AP75", "AR100")}
     return _rounded(plain | {"AP_nms": found["nms"]["AP"]})
 

@@ -17,17 +17,18 @@ import torch
 from dinocore.data.dataset import open_dataset
 from dinocore.data.loaders import training_steps
 from dinocore.data.synthetic.sample import write_sample_data
+from dinocore.losses import criterion
 from dinocore.presets import load_config
 from dinocore.train.batches import count_boxes
+from dinocore.train.context import RunContext
 from dinocore.train.events import Saved, Step
-from dinocore.train.forward import loss_terms
-from dinocore.train.job import Job
 from dinocore.train.loop import train
 from dinocore.train.run.folder import prepare_run
 from dinocore.train.setup import fresh_state
+from dinocore.train.step import forward
 
 SETTINGS = ["data.train_scales=[256]", "data.crop_chance=0.0", "data.workers=0", "train.epochs=1", "train.batch_size=2",
-            "train.images_per_forward=2", "model.backbone_weights=none"]  # fmt: skip
+            "train.micro_batch_size=2", "model.backbone_weights=none"]  # fmt: skip
 
 
 def main() -> None:
@@ -40,25 +41,25 @@ def main() -> None:
         write_sample_data(Path(folder) / "data", num_images=options.steps * 5 // 2, seed=1, size=(320, 240))
         seconds: dict[str, list[float]] = {"loop": [], "bare": [], "save": []}
         for number in range(options.repeats):
-            job = prepare(Path(folder) / f"run{number}", Path(folder) / "data")
-            whole(job, options.steps, seconds)
-            bare(job, options.steps, seconds)
+            context = prepare(Path(folder) / f"run{number}", Path(folder) / "data")
+            whole(context, options.steps, seconds)
+            bare(context, options.steps, seconds)
     loop, plain = (statistics.median(seconds[name]) for name in ("loop", "bare"))
     print(f"loop {loop:.4f} s a step, bare {plain:.4f} s a step, throughput ratio {plain / loop:.3f}")
     print(f"save {statistics.median(seconds['save']):.2f} s")
 
 
-def prepare(run: Path, data: Path) -> Job:
+def prepare(run: Path, data: Path) -> RunContext:
     """A run of the preset `tiny` on drawn pictures."""
     config = load_config("tiny", [*SETTINGS, f'data.path="{data}"'])
     prepare_run(run, overwrite=False)
-    return Job(config, open_dataset(config.data), run, torch.device("cpu"))
+    return RunContext(config, open_dataset(config.data), run, torch.device("cpu"))
 
 
-def whole(job: Job, steps: int, seconds: dict[str, list[float]]) -> None:
+def whole(context: RunContext, steps: int, seconds: dict[str, list[float]]) -> None:
     """Seconds between steps of `train`, after two to warm up."""
-    state, began = fresh_state(job.config, job.data.train.categories, job.device), 0.0
-    for event in train(job, state):
+    state, began = fresh_state(context.config, context.data.train.categories, context.device), 0.0
+    for event in train(context, state):
         if isinstance(event, Step) and event.step == 2:
             began = time.perf_counter()
         if isinstance(event, Step) and event.step == steps:
@@ -68,15 +69,20 @@ def whole(job: Job, steps: int, seconds: dict[str, list[float]]) -> None:
             return
 
 
-def bare(job: Job, steps: int, seconds: dict[str, list[float]]) -> None:
+def bare(context: RunContext, steps: int, seconds: dict[str, list[float]]) -> None:
     """The same in the fewest words."""
-    config, state, began = job.config, fresh_state(job.config, job.data.train.categories, job.device), 0.0
+    config, state, began = (
+        context.config,
+        fresh_state(context.config, context.data.train.categories, context.device),
+        0.0,
+    )
     state.model.train()
-    for done, batches in enumerate(training_steps(job.data.train, config, 2, 0, steps)):
+    for done, batches in enumerate(training_steps(context.data.train, config, 2, 0, steps)):
         if done == 2:
             began = time.perf_counter()
         for batch in batches:
-            terms = loss_terms(state.model, batch, job, float(count_boxes(batches)))
+            output, targets = forward(state.model, batch, config)
+            terms = criterion(output, targets, float(count_boxes(batches)), config.loss)
             torch.stack(list(terms.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip_norm)
         state.optimizer.step()

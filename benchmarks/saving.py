@@ -19,7 +19,7 @@ from dinocore.data.annotations import Category
 from dinocore.presets import load_config
 from dinocore.system.device import keep_memory
 from dinocore.train.setup import fresh_state
-from dinocore.train.state import collected, random_streams, save_checkpoint
+from dinocore.train.state import rng_state, save_checkpoint
 
 
 def main() -> None:
@@ -47,11 +47,9 @@ def measure(preset: str, repeats: int) -> dict[str, Any]:
     seconds, size = [], 0
     with tempfile.TemporaryDirectory(dir=".") as folder:
         for step in range(1, repeats + 1):
-            state.progress["step"] = step
+            state.progress.step = step
             began = time.perf_counter()
-            path = save_checkpoint(
-                Path(folder), state, config, categories, [random_streams()], collected(Path(folder), state)
-            )
+            path = save_checkpoint(Path(folder), state, config, categories, [rng_state()])
             seconds.append(time.perf_counter() - began)
             size = sum(file.stat().st_size for file in path.iterdir())
     median, interval = statistics.median(seconds), 60 * config.train.save_every_minutes

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
@@ -20,6 +21,7 @@ COMMANDS = {  # name: module in commands/ and its function, group, help line
     "benchmark": ("benchmark", TRAIN, "Measure speed, memory and work of a model on this machine."),
     "presets": ("presets", TRAIN, "List the presets, or print every setting of one with its comment."),
     "predict": ("predict", USE, "Detect objects in images, or in a film."),
+    "serve": ("serve", USE, "Answer images over HTTP, with a page to try it."),
     "inspect-mask": ("inspect_mask", LOOK, "Show who may attend to whom in the decoder during training."),
     "inspect-proposals": ("inspect_proposals", LOOK, "Show the first stage's scores and boxes, and what they cover."),
     "inspect-matching": ("inspect_matching", LOOK, "Show which query took which object at each stage."),
@@ -29,6 +31,7 @@ COMMANDS = {  # name: module in commands/ and its function, group, help line
     "convert-data": ("convert_data", DATA, "Write a data set as COCO, YOLO or Pascal VOC."),
     "sample-data": ("sample_data", DATA, "Draw images of blood cells with exact boxes, in COCO layout."),
     "weights": ("weights", WEIGHTS, "List the published checkpoints that --weights takes by name."),
+    "export": ("export", WEIGHTS, "Write weights as ONNX and other formats, checked against the model."),
     "info": ("info", WEIGHTS, "Say what a file of weights is."),
     "convert": ("convert", WEIGHTS, "Convert weights from or to other DINO codebases."),
 }
@@ -92,12 +95,23 @@ class _StderrLog(logging.Handler):
 
 
 LOG_HANDLER = _StderrLog()
+PLAIN_WARNING = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+    """A setting or name that changed is said like any other warning, without the line of code."""
+    if not issubclass(category, FutureWarning) or "dinocore" not in str(rest[0]):
+        return PLAIN_WARNING(message, category, *rest)
+    from .console import warn
+
+    return warn(str(message))
 
 
 def main() -> None:
     """Run the app; an error that the user can fix is a message, not a traceback."""
     logging.getLogger("dinocore").addHandler(LOG_HANDLER)
     logging.getLogger("dinocore").setLevel(logging.INFO)
+    warnings.showwarning = _show_warning
     try:
         code = _run()
     except DinoError as error:
@@ -157,6 +171,6 @@ def _end(error: DinoError) -> NoReturn:
         error.what = f"rank {rank}: {error.what}" if error.what else ""
     elif "--json" in sys.argv:
         print_json({"error": error.as_dict()})
-    if error.what:  # else another process has said it
+    if error.what:  # else another rank has said it
         fail(error)
     sys.exit(error.exit_code)

@@ -1,81 +1,80 @@
-"""Start one process per GPU on this machine, as torchrun does, and end with the reason of the first that fails."""
+"""Start one rank per GPU on this machine with torch's elastic agent; end with the reason of the first that fails."""
 
+import logging
 import os
 import signal
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
+from typing import Any
 
-from dinocore.system.parent import end_with_parent
+from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from .console import fail
+from .signals import EXIT_CODES
 
-PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-GRACE = 10.0  # seconds for the others to notice that one has ended, and then to end on being asked
+RUN_ID = "dino"
 
 
 def launch(number: int, arguments: Sequence[str]) -> int:
-    """Run `dino ARGUMENTS` in `number` processes that know of each other; the exit code of the first that failed."""
-    shared = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
-    shared |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // number))}
-    processes = []
-    for rank in range(number):
-        env = os.environ | {key: str(value) for key, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()}
-        processes.append(_start(arguments, env))
-    before = {asked: signal.signal(asked, lambda got, _: _pass_on(processes, got)) for asked in PASSED_ON}
+    """Run `dino ARGUMENTS` in `number` ranks that know of each other; the exit code of the first that failed.
+
+    A signal is passed on to the ranks, which save and end. torch before 2.9 does that itself, and kills what has not
+    ended after 30 s.
+    """
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it logs is said below, once
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""  # the handlers below are ours
+    agent = LocalElasticAgent(_spec(number, arguments), DefaultLogsSpecs())
+    before = {stop: signal.signal(stop, lambda got, _: _pass_on(agent, got)) for stop in EXIT_CODES}
     try:
-        return _wait(processes)
+        result = agent.run()
+    except SignalException as error:
+        return EXIT_CODES.get(error.sigval, 143)
     finally:
-        for asked, handler in before.items():
-            signal.signal(asked, handler)
+        for stop, handler in before.items():
+            signal.signal(stop, handler)
+    return _exit_code(result.failures) if result.is_failed() else 0
 
 
-def _start(arguments: Sequence[str], env: dict[str, str]) -> subprocess.Popen:
-    """A process that the terminal's Ctrl-C does not reach, since it is passed on; it ends if this one is killed."""
-    command = [sys.executable, "-m", "dinocli", *arguments]
-    return subprocess.Popen(
-        command, env=env, start_new_session=True, preexec_fn=lambda: end_with_parent(signal.SIGTERM)
+def _spec(number: int, arguments: Sequence[str]) -> WorkerSpec:
+    rendezvous = RendezvousParameters("c10d", "localhost:0", RUN_ID, min_nodes=1, max_nodes=1, local_addr="localhost")
+    return WorkerSpec(
+        role="dino",
+        local_world_size=number,
+        entrypoint=sys.executable,
+        args=("-m", "dinocli", *(argument.replace("$", "$$") for argument in arguments)),
+        rdzv_handler=get_rendezvous_handler(rendezvous),
+        max_restarts=0,
+        monitor_interval=0.1,
+        local_addr="localhost",
     )
 
 
-def _wait(processes: Sequence[subprocess.Popen]) -> int:
-    while True:
-        codes = [process.poll() for process in processes]
-        if all(code == 0 for code in codes):
-            return 0
-        if failed := [rank for rank, code in enumerate(codes) if code]:
-            return _end(processes, failed[0])
-        time.sleep(0.05)
+def _pass_on(agent: LocalElasticAgent, number: int) -> None:
+    """Send a signal to every rank; before there is one, end."""
+    pids = [worker.id for worker in agent.get_worker_group().workers if isinstance(worker.id, int)]
+    if not pids:
+        raise SystemExit(EXIT_CODES[signal.Signals(number)])
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:  # it has ended
+            continue
 
 
-def _end(processes: Sequence[subprocess.Popen], first: int) -> int:
-    """End the others: by themselves, or asked, or killed."""
-    for ask in (None, signal.SIGTERM, signal.SIGKILL):
-        if ask is not None:
-            _pass_on(processes, ask)
-        until = time.monotonic() + GRACE
-        while any(process.poll() is None for process in processes) and time.monotonic() < until:
-            time.sleep(0.05)
-    code = processes[first].returncode
+def _exit_code(failures: dict[int, Any]) -> int:
+    """The code of the rank that failed first, whose own message is above; a signal is said here."""
+    rank = min(failures, key=lambda rank: (failures[rank].exitcode >= 0, failures[rank].timestamp))
+    code = failures[rank].exitcode
     if code < 0:
         name = signal.Signals(-code).name
         more = "; SIGKILL often means that the system ran out of memory" if name == "SIGKILL" else ""
-        fail(f"process {first} was ended by {name}, and so the others were ended{more}")
+        fail(f"rank {rank} was ended by {name}, so the other ranks were ended too{more}")
         return 5
-    if first and code not in (130, 143):
-        fail(f"process {first} ended with exit code {code}; its message is above, and the others were ended")
+    if rank and code not in EXIT_CODES.values():
+        fail(f"rank {rank} ended with exit code {code}; its message is above, and the other ranks were ended too")
     return code
-
-
-def _pass_on(processes: Sequence[subprocess.Popen], number: int) -> None:
-    for process in processes:
-        if process.poll() is None:
-            process.send_signal(number)
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]

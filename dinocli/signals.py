@@ -7,13 +7,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from dinocore.errors import Ended, Interrupted
+from dinocore.errors import Interrupted, PeerFailed
 
 from .console import stderr, warn
 
-CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
+EXIT_CODES = {
+    getattr(signal, name): code
+    for name, code in (("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 143), ("SIGHUP", 129))
+    if hasattr(signal, name)  # Windows has the first two
+}
 SAME_PRESS = 0.3  # seconds within which two SIGINTs are one key that a terminal and a launcher both pass on
 
 
@@ -28,7 +32,7 @@ def ending_early() -> Iterator[Callable[[], int]]:
     def hear(number: int, frame: object) -> None:
         if heard and number == signal.SIGINT:
             raise KeyboardInterrupt
-        heard.append(CODES[signal.Signals(number)])
+        heard.append(EXIT_CODES[signal.Signals(number)])
 
     before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -60,14 +64,14 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle SIGINT, SIGTERM and SIGUSR1 within the block.
+        """Handle SIGINT, SIGTERM, SIGUSR1 and SIGHUP within the block.
 
         Raises:
             Interrupted: in the block, where a signal comes before `running` is set.
         """
         reader, writer = socket.socketpair()
         writer.setblocking(False)
-        before = {number: signal.signal(number, self._in_main_thread) for number in CODES}
+        before = {number: signal.signal(number, self._in_main_thread) for number in EXIT_CODES}
         waked = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         thread = threading.Thread(target=self._listen, args=(reader,), daemon=True, name="signals")
         thread.start()
@@ -83,22 +87,33 @@ class StopRequest:
 
     def _listen(self, reader: socket.socket) -> None:
         while heard := reader.recv(1):
-            if heard[0] in CODES:
+            if heard[0] in EXIT_CODES:
                 self._ask(signal.Signals(heard[0]))
 
     def _ask(self, number: signal.Signals) -> None:
         now = time.monotonic()
         if not self.exit_code:
-            self.exit_code, self.asked = CODES[number], now
+            self.exit_code, self.asked = EXIT_CODES[number], now
             if self.running and not self.quiet:
-                warn("finishing this step, then saving; press Ctrl-C again to leave at once")
+                _warn("finishing this step, then saving; press Ctrl-C again to leave at once")
         elif number == signal.SIGINT and now - self.asked > SAME_PRESS:
             for child in multiprocessing.active_children():
                 child.kill()
-            stderr.show_cursor()
+            with suppress(OSError):
+                stderr.show_cursor()
             os._exit(130)
 
     def _in_main_thread(self, number: int, frame: object) -> None:
-        code = CODES[signal.Signals(number)]
+        code = EXIT_CODES[signal.Signals(number)]
         if not self.running:
-            raise Ended(code) if self.quiet else Interrupted("interrupted before training began; no step is lost", code)
+            raise (
+                PeerFailed(code)
+                if self.quiet
+                else Interrupted("interrupted before training began; no step is lost", code)
+            )
+
+
+def _warn(message: str) -> None:
+    """A warning, if there still is a terminal to print it on."""
+    with suppress(OSError, ValueError):
+        warn(message)

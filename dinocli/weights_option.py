@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinocore.config import Config
+from dinocore.errors import ConfigError
 
 from .console import say, warn
 from .progress import watching
 
 if TYPE_CHECKING:
-    from dinocore.predict import Detector
+    from dinocore.predict import AnyDetector, Detector
 
 
 RUNS = Path("runs")
@@ -51,13 +52,41 @@ def model_of(weights: str) -> tuple[Config, Path]:
 
 
 def open_detector(weights: str | None, device: str, amp: str) -> tuple[Detector, Path]:
-    """Find, read and place a detector."""
+    """Find, read and place a model.
+
+    Raises:
+        ConfigError: it is an exported file, which has no model to look into.
+    """
+    from dinocore.export.detector import is_exported
+
+    path = find_weights(weights)
+    if is_exported(path):
+        raise ConfigError(f"{path} is an exported file, which cannot be looked into; give the weights it was made from")
+    return _from_weights(path, device, amp)
+
+
+def open_any_detector(weights: str | None, device: str, amp: str) -> tuple[AnyDetector, Path]:
+    """The same, or a file that `dino export` wrote, which runs as it is.
+
+    Raises:
+        ConfigError: another device or precision is asked for than an exported file has.
+    """
+    from dinocore.export.detector import FileDetector, is_exported
+
+    path = find_weights(weights)
+    if not is_exported(path):
+        return _from_weights(path, device, amp)
+    if device not in ("auto", "cpu") or amp not in ("auto", "off"):
+        raise ConfigError(f"{path} has its device and precision in it; leave --device and --amp out")
+    return FileDetector(path), path
+
+
+def _from_weights(path: Path, device: str, amp: str) -> tuple[Detector, Path]:
     from dinocore.predict import detector_from
     from dinocore.system.device import pick_device
     from dinocore.weights.file import cast_note, load_weights, names_note
 
     place = pick_device(device)
-    path = find_weights(weights)
     content = load_weights(path)
     detector = detector_from(content, path, place, amp)
     if note := cast_note(content.tensors, path):

@@ -5,7 +5,8 @@ beside it: [name] is that name in IDEA-Research/DINO, `config/DINO/DINO_4scale.p
 paper's appendix D (arXiv 2203.03605); "ours" is our choice.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -28,6 +29,17 @@ Parts = Annotated[
     Field(strict=False),
 ]
 Epochs = Annotated[tuple[Count, ...], Field(strict=False)]
+
+
+REMOVED = {"train.sharding": "models are no longer sharded; leave it out"}  # since 0.2.0
+RENAMED = {"train.images_per_forward": "train.micro_batch_size"}  # old name -> new name, since 0.2.0
+
+
+class FixedOnResume:
+    """Marks a setting that makes a run that run: a resumed run cannot change it."""
+
+
+FIXED_ON_RESUME = FixedOnResume()
 
 
 class Section(BaseModel):
@@ -132,11 +144,19 @@ class LossConfig(Section):
 
 
 class TrainConfig(Section):
-    weights: str = ""  # a file to start from; bundled: the one in the package; empty: model.backbone_weights counts
-    freeze: Parts = ()  # parts of the model that stay as they are, such as ["backbone", "encoder"]
+    weights: Annotated[str, FIXED_ON_RESUME] = (
+        ""  # a file to start from; bundled: the one in the package; empty: model.backbone_weights counts
+    )
+    freeze: Annotated[
+        Parts, FIXED_ON_RESUME
+    ] = ()  # parts of the model that stay as they are, such as ["backbone", "encoder"]
     epochs: Positive = 12  # [epochs]
-    batch_size: Positive = 16  # per optimizer step, over all devices and forward passes; [batch_size], 2 on 8 GPUs
-    images_per_forward: Literal["auto", "probe"] | Positive = "auto"  # auto: 1 on CPU, all elsewhere; probe: what fits
+    batch_size: Annotated[Positive, FIXED_ON_RESUME] = (
+        16  # per optimizer step, over all ranks and micro-batches; [batch_size], 2 on 8 GPUs
+    )
+    micro_batch_size: Literal["auto", "probe"] | Positive = (
+        "auto"  # images a forward pass; auto: 1 on CPU, all elsewhere
+    )
     lr: Weight = 1e-4  # [lr]
     backbone_lr: Weight = 1e-5  # [lr_backbone]
     offsets_lr: Literal["same"] | Weight = "same"  # of the layers that place sampling points; [lr_linear_proj_mult]
@@ -148,18 +168,27 @@ class TrainConfig(Section):
     clip_norm: Weight = 0.1  # [clip_max_norm]
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no moving average of the weights; [use_ema = False]
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
-    sharding: Literal["none", "fsdp2"] = "none"  # fsdp2: each process has a part of all weights and of what they need
-    seed: Count = 42
+    seed: Annotated[Count, FIXED_ON_RESUME] = 42
     save_every_steps: Count = 0  # as well as at the end of each epoch; 0: no
     save_every_minutes: Weight = 10.0  # and when the last save is so old; 0: never by the clock
     eval_every_epochs: Positive = 1
     patience: Count = 0  # evaluations without a better AP before the run ends; 0: all epochs
     keep_checkpoints: Positive = 2  # the newest; that of the best evaluation and the one resumed from stay too
-    on_nan: Literal["stop", "rollback"] = "stop"  # rollback: to the newest checkpoint, leaving that batch out
+    on_nan: Literal["stop", "rollback"] = "stop"  # rollback: to the newest checkpoint, skipping that batch
     max_rollbacks: Positive = 3  # in a run
-    on_out_of_memory: Literal["stop", "halve"] = "stop"  # halve: images_per_forward, for the rest of the run
+    on_out_of_memory: Literal["stop", "halve"] = "stop"  # halve: micro_batch_size, for the rest of the run
     deterministic: bool = False  # refuse operations whose result may differ from run to run
     tensorboard: Literal["auto", "off"] = "auto"  # auto: write it where the package is installed
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older_files(cls, settings: dict) -> dict:
+        """Weights and runs from before 0.2.0 have names that are gone; `load_config` warns of those that are typed."""
+        if not isinstance(settings, dict):
+            return settings
+        new = {f"train.{key}": value for key, value in settings.items()}
+        new = {RENAMED.get(key, key): value for key, value in new.items() if key not in REMOVED}
+        return {key.removeprefix("train."): value for key, value in new.items()}
 
 
 class DataConfig(Section):
@@ -206,8 +235,8 @@ class EvalConfig(Section):
 
 
 class Config(Section):
-    model: ModelConfig = ModelConfig()
-    loss: LossConfig = LossConfig()
+    model: Annotated[ModelConfig, FIXED_ON_RESUME] = ModelConfig()
+    loss: Annotated[LossConfig, FIXED_ON_RESUME] = LossConfig()
     train: TrainConfig = TrainConfig()
     data: DataConfig = DataConfig()
     eval: EvalConfig = EvalConfig()
@@ -226,3 +255,29 @@ class Config(Section):
                 )
             settings = settings | {"loss": loss | {"proposal_labels": wanted}}
         return settings
+
+    def replace(self, key: str, value: Any) -> "Config":
+        """A copy with one setting changed; `key` is its path, such as `model.num_classes`.
+
+        Raises:
+            ConfigError: there is no such setting.
+            ValidationError: the value cannot be used.
+        """
+        settings = self.model_dump()
+        *sections, name = key.split(".")
+        section: Any = settings
+        for part in sections:
+            section = section.get(part) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or name not in section:
+            raise ConfigError(f"there is no setting `{key}`", fix="`dino presets NAME` lists all")
+        section[name] = value
+        return type(self).model_validate(settings)
+
+
+def fixed_on_resume(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """The settings and sections that a resumed run cannot change, such as `model` and `train.seed`."""
+    for name, field in section.model_fields.items():
+        if FIXED_ON_RESUME in field.metadata:
+            yield f"{prefix}{name}"
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fixed_on_resume(field.annotation, f"{prefix}{name}.")

@@ -23,6 +23,12 @@ GENERAL = {
     "CHECKPOINT": Code(ERROR, "a file of weights cannot be used", "best.safetensors: this file is empty"),
     "ENVIRONMENT": Code(ERROR, "the machine lacks something", "there is no device `cuda` here"),
     "DIVERGED": Code(ERROR, "training or inference gave numbers that are not finite", "loss is not finite in step 17"),
+    "EXPORT": Code(
+        ERROR,
+        "an exported file could not be run or does not give its model's numbers (exit code 1)",
+        "the exported file does not give the model's numbers: scores differ by up to 0.2",
+        "do not use FILE.unverified; try another --format or --size, and report it",
+    ),
     "INTERRUPTED": Code(ERROR, "a signal asked for an end; the state is saved", "interrupted after step 40 of 600"),
     "INPUTS": Code(ERROR, "some inputs failed, the others are done (exit code 7)", "1 of 9 pictures could not be read"),
     "BUG": Code(ERROR, "a fault of dino", "KeyError: 'boxes'", "report it with the lines above"),

@@ -16,9 +16,9 @@ This page is made from `dinocore/error_codes.py`. An error ends a command; it re
 
 or, where no place has to be named, `error[CODE]: what; what to do` in one line;
 with `--json` it is also an object on stdout: `{"error": {"code", "what", "where", "fix", "exit_code"}}`. Codes stay
-as they are. Exit codes: 2 usage and config, 3 data, 4 checkpoint, 5 environment, 6 diverged, 7 some inputs failed,
-130 and 143 interrupted. `dino check-data` finds the codes that begin with DATA and MODEL: errors stop a training,
-warnings are said before it, notes are for you to know.
+as they are. Exit codes: 1 a bug or a failed export, 2 usage and config, 3 data, 4 checkpoint, 5 environment,
+6 diverged, 7 some inputs failed, 130 and 143 interrupted. `dino check-data` finds the codes that begin with DATA and
+MODEL: errors stop a training, warnings are said before it, notes are for you to know.
 """
 
 

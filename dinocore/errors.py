@@ -82,12 +82,12 @@ class Interrupted(DinoError):
         self.exit_code = exit_code
 
 
-class Ended(DinoError):
-    """Another process of the same run has said why it ends; this one only ends with it."""
+class PeerFailed(DinoError):
+    """Another rank of the same run has said why it ends; this one only ends with it."""
 
     def __init__(self, exit_code: int):
         super().__init__("")
         self.exit_code = exit_code
 
     def __reduce__(self) -> tuple:
-        return Ended, (self.exit_code,)
+        return PeerFailed, (self.exit_code,)

@@ -26,7 +26,7 @@ from .structures import Target
 from .system.parent import leave_signals_to_the_parent
 
 if TYPE_CHECKING:
-    from .predict import Detections, Detector
+    from .predict import AnyDetector, Detections
 
 PIXELS_PER_BATCH = {"cpu": 2 * 800 * 1333, "cuda": 16 * 800 * 1333}  # of --batch-size auto, and at most MOST images
 MOST = 64
@@ -135,7 +135,7 @@ def check_batch_size(size: str | int) -> str | int:
 
 
 def detect_stream(
-    detector: "Detector", images: Iterable[PreparedImage | Failure], batch_size: str | int = "auto"
+    detector: "AnyDetector", images: Iterable[PreparedImage | Failure], batch_size: str | int = "auto"
 ) -> "Iterator[Detections | Failure]":
     """Detections of each image, in order; what is no image is passed on in its place.
 
@@ -163,7 +163,7 @@ def detect_stream(
     yield from _done(waiting, detector)
 
 
-def _done(waiting: "deque[_Pending | Failure]", detector: "Detector") -> "Iterator[Detections | Failure]":
+def _done(waiting: "deque[_Pending | Failure]", detector: "AnyDetector") -> "Iterator[Detections | Failure]":
     """Take from the front what has its answer."""
     while waiting and (not isinstance(waiting[0], _Pending) or waiting[0].complete):
         item = waiting.popleft()
@@ -183,7 +183,7 @@ class _Pending:
     def complete(self) -> bool:
         return self.all_added and len(self.found) == self.count
 
-    def merged(self, detector: "Detector") -> "Detections":
+    def merged(self, detector: "AnyDetector") -> "Detections":
         """The answer for the image."""
         if not self.windows:
             return self.found[0]
@@ -201,7 +201,7 @@ class _Pending:
 class _Batches:
     """Views that wait for others of their shape."""
 
-    def __init__(self, detector: "Detector", size: str | int):
+    def __init__(self, detector: "AnyDetector", size: str | int):
         self.detector = detector
         self.size = size
         self.most = MOST  # less after a GPU's memory was too small

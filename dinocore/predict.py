@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import TYPE_CHECKING, NamedTuple, Protocol, overload
 
 import numpy as np
 import torch
@@ -55,6 +55,18 @@ class Detections(NamedTuple):
         xyxy, scores, labels = (t.numpy() for t in (self.boxes_xyxy, self.scores, self.labels))
         names = {"class_name": np.array(self.names, dtype=str)}
         return supervision.Detections(xyxy=xyxy, confidence=scores, class_id=labels, data=names)
+
+
+class AnyDetector(Protocol):
+    """What predicting and evaluating need: a model, or an exported file."""
+
+    config: Config
+    categories: list[Category]
+    device: torch.device
+
+    def detect_batch(self, batch: Batch) -> list[Detections]: ...
+
+    def named(self, labels: Tensor, scores: Tensor, boxes_xyxy: Tensor) -> Detections: ...
 
 
 class Detector:

@@ -3,6 +3,7 @@
 import difflib
 import re
 import tomllib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from .config import Config
+from .config import REMOVED, RENAMED, Config
 from .errors import ConfigError
 from .settings import list_settings
 
@@ -72,10 +73,10 @@ def load_config(
     if isinstance(source, Config):
         settings: dict[str, Any] = source.model_dump(mode="json")
     else:
-        settings = {} if source is None else _read(_find(str(source)))
+        settings = {} if source is None else _current(_read(_find(str(source))))
     overrides = [overrides] if isinstance(overrides, str) else overrides
     changes = [_read(file)] if file is not None else []
-    for change in [*changes, *map(_parse_override, overrides)]:
+    for change in map(_current, [*changes, *map(_parse_override, overrides)]):
         model = change.get("model")
         if isinstance(model, dict) and "backbone_weights" in model:  # asking for these means starting from them
             _merge(settings, {"train": {"weights": ""}})
@@ -93,8 +94,30 @@ def override(config: Config, overrides: Sequence[str], sections: Sequence[str]) 
     for text, change in zip(overrides, map(_parse_override, overrides), strict=True):
         if not set(change) <= set(sections):
             raise ConfigError(f"`{text}` cannot be set here; only settings of {' and '.join(sections)} can")
-        _merge(settings, change)
+        _merge(settings, _current(change))
     return config_from_dict(settings)
+
+
+def _current(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings under the names of this version, with a warning for each old name."""
+    for old in (*RENAMED, *REMOVED):
+        section, _, name = old.partition(".")
+        values = settings.get(section)
+        if not isinstance(values, dict) or name not in values:
+            continue
+        values = dict(values)
+        value = values.pop(name)
+        if old in RENAMED:
+            values.setdefault(RENAMED[old].rpartition(".")[2], value)
+            message = f"{old} is now called {RENAMED[old]}; the old name still works"
+        elif value == "none":
+            message = ""  # as every run wrote it into its config.toml
+        else:
+            message = f"{old} = {value} does nothing any more: {REMOVED[old]}"
+        settings = settings | {section: values}
+        if message:
+            warnings.warn(message, FutureWarning, stacklevel=1)
+    return settings
 
 
 def config_from_dict(settings: dict[str, Any]) -> Config:

@@ -3,9 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from dinocore.config import Config
+from dinocore.config import Config, fixed_on_resume
 from dinocore.errors import ConfigError
-from dinocore.presets import load_config
+from dinocore.presets import config_from_dict, load_config
 
 
 def refusal(*overrides):
@@ -48,7 +48,7 @@ def test_a_wrong_value_is_refused_with_the_setting_the_value_and_what_it_must_be
 
 @pytest.mark.parametrize("value", ["x", "-1", "1.5", "true", "[1]"])
 def test_a_value_that_may_be_a_word_or_a_number_is_refused_in_one_line(value):
-    for setting in ("model.denoising.num_groups", "data.workers", "train.images_per_forward"):
+    for setting in ("model.denoising.num_groups", "data.workers", "train.micro_batch_size"):
         said = refusal(f"{setting}={value}")
         assert said.startswith(f"`{setting}` = ") and "it must be 'auto' or " in said and "\n" not in said
 
@@ -122,3 +122,36 @@ def test_nothing_can_be_assigned():
     for section, name in ((config, "train"), (config.train, "lr"), (config.model.denoising, "box_noise")):
         with pytest.raises(ValidationError, match="frozen"):
             setattr(section, name, 1)
+
+
+def test_a_setting_that_was_renamed_still_works_and_the_warning_names_the_new_one():
+    with pytest.warns(FutureWarning, match=r"train\.images_per_forward is now called train\.micro_batch_size"):
+        config = load_config("tiny", ["train.images_per_forward=3"])
+    assert config.train.micro_batch_size == 3 != load_config("tiny").train.micro_batch_size
+
+
+def test_configs_stored_before_0_2_are_read_without_a_warning():
+    settings = {"train": {"images_per_forward": 2, "sharding": "fsdp2", "seed": 5}}
+    assert config_from_dict(settings) == config_from_dict({"train": {"micro_batch_size": 2, "seed": 5}})
+
+
+def test_asking_for_a_setting_that_is_gone_says_so():
+    with pytest.warns(FutureWarning, match=r"train\.sharding = fsdp2 does nothing any more"):
+        load_config("r50-4scale", ["train.sharding=fsdp2"])
+
+
+def test_replace_changes_one_setting_and_checks_it():
+    before = load_config("r50-4scale", ["model.denoising.num_pairs=7"])
+    after = before.replace("model.denoising.box_noise", 0.25)
+    assert after.model.denoising.box_noise == 0.25 and before.model.denoising.box_noise == 1.0
+    assert after.replace("model.denoising.box_noise", 1.0) == before
+    with pytest.raises(ConfigError, match=r"no setting `model\.wings`"):
+        before.replace("model.wings", 2)
+    with pytest.raises(ValidationError):
+        before.replace("train.batch_size", 0)
+
+
+def test_what_a_resumed_run_cannot_change_is_marked_at_the_settings():
+    assert set(fixed_on_resume()) == {
+        "model", "loss", "train.weights", "train.freeze", "train.batch_size", "train.seed",
+    }  # fmt: skip

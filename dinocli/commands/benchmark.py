@@ -1,16 +1,21 @@
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..completion import choices
 from ..options import Amp, ConfigFile, Device, Json, ModelOf, Overrides, Preset
 
+if TYPE_CHECKING:
+    from dinocore.benchmark import Measurement
+
+SIZE = "320x427"
+
 
 def benchmark(
     preset: Preset = "tiny",
     weights: ModelOf = None,
-    size: Annotated[str, typer.Option(metavar="HxW", help="Of the images; default: 320x427.")] = "320x427",
+    size: Annotated[str, typer.Option(metavar="HxW", help="Of the images; default: 320x427.")] = SIZE,
     batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
     train: Annotated[bool, typer.Option(help="A training step instead of inference.")] = False,
     ops: Annotated[
@@ -36,13 +41,20 @@ def benchmark(
     """
     from dinocore.benchmark import Case, measure
     from dinocore.benchmark import profile as run_profile
+    from dinocore.errors import ConfigError
+    from dinocore.export.detector import is_exported
     from dinocore.presets import load_config
     from dinocore.system.device import pick_device, pick_precision
 
-    from ..console import print_json, say, stdout
-    from ..weights_option import model_of
+    from ..console import print_json, say
+    from ..weights_option import find_weights, model_of
 
     _check(ops, profile)
+    if weights is not None and is_exported(path := find_weights(weights)):
+        if train or profile or ops != "auto" or size != SIZE:
+            raise ConfigError(f"{path} is an exported file with its own canvas; only --batch and --repeats go with it")
+        _benchmark_file(path, batch, repeats, json)
+        return
     source, file = (preset, None) if weights is None else model_of(weights)
     settings, place = load_config(source, overrides, config), pick_device(device)
     pick_precision(amp, place)
@@ -62,14 +74,39 @@ def benchmark(
         print_json(facts | found._asdict() | ({"operations": operations} if top else {}))
         return
     work = "training step" if train else "inference"
-    stdout.print(f"{name}, {work}, {batch} x {size}, {found.device}, {found.threads} threads, {found.precision}")
+    _show(name, work, repeats, facts, found, top)
+
+
+def _show(name: str, work: str, repeats: int, facts: dict[str, Any], found: "Measurement", top: list) -> None:
+    from ..console import stdout
+
+    shape = f"{facts['batch']} x {facts['size']}"
+    stdout.print(f"{name}, {work}, {shape}, {found.device}, {found.threads} threads, {found.precision}")
     stdout.print(f"parameters   {found.parameters / 1e6:.1f} M")
     stdout.print(f"work         {found.flops / 1e9:.1f} GFLOP (2 per multiply-add)")
     stdout.print(f"latency      {found.latency_p50_s:.3f} s median, {found.latency_p90_s:.3f} s p90, {repeats} calls")
     stdout.print(f"throughput   {found.images_per_s:.2f} images/s")
     stdout.print(f"peak memory  {found.peak_memory_mb:.0f} MB")
-    for name, seconds, calls in top:
-        stdout.print(f"{seconds:9.4f} s  {calls:6} x  {name}")
+    for operation, seconds, calls in top:
+        stdout.print(f"{seconds:9.4f} s  {calls:6} x  {operation}")
+
+
+def _benchmark_file(path: Path, batch: int, repeats: int, json: bool) -> None:
+    """Time an exported file on its own canvas."""
+    from dinocore.export.detector import FileDetector, measure_file
+
+    from ..console import print_json, stdout
+
+    detector = FileDetector(path)
+    found, info = measure_file(detector, batch, repeats), detector.runtime.info
+    height, width = info["canvas"]
+    facts = {"weights": str(path), "size": f"{height}x{width}", "batch": batch, "precision": info["precision"]}
+    if json:
+        print_json(facts | found._asdict())
+        return
+    stdout.print(f"{path}, inference, {batch} x {height}x{width}, {info['precision']}")
+    stdout.print(f"latency      {found.latency_p50_s:.3f} s median, {found.latency_p90_s:.3f} s p90, {repeats} calls")
+    stdout.print(f"throughput   {found.images_per_s:.2f} images/s")
 
 
 def _check(ops: str, profile: Path | None) -> None:

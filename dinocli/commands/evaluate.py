@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from dinocore.config import Config
+from dinocore.config import Config, DataConfig
 from dinocore.data.annotations import Annotations
 from dinocore.data.dataset import open_split
 from dinocore.errors import ConfigError
@@ -20,18 +20,20 @@ from dinocore.evaluate.backends import choose_backend
 from dinocore.evaluate.results import read_results
 from dinocore.presets import override
 from dinocore.report.parts import Page
+from dinocore.slices import Slicing, parse_slicing
 from dinocore.system.files import check_writable, write_text
+from dinocore.weights.file import load_facts
 from dinocore.words import counted
 
 from ..console import fail, print_json, say, stderr, stdout, warn
 from ..options import Amp, Data, Device, Json, Out, Overrides, Split, Weights
-from ..weights_option import open_detector
+from ..weights_option import open_any_detector
 
 if TYPE_CHECKING:
     from dinocore.evaluate.analysis import Analysis
     from dinocore.evaluate.bootstrap import Interval
     from dinocore.evaluate.compare import Comparison, Difference
-    from dinocore.predict import Detector
+    from dinocore.predict import AnyDetector
 
 
 def evaluate(
@@ -49,6 +51,11 @@ def evaluate(
         int, typer.Option(metavar="N", min=0, help="Samples of images for the 95 % intervals; 0: none.")
     ] = 1000,
     out: Out = None,
+    slice: Annotated[
+        str | None,
+        typer.Option("--slice", metavar="PIXELS", help="Cut large images into slices of this side; or auto."),
+    ] = None,
+    overlap: Annotated[float, typer.Option(help="Of neighbouring slices, as a fraction of their side.")] = 0.2,
     device: Device = "auto",
     amp: Amp = "auto",
     overrides: Overrides = [],  # noqa: B006
@@ -58,7 +65,7 @@ def evaluate(
 
     Example: dino eval --weights runs/mine --report report.html
     """
-    asked = Asked(data, split, out, report, bootstrap, device, amp, overrides, json)
+    asked = Asked(data, split, out, report, bootstrap, device, amp, overrides, json, slice, overlap)
     if compare is None:
         evaluate_one(asked, weights, results)
     else:
@@ -80,14 +87,17 @@ class Asked(NamedTuple):
     amp: str
     overrides: list[str]
     json: bool
+    slice: str | None = None
+    overlap: float = 0.2
 
 
 class Source(NamedTuple):
     """Where detections come from: a detector with its weights, or a file of results."""
 
     path: Path
-    detector: Detector | None
+    detector: AnyDetector | None
     config: Config
+    slicing: Slicing | None = None
 
 
 def evaluate_one(asked: Asked, weights: str | None, results: Path | None) -> None:
@@ -159,6 +169,8 @@ def compare_two(asked: Asked, pair: tuple[str, str], weights: str | None, result
 
 def _check(asked: Asked) -> None:
     """Refuse what cannot be done before any work."""
+    if asked.slice is not None:
+        parse_slicing(asked.slice, asked.overlap, DataConfig(), {})
     if asked.split not in ("val", "train"):
         raise ConfigError(f"there is no split `{asked.split}`; choose val or train")
     for name, path, example in (("--out", asked.out, "results.json"), ("--report", asked.report, "report.html")):
@@ -169,12 +181,19 @@ def _check(asked: Asked) -> None:
 
 
 def _open(weights: str | None, asked: Asked) -> Source:
-    detector, path = open_detector(weights, asked.device, asked.amp)
+    detector, path = open_any_detector(weights, asked.device, asked.amp)
     detector.config = override(detector.config, asked.overrides, ("data", "eval"))
-    return Source(path, detector, detector.config)
+    slicing = None
+    if asked.slice is not None:
+        facts = load_facts(path) if asked.slice == "auto" else {}
+        slicing = parse_slicing(asked.slice, asked.overlap, detector.config.data, facts)
+        say(f"slices of {slicing.side} pixels that overlap by {slicing.overlap:g}")
+    return Source(path, detector, detector.config, slicing)
 
 
 def _file(path: Path, asked: Asked) -> Source:
+    if asked.slice is not None:
+        raise ConfigError("--slice is about how images are looked at, and a file of results has that behind it")
     return Source(path, None, override(Config(), asked.overrides, ("data", "eval")))
 
 
@@ -183,6 +202,11 @@ def _truth(asked: Asked, *sources: Source) -> Annotations:
     detectors = [source.detector for source in sources if source.detector]
     if asked.folder is None and not detectors and not sources[0].config.data.path:
         raise ConfigError("a file of results says nothing about its pictures; give their --data")
+    from dinocore.export.detector import is_exported
+
+    exported = [source.path for source in sources if source.detector and is_exported(source.path)]
+    if asked.folder is None and exported:
+        raise ConfigError(f"{exported[0]} says nothing about its data; give --data")
     if len({tuple(sorted(detector.categories)) for detector in detectors}) > 1:
         raise ConfigError("the two weights know other classes; compare weights of the same data")
     settings = (detectors[0].config if detectors else sources[0].config).data
@@ -206,7 +230,7 @@ def _detections(source: Source, annotations: Annotations) -> tuple[list[dict[str
         return read.rows, []
     results, failed = [], []
     with Progress(console=stderr, disable=not stderr.is_terminal, transient=True) as progress:
-        batches = detect_all(source.detector, annotations)
+        batches = detect_all(source.detector, annotations, slicing=source.slicing)
         for found, problems in progress.track(batches, total=len(annotations.image_ids), description="evaluating"):
             results += found
             failed += problems

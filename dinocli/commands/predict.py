@@ -28,12 +28,12 @@ from ..console import fail, print_json, say, stderr, stdout, warn, warn_of_lette
 from ..inputs import Input, expand
 from ..options import Amp, Device, Json, Out, Threshold, Weights
 from ..signals import ending_early
-from ..weights_option import open_detector
+from ..weights_option import open_any_detector
 
 if TYPE_CHECKING:
     from dinocore.detections_io import Found
     from dinocore.image_stream import PreparedImage
-    from dinocore.predict import Detector
+    from dinocore.predict import AnyDetector, Detector
     from dinocore.slices import Slicing
 
 
@@ -83,6 +83,10 @@ def predict(
     from ..inputs import check_header, is_film
 
     film = is_film(files)
+    if film and (gpus > 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1):
+        from dinocore.errors import ConfigError
+
+        raise ConfigError("a film is looked at by one rank; leave --gpus out, or cut it with --start and --end")
     if not film:
         check_header(files)
     if gpus > 1 and "WORLD_SIZE" not in os.environ:
@@ -128,7 +132,7 @@ class Wanted(NamedTuple):
 class Work(NamedTuple):
     """A detector and how it is to be used."""
 
-    detector: Detector
+    detector: AnyDetector
     slicing: Slicing | None
     wanted: Wanted  # with its threshold
 
@@ -143,10 +147,10 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
     """
     from dinocore.detections_io import output_stems, write_found
     from dinocore.system.device import pick_device, pick_precision
-    from dinocore.system.processes import num_processes, own_device
+    from dinocore.system.processes import device_of_rank, world_size
 
     wanted = check_wanted(wanted)
-    device = own_device(device)
+    device = device_of_rank(device)
     pick_precision(amp, pick_device(device))
     inputs, skipped = expand(files)
     if skipped:
@@ -154,7 +158,7 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
     if not any(item.path.exists() for item in inputs):
         raise DataError(f"there is no picture {inputs[0].name}", code="DATA-IMAGE-MISSING", where=inputs[0].name,
                         fix="give a picture, a folder, or a glob in quotes")  # fmt: skip
-    if num_processes() > 1:
+    if world_size() > 1:
         from .predict_parts import predict_in_parts
 
         return predict_in_parts(inputs, wanted, weights, device, amp)
@@ -178,15 +182,16 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
 
 def open_work(wanted: Wanted, weights: str | None, device: str, amp: str) -> Work:
     """Load the detector, with --max-dets, and decide how images are cut."""
+    from dinocore.export.detector import is_exported
     from dinocore.slices import parse_slicing
     from dinocore.weights.file import load_facts
 
-    detector, path = open_detector(weights, device, amp)
+    detector, path = open_any_detector(weights, device, amp)
     limits = detector.config.eval.model_copy(update={"max_dets": wanted.max_dets})
     detector.config = detector.config.model_copy(update={"eval": limits})
     slicing = None
     if wanted.slice is not None:
-        facts = load_facts(path) if wanted.slice == "auto" else {}
+        facts = load_facts(path) if wanted.slice == "auto" and not is_exported(path) else {}
         slicing = parse_slicing(wanted.slice, wanted.overlap, detector.config.data, facts)
         if wanted.slice == "auto":
             say(f"slices of {slicing.side} pixels that overlap by {wanted.overlap:g}")
@@ -323,17 +328,17 @@ def detect_files(
     Args:
         inputs: pictures, with the name of each one's drawing.
         ended: no further picture is read once this is not 0.
-        quiet: another rank shows progress.
+        quiet: several ranks are at work, and rank 0 speaks at the end.
     """
     from dinocore.detections_io import as_found
     from dinocore.image_stream import detect_stream
-    from dinocore.slices import SHRINKS_MUCH, shrink_factor
 
     detector, wanted, passed, seen = work.detector, work.wanted, 0, -1.0
     threshold = wanted.threshold or 0.0
     sizes: deque[tuple[int, int]] = deque()
     images = _read(inputs, work, ended, sizes)
     shrunk: list[tuple[float, str]] = []
+    drawn = 0
     hidden = quiet or not stderr.is_terminal or len(inputs) < 2
     with Progress(console=stderr, disable=hidden, transient=True) as progress:
         results = detect_stream(detector, images, wanted.batch_size)
@@ -347,16 +352,18 @@ def detect_files(
             found = as_found(item.name, size, result, detector.categories, threshold)
             passed += len(found.detections)
             seen = max([seen, *result.scores[:1].tolist()])
-            if work.slicing is None and (factor := shrink_factor(size, detector.config.data)) > SHRINKS_MUCH:
-                shrunk.append((factor, item.name))
+            shrunk += shrinking(work, item.name, size)
             if wanted.save_images is not None:
                 picture = read_image(item.path, detector.config.data)
                 _draw(picture, found, detector, wanted.save_images / f"{inputs[item]}.jpg")
+                drawn += 1
             yield found
-    if not passed and not quiet:
+    if quiet:
+        return
+    if not passed:
         _say_none_passed(threshold, seen)
-    _warn_of_shrinking(shrunk)
-    if wanted.save_images is not None and wanted.save_images.exists():
+    warn_of_shrinking(shrunk)
+    if drawn:
         say(f"pictures with boxes: {wanted.save_images}")
         warn_of_letters(category.name for category in detector.categories)
 
@@ -375,7 +382,16 @@ def _read(
             return
 
 
-def _warn_of_shrinking(shrunk: Sequence[tuple[float, str]]) -> None:
+def shrinking(work: Work, name: str, size: tuple[int, int]) -> list[tuple[float, str]]:
+    """By how much an image (height, width) is shrunk and its name, where that is by too much; else nothing."""
+    from dinocore.slices import SHRINKS_MUCH, shrink_factor
+
+    factor = 1.0 if work.slicing else shrink_factor(size, work.detector.config.data)
+    return [(factor, name)] if factor > SHRINKS_MUCH else []
+
+
+def warn_of_shrinking(shrunk: Sequence[tuple[float, str]]) -> None:
+    """Say which images lose their small objects, and what to type."""
     if not shrunk:
         return
     factor, name = max(shrunk)
@@ -385,7 +401,7 @@ def _warn_of_shrinking(shrunk: Sequence[tuple[float, str]]) -> None:
     warn(f"{which} {verb} shrunk by {times} for the model, so small objects are lost; try --slice auto")
 
 
-def _draw(picture: Image, found: Found, detector: Detector, path: Path) -> None:
+def _draw(picture: Image, found: Found, detector: AnyDetector, path: Path) -> None:
     numbers = {category.name: k for k, category in enumerate(detector.categories)}
     boxes = [
         Box(d["box_xyxy"], class_color(numbers[d["label"]]), f"{d['label']} {d['score']:.2f}")

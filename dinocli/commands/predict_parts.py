@@ -20,14 +20,23 @@ from typing import Any
 from dinocore.detections_io import Found, json_lines, output_stems, write_found
 from dinocore.errors import ConfigError, DataError, Interrupted
 from dinocore.system.files import write_atomically, write_text
-from dinocore.system.processes import num_processes, rank_number
+from dinocore.system.processes import rank_number, world_size
 from dinocore.words import counted
 
 from ..console import print_json, say
 from ..inputs import Input
 from ..signals import ending_early
 from ..weights_option import find_weights
-from .predict import Wanted, Work, detect_files, end_with_failures, none_left, open_work
+from .predict import (
+    Wanted,
+    Work,
+    detect_files,
+    end_with_failures,
+    none_left,
+    open_work,
+    shrinking,
+    warn_of_shrinking,
+)
 
 IMAGES_PER_PART = 256
 POLL = 0.2  # seconds between two looks at whether the other ranks are done
@@ -53,7 +62,7 @@ def predict_in_parts(inputs: Sequence[Input], wanted: Wanted, weights: str | Non
     stems = output_stems([item.name for item in inputs], wanted.format)
     work = None
     with ending_early() as ended:
-        for part in list(parts)[rank :: num_processes()]:
+        for part in list(parts)[rank :: world_size()]:
             if not part.exists():
                 work = work or open_work(wanted, str(path), device, amp)
                 _do(part, {item: stems[item.name] for item in parts[part]}, work, ended)
@@ -108,8 +117,13 @@ def _merge(parts: Sequence[Path], work: Work, stems: dict[str, str]) -> None:
     """Write --out from the parts; as JSON or JSON lines without holding more than one image."""
     wanted, out = work.wanted, work.wanted.out
     assert out is not None
-    failed = [row for row in _rows(parts) if "error" in row]
-    found = sum("error" not in row for row in _rows(parts))
+    failed, shrunk, found = [], [], 0
+    for row in _rows(parts):
+        if "error" in row:
+            failed.append(row)
+        else:
+            found += 1
+            shrunk += shrinking(work, row["file"], (row["height"], row["width"]))
     total = found + len(failed)
     if not found:
         error = failed[0]["error"]
@@ -118,7 +132,10 @@ def _merge(parts: Sequence[Path], work: Work, stems: dict[str, str]) -> None:
         write_atomically(out, lambda temporary: _stream(parts, wanted.format, temporary))
     else:
         write_found(list(_found(parts)), work.detector.categories, wanted.format, out, stems)
+    warn_of_shrinking(shrunk)
     say(f"wrote {out}: detections in {counted(found, 'image')}")
+    if wanted.save_images is not None:
+        say(f"pictures with boxes: {wanted.save_images}")
     if wanted.json:
         print_json([item._asdict() for item in _found(parts)])
     end_with_failures(len(failed), total)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from dinocore.data.dataset import open_dataset
 from dinocore.errors import CheckpointError, ConfigError
 from dinocore.evaluate.backends import choose_backend
 from dinocore.presets import load_config
+from dinocore.system.files import check_writable
+from dinocore.system.parent import end_with_parent
 from dinocore.train.run.lock import RunLock
 
 from ..completion import preset_names
@@ -30,9 +33,9 @@ from .train_view import TrainingView
 if TYPE_CHECKING:
     import torch
 
-    from dinocore.system.processes import Alone
+    from dinocore.system.processes import SingleProcess
+    from dinocore.train.context import RunContext
     from dinocore.train.dry_run import Expectation
-    from dinocore.train.job import Job
     from dinocore.train.state import TrainState
 
 START, RECIPE, RUN = "Start from", "Recipe", "Run folder"  # panels of --help
@@ -62,12 +65,17 @@ def train(
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", help="Run folder; default: runs/DATE-TIME.", rich_help_panel=RUN)
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="How often each image is seen.", rich_help_panel=RECIPE)] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="How often each image is seen; drops of the learning rate move in proportion.", rich_help_panel=RECIPE
+        ),
+    ] = None,
     batch_size: Annotated[
         str | None,
         typer.Option(
             metavar="N|auto",
-            help="Images per optimizer step, in all; auto: the preset's, as many at once as fit.",
+            help="Images per optimizer step, in all; auto: the preset's, in the largest micro-batches that fit.",
             rich_help_panel=RECIPE,
         ),
     ] = None,
@@ -107,7 +115,7 @@ def train(
     ] = None,
     device: Device = "auto",
     gpus: Annotated[
-        int, typer.Option(min=1, help="Processes, one per GPU; with --device cpu, on the CPU.", rich_help_panel=MACHINE)
+        int, typer.Option(min=1, help="Ranks, one per GPU; with --device cpu, on the CPU.", rich_help_panel=MACHINE)
     ] = 1,
     dry_run: Annotated[
         bool, typer.Option(help="Check data, one largest step, one evaluation, one save; no run.", rich_help_panel=RUN)
@@ -116,7 +124,7 @@ def train(
         bool, typer.Option(help="Refuse operations that may differ from run to run.", rich_help_panel=RECIPE)
     ] = False,
     seed: Annotated[int | None, typer.Option(help="Of all random choices.", rich_help_panel=RECIPE)] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that read images.", rich_help_panel=MACHINE)] = None,
+    workers: Annotated[int | None, typer.Option(help="Data loading workers.", rich_help_panel=MACHINE)] = None,
     amp: Amp = "",
     config: ConfigFile = None,
     overrides: Overrides = [],  # noqa: B006
@@ -144,19 +152,19 @@ def train(
         from ..launch import launch
 
         raise typer.Exit(launch(gpus, sys.argv[1:]))
-    from ..signals import StopRequest
-
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # the launcher, if it is killed, cannot pass that on
+        end_with_parent(signal.SIGTERM)
     stop = StopRequest(quiet=os.environ.get("RANK", "0") != "0")
     with stop.listening():  # torch takes seconds to import
         asked = Asked(preset, config, changes, output_dir, resume, overwrite, allow_data_change, device, stop)
-        (try_out if dry_run else run_training)(asked)
+        (try_run if dry_run else run_training)(asked)
 
 
 def _batch_size(text: str | None) -> dict[str, object]:
     if text == "auto":
-        return {"train.images_per_forward": "probe"}
+        return {"train.micro_batch_size": "probe"}
     if text is not None and not text.isdigit():
-        raise ConfigError(f"--batch-size {text} cannot be used; it must be a number of pictures, or auto")
+        raise ConfigError(f"--batch-size {text} cannot be used; it must be a number of images, or auto")
     return {} if text is None else {"train.batch_size": int(text)}
 
 
@@ -196,64 +204,65 @@ class Place(NamedTuple):
     """Where this process computes, and with whom."""
 
     device: torch.device
-    group: Alone
+    group: SingleProcess
 
 
 @contextmanager
 def place(device: str) -> Iterator[Place]:
     """Meet the other processes, if there are any."""
     from dinocore.system.device import pick_device
-    from dinocore.system.processes import joined, own_device
+    from dinocore.system.processes import device_of_rank, joined
 
-    chosen = pick_device(own_device(device))
+    chosen = pick_device(device_of_rank(device))
     with joined(chosen) as group:
         yield Place(chosen, group)
 
 
 def run_training(asked: Asked) -> None:
     """Train and show it."""
-    from dinocore.train.failures.memory import with_probed_chunk
+    from dinocore.train.failures.memory import with_probed_size
     from dinocore.train.loop import train
 
     with place(asked.device) as here:
         locks: list[RunLock] = []
         try:
-            job, state = (new_run if asked.resume is None else resumed_run)(asked, here, locks)
+            context, state = (new_run if asked.resume is None else resumed_run)(asked, here, locks)
             asked.stop.running = True
-            job = with_probed_chunk(job, state)
+            context = with_probed_size(context, state)
             if not here.group.main:
-                for _ in train(job, state):
+                for _ in train(context, state):
                     pass
                 return
-            with TrainingView(job) as view:
-                for event in train(job, state):
+            with TrainingView(context) as view:
+                for event in train(context, state):
                     view.show(event)
         finally:
             for lock in locks:
                 lock.release()
 
 
-def new_run(asked: Asked, here: Place, locks: list[RunLock]) -> tuple[Job, TrainState]:
+def new_run(asked: Asked, here: Place, locks: list[RunLock]) -> tuple[RunContext, TrainState]:
     """Check everything that can be checked before the first step, then make the folder."""
-    from dinocore.train.job import Job
-    from dinocore.train.run.folder import make_run, prepare_run, write_config
+    from dinocore.train.context import RunContext
+    from dinocore.train.run.folder import make_new_run, make_run, prepare_run, write_config
     from dinocore.train.setup import fresh_state
 
     config, run = here.group.on_main(lambda: checked(asked))
     data = here.group.main_first(lambda: open_dataset(config.data))
-    config = with_classes(config, len(data.train.categories))
+    config = config.replace("model.num_classes", len(data.train.categories))
     state = fresh_state(config, data.train.categories, here.device, here.group)
     if here.group.main and asked.preset is None and config.train.weights not in ("", "bundled"):
         say(f"model and recipe: those of {config.train.weights}; --preset NAME for another recipe")
 
-    def make_folder() -> None:
-        make_run(run)
-        _lock(run, locks)
-        prepare_run(run, asked.overwrite)
-        write_config(run, config)
+    def make_folder() -> Path:
+        folder = make_run(run) if asked.run else make_new_run(run)
+        _lock(folder, locks)
+        prepare_run(folder, asked.overwrite)
+        write_config(folder, config)
+        return folder
 
-    here.group.on_main(make_folder)
-    return Job(config, data, run, here.device, asked.stop, here.group), state
+    run = here.group.on_main(make_folder)
+    return RunContext(config, data, run, here.device, asked.stop, here.group), state
 
 
 def checked(asked: Asked) -> tuple[Config, Path]:
@@ -263,14 +272,26 @@ def checked(asked: Asked) -> tuple[Config, Path]:
 
     run = asked.run or RUNS / f"{datetime.now():%Y%m%d-%H%M%S}"
     config = load_config(asked.preset or "tiny", asked.changes, asked.file)
-    check_run(run, asked.overwrite)
+    check_run(run, asked.overwrite) if asked.run else check_writable(run.parent)
     as_weights = asked.preset is None and config.train.weights not in ("", "bundled")
     with watching() as watch:
+        recipe = settings_of(config.train.weights, watch) if as_weights else load_config(asked.preset or "tiny")
         if as_weights:
-            config = load_config(settings_of(config.train.weights, watch), asked.changes, asked.file)
+            config = load_config(recipe, asked.changes, asked.file)
+        config = with_moved_drops(config, recipe, asked)
         check_start(config, watch)
     choose_backend(config.eval.backend)
     return config, run
+
+
+def with_moved_drops(config: Config, recipe: Config, asked: Asked) -> Config:
+    """The config with the recipe's drops of the learning rate in proportion to the epochs, unless they are given."""
+    from dinocore.train.optim import scaled_drops
+
+    given = [*asked.changes, *([asked.file.read_text(encoding="utf-8-sig")] if asked.file else [])]
+    if config.train.epochs == recipe.train.epochs or any("lr_drop_epochs" in text for text in given):
+        return config
+    return config.replace("train.lr_drop_epochs", scaled_drops(recipe.train, config.train.epochs))
 
 
 def _lock(run: Path, locks: list[RunLock]) -> None:
@@ -280,9 +301,9 @@ def _lock(run: Path, locks: list[RunLock]) -> None:
     locks.append(lock)
 
 
-def resumed_run(asked: Asked, here: Place, locks: list[RunLock]) -> tuple[Job, TrainState]:
-    """Continue a run; its own config counts, with the changes that are given now."""
-    from dinocore.train.job import Job
+def resumed_run(asked: Asked, here: Place, locks: list[RunLock]) -> tuple[RunContext, TrainState]:
+    """Continue a run with its own config and the changes that are given now."""
+    from dinocore.train.context import RunContext
     from dinocore.train.run.checkpoint_folder import manifest_of
     from dinocore.train.setup import check_same_data, fresh_state, resumed_state
 
@@ -295,13 +316,13 @@ def resumed_run(asked: Asked, here: Place, locks: list[RunLock]) -> tuple[Job, T
         check_same_data(manifest_of(checkpoint), data, asked.allow_data_change)
         state = resumed_state(checkpoint, config, here.device, here.group)
     here.group.on_main(lambda: _go_on(run, config, checkpoint))
-    return Job(config, data, run, here.device, asked.stop, here.group), state
+    return RunContext(config, data, run, here.device, asked.stop, here.group), state
 
 
 def _found(asked: Asked, locks: list[RunLock]) -> tuple[Path, Config, Path | None]:
     """The run, what is asked of it now, and where it goes on."""
     from dinocore.train.run.folder import NEWEST, find_checkpoint, find_run, run_config
-    from dinocore.train.schedule import changes
+    from dinocore.train.setup import changed_settings
 
     run, wanted = asked.run, asked.resume or NEWEST
     if wanted != NEWEST:
@@ -313,7 +334,7 @@ def _found(asked: Asked, locks: list[RunLock]) -> tuple[Path, Config, Path | Non
         warn(f"--preset {asked.preset} is ignored: a resumed run keeps the settings in {run}/config.toml")
     before = run_config(run)
     config = load_config(run / "config.toml", asked.changes, asked.file)
-    for change in changes(before, config):
+    for change in changed_settings(before, config):
         warn(f"changed since the run started: {change}")
     _lock(run, locks)
     checkpoint, damaged = find_checkpoint(run, wanted)
@@ -330,11 +351,6 @@ def _go_on(run: Path, config: Config, checkpoint: Path | None) -> None:
     write_config(run, config)
 
 
-def with_classes(config: Config, num_classes: int) -> Config:
-    """The config for data with so many classes."""
-    return config.model_copy(update={"model": config.model.model_copy(update={"num_classes": num_classes})})
-
-
 def _named_run(named: Path, run: Path | None) -> tuple[Path, str]:
     """The run, and the checkpoint or `auto`, of `--resume PATH`, which may be the folder of a run too."""
     from dinocore.train.run.folder import NEWEST
@@ -346,12 +362,12 @@ def _named_run(named: Path, run: Path | None) -> tuple[Path, str]:
     return run or named.absolute().parent.parent, str(named)
 
 
-def try_out(asked: Asked) -> None:
+def try_run(asked: Asked) -> None:
     """Do everything that a new run does once, and say what to expect of it."""
     from dinocore.data.loaders import steps_per_epoch
+    from dinocore.train.context import RunContext, describe, exceeded_limits
     from dinocore.train.dry_run import dry_run
-    from dinocore.train.failures.memory import with_probed_chunk
-    from dinocore.train.job import Job, describe
+    from dinocore.train.failures.memory import with_probed_size
     from dinocore.train.setup import fresh_state
 
     if asked.resume is not None:
@@ -359,16 +375,19 @@ def try_out(asked: Asked) -> None:
     with place(asked.device) as here:
         config, run = here.group.on_main(lambda: checked(asked))
         found = here.group.main_first(lambda: open_dataset(config.data))
-        config = with_classes(config, len(found.train.categories))
+        config = config.replace("model.num_classes", len(found.train.categories))
         state = fresh_state(config, found.train.categories, here.device, here.group)
-        job = with_probed_chunk(Job(config, found, run, here.device, asked.stop, here.group), state)
+        context = RunContext(config, found, run, here.device, asked.stop, here.group)
+        context = with_probed_size(context, state)
         if here.group.main:
-            facts = describe(job, state, steps_per_epoch(len(found.train.image_ids), config.train.batch_size))
+            facts = describe(context, state, steps_per_epoch(len(found.train.image_ids), config.train.batch_size))
             for key, value in facts.items():
                 say(f"{key:<12}{value}")
+            for limit in exceeded_limits(config, found.train):
+                warn(limit)
             for note in found.notes:
                 say(f"note: {note}")
-        expected = dry_run(job, state)
+        expected = dry_run(context, state)
         if here.group.main:
             _show(expected)
 

@@ -1,4 +1,4 @@
-"""A training on the terminal: bars with the losses where somebody watches, else a line per epoch."""
+"""A training run on the terminal: bars with the losses where somebody watches, else a line now and then."""
 
 from __future__ import annotations
 
@@ -22,24 +22,26 @@ from dinocore.system.files import write_atomically
 from ..console import stderr, warn
 
 if TYPE_CHECKING:
+    from dinocore.train.context import RunContext
     from dinocore.train.events import Evaluated, Event, Finished, Step
-    from dinocore.train.job import Job
 
 
 SMOOTHING = 0.95
+EVERY_STEPS, EVERY_SECONDS = 50, 30.0  # a line in the log, whichever comes first
 
 
 class TrainingView:
     """Draws events on stderr and writes the plain lines to the run's log.txt."""
 
-    def __init__(self, job: Job):
-        self.job = job
+    def __init__(self, context: RunContext):
+        self.context = context
         self.mean: dict[str, float] = {}
         self.began = time.monotonic()
         self.progress = LiveView(stderr)
         self.best = ""
         self.first = self.total = 0  # steps of this session
         self.broken = False
+        self.last_line = (0, self.began)  # step and time
         self.steps: TaskID | None = None
         self.pictures: TaskID | None = None
 
@@ -75,13 +77,15 @@ class TrainingView:
             case Evaluating(done=done, total=total):
                 self._evaluating(done, total)
             case Evaluated():
-                self._evaluated(event)
-                curves = draw_curves(self.job.run / "metrics.jsonl")
-                write_atomically(self.job.run / "curves.png", lambda temporary: curves.save(temporary, "PNG"))
+                try:
+                    self._evaluated(event)
+                finally:  # also where the terminal is gone
+                    curves = draw_curves(self.context.folder / "metrics.jsonl")
+                    write_atomically(self.context.folder / "curves.png", lambda path: curves.save(path, "PNG"))
             case Saved(path=path, step=step, seconds=seconds):
                 self._log(f"step {step}: saved {path} in {seconds:.2f} s")
-            case Warned(text=text):
-                self._line(f"warning: {text}", "yellow")
+            case Warned(message=message):
+                self._line(f"warning: {message}", "yellow")
             case Finished():
                 self._finished(event)
 
@@ -94,16 +98,20 @@ class TrainingView:
         self._line(f"next: dino predict PICTURE --weights {path} --save-images {pictures}")
 
     def _started(self, facts: dict[str, str]) -> None:
+        from dinocore.train.context import exceeded_limits
+
         for key, value in facts.items():
             stderr.print(f"[bold]{key:<11}[/]{escape(value)}")
             self._log(f"{key}: {value}")
         self._earlier()
-        for note in self.job.data.notes:
+        for note in self.context.data.notes:
             self._line(f"note: {note}", "yellow")
+        for limit in exceeded_limits(self.context.config, self.context.data.train):
+            self._line(f"warning: {limit}", "yellow")
 
     def _earlier(self) -> None:
         """The AP so far of a run that is resumed."""
-        log = self.job.run / "metrics.jsonl"
+        log = self.context.folder / "metrics.jsonl"
         evaluations = read_metrics(log)[1] if log.is_file() else []
         best = best_of(evaluations)
         if best is not None:
@@ -125,10 +133,20 @@ class TrainingView:
                 self.mean[key] = SMOOTHING * self.mean.get(key, value) + (1 - SMOOTHING) * value
         if self.steps is None:
             self.first, self.total = event.step, event.total_steps
+            self.last_line = (event.step - 1, self.began)
             self.steps = self.progress.add_task("", total=event.total_steps, completed=event.step - 1)
-        epochs = self.job.config.train.epochs
+        epochs = self.context.config.train.epochs
         self.progress.mean = self.mean
         self.progress.update(self.steps, completed=event.step, description=f"epoch {event.epoch}/{epochs}")
+
+        step, when = self.last_line
+        if event.step - step >= EVERY_STEPS or time.monotonic() - when >= EVERY_SECONDS:
+            self.last_line = (event.step, time.monotonic())
+            line = f"epoch {event.epoch}/{epochs}  step {event.step}/{event.total_steps}  {in_a_line(self.mean)}"
+            line += f" · rate {event.numbers['lr']:.2g}{self._left(event.step)}"
+            self._log(line)
+            if not stderr.is_terminal:
+                stderr.print(escape(line))
 
     def _evaluating(self, done: int, total: int) -> None:
         if self.pictures is None:
@@ -146,23 +164,23 @@ class TrainingView:
         took = _duration(time.monotonic() - self.began)
         self._ap_so_far(summary["AP"], f"best {summary['AP']:.4f} in epoch {event.epoch}" if event.best else self.best)
         short = f"epoch {event.epoch}/{event.epochs}  {took}  {numbers}"
-        stderr.print(
-            f"{short}{best}" if stderr.is_terminal else f"{short}  {in_a_line(self.mean)}{self._left(event)}{best}"
-        )
         self._log(f"{short}  {in_a_line(self.mean)}{best}")
+        stderr.print(
+            f"{short}{best}" if stderr.is_terminal else f"{short}  {in_a_line(self.mean)}{self._left(event.step)}{best}"
+        )
 
-    def _left(self, event: Evaluated) -> str:
+    def _left(self, step: int) -> str:
         """How long the rest takes, at the speed so far."""
-        per_step = (time.monotonic() - self.began) / max(1, event.step - self.first + 1)
-        left = per_step * (self.total - event.step)
+        per_step = (time.monotonic() - self.began) / max(1, step - self.first + 1)
+        left = per_step * (self.total - step)
         return f" · ETA {_duration(left)}" if left > 0 else ""
 
     def _line(self, text: str, style: str = "") -> None:
-        stderr.print(f"[{style}]{escape(text)}[/]" if style else escape(text))
         self._log(text)
+        stderr.print(f"[{style}]{escape(text)}[/]" if style else escape(text))
 
     def _log(self, text: str) -> None:
-        with (self.job.run / "log.txt").open("a", encoding="utf-8") as file:
+        with (self.context.folder / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 

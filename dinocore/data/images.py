@@ -1,5 +1,6 @@
 """From a picture file to upright 8-bit RGB, whatever the file holds."""
 
+import io
 import logging
 import stat
 import struct
@@ -64,6 +65,28 @@ def read_image(path: Path, config: DataConfig) -> Image.Image:
     """
     with _opened(path, config.max_pixels) as image, _damage_named(path):
         return loaded_rgb(image, config)
+
+
+def decode_image(content: bytes, config: DataConfig) -> Image.Image:
+    """As `read_image`, from the bytes of a file.
+
+    Raises:
+        DataError: as for `read_image`.
+    """
+    path = Path("the image")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        except UnidentifiedImageError:
+            raise _problem(f"it is not a picture in a known format ({', '.join(FORMATS)})", "FORMAT", path) from None
+        except Image.DecompressionBombError as error:
+            raise _problem(f"it was not decoded: {error}", "LARGE", path) from None
+        except DAMAGE as error:
+            raise _problem(f"it cannot be opened: {error}", "DAMAGED", path) from error
+        with image, _damage_named(path):
+            _check_header(image, path, config.max_pixels)
+            return loaded_rgb(image, config)
 
 
 def read_reduced(path: Path, config: DataConfig, enough: tuple[int, int]) -> Decoded:
@@ -155,6 +178,11 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
         raise _problem(f"{path} was not decoded: {error}", "LARGE", path) from None
     except DAMAGE as error:
         raise _problem(f"{path} cannot be opened: {error}", "DAMAGED", path) from error
+    _check_header(image, path, max_pixels)
+    return image
+
+
+def _check_header(image: Image.Image, path: Path, max_pixels: int) -> None:
     if _in_deep_planes(image):
         image.close()
         raise _problem(f"{path} holds 16-bit colours plane after plane, which Pillow misreads", "FORMAT", path,
@@ -164,7 +192,6 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
         what = f"{path} has {image.width} x {image.height} pixels, more than data.max_pixels = {max_pixels}"
         trust = "raise it with --set data.max_pixels=N if the picture is to be trusted"
         raise _problem(what, "LARGE", path, trust)
-    return image
 
 
 def _in_deep_planes(image: Image.Image) -> bool:

@@ -57,7 +57,7 @@ class TrainingPictures(Dataset):
         width, height = self.annotations.sizes[index].tolist()
         plan = draw((height, width), self.config, rng)
         decoded = read_reduced(self.annotations.path(index), self.config, plan.enough())
-        _check_size(self.annotations, index, decoded.size)
+        check_size(self.annotations, index, decoded.size)
         boxes, labels = _objects(self.annotations, index, self.usable)
         left, top, right, bottom = decoded.frame
         scale = torch.tensor([(right - left) / width, (bottom - top) / height] * 2)
@@ -95,12 +95,17 @@ def load_picture(annotations: Annotations, index: int, config: DataConfig, usabl
         DataError: the picture cannot be read, or is not as large as the annotations say.
     """
     image = read_image(annotations.path(index), config)
-    _check_size(annotations, index, image.size)
+    check_size(annotations, index, image.size)
     boxes, labels = _objects(annotations, index, usable)
     return as_picture(to_tensor(image), boxes, labels)
 
 
-def _check_size(annotations: Annotations, index: int, size: tuple[int, int]) -> None:
+def check_size(annotations: Annotations, index: int, size: tuple[int, int]) -> None:
+    """Refuse a picture whose size, (width, height), is not what the annotations say.
+
+    Raises:
+        DataError: naming both sizes.
+    """
     said = tuple(annotations.sizes[index].tolist())
     if said != size:
         turned = ", the same turned, as by an EXIF orientation" if said == size[::-1] else ""

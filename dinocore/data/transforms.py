@@ -90,6 +90,39 @@ def _draw_lsj(
 POLICIES = {"detr": _draw_detr, "lsj": _draw_lsj}
 
 
+def largest_size(sizes: np.ndarray, config: DataConfig, images: int) -> tuple[int, int]:
+    """Height and width of the largest batch that `draw` can lead to: of the largest image, or of what an upright and a
+    lying one are padded to.
+
+    Args:
+        sizes: (N, 2) width and height of all images of the data.
+        images: how many the batch has.
+    """
+    found = {size for w, h in np.unique(sizes, axis=0).tolist() for size in LARGEST[config.policy]((h, w), config)}
+    if images == 1:
+        return max(found, key=lambda size: size[0] * size[1])
+    return max(h for h, _ in found), max(w for _, w in found)
+
+
+def _largest_detr(size: tuple[int, int], config: DataConfig) -> set[tuple[int, int]]:
+    short = max(config.train_scales)
+    found = {resized(size, short, config.max_size)}
+    if config.crop_chance:  # of any shape between the most upright and the most lying part
+        least, most = config.crop_size
+        found |= {resized(part, short, config.max_size) for part in ((least, most), (most, least))}
+    return found
+
+
+def _largest_lsj(size: tuple[int, int], config: DataConfig) -> set[tuple[int, int]]:
+    factor = config.lsj_scales[1] * config.lsj_size / max(size)
+    return {
+        (min(config.lsj_size, max(1, round(size[0] * factor))), min(config.lsj_size, max(1, round(size[1] * factor))))
+    }
+
+
+LARGEST = {"detr": _largest_detr, "lsj": _largest_lsj}
+
+
 def _draw_colors(most: tuple[float, float, float, float], rng: np.random.Generator) -> tuple[float, ...]:
     """Factors of brightness, contrast and saturation and a shift of hue; nothing is drawn if none is to change."""
     if not any(most):

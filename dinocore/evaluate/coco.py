@@ -5,9 +5,11 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from ..data.annotations import Annotations
-from ..data.loaders import WHOLE, Part, begun, evaluation_batches
+from ..data.loaders import WHOLE, Part, begun, check_size, evaluation_batches
 from ..errors import DataError
-from ..predict import Detections, Detector
+from ..image_stream import PreparedImage, detect_stream, read_ahead
+from ..predict import AnyDetector, Detections, Detector
+from ..slices import Slicing
 from .backends import choose_backend, judge, mean_of_known
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -23,23 +25,50 @@ class Metrics(NamedTuple):
 
 
 def detect_all(
-    detector: Detector, annotations: Annotations, part: Part = WHOLE
+    detector: AnyDetector, annotations: Annotations, part: Part = WHOLE, slicing: Slicing | None = None
 ) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
     """Detect in every picture; yields, picture by picture, COCO results and why a picture could not be read.
 
     Args:
         part: of several processes, which share the pictures.
+        slicing: cut pictures into slices, as `predict --slice` does.
     """
+    if slicing is not None:
+        yield from _detect_in_slices(detector, annotations, part, slicing)
+        return
     for batch, problems in begun(evaluation_batches(annotations, detector.config.data, part=part)):
         results = []
         if batch is not None:
-            found = detector.select(detector.forward(batch).final, batch.sizes)
+            found = detector.detect_batch(batch)
             for index, detections in zip(batch.indices, found, strict=True):
                 results += as_results(int(annotations.image_ids[index]), detections, detector)
         yield results, problems
 
 
-def as_results(image_id: int, detections: Detections, detector: Detector) -> list[dict[str, Any]]:
+def _detect_in_slices(
+    detector: Detector, annotations: Annotations, part: Part, slicing: Slicing
+) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
+    indices = range(part.rank, len(annotations.image_ids), part.size)
+    images = read_ahead([annotations.path(index) for index in indices], detector.config.data, slicing)
+    checked = (_as_annotated(image, annotations, index) for index, image in zip(indices, images, strict=True))
+    for index, found in zip(indices, detect_stream(detector, checked), strict=True):
+        if isinstance(found, DataError):
+            yield [], [str(found)]
+        else:
+            yield as_results(int(annotations.image_ids[index]), found, detector), []
+
+
+def _as_annotated(image: PreparedImage | DataError, annotations: Annotations, index: int) -> PreparedImage | DataError:
+    """The image, or that it is not as large as the annotations say."""
+    if isinstance(image, PreparedImage):
+        try:
+            check_size(annotations, index, image.size[::-1])
+        except DataError as error:
+            return error
+    return image
+
+
+def as_results(image_id: int, detections: Detections, detector: AnyDetector) -> list[dict[str, Any]]:
     """Detections in COCO's result format, with the original category ids."""
     boxes = detections.boxes_xyxy.double()
     boxes[:, 2:] -= boxes[:, :2]  # xyxy -> xywh

@@ -19,7 +19,7 @@ from ..draw.boxes import Box, class_color, draw_boxes
 from ..errors import DataError
 from ..structures import Target
 from ..system.device import pick_device
-from ..train.job import micro_batch_size
+from ..train.batches import micro_batch_size
 from .mask.mask import MaskBatch
 
 CELL = 320  # pixels, a side of a cell
@@ -48,15 +48,15 @@ class BatchImage(NamedTuple):
         return facts | {"objects": objects}
 
 
-def images_per_forward(config: Config) -> int:
+def _micro_batch_size(config: Config) -> int:
     """How many images `dino train` puts through the model at once on this machine's own device, as one process."""
-    return micro_batch_size(config.train, pick_device("auto"), config.train.batch_size)
+    return micro_batch_size(config.train, pick_device("auto"))
 
 
 def training_cells(annotations: Annotations, config: Config, start: int, steps: int) -> Iterator[BatchImage]:
     """The images of optimizer steps from `start` on, by the training's own loader, normalised for the model."""
     plan = Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, start + steps)
-    loader = training_steps(annotations, config, images_per_forward(config), start, start + steps)
+    loader = training_steps(annotations, config, _micro_batch_size(config), start, start + steps)
     for wanted, batches in zip(plan, begun(loader), strict=True):
         for batch in batches:
             yield from _cells(batch, annotations, config.model, wanted[0][0])
@@ -111,7 +111,7 @@ def _draw_cell(cell: BatchImage, names: Sequence[str]) -> Image.Image:
 def first_batch(annotations: Annotations, config: Config) -> MaskBatch:
     """What `dino train` gives to the model first: the loader's own images, with the objects that cropping left."""
     alone = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
-    batch = next(iter(training_steps(annotations, alone, images_per_forward(config), 0, 1)))[0]
+    batch = next(iter(training_steps(annotations, alone, _micro_batch_size(config), 0, 1)))[0]
     return _objects(annotations, batch.indices, batch.targets)
 
 

@@ -123,9 +123,9 @@ def token_anchors(tokens: Tokens) -> tuple[Tensor, Tensor]:
 
 def token_levels(tokens: Tokens) -> Tensor:
     """The feature level of every token, (S,) int64."""
-    sizes = torch.tensor([height * width for height, width in tokens.shapes], device=tokens.valid_ratios.device)
-    total = sum(height * width for height, width in tokens.shapes)
-    return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes, output_size=total)
+    device = tokens.valid_ratios.device
+    parts = [torch.full((h * w,), level, device=device) for level, (h, w) in enumerate(tokens.shapes)]
+    return torch.cat(parts)  # not repeat_interleave, which no ONNX translation takes
 
 
 def as_maps(x: Tensor, tokens: Tokens) -> list[Tensor]:

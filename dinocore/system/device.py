@@ -1,12 +1,18 @@
 """Which device and which precision to compute with, and how to keep memory from going back and forth."""
 
 import ctypes
-import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from ..errors import ConfigError, EnvironmentFault
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 PRECISIONS = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,6 +52,20 @@ def _has_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+@contextmanager
+def float32_throughout(wanted: bool) -> Iterator[None]:
+    """Within the block, no TF32 on CUDA, which cuDNN's convolutions use by default; if `wanted`."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    if wanted:
+        matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        if wanted:
+            matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
 def keep_memory() -> None:
     """Tell glibc to keep freed memory; it returns large tensors otherwise, and page faults take 40 % of the time."""
     if not sys.platform.startswith("linux"):
@@ -70,5 +90,26 @@ def peak_memory_mb() -> float:
     """The most memory that this process has held, on the device if it is CUDA's, otherwise on the host."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
+    if resource is None:
+        return _peak_on_windows_mb()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _peak_on_windows_mb() -> float:
+    """PeakWorkingSetSize of this process; 0.0 where the system does not say."""
+
+    class Counters(ctypes.Structure):  # PROCESS_MEMORY_COUNTERS
+        _fields_ = [
+            ("cb", ctypes.c_ulong), ("PageFaultCount", ctypes.c_ulong), ("PeakWorkingSetSize", ctypes.c_size_t),
+            *((name, ctypes.c_size_t) for name in "abcdefg"),
+        ]  # fmt: skip
+
+    kernel = getattr(ctypes, "windll", None)
+    if kernel is None:
+        return 0.0
+    counters = Counters(cb=ctypes.sizeof(Counters))
+    kernel.kernel32.GetCurrentProcess.restype = ctypes.c_void_p
+    process = ctypes.c_void_p(kernel.kernel32.GetCurrentProcess())
+    ok = kernel.psapi.GetProcessMemoryInfo(process, ctypes.byref(counters), counters.cb)
+    return counters.PeakWorkingSetSize / 2**20 if ok else 0.0

@@ -1,10 +1,12 @@
-"""Processes that work for another one: they must not outlive it, and leave its signals to it."""
+"""Worker processes: they must not outlive their parent, and leave its signals to it."""
 
 import ctypes
 import signal
 import sys
 
-LEFT_TO_THE_PARENT = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+LEFT_TO_THE_PARENT = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
+]  # Windows has the first two
 
 
 def end_with_parent(number: int) -> None:
@@ -18,4 +20,5 @@ def leave_signals_to_the_parent(*_: object) -> None:
     for number in LEFT_TO_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)
-    end_with_parent(signal.SIGKILL)
+    if hasattr(signal, "SIGKILL"):
+        end_with_parent(signal.SIGKILL)

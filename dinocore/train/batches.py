@@ -1,37 +1,54 @@
-"""The pictures of each optimizer step, as all processes know of them."""
+"""The micro-batches of each optimizer step, and what all ranks know of them."""
 
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
+
+from ..config import Config, TrainConfig
+from ..data.annotations import Annotations
 from ..data.batch import Batch
 from ..data.loaders import Part, begun, training_steps
 from ..errors import DinoError
+from ..system.processes import SingleProcess
 from .failures.classify import loader_fault
-from .job import Job, images_per_forward
-from .schedule import Plan
 
 
-class Fed(NamedTuple):
-    """What a process gets for a step, and what all of them have."""
+class StepBatches(NamedTuple):
+    """What a rank gets for a step, and what all of them have."""
 
-    batches: list[Batch]  # of this process
-    num_boxes: int  # of all processes
-    num_images: int  # of all processes
-    problems: list[str]  # of all processes: pictures that others had to replace
-    began: float  # to wait for it, by the monotonic clock
-    fault: DinoError | None = None  # nothing more can be read, on one process at least
+    micro_batches: list[Batch]  # of this rank
+    num_boxes: int  # of all ranks
+    num_images: int  # of all ranks
+    problems: list[str]  # of all ranks: images that others had to replace
+    wait_started: float  # by the monotonic clock
+    fault: DinoError | None = None  # nothing more can be read, on one rank at least
 
 
-def feed(job: Job, plan: Plan, step: int) -> Iterator[Fed]:
-    """What each step after `step` is done with, to the end of the run or to a fault."""
-    part = Part(job.group.rank, job.group.size)
-    began = time.monotonic()
-    loader = training_steps(job.data.train, job.config, images_per_forward(job), step, plan.total, part)
-    batches = begun(loader)
-    for _ in range(step, plan.total):
-        yield _told(job, *_next(batches), began)
-        began = time.monotonic()
+def share_of_batch(batch_size: int, ranks: int) -> int:
+    """How many images of a batch rank 0 has; the others have as many or one fewer."""
+    return -(-batch_size // ranks)
+
+
+def micro_batch_size(config: TrainConfig, device: torch.device, ranks: int = 1) -> int:
+    """How many images go through the model at once; gradients of the rest of a rank's share are accumulated."""
+    share = share_of_batch(config.batch_size, ranks)
+    if isinstance(config.micro_batch_size, int):
+        return min(config.micro_batch_size, share)
+    return 1 if device.type == "cpu" else share
+
+
+def step_batches(
+    annotations: Annotations, config: Config, device: torch.device, group: SingleProcess, first: int, last: int
+) -> Iterator[StepBatches]:
+    """What each of the optimizer steps from `first` to `last` is done with, or what came to a fault."""
+    size, part = micro_batch_size(config.train, device, group.size), Part(group.rank, group.size)
+    wait_started = time.monotonic()
+    batches = begun(training_steps(annotations, config, size, first - 1, last, part))
+    for _ in range(first, last + 1):
+        yield _shared(group, *_next(batches), wait_started)
+        wait_started = time.monotonic()
 
 
 def _next(batches: Iterator[list[Batch]]) -> tuple[list[Batch], DinoError | None]:
@@ -44,16 +61,16 @@ def _next(batches: Iterator[list[Batch]]) -> tuple[list[Batch], DinoError | None
         return [], fault
 
 
-def _told(job: Job, batches: list[Batch], fault: DinoError | None, began: float) -> Fed:
-    """Tell the other processes, and hear from them."""
-    problems = [text for batch in batches for text in batch.problems]
-    mine = [count_boxes(batches), sum(len(batch.indices) for batch in batches), len(problems), fault is not None]
-    boxes, images, bad, faults = (int(sum(column)) for column in zip(*job.group.gather_numbers(mine), strict=True))
+def _shared(group: SingleProcess, batches: list[Batch], fault: DinoError | None, wait_started: float) -> StepBatches:
+    """Tell the other ranks, and hear from them."""
+    problems = [problem for batch in batches for problem in batch.problems]
+    own = [count_boxes(batches), sum(len(batch.indices) for batch in batches), len(problems), fault is not None]
+    boxes, images, bad, faults = (int(sum(column)) for column in zip(*group.gather_numbers(own), strict=True))
     if bad:
-        problems = [text for part in job.group.gather(problems) for text in part]
+        problems = [problem for of_rank in group.gather(problems) for problem in of_rank]
     if faults:
-        fault = next(filter(None, job.group.gather(fault)))
-    return Fed(batches, boxes, images, problems, began, fault)
+        fault = next(filter(None, group.gather(fault)))
+    return StepBatches(batches, boxes, images, problems, wait_started, fault)
 
 
 def count_boxes(batches: list[Batch]) -> int:

@@ -1,142 +1,55 @@
-"""How processes share one model: there is one process, or each has a copy and gradients are averaged."""
+"""How ranks share one model: each has a copy of it, and gradients are averaged in the backward pass."""
 
-import gc
 import inspect
-from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import DivergedError, OutOfMemory
-from ..model.dino import DINO
-from ..system.files import sync
-from ..system.processes import Alone
-from .shards import INDEX, read_shards
+from ..system.processes import ProcessGroup, SingleProcess
 
-T = TypeVar("T")
-OPTIMIZER = "optimizer.pt"
-TOGETHER = (OutOfMemory, DivergedError)  # what one process meets in a pass, and all raise
+BUCKET_MB = 25  # of gradients that travel together; PyTorch's own default
 
 
-class Single:
-    """One process, which has nobody to share with."""
+class DDP(DistributedDataParallel):
+    """PyTorch's DDP, which also knows what this rank still owes to the others when its backward pass fails."""
 
-    def __init__(self, model: DINO, group: Alone):
-        self.model, self.group = model, group
-        self.module: nn.Module = model  # as training calls it
-
-    def held(self) -> AbstractContextManager:
-        """Gradients of the passes within stay on this process for now."""
-        return nullcontext()
-
-    def spread(self, model: DINO) -> None:
-        """Leave this process its part of a model, in place."""
-
-    def forward(self, work: Callable[[], T]) -> T:
-        """Do a forward pass and compute its loss."""
-        return work()
-
-    def passes(self, work: Callable[[], T]) -> T:
-        """Do passes in which no process waits for another; an error of `TOGETHER` is everybody's."""
-        return work()
-
-    def last_pass(self, work: Callable[[], T]) -> T:
-        """Do the backward pass that averages the gradients; an error of `TOGETHER` is everybody's."""
-        return work()
-
-    def renew(self) -> None:
-        """Forget what a pass that failed has left."""
-
-    def clip(self, trained: list[nn.Parameter], most: float) -> Tensor:
-        """Scale gradients down to a norm of at most this; the norm that they had, over all processes."""
-        return nn.utils.clip_grad_norm_(trained, most)
-
-    def whole(self, model: DINO) -> DINO:
-        """A model with all its weights, that a process can use alone."""
-        return model
-
-    def weights(self, model: DINO) -> Mapping[str, Tensor]:
-        """All tensors of a model, on the main process."""
-        return model.state_dict()
-
-    def parts(self, model: DINO, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """This process's part of tensors that are to be a model's."""
-        return tensors
-
-    def optimizer_writer(self, optimizer: torch.optim.Optimizer, folder: Path) -> Callable[[Path], None]:
-        """What puts the optimizer's state into a checkpoint that the main process makes in `folder`.
-
-        Raises:
-            EnvironmentFault: on all processes, if one cannot write its part.
-        """
-
-        def write(target: Path) -> None:
-            torch.save(optimizer.state_dict(), target / OPTIMIZER)
-            sync(target / OPTIMIZER)
-
-        return write
-
-    def read_optimizer(self, optimizer: torch.optim.Optimizer, path: Path) -> None:
-        """Take the optimizer's state from a checkpoint."""
-        if (path / INDEX).is_file():
-            read_shards(path, self.model, optimizer)
-        else:
-            optimizer.load_state_dict(torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True))
-
-
-class Replicated(Single):
-    """Each process has the whole model."""
-
-    def __init__(self, model: DINO, group: Alone):
-        super().__init__(model, group)
-        self._wrap()
-
-    def held(self) -> AbstractContextManager:
-        return self.averaging.no_sync()
-
-    def passes(self, work: Callable[[], T]) -> T:
-        return self.group.all_or_none(work, TOGETHER, lambda: None)
-
-    def last_pass(self, work: Callable[[], T]) -> T:
-        result = self.group.all_or_none(work, TOGETHER, self._average_the_rest)
-        self.averaged.clear()
-        self._reducer._rebuild_buckets()  # talks, once: not in the next forward pass, which may fail before
-        return result
-
-    def renew(self) -> None:
-        del self.averaging, self.module  # its hooks on the parameters go with it
-        gc.collect()
-        self._wrap()
-
-    def _wrap(self) -> None:
+    def __init__(self, model: nn.Module):
         known = inspect.signature(DistributedDataParallel.__init__).parameters  # newer torch has another word for it
-        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        unchanging: dict[str, Any] = {buffers: False}
-        self.averaging = DistributedDataParallel(self.model, gradient_as_bucket_view=True, **unchanging)
-        self.averaged: list[Future[Tensor]] = []  # buckets of gradients in the present backward pass
-        self.averaging.register_comm_hook(self.averaged, average)
-        self.module = self.averaging
+        buffers: dict[str, Any] = {
+            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
+        }
+        super().__init__(model, gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MB, **buffers)
+        self.reduced: list[Future[Tensor]] = []  # the buckets of this step that were handed to the others
+        self.register_comm_hook(self.reduced, reduce_bucket)
 
-    @property
-    def _reducer(self) -> Any:
-        return self.averaging.reducer
-
-    def _average_the_rest(self) -> None:
-        """Add nothing to the buckets that a pass that failed did not get to, so that nobody waits for them."""
-        for bucket in self._reducer._get_zeros_like_grad_buckets()[len(self.averaged) :]:
-            average(self.averaged, bucket)
-        for future in self.averaged:
+    def reduce_missing(self) -> None:
+        """Add zeros to the buckets that a failed pass did not get to, so that no rank waits for them."""
+        for bucket in cast(Any, self.reducer)._get_zeros_like_grad_buckets()[len(self.reduced) :]:
+            reduce_bucket(self.reduced, bucket)
+        for future in self.reduced:
             future.wait()
 
+    def rebuild_buckets(self) -> None:
+        """Order the buckets as gradients came, once: not in the next forward pass, which may fail before it talks."""
+        cast(Any, self.reducer)._rebuild_buckets()
 
-def average(averaged: list[Future[Tensor]], bucket: dist.GradBucket) -> Future[Tensor]:
+
+def reduce_bucket(reduced: list[Future[Tensor]], bucket: dist.GradBucket) -> Future[Tensor]:
     """What DDP does with a bucket of gradients; remembered."""
-    averaged.append(allreduce_hook(cast(dist.ProcessGroup, dist.group.WORLD), bucket))
-    return averaged[-1]
+    reduced.append(allreduce_hook(cast(dist.ProcessGroup, dist.group.WORLD), bucket))
+    return reduced[-1]
+
+
+def wrap(model: nn.Module, group: SingleProcess) -> nn.Module:
+    """The model as training calls it: itself, or with several ranks wrapped so that gradients are averaged."""
+    return DDP(model) if isinstance(group, ProcessGroup) else model
+
+
+def no_sync(model: nn.Module) -> AbstractContextManager:
+    """Within it, gradients stay on this rank and add up."""
+    return model.no_sync() if isinstance(model, DDP) else nullcontext()

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,20 +11,20 @@ from ..data.loaders import steps_per_epoch
 from ..evaluate.coco import coco_metrics, detect_all
 from ..predict import Detector
 from ..system.device import keep_memory, peak_memory_mb
-from .batches import count_boxes, feed
-from .failures.memory import worst_batch
-from .job import Job, images_per_forward
+from .batches import StepBatches, count_boxes, micro_batch_size, share_of_batch, step_batches
+from .context import RunContext
+from .failures.guard import guarded_step
+from .failures.memory import largest_batch
 from .schedule import Plan
-from .state import TrainState, collected, random_streams, save_checkpoint
-from .step import train_step
+from .state import TrainState, rng_state, save_checkpoint
 
 
 class Expectation(NamedTuple):
     """What a run will take, by what one of everything took; `run_s` is a guess from few measurements."""
 
-    largest_pass_s: float  # forward, backward and step of the largest batch that goes through the model at once
-    step_s: float  # as long as a pass of pictures of the data takes, times the passes of a step
-    evaluation_s: float  # of all validation pictures
+    largest_pass_s: float  # forward, backward and step of the largest micro-batch
+    step_s: float  # as long as a micro-batch of the data takes, times those of a step
+    evaluation_s: float  # of all validation images
     save_s: float
     checkpoint_mb: float
     peak_memory_mb: float
@@ -32,71 +33,73 @@ class Expectation(NamedTuple):
     run_s: float
 
 
-def dry_run(job: Job, state: TrainState) -> Expectation:
-    """Do everything once with a state that is thrown away. `job.run` need not exist; nothing is left behind.
+def dry_run(context: RunContext, state: TrainState) -> Expectation:
+    """Do everything once with a state that is thrown away. `context.folder` need not exist; nothing is left behind.
 
     Raises:
-        EnvironmentFault: memory or disk space does not suffice.
+        EnvironmentFault: there is too little memory or disk space.
         DataError, DivergedError: as in training.
     """
     keep_memory()
-    plan = Plan(steps_per_epoch(len(job.data.train.image_ids), job.config.train.batch_size), job.config.train)
-    chunk = images_per_forward(job)
-    largest = [worst_batch(job, chunk)]
-    largest_pass = _timed(lambda: train_step(state, largest, job, count_boxes(largest) * job.group.size))
-    fed = next(feed(job, plan, 0))
-    if fed.fault is not None:
-        raise job.group.together(fed.fault)
-    one_pass = _timed(lambda: train_step(state, fed.batches[:1], job, max(1, fed.num_boxes)))
-    passes = -(-job.share // chunk)
-    evaluation = _evaluation_seconds(job, state)
-    save, size = _save_seconds(job, state)
-    evaluations = sum(plan.evaluates_after(epoch * plan.per_epoch) for epoch in range(1, job.config.train.epochs + 1))
-    saves = job.config.train.epochs + evaluations
-    run = plan.total * one_pass * passes + evaluations * evaluation + saves * save
+    config, group, train = context.config, context.group, context.data.train
+    plan = Plan(steps_per_epoch(len(train.image_ids), config.train.batch_size), config.train)
+    size = micro_batch_size(config.train, context.device, group.size)
+    largest = largest_batch(train, config.data, size)
+    boxes = count_boxes([largest]) * group.size
+    batches = StepBatches([largest], boxes, size * group.size, [], time.monotonic())
+    largest_pass = _seconds(lambda: guarded_step(state, batches, context))
+    first = next(step_batches(train, config, context.device, group, 1, plan.total))
+    if first.fault is not None:
+        raise group.on_all_ranks(first.fault)
+    first = first._replace(micro_batches=first.micro_batches[:1], num_boxes=max(1, first.num_boxes))
+    one_pass = _seconds(lambda: guarded_step(state, first, context))
+    passes = -(-share_of_batch(config.train.batch_size, group.size) // size)
+    evaluation = _evaluation_seconds(context, state)
+    save, num_bytes = _save_seconds(context, state)
+    evaluations = sum(plan.evaluates_after(epoch * plan.per_epoch) for epoch in range(1, config.train.epochs + 1))
+    saves = config.train.epochs + evaluations
     return Expectation(
         largest_pass_s=largest_pass,
         step_s=one_pass * passes,
         evaluation_s=evaluation,
         save_s=save,
-        checkpoint_mb=size / 1e6,
+        checkpoint_mb=num_bytes / 1e6,
         peak_memory_mb=peak_memory_mb(),
         steps=plan.total,
         evaluations=evaluations,
-        run_s=run,
+        run_s=plan.total * one_pass * passes + evaluations * evaluation + saves * save,
     )
 
 
-def _evaluation_seconds(job: Job, state: TrainState) -> float:
-    """Of all validation pictures, by the second one; the first pays for what is done once."""
-    detector = Detector(
-        state.parallel.whole(state.ema.model), job.config, job.data.train.categories, job.device, job.config.train.amp
-    )
-    pictures = detect_all(detector, job.data.val)
-    results, _ = next(pictures)
-    began = time.monotonic()
-    more, _ = next(pictures, ([], []))
-    seconds = time.monotonic() - began
-    coco_metrics(job.data.val, [*results, *more], job.config.eval.backend)
+def _evaluation_seconds(context: RunContext, state: TrainState) -> float:
+    """Of all validation images, by the second one; the first pays for what is done once."""
+    config, val = context.config, context.data.val
+    detector = Detector(state.ema.model, config, context.data.train.categories, context.device, config.train.amp)
+    images = detect_all(detector, val)
+    results, _ = next(images)
+    started = time.monotonic()
+    more, _ = next(images, ([], []))
+    seconds = time.monotonic() - started
+    coco_metrics(val, [*results, *more], config.eval.backend)
     state.model.train()
-    return seconds * len(job.data.val.image_ids) / job.group.size
+    return seconds * len(val.image_ids) / context.group.size
 
 
-def _save_seconds(job: Job, state: TrainState) -> tuple[float, int]:
+def _save_seconds(context: RunContext, state: TrainState) -> tuple[float, int]:
     """How long a checkpoint takes on the disk where the run will be, and its bytes."""
-    place = next(path for path in (job.run.absolute(), *job.run.absolute().parents) if path.is_dir())
-    folder = job.group.on_main(lambda: Path(tempfile.mkdtemp(prefix=".dino-dry-run-", dir=place)))
+    group, categories = context.group, context.data.train.categories
+    place = next(path for path in (context.folder.absolute(), *context.folder.absolute().parents) if path.is_dir())
+    folder = group.on_main(lambda: Path(tempfile.mkdtemp(prefix=".dino-dry-run-", dir=place)))
     try:
-        began = time.monotonic()
-        streams, large = job.group.gather(random_streams()), collected(folder, state)
-        classes = job.data.train.categories
-        path = job.group.on_main(lambda: save_checkpoint(folder, state, job.config, classes, streams, large))
-        return time.monotonic() - began, sum(file.stat().st_size for file in path.iterdir())
+        started = time.monotonic()
+        rng_states = group.gather(rng_state())
+        path = group.on_main(lambda: save_checkpoint(folder, state, context.config, categories, rng_states))
+        return time.monotonic() - started, sum(file.stat().st_size for file in path.iterdir())
     finally:
-        job.group.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))
+        group.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
-def _timed(work) -> float:
-    began = time.monotonic()
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.monotonic()
     work()
-    return time.monotonic() - began
+    return time.monotonic() - started

@@ -1,127 +1,154 @@
-"""Judging the weights while a run goes on: pictures are shared by the processes, one of them judges."""
+"""Evaluating the weights while a run goes on: images are shared by the ranks, rank 0 computes the metrics."""
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Generator, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..data.loaders import Part
-from ..errors import DivergedError, EnvironmentFault
+from ..errors import DivergedError, EnvironmentFault, PeerFailed
 from ..evaluate.coco import Metrics, coco_metrics, detect_all
 from ..model.dino import DINO
 from ..predict import Detector
+from .context import RunContext
 from .events import Evaluated, Evaluating, Event, Warned
-from .job import Job
 from .run.folder import save_best
-from .run.metrics_log import Journal, NoJournal
+from .run.metrics_log import MetricsLogger, NoLogger
 from .run.report import save_examples
 from .state import TrainState
 
-Shares = list[tuple[list[dict[str, Any]], list[str]]]  # results and problems of each picture
+
+class EvaluationFailed(Exception):
+    """Whatever went wrong in an evaluation; hours of training are worth more."""
 
 
-def evaluate(job: Job, state: TrainState, journal: Journal | NoJournal) -> Iterator[Event]:
-    """Judge the weights that would be kept, on the validation split; a signal cuts it short and leaves it due.
+class Detected(NamedTuple):
+    """One image of this rank, and how far all ranks are."""
+
+    done: int  # images, over all ranks
+    stop: bool  # asked for on any rank
+    results: list[dict[str, Any]]
+    problems: list[str]
+
+
+def evaluate(context: RunContext, state: TrainState, logger: MetricsLogger | NoLogger) -> Iterator[Event]:
+    """Evaluate the weights that would be kept, on the validation split; a signal cuts it short and leaves it due.
 
     Raises:
         DivergedError: a prediction is not finite.
     """
-    progress, epoch = state.progress, state.progress["due_evaluation"]
-    model = state.parallel.whole(state.ema.model)
-    shares: Shares = []
-    failure = ""
-    for (done, stopped, problem), share in _detected(job, state, model):
-        failure = problem  # only ever of the last one
-        shares.append(share)
-        yield Evaluating(done, len(job.data.val.image_ids))
-        if stopped:
-            return
-    results: list[dict[str, Any]] = []
-    for picture in zip(*job.group.gather(shares), strict=True):  # back in the order of the pictures
-        for found, problems in picture:
-            results += found
-            yield from map(Warned, problems)
-    progress["due_evaluation"] = 0
+    progress, epoch, group = state.progress, state.progress.due_evaluation, context.group
+    detected: list[Detected] = []
+    try:
+        for image in _detect(context, state):
+            detected.append(image)
+            yield Evaluating(image.done, len(context.data.val.image_ids))
+            if image.stop:
+                return
+        results: list[dict[str, Any]] = []
+        for images in zip(*group.gather([(one.results, one.problems) for one in detected]), strict=True):
+            for found, problems in images:  # back in the order of the annotations
+                results += found
+                yield from map(Warned, problems)
+        metrics = group.on_main(lambda: _metrics(context, results))
+    except (EvaluationFailed, PeerFailed) as error:
+        progress.failed_evaluations += 1
+        so_far = f"{progress.failed_evaluations} of this run so far"
+        yield Warned(f"the evaluation after epoch {epoch} failed ({error}), {so_far}; training goes on")
+    else:
+        best = yield from _keep_if_best(context, state, metrics, epoch, results)
+        progress.evals_since_best = 0 if best else progress.evals_since_best + 1
+        row = {"step": progress.step, "epoch": epoch} | metrics.summary | {"backend": metrics.backend}
+        yield from map(Warned, logger.add(row))
+        yield Evaluated(progress.step, epoch, context.config.train.epochs, metrics, best)
+    progress.due_evaluation = 0
     state.model.train()
-    metrics, failure = job.group.on_main(lambda: (None, failure) if failure else _judged(job, results))
-    if metrics is None:
-        progress["failed_evaluations"] += 1
-        so_far = f"{progress['failed_evaluations']} of this run so far"
-        yield Warned(f"the evaluation after epoch {epoch} failed ({failure}), {so_far}; training goes on")
-        return
-    best, problem = job.group.on_main(lambda: _kept_if_best(job, state, model, metrics, epoch, results))
-    if problem:
-        yield Warned(f"{problem}; training goes on")
-    progress["worse"] = 0 if best else progress["worse"] + 1
-    if best:
-        progress |= {"best_ap": metrics.summary["AP"], "best_step": progress["step"]}
-    row = {"step": progress["step"], "epoch": epoch} | metrics.summary | {"backend": metrics.backend}
-    yield from map(Warned, journal.add(row))
-    yield Evaluated(progress["step"], epoch, job.config.train.epochs, metrics, best)
 
 
-def _detected(
-    job: Job, state: TrainState, model: DINO
-) -> Iterator[tuple[tuple[int, bool, str], tuple[list, list[str]]]]:
-    """This process's pictures; after each, how many are done by all, and whether any of them is to stop or failed."""
-    group, val = job.group, job.data.val
-    pictures = _pictures(job, model)
-    total = len(val.image_ids)
+def _detect(context: RunContext, state: TrainState) -> Iterator[Detected]:
+    """This rank's images, one by one; after each, the ranks say how it went.
+
+    Raises:
+        DivergedError: predictions on one rank are not finite.
+        EvaluationFailed: on all ranks, if it failed on one.
+    """
+    group, total = context.group, len(context.data.val.image_ids)
+    images = _own_images(context, state.ema.model)
     for done in range(group.size, total + group.size, group.size):
-        share, diverged, failure = ([], []), False, ""
+        results, problems, diverged, failure = [], [], False, ""
         try:
-            share = next(pictures, share)
+            results, problems = next(images, ([], []))
         except DivergedError:
             diverged = True
-        except Exception as error:  # whatever it is, hours of training are worth more
-            failure = _in_words(error)
-        stops, divergences, failures = zip(*group.gather_numbers([job.stop(), diverged, bool(failure)]), strict=True)
+        except Exception as error:  # see EvaluationFailed
+            failure = _message(error)
+        stops, divergences, failures = zip(
+            *group.gather_numbers([context.stop(), diverged, bool(failure)]), strict=True
+        )
         if any(divergences):
             raise DivergedError(
-                f"the model's predictions are not finite in the evaluation after step {state.progress['step']}; "
+                f"the model's predictions are not finite in the evaluation after step {state.progress.step}; "
                 "try a lower --lr, or --amp off, from an earlier checkpoint"
             )
         if any(failures):
-            failure = next(filter(None, group.gather(failure)))
-        yield (min(done, total), any(stops), failure), share
-        if failure:
-            return
+            raise EvaluationFailed(next(filter(None, group.gather(failure))))
+        yield Detected(min(done, total), any(stops), results, problems)
 
 
-def _pictures(job: Job, model: DINO) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
-    """Results and problems of this process's pictures; what is made first may fail like a picture."""
-    detector = Detector(model, job.config, job.data.train.categories, job.device, job.config.train.amp)
-    yield from detect_all(detector, job.data.val, Part(job.group.rank, job.group.size))
+def _own_images(context: RunContext, model: DINO) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
+    """Results and problems of this rank's images; what is made first may fail like an image."""
+    config, group = context.config, context.group
+    detector = Detector(model, config, context.data.train.categories, context.device, config.train.amp)
+    yield from detect_all(detector, context.data.val, Part(group.rank, group.size))
 
 
-def _judged(job: Job, results: list[dict[str, Any]]) -> tuple[Metrics | None, str]:
+def _metrics(context: RunContext, results: list[dict[str, Any]]) -> Metrics:
     try:
-        return coco_metrics(job.data.val, results, job.config.eval.backend), ""
-    except Exception as error:  # as above
-        return None, _in_words(error)
+        return coco_metrics(context.data.val, results, context.config.eval.backend)
+    except Exception as error:
+        raise EvaluationFailed(_message(error)) from error
 
 
-def _in_words(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
-
-
-def _kept_if_best(
-    job: Job, state: TrainState, model: DINO, metrics: Metrics, epoch: int, results: list[dict[str, Any]]
-) -> tuple[bool, str]:
-    """Whether these are the best weights, now kept as such; of equals the oldest, and never what is not a number."""
+def _keep_if_best(
+    context: RunContext, state: TrainState, metrics: Metrics, epoch: int, results: list[dict[str, Any]]
+) -> Generator[Event, None, bool]:
+    """Keep the weights if none were better: of equals the oldest, and never what is not a number."""
     progress, ap = state.progress, metrics.summary["AP"]
-    if not math.isfinite(ap) or (ap <= progress["best_ap"] and progress["best_step"]):
-        return False, ""
-    facts = {"step": progress["step"], "epoch": epoch, "metrics": metrics.summary, "data": job.data.source}
-    facts["median_short_side"] = int(np.median(job.data.train.sizes.min(1)))  # pixels; `predict --slice auto` cuts so
+    if not math.isfinite(ap) or (ap <= progress.best_ap and progress.best_step):
+        return False
     try:
-        save_best(job.run, model, job.config, job.data.train.categories, facts)
+        context.group.on_main(lambda: _keep_best(context, state.ema.model, metrics, progress.step, epoch))
+    except (EvaluationFailed, PeerFailed) as error:
+        yield Warned(f"{error}; training goes on")
+        return False
+    try:
+        context.group.on_main(lambda: _keep_examples(context, epoch, results))
+    except (EvaluationFailed, PeerFailed) as error:
+        yield Warned(f"{error}; training goes on")
+    progress.best_ap, progress.best_step = ap, progress.step
+    return True
+
+
+def _keep_best(context: RunContext, model: DINO, metrics: Metrics, step: int, epoch: int) -> None:
+    facts = {"step": step, "epoch": epoch, "metrics": metrics.summary, "data": context.data.source}
+    facts["median_short_side"] = int(np.median(context.data.train.sizes.min(1)))  # `predict --slice auto` cuts so
+    try:
+        save_best(context.folder, model, context.config, context.data.train.categories, facts)
     except EnvironmentFault as error:
-        return False, str(error)
-    except Exception as error:  # as above
-        return False, f"the best weights cannot be kept ({_in_words(error)})"
+        raise EvaluationFailed(str(error)) from error
+    except Exception as error:
+        raise EvaluationFailed(f"the best weights cannot be kept ({_message(error)})") from error
+
+
+def _keep_examples(context: RunContext, epoch: int, results: list[dict[str, Any]]) -> None:
     try:
-        return True, save_examples(job, epoch, results)
-    except Exception as error:  # as above
-        return True, f"examples for the report cannot be kept ({_in_words(error)})"
+        save_examples(context.folder, context.data.val, epoch, results)
+    except EnvironmentFault as error:
+        raise EvaluationFailed(str(error)) from error
+    except Exception as error:
+        raise EvaluationFailed(f"examples for the report cannot be kept ({_message(error)})") from error
+
+
+def _message(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"

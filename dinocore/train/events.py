@@ -25,7 +25,7 @@ class Step(NamedTuple):
 
 
 class Evaluating(NamedTuple):
-    """Pictures evaluated so far."""
+    """Images evaluated so far."""
 
     done: int
     total: int
@@ -52,7 +52,7 @@ class Saved(NamedTuple):
 class Warned(NamedTuple):
     """Something that a user should know, which does not stop the run."""
 
-    text: str
+    message: str
 
 
 class Finished(NamedTuple):

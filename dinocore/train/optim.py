@@ -7,6 +7,7 @@ import torch
 
 from ..config import TrainConfig
 from ..model.dino import DINO
+from ..words import counted
 
 NORMS = (torch.nn.LayerNorm, torch.nn.GroupNorm)
 
@@ -51,6 +52,25 @@ def lr_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - config.warmup_steps) / total)))
     drops = sum(step // steps_per_epoch >= epoch for epoch in config.lr_drop_epochs)
     return 0.1**drops
+
+
+def describe_lr(steps_per_epoch: int, config: TrainConfig) -> str:
+    """The learning rates of a run, for people to read before it starts."""
+    rates = f"{config.lr:g}, backbone {config.backbone_lr:g}"
+    warmup = f", {counted(config.warmup_steps, 'step')} of warm-up" if config.warmup_steps else ""
+    if config.warmup_steps >= config.epochs * steps_per_epoch:
+        warmup += f", longer than the run of {counted(config.epochs * steps_per_epoch, 'step')}"
+    if config.lr_schedule == "cosine":
+        return f"{rates}{warmup}, falling to 0 as a cosine"
+    reached = [str(epoch) for epoch in config.lr_drop_epochs if epoch < config.epochs]
+    drops = f"divided by 10 after epoch {', '.join(reached)} of {config.epochs}" if reached else "never lowered"
+    return f"{rates}{warmup}, {drops}"
+
+
+def scaled_drops(config: TrainConfig, epochs: int) -> tuple[int, ...]:
+    """The epochs after which a recipe's rate drops in a run of another length: in proportion, never at its ends."""
+    drops = [epoch * epochs // config.epochs for epoch in config.lr_drop_epochs]
+    return tuple(dict.fromkeys(epoch for epoch in drops if 0 < epoch < epochs))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:

@@ -1,13 +1,10 @@
-"""What is due after which optimizer step, and which settings a resumed run may change."""
+"""What is due after which optimizer step."""
 
 import time
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ..config import Config, TrainConfig
-from ..errors import ConfigError
-
-FIXED = ("model", "loss", "train.batch_size", "train.seed", "train.freeze", "train.weights")  # what makes it that run
+from ..config import TrainConfig
+from .state import Progress
 
 
 class Plan(NamedTuple):
@@ -36,16 +33,17 @@ class Plan(NamedTuple):
         every = self.config.save_every_steps
         return step % self.per_epoch == 0 or (every > 0 and step % every == 0)
 
-    def over(self, progress: dict[str, Any]) -> str:
+    def over(self, progress: Progress) -> str:
         """Why there is nothing left to do; empty while there is."""
-        if progress["due_evaluation"]:
+        if progress.due_evaluation:
             return ""
-        if 0 < self.config.patience <= progress["worse"]:
-            better = f"step {progress['best_step']} was the best; {progress['worse']} evaluations since were not better"
-            return f"ended early: {better} (train.patience = {self.config.patience})"
-        if progress["step"] >= self.total:
+        if 0 < self.config.patience <= progress.evals_since_best:
+            evaluations = f"{progress.evals_since_best} evaluations since were not better"
+            best = f"step {progress.best_step} was the best; {evaluations}"
+            return f"stopped early: {best} (train.patience = {self.config.patience})"
+        if progress.step >= self.total:
             epochs = self.config.epochs
-            return f"epoch {epochs} of {epochs} is done; go on with --resume auto --epochs {2 * epochs}"
+            return f"epoch {epochs} of {epochs} is done; continue with --resume auto --epochs {2 * epochs}"
         return ""
 
 
@@ -63,29 +61,3 @@ class SaveClock:
     def due(self) -> bool:
         """Never, if minutes are 0."""
         return 0 < self.seconds <= time.monotonic() - self.since
-
-
-def changes(before: Config, now: Config) -> list[str]:
-    """What a resumed run does otherwise than it began, in words.
-
-    Raises:
-        ConfigError: a setting is among them that makes it another run.
-    """
-    old, new = dict(_leaves(before.model_dump())), dict(_leaves(now.model_dump()))
-    differing = [key for key in new if old[key] != new[key]]
-    refused = [key for key in differing if any(f"{key}.".startswith(f"{fixed}.") for fixed in FIXED)]
-    if refused:
-        shown = ", ".join(f"{key} = {new[key]!r} (it is {old[key]!r})" for key in refused)
-        raise ConfigError(
-            f"a resumed run cannot change {shown}; all settings but those of {', '.join(FIXED)} can be changed. "
-            "Start a new run from its weights: --weights RUN/best.safetensors"
-        )
-    return [f"{key}: {old[key]!r} becomes {new[key]!r}" for key in differing]
-
-
-def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -1,13 +1,13 @@
-"""Where a run starts from: fresh weights, a trained backbone, other weights, or a checkpoint of its own."""
+"""Where a run starts from: new weights, a trained backbone, other weights, or a checkpoint of its own."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..config import Config, ModelConfig
+from ..config import Config, ModelConfig, fixed_on_resume
 from ..data.annotations import Category
 from ..data.dataset import DataSet
 from ..errors import CheckpointError, ConfigError, DataError
@@ -15,16 +15,16 @@ from ..model.build import build_model
 from ..model.dino import DINO
 from ..presets import list_presets, load_config
 from ..system.device import pick_precision
-from ..system.processes import Alone
+from ..system.processes import SingleProcess
 from ..weights.backbone import load_backbone_weights
 from ..weights.convert.info import preset_of
 from ..weights.fetch.locate import locate
 from ..weights.fetch.watch import UNWATCHED, Watch
 from ..weights.file import Weights, load_weights
-from .job import fingerprint
+from .context import fingerprint
+from .ddp import wrap
 from .optim import Ema, NoEma, build_optimizer
-from .sharing import shared
-from .state import BEGINNING, TrainState, begin_streams, load_checkpoint
+from .state import Progress, TrainState, load_checkpoint, seed_rank
 from .transfer import Transfer, carry_over
 
 SAME = (
@@ -64,9 +64,7 @@ def settings_of(name: str, watch: Watch = UNWATCHED) -> Config:
         CheckpointError, EnvironmentFault: as for `locate`.
     """
     config = load_weights(locate(name, watch)).config
-    train = config.train.model_copy(update={"weights": "", "freeze": ()})
-    data = config.data.model_copy(update={"path": ""})
-    return config.model_copy(update={"train": train, "data": data})
+    return config.replace("train.weights", "").replace("train.freeze", ()).replace("data.path", "")
 
 
 def _differences(here: ModelConfig, there: ModelConfig) -> dict[str, tuple]:
@@ -85,37 +83,39 @@ def _way_out(weights: Weights, differing: Mapping[str, tuple]) -> str:
 
 
 def fresh_state(
-    config: Config, categories: Sequence[Category], device: torch.device, group: Alone | None = None
+    config: Config, categories: Sequence[Category], device: torch.device, group: SingleProcess | None = None
 ) -> TrainState:
-    """The state before the first step; the model's random weights come from the seed.
+    """The state before the first step; random weights come from the seed.
 
     Raises:
         CheckpointError, EnvironmentFault: the weights that the config asks for cannot be had.
     """
-    group = group or Alone()
+    group = group or SingleProcess()
     torch.manual_seed(config.train.seed)
     model = build_model(config.model)
     origin, transfer = group.main_first(
         lambda: load_starting_weights(model, config, categories)
     )  # one of them downloads
     freeze(model, config.train.freeze)
-    if not group.main:  # dropout of each process for itself
-        begin_streams(config.train.seed, 0, group.rank)
+    if not group.main:  # each rank has its own dropout
+        seed_rank(config.train.seed, 0, group.rank)
     return _state_around(model.to(device), config, device, origin, group)._replace(transfer=transfer)
 
 
-def resumed_state(checkpoint: Path, config: Config, device: torch.device, group: Alone | None = None) -> TrainState:
+def resumed_state(
+    checkpoint: Path, config: Config, device: torch.device, group: SingleProcess | None = None
+) -> TrainState:
     """The state of a checkpoint that was verified.
 
     Raises:
         CheckpointError: it belongs to another config.
     """
-    group = group or Alone()
+    group = group or SingleProcess()
     model = build_model(config.model).to(device)
     freeze(model, config.train.freeze)
     state = _state_around(model, config, device, "", group)
     load_checkpoint(checkpoint, state, group.rank, config.train.seed)
-    state.progress["origin"] = f"continued from {checkpoint}"
+    state.progress.origin = f"continued from {checkpoint}"
     return state
 
 
@@ -123,13 +123,13 @@ def load_starting_weights(model: DINO, config: Config, categories: Sequence[Cate
     """Fill a new model as `train.weights` or else `model.backbone_weights` says.
 
     Returns:
-        where its weights come from, in words, and what was taken over from `train.weights`.
+        where its weights come from, in words, and what was carried over from `train.weights`.
     """
     if not config.train.weights:
         return f"random, backbone: {load_backbone_weights(model.backbone, config.model)}", None
     path = locate(config.train.weights)
     transfer = carry_over(model, load_weights(path), categories, path)
-    return transfer.in_words(), transfer
+    return transfer.summary(), transfer
 
 
 def freeze(model: DINO, parts: Sequence[str]) -> None:
@@ -144,23 +144,21 @@ def freeze(model: DINO, parts: Sequence[str]) -> None:
         raise ConfigError(f"train.freeze = {list(parts)} leaves nothing to train; name fewer parts")
 
 
-def _state_around(model: DINO, config: Config, device: torch.device, origin: str, group: Alone) -> TrainState:
+def _state_around(model: DINO, config: Config, device: torch.device, origin: str, group: SingleProcess) -> TrainState:
     scaled = pick_precision(config.train.amp, device) is torch.float16
     ema = Ema(model, config.train.ema_decay) if config.train.ema_decay else NoEma(model)
-    parallel = shared(model, group, config)
-    parallel.spread(ema.model)
     return TrainState(
         model=model,
-        parallel=parallel,
+        wrapped=wrap(model, group),
         ema=ema,
         optimizer=build_optimizer(model, config.train),
         scaler=torch.amp.GradScaler(device.type, enabled=scaled),
-        progress=BEGINNING | {"left_out": [], "origin": origin},
+        progress=Progress(origin=origin),
     )
 
 
 def check_same_data(manifest: Mapping[str, Any], data: DataSet, allow_change: bool) -> None:
-    """Refuse to continue a run on other data than it began with.
+    """Refuse to continue a run on other data than it started with.
 
     Raises:
         CheckpointError: the classes are others.
@@ -176,5 +174,32 @@ def check_same_data(manifest: Mapping[str, Any], data: DataSet, allow_change: bo
     if manifest.get("data", "") not in ("", fingerprint(data)) and not allow_change:
         raise DataError(
             f"the annotations {data.train.file} or {data.val.file} have changed since the checkpoint was written; "
-            "put the old ones back, or go on with the new ones: --allow-data-change"
+            "put the old ones back, or continue with the new ones: --allow-data-change"
         )
+
+
+def changed_settings(before: Config, now: Config) -> list[str]:
+    """What a resumed run does otherwise than it started, for people.
+
+    Raises:
+        ConfigError: a setting is among them that makes it another run; `config.py` marks these.
+    """
+    old, new = dict(_leaves(before.model_dump())), dict(_leaves(now.model_dump()))
+    differing = [key for key in new if old[key] != new[key]]
+    fixed = list(fixed_on_resume())
+    refused = [key for key in differing if any(f"{key}.".startswith(f"{name}.") for name in fixed)]
+    if refused:
+        shown = ", ".join(f"{key} = {new[key]!r} (it is {old[key]!r})" for key in refused)
+        raise ConfigError(
+            f"a resumed run cannot change {shown}; all settings but those of {', '.join(fixed)} can be changed. "
+            "Start a new run from its weights: --weights RUN/best.safetensors"
+        )
+    return [f"{key} from {old[key]!r} to {new[key]!r}" for key in differing]
+
+
+def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

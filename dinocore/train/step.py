@@ -1,108 +1,105 @@
-"""One optimizer step: the gradients of a batch, over all forward passes and processes, and what is done with them."""
+"""One optimizer step. What can go wrong in it is handled around it, in `failures/`."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..data.batch import Batch
-from ..errors import DivergedError, EnvironmentFault, OutOfMemory
-from .failures.classify import explained
-from .failures.non_finite import diverged
-from .forward import loss_terms
-from .job import Job
+from ..config import Config, ModelConfig
+from ..data.batch import Batch, normalise
+from ..losses import criterion
+from ..model.dino import DinoOutput
+from ..structures import Target
+from ..system.device import pick_precision
+from ..system.processes import SingleProcess
+from .ddp import no_sync
 from .state import TrainState
 
-MOST_OVERFLOWS = 20  # in a row, before fp16 is given up
+
+class NonFinite(Exception):
+    """The loss of the step, on any rank, or its gradient is not finite; no weight was changed."""
+
+    def __init__(self, numbers: dict[str, float]):
+        super().__init__(f"not finite: {numbers}")
+        self.numbers = numbers  # of this rank
 
 
-def train_step(state: TrainState, batches: list[Batch], job: Job, num_boxes: float) -> dict[str, float]:
-    """One optimizer step over all batches of it; returns what is logged.
+def train_step(
+    state: TrainState, micro_batches: list[Batch], num_boxes: float, config: Config, group: SingleProcess
+) -> dict[str, float]:
+    """Train on one batch: returns its loss, the loss terms and the gradient norm before clipping, over all ranks.
+
+    Each loss is divided by the objects of the whole batch, so that every split into micro-batches and ranks gives
+    the same gradient.
 
     Args:
-        batches: this process's part of the step.
-        num_boxes: objects of the whole step, over all processes.
+        micro_batches: this rank's part of the batch; one forward and backward pass each.
+        num_boxes: objects in the whole batch, over all ranks.
 
     Raises:
-        DivergedError: on all processes together, before the step, so that the weights stay as they were.
-        OutOfMemory: the same, for want of memory on one of them.
-        EnvironmentFault: memory suffices for the gradients, but not for the step: the state is lost.
+        NonFinite: on all ranks alike, before any weight is changed.
     """
-    numbers = gradients(state, batches, job, num_boxes)
-    bad = [name for name, value in numbers.items() if not math.isfinite(value)]
-    overflow = state.scaler.is_enabled() and bad == ["grad_norm"]  # the scaler leaves such a step out by itself
-    state.progress["overflows"] = state.progress["overflows"] + 1 if overflow else 0
-    if (bad and not overflow) or state.progress["overflows"] >= MOST_OVERFLOWS:
-        raise diverged(state, batches, job, num_boxes, bad, numbers)
-    try:
-        with explained(batches, job.group):
-            state.scaler.step(state.optimizer)
-            state.scaler.update()
-            state.optimizer.zero_grad(set_to_none=True)
-            state.ema.update(state.model)
-    except OutOfMemory as error:  # weights and averages are changed in part
-        raise EnvironmentFault(f"{error}; earlier checkpoints are whole") from error
-    return numbers
+    model, optimizer, scaler = state.wrapped, state.optimizer, state.scaler
+    parameters = [p for param_group in optimizer.param_groups for p in param_group["params"]]
+    logged: dict[str, Tensor] = {}
+
+    for i, batch in enumerate(micro_batches):
+        last = i == len(micro_batches) - 1
+        with nullcontext() if last else no_sync(model):  # gradients are averaged over the ranks once, in the last pass
+            output, targets = forward(model, batch, config)
+            terms = criterion(output, targets, num_boxes, config.loss)
+            loss = torch.stack(list(terms.values())).sum()
+            scaler.scale(loss * group.size).backward()  # DDP takes the mean over the ranks; a sum is wanted
+        add_terms(logged, terms)
+
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(parameters, config.train.clip_norm or math.inf)
+    *sums, grad_norm = torch.stack([*logged.values(), norm]).tolist()  # the only wait for the device
+    finite_loss, finite_norm = group.all_true(all(map(math.isfinite, sums)), math.isfinite(grad_norm))
+    if not finite_loss or not (finite_norm or scaler.is_enabled()):  # fp16's scaler skips a step that overflowed
+        raise NonFinite(dict(zip(logged, sums, strict=True)) | {"grad_norm": grad_norm})
+
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    state.ema.update(state.model)
+
+    sums = [sum(of_ranks) for of_ranks in zip(*group.gather_numbers(sums), strict=True)]
+    return {"loss": math.fsum(sums)} | dict(zip(logged, sums, strict=True)) | {"grad_norm": grad_norm}
 
 
-def gradients(state: TrainState, batches: list[Batch], job: Job, num_boxes: float) -> dict[str, float]:
-    """Leave the clipped gradients of the whole step in the parameters; returns its loss and terms and their norm.
+def forward(model: nn.Module, batch: Batch, config: Config) -> tuple[DinoOutput, list[Target]]:
+    """The model's output, computed in the run's precision, and the targets on its device."""
+    parameter = next(model.parameters())
+    prepared = normalise(batch, config.model.pixel_mean, config.model.pixel_std, parameter.device)
+    with autocast(config, parameter.device, width=prepared.images.shape[-1]):
+        output = model(prepared.images.to(parameter.dtype), prepared.padding, prepared.targets)
+    return output, prepared.targets
 
-    Each loss is divided by the objects of the whole step, so that every split into forward passes and processes
-    gives the same sum.
 
-    Raises:
-        DivergedError, OutOfMemory: on all processes, if predictions on one cannot be matched, or memory is too little.
+def autocast(config: Config, device: torch.device, width: int) -> AbstractContextManager:
+    """The precision of the run, but float32 on a CPU for a batch so narrow that half precision would go wrong there.
+
+    The gradient of a 3 x 3 kernel in bfloat16 over a map of one column has columns that oneDNN never writes: whatever
+    lies in memory stays there (torch 2.14; seen with stride 2, never in float32).
     """
-    passes = Passes(state, batches, job, num_boxes)
-    try:
-        loss = state.parallel.passes(passes.to_the_last_forward)
-    except DivergedError:
-        raise diverged(state, batches, job, num_boxes, ["matching"], {}) from None
-    norm = state.parallel.last_pass(lambda: passes.last_backward(loss))
-    *mine, grad_norm = torch.stack([*passes.logged.values(), norm]).tolist()  # the one wait for the device
-    values: list[float] = [sum(column) for column in zip(*job.group.gather_numbers(mine), strict=True)]
-    return {"loss": math.fsum(values)} | dict(zip(passes.logged, values, strict=True)) | {"grad_norm": grad_norm}
+    dtype = pick_precision(config.train.amp, device)
+    if device.type == "cpu" and width <= narrowest_width(config.model):
+        dtype = None
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-class Passes:
-    """The forward and backward passes of a step on this process."""
-
-    def __init__(self, state: TrainState, batches: list[Batch], job: Job, num_boxes: float):
-        self.state, self.batches, self.job, self.num_boxes = state, batches, job, num_boxes
-        self.logged: dict[str, Tensor] = {}  # sums of the losses' terms
-
-    def to_the_last_forward(self) -> Tensor:
-        """All passes but the last backward one; the loss that is left for it."""
-        *earlier, last = self.batches
-        with explained(self.batches, self.job.group):
-            for batch in earlier:
-                with self.state.parallel.held():
-                    self._backward(self._loss(batch))
-            return self._loss(last)
-
-    def last_backward(self, loss: Tensor) -> Tensor:
-        """The pass after which gradients are those of all processes; their norm before it is clipped."""
-        with explained(self.batches, self.job.group):
-            self._backward(loss)
-            self.state.scaler.unscale_(self.state.optimizer)
-            trained = [p for group in self.state.optimizer.param_groups for p in group["params"]]
-            return self.state.parallel.clip(trained, self.job.config.train.clip_norm or math.inf)
-
-    def _loss(self, batch: Batch) -> Tensor:
-        parallel = self.state.parallel
-        terms = parallel.forward(lambda: loss_terms(parallel.module, batch, self.job, self.num_boxes))
-        for name, value in terms.items():
-            key = _group(name)
-            self.logged[key] = self.logged.get(key, 0) + value.detach()
-        return torch.stack(list(terms.values())).sum()
-
-    def _backward(self, loss: Tensor) -> None:
-        self.state.scaler.scale(loss * self.job.group.size).backward()  # the mean is taken, a sum is wanted
+def narrowest_width(model: ModelConfig) -> int:
+    """The widest image, in pixels, of which a map that is halved once more has a single column."""
+    extra_levels = model.num_levels - len(model.feature_strides)
+    return max(model.feature_strides) * 2 ** max(0, extra_levels - 1)
 
 
-def _group(name: str) -> str:
-    """`stage3/box` -> `matching/box`: the layers of a stage are logged as one number."""
-    stage, term = name.split("/")
-    kind = stage.rstrip("0123456789")
-    return f"{'matching' if kind == 'stage' else kind}/{term}"
+def add_terms(logged: dict[str, Tensor], terms: dict[str, Tensor]) -> None:
+    """Add loss terms to what is logged; `stage3/box` counts as `matching/box`: a number for all layers of a stage."""
+    for name, value in terms.items():
+        stage, term = name.split("/")
+        kind = stage.rstrip("0123456789")
+        key = f"{'matching' if kind == 'stage' else kind}/{term}"
+        logged[key] = logged.get(key, 0) + value.detach()

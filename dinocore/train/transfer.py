@@ -19,10 +19,10 @@ class Transfer(NamedTuple):
     """What a model has from where, for people."""
 
     file: str
-    classes: dict[str, str | None]  # the data's class -> the file's that its weights come from; None: it starts anew
-    notes: list[str]  # what else starts anew or is left
+    classes: dict[str, str | None]  # the data's class -> the file's class that its weights come from; None: random
+    notes: list[str]  # what else starts at random or is dropped
 
-    def in_words(self) -> str:
+    def summary(self) -> str:
         """One line about it."""
         taken = sum(old is not None for old in self.classes.values())
         return "; ".join([f"{self.file}, {taken} of {len(self.classes)} classes carried over", *self.notes])
@@ -45,7 +45,7 @@ def carry_over(model: DINO, weights: Weights, categories: Sequence[Category], wh
         notes.append("the label embedding of denoising is new, since the file has none")
     elif LABELS in tensors and LABELS not in fresh:
         del tensors[LABELS]
-        notes.append("the file's label embedding is left, since there is no denoising")
+        notes.append("the file's label embedding is dropped, since there is no denoising")
     if EXTRA in fresh and (EXTRA not in tensors or tensors[EXTRA].shape != fresh[EXTRA].shape):
         tensors[EXTRA] = fresh[EXTRA]
         notes.append("the extra queries of training are new")
@@ -63,7 +63,7 @@ def match_names(new: Sequence[str], old: Sequence[str]) -> dict[int, int]:
     Equal names go first; then capitals, spaces, `_` and `-` don't count: `Cell_Phone` is `cell phone`.
     """
     found: dict[int, int] = {}
-    for form in (str, _plainly):
+    for form in (str, _normalized):
         places: dict[str, list[int]] = {}
         for j, name in enumerate(old):
             if j not in found.values():
@@ -74,7 +74,7 @@ def match_names(new: Sequence[str], old: Sequence[str]) -> dict[int, int]:
     return found
 
 
-def _plainly(name: str) -> str:
+def _normalized(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 

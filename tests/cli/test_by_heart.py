@@ -26,7 +26,7 @@ SCHEMES = {  # ids by name, in the order of the file; names in the order of thei
 }
 QUIET = [
     "data.train_scales=[160]", "data.eval_scale=160", "data.crop_chance=0.0", "data.flip=0.0", "data.workers=0",
-    "train.images_per_forward=1", "train.ema_decay=0.0", "train.warmup_steps=20", "train.clip_norm=1.0",
+    "train.micro_batch_size=1", "train.ema_decay=0.0", "train.warmup_steps=20", "train.clip_norm=1.0",
     "train.keep_checkpoints=1",
 ]  # fmt: skip
 

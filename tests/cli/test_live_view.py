@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from dinocli.commands.train_view import LiveView, TrainingView, in_a_line
-from dinocore.train.events import Started
+from dinocore.evaluate.coco import Metrics
+from dinocore.train.events import Evaluated, Started, Step
 
 NUMBERS = {"loss": 1234.5678, "images": 4.0, "seconds": 2.0, "data_seconds": 0.5, "memory_mb": 12345.0}
 NUMBERS |= {f"{group}/{term}": 123.45678 for group in ("matching", "proposals") for term in ("label", "box", "giou")}
@@ -46,7 +47,38 @@ def test_a_resumed_run_knows_the_best_ap_so_far_at_once(tmp_path):
     rows = [{"step": n, "epoch": n, "AP": ap} for n, ap in ((1, 0.25), (2, 0.5), (3, None), (4, 0.375))]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = SimpleNamespace(notes=[])
-    view = TrainingView(SimpleNamespace(run=tmp_path, data=data))  # pyright: ignore[reportArgumentType]
+    view = TrainingView(SimpleNamespace(folder=tmp_path, data=data))  # pyright: ignore[reportArgumentType]
     assert view.progress.ap == "none yet"
     view.show(Started(tmp_path, {}, None))
     assert view.progress.ap == "0.3750, best 0.5000 in epoch 2"
+
+
+@pytest.fixture
+def view(tmp_path):
+    config = SimpleNamespace(train=SimpleNamespace(epochs=3))
+    return TrainingView(SimpleNamespace(folder=tmp_path, config=config))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_log_has_a_line_every_50_steps_and_where_these_take_long_every_30_seconds(
+    view, tmp_path, capsys, monkeypatch
+):
+    now = [view.began]
+    monkeypatch.setattr("dinocli.commands.train_view.time.monotonic", lambda: now[0])
+    for step in range(7, 131):  # resumed after step 6
+        now[0] += 31 if step in (20, 30) else 0.1
+        view.show(Step(step, 2, 300, NUMBERS | {"lr": 2e-4}))
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.split("step ")[1].split("/")[0] for line in lines] == ["20", "30", "80", "130"]
+    assert "epoch 2/3" in lines[0] and "img/s" in lines[0] and "rate 0.0002 · ETA " in lines[0]
+    assert [line.split(maxsplit=2)[2] for line in lines] == capsys.readouterr().err.splitlines()
+
+
+def test_a_terminal_that_is_gone_costs_neither_the_log_nor_the_curves(view, tmp_path, monkeypatch):
+    def gone(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("dinocli.commands.train_view.words.print", gone)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 1, "AP": 0.25, "AP50": 0.5, "AP75": 0.125}\n')
+    summary = {"AP": 0.25, "AP50": 0.5, "AP75": 0.125}
+    view.show(Evaluated(1, 1, 3, Metrics(summary, {}, 2, ""), True))
+    assert "AP 0.2500" in (tmp_path / "log.txt").read_text() and (tmp_path / "curves.png").is_file()

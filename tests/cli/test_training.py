@@ -37,16 +37,16 @@ def test_batch_size_auto_keeps_the_batch_and_takes_as_many_at_once_as_fit(
 
     largest_pass = probe.largest_pass
 
-    def with_room_for_three(job, state, chunk):
-        if chunk > 3:
+    def with_room_for_three(model, batch, config):
+        if len(batch.images) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        largest_pass(job, state, chunk)
+        largest_pass(model, batch, config)
 
     monkeypatch.setattr(probe, "largest_pass", with_room_for_three)
     arguments = (*SMALL, "--data", pictures, "--batch-size", "auto", *settings, "--set", "train.batch_size=8")
     result = dino("train", *arguments)
     assert result.code == 0, result.err
-    assert "8 pictures a step (2 at a time, 4 times)" in one_line(result.err)
+    assert "8 images a step (4 micro-batches of 2)" in one_line(result.err)
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in steps if "loss" in row] == [1]
 

@@ -8,7 +8,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from dinocore.config import DataConfig
-from dinocore.data.transforms import Plan, apply, as_picture, as_target, draw, resize, resized
+from dinocore.data.transforms import Plan, apply, as_picture, as_target, draw, largest_size, resize, resized
 
 COLOURS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255]])
 SMALL = {"train_scales": (96, 120, 150), "crop_scales": (100, 130), "crop_size": (60, 140), "max_size": 220}
@@ -319,3 +319,18 @@ def test_colours_change_and_boxes_do_not_and_without_the_setting_nothing_is_draw
     picture = as_picture(pixels, torch.tensor([[40.0, 30.0, 85.0, 60.0]]), torch.tensor([0]))
     one, two = (apply(plan, picture, (0, 0, 120, 90)) for plan in (without, changed))
     assert (one[1] == two[1]).all() and (one[0] != two[0]).any() and two[0].dtype == torch.uint8
+
+
+@pytest.mark.parametrize("settings", [
+    SMALL, SMALL | {"crop_chance": 0.0}, {"policy": "lsj", "lsj_size": 96}, {"policy": "lsj", "lsj_scales": (0.2, 0.7)},
+])  # fmt: skip
+def test_no_augmentation_is_larger_than_the_largest_size_which_is_reached(settings):
+    config, rng = DataConfig(**settings), np.random.default_rng(0)
+    sizes = rng.integers(40, 300, (5, 2))  # width and height
+    height, width = largest_size(sizes, config, images=2)
+    plans = [draw((h, w), config, rng) for w, h in sizes.tolist() for _ in range(300)]
+    assert all(plan.size[0] <= height and plan.size[1] <= width for plan in plans)
+    assert max(plan.size[0] for plan in plans) >= 0.9 * height
+    assert max(plan.size[1] for plan in plans) >= 0.9 * width
+    alone = largest_size(sizes, config, images=1)
+    assert alone[0] * alone[1] <= height * width

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dinocli.launch import _free_port
 from dinocore import load_config
 from dinocore.data.dataset import open_dataset
 from dinocore.data.synthetic.sample import write_sample_data
-from dinocore.train.job import Job
+from dinocore.train.context import RunContext
 from dinocore.train.loop import train
 from dinocore.train.run.checkpoint_folder import list_checkpoints
 from dinocore.train.run.folder import prepare_run, write_config
@@ -26,12 +26,12 @@ SMALL = [
     "model.ffn_dim=48", "model.num_queries=12", "model.num_encoder_layers=1", "model.num_decoder_layers=2",
     "model.num_classes=3", "model.denoising.num_pairs=20", "data.train_scales=[64]", "data.crop_chance=0.0",
     "data.max_size=96", "data.eval_scale=64", "data.workers=0", "train.batch_size=2", "train.epochs=2",
-    "train.images_per_forward=2", 'train.amp="off"',
+    "train.micro_batch_size=2", 'train.amp="off"',
 ]  # fmt: skip
 
 OF_SEVERAL = (
     'model.backbone="timm/test_resnet"', "model.dropout=0.1", "train.batch_size=4", "train.epochs=2",
-    "train.images_per_forward=1", "train.ema_decay=0.9", 'train.tensorboard="off"',
+    "train.micro_batch_size=1", "train.ema_decay=0.9", 'train.tensorboard="off"',
 )  # fmt: skip  # two steps an epoch
 SCRIPT = Path(__file__).with_name("faulty_processes.py")
 TIMINGS = ("seconds", "data_seconds", "memory_mb")
@@ -39,6 +39,12 @@ OF_A_START = (
     "origin",
     "log_bytes",
 )  # what differs between a run and one that was resumed: words, and digits of timings
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="session")
@@ -64,14 +70,14 @@ def start(tmp_path):
         prepare_run(run, overwrite=False)
         write_config(run, config)
         state = fresh_state(config, data.train.categories, torch.device("cpu"))
-        return Job(config, data, run, torch.device("cpu"), stop), state
+        return RunContext(config, data, run, torch.device("cpu"), stop), state
 
     return make
 
 
 @pytest.fixture
 def run_to_end():
-    return lambda job, state: list(train(job, state))
+    return lambda context, state: list(train(context, state))
 
 
 @pytest.fixture
@@ -105,7 +111,7 @@ def together(small_config, tmp_path):
         if not folder.exists():
             prepare_run(folder, overwrite=False)
         write_config(folder, small_config(*OF_SEVERAL, *settings))
-        shared = {"WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port(), "OMP_NUM_THREADS": 1}
+        shared = {"WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": 1}
         command, started = [sys.executable, str(SCRIPT), str(folder), fault, str(rank), str(at)], []
         for this in range(number):
             env = os.environ | {key: str(value) for key, value in (shared | {"RANK": this}).items()}

@@ -6,19 +6,17 @@ to RUN/told-RANK.json.
 
 import json
 import sys
-from functools import partial, partialmethod
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from dinocore.data.dataset import open_dataset
 from dinocore.errors import DinoError
-from dinocore.system.processes import Alone, joined
-from dinocore.train import ddp as parallel
-from dinocore.train import evaluation, step
+from dinocore.system.processes import SingleProcess, joined
+from dinocore.train import ddp, evaluation, step
+from dinocore.train.context import RunContext
 from dinocore.train.events import Warned
-from dinocore.train.job import Job
 from dinocore.train.loop import train
 from dinocore.train.run.checkpoint_folder import list_checkpoints
 from dinocore.train.run.folder import run_config
@@ -29,23 +27,17 @@ from dinocore.train.state import TrainState
 CPU = torch.device("cpu")
 
 
-class ManyBuckets(DistributedDataParallel):
-    """Even the gradients of a small model travel in many pieces."""
-
-    __init__ = partialmethod(DistributedDataParallel.__init__, bucket_cap_mb=0.01)
-
-
 def forward(state: TrainState, at: int) -> None:
     """Memory is short in the second forward pass of the step."""
-    original, seen = step.loss_terms, []
+    original, seen = step.forward, []
 
-    def loss_terms(*arguments):
-        seen.extend([1] * (state.progress["step"] == at - 1))
+    def fails(*arguments):
+        seen.extend([1] * (state.progress.step == at - 1))
         if len(seen) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
         return original(*arguments)
 
-    step.loss_terms = loss_terms
+    step.forward = fails
 
 
 def backward(state: TrainState, at: int, after: str = "encoder.layers.0.ffn.net.0.weight") -> None:
@@ -53,7 +45,7 @@ def backward(state: TrainState, at: int, after: str = "encoder.layers.0.ffn.net.
     seen = []
 
     def hook(gradient):
-        seen.extend([1] * (state.progress["step"] == at - 1))
+        seen.extend([1] * (state.progress.step == at - 1))
         if len(seen) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
@@ -62,17 +54,17 @@ def backward(state: TrainState, at: int, after: str = "encoder.layers.0.ffn.net.
 
 def nan(state: TrainState, at: int) -> None:
     """The second picture of the step has a bad pixel."""
-    original, seen = step.loss_terms, []
+    original, seen = step.forward, []
 
-    def loss_terms(model, batch, *rest):
-        seen.extend([1] * (state.progress["step"] == at - 1))
+    def poisoned(model, batch, *rest):
+        seen.extend([1] * (state.progress.step == at - 1))
         if len(seen) == 2:
             images = batch.images.float()
             images[0, 0, 3, 3] = torch.nan
             batch = batch._replace(images=images)
         return original(model, batch, *rest)
 
-    step.loss_terms = loss_terms
+    step.forward = poisoned
 
 
 def failing(place: object, name: str, state: TrainState, at: int) -> None:
@@ -105,7 +97,7 @@ FAULTS = {
 }
 
 
-def run(group: Alone, folder: Path, fault: str, rank: int, at: int) -> list[str]:
+def run(group: SingleProcess, folder: Path, fault: str, rank: int, at: int) -> list[str]:
     """Train; what was said."""
     torch.set_num_threads(1)
     if fault == "double":  # no fault: the same in float64
@@ -119,12 +111,12 @@ def run(group: Alone, folder: Path, fault: str, rank: int, at: int) -> list[str]
     if group.rank == rank:
         FAULTS[fault](state, at)
     asked = fault == "signal" and group.rank == rank
-    job = Job(config, data, folder, CPU, lambda: 143 * (asked and state.progress["step"] == at), group)
-    return [event.text for event in train(job, state) if isinstance(event, Warned)]
+    context = RunContext(config, data, folder, CPU, lambda: 143 * (asked and state.progress.step == at), group)
+    return [event.message for event in train(context, state) if isinstance(event, Warned)]
 
 
 def main(folder: Path, fault: str, rank: int, at: int) -> int:
-    parallel.DistributedDataParallel = ManyBuckets
+    ddp.BUCKET_MB = 0.01  # even the gradients of a small model travel in many pieces
     code, said, here = 0, [], 0
     try:
         with joined(CPU) as group:

@@ -14,7 +14,7 @@ import torch
 from dinocore.data.loaders import TrainingPictures
 from dinocore.errors import CheckpointError, ConfigError, DataError, DivergedError, EnvironmentFault
 from dinocore.evaluate.coco import Metrics
-from dinocore.system.processes import Alone
+from dinocore.system.processes import SingleProcess
 from dinocore.train import batches as feeding
 from dinocore.train import evaluation, step
 from dinocore.train.events import Evaluated, Finished, Saved, Step, Warned
@@ -22,19 +22,18 @@ from dinocore.train.failures import classify as faults
 from dinocore.train.loop import train
 from dinocore.train.run.checkpoint_folder import list_checkpoints, step_of
 from dinocore.train.run.folder import branch_off, find_checkpoint
-from dinocore.train.run.metrics_log import Journal, MetricsLog
-from dinocore.train.run.watchers import WAITING, Apart
-from dinocore.train.schedule import changes
-from dinocore.train.setup import check_same_data, resumed_state
-from dinocore.train.state import BEGINNING, collected, load_checkpoint, random_streams, save_checkpoint
+from dinocore.train.run.metrics_log import MetricsLog, MetricsLogger
+from dinocore.train.run.sinks import MAX_WAITING, BackgroundWriter
+from dinocore.train.setup import changed_settings, check_same_data, resumed_state
+from dinocore.train.state import Progress, load_checkpoint, rng_state, save_checkpoint
 from dinocore.weights.file import BUNDLED, cast_note, load_exactly
 
 CPU = torch.device("cpu")
-LITTLE = ('model.backbone="timm/test_resnet"', "train.images_per_forward=1", 'train.tensorboard="off"')
+LITTLE = ('model.backbone="timm/test_resnet"', "train.micro_batch_size=1", 'train.tensorboard="off"')
 
 
 def said(events):
-    return [event.text for event in events if isinstance(event, Warned)]
+    return [event.message for event in events if isinstance(event, Warned)]
 
 
 # K: checkpoints ----------------------------------------------------------------------------------------------------
@@ -42,9 +41,9 @@ def said(events):
 
 @pytest.mark.slow
 def test_k6_a_run_does_not_go_on_with_other_classes(small_config, start):
-    job, _ = start(small_config(*LITTLE))
+    context, _ = start(small_config(*LITTLE))
     with pytest.raises(CheckpointError, match=r"the run knows the classes RBC, .* --weights RUN/best\.safetensors"):
-        check_same_data({"classes": [[1, "RBC"], [2, "WBC"]]}, job.data, allow_change=True)
+        check_same_data({"classes": [[1, "RBC"], [2, "WBC"]]}, context.data, allow_change=True)
 
 
 def test_k7_half_precision_is_cast_and_said_and_integers_are_refused():
@@ -70,31 +69,29 @@ def test_k8_missing_tensors_and_other_shapes_are_refused_with_their_number():
 def test_k9_what_a_gpu_saved_opens_on_a_cpu(small_config, start, run_to_end, monkeypatch, outcome):
     """Storages are marked as those of a GPU are, and there is a random stream of it."""
     config = small_config(*LITTLE, "train.epochs=1")
-    job, state = start(config)
+    context, state = start(config)
     with monkeypatch.context() as patch:
         patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
-        patch.setattr(
-            "dinocore.train.checkpointer.random_streams", lambda: random_streams() | {"cuda": torch.zeros(16).byte()}
-        )
-        run_to_end(job, state)
-    newest = list_checkpoints(job.run / "checkpoints")[-1]
+        patch.setattr("dinocore.train.checkpointer.rng_state", lambda: rng_state() | {"cuda": torch.zeros(16).byte()})
+        run_to_end(context, state)
+    newest = list_checkpoints(context.folder / "checkpoints")[-1]
     with pytest.raises(RuntimeError, match="CUDA"):
         torch.load(newest / "optimizer.pt", weights_only=True)
     again = resumed_state(newest, config, CPU)
     assert all(torch.equal(a, b) for a, b in zip(state.model.parameters(), again.model.parameters(), strict=True))
-    assert again.progress["step"] == 4 and len(again.optimizer.state) == len(state.optimizer.state)
+    assert again.progress.step == 4 and len(again.optimizer.state) == len(state.optimizer.state)
 
 
 @pytest.mark.slow
 def test_k9_each_process_has_its_stream_again_and_a_new_one_begins_its_own(small_config, start):
-    job, state = start(small_config(*LITTLE))
+    context, state = start(small_config(*LITTLE))
     streams = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        streams.append(random_streams())
-    state.progress["origin"] = ""
-    folder = job.run / "checkpoints"
-    path = save_checkpoint(folder, state, job.config, job.data.train.categories, streams, collected(folder, state))
+        streams.append(rng_state())
+    state.progress.origin = ""
+    folder = context.folder / "checkpoints"
+    path = save_checkpoint(folder, state, context.config, context.data.train.categories, streams)
 
     def drawn(rank):
         load_checkpoint(path, state, rank, seed=0)
@@ -109,26 +106,25 @@ def test_k9_each_process_has_its_stream_again_and_a_new_one_begins_its_own(small
 
 @pytest.mark.slow
 def test_k14_a_metric_that_is_no_number_is_never_best(small_config, start):
-    job, state = start(small_config(*LITTLE))
+    context, state = start(small_config(*LITTLE))
     metrics = Metrics({"AP": float("nan")}, {}, 2, "")
-    assert evaluation._kept_if_best(job, state, state.model, metrics, 1, []) == (False, "") and not list(
-        job.run.glob("best*")
-    )
+    assert list(evaluation._keep_if_best(context, state, metrics, 1, [])) == []
+    assert not list(context.folder.glob("best*")) and state.progress.best_step == 0
 
 
 @pytest.mark.slow
 def test_k15_what_a_run_goes_on_from_is_not_pruned(small_config, start, run_to_end):
-    job, state = start(small_config(*LITTLE, "train.save_every_steps=3", "train.keep_checkpoints=9"))
-    run_to_end(job, state)
-    origin = job.run / "checkpoints" / "step-00000006"  # within an epoch, so it is not the best one either
-    find_checkpoint(job.run, str(origin))
-    branch_off(job.run, origin)
+    context, state = start(small_config(*LITTLE, "train.save_every_steps=3", "train.keep_checkpoints=9"))
+    run_to_end(context, state)
+    origin = context.folder / "checkpoints" / "step-00000006"  # within an epoch, so it is not the best one either
+    find_checkpoint(context.folder, str(origin))
+    branch_off(context.folder, origin)
     config = small_config(*LITTLE, "train.epochs=3", "train.save_every_steps=1", "train.keep_checkpoints=1")
     saved = []
-    for event in train(job._replace(config=config), resumed_state(origin, config, CPU)):
+    for event in train(context._replace(config=config), resumed_state(origin, config, CPU)):
         if isinstance(event, Saved):
             saved.append(event.step)
-            left = {step_of(path) for path in list_checkpoints(job.run / "checkpoints")}
+            left = {step_of(path) for path in list_checkpoints(context.folder / "checkpoints")}
             assert {6, event.step} <= left and len(left) <= 3  # and the best one
     assert saved[-1] == 12
 
@@ -137,25 +133,25 @@ def test_k15_what_a_run_goes_on_from_is_not_pruned(small_config, start, run_to_e
 def test_a_clock_that_is_set_back_changes_neither_the_saves_nor_which_is_newest(small_config, start, monkeypatch):
     clock = iter(range(10**9, 0, -3600))
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
-    job, state = start(small_config(*LITTLE, "train.epochs=1", "train.save_every_minutes=1e-9"))
+    context, state = start(small_config(*LITTLE, "train.epochs=1", "train.save_every_minutes=1e-9"))
     saved = []
-    for event in train(job, state):
+    for event in train(context, state):
         if isinstance(event, Saved):
             saved.append(event.step)
             for path in (*event.path.iterdir(), event.path):
                 os.utime(path, (next(clock),) * 2)
     assert sorted(set(saved)) == [1, 2, 3, 4]
-    found, warnings = find_checkpoint(job.run, "auto")
+    found, warnings = find_checkpoint(context.folder, "auto")
     assert (found.name, warnings) == ("step-00000004", [])
 
 
 @pytest.mark.slow
 def test_a_folder_that_becomes_read_only_costs_the_saves_and_ends_with_one_line(small_config, start, monkeypatch):
-    job, state = start(small_config(*LITTLE, "train.save_every_steps=3"))
+    context, state = start(small_config(*LITTLE, "train.save_every_steps=3"))
 
     def refusing(call):
         def refused(path, *arguments, **named):
-            if str(path).startswith(str(job.run)):
+            if str(path).startswith(str(context.folder)):
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
             return call(path, *arguments, **named)
 
@@ -163,15 +159,15 @@ def test_a_folder_that_becomes_read_only_costs_the_saves_and_ends_with_one_line(
 
     events = []
     with pytest.raises(EnvironmentFault, match="Read-only file system; earlier checkpoints are whole; make") as error:
-        for event in train(job, state):
+        for event in train(context, state):
             events.append(event)
             if isinstance(event, Saved):
                 for name in ("mkdir", "open", "rename", "replace", "unlink", "rmdir"):
                     monkeypatch.setattr(os, name, refusing(getattr(os, name)))
     monkeypatch.undo()
-    assert error.value.exit_code == 5 and "\n" not in str(error.value) and state.progress["step"] == 8
+    assert error.value.exit_code == 5 and "\n" not in str(error.value) and state.progress.step == 8
     assert any("Read-only file system" in text and text.endswith("training goes on") for text in said(events))
-    assert find_checkpoint(job.run, "auto")[0].name == "step-00000003"
+    assert find_checkpoint(context.folder, "auto")[0].name == "step-00000003"
 
 
 # T: training -------------------------------------------------------------------------------------------------------
@@ -179,13 +175,13 @@ def test_a_folder_that_becomes_read_only_costs_the_saves_and_ends_with_one_line(
 
 @pytest.mark.slow
 def test_t2_20_gradients_in_a_row_that_overflow_fp16_end_the_run(small_config, start):
-    job, state = start(small_config(*LITTLE, 'train.amp="fp16"', "train.epochs=9"))
+    context, state = start(small_config(*LITTLE, 'train.amp="fp16"', "train.epochs=9"))
     state.model.neck.project[0][0].weight.register_hook(lambda gradient: gradient * float("inf"))
     before = [p.clone() for p in state.model.parameters()]
     with pytest.raises(DivergedError, match="gradients overflowed fp16 20 times in a row, up to step 20"):
-        list(train(job, state))
+        list(train(context, state))
     assert all(torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
-    assert state.scaler.get_scale() == 65536 / 2**19
+    assert state.scaler.get_scale() == 65536 / 2**20
 
 
 @pytest.mark.slow
@@ -203,24 +199,24 @@ def test_t4_a_host_that_has_no_memory_for_a_picture_says_so_and_the_steps_before
         return [batch._replace(images=images, padding=padding) for batch in found], fault
 
     monkeypatch.setattr(feeding, "_next", following)
-    job, state = start(small_config("train.images_per_forward=1", 'train.tensorboard="off"'))
+    context, state = start(small_config("train.micro_batch_size=1", 'train.tensorboard="off"'))
     limits = resource.getrlimit(resource.RLIMIT_AS)
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + 900 * 2**20, limits[1]))
     try:
-        with pytest.raises(EnvironmentFault, match=r"memory does not suffice .* 4096 x 4096") as error:
-            list(train(job, state))
+        with pytest.raises(EnvironmentFault, match=r"out of memory .* 4096 x 4096") as error:
+            list(train(context, state))
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
     assert error.value.exit_code == 5
-    assert [path.name for path in list_checkpoints(job.run / "checkpoints")] == ["step-00000002"]
+    assert [path.name for path in list_checkpoints(context.folder / "checkpoints")] == ["step-00000002"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_t10_a_reader_that_fails_names_the_picture_and_the_state_is_saved(workers, small_config, start, monkeypatch):
-    job, state = start(small_config(*LITTLE, f"data.workers={workers}"))
-    original, third = TrainingPictures._read, str(job.data.train.path(3).name)
+    context, state = start(small_config(*LITTLE, f"data.workers={workers}"))
+    original, third = TrainingPictures._read, str(context.data.train.path(3).name)
 
     def fails(pictures, epoch, index):
         if (epoch, index) == (1, 3):
@@ -230,20 +226,20 @@ def test_t10_a_reader_that_fails_names_the_picture_and_the_state_is_saved(worker
     monkeypatch.setattr(TrainingPictures, "_read", fails)
     told = rf"reading \S+{third} \(number 3, epoch 1\) failed: ValueError: odd, very; take the picture out"
     with pytest.raises(DataError, match=told) as error:
-        list(train(job, state))
+        list(train(context, state))
     assert "\n" not in str(error.value) and "Caught" not in str(error.value)
-    assert step_of(list_checkpoints(job.run / "checkpoints")[-1]) == state.progress["step"] >= 4
+    assert step_of(list_checkpoints(context.folder / "checkpoints")[-1]) == state.progress.step >= 4
 
 
-def test_t12_little_shared_memory_is_said_before_the_first_step(small_config, monkeypatch):
+def test_t12_check_shared_memory_is_said_before_the_first_step(small_config, monkeypatch):
     monkeypatch.setattr(faults.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**5))
-    assert "--ipc=host" in faults.little_shared_memory(small_config(), 2)
-    assert faults.little_shared_memory(small_config(), 0) == "", "without readers nothing is shared"
+    assert "--ipc=host" in faults.check_shared_memory(small_config(), 2)
+    assert faults.check_shared_memory(small_config(), 0) == "", "without readers nothing is shared"
     monkeypatch.setattr(faults.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**12))
-    assert faults.little_shared_memory(small_config(), 2) == ""
+    assert faults.check_shared_memory(small_config(), 2) == ""
 
 
-class AnotherIsUnlike(Alone):
+class AnotherIsUnlike(SingleProcess):
     """Process 0 of two, of which the other says something else."""
 
     size = 2
@@ -253,10 +249,10 @@ class AnotherIsUnlike(Alone):
 
 
 def test_t14_processes_with_other_data_end_before_the_first_step(small_config, start):
-    job, state = start(small_config(*LITTLE))
-    with pytest.raises(ConfigError, match=r"processes \[1\] have other settings or other data than process 0"):
-        list(train(job._replace(group=AnotherIsUnlike()), state))
-    assert state.progress["step"] == 0
+    context, state = start(small_config(*LITTLE))
+    with pytest.raises(ConfigError, match=r"ranks \[1\] have other settings or other data than rank 0"):
+        list(train(context._replace(group=AnotherIsUnlike()), state))
+    assert state.progress.step == 0
 
 
 @pytest.mark.slow
@@ -276,13 +272,13 @@ def test_t15_an_evaluation_that_fails_is_told_and_counted_and_the_next_one_is_do
         yield from first_fails(*arguments)
 
     monkeypatch.setattr(evaluation, part, of_pictures if part == "detect_all" else first_fails)
-    job, state = start(small_config(*LITTLE))
-    events = list(train(job, state))
+    context, state = start(small_config(*LITTLE))
+    events = list(train(context, state))
     wanted = "the evaluation after epoch 1 failed (RuntimeError: DefaultCPUAllocator: can't allocate memory), 1 of"
     assert [text.startswith(wanted) for text in said(events)] == [True]
     assert [event.epoch for event in events if isinstance(event, Evaluated)] == [2]
     assert sum(isinstance(event, Step) for event in events) == 8 and isinstance(events[-1], Finished)
-    assert state.progress["failed_evaluations"] == 1 and state.model.training
+    assert state.progress.failed_evaluations == 1 and state.model.training
 
 
 class Bad:
@@ -302,8 +298,8 @@ class Bad:
 
 def test_t15_a_watcher_that_fails_is_told_once_and_gets_no_more(tmp_path):
     sink = Bad()
-    watcher = Apart("Bad", lambda: sink)
-    journal = Journal(MetricsLog(tmp_path, BEGINNING), [watcher])
+    watcher = BackgroundWriter("Bad", lambda: sink)
+    journal = MetricsLogger(MetricsLog(tmp_path, Progress()), [watcher])
     told = []
     for number in range(5):
         told += journal.add({"step": number})
@@ -316,39 +312,39 @@ def test_t15_a_watcher_that_fails_is_told_once_and_gets_no_more(tmp_path):
 
 def test_t16_a_watcher_that_hangs_costs_no_time(tmp_path):
     for_ever = threading.Event()
-    watcher = Apart("Slow", lambda: SimpleNamespace(write=lambda row: for_ever.wait(60), close=lambda: None))
-    journal, began = Journal(MetricsLog(tmp_path, BEGINNING), [watcher]), time.monotonic()
-    told = [text for number in range(WAITING + 10) for text in journal.add({"step": number})]
+    watcher = BackgroundWriter("Slow", lambda: SimpleNamespace(write=lambda row: for_ever.wait(60), close=lambda: None))
+    journal, began = MetricsLogger(MetricsLog(tmp_path, Progress()), [watcher]), time.monotonic()
+    told = [text for number in range(MAX_WAITING + 10) for text in journal.add({"step": number})]
     journal.close()
     assert time.monotonic() - began < 5, "1010 lines, and no wait for the sink"
     assert told == ["Slow is too slow; it misses lines that metrics.jsonl has; the run goes on"]
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == WAITING + 10
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == MAX_WAITING + 10
     for_ever.set()
 
 
 def test_t18_what_a_resumed_run_does_otherwise_is_named_or_refused(small_config):
     before = small_config()
-    told = changes(before, small_config("train.lr=0.5", "train.epochs=7"))
-    assert told == ["train.lr: 0.0001 becomes 0.5", "train.epochs: 2 becomes 7"] or len(told) == 2
+    told = changed_settings(before, small_config("train.lr=0.5", "train.epochs=7"))
+    assert sorted(told) == ["train.epochs from 2 to 7", "train.lr from 0.0001 to 0.5"]
     with pytest.raises(ConfigError, match=r"cannot change train\.batch_size = 4 \(it is 2\)"):
-        changes(before, small_config("train.batch_size=4"))
+        changed_settings(before, small_config("train.batch_size=4"))
 
 
 @pytest.mark.slow
 def test_t20_an_operation_that_is_not_deterministic_is_named(small_config, start, monkeypatch):
-    original = step.loss_terms
+    original = step.forward
 
-    def terms(*arguments):
+    def forward(*arguments):
         torch.zeros(4).put_(torch.tensor([1]), torch.ones(1))  # which CPUs do not do deterministically
         return original(*arguments)
 
-    monkeypatch.setattr(step, "loss_terms", terms)
-    job, state = start(small_config(*LITTLE, "train.deterministic=true"))
+    monkeypatch.setattr(step, "forward", forward)
+    context, state = start(small_config(*LITTLE, "train.deterministic=true"))
     with pytest.raises(EnvironmentFault, match="deterministically: put_ has no such form; train without") as error:
-        list(train(job, state))
+        list(train(context, state))
     assert error.value.exit_code == 5 and not torch.are_deterministic_algorithms_enabled()
-    job, state = start(small_config(*LITTLE, "train.epochs=1"), "usual")
-    assert isinstance(list(train(job, state))[-1], Finished), "it is only refused where that is asked for"
+    context, state = start(small_config(*LITTLE, "train.epochs=1"), "usual")
+    assert isinstance(list(train(context, state))[-1], Finished), "it is only refused where that is asked for"
 
 
 # P: prediction -----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from dinocli.launch import _free_port
-
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
 def together(number, data, out, chunk):
-    port = _free_port()
+    port = free_port()
     shared = {"WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
     command = [sys.executable, str(SCRIPT), str(data), str(out), str(chunk)]
     started = [

@@ -16,7 +16,7 @@ def test_t4_memory_that_one_process_lacks_ends_both_with_the_state_before_the_st
 ):
     codes, said, folder = together(fault=fault, rank=rank, at=4)
     assert codes == [5, 5]
-    assert f"memory does not suffice for this step on process {rank} of 2 (peak" in said[0][0] and said[1] == [""]
+    assert f"out of memory on rank {rank} of 2 (peak" in said[0][0] and said[1] == [""]
     checkpoints = list_checkpoints(folder / "checkpoints")
     assert [step_of(path) for path in checkpoints] == [2, 3]
     straight = together("train.save_every_steps=3", name="straight")[2]
@@ -27,10 +27,10 @@ def test_t4_memory_that_one_process_lacks_ends_both_with_the_state_before_the_st
 @pytest.mark.parametrize("fault, rank", [("forward", 0), ("backward", 1)])
 def test_t4_both_go_on_with_half_as_many_pictures_as_if_they_had_never_tried_more(fault, rank, together, outcome):
     of_eight = ("train.batch_size=8", "train.epochs=3")
-    halve = ("train.images_per_forward=2", 'train.on_out_of_memory="halve"')
+    halve = ("train.micro_batch_size=2", 'train.on_out_of_memory="halve"')
     codes, said, folder = together(*of_eight, *halve, fault=fault, rank=rank, at=1)
     assert codes == [0, 0] and len(said[0]) == 1
-    assert said[0][0].endswith("Step 1 is done again, and all that follow, with 1 pictures at once")
+    assert said[0][0].endswith("Repeating step 1 with train.micro_batch_size = 1, from now on")
     assert outcome(folder) == outcome(together(*of_eight, name="straight")[2])
 
 

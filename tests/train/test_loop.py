@@ -10,6 +10,7 @@ from PIL import Image
 
 from dinocore.errors import CheckpointError, ConfigError, DataError, DivergedError, Interrupted
 from dinocore.predict import load_detector
+from dinocore.system.processes import SingleProcess
 from dinocore.train.batches import count_boxes
 from dinocore.train.events import Evaluated, Evaluating, Finished, Saved, Started, Step, Warned
 from dinocore.train.loop import train
@@ -17,7 +18,7 @@ from dinocore.train.run.checkpoint_folder import list_checkpoints
 from dinocore.train.run.folder import find_checkpoint, prepare_run, run_config
 from dinocore.train.run.metrics_log import MetricsLog
 from dinocore.train.setup import resumed_state
-from dinocore.train.state import BEGINNING
+from dinocore.train.state import Progress
 from dinocore.train.step import train_step
 from dinocore.weights.file import load_weights
 
@@ -31,25 +32,28 @@ def lines(run):
 
 
 def test_a_run_leaves_its_folder_as_designed(small_config, start, run_to_end):
-    job, state = start(small_config())
-    events = run_to_end(job, state)
+    context, state = start(small_config())
+    events = run_to_end(context, state)
     steps = [Step] * 4
     assert kinds(events) == [Started, *([*steps, Saved, Evaluated, Saved] * 2), Finished]
     assert {"config.toml", "metrics.jsonl", "log.txt", "best.safetensors", "checkpoints"} <= {
-        path.name for path in job.run.iterdir()
+        path.name for path in context.folder.iterdir()
     }
-    assert [path.name for path in list_checkpoints(job.run / "checkpoints")] == ["step-00000004", "step-00000008"]
-    assert [row["step"] for row in lines(job.run) if "loss" in row] == list(range(1, 9))
-    assert run_config(job.run) == job.config
+    assert [path.name for path in list_checkpoints(context.folder / "checkpoints")] == [
+        "step-00000004",
+        "step-00000008",
+    ]
+    assert [row["step"] for row in lines(context.folder) if "loss" in row] == list(range(1, 9))
+    assert run_config(context.folder) == context.config
 
 
 def test_weights_describe_themselves(small_config, start, run_to_end):
-    job, state = start(small_config("train.epochs=1"))
-    run_to_end(job, state)
-    weights = load_weights(job.run / "best.safetensors")
-    assert weights.config == job.config
+    context, state = start(small_config("train.epochs=1"))
+    run_to_end(context, state)
+    weights = load_weights(context.folder / "best.safetensors")
+    assert weights.config == context.config
     assert [tuple(c) for c in weights.categories] == [(1, "RBC"), (2, "WBC"), (3, "Platelets")]
-    detections = load_detector(job.run / "best.safetensors")(job.data.val.path(0))
+    detections = load_detector(context.folder / "best.safetensors")(context.data.val.path(0))
     assert len(detections.scores) == 12 * 3  # queries x classes, fewer than eval.max_dets
     assert (detections.scores.diff() <= 0).all()
 
@@ -57,12 +61,12 @@ def test_weights_describe_themselves(small_config, start, run_to_end):
 BY_CHANCE = ("model.dropout=0.1", "model.backbone=timm/convnext_atto", "model.drop_path=0.5")
 
 
-@pytest.mark.parametrize("overrides", [(), ("train.ema_decay=0.9", "train.images_per_forward=1", *BY_CHANCE)])
+@pytest.mark.parametrize("overrides", [(), ("train.ema_decay=0.9", "train.micro_batch_size=1", *BY_CHANCE)])
 @pytest.mark.parametrize("stopped_after", [pytest.param(3, marks=pytest.mark.slow), 4])
 def test_a_resumed_run_ends_with_the_same_bytes(small_config, start, run_to_end, overrides, stopped_after):
     config = small_config(*overrides)
-    job, state = start(config, "straight")
-    run_to_end(job, state)
+    context, state = start(config, "straight")
+    run_to_end(context, state)
 
     seen = []
     cut, half = start(config, "cut", stop=lambda: 143 if len(seen) >= stopped_after else 0)
@@ -70,52 +74,52 @@ def test_a_resumed_run_ends_with_the_same_bytes(small_config, start, run_to_end,
         for event in train(cut, half):
             seen += [event] if isinstance(event, Step) else []
     assert stopped.value.exit_code == 143
-    checkpoint, warnings = find_checkpoint(cut.run, "auto")
+    checkpoint, warnings = find_checkpoint(cut.folder, "auto")
     assert not warnings
     cut = cut._replace(stop=lambda: 0)
     run_to_end(cut, resumed_state(checkpoint, config, torch.device("cpu")))
     for name in ("model.safetensors", *(["ema.safetensors"] if "ema" in str(overrides) else [])):
         straight, resumed = (
-            load_weights(run / "checkpoints" / "step-00000008" / name).tensors for run in (job.run, cut.run)
+            load_weights(run / "checkpoints" / "step-00000008" / name).tensors for run in (context.folder, cut.folder)
         )
         assert all(torch.equal(straight[key], resumed[key]) for key in straight)
-    kept = [[row.get("loss") or row["AP"] for row in lines(run)] for run in (job.run, cut.run)]
+    kept = [[row.get("loss") or row["AP"] for row in lines(run)] for run in (context.folder, cut.folder)]
     assert kept[0] == kept[1]
 
 
 def test_a_stop_during_the_last_evaluation_is_no_end(small_config, start, run_to_end):
     config = small_config("train.epochs=1")
     seen = []
-    job, state = start(config, stop=lambda: 130 if Evaluating in seen else 0)
+    context, state = start(config, stop=lambda: 130 if Evaluating in seen else 0)
     with pytest.raises(Interrupted, match="after step 4 of 4"):
-        for event in train(job, state):
+        for event in train(context, state):
             seen.append(type(event))
-    checkpoint, _ = find_checkpoint(job.run, "auto")
+    checkpoint, _ = find_checkpoint(context.folder, "auto")
     with pytest.raises(Interrupted, match="before going on after step 4"):
-        run_to_end(job, resumed_state(checkpoint, config, torch.device("cpu")))
-    events = run_to_end(job._replace(stop=lambda: 0), resumed_state(checkpoint, config, torch.device("cpu")))
+        run_to_end(context, resumed_state(checkpoint, config, torch.device("cpu")))
+    events = run_to_end(context._replace(stop=lambda: 0), resumed_state(checkpoint, config, torch.device("cpu")))
     assert kinds(events) == [Started, Evaluated, Saved, Finished]
-    assert (job.run / "best.safetensors").is_file()
+    assert (context.folder / "best.safetensors").is_file()
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_and_said(small_config, start, run_to_end):
-    job, state = start(small_config())
-    run_to_end(job, state)
-    older, newest = list_checkpoints(job.run / "checkpoints")
+    context, state = start(small_config())
+    run_to_end(context, state)
+    older, newest = list_checkpoints(context.folder / "checkpoints")
     content = bytearray((newest / "model.safetensors").read_bytes())
     content[-5] ^= 1
     (newest / "model.safetensors").write_bytes(content)
-    found, warnings = find_checkpoint(job.run, "auto")
+    found, warnings = find_checkpoint(context.folder, "auto")
     assert found == older
     assert "step-00000008 is damaged: model.safetensors" in warnings[0]
     with pytest.raises(CheckpointError, match="is damaged"):
-        find_checkpoint(job.run, str(newest))
+        find_checkpoint(context.folder, str(newest))
 
 
 def test_every_file_of_a_checkpoint_opens_without_running_code(small_config, start, run_to_end):
-    job, state = start(small_config("train.epochs=1", "train.ema_decay=0.5"))
-    run_to_end(job, state)
-    folder = list_checkpoints(job.run / "checkpoints")[-1]
+    context, state = start(small_config("train.epochs=1", "train.ema_decay=0.5"))
+    run_to_end(context, state)
+    folder = list_checkpoints(context.folder / "checkpoints")[-1]
     assert torch.load(folder / "state.pt", weights_only=True)["progress"]["step"] == 4
     assert sorted(path.name for path in folder.iterdir()) == [
         "ema.safetensors", "manifest.json", "model.safetensors", "optimizer.pt", "state.pt",
@@ -125,17 +129,17 @@ def test_every_file_of_a_checkpoint_opens_without_running_code(small_config, sta
 def test_accumulation_gives_the_gradient_of_the_whole_batch(small_config, start):
     norms = []
     for chunk in (4, 1):
-        config = small_config("train.batch_size=4", f"train.images_per_forward={chunk}", 'model.denoising.kind="none"')
-        job, state = start(config, f"chunk{chunk}")
-        events = train(job, state)
+        config = small_config("train.batch_size=4", f"train.micro_batch_size={chunk}", 'model.denoising.kind="none"')
+        context, state = start(config, f"chunk{chunk}")
+        events = train(context, state)
         step = next(event for event in events if isinstance(event, Step))
         norms.append((step.numbers["loss"], step.numbers["grad_norm"]))
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(small_config, start):
-    job, state = start(small_config())
-    events = train(job, state)
+    context, state = start(small_config())
+    events = train(context, state)
     next(event for event in events if isinstance(event, Step))
     before = [p.clone() for p in state.model.backbone.parameters()]
     with torch.no_grad():
@@ -147,10 +151,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(small_config, start):
 
 
 def test_a_gradient_that_is_not_finite_names_itself_and_its_pictures(small_config, start):
-    job, state = start(small_config())
+    context, state = start(small_config())
     state.model.neck.project[0][0].weight.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(DivergedError, match=r"grad_norm is not finite in step 1: .*smear_.*layer neck.project.0.0"):
-        list(train(job, state))
+        list(train(context, state))
 
 
 def test_one_bad_picture_is_replaced_and_said_once(pictures, small_config, start, run_to_end, tmp_path):
@@ -158,8 +162,8 @@ def test_one_bad_picture_is_replaced_and_said_once(pictures, small_config, start
     shutil.copytree(pictures, folder)
     bad = sorted((folder / "train2017").iterdir())[0]
     bad.write_bytes(bad.read_bytes()[:500])
-    job, state = start(small_config(f'data.path="{folder}"'))
-    warnings = [event.text for event in run_to_end(job, state) if isinstance(event, Warned)]
+    context, state = start(small_config(f'data.path="{folder}"'))
+    warnings = [event.message for event in run_to_end(context, state) if isinstance(event, Warned)]
     assert len(warnings) == 1 and bad.name in warnings[0]
 
 
@@ -168,9 +172,9 @@ def test_too_many_bad_pictures_end_the_run(pictures, small_config, start, run_to
     shutil.copytree(pictures, folder)
     for bad in sorted((folder / "train2017").iterdir())[:4]:
         bad.write_bytes(b"not a picture")
-    job, state = start(small_config(f'data.path="{folder}"', "train.epochs=4"))
-    with pytest.raises(DataError, match="4 of 8 pictures cannot be read"):
-        run_to_end(job, state)
+    context, state = start(small_config(f'data.path="{folder}"', "train.epochs=4"))
+    with pytest.raises(DataError, match="4 of 8 images cannot be read"):
+        run_to_end(context, state)
 
 
 def test_pictures_without_objects_train_and_evaluate(pictures, small_config, start, run_to_end, tmp_path):
@@ -182,8 +186,8 @@ def test_pictures_without_objects_train_and_evaluate(pictures, small_config, sta
         first = min(image["id"] for image in content["images"])
         content["annotations"] = [a for a in content["annotations"] if split == "train" and a["image_id"] == first]
         file.write_text(json.dumps(content))
-    job, state = start(small_config(f'data.path="{folder}"', "train.batch_size=1"))
-    evaluated = [event for event in run_to_end(job, state) if isinstance(event, Evaluated)]
+    context, state = start(small_config(f'data.path="{folder}"', "train.batch_size=1"))
+    evaluated = [event for event in run_to_end(context, state) if isinstance(event, Evaluated)]
     assert all(event.metrics.summary["AP"] == -1 for event in evaluated)  # nothing to judge by, as in pycocotools
 
 
@@ -197,10 +201,10 @@ def test_a_picture_smaller_than_the_queries_need_trains(small_config, start, run
         "annotations": [{"id": 1, "image_id": 5, "category_id": 9, "bbox": [2, 3, 10, 12]}],
     }
     (folder / "annotations.json").write_text(json.dumps(content))
-    job, state = start(
+    context, state = start(
         small_config(f'data.path="{folder}"', "data.train_scales=[20]", "model.num_queries=900", "model.num_classes=1")
     )
-    assert any(isinstance(event, Finished) for event in run_to_end(job, state))
+    assert any(isinstance(event, Finished) for event in run_to_end(context, state))
 
 
 def test_a_folder_with_something_in_it_is_refused_with_both_ways_out(tmp_path):
@@ -213,16 +217,16 @@ def test_a_folder_with_something_in_it_is_refused_with_both_ways_out(tmp_path):
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_low_precision_steps_are_finite(small_config, start, amp):
-    job, state = start(small_config(f'train.amp="{amp}"'))
+    context, state = start(small_config(f'train.amp="{amp}"'))
     from dinocore.data.loaders import training_steps
 
-    batches = next(iter(training_steps(job.data.train, job.config, 2, 0, 1)))
-    assert math.isfinite(train_step(state, batches, job, count_boxes(batches))["loss"])
+    batches = next(iter(training_steps(context.data.train, context.config, 2, 0, 1)))
+    assert math.isfinite(train_step(state, batches, count_boxes(batches), context.config, SingleProcess())["loss"])
 
 
 def test_weights_start_a_run_with_other_classes_by_name(small_config, start, run_to_end, pictures, tmp_path):
-    job, state = start(small_config("train.epochs=1"))
-    run_to_end(job, state)
+    context, state = start(small_config("train.epochs=1"))
+    run_to_end(context, state)
     folder = tmp_path / "data"
     shutil.copytree(pictures, folder)
     for file in (folder / "annotations").iterdir():
@@ -230,7 +234,7 @@ def test_weights_start_a_run_with_other_classes_by_name(small_config, start, run
         content["categories"] = [{"id": 1, "name": "red"}, {"id": 2, "name": "WBC"}, {"id": 3, "name": "Platelets"},
                                  {"id": 4, "name": "new"}]  # fmt: skip
         file.write_text(json.dumps(content))
-    best = job.run / "best.safetensors"
+    best = context.folder / "best.safetensors"
     config = small_config(f'data.path="{folder}"', "model.num_classes=4", f'train.weights="{best}"')
     _, tuned = start(config, "tuned")
     old = load_weights(best).tensors["decoder.class_heads.0.weight"]
@@ -241,6 +245,6 @@ def test_weights_start_a_run_with_other_classes_by_name(small_config, start, run
 
 
 def test_a_number_that_is_not_finite_is_null_in_the_log(tmp_path):
-    log = MetricsLog(tmp_path, BEGINNING)
+    log = MetricsLog(tmp_path, Progress())
     log.add({"step": 1, "loss": 2.5, "grad_norm": math.inf})
     assert lines(tmp_path) == [{"step": 1, "loss": 2.5, "grad_norm": None}]

@@ -14,6 +14,7 @@ from dinocore.errors import ConfigError, DataError, DivergedError, EnvironmentFa
 from dinocore.train import batches as feeding
 from dinocore.train import step
 from dinocore.train.events import Evaluated, Evaluating, Finished, Saved, Step, Warned
+from dinocore.train.failures import guard
 from dinocore.train.loop import train
 from dinocore.train.run.checkpoint_folder import list_checkpoints, manifest_of, tidy
 from dinocore.train.run.folder import branch_off, find_checkpoint
@@ -21,13 +22,13 @@ from dinocore.train.run.lock import RunLock
 from dinocore.train.setup import check_same_data, resumed_state
 
 CPU = torch.device("cpu")
-LITTLE = ('model.backbone="timm/test_resnet"', "train.images_per_forward=1", 'train.tensorboard="off"')
+LITTLE = ('model.backbone="timm/test_resnet"', "train.micro_batch_size=1", 'train.tensorboard="off"')
 
 
-def resume(job, config):
-    checkpoint, said = find_checkpoint(job.run, "auto")
-    job = job._replace(config=config, stop=lambda: 0)
-    return list(train(job, resumed_state(checkpoint, config, CPU))), said
+def resume(context, config):
+    checkpoint, said = find_checkpoint(context.folder, "auto")
+    context = context._replace(config=config, stop=lambda: 0)
+    return list(train(context, resumed_state(checkpoint, config, CPU))), said
 
 
 PLACES = {"mid-epoch": 6, "last batch": 7, "boundary": 8, "evaluation": 8, "accumulation": 5}
@@ -47,27 +48,27 @@ def test_24_steps_equal_those_that_were_stopped_and_resumed(
         *LITTLE, "train.epochs=6", f"train.ema_decay={ema}", "model.dropout=0.1", f'train.amp="{amp}"'
     )
     if (ema, amp) not in STRAIGHT:
-        job, state = start(config, "straight")
-        run_to_end(job, state)
-        STRAIGHT[ema, amp] = outcome(job.run)
+        context, state = start(config, "straight")
+        run_to_end(context, state)
+        STRAIGHT[ema, amp] = outcome(context.folder)
     seen = []
     passes = []
     if place == "accumulation":  # a signal between the two forward passes of a step
-        original = step.loss_terms
-        monkeypatch.setattr(step, "loss_terms", lambda *a: passes.append(1) or original(*a))
+        original = step.forward
+        monkeypatch.setattr(step, "forward", lambda *a: passes.append(1) or original(*a))
     asks = {
         "evaluation": lambda: seen.count(Evaluating) >= 3,  # the first of the second evaluation
         "accumulation": lambda: len(passes) >= 2 * PLACES[place] - 1,
         "boundary": lambda: seen.count(Evaluated) >= 2,
     }
     asked = asks.get(place, lambda: seen.count(Step) >= PLACES[place])
-    job, state = start(config, "cut", stop=lambda: 143 * bool(asked()))
+    context, state = start(config, "cut", stop=lambda: 143 * bool(asked()))
     with pytest.raises(Interrupted):
-        for event in train(job, state):
+        for event in train(context, state):
             seen.append(type(event))
-    other = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})
-    resume(job, other)
-    tensors, values, rows = outcome(job.run)
+    other = config.replace("data.workers", workers)
+    resume(context, other)
+    tensors, values, rows = outcome(context.folder)
     assert (tensors, values, rows) == STRAIGHT[ema, amp]
     assert bool(values["scaler"]) == (amp == "fp16")
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 25))
@@ -76,12 +77,12 @@ def test_24_steps_equal_those_that_were_stopped_and_resumed(
 def test_what_was_logged_after_the_last_checkpoint_is_logged_once(small_config, start, run_to_end):
     """As SIGKILL leaves it: lines of steps that no checkpoint has, and half a line."""
     config = small_config(*LITTLE, "train.epochs=1")
-    job, state = start(config)
-    run_to_end(job, state)
-    log = job.run / "metrics.jsonl"
+    context, state = start(config)
+    run_to_end(context, state)
+    log = context.folder / "metrics.jsonl"
     before = log.read_text()
     log.write_text(before + '{"step": 4, "AP": 0.5}\n{"step": 5, "loss": 1.0}\n{"step": 6, "lo')
-    resume(job, config)
+    resume(context, config)
     assert log.read_text() == before
 
 
@@ -94,29 +95,29 @@ def test_a_flipped_bit_in_any_file_is_noticed_and_the_checkpoint_before_is_used(
     name, small_config, start, run_to_end, outcome
 ):
     config = small_config(*LITTLE, "train.ema_decay=0.9")
-    job, state = start(config)
-    run_to_end(job, state)
-    wanted = outcome(job.run)
-    newest = list_checkpoints(job.run / "checkpoints")[-1]
+    context, state = start(config)
+    run_to_end(context, state)
+    wanted = outcome(context.folder)
+    newest = list_checkpoints(context.folder / "checkpoints")[-1]
     assert sorted(file.name for file in newest.iterdir()) == sorted(FILES)
     whole = (newest / name).read_bytes()
     for place in {0, len(whole) // 3, len(whole) // 2, len(whole) - 2}:
         content = bytearray(whole)
         content[place] ^= 1
         (newest / name).write_bytes(content)
-        found, said = find_checkpoint(job.run, "auto")
+        found, said = find_checkpoint(context.folder, "auto")
         assert found.name == "step-00000004" and newest.name in said[0] and "the one before it is used" in said[0]
     (newest / name).unlink()
-    assert find_checkpoint(job.run, "auto")[0] == found
-    assert branch_off(job.run, found)[0].startswith("newer than step-00000004")
-    resume(job, config)
-    assert outcome(job.run) == wanted
+    assert find_checkpoint(context.folder, "auto")[0] == found
+    assert branch_off(context.folder, found)[0].startswith("newer than step-00000004")
+    resume(context, config)
+    assert outcome(context.folder) == wanted
 
 
 def test_a_kill_between_two_renames_is_put_right(small_config, start, run_to_end):
-    job, state = start(small_config(*LITTLE, "train.epochs=1"))
-    run_to_end(job, state)
-    folder = job.run / "checkpoints"
+    context, state = start(small_config(*LITTLE, "train.epochs=1"))
+    run_to_end(context, state)
+    folder = context.folder / "checkpoints"
     (folder / "step-00000004").rename(folder / ".tmp-old-step-00000004")
     (folder / ".tmp-new-step-00000004").mkdir()
     tidy(folder)
@@ -124,74 +125,74 @@ def test_a_kill_between_two_renames_is_put_right(small_config, start, run_to_end
 
 
 def test_a_full_disk_is_a_warning_while_training_and_an_error_at_its_end(small_config, start):
-    job, state = start(small_config(*LITTLE, "train.save_every_steps=3"))
+    context, state = start(small_config(*LITTLE, "train.save_every_steps=3"))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     warnings = []
     with pytest.raises(EnvironmentFault, match=r"cannot be written: .*File too large") as error:
         try:
-            for event in train(job, state):
-                warnings += [event.text] if isinstance(event, Warned) else []
+            for event in train(context, state):
+                warnings += [event.message] if isinstance(event, Warned) else []
                 if isinstance(event, Saved):
                     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert error.value.exit_code == 5 and state.progress["step"] == 8
+    assert error.value.exit_code == 5 and state.progress.step == 8
     assert any("training goes on" in text for text in warnings)
-    assert [path.name for path in list_checkpoints(job.run / "checkpoints")] == ["step-00000003"]
-    assert find_checkpoint(job.run, "auto")[1] == []
+    assert [path.name for path in list_checkpoints(context.folder / "checkpoints")] == ["step-00000003"]
+    assert find_checkpoint(context.folder, "auto")[1] == []
 
 
 def test_without_room_a_save_says_what_it_needs(small_config, start, monkeypatch):
-    job, state = start(small_config(*LITTLE, "train.epochs=1"))
+    context, state = start(small_config(*LITTLE, "train.epochs=1"))
     monkeypatch.setattr(
         "dinocore.train.run.checkpoint_folder.shutil.disk_usage", lambda path: SimpleNamespace(free=10**6)
     )
     with pytest.raises(EnvironmentFault, match=r"it needs \d+ MB and 1 MB are free"):
-        list(train(job, state))
+        list(train(context, state))
 
 
 def test_a_killed_reader_ends_the_run_with_its_state_saved(small_config, start):
     import multiprocessing
 
-    job, state = start(small_config(*LITTLE, "data.workers=1", "train.epochs=8"))
-    with pytest.raises(EnvironmentFault, match="a process that reads pictures was killed") as error:
-        for event in train(job, state):
+    context, state = start(small_config(*LITTLE, "data.workers=1", "train.epochs=8"))
+    with pytest.raises(EnvironmentFault, match="a data loading worker was killed") as error:
+        for event in train(context, state):
             if isinstance(event, Step) and event.step == 2:
                 os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
     assert error.value.exit_code == 5
-    assert manifest_of(list_checkpoints(job.run / "checkpoints")[-1])["step"] == state.progress["step"]
+    assert manifest_of(list_checkpoints(context.folder / "checkpoints")[-1])["step"] == state.progress.step
 
 
 def test_a_reader_that_hangs_is_no_wait_for_ever(small_config, start, monkeypatch):
     import time
 
     monkeypatch.setattr("dinocore.data.loaders.TrainingPictures._read", lambda *_: time.sleep(60))
-    job, state = start(small_config(*LITTLE, "data.workers=1", "data.loader_timeout=1"))
-    with pytest.raises(EnvironmentFault, match="took too long with a picture"):
-        list(train(job, state))
+    context, state = start(small_config(*LITTLE, "data.workers=1", "data.loader_timeout=1"))
+    with pytest.raises(EnvironmentFault, match="took too long over an image"):
+        list(train(context, state))
 
 
 def short_of_memory(monkeypatch, at):
     """No memory for the second forward pass of a step, by how many passes were begun before; once."""
-    original, passes = step.loss_terms, []
+    original, passes = step.forward, []
 
-    def loss_terms(*arguments):
+    def forward(*arguments):
         passes.append(1)
         if len(passes) == at:
             torch.rand(1)  # the streams have moved on
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
         return original(*arguments)
 
-    monkeypatch.setattr(step, "loss_terms", loss_terms)
+    monkeypatch.setattr(step, "forward", forward)
 
 
 def test_out_of_memory_names_sizes_and_flags_and_keeps_the_last_state(small_config, start, monkeypatch):
-    job, state = start(small_config(*LITTLE, "train.epochs=1"))
+    context, state = start(small_config(*LITTLE, "train.epochs=1"))
     short_of_memory(monkeypatch, at=2 * 2 + 2)
     with pytest.raises(EnvironmentFault, match=r"peak \d+ MB.*x 64.*objects.*--batch-size auto") as error:
-        list(train(job, state))
+        list(train(context, state))
     assert error.value.exit_code == 5
-    assert [path.name for path in list_checkpoints(job.run / "checkpoints")] == ["step-00000002"]
+    assert [path.name for path in list_checkpoints(context.folder / "checkpoints")] == ["step-00000002"]
 
 
 @pytest.mark.slow
@@ -201,24 +202,24 @@ def test_with_half_as_many_pictures_a_run_goes_on_as_if_it_had_never_tried_more(
 ):
     """Four pictures are too many in step 3: what follows is as in a run that was stopped there and resumed with two."""
     asked = (*LITTLE, "train.batch_size=8", "train.epochs=4", "model.dropout=0.1", f'train.amp="{amp}"')
-    four, two = small_config(*asked, "train.images_per_forward=4"), small_config(*asked, "train.images_per_forward=2")
-    other, state = start(four, "stopped", stop=lambda: 143 * (state.progress["step"] == 2))
+    four, two = small_config(*asked, "train.micro_batch_size=4"), small_config(*asked, "train.micro_batch_size=2")
+    other, state = start(four, "stopped", stop=lambda: 143 * (state.progress.step == 2))
     with pytest.raises(Interrupted):
         list(train(other, state))
     resume(other, two)
-    job, state = start(four.model_copy(update={"train": four.train.model_copy(update={"on_out_of_memory": "halve"})}))
+    context, state = start(four.replace("train.on_out_of_memory", "halve"))
     short_of_memory(monkeypatch, at=2 * 2 + 2)
-    events = list(train(job, state))
-    (told,) = [event.text for event in events if isinstance(event, Warned)]
-    assert told.endswith("Step 3 is done again, and all that follow, with 2 pictures at once")
-    assert outcome(job.run) == outcome(other.run) and isinstance(events[-1], Finished)
+    events = list(train(context, state))
+    (told,) = [event.message for event in events if isinstance(event, Warned)]
+    assert told.endswith("Repeating step 3 with train.micro_batch_size = 2, from now on")
+    assert outcome(context.folder) == outcome(other.folder) and isinstance(events[-1], Finished)
 
 
 def test_one_picture_cannot_be_halved(small_config, start, monkeypatch):
-    job, state = start(small_config(*LITTLE, 'train.on_out_of_memory="halve"'))
+    context, state = start(small_config(*LITTLE, 'train.on_out_of_memory="halve"'))
     short_of_memory(monkeypatch, at=1)
-    with pytest.raises(EnvironmentFault, match="memory does not suffice"):
-        list(train(job, state))
+    with pytest.raises(EnvironmentFault, match="out of memory"):
+        list(train(context, state))
 
 
 def poison(monkeypatch, change, at=3):
@@ -250,56 +251,60 @@ def test_a_bad_number_in_the_data_names_the_picture_and_no_step_is_taken(
     change, says, small_config, start, monkeypatch
 ):
     poison(monkeypatch, change)
-    job, state = start(small_config(*LITTLE))
+    context, state = start(small_config(*LITTLE))
     after = []
     with pytest.raises(DivergedError, match=rf"in step 3: .*smear_.*{says}"):
-        for event in train(job, state):
+        for event in train(context, state):
             if isinstance(event, Step):
                 after = [p.clone() for p in state.model.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(after, state.model.parameters(), strict=True))
-    assert state.progress["step"] == 2 and (job.run / "diverged.safetensors").is_file()
+    assert state.progress.step == 2 and (context.folder / "diverged.safetensors").is_file()
 
 
 def test_bad_weights_name_their_layer(small_config, start):
-    job, state = start(small_config(*LITTLE))
+    context, state = start(small_config(*LITTLE))
     with torch.no_grad():
         state.model.encoder.layers[0].ffn.net[0].weight[0, 0] = torch.nan
     with pytest.raises(DivergedError, match=r"layer encoder\.layers\.0\.ffn"):
-        list(train(job, state))
+        list(train(context, state))
 
 
 def test_a_rollback_leaves_the_step_out_and_has_a_limit(small_config, start, monkeypatch):
     asked = ('train.on_nan="rollback"', "train.save_every_steps=2", "train.max_rollbacks=1")
     poison(monkeypatch, nan_box)
-    job, state = start(small_config(*LITTLE, *asked))
-    events = list(train(job, state))
-    assert any("rolled back to step-00000002, and step 3" in e.text for e in events if isinstance(e, Warned))
+    context, state = start(small_config(*LITTLE, *asked))
+    events = list(train(context, state))
+    assert any("rolled back to step-00000002; step 3" in e.message for e in events if isinstance(e, Warned))
     assert [e.step for e in events if isinstance(e, Step)] == [1, 2, 4, 5, 6, 7, 8]
     assert isinstance(events[-1], Finished)
-    monkeypatch.setattr(step, "gradients", lambda *_: {"loss": float("nan"), "grad_norm": 1.0})
+
+    def not_finite(*_):
+        raise step.NonFinite({"matching/box": float("nan"), "grad_norm": 1.0})
+
+    monkeypatch.setattr(guard, "train_step", not_finite)
     with pytest.raises(DivergedError, match=r"rolled back 1 times|no checkpoint"):
         list(train(*start(small_config(*LITTLE, *asked), "always")))
 
 
 def test_patience_ends_a_run_early_and_stays_ended(small_config, start):
     config = small_config(*LITTLE, "train.epochs=9", "train.patience=2", "train.lr=0.0", "train.backbone_lr=0.0")
-    job, state = start(config)
-    events = list(train(job, state))
+    context, state = start(config)
+    events = list(train(context, state))
     assert sum(isinstance(event, Evaluated) for event in events) == 3  # the first is the best, two are not better
-    assert events[-1].why.startswith("ended early: step 4 was the best")
-    again, _ = resume(job, config)
+    assert events[-1].why.startswith("stopped early: step 4 was the best")
+    again, _ = resume(context, config)
     assert not any(isinstance(event, Step) for event in again)
 
 
 def test_other_annotations_than_at_the_start_are_refused(small_config, start, run_to_end):
-    job, state = start(small_config(*LITTLE, "train.epochs=1"))
-    run_to_end(job, state)
-    manifest = manifest_of(list_checkpoints(job.run / "checkpoints")[-1])
-    check_same_data(manifest, job.data, allow_change=False)
-    job.data.train.boxes[0, 0] += 1
+    context, state = start(small_config(*LITTLE, "train.epochs=1"))
+    run_to_end(context, state)
+    manifest = manifest_of(list_checkpoints(context.folder / "checkpoints")[-1])
+    check_same_data(manifest, context.data, allow_change=False)
+    context.data.train.boxes[0, 0] += 1
     with pytest.raises(DataError, match="--allow-data-change"):
-        check_same_data(manifest, job.data, allow_change=False)
-    check_same_data(manifest, job.data, allow_change=True)
+        check_same_data(manifest, context.data, allow_change=False)
+    check_same_data(manifest, context.data, allow_change=True)
 
 
 def test_a_folder_has_one_run_and_a_killed_one_is_named(tmp_path):

@@ -8,7 +8,7 @@ from torch import nn
 
 from dinocore import build_model, load_config
 from dinocore.config import TrainConfig
-from dinocore.train.optim import Ema, build_optimizer, lr_factor, set_lr
+from dinocore.train.optim import Ema, build_optimizer, describe_lr, lr_factor, scaled_drops, set_lr
 
 
 def test_the_published_schedule_drops_once_after_epoch_11():
@@ -59,3 +59,20 @@ def test_the_average_is_a_copy():
     with torch.no_grad():
         model.weight.add_(1)
     assert torch.equal(ema.model.weight, before)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 6, 13, 50])
+@pytest.mark.parametrize("recipe", [(12, (11,)), (36, (27, 33)), (50, (40,))])
+def test_drops_move_in_proportion_to_the_epochs_and_stay_within_the_run(epochs, recipe):
+    before = TrainConfig(epochs=recipe[0], lr_drop_epochs=recipe[1])
+    drops = scaled_drops(before, epochs)
+    assert all(0 < drop < epochs for drop in drops) and sorted(set(drops)) == list(drops)
+    wanted = [drop * epochs / recipe[0] for drop in recipe[1]]
+    assert all(any(abs(drop - place) <= 1 for place in wanted) for drop in drops)
+    assert drops or epochs == 1
+
+
+def test_the_plan_of_the_rate_says_when_it_drops_and_what_is_out_of_reach():
+    assert "divided by 10 after epoch 11 of 12" in describe_lr(100, TrainConfig())
+    assert "never lowered" in describe_lr(100, TrainConfig(epochs=6))
+    assert "longer than the run of 24 steps" in describe_lr(2, TrainConfig(warmup_steps=24))

@@ -18,14 +18,17 @@ def test_a_run_leaves_a_report_with_its_numbers_and_the_pictures_of_its_best_wei
     start, run_to_end, small_config, monkeypatch
 ):
     monkeypatch.setattr(report, "LOWEST", 0.0)  # two epochs make nobody sure
-    job, state = start(small_config())
-    events = run_to_end(job, state)
+    context, state = start(small_config())
+    events = run_to_end(context, state)
     assert not [event for event in events if isinstance(event, Warned)]
-    rows = [json.loads(line) for line in (job.run / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (context.folder / "metrics.jsonl").read_text().splitlines()]
     scores, steps = [row for row in rows if "AP" in row], [row for row in rows if "loss" in row]
-    html = (job.run / "report.html").read_text()
+    html = (context.folder / "report.html").read_text()
     best = max(scores, key=lambda row: row["AP"])
-    assert f"Best AP {best['AP']:.4f} after epoch {best['epoch']}." in html and told(job.run)["epoch"] == best["epoch"]
+    assert (
+        f"Best AP {best['AP']:.4f} after epoch {best['epoch']}." in html
+        and told(context.folder)["epoch"] == best["epoch"]
+    )
     charts = {}
     for text in re.findall(r'<script type="application/json">(.*?)</script>', html):
         data = json.loads(text)
@@ -35,19 +38,19 @@ def test_a_run_leaves_a_report_with_its_numbers_and_the_pictures_of_its_best_wei
     parts = [name for name in losses if name != "all"]
     assert all(abs(sum(losses[name][k] for name in parts) - all_) < 1e-3 for k, all_ in enumerate(losses["all"]))
     names = [image["title"] for image in charts["gallery"]["images"]]
-    assert names == [name.decode() for name in job.data.val.file_names]
+    assert names == [name.decode() for name in context.data.val.file_names]
     marks = [mark for image in charts["gallery"]["images"] for mark in image["marks"]]
     kinds = charts["gallery"]["kinds"]
     objects = [mark for mark in marks if kinds[mark[5]] in ("truth", "missed")]
-    assert len(objects) == len(job.data.val.boxes), "every annotated object, answered or missed"
-    assert len(marks) - len(objects) == len(told(job.run)["results"]) > 0
+    assert len(objects) == len(context.data.val.boxes), "every annotated object, answered or missed"
+    assert len(marks) - len(objects) == len(told(context.folder)["results"]) > 0
 
 
 @pytest.mark.slow
 def test_a_report_that_cannot_be_written_is_named_once_and_the_run_goes_on(start, run_to_end, small_config):
-    job, state = start(small_config())
-    (job.run / "report.html").mkdir()
-    events = run_to_end(job, state)
-    warnings = [event.text for event in events if isinstance(event, Warned)]
+    context, state = start(small_config())
+    (context.folder / "report.html").mkdir()
+    events = run_to_end(context, state)
+    warnings = [event.message for event in events if isinstance(event, Warned)]
     assert len(warnings) == 1 and "report.html cannot be written" in warnings[0] and isinstance(events[-1], Finished)
-    assert (job.run / "best.safetensors").is_file()
+    assert (context.folder / "best.safetensors").is_file()

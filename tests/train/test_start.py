@@ -2,13 +2,21 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
+from dinocli.commands.train import Asked, checked
 from dinocore.data.annotations import Category
+from dinocore.data.dataset import open_dataset
 from dinocore.errors import CheckpointError, ConfigError
 from dinocore.model.build import build_model
+from dinocore.model.ops.dispatch import is_reference
 from dinocore.presets import load_config
+from dinocore.system.device import float32_throughout
+from dinocore.train.context import exceeded_limits
+from dinocore.train.failures.classify import deterministic
+from dinocore.train.run.folder import make_new_run
 from dinocore.train.setup import check_start, settings_of
 from dinocore.weights.file import load_weights, save_weights
 
@@ -26,15 +34,15 @@ def state_bytes(module, part):
 def test_frozen_parts_stay_to_the_last_bit_and_others_learn(frozen, small_config, start, run_to_end):
     """Batch norm's statistics, the moving average and the optimizer included."""
     freeze = f"train.freeze={json.dumps(frozen)}"
-    job, state = start(small_config(freeze, "train.epochs=1", "train.ema_decay=0.9", "model.frozen_stages=-1"))
+    context, state = start(small_config(freeze, "train.epochs=1", "train.ema_decay=0.9", "model.frozen_stages=-1"))
     before = {part: state_bytes(state.model, part) for part in PARTS}
-    run_to_end(job, state)
+    run_to_end(context, state)
     for model in (state.model, state.ema.model):
         same = {part for part in PARTS if state_bytes(model, part) == before[part]}
         assert set(frozen) <= same <= {*frozen, "tokenizer"}, "a frozen fresh encoder does not look at positions"
     held = {id(p) for part in frozen for p in state.model.get_submodule(part).parameters()}
     assert held and not held & {id(p) for group in state.optimizer.param_groups for p in group["params"]}
-    saved = load_weights(job.run / "best.safetensors").tensors
+    saved = load_weights(context.folder / "best.safetensors").tensors
     for part in frozen:
         assert all(saved[f"{part}.{key}"].numpy().tobytes() == value for key, value in before[part].items())
 
@@ -128,7 +136,49 @@ def test_a_converted_model_learns_other_classes_by_name(small_config, start, run
     config = small_config("model.num_classes=91")
     classes = [*coco.all_ids()[:-1], Category(90, "WBC")]
     save_weights(tmp_path / "w.safetensors", build_model(config.model).state_dict(), config, classes, {})
-    job, state = start(small_config(f'train.weights="{tmp_path / "w.safetensors"}"', "train.epochs=1"))
+    context, state = start(small_config(f'train.weights="{tmp_path / "w.safetensors"}"', "train.epochs=1"))
     assert state.transfer.classes == {"RBC": None, "WBC": "WBC", "Platelets": None}
-    run_to_end(job, state)
-    assert (job.run / "best.safetensors").is_file()
+    run_to_end(context, state)
+    assert (context.folder / "best.safetensors").is_file()
+
+
+def checked_config(tmp_path, monkeypatch, *changes):
+    monkeypatch.chdir(tmp_path)
+    asked = Asked("r50-4scale-36e", None, list(changes), None, None, False, False, "cpu", None)
+    return checked(asked)[0]
+
+
+def test_the_epochs_that_are_typed_move_the_drop_unless_it_is_typed_too(tmp_path, monkeypatch):
+    assert checked_config(tmp_path, monkeypatch).train.lr_drop_epochs == (30,)
+    assert checked_config(tmp_path, monkeypatch, "train.epochs=12").train.lr_drop_epochs == (10,)
+    given = checked_config(tmp_path, monkeypatch, "train.epochs=12", "train.lr_drop_epochs=[30]")
+    assert given.train.lr_drop_epochs == (30,)
+
+
+def test_runs_that_start_in_one_second_have_folders_of_their_own(tmp_path):
+    folders = [make_new_run(tmp_path / "runs" / "20260101-000000") for _ in range(3)]
+    assert [folder.name for folder in folders] == ["20260101-000000", "20260101-000000-2", "20260101-000000-3"]
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_more_objects_than_the_model_can_answer_for_are_said_at_the_start(small_config):
+    annotations = open_dataset(small_config().data).train
+    limits = ("model.num_queries", "eval.max_dets", "model.denoising.num_pairs")
+    most = int(np.bincount(annotations.owners()[annotations.trainable()]).max())
+    assert exceeded_limits(small_config(*(f"{name}={most}" for name in limits)), annotations) == []
+    said = exceeded_limits(small_config(*(f"{name}={most - (name == limits[0])}" for name in limits)), annotations)
+    assert len(said) == 1 and f"more objects than the {most - 1} queries" in said[0]
+
+
+def test_deterministic_training_on_a_gpu_uses_no_operation_that_pytorch_does_not_know():
+    for wanted, device, reference in ((True, "cuda", True), (True, "cpu", False), (False, "cuda", False)):
+        with deterministic(wanted, torch.device(device)):
+            assert is_reference() == reference and torch.are_deterministic_algorithms_enabled() == wanted
+    assert not is_reference()
+
+
+def test_amp_off_has_no_tf32_and_leaves_the_settings_as_they_were():
+    before = torch.backends.cudnn.allow_tf32
+    with float32_throughout(True):
+        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dinocore.presets import load_config
-from dinocore.train.forward import _narrowest
+from dinocore.train.step import narrowest_width
 
 CONV = torch.nn.Conv2d(64, 64, 3, stride=2, padding=1)
 
@@ -12,7 +12,7 @@ CONV = torch.nn.Conv2d(64, 64, 3, stride=2, padding=1)
 @pytest.mark.parametrize(("preset", "pixels"), [("r50-4scale", 32), ("r50-5scale", 32), ("tiny", 32)])
 def test_a_map_of_one_column_is_halved_only_in_pictures_this_narrow(preset, pixels):
     model = load_config(preset).model
-    assert _narrowest(model) == pixels
+    assert narrowest_width(model) == pixels
     columns = -(-pixels // max(model.feature_strides))
     for _ in range(model.num_levels - len(model.feature_strides) - 1):
         columns = -(-columns // 2)

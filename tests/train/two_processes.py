@@ -10,17 +10,15 @@ import torch
 
 from dinocore import load_config
 from dinocore.data.dataset import open_dataset
-from dinocore.data.loaders import steps_per_epoch
 from dinocore.system.processes import joined
-from dinocore.train.batches import feed
+from dinocore.train.batches import step_batches
+from dinocore.train.context import RunContext
+from dinocore.train.ddp import wrap
 from dinocore.train.evaluation import evaluate
 from dinocore.train.events import Evaluated
-from dinocore.train.job import Job
-from dinocore.train.run.metrics_log import NoJournal
-from dinocore.train.schedule import Plan
+from dinocore.train.run.metrics_log import NoLogger
 from dinocore.train.setup import fresh_state
-from dinocore.train.sharing import shared
-from dinocore.train.step import gradients
+from dinocore.train.step import train_step
 
 SETTINGS = [
     'model.backbone="timm/test_resnet"', 'model.backbone_weights="none"', "model.hidden_dim=32", "model.num_heads=4",
@@ -33,19 +31,23 @@ SETTINGS = [
 
 def main(data: str, out: Path, chunk: int) -> None:
     torch.set_num_threads(1)
-    config = load_config("r50-4scale", [*SETTINGS, f'data.path="{data}"', f"train.images_per_forward={chunk}"])
+    config = load_config("r50-4scale", [*SETTINGS, f'data.path="{data}"', f"train.micro_batch_size={chunk}"])
     device = torch.device("cpu")
     with joined(device) as group:
         found = open_dataset(config.data)
         state = fresh_state(config, found.train.categories, device, group)
-        job = Job(config, found, out.parent, device, group=group)
-        state.progress["due_evaluation"] = state.progress["step"] = 1
-        (told,) = [event for event in evaluate(job, state, NoJournal()) if isinstance(event, Evaluated)]
+        context = RunContext(config, found, out.parent, device, group=group)
+        state.progress.due_evaluation = state.progress.step = 1
+        (told,) = [event for event in evaluate(context, state, NoLogger()) if isinstance(event, Evaluated)]
         state.model.double()
-        state = state._replace(parallel=shared(state.model, group, config))
-        fed = next(feed(job, Plan(steps_per_epoch(len(found.train.image_ids), 4), config.train), 0))
-        numbers = gradients(state, fed.batches, job, fed.num_boxes)
-        grads = {name: p.grad for name, p in state.model.named_parameters() if p.requires_grad}
+        state = state._replace(wrapped=wrap(state.model, group))
+        batches = next(step_batches(found.train, config, device, group, 1, 1))
+        grads = {}
+        named = [(name, p) for name, p in state.model.named_parameters() if p.requires_grad]
+        state.optimizer.register_step_pre_hook(
+            lambda *_: grads.update((name, None if p.grad is None else p.grad.clone()) for name, p in named)
+        )
+        numbers = train_step(state, batches.micro_batches, batches.num_boxes, config, group)
         missing = [name for name, grad in grads.items() if grad is None]
         if group.main:
             torch.save({"grads": grads, "missing": missing, "numbers": numbers, "ap": told.metrics.summary}, out)

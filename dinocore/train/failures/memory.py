@@ -1,113 +1,105 @@
-"""How many pictures fit into memory at once: tried with the worst batch that the data and the settings can give."""
+"""How many images fit into memory at once: tried with the largest batch that the data and the settings can give."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
+from ...config import Config, DataConfig
+from ...data.annotations import Annotations
 from ...data.batch import Batch
-from ...data.transforms import resized
+from ...data.transforms import largest_size
 from ...errors import DivergedError, EnvironmentFault
+from ...losses import criterion
 from ...structures import Target
 from ...system.device import peak_memory_mb, release_memory
-from ..batches import count_boxes
-from ..forward import loss_terms
-from ..job import Job
-from ..state import TrainState, random_streams, restore_streams
-from .classify import is_out_of_memory, out_of_memory_text
+from ..batches import count_boxes, share_of_batch
+from ..context import RunContext
+from ..state import TrainState, restore_rng_state, rng_state
+from ..step import forward
+from .classify import is_out_of_memory, out_of_memory_message
 
 OF_DEVICE, OF_HOST = 0.95, 0.85  # of the memory that is there; the host has others to serve
 
 
-def with_probed_chunk(job: Job, state: TrainState) -> Job:
-    """The job with as many pictures per forward pass as fit, where the config asks for that; the batch stays.
+def with_probed_size(context: RunContext, state: TrainState) -> RunContext:
+    """The run with the largest micro-batches that fit, where the config asks for that; the batch stays.
 
     Raises:
-        EnvironmentFault: not even one fits.
+        EnvironmentFault: not even one image fits.
     """
-    if job.config.train.images_per_forward != "probe":
-        return job
-    streams = random_streams()
-    chunk = min(job.group.gather(largest_chunk(job, state)))
-    restore_streams(streams)
-    train = job.config.train.model_copy(update={"images_per_forward": chunk})
-    return job._replace(config=job.config.model_copy(update={"train": train}))
+    if context.config.train.micro_batch_size != "probe":
+        return context
+    before = rng_state()
+    share = share_of_batch(context.config.train.batch_size, context.group.size)
+    size = min(context.group.gather(largest_micro_batch(context, state, share)))
+    restore_rng_state(before)
+    return context._replace(config=context.config.replace("train.micro_batch_size", size))
 
 
-def largest_chunk(job: Job, state: TrainState) -> int:
-    """The most pictures for which a forward and a backward pass were done here without running out of memory.
+def largest_micro_batch(context: RunContext, state: TrainState, share: int) -> int:
+    """The most images for which a forward and a backward pass were done here without running out of memory.
 
-    Numbers double from 1 to the process's share of the batch. On a host, where too much ends the process, the next
-    number is tried only if the growth so far says that it fits.
+    Numbers double from 1 to the rank's share of the batch. On a host, where too much ends the process, the next number
+    is tried only if the growth so far says that it fits.
     """
-    limit = memory_limit_mb(job.device) - _optimizer_mb(state)
+    limit = memory_limit_mb(context.device) - _optimizer_mb(state)
     fitting, peaks = 0, [peak_memory_mb()]
-    for chunk in [*(2**i for i in range(job.share.bit_length()) if 2**i < job.share), job.share]:
-        growth = (peaks[-1] - peaks[-2]) / (fitting - fitting // 2) if fitting > 1 else 0.0  # MB a picture
-        if peaks[-1] + growth * (chunk - fitting) > limit:
+    for size in [*(2**i for i in range(share.bit_length()) if 2**i < share), share]:
+        growth = (peaks[-1] - peaks[-2]) / (fitting - fitting // 2) if fitting > 1 else 0.0  # MB an image
+        if peaks[-1] + growth * (size - fitting) > limit:
             break
         try:
-            largest_pass(job, state, chunk)
+            largest_pass(state.model, largest_batch(context.data.train, context.config.data, size), context.config)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             break
         finally:
             state.optimizer.zero_grad(set_to_none=True)
-            release_memory(job.device)
+            release_memory(context.device)
         peaks.append(peak_memory_mb())
-        if peaks[-1] > limit and chunk > 1:
+        if peaks[-1] > limit and size > 1:
             break
-        fitting = chunk
+        fitting = size
     if not fitting:
-        raise EnvironmentFault(out_of_memory_text([worst_batch(job, 1)], job.group))
+        batch = largest_batch(context.data.train, context.config.data, 1)
+        raise EnvironmentFault(out_of_memory_message([batch], context.group))
     return fitting
 
 
-def largest_pass(job: Job, state: TrainState, chunk: int) -> None:
-    """A forward and a backward pass of the worst batch; gradients are left in the parameters.
+def largest_pass(model: nn.Module, batch: Batch, config: Config) -> None:
+    """A forward and a backward pass; gradients are left in the parameters.
 
     Raises:
         DivergedError: predictions are not finite.
     """
-    batch = worst_batch(job, chunk)
+    output, targets = forward(model, batch, config)
     try:
-        terms = loss_terms(state.model, batch, job, float(count_boxes([batch])))
+        terms = criterion(output, targets, float(count_boxes([batch])), config.loss)
     except DivergedError as error:
-        told = "the model's predictions are not finite before the first step; look at its weights"
-        raise DivergedError(told) from error
+        message = "the model's predictions are not finite before the first step; look at its weights"
+        raise DivergedError(message) from error
     torch.stack(list(terms.values())).sum().backward()
 
 
-def worst_batch(job: Job, chunk: int) -> Batch:
-    """Grey pictures as large as augmentation can make them, each with as many objects as any picture has."""
-    height, width = _worst_size(job, chunk)
-    annotations = job.data.train
+def largest_batch(annotations: Annotations, config: DataConfig, size: int) -> Batch:
+    """Grey images as large as augmentation can make them, each with as many objects as any image has."""
+    height, width = largest_size(annotations.sizes, config, size)
     owners = np.repeat(np.arange(len(annotations.image_ids)), np.diff(annotations.starts))
     most = int(np.bincount(owners[annotations.trainable()]).max())
     draws = np.random.default_rng(0)
-    boxes = torch.from_numpy(draws.uniform(0.2, 0.4, (most, 4))).float()  # within the picture, overlapping
+    boxes = torch.from_numpy(draws.uniform(0.2, 0.4, (most, 4))).float()  # within the image, overlapping
     labels = torch.from_numpy(draws.integers(0, len(annotations.categories), most))
     return Batch(
-        images=torch.full((chunk, 3, height, width), 127, dtype=torch.uint8),
-        padding=torch.zeros(chunk, height, width, dtype=torch.bool),
-        targets=[Target(labels, boxes, seed) for seed in range(chunk)],
-        indices=[0] * chunk,
-        sizes=[(height, width)] * chunk,
+        images=torch.full((size, 3, height, width), 127, dtype=torch.uint8),
+        padding=torch.zeros(size, height, width, dtype=torch.bool),
+        targets=[Target(labels, boxes, seed) for seed in range(size)],
+        indices=[0] * size,
+        sizes=[(height, width)] * size,
         problems=[],
     )
-
-
-def _worst_size(job: Job, chunk: int) -> tuple[int, int]:
-    """Height and width of the largest picture, or of what an upright and a lying one are padded to."""
-    data, short = job.config.data, max(job.config.data.train_scales)
-    sizes = {resized((h, w), short, data.max_size) for w, h in np.unique(job.data.train.sizes, axis=0).tolist()}
-    if data.crop_chance:
-        least, most = data.crop_size
-        sizes |= {resized(size, short, data.max_size) for size in ((least, most), (most, least))}
-    if chunk == 1:
-        return max(sizes, key=lambda size: size[0] * size[1])
-    return max(h for h, _ in sizes), max(w for _, w in sizes)
 
 
 def memory_limit_mb(device: torch.device) -> float:

@@ -1,6 +1,7 @@
-"""Numbers that are not finite: which picture, which layer and which term of the loss they come from."""
+"""Numbers that are not finite: which image, which layer and which term of the loss they come from."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,49 +12,55 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ...config import Config
+from ...data.annotations import Annotations
 from ...data.batch import Batch
 from ...errors import DivergedError, EnvironmentFault
+from ...losses import criterion
 from ...system.files import write_atomically
-from ..forward import loss_terms
-from ..job import Job
+from ..batches import StepBatches
+from ..context import RunContext
 from ..state import TrainState
+from ..step import forward
 
 SHOWN = 3
 FILE = "diverged.safetensors"
 
 
 class Finding(NamedTuple):
-    """What is wrong with one picture when it is tried alone."""
+    """What is wrong with one image when it is tried alone."""
 
-    picture: str
+    image: str
     layer: str  # the first one whose output, or the one whose gradient, is not finite
     terms: list[str]  # of the loss
 
 
-def diverged(
-    state: TrainState, batches: list[Batch], job: Job, num_boxes: float, bad: list[str], numbers: dict[str, float]
-) -> DivergedError:
-    """Look for the cause, write the batch down, and word the error; every process must ask for it.
+def diverged(state: TrainState, batches: StepBatches, context: RunContext, numbers: dict[str, float]) -> DivergedError:
+    """Look for the cause, write the batch down, and word the error; every rank must ask for it.
 
     Args:
-        bad: names of logged numbers that are not finite.
-        numbers: all of them, if it got that far.
+        numbers: loss terms and gradient norm over all ranks; empty if predictions could not be matched.
     """
+    group, annotations = context.group, context.data.train
+    not_finite = [name for name, value in numbers.items() if not math.isfinite(value)] or ["matching"]
     state.optimizer.zero_grad(set_to_none=True)
-    model = state.parallel.whole(state.model)
-    mine = [found for batch in batches for found in _examine_all(model, batch, job, num_boxes)]
-    everybody = job.group.gather((mine, _tensors(batches, job)))
-    findings = [found for part, _ in everybody for found in part]
-    step = state.progress["step"] + 1
-    facts = {"step": step, "not_finite": bad, "numbers": {key: str(value) for key, value in numbers.items()},
-             "findings": [found._asdict() for found in findings]}  # fmt: skip
-    tensors = {f"rank{rank}/{key}": value for rank, (_, part) in enumerate(everybody) for key, value in part.items()}
-    kept = job.group.on_main(lambda: _keep(job.run / FILE, tensors, {"facts": json.dumps(facts)}))
-    said = f"{', '.join(bad)} is not finite in step {step}: {_worded(findings)}"
-    if state.scaler.is_enabled() and bad == ["grad_norm"]:
-        said = f"gradients overflowed fp16 {state.progress['overflows']} times in a row, up to step {step}"
+    own = [
+        finding
+        for batch in batches.micro_batches
+        for finding in _examine_batch(state.model, batch, annotations, batches.num_boxes, context.config)
+    ]
+    of_ranks = group.gather((own, _tensors(batches.micro_batches, annotations)))
+    findings = [finding for found, _ in of_ranks for finding in found]
+    step = state.progress.step + 1
+    facts = {"step": step, "not_finite": not_finite, "numbers": {key: str(value) for key, value in numbers.items()},
+             "findings": [finding._asdict() for finding in findings]}  # fmt: skip
+    tensors = {f"rank{rank}/{key}": value for rank, (_, part) in enumerate(of_ranks) for key, value in part.items()}
+    kept = group.on_main(lambda: _keep(context.folder / FILE, tensors, {"facts": json.dumps(facts)}))
+    message = f"{', '.join(not_finite)} is not finite in step {step}: {_worded(findings)}"
+    if state.scaler.is_enabled() and not_finite == ["grad_norm"]:
+        message = f"gradients overflowed fp16 {state.progress.overflows} times in a row, up to step {step}"
     return DivergedError(
-        f"{said}. No step was taken with it; checkpoints of {job.run} are as they were, and {kept}; "
+        f"{message}. No weight was changed by that step; checkpoints of {context.folder} are whole, and {kept}; "
         "try a lower --lr, or --amp off"
     )
 
@@ -68,36 +75,38 @@ def _keep(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> s
 
 def _worded(findings: list[Finding]) -> str:
     if not findings:
-        return "no picture of it does that alone"
+        return "no single image of it causes that"
     lines = [
-        f"{found.picture} (layer {found.layer or 'none'}, {', '.join(found.terms[:SHOWN])})"
-        for found in findings[:SHOWN]
+        f"{found.image} (layer {found.layer or 'none'}, {', '.join(found.terms[:SHOWN])})" for found in findings[:SHOWN]
     ]
-    more = f" and {len(findings) - SHOWN} more pictures" if len(findings) > SHOWN else ""
+    more = f" and {len(findings) - SHOWN} more images" if len(findings) > SHOWN else ""
     return f"{', '.join(lines)}{more}"
 
 
-def _examine_all(model: nn.Module, batch: Batch, job: Job, num_boxes: float) -> Iterator[Finding]:
+def _examine_batch(
+    model: nn.Module, batch: Batch, annotations: Annotations, num_boxes: float, config: Config
+) -> Iterator[Finding]:
     for i, index in enumerate(batch.indices):
         images, padding = batch.images[i : i + 1], batch.padding[i : i + 1]
-        alone = batch._replace(images=images, padding=padding, targets=[batch.targets[i]], indices=[index])
-        layer, terms = _examine(model, alone, job, num_boxes)
+        single = batch._replace(images=images, padding=padding, targets=[batch.targets[i]], indices=[index])
+        layer, terms = _examine(model, single, num_boxes, config)
         if terms:
-            yield Finding(str(job.data.train.path(index)), layer, terms)
+            yield Finding(str(annotations.path(index)), layer, terms)
 
 
-def _examine(model: nn.Module, picture: Batch, job: Job, num_boxes: float) -> tuple[str, list[str]]:
-    """The layer where it begins, and what is not finite."""
-    if not _finite(picture.images):
+def _examine(model: nn.Module, single: Batch, num_boxes: float, config: Config) -> tuple[str, list[str]]:
+    """The layer where it starts, and what is not finite, of a batch of one image."""
+    if not _finite(single.images):
         return "input", ["its pixels"]
-    if not _finite(picture.targets[0].boxes):
+    if not _finite(single.targets[0].boxes):
         return "input", ["its boxes"]
     broken: list[str] = []
     hooks = [
         module.register_forward_hook(_noting(name, broken)) for name, module in model.named_modules() if name != ""
     ]
     try:
-        terms = loss_terms(model, picture, job, num_boxes)
+        output, targets = forward(model, single, config)
+        terms = criterion(output, targets, num_boxes, config.loss)
     except DivergedError:
         return broken[0] if broken else "", ["matching"]
     finally:
@@ -106,9 +115,10 @@ def _examine(model: nn.Module, picture: Batch, job: Job, num_boxes: float) -> tu
     if bad := [name for name, value in terms.items() if not _finite(value)]:
         return broken[0] if broken else "", bad
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    found = torch.autograd.grad(torch.stack(list(terms.values())).sum(), [p for _, p in named], allow_unused=True)
-    lost = [name for (name, _), value in zip(named, found, strict=True) if value is not None and not _finite(value)]
-    return (lost[-1].rpartition(".")[0], ["gradient"]) if lost else ("", [])  # the last is where it begins
+    loss = torch.stack(list(terms.values())).sum()
+    grads = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+    bad = [name for (name, _), value in zip(named, grads, strict=True) if value is not None and not _finite(value)]
+    return (bad[-1].rpartition(".")[0], ["gradient"]) if bad else ("", [])  # the last is where it starts
 
 
 def _noting(name: str, broken: list[str]) -> Callable[..., None]:
@@ -123,12 +133,12 @@ def _finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(tensor.isfinite().all())
 
 
-def _tensors(batches: list[Batch], job: Job) -> dict[str, Tensor]:
-    """The batch as the loader gave it, by the name of its picture."""
+def _tensors(batches: list[Batch], annotations: Annotations) -> dict[str, Tensor]:
+    """The batch as the loader gave it, by the names of its images."""
     found = {}
     for batch in batches:
         for i, index in enumerate(batch.indices):
-            name = job.data.train.path(index).name
+            name = annotations.path(index).name
             found[f"{name}/image"] = batch.images[i].contiguous().cpu()
             found[f"{name}/boxes"] = batch.targets[i].boxes.cpu().clone()
             found[f"{name}/labels"] = batch.targets[i].labels.cpu().clone()

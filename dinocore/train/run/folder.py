@@ -1,6 +1,7 @@
-"""The folder of a run: made, refused or taken up again."""
+"""The folder of a run: made, refused or continued."""
 
 import shutil
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from ...presets import config_to_toml, load_config
 from ...system.files import check_writable, write_text
 from ...weights.file import save_weights
 from .checkpoint_folder import NewerCheckpoint, list_checkpoints, set_aside, step_of, tidy, verify_checkpoint
-from .lock import NAME as LOCK
+from .lock import LOCK, OWNER
 
 NEWEST = "auto"
 PARTS = (
@@ -28,15 +29,15 @@ def check_run(run: Path, overwrite: bool) -> None:
     """
     if run.exists() and not run.is_dir():
         raise ConfigError(f"--output-dir {run} is a file; give a folder")
-    if run.is_dir() and any(path.name != LOCK for path in run.iterdir()) and not overwrite:
+    if run.is_dir() and any(path.name not in (LOCK, OWNER) for path in run.iterdir()) and not overwrite:
         raise ConfigError(
             f"{run} is not empty; continue that run with --resume auto, or start anew over it with --overwrite"
         )
     check_writable(run)
 
 
-def make_run(run: Path) -> None:
-    """Make the folder of a run, if it is not there.
+def make_run(run: Path) -> Path:
+    """Make the folder of a run, if it is not there, and return it.
 
     Raises:
         EnvironmentFault: it cannot be made.
@@ -47,6 +48,26 @@ def make_run(run: Path) -> None:
         raise EnvironmentFault(
             f"--output-dir {run} cannot be made: {error.strerror or error}; give a folder that can be written"
         ) from error
+    return run
+
+
+def make_new_run(run: Path) -> Path:
+    """Make a folder of this name, or, where another run has it, with `-2`, `-3` … after it, and return it.
+
+    Raises:
+        EnvironmentFault: it cannot be made.
+    """
+    make_run(run.parent)
+    for number in count(1):
+        folder = run if number == 1 else run.with_name(f"{run.name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise EnvironmentFault(f"{folder} cannot be made: {error.strerror or error}") from error
+        return folder
+    raise AssertionError("there is always a further number")
 
 
 def prepare_run(run: Path, overwrite: bool) -> None:
@@ -102,7 +123,7 @@ def find_checkpoint(run: Path, wanted: str) -> tuple[Path | None, list[str]]:
         verify_checkpoint(path)
         return path, []
     if not found:
-        return None, [f"{run} has no checkpoint yet; it begins with its first step"]
+        return None, [f"{run} has no checkpoint yet; starting at step 1"]
     damaged = []
     for path in reversed(found):
         try:

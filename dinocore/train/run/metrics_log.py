@@ -1,4 +1,4 @@
-"""What a run writes down: `metrics.jsonl` is the truth, anything else that watches may fail without harm."""
+"""What a run writes down: `metrics.jsonl` is the truth, anything else that gets its lines may fail without harm."""
 
 import json
 import os
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...system.files import to_json, write_text
+from ..state import Progress
 
 
-class Watcher(Protocol):
+class RowWriter(Protocol):
     """Gets every line of the log."""
 
     def add(self, row: dict[str, Any]) -> None: ...
@@ -24,14 +25,14 @@ class Watcher(Protocol):
 class MetricsLog:
     """`metrics.jsonl`: one line per step and per evaluation, each once, however often the run was killed."""
 
-    def __init__(self, run: Path, progress: dict[str, Any]):
+    def __init__(self, run: Path, progress: Progress):
         """Take the log up where the checkpoint left it: what was written after it will be written again."""
         self.run = run
         path = run / "metrics.jsonl"
         self._cut(path, progress)
         self.handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self.end = os.fstat(self.handle).st_size
-        self.trouble = ""
+        self.message = ""
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a line, whole or not at all."""
@@ -41,14 +42,14 @@ class MetricsLog:
                 raise OSError(28, "No space left on device")
         except OSError as error:
             os.ftruncate(self.handle, self.end)
-            self.trouble = self.trouble or f"metrics.jsonl cannot be written ({error.strerror}); lines will be missing"
+            self.message = self.message or f"metrics.jsonl cannot be written ({error.strerror}); lines will be missing"
         else:
             self.end += len(line)
 
     def problem(self) -> str:
         """What went wrong since it was last asked."""
-        said, self.trouble = self.trouble, ""
-        return said
+        message, self.message = self.message, ""
+        return message
 
     def sync(self) -> int:
         """Put all lines on the disk; returns the place reached, in bytes."""
@@ -61,59 +62,59 @@ class MetricsLog:
             os.close(self.handle)
             self.handle = -1
 
-    def _cut(self, path: Path, progress: dict[str, Any]) -> None:
+    def _cut(self, path: Path, progress: Progress) -> None:
         content = path.read_bytes() if path.is_file() else b""
-        kept = content[: progress["log_bytes"]]
-        if len(kept) < progress["log_bytes"] or not (kept == b"" or kept.endswith(b"\n")):  # not the log we knew
+        kept = content[: progress.log_bytes]
+        if len(kept) < progress.log_bytes or not (kept == b"" or kept.endswith(b"\n")):  # not the log we knew
             lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
-            kept = b"".join(line for line in lines if _step(line) <= progress["step"])
+            kept = b"".join(line for line in lines if _step(line) <= progress.step)
         if kept != content:
             write_text(path, kept.decode())
 
 
-class Journal:
-    """The log, and all others that watch. A watcher that fails is named once; the run goes on."""
+class MetricsLogger:
+    """The log, and all others that get its lines. A writer that fails is named once; the run goes on."""
 
-    def __init__(self, log: MetricsLog, watchers: Sequence[Watcher] = ()):
+    def __init__(self, log: MetricsLog, writers: Sequence[RowWriter] = ()):
         self.log = log
-        self.watchers: list[Watcher] = [log, *watchers]
-        self.said: set[int] = set()
+        self.writers: list[RowWriter] = [log, *writers]
+        self.reported: set[int] = set()
 
     def add(self, row: dict[str, Any]) -> Iterator[str]:
         """Tell everybody; yields what a user should know."""
-        for number, watcher in enumerate(self.watchers):
+        for number, writer in enumerate(self.writers):
             try:
-                watcher.add(row)
+                writer.add(row)
             except Exception as error:  # a bug: hours of training are worth more
-                yield from self._once(number, f"{type(watcher).__name__} failed ({type(error).__name__}: {error})")
+                yield from self._once(number, f"{type(writer).__name__} failed ({type(error).__name__}: {error})")
         yield from self.problems()
 
     def problems(self) -> Iterator[str]:
-        """What a user should know, once for each watcher."""
-        for number, watcher in enumerate(self.watchers):
-            yield from self._once(number, watcher.problem())
+        """What a user should know, once for each writer."""
+        for number, writer in enumerate(self.writers):
+            yield from self._once(number, writer.problem())
 
     def _once(self, number: int, text: str) -> Iterator[str]:
-        if text and number not in self.said:
-            self.said.add(number)
+        if text and number not in self.reported:
+            self.reported.add(number)
             yield f"{text}; the run goes on"
 
     def sync(self) -> int:
         """The place reached in the log."""
         return self.log.sync()
 
-    def go_back(self, progress: dict[str, Any]) -> None:
+    def go_back(self, progress: Progress) -> None:
         """Forget what was written after a checkpoint."""
         self.log.close()
-        self.log = self.watchers[0] = MetricsLog(self.log.run, progress)
+        self.log = self.writers[0] = MetricsLog(self.log.run, progress)
 
     def close(self) -> None:
         """The end of the run."""
-        for watcher in self.watchers:
-            watcher.close()
+        for writer in self.writers:
+            writer.close()
 
 
-class NoJournal:
+class NoLogger:
     """On processes that write nothing."""
 
     def add(self, row: dict[str, Any]) -> Iterator[str]:
@@ -128,7 +129,7 @@ class NoJournal:
         """No place."""
         return 0
 
-    def go_back(self, progress: dict[str, Any]) -> None:
+    def go_back(self, progress: Progress) -> None:
         """Nothing to forget."""
 
     def close(self) -> None:

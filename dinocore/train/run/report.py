@@ -4,19 +4,21 @@ import importlib.metadata
 import json
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ...data.annotations import Annotations
 from ...data.images import read_image
-from ...errors import DataError, EnvironmentFault
+from ...errors import DataError
 from ...report.judged import ImageDetections, ImageTruth, judged_marks
 from ...report.page import shrink, write_page
 from ...report.parts import MarkedImage
 from ...report.training import RunFacts, training_page
 from ...system.files import to_json, write_text
-from ..job import Job
+from ..context import RunContext
 
 EXAMPLES = "best_examples.json"
 MOST = 24  # pictures
@@ -25,27 +27,27 @@ LOWEST = 0.05  # score of a box that is kept
 BOXES = 100  # of a picture
 
 
-def save_examples(job: Job, epoch: int, results: list[dict[str, Any]]) -> str:
-    """Keep what the best weights found in a few validation pictures; returns what went wrong."""
-    ids = job.data.val.image_ids[_chosen(job)].tolist()
+def save_examples(folder: Path, val: Annotations, epoch: int, results: list[dict[str, Any]]) -> None:
+    """Keep what the best weights found in a few validation images.
+
+    Raises:
+        EnvironmentFault: the file cannot be written.
+    """
+    ids = val.image_ids[_chosen(val)].tolist()
     kept: dict[int, list[dict[str, Any]]] = {image: [] for image in ids}
     for result in results:
         if result["image_id"] in kept and result["score"] >= LOWEST:
             kept[result["image_id"]].append(result)
     found = [row for rows in kept.values() for row in sorted(rows, key=lambda row: -row["score"])[:BOXES]]
-    try:
-        write_text(job.run / EXAMPLES, to_json({"epoch": epoch, "results": found}))
-    except EnvironmentFault as error:
-        return str(error)
-    return ""
+    write_text(folder / EXAMPLES, to_json({"epoch": epoch, "results": found}))
 
 
 class ReportFile:
     """Writes the report anew whenever the log has an evaluation, and once more at the end if more was logged since."""
 
-    def __init__(self, job: Job, facts: dict[str, str]):
-        self.job, self.facts = job, facts
-        self.trouble = ""
+    def __init__(self, context: RunContext, facts: dict[str, str]):
+        self.context, self.facts = context, facts
+        self.message = ""
         self.behind = False
         self.pictures: dict[int, MarkedImage] = {}  # small ones, by place in the split: they are read once
 
@@ -57,8 +59,8 @@ class ReportFile:
 
     def problem(self) -> str:
         """What went wrong since it was last asked."""
-        said, self.trouble = self.trouble, ""
-        return said
+        message, self.message = self.message, ""
+        return message
 
     def close(self) -> None:
         """The end of the run."""
@@ -69,15 +71,19 @@ class ReportFile:
         self.behind = False
         try:
             epoch, pictures = self._examples()
-            settings = self.job.config.model_dump()
-            told = RunFacts(str(self.job.run), self.facts, machine(self.job.device), settings, pictures, epoch)
-            write_page(self.job.run / "report.html", training_page(self.job.run / "metrics.jsonl", told))
+            settings = self.context.config.model_dump()
+            run_facts = RunFacts(
+                str(self.context.folder), self.facts, machine(self.context.device), settings, pictures, epoch
+            )
+            write_page(
+                self.context.folder / "report.html", training_page(self.context.folder / "metrics.jsonl", run_facts)
+            )
         except Exception as error:  # whatever it is, hours of training are worth more
-            self.trouble = f"report.html cannot be written ({type(error).__name__}: {error})"
+            self.message = f"report.html cannot be written ({type(error).__name__}: {error})"
 
     def _examples(self) -> tuple[int, list[MarkedImage]]:
         """The epoch of the best evaluation, and the pictures with what is annotated and what was found in them."""
-        path, val = self.job.run / EXAMPLES, self.job.data.val
+        path, val = self.context.folder / EXAMPLES, self.context.data.val
         if not path.is_file():
             return 0, []
         kept = json.loads(path.read_text(encoding="utf-8"))
@@ -85,7 +91,7 @@ class ReportFile:
         for result in kept["results"]:
             found.setdefault(result["image_id"], []).append(result)
         shown = []
-        for index in _chosen(self.job).tolist():
+        for index in _chosen(val).tolist():
             picture = self._picture(index)
             if picture is not None:
                 scale = picture.image.width / val.sizes[index][0]
@@ -96,17 +102,17 @@ class ReportFile:
 
     def _picture(self, index: int) -> MarkedImage | None:
         if index not in self.pictures:
-            val = self.job.data.val
+            val = self.context.data.val
             try:
-                image = read_image(val.path(index), self.job.config.data)
+                image = read_image(val.path(index), self.context.config.data)
             except DataError:
                 return None  # the evaluation has said so
             self.pictures[index] = shrink(MarkedImage(os.fsdecode(val.file_names[index]), image), SIDE)
         return self.pictures[index]
 
     def _marks(self, index: int, results: list[dict[str, Any]], scale: float) -> list[Any]:
-        val = self.job.data.val
-        categories = self.job.data.train.categories
+        val = self.context.data.val
+        categories = self.context.data.train.categories
         rows = val.objects(index)
         classes = {category.id: k for k, category in enumerate(categories)}
         labels = np.array([classes[result["category_id"]] for result in results], dtype=np.int64)
@@ -128,9 +134,9 @@ def machine(device: torch.device) -> dict[str, str]:
     return facts | {name: importlib.metadata.version(name) for name in names}
 
 
-def _chosen(job: Job) -> np.ndarray:
-    """Which validation pictures are shown: evenly spread over the split."""
-    total = len(job.data.val.image_ids)
+def _chosen(val: Annotations) -> np.ndarray:
+    """Which validation images are shown: evenly spread over the split."""
+    total = len(val.image_ids)
     return np.unique(np.linspace(0, total - 1, min(total, MOST)).round().astype(int))
 
 

@@ -1,4 +1,4 @@
-"""Others that watch a run, each in a thread of its own: slow, blocked or failing, it costs the training nothing."""
+"""Where else metrics go, each in a thread of its own: slow, blocked or failing, it costs the training nothing."""
 
 import importlib.util
 import queue
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from ...config import TrainConfig
 
-WAITING = 1000  # lines that may wait for a slow watcher
+MAX_WAITING = 1000  # lines that may wait for a slow sink
 PATIENCE = 1.0  # seconds that the end of a run waits for it
 
 
@@ -22,13 +22,13 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-class Apart:
+class BackgroundWriter:
     """A sink in a thread of its own. After its first failure it gets nothing more."""
 
     def __init__(self, name: str, make: Callable[[], Sink]):
         self.name = name
-        self.rows: queue.Queue[dict[str, Any] | None] = queue.Queue(WAITING)
-        self.trouble = ""
+        self.rows: queue.Queue[dict[str, Any] | None] = queue.Queue(MAX_WAITING)
+        self.message = ""
         self.failed = False
         self.thread = threading.Thread(target=self._work, args=(make,), daemon=True, name=name)
         self.thread.start()
@@ -40,12 +40,12 @@ class Apart:
         try:
             self.rows.put_nowait(row)
         except queue.Full:
-            self.trouble = f"{self.name} is too slow; it misses lines that metrics.jsonl has"
+            self.message = f"{self.name} is too slow; it misses lines that metrics.jsonl has"
 
     def problem(self) -> str:
         """What went wrong since it was last asked."""
-        said, self.trouble = self.trouble, ""
-        return said
+        message, self.message = self.message, ""
+        return message
 
     def close(self) -> None:
         """Let it finish, if it can do so soon."""
@@ -64,7 +64,7 @@ class Apart:
             sink.close()
         except Exception as error:  # of whatever kind: it is not ours
             self.failed = True
-            self.trouble = f"{self.name} failed ({type(error).__name__}: {error}) and gets no more lines"
+            self.message = f"{self.name} failed ({type(error).__name__}: {error}) and gets no more lines"
 
 
 class TensorBoard:
@@ -89,11 +89,11 @@ class TensorBoard:
         self.writer.close()
 
 
-def watchers(run: Path, config: TrainConfig, step: int) -> list[Apart]:
-    """Those that are wanted and installed."""
+def sinks(run: Path, config: TrainConfig, step: int) -> list[BackgroundWriter]:
+    """Those that are configured and installed."""
     if config.tensorboard == "off" or importlib.util.find_spec("tensorboard") is None:
         return []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own dependencies
         from torch.utils.tensorboard.writer import SummaryWriter  # here: a fork while a thread imports may hang
-    return [Apart("TensorBoard", lambda: TensorBoard(SummaryWriter, run / "tensorboard", step))]
+    return [BackgroundWriter("TensorBoard", lambda: TensorBoard(SummaryWriter, run / "tensorboard", step))]

@@ -1,0 +1,98 @@
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..options import Json
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from dinocore.config import DataConfig
+
+NUM_IMAGES = 4
+
+
+def export(
+    weights: Annotated[str, typer.Argument(help="A file, a run, a name of `dino weights`, or bundled.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .onnx, .xml (OpenVINO) or .pt2.")],
+    format: Annotated[str, typer.Option("--format", "-f", help="onnx, openvino, torch-export or aoti.")] = "onnx",
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Height and width of the canvas; default: every image of evaluation fits."),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="float32, or int8: products of encoder and decoder.")] = "float32",
+    pixels: Annotated[str, typer.Option(help="Type of the input: uint8 or float32, 0 to 255 in both.")] = "uint8",
+    max_dets: Annotated[int | None, typer.Option(min=1, help="Detections per image; default: the model's own.")] = None,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Least score that users of the file see by default.")
+    ] = 0.3,
+    images: Annotated[
+        list[str], typer.Option(help="Images to compare on; default: of the training data, else drawn ones.")
+    ] = [],  # noqa: B006
+    json: Json = False,
+) -> None:
+    """Write weights as a file that runs without PyTorch, and compare it with the model.
+
+    Example: dino export runs/mine/best.safetensors --format onnx --out dino.onnx
+    """
+    from dinocore.errors import ConfigError
+    from dinocore.export.export import PIXELS, Request, export_weights
+    from dinocore.export.write import check_format
+    from dinocore.system.files import check_writable
+    from dinocore.weights.file import load_weights
+
+    from ..console import print_facts, print_json, say
+    from ..weights_option import find_weights
+    from .benchmark import _size
+
+    check_format(format, precision, out)
+    if pixels not in PIXELS:
+        raise ConfigError(f"--pixels {pixels} is not known; choose {' or '.join(PIXELS)}")
+    canvas = None if size is None else _size(size)
+    check_writable(out.parent)
+    where = find_weights(weights)
+    content = load_weights(where)
+    shown = _images(images, content.config.data)
+    request = Request(format, out, precision, canvas, pixels, max_dets, threshold)
+    done = export_weights(content, where, request, shown, say)
+    facts = {
+        "files": [str(file) for file in done.files],
+        "bytes": sum(file.stat().st_size for file in done.files),
+        "format": format,
+        "precision": precision,
+        "canvas": f"{done.info['canvas'][0]}x{done.info['canvas'][1]}",
+        "compared": done.difference.compared,
+        "score_difference": done.difference.score,
+        "box_difference_pixels": done.difference.box,
+    }
+    if json:
+        print_json(facts)
+    else:
+        print_facts(facts | {"files": ", ".join(facts["files"])})
+
+
+def _images(given: list[str], config: "DataConfig") -> "list[Image.Image | Path]":
+    """The images to compare on, and a line about where they are from unless they were named."""
+    from PIL import Image
+
+    from dinocore.data.dataset import open_split
+    from dinocore.data.images import read_image
+    from dinocore.data.synthetic.sample import draw_smear
+    from dinocore.errors import DataError
+
+    from ..console import say, warn
+    from ..inputs import expand
+
+    if given:
+        return [read_image(item.path, config) for item in expand(given)[0][:NUM_IMAGES]]
+    if config.path:
+        try:
+            data = open_split(config, "val", None)
+            files = [data.path(i) for i in range(min(NUM_IMAGES, len(data.image_ids)))]
+            say(f"comparing on images of {data.file}")
+            return [read_image(file, config) for file in files]
+        except DataError as error:
+            warn(f"the training data cannot be used to compare on ({error})")
+    say("comparing on drawn images of blood cells; --images FILE for others")
+    return [Image.fromarray(draw_smear(7, i, size)[0]) for i, size in enumerate([(640, 480), (480, 640), (500, 375)])]

@@ -1,0 +1,188 @@
+"""What `dino predict` does with a film, a camera or a stream: frame by frame, in memory that does not grow."""
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import numpy as np
+from PIL import Image
+from rich.progress import Progress
+
+from dinocore.data.images import VIDEOS
+from dinocore.detections_io import as_found
+from dinocore.draw.boxes import Box, class_color, draw_boxes
+from dinocore.errors import ConfigError, DataError, Interrupted
+from dinocore.image_stream import PreparedImage, detect_stream, prepare
+from dinocore.predict import Detections
+from dinocore.system.files import check_writable
+from dinocore.video import Damaged, Film, FilmWriter, Frame, Tracker, open_film
+from dinocore.words import counted
+
+from ..console import say, stderr, warn
+from ..signals import ending_early
+from .predict import Wanted, Work, check_wanted, open_work
+
+SAY_EVERY = 30  # seconds, where nobody watches a bar
+MOST_DAMAGE = 10  # places that are named
+LOW_SCORE = 0.1  # tracks hold on to objects that are seen this badly for a while
+
+
+class FilmOptions(NamedTuple):
+    """The options that only films have."""
+
+    save_video: Path | None
+    every: int
+    start: float
+    end: float | None
+    track: bool
+
+
+def predict_film(source: str, wanted: Wanted, options: FilmOptions, weights: str | None, device: str, amp: str) -> None:
+    """Detect in the frames of a film; write lines of JSON and a film with the boxes drawn in.
+
+    Raises:
+        DataError: it cannot be opened, or has no frame that can be decoded.
+        Interrupted: a signal came; what was found so far is written, and the film is finished.
+    """
+    wanted = _checked(wanted, options)
+    with ExitStack() as stack:
+        film = stack.enter_context(open_film(source))
+        rate = film.rate / options.every
+        track = Tracker(rate, wanted.threshold) if options.track else None
+        work = open_work(wanted, weights, device, amp)
+        ended = stack.enter_context(ending_early())
+        lines = stack.enter_context(wanted.out.open("w", encoding="utf-8")) if wanted.out else None
+        writer = FilmWriter(options.save_video, rate) if options.save_video else None
+        if writer:
+            stack.callback(writer.close)
+        count = objects = 0
+        damaged: list[Damaged] = []
+        bar = stack.enter_context(Progress(console=stderr, disable=not stderr.is_terminal, transient=True))
+        frames = _watched(film, options, bar, ended)
+        for frame, detections in _detected(work, frames, damaged, film.frames is None):
+            row = _row(source, frame, detections, work, track)
+            _put(row, lines, wanted.json or not (lines or writer))
+            if writer:
+                writer.add(_drawn(frame, row, work))
+            count += 1
+            objects += len(row["detections"])
+        stopped = ended()
+    for place in damaged[:MOST_DAMAGE]:
+        warn(f"{source} is damaged after frame {place.after}: {place.reason}")
+    if len(damaged) > MOST_DAMAGE:
+        warn(f"{source} is damaged at {len(damaged)} places; the first {MOST_DAMAGE} are above")
+    if not count and not stopped:
+        raise DataError(f"{source} has no frame that can be decoded between these times", where=source,
+                        fix="give other --start and --end")  # fmt: skip
+    done = f"{counted(objects, 'detection')} in {counted(count, 'frame')}"
+    say(": ".join([done, ", ".join(str(path) for path in (wanted.out, options.save_video) if path)]).removesuffix(": "))
+    if stopped:
+        raise Interrupted(f"interrupted after {counted(count, 'frame')}, which are written", stopped)
+
+
+def _checked(wanted: Wanted, options: FilmOptions) -> Wanted:
+    """Refuse what a film cannot have, before any work."""
+    if wanted.save_images is not None:
+        raise ConfigError("--save-images is for images; a film with boxes drawn in is --save-video out.mp4")
+    if wanted.resume:
+        raise ConfigError("a film is not resumed; begin where it ended with --start SECONDS and another --out")
+    if wanted.out is not None and wanted.out.suffix.lower() != ".jsonl":
+        raise ConfigError(f"a film gives a line of JSON per frame; try --out {wanted.out.with_suffix('.jsonl')}")
+    if wanted.format not in ("auto", "jsonl"):
+        raise ConfigError(f"a film gives a line of JSON per frame, not --format {wanted.format}; leave it out")
+    if options.end is not None and options.end <= options.start:
+        raise ConfigError(f"--end {options.end:g} is not after --start {options.start:g}; give a later --end")
+    if options.save_video is not None:
+        if options.save_video.suffix.lower() not in VIDEOS:
+            raise ConfigError(f"--save-video {options.save_video} must end in one of {' '.join(VIDEOS)}")
+        if options.save_video.is_dir():
+            raise ConfigError(f"--save-video {options.save_video} is a folder; give a file")
+        check_writable(options.save_video.parent)
+        options.save_video.parent.mkdir(parents=True, exist_ok=True)
+    wanted = check_wanted(wanted._replace(format="jsonl"))
+    if wanted.out is not None:
+        wanted.out.parent.mkdir(parents=True, exist_ok=True)
+    return wanted
+
+
+def _watched(film: Film, options: FilmOptions, bar: Progress, ended: Callable[[], int]) -> Iterator[Frame | Damaged]:
+    """The frames, until a signal comes; how far it is and how long it will take is shown."""
+    last = film.frames if options.end is None else round(options.end * film.rate)
+    first = round(options.start * film.rate)
+    task = bar.add_task("predicting", total=None if last is None else max(1, last - first))
+    begun = said = time.monotonic()
+    for frame in film.read(options.every, options.start, options.end):
+        if isinstance(frame, Frame):
+            done = frame.number - first
+            bar.update(task, completed=done)
+            now = time.monotonic()
+            if bar.disable and now - said > SAY_EVERY:
+                said = now
+                left = "" if not last or not done else f", {(now - begun) * (last - first - done) / done:.0f} s left"
+                say(f"frame {frame.number}" + (f" of {last}{left}" if last else ""))
+        yield frame
+        if ended():
+            return
+
+
+def _detected(
+    work: Work, frames: Iterator[Frame | Damaged], damaged: list[Damaged], live: bool
+) -> Iterator[tuple[Frame, Detections]]:
+    """Each frame with what was found in it; a live picture does not wait for others to fill a batch."""
+    waiting: deque[Frame] = deque()
+
+    def prepared() -> Iterator[PreparedImage]:
+        import torch
+
+        for frame in frames:
+            if isinstance(frame, Damaged):
+                damaged.append(frame)
+                continue
+            waiting.append(frame)
+            pixels = torch.from_numpy(frame.pixels).permute(2, 0, 1)
+            yield prepare(pixels, work.detector.config.data, work.slicing)
+
+    size = 1 if live and work.wanted.batch_size == "auto" else work.wanted.batch_size
+    for detections in detect_stream(work.detector, prepared(), size):
+        yield waiting.popleft(), detections
+
+
+def _row(source: str, frame: Frame, detections: Detections, work: Work, track: Tracker | None) -> dict[str, Any]:
+    """One line of --out: as for an image, with number and time of the frame, and with `track` in each detection."""
+    size, threshold = frame.pixels.shape[:2], work.wanted.threshold
+    head = {"file": source, "frame": frame.number, "seconds": round(frame.seconds, 3)}
+    if track is None:
+        found = as_found(source, size, detections, work.detector.categories, threshold)
+        return head | found._asdict()
+    sure = detections.scores >= min(LOW_SCORE, threshold)
+    some = work.detector.named(detections.labels[sure], detections.scores[sure], detections.boxes_xyxy[sure])
+    found = as_found(source, size, some, work.detector.categories, 0)
+    rows = [
+        d | {"track": None if identity < 0 else identity}
+        for d, identity in zip(found.detections, track(some), strict=True)
+        if d["score"] >= threshold or identity >= 0
+    ]
+    return head | found._asdict() | {"detections": rows}
+
+
+def _put(row: dict[str, Any], lines: TextIO | None, to_stdout: bool) -> None:
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    if lines:
+        lines.write(text + "\n")
+        lines.flush()
+    if to_stdout:
+        stdout.file.write(text + "\n")
+
+
+def _drawn(frame: Frame, row: dict[str, Any], work: Work) -> Image.Image:
+    numbers = {category.name: k for k, category in enumerate(work.detector.categories)}
+    boxes = []
+    for d in reversed(row["detections"]):
+        known = d.get("track") is not None
+        text = f"{d['label']} {d['track']}" if known else f"{d['label']} {d['score']:.2f}"
+        boxes.append(Box(d["box_xyxy"], class_color(d["track"] if known else numbers[d["label"]]), text))
+    return draw_boxes(Image.fromarray(np.asarray(frame.pixels)), boxes)

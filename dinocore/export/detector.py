@@ -1,0 +1,114 @@
+"""An exported file in the place of a detector: for `dino predict`, `dino eval` and `dino benchmark`."""
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from ..config import Config
+from ..data.annotations import Category
+from ..data.batch import Batch
+from ..errors import CheckpointError, DataError, EnvironmentFault
+from ..predict import Detections
+from .runtime import ExportedDetector, suppress
+
+SUFFIXES = (".onnx", ".xml")
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a file of weights is one that a runtime reads."""
+    return path.suffix.lower() in SUFFIXES
+
+
+class FileDetector:
+    """A detector whose numbers come from ONNX Runtime or OpenVINO; it is used as `dinocore.predict.Detector` is."""
+
+    def __init__(self, path: Path, threads: int = 0):
+        """
+        Raises:
+            CheckpointError: the file is damaged or is not ours.
+            EnvironmentFault: its runtime is not installed.
+        """
+        try:
+            self.runtime = ExportedDetector(path, threads)
+        except ImportError as error:
+            extra = "openvino" if path.suffix == ".xml" else "export"
+            raise EnvironmentFault(
+                f"{path} takes a runtime that is not installed ({error}); pip install 'dino-detector[{extra}]'"
+            ) from error
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
+        self.device = torch.device("cpu")
+        info = self.runtime.info
+        try:
+            limits = {"nms_iou": info["nms_iou"], "max_dets": info["max_dets"]}
+            self.config = Config.model_validate({"data": info["data"], "eval": limits})
+            self.categories = [Category(i, name) for i, name in zip(info["ids"], info["names"], strict=True)]
+        except (KeyError, ValueError, ValidationError) as error:
+            raise CheckpointError(f"{path} describes itself in a way that cannot be read; export it again") from error
+
+    def detect_batch(self, batch: Batch) -> list[Detections]:
+        """Detections of each image of a batch that was resized for evaluation, in pixels of the image on the disk."""
+        canvas = self.runtime.info["canvas"]
+        images = []
+        for image, outside in zip(batch.images, batch.padding, strict=True):
+            height, width = int((~outside[:, 0]).sum()), int((~outside[0]).sum())
+            images.append(fit(image[:, :height, :width], (canvas[0], canvas[1])).permute(1, 2, 0).numpy())
+        pixels, sizes = self.runtime.place(images)
+        rows = self._asked(lambda: self.runtime.run(pixels, sizes))
+        found = []
+        for labels, scores, boxes, (height, width), (h, w) in zip(*rows, batch.sizes, sizes, strict=True):
+            kept = suppress(boxes, labels, self.config.eval.nms_iou)[: self.config.eval.max_dets]
+            scaled = boxes[kept] * np.array([width / w, height / h] * 2, np.float32)
+            found.append(self.named(*map(torch.from_numpy, (labels[kept], scores[kept], scaled))))
+        return found
+
+    def named(self, labels: Tensor, scores: Tensor, boxes_xyxy: Tensor) -> Detections:
+        """Detections with the names of their classes."""
+        return Detections(labels, scores, boxes_xyxy, tuple(self.categories[k].name for k in labels.tolist()))
+
+    def _asked(self, call: Callable[[], Any]) -> Any:
+        """What the runtime answers; its own errors in words."""
+        try:
+            return call()
+        except (ValueError, RuntimeError) as error:
+            raise DataError(f"the exported file did not run: {str(error).splitlines()[0]}") from error
+
+
+def fit(image: Tensor, canvas: tuple[int, int]) -> Tensor:
+    """Shrink (3, h, w) to the canvas where it is larger."""
+    height, width = image.shape[1:]
+    shrink = min(1.0, canvas[0] / height, canvas[1] / width)
+    if shrink == 1.0:
+        return image
+    return F.resize(image, [max(1, int(height * shrink)), max(1, int(width * shrink))], antialias=True)
+
+
+class Speed(NamedTuple):
+    """How fast an exported file is here."""
+
+    latency_p50_s: float
+    latency_p90_s: float
+    images_per_s: float
+
+
+def measure_file(detector: FileDetector, batch: int, repeats: int) -> Speed:
+    """Time calls of the runtime on canvases of noise, after two to warm up."""
+    height, width = detector.runtime.info["canvas"]
+    images = np.random.default_rng(0).integers(0, 256, (batch, height, width, 3)).astype(np.uint8)
+    sizes = np.tile([height, width], (batch, 1))
+    seconds = []
+    for _ in range(2 + repeats):
+        start = time.perf_counter()
+        detector.runtime.run(images, sizes)
+        seconds.append(time.perf_counter() - start)
+    ranked = sorted(seconds[2:])
+    median = statistics.median(ranked)
+    return Speed(median, ranked[round(0.9 * (len(ranked) - 1))], batch / median)

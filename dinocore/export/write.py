@@ -1,0 +1,121 @@
+"""One traced detector as a file of each format, with what a user of the file needs to know inside it."""
+
+import importlib.util
+import json
+import logging
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from ..errors import ConfigError, EnvironmentFault
+from .graph import INPUTS, OUTPUTS
+
+OPSET = 18  # from 20 on, TensorRT reads GridSample as nearest (NVIDIA/TensorRT#4646)
+PRECISIONS = ("float32", "int8")
+METADATA = "dino"  # the key of the file's own metadata
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep exporters' remarks about their own work away; stdout is for results, and errors are raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def write_onnx(program: ExportedProgram, path: Path, info: dict[str, Any]) -> list[Path]:
+    """An .onnx file with standard operators only, opset 18."""
+    import onnx
+
+    with quiet():
+        exported = torch.onnx.export(
+            program, (), dynamo=True, opset_version=OPSET, input_names=list(INPUTS), output_names=list(OUTPUTS),
+            verbose=False,
+        )  # fmt: skip
+    if exported is None:
+        raise RuntimeError("torch.onnx.export gave nothing")
+    model = exported.model_proto
+    if info["precision"] == "int8":
+        from .quantize import quantize_linears
+
+        quantize_linears(model)
+    onnx.helper.set_model_props(model, {METADATA: json.dumps(info)})
+    onnx.save(model, path)
+    return [path]
+
+
+def write_openvino(program: ExportedProgram, path: Path, info: dict[str, Any]) -> list[Path]:
+    """An .xml file and its .bin, straight from the traced graph."""
+    import openvino
+
+    with quiet():
+        model = openvino.convert_model(program)
+    for port, name in zip([*model.inputs, *model.outputs], [*INPUTS, *OUTPUTS], strict=True):
+        port.get_tensor().set_names({name})
+    model.set_rt_info(json.dumps(info), [METADATA])
+    openvino.save_model(model, path, compress_to_fp16=False)
+    return [path, path.with_suffix(".bin")]
+
+
+def write_torch_export(program: ExportedProgram, path: Path, info: dict[str, Any]) -> list[Path]:
+    """A .pt2 file for `torch.export.load`."""
+    with quiet():
+        torch.export.save(program, path, extra_files={METADATA: json.dumps(info)})
+    return [path]
+
+
+def write_aoti(program: ExportedProgram, path: Path, info: dict[str, Any]) -> list[Path]:
+    """A .pt2 file of machine code for this kind of CPU, for `torch._inductor.aoti_load_package`."""
+    import torch._inductor
+
+    configs = {"aot_inductor.metadata": {METADATA: json.dumps(info)}}
+    with quiet():
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
+    return [path]
+
+
+FORMATS: dict[str, tuple[Callable[[ExportedProgram, Path, dict[str, Any]], list[Path]], str, Sequence[str], str]] = {
+    # what writes it, its suffix, the packages that it takes, and the extra that has them
+    "onnx": (write_onnx, ".onnx", ("onnx", "onnxscript", "onnxruntime"), "export"),
+    "openvino": (write_openvino, ".xml", ("openvino",), "openvino"),
+    "torch-export": (write_torch_export, ".pt2", (), ""),
+    "aoti": (write_aoti, ".pt2", (), ""),
+}
+
+
+def check_format(name: str, precision: str, out: Path) -> None:
+    """Find out before the work whether a file can be written so.
+
+    Raises:
+        ConfigError: no such format or precision, or another suffix than the format's.
+        EnvironmentFault: a package or a compiler is not installed.
+    """
+    if name not in FORMATS:
+        raise ConfigError(f"there is no format `{name}`; choose {', '.join(FORMATS)}")
+    _, suffix, packages, extra = FORMATS[name]
+    if precision not in PRECISIONS:
+        raise ConfigError(f"there is no precision `{precision}`; choose {' or '.join(PRECISIONS)}")
+    if precision == "int8" and name != "onnx":
+        raise ConfigError(f"--precision int8 is written as ONNX only, not as {name}; use --format onnx")
+    if out.suffix != suffix:
+        raise ConfigError(f"--out {out} should end in {suffix} for --format {name}; try {out.with_suffix(suffix)}")
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; give a file, such as {out / ('model' + suffix)}")
+    if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
+        raise EnvironmentFault(
+            f"--format {name} takes {', '.join(missing)}; install it: pip install 'dino-detector[{extra}]'"
+        )
+    if name == "aoti" and not (shutil.which("g++") or shutil.which("clang++")):
+        raise EnvironmentFault("--format aoti takes a C++ compiler; install g++, or use --format onnx")

@@ -1,0 +1,186 @@
+"""The service: POST an image, get the JSON of `dino predict`. No file of the server can be read through it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import torch
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+
+from ..data.images import decode_image
+from ..data.transforms import to_tensor
+from ..detections_io import as_found
+from ..errors import DataError, DinoError
+from ..image_stream import View, as_batch, prepare
+from ..predict import Detector
+from .batcher import Answer, Batcher
+from .metrics import Metrics
+
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob:; connect-src 'self'"
+DECODING_AT_ONCE = 2  # a decoded image may take a hundred times the memory of its file
+CODES = {
+    413: "SERVE-LARGE", 422: "SERVE-QUERY", 429: "SERVE-BUSY", 500: "BUG", 503: "SERVE-STOPPING", 504: "SERVE-TIME"
+}  # fmt: skip
+
+
+class Limits(NamedTuple):
+    """What the service bears."""
+
+    batch_size: int = 16
+    requests: int = 64  # in work or waiting; further ones get 429
+    seconds: float = 30  # for a request from its first byte on; then 504
+    bytes: int = 20 * 2**20  # of an image file; larger ones get 413
+    pixels: int = 50_000_000  # of a decoded image; larger ones get 413
+
+
+class Refusal(Exception):
+    """A request ends with a status and a reason."""
+
+    def __init__(self, status: int, what: str, fix: str, code: str = ""):
+        super().__init__(what)
+        self.status, self.what, self.fix, self.code = status, what, fix, code or CODES[status]
+
+    def response(self) -> JSONResponse:
+        """As JSON, in the form of `--json`'s errors."""
+        headers = {"Retry-After": "1"} if self.status in (429, 503) else {}
+        error = {"code": self.code, "what": self.what, "where": None, "fix": self.fix}
+        return JSONResponse({"error": error}, self.status, headers)
+
+
+class Service:
+    """A detector, its queue, and what is counted."""
+
+    def __init__(self, detector: Detector, limits: Limits):
+        self.limits = limits
+        self.detector = detector
+        pixels = min(limits.pixels, detector.config.data.max_pixels)
+        self.data = detector.config.data.model_copy(update={"max_pixels": pixels})
+        side = self.data.eval_scale
+        detector.detect_batch(as_batch([View(torch.zeros(3, side, side, dtype=torch.uint8), (side, side))]))  # compiles
+        self.batcher = Batcher(detector, limits.batch_size)
+        self.metrics = Metrics()
+        self.decoding = asyncio.Semaphore(DECODING_AT_ONCE)
+        self.active = 0
+
+    async def answer(self, request: Request) -> Response:
+        """The response to one image; it never raises."""
+        begun = time.monotonic()
+        try:
+            response = await self._bounded(request)
+        except Refusal as refusal:
+            response = refusal.response()
+        except DataError as error:
+            large = error.code == "DATA-IMAGE-LARGE"
+            response = Refusal(413 if large else 415, error.what, error.fix, error.code).response()
+        except DinoError as error:
+            response = Refusal(500, error.what, error.fix, error.code).response()
+        except Exception as error:  # one request must not end the service; the reason goes to its log, not outside
+            import logging
+
+            logging.getLogger("dinocore.serve").error("a request failed: %s: %s", type(error).__name__, error)
+            response = Refusal(500, "the detector failed on this image", "see the log of the service").response()
+        self.metrics.add(response.status_code, time.monotonic() - begun)
+        return response
+
+    async def _bounded(self, request: Request) -> Response:
+        """With the limits of number and time."""
+        if self.active >= self.limits.requests:
+            raise Refusal(429, f"{self.active} requests are in work already", "send it again in a second")
+        self.active += 1
+        try:
+            threshold, proposals, name = _query(request)
+            view, answer = await asyncio.wait_for(self._detect(request), self.limits.seconds)
+        except TimeoutError:
+            raise Refusal(504, f"it took more than {self.limits.seconds:g} s", "send it again, or smaller") from None
+        finally:
+            self.active -= 1
+        found = as_found(name, view.size, answer.detections, self.detector.categories, threshold)
+        row: dict[str, Any] = found._asdict()
+        if proposals:
+            row["proposals"] = [
+                {"score": round(score, 6), "box_xyxy": [round(value, 2) for value in box]}
+                for score, box in answer.proposals[:proposals]
+            ]
+        return JSONResponse(row)
+
+    async def _detect(self, request: Request) -> tuple[View, Answer]:
+        content = await self._body(request)
+        async with self.decoding:
+            view = await asyncio.to_thread(self._view, content)
+        del content
+        return view, await asyncio.wrap_future(self.batcher.submit(view))
+
+    async def _body(self, request: Request) -> bytes:
+        """The request's bytes, of which no more are taken than is allowed."""
+        most = self.limits.bytes
+        parts, size = [], 0
+        said = request.headers.get("content-length", "")
+        large = said.isdecimal() and int(said) > most
+        if not large:
+            async for part in request.stream():
+                size += len(part)
+                if large := size > most:
+                    break
+                parts.append(part)
+        if large:
+            raise Refusal(413, f"the image has more than {most} bytes", "send a smaller file")
+        if not size:
+            fix = "curl --data-binary @image.jpg http://HOST:PORT/predict"
+            raise Refusal(422, "the request has no body; it must be the bytes of one image", fix)
+        return b"".join(parts)
+
+    def _view(self, content: bytes) -> View:
+        image = decode_image(content, self.data)
+        return next(prepare(to_tensor(image), self.data).views(self.data))
+
+
+def _query(request: Request) -> tuple[float, int, str]:
+    """threshold, number of proposals, and name, as the address says."""
+    query = request.query_params
+    try:
+        threshold, proposals = float(query.get("threshold", "0.3")), int(query.get("proposals", "0"))
+    except ValueError:
+        threshold, proposals = -1.0, 0
+    if not (0 <= threshold <= 1 and 0 <= proposals <= 100):
+        raise Refusal(422, "threshold must be a number from 0 to 1, proposals one from 0 to 100", "?threshold=0.3")
+    return threshold, proposals, query.get("name", "-")[:255]
+
+
+def make_app(detector: Detector, limits: Limits) -> FastAPI:
+    """The service of a detector as an ASGI application.
+
+    Routes: `POST /predict`, `GET /` (a page), `GET /health`, `GET /metrics`.
+    """
+    service = Service(detector, limits)
+    page = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(service.batcher.stop)
+
+    app = FastAPI(lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.post("/predict")
+    async def predict(request: Request) -> Response:
+        return await service.answer(request)
+
+    @app.get("/")
+    async def show() -> Response:
+        return HTMLResponse(page, headers={"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"})
+
+    @app.get("/health")
+    async def health() -> Response:
+        alive = service.batcher.alive
+        return JSONResponse({"status": "ok" if alive else "the detector has ended"}, 200 if alive else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        gauges = {"requests_active": service.active, "batches": service.batcher.batches}
+        return PlainTextResponse(service.metrics.text(gauges), media_type="text/plain; version=0.0.4")
+
+    return app

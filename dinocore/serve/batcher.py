@@ -1,0 +1,101 @@
+"""Requests to batches: one thread computes, and whatever waits when it is free goes together where shapes are equal."""
+
+import queue
+import threading
+from concurrent.futures import Future
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..boxes import to_xyxy
+from ..image_stream import View, as_batch
+from ..predict import Detections, Detector
+
+
+class Answer(NamedTuple):
+    """What a request gets."""
+
+    detections: Detections
+    proposals: list[tuple[float, list[float]]]  # score and xyxy in pixels of the first stage's boxes, best first
+
+
+class Waiting(NamedTuple):
+    """A request in the queue."""
+
+    view: View
+    answer: "Future[Answer]"  # cancelled where nobody waits for it any more
+
+
+class Batcher:
+    """A detector behind a queue."""
+
+    def __init__(self, detector: Detector, batch_size: int, most_proposals: int = 100):
+        self.detector = detector
+        self.batch_size = batch_size
+        self.most_proposals = most_proposals
+        self.queue: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
+        self.batches = 0
+        self.thread = threading.Thread(target=self._work, name="detector", daemon=True)
+        self.thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still computes."""
+        return self.thread.is_alive()
+
+    def submit(self, view: View) -> "Future[Answer]":
+        """Queue an image."""
+        answer: Future[Answer] = Future()
+        self.queue.put(Waiting(view, answer))
+        return answer
+
+    def stop(self) -> None:
+        """Compute what is queued, and end."""
+        self.queue.put(None)
+        self.thread.join()
+
+    def _work(self) -> None:
+        running = True
+        while running:
+            taken = [self.queue.get()]
+            while len(taken) < self.batch_size and not self.queue.empty():
+                taken.append(self.queue.get())
+            running = None not in taken
+            groups: dict[torch.Size, list[Waiting]] = {}
+            for waiting in taken:
+                if waiting is not None and waiting.answer.set_running_or_notify_cancel():
+                    groups.setdefault(waiting.view.image.shape, []).append(waiting)
+            for group in groups.values():
+                self._answer(group)
+
+    def _answer(self, group: list[Waiting]) -> None:
+        """Compute a batch; if it fails each image alone, so that a bad one costs only itself."""
+        try:
+            answers = self._detect([waiting.view for waiting in group])
+        except Exception as error:  # whatever it is, the service goes on
+            if len(group) == 1:
+                group[0].answer.set_exception(error)
+                return
+            for waiting in group:
+                self._answer([waiting])
+            return
+        for waiting, answer in zip(group, answers, strict=True):
+            waiting.answer.set_result(answer)
+
+    def _detect(self, views: list[View]) -> list[Answer]:
+        batch = as_batch(views)
+        output = self.detector.forward(batch)
+        found = self.detector.select(output.final, batch.sizes)
+        self.batches += 1
+        scores = output.proposals.logits.float().sigmoid().amax(-1).cpu()  # (B, N)
+        boxes = to_xyxy(output.proposals.boxes.float()).clamp(0, 1).cpu()  # (B, N, 4)
+        return [
+            Answer(detections, self._proposals(scores[i], boxes[i], batch.sizes[i]))
+            for i, detections in enumerate(found)
+        ]
+
+    def _proposals(self, scores: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[tuple[float, list[float]]]:
+        best = scores.topk(min(self.most_proposals, len(scores)))
+        pixels = boxes[best.indices] * torch.tensor([size[1], size[0]] * 2)
+        return list(zip(best.values.tolist(), pixels.tolist(), strict=True))

@@ -1,0 +1,84 @@
+"""What is trained, on what, where and with whom."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ..config import Config
+from ..data.annotations import Annotations
+from ..data.check.fitness import check_fitness
+from ..data.dataset import DataSet
+from ..data.findings import Findings
+from ..evaluate.backends import choose_backend
+from ..system.device import pick_precision
+from ..system.processes import SingleProcess
+from ..words import counted
+from .batches import micro_batch_size, share_of_batch
+from .optim import describe_lr
+from .state import TrainState
+
+
+class RunContext(NamedTuple):
+    """What a whole run is given, and never changes but for `config.train.micro_batch_size`."""
+
+    config: Config
+    data: DataSet
+    folder: Path
+    device: torch.device
+    stop: Callable[[], int] = lambda: 0  # or the exit code of a signal that asked for an end
+    group: SingleProcess = SingleProcess()
+
+
+def describe(context: RunContext, state: TrainState, steps_per_epoch: int) -> dict[str, str]:
+    """What will be done, for people to read before it starts."""
+    config, train, group = context.config, context.data.train, context.group
+    names = [category.name for category in train.categories]
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    share = share_of_batch(config.train.batch_size, group.size)
+    micro = micro_batch_size(config.train, context.device, group.size)
+    ranks = f"{group.size} ranks, " if group.size > 1 else ""
+    precision = pick_precision(config.train.amp, context.device) or torch.float32
+    return {
+        "data": context.data.source,
+        "images": f"{len(train.image_ids)} to train on, {len(context.data.val.image_ids)} to evaluate on",
+        "classes": f"{len(names)}: {shown}",
+        "model": f"{sum(p.numel() for p in state.model.parameters()) / 1e6:.1f} M parameters, {config.model.backbone}",
+        "batch": f"{counted(config.train.batch_size, 'image')} a step "
+        f"({ranks}{counted(-(-share // micro), 'micro-batch', 'micro-batches')} of {micro})",
+        "steps": f"{steps_per_epoch} an epoch, {counted(config.train.epochs, 'epoch')}",
+        "rate": describe_lr(steps_per_epoch, config.train),
+        "device": f"{context.device}, {torch.get_num_threads()} threads, {str(precision)[6:]}",
+        "weights": state.progress.origin,
+        "evaluation": f"COCO's, by {choose_backend(config.eval.backend)}",
+        "run": str(context.folder),
+    }
+
+
+LIMITS = ("MODEL-QUERIES", "MODEL-DETECTIONS", "MODEL-DENOISING")
+
+
+def exceeded_limits(config: Config, annotations: Annotations) -> list[str]:
+    """What check-data says about images with more objects than the model has queries, detections or denoising slots."""
+    findings = Findings(annotations.file)
+    check_fitness(annotations, config, findings)
+    return [f"{finding.text}; {finding.fix}" for finding in findings.found if finding.code in LIMITS]
+
+
+def fingerprint(data: DataSet) -> str:
+    """A hash of all annotations and of their files; not of the images."""
+    found = hashlib.sha256()
+    for split in (data.train, data.val):
+        if split.file.is_file():
+            with split.file.open("rb") as content:
+                found.update(hashlib.file_digest(content, "sha256").digest())
+        found.update(repr(split.categories).encode())
+        for array in _arrays(split):
+            found.update(array.tobytes())
+    return found.hexdigest()
+
+
+def _arrays(split: Annotations) -> list:
+    return [split.image_ids, split.file_names, split.sizes, split.starts, split.boxes, split.labels, split.crowd]

@@ -1,0 +1,268 @@
+"""`dino predict` at the size of real work: file names, slices, several ranks, films."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dinocore import build_model, load_config
+from dinocore.data.annotations import Category
+from dinocore.data.synthetic.smear import draw_smear
+from dinocore.detections_io import output_stems
+from dinocore.presets import override
+from dinocore.weights.file import save_weights
+
+SMALL = [
+    "model.backbone=resnet18", "model.backbone_weights=none", "model.hidden_dim=32", "model.num_heads=4",
+    "model.ffn_dim=48", "model.num_queries=12", "model.num_encoder_layers=1", "model.num_decoder_layers=2",
+    "data.train_scales=[64]", "data.crop_chance=0.0", "data.max_size=96", "data.eval_scale=64", "data.workers=0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small_weights(tmp_path_factory):
+    """Weights of a small model that nobody trained: what it finds is arbitrary, and always the same."""
+    torch.manual_seed(0)
+    config = load_config("r50-4scale", overrides=SMALL)
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    categories = [Category(k, name) for k, name in enumerate(("RBC", "WBC", "Platelets"), 1)]
+    config = override(config, ["model.num_classes=3"], ("model",))
+    save_weights(path, build_model(config.model).state_dict(), config, categories, {})
+    return path
+
+
+@pytest.fixture(scope="session")
+def picture(pictures):
+    return sorted((pictures / "val2017").iterdir())[0]
+
+
+@pytest.fixture
+def three(tmp_path):
+    """Three images, two of one name and one of the name that the second would get."""
+    for k, name in enumerate(("x/a.jpg", "y/a.jpg", "z/a-2.jpg")):
+        (tmp_path / name).parent.mkdir()
+        Image.fromarray(draw_smear(5, k, (96, 72))[0]).save(tmp_path / name)
+    return ["x", "y", "z"]
+
+
+@pytest.mark.parametrize("kind, suffix", [("labelme", ".json"), ("yolo", ".txt")])
+def test_results_of_images_of_one_name_do_not_overwrite_one_another(dino, small_weights, three, kind, suffix):
+    given = ("predict", *three, "--weights", small_weights, "--format", kind, "--out", "out", "--save-images", "drawn")
+    assert dino(*given).code == 0
+    written = {path.name for path in Path("out").iterdir()} - {"classes.txt"}
+    assert written == {f"a{suffix}", f"a-2{suffix}", f"a-3{suffix}"}
+    assert {path.stem for path in Path("drawn").iterdir()} == {Path(name).stem for name in written}
+    if kind == "labelme":
+        targets = {Path("out", json.loads(path.read_text())["imagePath"]).resolve() for path in Path("out").iterdir()}
+        assert targets == {Path(name).resolve() for name in ("x/a.jpg", "y/a.jpg", "z/a-2.jpg")}
+
+
+def test_an_image_called_classes_keeps_its_yolo_lines_beside_the_list_of_classes():
+    assert output_stems(["q/classes.jpg", "b.jpg", "-"], "yolo") == {
+        "q/classes.jpg": "classes-2", "b.jpg": "b", "-": "stdin"
+    }  # fmt: skip
+    assert set(output_stems(["A.jpg", "b/a.jpg"]).values()) == {"A", "a-2"}, "some file systems see no difference"
+
+
+def test_coco_lists_all_classes_also_where_nothing_is_found(dino, small_weights, picture):
+    given = ("predict", picture, "--weights", small_weights, "--threshold", "1", "--format", "coco")
+    assert dino(*given, "--out", "c.json").code == 0
+    document = json.loads(Path("c.json").read_text())
+    assert [c["name"] for c in document["categories"]] == ["RBC", "WBC", "Platelets"]
+    assert document["annotations"] == []
+
+
+def test_without_out_a_folder_called_boxes_is_nobodys_business(dino, small_weights, picture):
+    Path("boxes").mkdir()
+    assert dino("predict", picture, "--weights", small_weights).code == 0
+
+
+@pytest.mark.parametrize("out, kind", [("a.xyz", "auto"), ("a.jpg", "auto"), ("a.csv", "json"), ("a.json", "csv")])
+def test_an_out_of_another_format_is_refused_with_what_to_type(dino, picture, tmp_path, out, kind):
+    result = dino("predict", picture, "--out", out, "--format", kind)
+    assert result.code == 2 and "try --out a." in result.err and list(tmp_path.iterdir()) == []
+    assert ("--save-images" in result.err) == (out == "a.jpg")
+
+
+def test_json_lines_are_chosen_by_the_suffix_and_can_be_resumed(dino, small_weights, pictures):
+    given = ("predict", pictures / "val2017", "--weights", small_weights, "--out")
+    assert dino(*given, "a.json").code == 0 and dino(*given, "a.jsonl").code == 0
+    lines = Path("a.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == json.loads(Path("a.json").read_text())
+    Path("a.jsonl").write_text(lines[0] + "\n")
+    result = dino(*given, "a.jsonl", "--resume")
+    assert "has 1 of 2 pictures" in result.err and Path("a.jsonl").read_text().splitlines() == lines
+
+
+def test_an_image_that_shrinks_by_much_is_named_with_the_way_out(dino, small_weights, tmp_path):
+    Image.new("RGB", (900, 90)).save(tmp_path / "ribbon.png")
+    result = dino("predict", "ribbon.png", "--weights", small_weights)
+    assert "ribbon.png is shrunk by 9.4" in result.err and "--slice auto" in result.err
+    result = dino("predict", "ribbon.png", "--weights", small_weights, "--slice", "100")
+    assert result.code == 0 and "shrunk" not in result.err
+
+
+def test_wrong_slices_and_batches_are_refused_before_the_work(dino, picture, tmp_path):
+    for wrong in (["--slice", "big"], ["--slice", "640", "--overlap", "1"], ["--batch-size", "0"]):
+        result = dino("predict", picture, *wrong)
+        assert result.code == 2 and wrong[-2] in result.err and list(tmp_path.iterdir()) == []
+
+
+def test_options_of_films_are_refused_for_images(dino, picture):
+    assert "for a film" in dino("predict", picture, "--track").err
+
+
+# several ranks ---------------------------------------------------------------------------------------------------
+
+
+def ranks(folder, *arguments, number=2):
+    """Start `dino predict` as torchrun would, one process per rank."""
+    shared = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
+    return [
+        subprocess.Popen([sys.executable, "-m", "dinocli", "predict", *map(str, arguments)], cwd=folder,
+                         env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(number)
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_ranks_that_are_killed_go_on_and_nothing_is_done_twice_or_missing(dino, small_weights, tmp_path):
+    many = tmp_path / "many"
+    many.mkdir()
+    for k in range(300):
+        Image.fromarray(draw_smear(5, k % 7, (48, 40))[0]).save(many / f"{k:03d}.png")
+    (many / "017.png").write_bytes(b"bad")
+    given = ("many", "--weights", small_weights, "--out", "two.json", "--device", "cpu", "--amp", "off")
+    processes = ranks(tmp_path, *given)
+    parts = tmp_path / "two.json.parts"
+    until = time.monotonic() + 120
+    while len(done := sorted(parts.glob("*/*.jsonl"))) < 4 and time.monotonic() < until:
+        time.sleep(0.02)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert not (tmp_path / "two.json").exists()
+    done = {path: path.stat().st_mtime_ns for path in sorted(parts.glob("*/*.jsonl"))}
+    assert 4 <= len(done) < 75
+    kept = tmp_path / "kept"
+    shutil.copytree(parts, kept, copy_function=os.link)  # a part that is done again is another file
+    again = ranks(tmp_path, *given, number=3)
+    errors = [process.communicate()[1] for process in again]
+    assert [process.returncode for process in again] == [7, 0, 0], errors
+    assert "has " in errors[0] and not parts.exists()
+    assert all((kept / path.relative_to(parts)).stat().st_mtime_ns == time_ for path, time_ in done.items())
+    assert all((kept / path.relative_to(parts)).stat().st_nlink == 1 for path in done)
+    together = json.loads((tmp_path / "two.json").read_text())
+    assert dino("predict", "many", "--weights", small_weights, "--out", "one.json", "--amp", "off").code == 7
+    alone = json.loads((tmp_path / "one.json").read_text())
+    assert [row["file"] for row in together] == [row["file"] for row in alone] and len(alone) == 299
+
+
+def test_several_ranks_need_an_out(dino, picture, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = dino("predict", picture)
+    assert result.code == 2 and "--out boxes.json" in result.err
+
+
+def test_one_rank_of_two_writes_its_parts_and_the_other_merges_all(dino, small_weights, pictures, monkeypatch):
+    given = ("predict", pictures / "train2017", "--weights", small_weights, "--amp", "off", "--out")
+    assert dino(*given, "alone.json").code == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert dino(*given, "both.json").code == 0 and not Path("both.json").exists()
+    written = {path: path.stat().st_mtime_ns for path in Path("both.json.parts").glob("*/*.jsonl")}
+    assert len(written) == 4
+    assert dino(*given, "both.json").code == 0
+    assert written == {path: path.stat().st_mtime_ns for path in written}, "finished parts are not done again"
+    monkeypatch.setenv("RANK", "0")
+    assert dino(*given, "both.json").code == 0 and not Path("both.json.parts").exists()
+    assert json.loads(Path("both.json").read_text()) == json.loads(Path("alone.json").read_text())
+
+
+# films -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def film(tmp_path):
+    """40 frames at 20 per second of two squares that cross, and its path."""
+    av = pytest.importorskip("av")
+    path = tmp_path / "film.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=20)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for k in range(40):
+            pixels = np.full((64, 96, 3), 20, np.uint8)
+            pixels[10:20, k : k + 12] = 250
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    "options, frames",
+    [([], range(40)), (["--every", "7"], range(0, 40, 7)), (["--start", "1"], range(20, 40)),
+     (["--start", "0.5", "--end", "1.5", "--every", "3"], range(12, 30, 3))],
+)  # fmt: skip
+def test_a_film_gives_a_line_for_each_frame_that_was_asked_for(dino, small_weights, film, options, frames):
+    result = dino("predict", film, "--weights", small_weights, "--threshold", "0", "--out", "f.jsonl", *options)
+    assert result.code == 0, result.err
+    rows = [json.loads(line) for line in Path("f.jsonl").read_text().splitlines()]
+    assert [row["frame"] for row in rows] == list(frames)
+    assert all(row["seconds"] == pytest.approx(row["frame"] / 20, abs=1e-3) for row in rows)
+    assert all(len(row["detections"]) == 36 for row in rows)
+
+
+def test_a_film_with_boxes_has_as_many_frames(dino, small_weights, film):
+    import av
+
+    assert dino("predict", film, "--weights", small_weights, "--save-video", "o/out.mp4", "--every", "2").code == 0
+    with av.open("o/out.mp4") as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == 20 and frames[0].shape == (64, 96, 3)
+    assert os.listdir("o") == ["out.mp4"]
+
+
+def test_damage_in_a_film_is_named_and_the_rest_is_looked_at(dino, small_weights, film):
+    content = bytearray(film.read_bytes())
+    middle = content.index(b"mdat") + 2200
+    content[middle : middle + 300] = bytes(300)
+    film.write_bytes(content)
+    result = dino("predict", film, "--weights", small_weights, "--out", "f.jsonl")
+    assert result.code == 0 and "is damaged after frame" in result.err
+    assert 20 < len(Path("f.jsonl").read_text().splitlines()) <= 40
+
+
+def test_what_a_film_cannot_have_is_refused(dino, film, picture):
+    for wrong, says in (
+        (["--out", "a.json"], "a.jsonl"), (["--save-images", "d"], "--save-video"), (["--resume"], "--start"),
+        (["--start", "2", "--end", "1"], "--end 1"), (["--save-video", "a.txt"], ".mp4"), ([picture], "alone"),
+    ):  # fmt: skip
+        result = dino("predict", film, *wrong)
+        assert result.code in (2, 3) and says in result.err, (wrong, result.err)
+
+
+def test_tracks_keep_their_identity_through_a_crossing():
+    pytest.importorskip("trackers")
+    import torch
+
+    from dinocore.predict import Detections
+    from dinocore.video import Tracker
+
+    track, seen = Tracker(25, 0.3), []
+    for k in range(40):  # one goes right, one goes left a little below; their boxes cover each other at k = 20
+        boxes = torch.tensor([[5.0 * k, 50, 5 * k + 40, 90], [200 - 5.0 * k, 66, 240 - 5 * k, 106]])
+        order = [0, 1] if k % 2 else [1, 0]
+        found = Detections(torch.zeros(2, dtype=torch.int64), torch.tensor([0.9, 0.9]), boxes[order], ("a", "a"))
+        identities = track(found)
+        seen.append([identities[order.index(0)], identities[order.index(1)]])
+    assert seen[2][0] != seen[2][1] and min(seen[2]) >= 0
+    assert all(pair == seen[2] for pair in seen[2:])

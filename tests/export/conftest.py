@@ -1,0 +1,82 @@
+"""A detector as ONNX, written by hand in milliseconds: known boxes, and scores that follow the brightest pixel."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from dinocli import app
+
+INFO = {
+    "schema": 1, "names": ["disc", "ring"], "ids": [1, 2], "canvas": [96, 128], "pixels": "uint8", "eval_scale": 64,
+    "max_size": 110, "nms_iou": 0.5, "max_dets": 3, "threshold": 0.3, "precision": "float32", "data": {},
+}  # fmt: skip
+SHARES = np.array([[0.1, 0.2, 0.5, 0.6], [0.12, 0.2, 0.5, 0.6], [0.0, 0.0, 0.25, 1.0]], np.float32)  # of the image
+LABELS, SCORES = [0, 0, 1], [0.9, 0.8, 0.2]
+
+
+@pytest.fixture
+def write_onnx(tmp_path) -> Callable[..., Path]:
+    """Writes such a file; `info` replaces parts of what it says about itself, None leaves all of that out."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from onnx import TensorProto as T
+    from onnx import helper, numpy_helper
+
+    def write(info: dict | None = {}, name: str = "hand.onnx") -> Path:  # noqa: B006
+        node = helper.make_node
+        constants = {
+            "columns": np.array([1, 0, 1, 0]), "shares": SHARES[None], "labels_": np.array([LABELS]), "axis": [1],
+            "scores_": np.array([SCORES], np.float32) / 255, "axes": [1, 2, 3],
+        }  # fmt: skip
+        nodes = [
+            node("Gather", ["sizes", "columns"], ["whwh"], axis=1), node("Cast", ["whwh"], ["pixels"], to=T.FLOAT),
+            node("Unsqueeze", ["pixels", "axis"], ["scale"]), node("Mul", ["scale", "shares"], ["boxes"]),
+            node("Cast", ["images"], ["floats"], to=T.FLOAT),
+            node("ReduceMax", ["floats", "axes"], ["brightest"], keepdims=0),
+            node("Unsqueeze", ["brightest", "axis"], ["column"]), node("Mul", ["column", "scores_"], ["scores"]),
+            node("Cast", ["scores"], ["whole"], to=T.INT64), node("Sub", ["whole", "whole"], ["zero"]),
+            node("Add", ["zero", "labels_"], ["labels"]),
+        ]  # fmt: skip
+        graph = helper.make_graph(
+            nodes, "hand",
+            [helper.make_tensor_value_info("images", T.UINT8, ["b", 96, 128, 3]),
+             helper.make_tensor_value_info("sizes", T.INT64, ["b", 2])],
+            [helper.make_tensor_value_info("labels", T.INT64, ["b", 3]),
+             helper.make_tensor_value_info("scores", T.FLOAT, ["b", 3]),
+             helper.make_tensor_value_info("boxes", T.FLOAT, ["b", 3, 4])],
+            [numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()],
+        )  # fmt: skip
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        if info is not None:
+            helper.set_model_props(model, {"dino": json.dumps(INFO | info)})
+        onnx.save(model, tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+class Result(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def dino(monkeypatch, capsys, tmp_path) -> Callable[..., Result]:
+    """`dino("export", "bundled", "--out", "m.onnx")` runs in an empty folder, as the real command."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["dino", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            app.main()
+        return Result(int(end.value.code or 0), *capsys.readouterr())
+
+    return run

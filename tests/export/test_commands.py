@@ -1,0 +1,86 @@
+"""`dino export`, and the commands that take an exported file."""
+
+import json
+import sys
+
+import pytest
+from PIL import Image
+
+from dinocore.data.synthetic.sample import write_sample_data
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--out", "m.onnx", "--format", "tflite"], 2, "there is no format `tflite`; choose onnx, openvino"),
+        (["--out", "m.bin"], 2, "should end in .onnx for --format onnx; try m.onnx"),
+        (["--out", "m.onnx", "--precision", "int4"], 2, "there is no precision `int4`"),
+        (["--out", "m.xml", "--format", "openvino", "--precision", "int8"], 2, "int8 is written as ONNX only"),
+        (["--out", "m.onnx", "--pixels", "bgr"], 2, "--pixels bgr is not known"),
+        (["--out", "m.onnx", "--size", "100"], 2, "--size 100 is not a size"),
+        (["--out", "m.onnx", "--size", "320x427"], 2, "must be multiples of 32"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_before_the_work(dino, options, code, said):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("openvino")
+    done = dino("export", "bundled", *options)
+    assert done.code == code
+    assert said in done.err
+
+
+def test_a_missing_package_is_named_with_the_extra_that_has_it(dino, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = dino("export", "bundled", "--out", "m.onnx")
+    assert done.code == 5
+    assert "pip install 'dino-detector[export]'" in done.err
+
+
+def test_predict_takes_an_exported_file(dino, write_onnx, tmp_path):
+    Image.new("RGB", (200, 100), "white").save(tmp_path / "a.png")
+    done = dino("predict", tmp_path / "a.png", "--weights", write_onnx(), "--json")
+    assert done.code == 0, done.err
+    (found,) = json.loads(done.out)
+    assert [d["label"] for d in found["detections"]] == ["disc"]
+    assert found["detections"][0]["box_xyxy"] == pytest.approx([20, 20, 100, 60], abs=1)
+
+
+def test_eval_takes_an_exported_file_and_asks_for_its_data(dino, write_onnx, tmp_path):
+    write_sample_data(tmp_path / "data", num_images=5, seed=1, size=(128, 96))
+    info = {"names": ["RBC", "WBC"], "ids": [1, 2]}
+    file = write_onnx(info)
+    done = dino("eval", "--weights", file, "--data", tmp_path / "data", "--json", "--bootstrap", 0, "--out", "r.json")
+    assert done.code == 0, done.err
+    rows = json.loads((tmp_path / "r.json").read_text())
+    assert rows[0]["bbox"] == pytest.approx([12.8, 19.2, 51.2, 38.4], abs=1)
+    assert 0 <= json.loads(done.out)["AP"] < 0.5
+    refused = dino("eval", "--weights", file)
+    assert refused.code == 2
+    assert "give --data" in refused.err
+
+
+def test_benchmark_times_an_exported_file(dino, write_onnx):
+    file = write_onnx()
+    found = json.loads(dino("benchmark", "--weights", file, "--batch", 2, "--repeats", 3, "--json").out)
+    assert 0 < found["latency_p50_s"] <= found["latency_p90_s"]
+    assert found["images_per_s"] == pytest.approx(2 / found["latency_p50_s"])
+    assert found["size"] == "96x128"
+    assert dino("benchmark", "--weights", file, "--size", "64x64").code == 2
+
+
+def test_files_that_are_not_ours_end_with_the_code_of_weights(dino, write_onnx, tmp_path):
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    done = dino("predict", tmp_path / "a.png", "--weights", write_onnx(None))
+    assert done.code == 4
+    assert "not written by this version of `dino export`" in done.err
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"\x08\x07nothing")
+    assert dino("predict", tmp_path / "a.png", "--weights", broken).code == 4
+
+
+def test_inspectors_say_that_an_exported_file_cannot_be_looked_into(dino, write_onnx, tmp_path):
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    done = dino("inspect-proposals", tmp_path / "a.png", "--weights", write_onnx())
+    assert done.code == 2
+    assert "cannot be looked into" in done.err

@@ -1,0 +1,51 @@
+"""Products in 8 bits."""
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from dinocore.export.quantize import quantize_linears  # noqa: E402
+
+
+def product(weight: np.ndarray, scope: str):
+    """A model with one product, made by the module `scope`."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=f"['', 'model', '{scope}', 'linear']")
+    shape = ["b", "n", len(weight)]
+    graph = helper.make_graph(
+        [node], "one", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [*shape[:2], weight.shape[1]])],
+        [numpy_helper.from_array(weight, "w")],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def result(model, x: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})[0]
+
+
+def test_each_token_and_each_channel_has_a_scale_of_its_own():
+    rng = np.random.default_rng()
+    weight = (rng.normal(size=(48, 32)) * 10.0 ** rng.integers(-3, 3, 32)).astype(np.float32)
+    x = (rng.normal(size=(2, 7, 48)) * 10.0 ** rng.integers(-3, 3, (2, 7, 1))).astype(np.float32)
+    model = product(weight, "model.encoder.layers.0.ffn.net.0")
+    assert quantize_linears(model) == 1
+    assert not any(node.op_type == "MatMul" for node in model.graph.node)
+    size = np.linalg.norm(x, axis=-1, keepdims=True) * np.linalg.norm(weight, axis=0)
+    assert (np.abs(result(model, x) - x @ weight) / size).max() < 0.01
+
+
+def test_a_token_of_zeros_stays_zero():
+    model = product(np.ones((4, 3), np.float32), "model.decoder.layers.1.cross_attn.value")
+    quantize_linears(model)
+    assert (result(model, np.zeros((1, 2, 4), np.float32)) == 0).all()
+
+
+def test_heads_and_backbone_are_left_alone():
+    with pytest.raises(RuntimeError, match="no product of the encoder or decoder"):
+        quantize_linears(product(np.ones((4, 3), np.float32), "model.decoder.class_heads.0"))

@@ -1,0 +1,178 @@
+"""A file is good only if it gives the model's numbers."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dinocore.config import Config
+from dinocore.data.annotations import Category
+from dinocore.export import export, write
+from dinocore.export.detector import fit
+from dinocore.export.export import NotVerified, Request, export_weights, for_comparison, pick_canvas
+from dinocore.export.graph import DetectorGraph
+from dinocore.export.verify import TOLERANCES, Difference, batches, compare, verify
+from dinocore.model.build import build_model
+from dinocore.model.ops import use_backend
+from dinocore.predict import Detector
+from dinocore.presets import load_config
+from dinocore.weights.file import Weights
+
+EXACT = TOLERANCES["float32"]
+SMALL = ["hidden_dim=32", "num_heads=4", "ffn_dim=48", "num_queries=20", "num_encoder_layers=1",
+         "num_decoder_layers=2", "num_classes=3"]  # fmt: skip
+CANVAS = (128, 192)
+
+
+def small(preset: str) -> Weights:
+    """Random weights of a small model, whose heads tell queries apart."""
+    torch.manual_seed(5)
+    backbone = ["model.backbone=resnet18"] if preset.startswith("r50") else []
+    sizes = ["data.eval_scale=96", "data.max_size=128"]
+    config = load_config(preset, [*(f"model.{setting}" for setting in SMALL), *backbone, *sizes])
+    model = build_model(config.model)
+    for name, parameter in model.named_parameters():
+        if "_head" in name or "offsets" in name or "weights" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return Weights(model.state_dict(), config, [Category(k, f"c{k}") for k in range(3)], {})
+
+
+def images(rng: np.random.Generator, count: int = 3) -> list[Image.Image]:
+    sizes = rng.integers(60, 300, (count, 2))
+    return [Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)) for size in sizes]
+
+
+def rows(rng: np.random.Generator, count: int = 40) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return rng.integers(0, 3, count), -np.sort(-rng.random(count)), rng.random((count, 4)) * 300
+
+
+def test_the_order_of_detections_says_nothing():
+    rng = np.random.default_rng(1)
+    found = rows(rng)
+    order = rng.permutation(40)
+    assert compare(found, tuple(x[order] for x in found), EXACT)[:3] == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("column", "by"), [(1, 3e-4), (2, 0.2)])
+def test_a_single_number_that_is_off_is_found(column, by):
+    rng = np.random.default_rng(2)
+    found = rows(rng)
+    got = [x.copy() for x in found]
+    got[column][int(rng.integers(30))] += by
+    difference = compare(found, tuple(got), EXACT)
+    assert max(difference.score, difference.box) == pytest.approx(by)
+    assert not difference.within(EXACT)
+
+
+def test_another_class_and_numbers_that_are_not_finite_are_found():
+    found = rows(np.random.default_rng(3))
+    others = found[0].copy()
+    others[0] = 7
+    assert compare(found, (others, *found[1:]), EXACT).off == 1
+    scores = found[1].copy()
+    scores[3] = np.nan
+    assert not compare(found, (found[0], scores, found[2]), EXACT).within(EXACT)
+
+
+def test_in_8_bits_one_detection_in_ten_may_be_off():
+    eight = TOLERANCES["int8"]
+    assert Difference(0.9, 50, off=2, compared=20).within(eight)
+    assert not Difference(0.9, 50, off=3, compared=20).within(eight)
+
+
+def test_nothing_compared_is_not_good():
+    assert not Difference().within(EXACT)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "r50-4scale"])
+def test_the_graph_gives_the_model_s_detections_in_every_shape_and_batch(preset):
+    weights, rng = small(preset), np.random.default_rng()
+    model = build_model(weights.config.model)
+    model.load_state_dict(weights.tensors)
+    config = for_comparison(weights.config, 30)
+    detector = Detector(model, config, weights.categories, torch.device("cpu"), "off")
+    graph = DetectorGraph(model, config.model, 30)
+    shown = [fit(detector.batch(image).images[0], CANVAS) for image in images(rng)]
+
+    def run(pixels, sizes):
+        with torch.no_grad():
+            return [x.numpy() for x in graph(torch.from_numpy(pixels), torch.from_numpy(sizes))]
+
+    worst = Difference()
+    with use_backend("reference"):  # compiling the other takes longer than a test may
+        for _, difference in verify(run, detector, shown, CANVAS, EXACT):
+            worst = worst.joined(difference)
+    assert worst.within(EXACT), worst
+
+
+def test_several_shapes_and_batch_sizes_are_compared():
+    shown = [torch.zeros(3, h, w, dtype=torch.uint8) for h, w in ((60, 90), (100, 70), (30, 120))]
+    seen = list(batches(shown, CANVAS))
+    assert len({size for batch in seen for size in batch.sizes}) >= 5
+    assert {len(batch.sizes) for batch in seen} >= {1, 2, 3}
+    assert all(batch.images.shape[2:] == CANVAS for batch in seen)
+
+
+class Broken:
+    """A writer whose file gives other numbers, or cannot be opened."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __call__(self, program, path, info):
+        path.write_bytes(b"x")
+        return [path]
+
+    def opened(self, format, path):
+        if self.kind == "closed":
+            raise OSError("bad magic")
+
+        def run(pixels, sizes):
+            count = len(sizes)
+            return np.zeros((count, 9), int), np.full((count, 9), 0.5), np.zeros((count, 9, 4))
+
+        return run
+
+
+@pytest.mark.parametrize(("kind", "said"), [("closed", "could not be run: bad magic"), ("wrong", "does not give")])
+def test_a_file_that_is_wrong_keeps_the_name_unverified(tmp_path, monkeypatch, kind, said):
+    broken = Broken(kind)
+    monkeypatch.setitem(write.FORMATS, "torch-export", (broken, ".pt2", (), ""))
+    monkeypatch.setattr(export, "open_file", broken.opened)
+    monkeypatch.setattr(export, "trace", lambda graph, signature: None)
+    out = tmp_path / "new" / "model.pt2"
+    with use_backend("reference"), pytest.raises(NotVerified, match=said) as caught:
+        export_weights(small("r50-4scale"), tmp_path, Request("torch-export", out), images(np.random.default_rng(4)))
+    assert caught.value.exit_code == 1
+    assert [file.name for file in out.parent.iterdir()] == ["model.pt2.unverified"]
+
+
+def test_a_canvas_must_be_a_multiple_of_the_stride():
+    config = Config()
+    assert pick_canvas(config, None, 32) == (1344, 1344)
+    assert pick_canvas(config, (320, 448), 32) == (320, 448)
+    with pytest.raises(Exception, match="multiples of 32, the model's coarsest stride; try 320x416"):
+        pick_canvas(config, (320, 427), 32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("format", "suffix"), [("onnx", ".onnx"), ("openvino", ".xml"), ("torch-export", ".pt2")])
+@pytest.mark.parametrize("preset", ["tiny", "r50-4scale", "detrex-swin-t-224-4scale-12e"])
+def test_every_format_is_written_and_gives_the_model_s_numbers(tmp_path, format, suffix, preset):
+    for package in write.FORMATS[format][2]:
+        pytest.importorskip(package)
+    out = tmp_path / f"model{suffix}"
+    request = Request(format, out, canvas=CANVAS, max_dets=30)
+    done = export_weights(small(preset), tmp_path, request, images(np.random.default_rng(8)))
+    assert done.files[0] == out and all(file.stat().st_size for file in done.files)
+    assert done.difference.within(EXACT)
+    assert done.info["names"] == ["c0", "c1", "c2"]
+
+
+@pytest.mark.slow
+def test_int8_stays_near_the_model(tmp_path):
+    pytest.importorskip("onnxscript")
+    out = tmp_path / "model.onnx"
+    request = Request("onnx", out, "int8", CANVAS, max_dets=30)
+    done = export_weights(small("r50-4scale"), tmp_path, request, images(np.random.default_rng(9)))
+    assert done.difference.within(TOLERANCES["int8"])

@@ -1,0 +1,112 @@
+"""Many images through a detector: batches of one shape, in order, and the same answers as one at a time."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dinocore import image_stream, load_detector
+from dinocore.data.synthetic.smear import draw_smear
+from dinocore.errors import ConfigError, DataError
+from dinocore.image_stream import detect_stream, prepare, read_ahead
+
+SIZES = [(160, 120), (120, 160), (160, 120), (128, 128), (160, 120), (120, 160), (160, 120)]
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return load_detector(amp="off")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return [draw_smear(9, k, size)[0] for k, size in enumerate(SIZES)]
+
+
+def the_same(a, b):
+    """Equal up to rounding, which may swap detections of nearly one score: the sure ones count."""
+    a, b = (d.boxes_xyxy[d.scores > 0.2] for d in (a, b))
+    return len(a) == len(b) and all((b - box).abs().amax(1).min() < 0.05 for box in a)
+
+
+@pytest.mark.parametrize("batch_size", ["auto", 1, 3])
+def test_images_of_mixed_shapes_are_answered_in_their_order_and_as_one_at_a_time(detector, images, batch_size):
+    alone = [detector(image) for image in images]
+    together = list(detector.stream(images, batch_size))
+    assert len(together) == len(images)
+    assert all(map(the_same, alone, together))
+    assert not the_same(together[0], together[2]), "the test could not see a wrong order"
+
+
+def test_a_list_runs_as_batches_of_one_shape(detector, images, monkeypatch):
+    seen, forward = [], detector.forward
+
+    def watch(batch):
+        seen.append(len(batch.images))
+        assert not batch.padding.any()
+        return forward(batch)
+
+    monkeypatch.setattr(detector, "forward", watch)
+    detector(images)
+    assert sorted(seen) == [1, 2, 4]
+    seen.clear()
+    list(detector.stream(images, 3))
+    assert sorted(seen) == [1, 1, 2, 3]
+
+
+def test_an_image_that_cannot_be_read_keeps_its_place(detector, images, tmp_path):
+    paths = [tmp_path / f"{k}.png" for k in range(6)]
+    for path, image in zip(paths, images, strict=False):
+        Image.fromarray(image).save(path)
+    paths[2].write_bytes(b"no image")
+    settings = detector.config.data.model_copy(update={"workers": 1})
+    results = list(detect_stream(detector, read_ahead(paths, settings)))
+    assert [isinstance(result, DataError) for result in results] == [False, False, True, False, False, False]
+    assert results[2].where == str(paths[2])
+    assert all(the_same(results[k], detector(paths[k])) for k in (0, 1, 3, 4, 5))
+
+
+def test_an_image_of_a_rare_shape_does_not_wait_for_the_end(detector, monkeypatch):
+    monkeypatch.setattr(image_stream, "MOST", 2)
+    pulled = []
+    rare, usual = np.zeros((100, 40, 3), np.uint8), np.zeros((40, 40, 3), np.uint8)
+
+    def images():
+        for k in range(60):
+            pulled.append(k)
+            yield prepare(torch.from_numpy(usual if k else rare).permute(2, 0, 1), detector.config.data)
+
+    next(detect_stream(detector, images(), 2))
+    assert len(pulled) < 20
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved(detector, images, monkeypatch):
+    forward, sizes = detector.forward, []
+
+    def small(batch):
+        sizes.append(len(batch.images))
+        if len(batch.images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(batch)
+
+    alone = [detector(image) for image in images]
+    monkeypatch.setattr(detector, "forward", small)
+    assert all(map(the_same, alone, detector(images)))
+    assert sizes[0] == 4 and max(sizes[1:]) == 2
+
+
+@pytest.mark.parametrize("size", [0, "many", "-1", "1.5"])
+def test_a_batch_size_that_is_none_is_refused(detector, size):
+    with pytest.raises(ConfigError, match="--batch-size"):
+        list(detector.stream([], size))
+
+
+def test_detections_know_the_names_of_their_classes_and_supervision_reads_them(detector, images):
+    supervision = pytest.importorskip("supervision")
+    found = detector(images[0])
+    assert found.names == tuple(detector.categories[k].name for k in found.labels.tolist())
+    other = found.to_supervision()
+    assert isinstance(other, supervision.Detections) and len(other) == len(found.labels)
+    assert other.data["class_name"].tolist() == list(found.names)
+    assert np.allclose(other.xyxy, found.boxes_xyxy) and np.allclose(other.confidence, found.scores)
+    assert len(found._replace(names=(), **{n: getattr(found, n)[:0] for n in found._fields[:3]}).to_supervision()) == 0

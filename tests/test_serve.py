@@ -1,0 +1,264 @@
+"""The service answers as `dino predict` does, bears what is sent to it, and shows no file of the server."""
+
+import http.client
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinocore import load_detector
+from dinocore.data.synthetic.smear import draw_smear
+from dinocore.detections_io import as_found
+
+pytest.importorskip("fastapi")
+uvicorn = pytest.importorskip("uvicorn")
+
+
+@pytest.fixture(scope="module")
+def detector():
+    detector = load_detector(amp="off")
+    detector(np.zeros((120, 160, 3), np.uint8))  # compiled, so that a slow machine keeps to the limits
+    return detector
+
+
+def encoded(k=0, size=(160, 120), kind="PNG"):
+    file = io.BytesIO()
+    Image.fromarray(draw_smear(9, k, size)[0]).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.fixture
+def service(detector):
+    """Starts services; each gives a function that sends a request: method, path, body -> status, content, headers."""
+    started = []
+
+    def start(**limits):
+        from dinocore.serve.app import Limits, make_app
+
+        limits = {"seconds": 300} | limits
+        listening = socket.create_server(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(make_app(detector, Limits(**limits)), log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        started.append((server, thread, listening))
+
+        def send(method="POST", path="/predict", body=b"", headers=None):
+            connection = http.client.HTTPConnection(*listening.getsockname(), timeout=400)
+            try:
+                connection.request(method, path, body, headers or {})
+                response = connection.getresponse()
+                return response.status, response.read(), dict(response.getheaders())
+            finally:
+                connection.close()
+
+        send.address = listening.getsockname()
+        return send
+
+    yield start
+    for server, thread, listening in started:
+        server.should_exit = True
+        thread.join()
+        listening.close()
+
+
+def test_an_image_gets_the_row_that_predict_writes(service, detector):
+    send = service()
+    status, content, _ = send(body=encoded(), path="/predict?threshold=0.2&name=a.png")
+    row = json.loads(content)
+    with Image.open(io.BytesIO(encoded())) as image:
+        expected = as_found("a.png", (120, 160), detector(image), detector.categories, 0.2)
+    assert status == 200 and list(row) == ["file", "width", "height", "detections"]
+    assert (row["file"], row["width"], row["height"]) == ("a.png", 160, 120)
+    assert [d["label"] for d in row["detections"]] == [d["label"] for d in expected.detections] != []
+    ours, theirs = ([d["box_xyxy"] for d in found] for found in (row["detections"], expected.detections))
+    assert np.allclose(ours, theirs, atol=0.1)
+
+
+def test_the_first_stage_is_shown_where_it_is_asked_for(service):
+    row = json.loads(service()(body=encoded(), path="/predict?proposals=7")[1])
+    scores = [p["score"] for p in row["proposals"]]
+    assert len(scores) == 7 and scores == sorted(scores, reverse=True)
+    assert all(
+        0 <= x0 <= x1 <= 160 and 0 <= y0 <= y1 <= 120 for x0, y0, x1, y1 in (p["box_xyxy"] for p in row["proposals"])
+    )
+
+
+def test_bad_requests_get_a_reason_and_the_right_status(service):
+    send = service(bytes=100_000, pixels=100_000)
+    wide = encoded(size=(500, 400))
+    for body, path, status in (
+        (b"no image", "/predict", 415), (encoded()[:900], "/predict", 415), (b"", "/predict", 422),
+        (bytes(100_001), "/predict", 413), (wide[:100_000], "/predict", 413), (encoded(), "/predict?threshold=2", 422),
+        (encoded(), "/predict?proposals=x", 422), (encoded(), "/predict?threshold=nan", 422),
+    ):  # fmt: skip
+        got, content, _ = send(body=body, path=path)
+        assert got == status, (path, len(body), content)
+        assert json.loads(content)["error"]["what"] and json.loads(content)["error"]["fix"]
+    assert send(body=encoded())[0] == 200, "the service goes on"
+
+
+def test_a_body_that_does_not_say_its_length_is_cut_off_at_the_limit(service):
+    send = service(bytes=10_000)
+
+    def endless():
+        for _ in range(100):
+            yield bytes(1000)
+
+    try:
+        status = send(body=endless(), headers={"Transfer-Encoding": "chunked"})[0]
+    except (BrokenPipeError, ConnectionResetError):
+        status = 413  # the service closed the line while we still sent
+    assert status == 413 and send(body=encoded())[0] == 200
+
+
+def test_too_many_requests_get_429_and_slow_ones_504(service, detector, monkeypatch):
+    forward, free = detector.forward, threading.Event()
+
+    def blocked(batch):
+        free.wait(300)
+        return forward(batch)
+
+    monkeypatch.setattr(detector, "forward", blocked)
+    send = service(requests=3, seconds=1.5)
+    with ThreadPoolExecutor(8) as pool:
+        statuses = [result[0] for result in pool.map(lambda _: send(body=encoded()), range(8))]
+    assert statuses.count(504) == 3 and statuses.count(429) == 5
+    free.set()
+    assert any(send(body=encoded())[0] == 200 for _ in range(40)), "the service goes on"
+
+
+def test_requests_that_wait_are_computed_together(service, detector, monkeypatch):
+    forward, sizes, first = detector.forward, [], threading.Event()
+
+    def slow(batch):
+        sizes.append(len(batch.images))
+        if len(sizes) == 1:
+            first.wait(300)
+        return forward(batch)
+
+    monkeypatch.setattr(detector, "forward", slow)
+    send = service(batch_size=4)
+    with ThreadPoolExecutor(9) as pool:
+        answers = [pool.submit(send, body=encoded(k)) for k in range(9)]
+        time.sleep(1.5)  # all of them arrive
+        first.set()
+        rows = [json.loads(answer.result()[1]) for answer in answers]
+    assert sum(sizes) == 9 and max(sizes) == 4 and len(sizes) <= 4
+    monkeypatch.undo()
+    for k in (3, 8):
+        with Image.open(io.BytesIO(encoded(k))) as image:
+            found = detector(image)
+        assert len(rows[k]["detections"]) == (found.scores >= 0.3).sum()
+
+
+def test_an_image_on_which_the_detector_fails_costs_only_itself(service, detector, monkeypatch):
+    forward = detector.forward
+
+    def fails(batch):
+        if any(size == (120, 161) for size in batch.sizes):
+            raise RuntimeError("/secret/path of the server")
+        return forward(batch)
+
+    monkeypatch.setattr(detector, "forward", fails)
+    send = service()
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda size: send(body=encoded(size=size)), [(160, 120), (161, 120), (160, 120)]))
+    assert [status for status, _, _ in results] == [200, 500, 200]
+    assert b"secret" not in results[1][1]
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/../../etc/passwd", "/%2e%2e/etc/passwd", "/docs", "/openapi.json",
+                                  "/page.html", "/static/x", "//etc/passwd", "/predict"])  # fmt: skip
+def test_no_file_of_the_server_can_be_read(service, path):
+    status, content, _ = service()("GET", path)
+    assert status in (404, 405) and b"root:" not in content
+
+
+def test_health_metrics_and_page(service):
+    send = service()
+    send(body=encoded())
+    send(body=b"bad")
+    assert json.loads(send("GET", "/health")[1]) == {"status": "ok"}
+    text = send("GET", "/metrics")[1].decode()
+    assert 'dino_requests_total{status="200"} 1\n' in text and 'dino_requests_total{status="415"} 1\n' in text
+    assert 'le="+Inf"} 2\n' in text and "dino_request_seconds_count 2\n" in text and "dino_requests_active 0" in text
+    assert all(re.fullmatch(r'# TYPE \w+ \w+|\w+(\{\w+="[^"]+"\})? [0-9.e+-]+', line) for line in text.splitlines())
+    status, page, headers = send("GET", "/")
+    assert status == 200 and "default-src 'none'" in headers["content-security-policy"]
+    assert not re.search(rb'(src|href)="?https?:', page), "the page needs nothing from elsewhere"
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_service_after_what_is_in_work(tmp_path):
+    process = subprocess.Popen([sys.executable, "-m", "dinocli", "serve", "--port", "0", "--weights", "bundled"],
+                               stderr=subprocess.PIPE, text=True, cwd=tmp_path)  # fmt: skip
+    line = next(line for line in process.stderr if "serving on" in line)
+    port = int(re.search(r":(\d+) ", line)[1])
+
+    def send(k):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("POST", "/predict", encoded(k))
+        return connection.getresponse().status
+
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            assert send(0) == 200
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.2)
+    with ThreadPoolExecutor(6) as pool:
+        answers = [pool.submit(send, k) for k in range(6)]
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        assert [answer.result() for answer in answers] == [200] * 6
+    assert process.wait(60) == 0
+
+
+@pytest.mark.slow
+def test_ten_thousand_requests_with_bad_ones_among_them(service, detector):
+    """The model is replaced by a quick one: what is under load here is the service."""
+    send = service()
+    good, bad = encoded(size=(32, 32)), b"bad"
+    real = detector.forward
+    known = {}
+
+    def quick(batch):
+        key = tuple(batch.images.shape)
+        if key not in known:
+            known[key] = real(batch)
+        return known[key]
+
+    detector.forward = quick
+    counts: dict[int, int] = {}
+    memory, times = [], []
+
+    def one(k):
+        begun = time.monotonic()
+        status = send(body=bad if k % 10 == 3 else good)[0]
+        times.append(time.monotonic() - begun)
+        return status
+
+    try:
+        with ThreadPoolExecutor(16) as pool:
+            for k in range(0, 10_000, 1000):
+                for status in pool.map(one, range(k, k + 1000)):
+                    counts[status] = counts.get(status, 0) + 1
+                memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20)
+    finally:
+        del detector.forward
+    print(f"p50 {np.percentile(times, 50) * 1e3:.0f} ms, p99 {np.percentile(times, 99) * 1e3:.0f} ms; MB {memory}")
+    assert counts == {200: 9000, 415: 1000}
+    assert memory[-1] - memory[3] < 40

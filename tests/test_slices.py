@@ -1,0 +1,158 @@
+"""Large images in slices: everything is seen, and an object that an edge cuts is found once and whole."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dinocore import load_detector
+from dinocore.boxes import iou
+from dinocore.config import DataConfig
+from dinocore.data.synthetic.smear import draw_smear
+from dinocore.errors import ConfigError
+from dinocore.slices import Found, Slicing, merge, parse_slicing, shrink_factor
+
+
+@pytest.mark.parametrize("size", [(500, 8000), (3000, 4000), (640, 640), (769, 300), (641, 1281)])
+@pytest.mark.parametrize("overlap", [0, 0.2, 0.5])
+def test_slices_cover_every_pixel_and_overlap_by_what_was_asked(size, overlap):
+    windows = Slicing(640, overlap).windows(size)
+    if not windows:
+        assert max(size) <= 640 * 1.2
+        return
+    assert windows[0] == (0, 0, size[1], size[0])
+    covered = np.zeros(size, bool)
+    for x0, y0, x1, y1 in windows[1:]:
+        assert 0 <= x0 < x1 <= size[1] and 0 <= y0 < y1 <= size[0]
+        covered[y0:y1, x0:x1] = True
+    assert covered.all()
+    for low, high in ((0, 2), (1, 3)):
+        spans = sorted({(window[low], window[high]) for window in windows[1:]})
+        assert all(a[1] - b[0] >= overlap * 640 - 1 for a, b in itertools.pairwise(spans))
+
+
+def seen(truth, windows, generator, jitter=1.5):
+    """What a perfect detector finds: in each slice every object, cut at its edges, off by a pixel or so."""
+    labels, scores, boxes, window = [], [], [], []
+    for w, (x0, y0, x1, y1) in enumerate(windows):
+        for label, box in truth:
+            part = [max(box[0], x0), max(box[1], y0), min(box[2], x1), min(box[3], y1)]
+            if part[2] - part[0] < 3 or part[3] - part[1] < 3:
+                continue
+            if w == 0 and max(box[2] - box[0], box[3] - box[1]) < 60:
+                continue  # too small in the whole image
+            noise = (torch.rand(4, generator=generator) - 0.5) * 2 * jitter
+            part = torch.tensor(part).float() + noise
+            low, high = torch.tensor([x0, y0, x0, y0]), torch.tensor([x1, y1, x1, y1])
+            boxes.append(part.clamp(low, high))
+            labels.append(label)
+            scores.append(0.5 + 0.5 * float(torch.rand((), generator=generator)))
+            window.append(w)
+    return Found(torch.tensor(labels), torch.tensor(scores), torch.stack(boxes), torch.tensor(window))
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("large", [False, True])
+def test_objects_across_edges_are_found_once_and_whole(seed, large):
+    generator = torch.Generator().manual_seed(seed)
+    windows = Slicing(200, 0.25).windows((420, 900))
+    cells = [(x, y) for x in range(0, 840, 70) for y in range(0, 400, 70)]
+    truth = []
+    for x, y in cells:
+        a, b = (20 + 35 * torch.rand(2, generator=generator)).tolist()
+        truth.append((int(torch.randint(2, (), generator=generator)), [x, y, x + a, y + b]))
+    if large:  # longer than the overlap, and cut in every slice
+        truth += [(2, [60.0, 20, 380, 60]), (2, [500.0, 100, 560, 390])]
+    found = seen(truth, windows, generator)
+    labels, _, boxes = merge(found, windows)
+    truth_labels, truth_boxes = torch.tensor([t[0] for t in truth]), torch.tensor([t[1] for t in truth])
+    hit = (iou(truth_boxes[:, None], boxes[None]) > 0.8) & (truth_labels[:, None] == labels[None])
+    assert hit.any(1).all(), "every object"
+    assert len(boxes) == len(truth), "none twice, no rest of a cut one"
+
+
+def test_an_object_longer_than_any_slice_is_joined_even_where_the_whole_image_misses_it():
+    windows = Slicing(200, 0.25).windows((200, 700))
+    truth = [(0, [50.0, 80, 650, 120])]
+    found = seen(truth, windows, torch.Generator().manual_seed(0))
+    labels, _, boxes = merge(found.take(found.window > 0), windows)
+    assert len(labels) == 1 and (boxes[0] - torch.tensor(truth[0][1])).abs().max() < 4
+
+
+def test_two_objects_that_overlap_in_one_slice_both_stay():
+    windows = Slicing(200, 0.25).windows((200, 700))
+    boxes = torch.tensor([[20.0, 20, 60, 60], [24.0, 20, 64, 60]])
+    found = Found(torch.zeros(2, dtype=torch.int64), torch.tensor([0.9, 0.8]), boxes, torch.tensor([1, 1]))
+    assert len(merge(found, windows)[0]) == 2
+
+
+@pytest.mark.parametrize("side, overlap", [("31", 0.2), ("big", 0.2), ("640", 0.95), ("640", -0.1)])
+def test_slices_that_cannot_be_are_refused(side, overlap):
+    with pytest.raises(ConfigError, match=r"--slice|--overlap"):
+        parse_slicing(side, overlap, DataConfig(), {})
+
+
+def test_automatic_slices_are_as_large_as_the_training_images():
+    assert parse_slicing("auto", 0.2, DataConfig(), {"median_short_side": 333}).side == 333
+    assert parse_slicing("auto", 0.2, DataConfig(eval_scale=400), {}).side == 600
+
+
+def test_a_ribbon_shrinks_by_much_and_a_photograph_does_not():
+    config = DataConfig(eval_scale=800, max_size=1333)
+    assert shrink_factor((500, 8000), config) == pytest.approx(8000 / 1333, rel=0.01)
+    assert shrink_factor((480, 640), config) < 1
+
+
+def test_eval_in_slices_finds_what_the_whole_image_loses(tmp_path):
+    from dinocore.data.dataset import open_split
+    from dinocore.evaluate.coco import coco_metrics, detect_all
+
+    detector, ribbon, rows = load_detector(amp="off"), np.zeros((300, 2400, 3), np.uint8), []
+    for k in range(8):
+        ribbon[:, k * 300 : k * 300 + 300], labels, boxes = draw_smear(5, 100 + k, (300, 300))
+        rows += [(label, k * 300 + x, y, w, h) for label, (x, y, w, h) in zip(labels, boxes.tolist(), strict=True)]
+    for split in ("train2017", "val2017"):
+        (tmp_path / split).mkdir()
+        Image.fromarray(ribbon).save(tmp_path / split / "r.png")
+        Image.new("RGB", (50, 40)).save(tmp_path / split / "z.png")  # not as large as the annotations say
+        images = [{"id": 7, "file_name": "r.png", "width": 2400, "height": 300},
+                  {"id": 8, "file_name": "z.png", "width": 60, "height": 40}]  # fmt: skip
+        annotations = [
+            {"id": n, "image_id": 7, "category_id": label, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            for n, (label, *box) in enumerate(rows, 1)
+        ]
+        categories = [{"id": category.id, "name": category.name} for category in detector.categories]
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        document = {"images": images, "annotations": annotations, "categories": categories}
+        (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps(document))
+    settings = detector.config.data.model_copy(update={"path": str(tmp_path)})
+    truth = open_split(settings, "val", detector.categories)
+    ap50 = {}
+    for slicing in (None, Slicing(300, 0.2)):
+        found = list(detect_all(detector, truth, slicing=slicing))
+        assert [len(problems) for _, problems in found] == [0, 1] and "60 x 40" in found[1][1][0]
+        ap50[slicing] = coco_metrics(truth, [row for rows, _ in found for row in rows]).summary["AP50"]
+    whole, sliced = ap50.values()
+    assert sliced > 0.6 and sliced > whole + 0.3
+
+
+@pytest.mark.slow
+def test_a_panorama_of_8000_x_500_is_found_in_slices_and_lost_without():
+    panorama, truth = np.zeros((500, 8000, 3), np.uint8), []
+    for k in range(16):
+        panorama[:, k * 500 : k * 500 + 500], _, boxes = draw_smear(5, 100 + k, (500, 500))
+        truth += [(k * 500 + x, y, k * 500 + x + w, y + h) for x, y, w, h in boxes]
+    detector = load_detector(amp="off")
+    slicing = parse_slicing("auto", 0.2, detector.config.data, {})
+
+    def recall(found):
+        boxes = found.boxes_xyxy[found.scores >= 0.3].double()
+        return (iou(torch.tensor(truth)[:, None], boxes[None]) >= 0.5).any(1).float().mean().item()
+
+    assert len(truth) == 226
+    (sliced,) = detector.stream([panorama], slicing=slicing)
+    assert recall(sliced) >= 0.95
+    assert recall(detector(panorama)) < 0.1
