@@ -22,7 +22,7 @@ from dinocore.system.files import check_writable
 from dinocore.video import Damaged, Film, FilmWriter, Frame, Tracker, open_film
 from dinocore.words import counted
 
-from ..console import say, stderr, warn
+from ..console import say, stderr, stdout, warn
 from ..signals import ending_early
 from .predict import Wanted, Work, check_wanted, open_work
 
