@@ -31,7 +31,7 @@ COMMANDS = {  # name: module in commands/ and its function, group, help line
     "convert-data": ("convert_data", DATA, "Write a data set as COCO, YOLO or Pascal VOC."),
     "sample-data": ("sample_data", DATA, "Draw images of blood cells with exact boxes, in COCO layout."),
     "weights": ("weights", WEIGHTS, "List the published checkpoints that --weights takes by name."),
-    "export": ("export", WEIGHTS, "Write weights as ONNX and other formats, checked against the model."),
+    "export": ("export", USE, "Write weights as ONNX and other formats, checked against the model."),
     "info": ("info", WEIGHTS, "Say what a file of weights is."),
     "convert": ("convert", WEIGHTS, "Convert weights from or to other DINO codebases."),
 }
