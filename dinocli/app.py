@@ -22,6 +22,7 @@ COMMANDS = {  # name: module in commands/ and its function, group, help line
     "presets": ("presets", TRAIN, "List the presets, or print every setting of one with its comment."),
     "predict": ("predict", USE, "Detect objects in images, or in a film."),
     "serve": ("serve", USE, "Answer images over HTTP, with a page to try it."),
+    "export": ("export", USE, "Write weights as ONNX and other formats, checked against the model."),
     "inspect-mask": ("inspect_mask", LOOK, "Show who may attend to whom in the decoder during training."),
     "inspect-proposals": ("inspect_proposals", LOOK, "Show the first stage's scores and boxes, and what they cover."),
     "inspect-matching": ("inspect_matching", LOOK, "Show which query took which object at each stage."),
@@ -31,7 +32,6 @@ COMMANDS = {  # name: module in commands/ and its function, group, help line
     "convert-data": ("convert_data", DATA, "Write a data set as COCO, YOLO or Pascal VOC."),
     "sample-data": ("sample_data", DATA, "Draw images of blood cells with exact boxes, in COCO layout."),
     "weights": ("weights", WEIGHTS, "List the published checkpoints that --weights takes by name."),
-    "export": ("export", USE, "Write weights as ONNX and other formats, checked against the model."),
     "info": ("info", WEIGHTS, "Say what a file of weights is."),
     "convert": ("convert", WEIGHTS, "Convert weights from or to other DINO codebases."),
 }

@@ -44,6 +44,12 @@ def generalized_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     return intersection / union - (hull - union) / hull
 
 
+def to_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Corners in pixels of an image of this height and width, (..., 4) -> (..., 4), float32 on the CPU."""
+    height, width = size
+    return to_xyxy(boxes.float().cpu()) * torch.tensor([width, height, width, height])
+
+
 def _overlap(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
     """Areas of the intersection and of the union."""
     top_left = torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])

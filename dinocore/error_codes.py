@@ -84,12 +84,25 @@ FILES = {
         ERROR, "a line of a YOLO label file cannot be read", "a.txt line 3: 6 columns",
         "write: class cx cy width height, shares of the picture's sides",
     ),
+    "DATA-LABEL-FORM": Code(
+        ERROR, "lines of a YOLO label file can be read in two ways, or hold what is no label",
+        "lines of 11 columns are either outlines or boxes with keypoints: a.txt line 1",
+        "write `kpt_shape: [K, D]` into data.yaml if they have keypoints, or cut them to class cx cy width height",
+    ),
     "DATA-LABEL-NONE": Code(
         WARNING, "no picture of a split has a YOLO label file",
         "none of 12 pictures has a label file, such as labels/a.txt", "put the label files there",
     ),
     "DATA-LABEL-LOST": Code(WARNING, "a label file has no picture", "b.txt", "delete it, or put the picture back"),
+    "DATA-CSV": Code(
+        ERROR, "a row of a table of boxes cannot be read", "line 7: a.jpg,x,2,3,4,cell",
+        "write filename,xmin,ymin,xmax,ymax,class with corners in pixels",
+    ),
     "DATA-XML": Code(ERROR, "a Pascal VOC file cannot be read", "a.xml: not well-formed: line 7", "correct the file"),
+    "DATA-VOC-NAME": Code(
+        WARNING, "a Pascal VOC file names another image than its own name does; its own name counts",
+        "0012.xml says 0007.jpg", "if `<filename>` is right, name the XML files after the images",
+    ),
     "DATA-VOC-ORIGIN": Code(
         NOTE, "Pascal VOC's boxes don't show whether pixels count from 0 or 1", "no box touches the left or top edge",
         "if the tool that wrote them counts from 0, set data.voc_first_pixel=0",
@@ -149,18 +162,16 @@ BOXES = {
 }  # fmt: skip
 
 CLASSES = {
-    "DATA-CLASSES": Code(
-        ERROR, "two splits name a class differently", "1 is `disc` here and `ring` in training",
-        "give both splits the same categories",
-    ),
     "DATA-CLASS-UNKNOWN": Code(
         WARNING, "a class that training does not know; left out of evaluation", "star",
-        "give data with the classes of the model, or other weights",
+        "give data with the classes of the model, or other weights; classes are matched by name",
     ),
     "DATA-CLASS-UNUSED": Code(NOTE, "a class has no object to learn from", "star"),
     "DATA-CLASS-HEADING": Code(NOTE, "a category without objects that heads others is no class", "shapes"),
     "DATA-CLASS-RARE": Code(NOTE, "a class has fewer than 10 objects", "star: 3", "label more of it"),
-    "DATA-CLASS-NAME": Code(WARNING, "two classes have one name", "disc: ids 1 and 4", "merge or rename them"),
+    "DATA-CLASS-NAME": Code(
+        WARNING, "two classes have one name and are taken for one", "disc: ids 1, 4", "merge or rename them"
+    ),
 }  # fmt: skip
 
 IMAGES = {
@@ -168,6 +179,10 @@ IMAGES = {
         ERROR, "a picture is not there", "a.jpg", "check its name, put it back, or take it out of the annotations"
     ),
     "DATA-IMAGE-DAMAGED": Code(ERROR, "a picture is damaged", "a.jpg: image file is truncated", "copy it again"),
+    "DATA-IMAGE-CUT": Code(
+        WARNING, "a JPEG lacks its last bytes; the rows that are there, at least 95 %, are used",
+        "a.jpg: 98 % of its rows", "copy it again",
+    ),
     "DATA-IMAGE-FORMAT": Code(
         ERROR, "a file is no picture that we read", "a.jpg is not a picture in a known format", "look at it",
     ),
@@ -178,6 +193,10 @@ IMAGES = {
     "DATA-IMAGE-SIZE": Code(
         ERROR, "a picture has another size than the annotations say", "a.jpg has 48 x 64 pixels, 64 x 48 are annotated",
         "correct the sizes; if boxes were drawn on pictures as stored, not turned by EXIF, set data.exif=false",
+    ),
+    "DATA-IMAGE-NAME": Code(
+        WARNING, "a file name differs from the one on the disk in capitals, spelling of Unicode or %20, or suffix",
+        "Cell%201.JPG -> cell 1.jpg", "write the names as they are on the disk",
     ),
     "DATA-IMAGE-TWICE": Code(WARNING, "two entries have one file", "a.jpg: images 3 and 9", "merge them"),
     "DATA-IMAGE-UNLISTED": Code(NOTE, "pictures are in the folder and not in the annotations", "b.jpg"),

@@ -41,18 +41,19 @@ class Film(NamedTuple):
     def read(self, every: int = 1, start: float = 0, end: float | None = None) -> "Iterator[Frame | Damaged]":
         """Every Nth frame from second `start` on, before second `end`; damage is told, and reading goes on behind it.
 
-        Frames are counted from the film's first one, whatever `start` is; the count is by time where a film was
-        entered in the middle.
+        Frames are counted from the film's first one, whatever `start` is; they are numbered by time where a film was
+        entered in the middle, and behind damage.
         """
         import av
 
-        jumped, number = self._enter(start), -1
+        by_time, number = self._enter(start), -1
         for frame in self._decoded():
             if isinstance(frame, Damaged):
+                by_time = True
                 yield frame._replace(after=number)
                 continue
             seconds = self._seconds(frame, number + 1)
-            number = round(seconds * self.rate) if jumped else number + 1
+            number = round(seconds * self.rate) if by_time else number + 1
             if seconds + 0.5 / self.rate < start:
                 continue
             if end is not None and seconds >= end:

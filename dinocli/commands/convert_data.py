@@ -58,8 +58,7 @@ def convert_folder(folder: Path, out: Path, kind: str, link: bool, config: DataC
     layout = find_layout(folder, config.follow_symlinks)
     splits: dict[str, tuple[Annotations, str]] = {}
     for name, split in layout.splits().items():
-        known = next(iter(splits.values()))[0].categories if splits else None
-        annotations = read_annotations(split, known, config)
+        annotations = read_annotations(split, None, config)  # the classes of all splits are written
         splits[name] = annotations, split.format
         for note in annotations.notes:
             warn(f"{name}: {note}")

@@ -52,8 +52,8 @@ def predict_film(source: str, wanted: Wanted, options: FilmOptions, weights: str
     with ExitStack() as stack:
         film = stack.enter_context(open_film(source))
         rate = film.rate / options.every
-        track = Tracker(rate, wanted.threshold) if options.track else None
         work = open_work(wanted, weights, device, amp)
+        track = Tracker(rate, work.wanted.threshold) if options.track else None
         ended = stack.enter_context(ending_early())
         lines = stack.enter_context(wanted.out.open("w", encoding="utf-8")) if wanted.out else None
         writer = FilmWriter(options.save_video, rate) if options.save_video else None
@@ -71,10 +71,7 @@ def predict_film(source: str, wanted: Wanted, options: FilmOptions, weights: str
             count += 1
             objects += len(row["detections"])
         stopped = ended()
-    for place in damaged[:MOST_DAMAGE]:
-        warn(f"{source} is damaged after frame {place.after}: {place.reason}")
-    if len(damaged) > MOST_DAMAGE:
-        warn(f"{source} is damaged at {len(damaged)} places; the first {MOST_DAMAGE} are above")
+    _warn_of_damage(source, damaged)
     if not count and not stopped:
         raise DataError(f"{source} has no frame that can be decoded between these times", where=source,
                         fix="give other --start and --end")  # fmt: skip
@@ -82,6 +79,13 @@ def predict_film(source: str, wanted: Wanted, options: FilmOptions, weights: str
     say(": ".join([done, ", ".join(str(path) for path in (wanted.out, options.save_video) if path)]).removesuffix(": "))
     if stopped:
         raise Interrupted(f"interrupted after {counted(count, 'frame')}, which are written", stopped)
+
+
+def _warn_of_damage(source: str, damaged: list[Damaged]) -> None:
+    for place in damaged[:MOST_DAMAGE]:
+        warn(f"{source} is damaged after frame {place.after}: {place.reason}")
+    if len(damaged) > MOST_DAMAGE:
+        warn(f"{source} is damaged at {len(damaged)} places; the first {MOST_DAMAGE} are above")
 
 
 def _checked(wanted: Wanted, options: FilmOptions) -> Wanted:

@@ -135,7 +135,7 @@ def _merge(parts: Sequence[Path], work: Work, stems: dict[str, str]) -> None:
     warn_of_shrinking(shrunk)
     say(f"wrote {out}: detections in {counted(found, 'image')}")
     if wanted.save_images is not None:
-        say(f"pictures with boxes: {wanted.save_images}")
+        say(f"wrote images with boxes to {wanted.save_images}")
     if wanted.json:
         print_json([item._asdict() for item in _found(parts)])
     end_with_failures(len(failed), total)

@@ -11,20 +11,22 @@ from ..config import DataConfig
 from ..error_codes import ERROR
 from .findings import Findings
 from .formats.coco import read_coco
+from .formats.csv import read_csv
 from .formats.voc import read_voc
 from .formats.yolo import read_yolo
 from .split import Category, Split, Table
 from .validate import (
-    attached,
     check_boxes,
     compare_categories,
-    in_order,
+    drop_orphans,
     known_sizes,
+    match_categories,
+    merge_names,
     present_files,
-    renumbered,
     report_orphans,
     safe_names,
     seen_sides,
+    sort_by_file,
     unique_ids,
     without_headings,
 )
@@ -34,6 +36,7 @@ READERS: dict[str, Callable[[Split, Findings, DataConfig], Table]] = {
     "coco": lambda split, findings, config: read_coco(split, findings),
     "yolo": read_yolo,
     "voc": read_voc,
+    "csv": lambda split, findings, config: read_csv(split, findings),
 }
 
 
@@ -77,7 +80,8 @@ def read_annotations(
     """Read and check the annotations of a split.
 
     Args:
-        categories: those of the training annotations, which number the classes; None: these annotations' own.
+        categories: those of the training annotations, which number the classes, matched by name; None: these
+            annotations' own.
 
     Raises:
         DataError: naming the file, the first offenders and how many there are.
@@ -99,11 +103,10 @@ def survey_annotations(
     table = unique_ids(READERS[split.format](split, findings, config), findings)
     report_orphans(table, config, findings)
     table, root = present_files(safe_names(table, findings), split, config, findings)
-    table, starts = in_order(attached(known_sizes(table, root, config, findings)))
-    if categories is not None and split.format != "coco":
-        table = renumbered(table, categories)
+    table, starts = sort_by_file(drop_orphans(known_sizes(table, root, config, findings)))
+    table = merge_names(table, findings) if categories is None else match_categories(table, categories)
     check_boxes(table, root, config, findings)
-    used = set(np.unique(table.kinds).tolist())
+    used = set(np.unique(table.category_ids).tolist())
     if categories is None:
         categories = without_headings(table, findings)
     else:
@@ -118,7 +121,7 @@ def survey_annotations(
         sizes=table.sizes,
         starts=starts,
         boxes=table.boxes,
-        labels=np.array([classes.get(kind, -1) for kind in table.kinds.tolist()], dtype=np.int64),
+        labels=np.array([classes.get(kind, -1) for kind in table.category_ids.tolist()], dtype=np.int64),
         area=np.where(np.isnan(table.area), table.boxes[:, 2] * table.boxes[:, 3], table.area),
         crowd=table.crowd,
         notes=[finding.text for finding in findings.found if finding.level != ERROR],
@@ -140,3 +143,21 @@ def as_coco_dict(annotations: Annotations) -> dict[str, Any]:
         "categories": [category._asdict() for category in annotations.categories],
         "annotations": [{"id": n} | dict(zip(keys, row, strict=True)) for n, row in enumerate(known, start=1)],
     }
+
+
+def with_categories(annotations: Annotations, categories: Sequence[Category]) -> Annotations:
+    """The same objects, their classes numbered as `categories` number them, matched by name; -1 where none has it."""
+    index = {category.name: k for k, category in enumerate(categories)}
+    new = np.array([*(index.get(c.name, -1) for c in annotations.categories), -1], dtype=np.int64)  # -1 stays -1
+    return annotations._replace(categories=list(categories), labels=new[annotations.labels])
+
+
+def choose_images(annotations: Annotations, chosen: np.ndarray) -> Annotations:
+    """Only some images, given by their rows in rising order, with their objects."""
+    rows = [np.arange(annotations.starts[i], annotations.starts[i + 1]) for i in chosen.tolist()]
+    objects = np.concatenate([np.zeros(0, np.int64), *rows])
+    return annotations._replace(
+        image_ids=annotations.image_ids[chosen], file_names=annotations.file_names[chosen],
+        sizes=annotations.sizes[chosen], starts=np.cumsum([0, *map(len, rows)]), boxes=annotations.boxes[objects],
+        labels=annotations.labels[objects], area=annotations.area[objects], crowd=annotations.crowd[objects],
+    )  # fmt: skip

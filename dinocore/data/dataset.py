@@ -1,5 +1,6 @@
 """A data set ready for use: found, read and checked."""
 
+import getpass
 import os
 import tempfile
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from .. import __version__
 from ..config import DataConfig
 from ..errors import DataError
 from .annotations import Annotations, Category, read_annotations
-from .check.scan import check_sizes, look_at
+from .check.scan import check_cut, check_sizes, look_at
 from .findings import Findings
 from .formats.layout import find_layout
 from .synthetic.sample import write_sample_data
@@ -37,14 +38,13 @@ def open_dataset(config: DataConfig) -> DataSet:
     """
     folder = Path(config.path) if config.path else sample_folder(config.sample_images)
     layout = find_layout(folder, config.follow_symlinks)
-    if layout.train == layout.val:
+    if not layout.trainable:
         raise DataError(f"{folder} has {layout.gap}", code="DATA-SPLIT", where=folder)
     train = read_annotations(layout.train, config=config)
     if not train.trainable(config.min_box_size).any():
         what = f"{train.file} has {len(train.image_ids)} pictures and no object to learn from"
         raise DataError(what, code="DATA-NOTHING", where=train.file)
-    _check_sizes(train, config)
-    notes = [f"{train.file.name}: {note}" for note in train.notes]
+    notes = [f"{train.file.name}: {note}" for note in (*train.notes, *_check_images(train, config))]
     if layout.val is None:
         val = train
         notes.append(f"{folder} has {layout.gap}")
@@ -55,13 +55,20 @@ def open_dataset(config: DataConfig) -> DataSet:
     return DataSet(where, train, val, notes)
 
 
-def _check_sizes(train: Annotations, config: DataConfig) -> None:
-    """Compare sizes in the annotations with those of the files, of very many pictures with an even choice."""
+def _check_images(train: Annotations, config: DataConfig) -> list[str]:
+    """Compare sizes in the annotations with those of the files, of very many images with an even choice.
+
+    Returns:
+        what else is to be said of these files.
+    """
     count = len(train.image_ids)
     indices = np.unique(np.linspace(0, count - 1, min(count, MOST_HEADERS)).round().astype(int)).tolist()
     findings = Findings(train.file)
-    check_sizes(train, list(look_at(train, config, False, indices)), findings)
+    facts = list(look_at(train, config, False, indices))
+    check_sizes(train, facts, findings)
+    check_cut(train, facts, findings)
     findings.stop()
+    return [finding.text for finding in findings.found]
 
 
 def open_split(config: DataConfig, split: str, categories: Sequence[Category] | None) -> Annotations:
@@ -72,16 +79,13 @@ def open_split(config: DataConfig, split: str, categories: Sequence[Category] | 
     """
     folder = Path(config.path) if config.path else sample_folder(config.sample_images)
     layout = find_layout(folder, config.follow_symlinks)
-    chosen = layout.train if split == "train" else layout.val
-    if chosen is None:
-        raise DataError(f"{folder} has no validation split", code="DATA-SPLIT", where=folder,
-                        fix="use --split train to evaluate on the training pictures")  # fmt: skip
-    found = read_annotations(chosen, categories, config)
-    if categories is not None and len(found.labels) and (found.labels < 0).all():
-        known = ", ".join(c.name for c in categories)
-        raise DataError(f"no object of {found.file} is of a class that the model knows ({known})",
-                        code="DATA-CLASS-UNKNOWN", where=found.file)  # fmt: skip
-    return found
+    splits = layout.splits()
+    if split not in splits:
+        name = "validation" if split == "val" else split
+        others = " or ".join(f"--split {other}" for other in splits)
+        raise DataError(f"{folder} has no {name} split", code="DATA-SPLIT", where=folder,
+                        fix=f"use {others} to evaluate on those images")  # fmt: skip
+    return read_annotations(splits[split], categories, config)
 
 
 def sample_folder(num_images: int) -> Path:
@@ -103,4 +107,4 @@ def _cache_folder() -> Path:
             return folder
     except OSError:
         pass
-    return Path(tempfile.gettempdir()) / f"dino-{os.getuid()}"
+    return Path(tempfile.gettempdir()) / f"dino-{os.getuid() if hasattr(os, 'getuid') else getpass.getuser()}"

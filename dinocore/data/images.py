@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -20,10 +20,11 @@ from ..config import DataConfig
 from ..errors import DataError
 
 # MPO comes with JPEG; rarely used decoders are where the holes are
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", *(("AVIF",) if features.check("avif") else ()))
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-)
+) | ({".avif"} if "AVIF" in FORMATS else set())
+IMAGE_SUFFIXES = SUFFIXES | {".avif", ".heic", ".heif", ".jp2", ".jxl"}  # also those that are named and not read
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 DAMAGE = (  # what Pillow's decoders raise
     *(OSError, ValueError, SyntaxError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError),
@@ -42,6 +43,11 @@ TURNS = {
 }
 BACK = {6: 8, 8: 6}  # what undoes a turn; the others undo themselves
 Side = TypeVar("Side", int, float)
+MIN_ROWS = 0.95  # of a JPEG without its last bytes that must be there
+END_OF_IMAGE, TAIL = b"\xff\xd9", 4096  # JPEG's last two bytes; behind them cameras put up to so many of their own
+FILLING = bytes(range(7, 247, 5)) * 64
+LOGGER = logging.getLogger("dinocore.data")
+_told: set[str] = set()  # files that a warning has named
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else it prints about damaged files on its own
 
@@ -116,10 +122,64 @@ def read_reduced(path: Path, config: DataConfig, enough: tuple[int, int]) -> Dec
 def loaded_rgb(image: Image.Image, config: DataConfig) -> Image.Image:
     """Turned as its metadata says, in RGB, and without that metadata, so that it is not turned twice."""
     turn = TURNS.get(_orientation(image, config.exif))  # before loading, with which Pillow forgets a TIFF's
-    image.load()
+    image = _loaded(image)
     turned = to_rgb(image if turn is None else image.transpose(turn), config.depth)
     turned.info = {}
     return turned
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """Decoded; of a JPEG that lacks its last bytes what there is, if that is at least MIN_ROWS of its rows."""
+    try:
+        image.load()
+        return image
+    except OSError as error:
+        path = getattr(image, "filename", "")
+        if not (isinstance(image, JpegImageFile) and path and "truncated" in str(error)):
+            raise
+        mended, share = _mended(Path(path).read_bytes(), image.size)
+        if share < MIN_ROWS:
+            raise OSError(f"{error}; {share:.0%} of its rows are there") from error
+    if path not in _told:
+        _told.add(path)
+        LOGGER.warning("%s lacks its last bytes; %.0f %% of its rows are there and used", path, 100 * share)
+    return mended
+
+
+def _mended(data: bytes, size: tuple[int, int]) -> tuple[Image.Image, float]:
+    """A cut JPEG, decoded to `size`, and the share of its rows that are there.
+
+    It is ended twice: with nothing in between, and with bytes that mean something else. The first row in which the two
+    differ is the first one that the file does not determine.
+    """
+    ended = []
+    for filling in (b"", FILLING):
+        image = Image.open(io.BytesIO(data.rstrip(b"\xff") + filling + END_OF_IMAGE), formats=("JPEG",))
+        image.draft(None, size)
+        image.load()
+        ended.append(image)
+    first, second = (np.asarray(image) for image in ended)
+    differ = np.flatnonzero((first != second).reshape(len(first), -1).any(1))
+    return ended[0], float(differ[0] / len(first)) if len(differ) else 1.0
+
+
+def share_of_rows(path: Path, config: DataConfig) -> float:
+    """The share of a JPEG's rows that are there: 1 if the file ends as it should, and 0 if it ends in its header.
+
+    Raises:
+        DataError: as for `image_size`.
+    """
+    with _opened(path, config.max_pixels) as image:
+        if not isinstance(image, JpegImageFile):
+            return 1.0
+        try:
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - TAIL))
+                if END_OF_IMAGE in file.read():
+                    return 1.0
+            return _mended(path.read_bytes(), image.size)[1]
+        except DAMAGE:
+            return 0.0
 
 
 def image_size(path: Path, config: DataConfig) -> tuple[int, int]:
@@ -172,7 +232,9 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
         raise _problem(f"there is no picture {path}", "MISSING", path) from None
     except UnidentifiedImageError:
         known, film = ", ".join(FORMATS), path.suffix.lower() in VIDEOS
-        fix = f"make pictures of a video first: ffmpeg -i {path} frame-%05d.jpg" if film else ""
+        fix = f"make images of a video first: ffmpeg -i {path} frame-%05d.jpg" if film else ""
+        if path.suffix.lower() in IMAGE_SUFFIXES - SUFFIXES:
+            fix = f"convert it first: magick {path} {path.with_suffix('.jpg')}"
         raise _problem(f"{path} is not a picture in a known format ({known})", "FORMAT", path, fix) from None
     except Image.DecompressionBombError as error:
         raise _problem(f"{path} was not decoded: {error}", "LARGE", path) from None

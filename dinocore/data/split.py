@@ -3,16 +3,18 @@
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import DataError
 
-WORDS = {"train": ("train", "training", "trainval"), "val": ("val", "valid", "validation"),
+WORDS = {"train": ("train", "training", "trainval"), "val": ("val", "valid", "validation", "validate", "dev"),
          "test": ("test", "testing")}  # what the splits are called in names of files and folders  # fmt: skip
+JUNK = ("@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini")  # what systems leave behind
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # what XML and lists of names cannot hold
 
 
 class Category(NamedTuple):
@@ -32,6 +34,7 @@ class Split(NamedTuple):
     listing: tuple[Path, ...] = ()  # YOLO: folders and lists of pictures; VOC: a list of names, or all
     classes: tuple[str, ...] = ()  # YOLO and VOC: their names in order
     first_pixel: int | None = None  # VOC: the number of the first column and row; None: nobody can tell
+    keypoints: tuple[int, int] | None = None  # YOLO's kpt_shape: how many each line has, and numbers of each
 
 
 class Layout(NamedTuple):
@@ -40,20 +43,22 @@ class Layout(NamedTuple):
     kind: str
     train: Split  # that of validation where there is none
     val: Split | None  # None: the folder has no split to evaluate on
-    test: Split | None = None
+    test: Split | None = None  # None too where the test split stands in for validation
+    trainable: bool = True  # False: there is no training split
+    missing: str = ""  # why there is no validation split, where the data set names one
 
     def splits(self) -> dict[str, Split]:
         """Those that are there."""
-        named = {"train": self.train, "val": self.val, "test": self.test}
-        there = {name: split for name, split in named.items() if split is not None}  # train: may stand in for val
-        return {name: split for name, split in there.items() if name != "train" or split != self.val}
+        named = {"train": self.train if self.trainable else None, "val": self.val, "test": self.test}
+        return {name: split for name, split in named.items() if split is not None}
 
     @property
     def gap(self) -> str:
         """What is missing for a training and a judgement of it, in words."""
-        if self.train == self.val:
+        if not self.trainable:
             return "no training split"
-        return "" if self.val else "no validation split; evaluation uses the training pictures"
+        why = f" ({self.missing})" if self.missing else ""
+        return "" if self.val else f"no validation split{why}; evaluation uses the training images"
 
 
 def split_told_by(name: str) -> str:
@@ -62,14 +67,48 @@ def split_told_by(name: str) -> str:
     return next((split for word in words for split, known in WORDS.items() if word in known), "")
 
 
-def layout_of(kind: str, made: Mapping[str, Split]) -> Layout | None:
-    """Splits by name, or None of none; test pictures are those to evaluate on where there are no others.
+def layout_of(kind: str, made: Mapping[str, Split], missing: str = "") -> Layout | None:
+    """Splits by name, or None of none; test images are those to evaluate on where there are no others.
 
-    Without a training split that of validation stands in its place, which is enough for an evaluation.
+    Without a training split that of validation stands in its place, which is enough for an evaluation. Validation on
+    the very images of training is no validation.
     """
-    val = made.get("val") or made.get("test")
-    train = made.get("train") or val
-    return Layout(kind, train, val, made.get("test") if "val" in made else None) if train else None
+    train, val, test = (made.get(name) for name in ("train", "val", "test"))
+    if train is not None and val == train:
+        val, missing = None, "`train` and `val` are the same images"
+    if val is None and test != train:
+        val, test = test, None
+    first = train or val
+    return Layout(kind, first, val, test, train is not None, missing) if first else None
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is what systems and tools leave behind: `.DS_Store`, `._a.jpg`, `@eaDir`, ..."""
+    return name.startswith(".") or name in JUNK
+
+
+def visible_files(folder: Path, suffixes: Container[str], follow_symlinks: bool = False) -> list[Path]:
+    """Files below a folder with one of the suffixes (in lower case), sorted; hidden ones and those in hidden folders
+    are skipped. A linked folder is entered where it leads into `folder`, or anywhere with `follow_symlinks`.
+    """
+    top, found, seen = os.path.realpath(folder), [], set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        inside = real == top or real.startswith(top.rstrip("/") + "/")
+        if real in seen or not (inside or follow_symlinks):  # a circle of links, or a link that leads out
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        found += [
+            Path(here, name) for name in names if os.path.splitext(name)[1].lower() in suffixes and not is_hidden(name)
+        ]
+    return sorted(found)
+
+
+def clean_name(name: Any) -> str:
+    """A class's name as every format can hold it: no control characters, single spaces."""
+    return " ".join(CONTROL.sub(" ", str(name)).split())
 
 
 class Table(NamedTuple):
@@ -81,7 +120,7 @@ class Table(NamedTuple):
     file_names: list[str]
     sizes: np.ndarray  # (I, 2) int64, width and height; 0 where not said
     owners: np.ndarray  # (M,) int64, image ids
-    kinds: np.ndarray  # (M,) int64, category ids
+    category_ids: np.ndarray  # (M,) int64, category ids
     boxes: np.ndarray  # (M, 4) float64, x y width height
     area: np.ndarray  # (M,) float64, NaN where not said
     crowd: np.ndarray  # (M,) bool
@@ -92,8 +131,8 @@ class Table(NamedTuple):
         """Only those objects, given as a mask or as indices."""
         rows = np.arange(len(self.owners))[keep]
         return self._replace(
-            owners=self.owners[rows], kinds=self.kinds[rows], boxes=self.boxes[rows], area=self.area[rows],
-            crowd=self.crowd[rows], name=lambda i: self.name(int(rows[i])),
+            owners=self.owners[rows], category_ids=self.category_ids[rows], boxes=self.boxes[rows],
+            area=self.area[rows], crowd=self.crowd[rows], name=lambda i: self.name(int(rows[i])),
         )  # fmt: skip
 
     def images(self, keep: np.ndarray) -> "Table":

@@ -1,21 +1,25 @@
 """Compares what a Table says: ids, names and files, boxes and pictures. What is at fault is left out."""
 
 import os
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 import numpy as np
 
 from ..config import DataConfig
-from ..error_codes import WARNING
+from ..error_codes import ERROR, WARNING
 from ..errors import DataError
 from ..words import counted
 from .findings import KEPT, Findings, Place, short_box
-from .images import image_size
-from .split import Category, Fence, Split, Table, stays_inside
+from .images import IMAGE_SUFFIXES, image_size
+from .split import Category, Fence, Split, Table, stays_inside, visible_files
 
 HUGE = 10  # times the side of its picture: such a box is a slip
 MIN_EVIDENCE = 10  # boxes, before a file is said to mean another format
+MAX_FLAT = 2  # boxes without a size that are slips in a set however small
+SAMPLE = 50  # names that are looked for to tell the folder of images
 
 
 def unique_ids(table: Table, findings: Findings) -> Table:
@@ -46,21 +50,76 @@ def safe_names(table: Table, findings: Findings) -> Table:
 
 
 def present_files(table: Table, split: Split, config: DataConfig, findings: Findings) -> tuple[Table, Path]:
-    """Pictures that are there, and the folder they are in: the first that holds one of the first pictures."""
+    """Images that are there, and the folder they are in: of those that may be it, the one that holds most of a sample.
+
+    A name that differs from one in the folder only in capitals, in how Unicode or %20 is written, or in its suffix, is
+    taken for it, if there is one such file and no other entry has it.
+    """
     if not table.file_names or not split.image_roots:
         return table, split.annotations.parent
-    first = table.file_names[:20]
-    root = next((folder for folder in split.image_roots if any(_is_there(folder / n) for n in first)), None)
+    root = _likely_root(table.file_names, split)
     if root is None:
         tried = ", ".join(str(root) for root in split.image_roots)
-        findings.fail("DATA-IMAGE-MISSING", f"its pictures, such as {first[0][:300]}, are in none of {tried}")
+        findings.fail("DATA-IMAGE-MISSING", f"its images, such as {table.file_names[0][:300]}, are in none of {tried}")
     fence = Fence(split.folder or root, config.follow_symlinks)
     found = [fence.look(f"{root}/{name}") for name in table.file_names]
+    missing = [i for i, state in enumerate(found) if state == "missing"]
+    if missing and (similar := _similar_names(table.file_names, missing, root, config.follow_symlinks)):
+        names = [similar.get(i, name) for i, name in enumerate(table.file_names)]
+        said = [f"{table.file_names[i]} -> {name}" for i, name in similar.items()]
+        findings.add("DATA-IMAGE-NAME", f"{counted(len(said), 'file name')} not written as on the disk", said)
+        found = ["ok" if i in similar else state for i, state in enumerate(found)]
+        table = table._replace(file_names=names)
     for state, code, what in (("missing", "DATA-IMAGE-MISSING", "are not in"),
                               ("escape", "DATA-PATH-ESCAPE", "lead by a link out of the folder from")):  # fmt: skip
         gone = [name[:300] for name, looked in zip(table.file_names, found, strict=True) if looked == state]
-        findings.add(code, f"{len(gone)} of {len(found)} pictures {what} {root}", gone)
+        findings.add(code, f"{len(gone)} of {len(found)} images {what} {root}", gone)
     return table.images(np.array([looked == "ok" for looked in found], dtype=bool)), root
+
+
+def _likely_root(names: Sequence[str], split: Split) -> Path | None:
+    """The folder with most of an even sample of the names; the first of equals."""
+    sample = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, SAMPLE).round().astype(int)).tolist()]
+    for key in (str, lambda name: unquote(PurePosixPath(name).name)):  # as written, or else the file's own name
+        hits = [sum(_is_there(root / key(name)) for name in sample) for root in split.image_roots]
+        if any(hits):
+            return split.image_roots[hits.index(max(hits))]
+    folders = [root for root in dict.fromkeys(split.image_roots) if root.is_dir()]
+    keys = {_plain_name(PurePosixPath(name).name) for name in sample}
+    stems = {key.rpartition(".")[0] for key in keys}
+    for root in folders:
+        here = {_plain_name(path.name) for path in root.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
+        if keys & here or stems & {key.rpartition(".")[0] for key in here}:
+            return root
+    return None
+
+
+def _similar_names(names: Sequence[str], missing: Sequence[int], root: Path, follow: bool) -> dict[int, str]:
+    """Files below `root` that missing names are taken for; each for one name, and only where there is one of them."""
+    taken = set(names) - {names[i] for i in missing}
+    here = [path.relative_to(root).as_posix() for path in visible_files(root, IMAGE_SUFFIXES, follow)]
+    here = [name for name in here if name not in taken]
+    keys: tuple[Callable[[str], str], ...] = (
+        _plain_name,
+        lambda name: str(PurePosixPath(_plain_name(name)).with_suffix("")),
+        lambda name: PurePosixPath(_plain_name(name)).name,
+    )
+    found: dict[int, str] = {}
+    for key in keys:
+        files: dict[str, list[str]] = {}
+        for name in here:
+            if name not in found.values():
+                files.setdefault(key(name), []).append(name)
+        wanted: dict[str, list[int]] = {}
+        for i in missing:
+            if i not in found:
+                wanted.setdefault(key(names[i]), []).append(i)
+        found |= {rows[0]: files[k][0] for k, rows in wanted.items() if len(rows) == len(files.get(k, ())) == 1}
+    return found
+
+
+def _plain_name(name: str) -> str:
+    return unicodedata.normalize("NFC", unquote(name)).casefold()
 
 
 def known_sizes(table: Table, root: Path, config: DataConfig, findings: Findings) -> Table:
@@ -97,20 +156,20 @@ def report_orphans(table: Table, config: DataConfig, findings: Findings) -> None
     """Objects of pictures and classes that are not there."""
     kinds = np.array([category.id for category in table.categories])
     for ids, known, key, name in ((table.owners, table.image_ids, "image_id", "images"),
-                                  (table.kinds, kinds, "category_id", "categories")):  # fmt: skip
+                                  (table.category_ids, kinds, "category_id", "categories")):  # fmt: skip
         lost = np.flatnonzero(~np.isin(ids, known))
         named = (f"{table.name(i)} -> {ids[i]}" for i in lost.tolist())
         level = WARNING if config.allow_orphans else ""
         findings.add("DATA-ORPHAN", f"`{key}` that is not in `{name}`", named, len(lost), level)
 
 
-def attached(table: Table) -> Table:
+def drop_orphans(table: Table) -> Table:
     """Objects whose picture and class are there."""
     kinds = [category.id for category in table.categories]
-    return table.objects(np.isin(table.owners, table.image_ids) & np.isin(table.kinds, kinds))
+    return table.objects(np.isin(table.owners, table.image_ids) & np.isin(table.category_ids, kinds))
 
 
-def in_order(table: Table) -> tuple[Table, np.ndarray]:
+def sort_by_file(table: Table) -> tuple[Table, np.ndarray]:
     """Pictures by file name, whatever the format, objects by picture; and where objects begin, (I + 1,)."""
     table = table.images(np.argsort(np.array([os.fsencode(name) for name in table.file_names]), kind="stable"))
     rows = positions(table)
@@ -142,7 +201,7 @@ def check_boxes(table: Table, root: Path, config: DataConfig, findings: Findings
     huge = np.any(boxes[:, 2:] > HUGE * sizes, axis=1)
     outside = ~flat & (huge | np.any((boxes[:, :2] >= sizes) | (boxes[:, :2] + boxes[:, 2:] <= 0), axis=1))
     tiny = ~flat & ~outside & np.any(seen_sides(boxes, sizes) < config.min_box_size, axis=1)
-    code = "DATA-BOX-FLAT-MANY" if flat.sum() > 0.05 * count else "DATA-BOX-FLAT"
+    code = "DATA-BOX-FLAT-MANY" if flat.sum() > max(0.05 * count, MAX_FLAT) else "DATA-BOX-FLAT"
     for kind, which, what in ((code, flat, "have no width or height"),
                               ("DATA-BOX-OUTSIDE", outside, "lie outside their picture, or are far larger"),
                               ("DATA-BOX-TINY", tiny, f"are smaller than {config.min_box_size} pixels")):  # fmt: skip
@@ -168,28 +227,55 @@ def seen_sides(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def compare_categories(known: Sequence[Category], own: Sequence[Category], used: set[int], findings: Findings) -> None:
-    """Say where a split's classes are not those of training."""
-    names = {c.id: c.name for c in known}
-    clashes = [f"{c.id} is `{c.name}` here and `{names[c.id]}` in training" for c in own
-               if names.get(c.id, c.name) != c.name]  # fmt: skip
-    number = counted(len(clashes), "class", "classes")
-    findings.add("DATA-CLASSES", f"{number} of other names than in the training data", clashes)
-    extra = [c.name for c in own if c.id not in names and c.id in used]
+    """Say which of a split's classes are none of training's; if all are that have objects, nothing can be judged."""
+    ids = {c.id for c in known}
+    extra = [c.name for c in own if c.id not in ids and c.id in used]
+    if extra and not used & ids:
+        names = ", ".join(c.name for c in known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+        what = f"no object of {findings.file} is of a class that the model knows ({names})"
+        findings.add("DATA-CLASS-UNKNOWN", what, extra, level=ERROR)
+        return
     findings.add("DATA-CLASS-UNKNOWN", "classes that the model does not know, left out of the evaluation", extra)
 
 
-def renumbered(table: Table, known: Sequence[Category]) -> Table:
-    """Classes by name: the ids of YOLO and VOC are ours, not the user's."""
-    ids = {category.name: category.id for category in known}
-    free = max([*ids.values(), *(c.id for c in table.categories)], default=0) + 1
-    new = {c.id: ids.get(c.name, free + n) for n, c in enumerate(table.categories)}
-    kinds = np.array([new[kind] for kind in table.kinds.tolist()], dtype=np.int64)
-    return table._replace(categories=[Category(new[c.id], c.name) for c in table.categories], kinds=kinds)
+def match_categories(table: Table, known: Sequence[Category]) -> Table:
+    """Classes by name, else by a name that differs only in capitals; ids follow those of `known`.
+
+    Names such as class_7 are those of weights that came without any: there the ids count.
+    """
+    if all(category.name == f"class_{category.id}" for category in known):
+        return table
+    exact = {category.name: category.id for category in reversed(known)}
+    folded = {name.casefold(): i for name, i in exact.items()}
+    found = {category.id: exact.get(category.name) for category in table.categories}
+    taken = {i for i in found.values() if i is not None}
+    free = max([*exact.values(), *(c.id for c in table.categories)], default=0) + 1
+    new = {}
+    for n, category in enumerate(table.categories):
+        at, like = found[category.id], folded.get(category.name.casefold())
+        if at is None and like not in taken:
+            at = like
+        new[category.id] = free + n if at is None else at
+    ids = np.array([new[kind] for kind in table.category_ids.tolist()], dtype=np.int64)
+    return table._replace(categories=[Category(new[c.id], c.name) for c in table.categories], category_ids=ids)
+
+
+def merge_names(table: Table, findings: Findings) -> Table:
+    """Of classes with one name, the first that has objects, or just the first; the objects of the others are its."""
+    used = set(np.unique(table.category_ids).tolist())
+    groups: dict[str, list[int]] = {}
+    for category in sorted(table.categories, key=lambda c: (c.id not in used, c.id)):
+        groups.setdefault(category.name, []).append(category.id)
+    twice = [f"{name}: ids {', '.join(map(str, sorted(ids)))}" for name, ids in groups.items() if len(ids) > 1]
+    findings.add("DATA-CLASS-NAME", "classes that have one name are taken for one", twice)
+    new = {i: ids[0] for ids in groups.values() for i in ids}
+    ids = np.array([new[kind] for kind in table.category_ids.tolist()], dtype=np.int64)
+    return table._replace(categories=[c for c in table.categories if new[c.id] == c.id], category_ids=ids)
 
 
 def without_headings(table: Table, findings: Findings) -> list[Category]:
     """Categories by id, less what Roboflow adds: one without objects that is only the heading of others."""
-    used = set(np.unique(table.kinds).tolist())
+    used = set(np.unique(table.category_ids).tolist())
     roots = [c for c in table.categories if c.id not in used and c.name in table.headings]
     findings.add("DATA-CLASS-HEADING", "left out as headings without objects", [c.name for c in roots])
     return [c for c in sorted(table.categories) if c not in roots]

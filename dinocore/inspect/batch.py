@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..boxes import to_cxcywh, to_xyxy
+from ..boxes import to_cxcywh, to_pixels
 from ..config import Config, ModelConfig
 from ..data.annotations import Annotations
 from ..data.batch import Batch, normalise
@@ -81,7 +81,7 @@ def _cells(batch: Batch, annotations: Annotations, model: ModelConfig, epoch: in
         pixels = (image.permute(1, 2, 0) * std + mean).mul(255).round().clamp(0, 255).byte()  # (H, W, 3)
         pixels[padding] = torch.tensor(PADDING_COLOR, dtype=torch.uint8)
         height, width = int((~padding[:, 0]).sum()), int((~padding[0]).sum())
-        boxes = to_xyxy(target.boxes) * torch.tensor([width, height, width, height])  # (T, 4)
+        boxes = to_pixels(target.boxes, (height, width))  # (T, 4)
         name = annotations.path(index).name
         yield BatchImage(pixels.numpy(), boxes.numpy(), target.labels.tolist(), name, index, epoch)
 

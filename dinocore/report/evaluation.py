@@ -62,7 +62,7 @@ def _examples(
     for title, ids in zip(("Best images", "Worst images"), good_and_bad(counts), strict=True):
         opened = zip(ids, open_images(annotations, ids, config), strict=True)
         shown = [
-            judged_image(analysis.matches, image_id, image, name, error_counts(counts[image_id]._asdict()))
+            judged_image(analysis.matches, image_id, image, name)
             for image_id, (name, image) in opened
             if image is not None
         ]

@@ -134,7 +134,7 @@ def open_images(
             yield f"{path.name} ({error.what})", None
 
 
-def judged_image(matches: Matches, image_id: int, image: Image.Image, title: str, note: str) -> MarkedImage:
+def judged_image(matches: Matches, image_id: int, image: Image.Image, title: str, note: str = "") -> MarkedImage:
     """The image with its objects, and with what was found there, right or wrong at IoU 0.5."""
     return shrink(MarkedImage(title, image, list(_marks(matches, image_id)), note))
 

@@ -183,9 +183,31 @@ def test_classes_are_numbered_as_in_training_and_unknown_ones_are_noted(make_coc
     assert annotations.trainable().tolist() == [False, True, True]
 
 
-def test_a_number_with_another_name_than_in_training_is_refused(make_coco):
-    said = refusal(make_coco(name="val"), [Category(1, "ring"), Category(2, "disc")])
-    assert "2 classes" in said and "1 is `disc` here and `ring` in training" in said
+def test_classes_are_matched_by_name_whatever_their_numbers(make_coco):
+    known = [Category(1, "ring"), Category(2, "disc")]
+    annotations = read_annotations(make_coco(name="val"), known)
+    assert annotations.categories == known and annotations.labels.tolist() == [1, 0, 0]
+    capitals = [Category(0, "RING"), Category(9, "Disc")]
+    assert read_annotations(make_coco(name="val"), capitals).labels.tolist() == [1, 0, 0]
+    exact_first = [Category(0, "Ring"), Category(1, "ring"), Category(2, "disc")]
+    assert read_annotations(make_coco(name="val"), exact_first).labels.tolist() == [2, 1, 1]
+
+
+def test_weights_without_names_are_matched_by_number(make_coco):
+    known = [Category(k, f"class_{k}") for k in range(3)]
+    assert read_annotations(make_coco(name="val"), known).labels.tolist() == [1, 2, 2]
+
+
+def test_where_no_object_is_of_a_known_class_nothing_can_be_judged(make_coco):
+    said = refusal(make_coco(name="val"), [Category(1, "cat"), Category(2, "dog")])
+    assert "no object of" in said and "(cat, dog)" in said and "disc" in said
+
+
+def test_of_two_classes_with_one_name_the_one_with_objects_keeps_its_number(make_coco):
+    annotations = read_annotations(make_coco(categories={0: "ring", 1: "disc", 2: "ring", 7: "disc"}))
+    assert annotations.categories == [Category(1, "disc"), Category(2, "ring")]
+    assert annotations.labels.tolist() == [0, 1, 1]
+    assert any("disc: ids 1, 7" in note and "ring: ids 0, 2" in note for note in annotations.notes)
 
 
 def test_whole_floats_are_ids(make_coco):
@@ -323,7 +345,7 @@ def test_missing_pictures_are_listed_and_counted(make_coco, tmp_path):
         (tmp_path / "train2017" / f"{i:04d}.png").unlink()
     said = refusal(split)
     assert (
-        f"7 of 9 pictures are not in {tmp_path / 'train2017'}: " in said
+        f"7 of 9 images are not in {tmp_path / 'train2017'}: " in said
         and "0002.png, 0003.png, 0004.png, 0005.png, 0006.png" in said
     )
 

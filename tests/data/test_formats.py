@@ -117,7 +117,7 @@ def test_d29_an_empty_label_file_and_none_at_all_are_background(tmp_path):
         ("0 0.5 0.5 nan 0.1", "line 2: numbers that are not finite"),
         ("0 a b c d", "line 2: not numbers"),
         ("0 0.5", "line 2: 2 columns"),
-        ("0 50 30 20 20", "line 2: 50, where shares of the picture's width and height are at most 1"),
+        ("0 50 30 20 20", "line 2: 50, where shares of the image's width and height are at most 1"),
     ],
 )
 def test_d29_a_bad_yolo_line_is_named_with_its_number(tmp_path, line, said):
@@ -315,7 +315,7 @@ def test_d26_a_link_that_leads_out_of_the_folder_is_refused(make_coco, tmp_path,
         for name in ("0007.png", "0009.png"):
             (inside / name).symlink_to(canary)
     split = split._replace(image_roots=[inside])
-    with pytest.raises(DataError, match=r"2 of 2 pictures lead by a link out") as caught:
+    with pytest.raises(DataError, match=r"2 of 2 images lead by a link out") as caught:
         read_annotations(split)
     assert caught.value.code == "DATA-PATH-ESCAPE" and "data.follow_symlinks=true" in caught.value.fix
     if kind == "folder":

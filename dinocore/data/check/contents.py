@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 
@@ -10,7 +9,7 @@ from ...words import counted
 from ..annotations import Annotations
 from ..findings import KEPT, Findings, Place, short_box
 from ..images import SUFFIXES
-from ..split import Category
+from ..split import Category, visible_files
 
 FEW = 10  # objects of a class
 DOT = 2  # pixels
@@ -30,8 +29,8 @@ def check_contents(annotations: Annotations, findings: Findings, is_training: bo
 
 def check_unlisted(annotations: Annotations, listed: set[str], findings: Findings) -> None:
     """Pictures below the picture folder that no split names."""
-    found = [path for path in _pictures_below(annotations.image_root) if os.path.realpath(path) not in listed]
-    places = [Place(os.path.relpath(path, annotations.image_root), Path(path)) for path in found[:KEPT]]
+    found = [path for path in visible_files(annotations.image_root, SUFFIXES) if os.path.realpath(path) not in listed]
+    places = [Place(os.path.relpath(path, annotations.image_root), path) for path in found[:KEPT]]
     findings.add("DATA-IMAGE-UNLISTED", f"{counted(len(found), 'picture')} not in the annotations", places, len(found))
 
 
@@ -90,19 +89,6 @@ def _check_classes(annotations: Annotations, findings: Findings) -> None:
     findings.add("DATA-CLASS-UNUSED", "classes without an object", [c.name for c, count in numbered if not count])
     few = [f"{c.name} {count}" for c, count in numbered if 0 < count < FEW]
     findings.add("DATA-CLASS-RARE", f"classes with fewer than {FEW} objects", few)
-    names = [c.name for c in annotations.categories]
-    twice = [f"{name}: ids {', '.join(str(c.id) for c in annotations.categories if c.name == name)}"
-             for name in sorted(set(names)) if names.count(name) > 1]  # fmt: skip
-    findings.add("DATA-CLASS-NAME", "classes that have one name", twice)
-
-
-def _pictures_below(root: Path) -> list[str]:
-    return sorted(
-        os.path.join(folder, name)
-        for folder, _, names in os.walk(root)
-        for name in names
-        if os.path.splitext(name)[1].lower() in SUFFIXES
-    )
 
 
 def _name(annotations: Annotations, label: int) -> str:

@@ -16,7 +16,7 @@ from ...system.parent import leave_signals_to_the_parent
 from ...words import counted
 from ..annotations import Annotations
 from ..findings import Findings, Place
-from ..images import glance, read_image
+from ..images import MIN_ROWS, glance, read_image, share_of_rows
 
 THUMB = 16  # side of the grey picture that is kept of each
 DARK, DARK_SHARE = 32, 0.99  # brightness of 255 that so many pixels stay below in a picture that is nearly black
@@ -32,6 +32,7 @@ class Facts(NamedTuple):
     index: int
     size: tuple[int, int] = (0, 0)  # width and height, upright
     frames: int = 1
+    rows: float = 1.0  # the share of a JPEG's rows that are there
     problem: str = ""  # why it cannot be read
     code: str = ""  # of the problem
     brightness: float = 0.0  # mean, of 255
@@ -52,7 +53,10 @@ class Looking(NamedTuple):
         path = self.annotations.path(index)
         try:
             size, frames = glance(path, self.config)
-            facts = Facts(index, size, frames)
+            facts = Facts(index, size, frames, share_of_rows(path, self.config))
+            if facts.rows < MIN_ROWS and not self.decode:
+                what = f"{path} is damaged: {facts.rows:.0%} of its rows are there"
+                return facts._replace(problem=what, code="DATA-IMAGE-DAMAGED")
             return _with_pixels(facts, read_image(path, self.config)) if self.decode else facts
         except DataError as error:
             return Facts(index, problem=error.what, code=error.code)
@@ -116,6 +120,7 @@ def check_pictures(annotations: Annotations, facts: Sequence[Facts], findings: F
         broken = [(f, f.problem) for f in facts if f.code == code]
         findings.add(code, f"{counted(len(broken), 'picture')} cannot be read", places(broken))
     check_sizes(annotations, facts, findings)
+    check_cut(annotations, facts, findings)
     whole = [f for f in facts if not f.problem]
     named = [(f, annotations.path(f.index).name) for f in whole]
     odd = [(f, f"{name}: {f.size[0]} x {f.size[1]}") for f, name in named
@@ -131,6 +136,13 @@ def check_pictures(annotations: Annotations, facts: Sequence[Facts], findings: F
     findings.add("DATA-IMAGE-DARK", f"{counted(len(dark), 'picture')} nearly black", places(dark))
     blank = [(f, f"{name}: brightness {f.brightness:.0f} of 255") for f, name in named if f.blank]
     findings.add("DATA-IMAGE-BLANK", f"{counted(len(blank), 'picture')} of one colour", places(blank))
+
+
+def check_cut(annotations: Annotations, facts: Sequence[Facts], findings: Findings) -> None:
+    """Findings about JPEGs that lack their last bytes and are used for what is there."""
+    cut = [f for f in facts if not f.problem and f.rows < 1]
+    places = [_place(annotations, f, f"{annotations.path(f.index).name}: {f.rows:.0%} of its rows") for f in cut]
+    findings.add("DATA-IMAGE-CUT", f"{counted(len(cut), 'image')} without the last bytes of the file", places)
 
 
 def check_sizes(annotations: Annotations, facts: Sequence[Facts], findings: Findings) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...errors import DataError
 from ..findings import Findings
-from ..split import Category, Split, Table
+from ..split import Category, Split, Table, clean_name
 
 EXAMPLE = """write a file such as
   {"images": [{"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}],
@@ -26,6 +26,7 @@ class ImageRow(msgspec.Struct, gc=False):
 
     id: Any = None
     file_name: Any = None
+    coco_url: Any = None
     width: Any = None
     height: Any = None
 
@@ -68,6 +69,7 @@ def read_coco(split: Split, findings: Findings) -> Table:
         DataError: the file is no JSON, or not COCO's.
     """
     content = _decode(split.annotations, findings)
+    _names_of_urls(content.images or [])
     images = _complete(content.images or [], "images", findings)
     categories = _complete(content.categories or [], "categories", findings)
     _name_all(content.annotations or [], findings)
@@ -80,13 +82,15 @@ def read_coco(split: Split, findings: Findings) -> Table:
     _note_what_is_left_out(images, objects, findings)
     written = [row.area for row in objects]
     return Table(
-        categories=[Category(i, str(row.name)) for i, row in zip(category_ids.tolist(), categories, strict=True)],
+        categories=[
+            Category(i, clean_name(row.name)) for i, row in zip(category_ids.tolist(), categories, strict=True)
+        ],
         headings=frozenset(str(r.supercategory) for r in categories if r.supercategory and r.supercategory != r.name),
         image_ids=image_ids,
         file_names=[str(row.file_name) for row in images],
         sizes=np.array([_size(row) for row in images], dtype=np.int64).reshape(-1, 2),
         owners=owners,
-        kinds=kinds,
+        category_ids=kinds,
         boxes=boxes,
         area=np.array([a if is_area(a) else np.nan for a in written], dtype=np.float64),
         crowd=np.array([is_crowd(row.iscrowd) for row in objects], dtype=bool),
@@ -134,6 +138,13 @@ def _not_coco(what: str, file: Path) -> DataError:
 
 def _row(row: Any, kind: type) -> Any:
     return kind(**{key: row.get(key) for key in kind.__struct_fields__}) if isinstance(row, dict) else kind()
+
+
+def _names_of_urls(images: Sequence[ImageRow]) -> None:
+    """LVIS names images by address only: its last folder and file, train2017/000000000009.jpg, are the name."""
+    for row in images:
+        if row.file_name is None and isinstance(row.coco_url, str):
+            row.file_name = "/".join(row.coco_url.split("/")[-2:])
 
 
 def _complete(rows: list, table: str, findings: Findings) -> list:

@@ -1,4 +1,8 @@
-"""Write a data set as COCO, YOLO or Pascal VOC: boxes, classes, crowds and pictures; outlines are not kept."""
+"""Write a data set as COCO, YOLO or Pascal VOC: boxes, classes, crowds and images; outlines are not kept.
+
+What is written is read back the same: classes are those of all splits together, matched by name; files are named so
+that no reader takes them for hidden ones or cuts their names, and labels go where the reader looks for them.
+"""
 
 import os
 import shutil
@@ -12,7 +16,9 @@ import yaml
 
 from ...errors import EnvironmentFault
 from ...system.files import to_json, write_text
-from ..annotations import Annotations, as_coco_dict
+from ..annotations import Annotations, as_coco_dict, with_categories
+from ..split import Category, clean_name, is_hidden
+from .yolo import label_file
 
 ELSEWHERE = "free some space, or name another folder"
 KINDS = ("coco", "yolo", "voc")
@@ -44,6 +50,7 @@ def write_dataset(splits: dict[str, tuple[Annotations, str]], kind: str, out: Pa
     Raises:
         EnvironmentFault: the disk is full or `out` cannot be written.
     """
+    splits = _with_all_classes(splits)
     entries = list(_entries({name: annotations for name, (annotations, _) in splits.items()}, kind))
     folders = {"coco": "{}2017", "yolo": "images/{}", "voc": "JPEGImages"}
     lost = 0
@@ -62,6 +69,19 @@ def write_dataset(splits: dict[str, tuple[Annotations, str]], kind: str, out: Pa
     else:
         classes = [c.name for c in next(iter(splits.values()))[0].categories]
         _finish_yolo(list(splits), classes, out) if kind == "yolo" else _finish_voc(entries, classes, out)
+
+
+def _with_all_classes(splits: dict[str, tuple[Annotations, str]]) -> dict[str, tuple[Annotations, str]]:
+    """Every split with the classes of all: those of the first split keep their ids, others get theirs or a free one."""
+    known: dict[str, Category] = {}
+    taken: set[int] = set()
+    for category in (c for annotations, _ in splits.values() for c in annotations.categories):
+        if category.name not in known:
+            free = category.id if category.id not in taken else max(taken) + 1
+            known[category.name] = Category(free, category.name)
+            taken.add(free)
+    every = list(known.values())
+    return {name: (with_categories(annotations, every), source) for name, (annotations, source) in splits.items()}
 
 
 def coco_document(annotations: Annotations, source: str, names: list[str] | None = None) -> dict[str, Any]:
@@ -86,6 +106,7 @@ def _entries(splits: dict[str, Annotations], kind: str) -> Iterator[Entry]:
     taken: set[str] = set()
     for split, annotations in splits.items():
         for index, name in enumerate(_names(annotations)):
+            name = _plain(name)
             stem, suffix = os.path.splitext(name.replace("/", "_") if kind == "voc" else name)
             stem = stem if kind == "voc" else stem.removeprefix(f"images/{split}/")
             here = "" if kind == "voc" else f"{split}/"
@@ -94,6 +115,14 @@ def _entries(splits: dict[str, Annotations], kind: str) -> Iterator[Entry]:
                 free, number = f"{stem}-{split}{number}", number + 1
             taken.add(here + free)
             yield Entry(split, annotations, index, free + suffix)
+
+
+def _plain(name: str) -> str:
+    """A file name that every reader takes: no part hidden, no control characters, no spaces or quotes at its ends."""
+    parts = [clean_name(part).strip("\"' ") or "_" for part in name.split("/")]
+    *folders, file = [f"_{part}" if is_hidden(part) else part for part in parts]
+    stem, suffix = os.path.splitext(file)
+    return "/".join([*folders, (stem.rstrip("\"' ") or "_") + suffix])
 
 
 def _write(path: Path, text: str) -> None:
@@ -121,10 +150,11 @@ def _write_labels(entry: Entry, out: Path) -> int:
     annotations, rows = entry.annotations, entry.annotations.objects(entry.index)
     size = annotations.sizes[entry.index].astype(np.float64)
     boxes, crowd = annotations.boxes[rows], annotations.crowd[rows]
-    shares = np.concatenate([(boxes[:, :2] + boxes[:, 2:] / 2) / size, boxes[:, 2:] / size], 1)[~crowd]
-    labels = annotations.labels[rows][~crowd].tolist()
+    written = ~crowd & (annotations.labels[rows] >= 0)
+    shares = np.concatenate([(boxes[:, :2] + boxes[:, 2:] / 2) / size, boxes[:, 2:] / size], 1)[written]
+    labels = annotations.labels[rows][written].tolist()
     lines = [" ".join(map(repr, [k, *row])) + "\n" for k, row in zip(labels, shares.tolist(), strict=True)]
-    _write(out / "labels" / entry.split / Path(entry.name).with_suffix(".txt"), "".join(lines))
+    _write(label_file(out / "images" / entry.split / entry.name), "".join(lines))
     return int(crowd.sum())
 
 
@@ -143,6 +173,8 @@ def _write_xml(entry: Entry, out: Path) -> None:
     rows = annotations.objects(entry.index)
     labels, boxes = annotations.labels[rows].tolist(), annotations.boxes[rows].tolist()
     for label, (x, y, w, h), crowd in zip(labels, boxes, annotations.crowd[rows], strict=True):
+        if label < 0:
+            continue
         corners = {"xmin": _short(x + 1), "ymin": _short(y + 1), "xmax": _short(x + w), "ymax": _short(y + h)}
         content = {"name": annotations.categories[label].name, "pose": "Unspecified", "truncated": 0}
         _fill(ElementTree.SubElement(root, "object"), content | {"difficult": int(crowd), "bndbox": corners})

@@ -5,8 +5,9 @@ corner is 0 are taken so. Where no box touches the left or top edge nobody can t
 `difficult` is a crowd region to us: ignored in training.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
+import os
+from collections.abc import Container, Sequence
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from xml.etree import ElementTree
 from xml.parsers import expat
@@ -15,8 +16,21 @@ import numpy as np
 
 from ...config import DataConfig
 from ..findings import Findings
-from ..images import SUFFIXES
-from ..split import WORDS, Category, Fence, Layout, Split, Table, layout_of
+from ..images import IMAGE_SUFFIXES, SUFFIXES
+from ..split import (
+    WORDS,
+    Category,
+    Fence,
+    Layout,
+    Split,
+    Table,
+    clean_name,
+    is_hidden,
+    layout_of,
+    split_told_by,
+    stays_inside,
+    visible_files,
+)  # fmt: skip
 
 SETS = "ImageSets/Main"
 FOLDERS = (("Annotations", "JPEGImages"), ("Annotations", "images"), ("annotations", "images"), ("", ""))
@@ -43,11 +57,16 @@ def find_voc(folder: Path, fence: Fence) -> Layout | None:
     if inner := sorted(p for p in [*folder.glob("VOC20*"), *folder.glob("VOCdevkit/VOC20*")] if p.is_dir()):
         folder = inner[0] if len(inner) == 1 else folder
     for xml, pictures in FOLDERS:
-        if (folder / pictures).is_dir() and next((folder / xml).glob("*.xml"), None):
+        if (folder / pictures).is_dir() and _has_xml(folder / xml):
             return _devkit(folder, folder / xml, folder / pictures, fence)
-    if next((folder / "train").glob("*.xml"), None):
+    if _has_xml(folder / "train"):
         return _beside(folder, fence)
     return None
+
+
+def _has_xml(folder: Path) -> bool:
+    """Whether XML files lie directly in a folder, hidden ones aside."""
+    return any(not is_hidden(file.name) for file in folder.glob("*.xml"))
 
 
 def _devkit(folder: Path, xml: Path, pictures: Path, fence: Fence) -> Layout | None:
@@ -70,6 +89,44 @@ def _beside(folder: Path, fence: Fence) -> Layout | None:
     return layout_of("Roboflow VOC", made)
 
 
+def find_voc_anywhere(folder: Path, fence: Fence) -> Layout | None:
+    """XML files in folders of any name, each paired with the folder that has most images of the same names."""
+    xml, images = _stems(folder, (".xml",)), _stems(folder, IMAGE_SUFFIXES)
+    pairs: dict[str, list[tuple[Path, Path]]] = {}
+    for where, stems in xml.items():
+        near = {place: (len(stems & known), len(os.path.commonpath([place, where]))) for place, known in images.items()}
+        best = max(near, key=lambda place: near[place], default=None)
+        if best is None or not near[best][0] or not any(_is_voc(where / f"{stem}.xml") for stem in sorted(stems)[:3]):
+            continue
+        parts = [part for path in (where, best) for part in reversed(path.relative_to(folder).parts)]
+        name = next((told for part in parts if (told := split_told_by(part))), "")
+        pairs.setdefault(name, []).append((where, best))
+    if "" in pairs and not pairs.keys() & {"train", "val"}:
+        pairs = {"train": pairs[""]}
+    pairs.pop("", None)
+    if not pairs or any(len(several) > 1 for several in pairs.values()):
+        return None
+    order = _ordered_names(folder / "labelmap.txt", fence)
+    classes, first = overview([where for ((where, _),) in pairs.values()], order, fence)
+    made = {name: Split(where, [best], "voc", folder, (), classes, first) for name, ((where, best),) in pairs.items()}
+    return layout_of("Pascal VOC, XML files apart", made)
+
+
+def _stems(folder: Path, suffixes: Container[str]) -> dict[Path, set[str]]:
+    """For each folder, names of the files that lie directly in it, without their suffix."""
+    found: dict[Path, set[str]] = {}
+    for file in visible_files(folder, suffixes):
+        found.setdefault(file.parent, set()).add(file.stem)
+    return found
+
+
+def _is_voc(file: Path) -> bool:
+    try:
+        return parse_xml(file.read_bytes()).tag == "annotation"
+    except (OSError, ValueError):
+        return False
+
+
 def overview(folders: list[Path], order: Sequence[str], fence: Fence) -> tuple[tuple[str, ...], int | None]:
     """The classes of all files, those of `order` first and the others by name; and how the first pixel is counted.
 
@@ -77,7 +134,7 @@ def overview(folders: list[Path], order: Sequence[str], fence: Fence) -> tuple[t
         names, and 0, 1, or None where no box begins in the first column or row.
     """
     names, least = set(), np.inf
-    for file in (file for folder in folders for file in folder.glob("*.xml")):
+    for file in (file for folder in folders for file in visible_files(folder, (".xml",))):
         try:
             objects = describe(file).objects if fence.look(str(file)) == "ok" else []
         except (OSError, ValueError):
@@ -92,13 +149,13 @@ def _ordered_names(labelmap: Path, fence: Fence) -> list[str]:
     if not labelmap.is_file():
         return []
     lines = fence.check(labelmap).read_text("utf-8", errors="replace").splitlines()
-    names = [line.split(":")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+    rows = [line for line in lines if line.strip() and not line.startswith("# label:")]
+    names = [clean_name(row.rsplit(":", 3)[0] if row.count(":") >= 3 else row.split(":")[0]) for row in rows]
     return [name for name in names if name != "background"]
 
 
 def read_voc(split: Split, findings: Findings, config: DataConfig) -> Table:
     """Every XML file of the split; pictures are numbered from 1 by name, classes from 1."""
-    root = split.image_roots[0]
     fence = Fence(split.folder or split.annotations, config.follow_symlinks)
     names, sizes, owners, objects, places = [], [], [], [], []
     for file in _files(split, findings):
@@ -111,7 +168,7 @@ def read_voc(split: Split, findings: Findings, config: DataConfig) -> Table:
         except (OSError, ValueError) as error:
             findings.add("DATA-XML", "XML files that cannot be read", [f"{file.name}: {error}"])
             continue
-        names.append(_picture(described.file_name, file, root))
+        names.append(_image(described.file_name, file, split, findings))
         sizes.append(described.size)
         for found in described.objects:
             owners.append(len(names))
@@ -127,7 +184,7 @@ def read_voc(split: Split, findings: Findings, config: DataConfig) -> Table:
         file_names=names,
         sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
         owners=np.array(owners, dtype=np.int64),
-        kinds=np.array([numbers.get(found.name, 0) for found in objects], dtype=np.int64),
+        category_ids=np.array([numbers.get(found.name, 0) for found in objects], dtype=np.int64),
         boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1),
         area=np.full(len(objects), np.nan),
         crowd=np.array([found.difficult for found in objects], dtype=bool),
@@ -159,7 +216,9 @@ def describe(file: Path) -> Described:
         corners = tuple(float(box.findtext(key) or "nan") for key in ("xmin", "ymin", "xmax", "ymax"))
         if not np.isfinite(corners).all():
             raise ValueError(f"object {len(objects) + 1} has corners {corners}")
-        name = (found.findtext("name") or "").strip()
+        name = clean_name(found.findtext("name") or "")
+        if not name:
+            raise ValueError(f"object {len(objects) + 1} has no name")
         objects.append(Bndbox(name, corners, (found.findtext("difficult") or "0").strip() == "1"))
     sides = [float(root.findtext(f"size/{key}") or 0) for key in ("width", "height")]
     good = all(0 < side < 2**31 and side % 1 == 0 for side in sides)
@@ -189,20 +248,42 @@ def parse_xml(content: bytes) -> ElementTree.Element:
 
 
 def _files(split: Split, findings: Findings) -> list[Path]:
-    """All of the folder, or those that a list names: the first word of each line."""
+    """All of the folder, or those that a list names, one a line."""
     if not split.listing:
-        return sorted(split.annotations.glob("*.xml"))
-    lines = [line.split() for line in split.listing[0].read_text("utf-8", errors="replace").splitlines()]
-    stems = [words[0] for words in lines if words]
-    unsafe = [stem for stem in stems if "/" in stem or "\\" in stem or "\0" in stem]
+        return visible_files(split.annotations, (".xml",))
+    lines = split.listing[0].read_text("utf-8-sig", errors="replace").splitlines()
+    names = [_listed(line.strip(), split.annotations) for line in lines if line.strip()]
+    unsafe = [name for name in names if not stays_inside(name)]
     findings.add("DATA-PATH-ESCAPE", f"names in {split.listing[0].name} that lead out of the folder", unsafe)
-    return [split.annotations / f"{stem}.xml" for stem in stems if stem not in unsafe]
+    return [split.annotations / f"{name}.xml" for name in dict.fromkeys(names) if name not in unsafe]
 
 
-def _picture(said: str, file: Path, root: Path) -> str:
-    """The picture's name: as said, if it is there; or else that of the XML file with a picture's suffix."""
-    said = Path(said.replace("\\", "/")).name if "\0" not in said else ""
-    if said and (root / said).is_file():
-        return said
-    there = (f"{file.stem}{suffix}" for suffix in sorted(SUFFIXES) if (root / f"{file.stem}{suffix}").is_file())
-    return next(there, said or f"{file.stem}.jpg")
+def _listed(line: str, folder: Path) -> str:
+    """A name by its line in a list: the whole line, if there is such a file, else without quotes, a last column (VOC's
+    lists of a class have one), an image's suffix, or folders of another machine.
+    """
+    columns = line.rsplit(maxsplit=1)
+    forms = [line, line.strip("\"'"), columns[0] if len(columns) == 2 else line]
+    forms += [form[: -len(PurePosixPath(form).suffix)] for form in forms if _suffix(form) in IMAGE_SUFFIXES]
+    forms += [PurePosixPath(form.replace("\\", "/")).name for form in forms]
+    there = (form for form in forms if stays_inside(form) and (folder / f"{form}.xml").is_file())
+    return next(there, forms[0] if len(columns) == 1 or columns[1].lstrip("-") not in ("0", "1") else columns[0])
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _image(said: str, file: Path, split: Split, findings: Findings) -> str:
+    """The image's name: the XML file's own with an image's suffix, if that is there, or else the one it says.
+
+    A file that was renamed or copied often says an old name, which may be another image by now.
+    """
+    root, own = split.image_roots[0], file.relative_to(split.annotations).with_suffix("")
+    there = (f"{own.as_posix()}{suffix}" for suffix in (*sorted(IMAGE_SUFFIXES), *map(str.upper, sorted(SUFFIXES))))
+    stem = next((name for name in there if (root / name).is_file()), "")
+    said = PurePosixPath(said.replace("\\", "/")).name if "\0" not in said else ""
+    if stem and said and (root / said).is_file() and PurePosixPath(said).stem != own.name:
+        what = "XML files whose `<filename>` is another image; the one with the file's own name counts"
+        findings.add("DATA-VOC-NAME", what, [f"{file.name} says {said}"])
+    return stem or said or f"{own.as_posix()}.jpg"

@@ -1,11 +1,13 @@
 """YOLO's layout: `data.yaml`, pictures, and for each a file of lines `class cx cy width height` in shares.
 
-Source: what Ultralytics documents (https://docs.ultralytics.com/datasets/detect/). Labels are where `images` in a
-picture's path reads `labels`; a line with more corners is an outline, of which the extent counts.
+Source: what Ultralytics documents (https://docs.ultralytics.com/datasets/detect/). Labels are where `images` in an
+image's path reads `labels`. A line with more columns is an outline, of which the extent counts, or a box with
+keypoints: `kpt_shape` says so, or all such lines of the split together.
 """
 
 import os
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,11 +17,13 @@ import yaml
 from ...config import DataConfig
 from ...errors import DataError
 from ..findings import Findings, Place
-from ..images import SUFFIXES
-from ..split import WORDS, Category, Fence, Layout, Split, Table, layout_of, names_of
+from ..images import IMAGE_SUFFIXES
+from ..split import WORDS, Category, Fence, Layout, Split, Table, clean_name, layout_of, names_of, visible_files
 from .coco import is_number
 
-MOST = 1.5  # a share of a picture, leaving room for boxes that reach beyond it; more is a number of pixels
+MOST = 1.5  # a share of an image, leaving room for boxes that reach beyond it; more is a number of pixels
+SLACK = 0.02  # of an image, by which keypoints may lie outside of their box
+MIN_EVIDENCE = 10  # lines, before all of them together are said to mean something else
 
 
 def find_yolo(folder: Path, fence: Fence) -> Layout | None:
@@ -27,70 +31,120 @@ def find_yolo(folder: Path, fence: Fence) -> Layout | None:
     Raises:
         DataError: there is a data.yaml that cannot be used, or a link to one outside.
     """
-    named = [folder / name for name in ("data.yaml", "data.yml", "dataset.yaml")]
-    files = [file for file in named if file.is_file()] or sorted(folder.glob("*.y*ml"))
-    if len(files) != 1 and not (files and files[0] in named):
+    file = _yaml_file(folder, fence)
+    if file is None:
         return _without_yaml(folder, fence)
-    content = _read_yaml(fence.check(files[0]))
-    classes = _class_names(content, files[0])
-    splits = {}
+    content = _read_yaml(fence.check(file))
+    classes = _class_names(content, file)
+    keypoints = _keypoints(content.get("kpt_shape"), file)
+    splits, missing = {}, ""
     for name, words in WORDS.items():
         entry = next((content[word] for word in words if content.get(word)), None)
-        listing = _entered(entry, content.get("path"), folder, files[0]) if entry else _usual(folder, words)
+        listing = _entered(entry, content.get("path"), folder, file, fence) if entry else _usual(folder, words)
         if listing:
-            splits[name] = Split(files[0], [folder], "yolo", folder, listing, classes)
+            splits[name] = Split(file, [folder], "yolo", folder, listing, classes, keypoints=keypoints)
         elif name == "train" and entry:
-            raise _bad_yaml(f"`train: {entry}` is not in {folder}", files[0])
-    layout = layout_of("YOLO", splits)
+            raise _bad_yaml(f"`train: {entry}` is not in {folder}{_nearest(entry, folder)}", file)
+        elif name == "val" and entry:
+            missing = f"`val: {entry}` of {file.name} is not there{_nearest(entry, folder)}"
+    layout = layout_of("YOLO", splits, missing)
     if layout is None:
-        raise _bad_yaml("its folders of pictures (`train`, `val`) are not there", files[0])
+        raise _bad_yaml("its folders of images (`train`, `val`) are not there", file)
     return layout
 
 
+def _yaml_file(folder: Path, fence: Fence) -> Path | None:
+    """data.yaml, or the one other YAML file that has `names`; what else is YAML is nobody's business here."""
+    named = [folder / name for name in ("data.yaml", "data.yml", "dataset.yaml")]
+    if there := [file for file in named if file.is_file()]:
+        return there[0]
+    found = []
+    for file in visible_files_here(folder, (".yaml", ".yml")):
+        try:
+            if "names" in _read_yaml(fence.check(file)):
+                found.append(file)
+        except DataError:
+            continue
+    if len(found) > 1:
+        listed = ", ".join(file.name for file in found)
+        what = f"{folder} has several YAML files with `names`: {listed}; call the right one data.yaml"
+        raise _bad_yaml(what, found[0])
+    return found[0] if found else None
+
+
+def visible_files_here(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Files directly in a folder with one of the suffixes, less hidden ones, sorted."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and p.name[0] != "." and p.is_file())
+
+
 def _without_yaml(folder: Path, fence: Fence) -> Layout | None:
-    """Label Studio's export: names in classes.txt, one a line, with images/ and labels/."""
+    """Label Studio's export, with names in classes.txt and images/ and labels/; or Darknet's obj.data (CVAT)."""
+    if (darknet := folder / "obj.data").is_file():
+        return _darknet(folder, fence.check(darknet), fence)
     file = folder / "classes.txt"
     if not (file.is_file() and (folder / "images").is_dir() and (folder / "labels").is_dir()):
         return None
-    lines = fence.check(file).read_text("utf-8-sig", errors="replace").splitlines()
-    classes = tuple(line.strip() for line in lines if line.strip())
+    classes = _lines_of(fence.check(file))
     found = {name: _usual(folder, words) for name, words in WORDS.items()}
     splits = {name: listing for name, listing in found.items() if listing} or {"train": (folder / "images",)}
     made = {name: Split(file, [folder], "yolo", folder, listing, classes) for name, listing in splits.items()}
     return layout_of("YOLO, classes.txt", made)
 
 
+def _darknet(folder: Path, file: Path, fence: Fence) -> Layout | None:
+    """`key = value` lines: `names` is a file of names, `train` and `valid` are lists of images."""
+    pairs = [line.partition("=") for line in _lines_of(file)]
+    content = {key.strip().lower(): value.strip() for key, _, value in pairs}
+    names = _entered(content.get("names", "obj.names"), None, folder, file, fence)
+    if not names:
+        raise _bad_yaml("its file of class names (`names = obj.names`) is not there", file)
+    classes = tuple(map(clean_name, _lines_of(names[0])))
+    made = {}
+    for name, words in WORDS.items():
+        entry = next((content[word] for word in words if content.get(word)), None)
+        if entry and (listing := _entered(entry, None, folder, file, fence)):
+            made[name] = Split(file, [folder], "yolo", folder, listing, classes)
+    return layout_of("YOLO, obj.data", made)
+
+
+def _lines_of(file: Path) -> tuple[str, ...]:
+    lines = file.read_text("utf-8-sig", errors="replace").splitlines()
+    return tuple(line.strip() for line in lines if line.strip())
+
+
 def read_yolo(split: Split, findings: Findings, config: DataConfig) -> Table:
-    """Every picture of the split, and the lines of its label file; pictures are numbered from 1 by name."""
+    """Every image of the split, and the lines of its label file; images are numbered from 1 by name."""
     root = split.image_roots[0]
-    pictures = sorted({path for listing in split.listing for path in _pictures(listing, root)})
+    follow = config.follow_symlinks
+    images = sorted({path for listing in split.listing for path in _images(listing, root, follow)})
     labelled = 0
-    fence = Fence(split.folder or root, config.follow_symlinks)
+    fence = Fence(split.folder or root, follow)
     owners, rows, places = [], [], []
-    for number, picture in enumerate(pictures, start=1):
-        file = label_file(picture)
+    for number, image in enumerate(images, start=1):
+        file = label_file(image)
         looked = fence.look(str(file))
         if looked == "escape":
             findings.add("DATA-PATH-ESCAPE", "label files that a link keeps outside of the data folder", [str(file)])
         if looked == "ok":
             labelled += 1
-            for line, row in _lines(file, len(split.classes), findings):
+            for line, row in _lines(file, len(split.classes), split.keypoints, findings):
                 owners.append(number)
                 rows.append(row)
                 places.append(f"{file.name} line {line}")
-    _lost_labels(pictures, findings)
-    if pictures and not labelled:
-        place = label_file(pictures[0])
-        findings.add("DATA-LABEL-NONE", f"none of {len(pictures)} pictures has a label file, such as {place}", count=1)
-    values = np.array(rows, dtype=np.float64).reshape(-1, 5)
+    _lost_labels(images, findings)
+    if images and not labelled:
+        place = label_file(images[0])
+        findings.add("DATA-LABEL-NONE", f"none of {len(images)} images has a label file, such as {place}", count=1)
+    values = _boxes(rows, places, split.keypoints is not None, findings)
+    _check_form(values[:, 1:], places, findings)
     return Table(
         categories=[Category(i, name) for i, name in enumerate(split.classes)],
         headings=frozenset(),
-        image_ids=np.arange(1, len(pictures) + 1),
-        file_names=names_of(pictures, root),
-        sizes=np.zeros((len(pictures), 2), np.int64),
+        image_ids=np.arange(1, len(images) + 1),
+        file_names=names_of(images, root),
+        sizes=np.zeros((len(images), 2), np.int64),
         owners=np.array(owners, dtype=np.int64),
-        kinds=values[:, 0].astype(np.int64),
+        category_ids=values[:, 0].astype(np.int64),
         boxes=np.concatenate([values[:, 1:3] - values[:, 3:] / 2, values[:, 3:]], 1),
         area=np.full(len(rows), np.nan),
         crowd=np.zeros(len(rows), bool),
@@ -99,18 +153,83 @@ def read_yolo(split: Split, findings: Findings, config: DataConfig) -> Table:
     )
 
 
-def label_file(picture: Path) -> Path:
-    """Where a picture's labels are: the last `images` of its path reads `labels`; or beside it, if they are there."""
-    beside, parts = picture.with_suffix(".txt"), list(picture.parts)
+def _boxes(rows: list[list[float]], places: list[str], is_pose: bool, findings: Findings) -> np.ndarray:
+    """Class, cx, cy, width and height of every line, (M, 5); longer lines are told by all lines of one length."""
+    values = np.array([row[:5] for row in rows], dtype=np.float64).reshape(-1, 5)
+    lengths = np.array([len(row) for row in rows])
+    for length in np.unique(lengths[lengths > 5]).tolist():
+        at = np.flatnonzero(lengths == length)
+        several = np.array([rows[i] for i in at.tolist()])
+        if is_pose:
+            continue
+        form = _form(several)
+        if form == "outline":
+            x, y = several[:, 1::2], several[:, 2::2]
+            low, high = np.stack([x.min(1), y.min(1)], 1), np.stack([x.max(1), y.max(1)], 1)  # (m, 2)
+            values[at, 1:] = np.concatenate([(low + high) / 2, high - low], 1)
+        elif form != "keypoints":
+            which = [places[i] for i in at.tolist()]
+            findings.add("DATA-LABEL-FORM", f"lines of {length} columns {form}", which)
+    return values
+
+
+def _form(lines: np.ndarray) -> str:
+    """What lines (m, n) of one length n > 5 are: `outline`, `keypoints`, or in words why nobody can tell.
+
+    An outline's points lie anywhere. Keypoints lie in the box that the line begins with; if they have a third value it
+    is 0, 1 or 2. A box with a confidence and the number of a track has 7 columns, the last one whole.
+    """
+    count, length = lines.shape
+    if length == 7 and not (lines[:, 6] % 1).any():
+        return "end in a whole number: a box, a confidence and a track, as a tracker writes them"
+    center, side, rest = lines[:, None, 1:3], lines[:, None, 3:5], lines[:, 5:]
+    plausible = (side > 0).all() and (np.abs(center - 0.5) + side / 2 <= 0.5 + SLACK).all()
+    for dims in (3, 2):
+        if rest.shape[1] % dims or not plausible:
+            continue
+        points = rest.reshape(count, -1, dims)
+        seen = points[..., :2].any(-1)  # 0, 0: not annotated
+        inside = (np.abs(points[..., :2] - center) <= side / 2 + SLACK).all(-1)
+        shown = dims == 2 or np.isin(points[..., 2], (0, 1, 2)).all()
+        if shown and (inside | ~seen).all():
+            enough = dims == 3 or count >= MIN_EVIDENCE
+            return "keypoints" if enough else "are either outlines or boxes with keypoints"
+    if length % 2 == 0:
+        return "are no outlines, which have pairs of numbers, and no keypoints"
+    return "outline" if np.abs(lines[:, 1:]).max() <= MOST else "are not shares of the image's width and height"
+
+
+def _check_form(boxes: np.ndarray, places: list[str], findings: Findings) -> None:
+    """Boxes (M, 4) that reach beyond their images as centre, width, height and read well as something else."""
+    if len(boxes) <= MIN_EVIDENCE:
+        return
+    near, far = boxes[:, :2], boxes[:, 2:]
+    beyond = ((near - far / 2 < -SLACK) | (near + far / 2 > 1 + SLACK)).any(1)
+    if beyond.mean() <= 0.2:
+        return
+    as_corners = (far >= near).all() and (far <= 1 + SLACK).all()
+    as_top_left = (near + far <= 1 + SLACK).all()
+    if as_corners or as_top_left:
+        meant = "x0 y0 x1 y1" if as_corners else "the top left corner, width and height"
+        what = f"{beyond.sum()} of {len(boxes)} boxes reach beyond their image; were they written as {meant}?"
+        findings.add("DATA-BOX-CORNERS", what, [places[i] for i in np.flatnonzero(beyond).tolist()])
+
+
+def label_file(image: Path) -> Path:
+    """Where an image's labels are: the last `images` of its path reads `labels`; or beside it, if they are there."""
+    beside, parts = image.with_suffix(".txt"), list(image.parts)
     folders = [i for i, part in enumerate(parts[:-1]) if part == "images"]
     if folders:
         parts[folders[-1]] = "labels"
     usual = Path(*parts).with_suffix(".txt")
-    return beside if beside.is_file() and not usual.is_file() else usual
+    there = (file for path in (usual, beside) for file in (path, path.with_suffix(".TXT")) if file.is_file())
+    return next(there, usual)
 
 
-def _lines(file: Path, num_classes: int, findings: Findings) -> Iterator[tuple[int, tuple[float, ...]]]:
-    """Number and class, cx, cy, width, height of every line that can be read."""
+def _lines(
+    file: Path, num_classes: int, keypoints: tuple[int, int] | None, findings: Findings
+) -> Iterator[tuple[int, list[float]]]:
+    """Number and values of every line that can be read."""
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -119,59 +238,69 @@ def _lines(file: Path, num_classes: int, findings: Findings) -> Iterator[tuple[i
     wrong = []
     for number, line in enumerate(text.splitlines(), start=1):
         if words := line.split():
-            row = _row(words, num_classes)
-            if isinstance(row, str):
-                wrong.append(f"{file.name} line {number}: {row}")
-            else:
-                yield number, row
+            try:
+                yield number, _row(words, num_classes, keypoints)
+            except ValueError as error:
+                wrong.append(f"{file.name} line {number}: {error}")
     findings.add("DATA-LABEL-LINE", "lines of label files that cannot be read", wrong)
 
 
-def _row(words: list[str], num_classes: int) -> tuple[float, ...] | str:
-    """Class, cx, cy, width, height; or what is wrong with the line."""
+def _row(words: list[str], num_classes: int, keypoints: tuple[int, int] | None) -> list[float]:
+    """The numbers of a line.
+
+    Raises:
+        ValueError: what is wrong with the line.
+    """
     if any("," in word for word in words):
-        return "commas; write decimals with a point and spaces between numbers"
+        raise ValueError("commas; write decimals with a point and spaces between numbers")
     try:
         values = [float(word) for word in words]
     except ValueError:
-        return "not numbers"
+        raise ValueError("not numbers") from None
     if not all(map(is_number, values)):
-        return "numbers that are not finite"
+        raise ValueError("numbers that are not finite")
     if values[0] % 1 or not 0 <= values[0] < num_classes:
-        return f"class {words[0]}, known are 0 to {num_classes - 1}"
-    if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
-        return f"{len(values)} columns, a box has 5"
-    if max(map(abs, values[1:])) > MOST:
-        return f"{max(values[1:], key=abs):g}, where shares of the picture's width and height are at most 1"
-    if len(values) == 5:
-        return tuple(values)
-    x, y = values[1::2], values[2::2]
-    return values[0], (min(x) + max(x)) / 2, (min(y) + max(y)) / 2, max(x) - min(x), max(y) - min(y)
+        raise ValueError(f"class {words[0]}, known are 0 to {num_classes - 1}")
+    if keypoints and len(values) not in (5, 5 + keypoints[0] * keypoints[1]):
+        wanted = 5 + keypoints[0] * keypoints[1]
+        raise ValueError(f"{len(values)} columns, a box has 5 and with kpt_shape {list(keypoints)} {wanted}")
+    if len(values) != 5 and len(values) < 7:
+        score = ", the last one may be a confidence" if len(values) == 6 else ""
+        raise ValueError(f"{len(values)} columns, a box has 5{score}")
+    if max(map(abs, values[1:5])) > MOST:
+        most = max(values[1:5], key=abs)
+        raise ValueError(f"{most:g}, where shares of the image's width and height are at most 1")
+    return values
 
 
-def _lost_labels(pictures: list[Path], findings: Findings) -> None:
-    """Label files that belong to no picture."""
-    known = {label_file(picture) for picture in pictures}
+def _lost_labels(images: list[Path], findings: Findings) -> None:
+    """Label files that belong to no image."""
+    known = {label_file(image) for image in images}
     folders = sorted({file.parent for file in known})
-    lost = [file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.txt"))
+    lost = [file for folder in folders if folder.is_dir() for file in visible_files_here(folder, (".txt",))
             if file not in known and file.stem not in ("classes", "train", "val", "test")]  # fmt: skip
-    findings.add("DATA-LABEL-LOST", "label files without a picture", [Place(file.name) for file in lost])
+    findings.add("DATA-LABEL-LOST", "label files without an image", [Place(file.name) for file in lost])
 
 
-def _pictures(listing: Path, root: Path) -> list[Path]:
-    """Pictures of a folder, or of a list with a name on each line."""
+def _images(listing: Path, root: Path, follow_symlinks: bool) -> list[Path]:
+    """Images of a folder, or of a list with a name on each line."""
     if listing.is_dir():
-        return [path for path in listing.rglob("*") if path.suffix.lower() in SUFFIXES]
+        return visible_files(listing, IMAGE_SUFFIXES, follow_symlinks)
     names = listing.read_text("utf-8-sig", errors="surrogateescape").splitlines()
-    return [_listed(name.strip(), root) for name in names if name.strip()]
+    found = (_listed(name.strip(), root) for name in names if name.strip())
+    return [path for path in found if path is not None]
 
 
-def _listed(name: str, root: Path) -> Path:
-    """A picture by its line in a list; a path of another machine counts from the first part that is there."""
-    path = root / name.removeprefix("./")
-    if os.path.lexists(path):
-        return path
-    return next((root / tail for tail in _tails(name) if os.path.lexists(root / tail)), path)
+def _listed(line: str, root: Path) -> Path | None:
+    """An image by its line in a list, None of a comment.
+
+    A path of another machine counts from the first part that is there, and a line may have more columns.
+    """
+    for name in (line, line.replace("\\", "/"), line.replace("\\", "/").split()[0]):
+        for tail in (name.removeprefix("./"), *_tails(name)):
+            if os.path.lexists(root / tail):
+                return root / tail
+    return None if line.startswith("#") else root / line.replace("\\", "/").removeprefix("./")
 
 
 def _tails(name: str) -> list[Path]:
@@ -180,9 +309,19 @@ def _tails(name: str) -> list[Path]:
     return [Path(*parts[n:]) for n in range(len(parts))]
 
 
+class _TextLoader(yaml.BaseLoader):
+    """Every value as it is written: YAML 1.1 would make False of `no` and 8 of `010`. A key twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((key for key in keys if keys.count(key) > 1), ""):
+            raise ValueError(f"`{twice}` is there twice")
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_bytes())
+        content = yaml.load(file.read_bytes(), _TextLoader)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise _bad_yaml(f"it cannot be read: {' '.join(str(error).split())[:200]}", file) from None
     if not isinstance(content, dict):
@@ -193,13 +332,22 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def _class_names(content: dict[str, Any], file: Path) -> tuple[str, ...]:
     names = content.get("names")
     if isinstance(names, dict):
-        numbered = {str(key): name for key, name in names.items()}
-        names = [numbered.get(str(i)) for i in range(len(names))]
-    if not isinstance(names, list) or not names or not all(isinstance(name, str | int | float) for name in names):
+        names = [names.get(str(i)) for i in range(len(names))]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise _bad_yaml("it has no `names`, a list of classes or a table of them from 0 without gaps", file)
-    if content.get("nc", len(names)) != len(names):
+    if str(content.get("nc", len(names))).strip() != str(len(names)):
         raise _bad_yaml(f"`nc` is {content['nc']}, but there are {len(names)} `names`", file)
-    return tuple(str(name) for name in names)
+    return tuple(map(clean_name, names))
+
+
+def _keypoints(shape: Any, file: Path) -> tuple[int, int] | None:
+    """How many keypoints a line has and how many numbers each, as `kpt_shape` says."""
+    if shape is None:
+        return None
+    good = isinstance(shape, list) and len(shape) == 2 and all(str(v).isdigit() for v in shape)
+    if not good or int(shape[0]) < 1 or int(shape[1]) not in (2, 3):
+        raise _bad_yaml(f"`kpt_shape` is {shape}; write the number of keypoints and 2 or 3, such as [17, 3]", file)
+    return int(shape[0]), int(shape[1])
 
 
 def _usual(folder: Path, words: Sequence[str]) -> tuple[Path, ...]:
@@ -208,22 +356,33 @@ def _usual(folder: Path, words: Sequence[str]) -> tuple[Path, ...]:
     return tuple(folder / name for name in names if (folder / name).is_dir())[:1]
 
 
-def _entered(entry: Any, path: Any, folder: Path, file: Path) -> tuple[Path, ...]:
-    """Folders or lists of pictures that an entry names, all within the data folder.
+def _entered(entry: Any, path: Any, folder: Path, file: Path, fence: Fence) -> tuple[Path, ...]:
+    """Folders or lists of images that an entry names, all within the data folder.
 
     A path of another machine or Roboflow's `../train/images` counts from the first part that is there.
     """
-    found = []
-    for name in map(str, entry if isinstance(entry, list) else [entry]):
-        bases = [folder / str(path), folder] if isinstance(path, str) else [folder]
-        tried = [base / tail for tail in _tails(name) for base in bases] + [folder / name]
-        there = [p for p in tried if p.exists() and p.resolve().is_relative_to(folder.resolve())]
+    found, top = [], folder.resolve()
+    for name in (str(e).replace("\\", "/") for e in (entry if isinstance(entry, list) else [entry])):
+        bases = [folder / path.replace("\\", "/"), folder] if isinstance(path, str) else [folder]
+        below = [base / tail for tail in _tails(name) for base in bases]
+        tried = [*below, folder / name]
+        there = [p for p in tried if p.exists() and p.resolve().is_relative_to(top)]
         if there:
-            found.append(folder / there[0].resolve().relative_to(folder.resolve()))
+            found.append(folder / there[0].resolve().relative_to(top))
+        elif fence.follow_symlinks and (linked := next((p for p in below if p.exists()), None)):
+            found.append(linked)
         elif any(p.exists() for p in tried):
             raise DataError(f"{name} leads out of the data folder", code="DATA-PATH-ESCAPE", where=file,
-                            fix="put the pictures into the folder of data.yaml, or write a dataset.toml")  # fmt: skip
+                            fix="put the images into the folder of data.yaml, set data.follow_symlinks=true for "
+                                "a link, or write a dataset.toml")  # fmt: skip
     return tuple(found)
+
+
+def _nearest(entry: Any, folder: Path) -> str:
+    """A folder that an entry may have meant, in words."""
+    here = [p.relative_to(folder).as_posix() for depth in ("*", "*/*") for p in folder.glob(depth) if p.is_dir()]
+    close = get_close_matches(str(entry), here, n=1, cutoff=0.8)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _bad_yaml(what: str, file: Path) -> DataError:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...boxes import to_xyxy
+from ...boxes import to_pixels
 from ...data.batch import Batch
 from ...errors import ConfigError
 from ...model.deform_attn import MSDeformAttn
@@ -74,7 +74,7 @@ def attention_of_query(detector: Detector, batch: Batch, layer: int = -1, query:
         output = detector.forward(batch)
     scores, labels = output.final.logits[0].float().cpu().sigmoid().max(-1)  # (N,)
     query = int(scores.argmax()) if query is None else _counted(query, len(scores), "query")
-    box = _pixels(to_xyxy(output.final.boxes[0, query].float().cpu()), batch.sizes[0]).tolist()
+    box = to_pixels(output.final.boxes[0, query], batch.sizes[0]).tolist()
     looked = _looked(records[0], query, batch.sizes[0])
     name = detector.categories[int(labels[query])].name
     center = [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]
@@ -114,10 +114,6 @@ def _looked(used: Sampled, index: int, size: tuple[int, int]) -> tuple[Tensor, T
     error = float((again - own).abs().max() / own.abs().max().clamp(min=1e-9))
     points = locations[0, 0].cpu() * torch.tensor([size[1], size[0]])  # one image has no padding
     return points, weights[0, 0].cpu(), size, error
-
-
-def _pixels(boxes_xyxy: Tensor, size: tuple[int, int]) -> Tensor:
-    return boxes_xyxy * torch.tensor([size[1], size[0], size[1], size[0]])
 
 
 def _counted(index: int, count: int, what: str) -> int:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...boxes import iou, to_xyxy
+from ...boxes import iou, to_pixels, to_xyxy
 from ...config import Config, LossConfig
 from ...data.annotations import Annotations, Category
 from ...data.batch import Batch, Sample, collate
@@ -128,7 +128,7 @@ def look_at_matching(detector: Detector, batch: Batch) -> Matching:
     output, targets = _answered(detector, batch)
     size, categories = batch.sizes[0], detector.categories
     target = targets[0]
-    boxes = _pixels(target.boxes, size)
+    boxes = to_pixels(target.boxes, size)
     objects = [Thing(categories[k].name, box) for k, box in zip(target.labels.tolist(), boxes.tolist(), strict=True)]
     matched = [_once(one, len(objects)) for one in match_stages(output, targets, detector.config.loss)]
     owners = [owner_of_queries(one) for one in matched]
@@ -191,7 +191,7 @@ def _answers(one: Matched, loss: LossConfig, size: tuple[int, int]) -> list[Answ
     parts = [dict(zip(costs, values, strict=True)) for values in zip(*costs.values(), strict=True)]
     sure = logits[query, target.labels[wanted]].sigmoid()
     overlap = iou(to_xyxy(boxes[query]), to_xyxy(target.boxes[wanted]))
-    columns = (wanted, query, parts, cost.total[query, wanted], sure, overlap, _pixels(boxes[query], size))
+    columns = (wanted, query, parts, cost.total[query, wanted], sure, overlap, to_pixels(boxes[query], size))
     rows = zip(*(x if isinstance(x, list) else x.tolist() for x in columns), strict=True)
     return [Answer(*row) for row in rows]
 
@@ -205,8 +205,8 @@ def _noisy(
     copies = 2 if bool(noise.negative.any()) else 1
     slots = len(noise.group) // (noise.num_groups * copies)
     negative, group, labels = noise.negative.tolist(), noise.group.tolist(), noise.labels[0].tolist()
-    start, answer = _pixels(noise.boxes[0], size).tolist(), _pixels(last.boxes[0], size).tolist()
-    true = _pixels(target.boxes, size).tolist()
+    start, answer = to_pixels(noise.boxes[0], size).tolist(), to_pixels(last.boxes[0], size).tolist()
+    true = to_pixels(target.boxes, size).tolist()
     rows = []
     for q, bad in enumerate(negative):
         t = told[q - slots if bad else q]
@@ -217,11 +217,6 @@ def _noisy(
         given = categories[labels[q]].name
         rows.append(Noisy(q, group[q], not bad, t, given, start[q], *asked, sure, overlap, answer[q]))
     return rows
-
-
-def _pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    corners = to_xyxy(boxes.float().cpu())
-    return corners * torch.tensor([size[1], size[0], size[1], size[0]])
 
 
 def _title(name: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...boxes import iou, to_cxcywh, to_xyxy
+from ...boxes import iou, to_cxcywh, to_pixels
 from ...config import LossConfig
 from ...data.annotations import Category
 from ...errors import ConfigError
@@ -47,10 +47,7 @@ def list_proposals(output: DinoOutput, size: tuple[int, int], categories: Sequen
     first, final = output.proposals, output.final
     if first is None:
         raise ConfigError("this model has no first stage (model.queries = static), so there are no proposals to show")
-    scale = torch.tensor([size[1], size[0], size[1], size[0]])
-    anchors, proposals, finals = (
-        (to_xyxy(x[0].float().cpu()) * scale) for x in (first.anchors, first.boxes, final.boxes)
-    )
+    anchors, proposals, finals = (to_pixels(x[0], size) for x in (first.anchors, first.boxes, final.boxes))
     scores, labels = first.logits[0].float().cpu().sigmoid().max(-1)
     final_scores, final_labels = final.logits[0].float().cpu().sigmoid().max(-1)
     moved = (_centers(proposals) - _centers(finals)).norm(dim=-1)
@@ -124,7 +121,7 @@ def journeys(
         raise ConfigError("this model has no first stage (model.queries = static), so there are no proposals to show")
     scale = torch.tensor([size[1], size[0], size[1], size[0]])
     stages = [output.proposals.anchors, output.proposals.boxes, *(stage.boxes for stage in output.stages)]
-    boxes = torch.stack([to_xyxy(stage[0].float().cpu()) for stage in stages]) * scale  # (stages, N, 4)
+    boxes = torch.stack([to_pixels(stage[0], size) for stage in stages])  # (stages, N, 4)
     logits = output.final.logits[:1].float().cpu()
     scores, labels = logits[0].sigmoid().max(-1)
     centers = (boxes[..., :2] + boxes[..., 2:]) / 2

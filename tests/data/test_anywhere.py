@@ -1,0 +1,127 @@
+"""Annotations under whatever names and folders are found, or refused with what was seen."""
+
+import json
+import random
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinocore.data.annotations import read_annotations
+from dinocore.data.formats.layout import find_layout
+from dinocore.errors import DataError
+
+WIDTH, HEIGHT = 64, 48
+
+
+def image(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (WIDTH, HEIGHT)).save(path)
+
+
+def text(path: Path, content: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+
+
+def xml(x, y, w, h) -> str:
+    corners = f"<xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax>"
+    return f"<annotation><object><name>c</name><bndbox>{corners}</bndbox></object></annotation>"
+
+
+def drawn(num: int, seed: int) -> dict[str, tuple[int, int, int, int]]:
+    rng = random.Random(seed)
+    return {f"{seed}{i:02d}": (rng.randint(0, 30), rng.randint(0, 20), rng.randint(9, 30), rng.randint(9, 25))
+            for i in range(num)}  # fmt: skip
+
+
+def boxes_of(folder: Path) -> dict[str, dict[str, list[float]]]:
+    found = {}
+    for split, where in find_layout(folder).splits().items():
+        part = read_annotations(where)
+        names = [Path(part.path(i).name).stem for i in part.owners().tolist()]
+        found[split] = dict(zip(names, np.round(part.boxes, 3).tolist(), strict=True))
+    return found
+
+
+@pytest.mark.parametrize("places", [
+    {"train": ("annots", "images")}, {"train": ("xml", "pics")}, {"train": ("labels", "images")},
+    {"train": ("ann", "img")}, {"train": ("a/b/c", "x/y")},
+    {"train": ("train/annotations", "train/images"), "val": ("val/annotations", "val/images")},
+    {"train": ("xmls/train", "images/train"), "val": ("xmls/dev", "images/dev")},
+    {"train": ("train_xml", "train_img"), "val": ("validate_xml", "validate_img"), "test": ("test_xml", "test_img")},
+])  # fmt: skip
+def test_xml_files_are_paired_with_images_of_the_same_names_wherever_both_are(tmp_path, places):
+    wanted = {split: drawn(4, seed) for seed, split in enumerate(places, start=1)}
+    for split, (annotations, images) in places.items():
+        for stem, box in wanted[split].items():
+            image(tmp_path / images / f"{stem}.jpg")
+            text(tmp_path / annotations / f"{stem}.xml", xml(*box))
+    assert boxes_of(tmp_path) == {s: {n: list(box) for n, box in rows.items()} for s, rows in wanted.items()}
+
+
+@pytest.mark.parametrize(("annotations", "images"), [
+    ("annotations/custom_{}.json", "{}2017"), ("annotations/person_keypoints_{}2017.json", "{}2017"),
+    ("annotations/lvis_v1_{}.json", "images/{}2017"), ("my_{}_coco.json", "my_{}_images"),
+    ("labels/{}/coco_labels.json", "images/{}"), ("{}/ann/export.json", "{}/images"),
+])  # fmt: skip
+def test_coco_files_of_any_name_are_found_beside_files_that_are_none(tmp_path, annotations, images):
+    wanted = {}
+    text(tmp_path / "package.json", '{"name": "x"}')
+    for seed, split in enumerate(("train", "val"), start=1):
+        wanted[split] = drawn(3, seed)
+        document = {"images": [], "annotations": [], "categories": [{"id": 3, "name": "c"}]}
+        for number, (stem, box) in enumerate(wanted[split].items()):
+            image(tmp_path / images.format(split) / f"{stem}.jpg")
+            document["images"].append({"id": number, "file_name": f"{stem}.jpg", "width": WIDTH, "height": HEIGHT})
+            document["annotations"].append({"id": number, "image_id": number, "category_id": 3, "bbox": box})
+        text(tmp_path / annotations.format(split), json.dumps(document))
+    assert boxes_of(tmp_path) == {s: {n: list(box) for n, box in rows.items()} for s, rows in wanted.items()}
+
+
+TABLES = {
+    "filename,xmin,ymin,xmax,ymax,class": "{n}.jpg,{x},{y},{X},{Y},c",
+    "filename,width,height,class,xmin,ymin,xmax,ymax": "{n}.jpg,64,48,c,{x},{y},{X},{Y}",
+    "image;x_min;y_min;x_max;y_max;label": "{n}.jpg;{x};{y};{X};{Y};c",
+    "": "/home/me/data/{n}.jpg,{x},{y},{X},{Y},c",
+}
+
+
+@pytest.mark.parametrize("heading", TABLES)
+@pytest.mark.parametrize("images", ["images", "{}", "."])
+def test_tables_of_boxes_are_read(tmp_path, heading, images):
+    wanted = {"train": drawn(3, 1), "test": drawn(3, 2)}
+    for split, rows in wanted.items():
+        lines = [heading] if heading else []
+        for n, (x, y, w, h) in rows.items():
+            image(tmp_path / images.format(split) / f"{n}.jpg")
+            lines.append(TABLES[heading].format(n=n, x=x, y=y, X=x + w, Y=y + h))
+        text(tmp_path / f"{split}_labels.csv", "\n".join(lines) + "\n")
+    found = boxes_of(tmp_path)
+    assert found == {"train": {n: list(b) for n, b in wanted["train"].items()},
+                     "val": {n: list(b) for n, b in wanted["test"].items()}}  # fmt: skip
+
+
+def test_a_row_that_is_no_box_is_named(tmp_path):
+    image(tmp_path / "a.jpg")
+    text(tmp_path / "train.csv", "filename,xmin,ymin,xmax,ymax,class\na.jpg,1,2,30,40,c\na.jpg,1,x,3,4,c\n")
+    with pytest.raises(DataError, match=r"line 3: a\.jpg 1,x,3,4") as caught:
+        read_annotations(find_layout(tmp_path).train)
+    assert caught.value.code == "DATA-CSV"
+
+
+def test_a_refusal_says_what_was_seen_and_its_dataset_toml_works_when_pasted(tmp_path):
+    for i, (stem, box) in enumerate(drawn(5, 1).items()):
+        image(tmp_path / "pics" / f"photo-{i}.jpg")
+        content = xml(*box).replace("<annotation>", f"<annotation><filename>photo-{i}.jpg</filename>")
+        text(tmp_path / "anno" / f"{stem}.xml", content)
+    with pytest.raises(DataError) as caught:
+        find_layout(tmp_path)
+    assert "5 .jpg in pics/" in caught.value.what and "5 .xml in anno/" in caught.value.what
+    shown = caught.value.fix.partition("may begin with\n")[2]
+    manifest = "\n".join(line.strip() for line in shown.splitlines())
+    assert tomllib.loads(manifest)["train"] == {"annotations": "anno", "images": "pics"}
+    text(tmp_path / "dataset.toml", manifest)
+    assert len(read_annotations(find_layout(tmp_path).train).boxes) == 5

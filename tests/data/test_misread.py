@@ -1,0 +1,336 @@
+"""Inputs as real tools leave them, each of which was once read as something else without a word."""
+
+import json
+import random
+import shutil
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinocore.config import DataConfig
+from dinocore.data.annotations import Category, read_annotations
+from dinocore.data.dataset import open_dataset, open_split
+from dinocore.data.formats.layout import find_layout
+from dinocore.errors import DataError
+
+WIDTH, HEIGHT = 320, 200
+YAML = "train: images/train\nval: images/val\nnames: [c]\n"
+
+
+def put(path: Path, text: str | None = None) -> Path:
+    """Writes a text, or an image of 320 x 200."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if text is None:
+        Image.new("RGB", (WIDTH, HEIGHT), "teal").save(path)
+    else:
+        path.write_text(text)
+    return path
+
+
+def xml(box, name="a.jpg", kind="c") -> str:
+    x, y, w, h = box
+    return (
+        f"<annotation><filename>{name}</filename><size><width>{WIDTH}</width><height>{HEIGHT}</height></size><object>"
+        f"<name>{kind}</name><bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax>"
+        "</bndbox></object></annotation>"
+    )
+
+
+def drawn_box(rng: random.Random) -> tuple[int, int, int, int]:
+    return rng.randint(0, 200), rng.randint(0, 120), rng.randint(20, 100), rng.randint(20, 70)
+
+
+def shares(box) -> list[float]:
+    x, y, w, h = box
+    return [(x + w / 2) / WIDTH, (y + h / 2) / HEIGHT, w / WIDTH, h / HEIGHT]
+
+
+def yolo(folder: Path, line, num=12, yaml=YAML, splits=("train", "val")) -> dict[str, list]:
+    """Images with one object each, written by `line(box)`; the boxes by split."""
+    rng, drawn = random.Random(7), {}
+    put(folder / "data.yaml", yaml)
+    for split in splits:
+        drawn[split] = [drawn_box(rng) for _ in range(num)]
+        for i, box in enumerate(drawn[split]):
+            put(folder / "images" / split / f"{i:03d}.jpg")
+            put(folder / "labels" / split / f"{i:03d}.txt", f"{line(box)}\n")
+    return drawn
+
+
+def written(*values: float) -> str:
+    return " ".join(["0", *(f"{value:.6f}" for value in values)])
+
+
+def read(folder: Path, split="train", config=None):
+    return read_annotations(find_layout(folder).splits()[split], config=config or DataConfig())
+
+
+def close(found, boxes) -> bool:
+    return found.boxes.shape == (len(boxes), 4) and np.allclose(found.boxes, list(boxes), atol=0.01)
+
+
+def keypoints(box, count: int, dims: int) -> list[float]:
+    x, y, w, h = box
+    points = [((x + w * (k + 1) / (count + 1)) / WIDTH, (y + h / 3) / HEIGHT) for k in range(count)]
+    return [v for k, point in enumerate(points) for v in (*point, k % 3)[:dims]]
+
+
+@pytest.mark.parametrize(("count", "dims"), [(1, 2), (2, 2), (3, 2), (2, 3), (17, 3), (5, 3)])
+@pytest.mark.parametrize("said", [True, False])
+def test_keypoints_behind_a_box_are_no_outline(tmp_path, count, dims, said):
+    yaml = YAML + (f"kpt_shape: [{count}, {dims}]\n" if said else "")
+    drawn = yolo(tmp_path, lambda box: written(*shares(box), *keypoints(box, count, dims)), yaml=yaml)
+    assert close(read(tmp_path), drawn["train"])
+
+
+def test_a_few_lines_that_may_be_keypoints_or_outlines_are_refused_until_it_is_said(tmp_path):
+    drawn = yolo(tmp_path, lambda box: written(*shares(box), *keypoints(box, 2, 2)), num=3)
+    with pytest.raises(DataError, match="either outlines or boxes with keypoints") as caught:
+        read(tmp_path)
+    assert caught.value.code == "DATA-LABEL-FORM" and "kpt_shape" in caught.value.fix
+    put(tmp_path / "data.yaml", YAML + "kpt_shape: [2, 2]\n")
+    assert close(read(tmp_path), drawn["train"])
+
+
+@pytest.mark.parametrize("num", [1, 12])
+def test_outlines_are_read_by_their_extent_however_many(tmp_path, num):
+    def corners(box):
+        x, y, w, h = box
+        points = [(x, y), (x + w, y), (x + w, y + h), (x, y + h)]
+        return written(*(v for px, py in points for v in (px / WIDTH, py / HEIGHT)))
+
+    drawn = yolo(tmp_path, corners, num)
+    assert close(read(tmp_path), drawn["train"])
+
+
+def test_a_trackers_lines_are_refused_in_words(tmp_path):
+    yolo(tmp_path, lambda box: written(*shares(box), 0.93) + " 1")
+    with pytest.raises(DataError, match="a box, a confidence and a track"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("meant", ["x0 y0 x1 y1", "the top left corner, width and height"])
+def test_shares_of_another_kind_are_refused(tmp_path, meant):
+    def line(box):
+        x, y, w, h = box
+        far = (x + w, y + h) if meant == "x0 y0 x1 y1" else (w, h)
+        return written(x / WIDTH, y / HEIGHT, far[0] / WIDTH, far[1] / HEIGHT)
+
+    yolo(tmp_path, line, num=30)
+    with pytest.raises(DataError, match=meant):
+        read(tmp_path)
+
+
+def spoil(folder: Path, kind: str) -> None:
+    """What systems leave beside every file."""
+    for file in [p for p in folder.rglob("*") if p.is_file()]:
+        if kind == "jupyter":
+            copy = file.parent / ".ipynb_checkpoints" / f"{file.stem}-checkpoint{file.suffix}"
+        elif kind == "synology":
+            copy = file.parent / "@eaDir" / file.name / f"THUMB{file.suffix}"
+        elif kind == "zip":
+            copy = folder / "__MACOSX" / file.relative_to(folder).parent / f"._{file.name}"
+        else:
+            copy = file.parent / f"._{file.name}"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if kind in ("apple", "zip"):
+            copy.write_bytes(bytes.fromhex("00051607000200004d6163204f532058") + bytes(200))
+        else:
+            shutil.copy(file, copy)
+
+
+@pytest.mark.parametrize("kind", ["jupyter", "apple", "synology", "zip"])
+@pytest.mark.parametrize("layout", ["yolo", "voc", "beside", "roboflow", "plain"])
+def test_hidden_files_are_no_data(tmp_path, layout, kind):
+    document = {"images": [{"id": 1, "file_name": "a.jpg", "width": WIDTH, "height": HEIGHT}],
+                "categories": [{"id": 1, "name": "c"}],
+                "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 40]}]}  # fmt: skip
+    if layout == "yolo":
+        yolo(tmp_path, lambda box: written(*shares(box)), 2)
+    for split in ("train", "val"):
+        if layout == "voc":
+            put(tmp_path / "JPEGImages" / f"{split}.jpg")
+            put(tmp_path / "Annotations" / f"{split}.xml", xml((1, 2, 30, 40)))
+        if layout == "beside":
+            put(tmp_path / split / "a.jpg")
+            put(tmp_path / split / "a.xml", xml((1, 2, 30, 40)))
+        if layout == "roboflow":
+            put(tmp_path / split / "a.jpg")
+            put(tmp_path / split / "_annotations.coco.json", json.dumps(document))
+        if layout == "plain":
+            put(tmp_path / "images" / "a.jpg")
+            put(tmp_path / f"{split}.json", json.dumps(document))
+
+    def seen():
+        found = {name: read_annotations(where) for name, where in find_layout(tmp_path).splits().items()}
+        return {name: (one.file_names.tolist(), one.boxes.tolist()) for name, one in found.items()}
+
+    clean = seen()
+    spoil(tmp_path, kind)
+    assert seen() == clean and all(boxes for _, boxes in clean.values())
+
+
+def test_a_voc_files_own_name_outranks_a_stale_filename(tmp_path):
+    rng = random.Random(3)
+    boxes = {f"{i:03d}": drawn_box(rng) for i in range(4)}
+    for stem, box in boxes.items():
+        put(tmp_path / "JPEGImages" / f"{stem}.jpg")
+        put(tmp_path / "Annotations" / f"{stem}.xml", xml(box, name="002.jpg"))
+    found = read(tmp_path)
+    assert [name.decode() for name in found.file_names] == [f"{stem}.jpg" for stem in boxes]
+    assert close(found, list(boxes.values()))
+    assert any("`<filename>` is another image" in note and "000.xml says 002.jpg" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    "line", ["{}", '"{}"', "{}.jpg", "{}  1", "{} -1", "/home/me/VOC/JPEGImages/{}.jpg", "D:\\x\\{}.jpg"]
+)
+@pytest.mark.parametrize("stem", ["000001", "my cell", "a 1"])
+def test_a_voc_list_names_files_as_tools_write_them(tmp_path, line, stem):
+    for name in (stem, "other"):
+        put(tmp_path / "JPEGImages" / f"{name}.jpg")
+        put(tmp_path / "Annotations" / f"{name}.xml", xml((1, 2, 30, 40)))
+    put(tmp_path / "ImageSets" / "Main" / "train.txt", line.format(stem) + "\n")
+    assert [name.decode() for name in read(tmp_path).file_names] == [f"{stem}.jpg"]
+
+
+ELSEWHERE = ["images\\train\\{}.jpg", ".\\images\\train\\{}.jpg", "C:\\data\\ds\\images\\train\\{}.jpg"]
+ELSEWHERE += ["images/train/{}.jpg 1", "# comment\nimages/train/{}.jpg"]
+
+
+@pytest.mark.parametrize("line", ELSEWHERE)
+def test_a_yolo_list_keeps_its_labels_whatever_system_wrote_it(tmp_path, line):
+    drawn = yolo(tmp_path, lambda box: written(*shares(box)), 3, "train: train.txt\nnames: [c]\n", ("train",))
+    put(tmp_path / "train.txt", "".join(line.format(f"{i:03d}") + "\n" for i in range(3)))
+    assert close(read(tmp_path), drawn["train"])
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        ("[yes, no]", ["yes", "no"]),
+        ("[007, 010, 1_000, 1e3]", ["007", "010", "1_000", "1e3"]),
+        ("{0: on, 1: ~, 2: 1.50}", ["on", "~", "1.50"]),
+        ("[2024-01-01, 0x1F]", ["2024-01-01", "0x1F"]),
+    ],
+)
+def test_names_are_taken_as_they_are_written(tmp_path, names, wanted):
+    yolo(tmp_path, lambda box: written(*shares(box)), 1, f"train: images/train\nnc: {len(wanted)}\nnames: {names}\n")
+    assert [c.name for c in read(tmp_path).categories] == wanted
+
+
+def test_a_name_that_two_classes_have_is_one_class_in_every_split(tmp_path):
+    yolo(tmp_path, lambda box: "2" + written(*shares(box))[1:], 2, YAML.replace("[c]", "[car, bus, car]"))
+    data = open_dataset(DataConfig(path=str(tmp_path)))
+    assert sorted(c.name for c in data.train.categories) == ["bus", "car"]
+    label = [c.name for c in data.train.categories].index("car")
+    assert set(data.train.labels.tolist()) == set(data.val.labels.tolist()) == {label}
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path):
+    yolo(tmp_path, lambda box: written(*shares(box)), 1, YAML + "names: [d]\n")
+    with pytest.raises(DataError, match="`names` is there twice"):
+        read(tmp_path)
+
+
+def test_a_val_entry_that_is_nowhere_is_named(tmp_path):
+    yolo(tmp_path, lambda box: written(*shares(box)), 1, YAML.replace("images/val", "images/vall"))
+    assert "`val: images/vall` of data.yaml is not there; did you mean images/val?" in find_layout(tmp_path).gap
+
+
+def test_one_folder_for_train_and_val_is_trained_on_with_a_warning(tmp_path):
+    yolo(tmp_path, lambda box: written(*shares(box)), 2, YAML.replace("images/val", "images/train"), ("train",))
+    data = open_dataset(DataConfig(path=str(tmp_path)))
+    assert data.val is data.train and any("`train` and `val` are the same images" in note for note in data.notes)
+
+
+def test_a_test_split_can_be_evaluated_on(tmp_path):
+    drawn = yolo(tmp_path, lambda box: written(*shares(box)), 2, YAML + "test: images/test\n", ("train", "val", "test"))
+    config = DataConfig(path=str(tmp_path))
+    assert close(open_split(config, "test", [Category(0, "c")]), drawn["test"])
+    shutil.rmtree(tmp_path / "images" / "test")
+    with pytest.raises(DataError, match="no test split"):
+        open_split(config, "test", None)
+
+
+def test_another_yaml_in_the_folder_is_nobodys_business(tmp_path):
+    put(tmp_path / "environment.yml", "name: x\ndependencies: [python]\n")
+    put(tmp_path / "docker-compose.yml", "services: {a: [\n")
+    put(tmp_path / "JPEGImages" / "a.jpg")
+    put(tmp_path / "Annotations" / "a.xml", xml((1, 2, 30, 40)))
+    assert find_layout(tmp_path).kind == "Pascal VOC"
+
+
+def test_images_that_are_not_read_are_named_and_not_dropped(tmp_path):
+    yolo(tmp_path, lambda box: written(*shares(box)), 3)
+    (tmp_path / "images" / "train" / "001.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    (tmp_path / "images" / "train" / "001.jpg").rename(tmp_path / "images" / "train" / "001.heic")
+    with pytest.raises(DataError, match=r"001\.heic"):
+        read(tmp_path)
+
+
+def test_a_linked_folder_is_read_where_links_are_allowed(tmp_path):
+    drawn = yolo(tmp_path / "disk", lambda box: written(*shares(box)), 2)
+    put(tmp_path / "data" / "data.yaml", YAML)
+    for name in ("images", "labels"):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "disk" / name)
+    config = DataConfig(follow_symlinks=True)
+    found = read_annotations(find_layout(tmp_path / "data", True).train, config=config)
+    assert close(found, drawn["train"])
+    with pytest.raises(DataError, match="leads out of the data folder"):
+        find_layout(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("said", "there"),
+    [
+        ("A.JPG", "a.jpg"),
+        (unicodedata.normalize("NFD", "é.jpg"), "é.jpg"),
+        ("my%20cell.jpg", "my cell.jpg"),
+        ("a.png", "a.jpg"),
+        ("elsewhere/a.jpg", "a.jpg"),
+    ],
+)
+def test_a_file_name_that_is_nearly_that_on_the_disk_is_found_and_told(make_coco, tmp_path, said, there):
+    (tmp_path / "train2017").mkdir()
+    put(tmp_path / "train2017" / there)
+    split = make_coco(size=(WIDTH, HEIGHT), edit=lambda document: document["images"][0].update(file_name=said))
+    found = read_annotations(split)
+    assert there in [name.decode() for name in found.file_names.tolist()] and len(found.image_ids) == 2
+    assert any(f"{said} -> {there}" in note for note in found.notes)
+
+
+def test_two_files_that_may_be_meant_are_not_guessed_between(make_coco, tmp_path):
+    (tmp_path / "train2017").mkdir()
+    for name in ("a.jpg", "A.jpeg"):
+        put(tmp_path / "train2017" / name)
+    split = make_coco(size=(WIDTH, HEIGHT), edit=lambda document: document["images"][0].update(file_name="a.png"))
+    with pytest.raises(DataError, match=r"are not in .*a\.png"):
+        read_annotations(split)
+
+
+def test_an_address_of_lvis_is_a_file_name(make_coco, tmp_path):
+    def addressed(document):
+        for row in document["images"]:
+            row["coco_url"] = f"http://images.cocodataset.org/train2017/{row.pop('file_name')}"
+
+    split = make_coco(edit=addressed)
+    assert len(read_annotations(split._replace(image_roots=[tmp_path])).image_ids) == 2
+    assert len(read_annotations(split).image_ids) == 2
+
+
+@pytest.mark.parametrize("count", [2, 24])
+def test_a_box_without_size_is_a_slip_in_a_small_set_too(make_coco, count):
+    rows = [(1, 3 * k, 5, 20, 12) for k in range(count)] + [(2, 5, 5, 0, 9)]
+    annotations = read_annotations(make_coco({1: rows}, size=(200, 48)))
+    assert int(annotations.trainable().sum()) == count
+    assert any("have no width or height, not trained on" in note for note in annotations.notes)
+
+
+def test_a_heading_with_a_classs_own_name_is_that_class(make_coco):
+    categories = {0: "disc", 1: "disc", 2: "ring"}
+    annotations = read_annotations(make_coco(categories=categories))
+    assert annotations.categories == [Category(1, "disc"), Category(2, "ring")]

@@ -1,0 +1,122 @@
+"""What is written in a format is read back the same, through every pair of formats, with names people really use."""
+
+import itertools
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dinocore.data.annotations import read_annotations
+from dinocore.data.formats.export import KINDS, write_dataset
+from dinocore.data.formats.layout import find_layout
+
+WIDTH, HEIGHT = 40, 24
+ODD_STEMS = ["a", "A", "0001", "a 1", "a 0", "images", "my cell", "a.b", "été", "猫", "-1", "#1", "it's", '"q"']
+ODD_STEMS += [".hidden", "._a", "a\\b", "100%25", "train", "a%20b", "a-train1", "'a'"]
+FOLDERS = ["", "images/", "labels/", "sub/", "images/images/", "train/", "a b/", "@eaDir/", "Annotations/"]
+ODD_CLASSES = ["yes", "no", "010", "1e3", "null", "~", "a:b", "# c", "background", "猫", "true", "1_000", "a, b"]
+ODD_CLASSES += ["<b>&", " spaced ", "Cell", "cell", "- x", "{y}", "it's", '"', "x\ty", "é", "e\u0301"]
+
+stems = st.sampled_from(ODD_STEMS) | st.text("ab .-_'é", min_size=1, max_size=4)
+names = st.builds(lambda folder, stem, suffix: f"{folder}{stem}{suffix}", st.sampled_from(FOLDERS), stems,
+                  st.sampled_from([".png", ".PNG", ".jpg"]))  # fmt: skip
+classes = st.sampled_from(ODD_CLASSES) | st.text(st.characters(exclude_categories=["Cs", "Cn"]), min_size=1, max_size=5)
+
+
+def plain(name: str) -> str:
+    """A class's name without what XML cannot hold, and with single spaces."""
+    bad = [chr(c) for c in (*range(32), *range(127, 160), 0xFFFE, 0xFFFF)]
+    return " ".join("".join(" " if c in bad else c for c in name).split())
+
+
+@st.composite
+def data_sets(draw):
+    """For each split its images, each with (class name, x, y, w, h); and its class names with ids of its own."""
+    known = draw(st.lists(classes.filter(plain), min_size=1, max_size=4, unique_by=plain))
+    made = {}
+    for split in draw(st.sampled_from([["train"], ["train", "val"], ["train", "val", "test"]])):
+        own = draw(st.lists(st.sampled_from(known), min_size=1, unique=True))
+        ids = draw(st.lists(st.integers(0, 99), min_size=len(own), max_size=len(own), unique=True))
+        sides = st.integers(0, 19), st.integers(0, 11), st.integers(2, 20), st.integers(2, 12)
+        box = st.tuples(st.sampled_from(own), *sides)
+        files = draw(st.lists(names, min_size=1, max_size=4, unique_by=lambda name: name.replace("\\", "/")))
+        boxes = {name: draw(st.lists(box, min_size=1, max_size=3)) for name in files}
+        made[split] = dict(zip(own, ids, strict=True)), boxes
+    return made
+
+
+def write_coco(folder: Path, data) -> None:
+    """Every image has a colour of its own, by which it is known again whatever it is called."""
+    colors = itertools.count(1)
+    for split, (ids, files) in data.items():
+        images, objects = [], []
+        for number, (name, boxes) in enumerate(files.items()):
+            path = folder / f"{split}2017" / name.replace("\\", "/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (WIDTH, HEIGHT), (next(colors) * 8, 0, 0)).save(path, "PNG")
+            images.append({"id": number, "file_name": name, "width": WIDTH, "height": HEIGHT})
+            objects += [{"id": len(objects) + n, "image_id": number, "category_id": ids[kind], "bbox": box, "area": 1,
+                         "iscrowd": 0} for n, (kind, *box) in enumerate(boxes)]  # fmt: skip
+        categories = [{"id": i, "name": name} for name, i in ids.items()]
+        file = folder / "annotations" / f"instances_{split}2017.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"images": images, "annotations": objects, "categories": categories}))
+
+
+def read_all(folder: Path):
+    """Each split as the training reads it, and for each image, known by its colour, its objects by class name."""
+    found, splits = {}, {}
+    for split, where in find_layout(folder).splits().items():
+        part = read_annotations(where)
+        splits[split] = part, where.format
+        for index in range(len(part.image_ids)):
+            with Image.open(part.path(index)) as image:
+                color = np.asarray(image)[0, 0, 0].item()
+            rows = part.objects(index)
+            kinds = [part.categories[k].name for k in part.labels[rows].tolist()]
+            boxes = part.boxes[rows].round(6).tolist()
+            found[split, color] = sorted(zip(kinds, map(tuple, boxes), strict=True))
+    return splits, found
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(data_sets())
+def test_objects_survive_every_pair_of_formats(data):
+    with tempfile.TemporaryDirectory() as folder:
+        write_coco(Path(folder, "drawn"), data)
+        colors = itertools.count(1)
+        wanted = {(split, next(colors) * 8): sorted((plain(k), tuple(map(float, box))) for k, *box in boxes)
+                  for split, (_, files) in data.items() for boxes in files.values()}  # fmt: skip
+        sources = {"drawn": Path(folder, "drawn")}
+        assert read_all(sources["drawn"])[1] == wanted
+        for first in KINDS:
+            splits, _ = read_all(sources["drawn"])
+            sources[first] = Path(folder, first)
+            list(write_dataset(splits, first, sources[first], False))
+            again, found = read_all(sources[first])
+            assert found == wanted, first
+            for second in KINDS:
+                out = Path(folder, f"{first}-{second}")
+                list(write_dataset(again, second, out, False))
+                assert read_all(out)[1] == wanted, f"{first} to {second}"
+
+
+def test_classes_that_only_validation_has_are_written_under_their_own_names(tmp_path):
+    """They were written as the last class, as -1, or as the class that has their number in training."""
+    train = {"cat": 1, "dog": 2}, {"a.png": [("cat", 0, 0, 9, 9), ("dog", 9, 9, 9, 9)]}
+    val = {"dog": 1, "bird": 2, "cat": 3}, {"b.png": [("bird", 1, 1, 5, 5), ("cat", 2, 2, 6, 6)]}
+    data = {"train": train, "val": val}
+    write_coco(tmp_path / "in", data)
+    for kind in KINDS:
+        list(write_dataset(read_all(tmp_path / "in")[0], kind, tmp_path / kind, False))
+        splits, found = read_all(tmp_path / kind)
+        assert found["val", 16] == [("bird", (1, 1, 5, 5)), ("cat", (2, 2, 6, 6))]
+        assert found["train", 8] == [("cat", (0, 0, 9, 9)), ("dog", (9, 9, 9, 9))]
+        lines = [file.read_text() for file in tmp_path.glob(f"{kind}/labels/*/*.txt")]
+        assert not any(line.startswith("-1") for text in lines for line in text.splitlines())
+        assert len(splits["val"][0].image_ids) == 1 and os.listdir(tmp_path / kind)
