@@ -43,7 +43,7 @@ def test_an_aligned_answer_does_not_depend_on_the_padding(backbone):
     assert multiple >= 32
     maps, answers = [], []
     for height, width in ((75, 109), (2 * multiple, 3 * multiple)):
-        images, padding, extents = align(*canvas(image, height, width), multiple)
+        images, _, extents = align(*canvas(image, height, width), multiple)
         with within(extents):
             maps.append(model.backbone(images))
         answers.append(model(*canvas(image, height, width)).final.boxes[0])
