@@ -16,7 +16,7 @@ LAYERS = [
     "dinocore/weights/convert", "dinocore/weights/fetch", "dinocore/weights/backbone", "dinocore/weights",
     "dinocore/slices", "dinocore/image_stream", "dinocore/predict", "dinocore/evaluate",
     "dinocore/detections_io", "dinocore/draw", "dinocore/report", "dinocore/train", "dinocore/inspect",
-    "dinocore/export", "dinocore/benchmark", "dinocli",
+    "dinocore/export", "dinocore/video", "dinocore/serve", "dinocore/benchmark", "dinocli",
 ]  # fmt: skip
 SOURCES = sorted([*ROOT.glob("dinocore/**/*.py"), *ROOT.glob("dinocli/**/*.py")])
 

@@ -20,9 +20,7 @@ from dinocore.evaluate.backends import choose_backend
 from dinocore.evaluate.results import read_results
 from dinocore.presets import override
 from dinocore.report.parts import Page
-from dinocore.slices import Slicing, parse_slicing
 from dinocore.system.files import check_writable, write_text
-from dinocore.weights.file import load_facts
 from dinocore.words import counted
 
 from ..console import fail, print_json, say, stderr, stdout, warn
@@ -34,6 +32,7 @@ if TYPE_CHECKING:
     from dinocore.evaluate.bootstrap import Interval
     from dinocore.evaluate.compare import Comparison, Difference
     from dinocore.predict import AnyDetector
+    from dinocore.slices import Slicing
 
 
 def evaluate(
@@ -169,6 +168,8 @@ def compare_two(asked: Asked, pair: tuple[str, str], weights: str | None, result
 
 def _check(asked: Asked) -> None:
     """Refuse what cannot be done before any work."""
+    from dinocore.slices import parse_slicing
+
     if asked.slice is not None:
         parse_slicing(asked.slice, asked.overlap, DataConfig(), {})
     if asked.split not in ("val", "train"):
@@ -181,6 +182,9 @@ def _check(asked: Asked) -> None:
 
 
 def _open(weights: str | None, asked: Asked) -> Source:
+    from dinocore.slices import parse_slicing
+    from dinocore.weights.file import load_facts
+
     detector, path = open_any_detector(weights, asked.device, asked.amp)
     detector.config = override(detector.config, asked.overrides, ("data", "eval"))
     slicing = None

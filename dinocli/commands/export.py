@@ -33,7 +33,10 @@ def export(
     ] = [],  # noqa: B006
     json: Json = False,
 ) -> None:
-    """Write weights as a file that runs without PyTorch, and compare it with the model."""
+    """Write weights as a file that runs without PyTorch, and compare it with the model.
+
+    Example: dino export runs/mine/best.safetensors --format onnx --out dino.onnx
+    """
     from dinocore.errors import ConfigError
     from dinocore.export.export import PIXELS, Request, export_weights
     from dinocore.export.write import check_format

@@ -1,8 +1,20 @@
-from typing import Annotated
+"""`dino serve`: the service on uvicorn, which on a signal answers what it has and then ends."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
 
+from dinocore.errors import EnvironmentFault
+
+from ..console import say
 from ..options import Amp, Device, Weights
+from ..weights_option import open_detector
 
 
 def serve(
@@ -17,11 +29,65 @@ def serve(
     device: Device = "auto",
     amp: Amp = "auto",
 ) -> None:
-    """Answer images by HTTP: POST /predict, a page at /, /health and /metrics."""
-    from ._serve_work import serve_detector
+    """Answer images by HTTP: POST /predict, a page at /, /health and /metrics.
 
+    Example: dino serve --weights runs/mine
+    """
     limits = {
         "batch_size": batch_size, "requests": max_requests, "seconds": timeout, "bytes": int(max_mb * 2**20),
         "pixels": max_pixels,
     }  # fmt: skip
     serve_detector(weights, host, port, limits, device, amp)
+
+
+def serve_detector(weights: str | None, host: str, port: int, limits: dict[str, Any], device: str, amp: str) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        EnvironmentFault: packages are missing, or the address cannot be used.
+    """
+    try:
+        import uvicorn
+
+        from dinocore.serve.app import Limits, make_app
+    except ImportError as error:
+        what = f"`dino serve` needs packages that are not installed: {error.name}"
+        raise EnvironmentFault(what, fix="pip install 'dino-detector[serve]'") from None
+    listening = _listen(host, port)
+    detector, _ = open_detector(weights, device, amp)
+    config = uvicorn.Config(
+        make_app(detector, Limits(**limits)), log_level="warning", access_log=False, server_header=False,
+        timeout_graceful_shutdown=int(limits["seconds"]) + 1,
+    )  # fmt: skip
+    shown = f"[{host}]" if ":" in host else host
+    say(f"serving on http://{shown}:{listening.getsockname()[1]} (Ctrl-C ends it)")
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        say("whoever reaches this address may use it; nothing asks for a password")
+
+    class Server(uvicorn.Server):
+        """Ends with code 0 on SIGINT and SIGTERM, after what is in work is answered."""
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            before = {n: signal.signal(n, self.handle_exit) for n in (signal.SIGINT, signal.SIGTERM)}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    Server(config).run(sockets=[listening])
+    say("ended; all requests that were in work are answered")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket at the address, before the weights are loaded."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+    except OSError as error:
+        what = f"cannot listen at {host}, port {port}: {error.strerror or error}"
+        raise EnvironmentFault(what, fix="name another --port, or --port 0 for any that is free") from None
+    return listening

@@ -1,5 +1,6 @@
 """What a person reads before anything runs: help, completion, and the comments of settings."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -91,3 +92,13 @@ def test_a_setting_of_another_section_or_codebase_is_named(dino, typed, meant):
     result = dino("presets", "tiny", "--set", f"{typed}=1")
     assert result.code == 2
     assert f"did you mean `{meant}`?" in result.err
+
+
+def test_the_page_for_users_of_other_codebases_names_settings_and_options_that_exist():
+    rows = re.findall(r"^\|.*\|([^|]*)\|$", (ROOT / "docs/coming-from.md").read_text(encoding="utf-8"), re.M)
+    ours = " ".join(re.findall(r"`([^`]*)`", " ".join(rows)))
+    settings = re.findall(r"\b(?:model|loss|train|data|eval)(?:\.[a-z_]+)+\b(?!\.)", ours)
+    flags = re.findall(r"--[a-z-]+", ours)
+    known = {flag for name in COMMANDS for option in load_command(name).params for flag in option.opts}
+    assert len(settings) > 20 and {*settings} <= {setting.name for setting in list_settings()}
+    assert len(flags) > 20 and {*flags} <= known
