@@ -152,10 +152,10 @@ def _flow(canvas: ImageDraw.ImageDraw, seen: Matching, frame: tuple[int, int, in
         canvas.text((x + 4, top + 12), stage.name, fill=INK, font=load_font(18), anchor="lm")
         now = {answer.object: answer.query for answer in stage.answers}
         for t, query in now.items():
-            y = top + 30 + t * height
+            y, below = (round(top + 30 + row * height) for row in (t, t + 1))
             color = FIRST if n == 0 else KEPT if before.get(t) == query else CHANGED
             edge = 1 if height >= 6 else 0
-            canvas.rectangle((x + 2, y, x + width - 3, max(y, y + height - edge - 0.5)), fill=color)
+            canvas.rectangle((x + 2, y, x + width - 3, max(y, below - edge - 1)), fill=color)
             if named:
                 fill = INK if n == 0 else "white"
                 canvas.text((x + width / 2, y + height / 2), f"q{query}", fill=fill, font=load_font(size), anchor="mm")
