@@ -10,7 +10,13 @@ Overrides = Annotated[
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A TOML file of settings over the preset's.")]
 Data = Annotated[
-    Path | None, typer.Option("--data", help="Data folder: COCO, Roboflow COCO, or plain annotations and pictures.")
+    Path | None, typer.Option("--data", help="Data folder: COCO, Roboflow, YOLO, Pascal VOC, CSV, or a dataset.toml.")
+]
+ValFraction = Annotated[
+    float | None,
+    typer.Option(
+        metavar="0…1", help="Hold this fraction of the training images out for validation, if there is no val split."
+    ),
 ]
 Weights = Annotated[
     str | None,

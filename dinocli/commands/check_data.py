@@ -25,7 +25,7 @@ from dinocore.system.files import check_writable, to_json, write_text
 from dinocore.words import counted
 
 from ..console import data, print_json, say, warn, words
-from ..options import ConfigFile, Json, Overrides
+from ..options import ConfigFile, Json, Overrides, ValFraction
 
 
 def check_data(
@@ -49,6 +49,7 @@ def check_data(
     allow_orphans: Annotated[
         bool, typer.Option("--allow-orphans", help="Objects of unknown pictures and classes are no errors.")
     ] = False,
+    val_fraction: ValFraction = None,
     config: ConfigFile = None,
     overrides: Overrides = [],  # noqa: B006
     json: Json = False,
@@ -58,6 +59,7 @@ def check_data(
 
     flags = {"data.follow_symlinks": follow_symlinks, "data.allow_orphans": allow_orphans}
     changes = [*overrides, *(f"{key}=true" for key, wanted in flags.items() if wanted)]
+    changes += [] if val_fraction is None else [f"data.val_fraction={val_fraction}"]
     check_folder(folder.expanduser(), load_config(preset, changes, config), decode, html, fix, strict, json)
 
 

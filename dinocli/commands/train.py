@@ -21,7 +21,7 @@ from dinocore.presets import load_config
 from dinocore.train.run.lock import RunLock
 
 from ..console import data, say, warn
-from ..options import Amp, ConfigFile, Data, Device, Overrides
+from ..options import Amp, ConfigFile, Data, Device, Overrides, ValFraction
 from ..progress import watching
 from ..signals import StopRequest
 from .train_view import TrainingView
@@ -40,6 +40,7 @@ def train(
         str | None, typer.Option("--preset", "-p", help="See `dino presets`; default: the weights' own, or else tiny.")
     ] = None,
     data: Data = None,
+    val_fraction: ValFraction = None,
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", help="Run folder; default: runs/DATE-TIME.")
     ] = None,
@@ -81,6 +82,7 @@ def train(
     flags = {
         "data.path": None if data is None else str(data.expanduser().absolute()),
         "data.workers": workers,
+        "data.val_fraction": val_fraction,
         "train.epochs": epochs,
         "train.lr": lr,
         "train.weights": weights,
