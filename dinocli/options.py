@@ -26,7 +26,13 @@ ConfigFile = Annotated[
 Preset = Annotated[str, typer.Option("--preset", "-p", help="See `dino presets`.", autocompletion=preset_names)]
 Split = Annotated[str, typer.Option("--split", help="Of --data: val or train.", autocompletion=choices("val", "train"))]
 Data = Annotated[
-    Path | None, typer.Option("--data", help="Data folder: COCO, Roboflow COCO, YOLO, Pascal VOC, or a dataset.toml.")
+    Path | None, typer.Option("--data", help="Data folder: COCO, Roboflow, YOLO, Pascal VOC, CSV, or a dataset.toml.")
+]
+ValFraction = Annotated[
+    float | None,
+    typer.Option(
+        metavar="0…1", help="Hold this fraction of the training images out for validation, if there is no val split."
+    ),
 ]
 Weights = Annotated[
     str | None,

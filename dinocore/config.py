@@ -216,6 +216,7 @@ class DataConfig(Section):
     min_box_size: Weight = 0.1  # pixels; objects of which less is seen are not trained on; ours
     allow_orphans: bool = False  # leave out objects of unknown pictures and classes instead of refusing the data
     follow_symlinks: bool = False  # open pictures that a link keeps outside of the data folder
+    val_fraction: Share = 0.0  # of the training images, held out for validation where the data has no validation split
     sample_images: Positive = 200  # how many pictures are drawn when path is empty
 
     @model_validator(mode="after")

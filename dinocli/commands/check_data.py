@@ -26,7 +26,7 @@ from dinocore.words import counted
 
 from ..completion import preset_names
 from ..console import print_json, say, stderr, stdout, warn
-from ..options import ConfigFile, Json, Overrides
+from ..options import ConfigFile, Json, Overrides, ValFraction
 
 
 def check_data(
@@ -51,6 +51,7 @@ def check_data(
     allow_orphans: Annotated[
         bool, typer.Option("--allow-orphans", help="Objects of unknown images and classes are no errors.")
     ] = False,
+    val_fraction: ValFraction = None,
     config: ConfigFile = None,
     overrides: Overrides = [],  # noqa: B006
     json: Json = False,
@@ -63,6 +64,7 @@ def check_data(
 
     flags = {"data.follow_symlinks": follow_symlinks, "data.allow_orphans": allow_orphans}
     changes = [*overrides, *(f"{key}=true" for key, wanted in flags.items() if wanted)]
+    changes += [] if val_fraction is None else [f"data.val_fraction={val_fraction}"]
     check_folder(folder.expanduser(), load_config(preset, changes, config), decode, html, fix, strict, json)
 
 

@@ -12,11 +12,12 @@ from dinocore.config import DataConfig
 from dinocore.data.annotations import Annotations, read_annotations
 from dinocore.data.formats.export import KINDS, write_dataset
 from dinocore.data.formats.layout import find_layout
+from dinocore.data.holdout import hold_out
 from dinocore.words import counted
 
 from ..completion import choices
 from ..console import print_json, say, stderr, warn
-from ..options import Json, Overrides
+from ..options import Json, Overrides, ValFraction
 
 
 def convert_data(
@@ -31,6 +32,7 @@ def convert_data(
     link: Annotated[
         bool, typer.Option("--link", help="Give images a second name on the disk instead of copying them.")
     ] = False,
+    val_fraction: ValFraction = None,
     overrides: Overrides = [],  # noqa: B006
     json: Json = False,
 ) -> None:
@@ -47,7 +49,8 @@ def convert_data(
         raise ConfigError(
             f"{out} {'is not empty' if out.is_dir() else 'is a file'}; name a folder that is new or empty"
         )
-    convert_folder(folder.expanduser(), out, to, link, load_config("tiny", overrides).data, json)
+    changes = overrides if val_fraction is None else [*overrides, f"data.val_fraction={val_fraction}"]
+    convert_folder(folder.expanduser(), out, to, link, load_config("tiny", changes).data, json)
 
 
 __all__ = ["KINDS", "convert_folder"]
@@ -62,6 +65,10 @@ def convert_folder(folder: Path, out: Path, kind: str, link: bool, config: DataC
         splits[name] = annotations, split.format
         for note in annotations.notes:
             warn(f"{name}: {note}")
+    if config.val_fraction and "val" not in splits and "train" in splits:
+        train, source = splits["train"]
+        held = dict(zip(("train", "val"), hold_out(train, config), strict=True))
+        splits |= {name: (part, source) for name, part in held.items()}
     say(f"{folder}: {layout.kind} layout")
     lost = 0
     with Progress(console=stderr, disable=not stderr.is_terminal, transient=True) as progress:

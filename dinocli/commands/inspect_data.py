@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import islice
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +44,7 @@ def inspect_data(
 
     if out.is_dir() or out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ConfigError(f"--out {out} is no name of a picture; give a file that ends in .png or .jpg")
-    flags = [] if folder is None else [f"data.path={str(folder.expanduser().absolute())!r}"]
+    flags = [] if folder is None else [f"data.path={dumps(str(folder.expanduser().absolute()))}"]
     flags += [] if seed is None else [f"train.seed={seed}"]
     settings = load_config(preset, [*overrides, *flags, "data.workers=0"], config)
 

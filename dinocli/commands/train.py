@@ -25,7 +25,7 @@ from dinocore.train.run.lock import RunLock
 
 from ..completion import preset_names
 from ..console import say, stdout, warn
-from ..options import MACHINE, Amp, ConfigFile, Device, Overrides
+from ..options import MACHINE, Amp, ConfigFile, Device, Overrides, ValFraction
 from ..progress import watching
 from ..signals import StopRequest
 from .train_view import TrainingView
@@ -44,7 +44,7 @@ TrainingData = Annotated[
     Path | None,
     typer.Option(
         "--data",
-        help="Data folder: COCO, Roboflow COCO, YOLO, Pascal VOC, or a dataset.toml.",
+        help="Data folder: COCO, Roboflow, YOLO, Pascal VOC, CSV, or a dataset.toml.",
         rich_help_panel=START,
     ),
 ]
@@ -62,6 +62,7 @@ def train(
         ),
     ] = None,
     data: TrainingData = None,
+    val_fraction: ValFraction = None,
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", help="Run folder; default: runs/DATE-TIME.", rich_help_panel=RUN)
     ] = None,
@@ -136,6 +137,7 @@ def train(
     flags = {
         "data.path": None if data is None else str(data.expanduser().absolute()),
         "data.workers": workers,
+        "data.val_fraction": val_fraction,
         "train.epochs": epochs,
         "train.lr": lr,
         "train.weights": weights,

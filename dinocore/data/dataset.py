@@ -12,10 +12,11 @@ import numpy as np
 from .. import __version__
 from ..config import DataConfig
 from ..errors import DataError
-from .annotations import Annotations, Category, read_annotations
+from .annotations import Annotations, Category, choose_images, read_annotations
 from .check.scan import check_cut, check_sizes, look_at
 from .findings import Findings
 from .formats.layout import find_layout
+from .holdout import hold_out
 from .synthetic.sample import write_sample_data
 
 MOST_HEADERS = 20_000  # that are read before a training; 5,000 take a second
@@ -45,10 +46,15 @@ def open_dataset(config: DataConfig) -> DataSet:
         what = f"{train.file} has {len(train.image_ids)} pictures and no object to learn from"
         raise DataError(what, code="DATA-NOTHING", where=train.file)
     notes = [f"{train.file.name}: {note}" for note in (*train.notes, *_check_images(train, config))]
-    if layout.val is None:
+    if layout.val is None and config.val_fraction:
+        train, val = hold_out(train, config)
+        notes.append(f"{folder} has no validation split; {len(val.image_ids)} of its images are held out for it")
+    elif layout.val is None:
         val = train
-        notes.append(f"{folder} has {layout.gap}")
+        notes.append(f"{folder} has {layout.gap}; --val-fraction 0.2 holds some out")
     else:
+        if config.val_fraction:
+            notes.append(f"{folder} has a validation split; data.val_fraction is not used")
         val = read_annotations(layout.val, train.categories, config)
         notes += [f"{val.file.name}: {note}" for note in val.notes]
     where = f"{folder} ({layout.kind} layout)" if config.path else f"pictures drawn by `dino sample-data`, in {folder}"
@@ -80,6 +86,13 @@ def open_split(config: DataConfig, split: str, categories: Sequence[Category] | 
     folder = Path(config.path) if config.path else sample_folder(config.sample_images)
     layout = find_layout(folder, config.follow_symlinks)
     splits = layout.splits()
+    if layout.val is None and layout.trainable and config.val_fraction and split in ("train", "val"):
+        train, val = hold_out(read_annotations(layout.train, config=config), config)
+        chosen = {"train": train, "val": val}[split]
+        if categories is None:
+            return chosen
+        every = read_annotations(layout.train, categories, config)
+        return choose_images(every, np.flatnonzero(np.isin(every.image_ids, chosen.image_ids)))
     if split not in splits:
         name = "validation" if split == "val" else split
         others = " or ".join(f"--split {other}" for other in splits)

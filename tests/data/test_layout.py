@@ -123,7 +123,9 @@ def test_a_data_set_says_what_it_is_and_that_it_evaluates_on_its_training_pictur
     put(tmp_path, "annotations.json", "a.png")
     data = open_dataset(DataConfig(path=str(tmp_path)))
     assert data.val is data.train and data.source == f"{tmp_path} (plain COCO layout)"
-    assert data.notes == [f"{tmp_path} has no validation split; evaluation uses the training images"]
+    assert data.notes == [
+        f"{tmp_path} has no validation split; evaluation uses the training images; --val-fraction 0.2 holds some out"
+    ]
 
 
 def test_validation_classes_are_numbered_by_training(tmp_path):

@@ -334,3 +334,15 @@ def test_a_heading_with_a_classs_own_name_is_that_class(make_coco):
     categories = {0: "disc", 1: "disc", 2: "ring"}
     annotations = read_annotations(make_coco(categories=categories))
     assert annotations.categories == [Category(1, "disc"), Category(2, "ring")]
+
+
+def test_a_voc_list_may_name_files_in_folders_below(tmp_path):
+    rng = random.Random(5)
+    boxes = {name: drawn_box(rng) for name in ("cam1/a", "cam2/a", "cam1/b")}
+    for name, box in boxes.items():
+        put(tmp_path / "JPEGImages" / f"{name}.jpg")
+        put(tmp_path / "Annotations" / f"{name}.xml", xml(box))
+    put(tmp_path / "ImageSets" / "Main" / "train.txt", "cam2/a\ncam1/a\n")
+    put(tmp_path / "ImageSets" / "Main" / "val.txt", "cam1/b\n")
+    assert close(read(tmp_path), [boxes["cam1/a"], boxes["cam2/a"]])
+    assert close(read(tmp_path, "val"), [boxes["cam1/b"]])

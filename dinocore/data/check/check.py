@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...config import Config, DataConfig
-from ...error_codes import CODES, ERROR
+from ...error_codes import CODES, ERROR, NOTE
 from ...errors import DataError
 from ..annotations import Annotations, survey_annotations
 from ..findings import Finding, Findings
 from ..formats.layout import find_layout
+from ..holdout import hold_out
 from ..split import Category, Layout, Split
 from .contents import check_contents, check_unlisted
 from .duplicates import Shown, check_duplicates, near_pairs, same_files
@@ -90,7 +91,11 @@ def check_data(folder: Path, config: Config, decode: bool) -> Iterator[Looking |
             yield Looking(name, len(seen[name]), len(part.annotations.image_ids))
         check_pictures(part.annotations, seen[name], part.findings)
     between = Findings(folder)
-    if layout.gap:
+    held_out = config.data.val_fraction and layout.val is None and "val" in splits
+    if held_out:
+        what = f"no validation split; {config.data.val_fraction:.0%} of the images are held out for it"
+        between.add("DATA-SPLIT", what, count=1, level=NOTE)
+    elif layout.gap:
         between.add("DATA-SPLIT", layout.gap, count=1)
     _compare(splits, seen, between)
     yield Checked(folder, layout, decode, splits, between, config.data)
@@ -115,6 +120,17 @@ def _survey(layout: Layout, config: Config) -> dict[str, CheckedSplit]:
             what, code = error.what, error.code if error.code in CODES else "DATA"
             findings.add(code, what, count=1, level=ERROR, fix=error.fix)
         splits[name] = CheckedSplit(split, annotations, findings, numbers)
+    train = splits["train"].annotations if "train" in splits else None
+    if not config.data.val_fraction or "val" in splits or train is None:
+        return splits
+    try:
+        parts = hold_out(train, config.data)
+    except DataError as error:
+        splits["train"].findings.add("DATA-SPLIT", error.what, count=1, level=ERROR, fix=error.fix)
+        return splits
+    for name, part in zip(("train", "val"), parts, strict=True):
+        findings = splits["train"].findings if name == "train" else Findings(layout.train.annotations)
+        splits[name] = CheckedSplit(layout.train, part, findings, statistics(part))
     return splits
 
 

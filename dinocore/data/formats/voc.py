@@ -57,7 +57,8 @@ def find_voc(folder: Path, fence: Fence) -> Layout | None:
     if inner := sorted(p for p in [*folder.glob("VOC20*"), *folder.glob("VOCdevkit/VOC20*")] if p.is_dir()):
         folder = inner[0] if len(inner) == 1 else folder
     for xml, pictures in FOLDERS:
-        if (folder / pictures).is_dir() and _has_xml(folder / xml):
+        listed = xml and (folder / SETS).is_dir() and visible_files(folder / xml, (".xml",))  # in folders below it, too
+        if (folder / pictures).is_dir() and (_has_xml(folder / xml) or listed):
             return _devkit(folder, folder / xml, folder / pictures, fence)
     if _has_xml(folder / "train"):
         return _beside(folder, fence)
