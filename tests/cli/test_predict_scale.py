@@ -255,6 +255,17 @@ def test_what_a_film_cannot_have_is_refused(dino, film, picture):
         assert result.code in (2, 3) and says in result.err, (wrong, result.err)
 
 
+@pytest.mark.parametrize("threshold", ["auto", "0"])
+def test_a_tracked_film_names_the_track_of_each_object(dino, small_weights, film, threshold):
+    pytest.importorskip("trackers")
+    given = ("predict", film, "--weights", small_weights, "--track", "--every", "10", "--out", "t.jsonl")
+    result = dino(*given, "--threshold", threshold)
+    assert result.code == 0, result.err
+    rows = [json.loads(line) for line in Path("t.jsonl").read_text().splitlines()]
+    assert len(rows) == 4 and all("track" in d for row in rows for d in row["detections"])
+    assert len(rows[0]["detections"]) == (36 if threshold == "0" else 0)
+
+
 def test_tracks_keep_their_identity_through_a_crossing():
     pytest.importorskip("trackers")
     import torch
