@@ -98,6 +98,14 @@ def _checked(wanted: Wanted, options: FilmOptions) -> Wanted:
         raise ConfigError(f"a film gives a line of JSON per frame; try --out {wanted.out.with_suffix('.jsonl')}")
     if wanted.format not in ("auto", "jsonl"):
         raise ConfigError(f"a film gives a line of JSON per frame, not --format {wanted.format}; leave it out")
+    _check_options(options)
+    wanted = check_wanted(wanted._replace(format="jsonl"))
+    if wanted.out is not None:
+        wanted.out.parent.mkdir(parents=True, exist_ok=True)
+    return wanted
+
+
+def _check_options(options: FilmOptions) -> None:
     if options.end is not None and options.end <= options.start:
         raise ConfigError(f"--end {options.end:g} is not after --start {options.start:g}; give a later --end")
     if options.save_video is not None:
@@ -109,10 +117,6 @@ def _checked(wanted: Wanted, options: FilmOptions) -> Wanted:
         options.save_video.parent.mkdir(parents=True, exist_ok=True)
     if options.track:
         require_trackers()
-    wanted = check_wanted(wanted._replace(format="jsonl"))
-    if wanted.out is not None:
-        wanted.out.parent.mkdir(parents=True, exist_ok=True)
-    return wanted
 
 
 def _watched(film: Film, options: FilmOptions, bar: Progress, ended: Callable[[], int]) -> Iterator[Frame | Damaged]:
