@@ -110,10 +110,10 @@ def test_bad_requests_get_a_reason_and_the_right_status(service):
 
 
 def test_a_body_that_does_not_say_its_length_is_cut_off_at_the_limit(service):
-    send = service(bytes=10_000)
+    send = service(bytes=100_000)
 
     def endless():
-        for _ in range(100):
+        for _ in range(200):
             yield bytes(1000)
 
     try:
