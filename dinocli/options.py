@@ -62,7 +62,7 @@ Threshold = Annotated[
     typer.Option(
         "--threshold",
         "--conf",
-        help="Least score shown: auto, the best F1 where the weights were evaluated; or a number.",
+        help="Least score shown: a number, or auto, the best F1 in the weights' evaluation.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]

@@ -1,5 +1,6 @@
 """A data set ready for use: found, read and checked."""
 
+import getpass
 import os
 import tempfile
 from collections.abc import Sequence
@@ -106,4 +107,4 @@ def _cache_folder() -> Path:
             return folder
     except OSError:
         pass
-    return Path(tempfile.gettempdir()) / f"dino-{os.getuid()}"
+    return Path(tempfile.gettempdir()) / f"dino-{os.getuid() if hasattr(os, 'getuid') else getpass.getuser()}"

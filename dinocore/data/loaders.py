@@ -212,7 +212,7 @@ def begun(loader: DataLoader) -> Iterator:
     PyTorch's handler of SIGCHLD is taken away: it raises wherever the program happens to be when one of them dies. The
     loader sees that itself, within seconds, when the next batch is asked for.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):  # Windows
         return iter(loader)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_THE_PARENT)
     try:

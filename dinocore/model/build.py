@@ -13,7 +13,7 @@ from .deform_attn import MSDeformAttn
 from .denoising import Denoiser, NoDenoiser
 from .dino import DINO
 from .encoder import Encoder, EncoderLayer
-from .layers import box_head, checkpointed, class_head, direct
+from .layers import box_head, checkpointed, class_head, direct, train_affine
 from .neck import Neck
 from .proposals import ExtraQueries, MixedContent, Proposer, PureContent, StaticQueries
 from .tokens import Tokenizer
@@ -28,9 +28,11 @@ def build_model(config: ModelConfig) -> DINO:
     dim = config.hidden_dim
     attention = (dim, config.num_heads, config.num_levels, config.num_points, config.ffn_dim, config.dropout)
     layer_call = checkpointed if config.checkpoint_activations else direct
-    backbone = build_backbone(
-        config.backbone, config.feature_strides, config.frozen_stages, config.drop_path, layer_call
-    )
+    untrained = config.backbone_weights == "none"  # random layers must learn, and so must their norms
+    frozen = -1 if untrained else config.frozen_stages
+    backbone = build_backbone(config.backbone, config.feature_strides, frozen, config.drop_path, layer_call)
+    if untrained:
+        train_affine(backbone)
     model = DINO(
         backbone=backbone,
         neck=Neck(backbone.channels, dim, config.num_levels, partial(nn.Conv2d, bias=config.neck_bias)),

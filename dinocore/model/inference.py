@@ -61,9 +61,8 @@ def fold_batch_norm(module: nn.Module) -> None:
     """Move every frozen batch norm that directly follows a convolution into its weights, in place."""
     for (_, conv), (name, norm) in pairwise(list(module.named_children())):
         if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm):
-            weight, bias, mean, variance = map(norm.get_buffer, ("weight", "bias", "running_mean", "running_var"))
-            scale = weight * (variance + norm.eps).rsqrt()  # (C,)
-            bias = bias - mean * scale
+            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()  # (C,)
+            bias = norm.bias - norm.running_mean * scale
             if conv.bias is not None:
                 bias = bias + conv.bias * scale
             conv.weight.mul_(scale[:, None, None, None])

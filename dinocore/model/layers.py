@@ -43,6 +43,15 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
     return module
 
 
+def train_affine(module: nn.Module) -> None:
+    """Let the scale and shift of every frozen batch norm learn, in place; names and numbers stay."""
+    for norm in (child for child in module.modules() if isinstance(child, FrozenBatchNorm)):
+        for name in ("weight", "bias"):
+            value = getattr(norm, name)
+            delattr(norm, name)
+            setattr(norm, name, nn.Parameter(value))
+
+
 class FeedForward(nn.Module):
     """Two linear layers with a residual connection, post-norm."""
 

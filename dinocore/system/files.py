@@ -75,7 +75,9 @@ def write_text(path: Path, text: str) -> None:
 
 def sync(path: Path) -> None:
     """Make the system put a file or a folder's entries on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and path.is_dir():  # which has no folders to sync
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -9,6 +9,7 @@ import numpy as np
 from ..data.loaders import Part
 from ..errors import DivergedError, EnvironmentFault, PeerFailed
 from ..evaluate.coco import Metrics, coco_metrics, detect_all
+from ..evaluate.thresholds import best_thresholds
 from ..model.dino import DINO
 from ..predict import Detector
 from .context import RunContext
@@ -113,12 +114,15 @@ def _metrics(context: RunContext, results: list[dict[str, Any]]) -> Metrics:
 def _keep_if_best(
     context: RunContext, state: TrainState, metrics: Metrics, epoch: int, results: list[dict[str, Any]]
 ) -> Generator[Event, None, bool]:
-    """Keep the weights if none were better: of equals the oldest, and never what is not a number."""
+    """Keep the weights if none were better: of equals the oldest, and never what is not a number.
+
+    While AP is 0 or cannot be measured, the newest weights are the best, so that patience does not run out either.
+    """
     progress, ap = state.progress, metrics.summary["AP"]
-    if not math.isfinite(ap) or (ap <= progress.best_ap and progress.best_step):
+    if not math.isfinite(ap) or (ap <= progress.best_ap and progress.best_ap > 0):
         return False
     try:
-        context.group.on_main(lambda: _keep_best(context, state.ema.model, metrics, progress.step, epoch))
+        context.group.on_main(lambda: _keep_best(context, state.ema.model, metrics, progress.step, epoch, results))
     except (EvaluationFailed, PeerFailed) as error:
         yield Warned(f"{error}; training goes on")
         return False
@@ -130,8 +134,11 @@ def _keep_if_best(
     return True
 
 
-def _keep_best(context: RunContext, model: DINO, metrics: Metrics, step: int, epoch: int) -> None:
+def _keep_best(
+    context: RunContext, model: DINO, metrics: Metrics, step: int, epoch: int, results: list[dict[str, Any]]
+) -> None:
     facts = {"step": step, "epoch": epoch, "metrics": metrics.summary, "data": context.data.source}
+    facts["thresholds"] = best_thresholds(context.data.val, results)  # `predict` uses it
     facts["median_short_side"] = int(np.median(context.data.train.sizes.min(1)))  # `predict --slice auto` cuts so
     try:
         save_best(context.folder, model, context.config, context.data.train.categories, facts)

@@ -21,6 +21,11 @@ from .run.sinks import sinks
 from .schedule import Plan
 from .state import TrainState, restore_rng_state, rng_state
 
+NO_OBJECTS_TO_EVALUATE = (
+    "{} has no objects, so that AP cannot be measured: best.safetensors will hold the newest weights, and "
+    "train.patience does not end the run; annotate some validation images"
+)
+
 
 def train(context: RunContext, state: TrainState) -> Iterator[Event]:
     """Train to the end. Everything that the run leaves behind is in its folder.
@@ -41,6 +46,8 @@ def train(context: RunContext, state: TrainState) -> Iterator[Event]:
         yield Started(context.folder, facts, state.transfer)
         if warning := check_shared_memory(config, num_workers(config.data)):
             yield Warned(warning)
+        if not context.data.val.trainable(0).any():
+            yield Warned(NO_OBJECTS_TO_EVALUATE.format(context.data.val.file))
         with deterministic(config.train.deterministic, context.device), float32_throughout(config.train.amp == "off"):
             yield from _Run(context, state, plan, logger).to_the_end()
     finally:

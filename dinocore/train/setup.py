@@ -29,7 +29,7 @@ from .transfer import Transfer, carry_over
 
 SAME = (
     "backbone", "feature_strides", "num_levels", "neck_bias", "hidden_dim", "num_heads", "num_points", "ffn_dim",
-    "num_encoder_layers", "num_decoder_layers", "num_queries", "position_temperature", "position_offset", "box_eps",
+    "num_encoder_layers", "num_decoder_layers", "position_temperature", "position_offset", "box_eps",
     "first_stage", "queries", "heads", "pixel_mean", "pixel_std",
 )  # fmt: skip  # settings in which weights and the model that starts from them must agree
 

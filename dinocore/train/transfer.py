@@ -1,7 +1,7 @@
 """Starting a model from weights for other classes."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from ..model.dino import DINO
 from ..weights.file import Weights, cast_note, load_exactly
 
 LABELS = "denoiser.label_embed.weight"
+QUERIES = ("proposer.content.content", "proposer.content", "proposer.boxes")  # mixed; static
 EXTRA = "extra.content"
 
 
@@ -51,10 +52,22 @@ def carry_over(model: DINO, weights: Weights, categories: Sequence[Category], wh
         notes.append("the extra queries of training are new")
     elif EXTRA in tensors and EXTRA not in fresh:
         del tensors[EXTRA]  # of no use but in training
+    if count := _renew_query_content(tensors, fresh):
+        notes.append(f"the content of the {count} queries is new, since the file has another number")
     load_exactly(model, tensors, where)
     notes += filter(None, [cast_note(weights.tensors, where)])
     names = {c.name: weights.categories[rows[k]].name if k in rows else None for k, c in enumerate(categories)}
     return Transfer(where.name, names, notes)
+
+
+def _renew_query_content(tensors: dict[str, Tensor], fresh: Mapping[str, Tensor]) -> int:
+    """Keep the new model's own content of queries where their number differs; how many there are."""
+    count = 0
+    for key in QUERIES:
+        here, there = fresh.get(key), tensors.get(key)
+        if here is not None and there is not None and here.shape[1:] == there.shape[1:] and len(here) != len(there):
+            tensors[key], count = here, len(here)
+    return count
 
 
 def match_names(new: Sequence[str], old: Sequence[str]) -> dict[int, int]:

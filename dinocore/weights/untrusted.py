@@ -69,6 +69,22 @@ def holds_config(path: Path) -> bool:
         return False
 
 
+def is_foreign(path: Path) -> bool:
+    """Whether this is a whole file of tensors that is not ours: of PyTorch, or safetensors without a config.
+
+    Raises:
+        CheckpointError: there is no such file, or it is empty.
+    """
+    start = _start(path)
+    if start[:2] in (b"PK", b"\x80\x02"):
+        return True
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "config" not in (file.metadata() or {})
+    except (SafetensorError, OSError, ValueError):
+        return False
+
+
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 

@@ -77,7 +77,7 @@ def test_a_terminal_that_is_gone_costs_neither_the_log_nor_the_curves(view, tmp_
     def gone(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("dinocli.commands.train_view.words.print", gone)
+    monkeypatch.setattr("dinocli.commands.train_view.stderr.print", gone)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 1, "AP": 0.25, "AP50": 0.5, "AP75": 0.125}\n')
     summary = {"AP": 0.25, "AP50": 0.5, "AP75": 0.125}
     view.show(Evaluated(1, 1, 3, Metrics(summary, {}, 2, ""), True))

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from dinocore.data.annotations import read_annotations
 from dinocore.data.formats.layout import Split
@@ -22,8 +23,9 @@ def annotations(tmp_path):
             box | {"id": 2, "category_id": 5, "bbox": [50, 50, 10, 10]},
         ],
     }
+    Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
     (tmp_path / "a.json").write_text(json.dumps(document))
-    return read_annotations(Split(tmp_path / "a.json", tmp_path))
+    return read_annotations(Split(tmp_path / "a.json", [tmp_path]))
 
 
 def result(kind, x, score):

@@ -9,7 +9,9 @@ from torch import nn
 from dinocore.errors import ConfigError
 from dinocore.model.backbones.build import NORMED, build_backbone
 from dinocore.model.backbones.swin import SWINS, SwinSize
+from dinocore.model.build import build_model
 from dinocore.model.layers import checkpointed, direct
+from dinocore.presets import load_config
 
 KINDS = [
     ("swin-t-224", (4, 8, 16, 32)),
@@ -112,3 +114,49 @@ def test_what_cannot_be_built_says_why(name, strides, rate, says):
 def test_skipping_blocks_reaches_timms_models():
     rates = [m.drop_prob for m in build("convnext-t", rate=0.3).modules() if type(m).__name__ == "DropPath"]
     assert max(rates) == pytest.approx(0.3) and isinstance(build("convnext-t").body.body["stages_0"], nn.Module)
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [("timm/resnet18", "resnet18"), ("timm/regnety_002", "resnet18"), ("timm/rexnet_100", "resnet18")],
+)
+@pytest.mark.parametrize("frozen", [-1, 0, 1, 2, 3])
+def test_the_same_number_freezes_the_same_stages_of_any_family(name, ours, frozen):
+    """Told by whether the loss of each stage's map has anything to train."""
+
+    def learned(backbone_name):
+        with torch.device("cpu"):
+            backbone = build(backbone_name, (4, 8, 16, 32), frozen=frozen)
+        image = torch.randn(1, 3, 64, 64)
+        before = [None] * 4
+        for level in range(4):
+            backbone.zero_grad(set_to_none=True)
+            maps = backbone(image)
+            if maps[level].requires_grad:
+                maps[level].square().mean().backward()
+            before[level] = sum(p.grad is not None for p in backbone.parameters())
+        return [count > 0 for count in before]
+
+    assert learned(name) == learned(ours)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm/resnet18", "timm/tf_efficientnet_lite0"])
+def test_without_trained_weights_every_layer_and_norm_of_the_backbone_learns(name):
+    def frozen(weights):
+        config = load_config("r50-4scale", [f"model.backbone={name}", f"model.backbone_weights={weights}",
+                                            "model.frozen_stages=2"])  # fmt: skip
+        backbone = build_model(config.model).backbone
+        names = {key for key, value in backbone.named_parameters() if not value.requires_grad}
+        return names, {key for key, _ in backbone.named_buffers()}, backbone.state_dict()
+
+    fixed, buffers, state = frozen("none")
+    assert fixed == set() and not any(key.endswith(("weight", "bias")) for key in buffers)
+    held, held_buffers, trained = frozen("imagenet")
+    assert held and any(key.endswith("weight") for key in held_buffers)
+    assert sorted(state) == sorted(trained), "files of weights fit either"
+
+
+def test_a_whole_detector_is_refused_as_a_backbone_and_nothing_is_downloaded(monkeypatch):
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("downloads"))
+    with pytest.raises(ConfigError, match=r"`fasterrcnn_resnet50_fpn` is not a ResNet but a whole model.*resnet50"):
+        build("fasterrcnn_resnet50_fpn")

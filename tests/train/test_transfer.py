@@ -81,7 +81,19 @@ def test_spare_rows_of_the_label_embedding_may_differ(move):
 
 def test_anything_else_that_differs_is_refused(move):
     with pytest.raises(CheckpointError, match="does not fit its model"):
-        move(["a"], ["a"], ["model.num_queries=7"])
+        move(["a"], ["a"], ["model.ffn_dim=16"])
+
+
+@pytest.mark.parametrize("queries", ["mixed", "pure", "static"])
+def test_with_another_number_of_queries_only_their_content_is_new(move, queries):
+    change = [f"model.queries={queries}"]
+    old, fresh, now, report = move(["a"], ["a"], [*change, "model.num_queries=7"], change)
+    renewed = {key for key in now if key in fresh and torch.equal(now[key], fresh[key]) and now[key].numel() > 1}
+    renewed -= {key for key in now if old[key].shape == now[key].shape and torch.equal(old[key], now[key])}
+    per_query = {"mixed": {"proposer.content.content"}, "pure": set(),
+                 "static": {"proposer.content", "proposer.boxes"}}[queries]  # fmt: skip
+    assert renewed == per_query and all(torch.equal(now[key], old[key]) for key in now.keys() - per_query - {LABELS})
+    assert any("content of the 5 queries is new" in note for note in report.notes) == (queries != "pure")
 
 
 def test_names_are_compared_exactly_first_and_each_serves_once():

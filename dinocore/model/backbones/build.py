@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torchvision
 from torch import Tensor, nn
 from torchvision.models import get_model, list_models
 from torchvision.models._utils import IntermediateLayerGetter
@@ -57,8 +58,10 @@ def build_backbone(
 
 
 def _build_resnet(name: str, strides: Sequence[int], frozen_stages: int, drop_path: float) -> "ResNet":
-    resnets = list_models(include="*resne*t*")
+    resnets = list_models(torchvision.models, include="*resne*t*")  # none of the whole detectors and segmenters
     if name not in resnets:
+        if name in list_models():
+            raise ConfigError(f"`{name}` is not a ResNet but a whole model of torchvision; choose {', '.join(resnets)}")
         known = [*SWINS, *NORMED, *VITDETS, *resnets]
         close = difflib.get_close_matches(name, known, n=3)
         shown = f"; did you mean {' or '.join(close)}?" if close else f"; known are {', '.join(known)} and timm/NAME"

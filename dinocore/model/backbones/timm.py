@@ -171,13 +171,35 @@ def any_size(name: str) -> dict[str, bool]:
     raise ConfigError(f"timm's `{name}` takes only images of {config.input_size[1]} x {config.input_size[2]} pixels")
 
 
-def freeze_stages(body: nn.Module, name: str, frozen_stages: int) -> None:
-    """Freeze the stem (0) and the first n stages of a timm model, told by the names that timm's families use."""
-    frozen = 0
+def freeze_stages(body: Any, name: str, frozen_stages: int) -> None:
+    """Freeze the stem (0) and the first n stages of a timm model.
+
+    Families that count their stages from 0 are told by their names. In others, stage n is all that lies before the
+    map of stride 2 * 2^n, as in a ResNet of ours: timm's ResNets count from 1, RegNets and ReXNets have other names.
+    """
+    frozen, keys = 0, [key for key, _ in body.named_parameters()]
+    by_stride = frozen_stages > 0 and _counts_otherwise(keys)
+    within = set(_up_to_stride(body, keys, 2 * 2**frozen_stages)) if by_stride else set()
     for key, parameter in body.named_parameters():
-        stage = NUMBERED_STAGE.match(key)
-        if frozen_stages >= 0 and (STEM.match(key) or (stage and int(stage[1]) < frozen_stages)):
+        stage = None if within else NUMBERED_STAGE.match(key)
+        if frozen_stages >= 0 and (STEM.match(key) or key in within or (stage and int(stage[1]) < frozen_stages)):
             parameter.requires_grad_(False)
             frozen += 1
     if frozen_stages >= 0 and not frozen:
         raise ConfigError(f"timm's `{name}` has no stem that could be frozen; set model.frozen_stages = -1")
+
+
+def _counts_otherwise(keys: Sequence[str]) -> bool:
+    """Whether a model's stages are not numbered from 0."""
+    numbers = {int(match[1]) for match in map(NUMBERED_STAGE.match, keys) if match}
+    return not numbers or min(numbers) > 0
+
+
+def _up_to_stride(body: Any, keys: Sequence[str], stride: int) -> list[str]:
+    """The parameters that lie before the map of a stride, by the order of registration; none without such a map."""
+    modules = [entry["module"] for entry in body.feature_info.info if entry["reduction"] == stride]
+    if not modules:
+        return []
+    last = modules[-1].replace(".", "_") + "_"
+    inside = [n for n, key in enumerate(keys) if key.replace(".", "_").startswith(last)]
+    return list(keys[: inside[-1] + 1]) if inside else []

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from ...errors import CheckpointError, ConfigError, EnvironmentFault
 from ..convert.files import CONVERTER, Asked, Conversion, convert_file, is_about_ema
 from ..file import SHIPPED, save_weights
-from ..untrusted import holds_config
+from ..untrusted import holds_config, is_foreign
 from .cache import cache_folder, file_name, forget, is_offline, locked, record_of, sha256, write_record, writing
 from .catalogue import Published, catalogue, find, hint
 from .download import Part, download
@@ -39,7 +39,7 @@ def locate(name: str | Path, watch: Watch = UNWATCHED) -> Path:
         EnvironmentFault: it cannot be fetched or kept.
     """
     found = original(name, watch)
-    if holds_config(found.file):
+    if holds_config(found.file) or not (found.address or is_foreign(found.file)):
         return found.file
     return _converted(found, watch)
 
