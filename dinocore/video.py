@@ -1,5 +1,6 @@
 """Films through PyAV: frames are decoded one by one, so that memory does not grow with the film's length."""
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,6 +173,17 @@ class FilmWriter:
         self.temporary.replace(self.path)
 
 
+def require_trackers() -> None:
+    """Find out before the work whether objects can be tracked.
+
+    Raises:
+        EnvironmentFault: the package `trackers` is not installed.
+    """
+    if importlib.util.find_spec("trackers") is None:
+        fix = "pip install 'dino-detector[video]', or leave --track out"
+        raise EnvironmentFault("--track needs the package `trackers`, which is not installed", fix=fix)
+
+
 class Tracker:
     """Identities of objects over frames, by ByteTrack (Zhang et al. 2022) of the package `trackers`."""
 
@@ -184,11 +196,9 @@ class Tracker:
         Raises:
             EnvironmentFault: the package is not installed.
         """
-        try:
-            from trackers import ByteTrackTracker
-        except ImportError:
-            fix = "pip install 'dino-detector[video]', or leave --track out"
-            raise EnvironmentFault("--track needs the package `trackers`, which is not installed", fix=fix) from None
+        require_trackers()
+        from trackers import ByteTrackTracker
+
         self.tracker = ByteTrackTracker(
             frame_rate=rate, track_activation_threshold=threshold, high_conf_det_threshold=threshold
         )

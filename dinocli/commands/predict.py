@@ -84,8 +84,6 @@ def predict(
 
     film = is_film(files)
     if film and (gpus > 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1):
-        from dinocore.errors import ConfigError
-
         raise ConfigError("a film is looked at by one rank; leave --gpus out, or cut it with --start and --end")
     if not film:
         check_header(files)
@@ -101,8 +99,6 @@ def predict(
         predict_film(files[0], wanted, FilmOptions(save_video, every, start, end, track), weights, device, amp)
         return
     if save_video or track or every > 1 or start or end is not None:
-        from dinocore.errors import ConfigError
-
         raise ConfigError(
             "--save-video, --track, --every, --start and --end are for a film, and these are images; leave them out"
         )

@@ -19,7 +19,7 @@ from dinocore.errors import ConfigError, DataError, Interrupted
 from dinocore.image_stream import PreparedImage, detect_stream, prepare
 from dinocore.predict import Detections
 from dinocore.system.files import check_writable
-from dinocore.video import Damaged, Film, FilmWriter, Frame, Tracker, open_film
+from dinocore.video import Damaged, Film, FilmWriter, Frame, Tracker, open_film, require_trackers
 from dinocore.words import counted
 
 from ..console import say, stderr, stdout, warn
@@ -53,7 +53,7 @@ def predict_film(source: str, wanted: Wanted, options: FilmOptions, weights: str
         film = stack.enter_context(open_film(source))
         rate = film.rate / options.every
         work = open_work(wanted, weights, device, amp)
-        track = Tracker(rate, work.wanted.threshold) if options.track else None
+        track = Tracker(rate, work.wanted.threshold or 0.0) if options.track else None
         ended = stack.enter_context(ending_early())
         lines = stack.enter_context(wanted.out.open("w", encoding="utf-8")) if wanted.out else None
         writer = FilmWriter(options.save_video, rate) if options.save_video else None
@@ -98,6 +98,14 @@ def _checked(wanted: Wanted, options: FilmOptions) -> Wanted:
         raise ConfigError(f"a film gives a line of JSON per frame; try --out {wanted.out.with_suffix('.jsonl')}")
     if wanted.format not in ("auto", "jsonl"):
         raise ConfigError(f"a film gives a line of JSON per frame, not --format {wanted.format}; leave it out")
+    _check_options(options)
+    wanted = check_wanted(wanted._replace(format="jsonl"))
+    if wanted.out is not None:
+        wanted.out.parent.mkdir(parents=True, exist_ok=True)
+    return wanted
+
+
+def _check_options(options: FilmOptions) -> None:
     if options.end is not None and options.end <= options.start:
         raise ConfigError(f"--end {options.end:g} is not after --start {options.start:g}; give a later --end")
     if options.save_video is not None:
@@ -107,10 +115,8 @@ def _checked(wanted: Wanted, options: FilmOptions) -> Wanted:
             raise ConfigError(f"--save-video {options.save_video} is a folder; give a file")
         check_writable(options.save_video.parent)
         options.save_video.parent.mkdir(parents=True, exist_ok=True)
-    wanted = check_wanted(wanted._replace(format="jsonl"))
-    if wanted.out is not None:
-        wanted.out.parent.mkdir(parents=True, exist_ok=True)
-    return wanted
+    if options.track:
+        require_trackers()
 
 
 def _watched(film: Film, options: FilmOptions, bar: Progress, ended: Callable[[], int]) -> Iterator[Frame | Damaged]:
@@ -157,7 +163,7 @@ def _detected(
 
 def _row(source: str, frame: Frame, detections: Detections, work: Work, track: Tracker | None) -> dict[str, Any]:
     """One line of --out: as for an image, with number and time of the frame, and with `track` in each detection."""
-    size, threshold = frame.pixels.shape[:2], work.wanted.threshold
+    size, threshold = frame.pixels.shape[:2], work.wanted.threshold or 0.0
     head = {"file": source, "frame": frame.number, "seconds": round(frame.seconds, 3)}
     if track is None:
         found = as_found(source, size, detections, work.detector.categories, threshold)

@@ -21,6 +21,7 @@ from .batcher import Answer, Batcher
 from .metrics import Metrics
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob:; connect-src 'self'"
+UNJUDGED = 0.3  # the threshold of weights that no evaluation has judged
 DECODING_AT_ONCE = 2  # a decoded image may take a hundred times the memory of its file
 CODES = {
     413: "SERVE-LARGE", 422: "SERVE-QUERY", 429: "SERVE-BUSY", 500: "BUG", 503: "SERVE-STOPPING", 504: "SERVE-TIME"
@@ -92,7 +93,7 @@ class Service:
             raise Refusal(429, f"{self.active} requests are in work already", "send it again in a second")
         self.active += 1
         try:
-            threshold, proposals, name = _query(request)
+            threshold, proposals, name = _query(request, self.detector.threshold or UNJUDGED)
             view, answer = await asyncio.wait_for(self._detect(request), self.limits.seconds)
         except TimeoutError:
             raise Refusal(504, f"it took more than {self.limits.seconds:g} s", "send it again, or smaller") from None
@@ -138,11 +139,11 @@ class Service:
         return next(prepare(to_tensor(image), self.data).views(self.data))
 
 
-def _query(request: Request) -> tuple[float, int, str]:
-    """threshold, number of proposals, and name, as the address says."""
+def _query(request: Request, threshold: float) -> tuple[float, int, str]:
+    """Threshold, number of proposals, and name, as the address says; without one, the weights' own threshold."""
     query = request.query_params
     try:
-        threshold, proposals = float(query.get("threshold", "0.3")), int(query.get("proposals", "0"))
+        threshold, proposals = float(query.get("threshold", threshold)), int(query.get("proposals", "0"))
     except ValueError:
         threshold, proposals = -1.0, 0
     if not (0 <= threshold <= 1 and 0 <= proposals <= 100):

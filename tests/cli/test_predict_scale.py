@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -135,7 +134,7 @@ def ranks(folder, *arguments, number=2):
 
 
 @pytest.mark.slow
-def test_two_ranks_that_are_killed_go_on_and_nothing_is_done_twice_or_missing(dino, small_weights, tmp_path):
+def test_two_ranks_that_are_killed_go_on_with_three_and_nothing_is_missing_or_twice(dino, small_weights, tmp_path):
     many = tmp_path / "many"
     many.mkdir()
     for k in range(300):
@@ -145,22 +144,18 @@ def test_two_ranks_that_are_killed_go_on_and_nothing_is_done_twice_or_missing(di
     processes = ranks(tmp_path, *given)
     parts = tmp_path / "two.json.parts"
     until = time.monotonic() + 120
-    while len(done := sorted(parts.glob("*/*.jsonl"))) < 4 and time.monotonic() < until:
+    while len(list(parts.glob("*/*.jsonl"))) < 4 and time.monotonic() < until:
         time.sleep(0.02)
     for process in processes:
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert not (tmp_path / "two.json").exists()
-    done = {path: path.stat().st_mtime_ns for path in sorted(parts.glob("*/*.jsonl"))}
-    assert 4 <= len(done) < 75
-    kept = tmp_path / "kept"
-    shutil.copytree(parts, kept, copy_function=os.link)  # a part that is done again is another file
+    done = len(list(parts.glob("*/*.jsonl")))
+    assert 4 <= done < 75
     again = ranks(tmp_path, *given, number=3)
     errors = [process.communicate()[1] for process in again]
     assert [process.returncode for process in again] == [7, 0, 0], errors
-    assert "has " in errors[0] and not parts.exists()
-    assert all((kept / path.relative_to(parts)).stat().st_mtime_ns == time_ for path, time_ in done.items())
-    assert all((kept / path.relative_to(parts)).stat().st_nlink == 1 for path in done)
+    assert f"has {done} of 75 parts" in errors[0] and not parts.exists()
     together = json.loads((tmp_path / "two.json").read_text())
     assert dino("predict", "many", "--weights", small_weights, "--out", "one.json", "--amp", "off").code == 7
     alone = json.loads((tmp_path / "one.json").read_text())
@@ -253,6 +248,17 @@ def test_what_a_film_cannot_have_is_refused(dino, film, picture):
     ):  # fmt: skip
         result = dino("predict", film, *wrong)
         assert result.code in (2, 3) and says in result.err, (wrong, result.err)
+
+
+@pytest.mark.parametrize("threshold", ["auto", "0"])
+def test_a_tracked_film_names_the_track_of_each_object(dino, small_weights, film, threshold):
+    pytest.importorskip("trackers")
+    given = ("predict", film, "--weights", small_weights, "--track", "--every", "10", "--out", "t.jsonl")
+    result = dino(*given, "--threshold", threshold)
+    assert result.code == 0, result.err
+    rows = [json.loads(line) for line in Path("t.jsonl").read_text().splitlines()]
+    assert len(rows) == 4 and all("track" in d for row in rows for d in row["detections"])
+    assert len(rows[0]["detections"]) == (36 if threshold == "0" else 0)
 
 
 def test_tracks_keep_their_identity_through_a_crossing():
