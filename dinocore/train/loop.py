@@ -108,8 +108,7 @@ class _Run:
                 yield from handle_out_of_memory(self.context, self.checkpointer, error)
                 self.context = halve_micro_batch(self.context)
             # out here, where the error and what it holds of the step are gone
-            self.state = reset_after_failure(self.context, self.state)
-            self.checkpointer.state = self.state
+            reset_after_failure(self.context, self.state)
 
     def _due_evaluation(self) -> Iterator[Event]:
         """The evaluation that a signal or a kill cut short, if there is one."""

@@ -99,7 +99,9 @@ def fresh_state(
     freeze(model, config.train.freeze)
     if not group.main:  # each rank has its own dropout
         seed_rank(config.train.seed, 0, group.rank)
-    return _state_around(model.to(device), config, device, origin, group)._replace(transfer=transfer)
+    state = _state_around(model.to(device), config, device, origin, group)
+    state.transfer = transfer
+    return state
 
 
 def resumed_state(

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +51,8 @@ class Progress:
             setattr(self, name, values.get(name, value))
 
 
-class TrainState(NamedTuple):
+@dataclass
+class TrainState:
     """The living objects of a run."""
 
     model: DINO

@@ -40,7 +40,7 @@ def main(data: str, out: Path, chunk: int) -> None:
         state.progress.due_evaluation = state.progress.step = 1
         (told,) = [event for event in evaluate(context, state, NoLogger()) if isinstance(event, Evaluated)]
         state.model.double()
-        state = state._replace(wrapped=wrap(state.model, group))
+        state.wrapped = wrap(state.model, group)
         batches = next(step_batches(found.train, config, device, group, 1, 1))
         grads = {}
         named = [(name, p) for name, p in state.model.named_parameters() if p.requires_grad]

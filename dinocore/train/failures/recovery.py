@@ -1,5 +1,6 @@
 """How a run continues after a step that failed: from a checkpoint, or with smaller micro-batches."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,10 +66,12 @@ def halve_micro_batch(context: RunContext) -> RunContext:
     return context._replace(config=context.config.replace("train.micro_batch_size", size // 2))
 
 
-def reset_after_failure(context: RunContext, state: TrainState) -> TrainState:
-    """The state without what a step that failed has left in its objects."""
+def reset_after_failure(context: RunContext, state: TrainState) -> None:
+    """Remove what a step that failed has left in the objects of a run."""
     scaler = torch.amp.GradScaler(context.device.type, enabled=state.scaler.is_enabled())
     scaler.load_state_dict(state.scaler.state_dict())
     state.optimizer.zero_grad(set_to_none=True)
+    del state.wrapped
+    gc.collect()  # the hooks that a failed backward pass left on the parameters go with the old wrapper
     release_memory(context.device)
-    return state._replace(scaler=scaler, wrapped=wrap(state.model, context.group))
+    state.scaler, state.wrapped = scaler, wrap(state.model, context.group)
