@@ -43,7 +43,7 @@ def test_an_aligned_answer_does_not_depend_on_the_padding(backbone):
     assert multiple >= 32
     maps, answers = [], []
     for height, width in ((75, 109), (2 * multiple, 3 * multiple)):
-        images, padding, extents = align(*canvas(image, height, width), multiple)
+        images, _, extents = align(*canvas(image, height, width), multiple)
         with within(extents):
             maps.append(model.backbone(images))
         answers.append(model(*canvas(image, height, width)).final.boxes[0])
@@ -108,7 +108,7 @@ def test_each_object_is_answered_by_as_many_queries_as_asked(times, targets, mon
         return plain(predictions, wanted, match, *rest)
 
     monkeypatch.setattr(module, "detection_loss", counted)
-    criterion(output._replace(noise=None, stages=[]), targets, 2, LossConfig(extra_positives=times))
+    criterion(output._replace(noise=None), targets, 2, LossConfig(extra_positives=times))
     assert counts[8] == [times, times]
 
 
