@@ -118,9 +118,9 @@ def _kept_if_best(
     if not math.isfinite(ap) or (ap <= progress["best_ap"] and progress["best_ap"] > 0):
         return False, ""
     facts = {"step": progress["step"], "epoch": epoch, "metrics": metrics.summary, "data": job.data.source}
-    facts["thresholds"] = best_thresholds(job.data.val, results)  # `predict` uses it
     facts["median_short_side"] = int(np.median(job.data.train.sizes.min(1)))  # pixels; `predict --slice auto` cuts so
     try:
+        facts["thresholds"] = best_thresholds(job.data.val, results)  # `predict` uses it
         save_best(job.run, model, job.config, job.data.train.categories, facts)
     except EnvironmentFault as error:
         return False, str(error)
