@@ -27,7 +27,7 @@ def find_weights(given: str | None) -> Path:
     """
     from dinocore.train.run.folder import find_run
     from dinocore.weights.fetch.locate import locate
-    from dinocore.weights.file import BUNDLED
+    from dinocore.weights.file import BUNDLED, load_weights
 
     if given is not None and is_exported(Path(given).expanduser()) and Path(given).expanduser().is_file():
         return Path(given).expanduser()  # nothing to fetch or convert
@@ -41,7 +41,12 @@ def find_weights(given: str | None) -> Path:
     if run is not None:
         say(f"weights: {run / 'best.safetensors'} (the newest run)")
         return run / "best.safetensors"
-    say("weights: the tiny model that comes with dino (blood cells); --weights FILE for others")
+    names = [category.name for category in load_weights(BUNDLED).categories]
+    known = ", ".join(names[:15]) + (f" and {len(names) - 15} more" if len(names) > 15 else "")
+    say(
+        f"weights: the tiny model that comes with dino, which knows {known}; for COCO's 80 classes: --weights "
+        "official/r50-4scale-12e"
+    )
     return BUNDLED
 
 

@@ -138,9 +138,9 @@ def _keep_best(
     context: RunContext, model: DINO, metrics: Metrics, step: int, epoch: int, results: list[dict[str, Any]]
 ) -> None:
     facts = {"step": step, "epoch": epoch, "metrics": metrics.summary, "data": context.data.source}
-    facts["thresholds"] = best_thresholds(context.data.val, results)  # `predict` uses it
     facts["median_short_side"] = int(np.median(context.data.train.sizes.min(1)))  # `predict --slice auto` cuts so
     try:
+        facts["thresholds"] = best_thresholds(context.data.val, results)  # `predict` uses it
         save_best(context.folder, model, context.config, context.data.train.categories, facts)
     except EnvironmentFault as error:
         raise EvaluationFailed(str(error)) from error

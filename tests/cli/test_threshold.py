@@ -9,7 +9,7 @@ from PIL import Image
 from dinocore.data.annotations import Category
 from dinocore.model.build import build_model
 from dinocore.presets import load_config
-from dinocore.weights.file import load_weights, save_weights
+from dinocore.weights.file import BUNDLED, load_weights, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +64,9 @@ def test_where_nothing_passes_the_best_score_and_what_to_type_are_said(dino, wei
 def test_a_threshold_that_is_none_is_refused(dino, image, wrong):
     refused = dino("predict", image, f"--threshold={wrong}")
     assert refused.code == 2 and "neither auto nor a number from 0 to 1" in refused.err
+
+
+def test_without_weights_it_is_said_what_the_model_knows_and_how_to_get_more(dino, image):
+    said = dino("predict", image, "--json").err
+    line = next(line for line in said.splitlines() if "comes with dino" in line)
+    assert load_weights(BUNDLED).categories[0].name in line and line.endswith("--weights official/r50-4scale-12e")

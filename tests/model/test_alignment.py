@@ -108,7 +108,7 @@ def test_each_object_is_answered_by_as_many_queries_as_asked(times, targets, mon
         return plain(predictions, wanted, match, *rest)
 
     monkeypatch.setattr(module, "detection_loss", counted)
-    criterion(output._replace(noise=None, stages=[]), targets, 2, LossConfig(extra_positives=times))
+    criterion(output._replace(noise=None), targets, 2, LossConfig(extra_positives=times))
     assert counts[8] == [times, times]
 
 

@@ -12,7 +12,7 @@ import torch
 
 from dinocore.errors import ConfigError, DataError, DivergedError, EnvironmentFault, Interrupted
 from dinocore.train import batches as feeding
-from dinocore.train import step
+from dinocore.train import evaluation, step
 from dinocore.train.events import Evaluated, Evaluating, Finished, Saved, Step, Warned
 from dinocore.train.failures import guard
 from dinocore.train.loop import train
@@ -20,6 +20,7 @@ from dinocore.train.run.checkpoint_folder import list_checkpoints, manifest_of, 
 from dinocore.train.run.folder import branch_off, find_checkpoint
 from dinocore.train.run.lock import RunLock
 from dinocore.train.setup import check_same_data, resumed_state
+from dinocore.weights.file import load_weights
 
 CPU = torch.device("cpu")
 LITTLE = ('model.backbone="timm/test_resnet"', "train.micro_batch_size=1", 'train.tensorboard="off"')
@@ -286,7 +287,33 @@ def test_a_rollback_leaves_the_step_out_and_has_a_limit(small_config, start, mon
         list(train(*start(small_config(*LITTLE, *asked), "always")))
 
 
-def test_patience_ends_a_run_early_and_stays_ended(small_config, start):
+@pytest.fixture
+def measured(monkeypatch):
+    """Every evaluation measures this AP."""
+
+    def always(ap):
+        judge = evaluation.coco_metrics
+
+        def judged(*arguments):
+            metrics = judge(*arguments)
+            return metrics._replace(summary=metrics.summary | {"AP": ap})
+
+        monkeypatch.setattr(evaluation, "coco_metrics", judged)
+
+    return always
+
+
+@pytest.mark.parametrize("ap", [0.0, -1.0])
+def test_while_nothing_is_measured_the_newest_weights_win_and_patience_waits(small_config, start, measured, ap):
+    measured(ap)
+    job, state = start(small_config(*LITTLE, "train.epochs=3", "train.patience=1"))
+    events = list(train(job, state))
+    assert [event.best for event in events if isinstance(event, Evaluated)] == [True] * 3
+    assert load_weights(job.run / "best.safetensors").facts["epoch"] == 3 and not events[-1].why
+
+
+def test_patience_ends_a_run_early_and_stays_ended(small_config, start, measured):
+    measured(0.3)
     config = small_config(*LITTLE, "train.epochs=9", "train.patience=2", "train.lr=0.0", "train.backbone_lr=0.0")
     context, state = start(config)
     events = list(train(context, state))
