@@ -11,7 +11,7 @@ from dinocore import load_config
 from dinocore.errors import CheckpointError, EnvironmentFault
 from dinocore.model.backbones.build import build_backbone
 from dinocore.model.backbones.swin import SWINS
-from dinocore.model.layers import plainly
+from dinocore.model.layers import direct
 from dinocore.weights import backbone as pretrained
 from dinocore.weights.backbone import IMAGENET, load_backbone_weights, swin_names
 
@@ -20,7 +20,7 @@ CONVNEXT = "model.backbone=timm/convnext_femto"
 
 def build(name, strides=(8, 16, 32)):
     torch.manual_seed(1)
-    return build_backbone(name, strides, -1, 0.0, plainly)
+    return build_backbone(name, strides, -1, 0.0, direct)
 
 
 def load(backbone, name, source, *overrides):
