@@ -32,13 +32,21 @@ if TYPE_CHECKING:
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 
 
-class Detections(NamedTuple):
-    """The objects found in one picture, best first."""
-
+class _Detections(NamedTuple):
     labels: Tensor  # (n,) int64, index into the detector's categories
     scores: Tensor  # (n,) in [0, 1]
-    boxes_xyxy: Tensor  # (n, 4) in pixels of the upright picture
+    boxes_xyxy: Tensor  # (n, 4) in pixels of the upright image
+
+
+class Detections(_Detections):
+    """The objects found in one image, best first: a tuple of labels, scores and boxes, which also knows their names."""
+
     names: tuple[str, ...] = ()  # (n,) of their classes
+
+    def __new__(cls, labels: Tensor, scores: Tensor, boxes_xyxy: Tensor, names: tuple[str, ...] = ()) -> "Detections":
+        found = super().__new__(cls, labels, scores, boxes_xyxy)
+        found.names = names
+        return found
 
     def to_supervision(self) -> "supervision.Detections":
         """The same for the library `supervision`, with the names as `data["class_name"]`.

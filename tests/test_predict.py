@@ -68,6 +68,13 @@ def test_a_grey_array_is_taken(detector, smear):
     assert len(detector(smear[..., 0]).scores) > 0
 
 
+def test_detections_are_three_things_that_know_their_names(detector, smear):
+    found = pickle.loads(pickle.dumps(detector(smear)))
+    labels, scores, boxes = found
+    assert len(labels) == len(scores) == len(boxes) == len(found.names) > 0
+    assert list(found.names) == [detector.categories[k].name for k in labels.tolist()]
+
+
 def select(detector, nms_iou, corners, logits):
     """What is found where the model answers these boxes, as shares of a picture of 100 x 100."""
     limits = detector.config.eval.model_copy(update={"nms_iou": nms_iou})
