@@ -23,7 +23,7 @@ class NotDetached(Decoder):
         for layer, class_head, box_head in zip(self.layers, cycle(self.class_heads), cycle(self.box_heads)):
             reference = boxes[:, :, None] * memory.valid_ratios.tile(2)[:, None]  # (B, N, L, 4)
             position = self.position(encode_boxes(reference[:, :, 0], x.shape[-1]).to(x.dtype))
-            x = self.run(layer, x, position, reference, memory, queries.blocked)
+            x = self.layer_call(layer, x, position, reference, memory, queries.blocked)
             answer = self.norm(x)
             stages.append(Predictions(class_head(answer), refine(boxes, box_head(answer), self.box_eps)))
             boxes = refine(boxes, box_head(x))

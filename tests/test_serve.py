@@ -130,8 +130,8 @@ def test_too_many_requests_get_429_and_slow_ones_504(service, detector, monkeypa
         free.wait(300)
         return forward(batch)
 
+    send = service(requests=3, seconds=1.5)  # it has warmed up then
     monkeypatch.setattr(detector, "forward", blocked)
-    send = service(requests=3, seconds=1.5)
     try:
         with ThreadPoolExecutor(8) as pool:
             statuses = [result[0] for result in pool.map(lambda _: send(body=encoded()), range(8))]
@@ -154,8 +154,8 @@ def test_requests_that_wait_are_computed_together(service, detector, monkeypatch
             first.wait(300)
         return forward(batch)
 
-    monkeypatch.setattr(detector, "forward", slow)
     send = service(batch_size=4)
+    monkeypatch.setattr(detector, "forward", slow)
     with ThreadPoolExecutor(9) as pool:
         answers = [pool.submit(send, body=encoded(k)) for k in range(9)]
         until = time.monotonic() + 120
@@ -180,8 +180,8 @@ def test_an_image_on_which_the_detector_fails_costs_only_itself(service, detecto
             raise RuntimeError("/secret/path of the server")
         return forward(batch)
 
-    monkeypatch.setattr(detector, "forward", fails)
     send = service()
+    monkeypatch.setattr(detector, "forward", fails)
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda size: send(body=encoded(size=size)), [(160, 120), (161, 120), (160, 120)]))
     assert [status for status, _, _ in results] == [200, 500, 200]

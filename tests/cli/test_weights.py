@@ -26,7 +26,7 @@ def picture(pictures):
 
 def test_the_list_fits_eighty_columns(dino, monkeypatch):
     answer = io.StringIO()
-    monkeypatch.setattr(listing, "data", Console(file=answer, width=80))
+    monkeypatch.setattr(listing, "stdout", Console(file=answer, width=80))
     assert dino("weights").code == 0
     lines = [line.rstrip() for line in answer.getvalue().splitlines()]
     assert max(map(len, lines)) <= 80
@@ -92,12 +92,12 @@ def test_a_published_name_that_is_not_here_is_one_line(command, dino, picture, p
 
 def test_a_moving_bar_where_somebody_watches(monkeypatch):
     screen = io.StringIO()
-    monkeypatch.setattr(fetching, "words", Console(file=screen, force_terminal=True, width=80))
+    monkeypatch.setattr(fetching, "stderr", Console(file=screen, force_terminal=True, width=80))
     with fetching.watching() as watch:
         watch.progress(5_000_000, 10_000_000)
     assert "downloading" in screen.getvalue() and "5.0/10.0 MB" in screen.getvalue()
     plain = io.StringIO()
-    monkeypatch.setattr(fetching, "words", Console(file=plain, force_terminal=False, width=80))
+    monkeypatch.setattr(fetching, "stderr", Console(file=plain, force_terminal=False, width=80))
     with fetching.watching() as watch:
         watch.progress(5, 10)
     assert plain.getvalue() == ""

@@ -43,7 +43,7 @@ def test_a_published_name_is_fetched_checked_converted_and_kept(publish, server,
     path = locate("mmdet/small", heard[0])
     weights = load_weights(path)
     assert weights.facts["converted_from"]["address"] == server.address() and len(weights.categories) == 91
-    assert [line.split()[0] for line in heard[1]] == ["downloading", "converting"]
+    assert [line.split()[0] for line in heard[1]] == ["downloading", "converted"]
     assert locate("mmdet/small", heard[0]) == path and len(server.requests) == 1 and len(heard[1]) == 2
 
 
@@ -260,7 +260,7 @@ def test_a_local_file_of_a_known_codebase_is_converted_by_itself(official_bytes,
     file.write_bytes(official_bytes)
     path = locate(file, heard[0])
     assert load_weights(path).facts["converted_from"]["codebase"] == "official" and heard[1] == [
-        "converting theirs.pth, once"
+        "converted theirs.pth, once"
     ]
     assert locate(file, heard[0]) == path and len(heard[1]) == 1 and file.read_bytes() == official_bytes
 

@@ -309,7 +309,7 @@ def test_while_nothing_is_measured_the_newest_weights_win_and_patience_waits(sma
     job, state = start(small_config(*LITTLE, "train.epochs=3", "train.patience=1"))
     events = list(train(job, state))
     assert [event.best for event in events if isinstance(event, Evaluated)] == [True] * 3
-    assert load_weights(job.run / "best.safetensors").facts["epoch"] == 3 and not events[-1].why
+    assert load_weights(job.folder / "best.safetensors").facts["epoch"] == 3 and not events[-1].why
 
 
 def test_patience_ends_a_run_early_and_stays_ended(small_config, start, measured):
@@ -337,7 +337,7 @@ def test_other_annotations_than_at_the_start_are_refused(small_config, start, ru
 def test_a_folder_has_one_run_and_a_killed_one_is_named(tmp_path):
     hold = (
         "import sys,time; from pathlib import Path; from dinocore.train.run.lock import RunLock; "
-        "RunLock(Path(sys.argv[1])).take(); print('held', flush=True); time.sleep(60)"
+        "lock = RunLock(Path(sys.argv[1])); lock.take(); print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE)
     assert other.stdout.readline() == b"held\n"

@@ -84,7 +84,7 @@ def test_another_position_encoding_is_another_model_though_all_shapes_agree(weig
     [
         ("r50-5scale", "r50-4scale", r"model\.feature_strides .* model\.num_levels = 5 \(4 was asked for\)"),
         ("detrex-r101-4scale-12e", "detrex-r50-4scale-12e", r"model\.backbone = resnet101"),
-        ("r50-4scale", "tiny", r"model\.num_queries = 900"),
+        ("r50-4scale", "tiny", r"model\.num_levels = 4"),
         ("mmdet-r50-4scale-12e", "mmdet-r50-4scale-improved-12e", r"model\.position_temperature = 20"),
     ],
 )
@@ -103,7 +103,7 @@ def test_other_pixel_values_or_another_least_share_are_another_model(weights_of)
 
 def test_the_bundled_weights_of_a_changed_model_are_refused_before_data_is_read():
     with pytest.raises(ConfigError, match=r"backbone_weights=none"):
-        check_start(load_config("tiny", ["model.num_queries=20"]))
+        check_start(load_config("tiny", ["model.num_levels=4"]))
 
 
 def test_the_recipe_of_weights_leaves_out_what_was_of_their_run_only(weights_of):
@@ -113,10 +113,10 @@ def test_the_recipe_of_weights_leaves_out_what_was_of_their_run_only(weights_of)
 
 
 def test_weights_of_no_preset_are_refused_with_their_settings(weights_of):
-    given = weights_of("r50-4scale", "model.num_queries=70")
-    with pytest.raises(CheckpointError, match=r"use --set model\.num_queries=70$"):
+    given = weights_of("r50-4scale", "model.ffn_dim=512")
+    with pytest.raises(CheckpointError, match=r"use --set model\.ffn_dim=512$"):
         check_start(load_config("r50-4scale", [given]))
-    check_start(load_config("r50-4scale", [given, "model.num_queries=70"]))
+    check_start(load_config("r50-4scale", [given, "model.ffn_dim=512"]))
 
 
 def test_other_classes_are_no_other_model(weights_of):

@@ -127,8 +127,8 @@ def _converted(found: Original, watch: Watch) -> Path:
         return file
     with locked(file, watch):
         if not record_of(file):
-            watch.say(f"converting {found.file.name}, once")
             done = _convert(found)
+            watch.say(f"converted {found.file.name}, once")
             for note in filter(is_about_ema, done.notes):
                 watch.say(note)
             weights = done.weights
