@@ -34,7 +34,7 @@ def not_detached(model: DINO) -> None:
     """Replace the decoder by one of the same parts that never detaches."""
     old = model.decoder
     dim = old.norm.normalized_shape[0]
-    new = NotDetached(old.layers, old.class_heads, old.box_heads, dim, old.look_forward, old.run, old.box_eps)
+    new = NotDetached(old.layers, old.class_heads, old.box_heads, dim, old.look_forward, old.layer_call, old.box_eps)
     new.position, new.norm = old.position, old.norm
     model.decoder = new
 

@@ -8,8 +8,13 @@ Cells keep the category ids that `dino sample-data` gives them; the other classe
 import argparse
 import itertools
 from pathlib import Path
+from typing import Any
 
 from dinocore.data.annotations import Category
+from dinocore.data.dataset import open_split
+from dinocore.evaluate.coco import detect_all
+from dinocore.evaluate.thresholds import best_thresholds
+from dinocore.predict import load_detector
 from dinocore.presets import load_config
 from dinocore.weights.file import BUNDLED, load_weights, save_weights
 
@@ -20,6 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path)
     parser.add_argument("--origin", required=True, help="one sentence for people")
+    parser.add_argument("--judge", type=Path, metavar="DATA", help="data whose validation split gives thresholds")
     parser.add_argument("--eval-scale", type=int, help="short side that images are resized to; default: the run's")
     parser.add_argument("--out", type=Path, default=BUNDLED)
     arguments = parser.parse_args()
@@ -35,6 +41,8 @@ def main() -> None:
     tensors.pop("extra.content", None)  # of use in training only
     left_out = ("data", "metrics")  # a path of this machine, and numbers of the file before it was halved
     facts = {k: v for k, v in weights.facts.items() if k not in left_out} | {"origin": arguments.origin}
+    if arguments.judge:
+        facts["thresholds"] = thresholds(arguments.weights, arguments.judge, data.eval_scale)
     save_weights(arguments.out, tensors, config, numbered(weights.categories), facts)
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.1f} MB, {facts}")
 
@@ -43,6 +51,15 @@ def numbered(categories: list[Category]) -> list[Category]:
     """The same classes, with the ids of `CELLS` and numbers after those."""
     others = itertools.count(len(CELLS) + 1)
     return [c._replace(id=CELLS[c.name] if c.name in CELLS else next(others)) for c in categories]
+
+
+def thresholds(weights: Path, folder: Path, eval_scale: int) -> dict[str, Any] | None:
+    """The best thresholds of weights on the validation split of a data folder."""
+    detector = load_detector(weights, amp="off")
+    settings = detector.config.data.model_copy(update={"path": str(folder), "eval_scale": eval_scale})
+    detector.config = detector.config.model_copy(update={"data": settings})
+    annotations = open_split(settings, "val", detector.categories)
+    return best_thresholds(annotations, [row for rows, _ in detect_all(detector, annotations) for row in rows])
 
 
 if __name__ == "__main__":

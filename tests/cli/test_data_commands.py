@@ -65,7 +65,8 @@ def test_errors_have_one_shape_in_words_and_as_an_object(dino, tmp_path):
 def test_names_that_command_a_terminal_are_shown_and_not_obeyed(dino, mine):
     edit(mine, lambda d: d["categories"][0].update(name="\x1b]0;pwned\x07RBC"))
     result = dino("check-data", mine)
-    assert r"\x1b]0;pwned\x07RBC" in result.out and "\x1b" not in result.out + result.err
+    assert "pwned" in result.out
+    assert not {"\x1b", "\x07"} & set(result.out + result.err)
 
 
 def test_i13_an_address_is_refused_and_nothing_downloaded(dino):
