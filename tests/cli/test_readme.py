@@ -38,10 +38,14 @@ def test_the_readme_shows_every_command():
         "convert-data",
         "benchmark",
         "serve",
+        "export",
     }
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "dino serve"])  # that ends by a signal: test_serve.py
+ELSEWHERE = ("dino serve", "dino export")  # ends by a signal: test_serve.py; takes minutes: tests/export
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith(ELSEWHERE)])
 def test_a_command_of_the_readme_runs(command, dino, pictures, settings, tmp_path, monkeypatch):
     if command.startswith(("dino eval", "dino inspect-matching")):
         monkeypatch.setattr("dinocore.data.dataset.sample_folder", lambda num_images: pictures)
