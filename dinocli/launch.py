@@ -31,7 +31,7 @@ def launch(number: int, arguments: Sequence[str]) -> int:
     agent = LocalElasticAgent(_spec(number, arguments), DefaultLogsSpecs())
     before = {stop: signal.signal(stop, lambda got, _: _pass_on(agent, got)) for stop in EXIT_CODES}
     try:
-        result = agent.run()
+        result: Any = agent.run()
     except SignalException as error:
         return EXIT_CODES.get(error.sigval, 143)
     finally:

@@ -9,7 +9,7 @@ rounding.
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -106,11 +106,12 @@ def read_ahead(
     workers = num_workers(config) if len(paths) > FEW else 0
     if not workers:
         return (files[i] for i in range(len(files)))
+    collate: Any = _as_is
     loader = DataLoader(
         files,
         batch_size=None,
         num_workers=workers,
-        collate_fn=_as_is,
+        collate_fn=collate,
         prefetch_factor=4,
         worker_init_fn=leave_signals_to_the_parent,
         timeout=config.loader_timeout,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ class Detections(_Detections):
                 "the package `supervision` is not installed", fix="pip install supervision"
             ) from None
         xyxy, scores, labels = (t.numpy() for t in (self.boxes_xyxy, self.scores, self.labels))
-        names = {"class_name": np.array(self.names, dtype=str)}
+        names: Any = {"class_name": np.array(self.names, dtype=str)}
         return supervision.Detections(xyxy=xyxy, confidence=scores, class_id=labels, data=names)
 
 

@@ -76,8 +76,8 @@ def parse_slicing(side: str, overlap: float, config: DataConfig, facts: dict) ->
     if not 0 <= overlap <= 0.9:
         raise ConfigError(f"--overlap {overlap} is no fraction from 0 to 0.9; try --overlap 0.2")
     if side == "auto":
-        side = int(facts.get("median_short_side") or round(config.eval_scale * AUTO_SHRINK))
-        return Slicing(side, overlap, fit=True)
+        pixels = int(facts.get("median_short_side") or round(config.eval_scale * AUTO_SHRINK))
+        return Slicing(pixels, overlap, fit=True)
     if not side.isdecimal() or int(side) < 32:
         raise ConfigError(f"--slice {side} is neither auto nor a number of pixels from 32; try --slice 640")
     return Slicing(int(side), overlap)

@@ -209,7 +209,7 @@ class Tracker:
         found.data["index"] = np.arange(len(found))
         tracked = self.tracker.update(found)
         identities = [-1] * len(found)
-        if len(tracked):
+        if len(tracked) and tracked.tracker_id is not None:
             for index, identity in zip(tracked.data["index"], tracked.tracker_id, strict=True):
                 identities[int(index)] = int(identity)
         return identities

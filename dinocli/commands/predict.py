@@ -33,7 +33,7 @@ from ..weights_option import is_exported, open_any_detector
 if TYPE_CHECKING:
     from dinocore.detections_io import Found
     from dinocore.image_stream import PreparedImage
-    from dinocore.predict import AnyDetector, Detector
+    from dinocore.predict import AnyDetector
     from dinocore.slices import Slicing
 
 
@@ -211,7 +211,7 @@ def parse_threshold(text: str) -> float | None:
     return value
 
 
-def choose_threshold(asked: float | None, detector: Detector) -> float:
+def choose_threshold(asked: float | None, detector: AnyDetector) -> float:
     """The score that a detection must reach: what was asked for, or the weights' own best, or 0.3."""
     if asked is not None:
         return asked

@@ -154,7 +154,8 @@ def with_categories(annotations: Annotations, categories: Sequence[Category]) ->
 
 def choose_images(annotations: Annotations, chosen: np.ndarray) -> Annotations:
     """Only some images, given by their rows in rising order, with their objects."""
-    rows = [np.arange(annotations.starts[i], annotations.starts[i + 1]) for i in chosen.tolist()]
+    starts = annotations.starts.tolist()
+    rows = [np.arange(starts[i], starts[i + 1]) for i in chosen.tolist()]
     objects = np.concatenate([np.zeros(0, np.int64), *rows])
     return annotations._replace(
         image_ids=annotations.image_ids[chosen], file_names=annotations.file_names[chosen],

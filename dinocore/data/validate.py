@@ -85,7 +85,7 @@ def _likely_root(names: Sequence[str], split: Split) -> Path | None:
         if any(hits):
             return split.image_roots[hits.index(max(hits))]
     folders = [root for root in dict.fromkeys(split.image_roots) if root.is_dir()]
-    keys = {_plain_name(PurePosixPath(name).name) for name in sample}
+    keys = {_plain_name(PurePosixPath(str(name)).name) for name in sample}
     stems = {key.rpartition(".")[0] for key in keys}
     for root in folders:
         here = {_plain_name(path.name) for path in root.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}

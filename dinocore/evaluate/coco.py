@@ -8,7 +8,7 @@ from ..data.annotations import Annotations
 from ..data.loaders import WHOLE, Part, begun, check_size, evaluation_batches
 from ..errors import DataError
 from ..image_stream import PreparedImage, detect_stream, read_ahead
-from ..predict import AnyDetector, Detections, Detector
+from ..predict import AnyDetector, Detections
 from ..slices import Slicing
 from .backends import choose_backend, judge, mean_of_known
 
@@ -46,7 +46,7 @@ def detect_all(
 
 
 def _detect_in_slices(
-    detector: Detector, annotations: Annotations, part: Part, slicing: Slicing
+    detector: AnyDetector, annotations: Annotations, part: Part, slicing: Slicing
 ) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
     indices = range(part.rank, len(annotations.image_ids), part.size)
     images = read_ahead([annotations.path(index) for index in indices], detector.config.data, slicing)
@@ -62,7 +62,7 @@ def _as_annotated(image: PreparedImage | DataError, annotations: Annotations, in
     """The image, or that it is not as large as the annotations say."""
     if isinstance(image, PreparedImage):
         try:
-            check_size(annotations, index, image.size[::-1])
+            check_size(annotations, index, (image.size[1], image.size[0]))
         except DataError as error:
             return error
     return image

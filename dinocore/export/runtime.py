@@ -134,7 +134,7 @@ def _open_onnx(path: Path, threads: int) -> tuple[Run, str]:
     options = onnxruntime.SessionOptions()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0  # not more than may be used
     options.intra_op_num_threads, options.log_severity_level = threads or cores, 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=onnxruntime.get_available_providers())
+    session: Any = onnxruntime.InferenceSession(str(path), options, providers=onnxruntime.get_available_providers())
     metadata = session.get_modelmeta().custom_metadata_map
     return lambda images, sizes: session.run(None, {"images": images, "sizes": sizes}), metadata.get("dino", "")
 

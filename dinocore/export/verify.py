@@ -118,9 +118,9 @@ def open_file(format: str, path: Path) -> Run:
     if format in ("onnx", "openvino"):
         return ExportedDetector(path).run
     if format == "aoti":
-        import torch._inductor
+        from torch._inductor import aoti_load_package
 
-        return _on_arrays(torch._inductor.aoti_load_package(str(path)))
+        return _on_arrays(aoti_load_package(str(path)))
     return _on_arrays(torch.export.load(path).module())
 
 

@@ -91,9 +91,10 @@ def respect_extents(body: nn.Module) -> None:
         spatial_convolution = isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1
         if spatial_convolution or isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
             module.register_forward_pre_hook(_drop_outside)
-        if hasattr(module, "conv_reduce"):  # squeeze-excitation: its mean is over the image, not over the canvas
+        squeeze = getattr(module, "conv_reduce", None)
+        if isinstance(squeeze, nn.Module):  # squeeze-excitation: its mean is over the image, not over the canvas
             module.register_forward_pre_hook(_drop_outside)
-            module.conv_reduce.register_forward_pre_hook(_mean_inside)
+            squeeze.register_forward_pre_hook(_mean_inside)
 
 
 def _drop_outside(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:

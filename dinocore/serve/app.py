@@ -157,7 +157,7 @@ def make_app(detector: Detector, limits: Limits) -> FastAPI:
     Routes: `POST /predict`, `GET /` (a page), `GET /health`, `GET /metrics`.
     """
     service = Service(detector, limits)
-    page = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    page = files("dinocore.serve").joinpath("page.html").read_text(encoding="utf-8")
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
@@ -181,7 +181,7 @@ def make_app(detector: Detector, limits: Limits) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        gauges = {"requests_active": service.active, "batches": service.batcher.batches}
+        gauges: dict[str, float] = {"requests_active": service.active, "batches": service.batcher.batches}
         return PlainTextResponse(service.metrics.text(gauges), media_type="text/plain; version=0.0.4")
 
     return app

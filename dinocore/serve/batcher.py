@@ -88,6 +88,8 @@ class Batcher:
         output = self.detector.forward(batch)
         found = self.detector.select(output.final, batch.sizes)
         self.batches += 1
+        if output.proposals is None:  # static queries
+            return [Answer(detections, []) for detections in found]
         scores = output.proposals.logits.float().sigmoid().amax(-1).cpu()  # (B, N)
         boxes = to_xyxy(output.proposals.boxes.float()).clamp(0, 1).cpu()  # (B, N, 4)
         return [

@@ -4,6 +4,7 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -55,7 +56,8 @@ def _has_bf16(device: torch.device) -> bool:
 @contextmanager
 def float32_throughout(wanted: bool) -> Iterator[None]:
     """Within the block, no TF32 on CUDA, which cuDNN's convolutions use by default; if `wanted`."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     if wanted:
         matmul.allow_tf32 = cudnn.allow_tf32 = False

@@ -266,7 +266,7 @@ def swatch(x: int, y: int, mark: Color | float | None, cell: int) -> Iterator[Sh
     if isinstance(mark, float):
         yield from _slot(x, y, *SWATCH, cell >= ROOMY, mark)
         yield Rect(x - 1, y - 1, SWATCH[0] + 2, SWATCH[1] + 2, None, INK)
-    elif mark:
+    elif mark and not isinstance(mark, int):
         yield Rect(x, y, *SWATCH, mark, INK)
 
 
