@@ -71,9 +71,16 @@ def test_bundled_is_a_name_everywhere(command, dino, picture, pictures):
     assert json.loads(result.out) and f"weights: {BUNDLED}" in result.err
 
 
-def test_bundled_is_a_name_of_info_and_convert(dino):
-    found = json.loads(dino("info", "bundled", "--json").out)
-    assert found["preset"] == "tiny" and [c["name"] for c in found["classes"]] == ["RBC", "WBC", "Platelets"]
+def test_bundled_and_cells_are_names_of_info_and_convert(dino):
+    cells = {1: "RBC", 2: "WBC", 3: "Platelets"}
+    found = {name: json.loads(dino("info", name, "--json").out) for name in ("bundled", "cells")}
+    classes = {name: {c["id"]: c["name"] for c in facts["classes"]} for name, facts in found.items()}
+    assert {facts["preset"] for facts in found.values()} == {"tiny"}
+    assert (
+        classes["cells"] == cells
+        and cells.items() <= classes["bundled"].items()
+        and "person" in classes["bundled"].values()
+    )
     refused = dino("convert", "bundled", "--to", "official", "--out", "x.pth")
     assert refused.code == 4 and "official DINO cannot compute this model" in refused.err
 
