@@ -58,6 +58,8 @@ def training_page(metrics: Path, facts: RunFacts) -> Page:
 def best_of(evaluations: Sequence[Row]) -> Row | None:
     """The evaluation whose weights are kept: the first of those with the highest AP."""
     known = [row for row in evaluations if row["AP"] is not None]
+    if not any(row["AP"] > 0 for row in known):
+        known = known[::-1]  # while AP is 0, the newest weights are the best
     return max(known, key=lambda row: row["AP"]) if known else None
 
 

@@ -71,7 +71,7 @@ def test_another_kind_of_denoising_is_said(move):
         "the file's label embedding is dropped, since there is no denoising"
     ]
     _, fresh, now, report = move(["a"], ["a"], off)
-    assert "label embedding of denoising is new" in report.in_words() and torch.equal(now[LABELS], fresh[LABELS])
+    assert "label embedding of denoising is new" in report.summary() and torch.equal(now[LABELS], fresh[LABELS])
 
 
 def test_spare_rows_of_the_label_embedding_may_differ(move):
