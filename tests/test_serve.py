@@ -169,7 +169,7 @@ def test_requests_that_wait_are_computed_together(service, detector, monkeypatch
     for k in (3, 8):
         with Image.open(io.BytesIO(encoded(k))) as image:
             found = detector(image)
-        assert len(rows[k]["detections"]) == (found.scores >= 0.3).sum()
+        assert len(rows[k]["detections"]) == (found.scores >= detector.threshold).sum()
 
 
 def test_an_image_on_which_the_detector_fails_costs_only_itself(service, detector, monkeypatch):
