@@ -45,7 +45,7 @@ BACK = {6: 8, 8: 6}  # what undoes a turn; the others undo themselves
 Side = TypeVar("Side", int, float)
 MIN_ROWS = 0.95  # of a JPEG without its last bytes that must be there
 END_OF_IMAGE, TAIL = b"\xff\xd9", 4096  # JPEG's last two bytes; behind them cameras put up to so many of their own
-FILLING = bytes(range(7, 247, 5)) * 64
+FILLINGS = (b"", *(bytes([byte]) * 64 for byte in (0x00, 0x55, 0xAA, 0xCC, 0x33, 0xFE, 0x0F, 0xF0)))
 LOGGER = logging.getLogger("dinocore.data")
 _told: set[str] = set()  # files that a warning has named
 
@@ -147,19 +147,19 @@ def _loaded(image: Image.Image) -> Image.Image:
 
 
 def _mended(data: bytes, size: tuple[int, int]) -> tuple[Image.Image, float]:
-    """A cut JPEG, decoded to `size`, and the share of its rows that are there.
+    """A cut JPEG, decoded to `size`, and the fraction of its rows that are there.
 
-    It is ended twice: with nothing in between, and with bytes that mean something else. The first row in which the two
-    differ is the first one that the file does not determine.
+    It is ended several times: with nothing in between, and with bytes of different meanings. The first row in which any
+    two differ is the first one that the file does not determine.
     """
     ended = []
-    for filling in (b"", FILLING):
+    for filling in FILLINGS:
         image = Image.open(io.BytesIO(data.rstrip(b"\xff") + filling + END_OF_IMAGE), formats=("JPEG",))
         image.draft(None, size)
         image.load()
         ended.append(image)
-    first, second = (np.asarray(image) for image in ended)
-    differ = np.flatnonzero((first != second).reshape(len(first), -1).any(1))
+    first, *others = (np.asarray(image) for image in ended)
+    differ = np.flatnonzero(np.any([(first != other).reshape(len(first), -1).any(1) for other in others], axis=0))
     return ended[0], float(differ[0] / len(first)) if len(differ) else 1.0
 
 
