@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from dinocli.commands.train import Asked, run_training
+from dinocli.commands.train import TrainRequest, run_training
 from dinocli.signals import StopRequest
 from dinocore.data.synthetic.sample import write_sample_data
 from dinocore.train.run.checkpoint_folder import list_checkpoints, tidy, verify_checkpoint
@@ -96,7 +96,7 @@ def start(run: Path, data: Path) -> int:
         resume = str(run) if (run / "config.toml").is_file() else None
         stop = StopRequest(quiet=True)
         run_training(
-            Asked(
+            TrainRequest(
                 "r50-4scale" if resume is None else None,
                 None,
                 [] if resume else changes,

@@ -61,15 +61,15 @@ def convert(
 
     Example: dino convert checkpoint0011_4scale.pth --out dino.safetensors
     """
-    wanted = Wanted(file, out, source, to, preset, variant, classes, names, overrides, json, ema)
+    request = ConvertRequest(file, out, source, to, preset, variant, classes, names, overrides, json, ema)
     if to == "official":
-        convert_to_official(wanted)
+        convert_to_official(request)
     else:
-        convert_to_ours(wanted)
+        convert_to_ours(request)
 
 
-class Wanted(NamedTuple):
-    """What is asked for."""
+class ConvertRequest(NamedTuple):
+    """What to convert, and how."""
 
     file: str
     out: Path
@@ -84,56 +84,58 @@ class Wanted(NamedTuple):
     ema: bool = False
 
 
-def convert_to_ours(wanted: Wanted) -> None:
+def convert_to_ours(request: ConvertRequest) -> None:
     """Convert, check, write, and tell what became of every tensor."""
-    from dinocore.weights.convert.files import Asked, convert_file
+    from dinocore.weights.convert.files import ConversionRequest, convert_file
     from dinocore.weights.convert.state import CODEBASES
     from dinocore.weights.fetch.locate import original
     from dinocore.weights.file import save_weights
 
-    if wanted.to != "dino":
-        raise ConfigError(f"--to {wanted.to} is not known; choose dino or official")
-    if wanted.source is not None and wanted.source not in CODEBASES:
-        raise ConfigError(f"--from {wanted.source} is not known; choose {', '.join(CODEBASES)}")
-    _check_out(wanted, ".safetensors")
-    names = _names(wanted.names)
+    if request.to != "dino":
+        raise ConfigError(f"--to {request.to} is not known; choose dino or official")
+    if request.source is not None and request.source not in CODEBASES:
+        raise ConfigError(f"--from {request.source} is not known; choose {', '.join(CODEBASES)}")
+    _check_out(request, ".safetensors")
+    names = _names(request.names)
     with watching() as watch:
-        found = original(wanted.file, watch)
-    preset = wanted.preset or (None if wanted.variant else found.preset)
-    asked = Asked(wanted.source, preset, wanted.variant, wanted.classes, names, wanted.overrides, wanted.ema)
-    done = convert_file(found.file, asked)
+        found = original(request.file, watch)
+    preset = request.preset or (None if request.variant else found.preset)
+    conversion = ConversionRequest(
+        request.source, preset, request.variant, request.classes, names, request.overrides, request.ema
+    )
+    done = convert_file(found.file, conversion)
     weights = done.weights
-    save_weights(wanted.out, weights.tensors, weights.config, weights.categories, weights.facts)
-    if wanted.json:
-        print_json(_as_json(wanted, done))
+    save_weights(request.out, weights.tensors, weights.config, weights.categories, weights.facts)
+    if request.json:
+        print_json(_as_json(request, done))
     else:
         _show(done)
-    say(f"wrote {wanted.out}; a forward pass with it gives finite numbers")
+    say(f"wrote {request.out}; a forward pass with it gives finite numbers")
 
 
-def convert_to_official(wanted: Wanted) -> None:
+def convert_to_official(request: ConvertRequest) -> None:
     """Write our weights as official DINO has them."""
     from dinocore.weights.convert.files import read_ours
     from dinocore.weights.convert.to_official import write_official
     from dinocore.weights.fetch.locate import locate
 
-    _check_out(wanted, ".pth")
+    _check_out(request, ".pth")
     with watching() as watch:
-        weights = read_ours(locate(wanted.file, watch))
-    options = write_official(wanted.out, weights)
-    if wanted.json:
-        print_json({"out": str(wanted.out), "options": options})
+        weights = read_ours(locate(request.file, watch))
+    options = write_official(request.out, weights)
+    if request.json:
+        print_json({"out": str(request.out), "options": options})
     else:
         stdout.print("official DINO's config: DINO_4scale.py" + (f", --options {' '.join(options)}" if options else ""))
-    say(f"wrote {wanted.out}")
+    say(f"wrote {request.out}")
 
 
-def _check_out(wanted: Wanted, suffix: str) -> None:
-    if wanted.out.suffix != suffix:
-        raise ConfigError(f"--out {wanted.out} must end in {suffix}")
-    if wanted.out.is_dir() or wanted.out.resolve() == Path(wanted.file).resolve():
-        raise ConfigError(f"--out {wanted.out} is {'a folder' if wanted.out.is_dir() else 'the file to be read'}")
-    check_writable(wanted.out.parent)
+def _check_out(request: ConvertRequest, suffix: str) -> None:
+    if request.out.suffix != suffix:
+        raise ConfigError(f"--out {request.out} must end in {suffix}")
+    if request.out.is_dir() or request.out.resolve() == Path(request.file).resolve():
+        raise ConfigError(f"--out {request.out} is {'a folder' if request.out.is_dir() else 'the file to be read'}")
+    check_writable(request.out.parent)
 
 
 def _names(file: Path | None) -> list[str]:
@@ -145,11 +147,11 @@ def _names(file: Path | None) -> list[str]:
         raise ConfigError(f"--names {file} cannot be read: {error}") from None
 
 
-def _as_json(wanted: Wanted, done: Conversion) -> dict[str, Any]:
+def _as_json(request: ConvertRequest, done: Conversion) -> dict[str, Any]:
     converted = done.converted
     return {
-        "file": wanted.file,
-        "out": str(wanted.out),
+        "file": request.file,
+        "out": str(request.out),
         "source": converted.source,
         "preset": done.preset,
         "classes": len(done.weights.categories),

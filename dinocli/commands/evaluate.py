@@ -64,17 +64,17 @@ def evaluate(
 
     Example: dino eval --weights runs/mine --report report.html
     """
-    asked = Asked(data, split, out, report, bootstrap, device, amp, overrides, json, slice, overlap)
+    request = EvalRequest(data, split, out, report, bootstrap, device, amp, overrides, json, slice, overlap)
     if compare is None:
-        evaluate_one(asked, weights, results)
+        evaluate_one(request, weights, results)
     else:
-        compare_two(asked, compare, weights, results)
+        compare_two(request, compare, weights, results)
 
 
 SOME_FAILED = 7
 
 
-class Asked(NamedTuple):
+class EvalRequest(NamedTuple):
     """The options that any evaluation has."""
 
     folder: Path | None
@@ -99,122 +99,122 @@ class Source(NamedTuple):
     slicing: Slicing | None = None
 
 
-def evaluate_one(asked: Asked, weights: str | None, results: Path | None) -> None:
+def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None) -> None:
     """Detect in every picture of a split, or read results of them, and judge that."""
     from dinocore.evaluate.analysis import analyse
     from dinocore.evaluate.answer import to_json
     from dinocore.evaluate.coco import coco_metrics
 
-    _check(asked)
+    _check(request)
     if results is not None and weights is not None:
         raise ConfigError("--weights and --results exclude each other; give one of them, or both to --compare")
-    if results is not None and asked.out is not None:
+    if results is not None and request.out is not None:
         raise ConfigError("--out writes detections, and --results has them already; leave it out")
-    source = _open(weights, asked) if results is None else _file(results, asked)
+    source = _open(weights, request) if results is None else _file(results, request)
     backend = choose_backend(source.config.eval.backend)  # before the work, for what it may lack
-    annotations = _truth(asked, source)
+    annotations = _truth(request, source)
     found, failed = _detections(source, annotations)
-    if asked.out is not None:
-        write_text(asked.out, json_module.dumps(found, allow_nan=False) + "\n")
-        say(f"{counted(len(found), 'detection')} in COCO's result format: {asked.out}")
+    if request.out is not None:
+        write_text(request.out, json_module.dumps(found, allow_nan=False) + "\n")
+        say(f"{counted(len(found), 'detection')} in COCO's result format: {request.out}")
     metrics = coco_metrics(annotations, found, backend)
-    analysis = analyse(annotations, found, asked.bootstrap)
+    analysis = analyse(annotations, found, request.bootstrap)
     if analysis.summary != metrics.summary:
         warn(f"{metrics.backend} gives {metrics.summary}, our own matches {analysis.summary}; please report this")
     kind = "weights" if source.detector else "results"
     facts = {kind: str(source.path), "data": str(annotations.file), "images": metrics.num_images}
-    if asked.report is not None:
+    if request.report is not None:
         from dinocore.report.evaluation import evaluation_page
 
         told = facts | {"judged by": metrics.backend}
-        _write_report(asked.report, evaluation_page(analysis, annotations, told, source.config.data))
-    if asked.json:
+        _write_report(request.report, evaluation_page(analysis, annotations, told, source.config.data))
+    if request.json:
         print_json(facts | {"failed": failed, "backend": metrics.backend} | to_json(analysis))
     else:
         show_analysis(analysis, metrics.backend)
     _end(failed, metrics.num_images)
 
 
-def compare_two(asked: Asked, pair: tuple[str, str], weights: str | None, results: Path | None) -> None:
+def compare_two(request: EvalRequest, pair: tuple[str, str], weights: str | None, results: Path | None) -> None:
     """The same for two, and the difference."""
     from dinocore.evaluate.analysis import analyse
     from dinocore.evaluate.compare import compare, comparison_json
 
-    _check(asked)
-    for name, given in (("--weights", weights), ("--results", results), ("--out", asked.out)):
+    _check(request)
+    for name, given in (("--weights", weights), ("--results", results), ("--out", request.out)):
         if given is not None:
             raise ConfigError(f"{name} cannot be used with --compare; leave it out")
-    sources = [_file(Path(name), asked) if name.endswith(".json") else _open(name, asked) for name in pair]
-    annotations = _truth(asked, *sources)
+    sources = [_file(Path(name), request) if name.endswith(".json") else _open(name, request) for name in pair]
+    annotations = _truth(request, *sources)
     analyses, failed = [], []
     for source in sources:
         found, problems = _detections(source, annotations)
-        analyses.append(analyse(annotations, found, asked.bootstrap))
+        analyses.append(analyse(annotations, found, request.bootstrap))
         failed += [problem for problem in problems if problem not in failed]
     comparison = compare(*analyses)
     facts: dict[str, Any] = {"a": str(sources[0].path), "b": str(sources[1].path), "data": str(annotations.file)}
     facts["images"] = len(annotations.image_ids)
-    if asked.report is not None:
+    if request.report is not None:
         from dinocore.report.comparison import comparison_page
 
         told = {key.upper() if key in "ab" else key: value for key, value in facts.items()}
-        _write_report(asked.report, comparison_page(comparison, annotations, told, sources[0].config.data))
-    if asked.json:
+        _write_report(request.report, comparison_page(comparison, annotations, told, sources[0].config.data))
+    if request.json:
         print_json(facts | {"failed": failed} | comparison_json(comparison))
     else:
         show_comparison(comparison, pair)
     _end(failed, len(annotations.image_ids))
 
 
-def _check(asked: Asked) -> None:
+def _check(request: EvalRequest) -> None:
     """Refuse what cannot be done before any work."""
     from dinocore.slices import parse_slicing
 
-    if asked.slice is not None:
-        parse_slicing(asked.slice, asked.overlap, DataConfig(), {})
-    if asked.split not in ("val", "train"):
-        raise ConfigError(f"there is no split `{asked.split}`; choose val or train")
-    for name, path, example in (("--out", asked.out, "results.json"), ("--report", asked.report, "report.html")):
+    if request.slice is not None:
+        parse_slicing(request.slice, request.overlap, DataConfig(), {})
+    if request.split not in ("val", "train"):
+        raise ConfigError(f"there is no split `{request.split}`; choose val or train")
+    for name, path, example in (("--out", request.out, "results.json"), ("--report", request.report, "report.html")):
         if path is not None and path.is_dir():
             raise ConfigError(f"{name} {path} is a folder; give a file, such as {path / example}")
         if path is not None:
             check_writable(path.parent)
 
 
-def _open(weights: str | None, asked: Asked) -> Source:
+def _open(weights: str | None, request: EvalRequest) -> Source:
     from dinocore.slices import parse_slicing
     from dinocore.weights.file import load_facts
 
-    detector, path = open_any_detector(weights, asked.device, asked.amp)
-    detector.config = override(detector.config, asked.overrides, ("data", "eval"))
+    detector, path = open_any_detector(weights, request.device, request.amp)
+    detector.config = override(detector.config, request.overrides, ("data", "eval"))
     slicing = None
-    if asked.slice is not None:
-        facts = load_facts(path) if asked.slice == "auto" and not is_exported(path) else {}
-        slicing = parse_slicing(asked.slice, asked.overlap, detector.config.data, facts)
+    if request.slice is not None:
+        facts = load_facts(path) if request.slice == "auto" and not is_exported(path) else {}
+        slicing = parse_slicing(request.slice, request.overlap, detector.config.data, facts)
         say(f"slices of {slicing.side} pixels that overlap by {slicing.overlap:g}")
     return Source(path, detector, detector.config, slicing)
 
 
-def _file(path: Path, asked: Asked) -> Source:
-    if asked.slice is not None:
+def _file(path: Path, request: EvalRequest) -> Source:
+    if request.slice is not None:
         raise ConfigError("--slice is about how images are looked at, and a file of results has that behind it")
-    return Source(path, None, override(Config(), asked.overrides, ("data", "eval")))
+    return Source(path, None, override(Config(), request.overrides, ("data", "eval")))
 
 
-def _truth(asked: Asked, *sources: Source) -> Annotations:
+def _truth(request: EvalRequest, *sources: Source) -> Annotations:
     """The annotations of --data, or else of the data of the first weights, with the classes that they know."""
     detectors = [source.detector for source in sources if source.detector]
-    if asked.folder is None and not detectors and not sources[0].config.data.path:
+    if request.folder is None and not detectors and not sources[0].config.data.path:
         raise ConfigError("a file of results says nothing about its pictures; give their --data")
     exported = [source.path for source in sources if source.detector and is_exported(source.path)]
-    if asked.folder is None and exported:
+    if request.folder is None and exported:
         raise ConfigError(f"{exported[0]} says nothing about its data; give --data")
     if len({tuple(sorted(detector.categories)) for detector in detectors}) > 1:
         raise ConfigError("the two weights know other classes; compare weights of the same data")
     settings = (detectors[0].config if detectors else sources[0].config).data
-    if asked.folder is not None:
-        settings = settings.model_copy(update={"path": str(asked.folder.expanduser().absolute())})
-    annotations = open_split(settings, asked.split, detectors[0].categories if detectors else None)
+    if request.folder is not None:
+        settings = settings.model_copy(update={"path": str(request.folder.expanduser().absolute())})
+    annotations = open_split(settings, request.split, detectors[0].categories if detectors else None)
     say(f"data: {annotations.file}, {counted(len(annotations.image_ids), 'picture')}")
     for note in annotations.notes:
         warn(note)

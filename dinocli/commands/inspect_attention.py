@@ -47,10 +47,10 @@ def inspect_attention(
 
     Example: dino inspect-attention img.jpg --at 120,80 --out attention.png
     """
-    show_attention(file, Wanted(query, at, level, layer, head), weights, Outputs(out, report, json), device)
+    show_attention(file, AttentionRequest(query, at, level, layer, head), weights, Outputs(out, report, json), device)
 
 
-class Wanted(NamedTuple):
+class AttentionRequest(NamedTuple):
     """Whose attention is asked for."""
 
     query: int | None
@@ -79,7 +79,7 @@ class Outputs(NamedTuple):
             raise ConfigError(f"--out {self.out}: the figure is written as .png only; try --out {png}")
 
     def write(self, figure: Image.Image, page: Callable[[], str]) -> None:
-        """The figure and the page, where they are wanted."""
+        """The figure and the page, where they are requested."""
         if self.out is not None:
             write_atomically(self.out, lambda temporary: figure.save(temporary, "PNG"))
             say(f"wrote {self.out}")
@@ -88,21 +88,23 @@ class Outputs(NamedTuple):
             say(f"wrote {self.report}")
 
 
-def show_attention(file: Path | None, wanted: Wanted, weights: str | None, outputs: Outputs, device: str) -> None:
+def show_attention(
+    file: Path | None, request: AttentionRequest, weights: str | None, outputs: Outputs, device: str
+) -> None:
     """Run the model once while one layer's sampling is recorded; print and draw it."""
     from dinocore.inspect.attention.attention import attention_at, attention_of_query
 
-    pixel = _pixel(wanted)
+    pixel = _pixel(request)
     outputs.check("attention")
     detector, path = open_detector(weights, device, "off")
     file = file or open_annotated(None, "val", detector).path(0)
     picture = read_image(file, detector.config.data)
     batch = detector.batch(picture)
     if pixel is None:
-        seen = attention_of_query(detector, batch, wanted.layer, wanted.query)
+        seen = attention_of_query(detector, batch, request.layer, request.query)
     else:
-        seen = attention_at(detector, batch, pixel, wanted.layer, wanted.level)
-    head = _head(wanted.head, len(seen.weights))
+        seen = attention_at(detector, batch, pixel, request.layer, request.level)
+    head = _head(request.head, len(seen.weights))
     if outputs.json:
         print_json({"file": str(file), "weights": str(path)} | seen.as_dict())
     else:
@@ -117,17 +119,17 @@ def show_attention(file: Path | None, wanted: Wanted, weights: str | None, outpu
         say("add --out attention.png for the figure")
 
 
-def _pixel(wanted: Wanted) -> tuple[float, float] | None:
-    if wanted.at is None:
-        if wanted.level != 0:
+def _pixel(request: AttentionRequest) -> tuple[float, float] | None:
+    if request.at is None:
+        if request.level != 0:
             raise ConfigError("--level is the level of the token at a pixel; give --at X,Y too")
         return None
-    if wanted.query is not None:
+    if request.query is not None:
         raise ConfigError("--query is of the decoder and --at of the encoder; give one of them")
     try:
-        x, y = map(float, wanted.at.split(","))
+        x, y = map(float, request.at.split(","))
     except ValueError:
-        raise ConfigError(f"--at {wanted.at} is not a pixel; write it as --at 120,80") from None
+        raise ConfigError(f"--at {request.at} is not a pixel; write it as --at 120,80") from None
     return x, y
 
 

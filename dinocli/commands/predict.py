@@ -92,17 +92,17 @@ def predict(
 
         raise typer.Exit(launch(gpus, sys.argv[1:]))
     least = parse_threshold(threshold)
-    wanted = Wanted(out, format, save_images, least, max_dets, resume, json, batch_size, slice, overlap)
+    request = PredictRequest(out, format, save_images, least, max_dets, resume, json, batch_size, slice, overlap)
     if film:
         from .predict_film import FilmOptions, predict_film
 
-        predict_film(files[0], wanted, FilmOptions(save_video, every, start, end, track), weights, device, amp)
+        predict_film(files[0], request, FilmOptions(save_video, every, start, end, track), weights, device, amp)
         return
     if save_video or track or every > 1 or start or end is not None:
         raise ConfigError(
             "--save-video, --track, --every, --start and --end are for a film, and these are images; leave them out"
         )
-    predict_files(files, wanted, weights, device, amp)
+    predict_files(files, request, weights, device, amp)
 
 
 SOME_FAILED = 7
@@ -110,7 +110,7 @@ WRITE_EVERY = 30  # seconds
 UNJUDGED = 0.3  # the threshold of weights that no evaluation has judged
 
 
-class Wanted(NamedTuple):
+class PredictRequest(NamedTuple):
     """What is asked for."""
 
     out: Path | None
@@ -130,10 +130,10 @@ class Work(NamedTuple):
 
     detector: AnyDetector
     slicing: Slicing | None
-    wanted: Wanted  # with its threshold
+    request: PredictRequest  # with its threshold
 
 
-def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, device: str, amp: str) -> None:
+def predict_files(files: Sequence[str], request: PredictRequest, weights: str | None, device: str, amp: str) -> None:
     """Detect in every picture; write, draw and show what was found.
 
     Raises:
@@ -145,7 +145,7 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
     from dinocore.system.device import pick_device, pick_precision
     from dinocore.system.processes import device_of_rank, world_size
 
-    wanted = check_wanted(wanted)
+    request = check_request(request)
     device = device_of_rank(device)
     pick_precision(amp, pick_device(device))
     inputs, skipped = expand(files)
@@ -157,41 +157,41 @@ def predict_files(files: Sequence[str], wanted: Wanted, weights: str | None, dev
     if world_size() > 1:
         from .predict_parts import predict_in_parts
 
-        return predict_in_parts(inputs, wanted, weights, device, amp)
-    before = _before(wanted, inputs)
-    work = open_work(wanted, weights, device, amp)
+        return predict_in_parts(inputs, request, weights, device, amp)
+    before = _before(request, inputs)
+    work = open_work(request, weights, device, amp)
     found, failed = _detect_or_keep(work, inputs, before)
     if not found:
         raise none_left(len(inputs), failed[0])
-    stems = output_stems([item.name for item in inputs], wanted.format)
-    if wanted.out is not None:
-        write_found(found, work.detector.categories, wanted.format, wanted.out, stems)
+    stems = output_stems([item.name for item in inputs], request.format)
+    if request.out is not None:
+        write_found(found, work.detector.categories, request.format, request.out, stems)
         count = counted(sum(len(item.detections) for item in found), "detection")
-        say(f"wrote {wanted.out}: {count} in {counted(len(found), 'image')}")
-    if wanted.json:
+        say(f"wrote {request.out}: {count} in {counted(len(found), 'image')}")
+    if request.json:
         print_json([item._asdict() for item in found])
-    elif wanted.out is None:
+    elif request.out is None:
         _show(found)
     end_with_failures(len(failed), len(inputs))
     return None
 
 
-def open_work(wanted: Wanted, weights: str | None, device: str, amp: str) -> Work:
+def open_work(request: PredictRequest, weights: str | None, device: str, amp: str) -> Work:
     """Load the detector, with --max-dets, and decide how images are cut."""
     from dinocore.slices import parse_slicing
     from dinocore.weights.file import load_facts
 
     detector, path = open_any_detector(weights, device, amp)
-    limits = detector.config.eval.model_copy(update={"max_dets": wanted.max_dets})
+    limits = detector.config.eval.model_copy(update={"max_dets": request.max_dets})
     detector.config = detector.config.model_copy(update={"eval": limits})
     slicing = None
-    if wanted.slice is not None:
-        facts = load_facts(path) if wanted.slice == "auto" and not is_exported(path) else {}
-        slicing = parse_slicing(wanted.slice, wanted.overlap, detector.config.data, facts)
-        if wanted.slice == "auto":
-            say(f"slices of {slicing.side} pixels that overlap by {wanted.overlap:g}")
-    wanted = wanted._replace(threshold=choose_threshold(wanted.threshold, detector))
-    return Work(detector, slicing, wanted)
+    if request.slice is not None:
+        facts = load_facts(path) if request.slice == "auto" and not is_exported(path) else {}
+        slicing = parse_slicing(request.slice, request.overlap, detector.config.data, facts)
+        if request.slice == "auto":
+            say(f"slices of {slicing.side} pixels that overlap by {request.overlap:g}")
+    request = request._replace(threshold=choose_threshold(request.threshold, detector))
+    return Work(detector, slicing, request)
 
 
 def parse_threshold(text: str) -> float | None:
@@ -240,39 +240,39 @@ def none_left(count: int, first: DataError) -> DataError:
     return first if count == 1 else DataError(f"none of {count} pictures could be read", fix="see what is said of each")
 
 
-def check_wanted(wanted: Wanted) -> Wanted:
+def check_request(request: PredictRequest) -> PredictRequest:
     """The same with its format, if it can be done; only what was asked for is checked."""
     from dinocore.detections_io import check_out, format_of
     from dinocore.image_stream import check_batch_size
     from dinocore.slices import parse_slicing
 
-    wanted = wanted._replace(format=format_of(wanted.format, wanted.out))
-    check_batch_size(wanted.batch_size)
-    if wanted.slice is not None:
-        parse_slicing(wanted.slice, wanted.overlap, DataConfig(), {})
-    if wanted.out is not None:
-        check_out(wanted.out, wanted.format)
-    if wanted.resume and (wanted.out is None or wanted.format not in ("json", "jsonl")):
+    request = request._replace(format=format_of(request.format, request.out))
+    check_batch_size(request.batch_size)
+    if request.slice is not None:
+        parse_slicing(request.slice, request.overlap, DataConfig(), {})
+    if request.out is not None:
+        check_out(request.out, request.format)
+    if request.resume and (request.out is None or request.format not in ("json", "jsonl")):
         raise ConfigError(
             "--resume goes on with the file of --out in --format json or jsonl; name it, or leave --resume out"
         )
-    if wanted.save_images is not None and wanted.save_images.is_file():
-        raise ConfigError(f"--save-images {wanted.save_images} is a file; give a folder")
-    folders = [wanted.out.parent if wanted.out else None, wanted.save_images]
+    if request.save_images is not None and request.save_images.is_file():
+        raise ConfigError(f"--save-images {request.save_images} is a file; give a folder")
+    folders = [request.out.parent if request.out else None, request.save_images]
     for folder in (folder for folder in folders if folder is not None):
         check_writable(folder)
-    return wanted
+    return request
 
 
-def _before(wanted: Wanted, inputs: Sequence[Input]) -> list[Found]:
+def _before(request: PredictRequest, inputs: Sequence[Input]) -> list[Found]:
     """What an earlier command found of these pictures, with --resume."""
     from dinocore.detections_io import read_found
 
-    if not wanted.resume or wanted.out is None or not wanted.out.exists():
+    if not request.resume or request.out is None or not request.out.exists():
         return []
     names = {item.name for item in inputs}
-    before = [item for item in read_found(wanted.out) if item.file in names]
-    say(f"{wanted.out} has {len(before)} of {len(inputs)} pictures; the others are looked at")
+    before = [item for item in read_found(request.out) if item.file in names]
+    say(f"{request.out} has {len(before)} of {len(inputs)} pictures; the others are looked at")
     return before
 
 
@@ -285,14 +285,14 @@ def _detect_or_keep(
     """
     from dinocore.detections_io import output_stems, write_found
 
-    found, failed, wanted = {item.file: item for item in before}, [], work.wanted
-    stems = output_stems([item.name for item in inputs], wanted.format)
+    found, failed, request = {item.file: item for item in before}, [], work.request
+    stems = output_stems([item.name for item in inputs], request.format)
     todo = {item: stems[item.name] for item in inputs if item.name not in found}
     written = time.monotonic()
 
     def write() -> None:
-        if wanted.out is not None:
-            write_found(list(found.values()), work.detector.categories, wanted.format, wanted.out, stems)
+        if request.out is not None:
+            write_found(list(found.values()), work.detector.categories, request.format, request.out, stems)
 
     with ending_early() as ended:
         for result in detect_files(work, todo, ended):
@@ -305,13 +305,15 @@ def _detect_or_keep(
                 written = time.monotonic()
         if ended():
             write()
-            raise Interrupted(_so_far(len(found), len(inputs), wanted), ended())
+            raise Interrupted(_so_far(len(found), len(inputs), request), ended())
     return [found[item.name] for item in inputs if item.name in found], failed
 
 
-def _so_far(done: int, count: int, wanted: Wanted) -> str:
-    kept = f", which {wanted.out} has" if wanted.out else ""
-    advice = "the same command with --resume looks at the others" if kept and wanted.format in ("json", "jsonl") else ""
+def _so_far(done: int, count: int, request: PredictRequest) -> str:
+    kept = f", which {request.out} has" if request.out else ""
+    advice = (
+        "the same command with --resume looks at the others" if kept and request.format in ("json", "jsonl") else ""
+    )
     return f"interrupted after {done} of {count} pictures{kept}" + (f"; {advice}" if advice else "")
 
 
@@ -328,15 +330,15 @@ def detect_files(
     from dinocore.detections_io import as_found
     from dinocore.image_stream import detect_stream
 
-    detector, wanted, passed, seen = work.detector, work.wanted, 0, -1.0
-    threshold = wanted.threshold or 0.0
+    detector, request, passed, seen = work.detector, work.request, 0, -1.0
+    threshold = request.threshold or 0.0
     sizes: deque[tuple[int, int]] = deque()
     images = _read(inputs, work, ended, sizes)
     shrunk: list[tuple[float, str]] = []
     drawn = 0
     hidden = quiet or not stderr.is_terminal or len(inputs) < 2
     with Progress(console=stderr, disable=hidden, transient=True) as progress:
-        results = detect_stream(detector, images, wanted.batch_size)
+        results = detect_stream(detector, images, request.batch_size)
         for item, result in zip(progress.track(inputs, description="predicting"), results, strict=False):
             if isinstance(result, DataError):
                 if len(inputs) > 1:
@@ -348,9 +350,9 @@ def detect_files(
             passed += len(found.detections)
             seen = max([seen, *result.scores[:1].tolist()])
             shrunk += shrinking(work, item.name, size)
-            if wanted.save_images is not None:
+            if request.save_images is not None:
                 picture = read_image(item.path, detector.config.data)
-                _draw(picture, found, detector, wanted.save_images / f"{inputs[item]}.jpg")
+                _draw(picture, found, detector, request.save_images / f"{inputs[item]}.jpg")
                 drawn += 1
             yield found
     if quiet:
@@ -359,7 +361,7 @@ def detect_files(
         _say_none_passed(threshold, seen)
     warn_of_shrinking(shrunk)
     if drawn:
-        say(f"pictures with boxes: {wanted.save_images}")
+        say(f"pictures with boxes: {request.save_images}")
         warn_of_letters(category.name for category in detector.categories)
 
 

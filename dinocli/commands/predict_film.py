@@ -24,7 +24,7 @@ from dinocore.words import counted
 
 from ..console import say, stderr, stdout, warn
 from ..signals import ending_early
-from .predict import Wanted, Work, check_wanted, open_work
+from .predict import PredictRequest, Work, check_request, open_work
 
 SAY_EVERY = 30  # seconds, where nobody watches a bar
 MOST_DAMAGE = 10  # places that are named
@@ -41,21 +41,23 @@ class FilmOptions(NamedTuple):
     track: bool
 
 
-def predict_film(source: str, wanted: Wanted, options: FilmOptions, weights: str | None, device: str, amp: str) -> None:
+def predict_film(
+    source: str, request: PredictRequest, options: FilmOptions, weights: str | None, device: str, amp: str
+) -> None:
     """Detect in the frames of a film; write lines of JSON and a film with the boxes drawn in.
 
     Raises:
         DataError: it cannot be opened, or has no frame that can be decoded.
         Interrupted: a signal came; what was found so far is written, and the film is finished.
     """
-    wanted = _checked(wanted, options)
+    request = _checked(request, options)
     with ExitStack() as stack:
         film = stack.enter_context(open_film(source))
         rate = film.rate / options.every
-        work = open_work(wanted, weights, device, amp)
-        track = Tracker(rate, work.wanted.threshold or 0.0) if options.track else None
+        work = open_work(request, weights, device, amp)
+        track = Tracker(rate, work.request.threshold or 0.0) if options.track else None
         ended = stack.enter_context(ending_early())
-        lines = stack.enter_context(wanted.out.open("w", encoding="utf-8")) if wanted.out else None
+        lines = stack.enter_context(request.out.open("w", encoding="utf-8")) if request.out else None
         writer = FilmWriter(options.save_video, rate) if options.save_video else None
         if writer:
             stack.callback(writer.close)
@@ -65,7 +67,7 @@ def predict_film(source: str, wanted: Wanted, options: FilmOptions, weights: str
         frames = _watched(film, options, bar, ended)
         for frame, detections in _detected(work, frames, damaged, film.frames is None):
             row = _row(source, frame, detections, work, track)
-            _put(row, lines, wanted.json or not (lines or writer))
+            _put(row, lines, request.json or not (lines or writer))
             if writer:
                 writer.add(_drawn(frame, row, work))
             count += 1
@@ -76,7 +78,9 @@ def predict_film(source: str, wanted: Wanted, options: FilmOptions, weights: str
         raise DataError(f"{source} has no frame that can be decoded between these times", where=source,
                         fix="give other --start and --end")  # fmt: skip
     done = f"{counted(objects, 'detection')} in {counted(count, 'frame')}"
-    say(": ".join([done, ", ".join(str(path) for path in (wanted.out, options.save_video) if path)]).removesuffix(": "))
+    say(
+        ": ".join([done, ", ".join(str(path) for path in (request.out, options.save_video) if path)]).removesuffix(": ")
+    )
     if stopped:
         raise Interrupted(f"interrupted after {counted(count, 'frame')}, which are written", stopped)
 
@@ -88,21 +92,21 @@ def _warn_of_damage(source: str, damaged: list[Damaged]) -> None:
         warn(f"{source} is damaged at {len(damaged)} places; the first {MOST_DAMAGE} are above")
 
 
-def _checked(wanted: Wanted, options: FilmOptions) -> Wanted:
+def _checked(request: PredictRequest, options: FilmOptions) -> PredictRequest:
     """Refuse what a film cannot have, before any work."""
-    if wanted.save_images is not None:
+    if request.save_images is not None:
         raise ConfigError("--save-images is for images; a film with boxes drawn in is --save-video out.mp4")
-    if wanted.resume:
+    if request.resume:
         raise ConfigError("a film is not resumed; begin where it ended with --start SECONDS and another --out")
-    if wanted.out is not None and wanted.out.suffix.lower() != ".jsonl":
-        raise ConfigError(f"a film gives a line of JSON per frame; try --out {wanted.out.with_suffix('.jsonl')}")
-    if wanted.format not in ("auto", "jsonl"):
-        raise ConfigError(f"a film gives a line of JSON per frame, not --format {wanted.format}; leave it out")
+    if request.out is not None and request.out.suffix.lower() != ".jsonl":
+        raise ConfigError(f"a film gives a line of JSON per frame; try --out {request.out.with_suffix('.jsonl')}")
+    if request.format not in ("auto", "jsonl"):
+        raise ConfigError(f"a film gives a line of JSON per frame, not --format {request.format}; leave it out")
     _check_options(options)
-    wanted = check_wanted(wanted._replace(format="jsonl"))
-    if wanted.out is not None:
-        wanted.out.parent.mkdir(parents=True, exist_ok=True)
-    return wanted
+    request = check_request(request._replace(format="jsonl"))
+    if request.out is not None:
+        request.out.parent.mkdir(parents=True, exist_ok=True)
+    return request
 
 
 def _check_options(options: FilmOptions) -> None:
@@ -156,14 +160,14 @@ def _detected(
             pixels = torch.from_numpy(frame.pixels).permute(2, 0, 1)
             yield prepare(pixels, work.detector.config.data, work.slicing)
 
-    size = 1 if live and work.wanted.batch_size == "auto" else work.wanted.batch_size
+    size = 1 if live and work.request.batch_size == "auto" else work.request.batch_size
     for detections in detect_stream(work.detector, prepared(), size):
         yield waiting.popleft(), detections
 
 
 def _row(source: str, frame: Frame, detections: Detections, work: Work, track: Tracker | None) -> dict[str, Any]:
     """One line of --out: as for an image, with number and time of the frame, and with `track` in each detection."""
-    size, threshold = frame.pixels.shape[:2], work.wanted.threshold or 0.0
+    size, threshold = frame.pixels.shape[:2], work.request.threshold or 0.0
     head = {"file": source, "frame": frame.number, "seconds": round(frame.seconds, 3)}
     if track is None:
         found = as_found(source, size, detections, work.detector.categories, threshold)

@@ -28,7 +28,7 @@ from ..inputs import Input
 from ..signals import ending_early
 from ..weights_option import find_weights
 from .predict import (
-    Wanted,
+    PredictRequest,
     Work,
     detect_files,
     end_with_failures,
@@ -42,36 +42,38 @@ IMAGES_PER_PART = 256
 POLL = 0.2  # seconds between two looks at whether the other ranks are done
 
 
-def predict_in_parts(inputs: Sequence[Input], wanted: Wanted, weights: str | None, device: str, amp: str) -> None:
+def predict_in_parts(
+    inputs: Sequence[Input], request: PredictRequest, weights: str | None, device: str, amp: str
+) -> None:
     """Do this rank's parts; rank 0 also merges all of them into --out.
 
     Raises:
         ConfigError: --out is missing.
         Interrupted: a signal came; finished parts stay.
     """
-    if wanted.out is None:
+    if request.out is None:
         raise ConfigError("several ranks write their results into files; name one with --out boxes.json")
     rank = rank_number()
     path = find_weights(weights)
-    folder = wanted.out.with_name(f"{wanted.out.name}.parts") / _key(inputs, wanted, path)
+    folder = request.out.with_name(f"{request.out.name}.parts") / _key(inputs, request, path)
     starts = range(0, len(inputs), _part_size(len(inputs)))
     parts = {folder / f"{number:05d}.jsonl": inputs[start : start + starts.step] for number, start in enumerate(starts)}
     done = sum(part.exists() for part in parts)
     if done and rank == 0:
         say(f"{folder} has {done} of {counted(len(parts), 'part')}; only the others are done")
-    stems = output_stems([item.name for item in inputs], wanted.format)
+    stems = output_stems([item.name for item in inputs], request.format)
     work = None
     with ending_early() as ended:
         for part in list(parts)[rank :: world_size()]:
             if not part.exists():
-                work = work or open_work(wanted, str(path), device, amp)
+                work = work or open_work(request, str(path), device, amp)
                 _do(part, {item: stems[item.name] for item in parts[part]}, work, ended)
             if ended():
                 raise Interrupted("interrupted; finished parts stay, and the same command does the others", ended())
         if rank == 0:
             _wait_for(list(parts), ended)
     if rank == 0:
-        work = work or open_work(wanted, str(path), device, amp)
+        work = work or open_work(request, str(path), device, amp)
         _merge(list(parts), work, stems)
         shutil.rmtree(folder.parent, ignore_errors=True)
 
@@ -82,10 +84,10 @@ def _part_size(images: int) -> int:
     return max(1, min(IMAGES_PER_PART, images // 64))
 
 
-def _key(inputs: Sequence[Input], wanted: Wanted, weights: Path) -> str:
+def _key(inputs: Sequence[Input], request: PredictRequest, weights: Path) -> str:
     """A hash of all that decides the answer: images by name, settings, and the weights' file."""
     state = weights.stat()
-    asked = [wanted.threshold, wanted.max_dets, wanted.slice, wanted.overlap, str(weights), state.st_size]
+    asked = [request.threshold, request.max_dets, request.slice, request.overlap, str(weights), state.st_size]
     digest = hashlib.sha256(json.dumps([*asked, state.st_mtime_ns]).encode())
     for item in inputs:
         digest.update(f"{item.name}\0".encode(errors="surrogateescape"))
@@ -115,7 +117,7 @@ def _wait_for(parts: Sequence[Path], ended: Any) -> None:
 
 def _merge(parts: Sequence[Path], work: Work, stems: dict[str, str]) -> None:
     """Write --out from the parts; as JSON or JSON lines without holding more than one image."""
-    wanted, out = work.wanted, work.wanted.out
+    request, out = work.request, work.request.out
     assert out is not None
     failed, shrunk, found = [], [], 0
     for row in _rows(parts):
@@ -128,15 +130,15 @@ def _merge(parts: Sequence[Path], work: Work, stems: dict[str, str]) -> None:
     if not found:
         error = failed[0]["error"]
         raise none_left(total, DataError(error["what"], code=error["code"], where=error["where"] or ""))
-    if wanted.format in ("json", "jsonl"):
-        write_atomically(out, lambda temporary: _stream(parts, wanted.format, temporary))
+    if request.format in ("json", "jsonl"):
+        write_atomically(out, lambda temporary: _stream(parts, request.format, temporary))
     else:
-        write_found(list(_found(parts)), work.detector.categories, wanted.format, out, stems)
+        write_found(list(_found(parts)), work.detector.categories, request.format, out, stems)
     warn_of_shrinking(shrunk)
     say(f"wrote {out}: detections in {counted(found, 'image')}")
-    if wanted.save_images is not None:
-        say(f"wrote images with boxes to {wanted.save_images}")
-    if wanted.json:
+    if request.save_images is not None:
+        say(f"wrote images with boxes to {request.save_images}")
+    if request.json:
         print_json([item._asdict() for item in _found(parts)])
     end_with_failures(len(failed), total)
 

@@ -158,8 +158,8 @@ def train(
         end_with_parent(signal.SIGTERM)
     stop = StopRequest(quiet=os.environ.get("RANK", "0") != "0")
     with stop.listening():  # torch takes seconds to import
-        asked = Asked(preset, config, changes, output_dir, resume, overwrite, allow_data_change, device, stop)
-        (try_run if dry_run else run_training)(asked)
+        request = TrainRequest(preset, config, changes, output_dir, resume, overwrite, allow_data_change, device, stop)
+        (try_run if dry_run else run_training)(request)
 
 
 def _batch_size(text: str | None) -> dict[str, object]:
@@ -188,7 +188,7 @@ def _toml(value: object) -> str:
 RUNS = Path("runs")
 
 
-class Asked(NamedTuple):
+class TrainRequest(NamedTuple):
     """What the command line says."""
 
     preset: str | None
@@ -220,16 +220,16 @@ def place(device: str) -> Iterator[Place]:
         yield Place(chosen, group)
 
 
-def run_training(asked: Asked) -> None:
+def run_training(request: TrainRequest) -> None:
     """Train and show it."""
     from dinocore.train.failures.memory import with_probed_size
     from dinocore.train.loop import train
 
-    with place(asked.device) as here:
+    with place(request.device) as here:
         locks: list[RunLock] = []
         try:
-            context, state = (new_run if asked.resume is None else resumed_run)(asked, here, locks)
-            asked.stop.running = True
+            context, state = (new_run if request.resume is None else resumed_run)(request, here, locks)
+            request.stop.running = True
             context = with_probed_size(context, state)
             if not here.group.main:
                 for _ in train(context, state):
@@ -243,54 +243,54 @@ def run_training(asked: Asked) -> None:
                 lock.release()
 
 
-def new_run(asked: Asked, here: Place, locks: list[RunLock]) -> tuple[RunContext, TrainState]:
+def new_run(request: TrainRequest, here: Place, locks: list[RunLock]) -> tuple[RunContext, TrainState]:
     """Check everything that can be checked before the first step, then make the folder."""
     from dinocore.train.context import RunContext
     from dinocore.train.run.folder import make_new_run, make_run, prepare_run, write_config
     from dinocore.train.setup import fresh_state
 
-    config, run = here.group.on_main(lambda: checked(asked))
+    config, run = here.group.on_main(lambda: checked(request))
     data = here.group.main_first(lambda: open_dataset(config.data))
     config = config.replace("model.num_classes", len(data.train.categories))
     state = fresh_state(config, data.train.categories, here.device, here.group)
-    if here.group.main and asked.preset is None and config.train.weights not in ("", "bundled"):
+    if here.group.main and request.preset is None and config.train.weights not in ("", "bundled"):
         say(f"model and recipe: those of {config.train.weights}; --preset NAME for another recipe")
 
     def make_folder() -> Path:
-        folder = make_run(run) if asked.run else make_new_run(run)
+        folder = make_run(run) if request.run else make_new_run(run)
         _lock(folder, locks)
-        prepare_run(folder, asked.overwrite)
+        prepare_run(folder, request.overwrite)
         write_config(folder, config)
         return folder
 
     run = here.group.on_main(make_folder)
-    return RunContext(config, data, run, here.device, asked.stop, here.group), state
+    return RunContext(config, data, run, here.device, request.stop, here.group), state
 
 
-def checked(asked: Asked) -> tuple[Config, Path]:
+def checked(request: TrainRequest) -> tuple[Config, Path]:
     """The settings and the folder of a new run, before anything is read or written."""
     from dinocore.train.run.folder import check_run
     from dinocore.train.setup import check_start, settings_of
 
-    run = asked.run or RUNS / f"{datetime.now():%Y%m%d-%H%M%S}"
-    config = load_config(asked.preset or "tiny", asked.changes, asked.file)
-    check_run(run, asked.overwrite) if asked.run else check_writable(run.parent)
-    as_weights = asked.preset is None and config.train.weights not in ("", "bundled")
+    run = request.run or RUNS / f"{datetime.now():%Y%m%d-%H%M%S}"
+    config = load_config(request.preset or "tiny", request.changes, request.file)
+    check_run(run, request.overwrite) if request.run else check_writable(run.parent)
+    as_weights = request.preset is None and config.train.weights not in ("", "bundled")
     with watching() as watch:
-        recipe = settings_of(config.train.weights, watch) if as_weights else load_config(asked.preset or "tiny")
+        recipe = settings_of(config.train.weights, watch) if as_weights else load_config(request.preset or "tiny")
         if as_weights:
-            config = load_config(recipe, asked.changes, asked.file)
-        config = with_moved_drops(config, recipe, asked)
+            config = load_config(recipe, request.changes, request.file)
+        config = with_moved_drops(config, recipe, request)
         check_start(config, watch)
     choose_backend(config.eval.backend)
     return config, run
 
 
-def with_moved_drops(config: Config, recipe: Config, asked: Asked) -> Config:
+def with_moved_drops(config: Config, recipe: Config, request: TrainRequest) -> Config:
     """The config with the recipe's drops of the learning rate in proportion to the epochs, unless they are given."""
     from dinocore.train.optim import scaled_drops
 
-    given = [*asked.changes, *([asked.file.read_text(encoding="utf-8-sig")] if asked.file else [])]
+    given = [*request.changes, *([request.file.read_text(encoding="utf-8-sig")] if request.file else [])]
     if config.train.epochs == recipe.train.epochs or any("lr_drop_epochs" in text for text in given):
         return config
     return config.replace("train.lr_drop_epochs", scaled_drops(recipe.train, config.train.epochs))
@@ -303,39 +303,39 @@ def _lock(run: Path, locks: list[RunLock]) -> None:
     locks.append(lock)
 
 
-def resumed_run(asked: Asked, here: Place, locks: list[RunLock]) -> tuple[RunContext, TrainState]:
+def resumed_run(request: TrainRequest, here: Place, locks: list[RunLock]) -> tuple[RunContext, TrainState]:
     """Continue a run with its own config and the changes that are given now."""
     from dinocore.train.context import RunContext
     from dinocore.train.run.checkpoint_folder import manifest_of
     from dinocore.train.setup import check_same_data, fresh_state, resumed_state
 
-    run, config, checkpoint = here.group.on_main(lambda: _found(asked, locks))
+    run, config, checkpoint = here.group.on_main(lambda: _found(request, locks))
     choose_backend(config.eval.backend)
     data = here.group.main_first(lambda: open_dataset(config.data))
     if checkpoint is None:
         state = fresh_state(config, data.train.categories, here.device, here.group)
     else:
-        check_same_data(manifest_of(checkpoint), data, asked.allow_data_change)
+        check_same_data(manifest_of(checkpoint), data, request.allow_data_change)
         state = resumed_state(checkpoint, config, here.device, here.group)
     here.group.on_main(lambda: _go_on(run, config, checkpoint))
-    return RunContext(config, data, run, here.device, asked.stop, here.group), state
+    return RunContext(config, data, run, here.device, request.stop, here.group), state
 
 
-def _found(asked: Asked, locks: list[RunLock]) -> tuple[Path, Config, Path | None]:
+def _found(request: TrainRequest, locks: list[RunLock]) -> tuple[Path, Config, Path | None]:
     """The run, what is asked of it now, and where it goes on."""
     from dinocore.train.run.folder import NEWEST, find_checkpoint, find_run, run_config
     from dinocore.train.setup import changed_settings
 
-    run, wanted = asked.run, asked.resume or NEWEST
+    run, wanted = request.run, request.resume or NEWEST
     if wanted != NEWEST:
         run, wanted = _named_run(Path(wanted), run)
     run = run or find_run(RUNS, "config.toml")
     if run is None:
         raise CheckpointError(f"there is no run in {RUNS}/ to continue; name one with --output-dir")
-    if asked.preset is not None:
-        warn(f"--preset {asked.preset} is ignored: a resumed run keeps the settings in {run}/config.toml")
+    if request.preset is not None:
+        warn(f"--preset {request.preset} is ignored: a resumed run keeps the settings in {run}/config.toml")
     before = run_config(run)
-    config = load_config(run / "config.toml", asked.changes, asked.file)
+    config = load_config(run / "config.toml", request.changes, request.file)
     for change in changed_settings(before, config):
         warn(f"changed since the run started: {change}")
     _lock(run, locks)
@@ -364,7 +364,7 @@ def _named_run(named: Path, run: Path | None) -> tuple[Path, str]:
     return run or named.absolute().parent.parent, str(named)
 
 
-def try_run(asked: Asked) -> None:
+def try_run(request: TrainRequest) -> None:
     """Do everything that a new run does once, and say what to expect of it."""
     from dinocore.data.loaders import steps_per_epoch
     from dinocore.train.context import RunContext, describe, exceeded_limits
@@ -372,14 +372,14 @@ def try_run(asked: Asked) -> None:
     from dinocore.train.failures.memory import with_probed_size
     from dinocore.train.setup import fresh_state
 
-    if asked.resume is not None:
+    if request.resume is not None:
         raise ConfigError("--dry-run tries what a new run does; leave --resume out")
-    with place(asked.device) as here:
-        config, run = here.group.on_main(lambda: checked(asked))
+    with place(request.device) as here:
+        config, run = here.group.on_main(lambda: checked(request))
         found = here.group.main_first(lambda: open_dataset(config.data))
         config = config.replace("model.num_classes", len(found.train.categories))
         state = fresh_state(config, found.train.categories, here.device, here.group)
-        context = RunContext(config, found, run, here.device, asked.stop, here.group)
+        context = RunContext(config, found, run, here.device, request.stop, here.group)
         context = with_probed_size(context, state)
         if here.group.main:
             facts = describe(context, state, steps_per_epoch(len(found.train.image_ids), config.train.batch_size))

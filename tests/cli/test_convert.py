@@ -12,7 +12,7 @@ import torch
 from dinocore import build_model, load_config, load_detector
 from dinocore.data.annotations import Category
 from dinocore.weights.convert import known
-from dinocore.weights.convert.files import Asked, convert_file
+from dinocore.weights.convert.files import ConversionRequest, convert_file
 from dinocore.weights.convert.to_official import official_state
 from dinocore.weights.file import load_weights, names_note, save_weights
 
@@ -152,10 +152,10 @@ def test_a_preset_of_another_model_is_refused_before_it_is_tried(saved, dino):
 def test_the_position_encoding_that_a_file_tells_is_used(official, dino, monkeypatch):
     torch.save(official[0] | {"args": argparse.Namespace(pe_temperatureH=50)}, "told.pth")
     monkeypatch.setitem(known.PUBLISHED, ("official", "resnet18", 4), {"": str(official[1])})
-    done = convert_file(_here("told.pth"), Asked())
+    done = convert_file(_here("told.pth"), ConversionRequest())
     assert done.weights.config.model.position_temperature == 50
     assert any("position_temperature = 50" in note for note in done.notes)
-    asked = convert_file(_here("told.pth"), Asked(preset=str(official[1])))
+    asked = convert_file(_here("told.pth"), ConversionRequest(preset=str(official[1])))
     assert asked.weights.config.model.position_temperature == 20, "what is asked for counts"
 
 

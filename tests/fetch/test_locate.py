@@ -282,12 +282,12 @@ def test_a_moving_average_beside_the_weights_is_said_and_can_be_chosen(
     torch.save({"model": state, "ema_model": averaged}, tmp_path / "a.pth")
     plain = load_weights(locate(tmp_path / "a.pth", heard[0])).tensors
     assert any("moving average" in line and "--ema" in line for line in heard[1])
-    chosen = files.convert_file(tmp_path / "a.pth", files.Asked(ema=True)).weights.tensors
+    chosen = files.convert_file(tmp_path / "a.pth", files.ConversionRequest(ema=True)).weights.tensors
     key = "encoder.layers.0.ffn.net.0.weight"
     torch.testing.assert_close(chosen[key], plain[key] / 2)
     torch.save({"model": state}, tmp_path / "b.pth")
     with pytest.raises(CheckpointError, match="no moving average in it; leave --ema out"):
-        files.convert_file(tmp_path / "b.pth", files.Asked(ema=True))
+        files.convert_file(tmp_path / "b.pth", files.ConversionRequest(ema=True))
 
 
 def test_a_yolo_is_called_one_and_nothing_of_it_is_run(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dinocli.commands.train import Asked, checked
+from dinocli.commands.train import TrainRequest, checked
 from dinocore.data.annotations import Category
 from dinocore.data.dataset import open_dataset
 from dinocore.errors import CheckpointError, ConfigError
@@ -144,7 +144,7 @@ def test_a_converted_model_learns_other_classes_by_name(small_config, start, run
 
 def checked_config(tmp_path, monkeypatch, *changes):
     monkeypatch.chdir(tmp_path)
-    asked = Asked("r50-4scale-36e", None, list(changes), None, None, False, False, "cpu", None)
+    asked = TrainRequest("r50-4scale-36e", None, list(changes), None, None, False, False, "cpu", None)
     return checked(asked)[0]
 
 

@@ -25,7 +25,7 @@ ABOUT_EMA = "the file has a moving average of the weights too, under "
 SIZE = (96, 128)  # of the pictures of the self-check
 
 
-class Asked(NamedTuple):
+class ConversionRequest(NamedTuple):
     """What the user says about the file."""
 
     source: str | None = None
@@ -46,7 +46,7 @@ class Conversion(NamedTuple):
     notes: list[str]
 
 
-def convert_file(path: Path, asked: Asked) -> Conversion:
+def convert_file(path: Path, request: ConversionRequest) -> Conversion:
     """Read a file of official DINO, detrex or mmdetection and make it ours; nothing is written.
 
     Raises:
@@ -55,25 +55,25 @@ def convert_file(path: Path, asked: Asked) -> Conversion:
     """
     content, _ = read_file(path)
     try:
-        converted = convert_tensors(content, asked.source, asked.ema)
+        converted = convert_tensors(content, request.source, request.ema)
         settings, told = settings_in(converted.tensors), told_by(content)
-        preset = asked.preset or choose_preset(converted.source, settings, asked.variant, told)
+        preset = request.preset or choose_preset(converted.source, settings, request.variant, told)
         check_preset(preset, converted.source, settings)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    config = load_config(preset, asked.overrides)
-    if told.position and not (asked.preset or asked.variant or asked.overrides):
+    config = load_config(preset, request.overrides)
+    if told.position and not (request.preset or request.variant or request.overrides):
         settings |= dict(zip(("position_temperature", "position_offset"), told.position, strict=True))
     notes = _notes(content, settings, config)
     config = config_from_dict(with_settings(config, settings).model_dump())
     check_shapes(converted.tensors, config, path)
-    if (key := moving_average_in(content)) and not asked.ema:
+    if (key := moving_average_in(content)) and not request.ema:
         notes.append(f"{ABOUT_EMA}{key}; `dino convert {path} --ema` takes it")
     tensors = {key: _as_float32(key, value, path) for key, value in converted.tensors.items()}
-    if asked.classes not in (None, config.model.num_classes):
-        tensors, config = _fewer_classes(tensors, config, asked.classes)
+    if request.classes not in (None, config.model.num_classes):
+        tensors, config = _fewer_classes(tensors, config, request.classes)
         notes.append(f"the {len(coco.UNUSED)} of official's {coco.NUM_IDS} logits that are no class are left out")
-    categories = _categories(config.model.num_classes, asked.names or told.classes)
+    categories = _categories(config.model.num_classes, request.names or told.classes)
     notes += [note] if (note := names_note(categories)) else []
     facts = {"codebase": converted.source, "preset": preset, "epoch": told.epoch} | fingerprint(path)
     weights = Weights(tensors, config, categories, {"converted_from": facts})

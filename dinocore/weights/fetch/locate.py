@@ -6,7 +6,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from ...errors import CheckpointError, ConfigError, EnvironmentFault
-from ..convert.files import CONVERTER, Asked, Conversion, convert_file, is_about_ema
+from ..convert.files import CONVERTER, Conversion, ConversionRequest, convert_file, is_about_ema
 from ..file import SHIPPED, save_weights
 from ..untrusted import holds_config, is_foreign
 from .cache import cache_folder, file_name, forget, is_offline, locked, record_of, sha256, write_record, writing
@@ -141,7 +141,7 @@ def _converted(found: Original, watch: Watch) -> Path:
 
 def _convert(found: Original) -> Conversion:
     try:
-        return convert_file(found.file, Asked(preset=found.preset))
+        return convert_file(found.file, ConversionRequest(preset=found.preset))
     except ConfigError as error:
         raise ConfigError(
             f"{found.address or found.file}: {error}; that is: dino convert {found.address or found.file} … "
