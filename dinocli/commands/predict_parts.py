@@ -74,8 +74,9 @@ def predict_in_parts(
             _wait_for(list(parts), ended)
     if rank == 0:
         work = work or open_work(request, str(path), device, amp)
-        _merge(list(parts), work, stems)
+        failed = _merge(list(parts), work, stems)
         shutil.rmtree(folder.parent, ignore_errors=True)
+        end_with_failures(failed, len(inputs))
 
 
 def _part_size(images: int) -> int:
@@ -87,8 +88,8 @@ def _part_size(images: int) -> int:
 def _key(inputs: Sequence[Input], request: PredictRequest, weights: Path) -> str:
     """A hash of all that decides the answer: images by name, settings, and the weights' file."""
     state = weights.stat()
-    asked = [request.threshold, request.max_dets, request.slice, request.overlap, str(weights), state.st_size]
-    digest = hashlib.sha256(json.dumps([*asked, state.st_mtime_ns]).encode())
+    settings = [request.threshold, request.max_dets, request.slice, request.overlap, str(weights), state.st_size]
+    digest = hashlib.sha256(json.dumps([*settings, state.st_mtime_ns]).encode())
     for item in inputs:
         digest.update(f"{item.name}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
@@ -115,8 +116,12 @@ def _wait_for(parts: Sequence[Path], ended: Any) -> None:
                 raise Interrupted("interrupted; finished parts stay, and the same command does the others", ended())
 
 
-def _merge(parts: Sequence[Path], work: Work, stems: dict[str, str]) -> None:
-    """Write --out from the parts; as JSON or JSON lines without holding more than one image."""
+def _merge(parts: Sequence[Path], work: Work, stems: dict[str, str]) -> int:
+    """Write --out from the parts, as JSON or JSON lines without holding more than one image.
+
+    Returns:
+        how many images could not be read.
+    """
     request, out = work.request, work.request.out
     assert out is not None
     failed, shrunk, found = [], [], 0
@@ -126,10 +131,9 @@ def _merge(parts: Sequence[Path], work: Work, stems: dict[str, str]) -> None:
         else:
             found += 1
             shrunk += shrinking(work, row["file"], (row["height"], row["width"]))
-    total = found + len(failed)
     if not found:
         error = failed[0]["error"]
-        raise none_left(total, DataError(error["what"], code=error["code"], where=error["where"] or ""))
+        raise none_left(len(failed), DataError(error["what"], code=error["code"], where=error["where"] or ""))
     if request.format in ("json", "jsonl"):
         write_atomically(out, lambda temporary: _stream(parts, request.format, temporary))
     else:
@@ -140,7 +144,7 @@ def _merge(parts: Sequence[Path], work: Work, stems: dict[str, str]) -> None:
         say(f"wrote images with boxes to {request.save_images}")
     if request.json:
         print_json([item._asdict() for item in _found(parts)])
-    end_with_failures(len(failed), total)
+    return len(failed)
 
 
 def _stream(parts: Sequence[Path], kind: str, path: Path) -> None:
