@@ -1,15 +1,18 @@
-"""Small data sets that are drawn for a test: solid rectangles on black, so that boxes can be measured from pixels."""
+"""Small data sets that are drawn for a test, solid rectangles on black so that boxes can be measured from pixels; and
+`dino` in this process, as a person types it."""
 
 import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dinocli import app
 from dinocore.data.formats.layout import Split
 
 if importlib.util.find_spec("numba") is None:  # then it is right to say so, once
@@ -69,3 +72,28 @@ def write_split(folder: Path, name: str, content: bytes) -> Split:
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(content)
     return Split(file, [folder / f"{name}2017"])
+
+
+class Result(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def dino(monkeypatch, capsys, tmp_path) -> Callable[..., Result]:
+    """`dino("predict", "a.jpg")` runs in an empty folder, exit codes and error lines as the real command has them."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["dino", *map(str, arguments)])
+        try:
+            app.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Result(code, *capsys.readouterr())
+
+    return run

@@ -32,7 +32,7 @@ def benchmark(
     device: Device = "auto",
     amp: Amp = "auto",
     config: ConfigFile = None,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides = [],
     json: Json = False,
 ) -> None:
     """Measure speed, memory and work of a model on this machine; without --weights it has random ones.

@@ -53,7 +53,7 @@ def check_data(
     ] = False,
     val_fraction: ValFraction = None,
     config: ConfigFile = None,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides = [],
     json: Json = False,
 ) -> None:
     """Find what is wrong with a data set before a training does.

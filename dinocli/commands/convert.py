@@ -54,7 +54,7 @@ def convert(
     ] = None,
     names: Annotated[Path | None, typer.Option(help="Text file with a class name a line, for other than COCO.")] = None,
     ema: Annotated[bool, typer.Option("--ema", help="Take the moving average that stands beside the weights.")] = False,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides = [],
     json: Json = False,
 ) -> None:
     """Make weights of other DINO codebases ours, or ours official's; every tensor is accounted for.

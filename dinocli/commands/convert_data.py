@@ -33,7 +33,7 @@ def convert_data(
         bool, typer.Option("--link", help="Give images a second name on the disk instead of copying them.")
     ] = False,
     val_fraction: ValFraction = None,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides = [],
     json: Json = False,
 ) -> None:
     """Write a data set as COCO, YOLO or Pascal VOC.

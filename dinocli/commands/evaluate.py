@@ -57,7 +57,7 @@ def evaluate(
     overlap: Annotated[float, typer.Option(help="Of neighbouring slices, as a fraction of their side.")] = 0.2,
     device: Device = "auto",
     amp: Amp = "auto",
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides = [],
     json: Json = False,
 ) -> None:
     """Measure average precision, and see where it is lost; default: the newest run on the data it was trained with.

@@ -30,7 +30,7 @@ def export(
     ] = None,
     images: Annotated[
         list[str], typer.Option(help="Images to compare on; default: of the training data, else drawn ones.")
-    ] = [],  # noqa: B006
+    ] = [],
     json: Json = False,
 ) -> None:
     """Write weights as a file that runs without PyTorch, and compare it with the model.

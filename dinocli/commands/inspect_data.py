@@ -32,7 +32,7 @@ def inspect_data(
     seed: Annotated[int | None, typer.Option(min=0, help="The seed of the training.")] = None,
     preset: Preset = "tiny",
     config: ConfigFile = None,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides = [],
     json: Json = False,
 ) -> None:
     """Draw training images with their boxes exactly as the model gets them.

@@ -34,13 +34,13 @@ def inspect_mask(
     ] = None,
     num_gt: Annotated[
         list[int], typer.Option("--num-gt", min=0, help="Annotated objects of one image; repeat it for a batch.")
-    ] = [],  # noqa: B006
+    ] = [],
     data: Annotated[
         Path | None, typer.Option("--data", help="A data folder: the mask of the first batch that is trained on.")
     ] = None,
     images: Annotated[
         list[str], typer.Option("--images", help="An image of --data, by its file name; repeat it for a batch.")
-    ] = [],  # noqa: B006
+    ] = [],
     query: Annotated[
         int | None, typer.Option("--query", help="Explain one row in words: what the query is, whom it may see.")
     ] = None,
@@ -48,7 +48,7 @@ def inspect_mask(
         Path | None, typer.Option("--out", "-o", help="A .png, .svg or .html file; the last two explain each row.")
     ] = None,
     config: ConfigFile = None,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides = [],
     json: Json = False,
 ) -> None:
     """Show who may attend to whom in the decoder during training.

@@ -13,7 +13,7 @@ def presets(
             help="Print all settings of this one as TOML, each with its comment.", autocompletion=preset_names
         ),
     ] = None,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides = [],
     json: Json = False,
 ) -> None:
     """List the presets, or print every setting of one with its comment.

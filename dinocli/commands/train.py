@@ -93,7 +93,7 @@ def train(
     freeze: Annotated[
         list[str],
         typer.Option(help="Part that stays as it is: backbone, neck, encoder, …; repeatable.", rich_help_panel=START),
-    ] = [],  # noqa: B006
+    ] = [],
     resume: Annotated[
         str | None, typer.Option(metavar="auto|PATH", help="Continue a run from a checkpoint.", rich_help_panel=RUN)
     ] = None,
@@ -128,7 +128,7 @@ def train(
     workers: Annotated[int | None, typer.Option(help="Data loading workers.", rich_help_panel=MACHINE)] = None,
     amp: Amp = "",
     config: ConfigFile = None,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides = [],
 ) -> None:
     """Train on your data, or, without --data, on images that dino draws itself.
 

@@ -2,9 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -17,31 +15,6 @@ SMALL = [
     "model.denoising.num_pairs=20", "data.train_scales=[64]", "data.crop_chance=0.0", "data.max_size=96",
     "data.eval_scale=64", "data.workers=0",
 ]  # fmt: skip
-
-
-class Result(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def dino(monkeypatch, capsys, tmp_path) -> Callable[..., Result]:
-    """`dino("predict", "a.jpg")` runs in an empty folder, exit codes and error lines as the real command has them."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["dino", *map(str, arguments)])
-        try:
-            app.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return Result(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ def folder(make_coco, tmp_path):
         seed = 1 if i in (2, 3) else i
         grain = np.random.default_rng(seed).integers(0, 255, (12, 16, 3), dtype=np.uint8)
         image = Image.fromarray(grain).resize((64, 48))
-        image.point(lambda level: level * 0.99 if i == 3 else level).save(tmp_path / "train2017" / f"{i:04d}.png")  # noqa: B023
+        image.point(lambda level, dim=0.99 if i == 3 else 1: level * dim).save(tmp_path / "train2017" / f"{i:04d}.png")
     return tmp_path
 
 

@@ -1,20 +1,17 @@
 """A detector as ONNX, written by hand in milliseconds: known boxes, and scores that follow the brightest pixel."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
-
-from dinocli import app
 
 INFO = {
     "schema": 1, "names": ["disc", "ring"], "ids": [1, 2], "canvas": [96, 128], "pixels": "uint8", "eval_scale": 64,
     "max_size": 110, "nms_iou": 0.5, "max_dets": 3, "threshold": 0.3, "precision": "float32", "data": {},
 }  # fmt: skip
+NOTHING_ELSE: dict = {}
 SHARES = np.array([[0.1, 0.2, 0.5, 0.6], [0.12, 0.2, 0.5, 0.6], [0.0, 0.0, 0.25, 1.0]], np.float32)  # of the image
 LABELS, SCORES = [0, 0, 1], [0.9, 0.8, 0.2]
 
@@ -27,7 +24,7 @@ def write_onnx(tmp_path) -> Callable[..., Path]:
     from onnx import TensorProto as T
     from onnx import helper, numpy_helper
 
-    def write(info: dict | None = {}, name: str = "hand.onnx") -> Path:  # noqa: B006
+    def write(info: dict | None = NOTHING_ELSE, name: str = "hand.onnx") -> Path:
         node = helper.make_node
         constants = {
             "columns": np.array([1, 0, 1, 0]), "shares": SHARES[None], "labels_": np.array([LABELS]), "axis": [1],
@@ -58,25 +55,3 @@ def write_onnx(tmp_path) -> Callable[..., Path]:
         return tmp_path / name
 
     return write
-
-
-class Result(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def dino(monkeypatch, capsys, tmp_path) -> Callable[..., Result]:
-    """`dino("export", "bundled", "--out", "m.onnx")` runs in an empty folder, as the real command."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["dino", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            app.main()
-        return Result(int(end.value.code or 0), *capsys.readouterr())
-
-    return run
