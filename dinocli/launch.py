@@ -67,8 +67,16 @@ def _pass_on(agent: LocalElasticAgent, number: int) -> None:
 
 
 def _exit_code(failures: dict[int, Any]) -> int:
-    """The code of the rank that failed first, whose own message is above; a signal is said here."""
-    rank = min(failures, key=lambda rank: (failures[rank].exitcode >= 0, failures[rank].timestamp))
+    """The code of the rank that failed first, whose own message is above; a signal is said here.
+
+    A rank that SIGTERM ended counts last: the agent sends it to the others once one has failed.
+    """
+
+    def order(rank: int) -> tuple[bool, bool, int]:
+        code = failures[rank].exitcode
+        return code == -signal.SIGTERM, code >= 0, failures[rank].timestamp
+
+    rank = min(failures, key=order)
     code = failures[rank].exitcode
     if code < 0:
         name = signal.Signals(-code).name

@@ -67,8 +67,8 @@ def make(folder: Path, scheme: str) -> Path:
 def learn(dino):
     def run(folder: Path, out: Path, epochs: int) -> Path:
         changes = [part for setting in [*QUIET, f"train.eval_every_epochs={epochs}"] for part in ("--set", setting)]
-        result = dino("train", "--preset", "tiny", "--data", folder, "--output-dir", out, "--epochs", epochs,
-                      "--batch-size", 1, *changes)  # fmt: skip
+        result = dino("train", "--preset", "tiny", "--weights", "cells", "--data", folder, "--output-dir", out,
+                      "--epochs", epochs, "--batch-size", 1, *changes)  # fmt: skip
         assert result.code == 0, result.err
         return out / "best.safetensors"
 

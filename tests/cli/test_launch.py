@@ -1,0 +1,25 @@
+"""What `dino train --gpus N` says and returns when ranks fail."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from dinocli.launch import _exit_code
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected", "message"),
+    [
+        ({0: 143, 1: 143}, 143, ""),
+        ({0: -15, 1: 143}, 143, ""),  # saved and ended; the agent was quicker than the other rank's end
+        ({0: -15, 1: -9}, 5, "rank 1 was ended by SIGKILL"),
+        ({0: 5, 1: -9}, 5, "rank 1 was ended by SIGKILL"),
+        ({0: -15, 1: 6}, 6, "rank 1 ended with exit code 6"),
+        ({0: -15, 1: -15}, 5, "rank 0 was ended by SIGTERM"),
+    ],
+)
+def test_the_rank_that_failed_is_told_from_those_that_were_ended_for_it(codes, expected, message, capsys):
+    failures = {rank: SimpleNamespace(exitcode=code, timestamp=rank) for rank, code in codes.items()}
+    assert _exit_code(failures) == expected
+    said = capsys.readouterr().err
+    assert message in said if message else said == ""
