@@ -17,10 +17,10 @@ from .data.batch import Batch, normalise
 from .data.images import loaded_rgb, read_image, to_rgb
 from .data.transforms import to_tensor
 from .errors import DataError, DivergedError, EnvironmentFault
-from .image_stream import as_batch, detect_stream, prepare
 from .model.dino import DINO, DinoOutput
 from .model.inference import for_inference
-from .slices import Slicing
+from .stream.images import as_batch, detect_stream, prepare
+from .stream.slices import Slicing
 from .structures import Predictions, Target
 from .system.device import keep_memory, pick_device, pick_precision
 from .weights.fetch.locate import locate
@@ -122,7 +122,7 @@ class Detector:
 
         Args:
             batch_size: the most at once, or `auto`.
-            slicing: cut pictures into slices; see `dinocore.slices`.
+            slicing: cut pictures into slices; see `dinocore.stream.slices`.
 
         Raises:
             DataError: a picture is none, or a file is not a picture.

@@ -5,10 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dinocore import image_stream, load_detector
+from dinocore import load_detector
 from dinocore.data.synthetic.smear import draw_smear
 from dinocore.errors import ConfigError, DataError
-from dinocore.image_stream import detect_stream, prepare, read_ahead
+from dinocore.stream import images as image_stream
+from dinocore.stream.images import detect_stream, prepare, read_ahead
 
 SIZES = [(160, 120), (120, 160), (160, 120), (128, 128), (160, 120), (120, 160), (160, 120)]
 

@@ -14,9 +14,9 @@ LAYERS = [
     "dinocore/model",
     "dinocore/matching", "dinocore/losses", "dinocore/data", "dinocore/weights/file",
     "dinocore/weights/convert", "dinocore/weights/fetch", "dinocore/weights/backbone", "dinocore/weights",
-    "dinocore/slices", "dinocore/image_stream", "dinocore/predict", "dinocore/evaluate",
+    "dinocore/stream/slices", "dinocore/stream/images", "dinocore/predict", "dinocore/evaluate",
     "dinocore/detections_io", "dinocore/draw", "dinocore/report", "dinocore/train", "dinocore/inspect",
-    "dinocore/export", "dinocore/video", "dinocore/serve", "dinocore/benchmark", "dinocli",
+    "dinocore/export", "dinocore/stream/video", "dinocore/serve", "dinocore/benchmark", "dinocli",
 ]  # fmt: skip
 SOURCES = sorted([*ROOT.glob("dinocore/**/*.py"), *ROOT.glob("dinocli/**/*.py")])
 

@@ -13,7 +13,7 @@ from dinocore.boxes import iou
 from dinocore.config import DataConfig
 from dinocore.data.synthetic.smear import draw_smear
 from dinocore.errors import ConfigError
-from dinocore.slices import Found, Slicing, merge, parse_slicing, shrink_factor
+from dinocore.stream.slices import Found, Slicing, merge, parse_slicing, shrink_factor
 
 
 @pytest.mark.parametrize("size", [(500, 8000), (3000, 4000), (640, 640), (769, 300), (641, 1281)])

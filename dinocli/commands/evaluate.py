@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dinocore.evaluate.bootstrap import Interval
     from dinocore.evaluate.compare import Comparison, Difference
     from dinocore.predict import AnyDetector
-    from dinocore.slices import Slicing
+    from dinocore.stream.slices import Slicing
 
 
 def evaluate(
@@ -168,7 +168,7 @@ def compare_two(request: EvalRequest, pair: tuple[str, str], weights: str | None
 
 def _check(request: EvalRequest) -> None:
     """Refuse what cannot be done before any work."""
-    from dinocore.slices import parse_slicing
+    from dinocore.stream.slices import parse_slicing
 
     if request.slice is not None:
         parse_slicing(request.slice, request.overlap, DataConfig(), {})
@@ -182,7 +182,7 @@ def _check(request: EvalRequest) -> None:
 
 
 def _open(weights: str | None, request: EvalRequest) -> Source:
-    from dinocore.slices import parse_slicing
+    from dinocore.stream.slices import parse_slicing
     from dinocore.weights.file import load_facts
 
     detector, path = open_any_detector(weights, request.device, request.amp)

@@ -32,9 +32,9 @@ from ..weights_option import is_exported, open_any_detector
 
 if TYPE_CHECKING:
     from dinocore.detections_io import Found
-    from dinocore.image_stream import PreparedImage
     from dinocore.predict import AnyDetector
-    from dinocore.slices import Slicing
+    from dinocore.stream.images import PreparedImage
+    from dinocore.stream.slices import Slicing
 
 
 def predict(
@@ -178,7 +178,7 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
 
 def open_work(request: PredictRequest, weights: str | None, device: str, amp: str) -> Work:
     """Load the detector, with --max-dets, and decide how images are cut."""
-    from dinocore.slices import parse_slicing
+    from dinocore.stream.slices import parse_slicing
     from dinocore.weights.file import load_facts
 
     detector, path = open_any_detector(weights, device, amp)
@@ -243,8 +243,8 @@ def none_left(count: int, first: DataError) -> DataError:
 def check_request(request: PredictRequest) -> PredictRequest:
     """The same with its format, if it can be done; only what was asked for is checked."""
     from dinocore.detections_io import check_out, format_of
-    from dinocore.image_stream import check_batch_size
-    from dinocore.slices import parse_slicing
+    from dinocore.stream.images import check_batch_size
+    from dinocore.stream.slices import parse_slicing
 
     request = request._replace(format=format_of(request.format, request.out))
     check_batch_size(request.batch_size)
@@ -328,7 +328,7 @@ def detect_files(
         quiet: several ranks are at work, and rank 0 speaks at the end.
     """
     from dinocore.detections_io import as_found
-    from dinocore.image_stream import detect_stream
+    from dinocore.stream.images import detect_stream
 
     detector, request, passed, seen = work.detector, work.request, 0, -1.0
     threshold = request.threshold or 0.0
@@ -369,7 +369,7 @@ def _read(
     inputs: Iterable[Input], work: Work, ended: Callable[[], int], sizes: deque[tuple[int, int]]
 ) -> Iterator[PreparedImage | DataError]:
     """The images, until a signal comes; the size of each that can be read is added to `sizes`."""
-    from dinocore.image_stream import PreparedImage, read_ahead
+    from dinocore.stream.images import PreparedImage, read_ahead
 
     for image in read_ahead([item.path for item in inputs], work.detector.config.data, work.slicing):
         if isinstance(image, PreparedImage):
@@ -381,7 +381,7 @@ def _read(
 
 def shrinking(work: Work, name: str, size: tuple[int, int]) -> list[tuple[float, str]]:
     """By how much an image (height, width) is shrunk and its name, where that is by too much; else nothing."""
-    from dinocore.slices import SHRINKS_MUCH, shrink_factor
+    from dinocore.stream.slices import SHRINKS_MUCH, shrink_factor
 
     factor = 1.0 if work.slicing else shrink_factor(size, work.detector.config.data)
     return [(factor, name)] if factor > SHRINKS_MUCH else []

@@ -16,10 +16,10 @@ from dinocore.data.images import VIDEOS
 from dinocore.detections_io import as_found
 from dinocore.draw.boxes import Box, class_color, draw_boxes
 from dinocore.errors import ConfigError, DataError, Interrupted
-from dinocore.image_stream import PreparedImage, detect_stream, prepare
 from dinocore.predict import Detections
+from dinocore.stream.images import PreparedImage, detect_stream, prepare
+from dinocore.stream.video import Damaged, Film, FilmWriter, Frame, Tracker, open_film, require_trackers
 from dinocore.system.files import check_writable
-from dinocore.video import Damaged, Film, FilmWriter, Frame, Tracker, open_film, require_trackers
 from dinocore.words import counted
 
 from ..console import say, stderr, stdout, warn

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from ..data.annotations import Annotations
 from ..data.loaders import WHOLE, Part, begun, check_size, evaluation_batches
 from ..errors import DataError
-from ..image_stream import PreparedImage, detect_stream, read_ahead
 from ..predict import AnyDetector, Detections
-from ..slices import Slicing
+from ..stream.images import PreparedImage, detect_stream, read_ahead
+from ..stream.slices import Slicing
 from .backends import choose_backend, judge, mean_of_known
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

@@ -15,8 +15,8 @@ from ..data.images import decode_image
 from ..data.transforms import to_tensor
 from ..detections_io import as_found
 from ..errors import DataError, DinoError
-from ..image_stream import View, as_batch, prepare
 from ..predict import Detector
+from ..stream.images import View, as_batch, prepare
 from .batcher import Answer, Batcher
 from .metrics import Metrics
 

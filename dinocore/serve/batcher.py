@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..boxes import to_xyxy
-from ..image_stream import View, as_batch
 from ..predict import Detections, Detector
+from ..stream.images import View, as_batch
 
 
 class Answer(NamedTuple):

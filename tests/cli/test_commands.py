@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dinocore import image_stream
+from dinocore.stream import images as image_stream
 
 PICTURE = "val2017/smear_000008.jpg"
 

@@ -266,7 +266,7 @@ def test_tracks_keep_their_identity_through_a_crossing():
     import torch
 
     from dinocore.predict import Detections
-    from dinocore.video import Tracker
+    from dinocore.stream.video import Tracker
 
     track, seen = Tracker(25, 0.3), []
     for k in range(40):  # one goes right, one goes left a little below; their boxes cover each other at k = 20

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from .errors import DataError, EnvironmentFault
-from .predict import Detections
+from ..errors import DataError, EnvironmentFault
+from ..predict import Detections
 
 if TYPE_CHECKING:
     import av

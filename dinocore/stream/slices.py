@@ -19,10 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .boxes import area, iou
-from .config import DataConfig
-from .data.transforms import resized
-from .errors import ConfigError
+from ..boxes import area, iou
+from ..config import DataConfig
+from ..data.transforms import resized
+from ..errors import ConfigError
 
 AGREE = 0.5  # IoU, within what both slices see, of boxes of one object
 SURE_ENOUGH = 0.5  # an uncut box replaces a cut one whose score is at most 1 / 0.5 of its own

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .config import DataConfig
-from .data.batch import Batch, Sample, collate
-from .data.images import read_image
-from .data.loaders import begun, num_workers
-from .data.transforms import as_picture, resize, to_tensor
-from .errors import ConfigError, DataError
+from ..config import DataConfig
+from ..data.batch import Batch, Sample, collate
+from ..data.images import read_image
+from ..data.loaders import begun, num_workers
+from ..data.transforms import as_picture, resize, to_tensor
+from ..errors import ConfigError, DataError
+from ..structures import Target
+from ..system.parent import leave_signals_to_the_parent
 from .slices import Found, Slicing, Window, merge
-from .structures import Target
-from .system.parent import leave_signals_to_the_parent
 
 if TYPE_CHECKING:
-    from .predict import AnyDetector, Detections
+    from ..predict import AnyDetector, Detections
 
 PIXELS_PER_BATCH = {"cpu": 2 * 800 * 1333, "cuda": 16 * 800 * 1333}  # of --batch-size auto, and at most MOST images
 MOST = 64
