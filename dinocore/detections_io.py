@@ -42,7 +42,7 @@ class Row(TypedDict):
     detections: list[Detection]
 
 
-class Found(NamedTuple):
+class ImageResult(NamedTuple):
     """What was detected in one picture file."""
 
     file: str
@@ -53,7 +53,7 @@ class Found(NamedTuple):
 
 def as_found(
     file: str, size: tuple[int, int], detections: Detections, categories: Sequence[Category], threshold: float
-) -> Found:
+) -> ImageResult:
     """Detections of at least `threshold`, with names and original category ids; `size` is (height, width)."""
     rows = zip(detections.labels.tolist(), detections.scores.tolist(), detections.boxes_xyxy.tolist(), strict=True)
     kept: list[Detection] = [
@@ -66,11 +66,11 @@ def as_found(
         for label, score, box in rows
         if score >= threshold
     ]
-    return Found(file, size[1], size[0], kept)
+    return ImageResult(file, size[1], size[0], kept)
 
 
 def write_found(
-    found: Sequence[Found],
+    found: Sequence[ImageResult],
     categories: Sequence[Category],
     kind: str,
     out: Path,
@@ -131,7 +131,7 @@ def check_out(out: Path, kind: str) -> None:
         )
 
 
-def read_found(path: Path) -> list[Found]:
+def read_found(path: Path) -> list[ImageResult]:
     """What `write_found` wrote as json or jsonl.
 
     Raises:
@@ -140,8 +140,8 @@ def read_found(path: Path) -> list[Found]:
     try:
         content = path.read_bytes()
         if path.suffix.lower() == ".jsonl":
-            return [Found(**row) for row in msgspec.json.Decoder(Row).decode_lines(content)]
-        return [Found(**row) for row in msgspec.json.decode(content, type=list[Row])]
+            return [ImageResult(**row) for row in msgspec.json.Decoder(Row).decode_lines(content)]
+        return [ImageResult(**row) for row in msgspec.json.decode(content, type=list[Row])]
     except OSError as error:
         raise DataError(f"it cannot be read: {error.strerror}", code="DATA-RESULTS", where=path, fix=OTHER) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -149,16 +149,16 @@ def read_found(path: Path) -> list[Found]:
         raise DataError(what, code="DATA-RESULTS", where=path, fix=OTHER) from None
 
 
-def _json(found: Sequence[Found]) -> str:
+def _json(found: Sequence[ImageResult]) -> str:
     return json.dumps([item._asdict() for item in found], indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def json_lines(found: Sequence[Found]) -> str:
+def json_lines(found: Sequence[ImageResult]) -> str:
     """One JSON object a line for each picture."""
     return "".join(json.dumps(item._asdict(), ensure_ascii=False, allow_nan=False) + "\n" for item in found)
 
 
-def _coco(found: Sequence[Found], categories: Sequence[Category]) -> str:
+def _coco(found: Sequence[ImageResult], categories: Sequence[Category]) -> str:
     """A complete COCO file: pictures are numbered from 1, detections are annotations with a score."""
     images = [{"id": i, "file_name": f.file, "width": f.width, "height": f.height} for i, f in enumerate(found, 1)]
     annotations = []
@@ -174,7 +174,7 @@ def _coco(found: Sequence[Found], categories: Sequence[Category]) -> str:
     return json.dumps({"images": images, "annotations": annotations, "categories": kinds}, allow_nan=False) + "\n"
 
 
-def _csv(found: Sequence[Found]) -> str:
+def _csv(found: Sequence[ImageResult]) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["file", "label", "category_id", "score", "x0", "y0", "x1", "y1"])
@@ -184,7 +184,7 @@ def _csv(found: Sequence[Found]) -> str:
     return text.getvalue()
 
 
-def _yolo(item: Found, categories: Sequence[Category]) -> str:
+def _yolo(item: ImageResult, categories: Sequence[Category]) -> str:
     """Lines of `class cx cy w h score`, shares of the picture; classes are numbered as in classes.txt."""
     numbers = {category.id: k for k, category in enumerate(categories)}
     lines = []
@@ -196,7 +196,7 @@ def _yolo(item: Found, categories: Sequence[Category]) -> str:
     return "".join(lines)
 
 
-def _labelme(item: Found, folder: Path) -> str:
+def _labelme(item: ImageResult, folder: Path) -> str:
     """labelme opens `imagePath` from the folder of its JSON file."""
     shapes = [
         {"label": d["label"], "shape_type": "rectangle", "points": [d["box_xyxy"][:2], d["box_xyxy"][2:]],

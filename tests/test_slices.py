@@ -13,7 +13,7 @@ from dinocore.boxes import iou
 from dinocore.config import DataConfig
 from dinocore.data.synthetic.smear import draw_smear
 from dinocore.errors import ConfigError
-from dinocore.stream.slices import Found, Slicing, merge, parse_slicing, shrink_factor
+from dinocore.stream.slices import Slicing, WindowDetections, merge, parse_slicing, shrink_factor
 
 
 @pytest.mark.parametrize("size", [(500, 8000), (3000, 4000), (640, 640), (769, 300), (641, 1281)])
@@ -51,7 +51,7 @@ def seen(truth, windows, generator, jitter=1.5):
             labels.append(label)
             scores.append(0.5 + 0.5 * float(torch.rand((), generator=generator)))
             window.append(w)
-    return Found(torch.tensor(labels), torch.tensor(scores), torch.stack(boxes), torch.tensor(window))
+    return WindowDetections(torch.tensor(labels), torch.tensor(scores), torch.stack(boxes), torch.tensor(window))
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -85,7 +85,7 @@ def test_an_object_longer_than_any_slice_is_joined_even_where_the_whole_image_mi
 def test_two_objects_that_overlap_in_one_slice_both_stay():
     windows = Slicing(200, 0.25).windows((200, 700))
     boxes = torch.tensor([[20.0, 20, 60, 60], [24.0, 20, 64, 60]])
-    found = Found(torch.zeros(2, dtype=torch.int64), torch.tensor([0.9, 0.8]), boxes, torch.tensor([1, 1]))
+    found = WindowDetections(torch.zeros(2, dtype=torch.int64), torch.tensor([0.9, 0.8]), boxes, torch.tensor([1, 1]))
     assert len(merge(found, windows)[0]) == 2
 
 

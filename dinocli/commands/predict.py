@@ -31,7 +31,7 @@ from ..signals import ending_early
 from ..weights_option import is_exported, open_any_detector
 
 if TYPE_CHECKING:
-    from dinocore.detections_io import Found
+    from dinocore.detections_io import ImageResult
     from dinocore.predict import AnyDetector
     from dinocore.stream.images import PreparedImage
     from dinocore.stream.slices import Slicing
@@ -264,7 +264,7 @@ def check_request(request: PredictRequest) -> PredictRequest:
     return request
 
 
-def _before(request: PredictRequest, inputs: Sequence[Input]) -> list[Found]:
+def _before(request: PredictRequest, inputs: Sequence[Input]) -> list[ImageResult]:
     """What an earlier command found of these pictures, with --resume."""
     from dinocore.detections_io import read_found
 
@@ -277,8 +277,8 @@ def _before(request: PredictRequest, inputs: Sequence[Input]) -> list[Found]:
 
 
 def _detect_or_keep(
-    work: Work, inputs: Sequence[Input], before: Sequence[Found]
-) -> tuple[list[Found], list[DataError]]:
+    work: Work, inputs: Sequence[Input], before: Sequence[ImageResult]
+) -> tuple[list[ImageResult], list[DataError]]:
     """All that is found, in the order of the inputs, and why pictures could not be read.
 
     It is written now and then, and when a signal comes.
@@ -319,7 +319,7 @@ def _so_far(done: int, count: int, request: PredictRequest) -> str:
 
 def detect_files(
     work: Work, inputs: Mapping[Input, str], ended: Callable[[], int], quiet: bool = False
-) -> Iterator[Found | DataError]:
+) -> Iterator[ImageResult | DataError]:
     """What was found in each picture, or why it could not be read; drawn, under its name, where that is asked for.
 
     Args:
@@ -398,7 +398,7 @@ def warn_of_shrinking(shrunk: Sequence[tuple[float, str]]) -> None:
     warn(f"{which} {verb} shrunk by {times} for the model, so small objects are lost; try --slice auto")
 
 
-def _draw(picture: Image, found: Found, detector: AnyDetector, path: Path) -> None:
+def _draw(picture: Image, found: ImageResult, detector: AnyDetector, path: Path) -> None:
     numbers = {category.name: k for k, category in enumerate(detector.categories)}
     boxes = [
         Box(d["box_xyxy"], class_color(numbers[d["label"]]), f"{d['label']} {d['score']:.2f}")
@@ -408,7 +408,7 @@ def _draw(picture: Image, found: Found, detector: AnyDetector, path: Path) -> No
     write_atomically(path, lambda temporary: drawn.save(temporary, "JPEG", quality=92))
 
 
-def _show(found: Sequence[Found]) -> None:
+def _show(found: Sequence[ImageResult]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("file", "label"):
         table.add_column(title, overflow="fold")

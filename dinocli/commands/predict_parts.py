@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from dinocore.detections_io import Found, json_lines, output_stems, write_found
+from dinocore.detections_io import ImageResult, json_lines, output_stems, write_found
 from dinocore.errors import ConfigError, DataError, Interrupted
 from dinocore.system.files import write_atomically, write_text
 from dinocore.system.processes import rank_number, world_size
@@ -162,5 +162,5 @@ def _rows(parts: Sequence[Path]) -> Iterator[dict[str, Any]]:
             yield from map(json.loads, file)
 
 
-def _found(parts: Sequence[Path]) -> Iterator[Found]:
-    return (Found(**row) for row in _rows(parts) if "error" not in row)
+def _found(parts: Sequence[Path]) -> Iterator[ImageResult]:
+    return (ImageResult(**row) for row in _rows(parts) if "error" not in row)

@@ -25,7 +25,7 @@ class Objects(NamedTuple):
     crowd: np.ndarray  # (M,) bool
 
 
-class Found(NamedTuple):
+class RankedDetections(NamedTuple):
     """D detections by picture, class and falling score, at most 100 of a class in a picture."""
 
     picture: np.ndarray  # (D,) index
@@ -49,7 +49,7 @@ class Matches(NamedTuple):
     categories: list[Category]  # K, by id
     image_ids: np.ndarray  # (I,) by id
     objects: Objects
-    found: Found
+    found: RankedDetections
     pairs: Pairs
     counts: np.ndarray  # (A, M) bool: an object to be found: no crowd, and of this size
     right: np.ndarray  # (A, T, D) bool: takes such an object
@@ -133,7 +133,7 @@ def assign(pairs: Pairs, turn: np.ndarray, limits: np.ndarray, counts: np.ndarra
     return won
 
 
-def overlaps(found: Found, objects: Objects, num_images: int) -> Pairs:
+def overlaps(found: RankedDetections, objects: Objects, num_images: int) -> Pairs:
     """All detections and objects of the same picture whose IoU is at least 0.1."""
     per_image = np.bincount(objects.picture, minlength=num_images)
     first = np.cumsum(per_image) - per_image  # (I,) a picture's first object
@@ -188,7 +188,7 @@ def _objects(annotations: Annotations, image_ids: np.ndarray, categories: list[C
     return Objects(picture[order], renumber[annotations.labels[known]][order], boxes, area, crowd)
 
 
-def _found(results: Sequence[dict[str, Any]], image_ids: np.ndarray, categories: list[Category]) -> Found:
+def _found(results: Sequence[dict[str, Any]], image_ids: np.ndarray, categories: list[Category]) -> RankedDetections:
     place = {category.id: k for k, category in enumerate(categories)}
     rows = [row for row in results if row["category_id"] in place]
     owner = np.array([row["image_id"] for row in rows], dtype=np.int64)
@@ -201,4 +201,4 @@ def _found(results: Sequence[dict[str, Any]], image_ids: np.ndarray, categories:
     first = np.searchsorted(group, group)
     turn = np.arange(len(order)) - first
     keep = order[turn < MOST]
-    return Found(picture[keep], label[keep], boxes[keep], score[keep], turn[turn < MOST])
+    return RankedDetections(picture[keep], label[keep], boxes[keep], score[keep], turn[turn < MOST])

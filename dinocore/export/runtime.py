@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 Run = Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]
 
 
-class Found(NamedTuple):
+class ExportedDetections(NamedTuple):
     """The objects found in one image, best first."""
 
     labels: np.ndarray  # (n,) int64, index into `info["names"]` and `info["ids"]`
@@ -54,11 +54,13 @@ class ExportedDetector:
         if self.info.get("schema") != 1:
             raise ValueError(f"{path} was not written by this version of `dino export`; export the weights again")
 
-    def __call__(self, image: str | Path | Image.Image | np.ndarray, threshold: float | None = None) -> Found:
+    def __call__(
+        self, image: str | Path | Image.Image | np.ndarray, threshold: float | None = None
+    ) -> ExportedDetections:
         """Detect in a file, a Pillow image or an RGB array (H, W, 3) of uint8; only scores from `threshold` on."""
         return self.detect([image], threshold)[0]
 
-    def detect(self, images: Sequence[Any], threshold: float | None = None) -> list[Found]:
+    def detect(self, images: Sequence[Any], threshold: float | None = None) -> list[ExportedDetections]:
         """The same for several images in one call of the runtime."""
         upright = [load(image) for image in images]
         inputs = [image.resize(self.input_size(image.size), Image.Resampling.BILINEAR) for image in upright]
@@ -71,7 +73,7 @@ class ExportedDetector:
             labels, scores, boxes = rows
             boxes = boxes * (np.array(image.size * 2, np.float32) / np.array([width, height] * 2, np.float32))
             kept = [i for i in suppress(boxes, labels, self.info["nms_iou"]) if scores[i] >= floor]
-            found.append(Found(labels[kept], scores[kept], boxes[kept]))
+            found.append(ExportedDetections(labels[kept], scores[kept], boxes[kept]))
         return found
 
     def run(self, images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ from ..data.transforms import as_picture, resize, to_tensor
 from ..errors import ConfigError, DataError
 from ..structures import Target
 from ..system.parent import leave_signals_to_the_parent
-from .slices import Found, Slicing, Window, merge
+from .slices import Slicing, Window, WindowDetections, merge
 
 if TYPE_CHECKING:
     from ..predict import AnyDetector, Detections
@@ -190,7 +190,7 @@ class _Pending:
             return self.found[0]
         parts = [self.found[k] for k in range(self.count)]
         shifts = [torch.tensor([x, y, x, y]) for x, y, _, _ in self.windows]
-        found = Found(
+        found = WindowDetections(
             torch.cat([part.labels for part in parts]),
             torch.cat([part.scores for part in parts]),
             torch.cat([part.boxes_xyxy + shift for part, shift in zip(parts, shifts, strict=True)]),

@@ -88,7 +88,7 @@ def shrink_factor(size: tuple[int, int], config: DataConfig) -> float:
     return max(size) / max(resized(size, config.eval_scale, config.max_size))
 
 
-class Found(NamedTuple):
+class WindowDetections(NamedTuple):
     """What was found in all windows of an image, in pixels of the image."""
 
     labels: Tensor  # (n,) int64
@@ -96,12 +96,12 @@ class Found(NamedTuple):
     boxes: Tensor  # (n, 4) xyxy
     window: Tensor  # (n,) int64, the number of the window that each comes from
 
-    def take(self, chosen: Tensor) -> "Found":
+    def take(self, chosen: Tensor) -> "WindowDetections":
         """Those at an index or where a mask is True."""
-        return Found(*(part[chosen] for part in self))
+        return WindowDetections(*(part[chosen] for part in self))
 
 
-def merge(found: Found, windows: Sequence[Window]) -> tuple[Tensor, Tensor, Tensor]:
+def merge(found: WindowDetections, windows: Sequence[Window]) -> tuple[Tensor, Tensor, Tensor]:
     """Merge what all windows found: labels (n,), scores (n,), boxes_xyxy (n, 4), best first.
 
     Args:
@@ -136,7 +136,7 @@ def merge(found: Found, windows: Sequence[Window]) -> tuple[Tensor, Tensor, Tens
     return found.labels[keep][order], scores[keep][order], boxes[keep][order]
 
 
-def _worth_comparing(found: Found, areas: Tensor) -> Tensor:
+def _worth_comparing(found: WindowDetections, areas: Tensor) -> Tensor:
     """All of the slices, and of the whole image what is larger than the overlap of neighbours, (n,) bool."""
     sides = (found.boxes[:, 2:] - found.boxes[:, :2]).amax(1)
     return (found.window > 0) | (sides > _overlap(areas))
@@ -153,19 +153,19 @@ def _overlap(areas: Tensor) -> float:
     return min(least, default=0.0)
 
 
-def _cut(found: Found, areas: Tensor) -> Tensor:
+def _cut(found: WindowDetections, areas: Tensor) -> Tensor:
     """Which boxes end at an edge of their slice that is not the image's, (n,) bool."""
     return _cut_edges(found, areas).any(1)
 
 
-def _cut_edges(found: Found, areas: Tensor) -> Tensor:
+def _cut_edges(found: WindowDetections, areas: Tensor) -> Tensor:
     """At which of its four edges each box is cut, (n, 4) bool."""
     own = areas[found.window]  # (n, 4)
     margin = NEAR_EDGE * (own[:, 2:] - own[:, :2]).amax(1, keepdim=True).clamp(min=1)
     return ((found.boxes - own).abs() <= margin) & (own != areas[0])
 
 
-def _sliver(found: Found, areas: Tensor) -> Tensor:
+def _sliver(found: WindowDetections, areas: Tensor) -> Tensor:
     """Boxes so narrow across a cut that a neighbour sees all of them: where it does not agree, they are none."""
     edges = _cut_edges(found, areas)
     sides = found.boxes[:, 2:] - found.boxes[:, :2]
@@ -173,7 +173,7 @@ def _sliver(found: Found, areas: Tensor) -> Tensor:
     return across.any(1)
 
 
-def _agreeing(found: Found, areas: Tensor) -> Tensor:
+def _agreeing(found: WindowDetections, areas: Tensor) -> Tensor:
     """Pairs (p, 2) of boxes of one class and two windows that agree about what both windows see."""
     rows = [(found.window == w).nonzero()[:, 0] for w in range(len(areas))]
     pairs = [torch.zeros(0, 2, dtype=torch.int64)]

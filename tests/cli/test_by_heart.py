@@ -110,7 +110,7 @@ def test_d8_pictures_are_learned_by_heart_and_answered_in_the_ids_of_any_file(le
         differing = [key for key, value in few[scheme].items() if not value.equal(few["from 0"][key])]
         assert not differing, (scheme, differing[:3])
         if weights is None:
-            weights = load_weights(learn(folder, tmp_path / "run", 100))
+            weights = load_weights(learn(folder, tmp_path / "run", 140))
         categories = open_dataset(DataConfig(path=str(folder))).train.categories
         save_weights(tmp_path / "w.safetensors", weights.tensors, weights.config, categories, {})
         answers_in_ids_of(tmp_path / "w.safetensors", folder, file)
@@ -119,6 +119,6 @@ def test_d8_pictures_are_learned_by_heart_and_answered_in_the_ids_of_any_file(le
 @pytest.mark.slow
 def test_d8_d10_an_unused_class_and_a_heading_change_nothing_about_it(learn, answers_in_ids_of, tmp_path):
     file = make(tmp_path / "data", "unused, gaps, roboflow")
-    weights = learn(tmp_path / "data", tmp_path / "run", 100)
+    weights = learn(tmp_path / "data", tmp_path / "run", 140)
     assert [c.id for c in load_weights(weights).categories] == [3, 7, 90, 95]
     answers_in_ids_of(weights, tmp_path / "data", file)
