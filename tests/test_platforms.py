@@ -17,7 +17,7 @@ import dinocli.commands.check_data, dinocli.commands.predict, dinocli.commands.t
 from dinocli.signals import EXIT_CODES, StopRequest
 from dinocore.data.dataset import open_dataset
 from dinocore.data.loaders import begun
-from dinocore.system.device import peak_memory_mb
+from dinocore.system.memory import peak_memory_mb
 from dinocore.system.parent import leave_signals_to_the_parent
 
 assert sorted(EXIT_CODES.values()) == [130, 143]

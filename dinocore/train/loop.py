@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from ..data.loaders import num_workers, steps_per_epoch
 from ..errors import ConfigError, DataError, DivergedError, EnvironmentFault, Interrupted, OutOfMemory
-from ..system.device import float32_throughout, keep_memory, peak_memory_mb
+from ..system.device import float32_throughout
+from ..system.memory import keep_memory, peak_memory_mb
 from .batches import StepBatches, step_batches
 from .checkpointer import Checkpointer
 from .context import RunContext, describe, fingerprint
