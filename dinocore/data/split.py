@@ -1,4 +1,4 @@
-"""Where the annotations and pictures of a split are, what they say, and which files may be opened."""
+"""Where the annotations and images of a split are, what they say, and which files may be opened."""
 
 import os
 import re
@@ -25,13 +25,13 @@ class Category(NamedTuple):
 
 
 class Split(NamedTuple):
-    """One set of annotations, and where its pictures may be."""
+    """One set of annotations, and where its images may be."""
 
     annotations: Path  # a COCO file, YOLO's data.yaml, or VOC's folder of XML files
     image_roots: list[Path]  # tried in this order
     format: str = "coco"  # or yolo, voc
-    folder: Path | None = None  # nothing outside of it is opened; None: the pictures' own folder
-    listing: tuple[Path, ...] = ()  # YOLO: folders and lists of pictures; VOC: a list of names, or all
+    folder: Path | None = None  # nothing outside of it is opened; None: the images' own folder
+    listing: tuple[Path, ...] = ()  # YOLO: folders and lists of images; VOC: a list of names, or all
     classes: tuple[str, ...] = ()  # YOLO and VOC: their names in order
     first_pixel: int | None = None  # VOC: the number of the first column and row; None: nobody can tell
     keypoints: tuple[int, int] | None = None  # YOLO's kpt_shape: how many each line has, and numbers of each
@@ -112,7 +112,7 @@ def clean_name(name: Any) -> str:
 
 
 class Table(NamedTuple):
-    """What the files of a split say, each value looked at alone: I pictures, M objects."""
+    """What the files of a split say, each value looked at alone: I images, M objects."""
 
     categories: list[Category]
     headings: frozenset[str]  # names that are another category's supercategory
@@ -125,7 +125,7 @@ class Table(NamedTuple):
     area: np.ndarray  # (M,) float64, NaN where not said
     crowd: np.ndarray  # (M,) bool
     name: Callable[[int], str]  # what to call an object
-    in_shares: bool = False  # boxes are shares of the picture
+    in_shares: bool = False  # boxes are shares of the image
 
     def objects(self, keep: np.ndarray) -> "Table":
         """Only those objects, given as a mask or as indices."""
@@ -136,7 +136,7 @@ class Table(NamedTuple):
         )  # fmt: skip
 
     def images(self, keep: np.ndarray) -> "Table":
-        """Only those pictures, given as a mask or as indices."""
+        """Only those images, given as a mask or as indices."""
         rows = np.arange(len(self.file_names))[keep]
         names = [self.file_names[i] for i in rows.tolist()]
         return self._replace(image_ids=self.image_ids[rows], file_names=names, sizes=self.sizes[rows])
@@ -153,7 +153,7 @@ def stays_inside(name: str) -> bool:
     return not absolute and ".." not in path.parts and "\0" not in name and bool(path.parts)
 
 
-class Fence:
+class PathGuard:
     """Which files may be opened: regular ones whose true place is within a folder. Looks at names, opens nothing."""
 
     def __init__(self, folder: Path, follow_symlinks: bool):

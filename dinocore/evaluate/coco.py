@@ -5,7 +5,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from ..data.annotations import Annotations
-from ..data.loaders import WHOLE, Part, begun, check_size, evaluation_batches
+from ..data.loaders import WHOLE, Part, check_size, evaluation_batches, start_workers
 from ..errors import DataError
 from ..predict import AnyDetector, Detections
 from ..stream.images import PreparedImage, detect_stream, read_ahead
@@ -36,7 +36,7 @@ def detect_all(
     if slicing is not None:
         yield from _detect_in_slices(detector, annotations, part, slicing)
         return
-    for batch, problems in begun(evaluation_batches(annotations, detector.config.data, part=part)):
+    for batch, problems in start_workers(evaluation_batches(annotations, detector.config.data, part=part)):
         results = []
         if batch is not None:
             found = detector.detect_batch(batch)

@@ -12,7 +12,7 @@ from ...config import DataConfig
 from ...errors import DataError
 from ..formats.coco import is_area, is_crowd, is_number, is_side
 from ..images import image_size
-from ..split import Fence, stays_inside
+from ..split import PathGuard, stays_inside
 
 Rows = list[dict[str, Any]]
 
@@ -34,7 +34,7 @@ class Repair:
     def __init__(self, document: Any, root: Path, folder: Path, config: DataConfig):
         self.document = document if isinstance(document, dict) else {}
         self.root = root
-        self.fence = Fence(folder, config.follow_symlinks)
+        self.guard = PathGuard(folder, config.follow_symlinks)
         self.config = config
         self.changes: list[Change] = []
         self.renumbered: dict[str, dict[str, int]] = {"images": {}, "categories": {}, "annotations": {}}  # texts as ids
@@ -86,11 +86,11 @@ class Repair:
             return self._say("images", n, row, "dropped: no `file_name`", name)
         if not stays_inside(name.replace("\\", "/")):
             own = last_part(name)  # of a path on another machine
-            if self.fence.look(f"{self.root}/{own}") != "ok":
+            if self.guard.look(f"{self.root}/{own}") != "ok":
                 return self._say("images", n, row, "dropped: no `file_name` within the data folder", name)
-            self._say("images", n, row, "`file_name` made that of the picture in the folder", name, own)
+            self._say("images", n, row, "`file_name` made that of the image in the folder", name, own)
             name = row["file_name"] = own
-        if (state := self.fence.look(f"{self.root}/{name.replace(chr(92), '/')}")) != "ok":
+        if (state := self.guard.look(f"{self.root}/{name.replace(chr(92), '/')}")) != "ok":
             why = "there is no such file" if state == "missing" else "a link leads out of the data folder"
             return self._say("images", n, row, f"dropped: {why}", name)
         if not all(is_side(row.get(key)) for key in ("width", "height")):
@@ -129,7 +129,7 @@ class Repair:
             return self._say("annotations", n, row, "dropped: no width or height", box)
         clipped = _clip(values, sizes[row["image_id"]])
         if min(clipped[2:]) <= 0:
-            return self._say("annotations", n, row, "dropped: outside its picture", box)
+            return self._say("annotations", n, row, "dropped: outside its image", box)
         self._fill(n, row, clipped)
         return True
 
@@ -137,7 +137,7 @@ class Repair:
         """The box as it is to be, and what goes with it."""
         changed = box != row["bbox"]
         if changed:
-            self._say("annotations", n, row, "box clipped to its picture", row["bbox"], box)
+            self._say("annotations", n, row, "box clipped to its image", row["bbox"], box)
             row["bbox"] = box
         if changed or not is_area(row.get("area")):
             self._say("annotations", n, row, "`area` made width x height", row.get("area"), box[2] * box[3])
@@ -178,7 +178,7 @@ def last_part(name: str) -> str:
 
 
 def likely_root(document: Any, roots: Sequence[Path]) -> Path | None:
-    """The folder that has one of the first pictures by its own name."""
+    """The folder that has one of the first images by its own name."""
     rows = document.get("images") if isinstance(document, dict) else None
     names = [row.get("file_name") for row in (rows if isinstance(rows, list) else [])[:20] if isinstance(row, dict)]
     own = [last_part(name) for name in names if isinstance(name, str) and stays_inside(last_part(name))]
