@@ -86,7 +86,7 @@ def open_split(config: DataConfig, split: str, categories: Sequence[Category] | 
     """
     folder = Path(config.path) if config.path else sample_folder(config.sample_images)
     layout = find_layout(folder, config.follow_symlinks)
-    splits = layout.splits()
+    splits = layout.splits() | ({"test": layout.val} if layout.val_is_test and layout.val else {})
     if layout.val is None and layout.trainable and config.val_fraction and split in ("train", "val"):
         train, val = hold_out(read_annotations(layout.train, config=config), config)
         chosen = {"train": train, "val": val}[split]

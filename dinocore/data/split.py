@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 
 WORDS = {"train": ("train", "training", "trainval"), "val": ("val", "valid", "validation", "validate", "dev"),
          "test": ("test", "testing")}  # what the splits are called in names of files and folders  # fmt: skip
@@ -43,9 +43,10 @@ class Layout(NamedTuple):
     kind: str
     train: Split  # that of validation where there is none
     val: Split | None  # None: the folder has no split to evaluate on
-    test: Split | None = None  # None too where the test split stands in for validation
+    test: Split | None = None  # see val_is_test
     trainable: bool = True  # False: there is no training split
     missing: str = ""  # why there is no validation split, where the data set names one
+    val_is_test: bool = False  # the test split stands in for validation
 
     def splits(self) -> dict[str, Split]:
         """Those that are there."""
@@ -59,6 +60,15 @@ class Layout(NamedTuple):
             return "no training split"
         why = f" ({self.missing})" if self.missing else ""
         return "" if self.val else f"no validation split{why}; evaluation uses the training images"
+
+
+def check_split(name: str) -> None:
+    """
+    Raises:
+        ConfigError: it is not the name of a split.
+    """
+    if name not in WORDS:
+        raise ConfigError(f"there is no split `{name}`; choose {', '.join(list(WORDS)[:-1])} or {list(WORDS)[-1]}")
 
 
 def split_told_by(name: str) -> str:
@@ -76,10 +86,11 @@ def layout_of(kind: str, made: Mapping[str, Split], missing: str = "") -> Layout
     train, val, test = (made.get(name) for name in ("train", "val", "test"))
     if train is not None and val == train:
         val, missing = None, "`train` and `val` are the same images"
-    if val is None and test != train:
+    val_is_test = val is None and test is not None and test != train
+    if val_is_test:
         val, test = test, None
     first = train or val
-    return Layout(kind, first, val, test, train is not None, missing) if first else None
+    return Layout(kind, first, val, test, train is not None, missing, val_is_test) if first else None
 
 
 def is_hidden(name: str) -> bool:

@@ -112,7 +112,7 @@ def test_the_frame_is_where_the_image_lies_in_what_was_decoded(tmp_path, orienta
 
 
 @pytest.mark.parametrize(
-    ("enough", "wanted"),
+    ("min_decode_size", "wanted"),
     [((801, 601), (1600, 1200)), ((800, 600), (800, 600)), ((400, 301), (800, 600)), ((400, 300), (400, 300)),
      ((30, 1200), (1600, 1200)), ((3, 2), (200, 150)), ((5000, 5000), (1600, 1200))],
 )  # fmt: skip
