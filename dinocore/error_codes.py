@@ -168,6 +168,10 @@ CLASSES = {
     ),
     "DATA-CLASS-UNUSED": Code(NOTE, "a class has no object to learn from", "star"),
     "DATA-CLASS-HEADING": Code(NOTE, "a category without objects that heads others is no class", "shapes"),
+    "DATA-CLASS-CONTROL": Code(
+        WARNING, "a class's name has control characters, which are left out", r"'\x1b[31mcell' -> [31mcell",
+        "write the name without them",
+    ),
     "DATA-CLASS-RARE": Code(NOTE, "a class has fewer than 10 objects", "star: 3", "label more of it"),
     "DATA-CLASS-NAME": Code(
         WARNING, "two classes have one name and are taken for one", "disc: ids 1, 4", "merge or rename them"
@@ -193,6 +197,11 @@ IMAGES = {
     "DATA-IMAGE-SIZE": Code(
         ERROR, "an image has another size than the annotations say", "a.jpg has 48 x 64 pixels, 64 x 48 are annotated",
         "correct the sizes; if boxes were drawn on images as stored, not turned by EXIF, set data.exif=false",
+    ),
+    "DATA-IMAGE-TURNED": Code(
+        WARNING, "images are turned by EXIF, and labels without image sizes don't say whether boxes are, too",
+        "4 images with boxes are turned by EXIF, and nothing shows whether the boxes were drawn on the upright image",
+        "look at them with `dino inspect-data DIR`; if boxes were drawn on the pixels as stored, set data.exif=false",
     ),
     "DATA-IMAGE-NAME": Code(
         WARNING, "a file name differs from the one on the disk in capitals, spelling of Unicode or %20, or suffix",

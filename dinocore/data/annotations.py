@@ -17,6 +17,7 @@ from .formats.yolo import read_yolo
 from .split import Category, Split, Table
 from .validate import (
     check_boxes,
+    clean_names,
     compare_categories,
     drop_orphans,
     known_sizes,
@@ -104,6 +105,7 @@ def survey_annotations(
     report_orphans(table, config, findings)
     table, root = present_files(safe_names(table, findings), split, config, findings)
     table, starts = sort_by_file(drop_orphans(known_sizes(table, root, config, findings)))
+    table = clean_names(table, findings)
     table = merge_names(table, findings) if categories is None else match_categories(table, categories)
     check_boxes(table, root, config, findings)
     used = set(np.unique(table.category_ids).tolist())

@@ -188,21 +188,30 @@ def image_size(path: Path, config: DataConfig) -> tuple[int, int]:
     Raises:
         DataError: as for `read_image`, but damage behind the header goes unnoticed.
     """
-    return glance(path, config)[0]
+    return read_header(path, config).size
 
 
-def glance(path: Path, config: DataConfig) -> tuple[tuple[int, int], int]:
-    """Width and height as `image_size` gives them, and how many images the file holds, from the file's header.
+class Header(NamedTuple):
+    """What a file's header says."""
+
+    size: tuple[int, int]  # width and height of the upright image
+    frames: int  # images in the file
+    turned: int  # EXIF's orientation, 1 to 8, if it is applied; 5 and more swap width and height
+
+
+def read_header(path: Path, config: DataConfig) -> Header:
+    """A file's header, with the size that `read_image` gives.
 
     Raises:
         DataError: as for `image_size`.
     """
     with _opened(path, config.max_pixels) as image:
-        size = _swapped(image.size, _orientation(image, config.exif))
+        turned = _orientation(image, config.exif)
+        size = _swapped(image.size, turned)
         try:
-            return size, getattr(image, "n_frames", 1)
+            return Header(size, getattr(image, "n_frames", 1), turned)
         except DAMAGE:  # in a later one
-            return size, 1
+            return Header(size, 1, turned)
 
 
 @contextmanager

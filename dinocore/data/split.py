@@ -117,6 +117,11 @@ def visible_files(folder: Path, suffixes: Container[str], follow_symlinks: bool 
     return sorted(found)
 
 
+def one_line(name: Any) -> str:
+    """A class's name without line breaks and tabs; see `clean_names` for other control characters."""
+    return re.sub("[ \t\r\n]+", " ", str(name)).strip()
+
+
 def clean_name(name: Any) -> str:
     """A class's name as every format can hold it: no control characters, single spaces."""
     return " ".join(CONTROL.sub(" ", str(name)).split())
@@ -162,6 +167,12 @@ def stays_inside(name: str) -> bool:
         return False
     absolute = path.is_absolute() or PureWindowsPath(name).is_absolute()
     return not absolute and ".." not in path.parts and "\0" not in name and bool(path.parts)
+
+
+def tails(name: str) -> list[str]:
+    """A path, and what is left of it without its first parts, longest first; they lead nowhere but down."""
+    parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("..", "/")]
+    return ["/".join(parts[n:]) for n in range(len(parts))]
 
 
 class PathGuard:

@@ -13,8 +13,8 @@ from ..error_codes import ERROR, WARNING
 from ..errors import DataError
 from ..words import counted
 from .findings import KEPT, Findings, Place, short_box
-from .images import IMAGE_SUFFIXES, image_size
-from .split import Category, PathGuard, Split, Table, stays_inside, visible_files
+from .images import IMAGE_SUFFIXES, read_header
+from .split import CONTROL, Category, PathGuard, Split, Table, clean_name, stays_inside, visible_files
 
 HUGE = 10  # times the side of its image: such a box is a slip
 MIN_EVIDENCE = 10  # boxes, before a file is said to mean another format
@@ -126,14 +126,16 @@ def known_sizes(table: Table, root: Path, config: DataConfig, findings: Findings
     """Sizes that are not said are read from the files; what cannot be read is left out. Shares become pixels."""
     sizes = table.sizes.copy()
     bad: dict[int, str] = {}
+    turned = np.ones(len(sizes), np.int64)
     for i in np.flatnonzero((sizes == 0).any(1)).tolist():
         try:
-            sizes[i] = image_size(root / table.file_names[i], config)
+            sizes[i], _, turned[i] = read_header(root / table.file_names[i], config)
         except DataError as error:
             bad[i] = error.what
             findings.add(error.code, "images without a size in the annotations, or in themselves",
                          [Place(error.what, root / table.file_names[i])])  # fmt: skip
     table = table._replace(sizes=sizes)
+    check_turned(table, turned, root, findings)
     table = table.images(np.array([i not in bad for i in range(len(sizes))], dtype=bool))
     if not table.in_shares:
         return table
@@ -146,10 +148,46 @@ def _in_pixels(shares: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Boxes (M, 4) in pixels; those that six decimals cannot tell from whole pixels are whole pixels."""
     scale = np.tile(sizes, 2)  # (M, 4)
     corners = np.concatenate([shares[:, :2], shares[:, :2] + shares[:, 2:]], 1) * scale
-    whole = np.rint(corners)
-    exact = (np.abs(corners - whole) <= 1e-6 * scale.max(1, keepdims=True)).all(1)
-    corners[exact] = whole[exact]
+    exact = _are_whole(shares, sizes)
+    corners[exact] = np.rint(corners[exact])
     return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
+
+
+def _are_whole(shares: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Which boxes (M, 4), as shares of images (M, 2), have their corners at whole pixels, but for six decimals."""
+    scale = np.tile(sizes, 2)
+    corners = np.concatenate([shares[:, :2], shares[:, :2] + shares[:, 2:]], 1) * scale
+    return (np.abs(corners - np.rint(corners)) <= 1e-6 * scale.max(1, keepdims=True)).all(1)
+
+
+def check_turned(table: Table, turned: np.ndarray, root: Path, findings: Findings) -> None:
+    """Whether boxes of images that EXIF turns, (I,) orientations, were drawn on the pixels as stored.
+
+    Only annotations that say no sizes come here. Tools place corners on whole pixels: boxes whose corners are whole in
+    the stored image and not in the upright one were drawn on the stored one. Where nothing shows it, that is said.
+    """
+    rows = positions(table)
+    own = np.where(rows >= 0, turned[rows], 1) if len(turned) else np.ones(0, np.int64)
+    at = np.flatnonzero(own > 1)
+    if not len(at):
+        return
+    upright = table.sizes[rows[at]].astype(np.float64)
+    stored = np.where(own[at, None] >= 5, upright[:, ::-1], upright)
+    if table.in_shares:
+        fits_upright, fits_stored = (_are_whole(table.boxes[at], sizes) for sizes in (upright, stored))
+    else:
+        ends = table.boxes[at, :2] + table.boxes[at, 2:]
+        fits_upright, fits_stored = ((ends <= sizes + 1).all(1) for sizes in (upright, stored))
+    as_stored, as_upright = (fits_stored & ~fits_upright).sum(), (fits_upright & ~fits_stored).sum()
+    images = np.unique(rows[at]).tolist()
+    places = [Place(table.file_names[i], root / table.file_names[i]) for i in images[:KEPT]]
+    said = f"{counted(len(images), 'image')} with boxes {'is' if len(images) == 1 else 'are'} turned by EXIF, and"
+    if as_stored > as_upright:
+        what = f"{said} {as_stored} of {len(at)} boxes fit the pixels as stored and not the upright image"
+        findings.add("DATA-IMAGE-TURNED", what, places, len(images), ERROR, "set data.exif=false")
+    elif not as_upright:
+        what = f"{said} nothing shows whether the boxes were drawn on the upright image; they are taken so"
+        findings.add("DATA-IMAGE-TURNED", what, places, len(images))
 
 
 def report_orphans(table: Table, config: DataConfig, findings: Findings) -> None:
@@ -258,6 +296,15 @@ def match_categories(table: Table, known: Sequence[Category]) -> Table:
         new[category.id] = free + n if at is None else at
     ids = np.array([new[kind] for kind in table.category_ids.tolist()], dtype=np.int64)
     return table._replace(categories=[Category(new[c.id], c.name) for c in table.categories], category_ids=ids)
+
+
+def clean_names(table: Table, findings: Findings) -> Table:
+    """Names of classes without control characters, which no terminal obeys and no file of ours holds."""
+    new = [Category(c.id, clean_name(c.name)) for c in table.categories]
+    pairs = zip(table.categories, new, strict=True)
+    dirty = [f"{old.name!a} -> {clean.name}" for old, clean in pairs if CONTROL.search(old.name)]
+    findings.add("DATA-CLASS-CONTROL", "names of classes hold control characters, which are left out", dirty)
+    return table._replace(categories=new, headings=frozenset(map(clean_name, table.headings)))
 
 
 def merge_names(table: Table, findings: Findings) -> Table:

@@ -65,7 +65,7 @@ def test_errors_have_one_shape_in_words_and_as_an_object(dino, tmp_path):
 def test_names_that_command_a_terminal_are_shown_and_not_obeyed(dino, mine):
     edit(mine, lambda d: d["categories"][0].update(name="\x1b]0;pwned\x07RBC"))
     result = dino("check-data", mine)
-    assert "pwned" in result.out
+    assert r"'\x1b]0;pwned\x07RBC' -> ]0;pwned RBC" in " ".join(result.out.split())
     assert not {"\x1b", "\x07"} & set(result.out + result.err)
 
 

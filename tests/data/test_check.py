@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -264,7 +265,7 @@ def test_many_images_are_looked_at_in_processes_with_the_same_result(clean, monk
 
 def test_a_process_that_is_killed_while_it_looks_is_told(clean, monkeypatch):
     monkeypatch.setattr(pictures, "FEW", 1)
-    monkeypatch.setattr(pictures, "glance", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(pictures, "read_header", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(EnvironmentFault, match="a process that looks at images was killed"):
         check(clean)
 
@@ -454,3 +455,28 @@ def test_d26_names_of_another_machine_become_those_of_the_images_that_are_there(
     repaired, changes = Repair(document, root, clean, TINY.data).run()
     assert [row["file_name"] for row in repaired["images"]] == ["0001.png", "0002.png"]
     assert len(repaired["annotations"]) == 20 and any("no `file_name` within" in c.change for c in changes)
+
+
+def test_names_of_another_machine_in_two_folders_with_equal_file_names_keep_their_boxes(clean):
+    """Boxes must not move to an image of the same name in another folder; what could mean two files is dropped."""
+    root = clean / "train2017"
+    for name in ("a", "b"):
+        (root / name).mkdir()
+        (root / "0001.png").rename(root / name / "0001.png") if name == "a" else shutil.copy(
+            root / "0002.png", root / name / "0001.png"
+        )
+
+    def change(document):
+        names = ("/home/me/x/a/0001.png", "/home/me/x/b/0001.png", "/home/me/c/0002.png")
+        for row, name in zip(document["images"], names, strict=True):
+            row["file_name"] = name
+        document["images"].append(dict(document["images"][2], id=99, file_name="/home/me/d/0002.png"))
+
+    edit(clean, change)
+    split = find_layout(clean).train
+    document = json.loads(split.annotations.read_text())
+    ids = [row["id"] for row in document["images"]]
+    assert likely_root(document, split.image_roots) == root
+    repaired, changes = Repair(document, root, clean, TINY.data).run()
+    assert {row["id"]: row["file_name"] for row in repaired["images"]} == {ids[0]: "a/0001.png", ids[1]: "b/0001.png"}
+    assert sum("2 entries may mean 0002.png" in c.change for c in changes) == 2

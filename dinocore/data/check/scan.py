@@ -16,7 +16,7 @@ from ...system.parent import leave_signals_to_the_parent
 from ...words import counted
 from ..annotations import Annotations
 from ..findings import Findings, Place
-from ..images import MIN_ROWS, glance, read_image, share_of_rows
+from ..images import MIN_ROWS, read_header, read_image, share_of_rows
 
 THUMB = 16  # side of the grey image that is kept of each
 DARK, DARK_SHARE = 32, 0.99  # brightness of 255 that so many pixels stay below in an image that is nearly black
@@ -52,7 +52,7 @@ class Scan(NamedTuple):
         """Facts of one image; damage behind the header is found only with `decode`."""
         path = self.annotations.path(index)
         try:
-            size, frames = glance(path, self.config)
+            size, frames, _ = read_header(path, self.config)
             facts = ImageInfo(index, size, frames, share_of_rows(path, self.config))
             if facts.rows < MIN_ROWS and not self.decode:
                 what = f"{path} is damaged: {facts.rows:.0%} of its rows are there"

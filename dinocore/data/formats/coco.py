@@ -12,7 +12,7 @@ import numpy as np
 
 from ...errors import DataError
 from ..findings import Findings
-from ..split import Category, Split, Table, clean_name
+from ..split import Category, Split, Table, one_line
 
 EXAMPLE = """write a file such as
   {"images": [{"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}],
@@ -82,9 +82,7 @@ def read_coco(split: Split, findings: Findings) -> Table:
     _note_what_is_left_out(images, objects, findings)
     written = [row.area for row in objects]
     return Table(
-        categories=[
-            Category(i, clean_name(row.name)) for i, row in zip(category_ids.tolist(), categories, strict=True)
-        ],
+        categories=[Category(i, one_line(row.name)) for i, row in zip(category_ids.tolist(), categories, strict=True)],
         headings=frozenset(str(r.supercategory) for r in categories if r.supercategory and r.supercategory != r.name),
         image_ids=image_ids,
         file_names=[str(row.file_name) for row in images],

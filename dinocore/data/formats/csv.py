@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import DataError
 from ..findings import Findings
-from ..split import Category, Layout, PathGuard, Split, Table, clean_name, is_hidden, layout_of, split_told_by
+from ..split import Category, Layout, PathGuard, Split, Table, is_hidden, layout_of, one_line, split_told_by
 
 NAMES = {
     "file": ("filename", "file_name", "file", "image", "image_name", "image_path", "img_path", "path", "image_id"),
@@ -103,7 +103,7 @@ def _cells(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
         name = cells["file"].replace("\\", "/")
         name = PurePosixPath(name).name if os.path.isabs(name) or ":" in name else name.removeprefix("./")
         if name:
-            yield line, cells | {"file": name, "label": clean_name(cells["label"])}
+            yield line, cells | {"file": name, "label": one_line(cells["label"])}
 
 
 def _rows(file: Path) -> list[list[str]]:

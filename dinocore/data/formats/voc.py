@@ -24,9 +24,9 @@ from ..split import (
     PathGuard,
     Split,
     Table,
-    clean_name,
     is_hidden,
     layout_of,
+    one_line,
     split_told_by,
     stays_inside,
     visible_files,
@@ -151,7 +151,7 @@ def _ordered_names(labelmap: Path, guard: PathGuard) -> list[str]:
         return []
     lines = guard.check(labelmap).read_text("utf-8", errors="replace").splitlines()
     rows = [line for line in lines if line.strip() and not line.startswith("# label:")]
-    names = [clean_name(row.rsplit(":", 3)[0] if row.count(":") >= 3 else row.split(":")[0]) for row in rows]
+    names = [one_line(row.rsplit(":", 3)[0] if row.count(":") >= 3 else row.split(":")[0]) for row in rows]
     return [name for name in names if name != "background"]
 
 
@@ -217,7 +217,7 @@ def describe(file: Path) -> Described:
         corners = tuple(float(box.findtext(key) or "nan") for key in ("xmin", "ymin", "xmax", "ymax"))
         if not np.isfinite(corners).all():
             raise ValueError(f"object {len(objects) + 1} has corners {corners}")
-        name = clean_name(found.findtext("name") or "")
+        name = one_line(found.findtext("name") or "")
         if not name:
             raise ValueError(f"object {len(objects) + 1} has no name")
         objects.append(Bndbox(name, corners, (found.findtext("difficult") or "0").strip() == "1"))

@@ -8,7 +8,7 @@ keypoints: `kpt_shape` says so, or all such lines of the split together.
 import os
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,19 @@ from ...config import DataConfig
 from ...errors import DataError
 from ..findings import Findings, Place
 from ..images import IMAGE_SUFFIXES
-from ..split import WORDS, Category, Layout, PathGuard, Split, Table, clean_name, layout_of, names_of, visible_files
+from ..split import (
+    WORDS,
+    Category,
+    Layout,
+    PathGuard,
+    Split,
+    Table,
+    layout_of,
+    names_of,
+    one_line,
+    tails,
+    visible_files,
+)
 from .coco import is_number
 
 MOST = 1.5  # a share of an image, leaving room for boxes that reach beyond it; more is a number of pixels
@@ -84,7 +96,7 @@ def _without_yaml(folder: Path, guard: PathGuard) -> Layout | None:
     file = folder / "classes.txt"
     if not (file.is_file() and (folder / "images").is_dir() and (folder / "labels").is_dir()):
         return None
-    classes = _lines_of(guard.check(file))
+    classes = tuple(map(one_line, _lines_of(guard.check(file))))
     found = {name: _usual(folder, words) for name, words in WORDS.items()}
     splits = {name: listing for name, listing in found.items() if listing} or {"train": (folder / "images",)}
     made = {name: Split(file, [folder], "yolo", folder, listing, classes) for name, listing in splits.items()}
@@ -98,7 +110,7 @@ def _darknet(folder: Path, file: Path, guard: PathGuard) -> Layout | None:
     names = _entered(content.get("names", "obj.names"), None, folder, file, guard)
     if not names:
         raise _bad_yaml("its file of class names (`names = obj.names`) is not there", file)
-    classes = tuple(map(clean_name, _lines_of(names[0])))
+    classes = tuple(map(one_line, _lines_of(names[0])))
     made = {}
     for name, words in WORDS.items():
         entry = next((content[word] for word in words if content.get(word)), None)
@@ -297,16 +309,10 @@ def _listed(line: str, root: Path) -> Path | None:
     A path of another machine counts from the first part that is there, and a line may have more columns.
     """
     for name in (line, line.replace("\\", "/"), line.replace("\\", "/").split()[0]):
-        for tail in (name.removeprefix("./"), *_tails(name)):
+        for tail in (name.removeprefix("./"), *tails(name)):
             if os.path.lexists(root / tail):
                 return root / tail
     return None if line.startswith("#") else root / line.replace("\\", "/").removeprefix("./")
-
-
-def _tails(name: str) -> list[Path]:
-    """A path, and what is left of it without its first parts, which lead nowhere but down."""
-    parts = [part for part in PurePosixPath(name).parts if part not in ("..", "/")]
-    return [Path(*parts[n:]) for n in range(len(parts))]
 
 
 class _TextLoader(yaml.BaseLoader):
@@ -337,7 +343,7 @@ def _class_names(content: dict[str, Any], file: Path) -> tuple[str, ...]:
         raise _bad_yaml("it has no `names`, a list of classes or a table of them from 0 without gaps", file)
     if str(content.get("nc", len(names))).strip() != str(len(names)):
         raise _bad_yaml(f"`nc` is {content['nc']}, but there are {len(names)} `names`", file)
-    return tuple(map(clean_name, names))
+    return tuple(map(one_line, names))
 
 
 def _keypoints(shape: Any, file: Path) -> tuple[int, int] | None:
@@ -364,7 +370,7 @@ def _entered(entry: Any, path: Any, folder: Path, file: Path, guard: PathGuard) 
     found, top = [], folder.resolve()
     for name in (str(e).replace("\\", "/") for e in (entry if isinstance(entry, list) else [entry])):
         bases = [folder / path.replace("\\", "/"), folder] if isinstance(path, str) else [folder]
-        below = [base / tail for tail in _tails(name) for base in bases]
+        below = [base / tail for tail in tails(name) for base in bases]
         tried = [*below, folder / name]
         there = [p for p in tried if p.exists() and p.resolve().is_relative_to(top)]
         if there:
