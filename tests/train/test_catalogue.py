@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dinocore.data.loaders import TrainingPictures
+from dinocore.data.loaders import TrainingImages
 from dinocore.errors import CheckpointError, ConfigError, DataError, DivergedError, EnvironmentFault
 from dinocore.evaluate.coco import Metrics
 from dinocore.system.processes import SingleProcess
@@ -216,14 +216,14 @@ def test_t4_a_host_that_has_no_memory_for_a_picture_says_so_and_the_steps_before
 @pytest.mark.parametrize("workers", [0, 1])
 def test_t10_a_reader_that_fails_names_the_picture_and_the_state_is_saved(workers, small_config, start, monkeypatch):
     context, state = start(small_config(*LITTLE, f"data.workers={workers}"))
-    original, third = TrainingPictures._read, str(context.data.train.path(3).name)
+    original, third = TrainingImages._read, str(context.data.train.path(3).name)
 
     def fails(pictures, epoch, index):
         if (epoch, index) == (1, 3):
             raise ValueError("odd,\nvery")
         return original(pictures, epoch, index)
 
-    monkeypatch.setattr(TrainingPictures, "_read", fails)
+    monkeypatch.setattr(TrainingImages, "_read", fails)
     told = rf"reading \S+{third} \(number 3, epoch 1\) failed: ValueError: odd, very; take the picture out"
     with pytest.raises(DataError, match=told) as error:
         list(train(context, state))

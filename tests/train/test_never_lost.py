@@ -167,7 +167,7 @@ def test_a_killed_reader_ends_the_run_with_its_state_saved(small_config, start):
 def test_a_reader_that_hangs_is_no_wait_for_ever(small_config, start, monkeypatch):
     import time
 
-    monkeypatch.setattr("dinocore.data.loaders.TrainingPictures._read", lambda *_: time.sleep(60))
+    monkeypatch.setattr("dinocore.data.loaders.TrainingImages._read", lambda *_: time.sleep(60))
     context, state = start(small_config(*LITTLE, "data.workers=1", "data.loader_timeout=1"))
     with pytest.raises(EnvironmentFault, match="took too long over an image"):
         list(train(context, state))
