@@ -29,7 +29,7 @@ from dinocore.train.state import Progress, load_checkpoint, rng_state, save_chec
 from dinocore.weights.file import BUNDLED, cast_note, load_exactly
 
 CPU = torch.device("cpu")
-LITTLE = ('model.backbone="timm/test_resnet"', "train.micro_batch_size=1", 'train.tensorboard="off"')
+LITTLE = ('model.backbone="timm/test_resnet"', "train.micro_batch_size=1", 'train.trackers="off"')
 
 
 def said(events):
@@ -199,7 +199,7 @@ def test_t4_a_host_that_has_no_memory_for_a_picture_says_so_and_the_steps_before
         return [batch._replace(images=images, padding=padding) for batch in found], fault
 
     monkeypatch.setattr(feeding, "_next", following)
-    context, state = start(small_config("train.micro_batch_size=1", 'train.tensorboard="off"'))
+    context, state = start(small_config("train.micro_batch_size=1", 'train.trackers="off"'))
     limits = resource.getrlimit(resource.RLIMIT_AS)
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + 900 * 2**20, limits[1]))
@@ -284,6 +284,8 @@ def test_t15_an_evaluation_that_fails_is_told_and_counted_and_the_next_one_is_do
 class Bad:
     """A sink that fails at its second line."""
 
+    place = ""
+
     def __init__(self):
         self.rows = []
 
@@ -292,7 +294,7 @@ class Bad:
         if len(self.rows) == 2:
             raise ConnectionError("no network")
 
-    def close(self):
+    def close(self, completed):
         pass
 
 
@@ -312,7 +314,7 @@ def test_t15_a_watcher_that_fails_is_told_once_and_gets_no_more(tmp_path):
 
 def test_t16_a_watcher_that_hangs_costs_no_time(tmp_path):
     for_ever = threading.Event()
-    watcher = BackgroundWriter("Slow", lambda: SimpleNamespace(write=lambda row: for_ever.wait(60), close=lambda: None))
+    watcher = BackgroundWriter("Slow", lambda: SimpleNamespace(place="", write=lambda row: for_ever.wait(60)))
     journal, began = MetricsLogger(MetricsLog(tmp_path, Progress()), [watcher]), time.monotonic()
     told = [text for number in range(MAX_WAITING + 10) for text in journal.add({"step": number})]
     journal.close()

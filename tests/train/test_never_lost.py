@@ -23,7 +23,7 @@ from dinocore.train.setup import check_same_data, resumed_state
 from dinocore.weights.file import load_weights
 
 CPU = torch.device("cpu")
-LITTLE = ('model.backbone="timm/test_resnet"', "train.micro_batch_size=1", 'train.tensorboard="off"')
+LITTLE = ('model.backbone="timm/test_resnet"', "train.micro_batch_size=1", 'train.trackers="off"')
 
 
 def resume(context, config):
