@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json as json_module
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -28,6 +32,7 @@ from .evaluate_view import show_analysis, show_comparison
 if TYPE_CHECKING:
     from dinocore.predict import AnyDetector
     from dinocore.stream.slices import Slicing
+    from dinocore.system.processes import SingleProcess
 
 
 def evaluate(
@@ -50,6 +55,9 @@ def evaluate(
         typer.Option("--slice", metavar="PIXELS", help="Cut large images into slices of this side; or auto."),
     ] = None,
     overlap: Annotated[float, typer.Option(help="Of neighbouring slices, as a fraction of their side.")] = 0.2,
+    gpus: Annotated[
+        int, typer.Option(min=1, help="Ranks that share the images, one per GPU; with --device cpu, on the CPU.")
+    ] = 1,
     device: Device = "auto",
     amp: Amp = "auto",
     overrides: Overrides = [],
@@ -60,10 +68,18 @@ def evaluate(
     Example: dino eval --weights runs/mine --report report.html
     """
     request = EvalRequest(data, split, out, report, bootstrap, device, amp, overrides, json, slice, overlap)
-    if compare is None:
-        evaluate_one(request, weights, results)
-    else:
-        compare_two(request, compare, weights, results)
+    _check(request)
+    ranks = max(gpus, int(os.environ.get("WORLD_SIZE", 1)))
+    _check_sources(request, compare, weights, results, ranks)
+    if gpus > 1 and "WORLD_SIZE" not in os.environ:
+        from ..launch import launch
+
+        raise typer.Exit(launch(gpus, sys.argv[1:]))
+    with _joined(request) as (request, group):
+        if compare is None:
+            evaluate_one(request, weights, results, group)
+        else:
+            compare_two(request, compare, group)
 
 
 SOME_FAILED = 7
@@ -94,21 +110,29 @@ class Source(NamedTuple):
     slicing: Slicing | None = None
 
 
-def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None) -> None:
-    """Detect in every picture of a split, or read results of them, and judge that."""
+@contextmanager
+def _joined(request: EvalRequest) -> Iterator[tuple[EvalRequest, SingleProcess]]:
+    """The request with the device of this rank, and the other ranks, if there are any."""
+    from dinocore.system.device import pick_device
+    from dinocore.system.processes import device_of_rank, joined
+
+    device = device_of_rank(request.device)
+    with joined(pick_device(device)) as group:
+        yield request._replace(device=device), group
+
+
+def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None, group: SingleProcess) -> None:
+    """Detect in every image of a split, or read results of them, and judge that; of several ranks, rank 0 judges."""
     from dinocore.evaluate.analysis import analyse
     from dinocore.evaluate.answer import to_json
     from dinocore.evaluate.coco import coco_metrics
 
-    _check(request)
-    if results is not None and weights is not None:
-        raise ConfigError("--weights and --results exclude each other; give one of them, or both to --compare")
-    if results is not None and request.out is not None:
-        raise ConfigError("--out writes detections, and --results has them already; leave it out")
-    source = _open(weights, request) if results is None else _file(results, request)
+    source = group.main_first(lambda: _open(weights, request) if results is None else _file(results, request))
     backend = choose_backend(source.config.eval.backend)  # before the work, for what it may lack
-    annotations = _truth(request, source)
-    found, failed = _detections(source, annotations)
+    annotations = group.main_first(lambda: _truth(request, source))
+    found, failed = _detections(source, annotations, group)
+    if not group.main:
+        return
     if request.out is not None:
         write_text(request.out, json_module.dumps(found, allow_nan=False) + "\n")
         say(f"{counted(len(found), 'detection')} in COCO's result format: {request.out}")
@@ -130,22 +154,24 @@ def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None
     _end(failed, metrics.num_images)
 
 
-def compare_two(request: EvalRequest, pair: tuple[str, str], weights: str | None, results: Path | None) -> None:
+def compare_two(request: EvalRequest, pair: tuple[str, str], group: SingleProcess) -> None:
     """The same for two, and the difference."""
     from dinocore.evaluate.analysis import analyse
     from dinocore.evaluate.compare import compare, comparison_json
 
-    _check(request)
-    for name, given in (("--weights", weights), ("--results", results), ("--out", request.out)):
-        if given is not None:
-            raise ConfigError(f"{name} cannot be used with --compare; leave it out")
-    sources = [_file(Path(name), request) if name.endswith(".json") else _open(name, request) for name in pair]
-    annotations = _truth(request, *sources)
+    sources = group.main_first(
+        lambda: [_file(Path(name), request) if name.endswith(".json") else _open(name, request) for name in pair]
+    )
+    annotations = group.main_first(lambda: _truth(request, *sources))
     analyses, failed = [], []
     for source in sources:
-        found, problems = _detections(source, annotations)
+        found, problems = _detections(source, annotations, group)
+        if not group.main:
+            continue
         analyses.append(analyse(annotations, found, request.bootstrap))
         failed += [problem for problem in problems if problem not in failed]
+    if not group.main:
+        return
     comparison = compare(*analyses)
     facts: dict[str, Any] = {"a": str(sources[0].path), "b": str(sources[1].path), "data": str(annotations.file)}
     facts["images"] = len(annotations.image_ids)
@@ -174,6 +200,23 @@ def _check(request: EvalRequest) -> None:
             raise ConfigError(f"{name} {path} is a folder; give a file, such as {path / example}")
         if path is not None:
             check_writable(path.parent)
+
+
+def _check_sources(
+    request: EvalRequest, compare: tuple[str, str] | None, weights: str | None, results: Path | None, ranks: int
+) -> None:
+    """Refuse sources of detections that exclude each other."""
+    if compare is not None:
+        for name, given in (("--weights", weights), ("--results", results), ("--out", request.out)):
+            if given is not None:
+                raise ConfigError(f"{name} cannot be used with --compare; leave it out")
+    if results is not None and weights is not None:
+        raise ConfigError("--weights and --results exclude each other; give one of them, or both to --compare")
+    if results is not None and request.out is not None:
+        raise ConfigError("--out writes detections, and --results has them already; leave it out")
+    if ranks > 1 and (results is not None or (compare is not None and all(name.endswith(".json") for name in compare))):
+        raise ConfigError("ranks share the images that a detector looks at, and a file of results needs none; "
+                          "leave --gpus out")  # fmt: skip
 
 
 def _open(weights: str | None, request: EvalRequest) -> Source:
@@ -216,9 +259,11 @@ def _truth(request: EvalRequest, *sources: Source) -> Annotations:
     return annotations
 
 
-def _detections(source: Source, annotations: Annotations) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of COCO's format, and why pictures could not be read."""
-    from dinocore.evaluate.coco import detect_all
+def _detections(
+    source: Source, annotations: Annotations, group: SingleProcess
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of COCO's format, and why images could not be read; nothing on other ranks than rank 0."""
+    from dinocore.evaluate.coco import detect_on_ranks
 
     if source.detector is None:
         read = read_results(source.path, annotations, source.config.data.allow_orphans)
@@ -226,9 +271,12 @@ def _detections(source: Source, annotations: Annotations) -> tuple[list[dict[str
             warn(f"{source.path}: {note}")
         return read.rows, []
     results, failed = [], []
-    with Progress(console=stderr, disable=not stderr.is_terminal, transient=True) as progress:
-        batches = detect_all(source.detector, annotations, slicing=source.slicing)
-        for found, problems in progress.track(batches, total=len(annotations.image_ids), description="evaluating"):
+    hidden = not (stderr.is_terminal and group.main)
+    with Progress(console=stderr, disable=hidden, transient=True) as progress:
+        images = detect_on_ranks(source.detector, annotations, group, source.slicing)
+        for found, problems in progress.track(images, total=len(annotations.image_ids), description="evaluating"):
+            if not group.main:
+                continue
             results += found
             failed += problems
             for problem in problems:
