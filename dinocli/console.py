@@ -1,6 +1,7 @@
 """Results go to stdout, messages to stderr. Nothing moves or is coloured where nobody watches."""
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -34,13 +35,19 @@ stdout = _Stdout(highlight=False, width=None if sys.stdout.isatty() else 200)  #
 
 
 def say(text: str) -> None:
-    """A line for people."""
-    stderr.print(escape(text))
+    """A line for people; of several ranks, rank 0 says it."""
+    if _speaks():
+        stderr.print(escape(text))
 
 
 def warn(text: str) -> None:
-    """A line about something that a user should know."""
-    stderr.print(f"[yellow]warning:[/] {escape(text)}")
+    """A line about something that a user should know; of several ranks, rank 0 says it."""
+    if _speaks():
+        stderr.print(f"[yellow]warning:[/] {escape(text)}")
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def warn_of_letters(names: Iterable[str]) -> None:

@@ -7,18 +7,23 @@ import os
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
 
 import msgspec
 
+from . import __version__
 from .data.annotations import Category
 from .data.images import SUFFIXES as IMAGES
 from .errors import ConfigError, DataError
 from .predict import Detections
 from .system.files import write_text
 
-FORMATS = ("json", "jsonl", "coco", "csv", "yolo", "labelme")
-SUFFIXES = {"json": ".json", "jsonl": ".jsonl", "coco": ".json", "csv": ".csv"}  # of the formats that are one file
+FORMATS = ("json", "jsonl", "coco", "csv", "yolo", "labelme", "fiftyone", "labelstudio")
+SUFFIXES = {
+    "json": ".json", "jsonl": ".jsonl", "coco": ".json", "csv": ".csv", "fiftyone": ".json", "labelstudio": ".json"
+}  # fmt: skip  # of the formats that are one file
 FOLDERS = ("yolo", "labelme")  # these write a file per picture
 
 OTHER = "give another --out, or leave --resume out"
@@ -75,11 +80,14 @@ def write_found(
     kind: str,
     out: Path,
     stems: Mapping[str, str] | None = None,
-) -> None:
+) -> list[Path]:
     """Write detections as `kind` to the file or, for yolo and labelme, into the folder `out`.
 
     Args:
-        stems: the name, without suffix, of each picture's file in a folder; see `output_stems`.
+        stems: the name, without suffix, of each image's file in a folder; see `output_stems`.
+
+    Returns:
+        what was written: `out`, and files that belong to it.
     """
     if kind in FOLDERS:
         stems = stems or output_stems([item.file for item in found])
@@ -88,12 +96,17 @@ def write_found(
             write_text(out / f"{stems[item.file]}{suffix}", text)
         if kind == "yolo":
             write_text(out / "classes.txt", "".join(f"{category.name}\n" for category in categories))
-        return
-    if kind == "coco":
-        write_text(out, _coco(found, categories))
-        return
-    writers = {"json": _json, "jsonl": json_lines, "csv": _csv}
+        return [out]
+    if kind in ("coco", "fiftyone"):
+        write_text(out, {"coco": _coco, "fiftyone": _fiftyone}[kind](found, categories))
+        return [out]
+    writers = {"json": _json, "jsonl": json_lines, "csv": _csv, "labelstudio": _label_studio}
     write_text(out, writers[kind](found))
+    if kind != "labelstudio":
+        return [out]
+    config = out.with_name(f"{out.stem}.label_config.xml")
+    write_text(config, _label_config(categories))
+    return [out, config]
 
 
 def format_of(kind: str, out: Path | None) -> str:
@@ -211,6 +224,69 @@ def _labelme(item: ImageResult, folder: Path) -> str:
         "imageData": None,
     }
     return json.dumps(document | {"imageHeight": item.height, "imageWidth": item.width}, allow_nan=False) + "\n"
+
+
+def _fiftyone(found: Sequence[ImageResult], categories: Sequence[Category]) -> str:
+    """FiftyOneImageDetectionDataset: boxes are x y width height as fractions of the image.
+
+    Source: https://docs.voxel51.com/user_guide/import_datasets.html
+    """
+    labels = {
+        _absolute(item.file): [
+            {"label": d["label"], "bounding_box": _fractions(d["box_xyxy"], item), "confidence": d["score"]}
+            for d in item.detections
+        ]
+        for item in found
+    }
+    return json.dumps({"classes": _names(categories), "labels": labels}, allow_nan=False) + "\n"
+
+
+def _label_studio(found: Sequence[ImageResult]) -> str:
+    """Tasks with predictions: boxes are x y width height in per cent of the image.
+
+    Source: https://labelstud.io/guide/predictions
+    """
+    return json.dumps([_task(item) for item in found], indent=1, allow_nan=False) + "\n"
+
+
+def _task(item: ImageResult) -> dict[str, Any]:
+    shared = {"type": "rectanglelabels", "from_name": "label", "to_name": "image", "image_rotation": 0}
+    shared |= {"original_width": item.width, "original_height": item.height}
+    result = []
+    for number, d in enumerate(item.detections):
+        x, y, width, height = (round(100 * side, 6) for side in _fractions(d["box_xyxy"], item))
+        value = {"x": x, "y": y, "width": width, "height": height, "rotation": 0, "rectanglelabels": [d["label"]]}
+        result.append({"id": f"dino-{number}", **shared, "score": d["score"], "value": value})
+    prediction: dict[str, Any] = {"model_version": f"dino-detector {__version__}", "result": result}
+    if result:
+        prediction["score"] = round(sum(d["score"] for d in item.detections) / len(result), 6)
+    address = f"/data/local-files/?d={quote(_absolute(item.file).lstrip('/'))}"
+    return {"data": {"image": address}, "predictions": [prediction]}
+
+
+def _label_config(categories: Sequence[Category]) -> str:
+    """The labelling interface that the tasks belong to."""
+    labels = "".join(f"    <Label value={quoteattr(name)}/>\n" for name in _names(categories))
+    return (
+        '<View>\n  <Image name="image" value="$image"/>\n  <RectangleLabels name="label" toName="image">\n'
+        f"{labels}  </RectangleLabels>\n</View>\n"
+    )
+
+
+def _names(categories: Sequence[Category]) -> list[str]:
+    """Each class's name once."""
+    return list(dict.fromkeys(category.name for category in categories))
+
+
+def _fractions(box: Sequence[float], item: ImageResult) -> list[float]:
+    """x, y, width, height of a box in pixels (xyxy) as fractions of its image, within [0, 1]."""
+    x0, x1 = (min(max(x / item.width, 0.0), 1.0) for x in box[::2])
+    y0, y1 = (min(max(y / item.height, 0.0), 1.0) for y in box[1::2])
+    return [round(value, 8) for value in (x0, y0, x1 - x0, y1 - y0)]
+
+
+def _absolute(file: str) -> str:
+    return file if file == "-" else Path(file).absolute().as_posix()
 
 
 def _path_from(folder: Path, file: str) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Iterable, Sequence
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Table
 
 from dinocore.config import Config, DataConfig
 from dinocore.data.annotations import Annotations
@@ -24,16 +25,15 @@ from dinocore.report.parts import Page
 from dinocore.system.files import check_writable, write_text
 from dinocore.words import counted
 
-from ..console import fail, print_json, say, stderr, stdout, warn
+from ..console import fail, print_json, say, stderr, warn
 from ..options import Amp, Data, Device, Json, Out, Overrides, Split, Weights
 from ..weights_option import is_exported, open_any_detector
+from .evaluate_view import show_analysis, show_comparison
 
 if TYPE_CHECKING:
-    from dinocore.evaluate.analysis import Analysis
-    from dinocore.evaluate.bootstrap import Interval
-    from dinocore.evaluate.compare import Comparison, Difference
     from dinocore.predict import AnyDetector
     from dinocore.stream.slices import Slicing
+    from dinocore.system.processes import SingleProcess
 
 
 def evaluate(
@@ -56,6 +56,9 @@ def evaluate(
         typer.Option("--slice", metavar="PIXELS", help="Cut large images into slices of this side; or auto."),
     ] = None,
     overlap: Annotated[float, typer.Option(help="Of neighbouring slices, as a fraction of their side.")] = 0.2,
+    gpus: Annotated[
+        int, typer.Option(min=1, help="Ranks that share the images, one per GPU; with --device cpu, on the CPU.")
+    ] = 1,
     device: Device = "auto",
     amp: Amp = "auto",
     overrides: Overrides = [],
@@ -66,10 +69,18 @@ def evaluate(
     Example: dino eval --weights runs/mine --report report.html
     """
     request = EvalRequest(data, split, out, report, bootstrap, device, amp, overrides, json, slice, overlap)
-    if compare is None:
-        evaluate_one(request, weights, results)
-    else:
-        compare_two(request, compare, weights, results)
+    _check(request)
+    ranks = max(gpus, int(os.environ.get("WORLD_SIZE", 1)))
+    _check_sources(request, compare, weights, results, ranks)
+    if gpus > 1 and "WORLD_SIZE" not in os.environ:
+        from ..launch import launch
+
+        raise typer.Exit(launch(gpus, sys.argv[1:]))
+    with _joined(request) as (request, group):
+        if compare is None:
+            evaluate_one(request, weights, results, group)
+        else:
+            compare_two(request, compare, group)
 
 
 SOME_FAILED = 7
@@ -100,21 +111,29 @@ class Source(NamedTuple):
     slicing: Slicing | None = None
 
 
-def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None) -> None:
-    """Detect in every picture of a split, or read results of them, and judge that."""
+@contextmanager
+def _joined(request: EvalRequest) -> Iterator[tuple[EvalRequest, SingleProcess]]:
+    """The request with the device of this rank, and the other ranks, if there are any."""
+    from dinocore.system.device import pick_device
+    from dinocore.system.processes import device_of_rank, joined
+
+    device = device_of_rank(request.device)
+    with joined(pick_device(device)) as group:
+        yield request._replace(device=device), group
+
+
+def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None, group: SingleProcess) -> None:
+    """Detect in every image of a split, or read results of them, and judge that; of several ranks, rank 0 judges."""
     from dinocore.evaluate.analysis import analyse
     from dinocore.evaluate.answer import to_json
     from dinocore.evaluate.coco import coco_metrics
 
-    _check(request)
-    if results is not None and weights is not None:
-        raise ConfigError("--weights and --results exclude each other; give one of them, or both to --compare")
-    if results is not None and request.out is not None:
-        raise ConfigError("--out writes detections, and --results has them already; leave it out")
-    source = _open(weights, request) if results is None else _file(results, request)
+    source = group.main_first(lambda: _open(weights, request) if results is None else _file(results, request))
     backend = choose_backend(source.config.eval.backend)  # before the work, for what it may lack
-    annotations = _truth(request, source)
-    found, failed = _detections(source, annotations)
+    annotations = group.main_first(lambda: _truth(request, source))
+    found, failed = _detections(source, annotations, group)
+    if not group.main:
+        return
     if request.out is not None:
         write_text(request.out, json_module.dumps(found, allow_nan=False) + "\n")
         say(f"{counted(len(found), 'detection')} in COCO's result format: {request.out}")
@@ -137,23 +156,25 @@ def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None
     _end(failed, metrics.num_images)
 
 
-def compare_two(request: EvalRequest, pair: tuple[str, str], weights: str | None, results: Path | None) -> None:
+def compare_two(request: EvalRequest, pair: tuple[str, str], group: SingleProcess) -> None:
     """The same for two, and the difference."""
     from dinocore.evaluate.analysis import analyse
     from dinocore.evaluate.coco import judged_images
     from dinocore.evaluate.compare import compare, comparison_json
 
-    _check(request)
-    for name, given in (("--weights", weights), ("--results", results), ("--out", request.out)):
-        if given is not None:
-            raise ConfigError(f"{name} cannot be used with --compare; leave it out")
-    sources = [_file(Path(name), request) if name.endswith(".json") else _open(name, request) for name in pair]
-    annotations = _truth(request, *sources)
+    sources = group.main_first(
+        lambda: [_file(Path(name), request) if name.endswith(".json") else _open(name, request) for name in pair]
+    )
+    annotations = group.main_first(lambda: _truth(request, *sources))
     analyses, failed = [], []
     for source in sources:
-        found, problems = _detections(source, annotations)
+        found, problems = _detections(source, annotations, group)
+        if not group.main:
+            continue
         analyses.append(analyse(annotations, found, request.bootstrap))
         failed += [problem for problem in problems if problem not in failed]
+    if not group.main:
+        return
     comparison = compare(*analyses)
     facts: dict[str, Any] = {"a": str(sources[0].path), "b": str(sources[1].path), "data": str(annotations.file)}
     facts |= {"images": len(annotations.image_ids), "unreadable": len(failed)}
@@ -182,6 +203,23 @@ def _check(request: EvalRequest) -> None:
             raise ConfigError(f"{name} {path} is a folder; give a file, such as {path / example}")
         if path is not None:
             check_writable(path.parent)
+
+
+def _check_sources(
+    request: EvalRequest, compare: tuple[str, str] | None, weights: str | None, results: Path | None, ranks: int
+) -> None:
+    """Refuse sources of detections that exclude each other."""
+    if compare is not None:
+        for name, given in (("--weights", weights), ("--results", results), ("--out", request.out)):
+            if given is not None:
+                raise ConfigError(f"{name} cannot be used with --compare; leave it out")
+    if results is not None and weights is not None:
+        raise ConfigError("--weights and --results exclude each other; give one of them, or both to --compare")
+    if results is not None and request.out is not None:
+        raise ConfigError("--out writes detections, and --results has them already; leave it out")
+    if ranks > 1 and (results is not None or (compare is not None and all(name.endswith(".json") for name in compare))):
+        raise ConfigError("ranks share the images that a detector looks at, and a file of results needs none; "
+                          "leave --gpus out")  # fmt: skip
 
 
 def _open(weights: str | None, request: EvalRequest) -> Source:
@@ -224,9 +262,11 @@ def _truth(request: EvalRequest, *sources: Source) -> Annotations:
     return annotations
 
 
-def _detections(source: Source, annotations: Annotations) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of COCO's format, and why pictures could not be read."""
-    from dinocore.evaluate.coco import detect_all
+def _detections(
+    source: Source, annotations: Annotations, group: SingleProcess
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of COCO's format, and why images could not be read; nothing on other ranks than rank 0."""
+    from dinocore.evaluate.coco import detect_on_ranks
 
     if source.detector is None:
         read = read_results(source.path, annotations, source.config.data.allow_orphans)
@@ -234,9 +274,12 @@ def _detections(source: Source, annotations: Annotations) -> tuple[list[dict[str
             warn(f"{source.path}: {note}")
         return read.rows, []
     results, failed = [], []
-    with Progress(console=stderr, disable=not stderr.is_terminal, transient=True) as progress:
-        batches = detect_all(source.detector, annotations, slicing=source.slicing)
-        for found, problems in progress.track(batches, total=len(annotations.image_ids), description="evaluating"):
+    hidden = not (stderr.is_terminal and group.main)
+    with Progress(console=stderr, disable=hidden, transient=True) as progress:
+        images = detect_on_ranks(source.detector, annotations, group, source.slicing)
+        for found, problems in progress.track(images, total=len(annotations.image_ids), description="evaluating"):
+            if not group.main:
+                continue
             results += found
             failed += problems
             for problem in problems:
@@ -255,103 +298,3 @@ def _end(failed: list[str], count: int) -> None:
     if failed:
         fail(f"{len(failed)} of {count} images could not be read; their objects count as missed")
         raise typer.Exit(SOME_FAILED)
-
-
-ROWS = {
-    "AP": "IoU 0.50:0.95", "AP50": "IoU 0.50", "AP75": "IoU 0.75", "APs": "small", "APm": "medium", "APl": "large",
-    "AR1": "1 detection", "AR10": "10 detections", "AR100": "100 detections", "ARs": "small", "ARm": "medium",
-    "ARl": "large",
-}  # fmt: skip
-MOST_CLASSES = 100  # in a terminal; --json and --report have all
-
-
-def show_analysis(analysis: Analysis, judged: str, backend: str) -> None:
-    """The 12 numbers, the classes, and where AP50 is lost."""
-    stdout.print(_summary(analysis))
-    stdout.print(f"{judged}; by {backend}")
-    if analysis.samples is not None:
-        stdout.print("[dim]in brackets: 95 % interval, by resampling the pictures[/]")
-    stdout.print()
-    stdout.print(_classes(analysis))
-    if len(analysis.classes) > MOST_CLASSES:
-        stdout.print(f"[dim]and {len(analysis.classes) - MOST_CLASSES} classes more, in --json and --report[/]")
-    stdout.print()
-    names = list(analysis.tide.gain)
-    gains = _table(["AP50 lost by (TIDE)", *names])
-    gains.add_row("dAP", *(f"{gain:.4f}" for gain in analysis.tide.gain.values()))
-    gains.add_row("count", *map(str, analysis.tide.count.values()))
-    stdout.print(gains)
-    stdout.print()
-    stdout.print(_last_line(analysis))
-
-
-def show_comparison(comparison: Comparison, names: Sequence[str]) -> None:
-    """A, B and the difference of every number, with its interval where there is one."""
-    parts = {"": comparison.summary, "AP of class": comparison.classes, "AP50 lost by (TIDE)": comparison.tide}
-    for title, differences in parts.items():
-        table = _table([title, "A", "B", "B - A", "95 % interval", ""])
-        for name, one in list(differences.items())[:MOST_CLASSES]:
-            table.add_row(escape(name), *_difference(one))
-        stdout.print(table)
-        stdout.print()
-    for letter, name in zip("AB", names, strict=True):
-        stdout.print(f"{letter}: {escape(name)}")
-
-
-def _difference(one: Difference) -> list[str]:
-    change = "-" if one.change is None else f"{one.change:+.4f}"
-    if one.interval is None:
-        return [_number(one.a), _number(one.b), change, "", ""]
-    low, high = one.interval
-    verdict = "" if low <= 0 <= high else ("[green]better[/]" if low > 0 else "[red]worse[/]")
-    return [_number(one.a), _number(one.b), change, f"{low:+.4f} to {high:+.4f}", verdict]
-
-
-def _summary(analysis: Analysis) -> Table:
-    table = _table(["precision", "", "", "", "recall", "", "", ""], left=(0, 1, 3, 4, 5, 7))
-    names = list(ROWS)
-    for left, right in zip(names[:6], names[6:], strict=True):
-        cells = []
-        for name in (left, right):
-            value = _number(analysis.summary[name])
-            cells += [f"[bold]{name}[/]", ROWS[name], value, _interval(analysis.interval(name))]
-        table.add_row(*cells)
-    return table
-
-
-def _classes(analysis: Analysis) -> Table:
-    table = _table(["class", "objects", "AP", "", "AP50", "best threshold", "F1", "precision", "recall", "LRP"])
-    for k, one in enumerate(analysis.classes[:MOST_CLASSES]):
-        values = [one.averages["AP"], one.averages["AP50"]]
-        best = [None] * 4 if one.best is None else list(one.best)
-        lrp = one.lrp.error if one.lrp else None
-        ap, ap50, *rest = map(_number, (*values, *best, lrp))
-        table.add_row(escape(one.name), str(one.objects), ap, _interval(analysis.class_interval(k)), ap50, *rest)
-    return table
-
-
-def _last_line(analysis: Analysis) -> str:
-    best = analysis.best
-    parts = [f"best threshold for all classes {best.threshold:.4f} (F1 {best.f1:.4f})"] if best else []
-    if analysis.lrp["error"] is not None:
-        parts.append(f"LRP {analysis.lrp['error']:.4f}")
-    if analysis.calibration.ece is not None:
-        parts.append(f"calibration error {analysis.calibration.ece:.4f}")
-    if best and analysis.sure.ece is not None:
-        parts.append(f"above that threshold {analysis.sure.ece:.4f}")
-    return ", ".join(parts) or "nothing is right at any threshold"
-
-
-def _table(titles: Iterable[str], left: Sequence[int] = (0,)) -> Table:
-    table = Table(box=None, padding=(0, 3, 0, 0))
-    for n, title in enumerate(titles):
-        table.add_column(title, justify="left" if n in left else "right")
-    return table
-
-
-def _interval(interval: Interval | None) -> str:
-    return "" if interval is None else f"[dim]({interval.low:.3f} to {interval.high:.3f})[/]"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None or value < 0 else f"{value:.4f}"

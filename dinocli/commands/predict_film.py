@@ -24,7 +24,7 @@ from dinocore.words import counted
 
 from ..console import say, stderr, stdout, warn
 from ..signals import ending_early
-from .predict import PredictRequest, Work, check_request, open_work
+from .predict_request import PredictRequest, Work, check_request, open_work
 
 SAY_EVERY = 30  # seconds, where nobody watches a bar
 MOST_DAMAGE = 10  # places that are named

@@ -27,16 +27,8 @@ from ..console import print_json, say
 from ..inputs import Input
 from ..signals import ending_early
 from ..weights_option import find_weights
-from .predict import (
-    PredictRequest,
-    Work,
-    detect_files,
-    end_with_failures,
-    none_left,
-    open_work,
-    shrinking,
-    warn_of_shrinking,
-)
+from .predict import detect_files, end_with_failures, none_left, shrinking, warn_of_shrinking
+from .predict_request import PredictRequest, Work, open_work
 
 IMAGES_PER_PART = 256
 POLL = 0.2  # seconds between two looks at whether the other ranks are done
@@ -137,7 +129,8 @@ def _merge(parts: Sequence[Path], work: Work, stems: dict[str, str]) -> int:
     if request.format in ("json", "jsonl"):
         write_atomically(out, lambda temporary: _stream(parts, request.format, temporary))
     else:
-        write_found(list(_found(parts)), work.detector.categories, request.format, out, stems)
+        for path in write_found(list(_found(parts)), work.detector.categories, request.format, out, stems)[1:]:
+            say(f"wrote {path}")
     warn_of_shrinking(shrunk)
     say(f"wrote {out}: detections in {counted(found, 'image')}")
     if request.save_images is not None:

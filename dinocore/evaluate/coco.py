@@ -1,19 +1,22 @@
 """COCO's average precision of a detector."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice, zip_longest
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 from ..data.annotations import Annotations
 from ..data.loaders import WHOLE, Part, check_size, evaluation_batches, start_workers
-from ..errors import DataError
+from ..errors import DataError, DinoError
 from ..predict import AnyDetector, Detections
 from ..stream.images import PreparedImage, detect_stream, read_ahead
 from ..stream.slices import Slicing
+from ..system.processes import SingleProcess
 from ..words import counted
 from .backends import choose_backend, judge, mean_of_known
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+ROUND = 16  # images that each rank looks at before the ranks tell each other what they found
 
 
 class Metrics(NamedTuple):
@@ -58,13 +61,40 @@ def detect_all(
         yield results, problems
 
 
+def detect_on_ranks(
+    detector: AnyDetector, annotations: Annotations, group: SingleProcess, slicing: Slicing | None = None
+) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
+    """As `detect_all` of all images, which the ranks share; the same images in the same order come on every rank.
+
+    An image's numbers do not depend on how many ranks there are: each is computed alone, or in slices of its own.
+
+    Raises:
+        DinoError: on every rank, if one of them failed.
+    """
+    images = detect_all(detector, annotations, Part(group.rank, group.size), slicing)
+    if group.size == 1:
+        yield from images
+        return
+    for _ in range(0, len(annotations.image_ids), ROUND * group.size):
+        own, error = [], None
+        try:
+            own += islice(images, ROUND)
+        except DinoError as failure:
+            error = failure
+        answers = group.gather((own, error))
+        if failed := [failure for _, failure in answers if failure]:
+            raise group.on_all_ranks(failed[0])
+        yield from filter(None, chain.from_iterable(zip_longest(*(found for found, _ in answers))))
+
+
 def _detect_in_slices(
     detector: AnyDetector, annotations: Annotations, part: Part, slicing: Slicing
 ) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
     indices = range(part.rank, len(annotations.image_ids), part.size)
     images = read_ahead([annotations.path(index) for index in indices], detector.config.data, slicing)
     checked = (_as_annotated(image, annotations, index) for index, image in zip(indices, images, strict=True))
-    for index, found in zip(indices, detect_stream(detector, checked), strict=True):
+    for index, image in zip(indices, checked, strict=True):
+        (found,) = detect_stream(detector, [image])  # alone: its numbers must not depend on its neighbours
         if isinstance(found, DataError):
             yield [], [str(found)]
         else:

@@ -1,0 +1,111 @@
+"""What `dino predict` is asked for, checked, and the detector with which it is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from dinocore.config import DataConfig
+from dinocore.errors import ConfigError
+from dinocore.system.files import check_writable
+
+from ..console import say
+from ..weights_option import is_exported, open_any_detector
+
+if TYPE_CHECKING:
+    from dinocore.predict import AnyDetector
+    from dinocore.stream.slices import Slicing
+
+UNJUDGED = 0.3  # the threshold of weights that no evaluation has judged
+
+
+class PredictRequest(NamedTuple):
+    """What is asked for."""
+
+    out: Path | None
+    format: str
+    save_images: Path | None
+    threshold: float | None  # None: that of the weights
+    max_dets: int
+    resume: bool
+    json: bool
+    batch_size: str = "auto"
+    slice: str | None = None
+    overlap: float = 0.2
+
+
+class Work(NamedTuple):
+    """A detector and how it is to be used."""
+
+    detector: AnyDetector
+    slicing: Slicing | None
+    request: PredictRequest  # with its threshold
+
+
+def check_request(request: PredictRequest) -> PredictRequest:
+    """The same with its format, if it can be done; only what was asked for is checked."""
+    from dinocore.detections_io import check_out, format_of
+    from dinocore.stream.images import check_batch_size
+    from dinocore.stream.slices import parse_slicing
+
+    request = request._replace(format=format_of(request.format, request.out))
+    check_batch_size(request.batch_size)
+    if request.slice is not None:
+        parse_slicing(request.slice, request.overlap, DataConfig(), {})
+    if request.out is not None:
+        check_out(request.out, request.format)
+    if request.resume and (request.out is None or request.format not in ("json", "jsonl")):
+        raise ConfigError(
+            "--resume goes on with the file of --out in --format json or jsonl; name it, or leave --resume out"
+        )
+    if request.save_images is not None and request.save_images.is_file():
+        raise ConfigError(f"--save-images {request.save_images} is a file; give a folder")
+    folders = [request.out.parent if request.out else None, request.save_images]
+    for folder in (folder for folder in folders if folder is not None):
+        check_writable(folder)
+    return request
+
+
+def open_work(request: PredictRequest, weights: str | None, device: str, amp: str) -> Work:
+    """Load the detector, with --max-dets, and decide how images are cut."""
+    from dinocore.stream.slices import parse_slicing
+    from dinocore.weights.file import load_facts
+
+    detector, path = open_any_detector(weights, device, amp)
+    limits = detector.config.eval.model_copy(update={"max_dets": request.max_dets})
+    detector.config = detector.config.model_copy(update={"eval": limits})
+    slicing = None
+    if request.slice is not None:
+        facts = load_facts(path) if request.slice == "auto" and not is_exported(path) else {}
+        slicing = parse_slicing(request.slice, request.overlap, detector.config.data, facts)
+        if request.slice == "auto":
+            say(f"slices of {slicing.side} pixels that overlap by {request.overlap:g}")
+    request = request._replace(threshold=choose_threshold(request.threshold, detector))
+    return Work(detector, slicing, request)
+
+
+def parse_threshold(text: str) -> float | None:
+    """A score in [0, 1]; None for `auto`.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if text == "auto":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ConfigError(f"--threshold {text} is neither auto nor a number from 0 to 1; try --threshold 0.3")
+    return value
+
+
+def choose_threshold(asked: float | None, detector: AnyDetector) -> float:
+    """The score that a detection must reach: what was asked for, or the weights' own best, or 0.3."""
+    if asked is not None:
+        return asked
+    if detector.threshold is None:
+        return UNJUDGED
+    say(f"threshold: {detector.threshold:.3f}, the best F1 in the evaluation of these weights")
+    return detector.threshold
