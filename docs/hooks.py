@@ -12,8 +12,8 @@ from dinocli.app import COMMANDS, load_command
 VALUES = {Path: "PATH", int: "N", float: "NUMBER", str: "TEXT"}
 INTRODUCTION = """# Command reference
 
-Made from the commands themselves: what `dino COMMAND --help` prints, on one page. Results go to stdout, messages to stderr, and the
-exit code says what happened ([errors](errors.md)).
+Made from the commands themselves: what `dino COMMAND --help` prints, on one page. Results go to stdout, messages to
+stderr, and the exit code says what happened ([errors](errors.md)).
 """
 
 
