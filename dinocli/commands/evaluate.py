@@ -25,7 +25,7 @@ from dinocore.report.parts import Page
 from dinocore.system.files import check_writable, write_text
 from dinocore.words import counted
 
-from ..console import fail, print_json, say, stderr, warn
+from ..console import fail, print_json, say, stderr, stdout, warn
 from ..options import Amp, Data, Device, Json, Out, Overrides, Split, Weights
 from ..weights_option import is_exported, open_any_detector
 from .evaluate_view import show_analysis, show_comparison
