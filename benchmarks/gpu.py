@@ -88,7 +88,7 @@ def card(device: str) -> str:
 
 def tests(options: argparse.Namespace) -> None:
     """All tests marked for a GPU."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-n", "0", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-n", "0", "-rs", "-p", "no:cacheprovider"]
     result = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True)
     emit(passed=result.returncode == 0, summary=result.stdout.strip().splitlines()[-1])
     if result.returncode:
