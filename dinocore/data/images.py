@@ -18,6 +18,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from ..config import DataConfig
 from ..errors import DataError
+from .cut_jpeg import END_OF_IMAGE, decode_cut
 
 # MPO comes with JPEG; rarely used decoders are where the holes are
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", *(("AVIF",) if features.check("avif") else ()))
@@ -44,8 +45,7 @@ TURNS = {
 BACK = {6: 8, 8: 6}  # what undoes a turn; the others undo themselves
 Side = TypeVar("Side", int, float)
 MIN_ROWS = 0.95  # of a JPEG without its last bytes that must be there
-END_OF_IMAGE, TAIL = b"\xff\xd9", 4096  # JPEG's last two bytes; behind them cameras put up to so many of their own
-FILLINGS = (b"", *(bytes([byte]) * 64 for byte in (0x00, 0x55, 0xAA, 0xCC, 0x33, 0xFE, 0x0F, 0xF0)))
+TAIL = 4096  # bytes that cameras put behind the end of a JPEG, at most
 LOGGER = logging.getLogger("dinocore.data")
 _told: set[str] = set()  # files that a warning has named
 
@@ -137,30 +137,13 @@ def _loaded(image: Image.Image) -> Image.Image:
         path = getattr(image, "filename", "")
         if not (isinstance(image, JpegImageFile) and path and "truncated" in str(error)):
             raise
-        mended, share = _mended(Path(path).read_bytes(), image.size)
+        mended, share = decode_cut(Path(path).read_bytes(), image.size)
         if share < MIN_ROWS:
             raise OSError(f"{error}; {share:.0%} of its rows are there") from error
     if path not in _told:
         _told.add(path)
         LOGGER.warning("%s lacks its last bytes; %.0f %% of its rows are there and used", path, 100 * share)
     return mended
-
-
-def _mended(data: bytes, size: tuple[int, int]) -> tuple[Image.Image, float]:
-    """A cut JPEG, decoded to `size`, and the fraction of its rows that are there.
-
-    It is ended several times: with nothing in between, and with bytes of different meanings. The first row in which any
-    two differ is the first one that the file does not determine.
-    """
-    ended = []
-    for filling in FILLINGS:
-        image = Image.open(io.BytesIO(data.rstrip(b"\xff") + filling + END_OF_IMAGE), formats=("JPEG",))
-        image.draft(None, size)
-        image.load()
-        ended.append(image)
-    first, *others = (np.asarray(image) for image in ended)
-    differ = np.flatnonzero(np.any([(first != other).reshape(len(first), -1).any(1) for other in others], axis=0))
-    return ended[0], float(differ[0] / len(first)) if len(differ) else 1.0
 
 
 def share_of_rows(path: Path, config: DataConfig) -> float:
@@ -177,7 +160,7 @@ def share_of_rows(path: Path, config: DataConfig) -> float:
                 file.seek(max(0, path.stat().st_size - TAIL))
                 if END_OF_IMAGE in file.read():
                     return 1.0
-            return _mended(path.read_bytes(), image.size)[1]
+            return decode_cut(path.read_bytes(), image.size)[1]
         except DAMAGE:
             return 0.0
 
