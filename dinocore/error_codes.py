@@ -190,6 +190,15 @@ IMAGES = {
     "DATA-IMAGE-FORMAT": Code(
         ERROR, "a file is no image that we read", "a.jpg is not an image in a known format", "look at it",
     ),
+    "DATA-IMAGE-BANDS": Code(
+        ERROR, "an image has bands that are neither colours nor transparency, or is an array; see docs/data.md",
+        "a.tif has 8 bands; images of 1 band, of 3 colours, and of these with transparency are read",
+        "make RGB of three of its bands",
+    ),
+    "DATA-IMAGE-CHANNELS": Code(
+        NOTE, "images are not three bands of colour; what is made of them is said",
+        "12 of 40 images are grey and get three equal bands",
+    ),
     "DATA-IMAGE-LARGE": Code(
         ERROR, "an image has more pixels than data.max_pixels; not decoded", "a.png has 30000 x 30000 pixels",
         "scale it down or cut it into parts",

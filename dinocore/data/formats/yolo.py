@@ -16,6 +16,7 @@ import yaml
 
 from ...config import DataConfig
 from ...errors import DataError
+from ..bands import ARRAYS
 from ..findings import Findings, Place
 from ..images import IMAGE_SUFFIXES
 from ..split import (
@@ -297,7 +298,8 @@ def _lost_labels(images: list[Path], findings: Findings) -> None:
 def _images(listing: Path, root: Path, follow_symlinks: bool) -> list[Path]:
     """Images of a folder, or of a list with a name on each line."""
     if listing.is_dir():
-        return visible_files(listing, IMAGE_SUFFIXES, follow_symlinks)
+        found = visible_files(listing, IMAGE_SUFFIXES, follow_symlinks)
+        return found or visible_files(listing, ARRAYS, follow_symlinks)  # beside images they are copies of them
     names = listing.read_text("utf-8-sig", errors="surrogateescape").splitlines()
     found = (_listed(name.strip(), root) for name in names if name.strip())
     return [path for path in found if path is not None]
