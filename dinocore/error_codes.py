@@ -49,7 +49,7 @@ FILES = {
         "my-data has no training split", "add it, or name it in a dataset.toml (docs/data.md)",
     ),
     "DATA-MANIFEST": Code(
-        ERROR, "a `dataset.toml` cannot be used", "`format` is `pascal`; choose coco, yolo or voc",
+        ERROR, "a `dataset.toml` cannot be used", "`format` is `pascal`",
         "see docs/data.md for what dataset.toml holds",
     ),
     "DATA-YAML": Code(
@@ -94,6 +94,10 @@ FILES = {
         "none of 12 images has a label file, such as labels/a.txt", "put the label files there",
     ),
     "DATA-LABEL-LOST": Code(WARNING, "a label file has no image", "b.txt", "delete it, or put the image back"),
+    "DATA-REGION-IGNORED": Code(
+        NOTE, "regions in which nobody looked, as KITTI and VisDrone mark them, are left out",
+        "12 `DontCare` regions, left out",
+    ),
     "DATA-CSV": Code(
         ERROR, "a row of a table of boxes cannot be read", "line 7: a.jpg,x,2,3,4,cell",
         "write filename,xmin,ymin,xmax,ymax,class with corners in pixels",
