@@ -7,14 +7,12 @@ keras-retinanet's `path,x1,y1,x2,y2,class` has no heading; competitions at Kaggl
 """
 
 import csv
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import DataError
 from ..findings import Findings
-from ..images import IMAGE_SUFFIXES
 from ..split import (
     Box,
     Layout,
@@ -27,9 +25,9 @@ from ..split import (
     one_line,
     read_text,
     split_told_by,
-    tails,
     visible_files,
 )
+from .pairs import names_on_disk
 
 FILE = (
     *("filename", "file_name", "file", "image", "image_name", "image_path", "img_path", "path"),
@@ -139,26 +137,8 @@ def read_csv(split: Split, findings: Findings) -> Table:
     if columns.label < 0:
         findings.add("DATA-FILLED", f"no column names classes: all are `{ONE_CLASS}`", count=len(boxes))
     said = [[int(v) if v.strip().isdigit() else 0 for v in sizes[n]] for n in numbers.values()]
-    files = _on_disk(list(numbers), split.image_roots)
+    files = names_on_disk(list(numbers), split.image_roots)
     return named_table(split, files, boxes, said, columns.in_shares)
-
-
-def _on_disk(names: list[str], roots: list[Path]) -> list[str]:
-    """Names as they are below the folder that has most of them: with a suffix where none is written, and of a path of
-    another machine the longest end that is there and that no other name may mean.
-    """
-    best: dict[str, str] = {}
-    for root in (root for root in dict.fromkeys(roots) if root.is_dir()):
-        files = [path.relative_to(root).as_posix() for path in visible_files(root, IMAGE_SUFFIXES)]
-        known = {name.rpartition(".")[0]: name for name in files} | {name: name for name in files}
-        found = {}
-        for name in names:
-            ends = tails(name) if name.startswith("/") or ":" in name else [name]
-            if end := next((end for end in ends if end in known), ""):
-                found[name] = known[end]
-        uses = Counter(found.values())
-        best = max(best, {name: file for name, file in found.items() if uses[file] == 1}, key=len)
-    return [best.get(name, name) for name in names]
 
 
 def _corners(values: list[str], form: str) -> tuple[float, float, float, float] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..findings import Findings
 from ..split import Box, Layout, PathGuard, Split, Table, layout_of, named_table, one_line, read_text, visible_files
-from .pairs import paired_folders
+from .pairs import names_on_disk, paired_folders
 
 COLUMNS = (15, 16)  # with a score, as of detections
 IGNORED = "DontCare"
@@ -48,7 +48,8 @@ def read_kitti(split: Split, findings: Findings) -> Table:
                 boxes.append(Box(number, one_line(words[0]), (left, top, right, bottom), place))
     findings.add("DATA-LABEL-LINE", "lines that are no type and 14 or 15 numbers", wrong)
     findings.add("DATA-REGION-IGNORED", f"{ignored} `{IGNORED}` regions, left out", count=ignored)
-    return named_table(split, [file.relative_to(split.annotations).with_suffix("").as_posix() for file in files], boxes)
+    names = [file.relative_to(split.annotations).with_suffix("").as_posix() for file in files]
+    return named_table(split, names_on_disk(names, split.image_roots), boxes)
 
 
 def _lines(file: Path) -> list[tuple[int, list[str]]]:

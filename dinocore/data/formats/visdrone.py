@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..findings import Findings
 from ..split import Box, Layout, PathGuard, Split, Table, layout_of, named_table, read_text, visible_files
-from .pairs import paired_folders
+from .pairs import names_on_disk, paired_folders
 
 NAMES = ("pedestrian", "people", "bicycle", "car", "van", "truck", "tricycle", "awning-tricycle", "bus", "motor",
          "others")  # fmt: skip  # categories from 1
@@ -44,7 +44,8 @@ def read_visdrone(split: Split, findings: Findings) -> Table:
                 boxes.append(Box(number, NAMES[row[5] - 1], (x, y, x + width, y + height), place))
     findings.add("DATA-LABEL-LINE", f"lines that are not eight numbers with a category of 0 to {len(NAMES)}", wrong)
     findings.add("DATA-REGION-IGNORED", f"{ignored} regions and objects that are not judged, left out", count=ignored)
-    return named_table(split, [file.relative_to(split.annotations).with_suffix("").as_posix() for file in files], boxes)
+    names = [file.relative_to(split.annotations).with_suffix("").as_posix() for file in files]
+    return named_table(split, names_on_disk(names, split.image_roots), boxes)
 
 
 def _row(line: str) -> list[int] | None:

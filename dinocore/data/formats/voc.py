@@ -67,7 +67,8 @@ def find_voc(folder: Path, guard: PathGuard) -> Layout | None:
 
 def _has_xml(folder: Path) -> bool:
     """Whether XML files lie directly in a folder, hidden ones aside."""
-    return any(not is_hidden(file.name) for file in folder.glob("*.xml"))
+    files = folder.iterdir() if folder.is_dir() else ()
+    return any(file.suffix.lower() == ".xml" and not is_hidden(file.name) for file in files)
 
 
 def _devkit(folder: Path, xml: Path, images: Path, guard: PathGuard) -> Layout | None:
@@ -236,7 +237,9 @@ def _files(split: Split, findings: Findings) -> list[Path]:
     names = [_listed(line.strip(), split.annotations) for line in lines if line.strip()]
     unsafe = [name for name in names if not stays_inside(name)]
     findings.add("DATA-PATH-ESCAPE", f"names in {split.listing[0].name} that lead out of the folder", unsafe)
-    return [split.annotations / f"{name}.xml" for name in dict.fromkeys(names) if name not in unsafe]
+    files = {path.relative_to(split.annotations).with_suffix("").as_posix(): path
+             for path in visible_files(split.annotations, (".xml",))}  # fmt: skip
+    return [files.get(name, split.annotations / f"{name}.xml") for name in dict.fromkeys(names) if name not in unsafe]
 
 
 def _listed(line: str, folder: Path) -> str:
@@ -247,7 +250,8 @@ def _listed(line: str, folder: Path) -> str:
     forms = [line, line.strip("\"'"), columns[0] if len(columns) == 2 else line]
     forms += [form[: -len(PurePosixPath(form).suffix)] for form in forms if _suffix(form) in IMAGE_SUFFIXES]
     forms += [PurePosixPath(form.replace("\\", "/")).name for form in forms]
-    there = (form for form in forms if stays_inside(form) and (folder / f"{form}.xml").is_file())
+    safe = (form for form in forms if stays_inside(form))
+    there = (form for form in safe for end in (".xml", ".XML") if (folder / f"{form}{end}").is_file())
     return next(there, forms[0] if len(columns) == 1 or columns[1].lstrip("-") not in ("0", "1") else columns[0])
 
 
