@@ -48,6 +48,11 @@ FILES = {
         "a split is missing; nothing can be trained without `train`, and without `val` evaluation flatters the model",
         "my-data has no training split", "add it, or name it in a dataset.toml (docs/data.md)",
     ),
+    "DATA-SPLIT-EMPTY": Code(
+        WARNING, "a split to evaluate on has no object of a known class",
+        "no object to judge by: AP cannot be measured",
+        "label it, or leave it out and use --val-fraction 0.2",
+    ),
     "DATA-MANIFEST": Code(
         ERROR, "a `dataset.toml` cannot be used", "`format` is `pascal`",
         "see docs/data.md for what dataset.toml holds",

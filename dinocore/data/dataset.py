@@ -14,7 +14,8 @@ from ..config import DataConfig
 from ..errors import DataError
 from ..words import counted
 from .annotations import Annotations, Category, choose_images, read_annotations
-from .check.scan import check_bands, check_cut, check_sizes, scan_images
+from .check.contents import NOTHING_TO_JUDGE
+from .check.scan import check_bands, check_cut, check_readable, check_sizes, scan_images
 from .findings import Findings
 from .formats.layout import find_layout
 from .holdout import hold_out
@@ -58,6 +59,8 @@ def open_dataset(config: DataConfig) -> DataSet:
             notes.append(f"{folder} has a validation split; data.val_fraction is not used")
         val = read_annotations(layout.val, train.categories, config)
         notes += [f"{val.file.name}: {note}" for note in (*val.notes, *_check_images(val, config))]
+    if val is not train and not (val.labels >= 0).any():
+        notes.append(f"{val.file.name}: {NOTHING_TO_JUDGE}")
     where = f"{folder} ({layout.kind} layout)" if config.path else f"images drawn by `dino sample-data`, in {folder}"
     return DataSet(where, train, val, notes)
 
@@ -72,6 +75,7 @@ def _check_images(annotations: Annotations, config: DataConfig) -> list[str]:
     indices = np.unique(np.linspace(0, count - 1, min(count, MOST_HEADERS)).round().astype(int)).tolist()
     findings = Findings(annotations.file)
     facts = list(scan_images(annotations, config, False, indices))
+    check_readable(annotations, facts, findings)
     check_sizes(annotations, facts, findings)
     check_cut(annotations, facts, findings)
     check_bands(annotations, facts, findings)

@@ -118,9 +118,7 @@ def check_images(annotations: Annotations, facts: Sequence[ImageInfo], findings:
     def places(chosen: Sequence[tuple[ImageInfo, str]]) -> list[Place]:
         return [_place(annotations, f, text) for f, text in chosen]
 
-    for code in sorted({f.code for f in facts if f.code}):
-        broken = [(f, f.problem) for f in facts if f.code == code]
-        findings.add(code, f"{counted(len(broken), 'image')} cannot be read", places(broken))
+    check_readable(annotations, facts, findings)
     check_sizes(annotations, facts, findings)
     check_cut(annotations, facts, findings)
     check_bands(annotations, facts, findings)
@@ -139,6 +137,14 @@ def check_images(annotations: Annotations, facts: Sequence[ImageInfo], findings:
     findings.add("DATA-IMAGE-DARK", f"{counted(len(dark), 'image')} nearly black", places(dark))
     blank = [(f, f"{name}: brightness {f.brightness:.0f} of 255") for f, name in named if f.blank]
     findings.add("DATA-IMAGE-BLANK", f"{counted(len(blank), 'image')} of one colour", places(blank))
+
+
+def check_readable(annotations: Annotations, facts: Sequence[ImageInfo], findings: Findings) -> None:
+    """Findings about files that cannot be read as images, each kind of problem once."""
+    for code in sorted({f.code for f in facts if f.code}):
+        broken = [f for f in facts if f.code == code]
+        places = [_place(annotations, f, f.problem) for f in broken]
+        findings.add(code, f"{counted(len(broken), 'image')} cannot be read", places)
 
 
 def check_cut(annotations: Annotations, facts: Sequence[ImageInfo], findings: Findings) -> None:
