@@ -28,7 +28,11 @@ Split = Annotated[
     str, typer.Option("--split", help="Of --data: val, train or test.", autocompletion=choices("val", "train", "test"))
 ]
 Data = Annotated[
-    Path | None, typer.Option("--data", help="Data folder: COCO, Roboflow, YOLO, Pascal VOC, CSV, or a dataset.toml.")
+    Path | None,
+    typer.Option(
+        "--data",
+        help="Data folder: COCO, Roboflow, YOLO, Pascal VOC, CSV, Open Images, KITTI, VisDrone, or a dataset.toml.",
+    ),
 ]
 ValFraction = Annotated[
     float | None,

@@ -48,8 +48,13 @@ FILES = {
         "a split is missing; nothing can be trained without `train`, and without `val` evaluation flatters the model",
         "my-data has no training split", "add it, or name it in a dataset.toml (docs/data.md)",
     ),
+    "DATA-SPLIT-EMPTY": Code(
+        WARNING, "a split to evaluate on has no object of a known class",
+        "no object to judge by: AP cannot be measured",
+        "label it, or leave it out and use --val-fraction 0.2",
+    ),
     "DATA-MANIFEST": Code(
-        ERROR, "a `dataset.toml` cannot be used", "`format` is `pascal`; choose coco, yolo or voc",
+        ERROR, "a `dataset.toml` cannot be used", "`format` is `pascal`",
         "see docs/data.md for what dataset.toml holds",
     ),
     "DATA-YAML": Code(
@@ -94,6 +99,10 @@ FILES = {
         "none of 12 images has a label file, such as labels/a.txt", "put the label files there",
     ),
     "DATA-LABEL-LOST": Code(WARNING, "a label file has no image", "b.txt", "delete it, or put the image back"),
+    "DATA-REGION-IGNORED": Code(
+        NOTE, "regions in which nobody looked, as KITTI and VisDrone mark them, are left out",
+        "12 `DontCare` regions, left out",
+    ),
     "DATA-CSV": Code(
         ERROR, "a row of a table of boxes cannot be read", "line 7: a.jpg,x,2,3,4,cell",
         "write filename,xmin,ymin,xmax,ymax,class with corners in pixels",
@@ -189,6 +198,15 @@ IMAGES = {
     ),
     "DATA-IMAGE-FORMAT": Code(
         ERROR, "a file is no image that we read", "a.jpg is not an image in a known format", "look at it",
+    ),
+    "DATA-IMAGE-BANDS": Code(
+        ERROR, "an image has bands that are neither colours nor transparency, or is an array; see docs/data.md",
+        "a.tif has 8 bands; images of 1 band, of 3 colours, and of these with transparency are read",
+        "make RGB of three of its bands",
+    ),
+    "DATA-IMAGE-CHANNELS": Code(
+        NOTE, "images are not three bands of colour; what is made of them is said",
+        "12 of 40 images are grey and get three equal bands",
     ),
     "DATA-IMAGE-LARGE": Code(
         ERROR, "an image has more pixels than data.max_pixels; not decoded", "a.png has 30000 x 30000 pixels",

@@ -12,6 +12,8 @@ from ..error_codes import ERROR
 from .findings import Findings
 from .formats.coco import read_coco
 from .formats.csv import read_csv
+from .formats.kitti import read_kitti
+from .formats.visdrone import read_visdrone
 from .formats.voc import read_voc
 from .formats.yolo import read_yolo
 from .split import Category, Split, Table
@@ -38,6 +40,8 @@ READERS: dict[str, Callable[[Split, Findings, DataConfig], Table]] = {
     "yolo": read_yolo,
     "voc": read_voc,
     "csv": lambda split, findings, config: read_csv(split, findings),
+    "kitti": lambda split, findings, config: read_kitti(split, findings),
+    "visdrone": lambda split, findings, config: read_visdrone(split, findings),
 }
 
 

@@ -14,7 +14,8 @@ from ..config import DataConfig
 from ..errors import DataError
 from ..words import counted
 from .annotations import Annotations, Category, choose_images, read_annotations
-from .check.scan import check_cut, check_sizes, scan_images
+from .check.contents import NOTHING_TO_JUDGE
+from .check.scan import check_bands, check_cut, check_readable, check_sizes, scan_images
 from .findings import Findings
 from .formats.layout import find_layout
 from .holdout import hold_out
@@ -57,23 +58,27 @@ def open_dataset(config: DataConfig) -> DataSet:
         if config.val_fraction:
             notes.append(f"{folder} has a validation split; data.val_fraction is not used")
         val = read_annotations(layout.val, train.categories, config)
-        notes += [f"{val.file.name}: {note}" for note in val.notes]
+        notes += [f"{val.file.name}: {note}" for note in (*val.notes, *_check_images(val, config))]
+    if val is not train and not (val.labels >= 0).any():
+        notes.append(f"{val.file.name}: {NOTHING_TO_JUDGE}")
     where = f"{folder} ({layout.kind} layout)" if config.path else f"images drawn by `dino sample-data`, in {folder}"
     return DataSet(where, train, val, notes)
 
 
-def _check_images(train: Annotations, config: DataConfig) -> list[str]:
+def _check_images(annotations: Annotations, config: DataConfig) -> list[str]:
     """Compare sizes in the annotations with those of the files, of very many images with an even choice.
 
     Returns:
         what else is to be said of these files.
     """
-    count = len(train.image_ids)
+    count = len(annotations.image_ids)
     indices = np.unique(np.linspace(0, count - 1, min(count, MOST_HEADERS)).round().astype(int)).tolist()
-    findings = Findings(train.file)
-    facts = list(scan_images(train, config, False, indices))
-    check_sizes(train, facts, findings)
-    check_cut(train, facts, findings)
+    findings = Findings(annotations.file)
+    facts = list(scan_images(annotations, config, False, indices))
+    check_readable(annotations, facts, findings)
+    check_sizes(annotations, facts, findings)
+    check_cut(annotations, facts, findings)
+    check_bands(annotations, facts, findings)
     findings.stop()
     return [finding.text for finding in findings.found]
 

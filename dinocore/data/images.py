@@ -8,6 +8,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -18,13 +19,15 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from ..config import DataConfig
 from ..errors import DataError
+from .bands import conversion, has_unknown_band, refusal, refusal_of_unknown
+from .cut_jpeg import END_OF_IMAGE, decode_cut
 
 # MPO comes with JPEG; rarely used decoders are where the holes are
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", *(("AVIF",) if features.check("avif") else ()))
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-) | ({".avif"} if "AVIF" in FORMATS else set())
-IMAGE_SUFFIXES = SUFFIXES | {".avif", ".heic", ".heif", ".jp2", ".jxl"}  # also those that are named and not read
+READ = ".jpg .jpeg .jpe .jfif .mpo .png .webp .bmp .tif .tiff .gif .ppm .pgm .heic .heif"
+SUFFIXES = frozenset(READ.split() + [".avif"] * ("AVIF" in FORMATS))
+IMAGE_SUFFIXES = SUFFIXES | {".avif", ".jp2", ".jxl"}  # also those that are named and not read
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 DAMAGE = (  # what Pillow's decoders raise
     *(OSError, ValueError, SyntaxError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError),
@@ -44,8 +47,7 @@ TURNS = {
 BACK = {6: 8, 8: 6}  # what undoes a turn; the others undo themselves
 Side = TypeVar("Side", int, float)
 MIN_ROWS = 0.95  # of a JPEG without its last bytes that must be there
-END_OF_IMAGE, TAIL = b"\xff\xd9", 4096  # JPEG's last two bytes; behind them cameras put up to so many of their own
-FILLINGS = (b"", *(bytes([byte]) * 64 for byte in (0x00, 0x55, 0xAA, 0xCC, 0x33, 0xFE, 0x0F, 0xF0)))
+TAIL = 4096  # bytes that cameras put behind the end of a JPEG, at most
 LOGGER = logging.getLogger("dinocore.data")
 _told: set[str] = set()  # files that a warning has named
 
@@ -83,7 +85,7 @@ def decode_image(content: bytes, config: DataConfig) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
+            image = _identified(io.BytesIO(content))
         except UnidentifiedImageError:
             raise _problem(f"it is not an image in a known format ({', '.join(FORMATS)})", "FORMAT", path) from None
         except Image.DecompressionBombError as error:
@@ -122,7 +124,9 @@ def read_reduced(path: Path, config: DataConfig, min_decode_size: tuple[int, int
 def loaded_rgb(image: Image.Image, config: DataConfig) -> Image.Image:
     """Turned as its metadata says, in RGB, and without that metadata, so that it is not turned twice."""
     turn = TURNS.get(_orientation(image, config.exif))  # before loading, with which Pillow forgets a TIFF's
+    unknown = has_unknown_band(image)
     image = _loaded(image)
+    image = image.convert("RGB") if unknown else image  # and not over white
     turned = to_rgb(image if turn is None else image.transpose(turn), config.depth)
     turned.info = {}
     return turned
@@ -137,30 +141,13 @@ def _loaded(image: Image.Image) -> Image.Image:
         path = getattr(image, "filename", "")
         if not (isinstance(image, JpegImageFile) and path and "truncated" in str(error)):
             raise
-        mended, share = _mended(Path(path).read_bytes(), image.size)
+        mended, share = decode_cut(Path(path).read_bytes(), image.size)
         if share < MIN_ROWS:
             raise OSError(f"{error}; {share:.0%} of its rows are there") from error
     if path not in _told:
         _told.add(path)
         LOGGER.warning("%s lacks its last bytes; %.0f %% of its rows are there and used", path, 100 * share)
     return mended
-
-
-def _mended(data: bytes, size: tuple[int, int]) -> tuple[Image.Image, float]:
-    """A cut JPEG, decoded to `size`, and the fraction of its rows that are there.
-
-    It is ended several times: with nothing in between, and with bytes of different meanings. The first row in which any
-    two differ is the first one that the file does not determine.
-    """
-    ended = []
-    for filling in FILLINGS:
-        image = Image.open(io.BytesIO(data.rstrip(b"\xff") + filling + END_OF_IMAGE), formats=("JPEG",))
-        image.draft(None, size)
-        image.load()
-        ended.append(image)
-    first, *others = (np.asarray(image) for image in ended)
-    differ = np.flatnonzero(np.any([(first != other).reshape(len(first), -1).any(1) for other in others], axis=0))
-    return ended[0], float(differ[0] / len(first)) if len(differ) else 1.0
 
 
 def share_of_rows(path: Path, config: DataConfig) -> float:
@@ -177,7 +164,7 @@ def share_of_rows(path: Path, config: DataConfig) -> float:
                 file.seek(max(0, path.stat().st_size - TAIL))
                 if END_OF_IMAGE in file.read():
                     return 1.0
-            return _mended(path.read_bytes(), image.size)[1]
+            return decode_cut(path.read_bytes(), image.size)[1]
         except DAMAGE:
             return 0.0
 
@@ -197,6 +184,7 @@ class Header(NamedTuple):
     size: tuple[int, int]  # width and height of the upright image
     frames: int  # images in the file
     turned: int  # EXIF's orientation, 1 to 8, if it is applied; 5 and more swap width and height
+    conversion: str  # what is done to make RGB of it, in words
 
 
 def read_header(path: Path, config: DataConfig) -> Header:
@@ -209,9 +197,9 @@ def read_header(path: Path, config: DataConfig) -> Header:
         turned = _orientation(image, config.exif)
         size = _swapped(image.size, turned)
         try:
-            return Header(size, getattr(image, "n_frames", 1), turned)
+            return Header(size, getattr(image, "n_frames", 1), turned, conversion(image))
         except DAMAGE:  # in a later one
-            return Header(size, 1, turned)
+            return Header(size, 1, turned, conversion(image))
 
 
 @contextmanager
@@ -236,15 +224,12 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise _problem(f"{path} is not a regular file", "FORMAT", path)
-        image = Image.open(path, formats=FORMATS)
+        image = _identified(path)
     except FileNotFoundError:
         raise _problem(f"there is no image {path}", "MISSING", path) from None
     except UnidentifiedImageError:
-        known, film = ", ".join(FORMATS), path.suffix.lower() in VIDEOS
-        fix = f"make images of a video first: ffmpeg -i {path} frame-%05d.jpg" if film else ""
-        if path.suffix.lower() in IMAGE_SUFFIXES - SUFFIXES:
-            fix = f"convert it first: magick {path} {path.with_suffix('.jpg')}"
-        raise _problem(f"{path} is not an image in a known format ({known})", "FORMAT", path, fix) from None
+        what, kind, fix = _unidentified(path)
+        raise _problem(what, kind, path, fix) from None
     except Image.DecompressionBombError as error:
         raise _problem(f"{path} was not decoded: {error}", "LARGE", path) from None
     except DAMAGE as error:
@@ -253,7 +238,54 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
     return image
 
 
+def _identified(source: Path | io.BytesIO) -> Image.Image:
+    """
+    Raises:
+        UnidentifiedImageError: it is in no format that we read.
+    """
+    try:
+        return Image.open(source, formats=FORMATS)
+    except UnidentifiedImageError:
+        if not reads_heif():
+            raise
+        return Image.open(source, formats=("HEIF",))
+
+
+@cache
+def reads_heif() -> bool:
+    """Whether HEIC images can be read: by pillow-heif, which is then known to Pillow."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def _unidentified(path: Path) -> tuple[str, str, str]:
+    """What a file is that cannot be identified, the kind of its code, and what to do."""
+    suffix = path.suffix.lower()
+    if bands := refusal_of_unknown(path):
+        return bands[0], "BANDS", bands[1]
+    if _is_heif(path) and not reads_heif():
+        return f"{path} is a HEIC image, which pillow-heif reads", "FORMAT", "pip install 'dino-detector[heic]'"
+    fix = f"make images of a video first: ffmpeg -i {path} frame-%05d.jpg" if suffix in VIDEOS else ""
+    if suffix in IMAGE_SUFFIXES - SUFFIXES:
+        fix = f"convert it first: magick {path} {path.with_suffix('.jpg')}"
+    return f"{path} is not an image in a known format ({', '.join(FORMATS)})", "FORMAT", fix
+
+
+def _is_heif(path: Path) -> bool:
+    """Whether the content is HEIF, whatever the name: phones and chats save it as .jpg, too."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:] in HEIF_BRANDS
+
+
 def _check_header(image: Image.Image, path: Path, max_pixels: int) -> None:
+    if bands := refusal(image, path):
+        image.close()
+        raise _problem(bands[0], "BANDS", path, bands[1])
     if _in_deep_planes(image):
         image.close()
         raise _problem(f"{path} holds 16-bit colours plane after plane, which Pillow misreads", "FORMAT", path,

@@ -29,11 +29,12 @@ class Split(NamedTuple):
 
     annotations: Path  # a COCO file, YOLO's data.yaml, or VOC's folder of XML files
     image_roots: list[Path]  # tried in this order
-    format: str = "coco"  # or yolo, voc
+    format: str = "coco"  # or yolo, voc, csv, kitti, visdrone
     folder: Path | None = None  # nothing outside of it is opened; None: the images' own folder
     listing: tuple[Path, ...] = ()  # YOLO: folders and lists of images; VOC: a list of names, or all
     classes: tuple[str, ...] = ()  # YOLO and VOC: their names in order
     first_pixel: int | None = None  # VOC: the number of the first column and row; None: nobody can tell
+    labels: Path | None = None  # YOLO: the folder of label files, where a dataset.toml names it
     keypoints: tuple[int, int] | None = None  # YOLO's kpt_shape: how many each line has, and numbers of each
 
 
@@ -156,6 +157,73 @@ class Table(NamedTuple):
         rows = np.arange(len(self.file_names))[keep]
         names = [self.file_names[i] for i in rows.tolist()]
         return self._replace(image_ids=self.image_ids[rows], file_names=names, sizes=self.sizes[rows])
+
+
+class Box(NamedTuple):
+    """A box of a reader that names classes."""
+
+    owner: int  # number of its image, from 1
+    label: str
+    corners: tuple[float, float, float, float]  # xyxy
+    place: str  # what to call it
+    crowd: bool = False
+
+
+def named_table(
+    split: Split, files: list[str], boxes: Sequence[Box], sizes: Sequence[Sequence[int]] = (), in_shares: bool = False
+) -> Table:
+    """A table of images, numbered from 1, and of boxes whose labels are among the split's classes."""
+    numbers = {name: n for n, name in enumerate(split.classes, start=1)}
+    corners = np.array([box.corners for box in boxes], dtype=np.float64).reshape(-1, 4)
+    return Table(
+        categories=[Category(n, name) for name, n in numbers.items()],
+        headings=frozenset(),
+        image_ids=np.arange(1, len(files) + 1),
+        file_names=files,
+        sizes=np.array(sizes or np.zeros((len(files), 2)), dtype=np.int64).reshape(-1, 2),
+        owners=np.array([box.owner for box in boxes], dtype=np.int64),
+        category_ids=np.array([numbers[box.label] for box in boxes], dtype=np.int64),
+        boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1),
+        area=np.full(len(boxes), np.nan),
+        crowd=np.array([box.crowd for box in boxes], dtype=bool),
+        name=lambda i: boxes[i].place,
+        in_shares=in_shares,
+    )
+
+
+def read_text(file: Path, strict: bool = True) -> str:
+    """A text in UTF-8 or, with its mark, UTF-16.
+
+    Args:
+        strict: refuse what is neither; or else it is read for its structure alone.
+
+    Raises:
+        DataError: it cannot be read, or is in another encoding, whose letters nobody can tell.
+    """
+    try:
+        content = file.read_bytes()
+        return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        if not strict:
+            return file.read_bytes().decode("latin-1")
+        what = f"it is not UTF-8: {error.reason} in byte {error.start}"
+        raise DataError(what, code="DATA-FILE", where=file, fix="save it as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"it cannot be read: {error}", code="DATA-FILE", where=file) from error
+
+
+def image_roots(folder: Path, split: str, file: Path) -> list[Path]:
+    """Where images of annotations may be: train2017/ of instances_train2017.json, any folder that tells the split,
+    images/, beside them.
+    """
+    names = [file.stem.removeprefix("instances_"), *WORDS.get(split, ())]
+    bases = (folder, folder / "images", folder / "data")
+    own = [base / name for base in bases for name in names]
+    told = [p for base in bases if base.is_dir() for p in sorted(base.iterdir()) if split_told_by(p.name) == split]
+    told = [p for p in told if p not in own and p.is_dir()]
+    inner = [p / name for p in (*own, *told) for name in ("images", "data") if (p / name).is_dir()]
+    usual = [folder / name for name in ("images", "imgs", "img", "data", "JPEGImages")]
+    return [*own, *told, *inner, *usual, folder, file.parent, file.parent / "images"]
 
 
 def stays_inside(name: str) -> bool:

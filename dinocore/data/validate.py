@@ -129,7 +129,7 @@ def known_sizes(table: Table, root: Path, config: DataConfig, findings: Findings
     turned = np.ones(len(sizes), np.int64)
     for i in np.flatnonzero((sizes == 0).any(1)).tolist():
         try:
-            sizes[i], _, turned[i] = read_header(root / table.file_names[i], config)
+            sizes[i], _, turned[i], _ = read_header(root / table.file_names[i], config)
         except DataError as error:
             bad[i] = error.what
             findings.add(error.code, "images without a size in the annotations, or in themselves",

@@ -169,3 +169,20 @@ def test_the_same_data_as_coco_yolo_and_voc_trains_to_identical_weights(dino, mi
     for other in states[1:]:
         assert states[0].keys() == other.keys()
         assert all((states[0][key] == other[key]).all() for key in other)
+
+
+FAULTS = {
+    "none": lambda folder: None,
+    "an image of val that is missing": lambda folder: next((folder / "val2017").iterdir()).unlink(),
+    "an image that is none": lambda folder: next((folder / "train2017").iterdir()).write_bytes(b"<html>"),
+    "a box that is not finite": lambda folder: edit(
+        folder, lambda d: d["annotations"][0].update(bbox=[1, 1, 1e999, 9])
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_check_data_and_a_dry_run_end_with_the_same_code(dino, mine, settings, fault):
+    FAULTS[fault](mine)
+    checked, tried = dino("check-data", mine), dino("train", "--dry-run", "--data", mine, "--batch-size", 2, *settings)
+    assert checked.code == tried.code == (0 if fault == "none" else 3)

@@ -161,8 +161,8 @@ def test_one_bad_picture_is_replaced_and_said_once(pictures, small_config, start
     folder = tmp_path / "data"
     shutil.copytree(pictures, folder)
     bad = sorted((folder / "train2017").iterdir())[0]
-    bad.write_bytes(bad.read_bytes()[:500])
     context, state = start(small_config(f'data.path="{folder}"'))
+    bad.write_bytes(bad.read_bytes()[:500])  # before the first step, it would be refused
     warnings = [event.message for event in run_to_end(context, state) if isinstance(event, Warned)]
     assert len(warnings) == 1 and bad.name in warnings[0]
 
@@ -170,9 +170,9 @@ def test_one_bad_picture_is_replaced_and_said_once(pictures, small_config, start
 def test_too_many_bad_pictures_end_the_run(pictures, small_config, start, run_to_end, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(pictures, folder)
-    for bad in sorted((folder / "train2017").iterdir())[:4]:
-        bad.write_bytes(b"not a picture")
     context, state = start(small_config(f'data.path="{folder}"', "train.epochs=4"))
+    for bad in sorted((folder / "train2017").iterdir())[:4]:
+        bad.write_bytes(b"not an image")  # before the first step, one would be refused
     with pytest.raises(DataError, match="4 of 8 images cannot be read"):
         run_to_end(context, state)
 

@@ -14,7 +14,7 @@ from ..findings import Finding, Findings
 from ..formats.layout import find_layout
 from ..holdout import hold_out
 from ..split import Category, Layout, Split
-from .contents import check_contents, check_unlisted
+from .contents import NOTHING_TO_JUDGE, check_contents, check_unlisted
 from .duplicates import Shown, check_duplicates, near_pairs, same_files
 from .fitness import check_fitness
 from .scan import ImageInfo, check_images, scan_images
@@ -115,6 +115,8 @@ def _survey(layout: Layout, config: Config) -> dict[str, CheckedSplit]:
             if name == "train" and not annotations.trainable(config.data.min_box_size).any():
                 what = f"{counted(len(annotations.image_ids), 'image')} and no object to learn from"
                 findings.add("DATA-NOTHING", what, count=1)
+            if name != "train" and not (annotations.labels >= 0).any():
+                findings.add("DATA-SPLIT-EMPTY", NOTHING_TO_JUDGE, count=1)
             check_fitness(annotations, config, findings)
         except DataError as error:
             annotations = None

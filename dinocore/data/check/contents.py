@@ -11,6 +11,7 @@ from ..findings import KEPT, Findings, Place, short_box
 from ..images import SUFFIXES
 from ..split import Category, visible_files
 
+NOTHING_TO_JUDGE = "no object to judge by: AP cannot be measured"
 FEW = 10  # objects of a class
 DOT = 2  # pixels
 SAME = 0.9  # intersection over union from which on two boxes are one object

@@ -33,6 +33,7 @@ class ImageInfo(NamedTuple):
     size: tuple[int, int] = (0, 0)  # width and height, upright
     frames: int = 1
     rows: float = 1.0  # the share of a JPEG's rows that are there
+    conversion: str = ""  # what is done to make RGB of it
     problem: str = ""  # why it cannot be read
     code: str = ""  # of the problem
     brightness: float = 0.0  # mean, of 255
@@ -52,8 +53,9 @@ class Scan(NamedTuple):
         """Facts of one image; damage behind the header is found only with `decode`."""
         path = self.annotations.path(index)
         try:
-            size, frames, _ = read_header(path, self.config)
-            facts = ImageInfo(index, size, frames, share_of_rows(path, self.config))
+            header = read_header(path, self.config)
+            rows = share_of_rows(path, self.config)
+            facts = ImageInfo(index, header.size, header.frames, rows, header.conversion)
             if facts.rows < MIN_ROWS and not self.decode:
                 what = f"{path} is damaged: {facts.rows:.0%} of its rows are there"
                 return facts._replace(problem=what, code="DATA-IMAGE-DAMAGED")
@@ -116,11 +118,10 @@ def check_images(annotations: Annotations, facts: Sequence[ImageInfo], findings:
     def places(chosen: Sequence[tuple[ImageInfo, str]]) -> list[Place]:
         return [_place(annotations, f, text) for f, text in chosen]
 
-    for code in sorted({f.code for f in facts if f.code}):
-        broken = [(f, f.problem) for f in facts if f.code == code]
-        findings.add(code, f"{counted(len(broken), 'image')} cannot be read", places(broken))
+    check_readable(annotations, facts, findings)
     check_sizes(annotations, facts, findings)
     check_cut(annotations, facts, findings)
+    check_bands(annotations, facts, findings)
     whole = [f for f in facts if not f.problem]
     named = [(f, annotations.path(f.index).name) for f in whole]
     odd = [(f, f"{name}: {f.size[0]} x {f.size[1]}") for f, name in named
@@ -138,11 +139,27 @@ def check_images(annotations: Annotations, facts: Sequence[ImageInfo], findings:
     findings.add("DATA-IMAGE-BLANK", f"{counted(len(blank), 'image')} of one colour", places(blank))
 
 
+def check_readable(annotations: Annotations, facts: Sequence[ImageInfo], findings: Findings) -> None:
+    """Findings about files that cannot be read as images, each kind of problem once."""
+    for code in sorted({f.code for f in facts if f.code}):
+        broken = [f for f in facts if f.code == code]
+        places = [_place(annotations, f, f.problem) for f in broken]
+        findings.add(code, f"{counted(len(broken), 'image')} cannot be read", places)
+
+
 def check_cut(annotations: Annotations, facts: Sequence[ImageInfo], findings: Findings) -> None:
     """Findings about JPEGs that lack their last bytes and are used for what is there."""
     cut = [f for f in facts if not f.problem and f.rows < 1]
     places = [_place(annotations, f, f"{annotations.path(f.index).name}: {f.rows:.0%} of its rows") for f in cut]
     findings.add("DATA-IMAGE-CUT", f"{counted(len(cut), 'image')} without the last bytes of the file", places)
+
+
+def check_bands(annotations: Annotations, facts: Sequence[ImageInfo], findings: Findings) -> None:
+    """Findings about images that are not three bands of colour, and what is made of them."""
+    for conversion in sorted({f.conversion for f in facts} - {""}):
+        such = [f for f in facts if f.conversion == conversion and not f.problem]
+        places = [_place(annotations, f, annotations.path(f.index).name) for f in such]
+        findings.add("DATA-IMAGE-CHANNELS", f"{len(such)} of {len(facts)} images {conversion}", places)
 
 
 def check_sizes(annotations: Annotations, facts: Sequence[ImageInfo], findings: Findings) -> None:

@@ -1,125 +1,199 @@
 """Boxes as a table, one a row: `filename,xmin,ymin,xmax,ymax,class`, in any order and under the usual other names.
 
 Source: TensorFlow's object detection tutorials write `filename,width,height,class,xmin,ymin,xmax,ymax`;
-keras-retinanet's `path,x1,y1,x2,y2,class` has no heading. Corners count pixels from 0, the last one not included.
+keras-retinanet's `path,x1,y1,x2,y2,class` has no heading; competitions at Kaggle have `image_id,…,bbox` with
+`[x, y, width, height]`, or columns for these. Corners count pixels from 0, the last one not included. Open Images
+(https://storage.googleapis.com/openimages/web/download_v7.html) writes shares, codes for classes, and `IsGroupOf`.
 """
 
 import csv
-import os
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-
-import numpy as np
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from ...errors import DataError
 from ..findings import Findings
-from ..split import Category, Layout, PathGuard, Split, Table, is_hidden, layout_of, one_line, split_told_by
+from ..split import (
+    Box,
+    Layout,
+    PathGuard,
+    Split,
+    Table,
+    image_roots,
+    layout_of,
+    named_table,
+    one_line,
+    read_text,
+    split_told_by,
+    visible_files,
+)
+from .pairs import names_on_disk
 
-NAMES = {
-    "file": ("filename", "file_name", "file", "image", "image_name", "image_path", "img_path", "path", "image_id"),
-    "label": ("class", "label", "name", "class_name", "category", "label_name"),
-    "x0": ("xmin", "x_min", "x1", "x0", "left", "bbox_xmin"),
-    "y0": ("ymin", "y_min", "y1", "y0", "top", "bbox_ymin"),
-    "x1": ("xmax", "x_max", "x2", "right", "bbox_xmax"),
-    "y1": ("ymax", "y_max", "y2", "bottom", "bbox_ymax"),
-}
-BARE = {"file": 0, "x0": 1, "y0": 2, "x1": 3, "y1": 4, "label": 5}  # without a heading
+FILE = (
+    *("filename", "file_name", "file", "image", "image_name", "image_path", "img_path", "path"),
+    *("image_id", "imageid", "img_id", "img"),
+)
+LABEL = ("class", "label", "class_name", "classname", "category", "label_name", "labelname", "class_label", "name")
+SIZE = (("width", "height"), ("image_width", "image_height"), ("img_width", "img_height"))
+CORNERS = (
+    ("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max"), ("x1", "y1", "x2", "y2"),
+    ("x0", "y0", "x1", "y1"), ("left", "top", "right", "bottom"),
+    ("bbox_xmin", "bbox_ymin", "bbox_xmax", "bbox_ymax"),
+)  # fmt: skip
+SIDES = (
+    ("x", "y", "w", "h"), ("x", "y", "width", "height"), ("left", "top", "width", "height"),
+    ("bbox_x", "bbox_y", "bbox_width", "bbox_height"), ("xmin", "ymin", "width", "height"),
+)  # fmt: skip
+LIST = ("bbox",)  # [x, y, width, height]
+ONE_CLASS = "object"  # where no column names classes
+GROUP = "isgroupof"
+
+
+class Columns(NamedTuple):
+    """Where each value stands; -1: nowhere."""
+
+    file: int
+    label: int
+    box: tuple[int, ...]
+    form: str  # corners, sides or list
+    size: tuple[int, int] = (-1, -1)
+    group: int = -1
+    in_shares: bool = False
+    has_heading: bool = True
+
+
+BARE = Columns(0, 5, (1, 2, 3, 4), "corners", has_heading=False)
 
 
 def find_csv(folder: Path, guard: PathGuard) -> Layout | None:
-    """Tables in the folder itself or one below; the name tells the split, or one table is for training.
+    """Tables of boxes anywhere in the folder; a name tells the split, or one table is for training.
 
     Raises:
         DataError: two tables may be those of one split.
     """
-    files = sorted(p for pattern in ("*.csv", "*/*.csv") for p in folder.glob(pattern) if not is_hidden(p.name))
     named: dict[str, Path] = {}
-    for file in files:
-        if _columns(_rows(guard.check(file))[:1]) is None:
+    for file in visible_files(folder, (".csv", ".tsv")):
+        if _columns(_rows(guard.check(file), strict=False)[:1]) is None:
             continue
-        told = split_told_by(file.stem) or split_told_by(file.parent.name)
+        parts = reversed(file.relative_to(folder).with_suffix("").parts)
+        told = next((name for part in parts if (name := split_told_by(part))), "")
         if told in named:
             what = f"{named[told].name} and {file.name} may both be the boxes of {told or 'train'}"
-            raise DataError(what, code="DATA-LAYOUT", where=folder, fix="leave one of them there")
+            text = f'format = "csv"\n[train]\nannotations = "{file.relative_to(folder).as_posix()}"\nimages = "."'
+            fix = f"leave one of them there, or write a dataset.toml that names it, such as\n{text}"
+            raise DataError(what, code="DATA-LAYOUT", where=folder, fix=fix)
         named[told] = file
     if not named.keys() & {"train", "val"} and "" in named:
         named = {"train": named[""]}
     named.pop("", None)
-    classes = tuple(sorted({cells["label"] for file in named.values() for _, cells in _cells(file)} - {""}))
-    near = [p for base in (folder, folder / "images") if base.is_dir() for p in sorted(base.iterdir()) if p.is_dir()]
-    made = {}
-    for name, file in named.items():
-        roots = [*(p for p in near if split_told_by(p.name) == name), file.parent, folder / "images", folder]
-        others = [p for p in near if not is_hidden(p.name) and not split_told_by(p.name)]
-        made[name] = Split(file, [*roots, *others], "csv", folder, (), classes)
-    return layout_of("CSV", made)
+    return csv_layout("CSV", {name: (file, image_roots(folder, name, file)) for name, file in named.items()}, folder)
+
+
+def csv_layout(kind: str, tables: dict[str, tuple[Path, list[Path]]], folder: Path) -> Layout | None:
+    """The layout of these tables, each with the folders that may hold its images."""
+    names = _descriptions(folder)
+    labels = {row.label for file, _ in tables.values() for row in read_rows(file)} - {""}
+    classes = tuple(sorted({names.get(label, label) for label in labels}))
+    made = {name: Split(file, roots, "csv", folder, (), classes) for name, (file, roots) in tables.items()}
+    return layout_of(kind, made)
+
+
+def _descriptions(folder: Path) -> dict[str, str]:
+    """Names of Open Images' class codes, from `class-descriptions-boxable.csv` or `classes.csv`."""
+    files = [
+        file for file in visible_files(folder, (".csv",)) if file.stem.startswith(("class-desc", "oidv", "classes"))
+    ]
+    pairs = (row for file in files for row in _rows(file, strict=False) if len(row) == 2 and row[0].startswith("/"))
+    return {code.strip(): one_line(name) for code, name in pairs}
+
+
+class Row(NamedTuple):
+    """A row that names an image."""
+
+    line: int
+    file: str
+    label: str
+    box: list[str]  # as the columns have it; empty: an image without objects
+    size: tuple[str, str]
+    is_group: bool
 
 
 def read_csv(split: Split, findings: Findings) -> Table:
     """Images are numbered from 1 in the order in which they appear; a row without a box is an image without objects."""
-    files: dict[str, int] = {}
-    owners, labels, corners, places, wrong = [], [], [], [], []
-    numbers = {name: n for n, name in enumerate(split.classes, start=1)}
-    for line, cells in _cells(split.annotations):
-        said = [cells[key] for key in ("x0", "y0", "x1", "y1")]
-        number = files.setdefault(cells["file"], len(files) + 1)
-        if not any(said):
+    columns = _columns(_rows(split.annotations)[:1]) or BARE
+    names, numbers, sizes = _descriptions(split.folder or split.annotations.parent), {}, {}
+    boxes, wrong = [], []
+    for row in read_rows(split.annotations):
+        number = numbers.setdefault(row.file, len(numbers) + 1)
+        sizes[number] = row.size
+        if not any(row.box):
             continue
-        try:
-            box = [float(value) for value in said]
-        except ValueError:
-            box = [np.nan]
-        if not np.isfinite(box).all() or cells["label"] not in numbers:
-            wrong.append(f"line {line}: {cells['file']} {','.join(said)} {cells['label']}")
-            continue
-        owners.append(number)
-        labels.append(numbers[cells["label"]])
-        corners.append(box)
-        places.append(f"line {line}")
+        corners, label = _corners(row.box, columns.form), names.get(row.label, row.label)
+        if corners is None or label not in split.classes:
+            wrong.append(f"line {row.line}: {row.file} {','.join(row.box)} {row.label}")
+        else:
+            boxes.append(Box(number, label, corners, f"line {row.line}", row.is_group))
     findings.add("DATA-CSV", "rows whose box is not four numbers and a class", wrong)
-    boxes = np.array(corners, dtype=np.float64).reshape(-1, 4)
-    return Table(
-        categories=[Category(n, name) for name, n in numbers.items()],
-        headings=frozenset(),
-        image_ids=np.arange(1, len(files) + 1),
-        file_names=list(files),
-        sizes=np.zeros((len(files), 2), np.int64),
-        owners=np.array(owners, dtype=np.int64),
-        category_ids=np.array(labels, dtype=np.int64),
-        boxes=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1),
-        area=np.full(len(boxes), np.nan),
-        crowd=np.zeros(len(boxes), bool),
-        name=lambda i: places[i],
-    )
+    if columns.label < 0:
+        findings.add("DATA-FILLED", f"no column names classes: all are `{ONE_CLASS}`", count=len(boxes))
+    said = [[int(v) if v.strip().isdigit() else 0 for v in sizes[n]] for n in numbers.values()]
+    files = names_on_disk(list(numbers), split.image_roots)
+    return named_table(split, files, boxes, said, columns.in_shares)
 
 
-def _cells(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Number and values of every row that names an image; a path of another machine is the file's own name."""
+def _corners(values: list[str], form: str) -> tuple[float, float, float, float] | None:
+    try:
+        a, b, c, d = map(float, values)
+    except ValueError:
+        return None
+    good = all(abs(value) < 1e9 for value in (a, b, c, d))
+    return ((a, b, c, d) if form == "corners" else (a, b, a + c, b + d)) if good else None
+
+
+def read_rows(file: Path) -> Iterator[Row]:
+    """Every row that names an image."""
     rows = _rows(file)
-    columns = _columns(rows[:1])
-    start = 0 if columns is None or columns is BARE else 1
-    for line, row in enumerate(rows[start:], start=1 + start):
-        cells = {key: row[at].strip() if at < len(row) else "" for key, at in (columns or BARE).items()}
-        name = cells["file"].replace("\\", "/")
-        name = PurePosixPath(name).name if os.path.isabs(name) or ":" in name else name.removeprefix("./")
-        if name:
-            yield line, cells | {"file": name, "label": one_line(cells["label"])}
+    columns = _columns(rows[:1]) or BARE
+    for line, cells in enumerate(rows, start=1):
+        name = _cell(cells, columns.file).replace("\\", "/").removeprefix("./")
+        if not name or (line == 1 and columns.has_heading):
+            continue
+        box = [_cell(cells, at) for at in columns.box]
+        if columns.form == "list":
+            box = [part.strip() for part in box[0].strip("[]()").split(",")]
+        label = ONE_CLASS if columns.label < 0 else one_line(_cell(cells, columns.label))
+        size = (_cell(cells, columns.size[0]), _cell(cells, columns.size[1]))
+        yield Row(line, name, label, box, size, _cell(cells, columns.group) == "1")
 
 
-def _rows(file: Path) -> list[list[str]]:
-    text = file.read_text("utf-8-sig", errors="replace")
+def _cell(cells: list[str], at: int) -> str:
+    return cells[at].strip() if 0 <= at < len(cells) else ""
+
+
+def _rows(file: Path, strict: bool = True) -> list[list[str]]:
+    text = read_text(file, strict)
     first = text.partition("\n")[0]
-    delimiter = ";" if first.count(";") > first.count(",") else ","
+    delimiter = max(",;\t", key=first.count)
     return [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if row]
 
 
-def _columns(first: list[list[str]]) -> dict[str, int] | None:
+def _columns(first: list[list[str]]) -> Columns | None:
     """Where each value stands, by the heading; None where the table is not one of boxes."""
     if not first:
         return None
     heading = [cell.strip().lower().replace(" ", "_") for cell in first[0]]
-    found = {key: next((heading.index(name) for name in names if name in heading), -1) for key, names in NAMES.items()}
-    if min(found.values()) >= 0:
-        return found
-    bare = len(heading) == len(BARE) and all(cell.replace(".", "", 1).isdigit() or not cell for cell in heading[1:5])
+    file, label = _one(heading, FILE), _one(heading, LABEL)
+    for form, forms in (("corners", CORNERS), ("sides", SIDES), ("list", (LIST,))):
+        box = next((names for names in forms if set(names) <= set(heading)), ())
+        if file >= 0 and box:
+            size = next((pair for pair in SIZE if set(pair) <= {*heading} - {*box}), ("", ""))
+            at = (_one(heading, [size[0]]), _one(heading, [size[1]]))
+            of_open_images = {"imageid", "labelname"} <= set(heading)
+            places = tuple(heading.index(name) for name in box)
+            return Columns(file, label, places, form, at, _one(heading, [GROUP]), of_open_images)
+    bare = len(heading) == 6 and all(cell.replace(".", "", 1).isdigit() or not cell for cell in heading[1:5])
     return BARE if bare else None
+
+
+def _one(heading: list[str], names: Sequence[str]) -> int:
+    return next((heading.index(name) for name in names if name in heading), -1)

@@ -1,6 +1,5 @@
 """Find the annotations and the images of a data set by looking."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -10,14 +9,18 @@ import msgspec
 
 from ...errors import DataError
 from ..images import IMAGE_SUFFIXES
-from ..split import WORDS, Layout, PathGuard, Split, is_hidden, layout_of, split_told_by
+from ..split import WORDS, Layout, PathGuard, Split, image_roots, is_hidden, layout_of, split_told_by
 from .csv import find_csv
+from .kitti import find_kitti
 from .manifest import find_manifest
+from .suggestion import foreign_json, suggest
+from .visdrone import find_visdrone
 from .voc import find_voc, find_voc_anywhere
 from .yolo import find_yolo
 
 ROBOFLOW = "_annotations.coco.json"
 OWN = (ROBOFLOW, "annotations.json", "annotations.coco.json", "labels.json", "coco.json")
+ABOUT = (".md", ".rst", ".pdf", ".html", ".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 DEPTH = 4  # folders below each other that are looked into
 EXPECTED = """it should hold one of
   annotations/instances_train2017.json, annotations/instances_val2017.json, train2017/, val2017/    (COCO)
@@ -25,7 +28,9 @@ EXPECTED = """it should hold one of
   annotations.json, or train.json and val.json, images in the same folder or in images/             (plain COCO)
   data.yaml, images/train/, labels/train/, or train/images/, train/labels/; or classes.txt, images/, labels/  (YOLO)
   Annotations/, JPEGImages/, ImageSets/Main/; or *.xml beside or apart from the images              (Pascal VOC)
-  train.csv, val.csv with the columns filename,xmin,ymin,xmax,ymax,class                            (CSV)
+  train.csv, val.csv with the columns filename,xmin,ymin,xmax,ymax,class                            (CSV, Open Images)
+  training/image_2/, training/label_2/                                                              (KITTI)
+  VisDrone2019-DET-train/images/, VisDrone2019-DET-train/annotations/                               (VisDrone)
   dataset.toml, which says where everything is                                                      (docs/data.md)"""
 
 
@@ -41,12 +46,29 @@ def find_layout(folder: Path, follow_symlinks: bool = False) -> Layout:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise DataError(f"the data folder {folder} {what}", code="DATA-FOLDER")
+    if inner := _only_folder(folder):
+        return find_layout(inner, follow_symlinks)
     guard = PathGuard(folder, follow_symlinks)
-    finders = (find_manifest, _coco, _per_split, find_yolo, find_voc, _plain, find_voc_anywhere, find_csv, _anywhere)
+    finders = (
+        find_manifest, _coco, _per_split, find_yolo, find_voc, _plain, find_voc_anywhere, find_csv, find_kitti,
+        find_visdrone, _anywhere,
+    )  # fmt: skip
     found = next((layout for find in finders if (layout := find(folder, guard))), None)
     if found is None:
         raise _refusal(folder)
     return found
+
+
+def _only_folder(folder: Path) -> Path | None:
+    """The one folder that a folder holds besides texts about the data, as archives are unpacked."""
+    entries = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
+    folders = [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
+    about = all(entry.suffix.lower() in ABOUT or entry.stem.upper() in ("README", "LICENSE") for entry in entries
+                if entry not in folders)  # fmt: skip
+    if len(folders) != 1 or not about or split_told_by(folders[0].name):
+        return None
+    holds_images = any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in folders[0].iterdir())
+    return None if holds_images else folders[0]
 
 
 def _coco(folder: Path, guard: PathGuard) -> Layout | None:
@@ -118,23 +140,12 @@ def _one_each(kind: str, folder: Path, named: dict[str, list[Path]], guard: Path
     named.pop("", None)
     for name, several in named.items():
         if len(several) > 1:
-            raise _several(several, name)
+            raise _several(several, name, folder)
     made = {
-        name: Split(guard.check(file), _roots(folder, name, file), folder=folder) for name, (file,) in named.items()
+        name: Split(guard.check(file), image_roots(folder, name, file), folder=folder)
+        for name, (file,) in named.items()
     }
     return layout_of(kind, made)
-
-
-def _roots(folder: Path, split: str, file: Path) -> list[Path]:
-    """Where images may be: train2017/ of instances_train2017.json, any folder that tells the split, images/, beside."""
-    names = [file.stem.removeprefix("instances_"), *WORDS[split]]
-    bases = (folder, folder / "images", folder / "data")
-    own = [base / name for base in bases for name in names]
-    told = [p for base in bases if base.is_dir() for p in sorted(base.iterdir()) if split_told_by(p.name) == split]
-    told = [p for p in told if p not in own and p.is_dir()]
-    inner = [p / "images" for p in (*own, *told) if (p / "images").is_dir()]
-    usual = [folder / name for name in ("images", "imgs", "img", "data", "JPEGImages")]
-    return [*own, *told, *inner, *usual, folder, file.parent, file.parent / "images"]
 
 
 def _per_split(folder: Path, guard: PathGuard) -> Layout | None:
@@ -148,11 +159,12 @@ def _per_split(folder: Path, guard: PathGuard) -> Layout | None:
     return layout_of("Roboflow COCO" if own == {ROBOFLOW} else "COCO, a folder for each split", made)
 
 
-def _several(files: list[Path], split: str) -> DataError:
+def _several(files: list[Path], split: str, folder: Path) -> DataError:
     listed = ", ".join(file.name for file in files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
     what = f"{files[0].parent} has several .json files that may be the annotations of {split}: {listed}"
     fix = "leave one of them there" if split_told_by(files[0].stem) else "call the right one annotations.json"
-    return DataError(what, code="DATA-LAYOUT", where=files[0].parent, fix=f"{fix}, or write a dataset.toml")
+    text = suggest(folder, "coco", files[0])
+    return DataError(what, code="DATA-LAYOUT", where=files[0].parent, fix=f"{fix}, or write a dataset.toml{text}")
 
 
 def _refusal(folder: Path) -> DataError:
@@ -165,24 +177,5 @@ def _refusal(folder: Path) -> DataError:
     known = Counter({key: n for key, n in seen.items() if key[1] in (*IMAGE_SUFFIXES, *texts)})
     rows = [f"{count} {suffix} in {place}/" for (place, suffix), count in known.most_common(8)]
     listed = ", ".join(row.replace(" in ./", " in the folder itself") for row in rows) or "no images and no annotations"
-    what = f"no annotations found in {folder}; seen: {listed}"
-    return DataError(what, code="DATA-LAYOUT", where=folder, fix=EXPECTED + _suggestion(known))
-
-
-def _suggestion(seen: Counter[tuple[str, str]]) -> str:
-    """A dataset.toml with the folders that hold most images and most annotations, if both are there."""
-
-    def most(*suffixes: str) -> str:
-        return next((place for (place, suffix), _ in seen.most_common() if suffix in suffixes), "")
-
-    images, xml, table = most(*IMAGE_SUFFIXES), most(".xml"), most(".json")
-    if not images or not (xml or table or most(".txt")):
-        return ""
-    if xml:
-        lines = ['format = "voc"', "[train]", f"annotations = {json.dumps(xml)}"]
-    elif table:
-        lines = ['format = "coco"', "[train]", f"annotations = {json.dumps(f'{table}/NAME.json')}"]
-    else:
-        lines = ['format = "yolo"', 'names = ["first class", "second class"]', "[train]"]
-    lines.append(f"images = {json.dumps(images)}")
-    return "\nsuch a dataset.toml may begin with\n" + "\n".join(f"  {line}" for line in lines)
+    what = f"no annotations found in {folder}; seen: {listed}{foreign_json(folder)}"
+    return DataError(what, code="DATA-LAYOUT", where=folder, fix=EXPECTED + suggest(folder))

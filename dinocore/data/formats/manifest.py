@@ -1,13 +1,14 @@
 """`dataset.toml`: a data set that says where everything is.
 
-    format = "coco"                      # coco, yolo or voc
+    format = "coco"                      # coco, yolo, voc, csv, kitti or visdrone
     [train]
-    annotations = "labels/train.json"    # COCO: a file; VOC: a folder of XML files; YOLO: none
-    images = "images/train"            # a folder; YOLO's labels are where `images` reads `labels`
+    annotations = "labels/train.json"    # COCO, CSV: a file; others: a folder of files, one an image
+    images = "images/train"              # a folder
     list = "train.txt"                   # VOC: names; optional
     [val]                                # and [test]; optional
 
-For YOLO and VOC, `names = ["a", "b"]` are the classes in order (VOC: optional); for VOC `first_pixel` is 1 or 0.
+For YOLO and VOC, `names = ["a", "b"]` are the classes in order (VOC: optional); for VOC `first_pixel` is 1 or 0. YOLO's
+labels are where `images` reads `labels`, or beside the images, unless `annotations` names their folder.
 """
 
 import tomllib
@@ -18,6 +19,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...errors import DataError
 from ..split import Layout, PathGuard, Split
+from .csv import csv_layout
+from .kitti import kitti_layout
+from .visdrone import visdrone_layout
 from .voc import overview
 
 NAME = "dataset.toml"
@@ -36,7 +40,7 @@ class Manifest(BaseModel):
     """The whole file."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    format: Literal["coco", "yolo", "voc"]
+    format: Literal["coco", "yolo", "voc", "csv", "kitti", "visdrone"]
     names: list[str] = []
     first_pixel: Literal[0, 1] | None = None
     train: Part
@@ -56,6 +60,8 @@ def find_manifest(folder: Path, guard: PathGuard) -> Layout | None:
     parts = {name: part for name in ("train", "val", "test") if (part := getattr(manifest, name)) is not None}
     for name, part in parts.items():
         _check(name, part, manifest, folder, file)
+    if manifest.format in ("csv", "kitti", "visdrone"):
+        return _tables(manifest.format, parts, folder)
     classes, first = tuple(manifest.names), manifest.first_pixel
     if manifest.format == "voc":
         folders = [folder / part.annotations for part in parts.values()]
@@ -65,12 +71,24 @@ def find_manifest(folder: Path, guard: PathGuard) -> Layout | None:
     return Layout(f"{NAME}, {manifest.format}", splits["train"], splits.get("val"), splits.get("test"))
 
 
+def _tables(kind: str, parts: dict[str, Part], folder: Path) -> Layout | None:
+    """Formats whose classes are what their files say."""
+    places = {name: (folder / part.annotations, folder / part.images) for name, part in parts.items()}
+    if kind == "csv":
+        roots = {name: (file, [images]) for name, (file, images) in places.items()}
+        return csv_layout(f"{NAME}, {kind}", roots, folder)
+    make = kitti_layout if kind == "kitti" else visdrone_layout
+    return make(f"{NAME}, {kind}", places, folder)
+
+
 def _split(part: Part, kind: str, classes: tuple[str, ...], first: int | None, folder: Path, file: Path) -> Split:
     images = folder / part.images
     listing = (images,) if kind == "yolo" else (folder / part.list,) if part.list else ()
     annotations = file if kind == "yolo" else folder / part.annotations
     inside = images.resolve().is_relative_to(folder.resolve())  # or else the file says so, and it is trusted
-    return Split(annotations, [images], kind, folder if inside else images.parent, listing, classes, first)
+    made = Split(annotations, [images], kind, folder if inside else images.parent, listing, classes, first)
+    labels = folder / part.annotations if kind == "yolo" and part.annotations else None
+    return made._replace(labels=labels)
 
 
 def _check(name: str, part: Part, manifest: Manifest, folder: Path, file: Path) -> None:
@@ -79,8 +97,8 @@ def _check(name: str, part: Part, manifest: Manifest, folder: Path, file: Path) 
     if manifest.format == "yolo":
         if not manifest.names:
             raise _bad("YOLO's classes have no names in the labels; `names` is missing", file)
-        if part.annotations:
-            raise _bad(f"[{name}] annotations: YOLO's labels are beside the images or in `labels`", file)
+        if part.annotations and not (folder / part.annotations).is_dir():
+            raise _bad(f"[{name}] annotations = {part.annotations!r} is not a folder of label files", file)
     elif not part.annotations or not (folder / part.annotations).exists():
         raise _bad(f"[{name}] annotations = {part.annotations!r} does not exist", file)
     if part.list and not (manifest.format == "voc" and (folder / part.list).is_file()):

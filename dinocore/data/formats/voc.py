@@ -5,8 +5,7 @@ corner is 0 are taken so. Where no box touches the left or top edge nobody can t
 `difficult` is a crowd region to us: ignored in training.
 """
 
-import os
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -27,10 +26,11 @@ from ..split import (
     is_hidden,
     layout_of,
     one_line,
-    split_told_by,
+    read_text,
     stays_inside,
     visible_files,
 )  # fmt: skip
+from .pairs import paired_folders
 
 SETS = "ImageSets/Main"
 FOLDERS = (("Annotations", "JPEGImages"), ("Annotations", "images"), ("annotations", "images"), ("", ""))
@@ -67,7 +67,8 @@ def find_voc(folder: Path, guard: PathGuard) -> Layout | None:
 
 def _has_xml(folder: Path) -> bool:
     """Whether XML files lie directly in a folder, hidden ones aside."""
-    return any(not is_hidden(file.name) for file in folder.glob("*.xml"))
+    files = folder.iterdir() if folder.is_dir() else ()
+    return any(file.suffix.lower() == ".xml" and not is_hidden(file.name) for file in files)
 
 
 def _devkit(folder: Path, xml: Path, images: Path, guard: PathGuard) -> Layout | None:
@@ -92,33 +93,13 @@ def _beside(folder: Path, guard: PathGuard) -> Layout | None:
 
 def find_voc_anywhere(folder: Path, guard: PathGuard) -> Layout | None:
     """XML files in folders of any name, each paired with the folder that has most images of the same names."""
-    xml, images = _stems(folder, (".xml",)), _stems(folder, IMAGE_SUFFIXES)
-    pairs: dict[str, list[tuple[Path, Path]]] = {}
-    for where, stems in xml.items():
-        near = {place: (len(stems & known), len(os.path.commonpath([place, where]))) for place, known in images.items()}
-        best = max(near, key=lambda place: near[place], default=None)
-        if best is None or not near[best][0] or not any(_is_voc(where / f"{stem}.xml") for stem in sorted(stems)[:3]):
-            continue
-        parts = [part for path in (where, best) for part in reversed(path.relative_to(folder).parts)]
-        name = next((told for part in parts if (told := split_told_by(part))), "")
-        pairs.setdefault(name, []).append((where, best))
-    if "" in pairs and not pairs.keys() & {"train", "val"}:
-        pairs = {"train": pairs[""]}
-    pairs.pop("", None)
-    if not pairs or any(len(several) > 1 for several in pairs.values()):
+    pairs = paired_folders(folder, ".xml", _is_voc)
+    if not pairs:
         return None
     order = _ordered_names(folder / "labelmap.txt", guard)
-    classes, first = overview([where for ((where, _),) in pairs.values()], order, guard)
-    made = {name: Split(where, [best], "voc", folder, (), classes, first) for name, ((where, best),) in pairs.items()}
+    classes, first = overview([where for where, _ in pairs.values()], order, guard)
+    made = {name: Split(where, [best], "voc", folder, (), classes, first) for name, (where, best) in pairs.items()}
     return layout_of("Pascal VOC, XML files apart", made)
-
-
-def _stems(folder: Path, suffixes: Container[str]) -> dict[Path, set[str]]:
-    """For each folder, names of the files that lie directly in it, without their suffix."""
-    found: dict[Path, set[str]] = {}
-    for file in visible_files(folder, suffixes):
-        found.setdefault(file.parent, set()).add(file.stem)
-    return found
 
 
 def _is_voc(file: Path) -> bool:
@@ -149,7 +130,7 @@ def _ordered_names(labelmap: Path, guard: PathGuard) -> list[str]:
     """CVAT's labelmap.txt, `name:color:parts:actions` a line, or none; `background` is no class."""
     if not labelmap.is_file():
         return []
-    lines = guard.check(labelmap).read_text("utf-8", errors="replace").splitlines()
+    lines = read_text(guard.check(labelmap)).splitlines()
     rows = [line for line in lines if line.strip() and not line.startswith("# label:")]
     names = [one_line(row.rsplit(":", 3)[0] if row.count(":") >= 3 else row.split(":")[0]) for row in rows]
     return [name for name in names if name != "background"]
@@ -252,11 +233,13 @@ def _files(split: Split, findings: Findings) -> list[Path]:
     """All of the folder, or those that a list names, one a line."""
     if not split.listing:
         return visible_files(split.annotations, (".xml",))
-    lines = split.listing[0].read_text("utf-8-sig", errors="replace").splitlines()
+    lines = split.listing[0].read_text("utf-8-sig", errors="surrogateescape").splitlines()
     names = [_listed(line.strip(), split.annotations) for line in lines if line.strip()]
     unsafe = [name for name in names if not stays_inside(name)]
     findings.add("DATA-PATH-ESCAPE", f"names in {split.listing[0].name} that lead out of the folder", unsafe)
-    return [split.annotations / f"{name}.xml" for name in dict.fromkeys(names) if name not in unsafe]
+    files = {path.relative_to(split.annotations).with_suffix("").as_posix(): path
+             for path in visible_files(split.annotations, (".xml",))}  # fmt: skip
+    return [files.get(name, split.annotations / f"{name}.xml") for name in dict.fromkeys(names) if name not in unsafe]
 
 
 def _listed(line: str, folder: Path) -> str:
@@ -267,7 +250,8 @@ def _listed(line: str, folder: Path) -> str:
     forms = [line, line.strip("\"'"), columns[0] if len(columns) == 2 else line]
     forms += [form[: -len(PurePosixPath(form).suffix)] for form in forms if _suffix(form) in IMAGE_SUFFIXES]
     forms += [PurePosixPath(form.replace("\\", "/")).name for form in forms]
-    there = (form for form in forms if stays_inside(form) and (folder / f"{form}.xml").is_file())
+    safe = (form for form in forms if stays_inside(form))
+    there = (form for form in safe for end in (".xml", ".XML") if (folder / f"{form}{end}").is_file())
     return next(there, forms[0] if len(columns) == 1 or columns[1].lstrip("-") not in ("0", "1") else columns[0])
 
 

@@ -16,6 +16,7 @@ import yaml
 
 from ...config import DataConfig
 from ...errors import DataError
+from ..bands import ARRAYS
 from ..findings import Findings, Place
 from ..images import IMAGE_SUFFIXES
 from ..split import (
@@ -28,6 +29,7 @@ from ..split import (
     layout_of,
     names_of,
     one_line,
+    read_text,
     tails,
     visible_files,
 )
@@ -120,7 +122,7 @@ def _darknet(folder: Path, file: Path, guard: PathGuard) -> Layout | None:
 
 
 def _lines_of(file: Path) -> tuple[str, ...]:
-    lines = file.read_text("utf-8-sig", errors="replace").splitlines()
+    lines = read_text(file).splitlines()
     return tuple(line.strip() for line in lines if line.strip())
 
 
@@ -133,7 +135,7 @@ def read_yolo(split: Split, findings: Findings, config: DataConfig) -> Table:
     guard = PathGuard(split.folder or root, follow)
     owners, rows, places = [], [], []
     for number, image in enumerate(images, start=1):
-        file = label_file(image)
+        file = label_file(image, split)
         looked = guard.look(str(file))
         if looked == "escape":
             findings.add("DATA-PATH-ESCAPE", "label files that a link keeps outside of the data folder", [str(file)])
@@ -143,9 +145,9 @@ def read_yolo(split: Split, findings: Findings, config: DataConfig) -> Table:
                 owners.append(number)
                 rows.append(row)
                 places.append(f"{file.name} line {line}")
-    _lost_labels(images, findings)
+    _lost_labels(images, split, findings)
     if images and not labelled:
-        place = label_file(images[0])
+        place = label_file(images[0], split)
         findings.add("DATA-LABEL-NONE", f"none of {len(images)} images has a label file, such as {place}", count=1)
     values = _boxes(rows, places, split.keypoints is not None, findings)
     _check_form(values[:, 1:], places, findings)
@@ -227,8 +229,12 @@ def _check_form(boxes: np.ndarray, places: list[str], findings: Findings) -> Non
         findings.add("DATA-BOX-CORNERS", what, [places[i] for i in np.flatnonzero(beyond).tolist()])
 
 
-def label_file(image: Path) -> Path:
-    """Where an image's labels are: the last `images` of its path reads `labels`; or beside it, if they are there."""
+def label_file(image: Path, split: Split | None = None) -> Path:
+    """Where an image's labels are: the last `images` of its path reads `labels`; or beside it, if they are there; or in
+    the folder that the split names.
+    """
+    if split is not None and split.labels is not None:
+        return split.labels / image.relative_to(split.image_roots[0]).with_suffix(".txt")
     beside, parts = image.with_suffix(".txt"), list(image.parts)
     folders = [i for i, part in enumerate(parts[:-1]) if part == "images"]
     if folders:
@@ -285,9 +291,9 @@ def _row(words: list[str], num_classes: int, keypoints: tuple[int, int] | None) 
     return values
 
 
-def _lost_labels(images: list[Path], findings: Findings) -> None:
+def _lost_labels(images: list[Path], split: Split, findings: Findings) -> None:
     """Label files that belong to no image."""
-    known = {label_file(image) for image in images}
+    known = {label_file(image, split) for image in images}
     folders = sorted({file.parent for file in known})
     lost = [file for folder in folders if folder.is_dir() for file in visible_files_here(folder, (".txt",))
             if file not in known and file.stem not in ("classes", "train", "val", "test")]  # fmt: skip
@@ -297,7 +303,8 @@ def _lost_labels(images: list[Path], findings: Findings) -> None:
 def _images(listing: Path, root: Path, follow_symlinks: bool) -> list[Path]:
     """Images of a folder, or of a list with a name on each line."""
     if listing.is_dir():
-        return visible_files(listing, IMAGE_SUFFIXES, follow_symlinks)
+        found = visible_files(listing, IMAGE_SUFFIXES, follow_symlinks)
+        return found or visible_files(listing, ARRAYS, follow_symlinks)  # beside images they are copies of them
     names = listing.read_text("utf-8-sig", errors="surrogateescape").splitlines()
     found = (_listed(name.strip(), root) for name in names if name.strip())
     return [path for path in found if path is not None]

@@ -1,0 +1,64 @@
+"""Folders of annotation files, one an image, each with the folder of the images that they are about."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Container
+from pathlib import Path
+
+from ..images import IMAGE_SUFFIXES
+from ..split import split_told_by, tails, visible_files
+
+TRIED = 3  # files of a folder that are looked into to tell its format
+
+
+def paired_folders(folder: Path, suffix: str, is_format: Callable[[Path], bool]) -> dict[str, tuple[Path, Path]]:
+    """By split, a folder of files in one format and the one with most images of the same names, the nearest of equals.
+
+    A name on the way to them tells the split; where none does, they are for training. Empty where two pairs may be
+    those of one split.
+    """
+    texts, images = _by_stem(folder, (suffix,)), _by_stem(folder, IMAGE_SUFFIXES)
+    pairs: dict[str, list[tuple[Path, Path]]] = {}
+    for where, files in texts.items():
+        shared = {place: len(files.keys() & known.keys()) for place, known in images.items()}
+        near = {place: (count, len(os.path.commonpath([place, where]))) for place, count in shared.items()}
+        best = max(near, key=lambda place: near[place], default=None)
+        if best is None or not near[best][0]:
+            continue
+        if not any(is_format(files[stem]) for stem in sorted(files.keys() & images[best].keys())[:TRIED]):
+            continue
+        parts = [part for path in (where, best) for part in reversed(path.relative_to(folder).parts)]
+        name = next((told for part in parts if (told := split_told_by(part))), "")
+        pairs.setdefault(name, []).append((where, best))
+    if "" in pairs and not pairs.keys() & {"train", "val"}:
+        pairs = {"train": pairs[""]}
+    pairs.pop("", None)
+    if any(len(several) > 1 for several in pairs.values()):
+        return {}
+    return {name: pair for name, (pair,) in pairs.items()}
+
+
+def names_on_disk(names: list[str], roots: list[Path]) -> list[str]:
+    """Names as they are below the folder that has most of them: with a suffix where none is written, and of a path of
+    another machine the longest end that is there and that no other name may mean.
+    """
+    best: dict[str, str] = {}
+    for root in (root for root in dict.fromkeys(roots) if root.is_dir()):
+        files = [path.relative_to(root).as_posix() for path in visible_files(root, IMAGE_SUFFIXES)]
+        known = {name.rpartition(".")[0]: name for name in files} | {name: name for name in files}
+        found = {}
+        for name in names:
+            ends = tails(name) if name.startswith("/") or ":" in name else [name]
+            if end := next((end for end in ends if end in known), ""):
+                found[name] = known[end]
+        uses = Counter(found.values())
+        best = max(best, {name: file for name, file in found.items() if uses[file] == 1}, key=len)
+    return [best.get(name, name) for name in names]
+
+
+def _by_stem(folder: Path, suffixes: Container[str]) -> dict[Path, dict[str, Path]]:
+    """For each folder, the files that lie directly in it by their names without suffix."""
+    found: dict[Path, dict[str, Path]] = {}
+    for file in visible_files(folder, suffixes):
+        found.setdefault(file.parent, {})[file.stem] = file
+    return found

@@ -1,0 +1,61 @@
+"""VisDrone's labels, a text file an image: `left,top,width,height,score,category,truncation,occlusion` in pixels.
+
+Source: the toolkit of the challenge (https://github.com/VisDrone/VisDrone2018-DET-toolkit). Category 0 marks regions in
+which nobody looked, and a score of 0 what is not judged (most of category 11, others): both are left out, as there.
+"""
+
+from pathlib import Path
+
+from ..findings import Findings
+from ..split import Box, Layout, PathGuard, Split, Table, layout_of, named_table, read_text, visible_files
+from .pairs import names_on_disk, paired_folders
+
+NAMES = ("pedestrian", "people", "bicycle", "car", "van", "truck", "tricycle", "awning-tricycle", "bus", "motor",
+         "others")  # fmt: skip  # categories from 1
+
+
+def find_visdrone(folder: Path, guard: PathGuard) -> Layout | None:
+    """`VisDrone2019-DET-train/images/` and `…/annotations/`, or any two such folders."""
+    return visdrone_layout("VisDrone", paired_folders(folder, ".txt", _is_visdrone), folder)
+
+
+def visdrone_layout(kind: str, pairs: dict[str, tuple[Path, Path]], folder: Path) -> Layout | None:
+    """The layout of these folders of labels and of images."""
+    classes = NAMES[:-1]
+    made = {name: Split(labels, [images], "visdrone", folder, (), classes) for name, (labels, images) in pairs.items()}
+    return layout_of(kind, made)
+
+
+def read_visdrone(split: Split, findings: Findings) -> Table:
+    """Every label file is about the image of its name; images are numbered from 1 by name."""
+    files = visible_files(split.annotations, (".txt",))
+    boxes, wrong, ignored = [], [], 0
+    for number, file in enumerate(files, start=1):
+        for line, text in enumerate(read_text(file).splitlines(), start=1):
+            if not text.strip():
+                continue
+            row, place = _row(text), f"{file.name} line {line}"
+            if row is None or not 0 <= row[5] <= len(NAMES):
+                wrong.append(place)
+            elif row[4] == 0 or row[5] in (0, len(NAMES)):
+                ignored += 1
+            else:
+                x, y, width, height = row[:4]
+                boxes.append(Box(number, NAMES[row[5] - 1], (x, y, x + width, y + height), place))
+    findings.add("DATA-LABEL-LINE", f"lines that are not eight numbers with a category of 0 to {len(NAMES)}", wrong)
+    findings.add("DATA-REGION-IGNORED", f"{ignored} regions and objects that are not judged, left out", count=ignored)
+    names = [file.relative_to(split.annotations).with_suffix("").as_posix() for file in files]
+    return named_table(split, names_on_disk(names, split.image_roots), boxes)
+
+
+def _row(line: str) -> list[int] | None:
+    try:
+        values = [int(word) for word in line.strip().rstrip(",").split(",")]
+    except ValueError:
+        return None
+    return values if len(values) == 8 else None
+
+
+def _is_visdrone(file: Path) -> bool:
+    lines = [line for line in read_text(file).splitlines() if line.strip()]
+    return bool(lines) and _row(lines[0]) is not None

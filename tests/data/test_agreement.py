@@ -1,0 +1,179 @@
+"""`dino check-data` and `dino train` come to the same verdict about any folder, for the same reason."""
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinocore.data.check.check import Checked, check_data
+from dinocore.data.dataset import open_dataset
+from dinocore.errors import DataError
+from dinocore.presets import load_config
+
+WIDTH, HEIGHT = 96, 72
+
+
+def photograph(seed: int) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 255, (9, 12, 3), dtype=np.uint8)).resize((WIDTH, HEIGHT))
+
+
+def document(folder: Path, split: str) -> Path:
+    return folder / "annotations" / f"instances_{split}2017.json"
+
+
+def edit(folder: Path, split: str, change: Callable[[dict[str, Any]], Any]) -> None:
+    file = document(folder, split)
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def first_image(folder: Path, split: str) -> Path:
+    return sorted((folder / f"{split}2017").iterdir())[0]
+
+
+@pytest.fixture
+def coco(tmp_path) -> Path:
+    """Ten images to train on and four to evaluate on, each with a disc and a ring."""
+    folder = tmp_path / "data"
+    for split, count in (("train", 10), ("val", 4)):
+        (folder / f"{split}2017").mkdir(parents=True)
+        for n in range(count):
+            photograph(n + 100 * (split == "val")).save(folder / f"{split}2017" / f"{n}.jpg", quality=90)
+        document(folder, split).parent.mkdir(exist_ok=True)
+        rows = [{"id": 2 * n + k, "image_id": n, "category_id": k, "bbox": [10 + 30 * k, 20, 15, 12], "area": 180,
+                 "iscrowd": 0} for n in range(count) for k in (1, 2)]  # fmt: skip
+        images = [{"id": n, "file_name": f"{n}.jpg", "width": WIDTH, "height": HEIGHT} for n in range(count)]
+        kinds = [{"id": 1, "name": "disc"}, {"id": 2, "name": "ring"}]
+        document(folder, split).write_text(json.dumps({"images": images, "categories": kinds, "annotations": rows}))
+    return folder
+
+
+def replaced(key: str, value: Any, every: bool = False) -> Callable[[dict[str, Any]], None]:
+    def change(content: dict[str, Any]) -> None:
+        for row in content["annotations"][: None if every else 1]:
+            row[key] = value
+
+    return change
+
+
+def cut_in_half(folder: Path, split: str) -> None:
+    path = first_image(folder, split)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def as_bands(folder: Path, split: str) -> None:
+    content = io.BytesIO()
+    np.save(content, np.zeros((HEIGHT, WIDTH, 6), np.uint8))
+    first_image(folder, split).unlink()
+    (folder / f"{split}2017" / "0.npy").write_bytes(content.getvalue())
+    edit(folder, split, lambda d: d["images"][0].update(file_name="0.npy"))
+
+
+def renamed_classes(folder: Path, split: str) -> None:
+    edit(folder, split, lambda d: [row.update(name=f"other {row['name']}") for row in d["categories"]])
+
+
+FAULTS: dict[str, Callable[[Path, str], Any]] = {  # in a split
+    "none": lambda folder, split: None,
+    "image missing": lambda folder, split: first_image(folder, split).unlink(),
+    "no image": lambda folder, split: first_image(folder, split).write_bytes(b"<html>not found</html>"),
+    "image of another size": lambda folder, split: photograph(7).resize((50, 40)).save(first_image(folder, split)),
+    "image cut in half": cut_in_half,
+    "bands": as_bands,
+    "broken JSON": lambda folder, split: document(folder, split).write_text('{"images": ['),
+    "no categories": lambda folder, split: edit(folder, split, lambda d: d.pop("categories")),
+    "no annotations file": lambda folder, split: document(folder, split).unlink(),
+    "no objects": lambda folder, split: edit(folder, split, lambda d: d.update(annotations=[])),
+    "no images": lambda folder, split: edit(folder, split, lambda d: d.update(images=[], annotations=[])),
+    "other classes": renamed_classes,
+    "another class": lambda folder, split: edit(folder, split, lambda d: d["categories"][0].update(name="square")),
+    "flat box": lambda folder, split: edit(folder, split, replaced("bbox", [5, 5, 0, 9])),
+    "flat boxes": lambda folder, split: edit(folder, split, replaced("bbox", [5, 5, 0, 9], every=True)),
+    "box of text": lambda folder, split: edit(folder, split, replaced("bbox", "5 5 9 9")),
+    "box not a number": lambda folder, split: edit(folder, split, replaced("bbox", [5, 5, float("nan"), 9])),
+    "boxes in shares": lambda folder, split: edit(folder, split, replaced("bbox", [0.1, 0.1, 0.2, 0.2], every=True)),
+    "object of no image": lambda folder, split: edit(folder, split, replaced("image_id", 4711)),
+    "object of no class": lambda folder, split: edit(folder, split, replaced("category_id", 4711)),
+    "an id twice": lambda folder, split: edit(folder, split, replaced("id", 3)),
+    "name leads out": lambda folder, split: edit(folder, split, lambda d: d["images"][0].update(file_name="../a.jpg")),
+    "id of text": lambda folder, split: edit(folder, split, lambda d: d["images"][0].update(id="x")),
+}
+
+
+def verdicts(folder: Path, *settings: str) -> tuple[set[str], str]:
+    """Codes of the errors that check-data finds in train and val, and that which ends a training, or an empty text."""
+    config = load_config("tiny", [f'data.path="{folder}"', "data.workers=0", *settings])
+    try:
+        *_, checked = check_data(folder, config, decode=False)
+        assert isinstance(checked, Checked)
+        errors = {finding.code for _, finding in checked.findings() if finding.level == "error"}
+        errors |= set() if checked.layout.trainable else {"DATA-SPLIT"}
+    except DataError as error:
+        errors = {error.code}
+    try:
+        open_dataset(config.data)
+        return errors, ""
+    except DataError as error:
+        return errors, error.code
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_check_data_and_train_agree_on_a_fault_in_a_split(coco, fault, split):
+    FAULTS[fault](coco, split)
+    errors, ended_by = verdicts(coco)
+    assert (ended_by in errors) if ended_by else not errors
+
+
+def yolo(
+    folder: Path, lines: str = "0 0.5 0.5 0.25 0.5\n", yaml: str = "train: images/train\nval: images/val\n"
+) -> None:
+    for split in ("train", "val"):
+        for n in range(12):
+            path = folder / "images" / split / f"{n}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            photograph(n + 100 * (split == "val")).save(path)
+            label = folder / "labels" / split / f"{n}.txt"
+            label.parent.mkdir(parents=True, exist_ok=True)
+            label.write_text(lines)
+    (folder / "data.yaml").write_text(f"{yaml}names: [disc, ring]\n")
+
+
+def tables(folder: Path) -> None:
+    """The second row is no box."""
+    yolo(folder)
+    shutil.rmtree(folder / "labels")
+    (folder / "data.yaml").unlink()
+    rows = "filename,xmin,ymin,xmax,ymax,class\n0.jpg,1,1,9,9,disc\n1.jpg,x,1,9,9,disc\n"
+    (folder / "train.csv").write_text(rows)
+
+
+OTHERS: dict[str, Callable[[Path], Any]] = {
+    "yolo": yolo,
+    "yolo, confidences": lambda folder: yolo(folder, "0 0.5 0.5 0.25 0.5 0.93\n"),
+    "yolo, unknown class": lambda folder: yolo(folder, "7 0.5 0.5 0.25 0.5\n"),
+    "yolo, corners": lambda folder: yolo(folder, "0 0.5 0.5 0.95 0.9\n0 0.1 0.5 0.95 0.9\n"),
+    "yolo, keypoints or outline": lambda folder: yolo(folder, "0 0.5 0.5 0.5 0.5 0.4 0.4 0.6 0.6\n"),
+    "yolo, no labels": lambda folder: (yolo(folder), shutil.rmtree(folder / "labels")),
+    "yolo, train as val": lambda folder: yolo(folder, yaml="train: images/train\nval: images/train\n"),
+    "yolo, typo": lambda folder: yolo(folder, yaml="train: images/train\nval: images/vla\n"),
+    "yolo, no folder": lambda folder: yolo(folder, yaml="train: images/tarin\nval: images/val\n"),
+    "nothing": lambda folder: folder.mkdir(),
+    "csv": tables,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [(), ("data.val_fraction=0.3",)])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_check_data_and_train_agree_on_other_formats(tmp_path, kind, settings):
+    OTHERS[kind](tmp_path / "data")
+    errors, ended_by = verdicts(tmp_path / "data", *settings)
+    assert (ended_by in errors) if ended_by else not errors

@@ -1,0 +1,121 @@
+"""Images that are not three bands of colour: what is made of them is said; a refusal names the way out."""
+
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinocore.config import DataConfig
+from dinocore.data import images
+from dinocore.data.images import read_header, read_image
+from dinocore.errors import DataError
+
+
+def tiff(pixels: np.ndarray, extra: list[int], photometric: int) -> bytes:
+    """A TIFF of one strip, (H, W, bands) uint8 or uint16, with these kinds of extra samples."""
+    height, width, bands = pixels.shape
+    tags = {256: (4, [width]), 257: (4, [height]), 258: (3, [8 * pixels.itemsize] * bands), 259: (3, [1]),
+            262: (3, [photometric]), 273: (4, [0]), 277: (3, [bands]), 278: (4, [height]), 279: (4, [pixels.nbytes]),
+            284: (3, [1])} | ({338: (3, extra)} if extra else {})  # fmt: skip
+    start = 8 + 2 + 12 * len(tags) + 4
+    later, rows = b"", []
+    for tag, (kind, values) in sorted(tags.items()):
+        packed = struct.pack(f"<{len(values)}{'HI'[kind == 4]}", *values)
+        if len(packed) > 4:
+            packed, later = struct.pack("<I", start + len(later)), later + packed
+        rows.append([tag, kind, len(values), packed.ljust(4, b"\0")])
+    place = struct.pack("<I", start + len(later))
+    entries = [struct.pack("<HHI", *row[:3]) + (place if row[0] == 273 else row[3]) for row in rows]
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + b"\0" * 4 + later + pixels.tobytes()
+
+
+def drawn(bands: int, kind=np.uint8) -> np.ndarray:
+    return np.arange(6 * 5 * bands).reshape(6, 5, bands).astype(kind)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize(("bands", "extra", "photometric"), [
+    (5, [0, 0], 2), (5, [], 1), (8, [0] * 5, 2), (13, [0] * 12, 1), (2, [0], 1), (2, [], 1), (4, [0, 0, 0], 1),
+])  # fmt: skip
+def test_a_tiff_of_other_bands_is_refused_with_their_number_and_the_conversion(
+    tmp_path, bands, extra, photometric, kind
+):
+    """Whatever Pillow does: it reads some of these with 8 bits and leaves bands out without a word."""
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(drawn(bands, kind), extra, photometric))
+    with pytest.raises(DataError, match=rf"a\.tif has {bands} bands.*gdal_translate -b 1 -b 2 -b 3") as refused:
+        read_image(path, DataConfig())
+    assert refused.value.code == "DATA-IMAGE-BANDS"
+
+
+@pytest.mark.parametrize("extra", [[], [0]])
+def test_a_fourth_band_that_is_no_transparency_is_left_out_and_not_shown_over_white(tmp_path, extra):
+    path = tmp_path / "a.tif"
+    pixels = drawn(4)
+    path.write_bytes(tiff(pixels, extra, 2))
+    assert np.array_equal(np.asarray(read_image(path, DataConfig())), pixels[..., :3])
+    assert "a fourth band that is no transparency and is left out" in read_header(path, DataConfig()).conversion
+
+
+def test_a_fourth_band_that_is_a_transparency_is_shown_over_white(tmp_path):
+    path = tmp_path / "a.tif"
+    pixels = drawn(4)
+    pixels[..., 3] = 0
+    path.write_bytes(tiff(pixels, [2], 2))
+    assert np.asarray(read_image(path, DataConfig())).min() == 255
+    assert "over white" in read_header(path, DataConfig()).conversion
+
+
+@pytest.mark.parametrize(("mode", "said"), [("L", "grey"), ("RGBA", "over white"), ("CMYK", "CMYK"), ("RGB", "")])
+def test_what_is_made_of_an_image_is_said(tmp_path, mode, said):
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    Image.new(mode, (9, 7)).save(path)
+    conversion = read_header(path, DataConfig()).conversion
+    assert said in conversion and bool(said) == bool(conversion)
+
+
+def test_the_command_that_a_refused_array_names_makes_an_image_of_it(tmp_path, monkeypatch):
+    path = tmp_path / "a.npy"
+    pixels = drawn(6)
+    np.save(path, pixels)
+    with pytest.raises(DataError, match=r"a\.npy is an array") as refused:
+        read_image(path, DataConfig())
+    code = refused.value.fix.split('python -c "', 1)[1].removesuffix('"')
+    exec(code, {})
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), pixels[..., :3])
+
+
+def heic(path: Path) -> Path:
+    """A HEIC photograph, stored on its side: green left, red right when upright."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pixels = np.zeros((64, 96, 3), np.uint8)
+    pixels[:, :48], pixels[:, 48:] = (0, 255, 0), (255, 0, 0)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise
+    turned = Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90)
+    pillow_heif.from_pillow(turned).save(path, exif=exif.tobytes(), quality=95)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.jpg"])
+def test_heic_is_read_upright_whatever_it_is_called(tmp_path, name):
+    path = heic(tmp_path / name)
+    seen = np.asarray(read_image(path, DataConfig())).astype(int)
+    assert seen.shape == (64, 96, 3) and read_header(path, DataConfig()).size == (96, 64)
+    assert seen[32, 8, 1] > 200 and seen[32, 88, 0] > 200
+
+
+def test_heic_without_its_reader_is_one_line_with_what_to_install(tmp_path, monkeypatch):
+    path = heic(tmp_path / "a.heic")
+    images.reads_heif.cache_clear()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    try:
+        with pytest.raises(
+            DataError, match=r"a HEIC image, which pillow-heif reads.*pip install 'dino-detector\[heic\]'"
+        ):
+            read_image(path, DataConfig())
+    finally:
+        images.reads_heif.cache_clear()

@@ -1,0 +1,353 @@
+"""Data sets as publishers and tools ship them: read at first try, or refused with what was seen and a `dataset.toml`
+that works when it is pasted. Every one holds the same objects.
+"""
+
+import json
+import re
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dinocore.config import DataConfig
+from dinocore.data.annotations import read_annotations
+from dinocore.data.dataset import open_dataset
+from dinocore.data.formats.layout import find_layout
+from dinocore.errors import DataError
+
+WIDTH, HEIGHT = 100, 80
+TRAIN = {"a": [("car", 10, 20, 30, 40)], "b": [("bus", 5, 6, 7, 8), ("car", 50, 8, 20, 30)], "c": []}
+VAL = {"d": [("bus", 40, 30, 25, 20), ("car", 1, 2, 9, 9)]}
+CLASSES = ["bus", "car"]
+Objects = dict[str, list[tuple]]
+
+
+def put(path: Path, text: str | bytes | None = None) -> Path:
+    """Writes a text, bytes, or an image."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if text is None:
+        Image.new("RGB", (WIDTH, HEIGHT), "teal").save(path, "JPEG")
+    else:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def coco(objects: Objects, suffix=".jpg", prefix="", first=1, headings=()) -> str:
+    ids = {name: n for n, name in enumerate([*headings, *CLASSES], start=first)}
+    rows = [(n, *row) for n, rows in enumerate(objects.values()) for row in rows]
+    return json.dumps({
+        "images": [{"id": n, "file_name": f"{prefix}{name}{suffix}", "width": WIDTH, "height": HEIGHT}
+                   for n, name in enumerate(objects)],
+        "categories": [{"id": i, "name": name, "supercategory": "none" if name in headings else "vehicles"}
+                       for name, i in ids.items()],
+        "annotations": [{"id": n, "image_id": image, "category_id": ids[kind], "bbox": box, "area": box[2] * box[3],
+                         "iscrowd": 0} for n, (image, kind, *box) in enumerate(rows, start=1)],
+    })  # fmt: skip
+
+
+def xml(name: str, rows: list[tuple], first=1) -> str:
+    objects = "".join(
+        f"<object><name>{kind}</name><bndbox><xmin>{x + first}</xmin><ymin>{y + first}</ymin><xmax>{x + w - 1 + first}"
+        f"</xmax><ymax>{y + h - 1 + first}</ymax></bndbox></object>" for kind, x, y, w, h in rows
+    )  # fmt: skip
+    return (f"<annotation><filename>{name}</filename><size><width>{WIDTH}</width><height>{HEIGHT}</height></size>"
+            f"{objects}</annotation>")  # fmt: skip
+
+
+def yolo(rows: list[tuple], classes=CLASSES) -> str:
+    return "".join(
+        f"{classes.index(k)} {(x + w / 2) / WIDTH:.6f} {(y + h / 2) / HEIGHT:.6f} {w / WIDTH:.6f} {h / HEIGHT:.6f}\n"
+        for k, x, y, w, h in rows
+    )
+
+
+def flat(objects: Objects) -> list[tuple]:
+    return [(name, *row) for name, rows in objects.items() for row in rows]
+
+
+def images(folder: Path, names, suffix=".jpg") -> None:
+    for name in names:
+        put(folder / f"{name}{suffix}")
+
+
+def roboflow_coco(folder: Path) -> None:
+    for split, objects in (("train", TRAIN), ("valid", VAL)):
+        images(folder / split, objects)
+        put(folder / split / "_annotations.coco.json", coco(objects, first=0, headings=["vehicles"]))
+    put(folder / "README.roboflow.txt", "exported")
+
+
+def roboflow_voc(folder: Path) -> None:
+    for split, objects in (("train", TRAIN), ("valid", VAL)):
+        images(folder / split, objects)
+        for name, rows in objects.items():
+            put(folder / split / f"{name}.xml", xml(f"{name}.jpg", rows))
+
+
+def roboflow_yolo(folder: Path) -> None:
+    for split, objects in (("train", TRAIN), ("valid", VAL)):
+        images(folder / split / "images", objects)
+        for name, rows in objects.items():
+            put(folder / split / "labels" / f"{name}.txt", yolo(rows))
+    put(folder / "data.yaml", f"train: ../train/images\nval: ../valid/images\nnc: 2\nnames: {CLASSES}\n")
+
+
+def roboflow_csv(folder: Path) -> None:
+    """Called TensorFlow Object Detection there."""
+    for split, objects in (("train", TRAIN), ("valid", VAL)):
+        images(folder / split, objects)
+        rows = [
+            f"{n}.jpg,{WIDTH},{HEIGHT},{k},{x},{y},{x + w},{y + h}" for n, o in objects.items() for k, x, y, w, h in o
+        ]
+        put(folder / split / "_annotations.csv", "\n".join(["filename,width,height,class,xmin,ymin,xmax,ymax", *rows]))
+
+
+def kaggle_csv(folder: Path, heading="image_id,width,height,bbox,label", name=lambda n: n) -> None:
+    """As the global wheat heads came: a name without suffix, and x, y, width, height as a list."""
+    for split, objects in (("train", TRAIN), ("val", VAL)):
+        images(folder / split, [n for n, rows in objects.items()])
+        rows = [f'{name(n)},{WIDTH},{HEIGHT},"[{x}.0, {y}.0, {w}.0, {h}.0]",{k}'
+                for n, o in objects.items() for k, x, y, w, h in o]  # fmt: skip
+        put(folder / f"{split}.csv", "\n".join([heading, *rows]))
+    put(folder / "sample_submission.csv", "image_id,PredictionString\na,1.0 0 0 50 50\n")
+
+
+def kaggle_sides(folder: Path) -> None:
+    for split, objects in (("train", TRAIN), ("val", VAL)):
+        images(folder / "images", objects)
+        rows = [f"images/{n}.jpg\t{x}\t{y}\t{w}\t{h}\t{k}" for n, o in objects.items() for k, x, y, w, h in o]
+        put(folder / f"{split}.csv", "\n".join(["image\tx\ty\tw\th\tcategory", *rows]))
+
+
+def labelimg(folder: Path) -> None:
+    for split, objects in (("train", TRAIN), ("val", VAL)):
+        images(folder / "photos" / split, objects, ".JPG")
+        for name, rows in objects.items():
+            path = put(folder / "annots" / split / f"{name}.XML", xml(rf"C:\Users\me\{name}.JPG", rows))
+            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"><", b">\r\n<"))
+
+
+def cvat_coco(folder: Path) -> None:
+    images(folder / "images" / "default", {**TRAIN, **VAL})
+    put(folder / "annotations" / "instances_default.json", coco(TRAIN | VAL))
+
+
+def cvat_yolo(folder: Path) -> None:
+    put(folder / "obj.names", "\r\n".join(CLASSES))
+    put(folder / "obj.data", "classes = 2\ntrain = data/train.txt\nvalid = data/valid.txt\nnames = data/obj.names\n")
+    for split, objects in (("train", TRAIN), ("valid", VAL)):
+        images(folder / f"obj_{split}_data", objects)
+        for name, rows in objects.items():
+            put(folder / f"obj_{split}_data" / f"{name}.txt", yolo(rows))
+        put(folder / f"{split}.txt", "".join(f"data/obj_{split}_data/{name}.jpg\r\n" for name in objects))
+
+
+def label_studio_yolo(folder: Path) -> None:
+    images(folder / "images", {**TRAIN, **VAL})
+    put(folder / "classes.txt", "\n".join(CLASSES))
+    put(folder / "notes.json", json.dumps({"categories": [], "info": {}}))
+    for name, rows in (TRAIN | VAL).items():
+        put(folder / "labels" / f"{name}.txt", yolo(rows))
+
+
+def open_images(folder: Path) -> None:
+    codes = {"bus": "/m/01bjv", "car": "/m/0k4j"}
+    put(folder / "metadata" / "class-descriptions-boxable.csv", "".join(f"{c},{n}\n" for n, c in codes.items()))
+    heading = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction"
+    for split, objects in (("train", TRAIN), ("validation", VAL)):
+        images(folder / split, objects)
+        rows = [f"{n},xclick,{codes[k]},1,{x / WIDTH},{(x + w) / WIDTH},{y / HEIGHT},{(y + h) / HEIGHT},0,0,0,0"
+                for n, o in objects.items() for k, x, y, w, h in o]  # fmt: skip
+        put(folder / f"{split}-annotations-bbox.csv", "\n".join([heading, *rows]))
+
+
+def visdrone(folder: Path) -> None:
+    for split, objects in (("train", TRAIN), ("val", VAL)):
+        top = folder / f"VisDrone2019-DET-{split}"
+        images(top / "images", objects)
+        for name, rows in objects.items():
+            lines = [f"{x},{y},{w},{h},1,{dict(bus=9, car=4)[k]},0,0" for k, x, y, w, h in rows]
+            put(top / "annotations" / f"{name}.txt", "\n".join([*lines, "0,0,50,50,0,0,0,0", "1,1,9,9,0,11,0,0,"]))
+
+
+def kitti(folder: Path) -> None:
+    for split, objects in (("training", TRAIN), ("validation", VAL)):
+        images(folder / split / "image_2", objects, ".png")
+        for name, rows in objects.items():
+            lines = [f"{k} 0.00 0 -1.57 {x:.2f} {y:.2f} {x + w:.2f} {y + h:.2f} 1.6 1.7 3.9 1 2 40 -1.5"
+                     for k, x, y, w, h in rows]  # fmt: skip
+            ignored = "DontCare -1 -1 -10 0.00 0.00 50.00 60.00 -1 -1 -1 -1000 -1000 -1000 -10"
+            put(folder / split / "label_2" / f"{name}.txt", "\n".join([*lines, ignored]))
+    images(folder / "testing" / "image_2", ["e"], ".png")
+
+
+def devkit(folder: Path) -> None:
+    folder = folder / "VOCdevkit" / "VOC2012"
+    images(folder / "JPEGImages", {**TRAIN, **VAL})
+    for name, rows in (TRAIN | VAL).items():
+        put(folder / "Annotations" / f"{name}.xml", xml(f"{name}.jpg", rows))
+    put(folder / "ImageSets" / "Main" / "train.txt", "\n".join(TRAIN))
+    put(folder / "ImageSets" / "Main" / "val.txt", "\r\n".join(VAL))
+    put(folder / "ImageSets" / "Main" / "car_train.txt", "a 1\nb 1\nc -1\n")
+
+
+def one_level_deeper(folder: Path) -> None:
+    put(folder / "README.md", "# my data")
+    put(folder / "LICENSE", "MIT")
+    put(folder / "__MACOSX" / "my-data" / "._data.yaml", b"\0\5\26\7")
+    roboflow_yolo(folder / "my-data-master")
+
+
+def windows_paths(folder: Path) -> None:
+    for split, objects in (("train", TRAIN), ("val", VAL)):
+        images(folder / f"{split}2017", objects)
+        put(folder / "annotations" / f"instances_{split}2017.json", coco(objects).replace('.jpg"', '.JPG"'))
+
+
+def semicolons(folder: Path) -> None:
+    for split, objects in (("train", TRAIN), ("val", VAL)):
+        images(folder / split, objects)
+        rows = [
+            rf"D:\data\{split}\{n}.jpg;{x};{y};{x + w};{y + h};{k}" for n, o in objects.items() for k, x, y, w, h in o
+        ]
+        text = "\r\n".join(["path;x1;y1;x2;y2;label", *rows])
+        put(folder / f"{split}_labels.csv", text.encode("utf-16"))  # as a spreadsheet saves it
+
+
+READ: dict[str, tuple[Callable[[Path], None], bool]] = {  # and whether images without objects are told of
+    "Roboflow COCO": (roboflow_coco, True), "Roboflow VOC": (roboflow_voc, True),
+    "Roboflow YOLO": (roboflow_yolo, True),
+    "Roboflow CSV": (roboflow_csv, False), "Kaggle with bbox": (kaggle_csv, False),
+    "Kaggle, tabs": (kaggle_sides, False),
+    "labelImg": (labelimg, True), "CVAT COCO": (cvat_coco, True), "CVAT YOLO": (cvat_yolo, True),
+    "Label Studio YOLO": (label_studio_yolo, True), "Open Images": (open_images, False), "VisDrone": (visdrone, True),
+    "KITTI": (kitti, True), "VOC devkit": (devkit, True), "one level deeper": (one_level_deeper, True),
+    "names in other capitals": (windows_paths, True), "semicolons, UTF-16, Windows": (semicolons, False),
+}  # fmt: skip
+
+
+def objects_in(split) -> Objects:
+    found = read_annotations(split)
+    names = [category.name for category in found.categories]
+    kinds = [names[label] for label in found.labels]
+    rows = [(kind, *box) for kind, box in zip(kinds, found.boxes.round(3).tolist(), strict=True)]
+    return {found.path(i).stem: sorted(rows[found.objects(i)]) for i in range(len(found.image_ids))}
+
+
+def expected(objects: Objects, with_empty: bool) -> Objects:
+    return {
+        name: sorted((k, *map(float, box)) for k, *box in rows) for name, rows in objects.items() if rows or with_empty
+    }
+
+
+@pytest.mark.parametrize("name", READ)
+def test_data_as_publishers_ship_them_are_read_at_first_try(tmp_path, name):
+    make, with_empty = READ[name]
+    make(tmp_path)
+    layout = find_layout(tmp_path)
+    train, val = expected(TRAIN, with_empty), expected(VAL, with_empty)
+    if layout.val is None:
+        assert objects_in(layout.train) == train | val
+    else:
+        assert (objects_in(layout.train), objects_in(layout.val)) == (train, val)
+    open_dataset(DataConfig(path=str(tmp_path)))
+
+
+def test_regions_that_are_not_judged_are_left_out_and_counted(tmp_path):
+    visdrone(tmp_path / "v")
+    kitti(tmp_path / "k")
+    notes = [read_annotations(find_layout(tmp_path / name).train).notes for name in ("v", "k")]
+    assert "6 regions and objects that are not judged, left out" in notes[0]
+    assert "3 `DontCare` regions, left out" in notes[1]
+
+
+def test_a_group_of_open_images_is_a_crowd(tmp_path):
+    open_images(tmp_path)
+    file = tmp_path / "train-annotations-bbox.csv"
+    first, row, *rest = file.read_text().splitlines()
+    file.write_text("\n".join([first, row.replace(",0,0,0,0", ",0,0,1,0"), *rest]))
+    found = read_annotations(find_layout(tmp_path).train)
+    assert found.crowd.sum() == 1 and found.crowd[found.objects(0)].all()
+
+
+def test_rows_without_a_column_of_classes_are_one_class_and_that_is_said(tmp_path):
+    kaggle_csv(tmp_path, heading="image_id,width,height,bbox,source")
+    found = read_annotations(find_layout(tmp_path).train)
+    assert [c.name for c in found.categories] == ["object"] and any("no column names classes" in n for n in found.notes)
+
+
+def test_paths_of_another_machine_in_two_folders_with_equal_file_names_are_kept_apart(tmp_path):
+    for name in ("x", "y"):
+        put(tmp_path / "images" / name / "a.jpg")
+    rows = ["/content/images/x/a.jpg,1,2,11,12,car", "/content/images/y/a.jpg,5,6,15,16,bus"]
+    put(tmp_path / "train.csv", "\n".join(["path,x1,y1,x2,y2,label", *rows]))
+    found = read_annotations(find_layout(tmp_path).train)
+    boxes = {found.path(i).parent.name: found.boxes[found.objects(i)].tolist() for i in range(2)}
+    assert boxes == {"x": [[1, 2, 10, 10]], "y": [[5, 6, 10, 10]]}
+
+
+def plain_yolo(folder: Path) -> None:
+    images(folder / "photos", TRAIN)
+    for name, rows in TRAIN.items():
+        put(folder / "txt" / f"{name}.txt", yolo(rows))
+
+
+def two_years(folder: Path) -> None:
+    for year in ("VOC2007", "VOC2012"):
+        images(folder / year / "pics", TRAIN)
+        for name, rows in TRAIN.items():
+            put(folder / year / "xmls" / f"{name}.xml", xml(f"{name}.jpg", rows))
+
+
+def two_files(folder: Path) -> None:
+    images(folder / "images", TRAIN)
+    for name in ("train_v1", "train_v2"):
+        put(folder / f"{name}.json", coco(TRAIN))
+
+
+def two_tables(folder: Path) -> None:
+    images(folder, TRAIN)
+    rows = [f"{n}.jpg,{x},{y},{x + w},{y + h},{k}" for n, o in TRAIN.items() for k, x, y, w, h in o]
+    for name in ("train_a", "train_b"):
+        put(folder / f"{name}.csv", "\n".join(["filename,xmin,ymin,xmax,ymax,class", *rows]))
+
+
+@pytest.mark.parametrize("make", [plain_yolo, two_years, two_files, two_tables])
+def test_what_is_refused_prints_a_dataset_toml_that_works_when_pasted(tmp_path, make):
+    make(tmp_path)
+    with pytest.raises(DataError) as refused:
+        find_layout(tmp_path)
+    assert refused.value.code == "DATA-LAYOUT"
+    text = re.search(r"(?ms)^\s*format = .*\Z", refused.value.fix)
+    assert text
+    put(tmp_path / "dataset.toml", textwrap.dedent(text.group(0)))
+    found = objects_in(find_layout(tmp_path).train)
+    boxes = {name: [row[1:] for row in rows] for name, rows in found.items() if rows}
+    assert boxes == {name: [tuple(map(float, row[1:])) for row in sorted(rows)] for name, rows in TRAIN.items() if rows}
+
+
+@pytest.mark.parametrize(("content", "tool"), [
+    ({"shapes": [], "imagePath": "a.jpg", "imageWidth": 9}, "labelme"),
+    ({"description": "", "tags": [], "size": {}, "objects": []}, "Supervisely"),
+    ([{"id": 1, "data": {"image": "a.jpg"}, "annotations": []}], "Label Studio"),
+    ([{"image": "a.jpg", "annotations": [{"label": "car", "coordinates": {}}]}], "CreateML"),
+    ({"_via_img_metadata": {}, "_via_settings": {}}, "VGG Image Annotator"),
+])  # fmt: skip
+def test_json_of_another_tool_is_refused_with_its_name_and_what_to_export(tmp_path, content, tool):
+    images(tmp_path / "ds0" / "img", TRAIN)
+    put(tmp_path / "ds0" / "ann" / "a.jpg.json", json.dumps(content))
+    with pytest.raises(DataError, match=rf"3 \.jpg in .*looks like {tool}'s: export it as COCO, YOLO or Pascal VOC"):
+        find_layout(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train.csv", "classes.txt"])
+def test_letters_that_nobody_can_tell_are_refused(tmp_path, name):
+    """Latin-1 read as UTF-8 would name a class otherwise without a word."""
+    images(tmp_path / "images", ["a"])
+    put(tmp_path / "labels" / "a.txt", "0 0.5 0.5 0.2 0.2\n")
+    text = "vélo\n" if name == "classes.txt" else "filename,xmin,ymin,xmax,ymax,class\na.jpg,1,2,3,4,vélo\n"
+    put(tmp_path / name, text.encode("latin-1"))
+    with pytest.raises(DataError, match=r"it is not UTF-8.*save it as UTF-8"):
+        find_layout(tmp_path)
