@@ -40,6 +40,8 @@ class Extents:
 
     def inside(self, x: Tensor) -> Tensor:
         """1 for cells of a map (B, C, H_l, W_l) within the image and 0 beyond, (B, 1, H_l, W_l) in the map's dtype."""
+        if torch.compiler.is_exporting():
+            return (~self.outside(x)).to(x.dtype)  # sizes may be unknown
         size = (x.shape[-2], x.shape[-1], x.dtype)
         if size not in self._inside:  # several layers see maps of one size
             self._inside[size] = (~self.outside(x)).to(x.dtype)

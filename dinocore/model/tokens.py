@@ -54,6 +54,7 @@ def token_centers(tokens: Tokens) -> Tensor:
         y = torch.arange(height, device=tokens.valid_ratios.device) + 0.5
         x = torch.arange(width, device=tokens.valid_ratios.device) + 0.5
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)  # (H_l * W_l, 2)
-        extent = tokens.valid_ratios[:, level] * tokens.valid_ratios.new_tensor([width, height])  # (B, 2) in tokens
+        valid_width, valid_height = tokens.valid_ratios[:, level].unbind(-1)  # (B,)
+        extent = torch.stack([valid_width * width, valid_height * height], dim=-1)  # (B, 2) in tokens
         centers.append(grid / extent[:, None])
     return torch.cat(centers, dim=1)
