@@ -69,11 +69,13 @@ def align(images: Tensor, padding: Tensor, multiple: int) -> tuple[Tensor, Tenso
     """
     if multiple == 1:
         return images, padding, None
+    if torch.compiler.is_exporting():  # canvases of exported graphs are multiples
+        return images, padding, Extents(padding, multiple)
     below, right = (-side % multiple for side in images.shape[-2:])
     images = F.pad(images, (0, right, 0, below))
     padding = F.pad(padding, (0, right, 0, below), value=True)
     extents = Extents(padding, multiple)
-    if not torch.compiler.is_exporting() and bool((extents.fraction == 1).all()):
+    if bool((extents.fraction == 1).all()):
         return images, padding, None
     return images, padding, extents
 

@@ -17,7 +17,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "zeros": lambda whole: bytes(len(whole)),
     "text": lambda whole: b"<html>404 Not Found</html>",
     "another format": lambda whole: b"\x89PNG\r\n\x1a\n" + whole,
-    "first bytes missing": lambda whole: whole[10:],
+    "first bytes missing": lambda whole: whole[100:],
     "last byte missing": lambda whole: whole[:-1],
     "half": lambda whole: whole[: len(whole) // 2],
     "middle missing": lambda whole: whole[: len(whole) // 3] + whole[2 * len(whole) // 3 :],
@@ -51,7 +51,7 @@ def test_a_download_that_stopped_anywhere_is_refused(write_onnx):
     "info",
     [
         {"schema": 2}, {"schema": "1"}, {"canvas": None}, {"canvas": [96]}, {"canvas": [0, 128]}, {"multiple": 0},
-        {"canvas": [96.0, 128]}, {"canvas": "96x128"}, {"least": [96]}, {"names": ["disc"]}, {"ids": 3}, {"names": None},
+        {"canvas": [96.0, 128]}, {"canvas": "96"}, {"least": [96]}, {"names": ["disc"]}, {"ids": 3}, {"names": None},
     ],
     ids=str,
 )  # fmt: skip
