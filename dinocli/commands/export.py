@@ -19,7 +19,10 @@ def export(
     format: Annotated[str, typer.Option("--format", "-f", help="onnx, openvino, torch-export or aoti.")] = "onnx",
     size: Annotated[
         str | None,
-        typer.Option(metavar="HxW", help="Height and width of the canvas; default: every image of evaluation fits."),
+        typer.Option(
+            metavar="HxW[-HxW]",
+            help="Height and width of the canvas, or least and largest; default: every image of evaluation fits.",
+        ),
     ] = None,
     precision: Annotated[str, typer.Option(help="float32, or int8: products of encoder and decoder.")] = "float32",
     pixels: Annotated[str, typer.Option(help="Type of the input: uint8 or float32, 0 to 255 in both.")] = "uint8",
@@ -47,25 +50,26 @@ def export(
     from ..weights_option import find_weights
     from .benchmark import _size
 
-    check_format(format, precision, out)
+    sizes = [] if size is None else [_size(part) for part in size.split("-", 1)]
+    check_format(format, precision, out, ranged=len(sizes) > 1)
     if pixels not in PIXELS:
         raise ConfigError(f"--pixels {pixels} is not known; choose {' or '.join(PIXELS)}")
-    canvas = None if size is None else _size(size)
     check_writable(out.parent)
     where = find_weights(weights)
     content = load_weights(where)
     shown = _images(images, content.config.data)
-    request = Request(format, out, precision, canvas, pixels, max_dets, threshold)
+    request = Request(format, out, precision, sizes, pixels, max_dets, threshold)
     done = export_weights(content, where, request, shown, say)
     facts = {
         "files": [str(file) for file in done.files],
         "bytes": sum(file.stat().st_size for file in done.files),
         "format": format,
         "precision": precision,
-        "canvas": f"{done.info['canvas'][0]}x{done.info['canvas'][1]}",
+        "canvas": "-".join(dict.fromkeys("{}x{}".format(*done.info[key]) for key in ("least", "canvas"))),
         "compared": done.difference.compared,
         "score_difference": done.difference.score,
         "box_difference_pixels": done.difference.box,
+        "equal_proposals_swapped": done.difference.ties,
     }
     if json:
         print_json(facts)

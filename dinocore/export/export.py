@@ -17,7 +17,7 @@ from ..predict import Detector
 from ..presets import list_presets, load_config
 from ..weights.file import Weights, restore_model
 from .detector import fit
-from .graph import DetectorGraph, Signature, canvas_multiple, trace
+from .graph import Canvases, DetectorGraph, Signature, canvas_multiple, trace
 from .verify import TOLERANCES, Difference, open_file, verify
 from .write import FORMATS, check_format
 
@@ -39,7 +39,7 @@ class Request(NamedTuple):
     format: str
     out: Path
     precision: str = "float32"
-    canvas: tuple[int, int] | None = None  # height and width; None: any image of evaluation fits
+    sizes: Sequence[tuple[int, int]] = ()  # height and width of the canvas, or the least and the largest; else it fits
     pixels: str = "uint8"
     max_dets: int | None = None  # None: the config's
     threshold: float | None = None  # kept in the file: least score that its users see; None: the weights' own
@@ -73,20 +73,22 @@ def export_weights(
     check_format(request.format, request.precision, request.out)
     model = restore_model(weights, where).eval()
     config = for_comparison(weights.config, request.max_dets)
-    canvas = pick_canvas(config, request.canvas, canvas_multiple(model, config.model.feature_strides))
+    canvases = pick_canvases(config, request.sizes, canvas_multiple(model, config.model.feature_strides))
+    if not canvases.fixed:
+        check_least(canvases, config, model.neck.downsampling)
     detector = Detector(model, config, weights.categories, torch.device("cpu"), "off")
-    shown = [fit(detector.batch(image).images[0], canvas) for image in images]
-    info = describe(weights, request, canvas, config.eval.max_dets)
+    shown = [detector.batch(image).images[0] for image in images]
+    info = describe(weights, request, canvases, config.eval.max_dets)
 
-    say(f"tracing the model on a canvas of {canvas[0]} x {canvas[1]} pixels")
-    signature = Signature(canvas, config.eval.max_dets, PIXELS[request.pixels])
+    say(f"tracing the model on canvases of {canvases}")
+    signature = Signature(canvases, config.eval.max_dets, PIXELS[request.pixels])
     program = trace(DetectorGraph(model, config.model, signature.max_dets), signature)
     request.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{request.out.name}.", dir=request.out.parent) as folder:
         say(f"writing {request.format}")
         files = FORMATS[request.format][0](program, Path(folder) / request.out.name, info)
         try:
-            difference = _compared(request, detector, files[0], shown, canvas, say)
+            difference = _compared(request, detector, files[0], shown, canvases, say)
         except Exception:
             _move(files, request.out.parent, ".unverified")
             raise
@@ -98,15 +100,18 @@ def _compared(
     detector: Detector,
     file: Path,
     images: Sequence[Tensor],
-    canvas: tuple[int, int],
+    canvases: Canvases,
     say: Callable[[str], None],
 ) -> Difference:
     tolerance, worst = TOLERANCES[request.precision], Difference()
     kept = f"the file is kept as {request.out}.unverified"
     try:
-        for batch, difference in verify(open_file(request.format, file), detector, images, canvas, tolerance):
-            say(f"compared {batch}: scores differ by {difference.score:.1g}, boxes by {difference.box:.2g} pixels")
-            worst = worst.joined(difference)
+        run = open_file(request.format, file)
+        for canvas in canvases.some():
+            shown = [fit(image, canvas) for image in images]
+            for batch, difference in verify(run, detector, shown, canvas, tolerance):
+                say(f"compared {batch}: {difference.in_words()}")
+                worst = worst.joined(difference)
     except DinoError:
         raise
     except Exception as error:
@@ -132,25 +137,50 @@ def for_comparison(config: Config, max_dets: int | None) -> Config:
     return config.model_copy(update={"eval": config.eval.model_copy(update=limits)})
 
 
-def pick_canvas(config: Config, wanted: tuple[int, int] | None, multiple: int) -> tuple[int, int]:
-    """Height and width of the canvas; by default the least square into which every image of evaluation fits.
+def pick_canvases(config: Config, sizes: Sequence[tuple[int, int]], multiple: int) -> Canvases:
+    """The canvases of a file; by default the least square into which every image of evaluation fits.
+
+    Args:
+        sizes: none, a height and width, or the least and the largest.
 
     Raises:
-        ConfigError: the backbone's strides do not divide them.
+        ConfigError: the backbone's strides do not divide them, or the range is upside down.
     """
     side = -(-config.data.max_size // multiple) * multiple
-    if wanted is None:
-        return side, side
-    nearest = [max(1, round(side / multiple)) * multiple for side in wanted]
-    if tuple(nearest) != tuple(wanted):
+    for size in sizes:
+        nearest = [max(1, round(side / multiple)) * multiple for side in size]
+        if tuple(nearest) != tuple(size):
+            raise ConfigError(
+                f"--size {size[0]}x{size[1]} must be multiples of {multiple}, the model's coarsest stride; "
+                f"try {nearest[0]}x{nearest[1]}"
+            )
+    least, largest = (sizes[0], sizes[-1]) if sizes else ((side, side), (side, side))
+    if least[0] > largest[0] or least[1] > largest[1]:
+        raise ConfigError(f"--size must go from the least to the largest; got {Canvases(largest, least, multiple)}")
+    return Canvases(largest, least, multiple)
+
+
+def check_least(canvases: Canvases, config: Config, downsampling: int) -> None:
+    """Find out before the work whether the smallest canvas of a range has a token for each query.
+
+    Raises:
+        ConfigError: it has fewer, which would be another graph.
+    """
+    strides, (height, width), step = list(config.model.feature_strides), canvases.least, canvases.multiple
+    while downsampling > 1:
+        strides, downsampling = [*strides, 2 * strides[-1]], downsampling // 2
+    tokens = sum(-(-height // stride) * -(-width // stride) for stride in strides)
+    if config.model.queries != "static" and tokens < config.model.num_queries:
+        side = step
+        while sum((-(-side // stride)) ** 2 for stride in strides) < config.model.num_queries:
+            side += step
         raise ConfigError(
-            f"--size {wanted[0]}x{wanted[1]} must be multiples of {multiple}, the model's coarsest stride; "
-            f"try {nearest[0]}x{nearest[1]}"
+            f"--size: a canvas of {height} x {width} has {tokens} tokens for {config.model.num_queries} queries; "
+            f"begin the range with {side}x{side} or more"
         )
-    return wanted
 
 
-def describe(weights: Weights, request: Request, canvas: tuple[int, int], max_dets: int) -> dict[str, Any]:
+def describe(weights: Weights, request: Request, canvases: Canvases, max_dets: int) -> dict[str, Any]:
     """What a file says about itself, for `runtime.py` and for people."""
     config = weights.config
     return {
@@ -160,7 +190,9 @@ def describe(weights: Weights, request: Request, canvas: tuple[int, int], max_de
         "preset": preset_of(config),
         "names": [category.name for category in weights.categories],
         "ids": [category.id for category in weights.categories],
-        "canvas": list(canvas),
+        "canvas": list(canvases.largest),
+        "least": list(canvases.least),
+        "multiple": canvases.multiple,
         "pixels": request.pixels,
         "precision": request.precision,
         "eval_scale": config.data.eval_scale,

@@ -1,14 +1,17 @@
-"""The model as one graph without Python: pixels and sizes in, detections in pixels out, on a canvas of a fixed size."""
+"""The model as one graph without Python: pixels and sizes in, detections in pixels out, on canvases of set sizes."""
 
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 
 from ..config import ModelConfig
+from ..errors import ConfigError
 from ..model.dino import DINO
 from ..model.inference import fold_batch_norm
 from ..model.ops import use_backend
@@ -18,10 +21,35 @@ OUTPUTS = ("labels", "scores", "boxes")
 MAX_BATCH = 64
 
 
+class Canvases(NamedTuple):
+    """The heights and widths of `images` that a graph takes, in pixels."""
+
+    largest: tuple[int, int]
+    least: tuple[int, int]  # the same as the largest where height and width are fixed
+    multiple: int  # of every height and width
+
+    def __str__(self) -> str:
+        low, high = (f"{height} x {width}" for height, width in (self.least, self.largest))
+        return f"{high} pixels" if self.fixed else f"{low} to {high} pixels"
+
+    @property
+    def fixed(self) -> bool:
+        """Whether there is only one."""
+        return self.least == self.largest
+
+    def some(self) -> list[tuple[int, int]]:
+        """The largest, and where there are others the smallest and one between, for a file to be tried on."""
+        if self.fixed:
+            return [self.largest]
+        low, high, step = self.least, self.largest, self.multiple
+        between = (low[0] + (high[0] - low[0]) // (2 * step) * step, low[1] + (high[1] - low[1]) // (4 * step) * step)
+        return [self.largest, between, self.least]
+
+
 class Signature(NamedTuple):
     """What an exported graph takes and gives."""
 
-    canvas: tuple[int, int]  # height and width of `images`, in pixels
+    canvases: Canvases
     max_dets: int  # detections of each image, best first
     pixels: torch.dtype = torch.uint8  # of `images`; floats are 0 to 255, too
 
@@ -40,6 +68,8 @@ class DetectorGraph(nn.Module):
         super().__init__()
         self.model = copy.deepcopy(model).float().eval().requires_grad_(False)
         fold_batch_norm(self.model.backbone)
+        if self.model.alignment > 1:
+            pad_evenly(self.model.backbone)
         self.max_dets = max_dets
         self.register_buffer("mean", 255 * torch.tensor(config.pixel_mean))
         self.register_buffer("std", 255 * torch.tensor(config.pixel_std))
@@ -75,14 +105,51 @@ def outside(sizes: Tensor, height: int, width: int) -> Tensor:
     return below[:, :, None] | right[:, None, :]
 
 
+class EvenConv(nn.Conv2d):
+    """TensorFlow's SAME convolution of maps whose sides its stride divides: what is padded is known beforehand."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H / stride, W / stride)."""
+        sides: list[int] = []
+        for kernel, stride, dilation in zip(self.kernel_size, self.stride, self.dilation, strict=True):
+            pad = max((kernel - 1) * dilation + 1 - stride, 0)
+            sides = [pad // 2, pad - pad // 2, *sides]  # the last dimension comes first
+        return F.conv2d(F.pad(x, sides), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def pad_evenly(body: nn.Module) -> None:
+    """Spare a graph the arithmetic by which timm's SAME convolutions ask a map for its size, in place."""
+    for module in body.modules():
+        if type(module).__name__ == "Conv2dSame":
+            module.__class__ = EvenConv  # its hooks stay
+
+
 def trace(graph: DetectorGraph, signature: Signature) -> ExportedProgram:
-    """The graph with a batch of any size from 1 to `MAX_BATCH`, in operations that every runtime knows."""
-    height, width = signature.canvas
+    """The graph with a batch of any size from 1 to `MAX_BATCH`, in operations that every runtime knows.
+
+    Raises:
+        ConfigError: the model cannot take every canvas of the range.
+    """
+    canvases = signature.canvases
+    height, width = canvases.some()[0 if canvases.fixed else 1]  # not an end, about which more is true
     images = torch.zeros(2, height, width, 3, dtype=signature.pixels)
     sizes = torch.tensor([[height, width], [max(1, height // 2), max(1, width // 2)]])
     batch = Dim("batch", min=1, max=MAX_BATCH)
-    with use_backend("reference"), torch.no_grad():
-        return torch.export.export(graph, (images, sizes), dynamic_shapes=({0: batch}, {0: batch}), strict=False)
+    free: dict[int, Any] = {0: batch}
+    for axis, name in ((1, "height"), (2, "width")):
+        low, high = canvases.least[axis - 1] // canvases.multiple, canvases.largest[axis - 1] // canvases.multiple
+        if low < high:
+            free[axis] = canvases.multiple * Dim(name, min=low, max=high)
+    try:
+        with use_backend("reference"), torch.no_grad():
+            return torch.export.export(graph, (images, sizes), dynamic_shapes=(free, {0: batch}), strict=False)
+    except (UserError, RuntimeError) as error:
+        if canvases.fixed:
+            raise
+        raise ConfigError(
+            f"this model cannot be traced for a range of sizes ({str(error).splitlines()[0]}); "
+            f"give one size, such as --size {canvases.largest[0]}x{canvases.largest[1]}"
+        ) from error
 
 
 def canvas_multiple(model: DINO, strides: Sequence[int]) -> int:

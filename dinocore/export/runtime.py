@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+KEYS = {"pixels", "eval_scale", "max_size", "nms_iou", "max_dets", "threshold"}  # of what a file says about itself
 Run = Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]
 
 
@@ -26,37 +27,22 @@ class ExportedDetections(NamedTuple):
 
 
 class ExportedDetector:
-    """A file of `dino export`, ready to use; `info` holds its names, ids, sizes and thresholds."""
+    """An .onnx file, or an .xml with its .bin; ValueErrors say what is damaged, not ours or of a wrong shape."""
 
     def __init__(self, path: str | Path, threads: int = 0):
-        """
-        Args:
-            path: an .onnx file, or an OpenVINO .xml with its .bin beside it.
-            threads: of the runtime; 0: one for each core.
-
-        Raises:
-            ValueError: the file is damaged, or was not written by `dino export`.
-            ImportError: the runtime is not installed.
-        """
-        path = Path(path)
-        if not path.is_file():
+        if not Path(path).is_file():
             raise ValueError(f"{path}: this file does not exist")
         try:
-            self._run, info = (_open_openvino if path.suffix == ".xml" else _open_onnx)(path, threads)
+            self._run, info = (_open_openvino if Path(path).suffix == ".xml" else _open_onnx)(str(path), threads)
         except ImportError:
             raise
         except Exception as error:  # runtimes have no common class of errors
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(
-                f"{path} cannot be read, it is damaged or incomplete ({first}); export it again"
-            ) from error
-        self.info: dict[str, Any] = json.loads(info or "{}")
-        if self.info.get("schema") != 1:
+            raise ValueError(f"{path} is damaged or incomplete, export it again ({error!s:.200})") from error
+        self.info = _checked(info)
+        if not self.info:
             raise ValueError(f"{path} was not written by this version of `dino export`; export the weights again")
 
-    def __call__(
-        self, image: str | Path | Image.Image | np.ndarray, threshold: float | None = None
-    ) -> ExportedDetections:
+    def __call__(self, image: Any, threshold: float | None = None) -> ExportedDetections:
         """Detect in a file, a Pillow image or an RGB array (H, W, 3) of uint8; only scores from `threshold` on."""
         return self.detect([image], threshold)[0]
 
@@ -66,47 +52,50 @@ class ExportedDetector:
         inputs = [image.resize(self.input_size(image.size), Image.Resampling.BILINEAR) for image in upright]
         pixels, sizes = self.place(list(map(np.asarray, inputs)))
         floor = self.info["threshold"] if threshold is None else threshold
-        found = []
-        for rows, image, (height, width) in zip(
-            zip(*self.run(pixels, sizes), strict=True), upright, sizes, strict=True
-        ):
-            labels, scores, boxes = rows
-            boxes = boxes * (np.array(image.size * 2, np.float32) / np.array([width, height] * 2, np.float32))
+        found, rows = [], zip(*self.run(pixels, sizes), upright, inputs, strict=True)
+        for labels, scores, boxes, image, resized in rows:
+            boxes = boxes * (np.array(image.size * 2, np.float32) / np.array(resized.size * 2, np.float32))
             kept = [i for i in suppress(boxes, labels, self.info["nms_iou"]) if scores[i] >= floor]
             found.append(ExportedDetections(labels[kept], scores[kept], boxes[kept]))
         return found
 
     def run(self, images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Labels (B, D), scores (B, D) and boxes (B, D, 4) in pixels of canvases (B, H, W, 3) with sizes (B, 2)."""
-        canvas = tuple(self.info["canvas"])
-        if images.ndim != 4 or images.shape[1:] != (*canvas, 3) or sizes.shape != (len(images), 2):
-            wanted = f"images (B, {canvas[0]}, {canvas[1]}, 3) and sizes (B, 2)"
-            raise ValueError(f"this model takes {wanted}; got {images.shape} and {sizes.shape}")
-        if (sizes < 1).any() or (sizes > canvas).any():
-            raise ValueError(f"sizes must be 1 to {canvas}, height before width; got {sizes.tolist()}")
-        labels, scores, boxes = self._run(images.astype(self.info["pixels"], copy=False), sizes.astype(np.int64))
+        shape = images.shape[1:3]
+        if images.ndim != 4 or images.shape != (max(1, len(images)), *self.canvas(shape), 3):
+            takes = "H, W {} to {} in steps of {}".format(*(self.info[key] for key in ("least", "canvas", "multiple")))
+            raise ValueError(f"this model takes images (B, H, W, 3), {takes}; got {images.shape}")
+        if sizes.shape != (len(images), 2) or (sizes < 1).any() or (sizes > shape).any():
+            raise ValueError(f"sizes must be 1 to {shape}, height before width; got {sizes.tolist()}")
+        try:
+            labels, scores, boxes = self._run(images.astype(self.info["pixels"], copy=False), sizes.astype(np.int64))
+        except Exception as error:
+            raise ValueError(f"the file does not run, it may be damaged ({error!s:.200})") from error
         if not (np.isfinite(scores).all() and np.isfinite(boxes).all()):
             raise ValueError("the model's output is not finite; the file is damaged, or its runtime is at fault")
         return labels, scores, boxes
 
     def place(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Put arrays (h, w, 3) at the top left of canvases: (B, H, W, 3), and their sizes (B, 2)."""
-        pixels = np.zeros((len(images), *self.info["canvas"], 3), self.info["pixels"])
+        sizes = np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
+        pixels = np.zeros((len(images), *self.canvas(sizes.max(0, initial=1)), 3), self.info["pixels"])
         for canvas, image in zip(pixels, images, strict=True):
             canvas[: image.shape[0], : image.shape[1]] = image
-        return pixels, np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
+        return pixels, sizes
+
+    def canvas(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The least canvas that holds a height and width, or the largest that there is."""
+        step, limits = self.info["multiple"], zip(size, self.info["least"], self.info["canvas"], strict=True)
+        return tuple(min(max(-(-int(side) // step) * step, low), high) for side, low, high in limits)
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Width and height to which an image (width, height) is resized: as in training, or to fit the canvas."""
-        width, height = size
-        low, high = min(size), max(size)
-        short, most = self.info["eval_scale"], self.info["max_size"]
-        if high / low * short > most:
-            short = max(1, round(most * low / high))
+        low, high, most = min(size), max(size), self.info["max_size"]
+        short = min(self.info["eval_scale"], max(1, round(most * low / high)))
         long = min(int(short * high / low), most)
-        new = (long, short) if width > height else (short, long)
-        shrink = min(1.0, self.info["canvas"][1] / new[0], self.info["canvas"][0] / new[1])
-        return max(1, int(new[0] * shrink)), max(1, int(new[1] * shrink))
+        width, height = (long, short) if size[0] > size[1] else (short, long)
+        shrink = min(1.0, self.info["canvas"][1] / width, self.info["canvas"][0] / height)
+        return max(1, int(width * shrink)), max(1, int(height * shrink))
 
 
 def load(image: str | Path | Image.Image | np.ndarray) -> Image.Image:
@@ -120,33 +109,42 @@ def suppress(boxes: np.ndarray, labels: np.ndarray, iou: float) -> list[int]:
     """Rows that stay when, of two boxes (n, 4) of a class that overlap by more than `iou`, the later one goes."""
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     kept: list[int] = []
-    for i in range(len(boxes)):
+    for i, box in enumerate(boxes):
         others = boxes[kept]
-        sides = np.minimum(others[:, 2:], boxes[i, 2:]) - np.maximum(others[:, :2], boxes[i, :2])
-        shared = sides.clip(0).prod(1)
-        union = np.maximum(area[kept] + area[i] - shared, 1e-9)
-        if iou >= 1 or not ((shared / union > iou) & (labels[kept] == labels[i])).any():
+        shared = (np.minimum(others[:, 2:], box[2:]) - np.maximum(others[:, :2], box[:2])).clip(0).prod(1)
+        overlap = shared / np.maximum(area[kept] + area[i] - shared, 1e-9)
+        if iou >= 1 or not ((overlap > iou) & (labels[kept] == labels[i])).any():
             kept.append(i)
     return kept
 
 
-def _open_onnx(path: Path, threads: int) -> tuple[Run, str]:
+def _checked(text: str) -> dict[str, Any]:
+    """What a file says about itself; nothing if that is not what `dino export` writes."""
+    try:
+        info = {"multiple": 1} | json.loads(text)
+        sides = [*info.setdefault("least", info["canvas"]), *info["canvas"], info["multiple"]]
+        ours = info["schema"] == 1 and len(info["names"]) == len(info["ids"]) and info.keys() >= KEYS
+        return info if ours and len(sides) == 5 and all(isinstance(x, int) and x > 0 for x in sides) else {}
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def _open_onnx(path: str, threads: int) -> tuple[Run, str]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0  # not more than may be used
-    options.intra_op_num_threads, options.log_severity_level = threads or cores, 3
-    session: Any = onnxruntime.InferenceSession(str(path), options, providers=onnxruntime.get_available_providers())
-    metadata = session.get_modelmeta().custom_metadata_map
-    return lambda images, sizes: session.run(None, {"images": images, "sizes": sizes}), metadata.get("dino", "")
+    options.intra_op_num_threads, options.log_severity_level = threads or cores, 4
+    session: Any = onnxruntime.InferenceSession(path, options, providers=onnxruntime.get_available_providers())
+    info = session.get_modelmeta().custom_metadata_map.get("dino", "")
+    return lambda images, sizes: session.run(["labels", "scores", "boxes"], {"images": images, "sizes": sizes}), info
 
 
-def _open_openvino(path: Path, threads: int) -> tuple[Run, str]:
+def _open_openvino(path: str, threads: int) -> tuple[Run, str]:
     import openvino
 
-    core = openvino.Core()
-    model = core.read_model(str(path))
+    model = openvino.Core().read_model(path)
     info = model.get_rt_info(["dino"]).astype(str) if model.has_rt_info(["dino"]) else ""
     exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}  # else bfloat16 where the CPU has it
-    compiled = core.compile_model(model, "CPU", exact)
+    compiled = openvino.Core().compile_model(model, "CPU", exact)
     return lambda images, sizes: list(compiled([images, sizes]).values()), info

@@ -14,6 +14,7 @@ from ..model.dino import DINO
 from ..model.proposals import token_anchors
 from ..predict import Detector
 from ..structures import Predictions, Target, Tokens
+from ..words import counted
 from .runtime import ExportedDetector, Run
 
 ANOTHER_CLASS = 1e9  # cost of pairing detections of two classes
@@ -47,6 +48,11 @@ class Difference(NamedTuple):
         """The larger of both, and the sum of what is counted."""
         worst = max(self.score, other.score), max(self.box, other.box)
         return Difference(*worst, *(a + b for a, b in zip(self[2:], other[2:], strict=True)))
+
+    def in_words(self) -> str:
+        """For people."""
+        ties = f"; {counted(self.ties, 'pair')} of equal proposals in the other order" if self.ties else ""
+        return f"scores differ by {self.score:.1g}, boxes by {self.box:.2g} pixels{ties}"
 
     def within(self, tolerance: Tolerance) -> bool:
         """Whether a file with this difference is good; not if nothing was compared."""

@@ -19,6 +19,7 @@ from .graph import INPUTS, OUTPUTS
 
 OPSET = 18  # from 20 on, TensorRT reads GridSample as nearest (NVIDIA/TensorRT#4646)
 PRECISIONS = ("float32", "int8")
+RANGED = ("onnx", "torch-export")  # formats that were run with canvases of several sizes
 METADATA = "dino"  # the key of the file's own metadata
 
 
@@ -95,8 +96,11 @@ FORMATS: dict[str, tuple[Callable[[ExportedProgram, Path, dict[str, Any]], list[
 }
 
 
-def check_format(name: str, precision: str, out: Path) -> None:
+def check_format(name: str, precision: str, out: Path, ranged: bool = False) -> None:
     """Find out before the work whether a file can be written so.
+
+    Args:
+        ranged: for canvases of more than one size.
 
     Raises:
         ConfigError: no such format or precision, or another suffix than the format's.
@@ -109,6 +113,8 @@ def check_format(name: str, precision: str, out: Path) -> None:
         raise ConfigError(f"there is no precision `{precision}`; choose {' or '.join(PRECISIONS)}")
     if precision == "int8" and name != "onnx":
         raise ConfigError(f"--precision int8 is written as ONNX only, not as {name}; use --format onnx")
+    if ranged and name not in RANGED:
+        raise ConfigError(f"--format {name} takes one --size; a range goes with {' and '.join(RANGED)}")
     if out.suffix != suffix:
         raise ConfigError(f"--out {out} should end in {suffix} for --format {name}; try {out.with_suffix(suffix)}")
     if out.is_dir():

@@ -40,6 +40,8 @@ class Extents:
 
     def inside(self, x: Tensor) -> Tensor:
         """1 for cells of a map (B, C, H_l, W_l) within the image and 0 beyond, (B, 1, H_l, W_l) in the map's dtype."""
+        if torch.compiler.is_exporting():
+            return (~self.outside(x)).to(x.dtype)  # sizes may be unknown
         size = (x.shape[-2], x.shape[-1], x.dtype)
         if size not in self._inside:  # several layers see maps of one size
             self._inside[size] = (~self.outside(x)).to(x.dtype)
@@ -67,11 +69,13 @@ def align(images: Tensor, padding: Tensor, multiple: int) -> tuple[Tensor, Tenso
     """
     if multiple == 1:
         return images, padding, None
+    if torch.compiler.is_exporting():  # canvases of exported graphs are multiples
+        return images, padding, Extents(padding, multiple)
     below, right = (-side % multiple for side in images.shape[-2:])
     images = F.pad(images, (0, right, 0, below))
     padding = F.pad(padding, (0, right, 0, below), value=True)
     extents = Extents(padding, multiple)
-    if not torch.compiler.is_exporting() and bool((extents.fraction == 1).all()):
+    if bool((extents.fraction == 1).all()):
         return images, padding, None
     return images, padding, extents
 

@@ -72,7 +72,8 @@ class Proposer(nn.Module):
         anchors, usable = token_anchors(memory)
         x = self.project(memory.content.masked_fill(~usable[..., None], 0))  # (B, S, C)
         logits = self.class_head(x)  # (B, S, K)
-        num_chosen = min(self.num_queries, x.shape[1])
+        num_tokens = x.shape[1]  # a symbol in a graph for canvases of several sizes, all of which have enough
+        num_chosen = self.num_queries if isinstance(num_tokens, torch.SymInt) else min(self.num_queries, num_tokens)
         rank = logits.detach().amax(-1).float()  # (B, S)
         best = rank.topk(num_chosen, dim=1).indices  # (B, N)
 

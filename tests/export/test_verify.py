@@ -7,12 +7,14 @@ from PIL import Image
 
 from dinocore.config import Config
 from dinocore.data.annotations import Category
+from dinocore.errors import ConfigError
 from dinocore.export import export, write
 from dinocore.export import graph as graph_module
 from dinocore.export.detector import fit
-from dinocore.export.export import NotVerified, Request, export_weights, for_comparison, pick_canvas
-from dinocore.export.graph import DetectorGraph
-from dinocore.export.verify import TOLERANCES, Difference, batches, compare, verify
+from dinocore.export.export import NotVerified, Request, check_least, export_weights, for_comparison, pick_canvases
+from dinocore.export.graph import Canvases, DetectorGraph
+from dinocore.export.runtime import ExportedDetector
+from dinocore.export.verify import EQUAL, TOLERANCES, Difference, batches, compare, equal_pairs, verify
 from dinocore.model.build import build_model
 from dinocore.model.ops import use_backend
 from dinocore.predict import Detector
@@ -25,12 +27,15 @@ SMALL = ["hidden_dim=32", "num_heads=4", "ffn_dim=48", "num_queries=20", "num_en
 CANVAS = (128, 192)
 
 
-def small(preset: str) -> Weights:
+BACKBONES = {"r50-4scale": "resnet18", "swin-l-4scale": "swin-t-224"}  # smaller ones of the same kind
+
+
+def small(preset: str, *settings: str) -> Weights:
     """Random weights of a small model, whose heads tell queries apart."""
     torch.manual_seed(5)
-    backbone = ["model.backbone=resnet18"] if preset.startswith("r50") else []
+    backbone = [f"model.backbone={BACKBONES[preset]}"] if preset in BACKBONES else []
     sizes = ["data.eval_scale=96", "data.max_size=128"]
-    config = load_config(preset, [*(f"model.{setting}" for setting in SMALL), *backbone, *sizes])
+    config = load_config(preset, [*(f"model.{setting}" for setting in SMALL), *backbone, *sizes, *settings])
     model = build_model(config.model)
     for name, parameter in model.named_parameters():
         if "_head" in name or "offsets" in name or "weights" in name:
@@ -85,13 +90,17 @@ def test_nothing_compared_is_not_good():
     assert not Difference().within(EXACT)
 
 
-def graph_against_model(preset: str, rng: np.random.Generator) -> Difference:
-    weights = small(preset)
+def detector_of(weights: Weights) -> tuple[Detector, DetectorGraph]:
+    """A model, and the graph of it that an export would write."""
     model = build_model(weights.config.model)
     model.load_state_dict(weights.tensors)
     config = for_comparison(weights.config, 30)
     detector = Detector(model, config, weights.categories, torch.device("cpu"), "off")
-    graph = DetectorGraph(model, config.model, 30)
+    return detector, DetectorGraph(model, config.model, 30)
+
+
+def graph_against_model(preset: str, rng: np.random.Generator) -> Difference:
+    detector, graph = detector_of(small(preset))
     shown = [fit(detector.batch(image).images[0], CANVAS) for image in images(rng)]
 
     def run(pixels, sizes):
@@ -105,7 +114,7 @@ def graph_against_model(preset: str, rng: np.random.Generator) -> Difference:
     return worst
 
 
-@pytest.mark.parametrize("preset", ["tiny", "r50-4scale"])
+@pytest.mark.parametrize("preset", ["tiny", "r50-4scale", "swin-l-4scale"])
 def test_the_graph_gives_the_model_s_detections_in_every_shape_and_batch(preset):
     worst = graph_against_model(preset, np.random.default_rng())
     assert worst.within(EXACT), worst
@@ -151,39 +160,107 @@ def test_a_file_that_is_wrong_keeps_the_name_unverified(tmp_path, monkeypatch, k
     monkeypatch.setitem(write.FORMATS, "torch-export", (broken, ".pt2", (), ""))
     monkeypatch.setattr(export, "open_file", broken.opened)
     monkeypatch.setattr(export, "trace", lambda graph, signature: None)
-    out = tmp_path / "new" / "model.pt2"
+    request = Request("torch-export", tmp_path / "new" / "model.pt2")
     with use_backend("reference"), pytest.raises(NotVerified, match=said) as caught:
-        export_weights(small("r50-4scale"), tmp_path, Request("torch-export", out), images(np.random.default_rng(4)))
+        export_weights(small("r50-4scale"), tmp_path, request, images(np.random.default_rng(4)))
     assert caught.value.exit_code == 1
-    assert [file.name for file in out.parent.iterdir()] == ["model.pt2.unverified"]
+    assert [file.name for file in request.out.parent.iterdir()] == ["model.pt2.unverified"]
 
 
 def test_a_canvas_must_be_a_multiple_of_the_stride():
     config = Config()
-    assert pick_canvas(config, None, 32) == (1344, 1344)
-    assert pick_canvas(config, (320, 448), 32) == (320, 448)
-    with pytest.raises(Exception, match="multiples of 32, the model's coarsest stride; try 320x416"):
-        pick_canvas(config, (320, 427), 32)
+    assert pick_canvases(config, [], 32) == Canvases((1344, 1344), (1344, 1344), 32)
+    assert pick_canvases(config, [(320, 448)], 32) == Canvases((320, 448), (320, 448), 32)
+    with pytest.raises(ConfigError, match="multiples of 32, the model's coarsest stride; try 320x416"):
+        pick_canvases(config, [(320, 427)], 32)
+
+
+def test_a_range_of_canvases_goes_upwards_and_has_a_token_for_each_query():
+    config = Config()  # 900 queries, strides 8 to 64
+    with pytest.raises(ConfigError, match="from the least to the largest; got 320 x 320 to 640 x 256 pixels"):
+        pick_canvases(config, [(320, 320), (640, 256)], 32)
+    with pytest.raises(ConfigError, match="192 x 192 has 765 tokens for 900 queries; begin the range with 224x224"):
+        check_least(pick_canvases(config, [(192, 192), (640, 640)], 32), config, 2)
+    check_least(pick_canvases(config, [(224, 224), (640, 640)], 32), config, 2)
+
+
+def test_a_file_is_tried_on_the_smallest_the_largest_and_another_canvas_of_its_range():
+    canvases = Canvases((640, 640), (224, 256), 32).some()
+    assert len({height for height, _ in canvases}) == len({width for _, width in canvases}) == 3
+    assert canvases[0] == (640, 640) and canvases[-1] == (224, 256)
+    assert all(height % 32 == width % 32 == 0 and height != width for height, width in canvases[1:])
+
+
+class Swapped:
+    """A run that is right but for the order of two proposals of equal score: what rounding does."""
+
+    def __init__(self, graph: DetectorGraph):
+        self.graph = graph
+        self.swapped = 0
+
+    def __call__(self, pixels: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+        with torch.no_grad(), self.graph.model.proposer.class_head.register_forward_hook(self._swap):
+            return [x.numpy() for x in self.graph(torch.from_numpy(pixels), torch.from_numpy(sizes))]
+
+    def _swap(self, module, inputs, logits):
+        logits = logits.clone()
+        for i, ranks in enumerate(logits.amax(-1)):
+            a, b = ranks.sort(descending=True).indices[[3, 4]].tolist()
+            logits[i, [a, b]] = logits[i, [b, a]]
+            self.swapped += 1
+        return logits
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_only_proposals_of_equal_score_may_change_places(monkeypatch, equal):
+    monkeypatch.setattr("dinocore.export.verify.EQUAL", 10.0 if equal else EQUAL)
+    detector, graph = detector_of(small("tiny"))
+    torch.nn.init.normal_(detector.model.proposer.content.content, std=3)
+    graph.model.proposer.content.content.data.copy_(detector.model.proposer.content.content)
+    shown = [fit(detector.batch(image).images[0], CANVAS) for image in images(np.random.default_rng(9))]
+    run, worst = Swapped(graph), Difference()
+    with use_backend("reference"):
+        for _, difference in verify(run, detector, shown, CANVAS, EXACT):
+            worst = worst.joined(difference)
+    assert worst.within(EXACT) == equal, worst
+    assert worst.ties == (run.swapped if equal else 0)
+
+
+def test_equal_proposals_are_found_up_to_the_first_that_is_not_chosen():
+    ranks = torch.tensor([0.0, 5.0, 5.0 + EQUAL / 2, 3.0, 3.0, 1.0, 1.0])
+    usable = torch.tensor([True] * 5 + [False] * 2)
+    assert equal_pairs(ranks, usable, 3) == [(2, 1), (3, 4)]
+    assert equal_pairs(ranks, usable, 2) == [(2, 1)]
+    assert equal_pairs(ranks, usable, 7) == [(2, 1), (3, 4)]  # those without an anchor are all alike
 
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
-WORKING = [  # the others are refused as their numbers differ: docs/export.md
-    ("onnx", "tiny"),
-    ("torch-export", "tiny"),
-    ("onnx", "r50-4scale"),
-    ("openvino", "r50-4scale"),
-    ("torch-export", "r50-4scale"),
-]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("format", "preset"), WORKING)
+@pytest.mark.parametrize("preset", ["tiny", "r50-4scale", "swin-l-4scale"])
+@pytest.mark.parametrize("format", SUFFIXES)
 def test_a_format_is_written_and_gives_the_model_s_numbers(tmp_path, format, preset):
     for package in write.FORMATS[format][2]:
         pytest.importorskip(package)
     out = tmp_path / f"model{SUFFIXES[format]}"
-    request = Request(format, out, canvas=CANVAS, max_dets=30)
+    request = Request(format, out, sizes=[CANVAS], max_dets=30)
     done = export_weights(small(preset), tmp_path, request, images(np.random.default_rng(8)))
     assert done.files[0] == out and all(file.stat().st_size for file in done.files)
     assert done.difference.within(EXACT)
     assert done.info["names"] == ["c0", "c1", "c2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["tiny", "r50-4scale", "swin-l-4scale"])
+def test_one_onnx_file_takes_canvases_of_many_sizes(tmp_path, preset):
+    pytest.importorskip("onnxscript")
+    request = Request("onnx", tmp_path / "model.onnx", sizes=[(96, 128), (256, 256)], max_dets=30)
+    done = export_weights(small(preset), tmp_path, request, images(np.random.default_rng(8)))
+    assert done.difference.within(EXACT)
+    run = ExportedDetector(request.out)
+    for size in [(40, 70), (130, 100), (256, 200)]:
+        pixels, _ = run.place([np.zeros((*size, 3), np.uint8)])
+        assert pixels.shape[1] % 32 == pixels.shape[2] % 32 == 0
+        assert size <= pixels.shape[1:3] <= (256, 256)
+        assert len(run.run(pixels, np.array([size]))[0]) == 1

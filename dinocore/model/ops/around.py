@@ -30,7 +30,7 @@ def sample(
     num_levels = reference.shape[2]
     num_points = logits.shape[-1] // num_levels
     if reference.shape[-1] == 2:
-        step = 1 / reference.new_tensor([(width, height) for height, width in shapes])[None, None]  # (1, 1, L, 2)
+        step = 1 / map_sizes(shapes, reference)[None, None]  # (1, 1, L, 2)
     else:
         step = reference[..., 2:] / (2 * num_points)  # (B, N, L, 2)
     start, step = (x[..., None, :].expand(-1, -1, -1, num_points, -1).flatten(2) for x in (reference[..., :2], step))
@@ -42,6 +42,15 @@ def sample(
         locations.unflatten(-1, (*split, 2)),
         logits.softmax(-1).unflatten(-1, split),
     )
+
+
+def map_sizes(shapes: Shapes, like: Tensor) -> Tensor:
+    """Width and height of each map as a tensor, (L, 2), of the dtype and on the device of `like`."""
+    sides = [side for height, width in shapes for side in (width, height)]
+    if any(isinstance(side, torch.SymInt) for side in sides):  # a constant would fix them in an exported graph
+        counted = [torch.arange(side, dtype=like.dtype, device=like.device)[-1] + 1 for side in sides]
+        return torch.stack(counted).unflatten(0, (-1, 2))
+    return like.new_tensor(sides).unflatten(0, (-1, 2))
 
 
 def sample_fused(

@@ -1,0 +1,125 @@
+"""Average precision of exported files beside that of their weights, as a table for docs/export.md.
+
+    python benchmarks/export_ap.py --data bccd=DIR --data animals=DIR:150 [--weights bundled] [--docs docs/export.md]
+
+Exports the weights in every format and precision below into --folder (a file that is there already is used as it is),
+runs `dino eval` on each with float32 products (`--amp off`) and prints a table; with --docs it also replaces the one
+between the two marks of that page. `DIR:150` takes 150 images of the validation split, evenly spread over it.
+"""
+
+import argparse
+import hashlib
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+FILES = {  # what is exported: how it is called, and with which options
+    "ONNX float32": ("model.onnx", ["--format", "onnx"]),
+    "OpenVINO float32": ("model.xml", ["--format", "openvino"]),
+    "ONNX int8": ("model-int8.onnx", ["--format", "onnx", "--precision", "int8"]),
+}
+MARKS = ("<!-- table: begin -->", "<!-- table: end -->")
+ALLOWED = {"float32": 0.1, "int8": 0.3}  # points of AP that may be lost
+
+
+def main() -> None:
+    """Measure, print, and perhaps write into a page; exit code 1 if more was lost than is allowed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", default="bundled")
+    parser.add_argument("--data", action="append", required=True, metavar="NAME=DIR[:N]")
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/export-ap"))
+    parser.add_argument("--docs", type=Path)
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    sets = {name: taken(name, where, given.folder) for name, _, where in (item.partition("=") for item in given.data)}
+    models = {"PyTorch float32": given.weights} | dict(exported(given.weights, given.folder))
+    rows = {name: {key: judged(model, data) for key, data in sets.items()} for name, model in models.items()}
+    command = "python benchmarks/export_ap.py " + shlex.join(sys.argv[1:])
+    text = table(rows, sets, provenance(given.weights, command))
+    print(text)
+    if given.docs:
+        write(given.docs, text)
+    sys.exit(any(lost(rows, name, key) > ALLOWED[name.split()[-1]] for name in models for key in sets))
+
+
+def taken(name: str, where: str, folder: Path) -> Path:
+    """A COCO folder, or a copy of its validation split with as many images as the number behind the colon says."""
+    path, _, number = where.rpartition(":")
+    if not number.isdigit():
+        return Path(where)
+    document = json.loads((Path(path) / "annotations/instances_val2017.json").read_text())
+    images = sorted(document["images"], key=lambda image: image["id"])
+    kept = [images[k * len(images) // int(number)] for k in range(int(number))]
+    ids = {image["id"] for image in kept}
+    document |= {"images": kept, "annotations": [a for a in document["annotations"] if a["image_id"] in ids]}
+    copy = folder / f"{name}-{number}"
+    (copy / "annotations").mkdir(parents=True, exist_ok=True)
+    (copy / "val2017").mkdir(exist_ok=True)
+    (copy / "annotations/instances_val2017.json").write_text(json.dumps(document))
+    for image in kept:
+        (copy / "val2017" / image["file_name"]).write_bytes((Path(path) / "val2017" / image["file_name"]).read_bytes())
+    return copy
+
+
+def exported(weights: str, folder: Path) -> Iterator[tuple[str, str]]:
+    """Each kind of file, written unless it is there."""
+    for name, (file, options) in FILES.items():
+        out = folder / file
+        if not out.exists():
+            dino("export", weights, "--out", str(out), *options, "--json")
+        yield name, str(out)
+
+
+def judged(model: str, data: Path) -> dict[str, float]:
+    """The numbers of `dino eval`."""
+    return dino("eval", "--weights", model, "--data", str(data), "--amp", "off", "--bootstrap", "0", "--json")
+
+
+def dino(*arguments: str) -> Any:
+    """What a command says with --json."""
+    print("dino", shlex.join(arguments), file=sys.stderr, flush=True)
+    done = subprocess.run([sys.executable, "-m", "dinocli", *arguments], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return json.loads(done.stdout)
+
+
+def lost(rows: dict[str, dict[str, dict[str, float]]], name: str, key: str) -> float:
+    """Points of AP that a file has less than its weights."""
+    return round(100 * (rows["PyTorch float32"][key]["AP"] - rows[name][key]["AP"]), 2)
+
+
+def table(rows: dict[str, dict[str, dict[str, float]]], sets: dict[str, Path], note: str) -> str:
+    """Markdown: a row for each file, AP and AP50 in percent for each data set."""
+    head = " | ".join(f"{key}: AP | AP50 | AP lost" for key in sets)
+    lines = [f"| | {head} |", "|---" * (3 * len(sets) + 1) + "|"]
+    for name, row in rows.items():
+        cells = [f"{100 * row[k]['AP']:.2f} | {100 * row[k]['AP50']:.2f} | {lost(rows, name, k):.2f}" for k in sets]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", note])
+
+
+def provenance(weights: str, command: str) -> str:
+    """The command, the commit, and which weights they were."""
+    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip()
+    file = ROOT / "dinocore/weights/bundled/tiny.safetensors" if weights == "bundled" else Path(weights)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file.is_file() else "a run"
+    return f"Measured at commit {commit} with weights {digest} (SHA-256): `{command}`"
+
+
+def write(page: Path, text: str) -> None:
+    """Replace what is between the marks of a page."""
+    before, begin, rest = page.read_text().partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not (begin and end):
+        sys.exit(f"{page} has no lines {MARKS[0]} and {MARKS[1]}")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+
+
+if __name__ == "__main__":
+    main()

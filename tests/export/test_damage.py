@@ -1,0 +1,155 @@
+"""Exported files that are damaged, foreign or called wrongly end in a ValueError that says so, never in numbers."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinocore.errors import CheckpointError
+from dinocore.export.detector import FileDetector
+from dinocore.export.runtime import ExportedDetector
+
+REFUSED = "damaged or incomplete|not written by this version"
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda whole: b"",
+    "zeros": lambda whole: bytes(len(whole)),
+    "text": lambda whole: b"<html>404 Not Found</html>",
+    "another format": lambda whole: b"\x89PNG\r\n\x1a\n" + whole,
+    "first bytes missing": lambda whole: whole[100:],
+    "last byte missing": lambda whole: whole[:-1],
+    "half": lambda whole: whole[: len(whole) // 2],
+    "middle missing": lambda whole: whole[: len(whole) // 3] + whole[2 * len(whole) // 3 :],
+    "noise in the middle": lambda whole: (
+        whole[: len(whole) // 3] + np.random.default_rng(1).bytes(300) + whole[len(whole) // 3 + 300 :]
+    ),
+    "opened as text": lambda whole: whole.decode("utf-8", "replace").encode(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_onnx_file_is_refused(write_onnx, damage):
+    file = write_onnx()
+    file.write_bytes(DAMAGE[damage](file.read_bytes()))
+    with pytest.raises(ValueError, match=REFUSED):
+        ExportedDetector(file)
+    with pytest.raises(CheckpointError, match=REFUSED):
+        FileDetector(file)
+
+
+def test_a_download_that_stopped_anywhere_is_refused(write_onnx):
+    file = write_onnx()
+    whole = file.read_bytes()
+    for length in np.random.default_rng().integers(0, len(whole), 60):
+        file.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=REFUSED):
+            ExportedDetector(file)
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"schema": 2}, {"schema": "1"}, {"canvas": None}, {"canvas": [96]}, {"canvas": [0, 128]}, {"multiple": 0},
+        {"canvas": [96.0, 128]}, {"canvas": "96"}, {"least": [96]}, {"names": ["disc"]}, {"ids": 3}, {"names": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_file_that_describes_itself_wrongly_is_refused(write_onnx, info):
+    with pytest.raises(ValueError, match="not written by this version of `dino export`"):
+        ExportedDetector(write_onnx(info))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", '"schema"', '{"schema": 1}'])
+def test_a_file_whose_description_is_no_description_is_refused(write_onnx, text):
+    import onnx
+
+    file = write_onnx()
+    model = onnx.load(file)
+    onnx.helper.set_model_props(model, {"dino": text})
+    onnx.save(model, file)
+    with pytest.raises(ValueError, match="not written by this version of `dino export`"):
+        ExportedDetector(file)
+
+
+@pytest.mark.parametrize("tensor", ["images", "sizes", "labels", "scores", "boxes"])
+def test_a_graph_with_other_inputs_or_outputs_does_not_run(write_onnx, tensor):
+    import onnx
+
+    file = write_onnx()
+    model = onnx.load(file)
+    for value in [*model.graph.input, *model.graph.output]:
+        value.name = "other" if value.name == tensor else value.name
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["other" if name == tensor else name for name in names]
+    onnx.save(model, file)
+    with pytest.raises(ValueError, match="does not run, it may be damaged"):
+        ExportedDetector(file)(Image.new("RGB", (20, 20)))
+
+
+def test_numbers_that_are_not_finite_are_refused(write_onnx):
+    import onnx
+
+    file = write_onnx()
+    model = onnx.load(file)
+    (scores,) = (tensor for tensor in model.graph.initializer if tensor.name == "scores_")
+    scores.raw_data = np.full(3, np.nan, np.float32).tobytes()
+    onnx.save(model, file)
+    with pytest.raises(ValueError, match="output is not finite"):
+        ExportedDetector(file)(Image.new("RGB", (20, 20), "white"))
+
+
+@pytest.fixture
+def write_openvino(write_onnx, tmp_path) -> Callable[[], Path]:
+    """The detector that was written by hand, as an .xml and a .bin."""
+    openvino, onnx = pytest.importorskip("openvino"), pytest.importorskip("onnx")
+
+    def write() -> Path:
+        model = openvino.convert_model(write_onnx())
+        description = onnx.load(tmp_path / "hand.onnx").metadata_props[0].value
+        model.set_rt_info(description, ["dino"])
+        openvino.save_model(model, tmp_path / "hand.xml", compress_to_fp16=False)
+        return tmp_path / "hand.xml"
+
+    return write
+
+
+def test_an_openvino_file_gives_the_same_as_onnx(write_openvino, write_onnx):
+    image = Image.new("RGB", (70, 50), "white")
+    got, expected = ExportedDetector(write_openvino())(image), ExportedDetector(write_onnx())(image)
+    assert len(got.labels) == 1
+    for one, other in zip(got, expected, strict=True):
+        assert one == pytest.approx(other)
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".bin"])
+@pytest.mark.parametrize("damage", ["empty", "half", "text", "first bytes missing", "middle missing"])
+def test_a_damaged_openvino_file_is_refused(write_openvino, suffix, damage):
+    file = write_openvino()
+    part = file.with_suffix(suffix)
+    part.write_bytes(DAMAGE[damage](part.read_bytes()))
+    with pytest.raises(ValueError, match=REFUSED):
+        ExportedDetector(file)
+
+
+def test_an_openvino_file_without_its_weights_is_refused(write_openvino):
+    file = write_openvino()
+    file.with_suffix(".bin").unlink()
+    with pytest.raises(ValueError, match=REFUSED):
+        ExportedDetector(file)
+
+
+@pytest.mark.parametrize("size", [(96, 127), (128, 96), (64, 96), (97, 128), (0, 128)])
+def test_a_canvas_that_a_file_does_not_take_is_refused(write_onnx, size):
+    with pytest.raises(ValueError, match=r"takes images \(B, H, W, 3\), H, W \[96, 128\] to \[96, 128\]"):
+        ExportedDetector(write_onnx()).run(np.zeros((1, *size, 3), np.uint8), np.array([[9, 9]]))
+
+
+def test_a_file_with_a_range_of_canvases_takes_the_least_that_holds_the_images(write_onnx):
+    detector = ExportedDetector(write_onnx({"least": [32, 64], "canvas": [96, 128], "multiple": 32}))
+    for height, width in np.random.default_rng().integers(1, (97, 129), (50, 2)):
+        shape = detector.place([np.zeros((height, width, 3), np.uint8), np.zeros((10, 10, 3), np.uint8)])[0].shape
+        assert shape == (2, max(32, -(-height // 32) * 32), max(64, -(-width // 32) * 32), 3)
+    with pytest.raises(ValueError, match=r"\[32, 64\] to \[96, 128\] in steps of 32"):
+        detector.run(np.zeros((1, 96, 100, 3), np.uint8), np.array([[9, 9]]))

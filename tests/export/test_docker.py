@@ -1,0 +1,55 @@
+"""The Dockerfile, which is built nowhere here: what it copies and installs exists, and the docs use it rightly."""
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+LINES = (ROOT / "Dockerfile").read_text().replace("\\\n", "").splitlines()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+DOCS = (ROOT / "docs/export.md").read_text()
+
+
+def told(instruction: str) -> list[str]:
+    """What follows an instruction, in each of its lines."""
+    return [line.removeprefix(instruction).strip() for line in LINES if line.startswith(f"{instruction} ")]
+
+
+def copied() -> set[str]:
+    """Files and folders of the repository that an image gets."""
+    return {source for line in told("COPY") for source in line.split()[:-1]}
+
+
+def test_all_that_the_package_is_built_from_is_copied_and_not_ignored():
+    built_from = {"pyproject.toml", PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]}
+    wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    built_from |= {*wheel["packages"], *wheel["force-include"]}
+    assert copied() == built_from
+    kept = {line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] == "!"}
+    assert kept == built_from
+    assert all((ROOT / name).exists() for name in built_from)
+
+
+def test_the_extras_exist():
+    (extras,) = (value for name, _, value in (line.partition("=") for line in told("ARG")) if name == "EXTRAS")
+    assert set(extras.split(",")) <= PROJECT["project"]["optional-dependencies"].keys()
+
+
+def test_the_base_is_an_argument_and_the_command_does_not_run_as_root():
+    assert told("FROM") == ["${BASE}"]
+    assert told("USER")[-1].isdigit() and told("USER")[-1] != "0"
+    assert f"--uid {told('USER')[-1]}" in " ".join(told("RUN"))
+    assert told("ENTRYPOINT") == ['["dino"]']
+
+
+def test_build_arguments_of_the_docs_are_those_of_the_dockerfile():
+    arguments = {line.partition("=")[0] for line in told("ARG")}
+    used = set(re.findall(r"--build-arg (\w+)=", DOCS))
+    assert {"BASE"} <= used <= arguments
+
+
+def test_a_container_runs_the_commands_of_the_readme():
+    (line,) = (line for line in (ROOT / "README.md").read_text().splitlines() if "&& dino predict" in line)
+    commands = re.findall(r"dino (?:sample-data|predict)[^&]+", line)
+    assert len(commands) == 2
+    assert all(re.search(rf"docker run .* {re.escape(command.strip())}$", DOCS, re.M) for command in commands)
