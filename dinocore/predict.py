@@ -1,5 +1,6 @@
 """From pictures to detections."""
 
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
@@ -22,7 +23,7 @@ from .model.inference import for_inference
 from .stream.images import as_batch, detect_stream, prepare
 from .stream.slices import Slicing
 from .structures import Predictions, Target
-from .system.device import keep_memory, pick_device, pick_precision
+from .system.device import compute_alone_after_fork, keep_memory, pick_device, pick_precision
 from .weights.fetch.locate import locate
 from .weights.file import Weights, load_weights, restore_model
 
@@ -86,12 +87,24 @@ class Detector:
         Args:
             amp: `auto`, `off`, `bf16` or `fp16`.
         """
+        compute_alone_after_fork()
         self.dtype = pick_precision(amp, device)
         self.model = for_inference(model, self.dtype, device)
         self.config = config
         self.categories = list(categories)
         self.device = device
         self.threshold: float | None = None  # of the best F1 where these weights were evaluated
+
+    def __getstate__(self) -> bytes:
+        """Everything, in bytes of its own: tensors that share memory can't be handed to a spawned process."""
+        content = io.BytesIO()
+        torch.save(self.__dict__, content)
+        return content.getvalue()
+
+    def __setstate__(self, state: bytes) -> None:
+        keep_memory()
+        compute_alone_after_fork()
+        self.__dict__.update(torch.load(io.BytesIO(state), weights_only=False))  # as safe as the pickle around it
 
     @overload
     def __call__(self, pictures: Picture) -> Detections: ...

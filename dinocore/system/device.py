@@ -1,6 +1,8 @@
 """Which device and which precision to compute with, and how to keep memory from going back and forth."""
 
 import ctypes
+import functools
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,6 +80,16 @@ def keep_memory() -> None:
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
     except (OSError, AttributeError):  # another C library
         return
+
+
+@functools.cache
+def compute_alone_after_fork() -> None:
+    """Let processes that are forked from this one compute with one thread each; what is called again is nothing new.
+
+    The threads of OpenMP are not there in a child, which would wait for them for ever in its first large operation.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
 
 def release_memory(device: torch.device) -> None:
