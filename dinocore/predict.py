@@ -113,14 +113,17 @@ class Detector:
     def __call__(self, pictures: Sequence[Picture]) -> list[Detections]: ...
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> Detections | list[Detections]:
-        """Detect in one picture, or in each of several, in batches where the shapes are equal; in their order.
+        """Detect in one image, or in each of several, in batches where the shapes are equal; in their order.
 
-        A picture is a path, a PIL image, a (H, W, 3) uint8 array, or a (3, H, W) uint8 tensor.
+        An image is a path, a PIL image, a (H, W, 3) uint8 array in RGB, or a (3, H, W) uint8 tensor in RGB; an array or
+        tensor with one more axis is several.
 
         Raises:
             DataError: it is none of these, or a file is not a picture.
             DivergedError: the model's numbers are not finite.
         """
+        if isinstance(pictures, np.ndarray | Tensor) and pictures.ndim == 4:
+            pictures = list(pictures)
         if isinstance(pictures, Picture):
             return self.detect(self.batch(pictures))
         if isinstance(pictures, bytes) or not isinstance(pictures, Iterable):
@@ -195,12 +198,12 @@ class Detector:
         if isinstance(picture, Tensor):
             if picture.dtype != torch.uint8 or picture.dim() != 3 or len(picture) != 3:
                 kind = f"{picture.dtype} {tuple(picture.shape)}"
-                raise DataError(f"a picture as a tensor must be (3, H, W) of uint8, but this is {kind}")
+                raise DataError(f"an image as a tensor must be (3, H, W) of uint8, but this is {kind}")
             return picture
         if isinstance(picture, np.ndarray):
             if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (3,), (4,)):
                 kind = f"{picture.dtype} {picture.shape}"
-                raise DataError(f"a picture as an array must be (H, W, 3) of uint8, but this is {kind}")
+                raise DataError(f"an image as an array must be (H, W, 3) of uint8, but this is {kind}")
             return to_tensor(to_rgb(Image.fromarray(picture)))
         if isinstance(picture, Image.Image):
             return to_tensor(loaded_rgb(picture, self.config.data))
@@ -211,7 +214,7 @@ class Detector:
 
 def _no_picture(given: object) -> DataError:
     kind = type(given).__name__
-    return DataError(f"a picture is a path, a PIL image, an array or a tensor, but this is {kind}")
+    return DataError(f"an image is a path, a PIL image, an array or a tensor, but this is {kind}")
 
 
 def load_detector(path: str | Path | None = None, device: str | torch.device = "auto", amp: str = "auto") -> Detector:
