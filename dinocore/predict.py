@@ -25,7 +25,7 @@ from .stream.slices import Slicing
 from .structures import Predictions, Target
 from .system.device import compute_alone_after_fork, keep_memory, pick_device, pick_precision
 from .weights.fetch.locate import locate
-from .weights.file import Weights, load_weights, restore_model
+from .weights.file import Weights, least_scores, load_weights, restore_model
 
 if TYPE_CHECKING:
     import supervision
@@ -73,6 +73,7 @@ class AnyDetector(Protocol):
     categories: list[Category]
     device: torch.device
     threshold: float | None
+    class_thresholds: dict[str, float]
 
     def detect_batch(self, batch: Batch) -> list[Detections]: ...
 
@@ -94,6 +95,7 @@ class Detector:
         self.categories = list(categories)
         self.device = device
         self.threshold: float | None = None  # of the best F1 where these weights were evaluated
+        self.class_thresholds: dict[str, float] = {}  # the same of single classes
 
     def __getstate__(self) -> bytes:
         """Everything, in bytes of its own: tensors that share memory can't be handed to a spawned process."""
@@ -105,6 +107,10 @@ class Detector:
         keep_memory()
         compute_alone_after_fork()
         self.__dict__.update(torch.load(io.BytesIO(state), weights_only=False))  # as safe as the pickle around it
+
+    def least_scores(self) -> list[float]:
+        """From which score on `dino predict` shows a detection of each class."""
+        return least_scores(self.categories, self.threshold, self.class_thresholds)
 
     @overload
     def __call__(self, pictures: Picture) -> Detections: ...
@@ -236,5 +242,5 @@ def detector_from(weights: Weights, where: Path, device: torch.device, amp: str)
     """A detector from weights that are in memory."""
     keep_memory()
     detector = Detector(restore_model(weights, where), weights.config, weights.categories, device, amp)
-    detector.threshold = weights.threshold
+    detector.threshold, detector.class_thresholds = weights.threshold, weights.class_thresholds
     return detector

@@ -107,7 +107,6 @@ def predict(
 
 SOME_FAILED = 7
 WRITE_EVERY = 30  # seconds
-UNJUDGED = 0.3  # the threshold of weights that no evaluation has judged
 
 
 class PredictRequest(NamedTuple):
@@ -130,7 +129,8 @@ class Work(NamedTuple):
 
     detector: AnyDetector
     slicing: Slicing | None
-    request: PredictRequest  # with its threshold
+    request: PredictRequest
+    least: list[float]  # the score of each class from which a detection counts
 
 
 def predict_files(files: Sequence[str], request: PredictRequest, weights: str | None, device: str, amp: str) -> None:
@@ -190,8 +190,7 @@ def open_work(request: PredictRequest, weights: str | None, device: str, amp: st
         slicing = parse_slicing(request.slice, request.overlap, detector.config.data, facts)
         if request.slice == "auto":
             say(f"slices of {slicing.side} pixels that overlap by {request.overlap:g}")
-    request = request._replace(threshold=choose_threshold(request.threshold, detector))
-    return Work(detector, slicing, request)
+    return Work(detector, slicing, request, choose_thresholds(request.threshold, detector))
 
 
 def parse_threshold(text: str) -> float | None:
@@ -211,22 +210,31 @@ def parse_threshold(text: str) -> float | None:
     return value
 
 
-def choose_threshold(asked: float | None, detector: AnyDetector) -> float:
-    """The score that a detection must reach: what was asked for, or the weights' own best, or 0.3."""
+def choose_thresholds(asked: float | None, detector: AnyDetector) -> list[float]:
+    """The score that a detection of each class must reach: what was asked for, or the weights' own best, or 0.3."""
+    from dinocore.weights.file import least_scores
+
     if asked is not None:
-        return asked
-    if detector.threshold is None:
-        return UNJUDGED
-    say(f"threshold: {detector.threshold:.3f}, the best F1 in the evaluation of these weights")
-    return detector.threshold
+        return [asked] * len(detector.categories)
+    least = least_scores(detector.categories, detector.threshold, detector.class_thresholds)
+    if detector.threshold is not None or detector.class_thresholds:
+        say(f"{_range_of(least)}, the best F1 in the evaluation of these weights")
+    return least
 
 
-def _say_none_passed(threshold: float, best: float) -> None:
+def _range_of(least: Sequence[float]) -> str:
+    if min(least) == max(least):
+        return f"threshold: {least[0]:.3f}"
+    return f"threshold: {min(least):.3f} to {max(least):.3f}, each class's own"
+
+
+def _say_none_passed(least: Sequence[float], best: float) -> None:
     """What to type where no detection reaches the threshold; `best` is the best score, negative without any."""
     if best < 0:
         return
-    least = math.floor(best * 10**4) / 10**4
-    say(f"no detection reaches the threshold {threshold:.2f}; the best score is {best:.3f}: try --threshold {least:g}")
+    typed = math.floor(best * 10**4) / 10**4
+    named = f"the threshold {least[0]:.2f}" if min(least) == max(least) else "the threshold of its class"
+    say(f"no detection reaches {named}; the best score is {best:.3f}: try --threshold {typed:g}")
 
 
 def end_with_failures(failed: int, count: int) -> None:
@@ -331,7 +339,6 @@ def detect_files(
     from dinocore.stream.images import detect_stream
 
     detector, request, passed, seen = work.detector, work.request, 0, -1.0
-    threshold = request.threshold or 0.0
     sizes: deque[tuple[int, int]] = deque()
     images = _read(inputs, work, ended, sizes)
     shrunk: list[tuple[float, str]] = []
@@ -346,7 +353,7 @@ def detect_files(
                 yield result
                 continue
             size = sizes.popleft()
-            found = as_found(item.name, size, result, detector.categories, threshold)
+            found = as_found(item.name, size, result, detector.categories, work.least)
             passed += len(found.detections)
             seen = max([seen, *result.scores[:1].tolist()])
             shrunk += shrinking(work, item.name, size)
@@ -358,7 +365,7 @@ def detect_files(
     if quiet:
         return
     if not passed:
-        _say_none_passed(threshold, seen)
+        _say_none_passed(work.least, seen)
     warn_of_shrinking(shrunk)
     if drawn:
         say(f"pictures with boxes: {request.save_images}")

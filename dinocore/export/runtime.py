@@ -65,14 +65,15 @@ class ExportedDetector:
         upright = [load(image) for image in images]
         inputs = [image.resize(self.input_size(image.size), Image.Resampling.BILINEAR) for image in upright]
         pixels, sizes = self.place(list(map(np.asarray, inputs)))
-        floor = self.info["threshold"] if threshold is None else threshold
+        floor, count = self.info["threshold"] if threshold is None else threshold, len(self.info["names"])
+        least = (threshold is None and self.info.get("thresholds")) or [floor] * count  # of each class
         found = []
         for rows, image, (height, width) in zip(
             zip(*self.run(pixels, sizes), strict=True), upright, sizes, strict=True
         ):
             labels, scores, boxes = rows
             boxes = boxes * (np.array(image.size * 2, np.float32) / np.array([width, height] * 2, np.float32))
-            kept = [i for i in suppress(boxes, labels, self.info["nms_iou"]) if scores[i] >= floor]
+            kept = [i for i in suppress(boxes, labels, self.info["nms_iou"]) if scores[i] >= least[labels[i]]]
             found.append(ExportedDetections(labels[kept], scores[kept], boxes[kept]))
         return found
 
