@@ -3,9 +3,9 @@
     python benchmarks/peers.py [--repeats 5] [--amp off bf16] [--only NAME ...] [--json docs/benchmarks/peers.json]
 
 RT-DETR-v2 R50, D-FINE-L, RF-DETR-B and two-stage Deformable DETR are those of `transformers` (extra `bench`), Faster
-R-CNN R50 FPN v2 is torchvision's. Each has its own process. `work` counts 2 per multiply-add with torch's counter; `of peak` is that work
-over the time and this machine's rate for a product of two 4096 x 4096 matrices in the same precision. The accuracy that
-their authors report stands in docs/performance.md, in a column of its own: nothing here measures it.
+R-CNN R50 FPN v2 is torchvision's. Each has its own process. `work` counts 2 per multiply-add with torch's counter; `of
+peak` is that work over the time and this machine's rate for a product of two 4096 x 4096 matrices in the same precision.
+The accuracy that their authors report stands in docs/performance.md, in a column of its own: nothing here measures it.
 """
 
 import argparse
@@ -133,7 +133,7 @@ def detect(model: Callable[[torch.Tensor], Any], size: tuple[int, int], amp: str
     image, dtype = torch.rand(1, 3, *size), PRECISIONS[amp]
 
     def call() -> Any:
-        with torch.inference_mode(), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+        with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
             return model(image)
 
     return call

@@ -74,7 +74,8 @@ Threshold = Annotated[
     typer.Option(
         "--threshold",
         "--conf",
-        help="Least score shown: a number, or auto, the best F1 in the weights' evaluation.",
+        help="Least score shown: a number for all classes, or auto: where F1 was best in the weights' evaluation, "
+        "of each class where that is stored; else 0.3.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]

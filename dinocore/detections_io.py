@@ -57,9 +57,14 @@ class ImageResult(NamedTuple):
 
 
 def as_found(
-    file: str, size: tuple[int, int], detections: Detections, categories: Sequence[Category], threshold: float
+    file: str, size: tuple[int, int], detections: Detections, categories: Sequence[Category], least: Sequence[float]
 ) -> ImageResult:
-    """Detections of at least `threshold`, with names and original category ids; `size` is (height, width)."""
+    """Detections with names and original category ids.
+
+    Args:
+        size: height and width.
+        least: the score of each class from which a detection is kept.
+    """
     rows = zip(detections.labels.tolist(), detections.scores.tolist(), detections.boxes_xyxy.tolist(), strict=True)
     kept: list[Detection] = [
         {
@@ -69,7 +74,7 @@ def as_found(
             "box_xyxy": [round(value, 2) for value in box],
         }
         for label, score, box in rows
-        if score >= threshold
+        if score >= least[label]
     ]
     return ImageResult(file, size[1], size[0], kept)
 

@@ -1,5 +1,6 @@
 """From pictures to detections."""
 
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
@@ -22,10 +23,10 @@ from .model.inference import for_inference
 from .stream.images import as_batch, detect_stream, prepare
 from .stream.slices import Slicing
 from .structures import Predictions, Target
-from .system.device import pick_device, pick_precision
+from .system.device import compute_alone_after_fork, pick_device, pick_precision
 from .system.memory import keep_memory
 from .weights.fetch.locate import locate
-from .weights.file import Weights, load_weights, restore_model
+from .weights.file import Weights, least_scores, load_weights, restore_model
 
 if TYPE_CHECKING:
     import supervision
@@ -73,6 +74,7 @@ class AnyDetector(Protocol):
     categories: list[Category]
     device: torch.device
     threshold: float | None
+    class_thresholds: dict[str, float]
 
     def detect_batch(self, batch: Batch) -> list[Detections]: ...
 
@@ -87,12 +89,29 @@ class Detector:
         Args:
             amp: `auto`, `off`, `bf16` or `fp16`.
         """
+        compute_alone_after_fork()
         self.dtype = pick_precision(amp, device)
         self.model = for_inference(model, self.dtype, device)
         self.config = config
         self.categories = list(categories)
         self.device = device
         self.threshold: float | None = None  # of the best F1 where these weights were evaluated
+        self.class_thresholds: dict[str, float] = {}  # the same of single classes
+
+    def __getstate__(self) -> bytes:
+        """Everything, in bytes of its own: tensors that share memory can't be handed to a spawned process."""
+        content = io.BytesIO()
+        torch.save(self.__dict__, content)
+        return content.getvalue()
+
+    def __setstate__(self, state: bytes) -> None:
+        keep_memory()
+        compute_alone_after_fork()
+        self.__dict__.update(torch.load(io.BytesIO(state), weights_only=False))  # as safe as the pickle around it
+
+    def least_scores(self) -> list[float]:
+        """From which score on `dino predict` shows a detection of each class."""
+        return least_scores(self.categories, self.threshold, self.class_thresholds)
 
     @overload
     def __call__(self, pictures: Picture) -> Detections: ...
@@ -101,14 +120,17 @@ class Detector:
     def __call__(self, pictures: Sequence[Picture]) -> list[Detections]: ...
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> Detections | list[Detections]:
-        """Detect in one picture, or in each of several, in batches where the shapes are equal; in their order.
+        """Detect in one image, or in each of several, in batches where the shapes are equal; in their order.
 
-        A picture is a path, a PIL image, a (H, W, 3) uint8 array, or a (3, H, W) uint8 tensor.
+        An image is a path, a PIL image, a (H, W, 3) uint8 array in RGB, or a (3, H, W) uint8 tensor in RGB; an array or
+        tensor with one more axis is several.
 
         Raises:
             DataError: it is none of these, or a file is not a picture.
             DivergedError: the model's numbers are not finite.
         """
+        if isinstance(pictures, np.ndarray | Tensor) and pictures.ndim == 4:
+            pictures = list(pictures)
         if isinstance(pictures, Picture):
             return self.detect(self.batch(pictures))
         if isinstance(pictures, bytes) or not isinstance(pictures, Iterable):
@@ -183,12 +205,12 @@ class Detector:
         if isinstance(picture, Tensor):
             if picture.dtype != torch.uint8 or picture.dim() != 3 or len(picture) != 3:
                 kind = f"{picture.dtype} {tuple(picture.shape)}"
-                raise DataError(f"a picture as a tensor must be (3, H, W) of uint8, but this is {kind}")
+                raise DataError(f"an image as a tensor must be (3, H, W) of uint8, but this is {kind}")
             return picture
         if isinstance(picture, np.ndarray):
             if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (3,), (4,)):
                 kind = f"{picture.dtype} {picture.shape}"
-                raise DataError(f"a picture as an array must be (H, W, 3) of uint8, but this is {kind}")
+                raise DataError(f"an image as an array must be (H, W, 3) of uint8, but this is {kind}")
             return to_tensor(to_rgb(Image.fromarray(picture)))
         if isinstance(picture, Image.Image):
             return to_tensor(loaded_rgb(picture, self.config.data))
@@ -199,7 +221,7 @@ class Detector:
 
 def _no_picture(given: object) -> DataError:
     kind = type(given).__name__
-    return DataError(f"a picture is a path, a PIL image, an array or a tensor, but this is {kind}")
+    return DataError(f"an image is a path, a PIL image, an array or a tensor, but this is {kind}")
 
 
 def load_detector(path: str | Path | None = None, device: str | torch.device = "auto", amp: str = "auto") -> Detector:
@@ -221,5 +243,5 @@ def detector_from(weights: Weights, where: Path, device: torch.device, amp: str)
     """A detector from weights that are in memory."""
     keep_memory()
     detector = Detector(restore_model(weights, where), weights.config, weights.categories, device, amp)
-    detector.threshold = weights.threshold
+    detector.threshold, detector.class_thresholds = weights.threshold, weights.class_thresholds
     return detector

@@ -37,6 +37,9 @@ def test_files_pil_arrays_and_tensors_give_the_same(detector, smear, tmp_path):
     for picture in (str(tmp_path / "a.png"), Image.fromarray(smear), smear, tensor):
         assert same(first, detector(picture))
     assert len(detector([smear, tensor])) == 2
+    for several in (np.stack([smear, smear[::-1]]), torch.stack([tensor, tensor.flip(1)])):
+        found = detector(several)
+        assert len(found) == 2 and same(first, found[0]) and same(detector(smear[::-1].copy()), found[1])
 
 
 def test_the_bundled_model_finds_cells_in_a_drawn_picture(detector, smear):
@@ -97,7 +100,7 @@ def test_of_two_overlapping_boxes_of_a_class_the_worse_goes_only_if_that_is_aske
 
 @pytest.mark.parametrize("wrong", [None, 3, b"ab", np.zeros((0, 5, 3), np.uint8), [3]])
 def test_what_is_no_picture_is_said_to_be_none(detector, wrong):
-    with pytest.raises(DataError, match="a picture"):
+    with pytest.raises(DataError, match="an image"):
         detector(wrong)
 
 

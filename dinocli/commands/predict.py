@@ -155,12 +155,13 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
     return None
 
 
-def _say_none_passed(threshold: float, best: float) -> None:
+def _say_none_passed(least: Sequence[float], best: float) -> None:
     """What to type where no detection reaches the threshold; `best` is the best score, negative without any."""
     if best < 0:
         return
-    least = math.floor(best * 10**4) / 10**4
-    say(f"no detection reaches the threshold {threshold:.2f}; the best score is {best:.3f}: try --threshold {least:g}")
+    typed = math.floor(best * 10**4) / 10**4
+    named = f"the threshold {least[0]:.2f}" if min(least) == max(least) else "the threshold of its class"
+    say(f"no detection reaches {named}; the best score is {best:.3f}: try --threshold {typed:g}")
 
 
 def end_with_failures(failed: int, count: int) -> None:
@@ -241,7 +242,6 @@ def detect_files(
     from dinocore.stream.images import detect_stream
 
     detector, request, passed, seen = work.detector, work.request, 0, -1.0
-    threshold = request.threshold or 0.0
     sizes: deque[tuple[int, int]] = deque()
     images = _read(inputs, work, ended, sizes)
     shrunk: list[tuple[float, str]] = []
@@ -256,7 +256,7 @@ def detect_files(
                 yield result
                 continue
             size = sizes.popleft()
-            found = as_found(item.name, size, result, detector.categories, threshold)
+            found = as_found(item.name, size, result, detector.categories, work.least)
             passed += len(found.detections)
             seen = max([seen, *result.scores[:1].tolist()])
             shrunk += shrinking(work, item.name, size)
@@ -268,7 +268,7 @@ def detect_files(
     if quiet:
         return
     if not passed:
-        _say_none_passed(threshold, seen)
+        _say_none_passed(work.least, seen)
     warn_of_shrinking(shrunk)
     if drawn:
         say(f"pictures with boxes: {request.save_images}")

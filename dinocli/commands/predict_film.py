@@ -55,7 +55,7 @@ def predict_film(
         film = stack.enter_context(open_film(source))
         rate = film.rate / options.every
         work = open_work(request, weights, device, amp)
-        track = Tracker(rate, work.request.threshold or 0.0) if options.track else None
+        track = Tracker(rate, min(work.least)) if options.track else None
         ended = stack.enter_context(ending_early())
         lines = stack.enter_context(request.out.open("w", encoding="utf-8")) if request.out else None
         writer = FilmWriter(options.save_video, rate) if options.save_video else None
@@ -167,18 +167,19 @@ def _detected(
 
 def _row(source: str, frame: Frame, detections: Detections, work: Work, track: Tracker | None) -> dict[str, Any]:
     """One line of --out: as for an image, with number and time of the frame, and with `track` in each detection."""
-    size, threshold = frame.pixels.shape[:2], work.request.threshold or 0.0
+    size, categories = frame.pixels.shape[:2], work.detector.categories
     head = {"file": source, "frame": frame.number, "seconds": round(frame.seconds, 3)}
     if track is None:
-        found = as_found(source, size, detections, work.detector.categories, threshold)
+        found = as_found(source, size, detections, categories, work.least)
         return head | found._asdict()
-    sure = detections.scores >= min(LOW_SCORE, threshold)
+    low = [min(LOW_SCORE, score) for score in work.least]
+    sure = detections.scores >= detections.scores.new_tensor(low)[detections.labels]
     some = work.detector.named(detections.labels[sure], detections.scores[sure], detections.boxes_xyxy[sure])
-    found = as_found(source, size, some, work.detector.categories, 0)
+    found = as_found(source, size, some, categories, low)
     rows = [
         d | {"track": None if identity < 0 else identity}
-        for d, identity in zip(found.detections, track(some), strict=True)
-        if d["score"] >= threshold or identity >= 0
+        for d, identity, label in zip(found.detections, track(some), some.labels.tolist(), strict=True)
+        if d["score"] >= work.least[label] or identity >= 0
     ]
     return head | found._asdict() | {"detections": rows}
 

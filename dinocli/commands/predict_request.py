@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,8 +16,6 @@ from ..weights_option import is_exported, open_any_detector
 if TYPE_CHECKING:
     from dinocore.predict import AnyDetector
     from dinocore.stream.slices import Slicing
-
-UNJUDGED = 0.3  # the threshold of weights that no evaluation has judged
 
 
 class PredictRequest(NamedTuple):
@@ -39,7 +38,8 @@ class Work(NamedTuple):
 
     detector: AnyDetector
     slicing: Slicing | None
-    request: PredictRequest  # with its threshold
+    request: PredictRequest
+    least: list[float]  # the score of each class from which a detection counts
 
 
 def check_request(request: PredictRequest) -> PredictRequest:
@@ -80,8 +80,7 @@ def open_work(request: PredictRequest, weights: str | None, device: str, amp: st
         slicing = parse_slicing(request.slice, request.overlap, detector.config.data, facts)
         if request.slice == "auto":
             say(f"slices of {slicing.side} pixels that overlap by {request.overlap:g}")
-    request = request._replace(threshold=choose_threshold(request.threshold, detector))
-    return Work(detector, slicing, request)
+    return Work(detector, slicing, request, choose_thresholds(request.threshold, detector))
 
 
 def parse_threshold(text: str) -> float | None:
@@ -101,11 +100,19 @@ def parse_threshold(text: str) -> float | None:
     return value
 
 
-def choose_threshold(asked: float | None, detector: AnyDetector) -> float:
-    """The score that a detection must reach: what was asked for, or the weights' own best, or 0.3."""
+def choose_thresholds(asked: float | None, detector: AnyDetector) -> list[float]:
+    """The score that a detection of each class must reach: what was asked for, or the weights' own best, or 0.3."""
+    from dinocore.weights.file import least_scores
+
     if asked is not None:
-        return asked
-    if detector.threshold is None:
-        return UNJUDGED
-    say(f"threshold: {detector.threshold:.3f}, the best F1 in the evaluation of these weights")
-    return detector.threshold
+        return [asked] * len(detector.categories)
+    least = least_scores(detector.categories, detector.threshold, detector.class_thresholds)
+    if detector.threshold is not None or detector.class_thresholds:
+        say(f"{_range_of(least)}, the best F1 in the evaluation of these weights")
+    return least
+
+
+def _range_of(least: Sequence[float]) -> str:
+    if min(least) == max(least):
+        return f"threshold: {least[0]:.3f}"
+    return f"threshold: {min(least):.3f} to {max(least):.3f}, each class's own"

@@ -20,7 +20,7 @@ def weights(
 ) -> None:
     """List the published checkpoints that --weights takes by name.
 
-    Example: dino weights official/r50-4scale
+    Example: dino weights official/r50-4scale-12e
     """
     if name is None:
         show_published(json)

@@ -3,6 +3,7 @@
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
@@ -22,6 +23,12 @@ class Category(NamedTuple):
 
     id: int
     name: str
+
+
+def table_names(categories: Sequence[Category]) -> list[str]:
+    """The names of classes as rows of a table or keys: those that several classes have come with the id."""
+    count = Counter(category.name for category in categories)
+    return [c.name if count[c.name] == 1 else f"{c.name} (id {c.id})" for c in categories]
 
 
 class Split(NamedTuple):

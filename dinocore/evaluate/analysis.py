@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data.annotations import Annotations
+from ..data.split import table_names
 from .backends import mean_of_known, summarize
 from .bootstrap import Interval, Samples, interval, resample
 from .calibration import Calibration, calibration
@@ -131,7 +132,7 @@ def _of_class(matches: Matches, average: Averages, k: int, counts: Tally) -> Cla
     numbers["AR100"] = numbers.pop("AR")
     order = [name for name in NAMES if name in numbers]
     return ClassAnalysis(
-        name=matches.categories[k].name,
+        name=table_names(matches.categories)[k],
         objects=counts.objects,
         averages={name: numbers[name] for name in order},
         best=best(counts),

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.split import table_names
 from .analysis import Analysis, picture_errors
 from .bootstrap import Interval
 from .calibration import BINS, Calibration
@@ -16,7 +17,7 @@ IOUS = {"IoU 0.50": slice(0, 1), "IoU 0.75": slice(5, 6), "IoU 0.50:0.95": slice
 
 def to_json(analysis: Analysis) -> dict[str, Any]:
     """Everything but the samples and the matches; None where a number is not known, -1 in AP and AR as in COCO."""
-    names = [category.name for category in analysis.matches.categories]
+    names = table_names(analysis.matches.categories)
     known = analysis.matches.to_find() > 0
     return {
         **analysis.summary,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from ..data.annotations import Annotations
 from ..data.loaders import WHOLE, Part, check_size, evaluation_batches, start_workers
+from ..data.split import table_names
 from ..errors import DataError, DinoError
 from ..predict import AnyDetector, Detections
 from ..stream.images import PreparedImage, detect_stream, read_ahead
@@ -133,12 +134,11 @@ def coco_metrics(
         DataError: results of pictures that the annotations don't have.
         EnvironmentFault: the backend is not installed.
     """
-    name = choose_backend(backend)
-    judged = judge(annotations, _known(annotations, results), name)
+    judged = judge(annotations, _known(annotations, results), choose_backend(backend))
     precision = judged.precision[:, :, :, 0, -1].copy()  # (IoU thresholds, recalls, classes); all areas, 100 detections
     classes = {
-        category.name: {"AP": mean_of_known(precision[:, :, k]), "AP50": mean_of_known(precision[0, :, k])}
-        for k, category in enumerate(sorted(annotations.categories))
+        name: {"AP": mean_of_known(precision[:, :, k]), "AP50": mean_of_known(precision[0, :, k])}
+        for k, name in enumerate(table_names(sorted(annotations.categories)))
     }
     summary: dict[str, float] = dict(zip(NAMES, judged.summary.tolist(), strict=True))
     return Metrics(summary, classes, len(annotations.image_ids), judged.backend, unreadable)

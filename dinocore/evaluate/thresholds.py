@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..data.annotations import Annotations
+from ..data.split import table_names
 from .curves import best, tally
 from .matches import match
 
@@ -18,6 +19,6 @@ def best_thresholds(annotations: Annotations, results: Sequence[dict[str, Any]])
     overall = best(tally(matches))
     if overall is None:
         return None
-    found = {category.name: best(tally(matches, k)) for k, category in enumerate(matches.categories)}
+    found = {name: best(tally(matches, k)) for k, name in enumerate(table_names(matches.categories))}
     classes = {name: one.threshold if one else None for name, one in found.items()}
     return {"overall": overall.threshold, "classes": classes}

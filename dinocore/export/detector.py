@@ -41,6 +41,7 @@ class FileDetector:
         self.device = torch.device("cpu")
         info = self.runtime.info
         self.threshold: float | None = info.get("threshold")
+        self.class_thresholds = dict(zip(info.get("names", []), info.get("thresholds") or [], strict=False))
         try:
             limits = {"nms_iou": info["nms_iou"], "max_dets": info["max_dets"]}
             self.config = Config.model_validate({"data": info["data"], "eval": limits})

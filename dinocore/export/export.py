@@ -15,14 +15,13 @@ from ..config import Config
 from ..errors import ConfigError, DinoError
 from ..predict import Detector
 from ..presets import list_presets, load_config
-from ..weights.file import Weights, restore_model
+from ..weights.file import UNJUDGED, Weights, least_scores, restore_model
 from .detector import fit
 from .graph import Canvases, DetectorGraph, Signature, canvas_multiple, trace
 from .verify import TOLERANCES, Difference, open_file, verify
 from .write import FORMATS, check_format
 
 SCHEMA = 1
-UNJUDGED = 0.3  # the threshold of weights that no evaluation has judged
 PIXELS = {"uint8": torch.uint8, "float32": torch.float32}
 
 
@@ -200,6 +199,7 @@ def describe(weights: Weights, request: Request, canvases: Canvases, max_dets: i
         "nms_iou": config.eval.nms_iou,
         "max_dets": max_dets,
         "threshold": pick_threshold(request.threshold, weights.threshold),
+        "thresholds": _thresholds_of_classes(request.threshold, weights),
         "data": config.data.model_dump(mode="json", exclude={"path"}),  # of no use elsewhere
     }
 
@@ -207,6 +207,13 @@ def describe(weights: Weights, request: Request, canvases: Canvases, max_dets: i
 def pick_threshold(asked: float | None, own: float | None) -> float:
     """What was asked for, else the best of the weights' evaluation, else `UNJUDGED`."""
     return next((value for value in (asked, own) if value is not None), UNJUDGED)
+
+
+def _thresholds_of_classes(asked: float | None, weights: Weights) -> list[float] | None:
+    """The threshold of each class, where no other one was asked for and some class has its own."""
+    if asked is not None or not weights.class_thresholds:
+        return None
+    return least_scores(weights.categories, weights.threshold, weights.class_thresholds)
 
 
 def preset_of(config: Config) -> str | None:

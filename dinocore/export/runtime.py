@@ -50,12 +50,12 @@ class ExportedDetector:
         """The same for several images in one call of the runtime."""
         upright = [load(image) for image in images]
         inputs = [image.resize(self.input_size(image.size), Image.Resampling.BILINEAR) for image in upright]
-        pixels, sizes = self.place(list(map(np.asarray, inputs)))
-        floor = self.info["threshold"] if threshold is None else threshold
-        found, rows = [], zip(*self.run(pixels, sizes), upright, inputs, strict=True)
+        floor, count = self.info["threshold"] if threshold is None else threshold, len(self.info["names"])
+        least = (threshold is None and self.info.get("thresholds")) or [floor] * count  # of each class
+        found, rows = [], zip(*self.run(*self.place([*map(np.asarray, inputs)])), upright, inputs, strict=True)
         for labels, scores, boxes, image, resized in rows:
             boxes = boxes * (np.array(image.size * 2, np.float32) / np.array(resized.size * 2, np.float32))
-            kept = [i for i in suppress(boxes, labels, self.info["nms_iou"]) if scores[i] >= floor]
+            kept = [i for i in suppress(boxes, labels, self.info["nms_iou"]) if scores[i] >= least[labels[i]]]
             found.append(ExportedDetections(labels[kept], scores[kept], boxes[kept]))
         return found
 

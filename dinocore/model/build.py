@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..config import DenoisingConfig, ModelConfig
-from .backbones.build import build_backbone
+from .backbones.build import build_backbone, check_backbone
 from .decoder import Decoder, DecoderLayer, look_once, look_twice
 from .deform_attn import MSDeformAttn
 from .denoising import Denoiser, NoDenoiser
@@ -19,23 +19,29 @@ from .proposals import ExtraQueries, MixedContent, Proposer, PureContent, Static
 from .tokens import Tokenizer
 
 
-def build_model(config: ModelConfig) -> DINO:
+def build_model(config: ModelConfig, backbone: nn.Module | None = None) -> DINO:
     """A DINO with fresh weights (see `init_weights`).
 
+    Args:
+        backbone: one of your own instead of `config.backbone`, which stays as it is; see `check_backbone`.
+
     Raises:
-        ConfigError: there is no such backbone.
+        ConfigError: there is no such backbone, or yours gives other maps than the config wants.
     """
     dim = config.hidden_dim
     attention = (dim, config.num_heads, config.num_levels, config.num_points, config.ffn_dim, config.dropout)
     layer_call = checkpointed if config.checkpoint_activations else direct
     untrained = config.backbone_weights == "none"  # random layers must learn, and so must their norms
     frozen = -1 if untrained else config.frozen_stages
-    backbone = build_backbone(config.backbone, config.feature_strides, frozen, config.drop_path, layer_call)
-    if untrained:
-        train_affine(backbone)
+    if backbone is None:
+        features = build_backbone(config.backbone, config.feature_strides, frozen, config.drop_path, layer_call)
+        if untrained:
+            train_affine(features)
+    else:
+        features = check_backbone(backbone, config.feature_strides)
     model = DINO(
-        backbone=backbone,
-        neck=Neck(backbone.channels, dim, config.num_levels, partial(nn.Conv2d, bias=config.neck_bias)),
+        backbone=features,
+        neck=Neck(features.channels, dim, config.num_levels, partial(nn.Conv2d, bias=config.neck_bias)),
         tokenizer=Tokenizer(dim, config.num_levels, config.position_temperature, config.position_offset),
         encoder=Encoder([EncoderLayer(*attention) for _ in range(config.num_encoder_layers)], layer_call),
         proposer=build_proposer(config),
@@ -43,7 +49,7 @@ def build_model(config: ModelConfig) -> DINO:
         decoder=build_decoder(
             config,
             [DecoderLayer(*attention) for _ in range(config.num_decoder_layers)],
-            encode_canvas=backbone.alignment == 1,
+            encode_canvas=features.alignment == 1,
         ),
         extra=ExtraQueries(config.extra_queries, dim) if config.extra_queries else None,
     )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 
-from .ops import is_reference
+from .ops import is_reference, same_backend
 
 
 class FrozenBatchNorm(FrozenBatchNorm2d):
@@ -101,4 +101,4 @@ def direct(layer: nn.Module, *inputs: Any) -> Tensor:
 
 def checkpointed(layer: nn.Module, *inputs: Any) -> Tensor:
     """Call a layer again in the backward pass instead of keeping its inner tensors: less memory, more time."""
-    return checkpoint(layer, *inputs, use_reentrant=False)
+    return checkpoint(layer, *inputs, use_reentrant=False, context_fn=same_backend)

@@ -9,6 +9,7 @@ from PIL import Image
 from ..config import DataConfig
 from ..data.annotations import Annotations
 from ..data.images import read_image
+from ..data.split import table_names
 from ..errors import DataError
 from ..evaluate.matches import Matches
 from ..words import counted
@@ -141,7 +142,7 @@ def judged_image(matches: Matches, image_id: int, image: Image.Image, title: str
 
 def _marks(matches: Matches, image_id: int) -> Iterator[Mark]:
     """ImageTruth, then detections from the surest on; what is ignored is left out."""
-    names = [category.name for category in matches.categories]
+    names = table_names(matches.categories)
     found, objects, right = matches.found, matches.objects, matches.right[0, 0]
     image = int(np.searchsorted(matches.image_ids, image_id))
     hits = np.flatnonzero(right & (found.picture == image))

@@ -21,7 +21,6 @@ from .batcher import Answer, Batcher
 from .metrics import Metrics
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob:; connect-src 'self'"
-UNJUDGED = 0.3  # the threshold of weights that no evaluation has judged
 DECODING_AT_ONCE = 2  # a decoded image may take a hundred times the memory of its file
 CODES = {
     413: "SERVE-LARGE", 422: "SERVE-QUERY", 429: "SERVE-BUSY", 500: "BUG", 503: "SERVE-STOPPING", 504: "SERVE-TIME"
@@ -93,13 +92,15 @@ class Service:
             raise Refusal(429, f"{self.active} requests are in work already", "send it again in a second")
         self.active += 1
         try:
-            threshold, proposals, name = _query(request, self.detector.threshold or UNJUDGED)
+            threshold, proposals, name = _query(request)
             view, answer = await asyncio.wait_for(self._detect(request), self.limits.seconds)
         except TimeoutError:
             raise Refusal(504, f"it took more than {self.limits.seconds:g} s", "send it again, or smaller") from None
         finally:
             self.active -= 1
-        found = as_found(name, view.size, answer.detections, self.detector.categories, threshold)
+        kinds = self.detector.categories
+        least = self.detector.least_scores() if threshold is None else [threshold] * len(kinds)
+        found = as_found(name, view.size, answer.detections, kinds, least)
         row: dict[str, Any] = found._asdict()
         if proposals:
             row["proposals"] = [
@@ -139,14 +140,16 @@ class Service:
         return next(prepare(to_tensor(image), self.data).views(self.data))
 
 
-def _query(request: Request, threshold: float) -> tuple[float, int, str]:
-    """Threshold, number of proposals, and name, as the address says; without one, the weights' own threshold."""
+def _query(request: Request) -> tuple[float | None, int, str]:
+    """Threshold (None: the weights' own), number of proposals, and name, as the address says."""
     query = request.query_params
     try:
-        threshold, proposals = float(query.get("threshold", threshold)), int(query.get("proposals", "0"))
+        asked = query.get("threshold")
+        threshold = None if asked is None else float(asked)
+        proposals = int(query.get("proposals", "0"))
     except ValueError:
         threshold, proposals = -1.0, 0
-    if not (0 <= threshold <= 1 and 0 <= proposals <= 100):
+    if not ((threshold is None or 0 <= threshold <= 1) and 0 <= proposals <= 100):
         raise Refusal(422, "threshold must be a number from 0 to 1, proposals one from 0 to 100", "?threshold=0.3")
     return threshold, proposals, query.get("name", "-")[:255]
 

@@ -71,7 +71,7 @@ def prepare(pixels: Tensor, config: DataConfig, slicing: Slicing | None = None) 
     """
     height, width = pixels.shape[-2:]
     if not height * width:
-        raise DataError(f"a picture of {width} x {height} pixels shows nothing")
+        raise DataError(f"an image of {width} x {height} pixels shows nothing")
     windows = slicing.windows((height, width)) if slicing else []
     return PreparedImage(pixels if windows else resize_for_model(pixels, config), (height, width), windows)
 

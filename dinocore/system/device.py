@@ -1,6 +1,7 @@
 """Which device and which precision to compute with."""
 
 import functools
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,3 +84,13 @@ def float32_throughout(wanted: bool) -> Iterator[None]:
     finally:
         if wanted:
             matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@functools.cache
+def compute_alone_after_fork() -> None:
+    """Let processes that are forked from this one compute with one thread each; what is called again is nothing new.
+
+    The threads of OpenMP are not there in a child, which would wait for them for ever in its first large operation.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..config import Config
 from ..data.annotations import Category
+from ..data.split import table_names
 from ..errors import CheckpointError, ConfigError
 from ..model.build import build_model
 from ..model.dino import DINO
@@ -22,6 +23,7 @@ from .untrusted import read_safetensors, without_prefixes
 
 SCHEMA = 1
 BUNDLED = Path(__file__).parent / "bundled" / "tiny.safetensors"
+UNJUDGED = 0.3  # the threshold of weights that no evaluation has judged
 SHIPPED = {"bundled": BUNDLED, "cells": BUNDLED.with_name("cells.safetensors")}  # by the names of `--weights`
 
 
@@ -38,7 +40,28 @@ class Weights(NamedTuple):
         """The score threshold of the best F1 in the evaluation of these weights; None where none is stored."""
         stored = self.facts.get("thresholds")
         overall = stored.get("overall") if isinstance(stored, Mapping) else None
-        return float(overall) if isinstance(overall, int | float) and 0 <= overall <= 1 else None
+        return float(overall) if _is_score(overall) else None
+
+    @property
+    def class_thresholds(self) -> dict[str, float]:
+        """The same of each class that has its own, by its name as `table_names` gives it."""
+        stored = self.facts.get("thresholds")
+        classes = stored.get("classes") if isinstance(stored, Mapping) else None
+        if not isinstance(classes, Mapping):
+            return {}
+        return {name: float(value) for name, value in classes.items() if _is_score(value)}
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 1
+
+
+def least_scores(
+    categories: Sequence[Category], overall: float | None, by_class: Mapping[str, float] | None = None
+) -> list[float]:
+    """From which score on a detection of each class is shown: its own, else that of all classes, else 0.3."""
+    usual = UNJUDGED if overall is None else overall
+    return [(by_class or {}).get(name, usual) for name in table_names(categories)]
 
 
 def save_weights(

@@ -23,9 +23,9 @@ def weights(tmp_path_factory):
     torch.manual_seed(0)
     tensors = build_model(config.model).state_dict()
 
-    def make(threshold):
-        path = folder / f"{threshold}.safetensors"
-        facts = {} if threshold is None else {"thresholds": {"overall": threshold, "classes": {}}}
+    def make(threshold, of_cats=None):
+        path = folder / f"{threshold}-{of_cats}.safetensors"
+        facts = {} if threshold is None else {"thresholds": {"overall": threshold, "classes": {"cat": of_cats}}}
         save_weights(path, tensors, config, [Category(1, "cat")], facts)
         return path
 
@@ -49,6 +49,18 @@ def test_predict_uses_the_stored_threshold_unless_told_otherwise(dino, weights, 
     assert f"threshold: {middle:.3f}, the best F1" in told.err
     given = dino("predict", image, "--weights", weights(middle), "--json", "--conf", scores[-1] + 1e-3)
     assert json.loads(given.out)[0]["detections"] == [] and "best F1" not in given.err
+
+
+def test_the_threshold_of_a_class_goes_before_that_of_all_and_a_number_before_both(dino, weights, image):
+    every = json.loads(dino("predict", image, "--weights", weights(0.25), "--conf", 0, "--json").out)[0]["detections"]
+    scores = sorted(d["score"] for d in every)
+    middle = (scores[3] + scores[4]) / 2
+    path = weights(1.0, middle)
+    told = dino("predict", image, "--weights", path, "--json")
+    assert len(json.loads(told.out)[0]["detections"]) == len(scores) - 4 and f"threshold: {middle:.3f}" in told.err
+    assert len(json.loads(dino("predict", image, "--weights", path, "--conf", 0, "--json").out)[0]["detections"]) == 9
+    high = dino("predict", image, "--weights", weights(0.0, 0.999))
+    assert "no detection reaches the threshold 1.00; the best score is" in high.err
 
 
 def test_where_nothing_passes_the_best_score_and_what_to_type_are_said(dino, weights, image):

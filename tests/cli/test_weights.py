@@ -50,6 +50,16 @@ def test_the_list_as_json(dino):
     assert hub["address"] == "hf:LibreYOLO/LibreDINODETRr50" and hub["original_sha256"].startswith("0bcd6b0c33d6")
 
 
+@pytest.mark.filterwarnings("always::FutureWarning")
+def test_a_former_name_still_works_and_the_new_one_is_said(dino):
+    for scales in ("4scale", "5scale"):
+        said = f"official/r50-{scales} are now called official/r50-{scales}-12e; the old name still works"
+        result = dino("weights", f"official/r50-{scales}", "--json")
+        assert json.loads(result.out)["name"] == f"official/r50-{scales}-12e" and result.code == 0
+        assert said in " ".join(result.err.split())
+    assert "now called" not in dino("weights", "official/r50-4scale-12e").err
+
+
 def test_one_of_the_list(dino):
     shown = dino("weights", "detrex/r50-4scale-24e").out
     assert "50.6" in shown and "https://github.com/IDEA-Research/detrex-storage/" in shown

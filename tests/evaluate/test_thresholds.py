@@ -5,11 +5,15 @@ import json
 import pytest
 from PIL import Image
 
-from dinocore.data.annotations import read_annotations
+from dinocore.data.annotations import Category, read_annotations
+from dinocore.data.check.statistics import statistics
 from dinocore.data.formats.layout import Split
+from dinocore.evaluate.analysis import analyse
+from dinocore.evaluate.answer import to_json
+from dinocore.evaluate.coco import coco_metrics
 from dinocore.evaluate.thresholds import best_thresholds
 from dinocore.presets import load_config
-from dinocore.weights.file import Weights
+from dinocore.weights.file import Weights, least_scores
 
 
 @pytest.fixture
@@ -50,3 +54,21 @@ def test_without_a_right_detection_there_is_none(annotations):
 @pytest.mark.parametrize("stored", [None, {}, {"overall": None}, {"overall": "high"}, {"overall": 2.0}, [0.5]])
 def test_weights_without_a_usable_threshold_have_none(stored):
     assert Weights({}, load_config("tiny"), [], {"thresholds": stored}).threshold is None
+
+
+def test_a_class_without_a_threshold_of_its_own_has_that_of_all_and_without_any_it_is_0_3():
+    kinds = [Category(1, "cat"), Category(2, "dog"), Category(3, "fox")]
+    stored = {"overall": 0.4, "classes": {"cat": 0.7, "dog": None, "fox": "high"}}
+    weights = Weights({}, load_config("tiny"), kinds, {"thresholds": stored})
+    assert least_scores(kinds, weights.threshold, weights.class_thresholds) == [0.7, 0.4, 0.4]
+    assert least_scores(kinds, None, {}) == [0.3, 0.3, 0.3]
+
+
+def test_two_classes_of_one_name_keep_their_own_rows(annotations):
+    same = annotations._replace(categories=[Category(3, "cat"), Category(5, "cat"), Category(8, "fox")])
+    results = [result(3, 0, 0.7), result(5, 50, 0.2)]
+    names = ["cat (id 3)", "cat (id 5)", "fox"]
+    assert best_thresholds(same, results)["classes"] == dict(zip(names, [0.7, 0.2, None], strict=True))
+    answer = to_json(analyse(same, results, times=0))
+    assert list(answer["classes"]) == names and answer["confusion"]["classes"][:3] == names
+    assert list(coco_metrics(same, results).classes) == list(statistics(same)["classes"]) == names

@@ -30,6 +30,17 @@ def test_boxes_come_back_in_pixels_of_the_image(write_onnx, size):
     assert boxes == pytest.approx(expected, abs=1e-3 * max(size))
 
 
+def test_a_file_may_have_a_threshold_for_each_class(write_onnx):
+    grey = np.full((60, 80, 3), 128, np.uint8)
+    every = ExportedDetector(write_onnx({"nms_iou": 1.0}))(grey, threshold=0.0)
+    names = ExportedDetector(write_onnx({"nms_iou": 1.0})).info["names"]
+    first = int(every.labels[0])
+    least = [0.0 if k == first else 1.0 for k in range(len(names))]
+    found = ExportedDetector(write_onnx({"thresholds": least, "nms_iou": 1.0}))(grey)
+    assert found.labels.tolist() == [label for label in every.labels.tolist() if label == first]
+    assert 0 < len(found.labels) < len(every.labels)
+
+
 def test_the_file_s_own_threshold_holds_unless_another_is_given(write_onnx):
     detector = ExportedDetector(write_onnx({"threshold": 0.85, "nms_iou": 1.0}))
     white, grey = Image.new("RGB", (90, 60), "white"), Image.new("RGB", (60, 90), (204, 204, 204))

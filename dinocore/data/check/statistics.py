@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..annotations import Annotations
+from ..split import table_names
 
 SMALL, LARGE = 32**2, 96**2  # areas in pixels, COCO's
 
@@ -17,6 +18,7 @@ def statistics(annotations: Annotations) -> dict[str, Any]:
     good = (boxes[:, 2:] > 0).all(1)
     sides = boxes[good, 2:]
     area = annotations.area[known]
+    named = zip(table_names(annotations.categories), annotations.categories, strict=True)
     counts = np.bincount(owners, minlength=len(annotations.image_ids))
     return {
         "images": len(annotations.image_ids),
@@ -24,12 +26,12 @@ def statistics(annotations: Annotations) -> dict[str, Any]:
         "crowds": int(annotations.crowd.sum()),
         "empty_images": int((np.diff(annotations.starts) == 0).sum()),
         "classes": {
-            category.name: {
+            name: {
                 "id": category.id,
                 "objects": int((labels == k).sum()),
                 "images": len(np.unique(owners[labels == k])),
             }
-            for k, category in enumerate(annotations.categories)
+            for k, (name, category) in enumerate(named)
         },
         "objects_per_image": _spread(counts),
         "object_side_px": _spread(np.sqrt(sides.prod(1))),  # square root of the box's area

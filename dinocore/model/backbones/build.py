@@ -3,7 +3,9 @@
 import difflib
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import get_model, list_models
@@ -102,3 +104,33 @@ class ResNet(nn.Module):
 
 
 Backbone = ResNet | TimmBackbone | OutputNorms | Swin | PlainViT
+
+
+@torch.no_grad()
+def check_backbone(module: nn.Module, strides: Sequence[int]) -> Any:
+    """A module of somebody else's as a backbone: (B, 3, H, W) -> [(B, C_l, H_l, W_l)], a map for each stride.
+
+    Args:
+        module: its list `channels` has the width of each map; `alignment` and `slow_in_bf16`, where it has them, mean
+            what they mean in `ResNet`.
+
+    Raises:
+        ConfigError: its maps are not those that `strides` and `channels` promise.
+    """
+    kind, channels = type(module).__name__, list(getattr(module, "channels", ()))
+    if len(channels) != len(strides):
+        raise ConfigError(
+            f"{kind}.channels is {channels}, and model.feature_strides = {list(strides)} wants a width for each map"
+        )
+    side, training = 2 * max(strides), module.training
+    first = next(module.parameters(), torch.zeros(1))
+    maps = module.eval()(first.new_zeros(1, 3, side, side))
+    module.train(training)
+    shapes = [tuple(one.shape[1:]) for one in maps]
+    wanted = [(width, side // stride, side // stride) for width, stride in zip(channels, strides, strict=True)]
+    if shapes != wanted:
+        raise ConfigError(f"of an image of {side} x {side}, {kind} gives maps {shapes}; by its channels, {wanted}")
+    for name, usual in (("alignment", 1), ("slow_in_bf16", False)):
+        if not hasattr(module, name):
+            setattr(module, name, usual)
+    return module

@@ -7,7 +7,8 @@ with `torch.library.define`: the first call of a `custom_op` imports torch._dyna
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from types import ModuleType
 from typing import NamedTuple
 
@@ -20,7 +21,8 @@ FORMS = ("auto", "reference")
 COMPILED = {"cpu", "cuda"}  # types of device with a form of their own
 WIDEST = 128  # numbers that a compiled form holds side by side
 
-_form = "auto"
+_backend_of_all = "auto"
+_backend: ContextVar[str | None] = ContextVar("backend", default=None)  # of a thread, over that of all
 _broken: set[str] = set()  # types of device whose form could not run
 
 
@@ -34,7 +36,7 @@ class Sampled(NamedTuple):
     output: Tensor  # (B, N, M * D)
 
 
-_watcher: Callable[[Sampled], None] | None = None
+_watcher: ContextVar[Callable[[Sampled], None] | None] = ContextVar("watcher", default=None)  # of each thread
 
 
 def ms_deform_attn(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
@@ -58,38 +60,62 @@ def ms_deform_attn(value: Tensor, shapes: list[tuple[int, int]], locations: Tens
     else:
         sizes = [size for shape in shapes for size in shape]
         output = torch.ops.dino.ms_deform_attn(value, sizes, locations, weights)
-    if _watcher is not None:
-        _watcher(Sampled(value, shapes, locations, weights, output))
+    if (see := _watcher.get()) is not None:
+        see(Sampled(value, shapes, locations, weights, output))
     return output
 
 
 @contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Use the named form within the block: "auto", or "reference" for export and comparison."""
-    global _form
+def use_backend(name: str, all_threads: bool = False) -> Iterator[None]:
+    """Use the named form within the block: "auto", or "reference" for export and comparison.
+
+    Args:
+        all_threads: of the process, and not only in this one.
+
+    Raises:
+        ValueError: there is no such form.
+    """
+    global _backend_of_all
     if name not in FORMS:
         raise ValueError(f"there is no form {name!r}; choose one of {', '.join(FORMS)}")
-    before, _form = _form, name
+    of_all, of_this = _backend_of_all, _backend.get()
+    if all_threads:
+        _backend_of_all = name
+    else:
+        _backend.set(name)
     try:
         yield
     finally:
-        _form = before
+        if all_threads:
+            _backend_of_all = of_all
+        else:
+            _backend.set(of_this)  # no reset: a generator may be closed in another thread
+
+
+def same_backend() -> tuple[AbstractContextManager, AbstractContextManager]:
+    """For PyTorch's `checkpoint`: what was computed in one form is computed again in it, in whatever thread."""
+    return nullcontext(), use_backend(chosen_backend())
+
+
+def chosen_backend() -> str:
+    """What `use_backend` says in this thread."""
+    return _backend.get() or _backend_of_all
 
 
 @contextmanager
 def watch_sampling(see: Callable[[Sampled], None]) -> Iterator[None]:
-    """Show `see` every call of the operation within the block, for inspectors."""
-    global _watcher
-    before, _watcher = _watcher, see
+    """Show `see` every call of the operation within the block in this thread, for inspectors."""
+    before = _watcher.get()
+    _watcher.set(see)
     try:
         yield
     finally:
-        _watcher = before
+        _watcher.set(before)
 
 
 def is_reference() -> bool:
     """Whether "reference" was asked for: nothing tuned, as our peers compute."""
-    return _form == "reference"
+    return chosen_backend() == "reference"
 
 
 def runs_compiled(value: Tensor, num_samples: int) -> bool:

@@ -98,7 +98,7 @@ def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
     torch.use_deterministic_algorithms(True)
     try:
-        with use_backend("auto" if device.type == "cpu" else "reference"):
+        with use_backend("auto" if device.type == "cpu" else "reference", all_threads=True):
             yield
     finally:
         torch.use_deterministic_algorithms(before)

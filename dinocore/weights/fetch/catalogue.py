@@ -2,6 +2,7 @@
 
 import difflib
 import tomllib
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +30,7 @@ class Publisher(Row):
 
 class Published(Row):
     name: Annotated[str, Field(pattern=r"^[a-z]+/[a-z0-9-]+$")]
+    former_name: str = ""  # that it had in an earlier version, and still answers to
     preset: str
     ap: Annotated[float, Field(gt=0, lt=100)]  # on COCO val2017, as the publisher reports it
     about: str
@@ -49,7 +51,7 @@ class Catalogue(Row):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Catalogue":
-        names = [entry.name for entry in self.weights]
+        names = [name for entry in self.weights for name in (entry.name, entry.former_name) if name]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"{sorted(twice)} stand there twice")
         for entry in self.weights:
@@ -65,8 +67,12 @@ def catalogue() -> Catalogue:
 
 
 def find(name: str) -> Published | None:
-    """The checkpoint with this name."""
-    return next((entry for entry in catalogue().weights if entry.name == name), None)
+    """The checkpoint with this name; a former name works too, with a warning."""
+    entry = next((entry for entry in catalogue().weights if name and name in (entry.name, entry.former_name)), None)
+    if entry is not None and name == entry.former_name:
+        message = f"the weights {name} are now called {entry.name}; the old name still works"
+        warnings.warn(message, FutureWarning, stacklevel=1)
+    return entry
 
 
 def find_or_refuse(name: str) -> Published:

@@ -1,0 +1,114 @@
+"""A detector in child processes, in threads, as a pickle and as a copy."""
+
+import copy
+import multiprocessing
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dinocore import load_detector
+from dinocore.data.synthetic.smear import draw_smear
+from dinocore.model.layers import checkpointed
+from dinocore.model.ops import is_reference, use_backend, watch_sampling
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return load_detector(amp="off")
+
+
+@pytest.fixture(scope="module")
+def image():
+    return draw_smear(5, 0, (320, 240))[0]
+
+
+@pytest.fixture
+def two_threads():
+    """What PyTorch does by default on a machine with two cores, whatever the environment says."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def best_score(detector, image, answers):
+    answers.put(float(detector(image).scores[0]))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python's, about threads at a fork
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_a_child_process_detects_after_its_parent_did(detector, image, two_threads, method):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip("this system cannot fork")
+    expected = float(detector(image).scores[0])  # starts threads, which a forked child lacks
+    context = multiprocessing.get_context(method)
+    answers = context.Queue()
+    child = context.Process(target=best_score, args=(detector, image, answers), daemon=True)
+    child.start()
+    try:
+        assert answers.get(timeout=60) == pytest.approx(expected, abs=1e-3)
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_threads_share_a_detector(detector, image):
+    images = [image, image[:, ::-1].copy(), np.full((100, 150, 3), 90, np.uint8)] * 2
+    alone = [detector(one) for one in images]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(detector, images))
+    for one, other in zip(alone, together, strict=True):
+        assert torch.allclose(one.scores, other.scores, atol=1e-3)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda d: pickle.loads(pickle.dumps(d))], ids=["deepcopy", "pickle"])
+def test_a_copy_detects_the_same_with_memory_of_its_own(detector, image, copied):
+    other = copied(detector)
+    assert torch.equal(other(image).boxes_xyxy, detector(image).boxes_xyxy)
+    assert [c.name for c in other.categories] == [c.name for c in detector.categories]
+    ours, theirs = ({p.data_ptr() for p in d.model.parameters()} for d in (detector, other))
+    assert not ours & theirs and other.threshold == detector.threshold
+
+
+def test_a_backend_is_chosen_for_one_thread_or_for_all():
+    seen = {}
+    with use_backend("reference"):
+        other = threading.Thread(target=lambda: seen.update(chosen=is_reference()))
+        other.start()
+        other.join()
+        assert is_reference()
+    with use_backend("reference", all_threads=True):
+        again = threading.Thread(target=lambda: seen.update(told=is_reference()))
+        again.start()
+        again.join()
+    assert seen == {"chosen": False, "told": True} and not is_reference()
+
+
+def test_an_inspector_sees_the_sampling_of_its_own_thread_only(detector, image):
+    detector(image)
+    calls = []
+    with watch_sampling(calls.append), ThreadPoolExecutor(1) as pool, use_backend("reference"):
+        pool.submit(detector, image).result()
+    assert calls == []
+
+
+def test_a_layer_is_computed_again_in_the_form_that_it_was_computed_in():
+    class Seeing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def forward(self, x):
+            self.seen.append(is_reference())
+            return x.sin()
+
+    layer = Seeing()
+    with use_backend("reference"):
+        output = checkpointed(layer, torch.ones(2, requires_grad=True))
+    output.sum().backward()
+    assert layer.seen == [True, True]
