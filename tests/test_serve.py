@@ -258,7 +258,6 @@ def test_the_page_shows_a_dropped_image_with_boxes_above_the_threshold_and_propo
     page.evaluate(DROP, base64.b64encode(b"no image").decode())
     page.locator("#message.bad").wait_for(timeout=60_000)
     assert page.evaluate("document.getElementById('canvas').width") == 0, "nothing of the image before stays"
-    page.screenshot(path="/tmp/hs/page.png", full_page=True) if os.environ.get("SHOT") else None
     page.close()
     assert troubles == []
 
