@@ -25,7 +25,7 @@ from dinocore.words import counted
 from ..completion import choices
 from ..console import fail, print_json, say, stderr, stdout, warn, warn_of_letters
 from ..inputs import Input, expand
-from ..options import Amp, Device, Json, Out, Threshold, Weights
+from ..options import Amp, Device, Json, Out, Overlap, Threshold, Weights
 from ..signals import ending_early
 from .predict_request import PredictRequest, Work, check_request, open_work, parse_threshold
 
@@ -61,7 +61,7 @@ def predict(
             "--slice", metavar="PIXELS", help="Cut large images into slices of so many pixels a side; or auto."
         ),
     ] = None,
-    overlap: Annotated[float, typer.Option(help="Of neighbouring slices, as a fraction of their side.")] = 0.2,
+    overlap: Overlap = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an --out that an interrupt left.")] = False,
     gpus: Annotated[
         int, typer.Option(min=1, help="Ranks that share the images, one per GPU; with --device cpu, on the CPU.")

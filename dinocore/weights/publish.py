@@ -19,7 +19,9 @@ from ..system.files import to_json, write_text
 from .file import Weights, save_weights
 
 CARD, WEIGHTS, SETTINGS = FILES = ("README.md", "model.safetensors", "config.json")
-KEPT_FACTS = ("step", "epoch", "metrics", "thresholds", "median_short_side", "origin", "converted_from")
+KEPT_FACTS = (
+    "step", "epoch", "metrics", "thresholds", "median_short_side", "object_side", "origin", "converted_from"
+)  # fmt: skip
 NUMBERS = {
     "AP": "AP, IoU 0.50:0.95", "AP50": "AP, IoU 0.50", "AP75": "AP, IoU 0.75", "APs": "AP, small objects",
     "APm": "AP, medium objects", "APl": "AP, large objects", "AR100": "AR, 100 detections",
