@@ -150,7 +150,7 @@ def _keep_best(
 
 
 def _training_sizes(train: Annotations, min_box_size: float) -> dict[str, int]:
-    """What `predict --slice auto` cuts by, in pixels: images' median short side, and what 9 of 10 objects don't exceed."""
+    """What `--slice auto` cuts by, in pixels: images' median short side, and what 9 of 10 objects keep to."""
     sides = train.boxes[train.trainable(min_box_size), 2:].max(1)
     return {"median_short_side": int(np.median(train.sizes.min(1))), "object_side": int(np.quantile(sides, 0.9))}
 
