@@ -33,7 +33,7 @@ from dinocore.evaluate.coco import coco_metrics, detect_all
 from dinocore.model.dino import DINO
 from dinocore.predict import Detector
 from dinocore.presets import load_config
-from dinocore.system.device import keep_memory
+from dinocore.system.memory import keep_memory
 from dinocore.system.processes import SingleProcess
 from dinocore.train.batches import count_boxes
 from dinocore.train.context import RunContext

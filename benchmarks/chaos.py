@@ -32,7 +32,7 @@ SETTINGS = [
     "model.ffn_dim=48", "model.num_queries=12", "model.num_encoder_layers=1", "model.num_decoder_layers=2",
     "model.denoising.num_pairs=20", "data.train_scales=[48, 64]", "data.crop_chance=0.0", "data.max_size=96",
     "data.eval_scale=64", "data.workers=0", "train.batch_size=2", "train.epochs=4", "train.ema_decay=0.9",
-    "model.dropout=0.1", 'train.amp="off"', "train.save_every_steps=2", 'train.tensorboard="off"',
+    "model.dropout=0.1", 'train.amp="off"', "train.save_every_steps=2", 'train.trackers="off"',
 ]  # fmt: skip
 TIMINGS = ("seconds", "data_seconds", "memory_mb")
 

@@ -34,7 +34,7 @@ from dinocore.data.loaders import Steps, training_steps
 from dinocore.data.synthetic.sample import write_sample_data
 from dinocore.data.transforms import resized
 from dinocore.presets import load_config
-from dinocore.system.device import keep_memory
+from dinocore.system.memory import keep_memory
 
 Labelled = tuple[Image.Image, Tensor, Tensor]  # boxes (T, 4) xyxy in pixels, labels (T,)
 

@@ -128,13 +128,13 @@ def share(folder: Path) -> dict[str, float]:
     import torch
 
     from dinocore.config import DataConfig
-    from dinocore.data.loaders import TrainingPictures
+    from dinocore.data.loaders import TrainingImages
     from dinocore.data.shared import open_shared_dataset
     from dinocore.system.processes import joined
 
     with joined(torch.device("cpu")) as group:
         before = private_mb()
-        pictures = TrainingPictures(open_shared_dataset(DataConfig(path=str(folder)), group).train, DataConfig(), 0)
+        pictures = TrainingImages(open_shared_dataset(DataConfig(path=str(folder)), group).train, DataConfig(), 0)
         held = private_mb() - before
         mapped = sum(value.nbytes for value in pictures.annotations if isinstance(value, np.memmap))
         fork = multiprocessing.get_context("fork")

@@ -17,7 +17,7 @@ import torch
 
 from dinocore.data.annotations import Category
 from dinocore.presets import load_config
-from dinocore.system.device import keep_memory
+from dinocore.system.memory import keep_memory
 from dinocore.train.setup import fresh_state
 from dinocore.train.state import rng_state, save_checkpoint
 

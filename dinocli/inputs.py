@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dinocore.config import DataConfig
-from dinocore.data.images import SUFFIXES, VIDEOS, glance
+from dinocore.data.images import SUFFIXES, VIDEOS, read_header
 from dinocore.errors import DataError, EnvironmentFault
 
 
@@ -29,7 +29,7 @@ def check_header(arguments: Sequence[str]) -> None:
     """
     path = Path(arguments[0]).expanduser()
     if len(arguments) == 1 and path.is_file():
-        glance(path, DataConfig())
+        read_header(path, DataConfig())
 
 
 STREAMS = ("rtsp://", "rtsps://", "rtmp://", "udp://", "tcp://", "srt://")

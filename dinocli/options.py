@@ -24,7 +24,9 @@ ConfigFile = Annotated[
     typer.Option("--config", "-c", help="A TOML file of settings over the preset's.", rich_help_panel=SETTINGS),
 ]
 Preset = Annotated[str, typer.Option("--preset", "-p", help="See `dino presets`.", autocompletion=preset_names)]
-Split = Annotated[str, typer.Option("--split", help="Of --data: val or train.", autocompletion=choices("val", "train"))]
+Split = Annotated[
+    str, typer.Option("--split", help="Of --data: val, train or test.", autocompletion=choices("val", "train", "test"))
+]
 Data = Annotated[
     Path | None, typer.Option("--data", help="Data folder: COCO, Roboflow, YOLO, Pascal VOC, CSV, or a dataset.toml.")
 ]

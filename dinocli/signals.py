@@ -81,6 +81,7 @@ class StopRequest:
             signal.set_wakeup_fd(waked)
             for number, handler in before.items():
                 signal.signal(number, handler)
+            writer.shutdown(socket.SHUT_WR)  # closing would not do: forked loader workers hold it, too
             writer.close()
             thread.join()
             reader.close()

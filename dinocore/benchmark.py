@@ -19,8 +19,9 @@ from .model.dino import DINO
 from .model.inference import for_inference
 from .model.ops import use_backend
 from .structures import Target
-from .system.device import keep_memory, peak_memory_mb, pick_precision
+from .system.device import pick_precision
 from .system.files import write_atomically
+from .system.memory import keep_memory, peak_memory_mb
 from .train.optim import build_optimizer
 from .weights.file import load_exactly, load_weights
 
@@ -38,6 +39,7 @@ class Case(NamedTuple):
     objects: int  # in each picture, for training
     repeats: int
     weights: Path | None = None  # a file of ours; None: random ones
+    compiled: bool = False  # torch.compile around the model
 
 
 class Measurement(NamedTuple):
@@ -95,15 +97,23 @@ def prepare(case: Case) -> tuple[Callable[[], Any], DINO]:
     if case.weights is not None:
         load_exactly(model, load_weights(case.weights).tensors, case.weights)
     model = model.to(case.device)
+    compiled = _compiled if case.compiled else lambda module: module
     batch = random_batch(case)
     dtype = pick_precision(case.amp, case.device)
     if case.train:
-        return _training_call(model.train(), batch, case, dtype), model
-    if case.ops == "auto":
+        return _training_call(compiled(model.train()), batch, case, dtype), model
+    packs = case.device.type == "cpu" and case.compiled  # the compiler packs weights itself, and takes no packed ones
+    if case.ops == "auto" and not packs:
         quick = for_inference(model, dtype, case.device)
         images = batch.images.to(next(quick.backbone.parameters()).dtype)
+        quick = compiled(quick)
         return _without_gradient(lambda: quick(images, batch.padding)), model
-    return _without_gradient(lambda: _cast(model.eval(), batch, dtype)), model
+    plain = compiled(model.eval())
+    return _without_gradient(lambda: _cast(plain, batch, dtype)), model
+
+
+def _compiled(model: DINO) -> Any:
+    return torch.compile(model, dynamic=False)
 
 
 def random_batch(case: Case) -> Batch:

@@ -8,7 +8,7 @@ paper's appendix D (arXiv 2203.03605); "ours" is our choice.
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from .errors import ConfigError
 
@@ -31,8 +31,25 @@ Parts = Annotated[
 Epochs = Annotated[tuple[Count, ...], Field(strict=False)]
 
 
+def _tracker_names(value: Any) -> Any:
+    """`wandb,mlflow` as a list, and `off` as an empty one; what is a list already stays."""
+    if not isinstance(value, str):
+        return value
+    return [name.strip() for name in value.split(",") if value != "off"]
+
+
+Trackers = Annotated[
+    tuple[Literal["auto", "tensorboard", "wandb", "mlflow"], ...],
+    Field(strict=False),
+    BeforeValidator(_tracker_names),
+]
+
+
 REMOVED = {"train.sharding": "models are no longer sharded; leave it out"}  # since 0.2.0
-RENAMED = {"train.images_per_forward": "train.micro_batch_size"}  # old name -> new name, since 0.2.0
+RENAMED = {  # old name -> new name, since 0.2.0
+    "train.images_per_forward": "train.micro_batch_size",
+    "train.tensorboard": "train.trackers",
+}
 
 
 class FixedOnResume:
@@ -79,7 +96,7 @@ class ModelConfig(Section):
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # chance that a backbone's last block is skipped in training
     frozen_stages: Annotated[int, Field(ge=-1, le=4)] = 1  # -1: none, 0: the stem, 1: the first stage too
     pixel_mean: Mean = (0.485, 0.456, 0.406)  # of RGB in [0, 1], as the backbone was trained
-    pixel_std: Deviation = (0.229, 0.224, 0.225)
+    pixel_std: Deviation = (0.229, 0.224, 0.225)  # divides what is left after pixel_mean is subtracted
     feature_strides: Sizes = (8, 16, 32)  # of the backbone features that are used
     num_levels: Annotated[int, Field(gt=0, le=8)] = 4  # [num_feature_levels]
     hidden_dim: Positive = 256  # [hidden_dim]
@@ -98,7 +115,9 @@ class ModelConfig(Section):
     queries: Literal["mixed", "pure", "static"] = "mixed"  # static: no first stage; [embed_init_tgt]
     extra_queries: Count = 0  # more queries in training only, for loss.extra_positives; H-DETR; ours: 0 is DINO
     heads: Literal["shared", "per-layer"] = "shared"  # of the decoder; [dec_pred_class_embed_share]
-    look_forward: Literal["twice", "once"] = "twice"
+    look_forward: Literal["twice", "once"] = (
+        "twice"  # twice: a layer's loss trains the one before it too; once: it does not
+    )
     checkpoint_activations: bool = False  # recompute layers in the backward pass: less memory, more time
     denoising: DenoisingConfig = DenoisingConfig()
 
@@ -164,21 +183,21 @@ class TrainConfig(Section):
     norm_weight_decay: Literal["same"] | Weight = "same"  # of normalisation layers; 0 in detrex
     lr_schedule: Literal["step", "cosine"] = "step"  # step: divided by ten at each of lr_drop_epochs
     lr_drop_epochs: Epochs = (11,)  # [lr_drop]
-    warmup_steps: Count = 0
+    warmup_steps: Count = 0  # the rate rises from 0 over so many steps, in a straight line
     clip_norm: Weight = 0.1  # [clip_max_norm]
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no moving average of the weights; [use_ema = False]
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
-    seed: Annotated[Count, FIXED_ON_RESUME] = 42
+    seed: Annotated[Count, FIXED_ON_RESUME] = 42  # of new weights, order, augmentation and denoising noise
     save_every_steps: Count = 0  # as well as at the end of each epoch; 0: no
     save_every_minutes: Weight = 10.0  # and when the last save is so old; 0: never by the clock
-    eval_every_epochs: Positive = 1
+    eval_every_epochs: Positive = 1  # the last epoch is evaluated always
     patience: Count = 0  # evaluations without a better AP before the run ends; 0: all epochs
     keep_checkpoints: Positive = 2  # the newest; that of the best evaluation and the one resumed from stay too
     on_nan: Literal["stop", "rollback"] = "stop"  # rollback: to the newest checkpoint, skipping that batch
     max_rollbacks: Positive = 3  # in a run
     on_out_of_memory: Literal["stop", "halve"] = "stop"  # halve: micro_batch_size, for the rest of the run
     deterministic: bool = False  # refuse operations whose result may differ from run to run
-    tensorboard: Literal["auto", "off"] = "auto"  # auto: write it where the package is installed
+    trackers: Trackers = ("auto",)  # of tensorboard, wandb, mlflow; auto: TensorBoard where it is installed; [] none
 
     @model_validator(mode="before")
     @classmethod
@@ -204,7 +223,7 @@ class DataConfig(Section):
     crop_size: Range = (384, 600)  # least and most, each side; [data_aug_scales2_crop]
     lsj_scales: Scales = (0.1, 2.0)  # lsj: the picture fits into so many times lsj_size, least and most
     lsj_size: Positive = 1024  # lsj: a part of so many pixels a side is cut out
-    eval_scale: Positive = 800
+    eval_scale: Positive = 800  # short side in evaluation and prediction, unless max_size limits the long one
     workers: Literal["auto"] | Count = "auto"  # auto: one process fewer than there are cores, at most 4
     loader_timeout: Count = 600  # seconds that a step waits for a picture of a worker process; 0: for ever
     max_pixels: Annotated[int, Field(gt=0, le=178_956_970)] = 178_956_970  # no more are decoded; Pillow's own limit

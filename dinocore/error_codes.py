@@ -19,7 +19,7 @@ CHECK = "run `dino check-data DIR --fix fixed.json`, look at fixed.json.log, and
 GENERAL = {
     "USAGE": Code(ERROR, "an argument or option is not known", "No such option: --epoch Did you mean --epochs?"),
     "CONFIG": Code(ERROR, "a preset, setting or argument cannot be used", "there is no precision `fp8`"),
-    "DATA": Code(ERROR, "a data set or picture cannot be used", "no pictures in empty/"),
+    "DATA": Code(ERROR, "a data set or image cannot be used", "no images in empty/"),
     "CHECKPOINT": Code(ERROR, "a file of weights cannot be used", "best.safetensors: this file is empty"),
     "ENVIRONMENT": Code(ERROR, "the machine lacks something", "there is no device `cuda` here"),
     "DIVERGED": Code(ERROR, "training or inference gave numbers that are not finite", "loss is not finite in step 17"),
@@ -30,14 +30,14 @@ GENERAL = {
         "do not use FILE.unverified; try another --format or --size, and report it",
     ),
     "INTERRUPTED": Code(ERROR, "a signal asked for an end; the state is saved", "interrupted after step 40 of 600"),
-    "INPUTS": Code(ERROR, "some inputs failed, the others are done (exit code 7)", "1 of 9 pictures could not be read"),
+    "INPUTS": Code(ERROR, "some inputs failed, the others are done (exit code 7)", "1 of 9 images could not be read"),
     "BUG": Code(ERROR, "a fault of dino", "KeyError: 'boxes'", "report it with the lines above"),
 }
 
 FILES = {
     "DATA-FOLDER": Code(
         ERROR, "the data folder is missing or is a file", "the data folder coco does not exist",
-        "give the folder that holds the annotations and the pictures",
+        "give the folder that holds the annotations and the images",
     ),
     "DATA-LAYOUT": Code(
         ERROR, "the folder has no annotations that we know, or too many", "no annotations in coco",
@@ -73,16 +73,16 @@ FILES = {
         ERROR, "an id appears more than once", "ids that appear more than once in `images`: 7", CHECK,
     ),
     "DATA-ORPHAN": Code(
-        ERROR, "an object belongs to a picture or class that is not there",
+        ERROR, "an object belongs to an image or class that is not there",
         "`image_id` that is not in `images`: annotation 12 -> 404", f"{CHECK}, or set data.allow_orphans=true",
     ),
     "DATA-PATH-ESCAPE": Code(
         ERROR, "a file name leads out of the data folder", "image 9: '../../etc/passwd'",
-        "write names as below the picture folder (`check-data --fix` does); links out need data.follow_symlinks=true",
+        "write names as below the image folder (`check-data --fix` does); links out need data.follow_symlinks=true",
     ),
     "DATA-LABEL-LINE": Code(
         ERROR, "a line of a YOLO label file cannot be read", "a.txt line 3: 6 columns",
-        "write: class cx cy width height, shares of the picture's sides",
+        "write: class cx cy width height, shares of the image's sides",
     ),
     "DATA-LABEL-FORM": Code(
         ERROR, "lines of a YOLO label file can be read in two ways, or hold what is no label",
@@ -90,10 +90,10 @@ FILES = {
         "write `kpt_shape: [K, D]` into data.yaml if they have keypoints, or cut them to class cx cy width height",
     ),
     "DATA-LABEL-NONE": Code(
-        WARNING, "no picture of a split has a YOLO label file",
-        "none of 12 pictures has a label file, such as labels/a.txt", "put the label files there",
+        WARNING, "no image of a split has a YOLO label file",
+        "none of 12 images has a label file, such as labels/a.txt", "put the label files there",
     ),
-    "DATA-LABEL-LOST": Code(WARNING, "a label file has no picture", "b.txt", "delete it, or put the picture back"),
+    "DATA-LABEL-LOST": Code(WARNING, "a label file has no image", "b.txt", "delete it, or put the image back"),
     "DATA-CSV": Code(
         ERROR, "a row of a table of boxes cannot be read", "line 7: a.jpg,x,2,3,4,cell",
         "write filename,xmin,ymin,xmax,ymax,class with corners in pixels",
@@ -109,12 +109,12 @@ FILES = {
     ),
     "DATA-FILLED": Code(NOTE, "left out of the file and filled in", "no `area` in 12 annotations: width x height"),
     "DATA-RESULTS": Code(
-        ERROR, "a file of detections cannot be used, or is of other pictures or classes",
+        ERROR, "a file of detections cannot be used, or is of other images or classes",
         "7 of 90 results are of 2 classes (category_id 0, 91) that val.json doesn't have",
         "give the data and --split that it was made from; --set data.allow_orphans=true leaves unknown ones out",
     ),
     "DATA-NOTHING": Code(
-        ERROR, "there is nothing to learn", "3 pictures and no object to learn from",
+        ERROR, "there is nothing to learn", "3 images and no object to learn from",
         "see what else `dino check-data DIR` says",
     ),
 }  # fmt: skip
@@ -130,16 +130,16 @@ BOXES = {
         "COCO's `bbox` is x, y of the top left corner, width, height; VOC's min is less than max",
     ),
     "DATA-BOX-CORNERS": Code(
-        ERROR, "boxes look like two corners", "19 of 20 boxes reach beyond their picture; were they x0 y0 x1 y1?",
+        ERROR, "boxes look like two corners", "19 of 20 boxes reach beyond their image; were they x0 y0 x1 y1?",
         "write x, y, width, height in pixels",
     ),
     "DATA-BOX-SHARES": Code(
         ERROR, "boxes look normalised", "most boxes lie within [0, 1]", "COCO's `bbox` is in pixels",
     ),
     "DATA-BOX-OUTSIDE": Code(
-        WARNING, "boxes lie outside their picture, or are far larger; not trained on", "annotation 4", CHECK,
+        WARNING, "boxes lie outside their image, or are far larger; not trained on", "annotation 4", CHECK,
     ),
-    "DATA-BOX-PARTLY": Code(NOTE, "boxes reach beyond their picture; clipped for training", "annotation 4"),
+    "DATA-BOX-PARTLY": Code(NOTE, "boxes reach beyond their image; clipped for training", "annotation 4"),
     "DATA-BOX-TINY": Code(
         WARNING, "boxes are smaller than data.min_box_size; not trained on", "annotation 4: [5, 5, 0.01, 9]",
         "delete them, or lower data.min_box_size",
@@ -168,6 +168,10 @@ CLASSES = {
     ),
     "DATA-CLASS-UNUSED": Code(NOTE, "a class has no object to learn from", "star"),
     "DATA-CLASS-HEADING": Code(NOTE, "a category without objects that heads others is no class", "shapes"),
+    "DATA-CLASS-CONTROL": Code(
+        WARNING, "a class's name has control characters, which are left out", r"'\x1b[31mcell' -> [31mcell",
+        "write the name without them",
+    ),
     "DATA-CLASS-RARE": Code(NOTE, "a class has fewer than 10 objects", "star: 3", "label more of it"),
     "DATA-CLASS-NAME": Code(
         WARNING, "two classes have one name and are taken for one", "disc: ids 1, 4", "merge or rename them"
@@ -176,42 +180,47 @@ CLASSES = {
 
 IMAGES = {
     "DATA-IMAGE-MISSING": Code(
-        ERROR, "a picture is not there", "a.jpg", "check its name, put it back, or take it out of the annotations"
+        ERROR, "an image is not there", "a.jpg", "check its name, put it back, or take it out of the annotations"
     ),
-    "DATA-IMAGE-DAMAGED": Code(ERROR, "a picture is damaged", "a.jpg: image file is truncated", "copy it again"),
+    "DATA-IMAGE-DAMAGED": Code(ERROR, "an image is damaged", "a.jpg: image file is truncated", "copy it again"),
     "DATA-IMAGE-CUT": Code(
         WARNING, "a JPEG lacks its last bytes; the rows that are there, at least 95 %, are used",
         "a.jpg: 98 % of its rows", "copy it again",
     ),
     "DATA-IMAGE-FORMAT": Code(
-        ERROR, "a file is no picture that we read", "a.jpg is not a picture in a known format", "look at it",
+        ERROR, "a file is no image that we read", "a.jpg is not an image in a known format", "look at it",
     ),
     "DATA-IMAGE-LARGE": Code(
-        ERROR, "a picture has more pixels than data.max_pixels; not decoded", "a.png has 30000 x 30000 pixels",
+        ERROR, "an image has more pixels than data.max_pixels; not decoded", "a.png has 30000 x 30000 pixels",
         "scale it down or cut it into parts",
     ),
     "DATA-IMAGE-SIZE": Code(
-        ERROR, "a picture has another size than the annotations say", "a.jpg has 48 x 64 pixels, 64 x 48 are annotated",
-        "correct the sizes; if boxes were drawn on pictures as stored, not turned by EXIF, set data.exif=false",
+        ERROR, "an image has another size than the annotations say", "a.jpg has 48 x 64 pixels, 64 x 48 are annotated",
+        "correct the sizes; if boxes were drawn on images as stored, not turned by EXIF, set data.exif=false",
+    ),
+    "DATA-IMAGE-TURNED": Code(
+        WARNING, "images are turned by EXIF, and labels without image sizes don't say whether boxes are, too",
+        "4 images with boxes are turned by EXIF, and nothing shows whether the boxes were drawn on the upright image",
+        "look at them with `dino inspect-data DIR`; if boxes were drawn on the pixels as stored, set data.exif=false",
     ),
     "DATA-IMAGE-NAME": Code(
         WARNING, "a file name differs from the one on the disk in capitals, spelling of Unicode or %20, or suffix",
         "Cell%201.JPG -> cell 1.jpg", "write the names as they are on the disk",
     ),
     "DATA-IMAGE-TWICE": Code(WARNING, "two entries have one file", "a.jpg: images 3 and 9", "merge them"),
-    "DATA-IMAGE-UNLISTED": Code(NOTE, "pictures are in the folder and not in the annotations", "b.jpg"),
-    "DATA-IMAGE-EMPTY": Code(NOTE, "pictures without objects: trained on as background", "a.jpg"),
-    "DATA-IMAGE-FRAMES": Code(WARNING, "a file holds several pictures; the first counts", "a.gif: 12 frames"),
-    "DATA-IMAGE-DARK": Code(WARNING, "a picture is nearly black", "a.jpg: mean brightness 3 of 255", "look at it"),
-    "DATA-IMAGE-BLANK": Code(WARNING, "a picture is of one colour", "a.jpg: deviation 0.4 of 255", "look at it"),
-    "DATA-IMAGE-ODD": Code(WARNING, "a picture has an odd size", "a.jpg: 5000 x 12", "look at it"),
+    "DATA-IMAGE-UNLISTED": Code(NOTE, "images are in the folder and not in the annotations", "b.jpg"),
+    "DATA-IMAGE-EMPTY": Code(NOTE, "images without objects: trained on as background", "a.jpg"),
+    "DATA-IMAGE-FRAMES": Code(WARNING, "a file holds several images; the first counts", "a.gif: 12 frames"),
+    "DATA-IMAGE-DARK": Code(WARNING, "an image is nearly black", "a.jpg: mean brightness 3 of 255", "look at it"),
+    "DATA-IMAGE-BLANK": Code(WARNING, "an image is of one colour", "a.jpg: deviation 0.4 of 255", "look at it"),
+    "DATA-IMAGE-ODD": Code(WARNING, "an image has an odd size", "a.jpg: 5000 x 12", "look at it"),
     "DATA-LEAK": Code(
-        WARNING, "the same picture is in two splits: evaluation flatters the model", "train a.jpg = val b.jpg",
+        WARNING, "the same image is in two splits: evaluation flatters the model", "train a.jpg = val b.jpg",
         "take it out of one of them",
     ),
-    "DATA-DUPLICATE": Code(WARNING, "the same picture twice in a split", "a.jpg = b.jpg", "take one of them out"),
-    "DATA-NEAR-LEAK": Code(WARNING, "nearly the same picture in two splits", "train a.jpg ~ val b.jpg", "look at them"),
-    "DATA-NEAR-DUPLICATE": Code(NOTE, "nearly the same picture twice in a split", "a.jpg ~ b.jpg", "look at them"),
+    "DATA-DUPLICATE": Code(WARNING, "the same image twice in a split", "a.jpg = b.jpg", "take one of them out"),
+    "DATA-NEAR-LEAK": Code(WARNING, "nearly the same image in two splits", "train a.jpg ~ val b.jpg", "look at them"),
+    "DATA-NEAR-DUPLICATE": Code(NOTE, "nearly the same image twice in a split", "a.jpg ~ b.jpg", "look at them"),
     "DATA-URL": Code(
         ERROR, "an address where a file is needed", "https://a.b/c.jpg", "download it first, and give the file"
     ),
@@ -219,15 +228,15 @@ IMAGES = {
 
 MODEL = {
     "MODEL-QUERIES": Code(
-        WARNING, "a picture has more objects than the model has queries: some can never be found",
+        WARNING, "an image has more objects than the model has queries: some can never be found",
         "a.jpg: 1200 objects, 900 queries", "raise model.num_queries",
     ),
     "MODEL-DETECTIONS": Code(
-        WARNING, "a picture has more objects than detections are kept", "a.jpg: 400 objects, 300 kept",
+        WARNING, "an image has more objects than detections are kept", "a.jpg: 400 objects, 300 kept",
         "raise eval.max_dets",
     ),
     "MODEL-DENOISING": Code(
-        NOTE, "a picture has more objects than denoising takes: each step draws some of them", "a.jpg: 180 of 100",
+        NOTE, "an image has more objects than denoising takes: each step draws some of them", "a.jpg: 180 of 100",
         "raise model.denoising.num_pairs",
     ),
     "MODEL-CELL": Code(
@@ -243,7 +252,7 @@ SECTIONS = {
     "Files of annotations": FILES,
     "Boxes": BOXES,
     "Classes": CLASSES,
-    "Pictures": IMAGES,
+    "Images": IMAGES,
     "What data means for a model": MODEL,
 }
 CODES = {code: entry for section in SECTIONS.values() for code, entry in section.items()}

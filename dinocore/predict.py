@@ -22,7 +22,8 @@ from .model.inference import for_inference
 from .stream.images import as_batch, detect_stream, prepare
 from .stream.slices import Slicing
 from .structures import Predictions, Target
-from .system.device import keep_memory, pick_device, pick_precision
+from .system.device import pick_device, pick_precision
+from .system.memory import keep_memory
 from .weights.fetch.locate import locate
 from .weights.file import Weights, load_weights, restore_model
 

@@ -3,6 +3,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from PIL import Image
 
 from dinocli import app
 from dinocore.data.formats.layout import Split
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core: one thread in each, and in what they start
+    os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
 if importlib.util.find_spec("numba") is None:  # then it is right to say so, once
 

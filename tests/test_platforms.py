@@ -16,13 +16,13 @@ sys.modules["resource"] = sys.modules["fcntl"] = None
 import dinocli.commands.check_data, dinocli.commands.predict, dinocli.commands.train, dinocore.train.loop
 from dinocli.signals import EXIT_CODES, StopRequest
 from dinocore.data.dataset import open_dataset
-from dinocore.data.loaders import begun
-from dinocore.system.device import peak_memory_mb
+from dinocore.data.loaders import start_workers
+from dinocore.system.memory import peak_memory_mb
 from dinocore.system.parent import leave_signals_to_the_parent
 
 assert sorted(EXIT_CODES.values()) == [130, 143]
 with StopRequest().listening():
-    assert next(iter(begun(torch.utils.data.DataLoader([1])))) == 1
+    assert next(iter(start_workers(torch.utils.data.DataLoader([1])))) == 1
 leave_signals_to_the_parent()
 assert peak_memory_mb() == 0.0  # it asks kernel32, which is not here
 print("all right")

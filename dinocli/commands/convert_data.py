@@ -81,5 +81,5 @@ def convert_folder(folder: Path, out: Path, kind: str, link: bool, config: DataC
     counts = {name: len(annotations.image_ids) for name, (annotations, _) in splits.items()}
     if json:
         print_json({"out": str(out), "format": kind, "images": counts, "lost_crowds": lost})
-    written = ", ".join(f"{counted(count, 'picture')} of {name}" for name, count in counts.items())
+    written = ", ".join(f"{counted(count, 'image')} of {name}" for name, count in counts.items())
     say(f"wrote {written} to {out} as {kind}")

@@ -16,6 +16,7 @@ from rich.progress import Progress
 from dinocore.config import Config, DataConfig
 from dinocore.data.annotations import Annotations
 from dinocore.data.dataset import open_split
+from dinocore.data.split import check_split
 from dinocore.errors import ConfigError
 from dinocore.evaluate.backends import choose_backend
 from dinocore.evaluate.results import read_results
@@ -24,7 +25,7 @@ from dinocore.report.parts import Page
 from dinocore.system.files import check_writable, write_text
 from dinocore.words import counted
 
-from ..console import fail, print_json, say, stderr, warn
+from ..console import fail, print_json, say, stderr, stdout, warn
 from ..options import Amp, Data, Device, Json, Out, Overlap, Overrides, Split, Weights
 from ..weights_option import is_exported, open_any_detector
 from .evaluate_view import show_analysis, show_comparison
@@ -136,12 +137,13 @@ def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None
     if request.out is not None:
         write_text(request.out, json_module.dumps(found, allow_nan=False) + "\n")
         say(f"{counted(len(found), 'detection')} in COCO's result format: {request.out}")
-    metrics = coco_metrics(annotations, found, backend)
+    metrics = coco_metrics(annotations, found, backend, len(failed))
     analysis = analyse(annotations, found, request.bootstrap)
     if analysis.summary != metrics.summary:
         warn(f"{metrics.backend} gives {metrics.summary}, our own matches {analysis.summary}; please report this")
     kind = "weights" if source.detector else "results"
     facts = {kind: str(source.path), "data": str(annotations.file), "images": metrics.num_images}
+    facts["unreadable"] = metrics.unreadable
     if request.report is not None:
         from dinocore.report.evaluation import evaluation_page
 
@@ -150,13 +152,14 @@ def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None
     if request.json:
         print_json(facts | {"failed": failed, "backend": metrics.backend} | to_json(analysis))
     else:
-        show_analysis(analysis, metrics.backend)
+        show_analysis(analysis, metrics.judged, metrics.backend)
     _end(failed, metrics.num_images)
 
 
 def compare_two(request: EvalRequest, pair: tuple[str, str], group: SingleProcess) -> None:
     """The same for two, and the difference."""
     from dinocore.evaluate.analysis import analyse
+    from dinocore.evaluate.coco import judged_images
     from dinocore.evaluate.compare import compare, comparison_json
 
     sources = group.main_first(
@@ -174,7 +177,7 @@ def compare_two(request: EvalRequest, pair: tuple[str, str], group: SingleProces
         return
     comparison = compare(*analyses)
     facts: dict[str, Any] = {"a": str(sources[0].path), "b": str(sources[1].path), "data": str(annotations.file)}
-    facts["images"] = len(annotations.image_ids)
+    facts |= {"images": len(annotations.image_ids), "unreadable": len(failed)}
     if request.report is not None:
         from dinocore.report.comparison import comparison_page
 
@@ -184,6 +187,7 @@ def compare_two(request: EvalRequest, pair: tuple[str, str], group: SingleProces
         print_json(facts | {"failed": failed} | comparison_json(comparison))
     else:
         show_comparison(comparison, pair)
+        stdout.print(judged_images(len(annotations.image_ids), len(failed)))
     _end(failed, len(annotations.image_ids))
 
 
@@ -193,8 +197,7 @@ def _check(request: EvalRequest) -> None:
 
     if request.slice is not None:
         parse_slicing(request.slice, request.overlap, DataConfig(), {})
-    if request.split not in ("val", "train"):
-        raise ConfigError(f"there is no split `{request.split}`; choose val or train")
+    check_split(request.split)
     for name, path, example in (("--out", request.out, "results.json"), ("--report", request.report, "report.html")):
         if path is not None and path.is_dir():
             raise ConfigError(f"{name} {path} is a folder; give a file, such as {path / example}")
@@ -253,7 +256,7 @@ def _truth(request: EvalRequest, *sources: Source) -> Annotations:
     if request.folder is not None:
         settings = settings.model_copy(update={"path": str(request.folder.expanduser().absolute())})
     annotations = open_split(settings, request.split, detectors[0].categories if detectors else None)
-    say(f"data: {annotations.file}, {counted(len(annotations.image_ids), 'picture')}")
+    say(f"data: {annotations.file}, {counted(len(annotations.image_ids), 'image')}")
     for note in annotations.notes:
         warn(note)
     return annotations
@@ -293,5 +296,5 @@ def _write_report(path: Path, page: Page) -> None:
 
 def _end(failed: list[str], count: int) -> None:
     if failed:
-        fail(f"{len(failed)} of {count} pictures could not be read; their objects count as missed")
+        fail(f"{len(failed)} of {count} images could not be read; their objects count as missed")
         raise typer.Exit(SOME_FAILED)

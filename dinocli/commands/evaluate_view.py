@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from dinocore.words import counted
-
 from ..console import stdout
 
 if TYPE_CHECKING:
@@ -25,12 +23,12 @@ ROWS = {
 MOST_CLASSES = 100  # in a terminal; --json and --report have all
 
 
-def show_analysis(analysis: Analysis, backend: str) -> None:
+def show_analysis(analysis: Analysis, judged: str, backend: str) -> None:
     """The 12 numbers, the classes, and where AP50 is lost."""
     stdout.print(_summary(analysis))
-    stdout.print(f"{counted(len(analysis.matches.image_ids), 'picture')}, judged by {backend}")
+    stdout.print(f"{judged}; by {backend}")
     if analysis.samples is not None:
-        stdout.print("[dim]in brackets: 95 % interval, by resampling the pictures[/]")
+        stdout.print("[dim]in brackets: 95 % interval, by resampling the images[/]")
     stdout.print()
     stdout.print(_classes(analysis))
     if len(analysis.classes) > MOST_CLASSES:

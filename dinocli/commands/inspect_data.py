@@ -43,16 +43,16 @@ def inspect_data(
     from dinocore.presets import load_config
 
     if out.is_dir() or out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ConfigError(f"--out {out} is no name of a picture; give a file that ends in .png or .jpg")
+        raise ConfigError(f"--out {out} is no name of an image; give a file that ends in .png or .jpg")
     flags = [] if folder is None else [f"data.path={dumps(str(folder.expanduser().absolute()))}"]
     flags += [] if seed is None else [f"train.seed={seed}"]
     settings = load_config(preset, [*overrides, *flags, "data.workers=0"], config)
 
-    show_pictures(settings, out, num, step, raw, json)
+    show_images(settings, out, num, step, raw, json)
 
 
-def show_pictures(config: Config, out: Path, num: int, step: int, raw: bool, json: bool) -> None:
-    """Draw the first pictures of a step and those that follow, and list them."""
+def show_images(config: Config, out: Path, num: int, step: int, raw: bool, json: bool) -> None:
+    """Draw the first images of a step and those that follow, and list them."""
     from dinocore.inspect.batch import draw_grid, raw_cells, training_cells
 
     found = open_dataset(config.data)
@@ -64,12 +64,12 @@ def show_pictures(config: Config, out: Path, num: int, step: int, raw: bool, jso
     warn_of_letters(names)
     make = raw_cells if raw else training_cells
     cells = list(islice(make(annotations, config, step, math.ceil(num / config.train.batch_size)), num))
-    picture = draw_grid(cells, names)
+    image = draw_grid(cells, names)
     kind = "PNG" if out.suffix.lower() == ".png" else "JPEG"
-    write_atomically(out, lambda temporary: picture.save(temporary, format=kind))
+    write_atomically(out, lambda temporary: image.save(temporary, format=kind))
     if json:
         facts = {"out": str(out), "seed": config.train.seed, "step": step, "raw": raw}
-        print_json(facts | {"pictures": [cell.as_dict(names) for cell in cells]})
+        print_json(facts | {"images": [cell.as_dict(names) for cell in cells]})
     else:
         for cell in cells:
             height, width = cell.image.shape[:2]

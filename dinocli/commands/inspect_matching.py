@@ -11,6 +11,7 @@ from rich.table import Table
 
 from dinocore.data.annotations import Annotations
 from dinocore.data.images import read_image
+from dinocore.data.split import check_split
 from dinocore.errors import CheckpointError, ConfigError, DataError
 from dinocore.words import counted
 
@@ -72,8 +73,7 @@ def show_matching(
     """Match one picture's objects as training does; print and draw it."""
     from dinocore.inspect.matching.matching import annotated_batch, look_at_matching
 
-    if source.split not in ("val", "train"):
-        raise ConfigError(f"there is no split `{source.split}`; choose val or train")
+    check_split(source.split)
     outputs.check("matching")
     checkpoints = _checkpoints(run)
     detector, path = open_detector(weights or (None if run is None else str(run)), device, "off")

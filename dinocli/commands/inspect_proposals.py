@@ -16,6 +16,7 @@ from dinocore.data import split as splits
 from dinocore.data.annotations import Annotations, read_annotations
 from dinocore.data.dataset import open_split
 from dinocore.data.images import read_image
+from dinocore.data.split import check_split
 from dinocore.errors import ConfigError, DataError
 from dinocore.system.files import check_writable, write_atomically, write_text
 
@@ -151,8 +152,7 @@ def _check(files: Sequence[str], truth: Truth, drawing: Drawing) -> None:
         raise ConfigError(f"--color {drawing.color} is not known; choose level or score")
     if drawing.view not in VIEWS:
         raise ConfigError(f"--view {drawing.view} is not known; choose one of {', '.join(VIEWS)}")
-    if truth.split not in ("val", "train"):
-        raise ConfigError(f"there is no split `{truth.split}`; choose val or train")
+    check_split(truth.split)
     if not files and truth.annotations is not None:
         raise ConfigError("--annotations says nothing of where its pictures are; name them, or give --data instead")
     for option, path, usual in (("--out", drawing.out, "proposals.png"), ("--report", drawing.report, "p.html")):

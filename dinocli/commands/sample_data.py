@@ -35,6 +35,6 @@ def sample_data(
         print_json({"folder": str(folder), "seed": seed} | summary._asdict())
         return
     objects = ", ".join(f"{count} {name}" for name, count in summary.objects.items())
-    pictures = f"{counted(summary.train_images, 'picture')} to train on and {summary.val_images} to evaluate on"
-    say(f"{pictures} in {folder}: {objects}")
+    images = f"{counted(summary.train_images, 'image')} to train on and {summary.val_images} to evaluate on"
+    say(f"{images} in {folder}: {objects}")
     say(f"next: dino train --data {folder}")

@@ -21,6 +21,7 @@ from dinocore.presets import load_config
 from dinocore.system.files import check_writable
 from dinocore.system.parent import end_with_parent
 from dinocore.train.run.lock import RunLock
+from dinocore.train.run.sinks import check_trackers
 
 from ..completion import preset_names
 from ..console import say, stdout, warn
@@ -283,6 +284,7 @@ def checked(request: TrainRequest) -> tuple[Config, Path]:
         config = with_moved_drops(config, recipe, request)
         check_start(config, watch)
     choose_backend(config.eval.backend)
+    check_trackers(config.train)
     return config, run
 
 
@@ -339,6 +341,7 @@ def _found(request: TrainRequest, locks: list[RunLock]) -> tuple[Path, Config, P
     config = load_config(run / "config.toml", request.changes, request.file)
     for change in changed_settings(before, config):
         warn(f"changed since the run started: {change}")
+    check_trackers(config.train)
     _lock(run, locks)
     checkpoint, damaged = find_checkpoint(run, wanted)
     for text in damaged:

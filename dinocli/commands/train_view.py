@@ -160,6 +160,7 @@ class TrainingView:
         summary = event.metrics.summary
         numbers = "  ".join(f"{name} {summary[name]:.4f}" for name in ("AP", "AP50", "AP75"))
         numbers = numbers if summary["AP"] >= 0 else "AP: there is no object to judge by"
+        numbers += f"  ({event.metrics.judged})"
         best = "  best so far" if event.best else ""
         took = _duration(time.monotonic() - self.began)
         self._ap_so_far(summary["AP"], f"best {summary['AP']:.4f} in epoch {event.epoch}" if event.best else self.best)

@@ -17,6 +17,7 @@ from .formats.yolo import read_yolo
 from .split import Category, Split, Table
 from .validate import (
     check_boxes,
+    clean_names,
     compare_categories,
     drop_orphans,
     known_sizes,
@@ -41,7 +42,7 @@ READERS: dict[str, Callable[[Split, Findings, DataConfig], Table]] = {
 
 
 class Annotations(NamedTuple):
-    """One split: I pictures by file name and their M objects, sorted by picture."""
+    """One split: I images by file name and their M objects, sorted by image."""
 
     file: Path
     image_root: Path
@@ -49,7 +50,7 @@ class Annotations(NamedTuple):
     image_ids: np.ndarray  # (I,) int64
     file_names: np.ndarray  # (I,) fixed-length bytes, UTF-8
     sizes: np.ndarray  # (I, 2) int64, width and height
-    starts: np.ndarray  # (I + 1,) int64, objects of picture i are [starts[i], starts[i + 1])
+    starts: np.ndarray  # (I + 1,) int64, objects of image i are [starts[i], starts[i + 1])
     boxes: np.ndarray  # (M, 4) float64, x y width height in pixels, as written
     labels: np.ndarray  # (M,) int64, index into categories; -1 for a category that the model does not know
     area: np.ndarray  # (M,) float64
@@ -57,19 +58,19 @@ class Annotations(NamedTuple):
     notes: list[str]  # what a user should know: objects that training leaves out, unknown classes
 
     def path(self, index: int) -> Path:
-        """The picture's file."""
+        """The image's file."""
         return self.image_root / os.fsdecode(self.file_names[index])
 
     def objects(self, index: int) -> slice:
-        """Which rows of boxes, labels, area and crowd belong to a picture."""
+        """Which rows of boxes, labels, area and crowd belong to an image."""
         return slice(int(self.starts[index]), int(self.starts[index + 1]))
 
     def owners(self) -> np.ndarray:
-        """The picture of each object, (M,)."""
+        """The image of each object, (M,)."""
         return np.repeat(np.arange(len(self.image_ids)), np.diff(self.starts))
 
     def trainable(self, min_size: float = 0.0) -> np.ndarray:
-        """Which objects can be learned from, (M,) bool: known, not a crowd, and enough of it within the picture."""
+        """Which objects can be learned from, (M,) bool: known, not a crowd, and enough of it within the image."""
         sides = seen_sides(self.boxes, self.sizes[self.owners()])
         return (self.labels >= 0) & ~self.crowd & ((sides > 0) & (sides >= min_size)).all(1)
 
@@ -104,6 +105,7 @@ def survey_annotations(
     report_orphans(table, config, findings)
     table, root = present_files(safe_names(table, findings), split, config, findings)
     table, starts = sort_by_file(drop_orphans(known_sizes(table, root, config, findings)))
+    table = clean_names(table, findings)
     table = merge_names(table, findings) if categories is None else match_categories(table, categories)
     check_boxes(table, root, config, findings)
     used = set(np.unique(table.category_ids).tolist())

@@ -1,4 +1,4 @@
-"""Pictures of unlike size as one tensor."""
+"""Images of unlike size as one tensor."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,20 +10,20 @@ from ..structures import Target
 
 
 class Sample(NamedTuple):
-    """One picture as the loader gives it."""
+    """One image as the loader gives it."""
 
     image: Tensor  # (3, h, w) uint8
     target: Target
     index: int  # in the annotations
-    size: tuple[int, int]  # height and width of the picture as it is on disk, upright
-    problem: str | None = None  # why another picture had to take its place
+    size: tuple[int, int]  # height and width of the image as it is on disk, upright
+    problem: str | None = None  # why another image had to take its place
 
 
 class Batch(NamedTuple):
-    """B pictures, padded at right and bottom to the largest height and width."""
+    """B images, padded at right and bottom to the largest height and width."""
 
     images: Tensor  # (B, 3, H, W) uint8, or float once normalised
-    padding: Tensor  # (B, H, W) bool, True outside the picture
+    padding: Tensor  # (B, H, W) bool, True outside the image
     targets: list[Target]
     indices: list[int]
     sizes: list[tuple[int, int]]
@@ -34,7 +34,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Pad and stack."""
     height = max(s.image.shape[-2] for s in samples)
     width = max(s.image.shape[-1] for s in samples)
-    images = torch.empty(len(samples), height, width, 3, dtype=torch.uint8)  # colours last, as pictures have them
+    images = torch.empty(len(samples), height, width, 3, dtype=torch.uint8)  # colours last, as images have them
     padding = torch.ones(len(samples), height, width, dtype=torch.bool)
     for i, sample in enumerate(samples):
         h, w = sample.image.shape[-2:]

@@ -12,8 +12,9 @@ import numpy as np
 from .. import __version__
 from ..config import DataConfig
 from ..errors import DataError
+from ..words import counted
 from .annotations import Annotations, Category, choose_images, read_annotations
-from .check.scan import check_cut, check_sizes, look_at
+from .check.scan import check_cut, check_sizes, scan_images
 from .findings import Findings
 from .formats.layout import find_layout
 from .holdout import hold_out
@@ -23,7 +24,7 @@ MOST_HEADERS = 20_000  # that are read before a training; 5,000 take a second
 
 
 class DataSet(NamedTuple):
-    """Training pictures, those to evaluate on, and what a user should know."""
+    """Training images, those to evaluate on, and what a user should know."""
 
     source: str  # in words
     train: Annotations
@@ -32,7 +33,7 @@ class DataSet(NamedTuple):
 
 
 def open_dataset(config: DataConfig) -> DataSet:
-    """Find and read a data set; an empty path means drawn pictures.
+    """Find and read a data set; an empty path means drawn images.
 
     Raises:
         DataError: the folder or its annotations cannot be used, or there is nothing to learn.
@@ -43,7 +44,7 @@ def open_dataset(config: DataConfig) -> DataSet:
         raise DataError(f"{folder} has {layout.gap}", code="DATA-SPLIT", where=folder)
     train = read_annotations(layout.train, config=config)
     if not train.trainable(config.min_box_size).any():
-        what = f"{train.file} has {len(train.image_ids)} pictures and no object to learn from"
+        what = f"{train.file} has {counted(len(train.image_ids), 'image')} and no object to learn from"
         raise DataError(what, code="DATA-NOTHING", where=train.file)
     notes = [f"{train.file.name}: {note}" for note in (*train.notes, *_check_images(train, config))]
     if layout.val is None and config.val_fraction:
@@ -57,7 +58,7 @@ def open_dataset(config: DataConfig) -> DataSet:
             notes.append(f"{folder} has a validation split; data.val_fraction is not used")
         val = read_annotations(layout.val, train.categories, config)
         notes += [f"{val.file.name}: {note}" for note in val.notes]
-    where = f"{folder} ({layout.kind} layout)" if config.path else f"pictures drawn by `dino sample-data`, in {folder}"
+    where = f"{folder} ({layout.kind} layout)" if config.path else f"images drawn by `dino sample-data`, in {folder}"
     return DataSet(where, train, val, notes)
 
 
@@ -70,7 +71,7 @@ def _check_images(train: Annotations, config: DataConfig) -> list[str]:
     count = len(train.image_ids)
     indices = np.unique(np.linspace(0, count - 1, min(count, MOST_HEADERS)).round().astype(int)).tolist()
     findings = Findings(train.file)
-    facts = list(look_at(train, config, False, indices))
+    facts = list(scan_images(train, config, False, indices))
     check_sizes(train, facts, findings)
     check_cut(train, facts, findings)
     findings.stop()
@@ -85,7 +86,7 @@ def open_split(config: DataConfig, split: str, categories: Sequence[Category] | 
     """
     folder = Path(config.path) if config.path else sample_folder(config.sample_images)
     layout = find_layout(folder, config.follow_symlinks)
-    splits = layout.splits()
+    splits = layout.splits() | ({"test": layout.val} if layout.val_is_test and layout.val else {})
     if layout.val is None and layout.trainable and config.val_fraction and split in ("train", "val"):
         train, val = hold_out(read_annotations(layout.train, config=config), config)
         chosen = {"train": train, "val": val}[split]
@@ -102,7 +103,7 @@ def open_split(config: DataConfig, split: str, categories: Sequence[Category] | 
 
 
 def sample_folder(num_images: int) -> Path:
-    """Where the drawn pictures are kept; they are drawn when they are first needed."""
+    """Where the drawn images are kept; they are drawn when they are first needed."""
     folder = _cache_folder() / f"sample-data-{__version__}-{num_images}"
     finished = folder / "annotations" / "instances_train2017.json"
     if not finished.is_file():

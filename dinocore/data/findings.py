@@ -19,9 +19,9 @@ class Place(NamedTuple):
     """One offender: what to call it, and what to draw of it."""
 
     text: str
-    picture: Path | None = None
-    boxes: Sequence[Sequence[float]] = ()  # x y width height in pixels of the upright picture
-    other: Path | None = None  # a picture to lay beside it
+    image: Path | None = None
+    boxes: Sequence[Sequence[float]] = ()  # x y width height in pixels of the upright image
+    other: Path | None = None  # an image to lay beside it
 
 
 class Finding(NamedTuple):

@@ -6,7 +6,7 @@ from ..config import DataConfig
 from ..errors import DataError
 from .annotations import Annotations, choose_images
 from .check.duplicates import Shown, near_pairs, same_files
-from .check.scan import look_at
+from .check.scan import scan_images
 
 SEED = 0  # the same images are held out whenever the same data are read
 
@@ -31,7 +31,7 @@ def hold_out(annotations: Annotations, config: DataConfig) -> tuple[Annotations,
 
 def image_groups(annotations: Annotations, config: DataConfig) -> list[list[int]]:
     """Rows of images that show the same, each row in one group."""
-    facts = list(look_at(annotations, config, decode=True))
+    facts = list(scan_images(annotations, config, decode=True))
     shown = [Shown(str(facts[i].index), annotations.path(facts[i].index)) for i in range(len(facts))]
     parent = list(range(len(annotations.image_ids)))
 

@@ -1,4 +1,4 @@
-"""From a picture file to upright 8-bit RGB, whatever the file holds."""
+"""From an image file to upright 8-bit RGB, whatever the file holds."""
 
 import io
 import logging
@@ -53,21 +53,21 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # else it prints abo
 
 
 class Decoded(NamedTuple):
-    """An upright RGB picture in its own size, or smaller where that was enough."""
+    """An upright RGB image in its own size, or smaller where that was enough."""
 
     image: Image.Image
-    size: tuple[int, int]  # width and height of the file's picture
+    size: tuple[int, int]  # width and height of the file's image
     frame: tuple[float, float, float, float]  # where it lies in `image`: left, top, right, bottom; see `read_reduced`
 
 
 def read_image(path: Path, config: DataConfig) -> Image.Image:
-    """Decode a picture: first frame, EXIF orientation applied, transparency over white, 16 bits scaled to 8.
+    """Decode an image: first frame, EXIF orientation applied, transparency over white, 16 bits scaled to 8.
 
     Args:
         config: its max_pixels, exif and depth.
 
     Raises:
-        DataError: the file is missing, is not a picture, is damaged, or has more pixels than are allowed.
+        DataError: the file is missing, is not an image, is damaged, or has more pixels than are allowed.
     """
     with _opened(path, config.max_pixels) as image, _damage_named(path):
         return loaded_rgb(image, config)
@@ -85,7 +85,7 @@ def decode_image(content: bytes, config: DataConfig) -> Image.Image:
         try:
             image = Image.open(io.BytesIO(content), formats=FORMATS)
         except UnidentifiedImageError:
-            raise _problem(f"it is not a picture in a known format ({', '.join(FORMATS)})", "FORMAT", path) from None
+            raise _problem(f"it is not an image in a known format ({', '.join(FORMATS)})", "FORMAT", path) from None
         except Image.DecompressionBombError as error:
             raise _problem(f"it was not decoded: {error}", "LARGE", path) from None
         except DAMAGE as error:
@@ -95,21 +95,21 @@ def decode_image(content: bytes, config: DataConfig) -> Image.Image:
             return loaded_rgb(image, config)
 
 
-def read_reduced(path: Path, config: DataConfig, enough: tuple[int, int]) -> Decoded:
-    """As `read_image`, but a JPEG at 1/2, 1/4 or 1/8 of its size where that is no less than `enough`.
+def read_reduced(path: Path, config: DataConfig, min_decode_size: tuple[int, int]) -> Decoded:
+    """As `read_image`, but a JPEG at 1/2, 1/4 or 1/8 of its size where that is no less than `min_decode_size`.
 
-    The decoder makes 1001 pixels by 1/2 into 501: only half of the last one belongs to the picture, so that the frame
-    ends at 500.5, or, if the picture was then turned, begins at 0.5.
+    The decoder makes 1001 pixels by 1/2 into 501: only half of the last one belongs to the image, so that the frame
+    ends at 500.5, or, if the image was then turned, begins at 0.5.
 
     Args:
-        enough: width and height of the upright picture.
+        min_decode_size: width and height of the upright image.
 
     Raises:
         DataError: as for `read_image`.
     """
     with _opened(path, config.max_pixels) as image, _damage_named(path):
         size, orientation = image.size, _orientation(image, config.exif) if isinstance(image, JpegImageFile) else 1
-        reduced = image.draft(None, _swapped(enough, orientation))  # None: not a JPEG
+        reduced = image.draft(None, _swapped(min_decode_size, orientation))  # None: not a JPEG
         upright = loaded_rgb(image, config)
         if reduced is None:
             return Decoded(upright, upright.size, (0, 0, *upright.size))
@@ -183,26 +183,35 @@ def share_of_rows(path: Path, config: DataConfig) -> float:
 
 
 def image_size(path: Path, config: DataConfig) -> tuple[int, int]:
-    """Width and height of the picture as `read_image` gives it, from the file's header.
+    """Width and height of the image as `read_image` gives it, from the file's header.
 
     Raises:
         DataError: as for `read_image`, but damage behind the header goes unnoticed.
     """
-    return glance(path, config)[0]
+    return read_header(path, config).size
 
 
-def glance(path: Path, config: DataConfig) -> tuple[tuple[int, int], int]:
-    """Width and height as `image_size` gives them, and how many pictures the file holds, from the file's header.
+class Header(NamedTuple):
+    """What a file's header says."""
+
+    size: tuple[int, int]  # width and height of the upright image
+    frames: int  # images in the file
+    turned: int  # EXIF's orientation, 1 to 8, if it is applied; 5 and more swap width and height
+
+
+def read_header(path: Path, config: DataConfig) -> Header:
+    """A file's header, with the size that `read_image` gives.
 
     Raises:
         DataError: as for `image_size`.
     """
     with _opened(path, config.max_pixels) as image:
-        size = _swapped(image.size, _orientation(image, config.exif))
+        turned = _orientation(image, config.exif)
+        size = _swapped(image.size, turned)
         try:
-            return size, getattr(image, "n_frames", 1)
+            return Header(size, getattr(image, "n_frames", 1), turned)
         except DAMAGE:  # in a later one
-            return size, 1
+            return Header(size, 1, turned)
 
 
 @contextmanager
@@ -216,7 +225,7 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
-    """A picture whose header is read, within our limits and without Pillow's warnings about size and metadata."""
+    """An image whose header is read, within our limits and without Pillow's warnings about size and metadata."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with _open(path, max_pixels) as image:
@@ -229,13 +238,13 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
             raise _problem(f"{path} is not a regular file", "FORMAT", path)
         image = Image.open(path, formats=FORMATS)
     except FileNotFoundError:
-        raise _problem(f"there is no picture {path}", "MISSING", path) from None
+        raise _problem(f"there is no image {path}", "MISSING", path) from None
     except UnidentifiedImageError:
         known, film = ", ".join(FORMATS), path.suffix.lower() in VIDEOS
         fix = f"make images of a video first: ffmpeg -i {path} frame-%05d.jpg" if film else ""
         if path.suffix.lower() in IMAGE_SUFFIXES - SUFFIXES:
             fix = f"convert it first: magick {path} {path.with_suffix('.jpg')}"
-        raise _problem(f"{path} is not a picture in a known format ({known})", "FORMAT", path, fix) from None
+        raise _problem(f"{path} is not an image in a known format ({known})", "FORMAT", path, fix) from None
     except Image.DecompressionBombError as error:
         raise _problem(f"{path} was not decoded: {error}", "LARGE", path) from None
     except DAMAGE as error:
@@ -252,7 +261,7 @@ def _check_header(image: Image.Image, path: Path, max_pixels: int) -> None:
     if image.width * image.height > max_pixels:
         image.close()
         what = f"{path} has {image.width} x {image.height} pixels, more than data.max_pixels = {max_pixels}"
-        trust = "raise it with --set data.max_pixels=N if the picture is to be trusted"
+        trust = "raise it with --set data.max_pixels=N if the image is to be trusted"
         raise _problem(what, "LARGE", path, trust)
 
 
@@ -283,7 +292,7 @@ def _orientation(image: Image.Image, exif: bool) -> int:
 
 
 def _swapped(sides: tuple[Side, Side], orientation: int) -> tuple[Side, Side]:
-    """Width and height as stored to those of the upright picture, or back."""
+    """Width and height as stored to those of the upright image, or back."""
     return (sides[1], sides[0]) if orientation >= 5 else sides
 
 

@@ -1,4 +1,4 @@
-"""From annotations to batches. What a picture looks like depends on (seed, epoch, index) and on nothing else."""
+"""From annotations to batches. What an image looks like depends on (seed, epoch, index) and on nothing else."""
 
 import os
 import signal
@@ -17,13 +17,13 @@ from ..system.parent import LEFT_TO_THE_PARENT, leave_signals_to_the_parent
 from .annotations import Annotations
 from .batch import Batch, Sample, collate
 from .images import read_image, read_reduced
-from .transforms import Picture, apply, as_picture, as_target, draw, resize, to_tensor
+from .transforms import AnnotatedImage, annotated_image, apply, as_target, draw, resize, to_tensor
 
-MOST_REPLACEMENTS = 10  # pictures in a row that cannot be read
+MOST_REPLACEMENTS = 10  # images in a row that cannot be read
 
 
-class TrainingPictures(Dataset):
-    """Augmented pictures; an item is asked for as (epoch, index)."""
+class TrainingImages(Dataset):
+    """Augmented images; an item is asked for as (epoch, index)."""
 
     def __init__(self, annotations: Annotations, config: DataConfig, seed: int):
         self.annotations = annotations
@@ -32,7 +32,7 @@ class TrainingPictures(Dataset):
         self.usable = annotations.trainable(config.min_box_size)
 
     def __getitem__(self, item: tuple[int, int]) -> Sample:
-        """The picture, or, where it cannot be read, the next one that can."""
+        """The image, or, where it cannot be read, the next one that can."""
         epoch, index = item
         problem = None
         for step in range(MOST_REPLACEMENTS):
@@ -41,14 +41,14 @@ class TrainingPictures(Dataset):
                 return self._read(epoch, at)._replace(problem=problem)
             except DataError as error:
                 problem = problem or str(error)
-            except Exception as error:  # a bug of ours, or a picture beyond imagination: which one it was, at least
+            except Exception as error:  # a bug of ours, or an image beyond imagination: which one it was, at least
                 where = f"{self.annotations.path(at)} (number {at}, epoch {epoch})"
                 said = " ".join(str(error).split())
                 raise DataError(
-                    f"reading {where} failed: {type(error).__name__}: {said}; take the picture out of the annotations "
+                    f"reading {where} failed: {type(error).__name__}: {said}; take the image out of the annotations "
                     "to go on, and please report it"
                 ) from error
-        raise DataError(f"{MOST_REPLACEMENTS} pictures in a row cannot be read; the first: {problem}",
+        raise DataError(f"{MOST_REPLACEMENTS} images in a row cannot be read; the first: {problem}",
                         code="DATA-IMAGE-DAMAGED", fix="find them with `dino check-data DIR --decode`")  # fmt: skip
 
     def _read(self, epoch: int, index: int) -> Sample:
@@ -56,18 +56,18 @@ class TrainingPictures(Dataset):
         noise_seed = int(rng.integers(2**62))
         width, height = self.annotations.sizes[index].tolist()
         plan = draw((height, width), self.config, rng)
-        decoded = read_reduced(self.annotations.path(index), self.config, plan.enough())
+        decoded = read_reduced(self.annotations.path(index), self.config, plan.min_decode_size())
         check_size(self.annotations, index, decoded.size)
         boxes, labels = _objects(self.annotations, index, self.usable)
         left, top, right, bottom = decoded.frame
         scale = torch.tensor([(right - left) / width, (bottom - top) / height] * 2)
         boxes = boxes * scale + torch.tensor([left, top] * 2)  # pixels of the decoded image
-        picture = apply(plan, as_picture(to_tensor(decoded.image), boxes, labels), decoded.frame)
-        return Sample(picture[0].as_subclass(Tensor), as_target(picture, noise_seed), index, (height, width))
+        annotated = apply(plan, annotated_image(to_tensor(decoded.image), boxes, labels), decoded.frame)
+        return Sample(annotated[0].as_subclass(Tensor), as_target(annotated, noise_seed), index, (height, width))
 
 
-class EvaluationPictures(Dataset):
-    """Pictures resized to one scale, in the order of the annotations."""
+class EvaluationImages(Dataset):
+    """Images resized to one scale, in the order of the annotations."""
 
     def __init__(self, annotations: Annotations, config: DataConfig):
         self.annotations = annotations
@@ -78,30 +78,30 @@ class EvaluationPictures(Dataset):
         return len(self.annotations.image_ids)
 
     def __getitem__(self, index: int) -> Sample | str:
-        """The picture, or why it cannot be read."""
+        """The image, or why it cannot be read."""
         try:
-            picture = load_picture(self.annotations, index, self.config, self.usable)
+            annotated = load_annotated(self.annotations, index, self.config, self.usable)
         except DataError as error:
             return str(error)
-        height, width = picture[0].shape[-2:]
-        picture = resize(picture, self.config.eval_scale, self.config.max_size)
-        return Sample(picture[0].as_subclass(Tensor), as_target(picture), index, (height, width))
+        height, width = annotated[0].shape[-2:]
+        annotated = resize(annotated, self.config.eval_scale, self.config.max_size)
+        return Sample(annotated[0].as_subclass(Tensor), as_target(annotated), index, (height, width))
 
 
-def load_picture(annotations: Annotations, index: int, config: DataConfig, usable: np.ndarray) -> Picture:
-    """A picture and those of its objects that are usable, clipped to it, as torchvision's tensors.
+def load_annotated(annotations: Annotations, index: int, config: DataConfig, usable: np.ndarray) -> AnnotatedImage:
+    """An image and those of its objects that are usable, clipped to it, as torchvision's tensors.
 
     Raises:
-        DataError: the picture cannot be read, or is not as large as the annotations say.
+        DataError: the image cannot be read, or is not as large as the annotations say.
     """
     image = read_image(annotations.path(index), config)
     check_size(annotations, index, image.size)
     boxes, labels = _objects(annotations, index, usable)
-    return as_picture(to_tensor(image), boxes, labels)
+    return annotated_image(to_tensor(image), boxes, labels)
 
 
 def check_size(annotations: Annotations, index: int, size: tuple[int, int]) -> None:
-    """Refuse a picture whose size, (width, height), is not what the annotations say.
+    """Refuse an image whose size, (width, height), is not what the annotations say.
 
     Raises:
         DataError: naming both sizes.
@@ -116,7 +116,7 @@ def check_size(annotations: Annotations, index: int, size: tuple[int, int]) -> N
 
 
 def _objects(annotations: Annotations, index: int, usable: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Usable boxes of a picture, clipped to it, (T, 4) xyxy in pixels, and their labels (T,)."""
+    """Usable boxes of an image, clipped to it, (T, 4) xyxy in pixels, and their labels (T,)."""
     rows = annotations.objects(index)
     keep = usable[rows]
     boxes = annotations.boxes[rows][keep]  # a copy
@@ -145,7 +145,7 @@ WHOLE = Part()
 
 
 class Steps:
-    """For each optimizer step from `start` to `end`, this process's pictures of its batch as (epoch, index)."""
+    """For each optimizer step from `start` to `end`, this process's images of its batch as (epoch, index)."""
 
     def __init__(self, num_images: int, batch_size: int, seed: int, start: int, end: int, part: Part = WHOLE):
         self.num_images = num_images
@@ -187,26 +187,26 @@ def training_steps(
     annotations: Annotations, config: Config, chunk: int, start: int, end: int, part: Part = WHOLE
 ) -> DataLoader:
     """Yields, for each optimizer step, its batches; workers live as long as the run."""
-    pictures = TrainingPictures(annotations, config.data, config.train.seed)
+    images = TrainingImages(annotations, config.data, config.train.seed)
     steps = Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, end, part)
-    return DataLoader(pictures, batch_sampler=steps, collate_fn=Chunks(chunk), **_workers(config.data))
+    return DataLoader(images, batch_sampler=steps, collate_fn=Chunks(chunk), **_workers(config.data))
 
 
 def evaluation_batches(
     annotations: Annotations, config: DataConfig, batch_size: int = 1, part: Part = WHOLE
 ) -> DataLoader:
-    """Yields a Batch of the pictures that can be read, and why the others can't; every so many, if they are shared."""
-    pictures = EvaluationPictures(annotations, config)
+    """Yields a Batch of the images that can be read, and why the others can't; every so many, if they are shared."""
+    images = EvaluationImages(annotations, config)
     return DataLoader(
-        pictures,
+        images,
         batch_size=batch_size,
-        sampler=range(part.rank, len(pictures), part.size),
+        sampler=range(part.rank, len(images), part.size),
         collate_fn=_collate_readable,
         **_workers(config),
     )
 
 
-def begun(loader: DataLoader) -> Iterator:
+def start_workers(loader: DataLoader) -> Iterator:
     """Start the loader's processes; a signal meanwhile waits, so that none of them meets it unprepared.
 
     PyTorch's handler of SIGCHLD is taken away: it raises wherever the program happens to be when one of them dies. The
@@ -229,7 +229,7 @@ def _collate_readable(items: Sequence[Sample | str]) -> tuple[Batch | None, list
 
 
 def num_workers(config: DataConfig) -> int:
-    """Processes that read pictures."""
+    """Processes that read images."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     spare = max(1, (os.cpu_count() or 2) // processes - 1)
     return min(4, spare) if config.workers == "auto" else config.workers

@@ -1,4 +1,4 @@
-"""Where the annotations and pictures of a split are, what they say, and which files may be opened."""
+"""Where the annotations and images of a split are, what they say, and which files may be opened."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 
 WORDS = {"train": ("train", "training", "trainval"), "val": ("val", "valid", "validation", "validate", "dev"),
          "test": ("test", "testing")}  # what the splits are called in names of files and folders  # fmt: skip
@@ -25,13 +25,13 @@ class Category(NamedTuple):
 
 
 class Split(NamedTuple):
-    """One set of annotations, and where its pictures may be."""
+    """One set of annotations, and where its images may be."""
 
     annotations: Path  # a COCO file, YOLO's data.yaml, or VOC's folder of XML files
     image_roots: list[Path]  # tried in this order
     format: str = "coco"  # or yolo, voc
-    folder: Path | None = None  # nothing outside of it is opened; None: the pictures' own folder
-    listing: tuple[Path, ...] = ()  # YOLO: folders and lists of pictures; VOC: a list of names, or all
+    folder: Path | None = None  # nothing outside of it is opened; None: the images' own folder
+    listing: tuple[Path, ...] = ()  # YOLO: folders and lists of images; VOC: a list of names, or all
     classes: tuple[str, ...] = ()  # YOLO and VOC: their names in order
     first_pixel: int | None = None  # VOC: the number of the first column and row; None: nobody can tell
     keypoints: tuple[int, int] | None = None  # YOLO's kpt_shape: how many each line has, and numbers of each
@@ -43,9 +43,10 @@ class Layout(NamedTuple):
     kind: str
     train: Split  # that of validation where there is none
     val: Split | None  # None: the folder has no split to evaluate on
-    test: Split | None = None  # None too where the test split stands in for validation
+    test: Split | None = None  # see val_is_test
     trainable: bool = True  # False: there is no training split
     missing: str = ""  # why there is no validation split, where the data set names one
+    val_is_test: bool = False  # the test split stands in for validation
 
     def splits(self) -> dict[str, Split]:
         """Those that are there."""
@@ -59,6 +60,15 @@ class Layout(NamedTuple):
             return "no training split"
         why = f" ({self.missing})" if self.missing else ""
         return "" if self.val else f"no validation split{why}; evaluation uses the training images"
+
+
+def check_split(name: str) -> None:
+    """
+    Raises:
+        ConfigError: it is not the name of a split.
+    """
+    if name not in WORDS:
+        raise ConfigError(f"there is no split `{name}`; choose {', '.join(list(WORDS)[:-1])} or {list(WORDS)[-1]}")
 
 
 def split_told_by(name: str) -> str:
@@ -76,10 +86,11 @@ def layout_of(kind: str, made: Mapping[str, Split], missing: str = "") -> Layout
     train, val, test = (made.get(name) for name in ("train", "val", "test"))
     if train is not None and val == train:
         val, missing = None, "`train` and `val` are the same images"
-    if val is None and test != train:
+    val_is_test = val is None and test is not None and test != train
+    if val_is_test:
         val, test = test, None
     first = train or val
-    return Layout(kind, first, val, test, train is not None, missing) if first else None
+    return Layout(kind, first, val, test, train is not None, missing, val_is_test) if first else None
 
 
 def is_hidden(name: str) -> bool:
@@ -106,13 +117,18 @@ def visible_files(folder: Path, suffixes: Container[str], follow_symlinks: bool 
     return sorted(found)
 
 
+def one_line(name: Any) -> str:
+    """A class's name without line breaks and tabs; see `clean_names` for other control characters."""
+    return re.sub("[ \t\r\n]+", " ", str(name)).strip()
+
+
 def clean_name(name: Any) -> str:
     """A class's name as every format can hold it: no control characters, single spaces."""
     return " ".join(CONTROL.sub(" ", str(name)).split())
 
 
 class Table(NamedTuple):
-    """What the files of a split say, each value looked at alone: I pictures, M objects."""
+    """What the files of a split say, each value looked at alone: I images, M objects."""
 
     categories: list[Category]
     headings: frozenset[str]  # names that are another category's supercategory
@@ -125,7 +141,7 @@ class Table(NamedTuple):
     area: np.ndarray  # (M,) float64, NaN where not said
     crowd: np.ndarray  # (M,) bool
     name: Callable[[int], str]  # what to call an object
-    in_shares: bool = False  # boxes are shares of the picture
+    in_shares: bool = False  # boxes are shares of the image
 
     def objects(self, keep: np.ndarray) -> "Table":
         """Only those objects, given as a mask or as indices."""
@@ -136,7 +152,7 @@ class Table(NamedTuple):
         )  # fmt: skip
 
     def images(self, keep: np.ndarray) -> "Table":
-        """Only those pictures, given as a mask or as indices."""
+        """Only those images, given as a mask or as indices."""
         rows = np.arange(len(self.file_names))[keep]
         names = [self.file_names[i] for i in rows.tolist()]
         return self._replace(image_ids=self.image_ids[rows], file_names=names, sizes=self.sizes[rows])
@@ -153,7 +169,13 @@ def stays_inside(name: str) -> bool:
     return not absolute and ".." not in path.parts and "\0" not in name and bool(path.parts)
 
 
-class Fence:
+def tails(name: str) -> list[str]:
+    """A path, and what is left of it without its first parts, longest first; they lead nowhere but down."""
+    parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("..", "/")]
+    return ["/".join(parts[n:]) for n in range(len(parts))]
+
+
+class PathGuard:
     """Which files may be opened: regular ones whose true place is within a folder. Looks at names, opens nothing."""
 
     def __init__(self, folder: Path, follow_symlinks: bool):

@@ -1,4 +1,4 @@
-"""What happens to a picture and its boxes before the model sees them: augmentation, DETR's by default, or resizing.
+"""What happens to an image and its boxes before the model sees them: augmentation, DETR's by default, or resizing.
 
 Every random choice comes from the generator that is passed in.
 Sources: DETR, `datasets/coco.py` (https://arxiv.org/abs/2005.12872, appendix A.4); large-scale jitter,
@@ -21,15 +21,16 @@ from ..boxes import to_cxcywh
 from ..config import DataConfig
 from ..structures import Target
 
-Picture = tuple[tv_tensors.Image, tv_tensors.BoundingBoxes, Tensor]  # image (3, H, W), boxes (T, 4) xyxy, labels (T,)
+# an image (3, H, W), its boxes (T, 4) xyxy, and their labels (T,)
+AnnotatedImage = tuple[tv_tensors.Image, tv_tensors.BoundingBoxes, Tensor]
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """An RGB picture as (3, H, W) uint8."""
+    """An RGB image as (3, H, W) uint8."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def as_picture(image: Tensor, boxes_xyxy: Tensor, labels: Tensor) -> Picture:
+def annotated_image(image: Tensor, boxes_xyxy: Tensor, labels: Tensor) -> AnnotatedImage:
     """Tell torchvision which tensor is an image and which are its boxes, in pixels."""
     image = tv_tensors.Image(image)
     height, width = image.shape[-2:]
@@ -40,23 +41,23 @@ def as_picture(image: Tensor, boxes_xyxy: Tensor, labels: Tensor) -> Picture:
 
 
 class Plan(NamedTuple):
-    """What was drawn for one picture, before its pixels are known."""
+    """What was drawn for one image, before its pixels are known."""
 
-    region: tuple[float, float, float, float]  # what is cut out: left, top, right, bottom as shares of the picture
+    region: tuple[float, float, float, float]  # what is cut out: left, top, right, bottom as shares of the image
     size: tuple[int, int]  # height and width to which it is resized
     flip: bool
     vertical_flip: bool
     colors: tuple[float, ...] = ()  # brightness, contrast, saturation, hue; none: as they are
 
-    def enough(self) -> tuple[int, int]:
-        """Width and height of the whole picture at which the region has its final size."""
+    def min_decode_size(self) -> tuple[int, int]:
+        """Width and height of the whole image at which the region has its final size."""
         left, top, right, bottom = self.region
         height, width = self.size
         return math.ceil(width / (right - left)), math.ceil(height / (bottom - top))
 
 
 def draw(size: tuple[int, int], config: DataConfig, rng: np.random.Generator) -> Plan:
-    """The augmentation of a picture of `size` (height, width).
+    """The augmentation of an image of `size` (height, width).
 
     It is: flip; then scales and crop, or large-scale jitter; then colours. All but colours is one region and one size,
     so the pixels are resampled only once.
@@ -73,7 +74,7 @@ def _draw_detr(
     """DETR's: resize, or resize, cut out a part and resize again."""
     region = (0.0, 0.0, 1.0, 1.0)
     if rng.random() < config.crop_chance:
-        most = 4 * config.max_size  # none in DETR; a picture of 1 x 5000 pixels would become one of 400 x 2,000,000
+        most = 4 * config.max_size  # none in DETR; an image of 1 x 5000 pixels would become one of 400 x 2,000,000
         region, size = _draw_crop(resized(size, _choose(config.crop_scales, rng), most), config.crop_size, rng)
     return region, resized(size, _choose(config.train_scales, rng), config.max_size)
 
@@ -81,7 +82,7 @@ def _draw_detr(
 def _draw_lsj(
     size: tuple[int, int], config: DataConfig, rng: np.random.Generator
 ) -> tuple[tuple[float, float, float, float], tuple[int, int]]:
-    """Large-scale jitter: fit the picture into a random multiple of a square, and cut the square out of it."""
+    """Large-scale jitter: fit the image into a random multiple of a square, and cut the square out of it."""
     factor = rng.uniform(*config.lsj_scales) * config.lsj_size / max(size)
     scaled = max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
     return _draw_crop(scaled, (config.lsj_size, config.lsj_size), rng)
@@ -134,7 +135,7 @@ def _draw_colors(most: tuple[float, float, float, float], rng: np.random.Generat
 def _draw_crop(
     size: tuple[int, int], limits: tuple[int, int], rng: np.random.Generator
 ) -> tuple[tuple[float, float, float, float], tuple[int, int]]:
-    """A random part of a picture, each side between the limits and within the picture: as shares, and its size."""
+    """A random part of an image, each side between the limits and within the image: as shares, and its size."""
     least, most = limits
     height, width = size
     new_width = int(rng.integers(min(least, width), min(width, most) + 1))
@@ -145,13 +146,13 @@ def _draw_crop(
     return region, (new_height, new_width)
 
 
-def apply(plan: Plan, picture: Picture, frame: Sequence[float]) -> Picture:
+def apply(plan: Plan, annotated: AnnotatedImage, frame: Sequence[float]) -> AnnotatedImage:
     """Cut, resize and flip; objects outside the region are dropped and the others are clipped to it.
 
     Args:
         frame: what the plan's shares are of: left, top, right, bottom in pixels of the image, all of it or nearly so.
     """
-    image, boxes, labels = picture
+    image, boxes, labels = annotated
     left, right = _whole_pixels(plan.region[0::2], frame[0::2], image.shape[-1])
     top, bottom = _whole_pixels(plan.region[1::2], frame[1::2], image.shape[-2])
     height, width = plan.size
@@ -160,10 +161,10 @@ def apply(plan: Plan, picture: Picture, frame: Sequence[float]) -> Picture:
     boxes = (boxes.as_subclass(Tensor) - torch.tensor([left, top] * 2)) * scale
     boxes = boxes.clamp(torch.zeros(4), torch.tensor([width, height] * 2))  # (T, 4)
     seen = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    picture = as_picture(_recolor(image, plan.colors), boxes[seen], labels[seen])
+    annotated = annotated_image(_recolor(image, plan.colors), boxes[seen], labels[seen])
     if plan.flip:
-        picture = _on_both(F.horizontal_flip, picture)
-    return _on_both(F.vertical_flip, picture) if plan.vertical_flip else picture
+        annotated = _on_both(F.horizontal_flip, annotated)
+    return _on_both(F.vertical_flip, annotated) if plan.vertical_flip else annotated
 
 
 def _recolor(image: Tensor, colors: tuple[float, ...]) -> Tensor:
@@ -181,10 +182,10 @@ def _whole_pixels(shares: Sequence[float], frame: Sequence[float], length: int) 
     return begin, min(max(end, begin + 1), length)
 
 
-def resize(picture: Picture, short: int, max_size: int | None) -> Picture:
+def resize(annotated: AnnotatedImage, short: int, max_size: int | None) -> AnnotatedImage:
     """Bring the short side to `short`, or to less where the long side would exceed `max_size`."""
-    size = resized(picture[0].shape[-2:], short, max_size)
-    return _on_both(partial(F.resize, size=list(size), antialias=True), picture)
+    size = resized(annotated[0].shape[-2:], short, max_size)
+    return _on_both(partial(F.resize, size=list(size), antialias=True), annotated)
 
 
 def resized(size: Sequence[int], short: int, max_size: int | None) -> tuple[int, int]:
@@ -199,9 +200,9 @@ def resized(size: Sequence[int], short: int, max_size: int | None) -> tuple[int,
     return (short, long) if height <= width else (long, short)
 
 
-def as_target(picture: Picture, seed: int | None = None) -> Target:
-    """Boxes in pixels to shares of the picture."""
-    image, boxes, labels = picture
+def as_target(annotated: AnnotatedImage, seed: int | None = None) -> Target:
+    """Boxes in pixels to shares of the image."""
+    image, boxes, labels = annotated
     height, width = image.shape[-2:]
     scale = torch.tensor([width, height, width, height], dtype=torch.float32)
     return Target(labels, to_cxcywh(boxes.as_subclass(Tensor).float() / scale), seed)
@@ -211,6 +212,6 @@ def _choose(values: Sequence[int], rng: np.random.Generator) -> int:
     return int(values[int(rng.integers(len(values)))])
 
 
-def _on_both(transform: Callable[[Tensor], Any], picture: Picture) -> Picture:
-    image, boxes, labels = picture
+def _on_both(transform: Callable[[Tensor], Any], annotated: AnnotatedImage) -> AnnotatedImage:
+    image, boxes, labels = annotated
     return transform(image), transform(boxes), labels

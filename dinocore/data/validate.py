@@ -1,4 +1,4 @@
-"""Compares what a Table says: ids, names and files, boxes and pictures. What is at fault is left out."""
+"""Compares what a Table says: ids, names and files, boxes and images. What is at fault is left out."""
 
 import os
 import unicodedata
@@ -13,17 +13,17 @@ from ..error_codes import ERROR, WARNING
 from ..errors import DataError
 from ..words import counted
 from .findings import KEPT, Findings, Place, short_box
-from .images import IMAGE_SUFFIXES, image_size
-from .split import Category, Fence, Split, Table, stays_inside, visible_files
+from .images import IMAGE_SUFFIXES, read_header
+from .split import CONTROL, Category, PathGuard, Split, Table, clean_name, stays_inside, visible_files
 
-HUGE = 10  # times the side of its picture: such a box is a slip
+HUGE = 10  # times the side of its image: such a box is a slip
 MIN_EVIDENCE = 10  # boxes, before a file is said to mean another format
 MAX_FLAT = 2  # boxes without a size that are slips in a set however small
 SAMPLE = 50  # names that are looked for to tell the folder of images
 
 
 def unique_ids(table: Table, findings: Findings) -> Table:
-    """Of pictures and categories with one id, the first."""
+    """Of images and categories with one id, the first."""
     for ids, name in ((table.image_ids, "images"), (np.array([c.id for c in table.categories]), "categories")):
         values, counts = np.unique(ids, return_counts=True)
         twice = values[counts > 1].tolist()
@@ -34,11 +34,11 @@ def unique_ids(table: Table, findings: Findings) -> Table:
 
 
 def safe_names(table: Table, findings: Findings) -> Table:
-    """Pictures whose names lead out of the folder are left out; the others' names are made plain."""
+    """Images whose names lead out of the folder are left out; the others' names are made plain."""
     names = [name.replace("\\", "/") for name in table.file_names]
     good = np.array([stays_inside(name) for name in names], dtype=bool)
     wrong = [Place(f"image {table.image_ids[i]}: {table.file_names[i][:60]!r}") for i in np.flatnonzero(~good).tolist()]
-    findings.add("DATA-PATH-ESCAPE", "`file_name` that is no file name or leads out of the picture folder", wrong)
+    findings.add("DATA-PATH-ESCAPE", "`file_name` that is no file name or leads out of the image folder", wrong)
     plain = [str(PurePosixPath(name)) for name in names]
     seen: dict[str, list[int]] = {}
     for i in np.flatnonzero(good).tolist():
@@ -61,8 +61,8 @@ def present_files(table: Table, split: Split, config: DataConfig, findings: Find
     if root is None:
         tried = ", ".join(str(root) for root in split.image_roots)
         findings.fail("DATA-IMAGE-MISSING", f"its images, such as {table.file_names[0][:300]}, are in none of {tried}")
-    fence = Fence(split.folder or root, config.follow_symlinks)
-    found = [fence.look(f"{root}/{name}") for name in table.file_names]
+    guard = PathGuard(split.folder or root, config.follow_symlinks)
+    found = [guard.look(f"{root}/{name}") for name in table.file_names]
     missing = [i for i, state in enumerate(found) if state == "missing"]
     if missing and (similar := _similar_names(table.file_names, missing, root, config.follow_symlinks)):
         names = [similar.get(i, name) for i, name in enumerate(table.file_names)]
@@ -126,14 +126,16 @@ def known_sizes(table: Table, root: Path, config: DataConfig, findings: Findings
     """Sizes that are not said are read from the files; what cannot be read is left out. Shares become pixels."""
     sizes = table.sizes.copy()
     bad: dict[int, str] = {}
+    turned = np.ones(len(sizes), np.int64)
     for i in np.flatnonzero((sizes == 0).any(1)).tolist():
         try:
-            sizes[i] = image_size(root / table.file_names[i], config)
+            sizes[i], _, turned[i] = read_header(root / table.file_names[i], config)
         except DataError as error:
             bad[i] = error.what
-            findings.add(error.code, "pictures without a size in the annotations, or in themselves",
+            findings.add(error.code, "images without a size in the annotations, or in themselves",
                          [Place(error.what, root / table.file_names[i])])  # fmt: skip
     table = table._replace(sizes=sizes)
+    check_turned(table, turned, root, findings)
     table = table.images(np.array([i not in bad for i in range(len(sizes))], dtype=bool))
     if not table.in_shares:
         return table
@@ -146,14 +148,50 @@ def _in_pixels(shares: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Boxes (M, 4) in pixels; those that six decimals cannot tell from whole pixels are whole pixels."""
     scale = np.tile(sizes, 2)  # (M, 4)
     corners = np.concatenate([shares[:, :2], shares[:, :2] + shares[:, 2:]], 1) * scale
-    whole = np.rint(corners)
-    exact = (np.abs(corners - whole) <= 1e-6 * scale.max(1, keepdims=True)).all(1)
-    corners[exact] = whole[exact]
+    exact = _are_whole(shares, sizes)
+    corners[exact] = np.rint(corners[exact])
     return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
 
 
+def _are_whole(shares: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Which boxes (M, 4), as shares of images (M, 2), have their corners at whole pixels, but for six decimals."""
+    scale = np.tile(sizes, 2)
+    corners = np.concatenate([shares[:, :2], shares[:, :2] + shares[:, 2:]], 1) * scale
+    return (np.abs(corners - np.rint(corners)) <= 1e-6 * scale.max(1, keepdims=True)).all(1)
+
+
+def check_turned(table: Table, turned: np.ndarray, root: Path, findings: Findings) -> None:
+    """Whether boxes of images that EXIF turns, (I,) orientations, were drawn on the pixels as stored.
+
+    Only annotations that say no sizes come here. Tools place corners on whole pixels: boxes whose corners are whole in
+    the stored image and not in the upright one were drawn on the stored one. Where nothing shows it, that is said.
+    """
+    rows = positions(table)
+    own = np.where(rows >= 0, turned[rows], 1) if len(turned) else np.ones(0, np.int64)
+    at = np.flatnonzero(own > 1)
+    if not len(at):
+        return
+    upright = table.sizes[rows[at]].astype(np.float64)
+    stored = np.where(own[at, None] >= 5, upright[:, ::-1], upright)
+    if table.in_shares:
+        fits_upright, fits_stored = (_are_whole(table.boxes[at], sizes) for sizes in (upright, stored))
+    else:
+        ends = table.boxes[at, :2] + table.boxes[at, 2:]
+        fits_upright, fits_stored = ((ends <= sizes + 1).all(1) for sizes in (upright, stored))
+    as_stored, as_upright = (fits_stored & ~fits_upright).sum(), (fits_upright & ~fits_stored).sum()
+    images = np.unique(rows[at]).tolist()
+    places = [Place(table.file_names[i], root / table.file_names[i]) for i in images[:KEPT]]
+    said = f"{counted(len(images), 'image')} with boxes {'is' if len(images) == 1 else 'are'} turned by EXIF, and"
+    if as_stored > as_upright:
+        what = f"{said} {as_stored} of {len(at)} boxes fit the pixels as stored and not the upright image"
+        findings.add("DATA-IMAGE-TURNED", what, places, len(images), ERROR, "set data.exif=false")
+    elif not as_upright:
+        what = f"{said} nothing shows whether the boxes were drawn on the upright image; they are taken so"
+        findings.add("DATA-IMAGE-TURNED", what, places, len(images))
+
+
 def report_orphans(table: Table, config: DataConfig, findings: Findings) -> None:
-    """Objects of pictures and classes that are not there."""
+    """Objects of images and classes that are not there."""
     kinds = np.array([category.id for category in table.categories])
     for ids, known, key, name in ((table.owners, table.image_ids, "image_id", "images"),
                                   (table.category_ids, kinds, "category_id", "categories")):  # fmt: skip
@@ -164,13 +202,13 @@ def report_orphans(table: Table, config: DataConfig, findings: Findings) -> None
 
 
 def drop_orphans(table: Table) -> Table:
-    """Objects whose picture and class are there."""
+    """Objects whose image and class are there."""
     kinds = [category.id for category in table.categories]
     return table.objects(np.isin(table.owners, table.image_ids) & np.isin(table.category_ids, kinds))
 
 
 def sort_by_file(table: Table) -> tuple[Table, np.ndarray]:
-    """Pictures by file name, whatever the format, objects by picture; and where objects begin, (I + 1,)."""
+    """Images by file name, whatever the format, objects by image; and where objects begin, (I + 1,)."""
     table = table.images(np.argsort(np.array([os.fsencode(name) for name in table.file_names]), kind="stable"))
     rows = positions(table)
     starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(table.image_ids)))])
@@ -178,7 +216,7 @@ def sort_by_file(table: Table) -> tuple[Table, np.ndarray]:
 
 
 def positions(table: Table) -> np.ndarray:
-    """The row of each object's picture, (M,); -1 where it is not there."""
+    """The row of each object's image, (M,); -1 where it is not there."""
     if not len(table.image_ids):
         return np.full(len(table.owners), -1)
     order = np.argsort(table.image_ids)
@@ -203,7 +241,7 @@ def check_boxes(table: Table, root: Path, config: DataConfig, findings: Findings
     tiny = ~flat & ~outside & np.any(seen_sides(boxes, sizes) < config.min_box_size, axis=1)
     code = "DATA-BOX-FLAT-MANY" if flat.sum() > max(0.05 * count, MAX_FLAT) else "DATA-BOX-FLAT"
     for kind, which, what in ((code, flat, "have no width or height"),
-                              ("DATA-BOX-OUTSIDE", outside, "lie outside their picture, or are far larger"),
+                              ("DATA-BOX-OUTSIDE", outside, "lie outside their image, or are far larger"),
                               ("DATA-BOX-TINY", tiny, f"are smaller than {config.min_box_size} pixels")):  # fmt: skip
         number = int(which.sum())
         left_out = "" if kind.endswith("MANY") else ", not trained on"
@@ -213,14 +251,14 @@ def check_boxes(table: Table, root: Path, config: DataConfig, findings: Findings
         what = f"{shares.sum()} of {count} boxes lie within [0, 1]"
         findings.add("DATA-BOX-SHARES", what, places(shares), int(shares.sum()))
     beyond = _like_corners(boxes, sizes)
-    what = f"{beyond.sum()} of {count} boxes reach beyond their picture, were they exported as x0 y0 x1 y1?"
+    what = f"{beyond.sum()} of {count} boxes reach beyond their image, were they exported as x0 y0 x1 y1?"
     findings.add("DATA-BOX-CORNERS", what, places(beyond), int(beyond.sum()))
 
 
 def seen_sides(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Width and height of that part of each box (M, 4) that is within its picture (M, 2), at most 0 where none is.
+    """Width and height of that part of each box (M, 4) that is within its image (M, 2), at most 0 where none is.
 
-    A box far larger than its picture shows nothing of it.
+    A box far larger than its image shows nothing of it.
     """
     sides = (boxes[:, :2] + boxes[:, 2:]).clip(max=sizes) - boxes[:, :2].clip(0)
     return np.where((boxes[:, 2:] > HUGE * sizes).any(1, keepdims=True), 0, sides)
@@ -260,6 +298,15 @@ def match_categories(table: Table, known: Sequence[Category]) -> Table:
     return table._replace(categories=[Category(new[c.id], c.name) for c in table.categories], category_ids=ids)
 
 
+def clean_names(table: Table, findings: Findings) -> Table:
+    """Names of classes without control characters, which no terminal obeys and no file of ours holds."""
+    new = [Category(c.id, clean_name(c.name)) for c in table.categories]
+    pairs = zip(table.categories, new, strict=True)
+    dirty = [f"{old.name!a} -> {clean.name}" for old, clean in pairs if CONTROL.search(old.name)]
+    findings.add("DATA-CLASS-CONTROL", "names of classes hold control characters, which are left out", dirty)
+    return table._replace(categories=new, headings=frozenset(map(clean_name, table.headings)))
+
+
 def merge_names(table: Table, findings: Findings) -> Table:
     """Of classes with one name, the first that has objects, or just the first; the objects of the others are its."""
     used = set(np.unique(table.category_ids).tolist())
@@ -282,7 +329,7 @@ def without_headings(table: Table, findings: Findings) -> list[Category]:
 
 
 def _like_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Which boxes reach beyond their picture, if all of them read well as two corners, or else none, (M,) bool."""
+    """Which boxes reach beyond their image, if all of them read well as two corners, or else none, (M,) bool."""
     near, far, sizes = boxes[:, :2], boxes[:, 2:], sizes + 1  # rounding
     beyond = np.asarray((near + far > sizes).any(1))
     as_corners = (far >= near).all() and (far <= sizes).all()

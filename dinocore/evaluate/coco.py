@@ -6,12 +6,13 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from ..data.annotations import Annotations
-from ..data.loaders import WHOLE, Part, begun, check_size, evaluation_batches
+from ..data.loaders import WHOLE, Part, check_size, evaluation_batches, start_workers
 from ..errors import DataError, DinoError
 from ..predict import AnyDetector, Detections
 from ..stream.images import PreparedImage, detect_stream, read_ahead
 from ..stream.slices import Slicing
 from ..system.processes import SingleProcess
+from ..words import counted
 from .backends import choose_backend, judge, mean_of_known
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -23,8 +24,20 @@ class Metrics(NamedTuple):
 
     summary: dict[str, float]  # the 12 COCO numbers, in their usual order
     classes: dict[str, dict[str, float]]  # AP and AP50 by class name
-    num_images: int
+    num_images: int  # that were judged
     backend: str  # who judged: pycocotools or hotcoco
+    unreadable: int = 0  # of these images, those that could not be read: all their objects count as missed
+
+    @property
+    def judged(self) -> str:
+        """How many images the numbers are about, in words."""
+        return judged_images(self.num_images, self.unreadable)
+
+
+def judged_images(number: int, unreadable: int) -> str:
+    """How many images an evaluation is about, in words."""
+    lost = f", {unreadable} of them unreadable, their objects count as missed" if unreadable else ""
+    return f"{counted(number, 'image')} judged{lost}"
 
 
 def detect_all(
@@ -39,7 +52,7 @@ def detect_all(
     if slicing is not None:
         yield from _detect_in_slices(detector, annotations, part, slicing)
         return
-    for batch, problems in begun(evaluation_batches(annotations, detector.config.data, part=part)):
+    for batch, problems in start_workers(evaluation_batches(annotations, detector.config.data, part=part)):
         results = []
         if batch is not None:
             found = detector.detect_batch(batch)
@@ -107,11 +120,14 @@ def as_results(image_id: int, detections: Detections, detector: AnyDetector) -> 
     return [{"image_id": image_id, "category_id": ids[k], "bbox": box, "score": score} for k, score, box in rows]
 
 
-def coco_metrics(annotations: Annotations, results: Sequence[dict[str, Any]], backend: str = "auto") -> Metrics:
+def coco_metrics(
+    annotations: Annotations, results: Sequence[dict[str, Any]], backend: str = "auto", unreadable: int = 0
+) -> Metrics:
     """Judge results by the annotations; crowds count as in COCO, no result at all gives 0.
 
     Args:
         backend: `auto`, `pycocotools` or `hotcoco`, which differ in speed only; see `eval.backend`.
+        unreadable: how many of the images could not be read.
 
     Raises:
         DataError: results of pictures that the annotations don't have.
@@ -125,7 +141,7 @@ def coco_metrics(annotations: Annotations, results: Sequence[dict[str, Any]], ba
         for k, category in enumerate(sorted(annotations.categories))
     }
     summary: dict[str, float] = dict(zip(NAMES, judged.summary.tolist(), strict=True))
-    return Metrics(summary, classes, len(annotations.image_ids), judged.backend)
+    return Metrics(summary, classes, len(annotations.image_ids), judged.backend, unreadable)
 
 
 def _known(annotations: Annotations, results: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:

@@ -10,11 +10,16 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..data.batch import Batch, Sample, collate
+from ..model.dino import DINO
+from ..model.proposals import token_anchors
 from ..predict import Detector
-from ..structures import Target
+from ..structures import Predictions, Target, Tokens
 from .runtime import ExportedDetector, Run
 
 ANOTHER_CLASS = 1e9  # cost of pairing detections of two classes
+EQUAL = 2e-5  # logits of proposals that differ by less may swap ranks by rounding
+MAX_TIES = 64  # of an image are tried
+Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # labels (D,), scores (D,), boxes (D, 4) of one image
 
 
 class Tolerance(NamedTuple):
@@ -36,18 +41,16 @@ class Difference(NamedTuple):
     box: float = 0.0  # pixels of the canvas
     off: int = 0  # detections that differ by more than is allowed, or in their class
     compared: int = 0
+    ties: int = 0  # pairs of proposals whose equal scores the file ranks in the other order
 
     def joined(self, other: "Difference") -> "Difference":
-        """The larger of both."""
+        """The larger of both, and the sum of what is counted."""
         worst = max(self.score, other.score), max(self.box, other.box)
-        return Difference(*worst, self.off + other.off, self.compared + other.compared)
+        return Difference(*worst, *(a + b for a, b in zip(self[2:], other[2:], strict=True)))
 
     def within(self, tolerance: Tolerance) -> bool:
         """Whether a file with this difference is good; not if nothing was compared."""
         return self.compared > 0 and self.off <= tolerance.share * self.compared
-
-
-Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # labels (D,), scores (D,), boxes (D, 4) of one image
 
 
 def verify(
@@ -60,14 +63,86 @@ def verify(
         images: (3, h, w) uint8, resized as for evaluation.
     """
     for batch in batches(images, canvas):
-        expected = detector.select(detector.forward(batch).final, batch.sizes)
+        stages = Stages(detector, batch)
         given = np.ascontiguousarray(batch.images.permute(0, 2, 3, 1).numpy())  # (B, H, W, 3)
         labels, scores, boxes = run(given, np.array(batch.sizes, np.int64))
         difference = Difference()
-        for one, *rows in zip(expected, labels, scores, boxes, strict=True):
-            want = (one.labels.numpy(), one.scores.numpy(), one.boxes_xyxy.numpy())
-            difference = difference.joined(compare(want, (rows[0], rows[1], rows[2]), tolerance))
+        for i, got in enumerate(zip(labels, scores, boxes, strict=True)):
+            difference = difference.joined(stages.compare(i, got, tolerance))
         yield f"{len(batch.sizes)} x " + ", ".join(f"{h}x{w}" for h, w in batch.sizes), difference
+
+
+class Stages:
+    """What a model makes of a batch, kept so that its decoder can start again from proposals in another order.
+
+    Two proposals of equal score swap ranks by rounding alone, and with them the learned contents of two queries, which
+    moves every answer a little. Such a swap is no fault of a file, so the model is asked for both orders.
+    """
+
+    def __init__(self, detector: Detector, batch: Batch):
+        self.detector, self.sizes = detector, batch.sizes
+        kept: list[Tokens] = []
+        hook = detector.model.encoder.register_forward_hook(lambda module, inputs, output: kept.append(output))
+        try:
+            output = detector.forward(batch)
+        finally:
+            hook.remove()
+        self.memory, self.final = kept[0], output.final
+        self.usable = token_anchors(self.memory)[1]  # (B, S)
+        self.ranks = output.proposals and torch.cat([x.flatten(1) for x in output.proposals.maps], dim=1)  # (B, S)
+
+    def compare(self, i: int, got: Rows, tolerance: Tolerance) -> Difference:
+        """The difference of image `i`, with the order of equal proposals that comes nearest to the file's."""
+        expected = self._rows(i, Predictions(*(x[i : i + 1] for x in self.final)))
+        best = compare(expected, got, tolerance)
+        if tolerance.share or self.ranks is None or not best.off or not np.isfinite(best.score):
+            return best
+        nearest = pair(expected, got, tolerance)
+        swapped: list[tuple[int, int]] = []
+        for tokens in equal_pairs(self.ranks[i], self.usable[i], self.detector.config.model.num_queries):
+            expected = self._rows(i, self._decode(i, [*swapped, tokens]))
+            pairing = pair(expected, got, tolerance)
+            if pairing.cost < nearest.cost:
+                swapped, nearest = [*swapped, tokens], pairing
+                best = compare(expected, got, tolerance)._replace(ties=len(swapped))
+        return best
+
+    def _rows(self, i: int, final: Predictions) -> Rows:
+        labels, scores, boxes = self.detector.select(final, self.sizes[i : i + 1])[0]
+        return labels.numpy(), scores.numpy(), boxes.numpy()
+
+    @torch.inference_mode()
+    def _decode(self, i: int, swapped: Sequence[tuple[int, int]]) -> Predictions:
+        """The answer for image `i` where these pairs of tokens have each other's scores in the first stage."""
+        model: DINO = self.detector.model
+        memory = self.memory._replace(
+            **{
+                name: getattr(self.memory, name)[i : i + 1]
+                for name in ("content", "position", "padding", "valid_ratios")
+            }
+        )
+        order = torch.arange(memory.content.shape[1])
+        for a, b in swapped:
+            order[[a, b]] = order[[b, a]]
+        hook = model.proposer.get_submodule("class_head").register_forward_hook(lambda module, inputs, x: x[:, order])
+        try:
+            return model.decoder(model.proposer(memory)[1], memory)[-1]
+        finally:
+            hook.remove()
+
+
+def equal_pairs(ranks: Tensor, usable: Tensor, num_chosen: int) -> list[tuple[int, int]]:
+    """Neighbours in the order of the proposals that rounding may swap, also across the last that is chosen.
+
+    Args:
+        ranks: (S,) the logit by which each token is ranked.
+        usable: (S,) False where a token has no anchor; such tokens are all alike, so their order says nothing.
+    """
+    ranked, token = ranks.sort(descending=True)
+    near = ranked[:-1] - ranked[1:] <= EQUAL
+    near &= usable[token[:-1]] | usable[token[1:]]
+    order, places = token.tolist(), near[:num_chosen].nonzero().flatten().tolist()
+    return [(order[k], order[k + 1]) for k in places[:MAX_TIES]]
 
 
 def batches(images: Sequence[Tensor], canvas: tuple[int, int]) -> Iterator[Batch]:
@@ -90,6 +165,23 @@ def _on_canvas(images: Sequence[Tensor], canvas: tuple[int, int]) -> Batch:
                  whole.sizes[:count], [])  # fmt: skip
 
 
+class Pairing(NamedTuple):
+    """Which detection of a model belongs to which of a file."""
+
+    row: np.ndarray  # (n,) of the model
+    column: np.ndarray  # (n,) of the file
+    cost: float  # how far they are from each other, all together
+
+
+def pair(expected: Rows, got: Rows, tolerance: Tolerance) -> Pairing:
+    """Pair detections so that all differences together are least; those of one class first."""
+    cost = np.abs(expected[1][:, None] - got[1]) / tolerance.score
+    cost = cost + np.abs(expected[2][:, None] - got[2]).max(-1) / tolerance.box
+    cost = np.where(expected[0][:, None] == got[0], np.minimum(cost, ANOTHER_CLASS / 10), ANOTHER_CLASS)
+    row, column = linear_sum_assignment(cost)
+    return Pairing(row, column, float(cost[row, column].sum()))
+
+
 def compare(expected: Rows, got: Rows, tolerance: Tolerance) -> Difference:
     """The largest difference of detections that are paired so that all differences together are least.
 
@@ -100,10 +192,7 @@ def compare(expected: Rows, got: Rows, tolerance: Tolerance) -> Difference:
     if not (np.isfinite(got[1]).all() and np.isfinite(got[2]).all()):
         return Difference(np.inf, np.inf, len(labels), len(labels))
     floor = max(tolerance.least_score, float(scores[-1]) + 2 * tolerance.score if len(scores) else 0.0)
-    cost = np.abs(scores[:, None] - got[1]) / tolerance.score
-    cost = cost + np.abs(boxes[:, None] - got[2]).max(-1) / tolerance.box
-    cost = np.where(labels[:, None] == got[0], np.minimum(cost, ANOTHER_CLASS / 10), ANOTHER_CLASS)
-    row, column = linear_sum_assignment(cost)
+    row, column, _ = pair(expected, got, tolerance)
     compared = scores[row] >= floor
     same = labels[row] == got[0][column]
     score = np.abs(scores[row] - got[1][column])

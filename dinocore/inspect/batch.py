@@ -14,7 +14,7 @@ from ..boxes import to_cxcywh, to_pixels
 from ..config import Config, ModelConfig
 from ..data.annotations import Annotations
 from ..data.batch import Batch, normalise
-from ..data.loaders import Steps, begun, load_picture, training_steps
+from ..data.loaders import Steps, load_annotated, start_workers, training_steps
 from ..draw.boxes import Box, class_color, draw_boxes
 from ..errors import DataError
 from ..structures import Target
@@ -57,7 +57,7 @@ def training_cells(annotations: Annotations, config: Config, start: int, steps: 
     """The images of optimizer steps from `start` on, by the training's own loader, normalised for the model."""
     plan = Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, start + steps)
     loader = training_steps(annotations, config, _micro_batch_size(config), start, start + steps)
-    for wanted, batches in zip(plan, begun(loader), strict=True):
+    for wanted, batches in zip(plan, start_workers(loader), strict=True):
         for batch in batches:
             yield from _cells(batch, annotations, config.model, wanted[0][0])
 
@@ -67,7 +67,7 @@ def raw_cells(annotations: Annotations, config: Config, start: int, steps: int) 
     usable = annotations.trainable(config.data.min_box_size)
     for wanted in Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, start + steps):
         for epoch, index in wanted:
-            image, boxes, labels = load_picture(annotations, index, config.data, usable)
+            image, boxes, labels = load_annotated(annotations, index, config.data, usable)
             pixels = image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy()  # (H, W, 3)
             name = annotations.path(index).name
             yield BatchImage(pixels, boxes.as_subclass(torch.Tensor).numpy(), labels.tolist(), name, index, epoch)

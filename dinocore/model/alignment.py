@@ -25,8 +25,9 @@ class Extents:
         """
         self.canvas = (padding.shape[1], padding.shape[2])
         self._inside: dict[tuple[int, int, torch.dtype], Tensor] = {}
-        self.rows = ((~padding[:, :, 0]).sum(1) + multiple - 1) // multiple * multiple  # (B,) in pixels
-        self.columns = ((~padding[:, 0, :]).sum(1) + multiple - 1) // multiple * multiple
+        rows, columns = count(~padding[:, :, 0], (1,)), count(~padding[:, 0, :], (1,))
+        self.rows = (rows + multiple - 1) // multiple * multiple  # (B,) in pixels
+        self.columns = (columns + multiple - 1) // multiple * multiple
 
     def outside(self, x: Tensor) -> Tensor:
         """Which cells of a map (B, C, H_l, W_l) lie beyond the image, (B, 1, H_l, W_l) bool."""
@@ -48,6 +49,11 @@ class Extents:
     def fraction(self) -> Tensor:
         """The part of the canvas that each image covers, (B,)."""
         return (self.rows * self.columns) / (self.canvas[0] * self.canvas[1])
+
+
+def count(mask: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """How many are True, as int64: summed as integers, since OpenVINO's reader of traced graphs ORs booleans."""
+    return mask.long().sum(dims)
 
 
 _EXTENTS: ContextVar[Extents | None] = ContextVar("extents", default=None)
@@ -113,7 +119,7 @@ def group_norm(norm: nn.GroupNorm, x: Tensor, extents: Extents | None) -> Tensor
         return norm(x)
     outside = extents.outside(x)  # (B, 1, H_l, W_l)
     groups = x.float().masked_fill(outside, 0).unflatten(1, (norm.num_groups, -1))  # (B, G, C / G, H_l, W_l)
-    size = (~outside).sum((1, 2, 3)).view(-1, 1, 1, 1, 1) * groups.shape[2]
+    size = count(~outside, (1, 2, 3)).view(-1, 1, 1, 1, 1) * groups.shape[2]
     mean = groups.sum((2, 3, 4), keepdim=True) / size
     centred = (groups - mean).masked_fill(outside[:, None], 0)
     variance = centred.square().sum((2, 3, 4), keepdim=True) / size

@@ -96,7 +96,7 @@ class StaticQueries(nn.Module):
         Returns:
             None, since there are no proposals, and the queries.
         """
-        batch = len(memory.content)
+        batch = memory.content.shape[0]  # not len(), which fixes the batch of an exported graph
         return None, Queries(self.content.expand(batch, -1, -1), self.boxes.sigmoid().expand(batch, -1, -1))
 
 

@@ -71,8 +71,8 @@ def _split(name: str, numbers: dict[str, Any]) -> Section:
 
 def _images(finding: Finding, config: DataConfig) -> Iterator[MarkedImage]:
     """The first offenders that can be drawn."""
-    for place in [p for p in finding.places if p.picture is not None][:EACH]:
-        for path in (place.picture, place.other):
+    for place in [p for p in finding.places if p.image is not None][:EACH]:
+        for path in (place.image, place.other):
             if path is None:
                 continue
             try:

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from ..config import DataConfig
 from ..data.batch import Batch, Sample, collate
 from ..data.images import read_image
-from ..data.loaders import begun, num_workers
-from ..data.transforms import as_picture, resize, to_tensor
+from ..data.loaders import num_workers, start_workers
+from ..data.transforms import annotated_image, resize, to_tensor
 from ..errors import ConfigError, DataError
 from ..structures import Target
 from ..system.parent import leave_signals_to_the_parent
@@ -59,7 +59,7 @@ class PreparedImage(NamedTuple):
 
 def resize_for_model(pixels: Tensor, config: DataConfig) -> Tensor:
     """(3, H, W) uint8 at the size of evaluation, (3, h, w)."""
-    picture = as_picture(pixels, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    picture = annotated_image(pixels, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     return resize(picture, config.eval_scale, config.max_size)[0].as_subclass(Tensor)
 
 
@@ -117,7 +117,7 @@ def read_ahead(
         timeout=config.loader_timeout,
         generator=torch.Generator(),
     )
-    return begun(loader)
+    return start_workers(loader)
 
 
 def _as_is(item: PreparedImage | DataError) -> PreparedImage | DataError:

@@ -9,7 +9,7 @@ import torch
 from ..config import Config, TrainConfig
 from ..data.annotations import Annotations
 from ..data.batch import Batch
-from ..data.loaders import Part, begun, training_steps
+from ..data.loaders import Part, start_workers, training_steps
 from ..errors import DinoError
 from ..system.processes import SingleProcess
 from .failures.classify import loader_fault
@@ -45,7 +45,7 @@ def step_batches(
     """What each of the optimizer steps from `first` to `last` is done with, or what came to a fault."""
     size, part = micro_batch_size(config.train, device, group.size), Part(group.rank, group.size)
     wait_started = time.monotonic()
-    batches = begun(training_steps(annotations, config, size, first - 1, last, part))
+    batches = start_workers(training_steps(annotations, config, size, first - 1, last, part))
     for _ in range(first, last + 1):
         yield _shared(group, *_next(batches), wait_started)
         wait_started = time.monotonic()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ..data.loaders import steps_per_epoch
 from ..evaluate.coco import coco_metrics, detect_all
 from ..predict import Detector
-from ..system.device import keep_memory, peak_memory_mb
+from ..system.memory import keep_memory, peak_memory_mb
 from .batches import StepBatches, count_boxes, micro_batch_size, share_of_batch, step_batches
 from .context import RunContext
 from .failures.guard import guarded_step

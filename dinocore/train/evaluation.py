@@ -49,11 +49,13 @@ def evaluate(context: RunContext, state: TrainState, logger: MetricsLogger | NoL
             if image.stop:
                 return
         results: list[dict[str, Any]] = []
+        unreadable = 0
         for images in zip(*group.gather([(one.results, one.problems) for one in detected]), strict=True):
             for found, problems in images:  # back in the order of the annotations
                 results += found
+                unreadable += len(problems)
                 yield from map(Warned, problems)
-        metrics = group.on_main(lambda: _metrics(context, results))
+        metrics = group.on_main(lambda: _metrics(context, results, unreadable))
     except (EvaluationFailed, PeerFailed) as error:
         progress.failed_evaluations += 1
         so_far = f"{progress.failed_evaluations} of this run so far"
@@ -62,6 +64,7 @@ def evaluate(context: RunContext, state: TrainState, logger: MetricsLogger | NoL
         best = yield from _keep_if_best(context, state, metrics, epoch, results)
         progress.evals_since_best = 0 if best else progress.evals_since_best + 1
         row = {"step": progress.step, "epoch": epoch} | metrics.summary | {"backend": metrics.backend}
+        row |= {"images": metrics.num_images, "unreadable": metrics.unreadable}
         yield from map(Warned, logger.add(row))
         yield Evaluated(progress.step, epoch, context.config.train.epochs, metrics, best)
     progress.due_evaluation = 0
@@ -105,9 +108,9 @@ def _own_images(context: RunContext, model: DINO) -> Iterator[tuple[list[dict[st
     yield from detect_all(detector, context.data.val, Part(group.rank, group.size))
 
 
-def _metrics(context: RunContext, results: list[dict[str, Any]]) -> Metrics:
+def _metrics(context: RunContext, results: list[dict[str, Any]], unreadable: int) -> Metrics:
     try:
-        return coco_metrics(context.data.val, results, context.config.eval.backend)
+        return coco_metrics(context.data.val, results, context.config.eval.backend, unreadable)
     except Exception as error:
         raise EvaluationFailed(_message(error)) from error
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from ..data.loaders import num_workers, steps_per_epoch
 from ..errors import ConfigError, DataError, DivergedError, EnvironmentFault, Interrupted, OutOfMemory
-from ..system.device import float32_throughout, keep_memory, peak_memory_mb
+from ..system.device import float32_throughout
+from ..system.memory import keep_memory, peak_memory_mb
 from .batches import StepBatches, step_batches
 from .checkpointer import Checkpointer
 from .context import RunContext, describe, fingerprint
@@ -41,17 +42,19 @@ def train(context: RunContext, state: TrainState) -> Iterator[Event]:
     state.progress.data = fingerprint(context.data)
     check_ranks_agree(context, state.progress.data)
     facts, first = describe(context, state, plan.per_epoch), state.progress.step
-    logger = _logger(context, state, facts)
+    logger, completed = _logger(context, state, facts), False
     try:
         yield Started(context.folder, facts, state.transfer)
+        yield from map(Warned, logger.problems())
         if warning := check_shared_memory(config, num_workers(config.data)):
             yield Warned(warning)
         if not context.data.val.trainable(0).any():
             yield Warned(NO_OBJECTS_TO_EVALUATE.format(context.data.val.file))
         with deterministic(config.train.deterministic, context.device), float32_throughout(config.train.amp == "off"):
             yield from _Run(context, state, plan, logger).to_the_end()
+        completed = True
     finally:
-        logger.close()
+        logger.close(completed)
     yield from map(Warned, logger.problems())
     progress, best = state.progress, context.folder / "best.safetensors"
     as_planned = first < progress.step == plan.total
@@ -76,14 +79,17 @@ def check_ranks_agree(context: RunContext, data: str) -> None:
 
 
 def _logger(context: RunContext, state: TrainState, facts: dict[str, str]) -> MetricsLogger | NoLogger:
+    """What writes the run's numbers down; where trackers do, `facts` gets a line about them."""
     if not context.group.main:
         return NoLogger()
     try:
         log = MetricsLog(context.folder, state.progress)
     except OSError as error:
         raise EnvironmentFault(f"{context.folder} cannot be written: {error.strerror or error}") from error
-    report = ReportFile(context, facts)
-    return MetricsLogger(log, [*sinks(context.folder, context.config.train, state.progress.step), report])
+    trackers = sinks(context.folder, context.config, state.progress.step)
+    if trackers:
+        facts["trackers"] = ", ".join(map(str, trackers))
+    return MetricsLogger(log, [*trackers, ReportFile(context, facts)])
 
 
 class _Run:

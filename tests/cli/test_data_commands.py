@@ -65,7 +65,7 @@ def test_errors_have_one_shape_in_words_and_as_an_object(dino, tmp_path):
 def test_names_that_command_a_terminal_are_shown_and_not_obeyed(dino, mine):
     edit(mine, lambda d: d["categories"][0].update(name="\x1b]0;pwned\x07RBC"))
     result = dino("check-data", mine)
-    assert "pwned" in result.out
+    assert r"'\x1b]0;pwned\x07RBC' -> ]0;pwned RBC" in " ".join(result.out.split())
     assert not {"\x1b", "\x07"} & set(result.out + result.err)
 
 
@@ -84,10 +84,10 @@ def test_inspect_data_draws_what_training_gets_and_draws_it_again(dino, mine, tm
     first = dino("inspect-data", mine, "--num", 3, "--seed", 5, "--json")
     again = dino("inspect-data", mine, "--num", 3, "--seed", 5, "--out", "b.png", "--json")
     other = dino("inspect-data", mine, "--num", 3, "--seed", 6, "--out", "c.png", "--json")
-    one, two, three = (json.loads(result.out)["pictures"] for result in (first, again, other))
+    one, two, three = (json.loads(result.out)["images"] for result in (first, again, other))
     assert one == two != three and len(one) == 3
     assert (tmp_path / "inspect-data.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    raw = json.loads(dino("inspect-data", mine, "--num", 3, "--seed", 5, "--raw", "--json").out)["pictures"]
+    raw = json.loads(dino("inspect-data", mine, "--num", 3, "--seed", 5, "--raw", "--json").out)["images"]
     assert [p["file"] for p in raw] == [p["file"] for p in one] and {p["width"] for p in raw} == {96}
     assert dino("inspect-data", mine, "--out", "a.txt").code == 2
 

@@ -70,6 +70,10 @@ def test_a_printed_preset_has_comments_and_reads_back_to_itself(dino, name):
     assert name in list_presets()
 
 
+def test_every_setting_has_a_comment():
+    assert [setting.name for setting in list_settings() if not (setting.comment or setting.official)] == []
+
+
 def test_the_page_of_settings_is_up_to_date():
     page = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
     assert page == settings_page(), "run: python -m dinocore.settings > docs/settings.md"

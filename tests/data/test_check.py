@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def codes(checked: Checked) -> dict[str, int]:
 
 
 def noise(seed: int, size=(64, 48)) -> Image.Image:
-    """A picture like no other."""
+    """An image like no other."""
     grid = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
     return Image.fromarray(grid).resize(size, Image.Resampling.BICUBIC)
 
@@ -139,7 +140,7 @@ def test_d13_orphans_may_be_left_out(clean):
     assert found.splits["train"].numbers["objects"] == 29
 
 
-def test_d22_pictures_that_no_split_names_are_listed(clean):
+def test_d22_images_that_no_split_names_are_listed(clean):
     noise(50).save(clean / "train2017" / "more.png")
     assert codes(check(clean)) == {"DATA-IMAGE-UNLISTED": 1}
 
@@ -164,8 +165,8 @@ def test_objects_below_a_cell_and_far_from_anchors_are_counted(clean):
     config = load_config("tiny", ["data.eval_scale=96"])  # twice as large: 1 pixel becomes 2
     found = {f.code: f for name, f in check(clean, config=config).findings() if name == "train"}
     cell, anchors = found["MODEL-CELL"], found["MODEL-ANCHORS"]
-    assert cell.what.startswith("10 of 30 objects (33%), in 1 picture,") and cell.count == 1
-    assert anchors.what.startswith("20 of 30 objects (67%), in 2 pictures,") and anchors.count == 2
+    assert cell.what.startswith("10 of 30 objects (33%), in 1 image,") and cell.count == 1
+    assert anchors.what.startswith("20 of 30 objects (67%), in 2 images,") and anchors.count == 2
     assert [place.text for place in anchors.places] == ["0001.png: 10", "0002.png: 10"], "each file once"
     assert [len(place.boxes) for place in anchors.places] == [10, 10]
     assert anchor_distance(np.array([[0.05, 0.05], [0.1, 0.2], [0.01, 0.8]]), 4).round(3).tolist() == [1, 2, 10]
@@ -182,7 +183,7 @@ def test_d25_a_size_before_the_turn_is_called_that(clean):
     assert not codes(check(clean, config=as_stored)), "then it is right"
 
 
-def test_d30_the_same_picture_in_two_splits_and_twice_in_one(clean):
+def test_d30_the_same_image_in_two_splits_and_twice_in_one(clean):
     bytes_of_one = (clean / "train2017" / "0001.png").read_bytes()
     for place in ("val2017/0011.png", "train2017/0002.png"):
         (clean / place).write_bytes(bytes_of_one)
@@ -191,7 +192,7 @@ def test_d30_the_same_picture_in_two_splits_and_twice_in_one(clean):
     assert "DATA-DUPLICATE" in codes(check(clean, decode=False))
 
 
-def test_a_picture_saved_again_or_lightened_is_a_near_duplicate_and_another_is_not(clean):
+def test_an_image_saved_again_or_lightened_is_a_near_duplicate_and_another_is_not(clean):
     again = Image.open(clean / "train2017" / "0001.png").point(lambda v: min(255, v + 3))
     again.save(clean / "val2017" / "0011.png")
     ((_, finding),) = check(clean).findings()
@@ -205,7 +206,7 @@ def test_a_picture_saved_again_or_lightened_is_a_near_duplicate_and_another_is_n
         ("DATA-IMAGE-BLANK", lambda: Image.new("RGB", (64, 48), "gray")),
     ],
 )
-def test_dark_and_blank_pictures_are_found(clean, code, picture):
+def test_dark_and_blank_images_are_found(clean, code, picture):
     picture().save(clean / "train2017" / "0001.png")
     assert codes(check(clean)) == {code: 1}
 
@@ -222,7 +223,7 @@ def test_i10_several_frames_are_told(clean):
     assert codes(check(clean)) == {"DATA-IMAGE-FRAMES": 1}
 
 
-def test_i2_a_picture_cut_anywhere_is_found_by_decoding_and_a_cut_end_only_so(tmp_path):
+def test_i2_an_image_cut_anywhere_is_found_by_decoding_and_a_cut_end_only_so(tmp_path):
     write_sample_data(tmp_path, num_images=14, seed=1, size=(96, 72))
     pictures = sorted((tmp_path / "train2017").iterdir())[:10]
     cuts = random.Random(0)
@@ -249,23 +250,23 @@ def test_a_jpeg_that_lacks_a_few_bytes_is_a_warning(clean):
 
 
 @pytest.mark.parametrize("content", [b"", b"<html></html>", b"%PDF-1.7", b"GARBAGE" * 99])
-def test_i3_what_is_no_picture_is_an_error(clean, content):
+def test_i3_what_is_no_image_is_an_error(clean, content):
     (clean / "train2017" / "0001.png").write_bytes(content)
     assert codes(check(clean, decode=False)) == {"DATA-IMAGE-FORMAT": 1}
 
 
-def test_many_pictures_are_looked_at_in_processes_with_the_same_result(clean, monkeypatch):
+def test_many_images_are_looked_at_in_processes_with_the_same_result(clean, monkeypatch):
     annotations = read_annotations(find_layout(clean).train)
-    alone = list(pictures.look_at(annotations, TINY.data, decode=True))
+    alone = list(pictures.scan_images(annotations, TINY.data, decode=True))
     monkeypatch.setattr(pictures, "FEW", 1)
-    assert list(pictures.look_at(annotations, TINY.data, decode=True)) == alone
-    assert list(pictures.look_at(annotations, TINY.data, True, [2, 0])) == [alone[2], alone[0]]
+    assert list(pictures.scan_images(annotations, TINY.data, decode=True)) == alone
+    assert list(pictures.scan_images(annotations, TINY.data, True, [2, 0])) == [alone[2], alone[0]]
 
 
 def test_a_process_that_is_killed_while_it_looks_is_told(clean, monkeypatch):
     monkeypatch.setattr(pictures, "FEW", 1)
-    monkeypatch.setattr(pictures, "glance", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(EnvironmentFault, match="a process that looks at pictures was killed"):
+    monkeypatch.setattr(pictures, "read_header", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(EnvironmentFault, match="a process that looks at images was killed"):
         check(clean)
 
 
@@ -426,7 +427,7 @@ def test_crowd_area_and_size_are_read_as_they_are_meant(clean):
     assert found.notes[0].startswith("filled in: `area` of 5 objects") and "`width`" not in found.notes[0]
 
 
-def test_d19_a_box_far_larger_than_its_picture_is_not_trained_on(clean):
+def test_d19_a_box_far_larger_than_its_image_is_not_trained_on(clean):
     edit(clean, lambda d: d["annotations"][0].update(bbox=[-1e6, -1e6, 2e6, 2e6]))
     assert read_annotations(find_layout(clean).train).trainable().sum() == 29
     assert codes(check(clean))["DATA-BOX-OUTSIDE"] == 1
@@ -440,7 +441,7 @@ def test_errors_of_a_whole_file_keep_their_advice_and_a_missing_split_is_told(cl
     assert "no validation split" in found["DATA-SPLIT"].what
 
 
-def test_d26_names_of_another_machine_become_those_of_the_pictures_that_are_there(clean):
+def test_d26_names_of_another_machine_become_those_of_the_images_that_are_there(clean):
     def change(document):
         names = (r"C:\data\0001.png", "../../label-studio/media/0002.png", "/home/me/0009.png")
         for row, name in zip(document["images"], names, strict=True):
@@ -454,3 +455,28 @@ def test_d26_names_of_another_machine_become_those_of_the_pictures_that_are_ther
     repaired, changes = Repair(document, root, clean, TINY.data).run()
     assert [row["file_name"] for row in repaired["images"]] == ["0001.png", "0002.png"]
     assert len(repaired["annotations"]) == 20 and any("no `file_name` within" in c.change for c in changes)
+
+
+def test_names_of_another_machine_in_two_folders_with_equal_file_names_keep_their_boxes(clean):
+    """Boxes must not move to an image of the same name in another folder; what could mean two files is dropped."""
+    root = clean / "train2017"
+    for name in ("a", "b"):
+        (root / name).mkdir()
+        (root / "0001.png").rename(root / name / "0001.png") if name == "a" else shutil.copy(
+            root / "0002.png", root / name / "0001.png"
+        )
+
+    def change(document):
+        names = ("/home/me/x/a/0001.png", "/home/me/x/b/0001.png", "/home/me/c/0002.png")
+        for row, name in zip(document["images"], names, strict=True):
+            row["file_name"] = name
+        document["images"].append(dict(document["images"][2], id=99, file_name="/home/me/d/0002.png"))
+
+    edit(clean, change)
+    split = find_layout(clean).train
+    document = json.loads(split.annotations.read_text())
+    ids = [row["id"] for row in document["images"]]
+    assert likely_root(document, split.image_roots) == root
+    repaired, changes = Repair(document, root, clean, TINY.data).run()
+    assert {row["id"]: row["file_name"] for row in repaired["images"]} == {ids[0]: "a/0001.png", ids[1]: "b/0001.png"}
+    assert sum("2 entries may mean 0002.png" in c.change for c in changes) == 2

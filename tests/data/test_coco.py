@@ -37,7 +37,7 @@ def average_precision(annotations):
 
 
 def objects_of(annotations, image_id):
-    """(category id, box) of every object of a picture."""
+    """(category id, box) of every object of an image."""
     rows = annotations.objects(annotations.image_ids.tolist().index(image_id))
     ids = [annotations.categories[k].id for k in annotations.labels[rows]]
     return list(zip(ids, annotations.boxes[rows].tolist(), strict=True))
@@ -46,7 +46,7 @@ def objects_of(annotations, image_id):
 # what can be used
 
 
-def test_objects_come_to_their_pictures_in_any_order_of_the_file(make_coco):
+def test_objects_come_to_their_images_in_any_order_of_the_file(make_coco):
     def shuffle(document):
         for rows in document.values():
             random.Random(3).shuffle(rows)
@@ -79,7 +79,7 @@ def test_what_coco_lets_out_is_filled_in(make_coco):
 
     annotations = read_annotations(make_coco(edit=bare))
     assert annotations.notes == [
-        "filled in: `width` and `height` of 2 pictures (read from the files), `area` of 3 objects (width x height), "
+        "filled in: `width` and `height` of 2 images (read from the files), `area` of 3 objects (width x height), "
         "`iscrowd` of 3 objects (0)"
     ]
     assert annotations.sizes.tolist() == [[64, 48], [64, 48]]
@@ -87,7 +87,7 @@ def test_what_coco_lets_out_is_filled_in(make_coco):
     assert average_precision(annotations) == 1
 
 
-def test_a_missing_size_is_that_of_theupright_picture(make_coco, tmp_path):
+def test_a_missing_size_is_that_of_theupright_image(make_coco, tmp_path):
     def bare(document):
         for row in document["images"]:
             del row["width"], row["height"]
@@ -127,7 +127,7 @@ def test_crowds_are_evaluated_and_not_trained_on(make_coco):
     assert average_precision(annotations) == 1 and annotations.notes == []
 
 
-def test_pictures_without_objects_stay(make_coco):
+def test_images_without_objects_stay(make_coco):
     annotations = read_annotations(make_coco({1: [], 2: [(1, 1, 1, 9, 9)], 3: [], 4: []}))
     assert np.diff(annotations.starts).tolist() == [0, 1, 0, 0]
     assert len(as_coco_dict(annotations)["images"]) == 4
@@ -136,13 +136,13 @@ def test_pictures_without_objects_stay(make_coco):
     assert read_annotations(make_coco({})).sizes.shape == (0, 2)
 
 
-def test_objects_outside_their_picture_are_kept_but_not_trained_on_and_counted(make_coco):
+def test_objects_outside_their_image_are_kept_but_not_trained_on_and_counted(make_coco):
     rows = [(1, n, n, 5, 5) for n in range(30)]
     outside = [(1, 70, 5, 9, 9), (1, -20, 5, 20, 9)]
     annotations = read_annotations(make_coco({1: rows, 2: []}, edit=lambda d: add(d, outside)))
     assert annotations.trainable().sum() == 30 and len(annotations.boxes) == 32
     assert annotations.notes[1].startswith(
-        "2 of 32 boxes lie outside their picture, or are far larger, not trained on: annotation number 30"
+        "2 of 32 boxes lie outside their image, or are far larger, not trained on: annotation number 30"
     )
 
 
@@ -311,7 +311,7 @@ def test_an_id_that_is_no_whole_number_is_refused(make_coco, table, key, wrong):
     assert f"{what}: {wrong!r} in entry 0" in said
 
 
-def test_objects_of_unknown_pictures_and_classes_are_refused_together(make_coco):
+def test_objects_of_unknown_images_and_classes_are_refused_together(make_coco):
     def strays(document):
         add(document, [(1, 0, 0, 9, 9)] * 7, image_id=404)
         document["annotations"][1]["category_id"] = 77
@@ -335,11 +335,11 @@ def test_a_box_of_anything_but_four_finite_numbers_is_refused(make_coco, box):
 )
 def test_a_file_name_that_leads_out_is_refused(make_coco, name):
     said = refusal(make_coco(edit=lambda d: d["images"][1].update({"file_name": name})))
-    assert f"leads out of the picture folder: image 9: {name!r}" in said
+    assert f"leads out of the image folder: image 9: {name!r}" in said
     said.encode()  # can be printed
 
 
-def test_missing_pictures_are_listed_and_counted(make_coco, tmp_path):
+def test_missing_images_are_listed_and_counted(make_coco, tmp_path):
     split = make_coco({i: [(1, 1, 1, 9, 9)] for i in range(1, 10)})
     for i in range(2, 9):
         (tmp_path / "train2017" / f"{i:04d}.png").unlink()
@@ -350,7 +350,7 @@ def test_missing_pictures_are_listed_and_counted(make_coco, tmp_path):
     )
 
 
-def test_pictures_that_are_nowhere_name_the_folders_that_were_tried(make_coco, tmp_path):
+def test_images_that_are_nowhere_name_the_folders_that_were_tried(make_coco, tmp_path):
     split = make_coco()
     for file in (tmp_path / "train2017").iterdir():
         file.unlink()
@@ -372,7 +372,7 @@ def test_many_boxes_without_size_are_refused_and_few_are_left_out(make_coco, box
     )
 
 
-def test_boxes_in_shares_of_the_picture_are_refused(make_coco):
+def test_boxes_in_shares_of_the_image_are_refused(make_coco):
     def normalise(document):
         for row in document["annotations"]:
             row["bbox"] = [v / side for v, side in zip(row["bbox"], (64, 48, 64, 48), strict=True)]

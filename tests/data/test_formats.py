@@ -21,7 +21,7 @@ XML = """<annotation><filename>{name}</filename><size><width>32</width><height>2
 
 
 def put(path: Path, text: str | None = None):
-    """Writes a text, or a picture of 32 x 24."""
+    """Writes a text, or an image of 32 x 24."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if text is None:
         Image.new("RGB", (32, 24), "teal").save(path)
@@ -61,7 +61,7 @@ def described(x0, y0, x1, y1, name="a.png", kind="cell", difficult=0) -> str:
         ("train: [images/one, images/two]\nnames: [cell, dot]", "images/one"),
     ],
 )
-def test_yolo_pictures_are_where_its_yaml_says_and_labels_where_images_reads_labels(tmp_path, yaml, pictures):
+def test_yolo_images_are_where_its_yaml_says_and_labels_where_images_reads_labels(tmp_path, yaml, pictures):
     put(tmp_path / "data.yaml", yaml)
     put(tmp_path / pictures / "a.png")
     (tmp_path / "images" / "two").mkdir(parents=True)
@@ -73,7 +73,7 @@ def test_yolo_pictures_are_where_its_yaml_says_and_labels_where_images_reads_lab
     assert found.boxes.tolist() == [[12, 6, 8, 12], [0, 0, 16, 12]] and found.labels.tolist() == [1, 0]
 
 
-def test_a_yolo_list_of_pictures_is_read(tmp_path):
+def test_a_yolo_list_of_images_is_read(tmp_path):
     put(tmp_path / "train.txt", "./images/x/a.png\n\n")
     yolo(tmp_path, "", "train: train.txt\nnames: [cell]")
     put(tmp_path / "images" / "x" / "a.png")
@@ -151,7 +151,7 @@ def test_a_yaml_that_cannot_be_used_is_refused_and_runs_nothing(tmp_path, monkey
     assert not list(tmp_path.rglob("pwned"))
 
 
-def test_label_studios_yolo_has_its_names_in_a_text_and_labels_may_lie_beside_the_pictures(tmp_path):
+def test_label_studios_yolo_has_its_names_in_a_text_and_labels_may_lie_beside_the_images(tmp_path):
     put(tmp_path / "classes.txt", "cell\ndot\n")
     put(tmp_path / "notes.json", "{}")
     put(tmp_path / "images" / "a.png")
@@ -173,7 +173,7 @@ def test_a_yolo_split_without_any_label_file_is_told_where_they_were_looked_for(
 # Pascal VOC
 
 
-def test_voc_files_and_pictures_in_one_folder_are_read_as_labelimg_leaves_them(tmp_path):
+def test_voc_files_and_images_in_one_folder_are_read_as_labelimg_leaves_them(tmp_path):
     put(tmp_path / "a.png")
     put(tmp_path / "a.xml", described(1, 1, 9, 9))
     assert read_annotations(find_layout(tmp_path).train).boxes.tolist() == [[0, 0, 9, 9]]
@@ -220,7 +220,7 @@ def test_voc_sets_name_the_splits_and_classes_are_those_of_all_files(tmp_path):
     assert data.train.labels.tolist() == [2, 0] and data.val.labels.tolist() == [1]
 
 
-def test_voc_beside_the_pictures_is_roboflows(tmp_path):
+def test_voc_beside_the_images_is_roboflows(tmp_path):
     for folder in ("train", "valid", "test"):
         put(tmp_path / folder / "a.png")
         put(tmp_path / folder / "a.xml", described(2, 2, 9, 9, name="somewhere\\else\\a.png"))
@@ -290,7 +290,7 @@ def test_a_dataset_toml_that_cannot_be_used_is_refused_by_key(tmp_path, text):
 
 @pytest.fixture
 def canary(tmp_path, monkeypatch):
-    """A picture outside; opening it fails the test."""
+    """An image outside; opening it fails the test."""
     file = tmp_path / "canary.png"
     put(file)
     opened = Image.open
@@ -415,7 +415,7 @@ def test_crowds_are_difficult_in_voc_and_counted_as_lost_in_yolo(make_coco, tmp_
     assert last.lost_crowds == 1 and len(read_annotations(find_layout(tmp_path / "yolo").train).boxes) == 2
 
 
-def test_pictures_of_one_name_but_for_the_suffix_are_kept_apart(make_coco, tmp_path):
+def test_images_of_one_name_but_for_the_suffix_are_kept_apart(make_coco, tmp_path):
     def rename(document):
         for row, name in zip(document["images"], ("a.png", "a.jpg"), strict=True):
             (tmp_path / "train2017" / row["file_name"]).rename(tmp_path / "train2017" / name)

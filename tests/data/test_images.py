@@ -1,4 +1,4 @@
-"""Whatever a picture file holds becomes the upright RGB picture that a person sees, or one line that says why not."""
+"""Whatever an image file holds becomes the upright RGB image that a person sees, or one line that says why not."""
 
 import os
 import random
@@ -137,7 +137,7 @@ def test_sixteen_bits_are_scaled_and_not_clipped(saved, name):
     assert seen[0, :, 0].tolist() == [0, 1, 117, 117]
 
 
-def test_a_deep_picture_is_turned_too(saved):
+def test_a_deep_image_is_turned_too(saved):
     path = saved(Image.fromarray(np.array([[0, 30000, 65535]], np.uint16)), "deep.png", exif=exif(6))
     assert pixels(path)[:, 0, 0].tolist() == [0, 117, 255]
 
@@ -162,7 +162,7 @@ def test_sixteen_bits_in_the_other_byte_order(tmp_path):
         ([0, 0, 0], [0, 0, 0]),
     ],
 )
-def test_a_float_picture_is_scaled(saved, values, seen):
+def test_a_float_image_is_scaled(saved, values, seen):
     path = saved(Image.fromarray(np.array([values], np.float32)), "a.tif")
     assert pixels(path)[0, :, 0].tolist() == seen
 
@@ -225,16 +225,16 @@ def test_i7_sixteen_bits_in_planes_which_pillow_misreads_are_refused(tmp_path, o
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "webp", "tif", "ppm"])
-def test_a_picture_that_was_cut_off_is_refused_wherever_the_cut_is(saved, tmp_path, suffix):
+def test_an_image_that_was_cut_off_is_refused_wherever_the_cut_is(saved, tmp_path, suffix):
     noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     whole = saved(Image.fromarray(noise), f"a.{suffix}").read_bytes()
     for share in (0, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9):
         cut = tmp_path / f"cut.{suffix}"
         cut.write_bytes(whole[: int(len(whole) * share)])
-        assert "damaged" in refusal(cut) or "not a picture" in refusal(cut) or "cannot be opened" in refusal(cut)
+        assert "damaged" in refusal(cut) or "not an image" in refusal(cut) or "cannot be opened" in refusal(cut)
 
 
-def test_a_cut_off_picture_still_has_the_size_of_its_header(saved, scene):
+def test_a_cut_off_image_still_has_the_size_of_its_header(saved, scene):
     for name in ("a.jpg", "a.png"):
         path = saved(Image.fromarray(scene), name)
         path.write_bytes(path.read_bytes()[:-30])
@@ -242,7 +242,7 @@ def test_a_cut_off_picture_still_has_the_size_of_its_header(saved, scene):
         assert image_size(path, AS_IS) == (48, 32)
 
 
-def test_scrambled_bytes_give_a_picture_or_a_refusal_and_never_anything_else(saved, tmp_path, scene):
+def test_scrambled_bytes_give_an_image_or_a_refusal_and_never_anything_else(saved, tmp_path, scene):
     rng, path = random.Random(1), tmp_path / "x"
     for suffix in ("jpg", "png", "gif", "bmp", "webp", "tif", "ppm"):
         whole = saved(Image.fromarray(scene), f"a.{suffix}").read_bytes()
@@ -259,10 +259,10 @@ def test_scrambled_bytes_give_a_picture_or_a_refusal_and_never_anything_else(sav
 
 
 @pytest.mark.parametrize("content", [b"", b"<html><body>404</body></html>", b"%PDF-1.7 ...", b"\xff\xd8\xff"])
-def test_what_is_no_picture_is_refused_whatever_its_name(tmp_path, content):
+def test_what_is_no_image_is_refused_whatever_its_name(tmp_path, content):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
-    assert "is not a picture in a known format" in refusal(path)
+    assert "is not an image in a known format" in refusal(path)
 
 
 def test_a_wrong_suffix_is_no_fault(saved, scene):
@@ -270,7 +270,7 @@ def test_a_wrong_suffix_is_no_fault(saved, scene):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
-def test_very_thin_pictures_are_read(saved, size):
+def test_very_thin_images_are_read(saved, size):
     path = saved(Image.new("RGB", size, (1, 2, 3)), "a.png")
     assert read_image(path, AS_IS).size == image_size(path, AS_IS) == size
 
@@ -312,7 +312,7 @@ def test_the_limit_of_pixels_is_ours_and_says_how_to_raise_it(tmp_path):
 
 
 def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path):
-    assert "there is no picture" in refusal(tmp_path / "none.jpg")
+    assert "there is no image" in refusal(tmp_path / "none.jpg")
     assert "not a regular file" in refusal(tmp_path)
     os.mkfifo(tmp_path / "pipe.jpg")  # to open it would wait for ever
     assert "not a regular file" in refusal(tmp_path / "pipe.jpg")
@@ -333,7 +333,7 @@ AS_STORED = DataConfig(exif=False)
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_i8_without_exif_a_picture_is_as_it_is_stored(saved, scene, orientation, suffix):
+def test_i8_without_exif_an_image_is_as_it_is_stored(saved, scene, orientation, suffix):
     path = saved(Image.fromarray(scene), f"a.{suffix}", exif=exif(orientation), quality=95)
     seen = pixels(path, AS_STORED)
     assert seen.shape == scene.shape and np.abs(seen[4::8, 4::8].astype(int) - scene[4::8, 4::8]).max() < 25
@@ -344,7 +344,7 @@ def test_i8_without_exif_a_picture_is_as_it_is_stored(saved, scene, orientation,
 
 @pytest.mark.parametrize("kind", [np.uint16, np.float32, np.int32])
 def test_i7_minmax_spreads_grey_from_the_least_to_the_greatest(saved, kind):
-    """A 12-bit picture in 16 bits is nearly black otherwise; eight bits are left alone."""
+    """A 12-bit image in 16 bits is nearly black otherwise; eight bits are left alone."""
     path = saved(Image.fromarray(np.array([[1000, 2000, 3000]], kind)), "a.tif")
     assert pixels(path, DataConfig(depth="minmax"))[0, :, 0].tolist() == [0, 128, 255]
     shares = saved(Image.fromarray(np.array([[0.25, 0.5]], np.float32)), "b.tif")
@@ -362,7 +362,7 @@ SUFFIXES_CUT = ("jpg", "png", "gif", "bmp", "webp", "tif", "ppm")
     max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(suffix=st.sampled_from(SUFFIXES_CUT), share=st.floats(0, 1, exclude_max=True), last=st.integers(0, 40))
-def test_i2_a_picture_cut_at_any_byte_is_refused_or_whole_to_the_last_pixel(saved, tmp_path, suffix, share, last):
+def test_i2_an_image_cut_at_any_byte_is_refused_or_whole_to_the_last_pixel(saved, tmp_path, suffix, share, last):
     """A cut near the end may lose nothing that is seen; then every pixel must be right."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
     whole = saved(noise, f"a.{suffix}")

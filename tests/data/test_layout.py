@@ -1,4 +1,4 @@
-"""Where the annotations and pictures of a data folder are is found by looking."""
+"""Where the annotations and images of a data folder are is found by looking."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def refusal(act, *args):
 
 
 def put(root: Path, *names: str, document=DOCUMENT):
-    """Writes annotations where a name ends in .json and a picture of 32 x 24 pixels elsewhere."""
+    """Writes annotations where a name ends in .json and an image of 32 x 24 pixels elsewhere."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def test_a_missing_folder_a_file_and_an_empty_folder_are_refused(tmp_path):
 # opening what was found
 
 
-def test_a_data_set_says_what_it_is_and_that_it_evaluates_on_its_training_pictures(tmp_path):
+def test_a_data_set_says_what_it_is_and_that_it_evaluates_on_its_training_images(tmp_path):
     put(tmp_path, "annotations.json", "a.png")
     data = open_dataset(DataConfig(path=str(tmp_path)))
     assert data.val is data.train and data.source == f"{tmp_path} (plain COCO layout)"
@@ -139,7 +139,7 @@ def test_validation_classes_are_numbered_by_training(tmp_path):
 
 def test_nothing_to_learn_is_refused(tmp_path):
     put(tmp_path, "annotations.json", "a.png", document=DOCUMENT | {"annotations": []})
-    assert "has 1 pictures and no object to learn from" in refusal(open_dataset, DataConfig(path=str(tmp_path)))
+    assert "has 1 image and no object to learn from" in refusal(open_dataset, DataConfig(path=str(tmp_path)))
 
 
 def test_a_split_is_opened_for_a_model_that_knows_one_of_its_classes(tmp_path):
@@ -150,7 +150,7 @@ def test_a_split_is_opened_for_a_model_that_knows_one_of_its_classes(tmp_path):
     assert "use --split train" in refusal(open_split, config, "val", [Category(4, "disc")])
 
 
-def test_sample_pictures_are_drawn_once_and_again_after_an_unfinished_time(tmp_path, monkeypatch):
+def test_sample_images_are_drawn_once_and_again_after_an_unfinished_time(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = sample_folder(2)
     assert folder.is_relative_to(tmp_path)

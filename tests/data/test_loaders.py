@@ -1,4 +1,4 @@
-"""Batches: which pictures, in which order, how they are padded, and what happens to a picture that cannot be read."""
+"""Batches: which images, in which order, how they are padded, and what happens to an image that cannot be read."""
 
 import json
 
@@ -13,11 +13,11 @@ from dinocore.data.batch import Sample, collate, normalise
 from dinocore.data.formats.layout import find_layout
 from dinocore.data.loaders import (
     Chunks,
-    EvaluationPictures,
+    EvaluationImages,
     Steps,
-    TrainingPictures,
+    TrainingImages,
     evaluation_batches,
-    load_picture,
+    load_annotated,
     steps_per_epoch,
     training_steps,
 )
@@ -42,11 +42,11 @@ def annotations(smears):
 
 @pytest.fixture
 def ten(make_coco, tmp_path):
-    """Ten pictures with the ids 1 to 10, each with one object, and a function that damages some of them."""
+    """Ten images with the ids 1 to 10, each with one object, and a function that damages some of them."""
 
     def damage(*ids):
         for i in ids:
-            (tmp_path / "train2017" / f"{i:04d}.png").write_bytes(b"no picture")
+            (tmp_path / "train2017" / f"{i:04d}.png").write_bytes(b"no image")
 
     return read_annotations(make_coco({i: [(1, i, 2 * i, 20, 10)] for i in range(1, 11)})), damage
 
@@ -61,11 +61,11 @@ def sample(height, width, index=0, problem=None, value=255):
     return Sample(image, target, index, (height, width), problem)
 
 
-# which pictures
+# which images
 
 
 @pytest.mark.parametrize(("images", "batch"), [(10, 3), (10, 5), (7, 7), (5, 1), (3, 8)])
-def test_every_picture_comes_at_most_once_an_epoch_and_batches_are_whole(images, batch):
+def test_every_image_comes_at_most_once_an_epoch_and_batches_are_whole(images, batch):
     per_epoch = steps_per_epoch(images, batch)
     steps = list(Steps(images, batch, seed=1, start=0, end=3 * per_epoch))
     assert len(steps) == 3 * per_epoch
@@ -109,7 +109,7 @@ def same(a, b):
 
 
 def test_workers_change_nothing(annotations):
-    """What a picture looks like depends on (seed, epoch, index) and not on who reads it."""
+    """What an image looks like depends on (seed, epoch, index) and not on who reads it."""
     alone, helped = (list(training_steps(annotations, config(2, workers), 1, 0, 5)) for workers in (0, 2))
     assert len(alone) == len(helped) == 5 and all(len(step) == 2 for step in alone)
     assert all(same(a, b) for one, two in zip(alone, helped, strict=True) for a, b in zip(one, two, strict=True))
@@ -117,9 +117,9 @@ def test_workers_change_nothing(annotations):
     assert all(same(a, b) for one, two in zip(alone[3:], resumed, strict=True) for a, b in zip(one, two, strict=True))
 
 
-def test_a_picture_depends_on_seed_epoch_and_index(annotations):
+def test_an_image_depends_on_seed_epoch_and_index(annotations):
     def look(seed, epoch, index):
-        return TrainingPictures(annotations, config().data, seed)[epoch, index]
+        return TrainingImages(annotations, config().data, seed)[epoch, index]
 
     first, again = look(0, 1, 2), look(0, 1, 2)
     assert torch.equal(first.image, again.image) and first.target.seed == again.target.seed
@@ -131,7 +131,7 @@ def test_a_picture_depends_on_seed_epoch_and_index(annotations):
 # how they are put together
 
 
-def test_pictures_are_padded_at_right_and_bottom_and_padding_is_true_there():
+def test_images_are_padded_at_right_and_bottom_and_padding_is_true_there():
     batch = collate([sample(3, 5, 0, value=10), sample(4, 2, 1, value=20)])
     assert batch.images.shape == (2, 3, 4, 5) and batch.images.dtype == torch.uint8
     assert ["".join(".#"[int(p)] for p in row) for row in batch.padding[0]] == [".....", ".....", ".....", "#####"]
@@ -157,7 +157,7 @@ def test_normalised_pixels_are_less_the_mean_over_the_deviation_and_padding_is_z
 def test_a_training_target_is_what_was_annotated(ten):
     annotations, _ = ten
     plain = DataConfig(flip=0.0, crop_chance=0.0, train_scales=(96,))
-    found = TrainingPictures(annotations, plain, 0)[0, 3]  # the id 4: a box at (4, 8) of 20 x 10 in 64 x 48
+    found = TrainingImages(annotations, plain, 0)[0, 3]  # the id 4: a box at (4, 8) of 20 x 10 in 64 x 48
     assert found.image.shape == (3, 96, 128) and found.size == (48, 64) and found.problem is None
     torch.testing.assert_close(found.target.boxes, torch.tensor([[14 / 64, 13 / 48, 20 / 64, 10 / 48]]))
     assert found.target.labels.tolist() == [0]
@@ -171,69 +171,69 @@ def test_crowds_and_objects_outside_are_not_in_a_target_and_boxes_are_clipped(ma
         ] + [{"image_id": 2, "category_id": 1, "bbox": [n, n, 5, 5]} for n in range(30)]
 
     annotations = read_annotations(make_coco({1: [], 2: []}, edit=more))
-    _, boxes, labels = load_picture(annotations, 0, DataConfig(), annotations.trainable())
+    _, boxes, labels = load_annotated(annotations, 0, DataConfig(), annotations.trainable())
     assert boxes.tolist() == [[0, 0, 20, 10], [60, 40, 64, 48]] and labels.tolist() == [0, 0]
 
 
-def test_a_picture_without_objects_trains(make_coco):
+def test_an_image_without_objects_trains(make_coco):
     annotations = read_annotations(make_coco({1: [], 2: [(1, 5, 5, 9, 9)]}))
     (batch,) = next(iter(training_steps(annotations, config(2), 2, 0, 1)))
     assert sorted(len(target.labels) for target in batch.targets) in ([0, 0], [0, 1])  # a crop may lose the other
     assert all(target.boxes.shape == (len(target.labels), 4) for target in batch.targets)
 
 
-# pictures that cannot be read
+# images that cannot be read
 
 
-def test_a_damaged_picture_is_replaced_by_the_next_one_and_reported_once(ten):
+def test_a_damaged_image_is_replaced_by_the_next_one_and_reported_once(ten):
     annotations, damage = ten
     damage(3, 4)
-    pictures = TrainingPictures(annotations, config().data, 0)
+    pictures = TrainingImages(annotations, config().data, 0)
     found, next_one = pictures[7, 2], pictures[7, 4]
     assert found.index == 4 and torch.equal(found.image, next_one.image) and next_one.problem is None
-    assert "0003.png is not a picture" in found.problem and "0004" not in found.problem
+    assert "0003.png is not an image" in found.problem and "0004" not in found.problem
     last = collate([found, next_one, pictures[7, 3]])
     assert len(last.problems) == 2 and "0004.png" in last.problems[1]
 
 
-def test_after_the_last_picture_comes_the_first(ten):
+def test_after_the_last_image_comes_the_first(ten):
     annotations, damage = ten
     damage(10)
-    assert TrainingPictures(annotations, config().data, 0)[0, 9].index == 0
+    assert TrainingImages(annotations, config().data, 0)[0, 9].index == 0
 
 
-def test_ten_damaged_pictures_in_a_row_end_it(ten):
+def test_ten_damaged_images_in_a_row_end_it(ten):
     annotations, damage = ten
     damage(*range(1, 10))
-    pictures = TrainingPictures(annotations, config().data, 0)
+    pictures = TrainingImages(annotations, config().data, 0)
     assert pictures[0, 0].index == 9
     damage(10)
-    with pytest.raises(DataError, match=r"10 pictures in a row cannot be read; the first: .*0003\.png"):
+    with pytest.raises(DataError, match=r"10 images in a row cannot be read; the first: .*0003\.png"):
         pictures[0, 2]
 
 
-def test_a_picture_of_another_size_than_annotated_is_a_problem_and_a_turned_one_says_so(make_coco, tmp_path):
+def test_an_image_of_another_size_than_annotated_is_a_problem_and_a_turned_one_says_so(make_coco, tmp_path):
     annotations = read_annotations(make_coco())
     Image.new("RGB", (60, 48)).save(tmp_path / "train2017" / "0007.png")
-    found = TrainingPictures(annotations, config().data, 0)[0, 0]
+    found = TrainingImages(annotations, config().data, 0)[0, 0]
     assert found.index == 1 and found.problem.endswith("0007.png has 60 x 48 pixels, but the annotations say 64 x 48")
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.new("RGB", (64, 48)).save(tmp_path / "train2017" / "0009.png", exif=turned)
-    said = EvaluationPictures(annotations, config().data)[1]
+    said = EvaluationImages(annotations, config().data)[1]
     assert said.endswith(
         "has 48 x 64 pixels, but the annotations say 64 x 48, the same turned, as by an EXIF orientation"
     )
 
 
-def test_a_picture_beyond_the_limit_of_pixels_is_a_problem(ten):
+def test_an_image_beyond_the_limit_of_pixels_is_a_problem(ten):
     annotations, _ = ten
-    said = EvaluationPictures(annotations, DataConfig(max_pixels=64 * 48 - 1))[0]
+    said = EvaluationImages(annotations, DataConfig(max_pixels=64 * 48 - 1))[0]
     assert "more than data.max_pixels = 3071" in said
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_keeps_the_order_and_says_which_pictures_it_could_not_read(ten, workers):
+def test_evaluation_keeps_the_order_and_says_which_images_it_could_not_read(ten, workers):
     annotations, damage = ten
     damage(2, 5, 6)
     batches = list(evaluation_batches(annotations, config(workers=workers).data, batch_size=2))
@@ -242,8 +242,8 @@ def test_evaluation_keeps_the_order_and_says_which_pictures_it_could_not_read(te
     assert "0005.png" in batches[2][1][0] and "0006.png" in batches[2][1][1]
 
 
-def test_evaluation_pictures_have_one_scale_and_nothing_random(annotations):
-    pictures = EvaluationPictures(annotations, config().data)
+def test_evaluation_images_have_one_scale_and_nothing_random(annotations):
+    pictures = EvaluationImages(annotations, config().data)
     assert len(pictures) == 6 and {pictures[i].image.shape for i in range(6)} == {(3, 72, 96)}
     assert torch.equal(pictures[1].image, pictures[1].image) and pictures[0].size == (72, 96)
 

@@ -346,3 +346,61 @@ def test_a_voc_list_may_name_files_in_folders_below(tmp_path):
     put(tmp_path / "ImageSets" / "Main" / "val.txt", "cam1/b\n")
     assert close(read(tmp_path), [boxes["cam1/a"], boxes["cam2/a"]])
     assert close(read(tmp_path, "val"), [boxes["cam1/b"]])
+
+
+@pytest.mark.parametrize("kind", ["yolo", "classes.txt", "csv", "coco"])
+def test_control_characters_in_a_class_name_are_shown_escaped_and_left_out(tmp_path, kind):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "images" / "a.png")
+    name = "\x1b[31mred\x7f cell"
+    if kind in ("yolo", "classes.txt"):
+        (tmp_path / "labels").mkdir()
+        (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+        yaml = f"train: images\nval: images\nnames: [{json.dumps(name)}]\n"
+        text, file = (yaml, "data.yaml") if kind == "yolo" else (name, "classes.txt")
+    elif kind == "csv":
+        text, file = f"filename,xmin,ymin,xmax,ymax,class\na.png,1,1,9,9,{name}\n", "train.csv"
+    else:
+        rows = {"images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}],
+                "categories": [{"id": 1, "name": name}],
+                "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9]}]}  # fmt: skip
+        text, file = json.dumps(rows), "annotations.json"
+    (tmp_path / file).write_text(text)
+    found = read_annotations(find_layout(tmp_path).train)
+    assert [category.name for category in found.categories] == ["[31mred cell"]
+    assert any(r"'\x1b[31mred\x7f cell' -> [31mred cell" in note for note in found.notes)
+
+
+def photographs(folder: Path, orientation: int, as_stored: bool, decimals: int = 6, whole: bool = True) -> None:
+    """Four YOLO images that EXIF turns, each with a box at whole pixels (or not) of the stored or the upright image."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for n in range(4):
+        path = folder / "images" / "train" / f"{n}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (WIDTH, HEIGHT), "teal").save(path, exif=exif)
+        width, height = (WIDTH, HEIGHT) if as_stored or orientation < 5 else (HEIGHT, WIDTH)
+        x, y, w, h = np.array([17 + 3 * n, 23, 41, 61]) + (0 if whole else 0.37)
+        row = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
+        put(folder / "labels" / "train" / f"{n}.txt", "0 " + " ".join(f"{value:.{decimals}f}" for value in row) + "\n")
+    put(folder / "data.yaml", "train: images/train\nnames: [c]\n")
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_yolo_labels_on_the_pixels_as_stored_of_turned_photographs_are_refused_with_the_setting(tmp_path, orientation):
+    photographs(tmp_path, orientation, as_stored=True)
+    split = find_layout(tmp_path).train
+    with pytest.raises(DataError, match=r"4 of 4 boxes fit the pixels as stored.*data\.exif=false") as refused:
+        read_annotations(split)
+    assert refused.value.code == "DATA-IMAGE-TURNED"
+    found = read_annotations(split, config=DataConfig(exif=False))
+    assert found.sizes.tolist() == [[WIDTH, HEIGHT]] * 4 and found.boxes[0].tolist() == [17, 23, 41, 61]
+
+
+@pytest.mark.parametrize(("orientation", "whole", "warned"), [(6, True, False), (6, False, True), (3, True, True)])
+def test_yolo_labels_of_turned_photographs_are_warned_of_where_nothing_shows_how_they_were_drawn(
+    tmp_path, orientation, whole, warned
+):
+    photographs(tmp_path, orientation, as_stored=False, whole=whole)
+    notes = " ".join(read_annotations(find_layout(tmp_path).train).notes)
+    assert ("nothing shows whether the boxes were drawn on the upright image" in notes) == warned

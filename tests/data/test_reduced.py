@@ -1,4 +1,4 @@
-"""Large JPEGs are decoded small for training, and nobody can tell from the pictures or the boxes."""
+"""Large JPEGs are decoded small for training, and nobody can tell from the images or the boxes."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from dinocore.config import Config, DataConfig, TrainConfig
 from dinocore.data import loaders
 from dinocore.data.annotations import read_annotations
 from dinocore.data.images import Decoded, read_image, read_reduced
-from dinocore.data.loaders import EvaluationPictures, TrainingPictures, training_steps
-from dinocore.data.transforms import as_picture, resize, to_tensor
+from dinocore.data.loaders import EvaluationImages, TrainingImages, training_steps
+from dinocore.data.transforms import annotated_image, resize, to_tensor
 
 AS_IS = DataConfig()
 SMALL = {"train_scales": (96, 110, 150), "crop_scales": (120, 180), "crop_size": (80, 140), "max_size": 220}
@@ -56,7 +56,7 @@ def photos(make_coco, tmp_path):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Sizes in which the loader gets its pictures."""
+    """Sizes in which the loader gets its images."""
     sizes = []
 
     def spy(*arguments):
@@ -81,13 +81,13 @@ def corners(sample):
 
 
 @pytest.mark.parametrize("size", [(1201, 907), (907, 1205), (1280, 960)])
-def test_boxes_are_where_the_rectangles_are_however_the_picture_is_stored(photos, decoded, size):
+def test_boxes_are_where_the_rectangles_are_however_the_image_is_stored(photos, decoded, size):
     """Flips and cuts, all eight EXIF orientations, sizes that no power of two divides."""
     width, height = size
     rng = np.random.default_rng(0)
     boxes = [(int(x * width), int(y * height), width // 3, height // 4) for x, y in rng.uniform(0, 0.6, (16, 2))]
     annotations = photos(boxes, size, tuple(AS_STORED))
-    pictures = TrainingPictures(annotations, DataConfig(**SMALL, vertical_flip=0.5), seed=0)
+    pictures = TrainingImages(annotations, DataConfig(**SMALL, vertical_flip=0.5), seed=0)
     compared = 0
     for epoch in range(6):
         for index in range(len(boxes)):
@@ -100,7 +100,7 @@ def test_boxes_are_where_the_rectangles_are_however_the_picture_is_stored(photos
 
 
 @pytest.mark.parametrize("orientation", AS_STORED)
-def test_the_frame_is_where_the_picture_lies_in_what_was_decoded(tmp_path, orientation):
+def test_the_frame_is_where_the_image_lies_in_what_was_decoded(tmp_path, orientation):
     image = Image.new("RGB", (1001, 803), "white")
     save(image, tmp_path / "a.jpg", orientation)
     found = read_reduced(tmp_path / "a.jpg", AS_IS, (400, 400))
@@ -112,15 +112,15 @@ def test_the_frame_is_where_the_picture_lies_in_what_was_decoded(tmp_path, orien
 
 
 @pytest.mark.parametrize(
-    ("enough", "wanted"),
+    ("min_decode_size", "wanted"),
     [((801, 601), (1600, 1200)), ((800, 600), (800, 600)), ((400, 301), (800, 600)), ((400, 300), (400, 300)),
      ((30, 1200), (1600, 1200)), ((3, 2), (200, 150)), ((5000, 5000), (1600, 1200))],
 )  # fmt: skip
-def test_a_jpeg_is_never_decoded_smaller_than_is_enough(tmp_path, enough, wanted):
+def test_a_jpeg_is_never_decoded_smaller_than_is_enough(tmp_path, min_decode_size, wanted):
     save(Image.new("RGB", (1600, 1200)), tmp_path / "a.jpg")
     save(Image.new("RGB", (1200, 1600)), tmp_path / "b.jpg", orientation=6)
-    assert read_reduced(tmp_path / "a.jpg", AS_IS, enough).image.size == wanted
-    assert read_reduced(tmp_path / "b.jpg", AS_IS, enough[::-1]).image.size == wanted[::-1]
+    assert read_reduced(tmp_path / "a.jpg", AS_IS, min_decode_size).image.size == wanted
+    assert read_reduced(tmp_path / "b.jpg", AS_IS, min_decode_size[::-1]).image.size == wanted[::-1]
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "bmp", "tif", "gif", "ppm"])
@@ -138,11 +138,11 @@ def test_a_photo_of_twelve_megapixels_is_decoded_small_and_looks_the_same(make_c
     scene = Image.fromarray(texture.astype(np.uint8)).convert("RGB").resize((4000, 3000), Image.Resampling.BICUBIC)
     scene.save(annotations.path(0), "JPEG", quality=90)  # the name ends in .png, but content decides
     config = DataConfig()
-    samples = [TrainingPictures(annotations, config, 0)[epoch, 0] for epoch in range(6)]
+    samples = [TrainingImages(annotations, config, 0)[epoch, 0] for epoch in range(6)]
     assert max(decoded) == (2000, 1500) and (1000, 750) in decoded
     monkeypatch.setattr(loaders, "read_reduced", lambda path, most, _: read_reduced(path, most, (4000, 3000)))
     for epoch, small in enumerate(samples):
-        full = TrainingPictures(annotations, config, 0)[epoch, 0]
+        full = TrainingImages(annotations, config, 0)[epoch, 0]
         assert full.image.shape == small.image.shape
         assert (full.image.float() - small.image.float()).abs().mean() < 2
         torch.testing.assert_close(full.target.boxes, small.target.boxes, atol=1e-3, rtol=0)
@@ -150,13 +150,13 @@ def test_a_photo_of_twelve_megapixels_is_decoded_small_and_looks_the_same(make_c
 
 def test_evaluation_decodes_every_pixel(photos):
     annotations = photos([(100, 100, 500, 300)], (1201, 907))
-    whole = as_picture(to_tensor(read_image(annotations.path(0), AS_IS)), torch.zeros(0, 4), torch.zeros(0))
+    whole = annotated_image(to_tensor(read_image(annotations.path(0), AS_IS)), torch.zeros(0, 4), torch.zeros(0))
     assert whole[0].shape == (3, 907, 1201)
-    seen = EvaluationPictures(annotations, DataConfig(eval_scale=72))[0].image
+    seen = EvaluationImages(annotations, DataConfig(eval_scale=72))[0].image
     assert torch.equal(seen, resize(whole, 72, 1333)[0])
 
 
-def test_workers_change_nothing_in_reduced_pictures(photos):
+def test_workers_change_nothing_in_reduced_images(photos):
     annotations = photos([(50 * n, 40 * n, 300, 200) for n in range(4)], (800, 600))
 
     def images(workers):
@@ -174,6 +174,6 @@ def test_a_file_cut_short_is_reported_however_small_it_is_decoded(photos, decode
     noise = np.random.default_rng(0).integers(100, 150, (600, 800, 3), dtype=np.uint8)
     save(Image.fromarray(noise), path, progressive=progressive)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    found = TrainingPictures(annotations, DataConfig(**SMALL), 0)[0, 0]
+    found = TrainingImages(annotations, DataConfig(**SMALL), 0)[0, 0]
     assert found.index == 1 and f"{path} is damaged" in found.problem and "truncated" in found.problem
     assert len(decoded) == 1 and max(decoded[0]) < 800

@@ -30,7 +30,7 @@ def arrangement(seed, index, size):
 
 
 def on_slide(item, size, margin=1000):
-    """The mask of one cell in the whole picture, by way of a slide so large that nothing is cut."""
+    """The mask of one cell in the whole image, by way of a slide so large that nothing is cut."""
     slide = np.zeros((size[1] + 2 * margin, size[0] + 2 * margin), bool)
     height, width = item.cell.mask.shape
     slide[margin + item.top :, margin + item.left :][:height, :width] = item.cell.mask
@@ -50,7 +50,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def many():
-    """(labels, boxes) of 200 pictures."""
+    """(labels, boxes) of 200 images."""
     return [draw_smear(0, index, SMALL)[1:] for index in range(200)]
 
 
@@ -62,13 +62,13 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_others(written, tmp_pat
     assert not set(digest(tmp_path / "other").values()) & set(digest(folder).values())
 
 
-def test_a_picture_does_not_depend_on_how_many_are_drawn(written, tmp_path):
+def test_an_image_does_not_depend_on_how_many_are_drawn(written, tmp_path):
     write_sample_data(tmp_path, 4, 3, SMALL)
     first = "train2017/smear_000001.jpg"
     assert digest(tmp_path)[first] == digest(written[0])[first]
 
 
-def test_pictures_of_one_series_differ():
+def test_images_of_one_series_differ():
     assert len({draw_smear(0, index, SMALL)[0].tobytes() for index in range(20)}) == 20
 
 
@@ -91,7 +91,7 @@ def test_a_box_frames_the_pixels_that_the_cell_changes(left, top):
     assert np.allclose(changed, item.box(size), atol=2.5)
 
 
-def test_at_least_half_of_every_cell_is_inside_the_picture_and_uncovered():
+def test_at_least_half_of_every_cell_is_inside_the_image_and_uncovered():
     for index in range(6):
         covered = np.zeros((480, 640), bool)
         for item in reversed(arrangement(2, index, (640, 480))):
@@ -100,7 +100,7 @@ def test_at_least_half_of_every_cell_is_inside_the_picture_and_uncovered():
             covered |= mask
 
 
-def test_boxes_lie_inside_the_picture_and_have_a_size(many):
+def test_boxes_lie_inside_the_image_and_have_a_size(many):
     boxes = np.concatenate([boxes for _, boxes in many])
     assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] >= 1).all()
     assert (boxes[:, :2] + boxes[:, 2:] <= SMALL).all()
@@ -112,7 +112,7 @@ def test_counts_are_near_those_of_bccd(many):
     assert (counts.max(0) <= [30, 2, 6]).all() and set(counts[:, 1]) == {0, 1, 2}
 
 
-def test_some_pictures_show_nothing_and_some_little(many):
+def test_some_images_show_nothing_and_some_little(many):
     numbers = [len(labels) for labels, _ in many]
     assert 2 <= numbers.count(0) <= 15
     assert any(1 <= n <= 3 for n in numbers)
@@ -120,7 +120,7 @@ def test_some_pictures_show_nothing_and_some_little(many):
 
 
 @pytest.mark.slow
-def test_sizes_are_near_those_of_bccd_and_scale_with_the_picture():
+def test_sizes_are_near_those_of_bccd_and_scale_with_the_image():
     def sides(size, count):
         drawn = [draw_smear(0, index, size)[1:] for index in range(count)]
         labels, boxes = np.concatenate([d[0] for d in drawn]), np.concatenate([d[1] for d in drawn])

@@ -12,7 +12,7 @@ from dinocore.config import DataConfig
 from dinocore.data import shared
 from dinocore.data.annotations import Annotations
 from dinocore.data.dataset import DataSet, open_dataset
-from dinocore.data.loaders import TrainingPictures
+from dinocore.data.loaders import TrainingImages
 from dinocore.data.shared import MappedArray, map_annotations, open_shared_dataset
 from dinocore.data.synthetic.sample import write_sample_data
 from dinocore.errors import EnvironmentFault, PeerFailed
@@ -103,7 +103,7 @@ def test_one_rank_of_each_machine_reads_and_all_have_the_same(config, reads, tmp
 def test_training_images_are_those_of_arrays_in_memory(config, reads):
     alone, (ours, _) = open_dataset(config), opened_by(2, config)
     for k in range(2):
-        a, b = (TrainingPictures(data.train, config, 0)[1, k] for data in (alone, ours))
+        a, b = (TrainingImages(data.train, config, 0)[1, k] for data in (alone, ours))
         assert (
             a.image.equal(b.image) and a.target.boxes.equal(b.target.boxes) and a.target.labels.equal(b.target.labels)
         )

@@ -1,4 +1,4 @@
-"""Boxes follow their pictures: rectangles are drawn, changed with the picture, and measured again."""
+"""Boxes follow their images: rectangles are drawn, changed with the image, and measured again."""
 
 import numpy as np
 import pytest
@@ -8,14 +8,14 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from dinocore.config import DataConfig
-from dinocore.data.transforms import Plan, apply, as_picture, as_target, draw, largest_size, resize, resized
+from dinocore.data.transforms import Plan, annotated_image, apply, as_target, draw, largest_size, resize, resized
 
 COLOURS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255]])
 SMALL = {"train_scales": (96, 120, 150), "crop_scales": (100, 130), "crop_size": (60, 140), "max_size": 220}
 
 
 def drawn(boxes, size=(90, 130)):
-    """A picture of `size` (height, width) with the k-th box in the k-th colour; labels are colours."""
+    """An image of `size` (height, width) with the k-th box in the k-th colour; labels are colours."""
     image = torch.zeros(3, *size, dtype=torch.uint8)
     for colour, (x0, y0, x1, y1) in zip(COLOURS, boxes, strict=False):
         image[:, y0:y1, x0:x1] = colour[:, None, None]
@@ -25,7 +25,7 @@ def drawn(boxes, size=(90, 130)):
 
 
 def whole(picture):
-    """The frame of a picture that was decoded in its own size."""
+    """The frame of an image that was decoded in its own size."""
     return 0, 0, picture[0].shape[-1], picture[0].shape[-2]
 
 
@@ -34,7 +34,7 @@ def augment(picture, config, rng):
 
 
 def crop(picture, limits, rng):
-    """A random part in the picture's own scale."""
+    """A random part in the image's own scale."""
     height, width = picture[0].shape[-2:]
     cuts = DataConfig(flip=0.0, crop_chance=1.0, crop_scales=(min(height, width),), crop_size=limits)
     plan = draw((height, width), cuts, rng)
@@ -88,7 +88,7 @@ def test_after_any_augmentation_every_box_is_where_its_rectangle_is(size):
 
 
 def step_by_step(picture, config, rng):
-    """DETR's augmentation as it is written: every step makes a picture."""
+    """DETR's augmentation as it is written: every step makes an image."""
     flip, vertical_flip = rng.random() < config.flip, rng.random() < config.vertical_flip
     if rng.random() < config.crop_chance:
         picture = resize(picture, int(rng.choice(config.crop_scales)), None)
@@ -132,7 +132,7 @@ def test_one_resampling_shows_what_detrs_steps_show(size):
 
 
 def test_a_plan_is_a_part_of_detrs_size():
-    """Sides of the cut in the picture that was resized for it, and the final size."""
+    """Sides of the cut in the image that was resized for it, and the final size."""
     config = DataConfig(crop_chance=1.0, crop_scales=(500,), train_scales=(640,))
     sides = np.array([])
     for seed in range(200):
@@ -234,7 +234,7 @@ def test_a_crop_that_leaves_nothing_leaves_an_empty_target():
     assert target.boxes.shape == (0, 4) and target.labels.dtype == torch.int64
 
 
-def test_a_crop_of_a_picture_smaller_than_the_limits_stays_within_it():
+def test_a_crop_of_an_image_smaller_than_the_limits_stays_within_it():
     image, boxes, _ = crop(drawn([(1, 1, 9, 9)], (10, 20)), (384, 600), np.random.default_rng(0))
     assert image.shape == (3, 10, 20) and boxes.tolist() == [[1, 1, 9, 9]]
 
@@ -256,14 +256,14 @@ def test_a_cut_thinner_than_a_pixel_is_a_pixel():
     assert image.shape == (3, 30, 20) and boxes.tolist() == [[0, 0, 20, 30]]
 
 
-def test_a_target_holds_centres_and_sizes_as_shares_of_the_picture():
+def test_a_target_holds_centres_and_sizes_as_shares_of_the_image():
     target = as_target(drawn([(13, 9, 39, 45)]), seed=5)
     torch.testing.assert_close(target.boxes, torch.tensor([[0.2, 0.3, 0.2, 0.4]]))
     assert type(target.boxes) is Tensor and target.boxes.dtype == torch.float32
     assert target.labels.tolist() == [0] and target.seed == 5
 
 
-def test_the_same_generator_gives_the_same_picture():
+def test_the_same_generator_gives_the_same_image():
     config, picture = DataConfig(**SMALL), drawn([(10, 10, 40, 40)])
     first, again, other = (augment(picture, config, np.random.default_rng((0, 1, seed))) for seed in (2, 2, 3))
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
@@ -298,7 +298,7 @@ def test_large_scale_jitter_keeps_boxes_within_a_pixel_of_what_is_seen_and_cuts_
     for seed in range(40):
         pixels = torch.zeros(3, 90, 120, dtype=torch.uint8)
         pixels[:, 30:60, 40:85] = 255
-        picture = as_picture(pixels, torch.tensor([[40.0, 30.0, 85.0, 60.0]]), torch.tensor([0]))
+        picture = annotated_image(pixels, torch.tensor([[40.0, 30.0, 85.0, 60.0]]), torch.tensor([0]))
         plan = draw((90, 120), config, np.random.default_rng(seed))
         image, boxes, labels = apply(plan, picture, (0, 0, 120, 90))
         assert max(image.shape[-2:]) <= 96 and len(boxes) == len(labels)
@@ -316,7 +316,7 @@ def test_colours_change_and_boxes_do_not_and_without_the_setting_nothing_is_draw
     without, changed = (draw((90, 120), config, np.random.default_rng(1)) for config in (plain, colored))
     assert without == changed._replace(colors=()) and len(changed.colors) == 4
     pixels = torch.randint(256, (3, 90, 120), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    picture = as_picture(pixels, torch.tensor([[40.0, 30.0, 85.0, 60.0]]), torch.tensor([0]))
+    picture = annotated_image(pixels, torch.tensor([[40.0, 30.0, 85.0, 60.0]]), torch.tensor([0]))
     one, two = (apply(plan, picture, (0, 0, 120, 90)) for plan in (without, changed))
     assert (one[1] == two[1]).all() and (one[0] != two[0]).any() and two[0].dtype == torch.uint8
 

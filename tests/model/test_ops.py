@@ -405,6 +405,7 @@ assert triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget(
     )
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cuda_agrees_with_the_reference_on_the_cpu(dtype):

@@ -31,7 +31,7 @@ SMALL = [
 
 OF_SEVERAL = (
     'model.backbone="timm/test_resnet"', "model.dropout=0.1", "train.batch_size=4", "train.epochs=2",
-    "train.micro_batch_size=1", "train.ema_decay=0.9", 'train.tensorboard="off"',
+    "train.micro_batch_size=1", "train.ema_decay=0.9", 'train.trackers="off"',
 )  # fmt: skip  # two steps an epoch
 SCRIPT = Path(__file__).with_name("faulty_processes.py")
 TIMINGS = ("seconds", "data_seconds", "memory_mb")

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dinocore.data.loaders import TrainingPictures
+from dinocore.data.loaders import TrainingImages
 from dinocore.errors import CheckpointError, ConfigError, DataError, DivergedError, EnvironmentFault
 from dinocore.evaluate.coco import Metrics
 from dinocore.system.processes import SingleProcess
@@ -29,7 +29,7 @@ from dinocore.train.state import Progress, load_checkpoint, rng_state, save_chec
 from dinocore.weights.file import BUNDLED, cast_note, load_exactly
 
 CPU = torch.device("cpu")
-LITTLE = ('model.backbone="timm/test_resnet"', "train.micro_batch_size=1", 'train.tensorboard="off"')
+LITTLE = ('model.backbone="timm/test_resnet"', "train.micro_batch_size=1", 'train.trackers="off"')
 
 
 def said(events):
@@ -199,7 +199,7 @@ def test_t4_a_host_that_has_no_memory_for_a_picture_says_so_and_the_steps_before
         return [batch._replace(images=images, padding=padding) for batch in found], fault
 
     monkeypatch.setattr(feeding, "_next", following)
-    context, state = start(small_config("train.micro_batch_size=1", 'train.tensorboard="off"'))
+    context, state = start(small_config("train.micro_batch_size=1", 'train.trackers="off"'))
     limits = resource.getrlimit(resource.RLIMIT_AS)
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + 900 * 2**20, limits[1]))
@@ -216,14 +216,14 @@ def test_t4_a_host_that_has_no_memory_for_a_picture_says_so_and_the_steps_before
 @pytest.mark.parametrize("workers", [0, 1])
 def test_t10_a_reader_that_fails_names_the_picture_and_the_state_is_saved(workers, small_config, start, monkeypatch):
     context, state = start(small_config(*LITTLE, f"data.workers={workers}"))
-    original, third = TrainingPictures._read, str(context.data.train.path(3).name)
+    original, third = TrainingImages._read, str(context.data.train.path(3).name)
 
     def fails(pictures, epoch, index):
         if (epoch, index) == (1, 3):
             raise ValueError("odd,\nvery")
         return original(pictures, epoch, index)
 
-    monkeypatch.setattr(TrainingPictures, "_read", fails)
+    monkeypatch.setattr(TrainingImages, "_read", fails)
     told = rf"reading \S+{third} \(number 3, epoch 1\) failed: ValueError: odd, very; take the picture out"
     with pytest.raises(DataError, match=told) as error:
         list(train(context, state))
@@ -284,6 +284,8 @@ def test_t15_an_evaluation_that_fails_is_told_and_counted_and_the_next_one_is_do
 class Bad:
     """A sink that fails at its second line."""
 
+    place = ""
+
     def __init__(self):
         self.rows = []
 
@@ -292,7 +294,7 @@ class Bad:
         if len(self.rows) == 2:
             raise ConnectionError("no network")
 
-    def close(self):
+    def close(self, completed):
         pass
 
 
@@ -312,7 +314,7 @@ def test_t15_a_watcher_that_fails_is_told_once_and_gets_no_more(tmp_path):
 
 def test_t16_a_watcher_that_hangs_costs_no_time(tmp_path):
     for_ever = threading.Event()
-    watcher = BackgroundWriter("Slow", lambda: SimpleNamespace(write=lambda row: for_ever.wait(60), close=lambda: None))
+    watcher = BackgroundWriter("Slow", lambda: SimpleNamespace(place="", write=lambda row: for_ever.wait(60)))
     journal, began = MetricsLogger(MetricsLog(tmp_path, Progress()), [watcher]), time.monotonic()
     told = [text for number in range(MAX_WAITING + 10) for text in journal.add({"step": number})]
     journal.close()

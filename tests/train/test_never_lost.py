@@ -23,7 +23,7 @@ from dinocore.train.setup import check_same_data, resumed_state
 from dinocore.weights.file import load_weights
 
 CPU = torch.device("cpu")
-LITTLE = ('model.backbone="timm/test_resnet"', "train.micro_batch_size=1", 'train.tensorboard="off"')
+LITTLE = ('model.backbone="timm/test_resnet"', "train.micro_batch_size=1", 'train.trackers="off"')
 
 
 def resume(context, config):
@@ -167,7 +167,7 @@ def test_a_killed_reader_ends_the_run_with_its_state_saved(small_config, start):
 def test_a_reader_that_hangs_is_no_wait_for_ever(small_config, start, monkeypatch):
     import time
 
-    monkeypatch.setattr("dinocore.data.loaders.TrainingPictures._read", lambda *_: time.sleep(60))
+    monkeypatch.setattr("dinocore.data.loaders.TrainingImages._read", lambda *_: time.sleep(60))
     context, state = start(small_config(*LITTLE, "data.workers=1", "data.loader_timeout=1"))
     with pytest.raises(EnvironmentFault, match="took too long over an image"):
         list(train(context, state))

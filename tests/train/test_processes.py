@@ -22,7 +22,7 @@ SETTINGS = [
     "model.ffn_dim=48", "model.num_queries=12", "model.num_encoder_layers=1", "model.num_decoder_layers=2",
     "model.denoising.num_pairs=20", "model.dropout=0.1", "data.train_scales=[48,64]", "data.max_size=96",
     "data.eval_scale=64", "data.workers=0", "train.batch_size=4", "train.epochs=5", "train.ema_decay=0.9",
-    "train.micro_batch_size=1", "train.amp=off", "train.tensorboard=off", "train.save_every_steps=3",
+    "train.micro_batch_size=1", "train.amp=off", "train.trackers=off", "train.save_every_steps=3",
 ]  # fmt: skip
 PER_EPOCH, STEPS = 9, 45
 DINO = [sys.executable, "-m", "dinocli"]

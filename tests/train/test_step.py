@@ -10,7 +10,7 @@ from dinocore.train.setup import resumed_state
 from dinocore.train.state import Progress
 
 CPU = torch.device("cpu")
-LITTLE = ('model.backbone="timm/test_resnet"', "train.micro_batch_size=1", 'train.tensorboard="off"', "train.epochs=1")
+LITTLE = ('model.backbone="timm/test_resnet"', "train.micro_batch_size=1", 'train.trackers="off"', "train.epochs=1")
 
 
 def test_progress_of_an_older_checkpoint_is_read_under_its_new_names():

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ...config import Config, DataConfig
 from ...error_codes import CODES, ERROR, NOTE
 from ...errors import DataError
+from ...words import counted
 from ..annotations import Annotations, survey_annotations
 from ..findings import Finding, Findings
 from ..formats.layout import find_layout
@@ -16,7 +17,7 @@ from ..split import Category, Layout, Split
 from .contents import check_contents, check_unlisted
 from .duplicates import Shown, check_duplicates, near_pairs, same_files
 from .fitness import check_fitness
-from .scan import Facts, check_pictures, look_at
+from .scan import ImageInfo, check_images, scan_images
 from .statistics import statistics
 
 
@@ -36,8 +37,8 @@ class Checked(NamedTuple):
     layout: Layout
     decoded: bool
     splits: dict[str, CheckedSplit]
-    between: Findings  # about pictures of several splits
-    config: DataConfig  # by which pictures were read
+    between: Findings  # about images of several splits
+    config: DataConfig  # by which images were read
 
     def findings(self) -> list[tuple[str, Finding]]:
         """All of them, errors first, each with its split."""
@@ -65,31 +66,31 @@ class Checked(NamedTuple):
         }
 
 
-class Looking(NamedTuple):
-    """How far the pictures of a split have been looked at."""
+class Scan(NamedTuple):
+    """How far the images of a split have been looked at."""
 
     split: str
     done: int
     total: int
 
 
-def check_data(folder: Path, config: Config, decode: bool) -> Iterator[Looking | Checked]:
-    """Look at annotations, pictures and how they fit a model; the last thing that is yielded is what was found.
+def check_data(folder: Path, config: Config, decode: bool) -> Iterator[Scan | Checked]:
+    """Look at annotations, images and how they fit a model; the last thing that is yielded is what was found.
 
     Raises:
         DataError: there are no annotations to look at.
     """
     layout = find_layout(folder, config.data.follow_symlinks)
     splits = _survey(layout, config)
-    seen: dict[str, list[Facts]] = {}
+    seen: dict[str, list[ImageInfo]] = {}
     for name, part in splits.items():
         if part.annotations is None:
             continue
         seen[name] = []
-        for facts in look_at(part.annotations, config.data, decode):
+        for facts in scan_images(part.annotations, config.data, decode):
             seen[name].append(facts)
-            yield Looking(name, len(seen[name]), len(part.annotations.image_ids))
-        check_pictures(part.annotations, seen[name], part.findings)
+            yield Scan(name, len(seen[name]), len(part.annotations.image_ids))
+        check_images(part.annotations, seen[name], part.findings)
     between = Findings(folder)
     held_out = config.data.val_fraction and layout.val is None and "val" in splits
     if held_out:
@@ -112,7 +113,7 @@ def _survey(layout: Layout, config: Config) -> dict[str, CheckedSplit]:
             categories = annotations.categories if categories is None else categories
             check_contents(annotations, findings, name == "train")
             if name == "train" and not annotations.trainable(config.data.min_box_size).any():
-                what = f"{len(annotations.image_ids)} pictures and no object to learn from"
+                what = f"{counted(len(annotations.image_ids), 'image')} and no object to learn from"
                 findings.add("DATA-NOTHING", what, count=1)
             check_fitness(annotations, config, findings)
         except DataError as error:
@@ -134,8 +135,8 @@ def _survey(layout: Layout, config: Config) -> dict[str, CheckedSplit]:
     return splits
 
 
-def _compare(splits: dict[str, CheckedSplit], seen: dict[str, list[Facts]], between: Findings) -> None:
-    """Pictures that are there twice, and those that no split names."""
+def _compare(splits: dict[str, CheckedSplit], seen: dict[str, list[ImageInfo]], between: Findings) -> None:
+    """Images that are there twice, and those that no split names."""
     shown, facts, roots = [], [], {}
     for name, found in seen.items():
         annotations = splits[name].annotations

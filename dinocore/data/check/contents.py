@@ -1,4 +1,4 @@
-"""What of a split's contents is odd although each value is right: boxes, classes, empty and unlisted pictures."""
+"""What of a split's contents is odd although each value is right: boxes, classes, empty and unlisted images."""
 
 import os
 from collections.abc import Iterable
@@ -17,21 +17,21 @@ SAME = 0.9  # intersection over union from which on two boxes are one object
 
 
 def check_contents(annotations: Annotations, findings: Findings, is_training: bool) -> None:
-    """Findings about objects, classes and pictures that are each right, and odd all the same."""
+    """Findings about objects, classes and images that are each right, and odd all the same."""
     _check_objects(annotations, findings)
     _check_overlaps(annotations, findings)
     if is_training:
         _check_classes(annotations, findings)
     empty = np.flatnonzero(np.diff(annotations.starts) == 0)
     places = [Place(annotations.path(i).name, annotations.path(i)) for i in empty[:KEPT].tolist()]
-    findings.add("DATA-IMAGE-EMPTY", f"{counted(len(empty), 'picture')} without objects", places, len(empty))
+    findings.add("DATA-IMAGE-EMPTY", f"{counted(len(empty), 'image')} without objects", places, len(empty))
 
 
 def check_unlisted(annotations: Annotations, listed: set[str], findings: Findings) -> None:
-    """Pictures below the picture folder that no split names."""
+    """Images below the image folder that no split names."""
     found = [path for path in visible_files(annotations.image_root, SUFFIXES) if os.path.realpath(path) not in listed]
     places = [Place(os.path.relpath(path, annotations.image_root), path) for path in found[:KEPT]]
-    findings.add("DATA-IMAGE-UNLISTED", f"{counted(len(found), 'picture')} not in the annotations", places, len(found))
+    findings.add("DATA-IMAGE-UNLISTED", f"{counted(len(found), 'image')} not in the annotations", places, len(found))
 
 
 def _check_objects(annotations: Annotations, findings: Findings) -> None:
@@ -44,7 +44,7 @@ def _check_objects(annotations: Annotations, findings: Findings) -> None:
 
     beyond = np.any((boxes[:, :2] < 0) | (boxes[:, :2] + boxes[:, 2:] > sizes[owners]), axis=1)
     partly = np.flatnonzero(beyond & annotations.trainable())
-    what = f"{len(partly)} of {len(boxes)} boxes reach beyond their picture, clipped for training"
+    what = f"{len(partly)} of {len(boxes)} boxes reach beyond their image, clipped for training"
     findings.add("DATA-BOX-PARTLY", what, places(partly), len(partly))
     dots = np.flatnonzero((boxes[:, 2:].max(1, initial=0) <= DOT) & annotations.trainable())
     what = f"{len(dots)} of {len(boxes)} boxes have at most {DOT} x {DOT} pixels, as a click leaves them"
@@ -59,7 +59,7 @@ def _check_objects(annotations: Annotations, findings: Findings) -> None:
 
 
 def _check_overlaps(annotations: Annotations, findings: Findings) -> None:
-    """Pairs of boxes of a picture that are nearly the same: one object that was labelled twice."""
+    """Pairs of boxes of an image that are nearly the same: one object that was labelled twice."""
     pairs: dict[str, list[Place]] = {"same": [], "other": []}
     for index in np.flatnonzero(np.diff(annotations.starts) > 1).tolist():
         rows = annotations.objects(index)

@@ -1,4 +1,4 @@
-"""Pictures that are there more than once: the same file, or nearly the same pixels."""
+"""Images that are there more than once: the same file, or nearly the same pixels."""
 
 import hashlib
 from collections import defaultdict
@@ -10,7 +10,7 @@ import numpy as np
 
 from ...words import counted
 from ..findings import Findings, Place
-from .scan import THUMB, Facts
+from .scan import THUMB, ImageInfo
 
 HEAD = 4096  # bytes that are compared before whole files are read
 MAX_BITS = 7  # of 64 in which the hashes of near-duplicates may differ
@@ -19,7 +19,7 @@ MOST_PAIRS = 2000
 
 
 class Shown(NamedTuple):
-    """A picture of a split."""
+    """An image of a split."""
 
     split: str
     path: Path
@@ -30,9 +30,9 @@ class Shown(NamedTuple):
         return f"{self.split} {self.path.name}"
 
 
-def same_files(pictures: Iterable[Shown]) -> list[list[Shown]]:
-    """Groups of pictures whose files are equal, byte for byte; only files of one length and one beginning are read."""
-    groups = [list(pictures)]
+def same_files(images: Iterable[Shown]) -> list[list[Shown]]:
+    """Groups of images whose files are equal, byte for byte; only files of one length and one beginning are read."""
+    groups = [list(images)]
     steps: tuple[Callable[[Path], Any], ...] = (
         lambda path: path.stat().st_size,
         lambda path: _hash(path, HEAD),
@@ -43,11 +43,11 @@ def same_files(pictures: Iterable[Shown]) -> list[list[Shown]]:
     return groups
 
 
-def near_pairs(pictures: list[Shown], facts: list[Facts]) -> list[tuple[Shown, Shown]]:
+def near_pairs(images: list[Shown], facts: list[ImageInfo]) -> list[tuple[Shown, Shown]]:
     """Pairs that differ in at most MAX_BITS of a difference hash, and in few grey levels.
 
     The hash has a bit for each of 8 x 8 neighbours: which of the two is brighter. Hashes that differ in 7 bits of 64
-    have one of 8 bytes in common, so only pictures that share a byte are compared.
+    have one of 8 bytes in common, so only images that share a byte are compared.
     """
     seen = [i for i, f in enumerate(facts) if f.thumb and not f.blank]
     if len(seen) < 2:
@@ -60,24 +60,24 @@ def near_pairs(pictures: list[Shown], facts: list[Facts]) -> list[tuple[Shown, S
         order = np.argsort(part, kind="stable")
         for group in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
             found |= _close(np.sort(group), bits, thumbs)
-    return [(pictures[seen[a]], pictures[seen[b]]) for a, b in sorted(found)]
+    return [(images[seen[a]], images[seen[b]]) for a, b in sorted(found)]
 
 
 def check_duplicates(same: list[list[Shown]], near: list[tuple[Shown, Shown]], findings: Findings) -> None:
-    """Findings about equal pictures, in two splits or in one."""
+    """Findings about equal images, in two splits or in one."""
     splits = [{shown.split for shown in group} for group in same]
     for code, which, what in (("DATA-LEAK", lambda names: len(names) > 1, "are in two splits"),
                               ("DATA-DUPLICATE", lambda names: len(names) == 1, "are there twice")):  # fmt: skip
         groups = [group for group, names in zip(same, splits, strict=True) if which(names)]
         places = [Place(" = ".join(s.text for s in group), group[0].path, (), group[1].path) for group in groups]
-        findings.add(code, f"{counted(len(groups), 'picture')} {what}, byte for byte", places)
+        findings.add(code, f"{counted(len(groups), 'image')} {what}, byte for byte", places)
     equal = {frozenset((a.path, b.path)) for group in same for a in group for b in group}
     others = [(a, b) for a, b in near if frozenset((a.path, b.path)) not in equal]
     for code, which, what in (("DATA-NEAR-LEAK", lambda a, b: a.split != b.split, "in two splits"),
                               ("DATA-NEAR-DUPLICATE", lambda a, b: a.split == b.split, "in one split")):  # fmt: skip
         pairs = [(a, b) for a, b in others if which(a, b)]
         places = [Place(f"{a.text} ~ {b.text}", a.path, (), b.path) for a, b in pairs]
-        findings.add(code, f"{len(pairs)} pairs of pictures {what} look nearly the same", places)
+        findings.add(code, f"{len(pairs)} pairs of images {what} look nearly the same", places)
 
 
 def _close(group: np.ndarray, bits: np.ndarray, thumbs: np.ndarray) -> set[tuple[int, int]]:

@@ -9,7 +9,7 @@ from ..findings import KEPT, Findings, Place
 
 CELL_SHARE = 0.01  # of the objects, from which on it is worth a word
 ANCHOR_SHARE, ANCHOR_FACTOR = 0.05, 4.0
-FIRST_ANCHOR = 0.05  # side of the finest level's anchors, as a share of the picture
+FIRST_ANCHOR = 0.05  # side of the finest level's anchors, as a share of the image
 
 
 def check_fitness(annotations: Annotations, config: Config, findings: Findings) -> None:
@@ -53,7 +53,7 @@ def _check_counts(annotations: Annotations, counts: np.ndarray, config: Config, 
         over = np.flatnonzero(counts > limit)
         over = over[np.argsort(-counts[over], kind="stable")]
         places = [Place(f"{annotations.path(i).name}: {counts[i]}", annotations.path(i)) for i in over[:KEPT].tolist()]
-        findings.add(code, f"{counted(len(over), 'picture')} with more objects {what}", places, len(over))
+        findings.add(code, f"{counted(len(over), 'image')} with more objects {what}", places, len(over))
 
 
 def _check_share(
@@ -62,15 +62,15 @@ def _check_share(
     if len(which) < least * total:
         return
     owners = annotations.owners()[which]
-    pictures, counts = np.unique(owners, return_counts=True)
+    images, counts = np.unique(owners, return_counts=True)
     places = [
         Place(
             f"{annotations.path(i).name}: {count}", annotations.path(i), annotations.boxes[which[owners == i]].tolist()
         )
-        for i, count in _spread_over(list(zip(pictures.tolist(), counts.tolist(), strict=True)))
+        for i, count in _spread_over(list(zip(images.tolist(), counts.tolist(), strict=True)))
     ]
-    share = f"{len(which)} of {total} objects ({len(which) / total:.0%}), in {counted(len(pictures), 'picture')},"
-    findings.add(code, f"{share} {what}", places, len(pictures))
+    share = f"{len(which)} of {total} objects ({len(which) / total:.0%}), in {counted(len(images), 'image')},"
+    findings.add(code, f"{share} {what}", places, len(images))
 
 
 def _spread_over(rows: list[tuple[int, int]]) -> list[tuple[int, int]]:

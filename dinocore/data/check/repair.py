@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from ...config import DataConfig
 from ...errors import DataError
 from ..formats.coco import is_area, is_crowd, is_number, is_side
 from ..images import image_size
-from ..split import Fence, stays_inside
+from ..split import PathGuard, stays_inside, tails
 
 Rows = list[dict[str, Any]]
 
@@ -34,14 +35,17 @@ class Repair:
     def __init__(self, document: Any, root: Path, folder: Path, config: DataConfig):
         self.document = document if isinstance(document, dict) else {}
         self.root = root
-        self.fence = Fence(folder, config.follow_symlinks)
+        self.guard = PathGuard(folder, config.follow_symlinks)
         self.config = config
+        self.names: dict[str, tuple[str, int]] = {}  # for a name of another machine: the file, and how many mean it
         self.changes: list[Change] = []
         self.renumbered: dict[str, dict[str, int]] = {"images": {}, "categories": {}, "annotations": {}}  # texts as ids
 
     def run(self) -> tuple[dict[str, Any], list[Change]]:
         """The document, repaired, and what was changed."""
-        images = [(n, row) for n, row in self._rows("images") if self._image(n, row)]
+        rows = self._rows("images")
+        self.names = self._names_here([row.get("file_name") for _, row in rows])
+        images = [(n, row) for n, row in rows if self._image(n, row)]
         images = self._numbered("images", images)
         kinds = [(n, row) for n, row in self._rows("categories") if self._category(n, row)]
         kinds = self._numbered("categories", kinds, one_each=True)
@@ -80,17 +84,33 @@ class Repair:
         row[key] = int(number)
         return True
 
+    def _names_here(self, names: Sequence[Any]) -> dict[str, tuple[str, int]]:
+        """For each name that leads out of the folder, the file with the longest end of it that is there (or an empty
+        text), and how many of all names mean that file: folders with equal file names must not be mixed up.
+        """
+        texts = [name.replace("\\", "/") for name in names if isinstance(name, str)]
+        out = {name for name in texts if not stays_inside(name)}
+        here = {
+            name: next((tail for tail in tails(name) if self.guard.look(f"{self.root}/{tail}") == "ok"), "")
+            for name in out
+        }
+        uses = Counter(here.get(name, name) for name in set(texts))
+        given = [name for name in names if isinstance(name, str)]
+        return {name: (here[key], uses[here[key]]) for name in given if (key := name.replace("\\", "/")) in out}
+
     def _image(self, n: int, row: dict[str, Any]) -> bool:
         name = row.get("file_name")
         if not isinstance(name, str) or not name:
             return self._say("images", n, row, "dropped: no `file_name`", name)
         if not stays_inside(name.replace("\\", "/")):
-            own = last_part(name)  # of a path on another machine
-            if self.fence.look(f"{self.root}/{own}") != "ok":
+            own, sharing = self.names.get(name, ("", 0))
+            if sharing > 1:
+                return self._say("images", n, row, f"dropped: {sharing} entries may mean {own}", name)
+            if not own:
                 return self._say("images", n, row, "dropped: no `file_name` within the data folder", name)
-            self._say("images", n, row, "`file_name` made that of the picture in the folder", name, own)
+            self._say("images", n, row, "`file_name` made that of the image in the folder", name, own)
             name = row["file_name"] = own
-        if (state := self.fence.look(f"{self.root}/{name.replace(chr(92), '/')}")) != "ok":
+        if (state := self.guard.look(f"{self.root}/{name.replace(chr(92), '/')}")) != "ok":
             why = "there is no such file" if state == "missing" else "a link leads out of the data folder"
             return self._say("images", n, row, f"dropped: {why}", name)
         if not all(is_side(row.get(key)) for key in ("width", "height")):
@@ -129,7 +149,7 @@ class Repair:
             return self._say("annotations", n, row, "dropped: no width or height", box)
         clipped = _clip(values, sizes[row["image_id"]])
         if min(clipped[2:]) <= 0:
-            return self._say("annotations", n, row, "dropped: outside its picture", box)
+            return self._say("annotations", n, row, "dropped: outside its image", box)
         self._fill(n, row, clipped)
         return True
 
@@ -137,7 +157,7 @@ class Repair:
         """The box as it is to be, and what goes with it."""
         changed = box != row["bbox"]
         if changed:
-            self._say("annotations", n, row, "box clipped to its picture", row["bbox"], box)
+            self._say("annotations", n, row, "box clipped to its image", row["bbox"], box)
             row["bbox"] = box
         if changed or not is_area(row.get("area")):
             self._say("annotations", n, row, "`area` made width x height", row.get("area"), box[2] * box[3])
@@ -172,17 +192,17 @@ class Repair:
         return sorted(kept + late, key=lambda pair: pair[0])
 
 
-def last_part(name: str) -> str:
-    """The file's own name, whatever system the path is of."""
-    return name.replace("\\", "/").rsplit("/", 1)[-1]
-
-
 def likely_root(document: Any, roots: Sequence[Path]) -> Path | None:
-    """The folder that has one of the first pictures by its own name."""
+    """The folder that has one of the first images, by the longest end of its name that is there."""
     rows = document.get("images") if isinstance(document, dict) else None
     names = [row.get("file_name") for row in (rows if isinstance(rows, list) else [])[:20] if isinstance(row, dict)]
-    own = [last_part(name) for name in names if isinstance(name, str) and stays_inside(last_part(name))]
-    return next((root for root in roots if any(os.path.lexists(root / name) for name in own)), None)
+    ends = [tails(name) for name in names if isinstance(name, str) and "\0" not in name]
+    for longest in (True, False):  # a file's own name counts only where no longer end of the path is there
+        for root in roots:
+            for parts in ends:
+                if any(os.path.lexists(root / name) for name in (parts[:-1] if longest else parts[-1:])):
+                    return root
+    return None
 
 
 def _clip(box: list[float], size: tuple[int, int]) -> list[float]:

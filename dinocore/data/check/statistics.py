@@ -10,7 +10,7 @@ SMALL, LARGE = 32**2, 96**2  # areas in pixels, COCO's
 
 
 def statistics(annotations: Annotations) -> dict[str, Any]:
-    """Classes, sizes, objects per picture, shapes, empties and crowds. Crowds count nowhere but under their name."""
+    """Classes, sizes, objects per image, shapes, empties and crowds. Crowds count nowhere but under their name."""
     known = (annotations.labels >= 0) & ~annotations.crowd
     owners, boxes = annotations.owners()[known], annotations.boxes[known]
     labels = annotations.labels[known]

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...errors import DataError
 from ..findings import Findings
-from ..split import Category, Split, Table, clean_name
+from ..split import Category, Split, Table, one_line
 
 EXAMPLE = """write a file such as
   {"images": [{"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}],
@@ -82,9 +82,7 @@ def read_coco(split: Split, findings: Findings) -> Table:
     _note_what_is_left_out(images, objects, findings)
     written = [row.area for row in objects]
     return Table(
-        categories=[
-            Category(i, clean_name(row.name)) for i, row in zip(category_ids.tolist(), categories, strict=True)
-        ],
+        categories=[Category(i, one_line(row.name)) for i, row in zip(category_ids.tolist(), categories, strict=True)],
         headings=frozenset(str(r.supercategory) for r in categories if r.supercategory and r.supercategory != r.name),
         image_ids=image_ids,
         file_names=[str(row.file_name) for row in images],
@@ -204,7 +202,7 @@ def _note_what_is_left_out(images: list[ImageRow], objects: list[ObjectRow], fin
     sizes = sum(not all(_size(row)) for row in images)
     area, crowd = sum(not is_area(row.area) for row in objects), sum(row.iscrowd is None for row in objects)
     left_out = [
-        (sizes, f"`width` and `height` of {sizes} pictures (read from the files)"),
+        (sizes, f"`width` and `height` of {sizes} images (read from the files)"),
         (area, f"`area` of {area} objects (width x height)"),
         (crowd, f"`iscrowd` of {crowd} objects (0)"),
     ]
@@ -226,7 +224,7 @@ def _namer(rows: Sequence[ObjectRow]) -> Callable[[int], str]:
 
 
 def is_side(value: Any) -> bool:
-    """Whether a picture can be as wide or high as that; 640.0 is 640."""
+    """Whether an image can be as wide or high as that; 640.0 is 640."""
     return is_number(value) and value % 1 == 0 and 0 < value < 2**31
 
 
@@ -241,5 +239,5 @@ def is_crowd(value: Any) -> bool:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Finite, and nothing that Python only takes for a number; 2**63 is more than any picture or id needs."""
+    """Finite, and nothing that Python only takes for a number; 2**63 is more than any image or id needs."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import DataError
 from ..findings import Findings
-from ..split import Category, Fence, Layout, Split, Table, clean_name, is_hidden, layout_of, split_told_by
+from ..split import Category, Layout, PathGuard, Split, Table, is_hidden, layout_of, one_line, split_told_by
 
 NAMES = {
     "file": ("filename", "file_name", "file", "image", "image_name", "image_path", "img_path", "path", "image_id"),
@@ -26,7 +26,7 @@ NAMES = {
 BARE = {"file": 0, "x0": 1, "y0": 2, "x1": 3, "y1": 4, "label": 5}  # without a heading
 
 
-def find_csv(folder: Path, fence: Fence) -> Layout | None:
+def find_csv(folder: Path, guard: PathGuard) -> Layout | None:
     """Tables in the folder itself or one below; the name tells the split, or one table is for training.
 
     Raises:
@@ -35,7 +35,7 @@ def find_csv(folder: Path, fence: Fence) -> Layout | None:
     files = sorted(p for pattern in ("*.csv", "*/*.csv") for p in folder.glob(pattern) if not is_hidden(p.name))
     named: dict[str, Path] = {}
     for file in files:
-        if _columns(_rows(fence.check(file))[:1]) is None:
+        if _columns(_rows(guard.check(file))[:1]) is None:
             continue
         told = split_told_by(file.stem) or split_told_by(file.parent.name)
         if told in named:
@@ -103,7 +103,7 @@ def _cells(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
         name = cells["file"].replace("\\", "/")
         name = PurePosixPath(name).name if os.path.isabs(name) or ":" in name else name.removeprefix("./")
         if name:
-            yield line, cells | {"file": name, "label": clean_name(cells["label"])}
+            yield line, cells | {"file": name, "label": one_line(cells["label"])}
 
 
 def _rows(file: Path) -> list[list[str]]:

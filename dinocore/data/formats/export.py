@@ -25,7 +25,7 @@ KINDS = ("coco", "yolo", "voc")
 
 
 class Written(NamedTuple):
-    """One picture that was written, of how many; and what could not be said in that format."""
+    """One image that was written, of how many; and what could not be said in that format."""
 
     done: int
     total: int
@@ -33,7 +33,7 @@ class Written(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A picture of a split and its name in the new data set."""
+    """An image of a split and its name in the new data set."""
 
     split: str
     annotations: Annotations
@@ -42,10 +42,10 @@ class Entry(NamedTuple):
 
 
 def write_dataset(splits: dict[str, tuple[Annotations, str]], kind: str, out: Path, link: bool) -> Iterator[Written]:
-    """Write splits, each with the format that it was read from, to the new folder `out`, pictures first.
+    """Write splits, each with the format that it was read from, to the new folder `out`, images first.
 
     Args:
-        link: give pictures another name on the disk (a hard link) instead of copying them.
+        link: give images another name on the disk (a hard link) instead of copying them.
 
     Raises:
         EnvironmentFault: the disk is full or `out` cannot be written.
@@ -102,7 +102,7 @@ def _names(annotations: Annotations) -> list[str]:
 
 
 def _entries(splits: dict[str, Annotations], kind: str) -> Iterator[Entry]:
-    """Every picture; VOC has one folder for all splits, and YOLO and VOC know a picture by its name without suffix."""
+    """Every image; VOC has one folder for all splits, and YOLO and VOC know an image by its name without suffix."""
     taken: set[str] = set()
     for split, annotations in splits.items():
         for index, name in enumerate(_names(annotations)):

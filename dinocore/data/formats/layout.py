@@ -10,7 +10,7 @@ import msgspec
 
 from ...errors import DataError
 from ..images import IMAGE_SUFFIXES
-from ..split import WORDS, Fence, Layout, Split, is_hidden, layout_of, split_told_by
+from ..split import WORDS, Layout, PathGuard, Split, is_hidden, layout_of, split_told_by
 from .csv import find_csv
 from .manifest import find_manifest
 from .voc import find_voc, find_voc_anywhere
@@ -41,35 +41,35 @@ def find_layout(folder: Path, follow_symlinks: bool = False) -> Layout:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise DataError(f"the data folder {folder} {what}", code="DATA-FOLDER")
-    fence = Fence(folder, follow_symlinks)
+    guard = PathGuard(folder, follow_symlinks)
     finders = (find_manifest, _coco, _per_split, find_yolo, find_voc, _plain, find_voc_anywhere, find_csv, _anywhere)
-    found = next((layout for find in finders if (layout := find(folder, fence))), None)
+    found = next((layout for find in finders if (layout := find(folder, guard))), None)
     if found is None:
         raise _refusal(folder)
     return found
 
 
-def _coco(folder: Path, fence: Fence) -> Layout | None:
-    return _by_name("COCO", folder, _json_files(folder, "annotations/instances_*.json"), fence)
+def _coco(folder: Path, guard: PathGuard) -> Layout | None:
+    return _by_name("COCO", folder, _json_files(folder, "annotations/instances_*.json"), guard)
 
 
-def _plain(folder: Path, fence: Fence) -> Layout | None:
+def _plain(folder: Path, guard: PathGuard) -> Layout | None:
     files = _json_files(folder, "*.json") or _json_files(folder, "annotations/*.json")
     if len(files) > 1 or (files and files[0].name not in OWN and not split_told_by(files[0].stem)):
-        files = [file for file in files if _is_coco(file, fence)]
-    return _by_name("plain COCO", folder, files, fence)
+        files = [file for file in files if _is_coco(file, guard)]
+    return _by_name("plain COCO", folder, files, guard)
 
 
-def _anywhere(folder: Path, fence: Fence) -> Layout | None:
+def _anywhere(folder: Path, guard: PathGuard) -> Layout | None:
     """COCO files under any name; a folder that tells a split counts where the file's own name does not."""
-    files = [p for here in _folders(folder) for p in _json_files(here, "*.json") if _is_coco(p, fence)]
+    files = [p for here in _folders(folder) for p in _json_files(here, "*.json") if _is_coco(p, guard)]
     named: dict[str, list[Path]] = {}
     for file in files:
         parts = reversed(file.relative_to(folder).with_suffix("").parts)
         named.setdefault(next((told for part in parts if (told := split_told_by(part))), ""), []).append(file)
     if "" in named and not named.keys() & {"train", "val"}:
         named = {"train": named[""]}
-    return _one_each("COCO", folder, named, fence)
+    return _one_each("COCO", folder, named, guard)
 
 
 def _json_files(folder: Path, pattern: str) -> list[Path]:
@@ -84,10 +84,10 @@ class _Keys(msgspec.Struct):
     categories: msgspec.Raw
 
 
-def _is_coco(file: Path, fence: Fence) -> bool:
+def _is_coco(file: Path, guard: PathGuard) -> bool:
     """Whether a file has the lists of a COCO file; of a damaged one its name counts."""
     try:
-        msgspec.json.decode(fence.check(file).read_bytes(), type=_Keys)
+        msgspec.json.decode(guard.check(file).read_bytes(), type=_Keys)
         return True
     except msgspec.ValidationError:
         return False
@@ -103,7 +103,7 @@ def _folders(folder: Path) -> Iterator[Path]:
         yield Path(here)
 
 
-def _by_name(kind: str, folder: Path, files: list[Path], fence: Fence) -> Layout | None:
+def _by_name(kind: str, folder: Path, files: list[Path], guard: PathGuard) -> Layout | None:
     """Each file for the split that its name tells; or one that tells none, which is for training."""
     named: dict[str, list[Path]] = {}
     for file in files:
@@ -111,16 +111,16 @@ def _by_name(kind: str, folder: Path, files: list[Path], fence: Fence) -> Layout
     if not named.keys() & {"train", "val"}:
         chosen = [file for file in files if file.name in OWN] or files
         named = {"train": chosen} if chosen else {}
-    return _one_each(kind, folder, named, fence)
+    return _one_each(kind, folder, named, guard)
 
 
-def _one_each(kind: str, folder: Path, named: dict[str, list[Path]], fence: Fence) -> Layout | None:
+def _one_each(kind: str, folder: Path, named: dict[str, list[Path]], guard: PathGuard) -> Layout | None:
     named.pop("", None)
     for name, several in named.items():
         if len(several) > 1:
             raise _several(several, name)
     made = {
-        name: Split(fence.check(file), _roots(folder, name, file), folder=folder) for name, (file,) in named.items()
+        name: Split(guard.check(file), _roots(folder, name, file), folder=folder) for name, (file,) in named.items()
     }
     return layout_of(kind, made)
 
@@ -137,13 +137,13 @@ def _roots(folder: Path, split: str, file: Path) -> list[Path]:
     return [*own, *told, *inner, *usual, folder, file.parent, file.parent / "images"]
 
 
-def _per_split(folder: Path, fence: Fence) -> Layout | None:
-    """A folder for each split with annotations that have one of the usual names, pictures beside them or in images/."""
+def _per_split(folder: Path, guard: PathGuard) -> Layout | None:
+    """A folder for each split with annotations that have one of the usual names, images beside them or in images/."""
     made = {}
     for name, words in WORDS.items():
         there = [folder / word / own for word in words for own in OWN if (folder / word / own).is_file()]
         if there:
-            made[name] = Split(fence.check(there[0]), [there[0].parent, there[0].parent / "images"], folder=folder)
+            made[name] = Split(guard.check(there[0]), [there[0].parent, there[0].parent / "images"], folder=folder)
     own = {split.annotations.name for split in made.values()}
     return layout_of("Roboflow COCO" if own == {ROBOFLOW} else "COCO, a folder for each split", made)
 

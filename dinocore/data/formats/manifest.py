@@ -3,7 +3,7 @@
     format = "coco"                      # coco, yolo or voc
     [train]
     annotations = "labels/train.json"    # COCO: a file; VOC: a folder of XML files; YOLO: none
-    images = "pictures/train"            # a folder; YOLO's labels are where `images` reads `labels`
+    images = "images/train"            # a folder; YOLO's labels are where `images` reads `labels`
     list = "train.txt"                   # VOC: names; optional
     [val]                                # and [test]; optional
 
@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...errors import DataError
-from ..split import Fence, Layout, Split
+from ..split import Layout, PathGuard, Split
 from .voc import overview
 
 NAME = "dataset.toml"
@@ -44,7 +44,7 @@ class Manifest(BaseModel):
     test: Part | None = None
 
 
-def find_manifest(folder: Path, fence: Fence) -> Layout | None:
+def find_manifest(folder: Path, guard: PathGuard) -> Layout | None:
     """
     Raises:
         DataError: there is a dataset.toml that cannot be used.
@@ -52,14 +52,14 @@ def find_manifest(folder: Path, fence: Fence) -> Layout | None:
     file = folder / NAME
     if not file.is_file():
         return None
-    manifest = _read(fence.check(file))
+    manifest = _read(guard.check(file))
     parts = {name: part for name in ("train", "val", "test") if (part := getattr(manifest, name)) is not None}
     for name, part in parts.items():
         _check(name, part, manifest, folder, file)
     classes, first = tuple(manifest.names), manifest.first_pixel
     if manifest.format == "voc":
         folders = [folder / part.annotations for part in parts.values()]
-        known, seen = overview(folders, classes, Fence(folder, True))  # what the file names is trusted
+        known, seen = overview(folders, classes, PathGuard(folder, True))  # what the file names is trusted
         classes, first = known, seen if first is None else first
     splits = {name: _split(part, manifest.format, classes, first, folder, file) for name, part in parts.items()}
     return Layout(f"{NAME}, {manifest.format}", splits["train"], splits.get("val"), splits.get("test"))
@@ -80,7 +80,7 @@ def _check(name: str, part: Part, manifest: Manifest, folder: Path, file: Path) 
         if not manifest.names:
             raise _bad("YOLO's classes have no names in the labels; `names` is missing", file)
         if part.annotations:
-            raise _bad(f"[{name}] annotations: YOLO's labels are beside the pictures or in `labels`", file)
+            raise _bad(f"[{name}] annotations: YOLO's labels are beside the images or in `labels`", file)
     elif not part.annotations or not (folder / part.annotations).exists():
         raise _bad(f"[{name}] annotations = {part.annotations!r} does not exist", file)
     if part.list and not (manifest.format == "voc" and (folder / part.list).is_file()):

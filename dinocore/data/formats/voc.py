@@ -1,4 +1,4 @@
-"""Pascal VOC: an XML file per picture. Its corners count pixels, the first one as 1, the last one included.
+"""Pascal VOC: an XML file per image. Its corners count pixels, the first one as 1, the last one included.
 
 Source: the VOC development kit (http://host.robots.ox.ac.uk/pascal/VOC/). Others count from 0, and data in which any
 corner is 0 are taken so. Where no box touches the left or top edge nobody can tell; that is said. An object marked
@@ -20,13 +20,13 @@ from ..images import IMAGE_SUFFIXES, SUFFIXES
 from ..split import (
     WORDS,
     Category,
-    Fence,
     Layout,
+    PathGuard,
     Split,
     Table,
-    clean_name,
     is_hidden,
     layout_of,
+    one_line,
     split_told_by,
     stays_inside,
     visible_files,
@@ -52,16 +52,16 @@ class Described(NamedTuple):
     objects: list[Bndbox]
 
 
-def find_voc(folder: Path, fence: Fence) -> Layout | None:
-    """VOC's own folders, or XML files beside pictures, in the folder itself or in `train/`, `valid/`, `test/`."""
+def find_voc(folder: Path, guard: PathGuard) -> Layout | None:
+    """VOC's own folders, or XML files beside images, in the folder itself or in `train/`, `valid/`, `test/`."""
     if inner := sorted(p for p in [*folder.glob("VOC20*"), *folder.glob("VOCdevkit/VOC20*")] if p.is_dir()):
         folder = inner[0] if len(inner) == 1 else folder
-    for xml, pictures in FOLDERS:
+    for xml, images in FOLDERS:
         listed = xml and (folder / SETS).is_dir() and visible_files(folder / xml, (".xml",))  # in folders below it, too
-        if (folder / pictures).is_dir() and (_has_xml(folder / xml) or listed):
-            return _devkit(folder, folder / xml, folder / pictures, fence)
+        if (folder / images).is_dir() and (_has_xml(folder / xml) or listed):
+            return _devkit(folder, folder / xml, folder / images, guard)
     if _has_xml(folder / "train"):
-        return _beside(folder, fence)
+        return _beside(folder, guard)
     return None
 
 
@@ -70,27 +70,27 @@ def _has_xml(folder: Path) -> bool:
     return any(not is_hidden(file.name) for file in folder.glob("*.xml"))
 
 
-def _devkit(folder: Path, xml: Path, pictures: Path, fence: Fence) -> Layout | None:
-    classes, first = overview([xml], _ordered_names(folder / "labelmap.txt", fence), fence)
+def _devkit(folder: Path, xml: Path, images: Path, guard: PathGuard) -> Layout | None:
+    classes, first = overview([xml], _ordered_names(folder / "labelmap.txt", guard), guard)
     lists = {name: folder / SETS / f"{name}.txt" for name in ("train", "trainval", "val", "test")}
     made = {
-        name: Split(xml, [pictures], "voc", folder, (fence.check(file),), classes, first)
+        name: Split(xml, [images], "voc", folder, (guard.check(file),), classes, first)
         for name, file in lists.items() if file.is_file()
     }  # fmt: skip
     if both := made.pop("trainval", None):
         made.setdefault("train", both)
-    return layout_of("Pascal VOC", made or {"train": Split(xml, [pictures], "voc", folder, (), classes, first)})
+    return layout_of("Pascal VOC", made or {"train": Split(xml, [images], "voc", folder, (), classes, first)})
 
 
-def _beside(folder: Path, fence: Fence) -> Layout | None:
+def _beside(folder: Path, guard: PathGuard) -> Layout | None:
     there = {name: [folder / word for word in words if (folder / word).is_dir()] for name, words in WORDS.items()}
     folders = {name: found[0] for name, found in there.items() if found}
-    classes, first = overview(list(folders.values()), _ordered_names(folder / "labelmap.txt", fence), fence)
+    classes, first = overview(list(folders.values()), _ordered_names(folder / "labelmap.txt", guard), guard)
     made = {name: Split(path, [path], "voc", folder, (), classes, first) for name, path in folders.items()}
     return layout_of("Roboflow VOC", made)
 
 
-def find_voc_anywhere(folder: Path, fence: Fence) -> Layout | None:
+def find_voc_anywhere(folder: Path, guard: PathGuard) -> Layout | None:
     """XML files in folders of any name, each paired with the folder that has most images of the same names."""
     xml, images = _stems(folder, (".xml",)), _stems(folder, IMAGE_SUFFIXES)
     pairs: dict[str, list[tuple[Path, Path]]] = {}
@@ -107,8 +107,8 @@ def find_voc_anywhere(folder: Path, fence: Fence) -> Layout | None:
     pairs.pop("", None)
     if not pairs or any(len(several) > 1 for several in pairs.values()):
         return None
-    order = _ordered_names(folder / "labelmap.txt", fence)
-    classes, first = overview([where for ((where, _),) in pairs.values()], order, fence)
+    order = _ordered_names(folder / "labelmap.txt", guard)
+    classes, first = overview([where for ((where, _),) in pairs.values()], order, guard)
     made = {name: Split(where, [best], "voc", folder, (), classes, first) for name, ((where, best),) in pairs.items()}
     return layout_of("Pascal VOC, XML files apart", made)
 
@@ -128,7 +128,7 @@ def _is_voc(file: Path) -> bool:
         return False
 
 
-def overview(folders: list[Path], order: Sequence[str], fence: Fence) -> tuple[tuple[str, ...], int | None]:
+def overview(folders: list[Path], order: Sequence[str], guard: PathGuard) -> tuple[tuple[str, ...], int | None]:
     """The classes of all files, those of `order` first and the others by name; and how the first pixel is counted.
 
     Returns:
@@ -137,7 +137,7 @@ def overview(folders: list[Path], order: Sequence[str], fence: Fence) -> tuple[t
     names, least = set(), np.inf
     for file in (file for folder in folders for file in visible_files(folder, (".xml",))):
         try:
-            objects = describe(file).objects if fence.look(str(file)) == "ok" else []
+            objects = describe(file).objects if guard.look(str(file)) == "ok" else []
         except (OSError, ValueError):
             continue  # said when the split is read
         names |= {found.name for found in objects}
@@ -145,22 +145,22 @@ def overview(folders: list[Path], order: Sequence[str], fence: Fence) -> tuple[t
     return (*order, *sorted(names - set(order))), 0 if least < 1 else 1 if least < 2 else None
 
 
-def _ordered_names(labelmap: Path, fence: Fence) -> list[str]:
+def _ordered_names(labelmap: Path, guard: PathGuard) -> list[str]:
     """CVAT's labelmap.txt, `name:color:parts:actions` a line, or none; `background` is no class."""
     if not labelmap.is_file():
         return []
-    lines = fence.check(labelmap).read_text("utf-8", errors="replace").splitlines()
+    lines = guard.check(labelmap).read_text("utf-8", errors="replace").splitlines()
     rows = [line for line in lines if line.strip() and not line.startswith("# label:")]
-    names = [clean_name(row.rsplit(":", 3)[0] if row.count(":") >= 3 else row.split(":")[0]) for row in rows]
+    names = [one_line(row.rsplit(":", 3)[0] if row.count(":") >= 3 else row.split(":")[0]) for row in rows]
     return [name for name in names if name != "background"]
 
 
 def read_voc(split: Split, findings: Findings, config: DataConfig) -> Table:
-    """Every XML file of the split; pictures are numbered from 1 by name, classes from 1."""
-    fence = Fence(split.folder or split.annotations, config.follow_symlinks)
+    """Every XML file of the split; images are numbered from 1 by name, classes from 1."""
+    guard = PathGuard(split.folder or split.annotations, config.follow_symlinks)
     names, sizes, owners, objects, places = [], [], [], [], []
     for file in _files(split, findings):
-        if (looked := fence.look(str(file))) != "ok":
+        if (looked := guard.look(str(file))) != "ok":
             code = "DATA-PATH-ESCAPE" if looked == "escape" else "DATA-XML"
             findings.add(code, "XML files that are missing or lead out of the data folder", [file.name])
             continue
@@ -217,7 +217,7 @@ def describe(file: Path) -> Described:
         corners = tuple(float(box.findtext(key) or "nan") for key in ("xmin", "ymin", "xmax", "ymax"))
         if not np.isfinite(corners).all():
             raise ValueError(f"object {len(objects) + 1} has corners {corners}")
-        name = clean_name(found.findtext("name") or "")
+        name = one_line(found.findtext("name") or "")
         if not name:
             raise ValueError(f"object {len(objects) + 1} has no name")
         objects.append(Bndbox(name, corners, (found.findtext("difficult") or "0").strip() == "1"))

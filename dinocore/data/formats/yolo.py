@@ -1,4 +1,4 @@
-"""YOLO's layout: `data.yaml`, pictures, and for each a file of lines `class cx cy width height` in shares.
+"""YOLO's layout: `data.yaml`, images, and for each a file of lines `class cx cy width height` in shares.
 
 Source: what Ultralytics documents (https://docs.ultralytics.com/datasets/detect/). Labels are where `images` in an
 image's path reads `labels`. A line with more columns is an outline, of which the extent counts, or a box with
@@ -8,7 +8,7 @@ keypoints: `kpt_shape` says so, or all such lines of the split together.
 import os
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,19 @@ from ...config import DataConfig
 from ...errors import DataError
 from ..findings import Findings, Place
 from ..images import IMAGE_SUFFIXES
-from ..split import WORDS, Category, Fence, Layout, Split, Table, clean_name, layout_of, names_of, visible_files
+from ..split import (
+    WORDS,
+    Category,
+    Layout,
+    PathGuard,
+    Split,
+    Table,
+    layout_of,
+    names_of,
+    one_line,
+    tails,
+    visible_files,
+)
 from .coco import is_number
 
 MOST = 1.5  # a share of an image, leaving room for boxes that reach beyond it; more is a number of pixels
@@ -26,21 +38,21 @@ SLACK = 0.02  # of an image, by which keypoints may lie outside of their box
 MIN_EVIDENCE = 10  # lines, before all of them together are said to mean something else
 
 
-def find_yolo(folder: Path, fence: Fence) -> Layout | None:
+def find_yolo(folder: Path, guard: PathGuard) -> Layout | None:
     """
     Raises:
         DataError: there is a data.yaml that cannot be used, or a link to one outside.
     """
-    file = _yaml_file(folder, fence)
+    file = _yaml_file(folder, guard)
     if file is None:
-        return _without_yaml(folder, fence)
-    content = _read_yaml(fence.check(file))
+        return _without_yaml(folder, guard)
+    content = _read_yaml(guard.check(file))
     classes = _class_names(content, file)
     keypoints = _keypoints(content.get("kpt_shape"), file)
     splits, missing = {}, ""
     for name, words in WORDS.items():
         entry = next((content[word] for word in words if content.get(word)), None)
-        listing = _entered(entry, content.get("path"), folder, file, fence) if entry else _usual(folder, words)
+        listing = _entered(entry, content.get("path"), folder, file, guard) if entry else _usual(folder, words)
         if listing:
             splits[name] = Split(file, [folder], "yolo", folder, listing, classes, keypoints=keypoints)
         elif name == "train" and entry:
@@ -53,7 +65,7 @@ def find_yolo(folder: Path, fence: Fence) -> Layout | None:
     return layout
 
 
-def _yaml_file(folder: Path, fence: Fence) -> Path | None:
+def _yaml_file(folder: Path, guard: PathGuard) -> Path | None:
     """data.yaml, or the one other YAML file that has `names`; what else is YAML is nobody's business here."""
     named = [folder / name for name in ("data.yaml", "data.yml", "dataset.yaml")]
     if there := [file for file in named if file.is_file()]:
@@ -61,7 +73,7 @@ def _yaml_file(folder: Path, fence: Fence) -> Path | None:
     found = []
     for file in visible_files_here(folder, (".yaml", ".yml")):
         try:
-            if "names" in _read_yaml(fence.check(file)):
+            if "names" in _read_yaml(guard.check(file)):
                 found.append(file)
         except DataError:
             continue
@@ -77,32 +89,32 @@ def visible_files_here(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and p.name[0] != "." and p.is_file())
 
 
-def _without_yaml(folder: Path, fence: Fence) -> Layout | None:
+def _without_yaml(folder: Path, guard: PathGuard) -> Layout | None:
     """Label Studio's export, with names in classes.txt and images/ and labels/; or Darknet's obj.data (CVAT)."""
     if (darknet := folder / "obj.data").is_file():
-        return _darknet(folder, fence.check(darknet), fence)
+        return _darknet(folder, guard.check(darknet), guard)
     file = folder / "classes.txt"
     if not (file.is_file() and (folder / "images").is_dir() and (folder / "labels").is_dir()):
         return None
-    classes = _lines_of(fence.check(file))
+    classes = tuple(map(one_line, _lines_of(guard.check(file))))
     found = {name: _usual(folder, words) for name, words in WORDS.items()}
     splits = {name: listing for name, listing in found.items() if listing} or {"train": (folder / "images",)}
     made = {name: Split(file, [folder], "yolo", folder, listing, classes) for name, listing in splits.items()}
     return layout_of("YOLO, classes.txt", made)
 
 
-def _darknet(folder: Path, file: Path, fence: Fence) -> Layout | None:
+def _darknet(folder: Path, file: Path, guard: PathGuard) -> Layout | None:
     """`key = value` lines: `names` is a file of names, `train` and `valid` are lists of images."""
     pairs = [line.partition("=") for line in _lines_of(file)]
     content = {key.strip().lower(): value.strip() for key, _, value in pairs}
-    names = _entered(content.get("names", "obj.names"), None, folder, file, fence)
+    names = _entered(content.get("names", "obj.names"), None, folder, file, guard)
     if not names:
         raise _bad_yaml("its file of class names (`names = obj.names`) is not there", file)
-    classes = tuple(map(clean_name, _lines_of(names[0])))
+    classes = tuple(map(one_line, _lines_of(names[0])))
     made = {}
     for name, words in WORDS.items():
         entry = next((content[word] for word in words if content.get(word)), None)
-        if entry and (listing := _entered(entry, None, folder, file, fence)):
+        if entry and (listing := _entered(entry, None, folder, file, guard)):
             made[name] = Split(file, [folder], "yolo", folder, listing, classes)
     return layout_of("YOLO, obj.data", made)
 
@@ -118,11 +130,11 @@ def read_yolo(split: Split, findings: Findings, config: DataConfig) -> Table:
     follow = config.follow_symlinks
     images = sorted({path for listing in split.listing for path in _images(listing, root, follow)})
     labelled = 0
-    fence = Fence(split.folder or root, follow)
+    guard = PathGuard(split.folder or root, follow)
     owners, rows, places = [], [], []
     for number, image in enumerate(images, start=1):
         file = label_file(image)
-        looked = fence.look(str(file))
+        looked = guard.look(str(file))
         if looked == "escape":
             findings.add("DATA-PATH-ESCAPE", "label files that a link keeps outside of the data folder", [str(file)])
         if looked == "ok":
@@ -192,8 +204,8 @@ def _form(lines: np.ndarray) -> str:
         inside = (np.abs(points[..., :2] - center) <= side / 2 + SLACK).all(-1)
         shown = dims == 2 or np.isin(points[..., 2], (0, 1, 2)).all()
         if shown and (inside | ~seen).all():
-            enough = dims == 3 or count >= MIN_EVIDENCE
-            return "keypoints" if enough else "are either outlines or boxes with keypoints"
+            min_decode_size = dims == 3 or count >= MIN_EVIDENCE
+            return "keypoints" if min_decode_size else "are either outlines or boxes with keypoints"
     if length % 2 == 0:
         return "are no outlines, which have pairs of numbers, and no keypoints"
     return "outline" if np.abs(lines[:, 1:]).max() <= MOST else "are not shares of the image's width and height"
@@ -297,16 +309,10 @@ def _listed(line: str, root: Path) -> Path | None:
     A path of another machine counts from the first part that is there, and a line may have more columns.
     """
     for name in (line, line.replace("\\", "/"), line.replace("\\", "/").split()[0]):
-        for tail in (name.removeprefix("./"), *_tails(name)):
+        for tail in (name.removeprefix("./"), *tails(name)):
             if os.path.lexists(root / tail):
                 return root / tail
     return None if line.startswith("#") else root / line.replace("\\", "/").removeprefix("./")
-
-
-def _tails(name: str) -> list[Path]:
-    """A path, and what is left of it without its first parts, which lead nowhere but down."""
-    parts = [part for part in PurePosixPath(name).parts if part not in ("..", "/")]
-    return [Path(*parts[n:]) for n in range(len(parts))]
 
 
 class _TextLoader(yaml.BaseLoader):
@@ -337,7 +343,7 @@ def _class_names(content: dict[str, Any], file: Path) -> tuple[str, ...]:
         raise _bad_yaml("it has no `names`, a list of classes or a table of them from 0 without gaps", file)
     if str(content.get("nc", len(names))).strip() != str(len(names)):
         raise _bad_yaml(f"`nc` is {content['nc']}, but there are {len(names)} `names`", file)
-    return tuple(map(clean_name, names))
+    return tuple(map(one_line, names))
 
 
 def _keypoints(shape: Any, file: Path) -> tuple[int, int] | None:
@@ -351,12 +357,12 @@ def _keypoints(shape: Any, file: Path) -> tuple[int, int] | None:
 
 
 def _usual(folder: Path, words: Sequence[str]) -> tuple[Path, ...]:
-    """Where pictures of a split are if the yaml doesn't say."""
+    """Where images of a split are if the yaml doesn't say."""
     names = [name for word in words for name in (f"{word}/images", f"images/{word}")]
     return tuple(folder / name for name in names if (folder / name).is_dir())[:1]
 
 
-def _entered(entry: Any, path: Any, folder: Path, file: Path, fence: Fence) -> tuple[Path, ...]:
+def _entered(entry: Any, path: Any, folder: Path, file: Path, guard: PathGuard) -> tuple[Path, ...]:
     """Folders or lists of images that an entry names, all within the data folder.
 
     A path of another machine or Roboflow's `../train/images` counts from the first part that is there.
@@ -364,12 +370,12 @@ def _entered(entry: Any, path: Any, folder: Path, file: Path, fence: Fence) -> t
     found, top = [], folder.resolve()
     for name in (str(e).replace("\\", "/") for e in (entry if isinstance(entry, list) else [entry])):
         bases = [folder / path.replace("\\", "/"), folder] if isinstance(path, str) else [folder]
-        below = [base / tail for tail in _tails(name) for base in bases]
+        below = [base / tail for tail in tails(name) for base in bases]
         tried = [*below, folder / name]
         there = [p for p in tried if p.exists() and p.resolve().is_relative_to(top)]
         if there:
             found.append(folder / there[0].resolve().relative_to(top))
-        elif fence.follow_symlinks and (linked := next((p for p in below if p.exists()), None)):
+        elif guard.follow_symlinks and (linked := next((p for p in below if p.exists()), None)):
             found.append(linked)
         elif any(p.exists() for p in tried):
             raise DataError(f"{name} leads out of the data folder", code="DATA-PATH-ESCAPE", where=file,

@@ -1,7 +1,7 @@
 """The cells of a generated blood smear, each in a small patch of its own.
 
 A cell is what it takes from the light: `density` is the optical density per colour, so that light * exp(-density) is
-what the camera sees. Numbers for sizes and colours were chosen so that what we measured on the training pictures of
+what the camera sees. Numbers for sizes and colours were chosen so that what we measured on the training images of
 BCCD (640 x 480) comes out alike: percentiles of box sizes, of the density of 960 lone red cells from centre to edge,
 and of the colours of nuclei, cytoplasm, platelets and empty slide.
 """
@@ -17,11 +17,11 @@ from PIL import Image
 Plane = NDArray[np.floating]  # float32 at run time; the stubs of numpy see float64 after `array * float`
 RBC, WBC, PLATELET = 1, 2, 3
 COVERED = 0.15  # a pixel belongs to a cell from this coverage on: annotators box the soft edge too
-STANDARD_SIDE = 480  # the shorter side of the pictures in which the sizes below were measured
+STANDARD_SIDE = 480  # the shorter side of the images in which the sizes below were measured
 
 
 class Look(NamedTuple):
-    """What all cells of one picture share: lens, stain, donor."""
+    """What all cells of one image share: lens, stain, donor."""
 
     scale: float  # 1 where the shorter side has 480 pixels
     softness: float  # pixels that an edge takes from none to all
@@ -29,7 +29,7 @@ class Look(NamedTuple):
     rim: Plane  # (3,) what the rim of a red cell adds
     violet: Plane  # (3,) density of a nucleus
     pallor: float  # how deep the middle of red cells is dented, in [0, 1]
-    size: float  # of this picture's red cells, 1 is usual
+    size: float  # of this image's red cells, 1 is usual
 
 
 class Cell(NamedTuple):
@@ -67,7 +67,7 @@ WHITE_KINDS = (
 
 
 def random_look(rng: np.random.Generator, scale: float) -> Look:
-    """Lens, stain and donor of one picture. Source of the colours: BCCD, see above."""
+    """Lens, stain and donor of one image. Source of the colours: BCCD, see above."""
     stain = rng.uniform(0.8, 1.3)
     warm = rng.uniform(0, 1)  # from greyish violet cells to brick-red ones
     red = np.array([0.07 + 0.02 * warm, 0.21 + 0.01 * warm, 0.12 + 0.12 * warm])

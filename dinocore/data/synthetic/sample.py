@@ -38,9 +38,9 @@ def write_sample_data(
 ) -> SampleSummary:
     """Write `num_images` drawn blood smears of `size` (width, height) in pixels, with exact boxes, in COCO layout.
 
-    About 80 % go to train2017, the rest to val2017, at least one to each; a single picture goes to train, and val is
-    then a valid file without pictures. The same arguments give the same bytes, with the same numpy and Pillow.
-    Pictures come first and the two files of annotations last, so that a run cut short leaves no data set that looks
+    About 80 % go to train2017, the rest to val2017, at least one to each; a single image goes to train, and val is
+    then a valid file without images. The same arguments give the same bytes, with the same numpy and Pillow.
+    Images come first and the two files of annotations last, so that a run cut short leaves no data set that looks
     whole. Files of the same name are replaced.
 
     Raises:
@@ -53,11 +53,9 @@ def write_sample_data(
     annotations = {split: folder / "annotations" / f"instances_{split}2017.json" for split in ("train", "val")}
     for path in annotations.values():
         if path.is_file():
-            path.unlink()  # else a run cut short leaves old boxes beside new pictures
+            path.unlink()  # else a run cut short leaves old boxes beside new images
     parts = {"train": range(num_train), "val": range(num_train, num_images)}
-    documents = {
-        split: _write_pictures(folder / f"{split}2017", indices, seed, size) for split, indices in parts.items()
-    }
+    documents = {split: _write_images(folder / f"{split}2017", indices, seed, size) for split, indices in parts.items()}
     for split, document in documents.items():
         _write(annotations[split], json.dumps(document, separators=(",", ":")).encode())
     labels = [a["category_id"] for document in documents.values() for a in document["annotations"]]
@@ -68,15 +66,15 @@ def write_sample_data(
 
 def _check(num_images: int, seed: int, size: tuple[int, int]) -> None:
     if num_images < 1:
-        raise ConfigError(f"cannot write {num_images} pictures; choose 1 or more")
+        raise ConfigError(f"cannot write {num_images} images; choose 1 or more")
     if seed < 0:
         raise ConfigError(f"seed = {seed} is negative; choose 0 or more")
     if min(size) < MIN_SIDE:
         raise ConfigError(
-            f"pictures of {size[0]} x {size[1]} are too small for cells; choose sides of {MIN_SIDE} or more"
+            f"images of {size[0]} x {size[1]} are too small for cells; choose sides of {MIN_SIDE} or more"
         )
     if max(size) > MAX_SIDE:
-        raise ConfigError(f"pictures of {size[0]} x {size[1]} are too large; choose sides of {MAX_SIDE} or less")
+        raise ConfigError(f"images of {size[0]} x {size[1]} are too large; choose sides of {MAX_SIDE} or less")
 
 
 def _check_space(folder: Path, num_images: int, size: tuple[int, int]) -> None:
@@ -85,20 +83,20 @@ def _check_space(folder: Path, num_images: int, size: tuple[int, int]) -> None:
     needed, free = num_images * size[0] * size[1] * LEAST_BYTES, shutil.disk_usage(there).free
     if needed > free:
         raise EnvironmentFault(
-            f"{num_images} pictures need {needed / 1e9:.0f} GB or more, and {there} has {free / 1e9:.0f} GB left; "
+            f"{num_images} images need {needed / 1e9:.0f} GB or more, and {there} has {free / 1e9:.0f} GB left; "
             "draw fewer or smaller ones"
         )
 
 
-def _write_pictures(folder: Path, indices: range, seed: int, size: tuple[int, int]) -> dict[str, Any]:
-    """Write the pictures of one split and return its COCO document."""
+def _write_images(folder: Path, indices: range, seed: int, size: tuple[int, int]) -> dict[str, Any]:
+    """Write the images of one split and return its COCO document."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    _make(folder)  # also where there is no picture for it
+    _make(folder)  # also where there is no image for it
     for index in indices:
-        picture, labels, boxes = draw_smear(seed, index, size)
+        image, labels, boxes = draw_smear(seed, index, size)
         name, image_id = f"smear_{index + 1:06d}.jpg", index + 1
-        _write(folder / name, _jpeg(picture))
+        _write(folder / name, _jpeg(image))
         images.append({"id": image_id, "file_name": name, "width": size[0], "height": size[1], "license": 1})
         for label, box in zip(labels, boxes.tolist(), strict=True):
             found = {"id": len(annotations) + 1, "image_id": image_id, "category_id": label, "bbox": box}
@@ -113,9 +111,9 @@ def _write_pictures(folder: Path, indices: range, seed: int, size: tuple[int, in
     }
 
 
-def _jpeg(picture: NDArray[np.uint8]) -> bytes:
+def _jpeg(image: NDArray[np.uint8]) -> bytes:
     buffer = BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
 
 

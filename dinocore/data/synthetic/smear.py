@@ -1,4 +1,4 @@
-"""Pictures of blood smears, drawn: where the cells lie, what hides what, and the light they lie in."""
+"""Images of blood smears, drawn: where the cells lie, what hides what, and the light they lie in."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -23,24 +23,24 @@ from dinocore.data.synthetic.cells import (
 MIN_VISIBLE = 0.5  # a cell of which less would be seen is not placed
 MAX_COUNTS = (2, 6, 30)  # white cells, platelets, red cells in 640 x 480
 HUDDLE = 0.3  # share of the places tried for a red cell that are beside another one
-TRIES = 6  # places tried for a cell before the picture goes without it
+TRIES = 6  # places tried for a cell before the image goes without it
 
 
 class Placed(NamedTuple):
-    """A cell and where its patch begins in the picture, which may be outside."""
+    """A cell and where its patch begins in the image, which may be outside."""
 
     cell: Cell
     left: int
     top: int
 
     def window(self, size: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """The part of the picture (rows, columns) under the patch, and that part of the patch."""
+        """The part of the image (rows, columns) under the patch, and that part of the patch."""
         rows, row_part = _overlap(self.top, self.cell.coverage.shape[0], size[1])
         columns, column_part = _overlap(self.left, self.cell.coverage.shape[1], size[0])
         return (rows, columns), (row_part, column_part)
 
     def box(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """(x, y, w, h) in pixels of all that the cell covers inside the picture, whether or not something hides it."""
+        """(x, y, w, h) in pixels of all that the cell covers inside the image, whether or not something hides it."""
         (rows, columns), part = self.window(size)
         mask = self.cell.mask[part]
         ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -50,22 +50,22 @@ class Placed(NamedTuple):
 def draw_smear(
     seed: int, index: int, size: tuple[int, int] = (640, 480)
 ) -> tuple[NDArray[np.uint8], list[int], NDArray[np.float64]]:
-    """Draw picture `index` of the series `seed`; `size` is (width, height), cells scale with the shorter side.
+    """Draw image `index` of the series `seed`; `size` is (width, height), cells scale with the shorter side.
 
-    Returns the picture (H, W, 3), the labels (1 RBC, 2 WBC, 3 platelet), and the boxes (n, 4) as x, y, w, h in pixels.
-    A box is the extent of the pixels that the object's own mask covers inside the picture. As in BCCD it holds the
+    Returns the image (H, W, 3), the labels (1 RBC, 2 WBC, 3 platelet), and the boxes (n, 4) as x, y, w, h in pixels.
+    A box is the extent of the pixels that the object's own mask covers inside the image. As in BCCD it holds the
     hidden parts too; objects of which less than half would be visible are not drawn.
     """
     rng = np.random.default_rng((seed, index))
     look = random_look(rng, min(size) / STANDARD_SIDE)
     placed = _arrange(rng, look, size)
-    picture = _paint(rng, [*placed, *_scatter(rng, look, placed, size)], size)
+    image = _paint(rng, [*placed, *_scatter(rng, look, placed, size)], size)
     boxes = np.array([p.box(size) for p in placed], dtype=np.float64).reshape(-1, 4)
-    return picture, [p.cell.label for p in placed], boxes
+    return image, [p.cell.label for p in placed], boxes
 
 
 def _arrange(rng: np.random.Generator, look: Look, size: tuple[int, int]) -> list[Placed]:
-    """The cells of a picture, lowest first. They are placed from the top down, so that none is buried unseen."""
+    """The cells of an image, lowest first. They are placed from the top down, so that none is buried unseen."""
     makers: tuple[Callable[[np.random.Generator, Look], Cell], ...] = (white_cell, platelet, red_cell)
     taken = np.zeros((size[1], size[0]), dtype=bool)
     placed: list[Placed] = []
@@ -78,7 +78,7 @@ def _arrange(rng: np.random.Generator, look: Look, size: tuple[int, int]) -> lis
 
 
 def _counts(rng: np.random.Generator, scale: float, size: tuple[int, int]) -> tuple[int, int, int]:
-    """How many white cells, platelets and red cells to try to place; BCCD has 1.0, 1.0 and 11.5 a picture."""
+    """How many white cells, platelets and red cells to try to place; BCCD has 1.0, 1.0 and 11.5 an image."""
     area = size[0] * size[1] / (STANDARD_SIDE * 640 * scale**2)
     kind = rng.random()
     if kind > 0.97:
@@ -94,9 +94,7 @@ def _place(rng: np.random.Generator, cell: Cell, taken: NDArray[np.bool_], place
     height, width = taken.shape
     patch = np.array(cell.coverage.shape[::-1])
     neighbours = [p for p in placed if p.cell.label == RBC == cell.label]
-    beyond = (
-        0.1 if cell.label == RBC else 0.0
-    )  # red cells fill the slide; the rest is what somebody took the picture of
+    beyond = 0.1 if cell.label == RBC else 0.0  # red cells fill the slide; the rest is what somebody took the image of
     for _ in range(TRIES):
         centre = rng.uniform(-beyond, 1 + beyond, 2) * (width, height)
         if neighbours and rng.random() < HUDDLE:
@@ -152,7 +150,7 @@ def _light(rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def _overlap(start: int, length: int, limit: int) -> tuple[slice, slice]:
-    """Where a run of `length` from `start` meets [0, limit): in the picture, and in the run. Empty if it misses."""
+    """Where a run of `length` from `start` meets [0, limit): in the image, and in the run. Empty if it misses."""
     first, last = min(max(start, 0), limit), max(min(start + length, limit), 0)
     last = max(first, last)
     return slice(first, last), slice(first - start, last - start)

@@ -10,7 +10,7 @@ from ...boxes import iou, to_pixels, to_xyxy
 from ...config import Config, LossConfig
 from ...data.annotations import Annotations, Category
 from ...data.batch import Batch, Sample, collate
-from ...data.loaders import EvaluationPictures
+from ...data.loaders import EvaluationImages
 from ...errors import DataError
 from ...losses import Matched, match_stages
 from ...matching import Cost, matching_cost
@@ -115,7 +115,7 @@ def annotated_batch(annotations: Annotations, index: int, config: Config, seed: 
     Raises:
         DataError: the image cannot be read, or has no object to match.
     """
-    sample = EvaluationPictures(annotations, config.data)[index]
+    sample = EvaluationImages(annotations, config.data)[index]
     if not isinstance(sample, Sample):
         raise DataError(sample)
     if not len(sample.target.labels):

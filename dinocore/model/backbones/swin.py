@@ -60,7 +60,7 @@ class WindowAttention(nn.Module):
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]  # (1, M, N, N)
         if mask is not None:
             bias = bias + mask[:, None].to(bias.dtype)  # (nW, M, N, N)
-            bias = bias.repeat(len(x) // len(mask), 1, 1, 1)  # (B * nW, M, N, N)
+            bias = bias.repeat(x.shape[0] // mask.shape[0], 1, 1, 1)  # (B * nW, M, N, N)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         return self.proj(attended.transpose(1, 2).flatten(2))
 
@@ -92,7 +92,7 @@ class SwinBlock(nn.Module):
         if self.shift:
             x = x.roll((-self.shift, -self.shift), dims=(1, 2))
         windows = self.attn(to_windows(x, self.window), mask if self.shift else None)  # (B * nW, N, C)
-        x = from_windows(windows, self.window, len(x), rows)
+        x = from_windows(windows, self.window, x.shape[0], rows)
         if self.shift:
             x = x.roll((self.shift, self.shift), dims=(1, 2))
         return x[:, :height, :width]

@@ -12,7 +12,7 @@ from ...config import Config
 from ...data.batch import Batch
 from ...errors import DataError, DinoError, EnvironmentFault
 from ...model.ops.dispatch import use_backend
-from ...system.device import peak_memory_mb
+from ...system.memory import peak_memory_mb
 from ...system.processes import SingleProcess
 
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Unable to allocate")

@@ -13,7 +13,7 @@ from ...data.transforms import largest_size
 from ...errors import DivergedError, EnvironmentFault
 from ...losses import criterion
 from ...structures import Target
-from ...system.device import peak_memory_mb, release_memory
+from ...system.memory import peak_memory_mb, release_memory
 from ..batches import count_boxes, share_of_batch
 from ..context import RunContext
 from ..state import TrainState, restore_rng_state, rng_state

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ...errors import DivergedError, OutOfMemory
-from ...system.device import release_memory
+from ...system.memory import release_memory
 from ..batches import micro_batch_size
 from ..checkpointer import Checkpointer
 from ..context import RunContext

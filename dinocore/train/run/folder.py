@@ -12,6 +12,7 @@ from ...system.files import check_writable, write_text
 from ...weights.file import save_weights
 from .checkpoint_folder import NewerCheckpoint, list_checkpoints, set_aside, step_of, tidy, verify_checkpoint
 from .lock import LOCK, OWNER
+from .sinks import FOLDERS
 
 NEWEST = "auto"
 PARTS = (
@@ -82,7 +83,7 @@ def prepare_run(run: Path, overwrite: bool) -> None:
     try:
         for name in PARTS:
             (run / name).unlink(missing_ok=True)
-        for name in ("checkpoints", "tensorboard"):
+        for name in ("checkpoints", *FOLDERS):
             if (run / name).is_dir():
                 shutil.rmtree(run / name)
         write_text(run / "log.txt", "")

@@ -19,7 +19,7 @@ class RowWriter(Protocol):
         """What went wrong since it was last asked."""
         ...
 
-    def close(self) -> None: ...
+    def close(self, completed: bool = True) -> None: ...
 
 
 class MetricsLog:
@@ -56,7 +56,7 @@ class MetricsLog:
         os.fsync(self.handle)
         return self.end
 
-    def close(self) -> None:
+    def close(self, completed: bool = True) -> None:
         """Nothing more will be written."""
         if self.handle >= 0:
             os.close(self.handle)
@@ -108,10 +108,10 @@ class MetricsLogger:
         self.log.close()
         self.log = self.writers[0] = MetricsLog(self.log.run, progress)
 
-    def close(self) -> None:
-        """The end of the run."""
+    def close(self, completed: bool = True) -> None:
+        """The end of the run, `completed` unless an error or a signal ended it."""
         for writer in self.writers:
-            writer.close()
+            writer.close(completed)
 
 
 class NoLogger:
@@ -132,7 +132,7 @@ class NoLogger:
     def go_back(self, progress: Progress) -> None:
         """Nothing to forget."""
 
-    def close(self) -> None:
+    def close(self, completed: bool = True) -> None:
         """Nothing to do."""
 
 

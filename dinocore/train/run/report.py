@@ -62,7 +62,7 @@ class ReportFile:
         message, self.message = self.message, ""
         return message
 
-    def close(self) -> None:
+    def close(self, completed: bool = True) -> None:
         """The end of the run."""
         if self.behind:
             self._write()

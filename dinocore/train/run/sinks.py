@@ -1,35 +1,52 @@
 """Where else metrics go, each in a thread of its own: slow, blocked or failing, it costs the training nothing."""
 
+import importlib
 import importlib.util
+import os
 import queue
+import re
+import secrets
 import threading
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from ...config import TrainConfig
+from ...config import Config, TrainConfig
+from ...errors import EnvironmentFault
+from ...system.files import write_text
 
 MAX_WAITING = 1000  # lines that may wait for a slow sink
 PATIENCE = 1.0  # seconds that the end of a run waits for it
+PATIENCE_FOR_UPLOADS = 30.0  # the same, where the rest goes over a network
+TIME_TO_START = 10.0  # seconds that the first step waits for a tracker to connect
 
 
 class Sink(Protocol):
     """Where lines go; may be slow and may raise anything."""
 
+    place: str  # a folder or an address, for people
+
     def write(self, row: dict[str, Any]) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, completed: bool) -> None: ...
 
 
 class BackgroundWriter:
     """A sink in a thread of its own. After its first failure it gets nothing more."""
 
-    def __init__(self, name: str, make: Callable[[], Sink]):
-        self.name = name
+    def __init__(self, name: str, make: Callable[[], Sink], patience: float = PATIENCE):
+        """
+        Args:
+            patience: seconds that the end of the run waits for the sink to finish.
+        """
+        self.name, self.patience = name, patience
         self.rows: queue.Queue[dict[str, Any] | None] = queue.Queue(MAX_WAITING)
-        self.message = ""
-        self.failed = False
+        self.message = self.place = ""
+        self.failed = self.completed = False
+        self.started = threading.Event()  # or failed
         self.thread = threading.Thread(target=self._work, args=(make,), daemon=True, name=name)
         self.thread.start()
 
@@ -47,24 +64,36 @@ class BackgroundWriter:
         message, self.message = self.message, ""
         return message
 
-    def close(self) -> None:
+    def close(self, completed: bool = True) -> None:
         """Let it finish, if it can do so soon."""
-        if not self.failed:
-            try:
-                self.rows.put_nowait(None)
-            except queue.Full:
-                return
-            self.thread.join(PATIENCE)
+        if self.failed:
+            return
+        self.completed = completed
+        try:
+            self.rows.put_nowait(None)
+        except queue.Full:
+            return
+        self.thread.join(self.patience)
+        if self.thread.is_alive():
+            self.message = f"{self.name} was not done after {self.patience:.0f} s; it may miss the last lines"
+
+    def __str__(self) -> str:
+        state = self.place or ("not there" if self.failed else "connecting")
+        return f"{self.name} ({state})"
 
     def _work(self, make: Callable[[], Sink]) -> None:
         try:
             sink = make()
+            self.place = sink.place
+            self.started.set()
             while (row := self.rows.get()) is not None:
                 sink.write(row)
-            sink.close()
+            sink.close(self.completed)
         except Exception as error:  # of whatever kind: it is not ours
             self.failed = True
-            self.message = f"{self.name} failed ({type(error).__name__}: {error}) and gets no more lines"
+            reason = " ".join(str(error).split())[:300]
+            self.message = f"{self.name} failed ({type(error).__name__}: {reason}) and gets no more lines"
+            self.started.set()
 
 
 class TensorBoard:
@@ -75,25 +104,198 @@ class TensorBoard:
         Args:
             step: what earlier files hold of later steps is void.
         """
+        self.place = str(folder)
         self.writer = writer_class(str(folder), purge_step=step + 1)
 
     def write(self, row: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
-        kind = "train" if "loss" in row else "eval"
-        for name, value in row.items():
-            if name != "step" and isinstance(value, int | float):
-                self.writer.add_scalar(f"{kind}/{name}", value, row["step"])
+        for name, value in _numbers(row).items():
+            self.writer.add_scalar(name, value, row["step"])
 
-    def close(self) -> None:
+    def close(self, completed: bool) -> None:
         """Write the rest."""
         self.writer.close()
 
 
-def sinks(run: Path, config: TrainConfig, step: int) -> list[BackgroundWriter]:
-    """Those that are configured and installed."""
-    if config.tensorboard == "off" or importlib.util.find_spec("tensorboard") is None:
-        return []
+class WandB:
+    """A run of Weights & Biases, resumed where the training is; project and mode come from W&B's own variables."""
+
+    def __init__(self, wandb: Any, run: Path, config: Config, resumed: bool):
+        """
+        Args:
+            wandb: the module.
+            resumed: go on with the W&B run that this folder names.
+        """
+        file = run / "wandb" / "run-id"
+        name = file.read_text(encoding="utf-8") if resumed and file.is_file() else secrets.token_hex(4)
+        write_text(file, name)
+        self.run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=os.environ.get("WANDB_NAME", run.resolve().name),
+            id=name,
+            resume="allow",
+            dir=str(run),
+            config=config.model_dump(mode="json"),
+            settings=wandb.Settings(console="off", silent=True),  # the terminal is ours
+        )
+        self.place = self.run.url or f"offline, in {run / 'wandb'}"
+        self.run.define_metric("*", step_metric="step")  # a resumed run logs some steps once more
+
+    def write(self, row: dict[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        self.run.log({"step": row["step"], **_numbers(row)})
+
+    def close(self, completed: bool) -> None:
+        """Wait for the rest to be kept or sent."""
+        self.run.finish(exit_code=0 if completed else 1)
+
+
+class MLflow:
+    """A run of MLflow, resumed where the training is; server and experiment come from MLflow's own variables."""
+
+    def __init__(self, mlflow: Any, run: Path, config: Config, resumed: bool):
+        """
+        Args:
+            mlflow: the module.
+            resumed: go on with the MLflow run that this folder names.
+        """
+        self.entities = mlflow.entities
+        self.client = mlflow.MlflowClient()
+        self.place = mlflow.get_tracking_uri()
+        file = run / "mlflow" / "run-id"
+        if resumed and file.is_file():
+            self.id = file.read_text(encoding="utf-8")
+            self.client.update_run(self.id, status="RUNNING")
+            return
+        self.id = self.client.create_run(self._experiment(), run_name=run.resolve().name).info.run_id
+        write_text(file, self.id)
+        settings = [
+            mlflow.entities.Param(key, str(value)[:500]) for key, value in _flat(config.model_dump(mode="json"))
+        ]
+        for start in range(0, len(settings), 100):  # the most that a request may have
+            self.client.log_batch(self.id, params=settings[start : start + 100])
+
+    def _experiment(self) -> str:
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        found = self.client.get_experiment_by_name(name)
+        return found.experiment_id if found else self.client.create_experiment(name)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        now, metric = round(time.time() * 1000), self.entities.Metric
+        values = [metric(_mlflow_key(key), value, now, row["step"]) for key, value in _numbers(row).items()]
+        self.client.log_batch(self.id, metrics=values)
+
+    def close(self, completed: bool) -> None:
+        """Say how the run ended."""
+        self.client.set_terminated(self.id, "FINISHED" if completed else "KILLED")
+
+
+class Tracker(NamedTuple):
+    """One that `train.trackers` can name."""
+
+    title: str
+    package: str  # also the extra that brings it, and what is imported
+    patience: float = PATIENCE
+
+
+TRACKERS = {
+    "tensorboard": Tracker("TensorBoard", "tensorboard"),
+    "wandb": Tracker("W&B", "wandb", PATIENCE_FOR_UPLOADS),
+    "mlflow": Tracker("MLflow", "mlflow", PATIENCE_FOR_UPLOADS),
+}
+FOLDERS = tuple(TRACKERS)  # of each in the folder of a run
+PROJECT = "dino"  # in W&B, and the experiment in MLflow
+
+
+def check_trackers(config: TrainConfig) -> None:
+    """Say before any work what a tracker that is asked for lacks.
+
+    Raises:
+        EnvironmentFault: its package is not installed, or W&B has nobody logged in.
+    """
+    for key in config.trackers:
+        tracker = TRACKERS.get(key)
+        if tracker and importlib.util.find_spec(tracker.package) is None:
+            raise EnvironmentFault(
+                f"train.trackers names {key}, and the package `{tracker.package}` is not installed",
+                fix=f"pip install 'dino-detector[{tracker.package}]', or --set train.trackers=auto",
+            )
+    if "wandb" in config.trackers:
+        wandb = _imported("wandb")
+        if wandb.setup().settings.mode in ("online", "shared") and not wandb.login(prompt=False, verify=False):
+            raise EnvironmentFault(
+                "train.trackers names wandb, and nobody is logged in to W&B",
+                fix="wandb login, or WANDB_MODE=offline to keep the run in its folder and `wandb sync` it later",
+            )
+
+
+def sinks(run: Path, config: Config, step: int) -> list[BackgroundWriter]:
+    """The trackers that the config names, started; `auto` is TensorBoard where it is installed.
+
+    Args:
+        run: the folder of the run.
+        step: how many steps it has behind it.
+
+    Raises:
+        EnvironmentFault: as for `check_trackers`.
+    """
+    check_trackers(config.train)
+    names = list(dict.fromkeys(_named(config.train.trackers)))
+    with _quiet():  # modules are imported here: a fork while a thread imports may hang
+        makers = [(TRACKERS[name], _maker(name, run, config, step)) for name in names]
+    writers = [BackgroundWriter(tracker.title, make, tracker.patience) for tracker, make in makers]
+    end = time.monotonic() + TIME_TO_START
+    for writer in writers:  # the same: they import more when they connect
+        writer.started.wait(max(0.0, end - time.monotonic()))
+    return writers
+
+
+def _named(trackers: tuple[str, ...]) -> Iterator[str]:
+    for key in trackers:
+        if key != "auto":
+            yield key
+        elif importlib.util.find_spec("tensorboard") is not None:
+            yield "tensorboard"
+
+
+def _maker(name: str, run: Path, config: Config, step: int) -> Callable[[], Sink]:
+    if name == "tensorboard":
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        return lambda: TensorBoard(SummaryWriter, run / "tensorboard", step)
+    module, kind = _imported(TRACKERS[name].package), {"wandb": WandB, "mlflow": MLflow}[name]
+    return lambda: kind(module, run, config, step > 0)
+
+
+def _imported(name: str) -> Any:
+    with _quiet():
+        return importlib.import_module(name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings of the trackers' own dependencies."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its own dependencies
-        from torch.utils.tensorboard.writer import SummaryWriter  # here: a fork while a thread imports may hang
-    return [BackgroundWriter("TensorBoard", lambda: TensorBoard(SummaryWriter, run / "tensorboard", step))]
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """`train/loss`, `eval/AP` and so on: the numbers of a line of metrics.jsonl."""
+    kind = "eval" if "AP" in row else "train"
+    numbers = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "step"}
+    return {f"{kind}/{name}": float(value) for name, value in numbers.items()}
+
+
+def _mlflow_key(name: str) -> str:
+    """With what MLflow allows in a name."""
+    return re.sub(r"[^\w\-. /]", "_", name)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

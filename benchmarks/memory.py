@@ -1,0 +1,122 @@
+"""Resident memory while a training goes on with images of many sizes, under several ways to get memory.
+
+    python benchmarks/memory.py [--steps 128] [--batch-size 4] [--ways now glibc] [--json FILE] [--plot FILE]
+
+Each way is a process of its own, one after another; drawn photographs of random sizes, preset `tiny`, no evaluation.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HUGE, FEW_PRIMITIVES = {"THP_MEM_ALLOC_ENABLE": "1"}, {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+WAYS = {  # name: environment, whether keep_memory() is called
+    "now": (HUGE, True),
+    "heap kept (before)": ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024", "THP_MEM_ALLOC_ENABLE": "0"}, True),
+    "glibc": ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024", "THP_MEM_ALLOC_ENABLE": "0"}, False),
+    "glibc, few primitives": ({**FEW_PRIMITIVES, "THP_MEM_ALLOC_ENABLE": "0"}, False),
+    "huge pages": ({**HUGE, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024"}, False),
+}
+
+
+def main() -> None:
+    """Print memory after some steps and the median step of each way; draw the curves."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--ways", choices=[*WAYS], nargs="+", default=[*WAYS])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        run(options.child, options.steps, options.batch_size, keep=WAYS[options.ways[0]][1])
+        return
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        draw(Path(folder), options.batch_size * options.steps)
+        for way in options.ways:
+            command = [sys.executable, __file__, "--child", folder, "--steps", str(options.steps)]
+            command += ["--batch-size", str(options.batch_size), "--ways", way]
+            output = subprocess.run(command, env=os.environ | WAYS[way][0], check=True, capture_output=True, text=True)
+            row = {"way": way, **json.loads(output.stdout.splitlines()[-1])}
+            rows.append(row)
+            memory = row["memory_mb"]
+            first = max(memory[:50])
+            numbers = f"peak of 50 steps {first:6.0f} MB   last {memory[-1]:6.0f} MB   x{memory[-1] / first:.2f}"
+            print(f"{way:24} {numbers}   median step {row['median_s']:.3f} s", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if options.plot:
+        plot(rows, options.plot)
+
+
+def draw(folder: Path, num_images: int) -> None:
+    """Drawn images; the augmentation crops and resizes them to many sizes, as it does photographs."""
+    from dinocore.data.synthetic.sample import write_sample_data
+
+    write_sample_data(folder, num_images=min(num_images, 160), seed=0, size=(640, 480))
+
+
+def run(folder: str, steps: int, batch_size: int, keep: bool) -> None:
+    """Train, and print the memory after each step in MB (resident, this process) as JSON."""
+    import torch
+
+    from dinocore.data.dataset import open_dataset
+    from dinocore.presets import load_config
+    from dinocore.train import loop
+    from dinocore.train.context import RunContext
+    from dinocore.train.events import Step
+    from dinocore.train.run.folder import prepare_run
+    from dinocore.train.setup import fresh_state
+
+    if not keep:
+        loop.keep_memory = lambda: None
+    settings = [f"train.batch_size={batch_size}", f"train.micro_batch_size={batch_size}", "data.workers=1",
+                f'data.path="{folder}"', f"train.epochs={steps}", f"train.eval_every_epochs={steps + 1}"]  # fmt: skip
+    config = load_config("tiny", settings)
+    with tempfile.TemporaryDirectory() as output:
+        prepare_run(Path(output) / "run", overwrite=False)
+        context = RunContext(config, open_dataset(config.data), Path(output) / "run", torch.device("cpu"))
+        state = fresh_state(config, context.data.train.categories, context.device)
+        memory, seconds = [], []
+        started = time.perf_counter()
+        for event in loop.train(context, state):
+            if isinstance(event, Step):
+                memory.append(resident_mb())
+                seconds.append(time.perf_counter() - started)
+                started = time.perf_counter()
+            if len(memory) == steps:
+                break
+    print(json.dumps({"memory_mb": memory, "median_s": statistics.median(seconds)}))
+
+
+def resident_mb() -> float:
+    """What this process holds now, in MB; Linux."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """A curve for each way."""
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    for row in rows:
+        axis.plot(row["memory_mb"], label=row["way"])
+    axis.set_xlabel("step")
+    axis.set_ylabel("resident memory, MB")
+    axis.set_ylim(bottom=0)
+    axis.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,358 @@
+"""Break forty places, one at a time, and say which fast test notices.
+
+    python benchmarks/mutations.py [--only 3 17] [--json docs/benchmarks/mutations.json]
+
+Each is made in a copy of the checkout; the tests of the room that it is in are run until one fails. One that no test
+notices is listed at the end, and the exit code is 1.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Mutation(NamedTuple):
+    """One place, broken."""
+
+    what: str
+    file: str
+    old: str  # stands there once
+    new: str
+    tests: str
+
+
+MODEL, LOSS = "tests/model", "tests/test_losses.py"
+GOLDEN = "tests/convert/test_golden_official.py"
+TRAIN, DATA, EVALUATE = "tests/train", "tests/data", "tests/evaluate"
+
+MUTATIONS = [
+    Mutation(
+        "an anchor may lie nearer to the edge than 1 %",
+        "dinocore/model/proposals.py",
+        "(anchors > 0.01)",
+        "(anchors > 0.0)",
+        f"{MODEL}/test_first_stage.py",
+    ),
+    Mutation(
+        "anchors of the next level are not twice as large",
+        "dinocore/model/proposals.py",
+        "0.05 * 2.0 **",
+        "0.05 * 1.9 **",
+        f"{MODEL}/test_first_stage.py",
+    ),
+    Mutation(
+        "queries' boxes carry a gradient",
+        "dinocore/model/proposals.py",
+        "Queries(self.content(chosen), boxes.detach())",
+        "Queries(self.content(chosen), boxes)",
+        f"{MODEL}/test_first_stage.py",
+    ),
+    Mutation(
+        "the worst proposals are chosen",
+        "dinocore/model/proposals.py",
+        "rank.topk(num_chosen, dim=1)",
+        "rank.topk(num_chosen, dim=1, largest=False)",
+        f"{MODEL}/test_first_stage.py",
+    ),
+    Mutation(
+        "negatives move as little as positives",
+        "dinocore/model/denoising.py",
+        "generator=generator) + negative",
+        "generator=generator) + 0 * negative",
+        f"{MODEL}/test_denoising.py",
+    ),
+    Mutation(
+        "twice as many labels are flipped",
+        "dinocore/model/denoising.py",
+        "< label_noise / 2",
+        "< label_noise",
+        f"{MODEL}/test_denoising.py",
+    ),
+    Mutation(
+        "noisy boxes may leave the image",
+        "dinocore/model/denoising.py",
+        "(to_xyxy(boxes) + move * half).clamp(0, 1)",
+        "(to_xyxy(boxes) + move * half)",
+        f"{MODEL}/test_denoising.py",
+    ),
+    Mutation(
+        "matching queries may look at denoising ones",
+        "dinocore/model/denoising.py",
+        "(group[:, None] >= 0) & (group == MATCHING)",
+        "(group[:, None] == MATCHING) & (group >= 0)",
+        f"{MODEL}/test_denoising.py",
+    ),
+    Mutation(
+        "negatives answer for targets",
+        "dinocore/model/denoising.py",
+        "* (copies * num_targets)",
+        "* num_targets",
+        f"{MODEL}/test_denoising.py",
+    ),
+    Mutation(
+        "each layer's loss looks forward once, not twice",
+        "dinocore/model/decoder.py",
+        'DINO: the loss of a layer trains this layer\'s step and the one before it."""\n    return boxes',
+        'DINO: the loss of a layer trains this layer\'s step and the one before it."""\n    return boxes.detach()',
+        MODEL,
+    ),
+    Mutation(
+        "the next layer starts from the old boxes",
+        "dinocore/model/decoder.py",
+        "moved.detach()",
+        "boxes.detach()",
+        GOLDEN,
+    ),
+    Mutation("the answer is not normed", "dinocore/model/decoder.py", "answer = self.norm(x)", "answer = x", GOLDEN),
+    Mutation(
+        "x and y of the map's encoding change places",
+        "dinocore/model/position.py",
+        "for v in (y, x)]",
+        "for v in (x, y)]",
+        f"{MODEL}/test_position.py {GOLDEN}",
+    ),
+    Mutation(
+        "boxes are encoded as x, y, w, h",
+        "dinocore/model/position.py",
+        "for v in (cy, cx, w, h)",
+        "for v in (cx, cy, w, h)",
+        f"{MODEL}/test_position.py {GOLDEN}",
+    ),
+    Mutation(
+        "attended positions forget the valid ratio",
+        "dinocore/model/encoder.py",
+        "[:, :, None] * tokens.valid_ratios[:, None]",
+        "[:, :, None] * tokens.valid_ratios[:, None].ceil()",
+        f"{GOLDEN} {MODEL}",
+    ),
+    Mutation(
+        "padding counts as image",
+        "dinocore/model/tokens.py",
+        "(~padding[:, 0, :]).float()",
+        "(padding[:, 0, :] | True).float()",
+        f"{GOLDEN} {MODEL}/test_alignment.py",
+    ),
+    Mutation(
+        "images are aligned one pixel short",
+        "dinocore/model/alignment.py",
+        "(-side % multiple for side",
+        "((-side - 1) % multiple for side",
+        f"{MODEL}/test_alignment.py",
+    ),
+    Mutation(
+        "what lies beyond an image enters its convolutions",
+        "dinocore/model/alignment.py",
+        "(inputs[0] * extents.inside(inputs[0]),)",
+        "(inputs[0],)",
+        f"{MODEL}/test_alignment.py",
+    ),
+    Mutation(
+        "positive and negative weight of the focal loss change places",
+        "dinocore/matching.py",
+        "return (1 - alpha) *",
+        "return alpha *",
+        LOSS,
+    ),
+    Mutation(
+        "GIoU lowers the wrong way in matching",
+        "dinocore/matching.py",
+        "-loss.cost_giou * giou",
+        "loss.cost_giou * giou",
+        LOSS,
+    ),
+    Mutation(
+        "the least number of boxes is not 1", "dinocore/losses.py", "max(1.0, num_boxes)", "max(2.0, num_boxes)", LOSS
+    ),
+    Mutation(
+        "denoising losses are not divided by their groups",
+        "dinocore/losses.py",
+        "max(1, output.noise.num_groups)",
+        "1",
+        f"{LOSS} tests/train/test_step.py {GOLDEN}",
+    ),
+    Mutation(
+        "L1 is averaged over coordinates",
+        "dinocore/losses.py",
+        'F.l1_loss(pred_boxes, target_boxes, reduction="sum")',
+        'F.l1_loss(pred_boxes, target_boxes, reduction="sum") / 4',
+        LOSS,
+    ),
+    Mutation(
+        "GIoU forgets the hull",
+        "dinocore/boxes.py",
+        "return intersection / union - (hull - union) / hull",
+        "return intersection / union",
+        "tests/test_boxes.py",
+    ),
+    Mutation(
+        "detections may leave the image",
+        "dinocore/predict.py",
+        "to_xyxy(boxes[i, query]).clamp(0, 1)",
+        "to_xyxy(boxes[i, query])",
+        "tests/test_predict.py",
+    ),
+    Mutation(
+        "width and height change places in detections",
+        "dinocore/predict.py",
+        "torch.tensor([width, height, width, height])",
+        "torch.tensor([height, width, height, width])",
+        "tests/test_predict.py",
+    ),
+    Mutation(
+        "a flip leaves boxes where they were",
+        "dinocore/data/transforms.py",
+        "annotated = _on_both(F.horizontal_flip, annotated)",
+        "annotated = (F.horizontal_flip(annotated[0]), *annotated[1:])",
+        f"{DATA}/test_transforms.py",
+    ),
+    Mutation(
+        "a crop keeps objects that it does not show",
+        "dinocore/data/transforms.py",
+        "seen = (boxes[:, 2:] > boxes[:, :2]).all(1)",
+        "seen = (boxes[:, 2:] >= boxes[:, :2]).all(1)",
+        f"{DATA}/test_transforms.py",
+    ),
+    Mutation(
+        "the long side may exceed max_size",
+        "dinocore/data/transforms.py",
+        "if max_size is not None and high / low * short > max_size:",
+        "if max_size is not None and high / low * short > 2 * max_size:",
+        f"{DATA}/test_transforms.py",
+    ),
+    Mutation(
+        "two epochs show the same augmentation",
+        "dinocore/data/loaders.py",
+        "np.random.default_rng((self.seed, epoch, index))",
+        "np.random.default_rng((self.seed, index))",
+        f"{DATA}/test_loaders.py",
+    ),
+    Mutation(
+        "padding of a batch is not marked",
+        "dinocore/data/batch.py",
+        "padding[i, :h, :w] = False",
+        "padding[i] = False",
+        f"{DATA} tests/test_predict.py",
+    ),
+    Mutation(
+        "gradients of micro-batches are not those of the batch",
+        "dinocore/train/step.py",
+        "criterion(output, targets, num_boxes, config.loss)",
+        "criterion(output, targets, num_boxes / len(micro_batches), config.loss)",
+        f"{TRAIN}/test_step.py {TRAIN}/test_loop.py",
+    ),
+    Mutation(
+        "a gradient that is not finite is stepped with",
+        "dinocore/train/step.py",
+        "if not finite_loss or not (finite_norm or scaler.is_enabled()):",
+        "if not finite_loss:",
+        f"{TRAIN}/test_step.py {TRAIN}/test_never_lost.py",
+    ),
+    Mutation(
+        "the average moves ten times too fast",
+        "dinocore/train/optim.py",
+        "(1 + self.updates) / (10 + self.updates)",
+        "(1 + self.updates) / (1 + self.updates) * 0.5",
+        f"{TRAIN}/test_optim.py",
+    ),
+    Mutation(
+        "the last epoch is not evaluated",
+        "dinocore/train/schedule.py",
+        "or epoch == self.config.epochs",
+        "",
+        f"{TRAIN}/test_loop.py",
+    ),
+    Mutation(
+        "a damaged checkpoint is taken for a whole one",
+        "dinocore/train/run/checkpoint_folder.py",
+        "if damaged:",
+        "if damaged and not damaged:",
+        f"{TRAIN}/test_never_lost.py",
+    ),
+    Mutation(
+        "crowds take detections for good",
+        "dinocore/evaluate/matches.py",
+        "(~taken[:, :, thing] | crowd[thing])",
+        "~taken[:, :, thing]",
+        EVALUATE,
+    ),
+    Mutation(
+        "the highest IoU does not win",
+        "dinocore/evaluate/matches.py",
+        "rank[by_iou] = np.arange(total)",
+        "rank[by_iou] = np.arange(total)[::-1]",
+        EVALUATE,
+    ),
+    Mutation(
+        "two norms of official weights change places",
+        "dinocore/weights/convert/tables.py",
+        """{ours}cross_norm.",\n        f"{theirs}norm2.": f"{ours}self_norm.",""",
+        """{ours}self_norm.",\n        f"{theirs}norm2.": f"{ours}cross_norm.",""",
+        GOLDEN,
+    ),
+    Mutation(
+        "the kernel takes a map's height for its width",
+        "dinocore/model/ops/numba/cpu.py",
+        "np.array([(width, height, start)",
+        "np.array([(height, width, start)",
+        f"{MODEL}/test_ops.py",
+    ),
+]
+
+
+def main() -> None:
+    """Make each, and list which test noticed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", type=int, nargs="+", help="numbers, from 1")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "dino"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv*", "runs", "*_cache", "__pycache__"))
+        for number, mutation in enumerate(MUTATIONS, start=1):
+            if options.only is None or number in options.only:
+                started = time.monotonic()
+                noticed = try_one(mutation, copy)
+                rows.append({"number": number, "what": mutation.what, "file": mutation.file, "noticed_by": noticed})
+                print(
+                    f"{number:3} {mutation.what}: {noticed or 'NOT NOTICED'} ({time.monotonic() - started:.0f} s)",
+                    flush=True,
+                )
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    missed = [row["number"] for row in rows if not row["noticed_by"]]
+    print(f"{len(rows) - len(missed)} of {len(rows)} noticed" + (f"; not noticed: {missed}" if missed else ""))
+    sys.exit(bool(missed))
+
+
+def try_one(mutation: Mutation, copy: Path) -> str:
+    """The first test that fails, or nothing.
+
+    Raises:
+        ValueError: the place is not there, or there twice: this list is out of date.
+    """
+    file = copy / mutation.file
+    whole = file.read_text()
+    if whole.count(mutation.old) != 1:
+        raise ValueError(f"{mutation.file} holds {mutation.old!r} {whole.count(mutation.old)} times")
+    file.write_text(whole.replace(mutation.old, mutation.new))
+    try:
+        command = [sys.executable, "-m", "pytest", "-x", "-n", "0", "-p", "no:cacheprovider", *mutation.tests.split()]
+        output = subprocess.run(command, cwd=copy, capture_output=True, text=True).stdout
+    finally:
+        file.write_text(whole)
+    failed = re.search(r"^_+ (?:ERROR at setup of )?(test_\w+)", output, re.MULTILINE)
+    return failed[1] if failed else ""
+
+
+if __name__ == "__main__":
+    main()

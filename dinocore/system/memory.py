@@ -1,0 +1,80 @@
+"""How this process gets memory for tensors, gives it back, and how much it has held."""
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+HUGE_PAGES_SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def keep_memory() -> None:
+    """Keep page faults and leftovers of shapes that do not come again from eating time and memory; once is enough.
+
+    glibc returns large tensors to the system and gets them anew, and the page faults take up to 40 % of the time. Where
+    PyTorch maps them in huge pages (THP_MEM_ALLOC_ENABLE, which `dino` sets before it imports torch) that is cheap;
+    elsewhere glibc is told to keep all memory, which fragments with images of many sizes. oneDNN holds a compiled
+    primitive with its scratch memory for each of the last 1,024 shapes; 64 are enough for a step.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # read at the first product or convolution
+    if not sys.platform.startswith("linux") or uses_huge_pages():
+        return
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
+    except (OSError, AttributeError):  # another C library
+        return
+
+
+def uses_huge_pages() -> bool:
+    """Whether PyTorch asks for huge pages and the system gives them."""
+    try:
+        allowed = "[never]" not in HUGE_PAGES_SETTING.read_text()
+    except OSError:
+        return False
+    return allowed and os.environ.get("THP_MEM_ALLOC_ENABLE") == "1"
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what PyTorch keeps of a device's memory for later."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    if device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def peak_memory_mb() -> float:
+    """The most memory that this process has held, on the device if it is CUDA's, otherwise on the host."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**20
+    if resource is None:
+        return _peak_on_windows_mb()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _peak_on_windows_mb() -> float:
+    """PeakWorkingSetSize of this process; 0.0 where the system does not say."""
+
+    class Counters(ctypes.Structure):  # PROCESS_MEMORY_COUNTERS
+        _fields_ = [
+            ("cb", ctypes.c_ulong), ("PageFaultCount", ctypes.c_ulong), ("PeakWorkingSetSize", ctypes.c_size_t),
+            *((name, ctypes.c_size_t) for name in "abcdefg"),
+        ]  # fmt: skip
+
+    kernel = getattr(ctypes, "windll", None)
+    if kernel is None:
+        return 0.0
+    counters = Counters(cb=ctypes.sizeof(Counters))
+    kernel.kernel32.GetCurrentProcess.restype = ctypes.c_void_p
+    process = ctypes.c_void_p(kernel.kernel32.GetCurrentProcess())
+    ok = kernel.psapi.GetProcessMemoryInfo(process, ctypes.byref(counters), counters.cb)
+    return counters.PeakWorkingSetSize / 2**20 if ok else 0.0

@@ -1,0 +1,78 @@
+"""Every command that takes a split takes all three, and says how many images its numbers are about."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+COMMANDS = {
+    "eval": lambda found: found["images"],
+    "inspect-matching": lambda found: 3 if found["file"].endswith("t.jpg") else 0,
+    "inspect-proposals": lambda found: len(found["pictures"] if "pictures" in found else found["images"]),
+}
+
+
+@pytest.fixture
+def three(pictures, tmp_path) -> Path:
+    """Drawn data whose test split has three images of its own, named …t.jpg."""
+    folder = Path(shutil.copytree(pictures, tmp_path / "three"))
+    document = json.loads((folder / "annotations" / "instances_train2017.json").read_text())
+    (folder / "test2017").mkdir()
+    document["images"] = document["images"][:3]
+    for image in document["images"]:
+        name = image["file_name"].replace(".jpg", "t.jpg")
+        shutil.copy(folder / "train2017" / image["file_name"], folder / "test2017" / name)
+        image["file_name"] = name
+    known = {image["id"] for image in document["images"]}
+    document["annotations"] = [row for row in document["annotations"] if row["image_id"] in known]
+    (folder / "annotations" / "instances_test2017.json").write_text(json.dumps(document))
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_test_split_is_taken_by_every_command_with_a_split(dino, run_folder, three, command):
+    result = dino(command, "--weights", run_folder, "--data", three, "--split", "test", "--json")
+    assert result.code == 0 and COMMANDS[command](json.loads(result.out)) == 3
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_split_that_is_none_is_refused_with_those_there_are(dino, run_folder, pictures, command):
+    unknown = dino(command, "--weights", run_folder, "--data", pictures, "--split", "tset")
+    assert unknown.code == 2 and "no split `tset`; choose train, val or test" in unknown.err.replace("\n", " ")
+    missing = dino(command, "--weights", run_folder, "--data", pictures, "--split", "test")
+    assert missing.code == 3 and "has no test split" in missing.err.replace("\n", " ") and "--split val" in missing.err
+
+
+def test_a_test_split_that_stands_in_for_validation_is_still_the_test_split(dino, run_folder, three):
+    (three / "annotations" / "instances_val2017.json").unlink()
+    answers = [
+        json.loads(dino("eval", "--weights", run_folder, "--data", three, "--split", name, "--json").out)
+        for name in ("val", "test")
+    ]
+    assert [answer["images"] for answer in answers] == [3, 3]
+
+
+def test_the_number_of_images_judged_stands_beside_ap(dino, run_folder, three):
+    (three / "test2017" / sorted(p.name for p in (three / "test2017").iterdir())[0]).write_bytes(b"broken")
+    arguments = ("eval", "--weights", run_folder, "--data", three, "--split", "test")
+    text, answer = dino(*arguments, "--report", "report.html"), dino(*arguments, "--json")
+    said = "3 images judged, 1 of them unreadable, their objects count as missed"
+    assert text.code == 7 and said in " ".join(text.out.split())
+    assert "unreadable" in Path("report.html").read_text()
+    found = json.loads(answer.out)
+    assert (found["images"], found["unreadable"], len(found["failed"])) == (3, 1, 1)
+
+
+def test_a_training_logs_how_many_images_its_evaluation_judged(run_folder):
+    rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["images"], row["unreadable"]) for row in rows if "AP" in row] == [(2, 0)]
+    assert "(2 images judged)" in (run_folder / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("command", ["eval", "train"])
+def test_an_image_of_val_that_is_missing_is_never_left_out_of_ap(dino, run_folder, three, settings, command):
+    sorted((three / "val2017").iterdir())[0].unlink()
+    options = ("--weights", run_folder) if command == "eval" else ("--output-dir", "new", *settings)
+    result = dino(command, "--data", three, *options)
+    assert result.code == 3 and "DATA-IMAGE-MISSING" in result.err and "1 of 2 images" in result.err

@@ -1,0 +1,161 @@
+"""What the documentation shows is so: commands are understood, Python compiles, links and test names lead somewhere."""
+
+import ast
+import importlib
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from dinocli.app import COMMANDS, load_command
+from dinocore.presets import list_presets, load_config
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+BLOCK = re.compile(r"^( *)```([a-z]*)[^\n]*\n(.*?)^\1```", re.M | re.S)
+PLACEHOLDERS = {"N": "1", "S": "1", "W": "1", "NUMBER": "1", "HxW": "64x64"}  # where an option takes a number
+SKIPPED = {"-h", "--help", "…", "$resume", ">", "mine.toml"}
+OLD = {"CHANGELOG.md"}  # says what was
+
+
+class Line(NamedTuple):
+    """A command in a page."""
+
+    page: str
+    text: str
+    whole: bool  # in a block, where nothing may be left out
+
+    def __str__(self) -> str:
+        return f"{self.page}: {self.text}"
+
+
+def blocks(page: Path, *languages: str) -> Iterator[str]:
+    """The code blocks of a page in these languages."""
+    for block in BLOCK.finditer(page.read_text(encoding="utf-8")):
+        if block[2] in languages:
+            yield block[3]
+
+
+def shell_commands(script: str) -> Iterator[str]:
+    """The `dino` commands of a script, one by one."""
+    for line in script.replace("\\\n", " ").splitlines():
+        for part in re.split(r"&&|\|\||[|;]|\$\(", line.partition(" #")[0]):
+            found = re.search(r"(?:^|\s)(?:-m dinocli|dino) (?!:)(.*)", part.strip().removeprefix("$ "))
+            if found and not re.search(r"\b(docker|pip) ", part):
+                yield found[1].strip().rstrip("&)'")
+
+
+def commands() -> Iterator[Line]:
+    for page in PAGES:
+        if page.name in OLD:
+            continue
+        for script in blocks(page, "", "bash"):
+            yield from (Line(page.name, text, True) for text in shell_commands(script))
+        prose = BLOCK.sub("", page.read_text(encoding="utf-8"))
+        yield from (Line(page.name, text, False) for text in re.findall(r"`dino ([^`]*)`", prose))
+
+
+LINES = sorted(set(commands()))
+
+
+def complaint(line: Line) -> str:
+    """What is wrong with a command, or nothing."""
+    try:
+        name, *arguments = [PLACEHOLDERS.get(word, word) for word in shlex.split(line.text)]
+    except ValueError as error:
+        return str(error)
+    if name in ("COMMAND", "--help", "--version"):
+        return ""
+    if name not in COMMANDS:
+        return f"there is no command `{name}`"
+    command = load_command(name)
+    arguments = [word for word in arguments if word not in SKIPPED]
+    try:
+        context = command.make_context(name, arguments)
+    except Exception as error:
+        if not line.whole and type(error).__name__ == "MissingParameter":
+            return ""
+        return f"{type(error).__name__}: {getattr(error, 'message', error)}"
+    given = context.params
+    settings = given.get("overrides") or given.get("set") or []
+    return preset_complaint(given) or next(filter(None, map(setting_complaint, settings)), "")
+
+
+def preset_complaint(given: dict) -> str:
+    preset = given.get("preset")
+    known = not preset or preset in list_presets() or preset.isupper() or preset.endswith(".toml")
+    return "" if known else f"there is no preset `{preset}`"
+
+
+def setting_complaint(setting: str) -> str:
+    if setting == "KEY=VALUE" or "…" in setting:
+        return ""
+    try:
+        load_config("tiny", overrides=[setting])
+    except Exception as error:
+        return str(error)
+    return ""
+
+
+def test_every_command_in_the_documentation_is_understood_by_the_command_itself():
+    complaints = [f"{line}\n    {found}" for line in LINES if (found := complaint(line))]
+    assert len(LINES) > 100
+    assert complaints == []
+
+
+def test_a_command_with_a_slip_is_told():
+    slips = [
+        "predict a --treshold 1",
+        "tarin",
+        "train --preset r50",
+        "train --set model.querys=3",
+        "predict --gpus x a",
+    ]
+    assert all(complaint(Line("", slip, True)) for slip in slips)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_in_a_page_compiles_and_its_imports_from_here_exist(page):
+    for code in blocks(page, "python"):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("dinocore", "dinocli")):
+                module = importlib.import_module(node.module)
+                assert [a.name for a in node.names if not hasattr(module, a.name)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_toml_and_json_in_a_page_can_be_read(page):
+    for text in blocks(page, "toml"):
+        assert tomllib.loads(text)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as MkDocs and GitHub make them."""
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.M)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+
+
+def broken(page: Path) -> Iterator[str]:
+    """Links of a page to files, images and headings that are not there."""
+    prose = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        path, _, anchor = target.partition("#")
+        if re.match(r"[a-z]+:", target) or path == "commands.md":  # another site; made while the site is built
+            continue
+        file = page.parent / path if path else page
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            yield target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_to_files_and_headings_that_are_there(page):
+    assert list(broken(page)) == []
+
+
+def test_every_image_of_the_documentation_is_shown_somewhere():
+    shown = " ".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert [image.name for image in (ROOT / "docs/images").iterdir() if f"images/{image.name}" not in shown] == []

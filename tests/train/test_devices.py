@@ -1,0 +1,87 @@
+"""What a run and a detector do on a GPU is what they do on the CPU; here the CPU stands against itself."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from dinocore.data.dataset import open_dataset
+from dinocore.predict import Detector
+from dinocore.train.context import RunContext
+from dinocore.train.events import Finished, Step
+from dinocore.train.loop import train
+from dinocore.train.run.checkpoint_folder import list_checkpoints
+from dinocore.train.run.folder import prepare_run, write_config
+from dinocore.train.setup import fresh_state, resumed_state
+
+NEEDS_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_GPU)]
+
+
+@pytest.fixture
+def start_on(small_config, tmp_path):
+    def make(device, name, *settings, stop=lambda: 0):
+        config = small_config("model.dropout=0.0", *settings)
+        prepare_run(tmp_path / name, overwrite=False)
+        write_config(tmp_path / name, config)
+        data = open_dataset(config.data)
+        state = fresh_state(config, data.train.categories, torch.device(device))
+        return RunContext(config, data, tmp_path / name, torch.device(device), stop), state
+
+    return make
+
+
+def losses(context, state, steps):
+    events = (event for event in train(context, state) if isinstance(event, Step))
+    return [event.numbers["loss"] for event in itertools.islice(events, steps)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_first_steps_have_the_losses_of_the_cpu(start_on, device):
+    expected = losses(*start_on("cpu", "a"), steps=3)
+    assert losses(*start_on(device, "b"), steps=3) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("device", "amp"),
+    [("cpu", "bf16"), *(pytest.param("cuda", amp, marks=NEEDS_GPU) for amp in ("bf16", "fp16"))],
+)
+def test_half_precision_starts_near_the_losses_of_float32(start_on, device, amp):
+    expected = losses(*start_on("cpu", "a"), steps=1)
+    assert losses(*start_on(device, "b", f'train.amp="{amp}"'), steps=1) == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_run_that_was_stopped_goes_on_as_if_it_never_had_been(start_on, device):
+    settings = ("train.deterministic=true",) if device == "cuda" else ()
+    whole = losses(*start_on(device, "whole", *settings), steps=99)
+    asked = iter([0, 0, 0, 0, 143])
+    context, state = start_on(device, "parts", *settings, stop=lambda: next(asked, 143))
+    before = []
+    with pytest.raises(Exception, match="interrupted"):
+        before += (event.numbers["loss"] for event in train(context, state) if isinstance(event, Step))
+    config, newest = context.config, list_checkpoints(context.folder / "checkpoints")[-1]
+    again = context._replace(stop=lambda: 0)
+    events = list(train(again, resumed_state(newest, config, torch.device(device))))
+    after = [event.numbers["loss"] for event in events if isinstance(event, Step)]
+    assert isinstance(events[-1], Finished)
+    assert 0 < len(after) < len(whole)
+    assert whole[-len(after) :] == after
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_detector_finds_the_boxes_that_it_finds_on_the_cpu(small_config, device):
+    from dinocore.data.annotations import Category
+    from dinocore.model.build import build_model
+
+    config = small_config()
+    torch.manual_seed(1)
+    model = build_model(config.model)
+    categories = [Category(k, str(k)) for k in range(1, 4)]
+    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    there = Detector(model, config, categories, torch.device(device), "off")(image)
+    here = Detector(model, config, categories, torch.device("cpu"), "off")(image)
+    torch.testing.assert_close(there.scores, here.scores, atol=1e-4, rtol=0)
+    nearest = torch.cdist(there.boxes_xyxy, here.boxes_xyxy, p=float("inf")).min(dim=1).values
+    assert nearest.max() < 0.05, "pixels"

@@ -1,0 +1,174 @@
+"""W&B and MLflow as `train.trackers` asks for them: offline, resumed, missing, slow."""
+
+import importlib.util
+import json
+import struct
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from dinocore import load_config
+from dinocore.errors import ConfigError, EnvironmentFault
+from dinocore.train.events import Started
+from dinocore.train.run.metrics_log import MetricsLog, MetricsLogger
+from dinocore.train.run.sinks import BackgroundWriter, check_trackers, sinks
+from dinocore.train.state import Progress
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the trackers' own dependencies
+
+STEPS = [{"step": step, "epoch": 1, "loss": 4.0 - step, "matching/box": 0.5, "layer": "neck"} for step in (1, 2, 3)]
+EVALUATION = {"step": 3, "epoch": 1, "AP": 0.25, "backend": "pycocotools"}
+
+
+def log_all(run, tracker, rows, step=0, completed=True):
+    """Give rows to one tracker, as a run does that starts after `step`; what it has to say about it."""
+    writers = sinks(run, load_config("tiny", [f"train.trackers={tracker}"]), step)
+    logger = MetricsLogger(MetricsLog(run, Progress()), writers)
+    told = [text for row in rows for text in logger.add(row)]
+    logger.close(completed)
+    return told + list(logger.problems())
+
+
+@pytest.fixture(params=["folder", pytest.param("sqlite", marks=pytest.mark.slow)])
+def mlflow_client(request, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    kept = {"folder": (tmp_path / "mlruns").as_uri(), "sqlite": f"sqlite:///{tmp_path / 'mlflow.db'}"}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", kept[request.param])
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri(None)  # what an earlier test left
+    return mlflow.MlflowClient()
+
+
+def mlflow_runs(client):
+    (experiment,) = [one for one in client.search_experiments() if one.name == "dino"]
+    return client.search_runs([experiment.experiment_id])
+
+
+def test_mlflow_gets_settings_steps_and_evaluations(tmp_path, mlflow_client):
+    run = tmp_path / "mine"
+    run.mkdir()
+    assert log_all(run, "mlflow", [*STEPS, EVALUATION]) == []
+    (found,) = mlflow_runs(mlflow_client)
+    assert found.info.run_name == "mine" and found.info.status == "FINISHED"
+    assert found.data.params["model.num_queries"] == str(load_config("tiny").model.num_queries)
+    losses = mlflow_client.get_metric_history(found.info.run_id, "train/loss")
+    assert [(one.step, one.value) for one in losses] == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert found.data.metrics["eval/AP"] == 0.25 and found.data.metrics["train/matching/box"] == 0.5
+
+
+def test_a_resumed_training_goes_on_with_its_mlflow_run_and_a_new_one_does_not(tmp_path, mlflow_client):
+    assert log_all(tmp_path, "mlflow", STEPS[:1], completed=False) == []
+    assert [found.info.status for found in mlflow_runs(mlflow_client)] == ["KILLED"]
+    assert log_all(tmp_path, "mlflow", STEPS[1:], step=1) == []
+    (found,) = mlflow_runs(mlflow_client)
+    assert len(mlflow_client.get_metric_history(found.info.run_id, "train/loss")) == 3
+    assert log_all(tmp_path, "mlflow", STEPS) == []
+    assert len(mlflow_runs(mlflow_client)) == 2
+
+
+def wandb_records(file):
+    """What W&B keeps of a session, to be sent later: protocol buffers in the log format of LevelDB."""
+    from wandb.proto import wandb_internal_pb2
+
+    content, position, whole = file.read_bytes(), 7, b""
+    while position < len(content):
+        if 32768 - position % 32768 < 7:  # the end of a block, too short for a header
+            position += 32768 - position % 32768
+            continue
+        length, kind = struct.unpack_from("<HB", content, position + 4)
+        whole += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # in one piece, or the last piece
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""
+
+
+@pytest.fixture
+def wandb(tmp_path, monkeypatch):
+    module = pytest.importorskip("wandb")
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HOME", "NETRC", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "nobody"))
+    module.teardown()  # it reads its variables once
+    yield module
+    module.teardown()
+
+
+def test_wandb_offline_keeps_settings_and_lines_in_the_folder_of_the_run(tmp_path, wandb, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = tmp_path / "mine"
+    run.mkdir()
+    assert log_all(run, "wandb", [*STEPS, EVALUATION]) == []
+    (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
+    records = list(wandb_records(file))
+    (started,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
+    assert (started.display_name, started.project) == ("mine", "dino")
+    assert "model" in [item.key for item in started.config.update]
+    lines = [record.history for record in records if record.WhichOneof("record_type") == "history"]
+    values = [
+        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in line.item} for line in lines
+    ]
+    assert [(line["step"], line["train/loss"]) for line in values[:3]] == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert values[3]["eval/AP"] == 0.25 and "train/layer" not in values[0]
+    name = (run / "wandb" / "run-id").read_text()
+    assert started.run_id == name
+
+
+def test_a_setting_names_trackers_in_any_way_that_people_write_lists():
+    def named(text):
+        return load_config("tiny", [f"train.trackers={text}"]).train.trackers
+
+    assert named("wandb") == named('"wandb"') == named('["wandb"]') == ("wandb",)
+    assert named("wandb, mlflow") == ("wandb", "mlflow") and named("off") == named("[]") == ()
+    with pytest.raises(ConfigError, match=r"train.trackers\[0\]` = 'neptune' cannot be used; it must be 'auto'"):
+        named("neptune")
+    with pytest.warns(FutureWarning, match=r"train\.tensorboard is now called train\.trackers"):
+        assert load_config("tiny", ["train.tensorboard=off"]).train.trackers == ()
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "tensorboard"])
+def test_a_tracker_that_is_not_installed_is_said_before_any_work(name, dino, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    result = dino("train", "--set", f"train.trackers={name}", "--output-dir", tmp_path / "run")
+    assert result.code == 5 and not (tmp_path / "run").exists()
+    assert f"pip install 'dino-detector[{name}]'" in " ".join(result.err.split())
+    assert sinks(tmp_path, load_config("tiny", ["train.trackers=off"]), 0) == []
+
+
+def test_wandb_without_a_login_is_said_before_any_work_and_nobody_is_asked(wandb, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(EnvironmentFault, match="nobody is logged in to W&B; wandb login, or WANDB_MODE=offline"):
+        check_trackers(load_config("tiny", ["train.trackers=wandb"]).train)
+
+
+def test_a_tracker_that_does_not_end_is_left_behind_and_said():
+    for_ever = threading.Event()
+    sink = SimpleNamespace(place="http://far", write=lambda row: None, close=lambda completed: for_ever.wait(60))
+    writer = BackgroundWriter("Far", lambda: sink, patience=0.2)
+    assert writer.started.wait(5) and str(writer) == "Far (http://far)"
+    writer.add({"step": 1})
+    writer.close()
+    assert writer.problem() == "Far was not done after 0 s; it may miss the last lines"
+    for_ever.set()
+
+
+def test_a_tracker_that_cannot_connect_is_said_before_the_first_step(small_config, start, monkeypatch):
+    pytest.importorskip("mlflow")
+    from dinocore.train.loop import train
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://server")
+    events = train(*start(small_config("train.trackers=mlflow", "train.epochs=1")))
+    started, warned = next(events), next(events)
+    events.close()
+    assert isinstance(started, Started) and started.facts["trackers"] == "MLflow (not there)"
+    assert warned.message.startswith("MLflow failed (") and warned.message.endswith("the run goes on")
+
+
+def test_auto_is_tensorboard_where_it_is_installed(tmp_path):
+    names = [writer.name for writer in sinks(tmp_path, load_config("tiny"), 0)]
+    assert names == (["TensorBoard"] if importlib.util.find_spec("tensorboard") else [])
