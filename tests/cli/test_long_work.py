@@ -21,7 +21,7 @@ from dinocore.weights.file import save_weights
 
 pytestmark = pytest.mark.slow
 TINY = [
-    "model.backbone=timm/test_resnet", "model.backbone_weights=none", "model.hidden_dim=16", "model.num_heads=2",
+    "model.backbone=timm/test_resnet", "model.backbone_weights=none", "model.hidden_dim=32", "model.num_heads=2",
     "model.ffn_dim=16", "model.num_queries=6", "model.num_encoder_layers=1", "model.num_decoder_layers=1",
     "data.train_scales=[32]", "data.crop_chance=0.0", "data.max_size=48", "data.eval_scale=32", "data.workers=1",
 ]  # fmt: skip
