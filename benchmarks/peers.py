@@ -4,7 +4,7 @@
 
 RT-DETR-v2 R50, D-FINE-L, RF-DETR-B and two-stage Deformable DETR are those of `transformers` (extra `bench`), Faster
 R-CNN R50 FPN v2 is torchvision's. Each has its own process. `work` counts 2 per multiply-add with torch's counter; `of
-peak` is that work over the time and this machine's rate for a product of two 4096 x 4096 matrices in the same precision.
+peak` is that work over the time and this machine's rate for a product of two 4096 x 4096 matrices in that precision.
 The accuracy that their authors report stands in docs/performance.md, in a column of its own: nothing here measures it.
 """
 

@@ -33,6 +33,7 @@ COMMANDS = {  # name: module in commands/ and its function, group, help line
     "sample-data": ("sample_data", DATA, "Draw images of blood cells with exact boxes, in COCO layout."),
     "weights": ("weights", WEIGHTS, "List the published checkpoints that --weights takes by name."),
     "info": ("info", WEIGHTS, "Say what a file of weights is."),
+    "push": ("push", WEIGHTS, "Publish weights on the Hugging Face hub, with a card that has their numbers."),
     "convert": ("convert", WEIGHTS, "Convert weights from or to other DINO codebases."),
 }
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}

@@ -80,3 +80,11 @@ Threshold = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="File to write the answer to.")]
+Overlap = Annotated[
+    float | None,
+    typer.Option(
+        "--overlap",
+        help="Of neighbouring slices, as a fraction of their side; default: 0.2, or with --slice auto as much as "
+        "training objects need.",
+    ),
+]

@@ -150,7 +150,7 @@ def check_out(out: Path, kind: str) -> None:
 
 
 def read_found(path: Path) -> list[ImageResult]:
-    """What `write_found` wrote as json or jsonl.
+    """What `write_found` wrote as json or jsonl; of lines, those that are whole.
 
     Raises:
         DataError: it is something else.
@@ -158,7 +158,8 @@ def read_found(path: Path) -> list[ImageResult]:
     try:
         content = path.read_bytes()
         if path.suffix.lower() == ".jsonl":
-            return [ImageResult(**row) for row in msgspec.json.Decoder(Row).decode_lines(content)]
+            whole = content[: content.rfind(b"\n") + 1]  # a kill may leave a piece of a line
+            return [ImageResult(**row) for row in msgspec.json.Decoder(Row).decode_lines(whole)]
         return [ImageResult(**row) for row in msgspec.json.decode(content, type=list[Row])]
     except OSError as error:
         raise DataError(f"it cannot be read: {error.strerror}", code="DATA-RESULTS", where=path, fix=OTHER) from None

@@ -4,6 +4,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,11 @@ if importlib.util.find_spec("numba") is None:  # then it is right to say so, onc
     def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", "default:slow deformable attention:UserWarning")
 
+
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 
 TWO_PICTURES = {7: [(1, 10, 5, 20, 12), (2, 40, 20, 16, 24)], 9: [(2, 8, 8, 30, 30)]}
 
@@ -84,6 +90,20 @@ class Result(NamedTuple):
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium, for pages that have to be seen to work."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.fail("pages are tested in Chromium, which is not installed: apt-get install chromium", pytrace=False)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The service answers as `dino predict` does, bears what is sent to it, and shows no file of the server."""
 
+import base64
 import http.client
 import io
 import json
@@ -208,6 +209,58 @@ def test_health_metrics_and_page(service):
     status, page, headers = send("GET", "/")
     assert status == 200 and "default-src 'none'" in headers["content-security-policy"]
     assert not re.search(rb'(src|href)="?https?:', page), "the page needs nothing from elsewhere"
+
+
+DROP = """content => {
+  const bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0)), data = new DataTransfer();
+  data.items.add(new File([bytes], "dropped.png", { type: "image/png" }));
+  document.getElementById("drop").dispatchEvent(
+    new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+}"""
+PIXELS = """() => { const c = document.getElementById("canvas");
+  return Array.from(c.getContext("2d").getImageData(0, 0, c.width, c.height).data); }"""
+MOVE = """value => { const slider = document.getElementById("threshold"); slider.value = value;
+  slider.dispatchEvent(new Event("input", { bubbles: true })); }"""
+
+
+def test_the_page_shows_a_dropped_image_with_boxes_above_the_threshold_and_proposals(service, detector, browser):
+    host, port = service().address
+    content = encoded(size=(320, 240))
+    with Image.open(io.BytesIO(content)) as image:
+        truth, found = np.array(image), detector(image)
+    page, troubles = browser.new_page(), []
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("request", lambda request: str(port) in request.url or troubles.append(request.url))
+
+    def drawn():
+        """Where the canvas shows something other than the image, (240, 320) bool."""
+        pixels = np.array(page.evaluate(PIXELS), np.int64).reshape(240, 320, 4)[..., :3]
+        return abs(pixels - truth).max(-1) > 8
+
+    def count(least):
+        return int((found.scores >= least).sum())
+
+    page.goto(f"http://{host}:{port}/")
+    page.evaluate(DROP, base64.b64encode(content).decode())
+    page.get_by_text("detections reach 0.30").wait_for(timeout=60_000)
+    assert page.locator("#message").inner_text().startswith(f"{count(0.3)} of {count(0.01)} ") and count(0.3) > 3
+    shown = drawn()
+    for x0, y0, x1, y1 in found.boxes_xyxy[found.scores >= 0.3].round().int().tolist():
+        x, y = (x0 + x1) // 2, (y0 + y1) // 2
+        for u, v in ((x, y0), (x, y1), (x0, y), (x1, y)):  # the middle of each side
+            assert shown[max(v - 2, 0) : v + 3, max(u - 2, 0) : u + 3].any(), "a box is not drawn"
+    page.evaluate(MOVE, "0.9")
+    assert page.locator("#message").inner_text().startswith(f"{count(0.9)} of ") and count(0.9) < count(0.3)
+    assert drawn().sum() < shown.sum()
+    page.evaluate(MOVE, "1")
+    assert not drawn().any(), "the image alone"
+    page.get_by_label("First stage's proposals").check()
+    assert drawn().any(), "proposals need no detection"
+    page.evaluate(DROP, base64.b64encode(b"no image").decode())
+    page.locator("#message.bad").wait_for(timeout=60_000)
+    assert page.evaluate("document.getElementById('canvas').width") == 0, "nothing of the image before stays"
+    page.close()
+    assert troubles == []
 
 
 @pytest.mark.slow

@@ -100,6 +100,23 @@ def test_automatic_slices_are_as_large_as_the_training_images():
     assert parse_slicing("auto", 0.2, DataConfig(eval_scale=400), {}).side == 600
 
 
+def test_automatic_slices_share_as_much_as_training_objects_are_long():
+    def overlap(given, **facts):
+        return parse_slicing("auto", given, DataConfig(), {"median_short_side": 400} | facts).overlap
+
+    assert [overlap(None, object_side=side) for side in (10, 120, 390)] == [0.2, 0.3, 0.5]
+    assert (overlap(None), overlap(0.4, object_side=10)) == (0.2, 0.4), "what is typed counts"
+    assert parse_slicing("400", None, DataConfig(), {"object_side": 120}).overlap == 0.2
+
+
+def test_a_run_stores_how_large_its_images_and_objects_are(make_coco):
+    from dinocore.data.annotations import read_annotations
+    from dinocore.train.evaluation import _training_sizes
+
+    objects = {1: [(1, 0, 0, 10, 20)] * 9 + [(1, 0, 0, 60, 4)], 2: []}  # 20 nine times, 60 once
+    assert _training_sizes(read_annotations(make_coco(objects)), 0.1) == {"median_short_side": 48, "object_side": 23}
+
+
 def test_a_ribbon_shrinks_by_much_and_a_photograph_does_not():
     config = DataConfig(eval_scale=800, max_size=1333)
     assert shrink_factor((500, 8000), config) == pytest.approx(8000 / 1333, rel=0.01)

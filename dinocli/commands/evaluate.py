@@ -26,7 +26,7 @@ from dinocore.system.files import check_writable, write_text
 from dinocore.words import counted
 
 from ..console import fail, print_json, say, stderr, stdout, warn
-from ..options import Amp, Data, Device, Json, Out, Overrides, Split, Weights
+from ..options import Amp, Data, Device, Json, Out, Overlap, Overrides, Split, Weights
 from ..weights_option import is_exported, open_any_detector
 from .evaluate_view import show_analysis, show_comparison
 
@@ -55,7 +55,7 @@ def evaluate(
         str | None,
         typer.Option("--slice", metavar="PIXELS", help="Cut large images into slices of this side; or auto."),
     ] = None,
-    overlap: Annotated[float, typer.Option(help="Of neighbouring slices, as a fraction of their side.")] = 0.2,
+    overlap: Overlap = None,
     gpus: Annotated[
         int, typer.Option(min=1, help="Ranks that share the images, one per GPU; with --device cpu, on the CPU.")
     ] = 1,
@@ -99,7 +99,7 @@ class EvalRequest(NamedTuple):
     overrides: list[str]
     json: bool
     slice: str | None = None
-    overlap: float = 0.2
+    overlap: float | None = None
 
 
 class Source(NamedTuple):

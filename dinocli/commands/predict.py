@@ -25,7 +25,7 @@ from dinocore.words import counted
 from ..completion import choices
 from ..console import fail, print_json, say, stderr, stdout, warn, warn_of_letters
 from ..inputs import Input, expand
-from ..options import Amp, Device, Json, Out, Threshold, Weights
+from ..options import Amp, Device, Json, Out, Overlap, Threshold, Weights
 from ..signals import ending_early
 from .predict_request import PredictRequest, Work, check_request, open_work, parse_threshold
 
@@ -61,7 +61,7 @@ def predict(
             "--slice", metavar="PIXELS", help="Cut large images into slices of so many pixels a side; or auto."
         ),
     ] = None,
-    overlap: Annotated[float, typer.Option(help="Of neighbouring slices, as a fraction of their side.")] = 0.2,
+    overlap: Overlap = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an --out that an interrupt left.")] = False,
     gpus: Annotated[
         int, typer.Option(min=1, help="Ranks that share the images, one per GPU; with --device cpu, on the CPU.")
@@ -137,6 +137,8 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
         return predict_in_parts(inputs, request, weights, device, amp)
     before = _before(request, inputs)
     work = open_work(request, weights, device, amp)
+    if request.out is not None and request.format == "jsonl" and not request.json:
+        return _write_lines(work, inputs, before)
     found, failed = _detect_or_keep(work, inputs, before)
     if not found:
         raise none_left(len(inputs), failed[0])
@@ -153,6 +155,18 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
         _show(found)
     end_with_failures(len(failed), len(inputs))
     return None
+
+
+def _write_lines(work: Work, inputs: Sequence[Input], before: Sequence[ImageResult]) -> None:
+    """Line by line, in memory that does not grow."""
+    from .predict_lines import predict_to_lines
+
+    written = predict_to_lines(work, inputs, before)
+    if not written.images:
+        raise none_left(len(inputs), written.failed[0])
+    count, images = counted(written.detections, "detection"), counted(written.images, "image")
+    say(f"wrote {work.request.out}: {count} in {images}")
+    end_with_failures(len(written.failed), len(inputs))
 
 
 def _say_none_passed(least: Sequence[float], best: float) -> None:
@@ -216,11 +230,12 @@ def _detect_or_keep(
                 written = time.monotonic()
         if ended():
             write()
-            raise Interrupted(_so_far(len(found), len(inputs), request), ended())
+            raise Interrupted(so_far(len(found), len(inputs), request), ended())
     return [found[item.name] for item in inputs if item.name in found], failed
 
 
-def _so_far(done: int, count: int, request: PredictRequest) -> str:
+def so_far(done: int, count: int, request: PredictRequest) -> str:
+    """What is said where a signal ended the command."""
     kept = f", which {request.out} has" if request.out else ""
     advice = (
         "the same command with --resume looks at the others" if kept and request.format in ("json", "jsonl") else ""

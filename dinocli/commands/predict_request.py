@@ -30,7 +30,7 @@ class PredictRequest(NamedTuple):
     json: bool
     batch_size: str = "auto"
     slice: str | None = None
-    overlap: float = 0.2
+    overlap: float | None = None
 
 
 class Work(NamedTuple):
@@ -79,7 +79,7 @@ def open_work(request: PredictRequest, weights: str | None, device: str, amp: st
         facts = load_facts(path) if request.slice == "auto" and not is_exported(path) else {}
         slicing = parse_slicing(request.slice, request.overlap, detector.config.data, facts)
         if request.slice == "auto":
-            say(f"slices of {slicing.side} pixels that overlap by {request.overlap:g}")
+            say(f"slices of {slicing.side} pixels that overlap by {slicing.overlap:g}")
     return Work(detector, slicing, request, choose_thresholds(request.threshold, detector))
 
 

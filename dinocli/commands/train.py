@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from dinocore.config import Config
-from dinocore.data.dataset import open_dataset
 from dinocore.errors import CheckpointError, ConfigError
 from dinocore.evaluate.backends import choose_backend
 from dinocore.presets import load_config
@@ -246,12 +245,13 @@ def run_training(request: TrainRequest) -> None:
 
 def new_run(request: TrainRequest, here: Place, locks: list[RunLock]) -> tuple[RunContext, TrainState]:
     """Check everything that can be checked before the first step, then make the folder."""
+    from dinocore.data.shared import open_shared_dataset
     from dinocore.train.context import RunContext
     from dinocore.train.run.folder import make_new_run, make_run, prepare_run, write_config
     from dinocore.train.setup import fresh_state
 
     config, run = here.group.on_main(lambda: checked(request))
-    data = here.group.main_first(lambda: open_dataset(config.data))
+    data = open_shared_dataset(config.data, here.group)
     config = config.replace("model.num_classes", len(data.train.categories))
     state = fresh_state(config, data.train.categories, here.device, here.group)
     if here.group.main and request.preset is None and config.train.weights not in ("", "bundled"):
@@ -307,13 +307,14 @@ def _lock(run: Path, locks: list[RunLock]) -> None:
 
 def resumed_run(request: TrainRequest, here: Place, locks: list[RunLock]) -> tuple[RunContext, TrainState]:
     """Continue a run with its own config and the changes that are given now."""
+    from dinocore.data.shared import open_shared_dataset
     from dinocore.train.context import RunContext
     from dinocore.train.run.checkpoint_folder import manifest_of
     from dinocore.train.setup import check_same_data, fresh_state, resumed_state
 
     run, config, checkpoint = here.group.on_main(lambda: _found(request, locks))
     choose_backend(config.eval.backend)
-    data = here.group.main_first(lambda: open_dataset(config.data))
+    data = open_shared_dataset(config.data, here.group)
     if checkpoint is None:
         state = fresh_state(config, data.train.categories, here.device, here.group)
     else:
@@ -370,6 +371,7 @@ def _named_run(named: Path, run: Path | None) -> tuple[Path, str]:
 def try_run(request: TrainRequest) -> None:
     """Do everything that a new run does once, and say what to expect of it."""
     from dinocore.data.loaders import steps_per_epoch
+    from dinocore.data.shared import open_shared_dataset
     from dinocore.train.context import RunContext, describe, exceeded_limits
     from dinocore.train.dry_run import dry_run
     from dinocore.train.failures.memory import with_probed_size
@@ -379,7 +381,7 @@ def try_run(request: TrainRequest) -> None:
         raise ConfigError("--dry-run tries what a new run does; leave --resume out")
     with place(request.device) as here:
         config, run = here.group.on_main(lambda: checked(request))
-        found = here.group.main_first(lambda: open_dataset(config.data))
+        found = open_shared_dataset(config.data, here.group)
         config = config.replace("model.num_classes", len(found.train.categories))
         state = fresh_state(config, found.train.categories, here.device, here.group)
         context = RunContext(config, found, run, here.device, request.stop, here.group)

@@ -29,6 +29,7 @@ SURE_ENOUGH = 0.5  # an uncut box replaces a cut one whose score is at most 1 / 
 NEAR_EDGE = 0.015  # of a slice's side: a box that ends so close to an inner edge is taken to be cut there
 STRETCH = 1.2  # a side that is longer than a slice by less stays whole
 SHRINKS_MUCH = 4  # an image that is shrunk by more than this loses small objects; `predict` says so
+OVERLAP, MOST_AUTO_OVERLAP = 0.2, 0.5  # of a slice's side, where none is given
 AUTO_SHRINK = 1.5  # by which a slice of automatic size is shrunk, where the weights don't know their training images
 
 Window = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the image
@@ -38,7 +39,7 @@ class Slicing(NamedTuple):
     """How images are cut into slices."""
 
     side: int  # of a slice, in pixels
-    overlap: float = 0.2  # of two neighbours, as a fraction of `side`; in [0, 0.9]
+    overlap: float = OVERLAP  # of two neighbours, as a fraction of `side`; in [0, 0.9]
     fit: bool = False  # slices are as high, or wide, as an image whose short side is about `side`
 
     def windows(self, size: tuple[int, int]) -> list[Window]:
@@ -64,23 +65,31 @@ class Slicing(NamedTuple):
         return [(start, start + side) for start in starts]
 
 
-def parse_slicing(side: str, overlap: float, config: DataConfig, facts: dict) -> Slicing:
+def parse_slicing(side: str, overlap: float | None, config: DataConfig, facts: dict) -> Slicing:
     """`--slice` and `--overlap` as typed.
 
     `auto` is the median short side of the images that the weights were trained on, where their file says it, so that
-    objects look as large as in training; else `AUTO_SHRINK` times `data.eval_scale`.
+    objects look as large as in training; else `AUTO_SHRINK` times `data.eval_scale`. Without an overlap, automatic
+    slices share as much as nine of ten training objects are long, so that these lie uncut in some slice, but at least
+    `OVERLAP` and at most `MOST_AUTO_OVERLAP` of a side; other slices share `OVERLAP`.
+
+    Args:
+        facts: what the file of weights says of its training: `median_short_side` and `object_side`, in pixels.
 
     Raises:
         ConfigError: the side is no number of at least 32 and not `auto`, or the overlap is outside [0, 0.9].
     """
-    if not 0 <= overlap <= 0.9:
+    if overlap is not None and not 0 <= overlap <= 0.9:
         raise ConfigError(f"--overlap {overlap} is no fraction from 0 to 0.9; try --overlap 0.2")
     if side == "auto":
         pixels = int(facts.get("median_short_side") or round(config.eval_scale * AUTO_SHRINK))
+        if overlap is None:
+            needed = float(facts.get("object_side") or 0) / pixels
+            overlap = round(min(max(needed, OVERLAP), MOST_AUTO_OVERLAP), 3)
         return Slicing(pixels, overlap, fit=True)
     if not side.isdecimal() or int(side) < 32:
         raise ConfigError(f"--slice {side} is neither auto nor a number of pixels from 32; try --slice 640")
-    return Slicing(int(side), overlap)
+    return Slicing(int(side), OVERLAP if overlap is None else overlap)
 
 
 def shrink_factor(size: tuple[int, int], config: DataConfig) -> float:

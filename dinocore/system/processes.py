@@ -86,7 +86,9 @@ class ProcessGroup(SingleProcess):
 
     def main_first(self, work: Callable[[], T]) -> T:
         if self.main:
-            return self.on_main(work)
+            results: list[T] = []
+            self.on_main(lambda: results.append(work()))  # the others make their own; a data set is not sent
+            return results[0]
         self._receive()
         return work()
 

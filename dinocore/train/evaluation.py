@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..data.annotations import Annotations
 from ..data.loaders import Part
 from ..errors import DivergedError, EnvironmentFault, PeerFailed
 from ..evaluate.coco import Metrics, coco_metrics, detect_all
@@ -141,7 +142,7 @@ def _keep_best(
     context: RunContext, model: DINO, metrics: Metrics, step: int, epoch: int, results: list[dict[str, Any]]
 ) -> None:
     facts = {"step": step, "epoch": epoch, "metrics": metrics.summary, "data": context.data.source}
-    facts["median_short_side"] = int(np.median(context.data.train.sizes.min(1)))  # `predict --slice auto` cuts so
+    facts |= _training_sizes(context.data.train, context.config.data.min_box_size)
     try:
         facts["thresholds"] = best_thresholds(context.data.val, results)  # `predict` uses it
         save_best(context.folder, model, context.config, context.data.train.categories, facts)
@@ -149,6 +150,12 @@ def _keep_best(
         raise EvaluationFailed(str(error)) from error
     except Exception as error:
         raise EvaluationFailed(f"the best weights cannot be kept ({_message(error)})") from error
+
+
+def _training_sizes(train: Annotations, min_box_size: float) -> dict[str, int]:
+    """What `--slice auto` cuts by, in pixels: images' median short side, and what 9 of 10 objects keep to."""
+    sides = train.boxes[train.trainable(min_box_size), 2:].max(1)
+    return {"median_short_side": int(np.median(train.sizes.min(1))), "object_side": int(np.quantile(sides, 0.9))}
 
 
 def _keep_examples(context: RunContext, epoch: int, results: list[dict[str, Any]]) -> None:

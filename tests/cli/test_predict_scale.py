@@ -2,10 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +98,46 @@ def test_json_lines_are_chosen_by_the_suffix_and_can_be_resumed(dino, small_weig
     assert "has 1 of 2 pictures" in result.err and Path("a.jsonl").read_text().splitlines() == lines
 
 
+def test_a_piece_of_a_line_that_a_kill_left_is_dropped_and_all_come_in_the_order_of_the_inputs(
+    dino, small_weights, three
+):
+    given = ("predict", *three, "--weights", small_weights, "--threshold", "0", "--out", "a.jsonl")
+    good = Path("x/a.jpg").read_bytes()
+    Path("x/a.jpg").write_bytes(b"bad")
+    assert dino(*given).code == 7 and len(Path("a.jsonl").read_text().splitlines()) == 2
+    Path("x/a.jpg").write_bytes(good)
+    whole = Path("a.jsonl").read_text()
+    Path("a.jsonl").write_text(whole[:-40])
+    result = dino(*given, "--resume")
+    assert result.code == 0 and "has 1 of 3" in result.err
+    rows = [json.loads(line) for line in Path("a.jsonl").read_text().splitlines()]
+    assert [row["file"] for row in rows] == ["x/a.jpg", "y/a.jpg", "z/a-2.jpg"]
+    assert f"wrote a.jsonl: {sum(len(row['detections']) for row in rows)} detections in 3 images" in result.err
+
+
+def test_where_no_image_can_be_read_an_older_file_of_lines_stays(dino, small_weights):
+    Path("bad.jpg").write_bytes(b"bad")
+    Path("a.jsonl").write_text("older\n")
+    assert dino("predict", "bad.jpg", "--weights", small_weights, "--out", "a.jsonl").code == 3
+    assert Path("a.jsonl").read_text() == "older\n"
+
+
+def test_lines_are_in_the_file_before_the_last_image_is_done(dino, small_weights, three, monkeypatch):
+    from dinocli.commands import predict_lines
+
+    seen, detect = [], predict_lines.detect_files
+
+    def watched(*given):
+        for result in detect(*given):
+            yield result
+            seen.append(len(Path("a.jsonl").read_text().splitlines()))
+
+    monkeypatch.setattr(predict_lines, "detect_files", watched)
+    monkeypatch.setattr(predict_lines, "FLUSH_EVERY", -1)
+    assert dino("predict", *three, "--weights", small_weights, "--out", "a.jsonl").code == 0
+    assert seen == [1, 2, 3]
+
+
 def test_an_image_that_shrinks_by_much_is_named_with_the_way_out(dino, small_weights, tmp_path):
     Image.new("RGB", (900, 90)).save(tmp_path / "ribbon.png")
     result = dino("predict", "ribbon.png", "--weights", small_weights)
@@ -121,45 +157,6 @@ def test_options_of_films_are_refused_for_images(dino, picture):
 
 
 # several ranks ---------------------------------------------------------------------------------------------------
-
-
-def ranks(folder, *arguments, number=2):
-    """Start `dino predict` as torchrun would, one process per rank."""
-    shared = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
-    return [
-        subprocess.Popen([sys.executable, "-m", "dinocli", "predict", *map(str, arguments)], cwd=folder,
-                         env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(number)
-    ]  # fmt: skip
-
-
-@pytest.mark.slow
-def test_two_ranks_that_are_killed_go_on_with_three_and_nothing_is_missing_or_twice(dino, small_weights, tmp_path):
-    many = tmp_path / "many"
-    many.mkdir()
-    for k in range(300):
-        Image.fromarray(draw_smear(5, k % 7, (48, 40))[0]).save(many / f"{k:03d}.png")
-    (many / "017.png").write_bytes(b"bad")
-    given = ("many", "--weights", small_weights, "--out", "two.json", "--device", "cpu", "--amp", "off")
-    processes = ranks(tmp_path, *given)
-    parts = tmp_path / "two.json.parts"
-    until = time.monotonic() + 120
-    while len(list(parts.glob("*/*.jsonl"))) < 4 and time.monotonic() < until:
-        time.sleep(0.02)
-    for process in processes:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert not (tmp_path / "two.json").exists()
-    done = len(list(parts.glob("*/*.jsonl")))
-    assert 4 <= done < 75
-    again = ranks(tmp_path, *given, number=3)
-    errors = [process.communicate()[1] for process in again]
-    assert [process.returncode for process in again] == [7, 0, 0], errors
-    assert f"has {done} of 75 parts" in errors[0] and not parts.exists()
-    together = json.loads((tmp_path / "two.json").read_text())
-    assert dino("predict", "many", "--weights", small_weights, "--out", "one.json", "--amp", "off").code == 7
-    alone = json.loads((tmp_path / "one.json").read_text())
-    assert [row["file"] for row in together] == [row["file"] for row in alone] and len(alone) == 299
 
 
 def test_several_ranks_need_an_out(dino, picture, monkeypatch):

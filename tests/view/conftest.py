@@ -1,7 +1,6 @@
-"""A small detector whose weights a test may change before it is built, an image, and a browser."""
+"""A small detector whose weights a test may change before it is built, an image, and pages opened in a browser."""
 
 import copy
-import shutil
 from collections.abc import Callable
 
 import numpy as np
@@ -20,11 +19,6 @@ SMALL = [
     "model.backbone=resnet18", "model.backbone_weights=none", "model.hidden_dim=32", "model.num_heads=4",
     "model.ffn_dim=48", "model.num_queries=12", "model.num_encoder_layers=2", "model.num_decoder_layers=2",
     "model.num_classes=4", "model.denoising.num_pairs=20", "data.max_size=96", "data.eval_scale=64",
-]  # fmt: skip
-
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 
 
@@ -60,19 +54,6 @@ def make_detector() -> Callable[..., Detector]:
 def detector(make_detector) -> Detector:
     """Not to be changed."""
     return make_detector()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.fail("reports are tested in Chromium, which is not installed: apt-get install chromium", pytrace=False)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

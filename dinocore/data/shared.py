@@ -1,0 +1,100 @@
+"""Annotations in memory-mapped files, so that the ranks and workers of a machine hold them once.
+
+One rank of each machine reads the data set and writes its arrays into temporary files; it and the others map them. The
+system keeps one copy of a mapped file in memory however many processes look at it, and may drop what is not used.
+"""
+
+import atexit
+import multiprocessing
+import os
+import pickle
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import DataConfig
+from ..errors import EnvironmentFault
+from ..system.processes import SingleProcess
+from .annotations import Annotations
+from .dataset import DataSet, open_dataset
+
+
+class MappedArray(np.memmap):
+    """An array whose numbers are in a file: a process that it is sent to opens the file instead of copying them."""
+
+    whole = False  # all of the file's array, and not a part of it
+
+    def __reduce__(self) -> Any:
+        if self.whole and os.path.exists(str(self.filename)):
+            return _open_mapped, (str(self.filename),)
+        return np.array(self).__reduce__()
+
+
+def _open_mapped(file: str) -> MappedArray:
+    array = np.load(file, mmap_mode="r").view(MappedArray)
+    array.whole = True
+    return array
+
+
+def map_annotations(annotations: Annotations, folder: Path, name: str) -> Annotations:
+    """The same with its arrays, (I, ...) and (M, ...), in files `name-*.npy` below a folder.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    mapped = {}
+    for field, value in annotations._asdict().items():
+        if isinstance(value, np.ndarray) and value.size:  # nothing cannot be mapped
+            file = str(folder / f"{name}-{field}.npy")
+            np.save(file, value)
+            mapped[field] = _open_mapped(file)
+    return annotations._replace(**mapped)
+
+
+def map_dataset(data: DataSet, folder: Path) -> DataSet:
+    """The same with the arrays of both splits in files.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    train = map_annotations(data.train, folder, "train")
+    return data._replace(train=train, val=train if data.val is data.train else map_annotations(data.val, folder, "val"))
+
+
+def open_shared_dataset(config: DataConfig, group: SingleProcess) -> DataSet:
+    """As `open_dataset`; of several ranks, one of each machine reads, and all of them map what it read.
+
+    Raises:
+        DataError: the folder or its annotations cannot be used, or there is nothing to learn.
+        EnvironmentFault: there is no room for the arrays in the folder of temporary files.
+    """
+    if group.size == 1:
+        return open_dataset(config)
+    leader = leader_of(group.rank)
+    read: list[DataSet] = []
+    group.main_first(lambda: read.append(open_dataset(config)) if leader == group.rank else None)
+    folder, content, problem = Path(), b"", ""
+    if read:
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="dino-annotations-"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            data = map_dataset(read.pop(), folder)
+            content = pickle.dumps(data)  # names of files, not numbers
+        except OSError as error:
+            problem = f"annotations cannot be written to {tempfile.gettempdir()}: {error.strerror or error}"
+    answers = group.gather((content, problem))
+    if failed := [why for _, why in answers if why]:
+        raise group.on_all_ranks(EnvironmentFault(failed[0], fix="set TMPDIR to a folder with room"))
+    data = pickle.loads(answers[leader][0])
+    group.gather(None)  # all of them have opened the files
+    if leader == group.rank and multiprocessing.get_start_method() == "fork":
+        shutil.rmtree(folder, ignore_errors=True)  # workers get what is mapped; a kill leaves no files behind
+    return data
+
+
+def leader_of(rank: int) -> int:
+    """The first rank of a rank's machine, as torchrun numbers them."""
+    return rank - int(os.environ.get("LOCAL_RANK", 0))

@@ -1,0 +1,242 @@
+"""A folder as the Hugging Face hub wants it: weights that `--weights` reads, and a model card with measured numbers.
+
+    README.md           the card: numbers as `model-index`, which the hub shows, and as tables
+    model.safetensors   the weights with settings and classes, without names of folders of this machine
+    config.json         settings and classes for people and tools that don't open the weights
+
+Source of the card's format: https://huggingface.co/docs/hub/model-cards
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .. import __version__
+from ..errors import ConfigError, DataError, EnvironmentFault
+from ..presets import config_from_dict
+from ..system.files import to_json, write_text
+from .file import Weights, save_weights
+
+CARD, WEIGHTS, SETTINGS = FILES = ("README.md", "model.safetensors", "config.json")
+KEPT_FACTS = (
+    "step", "epoch", "metrics", "thresholds", "median_short_side", "object_side", "origin", "converted_from"
+)  # fmt: skip
+NUMBERS = {
+    "AP": "AP, IoU 0.50:0.95", "AP50": "AP, IoU 0.50", "AP75": "AP, IoU 0.75", "APs": "AP, small objects",
+    "APm": "AP, medium objects", "APl": "AP, large objects", "AR100": "AR, 100 detections",
+}  # fmt: skip
+IN_INDEX = ("AP", "AP50", "AP75", "AR100")
+INSTALL = "pip install dino-detector"
+
+
+class Evaluation(NamedTuple):
+    """Numbers for a card, and where they come from."""
+
+    summary: dict[str, float]  # COCO's, by name; -1 where nothing could be judged
+    classes: dict[str, dict[str, Any]]  # AP, AP50 and number of objects by class; may be empty
+    intervals: dict[str, list[float]]  # 95 % by name; may be empty
+    data: str  # name of the data; empty if nobody said it
+    images: int | None
+    how: str  # in words
+
+
+def read_evaluation(path: Path, weights: Path) -> Evaluation:
+    """What `dino eval --json` printed about these weights.
+
+    Raises:
+        DataError: it is something else.
+        ConfigError: it is about other weights.
+    """
+    fix = f"make it with: dino eval --weights {weights} --data DIR --json > {path}"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        judged, file = content["weights"], Path(content["data"])
+        summary = {name: float(content[name]) for name in NUMBERS}
+        classes = {
+            name: {key: one[key] for key in ("AP", "AP50", "objects")} for name, one in content["classes"].items()
+        }
+        intervals = {name: pair for name, pair in content["intervals"].items() if pair}
+        images = int(content["images"])
+    except OSError as error:
+        what = f"it cannot be read: {error.strerror}"
+        raise DataError(what, code="DATA-RESULTS", where=path, fix=fix) from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        what = f"it is not what `dino eval --json` prints about weights ({type(error).__name__}: {error})"
+        raise DataError(what, code="DATA-RESULTS", where=path, fix=fix) from None
+    if Path(judged).resolve() != weights.resolve():
+        raise ConfigError(f"{path} is about {judged}, and the weights to push are {weights}; {fix}")
+    how = f"measured by `dino eval` {__version__} on {images} images"
+    return Evaluation(summary, classes, intervals, _data_name(file), images, how)
+
+
+def stored_evaluation(weights: Weights) -> Evaluation | None:
+    """What the training stored in its weights; None if it did not."""
+    stored = weights.facts.get("metrics")
+    if not isinstance(stored, Mapping) or not all(isinstance(stored.get(name), int | float) for name in NUMBERS):
+        return None
+    how = "measured on the validation images when the training kept these weights"
+    name = Path(weights.config.data.path).name
+    return Evaluation({name: float(stored[name]) for name in NUMBERS}, {}, {}, name, None, how)
+
+
+def write_hub_folder(
+    folder: Path, weights: Weights, evaluation: Evaluation | None, repository: str, license: str = "", data: str = ""
+) -> None:
+    """Write the three files; others in the folder stay.
+
+    Args:
+        repository: `org/name`, as the card says how to load it.
+        license: as the hub names licences, such as `apache-2.0`; empty: the card names none.
+        data: what the card calls the data of the numbers; empty: the name of its folder.
+
+    Raises:
+        EnvironmentFault: the folder cannot be written, or huggingface_hub is not installed.
+    """
+    config = config_from_dict(_without_folders(weights.config.model_dump(mode="json")))
+    facts = {key: _without_folders(weights.facts[key]) for key in KEPT_FACTS if key in weights.facts}
+    if evaluation is not None and data:
+        evaluation = evaluation._replace(data=data)
+    card = model_card(weights._replace(config=config, facts=facts), evaluation, repository, license)
+    save_weights(folder / WEIGHTS, weights.tensors, config, weights.categories, facts)
+    settings = {"library_name": "dino-detector", "version": __version__, "categories": weights.categories}
+    write_text(folder / SETTINGS, to_json(settings | config.model_dump(mode="json"), indent=2) + "\n")
+    write_text(folder / CARD, card)
+
+
+def model_card(weights: Weights, evaluation: Evaluation | None, repository: str, license: str = "") -> str:
+    """The text of README.md: YAML that the hub reads, then Markdown.
+
+    Raises:
+        EnvironmentFault: huggingface_hub is not installed.
+    """
+    try:
+        from huggingface_hub import EvalResult, ModelCardData
+    except ImportError:
+        raise _not_installed() from None
+    results = []
+    if evaluation is not None:
+        name = evaluation.data or "unnamed"
+        results = [
+            EvalResult("object-detection", name, name, f"coco_{key.lower()}", round(evaluation.summary[key], 6),
+                       task_name="Object Detection", metric_name=NUMBERS[key])
+            for key in IN_INDEX if evaluation.summary[key] >= 0
+        ]  # fmt: skip
+    data = ModelCardData(
+        library_name="dino-detector", pipeline_tag="object-detection", license=license or None,
+        tags=["object-detection", "dino", "detr", "computer-vision"], model_name=repository.split("/")[-1],
+        eval_results=results or None,
+    )  # fmt: skip
+    parts = [f"---\n{data.to_yaml()}\n---\n", _about(weights, repository), _numbers(weights, evaluation)]
+    return "\n".join([*parts, _settings(weights)])
+
+
+def upload(folder: Path, repository: str, private: bool) -> str:
+    """Make the repository if it is not there, and send the three files as one commit; its address.
+
+    Raises:
+        EnvironmentFault: the hub cannot be reached or refuses.
+    """
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise _not_installed() from None
+    try:
+        api = HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repository, folder_path=folder, allow_patterns=list(FILES), commit_message="Upload by dino push"
+        )
+        return str(done.commit_url)
+    except Exception as error:  # besides its own, the errors of whichever HTTP library it uses
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise EnvironmentFault(
+            f"{repository} could not be pushed: {lines[0][:300]}",
+            fix="log in with `hf auth login` or set HF_TOKEN, and see that you may write there",
+        ) from None
+
+
+def _not_installed() -> EnvironmentFault:
+    return EnvironmentFault("the package `huggingface_hub` is not installed", fix="pip install 'dino-detector[hub]'")
+
+
+def _without_folders(value: Any) -> Any:
+    """The same with the last part only of paths from the root or from home: they are of this machine, and private."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(one) for one in value]
+    if isinstance(value, str) and value.startswith(("/", "~", "../", "./")):
+        return Path(value).name
+    return value
+
+
+def _data_name(annotations: Path) -> str:
+    """What the folder of a data set is called, of the file or folder of its annotations."""
+    plain = ("annotations", "labels", "train", "val", "valid", "test")
+    return next((folder.name for folder in annotations.parents if folder.name not in plain), "")
+
+
+def _about(weights: Weights, repository: str) -> str:
+    names = [category.name.replace("|", "/") for category in weights.categories]
+    model, data = weights.config.model, weights.config.data
+    origin = weights.facts.get("origin")
+    return f"""# {repository.split("/")[-1]}
+
+A [DINO](https://arxiv.org/abs/2203.03605) object detector: backbone `{model.backbone}`, {model.num_queries} queries, \
+{model.num_encoder_layers} encoder and {model.num_decoder_layers} decoder layers. Images are resized to a short side \
+of {data.eval_scale} pixels, at most {data.max_size} on the long one.{f" It was {origin}." if origin else ""}
+
+It detects {len(names)} {"class" if len(names) == 1 else "classes"}: {", ".join(names)}.
+
+## Use
+
+```
+{INSTALL}
+dino predict photos/ --weights hf:{repository} --out boxes.json
+```
+
+```python
+from dinocore import load_detector
+
+found = load_detector("hf:{repository}")("image.jpg")
+print(found.names, found.scores, found.boxes_xyxy)
+```
+"""
+
+
+def _numbers(weights: Weights, evaluation: Evaluation | None) -> str:
+    if evaluation is None:
+        return "## Evaluation\n\nNo evaluation of these weights is at hand.\n"
+    on = f", data: {evaluation.data}" if evaluation.data else ""
+    lines = ["## Evaluation", "", f"COCO's numbers, {evaluation.how}{on}.", "", "| number | value | 95 % interval |"]
+    lines.append("|---|---|---|")
+    for key, name in NUMBERS.items():
+        low_high = evaluation.intervals.get(key)
+        interval = f"{low_high[0]:.3f} to {low_high[1]:.3f}" if low_high else ""
+        lines.append(f"| {name} | {_number(evaluation.summary[key])} | {interval} |")
+    if evaluation.classes:
+        lines += ["", "| class | objects | AP | AP50 |", "|---|---|---|---|"]
+        for name, one in evaluation.classes.items():
+            shown = name.replace("|", "\\|")
+            lines.append(f"| {shown} | {one['objects']} | {_number(one['AP'])} | {_number(one['AP50'])} |")
+    if weights.threshold is not None:
+        lines += ["", f"F1 is best at a score threshold of {weights.threshold:.3f}, which `dino predict` uses."]
+    lines += ["", "The numbers are about images like these; others may give other ones."]
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or value < 0 else f"{value:.4f}"
+
+
+def _settings(weights: Weights) -> str:
+    train = weights.config.train
+    rows = {
+        "epochs": train.epochs, "batch size": train.batch_size, "learning rate": train.lr, "precision": train.amp,
+        "kept after epoch": weights.facts.get("epoch"), "step": weights.facts.get("step"),
+    }  # fmt: skip
+    converted = weights.facts.get("converted_from")
+    note = "\nConverted from another codebase; the settings are those of its preset.\n" if converted else ""
+    table = "".join(f"| {key} | {value} |\n" for key, value in rows.items() if value is not None)
+    return f"## Training\n\n| setting | value |\n|---|---|\n{table}{note}\nAll settings are in `{SETTINGS}`.\n"

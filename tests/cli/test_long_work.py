@@ -1,0 +1,149 @@
+"""`dino predict` for hours, in small: memory stays flat, and a kill costs nothing. All of it is slow."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dinocore import build_model, load_config
+from dinocore.data.annotations import Category
+from dinocore.presets import override
+from dinocore.weights.file import save_weights
+
+pytestmark = pytest.mark.slow
+TINY = [
+    "model.backbone=timm/test_resnet", "model.backbone_weights=none", "model.hidden_dim=32", "model.num_heads=2",
+    "model.ffn_dim=16", "model.num_queries=6", "model.num_encoder_layers=1", "model.num_decoder_layers=1",
+    "data.train_scales=[32]", "data.crop_chance=0.0", "data.max_size=48", "data.eval_scale=32", "data.workers=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Of the smallest model: what it finds is arbitrary, and always the same."""
+    torch.manual_seed(0)
+    config = override(load_config("r50-4scale", overrides=TINY), ["model.num_classes=2"], ("model",))
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_weights(path, build_model(config.model).state_dict(), config, [Category(1, "a"), Category(2, "b")], {})
+    return path
+
+
+def start(folder, *arguments, rank=0, size=1):
+    """`dino predict` in a process of its own; of several ranks one, as torchrun would start it."""
+    told = {"OMP_NUM_THREADS": "1"}
+    if size > 1:
+        told |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    command = [sys.executable, "-m", "dinocli", "predict", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=folder, env=os.environ | told, stderr=subprocess.PIPE, text=True)
+
+
+def resident_mb(pid):
+    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) / 1024 if found else 0.0
+
+
+def memory_by_lines(process, lines):
+    """(lines written, MB) while a process writes lines, some ten times a second; then its exit code and words."""
+    samples = []
+    while process.poll() is None:
+        content = lines.read_bytes().count(b"\n") if lines.exists() else 0
+        samples.append((content, resident_mb(process.pid)))
+        time.sleep(0.1)
+    return samples, process.returncode, process.communicate()[1]
+
+
+def growth(samples, total):
+    """MB between the second and the last quarter of the work, at the peaks."""
+    second = [mb for done, mb in samples if 0.25 * total <= done < 0.5 * total and mb]
+    last = [mb for done, mb in samples if 0.75 * total <= done < total and mb]
+    assert second and last, samples
+    return max(last) - max(second)
+
+
+def test_memory_is_flat_over_5000_images_of_different_sizes(weights, tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "many").mkdir()
+    for k in range(5000):
+        width, height = rng.integers(16, 97, 2).tolist()
+        pixels = np.full((height, width, 3), rng.integers(0, 256, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "many" / f"{k:04d}.png", compress_level=1)
+    given = ("many", "--weights", weights, "--device", "cpu", "--amp", "off", "--threshold", "0", "--out", "b.jsonl")
+    samples, code, said = memory_by_lines(start(tmp_path, *given), tmp_path / "b.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
+    assert code == 0 and [row["file"] for row in rows] == [f"many/{k:04d}.png" for k in range(5000)], said
+    assert len({(row["width"], row["height"]) for row in rows}) > 2000
+    print(f"5,000 images: {samples[-1][1]:.0f} MB, growth {growth(samples, 5000):.1f} MB")
+    assert growth(samples, 5000) < 25
+
+
+def test_memory_is_flat_over_a_film_of_2000_frames(weights, tmp_path):
+    av = pytest.importorskip("av")
+    pytest.importorskip("trackers")
+    with av.open(str(tmp_path / "film.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for k in range(2000):
+            pixels = np.full((48, 64, 3), 90, np.uint8)
+            pixels[10:20, k % 54 : k % 54 + 10] = 250
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    given = ("film.mp4", "--weights", weights, "--device", "cpu", "--amp", "off", "--threshold", "0.01", "--track",
+             "--save-video", "out.mp4", "--out", "b.jsonl")  # fmt: skip
+    samples, code, said = memory_by_lines(start(tmp_path, *given), tmp_path / "b.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
+    assert code == 0 and [row["frame"] for row in rows] == list(range(2000)), said
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 2000
+    print(f"2,000 frames: {samples[-1][1]:.0f} MB, growth {growth(samples, 2000):.1f} MB")
+    assert growth(samples, 2000) < 25
+
+
+def test_two_ranks_that_are_killed_go_on_with_three_and_of_10000_images_none_is_missing_or_twice(
+    dino, weights, tmp_path
+):
+    rng = np.random.default_rng(0)
+    (tmp_path / "many").mkdir()
+    for k in range(10_000):
+        pixels = np.full((20, 24, 3), rng.integers(0, 256, 3), np.uint8)
+        pixels[4:12, k % 16 : k % 16 + 8] = 255
+        Image.fromarray(pixels).save(tmp_path / "many" / f"{k:05d}.png", compress_level=1)
+    (tmp_path / "many" / "00017.png").write_bytes(b"bad")
+    given = ("many", "--weights", weights, "--out", "two.jsonl", "--device", "cpu", "--amp", "off", "--threshold", "0")
+    processes = [start(tmp_path, *given, rank=rank, size=2) for rank in range(2)]
+    parts = tmp_path / "two.jsonl.parts"
+    until = time.monotonic() + 300
+    while len(list(parts.glob("*/*.jsonl"))) < 20 and time.monotonic() < until:
+        time.sleep(0.05)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert not (tmp_path / "two.jsonl").exists()
+    kept = {path: path.stat().st_mtime_ns for path in parts.glob("*/*.jsonl")}
+    assert 20 <= len(kept) < 65
+    again = [start(tmp_path, *given, rank=rank, size=3) for rank in range(3)]
+    while again[0].poll() is None and parts.exists():  # rank 0 removes them at the end
+        for path, written in kept.items():
+            try:
+                assert path.stat().st_mtime_ns == written, "a finished part is not done again"
+            except FileNotFoundError:
+                break
+        time.sleep(0.2)
+    errors = [process.communicate()[1] for process in again]
+    assert [process.returncode for process in again] == [7, 0, 0], errors
+    assert f"has {len(kept)} of 65 parts" in errors[0] and not parts.exists()
+    together = [json.loads(line) for line in (tmp_path / "two.jsonl").read_text().splitlines()]
+    assert [row["file"] for row in together] == [f"many/{k:05d}.png" for k in range(10_000) if k != 17]
+    some = [row["file"] for row in together[::100]]
+    assert dino("predict", *some, *given[1:3], "--out", "one.json", *given[5:]).code == 0
+    for ours, alone in zip(together[::100], json.loads((tmp_path / "one.json").read_text()), strict=True):
+        scores = ([d["score"] for d in row["detections"]] for row in (ours, alone))
+        assert np.allclose(*scores, atol=1e-4)

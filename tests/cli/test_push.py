@@ -1,0 +1,108 @@
+"""`dino push`: a folder that the hub and `--weights` read, and a card with the numbers of `dino eval`."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import create_autospec
+
+import numpy as np
+import pytest
+from huggingface_hub import HfApi, ModelCard
+
+from dinocore import load_detector
+from dinocore.weights.file import load_weights, save_weights
+
+
+@pytest.fixture
+def pushed(dino, run_folder, pictures):
+    """A folder made from a run and from what `dino eval --json` printed about it."""
+    judged = dino("eval", "--weights", run_folder, "--data", pictures, "--json", "--bootstrap", 20)
+    Path("eval.json").write_text(judged.out)
+    more = ("--eval", "eval.json", "--license", "apache-2.0", "--dataset", "Drawn | cells")
+    result = dino("push", "hf:me/cells", "--weights", run_folder, "--dry-run", "--out", "sent", *more)
+    assert result.code == 0 and "nothing was sent" in result.err, result.err
+    return json.loads(judged.out)
+
+
+def test_the_card_has_the_numbers_of_eval_where_the_hub_reads_them(pushed):
+    card = ModelCard(Path("sent/README.md").read_text(), ignore_metadata_errors=False)
+    data = card.data.to_dict()
+    assert (data["pipeline_tag"], data["library_name"]) == ("object-detection", "dino-detector")
+    assert (data["license"], card.data.model_name) == ("apache-2.0", "cells")
+    shown = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert shown == {f"coco_{key.lower()}": round(pushed[key], 6) for key in ("AP", "AP50", "AP75", "AR100")}
+    assert {result.dataset_name for result in card.data.eval_results} == {"Drawn | cells"}
+    assert f"| AP, IoU 0.50 | {pushed['AP50']:.4f} |" in card.text and f"on {pushed['images']} images" in card.text
+    for name, one in pushed["classes"].items():
+        assert f"| {name} | {one['objects']} |" in card.text
+
+
+def test_the_folder_detects_what_the_run_detects(pushed, run_folder, pictures):
+    assert sorted(path.name for path in Path("sent").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    image = sorted((pictures / "val2017").iterdir())[0]
+    ours, theirs = (load_detector(where, amp="off")(image) for where in ("sent", run_folder))
+    assert np.array_equal(ours.boxes_xyxy, theirs.boxes_xyxy) and np.array_equal(ours.scores, theirs.scores)
+    before, after = load_weights(run_folder / "best.safetensors"), load_weights(Path("sent/model.safetensors"))
+    assert (after.categories, after.threshold) == (before.categories, before.threshold)
+
+
+def test_no_folder_of_this_machine_is_published(pushed, pictures, tmp_path):
+    for path in Path("sent").iterdir():
+        content = path.read_bytes()
+        assert str(pictures.parent).encode() not in content and str(tmp_path).encode() not in content, path
+    assert load_weights(Path("sent/model.safetensors")).config.data.path == pictures.name
+
+
+def test_without_an_evaluation_the_training_numbers_are_shown(dino, run_folder):
+    assert dino("push", "hf:me/cells", "--weights", run_folder, "--dry-run", "--out", "sent").code == 0
+    metrics = load_weights(run_folder / "best.safetensors").facts["metrics"]
+    card = ModelCard(Path("sent/README.md").read_text())
+    assert {result.metric_value for result in card.data.eval_results} == {
+        round(metrics[key], 6) for key in ("AP", "AP50", "AP75", "AR100")
+    }
+
+
+def test_weights_that_nobody_judged_say_so_and_how_to_judge_them(dino, run_folder):
+    weights = load_weights(run_folder / "best.safetensors")
+    save_weights(Path("w.safetensors"), weights.tensors, weights.config, weights.categories, {})
+    result = dino("push", "hf:me/cells", "--weights", "w.safetensors", "--dry-run", "--out", "sent")
+    assert result.code == 0 and "dino eval --weights w.safetensors" in result.err
+    assert ModelCard(Path("sent/README.md").read_text()).data.eval_results is None
+
+
+def test_what_cannot_be_pushed_is_refused_before_the_work(dino, run_folder, pushed):
+    other = Path("other.json")
+    other.write_text(json.dumps(pushed | {"weights": "elsewhere.safetensors"}))
+    Path("bad.json").write_text("{}")
+    for given, code, says in (
+        (("hf:me", "--dry-run", "--out", "x"), 2, "hf:org/name"),
+        (("cells", "--dry-run", "--out", "x"), 2, "hf:me/cells"),
+        (("hf:me/cells@v1", "--dry-run", "--out", "x"), 2, "no repository"),
+        (("hf:me/cells", "--dry-run"), 2, "--out to-push"),
+        (("hf:me/cells", "--dry-run", "--out", "x", "--eval", other), 2, "is about elsewhere.safetensors"),
+        (("hf:me/cells", "--dry-run", "--out", "x", "--eval", "bad.json"), 3, "dino eval --weights"),
+        (("hf:me/cells", "--dry-run", "--out", "x", "--eval", "none.json"), 3, "none.json"),
+    ):
+        result = dino("push", *given, "--weights", run_folder)
+        assert result.code == code and says in result.err, (given, result.err)
+    assert not Path("x").exists()
+
+
+def test_one_commit_with_three_files_is_sent(dino, run_folder, monkeypatch):
+    api, sent = create_autospec(HfApi, instance=True), []
+
+    def upload(*, folder_path, **_):
+        sent.extend(sorted(path.name for path in Path(folder_path).iterdir()))
+        return SimpleNamespace(commit_url="https://hub/me/cells/commit/1")
+
+    api.upload_folder.side_effect = upload
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: api)
+    monkeypatch.delenv("DINO_OFFLINE", raising=False)
+    result = dino("push", "hf:me/cells", "--weights", run_folder, "--private")
+    assert result.code == 0 and "pushed https://hub/me/cells/commit/1" in result.err, result.err
+    api.create_repo.assert_called_once_with("me/cells", private=True, exist_ok=True)
+    assert sent == ["README.md", "config.json", "model.safetensors"]
+    assert api.upload_folder.call_args.kwargs["repo_id"] == "me/cells"
+    api.create_repo.side_effect = RuntimeError("401: no token")
+    result = dino("push", "hf:me/cells", "--weights", run_folder)
+    assert result.code == 5 and "401: no token" in result.err and "hf auth login" in result.err

@@ -1,0 +1,132 @@
+"""Ranks of one machine hold a data set once: one reads it, all map its arrays."""
+
+import os
+import pickle
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dinocore.config import DataConfig
+from dinocore.data import shared
+from dinocore.data.annotations import Annotations
+from dinocore.data.dataset import DataSet, open_dataset
+from dinocore.data.loaders import TrainingImages
+from dinocore.data.shared import MappedArray, map_annotations, open_shared_dataset
+from dinocore.data.synthetic.sample import write_sample_data
+from dinocore.errors import EnvironmentFault, PeerFailed
+from dinocore.system.processes import SingleProcess
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn")
+    write_sample_data(folder, num_images=5, seed=1, size=(96, 72))
+    return DataConfig(path=str(folder))
+
+
+class ThreadGroup(SingleProcess):
+    """A rank that is a thread: it meets the others at a barrier."""
+
+    def __init__(self, rank, meeting):
+        self.rank, self.size, self.main, self.meeting = rank, len(meeting.values), rank == 0, meeting
+
+    def gather(self, value):
+        self.meeting.values[self.rank] = value
+        self.meeting.barrier.wait(60)
+        found = list(self.meeting.values)
+        self.meeting.barrier.wait(60)
+        return found
+
+    def main_first(self, work):
+        if self.main:
+            result = work()
+        self.meeting.barrier.wait(60)
+        return result if self.main else work()
+
+    def on_all_ranks(self, error):
+        return error if self.main else PeerFailed(error.exit_code)
+
+
+def opened_by(size, config):
+    """What each of so many ranks opens, or why it cannot."""
+    meeting, answers = SimpleNamespace(values=[None] * size, barrier=threading.Barrier(size)), [None] * size
+
+    def run(rank):
+        try:
+            answers[rank] = open_shared_dataset(config, ThreadGroup(rank, meeting))
+        except Exception as error:
+            answers[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+def arrays(annotations):
+    return {name: value for name, value in annotations._asdict().items() if isinstance(value, np.ndarray)}
+
+
+@pytest.fixture
+def reads(monkeypatch, tmp_path):
+    """Two ranks on each machine, with temporary files in `tmp_path`; every reading of the data set is noted."""
+    noted = []
+
+    def noting(config):
+        noted.append(threading.current_thread())
+        return open_dataset(config)
+
+    monkeypatch.setattr(shared, "open_dataset", noting)
+    monkeypatch.setattr(shared, "leader_of", lambda rank: rank - rank % 2)
+    monkeypatch.setattr(shared.tempfile, "tempdir", str(tmp_path))
+    return noted
+
+
+def test_one_rank_of_each_machine_reads_and_all_have_the_same(config, reads, tmp_path):
+    alone, found = open_dataset(config), opened_by(4, config)
+    assert len(reads) == 2, "four ranks on two machines"
+    for data in found:
+        assert isinstance(data, DataSet) and (data.source, data.notes) == (alone.source, alone.notes)
+        for ours, theirs in ((data.train, alone.train), (data.val, alone.val)):
+            assert ours.categories == theirs.categories and ours.path(0) == theirs.path(0)
+            for name, value in arrays(theirs).items():
+                assert isinstance(getattr(ours, name), MappedArray) and np.array_equal(getattr(ours, name), value), name
+                assert getattr(ours, name).dtype == value.dtype
+    if os.name == "posix":
+        assert list(tmp_path.iterdir()) == [], "files go as soon as all have opened them"
+
+
+def test_training_images_are_those_of_arrays_in_memory(config, reads):
+    alone, (ours, _) = open_dataset(config), opened_by(2, config)
+    for k in range(2):
+        a, b = (TrainingImages(data.train, config, 0)[1, k] for data in (alone, ours))
+        assert (
+            a.image.equal(b.image) and a.target.boxes.equal(b.target.boxes) and a.target.labels.equal(b.target.labels)
+        )
+
+
+def test_a_mapped_array_is_sent_as_the_name_of_its_file(tmp_path):
+    boxes = np.arange(40_000, dtype=np.float64).reshape(-1, 4)
+    empty = np.zeros((0, 2), np.int64)
+    annotations = Annotations(tmp_path, tmp_path, [], *[empty] * 4, boxes, *[empty] * 3, [])
+    mapped = map_annotations(annotations, tmp_path, "train")
+    sent = pickle.dumps(mapped)
+    assert len(sent) < 4000 and np.array_equal(pickle.loads(sent).boxes, boxes)
+    part = pickle.loads(pickle.dumps(mapped.boxes[10:20]))
+    assert np.array_equal(part, boxes[10:20]), "a part is sent as its numbers"
+    (tmp_path / "train-boxes.npy").unlink()
+    assert np.array_equal(pickle.loads(pickle.dumps(mapped)).boxes, boxes), "without its file, too"
+
+
+def test_no_room_for_the_arrays_ends_all_ranks_with_what_to_do(config, reads, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shared.np, "save", full)
+    first, second = opened_by(2, config)
+    assert isinstance(first, EnvironmentFault) and "No space left" in str(first) and "TMPDIR" in str(first)
+    assert isinstance(second, PeerFailed) and second.exit_code == first.exit_code
