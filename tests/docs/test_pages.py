@@ -159,3 +159,24 @@ def test_links_between_pages_lead_to_files_and_headings_that_are_there(page):
 def test_every_image_of_the_documentation_is_shown_somewhere():
     shown = " ".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert [image.name for image in (ROOT / "docs/images").iterdir() if f"images/{image.name}" not in shown] == []
+
+
+def test_the_readme_of_the_package_has_no_link_or_image_that_only_a_checkout_has():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for rule in project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(rule["pattern"], rule["replacement"], text)
+    assert "docs/tutorial.md" in text
+    assert [link for link in re.findall(r"\]\(([^)]*)\)", text) if not link.startswith(("https://", "#"))] == []
+
+
+def test_the_tests_that_the_fault_catalogue_names_exist():
+    text = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    sources = {file.name: file.read_text(encoding="utf-8") for file in ROOT.glob("tests/**/*.py")}
+    missing = []
+    for name in set(re.findall(r"`(?:\w+/)?(test_\w+\.py)", text)) - sources.keys():
+        missing.append(name)
+    for file, start in re.findall(r"`(?:\w+/)?(test_\w+\.py)::(test_\w+?)_?…?`", text):
+        if f"def {start}" not in sources.get(file, ""):
+            missing.append(f"{file}::{start}")
+    assert sorted(missing) == []
