@@ -21,7 +21,9 @@ Overrides = Annotated[
 ]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="A TOML file of settings over the preset's.", rich_help_panel=SETTINGS),
+    typer.Option(
+        "--config", "-c", help="A TOML file of settings that override the preset's.", rich_help_panel=SETTINGS
+    ),
 ]
 Preset = Annotated[str, typer.Option("--preset", "-p", help="See `dino presets`.", autocompletion=preset_names)]
 Split = Annotated[
@@ -45,7 +47,8 @@ Weights = Annotated[
     ),
 ]
 ModelOf = Annotated[
-    str | None, typer.Option("--weights", help="The model of these weights instead of a preset's; named as elsewhere.")
+    str | None,
+    typer.Option("--weights", help="Use the model of these weights (a file, a run or a name) instead of a preset's."),
 ]
 Device = Annotated[
     str,
@@ -70,7 +73,7 @@ Threshold = Annotated[
     typer.Option(
         "--threshold",
         "--conf",
-        help="Least score shown: a number, or auto, the best F1 in the weights' evaluation.",
+        help="Lowest score shown: a number, or auto, that of the best F1 in the weights' evaluation.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]

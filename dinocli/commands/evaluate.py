@@ -41,7 +41,8 @@ def evaluate(
     data: Data = None,
     split: Split = "val",
     results: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Judge COCO results of any detector; with --data.")
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Evaluate COCO-format results of any detector; needs --data."),
     ] = None,
     compare: Annotated[
         tuple[str, str] | None, typer.Option(metavar="A B", help="Two weights or files of results, side by side.")
@@ -55,7 +56,7 @@ def evaluate(
         str | None,
         typer.Option("--slice", metavar="PIXELS", help="Cut large images into slices of this side; or auto."),
     ] = None,
-    overlap: Annotated[float, typer.Option(help="Of neighbouring slices, as a fraction of their side.")] = 0.2,
+    overlap: Annotated[float, typer.Option(help="Overlap of neighbouring slices, as a fraction of their side.")] = 0.2,
     gpus: Annotated[
         int, typer.Option(min=1, help="Ranks that share the images, one per GPU; with --device cpu, on the CPU.")
     ] = 1,

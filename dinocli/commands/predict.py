@@ -42,7 +42,7 @@ def predict(
     out: Out = None,
     weights: Weights = None,
     threshold: Threshold = "auto",
-    max_dets: Annotated[int, typer.Option(min=1, help="Most detections per image; with --slice, per slice.")] = 300,
+    max_dets: Annotated[int, typer.Option(min=1, help="Limit of detections per image; with --slice, per slice.")] = 300,
     format: Annotated[
         str,
         typer.Option(
@@ -54,25 +54,27 @@ def predict(
         ),
     ] = "auto",
     save_images: Annotated[Path | None, typer.Option(help="Folder for images with the boxes drawn in.")] = None,
-    batch_size: Annotated[str, typer.Option(help="Most images of one shape at once, or auto.")] = "auto",
+    batch_size: Annotated[str, typer.Option(help="Largest batch of images of one shape, or auto.")] = "auto",
     slice: Annotated[
         str | None,
         typer.Option(
             "--slice", metavar="PIXELS", help="Cut large images into slices of so many pixels a side; or auto."
         ),
     ] = None,
-    overlap: Annotated[float, typer.Option(help="Of neighbouring slices, as a fraction of their side.")] = 0.2,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an --out that an interrupt left.")] = False,
+    overlap: Annotated[float, typer.Option(help="Overlap of neighbouring slices, as a fraction of their side.")] = 0.2,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the --out of an interrupted command.")] = False,
     gpus: Annotated[
         int, typer.Option(min=1, help="Ranks that share the images, one per GPU; with --device cpu, on the CPU.")
     ] = 1,
     save_video: Annotated[
-        Path | None, typer.Option(metavar="OUT.mp4", help="Film with the boxes drawn in; of a film only.")
+        Path | None, typer.Option(metavar="OUT.mp4", help="Write the film with boxes drawn in.")
     ] = None,
-    every: Annotated[int, typer.Option(min=1, help="Look at every Nth frame of a film.")] = 1,
-    start: Annotated[float, typer.Option(min=0, help="Second of a film to begin with.")] = 0,
-    end: Annotated[float | None, typer.Option(min=0, help="Second of a film to end before.")] = None,
-    track: Annotated[bool, typer.Option("--track", help="Give the objects of a film identities that last.")] = False,
+    every: Annotated[int, typer.Option(min=1, help="Process every Nth frame of a film.")] = 1,
+    start: Annotated[float, typer.Option(min=0, help="Second of a film to start at.")] = 0,
+    end: Annotated[float | None, typer.Option(min=0, help="Second of a film to stop before.")] = None,
+    track: Annotated[
+        bool, typer.Option("--track", help="Track the objects of a film: each keeps its id from frame to frame.")
+    ] = False,
     device: Device = "auto",
     amp: Amp = "auto",
     json: Json = False,
