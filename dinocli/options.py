@@ -27,7 +27,7 @@ ConfigFile = Annotated[
 ]
 Preset = Annotated[str, typer.Option("--preset", "-p", help="See `dino presets`.", autocompletion=preset_names)]
 Split = Annotated[
-    str, typer.Option("--split", help="Of --data: val, train or test.", autocompletion=choices("val", "train", "test"))
+    str, typer.Option("--split", help="Split of --data: val, train or test.", autocompletion=choices("val", "train", "test"))
 ]
 Data = Annotated[
     Path | None, typer.Option("--data", help="Data folder: COCO, Roboflow, YOLO, Pascal VOC, CSV, or a dataset.toml.")
