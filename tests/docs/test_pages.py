@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import runpy
 import shlex
 import tomllib
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import NamedTuple
 import pytest
 
 from dinocli.app import COMMANDS, load_command
+from dinocore.data.annotations import read_annotations
+from dinocore.data.formats.layout import find_layout
 from dinocore.presets import list_presets, load_config
 
 ROOT = Path(__file__).parents[2]
@@ -180,3 +183,13 @@ def test_the_tests_that_the_fault_catalogue_names_exist():
         if f"def {start}" not in sources.get(file, ""):
             missing.append(f"{file}::{start}")
     assert sorted(missing) == []
+
+
+def test_the_script_of_the_tutorial_draws_a_data_set_that_dino_reads(tmp_path):
+    names = runpy.run_path(str(ROOT / "docs/scripts/draw_parts.py"))
+    names["main"](tmp_path, train=3, val=1)
+    layout = find_layout(tmp_path)
+    found = read_annotations(layout.train)
+    assert layout.kind == "YOLO" and layout.val is not None
+    assert [category.name for category in found.categories] == ["washer", "nut", "bolt"]
+    assert len(found.image_ids) == 3 and (found.trainable()).all()
