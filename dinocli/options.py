@@ -21,11 +21,16 @@ Overrides = Annotated[
 ]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="A TOML file of settings over the preset's.", rich_help_panel=SETTINGS),
+    typer.Option(
+        "--config", "-c", help="A TOML file of settings that override the preset's.", rich_help_panel=SETTINGS
+    ),
 ]
 Preset = Annotated[str, typer.Option("--preset", "-p", help="See `dino presets`.", autocompletion=preset_names)]
 Split = Annotated[
-    str, typer.Option("--split", help="Of --data: val, train or test.", autocompletion=choices("val", "train", "test"))
+    str,
+    typer.Option(
+        "--split", help="Split of --data: val, train or test.", autocompletion=choices("val", "train", "test")
+    ),
 ]
 Data = Annotated[
     Path | None,
@@ -49,7 +54,8 @@ Weights = Annotated[
     ),
 ]
 ModelOf = Annotated[
-    str | None, typer.Option("--weights", help="The model of these weights instead of a preset's; named as elsewhere.")
+    str | None,
+    typer.Option("--weights", help="Use the model of these weights (a file, a run or a name) instead of a preset's."),
 ]
 Device = Annotated[
     str,
@@ -74,7 +80,7 @@ Threshold = Annotated[
     typer.Option(
         "--threshold",
         "--conf",
-        help="Least score shown: a number for all classes, or auto: where F1 was best in the weights' evaluation, "
+        help="Lowest score shown: a number for all classes, or auto: that of the best F1 in the weights' evaluation, "
         "of each class where that is stored; else 0.3.",
     ),
 ]

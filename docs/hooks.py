@@ -45,7 +45,7 @@ def _command(name: str) -> Iterator[str]:
     for option in options:
         panels.setdefault(option.rich_help_panel or "", []).append(option)
     for panel, rows in panels.items():
-        yield f"| {panel or 'option'} | default | meaning |\n|---|---|---|"
+        yield f"| {panel or 'option'} | meaning |\n|---|---|"
         yield from map(_row, rows)
         yield ""
 
@@ -54,8 +54,8 @@ def _row(option: Any) -> str:
     flags = " ".join(f"`{flag}`" for flag in option.opts)
     value = "" if option.is_flag else option.metavar or VALUES.get(option.type_descriptor.annotation, "TEXT")
     named = _cell(f"{flags} {value}".strip())
-    default = "" if option.is_flag or option.default in (None, "", []) else f"`{option.default}`"
-    return f"| {named} | {default} | {_cell(option.help)} |"
+    default = "" if option.is_flag or option.default in (None, "", []) else f" Default: `{option.default}`."
+    return f"| {named} | {_cell(option.help)}{default} |"
 
 
 def _cell(text: str | None) -> str:

@@ -15,19 +15,19 @@ SIZE = "320x427"
 def benchmark(
     preset: Preset = "tiny",
     weights: ModelOf = None,
-    size: Annotated[str, typer.Option(metavar="HxW", help="Of the images; default: 320x427.")] = SIZE,
-    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
-    train: Annotated[bool, typer.Option(help="A training step instead of inference.")] = False,
+    size: Annotated[str, typer.Option(metavar="HxW", help="Size of the images.")] = SIZE,
+    batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 1,
+    train: Annotated[bool, typer.Option(help="Measure a training step instead of inference.")] = False,
     ops: Annotated[
         str,
         typer.Option(
             help="auto, or reference: plain PyTorch, nothing tuned.", autocompletion=choices("auto", "reference")
         ),
     ] = "auto",
-    repeats: Annotated[int, typer.Option(min=1, help="Timed calls, after two to warm up.")] = 5,
-    objects: Annotated[int, typer.Option(min=0, help="Per image, with --train.")] = 10,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed calls, after two warm-up calls.")] = 5,
+    objects: Annotated[int, typer.Option(min=0, help="Objects per image, with --train.")] = 10,
     profile: Annotated[
-        Path | None, typer.Option(help="Write a trace of one call here, and list what took long.")
+        Path | None, typer.Option(help="Write a trace of one call to this file, and list the slowest operations.")
     ] = None,
     device: Device = "auto",
     amp: Amp = "auto",
@@ -35,7 +35,7 @@ def benchmark(
     overrides: Overrides = [],
     json: Json = False,
 ) -> None:
-    """Measure speed, memory and work of a model on this machine; without --weights it has random ones.
+    """Measure speed, memory and FLOPs of a model on this machine; without --weights, a preset's with random weights.
 
     Example: dino benchmark --preset r50-4scale --size 800x1333
     """

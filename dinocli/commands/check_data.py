@@ -31,7 +31,7 @@ from ..options import ConfigFile, Json, Overrides, ValFraction
 
 def check_data(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data folder, in any layout that `dino train` takes.")],
-    decode: Annotated[bool, typer.Option("--decode", help="Read every image to its last pixel, in parallel.")] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every image completely, in parallel.")] = False,
     preset: Annotated[
         str,
         typer.Option(
@@ -45,11 +45,9 @@ def check_data(
         Path | None, typer.Option(metavar="OUT.json", help="Write a repaired copy of the annotations and a log.")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 for warnings too.")] = False,
-    follow_symlinks: Annotated[
-        bool, typer.Option("--follow-symlinks", help="Open images that links keep outside of the folder.")
-    ] = False,
+    follow_symlinks: Annotated[bool, typer.Option("--follow-symlinks", help="Follow links out of the folder.")] = False,
     allow_orphans: Annotated[
-        bool, typer.Option("--allow-orphans", help="Objects of unknown images and classes are no errors.")
+        bool, typer.Option("--allow-orphans", help="Objects of unknown images and classes are not errors.")
     ] = False,
     val_fraction: ValFraction = None,
     config: ConfigFile = None,

@@ -31,14 +31,14 @@ def convert(
         str | None,
         typer.Option(
             "--from",
-            help="official, detrex or mmdet; default: told by the tensors' names.",
+            help="official, detrex or mmdet; default: recognised by the tensors' names.",
             autocompletion=choices("official", "detrex", "mmdet"),
         ),
     ] = None,
     to: Annotated[
         str,
         typer.Option(
-            help="dino, or official: writes our weights as official DINO has them.",
+            help="dino, or official: write our weights in official DINO's format.",
             autocompletion=choices("dino", "official"),
         ),
     ] = "dino",
@@ -50,14 +50,18 @@ def convert(
         str | None, typer.Option(help="Which of a codebase's configs: base, improved, 12e, 24e.")
     ] = None,
     classes: Annotated[
-        int | None, typer.Option(help="80: without the 11 logits of official's 91 that are no class.")
+        int | None, typer.Option(help="80: drop the 11 of official DINO's 91 logits that are not a class.")
     ] = None,
-    names: Annotated[Path | None, typer.Option(help="Text file with a class name a line, for other than COCO.")] = None,
-    ema: Annotated[bool, typer.Option("--ema", help="Take the moving average that stands beside the weights.")] = False,
+    names: Annotated[
+        Path | None, typer.Option(help="Text file with one class name per line, if they are not COCO's.")
+    ] = None,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="Use the moving average that is stored beside the weights.")
+    ] = False,
     overrides: Overrides = [],
     json: Json = False,
 ) -> None:
-    """Make weights of other DINO codebases ours, or ours official's; every tensor is accounted for.
+    """Convert weights of other DINO codebases to ours, or ours to official DINO's; every tensor is accounted for.
 
     Example: dino convert checkpoint0011_4scale.pth --out dino.safetensors
     """

@@ -22,16 +22,14 @@ from ..options import Json, Overrides, ValFraction
 
 def convert_data(
     folder: Annotated[Path, typer.Argument(metavar="IN", help="Data folder, in any layout that `dino train` takes.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write to; it is made, and must be empty.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write to: new, or empty.")],
     to: Annotated[
         str,
         typer.Option(
             "--to", metavar="coco|yolo|voc", help="The format to write.", autocompletion=choices("coco", "yolo", "voc")
         ),
     ],
-    link: Annotated[
-        bool, typer.Option("--link", help="Give images a second name on the disk instead of copying them.")
-    ] = False,
+    link: Annotated[bool, typer.Option("--link", help="Hard-link images instead of copying them.")] = False,
     val_fraction: ValFraction = None,
     overrides: Overrides = [],
     json: Json = False,

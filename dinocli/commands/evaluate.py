@@ -41,7 +41,8 @@ def evaluate(
     data: Data = None,
     split: Split = "val",
     results: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Judge COCO results of any detector; with --data.")
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Evaluate COCO-format results of any detector; needs --data."),
     ] = None,
     compare: Annotated[
         tuple[str, str] | None, typer.Option(metavar="A B", help="Two weights or files of results, side by side.")

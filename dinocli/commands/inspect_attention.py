@@ -39,7 +39,7 @@ def inspect_attention(
     head: Annotated[str, typer.Option(help="all, or the number of one.")] = "all",
     weights: Weights = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A .png file for the figure.")] = None,
-    report: Annotated[Path | None, typer.Option(help="An .html file: the same with the whole tables.")] = None,
+    report: Annotated[Path | None, typer.Option(help="An .html file: the figure and the full tables.")] = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:

@@ -27,8 +27,8 @@ def inspect_data(
         "inspect-data.png"
     ),
     num: Annotated[int, typer.Option("--num", "-n", min=1, max=100, help="How many images.")] = 9,
-    step: Annotated[int, typer.Option(min=0, help="Optimizer step from which on.")] = 0,
-    raw: Annotated[bool, typer.Option("--raw", help="As they are on disk instead of augmented.")] = False,
+    step: Annotated[int, typer.Option(min=0, help="First optimizer step to show.")] = 0,
+    raw: Annotated[bool, typer.Option("--raw", help="Images as they are on disk, not augmented.")] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="The seed of the training.")] = None,
     preset: Preset = "tiny",
     config: ConfigFile = None,

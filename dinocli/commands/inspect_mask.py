@@ -42,7 +42,8 @@ def inspect_mask(
         list[str], typer.Option("--images", help="An image of --data, by its file name; repeat it for a batch.")
     ] = [],
     query: Annotated[
-        int | None, typer.Option("--query", help="Explain one row in words: what the query is, whom it may see.")
+        int | None,
+        typer.Option("--query", help="Explain one row in words: what the query is, and what it may attend to."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="A .png, .svg or .html file; the last two explain each row.")
@@ -51,7 +52,7 @@ def inspect_mask(
     overrides: Overrides = [],
     json: Json = False,
 ) -> None:
-    """Show who may attend to whom in the decoder during training.
+    """Show which query may attend to which in the decoder during training.
 
     Example: dino inspect-mask --dn-groups 5 --num-gt 3 --out mask.png
     """

@@ -35,12 +35,12 @@ def inspect_matching(
     split: Split = "val",
     weights: Weights = None,
     run: Annotated[
-        Path | None, typer.Option("--run", help="A run's folder: how the match changed over its checkpoints.")
+        Path | None, typer.Option("--run", help="A run folder: show how the matching changed over its checkpoints.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the denoising noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the denoising noise.")] = 0,
     top: Annotated[int, typer.Option(min=1, help="How many objects to list.")] = 20,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A .png file for the figure.")] = None,
-    report: Annotated[Path | None, typer.Option(help="An .html file: the same with the whole tables.")] = None,
+    report: Annotated[Path | None, typer.Option(help="An .html file: the figure and the full tables.")] = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:

@@ -48,7 +48,7 @@ def inspect_proposals(
         ),
     ] = "boxes",
     color: Annotated[
-        str, typer.Option(help="Of the boxes: level or score.", autocompletion=choices("level", "score"))
+        str, typer.Option(help="Colour of the boxes: by level or score.", autocompletion=choices("level", "score"))
     ] = "level",
     out: Out = None,
     report: Annotated[Path | None, typer.Option(help="An HTML file with all views, of at most 20 images.")] = None,

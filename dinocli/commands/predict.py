@@ -42,7 +42,7 @@ def predict(
     out: Out = None,
     weights: Weights = None,
     threshold: Threshold = "auto",
-    max_dets: Annotated[int, typer.Option(min=1, help="Most detections per image; with --slice, per slice.")] = 300,
+    max_dets: Annotated[int, typer.Option(min=1, help="Limit of detections per image; with --slice, per slice.")] = 300,
     format: Annotated[
         str,
         typer.Option(
@@ -54,7 +54,7 @@ def predict(
         ),
     ] = "auto",
     save_images: Annotated[Path | None, typer.Option(help="Folder for images with the boxes drawn in.")] = None,
-    batch_size: Annotated[str, typer.Option(help="Most images of one shape at once, or auto.")] = "auto",
+    batch_size: Annotated[str, typer.Option(help="Largest batch of images of one shape, or auto.")] = "auto",
     slice: Annotated[
         str | None,
         typer.Option(
@@ -62,17 +62,19 @@ def predict(
         ),
     ] = None,
     overlap: Overlap = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an --out that an interrupt left.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the --out of an interrupted command.")] = False,
     gpus: Annotated[
         int, typer.Option(min=1, help="Ranks that share the images, one per GPU; with --device cpu, on the CPU.")
     ] = 1,
     save_video: Annotated[
-        Path | None, typer.Option(metavar="OUT.mp4", help="Film with the boxes drawn in; of a film only.")
+        Path | None, typer.Option(metavar="OUT.mp4", help="Write the film with boxes drawn in.")
     ] = None,
-    every: Annotated[int, typer.Option(min=1, help="Look at every Nth frame of a film.")] = 1,
-    start: Annotated[float, typer.Option(min=0, help="Second of a film to begin with.")] = 0,
-    end: Annotated[float | None, typer.Option(min=0, help="Second of a film to end before.")] = None,
-    track: Annotated[bool, typer.Option("--track", help="Give the objects of a film identities that last.")] = False,
+    every: Annotated[int, typer.Option(min=1, help="Process every Nth frame of a film.")] = 1,
+    start: Annotated[float, typer.Option(min=0, help="Second of a film to start at.")] = 0,
+    end: Annotated[float | None, typer.Option(min=0, help="Second of a film to stop before.")] = None,
+    track: Annotated[
+        bool, typer.Option("--track", help="Track the objects of a film: each keeps its id from frame to frame.")
+    ] = False,
     device: Device = "auto",
     amp: Amp = "auto",
     json: Json = False,

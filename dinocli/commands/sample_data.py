@@ -9,10 +9,12 @@ from ..options import Json
 
 
 def sample_data(
-    folder: Annotated[Path, typer.Argument(help="Folder to write to; it is made, and must be empty.")],
-    num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="Training and validation in all.")] = 200,
+    folder: Annotated[Path, typer.Argument(help="Folder to write to: new, or empty.")],
+    num_images: Annotated[
+        int, typer.Option("--num-images", "-n", min=1, help="Number of images, training and validation together.")
+    ] = 200,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
-    size: Annotated[str, typer.Option(metavar="WxH", help="Of each image in pixels.")] = "640x480",
+    size: Annotated[str, typer.Option(metavar="WxH", help="Size of each image in pixels.")] = "640x480",
     json: Json = False,
 ) -> None:
     """Draw images of blood cells under a microscope, with exact boxes, in COCO layout.

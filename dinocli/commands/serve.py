@@ -19,17 +19,17 @@ from ..weights_option import open_detector
 
 def serve(
     weights: Weights = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Most images of one shape at once.")] = 16,
-    max_requests: Annotated[int, typer.Option(min=1, help="In work or waiting; further ones get 429.")] = 64,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for a request; then it gets 504.")] = 30,
-    max_mb: Annotated[float, typer.Option(min=0.001, help="Of an image file; larger ones get 413.")] = 20,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Of an image; larger ones get 413.")] = 50_000_000,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines connect.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Largest batch of images of one shape.")] = 16,
+    max_requests: Annotated[int, typer.Option(min=1, help="Requests running or waiting; further ones get 429.")] = 64,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds per request; after that it gets 504.")] = 30,
+    max_mb: Annotated[float, typer.Option(min=0.001, help="Largest image file; larger ones get 413.")] = 20,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Largest image in pixels; larger ones get 413.")] = 50_000_000,
     device: Device = "auto",
     amp: Amp = "auto",
 ) -> None:
-    """Answer images by HTTP: POST /predict, a page at /, /health and /metrics.
+    """Detect objects over HTTP: POST /predict, a page at /, /health and /metrics.
 
     Example: dino serve --weights runs/mine
     """

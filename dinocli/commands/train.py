@@ -69,14 +69,14 @@ def train(
     epochs: Annotated[
         int | None,
         typer.Option(
-            help="How often each image is seen; drops of the learning rate move in proportion.", rich_help_panel=RECIPE
+            help="Passes over the training images; learning rate drops move in proportion.", rich_help_panel=RECIPE
         ),
     ] = None,
     batch_size: Annotated[
         str | None,
         typer.Option(
             metavar="N|auto",
-            help="Images per optimizer step, in all; auto: the preset's, in the largest micro-batches that fit.",
+            help="Images per step, over all ranks; auto: the preset's, in the largest micro-batches that fit.",
             rich_help_panel=RECIPE,
         ),
     ] = None,
@@ -92,16 +92,18 @@ def train(
     ] = None,
     freeze: Annotated[
         list[str],
-        typer.Option(help="Part that stays as it is: backbone, neck, encoder, …; repeatable.", rich_help_panel=START),
+        typer.Option(
+            help="Part of the model that is not trained: backbone, neck, encoder, …; repeatable.", rich_help_panel=START
+        ),
     ] = [],
     resume: Annotated[
         str | None, typer.Option(metavar="auto|PATH", help="Continue a run from a checkpoint.", rich_help_panel=RUN)
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option(help="Start anew in a folder that is not empty.", rich_help_panel=RUN)
+        bool, typer.Option(help="Start a new run in a folder that is not empty.", rich_help_panel=RUN)
     ] = False,
     allow_data_change: Annotated[
-        bool, typer.Option(help="Continue though the annotations have changed.", rich_help_panel=RUN)
+        bool, typer.Option(help="Continue even if the annotations have changed.", rich_help_panel=RUN)
     ] = False,
     save_every: Annotated[
         str | None,
@@ -112,7 +114,7 @@ def train(
         ),
     ] = None,
     patience: Annotated[
-        int | None, typer.Option(help="End after so many evaluations without a better AP.", rich_help_panel=RECIPE)
+        int | None, typer.Option(help="Stop after this many evaluations without a better AP.", rich_help_panel=RECIPE)
     ] = None,
     device: Device = "auto",
     gpus: Annotated[
@@ -124,7 +126,7 @@ def train(
     deterministic: Annotated[
         bool, typer.Option(help="Refuse operations that may differ from run to run.", rich_help_panel=RECIPE)
     ] = False,
-    seed: Annotated[int | None, typer.Option(help="Of all random choices.", rich_help_panel=RECIPE)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all random choices.", rich_help_panel=RECIPE)] = None,
     workers: Annotated[int | None, typer.Option(help="Data loading workers.", rich_help_panel=MACHINE)] = None,
     amp: Amp = "",
     config: ConfigFile = None,

@@ -15,7 +15,7 @@ from ..options import Json
 
 
 def weights(
-    name: Annotated[str | None, typer.Argument(help="Show all about this one.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show everything about this one.")] = None,
     json: Json = False,
 ) -> None:
     """List the published checkpoints that --weights takes by name.

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import runpy
 import shlex
 import tomllib
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import NamedTuple
 import pytest
 
 from dinocli.app import COMMANDS, load_command
+from dinocore.data.annotations import read_annotations
+from dinocore.data.formats.layout import find_layout
 from dinocore.presets import list_presets, load_config
 
 ROOT = Path(__file__).parents[2]
@@ -159,3 +162,34 @@ def test_links_between_pages_lead_to_files_and_headings_that_are_there(page):
 def test_every_image_of_the_documentation_is_shown_somewhere():
     shown = " ".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert [image.name for image in (ROOT / "docs/images").iterdir() if f"images/{image.name}" not in shown] == []
+
+
+def test_the_readme_of_the_package_has_no_link_or_image_that_only_a_checkout_has():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for rule in project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(rule["pattern"], rule["replacement"], text)
+    assert "docs/tutorial.md" in text
+    assert [link for link in re.findall(r"\]\(([^)]*)\)", text) if not link.startswith(("https://", "#"))] == []
+
+
+def test_the_tests_that_the_fault_catalogue_names_exist():
+    text = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    sources = {file.name: file.read_text(encoding="utf-8") for file in ROOT.glob("tests/**/*.py")}
+    missing = []
+    for name in set(re.findall(r"`(?:\w+/)?(test_\w+\.py)", text)) - sources.keys():
+        missing.append(name)
+    for file, start in re.findall(r"`(?:\w+/)?(test_\w+\.py)::(test_\w+?)_?…?`", text):
+        if f"def {start}" not in sources.get(file, ""):
+            missing.append(f"{file}::{start}")
+    assert sorted(missing) == []
+
+
+def test_the_script_of_the_tutorial_draws_a_data_set_that_dino_reads(tmp_path):
+    names = runpy.run_path(str(ROOT / "docs/scripts/draw_parts.py"))
+    names["main"](tmp_path, train=3, val=1)
+    layout = find_layout(tmp_path)
+    found = read_annotations(layout.train)
+    assert layout.kind == "YOLO" and layout.val is not None
+    assert [category.name for category in found.categories] == ["washer", "nut", "bolt"]
+    assert len(found.image_ids) == 3 and (found.trainable()).all()
