@@ -14,6 +14,7 @@ from PIL import Image
 from dinocore.config import DataConfig
 from dinocore.data.annotations import read_annotations
 from dinocore.data.dataset import open_dataset
+from dinocore.data.formats.export import KINDS, write_dataset
 from dinocore.data.formats.layout import find_layout
 from dinocore.errors import DataError
 
@@ -253,6 +254,21 @@ def test_data_as_publishers_ship_them_are_read_at_first_try(tmp_path, name):
     else:
         assert (objects_in(layout.train), objects_in(layout.val)) == (train, val)
     open_dataset(DataConfig(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", READ)
+def test_data_of_publishers_are_the_same_after_a_conversion(tmp_path, name, kind):
+    make, _ = READ[name]
+    make(tmp_path / "in")
+    layout = find_layout(tmp_path / "in")
+    splits = {part: (read_annotations(split), split.format) for part, split in layout.splits().items()}
+    list(write_dataset(splits, kind, tmp_path / "out", link=False))
+    before, after = (
+        {(part, file[-1]): rows for part, split in one.splits().items() for file, rows in objects_in(split).items()}
+        for one in (layout, find_layout(tmp_path / "out"))
+    )  # VOC has one folder, so that a name may begin with that of its former folder
+    assert before == after and len(before) > 2
 
 
 def test_regions_that_are_not_judged_are_left_out_and_counted(tmp_path):

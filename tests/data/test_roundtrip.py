@@ -1,8 +1,10 @@
 """What is written in a format is read back the same, through every pair of formats, with names people really use."""
 
+import csv
 import itertools
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -84,6 +86,23 @@ def read_all(folder: Path):
     return splits, found
 
 
+def write_csv(splits, folder: Path) -> None:
+    """As tables, one a split, with names in quotes and a row without a box for an image without objects."""
+    for split, (part, _) in splits.items():
+        folder.mkdir(exist_ok=True)
+        with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file, quoting=csv.QUOTE_ALL)
+            rows.writerow(("filename", "class", "xmin", "ymin", "xmax", "ymax"))
+            for index in range(len(part.image_ids)):
+                name = f"{index}.png"
+                (folder / split).mkdir(exist_ok=True)
+                shutil.copy(part.path(index), folder / split / name)
+                here = part.objects(index)
+                names = [part.categories[k].name for k in part.labels[here].tolist()]
+                boxes = [(x, y, x + w, y + h) for x, y, w, h in part.boxes[here].tolist()]
+                rows.writerows([(name, kind, *box) for kind, box in zip(names, boxes, strict=True)] or [(name,)])
+
+
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(data_sets())
 def test_objects_survive_every_pair_of_formats(data):
@@ -100,10 +119,21 @@ def test_objects_survive_every_pair_of_formats(data):
             list(write_dataset(splits, first, sources[first], False))
             again, found = read_all(sources[first])
             assert found == wanted, first
+            write_csv(splits, Path(folder, f"{first}-csv"))
+            assert read_all(Path(folder, f"{first}-csv"))[1] == wanted, f"{first} as a table"
             for second in KINDS:
                 out = Path(folder, f"{first}-{second}")
                 list(write_dataset(again, second, out, False))
                 assert read_all(out)[1] == wanted, f"{first} to {second}"
+
+
+def test_labels_of_an_image_in_a_folder_called_labels_do_not_replace_those_of_another(tmp_path):
+    """The writer took the labels of images/a.png, which lie beside labels/a.png, for those of the latter."""
+    files = {"images/a.png": [("c", 0, 0, 2, 2)], "labels/a.png": [("c", 2, 0, 2, 2)]}
+    write_coco(tmp_path / "in", {"train": ({"c": 0}, files)})
+    splits, found = read_all(tmp_path / "in")
+    list(write_dataset(splits, "yolo", tmp_path / "out", False))
+    assert read_all(tmp_path / "out")[1] == found and len(found) == 2
 
 
 def test_classes_that_only_validation_has_are_written_under_their_own_names(tmp_path):

@@ -7,6 +7,7 @@ keras-retinanet's `path,x1,y1,x2,y2,class` has no heading; competitions at Kaggl
 """
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -174,7 +175,7 @@ def _rows(file: Path, strict: bool = True) -> list[list[str]]:
     text = read_text(file, strict)
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
-    return [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if row]
+    return [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
 
 
 def _columns(first: list[list[str]]) -> Columns | None:

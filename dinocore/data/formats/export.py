@@ -18,7 +18,7 @@ from ...errors import EnvironmentFault
 from ...system.files import to_json, write_text
 from ..annotations import Annotations, as_coco_dict, with_categories
 from ..split import Category, clean_name, is_hidden
-from .yolo import label_file
+from .yolo import usual_label_file
 
 ELSEWHERE = "free some space, or name another folder"
 KINDS = ("coco", "yolo", "voc")
@@ -154,7 +154,7 @@ def _write_labels(entry: Entry, out: Path) -> int:
     shares = np.concatenate([(boxes[:, :2] + boxes[:, 2:] / 2) / size, boxes[:, 2:] / size], 1)[written]
     labels = annotations.labels[rows][written].tolist()
     lines = [" ".join(map(repr, [k, *row])) + "\n" for k, row in zip(labels, shares.tolist(), strict=True)]
-    _write(label_file(out / "images" / entry.split / entry.name), "".join(lines))
+    _write(usual_label_file(out / "images" / entry.split / entry.name), "".join(lines))
     return int(crowd.sum())
 
 

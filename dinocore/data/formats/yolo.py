@@ -235,13 +235,18 @@ def label_file(image: Path, split: Split | None = None) -> Path:
     """
     if split is not None and split.labels is not None:
         return split.labels / image.relative_to(split.image_roots[0]).with_suffix(".txt")
-    beside, parts = image.with_suffix(".txt"), list(image.parts)
+    usual, beside = usual_label_file(image), image.with_suffix(".txt")
+    there = (file for path in (usual, beside) for file in (path, path.with_suffix(".TXT")) if file.is_file())
+    return next(there, usual)
+
+
+def usual_label_file(image: Path) -> Path:
+    """The path of an image whose last `images` reads `labels`, whether or not there is such a file."""
+    parts = list(image.parts)
     folders = [i for i, part in enumerate(parts[:-1]) if part == "images"]
     if folders:
         parts[folders[-1]] = "labels"
-    usual = Path(*parts).with_suffix(".txt")
-    there = (file for path in (usual, beside) for file in (path, path.with_suffix(".TXT")) if file.is_file())
-    return next(there, usual)
+    return Path(*parts).with_suffix(".txt")
 
 
 def _lines(
