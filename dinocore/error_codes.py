@@ -177,6 +177,10 @@ CLASSES = {
     ),
     "DATA-CLASS-UNUSED": Code(NOTE, "a class has no object to learn from", "star"),
     "DATA-CLASS-HEADING": Code(NOTE, "a category without objects that heads others is no class", "shapes"),
+    "DATA-CLASS-FIRST": Code(
+        WARNING, "a YOLO data set uses every class but the first", "no line has class 0, cat, and all others are there",
+        "YOLO's classes count from 0; if the tool counted from 1, put a name before the others in `names`",
+    ),
     "DATA-CLASS-CONTROL": Code(
         WARNING, "a class's name has control characters, which are left out", r"'\x1b[31mcell' -> [31mcell",
         "write the name without them",

@@ -404,3 +404,21 @@ def test_yolo_labels_of_turned_photographs_are_warned_of_where_nothing_shows_how
     photographs(tmp_path, orientation, as_stored=False, whole=whole)
     notes = " ".join(read_annotations(find_layout(tmp_path).train).notes)
     assert ("nothing shows whether the boxes were drawn on the upright image" in notes) == warned
+
+
+@pytest.mark.parametrize(("row", "meant"), [("0.4 0.3 0.9 0.8", "x0 y0 x1 y1"), ("0.0 0.1 0.6 0.5", "top left corner")])
+def test_a_few_yolo_boxes_written_as_something_else_are_warned_of(tmp_path, row, meant):
+    put(tmp_path / "images" / "train" / "a.jpg")
+    put(tmp_path / "labels" / "train" / "a.txt", f"0 {row}\n" * 3)
+    put(tmp_path / "data.yaml", "train: images/train\nnames: [c]\n")
+    notes = " ".join(read_annotations(find_layout(tmp_path).train).notes)
+    assert "3 of 3 boxes reach beyond their image" in notes and meant in notes
+
+
+@pytest.mark.parametrize(("used", "warned"), [((1, 2), True), ((0, 1, 2), False), ((1,), False)])
+def test_yolo_classes_that_seem_to_count_from_1_are_warned_of(tmp_path, used, warned):
+    put(tmp_path / "images" / "train" / "a.jpg")
+    put(tmp_path / "labels" / "train" / "a.txt", "".join(f"{k} 0.5 0.5 0.2 0.2\n" for k in used))
+    put(tmp_path / "data.yaml", "train: images/train\nnames: [a, b, c]\n")
+    notes = " ".join(read_annotations(find_layout(tmp_path).train).notes)
+    assert ("do the numbers begin at 1?" in notes) == warned

@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from ...config import DataConfig
+from ...error_codes import WARNING
 from ...errors import DataError
 from ..bands import ARRAYS
 from ..findings import Findings, Place
@@ -151,6 +152,10 @@ def read_yolo(split: Split, findings: Findings, config: DataConfig) -> Table:
         findings.add("DATA-LABEL-NONE", f"none of {len(images)} images has a label file, such as {place}", count=1)
     values = _boxes(rows, places, split.keypoints is not None, findings)
     _check_form(values[:, 1:], places, findings)
+    used = set(values[:, 0].astype(int).tolist())
+    if len(split.classes) > 1 and used == set(range(1, len(split.classes))):
+        what = f"no line has class 0, {split.classes[0]}, and all others are there; do the numbers begin at 1?"
+        findings.add("DATA-CLASS-FIRST", what, count=1)
     return Table(
         categories=[Category(i, name) for i, name in enumerate(split.classes)],
         headings=frozenset(),
@@ -214,8 +219,10 @@ def _form(lines: np.ndarray) -> str:
 
 
 def _check_form(boxes: np.ndarray, places: list[str], findings: Findings) -> None:
-    """Boxes (M, 4) that reach beyond their images as centre, width, height and read well as something else."""
-    if len(boxes) <= MIN_EVIDENCE:
+    """Boxes (M, 4) that reach beyond their images as centre, width, height and read well as something else: an error,
+    or of a few boxes, which may be slips, a warning.
+    """
+    if not len(boxes):
         return
     near, far = boxes[:, :2], boxes[:, 2:]
     beyond = ((near - far / 2 < -SLACK) | (near + far / 2 > 1 + SLACK)).any(1)
@@ -226,7 +233,8 @@ def _check_form(boxes: np.ndarray, places: list[str], findings: Findings) -> Non
     if as_corners or as_top_left:
         meant = "x0 y0 x1 y1" if as_corners else "the top left corner, width and height"
         what = f"{beyond.sum()} of {len(boxes)} boxes reach beyond their image; were they written as {meant}?"
-        findings.add("DATA-BOX-CORNERS", what, [places[i] for i in np.flatnonzero(beyond).tolist()])
+        level = "" if len(boxes) > MIN_EVIDENCE else WARNING
+        findings.add("DATA-BOX-CORNERS", what, [places[i] for i in np.flatnonzero(beyond).tolist()], level=level)
 
 
 def label_file(image: Path, split: Split | None = None) -> Path:
