@@ -38,7 +38,11 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     sets = {name: taken(name, where, given.folder) for name, _, where in (item.partition("=") for item in given.data)}
     models = {"PyTorch float32": given.weights} | dict(exported(given.weights, given.folder))
-    rows = {name: {key: judged(model, data) for key, data in sets.items()} for name, model in models.items()}
+    rows: dict[str, dict[str, dict[str, float]]] = {name: {} for name in models}
+    for key, data in sets.items():
+        for name, model in models.items():
+            rows[name][key] = judged(model, data)
+            print(f"{name}, {key}: AP {100 * rows[name][key]['AP']:.2f}", file=sys.stderr, flush=True)
     command = "python benchmarks/export_ap.py " + shlex.join(sys.argv[1:])
     text = table(rows, sets, provenance(given.weights, command))
     print(text)

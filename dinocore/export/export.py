@@ -116,6 +116,12 @@ def _compared(
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise NotVerified(f"the exported file could not be run: {first}", fix=kept) from error
+    if not worst.compared:
+        raise NotVerified(
+            f"nothing could be compared: no detection has a score of {tolerance.least_score:g} or more; "
+            "give --images that show what the model was trained on",
+            fix=kept,
+        )
     if not worst.within(tolerance):
         raise NotVerified(
             f"the exported file does not give the model's numbers: scores differ by up to {worst.score:.2g} "

@@ -30,7 +30,7 @@ for name in ("torch", "dinocore"):
         continue
     raise SystemExit(f"{name} is here")
 detector = ExportedDetector(sys.argv[1])
-found = [detector([*sys.argv[2:]][k], 0.0) for k in range(len(sys.argv) - 2)] + detector.detect(sys.argv[2:], 0.0)
+found = [detector(path, 0.0) for path in sys.argv[2:]] + detector.detect(sys.argv[2:], 0.0)
 print(json.dumps([[x.tolist() for x in row] for row in found]))
 """
 
