@@ -266,7 +266,11 @@ MODEL = {
         "raise data.eval_scale and data.train_scales, or use a preset with a finer level, such as r50-5scale",
     ),
     "MODEL-ANCHORS": Code(
-        NOTE, "objects are far from every anchor's size, by more than a factor of 4", "12 % of train",
+        NOTE,
+        "objects are more than 4 times wider, narrower, higher or lower than every anchor; anchors are the boxes from "
+        "which the model starts",
+        "12 % of train",
+        "see what AP says; small objects in large images are seen larger with --slice auto",
     ),
 }  # fmt: skip
 SECTIONS = {

@@ -6,14 +6,28 @@ import sys
 import pytest
 
 SCRIPT = """
-import os, signal, sys
+import importlib, os, pkgutil, signal, sys
 import filelock, torch.utils.data, torch.multiprocessing, torchvision  # these know what they need
-for name in ("SIGUSR1", "SIGHUP", "SIGKILL", "pthread_sigmask"):
+import torch.distributed.elastic.agent.server.local_elastic_agent, torch.distributed.elastic.multiprocessing
+import uvicorn.main, onnxruntime, openvino, av, trackers, hotcoco, pycocotools.cocoeval  # as do these
+for name in (
+    "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGKILL", "SIGQUIT", "SIGALRM", "SIGCHLD", "SIGPIPE", "SIGSTOP", "SIGCONT",
+    "pthread_sigmask", "pthread_kill", "sigwait", "alarm", "setitimer",
+):
     delattr(signal, name)
-del os.getuid
-sys.modules["resource"] = sys.modules["fcntl"] = None
+for name in (
+    "getuid", "geteuid", "getpgid", "killpg", "fork", "register_at_fork", "sched_getaffinity", "mkfifo", "statvfs",
+):
+    delattr(os, name)
+for name in ("resource", "fcntl", "pwd", "grp", "termios"):
+    sys.modules[name] = None
 
-import dinocli.commands.check_data, dinocli.commands.predict, dinocli.commands.train, dinocore.train.loop
+import dinocli, dinocore
+names = [m.name for p in (dinocli, dinocore) for m in pkgutil.walk_packages(p.__path__, f"{p.__name__}.")]
+for name in names:
+    if name not in ("dinocli.__main__", "dinocore.model.ops.triton"):  # runs the app; there is no Triton on a CPU
+        importlib.import_module(name)
+assert len(names) > 150
 from dinocli.signals import EXIT_CODES, StopRequest
 from dinocore.data.dataset import open_dataset
 from dinocore.data.loaders import start_workers

@@ -141,7 +141,9 @@ def _history(checkpoints: list[Path], batch: Batch, device: str, num_classes: in
         file = locate(path)
         loaded = load_weights(file)
         if len(loaded.categories) != num_classes:
-            raise ConfigError(f"{path} knows {len(loaded.categories)} classes, the weights {num_classes}")
+            raise ConfigError(
+                f"{path} knows {counted(len(loaded.categories), 'class', 'classes')}, the weights {num_classes}"
+            )
         owners = final_owners(detector_from(loaded, file, pick_device(device), "off"), batch)
         changed = (
             {} if before is None else {"kept": share_kept(before, owners), "instability": instability(before, owners)}
@@ -154,7 +156,8 @@ def _history(checkpoints: list[Path], batch: Batch, device: str, num_classes: in
 def _show(seen: Matching, file: Path, top: int) -> None:
     from dinocore.inspect.matching.matching import cost_name
 
-    stdout.print(f"[bold]{escape(file.name)}[/]: {counted(len(seen.objects), 'object')}, {seen.num_queries} queries")
+    queries = counted(seen.num_queries, "query", "queries")
+    stdout.print(f"[bold]{escape(file.name)}[/]: {counted(len(seen.objects), 'object')}, {queries}")
     _show_queries(seen, top)
     parts = [cost_name(part) for part in seen.stages[0].mean_costs()]
     table = _table("stage", *parts, "cost", "IoU", "stayed", "differ")

@@ -183,12 +183,12 @@ def _say_none_passed(least: Sequence[float], best: float) -> None:
 def end_with_failures(failed: int, count: int) -> None:
     """End with code 7 if images could not be read."""
     if failed:
-        fail(f"{failed} of {count} pictures could not be read; the others are done")
+        fail(f"{failed} of {count} images could not be read; the others are done")
         raise typer.Exit(SOME_FAILED)
 
 
 def none_left(count: int, first: DataError) -> DataError:
-    return first if count == 1 else DataError(f"none of {count} pictures could be read", fix="see what is said of each")
+    return first if count == 1 else DataError(f"none of {count} images could be read", fix="see what is said of each")
 
 
 def _before(request: PredictRequest, inputs: Sequence[Input]) -> list[ImageResult]:
@@ -199,7 +199,7 @@ def _before(request: PredictRequest, inputs: Sequence[Input]) -> list[ImageResul
         return []
     names = {item.name for item in inputs}
     before = [item for item in read_found(request.out) if item.file in names]
-    say(f"{request.out} has {len(before)} of {len(inputs)} pictures; the others are looked at")
+    say(f"{request.out} has {len(before)} of {counted(len(inputs), 'image')}; the others are looked at")
     return before
 
 
@@ -242,7 +242,7 @@ def so_far(done: int, count: int, request: PredictRequest) -> str:
     advice = (
         "the same command with --resume looks at the others" if kept and request.format in ("json", "jsonl") else ""
     )
-    return f"interrupted after {done} of {count} pictures{kept}" + (f"; {advice}" if advice else "")
+    return f"interrupted after {done} of {counted(count, 'image')}{kept}" + (f"; {advice}" if advice else "")
 
 
 def detect_files(
@@ -288,7 +288,7 @@ def detect_files(
         _say_none_passed(work.least, seen)
     warn_of_shrinking(shrunk)
     if drawn:
-        say(f"pictures with boxes: {request.save_images}")
+        say(f"wrote images with boxes to {request.save_images}")
         warn_of_letters(category.name for category in detector.categories)
 
 

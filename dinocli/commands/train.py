@@ -22,6 +22,7 @@ from dinocore.system.files import check_writable
 from dinocore.system.parent import end_with_parent
 from dinocore.train.run.lock import RunLock
 from dinocore.train.run.sinks import check_trackers
+from dinocore.words import counted
 
 from ..completion import preset_names
 from ..console import say, stdout, warn
@@ -402,12 +403,13 @@ def try_run(request: TrainRequest) -> None:
 
 
 def _show(expected: Expectation) -> None:
+    steps = counted(expected.steps, "step")
     rows = {
         "memory": f"{expected.peak_memory_mb:.0f} MB at most, in the largest step",
         "step": f"{expected.step_s:.2f} s; a largest pass of it {expected.largest_pass_s:.2f} s",
         "evaluation": f"{expected.evaluation_s:.1f} s, {expected.evaluations} times",
         "save": f"{expected.save_s:.2f} s, {expected.checkpoint_mb:.0f} MB",
-        "run": f"about {_duration(expected.run_s)} for {expected.steps} steps, by one step, evaluation and save",
+        "run": f"about {_duration(expected.run_s)} for {steps}, by one step, evaluation and save",
     }
     for key, value in rows.items():
         stdout.print(f"{key:<12}{value}")

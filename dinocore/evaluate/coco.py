@@ -149,7 +149,9 @@ def _known(annotations: Annotations, results: Sequence[dict[str, Any]]) -> Seque
     lost = set(map(itemgetter("image_id"), results)) - set(annotations.image_ids.tolist())
     if lost:
         shown = ", ".join(map(str, sorted(lost)[:5]))
-        raise DataError(f"results of {len(lost)} pictures that {annotations.file} doesn't have, such as {shown}")
+        raise DataError(
+            f"results of {counted(len(lost), 'image')} that {annotations.file} doesn't have, such as {shown}"
+        )
     ids = {category.id for category in annotations.categories}
     if set(map(itemgetter("category_id"), results)) <= ids:
         return results

@@ -8,6 +8,7 @@ from typing import Any
 from ..config import DataConfig
 from ..data.annotations import Annotations
 from ..evaluate.compare import Comparison, comparison_json
+from ..words import counted
 from .evaluation import BOXES, ERRORS, MOST_CLASSES, confusion, error_counts, known, pair, reliability
 from .judged import judged_image, open_images
 from .parts import Cell, Chart, Drawing, Facts, Gallery, Line, Page, Part, Section, Table
@@ -44,7 +45,9 @@ def comparison_page(
         Section("Images", _images(comparison, answer, annotations, config)),
     ]
     return Page(
-        "Comparison", f"A and B on {len(annotations.image_ids)} images, {sides['A']['objects']} objects", sections
+        "Comparison",
+        f"A and B on {counted(len(annotations.image_ids), 'image')}, {counted(sides['A']['objects'], 'object')}",
+        sections,
     )
 
 

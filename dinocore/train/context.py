@@ -50,7 +50,7 @@ def describe(context: RunContext, state: TrainState, steps_per_epoch: int) -> di
         f"({ranks}{counted(-(-share // micro), 'micro-batch', 'micro-batches')} of {micro})",
         "steps": f"{steps_per_epoch} an epoch, {counted(config.train.epochs, 'epoch')}",
         "rate": describe_lr(steps_per_epoch, config.train),
-        "device": f"{context.device}, {torch.get_num_threads()} threads, {str(precision)[6:]}",
+        "device": f"{context.device}, {counted(torch.get_num_threads(), 'thread')}, {str(precision)[6:]}",
         "weights": state.progress.origin,
         "evaluation": f"COCO's, by {choose_backend(config.eval.backend)}",
         "run": str(context.folder),

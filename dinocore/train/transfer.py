@@ -10,6 +10,7 @@ from torch import Tensor
 from ..data.annotations import Category
 from ..model.dino import DINO
 from ..weights.file import Weights, cast_note, load_exactly
+from ..words import counted
 
 LABELS = "denoiser.label_embed.weight"
 QUERIES = ("proposer.content.content", "proposer.content", "proposer.boxes")  # mixed; static
@@ -53,7 +54,7 @@ def carry_over(model: DINO, weights: Weights, categories: Sequence[Category], wh
     elif EXTRA in tensors and EXTRA not in fresh:
         del tensors[EXTRA]  # of no use but in training
     if count := _renew_query_content(tensors, fresh):
-        notes.append(f"the content of the {count} queries is new, since the file has another number")
+        notes.append(f"the content of {counted(count, 'query', 'queries')} is new, since the file has another number")
     load_exactly(model, tensors, where)
     notes += filter(None, [cast_note(weights.tensors, where)])
     names = {c.name: weights.categories[rows[k]].name if k in rows else None for k, c in enumerate(categories)}

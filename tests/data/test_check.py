@@ -167,6 +167,7 @@ def test_objects_below_a_cell_and_far_from_anchors_are_counted(clean):
     cell, anchors = found["MODEL-CELL"], found["MODEL-ANCHORS"]
     assert cell.what.startswith("10 of 30 objects (33%), in 1 image,") and cell.count == 1
     assert anchors.what.startswith("20 of 30 objects (67%), in 2 images,") and anchors.count == 2
+    assert "anchors are the boxes from which the model starts, squares whose sides are 5, 10, 20 %" in anchors.what
     assert [place.text for place in anchors.places] == ["0001.png: 10", "0002.png: 10"], "each file once"
     assert [len(place.boxes) for place in anchors.places] == [10, 10]
     assert anchor_distance(np.array([[0.05, 0.05], [0.1, 0.2], [0.01, 0.8]]), 4).round(3).tolist() == [1, 2, 10]

@@ -77,7 +77,7 @@ def check_duplicates(same: list[list[Shown]], near: list[tuple[Shown, Shown]], f
                               ("DATA-NEAR-DUPLICATE", lambda a, b: a.split == b.split, "in one split")):  # fmt: skip
         pairs = [(a, b) for a, b in others if which(a, b)]
         places = [Place(f"{a.text} ~ {b.text}", a.path, (), b.path) for a, b in pairs]
-        findings.add(code, f"{len(pairs)} pairs of images {what} look nearly the same", places)
+        findings.add(code, f"{counted(len(pairs), 'pair')} of images {what} that look nearly the same", places)
 
 
 def _close(group: np.ndarray, bits: np.ndarray, thumbs: np.ndarray) -> set[tuple[int, int]]:

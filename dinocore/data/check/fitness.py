@@ -29,15 +29,28 @@ def check_fitness(annotations: Annotations, config: Config, findings: Findings) 
     if config.model.queries != "static":
         far = anchor_distance(sides / sizes, config.model.num_levels) > ANCHOR_FACTOR
         _check_share(annotations, np.flatnonzero(usable)[far], len(owners), ANCHOR_SHARE, "MODEL-ANCHORS",
-                     f"are more than {ANCHOR_FACTOR:g} times wider, narrower, higher or lower than every anchor",
+                     _far_from_anchors(config.model.num_levels),
                      findings)  # fmt: skip
+
+
+def _far_from_anchors(num_levels: int) -> str:
+    """The finding in words that need no knowledge of the model."""
+    squares = ", ".join(f"{100 * side:g}" for side in anchor_sides(num_levels))
+    return (
+        f"are more than {ANCHOR_FACTOR:g} times wider, narrower, higher or lower than every anchor; anchors are the "
+        f"boxes from which the model starts, squares whose sides are {squares} % of the image's"
+    )
+
+
+def anchor_sides(num_levels: int) -> np.ndarray:
+    """Sides of the anchors of each level, as fractions of the image, (L,); the model drops those as large as it."""
+    sides = FIRST_ANCHOR * 2.0 ** np.arange(num_levels)
+    return sides[sides < 0.99]
 
 
 def anchor_distance(shares: np.ndarray, num_levels: int) -> np.ndarray:
     """By what factor the sides of objects (M, 2) differ from those of the nearest anchor, (M,): 1 is equal."""
-    anchors = FIRST_ANCHOR * 2.0 ** np.arange(num_levels)
-    usable = anchors[anchors < 0.99]
-    ratio = shares[:, None, :] / usable[None, :, None]  # (M, L, 2)
+    ratio = shares[:, None, :] / anchor_sides(num_levels)[None, :, None]  # (M, L, 2)
     return np.maximum(ratio, 1 / ratio).max(2).min(1)
 
 

@@ -165,7 +165,12 @@ def _flow(canvas: ImageDraw.ImageDraw, seen: Matching, frame: tuple[int, int, in
             canvas.text((x + 4, end + 26), f"{stage.instability} differ", fill=GREY, font=load_font(18))
         before = now
     if not named:
-        canvas.text((first, bottom + 56), f"{len(seen.objects)} objects, one line each", fill=GREY, font=load_font(18))
+        canvas.text(
+            (first, bottom + 56),
+            f"{counted(len(seen.objects), 'object')}, one line each",
+            fill=GREY,
+            font=load_font(18),
+        )
 
 
 def _colors(seen: Matching) -> dict[str, str]:
@@ -228,7 +233,11 @@ def render_matching(
         )
         sections.append(Section("Checkpoints", [Table("Last layer", ["step", "kept", "instability"], rows, told)]))
     return render_page(
-        Page(f"Matching: {name}", f"{counted(len(seen.objects), 'object')}, {seen.num_queries} queries", sections)
+        Page(
+            f"Matching: {name}",
+            f"{counted(len(seen.objects), 'object')}, {counted(seen.num_queries, 'query', 'queries')}",
+            sections,
+        )
     )
 
 
