@@ -162,8 +162,8 @@ def test_a_panorama_of_8000_x_500_is_found_in_slices_and_lost_without():
     for k in range(16):
         panorama[:, k * 500 : k * 500 + 500], _, boxes = draw_smear(5, 100 + k, (500, 500))
         truth += [(k * 500 + x, y, k * 500 + x + w, y + h) for x, y, w, h in boxes]
-    detector = load_detector(amp="off")
-    slicing = parse_slicing("auto", 0.2, detector.config.data, {})
+    detector = load_detector("cells", amp="off")
+    slicing = parse_slicing("auto", None, detector.config.data, {})
 
     def recall(found):
         boxes = found.boxes_xyxy[found.scores >= 0.3].double()
