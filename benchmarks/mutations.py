@@ -347,11 +347,13 @@ def try_one(mutation: Mutation, copy: Path) -> str:
     file.write_text(whole.replace(mutation.old, mutation.new))
     try:
         command = [sys.executable, "-m", "pytest", "-x", "-n", "0", "-p", "no:cacheprovider", *mutation.tests.split()]
-        output = subprocess.run(command, cwd=copy, capture_output=True, text=True).stdout
+        result = subprocess.run(command, cwd=copy, capture_output=True, text=True)
     finally:
         file.write_text(whole)
-    failed = re.search(r"^_+ (?:ERROR at setup of )?(test_\w+)", output, re.MULTILINE)
-    return failed[1] if failed else ""
+    if result.returncode == 0:
+        return ""
+    failed = re.search(r"^_+ (?:ERROR at setup of )?(test_\w+)", result.stdout, re.MULTILINE)
+    return failed[1] if failed else f"no test, but pytest ended with {result.returncode}"
 
 
 if __name__ == "__main__":

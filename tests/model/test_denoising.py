@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dinocore import Target, load_config
+from dinocore.boxes import to_xyxy
 from dinocore.model.build import build_denoiser
 from dinocore.model.denoising import attention_mask, join
 from dinocore.structures import MATCHING, Queries
@@ -91,15 +92,21 @@ def test_without_noise_positives_are_the_targets_themselves():
 
 
 def test_positives_stay_within_half_a_box_and_negatives_leave_it():
-    targets = [target(5)]
-    noise = denoiser("num_groups=20")(targets)
-    boxes = targets[0].boxes.tile(40, 1)
-    half = boxes[:, 2:] / 2
-    low = boxes[:, :2] - half
-    moved = ((noise.boxes[0, :, :2] - noise.boxes[0, :, 2:] / 2) - low).abs() / half  # of the first corner, in halves
-    inside = (low - 2 * half > 0).all(1)  # not cut off at the picture's edge
-    assert (moved[~noise.negative] < 1 + 1e-4).all()
-    assert (moved[noise.negative & inside] > 1 - 1e-4).all()
+    boxes = torch.tensor([[0.3, 0.4, 0.1, 0.2], [0.5, 0.6, 0.2, 0.1]])  # far enough from the edges to be cut nowhere
+    noise = denoiser("num_groups=20")([Target(torch.tensor([0, 1]), boxes, 3)])
+    half = boxes[:, 2:].tile(40, 1) / 2
+    first = noise.boxes[0, :, :2] - noise.boxes[0, :, 2:] / 2  # corners are sorted nowhere, so this one is the first
+    moved = (first - (boxes[:, :2].tile(40, 1) - half)).abs() / half  # in halves of the box
+    assert (moved[~noise.negative] < 1 + 1e-4).all() and (moved[~noise.negative] > 0.5).any()
+    assert (moved[noise.negative] > 1 - 1e-4).all() and (moved[noise.negative] < 2 + 1e-4).all()
+
+
+def test_noisy_boxes_end_at_the_edge_of_the_image():
+    boxes = torch.tensor([[0.1, 0.9, 0.2, 0.2]])  # touches two edges
+    noise = denoiser("num_groups=50")([Target(torch.tensor([0]), boxes, 3)])
+    corners = to_xyxy(noise.boxes[0])
+    assert corners.min() > -1e-6 and corners.max() < 1 + 1e-6
+    assert (corners[:, 0].abs() < 1e-6).any() and ((corners[:, 3] - 1).abs() < 1e-6).any()
 
 
 def test_a_quarter_of_the_labels_is_replaced():

@@ -3,28 +3,53 @@
 import pytest
 import torch
 
-from dinocore.model.proposals import ExtraQueries, token_anchors
+from dinocore.model.proposals import ExtraQueries, MixedContent, Proposer, token_anchors
 from dinocore.structures import Queries, Tokens
 
 
-def tokens(height: int, width: int) -> Tokens:
-    """One level without padding."""
+def tokens(*shapes: tuple[int, int]) -> Tokens:
+    """Maps without padding."""
+    number = sum(height * width for height, width in shapes)
     return Tokens(
-        content=torch.zeros(1, height * width, 32),
-        position=torch.zeros(1, height * width, 32),
-        padding=torch.zeros(1, height * width, dtype=torch.bool),
-        shapes=[(height, width)],
-        valid_ratios=torch.ones(1, 1, 2),
+        content=torch.randn(1, number, 32, generator=torch.Generator().manual_seed(0)),
+        position=torch.zeros(1, number, 32),
+        padding=torch.zeros(1, number, dtype=torch.bool),
+        shapes=list(shapes),
+        valid_ratios=torch.ones(1, len(shapes), 2),
     )
 
 
 @pytest.mark.parametrize(("width", "first_is_usable"), [(49, True), (51, False)])
 def test_anchors_within_one_percent_of_the_edge_are_not_proposed(width, first_is_usable):
     """The centre of the first of 49 columns is at 1.02 %, of 51 at 0.98 %; the last one mirrors it."""
-    _, usable = token_anchors(tokens(10, width))
+    _, usable = token_anchors(tokens((10, width)))
     middle_row = usable.view(10, width)[5]
     assert middle_row[0] == middle_row[-1] == torch.tensor(first_is_usable)
     assert middle_row[1:-1].all()
+
+
+def test_anchors_are_squares_of_a_twentieth_of_the_image_and_twice_that_at_each_further_level():
+    anchors, _ = token_anchors(tokens((4, 4), (2, 2), (1, 1)))
+    sides = [0.05] * 16 + [0.1] * 4 + [0.2]
+    torch.testing.assert_close(anchors[0, :, 2:], torch.tensor(sides)[:, None].expand(-1, 2))
+    assert anchors[0, 0, :2].tolist() == [0.125, 0.125] and anchors[0, -1, :2].tolist() == [0.5, 0.5]
+
+
+def test_the_tokens_of_the_highest_class_scores_are_proposed_the_best_first():
+    torch.manual_seed(0)
+    proposer = Proposer(32, 5, 7, MixedContent(7, 32))
+    memory = tokens((6, 8), (3, 4))
+    proposals, _ = proposer(memory)
+    _, usable = token_anchors(memory)
+    scores = proposer.class_head(proposer.project(memory.content * usable[..., None])).amax(-1)[0]  # of every token
+    torch.testing.assert_close(proposals.logits[0].amax(-1), scores.sort(descending=True).values[:7])
+
+
+def test_no_gradient_of_the_decoder_reaches_the_first_stage_through_boxes():
+    proposer = Proposer(32, 5, 7, MixedContent(7, 32))
+    proposals, queries = proposer(tokens((6, 8)))
+    assert proposals.boxes.requires_grad and not queries.boxes.requires_grad
+    assert queries.boxes.equal(proposals.boxes)
 
 
 def test_extra_queries_start_from_the_best_boxes_with_a_content_of_their_own():
