@@ -100,8 +100,8 @@ FILES = {
     ),
     "DATA-LABEL-LOST": Code(WARNING, "a label file has no image", "b.txt", "delete it, or put the image back"),
     "DATA-REGION-IGNORED": Code(
-        NOTE, "regions in which nobody looked, as KITTI and VisDrone mark them, are left out",
-        "12 `DontCare` regions, left out",
+        NOTE, "regions in which nobody looked, as KITTI and VisDrone mark them, are skipped",
+        "12 `DontCare` regions skipped",
     ),
     "DATA-CSV": Code(
         ERROR, "a row of a table of boxes cannot be read", "line 7: a.jpg,x,2,3,4,cell",
@@ -182,7 +182,7 @@ CLASSES = {
         "YOLO's classes count from 0; if the tool counted from 1, put a name before the others in `names`",
     ),
     "DATA-CLASS-CONTROL": Code(
-        WARNING, "a class's name has control characters, which are left out", r"'\x1b[31mcell' -> [31mcell",
+        WARNING, "control characters are dropped from a class's name", r"'\x1b[31mcell' -> [31mcell",
         "write the name without them",
     ),
     "DATA-CLASS-RARE": Code(NOTE, "a class has fewer than 10 objects", "star: 3", "label more of it"),

@@ -49,7 +49,7 @@ Side = TypeVar("Side", int, float)
 MIN_ROWS = 0.95  # of a JPEG without its last bytes that must be there
 TAIL = 4096  # bytes that cameras put behind the end of a JPEG, at most
 LOGGER = logging.getLogger("dinocore.data")
-_told: set[str] = set()  # files that a warning has named
+_warned_of: set[str] = set()  # files that a warning has named
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else it prints about damaged files on its own
 
@@ -144,8 +144,8 @@ def _loaded(image: Image.Image) -> Image.Image:
         mended, share = decode_cut(Path(path).read_bytes(), image.size)
         if share < MIN_ROWS:
             raise OSError(f"{error}; {share:.0%} of its rows are there") from error
-    if path not in _told:
-        _told.add(path)
+    if path not in _warned_of:
+        _warned_of.add(path)
         LOGGER.warning("%s lacks its last bytes; %.0f %% of its rows are there and used", path, 100 * share)
     return mended
 

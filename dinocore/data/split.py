@@ -79,7 +79,7 @@ def check_split(name: str) -> None:
         raise ConfigError(f"there is no split `{name}`; choose {', '.join(list(WORDS)[:-1])} or {list(WORDS)[-1]}")
 
 
-def split_told_by(name: str) -> str:
+def split_in_name(name: str) -> str:
     """The split that a name tells, as instances_train2017 does, or an empty text."""
     words = re.findall("[a-z]+", name.lower())
     return next((split for word in words for split, known in WORDS.items() if word in known), "")
@@ -226,7 +226,7 @@ def image_roots(folder: Path, split: str, file: Path) -> list[Path]:
     names = [file.stem.removeprefix("instances_"), *WORDS.get(split, ())]
     bases = (folder, folder / "images", folder / "data")
     own = [base / name for base in bases for name in names]
-    told = [p for base in bases if base.is_dir() for p in sorted(base.iterdir()) if split_told_by(p.name) == split]
+    told = [p for base in bases if base.is_dir() for p in sorted(base.iterdir()) if split_in_name(p.name) == split]
     told = [p for p in told if p not in own and p.is_dir()]
     inner = [p / name for p in (*own, *told) for name in ("images", "data") if (p / name).is_dir()]
     usual = [folder / name for name in ("images", "imgs", "img", "data", "JPEGImages")]

@@ -273,7 +273,7 @@ def compare_categories(known: Sequence[Category], own: Sequence[Category], used:
         what = f"no object of {findings.file} is of a class that the model knows ({names})"
         findings.add("DATA-CLASS-UNKNOWN", what, extra, level=ERROR)
         return
-    findings.add("DATA-CLASS-UNKNOWN", "classes that the model does not know, left out of the evaluation", extra)
+    findings.add("DATA-CLASS-UNKNOWN", "classes that the model does not know, not evaluated", extra)
 
 
 def match_categories(table: Table, known: Sequence[Category]) -> Table:
@@ -303,7 +303,7 @@ def clean_names(table: Table, findings: Findings) -> Table:
     new = [Category(c.id, clean_name(c.name)) for c in table.categories]
     pairs = zip(table.categories, new, strict=True)
     dirty = [f"{old.name!a} -> {clean.name}" for old, clean in pairs if CONTROL.search(old.name)]
-    findings.add("DATA-CLASS-CONTROL", "names of classes hold control characters, which are left out", dirty)
+    findings.add("DATA-CLASS-CONTROL", "control characters dropped from names of classes", dirty)
     return table._replace(categories=new, headings=frozenset(map(clean_name, table.headings)))
 
 

@@ -406,7 +406,9 @@ def test_yolo_labels_of_turned_photographs_are_warned_of_where_nothing_shows_how
     assert ("nothing shows whether the boxes were drawn on the upright image" in notes) == warned
 
 
-@pytest.mark.parametrize(("row", "meant"), [("0.4 0.3 0.9 0.8", "x0 y0 x1 y1"), ("0.0 0.1 0.6 0.5", "top left corner")])
+@pytest.mark.parametrize(
+    ("row", "meant"), [("0.4 0.3 0.9 0.8", "x0 y0 x1 y1"), ("0.05 0.6 0.8 0.3", "top left corner")]
+)
 def test_a_few_yolo_boxes_written_as_something_else_are_warned_of(tmp_path, row, meant):
     put(tmp_path / "images" / "train" / "a.jpg")
     put(tmp_path / "labels" / "train" / "a.txt", f"0 {row}\n" * 3)

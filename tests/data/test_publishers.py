@@ -275,8 +275,8 @@ def test_regions_that_are_not_judged_are_left_out_and_counted(tmp_path):
     visdrone(tmp_path / "v")
     kitti(tmp_path / "k")
     notes = [read_annotations(find_layout(tmp_path / name).train).notes for name in ("v", "k")]
-    assert "6 regions and objects that are not judged, left out" in notes[0]
-    assert "3 `DontCare` regions, left out" in notes[1]
+    assert "skipped 6 regions and objects that are not judged" in notes[0]
+    assert "3 `DontCare` regions skipped" in notes[1]
 
 
 def test_a_group_of_open_images_is_a_crowd(tmp_path):

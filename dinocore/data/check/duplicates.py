@@ -66,11 +66,13 @@ def near_pairs(images: list[Shown], facts: list[ImageInfo]) -> list[tuple[Shown,
 def check_duplicates(same: list[list[Shown]], near: list[tuple[Shown, Shown]], findings: Findings) -> None:
     """Findings about equal images, in two splits or in one."""
     splits = [{shown.split for shown in group} for group in same]
-    for code, which, what in (("DATA-LEAK", lambda names: len(names) > 1, "are in two splits"),
-                              ("DATA-DUPLICATE", lambda names: len(names) == 1, "are there twice")):  # fmt: skip
+    for code, which, what in (("DATA-LEAK", lambda names: len(names) > 1, "in two splits"),
+                              ("DATA-DUPLICATE", lambda names: len(names) == 1, "there twice")):  # fmt: skip
         groups = [group for group, names in zip(same, splits, strict=True) if which(names)]
         places = [Place(" = ".join(s.text for s in group), group[0].path, (), group[1].path) for group in groups]
-        findings.add(code, f"{counted(len(groups), 'image')} {what}, byte for byte", places)
+        findings.add(
+            code, f"{counted(len(groups), 'image')} {'is' if len(groups) == 1 else 'are'} {what}, byte for byte", places
+        )
     equal = {frozenset((a.path, b.path)) for group in same for a in group for b in group}
     others = [(a, b) for a, b in near if frozenset((a.path, b.path)) not in equal]
     for code, which, what in (("DATA-NEAR-LEAK", lambda a, b: a.split != b.split, "in two splits"),

@@ -25,7 +25,7 @@ from ..split import (
     named_table,
     one_line,
     read_text,
-    split_told_by,
+    split_in_name,
     visible_files,
 )
 from .pairs import names_on_disk
@@ -77,13 +77,13 @@ def find_csv(folder: Path, guard: PathGuard) -> Layout | None:
         if _columns(_rows(guard.check(file), strict=False)[:1]) is None:
             continue
         parts = reversed(file.relative_to(folder).with_suffix("").parts)
-        told = next((name for part in parts if (name := split_told_by(part))), "")
-        if told in named:
-            what = f"{named[told].name} and {file.name} may both be the boxes of {told or 'train'}"
+        part_of = next((name for part in parts if (name := split_in_name(part))), "")
+        if part_of in named:
+            what = f"{named[part_of].name} and {file.name} may both be the boxes of {part_of or 'train'}"
             text = f'format = "csv"\n[train]\nannotations = "{file.relative_to(folder).as_posix()}"\nimages = "."'
             fix = f"leave one of them there, or write a dataset.toml that names it, such as\n{text}"
             raise DataError(what, code="DATA-LAYOUT", where=folder, fix=fix)
-        named[told] = file
+        named[part_of] = file
     if not named.keys() & {"train", "val"} and "" in named:
         named = {"train": named[""]}
     named.pop("", None)

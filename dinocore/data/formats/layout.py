@@ -9,7 +9,7 @@ import msgspec
 
 from ...errors import DataError
 from ..images import IMAGE_SUFFIXES
-from ..split import WORDS, Layout, PathGuard, Split, image_roots, is_hidden, layout_of, split_told_by
+from ..split import WORDS, Layout, PathGuard, Split, image_roots, is_hidden, layout_of, split_in_name
 from .csv import find_csv
 from .kitti import find_kitti
 from .manifest import find_manifest
@@ -65,7 +65,7 @@ def _only_folder(folder: Path) -> Path | None:
     folders = [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
     about = all(entry.suffix.lower() in ABOUT or entry.stem.upper() in ("README", "LICENSE") for entry in entries
                 if entry not in folders)  # fmt: skip
-    if len(folders) != 1 or not about or split_told_by(folders[0].name):
+    if len(folders) != 1 or not about or split_in_name(folders[0].name):
         return None
     holds_images = any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in folders[0].iterdir())
     return None if holds_images else folders[0]
@@ -77,7 +77,7 @@ def _coco(folder: Path, guard: PathGuard) -> Layout | None:
 
 def _plain(folder: Path, guard: PathGuard) -> Layout | None:
     files = _json_files(folder, "*.json") or _json_files(folder, "annotations/*.json")
-    if len(files) > 1 or (files and files[0].name not in OWN and not split_told_by(files[0].stem)):
+    if len(files) > 1 or (files and files[0].name not in OWN and not split_in_name(files[0].stem)):
         files = [file for file in files if _is_coco(file, guard)]
     return _by_name("plain COCO", folder, files, guard)
 
@@ -88,7 +88,7 @@ def _anywhere(folder: Path, guard: PathGuard) -> Layout | None:
     named: dict[str, list[Path]] = {}
     for file in files:
         parts = reversed(file.relative_to(folder).with_suffix("").parts)
-        named.setdefault(next((told for part in parts if (told := split_told_by(part))), ""), []).append(file)
+        named.setdefault(next((known for part in parts if (known := split_in_name(part))), ""), []).append(file)
     if "" in named and not named.keys() & {"train", "val"}:
         named = {"train": named[""]}
     return _one_each("COCO", folder, named, guard)
@@ -114,7 +114,7 @@ def _is_coco(file: Path, guard: PathGuard) -> bool:
     except msgspec.ValidationError:
         return False
     except (OSError, ValueError, RecursionError):
-        return split_told_by(file.stem) != "" or file.name in OWN
+        return split_in_name(file.stem) != "" or file.name in OWN
 
 
 def _folders(folder: Path) -> Iterator[Path]:
@@ -129,7 +129,7 @@ def _by_name(kind: str, folder: Path, files: list[Path], guard: PathGuard) -> La
     """Each file for the split that its name tells; or one that tells none, which is for training."""
     named: dict[str, list[Path]] = {}
     for file in files:
-        named.setdefault(split_told_by(file.stem), []).append(file)
+        named.setdefault(split_in_name(file.stem), []).append(file)
     if not named.keys() & {"train", "val"}:
         chosen = [file for file in files if file.name in OWN] or files
         named = {"train": chosen} if chosen else {}
@@ -162,7 +162,7 @@ def _per_split(folder: Path, guard: PathGuard) -> Layout | None:
 def _several(files: list[Path], split: str, folder: Path) -> DataError:
     listed = ", ".join(file.name for file in files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
     what = f"{files[0].parent} has several .json files that may be the annotations of {split}: {listed}"
-    fix = "leave one of them there" if split_told_by(files[0].stem) else "call the right one annotations.json"
+    fix = "leave one of them there" if split_in_name(files[0].stem) else "call the right one annotations.json"
     text = suggest(folder, "coco", files[0])
     return DataError(what, code="DATA-LAYOUT", where=files[0].parent, fix=f"{fix}, or write a dataset.toml{text}")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Container
 from pathlib import Path
 
 from ..images import IMAGE_SUFFIXES
-from ..split import split_told_by, tails, visible_files
+from ..split import split_in_name, tails, visible_files
 
 TRIED = 3  # files of a folder that are looked into to tell its format
 
@@ -28,7 +28,7 @@ def paired_folders(folder: Path, suffix: str, is_format: Callable[[Path], bool])
         if not any(is_format(files[stem]) for stem in sorted(files.keys() & images[best].keys())[:TRIED]):
             continue
         parts = [part for path in (where, best) for part in reversed(path.relative_to(folder).parts)]
-        name = next((told for part in parts if (told := split_told_by(part))), "")
+        name = next((known for part in parts if (known := split_in_name(part))), "")
         pairs.setdefault(name, []).append((where, best))
     if "" in pairs and not pairs.keys() & {"train", "val"}:
         pairs = {"train": pairs[""]}
