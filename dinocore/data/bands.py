@@ -72,7 +72,7 @@ def refusal_of_unknown(path: Path) -> tuple[str, str] | None:
 
 def _unknown(tags: ImageFileDirectory_v2) -> list[int]:
     """Kinds of the bands that are neither colours nor transparency."""
-    extra = int(tags.get(SAMPLES, 1)) - COLOUR_BANDS.get(tags.get(PHOTOMETRIC), 1)
+    extra = int(tags.get(SAMPLES, 1)) - COLOUR_BANDS.get(int(tags.get(PHOTOMETRIC, 1)), 1)
     said = tags.get(EXTRA, ())
     kinds = list(said if isinstance(said, tuple) else (said,))
     return [kind for kind in (kinds + [0] * extra)[: max(extra, 0)] if kind not in ALPHA]
