@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from ..data.batch import Batch, Sample, collate
 from ..model.dino import DINO
 from ..model.proposals import token_anchors
 from ..predict import Detector
-from ..structures import Predictions, Target, Tokens
+from ..structures import Predictions, Target
 from ..words import counted
 from .runtime import ExportedDetector, Run
 
@@ -87,7 +87,7 @@ class Stages:
 
     def __init__(self, detector: Detector, batch: Batch):
         self.detector, self.sizes = detector, batch.sizes
-        kept: list[Tokens] = []
+        kept: list[Any] = []  # Tokens
         hook = detector.model.encoder.register_forward_hook(lambda module, inputs, output: kept.append(output))
         try:
             output = detector.forward(batch)
