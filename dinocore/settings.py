@@ -85,7 +85,7 @@ def _comments(section: type[Section]) -> dict[str, str]:
         field = FIELD.fullmatch(line)
         if field and field[1] in section.model_fields:
             found[field[1]] = field[2] or ""
-            open_field = field[1] if line.endswith("(") else ""
+            open_field = field[1] if line.endswith(("(", "[")) else ""
         elif open_field and "  # " in line:
             found[open_field] = line.rpartition("  # ")[2]
             open_field = ""
