@@ -40,7 +40,7 @@ class Weights(NamedTuple):
         """The score threshold of the best F1 in the evaluation of these weights; None where none is stored."""
         stored = self.facts.get("thresholds")
         overall = stored.get("overall") if isinstance(stored, Mapping) else None
-        return float(overall) if _is_score(overall) else None
+        return float(overall) if overall is not None and _is_score(overall) else None
 
     @property
     def class_thresholds(self) -> dict[str, float]:
