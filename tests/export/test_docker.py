@@ -21,8 +21,10 @@ def copied() -> set[str]:
 
 
 def test_all_that_the_package_is_built_from_is_copied_and_not_ignored():
-    built_from = {"pyproject.toml", PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]}
-    wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    hatch = PROJECT["tool"]["hatch"]
+    pages = [part["path"] for part in hatch["metadata"]["hooks"]["fancy-pypi-readme"]["fragments"]]
+    built_from = {"pyproject.toml", *pages, *PROJECT["project"]["license-files"]}
+    wheel = hatch["build"]["targets"]["wheel"]
     built_from |= {*wheel["packages"], *wheel["force-include"]}
     assert copied() == built_from
     kept = {line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] == "!"}

@@ -204,7 +204,9 @@ class Swapped:
     def _swap(self, module, inputs, logits):
         logits = logits.clone()
         for i, ranks in enumerate(logits.amax(-1)):
-            a, b = ranks.sort(descending=True).indices[[3, 4]].tolist()
+            ranked, token = ranks.sort(descending=True)
+            place = int((ranked[:-1] - ranked[1:] > 1e-5).nonzero()[0])  # tokens without an anchor are all alike
+            a, b = token[[place, place + 1]].tolist()
             logits[i, [a, b]] = logits[i, [b, a]]
         return logits
 
