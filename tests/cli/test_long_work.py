@@ -81,7 +81,7 @@ def test_memory_is_flat_over_5000_images_of_different_sizes(weights, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
     assert code == 0 and [row["file"] for row in rows] == [f"many/{k:04d}.png" for k in range(5000)], said
     assert len({(row["width"], row["height"]) for row in rows}) > 2000
-    print(f"5,000 images: {samples[-1][1]:.0f} MB, growth {growth(samples, 5000):.1f} MB")
+    print(f"5,000 images: {max(mb for _, mb in samples):.0f} MB, growth {growth(samples, 5000):.1f} MB")
     assert growth(samples, 5000) < 25
 
 
@@ -103,16 +103,18 @@ def test_memory_is_flat_over_a_film_of_2000_frames(weights, tmp_path):
     assert code == 0 and [row["frame"] for row in rows] == list(range(2000)), said
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == 2000
-    print(f"2,000 frames: {samples[-1][1]:.0f} MB, growth {growth(samples, 2000):.1f} MB")
+    print(f"2,000 frames: {max(mb for _, mb in samples):.0f} MB, growth {growth(samples, 2000):.1f} MB")
     assert growth(samples, 2000) < 25
 
 
 def test_two_ranks_that_are_killed_go_on_with_three_and_of_10000_images_none_is_missing_or_twice(
     dino, weights, tmp_path
 ):
-    rng = np.random.default_rng(0)
+    count, rng = 10_000, np.random.default_rng(0)
+    size = min(256, count // 64)  # of a part
+    number = -(-count // size)
     (tmp_path / "many").mkdir()
-    for k in range(10_000):
+    for k in range(count):
         pixels = np.full((20, 24, 3), rng.integers(0, 256, 3), np.uint8)
         pixels[4:12, k % 16 : k % 16 + 8] = 255
         Image.fromarray(pixels).save(tmp_path / "many" / f"{k:05d}.png", compress_level=1)
@@ -120,7 +122,7 @@ def test_two_ranks_that_are_killed_go_on_with_three_and_of_10000_images_none_is_
     given = ("many", "--weights", weights, "--out", "two.jsonl", "--device", "cpu", "--amp", "off", "--threshold", "0")
     processes = [start(tmp_path, *given, rank=rank, size=2) for rank in range(2)]
     parts = tmp_path / "two.jsonl.parts"
-    until = time.monotonic() + 300
+    until = time.monotonic() + 1800
     while len(list(parts.glob("*/*.jsonl"))) < 20 and time.monotonic() < until:
         time.sleep(0.05)
     for process in processes:
@@ -128,7 +130,7 @@ def test_two_ranks_that_are_killed_go_on_with_three_and_of_10000_images_none_is_
         process.communicate()
     assert not (tmp_path / "two.jsonl").exists()
     kept = {path: path.stat().st_mtime_ns for path in parts.glob("*/*.jsonl")}
-    assert 20 <= len(kept) < 65
+    assert 20 <= len(kept) < number
     again = [start(tmp_path, *given, rank=rank, size=3) for rank in range(3)]
     while again[0].poll() is None and parts.exists():  # rank 0 removes them at the end
         for path, written in kept.items():
@@ -139,9 +141,9 @@ def test_two_ranks_that_are_killed_go_on_with_three_and_of_10000_images_none_is_
         time.sleep(0.2)
     errors = [process.communicate()[1] for process in again]
     assert [process.returncode for process in again] == [7, 0, 0], errors
-    assert f"has {len(kept)} of 65 parts" in errors[0] and not parts.exists()
+    assert f"has {len(kept)} of {number} parts" in errors[0] and not parts.exists()
     together = [json.loads(line) for line in (tmp_path / "two.jsonl").read_text().splitlines()]
-    assert [row["file"] for row in together] == [f"many/{k:05d}.png" for k in range(10_000) if k != 17]
+    assert [row["file"] for row in together] == [f"many/{k:05d}.png" for k in range(count) if k != 17]
     some = [row["file"] for row in together[::100]]
     assert dino("predict", *some, *given[1:3], "--out", "one.json", *given[5:]).code == 0
     for ours, alone in zip(together[::100], json.loads((tmp_path / "one.json").read_text()), strict=True):

@@ -39,10 +39,11 @@ def test_the_readme_shows_every_command():
         "benchmark",
         "serve",
         "export",
+        "push",
     }
 
 
-ELSEWHERE = ("dino serve", "dino export")  # ends by a signal: test_serve.py; takes minutes: tests/export
+ELSEWHERE = ("dino serve", "dino export", "dino push")  # test_serve.py; tests/export; needs the hub: test_push.py
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith(ELSEWHERE)])
