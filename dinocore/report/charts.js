@@ -20,7 +20,7 @@ function span(values, withZero) {
   for (const v of values) if (v !== null) { low = Math.min(low, v); high = Math.max(high, v); }
   if (low > high) return [0, 1];
   if (withZero && low > 0 && low < high * 0.7) low = 0;
-  if (low === high && low === 0 && withZero) return [0, 1];
+  if (low === high && low >= 0 && low <= 1 && withZero) return [0, 1];  // such as a precision of 1 everywhere
   if (low === high) { const room = Math.abs(low) / 2 || 0.5; return [low - room, high + room]; }
   return [low, high];
 }

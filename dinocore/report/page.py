@@ -18,6 +18,7 @@ from PIL import Image
 from ..system.files import write_text
 from .parts import Cell, Chart, Gallery, MarkedImage, Matrix, Page, Part, Table
 
+DIGITS = 6  # of a score
 MOST_BYTES = 4_800_000  # of the file, unless tables and drawings alone take more
 MOST_ROWS = 200  # of a table in the page; the whole of a longer one is a file beside it
 HERE = Path(__file__).parent
@@ -178,7 +179,7 @@ def _gallery_data(gallery: Gallery) -> dict[str, Any]:
                 *(_finite(round(float(value), 1)) or 0 for value in mark.xyxy),
                 labels.setdefault(printable(mark.label), len(labels)),
                 list(KINDS).index(mark.kind),
-                None if mark.score is None else _finite(round(float(mark.score), 4)),
+                None if mark.score is None else _finite(round(float(mark.score), DIGITS)),
             ]
             for mark in image.marks
         ]
@@ -187,7 +188,7 @@ def _gallery_data(gallery: Gallery) -> dict[str, Any]:
         "labels": list(labels),
         "kinds": list(KINDS),
         "names": list(KINDS.values()),
-        "threshold": gallery.threshold,
+        "threshold": math.floor(gallery.threshold * 10**DIGITS) / 10**DIGITS,  # often a score: that box is shown
         "images": images,
     }
 

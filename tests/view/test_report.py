@@ -12,7 +12,7 @@ from PIL import Image
 
 from dinocore.draw.curves import draw_curves
 from dinocore.report.judged import ImageDetections, ImageTruth, judged_marks
-from dinocore.report.page import render_page, shrink
+from dinocore.report.page import _gallery_data, render_page, shrink
 from dinocore.report.parts import (  # fmt: skip
     Chart,
     Drawing,
@@ -188,6 +188,13 @@ def test_the_policy_stops_what_an_escape_would_have_missed(visit, tmp_path):
     tab = visit(full_page()).context.new_page()
     tab.goto(file.as_uri())
     assert tab.evaluate("window.pwned") is None and tab.locator(".chart svg path").count() > 0
+
+
+def test_the_box_whose_score_is_the_threshold_is_above_it_in_the_page():
+    score = 0.241549999  # rounded to four places it would be below
+    image = MarkedImage("a", Image.new("RGB", (20, 20)), [Mark((1, 1, 9, 9), "cat", "found", score)])
+    data = _gallery_data(Gallery("Found", [image], threshold=score))
+    assert data["images"][0]["marks"][0][-1] >= data["threshold"] > 0.2415
 
 
 @pytest.mark.slow
