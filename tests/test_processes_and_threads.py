@@ -112,3 +112,14 @@ def test_a_layer_is_computed_again_in_the_form_that_it_was_computed_in():
         output = checkpointed(layer, torch.ones(2, requires_grad=True))
     output.sum().backward()
     assert layer.seen == [True, True]
+
+
+def test_a_default_dtype_of_float64_changes_nothing(detector, image):
+    expected = detector(image)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = load_detector(amp="off")(image)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.scores.dtype == torch.float32 and torch.allclose(found.scores, expected.scores, atol=1e-4)
+    assert torch.allclose(found.boxes_xyxy, expected.boxes_xyxy, atol=0.05)

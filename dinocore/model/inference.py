@@ -25,7 +25,7 @@ def for_inference(model: DINO, dtype: torch.dtype | None, device: torch.device) 
     fold_batch_norm(quick.backbone)
     for name, part in quick.named_children():
         in_float32 = name == "backbone" and quick.backbone.slow_in_bf16 and device.type == "cpu"
-        part.to(device=device, dtype=torch.float32 if in_float32 else dtype)
+        part.to(device=device, dtype=torch.float32 if in_float32 or dtype is None else dtype)
     if device.type == "cpu":
         swins = [module for module in quick.backbone.modules() if isinstance(module, Swin)]
         for part in (quick.encoder, quick.proposer, quick.decoder, *swins):  # others may read their layers' weights

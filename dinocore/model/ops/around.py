@@ -61,6 +61,7 @@ def sample_fused(
     if not known:
         return sample(value, padding, shapes, reference, offsets, logits)
     sizes = [size for shape in shapes for size in shape]
+    reference = reference.float()  # a default dtype of float64 may be in it
     return torch.ops.dino.sample_around(value, padding, sizes, reference, offsets, logits)
 
 
