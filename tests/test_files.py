@@ -59,7 +59,7 @@ def test_a_link_stays_a_link_and_others_may_read_what_the_umask_lets_them(tmp_pa
     assert (tmp_path / "real.txt").stat().st_mode & 0o777 == 0o640
 
 
-def test_p4_what_is_not_finite_is_null_in_json():
+def test_what_is_not_finite_is_null_in_json():
     value = {"a": [1.5, float("nan")], "b": ({"c": float("-inf")},), "d": True}
     assert to_json(value) == '{"a": [1.5, null], "b": [{"c": null}], "d": true}'
     assert json.loads(to_json({"a": 0.1}, indent=1)) == {"a": 0.1}

@@ -101,7 +101,7 @@ def answers_in_ids_of(dino, tmp_path):
 
 
 @pytest.mark.slow
-def test_d8_pictures_are_learned_by_heart_and_answered_in_the_ids_of_any_file(learn, answers_in_ids_of, tmp_path):
+def test_pictures_are_learned_by_heart_and_answered_in_the_ids_of_any_file(learn, answers_in_ids_of, tmp_path):
     weights, few = None, {}
     for scheme in ("from 0", "from 1", "gaps, unsorted", "roboflow"):
         folder = tmp_path / scheme
@@ -117,7 +117,7 @@ def test_d8_pictures_are_learned_by_heart_and_answered_in_the_ids_of_any_file(le
 
 
 @pytest.mark.slow
-def test_d8_d10_an_unused_class_and_a_heading_change_nothing_about_it(learn, answers_in_ids_of, tmp_path):
+def test_an_unused_class_and_a_heading_change_nothing_about_it(learn, answers_in_ids_of, tmp_path):
     file = make(tmp_path / "data", "unused, gaps, roboflow")
     weights = learn(tmp_path / "data", tmp_path / "run", 140)
     assert [c.id for c in load_weights(weights).categories] == [3, 7, 90, 95]

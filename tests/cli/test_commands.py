@@ -223,7 +223,7 @@ def test_every_format_says_the_same(dino, run_folder, picture, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_p6_an_interrupted_folder_leaves_what_was_found_and_resume_looks_at_the_rest(
+def test_an_interrupted_folder_leaves_what_was_found_and_resume_looks_at_the_rest(
     dino, pictures, run_folder, monkeypatch, number
 ):
     read, seen = image_stream.read_image, []
@@ -246,7 +246,7 @@ def test_p6_an_interrupted_folder_leaves_what_was_found_and_resume_looks_at_the_
     assert dino(*asked).code == 0 and Path("boxes.json").read_text() == resumed, "as without an interrupt"
 
 
-def test_p6_what_is_not_ours_is_not_resumed(dino, picture):
+def test_what_is_not_ours_is_not_resumed(dino, picture):
     Path("boxes.json").write_text('[{"file": 7}]')
     result = dino("predict", picture, "--out", "boxes.json", "--resume")
     assert result.code == 3 and "error[DATA-RESULTS]" in result.err
@@ -444,7 +444,7 @@ def test_results_that_cannot_be_judged_are_refused_in_a_line(dino, pictures, con
     assert result.code == code and said in result.err.replace("\n", " ") and "Traceback" not in result.err
 
 
-def test_p2_results_of_unknown_ids_and_with_nan_are_refused_with_counts(dino, pictures):
+def test_results_of_unknown_ids_and_with_nan_are_refused_with_counts(dino, pictures):
     """Ids from 0 where the file has them from 1 are nearly all known, and would be judged without a word."""
     row = {"image_id": 9, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 0.5}
     known = json.loads((pictures / "annotations" / "instances_val2017.json").read_text())["images"][0]["id"]

@@ -124,7 +124,7 @@ def test_names_of_other_classes_are_taken_from_a_file(official, dino, tmp_path):
     assert [tuple(c) for c in load_weights(_here("two.safetensors")).categories] == [(0, "cat"), (1, "dog")]
 
 
-def test_p5_weights_that_do_not_name_their_classes_are_used_by_number(tmp_path):
+def test_weights_that_do_not_name_their_classes_are_used_by_number(tmp_path):
     save_weights(tmp_path / "bare.safetensors", {}, load_config("tiny", ["model.num_classes=18"]), [], {})
     categories = load_weights(tmp_path / "bare.safetensors").categories
     assert [c.name for c in categories[:2]] == ["class_0", "class_1"] and len(categories) == 18
@@ -133,7 +133,7 @@ def test_p5_weights_that_do_not_name_their_classes_are_used_by_number(tmp_path):
 
 
 @pytest.mark.slow
-def test_p5_classes_without_names_are_numbered_and_that_is_said(official, dino, pictures):
+def test_classes_without_names_are_numbered_and_that_is_said(official, dino, pictures):
     config = load_config(official[1], ["model.num_classes=18"])
     torch.save({"model": official_state(build_model(config.model).state_dict(), config.model)}, "bare.pth")
     result = dino("convert", "bare.pth", "--out", "bare.safetensors", "--preset", official[1])

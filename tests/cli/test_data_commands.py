@@ -69,12 +69,12 @@ def test_names_that_command_a_terminal_are_shown_and_not_obeyed(dino, mine):
     assert not {"\x1b", "\x07"} & set(result.out + result.err)
 
 
-def test_i13_an_address_is_refused_and_nothing_downloaded(dino):
+def test_an_address_is_refused_and_nothing_downloaded(dino):
     result = dino("predict", "https://example.org/a.jpg")
     assert result.code == 5 and "error[DATA-URL]" in result.err
 
 
-def test_d25_a_wrong_size_is_found_before_the_first_step(dino, mine, settings):
+def test_a_wrong_size_is_found_before_the_first_step(dino, mine, settings):
     edit(mine, lambda d: d["images"][0].update(width=50))
     result = dino("train", "--data", mine, "--output-dir", "new", *settings)
     assert result.code == 3 and "DATA-IMAGE-SIZE" in result.err and not Path("new").exists()
@@ -111,7 +111,7 @@ def run(*arguments, **more):
 
 
 @pytest.mark.slow
-def test_c7_no_home_a_cache_that_cannot_be_written_plain_locale_no_colour_and_a_narrow_terminal(mine, tmp_path):
+def test_no_home_a_cache_that_cannot_be_written_plain_locale_no_colour_and_a_narrow_terminal(mine, tmp_path):
     (tmp_path / "cache").write_text("")
     odd = {"PATH": os.environ["PATH"], "LANG": "C", "LC_ALL": "C", "NO_COLOR": "1", "COLUMNS": "20", "TERM": "dumb",
            "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}  # fmt: skip
@@ -122,7 +122,7 @@ def test_c7_no_home_a_cache_that_cannot_be_written_plain_locale_no_colour_and_a_
 
 
 @pytest.mark.slow
-def test_c4_a_reader_that_closes_the_pipe_is_a_quiet_end(mine):
+def test_a_reader_that_closes_the_pipe_is_a_quiet_end(mine):
     line = f"'{sys.executable}' -m dinocli check-data '{mine}' --json | head -c 5; echo \"code ${{PIPESTATUS[0]}}\""
     result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=ROOT)
     assert "code 0" in result.stdout and "Traceback" not in result.stderr and "error" not in result.stderr
@@ -133,7 +133,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 @pytest.mark.slow
-def test_i4_a_bomb_is_refused_with_little_memory_and_a_link_out_is_not_opened(mine, tmp_path):
+def test_a_bomb_is_refused_with_little_memory_and_a_link_out_is_not_opened(mine, tmp_path):
     """900 megapixels in about 100 kB of zeros; and a link to a file whose reading would block for ever."""
     head = struct.pack(">IIBBBBB", 30000, 30000, 1, 0, 0, 0, 0)
     rows = zlib.compress(bytes(30000 * 3751), 9)

@@ -32,7 +32,7 @@ def picture(pictures) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cuda", "cuda:9", "gpu"])
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="needs a machine without")
-def test_c2_a_device_that_is_not_there_is_said_with_those_that_are(dino, pictures, picture, tmp_path, device):
+def test_a_device_that_is_not_there_is_said_with_those_that_are(dino, pictures, picture, tmp_path, device):
     for command in (["predict", picture], ["eval", "--data", pictures], ["train", "--data", pictures], ["benchmark"]):
         result = dino(*command, "--device", device)
         assert result.code == 5 and result.out == "", result
@@ -41,7 +41,7 @@ def test_c2_a_device_that_is_not_there_is_said_with_those_that_are(dino, picture
 
 
 @pytest.mark.slow
-def test_c3_a_place_that_cannot_be_written_is_found_before_the_weights_are_read(
+def test_a_place_that_cannot_be_written_is_found_before_the_weights_are_read(
     dino, pictures, picture, tmp_path, monkeypatch
 ):
     """No root may write to /proc. The weights are missing: who names them has read them first."""
@@ -65,7 +65,7 @@ def test_c3_a_place_that_cannot_be_written_is_found_before_the_weights_are_read(
 
 
 @pytest.mark.slow
-def test_c8_an_unknown_preset_and_a_setting_from_the_future_are_named(dino, pictures, tmp_path):
+def test_an_unknown_preset_and_a_setting_from_the_future_are_named(dino, pictures, tmp_path):
     unknown = dino("train", "--data", pictures, "--preset", "yolov12")
     assert unknown.code == 2 and "yolov12" in unknown.err and "r50-4scale" in unknown.err
     (tmp_path / "new.toml").write_text("[model]\nwings = 2\n")
@@ -74,7 +74,7 @@ def test_c8_an_unknown_preset_and_a_setting_from_the_future_are_named(dino, pict
 
 
 @pytest.mark.slow
-def test_c9_a_second_run_in_one_folder_is_refused_and_a_killed_one_is_told(pictures, settings, tmp_path):
+def test_a_second_run_in_one_folder_is_refused_and_a_killed_one_is_told(pictures, settings, tmp_path):
     command = [*CLI, "train", "--preset", "r50-4scale", "--data", str(pictures), "--output-dir", str(tmp_path / "run"),
                *settings, "--epochs"]  # fmt: skip
     first = subprocess.Popen([*command, "500"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
@@ -93,7 +93,7 @@ def test_c9_a_second_run_in_one_folder_is_refused_and_a_killed_one_is_told(pictu
 
 
 @pytest.mark.slow
-def test_c10_a_clock_that_jumps_changes_no_duration(dino, pictures, settings, tmp_path, monkeypatch):
+def test_a_clock_that_jumps_changes_no_duration(dino, pictures, settings, tmp_path, monkeypatch):
     now = [2e9]
 
     def backwards() -> float:
@@ -111,7 +111,7 @@ def test_c10_a_clock_that_jumps_changes_no_duration(dino, pictures, settings, tm
 
 
 @pytest.mark.slow
-def test_c11_a_hundred_thousand_other_files_are_counted_and_an_empty_folder_is_said(dino, picture, tmp_path):
+def test_a_hundred_thousand_other_files_are_counted_and_an_empty_folder_is_said(dino, picture, tmp_path):
     (tmp_path / "huge" / "deep").mkdir(parents=True)
     for n in range(100_000):
         os.close(os.open(tmp_path / "huge" / "deep" / f"{n}.txt", os.O_CREAT | os.O_WRONLY))
@@ -130,7 +130,7 @@ THIN = [(1, 1), (1, 5000), (5000, 1), (8000, 10)]
 
 
 @pytest.mark.slow
-def test_i9_thin_pictures_are_predicted_trained_on_and_judged(dino, settings, tmp_path):
+def test_thin_pictures_are_predicted_trained_on_and_judged(dino, settings, tmp_path):
     """With the bundled model, and with one that is trained on nothing else; every box stays in its picture."""
     (tmp_path / "train").mkdir()
     document = {"images": [], "annotations": [], "categories": [{"id": 5, "name": "line"}]}

@@ -52,7 +52,7 @@ def test_batch_size_auto_keeps_the_batch_and_takes_as_many_at_once_as_fit(
 
 
 @pytest.mark.slow
-def test_t15_a_picture_of_curves_that_cannot_be_drawn_costs_a_warning(dino, settings, pictures, tmp_path, monkeypatch):
+def test_a_picture_of_curves_that_cannot_be_drawn_costs_a_warning(dino, settings, pictures, tmp_path, monkeypatch):
     def fails(*_):
         raise ValueError("no fonts")
 
@@ -63,7 +63,7 @@ def test_t15_a_picture_of_curves_that_cannot_be_drawn_costs_a_warning(dino, sett
 
 
 @pytest.mark.parametrize("wanted", ["auto", "step-00000002"])
-def test_k10_a_newer_checkpoint_is_exit_4_with_both_versions(wanted, dino, run_folder, tmp_path):
+def test_a_newer_checkpoint_is_exit_4_with_both_versions(wanted, dino, run_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "step-00000002"
     shutil.copytree(newest, newest.with_name("step-00000001"))  # an older one is no way out
@@ -90,7 +90,7 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(dino, settings, pictures, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_k7_weights_of_half_precision_are_used_and_said(dino, run_folder, pictures, tmp_path):
+def test_weights_of_half_precision_are_used_and_said(dino, run_folder, pictures, tmp_path):
     from dinocore.weights.file import load_weights, save_weights
 
     weights = load_weights(run_folder / "best.safetensors")

@@ -125,14 +125,14 @@ def test_d_a_fault_put_into_good_data_is_found_once_with_its_code(clean, code, l
             open_dataset(TINY.data.model_copy(update={"path": str(clean)}))
 
 
-def test_d9_classes_of_another_name_and_unknown_ones(clean):
+def test_classes_of_another_name_and_unknown_ones(clean):
     edit(clean, put("categories", name="dish"), "val")
     assert codes(check(clean))["DATA-CLASS-UNKNOWN"] == 1
     edit(clean, put("categories", name="star", id=77), "val")
     assert codes(check(clean))["DATA-ORPHAN"] == 15, "its objects have the old id"
 
 
-def test_d13_orphans_may_be_left_out(clean):
+def test_orphans_may_be_left_out(clean):
     edit(clean, put("annotations", image_id=404))
     config = load_config("tiny", ["data.allow_orphans=true"])
     found = check(clean, config=config)
@@ -140,12 +140,12 @@ def test_d13_orphans_may_be_left_out(clean):
     assert found.splits["train"].numbers["objects"] == 29
 
 
-def test_d22_images_that_no_split_names_are_listed(clean):
+def test_images_that_no_split_names_are_listed(clean):
     noise(50).save(clean / "train2017" / "more.png")
     assert codes(check(clean)) == {"DATA-IMAGE-UNLISTED": 1}
 
 
-def test_d24_more_objects_than_queries_detections_and_denoising(clean):
+def test_more_objects_than_queries_detections_and_denoising(clean):
     config = load_config("tiny", ["model.num_queries=9", "eval.max_dets=9", "model.denoising.num_pairs=8"])
     found = codes(check(clean, config=config))
     assert {code: found[code] for code in found if code.startswith("MODEL")} == {
@@ -173,7 +173,7 @@ def test_objects_below_a_cell_and_far_from_anchors_are_counted(clean):
     assert anchor_distance(np.array([[0.05, 0.05], [0.1, 0.2], [0.01, 0.8]]), 4).round(3).tolist() == [1, 2, 10]
 
 
-def test_d25_a_size_before_the_turn_is_called_that(clean):
+def test_a_size_before_the_turn_is_called_that(clean):
     exif = Image.Exif()
     exif[0x0112] = 6
     noise(1).save(clean / "train2017" / "0001.png", exif=exif)
@@ -184,7 +184,7 @@ def test_d25_a_size_before_the_turn_is_called_that(clean):
     assert not codes(check(clean, config=as_stored)), "then it is right"
 
 
-def test_d30_the_same_image_in_two_splits_and_twice_in_one(clean):
+def test_the_same_image_in_two_splits_and_twice_in_one(clean):
     bytes_of_one = (clean / "train2017" / "0001.png").read_bytes()
     for place in ("val2017/0011.png", "train2017/0002.png"):
         (clean / place).write_bytes(bytes_of_one)
@@ -212,19 +212,19 @@ def test_dark_and_blank_images_are_found(clean, code, picture):
     assert codes(check(clean)) == {code: 1}
 
 
-def test_i9_odd_sizes_are_found(clean):
+def test_odd_sizes_are_found(clean):
     for i, size in ((1, (8, 48)), (2, (600, 40))):
         noise(i, size).save(clean / "train2017" / f"{i:04d}.png")
         edit(clean, lambda d, i=i, size=size: d["images"][i - 1].update(width=size[0], height=size[1]))
     assert codes(check(clean))["DATA-IMAGE-ODD"] == 2
 
 
-def test_i10_several_frames_are_told(clean):
+def test_several_frames_are_told(clean):
     noise(1).save(clean / "train2017" / "0001.png", format="GIF", save_all=True, append_images=[noise(2)])
     assert codes(check(clean)) == {"DATA-IMAGE-FRAMES": 1}
 
 
-def test_i2_an_image_cut_anywhere_is_found_by_decoding_and_a_cut_end_only_so(tmp_path):
+def test_an_image_cut_anywhere_is_found_by_decoding_and_a_cut_end_only_so(tmp_path):
     write_sample_data(tmp_path, num_images=14, seed=1, size=(96, 72))
     pictures = sorted((tmp_path / "train2017").iterdir())[:10]
     cuts = random.Random(0)
@@ -251,7 +251,7 @@ def test_a_jpeg_that_lacks_a_few_bytes_is_a_warning(clean):
 
 
 @pytest.mark.parametrize("content", [b"", b"<html></html>", b"%PDF-1.7", b"GARBAGE" * 99])
-def test_i3_what_is_no_image_is_an_error(clean, content):
+def test_what_is_no_image_is_an_error(clean, content):
     (clean / "train2017" / "0001.png").write_bytes(content)
     assert codes(check(clean, decode=False)) == {"DATA-IMAGE-FORMAT": 1}
 
@@ -289,7 +289,7 @@ def test_a_good_file_is_not_changed(clean):
     assert changes == [] and as_coco_dict(after) == as_coco_dict(before)
 
 
-def test_d11_d14_ids_are_made_whole_and_unique_and_every_change_is_logged(clean):
+def test_ids_are_made_whole_and_unique_and_every_change_is_logged(clean):
     def spoil(document):
         document["images"][0]["id"] = "1"
         document["annotations"][0]["image_id"] = "1"
@@ -381,7 +381,7 @@ def test_overlaps_are_intersections_over_unions():
     assert overlaps(boxes)[0].round(4).tolist() == [1, 0.3333, 0, 0]
 
 
-def test_d6_a_missing_box_is_made_of_its_outline_or_run_lengths(clean):
+def test_a_missing_box_is_made_of_its_outline_or_run_lengths(clean):
     def change(document):
         first, second, third, fourth = document["annotations"][:4]
         first.update(bbox=None, segmentation=[[5, 6, 20, 6, 20, 30], [2, 8, 9, 8, 9, 9]])
@@ -397,7 +397,7 @@ def test_d6_a_missing_box_is_made_of_its_outline_or_run_lengths(clean):
     assert len(repaired["annotations"]) == 28 and sum("segmentation" in c.change for c in changes) == 2
 
 
-def test_d14_ids_that_are_text_are_numbered_and_their_objects_follow(clean):
+def test_ids_that_are_text_are_numbered_and_their_objects_follow(clean):
     def change(document):
         for row in document["images"]:
             row["id"] = f"img{row['id']}"
@@ -428,7 +428,7 @@ def test_crowd_area_and_size_are_read_as_they_are_meant(clean):
     assert found.notes[0].startswith("filled in: `area` of 5 objects") and "`width`" not in found.notes[0]
 
 
-def test_d19_a_box_far_larger_than_its_image_is_not_trained_on(clean):
+def test_a_box_far_larger_than_its_image_is_not_trained_on(clean):
     edit(clean, lambda d: d["annotations"][0].update(bbox=[-1e6, -1e6, 2e6, 2e6]))
     assert read_annotations(find_layout(clean).train).trainable().sum() == 29
     assert codes(check(clean))["DATA-BOX-OUTSIDE"] == 1
@@ -442,7 +442,7 @@ def test_errors_of_a_whole_file_keep_their_advice_and_a_missing_split_is_told(cl
     assert "no validation split" in found["DATA-SPLIT"].what
 
 
-def test_d26_names_of_another_machine_become_those_of_the_images_that_are_there(clean):
+def test_names_of_another_machine_become_those_of_the_images_that_are_there(clean):
     def change(document):
         names = (r"C:\data\0001.png", "../../label-studio/media/0002.png", "/home/me/0009.png")
         for row, name in zip(document["images"], names, strict=True):

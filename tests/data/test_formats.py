@@ -102,7 +102,7 @@ def test_six_decimals_of_a_whole_box_are_the_whole_box_and_others_stay(tmp_path)
     assert found.boxes[1].tolist() == pytest.approx([12, 3.48, 8, 7.92])
 
 
-def test_d29_an_empty_label_file_and_none_at_all_are_background(tmp_path):
+def test_an_empty_label_file_and_none_at_all_are_background(tmp_path):
     layout = find_layout(yolo(tmp_path, ""))
     assert len(read_annotations(layout.train).boxes) == len(read_annotations(layout.val).boxes) == 0
 
@@ -120,12 +120,12 @@ def test_d29_an_empty_label_file_and_none_at_all_are_background(tmp_path):
         ("0 50 30 20 20", "line 2: 50, where shares of the image's width and height are at most 1"),
     ],
 )
-def test_d29_a_bad_yolo_line_is_named_with_its_number(tmp_path, line, said):
+def test_a_bad_yolo_line_is_named_with_its_number(tmp_path, line, said):
     error = refusal(yolo(tmp_path, f"0 0.5 0.5 0.1 0.1\r\n{line}\r\n"))
     assert error.code == "DATA-LABEL-LINE" and f"a.txt {said}" in str(error)
 
 
-def test_d29_the_box_of_an_outline_is_its_extent(tmp_path):
+def test_the_box_of_an_outline_is_its_extent(tmp_path):
     found = read_annotations(find_layout(yolo(tmp_path, "1 0.25 0.5 0.5 0.25 0.75 0.75 0.5 0.5\n")).train)
     assert found.boxes.tolist() == [[8, 6, 16, 12]]
 
@@ -305,7 +305,7 @@ def canary(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["picture", "folder"])
-def test_d26_a_link_that_leads_out_of_the_folder_is_refused(make_coco, tmp_path, canary, kind):
+def test_a_link_that_leads_out_of_the_folder_is_refused(make_coco, tmp_path, canary, kind):
     split = make_coco()._replace(folder=tmp_path / "annotations")
     inside = tmp_path / "annotations" / "pictures"
     if kind == "folder":
@@ -322,7 +322,7 @@ def test_d26_a_link_that_leads_out_of_the_folder_is_refused(make_coco, tmp_path,
         assert len(read_annotations(split, config=DataConfig(follow_symlinks=True)).image_ids) == 2
 
 
-def test_d26_a_link_within_the_folder_is_followed(make_coco, tmp_path):
+def test_a_link_within_the_folder_is_followed(make_coco, tmp_path):
     split = make_coco()._replace(folder=tmp_path)
     (tmp_path / "train2017").rename(tmp_path / "elsewhere")
     (tmp_path / "train2017").symlink_to(tmp_path / "elsewhere")
@@ -330,7 +330,7 @@ def test_d26_a_link_within_the_folder_is_followed(make_coco, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../../canary.png", "/canary.png"])
-def test_d26_a_yolo_list_does_not_lead_out(tmp_path, canary, name):
+def test_a_yolo_list_does_not_lead_out(tmp_path, canary, name):
     yolo(tmp_path / "data", "", "train: list.txt\nnames: [a]")
     put(tmp_path / "data" / "list.txt", (str(canary) if name[0] == "/" else name) + "\n")
     assert refusal(tmp_path / "data").code == "DATA-PATH-ESCAPE"
@@ -348,7 +348,7 @@ OUTSIDE = {  # what a folder may hold as a link, and what must be there besides
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_d26_annotations_that_a_link_keeps_outside_are_not_opened(tmp_path, monkeypatch, name):
+def test_annotations_that_a_link_keeps_outside_are_not_opened(tmp_path, monkeypatch, name):
     """The canary is a pipe: to open it would wait for ever."""
     os.mkfifo(tmp_path / "canary")
     asked = Path.is_file
@@ -363,7 +363,7 @@ def test_d26_annotations_that_a_link_keeps_outside_are_not_opened(tmp_path, monk
     assert caught.value.code == "DATA-PATH-ESCAPE" and "data.follow_symlinks=true" in caught.value.fix
 
 
-def test_d26_annotations_outside_are_read_if_links_are_followed(tmp_path):
+def test_annotations_outside_are_read_if_links_are_followed(tmp_path):
     yolo(tmp_path / "data", "0 0.5 0.5 1 1\n")
     (tmp_path / "data" / "data.yaml").rename(tmp_path / "kept.yaml")
     (tmp_path / "data" / "data.yaml").symlink_to(tmp_path / "kept.yaml")

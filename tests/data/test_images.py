@@ -212,14 +212,14 @@ def deep_tiff(colors, order, planes):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_i7_sixteen_bits_of_colour_are_scaled_and_not_clipped(tmp_path, name, content):
+def test_sixteen_bits_of_colour_are_scaled_and_not_clipped(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     seen = pixels(tmp_path / name)[..., :3].astype(float)
     assert np.abs(seen - DEEP / 257).max() <= 1, "Pillow gives the high byte"
 
 
 @pytest.mark.parametrize("order", "<>")
-def test_i7_sixteen_bits_in_planes_which_pillow_misreads_are_refused(tmp_path, order):
+def test_sixteen_bits_in_planes_which_pillow_misreads_are_refused(tmp_path, order):
     (tmp_path / "planes.tif").write_bytes(deep_tiff(DEEP, order, True))
     assert "plane after plane" in refusal(tmp_path / "planes.tif")
 
@@ -333,7 +333,7 @@ AS_STORED = DataConfig(exif=False)
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_i8_without_exif_an_image_is_as_it_is_stored(saved, scene, orientation, suffix):
+def test_without_exif_an_image_is_as_it_is_stored(saved, scene, orientation, suffix):
     path = saved(Image.fromarray(scene), f"a.{suffix}", exif=exif(orientation), quality=95)
     seen = pixels(path, AS_STORED)
     assert seen.shape == scene.shape and np.abs(seen[4::8, 4::8].astype(int) - scene[4::8, 4::8]).max() < 25
@@ -343,7 +343,7 @@ def test_i8_without_exif_an_image_is_as_it_is_stored(saved, scene, orientation, 
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.float32, np.int32])
-def test_i7_minmax_spreads_grey_from_the_least_to_the_greatest(saved, kind):
+def test_minmax_spreads_grey_from_the_least_to_the_greatest(saved, kind):
     """A 12-bit image in 16 bits is nearly black otherwise; eight bits are left alone."""
     path = saved(Image.fromarray(np.array([[1000, 2000, 3000]], kind)), "a.tif")
     assert pixels(path, DataConfig(depth="minmax"))[0, :, 0].tolist() == [0, 128, 255]
@@ -362,7 +362,7 @@ SUFFIXES_CUT = ("jpg", "png", "gif", "bmp", "webp", "tif", "ppm")
     max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(suffix=st.sampled_from(SUFFIXES_CUT), share=st.floats(0, 1, exclude_max=True), last=st.integers(0, 40))
-def test_i2_an_image_cut_at_any_byte_is_refused_or_whole_to_the_last_pixel(saved, tmp_path, suffix, share, last):
+def test_an_image_cut_at_any_byte_is_refused_or_whole_to_the_last_pixel(saved, tmp_path, suffix, share, last):
     """A cut near the end may lose nothing that is seen; then every pixel must be right."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
     whole = saved(noise, f"a.{suffix}")

@@ -40,13 +40,13 @@ def said(events):
 
 
 @pytest.mark.slow
-def test_k6_a_run_does_not_go_on_with_other_classes(small_config, start):
+def test_a_run_does_not_go_on_with_other_classes(small_config, start):
     context, _ = start(small_config(*LITTLE))
     with pytest.raises(CheckpointError, match=r"the run knows the classes RBC, .* --weights RUN/best\.safetensors"):
         check_same_data({"classes": [[1, "RBC"], [2, "WBC"]]}, context.data, allow_change=True)
 
 
-def test_k7_half_precision_is_cast_and_said_and_integers_are_refused():
+def test_half_precision_is_cast_and_said_and_integers_are_refused():
     layer = torch.nn.Linear(2, 2)
     half = {key: value.half() for key, value in layer.state_dict().items()}
     load_exactly(layer, half, Path("w"))
@@ -57,7 +57,7 @@ def test_k7_half_precision_is_cast_and_said_and_integers_are_refused():
         load_exactly(layer, half | {"weight": torch.ones(2, 2, dtype=torch.int8)}, Path("w"))
 
 
-def test_k8_missing_tensors_and_other_shapes_are_refused_with_their_number():
+def test_missing_tensors_and_other_shapes_are_refused_with_their_number():
     layer = torch.nn.Linear(2, 2)
     before = {key: value.clone() for key, value in layer.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"2 of 2 tensors differ, such as bias \(missing in the file"):
@@ -66,7 +66,7 @@ def test_k8_missing_tensors_and_other_shapes_are_refused_with_their_number():
 
 
 @pytest.mark.slow
-def test_k9_what_a_gpu_saved_opens_on_a_cpu(small_config, start, run_to_end, monkeypatch, outcome):
+def test_what_a_gpu_saved_opens_on_a_cpu(small_config, start, run_to_end, monkeypatch, outcome):
     """Storages are marked as those of a GPU are, and there is a random stream of it."""
     config = small_config(*LITTLE, "train.epochs=1")
     context, state = start(config)
@@ -83,7 +83,7 @@ def test_k9_what_a_gpu_saved_opens_on_a_cpu(small_config, start, run_to_end, mon
 
 
 @pytest.mark.slow
-def test_k9_each_process_has_its_stream_again_and_a_new_one_begins_its_own(small_config, start):
+def test_each_process_has_its_stream_again_and_a_new_one_begins_its_own(small_config, start):
     context, state = start(small_config(*LITTLE))
     streams = []
     for seed in (1, 2):
@@ -105,7 +105,7 @@ def test_k9_each_process_has_its_stream_again_and_a_new_one_begins_its_own(small
 
 
 @pytest.mark.slow
-def test_k14_a_metric_that_is_no_number_is_never_best(small_config, start):
+def test_a_metric_that_is_no_number_is_never_best(small_config, start):
     context, state = start(small_config(*LITTLE))
     metrics = Metrics({"AP": float("nan")}, {}, 2, "")
     assert list(evaluation._keep_if_best(context, state, metrics, 1, [])) == []
@@ -113,7 +113,7 @@ def test_k14_a_metric_that_is_no_number_is_never_best(small_config, start):
 
 
 @pytest.mark.slow
-def test_k15_what_a_run_goes_on_from_is_not_pruned(small_config, start, run_to_end):
+def test_what_a_run_goes_on_from_is_not_pruned(small_config, start, run_to_end):
     context, state = start(small_config(*LITTLE, "train.save_every_steps=3", "train.keep_checkpoints=9"))
     run_to_end(context, state)
     origin = context.folder / "checkpoints" / "step-00000006"  # within an epoch, so it is not the best one either
@@ -174,7 +174,7 @@ def test_a_folder_that_becomes_read_only_costs_the_saves_and_ends_with_one_line(
 
 
 @pytest.mark.slow
-def test_t2_20_gradients_in_a_row_that_overflow_fp16_end_the_run(small_config, start):
+def test_twenty_gradients_in_a_row_that_overflow_fp16_end_the_run(small_config, start):
     context, state = start(small_config(*LITTLE, 'train.amp="fp16"', "train.epochs=9"))
     state.model.neck.project[0][0].weight.register_hook(lambda gradient: gradient * float("inf"))
     before = [p.clone() for p in state.model.parameters()]
@@ -185,7 +185,7 @@ def test_t2_20_gradients_in_a_row_that_overflow_fp16_end_the_run(small_config, s
 
 
 @pytest.mark.slow
-def test_t4_a_host_that_has_no_memory_for_a_picture_says_so_and_the_steps_before_are_saved(
+def test_a_host_that_has_no_memory_for_a_picture_says_so_and_the_steps_before_are_saved(
     small_config, start, monkeypatch
 ):
     original, calls = feeding._next, []
@@ -214,7 +214,7 @@ def test_t4_a_host_that_has_no_memory_for_a_picture_says_so_and_the_steps_before
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
-def test_t10_a_reader_that_fails_names_the_picture_and_the_state_is_saved(workers, small_config, start, monkeypatch):
+def test_a_reader_that_fails_names_the_picture_and_the_state_is_saved(workers, small_config, start, monkeypatch):
     context, state = start(small_config(*LITTLE, f"data.workers={workers}"))
     original, third = TrainingImages._read, str(context.data.train.path(3).name)
 
@@ -231,7 +231,7 @@ def test_t10_a_reader_that_fails_names_the_picture_and_the_state_is_saved(worker
     assert step_of(list_checkpoints(context.folder / "checkpoints")[-1]) == state.progress.step >= 4
 
 
-def test_t12_check_shared_memory_is_said_before_the_first_step(small_config, monkeypatch):
+def test_check_shared_memory_is_said_before_the_first_step(small_config, monkeypatch):
     monkeypatch.setattr(faults.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**5))
     assert "--ipc=host" in faults.check_shared_memory(small_config(), 2)
     assert faults.check_shared_memory(small_config(), 0) == "", "without readers nothing is shared"
@@ -248,7 +248,7 @@ class AnotherIsUnlike(SingleProcess):
         return [value, (value[0], "other data")]
 
 
-def test_t14_processes_with_other_data_end_before_the_first_step(small_config, start):
+def test_processes_with_other_data_end_before_the_first_step(small_config, start):
     context, state = start(small_config(*LITTLE))
     with pytest.raises(ConfigError, match=r"ranks \[1\] have other settings or other data than rank 0"):
         list(train(context._replace(group=AnotherIsUnlike()), state))
@@ -257,9 +257,7 @@ def test_t14_processes_with_other_data_end_before_the_first_step(small_config, s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["coco_metrics", "detect_all"])
-def test_t15_an_evaluation_that_fails_is_told_and_counted_and_the_next_one_is_done(
-    part, small_config, start, monkeypatch
-):
+def test_an_evaluation_that_fails_is_told_and_counted_and_the_next_one_is_done(part, small_config, start, monkeypatch):
     original, calls = getattr(evaluation, part), []
 
     def first_fails(*arguments):
@@ -298,7 +296,7 @@ class Bad:
         pass
 
 
-def test_t15_a_watcher_that_fails_is_told_once_and_gets_no_more(tmp_path):
+def test_a_watcher_that_fails_is_told_once_and_gets_no_more(tmp_path):
     sink = Bad()
     watcher = BackgroundWriter("Bad", lambda: sink)
     journal = MetricsLogger(MetricsLog(tmp_path, Progress()), [watcher])
@@ -312,7 +310,7 @@ def test_t15_a_watcher_that_fails_is_told_once_and_gets_no_more(tmp_path):
     journal.close()
 
 
-def test_t16_a_watcher_that_hangs_costs_no_time(tmp_path):
+def test_a_watcher_that_hangs_costs_no_time(tmp_path):
     for_ever = threading.Event()
     watcher = BackgroundWriter("Slow", lambda: SimpleNamespace(place="", write=lambda row: for_ever.wait(60)))
     journal, began = MetricsLogger(MetricsLog(tmp_path, Progress()), [watcher]), time.monotonic()
@@ -324,7 +322,7 @@ def test_t16_a_watcher_that_hangs_costs_no_time(tmp_path):
     for_ever.set()
 
 
-def test_t18_what_a_resumed_run_does_otherwise_is_named_or_refused(small_config):
+def test_what_a_resumed_run_does_otherwise_is_named_or_refused(small_config):
     before = small_config()
     told = changed_settings(before, small_config("train.lr=0.5", "train.epochs=7"))
     assert sorted(told) == ["train.epochs from 2 to 7", "train.lr from 0.0001 to 0.5"]
@@ -333,7 +331,7 @@ def test_t18_what_a_resumed_run_does_otherwise_is_named_or_refused(small_config)
 
 
 @pytest.mark.slow
-def test_t20_an_operation_that_is_not_deterministic_is_named(small_config, start, monkeypatch):
+def test_an_operation_that_is_not_deterministic_is_named(small_config, start, monkeypatch):
     original = step.forward
 
     def forward(*arguments):
@@ -352,14 +350,14 @@ def test_t20_an_operation_that_is_not_deterministic_is_named(small_config, start
 # P: prediction -----------------------------------------------------------------------------------------------------
 
 
-def test_p1_an_evaluation_without_any_detection_is_0_and_no_error(make_coco):
+def test_an_evaluation_without_any_detection_is_0_and_no_error(make_coco):
     from dinocore.data.annotations import read_annotations
     from dinocore.evaluate.coco import coco_metrics
 
     assert coco_metrics(read_annotations(make_coco()), []).summary["AP"] == 0.0
 
 
-def test_p3_predictions_that_are_no_numbers_are_an_error_and_not_no_detections():
+def test_predictions_that_are_no_numbers_are_an_error_and_not_no_detections():
     from dinocore.predict import Detector
     from dinocore.structures import Predictions
 
