@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from dinocore import Target
+from dinocore.boxes import iou, to_xyxy
 from dinocore.config import LossConfig
 from dinocore.errors import DivergedError
-from dinocore.losses import detection_loss
+from dinocore.losses import criterion, detection_loss
 from dinocore.matching import hungarian, matching_cost, negative_focal, positive_focal
-from dinocore.structures import Match, Predictions
+from dinocore.model.dino import DinoOutput
+from dinocore.structures import Match, Predictions, Queries
 
 LOSS = LossConfig()
 
@@ -45,6 +47,35 @@ def test_the_match_is_the_cheapest_of_all():
     cheapest = min(itertools.permutations(range(5), 3), key=lambda rows: sum(cost[q, t] for t, q in enumerate(rows)))
     found = dict(zip(match.target.tolist(), match.query.tolist(), strict=True))
     assert [found[t] for t in range(3)] == list(cheapest)
+
+
+def test_the_cost_of_a_pair_by_hand():
+    """Two boxes of 0.2 x 0.2 side by side, 0.1 apart: L1 0.3, IoU 0, hull 0.5 x 0.2, GIoU -0.2."""
+    stage = Predictions(torch.zeros(1, 1, 2), torch.tensor([[[0.2, 0.5, 0.2, 0.2]]]))
+    target = Target(torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.2, 0.2]]))
+    cost = matching_cost(stage.logits[0], stage.boxes[0], target, LOSS)
+    label = (0.25 - 0.75) * 0.5**2 * math.log(2)  # positive less negative focal loss of a score of 0.5
+    assert cost.label.item() == pytest.approx(2 * label, rel=1e-5)
+    assert cost.box.item() == pytest.approx(5 * 0.3, rel=1e-5)
+    assert cost.giou.item() == pytest.approx(2 * 0.2, rel=1e-5)
+
+
+def test_of_two_boxes_equally_far_the_one_that_overlaps_more_is_matched():
+    boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.1], [0.55, 0.55, 0.2, 0.2]]])  # both 0.1 away in L1
+    target = Target(torch.tensor([0]), torch.tensor([[0.5, 0.5, 0.2, 0.2]]))
+    (match,) = hungarian([Predictions(torch.zeros(1, 2, 1), boxes)], [target], LOSS)
+    overlap = iou(to_xyxy(boxes[0]), to_xyxy(target.boxes))
+    assert match.query.tolist() == [int(overlap.argmax())]
+
+
+@pytest.mark.parametrize(("counted", "divisor"), [(0.0, 1.0), (0.5, 1.0), (1.0, 1.0), (3.0, 3.0)])
+def test_the_loss_is_divided_by_the_objects_but_by_1_at_least(counted, divisor):
+    stage, given = predictions(4, batch=2), targets(2, 1)
+    output = DinoOutput([stage], None, Queries(torch.zeros(2, 4, 8), stage.boxes))
+    (match,) = hungarian([stage], given, LOSS)
+    expected = detection_loss(stage, given, match, divisor, LOSS)
+    for name, value in criterion(output, given, counted, LOSS).items():
+        torch.testing.assert_close(value, expected[name.removeprefix("stage0/")])
 
 
 def test_each_stage_and_image_is_matched_on_its_own():
