@@ -254,7 +254,7 @@ MUTATIONS = [
         "dinocore/train/step.py",
         "if not finite_loss or not (finite_norm or scaler.is_enabled()):",
         "if not finite_loss:",
-        f"{TRAIN}/test_step.py {TRAIN}/test_never_lost.py",
+        f"{TRAIN}/test_loop.py",
     ),
     Mutation(
         "the average moves ten times too fast",
@@ -268,7 +268,7 @@ MUTATIONS = [
         "dinocore/train/schedule.py",
         "or epoch == self.config.epochs",
         "",
-        f"{TRAIN}/test_loop.py",
+        f"{TRAIN}/test_schedule.py",
     ),
     Mutation(
         "a damaged checkpoint is taken for a whole one",

@@ -1,4 +1,4 @@
-"""Whose annotated pictures an inspector shows: those of --data, else of the weights' own data, else drawn ones."""
+"""Whose annotated images an inspector shows: those of --data, else of the weights' own data, else drawn ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def open_annotated(folder: Path | None, split: str, detector: Detector) -> Annot
     elif settings.path and not Path(settings.path).exists():
         raise DataError(f"{settings.path}, the data of these weights, is not there; name it with --data DIR")
     found = open_split(settings, split, detector.categories)
-    own = "what these weights were trained with" if settings.path else "pictures that dino draws"
+    own = "what these weights were trained with" if settings.path else "images that dino draws"
     say(f"data: {found.file}" if folder else f"data: {found.file} ({own}; --data DIR for other)")
     return found
 

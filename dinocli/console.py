@@ -51,11 +51,11 @@ def _speaks() -> bool:
 
 
 def warn_of_letters(names: Iterable[str]) -> None:
-    """A line about names that pictures will show as boxes, for want of a font."""
+    """A line about names that images will show as boxes, for want of a font."""
     from dinocore.draw.fonts import unwritable
 
     if lost := unwritable(names):
-        warn(f"no font here can write {', '.join(lost[:3])}, so pictures show boxes instead; install one, such as Noto")
+        warn(f"no font here can write {', '.join(lost[:3])}, so images show boxes instead; install one, such as Noto")
 
 
 def fail(error: DinoError | str, code: str = "INPUTS") -> None:

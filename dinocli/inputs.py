@@ -1,4 +1,4 @@
-"""From what a person types to picture files: files, folders, globs, and `-` for standard input."""
+"""From what a person types to image files: files, folders, globs, and `-` for standard input."""
 
 import atexit
 import glob
@@ -15,7 +15,7 @@ from dinocore.errors import DataError, EnvironmentFault
 
 
 class Input(NamedTuple):
-    """A picture to read, and what to call it."""
+    """An image to read, and what to call it."""
 
     path: Path
     name: str
@@ -49,7 +49,7 @@ def is_film(arguments: Sequence[str]) -> bool:
 
 
 def expand(arguments: Sequence[str]) -> tuple[list[Input], int]:
-    """All pictures that the arguments name, each once; and how many files of folders are no pictures.
+    """All images that the arguments name, each once; and how many files of folders are no images.
 
     Raises:
         DataError: nothing is left.
@@ -62,27 +62,27 @@ def expand(arguments: Sequence[str]) -> tuple[list[Input], int]:
         if argument.lower().startswith(("http://", "https://", "s3://", "gs://", "ftp://")):
             raise EnvironmentFault(f"{argument} is an address, and nothing is downloaded", code="DATA-URL")
         if not argument:
-            raise DataError("one of the names of pictures is empty", fix="is a variable of your shell not set?")
+            raise DataError("one of the names of images is empty", fix="is a variable of your shell not set?")
         if argument == "-":
             inputs = list(_standard_input())
         elif path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.is_file())
-            pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
-            skipped += len(files) - len(pictures)
-            inputs = [Input(file, str(file)) for file in pictures]
+            images = [file for file in files if file.suffix.lower() in SUFFIXES]
+            skipped += len(files) - len(images)
+            inputs = [Input(file, str(file)) for file in images]
         elif not path.exists() and glob.has_magic(argument):
             inputs = [Input(Path(name), name) for name in sorted(glob.glob(argument, recursive=True))]
         else:
             inputs = [Input(path, argument)]  # a missing file is said when it is read
         found |= {item.name: item for item in inputs}
     if not found:
-        raise DataError(f"no pictures in {', '.join(arguments)}",
+        raise DataError(f"no images in {', '.join(arguments)}",
                         fix=f"give files that end in one of {' '.join(sorted(SUFFIXES))}")  # fmt: skip
     return list(found.values()), skipped
 
 
 def _standard_input() -> Iterator[Input]:
-    """One picture's bytes, or file names, one a line."""
+    """One image's bytes, or file names, one a line."""
     content = sys.stdin.buffer.read()
     try:
         names = [line for line in content.decode().splitlines() if line.strip()]

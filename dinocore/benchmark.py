@@ -30,13 +30,13 @@ class Case(NamedTuple):
     """What to measure."""
 
     config: Config
-    size: tuple[int, int]  # height and width of the pictures
+    size: tuple[int, int]  # height and width of the images
     batch: int
     train: bool  # a training step instead of inference
     ops: str  # auto, or reference: the peers' eager form, nothing tuned
     amp: str
     device: torch.device
-    objects: int  # in each picture, for training
+    objects: int  # in each image, for training
     repeats: int
     weights: Path | None = None  # a file of ours; None: random ones
     compiled: bool = False  # torch.compile around the model
@@ -117,7 +117,7 @@ def _compiled(model: DINO) -> Any:
 
 
 def random_batch(case: Case) -> Batch:
-    """Pictures of noise with random objects, already normalised."""
+    """Images of noise with random objects, already normalised."""
     images = torch.randn(case.batch, 3, *case.size).to(memory_format=torch.channels_last).to(case.device)
     padding = torch.zeros(case.batch, *case.size, dtype=torch.bool, device=case.device)
     corners = torch.rand(case.batch, case.objects, 2, 2).sort(dim=2).values.flatten(2)  # (B, T, 4) xyxy

@@ -211,7 +211,7 @@ class TrainConfig(Section):
 
 
 class DataConfig(Section):
-    path: str = ""  # empty: pictures that `dino sample-data` draws
+    path: str = ""  # empty: images that `dino sample-data` draws
     flip: Share = 0.5  # left and right
     vertical_flip: Share = 0.0  # none in DETR; right where up and down mean nothing: microscopes, satellites
     policy: Literal["detr", "lsj"] = "detr"  # lsj: large-scale jitter (arXiv 2012.07177) instead of scales and crop
@@ -221,22 +221,22 @@ class DataConfig(Section):
     crop_chance: Share = 0.5  # resize to one of crop_scales, cut a part of crop_size, then resize as above
     crop_scales: Sizes = (400, 500, 600)  # [data_aug_scales2_resize]
     crop_size: Range = (384, 600)  # least and most, each side; [data_aug_scales2_crop]
-    lsj_scales: Scales = (0.1, 2.0)  # lsj: the picture fits into so many times lsj_size, least and most
+    lsj_scales: Scales = (0.1, 2.0)  # lsj: the image fits into so many times lsj_size, least and most
     lsj_size: Positive = 1024  # lsj: a part of so many pixels a side is cut out
     eval_scale: Positive = 800  # short side in evaluation and prediction, unless max_size limits the long one
     workers: Literal["auto"] | Count = "auto"  # auto: one process fewer than there are cores, at most 4
-    loader_timeout: Count = 600  # seconds that a step waits for a picture of a worker process; 0: for ever
+    loader_timeout: Count = 600  # seconds that a step waits for an image of a worker process; 0: for ever
     max_pixels: Annotated[int, Field(gt=0, le=178_956_970)] = 178_956_970  # no more are decoded; Pillow's own limit
-    exif: bool = True  # pictures are turned as their EXIF data say; false: boxes were drawn on them as they are stored
+    exif: bool = True  # images are turned as their EXIF data say; false: boxes were drawn on them as they are stored
     depth: Literal["full", "minmax"] = (
-        "full"  # grey pixels of more than 8 bits: 65535, or a picture's greatest, is white
+        "full"  # grey pixels of more than 8 bits: 65535, or an image's greatest, is white
     )
     voc_first_pixel: Literal["auto", 0, 1] = "auto"  # how Pascal VOC's corners count; auto: 0 where one is 0, else 1
     min_box_size: Weight = 0.1  # pixels; objects of which less is seen are not trained on; ours
-    allow_orphans: bool = False  # leave out objects of unknown pictures and classes instead of refusing the data
-    follow_symlinks: bool = False  # open pictures that a link keeps outside of the data folder
+    allow_orphans: bool = False  # leave out objects of unknown images and classes instead of refusing the data
+    follow_symlinks: bool = False  # open images that a link keeps outside of the data folder
     val_fraction: Share = 0.0  # of the training images, held out for validation where the data has no validation split
-    sample_images: Positive = 200  # how many pictures are drawn when path is empty
+    sample_images: Positive = 200  # how many images are drawn when path is empty
 
     @model_validator(mode="after")
     def _fits_together(self) -> "DataConfig":

@@ -24,7 +24,7 @@ FORMATS = ("json", "jsonl", "coco", "csv", "yolo", "labelme", "fiftyone", "label
 SUFFIXES = {
     "json": ".json", "jsonl": ".jsonl", "coco": ".json", "csv": ".csv", "fiftyone": ".json", "labelstudio": ".json"
 }  # fmt: skip  # of the formats that are one file
-FOLDERS = ("yolo", "labelme")  # these write a file per picture
+FOLDERS = ("yolo", "labelme")  # these write a file per image
 
 OTHER = "give another --out, or leave --resume out"
 
@@ -39,7 +39,7 @@ class Detection(TypedDict):
 
 
 class Row(TypedDict):
-    """What was detected in one picture file, as JSON has it."""
+    """What was detected in one image file, as JSON has it."""
 
     file: str
     width: int
@@ -48,7 +48,7 @@ class Row(TypedDict):
 
 
 class ImageResult(NamedTuple):
-    """What was detected in one picture file."""
+    """What was detected in one image file."""
 
     file: str
     width: int
@@ -136,7 +136,7 @@ def check_out(out: Path, kind: str) -> None:
     """
     if kind in FOLDERS:
         if out.is_file():
-            raise ConfigError(f"--out {out} is a file, but --format {kind} writes a file per picture into a folder")
+            raise ConfigError(f"--out {out} is a file, but --format {kind} writes a file per image into a folder")
         return
     suffix = SUFFIXES[kind]
     if out.is_dir():
@@ -173,12 +173,12 @@ def _json(found: Sequence[ImageResult]) -> str:
 
 
 def json_lines(found: Sequence[ImageResult]) -> str:
-    """One JSON object a line for each picture."""
+    """One JSON object a line for each image."""
     return "".join(json.dumps(item._asdict(), ensure_ascii=False, allow_nan=False) + "\n" for item in found)
 
 
 def _coco(found: Sequence[ImageResult], categories: Sequence[Category]) -> str:
-    """A complete COCO file: pictures are numbered from 1, detections are annotations with a score."""
+    """A complete COCO file: images are numbered from 1, detections are annotations with a score."""
     images = [{"id": i, "file_name": f.file, "width": f.width, "height": f.height} for i, f in enumerate(found, 1)]
     annotations = []
     for image, item in enumerate(found, start=1):
@@ -204,7 +204,7 @@ def _csv(found: Sequence[ImageResult]) -> str:
 
 
 def _yolo(item: ImageResult, categories: Sequence[Category]) -> str:
-    """Lines of `class cx cy w h score`, shares of the picture; classes are numbered as in classes.txt."""
+    """Lines of `class cx cy w h score`, shares of the image; classes are numbered as in classes.txt."""
     numbers = {category.id: k for k, category in enumerate(categories)}
     lines = []
     for d in item.detections:
@@ -306,7 +306,7 @@ def output_stems(files: Sequence[str], kind: str = "") -> dict[str, str]:
     """By file, a name for what is written about it, without suffix: its own stem, or one with a number that is free.
 
     Args:
-        files: names of pictures, each once; `-` is standard input.
+        files: names of images, each once; `-` is standard input.
         kind: `yolo` writes a file `classes.txt` of its own.
     """
     stems = [Path(file).stem if file != "-" else "stdin" for file in files]

@@ -41,7 +41,7 @@ class ConfigError(DinoError):
 
 
 class DataError(DinoError):
-    """A data set or a picture cannot be used."""
+    """A data set or an image cannot be used."""
 
     exit_code = 3
     code = "DATA"

@@ -1,4 +1,4 @@
-"""From pictures to detections."""
+"""From images to detections."""
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +31,7 @@ from .weights.file import Weights, least_scores, load_weights, restore_model
 if TYPE_CHECKING:
     import supervision
 
-Picture = str | Path | Image.Image | np.ndarray | Tensor
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
 
 class _Detections(NamedTuple):
@@ -82,7 +82,7 @@ class AnyDetector(Protocol):
 
 
 class Detector:
-    """A model with all that is needed to use it on pictures."""
+    """A model with all that is needed to use it on images."""
 
     def __init__(self, model: DINO, config: Config, categories: Sequence[Category], device: torch.device, amp: str):
         """
@@ -114,55 +114,55 @@ class Detector:
         return least_scores(self.categories, self.threshold, self.class_thresholds)
 
     @overload
-    def __call__(self, pictures: Picture) -> Detections: ...
+    def __call__(self, images: ImageLike) -> Detections: ...
 
     @overload
-    def __call__(self, pictures: Sequence[Picture]) -> list[Detections]: ...
+    def __call__(self, images: Sequence[ImageLike]) -> list[Detections]: ...
 
-    def __call__(self, pictures: Picture | Sequence[Picture]) -> Detections | list[Detections]:
+    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Detections | list[Detections]:
         """Detect in one image, or in each of several, in batches where the shapes are equal; in their order.
 
         An image is a path, a PIL image, a (H, W, 3) uint8 array in RGB, or a (3, H, W) uint8 tensor in RGB; an array or
         tensor with one more axis is several.
 
         Raises:
-            DataError: it is none of these, or a file is not a picture.
+            DataError: it is none of these, or a file is not an image.
             DivergedError: the model's numbers are not finite.
         """
-        if isinstance(pictures, np.ndarray | Tensor) and pictures.ndim == 4:
-            pictures = list(pictures)
-        if isinstance(pictures, Picture):
-            return self.detect(self.batch(pictures))
-        if isinstance(pictures, bytes) or not isinstance(pictures, Iterable):
-            raise _no_picture(pictures)
-        prepared = (prepare(self._pixels(picture), self.config.data) for picture in pictures)
+        if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
+            images = list(images)
+        if isinstance(images, ImageLike):
+            return self.detect(self.batch(images))
+        if isinstance(images, bytes) or not isinstance(images, Iterable):
+            raise _no_image(images)
+        prepared = (prepare(self._pixels(image), self.config.data) for image in images)
         return list(detect_stream(self, prepared))
 
     def stream(
-        self, pictures: Iterable[Picture], batch_size: str | int = "auto", slicing: Slicing | None = None
+        self, images: Iterable[ImageLike], batch_size: str | int = "auto", slicing: Slicing | None = None
     ) -> Iterator[Detections]:
-        """Detect in as many pictures as there are, in their order; only a few of them are in memory at once.
+        """Detect in as many images as there are, in their order; only a few of them are in memory at once.
 
         Args:
             batch_size: the most at once, or `auto`.
-            slicing: cut pictures into slices; see `dinocore.stream.slices`.
+            slicing: cut images into slices; see `dinocore.stream.slices`.
 
         Raises:
-            DataError: a picture is none, or a file is not a picture.
+            DataError: an image is none, or a file is not an image.
         """
-        prepared = (prepare(self._pixels(picture), self.config.data, slicing) for picture in pictures)
+        prepared = (prepare(self._pixels(image), self.config.data, slicing) for image in images)
         yield from detect_stream(self, prepared, batch_size)
 
-    def batch(self, picture: Picture) -> Batch:
-        """Read and resize one picture as for evaluation."""
-        return as_batch(list(prepare(self._pixels(picture), self.config.data).views(self.config.data)))
+    def batch(self, image: ImageLike) -> Batch:
+        """Read and resize one image as for evaluation."""
+        return as_batch(list(prepare(self._pixels(image), self.config.data).views(self.config.data)))
 
     def detect(self, batch: Batch) -> Detections:
-        """Detections of a batch's only picture."""
+        """Detections of a batch's only image."""
         return self.detect_batch(batch)[0]
 
     def detect_batch(self, batch: Batch) -> list[Detections]:
-        """Detections of each of a batch's pictures."""
+        """Detections of each of a batch's images."""
         return self.select(self.forward(batch).final, batch.sizes)
 
     @torch.inference_mode()
@@ -173,7 +173,7 @@ class Detector:
         return self.model(images, prepared.padding, targets)
 
     def select(self, final: Predictions, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
-        """The best pairs of query and class of each picture, their boxes scaled to its height and width.
+        """The best pairs of query and class of each image, their boxes scaled to its height and width.
 
         Where a model was trained too shortly to tell its queries apart, `eval.nms_iou` drops what it found twice; the
         paper's models need none (official DINO has it as an option, too).
@@ -183,7 +183,7 @@ class Detector:
         """
         logits, boxes = final.logits.float().cpu(), final.boxes.float().cpu()
         if not (logits.isfinite().all() and boxes.isfinite().all()):
-            raise DivergedError("the model's output is not finite; its weights or the picture's pixels are at fault")
+            raise DivergedError("the model's output is not finite; its weights or the image's pixels are at fault")
         found = []
         for i, (height, width) in enumerate(sizes):
             scores = logits[i].sigmoid().flatten()  # (N * K,)
@@ -200,26 +200,26 @@ class Detector:
         """Detections with the names of their classes."""
         return Detections(labels, scores, boxes_xyxy, tuple(self.categories[k].name for k in labels.tolist()))
 
-    def _pixels(self, picture: Picture) -> Tensor:
-        """(3, H, W) uint8 of any kind of picture."""
-        if isinstance(picture, Tensor):
-            if picture.dtype != torch.uint8 or picture.dim() != 3 or len(picture) != 3:
-                kind = f"{picture.dtype} {tuple(picture.shape)}"
+    def _pixels(self, image: ImageLike) -> Tensor:
+        """(3, H, W) uint8 of any kind of image."""
+        if isinstance(image, Tensor):
+            if image.dtype != torch.uint8 or image.dim() != 3 or len(image) != 3:
+                kind = f"{image.dtype} {tuple(image.shape)}"
                 raise DataError(f"an image as a tensor must be (3, H, W) of uint8, but this is {kind}")
-            return picture
-        if isinstance(picture, np.ndarray):
-            if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (3,), (4,)):
-                kind = f"{picture.dtype} {picture.shape}"
+            return image
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
+                kind = f"{image.dtype} {image.shape}"
                 raise DataError(f"an image as an array must be (H, W, 3) of uint8, but this is {kind}")
-            return to_tensor(to_rgb(Image.fromarray(picture)))
-        if isinstance(picture, Image.Image):
-            return to_tensor(loaded_rgb(picture, self.config.data))
-        if not isinstance(picture, str | Path):
-            raise _no_picture(picture)
-        return to_tensor(read_image(Path(picture), self.config.data))
+            return to_tensor(to_rgb(Image.fromarray(image)))
+        if isinstance(image, Image.Image):
+            return to_tensor(loaded_rgb(image, self.config.data))
+        if not isinstance(image, str | Path):
+            raise _no_image(image)
+        return to_tensor(read_image(Path(image), self.config.data))
 
 
-def _no_picture(given: object) -> DataError:
+def _no_image(given: object) -> DataError:
     kind = type(given).__name__
     return DataError(f"an image is a path, a PIL image, an array or a tensor, but this is {kind}")
 

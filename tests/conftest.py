@@ -35,7 +35,7 @@ TWO_PICTURES = {7: [(1, 10, 5, 20, 12), (2, 40, 20, 16, 24)], 9: [(2, 8, 8, 30, 
 
 
 def coco_document(objects: dict[int, list[tuple]], size: tuple[int, int], categories: dict[int, str]) -> dict[str, Any]:
-    """COCO's structure for pictures of `size` (width, height) by id, each with its (category id, x, y, w, h)."""
+    """COCO's structure for images of `size` (width, height) by id, each with its (category id, x, y, w, h)."""
     rows = [(image, *row) for image, rows in objects.items() for row in rows]
     return {
         "images": [{"id": i, "file_name": f"{i:04d}.png", "width": size[0], "height": size[1]} for i in objects],
@@ -48,7 +48,7 @@ def coco_document(objects: dict[int, list[tuple]], size: tuple[int, int], catego
 
 
 def draw(boxes: list[tuple], size: tuple[int, int]) -> Image.Image:
-    """A black picture with one rectangle in each (x, y, w, h): red, green, blue, then mixtures."""
+    """A black image with one rectangle in each (x, y, w, h): red, green, blue, then mixtures."""
     pixels = np.zeros((size[1], size[0], 3), np.uint8)
     for n, (x, y, w, h) in enumerate(boxes, start=1):
         pixels[y : y + h, x : x + w] = [255 * bool(n & 1), 255 * bool(n & 2), 255 * bool(n & 4)]

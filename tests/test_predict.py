@@ -1,4 +1,4 @@
-"""A detector takes pictures of any kind and says what it cannot take."""
+"""A detector takes images of any kind and says what it cannot take."""
 
 import pickle
 
@@ -79,7 +79,7 @@ def test_detections_are_three_things_that_know_their_names(detector, smear):
 
 
 def select(detector, nms_iou, corners, logits):
-    """What is found where the model answers these boxes, as shares of a picture of 100 x 100."""
+    """What is found where the model answers these boxes, as shares of an image of 100 x 100."""
     limits = detector.config.eval.model_copy(update={"nms_iou": nms_iou})
     chosen = Detector(build_model(detector.config.model), detector.config, detector.categories, detector.device, "off")
     chosen.config = detector.config.model_copy(update={"eval": limits})

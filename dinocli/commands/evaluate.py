@@ -247,7 +247,7 @@ def _truth(request: EvalRequest, *sources: Source) -> Annotations:
     """The annotations of --data, or else of the data of the first weights, with the classes that they know."""
     detectors = [source.detector for source in sources if source.detector]
     if request.folder is None and not detectors and not sources[0].config.data.path:
-        raise ConfigError("a file of results says nothing about its pictures; give their --data")
+        raise ConfigError("a file of results says nothing about its images; give their --data")
     exported = [source.path for source in sources if source.detector and is_exported(source.path)]
     if request.folder is None and exported:
         raise ConfigError(f"{exported[0]} says nothing about its data; give --data")

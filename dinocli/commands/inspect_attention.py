@@ -98,8 +98,8 @@ def show_attention(
     outputs.check("attention")
     detector, path = open_detector(weights, device, "off")
     file = file or open_annotated(None, "val", detector).path(0)
-    picture = read_image(file, detector.config.data)
-    batch = detector.batch(picture)
+    image = read_image(file, detector.config.data)
+    batch = detector.batch(image)
     if pixel is None:
         seen = attention_of_query(detector, batch, request.layer, request.query)
     else:
@@ -113,8 +113,8 @@ def show_attention(
         from dinocore.inspect.attention.figure import draw_attention, render_attention
 
         warn_of_letters([seen.label])
-        figure = draw_attention(picture, seen, head)
-        outputs.write(figure, lambda: render_attention(file.name, picture, figure, seen))
+        figure = draw_attention(image, seen, head)
+        outputs.write(figure, lambda: render_attention(file.name, image, figure, seen))
     elif not outputs.json:
         say("add --out attention.png for the figure")
 
@@ -156,7 +156,7 @@ def _show(seen: Attention, head: int | None) -> None:
     for m in range(len(seen.weights)) if head is None else [head]:
         table.add_row(str(m), *_row(seen, m))
     stdout.print(table)
-    stdout.print("level: its share of the weight; distance: weighted mean from the centre; outside: off the picture")
+    stdout.print("level: its share of the weight; distance: weighted mean from the centre; outside: off the image")
     stdout.print(f"the points and weights give the layer's own output to within {seen.error:.1e} of its largest number")
 
 

@@ -130,7 +130,7 @@ def _own_data(source: str | Config) -> Path:
     """The data that weights were trained with."""
     if isinstance(source, Config) and source.data.path:
         return Path(source.data.path)
-    raise ConfigError("--images needs --data, the folder whose annotations say how many objects these pictures have")
+    raise ConfigError("--images needs --data, the folder whose annotations say how many objects these images have")
 
 
 def _view(
@@ -173,9 +173,9 @@ def _write(view: MaskView, out: Path) -> None:
 
     kind = out.suffix.lower()
     if kind == ".png":
-        picture = draw_image(view)
-        write_atomically(out, lambda temporary: picture.save(temporary, format="PNG"))
-        say(f"wrote {out} ({picture.width} x {picture.height} pixels)")
+        image = draw_image(view)
+        write_atomically(out, lambda temporary: image.save(temporary, format="PNG"))
+        say(f"wrote {out} ({image.width} x {image.height} pixels)")
         return
     write_text(out, draw_svg(view) if kind == ".svg" else render_mask(view))
     say(f"wrote {out}; open it in a browser and point at a row, or reach it with the Tab key")

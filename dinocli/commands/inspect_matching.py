@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def inspect_matching(
-    picture: Annotated[
+    image: Annotated[
         str | None, typer.Argument(help="File name of an image of the data; default: the first that has objects.")
     ] = None,
     data: Data = None,
@@ -50,13 +50,13 @@ def inspect_matching(
     """
     from .inspect_attention import Outputs
 
-    show_matching(Source(picture, data, split), weights, run, seed, top, Outputs(out, report, json), device)
+    show_matching(Source(image, data, split), weights, run, seed, top, Outputs(out, report, json), device)
 
 
 class Source(NamedTuple):
-    """Which annotated picture."""
+    """Which annotated image."""
 
-    picture: str | None
+    image: str | None
     data: Path | None
     split: str
 
@@ -70,7 +70,7 @@ def show_matching(
     outputs: Outputs,
     device: str,
 ) -> None:
-    """Match one picture's objects as training does; print and draw it."""
+    """Match one image's objects as training does; print and draw it."""
     from dinocore.inspect.matching.matching import annotated_batch, look_at_matching
 
     check_split(source.split)
@@ -93,21 +93,21 @@ def show_matching(
         from dinocore.inspect.matching.figure import draw_matching, render_matching
 
         warn_of_letters(category.name for category in detector.categories)
-        picture = read_image(file, detector.config.data)
-        figure = draw_matching(picture, seen)
-        outputs.write(figure, lambda: render_matching(file.name, picture, figure, seen, history))
+        image = read_image(file, detector.config.data)
+        figure = draw_matching(image, seen)
+        outputs.write(figure, lambda: render_matching(file.name, image, figure, seen, history))
     elif not outputs.json:
         say("add --out matching.png for the figure")
 
 
 def _choose(source: Source, detector: Detector) -> tuple[Annotations, int]:
-    """The annotations and the picture's place in them."""
+    """The annotations and the image's place in them."""
     annotations = open_annotated(source.data, source.split, detector)
-    if source.picture is not None:
-        wanted = Path(source.picture).name
+    if source.image is not None:
+        wanted = Path(source.image).name
         found = [i for i in range(len(annotations.image_ids)) if annotations.path(i).name == wanted]
         if not found:
-            raise DataError(f"{annotations.file} has no picture {wanted}; pictures are compared by file name")
+            raise DataError(f"{annotations.file} has no image {wanted}; images are compared by file name")
         return annotations, found[0]
     usable = annotations.trainable(detector.config.data.min_box_size)
     owners = annotations.owners()[usable]

@@ -92,7 +92,7 @@ class Drawing(NamedTuple):
 def inspect_files(
     files: Sequence[str], weights: str | None, truth: Truth, drawing: Drawing, device: str, amp: str, json: bool
 ) -> None:
-    """Run the model on every picture; show, draw and judge what its first stage chose and its decoder made of it."""
+    """Run the model on every image; show, draw and judge what its first stage chose and its decoder made of it."""
     from dinocore.inspect.proposals.figure import render_proposals
     from dinocore.inspect.proposals.proposals import as_json, average, recalls
     from dinocore.system.device import pick_device
@@ -104,28 +104,28 @@ def inspect_files(
     objects = _objects(truth, detector, inputs)
     inputs = inputs or [Input(Path(name), name) for name in objects]
     if drawing.out is not None and len(inputs) > 1:
-        raise ConfigError(f"--out {drawing.out} takes one picture, but there are {len(inputs)}")
+        raise ConfigError(f"--out {drawing.out} takes one image, but there are {len(inputs)}")
 
     found, drawn = _propose(detector, inputs, {Path(name).name: part for name, part in objects.items()}, drawing)
     if not found:
-        raise DataError(f"none of {len(inputs)} pictures could be read")
+        raise DataError(f"none of {len(inputs)} images could be read")
     judged = [_judged(item) for item in found if item.objects is not None]
     if objects and not judged:
-        raise DataError("none of the pictures is in the annotations; they are compared by file name")
+        raise DataError("none of the images is in the annotations; they are compared by file name")
     rows, steps = recalls(judged), average([journey for item in found for journey in item.journeys])
     if json:
-        pictures = [_as_json(item, drawing.top) for item in found]
+        images = [_as_json(item, drawing.top) for item in found]
         layers = [step._asdict() for step in steps]
-        print_json({"pictures": pictures, "layers": layers, "recall": as_json(rows), "judged": len(judged)})
+        print_json({"pictures": images, "layers": layers, "recall": as_json(rows), "judged": len(judged)})
     else:
         show_all(found, drawing.top, steps, rows)
         if drawing.out is None and drawing.report is None and len(found) == 1:
-            say("add --out proposals.png for the picture; --view scores and --view layers draw others")
+            say("add --out proposals.png for the image; --view scores and --view layers draw others")
     if drawing.report is not None:
         write_text(drawing.report, render_proposals(found, drawn, rows, drawing.top))
         say(f"wrote {drawing.report}")
     if len(found) < len(inputs):
-        fail(f"{len(inputs) - len(found)} of {len(inputs)} pictures could not be read; the others are done")
+        fail(f"{len(inputs) - len(found)} of {len(inputs)} images could not be read; the others are done")
         raise typer.Exit(SOME_FAILED)
 
 
@@ -154,7 +154,7 @@ def _check(files: Sequence[str], truth: Truth, drawing: Drawing) -> None:
         raise ConfigError(f"--view {drawing.view} is not known; choose one of {', '.join(VIEWS)}")
     check_split(truth.split)
     if not files and truth.annotations is not None:
-        raise ConfigError("--annotations says nothing of where its pictures are; name them, or give --data instead")
+        raise ConfigError("--annotations says nothing of where its images are; name them, or give --data instead")
     for option, path, usual in (("--out", drawing.out, "proposals.png"), ("--report", drawing.report, "p.html")):
         if path is not None:
             _check_file(option, path, usual)
@@ -176,18 +176,18 @@ def _kind(out: Path) -> str:
 
 
 def _objects(truth: Truth, detector: Detector, inputs: Sequence[Input]) -> dict[str, ImageObjects]:
-    """The annotated objects of every picture, by file; of the weights' own data where nothing else is named."""
+    """The annotated objects of every image, by file; of the weights' own data where nothing else is named."""
     if truth.annotations is not None:
         found = read_annotations(splits.Split(truth.annotations, []), detector.categories)
     elif truth.data is not None or not inputs:
         found = open_annotated(truth.data, truth.split, detector)
     else:
         return _own_objects(truth.split, detector, inputs)
-    return {str(found.path(i)): _of_picture(found, i) for i in range(len(found.image_ids))}
+    return {str(found.path(i)): _of_image(found, i) for i in range(len(found.image_ids))}
 
 
 def _own_objects(split: str, detector: Detector, inputs: Sequence[Input]) -> dict[str, ImageObjects]:
-    """The objects of those pictures that are the very files of the data that the weights were trained with."""
+    """The objects of those images that are the very files of the data that the weights were trained with."""
     if not detector.config.data.path:
         return {}
     try:
@@ -198,13 +198,13 @@ def _own_objects(split: str, detector: Detector, inputs: Sequence[Input]) -> dic
     wanted = {item.path.name: item.path.resolve() for item in inputs}
     files = {i: found.path(i) for i in range(len(found.image_ids))}
     own = {i: file for i, file in files.items() if file.name in wanted and file.resolve() in wanted.values()}
-    objects = {str(file): _of_picture(found, i) for i, file in own.items()}
+    objects = {str(file): _of_image(found, i) for i, file in own.items()}
     if objects:
         say(f"data: {found.file} (what these weights were trained with; --data DIR for other)")
     return objects
 
 
-def _of_picture(annotations: Annotations, index: int) -> ImageObjects:
+def _of_image(annotations: Annotations, index: int) -> ImageObjects:
     import torch
 
     from dinocore.inspect.proposals.proposals import ImageObjects
@@ -220,7 +220,7 @@ def _of_picture(annotations: Annotations, index: int) -> ImageObjects:
 def _propose(
     detector: Detector, inputs: Sequence[Input], objects: dict[str, ImageObjects], drawing: Drawing
 ) -> tuple[list[Inspected], list[list[Image.Image]]]:
-    """What the model did with each picture, and, for a report, the views of the first few."""
+    """What the model did with each image, and, for a report, the views of the first few."""
     from dinocore.inspect.proposals.figure import MOST_IMAGES, draw_view
 
     found: list[Inspected] = []
@@ -228,29 +228,28 @@ def _propose(
     with Progress(console=stderr, disable=not stderr.is_terminal or len(inputs) < 2, transient=True) as progress:
         for item in progress.track(inputs, description="proposing"):
             try:
-                picture = read_image(item.path, detector.config.data)
+                image = read_image(item.path, detector.config.data)
             except DataError as error:
                 if len(inputs) == 1:
                     raise
                 fail(error)
                 continue
-            found.append(_inspect(detector, picture, item.name, objects.get(Path(item.name).name), drawing.top))
+            found.append(_inspect(detector, image, item.name, objects.get(Path(item.name).name), drawing.top))
             if drawing.report is not None and len(drawn) < MOST_IMAGES:
-                drawn.append([draw_view(picture, found[-1], view, drawing.top, drawing.color) for view in VIEWS])
+                drawn.append([draw_view(image, found[-1], view, drawing.top, drawing.color) for view in VIEWS])
             if drawing.out is not None:
-                image = draw_view(picture, found[-1], drawing.view, drawing.top, drawing.color)
-                kind = _kind(drawing.out)
-                write_atomically(drawing.out, lambda temporary, image=image, kind=kind: image.save(temporary, kind))
+                view, kind = draw_view(image, found[-1], drawing.view, drawing.top, drawing.color), _kind(drawing.out)
+                write_atomically(drawing.out, lambda temporary, view=view, kind=kind: view.save(temporary, kind))
                 say(f"wrote {drawing.out}")
     return found, drawn
 
 
-def _inspect(detector: Detector, picture: Image.Image, name: str, objects: ImageObjects | None, top: int) -> Inspected:
+def _inspect(detector: Detector, image: Image.Image, name: str, objects: ImageObjects | None, top: int) -> Inspected:
     from dinocore.inspect.proposals.figure import Inspected
     from dinocore.inspect.proposals.proposals import journeys, list_proposals, score_maps
 
-    output = detector.forward(detector.batch(picture))
-    size = (picture.height, picture.width)
+    output = detector.forward(detector.batch(image))
+    size = (image.height, image.width)
     return Inspected(
         file=name,
         size=size,
@@ -266,7 +265,7 @@ SHOWN_IOU = 0.5  # --json has the other
 
 
 def show_all(found: Sequence[Inspected], top: int, steps: Sequence[Step], rows: Sequence[Recall]) -> None:
-    """A table for each picture, but not of very many; then what the layers did and what the proposals cover."""
+    """A table for each image, but not of very many; then what the layers did and what the proposals cover."""
     for item in found if len(found) <= MOST_TABLES else ():
         if len(found) > 1:
             stdout.print(f"[bold]{escape(item.file)}[/]")
@@ -302,7 +301,7 @@ def _show_steps(steps: Sequence[Step]) -> None:
 
 def _show_recall(rows: Sequence[Recall]) -> None:
     counts = [f"@{count}" for count in rows[0].shares]
-    title = f"share of objects covered with IoU {SHOWN_IOU:.2f} by a picture's first k proposals"
+    title = f"share of objects covered with IoU {SHOWN_IOU:.2f} by an image's first k proposals"
     table = Table("", "objects", *counts, box=None, padding=(0, 3, 0, 0))
     stdout.print(title)
     for row in rows:

@@ -113,10 +113,10 @@ WRITE_EVERY = 30  # seconds
 
 
 def predict_files(files: Sequence[str], request: PredictRequest, weights: str | None, device: str, amp: str) -> None:
-    """Detect in every picture; write, draw and show what was found.
+    """Detect in every image; write, draw and show what was found.
 
     Raises:
-        DataError: there is no picture, or none of them can be read.
+        DataError: there is no image, or none of them can be read.
         Interrupted: a signal came; what was found so far is written.
         typer.Exit: with code 7 if only some could be read.
     """
@@ -131,8 +131,8 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
     if skipped:
         say(f"skipped {counted(skipped, 'non-image file')}")
     if not any(item.path.exists() for item in inputs):
-        raise DataError(f"there is no picture {inputs[0].name}", code="DATA-IMAGE-MISSING", where=inputs[0].name,
-                        fix="give a picture, a folder, or a glob in quotes")  # fmt: skip
+        raise DataError(f"there is no image {inputs[0].name}", code="DATA-IMAGE-MISSING", where=inputs[0].name,
+                        fix="give an image, a folder, or a glob in quotes")  # fmt: skip
     if world_size() > 1:
         from .predict_parts import predict_in_parts
 
@@ -192,7 +192,7 @@ def none_left(count: int, first: DataError) -> DataError:
 
 
 def _before(request: PredictRequest, inputs: Sequence[Input]) -> list[ImageResult]:
-    """What an earlier command found of these pictures, with --resume."""
+    """What an earlier command found of these images, with --resume."""
     from dinocore.detections_io import read_found
 
     if not request.resume or request.out is None or not request.out.exists():
@@ -206,7 +206,7 @@ def _before(request: PredictRequest, inputs: Sequence[Input]) -> list[ImageResul
 def _detect_or_keep(
     work: Work, inputs: Sequence[Input], before: Sequence[ImageResult]
 ) -> tuple[list[ImageResult], list[DataError]]:
-    """All that is found, in the order of the inputs, and why pictures could not be read.
+    """All that is found, in the order of the inputs, and why images could not be read.
 
     It is written now and then, and when a signal comes.
     """
@@ -248,11 +248,11 @@ def so_far(done: int, count: int, request: PredictRequest) -> str:
 def detect_files(
     work: Work, inputs: Mapping[Input, str], ended: Callable[[], int], quiet: bool = False
 ) -> Iterator[ImageResult | DataError]:
-    """What was found in each picture, or why it could not be read; drawn, under its name, where that is asked for.
+    """What was found in each image, or why it could not be read; drawn, under its name, where that is asked for.
 
     Args:
-        inputs: pictures, with the name of each one's drawing.
-        ended: no further picture is read once this is not 0.
+        inputs: images, with the name of each one's drawing.
+        ended: no further image is read once this is not 0.
         quiet: several ranks are at work, and rank 0 speaks at the end.
     """
     from dinocore.detections_io import as_found
@@ -278,8 +278,8 @@ def detect_files(
             seen = max([seen, *result.scores[:1].tolist()])
             shrunk += shrinking(work, item.name, size)
             if request.save_images is not None:
-                picture = read_image(item.path, detector.config.data)
-                _draw(picture, found, detector, request.save_images / f"{inputs[item]}.jpg")
+                image = read_image(item.path, detector.config.data)
+                _draw(image, found, detector, request.save_images / f"{inputs[item]}.jpg")
                 drawn += 1
             yield found
     if quiet:
@@ -325,13 +325,13 @@ def warn_of_shrinking(shrunk: Sequence[tuple[float, str]]) -> None:
     warn(f"{which} {verb} shrunk by {times} for the model, so small objects are lost; try --slice auto")
 
 
-def _draw(picture: Image, found: ImageResult, detector: AnyDetector, path: Path) -> None:
+def _draw(image: Image, found: ImageResult, detector: AnyDetector, path: Path) -> None:
     numbers = {category.name: k for k, category in enumerate(detector.categories)}
     boxes = [
         Box(d["box_xyxy"], class_color(numbers[d["label"]]), f"{d['label']} {d['score']:.2f}")
         for d in reversed(found.detections)  # the best on top
     ]
-    drawn = draw_boxes(picture, boxes)
+    drawn = draw_boxes(image, boxes)
     write_atomically(path, lambda temporary: drawn.save(temporary, "JPEG", quality=92))
 
 

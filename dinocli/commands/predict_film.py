@@ -146,7 +146,7 @@ def _watched(film: Film, options: FilmOptions, bar: Progress, ended: Callable[[]
 def _detected(
     work: Work, frames: Iterator[Frame | Damaged], damaged: list[Damaged], live: bool
 ) -> Iterator[tuple[Frame, Detections]]:
-    """Each frame with what was found in it; a live picture does not wait for others to fill a batch."""
+    """Each frame with what was found in it; a live image does not wait for others to fill a batch."""
     waiting: deque[Frame] = deque()
 
     def prepared() -> Iterator[PreparedImage]:

@@ -43,7 +43,7 @@ class TrainingView:
         self.broken = False
         self.last_line = (0, self.began)  # step and time
         self.steps: TaskID | None = None
-        self.pictures: TaskID | None = None
+        self.evaluating: TaskID | None = None
 
     def __enter__(self) -> TrainingView:
         self.progress.start()
@@ -94,8 +94,8 @@ class TrainingView:
             self._line(event.why)
         took, path = _duration(time.monotonic() - self.began), shlex.quote(str(event.best_path))
         self._line(f"done in {took}; best AP {event.best_ap:.4f}; weights: {event.best_path}", "green")
-        pictures = shlex.quote(str(event.run / "pictures"))
-        self._line(f"next: dino predict PICTURE --weights {path} --save-images {pictures}")
+        images = shlex.quote(str(event.run / "images"))
+        self._line(f"next: dino predict IMAGE --weights {path} --save-images {images}")
 
     def _started(self, facts: dict[str, str]) -> None:
         from dinocore.train.context import exceeded_limits
@@ -149,12 +149,12 @@ class TrainingView:
                 stderr.print(escape(line))
 
     def _evaluating(self, done: int, total: int) -> None:
-        if self.pictures is None:
-            self.pictures = self.progress.add_task("evaluating", total=total)
-        self.progress.update(self.pictures, completed=done, visible=done < total)
+        if self.evaluating is None:
+            self.evaluating = self.progress.add_task("evaluating", total=total)
+        self.progress.update(self.evaluating, completed=done, visible=done < total)
         if done == total:
-            self.progress.remove_task(self.pictures)
-            self.pictures = None
+            self.progress.remove_task(self.evaluating)
+            self.evaluating = None
 
     def _evaluated(self, event: Evaluated) -> None:
         summary = event.metrics.summary
@@ -196,7 +196,7 @@ TERMS = {"label": "class", "box": "box", "giou": "GIoU"}
 
 
 class LiveView(Progress):
-    """Bars of steps and of pictures evaluated; four lines of numbers that keep their places."""
+    """Bars of steps and of images evaluated; four lines of numbers that keep their places."""
 
     def __init__(self, console: Console):
         self.mean: Mapping[str, float] = {}  # smoothed numbers of the steps
@@ -260,12 +260,12 @@ def in_a_line(mean: Mapping[str, float]) -> str:
 
 
 def speed(mean: Mapping[str, float]) -> str:
-    """Pictures a second."""
+    """Images a second."""
     return f"{mean['images'] / max(mean['seconds'], 1e-9):.1f} img/s"
 
 
 def waiting(mean: Mapping[str, float]) -> float:
-    """Share of the time spent waiting for pictures, in percent."""
+    """Share of the time spent waiting for images, in percent."""
     return 100 * mean["data_seconds"] / max(mean["seconds"], 1e-9)
 
 

@@ -17,8 +17,8 @@ from .lrp import Lrp, mean_lrp, optimal_lrp
 from .matches import Matches, match
 from .tide import Tide, tide
 
-TIMES = 1000  # samples of pictures
-WORST = 20  # pictures
+TIMES = 1000  # samples of images
+WORST = 20  # images
 UNSURE = 0.5  # the score threshold where no detection is right
 SIZES = {"AP": 0, "APs": 1, "APm": 2, "APl": 3}
 
@@ -34,8 +34,8 @@ class ClassAnalysis(NamedTuple):
     lrp: Lrp | None
 
 
-class PictureErrors(NamedTuple):
-    """What is right, wrong and missed in a picture, at IoU 0.5 and one score threshold."""
+class ImageErrors(NamedTuple):
+    """What is right, wrong and missed in an image, at IoU 0.5 and one score threshold."""
 
     image_id: int
     right: int
@@ -44,7 +44,7 @@ class PictureErrors(NamedTuple):
 
 
 class Analysis(NamedTuple):
-    """Everything about the results of one model on one set of pictures."""
+    """Everything about the results of one model on one set of images."""
 
     matches: Matches
     averages: Averages
@@ -52,14 +52,14 @@ class Analysis(NamedTuple):
     samples: Samples | None  # None: not asked for
     classes: list[ClassAnalysis]
     best: Best | None  # one threshold for all classes together
-    threshold: float  # the best one, or 0.5: for confusion, worst pictures and the second calibration
+    threshold: float  # the best one, or 0.5: for confusion, worst images and the second calibration
     levels: Levels
     confusion: np.ndarray  # (K + 1, K + 1), row the truth, column what was found, background last
     tide: Tide
     lrp: dict[str, float | None]  # means over classes
     calibration: Calibration
     sure: Calibration  # of detections at or above the threshold
-    worst: list[PictureErrors]
+    worst: list[ImageErrors]
 
     def interval(self, name: str) -> Interval | None:
         """The 95 % interval of AP, AP50, AP75 or AR100; None for another number or without samples."""
@@ -78,8 +78,8 @@ def analyse(annotations: Annotations, results: Sequence[dict[str, Any]], times: 
     """Match once and compute everything.
 
     Args:
-        results: rows of COCO's format, of known pictures; those of unknown classes are left out.
-        times: how many samples of pictures; 0: no intervals.
+        results: rows of COCO's format, of known images; those of unknown classes are left out.
+        times: how many samples of images; 0: no intervals.
     """
     matches = match(annotations, results)
     average = averages(matches)
@@ -102,26 +102,26 @@ def analyse(annotations: Annotations, results: Sequence[dict[str, Any]], times: 
         lrp=mean_lrp([one.lrp for one in classes]),
         calibration=calibration(matches),
         sure=calibration(matches, threshold),
-        worst=worst_pictures(matches, threshold),
+        worst=worst_images(matches, threshold),
     )
 
 
-def worst_pictures(matches: Matches, threshold: float, most: int = WORST) -> list[PictureErrors]:
-    """Pictures by wrong detections plus missed objects at IoU 0.5, the most first, then by id."""
-    errors = picture_errors(matches, threshold)
+def worst_images(matches: Matches, threshold: float, most: int = WORST) -> list[ImageErrors]:
+    """Images by wrong detections plus missed objects at IoU 0.5, the most first, then by id."""
+    errors = image_errors(matches, threshold)
     errors.sort(key=lambda one: -(one.wrong + one.missed))
     return [one for one in errors[:most] if one.wrong + one.missed]
 
 
-def picture_errors(matches: Matches, threshold: float) -> list[PictureErrors]:
-    """Every picture at IoU 0.5, by id."""
+def image_errors(matches: Matches, threshold: float) -> list[ImageErrors]:
+    """Every image at IoU 0.5, by id."""
     count = len(matches.image_ids)
     keep = matches.found.score >= threshold
-    hit, picture = matches.right[0, 0], matches.found.picture
-    right = np.bincount(picture[keep & hit], minlength=count)
-    wrong = np.bincount(picture[keep & ~hit & ~matches.ignored[0, 0]], minlength=count)
-    missed = np.bincount(matches.objects.picture[matches.counts[0]], minlength=count) - right
-    return [PictureErrors(*row) for row in np.stack([matches.image_ids, right, wrong, missed], 1).tolist()]
+    hit, image = matches.right[0, 0], matches.found.image
+    right = np.bincount(image[keep & hit], minlength=count)
+    wrong = np.bincount(image[keep & ~hit & ~matches.ignored[0, 0]], minlength=count)
+    missed = np.bincount(matches.objects.image[matches.counts[0]], minlength=count) - right
+    return [ImageErrors(*row) for row in np.stack([matches.image_ids, right, wrong, missed], 1).tolist()]
 
 
 def _of_class(matches: Matches, average: Averages, k: int, counts: Tally) -> ClassAnalysis:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..data.split import table_names
-from .analysis import Analysis, picture_errors
+from .analysis import Analysis, image_errors
 from .bootstrap import Interval
 from .calibration import BINS, Calibration
 from .curves import LEVELS, RECALLS, Best, Levels
@@ -37,7 +37,7 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
         "lrp": analysis.lrp,
         "calibration": _calibration(analysis.calibration),
         "calibration_above_threshold": _calibration(analysis.sure),
-        "worst": [picture._asdict() for picture in analysis.worst],
+        "worst": [image._asdict() for image in analysis.worst],
     }
 
 
@@ -56,7 +56,7 @@ def _class(analysis: Analysis, k: int) -> dict[str, Any]:
 
 def _totals(analysis: Analysis) -> dict[str, int]:
     """What is found, wrong and missed in all images together, at IoU 0.5 and the threshold."""
-    errors = picture_errors(analysis.matches, analysis.threshold)
+    errors = image_errors(analysis.matches, analysis.threshold)
     right, wrong, missed = (sum(getattr(one, key) for one in errors) for key in ("right", "wrong", "missed"))
     return {"objects": right + missed, "found": right, "false_alarms": wrong}
 

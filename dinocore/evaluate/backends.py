@@ -47,7 +47,7 @@ def choose_backend(wanted: str) -> str:
 
 
 def judge(annotations: Annotations, results: Results, backend: str) -> Judgement:
-    """Judge results, whose pictures and classes are known, by a backend that `choose_backend` gave."""
+    """Judge results, whose images and classes are known, by a backend that `choose_backend` gave."""
     try:
         return BACKENDS[backend](annotations, results)
     except ValueError:  # hotcoco refuses ids below 0 and scores that are NaN; pycocotools takes them

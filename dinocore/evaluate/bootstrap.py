@@ -1,4 +1,4 @@
-"""How far the numbers would move with other pictures of the same kind: intervals by resampling pictures."""
+"""How far the numbers would move with other images of the same kind: intervals by resampling images."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -21,7 +21,7 @@ class Interval(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """B sets of as many pictures, drawn with replacement; NaN where a class has no object in such a set."""
+    """B sets of as many images, drawn with replacement; NaN where a class has no object in such a set."""
 
     values: dict[str, np.ndarray]  # AP, AP50, AP75, AR100: (B, K)
 
@@ -35,19 +35,19 @@ class Samples(NamedTuple):
 class _Hits(NamedTuple):
     """E right detections by class, threshold and falling score, and where to read sums of weights for each."""
 
-    picture: np.ndarray  # (E,)
+    image: np.ndarray  # (E,)
     segment: np.ndarray  # (E,) class and threshold: k * T + t
     kept: np.ndarray  # (E,) detections of all classes that come before its end
     kept_start: np.ndarray  # (E,) those before its class
     crowd: np.ndarray  # (E,) ignored detections before it
     crowd_start: np.ndarray  # (E,) those before its segment
     first: np.ndarray  # (E,) the first of its segment
-    detection_pictures: np.ndarray  # (D,) of all detections, by class and falling score
-    ignored_pictures: np.ndarray  # of the ignored ones, by class, threshold and falling score
+    detection_images: np.ndarray  # (D,) of all detections, by class and falling score
+    ignored_images: np.ndarray  # of the ignored ones, by class, threshold and falling score
 
 
 def resample(matches: Matches, times: int, seed: int = SEED) -> Samples:
-    """AP of resampled pictures; two sets of results of the same pictures see the same samples."""
+    """AP of resampled images; two sets of results of the same images see the same samples."""
     hits = _hits(matches)
     found = [_averages(matches, hits, weights) for weights in draws(len(matches.image_ids), times, seed)]
     ap = np.array([one[0] for one in found])  # (B, K, T)
@@ -57,7 +57,7 @@ def resample(matches: Matches, times: int, seed: int = SEED) -> Samples:
 
 
 def draws(count: int, times: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each picture is drawn, (I,), `times` times."""
+    """How often each image is drawn, (I,), `times` times."""
     random = np.random.default_rng(seed)
     for _ in range(times):
         yield np.bincount(random.integers(0, count, count), minlength=count).astype(float)
@@ -79,7 +79,7 @@ def interval(values: np.ndarray, measured: float, bounds: tuple[float, float] = 
 
 def _hits(matches: Matches) -> _Hits:
     times, total = len(THRESHOLDS), len(matches.ranking)
-    pictures = matches.found.picture[matches.ranking]
+    images = matches.found.image[matches.ranking]
     label = matches.found.label[matches.ranking]
 
     def by_segment(flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -93,31 +93,31 @@ def _hits(matches: Matches) -> _Hits:
     ignored_segment, ignored_place = by_segment(matches.ignored[0])
     ignored = ignored_segment * total + ignored_place
     return _Hits(
-        picture=pictures[place],
+        image=images[place],
         segment=segment,
         kept=place + 1,
         kept_start=matches.starts[label[place]],
         crowd=np.searchsorted(ignored, segment * total + place),
         crowd_start=np.searchsorted(ignored, segment * total),
         first=np.searchsorted(segment, segment),
-        detection_pictures=pictures,
-        ignored_pictures=pictures[ignored_place],
+        detection_images=images,
+        ignored_images=images[ignored_place],
     )
 
 
 def _averages(matches: Matches, hits: _Hits, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """AP and recall with each picture counted as often as its weight says, (K, T) both.
+    """AP and recall with each image counted as often as its weight says, (K, T) both.
 
     Only right detections matter: between two of them precision falls, and the curve is the best that lies beyond.
     """
     kinds, times = len(matches.categories), len(THRESHOLDS)
     objects = matches.objects
-    to_find = np.bincount(objects.label, weights[objects.picture] * matches.counts[0], minlength=kinds)
+    to_find = np.bincount(objects.label, weights[objects.image] * matches.counts[0], minlength=kinds)
     ap = np.zeros(kinds * times)
     recall = np.zeros(kinds * times)
     if len(hits.segment):
         right, everything, ignored = (
-            _running(weights[p]) for p in (hits.picture, hits.detection_pictures, hits.ignored_pictures)
+            _running(weights[p]) for p in (hits.image, hits.detection_images, hits.ignored_images)
         )
         right = right[1:] - right[hits.first]
         kept = everything[hits.kept] - everything[hits.kept_start] - ignored[hits.crowd] + ignored[hits.crowd_start]

@@ -44,11 +44,11 @@ def judged_images(number: int, unreadable: int) -> str:
 def detect_all(
     detector: AnyDetector, annotations: Annotations, part: Part = WHOLE, slicing: Slicing | None = None
 ) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
-    """Detect in every picture; yields, picture by picture, COCO results and why a picture could not be read.
+    """Detect in every image; yields, image by image, COCO results and why an image could not be read.
 
     Args:
-        part: of several processes, which share the pictures.
-        slicing: cut pictures into slices, as `predict --slice` does.
+        part: of several processes, which share the images.
+        slicing: cut images into slices, as `predict --slice` does.
     """
     if slicing is not None:
         yield from _detect_in_slices(detector, annotations, part, slicing)
@@ -131,7 +131,7 @@ def coco_metrics(
         unreadable: how many of the images could not be read.
 
     Raises:
-        DataError: results of pictures that the annotations don't have.
+        DataError: results of images that the annotations don't have.
         EnvironmentFault: the backend is not installed.
     """
     judged = judge(annotations, _known(annotations, results), choose_backend(backend))

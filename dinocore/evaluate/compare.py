@@ -1,15 +1,15 @@
-"""Two sets of results of the same pictures, and whether their difference is more than chance."""
+"""Two sets of results of the same images, and whether their difference is more than chance."""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import DataError
-from .analysis import Analysis, PictureErrors, picture_errors
+from .analysis import Analysis, ImageErrors, image_errors
 from .answer import to_json
 from .bootstrap import Interval, interval
 
-MOST_PICTURES = 10
+MOST_IMAGES = 10
 
 
 class Difference(NamedTuple):
@@ -18,14 +18,14 @@ class Difference(NamedTuple):
     a: float | None
     b: float | None
     change: float | None  # b - a
-    interval: Interval | None  # of the change, from samples of pictures that both see
+    interval: Interval | None  # of the change, from samples of images that both see
 
 
-class PictureDifference(NamedTuple):
-    """What both made of a picture, each at its own best threshold."""
+class ImageDifference(NamedTuple):
+    """What both made of an image, each at its own best threshold."""
 
-    a: PictureErrors
-    b: PictureErrors
+    a: ImageErrors
+    b: ImageErrors
 
     @property
     def change(self) -> int:
@@ -41,14 +41,14 @@ class Comparison(NamedTuple):
     summary: dict[str, Difference]  # the 12 COCO numbers, optimal LRP and the calibration errors
     classes: dict[str, Difference]  # AP
     tide: dict[str, Difference]
-    pictures: list[PictureDifference]  # where they differ most
+    images: list[ImageDifference]  # where they differ most
 
 
 def compare(a: Analysis, b: Analysis) -> Comparison:
     """What changes from a to b.
 
     Raises:
-        DataError: they are of different pictures, objects or classes, so that their numbers say nothing together.
+        DataError: they are of different images, objects or classes, so that their numbers say nothing together.
     """
     same = a.matches.categories == b.matches.categories and all(
         np.array_equal(left, right)
@@ -67,7 +67,7 @@ def compare(a: Analysis, b: Analysis) -> Comparison:
         for k, (one, other) in enumerate(zip(a.classes, b.classes, strict=True))
     }
     tide = {name: _difference(gain, b.tide.gain[name]) for name, gain in a.tide.gain.items()}
-    return Comparison(a, b, summary, classes, tide, _pictures(a, b))
+    return Comparison(a, b, summary, classes, tide, _images(a, b))
 
 
 def comparison_json(comparison: Comparison) -> dict[str, Any]:
@@ -83,16 +83,16 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
         "summary": plain(comparison.summary),
         "classes": plain(comparison.classes),
         "tide": plain(comparison.tide),
-        "pictures": [{"a": one.a._asdict(), "b": one.b._asdict(), "change": one.change} for one in comparison.pictures],
+        "pictures": [{"a": one.a._asdict(), "b": one.b._asdict(), "change": one.change} for one in comparison.images],
         "sides": {"a": to_json(comparison.a), "b": to_json(comparison.b)},
     }
 
 
-def _pictures(a: Analysis, b: Analysis) -> list[PictureDifference]:
-    sides = (picture_errors(one.matches, one.threshold) for one in (a, b))
-    pairs = [PictureDifference(*pair) for pair in zip(*sides, strict=True)]
+def _images(a: Analysis, b: Analysis) -> list[ImageDifference]:
+    sides = (image_errors(one.matches, one.threshold) for one in (a, b))
+    pairs = [ImageDifference(*pair) for pair in zip(*sides, strict=True)]
     pairs.sort(key=lambda pair: -abs(pair.change))
-    return [pair for pair in pairs[:MOST_PICTURES] if pair.change]
+    return [pair for pair in pairs[:MOST_IMAGES] if pair.change]
 
 
 def _difference(a: float | None, b: float | None, samples: np.ndarray | None = None) -> Difference:

@@ -8,7 +8,7 @@ from .matches import Matches, Pairs, assign
 def confusion(matches: Matches, threshold: float) -> np.ndarray:
     """Counts, (K + 1, K + 1): row the truth, column what was found; the last of both is background.
 
-    Classes play no part in who takes which object: the surest detection of a picture chooses first, the object of the
+    Classes play no part in who takes which object: the surest detection of an image chooses first, the object of the
     greatest IoU. What only covers a crowd is left out.
     """
     found, objects, pairs = matches.found, matches.objects, matches.pairs
@@ -16,9 +16,9 @@ def confusion(matches: Matches, threshold: float) -> np.ndarray:
     keep = found.score >= threshold
     usable = keep[pairs.detection] & (pairs.iou >= 0.5)
     chosen = Pairs(*(column[usable] for column in pairs))
-    order = np.lexsort((-found.score, found.picture))
+    order = np.lexsort((-found.score, found.image))
     turn = np.empty(len(order), np.int64)
-    turn[order] = np.arange(len(order)) - np.searchsorted(found.picture, found.picture)
+    turn[order] = np.arange(len(order)) - np.searchsorted(found.image, found.image)
     counts = ~objects.crowd
     won = assign(chosen, turn, np.array([0.5]), counts[None], objects.crowd)[0, 0]  # (D,)
     thing = np.append(chosen.object, -1)[won]

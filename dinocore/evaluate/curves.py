@@ -8,7 +8,7 @@ from .matches import AREAS, THRESHOLDS, Matches
 
 RECALLS = np.linspace(0, 1, 101)  # R
 LEVELS = np.linspace(0, 1, 101)  # score thresholds of a drawn curve
-DETECTIONS = (1, 10, 100)  # per picture and class
+DETECTIONS = (1, 10, 100)  # per image and class
 
 
 class Averages(NamedTuple):

@@ -1,4 +1,4 @@
-"""Who found what: one pass over the pictures, from which every number of an evaluation is made."""
+"""Who found what: one pass over the images, from which every number of an evaluation is made."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -10,15 +10,15 @@ from ..data.split import Category
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of IoU, T
 AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # A, in pixels
-MOST = 100  # detections per picture and class
+MOST = 100  # detections per image and class
 BACKGROUND = 0.1  # the least IoU of a pair that is kept
 AT_ONCE = 2_000_000  # pairs whose IoU is computed at once
 
 
 class Objects(NamedTuple):
-    """M objects of known classes, by picture."""
+    """M objects of known classes, by image."""
 
-    picture: np.ndarray  # (M,) index
+    image: np.ndarray  # (M,) index
     label: np.ndarray  # (M,) index into the classes by id
     boxes: np.ndarray  # (M, 4) x y width height
     area: np.ndarray  # (M,)
@@ -26,17 +26,17 @@ class Objects(NamedTuple):
 
 
 class RankedDetections(NamedTuple):
-    """D detections by picture, class and falling score, at most 100 of a class in a picture."""
+    """D detections by image, class and falling score, at most 100 of a class in an image."""
 
-    picture: np.ndarray  # (D,) index
+    image: np.ndarray  # (D,) index
     label: np.ndarray  # (D,) index into the classes by id
     boxes: np.ndarray  # (D, 4) x y width height
     score: np.ndarray  # (D,)
-    place: np.ndarray  # (D,) 0 for the best of its class in its picture
+    place: np.ndarray  # (D,) 0 for the best of its class in its image
 
 
 class Pairs(NamedTuple):
-    """P detections and objects of the same picture and any class that overlap, by detection and object."""
+    """P detections and objects of the same image and any class that overlap, by detection and object."""
 
     detection: np.ndarray  # (P,)
     object: np.ndarray  # (P,)
@@ -59,7 +59,7 @@ class Matches(NamedTuple):
     starts: np.ndarray  # (K + 1,) class k has ranking[starts[k]:starts[k + 1]]
 
     def ranked(self, k: int) -> np.ndarray:
-        """The detections of a class, the surest first; ties in the order of pictures."""
+        """The detections of a class, the surest first; ties in the order of images."""
         return self.ranking[self.starts[k] : self.starts[k + 1]]
 
     def to_find(self, area: int = 0) -> np.ndarray:
@@ -68,7 +68,7 @@ class Matches(NamedTuple):
 
 
 def match(annotations: Annotations, results: Sequence[dict[str, Any]]) -> Matches:
-    """Match results, whose pictures are known, with objects by COCO's greedy rule; unknown classes are left out."""
+    """Match results, whose images are known, with objects by COCO's greedy rule; unknown classes are left out."""
     categories = sorted(annotations.categories)
     image_ids = np.sort(annotations.image_ids)
     objects = _objects(annotations, image_ids, categories)
@@ -134,10 +134,10 @@ def assign(pairs: Pairs, turn: np.ndarray, limits: np.ndarray, counts: np.ndarra
 
 
 def overlaps(found: RankedDetections, objects: Objects, num_images: int) -> Pairs:
-    """All detections and objects of the same picture whose IoU is at least 0.1."""
-    per_image = np.bincount(objects.picture, minlength=num_images)
-    first = np.cumsum(per_image) - per_image  # (I,) a picture's first object
-    width = per_image[found.picture]  # (D,) with how many objects a detection is compared
+    """All detections and objects of the same image whose IoU is at least 0.1."""
+    per_image = np.bincount(objects.image, minlength=num_images)
+    first = np.cumsum(per_image) - per_image  # (I,) an image's first object
+    width = per_image[found.image]  # (D,) with how many objects a detection is compared
     ends = np.cumsum(width)
     parts = []
     begin = 0
@@ -146,7 +146,7 @@ def overlaps(found: RankedDetections, objects: Objects, num_images: int) -> Pair
         detection = np.repeat(np.arange(begin, end), width[begin:end])
         step = np.arange(len(detection)) - np.repeat(ends[begin:end] - width[begin:end], width[begin:end])
         step += ends[begin] - width[begin]
-        thing = first[found.picture[detection]] + step
+        thing = first[found.image[detection]] + step
         iou = _iou(found.boxes[detection], objects.boxes[thing], objects.crowd[thing])
         keep = iou >= BACKGROUND
         parts.append((detection[keep], thing[keep], iou[keep]))
@@ -181,24 +181,24 @@ def _objects(annotations: Annotations, image_ids: np.ndarray, categories: list[C
     known = annotations.labels >= 0
     place = {category.id: k for k, category in enumerate(categories)}
     renumber = np.array([place[category.id] for category in annotations.categories], dtype=np.int64)
-    picture = np.searchsorted(image_ids, annotations.image_ids)[annotations.owners()][known]
-    order = np.argsort(picture, kind="stable")
+    image = np.searchsorted(image_ids, annotations.image_ids)[annotations.owners()][known]
+    order = np.argsort(image, kind="stable")
     columns = (annotations.boxes[known], annotations.area[known], annotations.crowd[known])
     boxes, area, crowd = (column[order] for column in columns)
-    return Objects(picture[order], renumber[annotations.labels[known]][order], boxes, area, crowd)
+    return Objects(image[order], renumber[annotations.labels[known]][order], boxes, area, crowd)
 
 
 def _found(results: Sequence[dict[str, Any]], image_ids: np.ndarray, categories: list[Category]) -> RankedDetections:
     place = {category.id: k for k, category in enumerate(categories)}
     rows = [row for row in results if row["category_id"] in place]
     owner = np.array([row["image_id"] for row in rows], dtype=np.int64)
-    picture = np.searchsorted(image_ids, owner)
+    image = np.searchsorted(image_ids, owner)
     label = np.array([place[row["category_id"]] for row in rows], dtype=np.int64)
     boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
     score = np.array([row["score"] for row in rows], dtype=np.float64)
-    order = np.lexsort((-score, label, picture))
-    group = picture[order] * len(categories) + label[order]
+    order = np.lexsort((-score, label, image))
+    group = image[order] * len(categories) + label[order]
     first = np.searchsorted(group, group)
     turn = np.arange(len(order)) - first
     keep = order[turn < MOST]
-    return RankedDetections(picture[keep], label[keep], boxes[keep], score[keep], turn[turn < MOST])
+    return RankedDetections(image[keep], label[keep], boxes[keep], score[keep], turn[turn < MOST])

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..data.annotations import Annotations
 from ..errors import DataError
+from ..words import counted
 
 Sides = Annotated[list[float], msgspec.Meta(min_length=4, max_length=4)]
 
@@ -33,22 +34,22 @@ def read_results(path: Path, annotations: Annotations, allow_orphans: bool = Fal
     """Read and check results for these annotations; fields that detection doesn't need are left out.
 
     Args:
-        allow_orphans: leave out results of pictures and classes that the annotations don't have.
+        allow_orphans: leave out results of images and classes that the annotations don't have.
 
     Raises:
         DataError: the file is missing or no list of results, has numbers that are not finite, or results of unknown
-            pictures or classes; with how many there are.
+            images or classes; with how many there are.
     """
     rows = _decode(path)
     numbers = np.array([[*row["bbox"], row["score"]] for row in rows]).reshape(-1, 5)
     wrong = np.flatnonzero(~np.isfinite(numbers).all(1)).tolist()
     if wrong:
-        what = f"{len(wrong)} of {len(rows)} results have a box or score that is not finite, the first one of picture "
+        what = f"{len(wrong)} of {len(rows)} results have a box or score that is not finite, the first one of image "
         raise DataError(f"{what}{rows[wrong[0]]['image_id']}", code="DATA-RESULTS", where=path,
                         fix="find out what made them; COCO's tools would judge them silently")  # fmt: skip
     strangers = {
-        "image_id": ("pictures", set(annotations.image_ids.tolist())),
-        "category_id": ("classes", {category.id for category in annotations.categories}),
+        "image_id": (("image",), set(annotations.image_ids.tolist())),
+        "category_id": (("class", "classes"), {category.id for category in annotations.categories}),
     }
     notes = [_orphans(rows, key, name, known) for key, (name, known) in strangers.items()]
     if any(notes) and not allow_orphans:
@@ -58,11 +59,13 @@ def read_results(path: Path, annotations: Annotations, allow_orphans: bool = Fal
     return Results(kept, [f"left out, {note} the annotations don't have" for note in notes if note])
 
 
-def _orphans(rows: list[Any], key: str, name: str, known: set[int]) -> str:
+def _orphans(rows: list[Any], key: str, noun: tuple[str, ...], known: set[int]) -> str:
     """How many results are of something unknown, or nothing."""
     ids = [row[key] for row in rows if row[key] not in known]
     first = ", ".join(map(str, sorted(set(ids))[:5]))
-    return f"{len(ids)} of {len(rows)} results are of {len(set(ids))} {name} ({key} {first}) that" if ids else ""
+    return (
+        f"{len(ids)} of {len(rows)} results are of {counted(len(set(ids)), *noun)} ({key} {first}) that" if ids else ""
+    )
 
 
 def _decode(path: Path) -> list[Any]:

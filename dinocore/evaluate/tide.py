@@ -32,7 +32,7 @@ class _Causes(NamedTuple):
 def tide(matches: Matches) -> Tide:
     """The six errors at IoU 0.5 with background below 0.1, over the classes that have objects.
 
-    The matches are COCO's, with 100 detections per picture and class. The reference tool `tidecv` takes 100 per picture
+    The matches are COCO's, with 100 detections per image and class. The reference tool `tidecv` takes 100 per image
     and the first of several equal IoUs, counts a class without objects as AP 0, and rounds its 101 recalls otherwise
     than pycocotools, so that a class with few objects may differ by the precision at one of them.
     """

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..config import DataConfig
 from ..data.annotations import Annotations
-from ..evaluate.analysis import Analysis, picture_errors
+from ..evaluate.analysis import Analysis, image_errors
 from ..evaluate.answer import to_json
 from ..words import counted
 from .judged import EXAMPLES, LEAST, Counts, good_and_bad, headline, judged_image, open_images
@@ -36,7 +36,7 @@ def evaluation_page(analysis: Analysis, annotations: Annotations, facts: dict[st
         config: how images are read; those that can't be are left out.
     """
     answer = to_json(analysis)
-    counts = {image_id: Counts(*rest) for image_id, *rest in picture_errors(analysis.matches, analysis.threshold)}
+    counts = {image_id: Counts(*rest) for image_id, *rest in image_errors(analysis.matches, analysis.threshold)}
     sections = [
         Section("Examples", _examples(analysis, counts, annotations, config)),
         Section("COCO", [Facts("Evaluated", facts), _summary(answer)]),

@@ -145,12 +145,12 @@ def _marks(matches: Matches, image_id: int) -> Iterator[Mark]:
     names = table_names(matches.categories)
     found, objects, right = matches.found, matches.objects, matches.right[0, 0]
     image = int(np.searchsorted(matches.image_ids, image_id))
-    hits = np.flatnonzero(right & (found.picture == image))
+    hits = np.flatnonzero(right & (found.image == image))
     answers = dict(zip(matches.pairs.object[matches.pair[hits]].tolist(), found.score[hits].tolist(), strict=True))
-    for n in np.flatnonzero((objects.picture == image) & ~objects.crowd).tolist():
+    for n in np.flatnonzero((objects.image == image) & ~objects.crowd).tolist():
         kind = "truth" if n in answers else "missed"
         yield Mark(_corners(objects.boxes[n]), names[objects.label[n]], kind, answers.get(n))
-    use = (found.picture == image) & ~matches.ignored[0, 0] & (found.score >= LEAST)
+    use = (found.image == image) & ~matches.ignored[0, 0] & (found.score >= LEAST)
     rows = np.flatnonzero(use)
     for n in rows[np.argsort(-found.score[rows], kind="stable")].tolist():
         kind = "found" if right[n] else "wrong"

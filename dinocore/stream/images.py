@@ -59,8 +59,8 @@ class PreparedImage(NamedTuple):
 
 def resize_for_model(pixels: Tensor, config: DataConfig) -> Tensor:
     """(3, H, W) uint8 at the size of evaluation, (3, h, w)."""
-    picture = annotated_image(pixels, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    return resize(picture, config.eval_scale, config.max_size)[0].as_subclass(Tensor)
+    annotated = annotated_image(pixels, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    return resize(annotated, config.eval_scale, config.max_size)[0].as_subclass(Tensor)
 
 
 def prepare(pixels: Tensor, config: DataConfig, slicing: Slicing | None = None) -> PreparedImage:

@@ -1,8 +1,8 @@
-"""The whole thing learns: drawn pictures by heart, whatever ids a file gives its classes and pictures.
+"""The whole thing learns: drawn images by heart, whatever ids a file gives its classes and images.
 
 Two trainings go all the way: classes from 0, and numbers with gaps, a class that nothing belongs to and Roboflow's
 heading. The other files only differ in their ids. For them a few steps must lead to the same weights to the last bit,
-and the weights that know the pictures by heart, given the classes that were read from the file, must answer in its ids.
+and the weights that know the images by heart, given the classes that were read from the file, must answer in its ids.
 """
 
 import json
@@ -32,7 +32,7 @@ QUIET = [
 
 
 def renumber(content: dict, ids: dict[str, int], shuffled: bool) -> None:
-    """Other ids for classes; where `shuffled`, also for pictures, and no list in the order of its ids."""
+    """Other ids for classes; where `shuffled`, also for images, and no list in the order of its ids."""
     heading = {"supercategory": "cells"} if "cells" in ids else {}
     content["categories"] = [{"id": i, "name": name, **heading} for name, i in ids.items()]
     pictures = {row["id"]: 1000 - 7 * row["id"] if shuffled else row["id"] for row in content["images"]}
@@ -44,11 +44,11 @@ def renumber(content: dict, ids: dict[str, int], shuffled: bool) -> None:
         content["images"].reverse()
         content["annotations"].sort(
             key=lambda row: row["image_id"]
-        )  # their order in a picture counts: noise is drawn so
+        )  # their order in an image counts: noise is drawn so
 
 
 def make(folder: Path, scheme: str) -> Path:
-    """Three pictures, to train on and to be judged by; returns the annotations."""
+    """Three images, to train on and to be judged by; returns the annotations."""
     write_sample_data(folder, num_images=4, seed=11, size=(160, 120))
     (folder / "annotations" / "instances_val2017.json").unlink()
     shutil.rmtree(folder / "val2017")
@@ -77,7 +77,7 @@ def learn(dino):
 
 @pytest.fixture
 def answers_in_ids_of(dino, tmp_path):
-    """AP >= 0.95, and what is found with confidence has exactly the file's pairs of picture and class, in its ids."""
+    """AP >= 0.95, and what is found with confidence has exactly the file's pairs of image and class, in its ids."""
 
     def check(weights: Path, folder: Path, file: Path) -> None:
         content = json.loads(file.read_text())

@@ -141,8 +141,8 @@ def test_the_newest_run_is_used_and_said(dino, run_folder, picture, monkeypatch)
 
 def test_a_bad_picture_costs_only_itself(dino, run_folder, pictures, tmp_path):
     shutil.copytree(pictures / "val2017", tmp_path / "many")
-    (tmp_path / "many" / "bad.jpg").write_bytes(b"no picture")
-    (tmp_path / "many" / "notes.txt").write_text("not a picture")
+    (tmp_path / "many" / "bad.jpg").write_bytes(b"no image")
+    (tmp_path / "many" / "notes.txt").write_text("not an image")
     result = dino("predict", "many", "--weights", run_folder, "--out", "boxes.json", "--save-images", "drawn")
     assert result.code == 7
     assert "bad.jpg" in result.err and "skipped 1 non-image file" in result.err
@@ -238,9 +238,9 @@ def test_an_interrupted_folder_leaves_what_was_found_and_resume_looks_at_the_res
     asked = ("predict", pictures / "train2017", "--weights", run_folder, "--out", "boxes.json")
     result = dino(*asked)
     assert result.code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number] and "--resume" in result.err
-    assert "interrupted after 3 of 8 pictures" in result.err and len(json.loads(Path("boxes.json").read_text())) == 3
+    assert "interrupted after 3 of 8 images" in result.err and len(json.loads(Path("boxes.json").read_text())) == 3
     result = dino(*asked, "--resume")
-    assert result.code == 0 and "boxes.json has 3 of 8 pictures" in result.err
+    assert result.code == 0 and "boxes.json has 3 of 8 images" in result.err
     assert len(seen) == len(set(seen)) == 8, "each is looked at once"
     resumed = Path("boxes.json").read_text()
     assert dino(*asked).code == 0 and Path("boxes.json").read_text() == resumed, "as without an interrupt"
@@ -266,7 +266,7 @@ def test_a_single_bad_picture_keeps_its_code_and_place(dino):
     "arguments, code, says",
     [
         (["missing.jpg"], 3, "missing.jpg"),
-        (["."], 3, "no pictures"),
+        (["."], 3, "no images"),
         (["PICTURE", "--out", "."], 2, "is a folder"),
         (["PICTURE", "--format", "xml"], 2, "labelme"),
         (["PICTURE", "--device", "tpu"], 5, "available: cpu"),
@@ -457,12 +457,12 @@ def test_results_of_unknown_ids_and_with_nan_are_refused_with_counts(dino, pictu
     result = judge([good, good | {"category_id": 0}, good | {"category_id": 4}, good | {"image_id": 987}])
     error = json.loads(result.out)["error"]
     assert result.code == 3 and error["code"] == "DATA-RESULTS" and error["where"] == "r.json"
-    assert "1 of 4 results are of 1 pictures (image_id 987)" in error["what"]
+    assert "1 of 4 results are of 1 image (image_id 987)" in error["what"]
     assert "2 of 4 results are of 2 classes (category_id 0, 4)" in error["what"]
     result = judge([good, good | {"image_id": 987}], "--set", "data.allow_orphans=true")
     assert result.code == 0 and "left out, 1 of 2 results" in result.err.replace("\n", " ")
     result = judge([good, good | {"score": float("nan")}, good | {"bbox": [1, 1, float("inf"), 2]}])
-    what = f"2 of 3 results have a box or score that is not finite, the first one of picture {known}"
+    what = f"2 of 3 results have a box or score that is not finite, the first one of image {known}"
     assert result.code == 3 and what in result.err.replace("\n", " ")
 
 
@@ -496,7 +496,7 @@ def test_other_views_of_proposals_and_the_report(dino, run_folder, picture, pict
 
 
 def test_a_bad_picture_costs_the_proposals_of_the_others_nothing(dino, run_folder, picture, tmp_path):
-    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
     result = dino("inspect-proposals", "bad.jpg", picture, "--weights", run_folder, "--top", "2", "--json")
     assert result.code == 7 and "bad.jpg" in result.err
     assert [found["file"] for found in json.loads(result.out)["pictures"]] == [str(picture)]

@@ -95,7 +95,7 @@ def test_data_that_has_moved_is_said_and_drawn_pictures_are_only_for_weights_wit
     from dinocore.weights.file import load_weights, save_weights
 
     content = load_weights(run_folder / "best.safetensors")
-    for path, code, said in (("/gone", 3, "name it with --data"), ("", 0, "pictures that dino draws")):
+    for path, code, said in (("/gone", 3, "name it with --data"), ("", 0, "images that dino draws")):
         config = content.config.model_copy(update={"data": content.config.data.model_copy(update={"path": path})})
         save_weights(tmp_path / "moved.safetensors", content.tensors, config, content.categories, {})
         result = dino("inspect-matching", "--weights", "moved.safetensors")

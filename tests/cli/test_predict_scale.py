@@ -95,7 +95,7 @@ def test_json_lines_are_chosen_by_the_suffix_and_can_be_resumed(dino, small_weig
     assert [json.loads(line) for line in lines] == json.loads(Path("a.json").read_text())
     Path("a.jsonl").write_text(lines[0] + "\n")
     result = dino(*given, "a.jsonl", "--resume")
-    assert "has 1 of 2 pictures" in result.err and Path("a.jsonl").read_text().splitlines() == lines
+    assert "has 1 of 2 images" in result.err and Path("a.jsonl").read_text().splitlines() == lines
 
 
 def test_a_piece_of_a_line_that_a_kill_left_is_dropped_and_all_come_in_the_order_of_the_inputs(

@@ -1,4 +1,4 @@
-"""Odd machines, folders, clocks and pictures, from the command to its exit code (C rows, and I9)."""
+"""Odd machines, folders, clocks and images, from the command to its exit code (C rows, and I9)."""
 
 import json
 import os
@@ -123,7 +123,7 @@ def test_a_hundred_thousand_other_files_are_counted_and_an_empty_folder_is_said(
     assert time.process_time() - began < 60
     (tmp_path / "empty").mkdir()
     empty = dino("predict", "empty")
-    assert empty.code == 3 and "no pictures in empty" in empty.err and all(suffix in empty.err for suffix in SUFFIXES)
+    assert empty.code == 3 and "no images in empty" in empty.err and all(suffix in empty.err for suffix in SUFFIXES)
 
 
 THIN = [(1, 1), (1, 5000), (5000, 1), (8000, 10)]
@@ -131,7 +131,7 @@ THIN = [(1, 1), (1, 5000), (5000, 1), (8000, 10)]
 
 @pytest.mark.slow
 def test_thin_pictures_are_predicted_trained_on_and_judged(dino, settings, tmp_path):
-    """With the bundled model, and with one that is trained on nothing else; every box stays in its picture."""
+    """With the bundled model, and with one that is trained on nothing else; every box stays in its image."""
     (tmp_path / "train").mkdir()
     document = {"images": [], "annotations": [], "categories": [{"id": 5, "name": "line"}]}
     for n, (width, height) in enumerate(THIN, start=1):

@@ -322,7 +322,7 @@ def twin_of_vit_attention(state, name, x, heads):
 
 
 def twin_of_vitdet(state, images, patch, heads, window, everywhere):
-    """One picture; blocks in `everywhere` let all tokens attend to all."""
+    """One image; blocks in `everywhere` let all tokens attend to all."""
     net = "backbone.net"
     images = F.pad(images, (0, -images.shape[3] % patch, 0, -images.shape[2] % patch))
     x = F.conv2d(images, state[f"{net}.patch_embed.proj.weight"], state[f"{net}.patch_embed.proj.bias"], stride=patch)

@@ -57,7 +57,7 @@ def test_every_output_is_theirs(source, make_model):
 @pytest.mark.slow
 @torch.no_grad()
 def test_ours_masks_padding_where_detrex_forgets_it_in_evaluation(make_model):
-    """A picture alone and the same in a padded batch give one answer here; in detrex's evaluation they do not."""
+    """An image alone and the same in a padded batch give one answer here; in detrex's evaluation they do not."""
     golden = load_file(GOLDEN / "detrex_r50_4scale_eval.safetensors")
     model = make_model("detrex")[0].eval()
     alone = model(golden["image1"][None], torch.zeros(1, *golden["image1"].shape[1:], dtype=torch.bool)).final

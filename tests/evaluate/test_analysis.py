@@ -31,7 +31,7 @@ from dinocore.report.parts import Gallery, Matrix, Table
 
 
 def make(owners, labels, boxes, crowd=None, images=3, kinds=3):
-    """Annotations of pictures 10, 9, 8 ... (not in order) with classes of ids 5, 4, 3 ..."""
+    """Annotations of images 10, 9, 8 ... (not in order) with classes of ids 5, 4, 3 ..."""
     order = np.argsort(owners, kind="stable")
     owners, labels = np.asarray(owners, int)[order], np.asarray(labels, int)[order]
     boxes = np.asarray(boxes, float).reshape(-1, 4)[order]
@@ -258,7 +258,7 @@ def test_a_sample_gives_the_numbers_of_pictures_that_are_there_several_times():
 
 
 def explicit(annotations, results, drawn, places):
-    """pycocotools' AP of a data set in which a picture that was drawn twice is there twice."""
+    """pycocotools' AP of a data set in which an image that was drawn twice is there twice."""
     owners = np.array([places[int(i)] for i in annotations.image_ids])[annotations.owners()]
     rows = [(new, m) for new, picture in enumerate(drawn) for m in np.flatnonzero(owners == picture)]
     chosen = [m for _, m in rows]
@@ -271,7 +271,7 @@ def explicit(annotations, results, drawn, places):
 
 
 def test_the_interval_of_a_share_is_that_of_the_binomial():
-    """One object per picture, 60 % of them found: 1.96 standard errors are 0.0480 of 400 pictures."""
+    """One object per image, 60 % of them found: 1.96 standard errors are 0.0480 of 400 images."""
     annotations = make(np.arange(400), np.zeros(400, int), np.tile([0, 0, 10, 10], (400, 1)), images=400)
     results = [row(annotations, n, 0, [0, 0, 10, 10], 0.9) for n in range(240)]
     low, high = analyse(annotations, results, 1000).interval("AR100")
@@ -401,7 +401,7 @@ def test_each_object_and_detection_of_a_bad_picture_is_a_box(made):
         here = int(np.searchsorted(matches.image_ids, worst.image_id))
         kinds = [mark.kind for mark in picture.marks if (mark.score or 1) >= analysis.threshold]
         assert (kinds.count("found"), kinds.count("wrong")) == (worst.right, worst.wrong)
-        objects = (matches.objects.picture == here) & ~matches.objects.crowd
+        objects = (matches.objects.image == here) & ~matches.objects.crowd
         assert sum(mark.kind in ("truth", "missed") for mark in picture.marks) == objects.sum()
 
 

@@ -31,7 +31,7 @@ def silence(capfd):
 
 
 def make_annotations(objects, image_ids=(1,), category_ids=(1,)):
-    """One split of pictures with objects (image id, class index or -1, box, area, crowd)."""
+    """One split of images with objects (image id, class index or -1, box, area, crowd)."""
     rows = sorted(objects, key=lambda row: list(image_ids).index(row[0]))
     counts = [sum(row[0] == i for row in rows) for i in image_ids]
     return Annotations(

@@ -11,7 +11,7 @@ STATIC = ['model.queries="static"']  # nothing is chosen, which rounding could c
 
 
 def gradients(form: str, dtype: torch.dtype | None, overrides: list[str]) -> dict[str, torch.Tensor]:
-    """Of the loss of two pictures, by parameter."""
+    """Of the loss of two images, by parameter."""
     torch.manual_seed(0)
     config = load_config("r50-4scale", [*SMALL, *overrides])
     model = build_model(config.model).train()

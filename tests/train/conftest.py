@@ -1,4 +1,4 @@
-"""A model and pictures that are small enough for many short runs."""
+"""A model and images that are small enough for many short runs."""
 
 import hashlib
 import json

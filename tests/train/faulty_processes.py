@@ -53,7 +53,7 @@ def backward(state: TrainState, at: int, after: str = "encoder.layers.0.ffn.net.
 
 
 def nan(state: TrainState, at: int) -> None:
-    """The second picture of the step has a bad pixel."""
+    """The second image of the step has a bad pixel."""
     original, seen = step.forward, []
 
     def poisoned(model, batch, *rest):

@@ -37,7 +37,7 @@ def together(number, data, out, chunk):
 def test_two_processes_give_the_gradients_and_the_evaluation_of_one(empty, pictures, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(pictures, data)
-    if empty:  # but one picture, so that some process has none with an object
+    if empty:  # but one image, so that some process has none with an object
         file = data / "annotations" / "instances_train2017.json"
         content = json.loads(file.read_text())
         first = min(row["id"] for row in content["images"])

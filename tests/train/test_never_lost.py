@@ -201,7 +201,7 @@ def test_out_of_memory_names_sizes_and_flags_and_keeps_the_last_state(small_conf
 def test_with_half_as_many_pictures_a_run_goes_on_as_if_it_had_never_tried_more(
     amp, small_config, start, monkeypatch, outcome
 ):
-    """Four pictures are too many in step 3: what follows is as in a run that was stopped there and resumed with two."""
+    """Four images are too many in step 3: what follows is as in a run that was stopped there and resumed with two."""
     asked = (*LITTLE, "train.batch_size=8", "train.epochs=4", "model.dropout=0.1", f'train.amp="{amp}"')
     four, two = small_config(*asked, "train.micro_batch_size=4"), small_config(*asked, "train.micro_batch_size=2")
     other, state = start(four, "stopped", stop=lambda: 143 * (state.progress.step == 2))

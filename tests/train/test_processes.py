@@ -31,7 +31,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]  # what the command t
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the commands run, with pictures in `data`."""
+    """Where the commands run, with images in `data`."""
     folder = tmp_path_factory.mktemp("processes")
     write_sample_data(folder / "data", num_images=45, seed=3, size=(80, 64))
     return folder
@@ -120,7 +120,7 @@ def test_sigterm_and_sigkill_and_then_resume_auto_end_as_an_undisturbed_run(begi
 
 
 def test_a_second_sigint_leaves_at_once(begin, folder):
-    """A step of this takes long: 36 pictures one after another, larger ones."""
+    """A step of this takes long: 36 images one after another, larger ones."""
     long = ("train.batch_size=36", "data.train_scales=[480]", "data.max_size=480")
     process = begin("twice", *(part for setting in long for part in ("--set", setting)))
     while "steps" not in process.stderr.readline():  # what will be done is said, then the first step is begun

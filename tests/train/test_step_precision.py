@@ -27,4 +27,4 @@ def test_float32_writes_every_column_of_such_a_gradient():
         CONV(images).pow(2).sum().backward()
         grad = CONV.weight.grad
         assert grad is not None and grad.isfinite().all()
-        assert (grad[..., [0, 2]] == 0).all()  # the picture has nothing there
+        assert (grad[..., [0, 2]] == 0).all()  # the image has nothing there

@@ -79,12 +79,12 @@ def test_its_numbers_are_those_of_json(made):
 
 def test_the_images_are_those_whose_errors_differ_most_as_a_and_as_b_has_them(made):
     comparison, page = made
-    changes = [one.change for one in comparison.pictures]
+    changes = [one.change for one in comparison.images]
     assert 5 < len(changes) <= 10 and 0 not in changes
     assert [abs(n) for n in changes] == sorted(map(abs, changes), reverse=True)
     shown = parts(page, Gallery)["A beside B"].images
     assert [image.title for image in shown] == ["A: a.png", "B: a.png"] * len(changes)
-    for one, (a, b) in zip(comparison.pictures, zip(shown[::2], shown[1::2], strict=True), strict=True):
+    for one, (a, b) in zip(comparison.images, zip(shown[::2], shown[1::2], strict=True), strict=True):
         assert a.note == f"{one.a.right} right, {one.a.wrong} wrong, {one.a.missed} missed"
         assert b.note == f"{one.b.right} right, {one.b.wrong} wrong, {one.b.missed} missed"
         of_b = [mark for mark in b.marks if (mark.score or 1) >= comparison.b.threshold]

@@ -21,10 +21,10 @@ from ...system.files import to_json, write_text
 from ..context import RunContext
 
 EXAMPLES = "best_examples.json"
-MOST = 24  # pictures
+MOST = 24  # images
 SIDE = 800  # pixels, at most
 LOWEST = 0.05  # score of a box that is kept
-BOXES = 100  # of a picture
+BOXES = 100  # of an image
 
 
 def save_examples(folder: Path, val: Annotations, epoch: int, results: list[dict[str, Any]]) -> None:
@@ -49,7 +49,7 @@ class ReportFile:
         self.context, self.facts = context, facts
         self.message = ""
         self.behind = False
-        self.pictures: dict[int, MarkedImage] = {}  # small ones, by place in the split: they are read once
+        self.images: dict[int, MarkedImage] = {}  # small ones, by place in the split: they are read once
 
     def add(self, row: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
@@ -70,10 +70,10 @@ class ReportFile:
     def _write(self) -> None:
         self.behind = False
         try:
-            epoch, pictures = self._examples()
+            epoch, examples = self._examples()
             settings = self.context.config.model_dump()
             run_facts = RunFacts(
-                str(self.context.folder), self.facts, machine(self.context.device), settings, pictures, epoch
+                str(self.context.folder), self.facts, machine(self.context.device), settings, examples, epoch
             )
             write_page(
                 self.context.folder / "report.html", training_page(self.context.folder / "metrics.jsonl", run_facts)
@@ -82,7 +82,7 @@ class ReportFile:
             self.message = f"report.html cannot be written ({type(error).__name__}: {error})"
 
     def _examples(self) -> tuple[int, list[MarkedImage]]:
-        """The epoch of the best evaluation, and the pictures with what is annotated and what was found in them."""
+        """The epoch of the best evaluation, and the images with what is annotated and what was found in them."""
         path, val = self.context.folder / EXAMPLES, self.context.data.val
         if not path.is_file():
             return 0, []
@@ -92,23 +92,23 @@ class ReportFile:
             found.setdefault(result["image_id"], []).append(result)
         shown = []
         for index in _chosen(val).tolist():
-            picture = self._picture(index)
-            if picture is not None:
-                scale = picture.image.width / val.sizes[index][0]
+            example = self._image(index)
+            if example is not None:
+                scale = example.image.width / val.sizes[index][0]
                 shown.append(
-                    picture._replace(marks=self._marks(index, found.get(int(val.image_ids[index]), []), scale))
+                    example._replace(marks=self._marks(index, found.get(int(val.image_ids[index]), []), scale))
                 )
         return kept["epoch"], shown
 
-    def _picture(self, index: int) -> MarkedImage | None:
-        if index not in self.pictures:
+    def _image(self, index: int) -> MarkedImage | None:
+        if index not in self.images:
             val = self.context.data.val
             try:
                 image = read_image(val.path(index), self.context.config.data)
             except DataError:
                 return None  # the evaluation has said so
-            self.pictures[index] = shrink(MarkedImage(os.fsdecode(val.file_names[index]), image), SIDE)
-        return self.pictures[index]
+            self.images[index] = shrink(MarkedImage(os.fsdecode(val.file_names[index]), image), SIDE)
+        return self.images[index]
 
     def _marks(self, index: int, results: list[dict[str, Any]], scale: float) -> list[Any]:
         val = self.context.data.val

@@ -22,7 +22,7 @@ from .state import Converted, convert_tensors, moving_average_in
 
 CONVERTER = 2  # to be raised when a conversion gives something else, so that kept ones are made again
 ABOUT_EMA = "the file has a moving average of the weights too, under "
-SIZE = (96, 128)  # of the pictures of the self-check
+SIZE = (96, 128)  # of the images of the self-check
 
 
 class ConversionRequest(NamedTuple):
@@ -113,7 +113,7 @@ def check_shapes(tensors: Mapping[str, Tensor], config: Config, where: Path) -> 
 
 @torch.no_grad()
 def self_check(weights: Weights, where: Path) -> None:
-    """Run the model once on two pictures of noise, one of them padded.
+    """Run the model once on two images of noise, one of them padded.
 
     Raises:
         CheckpointError: its numbers are not finite.

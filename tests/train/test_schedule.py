@@ -1,0 +1,39 @@
+"""What is due after which step of a run."""
+
+import pytest
+
+from dinocore.config import TrainConfig
+from dinocore.train.schedule import Plan
+from dinocore.train.state import Progress
+
+
+def plan(**settings) -> Plan:
+    """Three steps an epoch."""
+    return Plan(3, TrainConfig(**settings))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "every", "expected"), [(5, 2, [6, 12, 15]), (4, 2, [6, 12]), (2, 9, [6]), (3, 1, [3, 6, 9])]
+)
+def test_every_few_epochs_and_the_last_one_are_evaluated(epochs, every, expected):
+    plan_ = plan(epochs=epochs, eval_every_epochs=every)
+    assert [step for step in range(1, plan_.total + 1) if plan_.evaluates_after(step)] == expected
+
+
+@pytest.mark.parametrize(("every", "expected"), [(0, [3, 6]), (2, [2, 3, 4, 6]), (4, [3, 4, 6])])
+def test_every_epoch_is_saved_and_every_few_steps_where_that_is_asked_for(every, expected):
+    plan_ = plan(epochs=2, save_every_steps=every)
+    assert [step for step in range(1, 7) if plan_.saves_after(step)] == expected
+
+
+def test_a_run_is_over_after_its_last_step_but_not_before_its_evaluation():
+    plan_ = plan(epochs=2)
+    assert not plan_.over(Progress(step=5))
+    assert "epoch 2 of 2 is done" in plan_.over(Progress(step=6))
+    assert not plan_.over(Progress(step=6, due_evaluation=2))
+
+
+def test_patience_counts_evaluations_that_were_not_better():
+    plan_ = plan(epochs=9, patience=2)
+    assert not plan_.over(Progress(step=9, evals_since_best=1))
+    assert "stopped early: step 3 was the best" in plan_.over(Progress(step=9, evals_since_best=2, best_step=3))
