@@ -26,7 +26,7 @@ MOST_CLASSES = 100  # in a terminal; --json and --report have all
 def show_analysis(analysis: Analysis, judged: str, backend: str) -> None:
     """The 12 numbers, the classes, and where AP50 is lost."""
     stdout.print(_summary(analysis))
-    stdout.print(f"{judged}; by {backend}")
+    stdout.print(f"{judged} ({backend})")
     if analysis.samples is not None:
         stdout.print("[dim]in brackets: 95 % interval, by resampling the images[/]")
     stdout.print()

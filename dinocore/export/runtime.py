@@ -66,7 +66,7 @@ class ExportedDetector:
             takes = "H, W {} to {} in steps of {}".format(*(self.info[key] for key in ("least", "canvas", "multiple")))
             raise ValueError(f"this model takes images (B, H, W, 3), {takes}; got {images.shape}")
         if sizes.shape != (len(images), 2) or (sizes < 1).any() or (sizes > shape).any():
-            raise ValueError(f"sizes must be 1 to {shape}, height before width; got {sizes.tolist()}")
+            raise ValueError(f"sizes must be a height and width for each image, 1 to {shape}; got {sizes.tolist()}")
         try:
             labels, scores, boxes = self._run(images.astype(self.info["pixels"], copy=False), sizes.astype(np.int64))
         except Exception as error:

@@ -369,7 +369,7 @@ def test_eval_names_the_backend_and_takes_another(dino, run_folder, pictures):
     fast = json.loads(dino(*arguments, "--json").out)
     slow = json.loads(dino(*arguments, "--json", "--set", "eval.backend=pycocotools").out)
     assert (fast.pop("backend"), slow.pop("backend")) == ("hotcoco", "pycocotools") and fast == slow
-    assert "judged by hotcoco" in dino(*arguments).out
+    assert "2 images judged (hotcoco)" in dino(*arguments).out
     evaluation = next(line for line in (run_folder / "metrics.jsonl").read_text().splitlines() if '"AP"' in line)
     assert json.loads(evaluation)["backend"] == "hotcoco"
 

@@ -104,9 +104,9 @@ def test_a_truncated_file_is_refused(write_onnx):
     [
         ((1, 96, 128), [[9, 9]], "takes images"),
         ((1, 3, 96, 128), [[9, 9]], "takes images"),
-        ((2, 96, 128, 3), [[9, 9]], "takes images"),
-        ((1, 96, 128, 3), [[97, 9]], "sizes must be 1 to"),
-        ((1, 96, 128, 3), [[9, 0]], "sizes must be 1 to"),
+        ((2, 96, 128, 3), [[9, 9]], "sizes must be a height and width for each image"),
+        ((1, 96, 128, 3), [[97, 9]], "sizes must be a height and width for each image, 1 to"),
+        ((1, 96, 128, 3), [[9, 0]], "sizes must be a height and width for each image, 1 to"),
     ],
 )
 def test_inputs_of_a_wrong_shape_are_refused_in_words(write_onnx, shape, sizes, said):
