@@ -10,9 +10,11 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+from precision import pooled, validation
+
+from dinocore.config import DataConfig
 from dinocore.data.annotations import Category
-from dinocore.data.dataset import open_split
-from dinocore.evaluate.coco import detect_all
+from dinocore.evaluate.coco import coco_metrics, detect_all
 from dinocore.evaluate.thresholds import best_thresholds
 from dinocore.predict import load_detector
 from dinocore.presets import load_config
@@ -25,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path)
     parser.add_argument("--origin", required=True, help="one sentence for people")
-    parser.add_argument("--judge", type=Path, metavar="DATA", help="data whose validation split gives thresholds")
+    parser.add_argument("--judge", type=Path, nargs="+", metavar="DATA", help="data whose validation gives thresholds")
     parser.add_argument("--eval-scale", type=int, help="short side that images are resized to; default: the run's")
     parser.add_argument("--out", type=Path, default=BUNDLED)
     arguments = parser.parse_args()
@@ -42,7 +44,7 @@ def main() -> None:
     left_out = ("data", "metrics")  # a path of this machine, and numbers of the file before it was halved
     facts = {k: v for k, v in weights.facts.items() if k not in left_out} | {"origin": arguments.origin}
     if arguments.judge:
-        facts["thresholds"] = thresholds(arguments.weights, arguments.judge, data.eval_scale)
+        facts["thresholds"] = thresholds(arguments.weights, arguments.judge, data)
     save_weights(arguments.out, tensors, config, numbered(weights.categories), facts)
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.1f} MB, {facts}")
 
@@ -53,13 +55,25 @@ def numbered(categories: list[Category]) -> list[Category]:
     return [c._replace(id=CELLS[c.name] if c.name in CELLS else next(others)) for c in categories]
 
 
-def thresholds(weights: Path, folder: Path, eval_scale: int) -> dict[str, Any] | None:
-    """The best thresholds of weights on the validation split of a data folder."""
+def thresholds(weights: Path, folders: list[Path], data: DataConfig) -> dict[str, Any] | None:
+    """The best thresholds of weights on the validation splits of data folders; prints AP on each of them."""
     detector = load_detector(weights, amp="off")
-    settings = detector.config.data.model_copy(update={"path": str(folder), "eval_scale": eval_scale})
-    detector.config = detector.config.model_copy(update={"data": settings})
-    annotations = open_split(settings, "val", detector.categories)
-    return best_thresholds(annotations, [row for rows, _ in detect_all(detector, annotations) for row in rows])
+    detector.config = detector.config.model_copy(update={"data": data})
+    parts = [validation(folder, detector) for folder in folders]
+    all_images = pooled(parts)
+    results = [row for rows, _ in detect_all(detector, all_images) for row in rows]
+    first = 0
+    for folder, part in zip(folders, parts, strict=True):
+        number = len(part.image_ids)
+        own = [row | {"image_id": int(part.image_ids[row["image_id"] - first])} for row in results
+               if first <= row["image_id"] < first + number]  # fmt: skip
+        metrics = coco_metrics(part, own)
+        print(f"{folder}: AP {metrics.summary['AP']:.4f}, AP50 {metrics.summary['AP50']:.4f}, {metrics.judged}")
+        for name, one in metrics.classes.items():
+            if one["AP"] >= 0:
+                print(f"    {name:16} AP {one['AP']:.3f}  AP50 {one['AP50']:.3f}")
+        first += number
+    return best_thresholds(all_images, results)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One COCO data set of everyday photographs, blood cells and drawn images, as the bundled model is trained on.
 
-    python benchmarks/everyday_data.py OUT --photos ANIMALS COCO_MORE --cells BCCD --drawn 100
+    python benchmarks/everyday_data.py OUT --photos ANIMALS COCO_MORE --cells BCCD --drawn DRAWN
 
 Classes that few objects show are not taught. Most of their objects are background, as a cup is for a model that knows
 no cups; those that look like a class which is taught (a truck like a car, a bench like a chair) would teach it the
@@ -9,6 +9,7 @@ wrong thing, so they are painted in their image's mean colour, except where a ta
 
 import argparse
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +30,26 @@ def main() -> None:
     parser.add_argument("--cells", type=Path, required=True, help="COCO folder of blood cells")
     parser.add_argument("--drawn", type=Path, required=True, help="folder made by `dino sample-data`")
     parser.add_argument("--repeat-cells", type=int, default=3, help="how often an epoch shows each image of cells")
+    parser.add_argument("--repeat", nargs="*", default=[], metavar="CLASS=N", help="how often, for images of a class")
+    parser.add_argument("--at-most", type=int, help="of the training images that many, drawn with seed 5")
     args = parser.parse_args()
+    more = {name: int(times) for name, times in (text.split("=") for text in args.repeat)}
     for split in ("train2017", "val2017"):
-        repeats = args.repeat_cells if split == "train2017" else 1
+        train = split == "train2017"
+        repeats = args.repeat_cells if train else 1
         sources = [(folder, 1) for folder in args.photos] + [(args.cells, repeats), (args.drawn, 1)]
-        write_split(args.out, split, sources)
+        write_split(args.out, split, sources, more if train else {}, args.at_most if train else None)
 
 
-def write_split(out: Path, split: str, sources: list[tuple[Path, int]]) -> None:
-    """Copy the images of all sources, with the objects of `CLASSES`."""
+def write_split(
+    out: Path, split: str, sources: list[tuple[Path, int]], more: dict[str, int], at_most: int | None
+) -> None:
+    """Copy the images of all sources, with the objects of `CLASSES`.
+
+    Args:
+        more: how often an image with an object of a class is shown; the highest counts.
+        at_most: images to draw in the end, None for all.
+    """
     (out / split).mkdir(parents=True, exist_ok=True)
     (out / "annotations").mkdir(exist_ok=True)
     images, annotations = [], []
@@ -55,13 +67,19 @@ def write_split(out: Path, split: str, sources: list[tuple[Path, int]]) -> None:
                 continue
             name = f"{folder.name}-{Path(image['file_name']).name}"
             paint(folder / split / image["file_name"], out / split / name, alike, [a["bbox"] for a in taught])
-            for _ in range(repeats):
+            times = [more.get(names[a["category_id"]], 1) for a in taught]
+            for _ in range(max([repeats, *times])):
                 images.append({**image, "id": len(images) + 1, "file_name": name})
                 for a in taught:
                     category = CLASSES.index(names[a["category_id"]]) + 1
                     row = {"id": len(annotations) + 1, "image_id": len(images), "category_id": category}
                     row |= {"bbox": a["bbox"], "area": a["area"], "iscrowd": a.get("iscrowd", 0)}
                     annotations.append(row)
+    if at_most is not None:
+        random.Random(5).shuffle(images)
+        images = images[:at_most]
+        kept = {image["id"] for image in images}
+        annotations = [a for a in annotations if a["image_id"] in kept]
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (out / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))

@@ -19,7 +19,7 @@ from .model.dino import DINO
 from .model.inference import for_inference
 from .model.ops import use_backend
 from .structures import Target
-from .system.device import pick_precision
+from .system.device import float32_throughout, pick_precision
 from .system.files import write_atomically
 from .system.memory import keep_memory, peak_memory_mb
 from .train.optim import build_optimizer
@@ -62,9 +62,9 @@ def measure(case: Case, each: Callable[[int], None] = lambda done: None) -> Meas
     Raises:
         EnvironmentFault: the device is missing.
     """
-    before = peak_memory_mb()
+    before = peak_memory_mb(case.device)
     call, model = prepare(case)
-    with use_backend(case.ops):
+    with use_backend(case.ops), float32_throughout(case.amp == "off"):
         call()  # first without the counter: a compiled form that can't run says so here
         with FlopCounterMode(display=False, custom_mapping=CORRECTED) as counter:
             call()
@@ -81,7 +81,7 @@ def measure(case: Case, each: Callable[[int], None] = lambda done: None) -> Meas
         latency_p50_s=median,
         latency_p90_s=ranked[min(len(ranked) - 1, round(0.9 * (len(ranked) - 1)))],
         images_per_s=case.batch / median,
-        peak_memory_mb=peak_memory_mb() - before,
+        peak_memory_mb=peak_memory_mb(case.device) - before,
         threads=torch.get_num_threads(),
         precision=str(dtype or torch.float32).removeprefix("torch."),
         device=str(case.device),

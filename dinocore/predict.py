@@ -23,7 +23,7 @@ from .model.inference import for_inference
 from .stream.images import as_batch, detect_stream, prepare
 from .stream.slices import Slicing
 from .structures import Predictions, Target
-from .system.device import compute_alone_after_fork, pick_device, pick_precision
+from .system.device import compute_alone_after_fork, float32_throughout, pick_device, pick_precision
 from .system.memory import keep_memory
 from .weights.fetch.locate import locate
 from .weights.file import Weights, least_scores, load_weights, restore_model
@@ -170,7 +170,8 @@ class Detector:
         """The model's whole output, for inspectors; with targets it has a denoising part, as in training."""
         prepared = normalise(batch, self.config.model.pixel_mean, self.config.model.pixel_std, self.device)
         images = prepared.images.to(next(self.model.backbone.parameters()).dtype)
-        return self.model(images, prepared.padding, targets)
+        with float32_throughout(self.dtype is None):
+            return self.model(images, prepared.padding, targets)
 
     def select(self, final: Predictions, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """The best pairs of query and class of each image, their boxes scaled to its height and width.

@@ -12,6 +12,7 @@ from .deform_attn import MSDeformAttn
 from .dino import DINO
 from .layers import FeedForward, FrozenBatchNorm
 from .ops import sample_fused
+from .proposals import StaticQueries
 
 
 def for_inference(model: DINO, dtype: torch.dtype | None, device: torch.device) -> DINO:
@@ -26,6 +27,9 @@ def for_inference(model: DINO, dtype: torch.dtype | None, device: torch.device) 
     for name, part in quick.named_children():
         in_float32 = name == "backbone" and quick.backbone.slow_in_bf16 and device.type == "cpu"
         part.to(device=device, dtype=torch.float32 if in_float32 or dtype is None else dtype)
+    if isinstance(quick.proposer, StaticQueries):
+        assert isinstance(model.proposer, StaticQueries)
+        quick.proposer.boxes.data = model.proposer.boxes.to(device, torch.float32)  # bfloat16 would move them by pixels
     if device.type == "cpu":
         swins = [module for module in quick.backbone.modules() if isinstance(module, Swin)]
         for part in (quick.encoder, quick.proposer, quick.decoder, *swins):  # others may read their layers' weights

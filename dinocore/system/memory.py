@@ -51,10 +51,15 @@ def release_memory(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
-def peak_memory_mb() -> float:
-    """The most memory that this process has held, on the device if it is CUDA's, otherwise on the host."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated() / 2**20
+def peak_memory_mb(device: torch.device | None = None) -> float:
+    """The most memory that this process has held, on a device of CUDA's or else on the host.
+
+    Args:
+        device: None for CUDA's current one if anything was ever on it.
+    """
+    used = torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0
+    if used if device is None else device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     if resource is None:
         return _peak_on_windows_mb()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -17,6 +17,7 @@ from ..errors import DinoError, EnvironmentFault, PeerFailed
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=15)  # for a rank that hangs; one that dies is noticed at once
+PATIENCE = timedelta(days=7)  # of the others while rank 0 reads data, saves or judges, however long that takes
 LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "TCPStore")
 
 
@@ -62,6 +63,7 @@ class ProcessGroup(SingleProcess):
     def __init__(self, rank: int, size: int):
         self.rank, self.size, self.main = rank, size, rank == 0
         self.gloo: Any = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        self.patient: Any = dist.new_group(backend="gloo", timeout=PATIENCE)  # while rank 0 works alone
 
     def gather(self, value: T) -> list[T]:
         values: list[Any] = [None] * self.size
@@ -96,12 +98,12 @@ class ProcessGroup(SingleProcess):
         return error if self.main else PeerFailed(error.exit_code)
 
     def _broadcast(self, value: T) -> T:
-        dist.broadcast_object_list([value], src=0, group=self.gloo)
+        dist.broadcast_object_list([value], src=0, group=self.patient)
         return value
 
     def _receive(self) -> Any:
         box: list[Any] = [None]
-        dist.broadcast_object_list(box, src=0, group=self.gloo)
+        dist.broadcast_object_list(box, src=0, group=self.patient)
         if isinstance(box[0], PeerFailed):
             raise box[0]
         return box[0]

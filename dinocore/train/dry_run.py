@@ -64,7 +64,7 @@ def dry_run(context: RunContext, state: TrainState) -> Expectation:
         evaluation_s=evaluation,
         save_s=save,
         checkpoint_mb=num_bytes / 1e6,
-        peak_memory_mb=peak_memory_mb(),
+        peak_memory_mb=peak_memory_mb(context.device),
         steps=plan.total,
         evaluations=evaluations,
         run_s=plan.total * one_pass * passes + evaluations * evaluation + saves * save,

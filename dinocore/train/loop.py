@@ -168,7 +168,7 @@ class _Run:
             raise
         progress.step = step
         numbers |= {"lr": lr, "seconds": time.monotonic() - batches.wait_started, "data_seconds": waited}
-        numbers |= {"memory_mb": round(peak_memory_mb())}
+        numbers |= {"memory_mb": round(peak_memory_mb(context.device))}
         yield from map(Warned, self.logger.add(row | numbers))
         yield Step(step, plan.epoch(step), plan.total, numbers | {"images": batches.num_images})
 

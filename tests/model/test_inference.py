@@ -98,6 +98,15 @@ def test_parts_of_any_number_of_tokens_make_the_whole():
         torch.testing.assert_close(ChunkedModule(net, num_tokens)(x), net(x))
 
 
+def test_learned_boxes_are_the_same_in_bf16():
+    torch.manual_seed(0)
+    settings = ['model.backbone="resnet18"', 'model.queries="static"', "model.num_queries=50"]
+    model = build_model(load_config("r50-4scale", settings).model).eval()
+    quick = for_inference(model, torch.bfloat16, CPU)
+    assert quick.proposer.boxes.dtype == torch.float32 and quick.proposer.boxes.equal(model.proposer.boxes)
+    assert quick.proposer.content.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("setting", ['model.queries="static"', 'model.heads="per-layer"', 'model.queries="pure"'])
 def test_every_kind_of_model_gives_the_same_answer_when_made_quick(setting):
     torch.manual_seed(0)

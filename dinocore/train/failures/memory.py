@@ -45,7 +45,7 @@ def largest_micro_batch(context: RunContext, state: TrainState, share: int) -> i
     is tried only if the growth so far says that it fits.
     """
     limit = memory_limit_mb(context.device) - _optimizer_mb(state)
-    fitting, peaks = 0, [peak_memory_mb()]
+    fitting, peaks = 0, [peak_memory_mb(context.device)]
     for size in [*(2**i for i in range(share.bit_length()) if 2**i < share), share]:
         growth = (peaks[-1] - peaks[-2]) / (fitting - fitting // 2) if fitting > 1 else 0.0  # MB an image
         if peaks[-1] + growth * (size - fitting) > limit:
@@ -59,7 +59,7 @@ def largest_micro_batch(context: RunContext, state: TrainState, share: int) -> i
         finally:
             state.optimizer.zero_grad(set_to_none=True)
             release_memory(context.device)
-        peaks.append(peak_memory_mb())
+        peaks.append(peak_memory_mb(context.device))
         if peaks[-1] > limit and size > 1:
             break
         fitting = size
