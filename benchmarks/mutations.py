@@ -275,7 +275,7 @@ MUTATIONS = [
         "dinocore/train/run/checkpoint_folder.py",
         "if damaged:",
         "if damaged and not damaged:",
-        f"{TRAIN}/test_never_lost.py",
+        f"{TRAIN}/test_loop.py",
     ),
     Mutation(
         "crowds take detections for good",
