@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="bundled")
     parser.add_argument("--data", action="append", required=True, metavar="NAME=DIR[:N]")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/export-ap"))
+    parser.add_argument("--folder", type=Path, default=Path("export-ap"), help="exported files, kept for the next time")
     parser.add_argument("--docs", type=Path)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)

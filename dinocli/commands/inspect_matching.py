@@ -104,10 +104,10 @@ def _choose(source: Source, detector: Detector) -> tuple[Annotations, int]:
     """The annotations and the image's place in them."""
     annotations = open_annotated(source.data, source.split, detector)
     if source.image is not None:
-        wanted = Path(source.image).name
-        found = [i for i in range(len(annotations.image_ids)) if annotations.path(i).name == wanted]
+        file_name = Path(source.image).name
+        found = [i for i in range(len(annotations.image_ids)) if annotations.path(i).name == file_name]
         if not found:
-            raise DataError(f"{annotations.file} has no image {wanted}; images are compared by file name")
+            raise DataError(f"{annotations.file} has no image {file_name}; images are compared by file name")
         return annotations, found[0]
     usable = annotations.trainable(detector.config.data.min_box_size)
     owners = annotations.owners()[usable]

@@ -100,12 +100,12 @@ def parse_threshold(text: str) -> float | None:
     return value
 
 
-def choose_thresholds(asked: float | None, detector: AnyDetector) -> list[float]:
+def choose_thresholds(threshold: float | None, detector: AnyDetector) -> list[float]:
     """The score that a detection of each class must reach: what was asked for, or the weights' own best, or 0.3."""
     from dinocore.weights.file import least_scores
 
-    if asked is not None:
-        return [asked] * len(detector.categories)
+    if threshold is not None:
+        return [threshold] * len(detector.categories)
     least = least_scores(detector.categories, detector.threshold, detector.class_thresholds)
     if detector.threshold is not None or detector.class_thresholds:
         say(f"{_range_of(least)}, the best F1 in the evaluation of these weights")

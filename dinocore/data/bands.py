@@ -73,8 +73,8 @@ def refusal_of_unknown(path: Path) -> tuple[str, str] | None:
 def _unknown(tags: ImageFileDirectory_v2) -> list[int]:
     """Kinds of the bands that are neither colours nor transparency."""
     extra = int(tags.get(SAMPLES, 1)) - COLOUR_BANDS.get(int(tags.get(PHOTOMETRIC, 1)), 1)
-    said = tags.get(EXTRA, ())
-    kinds = list(said if isinstance(said, tuple) else (said,))
+    declared = tags.get(EXTRA, ())
+    kinds = list(declared if isinstance(declared, tuple) else (declared,))
     return [kind for kind in (kinds + [0] * extra)[: max(extra, 0)] if kind not in ALPHA]
 
 

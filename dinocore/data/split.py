@@ -226,11 +226,11 @@ def image_roots(folder: Path, split: str, file: Path) -> list[Path]:
     names = [file.stem.removeprefix("instances_"), *WORDS.get(split, ())]
     bases = (folder, folder / "images", folder / "data")
     own = [base / name for base in bases for name in names]
-    told = [p for base in bases if base.is_dir() for p in sorted(base.iterdir()) if split_in_name(p.name) == split]
-    told = [p for p in told if p not in own and p.is_dir()]
-    inner = [p / name for p in (*own, *told) for name in ("images", "data") if (p / name).is_dir()]
+    of_split = [p for base in bases if base.is_dir() for p in sorted(base.iterdir()) if split_in_name(p.name) == split]
+    of_split = [p for p in of_split if p not in own and p.is_dir()]
+    inner = [p / name for p in (*own, *of_split) for name in ("images", "data") if (p / name).is_dir()]
     usual = [folder / name for name in ("images", "imgs", "img", "data", "JPEGImages")]
-    return [*own, *told, *inner, *usual, folder, file.parent, file.parent / "images"]
+    return [*own, *of_split, *inner, *usual, folder, file.parent, file.parent / "images"]
 
 
 def stays_inside(name: str) -> bool:

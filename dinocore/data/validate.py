@@ -66,8 +66,8 @@ def present_files(table: Table, split: Split, config: DataConfig, findings: Find
     missing = [i for i, state in enumerate(found) if state == "missing"]
     if missing and (similar := _similar_names(table.file_names, missing, root, config.follow_symlinks)):
         names = [similar.get(i, name) for i, name in enumerate(table.file_names)]
-        said = [f"{table.file_names[i]} -> {name}" for i, name in similar.items()]
-        findings.add("DATA-IMAGE-NAME", f"{counted(len(said), 'file name')} not written as on the disk", said)
+        renamed = [f"{table.file_names[i]} -> {name}" for i, name in similar.items()]
+        findings.add("DATA-IMAGE-NAME", f"{counted(len(renamed), 'file name')} not written as on the disk", renamed)
         found = ["ok" if i in similar else state for i, state in enumerate(found)]
         table = table._replace(file_names=names)
     for state, code, what in (("missing", "DATA-IMAGE-MISSING", "are not in"),
@@ -181,12 +181,12 @@ def check_turned(table: Table, turned: np.ndarray, root: Path, findings: Finding
     as_stored, as_upright = (fits_stored & ~fits_upright).sum(), (fits_upright & ~fits_stored).sum()
     images = np.unique(rows[at]).tolist()
     places = [Place(table.file_names[i], root / table.file_names[i]) for i in images[:KEPT]]
-    said = f"{counted(len(images), 'image')} with boxes {'is' if len(images) == 1 else 'are'} turned by EXIF, and"
+    turned = f"{counted(len(images), 'image')} with boxes {'is' if len(images) == 1 else 'are'} turned by EXIF, and"
     if as_stored > as_upright:
-        what = f"{said} {as_stored} of {len(at)} boxes fit the pixels as stored and not the upright image"
+        what = f"{turned} {as_stored} of {len(at)} boxes fit the pixels as stored and not the upright image"
         findings.add("DATA-IMAGE-TURNED", what, places, len(images), ERROR, "set data.exif=false")
     elif not as_upright:
-        what = f"{said} nothing shows whether the boxes were drawn on the upright image; they are taken so"
+        what = f"{turned} nothing shows whether the boxes were drawn on the upright image; they are taken so"
         findings.add("DATA-IMAGE-TURNED", what, places, len(images))
 
 

@@ -205,19 +205,19 @@ def describe(weights: Weights, request: Request, canvases: Canvases, max_dets: i
         "nms_iou": config.eval.nms_iou,
         "max_dets": max_dets,
         "threshold": pick_threshold(request.threshold, weights.threshold),
-        "thresholds": _thresholds_of_classes(request.threshold, weights),
+        "thresholds": _class_thresholds(request.threshold, weights),
         "data": config.data.model_dump(mode="json", exclude={"path"}),  # of no use elsewhere
     }
 
 
-def pick_threshold(asked: float | None, own: float | None) -> float:
+def pick_threshold(requested: float | None, own: float | None) -> float:
     """What was asked for, else the best of the weights' evaluation, else `UNJUDGED`."""
-    return next((value for value in (asked, own) if value is not None), UNJUDGED)
+    return next((value for value in (requested, own) if value is not None), UNJUDGED)
 
 
-def _thresholds_of_classes(asked: float | None, weights: Weights) -> list[float] | None:
+def _class_thresholds(requested: float | None, weights: Weights) -> list[float] | None:
     """The threshold of each class, where no other one was asked for and some class has its own."""
-    if asked is not None or not weights.class_thresholds:
+    if requested is not None or not weights.class_thresholds:
         return None
     return least_scores(weights.categories, weights.threshold, weights.class_thresholds)
 

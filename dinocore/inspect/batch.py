@@ -57,16 +57,16 @@ def training_cells(annotations: Annotations, config: Config, start: int, steps: 
     """The images of optimizer steps from `start` on, by the training's own loader, normalised for the model."""
     plan = Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, start + steps)
     loader = training_steps(annotations, config, _micro_batch_size(config), start, start + steps)
-    for wanted, batches in zip(plan, start_workers(loader), strict=True):
+    for items, batches in zip(plan, start_workers(loader), strict=True):
         for batch in batches:
-            yield from _cells(batch, annotations, config.model, wanted[0][0])
+            yield from _cells(batch, annotations, config.model, items[0][0])
 
 
 def raw_cells(annotations: Annotations, config: Config, start: int, steps: int) -> Iterator[BatchImage]:
     """The same images as they are on disk, with the boxes that can be learned from."""
     usable = annotations.trainable(config.data.min_box_size)
-    for wanted in Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, start + steps):
-        for epoch, index in wanted:
+    for items in Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, start + steps):
+        for epoch, index in items:
             image, boxes, labels = load_annotated(annotations, index, config.data, usable)
             pixels = image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy()  # (H, W, 3)
             name = annotations.path(index).name

@@ -137,9 +137,9 @@ def read_csv(split: Split, findings: Findings) -> Table:
     findings.add("DATA-CSV", "rows whose box is not four numbers and a class", wrong)
     if columns.label < 0:
         findings.add("DATA-FILLED", f"no column names classes: all are `{ONE_CLASS}`", count=len(boxes))
-    said = [[int(v) if v.strip().isdigit() else 0 for v in sizes[n]] for n in numbers.values()]
+    declared_sizes = [[int(v) if v.strip().isdigit() else 0 for v in sizes[n]] for n in numbers.values()]
     files = names_on_disk(list(numbers), split.image_roots)
-    return named_table(split, files, boxes, said, columns.in_shares)
+    return named_table(split, files, boxes, declared_sizes, columns.in_shares)
 
 
 def _corners(values: list[str], form: str) -> tuple[float, float, float, float] | None:
