@@ -181,12 +181,12 @@ def check_turned(table: Table, turned: np.ndarray, root: Path, findings: Finding
     as_stored, as_upright = (fits_stored & ~fits_upright).sum(), (fits_upright & ~fits_stored).sum()
     images = np.unique(rows[at]).tolist()
     places = [Place(table.file_names[i], root / table.file_names[i]) for i in images[:KEPT]]
-    turned = f"{counted(len(images), 'image')} with boxes {'is' if len(images) == 1 else 'are'} turned by EXIF, and"
+    opening = f"{counted(len(images), 'image')} with boxes {'is' if len(images) == 1 else 'are'} turned by EXIF, and"
     if as_stored > as_upright:
-        what = f"{turned} {as_stored} of {len(at)} boxes fit the pixels as stored and not the upright image"
+        what = f"{opening} {as_stored} of {len(at)} boxes fit the pixels as stored and not the upright image"
         findings.add("DATA-IMAGE-TURNED", what, places, len(images), ERROR, "set data.exif=false")
     elif not as_upright:
-        what = f"{turned} nothing shows whether the boxes were drawn on the upright image; they are taken so"
+        what = f"{opening} nothing shows whether the boxes were drawn on the upright image; they are taken so"
         findings.add("DATA-IMAGE-TURNED", what, places, len(images))
 
 
