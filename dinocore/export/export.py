@@ -149,7 +149,8 @@ def pick_canvases(config: Config, sizes: Sequence[tuple[int, int]], multiple: in
         sizes: none, a height and width, or the least and the largest.
 
     Raises:
-        ConfigError: the backbone's strides do not divide them, or the range is upside down.
+        ConfigError: the backbone's strides do not divide them, or the range is upside down, or of a Swin, whose windows
+            fit the map of one canvas: a graph that was traced for a range gives other numbers.
     """
     side = -(-config.data.max_size // multiple) * multiple
     for size in sizes:
@@ -162,6 +163,11 @@ def pick_canvases(config: Config, sizes: Sequence[tuple[int, int]], multiple: in
     least, largest = (sizes[0], sizes[-1]) if sizes else ((side, side), (side, side))
     if least[0] > largest[0] or least[1] > largest[1]:
         raise ConfigError(f"--size must go from the least to the largest; got {Canvases(largest, least, multiple)}")
+    if least != largest and config.model.backbone.removeprefix("timm/").startswith("swin"):
+        raise ConfigError(
+            "--size: a model with a Swin backbone is exported for one size only; "
+            f"give one, such as --size {largest[0]}x{largest[1]}"
+        )
     return Canvases(largest, least, multiple)
 
 

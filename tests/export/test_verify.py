@@ -254,7 +254,7 @@ def test_a_format_is_written_and_gives_the_model_s_numbers(tmp_path, format, pre
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["tiny", "r50-4scale", "swin-l-4scale"])
+@pytest.mark.parametrize("preset", ["tiny", "r50-4scale"])
 def test_one_onnx_file_takes_canvases_of_many_sizes(tmp_path, preset):
     pytest.importorskip("onnxscript")
     request = Request("onnx", tmp_path / "model.onnx", sizes=[(96, 128), (256, 256)], max_dets=30)
@@ -266,3 +266,10 @@ def test_one_onnx_file_takes_canvases_of_many_sizes(tmp_path, preset):
         assert pixels.shape[1] % 32 == pixels.shape[2] % 32 == 0
         assert size <= pixels.shape[1:3] <= (256, 256)
         assert len(run.run(pixels, np.array([size]))[0]) == 1
+
+
+def test_a_range_of_sizes_is_refused_for_swin_before_the_work(tmp_path):
+    request = Request("onnx", tmp_path / "model.onnx", sizes=[(96, 128), (256, 256)], max_dets=30)
+    with pytest.raises(ConfigError, match="one size only; give one, such as --size 256x256"):
+        export_weights(small("swin-l-4scale"), tmp_path, request, [])
+    assert not list(tmp_path.iterdir())
