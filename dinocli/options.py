@@ -19,6 +19,7 @@ Overrides = Annotated[
         rich_help_panel=SETTINGS,
     ),
 ]
+DATA_FORMATS = "Data folder: COCO, Roboflow, YOLO, Pascal VOC, CSV, Open Images, KITTI, VisDrone, or a dataset.toml."
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
@@ -36,7 +37,7 @@ Data = Annotated[
     Path | None,
     typer.Option(
         "--data",
-        help="Data folder: COCO, Roboflow, YOLO, Pascal VOC, CSV, Open Images, KITTI, VisDrone, or a dataset.toml.",
+        help=DATA_FORMATS,
     ),
 ]
 ValFraction = Annotated[

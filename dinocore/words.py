@@ -4,3 +4,15 @@
 def counted(number: int, noun: str, plural: str = "") -> str:
     """`1 image`, `2 images`; nouns with another plural than that bring it."""
     return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def clock(seconds: float) -> str:
+    """A duration as `h:mm:ss`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def roughly(seconds: float) -> str:
+    """An estimated duration: `2 h 5 min`, `12 min` or `40 s`."""
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"

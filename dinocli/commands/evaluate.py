@@ -5,8 +5,6 @@ from __future__ import annotations
 import json as json_module
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -69,6 +67,8 @@ def evaluate(
 
     Example: dino eval --weights runs/mine --report report.html
     """
+    from dinocore.system.processes import join_ranks
+
     request = EvalRequest(data, split, out, report, bootstrap, device, amp, overrides, json, slice, overlap)
     _check(request)
     ranks = max(gpus, int(os.environ.get("WORLD_SIZE", 1)))
@@ -77,7 +77,8 @@ def evaluate(
         from ..launch import launch
 
         raise typer.Exit(launch(gpus, sys.argv[1:]))
-    with _joined(request) as (request, group):
+    with join_ranks(device) as (own_device, group):
+        request = request._replace(device=str(own_device))
         if compare is None:
             evaluate_one(request, weights, results, group)
         else:
@@ -110,17 +111,6 @@ class Source(NamedTuple):
     detector: AnyDetector | None
     config: Config
     slicing: Slicing | None = None
-
-
-@contextmanager
-def _joined(request: EvalRequest) -> Iterator[tuple[EvalRequest, SingleProcess]]:
-    """The request with the device of this rank, and the other ranks, if there are any."""
-    from dinocore.system.device import pick_device
-    from dinocore.system.processes import device_of_rank, joined
-
-    device = device_of_rank(request.device)
-    with joined(pick_device(device)) as group:
-        yield request._replace(device=device), group
 
 
 def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None, group: SingleProcess) -> None:

@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -22,21 +20,19 @@ from dinocore.system.files import check_writable
 from dinocore.system.parent import end_with_parent
 from dinocore.train.run.lock import RunLock
 from dinocore.train.run.sinks import check_trackers
-from dinocore.words import counted
 
 from ..completion import preset_names
-from ..console import say, stdout, warn
-from ..options import MACHINE, Amp, ConfigFile, Device, Overrides, ValFraction
+from ..console import say, warn
+from ..options import DATA_FORMATS, MACHINE, Amp, ConfigFile, Device, Overrides, ValFraction
 from ..progress import watching
 from ..signals import StopRequest
-from .train_view import TrainingView
+from .train_view import TrainingView, show_expectation
 
 if TYPE_CHECKING:
     import torch
 
     from dinocore.system.processes import SingleProcess
     from dinocore.train.context import RunContext
-    from dinocore.train.dry_run import Expectation
     from dinocore.train.state import TrainState
 
 START, RECIPE, RUN = "Start from", "Recipe", "Run folder"  # panels of --help
@@ -45,7 +41,7 @@ TrainingData = Annotated[
     Path | None,
     typer.Option(
         "--data",
-        help="Data folder: COCO, Roboflow, YOLO, Pascal VOC, CSV, or a dataset.toml.",
+        help=DATA_FORMATS,
         rich_help_panel=START,
     ),
 ]
@@ -205,36 +201,19 @@ class TrainRequest(NamedTuple):
     stop: StopRequest
 
 
-class Place(NamedTuple):
-    """Where this process computes, and with whom."""
-
-    device: torch.device
-    group: SingleProcess
-
-
-@contextmanager
-def place(device: str) -> Iterator[Place]:
-    """Meet the other processes, if there are any."""
-    from dinocore.system.device import pick_device
-    from dinocore.system.processes import device_of_rank, joined
-
-    chosen = pick_device(device_of_rank(device))
-    with joined(chosen) as group:
-        yield Place(chosen, group)
-
-
 def run_training(request: TrainRequest) -> None:
     """Train and show it."""
+    from dinocore.system.processes import join_ranks
     from dinocore.train.failures.memory import with_probed_size
     from dinocore.train.loop import train
 
-    with place(request.device) as here:
+    with join_ranks(request.device) as (device, group):
         locks: list[RunLock] = []
         try:
-            context, state = (new_run if request.resume is None else resumed_run)(request, here, locks)
+            context, state = (new_run if request.resume is None else resumed_run)(request, device, group, locks)
             request.stop.running = True
             context = with_probed_size(context, state)
-            if not here.group.main:
+            if not group.main:
                 for _ in train(context, state):
                     pass
                 return
@@ -246,18 +225,20 @@ def run_training(request: TrainRequest) -> None:
                 lock.release()
 
 
-def new_run(request: TrainRequest, here: Place, locks: list[RunLock]) -> tuple[RunContext, TrainState]:
+def new_run(
+    request: TrainRequest, device: torch.device, group: SingleProcess, locks: list[RunLock]
+) -> tuple[RunContext, TrainState]:
     """Check everything that can be checked before the first step, then make the folder."""
     from dinocore.data.shared import open_shared_dataset
     from dinocore.train.context import RunContext
     from dinocore.train.run.folder import make_new_run, make_run, prepare_run, write_config
     from dinocore.train.setup import fresh_state
 
-    config, run = here.group.on_main(lambda: checked(request))
-    data = open_shared_dataset(config.data, here.group)
+    config, run = group.on_main(lambda: checked(request))
+    data = open_shared_dataset(config.data, group)
     config = config.replace("model.num_classes", len(data.train.categories))
-    state = fresh_state(config, data.train.categories, here.device, here.group)
-    if here.group.main and request.preset is None and config.train.weights not in ("", "bundled"):
+    state = fresh_state(config, data.train.categories, device, group)
+    if group.main and request.preset is None and config.train.weights not in ("", "bundled"):
         say(f"model and recipe: those of {config.train.weights}; --preset NAME for another recipe")
 
     def make_folder() -> Path:
@@ -267,8 +248,8 @@ def new_run(request: TrainRequest, here: Place, locks: list[RunLock]) -> tuple[R
         write_config(folder, config)
         return folder
 
-    run = here.group.on_main(make_folder)
-    return RunContext(config, data, run, here.device, request.stop, here.group), state
+    run = group.on_main(make_folder)
+    return RunContext(config, data, run, device, request.stop, group), state
 
 
 def checked(request: TrainRequest) -> tuple[Config, Path]:
@@ -308,23 +289,25 @@ def _lock(run: Path, locks: list[RunLock]) -> None:
     locks.append(lock)
 
 
-def resumed_run(request: TrainRequest, here: Place, locks: list[RunLock]) -> tuple[RunContext, TrainState]:
+def resumed_run(
+    request: TrainRequest, device: torch.device, group: SingleProcess, locks: list[RunLock]
+) -> tuple[RunContext, TrainState]:
     """Continue a run with its own config and the changes that are given now."""
     from dinocore.data.shared import open_shared_dataset
     from dinocore.train.context import RunContext
     from dinocore.train.run.checkpoint_folder import manifest_of
     from dinocore.train.setup import check_same_data, fresh_state, resumed_state
 
-    run, config, checkpoint = here.group.on_main(lambda: _found(request, locks))
+    run, config, checkpoint = group.on_main(lambda: _found(request, locks))
     choose_backend(config.eval.backend)
-    data = open_shared_dataset(config.data, here.group)
+    data = open_shared_dataset(config.data, group)
     if checkpoint is None:
-        state = fresh_state(config, data.train.categories, here.device, here.group)
+        state = fresh_state(config, data.train.categories, device, group)
     else:
         check_same_data(manifest_of(checkpoint), data, request.allow_data_change)
-        state = resumed_state(checkpoint, config, here.device, here.group)
-    here.group.on_main(lambda: _go_on(run, config, checkpoint))
-    return RunContext(config, data, run, here.device, request.stop, here.group), state
+        state = resumed_state(checkpoint, config, device, group)
+    group.on_main(lambda: _go_on(run, config, checkpoint))
+    return RunContext(config, data, run, device, request.stop, group), state
 
 
 def _found(request: TrainRequest, locks: list[RunLock]) -> tuple[Path, Config, Path | None]:
@@ -375,6 +358,7 @@ def try_run(request: TrainRequest) -> None:
     """Do everything that a new run does once, and say what to expect of it."""
     from dinocore.data.loaders import steps_per_epoch
     from dinocore.data.shared import open_shared_dataset
+    from dinocore.system.processes import join_ranks
     from dinocore.train.context import RunContext, describe, exceeded_limits
     from dinocore.train.dry_run import dry_run
     from dinocore.train.failures.memory import with_probed_size
@@ -382,14 +366,14 @@ def try_run(request: TrainRequest) -> None:
 
     if request.resume is not None:
         raise ConfigError("--dry-run tries what a new run does; leave --resume out")
-    with place(request.device) as here:
-        config, run = here.group.on_main(lambda: checked(request))
-        found = open_shared_dataset(config.data, here.group)
+    with join_ranks(request.device) as (device, group):
+        config, run = group.on_main(lambda: checked(request))
+        found = open_shared_dataset(config.data, group)
         config = config.replace("model.num_classes", len(found.train.categories))
-        state = fresh_state(config, found.train.categories, here.device, here.group)
-        context = RunContext(config, found, run, here.device, request.stop, here.group)
+        state = fresh_state(config, found.train.categories, device, group)
+        context = RunContext(config, found, run, device, request.stop, group)
         context = with_probed_size(context, state)
-        if here.group.main:
+        if group.main:
             facts = describe(context, state, steps_per_epoch(len(found.train.image_ids), config.train.batch_size))
             for key, value in facts.items():
                 say(f"{key:<12}{value}")
@@ -398,23 +382,5 @@ def try_run(request: TrainRequest) -> None:
             for note in found.notes:
                 say(f"note: {note}")
         expected = dry_run(context, state)
-        if here.group.main:
-            _show(expected)
-
-
-def _show(expected: Expectation) -> None:
-    steps = counted(expected.steps, "step")
-    rows = {
-        "memory": f"{expected.peak_memory_mb:.0f} MB at most, in the largest step",
-        "step": f"{expected.step_s:.2f} s; a largest pass of it {expected.largest_pass_s:.2f} s",
-        "evaluation": f"{expected.evaluation_s:.1f} s, {expected.evaluations} times",
-        "save": f"{expected.save_s:.2f} s, {expected.checkpoint_mb:.0f} MB",
-        "run": f"about {_duration(expected.run_s)} for {steps}, by one step, evaluation and save",
-    }
-    for key, value in rows.items():
-        stdout.print(f"{key:<12}{value}")
-
-
-def _duration(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"
+        if group.main:
+            show_expectation(expected)

@@ -18,11 +18,13 @@ from rich.table import Table
 from dinocore.draw.curves import draw_curves, read_metrics
 from dinocore.report.training import best_of
 from dinocore.system.files import write_atomically
+from dinocore.words import clock, counted, roughly
 
-from ..console import stderr, warn
+from ..console import stderr, stdout, warn
 
 if TYPE_CHECKING:
     from dinocore.train.context import RunContext
+    from dinocore.train.dry_run import Expectation
     from dinocore.train.events import Evaluated, Event, Finished, Step
 
 
@@ -92,7 +94,7 @@ class TrainingView:
     def _finished(self, event: Finished) -> None:
         if event.why:
             self._line(event.why)
-        took, path = _duration(time.monotonic() - self.began), shlex.quote(str(event.best_path))
+        took, path = clock(time.monotonic() - self.began), shlex.quote(str(event.best_path))
         self._line(f"done in {took}; best AP {event.best_ap:.4f}; weights: {event.best_path}", "green")
         images = shlex.quote(str(event.run / "images"))
         self._line(f"next: dino predict IMAGE --weights {path} --save-images {images}")
@@ -162,7 +164,7 @@ class TrainingView:
         numbers = numbers if summary["AP"] >= 0 else "AP: there is no object to judge by"
         numbers += f"  ({event.metrics.judged})"
         best = "  best so far" if event.best else ""
-        took = _duration(time.monotonic() - self.began)
+        took = clock(time.monotonic() - self.began)
         self._ap_so_far(summary["AP"], f"best {summary['AP']:.4f} in epoch {event.epoch}" if event.best else self.best)
         short = f"epoch {event.epoch}/{event.epochs}  {took}  {numbers}"
         self._log(f"{short}  {in_a_line(self.mean)}{best}")
@@ -174,7 +176,7 @@ class TrainingView:
         """How long the rest takes, at the speed so far."""
         per_step = (time.monotonic() - self.began) / max(1, step - self.first + 1)
         left = per_step * (self.total - step)
-        return f" · ETA {_duration(left)}" if left > 0 else ""
+        return f" · ETA {clock(left)}" if left > 0 else ""
 
     def _line(self, text: str, style: str = "") -> None:
         self._log(text)
@@ -185,10 +187,18 @@ class TrainingView:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"
+def show_expectation(expected: Expectation) -> None:
+    """What a dry run says of a run to come."""
+    steps = counted(expected.steps, "step")
+    rows = {
+        "memory": f"{expected.peak_memory_mb:.0f} MB at most, in the largest step",
+        "step": f"{expected.step_s:.2f} s; a largest pass of it {expected.largest_pass_s:.2f} s",
+        "evaluation": f"{expected.evaluation_s:.1f} s, {expected.evaluations} times",
+        "save": f"{expected.save_s:.2f} s, {expected.checkpoint_mb:.0f} MB",
+        "run": f"about {roughly(expected.run_s)} for {steps}, by one step, evaluation and save",
+    }
+    for key, value in rows.items():
+        stdout.print(f"{key:<12}{value}")
 
 
 GROUPS = {"matching": "matching", "denoising": "denoising", "proposals": "first stage"}

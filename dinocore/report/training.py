@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..draw.curves import loss_terms, read_metrics, total
-from ..words import counted
+from ..words import clock, counted
 from .judged import EXAMPLES, best_threshold, count_marks, good_and_bad, headline
 from .parts import Chart, Facts, Gallery, Line, MarkedImage, Page, Section, Table
 
@@ -76,7 +76,7 @@ def _summary(steps: Sequence[Row], evaluations: Sequence[Row], facts: RunFacts) 
         numbers = {name: _known(value) for name, value in best.items()}
         parts.append(Facts("Best evaluation", numbers | {"weights": "best.safetensors"}, "A dash: no such objects."))
     took = sum(row["seconds"] for row in steps if "seconds" in row)
-    parts.append(Facts("Run", dict(facts.summary) | {"time in steps": _duration(took)}))
+    parts.append(Facts("Run", dict(facts.summary) | {"time in steps": clock(took)}))
     parts.append(Facts("Machine", facts.machine))
     return Section("Summary", parts)
 
@@ -165,8 +165,3 @@ def _plain(value: Any) -> str | None:
     if isinstance(value, bool):
         return str(value).lower()
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else None if value is None else str(value)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

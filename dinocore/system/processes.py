@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import DinoError, EnvironmentFault, PeerFailed
+from .device import pick_device
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=15)  # for a rank that hangs; one that dies is noticed at once
@@ -151,6 +152,18 @@ def joined(device: torch.device) -> Iterator[SingleProcess]:
             "the reason is in its own message"
         ) from error
     dist.destroy_process_group()
+
+
+@contextmanager
+def join_ranks(name: str) -> Iterator[tuple[torch.device, SingleProcess]]:
+    """The device of this rank, by the name that `--device` takes, and the other ranks.
+
+    Raises:
+        EnvironmentFault: this machine has no such device, or as for `joined`.
+    """
+    device = pick_device(device_of_rank(name))
+    with joined(device) as group:
+        yield device, group
 
 
 def _is_connection_error(error: Exception) -> bool:
