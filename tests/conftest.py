@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from PIL import Image
 
 from dinocli import app
 from dinocore.data.formats.layout import Split
+from dinocore.errors import PeerFailed
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core: one thread in each, and in what they start
     os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
@@ -121,3 +123,55 @@ def dino(monkeypatch, capsys, tmp_path) -> Callable[..., Result]:
         return Result(code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def thread_group() -> type:
+    """A class of ranks that are threads and meet at a barrier."""
+    from dinocore.system.processes import SingleProcess  # not above: PyTorch must see the variables set there
+
+    class ThreadGroup(SingleProcess):
+        def __init__(self, rank: int, values: list, barrier: threading.Barrier):
+            self.rank, self.size, self.main = rank, len(values), rank == 0
+            self.values, self.barrier = values, barrier
+
+        def gather(self, value):
+            self.values[self.rank] = value
+            self.barrier.wait(120)
+            found = list(self.values)
+            self.barrier.wait(120)
+            return found
+
+        def main_first(self, work):
+            if self.main:
+                result = work()
+            self.barrier.wait(120)
+            return result if self.main else work()
+
+        def on_all_ranks(self, error):
+            return error if self.main else PeerFailed(error.exit_code)
+
+    return ThreadGroup
+
+
+@pytest.fixture
+def on_ranks(thread_group) -> Callable[[int, Callable[[Any], Any]], list]:
+    """What `work(group)` returns or raises on each of so many ranks, which are threads."""
+
+    def run_all(size, work):
+        values, barrier, answers = [None] * size, threading.Barrier(size), [None] * size
+
+        def run(rank):
+            try:
+                answers[rank] = work(thread_group(rank, values, barrier))
+            except Exception as error:
+                answers[rank] = error
+
+        threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return answers
+
+    return run_all

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,43 +17,6 @@ from dinocore.data.dataset import open_split
 from dinocore.errors import DivergedError, PeerFailed
 from dinocore.evaluate.coco import detect_all, detect_on_ranks
 from dinocore.stream.slices import Slicing
-from dinocore.system.processes import SingleProcess
-
-
-class ThreadGroup(SingleProcess):
-    """A rank that is a thread: it meets the others at a barrier."""
-
-    def __init__(self, rank, values, barrier):
-        self.rank, self.size, self.main = rank, len(values), rank == 0
-        self.values, self.barrier = values, barrier
-
-    def gather(self, value):
-        self.values[self.rank] = value
-        self.barrier.wait(120)
-        found = list(self.values)
-        self.barrier.wait(120)
-        return found
-
-    def on_all_ranks(self, error):
-        return error if self.main else PeerFailed(error.exit_code)
-
-
-def on_ranks(size, work):
-    """What `work(group)` returns or raises on each of so many ranks."""
-    values, barrier, answers = [None] * size, threading.Barrier(size), [None] * size
-
-    def run(rank):
-        try:
-            answers[rank] = work(ThreadGroup(rank, values, barrier))
-        except Exception as error:
-            answers[rank] = error
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return answers
 
 
 @pytest.fixture
@@ -67,7 +29,7 @@ def opened(run_folder, pictures):
 
 @pytest.mark.parametrize("slicing", [None, Slicing(48, 0.2)])
 @pytest.mark.parametrize("size", [2, 3])
-def test_ranks_give_the_images_of_one_process_in_its_order(opened, monkeypatch, size, slicing):
+def test_ranks_give_the_images_of_one_process_in_its_order(on_ranks, opened, monkeypatch, size, slicing):
     detector, annotations = opened
     monkeypatch.setattr("dinocore.evaluate.coco.ROUND", 2)  # more than one round, and the last one not full
     alone = list(detect_all(detector, annotations, slicing=slicing))
@@ -76,7 +38,7 @@ def test_ranks_give_the_images_of_one_process_in_its_order(opened, monkeypatch, 
     assert shared == [alone] * size
 
 
-def test_an_image_that_one_rank_cannot_read_is_named_on_all(opened, tmp_path):
+def test_an_image_that_one_rank_cannot_read_is_named_on_all(on_ranks, opened, tmp_path):
     detector, annotations = opened
     (tmp_path / annotations.path(1).name).write_bytes(b"bad")
     for k in (0, 2):
@@ -86,7 +48,7 @@ def test_an_image_that_one_rank_cannot_read_is_named_on_all(opened, tmp_path):
     assert answers[0] == answers[1] and [len(problems) for problems in answers[0]] == [0, 1, 0]
 
 
-def test_a_rank_that_fails_ends_all_and_rank_0_says_why(opened, monkeypatch):
+def test_a_rank_that_fails_ends_all_and_rank_0_says_why(on_ranks, opened, monkeypatch):
     detector, annotations = opened
     detect, calls = detector.detect_batch, []
 

@@ -3,7 +3,6 @@
 import os
 import pickle
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from dinocore.data.loaders import TrainingImages
 from dinocore.data.shared import MappedArray, map_annotations, open_shared_dataset
 from dinocore.data.synthetic.sample import write_sample_data
 from dinocore.errors import EnvironmentFault, PeerFailed
-from dinocore.system.processes import SingleProcess
 
 
 @pytest.fixture(scope="module")
@@ -26,45 +24,10 @@ def config(tmp_path_factory):
     return DataConfig(path=str(folder))
 
 
-class ThreadGroup(SingleProcess):
-    """A rank that is a thread: it meets the others at a barrier."""
-
-    def __init__(self, rank, meeting):
-        self.rank, self.size, self.main, self.meeting = rank, len(meeting.values), rank == 0, meeting
-
-    def gather(self, value):
-        self.meeting.values[self.rank] = value
-        self.meeting.barrier.wait(60)
-        found = list(self.meeting.values)
-        self.meeting.barrier.wait(60)
-        return found
-
-    def main_first(self, work):
-        if self.main:
-            result = work()
-        self.meeting.barrier.wait(60)
-        return result if self.main else work()
-
-    def on_all_ranks(self, error):
-        return error if self.main else PeerFailed(error.exit_code)
-
-
-def opened_by(size, config):
+@pytest.fixture
+def opened_by(on_ranks):
     """What each of so many ranks opens, or why it cannot."""
-    meeting, answers = SimpleNamespace(values=[None] * size, barrier=threading.Barrier(size)), [None] * size
-
-    def run(rank):
-        try:
-            answers[rank] = open_shared_dataset(config, ThreadGroup(rank, meeting))
-        except Exception as error:
-            answers[rank] = error
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return answers
+    return lambda size, config: on_ranks(size, lambda group: open_shared_dataset(config, group))
 
 
 def arrays(annotations):
@@ -86,7 +49,7 @@ def reads(monkeypatch, tmp_path):
     return noted
 
 
-def test_one_rank_of_each_machine_reads_and_all_have_the_same(config, reads, tmp_path):
+def test_one_rank_of_each_machine_reads_and_all_have_the_same(opened_by, config, reads, tmp_path):
     alone, found = open_dataset(config), opened_by(4, config)
     assert len(reads) == 2, "four ranks on two machines"
     for data in found:
@@ -100,7 +63,7 @@ def test_one_rank_of_each_machine_reads_and_all_have_the_same(config, reads, tmp
         assert list(tmp_path.iterdir()) == [], "files go as soon as all have opened them"
 
 
-def test_training_images_are_those_of_arrays_in_memory(config, reads):
+def test_training_images_are_those_of_arrays_in_memory(opened_by, config, reads):
     alone, (ours, _) = open_dataset(config), opened_by(2, config)
     for k in range(2):
         a, b = (TrainingImages(data.train, config, 0)[1, k] for data in (alone, ours))
@@ -122,7 +85,7 @@ def test_a_mapped_array_is_sent_as_the_name_of_its_file(tmp_path):
     assert np.array_equal(pickle.loads(pickle.dumps(mapped)).boxes, boxes), "without its file, too"
 
 
-def test_no_room_for_the_arrays_ends_all_ranks_with_what_to_do(config, reads, monkeypatch):
+def test_no_room_for_the_arrays_ends_all_ranks_with_what_to_do(opened_by, config, reads, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 

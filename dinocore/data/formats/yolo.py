@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from ...config import DataConfig
 from ...error_codes import WARNING
@@ -35,6 +34,7 @@ from ..split import (
     visible_files,
 )
 from .coco import is_number
+from .data_yaml import bad_yaml, class_names, keypoints_of, read_data_yaml
 
 MOST = 1.5  # a share of an image, leaving room for boxes that reach beyond it; more is a number of pixels
 SLACK = 0.02  # of an image, by which keypoints may lie outside of their box
@@ -49,9 +49,9 @@ def find_yolo(folder: Path, guard: PathGuard) -> Layout | None:
     file = _yaml_file(folder, guard)
     if file is None:
         return _without_yaml(folder, guard)
-    content = _read_yaml(guard.check(file))
-    classes = _class_names(content, file)
-    keypoints = _keypoints(content.get("kpt_shape"), file)
+    content = read_data_yaml(guard.check(file))
+    classes = class_names(content, file)
+    keypoints = keypoints_of(content.get("kpt_shape"), file)
     splits, missing = {}, ""
     for name, words in WORDS.items():
         entry = next((content[word] for word in words if content.get(word)), None)
@@ -59,12 +59,12 @@ def find_yolo(folder: Path, guard: PathGuard) -> Layout | None:
         if listing:
             splits[name] = Split(file, [folder], "yolo", folder, listing, classes, keypoints=keypoints)
         elif name == "train" and entry:
-            raise _bad_yaml(f"`train: {entry}` is not in {folder}{_nearest(entry, folder)}", file)
+            raise bad_yaml(f"`train: {entry}` is not in {folder}{_nearest(entry, folder)}", file)
         elif name == "val" and entry:
             missing = f"`val: {entry}` of {file.name} is not there{_nearest(entry, folder)}"
     layout = layout_of("YOLO", splits, missing)
     if layout is None:
-        raise _bad_yaml("its folders of images (`train`, `val`) are not there", file)
+        raise bad_yaml("its folders of images (`train`, `val`) are not there", file)
     return layout
 
 
@@ -76,14 +76,14 @@ def _yaml_file(folder: Path, guard: PathGuard) -> Path | None:
     found = []
     for file in visible_files_here(folder, (".yaml", ".yml")):
         try:
-            if "names" in _read_yaml(guard.check(file)):
+            if "names" in read_data_yaml(guard.check(file)):
                 found.append(file)
         except DataError:
             continue
     if len(found) > 1:
         listed = ", ".join(file.name for file in found)
         what = f"{folder} has several YAML files with `names`: {listed}; call the right one data.yaml"
-        raise _bad_yaml(what, found[0])
+        raise bad_yaml(what, found[0])
     return found[0] if found else None
 
 
@@ -112,7 +112,7 @@ def _darknet(folder: Path, file: Path, guard: PathGuard) -> Layout | None:
     content = {key.strip().lower(): value.strip() for key, _, value in pairs}
     names = _entered(content.get("names", "obj.names"), None, folder, file, guard)
     if not names:
-        raise _bad_yaml("its file of class names (`names = obj.names`) is not there", file)
+        raise bad_yaml("its file of class names (`names = obj.names`) is not there", file)
     classes = tuple(map(one_line, _lines_of(names[0])))
     made = {}
     for name, words in WORDS.items():
@@ -335,47 +335,6 @@ def _listed(line: str, root: Path) -> Path | None:
     return None if line.startswith("#") else root / line.replace("\\", "/").removeprefix("./")
 
 
-class _TextLoader(yaml.BaseLoader):
-    """Every value as it is written: YAML 1.1 would make False of `no` and 8 of `010`. A key twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := next((key for key in keys if keys.count(key) > 1), ""):
-            raise ValueError(f"`{twice}` is there twice")
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(file.read_bytes(), _TextLoader)
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise _bad_yaml(f"it cannot be read: {' '.join(str(error).split())[:200]}", file) from None
-    if not isinstance(content, dict):
-        raise _bad_yaml("its top level has no keys", file)
-    return content
-
-
-def _class_names(content: dict[str, Any], file: Path) -> tuple[str, ...]:
-    names = content.get("names")
-    if isinstance(names, dict):
-        names = [names.get(str(i)) for i in range(len(names))]
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise _bad_yaml("it has no `names`, a list of classes or a table of them from 0 without gaps", file)
-    if str(content.get("nc", len(names))).strip() != str(len(names)):
-        raise _bad_yaml(f"`nc` is {content['nc']}, but there are {len(names)} `names`", file)
-    return tuple(map(one_line, names))
-
-
-def _keypoints(shape: Any, file: Path) -> tuple[int, int] | None:
-    """How many keypoints a line has and how many numbers each, as `kpt_shape` says."""
-    if shape is None:
-        return None
-    good = isinstance(shape, list) and len(shape) == 2 and all(str(v).isdigit() for v in shape)
-    if not good or int(shape[0]) < 1 or int(shape[1]) not in (2, 3):
-        raise _bad_yaml(f"`kpt_shape` is {shape}; write the number of keypoints and 2 or 3, such as [17, 3]", file)
-    return int(shape[0]), int(shape[1])
-
-
 def _usual(folder: Path, words: Sequence[str]) -> tuple[Path, ...]:
     """Where images of a split are if the yaml doesn't say."""
     names = [name for word in words for name in (f"{word}/images", f"images/{word}")]
@@ -409,7 +368,3 @@ def _nearest(entry: Any, folder: Path) -> str:
     here = [p.relative_to(folder).as_posix() for depth in ("*", "*/*") for p in folder.glob(depth) if p.is_dir()]
     close = get_close_matches(str(entry), here, n=1, cutoff=0.8)
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def _bad_yaml(what: str, file: Path) -> DataError:
-    return DataError(what, code="DATA-YAML", where=file)

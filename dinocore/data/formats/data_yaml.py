@@ -1,0 +1,65 @@
+"""YOLO's `data.yaml`: classes and keypoints. Source: https://docs.ultralytics.com/datasets/detect/"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...errors import DataError
+from ..split import one_line
+
+
+class _TextLoader(yaml.BaseLoader):
+    """Every value as it is written: YAML 1.1 would make False of `no` and 8 of `010`. A key twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((key for key in keys if keys.count(key) > 1), ""):
+            raise ValueError(f"`{twice}` is there twice")
+        return super().construct_mapping(node, deep)
+
+
+def read_data_yaml(file: Path) -> dict[str, Any]:
+    """Keys and values, all of them as text.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        content = yaml.load(file.read_bytes(), _TextLoader)
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise bad_yaml(f"it cannot be read: {' '.join(str(error).split())[:200]}", file) from None
+    if not isinstance(content, dict):
+        raise bad_yaml("its top level has no keys", file)
+    return content
+
+
+def class_names(content: dict[str, Any], file: Path) -> tuple[str, ...]:
+    """The classes in the order of their numbers.
+
+    Raises:
+        DataError: there are none, or `nc` is another number.
+    """
+    names = content.get("names")
+    if isinstance(names, dict):
+        names = [names.get(str(i)) for i in range(len(names))]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise bad_yaml("it has no `names`, a list of classes or a table of them from 0 without gaps", file)
+    if str(content.get("nc", len(names))).strip() != str(len(names)):
+        raise bad_yaml(f"`nc` is {content['nc']}, but there are {len(names)} `names`", file)
+    return tuple(map(one_line, names))
+
+
+def keypoints_of(shape: Any, file: Path) -> tuple[int, int] | None:
+    """How many keypoints a line has and how many numbers each, as `kpt_shape` says."""
+    if shape is None:
+        return None
+    good = isinstance(shape, list) and len(shape) == 2 and all(str(v).isdigit() for v in shape)
+    if not good or int(shape[0]) < 1 or int(shape[1]) not in (2, 3):
+        raise bad_yaml(f"`kpt_shape` is {shape}; write the number of keypoints and 2 or 3, such as [17, 3]", file)
+    return int(shape[0]), int(shape[1])
+
+
+def bad_yaml(what: str, file: Path) -> DataError:
+    """What is wrong with it."""
+    return DataError(what, code="DATA-YAML", where=file)
