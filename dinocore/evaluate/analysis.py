@@ -9,12 +9,10 @@ from ..data.annotations import Annotations
 from ..data.split import table_names
 from .backends import mean_of_known, summarize
 from .bootstrap import Interval, Samples, interval, resample
-from .calibration import Calibration, calibration
 from .coco import NAMES
-from .confusion import confusion
 from .curves import Averages, Best, Levels, Tally, averages, best, levels, tally
-from .lrp import Lrp, mean_lrp, optimal_lrp
 from .matches import Matches, match
+from .metrics import Calibration, Lrp, calibration, confusion, mean_lrp, optimal_lrp
 from .tide import Tide, tide
 
 TIMES = 1000  # samples of images

@@ -8,8 +8,8 @@ import numpy as np
 from ..data.split import table_names
 from .analysis import Analysis, image_errors
 from .bootstrap import Interval
-from .calibration import BINS, Calibration
 from .curves import LEVELS, RECALLS, Best, Levels
+from .metrics import BINS, Calibration
 
 BACKGROUND = "background"
 IOUS = {"IoU 0.50": slice(0, 1), "IoU 0.75": slice(5, 6), "IoU 0.50:0.95": slice(0, 10)}

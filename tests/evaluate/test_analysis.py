@@ -17,13 +17,11 @@ from dinocore.evaluate.analysis import analyse
 from dinocore.evaluate.answer import to_json
 from dinocore.evaluate.backends import judge
 from dinocore.evaluate.bootstrap import resample
-from dinocore.evaluate.calibration import calibration
 from dinocore.evaluate.coco import coco_metrics
 from dinocore.evaluate.compare import compare
-from dinocore.evaluate.confusion import confusion
 from dinocore.evaluate.curves import best, tally
-from dinocore.evaluate.lrp import optimal_lrp
 from dinocore.evaluate.matches import match
+from dinocore.evaluate.metrics import calibration, confusion, optimal_lrp
 from dinocore.evaluate.tide import tide
 from dinocore.report.evaluation import evaluation_page
 from dinocore.report.page import render_page, write_page
