@@ -106,7 +106,7 @@ def of_transformers(names: tuple[str, str], settings: dict[str, Any], size: tupl
 
     torch.manual_seed(0)
     config, model_class = (getattr(transformers, name) for name in names)
-    model = model_class(config(num_labels=80, **settings)).eval()
+    model = model_class(config(num_labels=80, **settings)).eval().requires_grad_(False)
     return detect(lambda image: model(pixel_values=image), size, amp)
 
 
@@ -114,7 +114,7 @@ def deformable_detr(size: tuple[int, int], amp: str) -> Callable:
     """Two stages, with the sizes of our r50-4scale."""
     from model import build_deformable_detr
 
-    model = build_deformable_detr(load_config("r50-4scale")).eval()
+    model = build_deformable_detr(load_config("r50-4scale")).eval().requires_grad_(False)
     mask = torch.ones(1, *size, dtype=torch.long)
     return detect(lambda image: model(image, mask), size, amp)
 
@@ -124,7 +124,7 @@ def faster_rcnn(size: tuple[int, int], amp: str) -> Callable:
     from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
 
     sides = {"min_size": min(size), "max_size": max(size)}
-    model = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, **sides).eval()
+    model = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, **sides).eval().requires_grad_(False)
     return detect(lambda image: model([image[0]]), size, amp)
 
 
