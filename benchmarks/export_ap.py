@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from subset import subset
+
 ROOT = Path(__file__).parent.parent
 FILES = {  # what is exported: how it is called, and with which options
     "ONNX float32": ("model.onnx", ["--format", "onnx"]),
@@ -36,7 +38,7 @@ def main() -> None:
     parser.add_argument("--docs", type=Path)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    sets = {name: taken(name, where, given.folder) for name, _, where in (item.partition("=") for item in given.data)}
+    sets = {name: subset(name, where, given.folder) for name, _, where in (item.partition("=") for item in given.data)}
     models = {"PyTorch float32": given.weights} | dict(exported(given.weights, given.folder))
     rows: dict[str, dict[str, dict[str, float]]] = {name: {} for name in models}
     for key, data in sets.items():
@@ -49,25 +51,6 @@ def main() -> None:
     if given.docs:
         write(given.docs, text)
     sys.exit(any(lost(rows, name, key) > ALLOWED[name.split()[-1]] for name in models for key in sets))
-
-
-def taken(name: str, where: str, folder: Path) -> Path:
-    """A COCO folder, or a copy of its validation split with as many images as the number behind the colon says."""
-    path, _, number = where.rpartition(":")
-    if not number.isdigit():
-        return Path(where)
-    document = json.loads((Path(path) / "annotations/instances_val2017.json").read_text())
-    images = sorted(document["images"], key=lambda image: image["id"])
-    kept = [images[k * len(images) // int(number)] for k in range(int(number))]
-    ids = {image["id"] for image in kept}
-    document |= {"images": kept, "annotations": [a for a in document["annotations"] if a["image_id"] in ids]}
-    copy = folder / f"{name}-{number}"
-    (copy / "annotations").mkdir(parents=True, exist_ok=True)
-    (copy / "val2017").mkdir(exist_ok=True)
-    (copy / "annotations/instances_val2017.json").write_text(json.dumps(document))
-    for image in kept:
-        (copy / "val2017" / image["file_name"]).write_bytes((Path(path) / "val2017" / image["file_name"]).read_bytes())
-    return copy
 
 
 def exported(weights: str, folder: Path) -> Iterator[tuple[str, str]]:
