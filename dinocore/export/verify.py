@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from ..data.batch import Batch, Sample, collate
 from ..model.dino import DINO
@@ -29,10 +30,11 @@ class Tolerance(NamedTuple):
     score: float
     box: float  # pixels of the canvas
     least_score: float = 0.0  # detections below it are not compared
-    share: float = 0.0  # of detections may be off by more: rounding to 8 bits swaps proposals, and queries with them
+    fraction: float = 0.0  # of the detections that may be off by more
+    iou: float = 0.0  # above 0: detections of one class that overlap so far are one object, and need no partner
 
 
-TOLERANCES = {"float32": Tolerance(1e-4, 0.05), "int8": Tolerance(0.1, 4.0, least_score=0.3, share=0.1)}
+TOLERANCES = {"float32": Tolerance(1e-4, 0.05), "int8": Tolerance(0.15, np.inf, least_score=0.3, fraction=0.1, iou=0.7)}
 
 
 class Difference(NamedTuple):
@@ -56,7 +58,7 @@ class Difference(NamedTuple):
 
     def within(self, tolerance: Tolerance) -> bool:
         """Whether a file with this difference is good; not if nothing was compared."""
-        return self.compared > 0 and self.off <= tolerance.share * self.compared
+        return self.compared > 0 and self.off <= tolerance.fraction * self.compared
 
 
 def verify(
@@ -101,7 +103,7 @@ class Stages:
         """The difference of image `i`, with the order of equal proposals that comes nearest to the file's."""
         expected = self._rows(i, Predictions(*(x[i : i + 1] for x in self.final)))
         best = compare(expected, got, tolerance)
-        if tolerance.share or self.ranks is None or not best.off or not np.isfinite(best.score):
+        if tolerance.iou or self.ranks is None or not best.off or not np.isfinite(best.score):
             return best
         nearest = pair(expected, got, tolerance)
         swapped: list[tuple[int, int]] = []
@@ -197,6 +199,8 @@ def compare(expected: Rows, got: Rows, tolerance: Tolerance) -> Difference:
     labels, scores, boxes = expected
     if not (np.isfinite(got[1]).all() and np.isfinite(got[2]).all()):
         return Difference(np.inf, np.inf, len(labels), len(labels))
+    if tolerance.iou:
+        return compare_objects(expected, got, tolerance).joined(compare_objects(got, expected, tolerance))
     floor = max(tolerance.least_score, float(scores[-1]) + 2 * tolerance.score if len(scores) else 0.0)
     row, column, _ = pair(expected, got, tolerance)
     compared = scores[row] >= floor
@@ -206,6 +210,32 @@ def compare(expected: Rows, got: Rows, tolerance: Tolerance) -> Difference:
     off = compared & ~(same & (score <= tolerance.score) & (box <= tolerance.box))
     score, box = (x[compared & same].max(initial=0) for x in (score, box))
     return Difference(float(score), float(box), int(off.sum()), int(compared.sum()))
+
+
+def compare_objects(one: Rows, other: Rows, tolerance: Tolerance) -> Difference:
+    """Whether each object that the one finds is found by the other, with nearly the score that the one gives it.
+
+    Rounding to 8 bits swaps proposals, and which of several queries on one object has the best score; so an object is
+    all detections of one class that overlap by `tolerance.iou`, and its score the best of theirs.
+    """
+    kept = one[1] >= tolerance.least_score
+    mine, theirs = (_overlaps(one, kept, rows) for rows in (one, other))  # (n, D)
+    own, found = (
+        np.where(iou >= tolerance.iou, rows[1], -np.inf).max(1, initial=-np.inf)
+        for iou, rows in ((mine, one), (theirs, other))
+    )
+    near = theirs.max(1, initial=0) >= tolerance.iou
+    score = np.where(near, np.abs(own - np.where(near, found, 0)), np.inf)
+    nearest = other[2][theirs.argmax(1)] if len(other[1]) else np.zeros((len(near), 4))
+    box = np.abs(one[2][kept] - nearest).max(-1)
+    off = ~(score <= tolerance.score)
+    return Difference(float(score[near].max(initial=0)), float(box[near].max(initial=0)), int(off.sum()), len(off))
+
+
+def _overlaps(one: Rows, kept: np.ndarray, other: Rows) -> np.ndarray:
+    """IoU of the kept detections of the one with all of the other, 0 between classes, (n, D)."""
+    iou = box_iou(torch.from_numpy(one[2][kept]), torch.from_numpy(other[2])).numpy()
+    return np.where(one[0][kept][:, None] == other[0], iou, 0.0)
 
 
 def open_file(format: str, path: Path) -> Run:

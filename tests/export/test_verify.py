@@ -86,6 +86,25 @@ def test_in_8_bits_one_detection_in_ten_may_be_off():
     assert not Difference(0.9, 50, off=3, compared=20).within(eight)
 
 
+def test_in_8_bits_it_says_nothing_which_of_several_boxes_on_one_object_scores_best():
+    box, moved, far = [10.0, 10, 60, 60], [12.0, 10, 62, 60], [100.0, 10, 160, 60]
+    model = np.array([1, 1, 0]), np.array([0.9, 0.35, 0.6]), np.array([box, moved, far])
+    file = np.array([1, 0, 1]), np.array([0.85, 0.55, 0.1]), np.array([moved, far, box])
+    assert compare(model, file, TOLERANCES["int8"])[2:4] == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("label", "score", "shift"), [(0, 0.9, 0), (1, 0.7, 0), (1, 0.9, 30)], ids=["class", "score", "place"]
+)
+def test_in_8_bits_an_object_of_another_class_score_or_place_is_off_in_both_directions(label, score, shift):
+    box = np.array([[10.0, 10, 60, 60]])
+    model, file = (np.array([1]), np.array([0.9]), box), (np.array([label]), np.array([score]), box + shift)
+    assert compare(model, file, TOLERANCES["int8"])[2:4] == (2, 2)
+    nothing = np.zeros(0, int), np.zeros(0), np.zeros((0, 4))
+    assert compare(model, nothing, TOLERANCES["int8"])[2:4] == (1, 1)
+    assert compare(nothing, file, TOLERANCES["int8"])[2:4] == (1, 1)
+
+
 def test_nothing_compared_is_not_good():
     assert not Difference().within(EXACT)
 
