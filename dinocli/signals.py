@@ -57,7 +57,7 @@ class StopRequest:
         self.exit_code = 0
         self.running = False  # a state is there that must be saved
         self.quiet = quiet
-        self.asked = 0.0
+        self.requested_at = 0.0
 
     def __call__(self) -> int:
         return self.exit_code
@@ -94,10 +94,10 @@ class StopRequest:
     def _ask(self, number: signal.Signals) -> None:
         now = time.monotonic()
         if not self.exit_code:
-            self.exit_code, self.asked = EXIT_CODES[number], now
+            self.exit_code, self.requested_at = EXIT_CODES[number], now
             if self.running and not self.quiet:
                 _warn("finishing this step, then saving; press Ctrl-C again to leave at once")
-        elif number == signal.SIGINT and now - self.asked > SAME_PRESS:
+        elif number == signal.SIGINT and now - self.requested_at > SAME_PRESS:
             for child in multiprocessing.active_children():
                 child.kill()
             with suppress(OSError):

@@ -59,13 +59,13 @@ class FixedOnResume:
 FIXED_ON_RESUME = FixedOnResume()
 
 
-class Section(BaseModel):
+class SettingsGroup(BaseModel):
     """A group of settings: frozen, and nothing that is not declared."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class DenoisingConfig(Section):
+class DenoisingConfig(SettingsGroup):
     kind: Literal["contrastive", "plain", "none"] = "contrastive"  # plain: DN-DETR's positives only
     num_groups: Literal["auto"] | Annotated[int, Field(ge=0, le=1000)] = "auto"  # auto: from the largest image
     num_pairs: Annotated[int, Field(gt=0, le=10_000)] = 100  # auto: noisy positives per image at most; [dn_number]
@@ -89,7 +89,7 @@ class DenoisingConfig(Section):
         return max(1, self.max_queries // (self.copies * self.num_groups))
 
 
-class ModelConfig(Section):
+class ModelConfig(SettingsGroup):
     num_classes: Positive = 91  # COCO's category ids run to 90; `dino train` sets it from the data; [num_classes]
     backbone: str = "resnet50"  # a torchvision ResNet, swin-t-224 and others (docs/weights.md), timm/NAME; [backbone]
     backbone_weights: str = "imagenet"  # imagenet | timm/NAME, of which there are several for a model | none | FILE
@@ -145,7 +145,7 @@ class ModelConfig(Section):
         return self
 
 
-class LossConfig(Section):
+class LossConfig(SettingsGroup):
     """Weights of the loss, costs of the matching, and what the first stage is asked for."""
 
     label: Weight = 1.0  # [cls_loss_coef]
@@ -162,7 +162,7 @@ class LossConfig(Section):
     proposal_labels: Literal["classes", "foreground"] = "classes"  # follows model.first_stage
 
 
-class TrainConfig(Section):
+class TrainConfig(SettingsGroup):
     weights: Annotated[str, FIXED_ON_RESUME] = (
         ""  # a file to start from; bundled: the one in the package; empty: model.backbone_weights counts
     )
@@ -210,7 +210,7 @@ class TrainConfig(Section):
         return {key.removeprefix("train."): value for key, value in new.items()}
 
 
-class DataConfig(Section):
+class DataConfig(SettingsGroup):
     path: str = ""  # empty: images that `dino sample-data` draws
     flip: Share = 0.5  # left and right
     vertical_flip: Share = 0.0  # none in DETR; right where up and down mean nothing: microscopes, satellites
@@ -248,13 +248,13 @@ class DataConfig(Section):
         return self
 
 
-class EvalConfig(Section):
+class EvalConfig(SettingsGroup):
     max_dets: Positive = 300  # kept per image, over all queries and classes; [num_select]
     nms_iou: Share = 1.0  # of two boxes of a class that overlap by more, one goes; 1: none; [nms_iou_threshold]
     backend: Literal["auto", "pycocotools", "hotcoco"] = "auto"  # same numbers; auto: hotcoco (fast) if installed
 
 
-class Config(Section):
+class Config(SettingsGroup):
     model: Annotated[ModelConfig, FIXED_ON_RESUME] = ModelConfig()
     loss: Annotated[LossConfig, FIXED_ON_RESUME] = LossConfig()
     train: TrainConfig = TrainConfig()

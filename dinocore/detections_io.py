@@ -38,7 +38,7 @@ class Detection(TypedDict):
     box_xyxy: list[float]
 
 
-class Row(TypedDict):
+class ImageResultJson(TypedDict):
     """What was detected in one image file, as JSON has it."""
 
     file: str
@@ -159,8 +159,8 @@ def read_found(path: Path) -> list[ImageResult]:
         content = path.read_bytes()
         if path.suffix.lower() == ".jsonl":
             whole = content[: content.rfind(b"\n") + 1]  # a kill may leave a piece of a line
-            return [ImageResult(**row) for row in msgspec.json.Decoder(Row).decode_lines(whole)]
-        return [ImageResult(**row) for row in msgspec.json.decode(content, type=list[Row])]
+            return [ImageResult(**row) for row in msgspec.json.Decoder(ImageResultJson).decode_lines(whole)]
+        return [ImageResult(**row) for row in msgspec.json.decode(content, type=list[ImageResultJson])]
     except OSError as error:
         raise DataError(f"it cannot be read: {error.strerror}", code="DATA-RESULTS", where=path, fix=OTHER) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

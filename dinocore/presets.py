@@ -190,12 +190,14 @@ def _explain(problems: Sequence[Any]) -> list[str]:
     lines = [f"there is no setting `{'.'.join(map(str, p['loc']))}`{_hint(p['loc'], p['input'])}" for p in unknown]
     wishes: dict[str, list[str]] = {}
     for problem in problems:
-        told = problem["type"] == "too_short" and problem["input"]  # pydantic counts only the entries that are right
-        if problem["type"] != "extra_forbidden" and not told:
-            said = f"`{_place(problem)}` = {problem['input']!r}"
-            wishes.setdefault(said, []).append(_wish(problem))
+        too_short = (
+            problem["type"] == "too_short" and problem["input"]
+        )  # pydantic counts only the entries that are right
+        if problem["type"] != "extra_forbidden" and not too_short:
+            fault = f"`{_place(problem)}` = {problem['input']!r}"
+            wishes.setdefault(fault, []).append(_wish(problem))
     return lines + [
-        f"{said} cannot be used; it must be {' or '.join(dict.fromkeys(wish))}" for said, wish in wishes.items()
+        f"{fault} cannot be used; it must be {' or '.join(dict.fromkeys(wish))}" for fault, wish in wishes.items()
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import tomli_w
 
-from .config import Config, Section
+from .config import Config, SettingsGroup
 
 FIELD = re.compile(r"    (\w+): .*?(?:  # (.*))?")
 OFFICIAL = re.compile(r"\[([a-zA-Z]\w*(?:, [a-zA-Z]\w*)*)(?: = \w+)?\]")
@@ -64,11 +64,11 @@ def settings_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _settings(section: type[Section], path: str) -> Iterator[Setting]:
+def _settings(section: type[SettingsGroup], path: str) -> Iterator[Setting]:
     comments = _comments(section)
     for key, field in section.model_fields.items():
         name = f"{path}{key}"
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+        if isinstance(field.annotation, type) and issubclass(field.annotation, SettingsGroup):
             yield from _settings(field.annotation, f"{name}.")
             continue
         text = comments.get(key, "")
@@ -78,7 +78,7 @@ def _settings(section: type[Section], path: str) -> Iterator[Setting]:
         yield Setting(name, field.default, field.annotation, comment, official)
 
 
-def _comments(section: type[Section]) -> dict[str, str]:
+def _comments(section: type[SettingsGroup]) -> dict[str, str]:
     """The comment at the end of each field, also where its value stands on lines of its own."""
     found, open_field = {}, ""
     for line in inspect.getsource(section).splitlines():

@@ -104,7 +104,7 @@ class EvalRequest(NamedTuple):
     overlap: float | None = None
 
 
-class Source(NamedTuple):
+class DetectionSource(NamedTuple):
     """Where detections come from: a detector with its weights, or a file of results."""
 
     path: Path
@@ -138,8 +138,8 @@ def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None
     if request.report is not None:
         from dinocore.report.evaluation import evaluation_page
 
-        told = facts | {"judged by": metrics.backend}
-        _write_report(request.report, evaluation_page(analysis, annotations, told, source.config.data))
+        about = facts | {"judged by": metrics.backend}
+        _write_report(request.report, evaluation_page(analysis, annotations, about, source.config.data))
     if request.json:
         print_json(facts | {"failed": failed, "backend": metrics.backend} | to_json(analysis))
     else:
@@ -172,8 +172,8 @@ def compare_two(request: EvalRequest, pair: tuple[str, str], group: SingleProces
     if request.report is not None:
         from dinocore.report.comparison import comparison_page
 
-        told = {key.upper() if key in "ab" else key: value for key, value in facts.items()}
-        _write_report(request.report, comparison_page(comparison, annotations, told, sources[0].config.data))
+        about = {key.upper() if key in "ab" else key: value for key, value in facts.items()}
+        _write_report(request.report, comparison_page(comparison, annotations, about, sources[0].config.data))
     if request.json:
         print_json(facts | {"failed": failed} | comparison_json(comparison))
     else:
@@ -213,7 +213,7 @@ def _check_sources(
                           "leave --gpus out")  # fmt: skip
 
 
-def _open(weights: str | None, request: EvalRequest) -> Source:
+def _open(weights: str | None, request: EvalRequest) -> DetectionSource:
     from dinocore.stream.slices import parse_slicing
     from dinocore.weights.file import load_facts
 
@@ -224,16 +224,16 @@ def _open(weights: str | None, request: EvalRequest) -> Source:
         facts = load_facts(path) if request.slice == "auto" and not is_exported(path) else {}
         slicing = parse_slicing(request.slice, request.overlap, detector.config.data, facts)
         say(f"slices of {slicing.side} pixels that overlap by {slicing.overlap:g}")
-    return Source(path, detector, detector.config, slicing)
+    return DetectionSource(path, detector, detector.config, slicing)
 
 
-def _file(path: Path, request: EvalRequest) -> Source:
+def _file(path: Path, request: EvalRequest) -> DetectionSource:
     if request.slice is not None:
         raise ConfigError("--slice is about how images are looked at, and a file of results has that behind it")
-    return Source(path, None, override(Config(), request.overrides, ("data", "eval")))
+    return DetectionSource(path, None, override(Config(), request.overrides, ("data", "eval")))
 
 
-def _truth(request: EvalRequest, *sources: Source) -> Annotations:
+def _truth(request: EvalRequest, *sources: DetectionSource) -> Annotations:
     """The annotations of --data, or else of the data of the first weights, with the classes that they know."""
     detectors = [source.detector for source in sources if source.detector]
     if request.folder is None and not detectors and not sources[0].config.data.path:
@@ -254,7 +254,7 @@ def _truth(request: EvalRequest, *sources: Source) -> Annotations:
 
 
 def _detections(
-    source: Source, annotations: Annotations, group: SingleProcess
+    source: DetectionSource, annotations: Annotations, group: SingleProcess
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of COCO's format, and why images could not be read; nothing on other ranks than rank 0."""
     from dinocore.evaluate.coco import detect_on_ranks

@@ -13,7 +13,7 @@ from ..console import stdout
 if TYPE_CHECKING:
     from dinocore.evaluate.analysis import Analysis
     from dinocore.evaluate.bootstrap import Interval
-    from dinocore.evaluate.compare import Comparison, Difference
+    from dinocore.evaluate.compare import Comparison, MetricDifference
 
 ROWS = {
     "AP": "IoU 0.50:0.95", "AP50": "IoU 0.50", "AP75": "IoU 0.75", "APs": "small", "APm": "medium", "APl": "large",
@@ -56,7 +56,7 @@ def show_comparison(comparison: Comparison, names: Sequence[str]) -> None:
         stdout.print(f"{letter}: {escape(name)}")
 
 
-def _difference(one: Difference) -> list[str]:
+def _difference(one: MetricDifference) -> list[str]:
     change = "-" if one.change is None else f"{one.change:+.4f}"
     if one.interval is None:
         return [_number(one.a), _number(one.b), change, "", ""]

@@ -56,7 +56,7 @@ def inspect_mask(
 
     Example: dino inspect-mask --dn-groups 5 --num-gt 3 --out mask.png
     """
-    show_mask(preset, weights, dn_groups, Batch(num_gt, data, images), query, out, config, overrides, json)
+    show_mask(preset, weights, dn_groups, MaskImages(num_gt, data, images), query, out, config, overrides, json)
 
 
 STYLES = {
@@ -72,7 +72,7 @@ STYLES = {
 USUAL = [3]  # objects of the one image that is shown where nobody says otherwise
 
 
-class Batch(NamedTuple):
+class MaskImages(NamedTuple):
     """Which images the mask is for."""
 
     num_gt: Sequence[int]
@@ -81,7 +81,7 @@ class Batch(NamedTuple):
 
 
 def show_mask(
-    preset: str, weights: str | None, dn_groups: int | None, batch: Batch, query: int | None, out: Path | None,
+    preset: str, weights: str | None, dn_groups: int | None, batch: MaskImages, query: int | None, out: Path | None,
     file: Path | None, overrides: list[str], json: bool,
 ) -> None:  # fmt: skip
     """Run the model's denoiser on a batch, or on so many objects, and draw its mask wherever it is asked for."""
@@ -102,8 +102,8 @@ def show_mask(
         warn(note)
     found = None if query is None else explain(view, query)
     if json:
-        asked = {"weights": weights} if weights else {"preset": preset}
-        print_json(asked | to_json(view) | ({} if found is None else {"query": query_json(found)}))
+        model = {"weights": weights} if weights else {"preset": preset}
+        print_json(model | to_json(view) | ({} if found is None else {"query": query_json(found)}))
     elif found is not None:
         _show_query(found)
     else:
@@ -112,7 +112,7 @@ def show_mask(
         _write(view, out)
 
 
-def _check(batch: Batch, out: Path | None) -> None:
+def _check(batch: MaskImages, out: Path | None) -> None:
     if batch.data is not None and batch.num_gt:
         raise ConfigError("--num-gt and --data exclude each other: the objects are either made up or those of the data")
     if out is None:
@@ -134,7 +134,7 @@ def _own_data(source: str | Config) -> Path:
 
 
 def _view(
-    source: str | Config, dn_groups: int | None, batch: Batch, overrides: list[str], file: Path | None
+    source: str | Config, dn_groups: int | None, batch: MaskImages, overrides: list[str], file: Path | None
 ) -> tuple[ModelConfig, MaskView]:
     """The model's settings, and its mask of the batch; an absurd --dn-groups is refused with the size it would need."""
     from dinocore.inspect.mask.mask import batch_mask, check_size, mask_of
@@ -151,7 +151,7 @@ def _view(
     return settings.model, view
 
 
-def _objects(batch: Batch, config: Config) -> tuple[MaskBatch | None, Config]:
+def _objects(batch: MaskImages, config: Config) -> tuple[MaskBatch | None, Config]:
     """Those of the data, if there is some, and the settings with as many classes as it has."""
     from dinocore.inspect.batch import first_batch, named_batch
 

@@ -50,10 +50,10 @@ def inspect_matching(
     """
     from .inspect_attention import Outputs
 
-    show_matching(Source(image, data, split), weights, run, seed, top, Outputs(out, report, json), device)
+    show_matching(ImageSource(image, data, split), weights, run, seed, top, Outputs(out, report, json), device)
 
 
-class Source(NamedTuple):
+class ImageSource(NamedTuple):
     """Which annotated image."""
 
     image: str | None
@@ -62,7 +62,7 @@ class Source(NamedTuple):
 
 
 def show_matching(
-    source: Source,
+    source: ImageSource,
     weights: str | None,
     run: Path | None,
     seed: int,
@@ -100,7 +100,7 @@ def show_matching(
         say("add --out matching.png for the figure")
 
 
-def _choose(source: Source, detector: Detector) -> tuple[Annotations, int]:
+def _choose(source: ImageSource, detector: Detector) -> tuple[Annotations, int]:
     """The annotations and the image's place in them."""
     annotations = open_annotated(source.data, source.split, detector)
     if source.image is not None:

@@ -29,7 +29,7 @@ from ..weights_option import open_detector
 
 if TYPE_CHECKING:
     from dinocore.inspect.proposals.figure import Inspected
-    from dinocore.inspect.proposals.proposals import ImageObjects, Judged, Proposal, Recall, Step
+    from dinocore.inspect.proposals.proposals import ImageObjects, Judged, Proposal, Recall, StageSummary
     from dinocore.predict import Detector
 
 
@@ -63,7 +63,7 @@ def inspect_proposals(
 
     Example: dino inspect-proposals img.jpg --out proposals.png
     """
-    drawing = Drawing(view, top, color, out, report)
+    drawing = DrawOptions(view, top, color, out, report)
     inspect_files(files or [], weights, Truth(data, annotations, split), drawing, device, amp, json)
 
 
@@ -79,7 +79,7 @@ class Truth(NamedTuple):
     split: str
 
 
-class Drawing(NamedTuple):
+class DrawOptions(NamedTuple):
     """What is drawn, and where to."""
 
     view: str
@@ -90,7 +90,7 @@ class Drawing(NamedTuple):
 
 
 def inspect_files(
-    files: Sequence[str], weights: str | None, truth: Truth, drawing: Drawing, device: str, amp: str, json: bool
+    files: Sequence[str], weights: str | None, truth: Truth, drawing: DrawOptions, device: str, amp: str, json: bool
 ) -> None:
     """Run the model on every image; show, draw and judge what its first stage chose and its decoder made of it."""
     from dinocore.inspect.proposals.figure import render_proposals
@@ -147,7 +147,7 @@ def _judged(item: Inspected) -> Judged:
     return Judged(boxes, torch.tensor([p.level for p in item.proposals]), item.objects.boxes, item.objects.areas)
 
 
-def _check(files: Sequence[str], truth: Truth, drawing: Drawing) -> None:
+def _check(files: Sequence[str], truth: Truth, drawing: DrawOptions) -> None:
     if drawing.color not in ("level", "score"):
         raise ConfigError(f"--color {drawing.color} is not known; choose level or score")
     if drawing.view not in VIEWS:
@@ -218,7 +218,7 @@ def _of_image(annotations: Annotations, index: int) -> ImageObjects:
 
 
 def _propose(
-    detector: Detector, inputs: Sequence[Input], objects: dict[str, ImageObjects], drawing: Drawing
+    detector: Detector, inputs: Sequence[Input], objects: dict[str, ImageObjects], drawing: DrawOptions
 ) -> tuple[list[Inspected], list[list[Image.Image]]]:
     """What the model did with each image, and, for a report, the views of the first few."""
     from dinocore.inspect.proposals.figure import MOST_IMAGES, draw_view
@@ -264,7 +264,7 @@ MOST_TABLES = 10
 SHOWN_IOU = 0.5  # --json has the other
 
 
-def show_all(found: Sequence[Inspected], top: int, steps: Sequence[Step], rows: Sequence[Recall]) -> None:
+def show_all(found: Sequence[Inspected], top: int, steps: Sequence[StageSummary], rows: Sequence[Recall]) -> None:
     """A table for each image, but not of very many; then what the layers did and what the proposals cover."""
     for item in found if len(found) <= MOST_TABLES else ():
         if len(found) > 1:
@@ -287,7 +287,7 @@ def _show(proposals: Sequence[Proposal]) -> None:
     stdout.print(table)
 
 
-def _show_steps(steps: Sequence[Step]) -> None:
+def _show_steps(steps: Sequence[StageSummary]) -> None:
     matched = any(step.iou is not None for step in steps)
     title = "boxes of the queries that answer for the objects, mean" if matched else "boxes of the surest queries, mean"
     table = Table("", "moved", *(("IoU", "gain") if matched else ()), box=None, padding=(0, 3, 0, 0))

@@ -18,7 +18,7 @@ from dinocore.draw.boxes import Box, class_color, draw_boxes
 from dinocore.errors import ConfigError, DataError, Interrupted
 from dinocore.predict import Detections
 from dinocore.stream.images import PreparedImage, detect_stream, prepare
-from dinocore.stream.video import Damaged, Film, FilmWriter, Frame, Tracker, open_film, require_trackers
+from dinocore.stream.video import Damaged, Film, FilmWriter, Frame, ObjectTracker, open_film, require_trackers
 from dinocore.system.files import check_writable
 from dinocore.words import counted
 
@@ -55,7 +55,7 @@ def predict_film(
         film = stack.enter_context(open_film(source))
         rate = film.rate / options.every
         work = open_work(request, weights, device, amp)
-        track = Tracker(rate, min(work.least)) if options.track else None
+        track = ObjectTracker(rate, min(work.least)) if options.track else None
         ended = stack.enter_context(ending_early())
         lines = stack.enter_context(request.out.open("w", encoding="utf-8")) if request.out else None
         writer = FilmWriter(options.save_video, rate) if options.save_video else None
@@ -128,14 +128,14 @@ def _watched(film: Film, options: FilmOptions, bar: Progress, ended: Callable[[]
     last = film.frames if options.end is None else round(options.end * film.rate)
     first = round(options.start * film.rate)
     task = bar.add_task("predicting", total=None if last is None else max(1, last - first))
-    begun = said = time.monotonic()
+    begun = last_line = time.monotonic()
     for frame in film.read(options.every, options.start, options.end):
         if isinstance(frame, Frame):
             done = frame.number - first
             bar.update(task, completed=done)
             now = time.monotonic()
-            if bar.disable and now - said > SAY_EVERY:
-                said = now
+            if bar.disable and now - last_line > SAY_EVERY:
+                last_line = now
                 left = "" if not last or not done else f", {(now - begun) * (last - first - done) / done:.0f} s left"
                 say(f"frame {frame.number}" + (f" of {last}{left}" if last else ""))
         yield frame
@@ -165,7 +165,7 @@ def _detected(
         yield waiting.popleft(), detections
 
 
-def _row(source: str, frame: Frame, detections: Detections, work: Work, track: Tracker | None) -> dict[str, Any]:
+def _row(source: str, frame: Frame, detections: Detections, work: Work, track: ObjectTracker | None) -> dict[str, Any]:
     """One line of --out: as for an image, with number and time of the frame, and with `track` in each detection."""
     size, categories = frame.pixels.shape[:2], work.detector.categories
     head = {"file": source, "frame": frame.number, "seconds": round(frame.seconds, 3)}

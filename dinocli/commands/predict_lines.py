@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FLUSH_EVERY = 1  # seconds
 
 
-class Written(NamedTuple):
+class PredictSummary(NamedTuple):
     """What became of the images."""
 
     images: int  # with a line in the file
@@ -62,7 +62,7 @@ class LineFile:
             self.file.close()
 
 
-def predict_to_lines(work: Work, inputs: Sequence[Input], before: Sequence[ImageResult]) -> Written:
+def predict_to_lines(work: Work, inputs: Sequence[Input], before: Sequence[ImageResult]) -> PredictSummary:
     """Detect in all images but those of `before`, and write all into --out in the order of the inputs.
 
     Raises:
@@ -91,4 +91,4 @@ def predict_to_lines(work: Work, inputs: Sequence[Input], before: Sequence[Image
     if lines.file and [item.file for item in before] != [item.name for item in inputs[: len(before)]]:
         found = {item.file: item for item in read_found(out)}  # images failed, or there are others than before
         write_found([found[item.name] for item in inputs if item.name in found], [], "jsonl", out)
-    return Written(images, detections, failed)
+    return PredictSummary(images, detections, failed)

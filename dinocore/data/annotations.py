@@ -16,7 +16,7 @@ from .formats.kitti import read_kitti
 from .formats.visdrone import read_visdrone
 from .formats.voc import read_voc
 from .formats.yolo import read_yolo
-from .split import Category, Split, Table
+from .split import Category, RawAnnotations, Split
 from .validate import (
     check_boxes,
     clean_names,
@@ -35,7 +35,7 @@ from .validate import (
 )
 
 DEFAULTS = DataConfig()
-READERS: dict[str, Callable[[Split, Findings, DataConfig], Table]] = {
+READERS: dict[str, Callable[[Split, Findings, DataConfig], RawAnnotations]] = {
     "coco": lambda split, findings, config: read_coco(split, findings),
     "yolo": read_yolo,
     "voc": read_voc,

@@ -15,7 +15,7 @@ KEPT = 20  # offenders of each kind in a report
 KINDS = 3  # kinds of fault in the message that ends a command
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """One offender: what to call it, and what to draw of it."""
 
     text: str
@@ -32,7 +32,7 @@ class Finding(NamedTuple):
     what: str
     where: Path
     count: int
-    places: list[Place]
+    places: list[Location]
     advice: str = ""  # better than what the code says
 
     @property
@@ -67,7 +67,7 @@ class Findings:
         self,
         code: str,
         what: str,
-        offenders: Iterable[Place | str] = (),
+        offenders: Iterable[Location | str] = (),
         count: int | None = None,
         level: str = "",
         fix: str = "",
@@ -78,7 +78,7 @@ class Findings:
             count = len(offenders)
         if not count:
             return
-        kept = [p if isinstance(p, Place) else Place(p) for p in islice(offenders, KEPT)]
+        kept = [p if isinstance(p, Location) else Location(p) for p in islice(offenders, KEPT)]
         same = next((i for i, f in enumerate(self.found) if (f.code, f.what) == (code, what)), None)
         if same is None:
             self.found.append(Finding(code, level or CODES[code].level, what, self.file, count, kept, fix))

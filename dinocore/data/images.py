@@ -316,11 +316,11 @@ def _orientation(image: Image.Image, exif: bool) -> int:
     if exif == turns_itself:
         return 1
     try:
-        said = image.getexif().get(ORIENTATION)
+        orientation = image.getexif().get(ORIENTATION)
     except DAMAGE:
         return 1
-    said = said if said in TURNS else 1
-    return BACK.get(said, said) if turns_itself else said
+    orientation = orientation if orientation in TURNS else 1
+    return BACK.get(orientation, orientation) if turns_itself else orientation
 
 
 def _swapped(sides: tuple[Side, Side], orientation: int) -> tuple[Side, Side]:

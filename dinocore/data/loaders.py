@@ -43,9 +43,9 @@ class TrainingImages(Dataset):
                 problem = problem or str(error)
             except Exception as error:  # a bug of ours, or an image beyond imagination: which one it was, at least
                 where = f"{self.annotations.path(at)} (number {at}, epoch {epoch})"
-                said = " ".join(str(error).split())
+                message = " ".join(str(error).split())
                 raise DataError(
-                    f"reading {where} failed: {type(error).__name__}: {said}; take the image out of the annotations "
+                    f"reading {where} failed: {type(error).__name__}: {message}; take the image out of the annotations "
                     "to go on, and please report it"
                 ) from error
         raise DataError(f"{MOST_REPLACEMENTS} images in a row cannot be read; the first: {problem}",
@@ -106,12 +106,12 @@ def check_size(annotations: Annotations, index: int, size: tuple[int, int]) -> N
     Raises:
         DataError: naming both sizes.
     """
-    said = tuple(annotations.sizes[index].tolist())
-    if said != size:
-        turned = ", the same turned, as by an EXIF orientation" if said == size[::-1] else ""
+    annotated = tuple(annotations.sizes[index].tolist())
+    if annotated != size:
+        turned = ", the same turned, as by an EXIF orientation" if annotated == size[::-1] else ""
         raise DataError(
             f"{annotations.path(index)} has {size[0]} x {size[1]} pixels, "
-            f"but the annotations say {said[0]} x {said[1]}{turned}"
+            f"but the annotations say {annotated[0]} x {annotated[1]}{turned}"
         )
 
 
@@ -130,7 +130,7 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
     return max(1, num_images // batch_size)
 
 
-class Part(NamedTuple):
+class Shard(NamedTuple):
     """Which part of every batch a process has."""
 
     rank: int = 0
@@ -141,13 +141,13 @@ class Part(NamedTuple):
         return np.array_split(chosen, self.size)[self.rank]
 
 
-WHOLE = Part()
+WHOLE = Shard()
 
 
 class Steps:
     """For each optimizer step from `start` to `end`, this process's images of its batch as (epoch, index)."""
 
-    def __init__(self, num_images: int, batch_size: int, seed: int, start: int, end: int, part: Part = WHOLE):
+    def __init__(self, num_images: int, batch_size: int, seed: int, start: int, end: int, part: Shard = WHOLE):
         self.num_images = num_images
         self.batch_size = batch_size
         self.seed = seed
@@ -184,7 +184,7 @@ class Chunks:
 
 
 def training_steps(
-    annotations: Annotations, config: Config, chunk: int, start: int, end: int, part: Part = WHOLE
+    annotations: Annotations, config: Config, chunk: int, start: int, end: int, part: Shard = WHOLE
 ) -> DataLoader:
     """Yields, for each optimizer step, its batches; workers live as long as the run."""
     images = TrainingImages(annotations, config.data, config.train.seed)
@@ -193,7 +193,7 @@ def training_steps(
 
 
 def evaluation_batches(
-    annotations: Annotations, config: DataConfig, batch_size: int = 1, part: Part = WHOLE
+    annotations: Annotations, config: DataConfig, batch_size: int = 1, part: Shard = WHOLE
 ) -> DataLoader:
     """Yields a Batch of the images that can be read, and why the others can't; every so many, if they are shared."""
     images = EvaluationImages(annotations, config)

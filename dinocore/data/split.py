@@ -135,7 +135,7 @@ def clean_name(name: Any) -> str:
     return " ".join(CONTROL.sub(" ", str(name)).split())
 
 
-class Table(NamedTuple):
+class RawAnnotations(NamedTuple):
     """What the files of a split say, each value looked at alone: I images, M objects."""
 
     categories: list[Category]
@@ -151,7 +151,7 @@ class Table(NamedTuple):
     name: Callable[[int], str]  # what to call an object
     in_shares: bool = False  # boxes are shares of the image
 
-    def objects(self, keep: np.ndarray) -> "Table":
+    def objects(self, keep: np.ndarray) -> "RawAnnotations":
         """Only those objects, given as a mask or as indices."""
         rows = np.arange(len(self.owners))[keep]
         return self._replace(
@@ -159,14 +159,14 @@ class Table(NamedTuple):
             area=self.area[rows], crowd=self.crowd[rows], name=lambda i: self.name(int(rows[i])),
         )  # fmt: skip
 
-    def images(self, keep: np.ndarray) -> "Table":
+    def images(self, keep: np.ndarray) -> "RawAnnotations":
         """Only those images, given as a mask or as indices."""
         rows = np.arange(len(self.file_names))[keep]
         names = [self.file_names[i] for i in rows.tolist()]
         return self._replace(image_ids=self.image_ids[rows], file_names=names, sizes=self.sizes[rows])
 
 
-class Box(NamedTuple):
+class NamedBox(NamedTuple):
     """A box of a reader that names classes."""
 
     owner: int  # number of its image, from 1
@@ -177,12 +177,16 @@ class Box(NamedTuple):
 
 
 def named_table(
-    split: Split, files: list[str], boxes: Sequence[Box], sizes: Sequence[Sequence[int]] = (), in_shares: bool = False
-) -> Table:
+    split: Split,
+    files: list[str],
+    boxes: Sequence[NamedBox],
+    sizes: Sequence[Sequence[int]] = (),
+    in_shares: bool = False,
+) -> RawAnnotations:
     """A table of images, numbered from 1, and of boxes whose labels are among the split's classes."""
     numbers = {name: n for n, name in enumerate(split.classes, start=1)}
     corners = np.array([box.corners for box in boxes], dtype=np.float64).reshape(-1, 4)
-    return Table(
+    return RawAnnotations(
         categories=[Category(n, name) for name, n in numbers.items()],
         headings=frozenset(),
         image_ids=np.arange(1, len(files) + 1),

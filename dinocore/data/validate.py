@@ -12,9 +12,9 @@ from ..config import DataConfig
 from ..error_codes import ERROR, WARNING
 from ..errors import DataError
 from ..words import counted
-from .findings import KEPT, Findings, Place, short_box
+from .findings import KEPT, Findings, Location, short_box
 from .images import IMAGE_SUFFIXES, read_header
-from .split import CONTROL, Category, PathGuard, Split, Table, clean_name, stays_inside, visible_files
+from .split import CONTROL, Category, PathGuard, RawAnnotations, Split, clean_name, stays_inside, visible_files
 
 HUGE = 10  # times the side of its image: such a box is a slip
 MIN_EVIDENCE = 10  # boxes, before a file is said to mean another format
@@ -22,7 +22,7 @@ MAX_FLAT = 2  # boxes without a size that are slips in a set however small
 SAMPLE = 50  # names that are looked for to tell the folder of images
 
 
-def unique_ids(table: Table, findings: Findings) -> Table:
+def unique_ids(table: RawAnnotations, findings: Findings) -> RawAnnotations:
     """Of images and categories with one id, the first."""
     for ids, name in ((table.image_ids, "images"), (np.array([c.id for c in table.categories]), "categories")):
         values, counts = np.unique(ids, return_counts=True)
@@ -33,11 +33,13 @@ def unique_ids(table: Table, findings: Findings) -> Table:
     return table.images(np.sort(np.unique(table.image_ids, return_index=True)[1]))
 
 
-def safe_names(table: Table, findings: Findings) -> Table:
+def safe_names(table: RawAnnotations, findings: Findings) -> RawAnnotations:
     """Images whose names lead out of the folder are left out; the others' names are made plain."""
     names = [name.replace("\\", "/") for name in table.file_names]
     good = np.array([stays_inside(name) for name in names], dtype=bool)
-    wrong = [Place(f"image {table.image_ids[i]}: {table.file_names[i][:60]!r}") for i in np.flatnonzero(~good).tolist()]
+    wrong = [
+        Location(f"image {table.image_ids[i]}: {table.file_names[i][:60]!r}") for i in np.flatnonzero(~good).tolist()
+    ]
     findings.add("DATA-PATH-ESCAPE", "`file_name` that is no file name or leads out of the image folder", wrong)
     plain = [str(PurePosixPath(name)) for name in names]
     seen: dict[str, list[int]] = {}
@@ -49,7 +51,9 @@ def safe_names(table: Table, findings: Findings) -> Table:
     return table._replace(file_names=plain).images(good)
 
 
-def present_files(table: Table, split: Split, config: DataConfig, findings: Findings) -> tuple[Table, Path]:
+def present_files(
+    table: RawAnnotations, split: Split, config: DataConfig, findings: Findings
+) -> tuple[RawAnnotations, Path]:
     """Images that are there, and the folder they are in: of those that may be it, the one that holds most of a sample.
 
     A name that differs from one in the folder only in capitals, in how Unicode or %20 is written, or in its suffix, is
@@ -122,7 +126,7 @@ def _plain_name(name: str) -> str:
     return unicodedata.normalize("NFC", unquote(name)).casefold()
 
 
-def known_sizes(table: Table, root: Path, config: DataConfig, findings: Findings) -> Table:
+def known_sizes(table: RawAnnotations, root: Path, config: DataConfig, findings: Findings) -> RawAnnotations:
     """Sizes that are not said are read from the files; what cannot be read is left out. Shares become pixels."""
     sizes = table.sizes.copy()
     bad: dict[int, str] = {}
@@ -133,7 +137,7 @@ def known_sizes(table: Table, root: Path, config: DataConfig, findings: Findings
         except DataError as error:
             bad[i] = error.what
             findings.add(error.code, "images without a size in the annotations, or in themselves",
-                         [Place(error.what, root / table.file_names[i])])  # fmt: skip
+                         [Location(error.what, root / table.file_names[i])])  # fmt: skip
     table = table._replace(sizes=sizes)
     check_turned(table, turned, root, findings)
     table = table.images(np.array([i not in bad for i in range(len(sizes))], dtype=bool))
@@ -160,7 +164,7 @@ def _are_whole(shares: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return (np.abs(corners - np.rint(corners)) <= 1e-6 * scale.max(1, keepdims=True)).all(1)
 
 
-def check_turned(table: Table, turned: np.ndarray, root: Path, findings: Findings) -> None:
+def check_turned(table: RawAnnotations, turned: np.ndarray, root: Path, findings: Findings) -> None:
     """Whether boxes of images that EXIF turns, (I,) orientations, were drawn on the pixels as stored.
 
     Only annotations that say no sizes come here. Tools place corners on whole pixels: boxes whose corners are whole in
@@ -180,7 +184,7 @@ def check_turned(table: Table, turned: np.ndarray, root: Path, findings: Finding
         fits_upright, fits_stored = ((ends <= sizes + 1).all(1) for sizes in (upright, stored))
     as_stored, as_upright = (fits_stored & ~fits_upright).sum(), (fits_upright & ~fits_stored).sum()
     images = np.unique(rows[at]).tolist()
-    places = [Place(table.file_names[i], root / table.file_names[i]) for i in images[:KEPT]]
+    places = [Location(table.file_names[i], root / table.file_names[i]) for i in images[:KEPT]]
     opening = f"{counted(len(images), 'image')} with boxes {'is' if len(images) == 1 else 'are'} turned by EXIF, and"
     if as_stored > as_upright:
         what = f"{opening} {as_stored} of {len(at)} boxes fit the pixels as stored and not the upright image"
@@ -190,7 +194,7 @@ def check_turned(table: Table, turned: np.ndarray, root: Path, findings: Finding
         findings.add("DATA-IMAGE-TURNED", what, places, len(images))
 
 
-def report_orphans(table: Table, config: DataConfig, findings: Findings) -> None:
+def report_orphans(table: RawAnnotations, config: DataConfig, findings: Findings) -> None:
     """Objects of images and classes that are not there."""
     kinds = np.array([category.id for category in table.categories])
     for ids, known, key, name in ((table.owners, table.image_ids, "image_id", "images"),
@@ -201,13 +205,13 @@ def report_orphans(table: Table, config: DataConfig, findings: Findings) -> None
         findings.add("DATA-ORPHAN", f"`{key}` that is not in `{name}`", named, len(lost), level)
 
 
-def drop_orphans(table: Table) -> Table:
+def drop_orphans(table: RawAnnotations) -> RawAnnotations:
     """Objects whose image and class are there."""
     kinds = [category.id for category in table.categories]
     return table.objects(np.isin(table.owners, table.image_ids) & np.isin(table.category_ids, kinds))
 
 
-def sort_by_file(table: Table) -> tuple[Table, np.ndarray]:
+def sort_by_file(table: RawAnnotations) -> tuple[RawAnnotations, np.ndarray]:
     """Images by file name, whatever the format, objects by image; and where objects begin, (I + 1,)."""
     table = table.images(np.argsort(np.array([os.fsencode(name) for name in table.file_names]), kind="stable"))
     rows = positions(table)
@@ -215,7 +219,7 @@ def sort_by_file(table: Table) -> tuple[Table, np.ndarray]:
     return table.objects(np.argsort(rows, kind="stable")), starts
 
 
-def positions(table: Table) -> np.ndarray:
+def positions(table: RawAnnotations) -> np.ndarray:
     """The row of each object's image, (M,); -1 where it is not there."""
     if not len(table.image_ids):
         return np.full(len(table.owners), -1)
@@ -224,14 +228,14 @@ def positions(table: Table) -> np.ndarray:
     return np.where(table.image_ids[near] == table.owners, near, -1)
 
 
-def check_boxes(table: Table, root: Path, config: DataConfig, findings: Findings) -> None:
+def check_boxes(table: RawAnnotations, root: Path, config: DataConfig, findings: Findings) -> None:
     """Boxes that cannot be learned from; many of them mean that the file means something else."""
     rows, boxes, count = positions(table), table.boxes, len(table.boxes)
     sizes = table.sizes[rows] if count else np.zeros((0, 2))
 
-    def places(which: np.ndarray) -> list[Place]:
+    def places(which: np.ndarray) -> list[Location]:
         return [
-            Place(f"{table.name(i)}: {short_box(boxes[i])}", root / table.file_names[rows[i]], [boxes[i].tolist()])
+            Location(f"{table.name(i)}: {short_box(boxes[i])}", root / table.file_names[rows[i]], [boxes[i].tolist()])
             for i in np.flatnonzero(which)[:KEPT].tolist()
         ]
 
@@ -276,7 +280,7 @@ def compare_categories(known: Sequence[Category], own: Sequence[Category], used:
     findings.add("DATA-CLASS-UNKNOWN", "classes that the model does not know, not evaluated", extra)
 
 
-def match_categories(table: Table, known: Sequence[Category]) -> Table:
+def match_categories(table: RawAnnotations, known: Sequence[Category]) -> RawAnnotations:
     """Classes by name, else by a name that differs only in capitals; ids follow those of `known`.
 
     Names such as class_7 are those of weights that came without any: there the ids count.
@@ -298,7 +302,7 @@ def match_categories(table: Table, known: Sequence[Category]) -> Table:
     return table._replace(categories=[Category(new[c.id], c.name) for c in table.categories], category_ids=ids)
 
 
-def clean_names(table: Table, findings: Findings) -> Table:
+def clean_names(table: RawAnnotations, findings: Findings) -> RawAnnotations:
     """Names of classes without control characters, which no terminal obeys and no file of ours holds."""
     new = [Category(c.id, clean_name(c.name)) for c in table.categories]
     pairs = zip(table.categories, new, strict=True)
@@ -307,7 +311,7 @@ def clean_names(table: Table, findings: Findings) -> Table:
     return table._replace(categories=new, headings=frozenset(map(clean_name, table.headings)))
 
 
-def merge_names(table: Table, findings: Findings) -> Table:
+def merge_names(table: RawAnnotations, findings: Findings) -> RawAnnotations:
     """Of classes with one name, the first that has objects, or just the first; the objects of the others are its."""
     used = set(np.unique(table.category_ids).tolist())
     groups: dict[str, list[int]] = {}
@@ -320,7 +324,7 @@ def merge_names(table: Table, findings: Findings) -> Table:
     return table._replace(categories=[c for c in table.categories if new[c.id] == c.id], category_ids=ids)
 
 
-def without_headings(table: Table, findings: Findings) -> list[Category]:
+def without_headings(table: RawAnnotations, findings: Findings) -> list[Category]:
     """Categories by id, less what Roboflow adds: one without objects that is only the heading of others."""
     used = set(np.unique(table.category_ids).tolist())
     roots = [c for c in table.categories if c.id not in used and c.name in table.headings]

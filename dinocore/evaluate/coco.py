@@ -6,7 +6,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from ..data.annotations import Annotations
-from ..data.loaders import WHOLE, Part, check_size, evaluation_batches, start_workers
+from ..data.loaders import WHOLE, Shard, check_size, evaluation_batches, start_workers
 from ..data.split import table_names
 from ..errors import DataError, DinoError
 from ..predict import AnyDetector, Detections
@@ -42,7 +42,7 @@ def judged_images(number: int, unreadable: int) -> str:
 
 
 def detect_all(
-    detector: AnyDetector, annotations: Annotations, part: Part = WHOLE, slicing: Slicing | None = None
+    detector: AnyDetector, annotations: Annotations, part: Shard = WHOLE, slicing: Slicing | None = None
 ) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
     """Detect in every image; yields, image by image, COCO results and why an image could not be read.
 
@@ -72,7 +72,7 @@ def detect_on_ranks(
     Raises:
         DinoError: on every rank, if one of them failed.
     """
-    images = detect_all(detector, annotations, Part(group.rank, group.size), slicing)
+    images = detect_all(detector, annotations, Shard(group.rank, group.size), slicing)
     if group.size == 1:
         yield from images
         return
@@ -89,7 +89,7 @@ def detect_on_ranks(
 
 
 def _detect_in_slices(
-    detector: AnyDetector, annotations: Annotations, part: Part, slicing: Slicing
+    detector: AnyDetector, annotations: Annotations, part: Shard, slicing: Slicing
 ) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
     indices = range(part.rank, len(annotations.image_ids), part.size)
     images = read_ahead([annotations.path(index) for index in indices], detector.config.data, slicing)

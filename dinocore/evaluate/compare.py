@@ -12,7 +12,7 @@ from .bootstrap import Interval, interval
 MOST_IMAGES = 10
 
 
-class Difference(NamedTuple):
+class MetricDifference(NamedTuple):
     """A number of both; -1 or None where it is not known."""
 
     a: float | None
@@ -38,9 +38,9 @@ class Comparison(NamedTuple):
 
     a: Analysis
     b: Analysis
-    summary: dict[str, Difference]  # the 12 COCO numbers, optimal LRP and the calibration errors
-    classes: dict[str, Difference]  # AP
-    tide: dict[str, Difference]
+    summary: dict[str, MetricDifference]  # the 12 COCO numbers, optimal LRP and the calibration errors
+    classes: dict[str, MetricDifference]  # AP
+    tide: dict[str, MetricDifference]
     images: list[ImageDifference]  # where they differ most
 
 
@@ -73,7 +73,7 @@ def compare(a: Analysis, b: Analysis) -> Comparison:
 def comparison_json(comparison: Comparison) -> dict[str, Any]:
     """The same as plain numbers, and beside them all that `to_json` says of each side."""
 
-    def plain(differences: dict[str, Difference]) -> dict[str, Any]:
+    def plain(differences: dict[str, MetricDifference]) -> dict[str, Any]:
         return {
             name: one._asdict() | {"interval": list(one.interval) if one.interval else None}
             for name, one in differences.items()
@@ -95,11 +95,11 @@ def _images(a: Analysis, b: Analysis) -> list[ImageDifference]:
     return [pair for pair in pairs[:MOST_IMAGES] if pair.change]
 
 
-def _difference(a: float | None, b: float | None, samples: np.ndarray | None = None) -> Difference:
+def _difference(a: float | None, b: float | None, samples: np.ndarray | None = None) -> MetricDifference:
     if a is None or b is None or a < 0 or b < 0:
-        return Difference(a, b, None, None)
+        return MetricDifference(a, b, None, None)
     found = None if samples is None else interval(samples, b - a, (-1.0, 1.0))
-    return Difference(a, b, b - a, found)
+    return MetricDifference(a, b, b - a, found)
 
 
 def _summary_samples(a: Analysis, b: Analysis, name: str) -> np.ndarray | None:

@@ -14,7 +14,7 @@ from ..words import counted
 Sides = Annotated[list[float], msgspec.Meta(min_length=4, max_length=4)]
 
 
-class Row(TypedDict):
+class ResultRow(TypedDict):
     """One detection; `bbox` is x y width height in pixels."""
 
     image_id: int
@@ -77,10 +77,10 @@ def _decode(path: Path) -> list[Any]:
         what = f"it cannot be read: {error.strerror}"
         raise DataError(what, code="DATA-RESULTS", where=path, fix=fix) from None
     try:
-        return msgspec.json.decode(content, type=list[Row])
+        return msgspec.json.decode(content, type=list[ResultRow])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         try:
-            return msgspec.convert(json.loads(content), type=list[Row])
+            return msgspec.convert(json.loads(content), type=list[ResultRow])
         except (ValueError, RecursionError):
             what = f"it is no file of results: {error}"
             raise DataError(what, code="DATA-RESULTS", where=path, fix=fix) from None

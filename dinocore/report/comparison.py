@@ -11,7 +11,7 @@ from ..evaluate.compare import Comparison, comparison_json
 from ..words import counted
 from .evaluation import BOXES, ERRORS, MOST_CLASSES, confusion, error_counts, known, pair, reliability
 from .judged import judged_image, open_images
-from .parts import Cell, Chart, Drawing, Facts, Gallery, Line, Page, Part, Section, Table
+from .parts import Cell, Chart, Curve, Drawing, Facts, Gallery, Page, Part, Section, Table
 
 LETTERS = {"a": "A", "b": "B"}
 MOST, MOST_LETTERS = 30, 22  # rows of the drawing; letters of a name
@@ -79,8 +79,8 @@ def _classes(answer: dict[str, Any]) -> Table:
 
 
 def _curves(sides: dict[str, dict[str, Any]]) -> list[Part]:
-    def lines(x: str, values: dict[str, Any]) -> list[Line]:
-        return [Line(side, sides[side][x], y) for side, y in values.items()]
+    def lines(x: str, values: dict[str, Any]) -> list[Curve]:
+        return [Curve(side, sides[side][x], y) for side, y in values.items()]
 
     parts: list[Part] = []
     if sides["A"]["precision"]:

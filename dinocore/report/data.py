@@ -6,7 +6,7 @@ from typing import Any
 
 from ..config import DataConfig
 from ..data.check.check import Checked
-from ..data.findings import Finding, Place
+from ..data.findings import Finding, Location
 from ..data.images import read_image
 from ..errors import DataError
 from .page import shrink
@@ -32,9 +32,9 @@ def data_page(checked: Checked) -> Page:
     found = checked.findings()
     counts = ", ".join(f"{count} {level}" for level, count in checked.counts().items())
     decoded = "all" if checked.decoded else "not"
-    told = f"{checked.layout.kind} layout. {counts}. Images were {decoded} decoded."
+    summary = f"{checked.layout.kind} layout. {counts}. Images were {decoded} decoded."
     splits = [_split(name, part.numbers) for name, part in checked.splits.items() if part.numbers]
-    return Page(f"{checked.folder}: data check", told, [_findings(found, config), *splits])
+    return Page(f"{checked.folder}: data check", summary, [_findings(found, config), *splits])
 
 
 def _findings(found: Sequence[tuple[str, Finding]], config: DataConfig) -> Section:
@@ -81,7 +81,7 @@ def _images(finding: Finding, config: DataConfig) -> Iterator[MarkedImage]:
                 continue  # the finding says that it cannot be read
 
 
-def _image(place: Place, path: Path, config: DataConfig) -> MarkedImage:
+def _image(place: Location, path: Path, config: DataConfig) -> MarkedImage:
     """The image with the boxes, or, if they are small in it, what is around them."""
     image = read_image(path, config)
     corners = [(x, y, x + w, y + h) for x, y, w, h in place.boxes]

@@ -11,7 +11,7 @@ from ..evaluate.analysis import Analysis, image_errors
 from ..evaluate.answer import to_json
 from ..words import counted
 from .judged import EXAMPLES, LEAST, Counts, good_and_bad, headline, judged_image, open_images
-from .parts import Cell, Chart, Facts, Gallery, Line, Matrix, Page, Part, Section, Table
+from .parts import Cell, Chart, Curve, Facts, Gallery, Matrix, Page, Part, Section, Table
 
 MOST_CONFUSED = 40  # classes of a confusion matrix
 MOST_CLASSES = 12  # curves in one chart
@@ -111,10 +111,10 @@ def _curves(answer: dict[str, Any]) -> list[Part]:
     classes = sorted(answer["classes"].items(), key=lambda item: -item[1]["objects"])[:MOST_CLASSES]
     shown = "" if len(classes) == len(answer["classes"]) else f"The {MOST_CLASSES} classes with the most objects."
     scores, recalls = answer["scores"], answer["recalls"]
-    together = [Line(name, recalls, values) for name, values in (answer["precision"] or {}).items()]
-    by_class = [Line(name, recalls, one["precision"]["IoU 0.50"]) for name, one in classes if one["precision"]]
-    overall = [Line(name, scores, values) for name, values in answer["curves"].items()]
-    f1 = [Line(name, scores, one["curves"]["f1"]) for name, one in classes if one["objects"]]
+    together = [Curve(name, recalls, values) for name, values in (answer["precision"] or {}).items()]
+    by_class = [Curve(name, recalls, one["precision"]["IoU 0.50"]) for name, one in classes if one["precision"]]
+    overall = [Curve(name, scores, values) for name, values in answer["curves"].items()]
+    f1 = [Curve(name, scores, one["curves"]["f1"]) for name, one in classes if one["objects"]]
     best = answer["best"]
     text = f"Best threshold for all classes: {best['threshold']:.3g}, F1 {best['f1']:.3g}." if best else ""
     return [
@@ -175,8 +175,8 @@ def reliability(answers: dict[str, dict[str, Any]]) -> Chart:
     for name, answer in answers.items():
         every = answer["calibration"]
         filled = [n for n, count in enumerate(every["count"]) if count]
-        lines.append(Line(name, [every["score"][n] for n in filled], [every["right"][n] for n in filled]))
-    lines.append(Line("perfect", [0.0, 1.0], [0.0, 1.0]))
+        lines.append(Curve(name, [every["score"][n] for n in filled], [every["right"][n] for n in filled]))
+    lines.append(Curve("perfect", [0.0, 1.0], [0.0, 1.0]))
     return Chart("Reliability", "mean score", "share that is right", lines, "IoU 0.5, ten bins of the score.")
 
 

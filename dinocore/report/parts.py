@@ -46,7 +46,7 @@ class Table(NamedTuple):
     text: str = ""
 
 
-class Line(NamedTuple):
+class Curve(NamedTuple):
     """One curve."""
 
     name: str
@@ -60,7 +60,7 @@ class Chart(NamedTuple):
     title: str
     x_label: str
     y_label: str
-    lines: Sequence[Line]
+    lines: Sequence[Curve]
     text: str = ""
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ..draw.curves import loss_terms, read_metrics, total
 from ..words import clock, counted
 from .judged import EXAMPLES, best_threshold, count_marks, good_and_bad, headline
-from .parts import Chart, Facts, Gallery, Line, MarkedImage, Page, Section, Table
+from .parts import Chart, Curve, Facts, Gallery, MarkedImage, Page, Section, Table
 
 POINTS = 300  # of a curve over steps; more are averaged
 NAMES = {"proposals": "first stage", "label": "class", "box": "box (L1)", "giou": "box (GIoU)"}  # else: as in the log
@@ -84,8 +84,8 @@ def _summary(steps: Sequence[Row], evaluations: Sequence[Row], facts: RunFacts) 
 def _precision(evaluations: Sequence[Row]) -> Section:
     epochs = [row["epoch"] for row in evaluations]
 
-    def line(key: str, name: str) -> Line:
-        return Line(name, epochs, [_known(row.get(key)) for row in evaluations])
+    def line(key: str, name: str) -> Curve:
+        return Curve(name, epochs, [_known(row.get(key)) for row in evaluations])
 
     names = [key for key in evaluations[0] if key not in ("step", "epoch", "backend")]
     rows = [[row["epoch"], row["step"], *(_known(row.get(name)) for name in names)] for row in evaluations]
@@ -100,13 +100,13 @@ def _losses(steps: Sequence[Row]) -> Section:
     """The loss by stage and by term; each chart's curves add up to the whole."""
     terms = loss_terms(steps)
 
-    def lines(place: int) -> list[Line]:
+    def lines(place: int) -> list[Curve]:
         """A curve for each stage, or each term, that the log has."""
         names = dict.fromkeys(parts[place] for parts in terms.values())
         groups = {name: [key for key, parts in terms.items() if parts[place] == name] for name in names}
         return [line(NAMES.get(name, name), keys) for name, keys in groups.items()]
 
-    def line(name: str, keys: Sequence[str]) -> Line:
+    def line(name: str, keys: Sequence[str]) -> Curve:
         return _line(name, steps, lambda row: total(row, keys))
 
     every = [line(f"{NAMES.get(stage, stage)}, {NAMES.get(term, term)}", [key]) for key, (stage, term) in terms.items()]
@@ -132,7 +132,7 @@ def _pace(steps: Sequence[Row]) -> Section:
     ], _averaged(steps).strip())  # fmt: skip
 
 
-def _line(name: str, rows: Sequence[Row], value: Any) -> Line:
+def _line(name: str, rows: Sequence[Row], value: Any) -> Curve:
     """Averages of neighbours, so that at most POINTS are left."""
     size = -(-len(rows) // POINTS)
     chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
@@ -140,7 +140,7 @@ def _line(name: str, rows: Sequence[Row], value: Any) -> Line:
     for chunk in chunks:
         known = [number for row in chunk if (number := value(row)) is not None]
         means.append(sum(known) / len(known) if known else None)
-    return Line(name, [chunk[-1]["step"] for chunk in chunks], means)
+    return Curve(name, [chunk[-1]["step"] for chunk in chunks], means)
 
 
 def _averaged(steps: Sequence[Row]) -> str:

@@ -18,7 +18,7 @@ from ..errors import DataError, DinoError
 from ..predict import Detector
 from ..stream.images import View, as_batch, prepare
 from .batcher import Answer, Batcher
-from .metrics import Metrics
+from .metrics import ServiceMetrics
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob:; connect-src 'self'"
 DECODING_AT_ONCE = 2  # a decoded image may take a hundred times the memory of its file
@@ -62,7 +62,7 @@ class Service:
         side = self.data.eval_scale
         detector.detect_batch(as_batch([View(torch.zeros(3, side, side, dtype=torch.uint8), (side, side))]))  # compiles
         self.batcher = Batcher(detector, limits.batch_size)
-        self.metrics = Metrics()
+        self.metrics = ServiceMetrics()
         self.decoding = asyncio.Semaphore(DECODING_AT_ONCE)
         self.active = 0
 
@@ -120,8 +120,8 @@ class Service:
         """The request's bytes, of which no more are taken than is allowed."""
         most = self.limits.bytes
         parts, size = [], 0
-        said = request.headers.get("content-length", "")
-        large = said.isdecimal() and int(said) > most
+        length = request.headers.get("content-length", "")
+        large = length.isdecimal() and int(length) > most
         if not large:
             async for part in request.stream():
                 size += len(part)
@@ -144,8 +144,8 @@ def _query(request: Request) -> tuple[float | None, int, str]:
     """Threshold (None: the weights' own), number of proposals, and name, as the address says."""
     query = request.query_params
     try:
-        asked = query.get("threshold")
-        threshold = None if asked is None else float(asked)
+        given = query.get("threshold")
+        threshold = None if given is None else float(given)
         proposals = int(query.get("proposals", "0"))
     except ValueError:
         threshold, proposals = -1.0, 0

@@ -7,7 +7,7 @@ from collections import Counter
 BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds
 
 
-class Metrics:
+class ServiceMetrics:
     """How many requests had which end, and how long they took."""
 
     def __init__(self) -> None:

@@ -184,7 +184,7 @@ def require_trackers() -> None:
         raise EnvironmentFault("--track needs the package `trackers`, which is not installed", fix=fix)
 
 
-class Tracker:
+class ObjectTracker:
     """Identities of objects over frames, by ByteTrack (Zhang et al. 2022) of the package `trackers`."""
 
     def __init__(self, rate: float, threshold: float):

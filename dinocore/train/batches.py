@@ -9,7 +9,7 @@ import torch
 from ..config import Config, TrainConfig
 from ..data.annotations import Annotations
 from ..data.batch import Batch
-from ..data.loaders import Part, start_workers, training_steps
+from ..data.loaders import Shard, start_workers, training_steps
 from ..errors import DinoError
 from ..system.processes import SingleProcess
 from .failures.classify import loader_fault
@@ -43,7 +43,7 @@ def step_batches(
     annotations: Annotations, config: Config, device: torch.device, group: SingleProcess, first: int, last: int
 ) -> Iterator[StepBatches]:
     """What each of the optimizer steps from `first` to `last` is done with, or what came to a fault."""
-    size, part = micro_batch_size(config.train, device, group.size), Part(group.rank, group.size)
+    size, part = micro_batch_size(config.train, device, group.size), Shard(group.rank, group.size)
     wait_started = time.monotonic()
     batches = start_workers(training_steps(annotations, config, size, first - 1, last, part))
     for _ in range(first, last + 1):

@@ -15,7 +15,7 @@ from .batches import StepBatches, count_boxes, micro_batch_size, share_of_batch,
 from .context import RunContext
 from .failures.guard import guarded_step
 from .failures.memory import largest_batch
-from .schedule import Plan
+from .schedule import Schedule
 from .state import TrainState, rng_state, save_checkpoint
 
 
@@ -42,7 +42,7 @@ def dry_run(context: RunContext, state: TrainState) -> Expectation:
     """
     keep_memory()
     config, group, train = context.config, context.group, context.data.train
-    plan = Plan(steps_per_epoch(len(train.image_ids), config.train.batch_size), config.train)
+    plan = Schedule(steps_per_epoch(len(train.image_ids), config.train.batch_size), config.train)
     size = micro_batch_size(config.train, context.device, group.size)
     largest = largest_batch(train, config.data, size)
     boxes = count_boxes([largest]) * group.size

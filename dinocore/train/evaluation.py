@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data.annotations import Annotations
-from ..data.loaders import Part
+from ..data.loaders import Shard
 from ..errors import DivergedError, EnvironmentFault, PeerFailed
 from ..evaluate.coco import Metrics, coco_metrics, detect_all
 from ..evaluate.thresholds import best_thresholds
@@ -105,7 +105,7 @@ def _own_images(context: RunContext, model: DINO) -> Iterator[tuple[list[dict[st
     """Results and problems of this rank's images; what is made first may fail like an image."""
     config, group = context.config, context.group
     detector = Detector(model, config, context.data.train.categories, context.device, config.train.amp)
-    yield from detect_all(detector, context.data.val, Part(group.rank, group.size))
+    yield from detect_all(detector, context.data.val, Shard(group.rank, group.size))
 
 
 def _metrics(context: RunContext, results: list[dict[str, Any]], unreadable: int) -> Metrics:

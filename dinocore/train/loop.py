@@ -19,7 +19,7 @@ from .optim import lr_factor, set_lr
 from .run.metrics_log import MetricsLog, MetricsLogger, NoLogger
 from .run.report import ReportFile
 from .run.sinks import sinks
-from .schedule import Plan
+from .schedule import Schedule
 from .state import TrainState, restore_rng_state, rng_state
 
 NO_OBJECTS_TO_EVALUATE = (
@@ -38,7 +38,7 @@ def train(context: RunContext, state: TrainState) -> Iterator[Event]:
     """
     keep_memory()
     config = context.config
-    plan = Plan(steps_per_epoch(len(context.data.train.image_ids), config.train.batch_size), config.train)
+    plan = Schedule(steps_per_epoch(len(context.data.train.image_ids), config.train.batch_size), config.train)
     state.progress.data = fingerprint(context.data)
     check_ranks_agree(context, state.progress.data)
     facts, first = describe(context, state, plan.per_epoch), state.progress.step
@@ -95,7 +95,7 @@ def _logger(context: RunContext, state: TrainState, facts: dict[str, str]) -> Me
 class _Run:
     """A run that is going on; after a failure, with another context or state."""
 
-    def __init__(self, context: RunContext, state: TrainState, plan: Plan, logger: MetricsLogger | NoLogger):
+    def __init__(self, context: RunContext, state: TrainState, plan: Schedule, logger: MetricsLogger | NoLogger):
         self.context, self.state, self.plan, self.logger = context, state, plan, logger
         self.group, self.progress = context.group, state.progress
         self.checkpointer = Checkpointer(context, state, logger)

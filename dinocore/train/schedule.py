@@ -7,7 +7,7 @@ from ..config import TrainConfig
 from .state import Progress
 
 
-class Plan(NamedTuple):
+class Schedule(NamedTuple):
     """What is due after which optimizer step; steps and epochs count from 1."""
 
     per_epoch: int  # optimizer steps

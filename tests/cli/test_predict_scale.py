@@ -263,9 +263,9 @@ def test_tracks_keep_their_identity_through_a_crossing():
     import torch
 
     from dinocore.predict import Detections
-    from dinocore.stream.video import Tracker
+    from dinocore.stream.video import ObjectTracker
 
-    track, seen = Tracker(25, 0.3), []
+    track, seen = ObjectTracker(25, 0.3), []
     for k in range(40):  # one goes right, one goes left a little below; their boxes cover each other at k = 20
         boxes = torch.tensor([[5.0 * k, 50, 5 * k + 40, 90], [200 - 5.0 * k, 66, 240 - 5 * k, 106]])
         order = [0, 1] if k % 2 else [1, 0]

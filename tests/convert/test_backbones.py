@@ -20,14 +20,14 @@ from dinocore.model.layers import direct
 from dinocore.presets import list_presets
 from dinocore.weights.convert import backbones, known
 from dinocore.weights.convert.backbones import backbone_in, detrex_backbone, mmdet_backbone, reordered
-from dinocore.weights.convert.known import Told, choose_preset, settings_in
+from dinocore.weights.convert.known import FileFacts, choose_preset, settings_in
 from dinocore.weights.convert.state import convert_tensors
 from dinocore.weights.convert.tables import renamed
 from dinocore.weights.convert.to_official import official_options, official_state
 
 from .conftest import read_keys
 
-NOTHING_TOLD = Told(None, [], None)
+NOTHING_TOLD = FileFacts(None, [], None)
 
 
 def randomised(module):

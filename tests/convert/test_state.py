@@ -11,7 +11,7 @@ from dinocore import build_model, convert_state_dict, load_config
 from dinocore.errors import CheckpointError, ConfigError
 from dinocore.weights.convert import coco
 from dinocore.weights.convert.files import with_settings
-from dinocore.weights.convert.known import Told, choose_preset, settings_in, told_by
+from dinocore.weights.convert.known import FileFacts, choose_preset, read_facts, settings_in
 from dinocore.weights.convert.state import convert_tensors
 from dinocore.weights.convert.to_official import official_options, official_state
 from dinocore.weights.untrusted import Ignored, read_pickle
@@ -33,7 +33,7 @@ LISTS = {
     "mmdet_swinl_5scale": ["mmdet-swin-l-5scale-12e", "mmdet-swin-l-5scale-36e"],
 }  # fmt: skip
 PAIRS = [(name, preset) for name, presets in LISTS.items() for preset in presets]
-NOTHING_TOLD = Told(None, [], None)
+NOTHING_TOLD = FileFacts(None, [], None)
 
 
 def shapes_of(preset, num_queries):
@@ -145,8 +145,8 @@ def test_what_the_names_do_not_tell_is_asked_for(source, variants, empty_state):
 def test_a_file_that_tells_its_position_encoding_is_believed(empty_state):
     settings = settings_in(convert_state_dict(empty_state("mmdet_r50_4scale")))
     written = "positional_encoding=dict(\n    normalize=True, num_feats=128, offset=-0.5, temperature=10000),"
-    told = told_by({"meta": {"cfg": written, "epoch": 12, "dataset_meta": {"classes": ("a", "b")}}})
-    assert told == Told((10000.0, -0.5), ["a", "b"], 12)
+    told = read_facts({"meta": {"cfg": written, "epoch": 12, "dataset_meta": {"classes": ("a", "b")}}})
+    assert told == FileFacts((10000.0, -0.5), ["a", "b"], 12)
     assert choose_preset("mmdet", settings, None, told) == "mmdet-r50-4scale-improved-12e"
 
 

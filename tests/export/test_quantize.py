@@ -46,6 +46,10 @@ def test_a_token_of_zeros_stays_zero():
     assert (result(model, np.zeros((1, 2, 4), np.float32)) == 0).all()
 
 
-def test_heads_and_backbone_are_left_alone():
+@pytest.mark.parametrize(
+    "scope", ["model.decoder.class_heads.0", "model.backbone.stages.1", "model.proposer.box_head.0",
+              "model.encoder.layers.0.attn.offsets", "model.decoder.layers.2.cross_attn.weights"],
+)  # fmt: skip
+def test_backbone_heads_and_where_attention_looks_are_left_alone(scope):
     with pytest.raises(RuntimeError, match="no product of the encoder or decoder"):
-        quantize_linears(product(np.ones((4, 3), np.float32), "model.decoder.class_heads.0"))
+        quantize_linears(product(np.ones((4, 3), np.float32), scope))

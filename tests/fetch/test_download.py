@@ -3,7 +3,7 @@
 import pytest
 
 from dinocore.errors import CheckpointError, ConfigError, EnvironmentFault
-from dinocore.weights.fetch.download import Part, Patience, download
+from dinocore.weights.fetch.download import PartialFile, Patience, download
 
 QUICK = Patience(timeout=0.3, attempts=3, pause=0.01, longest_pause=0.02)
 CONTENT = bytes(range(256)) * 1000
@@ -14,7 +14,7 @@ def fetch(server, tmp_path, heard):
     server.content = CONTENT
 
     def run(address=None, patience=QUICK):
-        part = Part(tmp_path / "file.pth", address or server.address())
+        part = PartialFile(tmp_path / "file.pth", address or server.address())
         download(part.address, part, heard[0], patience)
         return part.file.read_bytes()
 

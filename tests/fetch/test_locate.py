@@ -214,10 +214,10 @@ def kept(tmp_path):
 
 
 def test_names_of_the_hub():
-    from dinocore.weights.fetch.hub import Place, choose, parse
+    from dinocore.weights.fetch.hub import HubFile, choose, parse
 
-    assert parse("hf:a/b") == Place("a/b", None, None)
-    assert parse("hf:a/b/c/d.pth@refs/pr/1") == Place("a/b", "c/d.pth", "refs/pr/1")
+    assert parse("hf:a/b") == HubFile("a/b", None, None)
+    assert parse("hf:a/b/c/d.pth@refs/pr/1") == HubFile("a/b", "c/d.pth", "refs/pr/1")
     assert choose(["x.pth", "m.safetensors", "README.md"], "hf:a/b") == "m.safetensors"
     for wrong in ("hf:", "hf:a", "hf:a//c", "hf:a/b@"):
         with pytest.raises(ConfigError, match="write hf:org/name"):

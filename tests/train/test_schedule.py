@@ -3,13 +3,13 @@
 import pytest
 
 from dinocore.config import TrainConfig
-from dinocore.train.schedule import Plan
+from dinocore.train.schedule import Schedule
 from dinocore.train.state import Progress
 
 
-def plan(**settings) -> Plan:
+def plan(**settings) -> Schedule:
     """Three steps an epoch."""
-    return Plan(3, TrainConfig(**settings))
+    return Schedule(3, TrainConfig(**settings))
 
 
 @pytest.mark.parametrize(

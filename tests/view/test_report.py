@@ -15,10 +15,10 @@ from dinocore.report.judged import ImageDetections, ImageTruth, judged_marks
 from dinocore.report.page import _gallery_data, render_page, shrink
 from dinocore.report.parts import (  # fmt: skip
     Chart,
+    Curve,
     Drawing,
     Facts,
     Gallery,
-    Line,
     Mark,
     MarkedImage,
     Matrix,
@@ -49,7 +49,9 @@ def full_page():
     return page_of(
         Facts("facts", {EVIL: EVIL, "yes": True, "none": None, "share": 0.123456}, EVIL),
         Table("table", ["class", "AP", EVIL], rows, EVIL),
-        Chart("chart", "step", "loss", [Line("single", [1, 2, 3], [3.5, 2.5, None]), Line(EVIL, [1, 2, 3], [1, 2, 3])]),
+        Chart(
+            "chart", "step", "loss", [Curve("single", [1, 2, 3], [3.5, 2.5, None]), Curve(EVIL, [1, 2, 3], [1, 2, 3])]
+        ),
         Matrix("matrix", ["cat", EVIL], ["cat", EVIL], [[5, 1], [0, 7]], "annotated", "found"),
         Drawing("drawing", '<svg viewBox="0 0 2000 50" width="2000" height="50"><rect width="99" height="9"/></svg>'),
         Gallery("gallery", [image(f"{EVIL}.jpg"), image("b\udc80.jpg", [])], text=EVIL),
@@ -87,7 +89,7 @@ def test_numbers_are_shown_short_and_kept_whole():
     assert 'data-v="0.5">0.5000</td>' in shares and 'data-v="-4e-05">-0.0000</td>' in shares
     html = render_page(page_of(Table("", ["AP"], [[0.123456789], [12345], [float("nan")]])))
     assert '<td class="n" data-v="0.123456789">0.1235</td>' in html and ">12345</td>" in html and ">–</td>" in html  # noqa: RUF001
-    assert '"y":[1.0,null]' in render_page(page_of(Chart("", "", "", [Line("a", [1, 2], [1, float("inf")])])))
+    assert '"y":[1.0,null]' in render_page(page_of(Chart("", "", "", [Curve("a", [1, 2], [1, float("inf")])])))
 
 
 def test_images_share_what_room_there_is():

@@ -66,7 +66,7 @@ class Checked(NamedTuple):
         }
 
 
-class Scan(NamedTuple):
+class ScanProgress(NamedTuple):
     """How far the images of a split have been looked at."""
 
     split: str
@@ -74,7 +74,7 @@ class Scan(NamedTuple):
     total: int
 
 
-def check_data(folder: Path, config: Config, decode: bool) -> Iterator[Scan | Checked]:
+def check_data(folder: Path, config: Config, decode: bool) -> Iterator[ScanProgress | Checked]:
     """Look at annotations, images and how they fit a model; the last thing that is yielded is what was found.
 
     Raises:
@@ -89,7 +89,7 @@ def check_data(folder: Path, config: Config, decode: bool) -> Iterator[Scan | Ch
         seen[name] = []
         for facts in scan_images(part.annotations, config.data, decode):
             seen[name].append(facts)
-            yield Scan(name, len(seen[name]), len(part.annotations.image_ids))
+            yield ScanProgress(name, len(seen[name]), len(part.annotations.image_ids))
         check_images(part.annotations, seen[name], part.findings)
     between = Findings(folder)
     held_out = config.data.val_fraction and layout.val is None and "val" in splits

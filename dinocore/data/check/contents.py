@@ -7,7 +7,7 @@ import numpy as np
 
 from ...words import counted
 from ..annotations import Annotations
-from ..findings import KEPT, Findings, Place, short_box
+from ..findings import KEPT, Findings, Location, short_box
 from ..images import SUFFIXES
 from ..split import Category, visible_files
 
@@ -24,24 +24,24 @@ def check_contents(annotations: Annotations, findings: Findings, is_training: bo
     if is_training:
         _check_classes(annotations, findings)
     empty = np.flatnonzero(np.diff(annotations.starts) == 0)
-    places = [Place(annotations.path(i).name, annotations.path(i)) for i in empty[:KEPT].tolist()]
+    places = [Location(annotations.path(i).name, annotations.path(i)) for i in empty[:KEPT].tolist()]
     findings.add("DATA-IMAGE-EMPTY", f"{counted(len(empty), 'image')} without objects", places, len(empty))
 
 
 def check_unlisted(annotations: Annotations, listed: set[str], findings: Findings) -> None:
     """Images below the image folder that no split names."""
     found = [path for path in visible_files(annotations.image_root, SUFFIXES) if os.path.realpath(path) not in listed]
-    places = [Place(os.path.relpath(path, annotations.image_root), path) for path in found[:KEPT]]
+    places = [Location(os.path.relpath(path, annotations.image_root), path) for path in found[:KEPT]]
     findings.add("DATA-IMAGE-UNLISTED", f"{counted(len(found), 'image')} not in the annotations", places, len(found))
 
 
 def _check_objects(annotations: Annotations, findings: Findings) -> None:
     owners, boxes, sizes = annotations.owners(), annotations.boxes, annotations.sizes
 
-    def places(which: np.ndarray) -> Iterable[Place]:
+    def places(which: np.ndarray) -> Iterable[Location]:
         for i in which[:KEPT].tolist():
             path = annotations.path(int(owners[i]))
-            yield Place(f"{path.name} {short_box(boxes[i])}", path, [boxes[i].tolist()])
+            yield Location(f"{path.name} {short_box(boxes[i])}", path, [boxes[i].tolist()])
 
     beyond = np.any((boxes[:, :2] < 0) | (boxes[:, :2] + boxes[:, 2:] > sizes[owners]), axis=1)
     partly = np.flatnonzero(beyond & annotations.trainable())
@@ -61,7 +61,7 @@ def _check_objects(annotations: Annotations, findings: Findings) -> None:
 
 def _check_overlaps(annotations: Annotations, findings: Findings) -> None:
     """Pairs of boxes of an image that are nearly the same: one object that was labelled twice."""
-    pairs: dict[str, list[Place]] = {"same": [], "other": []}
+    pairs: dict[str, list[Location]] = {"same": [], "other": []}
     for index in np.flatnonzero(np.diff(annotations.starts) > 1).tolist():
         rows = annotations.objects(index)
         boxes, labels, crowd = annotations.boxes[rows], annotations.labels[rows], annotations.crowd[rows]
@@ -70,7 +70,7 @@ def _check_overlaps(annotations: Annotations, findings: Findings) -> None:
             path, kinds = annotations.path(index), [_name(annotations, labels[k]) for k in (i, j)]
             text = f"{path.name} {kinds[0]} {short_box(boxes[i])} ~ {kinds[1]} {short_box(boxes[j])}"
             kind = "same" if labels[i] == labels[j] else "other"
-            pairs[kind].append(Place(text, path, boxes[[i, j]].tolist()))
+            pairs[kind].append(Location(text, path, boxes[[i, j]].tolist()))
     what = f"pairs of boxes overlap to {SAME:.0%} or more and have"
     findings.add("DATA-BOX-TWICE", f"{len(pairs['same'])} {what} one class", pairs["same"])
     findings.add("DATA-BOX-TWO-CLASSES", f"{len(pairs['other'])} {what} two classes", pairs["other"])

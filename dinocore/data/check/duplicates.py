@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...words import counted
-from ..findings import Findings, Place
+from ..findings import Findings, Location
 from .scan import THUMB, ImageInfo
 
 HEAD = 4096  # bytes that are compared before whole files are read
@@ -69,7 +69,7 @@ def check_duplicates(same: list[list[Shown]], near: list[tuple[Shown, Shown]], f
     for code, which, what in (("DATA-LEAK", lambda names: len(names) > 1, "in two splits"),
                               ("DATA-DUPLICATE", lambda names: len(names) == 1, "there twice")):  # fmt: skip
         groups = [group for group, names in zip(same, splits, strict=True) if which(names)]
-        places = [Place(" = ".join(s.text for s in group), group[0].path, (), group[1].path) for group in groups]
+        places = [Location(" = ".join(s.text for s in group), group[0].path, (), group[1].path) for group in groups]
         findings.add(
             code, f"{counted(len(groups), 'image')} {'is' if len(groups) == 1 else 'are'} {what}, byte for byte", places
         )
@@ -78,7 +78,7 @@ def check_duplicates(same: list[list[Shown]], near: list[tuple[Shown, Shown]], f
     for code, which, what in (("DATA-NEAR-LEAK", lambda a, b: a.split != b.split, "in two splits"),
                               ("DATA-NEAR-DUPLICATE", lambda a, b: a.split == b.split, "in one split")):  # fmt: skip
         pairs = [(a, b) for a, b in others if which(a, b)]
-        places = [Place(f"{a.text} ~ {b.text}", a.path, (), b.path) for a, b in pairs]
+        places = [Location(f"{a.text} ~ {b.text}", a.path, (), b.path) for a, b in pairs]
         findings.add(code, f"{counted(len(pairs), 'pair')} of images {what} that look nearly the same", places)
 
 

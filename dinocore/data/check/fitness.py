@@ -5,7 +5,7 @@ import numpy as np
 from ...config import Config
 from ...words import counted
 from ..annotations import Annotations
-from ..findings import KEPT, Findings, Place
+from ..findings import KEPT, Findings, Location
 
 CELL_SHARE = 0.01  # of the objects, from which on it is worth a word
 ANCHOR_SHARE, ANCHOR_FACTOR = 0.05, 4.0
@@ -65,7 +65,9 @@ def _check_counts(annotations: Annotations, counts: np.ndarray, config: Config, 
     for code, limit, what in limits:
         over = np.flatnonzero(counts > limit)
         over = over[np.argsort(-counts[over], kind="stable")]
-        places = [Place(f"{annotations.path(i).name}: {counts[i]}", annotations.path(i)) for i in over[:KEPT].tolist()]
+        places = [
+            Location(f"{annotations.path(i).name}: {counts[i]}", annotations.path(i)) for i in over[:KEPT].tolist()
+        ]
         findings.add(code, f"{counted(len(over), 'image')} with more objects {what}", places, len(over))
 
 
@@ -77,7 +79,7 @@ def _check_share(
     owners = annotations.owners()[which]
     images, counts = np.unique(owners, return_counts=True)
     places = [
-        Place(
+        Location(
             f"{annotations.path(i).name}: {count}", annotations.path(i), annotations.boxes[which[owners == i]].tolist()
         )
         for i, count in _spread_over(list(zip(images.tolist(), counts.tolist(), strict=True)))

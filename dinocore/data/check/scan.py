@@ -15,7 +15,7 @@ from ...errors import DataError, EnvironmentFault
 from ...system.parent import leave_signals_to_the_parent
 from ...words import counted
 from ..annotations import Annotations
-from ..findings import Findings, Place
+from ..findings import Findings, Location
 from ..images import MIN_ROWS, read_header, read_image, share_of_rows
 
 THUMB = 16  # side of the grey image that is kept of each
@@ -42,7 +42,7 @@ class ImageInfo(NamedTuple):
     thumb: bytes = b""  # THUMB x THUMB grey levels; none where it was not decoded
 
 
-class Scan(NamedTuple):
+class ScanOptions(NamedTuple):
     """How images are looked at."""
 
     annotations: Annotations
@@ -72,7 +72,7 @@ def scan_images(
     Raises:
         EnvironmentFault: a process that looks at images was killed.
     """
-    looking = Scan(annotations, config, decode)
+    looking = ScanOptions(annotations, config, decode)
     chosen = range(len(annotations.image_ids)) if indices is None else indices
     if len(chosen) < (FEW if decode else FEW_HEADERS):
         yield from map(looking.at, chosen)
@@ -87,10 +87,10 @@ def scan_images(
         workers.shutdown(cancel_futures=True)
 
 
-_of_this_worker: list[Scan] = []
+_of_this_worker: list[ScanOptions] = []
 
 
-def _begin(looking: Scan) -> None:
+def _begin(looking: ScanOptions) -> None:
     leave_signals_to_the_parent()
     _of_this_worker[:] = [looking]
 
@@ -115,7 +115,7 @@ def _with_pixels(facts: ImageInfo, image: Image.Image) -> ImageInfo:
 def check_images(annotations: Annotations, facts: Sequence[ImageInfo], findings: Findings) -> None:
     """Findings about files that cannot be read, are not as annotated, or are odd."""
 
-    def places(chosen: Sequence[tuple[ImageInfo, str]]) -> list[Place]:
+    def places(chosen: Sequence[tuple[ImageInfo, str]]) -> list[Location]:
         return [_place(annotations, f, text) for f, text in chosen]
 
     check_readable(annotations, facts, findings)
@@ -169,13 +169,14 @@ def check_sizes(annotations: Annotations, facts: Sequence[ImageInfo], findings: 
     findings.add("DATA-IMAGE-SIZE", f"{counted(len(other), 'image')} of another size than annotated", places)
 
 
-def _place(annotations: Annotations, facts: ImageInfo, text: str) -> Place:
+def _place(annotations: Annotations, facts: ImageInfo, text: str) -> Location:
     boxes = annotations.boxes[annotations.objects(facts.index)].tolist()
-    return Place(text, annotations.path(facts.index), boxes)
+    return Location(text, annotations.path(facts.index), boxes)
 
 
 def _other_size(annotations: Annotations, facts: ImageInfo) -> str:
-    said = tuple(annotations.sizes[facts.index].tolist())
-    turned = ", the same turned, as by an EXIF orientation" if said == facts.size[::-1] else ""
+    annotated = tuple(annotations.sizes[facts.index].tolist())
+    turned = ", the same turned, as by an EXIF orientation" if annotated == facts.size[::-1] else ""
     name: Path = annotations.path(facts.index)
-    return f"{name.name} has {facts.size[0]} x {facts.size[1]} pixels, {said[0]} x {said[1]} are annotated{turned}"
+    found, stated = (f"{width} x {height}" for width, height in (facts.size, annotated))
+    return f"{name.name} has {found} pixels, {stated} are annotated{turned}"

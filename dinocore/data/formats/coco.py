@@ -12,7 +12,7 @@ import numpy as np
 
 from ...errors import DataError
 from ..findings import Findings
-from ..split import Category, Split, Table, one_line
+from ..split import Category, RawAnnotations, Split, one_line
 
 EXAMPLE = """write a file such as
   {"images": [{"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}],
@@ -63,7 +63,7 @@ REQUIRED = {"images": ("id", "file_name"), "categories": ("id", "name"),
             "annotations": ("image_id", "category_id", "bbox")}  # fmt: skip
 
 
-def read_coco(split: Split, findings: Findings) -> Table:
+def read_coco(split: Split, findings: Findings) -> RawAnnotations:
     """
     Raises:
         DataError: the file is no JSON, or not COCO's.
@@ -81,7 +81,7 @@ def read_coco(split: Split, findings: Findings) -> Table:
     objects, boxes, owners, kinds = _boxes(objects, owners, kinds, findings)
     _note_what_is_left_out(images, objects, findings)
     written = [row.area for row in objects]
-    return Table(
+    return RawAnnotations(
         categories=[Category(i, one_line(row.name)) for i, row in zip(category_ids.tolist(), categories, strict=True)],
         headings=frozenset(str(r.supercategory) for r in categories if r.supercategory and r.supercategory != r.name),
         image_ids=image_ids,
@@ -206,8 +206,8 @@ def _note_what_is_left_out(images: list[ImageRow], objects: list[ObjectRow], fin
         (area, f"`area` of {area} objects (width x height)"),
         (crowd, f"`iscrowd` of {crowd} objects (0)"),
     ]
-    if said := [text for count, text in left_out if count]:
-        findings.add("DATA-FILLED", "filled in", said)
+    if filled := [text for count, text in left_out if count]:
+        findings.add("DATA-FILLED", "filled in", filled)
 
 
 def _size(row: ImageRow) -> tuple[int, int]:

@@ -15,11 +15,11 @@ from typing import NamedTuple
 from ...errors import DataError
 from ..findings import Findings
 from ..split import (
-    Box,
     Layout,
+    NamedBox,
     PathGuard,
+    RawAnnotations,
     Split,
-    Table,
     image_roots,
     layout_of,
     named_table,
@@ -108,7 +108,7 @@ def _descriptions(folder: Path) -> dict[str, str]:
     return {code.strip(): one_line(name) for code, name in pairs}
 
 
-class Row(NamedTuple):
+class CsvRow(NamedTuple):
     """A row that names an image."""
 
     line: int
@@ -119,7 +119,7 @@ class Row(NamedTuple):
     is_group: bool
 
 
-def read_csv(split: Split, findings: Findings) -> Table:
+def read_csv(split: Split, findings: Findings) -> RawAnnotations:
     """Images are numbered from 1 in the order in which they appear; a row without a box is an image without objects."""
     columns = _columns(_rows(split.annotations)[:1]) or BARE
     names, numbers, sizes = _descriptions(split.folder or split.annotations.parent), {}, {}
@@ -133,7 +133,7 @@ def read_csv(split: Split, findings: Findings) -> Table:
         if corners is None or label not in split.classes:
             wrong.append(f"line {row.line}: {row.file} {','.join(row.box)} {row.label}")
         else:
-            boxes.append(Box(number, label, corners, f"line {row.line}", row.is_group))
+            boxes.append(NamedBox(number, label, corners, f"line {row.line}", row.is_group))
     findings.add("DATA-CSV", "rows whose box is not four numbers and a class", wrong)
     if columns.label < 0:
         findings.add("DATA-FILLED", f"no column names classes: all are `{ONE_CLASS}`", count=len(boxes))
@@ -151,7 +151,7 @@ def _corners(values: list[str], form: str) -> tuple[float, float, float, float] 
     return ((a, b, c, d) if form == "corners" else (a, b, a + c, b + d)) if good else None
 
 
-def read_rows(file: Path) -> Iterator[Row]:
+def read_rows(file: Path) -> Iterator[CsvRow]:
     """Every row that names an image."""
     rows = _rows(file)
     columns = _columns(rows[:1]) or BARE
@@ -164,7 +164,7 @@ def read_rows(file: Path) -> Iterator[Row]:
             box = [part.strip() for part in box[0].strip("[]()").split(",")]
         label = ONE_CLASS if columns.label < 0 else one_line(_cell(cells, columns.label))
         size = (_cell(cells, columns.size[0]), _cell(cells, columns.size[1]))
-        yield Row(line, name, label, box, size, _cell(cells, columns.group) == "1")
+        yield CsvRow(line, name, label, box, size, _cell(cells, columns.group) == "1")
 
 
 def _cell(cells: list[str], at: int) -> str:

@@ -24,7 +24,7 @@ ELSEWHERE = "free some space, or name another folder"
 KINDS = ("coco", "yolo", "voc")
 
 
-class Written(NamedTuple):
+class WriteProgress(NamedTuple):
     """One image that was written, of how many; and what could not be said in that format."""
 
     done: int
@@ -41,7 +41,9 @@ class Entry(NamedTuple):
     name: str  # with its suffix; no other has the same without
 
 
-def write_dataset(splits: dict[str, tuple[Annotations, str]], kind: str, out: Path, link: bool) -> Iterator[Written]:
+def write_dataset(
+    splits: dict[str, tuple[Annotations, str]], kind: str, out: Path, link: bool
+) -> Iterator[WriteProgress]:
     """Write splits, each with the format that it was read from, to the new folder `out`, images first.
 
     Args:
@@ -60,7 +62,7 @@ def write_dataset(splits: dict[str, tuple[Annotations, str]], kind: str, out: Pa
             lost += _write_labels(entry, out)
         elif kind == "voc":
             _write_xml(entry, out)
-        yield Written(done, len(entries), lost)
+        yield WriteProgress(done, len(entries), lost)
     if kind == "coco":
         for name, (annotations, source) in splits.items():
             names = [e.name for e in entries if e.split == name]

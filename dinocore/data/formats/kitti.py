@@ -7,7 +7,18 @@ count pixels from 0. `DontCare` marks regions in which nobody looked; they are s
 from pathlib import Path
 
 from ..findings import Findings
-from ..split import Box, Layout, PathGuard, Split, Table, layout_of, named_table, one_line, read_text, visible_files
+from ..split import (
+    Layout,
+    NamedBox,
+    PathGuard,
+    RawAnnotations,
+    Split,
+    layout_of,
+    named_table,
+    one_line,
+    read_text,
+    visible_files,
+)
 from .pairs import names_on_disk, paired_folders
 
 COLUMNS = (15, 16)  # with a score, as of detections
@@ -32,7 +43,7 @@ def kitti_layout(kind: str, pairs: dict[str, tuple[Path, Path]], folder: Path) -
     return layout_of(kind, made)
 
 
-def read_kitti(split: Split, findings: Findings) -> Table:
+def read_kitti(split: Split, findings: Findings) -> RawAnnotations:
     """Every label file is about the image of its name; images are numbered from 1 by name."""
     files = visible_files(split.annotations, (".txt",))
     boxes, wrong, ignored = [], [], 0
@@ -45,7 +56,7 @@ def read_kitti(split: Split, findings: Findings) -> Table:
                 ignored += 1
             else:
                 left, top, right, bottom = map(float, words[4:8])
-                boxes.append(Box(number, one_line(words[0]), (left, top, right, bottom), place))
+                boxes.append(NamedBox(number, one_line(words[0]), (left, top, right, bottom), place))
     findings.add("DATA-LABEL-LINE", "lines that are no type and 14 or 15 numbers", wrong)
     findings.add("DATA-REGION-IGNORED", f"{ignored} `{IGNORED}` regions skipped", count=ignored)
     names = [file.relative_to(split.annotations).with_suffix("").as_posix() for file in files]

@@ -27,7 +27,7 @@ from .voc import overview
 NAME = "dataset.toml"
 
 
-class Part(BaseModel):
+class SplitEntry(BaseModel):
     """Where one split is."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -43,9 +43,9 @@ class Manifest(BaseModel):
     format: Literal["coco", "yolo", "voc", "csv", "kitti", "visdrone"]
     names: list[str] = []
     first_pixel: Literal[0, 1] | None = None
-    train: Part
-    val: Part | None = None
-    test: Part | None = None
+    train: SplitEntry
+    val: SplitEntry | None = None
+    test: SplitEntry | None = None
 
 
 def find_manifest(folder: Path, guard: PathGuard) -> Layout | None:
@@ -71,7 +71,7 @@ def find_manifest(folder: Path, guard: PathGuard) -> Layout | None:
     return Layout(f"{NAME}, {manifest.format}", splits["train"], splits.get("val"), splits.get("test"))
 
 
-def _tables(kind: str, parts: dict[str, Part], folder: Path) -> Layout | None:
+def _tables(kind: str, parts: dict[str, SplitEntry], folder: Path) -> Layout | None:
     """Formats whose classes are what their files say."""
     places = {name: (folder / part.annotations, folder / part.images) for name, part in parts.items()}
     if kind == "csv":
@@ -81,7 +81,7 @@ def _tables(kind: str, parts: dict[str, Part], folder: Path) -> Layout | None:
     return make(f"{NAME}, {kind}", places, folder)
 
 
-def _split(part: Part, kind: str, classes: tuple[str, ...], first: int | None, folder: Path, file: Path) -> Split:
+def _split(part: SplitEntry, kind: str, classes: tuple[str, ...], first: int | None, folder: Path, file: Path) -> Split:
     images = folder / part.images
     listing = (images,) if kind == "yolo" else (folder / part.list,) if part.list else ()
     annotations = file if kind == "yolo" else folder / part.annotations
@@ -91,7 +91,7 @@ def _split(part: Part, kind: str, classes: tuple[str, ...], first: int | None, f
     return made._replace(labels=labels)
 
 
-def _check(name: str, part: Part, manifest: Manifest, folder: Path, file: Path) -> None:
+def _check(name: str, part: SplitEntry, manifest: Manifest, folder: Path, file: Path) -> None:
     if not (folder / part.images).is_dir():
         raise _bad(f"[{name}] images = {part.images!r} is not a folder", file)
     if manifest.format == "yolo":
@@ -110,8 +110,8 @@ def _read(file: Path) -> Manifest:
         content: dict[str, Any] = tomllib.loads(file.read_bytes().decode())
         return Manifest(**content)
     except ValidationError as error:
-        said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
-        raise _bad(said, file) from None
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+        raise _bad(problems, file) from None
     except (OSError, ValueError) as error:
         raise _bad(f"it cannot be read: {error}", file) from None
 

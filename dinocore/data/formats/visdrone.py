@@ -7,7 +7,7 @@ which nobody looked, and a score of 0 what is not judged (most of category 11, o
 from pathlib import Path
 
 from ..findings import Findings
-from ..split import Box, Layout, PathGuard, Split, Table, layout_of, named_table, read_text, visible_files
+from ..split import Layout, NamedBox, PathGuard, RawAnnotations, Split, layout_of, named_table, read_text, visible_files
 from .pairs import names_on_disk, paired_folders
 
 NAMES = ("pedestrian", "people", "bicycle", "car", "van", "truck", "tricycle", "awning-tricycle", "bus", "motor",
@@ -26,7 +26,7 @@ def visdrone_layout(kind: str, pairs: dict[str, tuple[Path, Path]], folder: Path
     return layout_of(kind, made)
 
 
-def read_visdrone(split: Split, findings: Findings) -> Table:
+def read_visdrone(split: Split, findings: Findings) -> RawAnnotations:
     """Every label file is about the image of its name; images are numbered from 1 by name."""
     files = visible_files(split.annotations, (".txt",))
     boxes, wrong, ignored = [], [], 0
@@ -41,7 +41,7 @@ def read_visdrone(split: Split, findings: Findings) -> Table:
                 ignored += 1
             else:
                 x, y, width, height = row[:4]
-                boxes.append(Box(number, NAMES[row[5] - 1], (x, y, x + width, y + height), place))
+                boxes.append(NamedBox(number, NAMES[row[5] - 1], (x, y, x + width, y + height), place))
     findings.add("DATA-LABEL-LINE", f"lines that are not eight numbers with a category of 0 to {len(NAMES)}", wrong)
     findings.add("DATA-REGION-IGNORED", f"skipped {ignored} regions and objects that are not judged", count=ignored)
     names = [file.relative_to(split.annotations).with_suffix("").as_posix() for file in files]

@@ -21,8 +21,8 @@ from ..split import (
     Category,
     Layout,
     PathGuard,
+    RawAnnotations,
     Split,
-    Table,
     is_hidden,
     layout_of,
     one_line,
@@ -136,7 +136,7 @@ def _ordered_names(labelmap: Path, guard: PathGuard) -> list[str]:
     return [name for name in names if name != "background"]
 
 
-def read_voc(split: Split, findings: Findings, config: DataConfig) -> Table:
+def read_voc(split: Split, findings: Findings, config: DataConfig) -> RawAnnotations:
     """Every XML file of the split; images are numbered from 1 by name, classes from 1."""
     guard = PathGuard(split.folder or split.annotations, config.follow_symlinks)
     names, sizes, owners, objects, places = [], [], [], [], []
@@ -159,7 +159,7 @@ def read_voc(split: Split, findings: Findings, config: DataConfig) -> Table:
     numbers = {name: n for n, name in enumerate(split.classes, start=1)}
     corners = np.array([found.corners for found in objects], dtype=np.float64).reshape(-1, 4)
     corners[:, :2] -= _first_pixel(split, len(corners), findings, config)
-    return Table(
+    return RawAnnotations(
         categories=[Category(n, name) for name, n in numbers.items()],
         headings=frozenset(),
         image_ids=np.arange(1, len(names) + 1),
@@ -259,7 +259,7 @@ def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
-def _image(said: str, file: Path, split: Split, findings: Findings) -> str:
+def _image(named: str, file: Path, split: Split, findings: Findings) -> str:
     """The image's name: the XML file's own with an image's suffix, if that is there, or else the one it says.
 
     A file that was renamed or copied often says an old name, which may be another image by now.
@@ -267,8 +267,8 @@ def _image(said: str, file: Path, split: Split, findings: Findings) -> str:
     root, own = split.image_roots[0], file.relative_to(split.annotations).with_suffix("")
     there = (f"{own.as_posix()}{suffix}" for suffix in (*sorted(IMAGE_SUFFIXES), *map(str.upper, sorted(SUFFIXES))))
     stem = next((name for name in there if (root / name).is_file()), "")
-    said = PurePosixPath(said.replace("\\", "/")).name if "\0" not in said else ""
-    if stem and said and (root / said).is_file() and PurePosixPath(said).stem != own.name:
+    named = PurePosixPath(named.replace("\\", "/")).name if "\0" not in named else ""
+    if stem and named and (root / named).is_file() and PurePosixPath(named).stem != own.name:
         what = "XML files whose `<filename>` is another image; the one with the file's own name counts"
-        findings.add("DATA-VOC-NAME", what, [f"{file.name} says {said}"])
-    return stem or said or f"{own.as_posix()}.jpg"
+        findings.add("DATA-VOC-NAME", what, [f"{file.name} says {named}"])
+    return stem or named or f"{own.as_posix()}.jpg"

@@ -17,15 +17,15 @@ from ...config import DataConfig
 from ...error_codes import WARNING
 from ...errors import DataError
 from ..bands import ARRAYS
-from ..findings import Findings, Place
+from ..findings import Findings, Location
 from ..images import IMAGE_SUFFIXES
 from ..split import (
     WORDS,
     Category,
     Layout,
     PathGuard,
+    RawAnnotations,
     Split,
-    Table,
     layout_of,
     names_of,
     one_line,
@@ -127,7 +127,7 @@ def _lines_of(file: Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
-def read_yolo(split: Split, findings: Findings, config: DataConfig) -> Table:
+def read_yolo(split: Split, findings: Findings, config: DataConfig) -> RawAnnotations:
     """Every image of the split, and the lines of its label file; images are numbered from 1 by name."""
     root = split.image_roots[0]
     follow = config.follow_symlinks
@@ -156,7 +156,7 @@ def read_yolo(split: Split, findings: Findings, config: DataConfig) -> Table:
     if len(split.classes) > 1 and used == set(range(1, len(split.classes))):
         what = f"no line has class 0, {split.classes[0]}, and all others are there; do the numbers begin at 1?"
         findings.add("DATA-CLASS-FIRST", what, count=1)
-    return Table(
+    return RawAnnotations(
         categories=[Category(i, name) for i, name in enumerate(split.classes)],
         headings=frozenset(),
         image_ids=np.arange(1, len(images) + 1),
@@ -310,7 +310,7 @@ def _lost_labels(images: list[Path], split: Split, findings: Findings) -> None:
     folders = sorted({file.parent for file in known})
     lost = [file for folder in folders if folder.is_dir() for file in visible_files_here(folder, (".txt",))
             if file not in known and file.stem not in ("classes", "train", "val", "test")]  # fmt: skip
-    findings.add("DATA-LABEL-LOST", "label files without an image", [Place(file.name) for file in lost])
+    findings.add("DATA-LABEL-LOST", "label files without an image", [Location(file.name) for file in lost])
 
 
 def _images(listing: Path, root: Path, follow_symlinks: bool) -> list[Path]:

@@ -33,7 +33,7 @@ HOW = "Point at a row, or reach it with the Tab key, and it is explained."
 TITLE = "Who may attend to whom: DINO's denoising mask"
 
 
-class Frame(NamedTuple):
+class Geometry(NamedTuple):
     """Where the parts of the image are, in pixels."""
 
     small: SmallMask
@@ -86,12 +86,12 @@ def draw_mask(view: MaskView) -> Sheet:
     return Sheet(frame.width, top + 44 * len(lines) - 16 + MARGIN, shapes)
 
 
-def _frame(view: MaskView) -> Frame:
+def _frame(view: MaskView) -> Geometry:
     small = downsample(view, MOST_CELLS)
     cell = min(96, SIDE // max(1, len(small.cells)))
     left, needed = MARGIN + 210, cell * len(small.cells) + GAP + BAND + MARGIN
     width = max(left + needed, 1280)
-    return Frame(small, cell, left + (width - left - needed) // 2, MARGIN + 250, width)
+    return Geometry(small, cell, left + (width - left - needed) // 2, MARGIN + 250, width)
 
 
 def _summary(view: MaskView) -> tuple[str, str]:
@@ -105,7 +105,7 @@ def _summary(view: MaskView) -> tuple[str, str]:
     )
 
 
-def _cells(frame: Frame) -> Iterator[Shape]:
+def _cells(frame: Geometry) -> Iterator[Shape]:
     """Each cell between the light colour of its column's kind and grey, by the share that is blocked."""
     spans = _spans(frame)
     kinds = [*(cell.kind for cell in frame.small.cells), "matching"]
@@ -129,29 +129,29 @@ def _cells(frame: Frame) -> Iterator[Shape]:
             yield Rect(frame.left + left - 1, frame.top + top - 1, width + 2, height + 2, None, INK)
 
 
-def _spans(frame: Frame) -> list[tuple[int, int]]:
+def _spans(frame: Geometry) -> list[tuple[int, int]]:
     """Start and length of every row or column, the matching queries last."""
     return [*((at * frame.cell, frame.cell) for at in range(len(frame.small.cells))), (frame.band, BAND)]
 
 
-def _line(frame: Frame, x0: float, y0: float, x1: float, y1: float, color: Color = INK) -> Line:
+def _line(frame: Geometry, x0: float, y0: float, x1: float, y1: float, color: Color = INK) -> Line:
     return Line(frame.left + x0, frame.top + y0, frame.left + x1, frame.top + y1, color)
 
 
-def _tips(view: MaskView, frame: Frame) -> Iterator[Tip]:
+def _tips(view: MaskView, frame: Geometry) -> Iterator[Tip]:
     """Every row in words."""
-    said = [cell_words(view, cell) for cell in frame.small.cells] + [words(explain(view, view.num_denoising))]
+    tips = [cell_words(view, cell) for cell in frame.small.cells] + [words(explain(view, view.num_denoising))]
     if view.num_matching > 1:
-        said[-1][0] = (
-            f"the {view.num_matching:,} matching queries, merged into one row; each is {said[-1][0].split(': ')[1]}"
+        tips[-1][0] = (
+            f"the {view.num_matching:,} matching queries, merged into one row; each is {tips[-1][0].split(': ')[1]}"
         )
     left = frame.left - STRIPE - 6 if frame.side else frame.left
     width = frame.left + frame.band + BAND - left
-    for (top, height), lines in zip(_spans(frame), said, strict=True):
+    for (top, height), lines in zip(_spans(frame), tips, strict=True):
         yield Tip(left, frame.top + top, width, height, lines)
 
 
-def _kinds(frame: Frame) -> Iterator[Shape]:
+def _kinds(frame: Geometry) -> Iterator[Shape]:
     """A stripe over the columns and one left of the rows: positive or negative."""
     for start, stop, kind in _runs(frame.small.cells):
         low, high = start * frame.cell, stop * frame.cell - frame.line
@@ -179,7 +179,7 @@ def _runs(cells: Sequence[MaskCell]) -> Iterator[tuple[int, int, str]]:
             start = at
 
 
-def _groups(frame: Frame) -> Iterator[Shape]:
+def _groups(frame: Geometry) -> Iterator[Shape]:
     """Names of the groups, as many as have room, and lines between them."""
     cells = frame.small.cells
     starts = [at for at, cell in enumerate(cells) if at == 0 or cells[at - 1].last_group < cell.first_group]
@@ -208,7 +208,7 @@ def _step(needed: float, wide: float) -> int:
     return next(step for step in steps if step * wide >= needed)
 
 
-def _matching(view: MaskView, frame: Frame) -> Iterator[Text]:
+def _matching(view: MaskView, frame: Geometry) -> Iterator[Text]:
     """Names of the band of matching queries and of the axes."""
     x, y, middle = frame.left, frame.top, frame.band + BAND / 2
     number = f"{view.num_matching:,}"
@@ -276,8 +276,8 @@ def legend(view: MaskView, small: SmallMask) -> list[tuple[Color | float | None,
     rows: list[tuple[Color | float | None, str]] = []
     if view.blocked.any():
         rows.append((BLOCKED, "may NOT attend (the mask is True)"))
-    said = {"positive": "a positive (+)", "negative": "a negative (-)", "both": "positives and negatives"}
-    rows += [(LIGHT[kind], f"may attend, to {text}") for kind, text in said.items() if kind in kinds]
+    attended = {"positive": "a positive (+)", "negative": "a negative (-)", "both": "positives and negatives"}
+    rows += [(LIGHT[kind], f"may attend, to {text}") for kind, text in attended.items() if kind in kinds]
     rows.append((LIGHT["matching"], f"may attend, to a matching query ({view.num_matching:,} merged into one band)"))
     if small.queries_per_cell > 1:
         partly = ((small.blocked > 0) & (small.blocked < 1)).any()

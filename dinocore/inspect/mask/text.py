@@ -36,7 +36,7 @@ SIGNS = {"positive": "+", "negative": "-", "both": "*"}
 Line = list[Span]
 
 
-class Layout(NamedTuple):
+class TextLayout(NamedTuple):
     """How a drawing fills its width."""
 
     small: SmallMask
@@ -63,21 +63,21 @@ def facts(view: MaskView) -> list[str]:
     ]
 
 
-def _layout(view: MaskView, width: int) -> Layout:
+def _layout(view: MaskView, width: int) -> TextLayout:
     """Square cells and whole words where they fit, else narrow ones, else square ones for several queries each."""
     count, last = f"{view.num_matching:,}", str(max(0, view.num_groups - 1))
     whole = max(1, view.num_denoising)
     label, band = len(last) + 9, 8
     for cell in (2, 1):
         if label + cell * whole + 1 + band <= width:
-            return Layout(downsample(view, whole), cell, label, band, "group ", "image ", (count, "matching"))
+            return TextLayout(downsample(view, whole), cell, label, band, "group ", "image ", (count, "matching"))
     label, band = len(last) + 3, max(3, len(count))
     room = width - label - 1 - band
     cell, cells = (1, whole) if whole <= room else (2, room // 2)
-    return Layout(downsample(view, cells), cell, label, band, "", "i", ("m",))
+    return TextLayout(downsample(view, cells), cell, label, band, "", "i", ("m",))
 
 
-def _header(view: MaskView, layout: Layout, glyphs: Glyphs) -> list[Line]:
+def _header(view: MaskView, layout: TextLayout, glyphs: Glyphs) -> list[Line]:
     """What the columns are: group numbers where they have room, and the kinds under them."""
     cells = layout.small.cells
     numbers = [" "] * (layout.cell * len(cells))
@@ -100,7 +100,7 @@ def _group_starts(cells: Sequence[MaskCell]) -> list[int]:
     return [at for at, cell in enumerate(cells) if at == 0 or cells[at - 1].last_group < cell.first_group]
 
 
-def _rows(layout: Layout, glyphs: Glyphs) -> list[Line]:
+def _rows(layout: TextLayout, glyphs: Glyphs) -> list[Line]:
     """One line a cell, a rule, and the matching queries."""
     cells, starts = layout.small.cells, set(_group_starts(layout.small.cells))
     lines = []
@@ -116,7 +116,7 @@ def _rows(layout: Layout, glyphs: Glyphs) -> list[Line]:
     return lines
 
 
-def _row(layout: Layout, row: int, glyphs: Glyphs) -> Line:
+def _row(layout: TextLayout, row: int, glyphs: Glyphs) -> Line:
     """Whom one cell's queries may not look at."""
     *shares, matching = layout.small.blocked[row].tolist()
     spans = [
@@ -131,7 +131,7 @@ def _mark(share: float, kind: str, width: int, glyphs: Glyphs) -> Span:
     return Span(glyphs.blocked * width, "blocked") if share == 1 else Span(glyphs.partly * width, "partly")
 
 
-def _strips(view: MaskView, layout: Layout, glyphs: Glyphs) -> list[Line]:
+def _strips(view: MaskView, layout: TextLayout, glyphs: Glyphs) -> list[Line]:
     """A line for each image: which of the denoising queries above are padding."""
     if view.valid.all():
         return []
@@ -146,7 +146,7 @@ def _strips(view: MaskView, layout: Layout, glyphs: Glyphs) -> list[Line]:
     return lines
 
 
-def _legend(view: MaskView, layout: Layout, glyphs: Glyphs) -> list[Line]:
+def _legend(view: MaskView, layout: TextLayout, glyphs: Glyphs) -> list[Line]:
     """What the marks stand for, as far as they occur."""
     lines = [[Span("row looks at column:  "), Span(glyphs.blocked * 2, "blocked"), Span(" may not attend (True)   "),
               Span(glyphs.allowed), Span(" may attend")]]  # fmt: skip

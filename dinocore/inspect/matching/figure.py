@@ -109,11 +109,11 @@ def _noisy(image: Image.Image, seen: Matching) -> Image.Image:
     for t in shown:
         panel.box(seen.objects[t].box, TRUTH, 2, halo=True)
     named = [n for n in rows if n.positive] + [n for n in rows if not n.positive]
-    _labels(panel, [(_told(n), min(n.start_box[::2]), min(n.start_box[1::2]), _color(n)) for n in named])
+    _labels(panel, [(_label(n), min(n.start_box[::2]), min(n.start_box[1::2]), _color(n)) for n in named])
     return panel.finished()
 
 
-def _told(noisy: Noisy) -> str:
+def _label(noisy: Noisy) -> str:
     """Which object it is a copy of, and if the class is a wrong one, that."""
     wrong = noisy.positive and noisy.start_label != noisy.told
     return f"{noisy.object} as {noisy.start_label}" if wrong else str(noisy.object)
@@ -228,10 +228,10 @@ def render_matching(
     ]  # fmt: skip
     if history:
         rows = [[row["step"], row["kept"], row["instability"]] for row in history]
-        told = (
+        caption = (
             "Kept: share of the objects whose query is that of the checkpoint before. Instability: queries that differ."
         )
-        sections.append(Section("Checkpoints", [Table("Last layer", ["step", "kept", "instability"], rows, told)]))
+        sections.append(Section("Checkpoints", [Table("Last layer", ["step", "kept", "instability"], rows, caption)]))
     return render_page(
         Page(
             f"Matching: {name}",
@@ -269,8 +269,8 @@ def _denoising(seen: Matching) -> list[Part]:
     if not seen.noisy:
         return [Facts("", {"denoising": "none in this model"})]
     heads = ["query", "group", "kind", "of object", "starts as", "must answer", "probability", "IoU"]
-    told = "Probability and IoU: of the object it was made from, in the last layer."
-    return [Table(f"{seen.num_groups} groups", heads, [_noisy_row(one) for one in seen.noisy], told)]
+    caption = "Probability and IoU: of the object it was made from, in the last layer."
+    return [Table(f"{seen.num_groups} groups", heads, [_noisy_row(one) for one in seen.noisy], caption)]
 
 
 def _noisy_row(one: Noisy) -> list[Cell]:

@@ -29,7 +29,7 @@ class Thing(NamedTuple):
     box: list[float]
 
 
-class Answer(NamedTuple):
+class MatchedQuery(NamedTuple):
     """The query that took an object at one stage, and what that cost; the parts are weighted as in the match."""
 
     object: int
@@ -45,7 +45,7 @@ class Stage(NamedTuple):
     """The match of one stage and how it differs from the one before it."""
 
     name: str
-    answers: list[Answer]  # by object; more objects than queries leave some out
+    answers: list[MatchedQuery]  # by object; more objects than queries leave some out
     kept: float | None  # share of the objects whose query took them in the stage before, too
     instability: int | None  # queries whose object, or lack of one, is another than in the stage before
 
@@ -102,7 +102,7 @@ def cost_name(part: str) -> str:
     return COST_NAMES.get(part, part)
 
 
-def _answer_json(answer: Answer) -> dict[str, Any]:
+def _answer_json(answer: MatchedQuery) -> dict[str, Any]:
     """`costs` as `cost_class`, `cost_l1`, ..."""
     rest = {name: value for name, value in answer._asdict().items() if name not in ("object", "query", "costs")}
     costs = {f"cost_{cost_name(part).lower()}": value for part, value in answer.costs.items()}
@@ -182,7 +182,7 @@ def _answered(detector: Detector, batch: Batch) -> tuple[DinoOutput, list[Target
     return output, [t._replace(labels=t.labels.to(device), boxes=t.boxes.to(device)) for t in batch.targets]
 
 
-def _answers(one: Matched, loss: LossConfig, size: tuple[int, int]) -> list[Answer]:
+def _answers(one: Matched, loss: LossConfig, size: tuple[int, int]) -> list[MatchedQuery]:
     logits, boxes, target = one.predictions.logits[0], one.predictions.boxes[0], one.targets[0]
     cost = matching_cost(logits, boxes, target, loss)
     order = one.match.target.argsort()
@@ -193,7 +193,7 @@ def _answers(one: Matched, loss: LossConfig, size: tuple[int, int]) -> list[Answ
     overlap = iou(to_xyxy(boxes[query]), to_xyxy(target.boxes[wanted]))
     columns = (wanted, query, parts, cost.total[query, wanted], sure, overlap, to_pixels(boxes[query], size))
     rows = zip(*(x if isinstance(x, list) else x.tolist() for x in columns), strict=True)
-    return [Answer(*row) for row in rows]
+    return [MatchedQuery(*row) for row in rows]
 
 
 def _noisy(
@@ -201,7 +201,7 @@ def _noisy(
 ) -> list[Noisy]:
     """The denoising queries of the only image; a negative belongs to the positive at its place in the group."""
     last = (output.denoising or [])[-1]
-    told = dict(zip(noise.match.query.tolist(), noise.match.target.tolist(), strict=True))
+    targets = dict(zip(noise.match.query.tolist(), noise.match.target.tolist(), strict=True))
     copies = 2 if bool(noise.negative.any()) else 1
     slots = len(noise.group) // (noise.num_groups * copies)
     negative, group, labels = noise.negative.tolist(), noise.group.tolist(), noise.labels[0].tolist()
@@ -209,13 +209,13 @@ def _noisy(
     true = to_pixels(target.boxes, size).tolist()
     rows = []
     for q, bad in enumerate(negative):
-        t = told[q - slots if bad else q]
+        t = targets[q - slots if bad else q]
         name = categories[int(target.labels[t])].name
         sure = float(last.logits[0, q, target.labels[t]].float().sigmoid())
         overlap = float(iou(to_xyxy(last.boxes[0, q].float()), to_xyxy(target.boxes[t])))
-        asked = ("no object", None) if q not in told else (name, true[t])
+        target = ("no object", None) if q not in targets else (name, true[t])
         given = categories[labels[q]].name
-        rows.append(Noisy(q, group[q], not bad, t, given, start[q], *asked, sure, overlap, answer[q]))
+        rows.append(Noisy(q, group[q], not bad, t, given, start[q], *target, sure, overlap, answer[q]))
     return rows
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from ...draw.boxes import PALETTE, Box, draw_boxes, with_legend
 from ...draw.fonts import load_font
 from ...report.page import render_page
-from ...report.parts import Cell, Chart, Gallery, Line, MarkedImage, Page, Part, Section, Table
+from ...report.parts import Cell, Chart, Curve, Gallery, MarkedImage, Page, Part, Section, Table
 from ...words import counted
 from .proposals import ImageObjects, Journey, Proposal, Recall, average
 
@@ -201,7 +201,7 @@ def render_proposals(
         ]
         heads = ("IoU", "level", "size", "objects", *(f"first {count}" for count in counts))
         lines = [
-            Line(f"{row.size or 'all sizes'}, IoU {row.iou:.2f}", counts, list(row.shares.values()))
+            Curve(f"{row.size or 'all sizes'}, IoU {row.iou:.2f}", counts, list(row.shares.values()))
             for row in rows
             if row.level is None
         ]

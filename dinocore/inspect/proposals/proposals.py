@@ -146,7 +146,7 @@ def journeys(
     ]
 
 
-class Step(NamedTuple):
+class StageSummary(NamedTuple):
     """What one stage did, averaged over journeys."""
 
     name: str  # anchor, proposal, layer 0, ...
@@ -155,7 +155,7 @@ class Step(NamedTuple):
     gain: float | None
 
 
-def average(found: Sequence[Journey]) -> list[Step]:
+def average(found: Sequence[Journey]) -> list[StageSummary]:
     """A row for each stage."""
     if not found:
         return []
@@ -166,7 +166,7 @@ def average(found: Sequence[Journey]) -> list[Step]:
         ious = torch.tensor(known).mean(0).tolist()
         gains = [None, *(after - before for before, after in pairwise(ious))]
     names = ["anchor", "proposal", *(f"layer {n}" for n in range(len(moved) - 2))]
-    return [Step(*row) for row in zip(names, moved, ious, gains, strict=True)]
+    return [StageSummary(*row) for row in zip(names, moved, ious, gains, strict=True)]
 
 
 class Judged(NamedTuple):

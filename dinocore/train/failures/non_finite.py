@@ -27,7 +27,7 @@ SHOWN = 3
 FILE = "diverged.safetensors"
 
 
-class Finding(NamedTuple):
+class Diagnosis(NamedTuple):
     """What is wrong with one image when it is tried alone."""
 
     image: str
@@ -73,7 +73,7 @@ def _keep(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> s
     return f"the batch is in {path.name} there"
 
 
-def _worded(findings: list[Finding]) -> str:
+def _worded(findings: list[Diagnosis]) -> str:
     if not findings:
         return "no single image of it causes that"
     lines = [
@@ -85,13 +85,13 @@ def _worded(findings: list[Finding]) -> str:
 
 def _examine_batch(
     model: nn.Module, batch: Batch, annotations: Annotations, num_boxes: float, config: Config
-) -> Iterator[Finding]:
+) -> Iterator[Diagnosis]:
     for i, index in enumerate(batch.indices):
         images, padding = batch.images[i : i + 1], batch.padding[i : i + 1]
         single = batch._replace(images=images, padding=padding, targets=[batch.targets[i]], indices=[index])
         layer, terms = _examine(model, single, num_boxes, config)
         if terms:
-            yield Finding(str(annotations.path(index)), layer, terms)
+            yield Diagnosis(str(annotations.path(index)), layer, terms)
 
 
 def _examine(model: nn.Module, single: Batch, num_boxes: float, config: Config) -> tuple[str, list[str]]:

@@ -56,9 +56,9 @@ def publish(
         os.rename(temporary, target)  # a kill between these two is put right by `tidy`
         sync(folder)
     except (OSError, RuntimeError, EnvironmentFault) as error:
-        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         raise EnvironmentFault(
-            f"the checkpoint {target} cannot be written: {said}; earlier checkpoints are whole"
+            f"the checkpoint {target} cannot be written: {reason}; earlier checkpoints are whole"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -92,8 +92,8 @@ def manifest_of(path: Path) -> dict[str, Any]:
         if manifest["step"] != step_of(path):
             raise ValueError("its manifest is that of another checkpoint")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        said = f"{MANIFEST} lacks {error}" if isinstance(error, KeyError) else error
-        raise CheckpointError(f"{path} is not a whole checkpoint: {said}") from error
+        reason = f"{MANIFEST} lacks {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{path} is not a whole checkpoint: {reason}") from error
     return manifest
 
 

@@ -17,7 +17,7 @@ from ..file import Weights, load_exactly, load_weights, names_note, unnamed
 from ..untrusted import check_tensor, read_file
 from . import coco
 from .backbones import UNKNOWN
-from .known import check_preset, choose_preset, settings_in, told_by
+from .known import check_preset, choose_preset, read_facts, settings_in
 from .state import Converted, convert_tensors, moving_average_in
 
 CONVERTER = 2  # to be raised when a conversion gives something else, so that kept ones are made again
@@ -56,14 +56,14 @@ def convert_file(path: Path, request: ConversionRequest) -> Conversion:
     content, _ = read_file(path)
     try:
         converted = convert_tensors(content, request.source, request.ema)
-        settings, told = settings_in(converted.tensors), told_by(content)
-        preset = request.preset or choose_preset(converted.source, settings, request.variant, told)
+        settings, file_facts = settings_in(converted.tensors), read_facts(content)
+        preset = request.preset or choose_preset(converted.source, settings, request.variant, file_facts)
         check_preset(preset, converted.source, settings)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     config = load_config(preset, request.overrides)
-    if told.position and not (request.preset or request.variant or request.overrides):
-        settings |= dict(zip(("position_temperature", "position_offset"), told.position, strict=True))
+    if file_facts.position and not (request.preset or request.variant or request.overrides):
+        settings |= dict(zip(("position_temperature", "position_offset"), file_facts.position, strict=True))
     notes = _notes(content, settings, config)
     config = config_from_dict(with_settings(config, settings).model_dump())
     check_shapes(converted.tensors, config, path)
@@ -73,9 +73,9 @@ def convert_file(path: Path, request: ConversionRequest) -> Conversion:
     if request.classes not in (None, config.model.num_classes):
         tensors, config = _fewer_classes(tensors, config, request.classes)
         notes.append(f"the {len(coco.UNUSED)} of official's {coco.NUM_IDS} logits that are no class are left out")
-    categories = _categories(config.model.num_classes, request.names or told.classes)
+    categories = _categories(config.model.num_classes, request.names or file_facts.classes)
     notes += [note] if (note := names_note(categories)) else []
-    facts = {"codebase": converted.source, "preset": preset, "epoch": told.epoch} | fingerprint(path)
+    facts = {"codebase": converted.source, "preset": preset, "epoch": file_facts.epoch} | fingerprint(path)
     weights = Weights(tensors, config, categories, {"converted_from": facts})
     self_check(weights, path)
     return Conversion(weights, converted, preset, notes)

@@ -13,7 +13,7 @@ from ..file import Weights, load_weights
 from ..untrusted import read_file
 from . import coco
 from .files import fingerprint
-from .known import candidates, choose_preset, settings_in, told_by
+from .known import candidates, choose_preset, read_facts, settings_in
 from .state import CODEBASES, convert_tensors
 
 
@@ -59,13 +59,13 @@ def _others(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         settings = settings_in(converted.tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    told = told_by(content)
+    file_facts = read_facts(content)
     fitting = candidates(converted.source, settings)
     try:
-        presets = [choose_preset(converted.source, settings, None, told)]
+        presets = [choose_preset(converted.source, settings, None, file_facts)]
     except ConfigError:
         presets = list(fitting.values())
-    names = told.classes or _coco_names(settings["num_classes"])
+    names = file_facts.classes or _coco_names(settings["num_classes"])
     return {
         "codebase": converted.source,
         "title": CODEBASES[converted.source].title,
@@ -75,7 +75,7 @@ def _others(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "num_classes": settings["num_classes"],
         "classes": names,
         "metrics": {},
-        "epoch": told.epoch,
+        "epoch": file_facts.epoch,
         "beside_the_model": [str(key) for key, value in content.items() if not _is_weights(key, value)],
     } | _count(converted.tensors)
 

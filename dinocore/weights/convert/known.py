@@ -40,7 +40,7 @@ PUBLISHED: dict[tuple[str, str, int], dict[str, str]] = {
 }
 
 
-class Told(NamedTuple):
+class FileFacts(NamedTuple):
     """What a file says about its model beside the tensors; None and empty where it says nothing."""
 
     position: tuple[float, float] | None  # temperature and offset of the position encoding
@@ -85,7 +85,7 @@ def candidates(source: str, settings: Mapping[str, Any]) -> dict[str, str]:
     return PUBLISHED.get((source, settings["backbone"], settings["num_levels"]), {})
 
 
-def choose_preset(source: str, settings: Mapping[str, Any], variant: str | None, told: Told) -> str:
+def choose_preset(source: str, settings: Mapping[str, Any], variant: str | None, file_facts: FileFacts) -> str:
     """The preset of these weights.
 
     Raises:
@@ -99,9 +99,9 @@ def choose_preset(source: str, settings: Mapping[str, Any], variant: str | None,
     if variant is not None and variant not in fitting:
         known = ", ".join(name for name in fitting if name) or "none"
         raise ConfigError(f"there is no variant `{variant}` of these weights; known are: {known}")
-    if variant is None and len(fitting) > 1 and told.position:
-        told_by_file = [name for name, preset in fitting.items() if _position(preset) == told.position]
-        variant = told_by_file[0] if len(told_by_file) == 1 else None
+    if variant is None and len(fitting) > 1 and file_facts.position:
+        matching = [name for name, preset in fitting.items() if _position(preset) == file_facts.position]
+        variant = matching[0] if len(matching) == 1 else None
     if variant is None and len(fitting) > 1:
         choices = " or ".join(f"--variant {name} ({preset}, {_said(preset)})" for name, preset in fitting.items())
         raise ConfigError(f"the names in a file of {source} don't tell its position encoding; add {choices}")
@@ -125,7 +125,7 @@ def check_preset(name: str, source: str, settings: Mapping[str, Any]) -> None:
         raise CheckpointError(f"the preset {name} is not that of these weights ({found}){use}")
 
 
-def told_by(content: Mapping[str, Any]) -> Told:
+def read_facts(content: Mapping[str, Any]) -> FileFacts:
     """What stands beside the tensors: official's arguments, mmdetection's `meta`."""
     meta, arguments = content.get("meta"), vars(content["args"]) if hasattr(content.get("args"), "__dict__") else {}
     meta = meta if isinstance(meta, Mapping) else {}
@@ -139,7 +139,7 @@ def told_by(content: Mapping[str, Any]) -> Told:
     dataset = meta.get("dataset_meta")
     names = dataset.get("classes", dataset.get("CLASSES", ())) if isinstance(dataset, Mapping) else ()
     epoch = next((value for value in (content.get("epoch"), meta.get("epoch")) if isinstance(value, int)), None)
-    return Told(position, [str(name) for name in names], epoch)
+    return FileFacts(position, [str(name) for name in names], epoch)
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:

@@ -16,19 +16,19 @@ from .hub import PREFIX, find_in_hub_cache
 FILE = Path(__file__).with_name("catalogue.toml")
 
 
-class Row(BaseModel):
+class CatalogueModel(BaseModel):
     """Frozen, and nothing that is not declared."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Publisher(Row):
+class Publisher(CatalogueModel):
     title: str
     reported: str  # where it says the AP
     folder: str = ""  # to be opened by hand, where files have no address of their own
 
 
-class Published(Row):
+class Published(CatalogueModel):
     name: Annotated[str, Field(pattern=r"^[a-z]+/[a-z0-9-]+$")]
     former_name: str = ""  # that it had in an earlier version, and still answers to
     preset: str
@@ -45,7 +45,7 @@ class Published(Row):
         return self.name.partition("/")[0]
 
 
-class Catalogue(Row):
+class Catalogue(CatalogueModel):
     publishers: dict[str, Publisher]
     weights: Annotated[tuple[Published, ...], Field(strict=False)]
 

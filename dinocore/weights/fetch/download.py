@@ -39,7 +39,7 @@ class Passing(Exception):
         self.pause = pause  # that the server asked for
 
 
-class Part:
+class PartialFile:
     """The beginning of a file, and of which version of it."""
 
     def __init__(self, target: Path, address: str):
@@ -73,7 +73,7 @@ class Part:
             self.note.unlink(missing_ok=True)
 
 
-def download(address: str, part: Part, watch: Watch, patience: Patience = Patience()) -> None:  # noqa: B008
+def download(address: str, part: PartialFile, watch: Watch, patience: Patience = Patience()) -> None:  # noqa: B008
     """Fetch all of a file into `part`; what an earlier attempt left there is not fetched again.
 
     `http_proxy`, `https_proxy` and `no_proxy` are honoured.
@@ -104,7 +104,7 @@ def download(address: str, part: Part, watch: Watch, patience: Patience = Patien
 BY_HAND = "or fetch it by hand and use `dino convert FILE --out X.safetensors`"
 
 
-def _attempt(address: str, part: Part, watch: Watch, patience: Patience) -> None:
+def _attempt(address: str, part: PartialFile, watch: Watch, patience: Patience) -> None:
     note = part.noted()  # without one all of it is asked for; with one the rest, if the server has the same version
     wish = {"Range": f"bytes={part.size}-", "If-Range": note["version"]} if note else {}
     headers = {"User-Agent": f"dino/{__version__}", "Accept-Encoding": "identity", **wish}
@@ -130,7 +130,7 @@ def _attempt(address: str, part: Part, watch: Watch, patience: Patience) -> None
         raise ConfigError(f"{address} is not an address: {error}") from None
 
 
-def _place(answer: Any, part: Part, wish: Mapping[str, str], watch: Watch) -> int | None:
+def _place(answer: Any, part: PartialFile, wish: Mapping[str, str], watch: Watch) -> int | None:
     """Make the part ready for what comes, and tell the size of the whole."""
     headers = answer.headers
     if answer.status == HTTPStatus.PARTIAL_CONTENT and wish:
@@ -148,7 +148,7 @@ def _place(answer: Any, part: Part, wish: Mapping[str, str], watch: Watch) -> in
     return total if total is None else _room_for(total, part)
 
 
-def _room_for(total: int, part: Part) -> int:
+def _room_for(total: int, part: PartialFile) -> int:
     with writing(part.file):
         free, missing = shutil.disk_usage(part.file.parent).free, total - part.size
     if missing > free:
@@ -159,7 +159,7 @@ def _room_for(total: int, part: Part) -> int:
     return total
 
 
-def _receive(answer: Any, part: Part, total: int | None, watch: Watch) -> None:
+def _receive(answer: Any, part: PartialFile, total: int | None, watch: Watch) -> None:
     with writing(part.file):
         file = part.file.open("ab")
     with file:
@@ -185,7 +185,7 @@ def _is_page(block: bytes, headers: Message) -> bool:
     return block.lstrip()[:1] == b"<" or (headers["Content-Type"] or "").startswith("text/html")
 
 
-def _refusal(error: HTTPError, address: str, part: Part) -> Exception:
+def _refusal(error: HTTPError, address: str, part: PartialFile) -> Exception:
     if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
         part.remove()
         return Passing("the server has less than is here; starting anew")

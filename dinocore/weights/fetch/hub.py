@@ -12,7 +12,7 @@ PREFIX = "hf:"
 KINDS = (".safetensors", ".pth", ".pt", ".bin")  # in this order
 
 
-class Place(NamedTuple):
+class HubFile(NamedTuple):
     """Where a file is on the hub."""
 
     repository: str
@@ -58,7 +58,7 @@ def find_in_hub_cache(name: str) -> Path | None:
     return max(found, key=lambda file: file.stat().st_mtime, default=None)
 
 
-def parse(name: str) -> Place:
+def parse(name: str) -> HubFile:
     """Repository, file and revision of a name.
 
     Raises:
@@ -70,7 +70,7 @@ def parse(name: str) -> Place:
         raise ConfigError(
             f"{name} is no name on the hub; write hf:org/name or hf:org/name/file, and @revision after it"
         )
-    return Place("/".join(parts[:2]), parts[2] if len(parts) == 3 else None, revision or None)
+    return HubFile("/".join(parts[:2]), parts[2] if len(parts) == 3 else None, revision or None)
 
 
 def choose(files: list[str], name: str) -> str:
@@ -91,7 +91,7 @@ def choose(files: list[str], name: str) -> str:
     raise ConfigError(f"{name} has no file of weights, that is none that ends in {', '.join(KINDS)}")
 
 
-def _files(place: Place) -> list[str]:
+def _files(place: HubFile) -> list[str]:
     """The names of a repository's files, or of those that are already here."""
     from huggingface_hub import HfApi, snapshot_download
 

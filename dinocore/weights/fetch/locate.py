@@ -11,7 +11,7 @@ from ..file import SHIPPED, save_weights
 from ..untrusted import holds_config, is_foreign
 from .cache import cache_folder, file_name, forget, is_offline, locked, record_of, sha256, write_record, writing
 from .catalogue import Published, catalogue, find, hint
-from .download import Part, download
+from .download import PartialFile, download
 from .hub import PREFIX, fetch_from_hub
 from .watch import UNWATCHED, Watch
 
@@ -95,7 +95,7 @@ def _fetch(address: str, folder: str, watch: Watch, entry: Published | None = No
 
 
 def _download_checked(address: str, file: Path, wanted: str, watch: Watch) -> None:
-    part = Part(file, address)
+    part = PartialFile(file, address)
     resumed = part.size > 0
     watch.say(f"downloading {address} to {file}")
     download(address, part, watch)

@@ -36,15 +36,15 @@ def padded(number: int) -> int:
 class Announcer(Listener):
     """Tells the log, once, why the first call takes so long."""
 
-    said = False
+    warned = False
 
     def on_start(self, event: Event) -> None:
         ours = cast(dict[str, Any], event.data)["dispatcher"].py_func.__module__.startswith("dinocore.")
-        if ours and not self.said:
+        if ours and not self.warned:
             LOG.info(
                 "compiling deformable attention for this processor; the result is kept, so this takes long only once"
             )
-        self.said |= ours
+        self.warned |= ours
 
     def on_end(self, event: Event) -> None:
         pass
