@@ -213,9 +213,9 @@ def _noisy(
         name = categories[int(target.labels[t])].name
         sure = float(last.logits[0, q, target.labels[t]].float().sigmoid())
         overlap = float(iou(to_xyxy(last.boxes[0, q].float()), to_xyxy(target.boxes[t])))
-        target = ("no object", None) if q not in targets else (name, true[t])
+        expected = ("no object", None) if q not in targets else (name, true[t])
         given = categories[labels[q]].name
-        rows.append(Noisy(q, group[q], not bad, t, given, start[q], *target, sure, overlap, answer[q]))
+        rows.append(Noisy(q, group[q], not bad, t, given, start[q], *expected, sure, overlap, answer[q]))
     return rows
 
 
