@@ -1,4 +1,4 @@
-"""What is compared in docs/look-forward-twice.md and docs/ablations.md; see ablations.py."""
+"""What is compared in docs/look-forward-twice.md, docs/ablations.md and docs/tiny.md; see ablations.py."""
 
 from collections.abc import Callable
 from itertools import cycle
@@ -69,4 +69,10 @@ ABLATIONS = {
     "static queries": Variant(('model.queries="static"',)),  # one stage
     "heads per layer": Variant(('model.heads="per-layer"',)),
 }
-STUDIES = {"look-forward": LOOK_FORWARD, "ablations": ABLATIONS}
+POSITIVES = {
+    DEFAULT: Variant(),
+    "extra queries": Variant(("model.extra_queries=60", "loss.extra_positives=5")),
+    "more proposals": Variant(("loss.proposal_positives=4",)),
+    "both": Variant(("model.extra_queries=60", "loss.extra_positives=5", "loss.proposal_positives=4")),
+}
+STUDIES = {"look-forward": LOOK_FORWARD, "ablations": ABLATIONS, "positives": POSITIVES}

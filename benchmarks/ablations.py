@@ -1,6 +1,7 @@
 """What parts of DINO do for a small model, by our own short runs.
 
-    python benchmarks/ablations.py look-forward|ablations|all [--seeds 3] [--steps 600] [--set model.num_queries=100]
+    python benchmarks/ablations.py look-forward|ablations|positives|all [--seeds 3] [--steps 600] [--set KEY=VALUE]
+    python benchmarks/ablations.py positives --seconds 120 --data DIR       (as many steps as take each variant so long)
     python benchmarks/ablations.py look-forward --plot        (needs matplotlib: the extra `bench`)
 
 A run is one variant (see ablation_variants.py) with one seed. Backbone, neck and encoder are the bundled model's and
@@ -13,6 +14,7 @@ comparisons.
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import tempfile
 import time
@@ -112,13 +114,37 @@ def build(variant: Variant, config: Config, seed: int) -> TrainState:
     return TrainState(model, model, NoEma(model), build_optimizer(model, config.train), scaler, Progress())
 
 
-def run(variant: Variant, config: Config, seed: int, steps: int, every: int) -> dict[str, Any]:
-    """Train and judge; gradient norms of every so many steps, and of each of the first ten."""
+def begin(variant: Variant, config: Config, seed: int) -> tuple[RunContext, TrainState]:
+    """Read the data and build the model for its classes."""
     data = open_dataset(config.data)
     config = config.replace("model.num_classes", len(data.train.categories))
-    context = RunContext(config, data, Path(tempfile.mkdtemp()), torch.device("cpu"))
     state = build(variant, config, seed)
     state.model.train()
+    return RunContext(config, data, Path(tempfile.mkdtemp()), torch.device("cpu")), state
+
+
+def steps_in(
+    seconds: float, configs: dict[str, Config], variants: dict[str, Variant], steps: int = 24
+) -> dict[str, int]:
+    """How many training steps each variant does in that time, by the median of some that they do in turns."""
+    runs = {}
+    for name, config in configs.items():
+        context, state = begin(variants[name], config, 0)
+        batches = training_steps(context.data.train, context.config, config.train.batch_size, 0, steps)
+        runs[name] = state, context.config, iter(batches), []
+    for _ in range(steps):
+        for state, config, batches, taken in runs.values():
+            batch = next(batches)
+            began = time.perf_counter()
+            train_step(state, batch, float(count_boxes(batch)), config, SingleProcess())
+            taken.append(time.perf_counter() - began)
+    return {name: round(seconds / statistics.median(taken[4:])) for name, (*_, taken) in runs.items()}
+
+
+def run(variant: Variant, config: Config, seed: int, steps: int, every: int) -> dict[str, Any]:
+    """Train and judge; gradient norms of every so many steps, and of each of the first ten."""
+    context, state = begin(variant, config, seed)
+    config = context.config
     history, began = [], time.perf_counter()
     size = config.train.batch_size
     for step, batches in enumerate(training_steps(context.data.train, config, size, 0, steps)):
@@ -158,7 +184,8 @@ def _rounded(value: Any) -> Any:
 
 def key_of(line: dict[str, Any]) -> tuple:
     """What makes two runs the same."""
-    return line["variant"], line["seed"], line["steps"], tuple(line["settings"])
+    length = line.get("for_seconds") or line["steps"]
+    return line["variant"], line["seed"], length, tuple(line["settings"])
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
@@ -180,6 +207,7 @@ def main() -> None:
     parser.add_argument("study", choices=[*STUDIES, "all"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seconds", type=float, help="instead of --steps: as many as each variant does in that time")
     parser.add_argument("--every", type=int, default=20, help="steps between gradient norms")
     parser.add_argument("--set", action="append", default=[], help="a setting for all variants, as in dino train")
     parser.add_argument("--only", action="append", default=[], help="a variant; default: all of the study")
@@ -191,37 +219,52 @@ def main() -> None:
     if options.plot:
         from ablation_plots import report
 
-        lines = [x for x in read_lines(options.out) if (x["steps"], x["settings"]) == (options.steps, options.set)]
+        length = options.seconds or options.steps
+        lines = [x for x in read_lines(options.out) if key_of(x)[2:] == (length, tuple(with_data(options)))]
         for study in chosen:
             report(study, lines)
         return
     keep_memory()
     options.commit = commit()  # before the results change the checkout
-    todo = [(study, seed) for study in chosen for seed in range(options.seeds)]
     with tempfile.TemporaryDirectory() as folder:
         data = options.data or Path(folder) / "drawn"
         if not options.data:
             write_sample_data(data, PICTURES, seed=5, size=(SIDE, SIDE))
-        for study, seed in todo:
-            for name, variant in STUDIES[study].items():
-                if not options.only or name in options.only:
-                    once(name, variant, seed, data, options)
+        for study in chosen:
+            configs = {name: settings_of(variant, 0, data, options) for name, variant in STUDIES[study].items()}
+            steps = dict.fromkeys(configs, options.steps)
+            if options.seconds:
+                steps = steps_in(options.seconds, configs, STUDIES[study])
+            for seed in range(options.seeds):
+                for name, variant in STUDIES[study].items():
+                    if not options.only or name in options.only:
+                        once(name, variant, seed, steps[name], data, options)
 
 
-def once(name: str, variant: Variant, seed: int, data: Path, options: argparse.Namespace) -> None:
+def with_data(options: argparse.Namespace) -> list[str]:
+    """The settings that all variants share, and which data it was."""
+    return [*options.set, f"data.path={options.data.name}"] if options.data else options.set
+
+
+def settings_of(variant: Variant, seed: int, data: Path, options: argparse.Namespace) -> Config:
+    """Those of one run."""
+    settings = [*SETTINGS, f"train.seed={seed}", f'data.path="{data}"', *options.set, *variant.settings]
+    return load_config("tiny", settings)
+
+
+def once(name: str, variant: Variant, seed: int, steps: int, data: Path, options: argparse.Namespace) -> None:
     """One run, unless the file has it."""
-    about = {"variant": name, "seed": seed, "steps": options.steps, "settings": options.set}
-    if options.data:
-        about["settings"] = [*options.set, f"data.path={options.data.name}"]
+    about = {"variant": name, "seed": seed, "steps": steps, "settings": with_data(options)}
+    about |= {"for_seconds": options.seconds} if options.seconds else {}
     if key_of(about) in {key_of(line) for line in read_lines(options.out)}:
         print(f"{name}, seed {seed}: there already", flush=True)
         return
-    settings = [*SETTINGS, f"train.seed={seed}", f'data.path="{data}"', *options.set, *variant.settings]
-    found = run(variant, load_config("tiny", settings), seed, options.steps, options.every)
+    found = run(variant, settings_of(variant, seed, data, options), seed, steps, options.every)
     line = about | {"commit": options.commit, "threads": torch.get_num_threads()} | found
     with options.out.open("a") as file:
         file.write(json.dumps(line) + os.linesep)
-    print(f"{name}, seed {seed}: AP {line.get('AP', line.get('diverged'))}, {line.get('seconds')} s", flush=True)
+    print(f"{name}, seed {seed}: AP {line.get('AP', line.get('diverged'))}, {steps} steps, {line.get('seconds')} s",
+          flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--photos", type=Path, nargs="+", required=True, help="COCO folders of photographs")
-    parser.add_argument("--cells", type=Path, required=True, help="COCO folder of blood cells")
-    parser.add_argument("--drawn", type=Path, required=True, help="folder made by `dino sample-data`")
+    parser.add_argument("--cells", type=Path, help="COCO folder of blood cells")
+    parser.add_argument("--drawn", type=Path, help="folder made by `dino sample-data`")
+    parser.add_argument("--classes", nargs="+", default=CLASSES, help="that are taught")
     parser.add_argument("--repeat-cells", type=int, default=3, help="how often an epoch shows each image of cells")
     parser.add_argument("--repeat", nargs="*", default=[], metavar="CLASS=N", help="how often, for images of a class")
     parser.add_argument("--at-most", type=int, help="of the training images that many, drawn with seed 5")
@@ -38,15 +39,22 @@ def main() -> None:
         train = split == "train2017"
         repeats = args.repeat_cells if train else 1
         sources = [(folder, 1) for folder in args.photos] + [(args.cells, repeats), (args.drawn, 1)]
-        write_split(args.out, split, sources, more if train else {}, args.at_most if train else None)
+        sources = [(folder, times) for folder, times in sources if folder]
+        write_split(args.out, split, sources, args.classes, more if train else {}, args.at_most if train else None)
 
 
 def write_split(
-    out: Path, split: str, sources: list[tuple[Path, int]], more: dict[str, int], at_most: int | None
+    out: Path,
+    split: str,
+    sources: list[tuple[Path, int]],
+    classes: list[str],
+    more: dict[str, int],
+    at_most: int | None,
 ) -> None:
-    """Copy the images of all sources, with the objects of `CLASSES`.
+    """Copy the images of all sources, with the objects of some classes.
 
     Args:
+        classes: numbered in this order.
         more: how often an image with an object of a class is shown; the highest counts.
         at_most: images to draw in the end, None for all.
     """
@@ -61,7 +69,7 @@ def write_split(
             by_image.setdefault(annotation["image_id"], []).append(annotation)
         for image in source["images"]:
             objects = by_image.get(image["id"], [])
-            taught = [a for a in objects if names[a["category_id"]] in CLASSES]
+            taught = [a for a in objects if names[a["category_id"]] in classes]
             alike = [a["bbox"] for a in objects if names[a["category_id"]] in LOOK_ALIKES]
             if not taught and split == "train2017":
                 continue
@@ -71,7 +79,7 @@ def write_split(
             for _ in range(max([repeats, *times])):
                 images.append({**image, "id": len(images) + 1, "file_name": name})
                 for a in taught:
-                    category = CLASSES.index(names[a["category_id"]]) + 1
+                    category = classes.index(names[a["category_id"]]) + 1
                     row = {"id": len(annotations) + 1, "image_id": len(images), "category_id": category}
                     row |= {"bbox": a["bbox"], "area": a["area"], "iscrowd": a.get("iscrowd", 0)}
                     annotations.append(row)
@@ -80,7 +88,7 @@ def write_split(
         images = images[:at_most]
         kept = {image["id"] for image in images}
         annotations = [a for a in annotations if a["image_id"] in kept]
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(classes)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (out / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
     print(f"{split}: {len(images)} images, {len(annotations)} objects")
