@@ -191,11 +191,11 @@ def show_expectation(expected: Expectation) -> None:
     """What a dry run says of a run to come."""
     steps = counted(expected.steps, "step")
     rows = {
-        "memory": f"{expected.peak_memory_mb:.0f} MB at most, in the largest step",
+        "memory": f"{expected.peak_memory_mb:.0f} MB at most",
         "step": f"{expected.step_s:.2f} s; a largest pass of it {expected.largest_pass_s:.2f} s",
         "evaluation": f"{expected.evaluation_s:.1f} s, {expected.evaluations} times",
         "save": f"{expected.save_s:.2f} s, {expected.checkpoint_mb:.0f} MB",
-        "run": f"about {roughly(expected.run_s)} for {steps}, by one step, evaluation and save",
+        "run": f"about {roughly(expected.run_s)} for {steps}, by a few steps, one evaluation and one save",
     }
     for key, value in rows.items():
         stdout.print(f"{key:<12}{value}")

@@ -1,6 +1,7 @@
 """Everything that a run does, once: so that a night is not lost to what a minute can tell."""
 
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +19,9 @@ from .failures.memory import largest_batch
 from .schedule import Schedule
 from .state import TrainState, rng_state, save_checkpoint
 
+MOST_STEPS, PATIENCE_S = 12, 30.0  # of the data's own batches, whose sizes differ: that many steps, or so long
+GROWTH = 1.15  # of a CPU's memory over hundreds of such steps: 1.11 to 1.19 was measured from the 12th on
+
 
 class Expectation(NamedTuple):
     """What a run will take, by what one of everything took; `run_s` is a guess from few measurements."""
@@ -27,7 +31,7 @@ class Expectation(NamedTuple):
     evaluation_s: float  # of all validation images
     save_s: float
     checkpoint_mb: float
-    peak_memory_mb: float
+    peak_memory_mb: float  # on a CPU with what freed memory of many sizes adds
     steps: int
     evaluations: int
     run_s: float
@@ -48,11 +52,7 @@ def dry_run(context: RunContext, state: TrainState) -> Expectation:
     boxes = count_boxes([largest]) * group.size
     batches = StepBatches([largest], boxes, size * group.size, [], time.monotonic())
     largest_pass = _seconds(lambda: guarded_step(state, batches, context))
-    first = next(step_batches(train, config, context.device, group, 1, plan.total))
-    if first.fault is not None:
-        raise group.on_all_ranks(first.fault)
-    first = first._replace(micro_batches=first.micro_batches[:1], num_boxes=max(1, first.num_boxes))
-    one_pass = _seconds(lambda: guarded_step(state, first, context))
+    one_pass = _seconds_of_a_pass(context, state, plan.total)
     passes = -(-share_of_batch(config.train.batch_size, group.size) // size)
     evaluation = _evaluation_seconds(context, state)
     save, num_bytes = _save_seconds(context, state)
@@ -64,11 +64,26 @@ def dry_run(context: RunContext, state: TrainState) -> Expectation:
         evaluation_s=evaluation,
         save_s=save,
         checkpoint_mb=num_bytes / 1e6,
-        peak_memory_mb=peak_memory_mb(context.device),
+        peak_memory_mb=peak_memory_mb(context.device) * (GROWTH if context.device.type == "cpu" else 1),
         steps=plan.total,
         evaluations=evaluations,
         run_s=plan.total * one_pass * passes + evaluations * evaluation + saves * save,
     )
+
+
+def _seconds_of_a_pass(context: RunContext, state: TrainState, steps: int) -> float:
+    """The median over the first micro-batches of the first steps; the first one of all pays for what is done once."""
+    config, group, seconds = context.config, context.group, list[float]()
+    for step in step_batches(context.data.train, config, context.device, group, 1, min(steps, MOST_STEPS)):
+        if step.fault is not None:
+            raise group.on_all_ranks(step.fault)
+        started = time.monotonic()
+        one = step._replace(micro_batches=step.micro_batches[:1], num_boxes=max(1, step.num_boxes))
+        guarded_step(state, one, context)
+        seconds.append(time.monotonic() - started)
+        if not group.all_true(sum(seconds) < PATIENCE_S)[0]:
+            break
+    return statistics.median(seconds[1:] or seconds)
 
 
 def _evaluation_seconds(context: RunContext, state: TrainState) -> float:
