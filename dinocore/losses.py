@@ -14,11 +14,15 @@ from .model.dino import DinoOutput
 from .structures import Match, Predictions, Target
 
 
-def criterion(output: DinoOutput, targets: list[Target], num_boxes: float, loss: LossConfig) -> dict[str, Tensor]:
+def criterion(
+    output: DinoOutput, targets: list[Target], num_boxes: float, loss: LossConfig, num_denoised: float | None = None
+) -> dict[str, Tensor]:
     """Weighted loss terms by name, such as `stage0/box`; their sum is what training minimises. In float32 at least.
 
     Args:
         num_boxes: objects of the whole optimizer step, averaged over processes; the least that counts is 1.
+        num_denoised: those of them that take part in denoising, which has room for so many of each image; None: of this
+            batch, for a step of one batch. Official DINO divides by all, which is the same where there is room for all.
     """
     num_boxes = max(1.0, num_boxes)
     terms = {}
@@ -34,10 +38,12 @@ def criterion(output: DinoOutput, targets: list[Target], num_boxes: float, loss:
     if output.noise is not None:
         if loss.denoising_label != "same":
             loss = loss.model_copy(update={"label": loss.denoising_label})
+        num_groups = max(1, output.noise.num_groups)
+        if num_denoised is None:
+            num_denoised = len(output.noise.match.target) / num_groups
+        divisor = max(1.0, num_denoised) * num_groups
         for i, stage in enumerate(output.denoising or []):
-            losses = detection_loss(
-                _float(stage), targets, output.noise.match, num_boxes * max(1, output.noise.num_groups), loss
-            )
+            losses = detection_loss(_float(stage), targets, output.noise.match, divisor, loss)
             terms |= _named(f"denoising{i}", losses)
     return terms
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,6 +31,18 @@ def targets(*counts: int) -> list[Target]:
         Target(torch.randint(4, (n,), generator=generator), torch.rand(n, 4, generator=generator) * 0.4 + 0.3)
         for n in counts
     ]
+
+
+def test_denoising_is_averaged_over_the_objects_that_take_part():
+    (target,), stage = targets(5), predictions(4)
+    two = torch.arange(2)
+    match = Match(torch.zeros(4, dtype=torch.long), torch.arange(4), two.repeat(2))  # two groups of objects 0 and 1
+    noise = SimpleNamespace(match=match, num_groups=2)
+    output = DinoOutput([stage], None, Queries(torch.zeros(1, 4, 8), stage.boxes), [stage], noise)
+    by_hand = (stage.boxes[0] - target.boxes[two.repeat(2)]).abs().sum() / 4
+    assert criterion(output, [target], 5, LOSS)["denoising0/box"].item() == pytest.approx(5 * by_hand.item())
+    of_a_larger_step = criterion(output, [target], 50, LOSS, num_denoised=20)
+    assert of_a_larger_step["denoising0/box"].item() == pytest.approx(5 * by_hand.item() / 10)
 
 
 @pytest.mark.parametrize("logit", [-8.0, -0.5, 0.0, 3.0])

@@ -20,6 +20,7 @@ class StepBatches(NamedTuple):
 
     micro_batches: list[Batch]  # of this rank
     num_boxes: int  # of all ranks
+    num_denoised: int  # the same without the objects for which denoising has no room
     num_images: int  # of all ranks
     problems: list[str]  # of all ranks: images that others had to replace
     wait_started: float  # by the monotonic clock
@@ -44,10 +45,11 @@ def step_batches(
 ) -> Iterator[StepBatches]:
     """What each of the optimizer steps from `first` to `last` is done with, or what came to a fault."""
     size, part = micro_batch_size(config.train, device, group.size), Shard(group.rank, group.size)
+    room = config.model.denoising.max_targets
     wait_started = time.monotonic()
     batches = start_workers(training_steps(annotations, config, size, first - 1, last, part))
     for _ in range(first, last + 1):
-        yield _shared(group, *_next(batches), wait_started)
+        yield _shared(group, *_next(batches), room, wait_started)
         wait_started = time.monotonic()
 
 
@@ -61,18 +63,21 @@ def _next(batches: Iterator[list[Batch]]) -> tuple[list[Batch], DinoError | None
         return [], fault
 
 
-def _shared(group: SingleProcess, batches: list[Batch], fault: DinoError | None, wait_started: float) -> StepBatches:
+def _shared(
+    group: SingleProcess, batches: list[Batch], fault: DinoError | None, room: int, wait_started: float
+) -> StepBatches:
     """Tell the other ranks, and hear from them."""
     problems = [problem for batch in batches for problem in batch.problems]
-    own = [count_boxes(batches), sum(len(batch.indices) for batch in batches), len(problems), fault is not None]
-    boxes, images, bad, faults = (int(sum(column)) for column in zip(*group.gather_numbers(own), strict=True))
+    own = [count_boxes(batches), count_boxes(batches, room)]
+    own += [sum(len(batch.indices) for batch in batches), len(problems), fault is not None]
+    boxes, denoised, images, bad, faults = (int(sum(column)) for column in zip(*group.gather_numbers(own), strict=True))
     if bad:
         problems = [problem for of_rank in group.gather(problems) for problem in of_rank]
     if faults:
         fault = next(filter(None, group.gather(fault)))
-    return StepBatches(batches, boxes, images, problems, wait_started, fault)
+    return StepBatches(batches, boxes, denoised, images, problems, wait_started, fault)
 
 
-def count_boxes(batches: list[Batch]) -> int:
-    """Objects of some batches."""
-    return sum(len(target.labels) for batch in batches for target in batch.targets)
+def count_boxes(batches: list[Batch], at_most: int | None = None) -> int:
+    """Objects of some batches, of each image at most so many."""
+    return sum(len(target.labels[:at_most]) for batch in batches for target in batch.targets)

@@ -49,8 +49,8 @@ def dry_run(context: RunContext, state: TrainState) -> Expectation:
     plan = Schedule(steps_per_epoch(len(train.image_ids), config.train.batch_size), config.train)
     size = micro_batch_size(config.train, context.device, group.size)
     largest = largest_batch(train, config.data, size)
-    boxes = count_boxes([largest]) * group.size
-    batches = StepBatches([largest], boxes, size * group.size, [], time.monotonic())
+    boxes, denoised = (count_boxes([largest], most) * group.size for most in (None, config.model.denoising.max_targets))
+    batches = StepBatches([largest], boxes, denoised, size * group.size, [], time.monotonic())
     largest_pass = _seconds(lambda: guarded_step(state, batches, context))
     one_pass = _seconds_of_a_pass(context, state, plan.total)
     passes = -(-share_of_batch(config.train.batch_size, group.size) // size)

@@ -26,7 +26,12 @@ class NonFinite(Exception):
 
 
 def train_step(
-    state: TrainState, micro_batches: list[Batch], num_boxes: float, config: Config, group: SingleProcess
+    state: TrainState,
+    micro_batches: list[Batch],
+    num_boxes: float,
+    config: Config,
+    group: SingleProcess,
+    num_denoised: float | None = None,
 ) -> dict[str, float]:
     """Train on one batch: returns its loss, the loss terms and the gradient norm before clipping, over all ranks.
 
@@ -36,6 +41,7 @@ def train_step(
     Args:
         micro_batches: this rank's part of the batch; one forward and backward pass each.
         num_boxes: objects in the whole batch, over all ranks.
+        num_denoised: those of them that take part in denoising; None where there is one micro-batch on one rank.
 
     Raises:
         NonFinite: on all ranks alike, before any weight is changed.
@@ -48,7 +54,7 @@ def train_step(
         last = i == len(micro_batches) - 1
         with nullcontext() if last else no_sync(model):  # gradients are averaged over the ranks once, in the last pass
             output, targets = forward(model, batch, config)
-            terms = criterion(output, targets, num_boxes, config.loss)
+            terms = criterion(output, targets, num_boxes, config.loss, num_denoised)
             loss = torch.stack(list(terms.values())).sum()
             scaler.scale(loss * group.size).backward()  # DDP takes the mean over the ranks; a sum is wanted
         add_terms(logged, terms)

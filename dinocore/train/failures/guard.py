@@ -33,7 +33,7 @@ def guarded_step(state: TrainState, batches: StepBatches, context: RunContext) -
         ddp.reduced.clear()
     with update_started(state) as updating:
         try:
-            numbers = train_step(state, batches.micro_batches, batches.num_boxes, config, group)
+            numbers = train_step(state, batches.micro_batches, batches.num_boxes, config, group, batches.num_denoised)
         except NonFinite as error:  # which every rank raises
             failure = NonFinite(error.numbers)
         except (RuntimeError, MemoryError, DivergedError) as error:
