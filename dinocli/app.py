@@ -113,6 +113,9 @@ def main() -> None:
     logging.getLogger("dinocore").addHandler(LOG_HANDLER)
     logging.getLogger("dinocore").setLevel(logging.INFO)
     warnings.showwarning = _show_warning
+    from .console import escape_what_cannot_be_written
+
+    escape_what_cannot_be_written()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # see system/memory.py; PyTorch reads it when it is imported
     try:
         code = _run()

@@ -1,10 +1,12 @@
 """Results go to stdout, messages to stderr. Nothing moves or is coloured where nobody watches."""
 
+import io
 import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,6 +25,31 @@ class _Safe(Console):
         return super().render_str(text.translate(CONTROLS), **options)
 
 
+class _WhileItLasts:
+    """A text stream that is written to as long as it is there: a terminal that goes away ends no work."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):  # ValueError: it is closed
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self.stream.flush()
+
+
+class _Stderr(_Safe):
+    @property
+    def file(self) -> Any:
+        return _WhileItLasts(super().file)  # what sys.stderr is now
+
+
 class _Stdout(_Safe):
     """Where Rich would end with exit code 1 when a reader such as `head` has gone, `main` decides."""
 
@@ -30,7 +57,7 @@ class _Stdout(_Safe):
         raise BrokenPipeError
 
 
-stderr = _Safe(stderr=True, highlight=False, soft_wrap=True)
+stderr = _Stderr(stderr=True, highlight=False, soft_wrap=True)
 stdout = _Stdout(highlight=False, width=None if sys.stdout.isatty() else 200)  # a pipe has no edge to wrap at
 
 
@@ -81,4 +108,17 @@ def print_facts(facts: Mapping[str, Any]) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout; NaN is not allowed in it."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    in_ascii = not is_utf8(sys.stdout)
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=in_ascii, allow_nan=False) + "\n")
+
+
+def is_utf8(stream: TextIO) -> bool:
+    """Whether every character can be written to a stream; one without an encoding takes text as it is."""
+    return (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "").replace("_", "") == "utf8"
+
+
+def escape_what_cannot_be_written() -> None:
+    """Let stdout and stderr write a character that their encoding lacks as its code, where Python would raise."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not is_utf8(stream):
+            stream.reconfigure(errors="backslashreplace")

@@ -14,7 +14,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from .console import fail
-from .signals import EXIT_CODES
+from .signals import EXIT_CODES, to_hear
 
 RUN_ID = "dino"
 
@@ -29,7 +29,7 @@ def launch(number: int, arguments: Sequence[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""  # the handlers below are ours
     agent = LocalElasticAgent(_spec(number, arguments), DefaultLogsSpecs())
-    before = {stop: signal.signal(stop, lambda got, _: _pass_on(agent, got)) for stop in EXIT_CODES}
+    before = {stop: signal.signal(stop, lambda got, _: _pass_on(agent, got)) for stop in to_hear()}
     try:
         result: Any = agent.run()
     except SignalException as error:

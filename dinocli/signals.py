@@ -21,9 +21,15 @@ EXIT_CODES = {
 SAME_PRESS = 0.3  # seconds within which two SIGINTs are one key that a terminal and a launcher both pass on
 
 
+def to_hear() -> list[signal.Signals]:
+    """The signals to handle: SIGHUP not where `nohup` has said that it is to be ignored."""
+    hangup = getattr(signal, "SIGHUP", None)
+    return [number for number in EXIT_CODES if number != hangup or signal.getsignal(number) != signal.SIG_IGN]
+
+
 @contextmanager
 def ending_early() -> Iterator[Callable[[], int]]:
-    """Let a piece of work end after SIGINT or SIGTERM: gives the exit code of the signal that came, 0 before.
+    """Let a piece of work end after a signal of `EXIT_CODES`: gives the code of the one that came, 0 before.
 
     A second Ctrl-C is as usual.
     """
@@ -34,7 +40,7 @@ def ending_early() -> Iterator[Callable[[], int]]:
             raise KeyboardInterrupt
         heard.append(EXIT_CODES[signal.Signals(number)])
 
-    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, hear) for number in to_hear()}
     try:
         yield lambda: heard[0] if heard else 0
     finally:
@@ -71,7 +77,7 @@ class StopRequest:
         """
         reader, writer = socket.socketpair()
         writer.setblocking(False)
-        before = {number: signal.signal(number, self._in_main_thread) for number in EXIT_CODES}
+        before = {number: signal.signal(number, self._in_main_thread) for number in to_hear()}
         waked = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         thread = threading.Thread(target=self._listen, args=(reader,), daemon=True, name="signals")
         thread.start()

@@ -14,6 +14,7 @@ from dinocore.errors import EnvironmentFault
 
 from ..console import say
 from ..options import Amp, Device, Weights
+from ..signals import to_hear
 from ..weights_option import open_detector
 
 
@@ -65,11 +66,11 @@ def serve_detector(weights: str | None, host: str, port: int, limits: dict[str, 
         say("whoever reaches this address may use it; nothing asks for a password")
 
     class Server(uvicorn.Server):
-        """Ends with code 0 on SIGINT and SIGTERM, after what is in work is answered."""
+        """Ends with code 0 on a signal such as SIGINT or SIGTERM, after what is in work is answered."""
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
-            before = {n: signal.signal(n, self.handle_exit) for n in (signal.SIGINT, signal.SIGTERM)}
+            before = {n: signal.signal(n, self.handle_exit) for n in to_hear()}
             try:
                 yield
             finally:

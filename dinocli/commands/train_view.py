@@ -52,10 +52,10 @@ class TrainingView:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.progress.stop()
         if error is not None:
             with suppress(OSError):
                 self._log(f"ended: {error}")
+        self.progress.stop()
 
     def show(self, event: Event) -> None:
         """Draw one event. What cannot be drawn or written is said once; the training goes on."""

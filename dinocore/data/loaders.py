@@ -1,5 +1,7 @@
 """From annotations to batches. What an image looks like depends on (seed, epoch, index) and on nothing else."""
 
+import functools
+import multiprocessing.util
 import os
 import signal
 import threading
@@ -206,12 +208,26 @@ def evaluation_batches(
     )
 
 
+def kill_workers() -> None:
+    """End the loaders' processes, which ignore the signal by which Python ends them before it waits for them."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+@functools.cache
+def kill_workers_at_exit() -> None:
+    """Once for a process. Without it a program that ends on an error while a loader is at work never ends."""
+    multiprocessing.util.Finalize(None, kill_workers, exitpriority=0)
+
+
 def start_workers(loader: DataLoader) -> Iterator:
     """Start the loader's processes; a signal meanwhile waits, so that none of them meets it unprepared.
 
     PyTorch's handler of SIGCHLD is taken away: it raises wherever the program happens to be when one of them dies. The
     loader sees that itself, within seconds, when the next batch is asked for.
     """
+    kill_workers_at_exit()
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):  # Windows
         return iter(loader)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_THE_PARENT)

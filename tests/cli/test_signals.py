@@ -2,11 +2,16 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from dinocli.signals import StopRequest
+from dinocli.signals import StopRequest, ending_early
+
+HANGUP = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP here")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -28,3 +33,71 @@ def test_listening_ends_although_a_forked_loader_worker_still_lives():
     os.waitpid(child, 0)
     assert stop() == 143
     assert took < 10, "the listener waited for the worker"
+
+
+@HANGUP
+def test_a_hangup_that_nohup_ignores_ends_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ending_early() as ended:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not ended()
+        with StopRequest().listening():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@HANGUP
+@pytest.mark.parametrize(("number", "code"), [("SIGHUP", 129), ("SIGTERM", 143), ("SIGUSR1", 143)])
+def test_work_that_can_end_early_hears_every_signal(number, code):
+    with ending_early() as ended:
+        os.kill(os.getpid(), getattr(signal, number))
+        assert ended() == code
+
+
+FAILS_WHILE_WORKERS_READ = """
+from torch.utils.data import DataLoader
+from dinocore.data.loaders import start_workers
+from dinocore.system.parent import leave_signals_to_the_parent
+batches = start_workers(DataLoader(range(10**6), num_workers=1, worker_init_fn=leave_signals_to_the_parent))
+next(batches)
+raise RuntimeError("a fault")
+"""
+
+
+def test_a_program_that_fails_while_loader_workers_read_ends():
+    done = subprocess.run(
+        [sys.executable, "-i", "-c", FAILS_WHILE_WORKERS_READ],  # -i keeps the traceback, and so the loader, alive
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert "a fault" in done.stderr
+
+
+IN_A_TERMINAL_THAT_GOES = """
+import os, pty, signal, sys
+from pathlib import Path
+log, *command = sys.argv[1:]
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execv(command[0], command)
+while not Path(log).is_file() or not Path(log).stat().st_size:
+    os.read(terminal, 65536)
+os.close(terminal)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@HANGUP
+@pytest.mark.slow
+def test_a_training_whose_terminal_goes_away_saves_says_so_in_its_log_and_ends(pictures, settings, tmp_path):
+    train = ["-m", "dinocli", "train", "--preset", "r50-4scale", "--data", pictures, "--epochs", "50"]
+    train += ["--output-dir", tmp_path / "run", *settings, "--set", "data.workers=1"]
+    log = tmp_path / "run/metrics.jsonl"
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_TERMINAL_THAT_GOES, log, sys.executable, *map(str, train)],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.stdout.strip() == "129", done.stderr
+    assert "the state is saved" in (tmp_path / "run/log.txt").read_text().splitlines()[-1]
+    assert list(Path(tmp_path / "run/checkpoints").iterdir())

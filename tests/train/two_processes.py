@@ -47,9 +47,7 @@ def main(data: str, out: Path, chunk: int) -> None:
         state.optimizer.register_step_pre_hook(
             lambda *_: grads.update((name, None if p.grad is None else p.grad.clone()) for name, p in named)
         )
-        numbers = train_step(
-            state, batches.micro_batches, batches.num_boxes, config, group, batches.num_denoised
-        )
+        numbers = train_step(state, batches.micro_batches, batches.num_boxes, config, group, batches.num_denoised)
         missing = [name for name, grad in grads.items() if grad is None]
         if group.main:
             torch.save({"grads": grads, "missing": missing, "numbers": numbers, "ap": told.metrics.summary}, out)
