@@ -48,8 +48,11 @@ def is_film(arguments: Sequence[str]) -> bool:
     return bool(films)
 
 
-def expand(arguments: Sequence[str]) -> tuple[list[Input], int]:
+def expand(arguments: Sequence[str], drawn: Path | None = None) -> tuple[list[Input], int]:
     """All images that the arguments name, each once; and how many files of folders are no images.
+
+    Args:
+        drawn: a folder of our own drawings, whose images are left out where they are in a folder that is named.
 
     Raises:
         DataError: nothing is left.
@@ -67,6 +70,8 @@ def expand(arguments: Sequence[str]) -> tuple[list[Input], int]:
             inputs = list(_standard_input())
         elif path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.is_file())
+            if drawn is not None and drawn.resolve() != path.resolve():
+                files = [file for file in files if not file.resolve().is_relative_to(drawn.resolve())]
             images = [file for file in files if file.suffix.lower() in SUFFIXES]
             skipped += len(files) - len(images)
             inputs = [Input(file, str(file)) for file in images]

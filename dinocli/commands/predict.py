@@ -127,9 +127,10 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
     request = check_request(request)
     device = device_of_rank(device)
     pick_precision(amp, pick_device(device))
-    inputs, skipped = expand(files)
+    inputs, skipped = expand(files, request.save_images)
     if skipped:
         say(f"skipped {counted(skipped, 'non-image file')}")
+    check_drawings(inputs, request)
     if not any(item.path.exists() for item in inputs):
         raise DataError(f"there is no image {inputs[0].name}", code="DATA-IMAGE-MISSING", where=inputs[0].name,
                         fix="give an image, a folder, or a glob in quotes")  # fmt: skip
@@ -157,6 +158,27 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
         _show(found)
     end_with_failures(len(failed), len(inputs))
     return None
+
+
+def check_drawings(inputs: Sequence[Input], request: PredictRequest) -> None:
+    """Refuse to draw over an image that is read.
+
+    Raises:
+        ConfigError: --save-images would.
+    """
+    from dinocore.detections_io import output_stems
+
+    if request.save_images is None:
+        return
+    drawings = {drawing_path(request.save_images, stem).resolve()
+                for stem in output_stems([item.name for item in inputs], request.format).values()}  # fmt: skip
+    if over := next((item.name for item in inputs if item.path.resolve() in drawings), None):
+        raise ConfigError(f"--save-images {request.save_images} would overwrite {over}; name another folder")
+
+
+def drawing_path(folder: Path, stem: str) -> Path:
+    """Where an image with boxes is written."""
+    return folder / f"{stem}.jpg"
 
 
 def _write_lines(work: Work, inputs: Sequence[Input], before: Sequence[ImageResult]) -> None:
@@ -279,7 +301,7 @@ def detect_files(
             shrunk += shrinking(work, item.name, size)
             if request.save_images is not None:
                 image = read_image(item.path, detector.config.data)
-                _draw(image, found, detector, request.save_images / f"{inputs[item]}.jpg")
+                _draw(image, found, detector, drawing_path(request.save_images, inputs[item]))
                 drawn += 1
             yield found
     if quiet:

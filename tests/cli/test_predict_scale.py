@@ -274,3 +274,24 @@ def test_tracks_keep_their_identity_through_a_crossing():
         seen.append([identities[order.index(0)], identities[order.index(1)]])
     assert seen[2][0] != seen[2][1] and min(seen[2]) >= 0
     assert all(pair == seen[2] for pair in seen[2:])
+
+
+def test_drawings_never_overwrite_an_image_that_is_read(dino, small_weights, tmp_path):
+    (tmp_path / "photos").mkdir()
+    images = [tmp_path / "photos" / name for name in ("a.jpg", "b.png")]
+    for image in images:
+        Image.new("RGB", (64, 48), "white").save(image)
+    before = images[0].read_bytes()
+    for out in ("photos", "photos/../photos"):
+        result = dino("predict", "photos", "--weights", small_weights, "--save-images", out)
+        assert result.code == 2 and "would overwrite photos/a.jpg; name another folder" in result.err
+    assert images[0].read_bytes() == before
+
+
+def test_drawings_below_the_folder_of_images_are_no_images_of_the_next_command(dino, small_weights, tmp_path):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (64, 48), "white").save(tmp_path / "photos/a.jpg")
+    for _ in range(2):
+        result = dino("predict", "photos", "--weights", small_weights, "--save-images", "photos/boxes", "--json")
+        assert [item["file"] for item in json.loads(result.out)] == ["photos/a.jpg"]
+    assert [path.name for path in (tmp_path / "photos/boxes").iterdir()] == ["a.jpg"]
