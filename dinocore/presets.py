@@ -73,9 +73,9 @@ def load_config(
     if isinstance(source, Config):
         settings: dict[str, Any] = source.model_dump(mode="json")
     else:
-        settings = {} if source is None else _current(_read(_find(str(source))))
+        settings = {} if source is None else _current(read_settings(_find(str(source))))
     overrides = [overrides] if isinstance(overrides, str) else overrides
-    changes = [_read(file)] if file is not None else []
+    changes = [read_settings(file)] if file is not None else []
     for change in map(_current, [*changes, *map(_parse_override, overrides)]):
         model = change.get("model")
         if isinstance(model, dict) and "backbone_weights" in model:  # asking for these means starting from them
@@ -150,7 +150,12 @@ def _find(source: str) -> Path:
     return path
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """What a TOML file says, not yet checked.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:

@@ -15,7 +15,7 @@ import typer
 from dinocore.config import Config
 from dinocore.errors import CheckpointError, ConfigError
 from dinocore.evaluate.backends import choose_backend
-from dinocore.presets import load_config
+from dinocore.presets import load_config, read_settings
 from dinocore.system.files import check_writable
 from dinocore.system.parent import end_with_parent
 from dinocore.train.run.lock import RunLock
@@ -273,11 +273,18 @@ def checked(request: TrainRequest) -> tuple[Config, Path]:
 
 
 def with_moved_drops(config: Config, recipe: Config, request: TrainRequest) -> Config:
-    """The config with the recipe's drops of the learning rate in proportion to the epochs, unless they are given."""
+    """The config with the recipe's drops of the learning rate in proportion to the epochs, unless they are given.
+
+    A file that has both epochs and drops, as of `dino presets NAME`, is a recipe itself.
+    """
     from dinocore.train.optim import scaled_drops
 
-    given = [*request.changes, *([request.file.read_text(encoding="utf-8-sig")] if request.file else [])]
-    if config.train.epochs == recipe.train.epochs or any("lr_drop_epochs" in text for text in given):
+    in_file = read_settings(request.file).get("train", {}) if request.file else {}
+    if {"lr_drop_epochs", "epochs"} <= in_file.keys():
+        recipe = load_config(recipe, (), request.file)
+    given = "lr_drop_epochs" in in_file and "epochs" not in in_file
+    given |= any(change.startswith("train.lr_drop_epochs") for change in request.changes)
+    if given or config.train.epochs == recipe.train.epochs:
         return config
     return config.replace("train.lr_drop_epochs", scaled_drops(recipe.train, config.train.epochs))
 
@@ -325,6 +332,7 @@ def _found(request: TrainRequest, locks: list[RunLock]) -> tuple[Path, Config, P
         warn(f"--preset {request.preset} is ignored: a resumed run keeps the settings in {run}/config.toml")
     before = run_config(run)
     config = load_config(run / "config.toml", request.changes, request.file)
+    config = with_moved_drops(config, before, request)
     for change in changed_settings(before, config):
         warn(f"changed since the run started: {change}")
     check_trackers(config.train)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dinocli.commands.train import TrainRequest, checked
+from dinocli.commands.train import TrainRequest, _found, checked
 from dinocore.data.annotations import Category
 from dinocore.data.dataset import open_dataset
 from dinocore.errors import CheckpointError, ConfigError
@@ -16,7 +16,7 @@ from dinocore.presets import load_config
 from dinocore.system.device import float32_throughout
 from dinocore.train.context import exceeded_limits
 from dinocore.train.failures.classify import deterministic
-from dinocore.train.run.folder import make_new_run
+from dinocore.train.run.folder import make_new_run, write_config
 from dinocore.train.setup import check_start, settings_of
 from dinocore.weights.file import load_weights, save_weights
 
@@ -142,10 +142,13 @@ def test_a_converted_model_learns_other_classes_by_name(small_config, start, run
     assert (context.folder / "best.safetensors").is_file()
 
 
-def checked_config(tmp_path, monkeypatch, *changes):
+def request(*changes, file=None, resume=None):
+    return TrainRequest("r50-4scale-36e", file, list(changes), None, resume, False, False, "cpu", None)
+
+
+def checked_config(tmp_path, monkeypatch, *changes, file=None):
     monkeypatch.chdir(tmp_path)
-    asked = TrainRequest("r50-4scale-36e", None, list(changes), None, None, False, False, "cpu", None)
-    return checked(asked)[0]
+    return checked(request(*changes, file=file))[0]
 
 
 def test_the_epochs_that_are_typed_move_the_drop_unless_it_is_typed_too(tmp_path, monkeypatch):
@@ -153,6 +156,31 @@ def test_the_epochs_that_are_typed_move_the_drop_unless_it_is_typed_too(tmp_path
     assert checked_config(tmp_path, monkeypatch, "train.epochs=12").train.lr_drop_epochs == (10,)
     given = checked_config(tmp_path, monkeypatch, "train.epochs=12", "train.lr_drop_epochs=[30]")
     assert given.train.lr_drop_epochs == (30,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "drops"),
+    [
+        ("[train]\nepochs = 40\nlr_drop_epochs = [20]", (6,)),  # a recipe itself, as `dino presets NAME` prints it
+        ("[train]\nepochs = 40", (10,)),  # the preset's drop, at 30 of 36
+        ("[train]\nlr_drop_epochs = [7]", (7,)),  # given for the run
+        ("# lr_drop_epochs = [7]", (10,)),
+    ],
+)
+def test_the_epochs_that_are_typed_move_the_drop_of_a_file_if_it_is_a_recipe(tmp_path, monkeypatch, settings, drops):
+    (tmp_path / "mine.toml").write_text(settings)
+    config = checked_config(tmp_path, monkeypatch, "train.epochs=12", file=tmp_path / "mine.toml")
+    assert config.train.lr_drop_epochs == drops
+
+
+def test_more_epochs_for_a_run_that_is_resumed_move_its_drop_and_say_so(tmp_path, capsys):
+    folder = make_new_run(tmp_path / "run")
+    write_config(folder, load_config("r50-4scale-36e"))
+    locks: list = []
+    _, config, _ = _found(request("train.epochs=72", resume=str(folder)), locks)
+    locks[0].release()
+    assert config.train.lr_drop_epochs == (60,)
+    assert "train.lr_drop_epochs" in capsys.readouterr().err
 
 
 def test_runs_that_start_in_one_second_have_folders_of_their_own(tmp_path):
