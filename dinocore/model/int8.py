@@ -1,45 +1,32 @@
 """Linear layers of encoder and decoder as products of bytes, for CPUs.
 
 A weight has a scale for each output channel, an activation one for each token, found when it is computed: nothing is
-calibrated. `export.quantize` makes the same of an ONNX graph. What lies between two products is one pass over data that
-is still in the cache.
+calibrated. `export.quantize` makes the same of an ONNX graph. Between two products there is one pass over the data.
 """
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
 from .deform_attn import MSDeformAttn
 from .layers import FeedForward
 from .ops.numba.int8 import MIDDLE, quantize, quantize_hidden, scale_sums
 from .ops.numba.kernel_int8 import LANES
 
 
-def check_int8(device: torch.device) -> None:
-    """Whether products of bytes are fast and exact on a device.
-
-    Raises:
-        ConfigError: they are not. Without VNNI, sums of two products are cut off at 16 bits, and take longer.
-    """
-    if device.type != "cpu":
-        raise ConfigError(f"int8 is for CPUs, and this is {device}; add --device cpu, or use --amp auto")
-    if not (torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()):
-        raise ConfigError("int8 needs a CPU with the instructions AVX-512 VNNI, which this one lacks; use --amp auto")
-
-
 def quantize_layers(layers: nn.ModuleList) -> None:
     """Replace the linear layers of encoder or decoder layers by products of bytes, in place.
 
-    The attention between queries stays as it is, and so does a layer with fewer than LANES channels.
+    Where attention samples and by which weights stays as it is, for AP suffers from it; so do the attention between
+    queries and layers with fewer than LANES channels.
     """
     for module in list(layers.modules()):
         if isinstance(module, MSDeformAttn):
-            for name, child in list(module.named_children()):
-                if type(child) is nn.Linear and _is_wide(child):
-                    setattr(module, name, Int8Linear(child))
+            for name in ("value", "output"):
+                linear = getattr(module, name)
+                if type(linear) is nn.Linear and _is_wide(linear):
+                    setattr(module, name, Int8Linear(linear))
         elif isinstance(module, FeedForward) and isinstance(module.net, nn.Sequential):
             first, second = (child for child in module.net if isinstance(child, nn.Linear))
             if _is_wide(first) and _is_wide(second):
@@ -53,44 +40,29 @@ def _is_wide(linear: nn.Linear) -> bool:
 class Int8Linear(nn.Module):
     """A linear layer for CPUs, without gradients."""
 
-    def __init__(self, linear: nn.Linear, num_tokens: int = 512):
-        """
-        Args:
-            num_tokens: at a time, so that what is between two steps stays in the cache.
-        """
+    def __init__(self, linear: nn.Linear):
         super().__init__()
-        self.num_tokens = num_tokens
         self.product = Int8Product(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C_in) -> (..., C_out)."""
-        tokens = x.reshape(-1, x.shape[-1])
-        result = tokens.new_empty(len(tokens), self.product.out_features)
-        for begin in range(0, len(tokens), self.num_tokens):
-            part = slice(begin, begin + self.num_tokens)
-            data, steps = quantize(tokens[part])
-            scale_sums(self.product(data, MIDDLE), steps, self.product.bias, result[part])
-        return result.unflatten(0, x.shape[:-1]) if x.dim() != 2 else result
+        data, steps = quantize(x.reshape(-1, x.shape[-1]))
+        sums = self.product(data, MIDDLE)
+        return scale_sums(sums, steps, self.product.bias, x.dtype).view(*x.shape[:-1], sums.shape[1])
 
 
 class Int8FeedForward(nn.Module):
     """Two linear layers with a ReLU between them, for CPUs, without gradients."""
 
-    def __init__(self, first: nn.Linear, second: nn.Linear, num_tokens: int = 256):
+    def __init__(self, first: nn.Linear, second: nn.Linear):
         super().__init__()
-        self.num_tokens = num_tokens
         self.first, self.second = Int8Product(first), Int8Product(second)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        tokens = x.reshape(-1, x.shape[-1])
-        result = tokens.new_empty(len(tokens), self.second.out_features)
-        for begin in range(0, len(tokens), self.num_tokens):
-            part = slice(begin, begin + self.num_tokens)
-            data, steps = quantize(tokens[part])
-            data, steps = quantize_hidden(self.first(data, MIDDLE), steps, self.first.bias)
-            scale_sums(self.second(data, 0), steps, self.second.bias, result[part])
-        return result.view(*x.shape[:-1], -1)
+        data, steps = quantize(x.reshape(-1, x.shape[-1]))
+        data, steps = quantize_hidden(self.first(data, MIDDLE), steps, self.first.bias)
+        return scale_sums(self.second(data, 0), steps, self.second.bias, x.dtype).view(x.shape)
 
 
 class Int8Product(nn.Module):
@@ -100,7 +72,7 @@ class Int8Product(nn.Module):
     scale: Tensor
     bias: Tensor
 
-    def __init__(self, linear: nn.Linear, num_tokens: int = 256):
+    def __init__(self, linear: nn.Linear, num_tokens: int = 1024):
         """
         Args:
             num_tokens: of a typical call; the layout that is best for so many suits any number.

@@ -26,10 +26,12 @@ def quantize_hidden(sums: Tensor, scales: Tensor, bias: Tensor) -> tuple[Tensor,
     return data, steps
 
 
-def scale_sums(sums: Tensor, scales: Tensor, bias: Tensor, output: Tensor) -> None:
-    """Write sums (N, C) * scales (N,) + bias (C,) to the output (N, C), contiguous, float32 or bfloat16."""
+def scale_sums(sums: Tensor, scales: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sums (N, C) * scales (N,) + bias (C,), in float32 or bfloat16."""
+    output = torch.empty(sums.shape, dtype=dtype)
     arrays = flat_array(sums), sums.shape[1], *map(flat_array, (scales, bias, output))
     in_parallel(scale_kernel, arrays, len(sums))
+    return output
 
 
 def _empty(tokens: Tensor) -> tuple[Tensor, Tensor]:
