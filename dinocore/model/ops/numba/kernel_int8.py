@@ -11,7 +11,7 @@ Numba keeps what it compiled on disk and starts anew when this file changes, but
 import numpy as np
 
 from dinocore.model.ops.numba.kernels import compiled
-from dinocore.model.ops.numba.row_math import absolute, add_scaled, dot, largest, larger, where
+from dinocore.model.ops.numba.row_math import absolute, add_scaled, dot, larger, largest, where
 from dinocore.model.ops.numba.rows import fill, load, splat, store
 
 LANES = 16
