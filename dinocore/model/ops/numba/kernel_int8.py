@@ -7,6 +7,8 @@ where LANES does not divide C.
 Numba keeps what it compiled on disk and starts anew when this file changes, but not when only `rows` does.
 """
 # ruff: noqa: N803 - the letters of `structures`
+# it does not know that Numba passes the typing context:
+# pyright: reportCallIssue=false
 
 import numpy as np
 
