@@ -1,6 +1,6 @@
 """Time a model or its training step: ours, the peers' form of it, and Hugging Face's two-stage Deformable DETR.
 
-    python benchmarks/model.py [--train] [--preset r50-4scale] [--size 800x1333] [--batch 1] [--repeats 5] [--json FILE]
+    python benchmarks/model.py [--train] [--preset r50-4scale] [--size 800x1333] [--batch 1] [--repeats 5] [--cpu-time] [--json FILE]
 
 The peers' form is the same model in eager float32, with `grid_sample` for the attention and nothing tuned. Hugging
 Face's model has equal sizes and random weights; it needs the extra `bench`, and is left out with a word without it.
@@ -9,6 +9,7 @@ Face's model has equal sizes and random weights; it needs the extra `bench`, and
 import argparse
 import importlib.util
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="leave out, if memory is too small")
+    parser.add_argument("--cpu-time", action="store_true", help="for one thread on a machine that others use, too")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     height, width = map(int, options.size.split("x"))
@@ -52,7 +54,9 @@ def main() -> None:
         1,
     )
     timings = take_turns(
-        {name: build for name, build in contestants(case).items() if name not in options.without}, options.repeats
+        {name: build for name, build in contestants(case).items() if name not in options.without},
+        options.repeats,
+        clock=time.process_time if options.cpu_time else time.perf_counter,
     )
     base = timings.get(PEERS) or next(iter(timings.values()))
     print(f"{'':26}{'median s':>10}{'ratio':>8}{'memory MB':>12}{'ratio':>8}")
