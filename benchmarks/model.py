@@ -1,6 +1,7 @@
 """Time a model or its training step: ours, the peers' form of it, and Hugging Face's two-stage Deformable DETR.
 
-    python benchmarks/model.py [--train] [--preset r50-4scale] [--size 800x1333] [--batch 1] [--repeats 5] [--cpu-time] [--json FILE]
+    python benchmarks/model.py [--train] [--preset r50-4scale] [--size 800x1333] [--batch 1] [--repeats 5] [--cpu-time]
+                               [--json FILE]
 
 The peers' form is the same model in eager float32, with `grid_sample` for the attention and nothing tuned. Hugging
 Face's model has equal sizes and random weights; it needs the extra `bench`, and is left out with a word without it.
