@@ -63,7 +63,7 @@ def test_rows_of_zeros_and_the_largest_and_smallest_numbers_are_kept():
     x[:, ::2] *= -1
     data, steps = quantize(x)
     back = (data.float() - 128) * steps[:, None]
-    assert steps.isfinite().all() and back[:2].abs().max() <= 1e-32
+    assert data[:2].eq(128).all() and steps.isfinite().all()
     torch.testing.assert_close(back[2:], x[2:])
     data, steps = quantize_hidden(torch.zeros(2, 40), torch.ones(2), -torch.ones(40))
     assert data.eq(0).all() and steps.isfinite().all()
