@@ -1,6 +1,7 @@
 """Time a model or its training step: ours, the peers' form of it, and Hugging Face's two-stage Deformable DETR.
 
-    python benchmarks/model.py [--train] [--preset r50-4scale] [--size 800x1333] [--batch 1] [--repeats 5] [--json FILE]
+    python benchmarks/model.py [--train] [--preset r50-4scale] [--size 800x1333] [--batch 1] [--repeats 5] [--cpu-time]
+                               [--json FILE]
 
 The peers' form is the same model in eager float32, with `grid_sample` for the attention and nothing tuned. Hugging
 Face's model has equal sizes and random weights; it needs the extra `bench`, and is left out with a word without it.
@@ -9,6 +10,7 @@ Face's model has equal sizes and random weights; it needs the extra `bench`, and
 import argparse
 import importlib.util
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,7 +30,7 @@ TRANSFORMERS = "transformers, float32"
 
 
 def main() -> None:
-    """Print a table of medians, ratios to the peers' form and peak memory."""
+    """Print a table of medians, ratios to the peers' form (or the first that takes part) and peak memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="r50-4scale")
     parser.add_argument("--size", default="800x1333", help="height x width")
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="leave out, if memory is too small")
+    parser.add_argument("--cpu-time", action="store_true", help="for one thread on a machine that others use, too")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     height, width = map(int, options.size.split("x"))
@@ -52,9 +55,11 @@ def main() -> None:
         1,
     )
     timings = take_turns(
-        {name: build for name, build in contestants(case).items() if name not in options.without}, options.repeats
+        {name: build for name, build in contestants(case).items() if name not in options.without},
+        options.repeats,
+        clock=time.process_time if options.cpu_time else time.perf_counter,
     )
-    base = timings[PEERS]
+    base = timings.get(PEERS) or next(iter(timings.values()))
     print(f"{'':26}{'median s':>10}{'ratio':>8}{'memory MB':>12}{'ratio':>8}")
     rows = []
     for name, timing in timings.items():
@@ -75,6 +80,8 @@ def contestants(case: Case) -> dict[str, Build]:
         recomputing = case.config.model.model_copy(update={"checkpoint_activations": True})
         config = case.config.model_copy(update={"model": recomputing})
         found["ours, recomputing"] = partial(ours, case._replace(config=config))
+    elif torch.cpu._is_vnni_supported():
+        found["ours, --amp int8"] = partial(ours, case._replace(amp="int8"))
     if importlib.util.find_spec("transformers") is None:
         print("transformers is not installed; with it (the extra `bench`) it takes part, too", file=sys.stderr)
     elif case.config.model.backbone == "resnet50":

@@ -1,6 +1,6 @@
-"""What half precision costs: AP of one model in float32 and as `--amp auto` computes, on pooled pictures of data sets.
+"""What a precision costs: AP of one model in float32 and in another precision, on pooled images of data sets.
 
-    python benchmarks/precision.py bccd/ drawn/ [--weights FILE] [--json FILE]
+    python benchmarks/precision.py bccd/ drawn/ [--amp auto] [--weights FILE] [--json FILE]
 
 Each data set's validation split is used, and all of them are judged together, as if they were one.
 """
@@ -25,14 +25,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="+", help="folders as `dino train --data` takes them")
     parser.add_argument("--weights", type=Path, help="default: the bundled ones")
+    parser.add_argument("--amp", default="auto", help="the other precision: auto, bf16 or int8")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     found = {}
-    for amp in ("off", "auto"):
+    for amp in ("off", options.amp):
         detector = load_detector(options.weights, amp=amp)
         annotations = pooled([validation(folder, detector) for folder in options.data])
         results = [row for rows, _ in detect_all(detector, annotations) for row in rows]
-        name = str(detector.dtype or "float32").removeprefix("torch.")
+        name = "int8" if amp == "int8" else str(detector.dtype or "float32").removeprefix("torch.")
         found[name] = coco_metrics(annotations, results).summary
     print(f"{len(annotations.image_ids)} pictures, {len(annotations.boxes)} objects, x 100")
     print(f"{'':8}" + "".join(f"{name:>12}" for name in found) + f"{'difference':>12}")

@@ -30,18 +30,25 @@ class Timing(NamedTuple):
         return statistics.median(self.seconds)
 
 
+Clock = Callable[[], float]
 Build = Callable[[], Callable[[], Any]]  # builds what is timed; must be importable, as it is sent to a process
 
 
-def take_turns(contestants: dict[str, Build], repeats: int, warm_up: int = 1) -> dict[str, Timing]:
-    """Call every contestant once, then every one again, and so on; the first `warm_up` rounds don't count."""
+def take_turns(
+    contestants: dict[str, Build], repeats: int, warm_up: int = 1, clock: Clock = time.perf_counter
+) -> dict[str, Timing]:
+    """Call every contestant once, then every one again, and so on; the first `warm_up` rounds don't count.
+
+    Args:
+        clock: time.process_time counts seconds of the processor, of all threads: for one thread on a shared machine.
+    """
     processes = multiprocessing.get_context("spawn")
     results: dict[str, list[float]] = {name: [] for name in contestants}
     peaks = dict.fromkeys(contestants, 0.0)
     with _all_started(processes, contestants) as pipes:
         for turn in range(warm_up + repeats):
             for name, pipe in pipes.items():
-                pipe.send("go")
+                pipe.send(clock)
                 seconds, peaks[name] = pipe.recv()
                 results[name] += [seconds] if turn >= warm_up else []
                 print(f"  {turn + 1 - warm_up:3}/{repeats} {name:24} {seconds:8.3f} s", file=sys.stderr, flush=True)
@@ -66,10 +73,10 @@ def _all_started(processes: Any, contestants: dict[str, Build]) -> Iterator[dict
 def _answer(pipe: Any, build: Build) -> None:
     before = _peak_mb()
     call = build()
-    while pipe.recv():
-        start = time.perf_counter()
+    while clock := pipe.recv():
+        start = clock()
         call()
-        pipe.send((time.perf_counter() - start, _peak_mb() - before))
+        pipe.send((clock() - start, _peak_mb() - before))
 
 
 def _peak_mb() -> float:

@@ -76,6 +76,16 @@ Amp = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--amp",
+        "--precision",
+        help="Precision: auto, off, bf16, fp16, or int8 (products of encoder and decoder, on CPUs).",
+        autocompletion=choices("auto", "off", "bf16", "fp16", "int8"),
+        rich_help_panel=MACHINE,
+    ),
+]
 Threshold = Annotated[
     str,
     typer.Option(

@@ -19,7 +19,7 @@ from .model.dino import DINO
 from .model.inference import for_inference
 from .model.ops import use_backend
 from .structures import Target
-from .system.device import float32_throughout, pick_precision
+from .system.device import INT8, float32_throughout, pick_precision
 from .system.files import write_atomically
 from .system.memory import keep_memory, peak_memory_mb
 from .train.optim import build_optimizer
@@ -83,7 +83,7 @@ def measure(case: Case, each: Callable[[int], None] = lambda done: None) -> Meas
         images_per_s=case.batch / median,
         peak_memory_mb=peak_memory_mb(case.device) - before,
         threads=torch.get_num_threads(),
-        precision=str(dtype or torch.float32).removeprefix("torch."),
+        precision=INT8 if case.amp == INT8 else str(dtype or torch.float32).removeprefix("torch."),
         device=str(case.device),
     )
 
@@ -104,7 +104,7 @@ def prepare(case: Case) -> tuple[Callable[[], Any], DINO]:
         return _training_call(compiled(model.train()), batch, case, dtype), model
     packs = case.device.type == "cpu" and case.compiled  # the compiler packs weights itself, and takes no packed ones
     if case.ops == "auto" and not packs:
-        quick = for_inference(model, dtype, case.device)
+        quick = for_inference(model, dtype, case.device, int8=case.amp == INT8)
         images = batch.images.to(next(quick.backbone.parameters()).dtype)
         quick = compiled(quick)
         return _without_gradient(lambda: quick(images, batch.padding)), model
@@ -180,6 +180,7 @@ def _convolution_backward_flops(grad_shape, x_shape, weight_shape, *args, out_sh
 CORRECTED: dict[Any, Callable[..., int]] = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
 if torch.backends.mkldnn.is_available():
     CORRECTED[torch.ops.mkldnn._linear_pointwise] = _packed_linear_flops
+    CORRECTED[torch.ops.onednn.qlinear_pointwise] = _packed_linear_flops
 
 
 def _training_call(model: DINO, batch: Batch, case: Case, dtype: torch.dtype | None) -> Callable[[], None]:

@@ -23,7 +23,7 @@ from .model.inference import for_inference
 from .stream.images import as_batch, detect_stream, prepare
 from .stream.slices import Slicing
 from .structures import Predictions, Target
-from .system.device import compute_alone_after_fork, float32_throughout, pick_device, pick_precision
+from .system.device import INT8, compute_alone_after_fork, float32_throughout, pick_device, pick_precision
 from .system.memory import keep_memory
 from .weights.fetch.locate import locate
 from .weights.file import Weights, least_scores, load_weights, restore_model
@@ -87,11 +87,11 @@ class Detector:
     def __init__(self, model: DINO, config: Config, categories: Sequence[Category], device: torch.device, amp: str):
         """
         Args:
-            amp: `auto`, `off`, `bf16` or `fp16`.
+            amp: `auto`, `off`, `bf16`, `fp16` or `int8`: bytes in the layers of encoder and decoder, on CPUs with VNNI.
         """
         compute_alone_after_fork()
         self.dtype = pick_precision(amp, device)
-        self.model = for_inference(model, self.dtype, device)
+        self.model = for_inference(model, self.dtype, device, int8=amp == INT8)
         self.config = config
         self.categories = list(categories)
         self.device = device
@@ -230,6 +230,7 @@ def load_detector(path: str | Path | None = None, device: str | torch.device = "
 
     Args:
         path: as for `--weights`: a file, a run's folder, a published name, `hf:org/name` or an address.
+        amp: as for `Detector`.
 
     Raises:
         CheckpointError: the file cannot be used.

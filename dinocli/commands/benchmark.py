@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..completion import choices
-from ..options import Amp, ConfigFile, Device, Json, ModelOf, Overrides, Preset
+from ..options import ConfigFile, Device, Json, ModelOf, Overrides, Precision, Preset
 
 if TYPE_CHECKING:
     from dinocore.benchmark import Measurement
@@ -30,7 +30,7 @@ def benchmark(
         Path | None, typer.Option(help="Write a trace of one call to this file, and list the slowest operations.")
     ] = None,
     device: Device = "auto",
-    amp: Amp = "auto",
+    amp: Precision = "auto",
     config: ConfigFile = None,
     overrides: Overrides = [],
     json: Json = False,
@@ -49,8 +49,10 @@ def benchmark(
     from ..weights_option import find_weights, is_exported, model_of
 
     _check(ops, profile)
+    if amp == "int8" and (train or ops != "auto"):
+        raise ConfigError("int8 is for inference with our own operations; leave out --train and --ops reference")
     if weights is not None and is_exported(path := find_weights(weights)):
-        if train or profile or ops != "auto" or size != SIZE:
+        if train or profile or ops != "auto" or size != SIZE or amp != "auto":
             raise ConfigError(f"{path} is an exported file with its own canvas; only --batch and --repeats go with it")
         _benchmark_file(path, batch, repeats, json)
         return

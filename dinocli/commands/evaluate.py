@@ -24,7 +24,7 @@ from dinocore.system.files import check_writable, write_text
 from dinocore.words import counted
 
 from ..console import fail, print_json, say, stderr, stdout, warn
-from ..options import Amp, Data, Device, Json, Out, Overlap, Overrides, Split, Weights
+from ..options import Data, Device, Json, Out, Overlap, Overrides, Precision, Split, Weights
 from ..weights_option import is_exported, open_any_detector
 from .evaluate_view import show_analysis, show_comparison
 
@@ -59,7 +59,7 @@ def evaluate(
         int, typer.Option(min=1, help="Ranks that share the images, one per GPU; with --device cpu, on the CPU.")
     ] = 1,
     device: Device = "auto",
-    amp: Amp = "auto",
+    amp: Precision = "auto",
     overrides: Overrides = [],
     json: Json = False,
 ) -> None:

@@ -24,7 +24,7 @@ from ..annotated import open_annotated
 from ..completion import choices
 from ..console import fail, print_json, say, stderr, stdout
 from ..inputs import Input, expand
-from ..options import Amp, Data, Device, Json, Out, Split, Weights
+from ..options import Data, Device, Json, Out, Precision, Split, Weights
 from ..weights_option import open_detector
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def inspect_proposals(
     annotations: Annotated[Path | None, typer.Option(help="COCO file with the objects of these images.")] = None,
     split: Split = "val",
     device: Device = "auto",
-    amp: Amp = "auto",
+    amp: Precision = "auto",
     json: Json = False,
 ) -> None:
     """Show the first stage's scores and boxes, where the decoder moved them, and, with annotations, what they cover.

@@ -25,7 +25,7 @@ from dinocore.words import counted
 from ..completion import choices
 from ..console import fail, print_json, say, stderr, stdout, warn, warn_of_letters
 from ..inputs import Input, expand
-from ..options import Amp, Device, Json, Out, Overlap, Threshold, Weights
+from ..options import Device, Json, Out, Overlap, Precision, Threshold, Weights
 from ..signals import ending_early
 from .predict_request import PredictRequest, Work, check_request, open_work, parse_threshold
 
@@ -76,7 +76,7 @@ def predict(
         bool, typer.Option("--track", help="Track the objects of a film: each keeps its id from frame to frame.")
     ] = False,
     device: Device = "auto",
-    amp: Amp = "auto",
+    amp: Precision = "auto",
     json: Json = False,
 ) -> None:
     """Detect objects in images, or in a film.

@@ -13,7 +13,7 @@ import typer
 from dinocore.errors import EnvironmentFault
 
 from ..console import say
-from ..options import Amp, Device, Weights
+from ..options import Device, Precision, Weights
 from ..signals import to_hear
 from ..weights_option import open_detector
 
@@ -28,7 +28,7 @@ def serve(
     max_mb: Annotated[float, typer.Option(min=0.001, help="Largest image file; larger ones get 413.")] = 20,
     max_pixels: Annotated[int, typer.Option(min=1, help="Largest image in pixels; larger ones get 413.")] = 50_000_000,
     device: Device = "auto",
-    amp: Amp = "auto",
+    amp: Precision = "auto",
 ) -> None:
     """Detect objects over HTTP: POST /predict, a page at /, /health and /metrics.
 

@@ -15,12 +15,13 @@ from .ops import sample_fused
 from .proposals import StaticQueries
 
 
-def for_inference(model: DINO, dtype: torch.dtype | None, device: torch.device) -> DINO:
+def for_inference(model: DINO, dtype: torch.dtype | None, device: torch.device, int8: bool = False) -> DINO:
     """A copy for evaluation on a device that gives the same numbers, up to rounding; the model itself is left alone.
 
     Args:
         dtype: of weights and activations, None for float32. Boxes stay in float32. A backbone that is quicker in
             float32 stays there too.
+        int8: multiply bytes in the layers of encoder and decoder, on a CPU that `int8.check_int8` lets pass.
     """
     quick = copy.deepcopy(model).eval().requires_grad_(False)
     fold_batch_norm(quick.backbone)
@@ -30,6 +31,11 @@ def for_inference(model: DINO, dtype: torch.dtype | None, device: torch.device) 
     if isinstance(quick.proposer, StaticQueries):
         assert isinstance(model.proposer, StaticQueries)
         quick.proposer.boxes.data = model.proposer.boxes.to(device, torch.float32)  # bfloat16 would move them by pixels
+    if int8:
+        from .int8 import quantize_layers  # brings Numba, which takes a second
+
+        quantize_layers(quick.encoder.layers)
+        quantize_layers(quick.decoder.layers)
     if device.type == "cpu":
         swins = [module for module in quick.backbone.modules() if isinstance(module, Swin)]
         for part in (quick.encoder, quick.proposer, quick.decoder, *swins):  # others may read their layers' weights

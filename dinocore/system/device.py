@@ -1,6 +1,7 @@
 """Which device and which precision to compute with."""
 
 import functools
+import importlib.util
 import os
 import platform
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 from ..errors import ConfigError, EnvironmentFault
 
 PRECISIONS = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+INT8 = "int8"
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
@@ -34,14 +36,32 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
 def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
     """`auto`, `off`, `bf16` or `fp16` to the dtype of autocast, None for float32 throughout.
 
+    `int8` is for inference only: what is not a product of bytes is computed as with `auto`.
+
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: it is none of these, or the device has no fast products of bytes.
     """
-    if name == "auto":
+    if name == INT8:
+        check_int8(device)
+    if name in ("auto", INT8):
         return torch.bfloat16 if _has_bf16(device) else None
     if name not in PRECISIONS:
-        raise ConfigError(f"there is no precision `{name}`; choose auto, {', '.join(PRECISIONS)}")
+        raise ConfigError(f"there is no precision `{name}`; choose auto, {', '.join(PRECISIONS)} or {INT8}")
     return PRECISIONS[name]
+
+
+def check_int8(device: torch.device) -> None:
+    """Whether products of bytes are fast and exact on a device.
+
+    Raises:
+        ConfigError: they are not. Without VNNI they take longer, and sums of two products are cut off at 16 bits.
+    """
+    if device.type != "cpu":
+        raise ConfigError(f"int8 is for CPUs, and this is {device}; add --device cpu, or leave int8 out")
+    if importlib.util.find_spec("numba") is None:
+        raise ConfigError("int8 needs numba, which is not installed; pip install numba, or leave int8 out")
+    if not (torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()):
+        raise ConfigError("int8 needs a CPU with AVX-512 VNNI, and this one lacks it; leave int8 out")
 
 
 def _has_bf16(device: torch.device) -> bool:

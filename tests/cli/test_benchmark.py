@@ -31,6 +31,22 @@ def test_a_training_step_is_measured_where_the_compiled_form_cannot_run(dino, se
         assert json.loads(dino("benchmark", *FAST, *settings, "--train", "--json").out)["latency_p50_s"] > 0
 
 
+@pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="without VNNI, int8 is refused")
+def test_products_of_bytes_are_measured_and_counted(dino, settings):
+    pytest.importorskip("numba")
+    floats, found = (
+        json.loads(dino("benchmark", *FAST, *settings, "--precision", name, "--json").out) for name in ("off", "int8")
+    )
+    assert found["precision"] == "int8" and floats["precision"] == "float32"
+    assert found["flops"] == floats["flops"]
+
+
+@pytest.mark.parametrize("extra", [["--train"], ["--ops", "reference"]])
+def test_int8_is_for_inference_with_our_own_operations(dino, extra):
+    result = dino("benchmark", *FAST, "--amp", "int8", *extra)
+    assert result.code == 2 and "int8 is for inference with our own operations" in result.err
+
+
 def test_our_operation_is_counted(dino, settings):
     pytest.importorskip("numba")
 

@@ -20,7 +20,7 @@ def forward(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -
     output = torch.empty(batch, num_queries, heads * value.shape[-1], dtype=_stored(value))
     kernel = forward_kernel(value.shape[-1], levels * points, _real(value))
     inputs, sizes = _arrays(value, shapes, locations, weights)
-    in_parallel(kernel, (inputs, sizes, _flat(output)), batch * heads * num_queries)
+    in_parallel(kernel, (inputs, sizes, flat_array(output)), batch * heads * num_queries)
     return output.to(value.dtype)
 
 
@@ -33,14 +33,14 @@ def forward_around(
     points = logits.shape[-1] // levels
     output = torch.empty(batch, num_queries, heads * head_dim, dtype=_stored(value))
     kernel = around_kernel(head_dim, levels, points, size)
-    stored = [_flat(x.to(_stored(x))) for x in (reference, offsets, logits)]
+    stored = [flat_array(x.to(_stored(x))) for x in (reference, offsets, logits)]
     inputs = (
-        _flat(value.to(_stored(value))),
-        _flat(padding.view(torch.uint8)),
+        flat_array(value.to(_stored(value))),
+        flat_array(padding.view(torch.uint8)),
         *stored,
         _maps(shapes, points, np.float32),
     )
-    in_parallel(kernel, (inputs, (tokens, heads, num_queries), _flat(output)), batch * heads * num_queries)
+    in_parallel(kernel, (inputs, (tokens, heads, num_queries), flat_array(output)), batch * heads * num_queries)
     return output.to(value.dtype)
 
 
@@ -52,9 +52,9 @@ def backward(
     kernel = backward_kernel(value.shape[-1], levels * points, _real(value))
     grad_value = torch.empty(value.shape, dtype=_stored(value))
     grad_locations, grad_weights = (torch.empty(x.shape, dtype=_computed(value)) for x in (locations, weights))
-    gradients = _flat(grad_value), _flat(grad_locations), _flat(grad_weights)
+    gradients = flat_array(grad_value), flat_array(grad_locations), flat_array(grad_weights)
     inputs, sizes = _arrays(value, shapes, locations, weights)
-    in_parallel(kernel, (_flat(grad.to(_stored(value))), inputs, sizes, gradients), batch * heads)
+    in_parallel(kernel, (flat_array(grad.to(_stored(value))), inputs, sizes, gradients), batch * heads)
     return grad_value.to(value.dtype), grad_locations.to(locations.dtype), grad_weights.to(weights.dtype)
 
 
@@ -73,7 +73,7 @@ def _real(value: Tensor) -> type:
 def _arrays(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> tuple[tuple, tuple[int, int, int]]:
     """What every kernel reads: value, locations, weights and maps; and S, M, N."""
     real = _computed(value)
-    inputs = _flat(value.to(_stored(value))), _flat(locations.to(real)), _flat(weights.to(real))
+    inputs = flat_array(value.to(_stored(value))), flat_array(locations.to(real)), flat_array(weights.to(real))
     return (*inputs, _maps(shapes, weights.shape[4], _real(value))), (value.shape[1], value.shape[2], weights.shape[1])
 
 
@@ -87,7 +87,7 @@ def _maps(shapes: Shapes, points: int, real: type) -> np.ndarray:
     return maps.ravel()
 
 
-def _flat(tensor: Tensor) -> np.ndarray:
+def flat_array(tensor: Tensor) -> np.ndarray:
     """The numbers in order, without a copy if they lie so; bf16 as uint16."""
     tensor = tensor.detach().contiguous()
     if tensor.dtype == torch.bfloat16:

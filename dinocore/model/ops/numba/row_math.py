@@ -79,6 +79,28 @@ def floor(typing_context, row):
 
 
 @intrinsic
+def absolute(typing_context, row):
+    """The numbers without their signs."""
+
+    def generate(context, builder, signature, args):
+        signature = ir.FunctionType(args[0].type, [args[0].type])
+        name = f"llvm.fabs.v{row.width}f{row.dtype.bitwidth}"
+        return builder.call(builder.module.declare_intrinsic(name, fnty=signature), args)
+
+    return row(row), generate
+
+
+@intrinsic
+def larger(typing_context, row, other):
+    """The larger of two numbers, lane by lane; `other` where one of them is NaN."""
+
+    def generate(context, builder, signature, args):
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return row(row, other), generate
+
+
+@intrinsic
 def where(typing_context, condition, row, other):
     """`row` where the condition holds, else `other`, lane by lane."""
 

@@ -104,7 +104,7 @@ def load_pairs(typing_context, array, start, like):
 
 @intrinsic
 def store(typing_context, array, start, row):
-    """Write the row to array[start : start + width], rounded to bf16 (uint16 array) or cut to int32 as the array is."""
+    """Write the row to array[start : start + width], rounded to bf16 (uint16 array), or cut to int32 or uint8."""
 
     def generate(context, builder, signature, args):
         numbers = args[2]
@@ -112,6 +112,8 @@ def store(typing_context, array, start, row):
             numbers = _to_bf16(builder, numbers, row.width)
         if array.dtype == types.int32:
             numbers = builder.fptosi(numbers, ir.VectorType(INT32, row.width))
+        if array.dtype == types.uint8:
+            numbers = builder.fptoui(numbers, ir.VectorType(ir.IntType(8), row.width))
         pointer = _pointer(context, builder, array, args[0], args[1], row.width)
         builder.store(numbers, pointer, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
