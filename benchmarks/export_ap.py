@@ -78,7 +78,7 @@ def dino(*arguments: str) -> Any:
 
 def lost(rows: dict[str, dict[str, dict[str, float]]], name: str, key: str) -> float:
     """Points of AP that a file has less than its weights."""
-    return round(100 * (rows["PyTorch float32"][key]["AP"] - rows[name][key]["AP"]), 2)
+    return round(100 * (rows["PyTorch float32"][key]["AP"] - rows[name][key]["AP"]), 2) + 0.0  # no -0.00
 
 
 def table(rows: dict[str, dict[str, dict[str, float]]], sets: dict[str, Path], note: str) -> str:

@@ -47,7 +47,7 @@ def predict_in_parts(
         raise ConfigError("several ranks write their results into files; name one with --out boxes.json")
     rank = rank_number()
     path = find_weights(weights)
-    folder = request.out.with_name(f"{request.out.name}.parts") / _key(inputs, request, path)
+    folder = request.out.with_name(f"{request.out.name}.parts") / _key(inputs, request, path, amp)
     starts = range(0, len(inputs), _part_size(len(inputs)))
     parts = {folder / f"{number:05d}.jsonl": inputs[start : start + starts.step] for number, start in enumerate(starts)}
     done = sum(part.exists() for part in parts)
@@ -77,10 +77,10 @@ def _part_size(images: int) -> int:
     return max(1, min(IMAGES_PER_PART, images // 64))
 
 
-def _key(inputs: Sequence[Input], request: PredictRequest, weights: Path) -> str:
+def _key(inputs: Sequence[Input], request: PredictRequest, weights: Path, amp: str) -> str:
     """A hash of all that decides the answer: images by name, settings, and the weights' file."""
     state = weights.stat()
-    settings = [request.threshold, request.max_dets, request.slice, request.overlap, str(weights), state.st_size]
+    settings = [request.threshold, request.max_dets, request.slice, request.overlap, amp, str(weights), state.st_size]
     digest = hashlib.sha256(json.dumps([*settings, state.st_mtime_ns]).encode())
     for item in inputs:
         digest.update(f"{item.name}\0".encode(errors="surrogateescape"))
