@@ -110,7 +110,7 @@ def survey_annotations(
     table, root = present_files(safe_names(table, findings), split, config, findings)
     table, starts = sort_by_file(drop_orphans(known_sizes(table, root, config, findings)))
     table = clean_names(table, findings)
-    table = merge_names(table, findings) if categories is None else match_categories(table, categories)
+    table = merge_names(table, findings) if categories is None else match_categories(table, categories, findings)
     check_boxes(table, root, config, findings)
     used = set(np.unique(table.category_ids).tolist())
     if categories is None:

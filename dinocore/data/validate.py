@@ -1,9 +1,10 @@
-"""Compares what a Table says: ids, names and files, boxes and images. What is at fault is left out."""
+"""Compares what the files of a split say: ids, names and files, boxes and images. What is at fault is left out."""
 
 import os
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -280,8 +281,10 @@ def compare_categories(known: Sequence[Category], own: Sequence[Category], used:
     findings.add("DATA-CLASS-UNKNOWN", "classes that the model does not know, not evaluated", extra)
 
 
-def match_categories(table: RawAnnotations, known: Sequence[Category]) -> RawAnnotations:
+def match_categories(table: RawAnnotations, known: Sequence[Category], findings: Findings) -> RawAnnotations:
     """Classes by name, else by a name that differs only in capitals; ids follow those of `known`.
+
+    Of known classes with one name, it is the one with the same id, or else the first.
 
     Names such as class_7 are those of weights that came without any: there the ids count.
     """
@@ -289,7 +292,8 @@ def match_categories(table: RawAnnotations, known: Sequence[Category]) -> RawAnn
         return table
     exact = {category.name: category.id for category in reversed(known)}
     folded = {name.casefold(): i for name, i in exact.items()}
-    found = {category.id: exact.get(category.name) for category in table.categories}
+    same = {(category.id, category.name) for category in known}
+    found = {c.id: c.id if (c.id, c.name) in same else exact.get(c.name) for c in table.categories}
     taken = {i for i in found.values() if i is not None}
     free = max([*exact.values(), *(c.id for c in table.categories)], default=0) + 1
     new = {}
@@ -298,8 +302,18 @@ def match_categories(table: RawAnnotations, known: Sequence[Category]) -> RawAnn
         if at is None and like not in taken:
             at = like
         new[category.id] = free + n if at is None else at
+    groups: dict[int, list[int]] = {}
+    for own, its in new.items():
+        groups.setdefault(its, []).append(own)
+    _report_one_name(groups, {c.id: c.name for c in table.categories}, findings)
     ids = np.array([new[kind] for kind in table.category_ids.tolist()], dtype=np.int64)
     return table._replace(categories=[Category(new[c.id], c.name) for c in table.categories], category_ids=ids)
+
+
+def _report_one_name(groups: Mapping[Any, Sequence[int]], names: Mapping[int, str], findings: Findings) -> None:
+    """Say which ids are taken for one class."""
+    twice = [f"{names[ids[0]]}: ids {', '.join(map(str, sorted(ids)))}" for ids in groups.values() if len(ids) > 1]
+    findings.add("DATA-CLASS-NAME", "classes that have one name are taken for one", twice)
 
 
 def clean_names(table: RawAnnotations, findings: Findings) -> RawAnnotations:
@@ -317,8 +331,7 @@ def merge_names(table: RawAnnotations, findings: Findings) -> RawAnnotations:
     groups: dict[str, list[int]] = {}
     for category in sorted(table.categories, key=lambda c: (c.id not in used, c.id)):
         groups.setdefault(category.name, []).append(category.id)
-    twice = [f"{name}: ids {', '.join(map(str, sorted(ids)))}" for name, ids in groups.items() if len(ids) > 1]
-    findings.add("DATA-CLASS-NAME", "classes that have one name are taken for one", twice)
+    _report_one_name(groups, {c.id: c.name for c in table.categories}, findings)
     new = {i: ids[0] for ids in groups.values() for i in ids}
     ids = np.array([new[kind] for kind in table.category_ids.tolist()], dtype=np.int64)
     return table._replace(categories=[c for c in table.categories if new[c.id] == c.id], category_ids=ids)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinocore.data.annotations import Category, read_annotations
 from dinocore.data.check.check import Checked, check_data
 from dinocore.data.dataset import open_dataset
 from dinocore.errors import DataError
@@ -177,3 +178,16 @@ def test_check_data_and_train_agree_on_other_formats(tmp_path, kind, settings):
     OTHERS[kind](tmp_path / "data")
     errors, ended_by = verdicts(tmp_path / "data", *settings)
     assert (ended_by in errors) if ended_by else not errors
+
+
+def test_two_classes_of_a_val_split_that_have_one_name_are_said_to_be_one(make_coco):
+    split = make_coco(categories={1: "disc", 2: "ring", 7: "disc"})
+    found = read_annotations(split, [Category(1, "disc"), Category(2, "ring")])
+    assert any("classes that have one name are taken for one: disc: ids 1, 7" in note for note in found.notes)
+
+
+def test_of_known_classes_with_one_name_the_id_decides(make_coco):
+    split = make_coco(categories={1: "ring", 2: "ring"})
+    found = read_annotations(split, [Category(1, "ring"), Category(2, "ring")])
+    plain = read_annotations(make_coco(name="val"), [Category(1, "disc"), Category(2, "ring")])
+    assert found.labels.tolist() == plain.labels.tolist() and len(set(found.labels.tolist())) == 2

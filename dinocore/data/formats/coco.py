@@ -1,4 +1,4 @@
-"""A COCO file as a Table: every value is looked at, what cannot be used is a finding and left out."""
+"""A COCO file as raw annotations: every value is looked at, what cannot be used is a finding and left out."""
 
 import json
 from collections import Counter
