@@ -39,7 +39,7 @@ CODEBASES = {
     "mmdet": Codebase("OpenMMLab mmdetection", tables.mmdet, r"neck\.convs\.\d+\.conv\.weight",
                       "level_embed", r"bbox_head\.cls_branches\.(\d+)\.weight", False),
 }  # fmt: skip
-AVERAGES = ("ema_model", "ema_state", "ema_state_dict", "model_ema", "state_dict_ema", "ema")  # official's, detrex's, mm's
+AVERAGES = ("ema_model", "ema_state", "ema_state_dict", "model_ema", "state_dict_ema", "ema")
 WRAPPERS = ("model", "state_dict", "module", "shadow")  # where tensors are, in a checkpoint or in an average
 OTHERS = {  # a name that gives away what else a file may be
     "tokenizer.level_embed": "dino's own weights; they need no conversion",
