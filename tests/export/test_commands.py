@@ -14,7 +14,7 @@ from dinocore.system.extras import install_line
     ("options", "code", "said"),
     [
         (["--out", "m.onnx", "--format", "tflite"], 2, "there is no format `tflite`; choose onnx, openvino"),
-        (["--out", "m.bin"], 2, "should end in .onnx for --format onnx; try m.onnx"),
+        (["--out", "m.bin"], 2, "must end in .onnx; try --out m.onnx"),
         (["--out", "m.onnx", "--precision", "int4"], 2, "there is no precision `int4`"),
         (["--out", "m.xml", "--format", "openvino", "--precision", "int8"], 2, "int8 is written as ONNX only"),
         (["--out", "m.onnx", "--pixels", "bgr"], 2, "--pixels bgr is not known"),
