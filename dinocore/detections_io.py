@@ -18,7 +18,7 @@ from .data.annotations import Category
 from .data.images import SUFFIXES as IMAGES
 from .errors import ConfigError, DataError
 from .predict import Detections
-from .system.files import write_text
+from .system.files import check_folder_name, write_text
 
 FORMATS = ("json", "jsonl", "coco", "csv", "yolo", "labelme", "fiftyone", "labelstudio")
 SUFFIXES = {
@@ -137,6 +137,7 @@ def check_out(out: Path, kind: str) -> None:
     if kind in FOLDERS:
         if out.is_file():
             raise ConfigError(f"--out {out} is a file, but --format {kind} writes a file per image into a folder")
+        check_folder_name("--out", out)
         return
     suffix = SUFFIXES[kind]
     if out.is_dir():

@@ -50,6 +50,20 @@ class Detections(_Detections):
         found.names = names
         return found
 
+    def _replace(self, **changes: Any) -> "Detections":
+        """The same with other labels, scores, boxes or names.
+
+        Raises:
+            ValueError: a field is not known, or a label whose name is not known here comes without `names`.
+        """
+        names, labels = changes.pop("names", None), changes.get("labels", self.labels)
+        if names is None and self.names:
+            known = dict(zip(self.labels.tolist(), self.names, strict=True))
+            if unknown := sorted(set(labels.tolist()) - known.keys()):
+                raise ValueError(f"the name of label {unknown[0]} is not known; give names=(...), one for each label")
+            names = tuple(known[k] for k in labels.tolist())
+        return Detections(*super()._replace(**changes), tuple(names or ()))
+
     def to_supervision(self) -> "supervision.Detections":
         """The same for the library `supervision`, with the names as `data["class_name"]`.
 
@@ -63,7 +77,7 @@ class Detections(_Detections):
                 "the package `supervision` is not installed", fix="pip install supervision"
             ) from None
         xyxy, scores, labels = (t.numpy() for t in (self.boxes_xyxy, self.scores, self.labels))
-        names: Any = {"class_name": np.array(self.names, dtype=str)}
+        names: Any = {"class_name": np.array(self.names, dtype=str)} if len(self.names) == len(labels) else {}
         return supervision.Detections(xyxy=xyxy, confidence=scores, class_id=labels, data=names)
 
 
@@ -133,7 +147,7 @@ class Detector:
             images = list(images)
         if isinstance(images, ImageLike):
             return self.detect(self.batch(images))
-        if isinstance(images, bytes) or not isinstance(images, Iterable):
+        if isinstance(images, bytes) or hasattr(images, "read") or not isinstance(images, Iterable):
             raise _no_image(images)
         prepared = (prepare(self._pixels(image), self.config.data) for image in images)
         return list(detect_stream(self, prepared))
@@ -222,11 +236,13 @@ class Detector:
 
 def _no_image(given: object) -> DataError:
     kind = type(given).__name__
-    return DataError(f"an image is a path, a PIL image, an array or a tensor, but this is {kind}")
+    fix = "open it: PIL.Image.open(file), or PIL.Image.open(io.BytesIO(content)) for bytes"
+    message = f"an image is a path, a PIL image, an array or a tensor, but this is {kind}"
+    return DataError(message, fix=fix if isinstance(given, bytes | bytearray) or hasattr(given, "read") else "")
 
 
 def load_detector(path: str | Path | None = None, device: str | torch.device = "auto", amp: str = "auto") -> Detector:
-    """A detector from a file or a name of weights, or the small one that comes with the package (blood cells).
+    """A detector from a file or a name of weights, or the small one that comes with the package (`bundled`).
 
     Args:
         path: as for `--weights`: a file, a run's folder, a published name, `hf:org/name` or an address.

@@ -1,5 +1,6 @@
 """A detector takes images of any kind and says what it cannot take."""
 
+import io
 import pickle
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from dinocore import build_model, load_detector
 from dinocore.boxes import to_cxcywh
 from dinocore.errors import DataError
-from dinocore.predict import Detector
+from dinocore.predict import Detections, Detector
 from dinocore.structures import Predictions
 
 
@@ -69,6 +70,26 @@ def test_a_picture_of_another_kind_is_named(detector, picture):
 
 def test_a_grey_array_is_taken(detector, smear):
     assert len(detector(smear[..., 0]).scores) > 0
+
+
+def test_detections_with_something_replaced_keep_the_names_of_their_labels():
+    found = Detections(torch.tensor([2, 0, 2]), torch.tensor([0.9, 0.5, 0.4]), torch.zeros(3, 4), ("cat", "dog", "cat"))
+    halved = found._replace(scores=found.scores / 2)
+    assert halved.names == found.names and torch.equal(halved.scores, found.scores / 2)
+    kept = found._replace(labels=found.labels[1:], scores=found.scores[1:], boxes_xyxy=found.boxes_xyxy[1:])
+    assert kept.names == ("dog", "cat")
+    assert found._replace(names=("a", "b", "c")).names == ("a", "b", "c")
+    with pytest.raises(ValueError, match=r"name of label 7 is not known; give names"):
+        found._replace(labels=torch.tensor([7, 0, 2]))
+    with pytest.raises((TypeError, ValueError), match="colour"):
+        found._replace(colour=1)
+
+
+@pytest.mark.parametrize("given", [io.BytesIO(b"abc"), b"abc"])
+def test_a_file_object_and_bytes_are_called_what_they_are(given, detector):
+    for images in (given, [given]):
+        with pytest.raises(DataError, match=f"but this is {type(given).__name__}; open it: PIL.Image.open"):
+            detector(images)
 
 
 def test_detections_are_three_things_that_know_their_names(detector, smear):

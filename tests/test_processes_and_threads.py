@@ -114,9 +114,10 @@ def test_a_layer_is_computed_again_in_the_form_that_it_was_computed_in():
     assert layer.seen == [True, True]
 
 
-def test_a_default_dtype_of_float64_changes_nothing(detector, image):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_another_default_dtype_changes_nothing(dtype, detector, image):
     expected = detector(image)
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(dtype)
     try:
         found = load_detector(amp="off")(image)
     finally:

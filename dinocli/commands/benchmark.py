@@ -112,12 +112,12 @@ def _benchmark_file(path: Path, batch: int, repeats: int, json: bool) -> None:
 
 def _check(ops: str, profile: Path | None) -> None:
     from dinocore.errors import ConfigError
-    from dinocore.system.files import check_writable
+    from dinocore.system.files import check_file
 
     if ops not in ("auto", "reference"):
         raise ConfigError(f"--ops {ops} is not known; choose auto or reference")
     if profile is not None:
-        check_writable(profile.parent)
+        check_file("--profile", profile, ".json")
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from dinocore.data.formats.coco import parse_json
 from dinocore.data.formats.export import coco_document
 from dinocore.data.split import Split
 from dinocore.errors import ConfigError, DataError
-from dinocore.system.files import check_writable, to_json, write_text
+from dinocore.system.files import check_file, to_json, write_text
 from dinocore.words import counted
 
 from ..completion import preset_names
@@ -88,11 +88,9 @@ def check_folder(
     folder: Path, config: Config, decode: bool, html: Path | None, fix: Path | None, strict: bool, json: bool
 ) -> None:
     """Check a data set, show what was found, write what is asked for, and end with 3 if it cannot be used."""
-    for name, out in (("--html", html), ("--fix", fix)):
-        if out is not None and out.is_dir():
-            raise ConfigError(f"{name} {out} is a folder; name a file")
+    for name, out, suffix in (("--html", html, ".html"), ("--fix", fix, ".json")):
         if out is not None:
-            check_writable(out.parent)
+            check_file(name, out, suffix)
     checked = _check(folder, config, decode)
     say(f"{folder}: {checked.layout.kind} layout")
     if json:

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from dinocore.errors import ConfigError
-from dinocore.system.files import check_writable
+from dinocore.system.files import check_file
 
 from ..completion import choices, preset_names
 from ..console import print_json, say, stdout
@@ -135,11 +135,9 @@ def convert_to_official(request: ConvertRequest) -> None:
 
 
 def _check_out(request: ConvertRequest, suffix: str) -> None:
-    if request.out.suffix != suffix:
-        raise ConfigError(f"--out {request.out} must end in {suffix}")
-    if request.out.is_dir() or request.out.resolve() == Path(request.file).resolve():
-        raise ConfigError(f"--out {request.out} is {'a folder' if request.out.is_dir() else 'the file to be read'}")
-    check_writable(request.out.parent)
+    check_file("--out", request.out, suffix)
+    if request.out.resolve() == Path(request.file).resolve():
+        raise ConfigError(f"--out {request.out} is the file that is read; name another one")
 
 
 def _names(file: Path | None) -> list[str]:

@@ -40,9 +40,11 @@ def convert_data(
     """
     from dinocore.errors import ConfigError
     from dinocore.presets import load_config
+    from dinocore.system.files import check_folder_name
 
     if to not in KINDS:
         raise ConfigError(f"--to {to} is not known; choose {', '.join(KINDS)}")
+    check_folder_name("OUT", out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
             f"{out} {'is not empty' if out.is_dir() else 'is a file'}; name a folder that is new or empty"

@@ -20,7 +20,7 @@ from dinocore.evaluate.backends import choose_backend
 from dinocore.evaluate.results import read_results
 from dinocore.presets import override
 from dinocore.report.parts import Page
-from dinocore.system.files import check_writable, write_text
+from dinocore.system.files import check_file, write_text
 from dinocore.words import counted
 
 from ..console import fail, print_json, say, stderr, stdout, warn
@@ -189,11 +189,9 @@ def _check(request: EvalRequest) -> None:
     if request.slice is not None:
         parse_slicing(request.slice, request.overlap, DataConfig(), {})
     check_split(request.split)
-    for name, path, example in (("--out", request.out, "results.json"), ("--report", request.report, "report.html")):
-        if path is not None and path.is_dir():
-            raise ConfigError(f"{name} {path} is a folder; give a file, such as {path / example}")
+    for name, path, suffix in (("--out", request.out, ".json"), ("--report", request.report, ".html")):
         if path is not None:
-            check_writable(path.parent)
+            check_file(name, path, suffix)
 
 
 def _check_sources(

@@ -43,7 +43,6 @@ def export(
     from dinocore.errors import ConfigError
     from dinocore.export.export import PIXELS, Request, export_weights
     from dinocore.export.write import check_format
-    from dinocore.system.files import check_writable
     from dinocore.weights.file import load_weights
 
     from ..console import print_facts, print_json, say
@@ -54,7 +53,6 @@ def export(
     check_format(format, precision, out, ranged=len(sizes) > 1)
     if pixels not in PIXELS:
         raise ConfigError(f"--pixels {pixels} is not known; choose {' or '.join(PIXELS)}")
-    check_writable(out.parent)
     where = find_weights(weights)
     content = load_weights(where)
     shown = _images(images, content.config.data)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from dinocore.data.images import read_image
 from dinocore.errors import ConfigError
-from dinocore.system.files import check_writable, write_atomically, write_text
+from dinocore.system.files import check_file, write_atomically, write_text
 
 from ..annotated import open_annotated
 from ..console import print_json, say, stdout, warn_of_letters
@@ -67,16 +67,11 @@ class Outputs(NamedTuple):
     report: Path | None  # HTML
     json: bool
 
-    def check(self, example: str) -> None:
+    def check(self) -> None:
         """Refuse what cannot be written before the work."""
-        for option, path, name in (("--out", self.out, f"{example}.png"), ("--report", self.report, f"{example}.html")):
-            if path is not None and path.is_dir():
-                raise ConfigError(f"{option} {path} is a folder; name a file in it, such as {path / name}")
+        for option, path, suffix in (("--out", self.out, ".png"), ("--report", self.report, ".html")):
             if path is not None:
-                check_writable(path.parent)
-        if self.out is not None and self.out.suffix.lower() != ".png":
-            png = self.out.with_suffix(".png")
-            raise ConfigError(f"--out {self.out}: the figure is written as .png only; try --out {png}")
+                check_file(option, path, suffix)
 
     def write(self, figure: Image.Image, page: Callable[[], str]) -> None:
         """The figure and the page, where they are requested."""
@@ -95,7 +90,7 @@ def show_attention(
     from dinocore.inspect.attention.attention import attention_at, attention_of_query
 
     pixel = _pixel(request)
-    outputs.check("attention")
+    outputs.check()
     detector, path = open_detector(weights, device, "off")
     file = file or open_annotated(None, "val", detector).path(0)
     image = read_image(file, detector.config.data)

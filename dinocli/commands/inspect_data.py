@@ -39,11 +39,10 @@ def inspect_data(
 
     Example: dino inspect-data my-data --out batch.png
     """
-    from dinocore.errors import ConfigError
     from dinocore.presets import load_config
+    from dinocore.system.files import check_file
 
-    if out.is_dir() or out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ConfigError(f"--out {out} is no name of an image; give a file that ends in .png or .jpg")
+    check_file("--out", out, ".png", ".jpg", ".jpeg")
     flags = [] if folder is None else [f"data.path={dumps(str(folder.expanduser().absolute()))}"]
     flags += [] if seed is None else [f"train.seed={seed}"]
     settings = load_config(preset, [*overrides, *flags, "data.workers=0"], config)

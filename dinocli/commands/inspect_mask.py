@@ -15,7 +15,7 @@ from dinocore.config import Config, ModelConfig
 from dinocore.data.dataset import open_dataset
 from dinocore.errors import ConfigError
 from dinocore.presets import load_config
-from dinocore.system.files import check_writable, write_atomically, write_text
+from dinocore.system.files import check_file, write_atomically, write_text
 
 from .. import console
 from ..console import print_json, say, warn
@@ -115,15 +115,8 @@ def show_mask(
 def _check(batch: MaskImages, out: Path | None) -> None:
     if batch.data is not None and batch.num_gt:
         raise ConfigError("--num-gt and --data exclude each other: the objects are either made up or those of the data")
-    if out is None:
-        return
-    if out.is_dir():
-        raise ConfigError(f"--out {out} is a folder; name a file in it, such as {out / 'mask.png'}")
-    if out.suffix.lower() not in (".png", ".svg", ".html"):
-        raise ConfigError(
-            f"--out {out}: the mask is written as .png, .svg or .html; try --out {out.with_suffix('.png')}"
-        )
-    check_writable(out.parent)
+    if out is not None:
+        check_file("--out", out, ".png", ".svg", ".html")
 
 
 def _own_data(source: str | Config) -> Path:

@@ -74,7 +74,7 @@ def show_matching(
     from dinocore.inspect.matching.matching import annotated_batch, look_at_matching
 
     check_split(source.split)
-    outputs.check("matching")
+    outputs.check()
     checkpoints = _checkpoints(run)
     detector, path = open_detector(weights or (None if run is None else str(run)), device, "off")
     annotations, index = _choose(source, detector)

@@ -18,7 +18,7 @@ from dinocore.data.dataset import open_split
 from dinocore.data.images import read_image
 from dinocore.data.split import check_split
 from dinocore.errors import ConfigError, DataError
-from dinocore.system.files import check_writable, write_atomically, write_text
+from dinocore.system.files import check_file, write_atomically, write_text
 
 from ..annotated import open_annotated
 from ..completion import choices
@@ -69,6 +69,7 @@ def inspect_proposals(
 
 SOME_FAILED = 7
 VIEWS = ("boxes", "scores", "layers")
+KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of --out
 
 
 class Truth(NamedTuple):
@@ -155,24 +156,10 @@ def _check(files: Sequence[str], truth: Truth, drawing: DrawOptions) -> None:
     check_split(truth.split)
     if not files and truth.annotations is not None:
         raise ConfigError("--annotations says nothing of where its images are; name them, or give --data instead")
-    for option, path, usual in (("--out", drawing.out, "proposals.png"), ("--report", drawing.report, "p.html")):
-        if path is not None:
-            _check_file(option, path, usual)
     if drawing.out is not None:
-        _kind(drawing.out)
-
-
-def _check_file(option: str, path: Path, usual: str) -> None:
-    if path.is_dir():
-        raise ConfigError(f"{option} {path} is a folder; give a file, such as {path / usual}")
-    check_writable(path.parent)
-
-
-def _kind(out: Path) -> str:
-    kinds = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-    if out.suffix.lower() not in kinds:
-        raise ConfigError(f"--out {out} must end in one of {', '.join(kinds)}")
-    return kinds[out.suffix.lower()]
+        check_file("--out", drawing.out, *KINDS)
+    if drawing.report is not None:
+        check_file("--report", drawing.report, ".html")
 
 
 def _objects(truth: Truth, detector: Detector, inputs: Sequence[Input]) -> dict[str, ImageObjects]:
@@ -238,7 +225,8 @@ def _propose(
             if drawing.report is not None and len(drawn) < MOST_IMAGES:
                 drawn.append([draw_view(image, found[-1], view, drawing.top, drawing.color) for view in VIEWS])
             if drawing.out is not None:
-                view, kind = draw_view(image, found[-1], drawing.view, drawing.top, drawing.color), _kind(drawing.out)
+                kind = KINDS[drawing.out.suffix.lower()]
+                view = draw_view(image, found[-1], drawing.view, drawing.top, drawing.color)
                 write_atomically(drawing.out, lambda temporary, view=view, kind=kind: view.save(temporary, kind))
                 say(f"wrote {drawing.out}")
     return found, drawn

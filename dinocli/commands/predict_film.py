@@ -19,7 +19,7 @@ from dinocore.errors import ConfigError, DataError, Interrupted
 from dinocore.predict import Detections
 from dinocore.stream.images import PreparedImage, detect_stream, prepare
 from dinocore.stream.video import Damaged, Film, FilmWriter, Frame, ObjectTracker, open_film, require_trackers
-from dinocore.system.files import check_writable
+from dinocore.system.files import check_file
 from dinocore.words import counted
 
 from ..console import say, stderr, stdout, warn
@@ -113,11 +113,7 @@ def _check_options(options: FilmOptions) -> None:
     if options.end is not None and options.end <= options.start:
         raise ConfigError(f"--end {options.end:g} is not after --start {options.start:g}; give a later --end")
     if options.save_video is not None:
-        if options.save_video.suffix.lower() not in VIDEOS:
-            raise ConfigError(f"--save-video {options.save_video} must end in one of {' '.join(VIDEOS)}")
-        if options.save_video.is_dir():
-            raise ConfigError(f"--save-video {options.save_video} is a folder; give a file")
-        check_writable(options.save_video.parent)
+        check_file("--save-video", options.save_video, *VIDEOS)
         options.save_video.parent.mkdir(parents=True, exist_ok=True)
     if options.track:
         require_trackers()

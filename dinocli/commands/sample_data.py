@@ -23,12 +23,14 @@ def sample_data(
     """
     from dinocore.data.synthetic.sample import write_sample_data
     from dinocore.errors import ConfigError
+    from dinocore.system.files import check_folder_name
 
     from ..console import print_json, say
 
     width, cross, height = size.lower().partition("x")
     if not (cross and width.isdigit() and height.isdigit()):
         raise ConfigError(f"--size {size} is not a size; write it as 640x480")
+    check_folder_name("OUT", folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "is not empty" if folder.is_dir() else "is a file"
         raise ConfigError(f"{folder} {what}; name a folder that is new or empty")

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from dinocore.errors import EnvironmentFault
+from dinocore.system.extras import install_line
 
 from ..console import say
 from ..options import Device, Precision, Weights
@@ -53,7 +54,7 @@ def serve_detector(weights: str | None, host: str, port: int, limits: dict[str, 
         from dinocore.serve.app import Limits, make_app
     except ImportError as error:
         what = f"`dino serve` needs packages that are not installed: {error.name}"
-        raise EnvironmentFault(what, fix="pip install 'dino-detector[serve]'") from None
+        raise EnvironmentFault(what, fix=install_line("serve")) from None
     listening = _listen(host, port)
     detector, _ = open_detector(weights, device, amp)
     config = uvicorn.Config(

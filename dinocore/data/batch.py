@@ -55,9 +55,9 @@ def normalise(batch: Batch, mean: Sequence[float], std: Sequence[float], device:
     """Move to the device; pixels to [0, 1], less the mean, over the deviation; zero on padding."""
     pixels = batch.images.to(device, non_blocking=True).permute(0, 2, 3, 1)  # (B, H, W, 3)
     width = pixels.shape[2]
-    shift = torch.tensor(mean, device=device).mul(255).repeat(width)  # (W * 3,): vector instructions need long rows
-    scale = torch.tensor(std, device=device).mul(255).repeat(width)
-    images = torch.empty(pixels.shape, device=device)
+    shift = torch.tensor(mean, dtype=torch.float32, device=device).mul(255).repeat(width)  # (W * 3,): long rows
+    scale = torch.tensor(std, dtype=torch.float32, device=device).mul(255).repeat(width)
+    images = torch.empty(pixels.shape, dtype=torch.float32, device=device)
     for image, raw, outside in zip(images, pixels, batch.padding, strict=True):  # one by one: they fit into caches
         torch.sub(raw.flatten(1), shift, out=image.flatten(1)).div_(scale)
         image[int((~outside[:, 0]).sum()) :] = 0

@@ -19,6 +19,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from ..config import DataConfig
 from ..errors import DataError
+from ..system.extras import install_line
 from .bands import conversion, has_unknown_band, refusal, refusal_of_unknown
 from .cut_jpeg import END_OF_IMAGE, decode_cut
 
@@ -268,7 +269,7 @@ def _unidentified(path: Path) -> tuple[str, str, str]:
     if bands := refusal_of_unknown(path):
         return bands[0], "BANDS", bands[1]
     if _is_heif(path) and not reads_heif():
-        return f"{path} is a HEIC image, which pillow-heif reads", "FORMAT", "pip install 'dino-detector[heic]'"
+        return f"{path} is a HEIC image, which pillow-heif reads", "FORMAT", install_line("heic")
     fix = f"make images of a video first: ffmpeg -i {path} frame-%05d.jpg" if suffix in VIDEOS else ""
     if suffix in IMAGE_SUFFIXES - SUFFIXES:
         fix = f"convert it first: magick {path} {path.with_suffix('.jpg')}"

@@ -11,6 +11,7 @@ from pycocotools.cocoeval import COCOeval
 
 from ..data.annotations import Annotations, as_coco_dict
 from ..errors import ConfigError, EnvironmentFault
+from ..system.extras import install_line
 
 Results = Sequence[dict[str, Any]]  # COCO's result rows: image_id, category_id, bbox, score
 
@@ -40,8 +41,8 @@ def choose_backend(wanted: str) -> str:
         if wanted == "auto":
             return "pycocotools"
         raise EnvironmentFault(
-            f"eval.backend = {wanted!r} cannot be used ({error}): pip install 'dino-detector[fast]', "
-            "or --set eval.backend=auto"
+            f"eval.backend = {wanted!r} cannot be used ({error})",
+            fix=f"{install_line('fast')}, or --set eval.backend=auto",
         ) from None
     return "hotcoco"
 

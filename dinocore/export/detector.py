@@ -17,6 +17,7 @@ from ..data.annotations import Category
 from ..data.batch import Batch
 from ..errors import CheckpointError, DataError, EnvironmentFault
 from ..predict import Detections
+from ..system.extras import install_line
 from .runtime import ExportedDetector, suppress
 
 
@@ -34,7 +35,7 @@ class FileDetector:
         except ImportError as error:
             extra = "openvino" if path.suffix == ".xml" else "export"
             raise EnvironmentFault(
-                f"{path} takes a runtime that is not installed ({error}); pip install 'dino-detector[{extra}]'"
+                f"{path} takes a runtime that is not installed ({error})", fix=install_line(extra)
             ) from error
         except ValueError as error:
             raise CheckpointError(str(error)) from error

@@ -15,6 +15,8 @@ import torch
 from torch.export import ExportedProgram
 
 from ..errors import ConfigError, EnvironmentFault
+from ..system.extras import install_line
+from ..system.files import check_file
 from .graph import INPUTS, OUTPUTS
 
 OPSET = 18  # from 20 on, TensorRT reads GridSample as nearest (NVIDIA/TensorRT#4646)
@@ -123,13 +125,10 @@ def check_format(name: str, precision: str, out: Path, ranged: bool = False) -> 
         raise ConfigError(f"--precision int8 is written as ONNX only, not as {name}; use --format onnx")
     if ranged and name not in RANGED:
         raise ConfigError(f"--format {name} takes one --size; a range goes with {' and '.join(RANGED)}")
-    if out.suffix != suffix:
-        raise ConfigError(f"--out {out} should end in {suffix} for --format {name}; try {out.with_suffix(suffix)}")
-    if out.is_dir():
-        raise ConfigError(f"--out {out} is a folder; give a file, such as {out / ('model' + suffix)}")
+    check_file("--out", out, suffix)
     if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
         raise EnvironmentFault(
-            f"--format {name} takes {', '.join(missing)}; install it: pip install 'dino-detector[{extra}]'"
+            f"--format {name} takes {', '.join(missing)}, not installed here", fix=install_line(extra)
         )
     if name == "aoti" and not (shutil.which("g++") or shutil.which("clang++")):
         raise EnvironmentFault("--format aoti takes a C++ compiler; install g++, or use --format onnx")

@@ -50,7 +50,7 @@ class Extents:
     @property
     def fraction(self) -> Tensor:
         """The part of the canvas that each image covers, (B,)."""
-        return (self.rows * self.columns) / (self.canvas[0] * self.canvas[1])
+        return (self.rows * self.columns).float() / (self.canvas[0] * self.canvas[1])
 
 
 def count(mask: Tensor, dims: tuple[int, ...]) -> Tensor:

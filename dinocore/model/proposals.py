@@ -116,7 +116,7 @@ def token_anchors(tokens: Tokens) -> tuple[Tensor, Tensor]:
         with neither its centre nor its size within 1 % of an end of [0, 1].
     """
     centers = token_centers(tokens)  # (B, S, 2)
-    size = 0.05 * 2.0 ** token_levels(tokens)  # (S,)
+    size = 0.05 * 2.0 ** token_levels(tokens).float()  # (S,)
     anchors = torch.cat([centers, size[None, :, None].expand_as(centers)], dim=-1)
     usable = ((anchors > 0.01) & (anchors < 0.99)).all(-1) & ~tokens.padding
     return anchors, usable

@@ -52,8 +52,8 @@ def token_centers(tokens: Tokens) -> Tensor:
     """The centre of every token as a fraction of its unpadded image, (B, S, 2); above 1 on padding."""
     centers, sizes = [], map_sizes(tokens.shapes, tokens.valid_ratios)
     for level, (height, width) in enumerate(tokens.shapes):
-        y = torch.arange(height, device=tokens.valid_ratios.device) + 0.5
-        x = torch.arange(width, device=tokens.valid_ratios.device) + 0.5
+        y = torch.arange(height, dtype=torch.float32, device=tokens.valid_ratios.device) + 0.5
+        x = torch.arange(width, dtype=torch.float32, device=tokens.valid_ratios.device) + 0.5
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)  # (H_l * W_l, 2)
         extent = tokens.valid_ratios[:, level] * sizes[level]  # (B, 2) in tokens
         centers.append(grid / extent[:, None])

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..errors import DataError, EnvironmentFault
 from ..predict import Detections
+from ..system.extras import install_line
 
 if TYPE_CHECKING:
     import av
@@ -112,7 +113,7 @@ def open_film(source: str) -> Iterator[Film]:
     try:
         import av
     except ImportError:
-        fix = f"pip install 'dino-detector[video]', or make images of it first: ffmpeg -i {source} frame-%05d.jpg"
+        fix = f"{install_line('video')}, or make images of it first: ffmpeg -i {source} frame-%05d.jpg"
         raise EnvironmentFault("films need the package `av`, which is not installed", where=source, fix=fix) from None
     try:
         container = av.open(source, format="v4l2" if source.startswith("/dev/video") else None)
@@ -180,7 +181,7 @@ def require_trackers() -> None:
         EnvironmentFault: the package `trackers` is not installed.
     """
     if importlib.util.find_spec("trackers") is None:
-        fix = "pip install 'dino-detector[video]', or leave --track out"
+        fix = f"{install_line('video')}, or leave --track out"
         raise EnvironmentFault("--track needs the package `trackers`, which is not installed", fix=fix)
 
 

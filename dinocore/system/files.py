@@ -9,7 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import EnvironmentFault
+from ..errors import ConfigError, EnvironmentFault
+
+FILES = {".txt", ".json", ".jsonl", ".csv", ".xml", ".html", ".zip", ".jpg", ".jpeg", ".png"}  # no suffixes of folders
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -46,6 +48,39 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         what = f"{folder} cannot be written: {error.strerror or error}"
         raise EnvironmentFault(what, where=folder, fix="name another place, or let it be written") from error
+
+
+def check_file(option: str, path: Path, *suffixes: str) -> None:
+    """Refuse, before the work, a file to write that is a folder, has another suffix, or lies where nothing can be written.
+
+    Args:
+        suffixes: those that what is written may have, in lower case; the first is proposed.
+
+    Raises:
+        ConfigError: it is a folder, or has another suffix.
+        EnvironmentFault: its folder cannot be written.
+    """
+    if path.is_dir():
+        example = path / f"{option.strip('-')}{suffixes[0]}"
+        raise ConfigError(f"{option} {path} is a folder; name a file, such as {example}")
+    if path.suffix.lower() not in suffixes:
+        choice = f"one of {', '.join(suffixes)}" if len(suffixes) > 1 else suffixes[0]
+        raise ConfigError(f"{option} {path} must end in {choice}; try {option} {path.with_suffix(suffixes[0])}")
+    check_writable(path.parent)
+
+
+def check_folder_name(option: str, path: Path) -> None:
+    """Refuse, before the work, a folder to write that is a file, or is called like one.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if path.is_file():
+        raise ConfigError(f"{option} {path} is a file; name a folder")
+    if path.suffix.lower() in FILES and not path.is_dir():
+        raise ConfigError(
+            f"{option} {path} is to be a folder of files; name it without {path.suffix}: {path.with_suffix('')}"
+        )
 
 
 def to_json(value: Any, **options: Any) -> str:

@@ -20,7 +20,7 @@ from ..model.backbones.build import NORMED, Backbone, ResNet
 from ..model.backbones.swin import Swin
 from ..model.backbones.timm import OutputNorms, TimmBackbone
 from ..model.backbones.vit import FIRST_GRID, VITDETS, PlainViT
-from .untrusted import check_tensor, read_file, without_prefixes
+from .untrusted import check_tensor, is_counter, read_file, without_prefixes
 
 IMAGENET = {  # timm's names of the weights that "imagenet" means: ImageNet-1k, where there are such
     "swin-t-224": "swin_tiny_patch4_window7_224.ms_in1k",
@@ -80,6 +80,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     content, _ = read_file(path)
     for key in ("model", "state_dict"):
         content = content.get(key, content) if isinstance(content, Mapping) else content
+    if isinstance(content, Mapping):
+        content = {key: value for key, value in content.items() if not is_counter(str(key), value)}
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path} holds something other than tensors by name")
     for key, value in content.items():

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from .. import __version__
 from ..errors import ConfigError, DataError, EnvironmentFault
 from ..presets import config_from_dict
+from ..system.extras import install_line
 from ..system.files import to_json, write_text
 from .file import Weights, save_weights
 
@@ -27,7 +28,6 @@ NUMBERS = {
     "APm": "AP, medium objects", "APl": "AP, large objects", "AR100": "AR, 100 detections",
 }  # fmt: skip
 IN_INDEX = ("AP", "AP50", "AP75", "AR100")
-INSTALL = "pip install dino-detector"
 
 
 class Evaluation(NamedTuple):
@@ -157,7 +157,7 @@ def upload(folder: Path, repository: str, private: bool) -> str:
 
 
 def _not_installed() -> EnvironmentFault:
-    return EnvironmentFault("the package `huggingface_hub` is not installed", fix="pip install 'dino-detector[hub]'")
+    return EnvironmentFault("the package `huggingface_hub` is not installed", fix=install_line("hub"))
 
 
 def _without_folders(value: Any) -> Any:
@@ -191,8 +191,10 @@ It detects {len(names)} {"class" if len(names) == 1 else "classes"}: {", ".join(
 
 ## Use
 
+In a checkout of dino's repository, with Python 3.11 or newer:
+
 ```
-{INSTALL}
+python -m pip install .
 dino predict photos/ --weights hf:{repository} --out boxes.json
 ```
 

@@ -32,6 +32,7 @@ IGNORED = [  # mmengine's log of losses, with the numpy arrays, numbers and meth
     "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy._core.numeric._frombuffer",
 ]  # fmt: skip
 PREFIXES = ("module.", "_orig_mod.", "model.")
+COUNTERS = {"steps", "step", "updates", "num_updates", "n_averaged", "decay", "momentum", "warmups"}  # of an average
 MAKERS = {  # the package of an object in a pickle, and what such a file is
     "ultralytics": "a YOLO model of Ultralytics, saved whole",
     "models.yolo": "a YOLOv5 or YOLOv7 model, saved whole",
@@ -122,9 +123,17 @@ def read_pickle(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
+def is_counter(name: str, value: Any) -> bool:
+    """Whether this is a number that a moving average keeps of itself, beside its tensors."""
+    return name in COUNTERS and (isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1))
+
+
 def without_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The same under names without the prefixes that DistributedDataParallel, torch.compile and Lightning add."""
-    state = {str(key): value for key, value in state.items()}
+    """The same under names without the prefixes that training tools add, and without the counters of an average.
+
+    DistributedDataParallel, torch.compile, Lightning and moving averages of PyTorch and mmengine add them.
+    """
+    state = {str(key): value for key, value in state.items() if not is_counter(str(key), value)}
     while prefix := next((p for p in PREFIXES if state and all(key.startswith(p) for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state

@@ -12,7 +12,7 @@ from dinocore.errors import CheckpointError, ConfigError
 from dinocore.weights.convert import coco
 from dinocore.weights.convert.files import with_settings
 from dinocore.weights.convert.known import FileFacts, choose_preset, read_facts, settings_in
-from dinocore.weights.convert.state import convert_tensors
+from dinocore.weights.convert.state import convert_tensors, moving_average_in
 from dinocore.weights.convert.to_official import official_options, official_state
 from dinocore.weights.untrusted import Ignored, read_pickle
 
@@ -121,6 +121,60 @@ def test_a_wrapper_and_the_prefix_of_distributed_training_are_seen_through(empty
     state = empty_state("mmdet_r50_4scale")
     wrapped = {"state_dict": {f"module.{key}": value for key, value in state.items()}, "meta": {}}
     assert convert_state_dict(wrapped).keys() == convert_state_dict(state).keys()
+
+
+def halved(state):
+    return {key: value / 2 if value.is_floating_point() else value for key, value in state.items()}
+
+
+def prefixed(state):
+    return {f"module.{key}": value for key, value in state.items()}
+
+
+STEPS = {"steps": torch.tensor(5)}
+PARTS_OF_AN_AVERAGE = {
+    "official DINO": lambda plain, average: {"model": plain, "ema_model": prefixed(average)},
+    "detrex": lambda plain, average: {"model": plain, "ema_state": average},
+    "timm": lambda plain, average: {"state_dict": plain, "state_dict_ema": average},
+    "RT-DETR": lambda plain, average: {"model": plain, "ema": {"module": average, "updates": 7, "warmups": 9}},
+    "a decay and its shadow": lambda plain, average: {"model": plain, "ema": {"decay": 0.99, "shadow": average}},
+    "PyTorch": lambda plain, average: {"model": plain, "model_ema": {"n_averaged": STEPS["steps"]} | prefixed(average)},
+}
+
+
+@pytest.mark.parametrize("codebase", PARTS_OF_AN_AVERAGE)
+def test_the_moving_average_of_each_codebase_is_found(codebase, state_of):
+    plain = state_of("detrex_r50_4scale")
+    content = PARTS_OF_AN_AVERAGE[codebase](plain, halved(plain))
+    assert moving_average_in(content)
+    wanted, chosen = convert_state_dict(halved(plain)), convert_tensors(content, ema=True).tensors
+    assert chosen.keys() == wanted.keys() and all(torch.equal(chosen[key], value) for key, value in wanted.items())
+
+
+def test_mmengine_saves_the_average_as_the_weights_so_both_choices_take_it(state_of):
+    """Its EMAHook exchanges the two when it saves."""
+    last = state_of("mmdet_r50_4scale")
+    content = {"state_dict": halved(last), "ema_state_dict": STEPS | prefixed(last)}
+    key = "encoder.layers.0.ffn.net.0.weight"
+    average = convert_state_dict(halved(last))[key]
+    for ema in (False, True):
+        assert torch.equal(convert_tensors(content, ema=ema).tensors[key], average)
+
+
+def test_an_average_saved_alone_is_weights_and_its_counter_is_not(state_of):
+    state = state_of("mmdet_r50_4scale")
+    assert convert_state_dict(STEPS | prefixed(state)).keys() == convert_state_dict(state).keys()
+
+
+def test_what_an_average_leaves_out_of_the_backbone_is_the_weights_own(state_of):
+    plain = state_of("detrex_r50_4scale")
+    average = {key: value for key, value in halved(plain).items() if not key.endswith(("running_mean", "running_var"))}
+    chosen = convert_tensors({"model": plain, "ema_state": average}, ema=True).tensors
+    wanted = convert_state_dict(plain)
+    statistics = [key for key in wanted if key.endswith(("running_mean", "running_var"))]
+    assert statistics and all(torch.equal(chosen[key], wanted[key]) for key in statistics)
+    with pytest.raises(CheckpointError, match="no moving average"):
+        convert_tensors({"model": plain}, ema=True)
 
 
 def test_settings_are_read_from_the_tensors(empty_state):

@@ -1,5 +1,6 @@
 """Images that are not three bands of colour: what is made of them is said; a refusal names the way out."""
 
+import re
 import struct
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from dinocore.config import DataConfig
 from dinocore.data import images
 from dinocore.data.images import read_header, read_image
 from dinocore.errors import DataError
+from dinocore.system.extras import install_line
 
 
 def tiff(pixels: np.ndarray, extra: list[int], photometric: int) -> bytes:
@@ -113,9 +115,8 @@ def test_heic_without_its_reader_is_one_line_with_what_to_install(tmp_path, monk
     images.reads_heif.cache_clear()
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     try:
-        with pytest.raises(
-            DataError, match=r"a HEIC image, which pillow-heif reads.*pip install 'dino-detector\[heic\]'"
-        ):
+        asked = rf"a HEIC image, which pillow-heif reads.*{re.escape(install_line('heic'))}"
+        with pytest.raises(DataError, match=asked):
             read_image(path, DataConfig())
     finally:
         images.reads_heif.cache_clear()

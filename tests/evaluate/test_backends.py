@@ -18,6 +18,7 @@ from dinocore.evaluate import backends
 from dinocore.evaluate.backends import choose_backend
 from dinocore.evaluate.coco import coco_metrics
 from dinocore.presets import load_config
+from dinocore.system.extras import install_line
 
 BOX = [10.0, 10.0, 50.0, 50.0]
 HUGE = 2**53 + 1  # not a float64
@@ -190,7 +191,7 @@ def test_without_hotcoco_auto_is_pycocotools_and_asking_for_it_says_what_to_inst
     assert coco_metrics(make_annotations([GOOD]), [result()]).backend == "pycocotools"
     with pytest.raises(EnvironmentFault) as caught:
         coco_metrics(make_annotations([GOOD]), [result()], "hotcoco")
-    assert "pip install 'dino-detector[fast]'" in str(caught.value) and "\n" not in str(caught.value)
+    assert install_line("fast") in str(caught.value) and "\n" not in str(caught.value)
     assert caught.value.exit_code == 5
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ...config import Config, TrainConfig
 from ...errors import EnvironmentFault
+from ...system.extras import install_line
 from ...system.files import write_text
 
 MAX_WAITING = 1000  # lines that may wait for a slow sink
@@ -219,7 +220,7 @@ def check_trackers(config: TrainConfig) -> None:
         if tracker and importlib.util.find_spec(tracker.package) is None:
             raise EnvironmentFault(
                 f"train.trackers names {key}, and the package `{tracker.package}` is not installed",
-                fix=f"pip install 'dino-detector[{tracker.package}]', or --set train.trackers=auto",
+                fix=f"{install_line(key)}, or --set train.trackers=auto",
             )
     if "wandb" in config.trackers:
         wandb = _imported("wandb")

@@ -18,7 +18,7 @@ from ..untrusted import check_tensor, read_file
 from . import coco
 from .backbones import UNKNOWN
 from .known import check_preset, choose_preset, read_facts, settings_in
-from .state import Converted, convert_tensors, moving_average_in
+from .state import Converted, convert_tensors, holds_last_step, moving_average_in
 
 CONVERTER = 2  # to be raised when a conversion gives something else, so that kept ones are made again
 ABOUT_EMA = "the file has a moving average of the weights too, under "
@@ -67,8 +67,7 @@ def convert_file(path: Path, request: ConversionRequest) -> Conversion:
     notes = _notes(content, settings, config)
     config = config_from_dict(with_settings(config, settings).model_dump())
     check_shapes(converted.tensors, config, path)
-    if (key := moving_average_in(content)) and not request.ema:
-        notes.append(f"{ABOUT_EMA}{key}; `dino convert {path} --ema` takes it")
+    notes += _average_notes(content, path, request.ema)
     tensors = {key: _as_float32(key, value, path) for key, value in converted.tensors.items()}
     if request.classes not in (None, config.model.num_classes):
         tensors, config = _fewer_classes(tensors, config, request.classes)
@@ -164,6 +163,14 @@ def _notes(content: Mapping[str, Any], settings: Mapping[str, Any], config: Conf
     if ("model" in content or "state_dict" in content) and beside:
         notes.append(f"not read, beside the model: {', '.join(beside[:8])}")
     return notes
+
+
+def _average_notes(content: Mapping[str, Any], path: Path, ema: bool) -> list[str]:
+    if not (key := moving_average_in(content)):
+        return []
+    if holds_last_step(content, key):
+        return [f"mmengine saves the moving average as `state_dict`; it is taken, and `{key}`, the last step's, is not"]
+    return [] if ema else [f"{ABOUT_EMA}{key}; `dino convert {path} --ema` takes it"]
 
 
 def _as_float32(key: str, value: Tensor, where: Path) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
-from ..untrusted import without_prefixes
+from ..untrusted import is_counter, without_prefixes
 from . import tables
 from .backbones import family_of, reordered
 from .tables import Sizes, Table
@@ -39,7 +39,8 @@ CODEBASES = {
     "mmdet": Codebase("OpenMMLab mmdetection", tables.mmdet, r"neck\.convs\.\d+\.conv\.weight",
                       "level_embed", r"bbox_head\.cls_branches\.(\d+)\.weight", False),
 }  # fmt: skip
-AVERAGES = ("ema_model", "model_ema", "ema", "ema_state_dict")  # official DINO has the first, mmengine the last
+AVERAGES = ("ema_model", "ema_state", "ema_state_dict", "model_ema", "state_dict_ema", "ema")
+WRAPPERS = ("model", "state_dict", "module", "shadow")  # where tensors are, in a checkpoint or in an average
 OTHERS = {  # a name that gives away what else a file may be
     "tokenizer.level_embed": "dino's own weights; they need no conversion",
     "cls_token": "a vision transformer's, such as Meta's self-supervised DINO, which is another thing",
@@ -99,25 +100,44 @@ def moving_average_in(content: Mapping[str, Any]) -> str:
     return next((key for key in AVERAGES if isinstance(content.get(key), Mapping) and content[key]), "")
 
 
+def holds_last_step(content: Mapping[str, Any], key: str) -> bool:
+    """Whether the weights of the last step stand under the average's name, and the average under `state_dict`.
+
+    mmengine's EMAHook exchanges the two when it saves (`_swap_ema_state_dict`); its average counts `steps`.
+    """
+    return key == "ema_state_dict" and "steps" in content[key] and isinstance(content.get("state_dict"), Mapping)
+
+
 def unwrapped(content: Mapping[str, Any], ema: bool = False) -> dict[str, Tensor]:
     """The tensors of a checkpoint, without the prefixes that training tools add.
 
     Args:
-        ema: those of the moving average that the checkpoint has beside its weights.
+        ema: those of the moving average that the checkpoint has beside its weights. What an average leaves out of the
+            backbone (frozen layers, statistics) is the weights' own.
 
     Raises:
         CheckpointError: there are no tensors by name, or no moving average.
     """
-    if ema:
-        if not (key := moving_average_in(content)):
-            raise CheckpointError("there is no moving average in it; leave --ema out")
-        content = content[key]
-    for wrapper in ("model", "state_dict", "module"):
+    if not ema:
+        return _tensors_in(content)
+    if not (key := moving_average_in(content)):
+        raise CheckpointError("there is no moving average in it; leave --ema out")
+    if holds_last_step(content, key):
+        return _tensors_in(content)
+    beside = {name: value for name, value in content.items() if name not in AVERAGES}
+    plain = _tensors_in(beside) if any(isinstance(beside.get(wrapper), Mapping) for wrapper in WRAPPERS) else {}
+    average = _tensors_in(content[key])
+    return {name: value for name, value in plain.items() if name.startswith("backbone.")} | average
+
+
+def _tensors_in(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    for wrapper in WRAPPERS:
         inner = content.get(wrapper)
         content = inner if isinstance(inner, Mapping) else content
+    content = {str(key): value for key, value in content.items() if not is_counter(str(key), value)}
     if not content:
         raise CheckpointError("there are no weights in it: the dictionary is empty")
-    if other := [str(key) for key, value in content.items() if not isinstance(value, Tensor)]:
+    if other := [key for key, value in content.items() if not isinstance(value, Tensor)]:
         raise CheckpointError(f"it holds something other than tensors by name, such as `{other[0]}`")
     return without_prefixes(content)
 

@@ -1,0 +1,53 @@
+"""Where a file or a folder is to be written is checked before any work, by every command in the same words."""
+
+import pytest
+
+FILES = {  # a command with a file to write, and a suffix that it may have
+    ("benchmark", "--profile"): ".json",
+    ("check-data", "nowhere", "--html"): ".html",
+    ("check-data", "nowhere", "--fix"): ".json",
+    ("eval", "--report"): ".html",
+    ("eval", "--out"): ".json",
+    ("inspect-proposals", "--out"): ".png",
+    ("inspect-proposals", "--report"): ".html",
+    ("inspect-matching", "--out"): ".png",
+    ("inspect-matching", "--report"): ".html",
+    ("inspect-attention", "--out"): ".png",
+    ("inspect-attention", "--report"): ".html",
+    ("inspect-mask", "--out"): ".png",
+    ("inspect-data", "nowhere", "--out"): ".png",
+    ("convert", "nowhere.pth", "--out"): ".safetensors",
+    ("export", "bundled", "--out"): ".onnx",
+}
+
+
+@pytest.mark.parametrize("command", FILES, ids=" ".join)
+def test_a_file_to_write_is_neither_a_folder_nor_of_another_kind(command, dino, tmp_path):
+    option = command[-1]
+    folder = tmp_path / f"made{FILES[command]}"
+    folder.mkdir()
+    result = dino(*command, folder)
+    said = " ".join(result.err.split())
+    assert result.code == 2 and f"{option} " in said and "is a folder; name a file, such as" in said
+    result = dino(*command, tmp_path / "f.xyz")
+    said = "".join(result.err.split())
+    assert result.code == 2 and f"try{option}{tmp_path}/f{FILES[command]}" in said
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("predict", "PICTURE", "--format", "yolo", "--out"),
+        ("predict", "PICTURE", "--format", "labelme", "--out"),
+        ("sample-data",),
+        ("convert-data", "nowhere", "--to", "yolo"),
+    ],
+    ids=" ".join,
+)
+def test_a_folder_to_write_is_not_called_like_a_file(command, dino, pictures, tmp_path):
+    picture = next((pictures / "val2017").iterdir())
+    words = [picture if word == "PICTURE" else word for word in command]
+    result = dino(*words, tmp_path / "x.txt")
+    assert result.code == 2 and "to be a folder of files" in " ".join(result.err.split())
+    assert not list(tmp_path.iterdir())

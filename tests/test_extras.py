@@ -1,0 +1,53 @@
+"""Every extra is declared, and the line that installs one works where this copy came from."""
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from dinocore.system import extras
+from dinocore.system.extras import install_line
+
+ROOT = Path(__file__).parents[1]
+
+
+def declared():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys()
+
+
+def test_every_extra_that_a_message_names_is_declared():
+    sources = [path.read_text() for room in ("dinocore", "dinocli") for path in (ROOT / room).rglob("*.py")]
+    named = {name for text in sources for name in re.findall(r"install_line\([\"'](\w+)", text)}
+    assert {"video", "serve", "hub", "heic", "fast"} <= named <= declared()
+
+
+def test_no_message_and_no_page_installs_by_a_name_that_no_index_has():
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    for path in [*pages, *(p for room in ("dinocore", "dinocli") for p in (ROOT / room).rglob("*.py"))]:
+        assert not re.search(r"pip install ['\"]?dino-detector", path.read_text()), path
+
+
+def test_in_a_checkout_the_line_names_the_checkout():
+    assert shlex.split(install_line("video")) == ["pip", "install", f"{ROOT}[video]"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "origin"),
+    [
+        ({}, "dino-detector"),
+        ({"url": "file:///nowhere/gone", "dir_info": {}}, "dino-detector"),
+        ({"url": ROOT.as_uri(), "dir_info": {"editable": True}}, str(ROOT)),
+        ({"url": "https://a.org/d.whl", "archive_info": {}}, "https://a.org/d.whl"),
+        (
+            {"url": "https://a.org/d.git", "vcs_info": {"vcs": "git", "commit_id": "abc1"}},
+            "git+https://a.org/d.git@abc1",
+        ),
+    ],
+)
+def test_where_a_copy_came_from_is_read_as_pip_keeps_it(kept, origin, monkeypatch):
+    assert extras._place(kept) == origin
+    monkeypatch.setattr(extras, "_origin", lambda: origin)
+    wanted = f"dino-detector[hub] @ {origin}" if "://" in origin else f"{origin}[hub]"
+    assert shlex.split(install_line("hub")) == ["pip", "install", wanted]
