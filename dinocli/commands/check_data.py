@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
 from dinocore.config import Config
@@ -25,8 +24,9 @@ from dinocore.system.files import check_file, to_json, write_text
 from dinocore.words import counted
 
 from ..completion import preset_names
-from ..console import print_json, say, stderr, stdout, warn
+from ..console import print_json, say, stdout, warn
 from ..options import ConfigFile, Json, Overrides, ValFraction
+from ..progress import WorkProgress
 
 
 def check_data(
@@ -111,7 +111,7 @@ def check_folder(
 
 
 def _check(folder: Path, config: Config, decode: bool) -> Checked:
-    with Progress(console=stderr, disable=not stderr.is_terminal, transient=True) as progress:
+    with WorkProgress() as progress:
         tasks: dict[str, Any] = {}
         for event in run_checks(folder, config, decode):
             if isinstance(event, Checked):

@@ -51,7 +51,7 @@ def check_writable(folder: Path) -> None:
 
 
 def check_file(option: str, path: Path, *suffixes: str) -> None:
-    """Refuse, before the work, a file to write that is a folder, has another suffix, or lies where nothing can be written.
+    """Refuse a file to write that is a folder, has another suffix, or lies where nothing can be written.
 
     Args:
         suffixes: those that what is written may have, in lower case; the first is proposed.
