@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from dinocore.predict import Detector
 
 
-def open_annotated(folder: Path | None, split: str, detector: Detector) -> Annotations:
+def open_annotated(folder: Path | None, split: str, detector: Detector, other: str = "--data DIR") -> Annotations:
     """The annotations of a split; which data that is, is said on stderr.
+
+    Args:
+        other: what to type for another image than that of the weights' own data.
 
     Raises:
         DataError: there are none, or the weights' own data is no longer where it was.
@@ -26,10 +29,10 @@ def open_annotated(folder: Path | None, split: str, detector: Detector) -> Annot
     if folder is not None:
         settings = settings_of(settings, folder)
     elif settings.path and not Path(settings.path).exists():
-        raise DataError(f"{settings.path}, the data of these weights, is not there; name it with --data DIR")
+        raise DataError(f"{settings.path}, the data of these weights, is not there; give {other}")
     found = open_split(settings, split, detector.categories)
     own = "what these weights were trained with" if settings.path else "images that dino draws"
-    say(f"data: {found.file}" if folder else f"data: {found.file} ({own}; --data DIR for other)")
+    say(f"data: {found.file}" if folder else f"data: {found.file} ({own}; for others give {other})")
     return found
 
 

@@ -46,17 +46,33 @@ ValFraction = Annotated[
         metavar="0…1", help="Hold this fraction of the training images out for validation, if there is no val split."
     ),
 ]
+
+
+def _check_weights(name: str | None) -> str | None:
+    """Say at once, before anything large is imported, that there are no such weights."""
+    from dinocore.weights.fetch.catalogue import check_there
+
+    if name is not None:
+        check_there(name)
+    return name
+
+
 Weights = Annotated[
     str | None,
     typer.Option(
         "--weights",
+        callback=_check_weights,
         help="A file, a run, a name of `dino weights`, hf:org/name, an address, or bundled; default: the newest run in "
         "runs/, or else bundled.",
     ),
 ]
 ModelOf = Annotated[
     str | None,
-    typer.Option("--weights", help="Use the model of these weights (a file, a run or a name) instead of a preset's."),
+    typer.Option(
+        "--weights",
+        callback=_check_weights,
+        help="Use the model of these weights (a file, a run or a name) instead of a preset's.",
+    ),
 ]
 Device = Annotated[
     str,

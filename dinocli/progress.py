@@ -1,13 +1,59 @@
-"""What a person sees while weights are fetched: a moving bar where somebody watches, else lines."""
+"""What a person sees of work that takes a while: a moving bar where somebody watches, else lines."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from dinocore.weights.fetch.watch import Watch
+from dinocore.words import roughly
 
 from .console import say, stderr
+
+SAY_EVERY = 30.0  # seconds between two lines where nobody watches a bar
+
+
+class WorkProgress(Progress):
+    """A bar where somebody watches, else a line every `SAY_EVERY` seconds: `evaluating 120/5000, 3 min left`."""
+
+    def __init__(self, hidden: bool = False):
+        """
+        Args:
+            hidden: show neither, as for a single image or on other ranks than rank 0.
+        """
+        super().__init__(console=stderr, disable=hidden or not stderr.is_terminal, transient=True)
+        self.speaks = not hidden and not stderr.is_terminal
+        self.begun = self.spoke = time.monotonic()
+
+    def update(self, task_id: TaskID, **fields: Any) -> None:
+        """As Rich's."""
+        super().update(task_id, **fields)
+        self._speak(task_id)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """As Rich's."""
+        super().advance(task_id, advance)
+        self._speak(task_id)
+
+    def _speak(self, task_id: TaskID) -> None:
+        now = time.monotonic()
+        if not self.speaks or now - self.spoke < SAY_EVERY or task_id not in self.task_ids:
+            return
+        self.spoke = now
+        task = self.tasks[self.task_ids.index(task_id)]
+        done, total = int(task.completed), task.total
+        left = f", {roughly((now - self.begun) * (total - done) / done)} left" if total and done else ""
+        say(f"{task.description} {done}" + (f"/{int(total)}" if total else "") + left)
 
 
 @contextmanager

@@ -27,7 +27,8 @@ def find_weights(given: str | None) -> Path:
     """
     from dinocore.train.run.folder import find_run
     from dinocore.weights.fetch.locate import locate
-    from dinocore.weights.file import BUNDLED, load_weights
+    from dinocore.weights.file import load_weights
+    from dinocore.weights.shipped import BUNDLED
 
     if given is not None and is_exported(Path(given).expanduser()) and Path(given).expanduser().is_file():
         return Path(given).expanduser()  # nothing to fetch or convert

@@ -32,10 +32,10 @@ Epochs = Annotated[tuple[Count, ...], Field(strict=False)]
 
 
 def _tracker_names(value: Any) -> Any:
-    """`wandb,mlflow` as a list, and `off` as an empty one; what is a list already stays."""
+    """`wandb,mlflow` as a list, and `off` or `none` as an empty one; what is a list already stays."""
     if not isinstance(value, str):
         return value
-    return [name.strip() for name in value.split(",") if value != "off"]
+    return [name.strip() for name in value.split(",") if value not in ("off", "none")]
 
 
 Trackers = Annotated[

@@ -15,6 +15,7 @@ class Code(NamedTuple):
 
 
 CHECK = "run `dino check-data DIR --fix fixed.json`, look at fixed.json.log, and use the copy"
+SEE = "see it with `dino check-data DIR --html findings.html`"
 
 GENERAL = {
     "USAGE": Code(ERROR, "an argument or option is not known", "No such option: --epoch Did you mean --epochs?"),
@@ -193,7 +194,8 @@ CLASSES = {
 
 IMAGES = {
     "DATA-IMAGE-MISSING": Code(
-        ERROR, "an image is not there", "a.jpg", "check its name, put it back, or take it out of the annotations"
+        ERROR, "an image is not there", "a.jpg",
+        "check its name and folder; of a data set, put it back or take it out of the annotations"
     ),
     "DATA-IMAGE-DAMAGED": Code(ERROR, "an image is damaged", "a.jpg: image file is truncated", "copy it again"),
     "DATA-IMAGE-CUT": Code(
@@ -201,7 +203,8 @@ IMAGES = {
         "a.jpg: 98 % of its rows", "copy it again",
     ),
     "DATA-IMAGE-FORMAT": Code(
-        ERROR, "a file is no image that we read", "a.jpg is not an image in a known format", "look at it",
+        ERROR, "a file is no image that we read", "a.jpg is not an image in a known format",
+        "see what it is with `file a.jpg`, save it as JPEG or PNG, or leave it out",
     ),
     "DATA-IMAGE-BANDS": Code(
         ERROR, "an image has bands that are neither colours nor transparency, or is an array; see docs/data.md",
@@ -233,16 +236,16 @@ IMAGES = {
     "DATA-IMAGE-UNLISTED": Code(NOTE, "images are in the folder and not in the annotations", "b.jpg"),
     "DATA-IMAGE-EMPTY": Code(NOTE, "images without objects: trained on as background", "a.jpg"),
     "DATA-IMAGE-FRAMES": Code(WARNING, "a file holds several images; the first counts", "a.gif: 12 frames"),
-    "DATA-IMAGE-DARK": Code(WARNING, "an image is nearly black", "a.jpg: mean brightness 3 of 255", "look at it"),
-    "DATA-IMAGE-BLANK": Code(WARNING, "an image is of one colour", "a.jpg: deviation 0.4 of 255", "look at it"),
-    "DATA-IMAGE-ODD": Code(WARNING, "an image has an odd size", "a.jpg: 5000 x 12", "look at it"),
+    "DATA-IMAGE-DARK": Code(WARNING, "an image is nearly black", "a.jpg: mean brightness 3 of 255", SEE),
+    "DATA-IMAGE-BLANK": Code(WARNING, "an image is of one colour", "a.jpg: deviation 0.4 of 255", SEE),
+    "DATA-IMAGE-ODD": Code(WARNING, "an image has an odd size", "a.jpg: 5000 x 12", SEE),
     "DATA-LEAK": Code(
         WARNING, "the same image is in two splits: evaluation flatters the model", "train a.jpg = val b.jpg",
         "take it out of one of them",
     ),
     "DATA-DUPLICATE": Code(WARNING, "the same image twice in a split", "a.jpg = b.jpg", "take one of them out"),
-    "DATA-NEAR-LEAK": Code(WARNING, "nearly the same image in two splits", "train a.jpg ~ val b.jpg", "look at them"),
-    "DATA-NEAR-DUPLICATE": Code(NOTE, "nearly the same image twice in a split", "a.jpg ~ b.jpg", "look at them"),
+    "DATA-NEAR-LEAK": Code(WARNING, "nearly the same image in two splits", "train a.jpg ~ val b.jpg", SEE),
+    "DATA-NEAR-DUPLICATE": Code(NOTE, "nearly the same image twice in a split", "a.jpg ~ b.jpg", SEE),
     "DATA-URL": Code(
         ERROR, "an address where a file is needed", "https://a.b/c.jpg", "download it first, and give the file"
     ),
@@ -251,15 +254,15 @@ IMAGES = {
 MODEL = {
     "MODEL-QUERIES": Code(
         WARNING, "an image has more objects than the model has queries: some can never be found",
-        "a.jpg: 1200 objects, 900 queries", "raise model.num_queries",
+        "a.jpg: 1200 objects, 900 queries", "--set model.num_queries=N, N at least the objects of that image",
     ),
     "MODEL-DETECTIONS": Code(
         WARNING, "an image has more objects than detections are kept", "a.jpg: 400 objects, 300 kept",
-        "raise eval.max_dets",
+        "--set eval.max_dets=N, N at least the objects of that image",
     ),
     "MODEL-DENOISING": Code(
         NOTE, "an image has more objects than denoising takes: each step draws some of them", "a.jpg: 180 of 100",
-        "raise model.denoising.num_pairs",
+        "--set model.denoising.num_pairs=N, N at least the objects of that image",
     ),
     "MODEL-CELL": Code(
         NOTE, "objects are smaller than a cell of the finest level at evaluation size", "31 % of train",

@@ -6,21 +6,22 @@ import tomllib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import tomli_w
 from pydantic import ValidationError
 
 from .config import REMOVED, RENAMED, Config
 from .errors import ConfigError
-from .settings import list_settings
+from .settings import Setting, list_settings
 
+MOST_IN_EXAMPLE = 4
+CLOSE = 0.75  # how alike, of 1, a misspelt name is to the one that was meant
 WISHES = {  # by pydantic's name for the complaint; its own words, "Input should be …", serve for all others
     "int_type": "a whole number",
     "float_type": "a number",
     "bool_type": "true or false",
     "string_type": "text, in quotes",
-    "tuple_type": "a list, such as [480, 800]",
     "missing": "a longer list",
     "too_short": "a longer list",
     "too_long": "a shorter list",
@@ -28,7 +29,20 @@ WISHES = {  # by pydantic's name for the complaint; its own words, "Input should
 
 OTHER_WORDS = {  # of other codebases, and of everyday speech, beside official DINO's in config.py
     "learning_rate": "train.lr", "lr0": "train.lr", "base_lr": "train.lr", "lr_encoder": "train.backbone_lr",
-    "num_epochs": "train.epochs", "max_epochs": "train.epochs", "batch": "train.batch_size", "wd": "train.weight_decay",
+    "num_epochs": "train.epochs", "max_epochs": "train.epochs", "max_iter": "train.epochs", "max_iters": "train.epochs",
+    "iters": "train.epochs", "num_iters": "train.epochs", "iterations": "train.epochs", "steps": "train.epochs",
+    "milestones": "train.lr_drop_epochs", "param_scheduler": "train.lr_drop_epochs", "lr_step": "train.lr_drop_epochs",
+    "lr_multiplier": "train.lr_schedule", "cos_lr": "train.lr_schedule", "warmup_epochs": "train.warmup_steps",
+    "warmup_iters": "train.warmup_steps", "warmup": "train.warmup_steps", "batch": "train.batch_size",
+    "total_batch_size": "train.batch_size", "grad_accum_steps": "train.micro_batch_size",
+    "val_interval": "train.eval_every_epochs", "eval_period": "train.eval_every_epochs",
+    "max_keep_ckpts": "train.keep_checkpoints", "max_to_keep": "train.keep_checkpoints",
+    "with_cp": "model.checkpoint_activations", "gradient_checkpointing": "model.checkpoint_activations",
+    "num_dn_queries": "model.denoising.num_pairs", "cost_class": "loss.cost_label", "cost_bbox": "loss.cost_box",
+    "select_box_nums_for_evaluation": "eval.max_dets", "nms": "eval.nms_iou", "iou": "eval.nms_iou",
+    "optimizer": "train.lr", "temperature": "model.position_temperature", "offset": "model.position_offset",
+    "lr_mult": "train.backbone_lr", "hsv_h": "data.color_jitter", "hsv_s": "data.color_jitter",
+    "hsv_v": "data.color_jitter", "wd": "train.weight_decay",
     "grad_clip": "train.clip_norm", "max_norm": "train.clip_norm", "ema": "train.ema_decay",
     "num_workers": "data.workers", "imgsz": "data.train_scales", "resolution": "data.train_scales",
     "dataset_dir": "data.path", "fliplr": "data.flip", "flipud": "data.vertical_flip", "max_det": "eval.max_dets",
@@ -36,6 +50,13 @@ OTHER_WORDS = {  # of other codebases, and of everyday speech, beside official D
     "feedforward_channels": "model.ffn_dim", "num_feature_levels": "model.num_levels", "nc": "model.num_classes",
     "label_noise_scale": "model.denoising.label_noise", "box_noise_scale": "model.denoising.box_noise",
     "loss_cls": "loss.label", "loss_bbox": "loss.box", "loss_iou": "loss.giou",
+}  # fmt: skip
+OPTIONS = {  # what other codebases set in a config and `dino` has as an option
+    "work_dir": "--output-dir DIR", "output_dir": "--output-dir DIR", "project": "--output-dir DIR",
+    "load_from": "--weights FILE", "init_checkpoint": "--weights FILE", "pretrain_weights": "--weights FILE",
+    "pretrain_model_path": "--weights FILE", "resume": "--resume auto", "resume_from": "--resume RUN",
+    "device": "--device cuda", "gpus": "--gpus N", "num_gpus": "--gpus N", "amp": "--amp auto",
+    "deterministic": "--deterministic", "coco_path": "--data DIR", "data_root": "--data DIR",
 }  # fmt: skip
 
 
@@ -217,7 +238,26 @@ def _place(problem: Any) -> str:
 def _wish(problem: Any) -> str:
     if problem["type"] == "model_type":
         return f"a section, with settings such as `{_place(problem)}.{_settings_in(problem['loc'])[0]}`"
-    return WISHES.get(problem["type"]) or problem["msg"].removeprefix("Input should be ")
+    setting = next((one for one in list_settings() if one.name == ".".join(map(str, problem["loc"][:2]))), None)
+    if problem["type"] == "tuple_type" and setting is not None:
+        return _list_wish(setting)
+    wish = WISHES.get(problem["type"]) or problem["msg"].removeprefix("Input should be ")
+    return f"{wish}, or off for none" if setting is not None and setting.name == "train.trackers" else wish
+
+
+def _list_wish(setting: Setting) -> str:
+    """A list, with the choices that its entries have, and an example."""
+    if choices := _choices(setting.type):
+        return f'a list of {", ".join(choices)}, such as ["{choices[0]}"]'
+    usual = list(setting.default) or [1]
+    example = usual if len(usual) <= MOST_IN_EXAMPLE else [usual[0], usual[-1]]
+    return f"a list, such as {example}"
+
+
+def _choices(kind: Any) -> list[str]:
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return next((found for part in get_args(kind) if (found := _choices(part))), [])
 
 
 def _settings_in(path: Sequence[str | int]) -> list[str]:
@@ -231,17 +271,32 @@ def _settings_in(path: Sequence[str | int]) -> list[str]:
 
 def _hint(loc: Sequence[str | int], value: Any) -> str:
     """The setting that was meant: under another section, under the word of another codebase, or misspelt."""
-    word, here = str(loc[-1]), _settings_in(loc[:-1])
+    here, path = _settings_in(loc[:-1]), [str(part) for part in loc]
+    while isinstance(value, dict) and len(value) == 1:  # a section that there isn't: what was meant is in it
+        ((key, value),) = value.items()
+        path.append(key)
+    typed, word = ".".join(path).casefold(), path[-1].casefold()
+    if option := next((OPTIONS[part] for part in (typed, word) if part in OPTIONS), None):
+        return f"; that is `{option}`"
+    found = _meant(typed, word, here)
+    return f"; did you mean `{found}`?" if found else f"; known are: {', '.join(here)}"
+
+
+def _meant(typed: str, word: str, here: Sequence[str]) -> str | None:
     settings = list_settings()
     names = [setting.name for setting in settings]
-    leaves = {name.rpartition(".")[2]: name for name in reversed(names)}
-    official = {name: setting.name for setting in settings for name in setting.official.split(", ") if name}
-    path = ".".join(map(str, loc[:-1]))
-    near = [f"{path}.{name}" if path else name for name in difflib.get_close_matches(word, here, n=1)]
-    if not near and isinstance(value, dict) and len(value) == 1:  # a section that there isn't
-        (word,) = value
-    found = leaves.get(word) or official.get(word) or OTHER_WORDS.get(word) or (near[0] if near else None)
-    if found is None:
-        close = difflib.get_close_matches(word, leaves, n=1, cutoff=0.75)
-        found = leaves[close[0]] if close else None
-    return f"; did you mean `{found}`?" if found else f"; known are: {', '.join(here)}"
+    official = {name.casefold(): setting.name for setting in settings for name in setting.official.split(", ") if name}
+    same = [name for name in names if name.rpartition(".")[2] == word]
+    if same:
+        return difflib.get_close_matches(typed, same, n=1, cutoff=0)[0]
+    if known := OTHER_WORDS.get(typed) or official.get(word) or OTHER_WORDS.get(word):
+        return known
+    section, leaves = typed.rpartition(".")[0], {name.rpartition(".")[2]: name for name in reversed(names)}
+    near = difflib.get_close_matches(word, here, n=1, cutoff=CLOSE) if section.count(".") < 2 else []
+    if near and (full := f"{section}.{near[0]}" if section else near[0]) in names:
+        return full
+    if close := difflib.get_close_matches(typed, names, n=1, cutoff=CLOSE):
+        return close[0]
+    if close := difflib.get_close_matches(word, leaves, n=1, cutoff=CLOSE):
+        return leaves[close[0]]
+    return near[0] if near and not section else None

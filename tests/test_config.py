@@ -5,7 +5,8 @@ from pydantic import ValidationError
 
 from dinocore.config import Config, fixed_on_resume
 from dinocore.errors import ConfigError
-from dinocore.presets import config_from_dict, load_config
+from dinocore.presets import OTHER_WORDS, config_from_dict, load_config
+from dinocore.settings import list_settings
 
 
 def refusal(*overrides):
@@ -29,6 +30,17 @@ def refusal(*overrides):
         ("data.path=5", "`data.path` = 5 cannot be used; it must be text, in quotes"),
         ("model.checkpoint_activations=1", "_activations` = 1 cannot be used; it must be true or false"),
         ("train.amp=on", "`train.amp` = 'on' cannot be used; it must be 'auto', 'off', 'bf16' or 'fp16'"),
+        (
+            "train.freeze=head",
+            "`train.freeze` = 'head' cannot be used; it must be a list of backbone, neck, tokenizer, encoder, "
+            'proposer, denoiser, decoder, such as ["backbone"]',
+        ),
+        ("train.lr_drop_epochs=3", "`train.lr_drop_epochs` = 3 cannot be used; it must be a list, such as [11]"),
+        (
+            "train.trackers=neptune",
+            "`train.trackers[0]` = 'neptune' cannot be used; it must be 'auto', 'tensorboard', 'wandb' or 'mlflow', or "
+            "off for none",
+        ),
         ("data.train_scales=ab", "`data.train_scales` = 'ab' cannot be used; it must be a list, such as [480, 800]"),
         ("data.train_scales=[]", "`data.train_scales` = [] cannot be used; it must be a longer list"),
         ("data.train_scales=[4.5]", "`data.train_scales[0]` = 4.5 cannot be used; it must be a whole number"),
@@ -63,13 +75,43 @@ def test_all_that_is_wrong_is_said_at_once_in_one_line_each():
     ("override", "said"),
     [
         ("model.num_querys=3", "`model.num_querys`; did you mean `model.num_queries`?"),
-        ("modle.num_queries=3", "`modle`; did you mean `model`?"),
+        ("modle.num_queries=3", "`modle`; did you mean `model.num_queries`?"),
         ("model.denoising.box_nose=1", "`model.denoising.box_nose`; did you mean `model.denoising.box_noise`?"),
         ("eval.foo=1", "`eval.foo`; known are: max_dets, nms_iou, backend"),
     ],
 )
 def test_an_unknown_setting_names_the_nearest_or_all(override, said):
     assert refusal(override) == f"there is no setting {said}"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("optim_wrapper.optimizer.lr", "did you mean `train.lr`?"),
+        ("optim_wrapper.clip_grad.max_norm", "did you mean `train.clip_norm`?"),
+        ("param_scheduler.milestones", "did you mean `train.lr_drop_epochs`?"),
+        ("with_cp", "did you mean `model.checkpoint_activations`?"),
+        ("work_dir", "that is `--output-dir DIR`"),
+        ("load_from", "that is `--weights FILE`"),
+        ("train_cfg.max_epochs", "did you mean `train.epochs`?"),
+        ("trian.epochs", "did you mean `train.epochs`?"),
+        ("train.max_iter", "did you mean `train.epochs`?"),
+        ("train.iters", "did you mean `train.epochs`?"),
+        ("model.bbox_head.num_classes", "did you mean `model.num_classes`?"),
+        ("train.LR", "did you mean `train.lr`?"),
+        ("dn_cfg.group_cfg.num_dn_queries", "did you mean `model.denoising.num_pairs`?"),
+        ("train.weights_decay", "did you mean `train.weight_decay`?"),
+    ],
+)
+def test_a_word_of_another_codebase_or_a_slip_gets_the_setting_that_was_meant(typed, meant):
+    assert refusal(f"{typed}=1").endswith(f"; {meant}")
+
+
+def test_each_word_of_another_codebase_leads_to_a_setting_that_there_is():
+    names = {setting.name for setting in list_settings()}
+    assert set(OTHER_WORDS.values()) <= names
+    leaves = {name.rpartition(".")[2] for name in names}
+    assert not leaves & OTHER_WORDS.keys(), "these are settings themselves, so the word is never looked up"
 
 
 @pytest.mark.parametrize(

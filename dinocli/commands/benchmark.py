@@ -3,6 +3,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dinocore.words import counted
+
 from ..completion import choices
 from ..options import ConfigFile, Device, Json, ModelOf, Overrides, Precision, Preset
 
@@ -82,10 +84,12 @@ def _show(name: str, work: str, repeats: int, facts: dict[str, Any], found: "Mea
     from ..console import stdout
 
     shape = f"{facts['batch']} x {facts['size']}"
-    stdout.print(f"{name}, {work}, {shape}, {found.device}, {found.threads} threads, {found.precision}")
+    stdout.print(f"{name}, {work}, {shape}, {found.device}, {counted(found.threads, 'thread')}, {found.precision}")
     stdout.print(f"parameters   {found.parameters / 1e6:.1f} M")
     stdout.print(f"work         {found.flops / 1e9:.1f} GFLOP (2 per multiply-add)")
-    stdout.print(f"latency      {found.latency_p50_s:.3f} s median, {found.latency_p90_s:.3f} s p90, {repeats} calls")
+    stdout.print(
+        f"latency      {found.latency_p50_s:.3f} s median, {found.latency_p90_s:.3f} s p90, {counted(repeats, 'call')}"
+    )
     stdout.print(f"throughput   {found.images_per_s:.2f} images/s")
     stdout.print(f"peak memory  {found.peak_memory_mb:.0f} MB")
     for operation, seconds, calls in top:
@@ -106,7 +110,9 @@ def _benchmark_file(path: Path, batch: int, repeats: int, json: bool) -> None:
         print_json(facts | found._asdict())
         return
     stdout.print(f"{path}, inference, {batch} x {height}x{width}, {info['precision']}")
-    stdout.print(f"latency      {found.latency_p50_s:.3f} s median, {found.latency_p90_s:.3f} s p90, {repeats} calls")
+    stdout.print(
+        f"latency      {found.latency_p50_s:.3f} s median, {found.latency_p90_s:.3f} s p90, {counted(repeats, 'call')}"
+    )
     stdout.print(f"throughput   {found.images_per_s:.2f} images/s")
 
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
 from dinocore.config import Config
@@ -25,8 +24,9 @@ from dinocore.system.files import check_file, to_json, write_text
 from dinocore.words import counted
 
 from ..completion import preset_names
-from ..console import print_json, say, stderr, stdout, warn
+from ..console import print_json, say, stdout, warn
 from ..options import ConfigFile, Json, Overrides, ValFraction
+from ..progress import WorkProgress
 
 
 def check_data(
@@ -75,7 +75,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "objects": lambda n: str(n["objects"]),
     "crowds": lambda n: str(n["crowds"]),
     "objects per image": lambda n: _range(n["objects_per_image"]),
-    "at most": lambda n: f"{n['objects_per_image']['max']:.0f}" if n["objects_per_image"] else "-",
+    "most objects in an image": lambda n: f"{n['objects_per_image']['max']:.0f}" if n["objects_per_image"] else "-",
     "side in pixels": lambda n: _range(n["object_side_px"]),
     "width / height": lambda n: _range(n["object_aspect"]),
     "small, medium, large": lambda n: ", ".join(f"{share:.0%}" for share in n["shares"].values()),
@@ -111,7 +111,7 @@ def check_folder(
 
 
 def _check(folder: Path, config: Config, decode: bool) -> Checked:
-    with Progress(console=stderr, disable=not stderr.is_terminal, transient=True) as progress:
+    with WorkProgress() as progress:
         tasks: dict[str, Any] = {}
         for event in run_checks(folder, config, decode):
             if isinstance(event, Checked):
@@ -183,7 +183,7 @@ def _fix(checked: Checked, config: Config, out: Path) -> None:
         log = copy.with_name(f"{copy.name}.log")
         write_text(copy, to_json(document) + "\n")
         write_text(log, "".join(to_json(change._asdict()) + "\n" for change in changes))
-        say(f"{name}: {counted(len(changes), 'change')}; wrote {copy} and {log}")
+        say(f"wrote {copy}: {counted(len(changes), 'change')} in {name}, listed in {log}")
         _say_what_is_left(part, copy, config)
         if part.split.format == "coco":
             say(f"to use it, put it in the place of {part.split.annotations}")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress
 
 from dinocore.config import DataConfig
 from dinocore.data.annotations import Annotations, read_annotations
@@ -16,8 +15,9 @@ from dinocore.data.holdout import hold_out
 from dinocore.words import counted
 
 from ..completion import choices
-from ..console import print_json, say, stderr, warn
+from ..console import print_json, say, warn
 from ..options import Json, Overrides, ValFraction
+from ..progress import WorkProgress
 
 
 def convert_data(
@@ -71,13 +71,13 @@ def convert_folder(folder: Path, out: Path, kind: str, link: bool, config: DataC
         splits |= {name: (part, source) for name, part in held.items()}
     say(f"{folder}: {layout.kind} layout")
     lost = 0
-    with Progress(console=stderr, disable=not stderr.is_terminal, transient=True) as progress:
+    with WorkProgress() as progress:
         task = progress.add_task("writing", total=None)
         for written in write_dataset(splits, kind, out, link):
             lost = written.lost_crowds
             progress.update(task, completed=written.done, total=written.total)
     if lost:
-        warn(f"{lost} crowd regions are left out: YOLO's labels have none")
+        warn(f"left out {counted(lost, 'crowd region')}: YOLO's labels have none")
     counts = {name: len(annotations.image_ids) for name, (annotations, _) in splits.items()}
     if json:
         print_json({"out": str(out), "format": kind, "images": counts, "lost_crowds": lost})

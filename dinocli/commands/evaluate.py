@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-from rich.progress import Progress
 
 from dinocore.config import Config, DataConfig
 from dinocore.data.annotations import Annotations
@@ -23,8 +22,9 @@ from dinocore.report.parts import Page
 from dinocore.system.files import check_file, write_text
 from dinocore.words import counted
 
-from ..console import fail, print_json, say, stderr, stdout, warn
+from ..console import fail, print_json, say, stdout, warn
 from ..options import Data, Device, Json, Out, Overlap, Overrides, Precision, Split, Weights
+from ..progress import WorkProgress
 from ..weights_option import is_exported, open_any_detector
 from .evaluate_view import show_analysis, show_comparison
 
@@ -127,7 +127,7 @@ def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None
         return
     if request.out is not None:
         write_text(request.out, json_module.dumps(found, allow_nan=False) + "\n")
-        say(f"{counted(len(found), 'detection')} in COCO's result format: {request.out}")
+        say(f"wrote {request.out}: {counted(len(found), 'detection')}, in COCO's result format")
     metrics = coco_metrics(annotations, found, backend, len(failed))
     analysis = analyse(annotations, found, request.bootstrap)
     if analysis.summary != metrics.summary:
@@ -184,8 +184,9 @@ def compare_two(request: EvalRequest, pair: tuple[str, str], group: SingleProces
 
 def _check(request: EvalRequest) -> None:
     """Refuse what cannot be done before any work."""
-    from dinocore.stream.slices import parse_slicing
+    from dinocore.stream.slices import check_overlap, parse_slicing
 
+    check_overlap(request.slice, request.overlap)
     if request.slice is not None:
         parse_slicing(request.slice, request.overlap, DataConfig(), {})
     check_split(request.split)
@@ -240,7 +241,7 @@ def _truth(request: EvalRequest, *sources: DetectionSource) -> Annotations:
     if request.folder is None and exported:
         raise ConfigError(f"{exported[0]} says nothing about its data; give --data")
     if len({tuple(sorted(detector.categories)) for detector in detectors}) > 1:
-        raise ConfigError("the two weights know other classes; compare weights of the same data")
+        raise ConfigError("the two weights know different classes; compare weights of the same data")
     settings = (detectors[0].config if detectors else sources[0].config).data
     if request.folder is not None:
         settings = settings.model_copy(update={"path": str(request.folder.expanduser().absolute())})
@@ -248,6 +249,8 @@ def _truth(request: EvalRequest, *sources: DetectionSource) -> Annotations:
     say(f"data: {annotations.file}, {counted(len(annotations.image_ids), 'image')}")
     for note in annotations.notes:
         warn(note)
+    if not len(annotations.trainable(0)):
+        warn(f"{annotations.file} has no object to judge by; AP and recall are not defined")
     return annotations
 
 
@@ -263,8 +266,7 @@ def _detections(
             warn(f"{source.path}: {note}")
         return read.rows, []
     results, failed = [], []
-    hidden = not (stderr.is_terminal and group.main)
-    with Progress(console=stderr, disable=hidden, transient=True) as progress:
+    with WorkProgress(hidden=not group.main) as progress:
         images = detect_on_ranks(source.detector, annotations, group, source.slicing)
         for found, problems in progress.track(images, total=len(annotations.image_ids), description="evaluating"):
             if not group.main:

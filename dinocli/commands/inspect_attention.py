@@ -92,7 +92,7 @@ def show_attention(
     pixel = _pixel(request)
     outputs.check()
     detector, path = open_detector(weights, device, "off")
-    file = file or open_annotated(None, "val", detector).path(0)
+    file = file or open_annotated(None, "val", detector, "an image: dino inspect-attention img.jpg").path(0)
     image = read_image(file, detector.config.data)
     batch = detector.batch(image)
     if pixel is None:

@@ -158,6 +158,7 @@ def _show(seen: Matching, file: Path, top: int) -> None:
 
     queries = counted(seen.num_queries, "query", "queries")
     stdout.print(f"[bold]{escape(file.name)}[/]: {counted(len(seen.objects), 'object')}, {queries}")
+    stdout.print("matching queries, numbered from 0, that each stage gives an object")
     _show_queries(seen, top)
     parts = [cost_name(part) for part in seen.stages[0].mean_costs()]
     table = _table("stage", *parts, "cost", "IoU", "stayed", "differ")
@@ -191,7 +192,8 @@ def _show_noise(seen: Matching, top: int) -> None:
     if not rows:
         stdout.print("\nthis model trains without denoising")
         return
-    stdout.print(f"\ndenoising, group 0 of {seen.num_groups}; --json has all groups")
+    groups = f"group 0 of {seen.num_groups}, --json has all groups"
+    stdout.print(f"\ndenoising queries, which have numbers of their own from 0; {groups}")
     table = _table("query", "", "of object", "starts as", "at", "must answer", "answers", "IoU")
     for noisy in [*[n for n in rows if n.positive][:top], *[n for n in rows if not n.positive][:top]]:
         place = " ".join(f"{value:.0f}" for value in noisy.start_box)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 from PIL import Image
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
 from dinocore.data import split as splits
@@ -22,9 +21,10 @@ from dinocore.system.files import check_file, write_atomically, write_text
 
 from ..annotated import open_annotated
 from ..completion import choices
-from ..console import fail, print_json, say, stderr, stdout
+from ..console import fail, print_json, say, stdout
 from ..inputs import Input, expand
 from ..options import Data, Device, Json, Out, Precision, Split, Weights
+from ..progress import WorkProgress
 from ..weights_option import open_detector
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def _propose(
 
     found: list[Inspected] = []
     drawn: list[list[Image.Image]] = []
-    with Progress(console=stderr, disable=not stderr.is_terminal or len(inputs) < 2, transient=True) as progress:
+    with WorkProgress(hidden=len(inputs) < 2) as progress:
         for item in progress.track(inputs, description="proposing"):
             try:
                 image = read_image(item.path, detector.config.data)

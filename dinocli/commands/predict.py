@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from PIL.Image import Image
-from rich.progress import Progress
 from rich.table import Table
 
 from dinocore.data.images import read_image
@@ -23,9 +22,10 @@ from dinocore.system.files import write_atomically
 from dinocore.words import counted
 
 from ..completion import choices
-from ..console import fail, print_json, say, stderr, stdout, warn, warn_of_letters
+from ..console import fail, print_json, say, stdout, warn, warn_of_letters
 from ..inputs import Input, expand
 from ..options import Device, Json, Out, Overlap, Precision, Threshold, Weights
+from ..progress import WorkProgress
 from ..signals import ending_early
 from .predict_request import PredictRequest, Work, check_request, open_work, parse_threshold
 
@@ -83,6 +83,8 @@ def predict(
 
     Example: dino predict photos/ --save-images drawn
     """
+    from dinocore.stream.slices import check_overlap
+
     from ..inputs import check_header, is_film
 
     film = is_film(files)
@@ -94,6 +96,7 @@ def predict(
         from ..launch import launch
 
         raise typer.Exit(launch(gpus, sys.argv[1:]))
+    check_overlap(slice, overlap)
     least = parse_threshold(threshold)
     request = PredictRequest(out, format, save_images, least, max_dets, resume, json, batch_size, slice, overlap)
     if film:
@@ -193,6 +196,27 @@ def _write_lines(work: Work, inputs: Sequence[Input], before: Sequence[ImageResu
     end_with_failures(len(written.failed), len(inputs))
 
 
+class Tally:
+    """What is to be said when all images are done: of several ranks' images together, or of a film's frames."""
+
+    def __init__(self) -> None:
+        self.passed = 0  # detections that reach the threshold
+        self.best = -1.0  # score of all that were seen
+        self.shrunk: list[tuple[float, str]] = []  # by how much, and which image
+
+    def add(self, work: Work, name: str, size: tuple[int, int], passed: int, best: float) -> None:
+        """Count an image (height, width)."""
+        self.passed += passed
+        self.best = max(self.best, best)
+        self.shrunk += shrinking(work, name, size)
+
+    def say(self, least: Sequence[float]) -> None:
+        """Say on stderr what a user should know."""
+        if not self.passed:
+            _say_none_passed(least, self.best)
+        warn_of_shrinking(self.shrunk)
+
+
 def _say_none_passed(least: Sequence[float], best: float) -> None:
     """What to type where no detection reaches the threshold; `best` is the best score, negative without any."""
     if best < 0:
@@ -268,25 +292,24 @@ def so_far(done: int, count: int, request: PredictRequest) -> str:
 
 
 def detect_files(
-    work: Work, inputs: Mapping[Input, str], ended: Callable[[], int], quiet: bool = False
+    work: Work, inputs: Mapping[Input, str], ended: Callable[[], int], tally: Tally | None = None
 ) -> Iterator[ImageResult | DataError]:
     """What was found in each image, or why it could not be read; drawn, under its name, where that is asked for.
 
     Args:
         inputs: images, with the name of each one's drawing.
         ended: no further image is read once this is not 0.
-        quiet: several ranks are at work, and rank 0 speaks at the end.
+        tally: is counted into and said by the caller, as where several ranks are at work; else it is said here.
     """
     from dinocore.detections_io import as_found
     from dinocore.stream.images import detect_stream
 
-    detector, request, passed, seen = work.detector, work.request, 0, -1.0
+    detector, request, quiet = work.detector, work.request, tally is not None
+    tally = tally or Tally()
     sizes: deque[tuple[int, int]] = deque()
     images = _read(inputs, work, ended, sizes)
-    shrunk: list[tuple[float, str]] = []
     drawn = 0
-    hidden = quiet or not stderr.is_terminal or len(inputs) < 2
-    with Progress(console=stderr, disable=hidden, transient=True) as progress:
+    with WorkProgress(hidden=len(inputs) < 2) as progress:
         results = detect_stream(detector, images, request.batch_size)
         for item, result in zip(progress.track(inputs, description="predicting"), results, strict=False):
             if isinstance(result, DataError):
@@ -296,9 +319,7 @@ def detect_files(
                 continue
             size = sizes.popleft()
             found = as_found(item.name, size, result, detector.categories, work.least)
-            passed += len(found.detections)
-            seen = max([seen, *result.scores[:1].tolist()])
-            shrunk += shrinking(work, item.name, size)
+            tally.add(work, item.name, size, len(found.detections), max([-1.0, *result.scores[:1].tolist()]))
             if request.save_images is not None:
                 image = read_image(item.path, detector.config.data)
                 _draw(image, found, detector, drawing_path(request.save_images, inputs[item]))
@@ -306,9 +327,7 @@ def detect_files(
             yield found
     if quiet:
         return
-    if not passed:
-        _say_none_passed(work.least, seen)
-    warn_of_shrinking(shrunk)
+    tally.say(work.least)
     if drawn:
         say(f"wrote images with boxes to {request.save_images}")
         warn_of_letters(category.name for category in detector.categories)
@@ -332,7 +351,11 @@ def shrinking(work: Work, name: str, size: tuple[int, int]) -> list[tuple[float,
     """By how much an image (height, width) is shrunk and its name, where that is by too much; else nothing."""
     from dinocore.stream.slices import SHRINKS_MUCH, shrink_factor
 
-    factor = 1.0 if work.slicing else shrink_factor(size, work.detector.config.data)
+    if work.request.slice == "auto":
+        return []
+    windows = work.slicing.windows(size) if work.slicing else []
+    seen = [(y1 - y0, x1 - x0) for x0, y0, x1, y1 in windows[1:]] or [size]  # the first is the whole image
+    factor = max(shrink_factor(part, work.detector.config.data) for part in seen)
     return [(factor, name)] if factor > SHRINKS_MUCH else []
 
 

@@ -24,6 +24,7 @@ from dinocore.words import counted
 
 from ..console import say, stderr, stdout, warn
 from ..signals import ending_early
+from .predict import Tally
 from .predict_request import PredictRequest, Work, check_request, open_work
 
 SAY_EVERY = 30  # seconds, where nobody watches a bar
@@ -61,7 +62,7 @@ def predict_film(
         writer = FilmWriter(options.save_video, rate) if options.save_video else None
         if writer:
             stack.callback(writer.close)
-        count = objects = 0
+        count, tally = 0, Tally()
         damaged: list[Damaged] = []
         bar = stack.enter_context(Progress(console=stderr, disable=not stderr.is_terminal, transient=True))
         frames = _watched(film, options, bar, ended)
@@ -71,16 +72,18 @@ def predict_film(
             if writer:
                 writer.add(_drawn(frame, row, work))
             count += 1
-            objects += len(row["detections"])
+            best = max([-1.0, *detections.scores[:1].tolist()])
+            tally.add(work, source, frame.pixels.shape[:2], len(row["detections"]), best)
+            del tally.shrunk[1:]  # all frames are of one size
         stopped = ended()
     _warn_of_damage(source, damaged)
     if not count and not stopped:
         raise DataError(f"{source} has no frame that can be decoded between these times", where=source,
                         fix="give other --start and --end")  # fmt: skip
-    done = f"{counted(objects, 'detection')} in {counted(count, 'frame')}"
-    say(
-        ": ".join([done, ", ".join(str(path) for path in (request.out, options.save_video) if path)]).removesuffix(": ")
-    )
+    done = f"{counted(tally.passed, 'detection')} in {counted(count, 'frame')}"
+    written = " and ".join(str(path) for path in (request.out, options.save_video) if path)
+    say(f"wrote {written}: {done}" if written else done)
+    tally.say(work.least)
     if stopped:
         raise Interrupted(f"interrupted after {counted(count, 'frame')}, which are written", stopped)
 

@@ -1,6 +1,6 @@
 """`dino predict` by several ranks: images in parts, each part in a file of its own, all parts merged by rank 0.
 
-    OUT.parts/<key>/00000.jsonl ...   one line per image: what was found, or why it could not be read
+    OUT.parts/<key>/00000.jsonl ...   one line per image: what was found, or why it cannot be read; then the best score
 
 Rank r of R does the parts r, r + R, r + 2 R, ... A part is written at once when it is finished, so it is there whole or
 not at all, and no part that is there is done again: a command that was killed goes on where it stopped, with any number
@@ -27,7 +27,7 @@ from ..console import print_json, say
 from ..inputs import Input
 from ..signals import ending_early
 from ..weights_option import find_weights
-from .predict import detect_files, end_with_failures, none_left, shrinking, warn_of_shrinking
+from .predict import Tally, detect_files, end_with_failures, none_left
 from .predict_request import PredictRequest, Work, open_work
 
 IMAGES_PER_PART = 256
@@ -89,14 +89,14 @@ def _key(inputs: Sequence[Input], request: PredictRequest, weights: Path, amp: s
 
 def _do(part: Path, inputs: dict[Input, str], work: Work, ended: Any) -> None:
     """Detect in one part and write it, unless a signal came before its end."""
-    lines = []
-    for item, result in zip(inputs, detect_files(work, inputs, ended, quiet=True), strict=False):
+    lines, tally = [], Tally()
+    for item, result in zip(inputs, detect_files(work, inputs, ended, tally), strict=False):
         if isinstance(result, DataError):
             lines.append(json.dumps({"file": item.name, "error": result.as_dict()}, ensure_ascii=False) + "\n")
         else:
             lines.append(json_lines([result]))
     if len(lines) == len(inputs):
-        write_text(part, "".join(lines))
+        write_text(part, "".join([*lines, json.dumps({"best": tally.best}) + "\n"]))
 
 
 def _wait_for(parts: Sequence[Path], ended: Any) -> None:
@@ -116,13 +116,15 @@ def _merge(parts: Sequence[Path], work: Work, stems: dict[str, str]) -> int:
     """
     request, out = work.request, work.request.out
     assert out is not None
-    failed, shrunk, found = [], [], 0
+    failed, tally, found = [], Tally(), 0
     for row in _rows(parts):
         if "error" in row:
             failed.append(row)
+        elif "best" in row:  # score of the images of a part
+            tally.best = max(tally.best, row["best"])
         else:
             found += 1
-            shrunk += shrinking(work, row["file"], (row["height"], row["width"]))
+            tally.add(work, row["file"], (row["height"], row["width"]), len(row["detections"]), -1.0)
     if not found:
         error = failed[0]["error"]
         raise none_left(len(failed), DataError(error["what"], code=error["code"], where=error["where"] or ""))
@@ -131,8 +133,8 @@ def _merge(parts: Sequence[Path], work: Work, stems: dict[str, str]) -> int:
     else:
         for path in write_found(list(_found(parts)), work.detector.categories, request.format, out, stems)[1:]:
             say(f"wrote {path}")
-    warn_of_shrinking(shrunk)
-    say(f"wrote {out}: detections in {counted(found, 'image')}")
+    tally.say(work.least)
+    say(f"wrote {out}: {counted(tally.passed, 'detection')} in {counted(found, 'image')}")
     if request.save_images is not None:
         say(f"wrote images with boxes to {request.save_images}")
     if request.json:
@@ -156,4 +158,4 @@ def _rows(parts: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 
 def _found(parts: Sequence[Path]) -> Iterator[ImageResult]:
-    return (ImageResult(**row) for row in _rows(parts) if "error" not in row)
+    return (ImageResult(**row) for row in _rows(parts) if "file" in row and "error" not in row)

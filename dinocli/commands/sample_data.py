@@ -40,5 +40,5 @@ def sample_data(
         return
     objects = ", ".join(f"{count} {name}" for name, count in summary.objects.items())
     images = f"{counted(summary.train_images, 'image')} to train on and {summary.val_images} to evaluate on"
-    say(f"{images} in {folder}: {objects}")
+    say(f"wrote {folder}: {images}; {objects}")
     say(f"next: dino train --data {folder}")

@@ -154,6 +154,11 @@ class TrainingView:
         if self.evaluating is None:
             self.evaluating = self.progress.add_task("evaluating", total=total)
         self.progress.update(self.evaluating, completed=done, visible=done < total)
+        if time.monotonic() - self.last_line[1] >= EVERY_SECONDS:
+            self.last_line = (self.last_line[0], time.monotonic())
+            self._log(f"evaluating {done}/{total}")
+            if not stderr.is_terminal:
+                stderr.print(f"evaluating {done}/{total}")
         if done == total:
             self.progress.remove_task(self.evaluating)
             self.evaluating = None

@@ -43,7 +43,8 @@ def show_published(json: bool) -> None:
         stdout.print(f"[bold]{escape(publisher.title)}[/], AP on COCO val2017 as in {escape(publisher.reported)}")
         stdout.print(table)
         stdout.print()
-    say("dino predict img.jpg --weights NAME fetches one; dino weights NAME tells where from. By hand: no addresses")
+    say("dino predict img.jpg --weights NAME fetches one, and dino weights NAME says where it is from")
+    say("by hand: its publisher has it in a folder without an address, which dino weights NAME names with what to type")
 
 
 def show_one(name: str, json: bool) -> None:

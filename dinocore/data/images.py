@@ -227,7 +227,7 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
             raise _problem(f"{path} is not a regular file", "FORMAT", path)
         image = _identified(path)
     except FileNotFoundError:
-        raise _problem(f"there is no image {path}", "MISSING", path) from None
+        raise _problem(f"there is no image {path}", "MISSING", path, "check its name and folder") from None
     except UnidentifiedImageError:
         what, kind, fix = _unidentified(path)
         raise _problem(what, kind, path, fix) from None
@@ -273,6 +273,7 @@ def _unidentified(path: Path) -> tuple[str, str, str]:
     fix = f"make images of a video first: ffmpeg -i {path} frame-%05d.jpg" if suffix in VIDEOS else ""
     if suffix in IMAGE_SUFFIXES - SUFFIXES:
         fix = f"convert it first: magick {path} {path.with_suffix('.jpg')}"
+    fix = fix or f"see what it is: file {path}; save it as JPEG or PNG, or leave it out"
     return f"{path} is not an image in a known format ({', '.join(FORMATS)})", "FORMAT", fix
 
 

@@ -245,18 +245,21 @@ def check_boxes(table: RawAnnotations, root: Path, config: DataConfig, findings:
     outside = ~flat & (huge | np.any((boxes[:, :2] >= sizes) | (boxes[:, :2] + boxes[:, 2:] <= 0), axis=1))
     tiny = ~flat & ~outside & np.any(seen_sides(boxes, sizes) < config.min_box_size, axis=1)
     code = "DATA-BOX-FLAT-MANY" if flat.sum() > max(0.05 * count, MAX_FLAT) else "DATA-BOX-FLAT"
-    for kind, which, what in ((code, flat, "have no width or height"),
-                              ("DATA-BOX-OUTSIDE", outside, "lie outside their image, or are far larger"),
-                              ("DATA-BOX-TINY", tiny, f"are smaller than {config.min_box_size} pixels")):  # fmt: skip
+    for kind, which, one, many in ((code, flat, "has no width or height", "have no width or height"),
+                              ("DATA-BOX-OUTSIDE", outside, "lies outside its image, or is far larger",
+                               "lie outside their image, or are far larger"),
+                              ("DATA-BOX-TINY", tiny, f"is smaller than {config.min_box_size} pixels",
+                               f"are smaller than {config.min_box_size} pixels")):  # fmt: skip
         number = int(which.sum())
         left_out = "" if kind.endswith("MANY") else ", not trained on"
-        findings.add(kind, f"{number} of {count} boxes {what}{left_out}", places(which), number)
+        findings.add(kind, f"{number} of {count} boxes {one if number == 1 else many}{left_out}", places(which), number)
     shares = boxes.max(1, initial=0) <= 1.0
     if shares.sum() > 0.5 * count:
-        what = f"{shares.sum()} of {count} boxes lie within [0, 1]"
+        what = f"{shares.sum()} of {count} boxes {'lies' if shares.sum() == 1 else 'lie'} within [0, 1]"
         findings.add("DATA-BOX-SHARES", what, places(shares), int(shares.sum()))
     beyond = _like_corners(boxes, sizes)
-    what = f"{beyond.sum()} of {count} boxes reach beyond their image, were they exported as x0 y0 x1 y1?"
+    verb = "reaches beyond its" if beyond.sum() == 1 else "reach beyond their"
+    what = f"{beyond.sum()} of {count} boxes {verb} image, were they exported as x0 y0 x1 y1?"
     findings.add("DATA-BOX-CORNERS", what, places(beyond), int(beyond.sum()))
 
 

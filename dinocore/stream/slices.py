@@ -92,6 +92,16 @@ def parse_slicing(side: str, overlap: float | None, config: DataConfig, facts: d
     return Slicing(int(side), OVERLAP if overlap is None else overlap)
 
 
+def check_overlap(side: str | None, overlap: float | None) -> None:
+    """Refuse an overlap of slices where there are none.
+
+    Raises:
+        ConfigError: `--overlap` is given without `--slice`.
+    """
+    if side is None and overlap is not None:
+        raise ConfigError(f"--overlap {overlap:g} is of slices; add --slice auto, or leave --overlap out")
+
+
 def shrink_factor(size: tuple[int, int], config: DataConfig) -> float:
     """By how much an image of `size` (height, width) is shrunk for the model; below 1 where it is enlarged."""
     return max(size) / max(resized(size, config.eval_scale, config.max_size))

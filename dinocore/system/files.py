@@ -50,22 +50,22 @@ def check_writable(folder: Path) -> None:
         raise EnvironmentFault(what, where=folder, fix="name another place, or let it be written") from error
 
 
-def check_file(option: str, path: Path, *suffixes: str) -> None:
-    """Refuse, before the work, a file to write that is a folder, has another suffix, or lies where nothing can be written.
+def check_file(option: str, path: Path, suffix: str, *others: str) -> None:
+    """Refuse a file to write that is a folder, has another suffix, or lies where nothing can be written.
 
     Args:
-        suffixes: those that what is written may have, in lower case; the first is proposed.
+        suffix: that of what is written, in lower case; `others` are possible, too.
 
     Raises:
         ConfigError: it is a folder, or has another suffix.
         EnvironmentFault: its folder cannot be written.
     """
     if path.is_dir():
-        example = path / f"{option.strip('-')}{suffixes[0]}"
+        example = path / f"{option.strip('-')}{suffix}"
         raise ConfigError(f"{option} {path} is a folder; name a file, such as {example}")
-    if path.suffix.lower() not in suffixes:
-        choice = f"one of {', '.join(suffixes)}" if len(suffixes) > 1 else suffixes[0]
-        raise ConfigError(f"{option} {path} must end in {choice}; try {option} {path.with_suffix(suffixes[0])}")
+    if path.suffix.lower() not in (suffix, *others):
+        choice = f"one of {', '.join((suffix, *others))}" if others else suffix
+        raise ConfigError(f"{option} {path} must end in {choice}; try {option} {path.with_suffix(suffix)}")
     check_writable(path.parent)
 
 

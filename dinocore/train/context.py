@@ -12,12 +12,13 @@ from ..data.annotations import Annotations
 from ..data.check.fitness import check_fitness
 from ..data.dataset import DataSet
 from ..data.findings import Findings
+from ..data.loaders import steps_per_epoch as steps_in_epoch
 from ..evaluate.backends import choose_backend
 from ..system.device import pick_precision
 from ..system.processes import SingleProcess
 from ..words import counted
 from .batches import micro_batch_size, share_of_batch
-from .optim import describe_lr
+from .optim import describe_lr, warmup_warning
 from .state import TrainState
 
 
@@ -61,10 +62,14 @@ LIMITS = ("MODEL-QUERIES", "MODEL-DETECTIONS", "MODEL-DENOISING")
 
 
 def exceeded_limits(config: Config, annotations: Annotations) -> list[str]:
-    """What check-data says about images with more objects than the model has queries, detections or denoising slots."""
+    """What a run is too short or a model too small for: its warm-up; more objects in an image than it has queries,
+    detections or denoising slots, as check-data says it.
+    """
     findings = Findings(annotations.file)
     check_fitness(annotations, config, findings)
-    return [f"{finding.text}; {finding.fix}" for finding in findings.found if finding.code in LIMITS]
+    steps = steps_in_epoch(len(annotations.image_ids), config.train.batch_size)
+    warmup = [message] if (message := warmup_warning(steps, config.train)) else []
+    return warmup + [f"{finding.text}; {finding.fix}" for finding in findings.found if finding.code in LIMITS]
 
 
 def fingerprint(data: DataSet) -> str:

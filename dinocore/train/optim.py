@@ -58,13 +58,23 @@ def describe_lr(steps_per_epoch: int, config: TrainConfig) -> str:
     """The learning rates of a run, for people to read before it starts."""
     rates = f"{config.lr:g}, backbone {config.backbone_lr:g}"
     warmup = f", {counted(config.warmup_steps, 'step')} of warm-up" if config.warmup_steps else ""
-    if config.warmup_steps >= config.epochs * steps_per_epoch:
-        warmup += f", longer than the run of {counted(config.epochs * steps_per_epoch, 'step')}"
+    if warmup_warning(steps_per_epoch, config):
+        steps = counted(config.epochs * steps_per_epoch, "step")
+        return f"{rates}, not reached{warmup}, no shorter than the run of {steps}"
     if config.lr_schedule == "cosine":
         return f"{rates}{warmup}, falling to 0 as a cosine"
     reached = [str(epoch) for epoch in config.lr_drop_epochs if epoch < config.epochs]
     drops = f"divided by 10 after epoch {', '.join(reached)} of {config.epochs}" if reached else "never lowered"
     return f"{rates}{warmup}, {drops}"
+
+
+def warmup_warning(steps_per_epoch: int, config: TrainConfig) -> str:
+    """What to say of a run that ends before its warm-up does; empty for others."""
+    steps = config.epochs * steps_per_epoch
+    if not config.warmup_steps or config.warmup_steps < steps:
+        return ""
+    lengths = f"{counted(config.warmup_steps, 'step')} of warm-up, and the run has {counted(steps, 'step')}"
+    return f"the learning rate still rises when the run ends: {lengths}; --set train.warmup_steps=0"
 
 
 def scaled_drops(config: TrainConfig, epochs: int) -> tuple[int, ...]:

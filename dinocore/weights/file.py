@@ -19,12 +19,11 @@ from ..model.build import build_model
 from ..model.dino import DINO
 from ..presets import config_from_dict
 from ..system.files import to_json, write_atomically
+from .shipped import SHIPPED
 from .untrusted import read_safetensors, without_prefixes
 
 SCHEMA = 1
-BUNDLED = Path(__file__).parent / "bundled" / "tiny.safetensors"
 UNJUDGED = 0.3  # the threshold of weights that no evaluation has judged
-SHIPPED = {"bundled": BUNDLED, "cells": BUNDLED.with_name("cells.safetensors")}  # by the names of `--weights`
 
 
 class Weights(NamedTuple):

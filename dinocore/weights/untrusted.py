@@ -99,6 +99,11 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         size = path.stat().st_size
+        if _start(path)[8:9] != b"{":
+            raise CheckpointError(
+                f"{path} ({size} bytes) is not a file of weights, neither safetensors nor PyTorch's; `dino weights` "
+                "lists what can be used"
+            ) from None
         raise CheckpointError(
             f"{path} ({size} bytes) is not a whole safetensors file: {error}; was it cut off while copying?"
         ) from None

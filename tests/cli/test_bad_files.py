@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from dinocore.weights.file import BUNDLED
+from dinocore.weights.shipped import BUNDLED
 from dinocore.weights.untrusted import read_safetensors
 
 COMMANDS = {

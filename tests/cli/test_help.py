@@ -85,7 +85,7 @@ def test_the_page_of_settings_is_up_to_date():
         ("train.learning_rate", "train.lr"),
         ("learning_rate", "train.lr"),
         ("model.lr", "train.lr"),
-        ("trian.lr", "train"),
+        ("trian.lr", "train.lr"),
         ("optimizer.lr", "train.lr"),
         ("model.nheads", "model.num_heads"),
         ("model.num_querys", "model.num_queries"),

@@ -96,8 +96,11 @@ def test_data_that_has_moved_is_said_and_drawn_pictures_are_only_for_weights_wit
     from dinocore.weights.file import load_weights, save_weights
 
     content = load_weights(run_folder / "best.safetensors")
-    for path, code, said in (("/gone", 3, "name it with --data"), ("", 0, "images that dino draws")):
+    for path, code, said in (("/gone", 3, "give --data DIR"), ("", 0, "images that dino draws")):
         config = content.config.model_copy(update={"data": content.config.data.model_copy(update={"path": path})})
         save_weights(tmp_path / "moved.safetensors", content.tensors, config, content.categories, {})
         result = dino("inspect-matching", "--weights", "moved.safetensors")
         assert result.code == code and said in result.err.replace("\n", " ")
+        result = dino("inspect-attention", "--weights", "moved.safetensors")
+        assert result.code == code and "--data" not in result.err
+        assert "give an image: dino inspect-attention img.jpg" in result.err.replace("\n", " ")

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from dinocli.commands.train_view import LiveView, TrainingView, in_a_line
 from dinocore.evaluate.coco import Metrics
-from dinocore.train.events import Evaluated, Started, Step
+from dinocore.train.events import Evaluated, Evaluating, Started, Step
 
 NUMBERS = {"loss": 1234.5678, "images": 4.0, "seconds": 2.0, "data_seconds": 0.5, "memory_mb": 12345.0}
 NUMBERS |= {f"{group}/{term}": 123.45678 for group in ("matching", "proposals") for term in ("label", "box", "giou")}
@@ -57,6 +57,17 @@ def test_a_resumed_run_knows_the_best_ap_so_far_at_once(tmp_path):
 def view(tmp_path):
     config = SimpleNamespace(train=SimpleNamespace(epochs=3))
     return TrainingView(SimpleNamespace(folder=tmp_path, config=config))  # pyright: ignore[reportArgumentType]
+
+
+def test_an_evaluation_that_takes_long_has_a_line_every_30_seconds(view, tmp_path, capsys, monkeypatch):
+    now = [view.began]
+    monkeypatch.setattr("dinocli.commands.train_view.time.monotonic", lambda: now[0])
+    for done in range(1, 8):
+        now[0] += 16
+        view.show(Evaluating(done, 9))
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["evaluating 2/9", "evaluating 4/9", "evaluating 6/9"]
+    assert [line.split(maxsplit=2)[2] for line in (tmp_path / "log.txt").read_text().splitlines()] == said
 
 
 def test_a_log_has_a_line_every_50_steps_and_where_these_take_long_every_30_seconds(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,27 @@ def test_an_image_that_shrinks_by_much_is_named_with_the_way_out(dino, small_wei
     assert "ribbon.png is shrunk by 9.0" in result.err and "--slice auto" in result.err
     result = dino("predict", "ribbon.png", "--weights", small_weights, "--slice", "100")
     assert result.code == 0 and "shrunk" not in result.err
+    result = dino("predict", "ribbon.png", "--weights", small_weights, "--slice", "500")
+    assert result.code == 0 and "ribbon.png is shrunk by 5.3" in result.err, "a slice is 500 wide"
+
+
+@pytest.mark.parametrize("command", ["predict", "eval"])
+def test_an_overlap_without_slices_is_refused(command, dino, picture):
+    result = dino(command, *([picture] if command == "predict" else []), "--overlap", "0.3")
+    assert result.code == 2 and "add --slice auto" in result.err
+
+
+def test_where_nobody_watches_a_bar_there_are_lines(dino, small_weights, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("dinocli.progress.SAY_EVERY", 0.0)
+    given = ("--weights", small_weights)
+    for word, command in (
+        ("predicting", ("predict", pictures / "val2017", *given, "--out", "a.json")),
+        ("evaluating", ("eval", "--data", pictures, "--bootstrap", "0", *given)),
+        ("decoding train", ("check-data", pictures, "--decode")),
+        ("writing", ("convert-data", pictures, tmp_path / "made", "--to", "yolo")),
+    ):
+        result = dino(*command)
+        assert re.search(rf"^{word} \d+/\d+", result.err, re.M), (command, result.err)
 
 
 def test_wrong_slices_and_batches_are_refused_before_the_work(dino, picture, tmp_path):
@@ -184,6 +206,30 @@ def test_one_rank_of_two_writes_its_parts_and_the_other_merges_all(dino, small_w
         assert np.allclose(*scores, atol=1e-4) and len(a["detections"]) == 36
 
 
+def test_ranks_say_the_best_score_where_none_passes(dino, small_weights, pictures, monkeypatch):
+    given = (
+        "predict",
+        pictures / "val2017",
+        "--weights",
+        small_weights,
+        "--amp",
+        "off",
+        "--conf",
+        "1",
+        "--out",
+        "a.json",
+    )
+    alone = dino(*given)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert dino(*given).code == 0
+    monkeypatch.setenv("RANK", "0")
+    both = dino(*given)
+    said = [[line for line in done.err.splitlines() if "the best score is" in line] for done in (alone, both)]
+    assert said[0] == said[1] and len(said[0]) == 1
+    assert "wrote a.json: 0 detections in 2 images" in both.err
+
+
 # films -----------------------------------------------------------------------------------------------------------
 
 
@@ -215,6 +261,12 @@ def test_a_film_gives_a_line_for_each_frame_that_was_asked_for(dino, small_weigh
     assert [row["frame"] for row in rows] == list(frames)
     assert all(row["seconds"] == pytest.approx(row["frame"] / 20, abs=1e-3) for row in rows)
     assert all(len(row["detections"]) == 36 for row in rows)
+
+
+def test_a_film_in_which_nothing_passes_says_the_best_score(dino, small_weights, film):
+    result = dino("predict", film, "--weights", small_weights, "--threshold", "1", "--every", "20", "--out", "f.jsonl")
+    assert "wrote f.jsonl: 0 detections in 2 frames" in result.err
+    assert "no detection reaches the threshold 1.00; the best score is" in result.err
 
 
 def test_a_film_with_boxes_has_as_many_frames(dino, small_weights, film):

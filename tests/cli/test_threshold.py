@@ -9,7 +9,8 @@ from PIL import Image
 from dinocore.data.annotations import Category
 from dinocore.model.build import build_model
 from dinocore.presets import load_config
-from dinocore.weights.file import BUNDLED, load_weights, save_weights
+from dinocore.weights.file import load_weights, save_weights
+from dinocore.weights.shipped import BUNDLED
 
 
 @pytest.fixture(scope="module")

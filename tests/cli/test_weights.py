@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dinocli import progress as fetching
 from dinocli.commands import weights as listing
-from dinocore.weights.file import BUNDLED
+from dinocore.weights.shipped import BUNDLED
 
 
 @pytest.fixture(autouse=True)

@@ -151,6 +151,11 @@ def test_more_objects_than_queries_detections_and_denoising(clean):
     assert {code: found[code] for code in found if code.startswith("MODEL")} == {
         "MODEL-QUERIES": 3, "MODEL-DETECTIONS": 3, "MODEL-DENOISING": 3,
     }  # fmt: skip
+    fixes = {f.code: f.fix for _, f in check(clean, config=config).findings() if f.code.startswith("MODEL")}
+    assert fixes == {
+        "MODEL-QUERIES": "--set model.num_queries=50", "MODEL-DETECTIONS": "--set eval.max_dets=50",
+        "MODEL-DENOISING": "--set model.denoising.num_pairs=50",
+    }  # fmt: skip
 
 
 def test_a_box_that_a_click_left_is_told(clean):

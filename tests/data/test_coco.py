@@ -144,6 +144,8 @@ def test_objects_outside_their_image_are_kept_but_not_trained_on_and_counted(mak
     assert annotations.notes[1].startswith(
         "2 of 32 boxes lie outside their image, or are far larger, not trained on: annotation number 30"
     )
+    one = read_annotations(make_coco({1: rows, 2: []}, edit=lambda d: add(d, outside[:1])))
+    assert one.notes[1].startswith("1 of 31 boxes lies outside its image, or is far larger, not trained on")
 
 
 def add(document, rows, image_id=2):

@@ -17,7 +17,8 @@ from dinocore.weights.convert import files
 from dinocore.weights.fetch import locate as module
 from dinocore.weights.fetch.catalogue import Published, catalogue
 from dinocore.weights.fetch.locate import locate
-from dinocore.weights.file import BUNDLED, load_weights
+from dinocore.weights.file import load_weights
+from dinocore.weights.shipped import BUNDLED
 
 from .conftest import HubAnswers, sha256
 

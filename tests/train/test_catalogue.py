@@ -26,7 +26,8 @@ from dinocore.train.run.metrics_log import MetricsLog, MetricsLogger
 from dinocore.train.run.sinks import MAX_WAITING, BackgroundWriter
 from dinocore.train.setup import changed_settings, check_same_data, resumed_state
 from dinocore.train.state import Progress, load_checkpoint, rng_state, save_checkpoint
-from dinocore.weights.file import BUNDLED, cast_note, load_exactly
+from dinocore.weights.file import cast_note, load_exactly
+from dinocore.weights.shipped import BUNDLED
 
 CPU = torch.device("cpu")
 LITTLE = ('model.backbone="timm/test_resnet"', "train.micro_batch_size=1", 'train.trackers="off"')

@@ -8,7 +8,7 @@ from torch import nn
 
 from dinocore import build_model, load_config
 from dinocore.config import TrainConfig
-from dinocore.train.optim import Ema, build_optimizer, describe_lr, lr_factor, scaled_drops, set_lr
+from dinocore.train.optim import Ema, build_optimizer, describe_lr, lr_factor, scaled_drops, set_lr, warmup_warning
 
 
 def test_the_published_schedule_drops_once_after_epoch_11():
@@ -75,4 +75,7 @@ def test_drops_move_in_proportion_to_the_epochs_and_stay_within_the_run(epochs, 
 def test_the_plan_of_the_rate_says_when_it_drops_and_what_is_out_of_reach():
     assert "divided by 10 after epoch 11 of 12" in describe_lr(100, TrainConfig())
     assert "never lowered" in describe_lr(100, TrainConfig(epochs=6))
-    assert "longer than the run of 24 steps" in describe_lr(2, TrainConfig(warmup_steps=24))
+    short = TrainConfig(warmup_steps=24, lr_schedule="cosine")
+    assert describe_lr(2, short).endswith("not reached, 24 steps of warm-up, no shorter than the run of 24 steps")
+    assert warmup_warning(2, short).endswith("and the run has 24 steps; --set train.warmup_steps=0")
+    assert warmup_warning(3, short) == warmup_warning(1, TrainConfig(warmup_steps=0)) == ""

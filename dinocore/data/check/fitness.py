@@ -8,6 +8,7 @@ from ..annotations import Annotations
 from ..findings import KEPT, Findings, Location
 
 CELL_SHARE = 0.01  # of the objects, from which on it is worth a word
+ROUND = 50  # numbers of queries and the like that are proposed are multiples of it
 ANCHOR_SHARE, ANCHOR_FACTOR = 0.05, 4.0
 FIRST_ANCHOR = 0.05  # side of the finest level's anchors, as a share of the image
 
@@ -55,20 +56,23 @@ def anchor_distance(shares: np.ndarray, num_levels: int) -> np.ndarray:
 
 
 def _check_counts(annotations: Annotations, counts: np.ndarray, config: Config, findings: Findings) -> None:
-    model, denoising = config.model, config.model.denoising
+    model, denoising, kept = config.model, config.model.denoising, config.eval.max_dets
     limits = [
-        ("MODEL-QUERIES", model.num_queries, f"than the {model.num_queries} queries"),
-        ("MODEL-DETECTIONS", config.eval.max_dets, f"than the {config.eval.max_dets} detections that are kept"),
+        ("MODEL-QUERIES", model.num_queries, f"than the {model.num_queries} queries", "model.num_queries"),
+        ("MODEL-DETECTIONS", kept, f"than the {kept} detections that are kept", "eval.max_dets"),
     ]
     if most := denoising.max_targets:
-        limits.append(("MODEL-DENOISING", most, f"than the {most} that denoising takes at once"))
-    for code, limit, what in limits:
+        setting = "model.denoising.num_pairs" if denoising.num_groups == "auto" else ""
+        limits.append(("MODEL-DENOISING", most, f"than the {most} that denoising takes at once", setting))
+    for code, limit, what, setting in limits:
         over = np.flatnonzero(counts > limit)
         over = over[np.argsort(-counts[over], kind="stable")]
         places = [
             Location(f"{annotations.path(i).name}: {counts[i]}", annotations.path(i)) for i in over[:KEPT].tolist()
         ]
-        findings.add(code, f"{counted(len(over), 'image')} with more objects {what}", places, len(over))
+        enough = -(-int(counts.max(initial=0)) // ROUND) * ROUND
+        fix = f"--set {setting}={enough}" if setting else ""
+        findings.add(code, f"{counted(len(over), 'image')} with more objects {what}", places, len(over), fix=fix)
 
 
 def _check_share(

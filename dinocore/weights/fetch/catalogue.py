@@ -9,10 +9,12 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ...errors import ConfigError, EnvironmentFault
+from ...errors import CheckpointError, ConfigError, EnvironmentFault
+from ..shipped import SHIPPED
 from .cache import cache_folder, file_name, record_of
 from .hub import PREFIX, find_in_hub_cache
 
+ADDRESSES = ("https://", "http://")
 FILE = Path(__file__).with_name("catalogue.toml")
 
 
@@ -85,6 +87,17 @@ def find_or_refuse(name: str) -> Published:
     if entry is None:
         raise ConfigError(f"there are no published weights `{name}`{hint(name)}")
     return entry
+
+
+def check_there(name: str) -> None:
+    """Refuse what is neither a file nor a folder, an address or a published name; PyTorch is not imported for that.
+
+    Raises:
+        CheckpointError: it is none of these; the nearest name is given.
+    """
+    named = name in SHIPPED or name.startswith((PREFIX, *ADDRESSES)) or find(name) is not None
+    if not (named or Path(name).expanduser().exists()):
+        raise CheckpointError(f"the weights {name}: this file does not exist{hint(name)}")
 
 
 def cached(entry: Published) -> Path | None:

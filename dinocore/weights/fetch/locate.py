@@ -7,15 +7,14 @@ from urllib.parse import urlsplit
 
 from ...errors import CheckpointError, ConfigError, EnvironmentFault
 from ..convert.files import CONVERTER, Conversion, ConversionRequest, convert_file, is_about_ema
-from ..file import SHIPPED, save_weights
+from ..file import save_weights
+from ..shipped import SHIPPED
 from ..untrusted import holds_config, is_foreign
 from .cache import cache_folder, file_name, forget, is_offline, locked, record_of, sha256, write_record, writing
-from .catalogue import Published, catalogue, find, hint
+from .catalogue import ADDRESSES, Published, catalogue, check_there, find
 from .download import PartialFile, download
 from .hub import PREFIX, fetch_from_hub
 from .watch import UNWATCHED, Watch
-
-ADDRESSES = ("https://", "http://")
 
 
 class Original(NamedTuple):
@@ -62,8 +61,7 @@ def original(name: str | Path, watch: Watch = UNWATCHED) -> Original:
     entry = None if path.exists() else find(text)
     if entry is not None:
         return _published(entry, watch)
-    if not path.exists():
-        raise CheckpointError(f"the weights {text}: this file does not exist{hint(text)}")
+    check_there(text)
     return Original(path)
 
 

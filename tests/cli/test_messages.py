@@ -1,0 +1,87 @@
+"""What a command says: what to type next, and one verb for what it wrote."""
+
+import json
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from dinocore.errors import DataError
+
+MISSING = """
+import sys
+from dinocli import app
+sys.argv = ["dino", *sys.argv[1:]]
+try:
+    app.main()
+except SystemExit as end:
+    print(end.code, "torch" in sys.modules)
+"""
+
+
+def test_weights_that_are_missing_are_told_before_torch_is_imported(tmp_path):
+    command = ("predict", "a.jpg", "--weights", "yolo.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", MISSING, *command], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.split() == ["4", "False"], done.stderr
+    assert "the weights yolo.pt: this file does not exist; `dino weights` lists" in " ".join(done.stderr.split())
+
+
+def test_a_file_that_is_no_weights_is_called_that(dino, tmp_path, pictures):
+    (tmp_path / "yolo11n.pt").write_bytes(b"not a checkpoint at all")
+    result = dino("predict", pictures / "val2017", "--weights", "yolo11n.pt")
+    assert result.code == 4 and "is not a file of weights, neither safetensors nor PyTorch's" in result.err
+
+
+def test_an_image_that_is_missing_has_nothing_to_do_with_annotations(dino):
+    from dinocore import load_detector
+
+    result = dino("inspect-attention", "nothere.jpg")
+    assert result.code == 3 and "check its name" in result.err and "annotations" not in result.err
+    with pytest.raises(DataError, match=r"there is no image nothere\.jpg; check its name and folder$"):
+        load_detector(amp="off")("nothere.jpg")
+
+
+def test_a_file_that_is_no_image_comes_with_what_to_type(dino, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"bad")
+    result = dino("predict", "bad.jpg")
+    assert result.code == 3 and "see what it is: file bad.jpg" in result.err
+
+
+def test_what_was_written_is_said_with_one_verb(dino, tmp_path, pictures):
+    made = dino("sample-data", "drawn", "--num-images", "3", "--size", "64x64")
+    assert re.search(r"^wrote drawn: \d images? to train on and \d to evaluate on; ", made.err, re.M)
+    fixed = dino("check-data", pictures, "--fix", "fixed.json")
+    assert re.search(r"^wrote fixed\.json: \d+ changes? in train, listed in fixed\.json\.log$", fixed.err, re.M)
+    assert "most objects in an image" in fixed.out
+
+
+def test_data_without_objects_is_said_to_have_nothing_to_judge_by(dino, tmp_path, pictures, run_folder):
+    source = pictures / "annotations" / "instances_val2017.json"
+    empty = json.loads(source.read_text()) | {"annotations": []}
+    for name in ("train2017", "val2017"):
+        (tmp_path / "blank" / name).mkdir(parents=True)
+        for image in (pictures / name).iterdir():
+            (tmp_path / "blank" / name / image.name).write_bytes(image.read_bytes())
+    (tmp_path / "blank" / "annotations").mkdir()
+    train = source.with_name("instances_train2017.json")
+    (tmp_path / "blank" / "annotations" / train.name).write_bytes(train.read_bytes())
+    (tmp_path / "blank" / "annotations" / source.name).write_text(json.dumps(empty))
+    result = dino("eval", "--weights", run_folder, "--data", "blank", "--bootstrap", "0", "--out", "found.json")
+    assert result.code == 0 and "no object to judge by" in result.err
+    assert re.search(r"^wrote found\.json: \d+ detections?, in COCO's result format$", result.err, re.M)
+
+
+def test_one_thread_and_one_call_are_singular(capsys):
+    from dinocli.commands.benchmark import _show
+
+    found = SimpleNamespace(
+        device="cpu", threads=1, precision="float32", parameters=1e6, flops=1e9, latency_p50_s=0.1, latency_p90_s=0.1,
+        images_per_s=10, peak_memory_mb=1,
+    )  # fmt: skip
+    _show("tiny", "inference", 1, {"batch": 1, "size": "8x8"}, found, [])  # pyright: ignore[reportArgumentType]
+    out = capsys.readouterr().out
+    assert "1 thread," in out and "1 call\n" in out
