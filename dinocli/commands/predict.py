@@ -303,13 +303,14 @@ def detect_files(
     """
     from dinocore.detections_io import as_found
     from dinocore.stream.images import detect_stream
+    from dinocore.system.processes import rank_number
 
     detector, request, quiet = work.detector, work.request, tally is not None
     tally = tally or Tally()
     sizes: deque[tuple[int, int]] = deque()
     images = _read(inputs, work, ended, sizes)
     drawn = 0
-    with WorkProgress(hidden=len(inputs) < 2) as progress:
+    with WorkProgress(hidden=len(inputs) < 2 or rank_number() > 0) as progress:
         results = detect_stream(detector, images, request.batch_size)
         for item, result in zip(progress.track(inputs, description="predicting"), results, strict=False):
             if isinstance(result, DataError):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dinocli.progress import WorkProgress
 from dinocore import build_model, load_config
 from dinocore.data.annotations import Category
 from dinocore.data.synthetic.smear import draw_smear
@@ -204,6 +205,23 @@ def test_one_rank_of_two_writes_its_parts_and_the_other_merges_all(dino, small_w
     for a, b in zip(both, alone, strict=True):
         scores = ([d["score"] for d in row["detections"]] for row in (a, b))
         assert np.allclose(*scores, atol=1e-4) and len(a["detections"]) == 36
+
+
+def test_of_several_ranks_only_rank_0_has_a_bar(dino, small_weights, pictures, monkeypatch):
+    hidden = []
+
+    class Recorded(WorkProgress):
+        def __init__(self, **given):
+            hidden.append(given["hidden"])
+            super().__init__(**given)
+
+    monkeypatch.setattr("dinocli.commands.predict.WorkProgress", Recorded)
+    monkeypatch.setattr("dinocli.commands.predict_parts._part_size", lambda images: 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        assert dino("predict", pictures / "train2017", "--weights", small_weights, "--out", "a.json").code == 0
+    assert hidden == [True, True, False, False], "8 images in four parts"
 
 
 def test_ranks_say_the_best_score_where_none_passes(dino, small_weights, pictures, monkeypatch):

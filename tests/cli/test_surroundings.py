@@ -44,7 +44,8 @@ def test_a_device_that_is_not_there_is_said_with_those_that_are(dino, pictures, 
 def test_a_place_that_cannot_be_written_is_found_before_the_weights_are_read(
     dino, pictures, picture, tmp_path, monkeypatch
 ):
-    """No root may write to /proc. The weights are missing: who names them has read them first."""
+    """No root may write to /proc. The weights are damaged: who names them has read them first."""
+    (tmp_path / "none.safetensors").write_text("damaged")
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
@@ -59,9 +60,12 @@ def test_a_place_that_cannot_be_written_is_found_before_the_weights_are_read(
         result = dino(*command, place)
         assert result.code == code, result
         assert place.removesuffix("/a.json") in result.err and "none.safetensors" not in result.err
-    for command in (["eval", "--data", pictures, "--out"], ["check-data", pictures, "--html"]):
-        assert dino(*command, "/proc/x/a").code == 5
-    assert listed(tmp_path) == ["file", "full"] and listed(tmp_path / "full") == ["thesis.txt"]
+    for command, name in (
+        (["eval", "--data", pictures, "--out"], "a.json"),
+        (["check-data", pictures, "--html"], "a.html"),
+    ):
+        assert dino(*command, f"/proc/x/{name}").code == 5
+    assert listed(tmp_path) == ["file", "full", "none.safetensors"] and listed(tmp_path / "full") == ["thesis.txt"]
 
 
 @pytest.mark.slow
