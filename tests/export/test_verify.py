@@ -230,6 +230,33 @@ class Swapped:
         return logits
 
 
+class Shuffled(Swapped):
+    """A run that is right but for the order of very many proposals of nearly equal score."""
+
+    def _swap(self, module, inputs, logits):
+        noise = torch.rand(logits.shape[1], generator=torch.Generator().manual_seed(5)) - 0.5
+        return logits + 0.9 * self.gap * noise[:, None]
+
+
+@pytest.mark.parametrize(("gap", "good"), [(0.3, True), (6.0, False)])
+def test_very_many_equal_proposals_may_be_in_any_order_but_others_may_not(monkeypatch, gap, good):
+    monkeypatch.setattr("dinocore.export.verify.EQUAL", 0.3)  # the best twenty lie within 1
+    monkeypatch.setattr("dinocore.export.verify.MAX_TIES", 2)
+    detector, graph = detector_of(small("tiny"))
+    torch.nn.init.normal_(detector.model.proposer.content.content, std=3)
+    graph.model.proposer.content.content.data.copy_(detector.model.proposer.content.content)
+    image = torch.randint(0, 256, (3, *CANVAS), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    batch, run = next(iter(batches([image], CANVAS))), Shuffled(graph)
+    run.gap = gap
+    with use_backend("reference"):
+        labels, scores, boxes = run(batch.images.permute(0, 2, 3, 1).numpy(), np.array(batch.sizes))
+        stages = Stages(detector, batch)
+    found = stages.compare(0, (labels[0], scores[0], boxes[0]), EXACT)
+    assert found.within(EXACT) == good, found
+    wrong = stages.compare(0, (labels[0], scores[0] * 0.3, boxes[0]), EXACT)
+    assert not wrong.within(EXACT), "another fault does not hide behind them"
+
+
 @pytest.mark.parametrize("equal", [True, False])
 def test_only_proposals_of_equal_score_may_change_places(monkeypatch, equal):
     monkeypatch.setattr("dinocore.export.verify.EQUAL", 10.0 if equal else EQUAL)
