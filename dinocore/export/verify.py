@@ -143,12 +143,11 @@ class Stages:
     def _decode(self, i: int, ranked: Callable[[Tensor], Tensor]) -> Predictions:
         """The answer for image `i` where the first stage's class logits, (1, S, K), are replaced by others."""
         model: DINO = self.detector.model
-        memory = self.memory._replace(
-            **{
-                name: getattr(self.memory, name)[i : i + 1]
-                for name in ("content", "position", "padding", "valid_ratios")
-            }
-        )
+        whole, one = self.memory, slice(i, i + 1)
+        memory = whole._replace(
+            content=whole.content[one], position=whole.position[one], padding=whole.padding[one],
+            valid_ratios=whole.valid_ratios[one],
+        )  # fmt: skip
         hook = model.proposer.get_submodule("class_head").register_forward_hook(lambda module, inputs, x: ranked(x))
         try:
             return model.decoder(model.proposer(memory)[1], memory)[-1]
