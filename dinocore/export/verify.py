@@ -148,7 +148,11 @@ class Stages:
             content=whole.content[one], position=whole.position[one], padding=whole.padding[one],
             valid_ratios=whole.valid_ratios[one],
         )  # fmt: skip
-        hook = model.proposer.get_submodule("class_head").register_forward_hook(lambda module, inputs, x: ranked(x))
+
+        def replace(module: Any, inputs: Any, logits: Any) -> Tensor:
+            return ranked(logits)
+
+        hook = model.proposer.get_submodule("class_head").register_forward_hook(replace)
         try:
             return model.decoder(model.proposer(memory)[1], memory)[-1]
         finally:
