@@ -327,7 +327,7 @@ def test_a_box_without_size_is_a_slip_in_a_small_set_too(make_coco, count):
     rows = [(1, 3 * k, 5, 20, 12) for k in range(count)] + [(2, 5, 5, 0, 9)]
     annotations = read_annotations(make_coco({1: rows}, size=(200, 48)))
     assert int(annotations.trainable().sum()) == count
-    assert any("have no width or height, not trained on" in note for note in annotations.notes)
+    assert any("has no width or height, not trained on" in note for note in annotations.notes)
 
 
 def test_a_heading_with_a_classs_own_name_is_that_class(make_coco):
