@@ -85,6 +85,7 @@ from pathlib import Path
 log, *command = sys.argv[1:]
 pid, terminal = pty.fork()
 if pid == 0:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
     os.execv(command[0], command)
 while not Path(log).is_file() or not Path(log).stat().st_size:
     os.read(terminal, 65536)
