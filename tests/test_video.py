@@ -77,7 +77,7 @@ def test_frames_that_were_decoded_with_errors_are_told_and_given(film):
 
 @pytest.mark.parametrize("name, codec", [
     ("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.ts", "libx264"), ("a.avi", "mpeg4"), ("a.webm", "libvpx"),
-    ("a.mpg", "mpeg2video"),
+    ("a.mpg", "mpeg2video"), ("a.wmv", "wmv2"), ("a.flv", "libx264"), ("a.3gp", "libx264"),
 ])  # fmt: skip
 def test_a_film_that_is_whole_has_no_damage_and_can_be_cut_anywhere(film, name, codec):
     path = film(name, codec=codec)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 UNSTEADY = 0.02  # part by which the average rate differs from the usual one where frames come at varying times
+WITHOUT_INDEX = ("mpeg", "mpegts")  # containers in which FFmpeg jumps to a place behind, or gives wrong times there
 INSTANT = 1e-6  # seconds; times that differ by less are the same
 # What films are written as: containers that hold H.264, and one that holds VP9
 CODECS = {suffix: "libx264" for suffix in (".mp4", ".mov", ".avi", ".mkv", ".m4v")} | {".webm": "libvpx-vp9"}
@@ -99,14 +100,9 @@ class Film(NamedTuple):
         """Jump to the key frame before `start`, where the film can jump and its frames are known by their time."""
         import av
 
-        if start <= 0 or not self.steady:
-            return
-        beginning = self.container.start_time or 0
-        with suppress(av.FFmpegError):  # some have no other places
-            self.container.seek(int(start * av.time_base) + beginning)
-            first = next((item for item in self._decoded() if not isinstance(item, Broken)), None)
-            there = first is not None and not first.is_corrupt and self._seconds(first, 0) <= start
-            self.container.seek(int(start * av.time_base) + beginning if there else beginning)
+        if start > 0 and self.steady and self.container.format.name not in WITHOUT_INDEX:
+            with suppress(av.FFmpegError):  # some have no other places
+                self.container.seek(int(start * av.time_base) + (self.container.start_time or 0))
 
     def _numbered(self, entered: bool) -> Iterator[Numbered]:
         """All frames from here on, then the end."""
@@ -267,6 +263,8 @@ class FilmWriter:
             self.stream = self.container.add_stream(codec, rate=self.rate, options=QUALITY.get(codec, {}))
             self.stream.width, self.stream.height = image.width // 2 * 2, image.height // 2 * 2
             self.stream.pix_fmt, self.stream.codec_context.time_base = "yuv420p", self.tick
+            if self.path.suffix.lower() == ".avi":  # which has no times, so that frames must be stored in order
+                self.stream.codec_context.max_b_frames = 0
             self.begun = seconds
         size = (self.stream.width, self.stream.height)
         pixels = np.asarray(image.crop((0, 0, *size)) if image.size != size else image)
