@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from dinocore.config import DataConfig
 from dinocore.data.images import SUFFIXES, VIDEOS, read_header
-from dinocore.errors import DataError, EnvironmentFault
+from dinocore.errors import ConfigError, DataError, EnvironmentFault
 
 
 class Input(NamedTuple):
@@ -40,11 +40,11 @@ def is_film(arguments: Sequence[str]) -> bool:
     """Whether the only argument is a film, a camera or the address of a stream.
 
     Raises:
-        DataError: there is more beside it.
+        ConfigError: there is more beside it.
     """
     films = [a for a in arguments if a.lower().endswith(VIDEOS) or a.startswith((*STREAMS, CAMERA))]
     if films and len(arguments) > 1:
-        raise DataError(f"{films[0]} is a film, and a film is looked at alone", fix=f"dino predict {films[0]}")
+        raise ConfigError(f"{films[0]} is a film, and a film is looked at alone; try dino predict {films[0]}")
     return bool(films)
 
 

@@ -12,13 +12,12 @@ import numpy as np
 from PIL import Image
 from rich.progress import Progress
 
-from dinocore.data.images import VIDEOS
 from dinocore.detections_io import as_found
 from dinocore.draw.boxes import Box, class_color, draw_boxes
 from dinocore.errors import ConfigError, DataError, Interrupted
 from dinocore.predict import Detections
 from dinocore.stream.images import PreparedImage, detect_stream, prepare
-from dinocore.stream.video import Damaged, Film, FilmWriter, Frame, ObjectTracker, open_film, require_trackers
+from dinocore.stream.video import CODECS, Damaged, Film, FilmWriter, Frame, ObjectTracker, open_film, require_trackers
 from dinocore.system.files import check_file
 from dinocore.words import counted
 
@@ -51,15 +50,15 @@ def predict_film(
         DataError: it cannot be opened, or has no frame that can be decoded.
         Interrupted: a signal came; what was found so far is written, and the film is finished.
     """
-    request = _checked(request, options)
+    request = _checked(source, request, options)
     with ExitStack() as stack:
         film = stack.enter_context(open_film(source))
         rate = film.rate / options.every
         work = open_work(request, weights, device, amp)
         track = ObjectTracker(rate, min(work.least)) if options.track else None
         ended = stack.enter_context(ending_early())
-        lines = stack.enter_context(request.out.open("w", encoding="utf-8")) if request.out else None
-        writer = FilmWriter(options.save_video, rate) if options.save_video else None
+        lines: TextIO | None = None
+        writer = FilmWriter(options.save_video, rate, film.steady) if options.save_video else None
         if writer:
             stack.callback(writer.close)
         count, tally = 0, Tally()
@@ -68,9 +67,11 @@ def predict_film(
         frames = _watched(film, options, bar, ended)
         for frame, detections in _detected(work, frames, damaged, film.frames is None):
             row = _row(source, frame, detections, work, track)
+            if request.out and not count:  # where there is no frame, an older file stays
+                lines = stack.enter_context(request.out.open("w", encoding="utf-8"))
             _put(row, lines, request.json or not (lines or writer))
             if writer:
-                writer.add(_drawn(frame, row, work))
+                writer.add(_drawn(frame, row, work), frame.seconds)
             count += 1
             best = max([-1.0, *detections.scores[:1].tolist()])
             tally.add(work, source, frame.pixels.shape[:2], len(row["detections"]), best)
@@ -81,7 +82,7 @@ def predict_film(
         raise DataError(f"{source} has no frame that can be decoded between these times", where=source,
                         fix="give other --start and --end")  # fmt: skip
     done = f"{counted(tally.passed, 'detection')} in {counted(count, 'frame')}"
-    written = " and ".join(str(path) for path in (request.out, options.save_video) if path)
+    written = " and ".join(str(path) for path in (request.out, options.save_video) if path and count)
     say(f"wrote {written}: {done}" if written else done)
     tally.say(work.least)
     if stopped:
@@ -95,7 +96,7 @@ def _warn_of_damage(source: str, damaged: list[Damaged]) -> None:
         warn(f"{source} is damaged at {len(damaged)} places; the first {MOST_DAMAGE} are above")
 
 
-def _checked(request: PredictRequest, options: FilmOptions) -> PredictRequest:
+def _checked(source: str, request: PredictRequest, options: FilmOptions) -> PredictRequest:
     """Refuse what a film cannot have, before any work."""
     if request.save_images is not None:
         raise ConfigError("--save-images is for images; a film with boxes drawn in is --save-video out.mp4")
@@ -105,18 +106,20 @@ def _checked(request: PredictRequest, options: FilmOptions) -> PredictRequest:
         raise ConfigError(f"a film gives a line of JSON per frame; try --out {request.out.with_suffix('.jsonl')}")
     if request.format not in ("auto", "jsonl"):
         raise ConfigError(f"a film gives a line of JSON per frame, not --format {request.format}; leave it out")
-    _check_options(options)
+    _check_options(source, options)
     request = check_request(request._replace(format="jsonl"))
     if request.out is not None:
         request.out.parent.mkdir(parents=True, exist_ok=True)
     return request
 
 
-def _check_options(options: FilmOptions) -> None:
+def _check_options(source: str, options: FilmOptions) -> None:
     if options.end is not None and options.end <= options.start:
         raise ConfigError(f"--end {options.end:g} is not after --start {options.start:g}; give a later --end")
     if options.save_video is not None:
-        check_file("--save-video", options.save_video, *VIDEOS)
+        check_file("--save-video", options.save_video, *CODECS)
+        if options.save_video.exists() and Path(source).exists() and options.save_video.samefile(source):
+            raise ConfigError(f"--save-video {options.save_video} is the film that is read; give another name")
         options.save_video.parent.mkdir(parents=True, exist_ok=True)
     if options.track:
         require_trackers()

@@ -29,7 +29,10 @@ READ = ".jpg .jpeg .jpe .jfif .mpo .png .webp .bmp .tif .tiff .gif .ppm .pgm .he
 SUFFIXES = frozenset(READ.split() + [".avif"] * ("AVIF" in FORMATS))
 IMAGE_SUFFIXES = SUFFIXES | {".avif", ".jp2", ".jxl"}  # also those that are named and not read
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
+VIDEOS = (
+    *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv"),
+    *(".3gp", ".ogv"),
+)
 DAMAGE = (  # what Pillow's decoders raise
     *(OSError, ValueError, SyntaxError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError),
     *(EOFError, MemoryError, struct.error, zlib.error),

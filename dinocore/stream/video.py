@@ -1,8 +1,11 @@
 """Films through PyAV: frames are decoded one by one, so that memory does not grow with the film's length."""
 
 import importlib.util
+import math
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +18,14 @@ from ..system.extras import install_line
 
 if TYPE_CHECKING:
     import av
+
+
+UNSTEADY = 0.02  # part by which the average rate differs from the usual one where frames come at varying times
+WITHOUT_INDEX = ("mpeg", "mpegts")  # containers in which FFmpeg jumps to a place behind, or gives wrong times there
+INSTANT = 1e-6  # seconds; times that differ by less are the same
+# What films are written as: containers that hold H.264, and one that holds VP9
+CODECS = {suffix: "libx264" for suffix in (".mp4", ".mov", ".avi", ".mkv", ".m4v")} | {".webm": "libvpx-vp9"}
+QUALITY = {"libvpx-vp9": {"crf": "32", "b": "0", "deadline": "realtime", "cpu-used": "8"}}
 
 
 class Frame(NamedTuple):
@@ -32,6 +43,24 @@ class Damaged(NamedTuple):
     reason: str
 
 
+class Broken(NamedTuple):
+    """A piece of the file from which no frame comes, or a faulty one."""
+
+    seconds: float  # when its frame was to be seen
+    reason: str
+    lost: bool  # whether its frame will not come
+
+
+class Numbered(NamedTuple):
+    """A frame before it becomes pixels, or the film's end; and the damage just before it or in it."""
+
+    number: int
+    seconds: float
+    frame: Any  # av.VideoFrame; None at the end
+    damage: Damaged | None
+    since: float  # when the damage begins
+
+
 class Film(NamedTuple):
     """An open film, camera or stream."""
 
@@ -39,47 +68,69 @@ class Film(NamedTuple):
     stream: Any  # av.VideoStream
     rate: float  # frames per second
     frames: int | None  # about how many; None where nobody knows, as with a camera
+    steady: bool  # whether it is a file whose frames come at one rate
+    length: float | None  # seconds, as the file says; None where it does not
 
     def read(self, every: int = 1, start: float = 0, end: float | None = None) -> "Iterator[Frame | Damaged]":
         """Every Nth frame from second `start` on, before second `end`; damage is told, and reading goes on behind it.
 
-        Frames are counted from the film's first one, whatever `start` is; they are numbered by time where a film was
-        entered in the middle, and behind damage.
+        Frames have the numbers that they have in the whole film, whatever `start` is: those of a steady film by their
+        time; those of another are counted, for which it is decoded from its beginning. A frame that was decoded with
+        errors is told as damage, and given.
         """
         import av
 
-        by_time, number = self._enter(start), -1
-        for frame in self._decoded():
-            if isinstance(frame, Damaged):
-                by_time = True
-                yield frame._replace(after=number)
+        stop = math.inf if end is None else end - INSTANT
+        self._enter(start)
+        for number, seconds, frame, damage, since in self._numbered(start > 0):
+            if seconds < start - INSTANT:
                 continue
-            seconds = self._seconds(frame, number + 1)
-            number = round(seconds * self.rate) if by_time else number + 1
-            if seconds + 0.5 / self.rate < start:
-                continue
-            if end is not None and seconds >= end:
+            if damage and since < stop:
+                yield damage
+            if seconds >= stop:
                 return
-            if number % every:
+            if frame is None or number % every:
                 continue
             try:
                 yield Frame(number, seconds, _upright(frame))
             except av.FFmpegError as error:
-                yield Damaged(number - 1, str(error))
+                yield Damaged(number - 1, _words(error))
 
-    def _enter(self, start: float) -> bool:
-        """Jump to the key frame before `start`, where the film can jump; whether it did."""
+    def _enter(self, start: float) -> None:
+        """Jump to the key frame before `start`, where the film can jump and its frames are known by their time."""
         import av
 
-        if start <= 0:
-            return False
-        try:
-            self.container.seek(int(start * av.time_base))
-        except av.FFmpegError:  # a stream has no other places
-            return False
-        return True
+        if start > 0 and self.steady and self.container.format.name not in WITHOUT_INDEX:
+            with suppress(av.FFmpegError):  # some have no other places
+                self.container.seek(int(start * av.time_base) + (self.container.start_time or 0))
 
-    def _decoded(self) -> "Iterator[av.VideoFrame | Damaged]":
+    def _numbered(self, entered: bool) -> Iterator[Numbered]:
+        """All frames from here on, then the end."""
+        number, before, stop = -1, None, 0.0
+        broken: list[Broken] = []
+        for item in self._decoded():
+            if isinstance(item, Broken):
+                broken.append(item)
+                continue
+            now = self._seconds(item, number + 1)
+            due = [piece for piece in broken if piece.seconds <= now]
+            broken = [piece for piece in broken if piece.seconds > now]
+            reasons = [piece.reason for piece in due]
+            if self.steady and before is not None and now - before > 1.5 / self.rate:
+                reasons.append(f"no frames between {before:.2f} s and {now:.2f} s")
+            since = stop if reasons else now
+            if item.is_corrupt:
+                reasons.append("the next frame has errors")
+            last, number = number, self._number(number, now, sum(piece.lost for piece in due))
+            after = number - 1 if entered and before is None else last
+            yield Numbered(number, now, item, _damage(after, reasons), since)
+            before, stop = now, now + max(1 / self.rate, self._duration(item))
+        reasons = [piece.reason for piece in broken]
+        if number >= 0 and self.length is not None and stop < self.length - self._tolerance():
+            reasons.append(f"it ends at {stop:.2f} s, and its file says {self.length:.2f} s")
+        yield Numbered(number + 1, stop, None, _damage(number, reasons), stop)
+
+    def _decoded(self) -> "Iterator[av.VideoFrame | Broken]":
         import av
 
         packets = self.container.demux(self.stream)
@@ -87,19 +138,47 @@ class Film(NamedTuple):
             try:
                 packet = next(packets, None)
             except av.FFmpegError as error:  # the file ends here, or the line is cut
-                yield Damaged(-1, str(error))
+                yield Broken(math.inf, _words(error), lost=False)
                 return
             if packet is None:
                 return
+            seconds = -math.inf if packet.pts is None else self._time(packet.pts)
             try:
-                yield from packet.decode()
+                frames = packet.decode()
             except av.FFmpegError as error:
-                yield Damaged(-1, str(error))
+                yield Broken(seconds, _words(error), lost=True)
+                continue
+            if packet.is_corrupt:
+                yield Broken(seconds, "a part of the file is damaged or missing", lost=False)
+            yield from frames
+
+    def _number(self, last: int, seconds: float, lost: int) -> int:
+        """That of the frame at `seconds`, `last` being that of the frame before it."""
+        if not self.steady:
+            return last + 1 + lost
+        number = round(seconds * self.rate)
+        return number + 1 if number == last else number  # times that are rounded to milliseconds
 
     def _seconds(self, frame: "av.VideoFrame", rank: int) -> float:
-        if frame.pts is None or self.stream.time_base is None:
-            return rank / self.rate
-        return float((frame.pts - (self.stream.start_time or 0)) * self.stream.time_base)
+        return rank / self.rate if frame.pts is None else self._time(frame.pts)
+
+    def _time(self, ticks: int) -> float:
+        return float((ticks - (self.stream.start_time or 0)) * self.stream.time_base)
+
+    def _duration(self, frame: "av.VideoFrame") -> float:
+        return float((frame.duration or 0) * self.stream.time_base)
+
+    def _tolerance(self) -> float:
+        """Seconds by which a film may be shorter than its file says, which may mean a longer track of sound."""
+        return 0.5 if self.stream.duration or len(self.container.streams) == 1 else 2.0
+
+
+def _damage(after: int, reasons: list[str]) -> Damaged | None:
+    return Damaged(after, ", ".join(dict.fromkeys(reasons))) if reasons else None
+
+
+def _words(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 @contextmanager
@@ -118,7 +197,7 @@ def open_film(source: str) -> Iterator[Film]:
     try:
         container = av.open(source, format="v4l2" if source.startswith("/dev/video") else None)
     except (av.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = _words(error)
         fix = f"see whether `ffprobe {source}` can read it, or make images of it: ffmpeg -i {source} frame-%05d.jpg"
         raise DataError(f"{source} cannot be opened as a film: {reason}", where=source, fix=fix) from None
     with container:
@@ -126,42 +205,73 @@ def open_film(source: str) -> Iterator[Film]:
             raise DataError(f"{source} has sound but no film", where=source, fix="give another file")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        rate = float(stream.average_rate or stream.guessed_rate or 25)
-        length = float(container.duration / av.time_base) if container.duration else 0.0
-        frames = stream.frames or (round(length * rate) if length > 0 else None)
-        yield Film(container, stream, rate, frames)
+        yield Film(container, stream, *_timing(container, stream))
+
+
+def _timing(container: Any, stream: Any) -> tuple[float, int | None, bool, float | None]:
+    """Rate, number of frames, whether it is steady, and length, as in `Film`."""
+    import av
+
+    average, base = float(stream.average_rate or 0), float(stream.base_rate or 0)
+    timed = stream.time_base is not None and bool(stream.duration or container.duration)  # cameras and streams are not
+    steady = timed and base > 0 and abs(average / base - 1) < UNSTEADY
+    rate = base if steady else average or float(stream.guessed_rate or 25)
+    length = None
+    if timed:
+        length = float(stream.duration * stream.time_base if stream.duration else container.duration / av.time_base)
+    return rate, stream.frames or (round(length * rate) if length else None), steady, length
 
 
 def _upright(frame: "av.VideoFrame") -> np.ndarray:
-    """RGB, turned as the film says."""
+    """RGB, turned and mirrored as the film says."""
     pixels = frame.to_ndarray(format="rgb24")
-    turns = round(getattr(frame, "rotation", 0) / 90) % 4
-    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+    data = next((d for d in frame.side_data if d.type.name == "DISPLAYMATRIX"), None)
+    if data is None:
+        return pixels
+    a, b, _, c, d = struct.unpack("=9i", bytes(data))[:5]  # (x, y) is shown at (a x + c y, b x + d y)
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        pixels, a, d = pixels.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
 class FilmWriter:
-    """Writes frames into an H.264 film, one by one."""
+    """Writes frames into a film, each at its time, one by one: VP9 for .webm, else H.264."""
 
-    def __init__(self, path: Path, rate: float):
+    def __init__(self, path: Path, rate: float, steady: bool = True):
+        """
+        Args:
+            path: its suffix is one of `CODECS`.
+            rate: frames per second.
+            steady: whether they come at this rate, so that times are multiples of 1 / rate.
+        """
         import av
 
         self.path = path
         self.temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")  # the suffix says the container
         self.container = av.open(str(self.temporary), "w")
-        self.rate = rate
+        self.rate = Fraction(rate).limit_denominator(10_000)
+        self.tick = 1 / self.rate if steady or path.suffix.lower() == ".avi" else Fraction(1, 1000)  # seconds
         self.stream: Any = None
+        self.begun, self.last = 0.0, -1
 
-    def add(self, image: Image.Image) -> None:
-        """Append a frame; all are brought to the even size of the first, as H.264 needs."""
+    def add(self, image: Image.Image, seconds: float) -> None:
+        """Append a frame that is to be seen at `seconds`; all are brought to the even size of the first."""
         import av
 
         if self.stream is None:
-            self.stream = self.container.add_stream("libx264", rate=max(1, round(self.rate)))
+            codec = CODECS[self.path.suffix.lower()]
+            self.stream = self.container.add_stream(codec, rate=self.rate, options=QUALITY.get(codec, {}))
             self.stream.width, self.stream.height = image.width // 2 * 2, image.height // 2 * 2
-            self.stream.pix_fmt = "yuv420p"
+            self.stream.pix_fmt, self.stream.codec_context.time_base = "yuv420p", self.tick
+            if self.path.suffix.lower() == ".avi":  # which has no times, so that frames must be stored in order
+                self.stream.codec_context.max_b_frames = 0
+            self.begun = seconds
         size = (self.stream.width, self.stream.height)
         pixels = np.asarray(image.crop((0, 0, *size)) if image.size != size else image)
-        self.container.mux(self.stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        self.last = max(self.last + 1, round((seconds - self.begun) / float(self.tick)))
+        frame.pts, frame.time_base = self.last, self.tick
+        self.container.mux(self.stream.encode(frame))
 
     def close(self) -> None:
         """Finish the film and give it its name."""

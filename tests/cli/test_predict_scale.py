@@ -312,9 +312,21 @@ def test_what_a_film_cannot_have_is_refused(dino, film, picture):
     for wrong, says in (
         (["--out", "a.json"], "a.jsonl"), (["--save-images", "d"], "--save-video"), (["--resume"], "--start"),
         (["--start", "2", "--end", "1"], "--end 1"), (["--save-video", "a.txt"], ".mp4"), ([picture], "alone"),
+        ([film], "alone"), (["--save-video", film.name], "is the film that is read"),
+        (["--save-video", "link.mp4"], "is the film that is read"),
     ):  # fmt: skip
+        os.path.lexists("link.mp4") or os.symlink(film, "link.mp4")
+        content = film.read_bytes()
         result = dino("predict", film, *wrong)
-        assert result.code in (2, 3) and says in result.err, (wrong, result.err)
+        assert result.code == 2 and says in result.err, (wrong, result.err)
+        assert film.read_bytes() == content
+
+
+def test_where_a_film_has_no_frame_to_look_at_an_older_file_of_lines_stays(dino, small_weights, film):
+    Path("f.jsonl").write_text("older\n")
+    given = ("predict", film, "--weights", small_weights, "--start", "9", "--out")
+    assert dino(*given, "f.jsonl").code == dino(*given, "new.jsonl").code == 3
+    assert Path("f.jsonl").read_text() == "older\n" and not Path("new.jsonl").exists()
 
 
 @pytest.mark.parametrize("threshold", ["auto", "0"])

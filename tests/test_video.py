@@ -1,0 +1,139 @@
+"""Films that are whole, cut off, damaged, turned, or of varying rate; and the films that are written."""
+
+import struct
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinocore.stream.video import CODECS, Damaged, FilmWriter, Frame, open_film
+
+av = pytest.importorskip("av")
+
+
+@pytest.fixture
+def film(tmp_path):
+    """A function that writes a film: noise with a dark upper left quarter; its path."""
+
+    def write(name="film.mp4", times=range(0, 2000, 40), codec="libx264", rate=25, **options):
+        noise = np.random.default_rng(0)
+        with av.open(str(tmp_path / name), "w", options=options) as container:
+            stream = container.add_stream(codec, rate=rate)
+            stream.width, stream.height, stream.pix_fmt, stream.gop_size = 96, 64, "yuv420p", 10
+            for milliseconds in times:
+                pixels = noise.integers(100, 256, (64, 96, 3), dtype=np.uint8)
+                pixels[:32, :48] = 0
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                frame.pts, frame.time_base = milliseconds, Fraction(1, 1000)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        return tmp_path / name
+
+    return write
+
+
+def read(path, **given):
+    """Frames and damage of a film."""
+    with open_film(str(path)) as opened:
+        items = list(opened.read(**given))
+    return [i for i in items if isinstance(i, Frame)], [i for i in items if isinstance(i, Damaged)]
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_a_film_that_is_cut_off_says_where_it_ends(film, name):
+    path = film(name, **({"movflags": "faststart"} if name == "a.mp4" else {}))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * 0.6)])
+    frames, damaged = read(path)
+    assert 20 < len(frames) < 35
+    assert damaged[-1].after == frames[-1].number and "its file says 2.00 s" in damaged[-1].reason
+    assert read(path, end=0.4)[1] == [], "what lies behind the end that was asked for is nobody's business"
+
+
+def test_frames_that_are_lost_without_an_error_leave_a_gap_that_is_told(film):
+    path = film("a.mkv")
+    content = bytearray(path.read_bytes())
+    middle, length = len(content) // 2, len(content) // 10
+    content[middle : middle + length] = np.random.default_rng(1).bytes(length)
+    path.write_bytes(content)
+    frames, damaged = read(path)
+    assert any("no frames between" in place.reason for place in damaged)
+    assert len(frames) < 50 and frames[-1].number == 49
+    assert all(frame.number == round(frame.seconds * 25) for frame in frames)
+
+
+def test_frames_that_were_decoded_with_errors_are_told_and_given(film):
+    path = film()
+    content = bytearray(path.read_bytes())
+    for place in np.random.default_rng(2).integers(len(content) // 4, len(content) * 3 // 4, 20):
+        content[place] ^= 0x55
+    path.write_bytes(content)
+    frames, damaged = read(path)
+    told = {place.after + 1 for place in damaged if "has errors" in place.reason}
+    assert told and told <= {frame.number for frame in frames}
+
+
+@pytest.mark.parametrize("name, codec", [
+    ("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.ts", "libx264"), ("a.avi", "mpeg4"), ("a.webm", "libvpx"),
+    ("a.mpg", "mpeg2video"), ("a.wmv", "wmv2"), ("a.flv", "libx264"), ("a.3gp", "libx264"),
+])  # fmt: skip
+def test_a_film_that_is_whole_has_no_damage_and_can_be_cut_anywhere(film, name, codec):
+    path = film(name, codec=codec)
+    whole, damaged = read(path)
+    assert damaged == [] and [frame.number for frame in whole] == list(range(50))
+    first, second = read(path, end=0.48), read(path, start=0.48)
+    assert [frame.number for frame in first[0] + second[0]] == list(range(50))
+    assert first[1] + second[1] == []
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_numbers_of_a_film_of_varying_rate_do_not_depend_on_the_start(film, name):
+    path = film(name, times=[40 * k + 3 * k * k for k in range(30)])
+    whole = [(frame.number, frame.seconds) for frame in read(path, every=3)[0]]
+    late = [(frame.number, frame.seconds) for frame in read(path, every=3, start=1)[0]]
+    assert late and late == [row for row in whole if row[1] >= 1]
+
+
+@pytest.mark.parametrize("matrix, dark", [
+    ((1, 0, 0, 1), (0, 0)), ((-1, 0, 0, 1), (0, 1)), ((1, 0, 0, -1), (1, 0)), ((-1, 0, 0, -1), (1, 1)),
+    ((0, 1, -1, 0), (0, 1)), ((0, -1, 1, 0), (1, 0)), ((0, 1, 1, 0), (0, 0)),
+])  # fmt: skip
+def test_a_film_is_turned_and_mirrored_as_it_says(film, matrix, dark):
+    path = film(times=range(0, 120, 40))
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 4 + 40  # (x, y) is shown at (a x + c y, b x + d y)
+    a, b, c, d = (int(value) << 16 for value in matrix)
+    content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    pixels = read(path)[0][0].pixels
+    assert pixels.shape == ((96, 64, 3) if matrix[1] else (64, 96, 3))
+    quarters = [[half.mean() for half in np.array_split(row, 2, axis=1)] for row in np.array_split(pixels, 2)]
+    assert np.unravel_index(np.argmin(quarters), (2, 2)) == dark
+
+
+def written(path, seconds, rate, steady=True):
+    """Times of the frames of a film that was written with `FilmWriter`, and their mean rate."""
+    writer = FilmWriter(path, rate, steady)
+    for k, second in enumerate(seconds):
+        writer.add(Image.new("RGB", (96, 64), (3 * k, 90, 30)), second)
+    writer.close()
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        times = [float((frame.pts - stream.start_time) * stream.time_base) for frame in container.decode(stream)]
+        return times, float(stream.average_rate)
+
+
+@pytest.mark.parametrize("suffix", sorted(CODECS))
+def test_every_kind_of_film_is_written_at_the_rate_of_its_frames(tmp_path, suffix):
+    times, rate = written(tmp_path / f"a{suffix}", [3 + k * 0.4 for k in range(6)], 2.5)
+    assert rate == pytest.approx(2.5, rel=0.01)
+    assert [b - a for a, b in pairwise(times)] == pytest.approx([0.4] * 5, abs=2e-3)
+
+
+@pytest.mark.parametrize("rate, steady", [(25, True), (9, False)])
+def test_frames_are_written_at_their_times(tmp_path, rate, steady):
+    seconds = [0, 0.04, 0.08, 0.6, 0.64, 1.0]
+    times, _ = written(tmp_path / "a.mp4", seconds, rate, steady)
+    assert times == pytest.approx(seconds, abs=2e-3)
