@@ -29,7 +29,13 @@ def launch(number: int, arguments: Sequence[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""  # the handlers below are ours
     agent = LocalElasticAgent(_spec(number, arguments), DefaultLogsSpecs())
-    before = {stop: signal.signal(stop, lambda got, _: _pass_on(agent, got)) for stop in to_hear()}
+    heard: list[int] = []
+
+    def hear(number: int, _: object) -> None:
+        heard.append(number)
+        _pass_on(agent, number)
+
+    before = {stop: signal.signal(stop, hear) for stop in to_hear()}
     try:
         result: Any = agent.run()
     except SignalException as error:
@@ -37,7 +43,7 @@ def launch(number: int, arguments: Sequence[str]) -> int:
     finally:
         for stop, handler in before.items():
             signal.signal(stop, handler)
-    return _exit_code(result.failures) if result.is_failed() else 0
+    return _exit_code(result.failures, heard[0] if heard else 0) if result.is_failed() else 0
 
 
 def _spec(number: int, arguments: Sequence[str]) -> WorkerSpec:
@@ -66,18 +72,25 @@ def _pass_on(agent: LocalElasticAgent, number: int) -> None:
             continue
 
 
-def _exit_code(failures: dict[int, Any]) -> int:
+def _exit_code(failures: dict[int, Any], passed_on: int = 0) -> int:
     """The code of the rank that failed first, whose own message is above; a signal is said here.
 
-    A rank that SIGTERM ended counts last: the agent sends it to the others once one has failed.
+    A rank that SIGTERM ended counts last: the agent sends it to the others once one has failed. Where all ended by a
+    signal that this process was sent and passed on, the code is that signal's.
+
+    Args:
+        passed_on: number of the signal that the ranks were sent; 0 for none.
     """
 
     def order(rank: int) -> tuple[bool, bool, int]:
         code = failures[rank].exitcode
-        return code == -signal.SIGTERM, code >= 0, failures[rank].timestamp
+        return code in (-signal.SIGTERM, -passed_on), code >= 0, failures[rank].timestamp
 
     rank = min(failures, key=order)
     code = failures[rank].exitcode
+    if code < 0 and passed_on and -code in EXIT_CODES:  # before the rank could hear it, so nothing is said above
+        fail("interrupted while the ranks were starting", "INTERRUPTED")
+        return EXIT_CODES[signal.Signals(passed_on)]
     if code < 0:
         name = signal.Signals(-code).name
         more = "; SIGKILL often means that the system ran out of memory" if name == "SIGKILL" else ""

@@ -141,10 +141,28 @@ def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None
         about = facts | {"judged by": metrics.backend}
         _write_report(request.report, evaluation_page(analysis, annotations, about, source.config.data))
     if request.json:
-        print_json(facts | {"failed": failed, "backend": metrics.backend} | to_json(analysis))
+        measured = {"measured": _measured(source, request)} if source.detector else {}
+        print_json(facts | {"failed": failed, "backend": metrics.backend} | measured | to_json(analysis))
     else:
         show_analysis(analysis, metrics.judged, metrics.backend)
     _end(failed, metrics.num_images)
+
+
+def _measured(source: DetectionSource, request: EvalRequest) -> dict[str, Any]:
+    """How the detector was used; an exported one has its precision in itself (None)."""
+    from dinocore.predict import Detector
+    from dinocore.system.device import INT8
+
+    precision = None
+    if isinstance(source.detector, Detector):
+        precision = request.amp if request.amp == INT8 else str(source.detector.dtype or "torch.float32")[6:]
+    slicing = source.slicing
+    return {
+        "slice": slicing.side if slicing else None,
+        "overlap": slicing.overlap if slicing else None,
+        "precision": precision,
+        "set": request.overrides,
+    }
 
 
 def compare_two(request: EvalRequest, pair: tuple[str, str], group: SingleProcess) -> None:

@@ -87,6 +87,7 @@ def predict(
 
     from ..inputs import check_header, is_film
 
+    begun = time.time()
     film = is_film(files)
     if film and (gpus > 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1):
         raise ConfigError("a film is looked at by one rank; leave --gpus out, or cut it with --start and --end")
@@ -98,7 +99,7 @@ def predict(
         raise typer.Exit(launch(gpus, sys.argv[1:]))
     check_overlap(slice, overlap)
     least = parse_threshold(threshold)
-    request = PredictRequest(out, format, save_images, least, max_dets, resume, json, batch_size, slice, overlap)
+    request = PredictRequest(out, format, save_images, least, max_dets, resume, json, batch_size, slice, overlap, begun)
     if film:
         from .predict_film import FilmOptions, predict_film
 
@@ -299,7 +300,8 @@ def detect_files(
     Args:
         inputs: images, with the name of each one's drawing.
         ended: no further image is read once this is not 0.
-        tally: is counted into and said by the caller, as where several ranks are at work; else it is said here.
+        tally: is counted into and said by the caller, as where several ranks are at work; else it is said here, and so
+            is why an image could not be read.
     """
     from dinocore.detections_io import as_found
     from dinocore.stream.images import detect_stream
@@ -314,7 +316,7 @@ def detect_files(
         results = detect_stream(detector, images, request.batch_size)
         for item, result in zip(progress.track(inputs, description="predicting"), results, strict=False):
             if isinstance(result, DataError):
-                if len(inputs) > 1:
+                if len(inputs) > 1 and not quiet:
                     fail(result)
                 yield result
                 continue

@@ -6,10 +6,14 @@ Rank r of R does the parts r, r + R, r + 2 R, ... A part is written at once when
 not at all, and no part that is there is done again: a command that was killed goes on where it stopped, with any number
 of ranks. The key is a hash of what was asked; another question has other parts. Ranks never talk to each other; they
 share a file system.
+
+After the merge rank 0 leaves `.OUT.merged`, so that a rank which comes late (slow, or started again) does not do its
+share once more. It belongs to the command that left it: a later one works anew.
 """
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +27,7 @@ from dinocore.system.files import write_atomically, write_text
 from dinocore.system.processes import rank_number, world_size
 from dinocore.words import counted
 
-from ..console import print_json, say
+from ..console import fail, print_json, say
 from ..inputs import Input
 from ..signals import ending_early
 from ..weights_option import find_weights
@@ -32,6 +36,8 @@ from .predict_request import PredictRequest, Work, open_work
 
 IMAGES_PER_PART = 256
 POLL = 0.2  # seconds between two looks at whether the other ranks are done
+MOST_NAMED = 20  # images that could not be read
+RUN_IDS = ("SLURM_JOB_ID", "SLURM_STEP_ID")  # what ranks of one command have in common; DINO_RUN_ID comes first
 
 
 def predict_in_parts(
@@ -47,7 +53,8 @@ def predict_in_parts(
         raise ConfigError("several ranks write their results into files; name one with --out boxes.json")
     rank = rank_number()
     path = find_weights(weights)
-    folder = request.out.with_name(f"{request.out.name}.parts") / _key(inputs, request, path, amp)
+    key = _key(inputs, request, path, amp)
+    folder = request.out.with_name(f"{request.out.name}.parts") / key
     starts = range(0, len(inputs), _part_size(len(inputs)))
     parts = {folder / f"{number:05d}.jsonl": inputs[start : start + starts.step] for number, start in enumerate(starts)}
     done = sum(part.exists() for part in parts)
@@ -58,6 +65,9 @@ def predict_in_parts(
     with ending_early() as ended:
         for part in list(parts)[rank :: world_size()]:
             if not part.exists():
+                if (failed := _merged_before(request, key)) is not None:
+                    say(f"{request.out} was merged before this rank began; nothing is left to do")
+                    return end_with_failures(failed if rank == 0 else 0, len(inputs))
                 work = work or open_work(request, str(path), device, amp)
                 _do(part, {item: stems[item.name] for item in parts[part]}, work, ended)
             if ended():
@@ -67,8 +77,36 @@ def predict_in_parts(
     if rank == 0:
         work = work or open_work(request, str(path), device, amp)
         failed = _merge(list(parts), work, stems)
+        mark = {"key": key, "run": _run_id(), "unreadable": failed}
+        write_text(_mark(request.out), json.dumps(mark) + "\n")
         shutil.rmtree(folder.parent, ignore_errors=True)
         end_with_failures(failed, len(inputs))
+    return None
+
+
+def _mark(out: Path) -> Path:
+    return out.with_name(f".{out.name}.merged")
+
+
+def _run_id() -> str:
+    """What the ranks of one command have in common, also when one is started again; empty where nobody says it."""
+    named = os.environ.get("DINO_RUN_ID")
+    return named or ".".join(filter(None, (os.environ.get(name) for name in RUN_IDS)))
+
+
+def _merged_before(request: PredictRequest, key: str) -> int | None:
+    """How many images could not be read, if rank 0 of this very command has merged all parts; else None.
+
+    It is this command if its ranks have a name in common, or if this rank began before the merge.
+    """
+    assert request.out is not None
+    try:
+        merged = _mark(request.out).stat().st_mtime
+        mark = json.loads(_mark(request.out).read_text(encoding="utf-8"))
+        same = mark["key"] == key and (request.begun < merged or (mark["run"] == _run_id() != ""))
+        return int(mark["unreadable"]) if same and request.out.exists() else None
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is not ours
+        return None
 
 
 def _part_size(images: int) -> int:
@@ -78,13 +116,23 @@ def _part_size(images: int) -> int:
 
 
 def _key(inputs: Sequence[Input], request: PredictRequest, weights: Path, amp: str) -> str:
-    """A hash of all that decides the answer: images by name, settings, and the weights' file."""
+    """A hash of all that decides the answer: images by name, size and time, settings, and the weights' file."""
     state = weights.stat()
     settings = [request.threshold, request.max_dets, request.slice, request.overlap, amp, str(weights), state.st_size]
-    digest = hashlib.sha256(json.dumps([*settings, state.st_mtime_ns]).encode())
+    drawn = str(request.save_images) if request.save_images else None
+    digest = hashlib.sha256(json.dumps([*settings, state.st_mtime_ns, drawn]).encode())
     for item in inputs:
-        digest.update(f"{item.name}\0".encode(errors="surrogateescape"))
+        digest.update(f"{item.name}\0{_state(item)}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
+
+
+def _state(item: Input) -> str:
+    """Size and time of an image's file, which differ where it was overwritten."""
+    try:
+        state = item.path.stat()
+    except OSError:  # it is said when it is read
+        return ""
+    return f"{state.st_size} {state.st_mtime_ns if item.name != '-' else ''}"  # each rank has a copy of what `-` gives
 
 
 def _do(part: Path, inputs: dict[Input, str], work: Work, ended: Any) -> None:
@@ -125,9 +173,11 @@ def _merge(parts: Sequence[Path], work: Work, stems: dict[str, str]) -> int:
         else:
             found += 1
             tally.add(work, row["file"], (row["height"], row["width"]), len(row["detections"]), -1.0)
+    errors = [_error(row["error"]) for row in failed[: MOST_NAMED + 1]]
+    if len(stems) > 1:
+        _name(errors, len(failed))
     if not found:
-        error = failed[0]["error"]
-        raise none_left(len(failed), DataError(error["what"], code=error["code"], where=error["where"] or ""))
+        raise none_left(len(failed), errors[0])
     if request.format in ("json", "jsonl"):
         write_atomically(out, lambda temporary: _stream(parts, request.format, temporary))
     else:
@@ -140,6 +190,18 @@ def _merge(parts: Sequence[Path], work: Work, stems: dict[str, str]) -> int:
     if request.json:
         print_json([item._asdict() for item in _found(parts)])
     return len(failed)
+
+
+def _error(row: dict[str, Any]) -> DataError:
+    return DataError(row["what"], code=row["code"], where=row["where"] or "", fix=row["fix"] or "")
+
+
+def _name(errors: Sequence[DataError], count: int) -> None:
+    """Say on stderr which images could not be read, and why; of very many the first ones."""
+    for error in errors[:MOST_NAMED]:
+        fail(error)
+    if count > MOST_NAMED:
+        fail(f"{count - MOST_NAMED} more images could not be read; they are not named here")
 
 
 def _stream(parts: Sequence[Path], kind: str, path: Path) -> None:

@@ -31,6 +31,7 @@ class PredictRequest(NamedTuple):
     batch_size: str = "auto"
     slice: str | None = None
     overlap: float | None = None
+    begun: float = 0.0  # seconds since the epoch when the command began
 
 
 class Work(NamedTuple):

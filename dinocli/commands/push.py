@@ -42,11 +42,12 @@ def push(
     """
     from dinocore.weights.fetch.cache import is_offline
     from dinocore.weights.fetch.hub import PREFIX, parse
-    from dinocore.weights.publish import upload
+    from dinocore.weights.publish import check_repository, upload
 
     place = parse(name) if name.startswith(PREFIX) else None
     if place is None or place.file or place.revision:
         raise ConfigError(f"{name} is no repository on the hub; write hf:org/name, such as hf:me/cells")
+    check_repository(place.repository)
     if dry_run and out is None:
         raise ConfigError("--dry-run writes what would be sent into a folder; name it with --out to-push")
     if out is not None and out.is_file():

@@ -8,16 +8,20 @@ Source of the card's format: https://huggingface.co/docs/hub/model-cards
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import __version__
+from ..data.split import table_names
 from ..errors import ConfigError, DataError, EnvironmentFault
 from ..presets import config_from_dict
 from ..system.extras import install_line
 from ..system.files import to_json, write_text
-from .file import Weights, save_weights
+from .fetch.catalogue import catalogue
+from .fetch.hub import PREFIX
+from .file import Weights, least_scores, save_weights
 
 CARD, WEIGHTS, SETTINGS = FILES = ("README.md", "model.safetensors", "config.json")
 KEPT_FACTS = (
@@ -27,6 +31,7 @@ NUMBERS = {
     "AP": "AP, IoU 0.50:0.95", "AP50": "AP, IoU 0.50", "AP75": "AP, IoU 0.75", "APs": "AP, small objects",
     "APm": "AP, medium objects", "APl": "AP, large objects", "AR100": "AR, 100 detections",
 }  # fmt: skip
+PATHS = ("data.path", "train.weights", "model.backbone_weights")  # settings that may name a file or a folder
 IN_INDEX = ("AP", "AP50", "AP75", "AR100")
 
 
@@ -58,6 +63,7 @@ def read_evaluation(path: Path, weights: Path) -> Evaluation:
         }
         intervals = {name: pair for name, pair in content["intervals"].items() if pair}
         images = int(content["images"])
+        how = f"measured by `dino eval` {__version__} on {images} images{_measured(content.get('measured') or {})}"
     except OSError as error:
         what = f"it cannot be read: {error.strerror}"
         raise DataError(what, code="DATA-RESULTS", where=path, fix=fix) from None
@@ -66,8 +72,19 @@ def read_evaluation(path: Path, weights: Path) -> Evaluation:
         raise DataError(what, code="DATA-RESULTS", where=path, fix=fix) from None
     if Path(judged).resolve() != weights.resolve():
         raise ConfigError(f"{path} is about {judged}, and the weights to push are {weights}; {fix}")
-    how = f"measured by `dino eval` {__version__} on {images} images"
     return Evaluation(summary, classes, intervals, _data_name(file), images, how)
+
+
+def _measured(how: Mapping[str, Any]) -> str:
+    """How the detector was used, as `dino eval --json` says it, in words; empty where it doesn't."""
+    parts = []
+    if how.get("slice") is not None:
+        parts.append(f"in slices of {int(how['slice'])} pixels that overlap by {float(how['overlap']):g}")
+    if how.get("precision"):
+        parts.append(f"in {how['precision']}")
+    if how.get("set"):
+        parts.append("with " + ", ".join(f"`{_in_words(str(one))}`" for one in how["set"]))
+    return "".join(f", {part}" for part in parts)
 
 
 def stored_evaluation(weights: Weights) -> Evaluation | None:
@@ -94,7 +111,12 @@ def write_hub_folder(
         EnvironmentFault: the folder cannot be written, or huggingface_hub is not installed.
     """
     config = config_from_dict(_without_folders(weights.config.model_dump(mode="json")))
+    for key in PATHS:
+        section, name = key.split(".")
+        config = config.replace(key, _last_part(getattr(getattr(weights.config, section), name)))
     facts = {key: _without_folders(weights.facts[key]) for key in KEPT_FACTS if key in weights.facts}
+    if isinstance(origin := facts.get("origin"), str):
+        facts["origin"] = _in_words(origin)
     if evaluation is not None and data:
         evaluation = evaluation._replace(data=data)
     card = model_card(weights._replace(config=config, facts=facts), evaluation, repository, license)
@@ -131,6 +153,24 @@ def model_card(weights: Weights, evaluation: Evaluation | None, repository: str,
     return "\n".join([*parts, _settings(weights)])
 
 
+def check_repository(name: str) -> None:
+    """Refuse a name that the hub would not take.
+
+    Raises:
+        ConfigError: it is such a name.
+        EnvironmentFault: huggingface_hub is not installed.
+    """
+    try:
+        from huggingface_hub.utils import HFValidationError, validate_repo_id
+    except ImportError:
+        raise _not_installed() from None
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ConfigError(f"hf:{name} is no name that the hub takes: {str(error).strip()}",
+                          fix="write hf:org/name, such as hf:me/cells") from None  # fmt: skip
+
+
 def upload(folder: Path, repository: str, private: bool) -> str:
     """Make the repository if it is not there, and send the three files as one commit; its address.
 
@@ -161,14 +201,27 @@ def _not_installed() -> EnvironmentFault:
 
 
 def _without_folders(value: Any) -> Any:
-    """The same with the last part only of paths from the root or from home: they are of this machine, and private."""
+    """The same with the last part only of what begins as a path does: it is of this machine, and private."""
     if isinstance(value, Mapping):
         return {key: _without_folders(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_without_folders(one) for one in value]
-    if isinstance(value, str) and value.startswith(("/", "~", "../", "./")):
-        return Path(value).name
+    if isinstance(value, str) and re.match(r"[/~\\]|\.\.?[/\\]|[A-Za-z]:[/\\]", value):
+        return _last_part(value)
     return value
+
+
+def _last_part(path: str) -> str:
+    """A file's or folder's own name, of a path of any system; names of the hub, of timm and of publishers stay."""
+    public = {name for entry in catalogue().weights for name in (entry.name, entry.former_name) if name}
+    if path.startswith((PREFIX, "timm/")) or path in public:
+        return path
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def _in_words(text: str) -> str:
+    """The same with the last part only of a path in it."""
+    return re.sub(r"[^\s=]*[/\\](?:.*[/\\])?\S*", lambda found: _last_part(found[0]), text)
 
 
 def _data_name(annotations: Path) -> str:
@@ -222,7 +275,15 @@ def _numbers(weights: Weights, evaluation: Evaluation | None) -> str:
         for name, one in evaluation.classes.items():
             shown = name.replace("|", "\\|")
             lines.append(f"| {shown} | {one['objects']} | {_number(one['AP'])} | {_number(one['AP50'])} |")
-    if weights.threshold is not None:
+    if weights.class_thresholds:
+        names = table_names(weights.categories)
+        least = least_scores(weights.categories, weights.threshold, weights.class_thresholds)
+        lines += ["", "F1 is best at each class's own score threshold, which `dino predict` uses:", ""]
+        lines += ["| class | threshold |", "|---|---|"]
+        for name, score in zip(names, least, strict=True):
+            shown = name.replace("|", "\\|")
+            lines.append(f"| {shown} | {score:.3f} |")
+    elif weights.threshold is not None:
         lines += ["", f"F1 is best at a score threshold of {weights.threshold:.3f}, which `dino predict` uses."]
     lines += ["", "The numbers are about images like these; others may give other ones."]
     return "\n".join(lines) + "\n"

@@ -1,5 +1,6 @@
 """What `dino train --gpus N` says and returns when ranks fail."""
 
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -23,3 +24,11 @@ def test_the_rank_that_failed_is_told_from_those_that_were_ended_for_it(codes, e
     assert _exit_code(failures) == expected
     said = capsys.readouterr().err
     assert message in said if message else said == ""
+
+
+@pytest.mark.parametrize(("passed_on", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_ranks_that_end_by_a_signal_of_the_user_before_they_hear_it_are_interrupted(passed_on, expected, capsys):
+    ended = {rank: SimpleNamespace(exitcode=-passed_on, timestamp=rank) for rank in range(2)}
+    assert _exit_code(ended, passed_on) == expected and "interrupted" in capsys.readouterr().err
+    killed = ended | {1: SimpleNamespace(exitcode=-9, timestamp=1)}
+    assert _exit_code(killed, passed_on) == 5 and "SIGKILL" in capsys.readouterr().err

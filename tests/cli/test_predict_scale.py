@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -246,6 +247,77 @@ def test_ranks_say_the_best_score_where_none_passes(dino, small_weights, picture
     said = [[line for line in done.err.splitlines() if "the best score is" in line] for done in (alone, both)]
     assert said[0] == said[1] and len(said[0]) == 1
     assert "wrote a.json: 0 detections in 2 images" in both.err
+
+
+def as_rank(monkeypatch, rank, size=2):
+    monkeypatch.setenv("WORLD_SIZE", str(size))
+    monkeypatch.setenv("RANK", str(rank))
+
+
+def test_an_image_that_no_rank_can_read_is_named_once_by_rank_0(dino, small_weights, three, monkeypatch):
+    Path("y/a.jpg").write_bytes(b"bad")
+    monkeypatch.setattr("dinocli.commands.predict_parts._part_size", lambda images: 2)
+    as_rank(monkeypatch, 1)
+    given = ("predict", *three, "--weights", small_weights, "--out", "a.json")
+    assert "y/a.jpg" not in dino(*given).err
+    as_rank(monkeypatch, 0)
+    result = dino(*given)
+    assert result.code == 7 and "1 of 3 images" in result.err
+    assert result.err.count("error[DATA-IMAGE-FORMAT]: y/a.jpg") == 1
+
+
+def test_of_very_many_images_that_cannot_be_read_the_first_are_named(dino, small_weights, three, monkeypatch):
+    for name in ("y/a.jpg", "z/a-2.jpg"):
+        Path(name).write_bytes(b"bad")
+    monkeypatch.setattr("dinocli.commands.predict_parts.MOST_NAMED", 1)
+    as_rank(monkeypatch, 0)
+    monkeypatch.setattr("dinocli.commands.predict_parts.world_size", lambda: 1)  # it does the other's parts, too
+    result = dino("predict", *three, "--weights", small_weights, "--out", "a.json")
+    assert result.code == 7 and "y/a.jpg" in result.err and "z/a-2.jpg" not in result.err
+    assert "1 more images could not be read" in result.err
+
+
+@pytest.mark.parametrize("change", ["drawings", "image"])
+def test_parts_of_another_question_are_not_taken(dino, small_weights, three, monkeypatch, change):
+    given = ["predict", *three, "--weights", small_weights, "--out", "a.json"]
+    as_rank(monkeypatch, 1)
+    assert dino(*given).code == 0
+    if change == "drawings":
+        given += ["--save-images", "drawn"]
+    else:
+        Image.new("RGB", (80, 60)).save("y/a.jpg")  # of the same name
+    assert dino(*given).code == 0
+    assert len(list(Path("a.json.parts").iterdir())) == 2
+    as_rank(monkeypatch, 0)
+    assert dino(*given).code == 0
+    if change == "drawings":
+        assert len(list(Path("drawn").iterdir())) == 3
+    else:
+        assert [row["width"] for row in json.loads(Path("a.json").read_text())] == [96, 80, 96]
+
+
+def test_a_rank_that_comes_after_the_merge_ends_at_once_and_a_new_command_works_anew(
+    dino, small_weights, three, monkeypatch
+):
+    given = ("predict", *three, "--weights", small_weights, "--out", "a.json")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    for rank in (1, 0):
+        as_rank(monkeypatch, rank)
+        assert dino(*given).code == 0
+    as_rank(monkeypatch, 1)
+    late = dino(*given)  # started again by SLURM
+    assert late.code == 0 and not Path("a.json.parts").exists()
+    monkeypatch.delenv("SLURM_JOB_ID")
+    mark, now = Path(".a.json.merged"), time.time()
+    os.utime(mark, (now + 1000, now + 1000))
+    slow = dino(*given)  # began before the merge
+    assert slow.code == 0 and not Path("a.json.parts").exists()
+    os.utime(mark, (now - 1000, now - 1000))
+    for rank in (1, 0):
+        as_rank(monkeypatch, rank)
+        again = dino(*given)
+        assert again.code == 0
+    assert "wrote a.json" in again.err and not Path("a.json.parts").exists()
 
 
 # films -----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, ModelCard
 
 from dinocore import load_detector
 from dinocore.weights.file import load_weights, save_weights
+from dinocore.weights.publish import stored_evaluation, write_hub_folder
 
 
 @pytest.fixture
@@ -53,6 +54,44 @@ def test_no_folder_of_this_machine_is_published(pushed, pictures, tmp_path):
     assert load_weights(Path("sent/model.safetensors")).config.data.path == pictures.name
 
 
+def test_relative_and_windows_folders_are_not_published_and_public_names_are(run_folder, tmp_path):
+    weights = load_weights(run_folder / "best.safetensors")
+    config = weights.config.replace("data.path", "customers/acme-secret/blood")
+    config = config.replace("train.weights", r"C:\Users\jane\w.safetensors")
+    config = config.replace("model.backbone_weights", "timm/resnet50.a1_in1k")
+    facts = {"origin": r"continued from customers/acme-secret/jane doe/last.ckpt"}
+    write_hub_folder(tmp_path / "sent", weights._replace(config=config, facts=facts), None, "me/cells")
+    for path in (tmp_path / "sent").iterdir():
+        content = path.read_bytes()
+        assert not [word for word in (b"acme", b"customers", b"jane", b"Users") if word in content], path
+    after = load_weights(tmp_path / "sent/model.safetensors")
+    assert (after.config.data.path, after.config.train.weights) == ("blood", "w.safetensors")
+    assert after.config.model.backbone_weights == "timm/resnet50.a1_in1k"
+    assert after.facts["origin"] == "continued from last.ckpt"
+
+
+def test_the_card_says_each_class_threshold_that_predict_uses(run_folder, tmp_path):
+    weights = load_weights(run_folder / "best.safetensors")
+    name = weights.categories[0].name
+    facts = weights.facts | {"thresholds": {"overall": 0.4, "classes": {name: 0.2}}}
+    write_hub_folder(tmp_path / "sent", weights._replace(facts=facts), stored_evaluation(weights), "me/cells")
+    card = (tmp_path / "sent/README.md").read_text()
+    assert f"| {name} | 0.200 |" in card and "is best at a score threshold" not in card
+    assert all(f"| {other.name} | 0.400 |" in card for other in weights.categories[1:])
+
+
+def test_the_card_says_in_which_slices_it_was_measured(dino, run_folder, pictures):
+    given = ("--slice", "96", "--overlap", "0.3", "--amp", "off", "--set", "data.max_size=320")
+    judged = dino("eval", "--weights", run_folder, "--data", pictures, "--json", "--bootstrap", 0, *given)
+    how = {"slice": 96, "overlap": 0.3, "precision": "float32", "set": ["data.max_size=320"]}
+    assert json.loads(judged.out)["measured"] == how
+    Path("eval.json").write_text(judged.out)
+    given = ("--weights", run_folder, "--dry-run", "--out", "sent", "--eval", "eval.json")
+    assert dino("push", "hf:me/cells", *given).code == 0
+    says = "in slices of 96 pixels that overlap by 0.3, in float32, with `data.max_size=320`"
+    assert says in Path("sent/README.md").read_text()
+
+
 def test_without_an_evaluation_the_training_numbers_are_shown(dino, run_folder):
     assert dino("push", "hf:me/cells", "--weights", run_folder, "--dry-run", "--out", "sent").code == 0
     metrics = load_weights(run_folder / "best.safetensors").facts["metrics"]
@@ -77,6 +116,7 @@ def test_what_cannot_be_pushed_is_refused_before_the_work(dino, run_folder, push
     for given, code, says in (
         (("hf:me", "--dry-run", "--out", "x"), 2, "hf:org/name"),
         (("cells", "--dry-run", "--out", "x"), 2, "hf:me/cells"),
+        (("hf:me/ce lls", "--dry-run", "--out", "x"), 2, "hf:me/cells"),
         (("hf:me/cells@v1", "--dry-run", "--out", "x"), 2, "no repository"),
         (("hf:me/cells", "--dry-run"), 2, "--out to-push"),
         (("hf:me/cells", "--dry-run", "--out", "x", "--eval", other), 2, "is about elsewhere.safetensors"),
