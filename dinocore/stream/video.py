@@ -225,7 +225,8 @@ def _timing(container: Any, stream: Any) -> tuple[float, int | None, bool, float
 def _upright(frame: "av.VideoFrame") -> np.ndarray:
     """RGB, turned and mirrored as the film says."""
     pixels = frame.to_ndarray(format="rgb24")
-    data = next((d for d in frame.side_data if d.type.name == "DISPLAYMATRIX"), None)
+    sides: Any = frame.side_data
+    data = next((d for d in sides if d.type.name == "DISPLAYMATRIX"), None)
     if data is None:
         return pixels
     a, b, _, c, d = struct.unpack("=9i", bytes(data))[:5]  # (x, y) is shown at (a x + c y, b x + d y)
