@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from .. import __version__
 from ..config import Config
@@ -16,7 +15,6 @@ from ..errors import ConfigError, DinoError
 from ..predict import Detector
 from ..presets import list_presets, load_config
 from ..weights.file import UNJUDGED, Weights, least_scores, restore_model
-from .detector import fit
 from .graph import Canvases, DetectorGraph, Signature, canvas_multiple, trace
 from .verify import TOLERANCES, Difference, open_file, verify
 from .write import FORMATS, check_format
@@ -76,7 +74,6 @@ def export_weights(
     if not canvases.fixed:
         check_least(canvases, config, model.neck.downsampling)
     detector = Detector(model, config, weights.categories, torch.device("cpu"), "off")
-    shown = [detector.batch(image).images[0] for image in images]
     info = describe(weights, request, canvases, config.eval.max_dets)
 
     say(f"tracing the model on canvases of {canvases}")
@@ -87,7 +84,7 @@ def export_weights(
         say(f"writing {request.format}")
         files = FORMATS[request.format][0](program, Path(folder) / request.out.name, info)
         try:
-            difference = _compared(request, detector, files[0], shown, canvases, say)
+            difference = _compared(request, detector, files[0], images, canvases, say)
         except Exception:
             _move(files, request.out.parent, ".unverified")
             raise
@@ -98,7 +95,7 @@ def _compared(
     request: Request,
     detector: Detector,
     file: Path,
-    images: Sequence[Tensor],
+    images: Sequence[Image.Image | Path],
     canvases: Canvases,
     say: Callable[[str], None],
 ) -> Difference:
@@ -107,7 +104,9 @@ def _compared(
     try:
         run = open_file(request.format, file)
         for canvas in canvases.some():
-            shown = [fit(image, canvas) for image in images]
+            data = detector.config.data.on_canvas(canvas)  # resized once, as the file's users do
+            detector.config = detector.config.model_copy(update={"data": data})
+            shown = [detector.batch(image).images[0] for image in images]
             for batch, difference in verify(run, detector, shown, canvas, tolerance):
                 say(f"compared {batch}: {difference.in_words()}")
                 worst = worst.joined(difference)
