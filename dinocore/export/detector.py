@@ -22,6 +22,11 @@ from ..predict import Detections
 from ..system.extras import install_line
 from .runtime import ExportedDetector, suppress
 
+ORIGINS = {  # of a file's threshold, by its `threshold_from`
+    "asked": "asked for when the file was exported",
+    "weights": "the best F1 in the evaluation of these weights",
+    "default": "the default, for these weights were never judged",
+}
 LOGGER = logging.getLogger("dinocore.export")
 
 
@@ -43,6 +48,8 @@ class FileDetector:
             ) from error
         except ValueError as error:
             raise CheckpointError(str(error)) from error
+        origin = self.runtime.info.get("threshold_from")
+        self.threshold_note = ORIGINS.get(str(origin), "kept in the exported file")  # older files don't say it
         self.device = torch.device("cpu")
         info = self.runtime.info
         self.threshold: float | None = info.get("threshold")

@@ -210,6 +210,7 @@ def describe(weights: Weights, request: Request, canvases: Canvases, max_dets: i
         "nms_iou": config.eval.nms_iou,
         "max_dets": max_dets,
         "threshold": pick_threshold(request.threshold, weights.threshold),
+        "threshold_from": threshold_origin(request.threshold, weights.threshold),
         "thresholds": _class_thresholds(request.threshold, weights),
         "data": config.data.model_dump(mode="json", exclude={"path"}),  # of no use elsewhere
     }
@@ -218,6 +219,11 @@ def describe(weights: Weights, request: Request, canvases: Canvases, max_dets: i
 def pick_threshold(requested: float | None, own: float | None) -> float:
     """What was asked for, else the best of the weights' evaluation, else `UNJUDGED`."""
     return next((value for value in (requested, own) if value is not None), UNJUDGED)
+
+
+def threshold_origin(requested: float | None, own: float | None) -> str:
+    """Where the threshold of `pick_threshold` is from: `asked`, `weights` or `default`."""
+    return "asked" if requested is not None else "default" if own is None else "weights"
 
 
 def _class_thresholds(requested: float | None, weights: Weights) -> list[float] | None:

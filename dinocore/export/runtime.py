@@ -134,7 +134,7 @@ class ExportedDetector:
         return max(1, int(width * shrink)), max(1, int(height * shrink))
 
 
-def load(image: str | Path | Image.Image | np.ndarray) -> Image.Image:
+def load(image: Any) -> Image.Image:
     """An upright RGB image, turned as its EXIF data say; alpha shows white, and deep grey is scaled to 8 bits."""
     image = Image.open(image) if isinstance(image, str | Path) else image
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] in ((), (3,), (4,)) and image.size:
