@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinocore.config import Config
-from dinocore.errors import ConfigError
+from dinocore.errors import CheckpointError, ConfigError
 
 from .console import say, warn
 from .progress import watching
@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 
 RUNS = Path("runs")
+REFUSED = (".onnx.unverified", ".xml.unverified", ".pt2.unverified")
 
 
 def find_weights(given: str | None) -> Path:
     """The file to load; which one it is and why is said on stderr, unless it was named itself.
 
     Raises:
-        CheckpointError: there is no such file or name, or the folder that was named holds no weights.
+        CheckpointError: there is no such file or name, the folder that was named holds no weights, or `dino export`
+            refused the file.
         EnvironmentFault: it cannot be fetched.
     """
     from dinocore.train.run.folder import find_run
@@ -30,6 +32,11 @@ def find_weights(given: str | None) -> Path:
     from dinocore.weights.file import load_weights
     from dinocore.weights.shipped import BUNDLED
 
+    if given is not None and Path(given).name.lower().endswith(REFUSED) and Path(given).expanduser().is_file():
+        raise CheckpointError(
+            f"{given} was refused by dino export: it does not run, or does not give its model's numbers; "
+            "export again with other settings, or use the weights it was made from"
+        )
     if given is not None and is_exported(Path(given).expanduser()) and Path(given).expanduser().is_file():
         return Path(given).expanduser()  # nothing to fetch or convert
     if given is not None:

@@ -5,7 +5,7 @@ beside it: [name] is that name in IDEA-Research/DINO, `config/DINO/DINO_4scale.p
 paper's appendix D (arXiv 2203.03605); "ours" is our choice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -237,6 +237,18 @@ class DataConfig(SettingsGroup):
     follow_symlinks: bool = False  # open images that a link keeps outside of the data folder
     val_fraction: Share = 0.0  # of the training images, held out for validation where the data has no validation split
     sample_images: Positive = 200  # how many images are drawn when path is empty
+    _canvas: tuple[int, int] | None = None  # height and width; see `on_canvas`
+
+    @property
+    def canvas(self) -> tuple[int, int] | None:
+        """The largest height and width that an exported file takes; None for a model, which takes every size."""
+        return self._canvas
+
+    def on_canvas(self, canvas: Sequence[int]) -> "DataConfig":
+        """The same for a file with a canvas (height, width): what would not fit into it is shrunk further."""
+        placed = self.model_copy()
+        placed._canvas = (canvas[0], canvas[1])
+        return placed
 
     @model_validator(mode="after")
     def _fits_together(self) -> "DataConfig":

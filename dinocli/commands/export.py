@@ -41,20 +41,22 @@ def export(
     Example: dino export runs/mine/best.safetensors --format onnx --out dino.onnx
     """
     from dinocore.errors import ConfigError
-    from dinocore.export.export import PIXELS, Request, export_weights
+    from dinocore.export.export import PIXELS, Request, export_weights, pick_canvases
     from dinocore.export.write import check_format
     from dinocore.weights.file import load_weights
 
     from ..console import print_facts, print_json, say
-    from ..weights_option import find_weights
-    from .benchmark import _size
+    from ..weights_option import find_weights, is_exported
 
-    sizes = [] if size is None else [_size(part) for part in size.split("-", 1)]
+    sizes = [] if size is None else _sizes(size)
     check_format(format, precision, out, ranged=len(sizes) > 1)
     if pixels not in PIXELS:
         raise ConfigError(f"--pixels {pixels} is not known; choose {' or '.join(PIXELS)}")
     where = find_weights(weights)
+    if is_exported(where):
+        raise ConfigError(f"{where} is already an exported file; give the weights that it was made from")
     content = load_weights(where)
+    pick_canvases(content.config, sizes, max(content.config.model.feature_strides))  # before images are read
     shown = _images(images, content.config.data)
     request = Request(format, out, precision, sizes, pixels, max_dets, threshold)
     done = export_weights(content, where, request, shown, say)
@@ -73,6 +75,21 @@ def export(
         print_json(facts)
     else:
         print_facts(facts | {"files": ", ".join(facts["files"])})
+
+
+def _sizes(text: str) -> list[tuple[int, int]]:
+    """A height and width, or the least and the largest, as `--size` gives them."""
+    from dinocore.errors import ConfigError
+
+    from .benchmark import _size
+
+    parts = text.split("-")
+    if len(parts) > 2 or not all(parts):
+        raise ConfigError(f"--size {text} is neither a size nor two; write 640x640, or 224x224-640x640")
+    sizes = [_size(part) for part in parts]
+    if sizes[0][0] > sizes[-1][0] or sizes[0][1] > sizes[-1][1]:
+        raise ConfigError(f"--size must go from the least to the largest; got {text}")
+    return sizes
 
 
 def _images(given: list[str], config: "DataConfig") -> "list[Image.Image | Path]":

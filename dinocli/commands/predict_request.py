@@ -109,7 +109,8 @@ def choose_thresholds(threshold: float | None, detector: AnyDetector) -> list[fl
         return [threshold] * len(detector.categories)
     least = least_scores(detector.categories, detector.threshold, detector.class_thresholds)
     if detector.threshold is not None or detector.class_thresholds:
-        say(f"{_range_of(least)}, the best F1 in the evaluation of these weights")
+        origin = getattr(detector, "threshold_note", "the best F1 in the evaluation of these weights")
+        say(f"{_range_of(least)}, {origin}")
     return least
 
 

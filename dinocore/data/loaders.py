@@ -19,7 +19,7 @@ from ..system.parent import LEFT_TO_THE_PARENT, leave_signals_to_the_parent
 from .annotations import Annotations
 from .batch import Batch, Sample, collate
 from .images import read_image, read_reduced
-from .transforms import AnnotatedImage, annotated_image, apply, as_target, draw, resize, to_tensor
+from .transforms import AnnotatedImage, annotated_image, apply, as_target, draw, resize_for_model, to_tensor
 
 MOST_REPLACEMENTS = 10  # images in a row that cannot be read
 
@@ -86,7 +86,7 @@ class EvaluationImages(Dataset):
         except DataError as error:
             return str(error)
         height, width = annotated[0].shape[-2:]
-        annotated = resize(annotated, self.config.eval_scale, self.config.max_size)
+        annotated = resize_for_model(annotated, self.config)
         return Sample(annotated[0].as_subclass(Tensor), as_target(annotated), index, (height, width))
 
 

@@ -182,10 +182,25 @@ def _whole_pixels(shares: Sequence[float], frame: Sequence[float], length: int) 
     return begin, min(max(end, begin + 1), length)
 
 
+def resize_for_model(annotated: AnnotatedImage, config: DataConfig) -> AnnotatedImage:
+    """Bring an image and its boxes to the size of evaluation."""
+    size = size_for_model(annotated[0].shape[-2:], config)
+    return _on_both(partial(F.resize, size=list(size), antialias=True), annotated)
+
+
 def resize(annotated: AnnotatedImage, short: int, max_size: int | None) -> AnnotatedImage:
     """Bring the short side to `short`, or to less where the long side would exceed `max_size`."""
     size = resized(annotated[0].shape[-2:], short, max_size)
     return _on_both(partial(F.resize, size=list(size), antialias=True), annotated)
+
+
+def size_for_model(size: Sequence[int], config: DataConfig) -> tuple[int, int]:
+    """Height and width of evaluation, shrunk to the canvas where there is one, as `ExportedDetector.input_size`."""
+    height, width = resized(size, config.eval_scale, config.max_size)
+    if config.canvas is None:
+        return height, width
+    shrink = min(1.0, config.canvas[1] / width, config.canvas[0] / height)
+    return max(1, int(height * shrink)), max(1, int(width * shrink))
 
 
 def resized(size: Sequence[int], short: int, max_size: int | None) -> tuple[int, int]:

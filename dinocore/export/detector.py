@@ -1,5 +1,6 @@
 """An exported file in the place of a detector: for `dino predict`, `dino eval` and `dino benchmark`."""
 
+import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -12,13 +13,21 @@ from pydantic import ValidationError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from ..config import Config
+from ..config import Config, EvalConfig
 from ..data.annotations import Category
 from ..data.batch import Batch
+from ..data.split import table_names
 from ..errors import CheckpointError, DataError, EnvironmentFault
 from ..predict import Detections
 from ..system.extras import install_line
 from .runtime import ExportedDetector, suppress
+
+ORIGINS = {  # of a file's threshold, by its `threshold_from`
+    "asked": "asked for when the file was exported",
+    "weights": "the best F1 in the evaluation of these weights",
+    "default": "the default, for these weights were never judged",
+}
+LOGGER = logging.getLogger("dinocore.export")
 
 
 class FileDetector:
@@ -33,22 +42,38 @@ class FileDetector:
         try:
             self.runtime = ExportedDetector(path, threads)
         except ImportError as error:
-            extra = "openvino" if path.suffix == ".xml" else "export"
+            extra = "openvino" if path.suffix.lower() == ".xml" else "export"
             raise EnvironmentFault(
-                f"{path} takes a runtime that is not installed ({error})", fix=install_line(extra)
+                f"{path} takes a runtime that is not here ({error})", fix=install_line(extra)
             ) from error
         except ValueError as error:
             raise CheckpointError(str(error)) from error
+        origin = self.runtime.info.get("threshold_from")
+        self.threshold_note = ORIGINS.get(str(origin), "kept in the exported file")  # older files don't say it
         self.device = torch.device("cpu")
         info = self.runtime.info
         self.threshold: float | None = info.get("threshold")
-        self.class_thresholds = dict(zip(info.get("names", []), info.get("thresholds") or [], strict=False))
         try:
             limits = {"nms_iou": info["nms_iou"], "max_dets": info["max_dets"]}
             self.config = Config.model_validate({"data": info["data"], "eval": limits})
             self.categories = [Category(i, name) for i, name in zip(info["ids"], info["names"], strict=True)]
+            own = info["thresholds"] or []
+            self.class_thresholds = dict(zip(table_names(self.categories), own, strict=bool(own)))
         except (KeyError, ValueError, ValidationError) as error:
             raise CheckpointError(f"{path} describes itself in a way that cannot be read; export it again") from error
+
+    @property
+    def config(self) -> Config:
+        """The settings of evaluation, and the canvas: an image is resized once, to what fits into it."""
+        return self._config
+
+    @config.setter
+    def config(self, config: Config) -> None:
+        kept, asked = self.runtime.info["max_dets"], config.eval.max_dets
+        if asked > kept and asked != EvalConfig().max_dets:
+            LOGGER.warning("the exported file gives %d detections of an image at most, not %d", kept, asked)
+        data = config.data.on_canvas(self.runtime.info["canvas"])
+        self._config = config.model_copy(update={"data": data})
 
     def detect_batch(self, batch: Batch) -> list[Detections]:
         """Detections of each image of a batch that was resized for evaluation, in pixels of the image on the disk."""
@@ -61,7 +86,8 @@ class FileDetector:
         rows = self._asked(lambda: self.runtime.run(pixels, sizes))
         found = []
         for labels, scores, boxes, (height, width), (h, w) in zip(*rows, batch.sizes, sizes, strict=True):
-            kept = suppress(boxes, labels, self.config.eval.nms_iou)[: self.config.eval.max_dets]
+            labels, scores, boxes = (rows[: self.config.eval.max_dets] for rows in (labels, scores, boxes))
+            kept = suppress(boxes, labels, self.config.eval.nms_iou)  # after the best are chosen, as in `Detector`
             scaled = boxes[kept] * np.array([width / w, height / h] * 2, np.float32)
             found.append(self.named(*map(torch.from_numpy, (labels[kept], scores[kept], scaled))))
         return found

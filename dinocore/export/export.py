@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from .. import __version__
 from ..config import Config
@@ -16,7 +15,6 @@ from ..errors import ConfigError, DinoError
 from ..predict import Detector
 from ..presets import list_presets, load_config
 from ..weights.file import UNJUDGED, Weights, least_scores, restore_model
-from .detector import fit
 from .graph import Canvases, DetectorGraph, Signature, canvas_multiple, trace
 from .verify import TOLERANCES, Difference, open_file, verify
 from .write import FORMATS, check_format
@@ -76,7 +74,6 @@ def export_weights(
     if not canvases.fixed:
         check_least(canvases, config, model.neck.downsampling)
     detector = Detector(model, config, weights.categories, torch.device("cpu"), "off")
-    shown = [detector.batch(image).images[0] for image in images]
     info = describe(weights, request, canvases, config.eval.max_dets)
 
     say(f"tracing the model on canvases of {canvases}")
@@ -87,7 +84,7 @@ def export_weights(
         say(f"writing {request.format}")
         files = FORMATS[request.format][0](program, Path(folder) / request.out.name, info)
         try:
-            difference = _compared(request, detector, files[0], shown, canvases, say)
+            difference = _compared(request, detector, files[0], images, canvases, say)
         except Exception:
             _move(files, request.out.parent, ".unverified")
             raise
@@ -98,7 +95,7 @@ def _compared(
     request: Request,
     detector: Detector,
     file: Path,
-    images: Sequence[Tensor],
+    images: Sequence[Image.Image | Path],
     canvases: Canvases,
     say: Callable[[str], None],
 ) -> Difference:
@@ -107,7 +104,9 @@ def _compared(
     try:
         run = open_file(request.format, file)
         for canvas in canvases.some():
-            shown = [fit(image, canvas) for image in images]
+            data = detector.config.data.on_canvas(canvas)  # resized once, as the file's users do
+            detector.config = detector.config.model_copy(update={"data": data})
+            shown = [detector.batch(image).images[0] for image in images]
             for batch, difference in verify(run, detector, shown, canvas, tolerance):
                 say(f"compared {batch}: {difference.in_words()}")
                 worst = worst.joined(difference)
@@ -211,6 +210,7 @@ def describe(weights: Weights, request: Request, canvases: Canvases, max_dets: i
         "nms_iou": config.eval.nms_iou,
         "max_dets": max_dets,
         "threshold": pick_threshold(request.threshold, weights.threshold),
+        "threshold_from": threshold_origin(request.threshold, weights.threshold),
         "thresholds": _class_thresholds(request.threshold, weights),
         "data": config.data.model_dump(mode="json", exclude={"path"}),  # of no use elsewhere
     }
@@ -219,6 +219,11 @@ def describe(weights: Weights, request: Request, canvases: Canvases, max_dets: i
 def pick_threshold(requested: float | None, own: float | None) -> float:
     """What was asked for, else the best of the weights' evaluation, else `UNJUDGED`."""
     return next((value for value in (requested, own) if value is not None), UNJUDGED)
+
+
+def threshold_origin(requested: float | None, own: float | None) -> str:
+    """Where the threshold of `pick_threshold` is from: `asked`, `weights` or `default`."""
+    return "asked" if requested is not None else "default" if own is None else "weights"
 
 
 def _class_thresholds(requested: float | None, weights: Weights) -> list[float] | None:

@@ -1,4 +1,4 @@
-"""Run a detector that `dino export` wrote: numpy and Pillow, and ONNX Runtime or OpenVINO; copy this file if you like.
+"""Run a file of `dino export`: numpy, Pillow, and ONNX Runtime 1.20 or OpenVINO 2025.0, or newer; copy this file.
 
 detector = ExportedDetector("model.onnx")
 labels, scores, boxes_xyxy = detector("image.jpg")  # boxes in pixels of the image
@@ -7,38 +7,34 @@ names = [detector.info["names"][k] for k in labels]
 
 import json
 import os
+from collections import namedtuple
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-KEYS = {"pixels", "eval_scale", "max_size", "nms_iou", "max_dets", "threshold"}  # of what a file says about itself
+LIMITS = ("least", "canvas", "multiple", "pixels")  # of the input
 Run = Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]
-
-
-class ExportedDetections(NamedTuple):
-    """The objects found in one image, best first."""
-
-    labels: np.ndarray  # (n,) int64, index into `info["names"]` and `info["ids"]`
-    scores: np.ndarray  # (n,) in [0, 1]
-    boxes_xyxy: np.ndarray  # (n, 4) in pixels of the upright image
+# best first: (n,) int64, index into `info["names"]`; (n,) in [0, 1]; (n, 4) in pixels of the upright image
+ExportedDetections = namedtuple("ExportedDetections", "labels scores boxes_xyxy")
 
 
 class ExportedDetector:
     """An .onnx file, or an .xml with its .bin; ValueErrors say what is damaged, not ours or of a wrong shape."""
 
-    def __init__(self, path: str | Path, threads: int = 0):
-        if not Path(path).is_file():
-            raise ValueError(f"{path}: this file does not exist")
+    def __init__(self, path: str | Path, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)):
+        if not Path(path).is_file() or str(path).endswith(".unverified"):
+            why = "`dino export` refused this file" if Path(path).is_file() else "this file does not exist"
+            raise ValueError(f"{path}: {'this is a folder' if Path(path).is_dir() else why}")
         try:
-            self._run, info = (_open_openvino if Path(path).suffix == ".xml" else _open_onnx)(str(path), threads)
-        except ImportError:
+            self._run, text = self._open(str(path), threads, providers)
+        except ImportError:  # not installed, or too old
             raise
         except Exception as error:  # runtimes have no common class of errors
             raise ValueError(f"{path} is damaged or incomplete, export it again ({error!s:.200})") from error
-        self.info = _checked(info)
+        self.info = self._checked(text)
         if not self.info:
             raise ValueError(f"{path} was not written by this version of `dino export`; export the weights again")
 
@@ -50,10 +46,10 @@ class ExportedDetector:
         """The same for several images in one call of the runtime."""
         upright = [load(image) for image in images]
         inputs = [image.resize(self.input_size(image.size), Image.Resampling.BILINEAR) for image in upright]
-        floor, count = self.info["threshold"] if threshold is None else threshold, len(self.info["names"])
-        least = (threshold is None and self.info.get("thresholds")) or [floor] * count  # of each class
-        found, rows = [], zip(*self.run(*self.place([*map(np.asarray, inputs)])), upright, inputs, strict=True)
-        for labels, scores, boxes, image, resized in rows:
+        usual, found = self.info["thresholds"] or self.info["threshold"], []
+        least = np.broadcast_to(usual if threshold is None else threshold, len(self.info["names"]))  # of each class
+        ran = self.run(*self.place([*map(np.asarray, inputs)])) if inputs else ((), (), ())
+        for labels, scores, boxes, image, resized in zip(*ran, upright, inputs, strict=True):
             boxes = boxes * (np.array(image.size * 2, np.float32) / np.array(resized.size * 2, np.float32))
             kept = [i for i in suppress(boxes, labels, self.info["nms_iou"]) if scores[i] >= least[labels[i]]]
             found.append(ExportedDetections(labels[kept], scores[kept], boxes[kept]))
@@ -61,27 +57,67 @@ class ExportedDetector:
 
     def run(self, images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Labels (B, D), scores (B, D) and boxes (B, D, 4) in pixels of canvases (B, H, W, 3) with sizes (B, 2)."""
-        shape = images.shape[1:3]
-        if images.ndim != 4 or images.shape != (max(1, len(images)), *self.canvas(shape), 3):
-            takes = "H, W {} to {} in steps of {}".format(*(self.info[key] for key in ("least", "canvas", "multiple")))
-            raise ValueError(f"this model takes images (B, H, W, 3), {takes}; got {images.shape}")
-        if sizes.shape != (len(images), 2) or (sizes < 1).any() or (sizes > shape).any():
+        images, sizes, pixels = np.asarray(images), np.asarray(sizes), self.info["pixels"]
+        shape, count, kinds = images.shape[1:3], len(images) if images.ndim == 4 else 0, (np.uint8, pixels)
+        if not count or images.shape[1:] != (*self.canvas(shape), 3) or images.dtype not in kinds:
+            takes = "(B, H, W, 3), H, W {} to {} in steps of {}, {}".format(*map(self.info.get, LIMITS))
+            raise ValueError(f"this model takes images {takes}; got {images.shape}, {images.dtype}")
+        whole = sizes.dtype.kind in "iu" and sizes.shape == (count, 2)
+        if not whole or (sizes < 1).any() or (sizes > shape).any():
             raise ValueError(f"sizes must be a height and width for each image, 1 to {shape}; got {sizes.tolist()}")
         try:
-            labels, scores, boxes = self._run(images.astype(self.info["pixels"], copy=False), sizes.astype(np.int64))
+            labels, scores, boxes = self._run(images.astype(pixels, copy=False), sizes.astype(np.int64))
         except Exception as error:
             raise ValueError(f"the file does not run, it may be damaged ({error!s:.200})") from error
-        if not (np.isfinite(scores).all() and np.isfinite(boxes).all()):
-            raise ValueError("the model's output is not finite; the file is damaged, or its runtime is at fault")
+        known = np.isin(labels, range(len(self.info["names"]))).all()
+        if not (known and np.isfinite(scores).all() and np.isfinite(boxes).all()):
+            raise ValueError("the model's output is not finite, or of unknown classes; file or runtime are at fault")
         return labels, scores, boxes
 
     def place(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Put arrays (h, w, 3) at the top left of canvases: (B, H, W, 3), and their sizes (B, 2)."""
+        images, most, kinds = [*map(np.asarray, images)], self.info["canvas"], (np.uint8, self.info["pixels"])
+        for shape, kind in ((image.shape, image.dtype) for image in images):
+            if kind not in kinds or shape != (*shape[:2], 3) or (np.array(shape[:2]) > most).any():
+                raise ValueError(f"this file takes images (h, w, 3) of {kinds[1]}, up to {most}; got {shape} of {kind}")
         sizes = np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
         pixels = np.zeros((len(images), *self.canvas(sizes.max(0, initial=1)), 3), self.info["pixels"])
         for canvas, image in zip(pixels, images, strict=True):
             canvas[: image.shape[0], : image.shape[1]] = image
         return pixels, sizes
+
+    def _open(self, path: str, threads: int, providers: Sequence[str]) -> tuple[Run, str]:
+        if path.lower().endswith(".xml"):
+            import openvino
+
+            model = openvino.Core().read_model(path)
+            info = model.get_rt_info(["dino"]).astype(str) if model.has_rt_info(["dino"]) else ""
+            exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}  # else bfloat16 on some CPUs
+            compiled = openvino.Core().compile_model(model, "CPU", exact)
+            return lambda images, sizes: list(compiled([images, sizes]).values()), info
+        import onnxruntime
+
+        if [int(part) for part in onnxruntime.__version__.split(".")[:2]] < [1, 20]:
+            raise ImportError(f"it needs onnxruntime 1.20 or newer, this is {onnxruntime.__version__}")
+        options = onnxruntime.SessionOptions()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0  # not more than may be used
+        options.intra_op_num_threads, options.log_severity_level = threads or cores, 4
+        session: Any = onnxruntime.InferenceSession(path, options, providers=[*providers])
+        info, names = session.get_modelmeta().custom_metadata_map.get("dino", ""), ["labels", "scores", "boxes"]
+        return lambda images, sizes: session.run(names, {"images": images, "sizes": sizes}), info
+
+    def _checked(self, text: str) -> dict[str, Any]:  # what a file says of itself; nothing if it is not ours
+        try:
+            info = {"multiple": 1, "thresholds": None} | json.loads(text)
+            names, canvas, least = info["names"], info["canvas"], info.setdefault("least", info["canvas"])
+            whole = [*least, *canvas, *(info[key] for key in ("multiple", "eval_scale", "max_size", "max_dets"))]
+            shares = [*(info["thresholds"] or [0] * len(names)), info["nms_iou"], info["threshold"]]
+            ours = info["schema"] == 1 and info["pixels"] in ("uint8", "float32") and len(least) == len(canvas) == 2
+            ours &= len(names) == len(info["ids"]) == len(shares) - 2 and all(type(name) is str for name in names)
+            ours &= all(type(x) is int for x in [*info["ids"], *whole]) and min(whole) > 0
+            return info if ours and all(0 <= x <= 1 for x in shares) else {}
+        except (ValueError, KeyError, TypeError):
+            return {}
 
     def canvas(self, size: Sequence[int]) -> tuple[int, ...]:
         """The least canvas that holds a height and width, or the largest that there is."""
@@ -90,61 +126,41 @@ class ExportedDetector:
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Width and height to which an image (width, height) is resized: as in training, or to fit the canvas."""
-        low, high, most = min(size), max(size), self.info["max_size"]
-        short = min(self.info["eval_scale"], max(1, round(most * low / high)))
-        long = min(int(short * high / low), most)
+        low, high, most, short = min(size), max(size), self.info["max_size"], self.info["eval_scale"]
+        short = max(1, round(most * low / high)) if high / low * short > most else short
+        long = int(short * high / low) if short > 1 else min(int(high / low), most)  # cut off, as in DETR
         width, height = (long, short) if size[0] > size[1] else (short, long)
         shrink = min(1.0, self.info["canvas"][1] / width, self.info["canvas"][0] / height)
         return max(1, int(width * shrink)), max(1, int(height * shrink))
 
 
-def load(image: str | Path | Image.Image | np.ndarray) -> Image.Image:
-    """An upright RGB image, turned as its EXIF data say."""
-    if not isinstance(image, Image.Image):
-        image = Image.fromarray(image) if isinstance(image, np.ndarray) else Image.open(image)
-    return ImageOps.exif_transpose(image).convert("RGB")
+def load(image: Any) -> Image.Image:
+    """An upright RGB image, turned as its EXIF data say; alpha shows white, and deep grey is scaled to 8 bits."""
+    image = Image.open(image) if isinstance(image, str | Path) else image
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] in ((), (3,), (4,)) and image.size:
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image) or not all(image.size):
+        got = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', getattr(image, 'size', ''))}"
+        raise ValueError(f"an image is a file, a Pillow image or an array (H, W, 3) of uint8, with pixels; got {got}")
+    image = ImageOps.exif_transpose(image)
+    if image.mode[:2] in ("I", "F", "I;"):
+        values = np.asarray(image).astype(np.float64)
+        low, high = (f(values, initial=0, where=np.isfinite(values)) for f in (np.min, np.max))
+        values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+        high = max(high, 1.0 if image.mode == "F" else 65535.0) if low == 0 else high
+        image = Image.fromarray(np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
 
 
 def suppress(boxes: np.ndarray, labels: np.ndarray, iou: float) -> list[int]:
     """Rows that stay when, of two boxes (n, 4) of a class that overlap by more than `iou`, the later one goes."""
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    low, high = np.maximum(boxes[:, None, :2], boxes[:, :2]), np.minimum(boxes[:, None, 2:], boxes[:, 2:])
+    shared = (high - low).clip(0).prod(2)  # (n, n)
+    union = shared.diagonal()[:, None] + shared.diagonal() - shared
+    rivals = (shared / np.maximum(union, 1e-9) > iou) & (labels[:, None] == labels) & (iou < 1)  # (n, n)
     kept: list[int] = []
-    for i, box in enumerate(boxes):
-        others = boxes[kept]
-        shared = (np.minimum(others[:, 2:], box[2:]) - np.maximum(others[:, :2], box[:2])).clip(0).prod(1)
-        overlap = shared / np.maximum(area[kept] + area[i] - shared, 1e-9)
-        if iou >= 1 or not ((overlap > iou) & (labels[kept] == labels[i])).any():
-            kept.append(i)
+    for i, row in enumerate(rivals):
+        kept += [] if row[kept].any() else [i]
     return kept
-
-
-def _checked(text: str) -> dict[str, Any]:
-    """What a file says about itself; nothing if that is not what `dino export` writes."""
-    try:
-        info = {"multiple": 1} | json.loads(text)
-        sides = [*info.setdefault("least", info["canvas"]), *info["canvas"], info["multiple"]]
-        ours = info["schema"] == 1 and len(info["names"]) == len(info["ids"]) and info.keys() >= KEYS
-        return info if ours and len(sides) == 5 and all(isinstance(x, int) and x > 0 for x in sides) else {}
-    except (ValueError, KeyError, TypeError):
-        return {}
-
-
-def _open_onnx(path: str, threads: int) -> tuple[Run, str]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0  # not more than may be used
-    options.intra_op_num_threads, options.log_severity_level = threads or cores, 4
-    session: Any = onnxruntime.InferenceSession(path, options, providers=onnxruntime.get_available_providers())
-    info = session.get_modelmeta().custom_metadata_map.get("dino", "")
-    return lambda images, sizes: session.run(["labels", "scores", "boxes"], {"images": images, "sizes": sizes}), info
-
-
-def _open_openvino(path: str, threads: int) -> tuple[Run, str]:
-    import openvino
-
-    model = openvino.Core().read_model(path)
-    info = model.get_rt_info(["dino"]).astype(str) if model.has_rt_info(["dino"]) else ""
-    exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}  # else bfloat16 where the CPU has it
-    compiled = openvino.Core().compile_model(model, "CPU", exact)
-    return lambda images, sizes: list(compiled([images, sizes]).values()), info

@@ -19,7 +19,8 @@ from ..config import DataConfig
 from ..data.batch import Batch, Sample, collate
 from ..data.images import read_image
 from ..data.loaders import num_workers, start_workers
-from ..data.transforms import annotated_image, resize, to_tensor
+from ..data.transforms import annotated_image, to_tensor
+from ..data.transforms import resize_for_model as resize_annotated
 from ..errors import ConfigError, DataError
 from ..structures import Target
 from ..system.parent import leave_signals_to_the_parent
@@ -60,7 +61,7 @@ class PreparedImage(NamedTuple):
 def resize_for_model(pixels: Tensor, config: DataConfig) -> Tensor:
     """(3, H, W) uint8 at the size of evaluation, (3, h, w)."""
     annotated = annotated_image(pixels, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    return resize(annotated, config.eval_scale, config.max_size)[0].as_subclass(Tensor)
+    return resize_annotated(annotated, config)[0].as_subclass(Tensor)
 
 
 def prepare(pixels: Tensor, config: DataConfig, slicing: Slicing | None = None) -> PreparedImage:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..boxes import area, iou
 from ..config import DataConfig
-from ..data.transforms import resized
+from ..data.transforms import size_for_model
 from ..errors import ConfigError
 
 AGREE = 0.5  # IoU, within what both slices see, of boxes of one object
@@ -82,7 +82,9 @@ def parse_slicing(side: str, overlap: float | None, config: DataConfig, facts: d
     if overlap is not None and not 0 <= overlap <= 0.9:
         raise ConfigError(f"--overlap {overlap} is no fraction from 0 to 0.9; try --overlap 0.2")
     if side == "auto":
-        pixels = int(facts.get("median_short_side") or round(config.eval_scale * AUTO_SHRINK))
+        pixels = int(
+            facts.get("median_short_side") or round(min([config.eval_scale, *(config.canvas or ())]) * AUTO_SHRINK)
+        )
         if overlap is None:
             needed = float(facts.get("object_side") or 0) / pixels
             overlap = round(min(max(needed, OVERLAP), MOST_AUTO_OVERLAP), 3)
@@ -104,7 +106,7 @@ def check_overlap(side: str | None, overlap: float | None) -> None:
 
 def shrink_factor(size: tuple[int, int], config: DataConfig) -> float:
     """By how much an image of `size` (height, width) is shrunk for the model; below 1 where it is enlarged."""
-    return max(size) / max(resized(size, config.eval_scale, config.max_size))
+    return max(size) / max(size_for_model(size, config))
 
 
 class WindowDetections(NamedTuple):

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from dinocore.data.synthetic.sample import write_sample_data
+from dinocore.export.export import pick_threshold, threshold_origin
 from dinocore.system.extras import install_line
 
 
@@ -19,6 +20,8 @@ from dinocore.system.extras import install_line
         (["--out", "m.xml", "--format", "openvino", "--precision", "int8"], 2, "int8 is written as ONNX only"),
         (["--out", "m.onnx", "--pixels", "bgr"], 2, "--pixels bgr is not known"),
         (["--out", "m.onnx", "--size", "100"], 2, "--size 100 is not a size"),
+        (["--out", "m.onnx", "--size", "224x224-"], 2, "--size 224x224- is neither a size nor two"),
+        (["--out", "m.onnx", "--size", "320x320-224x224"], 2, "must go from the least to the largest; got 320x320"),
         (["--out", "m.onnx", "--size", "320x427"], 2, "must be multiples of 32"),
     ],
 )
@@ -85,3 +88,31 @@ def test_inspectors_say_that_an_exported_file_cannot_be_looked_into(dino, write_
     done = dino("inspect-proposals", tmp_path / "a.png", "--weights", write_onnx())
     assert done.code == 2
     assert "cannot be looked into" in done.err
+
+
+def test_an_exported_or_refused_file_is_no_weights_to_export(dino, write_onnx, tmp_path):
+    done = dino("export", write_onnx(), "--out", tmp_path / "z.onnx")
+    assert done.code == 2
+    assert "is already an exported file" in done.err
+    refused = write_onnx().rename(tmp_path / "x.onnx.unverified")
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    for done in (dino("predict", tmp_path / "a.png", "--weights", refused), dino("export", refused, "--out", "z.onnx")):
+        assert done.code == 4
+        assert "was refused by dino export" in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "origin", "said"),
+    [
+        (None, 0.4, "weights", "the best F1 in the evaluation of these weights"),
+        (None, None, "default", "for these weights were never judged"),
+        (0.7, 0.4, "asked", "asked for when the file was exported"),
+    ],
+)
+def test_a_file_knows_where_its_threshold_is_from(dino, write_onnx, tmp_path, given, own, origin, said):
+    assert threshold_origin(given, own) == origin
+    file = write_onnx({"threshold": pick_threshold(given, own), "threshold_from": origin})
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    done = dino("predict", tmp_path / "a.png", "--weights", file)
+    assert f"threshold: {pick_threshold(given, own):.3f}, " in done.err
+    assert said in " ".join(done.err.split())

@@ -52,6 +52,9 @@ def test_a_download_that_stopped_anywhere_is_refused(write_onnx):
     [
         {"schema": 2}, {"schema": "1"}, {"canvas": None}, {"canvas": [96]}, {"canvas": [0, 128]}, {"multiple": 0},
         {"canvas": [96.0, 128]}, {"canvas": "96"}, {"least": [96]}, {"names": ["disc"]}, {"ids": 3}, {"names": None},
+        {"nms_iou": None}, {"nms_iou": 1.5}, {"pixels": "uint7"}, {"eval_scale": "a"}, {"eval_scale": -20},
+        {"max_size": 0}, {"max_dets": 2.5}, {"threshold": "a"}, {"threshold": -1}, {"thresholds": [0.5]},
+        {"ids": [1, "b"]}, {"names": ["disc", 3]},
     ],
     ids=str,
 )  # fmt: skip

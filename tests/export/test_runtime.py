@@ -11,9 +11,15 @@ import torch
 from PIL import Image
 from torchvision.ops import batched_nms
 
-from dinocore.data.transforms import resized
+from dinocore.config import DataConfig
+from dinocore.data.images import read_image
+from dinocore.data.transforms import resized, size_for_model, to_tensor
 from dinocore.export import runtime
+from dinocore.export.detector import FileDetector
 from dinocore.export.runtime import ExportedDetector, suppress
+from dinocore.presets import override
+from dinocore.stream.images import View, as_batch, prepare
+from dinocore.weights.file import least_scores
 
 SOURCE = Path(runtime.__file__)
 RNG = np.random.default_rng(11)
@@ -56,14 +62,6 @@ def test_images_are_turned_as_their_metadata_say(write_onnx, tmp_path):
     exif[0x0112] = 6
     image.save(tmp_path / "turned.jpg", exif=exif)
     assert ExportedDetector(write_onnx())(tmp_path / "turned.jpg").boxes_xyxy[0] == pytest.approx([4, 16, 20, 48])
-
-
-def test_images_are_resized_as_in_evaluation(write_onnx):
-    detector = ExportedDetector(write_onnx({"canvas": [2000, 2000], "eval_scale": 800, "max_size": 1333}))
-    for _ in range(200):
-        width, height = (int(side) for side in RNG.integers(1, 3000, 2))
-        expected = resized((height, width), 800, 1333)
-        assert detector.input_size((width, height)) == (min(expected[1], 1333), min(expected[0], 1333))
 
 
 def test_an_image_always_fits_the_canvas(write_onnx):
@@ -126,10 +124,139 @@ def test_it_can_be_copied_and_needs_no_torch(write_onnx, tmp_path):
 
 def test_it_is_short_and_imports_little():
     text = SOURCE.read_text()
-    assert len(text.splitlines()) <= 150
+    assert len(text.splitlines()) <= 170
     top = {
         (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
         for node in ast.parse(text).body
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
     assert top - set(sys.stdlib_module_names) == {"numpy", "PIL"}
+
+
+MODES = {
+    "16-bit grey": lambda x: x[..., 0].astype(np.uint16) * 257,
+    "32-bit grey": lambda x: x[..., 0].astype(np.int32) * 300 - 100,
+    "floats": lambda x: np.where(x[..., 0] > 250, np.nan, x[..., 0] / 300).astype(np.float32),
+    "alpha": lambda x: x,
+    "grey and alpha": lambda x: x[..., :2].copy(),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_image_is_decoded_as_by_the_model(tmp_path, mode):
+    pixels = MODES[mode](RNG.integers(0, 256, (30, 40, 4), np.uint8))
+    file = tmp_path / "image.tif"
+    Image.fromarray(pixels).save(file)
+    expected = np.asarray(read_image(file, DataConfig()))
+    assert np.ptp(expected) > 200
+    assert np.array_equal(np.asarray(runtime.load(file)), expected)
+
+
+@pytest.mark.parametrize("info", [{"canvas": [5000, 5000], "eval_scale": 320, "max_size": 426}, {"eval_scale": 320}])
+def test_every_image_has_the_size_that_evaluation_gives_it(write_onnx, info):
+    detector = ExportedDetector(write_onnx(info))
+    data = DataConfig(eval_scale=detector.info["eval_scale"], max_size=detector.info["max_size"])
+    data = data.on_canvas(detector.info["canvas"])
+    for height, width in np.exp(RNG.uniform(0, 9, (2000, 2))).astype(int).tolist():
+        assert detector.input_size((width, height)) == size_for_model((height, width), data)[::-1]
+        if info["eval_scale"] == 320 and "canvas" in info:
+            assert detector.input_size((width, height)) == resized((height, width), 320, 426)[::-1]
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (np.zeros((3, 20, 30), np.uint8), "with pixels; got uint8 .3, 20, 30"),
+        (np.zeros((1, 20, 30, 3), np.uint8), "with pixels; got uint8 .1, 20"),
+        (np.zeros((20, 30, 3), np.float32), "got float32"),
+        (np.zeros((0, 60, 3), np.uint8), "got uint8 .0, 60, 3"),
+        (Image.new("RGB", (0, 9)), "with pixels"),
+        (None, "got NoneType"),
+        ([[1, 2]], "got list"),
+    ],
+)
+def test_what_is_no_image_is_refused_in_words(write_onnx, image, said):
+    with pytest.raises(ValueError, match=said):
+        ExportedDetector(write_onnx())(image)
+
+
+def test_other_types_of_pixels_and_sizes_are_refused(write_onnx):
+    detector = ExportedDetector(write_onnx())
+    whole = np.zeros((1, 96, 128, 3), np.uint8)
+    assert len(detector.run(whole, [[9, 9]])[0]) == 1
+    assert detector.detect([]) == []
+    for images, sizes, said in (
+        (whole / np.float32(255), [[9, 9]], "float32"), (whole.tolist(), [[9, 9]], "int64"),
+        (whole[:0], [], "takes images"),
+        (whole, [[np.nan, 9]], "sizes must be"), (whole, [[9.5, 9]], "sizes must be"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            detector.run(images, sizes)
+    for image in (np.zeros((9, 9)), np.zeros((9, 9), np.uint8), np.zeros((97, 9, 3), np.uint8), whole[0] / 255.0):
+        with pytest.raises(ValueError, match=r"takes images \(h, w, 3\) of uint8, up to \[96, 128\]"):
+            detector.place([image])
+
+
+def test_a_label_without_a_name_is_refused(write_onnx):
+    with pytest.raises(ValueError, match="unknown classes"):
+        ExportedDetector(write_onnx({"names": ["disc"], "ids": [1]}))(Image.new("RGB", (9, 9), "white"))
+
+
+def test_a_file_that_export_refused_and_a_folder_are_named(write_onnx, tmp_path):
+    refused = write_onnx().rename(tmp_path / "x.onnx.unverified")
+    with pytest.raises(ValueError, match="`dino export` refused this file"):
+        ExportedDetector(refused)
+    with pytest.raises(ValueError, match="this is a folder"):
+        ExportedDetector(tmp_path)
+
+
+def test_an_old_runtime_is_named_and_the_file_is_not_blamed(write_onnx, monkeypatch):
+    file = write_onnx()
+    monkeypatch.setattr("onnxruntime.__version__", "1.17.3")
+    with pytest.raises(ImportError, match=r"needs onnxruntime 1.20 or newer, this is 1.17.3"):
+        ExportedDetector(file)
+
+
+@pytest.fixture
+def drawn_images(tmp_path):
+    """Images larger than the canvas, with a pixel whose brightness every resize dims."""
+    paths = []
+    for k, (height, width) in enumerate([(300, 500), (500, 300), (90, 700)]):
+        Image.fromarray(RNG.integers(0, 256, (height, width, 3), np.uint8)).save(tmp_path / f"{k}.png")
+        paths.append(tmp_path / f"{k}.png")
+    return paths
+
+
+def test_predict_and_the_runtime_show_a_file_the_same_pixels(write_onnx, drawn_images):
+    file = write_onnx({"nms_iou": 1.0, "eval_scale": 200, "max_size": 300})
+    detector = FileDetector(file)
+    detector.config = override(detector.config, ["eval.max_dets=2"], ["eval"])
+    seen = []
+    run = detector.runtime._run
+    detector.runtime._run = lambda images, sizes: seen.append((images, sizes)) or run(images, sizes)
+    for path in drawn_images:
+        prepared = prepare(to_tensor(read_image(path, detector.config.data)), detector.config.data)
+        detector.detect_batch(as_batch(list(prepared.views(detector.config.data))))
+        detector.runtime(path)
+        (one, one_size), (other, other_size) = seen[-2:]
+        assert one_size.tolist() == other_size.tolist()
+        assert np.abs(one.astype(int) - other).max() <= 1
+
+
+def test_the_best_are_chosen_before_what_was_found_twice_goes(write_onnx, caplog):
+    detector = FileDetector(write_onnx({"max_dets": 3}))
+    white = as_batch([View(torch.full((3, 60, 80), 255, dtype=torch.uint8), (60, 80))])
+    counts = []
+    for most in (1, 2, 3, 300):
+        limits = detector.config.eval.model_copy(update={"max_dets": most})
+        detector.config = detector.config.model_copy(update={"eval": limits})
+        counts.append(len(detector.detect_batch(white)[0].labels))
+    assert counts == [1, 1, 2, 2]
+    assert not caplog.records
+    detector.config = override(detector.config, ["eval.max_dets=4"], ["eval"])
+    assert "gives 3 detections of an image at most, not 4" in caplog.text
+
+
+def test_two_classes_of_one_name_keep_their_thresholds(write_onnx):
+    detector = FileDetector(write_onnx({"names": ["disc", "disc"], "thresholds": [0.1, 0.7]}))
+    assert least_scores(detector.categories, detector.threshold, detector.class_thresholds) == [0.1, 0.7]
