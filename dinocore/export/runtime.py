@@ -1,8 +1,6 @@
 """Run a file of `dino export`: numpy, Pillow, and ONNX Runtime 1.20 or OpenVINO 2025.0, or newer; copy this file.
 
-detector = ExportedDetector("model.onnx")
-labels, scores, boxes_xyxy = detector("image.jpg")  # boxes in pixels of the image
-names = [detector.info["names"][k] for k in labels]
+labels, scores, boxes_xyxy = ExportedDetector("model.onnx")("image.jpg")  # boxes in pixels of the image
 """
 
 import json
@@ -15,10 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-LIMITS = ("least", "canvas", "multiple", "pixels")  # of the input
 Run = Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]
-# best first: (n,) int64, index into `info["names"]`; (n,) in [0, 1]; (n, 4) in pixels of the upright image
-ExportedDetections = namedtuple("ExportedDetections", "labels scores boxes_xyxy")
+ExportedDetections = namedtuple("ExportedDetections", "labels scores boxes_xyxy")  # index into `info["names"]`
 
 
 class ExportedDetector:
@@ -26,17 +22,14 @@ class ExportedDetector:
 
     def __init__(self, path: str | Path, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)):
         if not Path(path).is_file() or str(path).endswith(".unverified"):
-            why = "`dino export` refused this file" if Path(path).is_file() else "this file does not exist"
-            raise ValueError(f"{path}: {'this is a folder' if Path(path).is_dir() else why}")
+            raise ValueError(f"{path}: this file does not exist, or it is one that `dino export` refused")
         try:
             self._run, text = self._open(str(path), threads, providers)
         except ImportError:  # not installed, or too old
             raise
         except Exception as error:  # runtimes have no common class of errors
             raise ValueError(f"{path} is damaged or incomplete, export it again ({error!s:.200})") from error
-        self.info = self._checked(text)
-        if not self.info:
-            raise ValueError(f"{path} was not written by this version of `dino export`; export the weights again")
+        self.info = self._checked(text, str(path))
 
     def __call__(self, image: Any, threshold: float | None = None) -> ExportedDetections:
         """Detect in a file, a Pillow image or an RGB array (H, W, 3) of uint8; only scores from `threshold` on."""
@@ -46,8 +39,8 @@ class ExportedDetector:
         """The same for several images in one call of the runtime."""
         upright = [load(image) for image in images]
         inputs = [image.resize(self.input_size(image.size), Image.Resampling.BILINEAR) for image in upright]
-        usual, found = self.info["thresholds"] or self.info["threshold"], []
-        least = np.broadcast_to(usual if threshold is None else threshold, len(self.info["names"]))  # of each class
+        usual = (self.info["thresholds"] or self.info["threshold"]) if threshold is None else threshold
+        least, found = np.broadcast_to(usual, len(self.info["names"])), []  # of each class
         ran = self.run(*self.place([*map(np.asarray, inputs)])) if inputs else ((), (), ())
         for labels, scores, boxes, image, resized in zip(*ran, upright, inputs, strict=True):
             boxes = boxes * (np.array(image.size * 2, np.float32) / np.array(resized.size * 2, np.float32))
@@ -60,10 +53,9 @@ class ExportedDetector:
         images, sizes, pixels = np.asarray(images), np.asarray(sizes), self.info["pixels"]
         shape, count, kinds = images.shape[1:3], len(images) if images.ndim == 4 else 0, (np.uint8, pixels)
         if not count or images.shape[1:] != (*self.canvas(shape), 3) or images.dtype not in kinds:
-            takes = "(B, H, W, 3), H, W {} to {} in steps of {}, {}".format(*map(self.info.get, LIMITS))
+            takes = "(B, H, W, 3), H, W {least} to {canvas} in steps of {multiple}, {pixels}".format_map(self.info)
             raise ValueError(f"this model takes images {takes}; got {images.shape}, {images.dtype}")
-        whole = sizes.dtype.kind in "iu" and sizes.shape == (count, 2)
-        if not whole or (sizes < 1).any() or (sizes > shape).any():
+        if sizes.dtype.kind not in "iu" or sizes.shape != (count, 2) or (sizes < 1).any() or (sizes > shape).any():
             raise ValueError(f"sizes must be a height and width for each image, 1 to {shape}; got {sizes.tolist()}")
         try:
             labels, scores, boxes = self._run(images.astype(pixels, copy=False), sizes.astype(np.int64))
@@ -106,7 +98,7 @@ class ExportedDetector:
         info, names = session.get_modelmeta().custom_metadata_map.get("dino", ""), ["labels", "scores", "boxes"]
         return lambda images, sizes: session.run(names, {"images": images, "sizes": sizes}), info
 
-    def _checked(self, text: str) -> dict[str, Any]:  # what a file says of itself; nothing if it is not ours
+    def _checked(self, text: str, path: str) -> dict[str, Any]:  # what a file says of itself
         try:
             info = {"multiple": 1, "thresholds": None} | json.loads(text)
             names, canvas, least = info["names"], info["canvas"], info.setdefault("least", info["canvas"])
@@ -115,9 +107,11 @@ class ExportedDetector:
             ours = info["schema"] == 1 and info["pixels"] in ("uint8", "float32") and len(least) == len(canvas) == 2
             ours &= len(names) == len(info["ids"]) == len(shares) - 2 and all(type(name) is str for name in names)
             ours &= all(type(x) is int for x in [*info["ids"], *whole]) and min(whole) > 0
-            return info if ours and all(0 <= x <= 1 for x in shares) else {}
+            if ours and all(0 <= x <= 1 for x in shares):
+                return info
         except (ValueError, KeyError, TypeError):
-            return {}
+            pass
+        raise ValueError(f"{path} was not written by this version of `dino export`; export the weights again")
 
     def canvas(self, size: Sequence[int]) -> tuple[int, ...]:
         """The least canvas that holds a height and width, or the largest that there is."""
@@ -140,13 +134,12 @@ def load(image: Any) -> Image.Image:
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] in ((), (3,), (4,)) and image.size:
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image) or not all(image.size):
-        got = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', getattr(image, 'size', ''))}"
+        got = getattr(image, "shape", getattr(image, "size", type(image).__name__))
         raise ValueError(f"an image is a file, a Pillow image or an array (H, W, 3) of uint8, with pixels; got {got}")
     image = ImageOps.exif_transpose(image)
     if image.mode[:2] in ("I", "F", "I;"):
-        values = np.asarray(image).astype(np.float64)
-        low, high = (f(values, initial=0, where=np.isfinite(values)) for f in (np.min, np.max))
-        values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+        values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0, neginf=0)
+        low, high = values.min(initial=0), values.max(initial=0)
         high = max(high, 1.0 if image.mode == "F" else 65535.0) if low == 0 else high
         image = Image.fromarray(np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
