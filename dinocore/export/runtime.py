@@ -134,7 +134,7 @@ def load(image: Any) -> Image.Image:
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] in ((), (3,), (4,)) and image.size:
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image) or not all(image.size):
-        got = getattr(image, "shape", getattr(image, "size", type(image).__name__))
+        got = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', getattr(image, 'size', ''))}"
         raise ValueError(f"an image is a file, a Pillow image or an array (H, W, 3) of uint8, with pixels; got {got}")
     image = ImageOps.exif_transpose(image)
     if image.mode[:2] in ("I", "F", "I;"):
