@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -28,7 +28,7 @@ class _Safe(Console):
 class _WhileItLasts:
     """A text stream that is written to as long as it is there: a terminal that goes away ends no work."""
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: IO[str]):
         self.stream = stream
 
     def __getattr__(self, name: str) -> Any:

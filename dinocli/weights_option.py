@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from dinocore.config import Config
 from dinocore.errors import CheckpointError, ConfigError
@@ -91,7 +91,7 @@ def open_any_detector(weights: str | None, device: str, amp: str) -> tuple[AnyDe
         return _from_weights(path, device, amp)
     if device not in ("auto", "cpu") or amp not in ("auto", "off"):
         raise ConfigError(f"{path} has its device and precision in it; leave --device and --amp out")
-    return FileDetector(path), path
+    return cast("AnyDetector", FileDetector(path)), path  # its config is a property
 
 
 def is_exported(path: Path) -> bool:

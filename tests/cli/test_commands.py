@@ -413,7 +413,9 @@ def test_eval_judges_a_file_of_results_as_the_model_that_wrote_it_and_compares(d
     model = json.loads(dino("eval", "--weights", run_folder, "--json", "--out", "r.json", "--bootstrap", 20).out)
     result = dino("eval", "--results", "r.json", "--data", pictures, "--json", "--report", "r.html", "--bootstrap", 20)
     file = json.loads(result.out)
-    assert {"weights"} == model.keys() - file.keys() and all(model[key] == file[key] for key in ("AP", "tide", "worst"))
+    assert {"weights", "measured"} == model.keys() - file.keys() and all(
+        model[key] == file[key] for key in ("AP", "tide", "worst")
+    )
     assert "Prediction beside truth" in Path("r.html").read_text()
     asked = ("eval", "--compare", "r.json", run_folder, "--data", pictures, "--bootstrap", 20)
     compared = json.loads(dino(*asked, "--json", "--report", "c.html").out)
