@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dinocore import load_detector
@@ -108,6 +109,59 @@ def test_bad_requests_get_a_reason_and_the_right_status(service):
         assert got == status, (path, len(body), content)
         assert json.loads(content)["error"]["what"] and json.loads(content)["error"]["fix"]
     assert send(body=encoded())[0] == 200, "the service goes on"
+
+
+def test_what_the_framework_refuses_has_the_form_of_all_errors(service):
+    send = service()
+    for method, path, status in (("GET", "/none", 404), ("GET", "/predict", 405), ("POST", "/predict/", 404)):
+        got, content, headers = send(method, path)
+        assert got == status and set(json.loads(content)["error"]) == {"code", "what", "where", "fix"}, (path, content)
+        assert "POST /predict" in json.loads(content)["error"]["fix"]
+        assert ("allow" in headers) == (status == 405)
+    for path in ("/", "/health", "/metrics"):
+        assert send("HEAD", path)[:2] == (200, b"")
+
+
+def test_a_form_is_answered_with_what_to_type(service):
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    status, content, _ = service()(body=b"--x\r\n\r\n" + encoded() + b"\r\n--x--", headers=kind)
+    assert status == 415 and "--data-binary @image.jpg" in json.loads(content)["error"]["fix"]
+
+
+def test_a_client_that_hangs_up_within_a_body_is_no_failure_of_the_service(service, caplog):
+    send = service()
+    with socket.create_connection(send.address) as line:
+        line.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
+        time.sleep(0.3)
+    until = time.monotonic() + 30
+    while b"dino_request_seconds_count 1" not in (text := send("GET", "/metrics")[1]) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert b'dino_requests_total{status="499"} 1' in text and b'"500"' not in text
+    assert "a request failed" not in caplog.text
+
+
+def test_a_batch_has_no_more_pixels_than_predict_takes_at_once_and_nobody_else_s_images(detector, monkeypatch):
+    from dinocore.serve import batcher
+    from dinocore.stream.images import View
+
+    view = View(torch.zeros(3, 64, 64, dtype=torch.uint8), (64, 64))
+    monkeypatch.setattr(batcher, "PIXELS_PER_BATCH", {"cpu": 2 * 64 * 64})
+    made, sizes, free = batcher.Batcher(detector, 16), [], threading.Event()
+
+    def detect(views):
+        sizes.append(len(views))
+        free.wait(60)
+        return [None] * len(views)
+
+    monkeypatch.setattr(made, "_detect", detect)
+    answers = [made.submit(view) for _ in range(1)]
+    while not sizes:
+        time.sleep(0.01)
+    answers += [made.submit(view) for _ in range(6)]
+    assert answers[2].cancel() and answers[3].cancel(), "whose time is over"
+    free.set()
+    made.stop()
+    assert sizes == [1, 2, 2] and sum(answer.cancelled() for answer in answers) == 2
 
 
 def test_a_body_that_does_not_say_its_length_is_cut_off_at_the_limit(service):

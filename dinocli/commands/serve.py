@@ -12,6 +12,7 @@ import typer
 
 from dinocore.errors import EnvironmentFault
 from dinocore.system.extras import install_line
+from dinocore.words import counted
 
 from ..console import say
 from ..options import Device, Precision, Weights
@@ -57,8 +58,9 @@ def serve_detector(weights: str | None, host: str, port: int, limits: dict[str, 
         raise EnvironmentFault(what, fix=install_line("serve")) from None
     listening = _listen(host, port)
     detector, _ = open_detector(weights, device, amp)
+    app = make_app(detector, Limits(**limits))
     config = uvicorn.Config(
-        make_app(detector, Limits(**limits)), log_level="warning", access_log=False, server_header=False,
+        app, log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=int(limits["seconds"]) + 1,
     )  # fmt: skip
     shown = f"[{host}]" if ":" in host else host
@@ -69,6 +71,13 @@ def serve_detector(weights: str | None, host: str, port: int, limits: dict[str, 
     class Server(uvicorn.Server):
         """Ends with code 0 on a signal such as SIGINT or SIGTERM, after what is in work is answered."""
 
+        late = 0  # requests without an answer before the signal
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            if not self.should_exit:
+                self.late = app.state.service.metrics.unanswered()
+            super().handle_exit(sig, frame)
+
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
             before = {n: signal.signal(n, self.handle_exit) for n in to_hear()}
@@ -78,8 +87,12 @@ def serve_detector(weights: str | None, host: str, port: int, limits: dict[str, 
                 for number, handler in before.items():
                     signal.signal(number, handler)
 
-    Server(config).run(sockets=[listening])
-    say("ended; all requests that were in work are answered")
+    server = Server(config)
+    server.run(sockets=[listening])
+    if late := app.state.service.metrics.unanswered() - server.late:
+        say(f"ended; {counted(late, 'request')} that {'was' if late == 1 else 'were'} in work got no answer in time")
+    else:
+        say("ended; all requests that were in work are answered")
 
 
 def _listen(host: str, port: int) -> socket.socket:

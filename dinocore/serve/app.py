@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from ..data.images import decode_image
 from ..data.transforms import to_tensor
@@ -21,8 +23,12 @@ from .batcher import Answer, Batcher
 from .metrics import ServiceMetrics
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob:; connect-src 'self'"
+POST_LIKE_THIS = "curl --data-binary @image.jpg http://HOST:PORT/predict"
+READ = ["GET", "HEAD"]
+ROUTES = "POST /predict, GET /, GET /health, GET /metrics"
 DECODING_AT_ONCE = 2  # a decoded image may take a hundred times the memory of its file
 CODES = {
+    400: "SERVE-QUERY", 404: "SERVE-PATH", 405: "SERVE-PATH", 415: "SERVE-FORM",
     413: "SERVE-LARGE", 422: "SERVE-QUERY", 429: "SERVE-BUSY", 500: "BUG", 503: "SERVE-STOPPING", 504: "SERVE-TIME"
 }  # fmt: skip
 
@@ -73,6 +79,11 @@ class Service:
             response = await self._bounded(request)
         except Refusal as refusal:
             response = refusal.response()
+        except ClientDisconnect:  # nobody gets this; 499 is what nginx calls it
+            response = Response(status_code=499)
+        except asyncio.CancelledError:  # the service ends and waits no longer
+            self.metrics.add(503, time.monotonic() - begun)
+            raise
         except DataError as error:
             large = error.code == "DATA-IMAGE-LARGE"
             response = Refusal(413 if large else 415, error.what, error.fix, error.code).response()
@@ -119,6 +130,8 @@ class Service:
     async def _body(self, request: Request) -> bytes:
         """The request's bytes, of which no more are taken than is allowed."""
         most = self.limits.bytes
+        if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+            raise Refusal(415, "the body is a form, and it must be the bytes of one image", POST_LIKE_THIS)
         parts, size = [], 0
         length = request.headers.get("content-length", "")
         large = length.isdecimal() and int(length) > most
@@ -131,8 +144,7 @@ class Service:
         if large:
             raise Refusal(413, f"the image has more than {most} bytes", "send a smaller file")
         if not size:
-            fix = "curl --data-binary @image.jpg http://HOST:PORT/predict"
-            raise Refusal(422, "the request has no body; it must be the bytes of one image", fix)
+            raise Refusal(422, "the request has no body; it must be the bytes of one image", POST_LIKE_THIS)
         return b"".join(parts)
 
     def _view(self, content: bytes) -> View:
@@ -167,22 +179,33 @@ def make_app(detector: Detector, limits: Limits) -> FastAPI:
         yield
         await asyncio.to_thread(service.batcher.stop)
 
-    app = FastAPI(lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(lifespan=life, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app.state.service = service
+
+    @app.exception_handler(HTTPException)
+    async def refuse(request: Request, error: HTTPException) -> Response:
+        """What the framework refuses, in the form of all errors."""
+        what = {404: "there is nothing at this address", 405: f"{request.method} is not answered here"}
+        refusal = Refusal(error.status_code, what.get(error.status_code, str(error.detail)), f"there is {ROUTES}",
+                          CODES.get(error.status_code, "SERVE-QUERY"))  # fmt: skip
+        response = refusal.response()
+        response.headers.update(error.headers or {})
+        return response
 
     @app.post("/predict")
     async def predict(request: Request) -> Response:
         return await service.answer(request)
 
-    @app.get("/")
+    @app.api_route("/", methods=READ)
     async def show() -> Response:
         return HTMLResponse(page, headers={"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"})
 
-    @app.get("/health")
+    @app.api_route("/health", methods=READ)
     async def health() -> Response:
         alive = service.batcher.alive
         return JSONResponse({"status": "ok" if alive else "the detector has ended"}, 200 if alive else 503)
 
-    @app.get("/metrics")
+    @app.api_route("/metrics", methods=READ)
     async def metrics() -> Response:
         gauges: dict[str, float] = {"requests_active": service.active, "batches": service.batcher.batches}
         return PlainTextResponse(service.metrics.text(gauges), media_type="text/plain; version=0.0.4")

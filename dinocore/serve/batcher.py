@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..boxes import to_xyxy
 from ..predict import Detections, Detector
-from ..stream.images import View, as_batch
+from ..stream.images import PIXELS_PER_BATCH, View, as_batch
 
 
 class Answer(NamedTuple):
@@ -64,10 +65,27 @@ class Batcher:
             running = None not in taken
             groups: dict[torch.Size, list[Waiting]] = {}
             for waiting in taken:
-                if waiting is not None and waiting.answer.set_running_or_notify_cancel():
+                if waiting is not None:
                     groups.setdefault(waiting.view.image.shape, []).append(waiting)
-            for group in groups.values():
-                self._answer(group)
+            for shape, group in groups.items():
+                self._answer_in_batches(group, self._limit(shape))
+
+    def _limit(self, shape: Sequence[int]) -> int:
+        """How many images (3, H, W) go together: no more pixels than `dino predict` takes at once, so that a batch does
+        not take a slow machine longer than its requests may."""
+        pixels = PIXELS_PER_BATCH.get(self.detector.device.type, PIXELS_PER_BATCH["cpu"])
+        return max(1, min(self.batch_size, pixels // (shape[-2] * shape[-1])))
+
+    def _answer_in_batches(self, group: list[Waiting], limit: int) -> None:
+        """Compute images of one shape, without those for which nobody waits any more when their turn comes."""
+        while group:
+            batch: list[Waiting] = []
+            while group and len(batch) < limit:
+                waiting = group.pop(0)
+                if waiting.answer.set_running_or_notify_cancel():
+                    batch.append(waiting)
+            if batch:
+                self._answer(batch)
 
     def _answer(self, group: list[Waiting]) -> None:
         """Compute a batch; if it fails each image alone, so that a bad one costs only itself."""

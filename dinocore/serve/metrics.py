@@ -23,6 +23,10 @@ class ServiceMetrics:
             self.buckets[bisect_left(BOUNDS, seconds)] += 1
             self.seconds += seconds
 
+    def unanswered(self) -> int:
+        """How many requests got no answer in time, or none at all since the service ended."""
+        return self.requests[503] + self.requests[504]  # without the lock: a signal's handler asks this
+
     def text(self, gauges: dict[str, float]) -> str:
         """All of it, and what `gauges` say, as Prometheus reads it."""
         with self.lock:
