@@ -79,7 +79,9 @@ def expand(arguments: Sequence[str], drawn: Path | None = None) -> tuple[list[In
             inputs = [Input(Path(name), name) for name in sorted(glob.glob(argument, recursive=True))]
         else:
             inputs = [Input(path, argument)]  # a missing file is said when it is read
-        found |= {item.name: item for item in inputs}
+        alone = len(arguments) == 1 and argument != "-"  # a folder or a glob names nothing twice
+        for item in inputs:  # a link of another name is an image of its own
+            found.setdefault(item.name if alone else os.path.abspath(item.path), item)
     if not found:
         raise DataError(f"no images in {', '.join(arguments)}",
                         fix=f"give files that end in one of {' '.join(sorted(SUFFIXES))}")  # fmt: skip

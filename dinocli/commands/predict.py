@@ -286,9 +286,8 @@ def _detect_or_keep(
 def so_far(done: int, count: int, request: PredictRequest) -> str:
     """What is said where a signal ended the command."""
     kept = f", which {request.out} has" if request.out else ""
-    advice = (
-        "the same command with --resume looks at the others" if kept and request.format in ("json", "jsonl") else ""
-    )
+    left = kept and done < count and request.format in ("json", "jsonl")
+    advice = "the same command with --resume looks at the others" if left else ""
     return f"interrupted after {done} of {counted(count, 'image')}{kept}" + (f"; {advice}" if advice else "")
 
 

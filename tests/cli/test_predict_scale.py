@@ -11,6 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from dinocli.commands.predict import so_far
+from dinocli.commands.predict_request import PredictRequest
+from dinocli.inputs import expand
 from dinocli.progress import WorkProgress
 from dinocore import build_model, load_config
 from dinocore.data.annotations import Category
@@ -318,6 +321,24 @@ def test_a_rank_that_comes_after_the_merge_ends_at_once_and_a_new_command_works_
         again = dino(*given)
         assert again.code == 0
     assert "wrote a.json" in again.err and not Path("a.json.parts").exists()
+
+
+# names and ends --------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_named_in_two_ways_is_looked_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("i").mkdir()
+    for name in ("i/a.jpg", "i/b.jpg"):
+        Image.new("RGB", (8, 8)).save(name)
+    given = ["i/a.jpg", "./i/a.jpg", str(tmp_path / "i/a.jpg"), "i/../i", "i/*.jpg"]
+    assert [item.name for item in expand(given)[0]] == ["i/a.jpg", "i/../i/b.jpg"]
+
+
+@pytest.mark.parametrize("done, advised", [(11, True), (12, False)])
+def test_resume_is_advised_only_where_images_are_left(done, advised):
+    request = PredictRequest(Path("a.json"), "json", None, None, 300, False, False)
+    assert ("--resume" in so_far(done, 12, request)) == advised
 
 
 # films -----------------------------------------------------------------------------------------------------------
