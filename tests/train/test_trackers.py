@@ -5,6 +5,7 @@ import json
 import struct
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -106,7 +107,10 @@ def test_wandb_offline_keeps_settings_and_lines_in_the_folder_of_the_run(tmp_pat
     run.mkdir()
     assert log_all(run, "wandb", [*STEPS, EVALUATION]) == []
     (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
-    records = list(wandb_records(file))
+    deadline, records = time.monotonic() + 30, list(wandb_records(file))
+    while not any(record.WhichOneof("record_type") == "exit" for record in records) and time.monotonic() < deadline:
+        time.sleep(0.1)  # W&B's own process writes the file
+        records = list(wandb_records(file))
     (started,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
     assert (started.display_name, started.project) == ("mine", "dino")
     assert "model" in [item.key for item in started.config.update]
