@@ -1,24 +1,21 @@
-"""Run a file of `dino export`: numpy, Pillow, and ONNX Runtime 1.20 or OpenVINO 2025.0, or newer; copy this file.
-
-labels, scores, boxes_xyxy = ExportedDetector("model.onnx")("image.jpg")  # boxes in pixels of the image
-"""
+"""Run a file of `dino export`: numpy, Pillow, and ONNX Runtime 1.20 or OpenVINO 2025.0, or newer; copy this file."""
 
 import json
 import os
 from collections import namedtuple
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-Run = Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]
 ExportedDetections = namedtuple("ExportedDetections", "labels scores boxes_xyxy")  # index into `info["names"]`
 
 
 class ExportedDetector:
-    """An .onnx file, or an .xml with its .bin; ValueErrors say what is damaged, not ours or of a wrong shape."""
+    """An .onnx file, or an .xml with its .bin: `labels, scores, boxes_xyxy = ExportedDetector("m.onnx")("a.jpg")`."""
 
     def __init__(self, path: str | Path, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)):
         if not Path(path).is_file() or str(path).endswith(".unverified"):
@@ -61,8 +58,7 @@ class ExportedDetector:
             labels, scores, boxes = self._run(images.astype(pixels, copy=False), sizes.astype(np.int64))
         except Exception as error:
             raise ValueError(f"the file does not run, it may be damaged ({error!s:.200})") from error
-        known = np.isin(labels, range(len(self.info["names"]))).all()
-        if not (known and np.isfinite(scores).all() and np.isfinite(boxes).all()):
+        if not np.isfinite(np.append(scores, boxes)).all() or not np.isin(labels, range(len(self.info["names"]))).all():
             raise ValueError("the model's output is not finite, or of unknown classes; file or runtime are at fault")
         return labels, scores, boxes
 
@@ -73,28 +69,24 @@ class ExportedDetector:
             if kind not in kinds or shape != (*shape[:2], 3) or (np.array(shape[:2]) > most).any():
                 raise ValueError(f"this file takes images (h, w, 3) of {kinds[1]}, up to {most}; got {shape} of {kind}")
         sizes = np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
-        pixels = np.zeros((len(images), *self.canvas(sizes.max(0, initial=1)), 3), self.info["pixels"])
-        for canvas, image in zip(pixels, images, strict=True):
-            canvas[: image.shape[0], : image.shape[1]] = image
-        return pixels, sizes
+        height, width = self.canvas(sizes.max(0, initial=1))
+        return np.stack([np.pad(x, [(0, height - len(x)), (0, width - x.shape[1]), (0, 0)]) for x in images]), sizes
 
-    def _open(self, path: str, threads: int, providers: Sequence[str]) -> tuple[Run, str]:
+    def _open(self, path: str, threads: int, providers: Sequence[str]) -> tuple[Any, str]:
         if path.lower().endswith(".xml"):
-            import openvino
-
+            openvino: Any = import_module("openvino")
             model = openvino.Core().read_model(path)
             info = model.get_rt_info(["dino"]).astype(str) if model.has_rt_info(["dino"]) else ""
             exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}  # else bfloat16 on some CPUs
-            compiled = openvino.Core().compile_model(model, "CPU", exact)
+            compiled = openvino.compile_model(model, "CPU", exact)
             return lambda images, sizes: list(compiled([images, sizes]).values()), info
-        import onnxruntime
-
+        onnxruntime: Any = import_module("onnxruntime")
         if [int(part) for part in onnxruntime.__version__.split(".")[:2]] < [1, 20]:
             raise ImportError(f"it needs onnxruntime 1.20 or newer, this is {onnxruntime.__version__}")
         options = onnxruntime.SessionOptions()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0  # not more than may be used
         options.intra_op_num_threads, options.log_severity_level = threads or cores, 4
-        session: Any = onnxruntime.InferenceSession(path, options, providers=[*providers])
+        session = onnxruntime.InferenceSession(path, options, providers=[*providers])
         info, names = session.get_modelmeta().custom_metadata_map.get("dino", ""), ["labels", "scores", "boxes"]
         return lambda images, sizes: session.run(names, {"images": images, "sizes": sizes}), info
 
@@ -105,9 +97,10 @@ class ExportedDetector:
             whole = [*least, *canvas, *(info[key] for key in ("multiple", "eval_scale", "max_size", "max_dets"))]
             shares = [*(info["thresholds"] or [0] * len(names)), info["nms_iou"], info["threshold"]]
             ours = info["schema"] == 1 and info["pixels"] in ("uint8", "float32") and len(least) == len(canvas) == 2
-            ours &= len(names) == len(info["ids"]) == len(shares) - 2 and all(type(name) is str for name in names)
-            ours &= all(type(x) is int for x in [*info["ids"], *whole]) and min(whole) > 0
-            if ours and all(0 <= x <= 1 for x in shares):
+            ours &= (
+                len(names) == len(info["ids"]) == len(shares) - 2 and {*map(type, names)} == {str} and min(whole) > 0
+            )
+            if ours and {*map(type, [*info["ids"], *whole])} == {int} and all(0 <= x <= 1 for x in shares):
                 return info
         except (ValueError, KeyError, TypeError):
             pass
@@ -150,10 +143,8 @@ def load(image: Any) -> Image.Image:
 def suppress(boxes: np.ndarray, labels: np.ndarray, iou: float) -> list[int]:
     """Rows that stay when, of two boxes (n, 4) of a class that overlap by more than `iou`, the later one goes."""
     low, high = np.maximum(boxes[:, None, :2], boxes[:, :2]), np.minimum(boxes[:, None, 2:], boxes[:, 2:])
-    shared = (high - low).clip(0).prod(2)  # (n, n)
-    union = shared.diagonal()[:, None] + shared.diagonal() - shared
-    rivals = (shared / np.maximum(union, 1e-9) > iou) & (labels[:, None] == labels) & (iou < 1)  # (n, n)
-    kept: list[int] = []
+    shared, area, kept = (high - low).clip(0).prod(2), (boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1), list[int]()
+    rivals = (shared / np.maximum(area[:, None] + area - shared, 1e-9) > iou) & (labels[:, None] == labels) & (iou < 1)
     for i, row in enumerate(rivals):
         kept += [] if row[kept].any() else [i]
     return kept

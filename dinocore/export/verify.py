@@ -16,12 +16,13 @@ from ..model.proposals import token_anchors
 from ..predict import Detector
 from ..structures import Predictions, Target
 from ..words import counted
-from .runtime import ExportedDetector, Run
+from .runtime import ExportedDetector
 
 ANOTHER_CLASS = 1e9  # cost of pairing detections of two classes
 EQUAL = 2e-5  # logits of proposals that differ by less may swap ranks by rounding
 MAX_TIES = 64  # of an image are tried
 SHUFFLES = 4  # orders of all equal proposals that are drawn where trying single pairs is not enough
+Run = Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]  # of a file: images and sizes to detections
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # labels (D,), scores (D,), boxes (D, 4) of one image
 
 

@@ -124,7 +124,7 @@ def test_it_can_be_copied_and_needs_no_torch(write_onnx, tmp_path):
 
 def test_it_is_short_and_imports_little():
     text = SOURCE.read_text()
-    assert sum(bool(line.strip()) for line in text.splitlines()) <= 150
+    assert len(text.splitlines()) <= 150
     top = {
         (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
         for node in ast.parse(text).body
