@@ -71,8 +71,8 @@ def test_frames_that_were_decoded_with_errors_are_told_and_given(film):
         content[place] ^= 0x55
     path.write_bytes(content)
     frames, damaged = read(path)
-    told = {place.after + 1 for place in damaged if "has errors" in place.reason}
-    assert told and told <= {frame.number for frame in frames}
+    named = {place.after + 1 for place in damaged if "has errors" in place.reason}
+    assert named and named <= {frame.number for frame in frames}
 
 
 @pytest.mark.parametrize("name, codec", [

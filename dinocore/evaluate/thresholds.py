@@ -8,9 +8,11 @@ from ..data.split import table_names
 from .curves import best, tally
 from .matches import match
 
+MARGIN = 1e-5  # the best threshold is the score of a detection, which rounding in another batch must not hide
+
 
 def best_thresholds(annotations: Annotations, results: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The score of the greatest F1 at IoU 0.5, over all classes and for each class.
+    """The score of the greatest F1 at IoU 0.5, over all classes and for each class, less `MARGIN`.
 
     Returns:
         `{"overall": score, "classes": {name: score or None}}`; None where no detection is right.
@@ -20,5 +22,5 @@ def best_thresholds(annotations: Annotations, results: Sequence[dict[str, Any]])
     if overall is None:
         return None
     found = {name: best(tally(matches, k)) for k, name in enumerate(table_names(matches.categories))}
-    classes = {name: one.threshold if one else None for name, one in found.items()}
-    return {"overall": overall.threshold, "classes": classes}
+    classes = {name: max(0.0, one.threshold - MARGIN) if one else None for name, one in found.items()}
+    return {"overall": max(0.0, overall.threshold - MARGIN), "classes": classes}

@@ -69,9 +69,9 @@ class FileDetector:
 
     @config.setter
     def config(self, config: Config) -> None:
-        kept, asked = self.runtime.info["max_dets"], config.eval.max_dets
-        if asked > kept and asked != EvalConfig().max_dets:
-            LOGGER.warning("the exported file gives %d detections of an image at most, not %d", kept, asked)
+        kept, requested = self.runtime.info["max_dets"], config.eval.max_dets
+        if requested > kept and requested != EvalConfig().max_dets:
+            LOGGER.warning("the exported file gives %d detections of an image at most, not %d", kept, requested)
         data = config.data.on_canvas(self.runtime.info["canvas"])
         self._config = config.model_copy(update={"data": data})
 
@@ -83,7 +83,7 @@ class FileDetector:
             height, width = int((~outside[:, 0]).sum()), int((~outside[0]).sum())
             images.append(fit(image[:, :height, :width], (canvas[0], canvas[1])).permute(1, 2, 0).numpy())
         pixels, sizes = self.runtime.place(images)
-        rows = self._asked(lambda: self.runtime.run(pixels, sizes))
+        rows = self._run(lambda: self.runtime.run(pixels, sizes))
         found = []
         for labels, scores, boxes, (height, width), (h, w) in zip(*rows, batch.sizes, sizes, strict=True):
             labels, scores, boxes = (rows[: self.config.eval.max_dets] for rows in (labels, scores, boxes))
@@ -96,7 +96,7 @@ class FileDetector:
         """Detections with the names of their classes."""
         return Detections(labels, scores, boxes_xyxy, tuple(self.categories[k].name for k in labels.tolist()))
 
-    def _asked(self, call: Callable[[], Any]) -> Any:
+    def _run(self, call: Callable[[], Any]) -> Any:
         """What the runtime answers; its own errors in words."""
         try:
             return call()

@@ -199,15 +199,15 @@ def _is_pickle(start: bytes) -> bool:
 def _why(path: Path, error: Exception) -> str:
     """One line for what torch says in many."""
     text, size, start = str(error), path.stat().st_size, _start(path)
-    if wanted := re.search(r"GLOBAL `?([\w.]+)", text):
-        made_by = next((kind for maker, kind in MAKERS.items() if f"{wanted[1]}.".startswith(f"{maker}.")), None)
+    if opcode := re.search(r"GLOBAL `?([\w.]+)", text):
+        made_by = next((kind for maker, kind in MAKERS.items() if f"{opcode[1]}.".startswith(f"{maker}.")), None)
         if made_by:
             return (
-                f"{path} is {made_by}. Opening it could run code (it asks for `{wanted[1]}`), so it is refused and "
+                f"{path} is {made_by}. Opening it could run code (it asks for `{opcode[1]}`), so it is refused and "
                 "nothing was run; `dino weights` lists what can be used"
             )
         return (
-            f"{path} asks for `{wanted[1]}` when it is opened, which could run code; it is refused and nothing was run"
+            f"{path} asks for `{opcode[1]}` when it is opened, which could run code; it is refused and nothing was run"
         )
     if start[:2] == b"PK" or isinstance(error, EOFError):
         return f"{path} ({size} bytes) is not a whole PyTorch file; was it cut off while copying?"

@@ -183,14 +183,12 @@ def test_globs_and_names_on_standard_input(dino, run_folder, pictures, monkeypat
     import io
     import sys
 
-    above = "--threshold", 0.02  # the weights' own is the score of one of these detections, which rounding may lower
-
-    by_glob = dino("predict", f"{pictures}/val2017/*.jpg", "--weights", run_folder, "--json", *above)
+    by_glob = dino("predict", f"{pictures}/val2017/*.jpg", "--weights", run_folder, "--json")
     files = sorted((pictures / "val2017").iterdir())
     names = "\n".join(map(str, files)).encode()
     for content, expected in ((names, 2), (files[0].read_bytes(), 1)):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-        found = json.loads(dino("predict", "-", "--weights", run_folder, "--json", *above).out)
+        found = json.loads(dino("predict", "-", "--weights", run_folder, "--json").out)
         assert len(found) == expected
         assert found[0]["detections"] == json.loads(by_glob.out)[0]["detections"]
 

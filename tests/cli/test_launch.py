@@ -22,8 +22,8 @@ from dinocli.launch import _exit_code
 def test_the_rank_that_failed_is_told_from_those_that_were_ended_for_it(codes, expected, message, capsys):
     failures = {rank: SimpleNamespace(exitcode=code, timestamp=rank) for rank, code in codes.items()}
     assert _exit_code(failures) == expected
-    said = capsys.readouterr().err
-    assert message in said if message else said == ""
+    printed = capsys.readouterr().err
+    assert message in printed if message else printed == ""
 
 
 @pytest.mark.parametrize(("passed_on", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -65,9 +65,9 @@ def test_an_evaluation_that_takes_long_has_a_line_every_30_seconds(view, tmp_pat
     for done in range(1, 8):
         now[0] += 16
         view.show(Evaluating(done, 9))
-    said = capsys.readouterr().err.splitlines()
-    assert said == ["evaluating 2/9", "evaluating 4/9", "evaluating 6/9"]
-    assert [line.split(maxsplit=2)[2] for line in (tmp_path / "log.txt").read_text().splitlines()] == said
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["evaluating 2/9", "evaluating 4/9", "evaluating 6/9"]
+    assert [line.split(maxsplit=2)[2] for line in (tmp_path / "log.txt").read_text().splitlines()] == lines
 
 
 def test_a_log_has_a_line_every_50_steps_and_where_these_take_long_every_30_seconds(

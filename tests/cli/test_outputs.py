@@ -27,11 +27,11 @@ def test_a_file_to_write_is_neither_a_folder_nor_of_another_kind(command, dino, 
     folder = tmp_path / f"made{FILES[command]}"
     folder.mkdir()
     result = dino(*command, folder)
-    said = " ".join(result.err.split())
-    assert result.code == 2 and f"{option} " in said and "is a folder; name a file, such as" in said
+    message = " ".join(result.err.split())
+    assert result.code == 2 and f"{option} " in message and "is a folder; name a file, such as" in message
     result = dino(*command, tmp_path / "f.xyz")
-    said = "".join(result.err.split())
-    assert result.code == 2 and f"try{option}{tmp_path}/f{FILES[command]}" in said
+    message = "".join(result.err.split())
+    assert result.code == 2 and f"try{option}{tmp_path}/f{FILES[command]}" in message
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 

@@ -247,8 +247,8 @@ def test_ranks_say_the_best_score_where_none_passes(dino, small_weights, picture
     assert dino(*given).code == 0
     monkeypatch.setenv("RANK", "0")
     both = dino(*given)
-    said = [[line for line in done.err.splitlines() if "the best score is" in line] for done in (alone, both)]
-    assert said[0] == said[1] and len(said[0]) == 1
+    lines = [[line for line in done.err.splitlines() if "the best score is" in line] for done in (alone, both)]
+    assert lines[0] == lines[1] and len(lines[0]) == 1
     assert "wrote a.json: 0 detections in 2 images" in both.err
 
 

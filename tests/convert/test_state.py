@@ -147,8 +147,8 @@ def test_the_moving_average_of_each_codebase_is_found(codebase, state_of):
     plain = state_of("detrex_r50_4scale")
     content = PARTS_OF_AN_AVERAGE[codebase](plain, halved(plain))
     assert moving_average_in(content)
-    wanted, chosen = convert_state_dict(halved(plain)), convert_tensors(content, ema=True).tensors
-    assert chosen.keys() == wanted.keys() and all(torch.equal(chosen[key], value) for key, value in wanted.items())
+    expected, chosen = convert_state_dict(halved(plain)), convert_tensors(content, ema=True).tensors
+    assert chosen.keys() == expected.keys() and all(torch.equal(chosen[key], value) for key, value in expected.items())
 
 
 def test_mmengine_saves_the_average_as_the_weights_so_both_choices_take_it(state_of):
@@ -170,9 +170,9 @@ def test_what_an_average_leaves_out_of_the_backbone_is_the_weights_own(state_of)
     plain = state_of("detrex_r50_4scale")
     average = {key: value for key, value in halved(plain).items() if not key.endswith(("running_mean", "running_var"))}
     chosen = convert_tensors({"model": plain, "ema_state": average}, ema=True).tensors
-    wanted = convert_state_dict(plain)
-    statistics = [key for key in wanted if key.endswith(("running_mean", "running_var"))]
-    assert statistics and all(torch.equal(chosen[key], wanted[key]) for key in statistics)
+    expected = convert_state_dict(plain)
+    statistics = [key for key in expected if key.endswith(("running_mean", "running_var"))]
+    assert statistics and all(torch.equal(chosen[key], expected[key]) for key in statistics)
     with pytest.raises(CheckpointError, match="no moving average"):
         convert_tensors({"model": plain}, ema=True)
 
@@ -199,9 +199,9 @@ def test_what_the_names_do_not_tell_is_asked_for(source, variants, empty_state):
 def test_a_file_that_tells_its_position_encoding_is_believed(empty_state):
     settings = settings_in(convert_state_dict(empty_state("mmdet_r50_4scale")))
     written = "positional_encoding=dict(\n    normalize=True, num_feats=128, offset=-0.5, temperature=10000),"
-    told = read_facts({"meta": {"cfg": written, "epoch": 12, "dataset_meta": {"classes": ("a", "b")}}})
-    assert told == FileFacts((10000.0, -0.5), ["a", "b"], 12)
-    assert choose_preset("mmdet", settings, None, told) == "mmdet-r50-4scale-improved-12e"
+    facts = read_facts({"meta": {"cfg": written, "epoch": 12, "dataset_meta": {"classes": ("a", "b")}}})
+    assert facts == FileFacts((10000.0, -0.5), ["a", "b"], 12)
+    assert choose_preset("mmdet", settings, None, facts) == "mmdet-r50-4scale-improved-12e"
 
 
 def test_91_classes_become_80_and_the_rows_that_stay_are_equal(state_of):

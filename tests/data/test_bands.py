@@ -115,8 +115,8 @@ def test_heic_without_its_reader_is_one_line_with_what_to_install(tmp_path, monk
     images.reads_heif.cache_clear()
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     try:
-        asked = rf"a HEIC image, which pillow-heif reads.*{re.escape(install_line('heic'))}"
-        with pytest.raises(DataError, match=asked):
+        message = rf"a HEIC image, which pillow-heif reads.*{re.escape(install_line('heic'))}"
+        with pytest.raises(DataError, match=message):
             read_image(path, DataConfig())
     finally:
         images.reads_heif.cache_clear()

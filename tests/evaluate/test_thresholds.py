@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -11,7 +12,7 @@ from dinocore.data.formats.layout import Split
 from dinocore.evaluate.analysis import analyse
 from dinocore.evaluate.answer import to_json
 from dinocore.evaluate.coco import coco_metrics
-from dinocore.evaluate.thresholds import best_thresholds
+from dinocore.evaluate.thresholds import MARGIN, best_thresholds
 from dinocore.presets import load_config
 from dinocore.weights.file import Weights, least_scores
 
@@ -38,12 +39,17 @@ def result(kind, x, score):
 
 def test_each_class_has_its_own_and_all_together_one(annotations):
     found = best_thresholds(annotations, [result(3, 0, 0.7), result(5, 50, 0.2), result(5, 80, 0.1)])
-    assert found == {"overall": 0.2, "classes": {"cat": 0.7, "dog": 0.2, "fox": None}}
+    assert found == {"overall": 0.2 - MARGIN, "classes": {"cat": 0.7 - MARGIN, "dog": 0.2 - MARGIN, "fox": None}}
 
 
 def test_false_alarms_move_it_up(annotations):
     wrong = [result(5, 20 + n, 0.25 + n / 100) for n in range(8)]
-    assert best_thresholds(annotations, [result(3, 0, 0.7), result(5, 50, 0.2), *wrong])["overall"] == 0.7
+    assert best_thresholds(annotations, [result(3, 0, 0.7), result(5, 50, 0.2), *wrong])["overall"] == 0.7 - MARGIN
+
+
+def test_rounding_does_not_hide_the_detection_whose_score_is_the_threshold(annotations):
+    least = best_thresholds(annotations, [result(3, 0, 0.7)])["overall"]
+    assert np.nextafter(np.float32(0.7), np.float32(0)) >= least and least > 0.699
 
 
 def test_without_a_right_detection_there_is_none(annotations):
@@ -68,7 +74,8 @@ def test_two_classes_of_one_name_keep_their_own_rows(annotations):
     same = annotations._replace(categories=[Category(3, "cat"), Category(5, "cat"), Category(8, "fox")])
     results = [result(3, 0, 0.7), result(5, 50, 0.2)]
     names = ["cat (id 3)", "cat (id 5)", "fox"]
-    assert best_thresholds(same, results)["classes"] == dict(zip(names, [0.7, 0.2, None], strict=True))
+    least = [0.7 - MARGIN, 0.2 - MARGIN, None]
+    assert best_thresholds(same, results)["classes"] == dict(zip(names, least, strict=True))
     answer = to_json(analyse(same, results, times=0))
     assert list(answer["classes"]) == names and answer["confusion"]["classes"][:3] == names
     assert list(coco_metrics(same, results).classes) == list(statistics(same)["classes"]) == names

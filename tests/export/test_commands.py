@@ -102,17 +102,17 @@ def test_an_exported_or_refused_file_is_no_weights_to_export(dino, write_onnx, t
 
 
 @pytest.mark.parametrize(
-    ("given", "own", "origin", "said"),
+    ("given", "own", "origin", "message"),
     [
         (None, 0.4, "weights", "the best F1 in the evaluation of these weights"),
         (None, None, "default", "for these weights were never judged"),
         (0.7, 0.4, "asked", "asked for when the file was exported"),
     ],
 )
-def test_a_file_knows_where_its_threshold_is_from(dino, write_onnx, tmp_path, given, own, origin, said):
+def test_a_file_knows_where_its_threshold_is_from(dino, write_onnx, tmp_path, given, own, origin, message):
     assert threshold_origin(given, own) == origin
     file = write_onnx({"threshold": pick_threshold(given, own), "threshold_from": origin})
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
     done = dino("predict", tmp_path / "a.png", "--weights", file)
     assert f"threshold: {pick_threshold(given, own):.3f}, " in done.err
-    assert said in " ".join(done.err.split())
+    assert message in " ".join(done.err.split())

@@ -164,7 +164,7 @@ def test_every_image_has_the_size_that_evaluation_gives_it(write_onnx, info):
 
 
 @pytest.mark.parametrize(
-    ("image", "said"),
+    ("image", "message"),
     [
         (np.zeros((3, 20, 30), np.uint8), "with pixels; got uint8 .3, 20, 30"),
         (np.zeros((1, 20, 30, 3), np.uint8), "with pixels; got uint8 .1, 20"),
@@ -175,8 +175,8 @@ def test_every_image_has_the_size_that_evaluation_gives_it(write_onnx, info):
         ([[1, 2]], "got list"),
     ],
 )
-def test_what_is_no_image_is_refused_in_words(write_onnx, image, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_is_no_image_is_refused_in_words(write_onnx, image, message):
+    with pytest.raises(ValueError, match=message):
         ExportedDetector(write_onnx())(image)
 
 
@@ -185,12 +185,12 @@ def test_other_types_of_pixels_and_sizes_are_refused(write_onnx):
     whole = np.zeros((1, 96, 128, 3), np.uint8)
     assert len(detector.run(whole, [[9, 9]])[0]) == 1
     assert detector.detect([]) == []
-    for images, sizes, said in (
+    for images, sizes, message in (
         (whole / np.float32(255), [[9, 9]], "float32"), (whole.tolist(), [[9, 9]], "int64"),
         (whole[:0], [], "takes images"),
         (whole, [[np.nan, 9]], "sizes must be"), (whole, [[9.5, 9]], "sizes must be"),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             detector.run(images, sizes)
     for image in (np.zeros((9, 9)), np.zeros((9, 9), np.uint8), np.zeros((97, 9, 3), np.uint8), whole[0] / 255.0):
         with pytest.raises(ValueError, match=r"takes images \(h, w, 3\) of uint8, up to \[96, 128\]"):

@@ -51,9 +51,9 @@ def test_hidden_numbers_have_all_bytes_for_what_is_positive(channels):
     torch.manual_seed(0)
     sums, scales, bias = torch.randn(9, channels), torch.rand(9) + 0.1, torch.randn(channels)
     data, steps = quantize_hidden(sums, scales, bias)
-    wanted = (sums * scales[:, None] + bias).relu()
-    assert ((data * steps[:, None] - wanted).abs() <= 0.5001 * steps[:, None]).all()
-    assert data[wanted == 0].eq(0).all() and data.amax(1).eq(255).all()
+    expected = (sums * scales[:, None] + bias).relu()
+    assert ((data * steps[:, None] - expected).abs() <= 0.5001 * steps[:, None]).all()
+    assert data[expected == 0].eq(0).all() and data.amax(1).eq(255).all()
     output = scale_sums(sums, scales, bias, torch.float32)
     torch.testing.assert_close(output, sums * scales[:, None] + bias)
 
@@ -107,10 +107,10 @@ def test_a_layer_gives_the_same_to_within_the_rounding_of_bytes(shape, dtype, bi
     torch.manual_seed(0)
     linear = nn.Linear(24, 40, bias=bias).requires_grad_(False)
     x = torch.randn(shape).to(dtype)
-    y, wanted = Int8Linear(linear)(x), linear(x.float())
-    assert y.shape == wanted.shape and y.dtype == dtype
-    allowed = near(linear, x) + (wanted.abs() / 128 if dtype == torch.bfloat16 else 0)
-    assert ((y.float() - wanted).abs() <= allowed).all()
+    y, expected = Int8Linear(linear)(x), linear(x.float())
+    assert y.shape == expected.shape and y.dtype == dtype
+    allowed = near(linear, x) + (expected.abs() / 128 if dtype == torch.bfloat16 else 0)
+    assert ((y.float() - expected).abs() <= allowed).all()
 
 
 @needs_vnni
@@ -129,9 +129,9 @@ def test_a_feed_forward_block_is_near_and_its_relu_is_there():
     torch.manual_seed(0)
     first, second = nn.Linear(64, 256).requires_grad_(False), nn.Linear(256, 64).requires_grad_(False)
     x = torch.randn(2, 40, 64)
-    wanted = second(first(x).relu())
-    off = Int8FeedForward(first, second)(x) - wanted
-    assert off.abs().max() < 0.05 * wanted.abs().max() and off.std() < 0.02 * wanted.std()
+    expected = second(first(x).relu())
+    off = Int8FeedForward(first, second)(x) - expected
+    assert off.abs().max() < 0.05 * expected.abs().max() and off.std() < 0.02 * expected.std()
 
 
 @needs_vnni
