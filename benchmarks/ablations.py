@@ -1,7 +1,7 @@
 """What parts of DINO do for a small model, by our own short runs.
 
     python benchmarks/ablations.py look-forward|ablations|positives|all [--seeds 3] [--steps 600] [--set KEY=VALUE]
-    python benchmarks/ablations.py positives --seconds 120 --data DIR       (as many steps as take each variant so long)
+    python benchmarks/ablations.py positives --seconds 120 --data DIR:400+120     (as many steps as each does in it)
     python benchmarks/ablations.py look-forward --plot        (needs matplotlib: the extra `bench`)
 
 A run is one variant (see ablation_variants.py) with one seed. Backbone, neck and encoder are the bundled model's and
@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from ablation_variants import STUDIES, Variant
+from subset import subset
 from torch import Tensor, nn
 
 from dinocore import build_model
@@ -211,7 +212,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=20, help="steps between gradient norms")
     parser.add_argument("--set", action="append", default=[], help="a setting for all variants, as in dino train")
     parser.add_argument("--only", action="append", default=[], help="a variant; default: all of the study")
-    parser.add_argument("--data", type=Path, help="default: pictures are drawn")
+    parser.add_argument("--data", metavar="DIR[:TRAIN+VAL]", help="with so many of its images; default: drawn ones")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--plot", action="store_true", help="print tables and draw pictures of the finished runs")
     options = parser.parse_args()
@@ -227,8 +228,11 @@ def main() -> None:
     keep_memory()
     options.commit = commit()  # before the results change the checkout
     with tempfile.TemporaryDirectory() as folder:
-        data = options.data or Path(folder) / "drawn"
-        if not options.data:
+        data = Path(folder) / "drawn"
+        if options.data:
+            path = Path(options.data.partition(":")[0])
+            data = subset(path.name, options.data, Path(folder)).absolute()
+        else:
             write_sample_data(data, PICTURES, seed=5, size=(SIDE, SIDE))
         for study in chosen:
             configs = {name: settings_of(variant, 0, data, options) for name, variant in STUDIES[study].items()}
@@ -243,7 +247,7 @@ def main() -> None:
 
 def with_data(options: argparse.Namespace) -> list[str]:
     """The settings that all variants share, and which data it was."""
-    return [*options.set, f"data.path={options.data.name}"] if options.data else options.set
+    return [*options.set, f"data.path={Path(options.data).name.replace(':', '-')}"] if options.data else options.set
 
 
 def settings_of(variant: Variant, seed: int, data: Path, options: argparse.Namespace) -> Config:

@@ -36,7 +36,7 @@ class Tolerance(NamedTuple):
     iou: float = 0.0  # above 0: detections of one class that overlap so far are one object, and need no partner
 
 
-TOLERANCES = {"float32": Tolerance(1e-4, 0.05), "int8": Tolerance(0.15, np.inf, least_score=0.3, fraction=0.1, iou=0.7)}
+TOLERANCES = {"float32": Tolerance(1e-4, 0.05), "int8": Tolerance(0.1, np.inf, least_score=0.3, fraction=0.1, iou=0.7)}
 
 
 class Difference(NamedTuple):
