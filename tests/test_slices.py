@@ -89,6 +89,23 @@ def test_two_objects_that_overlap_in_one_slice_both_stay():
     assert len(merge(found, windows)[0]) == 2
 
 
+@pytest.mark.parametrize(
+    ("box", "label", "stays"),
+    [
+        ([200.0, 20, 310, 130], 0, False),  # around what a slice shows
+        ([232.0, 52, 292, 64], 0, False),  # a piece of it
+        ([200.0, 20, 310, 130], 1, True),  # another class
+        ([262.0, 20, 372, 130], 0, True),  # beside it
+    ],
+)
+def test_what_the_whole_image_shows_otherwise_than_a_slice_does_is_left_out(box, label, stays):
+    windows = Slicing(200, 0.25).windows((200, 700))
+    assert windows[2][0] < 220 and windows[2][2] > 320
+    boxes = torch.tensor([box, [230.0, 50, 280, 100]])
+    found = WindowDetections(torch.tensor([label, 0]), torch.tensor([0.9, 0.5]), boxes, torch.tensor([0, 2]))
+    assert len(merge(found, windows)[0]) == 1 + stays
+
+
 @pytest.mark.parametrize("side, overlap", [("31", 0.2), ("big", 0.2), ("640", 0.95), ("640", -0.1)])
 def test_slices_that_cannot_be_are_refused(side, overlap):
     with pytest.raises(ConfigError, match=r"--slice|--overlap"):

@@ -26,6 +26,7 @@ from ..errors import ConfigError
 
 AGREE = 0.5  # IoU, within what both slices see, of boxes of one object
 SURE_ENOUGH = 0.5  # an uncut box replaces a cut one whose score is at most 1 / 0.5 of its own
+MOSTLY = 0.8  # of the smaller of two boxes that mean one thing, lies in the other
 NEAR_EDGE = 0.015  # of a slice's side: a box that ends so close to an inner edge is taken to be cut there
 STRETCH = 1.2  # a side that is longer than a slice by less stays whole
 SHRINKS_MUCH = 4  # an image that is shrunk by more than this loses small objects; `predict` says so
@@ -140,6 +141,7 @@ def merge(found: WindowDetections, windows: Sequence[Window]) -> tuple[Tensor, T
     first, second = pairs_both_ways.unbind(1)
     replaced = cut[first] & ~cut[second] & (found.scores[second] >= SURE_ENOUGH * found.scores[first])
     keep[first[replaced]] = False
+    keep &= ~_seen_closer(found, cut, pairs)
 
     joined = torch.zeros_like(keep)
     both_cut = cut[a] & cut[b] & keep[a] & keep[b]
@@ -161,6 +163,22 @@ def _worth_comparing(found: WindowDetections, areas: Tensor) -> Tensor:
     """All of the slices, and of the whole image what is larger than the overlap of neighbours, (n,) bool."""
     sides = (found.boxes[:, 2:] - found.boxes[:, :2]).amax(1)
     return (found.window > 0) | (sides > _overlap(areas))
+
+
+def _seen_closer(found: WindowDetections, cut: Tensor, pairs: Tensor) -> Tensor:
+    """Boxes of the whole image with which no slice agrees, but which a slice shows otherwise, (n,) bool: of a box of
+    the same class that is not cut there, and of this one, most of the smaller lies in the other."""
+    agreeing = torch.zeros(len(found.scores), dtype=torch.bool)
+    agreeing[pairs.flatten()] = True
+    whole = ((found.window == 0) & ~agreeing).nonzero()[:, 0]
+    near = ((found.window > 0) & ~cut).nonzero()[:, 0]
+    a, b = found.boxes[whole][:, None], found.boxes[near][None]
+    shared = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    otherwise = (shared > 0) & (shared >= MOSTLY * torch.minimum(area(a), area(b)))
+    otherwise &= found.labels[whole][:, None] == found.labels[near]
+    seen = torch.zeros_like(agreeing)
+    seen[whole[otherwise.any(1)]] = True
+    return seen
 
 
 def _overlap(areas: Tensor) -> float:
