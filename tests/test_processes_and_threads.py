@@ -51,7 +51,7 @@ def test_a_child_process_detects_after_its_parent_did(detector, image, two_threa
     child = context.Process(target=best_score, args=(detector, image, answers), daemon=True)
     child.start()
     try:
-        assert answers.get(timeout=60) == pytest.approx(expected, abs=1e-3)
+        assert answers.get(timeout=300) == pytest.approx(expected, abs=1e-3)
     finally:
         child.kill()
         child.join()

@@ -148,7 +148,7 @@ def test_a_bomb_is_refused_with_little_memory_and_a_link_out_is_not_opened(mine,
     code = f"import resource, sys; from dinocli import app\ntry: app.main()\nfinally: print({peak}, file=sys.stderr)"
     imports = f"import dinocli.commands.check_data, resource; print({peak})"
     command = [sys.executable, "-c", code, "check-data", str(mine), "--decode", "--json"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=100)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     found = {finding["code"] for finding in json.loads(result.stdout)["findings"]}
     assert result.returncode == 3 and {"DATA-IMAGE-LARGE", "DATA-PATH-ESCAPE"} <= found
     before = int(subprocess.run([sys.executable, "-c", imports], capture_output=True, text=True, cwd=ROOT).stdout)

@@ -24,7 +24,7 @@ except SystemExit as end:
 def test_weights_that_are_missing_are_told_before_torch_is_imported(tmp_path):
     command = ("predict", "a.jpg", "--weights", "yolo.pt")
     done = subprocess.run(
-        [sys.executable, "-c", MISSING, *command], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", MISSING, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.stdout.split() == ["4", "False"], done.stderr
     assert "the weights yolo.pt: this file does not exist; `dino weights` lists" in " ".join(done.stderr.split())

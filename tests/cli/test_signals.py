@@ -74,7 +74,7 @@ raise RuntimeError("a fault")
 def test_a_program_that_fails_while_loader_workers_read_ends():
     done = subprocess.run(
         [sys.executable, "-i", "-c", FAILS_WHILE_WORKERS_READ],  # -i keeps the traceback, and so the loader, alive
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert "a fault" in done.stderr
 

@@ -83,7 +83,7 @@ def test_a_second_run_in_one_folder_is_refused_and_a_killed_one_is_told(pictures
                *settings, "--epochs"]  # fmt: skip
     first = subprocess.Popen([*command, "500"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
     try:
-        lock, until = tmp_path / "run" / ".owner", time.monotonic() + 120
+        lock, until = tmp_path / "run" / ".owner", time.monotonic() + 300
         while not (lock.exists() and lock.read_text()) and time.monotonic() < until:
             time.sleep(0.1)
         second = subprocess.run([*command, "1", "--overwrite"], capture_output=True, text=True, cwd=ROOT)

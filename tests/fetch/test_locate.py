@@ -198,7 +198,7 @@ def test_the_hub_is_asked_through_its_own_client(hub, tmp_path):
 
     def ask(*names, **more):
         done = subprocess.run([sys.executable, "-c", HUB, *names], env=os.environ | hub | more, capture_output=True,
-                              text=True, check=True, timeout=60)  # fmt: skip
+                              text=True, check=True, timeout=300)  # fmt: skip
         return done.stdout.splitlines()
 
     answers = ask("hf:us/one", "hf:us/one/a/model.safetensors@v1", "hf:us/two", "hf:us/none", "hf:us")
@@ -249,7 +249,7 @@ def test_official_weights_are_fetched_from_the_hub_and_converted(hub, official_b
     HubAnswers.BYTES["LibreYOLO/LibreDINODETRr50/mirror.pt"] = (tmp_path / "mirror.pt").read_bytes()
     environment = os.environ | hub | {"DINO_CACHE": str(tmp_path / "cache")}
     done = subprocess.run([sys.executable, "-c", WRAPPED, small_preset], env=environment, capture_output=True,
-                          text=True, timeout=120)  # fmt: skip
+                          text=True, timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [
         "official/r50-4scale-12e", "None", "mirror.pt", "official", "hf:LibreYOLO/LibreDINODETRr50", "True",

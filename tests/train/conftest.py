@@ -117,7 +117,7 @@ def together(small_config, tmp_path):
             env = os.environ | {key: str(value) for key, value in (shared | {"RANK": this}).items()}
             started.append(subprocess.Popen(command, env=env))
         try:
-            codes = [process.wait(timeout=150) for process in started]  # nobody waits for ever
+            codes = [process.wait(timeout=600) for process in started]  # nobody waits for ever
         finally:
             for process in started:
                 process.kill()

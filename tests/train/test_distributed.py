@@ -28,7 +28,7 @@ def together(number, data, out, chunk):
         subprocess.Popen(command, env=os.environ | {k: str(v) for k, v in (shared | {"RANK": rank}).items()})
         for rank in range(number)
     ]
-    assert [process.wait(timeout=60) for process in started] == [0] * number
+    assert [process.wait(timeout=300) for process in started] == [0] * number
     return torch.load(out, weights_only=True)
 
 

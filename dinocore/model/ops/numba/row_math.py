@@ -69,25 +69,24 @@ def two_to_the(typing_context, row):
 @intrinsic
 def floor(typing_context, row):
     """The greatest whole number not above, lane by lane."""
-
-    def generate(context, builder, signature, args):
-        signature = ir.FunctionType(args[0].type, [args[0].type])
-        name = f"llvm.floor.v{row.width}f{row.dtype.bitwidth}"
-        return builder.call(builder.module.declare_intrinsic(name, fnty=signature), args)
-
-    return row(row), generate
+    return row(row), _call_llvm("floor", row)
 
 
 @intrinsic
 def absolute(typing_context, row):
     """The numbers without their signs."""
+    return row(row), _call_llvm("fabs", row)
+
+
+def _call_llvm(function, row):
+    """Code that calls one of LLVM's own functions on a row."""
 
     def generate(context, builder, signature, args):
-        signature = ir.FunctionType(args[0].type, [args[0].type])
-        name = f"llvm.fabs.v{row.width}f{row.dtype.bitwidth}"
-        return builder.call(builder.module.declare_intrinsic(name, fnty=signature), args)
+        called = ir.FunctionType(args[0].type, [args[0].type])
+        name = f"llvm.{function}.v{row.width}f{row.dtype.bitwidth}"
+        return builder.call(builder.module.declare_intrinsic(name, fnty=called), args)
 
-    return row(row), generate
+    return generate
 
 
 @intrinsic
