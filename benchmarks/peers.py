@@ -23,6 +23,7 @@ from dinocore.benchmark import CORRECTED, Case, prepare
 from dinocore.presets import load_config
 
 OURS = (800, 1333)
+SIDES = {"RT-DETR-v2 R50": 32, "D-FINE-L": 32, "RF-DETR-B": 56}  # what the sides of an image must be multiples of
 PRECISIONS = {"off": None, "bf16": torch.bfloat16}
 
 
@@ -62,8 +63,9 @@ def build(name: str, size: tuple[int, int], amp: str) -> Callable[[], Any]:
 
 
 def fitting(name: str) -> tuple[int, int]:
-    """Our size of 800 x 1333, or the nearest one that the model takes: RF-DETR wants multiples of 56."""
-    return (784, 1344) if name.startswith("RF-DETR") else OURS
+    """Our size of 800 x 1333, or the nearest one that the model takes."""
+    multiple = SIDES.get(name, 1)
+    return OURS if multiple == 1 else (800 // multiple * multiple, 1344)
 
 
 def count_flops(name: str, size: tuple[int, int]) -> int:
