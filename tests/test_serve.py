@@ -277,6 +277,7 @@ MOVE = """value => { const slider = document.getElementById("threshold"); slider
   slider.dispatchEvent(new Event("input", { bubbles: true })); }"""
 
 
+@pytest.mark.slow
 def test_the_page_shows_a_dropped_image_with_boxes_above_the_threshold_and_proposals(service, detector, browser):
     host, port = service().address
     content = encoded(size=(320, 240))

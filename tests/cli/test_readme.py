@@ -62,6 +62,8 @@ def test_a_command_of_the_readme_runs(command, dino, pictures, settings, tmp_pat
     arguments = shlex.split(command.replace("DIR", "my-data" if "train" in command else "out").replace("[NAME]", ""))[
         1:
     ]
+    if arguments == ["sample-data", "out"]:
+        arguments += ["--num-images", "8"]  # of 200
     if arguments[0] == "train":
         arguments += SHORT + (settings if "r50-4scale" in command else [])
     result = dino(*arguments)

@@ -52,6 +52,7 @@ def test_half_precision_starts_near_the_losses_of_float32(start_on, device, amp)
     assert losses(*start_on(device, "b", f'train.amp="{amp}"'), steps=1) == pytest.approx(expected, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_run_that_was_stopped_goes_on_as_if_it_never_had_been(start_on, device):
     settings = ("train.deterministic=true",) if device == "cuda" else ()

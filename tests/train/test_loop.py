@@ -61,7 +61,10 @@ def test_weights_describe_themselves(small_config, start, run_to_end):
 BY_CHANCE = ("model.dropout=0.1", "model.backbone=timm/convnext_atto", "model.drop_path=0.5")
 
 
-@pytest.mark.parametrize("overrides", [(), ("train.ema_decay=0.9", "train.micro_batch_size=1", *BY_CHANCE)])
+@pytest.mark.parametrize(
+    "overrides",
+    [pytest.param((), marks=pytest.mark.slow), ("train.ema_decay=0.9", "train.micro_batch_size=1", *BY_CHANCE)],
+)
 @pytest.mark.parametrize("stopped_after", [pytest.param(3, marks=pytest.mark.slow), 4])
 def test_a_resumed_run_ends_with_the_same_bytes(small_config, start, run_to_end, overrides, stopped_after):
     config = small_config(*overrides)
