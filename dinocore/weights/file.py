@@ -137,7 +137,8 @@ def names_note(categories: Sequence[Category]) -> str:
     """What to say where classes have no names; empty if they have."""
     if list(categories) != unnamed(len(categories)):
         return ""
-    return f"the file has no class names; they are called class_0 to class_{len(categories) - 1}"
+    names = f"class_0 to class_{len(categories) - 1}" if len(categories) > 1 else "class_0"
+    return f"the file has no class names; they are called {names}"
 
 
 def _said(metadata: Mapping[str, str], key: str, default: Any, path: Path) -> Any:
