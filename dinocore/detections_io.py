@@ -158,15 +158,24 @@ def read_found(path: Path) -> list[ImageResult]:
     """
     try:
         content = path.read_bytes()
-        if path.suffix.lower() == ".jsonl":
-            whole = content[: content.rfind(b"\n") + 1]  # a kill may leave a piece of a line
-            return [ImageResult(**row) for row in msgspec.json.Decoder(ImageResultJson).decode_lines(whole)]
-        return [ImageResult(**row) for row in msgspec.json.decode(content, type=list[ImageResultJson])]
+        lines = path.suffix.lower() == ".jsonl"
+        if lines:
+            content = content[: content.rfind(b"\n") + 1]  # a kill may leave a piece of a line
+        return [ImageResult(**row) for row in _rows(content, lines)]
     except OSError as error:
         raise DataError(f"it cannot be read: {error.strerror}", code="DATA-RESULTS", where=path, fix=OTHER) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         what = f"it is not what `dino predict --out` writes: {error}"
         raise DataError(what, code="DATA-RESULTS", where=path, fix=OTHER) from None
+
+
+def _rows(content: bytes, lines: bool) -> Sequence[ImageResultJson]:
+    if b"\\udc" in content:  # a file's name that is no UTF-8, which msgspec does not read
+        rows = map(json.loads, content.splitlines()) if lines else json.loads(content)
+        return msgspec.convert(list(rows), list[ImageResultJson])
+    if lines:
+        return msgspec.json.Decoder(ImageResultJson).decode_lines(content)
+    return msgspec.json.decode(content, type=list[ImageResultJson])
 
 
 def _json(found: Sequence[ImageResult]) -> str:
@@ -267,7 +276,7 @@ def _task(item: ImageResult) -> dict[str, Any]:
     prediction: dict[str, Any] = {"model_version": f"dino-detector {__version__}", "result": result}
     if result:
         prediction["score"] = round(sum(d["score"] for d in item.detections) / len(result), 6)
-    address = f"/data/local-files/?d={quote(_absolute(item.file).lstrip('/'))}"
+    address = f"/data/local-files/?d={quote(os.fsencode(_absolute(item.file)).lstrip(b'/'))}"
     return {"data": {"image": address}, "predictions": [prediction]}
 
 

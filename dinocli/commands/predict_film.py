@@ -18,7 +18,7 @@ from dinocore.errors import ConfigError, DataError, Interrupted
 from dinocore.predict import Detections
 from dinocore.stream.images import PreparedImage, detect_stream, prepare
 from dinocore.stream.video import CODECS, Damaged, Film, FilmWriter, Frame, ObjectTracker, open_film, require_trackers
-from dinocore.system.files import check_file
+from dinocore.system.files import ESCAPED, check_file
 from dinocore.words import counted
 
 from ..console import say, stderr, stdout, warn
@@ -68,7 +68,7 @@ def predict_film(
         for frame, detections in _detected(work, frames, damaged, film.frames is None):
             row = _row(source, frame, detections, work, track)
             if request.out and not count:  # where there is no frame, an older file stays
-                lines = stack.enter_context(request.out.open("w", encoding="utf-8"))
+                lines = stack.enter_context(request.out.open("w", encoding="utf-8", errors=ESCAPED))
             _put(row, lines, request.json or not (lines or writer))
             if writer:
                 writer.add(_drawn(frame, row, work), frame.seconds)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from dinocore.draw.curves import draw_curves, read_metrics
 from dinocore.report.training import best_of
-from dinocore.system.files import write_atomically
+from dinocore.system.files import ESCAPED, write_atomically
 from dinocore.words import clock, counted, roughly
 
 from ..console import stderr, stdout, warn
@@ -188,7 +188,7 @@ class TrainingView:
         stderr.print(f"[{style}]{escape(text)}[/]" if style else escape(text))
 
     def _log(self, text: str) -> None:
-        with (self.context.folder / "log.txt").open("a", encoding="utf-8") as file:
+        with (self.context.folder / "log.txt").open("a", encoding="utf-8", errors=ESCAPED) as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 

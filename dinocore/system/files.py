@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import ConfigError, EnvironmentFault
 
+ESCAPED = "backslashreplace"  # of text that is encoded: what a file's name has beside UTF-8 on Linux
 FILES = {".txt", ".json", ".jsonl", ".csv", ".xml", ".html", ".zip", ".jpg", ".jpeg", ".png"}  # no suffixes of folders
 
 
@@ -100,10 +101,10 @@ def _finite(value: Any) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, as UTF-8."""
+    """Write a text file atomically, as UTF-8; what a file's name has beside that as JSON has it, such as `\\udcff`."""
 
     def write(temporary: Path) -> None:
-        temporary.write_bytes(text.encode())
+        temporary.write_bytes(text.encode(errors=ESCAPED))
 
     write_atomically(path, write)
 
