@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, EnvironmentFault
+from ..words import typed
 
 ESCAPED = "backslashreplace"  # of text that is encoded: what a file's name has beside UTF-8 on Linux
 FILES = {".txt", ".json", ".jsonl", ".csv", ".xml", ".html", ".zip", ".jpg", ".jpeg", ".png"}  # no suffixes of folders
@@ -66,7 +67,7 @@ def check_file(option: str, path: Path, suffix: str, *others: str) -> None:
         raise ConfigError(f"{option} {path} is a folder; name a file, such as {example}")
     if path.suffix.lower() not in (suffix, *others):
         choice = f"one of {', '.join((suffix, *others))}" if others else suffix
-        raise ConfigError(f"{option} {path} must end in {choice}; try {option} {path.with_suffix(suffix)}")
+        raise ConfigError(f"{option} {path} must end in {choice}; try {option} {typed(path.with_suffix(suffix))}")
     check_writable(path.parent)
 
 

@@ -19,6 +19,7 @@ from ..model.build import build_model
 from ..model.dino import DINO
 from ..presets import config_from_dict
 from ..system.files import to_json, write_atomically
+from ..words import typed
 from .shipped import SHIPPED
 from .untrusted import read_safetensors, without_prefixes
 
@@ -101,7 +102,7 @@ def load_weights(path: Path) -> Weights:
     if "config" not in metadata:
         raise CheckpointError(
             f"{path} holds tensors, but not the config that `dino train` writes; if they are another codebase's, make "
-            f"them ours: dino convert {path} --out NEW.safetensors"
+            f"them ours: dino convert {typed(path)} --out NEW.safetensors"
         )
     if _said(metadata, "schema", SCHEMA, path) > SCHEMA:
         made_by = metadata.get("dino_version", "a newer version")

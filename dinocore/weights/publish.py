@@ -19,7 +19,7 @@ from ..errors import ConfigError, DataError, EnvironmentFault
 from ..presets import config_from_dict
 from ..system.extras import install_line
 from ..system.files import to_json, write_text
-from ..words import counted
+from ..words import counted, typed
 from .fetch.catalogue import catalogue
 from .fetch.hub import PREFIX
 from .file import Weights, least_scores, save_weights
@@ -54,7 +54,7 @@ def read_evaluation(path: Path, weights: Path) -> Evaluation:
         DataError: it is something else.
         ConfigError: it is about other weights.
     """
-    fix = f"make it with: dino eval --weights {weights} --data DIR --json > {path}"
+    fix = f"make it with: dino eval --weights {typed(weights)} --data DIR --json > {typed(path)}"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         judged, file = content["weights"], Path(content["data"])

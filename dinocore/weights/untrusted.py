@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError, EnvironmentFault
+from ..words import typed
 
 
 class Ignored:
@@ -97,7 +98,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         CheckpointError: the file is missing, empty, cut off or of another kind.
     """
     if _start(path)[:2] in (b"PK", b"\x80\x02"):
-        raise CheckpointError(f"{path} is PyTorch's; make it ours first: dino convert {path} --out NEW.safetensors")
+        command = f"dino convert {typed(path)} --out NEW.safetensors"
+        raise CheckpointError(f"{path} is PyTorch's; make it ours first: {command}")
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
