@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dinocore.errors import DinoError
+from dinocore.system.files import ESCAPED
 
 CONTROLS = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
 
@@ -118,7 +119,10 @@ def is_utf8(stream: TextIO) -> bool:
 
 
 def escape_what_cannot_be_written() -> None:
-    """Let stdout and stderr write a character that their encoding lacks as its code, where Python would raise."""
+    """Let stdout and stderr write a character that their encoding lacks as its code, where Python would raise.
+
+    In UTF-8 that is a byte of a file's name that is no UTF-8.
+    """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and not is_utf8(stream):
-            stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper) and not (is_utf8(stream) and stream.errors == "surrogateescape"):
+            stream.reconfigure(errors=ESCAPED)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from dinocore.config import DataConfig
 from dinocore.data.images import SUFFIXES, VIDEOS, read_header
 from dinocore.errors import ConfigError, DataError, EnvironmentFault
+from dinocore.words import typed
 
 
 class Input(NamedTuple):
@@ -44,7 +45,7 @@ def is_film(arguments: Sequence[str]) -> bool:
     """
     films = [a for a in arguments if a.lower().endswith(VIDEOS) or a.startswith((*STREAMS, CAMERA))]
     if films and len(arguments) > 1:
-        raise ConfigError(f"{films[0]} is a film, and a film is looked at alone; try dino predict {films[0]}")
+        raise ConfigError(f"{films[0]} is a film, and a film is looked at alone; try dino predict {typed(films[0])}")
     return bool(films)
 
 

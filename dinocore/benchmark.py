@@ -136,7 +136,7 @@ def profile(case: Case, trace: Path, rows: int = 15) -> list[tuple[str, float, i
         the operations that took most time by themselves: name, seconds, calls.
     """
     call, _ = prepare(case)
-    with use_backend(case.ops):
+    with use_backend(case.ops), float32_throughout(case.amp == "off"):
         call()
         with torch.profiler.profile() as recorded:
             call()

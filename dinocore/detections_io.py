@@ -19,6 +19,7 @@ from .data.images import SUFFIXES as IMAGES
 from .errors import ConfigError, DataError
 from .predict import Detections
 from .system.files import check_folder_name, write_text
+from .words import typed
 
 FORMATS = ("json", "jsonl", "coco", "csv", "yolo", "labelme", "fiftyone", "labelstudio")
 SUFFIXES = {
@@ -146,7 +147,7 @@ def check_out(out: Path, kind: str) -> None:
         known = "to draw boxes into images use --save-images DIR; " if out.suffix.lower() in IMAGES else ""
         raise ConfigError(
             f"--out {out} ends in {out.suffix}, but --format {kind} writes {suffix}; "
-            f"{known}try --out {out.with_suffix(suffix)}, or name a --format: {', '.join(FORMATS)}"
+            f"{known}try --out {typed(out.with_suffix(suffix))}, or name a --format: {', '.join(FORMATS)}"
         )
 
 
@@ -158,15 +159,24 @@ def read_found(path: Path) -> list[ImageResult]:
     """
     try:
         content = path.read_bytes()
-        if path.suffix.lower() == ".jsonl":
-            whole = content[: content.rfind(b"\n") + 1]  # a kill may leave a piece of a line
-            return [ImageResult(**row) for row in msgspec.json.Decoder(ImageResultJson).decode_lines(whole)]
-        return [ImageResult(**row) for row in msgspec.json.decode(content, type=list[ImageResultJson])]
+        lines = path.suffix.lower() == ".jsonl"
+        if lines:
+            content = content[: content.rfind(b"\n") + 1]  # a kill may leave a piece of a line
+        return [ImageResult(**row) for row in _rows(content, lines)]
     except OSError as error:
         raise DataError(f"it cannot be read: {error.strerror}", code="DATA-RESULTS", where=path, fix=OTHER) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         what = f"it is not what `dino predict --out` writes: {error}"
         raise DataError(what, code="DATA-RESULTS", where=path, fix=OTHER) from None
+
+
+def _rows(content: bytes, lines: bool) -> Sequence[ImageResultJson]:
+    if b"\\udc" in content:  # a file's name that is no UTF-8, which msgspec does not read
+        rows = map(json.loads, content.splitlines()) if lines else json.loads(content)
+        return msgspec.convert(list(rows), list[ImageResultJson])
+    if lines:
+        return msgspec.json.Decoder(ImageResultJson).decode_lines(content)
+    return msgspec.json.decode(content, type=list[ImageResultJson])
 
 
 def _json(found: Sequence[ImageResult]) -> str:
@@ -267,7 +277,7 @@ def _task(item: ImageResult) -> dict[str, Any]:
     prediction: dict[str, Any] = {"model_version": f"dino-detector {__version__}", "result": result}
     if result:
         prediction["score"] = round(sum(d["score"] for d in item.detections) / len(result), 6)
-    address = f"/data/local-files/?d={quote(_absolute(item.file).lstrip('/'))}"
+    address = f"/data/local-files/?d={quote(os.fsencode(_absolute(item.file)).lstrip(b'/'))}"
     return {"data": {"image": address}, "predictions": [prediction]}
 
 

@@ -174,7 +174,7 @@ BOXES = {
 CLASSES = {
     "DATA-CLASS-UNKNOWN": Code(
         WARNING, "a class that training does not know; left out of evaluation", "star",
-        "give data with the classes of the model, or other weights; classes are matched by name",
+        "name them as training does, or train on images of them; classes are matched by name",
     ),
     "DATA-CLASS-UNUSED": Code(NOTE, "a class has no object to learn from", "star"),
     "DATA-CLASS-HEADING": Code(NOTE, "a category without objects that heads others is no class", "shapes"),
@@ -186,7 +186,7 @@ CLASSES = {
         WARNING, "control characters are dropped from a class's name", r"'\x1b[31mcell' -> [31mcell",
         "write the name without them",
     ),
-    "DATA-CLASS-RARE": Code(NOTE, "a class has fewer than 10 objects", "star: 3", "label more of it"),
+    "DATA-CLASS-RARE": Code(NOTE, "a class has fewer than 10 objects", "star: 3", "label more of them"),
     "DATA-CLASS-NAME": Code(
         WARNING, "two classes have one name and are taken for one", "disc: ids 1, 4", "merge or rename them"
     ),

@@ -49,7 +49,30 @@ OTHER_WORDS = {  # of other codebases, and of everyday speech, beside official D
     "max_per_img": "eval.max_dets", "embed_dims": "model.hidden_dim", "embed_dim": "model.hidden_dim",
     "feedforward_channels": "model.ffn_dim", "num_feature_levels": "model.num_levels", "nc": "model.num_classes",
     "label_noise_scale": "model.denoising.label_noise", "box_noise_scale": "model.denoising.box_noise",
-    "loss_cls": "loss.label", "loss_bbox": "loss.box", "loss_iou": "loss.giou",
+    "loss_cls": "loss.label", "loss_bbox": "loss.box", "loss_iou": "loss.giou", "cls": "loss.label",
+    "loss_cls.loss_weight": "loss.label", "loss_bbox.loss_weight": "loss.box", "loss_iou.loss_weight": "loss.giou",
+    "weight_dict.loss_class": "loss.label", "weight_dict.loss_bbox": "loss.box", "weight_dict.loss_giou": "loss.giou",
+    "encoder.num_layers": "model.num_encoder_layers", "decoder.num_layers": "model.num_decoder_layers",
+    "backbone.depth": "model.backbone", "init_cfg.checkpoint": "model.backbone_weights",
+    "backbone_pretrained": "model.backbone_weights", "data_preprocessor.mean": "model.pixel_mean",
+    "data_preprocessor.std": "model.pixel_std", "self_attn_cfg.num_heads": "model.num_heads",
+    "use_checkpoint": "model.checkpoint_activations", "dn_box_noise_scale": "model.denoising.box_noise",
+    "use_dn": "model.denoising.kind", "return_interm_indices": "model.feature_strides",
+    "lr_drop_list": "train.lr_drop_epochs", "data_aug_scales": "data.train_scales",
+    "data_aug_max_size": "data.max_size", "dec_pred_bbox_embed_share": "model.heads", "weight_dict": "loss.label",
+    "model_ema.enabled": "train.ema_decay", "paramwise_cfg": "train.backbone_lr",
+    "gradient_accumulation_steps": "train.micro_batch_size", "accumulative_counts": "train.micro_batch_size",
+    "accumulate_grad_batches": "train.micro_batch_size", "per_device_train_batch_size": "train.batch_size",
+    "max_steps": "train.epochs", "warmup_ratio": "train.warmup_steps", "max_grad_norm": "train.clip_norm",
+    "gradient_clip_val": "train.clip_norm", "dataloader_num_workers": "data.workers",
+    "multi_scale": "data.train_scales",
+    "eval_steps": "train.eval_every_epochs", "save_total_limit": "train.keep_checkpoints",
+    "checkpointer.period": "train.save_every_steps", "checkpoint.interval": "train.save_every_steps",
+    "checkpoint_interval": "train.save_every_steps", "save_period": "train.save_every_steps",
+    "save_steps": "train.save_every_steps", "early_stopping": "train.patience",
+    "early_stopping_patience": "train.patience", "early_stop": "train.patience",
+    "report_to": "train.trackers", "wandb": "train.trackers", "tensorboard": "train.trackers",
+    "mlflow": "train.trackers", "logger": "train.trackers", "amp.enabled": "train.amp",
 }  # fmt: skip
 OPTIONS = {  # what other codebases set in a config and `dino` has as an option
     "work_dir": "--output-dir DIR", "output_dir": "--output-dir DIR", "project": "--output-dir DIR",
@@ -57,6 +80,9 @@ OPTIONS = {  # what other codebases set in a config and `dino` has as an option
     "pretrain_model_path": "--weights FILE", "resume": "--resume auto", "resume_from": "--resume RUN",
     "device": "--device cuda", "gpus": "--gpus N", "num_gpus": "--gpus N", "amp": "--amp auto",
     "deterministic": "--deterministic", "coco_path": "--data DIR", "data_root": "--data DIR",
+    "name": "--output-dir DIR", "exist_ok": "--overwrite", "pretrained": "--weights FILE", "conf": "--threshold 0.3",
+    "frozen_weights": "--weights FILE", "fp16": "--amp fp16", "bf16": "--amp bf16", "half": "--amp fp16",
+    "dataset_file": "--data DIR",
 }  # fmt: skip
 
 
@@ -213,7 +239,7 @@ def _merge(base: dict[str, Any], update: dict[str, Any]) -> None:
 def _explain(problems: Sequence[Any]) -> list[str]:
     """One line in our words for each setting that pydantic complains about, once or more."""
     unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
-    lines = [f"there is no setting `{'.'.join(map(str, p['loc']))}`{_hint(p['loc'], p['input'])}" for p in unknown]
+    lines = [_unknown(problem["loc"], problem["input"]) for problem in unknown]
     wishes: dict[str, list[str]] = {}
     for problem in problems:
         too_short = (
@@ -269,16 +295,21 @@ def _settings_in(path: Sequence[str | int]) -> list[str]:
     return list(getattr(section, "model_fields", ()))
 
 
-def _hint(loc: Sequence[str | int], value: Any) -> str:
-    """The setting that was meant: under another section, under the word of another codebase, or misspelt."""
+def _unknown(loc: Sequence[str | int], value: Any) -> str:
+    """That there is no such setting, and what was meant: in another section, another codebase's word, or misspelt."""
     here, path = _settings_in(loc[:-1]), [str(part) for part in loc]
     while isinstance(value, dict) and len(value) == 1:  # a section that there isn't: what was meant is in it
         ((key, value),) = value.items()
         path.append(key)
-    typed, word = ".".join(path).casefold(), path[-1].casefold()
+    return f"there is no setting `{'.'.join(path)}`{_hint([part.casefold() for part in path], here)}"
+
+
+def _hint(path: Sequence[str], here: Sequence[str]) -> str:
+    typed, word = ".".join(path), path[-1]
     if option := next((OPTIONS[part] for part in (typed, word) if part in OPTIONS), None):
         return f"; that is `{option}`"
-    found = _meant(typed, word, here)
+    endings = [".".join(path[start:]) for start in range(len(path) - 1)]  # of two words and more
+    found = next((OTHER_WORDS[end] for end in endings if end in OTHER_WORDS), None) or _meant(typed, word, here)
     return f"; did you mean `{found}`?" if found else f"; known are: {', '.join(here)}"
 
 

@@ -1,9 +1,19 @@
 """English."""
 
+import os
+import shlex
+import subprocess
+
 
 def counted(number: int, noun: str, plural: str = "") -> str:
     """`1 image`, `2 images`; nouns with another plural than that bring it."""
     return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def typed(path: object) -> str:
+    """A path as it is typed in a command: in quotes where its characters mean something to a shell."""
+    text = str(path)
+    return subprocess.list2cmdline([text]) if os.name == "nt" else shlex.quote(text)
 
 
 def clock(seconds: float) -> str:

@@ -1,5 +1,8 @@
 """What a value of the config may be, and what a user is told about one that it may not be."""
 
+import re
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -75,7 +78,7 @@ def test_all_that_is_wrong_is_said_at_once_in_one_line_each():
     ("override", "said"),
     [
         ("model.num_querys=3", "`model.num_querys`; did you mean `model.num_queries`?"),
-        ("modle.num_queries=3", "`modle`; did you mean `model.num_queries`?"),
+        ("modle.num_queries=3", "`modle.num_queries`; did you mean `model.num_queries`?"),
         ("model.denoising.box_nose=1", "`model.denoising.box_nose`; did you mean `model.denoising.box_noise`?"),
         ("eval.foo=1", "`eval.foo`; known are: max_dets, nms_iou, backend"),
     ],
@@ -101,6 +104,15 @@ def test_an_unknown_setting_names_the_nearest_or_all(override, said):
         ("train.LR", "did you mean `train.lr`?"),
         ("dn_cfg.group_cfg.num_dn_queries", "did you mean `model.denoising.num_pairs`?"),
         ("train.weights_decay", "did you mean `train.weight_decay`?"),
+        ("use_checkpoint", "did you mean `model.checkpoint_activations`?"),
+        ("dn_box_noise_scale", "did you mean `model.denoising.box_noise`?"),
+        ("encoder.num_layers", "did you mean `model.num_encoder_layers`?"),
+        ("backbone.init_cfg.checkpoint", "did you mean `model.backbone_weights`?"),
+        ("bbox_head.loss_cls.loss_weight", "did you mean `loss.label`?"),
+        ("default_hooks.checkpoint.interval", "did you mean `train.save_every_steps`?"),
+        ("gradient_accumulation_steps", "did you mean `train.micro_batch_size`?"),
+        ("report_to", "did you mean `train.trackers`?"),
+        ("conf", "that is `--threshold 0.3`"),
     ],
 )
 def test_a_word_of_another_codebase_or_a_slip_gets_the_setting_that_was_meant(typed, meant):
@@ -197,3 +209,27 @@ def test_what_a_resumed_run_cannot_change_is_marked_at_the_settings():
     assert set(fixed_on_resume()) == {
         "model", "loss", "train.weights", "train.freeze", "train.batch_size", "train.seed",
     }  # fmt: skip
+
+
+ROW = re.compile(r"^\| (.+) \| (.+) \|$", re.M)
+WORD = re.compile(r"`([a-z][\w.]*)=?`")
+SETTING = re.compile(r"`((?:model|loss|train|data|eval)\.[a-z_.]+|\.[a-z_]+)\b")
+
+
+def test_a_word_on_the_page_for_users_of_other_codebases_leads_to_the_setting_beside_it():
+    page = (Path(__file__).parents[1] / "docs/coming-from.md").read_text(encoding="utf-8")
+    wrong, seen = [], 0
+    for theirs, ours in ROW.findall(page):
+        if "--" in theirs + ours:  # options, or both
+            continue
+        words = WORD.findall(re.sub(r"\([^)]*\)", "", theirs))
+        settings = [name.rpartition(".")[2] for name in SETTING.findall(ours)]
+        for word in words if settings else []:
+            try:
+                load_config(overrides=[f"{word}=1"])
+            except ConfigError as error:
+                seen += 1
+                hint = re.search(r"; (?:did you mean|that is) `([^`]*)`", str(error))
+                if not (hint and (hint[1].startswith("--") or hint[1].rpartition(".")[2] in settings)):
+                    wrong.append(f"{word}: {error} (the page says {settings})")
+    assert seen > 50 and wrong == []

@@ -1,6 +1,7 @@
 """Files that annotation tools read: FiftyOne and Label Studio take them as they are, where these are installed."""
 
 import json
+import os
 from pathlib import Path
 from urllib.parse import unquote
 from xml.etree import ElementTree
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dinocore.data.annotations import Category
-from dinocore.detections_io import ImageResult, write_found
+from dinocore.detections_io import FOLDERS, FORMATS, ImageResult, read_found, write_found
 
 NAMES = ['red "cell" & <x>', "b"]
 CATEGORIES = [Category(1, NAMES[0]), Category(5, "b"), Category(6, "b")]
@@ -80,3 +81,17 @@ def test_label_studio_itself_accepts_the_predictions(found):
     assert [interface.validate_prediction(one, return_errors=True) for one in predictions] == [[], []]
     predictions[0]["result"][0]["value"]["width"] = 140
     assert interface.validate_prediction(predictions[0], return_errors=True), "its judge is awake"
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_file_whose_name_is_no_utf8_is_written_and_read_back(found, kind):
+    latin = os.fsdecode(b"caf\xe9.jpg")
+    found = [found[0]._replace(file=latin), found[1]]
+    out = Path("out" if kind in FOLDERS else f"out.{kind}" if kind in ("jsonl", "csv") else "out.json")
+    for file in write_found(found, CATEGORIES, kind, out):
+        texts = [path.read_text("utf-8") for path in ([*file.iterdir()] if file.is_dir() else [file])]
+        assert any(texts), "it is UTF-8, with something in it"
+    if kind in ("json", "jsonl"):
+        assert read_found(out) == found
+    elif kind == "coco":
+        assert json.loads(out.read_bytes())["images"][0]["file_name"] == latin

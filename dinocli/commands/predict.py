@@ -369,7 +369,7 @@ def warn_of_shrinking(shrunk: Sequence[tuple[float, str]]) -> None:
     one = len(shrunk) == 1
     which = name if one else f"{len(shrunk)} images, {name} the most,"
     verb, times = ("is" if one else "are"), f"{factor:.1f}"
-    warn(f"{which} {verb} shrunk by {times} for the model, so small objects are lost; try --slice auto")
+    warn(f"{which} {verb} shrunk by a factor of {times} for the model, so small objects are lost; try --slice auto")
 
 
 def _draw(image: Image, found: ImageResult, detector: AnyDetector, path: Path) -> None:

@@ -18,8 +18,8 @@ from dinocore.errors import ConfigError, DataError, Interrupted
 from dinocore.predict import Detections
 from dinocore.stream.images import PreparedImage, detect_stream, prepare
 from dinocore.stream.video import CODECS, Damaged, Film, FilmWriter, Frame, ObjectTracker, open_film, require_trackers
-from dinocore.system.files import check_file
-from dinocore.words import counted
+from dinocore.system.files import ESCAPED, check_file
+from dinocore.words import counted, typed
 
 from ..console import say, stderr, stdout, warn
 from ..signals import ending_early
@@ -68,7 +68,7 @@ def predict_film(
         for frame, detections in _detected(work, frames, damaged, film.frames is None):
             row = _row(source, frame, detections, work, track)
             if request.out and not count:  # where there is no frame, an older file stays
-                lines = stack.enter_context(request.out.open("w", encoding="utf-8"))
+                lines = stack.enter_context(request.out.open("w", encoding="utf-8", errors=ESCAPED))
             _put(row, lines, request.json or not (lines or writer))
             if writer:
                 writer.add(_drawn(frame, row, work), frame.seconds)
@@ -103,7 +103,8 @@ def _checked(source: str, request: PredictRequest, options: FilmOptions) -> Pred
     if request.resume:
         raise ConfigError("a film is not resumed; begin where it ended with --start SECONDS and another --out")
     if request.out is not None and request.out.suffix.lower() != ".jsonl":
-        raise ConfigError(f"a film gives a line of JSON per frame; try --out {request.out.with_suffix('.jsonl')}")
+        better = typed(request.out.with_suffix(".jsonl"))
+        raise ConfigError(f"a film gives a line of JSON per frame; try --out {better}")
     if request.format not in ("auto", "jsonl"):
         raise ConfigError(f"a film gives a line of JSON per frame, not --format {request.format}; leave it out")
     _check_options(source, options)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from dinocore.detections_io import ImageResult, json_lines, output_stems, read_found, write_found
 from dinocore.errors import DataError, EnvironmentFault, Interrupted
+from dinocore.system.files import ESCAPED
 
 from ..inputs import Input
 from ..signals import ending_early
@@ -48,7 +49,7 @@ class LineFile:
         try:
             if self.file is None:
                 write_found(self.before, [], "jsonl", self.path)
-                self.file = self.path.open("a", encoding="utf-8")
+                self.file = self.path.open("a", encoding="utf-8", errors=ESCAPED)
             self.file.write(json_lines([result]))
             if time.monotonic() - self.flushed > FLUSH_EVERY:
                 self.file.flush()

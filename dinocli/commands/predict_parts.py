@@ -23,7 +23,7 @@ from typing import Any
 
 from dinocore.detections_io import ImageResult, json_lines, output_stems, write_found
 from dinocore.errors import ConfigError, DataError, Interrupted
-from dinocore.system.files import write_atomically, write_text
+from dinocore.system.files import ESCAPED, write_atomically, write_text
 from dinocore.system.processes import rank_number, world_size
 from dinocore.words import counted
 
@@ -205,7 +205,7 @@ def _name(errors: Sequence[DataError], count: int) -> None:
 
 
 def _stream(parts: Sequence[Path], kind: str, path: Path) -> None:
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8", errors=ESCAPED) as file:
         for number, found in zip(count(), _found(parts), strict=False):
             if kind == "json":
                 file.write("[\n" if number == 0 else ",\n")

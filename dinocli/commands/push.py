@@ -10,6 +10,7 @@ import typer
 
 from dinocore.errors import ConfigError, EnvironmentFault
 from dinocore.system.files import check_writable
+from dinocore.words import typed
 
 from ..console import say, warn
 from ..options import Weights
@@ -63,7 +64,7 @@ def push(
         folder = out or Path(temporary)
         _write(folder, path, evaluation, place.repository, license, dataset)
         if dry_run:
-            say(f"nothing was sent; look at {folder}/README.md, and try the weights: --weights {folder}")
+            say(f"nothing was sent; look at {folder}/README.md, and try the weights: --weights {typed(folder)}")
             return
         say(f"pushed {upload(folder, place.repository, private)}")
 
@@ -76,8 +77,8 @@ def _write(folder: Path, path: Path, given: Path | None, repository: str, licens
     content = load_weights(path)
     evaluation = read_evaluation(given, path) if given else stored_evaluation(content)
     if evaluation is None:
-        warn(f"the card has no numbers; add them: dino eval --weights {path} --data DIR --json > eval.json, and then "
-             "--eval eval.json")  # fmt: skip
+        command = f"dino eval --weights {typed(path)} --data DIR --json > eval.json"
+        warn(f"the card has no numbers; add them: {command}, and then --eval eval.json")
     if not license:
         warn("the card names no licence; add it with --license, such as --license apache-2.0")
     if note := names_note(content.categories):

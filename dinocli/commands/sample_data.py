@@ -3,7 +3,7 @@ from typing import Annotated
 
 import typer
 
-from dinocore.words import counted
+from dinocore.words import counted, typed
 
 from ..options import Json
 
@@ -41,4 +41,4 @@ def sample_data(
     objects = ", ".join(f"{count} {name}" for name, count in summary.objects.items())
     images = f"{counted(summary.train_images, 'image')} to train on and {summary.val_images} to evaluate on"
     say(f"wrote {folder}: {images}; {objects}")
-    say(f"next: dino train --data {folder}")
+    say(f"next: dino train --data {typed(folder)}")

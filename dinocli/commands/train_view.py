@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -17,8 +16,8 @@ from rich.table import Table
 
 from dinocore.draw.curves import draw_curves, read_metrics
 from dinocore.report.training import best_of
-from dinocore.system.files import write_atomically
-from dinocore.words import clock, counted, roughly
+from dinocore.system.files import ESCAPED, write_atomically
+from dinocore.words import clock, counted, roughly, typed
 
 from ..console import stderr, stdout, warn
 
@@ -94,10 +93,9 @@ class TrainingView:
     def _finished(self, event: Finished) -> None:
         if event.why:
             self._line(event.why)
-        took, path = clock(time.monotonic() - self.began), shlex.quote(str(event.best_path))
+        took, images = clock(time.monotonic() - self.began), typed(event.run / "images")
         self._line(f"done in {took}; best AP {event.best_ap:.4f}; weights: {event.best_path}", "green")
-        images = shlex.quote(str(event.run / "images"))
-        self._line(f"next: dino predict IMAGE --weights {path} --save-images {images}")
+        self._line(f"next: dino predict IMAGE --weights {typed(event.best_path)} --save-images {images}")
 
     def _started(self, facts: dict[str, str]) -> None:
         from dinocore.train.context import exceeded_limits
@@ -188,7 +186,7 @@ class TrainingView:
         stderr.print(f"[{style}]{escape(text)}[/]" if style else escape(text))
 
     def _log(self, text: str) -> None:
-        with (self.context.folder / "log.txt").open("a", encoding="utf-8") as file:
+        with (self.context.folder / "log.txt").open("a", encoding="utf-8", errors=ESCAPED) as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 

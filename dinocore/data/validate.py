@@ -188,7 +188,8 @@ def check_turned(table: RawAnnotations, turned: np.ndarray, root: Path, findings
     places = [Location(table.file_names[i], root / table.file_names[i]) for i in images[:KEPT]]
     opening = f"{counted(len(images), 'image')} with boxes {'is' if len(images) == 1 else 'are'} turned by EXIF, and"
     if as_stored > as_upright:
-        what = f"{opening} {as_stored} of {len(at)} boxes fit the pixels as stored and not the upright image"
+        fit = "fits" if as_stored == 1 else "fit"
+        what = f"{opening} {as_stored} of {len(at)} boxes {fit} the pixels as stored and not the upright image"
         findings.add("DATA-IMAGE-TURNED", what, places, len(images), ERROR, "set data.exif=false")
     elif not as_upright:
         what = f"{opening} nothing shows whether the boxes were drawn on the upright image; they are taken so"
@@ -281,7 +282,7 @@ def compare_categories(known: Sequence[Category], own: Sequence[Category], used:
         what = f"no object of {findings.file} is of a class that the model knows ({names})"
         findings.add("DATA-CLASS-UNKNOWN", what, extra, level=ERROR)
         return
-    findings.add("DATA-CLASS-UNKNOWN", "classes that the model does not know, not evaluated", extra)
+    findings.add("DATA-CLASS-UNKNOWN", "classes that are not among those trained on, not evaluated", extra)
 
 
 def match_categories(table: RawAnnotations, known: Sequence[Category], findings: Findings) -> RawAnnotations:

@@ -19,6 +19,7 @@ from ..detections_io import as_found
 from ..errors import DataError, DinoError
 from ..predict import Detector
 from ..stream.images import View, as_batch, prepare
+from ..words import counted
 from .batcher import Answer, Batcher
 from .metrics import ServiceMetrics
 
@@ -100,7 +101,7 @@ class Service:
     async def _bounded(self, request: Request) -> Response:
         """With the limits of number and time."""
         if self.active >= self.limits.requests:
-            raise Refusal(429, f"{self.active} requests are in work already", "send it again in a second")
+            raise Refusal(429, f"{counted(self.active, 'request')} in work already", "send it again in a second")
         self.active += 1
         try:
             threshold, proposals, name = _query(request)

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, EnvironmentFault
+from ..words import typed
 
+ESCAPED = "backslashreplace"  # of text that is encoded: what a file's name has beside UTF-8 on Linux
 FILES = {".txt", ".json", ".jsonl", ".csv", ".xml", ".html", ".zip", ".jpg", ".jpeg", ".png"}  # no suffixes of folders
 
 
@@ -65,7 +67,7 @@ def check_file(option: str, path: Path, suffix: str, *others: str) -> None:
         raise ConfigError(f"{option} {path} is a folder; name a file, such as {example}")
     if path.suffix.lower() not in (suffix, *others):
         choice = f"one of {', '.join((suffix, *others))}" if others else suffix
-        raise ConfigError(f"{option} {path} must end in {choice}; try {option} {path.with_suffix(suffix)}")
+        raise ConfigError(f"{option} {path} must end in {choice}; try {option} {typed(path.with_suffix(suffix))}")
     check_writable(path.parent)
 
 
@@ -100,10 +102,10 @@ def _finite(value: Any) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, as UTF-8."""
+    """Write a text file atomically, as UTF-8; what a file's name has beside that as JSON has it, such as `\\udcff`."""
 
     def write(temporary: Path) -> None:
-        temporary.write_bytes(text.encode())
+        temporary.write_bytes(text.encode(errors=ESCAPED))
 
     write_atomically(path, write)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DinoError, EnvironmentFault
+from ..words import typed
 from .context import RunContext
 from .events import Saved, Warned
 from .run.checkpoint_folder import prune_checkpoints
@@ -39,7 +40,7 @@ class Checkpointer:
             path = group.on_main(lambda: self._write(rng_states))
         except DinoError as error:  # on the other ranks, that rank 0 failed
             if must:
-                what = f"{error}; make room, then run dino train --resume {self.context.folder}"
+                what = f"{error}; make room, then run dino train --resume {typed(self.context.folder)}"
                 raise group.on_all_ranks(EnvironmentFault(what)) from None
             yield Warned(f"{error}; training goes on")
         else:

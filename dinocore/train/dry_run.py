@@ -11,9 +11,11 @@ from typing import NamedTuple
 from ..data.loaders import steps_per_epoch
 from ..evaluate.coco import coco_metrics, detect_all
 from ..predict import Detector
+from ..system.device import float32_throughout
 from ..system.memory import keep_memory, peak_memory_mb
 from .batches import StepBatches, count_boxes, micro_batch_size, share_of_batch, step_batches
 from .context import RunContext
+from .failures.classify import deterministic
 from .failures.guard import guarded_step
 from .failures.memory import largest_batch
 from .schedule import Schedule
@@ -51,10 +53,11 @@ def dry_run(context: RunContext, state: TrainState) -> Expectation:
     largest = largest_batch(train, config.data, size)
     boxes, denoised = (count_boxes([largest], most) * group.size for most in (None, config.model.denoising.max_targets))
     batches = StepBatches([largest], boxes, denoised, size * group.size, [], time.monotonic())
-    largest_pass = _seconds(lambda: guarded_step(state, batches, context))
-    one_pass = _seconds_of_a_pass(context, state, plan.total)
     passes = -(-share_of_batch(config.train.batch_size, group.size) // size)
-    evaluation = _evaluation_seconds(context, state)
+    with deterministic(config.train.deterministic, context.device), float32_throughout(config.train.amp == "off"):
+        largest_pass = _seconds(lambda: guarded_step(state, batches, context))
+        one_pass = _seconds_of_a_pass(context, state, plan.total)
+        evaluation = _evaluation_seconds(context, state)
     save, num_bytes = _save_seconds(context, state)
     evaluations = sum(plan.evaluates_after(epoch * plan.per_epoch) for epoch in range(1, config.train.epochs + 1))
     saves = config.train.epochs + evaluations

@@ -7,6 +7,7 @@ from ..data.loaders import num_workers, steps_per_epoch
 from ..errors import ConfigError, DataError, DivergedError, EnvironmentFault, Interrupted, OutOfMemory
 from ..system.device import float32_throughout
 from ..system.memory import keep_memory, peak_memory_mb
+from ..words import typed
 from .batches import StepBatches, step_batches
 from .checkpointer import Checkpointer
 from .context import RunContext, describe, fingerprint
@@ -192,7 +193,8 @@ class _Run:
 
     def _interrupted(self, where: str, code: int) -> Exception:
         at = f"{where}after step {self.progress.step} of {self.plan.total}"
-        message = f"interrupted {at}; the state is saved, continue with: dino train --resume {self.context.folder}"
+        command = f"dino train --resume {typed(self.context.folder)}"
+        message = f"interrupted {at}; the state is saved, continue with: {command}"
         return self.group.on_all_ranks(Interrupted(message, code))
 
     def _report_bad_images(self, batches: StepBatches) -> Iterator[Event]:

@@ -19,6 +19,7 @@ from ..errors import CheckpointError
 from ..model.dino import DINO
 from ..system.files import sync
 from ..weights.file import load_exactly, load_weights, save_weights
+from ..words import typed
 from .optim import Ema, NoEma
 from .run.checkpoint_folder import manifest_of, publish
 from .transfer import Transfer
@@ -186,7 +187,7 @@ def load_checkpoint(path: Path, state: TrainState, rank: int, seed: int) -> None
     if (path / SHARDED_OPTIMIZER).is_file():
         raise CheckpointError(
             f"{path} was written with train.sharding = fsdp2, which dino no longer has; start a new run from its "
-            f"weights: --weights {path / WEIGHTS}"
+            f"weights: --weights {typed(path / WEIGHTS)}"
         )
     load_exactly(state.model, load_weights(path / WEIGHTS).tensors, path)
     if isinstance(state.ema, Ema):

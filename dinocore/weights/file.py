@@ -19,6 +19,7 @@ from ..model.build import build_model
 from ..model.dino import DINO
 from ..presets import config_from_dict
 from ..system.files import to_json, write_atomically
+from ..words import typed
 from .shipped import SHIPPED
 from .untrusted import read_safetensors, without_prefixes
 
@@ -101,7 +102,7 @@ def load_weights(path: Path) -> Weights:
     if "config" not in metadata:
         raise CheckpointError(
             f"{path} holds tensors, but not the config that `dino train` writes; if they are another codebase's, make "
-            f"them ours: dino convert {path} --out NEW.safetensors"
+            f"them ours: dino convert {typed(path)} --out NEW.safetensors"
         )
     if _said(metadata, "schema", SCHEMA, path) > SCHEMA:
         made_by = metadata.get("dino_version", "a newer version")
@@ -137,7 +138,8 @@ def names_note(categories: Sequence[Category]) -> str:
     """What to say where classes have no names; empty if they have."""
     if list(categories) != unnamed(len(categories)):
         return ""
-    return f"the file has no class names; they are called class_0 to class_{len(categories) - 1}"
+    names = f"class_0 to class_{len(categories) - 1}" if len(categories) > 1 else "class_0"
+    return f"the file has no class names; they are called {names}"
 
 
 def _said(metadata: Mapping[str, str], key: str, default: Any, path: Path) -> Any:

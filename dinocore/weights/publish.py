@@ -19,6 +19,7 @@ from ..errors import ConfigError, DataError, EnvironmentFault
 from ..presets import config_from_dict
 from ..system.extras import install_line
 from ..system.files import to_json, write_text
+from ..words import counted, typed
 from .fetch.catalogue import catalogue
 from .fetch.hub import PREFIX
 from .file import Weights, least_scores, save_weights
@@ -53,7 +54,7 @@ def read_evaluation(path: Path, weights: Path) -> Evaluation:
         DataError: it is something else.
         ConfigError: it is about other weights.
     """
-    fix = f"make it with: dino eval --weights {weights} --data DIR --json > {path}"
+    fix = f"make it with: dino eval --weights {typed(weights)} --data DIR --json > {typed(path)}"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         judged, file = content["weights"], Path(content["data"])
@@ -63,7 +64,8 @@ def read_evaluation(path: Path, weights: Path) -> Evaluation:
         }
         intervals = {name: pair for name, pair in content["intervals"].items() if pair}
         images = int(content["images"])
-        how = f"measured by `dino eval` {__version__} on {images} images{_measured(content.get('measured') or {})}"
+        where = counted(images, "image")
+        how = f"measured by `dino eval` {__version__} on {where}{_measured(content.get('measured') or {})}"
     except OSError as error:
         what = f"it cannot be read: {error.strerror}"
         raise DataError(what, code="DATA-RESULTS", where=path, fix=fix) from None

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError, EnvironmentFault
+from ..words import typed
 
 
 class Ignored:
@@ -42,6 +43,10 @@ MAKERS = {  # the package of an object in a pickle, and what such a file is
     "lightning": "a checkpoint of PyTorch Lightning with objects in it",
     "torch.nn": "a PyTorch module saved whole; save its state_dict() instead",
     "torchvision.models": "a torchvision model saved whole; save its state_dict() instead",
+}
+ARCHIVES = {  # by a file in the archive: what it is
+    "constants.pkl": "a model saved by TorchScript",
+    "archive_format": "a graph of torch.export, or one compiled by AOTInductor",
 }
 ALLOWED = [argparse.Namespace, *((Ignored, name) for name in IGNORED)]  # Namespace: official DINO's arguments
 
@@ -93,7 +98,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         CheckpointError: the file is missing, empty, cut off or of another kind.
     """
     if _start(path)[:2] in (b"PK", b"\x80\x02"):
-        raise CheckpointError(f"{path} is PyTorch's; make it ours first: dino convert {path} --out NEW.safetensors")
+        command = f"dino convert {typed(path)} --out NEW.safetensors"
+        raise CheckpointError(f"{path} is PyTorch's; make it ours first: {command}")
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -113,7 +119,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
     """What `torch.save` wrote: tensors, numbers, text, and official DINO's arguments; nothing else is let in.
 
     Raises:
-        CheckpointError: the file is missing, empty, cut off, a web page, or holds any other object.
+        CheckpointError: the file is missing, empty, cut off, a web page, a graph, or holds any other object.
     """
     if _start(path)[:2] == b"PK":
         _check_archive(path)
@@ -175,16 +181,23 @@ def _start(path: Path) -> bytes:
         raise CheckpointError(f"the weights {path}: this file is empty; copy it again")
     if start.lstrip()[:1] == b"<":
         raise CheckpointError(f"{path} is a web page and not a file of weights; open the download's address and look")
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is Git LFS's note about a file and not the file; get it with git lfs pull")
     return start
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse an archive that unpacks to more than it holds; torch.save packs nothing."""
+    """Refuse an archive that torch.save did not write: it packs nothing, and has no graph or code in it."""
     try:
         with zipfile.ZipFile(path) as archive:
             claimed = sum(entry.file_size for entry in archive.infolist())
+            names = {name.partition("/")[2] for name in archive.namelist()}
     except (zipfile.BadZipFile, OSError, ValueError):
         return  # torch says what is wrong with it
+    if kind := next((kind for name, kind in ARCHIVES.items() if name in names), None):
+        raise CheckpointError(f"{path} is {kind}, not weights by name; convert the file of weights that it was made of")
+    if "data.pkl" not in names:
+        raise CheckpointError(f"{path} is a zip archive that torch.save did not write; unpack it, if weights are in it")
     if claimed > path.stat().st_size:
         raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) claims to hold {claimed} bytes, which torch.save never does; it is "

@@ -1,5 +1,6 @@
 """A bad file of weights is one line and an exit code in every command; nothing in it runs, nothing is left."""
 
+import io
 import json
 import os
 import struct
@@ -46,6 +47,15 @@ def header(text: bytes, rest: bytes = b"") -> bytes:
     return struct.pack("<Q", len(text)) + text + rest
 
 
+def archive(*names: str) -> bytes:
+    """A zip archive of files with nothing in them."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        for name in names:
+            file.writestr(name, b"")
+    return content.getvalue()
+
+
 def packed_zeros() -> bytes:
     """A kilobyte that would be a megabyte."""
     whole, file = pickled({"model": {"x": torch.zeros(250_000)}}), Path("packed.tmp")
@@ -73,6 +83,10 @@ BAD = {
     "empty": lambda: b"",
     "a web page": lambda: b"\n<!DOCTYPE html><html>Sign in</html>",
     "text": lambda: b"404: Not Found",
+    "a note of Git LFS": lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n",
+    "a TorchScript model": lambda: archive("model/data.pkl", "model/constants.pkl", "model/code/__torch__.py"),
+    "a graph of torch.export": lambda: archive("m/archive_format", "m/models/model.json"),
+    "another zip": lambda: archive("weights/model.safetensors"),
     "a header of exabytes": lambda: struct.pack("<Q", 2**60) + b"{" + b" " * 100,
     "a header that is no JSON": lambda: header(b"{nonsense!}"),
     "tensors that overlap": lambda: header(
@@ -115,6 +129,21 @@ def test_a_bad_file_is_refused_by_every_command(kind, dino, pictures, tmp_path):
         assert result.err.count("\n") == 1 and "bad.file" in result.err and result.out == "", (name, result)
         assert os.listdir(tmp_path) == ["bad.file"], name
     assert (tmp_path / "bad.file").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("a note of Git LFS", "Git LFS's note about a file and not the file; get it with git lfs pull"),
+        ("a TorchScript model", "a model saved by TorchScript"),
+        ("a graph of torch.export", "a graph of torch.export"),
+        ("another zip", "a zip archive that torch.save did not write"),
+        ("a ResNet", "by the names of the tensors: conv1.weight, fc.weight"),
+    ],
+)
+def test_a_file_that_holds_no_weights_is_named_as_what_it_is(kind, named, dino, tmp_path):
+    (tmp_path / "bad.file").write_bytes(BAD[kind]())
+    assert named in dino("info", "bad.file").err
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dinocore.benchmark import CORRECTED
+from dinocore import benchmark, load_config
+from dinocore.benchmark import CORRECTED, Case
 from dinocore.model.ops import dispatch
 
 FAST = ["--preset", "r50-4scale", "--size", "64x96", "--repeats", "2"]
@@ -39,6 +40,16 @@ def test_products_of_bytes_are_measured_and_counted(dino, settings):
     )
     assert found["precision"] == "int8" and floats["precision"] == "float32"
     assert found["flops"] == floats["flops"]
+
+
+@pytest.mark.parametrize("amp", ["off", "auto"])
+def test_float32_is_profiled_without_tf32(tmp_path, monkeypatch, amp):
+    seen = []
+    call = lambda: seen.append(torch.backends.cudnn.allow_tf32)  # noqa: E731
+    monkeypatch.setattr(benchmark, "prepare", lambda case: (call, None))
+    case = Case(load_config("tiny"), (32, 32), 1, False, "auto", amp, torch.device("cpu"), 1, 1)
+    benchmark.profile(case, tmp_path / "trace.json")
+    assert seen == 2 * [amp == "auto"]
 
 
 @pytest.mark.parametrize("extra", [["--train"], ["--ops", "reference"]])

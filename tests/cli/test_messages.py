@@ -4,12 +4,14 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from dinocore.errors import DataError
 
+ROOT = Path(__file__).parents[2]
 MISSING = """
 import sys
 from dinocli import app
@@ -85,3 +87,20 @@ def test_one_thread_and_one_call_are_singular(capsys):
     _show("tiny", "inference", 1, {"batch": 1, "size": "8x8"}, found, [])  # pyright: ignore[reportArgumentType]
     out = capsys.readouterr().out
     assert "1 thread," in out and "1 call\n" in out
+
+
+def test_a_path_in_a_command_to_type_is_in_quotes_where_a_shell_needs_them(dino):
+    result = dino("sample-data", "my cells", "--num-images", "2", "--size", "96x72")
+    assert result.code == 0 and "next: dino train --data 'my cells'\n" in result.err
+    result = dino("predict", "my cells", "--out", "my boxes.xyz")
+    assert result.code == 2 and "; try --out 'my boxes.json'" in result.err
+    result = dino("eval", "--report", "my boxes.xyz")
+    assert result.code == 2 and "; try --report 'my boxes.html'" in result.err
+
+
+def test_no_command_to_type_has_a_bare_path():
+    command = r"(dino (train|eval|predict|convert|info)\b[^\"`]*|try --\w+)"
+    bare = re.compile(command + r" \{(?!typed)[\w.]*(path|folder|weights|out)\b")
+    sources = [path for name in ("dinocore", "dinocli") for path in (ROOT / name).rglob("*.py")]
+    found = [f"{path.name}: {hit[0]}" for path in sources for hit in bare.finditer(path.read_text())]
+    assert len(sources) > 150 and found == []

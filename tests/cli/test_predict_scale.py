@@ -147,11 +147,11 @@ def test_lines_are_in_the_file_before_the_last_image_is_done(dino, small_weights
 def test_an_image_that_shrinks_by_much_is_named_with_the_way_out(dino, small_weights, tmp_path):
     Image.new("RGB", (900, 90)).save(tmp_path / "ribbon.png")
     result = dino("predict", "ribbon.png", "--weights", small_weights)
-    assert "ribbon.png is shrunk by 9.0" in result.err and "--slice auto" in result.err
+    assert "ribbon.png is shrunk by a factor of 9.0" in result.err and "--slice auto" in result.err
     result = dino("predict", "ribbon.png", "--weights", small_weights, "--slice", "100")
     assert result.code == 0 and "shrunk" not in result.err
     result = dino("predict", "ribbon.png", "--weights", small_weights, "--slice", "500")
-    assert result.code == 0 and "ribbon.png is shrunk by 5.3" in result.err, "a slice is 500 wide"
+    assert result.code == 0 and "ribbon.png is shrunk by a factor of 5.3" in result.err, "a slice is 500 wide"
 
 
 @pytest.mark.parametrize("command", ["predict", "eval"])

@@ -1,5 +1,6 @@
 """Odd machines, folders, clocks and images, from the command to its exit code (C rows, and I9)."""
 
+import io
 import json
 import os
 import re
@@ -157,3 +158,21 @@ def test_thin_pictures_are_predicted_trained_on_and_judged(dino, settings, tmp_p
             assert len(corners) and (corners >= 0).all()
             assert (corners <= torch.tensor([item["width"], item["height"]] * 2)).all()
     assert json.loads(dino("check-data", ".", "--decode", "--json").out)["errors"] == 0
+
+
+def test_a_photograph_whose_name_is_no_utf8_is_looked_at_and_printed(dino, picture, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    try:
+        shutil.copy(picture, tmp_path / "in" / os.fsdecode(b"caf\xe9.jpg"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    shutil.copy(picture, tmp_path / "in" / "z.jpg")
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    with monkeypatch.context() as context:
+        context.setattr(sys, "stdout", printed)
+        dino("predict", "in", "--threshold", "0.9")
+    printed.flush()
+    assert rb"caf\udce9.jpg" in printed.buffer.getvalue()
+    assert dino("predict", "in", "--out", "found.jsonl").code == 0
+    again = dino("predict", "in", "--out", "found.jsonl", "--resume")
+    assert again.code == 0 and "found.jsonl has 2 of 2 images" in again.err

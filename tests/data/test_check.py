@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -77,6 +78,9 @@ def test_a_data_set_without_fault_has_no_findings_and_right_numbers(clean):
     json.dumps(found.as_dict(), allow_nan=False)
 
 
+PLURAL_OF_ONE = re.compile(r"\b1 (\w+ )?(images|pairs|boxes|objects|regions)\b|\b1 of \d+ boxes (reach|have|lie|fit)\b")
+
+
 def put(row: str, **values):
     """A change of the first row of a table."""
     return lambda document: document[row][0].update(values)
@@ -118,6 +122,7 @@ def test_d_a_fault_put_into_good_data_is_found_once_with_its_code(clean, code, l
     found = check(clean)
     (finding,) = [f for name, f in found.findings() if f.code == code and name == "train"]
     assert finding.level == level and finding.count == 1 and finding.text
+    assert not PLURAL_OF_ONE.search(finding.text), finding.text
     if level == "error":
         with pytest.raises(DataError):  # what check-data calls an error, a training refuses
             from dinocore.data.dataset import open_dataset

@@ -180,7 +180,7 @@ def test_classes_are_numbered_as_in_training_and_unknown_ones_are_noted(make_coc
     known = [Category(2, "ring"), Category(9, "star")]
     annotations = read_annotations(make_coco(name="val"), known)
     assert annotations.categories == known and annotations.labels.tolist() == [-1, 0, 0]
-    assert annotations.notes == ["classes that the model does not know, not evaluated: disc"]
+    assert annotations.notes == ["classes that are not among those trained on, not evaluated: disc"]
     assert [row["category_id"] for row in as_coco_dict(annotations)["annotations"]] == [2, 2]
     assert annotations.trainable().tolist() == [False, True, True]
 

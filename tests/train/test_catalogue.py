@@ -17,6 +17,7 @@ from dinocore.evaluate.coco import Metrics
 from dinocore.system.processes import SingleProcess
 from dinocore.train import batches as feeding
 from dinocore.train import evaluation, step
+from dinocore.train.dry_run import dry_run
 from dinocore.train.events import Evaluated, Finished, Saved, Step, Warned
 from dinocore.train.failures import classify as faults
 from dinocore.train.loop import train
@@ -346,6 +347,19 @@ def test_an_operation_that_is_not_deterministic_is_named(small_config, start, mo
     assert error.value.exit_code == 5 and not torch.are_deterministic_algorithms_enabled()
     context, state = start(small_config(*LITTLE, "train.epochs=1"), "usual")
     assert isinstance(list(train(context, state))[-1], Finished), "it is only refused where that is asked for"
+
+
+def test_a_dry_run_names_an_operation_that_is_not_deterministic(small_config, start, monkeypatch):
+    original = step.forward
+
+    def forward(*arguments):
+        torch.zeros(4).put_(torch.tensor([1]), torch.ones(1))
+        return original(*arguments)
+
+    monkeypatch.setattr(step, "forward", forward)
+    context, state = start(small_config(*LITTLE, "train.deterministic=true"))
+    with pytest.raises(EnvironmentFault, match="deterministically: put_ has no such form"):
+        dry_run(context, state)
 
 
 # P: prediction -----------------------------------------------------------------------------------------------------

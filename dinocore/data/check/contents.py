@@ -45,15 +45,18 @@ def _check_objects(annotations: Annotations, findings: Findings) -> None:
 
     beyond = np.any((boxes[:, :2] < 0) | (boxes[:, :2] + boxes[:, 2:] > sizes[owners]), axis=1)
     partly = np.flatnonzero(beyond & annotations.trainable())
-    what = f"{len(partly)} of {len(boxes)} boxes reach beyond their image, clipped for training"
+    reach = "reaches beyond its" if len(partly) == 1 else "reach beyond their"
+    what = f"{len(partly)} of {len(boxes)} boxes {reach} image, clipped for training"
     findings.add("DATA-BOX-PARTLY", what, places(partly), len(partly))
     dots = np.flatnonzero((boxes[:, 2:].max(1, initial=0) <= DOT) & annotations.trainable())
-    what = f"{len(dots)} of {len(boxes)} boxes have at most {DOT} x {DOT} pixels, as a click leaves them"
+    have = "has" if len(dots) == 1 else "have"
+    what = f"{len(dots)} of {len(boxes)} boxes {have} at most {DOT} x {DOT} pixels, as a click leaves them"
     findings.add("DATA-BOX-DOT", what, places(dots), len(dots))
     crowds = np.flatnonzero(annotations.crowd)
     findings.add(
         "DATA-CROWD",
-        f"{len(crowds)} crowd regions or difficult objects, ignored in training",
+        f"{counted(len(crowds), 'crowd region or difficult object', 'crowd regions or difficult objects')}, ignored in "
+        "training",
         places(crowds),
         len(crowds),
     )
@@ -71,9 +74,12 @@ def _check_overlaps(annotations: Annotations, findings: Findings) -> None:
             text = f"{path.name} {kinds[0]} {short_box(boxes[i])} ~ {kinds[1]} {short_box(boxes[j])}"
             kind = "same" if labels[i] == labels[j] else "other"
             pairs[kind].append(Location(text, path, boxes[[i, j]].tolist()))
-    what = f"pairs of boxes overlap to {SAME:.0%} or more and have"
-    findings.add("DATA-BOX-TWICE", f"{len(pairs['same'])} {what} one class", pairs["same"])
-    findings.add("DATA-BOX-TWO-CLASSES", f"{len(pairs['other'])} {what} two classes", pairs["other"])
+    for code, kind, classes in (
+        ("DATA-BOX-TWICE", "same", "one class"),
+        ("DATA-BOX-TWO-CLASSES", "other", "two classes"),
+    ):
+        what = f"{counted(len(pairs[kind]), 'pair')} of boxes of {classes} that overlap to {SAME:.0%} or more"
+        findings.add(code, what, pairs[kind])
 
 
 def overlaps(boxes: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from ...errors import DataError
+from ...words import counted
 from ..findings import Findings
 from ..split import Category, RawAnnotations, Split, one_line
 
@@ -202,9 +203,9 @@ def _note_what_is_left_out(images: list[ImageRow], objects: list[ObjectRow], fin
     sizes = sum(not all(_size(row)) for row in images)
     area, crowd = sum(not is_area(row.area) for row in objects), sum(row.iscrowd is None for row in objects)
     left_out = [
-        (sizes, f"`width` and `height` of {sizes} images (read from the files)"),
-        (area, f"`area` of {area} objects (width x height)"),
-        (crowd, f"`iscrowd` of {crowd} objects (0)"),
+        (sizes, f"`width` and `height` of {counted(sizes, 'image')} (read from the files)"),
+        (area, f"`area` of {counted(area, 'object')} (width x height)"),
+        (crowd, f"`iscrowd` of {counted(crowd, 'object')} (0)"),
     ]
     if filled := [text for count, text in left_out if count]:
         findings.add("DATA-FILLED", "filled in", filled)

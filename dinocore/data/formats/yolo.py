@@ -232,7 +232,8 @@ def _check_form(boxes: np.ndarray, places: list[str], findings: Findings) -> Non
     as_top_left = (near + far <= 1 + SLACK).all()
     if as_corners or as_top_left:
         meant = "x0 y0 x1 y1" if as_corners else "the top left corner, width and height"
-        what = f"{beyond.sum()} of {len(boxes)} boxes reach beyond their image; were they written as {meant}?"
+        reach = "reaches beyond its" if beyond.sum() == 1 else "reach beyond their"
+        what = f"{beyond.sum()} of {len(boxes)} boxes {reach} image; were they written as {meant}?"
         level = "" if len(boxes) > MIN_EVIDENCE else WARNING
         findings.add("DATA-BOX-CORNERS", what, [places[i] for i in np.flatnonzero(beyond).tolist()], level=level)
 

@@ -11,6 +11,7 @@ from ...draw.canvas import INK, PAGE, SOFT, Color, Line, Rect, Shape, Sheet, Tex
 from ...draw.fonts import load_font
 from ...report.page import render_page
 from ...report.parts import Drawing, Facts, Page, Part, Section, Table
+from ...words import counted
 from .explain import cell_words, explain, words
 from .mask import MaskCell, MaskView, SmallMask, blocked_facts, downsample
 
@@ -97,7 +98,7 @@ def _frame(view: MaskView) -> Geometry:
 def _summary(view: MaskView) -> tuple[str, str]:
     total, slots = len(view.blocked), int(view.slots.sum())
     kinds = f"{slots} positive + {slots} negative" if view.negative.any() else f"{slots} positive"
-    groups = f"{view.num_groups} group{'s' * (view.num_groups != 1)}"
+    groups = counted(view.num_groups, "group")
     made = f" = {groups} x ({kinds})" if slots else ""
     return (
         f"{view.num_denoising:,} denoising queries{made}",
@@ -295,5 +296,6 @@ def render_mask(view: MaskView) -> str:
     if view.files:
         rows = list(zip(view.files, view.num_objects, view.taking_part, strict=True))
         parts.append(Table("Images", ("file", "objects", "objects that take part"), rows))
-    subtitle = f"{view.num_groups} groups, {view.num_denoising:,} denoising and {view.num_matching:,} matching queries"
+    groups = counted(view.num_groups, "group")
+    subtitle = f"{groups}, {view.num_denoising:,} denoising and {view.num_matching:,} matching queries"
     return render_page(Page(TITLE, subtitle, [Section("The mask", parts)]))

@@ -270,7 +270,7 @@ def _denoising(seen: Matching) -> list[Part]:
         return [Facts("", {"denoising": "none in this model"})]
     heads = ["query", "group", "kind", "of object", "starts as", "must answer", "probability", "IoU"]
     caption = "Probability and IoU: of the object it was made from, in the last layer."
-    return [Table(f"{seen.num_groups} groups", heads, [_noisy_row(one) for one in seen.noisy], caption)]
+    return [Table(counted(seen.num_groups, "group"), heads, [_noisy_row(one) for one in seen.noisy], caption)]
 
 
 def _noisy_row(one: Noisy) -> list[Cell]:

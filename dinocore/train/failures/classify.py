@@ -14,6 +14,7 @@ from ...errors import DataError, DinoError, EnvironmentFault
 from ...model.ops.dispatch import use_backend
 from ...system.memory import peak_memory_mb
 from ...system.processes import SingleProcess
+from ...words import counted
 
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Unable to allocate")
 WORKER = ("DataLoader worker", "DataLoader timed out")
@@ -35,8 +36,9 @@ def out_of_memory_message(batches: list[Batch], group: SingleProcess) -> str:
     sizes = ", ".join(sorted({f"{w} x {h}" for h, w in (_size(batch, i) for batch in batches for i in _each(batch))}))
     objects = ", ".join(str(len(target.labels)) for batch in batches for target in batch.targets)
     return (
-        f"out of memory{who} (peak {peak_memory_mb():.0f} MB) with micro-batches of up to {number} images padded to "
-        f"{width} x {height}, images of {sizes} with {objects} objects; to need less, use --batch-size auto, --set "
+        f"out of memory{who} (peak {peak_memory_mb():.0f} MB) with micro-batches of up to "
+        f"{counted(number, 'image')} padded to {width} x {height}, images of {sizes} with {objects} objects; "
+        "to need less, use --batch-size auto, --set "
         "train.micro_batch_size=1, --set train.on_out_of_memory=halve (the same batch in smaller parts), --set "
         "model.checkpoint_activations=true, --amp bf16 or a smaller --set data.max_size"
     )

@@ -13,6 +13,7 @@ from ...data.annotations import Category
 from ...errors import CheckpointError, ConfigError
 from ...model.build import build_model
 from ...presets import config_from_dict, load_config
+from ...words import typed
 from ..file import Weights, load_exactly, load_weights, names_note, unnamed
 from ..untrusted import check_tensor, read_file
 from . import coco
@@ -170,7 +171,7 @@ def _average_notes(content: Mapping[str, Any], path: Path, ema: bool) -> list[st
         return []
     if holds_last_step(content, key):
         return [f"mmengine saves the moving average as `state_dict`; it is taken, and `{key}`, the last step's, is not"]
-    return [] if ema else [f"{ABOUT_EMA}{key}; `dino convert {path} --ema` takes it"]
+    return [] if ema else [f"{ABOUT_EMA}{key}; `dino convert {typed(path)} --ema` takes it"]
 
 
 def _as_float32(key: str, value: Tensor, where: Path) -> Tensor:

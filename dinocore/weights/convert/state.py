@@ -158,9 +158,10 @@ def tell_source(state: Mapping[str, Tensor]) -> str:
             return source
     shown = ", ".join(list(state)[:3])
     hint = next((f"; they look like {what}" for sign, what in OTHERS.items() if sign in state), "")
+    more = f" and {len(state) - 3} more" if len(state) > 3 else ""
     raise CheckpointError(
-        f"these are not the weights of official DINO, detrex or mmdetection: the first of {len(state)} names are "
-        f"{shown}{hint}"
+        f"these are not the weights of official DINO, detrex or mmdetection, by the names of the tensors: {shown}{more}"
+        f"{hint}"
     )
 
 
