@@ -2,13 +2,17 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from dinocore.data.synthetic.sample import write_sample_data
-from dinocore.export.export import pick_threshold, threshold_origin
+from dinocore.export.export import Request, describe, pick_threshold, threshold_origin
+from dinocore.export.graph import Canvases
+from dinocore.presets import load_config
 from dinocore.system.extras import install_line
+from dinocore.weights.file import Weights
 
 
 @pytest.mark.parametrize(
@@ -116,3 +120,18 @@ def test_a_file_knows_where_its_threshold_is_from(dino, write_onnx, tmp_path, gi
     done = dino("predict", tmp_path / "a.png", "--weights", file)
     assert f"threshold: {pick_threshold(given, own):.3f}, " in done.err
     assert message in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts", "preset"),
+    [
+        (["model.denoising.num_pairs=50", "model.num_classes=3"], {}, "r50-4scale"),  # of training only
+        (["train.epochs=24"], {}, "r50-4scale-24e"),
+        ([], {"converted_from": {"preset": "detrex-r50-4scale-12e"}}, "detrex-r50-4scale-12e"),
+        (["model.num_queries=77"], {}, None),
+    ],
+)
+def test_a_file_names_the_preset_that_dino_info_names(settings, facts, preset):
+    weights = Weights({}, load_config("r50-4scale", settings), [], facts)
+    canvases = Canvases((64, 64), (64, 64), 32)
+    assert describe(weights, Request("onnx", Path("a.onnx")), canvases, 100)["preset"] == preset
