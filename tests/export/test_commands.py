@@ -74,7 +74,9 @@ def test_benchmark_times_an_exported_file(dino, write_onnx):
     assert 0 < found["latency_p50_s"] <= found["latency_p90_s"]
     assert found["images_per_s"] == pytest.approx(2 / found["latency_p50_s"])
     assert found["size"] == "96x128"
-    assert dino("benchmark", "--weights", file, "--size", "64x64").code == 2
+    for option in ("--size=64x64", "--device=cuda", "--objects=3", "--set=model.num_queries=9", "--train"):
+        done = dino("benchmark", "--weights", file, option)
+        assert done.code == 2 and "only --batch, --repeats and --json go with it" in " ".join(done.err.split()), option
 
 
 def test_files_that_are_not_ours_end_with_the_code_of_weights(dino, write_onnx, tmp_path):
