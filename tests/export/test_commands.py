@@ -20,6 +20,9 @@ from dinocore.weights.file import Weights
     [
         (["--out", "m.onnx", "--format", "tflite"], 2, "there is no format `tflite`; choose onnx, openvino"),
         (["--out", "m.bin"], 2, "must end in .onnx; try --out m.onnx"),
+        (["--out", "m.xml"], 2, "m.xml is not a file of --format onnx; add --format openvino, or try m.onnx"),
+        (["--out", "m.pt2"], 2, "add --format torch-export or --format aoti, or try m.onnx"),
+        (["--out", "m.onnx", "--format", "aoti"], 2, "add --format onnx, or try m.pt2"),
         (["--out", "m.onnx", "--precision", "int4"], 2, "there is no precision `int4`"),
         (["--out", "m.xml", "--format", "openvino", "--precision", "int8"], 2, "int8 is written as ONNX only"),
         (["--out", "m.onnx", "--pixels", "bgr"], 2, "--pixels bgr is not known"),
