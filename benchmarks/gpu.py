@@ -201,7 +201,7 @@ def tensorrt(options: argparse.Namespace) -> None:
         Image.effect_noise((320, 240), 64).convert("RGB").save(image)
         check = [sys.executable, HERE / "tensorrt_check.py", file, "--image", image]
         result = subprocess.run([*map(str, check)], capture_output=True, text=True)
-        emit(exit_code=result.returncode, summary=(result.stdout or result.stderr).strip().splitlines()[-1])
+        emit(exit_code=result.returncode, summary=(result.stdout or result.stderr).strip()[-300:])
 
 
 PARTS = {part.__name__: part for part in (tests, operation, inference, training, two_ranks, tensorrt)}

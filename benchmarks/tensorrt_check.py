@@ -1,12 +1,14 @@
-"""Build a TensorRT engine from an exported ONNX file and compare its detections with ONNX Runtime's.
+"""Build a TensorRT engine from an exported ONNX file, compare its detections with ONNX Runtime's, and time it.
 
 python benchmarks/tensorrt_check.py model.onnx --image img.jpg [--fp16]
 
-It takes a CUDA device, torch and TensorRT (pip install tensorrt). It has not been run by us yet. The file must have
-been exported with --pixels float32.
+It takes a CUDA device, torch and TensorRT 10 or newer (pip install tensorrt). It has not been run by us yet. The file
+must have been exported with --pixels float32. The batch holds the image in several shapes. Exit code 1: the engine
+cannot be built, or its detections are not the same.
 """
 
 import argparse
+import statistics
 import sys
 from pathlib import Path
 
@@ -14,14 +16,17 @@ import numpy as np
 import torch
 
 from dinocore.export.runtime import ExportedDetector, load
-from dinocore.export.verify import TOLERANCES, compare
+from dinocore.export.verify import TOLERANCES, Difference, Tolerance, compare
+
+OUTPUTS = {"labels": torch.int64, "scores": torch.float32, "boxes": torch.float32}
+WARM_UP, REPEATS = 10, 50  # calls before those that are timed, and these
 
 
 def build_engine(path: Path, canvas: list[int], batch: int, fp16: bool) -> bytes:
     """An engine for 1 to `batch` images.
 
     Raises:
-        SystemExit: TensorRT cannot parse the file.
+        SystemExit: TensorRT cannot parse the file, or cannot build an engine of it.
     """
     import tensorrt as trt
 
@@ -32,17 +37,21 @@ def build_engine(path: Path, canvas: list[int], batch: int, fp16: bool) -> bytes
     if not parser.parse(path.read_bytes()):
         sys.exit("\n".join(str(parser.get_error(i)) for i in range(parser.num_errors)))
     settings = builder.create_builder_config()
+    settings.clear_flag(trt.BuilderFlag.TF32)  # on by default: it rounds products of float32 to 10 bits
     if fp16:
         settings.set_flag(trt.BuilderFlag.FP16)
     profile = builder.create_optimization_profile()
     for name, rest in (("images", (*canvas, 3)), ("sizes", (2,))):
         profile.set_shape(name, (1, *rest), (batch, *rest), (batch, *rest))
     settings.add_optimization_profile(profile)
-    return bytes(builder.build_serialized_network(network, settings))
+    engine = builder.build_serialized_network(network, settings)
+    if engine is None:
+        sys.exit(f"TensorRT parsed {path} and cannot build an engine of it; its own messages are above")
+    return bytes(engine)
 
 
-def run_engine(engine: bytes, images: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
-    """Labels, scores and boxes of the engine."""
+def run_engine(engine: bytes, images: np.ndarray, sizes: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
+    """Labels, scores and boxes of the engine, and the median seconds of a call."""
     import tensorrt as trt
 
     loaded = trt.Runtime(trt.Logger(trt.Logger.WARNING)).deserialize_cuda_engine(engine)
@@ -50,33 +59,64 @@ def run_engine(engine: bytes, images: np.ndarray, sizes: np.ndarray) -> dict[str
     tensors = {"images": torch.from_numpy(images).cuda(), "sizes": torch.from_numpy(sizes).cuda()}
     for name, tensor in tensors.items():
         context.set_input_shape(name, tuple(tensor.shape))
-    for name, dtype in (("labels", torch.int64), ("scores", torch.float32), ("boxes", torch.float32)):
+    for name, dtype in OUTPUTS.items():
         tensors[name] = torch.empty(tuple(context.get_tensor_shape(name)), dtype=dtype, device="cuda")
     for name, tensor in tensors.items():
         context.set_tensor_address(name, tensor.data_ptr())
-    stream = torch.cuda.Stream()
-    context.execute_async_v3(stream.cuda_stream)
-    stream.synchronize()
-    return {name: tensors[name].cpu().numpy() for name in ("labels", "scores", "boxes")}
+    torch.cuda.synchronize()  # the inputs were copied on another stream
+    stream, milliseconds = torch.cuda.Stream(), list[float]()
+    for _ in range(WARM_UP + REPEATS):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record(stream)
+        if not context.execute_async_v3(stream.cuda_stream):
+            sys.exit("TensorRT did not run the engine; its own messages are above")
+        end.record(stream)
+        stream.synchronize()
+        milliseconds.append(start.elapsed_time(end))
+    return {name: tensors[name].cpu().numpy() for name in OUTPUTS}, statistics.median(milliseconds[WARM_UP:]) / 1000
+
+
+def inputs(detector: ExportedDetector, path: str, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """A batch of an image as it is, turned by a right angle, and its left half, over and over: float32, and sizes."""
+    image = load(path)
+    shapes = [image, image.rotate(90, expand=True), image.crop((0, 0, max(1, image.width // 2), image.height))]
+    chosen = [shapes[k % len(shapes)] for k in range(batch)]
+    pixels, sizes = detector.place([np.asarray(x.resize(detector.input_size(x.size))) for x in chosen])
+    return pixels.astype(np.float32), sizes
+
+
+def compare_batch(expected: list[np.ndarray], got: list[np.ndarray], tolerance: Tolerance) -> Difference:
+    """The largest difference of every image of a batch."""
+    worst = Difference()
+    for one, other in zip(zip(*expected, strict=True), zip(*got, strict=True), strict=True):
+        worst = worst.joined(compare(one, other, tolerance))
+    return worst
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--image", required=True)
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=3)
     parser.add_argument("--fp16", action="store_true")
     given = parser.parse_args()
     detector = ExportedDetector(given.file)
     if detector.info["pixels"] != "float32":
         sys.exit(f"{given.file} takes bytes; export it with --pixels float32")
-    image = load(given.image)
-    pixels, sizes = detector.place([np.asarray(image.resize(detector.input_size(image.size)))] * given.batch)
-    expected = detector.run(pixels, sizes)
-    got = run_engine(build_engine(given.file, detector.info["canvas"], given.batch, given.fp16), pixels, sizes)
-    found = compare(*((rows[0][0], rows[1][0], rows[2][0]) for rows in (expected, list(got.values()))),
-                    tolerance := TOLERANCES["int8" if given.fp16 else "float32"])  # fmt: skip
-    print(f"{torch.cuda.get_device_name()}: {found}, {'good' if found.within(tolerance) else 'NOT the same'}")
+    if detector.info["precision"] != "float32":
+        sys.exit(f"{given.file} is in int8, whose products TensorRT does not read; export it without --precision")
+    pixels, sizes = inputs(detector, given.image, given.batch)
+    engine = build_engine(given.file, [*pixels.shape[1:3]], given.batch, given.fp16)
+    got, seconds = run_engine(engine, pixels, sizes)
+    tolerance = TOLERANCES["int8" if given.fp16 else "float32"]
+    found = compare_batch([*detector.run(pixels, sizes)], [got[name] for name in OUTPUTS], tolerance)
+    good = found.within(tolerance)
+    print(
+        f"{torch.cuda.get_device_name()}, {'fp16' if given.fp16 else 'float32'}, batch {given.batch}: "
+        f"{1000 * seconds:.2f} ms, {given.batch / seconds:.1f} images/s; {found.in_words()}, "
+        f"{found.off} of {found.compared} detections are off, {'good' if good else 'NOT the same'}"
+    )
+    sys.exit(0 if good else 1)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def open_any_detector(weights: str | None, device: str, amp: str) -> tuple[AnyDe
     if not is_exported(path):
         return _from_weights(path, device, amp)
     if device not in ("auto", "cpu") or amp not in ("auto", "off"):
-        raise ConfigError(f"{path} has its device and precision in it; leave --device and --amp out")
+        raise ConfigError(f"{path} has its device and precision in it; leave --device and --precision out")
     return cast("AnyDetector", FileDetector(path)), path  # its config is a property
 
 

@@ -11,7 +11,7 @@ from ..options import ConfigFile, Device, Json, ModelOf, Overrides, Precision, P
 if TYPE_CHECKING:
     from dinocore.benchmark import Measurement
 
-SIZE = "320x427"
+SIZE, OBJECTS = "320x427", 10
 
 
 def benchmark(
@@ -27,7 +27,7 @@ def benchmark(
         ),
     ] = "auto",
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls, after two warm-up calls.")] = 5,
-    objects: Annotated[int, typer.Option(min=0, help="Objects per image, with --train.")] = 10,
+    objects: Annotated[int, typer.Option(min=0, help="Objects per image, with --train.")] = OBJECTS,
     profile: Annotated[
         Path | None, typer.Option(help="Write a trace of one call to this file, and list the slowest operations.")
     ] = None,
@@ -54,8 +54,12 @@ def benchmark(
     if amp == "int8" and (train or ops != "auto"):
         raise ConfigError("int8 is for inference with our own operations; leave out --train and --ops reference")
     if weights is not None and is_exported(path := find_weights(weights)):
-        if train or profile or ops != "auto" or size != SIZE or amp != "auto":
-            raise ConfigError(f"{path} is an exported file with its own canvas; only --batch and --repeats go with it")
+        others = (train, profile, config, overrides, ops != "auto", size != SIZE, amp != "auto", objects != OBJECTS)
+        if any(others) or device not in ("auto", "cpu"):
+            raise ConfigError(
+                f"{path} is an exported file with its own canvas, on the CPU; "
+                "only --batch, --repeats and --json go with it"
+            )
         _benchmark_file(path, batch, repeats, json)
         return
     source, file = (preset, None) if weights is None else model_of(weights)

@@ -13,7 +13,7 @@ from .. import __version__
 from ..config import Config
 from ..errors import ConfigError, DinoError
 from ..predict import Detector
-from ..presets import list_presets, load_config
+from ..weights.convert.info import preset_of_weights
 from ..weights.file import UNJUDGED, Weights, least_scores, restore_model
 from .graph import Canvases, DetectorGraph, Signature, canvas_multiple, trace
 from .verify import TOLERANCES, Difference, open_file, verify
@@ -197,7 +197,7 @@ def describe(weights: Weights, request: Request, canvases: Canvases, max_dets: i
         "schema": SCHEMA,
         "dino_version": __version__,
         "torch_version": str(torch.__version__),
-        "preset": preset_of(config),
+        "preset": preset_of_weights(weights),
         "names": [category.name for category in weights.categories],
         "ids": [category.id for category in weights.categories],
         "canvas": list(canvases.largest),
@@ -231,11 +231,3 @@ def _class_thresholds(requested: float | None, weights: Weights) -> list[float] 
     if requested is not None or not weights.class_thresholds:
         return None
     return least_scores(weights.categories, weights.threshold, weights.class_thresholds)
-
-
-def preset_of(config: Config) -> str | None:
-    """The preset with the same model but for its classes; None if there is none."""
-    for name in list_presets():
-        if load_config(name).model.model_copy(update={"num_classes": config.model.num_classes}) == config.model:
-            return name
-    return None

@@ -125,6 +125,10 @@ def check_format(name: str, precision: str, out: Path, ranged: bool = False) -> 
         raise ConfigError(f"--precision int8 is written as ONNX only, not as {name}; use --format onnx")
     if ranged and name not in RANGED:
         raise ConfigError(f"--format {name} takes one --size; a range goes with {' and '.join(RANGED)}")
+    if fitting := [other for other, (_, ending, *_) in FORMATS.items() if ending == out.suffix.lower() != suffix]:
+        choice = " or ".join(f"--format {other}" for other in fitting)
+        other = out.with_suffix(suffix)
+        raise ConfigError(f"--out {out} is not a file of --format {name}; add {choice}, or try {other}")
     check_file("--out", out, suffix)
     if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
         raise EnvironmentFault(

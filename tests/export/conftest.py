@@ -25,7 +25,7 @@ def write_onnx(tmp_path) -> Callable[..., Path]:
     from onnx import helper, numpy_helper
 
     def write(info: dict | None = NOTHING_ELSE, name: str = "hand.onnx") -> Path:
-        node = helper.make_node
+        node, pixels = helper.make_node, (INFO | (info or {}))["pixels"]
         constants = {
             "columns": np.array([1, 0, 1, 0]), "shares": SHARES[None], "labels_": np.array([LABELS]), "axis": [1],
             "scores_": np.array([SCORES], np.float32) / 255, "axes": [1, 2, 3],
@@ -41,7 +41,7 @@ def write_onnx(tmp_path) -> Callable[..., Path]:
         ]  # fmt: skip
         graph = helper.make_graph(
             nodes, "hand",
-            [helper.make_tensor_value_info("images", T.UINT8, ["b", 96, 128, 3]),
+            [helper.make_tensor_value_info("images", T.FLOAT if pixels == "float32" else T.UINT8, ["b", 96, 128, 3]),
              helper.make_tensor_value_info("sizes", T.INT64, ["b", 2])],
             [helper.make_tensor_value_info("labels", T.INT64, ["b", 3]),
              helper.make_tensor_value_info("scores", T.FLOAT, ["b", 3]),

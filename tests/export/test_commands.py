@@ -2,13 +2,17 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from dinocore.data.synthetic.sample import write_sample_data
-from dinocore.export.export import pick_threshold, threshold_origin
+from dinocore.export.export import Request, describe, pick_threshold, threshold_origin
+from dinocore.export.graph import Canvases
+from dinocore.presets import load_config
 from dinocore.system.extras import install_line
+from dinocore.weights.file import Weights
 
 
 @pytest.mark.parametrize(
@@ -16,6 +20,9 @@ from dinocore.system.extras import install_line
     [
         (["--out", "m.onnx", "--format", "tflite"], 2, "there is no format `tflite`; choose onnx, openvino"),
         (["--out", "m.bin"], 2, "must end in .onnx; try --out m.onnx"),
+        (["--out", "m.xml"], 2, "m.xml is not a file of --format onnx; add --format openvino, or try m.onnx"),
+        (["--out", "m.pt2"], 2, "add --format torch-export or --format aoti, or try m.onnx"),
+        (["--out", "m.onnx", "--format", "aoti"], 2, "add --format onnx, or try m.pt2"),
         (["--out", "m.onnx", "--precision", "int4"], 2, "there is no precision `int4`"),
         (["--out", "m.xml", "--format", "openvino", "--precision", "int8"], 2, "int8 is written as ONNX only"),
         (["--out", "m.onnx", "--pixels", "bgr"], 2, "--pixels bgr is not known"),
@@ -70,7 +77,9 @@ def test_benchmark_times_an_exported_file(dino, write_onnx):
     assert 0 < found["latency_p50_s"] <= found["latency_p90_s"]
     assert found["images_per_s"] == pytest.approx(2 / found["latency_p50_s"])
     assert found["size"] == "96x128"
-    assert dino("benchmark", "--weights", file, "--size", "64x64").code == 2
+    for option in ("--size=64x64", "--device=cuda", "--objects=3", "--set=model.num_queries=9", "--train"):
+        done = dino("benchmark", "--weights", file, option)
+        assert done.code == 2 and "only --batch, --repeats and --json go with it" in " ".join(done.err.split()), option
 
 
 def test_files_that_are_not_ours_end_with_the_code_of_weights(dino, write_onnx, tmp_path):
@@ -116,3 +125,18 @@ def test_a_file_knows_where_its_threshold_is_from(dino, write_onnx, tmp_path, gi
     done = dino("predict", tmp_path / "a.png", "--weights", file)
     assert f"threshold: {pick_threshold(given, own):.3f}, " in done.err
     assert message in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts", "preset"),
+    [
+        (["model.denoising.num_pairs=50", "model.num_classes=3"], {}, "r50-4scale"),  # of training only
+        (["train.epochs=24"], {}, "r50-4scale-24e"),
+        ([], {"converted_from": {"preset": "detrex-r50-4scale-12e"}}, "detrex-r50-4scale-12e"),
+        (["model.num_queries=77"], {}, None),
+    ],
+)
+def test_a_file_names_the_preset_that_dino_info_names(settings, facts, preset):
+    weights = Weights({}, load_config("r50-4scale", settings), [], facts)
+    canvases = Canvases((64, 64), (64, 64), 32)
+    assert describe(weights, Request("onnx", Path("a.onnx")), canvases, 100)["preset"] == preset

@@ -35,13 +35,19 @@ def preset_of(config: Config) -> str | None:
     return next(iter(same_length + fitting), None)
 
 
+def preset_of_weights(weights: Weights) -> str | None:
+    """The preset that weights were converted for, or the shipped one with their model; None if there is none."""
+    converted = weights.facts.get("converted_from") or {}
+    return converted.get("preset") or preset_of(weights.config)
+
+
 def _ours(weights: Weights, metadata: Mapping[str, str]) -> dict[str, Any]:
     facts = dict(weights.facts)
     converted = facts.pop("converted_from", None) or {}
     return {
         "codebase": "dino",
         "version": metadata.get("dino_version"),
-        "preset": converted.get("preset") or preset_of(weights.config),
+        "preset": preset_of_weights(weights),
         "model": _model(weights.config.model.model_dump()),
         "num_classes": len(weights.categories),
         "classes": [category._asdict() for category in weights.categories],
