@@ -1,4 +1,4 @@
-"""Connections on which no request arrives in time are closed, so that slow or silent clients don't hold them for ever."""
+"""Connections on which no request arrives in time are closed: slow or silent clients don't hold them for ever."""
 
 import asyncio
 import json
