@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from dinocore import __version__
 from dinocore.error_codes import CODES
 from dinocore.errors import DinoError, EnvironmentFault, Interrupted
+from dinocore.system.parent import end_with_launcher
 
 TRAIN, USE, LOOK, DATA, WEIGHTS = "Train and measure", "Use", "Look inside", "Data", "Weights"
 COMMANDS = {  # name: module in commands/ and its function, group, help line
@@ -116,6 +117,7 @@ def main() -> None:
     from .console import escape_what_cannot_be_written
 
     escape_what_cannot_be_written()
+    end_with_launcher()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # see system/memory.py; PyTorch reads it when it is imported
     try:
         code = _run()

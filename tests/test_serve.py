@@ -48,10 +48,12 @@ def service(detector):
 
     def start(**limits):
         from dinocore.serve.app import Limits, make_app
+        from dinocore.serve.connections import timed_connection
 
         limits = {"seconds": 300} | limits
         listening = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(make_app(detector, Limits(**limits)), log_level="error"))
+        app, http_class = make_app(detector, Limits(**limits)), timed_connection(limits["seconds"])
+        server = uvicorn.Server(uvicorn.Config(app, http=http_class, log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         started.append((server, thread, listening))
@@ -162,6 +164,54 @@ def test_a_batch_has_no_more_pixels_than_predict_takes_at_once_and_nobody_else_s
     free.set()
     made.stop()
     assert sizes == [1, 2, 2] and sum(answer.cancelled() for answer in answers) == 2
+
+
+def raw(address, *pieces, pause=0.0):
+    """What comes back, until the server closes, and after how many seconds, where pieces are sent with pauses."""
+    begun, content = time.monotonic(), b""
+    with socket.create_connection(address, timeout=60) as connection:
+        try:
+            for piece in pieces:
+                connection.sendall(piece)
+                time.sleep(pause)
+        except OSError:  # it closed meanwhile
+            pass
+        try:
+            while part := connection.recv(65536):
+                content += part
+        except ConnectionResetError:
+            pass
+    return content, time.monotonic() - begun
+
+
+def test_a_client_that_sends_its_headers_byte_by_byte_is_told_and_closed(service):
+    send = service(seconds=1.5)
+    drip = [b"POST /predict HTTP/1.1\r\nX: ", *[b"a"] * 100]
+    content, seconds = raw(send.address, *drip, pause=0.1)
+    head, _, body = content.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ") and json.loads(body)["error"]["code"] == "SERVE-TIME"
+    assert 1 < seconds < 15  # all pieces take 10 s; a machine may be slow
+    silent, seconds = raw(send.address)
+    assert silent == b"" and 1 < seconds < 15
+    assert send("GET", "/health")[0] == 200
+
+
+def test_a_body_that_goes_on_after_its_answer_does_not_hold_the_connection(service):
+    send = service(seconds=1.5)
+    head = b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+    content, seconds = raw(send.address, head, *[b"a"] * 200, pause=0.1)
+    assert content.startswith(b"HTTP/1.1 404 ") and seconds < 15
+
+
+def test_each_request_on_a_kept_connection_has_its_own_time_for_headers(service):
+    send = service(seconds=2.0)
+    connection = http.client.HTTPConnection(*send.address, timeout=60)
+    for _ in range(3):  # 3 s in all
+        connection.request("GET", "/health")
+        response = connection.getresponse()
+        assert (response.status, response.read()) == (200, b'{"status":"ok"}')
+        time.sleep(1.0)
+    connection.close()
 
 
 def test_a_body_that_does_not_say_its_length_is_cut_off_at_the_limit(service):

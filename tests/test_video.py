@@ -1,6 +1,9 @@
 """Films that are whole, cut off, damaged, turned, or of varying rate; and the films that are written."""
 
+import socket
 import struct
+import threading
+from contextlib import ExitStack
 from fractions import Fraction
 from itertools import pairwise
 
@@ -8,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinocore.errors import DataError
+from dinocore.stream import video
 from dinocore.stream.video import CODECS, Damaged, FilmWriter, Frame, open_film
 
 av = pytest.importorskip("av")
@@ -111,6 +116,29 @@ def test_a_film_is_turned_and_mirrored_as_it_says(film, matrix, dark):
     assert pixels.shape == ((96, 64, 3) if matrix[1] else (64, 96, 3))
     quarters = [[half.mean() for half in np.array_split(row, 2, axis=1)] for row in np.array_split(pixels, 2)]
     assert np.unravel_index(np.argmin(quarters), (2, 2)) == dark
+
+
+@pytest.mark.parametrize("sends", [False, True])
+def test_a_stream_that_falls_silent_ends(film, monkeypatch, sends):
+    """While FFmpeg waits, no signal is heard: without an end of its own the command could only be killed."""
+    monkeypatch.setattr(video, "SILENCE", (3.0, 0.5))
+    content, held = film("a.ts", codec="mpeg2video").read_bytes(), []
+
+    def serve():
+        held.append(listening.accept()[0])
+        if sends:
+            held[0].sendall(content)
+
+    with ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as listening:
+        stack.callback(lambda: [connection.close() for connection in held])
+        threading.Thread(target=serve, daemon=True).start()
+        address = f"tcp://127.0.0.1:{listening.getsockname()[1]}"
+        if sends:
+            frames, damaged = read(address)
+            assert 40 < len(frames) <= 50 and "nothing came for 0.5 s" in damaged[-1].reason
+        else:
+            with pytest.raises(DataError, match="nothing came for 3 s"):
+                read(address)
 
 
 def written(path, seconds, rate, steady=True):

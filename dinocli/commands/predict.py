@@ -138,11 +138,11 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
     if not any(item.path.exists() for item in inputs):
         raise DataError(f"there is no image {inputs[0].name}", code="DATA-IMAGE-MISSING", where=inputs[0].name,
                         fix="give an image, a folder, or a glob in quotes")  # fmt: skip
-    if world_size() > 1:
+    if world_size() > 1 or (request.out is not None and parts_folder(request.out).is_dir()):
         from .predict_parts import predict_in_parts
 
         return predict_in_parts(inputs, request, weights, device, amp)
-    before = _before(request, inputs)
+    before = found_before(request, inputs)
     work = open_work(request, weights, device, amp)
     if request.out is not None and request.format == "jsonl" and not request.json:
         return _write_lines(work, inputs, before)
@@ -162,6 +162,11 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
         _show(found)
     end_with_failures(len(failed), len(inputs))
     return None
+
+
+def parts_folder(out: Path) -> Path:
+    """Where several ranks keep what they have finished, until it is merged into --out."""
+    return out.with_name(f"{out.name}.parts")
 
 
 def check_drawings(inputs: Sequence[Input], request: PredictRequest) -> None:
@@ -238,15 +243,17 @@ def none_left(count: int, first: DataError) -> DataError:
     return first if count == 1 else DataError(f"none of {count} images could be read", fix="see what is said of each")
 
 
-def _before(request: PredictRequest, inputs: Sequence[Input]) -> list[ImageResult]:
+def found_before(request: PredictRequest, inputs: Sequence[Input]) -> list[ImageResult]:
     """What an earlier command found of these images, with --resume."""
     from dinocore.detections_io import read_found
+    from dinocore.system.processes import rank_number
 
     if not request.resume or request.out is None or not request.out.exists():
         return []
     names = {item.name for item in inputs}
     before = [item for item in read_found(request.out) if item.file in names]
-    say(f"{request.out} has {len(before)} of {counted(len(inputs), 'image')}; the others are looked at")
+    if rank_number() == 0:
+        say(f"{request.out} has {len(before)} of {counted(len(inputs), 'image')}; the others are looked at")
     return before
 
 

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from ..console import fail, print_json, say
 from ..inputs import Input
 from ..signals import ending_early
 from ..weights_option import find_weights
-from .predict import Tally, detect_files, end_with_failures, none_left
+from .predict import Tally, detect_files, end_with_failures, found_before, none_left, parts_folder
 from .predict_request import PredictRequest, Work, open_work
 
 IMAGES_PER_PART = 256
@@ -54,13 +54,14 @@ def predict_in_parts(
     rank = rank_number()
     path = find_weights(weights)
     key = _key(inputs, request, path, amp)
-    folder = request.out.with_name(f"{request.out.name}.parts") / key
+    folder = parts_folder(request.out) / key
     starts = range(0, len(inputs), _part_size(len(inputs)))
     parts = {folder / f"{number:05d}.jsonl": inputs[start : start + starts.step] for number, start in enumerate(starts)}
     done = sum(part.exists() for part in parts)
     if done and rank == 0:
         say(f"{folder} has {done} of {counted(len(parts), 'part')}; only the others are done")
     stems = output_stems([item.name for item in inputs], request.format)
+    before = {item.file: item for item in found_before(request, inputs)}
     work = None
     with ending_early() as ended:
         for part in list(parts)[rank :: world_size()]:
@@ -69,11 +70,12 @@ def predict_in_parts(
                     say(f"{request.out} was merged before this rank began; nothing is left to do")
                     return end_with_failures(failed if rank == 0 else 0, len(inputs))
                 work = work or open_work(request, str(path), device, amp)
-                _do(part, {item: stems[item.name] for item in parts[part]}, work, ended)
+                _do(part, {item: stems[item.name] for item in parts[part]}, work, ended, before)
             if ended():
                 raise Interrupted("interrupted; finished parts stay, and the same command does the others", ended())
-        if rank == 0:
-            _wait_for(list(parts), ended)
+        if rank == 0 and (failed := _wait_for(list(parts), ended, lambda: _merged_before(request, key))) is not None:
+            say(f"{request.out} was merged by another rank 0; nothing is left to do")
+            return end_with_failures(failed, len(inputs))
     if rank == 0:
         work = work or open_work(request, str(path), device, amp)
         failed = _merge(list(parts), work, stems)
@@ -135,25 +137,39 @@ def _state(item: Input) -> str:
     return f"{state.st_size} {state.st_mtime_ns if item.name != '-' else ''}"  # each rank has a copy of what `-` gives
 
 
-def _do(part: Path, inputs: dict[Input, str], work: Work, ended: Any) -> None:
-    """Detect in one part and write it, unless a signal came before its end."""
-    lines, tally = [], Tally()
-    for item, result in zip(inputs, detect_files(work, inputs, ended, tally), strict=False):
+def _do(part: Path, inputs: dict[Input, str], work: Work, ended: Any, before: dict[str, ImageResult]) -> None:
+    """Detect in one part and write it, unless a signal came before its end.
+
+    Args:
+        before: what an earlier command found, by file; these images are not looked at again.
+    """
+    lines = {i.name: json_lines([before[i.name]]) for i in inputs if i.name in before}
+    tally = Tally()
+    todo = {item: stem for item, stem in inputs.items() if item.name not in before}
+    for item, result in zip(todo, detect_files(work, todo, ended, tally), strict=False):
         if isinstance(result, DataError):
-            lines.append(json.dumps({"file": item.name, "error": result.as_dict()}, ensure_ascii=False) + "\n")
+            lines[item.name] = json.dumps({"file": item.name, "error": result.as_dict()}, ensure_ascii=False) + "\n"
         else:
-            lines.append(json_lines([result]))
-    if len(lines) == len(inputs):
-        write_text(part, "".join([*lines, json.dumps({"best": tally.best}) + "\n"]))
+            lines[item.name] = json_lines([result])
+    if all(item.name in lines for item in inputs):
+        write_text(part, "".join([*(lines[i.name] for i in inputs), json.dumps({"best": tally.best}) + "\n"]))
 
 
-def _wait_for(parts: Sequence[Path], ended: Any) -> None:
-    """Until the other ranks have written all parts; the launcher ends this rank where another one fails."""
+def _wait_for(parts: Sequence[Path], ended: Any, merged: Callable[[], int | None]) -> int | None:
+    """Until the other ranks have written all parts; the launcher ends this rank where another one fails.
+
+    Returns:
+        None, or what `merged` gives where another rank 0 was quicker: one that outlived the launcher of an earlier
+        command, say.
+    """
     for part in parts:
         while not part.exists():
+            if (failed := merged()) is not None:
+                return failed
             time.sleep(POLL)
             if ended():
                 raise Interrupted("interrupted; finished parts stay, and the same command does the others", ended())
+    return None
 
 
 def _merge(parts: Sequence[Path], work: Work, stems: dict[str, str]) -> int:

@@ -53,6 +53,7 @@ def serve_detector(weights: str | None, host: str, port: int, limits: dict[str, 
         import uvicorn
 
         from dinocore.serve.app import Limits, make_app
+        from dinocore.serve.connections import timed_connection
     except ImportError as error:
         what = f"`dino serve` needs packages that are not installed: {error.name}"
         raise EnvironmentFault(what, fix=install_line("serve")) from None
@@ -60,7 +61,7 @@ def serve_detector(weights: str | None, host: str, port: int, limits: dict[str, 
     detector, _ = open_detector(weights, device, amp)
     app = make_app(detector, Limits(**limits))
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False,
+        app, http=timed_connection(limits["seconds"]), log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=int(limits["seconds"]) + 1,
     )  # fmt: skip
     shown = f"[{host}]" if ":" in host else host

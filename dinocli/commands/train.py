@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +16,6 @@ from dinocore.errors import CheckpointError, ConfigError
 from dinocore.evaluate.backends import choose_backend
 from dinocore.presets import load_config, read_settings
 from dinocore.system.files import check_writable
-from dinocore.system.parent import end_with_parent
 from dinocore.train.run.lock import RunLock
 from dinocore.train.run.sinks import check_trackers
 
@@ -153,8 +151,6 @@ def train(
         from ..launch import launch
 
         raise typer.Exit(launch(gpus, sys.argv[1:]))
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # the launcher, if it is killed, cannot pass that on
-        end_with_parent(signal.SIGTERM)
     stop = StopRequest(quiet=os.environ.get("RANK", "0") != "0")
     with stop.listening():  # torch takes seconds to import
         request = TrainRequest(preset, config, changes, output_dir, resume, overwrite, allow_data_change, device, stop)

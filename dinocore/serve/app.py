@@ -39,7 +39,7 @@ class Limits(NamedTuple):
 
     batch_size: int = 16
     requests: int = 64  # in work or waiting; further ones get 429
-    seconds: float = 30  # for a request from its first byte on; then 504
+    seconds: float = 30  # for a request from the end of its headers on; then 504
     bytes: int = 20 * 2**20  # of an image file; larger ones get 413
     pixels: int = 50_000_000  # of a decoded image; larger ones get 413
 

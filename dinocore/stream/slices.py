@@ -4,7 +4,7 @@ The rule by which answers are merged: *two slices mean one object if they agree 
 compared after both were clipped to the area that the two slices share, so that a box which an edge has cut is compared
 with just that part of its other half. Then
 
-1. a cut box goes where an uncut one agrees with it,
+1. a cut box goes where an uncut one agrees with it whose score is at least half its own,
 2. cut boxes that agree are joined to their hull,
 3. of uncut boxes of two slices that agree, the one with the higher score stays.
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 UNSTEADY = 0.02  # part by which the average rate differs from the usual one where frames come at varying times
 WITHOUT_INDEX = ("mpeg", "mpegts")  # containers in which FFmpeg jumps to a place behind, or gives wrong times there
+SILENCE = (20.0, 10.0)  # seconds that a camera or stream may send nothing: while it is opened, and then
 INSTANT = 1e-6  # seconds; times that differ by less are the same
 # What films are written as: containers that hold H.264, and one that holds VP9
 CODECS = {suffix: "libx264" for suffix in (".mp4", ".mov", ".avi", ".mkv", ".m4v")} | {".webm": "libvpx-vp9"}
@@ -177,7 +178,9 @@ def _damage(after: int, reasons: list[str]) -> Damaged | None:
     return Damaged(after, ", ".join(dict.fromkeys(reasons))) if reasons else None
 
 
-def _words(error: Exception) -> str:
+def _words(error: Exception, opening: bool = False) -> str:
+    if type(error).__name__ == "ExitError":  # PyAV's after a timeout
+        return f"nothing came for {SILENCE[0 if opening else 1]:g} s"
     return getattr(error, "strerror", None) or str(error)
 
 
@@ -186,7 +189,7 @@ def open_film(source: str) -> Iterator[Film]:
     """Open a film's file, a camera such as /dev/video0, or the address of a stream.
 
     Raises:
-        DataError: it cannot be opened, or shows nothing.
+        DataError: it cannot be opened, shows nothing, or is a stream that sends nothing.
         EnvironmentFault: PyAV is not installed.
     """
     try:
@@ -195,9 +198,11 @@ def open_film(source: str) -> Iterator[Film]:
         fix = f"{install_line('video')}, or make images of it first: ffmpeg -i {source} frame-%05d.jpg"
         raise EnvironmentFault("films need the package `av`, which is not installed", where=source, fix=fix) from None
     try:
-        container = av.open(source, format="v4l2" if source.startswith("/dev/video") else None)
+        camera = source.startswith("/dev/video")
+        live = camera or "://" in source  # while FFmpeg waits for it, no signal is heard
+        container = av.open(source, format="v4l2" if camera else None, timeout=SILENCE if live else None)
     except (av.FFmpegError, OSError, ValueError) as error:
-        reason = _words(error)
+        reason = _words(error, opening=True)
         fix = f"see whether `ffprobe {source}` can read it, or make images of it: ffmpeg -i {source} frame-%05d.jpg"
         raise DataError(f"{source} cannot be opened as a film: {reason}", where=source, fix=fix) from None
     with container:

@@ -1,6 +1,7 @@
 """Worker processes: they must not outlive their parent, and leave its signals to it."""
 
 import ctypes
+import os
 import signal
 import sys
 
@@ -13,6 +14,12 @@ def end_with_parent(number: int) -> None:
     """Ask Linux to send this process a signal when its parent is gone, however that ended."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
+
+
+def end_with_launcher() -> None:
+    """In a rank: end as after SIGTERM when its launcher is gone, which if it is killed cannot pass that on."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent(signal.SIGTERM)
 
 
 def leave_signals_to_the_parent(*_: object) -> None:

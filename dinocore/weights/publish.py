@@ -33,6 +33,9 @@ NUMBERS = {
     "APm": "AP, medium objects", "APl": "AP, large objects", "AR100": "AR, 100 detections",
 }  # fmt: skip
 PATHS = ("data.path", "train.weights", "model.backbone_weights")  # settings that may name a file or a folder
+STORED_ORIGIN = (
+    r"(?P<before>continued from |random, backbone: |)(?P<path>.+?)(?P<after>, \d+ of \d+ classes carried over.*|)"
+)
 IN_INDEX = ("AP", "AP50", "AP75", "AR100")
 
 
@@ -118,7 +121,7 @@ def write_hub_folder(
         config = config.replace(key, _last_part(getattr(getattr(weights.config, section), name)))
     facts = {key: _without_folders(weights.facts[key]) for key in KEPT_FACTS if key in weights.facts}
     if isinstance(origin := facts.get("origin"), str):
-        facts["origin"] = _in_words(origin)
+        facts["origin"] = _origin_in_words(origin)
     if evaluation is not None and data:
         evaluation = evaluation._replace(data=data)
     card = model_card(weights._replace(config=config, facts=facts), evaluation, repository, license)
@@ -226,6 +229,20 @@ def _in_words(text: str) -> str:
     return re.sub(r"[^\s=]*[/\\](?:.*[/\\])?\S*", lambda found: _last_part(found[0]), text)
 
 
+def _origin_in_words(text: str) -> str:
+    """Where weights come from, with the last part only of every path.
+
+    What a training stored is a path with known words around it. All else was written by a person: a path in it ends at
+    punctuation, and a name such as `org/data` stays, as it may be what a licence asks for.
+    """
+    stored = re.fullmatch(STORED_ORIGIN, text, re.DOTALL)
+    if stored and (stored["before"] or stored["after"]):
+        return stored["before"] + _last_part(stored["path"]) + _in_words(stored["after"])
+    return re.sub(r"[^\s=(,;]*[/\\](?:[^,;:()]*[/\\])?[^\s,;:()]*",
+                  lambda found: found[0] if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", found[0]) else _last_part(found[0]),
+                  text)  # fmt: skip
+
+
 def _data_name(annotations: Path) -> str:
     """What the folder of a data set is called, of the file or folder of its annotations."""
     plain = ("annotations", "labels", "train", "val", "valid", "test")
@@ -240,7 +257,7 @@ def _about(weights: Weights, repository: str) -> str:
 
 A [DINO](https://arxiv.org/abs/2203.03605) object detector: backbone `{model.backbone}`, {model.num_queries} queries, \
 {model.num_encoder_layers} encoder and {model.num_decoder_layers} decoder layers. Images are resized to a short side \
-of {data.eval_scale} pixels, at most {data.max_size} on the long one.{f" It was {origin}." if origin else ""}
+of {data.eval_scale} pixels, at most {data.max_size} on the long one.{f" Origin: {origin}." if origin else ""}
 
 It detects {len(names)} {"class" if len(names) == 1 else "classes"}: {", ".join(names)}.
 

@@ -3,14 +3,18 @@
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from dinocli.commands import predict_parts
 from dinocli.commands.predict import so_far
 from dinocli.commands.predict_request import PredictRequest
 from dinocli.inputs import expand
@@ -321,6 +325,61 @@ def test_a_rank_that_comes_after_the_merge_ends_at_once_and_a_new_command_works_
         again = dino(*given)
         assert again.code == 0
     assert "wrote a.json" in again.err and not Path("a.json.parts").exists()
+
+
+def with_width_7(path):
+    """Mark the first image of a file of results, so that it can be seen whether it was taken from there."""
+    path.write_text(re.sub(r'"width": ?\d+', '"width": 7', path.read_text(), count=1))
+
+
+def test_one_rank_goes_on_with_the_parts_that_two_left(dino, small_weights, three, monkeypatch):
+    given = ("predict", *three, "--weights", small_weights, "--out", "a.json", "--conf", "0")
+    as_rank(monkeypatch, 1)
+    assert dino(*given).code == 0
+    (part,) = Path("a.json.parts").glob("*/*.jsonl")
+    with_width_7(part)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name)
+    alone = dino(*given)
+    assert alone.code == 0 and "has 1 of 3 parts" in alone.err and not Path("a.json.parts").exists()
+    assert [row["width"] for row in json.loads(Path("a.json").read_text())] == [96, 7, 96]
+
+
+def test_several_ranks_resume_what_one_left(dino, small_weights, three, monkeypatch):
+    given = ("--weights", small_weights, "--out", "a.json", "--conf", "0")
+    assert dino("predict", "y", *given).code == 0
+    with_width_7(Path("a.json"))
+    for rank in (1, 0):
+        as_rank(monkeypatch, rank)
+        result = dino("predict", *three, *given, "--resume")
+        assert result.code == 0 and ("has 1 of 3 images" in result.err) == (rank == 0)
+    assert [row["width"] for row in json.loads(Path("a.json").read_text())] == [96, 7, 96]
+
+
+def test_rank_0_does_not_wait_for_parts_that_another_rank_0_has_merged(dino, small_weights, three, monkeypatch):
+    def merge_meanwhile(_):
+        mark, later = Path(".a.json.merged"), time.time() + 1000
+        (folder,) = Path("a.json.parts").iterdir()
+        Path("a.json").write_text("[]")
+        mark.write_text(json.dumps({"key": folder.name, "run": "", "unreadable": 0}))
+        os.utime(mark, (later, later))
+
+    as_rank(monkeypatch, 0)
+    monkeypatch.setattr(predict_parts, "time", SimpleNamespace(sleep=merge_meanwhile))
+    result = dino("predict", *three, "--weights", small_weights, "--out", "a.json")
+    assert result.code == 0 and "merged by another rank 0" in result.err
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux says that a parent is gone")
+def test_a_rank_ends_when_its_launcher_is_killed():
+    rank = "import dinocli.app as a, time; a._run = lambda: (print('up', flush=True), time.sleep(60)); a.main()"
+    launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {rank!r}])"
+    known = os.environ | {"TORCHELASTIC_RUN_ID": "dino"}
+    process = subprocess.Popen([sys.executable, "-c", launcher], env=known, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "up\n"
+    begun = time.monotonic()
+    process.kill()
+    assert process.communicate()[0] == "" and time.monotonic() - begun < 30, "the pipe closes when the rank has ended"
 
 
 # names and ends --------------------------------------------------------------------------------------------------

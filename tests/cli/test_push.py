@@ -70,6 +70,24 @@ def test_relative_and_windows_folders_are_not_published_and_public_names_are(run
     assert after.facts["origin"] == "continued from last.ckpt"
 
 
+@pytest.mark.parametrize(
+    ("stored", "published"),
+    [
+        ("trained on BCCD (205 images, org/BCCD, MIT) and 101 drawn ones: 35 epochs; see docs/tiny.md",
+         "trained on BCCD (205 images, org/BCCD, MIT) and 101 drawn ones: 35 epochs; see docs/tiny.md"),
+        ("trained from /home/jane doe/w.pth (mine), then ~/acme/b.pth", "trained from w.pth (mine), then b.pth"),
+        ("jane, doe (x)/w.pth, 3 of 14 classes carried over; kept", "w.pth, 3 of 14 classes carried over; kept"),
+        ("continued from clients/jane, doe/last.ckpt", "continued from last.ckpt"),
+        ("random, backbone: timm/resnet50.a1_in1k", "random, backbone: timm/resnet50.a1_in1k"),
+    ],
+)  # fmt: skip
+def test_an_origin_keeps_its_words_and_loses_its_folders(run_folder, tmp_path, stored, published):
+    weights = load_weights(run_folder / "best.safetensors")
+    write_hub_folder(tmp_path / "sent", weights._replace(facts={"origin": stored}), None, "me/cells")
+    assert load_weights(tmp_path / "sent/model.safetensors").facts["origin"] == published
+    assert f" Origin: {published}." in (tmp_path / "sent/README.md").read_text()
+
+
 def test_the_card_says_each_class_threshold_that_predict_uses(run_folder, tmp_path):
     weights = load_weights(run_folder / "best.safetensors")
     name = weights.categories[0].name
