@@ -29,12 +29,12 @@ def inspect_attention(
         typer.Argument(help="An image; default: the first of the weights' own data, or one that dino draws."),
     ] = None,
     query: Annotated[
-        int | None, typer.Option("--query", help="Decoder query; default: that of the most confident detection.")
+        int | None, typer.Option("--query", min=0, help="Decoder query; default: that of the most confident detection.")
     ] = None,
     at: Annotated[
         str | None, typer.Option("--at", metavar="X,Y", help="A pixel: show the encoder's token there instead.")
     ] = None,
-    level: Annotated[int, typer.Option(help="With --at: the token's feature level, 0 is the finest.")] = 0,
+    level: Annotated[int, typer.Option(min=0, help="With --at: the token's feature level, 0 is the finest.")] = 0,
     layer: Annotated[int, typer.Option(help="From 0; -1 is the last.")] = -1,
     head: Annotated[str, typer.Option(help="all, or the number of one.")] = "all",
     weights: Weights = None,

@@ -50,6 +50,8 @@ def test_attention_of_a_query_and_of_a_pixel(dino, run_folder, pictures, tmp_pat
         (["inspect-attention", "--at", "here"], 2),
         (["inspect-attention", "--at", "1,1", "--query", 1], 2),
         (["inspect-attention", "--level", 1], 2),
+        (["inspect-attention", "--query", -1], 2),
+        (["inspect-attention", "--at", "1,1", "--level", -1], 2),
         (["inspect-attention", "--out", "a.jpg"], 2),
         (["inspect-matching", "--split", "elsewhere"], 2),
         (["inspect-matching", "--split", "test"], 3),  # the drawn data have none

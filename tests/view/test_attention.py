@@ -82,6 +82,8 @@ def test_the_default_query_is_the_most_confident_one(detector, image):
     [
         lambda d, b: attention_of_query(d, b, layer=2),
         lambda d, b: attention_of_query(d, b, query=12),
+        lambda d, b: attention_of_query(d, b, query=-1),
+        lambda d, b: attention_at(d, b, (0, 0), level=-1),
         lambda d, b: attention_at(d, b, (96, 0)),
         lambda d, b: attention_at(d, b, (0, 0), level=4),
     ],

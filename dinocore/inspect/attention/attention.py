@@ -117,7 +117,8 @@ def _looked(used: Sampled, index: int, size: tuple[int, int]) -> tuple[Tensor, T
 
 
 def _counted(index: int, count: int, what: str) -> int:
-    """An index from 0; negative ones count from the end."""
-    if not -count <= index < count:
+    """An index from 0; of layers, negative ones count from the last."""
+    least = -count if what.endswith("layer") else 0
+    if not least <= index < count:
         raise ConfigError(f"there is no {what} {index}; the model has {count}, from 0 to {count - 1}")
     return index % count
