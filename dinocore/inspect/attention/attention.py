@@ -69,7 +69,7 @@ def attention_of_query(detector: Detector, batch: Batch, layer: int = -1, query:
         ConfigError: there is no such layer or query.
     """
     layers = detector.model.decoder.layers
-    layer = _counted(layer, len(layers), "decoder layer")
+    layer = _counted(layer, len(layers), "decoder layer", from_last=True)
     with record_sampling(layers[layer].cross_attn) as records:  # pyright: ignore[reportArgumentType]
         output = detector.forward(batch)
     scores, labels = output.final.logits[0].float().cpu().sigmoid().max(-1)  # (N,)
@@ -90,7 +90,7 @@ def attention_at(
         ConfigError: there is no such layer or level, or the pixel is not in the image.
     """
     layers = detector.model.encoder.layers
-    layer = _counted(layer, len(layers), "encoder layer")
+    layer = _counted(layer, len(layers), "encoder layer", from_last=True)
     height, width = batch.sizes[0]
     if not (0 <= pixel[0] < width and 0 <= pixel[1] < height):
         raise ConfigError(f"--at {pixel[0]:g},{pixel[1]:g} is outside of the image of {width} x {height} pixels")
@@ -116,9 +116,8 @@ def _looked(used: Sampled, index: int, size: tuple[int, int]) -> tuple[Tensor, T
     return points, weights[0, 0].cpu(), size, error
 
 
-def _counted(index: int, count: int, what: str) -> int:
-    """An index from 0; of layers, negative ones count from the last."""
-    least = -count if what.endswith("layer") else 0
-    if not least <= index < count:
+def _counted(index: int, count: int, what: str, from_last: bool = False) -> int:
+    """An index from 0; with `from_last`, negative ones count from the last."""
+    if not (-count if from_last else 0) <= index < count:
         raise ConfigError(f"there is no {what} {index}; the model has {count}, from 0 to {count - 1}")
     return index % count
