@@ -74,7 +74,9 @@ def open_detector(weights: str | None, device: str, amp: str) -> tuple[Detector,
     """
     path = find_weights(weights)
     if is_exported(path):
-        raise ConfigError(f"{path} is an exported file, which cannot be looked into; give the weights it was made from")
+        raise ConfigError(
+            f"{path} is an exported file, which this command cannot use; give the weights that it was made from"
+        )
     return _from_weights(path, device, amp)
 
 
