@@ -133,8 +133,10 @@ def check_out(out: Path, kind: str) -> None:
     """Refuse an --out that cannot be written, or whose suffix names another format, before any work is done.
 
     Raises:
-        ConfigError: `out` is a folder where a file is needed, or the other way round, or has another suffix.
+        ConfigError: `out` is a folder where a file is needed, or the other way round, or has another suffix, or is `-`.
     """
+    if str(out) == "-":
+        raise ConfigError("--out - would be a file called `-`; for the answer on stdout leave --out out and add --json")
     if kind in FOLDERS:
         if out.is_file():
             raise ConfigError(f"--out {out} is a file, but --format {kind} writes a file per image into a folder")

@@ -98,6 +98,11 @@ def test_an_out_of_another_format_is_refused_with_what_to_type(dino, picture, tm
     assert ("--save-images" in result.err) == (out == "a.jpg")
 
 
+def test_a_dash_is_no_file_to_write(dino, picture):
+    result = dino("predict", picture, "--out", "-")
+    assert result.code == 2 and "--json" in result.err and not Path("-").exists()
+
+
 def test_json_lines_are_chosen_by_the_suffix_and_can_be_resumed(dino, small_weights, pictures):
     given = ("predict", pictures / "val2017", "--weights", small_weights, "--out")
     assert dino(*given, "a.json").code == 0 and dino(*given, "a.jsonl").code == 0
