@@ -1,7 +1,7 @@
 """Arguments that several commands share, so that they read and behave alike."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,6 +26,13 @@ ConfigFile = Annotated[
         "--config", "-c", help="A TOML file of settings that override the preset's.", rich_help_panel=SETTINGS
     ),
 ]
+
+
+def model_preset(default: str) -> Any:
+    """`--preset` of a command that takes `--weights` instead, so that it can tell whether it was typed."""
+    return typer.Option("--preset", "-p", help="See `dino presets`.", show_default=default, autocompletion=preset_names)
+
+
 Preset = Annotated[str, typer.Option("--preset", "-p", help="See `dino presets`.", autocompletion=preset_names)]
 Split = Annotated[
     str,

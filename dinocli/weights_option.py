@@ -58,9 +58,16 @@ def find_weights(given: str | None) -> Path:
     return BUNDLED
 
 
-def model_of(weights: str) -> tuple[Config, Path]:
-    """The settings of weights, and their file."""
+def model_of(weights: str, preset: str | None) -> tuple[Config, Path]:
+    """The settings of weights, and their file.
+
+    Raises:
+        ConfigError: a preset was named, too.
+    """
     from dinocore.weights.file import load_weights
+
+    if preset is not None:
+        raise ConfigError("--preset and --weights both name a model; leave one of them out")
 
     path = find_weights(weights)
     return load_weights(path).config, path

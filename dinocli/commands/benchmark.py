@@ -6,16 +6,16 @@ import typer
 from dinocore.words import counted
 
 from ..completion import choices
-from ..options import ConfigFile, Device, Json, ModelOf, Overrides, Precision, Preset
+from ..options import ConfigFile, Device, Json, ModelOf, Overrides, Precision, model_preset
 
 if TYPE_CHECKING:
     from dinocore.benchmark import Measurement
 
-SIZE, OBJECTS = "320x427", 10
+PRESET, SIZE, OBJECTS = "tiny", "320x427", 10
 
 
 def benchmark(
-    preset: Preset = "tiny",
+    preset: Annotated[str | None, model_preset(PRESET)] = None,
     weights: ModelOf = None,
     size: Annotated[str, typer.Option(metavar="HxW", help="Size of the images.")] = SIZE,
     batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 1,
@@ -54,7 +54,8 @@ def benchmark(
     if amp == "int8" and (train or ops != "auto"):
         raise ConfigError("int8 is for inference with our own operations; leave out --train and --ops reference")
     if weights is not None and is_exported(path := find_weights(weights)):
-        others = (train, profile, config, overrides, ops != "auto", size != SIZE, amp != "auto", objects != OBJECTS)
+        others = [preset, train, profile, config, overrides]
+        others += [ops != "auto", size != SIZE, amp != "auto", objects != OBJECTS]
         if any(others) or device not in ("auto", "cpu"):
             raise ConfigError(
                 f"{path} is an exported file with its own canvas, on the CPU; "
@@ -62,13 +63,13 @@ def benchmark(
             )
         _benchmark_file(path, batch, repeats, json)
         return
-    source, file = (preset, None) if weights is None else model_of(weights)
+    source, file = (preset or PRESET, None) if weights is None else model_of(weights, preset)
     settings, place = load_config(source, overrides, config), pick_device(device)
     pick_precision(amp, place)
     case = Case(settings, _size(size), batch, train, ops, amp, place, objects, repeats, file)
     found = measure(case, lambda done: say(f"{done} of {repeats}") if repeats > 1 and not json else None)
     top = [] if profile is None else run_profile(case, profile)
-    name = weights or preset
+    name = weights or preset or PRESET
     facts = {
         "weights" if weights else "preset": name,
         "size": size,

@@ -19,15 +19,17 @@ from dinocore.system.files import check_file, write_atomically, write_text
 
 from .. import console
 from ..console import print_json, say, warn
-from ..options import ConfigFile, Json, ModelOf, Overrides, Preset
+from ..options import ConfigFile, Json, ModelOf, Overrides, model_preset
 
 if TYPE_CHECKING:
     from dinocore.inspect.mask.explain import Explanation
     from dinocore.inspect.mask.mask import MaskBatch, MaskView
 
+PRESET = "r50-4scale"
+
 
 def inspect_mask(
-    preset: Preset = "r50-4scale",
+    preset: Annotated[str | None, model_preset(PRESET)] = None,
     weights: ModelOf = None,
     dn_groups: Annotated[
         int | None, typer.Option("--dn-groups", min=0, help="Denoising groups; default: as the preset says.")
@@ -81,8 +83,8 @@ class MaskImages(NamedTuple):
 
 
 def show_mask(
-    preset: str, weights: str | None, dn_groups: int | None, batch: MaskImages, query: int | None, out: Path | None,
-    file: Path | None, overrides: list[str], json: bool,
+    preset: str | None, weights: str | None, dn_groups: int | None, batch: MaskImages, query: int | None,
+    out: Path | None, file: Path | None, overrides: list[str], json: bool,
 ) -> None:  # fmt: skip
     """Run the model's denoiser on a batch, or on so many objects, and draw its mask wherever it is asked for."""
     from dinocore.inspect.mask.explain import explain
@@ -90,11 +92,11 @@ def show_mask(
     from dinocore.inspect.mask.mask import notes, to_json
 
     _check(batch, out)
-    source = preset
+    source = preset or PRESET
     if weights is not None:
         from ..weights_option import model_of
 
-        source, _ = model_of(weights)
+        source, _ = model_of(weights, preset)
     if batch.images and batch.data is None:
         batch = batch._replace(data=_own_data(source))
     config, view = _view(source, dn_groups, batch, overrides, file)
@@ -102,7 +104,7 @@ def show_mask(
         warn(note)
     found = None if query is None else explain(view, query)
     if json:
-        model = {"weights": weights} if weights else {"preset": preset}
+        model = {"weights": weights} if weights else {"preset": preset or PRESET}
         print_json(model | to_json(view) | ({} if found is None else {"query": query_json(found)}))
     elif found is not None:
         _show_query(found)

@@ -228,7 +228,8 @@ def _say_none_passed(least: Sequence[float], best: float) -> None:
     if best < 0:
         return
     typed = math.floor(best * 10**4) / 10**4
-    named = f"the threshold {least[0]:.2f}" if min(least) == max(least) else "the threshold of its class"
+    shown = f"{least[0]:.2f}" if round(least[0], 2) == least[0] else f"{least[0]:.3g}"  # 0.999 is not 1.00
+    named = f"the threshold {shown}" if min(least) == max(least) else "the threshold of its class"
     say(f"no detection reaches {named}; the best score is {best:.3f}: try --threshold {typed:g}")
 
 

@@ -93,3 +93,9 @@ def test_a_profile_is_written_and_its_operations_listed(dino, settings, tmp_path
 )
 def test_wrong_arguments(dino, arguments, code):
     assert dino("benchmark", *arguments).code == code
+
+
+@pytest.mark.parametrize("command", ["benchmark", "inspect-mask"])
+def test_a_preset_beside_weights_is_refused(dino, command):
+    result = dino(command, "--preset", "tiny", "--weights", "bundled")
+    assert result.code == 2 and "--preset and --weights both name a model" in result.err

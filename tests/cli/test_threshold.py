@@ -61,7 +61,7 @@ def test_the_threshold_of_a_class_goes_before_that_of_all_and_a_number_before_bo
     assert len(json.loads(told.out)[0]["detections"]) == len(scores) - 4 and f"threshold: {middle:.3f}" in told.err
     assert len(json.loads(dino("predict", image, "--weights", path, "--conf", 0, "--json").out)[0]["detections"]) == 9
     high = dino("predict", image, "--weights", weights(0.0, 0.999))
-    assert "no detection reaches the threshold 1.00; the best score is" in high.err
+    assert "no detection reaches the threshold 0.999; the best score is" in high.err
 
 
 def test_where_nothing_passes_the_best_score_and_what_to_type_are_said(dino, weights, image):
