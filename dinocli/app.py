@@ -147,6 +147,11 @@ def _run() -> int | None:
     say. Its exceptions are known by what they can do: Typer brings its own copy of click.
     """
     try:
+        if "_DINO_COMPLETE" in os.environ:
+            from .completion import words_joined_for_bash
+
+            with words_joined_for_bash():
+                return app(standalone_mode=False)
         return app(standalone_mode=False)
     except Exception as error:
         explain = getattr(error, "format_message", None)

@@ -1,9 +1,36 @@
 """What the Tab key offers: presets, settings with their choices, and the values that an option takes."""
 
-from collections.abc import Callable
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, Literal, get_args, get_origin
 
 Complete = Callable[[str], list[str]]
+
+
+@contextmanager
+def words_joined_for_bash() -> Iterator[None]:
+    """Join what bash splits at `=` (`train.lr`, `=` and `2e`), and print only what follows the `=`, as bash expects."""
+    if os.environ.get("_DINO_COMPLETE") != "complete_bash":
+        yield
+        return
+    words, place = os.environ["COMP_WORDS"].split("\n"), int(os.environ["COMP_CWORD"])
+    joined: list[str] = []
+    for index, word in enumerate(words[: place + 1]):
+        if index and (word == "=" or words[index - 1] == "="):
+            joined[-1] += word
+        else:
+            joined.append(word)
+    os.environ["COMP_WORDS"], os.environ["COMP_CWORD"] = "\n".join(joined), str(len(joined) - 1)
+    split = joined[-1].removesuffix(words[place].removeprefix("=")) if len(joined) <= place else ""
+    prefix = split.removeprefix("--set=") if split.endswith("=") else ""
+    printed = io.StringIO()
+    try:
+        with redirect_stdout(printed):
+            yield
+    finally:
+        print(*(line.removeprefix(prefix) for line in printed.getvalue().splitlines()), sep="\n")
 
 
 def choices(*values: str) -> Complete:

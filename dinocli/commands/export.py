@@ -3,6 +3,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..completion import choices
 from ..options import Json
 
 if TYPE_CHECKING:
@@ -16,7 +17,15 @@ NUM_IMAGES = 4
 def export(
     weights: Annotated[str, typer.Argument(help="A file, a run, a name of `dino weights`, or bundled.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .onnx, .xml (OpenVINO) or .pt2.")],
-    format: Annotated[str, typer.Option("--format", "-f", help="onnx, openvino, torch-export or aoti.")] = "onnx",
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            "-f",
+            help="onnx, openvino, torch-export or aoti.",
+            autocompletion=choices("onnx", "openvino", "torch-export", "aoti"),
+        ),
+    ] = "onnx",
     size: Annotated[
         str | None,
         typer.Option(
@@ -24,8 +33,18 @@ def export(
             help="Height and width of the canvas, or least and largest; default: every image of evaluation fits.",
         ),
     ] = None,
-    precision: Annotated[str, typer.Option(help="float32, or int8: products of encoder and decoder.")] = "float32",
-    pixels: Annotated[str, typer.Option(help="Type of the input: uint8 or float32, 0 to 255 in both.")] = "uint8",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="float32, or int8: products of encoder and decoder.", autocompletion=choices("float32", "int8")
+        ),
+    ] = "float32",
+    pixels: Annotated[
+        str,
+        typer.Option(
+            help="Type of the input: uint8 or float32, 0 to 255 in both.", autocompletion=choices("uint8", "float32")
+        ),
+    ] = "uint8",
     max_dets: Annotated[int | None, typer.Option(min=1, help="Detections per image; default: the model's own.")] = None,
     threshold: Annotated[
         float | None,

@@ -1,6 +1,7 @@
 """What a person reads before anything runs: help, completion, and the comments of settings."""
 
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -49,6 +50,30 @@ def test_tab_offers_presets_settings_and_their_values():
     assert setting_values("train.lr_schedule=c") == ["train.lr_schedule=cosine"]
     assert setting_values("data.exif=") == ["data.exif=true", "data.exif=false"]
     assert setting_values("train.lr=") == setting_values("no.such=") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["train", "--preset", "swin-l-5"], ["swin-l-5scale", "swin-l-5scale-36e"]),
+        (["train", "--preset", "=", "swin-l-5"], ["swin-l-5scale", "swin-l-5scale-36e"]),
+        (["train", "--set", "model.queries", "="], ["mixed", "pure", "static"]),
+        (["train", "--set", "model.queries", "=", "st"], ["static"]),
+        (["train", "--set", "=", "model.queries", "=", "st"], ["static"]),
+        (["train", "--set", "train.lr_s"], ["train.lr_schedule="]),
+        (["train", "--set", "train.lr", "=", "1", "--set", "data.exif", "=", "t"], ["true"]),
+        (["train", "--set", "train.lr", "=", "1", "--set", "data.exi"], ["data.exif="]),
+        (["export", "--format", ""], ["onnx", "openvino", "torch-export", "aoti"]),
+        (["export", "--precision", "i"], ["int8"]),
+        (["export", "--pixels", "f"], ["float32"]),
+    ],
+)
+def test_bash_which_splits_words_at_the_equals_sign_gets_what_follows_it(dino, monkeypatch, words, offered):
+    monkeypatch.setattr(sys.modules["__main__"], "__package__", None)  # else the program is `python -m pytest`
+    monkeypatch.setenv("_DINO_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "\n".join(["dino", *words]))
+    monkeypatch.setenv("COMP_CWORD", str(len(words)))
+    assert dino().out.split() == offered
 
 
 def test_every_setting_is_listed_with_its_comment_and_official_name():
