@@ -175,15 +175,11 @@ def compare_two(request: EvalRequest, pair: tuple[str, str], group: SingleProces
         lambda: [_file(Path(name), request) if name.endswith(".json") else _open(name, request) for name in pair]
     )
     annotations = group.main_first(lambda: _truth(request, *sources))
-    analyses, failed = [], []
-    for source in sources:
-        found, problems = _detections(source, annotations, group)
-        if not group.main:
-            continue
-        analyses.append(analyse(annotations, found, request.bootstrap))
-        failed += [problem for problem in problems if problem not in failed]
+    results = [_detections(source, annotations, group) for source in sources]  # all, before rank 0 works alone
     if not group.main:
         return
+    analyses = [analyse(annotations, found, request.bootstrap) for found, _ in results]
+    failed = list(dict.fromkeys(problem for _, problems in results for problem in problems))
     comparison = compare(*analyses)
     facts: dict[str, Any] = {"a": str(sources[0].path), "b": str(sources[1].path), "data": str(annotations.file)}
     facts |= {"images": len(annotations.image_ids), "unreadable": len(failed)}

@@ -86,6 +86,20 @@ def check_shared_memory(config: Config, workers: int) -> str:
     )
 
 
+def check_is_deterministic(error: Exception) -> None:
+    """Say what PyTorch's refusal of an operation under `--deterministic` means; other errors are left alone.
+
+    Raises:
+        EnvironmentFault: it is such a refusal.
+    """
+    if NOT_DETERMINISTIC in str(error):
+        operation = str(error).split(NOT_DETERMINISTIC)[0].strip()
+        raise EnvironmentFault(
+            f"this device cannot do a step deterministically: {operation} has no such form; train without "
+            "--deterministic, or on a CPU"
+        ) from error
+
+
 @contextmanager
 def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
     """If `wanted`, refuse operations that may differ from run to run within the block.

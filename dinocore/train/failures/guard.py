@@ -12,7 +12,7 @@ from ..context import RunContext
 from ..ddp import DDP
 from ..state import TrainState
 from ..step import NonFinite, train_step
-from .classify import NOT_DETERMINISTIC, is_out_of_memory, out_of_memory_message
+from .classify import check_is_deterministic, is_out_of_memory, out_of_memory_message
 from .non_finite import diverged
 
 MAX_OVERFLOWS = 20  # in a row, before fp16 is given up
@@ -69,12 +69,7 @@ def translated(error: Exception, batches: list[Batch], group: SingleProcess) -> 
     """
     if isinstance(error, DivergedError):
         return error.with_traceback(None)
-    if NOT_DETERMINISTIC in str(error):
-        operation = str(error).split(NOT_DETERMINISTIC)[0].strip()
-        raise EnvironmentFault(
-            f"this device cannot do a step deterministically: {operation} has no such form; train without "
-            "--deterministic, or on a CPU"
-        ) from error
+    check_is_deterministic(error)
     if not is_out_of_memory(error):
         raise error
     traceback.clear_frames(error.__traceback__)

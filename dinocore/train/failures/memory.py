@@ -13,12 +13,13 @@ from ...data.transforms import largest_size
 from ...errors import DivergedError, EnvironmentFault
 from ...losses import criterion
 from ...structures import Target
+from ...system.device import float32_throughout
 from ...system.memory import peak_memory_mb, release_memory
 from ..batches import count_boxes, share_of_batch
 from ..context import RunContext
 from ..state import TrainState, restore_rng_state, rng_state
 from ..step import forward
-from .classify import is_out_of_memory, out_of_memory_message
+from .classify import check_is_deterministic, deterministic, is_out_of_memory, out_of_memory_message
 
 OF_DEVICE, OF_HOST = 0.95, 0.85  # of the memory that is there; the host has others to serve
 
@@ -27,13 +28,14 @@ def with_probed_size(context: RunContext, state: TrainState) -> RunContext:
     """The run with the largest micro-batches that fit, where the config asks for that; the batch stays.
 
     Raises:
-        EnvironmentFault: not even one image fits.
+        EnvironmentFault: not even one image fits, or an operation is not deterministic.
     """
     if context.config.train.micro_batch_size != "probe":
         return context
-    before = rng_state()
-    share = share_of_batch(context.config.train.batch_size, context.group.size)
-    size = min(context.group.gather(largest_micro_batch(context, state, share)))
+    before, settings = rng_state(), context.config.train
+    share = share_of_batch(settings.batch_size, context.group.size)
+    with deterministic(settings.deterministic, context.device), float32_throughout(settings.amp == "off"):
+        size = min(context.group.gather(largest_micro_batch(context, state, share)))  # in the form that is trained
     restore_rng_state(before)
     return context._replace(config=context.config.replace("train.micro_batch_size", size))
 
@@ -53,6 +55,7 @@ def largest_micro_batch(context: RunContext, state: TrainState, share: int) -> i
         try:
             largest_pass(state.model, largest_batch(context.data.train, context.config.data, size), context.config)
         except (RuntimeError, MemoryError) as error:
+            check_is_deterministic(error)
             if not is_out_of_memory(error):
                 raise
             break

@@ -1,0 +1,54 @@
+"""`--batch-size auto` tries sizes as they will be trained."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dinocore.data.dataset import open_dataset
+from dinocore.errors import EnvironmentFault
+from dinocore.model.ops import is_reference
+from dinocore.train.context import RunContext
+from dinocore.train.failures import memory
+from dinocore.train.setup import fresh_state
+
+
+@pytest.fixture
+def start(small_config):
+    def make(*settings, device="cpu"):
+        config = small_config('train.micro_batch_size="probe"', *settings)
+        data = open_dataset(config.data)
+        state = fresh_state(config, data.train.categories, torch.device("cpu"))
+        return RunContext(config, data, Path("run"), torch.device(device)), state
+
+    return make
+
+
+def form():
+    """Of the operations: which backend, whether PyTorch refuses what is not deterministic, and TF32."""
+    return is_reference(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (('train.amp="bf16"',), (False, False, True)),
+        (("train.deterministic=true", 'train.amp="off"'), (True, True, False)),
+    ],
+    ids=["as usual", "deterministic in float32"],
+)
+def test_sizes_are_tried_with_the_operations_that_a_gpu_will_train(settings, expected, start, monkeypatch):
+    seen = []
+    monkeypatch.setattr(memory, "largest_micro_batch", lambda *_: seen.append(form()) or 1)
+    before = form()
+    memory.with_probed_size(*start(*settings, device="cuda"))
+    assert seen == [expected] and form() == before
+
+
+def test_an_operation_without_a_deterministic_form_is_named_while_sizes_are_tried(start, monkeypatch):
+    def refused(*_):
+        raise RuntimeError("roll_cuda does not have a deterministic implementation, but you set")
+
+    monkeypatch.setattr(memory, "largest_pass", refused)
+    with pytest.raises(EnvironmentFault, match=r"roll_cuda has no such form; train without --deterministic"):
+        memory.with_probed_size(*start("train.deterministic=true"))
