@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import os
 import platform
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,19 +93,51 @@ def _vendor() -> str:
         return platform.processor()  # Windows
 
 
+class _WithoutTF32:
+    """The blocks that are without TF32 now, of all threads: the setting belongs to the process."""
+
+    def __init__(self) -> None:
+        self.lock, self.blocks, self.before = threading.Lock(), 0, (False, False)
+
+    def enter(self) -> None:
+        """Switch it off, if this is the first."""
+        matmul, cudnn = self._settings()
+        with self.lock:
+            if not self.blocks:
+                self.before = matmul.allow_tf32, cudnn.allow_tf32
+                matmul.allow_tf32 = cudnn.allow_tf32 = False
+            self.blocks += 1
+
+    def leave(self) -> None:
+        """Set it as it was, if this is the last."""
+        matmul, cudnn = self._settings()
+        with self.lock:
+            self.blocks -= 1
+            if not self.blocks:
+                matmul.allow_tf32, cudnn.allow_tf32 = self.before
+
+    @staticmethod
+    def _settings() -> tuple[Any, Any]:
+        return torch.backends.cuda.matmul, torch.backends.cudnn
+
+
+_without_tf32 = _WithoutTF32()
+
+
 @contextmanager
 def float32_throughout(wanted: bool) -> Iterator[None]:
-    """Within the block, no TF32 on CUDA, which cuDNN's convolutions use by default; if `wanted`."""
-    matmul: Any = torch.backends.cuda.matmul
-    cudnn: Any = torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    if wanted:
-        matmul.allow_tf32 = cudnn.allow_tf32 = False
+    """Within the block, no TF32 on CUDA, which cuDNN's convolutions use by default; if `wanted`.
+
+    Where threads overlap, TF32 comes back with the end of the last block, and is off meanwhile for all.
+    """
+    if not wanted:
+        yield
+        return
+    _without_tf32.enter()
     try:
         yield
     finally:
-        if wanted:
-            matmul.allow_tf32, cudnn.allow_tf32 = before
+        _without_tf32.leave()
 
 
 @functools.cache

@@ -210,3 +210,20 @@ def test_amp_off_has_no_tf32_and_leaves_the_settings_as_they_were():
     with float32_throughout(True):
         assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_tf32_comes_back_when_the_last_of_the_blocks_that_overlap_is_done():
+    settings = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [one.allow_tf32 for one in settings]
+    try:
+        for one in settings:
+            one.allow_tf32 = True
+        first, second, seen = float32_throughout(True), float32_throughout(True), []
+        for step in (first.__enter__, second.__enter__, lambda: first.__exit__(None, None, None),
+                     lambda: second.__exit__(None, None, None)):  # fmt: skip
+            step()
+            seen.append([one.allow_tf32 for one in settings])
+        assert seen == [[False, False], [False, False], [False, False], [True, True]]
+    finally:
+        for one, value in zip(settings, before, strict=True):
+            one.allow_tf32 = value
