@@ -100,13 +100,13 @@ class _WithoutTF32:
         self.lock, self.blocks, self.before = threading.Lock(), 0, (False, False)
 
     def enter(self) -> None:
-        """Switch it off, if this is the first."""
+        """Switch it off; the first remembers how it was."""
         matmul, cudnn = self._settings()
         with self.lock:
             if not self.blocks:
                 self.before = matmul.allow_tf32, cudnn.allow_tf32
-                matmul.allow_tf32 = cudnn.allow_tf32 = False
             self.blocks += 1
+            matmul.allow_tf32 = cudnn.allow_tf32 = False
 
     def leave(self) -> None:
         """Set it as it was, if this is the last."""

@@ -8,6 +8,7 @@ import torch
 from dinocore.data.dataset import open_dataset
 from dinocore.errors import EnvironmentFault
 from dinocore.model.ops import is_reference
+from dinocore.system import device
 from dinocore.train.context import RunContext
 from dinocore.train.failures import memory
 from dinocore.train.setup import fresh_state
@@ -15,11 +16,11 @@ from dinocore.train.setup import fresh_state
 
 @pytest.fixture
 def start(small_config):
-    def make(*settings, device="cpu"):
+    def make(*settings, place="cpu"):
         config = small_config('train.micro_batch_size="probe"', *settings)
         data = open_dataset(config.data)
         state = fresh_state(config, data.train.categories, torch.device("cpu"))
-        return RunContext(config, data, Path("run"), torch.device(device)), state
+        return RunContext(config, data, Path("run"), torch.device(place)), state
 
     return make
 
@@ -39,9 +40,11 @@ def form():
 )
 def test_sizes_are_tried_with_the_operations_that_a_gpu_will_train(settings, expected, start, monkeypatch):
     seen = []
+    monkeypatch.setattr(device, "_without_tf32", device._WithoutTF32())  # a training that another test left may be open
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     monkeypatch.setattr(memory, "largest_micro_batch", lambda *_: seen.append(form()) or 1)
     before = form()
-    memory.with_probed_size(*start(*settings, device="cuda"))
+    memory.with_probed_size(*start(*settings, place="cuda"))
     assert seen == [expected] and form() == before
 
 

@@ -13,7 +13,7 @@ from dinocore.errors import CheckpointError, ConfigError
 from dinocore.model.build import build_model
 from dinocore.model.ops.dispatch import is_reference
 from dinocore.presets import load_config
-from dinocore.system.device import float32_throughout
+from dinocore.system.device import _WithoutTF32, float32_throughout
 from dinocore.train.context import exceeded_limits
 from dinocore.train.failures.classify import deterministic
 from dinocore.train.run.folder import make_new_run, write_config
@@ -212,7 +212,8 @@ def test_amp_off_has_no_tf32_and_leaves_the_settings_as_they_were():
     assert torch.backends.cudnn.allow_tf32 == before
 
 
-def test_tf32_comes_back_when_the_last_of_the_blocks_that_overlap_is_done():
+def test_tf32_comes_back_when_the_last_of_the_blocks_that_overlap_is_done(monkeypatch):
+    monkeypatch.setattr("dinocore.system.device._without_tf32", _WithoutTF32())
     settings = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [one.allow_tf32 for one in settings]
     try:
