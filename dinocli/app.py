@@ -147,7 +147,7 @@ def _run() -> int | None:
     say. Its exceptions are known by what they can do: Typer brings its own copy of click.
     """
     try:
-        if "_DINO_COMPLETE" in os.environ:
+        if os.environ.get("_DINO_COMPLETE") == "complete_bash":
             from .completion import words_joined_for_bash
 
             with words_joined_for_bash():

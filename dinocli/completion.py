@@ -12,9 +12,6 @@ Complete = Callable[[str], list[str]]
 @contextmanager
 def words_joined_for_bash() -> Iterator[None]:
     """Join what bash splits at `=` (`train.lr`, `=` and `2e`), and print only what follows the `=`, as bash expects."""
-    if os.environ.get("_DINO_COMPLETE") != "complete_bash":
-        yield
-        return
     words, place = os.environ["COMP_WORDS"].split("\n"), int(os.environ["COMP_CWORD"])
     joined: list[str] = []
     for index, word in enumerate(words[: place + 1]):

@@ -28,12 +28,12 @@ ConfigFile = Annotated[
 ]
 
 
-def model_preset(default: str) -> Any:
-    """`--preset` of a command that takes `--weights` instead, so that it can tell whether it was typed."""
-    return typer.Option("--preset", "-p", help="See `dino presets`.", show_default=default, autocompletion=preset_names)
+def preset_option(shown: str | bool = True) -> Any:
+    """`--preset`; a command that must know whether it was typed has None as default and `shown` in its help."""
+    return typer.Option("--preset", "-p", help="See `dino presets`.", show_default=shown, autocompletion=preset_names)
 
 
-Preset = Annotated[str, typer.Option("--preset", "-p", help="See `dino presets`.", autocompletion=preset_names)]
+Preset = Annotated[str, preset_option()]
 Split = Annotated[
     str,
     typer.Option(

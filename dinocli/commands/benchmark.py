@@ -6,7 +6,7 @@ import typer
 from dinocore.words import counted
 
 from ..completion import choices
-from ..options import ConfigFile, Device, Json, ModelOf, Overrides, Precision, model_preset
+from ..options import ConfigFile, Device, Json, ModelOf, Overrides, Precision, preset_option
 
 if TYPE_CHECKING:
     from dinocore.benchmark import Measurement
@@ -15,7 +15,7 @@ PRESET, SIZE, OBJECTS = "tiny", "320x427", 10
 
 
 def benchmark(
-    preset: Annotated[str | None, model_preset(PRESET)] = None,
+    preset: Annotated[str | None, preset_option(PRESET)] = None,
     weights: ModelOf = None,
     size: Annotated[str, typer.Option(metavar="HxW", help="Size of the images.")] = SIZE,
     batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 1,

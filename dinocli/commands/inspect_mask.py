@@ -19,7 +19,7 @@ from dinocore.system.files import check_file, write_atomically, write_text
 
 from .. import console
 from ..console import print_json, say, warn
-from ..options import ConfigFile, Json, ModelOf, Overrides, model_preset
+from ..options import ConfigFile, Json, ModelOf, Overrides, preset_option
 
 if TYPE_CHECKING:
     from dinocore.inspect.mask.explain import Explanation
@@ -29,7 +29,7 @@ PRESET = "r50-4scale"
 
 
 def inspect_mask(
-    preset: Annotated[str | None, model_preset(PRESET)] = None,
+    preset: Annotated[str | None, preset_option(PRESET)] = None,
     weights: ModelOf = None,
     dn_groups: Annotated[
         int | None, typer.Option("--dn-groups", min=0, help="Denoising groups; default: as the preset says.")

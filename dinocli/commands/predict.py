@@ -27,7 +27,7 @@ from ..inputs import Input, expand
 from ..options import Device, Json, Out, Overlap, Precision, Threshold, Weights
 from ..progress import WorkProgress
 from ..signals import ending_early
-from .predict_request import PredictRequest, Work, check_request, open_work, parse_threshold
+from .predict_request import PredictRequest, Work, check_request, open_work, parse_threshold, parts_folder
 
 if TYPE_CHECKING:
     from dinocore.detections_io import ImageResult
@@ -162,11 +162,6 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
         _show(found)
     end_with_failures(len(failed), len(inputs))
     return None
-
-
-def parts_folder(out: Path) -> Path:
-    """Where several ranks keep what they have finished, until it is merged into --out."""
-    return out.with_name(f"{out.name}.parts")
 
 
 def check_drawings(inputs: Sequence[Input], request: PredictRequest) -> None:

@@ -101,6 +101,11 @@ def parse_threshold(text: str) -> float | None:
     return value
 
 
+def parts_folder(out: Path) -> Path:
+    """Where several ranks keep what they have finished, until it is merged into --out."""
+    return out.with_name(f"{out.name}.parts")
+
+
 def choose_thresholds(threshold: float | None, detector: AnyDetector) -> list[float]:
     """The score that a detection of each class must reach: what was asked for, or the weights' own best, or 0.3."""
     from dinocore.weights.file import least_scores

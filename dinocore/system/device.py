@@ -125,12 +125,12 @@ _without_tf32 = _WithoutTF32()
 
 
 @contextmanager
-def float32_throughout(wanted: bool) -> Iterator[None]:
-    """Within the block, no TF32 on CUDA, which cuDNN's convolutions use by default; if `wanted`.
+def float32_throughout(enabled: bool) -> Iterator[None]:
+    """Within the block, no TF32 on CUDA, which cuDNN's convolutions use by default; if `enabled`.
 
     Where threads overlap, TF32 comes back with the end of the last block, and is off meanwhile for all.
     """
-    if not wanted:
+    if not enabled:
         yield
         return
     _without_tf32.enter()

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dinocore import benchmark, load_config
 from dinocore.benchmark import CORRECTED, Case
 from dinocore.model.ops import dispatch
+from dinocore.system.device import _WithoutTF32
 
 FAST = ["--preset", "r50-4scale", "--size", "64x96", "--repeats", "2"]
 
@@ -45,7 +46,12 @@ def test_products_of_bytes_are_measured_and_counted(dino, settings):
 @pytest.mark.parametrize("amp", ["off", "auto"])
 def test_float32_is_profiled_without_tf32(tmp_path, monkeypatch, amp):
     seen = []
-    call = lambda: seen.append(torch.backends.cudnn.allow_tf32)  # noqa: E731
+    monkeypatch.setattr("dinocore.system.device._without_tf32", _WithoutTF32())  # another test's training may be open
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+
+    def call():
+        seen.append(torch.backends.cudnn.allow_tf32)
+
     monkeypatch.setattr(benchmark, "prepare", lambda case: (call, None))
     case = Case(load_config("tiny"), (32, 32), 1, False, "auto", amp, torch.device("cpu"), 1, 1)
     benchmark.profile(case, tmp_path / "trace.json")

@@ -62,10 +62,10 @@ def begin(folder):
 
 def ended(process, code, within=600.0):
     """What it said until it ended with this code."""
-    _, said = process.communicate(timeout=within)
-    assert process.returncode == code, said
-    assert "Traceback" not in said
-    return " ".join(said.split())
+    _, messages = process.communicate(timeout=within)
+    assert process.returncode == code, messages
+    assert "Traceback" not in messages
+    return " ".join(messages.split())
 
 
 def wait_for_step(run, step, process):
@@ -168,7 +168,7 @@ def test_a_killed_process_ends_the_other_soon_and_says_why(launcher, code, reaso
     wait_for_step(run, 4, process)
     other, began = rank_of(process, 0), time.monotonic()
     os.kill(rank_of(process, 1), signal.SIGKILL)
-    _, said = process.communicate(timeout=300)
-    assert time.monotonic() - began < 60 and process.returncode == code, said
-    assert reason in said and not Path(f"/proc/{other}").exists()
+    _, messages = process.communicate(timeout=300)
+    assert time.monotonic() - began < 60 and process.returncode == code, messages
+    assert reason in messages and not Path(f"/proc/{other}").exists()
     assert list_checkpoints(run / "checkpoints"), "what was saved is still there"
