@@ -23,6 +23,8 @@ ROOT = Path(__file__).parent.parent
 FILES = {  # what is exported: how it is called, and with which options
     "ONNX float32": ("model.onnx", ["--format", "onnx"]),
     "OpenVINO float32": ("model.xml", ["--format", "openvino"]),
+    "torch-export float32": ("model.pt2", ["--format", "torch-export"]),
+    "aoti float32": ("model-aoti.pt2", ["--format", "aoti"]),
     "ONNX int8": ("model-int8.onnx", ["--format", "onnx", "--precision", "int8"]),
 }
 MARKS = ("<!-- table: begin -->", "<!-- table: end -->")

@@ -188,20 +188,23 @@ def two_ranks(options: argparse.Namespace) -> None:
 
 
 def tensorrt(options: argparse.Namespace) -> None:
-    """An engine from our ONNX file, against ONNX Runtime."""
+    """Engines from our ONNX files, with standard operators and with the plug-in, against ONNX Runtime."""
     if importlib.util.find_spec("tensorrt") is None:
         emit(skipped="TensorRT is not installed")
         return
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as folder:
-        file, image = Path(folder) / "tiny.onnx", Path(folder) / "image.png"
+        file, with_plugin, image = (Path(folder) / name for name in ("tiny.onnx", "plugin.onnx", "image.png"))
         command = [sys.executable, "-m", "dinocli", "export", "bundled", "--format", "onnx", "--pixels", "float32"]
-        subprocess.run([*command, "--out", file], check=True, stdout=sys.stderr, cwd=HERE.parent)
+        for out, option in ((file, []), (with_plugin, ["--tensorrt-plugin"])):
+            subprocess.run([*command, *option, "--out", out], check=True, stdout=sys.stderr, cwd=HERE.parent)
         Image.effect_noise((320, 240), 64).convert("RGB").save(image)
-        check = [sys.executable, HERE / "tensorrt_check.py", file, "--image", image]
-        result = subprocess.run([*map(str, check)], capture_output=True, text=True)
-        emit(exit_code=result.returncode, summary=(result.stdout or result.stderr).strip()[-300:])
+        for option in ([], ["--plugin", with_plugin], ["--fp16"], ["--fp16", "--plugin", with_plugin]):
+            check = [sys.executable, HERE / "tensorrt_check.py", file, "--image", image, *option]
+            result = subprocess.run([*map(str, check)], capture_output=True, text=True)
+            how = ("fp16" if "--fp16" in option else "float32") + (", plug-in" if with_plugin in option else "")
+            emit(engine=how, exit_code=result.returncode, summary=(result.stdout or result.stderr).strip()[-300:])
 
 
 PARTS = {part.__name__: part for part in (tests, operation, inference, training, two_ranks, tensorrt)}

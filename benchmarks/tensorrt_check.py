@@ -1,10 +1,11 @@
 """Build a TensorRT engine from an exported ONNX file, compare its detections with ONNX Runtime's, and time it.
 
-python benchmarks/tensorrt_check.py model.onnx --image img.jpg [--fp16]
+python benchmarks/tensorrt_check.py model.onnx --image img.jpg [--fp16] [--plugin plugin.onnx]
 
 It takes a CUDA device, torch and TensorRT 10 or newer (pip install tensorrt). It has not been run by us yet. The file
-must have been exported with --pixels float32. The batch holds the image in several shapes. Exit code 1: the engine
-cannot be built, or its detections are not the same.
+must have been exported with --pixels float32. The batch holds the image in several shapes. With --plugin (TensorRT
+10.11 or newer) the engine is built from that file, exported from the same weights with --tensorrt-plugin, and compared
+with what ONNX Runtime makes of model.onnx. Exit code 1: the engine cannot be built, or its detections are not the same.
 """
 
 import argparse
@@ -31,6 +32,7 @@ def build_engine(path: Path, canvas: list[int], batch: int, fp16: bool) -> bytes
     import tensorrt as trt
 
     logger = trt.Logger(trt.Logger.WARNING)
+    trt.init_libnvinfer_plugins(logger, "")
     builder = trt.Builder(logger)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, logger)
@@ -97,6 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--image", required=True)
+    parser.add_argument("--plugin", type=Path, help="a file with the plug-in, to be built instead")
     parser.add_argument("--batch", type=int, default=3)
     parser.add_argument("--fp16", action="store_true")
     given = parser.parse_args()
@@ -106,13 +109,14 @@ def main() -> None:
     if detector.info["precision"] != "float32":
         sys.exit(f"{given.file} is in int8, whose products TensorRT does not read; export it without --precision")
     pixels, sizes = inputs(detector, given.image, given.batch)
-    engine = build_engine(given.file, [*pixels.shape[1:3]], given.batch, given.fp16)
+    engine = build_engine(given.plugin or given.file, [*pixels.shape[1:3]], given.batch, given.fp16)
     got, seconds = run_engine(engine, pixels, sizes)
     tolerance = TOLERANCES["int8" if given.fp16 else "float32"]
     found = compare_batch([*detector.run(pixels, sizes)], [got[name] for name in OUTPUTS], tolerance)
     good = found.within(tolerance)
+    how = f"{'fp16' if given.fp16 else 'float32'}{', plug-in' if given.plugin else ''}"
     print(
-        f"{torch.cuda.get_device_name()}, {'fp16' if given.fp16 else 'float32'}, batch {given.batch}: "
+        f"{torch.cuda.get_device_name()}, {how}, batch {given.batch}: "
         f"{1000 * seconds:.2f} ms, {given.batch / seconds:.1f} images/s; {found.in_words()}, "
         f"{found.off} of {found.compared} detections are off, {'good' if good else 'NOT the same'}"
     )

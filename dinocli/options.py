@@ -47,12 +47,8 @@ Data = Annotated[
         help=DATA_FORMATS,
     ),
 ]
-ValFraction = Annotated[
-    float | None,
-    typer.Option(
-        metavar="0…1", help="Hold this fraction of the training images out for validation, if there is no val split."
-    ),
-]
+VAL_FRACTION = "Hold this fraction of the training images out for validation, if there is no val split."
+ValFraction = Annotated[float | None, typer.Option(metavar="0…1", help=VAL_FRACTION)]
 
 
 def _check_weights(name: str | None) -> str | None:

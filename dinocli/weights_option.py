@@ -104,8 +104,8 @@ def open_any_detector(weights: str | None, device: str, amp: str) -> tuple[AnyDe
 
 
 def is_exported(path: Path) -> bool:
-    """Whether a file of weights is one that ONNX Runtime or OpenVINO reads."""
-    return path.suffix.lower() in (".onnx", ".xml")
+    """Whether a file of weights is one that `dino export` wrote."""
+    return path.suffix.lower() in (".onnx", ".xml", ".pt2")
 
 
 def _from_weights(path: Path, device: str, amp: str) -> tuple[Detector, Path]:

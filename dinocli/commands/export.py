@@ -50,6 +50,10 @@ def export(
         float | None,
         typer.Option(min=0, max=1, help="Least score that users of the file see; default: the weights' own, or 0.3."),
     ] = None,
+    tensorrt_plugin: Annotated[
+        bool,
+        typer.Option("--tensorrt-plugin", help="ONNX with TensorRT's plug-in for attention; it runs in TensorRT only."),
+    ] = False,
     images: Annotated[
         list[str], typer.Option(help="Images to compare on; default: of the training data, else drawn ones.")
     ] = [],
@@ -68,7 +72,7 @@ def export(
     from ..weights_option import find_weights, is_exported
 
     sizes = [] if size is None else _sizes(size)
-    check_format(format, precision, out, ranged=len(sizes) > 1)
+    check_format(format, precision, out, len(sizes) > 1, tensorrt_plugin)
     if pixels not in PIXELS:
         raise ConfigError(f"--pixels {pixels} is not known; choose {' or '.join(PIXELS)}")
     where = find_weights(weights)
@@ -77,7 +81,7 @@ def export(
     content = load_weights(where)
     pick_canvases(content.config, sizes, max(content.config.model.feature_strides))  # before images are read
     shown = _images(images, content.config.data)
-    request = Request(format, out, precision, sizes, pixels, max_dets, threshold)
+    request = Request(format, out, precision, sizes, pixels, max_dets, threshold, tensorrt_plugin)
     done = export_weights(content, where, request, shown, say)
     facts = {
         "files": [str(file) for file in done.files],

@@ -21,7 +21,7 @@ from dinocore.train.run.sinks import check_trackers
 
 from ..completion import preset_names
 from ..console import say, warn
-from ..options import DATA_FORMATS, MACHINE, Amp, ConfigFile, Device, Overrides, ValFraction
+from ..options import DATA_FORMATS, MACHINE, VAL_FRACTION, Amp, ConfigFile, Device, Overrides
 from ..progress import watching
 from ..signals import StopRequest
 from .train_view import TrainingView, show_expectation
@@ -57,7 +57,9 @@ def train(
         ),
     ] = None,
     data: TrainingData = None,
-    val_fraction: ValFraction = None,
+    val_fraction: Annotated[
+        float | None, typer.Option(metavar="0…1", help=VAL_FRACTION, rich_help_panel=START)
+    ] = None,
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", help="Run folder; default: runs/DATE-TIME.", rich_help_panel=RUN)
     ] = None,

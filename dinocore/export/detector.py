@@ -20,7 +20,9 @@ from ..data.split import table_names
 from ..errors import CheckpointError, DataError, EnvironmentFault
 from ..predict import Detections
 from ..system.extras import install_line
-from .runtime import ExportedDetector, suppress
+from .plugin import PLUGIN
+from .programs import open_exported
+from .runtime import suppress
 
 ORIGINS = {  # of a file's threshold, by its `threshold_from`
     "asked": "asked for when the file was exported",
@@ -31,7 +33,7 @@ LOGGER = logging.getLogger("dinocore.export")
 
 
 class FileDetector:
-    """A detector whose numbers come from ONNX Runtime or OpenVINO; it is used as `dinocore.predict.Detector` is."""
+    """A detector whose numbers come from an exported file; it is used as `dinocore.predict.Detector` is."""
 
     def __init__(self, path: Path, threads: int = 0):
         """
@@ -40,13 +42,17 @@ class FileDetector:
             EnvironmentFault: its runtime is not installed.
         """
         try:
-            self.runtime = ExportedDetector(path, threads)
+            self.runtime = open_exported(path, threads)
         except ImportError as error:
             extra = "openvino" if path.suffix.lower() == ".xml" else "export"
             raise EnvironmentFault(
                 f"{path} takes a runtime that is not here ({error})", fix=install_line(extra)
             ) from error
         except ValueError as error:
+            if PLUGIN in str(error.__cause__):
+                raise CheckpointError(
+                    f"{path} was exported with --tensorrt-plugin, so it runs in TensorRT only; export it without"
+                ) from error
             raise CheckpointError(str(error)) from error
         origin = self.runtime.info.get("threshold_from")
         self.threshold_note = ORIGINS.get(str(origin), "kept in the exported file")  # older files don't say it

@@ -15,8 +15,10 @@ from ..errors import ConfigError, DinoError
 from ..predict import Detector
 from ..weights.convert.info import preset_of_weights
 from ..weights.file import UNJUDGED, Weights, least_scores, restore_model
+from . import plugin
 from .graph import Canvases, DetectorGraph, Signature, canvas_multiple, trace
-from .verify import TOLERANCES, Difference, open_file, verify
+from .programs import open_exported
+from .verify import TOLERANCES, Difference, verify
 from .write import FORMATS, check_format
 
 SCHEMA = 1
@@ -40,6 +42,7 @@ class Request(NamedTuple):
     pixels: str = "uint8"
     max_dets: int | None = None  # None: the config's
     threshold: float | None = None  # kept in the file: least score that its users see; None: the weights' own
+    plugin: bool = False  # deformable attention is TensorRT's plug-in
 
 
 class Exported(NamedTuple):
@@ -67,7 +70,7 @@ def export_weights(
         ConfigError: it cannot be written so.
         NotVerified: it was written as FILE.unverified, for it could not be run or gives other numbers.
     """
-    check_format(request.format, request.precision, request.out)
+    check_format(request.format, request.precision, request.out, len(request.sizes) > 1, request.plugin)
     model = restore_model(weights, where).eval()
     config = for_comparison(weights.config, request.max_dets)
     canvases = pick_canvases(config, request.sizes, canvas_multiple(model, config.model.feature_strides))
@@ -78,7 +81,8 @@ def export_weights(
 
     say(f"tracing the model on canvases of {canvases}")
     signature = Signature(canvases, config.eval.max_dets, PIXELS[request.pixels])
-    program = trace(DetectorGraph(model, config.model, signature.max_dets), signature)
+    graph = DetectorGraph(model, config.model, signature.max_dets)
+    program = trace(graph, signature, "operator" if request.plugin else "reference")
     request.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{request.out.name}.", dir=request.out.parent) as folder:
         say(f"writing {request.format}")
@@ -88,6 +92,8 @@ def export_weights(
         except Exception:
             _move(files, request.out.parent, ".unverified")
             raise
+        if request.plugin:
+            plugin.remove_function(files[0])
         return Exported(_move(files, request.out.parent), info, difference)
 
 
@@ -102,7 +108,7 @@ def _compared(
     tolerance, worst = TOLERANCES[request.precision], Difference()
     kept = f"the file is kept as {request.out}.unverified"
     try:
-        run = open_file(request.format, file)
+        run = open_exported(file).run
         for canvas in canvases.some():
             data = detector.config.data.on_canvas(canvas)  # resized once, as the file's users do
             detector.config = detector.config.model_copy(update={"data": data})
@@ -205,6 +211,7 @@ def describe(weights: Weights, request: Request, canvases: Canvases, max_dets: i
         "multiple": canvases.multiple,
         "pixels": request.pixels,
         "precision": request.precision,
+        "plugin": f"{plugin.PLUGIN} {plugin.VERSION}" if request.plugin else None,
         "eval_scale": config.data.eval_scale,
         "max_size": config.data.max_size,
         "nms_iou": config.eval.nms_iou,

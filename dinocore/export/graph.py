@@ -124,8 +124,11 @@ def pad_evenly(body: nn.Module) -> None:
             module.__class__ = EvenConv  # its hooks stay
 
 
-def trace(graph: DetectorGraph, signature: Signature) -> ExportedProgram:
+def trace(graph: DetectorGraph, signature: Signature, form: str = "reference") -> ExportedProgram:
     """The graph with a batch of any size from 1 to `MAX_BATCH`, in operations that every runtime knows.
+
+    Args:
+        form: of deformable attention, as in `use_backend`; as an "operator" it is one node, which no runtime knows.
 
     Raises:
         ConfigError: the model cannot take every canvas of the range.
@@ -141,7 +144,7 @@ def trace(graph: DetectorGraph, signature: Signature) -> ExportedProgram:
         if low < high:
             free[axis] = canvases.multiple * Dim(name, min=low, max=high)
     try:
-        with use_backend("reference"), torch.no_grad():
+        with use_backend(form), torch.no_grad():
             return torch.export.export(graph, (images, sizes), dynamic_shapes=(free, {0: batch}), strict=False)
     except (UserError, RuntimeError) as error:
         if canvases.fixed:

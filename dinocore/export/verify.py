@@ -1,7 +1,6 @@
 """Whether an exported file gives the numbers of the model that it was made from, on real images."""
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +15,6 @@ from ..model.proposals import token_anchors
 from ..predict import Detector
 from ..structures import Predictions, Target
 from ..words import counted
-from .runtime import ExportedDetector
 
 ANOTHER_CLASS = 1e9  # cost of pairing detections of two classes
 EQUAL = 2e-5  # logits of proposals that differ by less may swap ranks by rounding
@@ -267,22 +265,3 @@ def _overlaps(one: Rows, kept: np.ndarray, other: Rows) -> np.ndarray:
     """IoU of the kept detections of the one with all of the other, 0 between classes, (n, D)."""
     iou = box_iou(torch.from_numpy(one[2][kept]), torch.from_numpy(other[2])).numpy()
     return np.where(one[0][kept][:, None] == other[0], iou, 0.0)
-
-
-def open_file(format: str, path: Path) -> Run:
-    """What a user of the file does: load it, and call it with images (B, H, W, 3) and sizes (B, 2)."""
-    if format in ("onnx", "openvino"):
-        return ExportedDetector(path).run
-    if format == "aoti":
-        from torch._inductor import aoti_load_package
-
-        return _on_arrays(aoti_load_package(str(path)))
-    return _on_arrays(torch.export.load(path).module())
-
-
-def _on_arrays(module: Callable[..., Sequence[Tensor]]) -> Run:
-    def run(images: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
-        with torch.no_grad():
-            return [x.numpy() for x in module(torch.from_numpy(images), torch.from_numpy(sizes))]
-
-    return run

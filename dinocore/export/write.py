@@ -2,12 +2,8 @@
 
 import importlib.util
 import json
-import logging
 import shutil
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +13,20 @@ from torch.export import ExportedProgram
 from ..errors import ConfigError, EnvironmentFault
 from ..system.extras import install_line
 from ..system.files import check_file
+from . import plugin
 from .graph import INPUTS, OUTPUTS
+from .onnx_graph import quiet, to_onnx
 
-OPSET = 18  # from 20 on, TensorRT reads GridSample as nearest (NVIDIA/TensorRT#4646)
 PRECISIONS = ("float32", "int8")
 RANGED = ("onnx", "torch-export")  # formats that were run with canvases of several sizes
 METADATA = "dino"  # the key of the file's own metadata
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep exporters' remarks about their own work away; stdout is for results, and errors are raised."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-def to_onnx(program: ExportedProgram) -> Any:
-    """An `onnx.ModelProto` with standard operators only, opset 18."""
-    with quiet():
-        exported = torch.onnx.export(
-            program, (), dynamo=True, opset_version=OPSET, input_names=list(INPUTS), output_names=list(OUTPUTS),
-            verbose=False,
-        )  # fmt: skip
-    if exported is None:
-        raise RuntimeError("torch.onnx.export gave nothing")
-    return exported.model_proto
 
 
 def write_onnx(program: ExportedProgram, path: Path, info: dict[str, Any]) -> list[Path]:
     """An .onnx file."""
     import onnx
 
-    model = to_onnx(program)
+    model = plugin.to_onnx_with_plugin(program) if info["plugin"] else to_onnx(program, INPUTS, OUTPUTS)
     if info["precision"] == "int8":
         from .quantize import quantize_linears
 
@@ -72,7 +44,7 @@ def write_openvino(program: ExportedProgram, path: Path, info: dict[str, Any]) -
     """
     import openvino
 
-    model = openvino.Core().read_model(to_onnx(program).SerializeToString())
+    model = openvino.Core().read_model(to_onnx(program, INPUTS, OUTPUTS).SerializeToString())
     for port, name in zip([*model.inputs, *model.outputs], [*INPUTS, *OUTPUTS], strict=True):
         port.get_tensor().set_names({name})
     model.set_rt_info(json.dumps(info), [METADATA])
@@ -106,11 +78,12 @@ FORMATS: dict[str, tuple[Callable[[ExportedProgram, Path, dict[str, Any]], list[
 }
 
 
-def check_format(name: str, precision: str, out: Path, ranged: bool = False) -> None:
+def check_format(name: str, precision: str, out: Path, ranged: bool = False, with_plugin: bool = False) -> None:
     """Find out before the work whether a file can be written so.
 
     Args:
         ranged: for canvases of more than one size.
+        with_plugin: with TensorRT's plug-in for deformable attention.
 
     Raises:
         ConfigError: no such format or precision, or another suffix than the format's.
@@ -125,6 +98,8 @@ def check_format(name: str, precision: str, out: Path, ranged: bool = False) -> 
         raise ConfigError(f"--precision int8 is written as ONNX only, not as {name}; use --format onnx")
     if ranged and name not in RANGED:
         raise ConfigError(f"--format {name} takes one --size; a range goes with {' and '.join(RANGED)}")
+    if with_plugin and (name != "onnx" or precision != "float32" or ranged):
+        raise ConfigError("--tensorrt-plugin goes with --format onnx, --precision float32 and one --size")
     if fitting := [other for other, (_, ending, *_) in FORMATS.items() if ending == out.suffix.lower() != suffix]:
         choice = " or ".join(f"--format {other}" for other in fitting)
         other = out.with_suffix(suffix)

@@ -39,9 +39,10 @@ def test_an_example_uses_options_that_the_command_has(name):
     assert {word for word in example.split() if word.startswith("--")} <= known
 
 
-def test_the_options_of_train_are_in_panels(dino):
+def test_every_option_of_train_is_in_a_panel(dino):
     text = dino("train", "--help").out
     assert all(f"─ {panel} ─" in text for panel in ("Start from", "Recipe", "Run folder", "Machine", "Settings"))
+    assert [option.name for option in load_command("train").params if not option.rich_help_panel] == []
 
 
 def test_tab_offers_presets_settings_and_their_values():

@@ -1,4 +1,5 @@
-"""A detector as ONNX, written by hand in milliseconds: known boxes, and scores that follow the brightest pixel."""
+"""What is exported here: a small model with random weights, and images of noise; and a detector as ONNX, written by
+hand in milliseconds: known boxes, and scores that follow the brightest pixel."""
 
 import json
 from collections.abc import Callable
@@ -6,6 +7,36 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+
+from dinocore.data.annotations import Category
+from dinocore.model.build import build_model
+from dinocore.presets import load_config
+from dinocore.weights.file import Weights
+
+SMALL = ["hidden_dim=32", "num_heads=4", "ffn_dim=48", "num_queries=20", "num_encoder_layers=1",
+         "num_decoder_layers=2", "num_classes=3"]  # fmt: skip
+BACKBONES = {"r50-4scale": "resnet18", "swin-l-4scale": "swin-t-224"}  # smaller ones of the same kind
+
+
+def small(preset: str, *settings: str) -> Weights:
+    """Random weights of a small model, whose heads tell queries apart."""
+    torch.manual_seed(5)
+    backbone = [f"model.backbone={BACKBONES[preset]}"] if preset in BACKBONES else []
+    sizes = ["data.eval_scale=96", "data.max_size=128"]
+    config = load_config(preset, [*(f"model.{setting}" for setting in SMALL), *backbone, *sizes, *settings])
+    model = build_model(config.model)
+    for name, parameter in model.named_parameters():
+        if "_head" in name or "offsets" in name or "weights" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return Weights(model.state_dict(), config, [Category(k, f"c{k}") for k in range(3)], {})
+
+
+def images(rng: np.random.Generator, count: int = 3) -> list[Image.Image]:
+    sizes = rng.integers(60, 300, (count, 2))
+    return [Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)) for size in sizes]
+
 
 INFO = {
     "schema": 1, "names": ["disc", "ring"], "ids": [1, 2], "canvas": [96, 128], "pixels": "uint8", "eval_scale": 64,

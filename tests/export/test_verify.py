@@ -1,51 +1,30 @@
 """A file is good only if it gives the model's numbers."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from dinocore.config import Config
-from dinocore.data.annotations import Category
 from dinocore.errors import ConfigError
 from dinocore.export import export, write
 from dinocore.export import graph as graph_module
 from dinocore.export.detector import fit
 from dinocore.export.export import NotVerified, Request, check_least, export_weights, for_comparison, pick_canvases
 from dinocore.export.graph import Canvases, DetectorGraph
+from dinocore.export.programs import open_exported
 from dinocore.export.runtime import ExportedDetector
 from dinocore.export.verify import EQUAL, TOLERANCES, Difference, Stages, batches, compare, equal_pairs, verify
 from dinocore.model.build import build_model
 from dinocore.model.ops import use_backend
 from dinocore.predict import Detector
-from dinocore.presets import load_config
 from dinocore.weights.file import Weights
 
+from .conftest import images, small
+
 EXACT = TOLERANCES["float32"]
-SMALL = ["hidden_dim=32", "num_heads=4", "ffn_dim=48", "num_queries=20", "num_encoder_layers=1",
-         "num_decoder_layers=2", "num_classes=3"]  # fmt: skip
 CANVAS = (128, 192)
-
-
-BACKBONES = {"r50-4scale": "resnet18", "swin-l-4scale": "swin-t-224"}  # smaller ones of the same kind
-
-
-def small(preset: str, *settings: str) -> Weights:
-    """Random weights of a small model, whose heads tell queries apart."""
-    torch.manual_seed(5)
-    backbone = [f"model.backbone={BACKBONES[preset]}"] if preset in BACKBONES else []
-    sizes = ["data.eval_scale=96", "data.max_size=128"]
-    config = load_config(preset, [*(f"model.{setting}" for setting in SMALL), *backbone, *sizes, *settings])
-    model = build_model(config.model)
-    for name, parameter in model.named_parameters():
-        if "_head" in name or "offsets" in name or "weights" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return Weights(model.state_dict(), config, [Category(k, f"c{k}") for k in range(3)], {})
-
-
-def images(rng: np.random.Generator, count: int = 3) -> list[Image.Image]:
-    sizes = rng.integers(60, 300, (count, 2))
-    return [Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)) for size in sizes]
 
 
 def rows(rng: np.random.Generator, count: int = 40) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -162,7 +141,7 @@ class Broken:
         path.write_bytes(b"x")
         return [path]
 
-    def opened(self, format, path):
+    def opened(self, path):
         if self.kind == "closed":
             raise OSError("bad magic")
 
@@ -170,15 +149,15 @@ class Broken:
             count = len(sizes)
             return np.zeros((count, 9), int), np.full((count, 9), 0.5), np.zeros((count, 9, 4))
 
-        return run
+        return SimpleNamespace(run=run)
 
 
 @pytest.mark.parametrize(("kind", "said"), [("closed", "could not be run: bad magic"), ("wrong", "does not give")])
 def test_a_file_that_is_wrong_keeps_the_name_unverified(tmp_path, monkeypatch, kind, said):
     broken = Broken(kind)
     monkeypatch.setitem(write.FORMATS, "torch-export", (broken, ".pt2", (), ""))
-    monkeypatch.setattr(export, "open_file", broken.opened)
-    monkeypatch.setattr(export, "trace", lambda graph, signature: None)
+    monkeypatch.setattr(export, "open_exported", broken.opened)
+    monkeypatch.setattr(export, "trace", lambda *given: None)
     request = Request("torch-export", tmp_path / "new" / "model.pt2")
     with use_backend("reference"), pytest.raises(NotVerified, match=said) as caught:
         export_weights(small("r50-4scale"), tmp_path, request, images(np.random.default_rng(4)))
@@ -285,9 +264,11 @@ def test_equal_proposals_are_found_up_to_the_first_that_is_not_chosen():
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
 
 
+OTHERS = [("onnx", "r50-4scale"), ("onnx", "swin-l-4scale"), ("torch-export", "swin-l-4scale")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["tiny", "r50-4scale", "swin-l-4scale"])
-@pytest.mark.parametrize("format", SUFFIXES)
+@pytest.mark.parametrize(("format", "preset"), [*((format, "tiny") for format in SUFFIXES), *OTHERS])
 def test_a_format_is_written_and_gives_the_model_s_numbers(tmp_path, format, preset):
     for package in write.FORMATS[format][2]:
         pytest.importorskip(package)
@@ -297,6 +278,7 @@ def test_a_format_is_written_and_gives_the_model_s_numbers(tmp_path, format, pre
     assert done.files[0] == out and all(file.stat().st_size for file in done.files)
     assert done.difference.within(EXACT)
     assert done.info["names"] == ["c0", "c1", "c2"]
+    assert open_exported(out).info == done.info
 
 
 @pytest.mark.slow

@@ -33,8 +33,9 @@ def resume(context, config):
 
 
 PLACES = {"mid-epoch": 6, "last batch": 7, "boundary": 8, "evaluation": 8, "accumulation": 5}
-ALL = [(place, w, ema, amp) for place in PLACES for w in (0, 2) for ema in (0.0, 0.9) for amp in ("off", "bf16")]
-ALL += [(place, 0, 0.9, "fp16") for place in PLACES]  # with its scaler
+WAYS = [(0, 0.0, "off"), (2, 0.0, "bf16"), (2, 0.9, "off"), (0, 0.9, "bf16")]  # any two of the three in every mixture
+ALL = [(place, *way) for place in PLACES for way in WAYS]
+ALL += [(place, 0, 0.9, "fp16") for place in ("mid-epoch", "accumulation")]  # with its scaler
 STRAIGHT: dict = {}
 
 

@@ -5,7 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dinocore.model.ops.dispatch import compiled_form, disable_backend, ms_deform_attn, pairs, runs_compiled
+from dinocore.model.ops.dispatch import (
+    chosen_backend,
+    compiled_form,
+    disable_backend,
+    ms_deform_attn,
+    pairs,
+    runs_compiled,
+)
 
 Shapes = list[tuple[int, int]]
 Sampling = Callable[[Tensor, Tensor, Shapes, Tensor, Tensor, Tensor], Tensor]
@@ -58,7 +65,7 @@ def sample_fused(
 ) -> Tensor:
     """As `sample`, in one pass where a compiled form can do that (on a CPU, to float32's precision); no gradients."""
     known = value.device.type == "cpu" and value.dtype != torch.float64 and runs_compiled(value, logits.shape[-1])
-    if not known:
+    if not known or chosen_backend() == "operator":
         return sample(value, padding, shapes, reference, offsets, logits)
     sizes = [size for shape in shapes for size in shape]
     reference = reference.float()  # a default dtype of float64 may be in it

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dinocore.model.ops import reference
 
-FORMS = ("auto", "reference")
+FORMS = ("auto", "reference", "operator")
 COMPILED = {"cpu", "cuda"}  # types of device with a form of their own
 WIDEST = 128  # numbers that a compiled form holds side by side
 
@@ -68,6 +68,8 @@ def ms_deform_attn(value: Tensor, shapes: list[tuple[int, int]], locations: Tens
 @contextmanager
 def use_backend(name: str, all_threads: bool = False) -> Iterator[None]:
     """Use the named form within the block: "auto", or "reference" for export and comparison.
+
+    "operator" is "auto" without what is fused with it: a trace has one `dino::ms_deform_attn` for each call.
 
     Args:
         all_threads: of the process, and not only in this one.

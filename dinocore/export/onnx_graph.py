@@ -1,0 +1,45 @@
+"""A traced program as an ONNX graph."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+OPSET = 18  # from 20 on, TensorRT reads GridSample as nearest (NVIDIA/TensorRT#4646)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep exporters' remarks about their own work away; stdout is for results, and errors are raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def to_onnx(
+    program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], own: dict[Any, Any] | None = None
+) -> Any:
+    """An `onnx.ModelProto` with standard operators only, opset 18.
+
+    Args:
+        inputs, outputs: how they are called.
+        own: what becomes of operators that aren't PyTorch's, as `torch.onnx.export` takes it.
+    """
+    with quiet():
+        exported = torch.onnx.export(
+            program, (), dynamo=True, opset_version=OPSET, input_names=list(inputs), output_names=list(outputs),
+            verbose=False, custom_translation_table=own,
+        )  # fmt: skip
+    if exported is None:
+        raise RuntimeError("torch.onnx.export gave nothing")
+    return exported.model_proto

@@ -1,0 +1,116 @@
+"""ONNX with TensorRT's own plug-in for deformable attention in the place of standard operators.
+
+ONNX Runtime doesn't know the plug-in. So the graph is written with a function that says in standard operators what the
+plug-in does, is compared with the model as any file is, and then loses that function: TensorRT would expand it, too,
+as its parser looks for a function of a name before it looks for a plug-in (onnx-tensorrt 10.1, ModelImporter.cpp).
+
+Source: the plug-in's inputs and outputs, NVIDIA/TensorRT, plugin/multiscaleDeformableAttnPlugin/README.md
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from ..model.ops import reference
+from ..model.ops.dispatch import pairs
+from .graph import INPUTS, OUTPUTS
+from .onnx_graph import OPSET, to_onnx
+
+PLUGIN = "MultiscaleDeformableAttnPlugin_TRT"
+VERSION = "2"  # with the interface IPluginV3; version 1 is deprecated since TensorRT 10.11
+TAKES = ("value", "shapes", "starts", "locations", "weights")
+DOMAIN = "tensorrt"  # of the node; the parser of TensorRT goes by the name alone
+
+
+class _Call(NamedTuple):
+    """What is the same in every call of the operation of one model."""
+
+    sizes: tuple[int, ...]  # of the maps: height and width in turn
+    heads: tuple[int, ...]  # M, D
+    points: tuple[int, ...]  # M, L, P, 2
+
+    @property
+    def starts(self) -> list[int]:
+        """Where each map begins among the tokens."""
+        counts = [height * width for height, width in pairs([*self.sizes])]
+        return [sum(counts[:k]) for k in range(len(counts))]
+
+
+class _Sampling(nn.Module):
+    """What the plug-in computes."""
+
+    def __init__(self, sizes: Sequence[int]):
+        super().__init__()
+        self.shapes = pairs([*sizes])
+
+    def forward(self, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        """(B, S, M, D), (B, N, M, L, P, 2) and (B, N, M, L, P) -> (B, N, M, D)."""
+        return reference.sample(value, self.shapes, locations, weights).unflatten(-1, (value.shape[2], -1))
+
+
+def to_onnx_with_plugin(program: ExportedProgram) -> Any:
+    """An `onnx.ModelProto` whose deformable attention is the plug-in, and a function that says what that computes.
+
+    Args:
+        program: traced with `use_backend("operator")`, for one size of canvas.
+    """
+    import onnx
+    from onnx.defs import OpSchema
+    from onnxscript import opset18
+    from onnxscript.values import Op, Opset
+
+    op: Any = opset18
+    calls: list[_Call] = []
+    takes = [OpSchema.FormalParameter(name, "I" if name in ("shapes", "starts") else "F") for name in TAKES]
+    version = OpSchema.Attribute("plugin_version", OpSchema.AttrType.STRING, required=True)
+    schema = OpSchema(
+        PLUGIN, DOMAIN, 1, inputs=takes, outputs=[OpSchema.FormalParameter("samples", "F")], attributes=[version],
+        type_constraints=[("F", ["tensor(float)"], ""), ("I", ["tensor(int32)"], "")],
+    )  # fmt: skip
+    node = Op(Opset(DOMAIN, 1), PLUGIN, schema)
+
+    def sample(value: Any, sizes: Sequence[int], locations: Any, weights: Any) -> Any:
+        calls.append(_Call(tuple(sizes), tuple(value.shape)[2:], tuple(locations.shape)[2:]))
+        rows, columns = op.Constant(value_ints=[-1, 2]), op.Constant(value_ints=[0, 0, -1])
+        shapes = op.Cast(op.Reshape(op.Constant(value_ints=[*sizes]), rows), to=onnx.TensorProto.INT32)
+        starts = op.Cast(op.Constant(value_ints=calls[-1].starts), to=onnx.TensorProto.INT32)
+        samples = node(value, shapes, starts, locations, weights, plugin_version=VERSION)
+        return op.Reshape(samples, columns)  # (B, N, M, D) -> (B, N, M * D)
+
+    model = to_onnx(program, INPUTS, OUTPUTS, {torch.ops.dino.ms_deform_attn.default: sample})
+    [call] = set(calls)  # encoder and decoder look at the same maps
+    model.functions.append(_as_function(call))
+    return model
+
+
+def _as_function(call: _Call) -> Any:
+    """The plug-in in standard operators, an `onnx.FunctionProto`."""
+    import onnx
+
+    batch, queries = Dim("batch"), Dim("queries")
+    free = ({0: batch}, {0: batch, 1: queries}, {0: batch, 1: queries})
+    numbers = (
+        torch.zeros(2, call.starts[-1] + call.sizes[-2] * call.sizes[-1], *call.heads),
+        torch.zeros(2, 3, *call.points),
+        torch.zeros(2, 3, *call.points[:-1]),
+    )
+    program = torch.export.export(_Sampling(call.sizes), numbers, dynamic_shapes=free)
+    graph = to_onnx(program, ["value", "locations", "weights"], ["samples"]).graph
+    constants = [onnx.helper.make_node("Constant", [], [x.name], value=x) for x in graph.initializer]
+    return onnx.helper.make_function(
+        DOMAIN, PLUGIN, [*TAKES], ["samples"],
+        [*constants, *graph.node], [onnx.helper.make_opsetid("", OPSET)], ["plugin_version"],
+    )  # fmt: skip
+
+
+def remove_function(path: Path) -> None:
+    """Leave the plug-in's nodes to TensorRT, in a file that was compared."""
+    import onnx
+
+    model = onnx.load(path)
+    del model.functions[:]
+    onnx.save(model, path)

@@ -1,0 +1,48 @@
+"""Run a .pt2 file of `dino export`: PyTorch's own two formats, through the same door as ONNX and OpenVINO files."""
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .runtime import ExportedDetector
+from .write import METADATA
+
+
+class ProgramDetector(ExportedDetector):
+    """A program of `torch.export`, or machine code of AOTInductor. It runs what the file says: open only your own."""
+
+    def _open(self, path: str, threads: int, providers: Sequence[str]) -> tuple[Any, str]:
+        if threads:
+            torch.set_num_threads(threads)
+        with zipfile.ZipFile(path) as archive:
+            compiled = any("/aotinductor/" in name for name in archive.namelist())
+        if compiled:
+            from torch._inductor import aoti_load_package
+
+            program: Any = aoti_load_package(path)
+            info = program.get_metadata().get(METADATA, "")
+        else:
+            beside = {METADATA: ""}
+            program = torch.export.load(path, extra_files=beside).module()
+            info = beside[METADATA]
+
+        def run(images: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+            with torch.inference_mode():
+                found = program(torch.from_numpy(images), torch.from_numpy(np.ascontiguousarray(sizes)))
+                return [tensor.numpy() for tensor in found]
+
+        return run, info
+
+
+def open_exported(path: Path, threads: int = 0) -> ExportedDetector:
+    """An exported file of any format.
+
+    Raises:
+        ValueError: it is damaged, or is not ours.
+        ImportError: its runtime is not installed, or too old.
+    """
+    return (ProgramDetector if path.suffix.lower() == ".pt2" else ExportedDetector)(path, threads)
