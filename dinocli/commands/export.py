@@ -55,7 +55,10 @@ def export(
         typer.Option("--tensorrt-plugin", help="ONNX with TensorRT's plug-in for attention; it runs in TensorRT only."),
     ] = False,
     images: Annotated[
-        list[str], typer.Option(help="Images to compare on; default: of the training data, else drawn ones.")
+        list[str],
+        typer.Option(
+            help="Images or folders to compare on, the first four; default: of the training data, else drawn."
+        ),
     ] = [],
     json: Json = False,
 ) -> None:
@@ -128,7 +131,10 @@ def _images(given: list[str], config: "DataConfig") -> "list[Image.Image | Path]
     from ..inputs import expand
 
     if given:
-        return [read_image(item.path, config) for item in expand(given)[0][:NUM_IMAGES]]
+        found = expand(given)[0]
+        if len(found) > NUM_IMAGES:
+            say(f"comparing on the first {NUM_IMAGES} of {len(found)} images")
+        return [read_image(item.path, config) for item in found[:NUM_IMAGES]]
     if config.path:
         try:
             data = open_split(config, "val", None)

@@ -19,6 +19,8 @@ class ProgramDetector(ExportedDetector):
         if threads:
             torch.set_num_threads(threads)
         with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:  # PyTorch doesn't look
+                raise ValueError(f"the checksum of {damaged} in it is wrong")
             compiled = any("/aotinductor/" in name for name in archive.namelist())
         if compiled:
             from torch._inductor import aoti_load_package

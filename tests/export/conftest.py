@@ -86,3 +86,39 @@ def write_onnx(tmp_path) -> Callable[..., Path]:
         return tmp_path / name
 
     return write
+
+
+class Hand(torch.nn.Module):
+    """The same detector in PyTorch."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("shares", torch.from_numpy(SHARES))
+        self.register_buffer("found", torch.tensor(SCORES))
+
+    def forward(self, images: torch.Tensor, sizes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Labels, scores and boxes, as `DetectorGraph`."""
+        scores = images.float().amax((1, 2, 3))[:, None] / 255 * self.found
+        boxes = sizes[:, [1, 0, 1, 0]].float()[:, None] * self.shares
+        return torch.tensor(LABELS).expand(sizes.shape[0], -1).clone(), scores, boxes
+
+
+@pytest.fixture
+def write_pt2(tmp_path) -> Callable[..., Path]:
+    """As `write_onnx`, a program of torch.export."""
+
+    def write(info: dict | None = NOTHING_ELSE, name: str = "hand.pt2") -> Path:
+        told = {} if info is None else {"dino": json.dumps(INFO | info)}
+        batch = torch.export.Dim("batch", max=64)
+        shapes = torch.zeros(2, 96, 128, 3, dtype=torch.uint8), torch.ones(2, 2, dtype=torch.int64)
+        program = torch.export.export(Hand(), shapes, dynamic_shapes=({0: batch}, {0: batch}))
+        torch.export.save(program, tmp_path / name, extra_files=told)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture(params=["onnx", "pt2"])
+def write_exported(request) -> Callable[..., Path]:
+    """A file of either kind."""
+    return request.getfixturevalue(f"write_{request.param}")

@@ -48,19 +48,19 @@ def test_a_missing_package_is_named_with_the_extra_that_has_it(dino, monkeypatch
     assert install_line("export").replace(" ", "") in "".join(done.err.split())
 
 
-def test_predict_takes_an_exported_file(dino, write_onnx, tmp_path):
+def test_predict_takes_an_exported_file(dino, write_exported, tmp_path):
     Image.new("RGB", (200, 100), "white").save(tmp_path / "a.png")
-    done = dino("predict", tmp_path / "a.png", "--weights", write_onnx(), "--json")
+    done = dino("predict", tmp_path / "a.png", "--weights", write_exported(), "--json")
     assert done.code == 0, done.err
     (found,) = json.loads(done.out)
     assert [d["label"] for d in found["detections"]] == ["disc"]
     assert found["detections"][0]["box_xyxy"] == pytest.approx([20, 20, 100, 60], abs=1)
 
 
-def test_eval_takes_an_exported_file_and_asks_for_its_data(dino, write_onnx, tmp_path):
+def test_eval_takes_an_exported_file_and_asks_for_its_data(dino, write_exported, tmp_path):
     write_sample_data(tmp_path / "data", num_images=5, seed=1, size=(128, 96))
     info = {"names": ["RBC", "WBC"], "ids": [1, 2]}
-    file = write_onnx(info)
+    file = write_exported(info)
     done = dino("eval", "--weights", file, "--data", tmp_path / "data", "--json", "--bootstrap", 0, "--out", "r.json")
     assert done.code == 0, done.err
     rows = json.loads((tmp_path / "r.json").read_text())
@@ -71,8 +71,8 @@ def test_eval_takes_an_exported_file_and_asks_for_its_data(dino, write_onnx, tmp
     assert "give --data" in refused.err
 
 
-def test_benchmark_times_an_exported_file(dino, write_onnx):
-    file = write_onnx()
+def test_benchmark_times_an_exported_file(dino, write_exported):
+    file = write_exported()
     found = json.loads(dino("benchmark", "--weights", file, "--batch", 2, "--repeats", 3, "--json").out)
     assert 0 < found["latency_p50_s"] <= found["latency_p90_s"]
     assert found["images_per_s"] == pytest.approx(2 / found["latency_p50_s"])
@@ -82,19 +82,19 @@ def test_benchmark_times_an_exported_file(dino, write_onnx):
         assert done.code == 2 and "only --batch, --repeats and --json go with it" in " ".join(done.err.split()), option
 
 
-def test_files_that_are_not_ours_end_with_the_code_of_weights(dino, write_onnx, tmp_path):
+def test_files_that_are_not_ours_end_with_the_code_of_weights(dino, write_exported, tmp_path):
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
-    done = dino("predict", tmp_path / "a.png", "--weights", write_onnx(None))
+    done = dino("predict", tmp_path / "a.png", "--weights", write_exported(None))
     assert done.code == 4
     assert "not written by this version of `dino export`" in done.err
-    broken = tmp_path / "broken.onnx"
+    broken = tmp_path / f"broken{write_exported().suffix}"
     broken.write_bytes(b"\x08\x07nothing")
     assert dino("predict", tmp_path / "a.png", "--weights", broken).code == 4
 
 
-def test_inspectors_say_that_they_cannot_use_an_exported_file(dino, write_onnx, tmp_path):
+def test_inspectors_say_that_they_cannot_use_an_exported_file(dino, write_exported, tmp_path):
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
-    done = dino("inspect-proposals", tmp_path / "a.png", "--weights", write_onnx())
+    done = dino("inspect-proposals", tmp_path / "a.png", "--weights", write_exported())
     assert done.code == 2
     assert "an exported file, which this command cannot use" in " ".join(done.err.split())
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from dinocore.errors import CheckpointError
 from dinocore.export.detector import FileDetector
+from dinocore.export.programs import open_exported
 from dinocore.export.runtime import ExportedDetector
 
 REFUSED = "damaged or incomplete|not written by this version"
@@ -29,11 +30,11 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_onnx_file_is_refused(write_onnx, damage):
-    file = write_onnx()
+def test_a_damaged_file_is_refused(write_exported, damage):
+    file = write_exported()
     file.write_bytes(DAMAGE[damage](file.read_bytes()))
     with pytest.raises(ValueError, match=REFUSED):
-        ExportedDetector(file)
+        open_exported(file)
     with pytest.raises(CheckpointError, match=REFUSED):
         FileDetector(file)
 
