@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dinocli.commands.export import _images
+from dinocore.config import DataConfig
 from dinocore.data.synthetic.sample import write_sample_data
 from dinocore.export.export import Request, describe, pick_threshold, threshold_origin
 from dinocore.export.graph import Canvases
@@ -38,6 +40,15 @@ def test_what_cannot_be_exported_is_refused_before_the_work(dino, options, code,
     done = dino("export", "bundled", *options)
     assert done.code == code
     assert said in done.err
+
+
+def test_of_many_images_the_first_four_are_compared_on_and_said(tmp_path, capsys):
+    write_sample_data(tmp_path, num_images=9, seed=1, size=(40, 30))
+    given = [str(tmp_path / "train2017")]
+    assert len(_images(given, DataConfig())) == 4
+    assert "comparing on the first 4 of 7 images" in capsys.readouterr().err
+    assert len(_images([str(file) for file in sorted((tmp_path / "val2017").iterdir())], DataConfig())) == 2
+    assert not capsys.readouterr().err
 
 
 def test_a_missing_package_is_named_with_the_extra_that_has_it(dino, monkeypatch):
