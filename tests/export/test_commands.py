@@ -43,7 +43,7 @@ def test_what_cannot_be_exported_is_refused_before_the_work(dino, options, code,
 
 
 def test_of_many_images_the_first_four_are_compared_on_and_said(tmp_path, capsys):
-    write_sample_data(tmp_path, num_images=9, seed=1, size=(40, 30))
+    write_sample_data(tmp_path, num_images=9, seed=1, size=(96, 64))
     given = [str(tmp_path / "train2017")]
     assert len(_images(given, DataConfig())) == 4
     assert "comparing on the first 4 of 7 images" in capsys.readouterr().err
