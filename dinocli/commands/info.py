@@ -13,18 +13,19 @@ from dinocore.weights.fetch.catalogue import cached, find
 from ..console import print_facts, print_json
 from ..options import Json
 from ..progress import watching
+from ..weights_option import is_exported
 
 
 def info(
     file: Annotated[
         str,
         typer.Argument(
-            help="Weights of ours, official DINO, detrex or mmdetection: a file, a run, a name, an address."
+            help="Weights of ours, official DINO, detrex or mmdetection: a file, a run, a name, an address; an export."
         ),
     ],
     json: Json = False,
 ) -> None:
-    """Say what a file of weights is.
+    """Say what a file of weights, or one that was exported, is.
 
     Example: dino info dino.safetensors
     """
@@ -36,6 +37,10 @@ HIDDEN = ("classes", "facts", "title", "preset_choices")
 
 def show_info(name: str, json: bool) -> None:
     """Print the facts about a file, the best weights of a run's folder, or published weights that have been fetched."""
+    path = Path(name).expanduser()
+    if is_exported(path) and path.is_file():
+        _show_exported(path, json)
+        return
     from dinocore.weights.convert.info import describe
 
     facts = describe(_file(name))
@@ -43,6 +48,26 @@ def show_info(name: str, json: bool) -> None:
         print_json(facts)
         return
     print_facts(_lines(facts))
+
+
+def _show_exported(path: Path, json: bool) -> None:
+    """Print what an exported file says of itself."""
+    from dinocore.export.detector import FileDetector
+
+    facts = {"file": str(path), "bytes": path.stat().st_size} | FileDetector(path).runtime.info
+    if json:
+        print_json(facts)
+        return
+    lines = {key: _said(value) for key, value in facts.items() if key not in ("schema", "data", "names", "ids")}
+    sides = [" x ".join(map(str, facts[key])) for key in ("least", "canvas")]
+    lines |= {"bytes": f"{facts['bytes']:,}", "least": sides[0], "canvas": sides[1], "classes": _few(facts["names"])}
+    if facts["thresholds"]:
+        lines["thresholds"] = _said(dict(zip(facts["names"], facts["thresholds"], strict=True)))
+    print_facts(lines)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def _file(name: str) -> Path:
@@ -65,7 +90,7 @@ def _lines(facts: dict[str, Any]) -> dict[str, str]:
     choices = facts.get("preset_choices", [])
     lines["preset"] = facts["preset"] or " or ".join(choices) or "none that comes with dino"
     names = [c["name"] if isinstance(c, dict) else c for c in facts["classes"]]
-    lines["classes"] = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    lines["classes"] = _few(names)
     lines |= {key: _said(value) for key, value in facts.get("facts", {}).items()}
     return lines
 

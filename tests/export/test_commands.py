@@ -103,6 +103,16 @@ def test_files_that_are_not_ours_end_with_the_code_of_weights(dino, write_export
     assert dino("predict", tmp_path / "a.png", "--weights", broken).code == 4
 
 
+def test_info_says_what_an_exported_file_says_of_itself(dino, write_exported):
+    file = write_exported({"thresholds": [0.25, 0.5], "preset": "tiny"})
+    told = " ".join(dino("info", file).out.split())
+    assert "preset tiny" in told and "canvas 96 x 128" in told and "classes disc, ring" in told
+    assert "thresholds disc 0.25, ring 0.5" in told
+    assert json.loads(dino("info", file, "--json").out)["names"] == ["disc", "ring"]
+    file.write_bytes(b"")
+    assert dino("info", file).code == 4
+
+
 def test_inspectors_say_that_they_cannot_use_an_exported_file(dino, write_exported, tmp_path):
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
     done = dino("inspect-proposals", tmp_path / "a.png", "--weights", write_exported())
