@@ -55,7 +55,7 @@ def ms_deform_attn(value: Tensor, shapes: list[tuple[int, int]], locations: Tens
         ValueError: the shapes do not fit together.
     """
     _check(value, shapes, locations, weights)
-    if not runs_compiled(value, locations.shape[3] * locations.shape[4]):
+    if chosen_backend() != "operator" and not runs_compiled(value, locations.shape[3] * locations.shape[4]):
         output = reference.sample(value, shapes, locations, weights)
     else:
         sizes = [size for shape in shapes for size in shape]
@@ -69,7 +69,7 @@ def ms_deform_attn(value: Tensor, shapes: list[tuple[int, int]], locations: Tens
 def use_backend(name: str, all_threads: bool = False) -> Iterator[None]:
     """Use the named form within the block: "auto", or "reference" for export and comparison.
 
-    "operator" is "auto" without what is fused with it: a trace has one `dino::ms_deform_attn` for each call.
+    "operator" is the operator for whatever shapes, and nothing fused: a trace has one `dino::ms_deform_attn` a call.
 
     Args:
         all_threads: of the process, and not only in this one.
