@@ -94,6 +94,9 @@ def export_weights(
             raise
         if request.plugin:
             plugin.remove_function(files[0])
+            say(
+                "the plug-in was compared in standard operators; TensorRT itself did not run: benchmarks/tensorrt_check.py"
+            )
         return Exported(_move(files, request.out.parent), info, difference)
 
 
