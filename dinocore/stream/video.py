@@ -204,7 +204,8 @@ def open_film(source: str) -> Iterator[Film]:
         container = av.open(source, format="v4l2" if camera else None, timeout=SILENCE if live else None)
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = _words(error, opening=True)
-        fix = f"see whether `ffprobe {typed(source)}` can read it, or make images of it: ffmpeg -i {typed(source)} frame-%05d.jpg"
+        film = typed(source)
+        fix = f"see whether `ffprobe {film}` can read it, or make images of it: ffmpeg -i {film} frame-%05d.jpg"
         raise DataError(f"{source} cannot be opened as a film: {reason}", where=source, fix=fix) from None
     with container:
         if not container.streams.video:
