@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard, overload
 
 import numpy as np
 import torch
@@ -143,27 +143,27 @@ class Detector:
             DataError: it is none of these, or a file is not an image.
             DivergedError: the model's numbers are not finite.
         """
-        if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
-            images = list(images)
-        if isinstance(images, ImageLike):
+        if _is_one(images):
             return self.detect(self.batch(images))
-        if isinstance(images, bytes) or hasattr(images, "read") or not isinstance(images, Iterable):
-            raise _no_image(images)
-        prepared = (prepare(self._pixels(image), self.config.data) for image in images)
-        return list(detect_stream(self, prepared))
+        return list(self.stream(images))
 
     def stream(
-        self, images: Iterable[ImageLike], batch_size: str | int = "auto", slicing: Slicing | None = None
+        self, images: ImageLike | Iterable[ImageLike], batch_size: str | int = "auto", slicing: Slicing | None = None
     ) -> Iterator[Detections]:
         """Detect in as many images as there are, in their order; only a few of them are in memory at once.
 
         Args:
+            images: as for a call; one alone is a stream of one.
             batch_size: the most at once, or `auto`.
             slicing: cut images into slices; see `dinocore.stream.slices`.
 
         Raises:
             DataError: an image is none, or a file is not an image.
         """
+        if _is_one(images):
+            images = [images]
+        elif isinstance(images, bytes | bytearray) or hasattr(images, "read") or not isinstance(images, Iterable):
+            raise _no_image(images)
         prepared = (prepare(self._pixels(image), self.config.data, slicing) for image in images)
         yield from detect_stream(self, prepared, batch_size)
 
@@ -219,19 +219,48 @@ class Detector:
         """(3, H, W) uint8 of any kind of image."""
         if isinstance(image, Tensor):
             if image.dtype != torch.uint8 or image.dim() != 3 or len(image) != 3:
-                kind = f"{image.dtype} {tuple(image.shape)}"
-                raise DataError(f"an image as a tensor must be (3, H, W) of uint8, but this is {kind}")
+                raise _no_image_tensor(image)
             return image
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
-                kind = f"{image.dtype} {image.shape}"
-                raise DataError(f"an image as an array must be (H, W, 3) of uint8, but this is {kind}")
+                raise _no_image_array(image)
             return to_tensor(to_rgb(Image.fromarray(image)))
         if isinstance(image, Image.Image):
             return to_tensor(loaded_rgb(image, self.config.data))
         if not isinstance(image, str | Path):
             raise _no_image(image)
+        if "://" in str(image):
+            raise DataError(f"{image} is an address, and nothing is downloaded", code="DATA-URL")
         return to_tensor(read_image(Path(image), self.config.data))
+
+
+def _is_one(images: object) -> TypeGuard[ImageLike]:
+    """Whether this is an image, not several."""
+    return isinstance(images, ImageLike) and getattr(images, "ndim", 3) != 4
+
+
+def _no_image_tensor(given: Tensor) -> DataError:
+    fix = ""
+    if given.is_floating_point():
+        fix = "from 0 to 1: (image * 255).round().to(torch.uint8)"
+    elif given.ndim == 3 and given.shape[-1] == 3:
+        fix = "channels first: image.permute(2, 0, 1)"
+    elif given.ndim == 3 and len(given) == 1:
+        fix = "grey as RGB: image.expand(3, -1, -1)"
+    kind = f"{given.dtype} {tuple(given.shape)}"
+    return DataError(f"an image as a tensor must be (3, H, W) of uint8, but this is {kind}", fix=fix)
+
+
+def _no_image_array(given: np.ndarray) -> DataError:
+    fix = ""
+    if np.issubdtype(given.dtype, np.floating):
+        fix = "from 0 to 1: (image * 255).round().astype(np.uint8)"
+    elif given.ndim == 3 and len(given) == 3:
+        fix = "channels last: image.transpose(1, 2, 0)"
+    elif given.ndim == 3 and 1 in (len(given), given.shape[-1]):
+        fix = "grey: image[..., 0]" if given.shape[-1] == 1 else "grey: image[0]"
+    kind = f"{given.dtype} {given.shape}"
+    return DataError(f"an image as an array must be (H, W, 3) of uint8, but this is {kind}", fix=fix)
 
 
 def _no_image(given: object) -> DataError:

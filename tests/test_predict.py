@@ -59,13 +59,48 @@ def test_a_turned_picture_is_turned_once_from_file_and_from_pil(detector, smear,
         assert same(upright, detector(picture))
 
 
-@pytest.mark.parametrize(
-    "picture",
-    [torch.zeros(3, 8, 8), np.zeros((8, 8, 3)), torch.zeros(1, 8, 8, dtype=torch.uint8), np.zeros((8, 8, 2), np.uint8)],
-)
-def test_a_picture_of_another_kind_is_named(detector, picture):
-    with pytest.raises(DataError, match="uint8, but this is"):
-        detector(picture)
+AS_INTEGERS = np.arange(8 * 9 * 3, dtype=np.uint8).reshape(8, 9, 3)
+WITH_FIX = {  # an image, and what `detector(...)` says to type
+    "float tensor": (torch.from_numpy(AS_INTEGERS).permute(2, 0, 1) / 255, "(image * 255).round().to(torch.uint8)"),
+    "channels last": (torch.from_numpy(AS_INTEGERS), "image.permute(2, 0, 1)"),
+    "grey tensor": (torch.from_numpy(AS_INTEGERS[None, ..., 0]), "image.expand(3, -1, -1)"),
+    "float array": (AS_INTEGERS / 255, "(image * 255).round().astype(np.uint8)"),
+    "channels first": (AS_INTEGERS.transpose(2, 0, 1), "image.transpose(1, 2, 0)"),
+    "grey array": (AS_INTEGERS[..., :1], "image[..., 0]"),
+    "grey first": (AS_INTEGERS[None, ..., 0], "image[0]"),
+}
+
+
+@pytest.mark.parametrize("kind", WITH_FIX)
+def test_a_tensor_or_array_of_another_kind_is_named_with_the_line_that_mends_it(detector, kind):
+    image, fix = WITH_FIX[kind]
+    with pytest.raises(DataError, match=r"of uint8, but this is .*\(") as caught:
+        detector(image)
+    assert caught.value.fix.endswith(fix)
+    detector(eval(fix, {"image": image, "torch": torch, "np": np}))
+
+
+def test_what_no_line_mends_is_named(detector):
+    for image in (np.zeros((8, 8, 2), np.uint8), np.zeros((8, 8), bool), torch.zeros(8, dtype=torch.uint8)):
+        with pytest.raises(DataError, match="uint8, but this is"):
+            detector(image)
+
+
+def test_a_stream_of_one_image_is_not_taken_apart(detector, smear, tmp_path):
+    Image.fromarray(smear).save(tmp_path / "a.png")
+    for image in (smear, torch.from_numpy(smear).permute(2, 0, 1), str(tmp_path / "a.png"), Image.fromarray(smear)):
+        (found,) = detector.stream(image)
+        assert same(found, detector(smear))
+    for wrong in (None, b"abc", io.BytesIO(b"abc")):
+        with pytest.raises(DataError, match=rf"but this is {type(wrong).__name__}"):
+            list(detector.stream(wrong))
+
+
+def test_an_address_and_a_folder_are_called_what_they_are(detector, tmp_path):
+    with pytest.raises(DataError, match=r"https://a\.b/c\.jpg is an address, .*; download it first"):
+        detector("https://a.b/c.jpg")
+    with pytest.raises(DataError, match="is a folder, not an image"):
+        detector(tmp_path)
 
 
 def test_a_grey_array_is_taken(detector, smear):

@@ -20,6 +20,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from ..config import DataConfig
 from ..errors import DataError
 from ..system.extras import install_line
+from ..words import typed
 from .bands import conversion, has_unknown_band, refusal, refusal_of_unknown
 from .cut_jpeg import END_OF_IMAGE, decode_cut
 
@@ -226,8 +227,11 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
 
 def _open(path: Path, max_pixels: int) -> Image.Image:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise _problem(f"{path} is not a regular file", "FORMAT", path)
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise _problem(f"{path} is a folder, not an image", "FORMAT", path, "name the images in it, one by one")
+        if not stat.S_ISREG(mode):
+            raise _problem(f"{path} is not a regular file", "FORMAT", path, f"see what it is: ls -l {typed(path)}")
         image = _identified(path)
     except FileNotFoundError:
         raise _problem(f"there is no image {path}", "MISSING", path, "check its name and folder") from None
@@ -273,10 +277,10 @@ def _unidentified(path: Path) -> tuple[str, str, str]:
         return bands[0], "BANDS", bands[1]
     if _is_heif(path) and not reads_heif():
         return f"{path} is a HEIC image, which pillow-heif reads", "FORMAT", install_line("heic")
-    fix = f"make images of a video first: ffmpeg -i {path} frame-%05d.jpg" if suffix in VIDEOS else ""
+    fix = f"make images of a video first: ffmpeg -i {typed(path)} frame-%05d.jpg" if suffix in VIDEOS else ""
     if suffix in IMAGE_SUFFIXES - SUFFIXES:
-        fix = f"convert it first: magick {path} {path.with_suffix('.jpg')}"
-    fix = fix or f"see what it is: file {path}; save it as JPEG or PNG, or leave it out"
+        fix = f"convert it first: magick {typed(path)} {typed(path.with_suffix('.jpg'))}"
+    fix = fix or f"see what it is: file {typed(path)}; save it as JPEG or PNG, or leave it out"
     return f"{path} is not an image in a known format ({', '.join(FORMATS)})", "FORMAT", fix
 
 

@@ -102,7 +102,9 @@ class Gallery {
   changed() {
     this.slider.nextElementSibling.textContent = this.threshold.toFixed(2);
     const used = [0, 1, 2, 3].map(kind => this.marks.some(m => m[5] === kind || (kind === MISSED && m[5] === TRUTH && m[6] !== null)));
-    this.count(this.marks).forEach((number, kind) => {
+    const counts = this.count(this.marks);
+    counts[TRUTH] += counts[MISSED];  // every object that is annotated, though one that is missed is drawn as such
+    counts.forEach((number, kind) => {
       this.kinds[kind].querySelector('b').textContent = number;
       this.kinds[kind].hidden = !used[kind];
     });

@@ -39,11 +39,12 @@ class Counts(NamedTuple):
         return 2 * self.right / max(1, 2 * self.right + self.errors)
 
 
-def headline(counts: Iterable[Counts], threshold: float) -> str:
-    """What a model does, in one sentence."""
+def headline(counts: Iterable[Counts], threshold: float, subject: str = "") -> str:
+    """What a model does, in one sentence; `subject` is what it begins with."""
     right, wrong, missed = (sum(column) for column in zip(*counts, strict=True))
     objects = counted(right + missed, "object")
-    return f"Finds {right} of {objects} at threshold {threshold:.2f}, with {counted(wrong, 'false alarm')}."
+    finds = f"{subject} finds" if subject else "Finds"
+    return f"{finds} {right} of {objects} at threshold {threshold:.2f}, with {counted(wrong, 'false alarm')}."
 
 
 def good_and_bad(counts: Mapping[int, Counts], number: int = EXAMPLES) -> tuple[list[int], list[int]]:

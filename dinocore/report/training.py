@@ -39,15 +39,15 @@ def training_page(metrics: Path, facts: RunFacts) -> Page:
     first, threshold = "", best_threshold([image.marks for image in facts.images])
     if facts.images:
         counts = {n: count_marks(image.marks, threshold) for n, image in enumerate(facts.images)}
-        where = f"In {counted(len(counts), 'validation image')} after epoch {facts.images_epoch}: "
-        first = where + headline(counts.values(), threshold)
+        where = f"In {counted(len(counts), 'validation image')}, the model after epoch {facts.images_epoch}"
+        first = headline(counts.values(), threshold, where)
         parts = [
             Gallery(title, [facts.images[n] for n in chosen], threshold, columns=EXAMPLES)
             for title, chosen in zip(("Best images", "Worst images"), good_and_bad(counts), strict=True)
             if chosen
         ]
         sections.insert(0, Section("Examples", parts))
-        text = f"{len(facts.images)} validation images, evenly chosen, as after epoch {facts.images_epoch}."
+        text = f"{counted(len(facts.images), 'validation image')}, evenly chosen, as after epoch {facts.images_epoch}."
         text += " A box is right if it covers an object of its class with IoU 0.5; the surest box is served first."
         sections.append(Section("Predictions", [Gallery("Found beside annotated", facts.images, threshold, text)]))
     settings = [[name, _plain(value)] for name, value in _flat(facts.settings)]
@@ -65,7 +65,7 @@ def best_of(evaluations: Sequence[Row]) -> Row | None:
 
 def _subtitle(steps: Sequence[Row], evaluations: Sequence[Row]) -> str:
     best = best_of(evaluations)
-    done = f"{steps[-1]['step']} steps, epoch {steps[-1]['epoch']}" if steps else "no step yet"
+    done = f"{counted(steps[-1]['step'], 'step')}, epoch {steps[-1]['epoch']}" if steps else "no step yet"
     return f"{done}. " + (f"Best AP {best['AP']:.4f} after epoch {best['epoch']}." if best else "Not evaluated yet.")
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from ..errors import DataError, EnvironmentFault
 from ..predict import Detections
 from ..system.extras import install_line
+from ..words import typed
 
 if TYPE_CHECKING:
     import av
@@ -195,7 +196,7 @@ def open_film(source: str) -> Iterator[Film]:
     try:
         import av
     except ImportError:
-        fix = f"{install_line('video')}, or make images of it first: ffmpeg -i {source} frame-%05d.jpg"
+        fix = f"{install_line('video')}, or make images of it first: ffmpeg -i {typed(source)} frame-%05d.jpg"
         raise EnvironmentFault("films need the package `av`, which is not installed", where=source, fix=fix) from None
     try:
         camera = source.startswith("/dev/video")
@@ -203,7 +204,8 @@ def open_film(source: str) -> Iterator[Film]:
         container = av.open(source, format="v4l2" if camera else None, timeout=SILENCE if live else None)
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = _words(error, opening=True)
-        fix = f"see whether `ffprobe {source}` can read it, or make images of it: ffmpeg -i {source} frame-%05d.jpg"
+        film = typed(source)
+        fix = f"see whether `ffprobe {film}` can read it, or make images of it: ffmpeg -i {film} frame-%05d.jpg"
         raise DataError(f"{source} cannot be opened as a film: {reason}", where=source, fix=fix) from None
     with container:
         if not container.streams.video:

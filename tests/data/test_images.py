@@ -3,6 +3,7 @@
 import os
 import random
 import resource
+import shlex
 import struct
 import subprocess
 import sys
@@ -313,10 +314,17 @@ def test_the_limit_of_pixels_is_ours_and_says_how_to_raise_it(tmp_path):
 
 def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path):
     assert "there is no image" in refusal(tmp_path / "none.jpg")
-    assert "not a regular file" in refusal(tmp_path)
+    assert refusal(tmp_path) == f"{tmp_path} is a folder, not an image; name the images in it, one by one"
     os.mkfifo(tmp_path / "pipe.jpg")  # to open it would wait for ever
     assert "not a regular file" in refusal(tmp_path / "pipe.jpg")
     assert "cannot be opened" in refusal(tmp_path / "a\0b.jpg")
+
+
+@pytest.mark.parametrize("name", ["my notes.txt", "my film.mp4", "my scan.jxl"])
+def test_a_name_with_a_space_is_in_quotes_in_the_command_to_type(tmp_path, name):
+    (tmp_path / name).write_bytes(b"no image")
+    command = refusal(tmp_path / name).rpartition(": ")[2].partition(";")[0]
+    assert str(tmp_path / name) in shlex.split(command)
 
 
 @pytest.mark.slow

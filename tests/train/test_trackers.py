@@ -101,11 +101,12 @@ def wandb(tmp_path, monkeypatch):
     module.teardown()
 
 
-def test_wandb_offline_keeps_settings_and_lines_in_the_folder_of_the_run(tmp_path, wandb, monkeypatch):
+def test_wandb_offline_keeps_settings_and_lines_in_the_folder_of_the_run(tmp_path, wandb, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = tmp_path / "mine"
     run.mkdir()
     assert log_all(run, "wandb", [*STEPS, EVALUATION]) == []
+    assert "URL not available" not in capfd.readouterr().err
     (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
     deadline, records = time.monotonic() + 30, list(wandb_records(file))
     while not any(record.WhichOneof("record_type") == "exit" for record in records) and time.monotonic() < deadline:
@@ -149,6 +150,50 @@ def test_wandb_without_a_login_is_said_before_any_work_and_nobody_is_asked(wandb
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(EnvironmentFault, match="nobody is logged in to W&B; wandb login, or WANDB_MODE=offline"):
         check_trackers(load_config("tiny", ["train.trackers=wandb"]).train)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [("WANDB_API_KEY", "short", "API key must have"), ("WANDB_MODE", "ofline", "Input should be 'online', 'offline'")],
+)
+def test_what_wandb_itself_refuses_is_said_in_one_line_before_any_work(wandb, monkeypatch, variable, value, says):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(EnvironmentFault) as caught:
+        check_trackers(load_config("tiny", ["train.trackers=wandb"]).train)
+    message = str(caught.value)
+    assert says in message and "\n" not in message and "errors.pydantic.dev" not in message
+    assert caught.value.fix.startswith("wandb login --relogin, or WANDB_MODE=offline")
+
+
+@pytest.fixture
+def broken_tensorboard(tmp_path, monkeypatch):
+    """A TensorBoard that is installed, and a dependency of which does not fit."""
+    (tmp_path / "site/tensorboard").mkdir(parents=True)
+    (tmp_path / "site/tensorboard/__init__.py").write_text("raise TypeError('descriptors cannot be created directly')")
+    for name in [name for name in sys.modules if name.startswith(("tensorboard", "torch.utils.tensorboard"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+
+
+def test_a_tracker_that_is_named_and_cannot_be_imported_is_said_before_any_work(broken_tensorboard, dino, tmp_path):
+    result = dino("train", "--set", "train.trackers=tensorboard", "--output-dir", tmp_path / "run")
+    assert result.code == 5 and not (tmp_path / "run").exists()
+    assert "`tensorboard` cannot be imported (TypeError: descriptors cannot" in " ".join(result.err.split())
+
+
+def test_a_tracker_that_nobody_named_and_cannot_be_imported_costs_a_warning(broken_tensorboard, tmp_path):
+    (message,) = log_all(tmp_path, "auto", STEPS)
+    assert message.startswith("TensorBoard failed (TypeError: descriptors cannot be created directly)")
+
+
+def test_a_tracker_that_never_connected_is_not_said_to_miss_the_last_lines(tmp_path):
+    for_ever = threading.Event()
+    writer = BackgroundWriter("Far", lambda: for_ever.wait(60), patience=0.2)
+    logger = MetricsLogger(MetricsLog(tmp_path, Progress()), [writer])
+    assert list(logger.add(STEPS[0])) == []
+    logger.close()
+    assert list(logger.problems()) == ["Far has not connected after 0 s; it may miss this run's lines"]
+    for_ever.set()
 
 
 def test_a_tracker_that_does_not_end_is_left_behind_and_said():

@@ -165,11 +165,30 @@ def test_a_stage_and_a_term_that_nobody_foresaw_are_in_the_curves_which_add_up_t
     assert draw_curves(log).tobytes() != with_all
 
 
+def test_a_training_report_of_one_image_and_one_step_speaks_in_the_singular(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text(json.dumps({"step": 1, "epoch": 1, "loss": 1.0, "lr": 1e-4, "seconds": 0.5, "data_seconds": 0.1,
+                               "memory_mb": 9, "grad_norm": 1.0, "matching/label": 1.0}) + "\n")  # fmt: skip
+    page = training_page(log, RunFacts("runs/x", {}, {}, {}, [image()], 1))
+    where = "In 1 validation image, the model after epoch 1"
+    assert page.headline == f"{where} finds 1 of 2 objects at threshold 0.60, with 0 false alarms."
+    html = render_page(page)
+    assert "1 validation image, evenly chosen" in html and "1 step, epoch 1." in html
+
+
 # in Chromium
 
 
 def column(tab, number):
     return tab.locator(f"table.sortable tbody td:nth-child({number})").all_inner_texts()
+
+
+@pytest.mark.slow
+def test_facts_stand_in_two_columns_on_a_phone(visit):
+    tab = visit(Page("x", "", [Section("", [Facts("", dict.fromkeys(("AP", "AP50", "AP75", "APs"), "0.1234"))])]))
+    tab.set_viewport_size({"width": 390, "height": 844})
+    tops = tab.evaluate("[...document.querySelectorAll('.facts div')].map(e => e.getBoundingClientRect().top)")
+    assert tops[0] == tops[1] < tops[2] == tops[3]
 
 
 @pytest.mark.slow
@@ -211,14 +230,16 @@ def test_the_threshold_redraws_boxes_and_counts_them(visit):
         return [figure.locator(f".marks g[data-kind={kind}]").count() for kind in kinds]
 
     counts = tab.locator(".kind b")
-    assert drawn() == [1, 1, 1, 1] and counts.all_inner_texts() == ["1", "1", "1", "1"]
+    assert drawn() == [1, 1, 1, 1] and counts.all_inner_texts() == ["2", "1", "1", "1"], (
+        "missed objects are annotated, too"
+    )
     slider.fill("0.4")
     assert drawn() == [1, 1, 1, 1], "a box at the threshold is shown"
     slider.press("ArrowRight")
     assert drawn() == [1, 1, 0, 1] and tab.locator(".slider output").inner_text() == "0.41"
     slider.fill("0.7")
     assert drawn() == [0, 0, 0, 2], "an object whose answer is below the threshold is missed"
-    assert "2 annotated, 2 missed, 0 found" in figure.inner_text()
+    assert "2 annotated, 2 missed, 0 found" in figure.inner_text() and counts.first.text_content() == "2"
     tab.locator(".kind[data-kind=missed]").press("Enter")
     assert drawn() == [0, 0, 0, 0]
 

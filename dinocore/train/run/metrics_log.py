@@ -79,6 +79,7 @@ class MetricsLogger:
         self.log = log
         self.writers: list[RowWriter] = [log, *writers]
         self.reported: set[int] = set()
+        self.closed = False
 
     def add(self, row: dict[str, Any]) -> Iterator[str]:
         """Tell everybody; yields what a user should know."""
@@ -97,7 +98,7 @@ class MetricsLogger:
     def _once(self, number: int, text: str) -> Iterator[str]:
         if text and number not in self.reported:
             self.reported.add(number)
-            yield f"{text}; the run goes on"
+            yield text if self.closed else f"{text}; the run goes on"
 
     def sync(self) -> int:
         """The place reached in the log."""
@@ -110,6 +111,7 @@ class MetricsLogger:
 
     def close(self, completed: bool = True) -> None:
         """The end of the run, `completed` unless an error or a signal ended it."""
+        self.closed = True
         for writer in self.writers:
             writer.close(completed)
 

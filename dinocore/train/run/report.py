@@ -18,6 +18,7 @@ from ...report.page import shrink, write_page
 from ...report.parts import MarkedImage
 from ...report.training import RunFacts, training_page
 from ...system.files import to_json, write_text
+from ...words import counted
 from ..context import RunContext
 
 EXAMPLES = "best_examples.json"
@@ -124,9 +125,10 @@ class ReportFile:
 
 def machine(device: torch.device) -> dict[str, str]:
     """What a run runs on."""
+    threads = counted(torch.get_num_threads(), "thread")
     facts = {
         "system": platform.platform(),
-        "processor": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "processor": f"{platform.machine()}, {counted(os.cpu_count() or 1, 'core')}, {threads}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "Python": platform.python_version(),
     }

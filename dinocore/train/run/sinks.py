@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import logging
 import os
 import queue
 import re
@@ -11,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -76,7 +78,9 @@ class BackgroundWriter:
             return
         self.thread.join(self.patience)
         if self.thread.is_alive():
-            self.message = f"{self.name} was not done after {self.patience:.0f} s; it may miss the last lines"
+            what = "was not done" if self.started.is_set() else "has not connected"
+            missing = "may miss the last lines" if self.started.is_set() else "may miss this run's lines"
+            self.message = f"{self.name} {what} after {self.patience:.0f} s; it {missing}"
 
     def __str__(self) -> str:
         state = self.place or ("not there" if self.failed else "connecting")
@@ -92,8 +96,7 @@ class BackgroundWriter:
             sink.close(self.completed)
         except Exception as error:  # of whatever kind: it is not ours
             self.failed = True
-            reason = " ".join(str(error).split())[:300]
-            self.message = f"{self.name} failed ({type(error).__name__}: {reason}) and gets no more lines"
+            self.message = f"{self.name} failed ({_reason(error)}) and gets no more lines"
             self.started.set()
 
 
@@ -139,7 +142,8 @@ class WandB:
             config=config.model_dump(mode="json"),
             settings=wandb.Settings(console="off", silent=True),  # the terminal is ours
         )
-        self.place = self.run.url or f"offline, in {run / 'wandb'}"
+        local = "switched off" if self.run.disabled else f"offline, in {run / 'wandb'}"
+        self.place = local if self.run.offline or self.run.disabled else self.run.url or "online"
         self.run.define_metric("*", step_metric="step")  # a resumed run logs some steps once more
 
     def write(self, row: dict[str, Any]) -> None:
@@ -196,14 +200,15 @@ class Tracker(NamedTuple):
     """One that `train.trackers` can name."""
 
     title: str
-    package: str  # also the extra that brings it, and what is imported
+    package: str  # also the extra that brings it
+    module: str  # what is imported
     patience: float = PATIENCE
 
 
 TRACKERS = {
-    "tensorboard": Tracker("TensorBoard", "tensorboard"),
-    "wandb": Tracker("W&B", "wandb", PATIENCE_FOR_UPLOADS),
-    "mlflow": Tracker("MLflow", "mlflow", PATIENCE_FOR_UPLOADS),
+    "tensorboard": Tracker("TensorBoard", "tensorboard", "torch.utils.tensorboard.writer"),
+    "wandb": Tracker("W&B", "wandb", "wandb", PATIENCE_FOR_UPLOADS),
+    "mlflow": Tracker("MLflow", "mlflow", "mlflow", PATIENCE_FOR_UPLOADS),
 }
 FOLDERS = tuple(TRACKERS)  # of each in the folder of a run
 PROJECT = "dino"  # in W&B, and the experiment in MLflow
@@ -213,7 +218,7 @@ def check_trackers(config: TrainConfig) -> None:
     """Say before any work what a tracker that is asked for lacks.
 
     Raises:
-        EnvironmentFault: its package is not installed, or W&B has nobody logged in.
+        EnvironmentFault: its package is not installed or cannot be imported, or W&B has nobody logged in.
     """
     for key in config.trackers:
         tracker = TRACKERS.get(key)
@@ -222,13 +227,29 @@ def check_trackers(config: TrainConfig) -> None:
                 f"train.trackers names {key}, and the package `{tracker.package}` is not installed",
                 fix=f"{install_line(key)}, or --set train.trackers=auto",
             )
+        if tracker:
+            try:
+                _imported(tracker.module)
+            except Exception as error:  # of whatever kind: a dependency in a version that it does not fit
+                raise EnvironmentFault(
+                    f"train.trackers names {key}, and `{tracker.package}` cannot be imported ({_reason(error)})",
+                    fix=f"pip install --upgrade {tracker.package}, or --set train.trackers=off",
+                ) from error
     if "wandb" in config.trackers:
-        wandb = _imported("wandb")
-        if wandb.setup().settings.mode in ("online", "shared") and not wandb.login(prompt=False, verify=False):
-            raise EnvironmentFault(
-                "train.trackers names wandb, and nobody is logged in to W&B",
-                fix="wandb login, or WANDB_MODE=offline to keep the run in its folder and `wandb sync` it later",
-            )
+        _check_login(_imported("wandb"))
+
+
+def _check_login(wandb: Any) -> None:
+    offline = "WANDB_MODE=offline to keep the run in its folder and `wandb sync` it later"
+    try:
+        online = wandb.setup().settings.mode in ("online", "shared")
+        logged_in = not online or wandb.login(prompt=False, verify=False)
+    except Exception as error:  # of whatever kind: it is not ours
+        message = f"train.trackers names wandb, and W&B cannot start ({_reason(error)})"
+        raise EnvironmentFault(message, fix=f"wandb login --relogin, or {offline}") from error
+    if not logged_in:
+        message = "train.trackers names wandb, and nobody is logged in to W&B"
+        raise EnvironmentFault(message, fix=f"wandb login, or {offline}")
 
 
 def sinks(run: Path, config: Config, step: int) -> list[BackgroundWriter]:
@@ -261,12 +282,20 @@ def _named(trackers: tuple[str, ...]) -> Iterator[str]:
 
 
 def _maker(name: str, run: Path, config: Config, step: int) -> Callable[[], Sink]:
+    try:
+        module = _imported(TRACKERS[name].module)
+    except Exception as error:  # of what `auto` found: `check_trackers` refuses what is named
+        return partial(_raise, error)
     if name == "tensorboard":
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        return lambda: TensorBoard(SummaryWriter, run / "tensorboard", step)
-    module, kind = _imported(TRACKERS[name].package), {"wandb": WandB, "mlflow": MLflow}[name]
+        return lambda: TensorBoard(module.SummaryWriter, run / "tensorboard", step)
+    if name == "mlflow" and "MLFLOW_LOGGING_LEVEL" not in os.environ:
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # the terminal is ours
+    kind = {"wandb": WandB, "mlflow": MLflow}[name]
     return lambda: kind(module, run, config, step > 0)
+
+
+def _raise(error: Exception) -> Sink:
+    raise error
 
 
 def _imported(name: str) -> Any:
@@ -280,6 +309,11 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def _reason(error: Exception) -> str:
+    """What another's error says, in one line; of pydantic's without the value and the address."""
+    return f"{type(error).__name__}: {' '.join(str(error).partition(' [type=')[0].split())[:300]}"
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
