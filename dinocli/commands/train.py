@@ -57,9 +57,7 @@ def train(
         ),
     ] = None,
     data: TrainingData = None,
-    val_fraction: Annotated[
-        float | None, typer.Option(metavar="0…1", help=VAL_FRACTION, rich_help_panel=START)
-    ] = None,
+    val_fraction: Annotated[float | None, typer.Option(metavar="0…1", help=VAL_FRACTION, rich_help_panel=START)] = None,
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", help="Run folder; default: runs/DATE-TIME.", rich_help_panel=RUN)
     ] = None,
