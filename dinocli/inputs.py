@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from dinocore.config import DataConfig
 from dinocore.data.images import SUFFIXES, VIDEOS, read_header
+from dinocore.data.split import is_hidden
 from dinocore.errors import ConfigError, DataError, EnvironmentFault
 from dinocore.words import typed
 
@@ -70,7 +71,7 @@ def expand(arguments: Sequence[str], drawn: Path | None = None) -> tuple[list[In
         if argument == "-":
             inputs = list(_standard_input())
         elif path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file())
+            files = sorted(file for file in path.rglob("*") if file.is_file() and not _is_hidden_in(file, path))
             if drawn is not None and drawn.resolve() != path.resolve():
                 files = [file for file in files if not file.resolve().is_relative_to(drawn.resolve())]
             images = [file for file in files if file.suffix.lower() in SUFFIXES]
@@ -87,6 +88,11 @@ def expand(arguments: Sequence[str], drawn: Path | None = None) -> tuple[list[In
         raise DataError(f"no images in {', '.join(arguments)}",
                         fix=f"give files that end in one of {' '.join(sorted(SUFFIXES))}")  # fmt: skip
     return list(found.values()), skipped
+
+
+def _is_hidden_in(file: Path, folder: Path) -> bool:
+    """Whether it is one of those that data sets skip, too: `._a.jpg` of macOS, thumbnails in `@eaDir/`, ..."""
+    return any(map(is_hidden, file.relative_to(folder).parts))
 
 
 def _standard_input() -> Iterator[Input]:

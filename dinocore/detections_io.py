@@ -18,7 +18,7 @@ from .data.annotations import Category
 from .data.images import SUFFIXES as IMAGES
 from .errors import ConfigError, DataError
 from .predict import Detections
-from .system.files import check_folder_name, write_text
+from .system.files import check_folder_name, resuffixed, write_text
 from .words import typed
 
 FORMATS = ("json", "jsonl", "coco", "csv", "yolo", "labelme", "fiftyone", "labelstudio")
@@ -149,7 +149,7 @@ def check_out(out: Path, kind: str) -> None:
         known = "to draw boxes into images use --save-images DIR; " if out.suffix.lower() in IMAGES else ""
         raise ConfigError(
             f"--out {out} ends in {out.suffix}, but --format {kind} writes {suffix}; "
-            f"{known}try --out {typed(out.with_suffix(suffix))}, or name a --format: {', '.join(FORMATS)}"
+            f"{known}try --out {typed(resuffixed(out, suffix))}, or name a --format: {', '.join(FORMATS)}"
         )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dinocore.config import DataConfig
 from dinocore.errors import ConfigError
-from dinocore.system.files import check_writable
+from dinocore.system.files import check_folder_name, check_writable
 
 from ..console import say
 from ..weights_option import is_exported, open_any_detector
@@ -59,8 +60,8 @@ def check_request(request: PredictRequest) -> PredictRequest:
         raise ConfigError(
             "--resume goes on with the file of --out in --format json or jsonl; name it, or leave --resume out"
         )
-    if request.save_images is not None and request.save_images.is_file():
-        raise ConfigError(f"--save-images {request.save_images} is a file; give a folder")
+    if request.save_images is not None:
+        check_folder_name("--save-images", request.save_images)
     folders = [request.out.parent if request.out else None, request.save_images]
     for folder in (folder for folder in folders if folder is not None):
         check_writable(folder)
@@ -103,6 +104,7 @@ def parse_threshold(text: str) -> float | None:
 
 def parts_folder(out: Path) -> Path:
     """Where several ranks keep what they have finished, until it is merged into --out."""
+    out = Path(os.path.abspath(out))  # `.` has a name, too
     return out.with_name(f"{out.name}.parts")
 
 

@@ -67,8 +67,14 @@ def check_file(option: str, path: Path, suffix: str, *others: str) -> None:
         raise ConfigError(f"{option} {path} is a folder; name a file, such as {example}")
     if path.suffix.lower() not in (suffix, *others):
         choice = f"one of {', '.join((suffix, *others))}" if others else suffix
-        raise ConfigError(f"{option} {path} must end in {choice}; try {option} {typed(path.with_suffix(suffix))}")
+        raise ConfigError(f"{option} {path} must end in {choice}; try {option} {typed(resuffixed(path, suffix))}")
     check_writable(path.parent)
+
+
+def resuffixed(path: Path, suffix: str) -> Path:
+    """The name to type instead: `boxes.csv` for `boxes.csv.gz` and for `boxes.txt`, where `.csv` is written."""
+    inner = path.with_suffix("")
+    return inner if inner.suffix.lower() == suffix else path.with_suffix(suffix)
 
 
 def check_folder_name(option: str, path: Path) -> None:

@@ -263,6 +263,15 @@ def test_a_single_bad_picture_keeps_its_code_and_place(dino):
         assert result.code == 3 and (error["code"], error["where"]) == (code, name) and error["fix"]
 
 
+def test_what_systems_leave_in_a_folder_of_photographs_is_not_looked_at(dino, run_folder, picture, tmp_path):
+    for name in ("a.jpg", "._a.jpg", ".thumbnails/a.jpg", "@eaDir/a.jpg/SYNOPHOTO_THUMB_S.jpg", "__MACOSX/._a.jpg"):
+        (tmp_path / "usb" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, tmp_path / "usb" / name)
+    result = dino("predict", "usb", "--weights", run_folder, "--json")
+    assert result.code == 0, result.err
+    assert [item["file"] for item in json.loads(result.out)] == ["usb/a.jpg"] and "skipped" not in result.err
+
+
 @pytest.mark.parametrize(
     "arguments, code, says",
     [

@@ -1,6 +1,11 @@
 """Where a file or a folder is to be written is checked before any work, by every command in the same words."""
 
+import shutil
+
 import pytest
+
+from dinocore.errors import ConfigError
+from dinocore.system.files import check_file
 
 FILES = {  # a command with a file to write, and a suffix that it may have
     ("benchmark", "--profile"): ".json",
@@ -40,6 +45,7 @@ def test_a_file_to_write_is_neither_a_folder_nor_of_another_kind(command, dino, 
     [
         ("predict", "PICTURE", "--format", "yolo", "--out"),
         ("predict", "PICTURE", "--format", "labelme", "--out"),
+        ("predict", "PICTURE", "--save-images"),
         ("sample-data",),
         ("convert-data", "nowhere", "--to", "yolo"),
     ],
@@ -51,3 +57,17 @@ def test_a_folder_to_write_is_not_called_like_a_file(command, dino, pictures, tm
     result = dino(*words, tmp_path / "x.txt")
     assert result.code == 2 and "to be a folder of files" in " ".join(result.err.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_per_image_is_written_into_the_folder_one_is_in(dino, pictures, tmp_path):
+    shutil.copy(next((pictures / "val2017").iterdir()), tmp_path / "a.jpg")
+    result = dino("predict", "a.jpg", "--format", "yolo", "--out", ".")
+    assert result.code == 0, result.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "a.txt", "classes.txt"]
+
+
+def test_a_suffix_is_not_advised_twice(dino, pictures, tmp_path):
+    picture = next((pictures / "val2017").iterdir())
+    assert "try --out b.csv," in dino("predict", picture, "--format", "csv", "--out", "b.csv.gz").err
+    with pytest.raises(ConfigError, match=r"try --report r\.html$"):
+        check_file("--report", type(tmp_path)("r.html.gz"), ".html")
