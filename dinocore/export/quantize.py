@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 QUANTISED = re.compile(r"model\.(encoder|decoder)\.layers\.\d+\.(ffn\.|\w+\.(value|output)\b)")  # modules
-MIDDLE = 128  # what stands for 0 in an unsigned byte; CPUs have a fast product of unsigned by signed bytes
+MIDDLE = 128  # stands for 0 where there are two signs; CPUs have a fast product of unsigned by signed bytes
 
 
 def quantize_linears(model: Any) -> int:
@@ -25,13 +25,14 @@ def quantize_linears(model: Any) -> int:
 
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     constants = _Constants(model.graph)
+    rectified = {node.output[0] for node in model.graph.node if node.op_type == "Relu"}
     nodes, replaced = [], 0
     for node in model.graph.node:
         if node.op_type != "MatMul" or node.input[1] not in weights or not _in_parts(node):
             nodes.append(node)
             continue
         weight = numpy_helper.to_array(weights[node.input[1]])  # (C_in, C_out)
-        nodes += quantized_product(node, weight, constants)
+        nodes += quantized_product(node, weight, constants, node.input[0] in rectified)
         replaced += 1
     if not replaced:
         raise RuntimeError("no product of the encoder or decoder was found in the graph")
@@ -50,8 +51,12 @@ def quantize_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(weight / scale).astype(np.int8), scale.astype(np.float32)
 
 
-def quantized_product(node: Any, weight: np.ndarray, constants: "_Constants") -> Iterator[Any]:
-    """The nodes that stand for a product of x (..., C_in) with a constant matrix."""
+def quantized_product(node: Any, weight: np.ndarray, constants: "_Constants", positive: bool = False) -> Iterator[Any]:
+    """The nodes that stand for a product of x (..., C_in) with a constant matrix.
+
+    Args:
+        positive: x has one sign, as behind a ReLU; then 255 steps reach as far as 127 do otherwise.
+    """
     from onnx import TensorProto, helper
 
     x, result, name = node.input[0], node.output[0], node.output[0]
@@ -59,8 +64,12 @@ def quantized_product(node: Any, weight: np.ndarray, constants: "_Constants") ->
     matrix = constants.add(f"{name}_int8", quantized)
     channel = constants.add(f"{name}_scale", scale)
     last, least = constants.add("last_axis", np.array([-1])), constants.add("least", np.float32(1e-12))
-    steps, middle = constants.add("steps", np.float32(127)), constants.add("middle", np.float32(MIDDLE))
-    zero = constants.add("zero_point", np.uint8(MIDDLE))
+    number, middle = (255, 0) if positive else (127, MIDDLE)
+    steps, moved = (
+        constants.add(f"steps_{number}", np.float32(number)),
+        constants.add(f"middle_{middle}", np.float32(middle)),
+    )
+    zero = constants.add(f"zero_point_{middle}", np.uint8(middle))
     plan = [
         ("Abs", [x], "abs", {}),
         ("ReduceMax", [f"{name}_abs", last], "peak", {"keepdims": 1}),  # of each token
@@ -68,7 +77,7 @@ def quantized_product(node: Any, weight: np.ndarray, constants: "_Constants") ->
         ("Div", [f"{name}_floor", steps], "step", {}),
         ("Div", [x, f"{name}_step"], "scaled", {}),
         ("Round", [f"{name}_scaled"], "whole", {}),
-        ("Add", [f"{name}_whole", middle], "moved", {}),
+        ("Add", [f"{name}_whole", moved], "moved", {}),
         ("Cast", [f"{name}_moved"], "bytes", {"to": TensorProto.UINT8}),
         ("MatMulInteger", [f"{name}_bytes", matrix, zero], "sum", {}),
         ("Cast", [f"{name}_sum"], "float", {"to": TensorProto.FLOAT}),

@@ -40,6 +40,21 @@ def test_each_token_and_each_channel_has_a_scale_of_its_own():
     assert (np.abs(result(model, x) - x @ weight) / size).max() < 0.01
 
 
+def test_behind_a_relu_steps_are_half_as_large():
+    rng = np.random.default_rng(2)
+    weight, x = rng.normal(size=(48, 32)).astype(np.float32), rng.normal(size=(1, 500, 48)).astype(np.float32)
+    weight = np.rint(weight * 127 / np.abs(weight).max(0)) * np.abs(weight).max(0) / 127  # exact in bytes
+    wrong = {}
+    for name in ("plain", "behind a ReLU"):
+        model, positive = product(weight, "model.encoder.layers.0.ffn.net.2"), np.maximum(x, 0)
+        if name != "plain":
+            model.graph.node.insert(0, onnx.helper.make_node("Relu", ["x"], ["hidden"]))
+            model.graph.node[1].input[0] = "hidden"
+        assert quantize_linears(model) == 1
+        wrong[name] = np.abs(result(model, positive if name == "plain" else x) - positive @ weight).mean()
+    assert wrong["behind a ReLU"] == pytest.approx(wrong["plain"] * 127 / 255, rel=0.05)
+
+
 def test_a_token_of_zeros_stays_zero():
     model = product(np.ones((4, 3), np.float32), "model.decoder.layers.1.cross_attn.value")
     quantize_linears(model)
