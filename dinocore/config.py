@@ -8,7 +8,7 @@ paper's appendix D (arXiv 2203.03605); "ours" is our choice.
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ConfigError
 
@@ -292,8 +292,7 @@ class Config(SettingsGroup):
         """A copy with one setting changed; `key` is its path, such as `model.num_classes`.
 
         Raises:
-            ConfigError: there is no such setting.
-            ValidationError: the value cannot be used.
+            ConfigError: there is no such setting, or the value cannot be used.
         """
         settings = self.model_dump()
         *sections, name = key.split(".")
@@ -303,7 +302,11 @@ class Config(SettingsGroup):
         if not isinstance(section, dict) or name not in section:
             raise ConfigError(f"there is no setting `{key}`", fix="`dino presets NAME` lists all")
         section[name] = value
-        return type(self).model_validate(settings)
+        try:
+            return type(self).model_validate(settings)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise ConfigError(f"`{key}` = {value!r} cannot be used: {reason[:1].lower()}{reason[1:]}") from None
 
 
 def fixed_on_resume(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:

@@ -14,7 +14,7 @@ from torchvision.ops import batched_nms
 from .boxes import to_xyxy
 from .config import Config
 from .data.annotations import Category
-from .data.batch import Batch, normalise
+from .data.batch import Batch, check_pixels, normalise
 from .data.images import loaded_rgb, read_image, to_rgb
 from .data.transforms import to_tensor
 from .errors import DataError, DivergedError, EnvironmentFault
@@ -218,8 +218,7 @@ class Detector:
     def _pixels(self, image: ImageLike) -> Tensor:
         """(3, H, W) uint8 of any kind of image."""
         if isinstance(image, Tensor):
-            if image.dtype != torch.uint8 or image.dim() != 3 or len(image) != 3:
-                raise _no_image_tensor(image)
+            check_pixels(image)
             return image
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
@@ -237,18 +236,6 @@ class Detector:
 def _is_one(images: object) -> TypeGuard[ImageLike]:
     """Whether this is an image, not several."""
     return isinstance(images, ImageLike) and getattr(images, "ndim", 3) != 4
-
-
-def _no_image_tensor(given: Tensor) -> DataError:
-    fix = ""
-    if given.is_floating_point():
-        fix = "from 0 to 1: (image * 255).round().to(torch.uint8)"
-    elif given.ndim == 3 and given.shape[-1] == 3:
-        fix = "channels first: image.permute(2, 0, 1)"
-    elif given.ndim == 3 and len(given) == 1:
-        fix = "grey as RGB: image.expand(3, -1, -1)"
-    kind = f"{given.dtype} {tuple(given.shape)}"
-    return DataError(f"an image as a tensor must be (3, H, W) of uint8, but this is {kind}", fix=fix)
 
 
 def _no_image_array(given: np.ndarray) -> DataError:
@@ -281,7 +268,7 @@ def load_detector(path: str | Path | None = None, device: str | torch.device = "
         CheckpointError: the file cannot be used.
         EnvironmentFault: there is no such device, or the file cannot be fetched.
     """
-    where = locate(path or "bundled")
+    where = locate("bundled" if path is None else path)
     chosen = pick_device(device)
     return detector_from(load_weights(where), where, chosen, amp)
 

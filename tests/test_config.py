@@ -201,8 +201,10 @@ def test_replace_changes_one_setting_and_checks_it():
     assert after.replace("model.denoising.box_noise", 1.0) == before
     with pytest.raises(ConfigError, match=r"no setting `model\.wings`"):
         before.replace("model.wings", 2)
-    with pytest.raises(ValidationError):
+    with pytest.raises(ConfigError, match=r"`train\.batch_size` = 0 cannot be used: input should be greater than"):
         before.replace("train.batch_size", 0)
+    with pytest.raises(ConfigError, match=r"`train\.lr` = 'a' cannot be used: input should be a valid number$"):
+        before.replace("train.lr", "a")
 
 
 def test_what_a_resumed_run_cannot_change_is_marked_at_the_settings():

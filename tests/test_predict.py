@@ -10,7 +10,7 @@ from PIL import Image
 
 from dinocore import build_model, load_detector
 from dinocore.boxes import to_cxcywh
-from dinocore.errors import DataError
+from dinocore.errors import CheckpointError, ConfigError, DataError
 from dinocore.predict import Detections, Detector
 from dinocore.structures import Predictions
 
@@ -101,6 +101,13 @@ def test_an_address_and_a_folder_are_called_what_they_are(detector, tmp_path):
         detector("https://a.b/c.jpg")
     with pytest.raises(DataError, match="is a folder, not an image"):
         detector(tmp_path)
+
+
+def test_weights_without_a_name_and_a_whole_config_are_refused(detector):
+    with pytest.raises(CheckpointError, match="the name of the weights is empty; is a variable of your shell not set"):
+        load_detector("")
+    with pytest.raises(ConfigError, match=r"use config\.model"):
+        build_model(detector.config)
 
 
 def test_a_grey_array_is_taken(detector, smear):

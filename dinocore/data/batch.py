@@ -6,7 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import DataError
 from ..structures import Target
+
+ROUNDING = 1e-3  # by so much a box may lie beyond the image
 
 
 class Sample(NamedTuple):
@@ -31,7 +34,14 @@ class Batch(NamedTuple):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Pad and stack."""
+    """Pad and stack.
+
+    Raises:
+        DataError: an image or a target is not what `Sample` and `Target` say; it would be trained on without a word.
+    """
+    for sample in samples:
+        check_pixels(sample.image)
+        _check_target(sample.target)
     height = max(s.image.shape[-2] for s in samples)
     width = max(s.image.shape[-1] for s in samples)
     images = torch.empty(len(samples), height, width, 3, dtype=torch.uint8)  # colours last, as images have them
@@ -49,6 +59,40 @@ def collate(samples: Sequence[Sample]) -> Batch:
         [s.size for s in samples],
         [s.problem for s in samples if s.problem],
     )
+
+
+def check_pixels(image: Tensor) -> None:
+    """
+    Raises:
+        DataError: it is not (3, H, W) of uint8.
+    """
+    if image.dtype == torch.uint8 and image.dim() == 3 and len(image) == 3:
+        return
+    fix = ""
+    if image.is_floating_point():
+        fix = "from 0 to 1: (image * 255).round().to(torch.uint8)"
+    elif image.ndim == 3 and image.shape[-1] == 3:
+        fix = "channels first: image.permute(2, 0, 1)"
+    elif image.ndim == 3 and len(image) == 1:
+        fix = "grey as RGB: image.expand(3, -1, -1)"
+    kind = f"{image.dtype} {tuple(image.shape)}"
+    raise DataError(f"an image as a tensor must be (3, H, W) of uint8, but this is {kind}", fix=fix)
+
+
+def _check_target(target: Target) -> None:
+    labels, boxes = target.labels, target.boxes
+    if labels.dim() != 1 or boxes.shape != (len(labels), 4) or labels.is_floating_point():
+        kind = f"{labels.dtype} {tuple(labels.shape)} and {tuple(boxes.shape)}"
+        raise DataError(f"labels must be integers (n,) and their boxes (n, 4), but these are {kind}")
+    if not len(labels):
+        return
+    least, most = boxes.aminmax()
+    if not (least >= -ROUNDING and most <= 1 + ROUNDING):  # nor where one is NaN
+        raise DataError(
+            "boxes must be (centre x, centre y, width, height) as fractions of the image, but these go from "
+            f"{least:.4g} to {most:.4g}",
+            fix="divide pixels by the image's size: boxes / torch.tensor([width, height, width, height])",
+        )
 
 
 def normalise(batch: Batch, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Batch:

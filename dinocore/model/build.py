@@ -6,7 +6,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..config import DenoisingConfig, ModelConfig
+from ..config import Config, DenoisingConfig, ModelConfig
+from ..errors import ConfigError
 from .backbones.build import build_backbone, check_backbone
 from .decoder import Decoder, DecoderLayer, look_once, look_twice
 from .deform_attn import MSDeformAttn
@@ -28,6 +29,10 @@ def build_model(config: ModelConfig, backbone: nn.Module | None = None) -> DINO:
     Raises:
         ConfigError: there is no such backbone, or yours gives other maps than the config wants.
     """
+    if isinstance(config, Config):
+        raise ConfigError(
+            "a model is built from the section `model`, and this is a whole config", fix="use config.model"
+        )
     dim = config.hidden_dim
     attention = (dim, config.num_heads, config.num_levels, config.num_points, config.ffn_dim, config.dropout)
     layer_call = checkpointed if config.checkpoint_activations else direct

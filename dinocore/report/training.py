@@ -48,7 +48,7 @@ def training_page(metrics: Path, facts: RunFacts) -> Page:
         ]
         sections.insert(0, Section("Examples", parts))
         text = f"{counted(len(facts.images), 'validation image')}, evenly chosen, as after epoch {facts.images_epoch}."
-        text += " A box is right if it covers an object of its class with IoU 0.5; the surest box is served first."
+        text += " A box is right if it covers an object of its class with IoU 0.5; higher scores are matched first."
         sections.append(Section("Predictions", [Gallery("Found beside annotated", facts.images, threshold, text)]))
     settings = [[name, _plain(value)] for name, value in _flat(facts.settings)]
     sections.append(Section("Settings", [Table("", ["setting", "value"], settings)]))

@@ -141,6 +141,40 @@ def test_images_are_padded_at_right_and_bottom_and_padding_is_true_there():
     assert batch.sizes == [(3, 5), (4, 2)] and batch.indices == [0, 1] and batch.problems == []
 
 
+SIZE = "boxes / torch.tensor([width, height, width, height])"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"image": torch.rand(3, 4, 5)}, "must be (3, H, W) of uint8, but this is torch.float32"),
+        ({"image": torch.zeros(4, 5, 3, dtype=torch.uint8)}, "image.permute(2, 0, 1)"),
+        (
+            {"boxes": torch.tensor([[50.0, 30, 20, 20]])},
+            f"but these go from 20 to 50; divide pixels by the image's size: {SIZE}",
+        ),
+        ({"boxes": torch.tensor([[0.5, 0.5, -0.1, 0.1]])}, "go from -0.1 to 0.5"),
+        ({"boxes": torch.tensor([[0.5, 0.5, float("nan"), 0.1]])}, "as fractions of the image"),
+        ({"boxes": torch.tensor([0.5, 0.5, 0.1, 0.1])}, "but these are torch.int64 (1,) and (4,)"),
+        ({"labels": torch.tensor([0, 1])}, "but these are torch.int64 (2,) and (1, 4)"),
+        ({"labels": torch.tensor([0.0])}, "labels must be integers (n,)"),
+    ],
+)
+def test_a_sample_that_would_teach_nonsense_is_refused(change, says):
+    right = sample(4, 5)
+    target = Target(change.get("labels", right.target.labels), change.get("boxes", right.target.boxes))
+    given = right._replace(image=change.get("image", right.image), target=target)
+    with pytest.raises(DataError) as caught:
+        collate([sample(3, 5, 0), given])
+    assert says in str(caught.value)
+
+
+def test_a_box_may_end_a_rounding_beyond_its_image_and_an_image_have_none():
+    target = Target(torch.tensor([0]), torch.tensor([[0.5, 0.5, 0.2, 1.0005]]))
+    none = Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    assert collate([sample(3, 5)._replace(target=one) for one in (target, none)]).targets == [target, none]
+
+
 def test_normalised_pixels_are_less_the_mean_over_the_deviation_and_padding_is_zero():
     batch = collate([sample(2, 3, 0, value=255), sample(2, 2, 1, value=51)])
     done = normalise(batch, mean=(0.5, 0.2, 0.0), std=(0.5, 0.1, 2.0), device=torch.device("cpu"))

@@ -50,6 +50,8 @@ def original(name: str | Path, watch: Watch = UNWATCHED) -> Original:
         CheckpointError, ConfigError, EnvironmentFault: as for `locate`.
     """
     text, path = str(name), Path(name).expanduser()
+    if name == "":
+        raise CheckpointError("the name of the weights is empty", fix="is a variable of your shell not set?")
     if text in SHIPPED and (text == "bundled" or not path.exists()):
         return Original(SHIPPED[text])
     if text.startswith(PREFIX):
