@@ -184,7 +184,7 @@ def load_exactly(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -
     if differing:
         key = differing[0]
         raise CheckpointError(
-            f"{where} does not fit its model: {len(differing)} of {len(wanted)} tensors differ, such as {key} "
+            f"{where} does not fit its model: {len(differing)} of {len(wanted.keys() | given.keys())} tensors differ, such as {key} "
             f"({given.get(key, 'missing')} in the file, {wanted.get(key, 'none')} in the model)"
         )
     state = model.state_dict()

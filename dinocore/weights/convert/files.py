@@ -19,7 +19,7 @@ from ..untrusted import check_tensor, read_file
 from . import coco
 from .backbones import UNKNOWN
 from .known import check_preset, choose_preset, read_facts, settings_in
-from .state import Converted, convert_tensors, holds_last_step, moving_average_in
+from .state import Converted, by_part, convert_tensors, holds_last_step, moving_average_in
 
 CONVERTER = 2  # to be raised when a conversion gives something else, so that kept ones are made again
 ABOUT_EMA = "the file has a moving average of the weights too, under "
@@ -54,7 +54,7 @@ def convert_file(path: Path, request: ConversionRequest) -> Conversion:
         CheckpointError: the file cannot be used, or is of another model.
         ConfigError: what the file does not tell has to be asked for; the choices are named.
     """
-    content, _ = read_file(path)
+    content = by_part(read_file(path)[0])
     try:
         converted = convert_tensors(content, request.source, request.ema)
         settings, file_facts = settings_in(converted.tensors), read_facts(content)
@@ -106,7 +106,7 @@ def check_shapes(tensors: Mapping[str, Tensor], config: Config, where: Path) -> 
     if differing := [key for key in sorted(wanted.keys() | given.keys()) if wanted.get(key) != given.get(key)]:
         key = differing[0]
         raise CheckpointError(
-            f"{where} is not the weights of this model: {len(differing)} of {len(wanted)} tensors differ, such as "
+            f"{where} is not the weights of this model: {len(differing)} of {len(wanted.keys() | given.keys())} tensors differ, such as "
             f"{key} ({given.get(key, 'missing')} in the file, {wanted.get(key, 'none')} in the model)"
         )
 
