@@ -103,10 +103,11 @@ def check_shapes(tensors: Mapping[str, Tensor], config: Config, where: Path) -> 
     with torch.device("meta"):
         wanted = {key: tuple(value.shape) for key, value in build_model(config.model).state_dict().items()}
     given = {key: tuple(value.shape) for key, value in tensors.items()}
-    if differing := [key for key in sorted(wanted.keys() | given.keys()) if wanted.get(key) != given.get(key)]:
+    names = sorted(wanted.keys() | given.keys())
+    if differing := [key for key in names if wanted.get(key) != given.get(key)]:
         key = differing[0]
         raise CheckpointError(
-            f"{where} is not the weights of this model: {len(differing)} of {len(wanted.keys() | given.keys())} tensors differ, such as "
+            f"{where} is not the weights of this model: {len(differing)} of {len(names)} tensors differ, such as "
             f"{key} ({given.get(key, 'missing')} in the file, {wanted.get(key, 'none')} in the model)"
         )
 
@@ -160,7 +161,8 @@ def _notes(content: Mapping[str, Any], settings: Mapping[str, Any], config: Conf
         for key, value in settings.items()
         if key != "denoising" and value not in (UNKNOWN, getattr(model, key))
     ]
-    beside = [str(key) for key in content if key not in ("model", "state_dict")]
+    own_note = moving_average_in(content)  # see `_average_notes`
+    beside = [str(key) for key in content if key not in ("model", "state_dict", own_note)]
     if ("model" in content or "state_dict" in content) and beside:
         notes.append(f"not read, beside the model: {', '.join(beside[:8])}")
     return notes
