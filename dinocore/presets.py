@@ -187,7 +187,7 @@ def config_to_toml(config: Config) -> str:
 def _find(source: str) -> Path:
     path = Path(source) if source.endswith(".toml") else preset_dir() / f"{source}.toml"
     if not path.is_file():
-        close = difflib.get_close_matches(source, list_presets(), n=1)
+        close = difflib.get_close_matches(source.lower(), list_presets(), n=1)
         hint = (
             f"did you mean `{close[0]}`?"
             if close

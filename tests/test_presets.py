@@ -79,6 +79,7 @@ def test_what_is_not_an_override_is_refused_with_an_example(text):
 
 def test_an_unknown_preset_names_the_nearest_or_all():
     assert refusal("r50-4scal") == "there is no preset or file `r50-4scal`; did you mean `r50-4scale`?"
+    assert refusal("R50-4SCALE") == "there is no preset or file `R50-4SCALE`; did you mean `r50-4scale`?"
     listed = "there are r50-4scale, swin-l-4scale, tiny and others; `dino presets` lists all"
     assert refusal("eva") == f"there is no preset or file `eva`; {listed}"
     assert "there is no preset or file `mine.toml`" in refusal("mine.toml")

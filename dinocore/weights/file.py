@@ -180,11 +180,12 @@ def load_exactly(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -
     """
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     given = {key: tuple(value.shape) for key, value in tensors.items()}
-    differing = [key for key in sorted(wanted.keys() | given.keys()) if wanted.get(key) != given.get(key)]
+    names = sorted(wanted.keys() | given.keys())
+    differing = [key for key in names if wanted.get(key) != given.get(key)]
     if differing:
         key = differing[0]
         raise CheckpointError(
-            f"{where} does not fit its model: {len(differing)} of {len(wanted)} tensors differ, such as {key} "
+            f"{where} does not fit its model: {len(differing)} of {len(names)} tensors differ, such as {key} "
             f"({given.get(key, 'missing')} in the file, {wanted.get(key, 'none')} in the model)"
         )
     state = model.state_dict()

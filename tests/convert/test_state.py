@@ -12,7 +12,7 @@ from dinocore.errors import CheckpointError, ConfigError
 from dinocore.weights.convert import coco
 from dinocore.weights.convert.files import with_settings
 from dinocore.weights.convert.known import FileFacts, choose_preset, read_facts, settings_in
-from dinocore.weights.convert.state import convert_tensors, moving_average_in
+from dinocore.weights.convert.state import by_part, convert_tensors, moving_average_in
 from dinocore.weights.convert.to_official import official_options, official_state
 from dinocore.weights.untrusted import Ignored, read_pickle
 
@@ -131,6 +131,11 @@ def prefixed(state):
     return {f"module.{key}": value for key, value in state.items()}
 
 
+def named(part, state):
+    return {f"{part}.{key}": value for key, value in state.items()}
+
+
+WEIGHT = {"empty_weight": torch.ones(92)}  # of classes, a buffer of the losses
 STEPS = {"steps": torch.tensor(5)}
 PARTS_OF_AN_AVERAGE = {
     "official DINO": lambda plain, average: {"model": plain, "ema_model": prefixed(average)},
@@ -138,6 +143,13 @@ PARTS_OF_AN_AVERAGE = {
     "timm": lambda plain, average: {"state_dict": plain, "state_dict_ema": average},
     "RT-DETR": lambda plain, average: {"model": plain, "ema": {"module": average, "updates": 7, "warmups": 9}},
     "a decay and its shadow": lambda plain, average: {"model": plain, "ema": {"decay": 0.99, "shadow": average}},
+    "Lightning, in one": lambda plain, average: {
+        "state_dict": named("model", plain) | named("model_ema.module", average) | named("criterion", WEIGHT)
+    },
+    "Lightning under DDP": lambda plain, average: {
+        "state_dict": named("module.model", plain) | named("module.ema", average) | named("module.val_map", WEIGHT)
+    },
+    "in one, without a wrapper": lambda plain, average: plain | named("ema_model", average),
     "PyTorch": lambda plain, average: {"model": plain, "model_ema": {"n_averaged": STEPS["steps"]} | prefixed(average)},
 }
 
@@ -146,9 +158,20 @@ PARTS_OF_AN_AVERAGE = {
 def test_the_moving_average_of_each_codebase_is_found(codebase, state_of):
     plain = state_of("detrex_r50_4scale")
     content = PARTS_OF_AN_AVERAGE[codebase](plain, halved(plain))
-    assert moving_average_in(content)
+    assert moving_average_in(by_part(content))
     expected, chosen = convert_state_dict(halved(plain)), convert_tensors(content, ema=True).tensors
     assert chosen.keys() == expected.keys() and all(torch.equal(chosen[key], value) for key, value in expected.items())
+    last, expected = convert_tensors(content).tensors, convert_state_dict(plain)
+    assert last.keys() == expected.keys() and all(torch.equal(last[key], value) for key, value in expected.items())
+
+
+def test_the_losses_and_metrics_of_a_program_beside_its_model_are_passed_over(state_of):
+    plain = state_of("mmdet_r50_4scale")
+    content = {"state_dict": named("model", plain) | named("criterion", WEIGHT), "epoch": 3}
+    assert convert_state_dict(content).keys() == convert_state_dict(plain).keys()
+    assert by_part(content).keys() == {"state_dict", "criterion", "epoch"}
+    for other in ({"state_dict": plain, "epoch": 3}, plain, {"model": named("module", plain)}):
+        assert by_part(other) is other
 
 
 def test_mmengine_saves_the_average_as_the_weights_so_both_choices_take_it(state_of):
@@ -230,7 +253,7 @@ def test_coco_has_80_classes_with_these_ids():
     [
         (["cls_token", "pos_embed"], "self-supervised DINO"),
         (["conv1.weight", "fc.weight"], "backbone_weights"),
-        (["tokenizer.level_embed"], "no conversion"),
+        (["tokenizer.level_embed"], "save_weights"),
         ([], "empty"),
         (["input_proj.0.0.weight", "backbone.0.patch_embed.proj.weight"], "not a whole DINO"),
     ],

@@ -283,7 +283,9 @@ def test_a_moving_average_beside_the_weights_is_said_and_can_be_chosen(
     torch.save({"model": state, "ema_model": averaged}, tmp_path / "a.pth")
     plain = load_weights(locate(tmp_path / "a.pth", heard[0])).tensors
     assert any("moving average" in line and "--ema" in line for line in heard[1])
-    chosen = files.convert_file(tmp_path / "a.pth", files.ConversionRequest(ema=True)).weights.tensors
+    conversion = files.convert_file(tmp_path / "a.pth", files.ConversionRequest(ema=True))
+    assert not any("ema_model" in note for note in conversion.notes)  # it was read
+    chosen = conversion.weights.tensors
     key = "encoder.layers.0.ffn.net.0.weight"
     torch.testing.assert_close(chosen[key], plain[key] / 2)
     torch.save({"model": state}, tmp_path / "b.pth")

@@ -64,6 +64,8 @@ def test_missing_tensors_and_other_shapes_are_refused_with_their_number():
     before = {key: value.clone() for key, value in layer.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"2 of 2 tensors differ, such as bias \(missing in the file"):
         load_exactly(layer, {"weight": torch.zeros(3, 2)}, Path("w"))
+    with pytest.raises(CheckpointError, match="4 of 4 tensors differ"):
+        load_exactly(layer, {f"net.{key}": value for key, value in before.items()}, Path("w"))
     assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
 
 

@@ -19,7 +19,7 @@ from ..untrusted import check_tensor, read_file
 from . import coco
 from .backbones import UNKNOWN
 from .known import check_preset, choose_preset, read_facts, settings_in
-from .state import Converted, convert_tensors, holds_last_step, moving_average_in
+from .state import Converted, by_part, convert_tensors, holds_last_step, moving_average_in
 
 CONVERTER = 2  # to be raised when a conversion gives something else, so that kept ones are made again
 ABOUT_EMA = "the file has a moving average of the weights too, under "
@@ -54,7 +54,7 @@ def convert_file(path: Path, request: ConversionRequest) -> Conversion:
         CheckpointError: the file cannot be used, or is of another model.
         ConfigError: what the file does not tell has to be asked for; the choices are named.
     """
-    content, _ = read_file(path)
+    content = by_part(read_file(path)[0])
     try:
         converted = convert_tensors(content, request.source, request.ema)
         settings, file_facts = settings_in(converted.tensors), read_facts(content)
@@ -103,10 +103,11 @@ def check_shapes(tensors: Mapping[str, Tensor], config: Config, where: Path) -> 
     with torch.device("meta"):
         wanted = {key: tuple(value.shape) for key, value in build_model(config.model).state_dict().items()}
     given = {key: tuple(value.shape) for key, value in tensors.items()}
-    if differing := [key for key in sorted(wanted.keys() | given.keys()) if wanted.get(key) != given.get(key)]:
+    names = sorted(wanted.keys() | given.keys())
+    if differing := [key for key in names if wanted.get(key) != given.get(key)]:
         key = differing[0]
         raise CheckpointError(
-            f"{where} is not the weights of this model: {len(differing)} of {len(wanted)} tensors differ, such as "
+            f"{where} is not the weights of this model: {len(differing)} of {len(names)} tensors differ, such as "
             f"{key} ({given.get(key, 'missing')} in the file, {wanted.get(key, 'none')} in the model)"
         )
 
@@ -160,7 +161,8 @@ def _notes(content: Mapping[str, Any], settings: Mapping[str, Any], config: Conf
         for key, value in settings.items()
         if key != "denoising" and value not in (UNKNOWN, getattr(model, key))
     ]
-    beside = [str(key) for key in content if key not in ("model", "state_dict")]
+    own_note = moving_average_in(content)  # see `_average_notes`
+    beside = [str(key) for key in content if key not in ("model", "state_dict", own_note)]
     if ("model" in content or "state_dict" in content) and beside:
         notes.append(f"not read, beside the model: {', '.join(beside[:8])}")
     return notes

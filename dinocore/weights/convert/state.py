@@ -41,8 +41,10 @@ CODEBASES = {
 }  # fmt: skip
 AVERAGES = ("ema_model", "ema_state", "ema_state_dict", "model_ema", "state_dict_ema", "ema")
 WRAPPERS = ("model", "state_dict", "module", "shadow")  # where tensors are, in a checkpoint or in an average
+MODEL_PARTS = ("model", "module", "_orig_mod")  # where the model is among other parts of a program
 OTHERS = {  # a name that gives away what else a file may be
-    "tokenizer.level_embed": "dino's own weights; they need no conversion",
+    "tokenizer.level_embed": "dino's own weights, without the settings and classes that dino "
+    "keeps beside them; write them with dinocore.weights.file.save_weights",
     "cls_token": "a vision transformer's, such as Meta's self-supervised DINO, which is another thing",
     "fc.weight": "a classifier's; use them with --set model.backbone_weights=FILE",
     "head.weight": "a classifier's; use them with --set model.backbone_weights=FILE",
@@ -95,6 +97,31 @@ def convert_tensors(state: Mapping[str, Any], source: str | None = None, ema: bo
     return Converted(source, tensors, names, dropped)
 
 
+def by_part(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A checkpoint whose one dictionary holds a whole program's tensors, as Lightning saves it, taken apart.
+
+    `model.…`, `model_ema.…` and `criterion.…` become what other tools save: `state_dict`, `model_ema` and `criterion`.
+    Any other checkpoint is as it was.
+    """
+    wrapper = next((key for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), None)
+    parts: dict[str, dict[str, Any]] = {}
+    for name, value in without_prefixes(content if wrapper is None else content[wrapper]).items():
+        part, _, rest = name.partition(".") if isinstance(value, Tensor) else ("", "", name)
+        parts.setdefault(part if rest else "", {})[rest or name] = value
+    model = next((part for part in MODEL_PARTS if part in parts), None)
+    if len(parts) == 1 or not (model or parts.keys() & set(AVERAGES)):
+        return content
+    averages = {part: parts.pop(part) for part in AVERAGES if part in parts}
+    if model is None:  # only the average has a name of its own
+        plain = {f"{part}.{name}" if part else name: v for part, inner in parts.items() for name, v in inner.items()}
+        parts = {}
+    else:
+        plain = parts.pop(model)
+    alone = parts.pop("", {})
+    beside = {key: value for key, value in content.items() if wrapper is not None and key != wrapper}
+    return {"state_dict": plain} | averages | parts | alone | beside
+
+
 def moving_average_in(content: Mapping[str, Any]) -> str:
     """Where a checkpoint has a moving average beside its weights; empty without one."""
     return next((key for key in AVERAGES if isinstance(content.get(key), Mapping) and content[key]), "")
@@ -118,6 +145,7 @@ def unwrapped(content: Mapping[str, Any], ema: bool = False) -> dict[str, Tensor
     Raises:
         CheckpointError: there are no tensors by name, or no moving average.
     """
+    content = by_part(content)
     if not ema:
         return _tensors_in(content)
     if not (key := moving_average_in(content)):
