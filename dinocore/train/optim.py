@@ -59,8 +59,8 @@ def describe_lr(steps_per_epoch: int, config: TrainConfig) -> str:
     rates = f"{config.lr:g}, backbone {config.backbone_lr:g}"
     warmup = f", {counted(config.warmup_steps, 'step')} of warm-up" if config.warmup_steps else ""
     if warmup_warning(steps_per_epoch, config):
-        steps = counted(config.epochs * steps_per_epoch, "step")
-        return f"{rates}, not reached{warmup}, no shorter than the run of {steps}"
+        taken = counted(config.epochs * steps_per_epoch, "step")
+        return f"{rates}, never reached: warm-up takes {counted(config.warmup_steps, 'step')}, the run {taken}"
     if config.lr_schedule == "cosine":
         return f"{rates}{warmup}, falling to 0 as a cosine"
     reached = [str(epoch) for epoch in config.lr_drop_epochs if epoch < config.epochs]

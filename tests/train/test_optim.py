@@ -76,6 +76,6 @@ def test_the_plan_of_the_rate_says_when_it_drops_and_what_is_out_of_reach():
     assert "divided by 10 after epoch 11 of 12" in describe_lr(100, TrainConfig())
     assert "never lowered" in describe_lr(100, TrainConfig(epochs=6))
     short = TrainConfig(warmup_steps=24, lr_schedule="cosine")
-    assert describe_lr(2, short).endswith("not reached, 24 steps of warm-up, no shorter than the run of 24 steps")
+    assert describe_lr(2, short).endswith("never reached: warm-up takes 24 steps, the run 24 steps")
     assert warmup_warning(2, short).endswith("and the run has 24 steps; --set train.warmup_steps=0")
     assert warmup_warning(3, short) == warmup_warning(1, TrainConfig(warmup_steps=0)) == ""
