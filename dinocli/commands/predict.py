@@ -27,7 +27,7 @@ from ..inputs import Input, expand
 from ..options import Device, Json, Out, Overlap, Precision, Threshold, Weights
 from ..progress import WorkProgress
 from ..signals import ending_early
-from .predict_request import PredictRequest, Work, check_request, open_work, parse_threshold, parts_folder
+from .predict_request import PredictRequest, Work, check_labels, check_request, open_work, parse_threshold, parts_folder
 
 if TYPE_CHECKING:
     from dinocore.detections_io import ImageResult
@@ -135,6 +135,8 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
     if skipped:
         say(f"skipped {counted(skipped, 'non-image file')}")
     check_drawings(inputs, request)
+    stems = output_stems([item.name for item in inputs], request.format)
+    check_labels([item.path for item in inputs], [*stems.values()], request)
     if not any(item.path.exists() for item in inputs):
         raise DataError(f"there is no image {inputs[0].name}", code="DATA-IMAGE-MISSING", where=inputs[0].name,
                         fix="give an image, a folder, or a glob in quotes")  # fmt: skip
@@ -149,7 +151,6 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
     found, failed = _detect_or_keep(work, inputs, before)
     if not found:
         raise none_left(len(inputs), failed[0])
-    stems = output_stems([item.name for item in inputs], request.format)
     if request.out is not None:
         _, *beside = write_found(found, work.detector.categories, request.format, request.out, stems)
         count = counted(sum(len(item.detections) for item in found), "detection")

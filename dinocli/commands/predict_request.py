@@ -85,6 +85,25 @@ def open_work(request: PredictRequest, weights: str | None, device: str, amp: st
     return Work(detector, slicing, request, choose_thresholds(request.threshold, detector))
 
 
+def check_labels(images: Sequence[Path], names: Sequence[str], request: PredictRequest) -> None:
+    """Refuse to write a file per image over what lies beside the images, which may be somebody's labels.
+
+    Args:
+        names: of what is written about the images, without suffix.
+
+    Raises:
+        ConfigError: --out would.
+    """
+    if request.out is None or request.format not in ("yolo", "labelme"):
+        return
+    if request.out.resolve() not in {image.resolve().parent for image in images}:
+        return
+    suffix = ".txt" if request.format == "yolo" else ".json"
+    written = [*(f"{name}{suffix}" for name in names), *(["classes.txt"] if suffix == ".txt" else [])]
+    if over := next((name for name in written if (request.out / name).exists()), None):
+        raise ConfigError(f"--out {request.out} would overwrite {request.out / over}; name another folder")
+
+
 def parse_threshold(text: str) -> float | None:
     """A score in [0, 1]; None for `auto`.
 

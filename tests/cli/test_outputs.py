@@ -1,6 +1,7 @@
 """Where a file or a folder is to be written is checked before any work, by every command in the same words."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -71,3 +72,17 @@ def test_a_suffix_is_not_advised_twice(dino, pictures, tmp_path):
     assert "try --out b.csv," in dino("predict", picture, "--format", "csv", "--out", "b.csv.gz").err
     with pytest.raises(ConfigError, match=r"try --report r\.html$"):
         check_file("--report", type(tmp_path)("r.html.gz"), ".html")
+
+
+@pytest.mark.parametrize(
+    ("kind", "label"), [("yolo", "PICTURE.txt"), ("yolo", "classes.txt"), ("labelme", "PICTURE.json")]
+)
+def test_labels_beside_the_images_are_not_overwritten(dino, pictures, tmp_path, kind, label):
+    picture = shutil.copy(next((pictures / "val2017").iterdir()), tmp_path)
+    mine = tmp_path / label.replace("PICTURE", Path(picture).stem)
+    mine.write_text("mine")
+    result = dino("predict", picture, "--format", kind, "--out", ".")
+    assert result.code == 2 and f"would overwrite {mine.name}" in " ".join(result.err.split())
+    assert mine.read_text() == "mine"
+    mine.unlink()
+    assert dino("predict", picture, "--format", kind, "--out", ".").code == 0 and mine.is_file()
