@@ -91,7 +91,7 @@ def expand(arguments: Sequence[str], drawn: Path | None = None) -> tuple[list[In
 
 
 def _is_hidden_in(file: Path, folder: Path) -> bool:
-    """Whether it is one of those that data sets skip, too: `._a.jpg` of macOS, thumbnails in `@eaDir/`, ..."""
+    """Whether it, or a folder on the way to it, is one that data sets skip: `._a.jpg` of macOS, `@eaDir/`, ..."""
     return any(map(is_hidden, file.relative_to(folder).parts))
 
 

@@ -93,11 +93,11 @@ def open_any_detector(weights: str | None, device: str, amp: str) -> tuple[AnyDe
     Raises:
         ConfigError: another device or precision is asked for than an exported file has.
     """
-    from dinocore.export.detector import FileDetector
-
     path = find_weights(weights)
     if not is_exported(path):
         return _from_weights(path, device, amp)
+    from dinocore.export.detector import FileDetector
+
     if device not in ("auto", "cpu") or amp not in ("auto", "off"):
         raise ConfigError(f"{path} has its device and precision in it; leave --device and --precision out")
     return cast("AnyDetector", FileDetector(path)), path  # its config is a property

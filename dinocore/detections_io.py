@@ -25,7 +25,8 @@ FORMATS = ("json", "jsonl", "coco", "csv", "yolo", "labelme", "fiftyone", "label
 SUFFIXES = {
     "json": ".json", "jsonl": ".jsonl", "coco": ".json", "csv": ".csv", "fiftyone": ".json", "labelstudio": ".json"
 }  # fmt: skip  # of the formats that are one file
-FOLDERS = ("yolo", "labelme")  # these write a file per image
+FOLDERS = {"yolo": ".txt", "labelme": ".json"}  # these write a file per image, with this suffix
+CLASSES = "classes.txt"  # of yolo: a name a line
 
 OTHER = "give another --out, or leave --resume out"
 
@@ -98,10 +99,10 @@ def write_found(
     if kind in FOLDERS:
         stems = stems or output_stems([item.file for item in found])
         for item in found:
-            suffix, text = (".txt", _yolo(item, categories)) if kind == "yolo" else (".json", _labelme(item, out))
-            write_text(out / f"{stems[item.file]}{suffix}", text)
+            text = _yolo(item, categories) if kind == "yolo" else _labelme(item, out)
+            write_text(out / f"{stems[item.file]}{FOLDERS[kind]}", text)
         if kind == "yolo":
-            write_text(out / "classes.txt", "".join(f"{category.name}\n" for category in categories))
+            write_text(out / CLASSES, "".join(f"{category.name}\n" for category in categories))
         return [out]
     if kind in ("coco", "fiftyone"):
         write_text(out, {"coco": _coco, "fiftyone": _fiftyone}[kind](found, categories))

@@ -241,7 +241,7 @@ def _is_one(images: object) -> TypeGuard[ImageLike]:
 def _no_image_array(given: np.ndarray) -> DataError:
     fix = ""
     if np.issubdtype(given.dtype, np.floating):
-        fix = "from 0 to 1: (image * 255).round().astype(np.uint8)"
+        fix = "if its values go from 0 to 1: (image * 255).round().astype(np.uint8)"
     elif given.ndim == 3 and len(given) == 3:
         fix = "channels last: image.transpose(1, 2, 0)"
     elif given.ndim == 3 and 1 in (len(given), given.shape[-1]):

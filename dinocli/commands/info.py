@@ -33,6 +33,7 @@ def info(
 
 
 HIDDEN = ("classes", "facts", "title", "preset_choices")
+EXPORTED = ("schema", "data", "names", "ids")  # hidden of an exported file
 
 
 def show_info(name: str, json: bool) -> None:
@@ -58,7 +59,7 @@ def _show_exported(path: Path, json: bool) -> None:
     if json:
         print_json(facts)
         return
-    lines = {key: _said(value) for key, value in facts.items() if key not in ("schema", "data", "names", "ids")}
+    lines = {key: _said(value) for key, value in facts.items() if key not in EXPORTED and value is not None}
     sides = [" x ".join(map(str, facts[key])) for key in ("least", "canvas")]
     lines |= {"bytes": f"{facts['bytes']:,}", "least": sides[0], "canvas": sides[1], "classes": _few(facts["names"])}
     if facts["thresholds"]:

@@ -27,7 +27,16 @@ from ..inputs import Input, expand
 from ..options import Device, Json, Out, Overlap, Precision, Threshold, Weights
 from ..progress import WorkProgress
 from ..signals import ending_early
-from .predict_request import PredictRequest, Work, check_labels, check_request, open_work, parse_threshold, parts_folder
+from .predict_request import (
+    PredictRequest,
+    Work,
+    check_overwriting,
+    check_request,
+    drawing_path,
+    open_work,
+    parse_threshold,
+    parts_folder,
+)
 
 if TYPE_CHECKING:
     from dinocore.detections_io import ImageResult
@@ -134,9 +143,8 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
     inputs, skipped = expand(files, request.save_images)
     if skipped:
         say(f"skipped {counted(skipped, 'non-image file')}")
-    check_drawings(inputs, request)
     stems = output_stems([item.name for item in inputs], request.format)
-    check_labels([item.path for item in inputs], [*stems.values()], request)
+    check_overwriting([item.path for item in inputs], [*stems.values()], request)
     if not any(item.path.exists() for item in inputs):
         raise DataError(f"there is no image {inputs[0].name}", code="DATA-IMAGE-MISSING", where=inputs[0].name,
                         fix="give an image, a folder, or a glob in quotes")  # fmt: skip
@@ -163,27 +171,6 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
         _show(found)
     end_with_failures(len(failed), len(inputs))
     return None
-
-
-def check_drawings(inputs: Sequence[Input], request: PredictRequest) -> None:
-    """Refuse to draw over an image that is read.
-
-    Raises:
-        ConfigError: --save-images would.
-    """
-    from dinocore.detections_io import output_stems
-
-    if request.save_images is None:
-        return
-    drawings = {drawing_path(request.save_images, stem).resolve()
-                for stem in output_stems([item.name for item in inputs], request.format).values()}  # fmt: skip
-    if over := next((item.name for item in inputs if item.path.resolve() in drawings), None):
-        raise ConfigError(f"--save-images {request.save_images} would overwrite {over}; name another folder")
-
-
-def drawing_path(folder: Path, stem: str) -> Path:
-    """Where an image with boxes is written."""
-    return folder / f"{stem}.jpg"
 
 
 def _write_lines(work: Work, inputs: Sequence[Input], before: Sequence[ImageResult]) -> None:

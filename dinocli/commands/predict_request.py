@@ -85,23 +85,31 @@ def open_work(request: PredictRequest, weights: str | None, device: str, amp: st
     return Work(detector, slicing, request, choose_thresholds(request.threshold, detector))
 
 
-def check_labels(images: Sequence[Path], names: Sequence[str], request: PredictRequest) -> None:
-    """Refuse to write a file per image over what lies beside the images, which may be somebody's labels.
+def check_overwriting(images: Sequence[Path], stems: Sequence[str], request: PredictRequest) -> None:
+    """Refuse to draw over an image that is read, and to write over labels that lie beside the images.
 
     Args:
-        names: of what is written about the images, without suffix.
+        stems: the name, without suffix, of what is written about each image.
 
     Raises:
-        ConfigError: --out would.
+        ConfigError: --save-images or --out would.
     """
-    if request.out is None or request.format not in ("yolo", "labelme"):
-        return
-    if request.out.resolve() not in {image.resolve().parent for image in images}:
-        return
-    suffix = ".txt" if request.format == "yolo" else ".json"
-    written = [*(f"{name}{suffix}" for name in names), *(["classes.txt"] if suffix == ".txt" else [])]
-    if over := next((name for name in written if (request.out / name).exists()), None):
-        raise ConfigError(f"--out {request.out} would overwrite {request.out / over}; name another folder")
+    from dinocore.detections_io import CLASSES, FOLDERS
+
+    if request.save_images is not None:
+        drawings = {drawing_path(request.save_images, stem).resolve() for stem in stems}
+        if over := next((image for image in images if image.resolve() in drawings), None):
+            raise ConfigError(f"--save-images {request.save_images} would overwrite {over}; name another folder")
+    out, suffix = request.out, FOLDERS.get(request.format)
+    if out is not None and suffix and out.resolve() in {image.resolve().parent for image in images}:
+        labels = [out / f"{stem}{suffix}" for stem in stems] + [out / CLASSES] * (request.format == "yolo")
+        if over := next((label for label in labels if label.exists()), None):
+            raise ConfigError(f"--out {out} would overwrite {over}; name another folder")
+
+
+def drawing_path(folder: Path, stem: str) -> Path:
+    """Where an image with boxes is written."""
+    return folder / f"{stem}.jpg"
 
 
 def parse_threshold(text: str) -> float | None:

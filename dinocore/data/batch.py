@@ -37,7 +37,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Pad and stack.
 
     Raises:
-        DataError: an image or a target is not what `Sample` and `Target` say; it would be trained on without a word.
+        DataError: an image or a target is not what `Sample` and `Target` say; it would be trained on silently.
     """
     for sample in samples:
         check_pixels(sample.image)
@@ -70,7 +70,7 @@ def check_pixels(image: Tensor) -> None:
         return
     fix = ""
     if image.is_floating_point():
-        fix = "from 0 to 1: (image * 255).round().to(torch.uint8)"
+        fix = "if its values go from 0 to 1: (image * 255).round().to(torch.uint8)"
     elif image.ndim == 3 and image.shape[-1] == 3:
         fix = "channels first: image.permute(2, 0, 1)"
     elif image.ndim == 3 and len(image) == 1:

@@ -20,7 +20,6 @@ from ..data.split import table_names
 from ..errors import CheckpointError, DataError, EnvironmentFault
 from ..predict import Detections
 from ..system.extras import install_line
-from .plugin import PLUGIN
 from .programs import open_exported
 from .runtime import suppress
 
@@ -49,6 +48,8 @@ class FileDetector:
                 f"{path} takes a runtime that is not here ({error})", fix=install_line(extra)
             ) from error
         except ValueError as error:
+            from .plugin import PLUGIN  # torch.export comes with it
+
             if PLUGIN in str(error.__cause__):
                 raise CheckpointError(
                     f"{path} was exported with --tensorrt-plugin, so it runs in TensorRT only; export it without"

@@ -94,7 +94,7 @@ def export_weights(
             raise
         if request.plugin:
             plugin.remove_function(files[0])
-            say("compared in standard operators; for TensorRT with its plug-in: benchmarks/tensorrt_check.py --plugin")
+            say("the plug-in was compared as standard operators; TensorRT: benchmarks/tensorrt_check.py --plugin")
         return Exported(_move(files, request.out.parent), info, difference)
 
 

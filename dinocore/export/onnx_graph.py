@@ -27,18 +27,18 @@ def quiet() -> Iterator[None]:
 
 
 def to_onnx(
-    program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], own: dict[Any, Any] | None = None
+    program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], translations: dict[Any, Any] | None = None
 ) -> Any:
     """An `onnx.ModelProto` with standard operators only, opset 18.
 
     Args:
-        inputs, outputs: how they are called.
-        own: what becomes of operators that aren't PyTorch's, as `torch.onnx.export` takes it.
+        inputs, outputs: their names.
+        translations: of operators that aren't PyTorch's, as `torch.onnx.export` takes them.
     """
     with quiet():
         exported = torch.onnx.export(
             program, (), dynamo=True, opset_version=OPSET, input_names=list(inputs), output_names=list(outputs),
-            verbose=False, custom_translation_table=own,
+            verbose=False, custom_translation_table=translations,
         )  # fmt: skip
     if exported is None:
         raise RuntimeError("torch.onnx.export gave nothing")

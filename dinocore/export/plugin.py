@@ -22,7 +22,7 @@ from .onnx_graph import OPSET, to_onnx
 
 PLUGIN = "MultiscaleDeformableAttnPlugin_TRT"
 VERSION = "2"  # with the interface IPluginV3; version 1 is deprecated since TensorRT 10.11
-TAKES = ("value", "shapes", "starts", "locations", "weights")
+PLUGIN_INPUTS = ("value", "shapes", "starts", "locations", "weights")
 DOMAIN = "tensorrt"  # of the node; the parser of TensorRT goes by the name alone
 
 
@@ -65,7 +65,7 @@ def to_onnx_with_plugin(program: ExportedProgram) -> Any:
 
     op: Any = opset18
     calls: list[_Call] = []
-    takes = [OpSchema.FormalParameter(name, "I" if name in ("shapes", "starts") else "F") for name in TAKES]
+    takes = [OpSchema.FormalParameter(name, "I" if name in ("shapes", "starts") else "F") for name in PLUGIN_INPUTS]
     version = OpSchema.Attribute("plugin_version", OpSchema.AttrType.STRING, required=True)
     schema = OpSchema(
         PLUGIN, DOMAIN, 1, inputs=takes, outputs=[OpSchema.FormalParameter("samples", "F")], attributes=[version],
@@ -102,7 +102,7 @@ def _as_function(call: _Call) -> Any:
     graph = to_onnx(program, ["value", "locations", "weights"], ["samples"]).graph
     constants = [onnx.helper.make_node("Constant", [], [x.name], value=x) for x in graph.initializer]
     return onnx.helper.make_function(
-        DOMAIN, PLUGIN, [*TAKES], ["samples"],
+        DOMAIN, PLUGIN, [*PLUGIN_INPUTS], ["samples"],
         [*constants, *graph.node], [onnx.helper.make_opsetid("", OPSET)], ["plugin_version"],
     )  # fmt: skip
 

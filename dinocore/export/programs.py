@@ -1,4 +1,4 @@
-"""Run a .pt2 file of `dino export`: PyTorch's own two formats, through the same door as ONNX and OpenVINO files."""
+"""Run a .pt2 file of `dino export` in PyTorch, as `ExportedDetector` runs ONNX and OpenVINO files."""
 
 import zipfile
 from collections.abc import Sequence
@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from .runtime import ExportedDetector
-from .write import METADATA
+
+METADATA = "dino"  # the key of a file's own metadata
 
 
 class ProgramDetector(ExportedDetector):
-    """A program of `torch.export`, or machine code of AOTInductor. It runs what the file says: open only your own."""
+    """A program of `torch.export`, or machine code of AOTInductor: opening one may run its code, so it must be trusted."""
 
     def _open(self, path: str, threads: int, providers: Sequence[str]) -> tuple[Any, str]:
         if threads:

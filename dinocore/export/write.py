@@ -16,10 +16,10 @@ from ..system.files import check_file
 from . import plugin
 from .graph import INPUTS, OUTPUTS
 from .onnx_graph import quiet, to_onnx
+from .programs import METADATA
 
 PRECISIONS = ("float32", "int8")
 RANGED = ("onnx", "torch-export")  # formats that were run with canvases of several sizes
-METADATA = "dino"  # the key of the file's own metadata
 
 
 def write_onnx(program: ExportedProgram, path: Path, info: dict[str, Any]) -> list[Path]:

@@ -108,11 +108,11 @@ def write_pt2(tmp_path) -> Callable[..., Path]:
     """As `write_onnx`, a program of torch.export."""
 
     def write(info: dict | None = NOTHING_ELSE, name: str = "hand.pt2") -> Path:
-        told = {} if info is None else {"dino": json.dumps(INFO | info)}
+        beside = {} if info is None else {"dino": json.dumps(INFO | info)}
         batch = torch.export.Dim("batch", max=64)
         shapes = torch.zeros(2, 96, 128, 3, dtype=torch.uint8), torch.ones(2, 2, dtype=torch.int64)
         program = torch.export.export(Hand(), shapes, dynamic_shapes=({0: batch}, {0: batch}))
-        torch.export.save(program, tmp_path / name, extra_files=told)
+        torch.export.save(program, tmp_path / name, extra_files=beside)
         return tmp_path / name
 
     return write

@@ -105,9 +105,9 @@ def test_files_that_are_not_ours_end_with_the_code_of_weights(dino, write_export
 
 def test_info_says_what_an_exported_file_says_of_itself(dino, write_exported):
     file = write_exported({"thresholds": [0.25, 0.5], "preset": "tiny"})
-    told = " ".join(dino("info", file).out.split())
-    assert "preset tiny" in told and "canvas 96 x 128" in told and "classes disc, ring" in told
-    assert "thresholds disc 0.25, ring 0.5" in told
+    shown = " ".join(dino("info", file).out.split())
+    assert "preset tiny" in shown and "canvas 96 x 128" in shown and "classes disc, ring" in shown
+    assert "thresholds disc 0.25, ring 0.5" in shown
     assert json.loads(dino("info", file, "--json").out)["names"] == ["disc", "ring"]
     file.write_bytes(b"")
     assert dino("info", file).code == 4

@@ -48,8 +48,8 @@ def test_with_the_plugin_written_out_by_hand_a_file_gives_the_model_s_numbers(tm
     from onnx.reference.op_run import OpRun
 
     weights, file = small(preset), tmp_path / "plugin.onnx"
-    wanted = Request("onnx", file, sizes=[CANVAS], max_dets=30, plugin=True)
-    export_weights(weights, tmp_path, wanted, images(np.random.default_rng(8)))
+    request = Request("onnx", file, sizes=[CANVAS], max_dets=30, plugin=True)
+    export_weights(weights, tmp_path, request, images(np.random.default_rng(8)))
     model = onnx.load(file)
     assert not model.functions, "TensorRT would take the function instead of its plug-in"
     calls = []
@@ -75,8 +75,8 @@ def test_with_the_plugin_written_out_by_hand_a_file_gives_the_model_s_numbers(tm
     assert (labels == expected[0]).all()
     assert np.abs(scores - expected[1]).max() < 1e-4 and np.abs(boxes - expected[2]).max() < 0.05
 
-    told = {entry.key: entry.value for entry in model.metadata_props}
-    assert json.loads(told["dino"])["plugin"] == f"{PLUGIN} 2"
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(metadata["dino"])["plugin"] == f"{PLUGIN} 2"
     with pytest.raises(CheckpointError, match="exported with --tensorrt-plugin, so it runs in TensorRT only"):
         FileDetector(file)
 
@@ -84,7 +84,7 @@ def test_with_the_plugin_written_out_by_hand_a_file_gives_the_model_s_numbers(tm
 @pytest.mark.parametrize("other", [{"format": "openvino"}, {"precision": "int8"}, {"sizes": [(96, 128), (256, 256)]}])
 def test_the_plugin_is_refused_where_it_cannot_be(tmp_path, other):
     suffix = ".xml" if "format" in other else ".onnx"
-    wanted = Request("onnx", tmp_path / f"model{suffix}", plugin=True)._replace(**other)
+    request = Request("onnx", tmp_path / f"model{suffix}", plugin=True)._replace(**other)
     with pytest.raises(ConfigError, match="--tensorrt-plugin goes with --format onnx"):
-        export_weights(small("tiny"), tmp_path, wanted, [])
+        export_weights(small("tiny"), tmp_path, request, [])
     assert not list(tmp_path.iterdir())

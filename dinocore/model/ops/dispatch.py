@@ -69,7 +69,7 @@ def ms_deform_attn(value: Tensor, shapes: list[tuple[int, int]], locations: Tens
 def use_backend(name: str, all_threads: bool = False) -> Iterator[None]:
     """Use the named form within the block: "auto", or "reference" for export and comparison.
 
-    "operator" is the operator for whatever shapes, and nothing fused: a trace has one `dino::ms_deform_attn` a call.
+    "operator" is the operator for whatever shapes, and nothing fused: a trace has one `dino::ms_deform_attn` per call.
 
     Args:
         all_threads: of the process, and not only in this one.
