@@ -9,9 +9,11 @@ with what ONNX Runtime makes of model.onnx. Exit code 1: the engine cannot be bu
 """
 
 import argparse
+import json
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,6 +89,22 @@ def inputs(detector: ExportedDetector, path: str, batch: int) -> tuple[np.ndarra
     return pixels.astype(np.float32), sizes
 
 
+def check_plugin_file(path: Path, info: dict[str, Any]) -> None:
+    """See that a file with the plug-in takes and gives what the other one does.
+
+    Raises:
+        SystemExit: it has no plug-in, or was exported with other options.
+    """
+    import onnx
+
+    metadata = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
+    other = json.loads(metadata.get("dino", "{}"))
+    if not other.get("plugin"):
+        sys.exit(f"{path} has no plug-in; export it with --tensorrt-plugin")
+    if differing := [key for key in ("pixels", "canvas", "max_dets", "names") if other.get(key) != info[key]]:
+        sys.exit(f"{path} differs in {', '.join(differing)}; export both from the same weights with the same options")
+
+
 def compare_batch(expected: list[np.ndarray], got: list[np.ndarray], tolerance: Tolerance) -> Difference:
     """The largest difference of every image of a batch."""
     worst = Difference()
@@ -99,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--image", required=True)
-    parser.add_argument("--plugin", type=Path, help="a file with the plug-in, to be built instead")
+    parser.add_argument("--plugin", type=Path, help="build the engine from this file, which has the plug-in")
     parser.add_argument("--batch", type=int, default=3)
     parser.add_argument("--fp16", action="store_true")
     given = parser.parse_args()
@@ -108,6 +126,8 @@ def main() -> None:
         sys.exit(f"{given.file} takes bytes; export it with --pixels float32")
     if detector.info["precision"] != "float32":
         sys.exit(f"{given.file} is in int8, whose products TensorRT does not read; export it without --precision")
+    if given.plugin:
+        check_plugin_file(given.plugin, detector.info)
     pixels, sizes = inputs(detector, given.image, given.batch)
     engine = build_engine(given.plugin or given.file, [*pixels.shape[1:3]], given.batch, given.fp16)
     got, seconds = run_engine(engine, pixels, sizes)

@@ -14,7 +14,7 @@ METADATA = "dino"  # the key of a file's own metadata
 
 
 class ProgramDetector(ExportedDetector):
-    """A program of `torch.export`, or machine code of AOTInductor: opening one may run its code, so it must be trusted."""
+    """A program of `torch.export`, or machine code of AOTInductor. It may run its own code: open what you trust."""
 
     def _open(self, path: str, threads: int, providers: Sequence[str]) -> tuple[Any, str]:
         if threads:

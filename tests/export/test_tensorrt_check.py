@@ -31,7 +31,7 @@ def check(script, write_onnx, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
     monkeypatch.setattr(script, "build_engine", lambda *given: b"")
 
-    def run(change, info: dict) -> object:
+    def run(change, info: dict, *options: object) -> object:
         file, image = write_onnx(info), tmp_path / "a.png"
         Image.fromarray(np.random.default_rng().integers(0, 256, (50, 90, 3), np.uint8)).save(image)
 
@@ -42,7 +42,7 @@ def check(script, write_onnx, tmp_path, monkeypatch):
             return got, 0.004
 
         monkeypatch.setattr(script, "run_engine", run_engine)
-        monkeypatch.setattr(sys, "argv", ["tensorrt_check.py", str(file), "--image", str(image)])
+        monkeypatch.setattr(sys, "argv", ["tensorrt_check.py", str(file), "--image", str(image), *map(str, options)])
         with pytest.raises(SystemExit) as ended:
             script.main()
         return ended.value.code
@@ -74,6 +74,21 @@ def test_an_engine_that_differs_in_any_image_of_the_batch_ends_with_1(check, cap
 )
 def test_files_that_tensorrt_does_not_read_are_named_before_the_work(check, info, message):
     assert message in str(check(lambda got: None, info))
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        ({"pixels": "float32"}, "has no plug-in; export it with --tensorrt-plugin"),
+        ({"pixels": "uint8", "plugin": "P 2"}, "differs in pixels; export both from the same weights"),
+        ({"pixels": "float32", "plugin": "P 2", "max_dets": 9}, "differs in max_dets"),
+        ({"pixels": "float32", "plugin": "P 2"}, None),
+    ],
+)
+def test_a_file_with_the_plugin_must_be_like_the_one_it_is_compared_with(check, write_onnx, capsys, info, message):
+    code = check(lambda got: None, {"pixels": "float32"}, "--plugin", write_onnx(info, "plugin.onnx"))
+    assert message in str(code) if message else code == 0
+    assert message or "a card, float32, plug-in, batch 3" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("built", [None, b"engine"])
