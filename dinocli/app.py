@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
 from importlib import import_module
@@ -44,8 +45,17 @@ class LazyCommands(TyperGroup):
     """Lists commands by their help lines, and imports a command's module when it is used."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
-        """The command that the arguments name, and the arguments that are left for it."""
+        """The command that the arguments name, and the arguments that are left for it.
+
+        Raises:
+            DinoError: one is empty, which as a path would mean the folder one is in.
+        """
         name, command, rest = super().resolve_command(ctx, args)
+        for before, word in zip(["", *rest], rest, strict=False):
+            if (not word or re.fullmatch("--[a-z-]+=", word)) and not ctx.resilient_parsing:  # not while completing
+                place = word.removesuffix("=") or before
+                what = f"the argument after {place}" if place else "the first argument"
+                raise DinoError(f"{what} is empty", code="USAGE", fix="is a variable of your shell not set?")
         return name, load_command(name) if name in COMMANDS else command, rest
 
 

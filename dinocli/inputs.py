@@ -66,8 +66,6 @@ def expand(arguments: Sequence[str], drawn: Path | None = None) -> tuple[list[In
         path = Path(argument).expanduser()
         if argument.lower().startswith(("http://", "https://", "s3://", "gs://", "ftp://")):
             raise EnvironmentFault(f"{argument} is an address, and nothing is downloaded", code="DATA-URL")
-        if not argument:
-            raise DataError("one of the names of images is empty", fix="is a variable of your shell not set?")
         if argument == "-":
             inputs = list(_standard_input())
         elif path.is_dir():

@@ -1,6 +1,6 @@
 """DINO: DETR with Improved DeNoising Anchor Boxes (Zhang et al. 2022, https://arxiv.org/abs/2203.03605)."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,9 +69,9 @@ class DINO(nn.Module):
             targets: the annotated objects of each image; with them the output has a denoising part.
 
         Raises:
-            ValueError: the shapes do not fit together.
+            ValueError: the shapes do not fit together, or a label is none of the model's classes.
         """
-        check_inputs(images, padding, targets)
+        check_inputs(images, padding, targets, cast(nn.Linear, self.decoder.class_heads[0]).out_features)
         images, padding, extents = align(images, padding, self.alignment)
         with within(extents):
             features = self.backbone(images)  # [(B, C_l, H_l, W_l)]
@@ -103,7 +103,7 @@ def _part(stages: list[Predictions], first: int, end: int | None) -> list[Predic
     return [Predictions(*(x[:, first:end] for x in stage)) for stage in stages]
 
 
-def check_inputs(images: Tensor, padding: Tensor, targets: list[Target] | None) -> None:
+def check_inputs(images: Tensor, padding: Tensor, targets: list[Target] | None, num_classes: int) -> None:
     """Refuse what would give wrong numbers or an error that does not say where it comes from."""
     if images.dim() != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be (B, 3, H, W); got {tuple(images.shape)}")
@@ -113,3 +113,9 @@ def check_inputs(images: Tensor, padding: Tensor, targets: list[Target] | None) 
         raise ValueError(f"padding must be bool of {expected}, True outside the image; got {got}")
     if targets is not None and len(targets) != len(images):
         raise ValueError(f"{len(targets)} targets for {len(images)} images; give one Target for each image")
+    labels = torch.cat([target.labels for target in targets]) if targets else torch.zeros(0)
+    if ((labels < 0) | (labels >= num_classes)).any():
+        raise ValueError(
+            f"labels must be 0 to {num_classes - 1}, for the model has {num_classes} classes; got "
+            f"{', '.join(map(str, labels.unique().tolist()))}"
+        )

@@ -282,13 +282,28 @@ def test_what_systems_leave_in_a_folder_of_photographs_is_not_looked_at(dino, ru
         (["PICTURE", "--device", "tpu"], 5, "available: cpu"),
         (["PICTURE", "--weights", "none.safetensors"], 4, "does not exist"),
         (["PICTURE", "--threshold", "2"], 2, "threshold"),
-        ([""], 3, "is a variable of your shell not set?"),
     ],
 )
 def test_wrong_arguments_of_predict(dino, picture, tmp_path, arguments, code, says):
     result = dino("predict", *(picture if a == "PICTURE" else a for a in arguments))
     assert result.code == code and says in result.err, result.err
     assert result.out == "" and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments, place",
+    [
+        (["train", "--output-dir", ""], "after --output-dir"),
+        (["predict", "a.jpg", "--out="], "after --out"),
+        (["eval", "--weights", ""], "after --weights"),
+        (["check-data", ""], "first argument"),
+        (["predict", "a.jpg", ""], "after a.jpg"),
+    ],
+)
+def test_an_empty_argument_is_refused_and_not_taken_for_the_folder_one_is_in(dino, tmp_path, arguments, place):
+    result = dino(*arguments)
+    assert result.code == 2 and f"{place} is empty" in result.err.replace("the argument ", ""), result.err
+    assert "is a variable of your shell not set?" in result.err and list(tmp_path.iterdir()) == []
 
 
 def test_a_video_is_told_how_to_become_pictures(dino, tmp_path):
