@@ -1,7 +1,7 @@
 """The micro-batches of each optimizer step, and what all ranks know of them."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
 import torch
@@ -42,7 +42,7 @@ def micro_batch_size(config: TrainConfig, device: torch.device, ranks: int = 1) 
 
 def step_batches(
     annotations: Annotations, config: Config, device: torch.device, group: SingleProcess, first: int, last: int
-) -> Iterator[StepBatches]:
+) -> Generator[StepBatches, None, None]:
     """What each of the optimizer steps from `first` to `last` is done with, or what came to a fault."""
     size, part = micro_batch_size(config.train, device, group.size), Shard(group.rank, group.size)
     room = config.model.denoising.max_targets

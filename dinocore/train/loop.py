@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 from ..data.loaders import num_workers, steps_per_epoch
 from ..errors import ConfigError, DataError, DivergedError, EnvironmentFault, Interrupted, OutOfMemory
@@ -132,22 +133,23 @@ class _Run:
     def _steps(self) -> Iterator[Event]:
         context, progress, plan = self.context, self.progress, self.plan
         self.state.model.train()
-        all_batches = step_batches(
+        steps = step_batches(
             context.data.train, context.config, context.device, self.group, progress.step + 1, plan.total
         )
-        for batches in all_batches:
-            if plan.over(progress):
-                return
-            if batches.fault is not None:
-                yield from self.checkpointer.save()
-                raise self.group.on_all_ranks(batches.fault)
-            yield from self._step(batches)
-            yield from self._report_bad_images(batches)
-            if plan.evaluates_after(progress.step):
-                progress.due_evaluation = plan.epoch(progress.step)
-                yield from self.checkpointer.save()  # a kill while evaluating must not cost the epoch
-                yield from evaluate(context, self.state, self.logger)
-            yield from self._save_if_due()
+        with closing(steps):  # its workers end with it, also where an error keeps this frame
+            for batches in steps:
+                if plan.over(progress):
+                    return
+                if batches.fault is not None:
+                    yield from self.checkpointer.save()
+                    raise self.group.on_all_ranks(batches.fault)
+                yield from self._step(batches)
+                yield from self._report_bad_images(batches)
+                if plan.evaluates_after(progress.step):
+                    progress.due_evaluation = plan.epoch(progress.step)
+                    yield from self.checkpointer.save()  # a kill while evaluating must not cost the epoch
+                    yield from evaluate(context, self.state, self.logger)
+                yield from self._save_if_due()
 
     def _step(self, batches: StepBatches) -> Iterator[Event]:
         """One optimizer step, and what is logged of it."""

@@ -1,6 +1,7 @@
 """Rows of docs/reliability.md that no other test puts in."""
 
 import errno
+import multiprocessing
 import os
 import resource
 import threading
@@ -232,6 +233,7 @@ def test_a_reader_that_fails_names_the_picture_and_the_state_is_saved(workers, s
     with pytest.raises(DataError, match=told) as error:
         list(train(context, state))
     assert "\n" not in str(error.value) and "Caught" not in str(error.value)
+    assert not multiprocessing.active_children(), "no reader is left"
     assert step_of(list_checkpoints(context.folder / "checkpoints")[-1]) == state.progress.step >= 4
 
 
