@@ -4,7 +4,7 @@ import copy
 import multiprocessing
 import pickle
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -36,25 +36,20 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-def best_score(detector, image, answers):
-    answers.put(float(detector(image).scores[0]))
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python's, about threads at a fork
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_a_child_process_detects_after_its_parent_did(detector, image, two_threads, method):
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip("this system cannot fork")
-    expected = float(detector(image).scores[0])  # starts threads, which a forked child lacks
-    context = multiprocessing.get_context(method)
-    answers = context.Queue()
-    child = context.Process(target=best_score, args=(detector, image, answers), daemon=True)
-    child.start()
+    expected = detector(image)  # starts threads, which a forked child lacks
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context(method))
     try:
-        assert answers.get(timeout=300) == pytest.approx(expected, abs=1e-3)
+        found = pool.submit(detector, image).result(timeout=300)
     finally:
-        child.kill()
-        child.join()
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in multiprocessing.active_children():
+            child.kill()
+    assert torch.allclose(found.scores, expected.scores, atol=1e-3)
 
 
 def test_threads_share_a_detector(detector, image):
