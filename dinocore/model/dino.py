@@ -111,9 +111,11 @@ def check_inputs(images: Tensor, padding: Tensor, targets: list[Target] | None, 
     if padding.dtype != torch.bool or padding.shape != expected:
         got = f"{padding.dtype} of {tuple(padding.shape)}"
         raise ValueError(f"padding must be bool of {expected}, True outside the image; got {got}")
-    if targets is not None and len(targets) != len(images):
+    if targets is None:
+        return
+    if len(targets) != len(images):
         raise ValueError(f"{len(targets)} targets for {len(images)} images; give one Target for each image")
-    labels = torch.cat([target.labels for target in targets]) if targets else torch.zeros(0)
+    labels = torch.cat([target.labels for target in targets])
     if ((labels < 0) | (labels >= num_classes)).any():
         raise ValueError(
             f"labels must be 0 to {num_classes - 1}, for the model has {num_classes} classes; got "
