@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from dinocore.model import proposals
 from dinocore.model.proposals import ExtraQueries, MixedContent, Proposer, token_anchors
+from dinocore.model.tokens import token_centers
 from dinocore.structures import Queries, Tokens
 
 
@@ -26,6 +28,21 @@ def test_anchors_within_one_percent_of_the_edge_are_not_proposed(width, first_is
     middle_row = usable.view(10, width)[5]
     assert middle_row[0] == middle_row[-1] == torch.tensor(first_is_usable)
     assert middle_row[1:-1].all()
+
+
+@pytest.mark.parametrize("rounding", [0.0, 2e-7, -2e-7])
+def test_which_anchors_are_near_the_edge_is_exact_at_every_size_however_a_runtime_rounds(rounding, monkeypatch):
+    """The first of 50 columns is at exactly 1 %, so as in official DINO it is left out, padded or not."""
+    monkeypatch.setattr(proposals, "token_centers", lambda memory: token_centers(memory) * (1 + rounding))
+    for shown in (1, 2, 17, 49, 50, 51, 150, 199):
+        column = torch.arange(shown)
+        expected = (50 * (2 * column + 1) > shown) & (50 * (2 * column + 1) < 99 * shown)  # in whole numbers
+        for width in range(shown, 220):
+            row = tokens((3, width))
+            padding = (torch.arange(width) >= shown).expand(3, -1).flatten()[None]
+            ratio = (~padding).float().mean().item()
+            _, usable = token_anchors(row._replace(padding=padding, valid_ratios=torch.tensor([[[ratio, 1.0]]])))
+            assert torch.equal(usable.view(3, width)[1, :shown], expected), (shown, width)
 
 
 def test_anchors_are_squares_of_a_twentieth_of_the_image_and_twice_that_at_each_further_level():
