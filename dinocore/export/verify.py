@@ -17,7 +17,7 @@ from ..structures import Predictions, Target
 from ..words import counted
 
 ANOTHER_CLASS = 1e9  # cost of pairing detections of two classes
-EQUAL = 2e-5  # logits of proposals that differ by less may swap ranks by rounding
+EQUAL = 1e-4  # logits of proposals that differ by less may swap ranks by rounding, which may move scores as far
 MAX_TIES = 64  # of an image are tried
 SHUFFLES = 4  # orders of all equal proposals that are drawn where trying single pairs is not enough
 Run = Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]  # of a file: images and sizes to detections
