@@ -59,6 +59,8 @@ class DINO(nn.Module):
         self.denoiser = denoiser
         self.decoder = decoder
         self.extra = extra
+        # read here, for `for_inference` replaces the layer by one that has no such number
+        self.num_classes = cast(nn.Linear, decoder.class_heads[0]).out_features
         self.alignment = backbone.alignment * neck.downsampling if backbone.alignment > 1 else 1
 
     def forward(self, images: Tensor, padding: Tensor, targets: list[Target] | None = None) -> DinoOutput:
@@ -71,7 +73,7 @@ class DINO(nn.Module):
         Raises:
             ValueError: the shapes do not fit together, or a label is none of the model's classes.
         """
-        check_inputs(images, padding, targets, cast(nn.Linear, self.decoder.class_heads[0]).out_features)
+        check_inputs(images, padding, targets, self.num_classes)
         images, padding, extents = align(images, padding, self.alignment)
         with within(extents):
             features = self.backbone(images)  # [(B, C_l, H_l, W_l)]
@@ -113,7 +115,9 @@ def check_inputs(images: Tensor, padding: Tensor, targets: list[Target] | None, 
         raise ValueError(f"padding must be bool of {expected}, True outside the image; got {got}")
     if targets is not None and len(targets) != len(images):
         raise ValueError(f"{len(targets)} targets for {len(images)} images; give one Target for each image")
-    labels = torch.cat([target.labels for target in targets]) if targets else torch.zeros(0)
+    if not targets:
+        return
+    labels = torch.cat([target.labels for target in targets])
     if ((labels < 0) | (labels >= num_classes)).any():
         raise ValueError(
             f"labels must be 0 to {num_classes - 1}, for the model has {num_classes} classes; got "
