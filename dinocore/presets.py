@@ -65,7 +65,9 @@ OTHER_WORDS = {  # of other codebases, and of everyday speech, beside official D
     "accumulate_grad_batches": "train.micro_batch_size", "per_device_train_batch_size": "train.batch_size",
     "max_steps": "train.epochs", "warmup_ratio": "train.warmup_steps", "max_grad_norm": "train.clip_norm",
     "gradient_clip_val": "train.clip_norm", "dataloader_num_workers": "data.workers",
-    "multi_scale": "data.train_scales",
+    "multi_scale": "data.train_scales", "img_scale": "data.train_scales", "pipeline": "data.policy",
+    "train_pipeline": "data.policy", "test_pipeline": "data.eval_scale", "two_stage_num_proposals": "model.num_queries",
+    "num_proposals": "model.num_queries",
     "eval_steps": "train.eval_every_epochs", "save_total_limit": "train.keep_checkpoints",
     "checkpointer.period": "train.save_every_steps", "checkpoint.interval": "train.save_every_steps",
     "checkpoint_interval": "train.save_every_steps", "save_period": "train.save_every_steps",
@@ -83,6 +85,19 @@ OPTIONS = {  # what other codebases set in a config and `dino` has as an option
     "name": "--output-dir DIR", "exist_ok": "--overwrite", "pretrained": "--weights FILE", "conf": "--threshold 0.3",
     "frozen_weights": "--weights FILE", "fp16": "--amp fp16", "bf16": "--amp bf16", "half": "--amp fp16",
     "dataset_file": "--data DIR",
+}  # fmt: skip
+
+NO_SETTING = {  # words of other codebases for what nobody sets here, and why
+    "auto_scale_lr": "set train.lr yourself when you change train.batch_size",
+    "aux_loss": "every decoder layer has its loss", "deep_supervision": "every decoder layer has its loss",
+    "mosaic": "images are not mixed; the augmentations are those of data.policy",
+    "mixup": "images are not mixed; the augmentations are those of data.policy",
+    "close_mosaic": "images are not mixed; the augmentations are those of data.policy",
+    "copy_paste": "images are not mixed; the augmentations are those of data.policy",
+    "pin_memory": "memory is pinned wherever there is a GPU",
+    "metainfo": "the classes come from your annotations", "names": "the classes come from your annotations",
+    "classes": "the classes come from your annotations", "dn_labelbook_size": "the classes come from your annotations",
+    "masks": "dino finds boxes, no masks", "cfg_options": "give --set KEY=VALUE for each",
 }  # fmt: skip
 
 
@@ -308,6 +323,8 @@ def _hint(path: Sequence[str], here: Sequence[str]) -> str:
     typed, word = ".".join(path), path[-1]
     if option := next((OPTIONS[part] for part in (typed, word) if part in OPTIONS), None):
         return f"; that is `{option}`"
+    if reason := next((NO_SETTING[part] for part in (typed, word, word.replace("-", "_")) if part in NO_SETTING), None):
+        return f": {reason}"
     endings = [".".join(path[start:]) for start in range(len(path) - 1)]  # of two words and more
     found = next((OTHER_WORDS[end] for end in endings if end in OTHER_WORDS), None) or _meant(typed, word, here)
     return f"; did you mean `{found}`?" if found else f"; known are: {', '.join(here)}"

@@ -3,11 +3,17 @@
 import os
 import shlex
 import subprocess
+from collections.abc import Sequence
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
     """`1 image`, `2 images`; nouns with another plural than that bring it."""
     return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def typed(path: object) -> str:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from dinocore.config import Config, fixed_on_resume
 from dinocore.errors import ConfigError
-from dinocore.presets import OTHER_WORDS, config_from_dict, load_config
+from dinocore.presets import NO_SETTING, OPTIONS, OTHER_WORDS, config_from_dict, load_config
 from dinocore.settings import list_settings
 
 
@@ -235,3 +235,14 @@ def test_a_word_on_the_page_for_users_of_other_codebases_leads_to_the_setting_be
                 if not (hint and (hint[1].startswith("--") or hint[1].rpartition(".")[2] in settings)):
                     wrong.append(f"{word}: {error} (the page says {settings})")
     assert seen > 50 and wrong == []
+
+
+@pytest.mark.parametrize("word", ["mosaic", "auto_scale_lr", "cfg-options", "data.pin_memory", "Classes"])
+def test_a_word_for_what_nobody_sets_here_is_answered_with_why(word):
+    with pytest.raises(ConfigError, match=rf"there is no setting `{word}`: \w+"):
+        load_config(overrides=[f"{word}=1"])
+
+
+def test_words_that_are_answered_with_why_are_on_the_page_or_no_settings_of_ours():
+    ours = {setting.name.rpartition(".")[2] for setting in list_settings()}
+    assert not ours & NO_SETTING.keys() and not NO_SETTING.keys() & (OTHER_WORDS.keys() | OPTIONS.keys())

@@ -279,6 +279,8 @@ def _detections(
         for note in read.notes:
             warn(f"{source.path}: {note}")
         return read.rows, []
+    if group.main and source.slicing is None:
+        _warn_of_shrinking(annotations, source.detector.config.data)
     results, failed = [], []
     with WorkProgress(hidden=not group.main) as progress:
         images = detect_on_ranks(source.detector, annotations, group, source.slicing)
@@ -290,6 +292,16 @@ def _detections(
             for problem in problems:
                 fail(problem, "DATA")
     return results, failed
+
+
+def _warn_of_shrinking(annotations: Annotations, config: DataConfig) -> None:
+    """Say which images lose their small objects, and what to type."""
+    from dinocore.stream.slices import SHRINKS_MUCH, shrink_factor, shrinking_message
+
+    factors = [shrink_factor((height, width), config) for width, height in annotations.sizes.tolist()]
+    shrunk = [(f, annotations.path(i).name) for i, f in enumerate(factors) if f > SHRINKS_MUCH]
+    if shrunk:
+        warn(shrinking_message(shrunk))
 
 
 def _write_report(path: Path, page: Page) -> None:

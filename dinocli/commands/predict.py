@@ -354,13 +354,10 @@ def shrinking(work: Work, name: str, size: tuple[int, int]) -> list[tuple[float,
 
 def warn_of_shrinking(shrunk: Sequence[tuple[float, str]]) -> None:
     """Say which images lose their small objects, and what to type."""
-    if not shrunk:
-        return
-    factor, name = max(shrunk)
-    one = len(shrunk) == 1
-    which = name if one else f"{len(shrunk)} images, {name} the most,"
-    verb, times = ("is" if one else "are"), f"{factor:.1f}"
-    warn(f"{which} {verb} shrunk by a factor of {times} for the model, so small objects are lost; try --slice auto")
+    from dinocore.stream.slices import shrinking_message
+
+    if shrunk:
+        warn(shrinking_message(shrunk))
 
 
 def _draw(image: Image, found: ImageResult, detector: AnyDetector, path: Path) -> None:

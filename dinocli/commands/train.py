@@ -381,7 +381,7 @@ def try_run(request: TrainRequest) -> None:
             facts = describe(context, state, steps_per_epoch(len(found.train.image_ids), config.train.batch_size))
             for key, value in facts.items():
                 say(f"{key:<12}{value}")
-            for limit in exceeded_limits(config, found.train):
+            for limit in exceeded_limits(config, found):
                 warn(limit)
             for note in found.notes:
                 say(f"note: {note}")

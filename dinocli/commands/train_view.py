@@ -106,7 +106,7 @@ class TrainingView:
         self._earlier()
         for note in self.context.data.notes:
             self._line(f"note: {note}", "yellow")
-        for limit in exceeded_limits(self.context.config, self.context.data.train):
+        for limit in exceeded_limits(self.context.config, self.context.data):
             self._line(f"warning: {limit}", "yellow")
 
     def _earlier(self) -> None:

@@ -60,6 +60,7 @@ class Annotations(NamedTuple):
     area: np.ndarray  # (M,) float64
     crowd: np.ndarray  # (M,) bool
     notes: list[str]  # what a user should know: objects that training leaves out, unknown classes
+    merged_ids: tuple[tuple[int, int], ...] = ()  # (id, the category's that it is taken for), where two have one name
 
     def path(self, index: int) -> Path:
         """The image's file."""
@@ -110,6 +111,7 @@ def survey_annotations(
     table, root = present_files(safe_names(table, findings), split, config, findings)
     table, starts = sort_by_file(drop_orphans(known_sizes(table, root, config, findings)))
     table = clean_names(table, findings)
+    before = table.categories
     table = merge_names(table, findings) if categories is None else match_categories(table, categories, findings)
     check_boxes(table, root, config, findings)
     used = set(np.unique(table.category_ids).tolist())
@@ -118,6 +120,7 @@ def survey_annotations(
     else:
         compare_categories(categories, table.categories, used, findings)
     classes = {category.id: k for k, category in enumerate(categories)}
+    ids = {category.name: category.id for category in categories}
     return Annotations(
         file=split.annotations,
         image_root=root,
@@ -131,6 +134,7 @@ def survey_annotations(
         area=np.where(np.isnan(table.area), table.boxes[:, 2] * table.boxes[:, 3], table.area),
         crowd=table.crowd,
         notes=[finding.text for finding in findings.found if finding.level != ERROR],
+        merged_ids=tuple((c.id, ids[c.name]) for c in before if c.id not in classes and c.name in ids),
     )
 
 

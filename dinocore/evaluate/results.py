@@ -33,6 +33,8 @@ class Results(NamedTuple):
 def read_results(path: Path, annotations: Annotations, allow_orphans: bool = False) -> Results:
     """Read and check results for these annotations; fields that detection doesn't need are left out.
 
+    Results of a class that is taken for another one of its name are that one's.
+
     Args:
         allow_orphans: leave out results of images and classes that the annotations don't have.
 
@@ -41,6 +43,8 @@ def read_results(path: Path, annotations: Annotations, allow_orphans: bool = Fal
             images or classes; with how many there are.
     """
     rows = _decode(path)
+    if taken_for := dict(annotations.merged_ids):
+        rows = [row | {"category_id": taken_for.get(row["category_id"], row["category_id"])} for row in rows]
     numbers = np.array([[*row["bbox"], row["score"]] for row in rows]).reshape(-1, 5)
     wrong = np.flatnonzero(~np.isfinite(numbers).all(1)).tolist()
     if wrong:

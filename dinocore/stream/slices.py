@@ -29,7 +29,7 @@ SURE_ENOUGH = 0.5  # an uncut box replaces a cut one whose score is at most 1 / 
 MOSTLY = 0.8  # of the smaller of two boxes that mean one thing, lies in the other
 NEAR_EDGE = 0.015  # of a slice's side: a box that ends so close to an inner edge is taken to be cut there
 STRETCH = 1.2  # a side that is longer than a slice by less stays whole
-SHRINKS_MUCH = 4  # an image that is shrunk by more than this loses small objects; `predict` says so
+SHRINKS_MUCH = 4  # an image that is shrunk by more than this loses small objects; `predict` and `eval` say so
 OVERLAP, MOST_AUTO_OVERLAP = 0.2, 0.5  # of a slice's side, where none is given
 AUTO_SHRINK = 1.5  # by which a slice of automatic size is shrunk, where the weights don't know their training images
 
@@ -108,6 +108,13 @@ def check_overlap(side: str | None, overlap: float | None) -> None:
 def shrink_factor(size: tuple[int, int], config: DataConfig) -> float:
     """By how much an image of `size` (height, width) is shrunk for the model; below 1 where it is enlarged."""
     return max(size) / max(size_for_model(size, config))
+
+
+def shrinking_message(shrunk: Sequence[tuple[float, str]]) -> str:
+    """What to say of images that are shrunk by more than `SHRINKS_MUCH`, each by how much and its name."""
+    factor, name = max(shrunk)
+    which = f"{name} is" if len(shrunk) == 1 else f"{len(shrunk)} images, {name} the most, are"
+    return f"{which} shrunk by a factor of {factor:.1f} for the model, so small objects are lost; try --slice auto"
 
 
 class WindowDetections(NamedTuple):

@@ -19,7 +19,7 @@ INT8 = "int8"
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
-    """`auto` (CUDA, then MPS, then CPU), `cpu`, `cuda`, `cuda:N` or `mps`.
+    """`auto` (CUDA, then MPS, then CPU), `cpu`, `cuda` (the current one), `cuda:N` or `mps`.
 
     Raises:
         EnvironmentFault: this machine has no such device.
@@ -29,7 +29,9 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     available += ["mps"] if torch.backends.mps.is_available() else []
     if name == "auto":
         return torch.device(available[1] if len(available) > 1 else "cpu")
-    if (f"{name}:0" if name == "cuda" else name) not in available:
+    if name == "cuda" and "cuda:0" in available:  # with its number, which `torch.cuda.set_device` asks for
+        name = f"cuda:{torch.cuda.current_device() if torch.cuda.is_initialized() else 0}"
+    if name not in available:
         raise EnvironmentFault(f"there is no device `{name}` here; available: {', '.join(available)}")
     return torch.device(name)
 

@@ -18,7 +18,7 @@ from ..system.device import pick_precision
 from ..system.processes import SingleProcess
 from ..words import counted
 from .batches import micro_batch_size, share_of_batch
-from .optim import describe_lr, warmup_warning
+from .optim import describe_lr, drops_warning, warmup_warning
 from .state import TrainState
 
 
@@ -61,15 +61,18 @@ def describe(context: RunContext, state: TrainState, steps_per_epoch: int) -> di
 LIMITS = ("MODEL-QUERIES", "MODEL-DETECTIONS", "MODEL-DENOISING")
 
 
-def exceeded_limits(config: Config, annotations: Annotations) -> list[str]:
-    """What a run is too short or a model too small for: its warm-up; more objects in an image than it has queries,
-    detections or denoising slots, as check-data says it.
+def exceeded_limits(config: Config, data: DataSet) -> list[str]:
+    """What a run is too short or a model too small for: its warm-up and drops of the rate; more objects in an image
+    than it has queries, detections or denoising slots, as check-data says it.
     """
-    findings = Findings(annotations.file)
-    check_fitness(annotations, config, findings)
-    steps = steps_in_epoch(len(annotations.image_ids), config.train.batch_size)
-    warmup = [message] if (message := warmup_warning(steps, config.train)) else []
-    return warmup + [f"{finding.text}; {finding.fix}" for finding in findings.found if finding.code in LIMITS]
+    steps = steps_in_epoch(len(data.train.image_ids), config.train.batch_size)
+    said = [text for text in (warmup_warning(steps, config.train), drops_warning(steps, config.train)) if text]
+    splits = {"train": data.train} | ({} if data.val is data.train else {"val": data.val})
+    for name, split in splits.items():
+        findings = Findings(split.file)
+        check_fitness(split, config, findings, trained_on=name == "train")
+        said += [f"{name}: {finding.text}; {finding.fix}" for finding in findings.found if finding.code in LIMITS]
+    return said
 
 
 def fingerprint(data: DataSet) -> str:

@@ -7,7 +7,7 @@ import torch
 
 from ..config import TrainConfig
 from ..model.dino import DINO
-from ..words import counted
+from ..words import counted, listed
 
 NORMS = (torch.nn.LayerNorm, torch.nn.GroupNorm)
 
@@ -63,8 +63,9 @@ def describe_lr(steps_per_epoch: int, config: TrainConfig) -> str:
         return f"{rates}, never reached: warm-up takes {counted(config.warmup_steps, 'step')}, the run {taken}"
     if config.lr_schedule == "cosine":
         return f"{rates}{warmup}, falling to 0 as a cosine"
-    reached = [str(epoch) for epoch in config.lr_drop_epochs if epoch < config.epochs]
-    drops = f"divided by 10 after epoch {', '.join(reached)} of {config.epochs}" if reached else "never lowered"
+    reached = [str(epoch) for epoch in sorted(config.lr_drop_epochs) if epoch < config.epochs]
+    epochs = f"epochs {listed(reached)}" if len(reached) > 1 else f"epoch {reached[0]}" if reached else ""
+    drops = f"divided by 10 after {epochs} of {config.epochs}" if reached else "never lowered"
     return f"{rates}{warmup}, {drops}"
 
 
@@ -75,6 +76,22 @@ def warmup_warning(steps_per_epoch: int, config: TrainConfig) -> str:
         return ""
     lengths = f"{counted(config.warmup_steps, 'step')} of warm-up, and the run has {counted(steps, 'step')}"
     return f"the learning rate still rises when the run ends: {lengths}; --set train.warmup_steps=0"
+
+
+def drops_warning(steps_per_epoch: int, config: TrainConfig) -> str:
+    """What to say of drops of the rate that a run does not reach, or that its warm-up hides; empty for others."""
+    if config.lr_schedule != "step" or warmup_warning(steps_per_epoch, config):
+        return ""
+    beyond = [str(epoch) for epoch in sorted(config.lr_drop_epochs) if epoch >= config.epochs]
+    if beyond:
+        least = 1 + max(config.lr_drop_epochs)
+        missed = f"{counted(config.epochs, 'epoch')}, and its learning rate would drop after {listed(beyond)}"
+        return f"the run has {missed}; --set train.epochs={least} or more, or other train.lr_drop_epochs"
+    hidden = [str(epoch) for epoch in sorted(config.lr_drop_epochs) if epoch * steps_per_epoch < config.warmup_steps]
+    if hidden:
+        where = f"{counted(config.warmup_steps, 'step')} of warm-up, and the drop after epoch {hidden[0]}"
+        return f"the learning rate drops before its warm-up ends: {where} is step {int(hidden[0]) * steps_per_epoch}"
+    return ""
 
 
 def scaled_drops(config: TrainConfig, epochs: int) -> tuple[int, ...]:

@@ -471,6 +471,22 @@ def test_results_that_cannot_be_judged_are_refused_in_a_line(dino, pictures, con
     assert result.code == code and said in result.err.replace("\n", " ") and "Traceback" not in result.err
 
 
+def test_results_of_two_ids_of_one_name_are_judged_as_one_class(dino, tmp_path):
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "data" / "a.png")
+    boxes = {1: [1, 1, 9, 9], 2: [15, 15, 9, 9]}
+    rows = [{"id": k, "image_id": 1, "category_id": k, "bbox": box} for k, box in boxes.items()]
+    names = [{"id": k, "name": name} for k, name in ((1, "cat"), (2, "cat"), (3, "dog"))]
+    content = {"images": [{"id": 1, "file_name": "a.png"}], "categories": names, "annotations": rows}
+    (tmp_path / "data" / "annotations.json").write_text(json.dumps(content))
+    Path("r.json").write_text(json.dumps([row | {"score": 0.9} for row in rows]))
+    result = dino("eval", "--results", "r.json", "--data", "data", "--split", "train", "--bootstrap", 0, "--json")
+    assert result.code == 0 and json.loads(result.out)["AP"] == pytest.approx(1.0)
+    Path("r.json").write_text(json.dumps([rows[0] | {"score": 0.9, "category_id": 4}]))
+    result = dino("eval", "--results", "r.json", "--data", "data", "--split", "train", "--bootstrap", 0)
+    assert result.code == 3 and "category_id 4" in result.err.replace("\n", " ")
+
+
 def test_results_of_unknown_ids_and_with_nan_are_refused_with_counts(dino, pictures):
     """Ids from 0 where the file has them from 1 are nearly all known, and would be judged without a word."""
     row = {"image_id": 9, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 0.5}

@@ -19,7 +19,7 @@ from dinocli.commands.predict import so_far
 from dinocli.commands.predict_request import PredictRequest
 from dinocli.inputs import expand
 from dinocli.progress import WorkProgress
-from dinocore import build_model, load_config
+from dinocore import build_model, load_config, load_detector
 from dinocore.data.annotations import Category
 from dinocore.data.synthetic.smear import draw_smear
 from dinocore.detections_io import output_stems
@@ -161,6 +161,20 @@ def test_an_image_that_shrinks_by_much_is_named_with_the_way_out(dino, small_wei
     assert result.code == 0 and "shrunk" not in result.err
     result = dino("predict", "ribbon.png", "--weights", small_weights, "--slice", "500")
     assert result.code == 0 and "ribbon.png is shrunk by a factor of 5.3" in result.err, "a slice is 500 wide"
+
+
+def test_an_evaluation_says_which_images_shrink_by_much(dino, small_weights, tmp_path):
+    row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [9, 9, 40, 40], "area": 1600, "iscrowd": 0}
+    image = {"id": 1, "file_name": "ribbon.png", "width": 900, "height": 90}
+    names = [category.name for category in load_detector(small_weights, device="cpu").categories]
+    content = {"images": [image], "annotations": [row], "categories": [{"id": 1, "name": names[0]}]}
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (900, 90)).save(tmp_path / "data" / "ribbon.png")
+    (tmp_path / "data" / "annotations.json").write_text(json.dumps(content))
+    asked = ["eval", "--data", "data", "--split", "train", "--weights", small_weights, "--bootstrap", "0"]
+    assert "ribbon.png is shrunk by a factor of 9.0" in dino(*asked).err
+    result = dino(*asked, "--slice", "90")
+    assert result.code == 0 and "shrunk" not in result.err
 
 
 @pytest.mark.parametrize("command", ["predict", "eval"])

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from dinocore.data.dataset import open_dataset
+from dinocore.errors import EnvironmentFault
 from dinocore.predict import Detector
+from dinocore.system.device import pick_device
+from dinocore.system.processes import joined
 from dinocore.train.context import RunContext
 from dinocore.train.events import Finished, Step
 from dinocore.train.loop import train
@@ -86,3 +89,18 @@ def test_a_detector_finds_the_boxes_that_it_finds_on_the_cpu(small_config, devic
     torch.testing.assert_close(there.scores, here.scores, atol=1e-4, rtol=0)
     nearest = torch.cdist(there.boxes_xyxy, here.boxes_xyxy, p=float("inf")).min(dim=1).values
     assert nearest.max() < 0.05, "pixels"
+
+
+def test_cuda_without_a_number_is_one_that_pytorch_can_make_the_current_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    made_current = []
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", made_current.append, raising=False)
+    with joined(pick_device("cuda")):
+        assert made_current == [0]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    with joined(pick_device("cuda")):
+        assert made_current == [0, 1]
+    with pytest.raises(EnvironmentFault, match="no device `cuda:2` here; available: cpu, cuda:0, cuda:1"):
+        pick_device("cuda:2")

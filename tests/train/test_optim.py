@@ -8,7 +8,16 @@ from torch import nn
 
 from dinocore import build_model, load_config
 from dinocore.config import TrainConfig
-from dinocore.train.optim import Ema, build_optimizer, describe_lr, lr_factor, scaled_drops, set_lr, warmup_warning
+from dinocore.train.optim import (
+    Ema,
+    build_optimizer,
+    describe_lr,
+    drops_warning,
+    lr_factor,
+    scaled_drops,
+    set_lr,
+    warmup_warning,
+)
 
 
 def test_the_published_schedule_drops_once_after_epoch_11():
@@ -79,3 +88,12 @@ def test_the_plan_of_the_rate_says_when_it_drops_and_what_is_out_of_reach():
     assert describe_lr(2, short).endswith("never reached: warm-up takes 24 steps, the run 24 steps")
     assert warmup_warning(2, short).endswith("and the run has 24 steps; --set train.warmup_steps=0")
     assert warmup_warning(3, short) == warmup_warning(1, TrainConfig(warmup_steps=0)) == ""
+
+
+def test_drops_of_the_rate_that_never_come_are_said():
+    assert "after epochs 3 and 5 of 12" in describe_lr(9, TrainConfig(lr_drop_epochs=(5, 3)))
+    said = drops_warning(9, TrainConfig(epochs=12, lr_drop_epochs=(9, 40)))
+    assert said.startswith("the run has 12 epochs, and its learning rate would drop after 40; --set train.epochs=41")
+    assert "step 9" in drops_warning(9, TrainConfig(warmup_steps=10, lr_drop_epochs=(1, 11)))
+    fine = [TrainConfig(), TrainConfig(lr_schedule="cosine", epochs=6), TrainConfig(epochs=1, lr_drop_epochs=())]
+    assert [drops_warning(9, config) for config in fine] == ["", "", ""]

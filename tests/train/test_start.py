@@ -190,12 +190,23 @@ def test_runs_that_start_in_one_second_have_folders_of_their_own(tmp_path):
 
 
 def test_more_objects_than_the_model_can_answer_for_are_said_at_the_start(small_config):
-    annotations = open_dataset(small_config().data).train
+    data = open_dataset(small_config().data)
     limits = ("model.num_queries", "eval.max_dets", "model.denoising.num_pairs")
-    most = int(np.bincount(annotations.owners()[annotations.trainable()]).max())
-    assert exceeded_limits(small_config(*(f"{name}={most}" for name in limits)), annotations) == []
-    said = exceeded_limits(small_config(*(f"{name}={most - (name == limits[0])}" for name in limits)), annotations)
-    assert len(said) == 1 and f"more objects than the {most - 1} queries" in said[0]
+    most = [int(np.bincount(split.owners()[split.trainable()]).max()) for split in (data.train, data.val)]
+    config = small_config("train.lr_drop_epochs=[1]", *(f"{name}={max(most)}" for name in limits))
+    assert exceeded_limits(config, data) == []
+    train = data._replace(val=data.train)
+    said = exceeded_limits(config.replace("model.num_queries", most[0] - 1), train)
+    assert len(said) == 1 and f"more objects than the {most[0] - 1} queries" in said[0]
+
+
+def test_objects_of_the_val_split_are_counted_too_but_not_for_denoising(small_config):
+    data = open_dataset(small_config().data)
+    most = int(np.bincount(data.val.owners()[data.val.trainable()]).max())
+    limits = ("model.num_queries", "eval.max_dets", "model.denoising.num_pairs")
+    config = small_config(*(f"{name}={most - 1}" for name in limits))
+    said = [text for text in exceeded_limits(config, data) if text.startswith("val: ")]
+    assert len(said) == 2 and "queries" in said[0] and "detections" in said[1]
 
 
 def test_deterministic_training_on_a_gpu_uses_no_operation_that_pytorch_does_not_know():

@@ -117,7 +117,7 @@ def _survey(layout: Layout, config: Config) -> dict[str, CheckedSplit]:
                 findings.add("DATA-NOTHING", what, count=1)
             if name != "train" and not (annotations.labels >= 0).any():
                 findings.add("DATA-SPLIT-EMPTY", NOTHING_TO_JUDGE, count=1)
-            check_fitness(annotations, config, findings)
+            check_fitness(annotations, config, findings, trained_on=name == "train")
         except DataError as error:
             annotations = None
             what, code = error.what, error.code if error.code in CODES else "DATA"

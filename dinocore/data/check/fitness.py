@@ -13,12 +13,16 @@ ANCHOR_SHARE, ANCHOR_FACTOR = 0.05, 4.0
 FIRST_ANCHOR = 0.05  # side of the finest level's anchors, as a share of the image
 
 
-def check_fitness(annotations: Annotations, config: Config, findings: Findings) -> None:
-    """Findings about a split and the model of a config."""
+def check_fitness(annotations: Annotations, config: Config, findings: Findings, trained_on: bool = True) -> None:
+    """Findings about a split and the model of a config.
+
+    Args:
+        trained_on: denoising takes objects of this split.
+    """
     usable = annotations.trainable(config.data.min_box_size)
     owners = annotations.owners()[usable]
     counts = np.bincount(owners, minlength=len(annotations.image_ids))  # (I,)
-    _check_counts(annotations, counts, config, findings)
+    _check_counts(annotations, counts, config, findings, trained_on)
     if not usable.any():
         return
     sizes = annotations.sizes[owners].astype(np.float64)
@@ -55,13 +59,15 @@ def anchor_distance(shares: np.ndarray, num_levels: int) -> np.ndarray:
     return np.maximum(ratio, 1 / ratio).max(2).min(1)
 
 
-def _check_counts(annotations: Annotations, counts: np.ndarray, config: Config, findings: Findings) -> None:
+def _check_counts(
+    annotations: Annotations, counts: np.ndarray, config: Config, findings: Findings, trained_on: bool
+) -> None:
     model, denoising, kept = config.model, config.model.denoising, config.eval.max_dets
     limits = [
         ("MODEL-QUERIES", model.num_queries, f"than the {model.num_queries} queries", "model.num_queries"),
         ("MODEL-DETECTIONS", kept, f"than the {kept} detections that are kept", "eval.max_dets"),
     ]
-    if most := denoising.max_targets:
+    if trained_on and (most := denoising.max_targets):
         setting = "model.denoising.num_pairs" if denoising.num_groups == "auto" else ""
         limits.append(("MODEL-DENOISING", most, f"than the {most} that denoising takes at once", setting))
     for code, limit, what, setting in limits:
