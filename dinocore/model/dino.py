@@ -59,6 +59,7 @@ class DINO(nn.Module):
         self.denoiser = denoiser
         self.decoder = decoder
         self.extra = extra
+        self.num_classes = cast(nn.Linear, decoder.class_heads[0]).out_features  # packed for a CPU, it cannot be asked
         self.alignment = backbone.alignment * neck.downsampling if backbone.alignment > 1 else 1
 
     def forward(self, images: Tensor, padding: Tensor, targets: list[Target] | None = None) -> DinoOutput:
@@ -71,7 +72,9 @@ class DINO(nn.Module):
         Raises:
             ValueError: the shapes do not fit together, or a label is none of the model's classes.
         """
-        check_inputs(images, padding, targets, cast(nn.Linear, self.decoder.class_heads[0]).out_features)
+        check_inputs(images, padding, targets)
+        if targets:  # without them nothing may depend on values, which a trace cannot follow
+            check_labels(targets, self.num_classes)
         images, padding, extents = align(images, padding, self.alignment)
         with within(extents):
             features = self.backbone(images)  # [(B, C_l, H_l, W_l)]
@@ -103,7 +106,7 @@ def _part(stages: list[Predictions], first: int, end: int | None) -> list[Predic
     return [Predictions(*(x[:, first:end] for x in stage)) for stage in stages]
 
 
-def check_inputs(images: Tensor, padding: Tensor, targets: list[Target] | None, num_classes: int) -> None:
+def check_inputs(images: Tensor, padding: Tensor, targets: list[Target] | None) -> None:
     """Refuse what would give wrong numbers or an error that does not say where it comes from."""
     if images.dim() != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be (B, 3, H, W); got {tuple(images.shape)}")
@@ -113,7 +116,11 @@ def check_inputs(images: Tensor, padding: Tensor, targets: list[Target] | None, 
         raise ValueError(f"padding must be bool of {expected}, True outside the image; got {got}")
     if targets is not None and len(targets) != len(images):
         raise ValueError(f"{len(targets)} targets for {len(images)} images; give one Target for each image")
-    labels = torch.cat([target.labels for target in targets]) if targets else torch.zeros(0)
+
+
+def check_labels(targets: list[Target], num_classes: int) -> None:
+    """Refuse labels that are none of the model's classes."""
+    labels = torch.cat([target.labels for target in targets])
     if ((labels < 0) | (labels >= num_classes)).any():
         raise ValueError(
             f"labels must be 0 to {num_classes - 1}, for the model has {num_classes} classes; got "
