@@ -105,6 +105,12 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         size = path.stat().st_size
+        kind = path.suffix.lower()
+        if kind in (".onnx", ".xml", ".unverified") or (kind == ".bin" and path.with_suffix(".xml").is_file()):
+            raise CheckpointError(
+                f"{path} is an exported file, or part of one, not weights; give the weights that it was made from "
+                "(dino predict, dino eval and dino benchmark take .onnx, .xml and .pt2 files)"
+            ) from None
         if _start(path)[8:9] != b"{":
             raise CheckpointError(
                 f"{path} ({size} bytes) is not a file of weights, neither safetensors nor PyTorch's; `dino weights` "
