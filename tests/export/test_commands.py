@@ -24,7 +24,7 @@ from dinocore.export.graph import Canvases
 from dinocore.presets import load_config
 from dinocore.system.extras import install_line
 from dinocore.weights.file import Weights
-from dinocore.weights.untrusted import read_safetensors
+from dinocore.weights.untrusted import read_pickle, read_safetensors
 
 from .conftest import small
 
@@ -156,8 +156,9 @@ def test_an_exported_or_refused_file_is_no_weights_to_export(dino, write_onnx, t
 def test_where_weights_are_read_an_exported_file_is_named_as_one(write_onnx, tmp_path, name):
     file = write_onnx().rename(tmp_path / name)
     (tmp_path / "m.xml").touch()
-    with pytest.raises(CheckpointError, match="is an exported file, or part of one, not weights; give the weights"):
-        read_safetensors(file)
+    for read in (read_safetensors, read_pickle):
+        with pytest.raises(CheckpointError, match="is an exported file, or part of one, not weights; give the weights"):
+            read(file)
 
 
 def test_a_file_says_no_more_detections_than_its_queries_can_give():
