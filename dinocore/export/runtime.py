@@ -17,14 +17,16 @@ class ExportedDetector:
     """An .onnx file, or an .xml with its .bin: `labels, scores, boxes_xyxy = ExportedDetector("m.onnx")("a.jpg")`."""
 
     def __init__(self, path: str | os.PathLike, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)):
-        if not os.path.isfile(path) or str(path).endswith(".unverified"):
-            raise ValueError(f"{path}: this file does not exist, or it is one that `dino export` refused")
+        if not os.path.isfile(path) or not os.access(path, os.R_OK) or str(path).endswith(".unverified"):
+            raise ValueError(f"{path}: this file does not exist, may not be read, or is one that `dino export` refused")
         try:
             self._run, text = self._open(str(path), threads, providers)
         except ImportError:  # not installed, or too old
             raise
         except Exception as error:  # runtimes have no common class of errors
-            raise ValueError(f"{path} is damaged or incomplete, export it again ({error!s:.200})") from error
+            raise ValueError(
+                f"{path} is damaged or incomplete, or of another format; export it again ({error!s:.200})"
+            ) from error
         self.info = self._checked(text, str(path))
 
     def __call__(self, image: Any, threshold: float | None = None) -> ExportedDetections:

@@ -251,6 +251,19 @@ def test_a_file_that_export_refused_and_a_folder_are_named(write_onnx, tmp_path)
         ExportedDetector(tmp_path)
 
 
+def test_a_file_that_may_not_be_read_is_not_called_damaged(write_onnx, monkeypatch):
+    file = write_onnx()
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # to root, chmod says nothing
+    with pytest.raises(ValueError, match="may not be read"):
+        ExportedDetector(file)
+
+
+def test_a_program_of_torch_is_said_to_be_of_another_format(write_pt2):
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(ValueError, match="or of another format; export it again"):
+        ExportedDetector(write_pt2())
+
+
 def test_an_old_runtime_is_named_and_the_file_is_not_blamed(write_onnx, monkeypatch):
     file = write_onnx()
     monkeypatch.setattr("onnxruntime.__version__", "1.17.3")
