@@ -32,11 +32,8 @@ def find_weights(given: str | None) -> Path:
     from dinocore.weights.file import load_weights
     from dinocore.weights.shipped import BUNDLED
 
-    if given is not None and Path(given).name.lower().endswith(REFUSED) and Path(given).expanduser().is_file():
-        raise CheckpointError(
-            f"{given} was refused by dino export: it does not run, or does not give its model's numbers; "
-            "export again with other settings, or use the weights it was made from"
-        )
+    if given is not None:
+        check_not_refused(given)
     if given is not None and is_exported(Path(given).expanduser()) and Path(given).expanduser().is_file():
         return Path(given).expanduser()  # nothing to fetch or convert
     if given is not None:
@@ -101,6 +98,18 @@ def open_any_detector(weights: str | None, device: str, amp: str) -> tuple[AnyDe
     if device not in ("auto", "cpu") or amp not in ("auto", "off"):
         raise ConfigError(f"{path} has its device and precision in it; leave --device and --precision out")
     return cast("AnyDetector", FileDetector(path)), path  # its config is a property
+
+
+def check_not_refused(given: str) -> None:
+    """
+    Raises:
+        CheckpointError: `dino export` refused this file.
+    """
+    if Path(given).name.lower().endswith(REFUSED) and Path(given).expanduser().is_file():
+        raise CheckpointError(
+            f"{given} was refused by dino export: it does not run, or does not give its model's numbers; "
+            "export again with other settings, or use the weights it was made from"
+        )
 
 
 def is_exported(path: Path) -> bool:

@@ -136,5 +136,5 @@ def _size(text: str) -> tuple[int, int]:
 
     height, cross, width = text.lower().partition("x")
     if not (cross and height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise ConfigError(f"--size {text} is not a size; write height x width, such as 800x1333")
+        raise ConfigError(f"--size {text} is not a size; write height x width, such as 480x640")
     return int(height), int(width)

@@ -13,7 +13,7 @@ from dinocore.weights.fetch.catalogue import cached, find
 from ..console import print_facts, print_json
 from ..options import Json
 from ..progress import watching
-from ..weights_option import is_exported
+from ..weights_option import check_not_refused, is_exported
 
 
 def info(
@@ -39,6 +39,7 @@ EXPORTED = ("schema", "data", "names", "ids")  # hidden of an exported file
 def show_info(name: str, json: bool) -> None:
     """Print the facts about a file, the best weights of a run's folder, or published weights that have been fetched."""
     path = Path(name).expanduser()
+    check_not_refused(name)
     if is_exported(path) and path.is_file():
         _show_exported(path, json)
         return

@@ -90,7 +90,7 @@ class FileDetector:
             height, width = int((~outside[:, 0]).sum()), int((~outside[0]).sum())
             images.append(fit(image[:, :height, :width], (canvas[0], canvas[1])).permute(1, 2, 0).numpy())
         pixels, sizes = self.runtime.place(images)
-        rows = self._run(lambda: self.runtime.run(pixels, sizes))
+        rows = self.run(lambda: self.runtime.run(pixels, sizes))
         found = []
         for labels, scores, boxes, (height, width), (h, w) in zip(*rows, batch.sizes, sizes, strict=True):
             labels, scores, boxes = (rows[: self.config.eval.max_dets] for rows in (labels, scores, boxes))
@@ -103,8 +103,8 @@ class FileDetector:
         """Detections with the names of their classes."""
         return Detections(labels, scores, boxes_xyxy, tuple(self.categories[k].name for k in labels.tolist()))
 
-    def _run(self, call: Callable[[], Any]) -> Any:
-        """What the runtime answers; its own errors in words."""
+    def run(self, call: Callable[[], Any]) -> Any:
+        """What the runtime answers; its own errors in words, a DataError."""
         try:
             return call()
         except (ValueError, RuntimeError) as error:
@@ -136,7 +136,7 @@ def measure_file(detector: FileDetector, batch: int, repeats: int) -> Speed:
     seconds = []
     for _ in range(2 + repeats):
         start = time.perf_counter()
-        detector.runtime.run(images, sizes)
+        detector.run(lambda: detector.runtime.run(images, sizes))
         seconds.append(time.perf_counter() - start)
     ranked = sorted(seconds[2:])
     median = statistics.median(ranked)

@@ -76,6 +76,11 @@ def export_weights(
     canvases = pick_canvases(config, request.sizes, canvas_multiple(model, config.model.feature_strides))
     if not canvases.fixed:
         check_least(canvases, config, model.neck.downsampling)
+    if request.sizes and min(canvases.largest) > config.data.max_size:
+        say(
+            "the canvas is larger than any image on it, and takes longer for that: these weights take images of "
+            f"{config.data.max_size} pixels at most; without --size it is just as large"
+        )
     detector = Detector(model, config, weights.categories, torch.device("cpu"), "off")
     info = describe(weights, request, canvases, config.eval.max_dets)
 
@@ -144,7 +149,8 @@ def _move(files: Sequence[Path], folder: Path, suffix: str = "") -> list[Path]:
 
 def for_comparison(config: Config, max_dets: int | None) -> Config:
     """The config of a detector that gives what the graph gives: all detections, also what was found twice."""
-    limits = {"nms_iou": 1.0} | ({} if max_dets is None else {"max_dets": max_dets})
+    most = config.model.num_queries * config.model.num_classes
+    limits = {"nms_iou": 1.0, "max_dets": min(most, config.eval.max_dets if max_dets is None else max_dets)}
     return config.model_copy(update={"eval": config.eval.model_copy(update=limits)})
 
 

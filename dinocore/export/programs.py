@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .onnx_graph import quiet
 from .runtime import ExportedDetector
 
 METADATA = "dino"  # the key of a file's own metadata
@@ -26,7 +27,8 @@ class ProgramDetector(ExportedDetector):
         if compiled:
             from torch._inductor import aoti_load_package
 
-            program: Any = aoti_load_package(path)
+            with quiet():  # it looks for CUDA
+                program: Any = aoti_load_package(path)
             info = program.get_metadata().get(METADATA, "")
         else:
             beside = {METADATA: ""}

@@ -5,7 +5,6 @@ import os
 from collections import namedtuple
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,26 +16,31 @@ ExportedDetections = namedtuple("ExportedDetections", "labels scores boxes_xyxy"
 class ExportedDetector:
     """An .onnx file, or an .xml with its .bin: `labels, scores, boxes_xyxy = ExportedDetector("m.onnx")("a.jpg")`."""
 
-    def __init__(self, path: str | Path, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)):
-        if not Path(path).is_file() or str(path).endswith(".unverified"):
-            raise ValueError(f"{path}: this file does not exist, or it is one that `dino export` refused")
+    def __init__(self, path: str | os.PathLike, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)):
+        if not os.path.isfile(path) or not os.access(path, os.R_OK) or str(path).endswith(".unverified"):
+            raise ValueError(f"{path}: this file does not exist, may not be read, or is one that `dino export` refused")
         try:
             self._run, text = self._open(str(path), threads, providers)
         except ImportError:  # not installed, or too old
             raise
         except Exception as error:  # runtimes have no common class of errors
-            raise ValueError(f"{path} is damaged or incomplete, export it again ({error!s:.200})") from error
+            raise ValueError(
+                f"{path} is damaged or incomplete, or of another format; export it again ({error!s:.200})"
+            ) from error
         self.info = self._checked(text, str(path))
 
     def __call__(self, image: Any, threshold: float | None = None) -> ExportedDetections:
-        """Detect in a file, a Pillow image or an RGB array (H, W, 3) of uint8; only scores from `threshold` on."""
+        """Detect in a file (path or open), a Pillow image or an RGB array (H, W, 3) of uint8; scores >= `threshold`."""
         return self.detect([image], threshold)[0]
 
     def detect(self, images: Sequence[Any], threshold: float | None = None) -> list[ExportedDetections]:
-        """The same for several images in one call of the runtime."""
+        """The same for several images, 64 at most, in one call of the runtime."""
+        usual = (self.info["thresholds"] or self.info["threshold"]) if threshold is None else threshold
+        single = isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 4) < 4
+        if single or hasattr(images, "read") or not 0 <= np.min(usual) <= np.max(usual) <= 1:
+            raise ValueError(f"give a list of images, a threshold of 0 to 1; got {type(images).__name__}, {threshold}")
         upright = [load(image) for image in images]
         inputs = [image.resize(self.input_size(image.size), Image.Resampling.BILINEAR) for image in upright]
-        usual = (self.info["thresholds"] or self.info["threshold"]) if threshold is None else threshold
         least, found = np.broadcast_to(usual, len(self.info["names"])), []  # of each class
         ran = self.run(*self.place([*map(np.asarray, inputs)])) if inputs else ((), (), ())
         for labels, scores, boxes, image, resized in zip(*ran, upright, inputs, strict=True):
@@ -49,8 +53,8 @@ class ExportedDetector:
         """Labels (B, D), scores (B, D) and boxes (B, D, 4) in pixels of canvases (B, H, W, 3) with sizes (B, 2)."""
         images, sizes, pixels = np.asarray(images), np.asarray(sizes), self.info["pixels"]
         shape, count, kinds = images.shape[1:3], len(images) if images.ndim == 4 else 0, (np.uint8, pixels)
-        if not count or images.shape[1:] != (*self.canvas(shape), 3) or images.dtype not in kinds:
-            takes = "(B, H, W, 3), H, W {least} to {canvas} in steps of {multiple}, {pixels}".format_map(self.info)
+        if not 0 < count <= 64 or images.shape[1:] != (*self.canvas(shape), 3) or images.dtype not in kinds:
+            takes = "(1 to 64, H, W, 3), HxW {least} to {canvas} in steps of {multiple}, {pixels}".format_map(self.info)
             raise ValueError(f"this model takes images {takes}; got {images.shape}, {images.dtype}")
         if sizes.dtype.kind not in "iu" or sizes.shape != (count, 2) or (sizes < 1).any() or (sizes > shape).any():
             raise ValueError(f"sizes must be a height and width for each image, 1 to {shape}; got {sizes.tolist()}")
@@ -86,7 +90,7 @@ class ExportedDetector:
         options = onnxruntime.SessionOptions()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0  # not more than may be used
         options.intra_op_num_threads, options.log_severity_level = threads or cores, 4
-        session = onnxruntime.InferenceSession(path, options, providers=[*providers])
+        session = onnxruntime.InferenceSession(path, options, providers=np.atleast_1d(providers).tolist())
         info, names = session.get_modelmeta().custom_metadata_map.get("dino", ""), ["labels", "scores", "boxes"]
         return lambda images, sizes: session.run(names, {"images": images, "sizes": sizes}), info
 
@@ -94,13 +98,11 @@ class ExportedDetector:
         try:
             info = {"multiple": 1, "thresholds": None} | json.loads(text)
             names, canvas, least = info["names"], info["canvas"], info.setdefault("least", info["canvas"])
-            whole = [*least, *canvas, *(info[key] for key in ("multiple", "eval_scale", "max_size", "max_dets"))]
+            ints = [*least, *canvas, *(info[key] for key in ("multiple", "eval_scale", "max_size", "max_dets"))]
             shares = [*(info["thresholds"] or [0] * len(names)), info["nms_iou"], info["threshold"]]
             ours = info["schema"] == 1 and info["pixels"] in ("uint8", "float32") and len(least) == len(canvas) == 2
-            ours &= (
-                len(names) == len(info["ids"]) == len(shares) - 2 and {*map(type, names)} == {str} and min(whole) > 0
-            )
-            if ours and {*map(type, [*info["ids"], *whole])} == {int} and all(0 <= x <= 1 for x in shares):
+            ours &= len(names) == len(info["ids"]) == len(shares) - 2 and {*map(type, names)} == {str} and min(ints) > 0
+            if ours and {*map(type, [*info["ids"], *ints])} == {int} and all(0 <= x <= 1 for x in shares):
                 return info
         except (ValueError, KeyError, TypeError):
             pass
@@ -123,7 +125,7 @@ class ExportedDetector:
 
 def load(image: Any) -> Image.Image:
     """An upright RGB image, turned as its EXIF data say; alpha shows white, and deep grey is scaled to 8 bits."""
-    image = Image.open(image) if isinstance(image, str | Path) else image
+    image = Image.open(image) if isinstance(image, str | os.PathLike) or hasattr(image, "read") else image
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] in ((), (3,), (4,)) and image.size:
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image) or not all(image.size):

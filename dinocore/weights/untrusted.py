@@ -105,6 +105,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         size = path.stat().st_size
+        if exported := _exported(path):
+            raise CheckpointError(exported) from None
         if _start(path)[8:9] != b"{":
             raise CheckpointError(
                 f"{path} ({size} bytes) is not a file of weights, neither safetensors nor PyTorch's; `dino weights` "
@@ -226,7 +228,18 @@ def _why(path: Path, error: Exception) -> str:
         return f"{path} ({size} bytes) is not a whole PyTorch file; was it cut off while copying?"
     if start[:1] == b"\x80":
         return f"{path} ({size} bytes) is a pickle that torch.save did not write, or part of one; it is not opened"
-    return f"{path} ({size} bytes) is not a file of weights"
+    return _exported(path) or f"{path} ({size} bytes) is not a file of weights"
+
+
+def _exported(path: Path) -> str | None:
+    """What to say of a file that cannot be read as weights, if it is called like one that `dino export` writes."""
+    kind = path.suffix.lower()
+    if kind in (".onnx", ".xml", ".unverified") or (kind == ".bin" and path.with_suffix(".xml").is_file()):
+        return (
+            f"{path} is an exported file, or part of one, not weights; give the weights that it was made from "
+            "(dino predict, dino eval and dino benchmark take .onnx, .xml and .pt2 files)"
+        )
+    return None
 
 
 def _kind(value: Tensor) -> str:

@@ -10,11 +10,23 @@ from PIL import Image
 from dinocli.commands.export import _images
 from dinocore.config import DataConfig
 from dinocore.data.synthetic.sample import write_sample_data
-from dinocore.export.export import Request, describe, pick_threshold, threshold_origin
+from dinocore.errors import CheckpointError
+from dinocore.export import export, write
+from dinocore.export.export import (
+    Request,
+    describe,
+    export_weights,
+    for_comparison,
+    pick_threshold,
+    threshold_origin,
+)  # fmt: skip
 from dinocore.export.graph import Canvases
 from dinocore.presets import load_config
 from dinocore.system.extras import install_line
 from dinocore.weights.file import Weights
+from dinocore.weights.untrusted import read_pickle, read_safetensors
+
+from .conftest import small
 
 
 @pytest.mark.parametrize(
@@ -93,6 +105,12 @@ def test_benchmark_times_an_exported_file(dino, write_exported):
         assert done.code == 2 and "only --batch, --repeats and --json go with it" in " ".join(done.err.split()), option
 
 
+def test_benchmark_says_in_words_that_a_file_does_not_run(dino, write_exported):
+    done = dino("benchmark", "--weights", write_exported(), "--batch", 65, "--repeats", 1)
+    assert done.code == 3, done.err
+    assert "did not run: this model takes images (1 to 64, H, W, 3)" in " ".join(done.err.split())
+
+
 def test_files_that_are_not_ours_end_with_the_code_of_weights(dino, write_exported, tmp_path):
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
     done = dino("predict", tmp_path / "a.png", "--weights", write_exported(None))
@@ -126,9 +144,37 @@ def test_an_exported_or_refused_file_is_no_weights_to_export(dino, write_onnx, t
     assert "is already an exported file" in done.err
     refused = write_onnx().rename(tmp_path / "x.onnx.unverified")
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
-    for done in (dino("predict", tmp_path / "a.png", "--weights", refused), dino("export", refused, "--out", "z.onnx")):
+    for done in (
+        dino("predict", tmp_path / "a.png", "--weights", refused), dino("export", refused, "--out", "z.onnx"),
+        dino("info", refused),
+    ):  # fmt: skip
         assert done.code == 4
         assert "was refused by dino export" in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "m.xml", "m.bin", "m.onnx.unverified"])
+def test_where_weights_are_read_an_exported_file_is_named_as_one(write_onnx, tmp_path, name):
+    file = write_onnx().rename(tmp_path / name)
+    (tmp_path / "m.xml").touch()
+    for read in (read_safetensors, read_pickle):
+        with pytest.raises(CheckpointError, match="is an exported file, or part of one, not weights; give the weights"):
+            read(file)
+
+
+def test_a_file_says_no_more_detections_than_its_queries_can_give():
+    config = small("r50-4scale").config  # 20 queries, 3 classes
+    assert [for_comparison(config, most).eval.max_dets for most in (None, 7, 100_000)] == [60, 7, 60]
+
+
+@pytest.mark.parametrize(("size", "said"), [((160, 160), True), ((128, 160), False), (None, False)])
+def test_a_canvas_that_no_image_fills_is_said(tmp_path, monkeypatch, size, said):
+    monkeypatch.setattr(export, "trace", lambda *given: None)
+    monkeypatch.setitem(write.FORMATS, "torch-export", (lambda *given: 1 / 0, ".pt2", (), ""))
+    heard = []
+    request = Request("torch-export", tmp_path / "m.pt2", sizes=[size] if size else [])
+    with pytest.raises(ZeroDivisionError):
+        export_weights(small("r50-4scale"), tmp_path, request, [], heard.append)
+    assert ("the canvas is larger than any image on it" in " ".join(heard)) is said
 
 
 @pytest.mark.parametrize(

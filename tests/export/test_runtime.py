@@ -1,6 +1,7 @@
 """The file that runs an exported detector without PyTorch."""
 
 import ast
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -197,6 +198,46 @@ def test_other_types_of_pixels_and_sizes_are_refused(write_onnx):
             detector.place([image])
 
 
+def test_more_than_64_images_at_once_are_refused_in_words(write_onnx):
+    detector, black = ExportedDetector(write_onnx()), Image.new("RGB", (9, 9))
+    assert len(detector.detect([black] * 64)) == 64
+    with pytest.raises(ValueError, match=r"takes images \(1 to 64, H, W, 3\).*got \(65, 96, 128, 3\)"):
+        detector.detect([black] * 65)
+
+
+@pytest.mark.parametrize("kind", ["path", "name", "open file", "image", "array", "grey"])
+def test_one_image_in_the_place_of_a_list_is_refused_not_taken_apart(write_onnx, tmp_path, kind):
+    detector, white = ExportedDetector(write_onnx()), Image.new("RGB", (9, 9), "white")
+    white.save(tmp_path / "white.png")
+    with (tmp_path / "white.png").open("rb") as file:
+        one = {
+            "path": tmp_path / "white.png", "name": str(tmp_path / "white.png"), "open file": file, "image": white,
+            "array": np.asarray(white), "grey": np.asarray(white)[:, :, 0],
+        }[kind]  # fmt: skip
+        with pytest.raises(ValueError, match="give a list of images"):
+            detector.detect(one)
+        assert detector(one).scores.max() == pytest.approx(0.9)
+    both = detector.detect(np.stack([np.asarray(white)] * 2))
+    assert [len(found.labels) for found in both] == [1, 1]
+
+
+def test_an_image_may_come_as_the_bytes_of_an_upload(write_onnx):
+    upload = io.BytesIO()
+    Image.new("RGB", (9, 9), "white").save(upload, "png")
+    upload.seek(0)
+    assert ExportedDetector(write_onnx())(upload).scores.max() == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("threshold", [50, -0.1, float("nan"), [0.5, 1.5]])
+def test_a_threshold_that_is_no_score_is_refused(write_onnx, threshold):
+    with pytest.raises(ValueError, match="threshold of 0 to 1"):
+        ExportedDetector(write_onnx())(Image.new("RGB", (9, 9), "white"), threshold)
+
+
+def test_one_provider_may_be_given_by_its_name(write_onnx):
+    assert ExportedDetector(write_onnx(), providers="CPUExecutionProvider").info["names"]
+
+
 def test_a_label_without_a_name_is_refused(write_onnx):
     with pytest.raises(ValueError, match="unknown classes"):
         ExportedDetector(write_onnx({"names": ["disc"], "ids": [1]}))(Image.new("RGB", (9, 9), "white"))
@@ -208,6 +249,19 @@ def test_a_file_that_export_refused_and_a_folder_are_named(write_onnx, tmp_path)
         ExportedDetector(refused)
     with pytest.raises(ValueError, match="this file does not exist"):
         ExportedDetector(tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(write_onnx, monkeypatch):
+    file = write_onnx()
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # to root, chmod says nothing
+    with pytest.raises(ValueError, match="may not be read"):
+        ExportedDetector(file)
+
+
+def test_a_program_of_torch_is_said_to_be_of_another_format(write_pt2):
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(ValueError, match="or of another format; export it again"):
+        ExportedDetector(write_pt2())
 
 
 def test_an_old_runtime_is_named_and_the_file_is_not_blamed(write_onnx, monkeypatch):

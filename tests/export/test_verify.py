@@ -12,7 +12,7 @@ from dinocore.export import export, write
 from dinocore.export import graph as graph_module
 from dinocore.export.detector import fit
 from dinocore.export.export import NotVerified, Request, check_least, export_weights, for_comparison, pick_canvases
-from dinocore.export.graph import Canvases, DetectorGraph
+from dinocore.export.graph import Canvases, DetectorGraph, Signature, trace
 from dinocore.export.programs import open_exported
 from dinocore.export.runtime import ExportedDetector
 from dinocore.export.verify import EQUAL, TOLERANCES, Difference, Stages, batches, compare, equal_pairs, verify
@@ -116,6 +116,18 @@ def graph_against_model(preset: str, rng: np.random.Generator) -> Difference:
 def test_the_graph_gives_the_model_s_detections_in_every_shape_and_batch(preset):
     worst = graph_against_model(preset, np.random.default_rng())
     assert worst.within(EXACT), worst
+
+
+def test_a_trace_gives_the_graph_s_detections_of_another_batch():
+    _, graph = detector_of(small("r50-4scale", "model.num_decoder_layers=1"))
+    program = trace(graph, Signature(Canvases(CANVAS, CANVAS, 32), 30))
+    pixels = torch.randint(0, 256, (3, *CANVAS, 3), dtype=torch.uint8)
+    sizes = torch.tensor([[128, 192], [70, 192], [128, 50]])
+    with use_backend("reference"), torch.no_grad():
+        expected = graph(pixels, sizes)
+    for i, found in enumerate(zip(*(x.numpy() for x in program.module()(pixels, sizes)), strict=True)):
+        difference = compare((expected[0][i].numpy(), expected[1][i].numpy(), expected[2][i].numpy()), found, EXACT)
+        assert difference.within(EXACT), difference
 
 
 def test_a_graph_that_forgets_the_padding_is_found_out(monkeypatch):
