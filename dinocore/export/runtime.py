@@ -24,9 +24,7 @@ class ExportedDetector:
         except ImportError:  # not installed, or too old
             raise
         except Exception as error:  # runtimes have no common class of errors
-            raise ValueError(
-                f"{path} is damaged or incomplete, or of another format; export it again ({error!s:.200})"
-            ) from error
+            raise ValueError(f"{path} is damaged, or of another format; export it again ({error!s:.200})") from error
         self.info = self._checked(text, str(path))
 
     def __call__(self, image: Any, threshold: float | None = None) -> ExportedDetections:

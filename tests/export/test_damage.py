@@ -12,7 +12,7 @@ from dinocore.export.detector import FileDetector
 from dinocore.export.programs import open_exported
 from dinocore.export.runtime import ExportedDetector
 
-REFUSED = "damaged or incomplete|not written by this version"
+REFUSED = "damaged, or of another format|not written by this version"
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda whole: b"",
     "zeros": lambda whole: bytes(len(whole)),

@@ -94,7 +94,7 @@ def test_files_that_are_not_ours_are_refused(write_onnx, tmp_path):
 def test_a_truncated_file_is_refused(write_onnx):
     file = write_onnx()
     file.write_bytes(file.read_bytes()[:-300])
-    with pytest.raises(ValueError, match="damaged or incomplete"):
+    with pytest.raises(ValueError, match="damaged, or of another format"):
         ExportedDetector(file)
 
 
