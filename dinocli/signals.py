@@ -102,7 +102,8 @@ class StopRequest:
         if not self.exit_code:
             self.exit_code, self.requested_at = EXIT_CODES[number], now
             if self.running and not self.quiet:
-                _warn("finishing this step, then saving; press Ctrl-C again to leave at once")
+                again = " again" if number == signal.SIGINT else ""
+                _warn(f"finishing this step, then saving; press Ctrl-C{again} to leave at once")
         elif number == signal.SIGINT and now - self.requested_at > SAME_PRESS:
             for child in multiprocessing.active_children():
                 child.kill()

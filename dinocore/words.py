@@ -3,7 +3,7 @@
 import os
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
@@ -14,6 +14,11 @@ def counted(number: int, noun: str, plural: str = "") -> str:
 def listed(words: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def whole(numbers: Iterable[float]) -> str:
+    """The numbers of a box or a place as a table shows them: `0 12 640 480`, and never `-0`."""
+    return " ".join(f"{number:z.0f}" for number in numbers)
 
 
 def typed(path: object) -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 from dinocore.data.images import read_image
 from dinocore.errors import ConfigError
 from dinocore.system.files import check_file, write_atomically, write_text
+from dinocore.words import whole
 
 from ..annotated import open_annotated
 from ..console import print_json, say, stdout, warn_of_letters
@@ -139,9 +140,9 @@ def _head(name: str, count: int) -> int | None:
 def _show(seen: Attention, head: int | None) -> None:
     if seen.box is None:
         stdout.print(f"encoder layer {seen.layer}, token {seen.index}: level {seen.level}, "
-                   f"centre {seen.center[0]:.0f} {seen.center[1]:.0f}")  # fmt: skip
+                   f"centre {whole(seen.center[:2])}")  # fmt: skip
     else:
-        box = " ".join(f"{value:.0f}" for value in seen.box)
+        box = whole(seen.box)
         stdout.print(f"decoder layer {seen.layer}, query {seen.index}: {seen.label} {seen.score:.2f}, box {box}")
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("head", justify="right")

@@ -13,7 +13,7 @@ from dinocore.data.annotations import Annotations
 from dinocore.data.images import read_image
 from dinocore.data.split import check_split
 from dinocore.errors import CheckpointError, ConfigError, DataError
-from dinocore.words import counted
+from dinocore.words import counted, whole
 
 from ..annotated import open_annotated
 from ..console import print_json, say, stdout, warn_of_letters
@@ -196,7 +196,7 @@ def _show_noise(seen: Matching, top: int) -> None:
     stdout.print(f"\ndenoising queries, which have numbers of their own from 0; {groups}")
     table = _table("query", "", "of object", "starts as", "at", "must answer", "answers", "IoU")
     for noisy in [*[n for n in rows if n.positive][:top], *[n for n in rows if not n.positive][:top]]:
-        place = " ".join(f"{value:.0f}" for value in noisy.start_box)
+        place = whole(noisy.start_box)
         sign = "positive" if noisy.positive else "negative"
         table.add_row(
             str(noisy.query), sign, str(noisy.object), escape(noisy.start_label), place, escape(noisy.told),

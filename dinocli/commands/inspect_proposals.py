@@ -18,6 +18,7 @@ from dinocore.data.images import read_image
 from dinocore.data.split import check_split
 from dinocore.errors import ConfigError, DataError
 from dinocore.system.files import check_file, write_atomically, write_text
+from dinocore.words import whole
 
 from ..annotated import open_annotated
 from ..completion import choices
@@ -269,7 +270,7 @@ def _show(proposals: Sequence[Proposal]) -> None:
     for title in titles:
         table.add_column(title, justify="left" if title == "final" else "right", no_wrap=True)
     for p in proposals:
-        boxes = [" ".join(f"{v:.0f}" for v in box) for box in (p.anchor, p.proposal, p.final)]
+        boxes = [whole(box) for box in (p.anchor, p.proposal, p.final)]
         numbers = [f"{p.moved:.0f} px", f"{p.iou:.2f}", f"{escape(p.final_label)} {p.final_score:.2f}"]
         table.add_row(str(p.query), str(p.level), f"{p.score:.2f}", *boxes, *numbers)
     stdout.print(table)

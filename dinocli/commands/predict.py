@@ -19,7 +19,7 @@ from dinocore.data.images import read_image
 from dinocore.draw.boxes import Box, class_color, draw_boxes
 from dinocore.errors import ConfigError, DataError, Interrupted
 from dinocore.system.files import write_atomically
-from dinocore.words import counted
+from dinocore.words import counted, whole
 
 from ..completion import choices
 from ..console import fail, print_json, say, stdout, warn, warn_of_letters
@@ -378,7 +378,7 @@ def _show(found: Sequence[ImageResult]) -> None:
         table.add_column(title, justify="right", overflow="fold")
     for item in found:
         for d in item.detections:
-            box = " ".join(f"{value:.0f}" for value in d["box_xyxy"])
+            box = whole(d["box_xyxy"])
             table.add_row(item.file, d["label"], f"{d['score']:.2f}", box)
         if not item.detections:
             table.add_row(item.file, "-", "", "nothing found")

@@ -5,6 +5,8 @@ import json
 import pytest
 from PIL import Image
 
+from dinocore.words import whole
+
 
 def width(path):
     with Image.open(path) as figure:
@@ -106,3 +108,7 @@ def test_data_that_has_moved_is_said_and_drawn_pictures_are_only_for_weights_wit
         result = dino("inspect-attention", "--weights", "moved.safetensors")
         assert result.code == code and "--data" not in result.err
         assert "give an image: dino inspect-attention img.jpg" in result.err.replace("\n", " ")
+
+
+def test_a_coordinate_just_below_0_is_no_minus_0():
+    assert whole([-0.3, 0.2, 640.4, -3.6]) == "0 0 640 -4"

@@ -107,3 +107,13 @@ def test_a_training_whose_terminal_goes_away_saves_says_so_in_its_log_and_ends(p
     assert done.stdout.strip() == "129", done.stderr
     assert "the state is saved" in (tmp_path / "run/log.txt").read_text().splitlines()[-1]
     assert list(Path(tmp_path / "run/checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(("number", "said"), [("SIGINT", "press Ctrl-C again to"), ("SIGTERM", "press Ctrl-C to")])
+def test_only_who_pressed_ctrl_c_is_told_to_press_it_again(number, said, monkeypatch):
+    warned = []
+    monkeypatch.setattr("dinocli.signals._warn", warned.append)
+    stop = StopRequest()
+    stop.running = True
+    stop._ask(getattr(signal, number))
+    assert len(warned) == 1 and said in warned[0]
