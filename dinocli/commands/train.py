@@ -146,7 +146,11 @@ def train(
         **_batch_size(batch_size),
         **_save_every(save_every),
     }
-    changes = [*overrides, *(f"{key}={_toml(value)}" for key, value in flags.items() if value is not None)]
+    flags = {key: value for key, value in flags.items() if value is not None}
+    for change in overrides:
+        if (key := change.partition("=")[0].strip()) in flags:
+            raise ConfigError(f"`{key}` is set twice, by an option of its own and by --set {change}; leave one out")
+    changes = [*overrides, *(f"{key}={_toml(value)}" for key, value in flags.items())]
     if gpus > 1 and "WORLD_SIZE" not in os.environ:
         from ..launch import launch
 

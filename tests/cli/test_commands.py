@@ -306,6 +306,11 @@ def test_an_empty_argument_is_refused_and_not_taken_for_the_folder_one_is_in(din
     assert "is a variable of your shell not set?" in result.err and list(tmp_path.iterdir()) == []
 
 
+def test_a_setting_that_has_two_values_is_refused(dino, tmp_path):
+    result = dino("train", "--epochs", "50", "--set", "train.epochs=20")
+    assert result.code == 2 and "`train.epochs` is set twice" in result.err and list(tmp_path.iterdir()) == []
+
+
 def test_a_video_is_told_how_to_become_pictures(dino, tmp_path):
     (tmp_path / "a.mp4").write_bytes(bytes(64))
     assert "ffmpeg -i a.mp4" in dino("predict", "a.mp4").err
