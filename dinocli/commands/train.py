@@ -284,6 +284,7 @@ def with_moved_drops(config: Config, recipe: Config, request: TrainRequest) -> C
         recipe = load_config(recipe, (), request.file)
     given = "lr_drop_epochs" in in_file and "epochs" not in in_file
     given |= any(change.startswith("train.lr_drop_epochs") for change in request.changes)
+    given |= config.train.lr_schedule == "cosine"  # which has none
     if given or config.train.epochs == recipe.train.epochs:
         return config
     return config.replace("train.lr_drop_epochs", scaled_drops(recipe.train, config.train.epochs))

@@ -13,6 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from dinocli.commands.train import TrainRequest, with_moved_drops
+from dinocli.signals import StopRequest
+from dinocore.presets import load_config
 from dinocore.stream import images as image_stream
 from dinocore.system.extras import install_line
 
@@ -304,6 +307,13 @@ def test_an_empty_argument_is_refused_and_not_taken_for_the_folder_one_is_in(din
     result = dino(*arguments)
     assert result.code == 2 and f"{place} is empty" in result.err.replace("the argument ", ""), result.err
     assert "is a variable of your shell not set?" in result.err and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("schedule", "drops"), [("step", (3,)), ("cosine", (11,))])
+def test_in_a_run_of_another_length_drops_move_where_the_rate_has_any(schedule, drops):
+    request = TrainRequest("r50-4scale", None, [], None, None, False, False, "cpu", StopRequest())
+    recipe = load_config("r50-4scale", overrides=f'train.lr_schedule="{schedule}"')
+    assert with_moved_drops(recipe.replace("train.epochs", 4), recipe, request).train.lr_drop_epochs == drops
 
 
 def test_a_setting_that_has_two_values_is_refused(dino, tmp_path):
