@@ -282,9 +282,12 @@ def with_moved_drops(config: Config, recipe: Config, request: TrainRequest) -> C
     in_file = read_settings(request.file).get("train", {}) if request.file else {}
     if {"lr_drop_epochs", "epochs"} <= in_file.keys():
         recipe = load_config(recipe, (), request.file)
-    given = "lr_drop_epochs" in in_file and "epochs" not in in_file
-    given |= any(change.startswith("train.lr_drop_epochs") for change in request.changes)
-    given |= config.train.lr_schedule == "cosine"  # which has none
+    typed_drops = any(change.startswith("train.lr_drop_epochs") for change in request.changes)
+    if config.train.lr_schedule == "cosine":
+        if typed_drops:
+            warn("train.lr_drop_epochs changes nothing here: the learning rate follows a cosine, which has no drops")
+        return config
+    given = typed_drops or ("lr_drop_epochs" in in_file and "epochs" not in in_file)
     if given or config.train.epochs == recipe.train.epochs:
         return config
     return config.replace("train.lr_drop_epochs", scaled_drops(recipe.train, config.train.epochs))

@@ -316,6 +316,14 @@ def test_in_a_run_of_another_length_drops_move_where_the_rate_has_any(schedule, 
     assert with_moved_drops(recipe.replace("train.epochs", 4), recipe, request).train.lr_drop_epochs == drops
 
 
+def test_drops_of_a_rate_that_has_none_are_said_to_change_nothing(dino):
+    settings = ("train.lr_drop_epochs=[3]", "data.path='none'")  # the warning comes before the data is looked for
+    changed = [part for setting in settings for part in ("--set", setting)]
+    for schedule, warned in (("cosine", True), ("step", False)):
+        result = dino("train", *changed, "--set", f"train.lr_schedule={schedule}", "--output-dir", "run")
+        assert result.code == 3 and ("which has no drops" in " ".join(result.err.split())) is warned, result.err
+
+
 def test_a_setting_that_has_two_values_is_refused(dino, tmp_path):
     result = dino("train", "--epochs", "50", "--set", "train.epochs=20")
     assert result.code == 2 and "`train.epochs` is set twice" in result.err and list(tmp_path.iterdir()) == []
