@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from dinocore.data.annotations import Annotations
 from dinocore.data.dataset import open_split
 from dinocore.errors import DataError
 
-from .console import say
+from .console import say, warn
 
 if TYPE_CHECKING:
     from dinocore.predict import Detector
@@ -39,3 +40,12 @@ def open_annotated(folder: Path | None, split: str, detector: Detector, other: s
 def settings_of(settings: DataConfig, folder: Path) -> DataConfig:
     """How to read a folder of data."""
     return settings.model_copy(update={"path": str(folder.expanduser().absolute())})
+
+
+def warn_of_whole_images(sizes: Iterable[tuple[str, tuple[int, int]]], config: DataConfig) -> None:
+    """Say which of the images (name, (height, width)) lose their small objects where a command has no --slice."""
+    from dinocore.stream.slices import SHRINKS_MUCH, shrink_factor, shrinking_message
+
+    factors = [(shrink_factor(size, config), name) for name, size in sizes]
+    if shrunk := [each for each in factors if each[0] > SHRINKS_MUCH]:
+        warn(shrinking_message(shrunk, "dino predict --slice auto looks at large images in parts"))

@@ -66,13 +66,13 @@ class SettingsGroup(BaseModel):
 
 
 class DenoisingConfig(SettingsGroup):
-    kind: Literal["contrastive", "plain", "none"] = "contrastive"  # plain: DN-DETR's positives only
+    kind: Literal["contrastive", "plain", "none"] = "contrastive"  # plain: only DN-DETR's positives; [use_dn]
     num_groups: Literal["auto"] | Annotated[int, Field(ge=0, le=1000)] = "auto"  # auto: from the largest image
     num_pairs: Annotated[int, Field(gt=0, le=10_000)] = 100  # auto: noisy positives per image at most; [dn_number]
     max_queries: Annotated[int, Field(gt=0, le=100_000)] = 2000  # the longest denoising part with a fixed num_groups
     label_noise: Share = 0.5  # twice the share of labels that are replaced; [dn_label_noise_ratio]
-    spare_labels: Annotated[int, Field(ge=0, le=100)] = 1  # label embedding's rows beyond the classes; 0 in detrex
-    box_noise: Weight = 1.0  # 1 moves corners by up to half the box; scripts/*.sh, the config file says 0.4
+    spare_labels: Annotated[int, Field(ge=0, le=100)] = 1  # rows of the label embedding beyond the classes; 0 in detrex
+    box_noise: Weight = 1.0  # 1: corners move by up to half the box; official: 0.4, in scripts 1; [dn_box_noise_scale]
 
     @property
     def copies(self) -> int:
@@ -97,28 +97,28 @@ class ModelConfig(SettingsGroup):
     frozen_stages: Annotated[int, Field(ge=-1, le=4)] = 1  # -1: none, 0: the stem, 1: the first stage too
     pixel_mean: Mean = (0.485, 0.456, 0.406)  # of RGB in [0, 1], as the backbone was trained
     pixel_std: Deviation = (0.229, 0.224, 0.225)  # divides what is left after pixel_mean is subtracted
-    feature_strides: Sizes = (8, 16, 32)  # of the backbone features that are used
-    num_levels: Annotated[int, Field(gt=0, le=8)] = 4  # [num_feature_levels]
-    hidden_dim: Positive = 256  # [hidden_dim]
-    num_heads: Positive = 8  # [nheads]
+    feature_strides: Sizes = (8, 16, 32)  # of the backbone features that are used; [return_interm_indices]
+    num_levels: Annotated[int, Field(gt=0, le=8)] = 4  # one a feature, then maps of half the size; [num_feature_levels]
+    hidden_dim: Positive = 256  # channels of tokens and queries, a multiple of 32; [hidden_dim]
+    num_heads: Positive = 8  # of attention; [nheads]
     num_points: Positive = 4  # sampled by each head in each level; [enc_n_points, dec_n_points]
-    ffn_dim: Positive = 2048  # [dim_feedforward]
-    num_encoder_layers: Positive = 6  # [enc_layers]
-    num_decoder_layers: Positive = 6  # [dec_layers]
-    num_queries: Annotated[int, Field(gt=0, le=100_000)] = 900  # [num_queries]
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # [dropout]
+    ffn_dim: Positive = 2048  # inner width of the feed-forward layers; [dim_feedforward]
+    num_encoder_layers: Positive = 6  # each refines the tokens of the whole image; [enc_layers]
+    num_decoder_layers: Positive = 6  # each refines the boxes of the queries; [dec_layers]
+    num_queries: Annotated[int, Field(gt=0, le=100_000)] = 900  # no more boxes are found in an image; [num_queries]
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of numbers that training sets to 0; [dropout]
     position_temperature: Above0 = 20.0  # 20 here, 10000 in DETR and detrex; [pe_temperatureH, pe_temperatureW]
     position_offset: Finite = 0.0  # added to row and column numbers; -0.5 in detrex
     neck_bias: bool = True  # of the neck's convolutions; mmdetection has none
     box_eps: Annotated[float, Field(gt=0, lt=0.5)] = 1e-3  # least share that an answer starts from; mmdetection 1e-5
-    first_stage: Literal["classes", "foreground"] = "classes"  # foreground: one logit; [two_stage_type]
-    queries: Literal["mixed", "pure", "static"] = "mixed"  # static: no first stage; [embed_init_tgt]
+    first_stage: Literal["classes", "foreground"] = "classes"  # what it scores tokens by; foreground: one logit, ours
+    queries: Literal["mixed", "pure", "static"] = "mixed"  # static: no first stage; [embed_init_tgt, two_stage_type]
     extra_queries: Count = 0  # more queries in training only, for loss.extra_positives; H-DETR; ours: 0 is DINO
-    heads: Literal["shared", "per-layer"] = "shared"  # of the decoder; [dec_pred_class_embed_share]
+    heads: Literal["shared", "per-layer"] = "shared"  # the decoder's; [dec_pred_class_embed_share]
     look_forward: Literal["twice", "once"] = (
         "twice"  # twice: a layer's loss trains the one before it too; once: it does not
     )
-    checkpoint_activations: bool = False  # recompute layers in the backward pass: less memory, more time
+    checkpoint_activations: bool = False  # layers are recomputed: less memory, more time; [use_checkpoint]
     denoising: DenoisingConfig = DenoisingConfig()
 
     @model_validator(mode="after")
@@ -148,15 +148,15 @@ class ModelConfig(SettingsGroup):
 class LossConfig(SettingsGroup):
     """Weights of the loss, costs of the matching, and what the first stage is asked for."""
 
-    label: Weight = 1.0  # [cls_loss_coef]
+    label: Weight = 1.0  # weight of the focal loss of labels; [cls_loss_coef]
     denoising_label: Literal["same"] | Weight = "same"  # the same of denoising queries; detrex's best recipe has half
-    box: Weight = 5.0  # [bbox_loss_coef]
-    giou: Weight = 2.0  # [giou_loss_coef]
-    cost_label: Weight = 2.0  # [set_cost_class]
-    cost_box: Weight = 5.0  # [set_cost_bbox]
-    cost_giou: Weight = 2.0  # [set_cost_giou]
-    focal_alpha: Share = 0.25  # [focal_alpha]
-    focal_gamma: Weight = 2.0  # 2 in models/dino/utils.py
+    box: Weight = 5.0  # weight of the L1 distance of boxes; [bbox_loss_coef]
+    giou: Weight = 2.0  # weight of 1 - GIoU; [giou_loss_coef]
+    cost_label: Weight = 2.0  # in matching queries to objects: of the label; [set_cost_class]
+    cost_box: Weight = 5.0  # of the L1 distance; [set_cost_bbox]
+    cost_giou: Weight = 2.0  # of 1 - GIoU; [set_cost_giou]
+    focal_alpha: Share = 0.25  # a present class counts so much in the focal loss, an absent one the rest; [focal_alpha]
+    focal_gamma: Weight = 2.0  # of the focal loss: the less what is sure counts; 2 in official models/dino/utils.py
     extra_positives: Positive = 6  # extra queries that answer for each object; k of H-DETR
     proposal_positives: Positive = 1  # proposals that answer for each object; ours, 1 is DINO
     proposal_labels: Literal["classes", "foreground"] = "classes"  # follows model.first_stage
@@ -169,23 +169,23 @@ class TrainConfig(SettingsGroup):
     freeze: Annotated[
         Parts, FIXED_ON_RESUME
     ] = ()  # parts of the model that stay as they are, such as ["backbone", "encoder"]
-    epochs: Positive = 12  # [epochs]
+    epochs: Positive = 12  # passes over the training images; [epochs]
     batch_size: Annotated[Positive, FIXED_ON_RESUME] = (
         16  # per optimizer step, over all ranks and micro-batches; [batch_size], 2 on 8 GPUs
     )
     micro_batch_size: Literal["auto", "probe"] | Positive = (
-        "auto"  # images a forward pass; auto: 1 on CPU, all elsewhere
+        "auto"  # images a forward pass; auto: 1 on CPU, all elsewhere; probe: the most that fit into a GPU
     )
-    lr: Weight = 1e-4  # [lr]
-    backbone_lr: Weight = 1e-5  # [lr_backbone]
+    lr: Weight = 1e-4  # learning rate, but for the backbone and offsets_lr; [lr]
+    backbone_lr: Weight = 1e-5  # learning rate of the backbone; [lr_backbone]
     offsets_lr: Literal["same"] | Weight = "same"  # of the layers that place sampling points; [lr_linear_proj_mult]
-    weight_decay: Weight = 1e-4  # [weight_decay]
+    weight_decay: Weight = 1e-4  # of AdamW; [weight_decay]
     norm_weight_decay: Literal["same"] | Weight = "same"  # of normalisation layers; 0 in detrex
     lr_schedule: Literal["step", "cosine"] = "step"  # step: divided by ten at each of lr_drop_epochs
-    lr_drop_epochs: Epochs = (11,)  # [lr_drop]
+    lr_drop_epochs: Epochs = (11,)  # epochs after which the rate is divided by ten; [lr_drop]
     warmup_steps: Count = 0  # the rate rises from 0 over so many steps, in a straight line
-    clip_norm: Weight = 0.1  # [clip_max_norm]
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no moving average of the weights; [use_ema = False]
+    clip_norm: Weight = 0.1  # a gradient longer than this is shortened to it; 0: never; [clip_max_norm]
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no moving average of the weights; [use_ema, ema_decay]
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
     seed: Annotated[Count, FIXED_ON_RESUME] = 42  # of new weights, order, augmentation and denoising noise
     save_every_steps: Count = 0  # as well as at the end of each epoch; 0: no
@@ -212,14 +212,14 @@ class TrainConfig(SettingsGroup):
 
 class DataConfig(SettingsGroup):
     path: str = ""  # empty: images that `dino sample-data` draws
-    flip: Share = 0.5  # left and right
-    vertical_flip: Share = 0.0  # none in DETR; right where up and down mean nothing: microscopes, satellites
+    flip: Share = 0.5  # chance that left and right change places
+    vertical_flip: Share = 0.0  # the same of up and down; for microscopes and satellites, none in DETR
     policy: Literal["detr", "lsj"] = "detr"  # lsj: large-scale jitter (arXiv 2012.07177) instead of scales and crop
     color_jitter: Jitter = (0.0, 0.0, 0.0, 0.0)  # of brightness, contrast, saturation, hue; none in DETR
     train_scales: Sizes = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)  # short side; [data_aug_scales]
     max_size: Positive = 1333  # long side; [data_aug_max_size]
     crop_chance: Share = 0.5  # resize to one of crop_scales, cut a part of crop_size, then resize as above
-    crop_scales: Sizes = (400, 500, 600)  # [data_aug_scales2_resize]
+    crop_scales: Sizes = (400, 500, 600)  # short side before the crop; [data_aug_scales2_resize]
     crop_size: Range = (384, 600)  # least and most, each side; [data_aug_scales2_crop]
     lsj_scales: Scales = (0.1, 2.0)  # lsj: the image fits into so many times lsj_size, least and most
     lsj_size: Positive = 1024  # lsj: a part of so many pixels a side is cut out

@@ -19,7 +19,7 @@ from .data.images import SUFFIXES as IMAGES
 from .errors import ConfigError, DataError
 from .predict import Detections
 from .system.files import check_folder_name, resuffixed, write_text
-from .words import typed
+from .words import did_you_mean, typed
 
 FORMATS = ("json", "jsonl", "coco", "csv", "yolo", "labelme", "fiftyone", "labelstudio")
 SUFFIXES = {
@@ -126,7 +126,8 @@ def format_of(kind: str, out: Path | None) -> str:
         by_suffix = {".csv": "csv", ".jsonl": "jsonl"}
         return by_suffix.get(out.suffix.lower(), "json") if out else "json"
     if kind not in FORMATS:
-        raise ConfigError(f"there is no format `{kind}`; choose one of {', '.join(FORMATS)}")
+        meant = did_you_mean(kind, FORMATS) or f"; choose one of {', '.join(FORMATS)}"
+        raise ConfigError(f"there is no format `{kind}`{meant}")
     return kind
 
 

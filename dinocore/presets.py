@@ -60,6 +60,13 @@ OTHER_WORDS = {  # of other codebases, and of everyday speech, beside official D
     "use_dn": "model.denoising.kind", "return_interm_indices": "model.feature_strides",
     "lr_drop_list": "train.lr_drop_epochs", "data_aug_scales": "data.train_scales",
     "data_aug_max_size": "data.max_size", "dec_pred_bbox_embed_share": "model.heads", "weight_dict": "loss.label",
+    "randomflip": "data.flip", "randomflip.prob": "data.flip", "randomflip.direction": "data.vertical_flip",
+    "randomchoiceresize": "data.train_scales", "randomchoiceresize.scales": "data.train_scales",
+    "emahook": "train.ema_decay",
+    "lr_linear_proj_names": "train.offsets_lr", "ddetr_lr_param": "train.offsets_lr", "onecyclelr": "train.lr_schedule",
+    "multi_step_lr": "train.lr_drop_epochs", "save_checkpoint_interval": "train.save_every_steps",
+    "backbone_freeze_keywords": "model.frozen_stages", "iou_thres": "eval.nms_iou", "nms_thr": "eval.nms_iou",
+    "agnostic_nms": "eval.nms_iou",
     "model_ema.enabled": "train.ema_decay", "paramwise_cfg": "train.backbone_lr",
     "gradient_accumulation_steps": "train.micro_batch_size", "accumulative_counts": "train.micro_batch_size",
     "accumulate_grad_batches": "train.micro_batch_size", "per_device_train_batch_size": "train.batch_size",
@@ -84,9 +91,17 @@ OPTIONS = {  # what other codebases set in a config and `dino` has as an option
     "deterministic": "--deterministic", "coco_path": "--data DIR", "data_root": "--data DIR",
     "name": "--output-dir DIR", "exist_ok": "--overwrite", "pretrained": "--weights FILE", "conf": "--threshold 0.3",
     "frozen_weights": "--weights FILE", "fp16": "--amp fp16", "bf16": "--amp bf16", "half": "--amp fp16",
-    "dataset_file": "--data DIR",
+    "dataset_file": "--data DIR", "ampoptimwrapper": "--amp bf16",
+    "precision": "--amp auto", "dtype": "--amp auto", "accelerator": "--device cuda",
+    "world_size": "--gpus N", "launcher": "--gpus N", "strategy": "--gpus N", "conf_thres": "--threshold 0.3",
+    "score_thr": "--threshold 0.3", "score_threshold": "--threshold 0.3", "save_txt": "--format yolo",
+    "source": "dino predict PATH",
 }  # fmt: skip
 
+_AUGMENTED = "images are flipped, resized and cropped, by data.flip, data.policy and others; see `dino presets tiny`"
+_PADDED = "images keep their shape, and those of a batch are padded to its largest"
+_ORDER = "training images come in another random order in each epoch, which train.seed decides"
+_OFFICIAL = "it is as in official DINO's released recipe, and nobody sets it"
 NO_SETTING = {  # words of other codebases for what nobody sets here, and why
     "auto_scale_lr": "set train.lr yourself when you change train.batch_size",
     "aux_loss": "every decoder layer has its loss", "deep_supervision": "every decoder layer has its loss",
@@ -97,6 +112,31 @@ NO_SETTING = {  # words of other codebases for what nobody sets here, and why
     "pin_memory": "memory is pinned wherever there is a GPU",
     "metainfo": "the classes come from your annotations", "names": "the classes come from your annotations",
     "classes": "the classes come from your annotations", "dn_labelbook_size": "the classes come from your annotations",
+    "class_names": "the classes come from your annotations",
+    "single_cls": "the classes come from your annotations; give them one class",
+    "persistent_workers": "worker processes stay for a whole run; data.workers says how many",
+    "prefetch_factor": "each worker process loads 4 batches ahead; data.workers says how many there are",
+    "label_smoothing": "the focal loss has loss.focal_alpha and loss.focal_gamma",
+    "class_weight": "the loss of every class counts alike", "class_weights": "the loss of every class counts alike",
+    "momentum": "AdamW has PyTorch's own", "betas": "AdamW has PyTorch's own", "eps": "AdamW has PyTorch's own",
+    "lrf": "a cosine falls to 0", "eta_min": "a cosine falls to 0", "min_lr": "a cosine falls to 0",
+    "lr_min": "a cosine falls to 0", "sync_bn": "batch norms are frozen", "syncbn": "batch norms are frozen",
+    "norm_eval": "batch norms are frozen", "save_best": "best.safetensors is that of the best AP",
+    "filter_empty_gt": "images without objects are trained on, too",
+    **dict.fromkeys(("degrees", "translate", "scale", "shear", "perspective", "erasing", "cutmix"), _AUGMENTED),
+    **dict.fromkeys(("rect", "keep_ratio", "size_divisor", "pad_size_divisor"), _PADDED),
+    **dict.fromkeys(("shuffle", "sampler", "batch_sampler"), _ORDER),
+    **dict.fromkeys(("log_interval", "log_period", "print_freq"), "metrics.jsonl has every step"),
+    **dict.fromkeys(
+        (
+            "lr_backbone_names", "dilation", "position_embedding", "pre_norm", "query_dim", "two_stage_learn_wh",
+            "two_stage_bbox_embed_share", "two_stage_class_embed_share", "two_stage_keep_all_tokens",
+            "transformer_activation", "batch_norm_type", "enc_loss_coef", "interm_loss_coef", "no_interm_box_loss",
+            "decoder_sa_type", "matcher_type", "ema_epoch", "data_aug_scale_overlap",
+        ),
+        _OFFICIAL,
+    ),
+    "mask_loss_coef": "dino finds boxes, no masks", "dice_loss_coef": "dino finds boxes, no masks",
     "masks": "dino finds boxes, no masks", "cfg_options": "give --set KEY=VALUE for each",
 }  # fmt: skip
 

@@ -1,6 +1,8 @@
 """English."""
 
+import difflib
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -25,6 +27,13 @@ def typed(path: object) -> str:
     """A path as it is typed in a command: in quotes where its characters mean something to a shell."""
     text = str(path)
     return subprocess.list2cmdline([text]) if os.name == "nt" else shlex.quote(text)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean `x`?` with the nearest of the names, whatever its capitals, spaces and hyphens; or nothing."""
+    bare = {re.sub(r"[^a-z0-9]", "", name.casefold()): name for name in known}
+    near = difflib.get_close_matches(re.sub(r"[^a-z0-9]", "", word.casefold()), bare, n=1)
+    return f"; did you mean `{bare[near[0]]}`?" if near else ""
 
 
 def clock(seconds: float) -> str:

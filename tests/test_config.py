@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from dinocore.config import Config, fixed_on_resume
+from dinocore.detections_io import format_of
 from dinocore.errors import ConfigError
 from dinocore.presets import NO_SETTING, OPTIONS, OTHER_WORDS, config_from_dict, load_config
 from dinocore.settings import list_settings
@@ -214,7 +215,7 @@ def test_what_a_resumed_run_cannot_change_is_marked_at_the_settings():
 
 
 ROW = re.compile(r"^\| (.+) \| (.+) \|$", re.M)
-WORD = re.compile(r"`([a-z][\w.]*)=?`")
+WORD = re.compile(r"`([A-Za-z][\w.]*)=?`")
 SETTING = re.compile(r"`((?:model|loss|train|data|eval)\.[a-z_.]+|\.[a-z_]+)\b")
 
 
@@ -226,18 +227,33 @@ def test_a_word_on_the_page_for_users_of_other_codebases_leads_to_the_setting_be
             continue
         words = WORD.findall(re.sub(r"\([^)]*\)", "", theirs))
         settings = [name.rpartition(".")[2] for name in SETTING.findall(ours)]
-        for word in words if settings else []:
+        nothing = ours.startswith("nothing")
+        for word in words if settings or nothing else []:
             try:
                 load_config(overrides=[f"{word}=1"])
             except ConfigError as error:
                 seen += 1
                 hint = re.search(r"; (?:did you mean|that is) `([^`]*)`", str(error))
+                if nothing and "known are" not in str(error):
+                    continue
                 if not (hint and (hint[1].startswith("--") or hint[1].rpartition(".")[2] in settings)):
                     wrong.append(f"{word}: {error} (the page says {settings})")
     assert seen > 50 and wrong == []
 
 
-@pytest.mark.parametrize("word", ["mosaic", "auto_scale_lr", "cfg-options", "data.pin_memory", "Classes"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "mosaic",
+        "auto_scale_lr",
+        "cfg-options",
+        "data.pin_memory",
+        "Classes",
+        "single_cls",
+        "persistent_workers",
+        "rect",
+    ],
+)
 def test_a_word_for_what_nobody_sets_here_is_answered_with_why(word):
     with pytest.raises(ConfigError, match=rf"there is no setting `{word}`: \w+"):
         load_config(overrides=[f"{word}=1"])
@@ -246,3 +262,39 @@ def test_a_word_for_what_nobody_sets_here_is_answered_with_why(word):
 def test_words_that_are_answered_with_why_are_on_the_page_or_no_settings_of_ours():
     ours = {setting.name.rpartition(".")[2] for setting in list_settings()}
     assert not ours & NO_SETTING.keys() and not NO_SETTING.keys() & (OTHER_WORDS.keys() | OPTIONS.keys())
+
+
+def test_every_setting_says_what_it_means():
+    assert [setting.name for setting in list_settings() if len(setting.comment) < 4] == []
+
+
+OFFICIAL = [  # the settings of its recipe, from its config file and coco_transformer.py
+    "lr", "lr_backbone", "lr_backbone_names", "lr_linear_proj_names", "lr_linear_proj_mult", "batch_size",
+    "weight_decay", "epochs", "lr_drop", "save_checkpoint_interval", "clip_max_norm", "onecyclelr",
+    "multi_step_lr", "lr_drop_list", "frozen_weights", "backbone", "use_checkpoint", "dilation",
+    "position_embedding", "pe_temperatureH", "pe_temperatureW", "return_interm_indices", "enc_layers",
+    "dec_layers", "dim_feedforward", "hidden_dim", "dropout", "nheads", "num_queries", "num_feature_levels",
+    "enc_n_points", "dec_n_points", "backbone_freeze_keywords", "two_stage_type",
+    "two_stage_bbox_embed_share", "two_stage_class_embed_share", "num_select", "masks", "aux_loss",
+    "set_cost_class", "set_cost_bbox", "set_cost_giou", "cls_loss_coef", "bbox_loss_coef", "giou_loss_coef",
+    "interm_loss_coef", "focal_alpha", "nms_iou_threshold", "dec_pred_bbox_embed_share",
+    "dec_pred_class_embed_share", "use_dn", "dn_number", "dn_box_noise_scale", "dn_label_noise_ratio",
+    "embed_init_tgt", "dn_labelbook_size", "use_ema", "ema_decay", "ema_epoch", "data_aug_scales",
+    "data_aug_max_size", "data_aug_scales2_resize", "data_aug_scales2_crop", "data_aug_scale_overlap"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", OFFICIAL)
+def test_a_name_of_official_dinos_recipe_is_answered_with_ours_or_with_why(word):
+    with pytest.raises(ConfigError) as refused:
+        load_config(overrides=[f"{word}=1"])
+    assert "known are" not in str(refused.value)
+    named = re.search(r"did you mean `([^`]*)`", str(refused.value))
+    beside = [setting.name for setting in list_settings() if word in setting.official.split(", ")]
+    assert not beside or (named and named[1] in beside), "the page of settings says another"
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("label-studio", "labelstudio"), ("Label Studio", "labelstudio")])
+def test_a_format_that_is_written_otherwise_is_answered_with_its_name(typed, meant):
+    with pytest.raises(ConfigError, match=f"there is no format `{typed}`; did you mean `{meant}`"):
+        format_of(typed, None)

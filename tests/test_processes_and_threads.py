@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from dinocore import load_detector
+from dinocore import Target, build_model, criterion, load_config, load_detector
+from dinocore.data.batch import Sample, collate, normalise
 from dinocore.data.synthetic.smear import draw_smear
 from dinocore.model.layers import checkpointed
 from dinocore.model.ops import is_reference, use_backend, watch_sampling
@@ -119,3 +120,24 @@ def test_another_default_dtype_changes_nothing(dtype, detector, image):
         torch.set_default_dtype(torch.float32)
     assert found.scores.dtype == torch.float32 and torch.allclose(found.scores, expected.scores, atol=1e-4)
     assert torch.allclose(found.boxes_xyxy, expected.boxes_xyxy, atol=0.05)
+
+
+def test_a_training_step_of_ones_own_is_possible_with_another_default_dtype():
+    settings = [
+        "model.backbone=timm/test_resnet", "model.backbone_weights=none", "model.hidden_dim=32", "model.num_heads=4",
+        "model.ffn_dim=48", "model.num_queries=8", "model.num_encoder_layers=1", "model.num_decoder_layers=1",
+    ]  # fmt: skip
+    config = load_config("r50-4scale", settings)
+    torch.set_default_dtype(torch.float64)
+    try:
+        boxes = torch.tensor([[0.5, 0.5, 0.2, 0.2]])
+        sample = Sample(torch.zeros(3, 48, 64, dtype=torch.uint8), Target(torch.tensor([0]), boxes), 0, (48, 64))
+        model = build_model(config.model).train()
+        batch = normalise(collate([sample]), config.model.pixel_mean, config.model.pixel_std, torch.device("cpu"))
+        output = model(batch.images, batch.padding, batch.targets)
+        sum(criterion(output, batch.targets, 1, config.loss).values()).backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert model.decoder.layers[0].self_attn.in_proj_weight.grad.abs().sum() > 0

@@ -15,7 +15,7 @@ from dinocore.errors import ConfigError
 from dinocore.system.files import check_file, write_atomically, write_text
 from dinocore.words import whole
 
-from ..annotated import open_annotated
+from ..annotated import open_annotated, warn_of_whole_images
 from ..console import print_json, say, stdout, warn_of_letters
 from ..options import Device, Json, Weights
 from ..weights_option import open_detector
@@ -95,6 +95,7 @@ def show_attention(
     detector, path = open_detector(weights, device, "off")
     file = file or open_annotated(None, "val", detector, "an image: dino inspect-attention img.jpg").path(0)
     image = read_image(file, detector.config.data)
+    warn_of_whole_images([(file.name, (image.height, image.width))], detector.config.data)
     batch = detector.batch(image)
     if pixel is None:
         seen = attention_of_query(detector, batch, request.layer, request.query)

@@ -20,7 +20,7 @@ from dinocore.errors import ConfigError, DataError
 from dinocore.system.files import check_file, write_atomically, write_text
 from dinocore.words import whole
 
-from ..annotated import open_annotated
+from ..annotated import open_annotated, warn_of_whole_images
 from ..completion import choices
 from ..console import fail, print_json, say, stdout
 from ..inputs import Input, expand
@@ -111,6 +111,7 @@ def inspect_files(
     found, drawn = _propose(detector, inputs, {Path(name).name: part for name, part in objects.items()}, drawing)
     if not found:
         raise DataError(f"none of {len(inputs)} images could be read")
+    warn_of_whole_images([(item.file, item.size) for item in found], detector.config.data)
     judged = [_judged(item) for item in found if item.objects is not None]
     if objects and not judged:
         raise DataError("none of the images is in the annotations; they are compared by file name")

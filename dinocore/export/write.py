@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from ..errors import ConfigError, EnvironmentFault
 from ..system.extras import install_line
 from ..system.files import check_file
+from ..words import did_you_mean
 from . import plugin
 from .graph import INPUTS, OUTPUTS
 from .onnx_graph import quiet, to_onnx
@@ -90,7 +91,8 @@ def check_format(name: str, precision: str, out: Path, ranged: bool = False, wit
         EnvironmentFault: a package or a compiler is not installed.
     """
     if name not in FORMATS:
-        raise ConfigError(f"there is no format `{name}`; choose {', '.join(FORMATS)}")
+        meant = did_you_mean(name, FORMATS) or f"; choose {', '.join(FORMATS)}"
+        raise ConfigError(f"there is no format `{name}`{meant}")
     _, suffix, packages, extra = FORMATS[name]
     if precision not in PRECISIONS:
         raise ConfigError(f"there is no precision `{precision}`; choose {' or '.join(PRECISIONS)}")

@@ -21,7 +21,7 @@ from .tokens import Tokenizer
 
 
 def build_model(config: ModelConfig, backbone: nn.Module | None = None) -> DINO:
-    """A DINO with fresh weights (see `init_weights`).
+    """A DINO with fresh weights (see `init_weights`) in float32, whatever PyTorch's default dtype is.
 
     Args:
         backbone: one of your own instead of `config.backbone`, which stays as it is; see `check_backbone`.
@@ -59,7 +59,7 @@ def build_model(config: ModelConfig, backbone: nn.Module | None = None) -> DINO:
         extra=ExtraQueries(config.extra_queries, dim) if config.extra_queries else None,
     )
     init_weights(model)
-    return model.to(memory_format=torch.channels_last)  # of the convolutions, which are quicker so
+    return model.float().to(memory_format=torch.channels_last)  # of the convolutions, which are quicker so
 
 
 def build_proposer(config: ModelConfig) -> nn.Module:

@@ -110,11 +110,11 @@ def shrink_factor(size: tuple[int, int], config: DataConfig) -> float:
     return max(size) / max(size_for_model(size, config))
 
 
-def shrinking_message(shrunk: Sequence[tuple[float, str]]) -> str:
+def shrinking_message(shrunk: Sequence[tuple[float, str]], remedy: str = "try --slice auto") -> str:
     """What to say of images that are shrunk by more than `SHRINKS_MUCH`, each by how much and its name."""
     factor, name = max(shrunk)
     which = f"{name} is" if len(shrunk) == 1 else f"{len(shrunk)} images, {name} the most, are"
-    return f"{which} shrunk by a factor of {factor:.1f} for the model, so small objects are lost; try --slice auto"
+    return f"{which} shrunk by a factor of {factor:.1f} for the model, so small objects are lost; {remedy}"
 
 
 class WindowDetections(NamedTuple):

@@ -18,6 +18,7 @@ from ..system.device import pick_precision
 from ..system.processes import SingleProcess
 from ..weights.backbone import load_backbone_weights
 from ..weights.convert.info import preset_of
+from ..weights.fetch.cache import cache_folder
 from ..weights.fetch.locate import locate
 from ..weights.fetch.watch import UNWATCHED, Watch
 from ..weights.file import Weights, load_weights
@@ -131,6 +132,8 @@ def load_starting_weights(model: DINO, config: Config, categories: Sequence[Cate
         return f"random, backbone: {load_backbone_weights(model.backbone, config.model)}", None
     path = locate(config.train.weights)
     transfer = carry_over(model, load_weights(path), categories, path)
+    if cache_folder() in path.parents:  # what was typed says more than the name in the cache
+        transfer = transfer._replace(file=config.train.weights)
     return transfer.summary(), transfer
 
 

@@ -159,7 +159,7 @@ def restore_model(weights: Weights, where: Path) -> DINO:
     Raises:
         CheckpointError: tensors are missing, left over or of another shape.
     """
-    model = build_model(weights.config.model).float()  # PyTorch's default dtype may be another
+    model = build_model(weights.config.model)
     load_exactly(model, weights.tensors, where)
     return model
 

@@ -1,6 +1,7 @@
 """`dino inspect-matching` and `dino inspect-attention`: what they print where, and how they refuse."""
 
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -112,3 +113,13 @@ def test_data_that_has_moved_is_said_and_drawn_pictures_are_only_for_weights_wit
 
 def test_a_coordinate_just_below_0_is_no_minus_0():
     assert whole([-0.3, 0.2, 640.4, -3.6]) == "0 0 640 -4"
+
+
+@pytest.mark.parametrize("command", ["inspect-proposals", "inspect-attention"])
+def test_a_panorama_that_the_model_sees_as_a_strip_is_warned_of(dino, run_folder, tmp_path, command):
+    Image.new("RGB", (4000, 250)).save(tmp_path / "wide.png")
+    Image.new("RGB", (64, 48)).save(tmp_path / "small.png")
+    said = dino(command, tmp_path / "wide.png", "--weights", run_folder).err
+    assert re.search(r"warning: .*wide.png is shrunk by a factor of \d+\.\d for the model", said)
+    assert "dino predict --slice auto" in said
+    assert "shrunk" not in dino(command, tmp_path / "small.png", "--weights", run_folder).err

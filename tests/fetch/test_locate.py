@@ -14,6 +14,7 @@ import torch
 from dinocore.errors import CheckpointError, ConfigError, EnvironmentFault
 from dinocore.presets import list_presets, load_config
 from dinocore.weights.convert import files
+from dinocore.weights.convert.info import describe
 from dinocore.weights.fetch import locate as module
 from dinocore.weights.fetch.catalogue import Published, catalogue
 from dinocore.weights.fetch.locate import locate
@@ -283,6 +284,14 @@ def test_a_moving_average_beside_the_weights_is_said_and_can_be_chosen(
     torch.save({"model": state, "ema_model": averaged}, tmp_path / "a.pth")
     plain = load_weights(locate(tmp_path / "a.pth", heard[0])).tensors
     assert any("moving average" in line and "--ema" in line for line in heard[1])
+    heard[1].clear()
+    locate((tmp_path / "a.pth").rename(tmp_path / "renamed.pth"), heard[0])
+    assert len(heard[1]) == 1 and "renamed.pth --ema" in heard[1][0], "it is in the cache now, and still said"
+    (tmp_path / "renamed.pth").rename(tmp_path / "a.pth")
+    assert describe(tmp_path / "a.pth")["beside_the_model"] == ["ema_model"]
+    joined = {f"model.{key}": value for key, value in state.items()} | {f"ema.{key}": v for key, v in state.items()}
+    torch.save(joined, tmp_path / "joined.pth")
+    assert describe(tmp_path / "joined.pth")["beside_the_model"] == ["ema"]
     conversion = files.convert_file(tmp_path / "a.pth", files.ConversionRequest(ema=True))
     assert not any("ema_model" in note for note in conversion.notes)  # it was read
     chosen = conversion.weights.tensors

@@ -14,7 +14,7 @@ from ..untrusted import read_file
 from . import coco
 from .files import fingerprint
 from .known import candidates, choose_preset, read_facts, settings_in
-from .state import CODEBASES, convert_tensors
+from .state import CODEBASES, by_part, convert_tensors
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _others(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "classes": names,
         "metrics": {},
         "epoch": file_facts.epoch,
-        "beside_the_model": [str(key) for key, value in content.items() if not _is_weights(key, value)],
+        "beside_the_model": [str(key) for key, value in by_part(content).items() if not _is_weights(key, value)],
     } | _count(converted.tensors)
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from ...errors import CheckpointError, ConfigError, EnvironmentFault
+from ...words import typed
 from ..convert.files import CONVERTER, Conversion, ConversionRequest, convert_file, is_about_ema
 from ..file import save_weights
 from ..shipped import SHIPPED
@@ -123,20 +124,24 @@ def _converted(found: Original, watch: Watch) -> Path:
     digest = found.sha256 or sha256(found.file)
     name = f"{digest[:16]}-{found.preset or 'told'}-{CONVERTER}.safetensors"
     file = cache_folder() / "converted" / name
-    if record_of(file):
-        return file
+    if not record_of(file):
+        _convert_once(found, file, watch)
+    record = record_of(file) or {}
+    for note in record.get("notes", ()):  # each time: another file of the same content may have another name
+        watch.say(note.replace(typed(record["of"]), typed(found.file)))
+    return file
+
+
+def _convert_once(found: Original, file: Path, watch: Watch) -> None:
     with locked(file, watch):
-        if not record_of(file):
+        if not record_of(file):  # another process may have made it meanwhile
             done = _convert(found)
             watch.say(f"converted {found.file.name}, once")
-            for note in filter(is_about_ema, done.notes):
-                watch.say(note)
             weights = done.weights
             if found.address:
                 weights.facts["converted_from"]["address"] = _without_secrets(found.address)
             save_weights(file, weights.tensors, weights.config, weights.categories, weights.facts)
-            write_record(file, {"of": str(found.file)})
-    return file
+            write_record(file, {"of": str(found.file), "notes": list(filter(is_about_ema, done.notes))})
 
 
 def _convert(found: Original) -> Conversion:
