@@ -118,7 +118,7 @@ NO_SETTING = {  # words of other codebases for what nobody sets here, and why
     "prefetch_factor": "each worker process loads 4 batches ahead; data.workers says how many there are",
     "label_smoothing": "the focal loss has loss.focal_alpha and loss.focal_gamma",
     "class_weight": "the loss of every class counts alike", "class_weights": "the loss of every class counts alike",
-    "momentum": "AdamW has PyTorch's own", "betas": "AdamW has PyTorch's own", "eps": "AdamW has PyTorch's own",
+    **dict.fromkeys(("momentum", "betas", "eps"), "AdamW runs with PyTorch's default"),
     "lrf": "a cosine falls to 0", "eta_min": "a cosine falls to 0", "min_lr": "a cosine falls to 0",
     "lr_min": "a cosine falls to 0", "sync_bn": "batch norms are frozen", "syncbn": "batch norms are frozen",
     "norm_eval": "batch norms are frozen", "save_best": "best.safetensors is that of the best AP",
