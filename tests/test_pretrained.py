@@ -141,6 +141,7 @@ def test_a_file_under_its_publishers_names_is_loaded_by_timms_table(tmp_path):
     assert torch.equal(backbone.body.body["stages_3"].blocks[0].gamma, state["stages.3.0.gamma"])
 
 
+@pytest.mark.slow
 def test_a_masked_autoencoder_becomes_vitdets(downloads):
     backbone = build("vitdet-b", (8, 16, 32, 64))
     said = load(backbone, "vitdet-b", "imagenet")

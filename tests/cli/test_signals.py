@@ -71,6 +71,7 @@ raise RuntimeError("a fault")
 """
 
 
+@pytest.mark.slow
 def test_a_program_that_fails_while_loader_workers_read_ends():
     done = subprocess.run(
         [sys.executable, "-i", "-c", FAILS_WHILE_WORKERS_READ],  # -i keeps the traceback, and so the loader, alive

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -103,6 +104,7 @@ def write_csv(splits, folder: Path) -> None:
                 rows.writerows([(name, kind, *box) for kind, box in zip(names, boxes, strict=True)] or [(name,)])
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(data_sets())
 def test_objects_survive_every_pair_of_formats(data):

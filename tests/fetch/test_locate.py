@@ -243,6 +243,7 @@ print(entry.name, before, cached(entry).name, facts["codebase"], facts["address"
 """
 
 
+@pytest.mark.slow
 def test_official_weights_are_fetched_from_the_hub_and_converted(hub, official_bytes, small_preset, tmp_path):
     """As a mirror has them: another file name and hash, the tensors under `model`."""
     content = torch.load(io.BytesIO(official_bytes), weights_only=False)
