@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,10 +42,15 @@ def settings_of(settings: DataConfig, folder: Path) -> DataConfig:
     return settings.model_copy(update={"path": str(folder.expanduser().absolute())})
 
 
-def warn_of_whole_images(sizes: Iterable[tuple[str, tuple[int, int]]], config: DataConfig) -> None:
-    """Say which of the images (name, (height, width)) lose their small objects where a command has no --slice."""
+def warn_of_whole_images(
+    sizes: Iterable[tuple[int, int]],
+    name: Callable[[int], str],
+    config: DataConfig,
+    remedy: str = "dino predict --slice auto looks at large images in parts",
+) -> None:
+    """Say which images (height, width), seen by the model as a whole, lose their small objects, and what to type."""
     from dinocore.stream.slices import SHRINKS_MUCH, shrink_factor, shrinking_message
 
-    factors = [(shrink_factor(size, config), name) for name, size in sizes]
-    if shrunk := [each for each in factors if each[0] > SHRINKS_MUCH]:
-        warn(shrinking_message(shrunk, "dino predict --slice auto looks at large images in parts"))
+    factors = [shrink_factor(size, config) for size in sizes]
+    if shrunk := [(factor, name(i)) for i, factor in enumerate(factors) if factor > SHRINKS_MUCH]:
+        warn(shrinking_message(shrunk, remedy))

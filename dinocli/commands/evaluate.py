@@ -22,6 +22,7 @@ from dinocore.report.parts import Page
 from dinocore.system.files import check_file, write_text
 from dinocore.words import counted
 
+from ..annotated import warn_of_whole_images
 from ..console import fail, print_json, say, stdout, warn
 from ..options import Data, Device, Json, Out, Overlap, Overrides, Precision, Split, Weights
 from ..progress import WorkProgress
@@ -280,7 +281,8 @@ def _detections(
             warn(f"{source.path}: {note}")
         return read.rows, []
     if group.main and source.slicing is None:
-        _warn_of_shrinking(annotations, source.detector.config.data)
+        sizes = [(height, width) for width, height in annotations.sizes.tolist()]
+        warn_of_whole_images(sizes, lambda i: annotations.path(i).name, source.detector.config.data, "try --slice auto")
     results, failed = [], []
     with WorkProgress(hidden=not group.main) as progress:
         images = detect_on_ranks(source.detector, annotations, group, source.slicing)
@@ -292,16 +294,6 @@ def _detections(
             for problem in problems:
                 fail(problem, "DATA")
     return results, failed
-
-
-def _warn_of_shrinking(annotations: Annotations, config: DataConfig) -> None:
-    """Say which images lose their small objects, and what to type."""
-    from dinocore.stream.slices import SHRINKS_MUCH, shrink_factor, shrinking_message
-
-    factors = [shrink_factor((height, width), config) for width, height in annotations.sizes.tolist()]
-    shrunk = [(f, annotations.path(i).name) for i, f in enumerate(factors) if f > SHRINKS_MUCH]
-    if shrunk:
-        warn(shrinking_message(shrunk))
 
 
 def _write_report(path: Path, page: Page) -> None:

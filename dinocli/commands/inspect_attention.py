@@ -95,7 +95,7 @@ def show_attention(
     detector, path = open_detector(weights, device, "off")
     file = file or open_annotated(None, "val", detector, "an image: dino inspect-attention img.jpg").path(0)
     image = read_image(file, detector.config.data)
-    warn_of_whole_images([(file.name, (image.height, image.width))], detector.config.data)
+    warn_of_whole_images([(image.height, image.width)], lambda _: file.name, detector.config.data)
     batch = detector.batch(image)
     if pixel is None:
         seen = attention_of_query(detector, batch, request.layer, request.query)

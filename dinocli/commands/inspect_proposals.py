@@ -111,7 +111,7 @@ def inspect_files(
     found, drawn = _propose(detector, inputs, {Path(name).name: part for name, part in objects.items()}, drawing)
     if not found:
         raise DataError(f"none of {len(inputs)} images could be read")
-    warn_of_whole_images([(item.file, item.size) for item in found], detector.config.data)
+    warn_of_whole_images([item.size for item in found], lambda i: found[i].file, detector.config.data)
     judged = [_judged(item) for item in found if item.objects is not None]
     if objects and not judged:
         raise DataError("none of the images is in the annotations; they are compared by file name")

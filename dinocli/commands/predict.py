@@ -357,7 +357,7 @@ def warn_of_shrinking(shrunk: Sequence[tuple[float, str]]) -> None:
     from dinocore.stream.slices import shrinking_message
 
     if shrunk:
-        warn(shrinking_message(shrunk))
+        warn(shrinking_message(shrunk, "try --slice auto"))
 
 
 def _draw(image: Image, found: ImageResult, detector: AnyDetector, path: Path) -> None:

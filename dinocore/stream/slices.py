@@ -110,7 +110,7 @@ def shrink_factor(size: tuple[int, int], config: DataConfig) -> float:
     return max(size) / max(size_for_model(size, config))
 
 
-def shrinking_message(shrunk: Sequence[tuple[float, str]], remedy: str = "try --slice auto") -> str:
+def shrinking_message(shrunk: Sequence[tuple[float, str]], remedy: str) -> str:
     """What to say of images that are shrunk by more than `SHRINKS_MUCH`, each by how much and its name."""
     factor, name = max(shrunk)
     which = f"{name} is" if len(shrunk) == 1 else f"{len(shrunk)} images, {name} the most, are"

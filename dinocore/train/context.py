@@ -66,13 +66,13 @@ def exceeded_limits(config: Config, data: DataSet) -> list[str]:
     than it has queries, detections or denoising slots, as check-data says it.
     """
     steps = steps_in_epoch(len(data.train.image_ids), config.train.batch_size)
-    said = [text for text in (warmup_warning(steps, config.train), drops_warning(steps, config.train)) if text]
+    limits = [text for text in (warmup_warning(steps, config.train), drops_warning(steps, config.train)) if text]
     splits = {"train": data.train} | ({} if data.val is data.train else {"val": data.val})
     for name, split in splits.items():
         findings = Findings(split.file)
         check_fitness(split, config, findings, trained_on=name == "train")
-        said += [f"{name}: {finding.text}; {finding.fix}" for finding in findings.found if finding.code in LIMITS]
-    return said
+        limits += [f"{name}: {finding.text}; {finding.fix}" for finding in findings.found if finding.code in LIMITS]
+    return limits
 
 
 def fingerprint(data: DataSet) -> str:

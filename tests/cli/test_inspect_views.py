@@ -119,7 +119,7 @@ def test_a_coordinate_just_below_0_is_no_minus_0():
 def test_a_panorama_that_the_model_sees_as_a_strip_is_warned_of(dino, run_folder, tmp_path, command):
     Image.new("RGB", (4000, 250)).save(tmp_path / "wide.png")
     Image.new("RGB", (64, 48)).save(tmp_path / "small.png")
-    said = dino(command, tmp_path / "wide.png", "--weights", run_folder).err
-    assert re.search(r"warning: .*wide.png is shrunk by a factor of \d+\.\d for the model", said)
-    assert "dino predict --slice auto" in said
+    messages = dino(command, tmp_path / "wide.png", "--weights", run_folder).err
+    assert re.search(r"warning: .*wide.png is shrunk by a factor of \d+\.\d for the model", messages)
+    assert "dino predict --slice auto" in messages
     assert "shrunk" not in dino(command, tmp_path / "small.png", "--weights", run_folder).err

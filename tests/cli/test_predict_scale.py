@@ -171,9 +171,9 @@ def test_an_evaluation_says_which_images_shrink_by_much(dino, small_weights, tmp
     (tmp_path / "data").mkdir()
     Image.new("RGB", (900, 90)).save(tmp_path / "data" / "ribbon.png")
     (tmp_path / "data" / "annotations.json").write_text(json.dumps(content))
-    asked = ["eval", "--data", "data", "--split", "train", "--weights", small_weights, "--bootstrap", "0"]
-    assert "ribbon.png is shrunk by a factor of 9.0" in dino(*asked).err
-    result = dino(*asked, "--slice", "90")
+    arguments = ["eval", "--data", "data", "--split", "train", "--weights", small_weights, "--bootstrap", "0"]
+    assert "ribbon.png is shrunk by a factor of 9.0" in dino(*arguments).err
+    result = dino(*arguments, "--slice", "90")
     assert result.code == 0 and "shrunk" not in result.err
 
 

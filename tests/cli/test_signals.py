@@ -110,11 +110,11 @@ def test_a_training_whose_terminal_goes_away_saves_says_so_in_its_log_and_ends(p
     assert list(Path(tmp_path / "run/checkpoints").iterdir())
 
 
-@pytest.mark.parametrize(("number", "said"), [("SIGINT", "press Ctrl-C again to"), ("SIGTERM", "press Ctrl-C to")])
-def test_only_who_pressed_ctrl_c_is_told_to_press_it_again(number, said, monkeypatch):
+@pytest.mark.parametrize(("number", "message"), [("SIGINT", "press Ctrl-C again to"), ("SIGTERM", "press Ctrl-C to")])
+def test_only_a_user_who_pressed_ctrl_c_is_asked_to_press_it_again(number, message, monkeypatch):
     warned = []
     monkeypatch.setattr("dinocli.signals._warn", warned.append)
     stop = StopRequest()
     stop.running = True
     stop._ask(getattr(signal, number))
-    assert len(warned) == 1 and said in warned[0]
+    assert len(warned) == 1 and message in warned[0]

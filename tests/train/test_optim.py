@@ -92,8 +92,8 @@ def test_the_plan_of_the_rate_says_when_it_drops_and_what_is_out_of_reach():
 
 def test_drops_of_the_rate_that_never_come_are_said():
     assert "after epochs 3 and 5 of 12" in describe_lr(9, TrainConfig(lr_drop_epochs=(5, 3)))
-    said = drops_warning(9, TrainConfig(epochs=12, lr_drop_epochs=(9, 40)))
-    assert said.startswith("the run has 12 epochs, and its learning rate would drop after 40; --set train.epochs=41")
+    warning = drops_warning(9, TrainConfig(epochs=12, lr_drop_epochs=(9, 40)))
+    assert warning.startswith("the run has 12 epochs, and its learning rate would drop after 40; --set train.epochs=41")
     assert "step 9" in drops_warning(9, TrainConfig(warmup_steps=10, lr_drop_epochs=(1, 11)))
     fine = [TrainConfig(), TrainConfig(lr_schedule="cosine", epochs=6), TrainConfig(epochs=1, lr_drop_epochs=())]
     assert [drops_warning(9, config) for config in fine] == ["", "", ""]

@@ -196,8 +196,8 @@ def test_more_objects_than_the_model_can_answer_for_are_said_at_the_start(small_
     config = small_config("train.lr_drop_epochs=[1]", *(f"{name}={max(most)}" for name in limits))
     assert exceeded_limits(config, data) == []
     train = data._replace(val=data.train)
-    said = exceeded_limits(config.replace("model.num_queries", most[0] - 1), train)
-    assert len(said) == 1 and f"more objects than the {most[0] - 1} queries" in said[0]
+    exceeded = exceeded_limits(config.replace("model.num_queries", most[0] - 1), train)
+    assert len(exceeded) == 1 and f"more objects than the {most[0] - 1} queries" in exceeded[0]
 
 
 def test_objects_of_the_val_split_are_counted_too_but_not_for_denoising(small_config):
@@ -205,8 +205,8 @@ def test_objects_of_the_val_split_are_counted_too_but_not_for_denoising(small_co
     most = int(np.bincount(data.val.owners()[data.val.trainable()]).max())
     limits = ("model.num_queries", "eval.max_dets", "model.denoising.num_pairs")
     config = small_config(*(f"{name}={most - 1}" for name in limits))
-    said = [text for text in exceeded_limits(config, data) if text.startswith("val: ")]
-    assert len(said) == 2 and "queries" in said[0] and "detections" in said[1]
+    of_val = [text for text in exceeded_limits(config, data) if text.startswith("val: ")]
+    assert len(of_val) == 2 and "queries" in of_val[0] and "detections" in of_val[1]
 
 
 def test_deterministic_training_on_a_gpu_uses_no_operation_that_pytorch_does_not_know():
