@@ -1,8 +1,10 @@
 """Resident memory while a training goes on with images of many sizes, under several ways to get memory.
 
-    python benchmarks/memory.py [--steps 128] [--batch-size 4] [--ways now glibc] [--json FILE] [--plot FILE]
+    python benchmarks/memory.py [--preset tiny] [--steps 128] [--batch-size 4] [--ways now glibc] [--json FILE]
+        [--plot FILE]
 
-Each way is a process of its own, one after another; drawn photographs of random sizes, preset `tiny`, no evaluation.
+Each way is a process of its own, one after another; drawn images that the augmentation makes into many sizes, no
+evaluation. What `dino train --dry-run` says comes first.
 """
 
 import argparse
@@ -15,19 +17,25 @@ import tempfile
 import time
 from pathlib import Path
 
-HUGE, FEW_PRIMITIVES = {"THP_MEM_ALLOC_ENABLE": "1"}, {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+
+def primitives(number: int) -> dict[str, str]:
+    """The environment in which oneDNN keeps so many."""
+    return {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(number)}
+
+
 WAYS = {  # name: environment, whether keep_memory() is called
-    "now": (HUGE, True),
-    "heap kept (before)": ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024", "THP_MEM_ALLOC_ENABLE": "0"}, True),
-    "glibc": ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024", "THP_MEM_ALLOC_ENABLE": "0"}, False),
-    "glibc, few primitives": ({**FEW_PRIMITIVES, "THP_MEM_ALLOC_ENABLE": "0"}, False),
-    "huge pages": ({**HUGE, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024"}, False),
+    "now": ({}, True),
+    "64 primitives": (primitives(64), True),
+    "1024 primitives": (primitives(1024), True),
+    "glibc": (primitives(1024), False),
+    "huge pages": ({**primitives(64), "THP_MEM_ALLOC_ENABLE": "1"}, False),
 }
 
 
 def main() -> None:
     """Print memory after some steps and the median step of each way; draw the curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="tiny")
     parser.add_argument("--steps", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--ways", choices=[*WAYS], nargs="+", default=[*WAYS])
@@ -36,14 +44,15 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        run(options.child, options.steps, options.batch_size, keep=WAYS[options.ways[0]][1])
+        run(settings(options, options.child), options.steps, keep=WAYS[options.ways[0]][1])
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         draw(Path(folder), options.batch_size * options.steps)
+        promise(settings(options, folder))
         for way in options.ways:
             command = [sys.executable, __file__, "--child", folder, "--steps", str(options.steps)]
-            command += ["--batch-size", str(options.batch_size), "--ways", way]
+            command += ["--batch-size", str(options.batch_size), "--ways", way, "--preset", options.preset]
             output = subprocess.run(command, env=os.environ | WAYS[way][0], check=True, capture_output=True, text=True)
             row = {"way": way, **json.loads(output.stdout.splitlines()[-1])}
             rows.append(row)
@@ -64,7 +73,25 @@ def draw(folder: Path, num_images: int) -> None:
     write_sample_data(folder, num_images=min(num_images, 160), seed=0, size=(640, 480))
 
 
-def run(folder: str, steps: int, batch_size: int, keep: bool) -> None:
+def settings(options: argparse.Namespace, folder: str) -> tuple[str, list[str]]:
+    """The preset and the settings of the training."""
+    train = {"batch_size": options.batch_size, "epochs": options.steps, "eval_every_epochs": options.steps + 1}
+    if options.preset == "tiny":
+        train["micro_batch_size"] = options.batch_size
+    changes = [f"train.{name}={value}" for name, value in train.items()]
+    return options.preset, [*changes, "data.workers=1", f'data.path="{folder}"']
+
+
+def promise(chosen: tuple[str, list[str]]) -> None:
+    """Print what `dino train --dry-run` says of the memory."""
+    preset, changes = chosen
+    command = [sys.executable, "-m", "dinocli", "train", "--preset", preset, "--dry-run"]
+    command += [word for change in changes for word in ("--set", change)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True)
+    print(*(line for line in (output.stdout + output.stderr).splitlines() if "MB" in line), sep="\n", flush=True)
+
+
+def run(chosen: tuple[str, list[str]], steps: int, keep: bool) -> None:
     """Train, and print the memory after each step in MB (resident, this process) as JSON."""
     import torch
 
@@ -78,9 +105,7 @@ def run(folder: str, steps: int, batch_size: int, keep: bool) -> None:
 
     if not keep:
         loop.keep_memory = lambda: None
-    settings = [f"train.batch_size={batch_size}", f"train.micro_batch_size={batch_size}", "data.workers=1",
-                f'data.path="{folder}"', f"train.epochs={steps}", f"train.eval_every_epochs={steps + 1}"]  # fmt: skip
-    config = load_config("tiny", settings)
+    config = load_config(*chosen)
     with tempfile.TemporaryDirectory() as output:
         prepare_run(Path(output) / "run", overwrite=False)
         context = RunContext(config, open_dataset(config.data), Path(output) / "run", torch.device("cpu"))

@@ -14,7 +14,7 @@ from ..boxes import to_cxcywh, to_pixels
 from ..config import Config, ModelConfig
 from ..data.annotations import Annotations
 from ..data.batch import Batch, normalise
-from ..data.loaders import Steps, load_annotated, start_workers, training_steps
+from ..data.loaders import load_annotated, optimizer_steps, start_workers, training_steps
 from ..draw.boxes import Box, class_color, draw_boxes
 from ..errors import DataError
 from ..structures import Target
@@ -55,7 +55,7 @@ def _micro_batch_size(config: Config) -> int:
 
 def training_cells(annotations: Annotations, config: Config, start: int, steps: int) -> Iterator[BatchImage]:
     """The images of optimizer steps from `start` on, by the training's own loader, normalised for the model."""
-    plan = Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, start + steps)
+    plan = optimizer_steps(annotations, config, start, start + steps)
     loader = training_steps(annotations, config, _micro_batch_size(config), start, start + steps)
     for items, batches in zip(plan, start_workers(loader), strict=True):
         for batch in batches:
@@ -65,7 +65,7 @@ def training_cells(annotations: Annotations, config: Config, start: int, steps: 
 def raw_cells(annotations: Annotations, config: Config, start: int, steps: int) -> Iterator[BatchImage]:
     """The same images as they are on disk, with the boxes that can be learned from."""
     usable = annotations.trainable(config.data.min_box_size)
-    for items in Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, start + steps):
+    for items in optimizer_steps(annotations, config, start, start + steps):
         for epoch, index in items:
             image, boxes, labels = load_annotated(annotations, index, config.data, usable)
             pixels = image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy()  # (H, W, 3)

@@ -19,15 +19,12 @@ def for_inference(model: DINO, dtype: torch.dtype | None, device: torch.device, 
     """A copy for evaluation on a device that gives the same numbers, up to rounding; the model itself is left alone.
 
     Args:
-        dtype: of weights and activations, None for float32. Boxes stay in float32. A backbone that is quicker in
-            float32 stays there too.
+        dtype: of weights and activations, None for float32. Boxes stay in float32.
         int8: multiply bytes in the layers of encoder and decoder, on a CPU that `int8.check_int8` lets pass.
     """
     quick = copy.deepcopy(model).eval().requires_grad_(False)
     fold_batch_norm(quick.backbone)
-    for name, part in quick.named_children():
-        in_float32 = name == "backbone" and quick.backbone.slow_in_bf16 and device.type == "cpu"
-        part.to(device=device, dtype=torch.float32 if in_float32 or dtype is None else dtype)
+    quick.to(device=device, dtype=dtype)
     if isinstance(quick.proposer, StaticQueries):
         assert isinstance(model.proposer, StaticQueries)
         quick.proposer.boxes.data = model.proposer.boxes.to(device, torch.float32)  # bfloat16 would move them by pixels

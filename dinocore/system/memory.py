@@ -3,7 +3,6 @@
 import ctypes
 import os
 import sys
-from pathlib import Path
 
 import torch
 
@@ -12,19 +11,17 @@ try:
 except ImportError:  # Windows
     resource = None
 
-HUGE_PAGES_SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
 
 def keep_memory() -> None:
     """Keep page faults and leftovers of shapes that do not come again from eating time and memory; once is enough.
 
-    glibc returns large tensors to the system and gets them anew, and the page faults take up to 40 % of the time. Where
-    PyTorch maps them in huge pages (THP_MEM_ALLOC_ENABLE, which `dino` sets before it imports torch) that is cheap;
-    elsewhere glibc is told to keep all memory, which fragments with images of many sizes. oneDNN holds a compiled
-    primitive with its scratch memory for each of the last 1,024 shapes; with 32 a training was as fast and stayed flat.
+    glibc returns large tensors to the system and gets them anew, and the page faults take up to 40 % of the time; it is
+    told to keep all memory. Huge pages instead are no faster with one thread, and with two a fault of theirs takes
+    milliseconds (Linux 6.18). oneDNN holds a compiled primitive for each of the last 1,024 shapes of its operations;
+    `tiny` needs 93 for an image and 190 for a training step; few of the older ones are needed again.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # read at the first product or convolution
-    if not sys.platform.startswith("linux") or uses_huge_pages():
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")  # read at the first product or convolution
+    if not sys.platform.startswith("linux"):
         return
     try:
         libc = ctypes.CDLL("libc.so.6")
@@ -32,15 +29,6 @@ def keep_memory() -> None:
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
     except (OSError, AttributeError):  # another C library
         return
-
-
-def uses_huge_pages() -> bool:
-    """Whether PyTorch asks for huge pages and the system gives them."""
-    try:
-        allowed = "[never]" not in HUGE_PAGES_SETTING.read_text()
-    except OSError:
-        return False
-    return allowed and os.environ.get("THP_MEM_ALLOC_ENABLE") == "1"
 
 
 def release_memory(device: torch.device) -> None:

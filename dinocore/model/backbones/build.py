@@ -85,7 +85,6 @@ class ResNet(nn.Module):
     """A torchvision ResNet that returns features."""
 
     channels: list[int]  # one number per stride
-    slow_in_bf16 = False
     alignment = 1  # images may have any size
 
     def __init__(self, name: str, strides: Sequence[int], frozen_stages: int):
@@ -111,8 +110,8 @@ def check_backbone(module: nn.Module, strides: Sequence[int]) -> Any:
     """A module of somebody else's as a backbone: (B, 3, H, W) -> [(B, C_l, H_l, W_l)], a map for each stride.
 
     Args:
-        module: its list `channels` has the width of each map; `alignment` and `slow_in_bf16`, where it has them, mean
-            what they mean in `ResNet`.
+        module: its list `channels` has the width of each map; `alignment`, where it has one, means what it means in
+            `ResNet`.
 
     Raises:
         ConfigError: its maps are not those that `strides` and `channels` promise.
@@ -130,7 +129,6 @@ def check_backbone(module: nn.Module, strides: Sequence[int]) -> Any:
     wanted = [(width, side // stride, side // stride) for width, stride in zip(channels, strides, strict=True)]
     if shapes != wanted:
         raise ConfigError(f"of an image of {side} x {side}, {kind} gives maps {shapes}; by its channels, {wanted}")
-    for name, usual in (("alignment", 1), ("slow_in_bf16", False)):
-        if not hasattr(module, name):
-            setattr(module, name, usual)
+    if not hasattr(module, "alignment"):
+        module.alignment = 1  # pyright: ignore[reportArgumentType]  modules take attributes of any type
     return module

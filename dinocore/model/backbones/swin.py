@@ -155,7 +155,6 @@ class SwinStage(nn.Module):
 class Swin(nn.Module):
     """Patches, four stages, and a norm for each map that is given out."""
 
-    slow_in_bf16 = False
     alignment = 1
 
     def __init__(

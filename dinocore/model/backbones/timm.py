@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ..alignment import pads_by_size, respect_extents
 from ..layers import freeze_batch_norm
+from ..ops.depthwise import quick_depthwise
 
 STEM = re.compile(r"(model\.)?(conv_stem|conv1|bn1|stem|patch_embed|pos_embed|pos_drop|cls_token|layers?_0_)")
 NUMBERED_STAGE = re.compile(r"(?:model\.)?(?:blocks|stages|layers?)[._]?(\d+)")
@@ -40,19 +41,17 @@ class TimmBackbone(nn.Module):
         self.body = freeze_batch_norm(body)
         freeze_stages(self.body, name, frozen_stages)
         self.alignment = max(strides) if pads_by_size(body) else 1  # what sizes of images must be multiples of
+        quick_depthwise(self.body)
         if self.alignment > 1:
             respect_extents(self.body)
         elif checkpointing:  # what `respect_extents` reads is gone when a block is called again
             recompute_blocks(self.body)
-        self.slow_in_bf16 = grouped_convolutions(body)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> [(B, C_l, H_l, W_l)], finest first."""
         below, right = (-side % self.multiple for side in images.shape[-2:])
         images = F.pad(images, (0, right, 0, below))
-        slow = self.slow_in_bf16 and images.device.type == "cpu"
-        with torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext():
-            return [x.permute(self.order) for x in self.body(images)]
+        return [x.permute(self.order) for x in self.body(images)]
 
 
 class OutputNorms(nn.Module):
@@ -70,7 +69,6 @@ class OutputNorms(nn.Module):
         self.body = body
         self.norms = nn.ModuleList(map(norm, body.channels))
         self.channels = body.channels
-        self.slow_in_bf16 = body.slow_in_bf16
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> [(B, C_l, H_l, W_l)], finest first."""
@@ -92,11 +90,6 @@ def recompute_blocks(body: nn.Module) -> None:
     for module in (body, getattr(body, "model", None)):
         if turn_on := getattr(module, "set_grad_checkpointing", None):
             turn_on(True)
-
-
-def grouped_convolutions(body: nn.Module) -> bool:
-    """Whether a network has some; on a CPU they take 1.6 times as long in bfloat16 as in float32."""
-    return any(module.groups > 1 for module in body.modules() if isinstance(module, nn.Conv2d))
 
 
 @cache

@@ -24,7 +24,6 @@ class PlainViT(nn.Module):
     """A vision transformer at one stride, then a simple feature pyramid at several."""
 
     body: Any
-    slow_in_bf16 = False
     alignment = 1
 
     def __init__(self, extract: Callable[..., Any], strides: Sequence[int]):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dinocore.model.ops.numba.kernel_around import around_kernel
+from dinocore.model.ops.numba.kernel_depthwise import LANES, weight_gradient_kernel
 from dinocore.model.ops.numba.kernels import backward_kernel, forward_kernel, padded
 from dinocore.model.ops.numba.threads import in_parallel
 
@@ -56,6 +57,18 @@ def backward(
     inputs, sizes = _arrays(value, shapes, locations, weights)
     in_parallel(kernel, (flat_array(grad.to(_stored(value))), inputs, sizes, gradients), batch * heads)
     return grad_value.to(value.dtype), grad_locations.to(locations.dtype), grad_weights.to(weights.dtype)
+
+
+def depthwise_weight_gradient(padded: Tensor, grad: Tensor, side: int, stride: int) -> Tensor:
+    """(B, C, H, W), (B, C, h, w) -> (C, 1, side, side), in float32 or float64; see `depthwise`."""
+    batch, channels, height, width = padded.shape
+    rows, columns = grad.shape[-2:]
+    output = torch.empty(side, side, channels, dtype=_computed(padded))
+    kernel = weight_gradient_kernel(side, stride, _real(padded))
+    images, gradients = (flat_array(x.to(_stored(padded)).permute(0, 2, 3, 1)) for x in (padded, grad))
+    sizes = (batch, height, width, rows, columns, channels)
+    in_parallel(kernel, (images, gradients, sizes, flat_array(output)), channels // LANES)
+    return output.permute(2, 0, 1)[:, None].contiguous()
 
 
 def _computed(value: Tensor) -> torch.dtype:

@@ -1,0 +1,128 @@
+"""Depthwise convolutions trained on a CPU: quicker, and the same numbers as PyTorch's."""
+
+import copy
+import warnings
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from dinocore import build_model, load_config
+from dinocore.model.backbones.timm import TimmBackbone
+from dinocore.model.ops import dispatch, use_backend
+from dinocore.model.ops.depthwise import DepthwiseConv, quick_depthwise
+from dinocore.model.ops.numba import cpu
+
+
+def gradients(conv, images, grad):
+    """Of the images and every weight."""
+    images = images.clone().requires_grad_()
+    return torch.autograd.grad(conv(images), [images, *conv.parameters()], grad)
+
+
+CASES = [  # channels, side, stride, padding, bias
+    (16, 3, 1, 1, True), (32, 5, 2, 2, False), (48, 7, 1, 3, True), (16, 3, 2, 0, False), (32, 5, 1, 0, True)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(9, 11), (10, 8), (7, 7)])
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_and_gradients_are_those_of_a_plain_convolution(case, size):
+    channels, side, stride, padding, bias = case
+    torch.manual_seed(0)
+    conv = nn.Conv2d(channels, channels, side, stride, padding, groups=channels, bias=bias).double()
+    images = torch.randn(3, channels, *size, dtype=torch.float64)
+    expected = conv(images)
+    grad = torch.randn_like(expected)
+    quick = DepthwiseConv(conv)
+    assert quick(images).equal(expected)
+    for ours, plain in zip(gradients(quick, images, grad), gradients(conv, images, grad), strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-12, rtol=1e-12)
+
+
+def test_sums_of_bfloat16_are_kept_in_float32():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+    images, quick = torch.randn(2, 16, 40, 40), DepthwiseConv(conv)
+    grad = torch.randn(2, 16, 40, 40).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, ours, _ = gradients(quick, images, grad)
+    _, exact, _ = gradients(copy.deepcopy(conv).double(), images.bfloat16().double(), grad.double())
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double(), exact, atol=1e-4, rtol=1e-4)
+
+
+def test_the_weights_keep_their_names_and_numbers():
+    plain = timm.create_model("tf_efficientnet_lite0", features_only=True)
+    quick = copy.deepcopy(plain)
+    quick_depthwise(quick)
+    assert sum(isinstance(module, DepthwiseConv) for module in quick.modules()) == 16
+    before, after = plain.state_dict(), quick.state_dict()
+    assert list(before) == list(after) and all(before[name].equal(after[name]) for name in before)
+    images = torch.randn(1, 3, 61, 77)
+    with torch.no_grad():
+        for a, b in zip(plain.eval()(images), quick.eval()(images), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "convnext_atto"])
+def test_a_backbone_learns_what_plain_pytorch_would_teach_it(name):
+    torch.manual_seed(0)
+    backbone = TimmBackbone(name, [8, 16, 32], 0, 0.0)
+    images = torch.randn(2, 3, 64, 96)
+
+    def learned(form):
+        backbone.zero_grad()
+        with use_backend(form):
+            sum(x.square().mean() for x in backbone(images)).backward()
+        return {key: p.grad.clone() for key, p in backbone.named_parameters() if p.grad is not None}
+
+    plain, quick = learned("reference"), learned("auto")
+    assert plain.keys() == quick.keys() and len(plain) > 20
+    for key, grad in plain.items():
+        torch.testing.assert_close(quick[key], grad, atol=1e-4 * float(grad.abs().max()) + 1e-12, rtol=1e-3)
+
+
+def test_convolutions_that_the_kernel_cannot_do_stay_as_they_are():
+    others = nn.Sequential(
+        nn.Conv2d(16, 16, 3, groups=8), nn.Conv2d(12, 12, 3, groups=12), nn.Conv2d(16, 16, (1, 3), groups=16),
+        nn.Conv2d(16, 16, 3, groups=16, dilation=2), nn.Conv2d(16, 32, 3, groups=16),
+        nn.Conv2d(16, 16, 3, groups=16, padding="same"), nn.Conv2d(16, 16, 3, groups=16, padding_mode="reflect"),
+    )  # fmt: skip
+    quick_depthwise(others)
+    assert not any(isinstance(module, DepthwiseConv) for module in others)
+
+
+def test_a_kernel_that_cannot_run_costs_time_and_not_numbers(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(cpu, "depthwise_weight_gradient", broken)
+    monkeypatch.setattr(dispatch, "_broken", set())
+    conv = nn.Conv2d(16, 16, 3, 2, 1, groups=16)
+    images, grad = torch.randn(1, 16, 9, 12), torch.randn(1, 16, 5, 6)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        ours = gradients(DepthwiseConv(conv), images, grad)
+    assert "no compiler" in str(seen[0].message)
+    for a, b in zip(ours, gradients(conv, images, grad), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_do_not_depend_on_the_number_of_threads():
+    conv = DepthwiseConv(nn.Conv2d(64, 64, 5, groups=64))
+    images, grad = torch.randn(2, 64, 20, 20), torch.randn(2, 64, 16, 16)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            found.append(gradients(conv, images, grad)[1])
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0].equal(found[1])
+
+
+def test_tiny_has_them():
+    backbone = build_model(load_config("tiny").model).backbone
+    assert any(isinstance(module, DepthwiseConv) for module in backbone.modules())
