@@ -19,12 +19,15 @@ def for_inference(model: DINO, dtype: torch.dtype | None, device: torch.device, 
     """A copy for evaluation on a device that gives the same numbers, up to rounding; the model itself is left alone.
 
     Args:
-        dtype: of weights and activations, None for float32. Boxes stay in float32.
+        dtype: of weights and activations, None for float32. Boxes stay in float32, and so does, on a CPU, a backbone
+            that bfloat16 would cost AP.
         int8: multiply bytes in the layers of encoder and decoder, on a CPU that `int8.check_int8` lets pass.
     """
     quick = copy.deepcopy(model).eval().requires_grad_(False)
     fold_batch_norm(quick.backbone)
-    quick.to(device=device, dtype=dtype)
+    in_float32 = dtype is None or (device.type == "cpu" and getattr(quick.backbone, "loses_in_bf16", False))
+    for name, part in quick.named_children():
+        part.to(device=device, dtype=torch.float32 if name == "backbone" and in_float32 else dtype)
     if isinstance(quick.proposer, StaticQueries):
         assert isinstance(model.proposer, StaticQueries)
         quick.proposer.boxes.data = model.proposer.boxes.to(device, torch.float32)  # bfloat16 would move them by pixels

@@ -51,6 +51,13 @@ def test_folding_that_forgets_the_mean_would_be_noticed():
     assert not torch.allclose(before, model.backbone(images)[0], rtol=0.01, atol=0.01)
 
 
+def test_a_backbone_that_loses_in_bf16_stays_in_float32_for_inference():
+    for name, dtype in (("timm/mobilenetv2_050", torch.float32), ("timm/convnext_atto", torch.bfloat16)):
+        quick = for_inference(small(name), torch.bfloat16, CPU)
+        assert {p.dtype for p in quick.backbone.parameters()} == {dtype}
+        assert {p.dtype for p in quick.decoder.parameters()} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("backbone", ["resnet18", "timm/tf_efficientnet_lite0", "swin-t-224"])
 def test_bf16_weights_stay_near_float32_and_boxes_stay_float32(backbone):
     model = small(backbone)

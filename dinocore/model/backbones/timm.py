@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ..alignment import pads_by_size, respect_extents
-from ..layers import freeze_batch_norm
-from ..ops.depthwise import quick_depthwise
+from ..layers import FrozenBatchNorm, freeze_batch_norm
+from ..ops.depthwise import DepthwiseConv, quick_depthwise
 
 STEM = re.compile(r"(model\.)?(conv_stem|conv1|bn1|stem|patch_embed|pos_embed|pos_drop|cls_token|layers?_0_)")
 NUMBERED_STAGE = re.compile(r"(?:model\.)?(?:blocks|stages|layers?)[._]?(\d+)")
@@ -42,6 +42,7 @@ class TimmBackbone(nn.Module):
         freeze_stages(self.body, name, frozen_stages)
         self.alignment = max(strides) if pads_by_size(body) else 1  # what sizes of images must be multiples of
         quick_depthwise(self.body)
+        self.loses_in_bf16 = is_mobile(self.body)
         if self.alignment > 1:
             respect_extents(self.body)
         elif checkpointing:  # what `respect_extents` reads is gone when a block is called again
@@ -83,6 +84,16 @@ class MapNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def is_mobile(body: nn.Module) -> bool:
+    """Whether a network has depthwise convolutions and batch norm, as MobileNet and its heirs.
+
+    Folded and rounded to bfloat16 they lose: the bundled model 0.3 points of AP on 581 photographs. Training in
+    bfloat16, which folds nothing, is twice as quick for them.
+    """
+    kinds = {type(module) for module in body.modules()}
+    return DepthwiseConv in kinds and FrozenBatchNorm in kinds
 
 
 def recompute_blocks(body: nn.Module) -> None:
