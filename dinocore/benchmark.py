@@ -166,6 +166,18 @@ def _sampling_around_flops(value_shape, padding_shape, sizes, reference_shape, o
     return _sampling_flops(value_shape, sizes, offsets_shape, logits_shape)
 
 
+@register_flop_formula(torch.ops.dino.depthwise_weight_grad)
+def _depthwise_gradient_flops(padded_shape, grad_shape, side, *args, **kwargs) -> int:
+    """A multiply-add for every number of the gradient and weight of its channel."""
+    return 2 * math.prod(grad_shape) * side * side
+
+
+def _fused_convolution_flops(x_shape, second, third, *args, out_shape=(), **kwargs) -> int:
+    """A multiply-add for every number of the output and weight of its channel; with a sum the weights come third."""
+    weight_shape = third if third is not None and len(third) == 4 else second
+    return 2 * math.prod(out_shape) * math.prod(weight_shape[1:])
+
+
 def _packed_linear_flops(x_shape, *args, out_shape=(), **kwargs) -> int:
     """A multiply-add for every number of the input and channel of the output."""
     return 2 * math.prod(x_shape) * out_shape[-1]
@@ -179,6 +191,7 @@ def _convolution_backward_flops(grad_shape, x_shape, weight_shape, *args, out_sh
 
 CORRECTED: dict[Any, Callable[..., int]] = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
 if torch.backends.mkldnn.is_available():
+    CORRECTED[torch.ops.mkldnn._convolution_pointwise] = _fused_convolution_flops
     CORRECTED[torch.ops.mkldnn._linear_pointwise] = _packed_linear_flops
     CORRECTED[torch.ops.onednn.qlinear_pointwise] = _packed_linear_flops
 

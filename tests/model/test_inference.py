@@ -4,9 +4,19 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from dinocore import build_model, load_config
-from dinocore.model.inference import ChunkedModule, _tune_for_cpu, fold_batch_norm, for_inference, pack_linear
+from dinocore.model.inference import (
+    ChunkedModule,
+    FusedBlock,
+    FusedConv,
+    _fuse_convolutions,
+    _tune_for_cpu,
+    fold_batch_norm,
+    for_inference,
+    pack_linear,
+)
 
 CPU = torch.device("cpu")
 
@@ -49,6 +59,31 @@ def test_folding_that_forgets_the_mean_would_be_noticed():
     model.backbone.body["bn1"].running_mean.add_(1)
     fold_batch_norm(model.backbone)
     assert not torch.allclose(before, model.backbone(images)[0], rtol=0.01, atol=0.01)
+
+
+def test_convolutions_do_their_relu_and_the_sum_of_a_block():
+    quick = for_inference(small("resnet50"), None, CPU)
+    kinds = [type(module) for module in quick.backbone.modules()]
+    assert kinds.count(FusedBlock) == 16 and nn.Conv2d not in kinds
+    assert kinds.count(nn.ReLU) == 1  # behind the first convolution stands a batch norm that is gone, and then it
+    quick = for_inference(small("timm/mobilenetv2_050"), None, CPU)
+    acts = [module.act[0] for module in quick.backbone.modules() if isinstance(module, FusedConv)]
+    assert "hardtanh" in acts and "none" in acts
+
+
+def test_a_convolution_with_a_hook_keeps_it():
+    seen = []
+    body = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU())
+    body[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    images = torch.randn(1, 4, 8, 9)
+    with torch.inference_mode():
+        expected = body(images)
+        seen.clear()
+        _fuse_convolutions(body)
+        torch.testing.assert_close(body(images), expected)
+    assert seen == [(1, 4, 8, 9)] and [type(layer).__name__ for layer in body] == [
+        "Conv2d", "ReLU", "FusedConv", "Identity"
+    ]  # fmt: skip
 
 
 def test_a_backbone_that_loses_in_bf16_stays_in_float32_for_inference():
