@@ -91,7 +91,7 @@ def _fuse_convolutions(module: nn.Module) -> None:
     for name, child in children:
         if isinstance(child, (BasicBlock, Bottleneck)) and _fusible(child.conv1):
             setattr(module, name, FusedBlock(child))
-        elif _fusible(child):
+        elif isinstance(child, nn.Conv2d) and _fusible(child):
             setattr(module, name, FusedConv(child))
         else:
             _fuse_convolutions(child)
