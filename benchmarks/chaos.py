@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from dinocli.commands.train import TrainRequest, run_training
+from dinocli.commands.train.train import TrainRequest, run_training
 from dinocli.signals import StopRequest
 from dinocore.data.synthetic.sample import write_sample_data
 from dinocore.train.run.checkpoint_folder import list_checkpoints, tidy, verify_checkpoint

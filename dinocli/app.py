@@ -1,4 +1,4 @@
-"""The `dino` command. Each subcommand is one file in `commands/`, imported when it is used."""
+"""The `dino` command. Each subcommand is a file in `commands/`, or a folder with one, imported when it is used."""
 
 import gc
 import logging
@@ -18,12 +18,12 @@ from dinocore.errors import DinoError, EnvironmentFault, Interrupted
 from dinocore.system.parent import end_with_launcher
 
 TRAIN, USE, LOOK, DATA, WEIGHTS = "Train and measure", "Use", "Look inside", "Data", "Weights"
-COMMANDS = {  # name: module in commands/ and its function, group, help line
-    "train": ("train", TRAIN, "Train on your data, or, without --data, on images that dino draws itself."),
-    "eval": ("evaluate", TRAIN, "Measure average precision, and see where it is lost."),
+COMMANDS = {  # name: module in commands/ with a function of its name, group, help line
+    "train": ("train.train", TRAIN, "Train on your data, or, without --data, on images that dino draws itself."),
+    "eval": ("evaluate.evaluate", TRAIN, "Measure average precision, and see where it is lost."),
     "benchmark": ("benchmark", TRAIN, "Measure speed, memory and FLOPs of a model on this machine."),
     "presets": ("presets", TRAIN, "List the presets, or print every setting of one with its comment."),
-    "predict": ("predict", USE, "Detect objects in images, or in a film."),
+    "predict": ("predict.predict", USE, "Detect objects in images, or in a film."),
     "serve": ("serve", USE, "Detect objects over HTTP, with a page to try it."),
     "export": ("export", USE, "Write weights as ONNX and other formats, checked against the model."),
     "inspect-mask": ("inspect_mask", LOOK, "Show which query may attend to which in the decoder during training."),
@@ -64,7 +64,7 @@ def load_command(name: str) -> Any:
     """The command with its options."""
     module, _, _ = COMMANDS[name]
     single = typer.Typer(add_completion=False)
-    function = getattr(import_module(f".commands.{module}", __package__), module)
+    function = getattr(import_module(f".commands.{module}", __package__), module.rpartition(".")[2])
     single.command(name, context_settings=HELP_OPTIONS)(function)
     return typer.main.get_command(single)
 

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from dinocli.commands.train_view import carried_over_lines, carried_over_table
+from dinocli.commands.train.view import carried_over_lines, carried_over_table
 from dinocore.weights.convert.coco import NAMES
 
 

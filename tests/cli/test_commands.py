@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dinocli.commands.train import TrainRequest, with_moved_drops
+from dinocli.commands.train.train import TrainRequest, with_moved_drops
 from dinocli.signals import StopRequest
 from dinocore.presets import load_config
 from dinocore.stream import images as image_stream

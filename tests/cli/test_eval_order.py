@@ -2,7 +2,7 @@
 
 import pytest
 
-from dinocli.commands import evaluate
+from dinocli.commands.evaluate import evaluate
 from dinocore.system.processes import SingleProcess
 
 

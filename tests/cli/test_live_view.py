@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from dinocli.commands.train_view import LiveView, TrainingView, in_a_line
+from dinocli.commands.train.view import LiveView, TrainingView, in_a_line
 from dinocore.evaluate.coco import Metrics
 from dinocore.train.events import Evaluated, Evaluating, Started, Step
 
@@ -61,7 +61,7 @@ def view(tmp_path):
 
 def test_an_evaluation_that_takes_long_has_a_line_every_30_seconds(view, tmp_path, capsys, monkeypatch):
     now = [view.began]
-    monkeypatch.setattr("dinocli.commands.train_view.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dinocli.commands.train.view.time.monotonic", lambda: now[0])
     for done in range(1, 8):
         now[0] += 16
         view.show(Evaluating(done, 9))
@@ -74,7 +74,7 @@ def test_a_log_has_a_line_every_50_steps_and_where_these_take_long_every_30_seco
     view, tmp_path, capsys, monkeypatch
 ):
     now = [view.began]
-    monkeypatch.setattr("dinocli.commands.train_view.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dinocli.commands.train.view.time.monotonic", lambda: now[0])
     for step in range(7, 131):  # resumed after step 6
         now[0] += 31 if step in (20, 30) else 0.1
         view.show(Step(step, 2, 300, NUMBERS | {"lr": 2e-4}))
@@ -88,7 +88,7 @@ def test_a_terminal_that_is_gone_costs_neither_the_log_nor_the_curves(view, tmp_
     def gone(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("dinocli.commands.train_view.stderr.print", gone)
+    monkeypatch.setattr("dinocli.commands.train.view.stderr.print", gone)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 1, "AP": 0.25, "AP50": 0.5, "AP75": 0.125}\n')
     summary = {"AP": 0.25, "AP50": 0.5, "AP75": 0.125}
     view.show(Evaluated(1, 1, 3, Metrics(summary, {}, 2, ""), True))

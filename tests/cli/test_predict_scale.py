@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dinocli.commands import predict_parts
-from dinocli.commands.predict import so_far
-from dinocli.commands.predict_request import PredictRequest
+from dinocli.commands.predict import parts
+from dinocli.commands.predict.predict import so_far
+from dinocli.commands.predict.request import PredictRequest
 from dinocli.inputs import expand
 from dinocli.progress import WorkProgress
 from dinocore import build_model, load_config, load_detector
@@ -138,17 +138,17 @@ def test_where_no_image_can_be_read_an_older_file_of_lines_stays(dino, small_wei
 
 
 def test_lines_are_in_the_file_before_the_last_image_is_done(dino, small_weights, three, monkeypatch):
-    from dinocli.commands import predict_lines
+    from dinocli.commands.predict import lines
 
-    seen, detect = [], predict_lines.detect_files
+    seen, detect = [], lines.detect_files
 
     def watched(*given):
         for result in detect(*given):
             yield result
             seen.append(len(Path("a.jsonl").read_text().splitlines()))
 
-    monkeypatch.setattr(predict_lines, "detect_files", watched)
-    monkeypatch.setattr(predict_lines, "FLUSH_EVERY", -1)
+    monkeypatch.setattr(lines, "detect_files", watched)
+    monkeypatch.setattr(lines, "FLUSH_EVERY", -1)
     assert dino("predict", *three, "--weights", small_weights, "--out", "a.jsonl").code == 0
     assert seen == [1, 2, 3]
 
@@ -242,8 +242,8 @@ def test_of_several_ranks_only_rank_0_has_a_bar(dino, small_weights, pictures, m
             hidden.append(given["hidden"])
             super().__init__(**given)
 
-    monkeypatch.setattr("dinocli.commands.predict.WorkProgress", Recorded)
-    monkeypatch.setattr("dinocli.commands.predict_parts._part_size", lambda images: 2)
+    monkeypatch.setattr("dinocli.commands.predict.predict.WorkProgress", Recorded)
+    monkeypatch.setattr("dinocli.commands.predict.parts._part_size", lambda images: 2)
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
@@ -282,7 +282,7 @@ def as_rank(monkeypatch, rank, size=2):
 
 def test_an_image_that_no_rank_can_read_is_named_once_by_rank_0(dino, small_weights, three, monkeypatch):
     Path("y/a.jpg").write_bytes(b"bad")
-    monkeypatch.setattr("dinocli.commands.predict_parts._part_size", lambda images: 2)
+    monkeypatch.setattr("dinocli.commands.predict.parts._part_size", lambda images: 2)
     as_rank(monkeypatch, 1)
     given = ("predict", *three, "--weights", small_weights, "--out", "a.json")
     assert "y/a.jpg" not in dino(*given).err
@@ -295,9 +295,9 @@ def test_an_image_that_no_rank_can_read_is_named_once_by_rank_0(dino, small_weig
 def test_of_very_many_images_that_cannot_be_read_the_first_are_named(dino, small_weights, three, monkeypatch):
     for name in ("y/a.jpg", "z/a-2.jpg"):
         Path(name).write_bytes(b"bad")
-    monkeypatch.setattr("dinocli.commands.predict_parts.MOST_NAMED", 1)
+    monkeypatch.setattr("dinocli.commands.predict.parts.MOST_NAMED", 1)
     as_rank(monkeypatch, 0)
-    monkeypatch.setattr("dinocli.commands.predict_parts.world_size", lambda: 1)  # it does the other's parts, too
+    monkeypatch.setattr("dinocli.commands.predict.parts.world_size", lambda: 1)  # it does the other's parts, too
     result = dino("predict", *three, "--weights", small_weights, "--out", "a.json")
     assert result.code == 7 and "y/a.jpg" in result.err and "z/a-2.jpg" not in result.err
     assert "1 more images could not be read" in result.err
@@ -384,7 +384,7 @@ def test_rank_0_does_not_wait_for_parts_that_another_rank_0_has_merged(dino, sma
         os.utime(mark, (later, later))
 
     as_rank(monkeypatch, 0)
-    monkeypatch.setattr(predict_parts, "time", SimpleNamespace(sleep=merge_meanwhile))
+    monkeypatch.setattr(parts, "time", SimpleNamespace(sleep=merge_meanwhile))
     result = dino("predict", *three, "--weights", small_weights, "--out", "a.json")
     assert result.code == 0 and "merged by another rank 0" in result.err
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dinocli.commands.train import TrainRequest, _found, checked
+from dinocli.commands.train.train import TrainRequest, _found, checked
 from dinocore.data.annotations import Category
 from dinocore.data.dataset import open_dataset
 from dinocore.errors import CheckpointError, ConfigError

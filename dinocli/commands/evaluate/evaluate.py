@@ -22,12 +22,12 @@ from dinocore.report.parts import Page
 from dinocore.system.files import check_file, write_text
 from dinocore.words import counted
 
-from ..annotated import warn_of_whole_images
-from ..console import fail, print_json, say, stdout, warn
-from ..options import Data, Device, Json, Out, Overlap, Overrides, Precision, Split, Weights
-from ..progress import WorkProgress
-from ..weights_option import is_exported, open_any_detector
-from .evaluate_view import show_analysis, show_comparison
+from ...annotated import warn_of_whole_images
+from ...console import fail, print_json, say, stdout, warn
+from ...options import Data, Device, Json, Out, Overlap, Overrides, Precision, Split, Weights
+from ...progress import WorkProgress
+from ...weights_option import is_exported, open_any_detector
+from .view import show_analysis, show_comparison
 
 if TYPE_CHECKING:
     from dinocore.predict import AnyDetector
@@ -75,7 +75,7 @@ def evaluate(
     ranks = max(gpus, int(os.environ.get("WORLD_SIZE", 1)))
     _check_sources(request, compare, weights, results, ranks)
     if gpus > 1 and "WORLD_SIZE" not in os.environ:
-        from ..launch import launch
+        from ...launch import launch
 
         raise typer.Exit(launch(gpus, sys.argv[1:]))
     with join_ranks(device) as (own_device, group):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from ..console import stdout
+from ...console import stdout
 
 if TYPE_CHECKING:
     from dinocore.evaluate.analysis import Analysis

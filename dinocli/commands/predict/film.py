@@ -21,10 +21,10 @@ from dinocore.stream.video import CODECS, Damaged, Film, FilmWriter, Frame, Obje
 from dinocore.system.files import ESCAPED, check_file
 from dinocore.words import counted, typed
 
-from ..console import say, stderr, stdout, warn
-from ..signals import ending_early
+from ...console import say, stderr, stdout, warn
+from ...signals import ending_early
 from .predict import Tally
-from .predict_request import PredictRequest, Work, check_request, open_work
+from .request import PredictRequest, Work, check_request, open_work
 
 SAY_EVERY = 30  # seconds, where nobody watches a bar
 MOST_DAMAGE = 10  # places that are named

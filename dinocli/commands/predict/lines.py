@@ -14,12 +14,12 @@ from dinocore.detections_io import ImageResult, json_lines, output_stems, read_f
 from dinocore.errors import DataError, EnvironmentFault, Interrupted
 from dinocore.system.files import ESCAPED
 
-from ..inputs import Input
-from ..signals import ending_early
+from ...inputs import Input
+from ...signals import ending_early
 from .predict import detect_files, so_far
 
 if TYPE_CHECKING:
-    from .predict_request import Work
+    from .request import Work
 
 FLUSH_EVERY = 1  # seconds
 

@@ -27,12 +27,12 @@ from dinocore.system.files import ESCAPED, write_atomically, write_text
 from dinocore.system.processes import rank_number, world_size
 from dinocore.words import counted
 
-from ..console import fail, print_json, say
-from ..inputs import Input
-from ..signals import ending_early
-from ..weights_option import find_weights
+from ...console import fail, print_json, say
+from ...inputs import Input
+from ...signals import ending_early
+from ...weights_option import find_weights
 from .predict import Tally, detect_files, end_with_failures, found_before, none_left
-from .predict_request import PredictRequest, Work, open_work, parts_folder
+from .request import PredictRequest, Work, open_work, parts_folder
 
 IMAGES_PER_PART = 256
 POLL = 0.2  # seconds between two looks at whether the other ranks are done

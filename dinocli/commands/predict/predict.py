@@ -21,13 +21,13 @@ from dinocore.errors import ConfigError, DataError, Interrupted
 from dinocore.system.files import write_atomically
 from dinocore.words import counted, whole
 
-from ..completion import choices
-from ..console import fail, print_json, say, stdout, warn, warn_of_letters
-from ..inputs import Input, expand
-from ..options import Device, Json, Out, Overlap, Precision, Threshold, Weights
-from ..progress import WorkProgress
-from ..signals import ending_early
-from .predict_request import (
+from ...completion import choices
+from ...console import fail, print_json, say, stdout, warn, warn_of_letters
+from ...inputs import Input, expand
+from ...options import Device, Json, Out, Overlap, Precision, Threshold, Weights
+from ...progress import WorkProgress
+from ...signals import ending_early
+from .request import (
     PredictRequest,
     Work,
     check_overwriting,
@@ -94,7 +94,7 @@ def predict(
     """
     from dinocore.stream.slices import check_overlap
 
-    from ..inputs import check_header, is_film
+    from ...inputs import check_header, is_film
 
     begun = time.time()
     film = is_film(files)
@@ -103,14 +103,14 @@ def predict(
     if not film:
         check_header(files)
     if gpus > 1 and "WORLD_SIZE" not in os.environ:
-        from ..launch import launch
+        from ...launch import launch
 
         raise typer.Exit(launch(gpus, sys.argv[1:]))
     check_overlap(slice, overlap)
     least = parse_threshold(threshold)
     request = PredictRequest(out, format, save_images, least, max_dets, resume, json, batch_size, slice, overlap, begun)
     if film:
-        from .predict_film import FilmOptions, predict_film
+        from .film import FilmOptions, predict_film
 
         predict_film(files[0], request, FilmOptions(save_video, every, start, end, track), weights, device, amp)
         return
@@ -149,7 +149,7 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
         raise DataError(f"there is no image {inputs[0].name}", code="DATA-IMAGE-MISSING", where=inputs[0].name,
                         fix="give an image, a folder, or a glob in quotes")  # fmt: skip
     if world_size() > 1 or (request.out is not None and parts_folder(request.out).is_dir()):
-        from .predict_parts import predict_in_parts
+        from .parts import predict_in_parts
 
         return predict_in_parts(inputs, request, weights, device, amp)
     before = found_before(request, inputs)
@@ -175,7 +175,7 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
 
 def _write_lines(work: Work, inputs: Sequence[Input], before: Sequence[ImageResult]) -> None:
     """Line by line, in memory that does not grow."""
-    from .predict_lines import predict_to_lines
+    from .lines import predict_to_lines
 
     written = predict_to_lines(work, inputs, before)
     if not written.images:

@@ -11,8 +11,8 @@ from dinocore.config import DataConfig
 from dinocore.errors import ConfigError
 from dinocore.system.files import check_folder_name, check_writable
 
-from ..console import say
-from ..weights_option import is_exported, open_any_detector
+from ...console import say
+from ...weights_option import is_exported, open_any_detector
 
 if TYPE_CHECKING:
     from dinocore.predict import AnyDetector

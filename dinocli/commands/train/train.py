@@ -19,12 +19,12 @@ from dinocore.system.files import check_writable
 from dinocore.train.run.lock import RunLock
 from dinocore.train.run.sinks import check_trackers
 
-from ..completion import preset_names
-from ..console import say, warn
-from ..options import DATA_FORMATS, MACHINE, VAL_FRACTION, Amp, ConfigFile, Device, Overrides
-from ..progress import watching
-from ..signals import StopRequest
-from .train_view import TrainingView, show_expectation
+from ...completion import preset_names
+from ...console import say, warn
+from ...options import DATA_FORMATS, MACHINE, VAL_FRACTION, Amp, ConfigFile, Device, Overrides
+from ...progress import watching
+from ...signals import StopRequest
+from .view import TrainingView, show_expectation
 
 if TYPE_CHECKING:
     import torch
@@ -152,7 +152,7 @@ def train(
             raise ConfigError(f"`{key}` is set twice, by an option of its own and by --set {change}; leave one out")
     changes = [*overrides, *(f"{key}={_toml(value)}" for key, value in flags.items())]
     if gpus > 1 and "WORLD_SIZE" not in os.environ:
-        from ..launch import launch
+        from ...launch import launch
 
         raise typer.Exit(launch(gpus, sys.argv[1:]))
     stop = StopRequest(quiet=os.environ.get("RANK", "0") != "0")

@@ -19,7 +19,7 @@ from dinocore.report.training import best_of
 from dinocore.system.files import ESCAPED, write_atomically
 from dinocore.words import clock, counted, roughly, typed
 
-from ..console import stderr, stdout, warn
+from ...console import stderr, stdout, warn
 
 if TYPE_CHECKING:
     from dinocore.train.context import RunContext
