@@ -115,14 +115,14 @@ MUTATIONS = [
     Mutation("the answer is not normed", "dinocore/model/decoder.py", "answer = self.norm(x)", "answer = x", GOLDEN),
     Mutation(
         "x and y of the map's encoding change places",
-        "dinocore/model/position.py",
+        "dinocore/model/tokens.py",
         "for v in (y, x)]",
         "for v in (x, y)]",
         f"{MODEL}/test_position.py {GOLDEN}",
     ),
     Mutation(
         "boxes are encoded as x, y, w, h",
-        "dinocore/model/position.py",
+        "dinocore/model/tokens.py",
         "for v in (cy, cx, w, h)",
         "for v in (cx, cy, w, h)",
         f"{MODEL}/test_position.py {GOLDEN}",

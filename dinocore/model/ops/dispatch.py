@@ -1,7 +1,7 @@
-"""Which form of the sampling runs: Numba on CPUs, Triton on CUDA, plain PyTorch everywhere else.
+"""Sampling of deformable attention, and which form of it runs: Numba on CPUs, Triton on CUDA, PyTorch everywhere else.
 
-The compiled forms stand behind one `torch.library` operator, so autograd, autocast, `torch.compile` and `torch.export`
-see a single node. A form is a module with `forward` and `backward`, imported when it first runs. The operator is made
+The compiled forms stand behind `torch.library` operators, so autograd, autocast, `torch.compile` and `torch.export`
+see a single node. A form is a module with `forward` and `backward`, imported when it first runs. Operators are made
 with `torch.library.define`: the first call of a `custom_op` imports torch._dynamo, which takes a second (torch 2.14).
 """
 
@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dinocore.model.ops import reference
+from dinocore.model.ops.reference import differentiate as differentiate_reference
+from dinocore.model.ops.reference import sample as sample_reference
 
 FORMS = ("auto", "reference", "operator")
 COMPILED = {"cpu", "cuda"}  # types of device with a form of their own
@@ -25,12 +26,15 @@ _backend_of_all = "auto"
 _backend: ContextVar[str | None] = ContextVar("backend", default=None)  # of a thread, over that of all
 _broken: set[str] = set()  # types of device whose form could not run
 
+Shapes = list[tuple[int, int]]
+Sampling = Callable[[Tensor, Tensor, Shapes, Tensor, Tensor, Tensor], Tensor]
+
 
 class Sampled(NamedTuple):
     """What one call of the operation was given, and its answer; see `ms_deform_attn`."""
 
     value: Tensor  # (B, S, M, D)
-    shapes: list[tuple[int, int]]
+    shapes: Shapes
     locations: Tensor  # (B, N, M, L, P, 2)
     weights: Tensor  # (B, N, M, L, P)
     output: Tensor  # (B, N, M * D)
@@ -39,7 +43,7 @@ class Sampled(NamedTuple):
 _watcher: ContextVar[Callable[[Sampled], None] | None] = ContextVar("watcher", default=None)  # of each thread
 
 
-def ms_deform_attn(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+def ms_deform_attn(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     """Sample `value` at `locations` (bilinear) and add the samples up by `weights`.
 
     Args:
@@ -56,13 +60,67 @@ def ms_deform_attn(value: Tensor, shapes: list[tuple[int, int]], locations: Tens
     """
     _check(value, shapes, locations, weights)
     if chosen_backend() != "operator" and not runs_compiled(value, locations.shape[3] * locations.shape[4]):
-        output = reference.sample(value, shapes, locations, weights)
+        output = sample_reference(value, shapes, locations, weights)
     else:
         sizes = [size for shape in shapes for size in shape]
         output = torch.ops.dino.ms_deform_attn(value, sizes, locations, weights)
     if (see := _watcher.get()) is not None:
         see(Sampled(value, shapes, locations, weights, output))
     return output
+
+
+def sample(
+    value: Tensor, padding: Tensor, shapes: Shapes, reference: Tensor, offsets: Tensor, logits: Tensor
+) -> Tensor:
+    """Sample `value` around each query's reference.
+
+    Args:
+        value: (B, S, M, D); what lies on padding counts as zero.
+        padding: (B, S) bool.
+        shapes: L x (H_l, W_l).
+        reference: (B, N, L, 2) points or (B, N, L, 4) boxes, as fractions of the padded map.
+        offsets: (B, N, M, L * P * 2), steps of one token from a point; of a box, shares that reach its edge at P.
+        logits: (B, N, M, L * P), of the softmax over levels and points.
+
+    Returns:
+        (B, N, M * D)
+    """
+    num_levels = reference.shape[2]
+    num_points = logits.shape[-1] // num_levels
+    if reference.shape[-1] == 2:
+        step = 1 / map_sizes(shapes, reference)[None, None]  # (1, 1, L, 2)
+    else:
+        step = reference[..., 2:] / (2 * num_points)  # (B, N, L, 2)
+    start, step = (x[..., None, :].expand(-1, -1, -1, num_points, -1).flatten(2) for x in (reference[..., :2], step))
+    locations = offsets * step[:, :, None] + start[:, :, None]  # long rows: five times as fast as pairs of numbers
+    split = (num_levels, num_points)
+    return ms_deform_attn(
+        value * ~padding[..., None, None],
+        shapes,
+        locations.unflatten(-1, (*split, 2)),
+        logits.softmax(-1).unflatten(-1, split),
+    )
+
+
+def map_sizes(shapes: Shapes, like: Tensor) -> Tensor:
+    """Width and height of each map as a tensor, (L, 2), of the dtype and on the device of `like`."""
+    sides = [side for height, width in shapes for side in (width, height)]
+    if any(isinstance(side, torch.SymInt) for side in sides):  # a constant would fix them in an exported graph
+        counted = [torch.arange(side, dtype=like.dtype, device=like.device)[-1] + 1 for side in sides]
+        return torch.stack(counted).unflatten(0, (-1, 2))
+    return like.new_tensor(sides).unflatten(0, (-1, 2))
+
+
+def sample_fused(
+    value: Tensor, padding: Tensor, shapes: Shapes, reference: Tensor, offsets: Tensor, logits: Tensor
+) -> Tensor:
+    """As `sample`, in one pass where a compiled form can do that (on a CPU, to float32's precision); no gradients."""
+    known = value.device.type == "cpu" and value.dtype != torch.float64 and runs_compiled(value, logits.shape[-1])
+    if not known or chosen_backend() == "operator":
+        return sample(value, padding, shapes, reference, offsets, logits)
+    sizes = [size for shape in shapes for size in shape]
+    reference = reference.float()  # a default dtype of float64 may be in it
+    return torch.ops.dino.sample_around(value, padding, sizes, reference, offsets, logits)
 
 
 @contextmanager
@@ -127,7 +185,7 @@ def runs_compiled(value: Tensor, num_samples: int) -> bool:
     return narrow and device in COMPILED and device not in _broken and not is_reference()
 
 
-def _check(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> None:
+def _check(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> None:
     if value.dim() != 4 or locations.dim() != 6 or weights.dim() != 5:
         raise ValueError(
             "value must be (B, S, M, D), locations (B, N, M, L, P, 2), weights (B, N, M, L, P); "
@@ -146,7 +204,7 @@ def _check(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weig
         )
 
 
-def pairs(sizes: list[int]) -> list[tuple[int, int]]:
+def pairs(sizes: list[int]) -> Shapes:
     """The maps that an operator gets as one list of numbers."""
     return list(zip(sizes[::2], sizes[1::2], strict=True))
 
@@ -164,7 +222,7 @@ def _sample(value: Tensor, sizes: list[int], locations: Tensor, weights: Tensor)
         return compiled_form(value.device.type).forward(value, pairs(sizes), locations, weights)
     except Exception as error:
         disable_backend(value.device.type, error)
-        return reference.sample(value, pairs(sizes), locations, weights)
+        return sample_reference(value, pairs(sizes), locations, weights)
 
 
 @torch.library.impl("dino::ms_deform_attn_backward", ("cpu", "cuda"))
@@ -175,7 +233,7 @@ def _differentiate(
         return compiled_form(value.device.type).backward(grad, value, pairs(sizes), locations, weights)
     except Exception as error:
         disable_backend(value.device.type, error)
-        return reference.differentiate(grad, value, pairs(sizes), locations, weights)
+        return differentiate_reference(grad, value, pairs(sizes), locations, weights)
 
 
 def compiled_form(device: str) -> ModuleType:
@@ -230,3 +288,25 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
 
 
 torch.library.register_autograd("dino::ms_deform_attn", _backward, setup_context=_remember)
+
+torch.library.define(
+    "dino::sample_around",
+    "(Tensor value, Tensor padding, int[] sizes, Tensor reference, Tensor offsets, Tensor logits) -> Tensor",
+)
+
+
+@torch.library.impl("dino::sample_around", "cpu")
+def _sample_around(
+    value: Tensor, padding: Tensor, sizes: list[int], reference: Tensor, offsets: Tensor, logits: Tensor
+) -> Tensor:
+    try:
+        return compiled_form("cpu").forward_around(value, padding, pairs(sizes), reference, offsets, logits)
+    except Exception as error:
+        disable_backend("cpu", error)
+        return sample(value, padding, pairs(sizes), reference, offsets, logits)
+
+
+@torch.library.register_fake("dino::sample_around")
+def _(value: Tensor, padding: Tensor, sizes: list[int], reference: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+    batch, _, heads, head_dim = value.shape
+    return value.new_empty(batch, reference.shape[1], heads * head_dim)

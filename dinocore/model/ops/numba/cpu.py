@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dinocore.model.ops.numba.kernel_around import around_kernel
 from dinocore.model.ops.numba.kernel_depthwise import LANES, weight_gradient_kernel
-from dinocore.model.ops.numba.kernels import backward_kernel, forward_kernel, padded
+from dinocore.model.ops.numba.kernels import around_kernel, backward_kernel, forward_kernel, padded
 from dinocore.model.ops.numba.threads import in_parallel
 
 Shapes = list[tuple[int, int]]
@@ -28,7 +27,7 @@ def forward(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -
 def forward_around(
     value: Tensor, padding: Tensor, shapes: Shapes, reference: Tensor, offsets: Tensor, logits: Tensor
 ) -> Tensor:
-    """As `around.sample`, without its intermediate tensors; sums are kept in float32."""
+    """As `dispatch.sample`, without its intermediate tensors; sums are kept in float32."""
     batch, num_queries, levels, size = reference.shape
     _, tokens, heads, head_dim = value.shape
     points = logits.shape[-1] // levels
