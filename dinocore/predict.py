@@ -14,13 +14,13 @@ from torchvision.ops import batched_nms
 from .boxes import to_xyxy
 from .config import Config
 from .data.annotations import Category
-from .data.batch import Batch, check_pixels, normalise
+from .data.batch import Batch, View, as_batch, check_pixels, normalise
 from .data.images import loaded_rgb, read_image, to_rgb
-from .data.transforms import to_tensor
+from .data.transforms import resize_pixels, to_tensor
 from .errors import DataError, DivergedError, EnvironmentFault
 from .model.dino import DINO, DinoOutput
 from .model.inference import for_inference
-from .stream.images import as_batch, detect_stream, prepare
+from .stream.images import detect_stream, prepare
 from .stream.slices import Slicing
 from .structures import Predictions, Target
 from .system.device import INT8, compute_alone_after_fork, float32_throughout, pick_device, pick_precision
@@ -169,7 +169,9 @@ class Detector:
 
     def batch(self, image: ImageLike) -> Batch:
         """Read and resize one image as for evaluation."""
-        return as_batch(list(prepare(self._pixels(image), self.config.data).views(self.config.data)))
+        pixels = self._pixels(image)
+        height, width = pixels.shape[-2:]
+        return as_batch([View(resize_pixels(pixels, self.config.data), (height, width))])
 
     def detect(self, batch: Batch) -> Detections:
         """Detections of a batch's only image."""

@@ -143,8 +143,8 @@ def test_a_client_that_hangs_up_within_a_body_is_no_failure_of_the_service(servi
 
 
 def test_a_batch_has_no_more_pixels_than_predict_takes_at_once_and_nobody_else_s_images(detector, monkeypatch):
+    from dinocore.data.batch import View
     from dinocore.serve import batcher
-    from dinocore.stream.images import View
 
     view = View(torch.zeros(3, 64, 64, dtype=torch.uint8), (64, 64))
     monkeypatch.setattr(batcher, "PIXELS_PER_BATCH", {"cpu": 2 * 64 * 64})

@@ -21,14 +21,14 @@ TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 NOT_READ = "{} has {} bands; images of 1 band, of 3 colours, and of these with transparency are read"
 
 
-def has_unknown_band(image: Image.Image) -> bool:
+def has_unknown_band(image: TiffImageFile) -> bool:
     """Whether a TIFF has a fourth band that is no transparency, such as infrared, which Pillow may take for one."""
-    return isinstance(image, TiffImageFile) and image.tag_v2.get(SAMPLES) == 4 and bool(_unknown(image.tag_v2))
+    return image.tag_v2.get(SAMPLES) == 4 and bool(_unknown(image.tag_v2))
 
 
 def conversion(image: Image.Image) -> str:
     """What is done to make RGB of an image, in words; an empty text where nothing of it is lost or made up."""
-    if has_unknown_band(image):
+    if isinstance(image, TiffImageFile) and has_unknown_band(image):
         return "have a fourth band that is no transparency and is left out"
     if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;"):
         return "are grey and get three equal bands"
@@ -37,13 +37,11 @@ def conversion(image: Image.Image) -> str:
     return "" if image.mode in ("RGB", "P") else f"are {image.mode} and are converted to RGB"
 
 
-def refusal(image: Image.Image, path: Path) -> tuple[str, str] | None:
+def refusal(image: TiffImageFile, path: Path) -> tuple[str, str] | None:
     """Why the bands of a TIFF that Pillow opens cannot be used, and what to type; None where they can.
 
     Pillow would take the first bands of some files and refuse others, by their number of bits.
     """
-    if not isinstance(image, TiffImageFile):
-        return None
     number = int(image.tag_v2.get(SAMPLES, 1))
     good = not _unknown(image.tag_v2) or (number == 4 and image.tag_v2.get(PHOTOMETRIC) == 2)
     return None if good else (NOT_READ.format(path, number), _of_tiff(path))

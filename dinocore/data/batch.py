@@ -22,6 +22,13 @@ class Sample(NamedTuple):
     problem: str | None = None  # why another image had to take its place
 
 
+class View(NamedTuple):
+    """What a detector sees at once: an image or a slice of it."""
+
+    image: Tensor  # (3, h, w) uint8, resized for the model
+    size: tuple[int, int]  # height and width of what it was resized from
+
+
 class Batch(NamedTuple):
     """B images, padded at right and bottom to the largest height and width."""
 
@@ -59,6 +66,12 @@ def collate(samples: Sequence[Sample]) -> Batch:
         [s.size for s in samples],
         [s.problem for s in samples if s.problem],
     )
+
+
+def as_batch(views: Sequence[View]) -> Batch:
+    """Views of one shape as the model's input, without targets."""
+    empty = Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    return collate([Sample(view.image, empty, i, view.size) for i, view in enumerate(views)])
 
 
 def check_pixels(image: Tensor) -> None:

@@ -129,7 +129,7 @@ def read_reduced(path: Path, config: DataConfig, min_decode_size: tuple[int, int
 def loaded_rgb(image: Image.Image, config: DataConfig) -> Image.Image:
     """Turned as its metadata says, in RGB, and without that metadata, so that it is not turned twice."""
     turn = TURNS.get(_orientation(image, config.exif))  # before loading, with which Pillow forgets a TIFF's
-    unknown = has_unknown_band(image)
+    unknown = isinstance(image, TiffImageFile) and has_unknown_band(image)
     image = _loaded(image)
     image = image.convert("RGB") if unknown else image  # and not over white
     turned = to_rgb(image if turn is None else image.transpose(turn), config.depth)
@@ -292,13 +292,8 @@ def _is_heif(path: Path) -> bool:
 
 
 def _check_header(image: Image.Image, path: Path, max_pixels: int) -> None:
-    if bands := refusal(image, path):
-        image.close()
-        raise _problem(bands[0], "BANDS", path, bands[1])
-    if _in_deep_planes(image):
-        image.close()
-        raise _problem(f"{path} holds 16-bit colours plane after plane, which Pillow misreads", "FORMAT", path,
-                       "save it with its colours together (planar configuration 1), or as PNG")  # fmt: skip
+    if isinstance(image, TiffImageFile):
+        _check_tiff(image, path)
     if image.width * image.height > max_pixels:
         image.close()
         what = f"{path} has {image.width} x {image.height} pixels, more than data.max_pixels = {max_pixels}"
@@ -306,9 +301,19 @@ def _check_header(image: Image.Image, path: Path, max_pixels: int) -> None:
         raise _problem(what, "LARGE", path, trust)
 
 
-def _in_deep_planes(image: Image.Image) -> bool:
-    """A TIFF with a plane for each colour and more than 8 bits: Pillow takes each byte for a pixel (12.0)."""
-    if not isinstance(image, TiffImageFile) or image.tag_v2.get(PLANAR) != 2:
+def _check_tiff(image: TiffImageFile, path: Path) -> None:
+    if bands := refusal(image, path):
+        image.close()
+        raise _problem(bands[0], "BANDS", path, bands[1])
+    if _in_deep_planes(image):
+        image.close()
+        raise _problem(f"{path} holds 16-bit colours plane after plane, which Pillow misreads", "FORMAT", path,
+                       "save it with its colours together (planar configuration 1), or as PNG")  # fmt: skip
+
+
+def _in_deep_planes(image: TiffImageFile) -> bool:
+    """A plane for each colour and more than 8 bits: Pillow takes each byte for a pixel (12.0)."""
+    if image.tag_v2.get(PLANAR) != 2:
         return False
     bits = image.tag_v2.get(BITS, (8,))
     return len(bits) > 1 and max(bits) > 8

@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..boxes import to_cxcywh
 from ..config import DataConfig
+from ..errors import DataError
 from ..structures import Target
 
 # an image (3, H, W), its boxes (T, 4) xyxy, and their labels (T,)
@@ -186,6 +187,18 @@ def resize_for_model(annotated: AnnotatedImage, config: DataConfig) -> Annotated
     """Bring an image and its boxes to the size of evaluation."""
     size = size_for_model(annotated[0].shape[-2:], config)
     return _on_both(partial(F.resize, size=list(size), antialias=True), annotated)
+
+
+def resize_pixels(image: Tensor, config: DataConfig) -> Tensor:
+    """Bring an image without boxes to the size of evaluation, (3, H, W) -> (3, h, w), both uint8.
+
+    Raises:
+        DataError: it has no pixels.
+    """
+    height, width = image.shape[-2:]
+    if not height * width:
+        raise DataError(f"an image of {width} x {height} pixels shows nothing")
+    return F.resize(image, list(size_for_model((height, width), config)), antialias=True)
 
 
 def resize(annotated: AnnotatedImage, short: int, max_size: int | None) -> AnnotatedImage:

@@ -13,12 +13,13 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from ..data.batch import View, as_batch
 from ..data.images import decode_image
 from ..data.transforms import to_tensor
 from ..detections_io import as_found
 from ..errors import DataError, DinoError
 from ..predict import Detector
-from ..stream.images import View, as_batch, prepare
+from ..stream.images import prepare
 from ..words import counted
 from .batcher import Answer, Batcher
 from .metrics import ServiceMetrics

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..boxes import to_xyxy
+from ..data.batch import View, as_batch
 from ..predict import Detections, Detector
-from ..stream.images import PIXELS_PER_BATCH, View, as_batch
+from ..stream.images import PIXELS_PER_BATCH
 
 
 class Answer(NamedTuple):

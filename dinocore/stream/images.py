@@ -16,13 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import DataConfig
-from ..data.batch import Batch, Sample, collate
+from ..data.batch import View, as_batch
 from ..data.images import read_image
 from ..data.loaders import num_workers, start_workers
-from ..data.transforms import annotated_image, to_tensor
-from ..data.transforms import resize_for_model as resize_annotated
+from ..data.transforms import resize_pixels, to_tensor
 from ..errors import ConfigError, DataError
-from ..structures import Target
 from ..system.parent import leave_signals_to_the_parent
 from .slices import Slicing, Window, WindowDetections, merge
 
@@ -34,13 +32,6 @@ MOST = 64
 WINDOWS_AHEAD = 4  # batches whose views wait for others of their shape
 FEW = 4  # so many images are read without worker processes, which take longer to start
 Failure = TypeVar("Failure")
-
-
-class View(NamedTuple):
-    """What the model sees at once: an image or a slice of it."""
-
-    image: Tensor  # (3, h, w) uint8, resized for the model
-    size: tuple[int, int]  # height and width in pixels of the image
 
 
 class PreparedImage(NamedTuple):
@@ -55,13 +46,7 @@ class PreparedImage(NamedTuple):
         if not self.windows:
             yield View(self.pixels, self.size)
         for x0, y0, x1, y1 in self.windows:
-            yield View(resize_for_model(self.pixels[:, y0:y1, x0:x1], config), (y1 - y0, x1 - x0))
-
-
-def resize_for_model(pixels: Tensor, config: DataConfig) -> Tensor:
-    """(3, H, W) uint8 at the size of evaluation, (3, h, w)."""
-    annotated = annotated_image(pixels, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    return resize_annotated(annotated, config)[0].as_subclass(Tensor)
+            yield View(resize_pixels(self.pixels[:, y0:y1, x0:x1], config), (y1 - y0, x1 - x0))
 
 
 def prepare(pixels: Tensor, config: DataConfig, slicing: Slicing | None = None) -> PreparedImage:
@@ -71,16 +56,8 @@ def prepare(pixels: Tensor, config: DataConfig, slicing: Slicing | None = None) 
         DataError: it has no pixels.
     """
     height, width = pixels.shape[-2:]
-    if not height * width:
-        raise DataError(f"an image of {width} x {height} pixels shows nothing")
     windows = slicing.windows((height, width)) if slicing else []
-    return PreparedImage(pixels if windows else resize_for_model(pixels, config), (height, width), windows)
-
-
-def as_batch(views: Sequence[View]) -> Batch:
-    """Views of one shape as the model's input, without targets."""
-    empty = Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
-    return collate([Sample(view.image, empty, i, view.size) for i, view in enumerate(views)])
+    return PreparedImage(pixels if windows else resize_pixels(pixels, config), (height, width), windows)
 
 
 class _Files(Dataset):

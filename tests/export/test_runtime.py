@@ -13,13 +13,14 @@ from PIL import Image
 from torchvision.ops import batched_nms
 
 from dinocore.config import DataConfig
+from dinocore.data.batch import View, as_batch
 from dinocore.data.images import read_image
 from dinocore.data.transforms import resized, size_for_model, to_tensor
 from dinocore.export import runtime
 from dinocore.export.detector import FileDetector
 from dinocore.export.runtime import ExportedDetector, suppress
 from dinocore.presets import override
-from dinocore.stream.images import View, as_batch, prepare
+from dinocore.stream.images import prepare
 from dinocore.weights.file import least_scores
 
 SOURCE = Path(runtime.__file__)
