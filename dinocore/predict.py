@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard, overload
 
@@ -186,7 +187,8 @@ class Detector:
         """The model's whole output, for inspectors; with targets it has a denoising part, as in training."""
         prepared = normalise(batch, self.config.model.pixel_mean, self.config.model.pixel_std, self.device)
         images = prepared.images.to(next(self.model.backbone.parameters()).dtype)
-        with float32_throughout(self.dtype is None):
+        may_use_tf32 = self.dtype is None and self.device.type == "cuda"
+        with float32_throughout(True) if may_use_tf32 else nullcontext():
             return self.model(images, prepared.padding, targets)
 
     def select(self, final: Predictions, sizes: Sequence[tuple[int, int]]) -> list[Detections]:

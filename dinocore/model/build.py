@@ -15,9 +15,8 @@ from .denoising import Denoiser, NoDenoiser
 from .dino import DINO
 from .encoder import Encoder, EncoderLayer
 from .layers import box_head, checkpointed, class_head, direct, train_affine
-from .neck import Neck
 from .proposals import ExtraQueries, MixedContent, Proposer, PureContent, StaticQueries
-from .tokens import Tokenizer
+from .tokens import Neck, Tokenizer
 
 
 def build_model(config: ModelConfig, backbone: nn.Module | None = None) -> DINO:

@@ -11,8 +11,7 @@ from .backbones.build import Backbone
 from .decoder import Decoder
 from .denoising import join
 from .encoder import Encoder
-from .neck import Neck
-from .tokens import Tokenizer
+from .tokens import Neck, Tokenizer
 
 
 class DinoOutput(NamedTuple):

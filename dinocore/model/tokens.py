@@ -1,13 +1,69 @@
-"""From L feature maps to one sequence of tokens: where they lie in the image, and how a place or a box is encoded."""
+"""From backbone features to L maps of one width, and from these to one sequence of tokens.
+
+Where tokens lie in the image, and how a place or a box is encoded, is here, too.
+"""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..structures import Tokens
+from .alignment import Extents, group_norm
 from .ops import map_sizes
+
+
+class Neck(nn.Module):
+    """Project every backbone feature to `dim` channels; each further level halves the one before it."""
+
+    def __init__(self, in_channels: Sequence[int], dim: int, num_levels: int, conv: Callable[..., nn.Conv2d]):
+        """
+        Args:
+            conv: makes the convolutions, with a bias or without.
+        """
+        super().__init__()
+        self.project = nn.ModuleList(_conv_layer(conv(channels, dim, kernel_size=1), dim) for channels in in_channels)
+        extra_channels = [in_channels[-1]] + [dim] * (num_levels - len(in_channels) - 1)
+        self.extra = nn.ModuleList(
+            _conv_layer(conv(channels, dim, kernel_size=3, stride=2, padding=1), dim)
+            for channels in extra_channels[: num_levels - len(in_channels)]
+        )
+
+    def forward(self, features: list[Tensor], extents: Extents | None = None) -> list[Tensor]:
+        """[(B, C_l, H_l, W_l)] -> L x (B, C, H_l, W_l).
+
+        Args:
+            extents: how far each image reaches, where nothing beyond it may be seen.
+        """
+        features = [feature.to(next(self.project.parameters()).dtype) for feature in features]
+        maps = [_conv_norm(layer, x, extents) for layer, x in zip(self.project, features, strict=True)]
+        x = features[-1]
+        for downsample in self.extra:
+            x = _conv_norm(downsample, x, extents)
+            maps.append(x)
+        return maps
+
+    @property
+    def downsampling(self) -> int:
+        """How many times coarser the last level is than the last backbone feature."""
+        return 2 ** len(self.extra)
+
+
+def _conv_norm(layer: Any, x: Tensor, extents: Extents | None) -> Tensor:
+    conv, norm = layer
+    if extents is not None and max(conv.kernel_size) > 1:
+        x = x * extents.inside(x)
+    return group_norm(norm, conv(x), extents)
+
+
+def _conv_layer(conv: nn.Conv2d, dim: int) -> nn.Sequential:
+    nn.init.xavier_uniform_(conv.weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return nn.Sequential(conv, nn.GroupNorm(min(32, dim // 2), dim))
 
 
 class Tokenizer(nn.Module):
