@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 # Lower may not import higher. A file's layer is the first entry that its path starts with.
 LAYERS = [
     "dinocore/__init__", "dinocore/error_codes", "dinocore/errors", "dinocore/system/parent", "dinocore/words",
-    "dinocore/system/files", "dinocore/error_page", "dinocore/weights/shipped", "dinocore/weights/untrusted",
+    "dinocore/system/files", "dinocore/weights/shipped", "dinocore/weights/untrusted",
     "dinocore/config", "dinocore/settings", "dinocore/presets", "dinocore/structures", "dinocore/boxes",
     "dinocore/system", "dinocore/model",
     "dinocore/matching", "dinocore/losses", "dinocore/data", "dinocore/weights/file",
