@@ -4,7 +4,6 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Any, Literal, get_args, get_origin
 
 Complete = Callable[[str], list[str]]
 
@@ -48,22 +47,12 @@ def preset_names(incomplete: str) -> list[str]:
 
 def setting_values(incomplete: str) -> list[str]:
     """Offer the settings as `section.key=`, and after the `=` the values of a setting that has a few."""
-    from dinocore.settings import list_settings
+    from dinocore.settings import list_choices, list_settings
 
     settings = {setting.name: setting for setting in list_settings()}
     name, equals, _ = incomplete.partition("=")
     if not equals:
         return [f"{key}=" for key in settings if key.startswith(incomplete)]
     known = settings.get(name)
-    return (
-        [] if known is None else [f for f in (f"{name}={c}" for c in _choices(known.type)) if f.startswith(incomplete)]
-    )
-
-
-def _choices(kind: Any) -> list[str]:
-    """The words that a setting's type lists."""
-    if kind is bool:
-        return ["true", "false"]
-    if get_origin(kind) is Literal:
-        return [str(value) for value in get_args(kind)]
-    return [choice for part in get_args(kind) for choice in _choices(part)]
+    offered = [] if known is None else [f"{name}={choice}" for choice in list_choices(known.type)]
+    return [one for one in offered if one.startswith(incomplete)]

@@ -114,6 +114,10 @@ Threshold = Annotated[
         "of each class where that is stored; else 0.3.",
     ),
 ]
+Gpus = Annotated[
+    int, typer.Option(min=1, help="Ranks that share the images, one per GPU; with --device cpu, on the CPU.")
+]
+
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="File to write the answer to.")]
 Overlap = Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from dinocore.config import Config
+from dinocore.config import Config, DataConfig
 from dinocore.errors import CheckpointError, ConfigError
 
 from .console import say, warn
@@ -13,6 +13,7 @@ from .progress import watching
 
 if TYPE_CHECKING:
     from dinocore.predict import AnyDetector, Detector
+    from dinocore.stream.slices import Slicing
 
 
 RUNS = Path("runs")
@@ -98,6 +99,15 @@ def open_any_detector(weights: str | None, device: str, amp: str) -> tuple[AnyDe
     if device not in ("auto", "cpu") or amp not in ("auto", "off"):
         raise ConfigError(f"{path} has its device and precision in it; leave --device and --precision out")
     return cast("AnyDetector", FileDetector(path)), path  # its config is a property
+
+
+def open_slicing(side: str, overlap: float | None, path: Path, config: DataConfig) -> Slicing:
+    """How --slice cuts images; `auto` goes by the training data, of which weights tell and exported files do not."""
+    from dinocore.stream.slices import parse_slicing
+    from dinocore.weights.file import load_facts
+
+    facts = load_facts(path) if side == "auto" and not is_exported(path) else {}
+    return parse_slicing(side, overlap, config, facts)
 
 
 def check_not_refused(given: str) -> None:

@@ -6,14 +6,14 @@ import tomllib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import tomli_w
 from pydantic import ValidationError
 
 from .config import REMOVED, RENAMED, Config
 from .errors import ConfigError
-from .settings import Setting, list_settings
+from .settings import Setting, list_choices, list_settings
 
 MOST_IN_EXAMPLE = 4
 CLOSE = 0.75  # how alike, of 1, a misspelt name is to the one that was meant
@@ -328,17 +328,11 @@ def _wish(problem: Any) -> str:
 
 def _list_wish(setting: Setting) -> str:
     """A list, with the choices that its entries have, and an example."""
-    if choices := _choices(setting.type):
+    if choices := list_choices(setting.type):
         return f'a list of {", ".join(choices)}, such as ["{choices[0]}"]'
     usual = list(setting.default) or [1]
     example = usual if len(usual) <= MOST_IN_EXAMPLE else [usual[0], usual[-1]]
     return f"a list, such as {example}"
-
-
-def _choices(kind: Any) -> list[str]:
-    if get_origin(kind) is Literal:
-        return list(get_args(kind))
-    return next((found for part in get_args(kind) if (found := _choices(part))), [])
 
 
 def _settings_in(path: Sequence[str | int]) -> list[str]:

@@ -4,7 +4,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import tomli_w
 
@@ -27,6 +27,15 @@ class Setting(NamedTuple):
 def list_settings() -> list[Setting]:
     """All settings in the order in which they are declared."""
     return list(_settings(Config, ""))
+
+
+def list_choices(kind: Any) -> list[str]:
+    """The words that a setting's type lists; none where any text or number will do."""
+    if kind is bool:
+        return ["true", "false"]
+    if get_origin(kind) is Literal:
+        return [str(value) for value in get_args(kind)]
+    return [choice for part in get_args(kind) for choice in list_choices(part)]
 
 
 def commented_toml(config: Config) -> str:

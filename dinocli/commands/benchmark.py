@@ -3,13 +3,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dinocore.errors import ConfigError
+from dinocore.system.files import check_file
 from dinocore.words import counted
 
 from ..completion import choices
+from ..console import print_json, say, stdout
 from ..options import ConfigFile, Device, Json, ModelOf, Overrides, Precision, preset_option
 
 if TYPE_CHECKING:
     from dinocore.benchmark import Measurement
+    from dinocore.export.detector import Speed
 
 PRESET, SIZE, OBJECTS = "tiny", "320x427", 10
 
@@ -43,11 +47,9 @@ def benchmark(
     """
     from dinocore.benchmark import Case, measure
     from dinocore.benchmark import profile as run_profile
-    from dinocore.errors import ConfigError
     from dinocore.presets import load_config
     from dinocore.system.device import pick_device, pick_precision
 
-    from ..console import print_json, say
     from ..weights_option import find_weights, is_exported, model_of
 
     _check(ops, profile)
@@ -86,16 +88,11 @@ def benchmark(
 
 
 def _show(name: str, work: str, repeats: int, facts: dict[str, Any], found: "Measurement", top: list) -> None:
-    from ..console import stdout
-
     shape = f"{facts['batch']} x {facts['size']}"
     stdout.print(f"{name}, {work}, {shape}, {found.device}, {counted(found.threads, 'thread')}, {found.precision}")
     stdout.print(f"parameters   {found.parameters / 1e6:.1f} M")
     stdout.print(f"work         {found.flops / 1e9:.1f} GFLOP (2 per multiply-add)")
-    stdout.print(
-        f"latency      {found.latency_p50_s:.3f} s median, {found.latency_p90_s:.3f} s p90, {counted(repeats, 'call')}"
-    )
-    stdout.print(f"throughput   {found.images_per_s:.2f} images/s")
+    _show_speed(found, repeats)
     stdout.print(f"peak memory  {found.peak_memory_mb:.0f} MB")
     for operation, seconds, calls in top:
         stdout.print(f"{seconds:9.4f} s  {calls:6} x  {operation}")
@@ -105,8 +102,6 @@ def _benchmark_file(path: Path, batch: int, repeats: int, json: bool) -> None:
     """Time an exported file on its own canvas."""
     from dinocore.export.detector import FileDetector, measure_file
 
-    from ..console import print_json, stdout
-
     detector = FileDetector(path)
     found, info = measure_file(detector, batch, repeats), detector.runtime.info
     height, width = info["canvas"]
@@ -115,16 +110,16 @@ def _benchmark_file(path: Path, batch: int, repeats: int, json: bool) -> None:
         print_json(facts | found._asdict())
         return
     stdout.print(f"{path}, inference, {batch} x {height}x{width}, {info['precision']}")
-    stdout.print(
-        f"latency      {found.latency_p50_s:.3f} s median, {found.latency_p90_s:.3f} s p90, {counted(repeats, 'call')}"
-    )
+    _show_speed(found, repeats)
+
+
+def _show_speed(found: "Measurement | Speed", repeats: int) -> None:
+    latency = f"{found.latency_p50_s:.3f} s median, {found.latency_p90_s:.3f} s p90"
+    stdout.print(f"latency      {latency}, {counted(repeats, 'call')}")
     stdout.print(f"throughput   {found.images_per_s:.2f} images/s")
 
 
 def _check(ops: str, profile: Path | None) -> None:
-    from dinocore.errors import ConfigError
-    from dinocore.system.files import check_file
-
     if ops not in ("auto", "reference"):
         raise ConfigError(f"--ops {ops} is not known; choose auto or reference")
     if profile is not None:
@@ -132,8 +127,6 @@ def _check(ops: str, profile: Path | None) -> None:
 
 
 def _size(text: str) -> tuple[int, int]:
-    from dinocore.errors import ConfigError
-
     height, cross, width = text.lower().partition("x")
     if not (cross and height.isdigit() and width.isdigit() and int(height) and int(width)):
         raise ConfigError(f"--size {text} is not a size; write height x width, such as 480x640")

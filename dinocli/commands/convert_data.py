@@ -12,6 +12,8 @@ from dinocore.data.annotations import Annotations, read_annotations
 from dinocore.data.formats.export import KINDS, write_dataset
 from dinocore.data.formats.layout import find_layout
 from dinocore.data.holdout import hold_out
+from dinocore.errors import ConfigError
+from dinocore.system.files import check_new_folder
 from dinocore.words import counted
 
 from ..completion import choices
@@ -38,22 +40,13 @@ def convert_data(
 
     Example: dino convert-data my-data converted --to yolo
     """
-    from dinocore.errors import ConfigError
     from dinocore.presets import load_config
-    from dinocore.system.files import check_folder_name
 
     if to not in KINDS:
         raise ConfigError(f"--to {to} is not known; choose {', '.join(KINDS)}")
-    check_folder_name("OUT", out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(
-            f"{out} {'is not empty' if out.is_dir() else 'is a file'}; name a folder that is new or empty"
-        )
+    check_new_folder("OUT", out)
     changes = overrides if val_fraction is None else [*overrides, f"data.val_fraction={val_fraction}"]
     convert_folder(folder.expanduser(), out, to, link, load_config("tiny", changes).data, json)
-
-
-__all__ = ["KINDS", "convert_folder"]
 
 
 def convert_folder(folder: Path, out: Path, kind: str, link: bool, config: DataConfig, json: bool) -> None:

@@ -3,7 +3,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dinocore.errors import ConfigError, DataError
+
 from ..completion import choices
+from ..console import print_facts, print_json, say, warn
 from ..options import Json
 
 if TYPE_CHECKING:
@@ -66,12 +69,10 @@ def export(
 
     Example: dino export runs/mine/best.safetensors --format onnx --out dino.onnx
     """
-    from dinocore.errors import ConfigError
     from dinocore.export.export import PIXELS, Request, export_weights, pick_canvases
     from dinocore.export.write import check_format
     from dinocore.weights.file import load_weights
 
-    from ..console import print_facts, print_json, say
     from ..weights_option import find_weights, is_exported
 
     sizes = [] if size is None else _sizes(size)
@@ -105,8 +106,6 @@ def export(
 
 def _sizes(text: str) -> list[tuple[int, int]]:
     """A height and width, or the least and the largest, as `--size` gives them."""
-    from dinocore.errors import ConfigError
-
     from .benchmark import _size
 
     parts = text.split("-")
@@ -125,9 +124,7 @@ def _images(given: list[str], config: "DataConfig") -> "list[Image.Image | Path]
     from dinocore.data.dataset import open_split
     from dinocore.data.images import read_image
     from dinocore.data.synthetic.sample import draw_smear
-    from dinocore.errors import DataError
 
-    from ..console import say, warn
     from ..inputs import expand
 
     if given:

@@ -29,27 +29,22 @@ def info(
 
     Example: dino info dino.safetensors
     """
-    show_info(file, json)
-
-
-HIDDEN = ("classes", "facts", "title", "preset_choices")
-EXPORTED = ("schema", "data", "names", "ids")  # hidden of an exported file
-
-
-def show_info(name: str, json: bool) -> None:
-    """Print the facts about a file, the best weights of a run's folder, or published weights that have been fetched."""
-    path = Path(name).expanduser()
-    check_not_refused(name)
+    path = Path(file).expanduser()
+    check_not_refused(file)
     if is_exported(path) and path.is_file():
         _show_exported(path, json)
         return
     from dinocore.weights.convert.info import describe
 
-    facts = describe(_file(name))
+    facts = describe(_file(file))
     if json:
         print_json(facts)
         return
     print_facts(_lines(facts))
+
+
+HIDDEN = ("classes", "facts", "title", "preset_choices")
+EXPORTED = ("schema", "data", "names", "ids")  # hidden of an exported file
 
 
 def _show_exported(path: Path, json: bool) -> None:

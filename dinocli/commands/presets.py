@@ -1,8 +1,10 @@
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from ..completion import preset_names
+from ..console import print_json, say, stdout
 from ..options import Json, Overrides
 
 
@@ -20,12 +22,8 @@ def presets(
 
     Example: dino presets r50-4scale > mine.toml
     """
-    from rich.table import Table
-
     from dinocore.presets import list_presets, load_config, preset_title, reported_ap
     from dinocore.settings import commented_toml
-
-    from ..console import print_json, say, stdout
 
     if name is not None:
         config = load_config(name, overrides)

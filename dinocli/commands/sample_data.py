@@ -3,8 +3,11 @@ from typing import Annotated
 
 import typer
 
+from dinocore.errors import ConfigError
+from dinocore.system.files import check_new_folder
 from dinocore.words import counted, typed
 
+from ..console import print_json, say
 from ..options import Json
 
 
@@ -22,18 +25,11 @@ def sample_data(
     Example: dino sample-data drawn --num-images 20
     """
     from dinocore.data.synthetic.sample import write_sample_data
-    from dinocore.errors import ConfigError
-    from dinocore.system.files import check_folder_name
-
-    from ..console import print_json, say
 
     width, cross, height = size.lower().partition("x")
     if not (cross and width.isdigit() and height.isdigit()):
         raise ConfigError(f"--size {size} is not a size; write it as 640x480")
-    check_folder_name("OUT", folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        what = "is not empty" if folder.is_dir() else "is a file"
-        raise ConfigError(f"{folder} {what}; name a folder that is new or empty")
+    check_new_folder("OUT", folder)
     summary = write_sample_data(folder, num_images, seed, (int(width), int(height)))
     if json:
         print_json({"folder": str(folder), "seed": seed} | summary._asdict())

@@ -15,7 +15,7 @@ from ..errors import DataError
 from ..words import counted
 from .annotations import Annotations, Category, choose_images, read_annotations
 from .check.contents import NOTHING_TO_JUDGE
-from .check.scan import check_bands, check_cut, check_readable, check_sizes, scan_images
+from .check.scan import check_files, scan_images
 from .findings import Findings
 from .formats.layout import find_layout
 from .holdout import hold_out
@@ -75,10 +75,7 @@ def _check_images(annotations: Annotations, config: DataConfig) -> list[str]:
     indices = np.unique(np.linspace(0, count - 1, min(count, MOST_HEADERS)).round().astype(int)).tolist()
     findings = Findings(annotations.file)
     facts = list(scan_images(annotations, config, False, indices))
-    check_readable(annotations, facts, findings)
-    check_sizes(annotations, facts, findings)
-    check_cut(annotations, facts, findings)
-    check_bands(annotations, facts, findings)
+    check_files(annotations, facts, findings)
     findings.stop()
     return [finding.text for finding in findings.found]
 

@@ -91,6 +91,18 @@ def check_folder_name(option: str, path: Path) -> None:
         )
 
 
+def check_new_folder(option: str, path: Path) -> None:
+    """Refuse, before the work, a folder to write that has something in it, or is no folder.
+
+    Raises:
+        ConfigError: it has, or is none, or is called like a file.
+    """
+    check_folder_name(option, path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        what = "is not empty" if path.is_dir() else "is a file"
+        raise ConfigError(f"{path} {what}; name a folder that is new or empty")
+
+
 def to_json(value: Any, **options: Any) -> str:
     """JSON as the standard has it: null stands for NaN and infinities; `options` are those of `json.dumps`."""
     try:

@@ -24,9 +24,9 @@ from dinocore.words import counted
 
 from ...annotated import warn_of_whole_images
 from ...console import fail, print_json, say, stdout, warn
-from ...options import Data, Device, Json, Out, Overlap, Overrides, Precision, Split, Weights
+from ...options import Data, Device, Gpus, Json, Out, Overlap, Overrides, Precision, Split, Weights
 from ...progress import WorkProgress
-from ...weights_option import is_exported, open_any_detector
+from ...weights_option import is_exported, open_any_detector, open_slicing
 from .view import show_analysis, show_comparison
 
 if TYPE_CHECKING:
@@ -56,9 +56,7 @@ def evaluate(
         typer.Option("--slice", metavar="PIXELS", help="Cut large images into slices of this side; or auto."),
     ] = None,
     overlap: Overlap = None,
-    gpus: Annotated[
-        int, typer.Option(min=1, help="Ranks that share the images, one per GPU; with --device cpu, on the CPU.")
-    ] = 1,
+    gpus: Gpus = 1,
     device: Device = "auto",
     amp: Precision = "auto",
     overrides: Overrides = [],
@@ -228,15 +226,11 @@ def _check_sources(
 
 
 def _open(weights: str | None, request: EvalRequest) -> DetectionSource:
-    from dinocore.stream.slices import parse_slicing
-    from dinocore.weights.file import load_facts
-
     detector, path = open_any_detector(weights, request.device, request.amp)
     detector.config = override(detector.config, request.overrides, ("data", "eval"))
     slicing = None
     if request.slice is not None:
-        facts = load_facts(path) if request.slice == "auto" and not is_exported(path) else {}
-        slicing = parse_slicing(request.slice, request.overlap, detector.config.data, facts)
+        slicing = open_slicing(request.slice, request.overlap, path, detector.config.data)
         say(f"slices of {slicing.side} pixels that overlap by {slicing.overlap:g}")
     return DetectionSource(path, detector, detector.config, slicing)
 

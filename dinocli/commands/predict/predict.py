@@ -23,8 +23,8 @@ from dinocore.words import counted, whole
 
 from ...completion import choices
 from ...console import fail, print_json, say, stdout, warn, warn_of_letters
-from ...inputs import Input, expand
-from ...options import Device, Json, Out, Overlap, Precision, Threshold, Weights
+from ...inputs import Input, check_header, expand, is_film
+from ...options import Device, Gpus, Json, Out, Overlap, Precision, Threshold, Weights
 from ...progress import WorkProgress
 from ...signals import ending_early
 from .request import (
@@ -72,9 +72,7 @@ def predict(
     ] = None,
     overlap: Overlap = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the --out of an interrupted command.")] = False,
-    gpus: Annotated[
-        int, typer.Option(min=1, help="Ranks that share the images, one per GPU; with --device cpu, on the CPU.")
-    ] = 1,
+    gpus: Gpus = 1,
     save_video: Annotated[
         Path | None, typer.Option(metavar="OUT.mp4", help="Write the film with boxes drawn in.")
     ] = None,
@@ -93,8 +91,6 @@ def predict(
     Example: dino predict photos/ --save-images drawn
     """
     from dinocore.stream.slices import check_overlap
-
-    from ...inputs import check_header, is_film
 
     begun = time.time()
     film = is_film(files)

@@ -12,7 +12,7 @@ from dinocore.errors import ConfigError
 from dinocore.system.files import check_folder_name, check_writable
 
 from ...console import say
-from ...weights_option import is_exported, open_any_detector
+from ...weights_option import open_any_detector, open_slicing
 
 if TYPE_CHECKING:
     from dinocore.predict import AnyDetector
@@ -70,16 +70,12 @@ def check_request(request: PredictRequest) -> PredictRequest:
 
 def open_work(request: PredictRequest, weights: str | None, device: str, amp: str) -> Work:
     """Load the detector, with --max-dets, and decide how images are cut."""
-    from dinocore.stream.slices import parse_slicing
-    from dinocore.weights.file import load_facts
-
     detector, path = open_any_detector(weights, device, amp)
     limits = detector.config.eval.model_copy(update={"max_dets": request.max_dets})
     detector.config = detector.config.model_copy(update={"eval": limits})
     slicing = None
     if request.slice is not None:
-        facts = load_facts(path) if request.slice == "auto" and not is_exported(path) else {}
-        slicing = parse_slicing(request.slice, request.overlap, detector.config.data, facts)
+        slicing = open_slicing(request.slice, request.overlap, path, detector.config.data)
         if request.slice == "auto":
             say(f"slices of {slicing.side} pixels that overlap by {slicing.overlap:g}")
     return Work(detector, slicing, request, choose_thresholds(request.threshold, detector))

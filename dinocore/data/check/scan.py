@@ -118,10 +118,7 @@ def check_images(annotations: Annotations, facts: Sequence[ImageInfo], findings:
     def places(chosen: Sequence[tuple[ImageInfo, str]]) -> list[Location]:
         return [_place(annotations, f, text) for f, text in chosen]
 
-    check_readable(annotations, facts, findings)
-    check_sizes(annotations, facts, findings)
-    check_cut(annotations, facts, findings)
-    check_bands(annotations, facts, findings)
+    check_files(annotations, facts, findings)
     whole = [f for f in facts if not f.problem]
     named = [(f, annotations.path(f.index).name) for f in whole]
     odd = [(f, f"{name}: {f.size[0]} x {f.size[1]}") for f, name in named
@@ -139,7 +136,15 @@ def check_images(annotations: Annotations, facts: Sequence[ImageInfo], findings:
     findings.add("DATA-IMAGE-BLANK", f"{counted(len(blank), 'image')} of one colour", places(blank))
 
 
-def check_readable(annotations: Annotations, facts: Sequence[ImageInfo], findings: Findings) -> None:
+def check_files(annotations: Annotations, facts: Sequence[ImageInfo], findings: Findings) -> None:
+    """Findings about files that a training cannot use as they are annotated, or uses otherwise than one may think."""
+    _check_readable(annotations, facts, findings)
+    _check_sizes(annotations, facts, findings)
+    _check_cut(annotations, facts, findings)
+    _check_bands(annotations, facts, findings)
+
+
+def _check_readable(annotations: Annotations, facts: Sequence[ImageInfo], findings: Findings) -> None:
     """Findings about files that cannot be read as images, each kind of problem once."""
     for code in sorted({f.code for f in facts if f.code}):
         broken = [f for f in facts if f.code == code]
@@ -147,14 +152,14 @@ def check_readable(annotations: Annotations, facts: Sequence[ImageInfo], finding
         findings.add(code, f"{counted(len(broken), 'image')} cannot be read", places)
 
 
-def check_cut(annotations: Annotations, facts: Sequence[ImageInfo], findings: Findings) -> None:
+def _check_cut(annotations: Annotations, facts: Sequence[ImageInfo], findings: Findings) -> None:
     """Findings about JPEGs that lack their last bytes and are used for what is there."""
     cut = [f for f in facts if not f.problem and f.rows < 1]
     places = [_place(annotations, f, f"{annotations.path(f.index).name}: {f.rows:.0%} of its rows") for f in cut]
     findings.add("DATA-IMAGE-CUT", f"{counted(len(cut), 'image')} without the last bytes of the file", places)
 
 
-def check_bands(annotations: Annotations, facts: Sequence[ImageInfo], findings: Findings) -> None:
+def _check_bands(annotations: Annotations, facts: Sequence[ImageInfo], findings: Findings) -> None:
     """Findings about images that are not three bands of colour, and what is made of them."""
     for conversion in sorted({f.conversion for f in facts} - {""}):
         such = [f for f in facts if f.conversion == conversion and not f.problem]
@@ -162,7 +167,7 @@ def check_bands(annotations: Annotations, facts: Sequence[ImageInfo], findings: 
         findings.add("DATA-IMAGE-CHANNELS", f"{len(such)} of {len(facts)} images {conversion}", places)
 
 
-def check_sizes(annotations: Annotations, facts: Sequence[ImageInfo], findings: Findings) -> None:
+def _check_sizes(annotations: Annotations, facts: Sequence[ImageInfo], findings: Findings) -> None:
     """Findings about images that are not as large as annotated: their boxes are of another image, or turned."""
     other = [f for f in facts if not f.problem and f.size != tuple(annotations.sizes[f.index].tolist())]
     places = [_place(annotations, f, _other_size(annotations, f)) for f in other]
