@@ -28,11 +28,10 @@ from turns import write
 
 from dinocore.config import Config
 from dinocore.data.annotations import Annotations, read_annotations
-from dinocore.data.batch import Batch, normalise
+from dinocore.data.batch import Batch, normalise, resized
 from dinocore.data.formats.layout import find_layout
 from dinocore.data.loaders import Steps, training_steps
 from dinocore.data.synthetic.sample import write_sample_data
-from dinocore.data.transforms import resized
 from dinocore.presets import load_config
 from dinocore.system.memory import keep_memory
 

@@ -223,7 +223,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the long side may exceed max_size",
-        "dinocore/data/transforms.py",
+        "dinocore/data/batch.py",
         "if max_size is not None and high / low * short > max_size:",
         "if max_size is not None and high / low * short > 2 * max_size:",
         f"{DATA}/test_transforms.py",

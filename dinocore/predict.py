@@ -15,9 +15,9 @@ from torchvision.ops import batched_nms
 from .boxes import to_xyxy
 from .config import Config
 from .data.annotations import Category
-from .data.batch import Batch, View, as_batch, check_pixels, normalise
+from .data.batch import Batch, View, as_batch, check_pixels, normalise, resize_pixels
 from .data.images import loaded_rgb, read_image, to_rgb
-from .data.transforms import resize_pixels, to_tensor
+from .data.transforms import to_tensor
 from .errors import DataError, DivergedError, EnvironmentFault
 from .model.dino import DINO, DinoOutput
 from .model.inference import for_inference

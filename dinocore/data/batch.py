@@ -1,11 +1,13 @@
-"""Images of unlike size as one tensor."""
+"""From RGB images to what the model gets: resized as for evaluation, padded to one tensor, normalised."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import functional as F
 
+from ..config import DataConfig
 from ..errors import DataError
 from ..structures import Target
 
@@ -38,6 +40,42 @@ class Batch(NamedTuple):
     indices: list[int]
     sizes: list[tuple[int, int]]
     problems: list[str]
+
+
+def resize_pixels(image: Tensor, config: DataConfig) -> Tensor:
+    """Bring an image without boxes to the size of evaluation, (3, H, W) -> (3, h, w), both uint8.
+
+    Raises:
+        DataError: it has no pixels.
+    """
+    height, width = image.shape[-2:]
+    if not height * width:
+        raise DataError(f"an image of {width} x {height} pixels shows nothing")
+    return F.resize(image, list(size_for_model((height, width), config)), antialias=True)
+
+
+def size_for_model(size: Sequence[int], config: DataConfig) -> tuple[int, int]:
+    """Height and width of evaluation, shrunk to the canvas where there is one, as `ExportedDetector.input_size`."""
+    height, width = resized(size, config.eval_scale, config.max_size)
+    if config.canvas is None:
+        return height, width
+    shrink = min(1.0, config.canvas[1] / width, config.canvas[0] / height)
+    return max(1, int(height * shrink)), max(1, int(width * shrink))
+
+
+def resized(size: Sequence[int], short: int, max_size: int | None) -> tuple[int, int]:
+    """Height and width with the short side `short`, or less where the long side would exceed `max_size`.
+
+    The long side is cut off to whole pixels, as in DETR.
+    """
+    height, width = size
+    low, high = min(height, width), max(height, width)
+    if max_size is not None and high / low * short > max_size:
+        short = max(1, round(max_size * low / high))
+    long = int(short * high / low)
+    if short == 1 and max_size is not None:  # a ribbon, which DETR gives no height at all
+        long = min(long, max_size)
+    return (short, long) if height <= width else (long, short)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -12,23 +12,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from ..boxes import to_cxcywh
 from ..config import DataConfig
-from ..errors import DataError
 from ..structures import Target
+from .batch import resized, size_for_model
 
 # an image (3, H, W), its boxes (T, 4) xyxy, and their labels (T,)
 AnnotatedImage = tuple[tv_tensors.Image, tv_tensors.BoundingBoxes, Tensor]
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """An RGB image as (3, H, W) uint8."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+to_tensor = F.pil_to_tensor  # an RGB image as (3, H, W) uint8
 
 
 def annotated_image(image: Tensor, boxes_xyxy: Tensor, labels: Tensor) -> AnnotatedImage:
@@ -189,43 +184,10 @@ def resize_for_model(annotated: AnnotatedImage, config: DataConfig) -> Annotated
     return _on_both(partial(F.resize, size=list(size), antialias=True), annotated)
 
 
-def resize_pixels(image: Tensor, config: DataConfig) -> Tensor:
-    """Bring an image without boxes to the size of evaluation, (3, H, W) -> (3, h, w), both uint8.
-
-    Raises:
-        DataError: it has no pixels.
-    """
-    height, width = image.shape[-2:]
-    if not height * width:
-        raise DataError(f"an image of {width} x {height} pixels shows nothing")
-    return F.resize(image, list(size_for_model((height, width), config)), antialias=True)
-
-
 def resize(annotated: AnnotatedImage, short: int, max_size: int | None) -> AnnotatedImage:
     """Bring the short side to `short`, or to less where the long side would exceed `max_size`."""
     size = resized(annotated[0].shape[-2:], short, max_size)
     return _on_both(partial(F.resize, size=list(size), antialias=True), annotated)
-
-
-def size_for_model(size: Sequence[int], config: DataConfig) -> tuple[int, int]:
-    """Height and width of evaluation, shrunk to the canvas where there is one, as `ExportedDetector.input_size`."""
-    height, width = resized(size, config.eval_scale, config.max_size)
-    if config.canvas is None:
-        return height, width
-    shrink = min(1.0, config.canvas[1] / width, config.canvas[0] / height)
-    return max(1, int(height * shrink)), max(1, int(width * shrink))
-
-
-def resized(size: Sequence[int], short: int, max_size: int | None) -> tuple[int, int]:
-    """Height and width after `resize`; the long side is cut off to whole pixels, as in DETR."""
-    height, width = size
-    low, high = min(height, width), max(height, width)
-    if max_size is not None and high / low * short > max_size:
-        short = max(1, round(max_size * low / high))
-    long = int(short * high / low)
-    if short == 1 and max_size is not None:  # a ribbon, which DETR gives no height at all
-        long = min(long, max_size)
-    return (short, long) if height <= width else (long, short)
 
 
 def as_target(annotated: AnnotatedImage, seed: int | None = None) -> Target:

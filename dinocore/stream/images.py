@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import DataConfig
-from ..data.batch import View, as_batch
+from ..data.batch import View, as_batch, resize_pixels
 from ..data.images import read_image
 from ..data.loaders import num_workers, start_workers
-from ..data.transforms import resize_pixels, to_tensor
+from ..data.transforms import to_tensor
 from ..errors import ConfigError, DataError
 from ..system.parent import leave_signals_to_the_parent
 from .slices import Slicing, Window, WindowDetections, merge

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..boxes import area, iou
 from ..config import DataConfig
-from ..data.transforms import size_for_model
+from ..data.batch import size_for_model
 from ..errors import ConfigError
 
 AGREE = 0.5  # IoU, within what both slices see, of boxes of one object

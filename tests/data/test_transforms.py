@@ -8,7 +8,8 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from dinocore.config import DataConfig
-from dinocore.data.transforms import Plan, annotated_image, apply, as_target, draw, largest_size, resize, resized
+from dinocore.data.batch import resized
+from dinocore.data.transforms import Plan, annotated_image, apply, as_target, draw, largest_size, resize
 
 COLOURS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255]])
 SMALL = {"train_scales": (96, 120, 150), "crop_scales": (100, 130), "crop_size": (60, 140), "max_size": 220}

@@ -13,9 +13,9 @@ from PIL import Image
 from torchvision.ops import batched_nms
 
 from dinocore.config import DataConfig
-from dinocore.data.batch import View, as_batch
+from dinocore.data.batch import View, as_batch, resized, size_for_model
 from dinocore.data.images import read_image
-from dinocore.data.transforms import resized, size_for_model, to_tensor
+from dinocore.data.transforms import to_tensor
 from dinocore.export import runtime
 from dinocore.export.detector import FileDetector
 from dinocore.export.runtime import ExportedDetector, suppress
