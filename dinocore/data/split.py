@@ -6,7 +6,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from ..errors import ConfigError, DataError
 WORDS = {"train": ("train", "training", "trainval"), "val": ("val", "valid", "validation", "validate", "dev"),
          "test": ("test", "testing")}  # what the splits are called in names of files and folders  # fmt: skip
 JUNK = ("@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini")  # what systems leave behind
+Found = TypeVar("Found")
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # what XML and lists of names cannot hold
 
 
@@ -83,6 +84,18 @@ def split_in_name(name: str) -> str:
     """The split that a name tells, as instances_train2017 does, or an empty text."""
     words = re.findall("[a-z]+", name.lower())
     return next((split for word in words for split, known in WORDS.items() if word in known), "")
+
+
+def split_in_path(parts: Sequence[str]) -> str:
+    """The split that the last part of a path tells that tells one, or an empty text."""
+    return next((split for part in reversed(parts) if (split := split_in_name(part))), "")
+
+
+def nameless_for_training(found: dict[str, Found]) -> dict[str, Found]:
+    """What was found, by split; what tells none is for training, or left out where something tells train or val."""
+    if "" in found and not found.keys() & {"train", "val"}:
+        return {"train": found[""]}
+    return {name: one for name, one in found.items() if name}
 
 
 def layout_of(kind: str, made: Mapping[str, Split], missing: str = "") -> Layout | None:
@@ -183,7 +196,7 @@ def named_table(
     sizes: Sequence[Sequence[int]] = (),
     in_shares: bool = False,
 ) -> RawAnnotations:
-    """A table of images, numbered from 1, and of boxes whose labels are among the split's classes."""
+    """A table of images, numbered from 1, and of boxes; a label that is none of the split's classes becomes 0."""
     numbers = {name: n for n, name in enumerate(split.classes, start=1)}
     corners = np.array([box.corners for box in boxes], dtype=np.float64).reshape(-1, 4)
     return RawAnnotations(
@@ -193,7 +206,7 @@ def named_table(
         file_names=files,
         sizes=np.array(sizes or np.zeros((len(files), 2)), dtype=np.int64).reshape(-1, 2),
         owners=np.array([box.owner for box in boxes], dtype=np.int64),
-        category_ids=np.array([numbers[box.label] for box in boxes], dtype=np.int64),
+        category_ids=np.array([numbers.get(box.label, 0) for box in boxes], dtype=np.int64),
         boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1),
         area=np.full(len(boxes), np.nan),
         crowd=np.array([box.crowd for box in boxes], dtype=bool),

@@ -23,9 +23,10 @@ from ..split import (
     image_roots,
     layout_of,
     named_table,
+    nameless_for_training,
     one_line,
     read_text,
-    split_in_name,
+    split_in_path,
     visible_files,
 )
 from .pairs import names_on_disk
@@ -76,18 +77,15 @@ def find_csv(folder: Path, guard: PathGuard) -> Layout | None:
     for file in visible_files(folder, (".csv", ".tsv")):
         if _columns(_rows(guard.check(file), strict=False)[:1]) is None:
             continue
-        parts = reversed(file.relative_to(folder).with_suffix("").parts)
-        part_of = next((name for part in parts if (name := split_in_name(part))), "")
+        part_of = split_in_path(file.relative_to(folder).with_suffix("").parts)
         if part_of in named:
             what = f"{named[part_of].name} and {file.name} may both be the boxes of {part_of or 'train'}"
             text = f'format = "csv"\n[train]\nannotations = "{file.relative_to(folder).as_posix()}"\nimages = "."'
             fix = f"leave one of them there, or write a dataset.toml that names it, such as\n{text}"
             raise DataError(what, code="DATA-LAYOUT", where=folder, fix=fix)
         named[part_of] = file
-    if not named.keys() & {"train", "val"} and "" in named:
-        named = {"train": named[""]}
-    named.pop("", None)
-    return csv_layout("CSV", {name: (file, image_roots(folder, name, file)) for name, file in named.items()}, folder)
+    tables = {name: (file, image_roots(folder, name, file)) for name, file in nameless_for_training(named).items()}
+    return csv_layout("CSV", tables, folder)
 
 
 def csv_layout(kind: str, tables: dict[str, tuple[Path, list[Path]]], folder: Path) -> Layout | None:

@@ -9,7 +9,18 @@ import msgspec
 
 from ...errors import DataError
 from ..images import IMAGE_SUFFIXES
-from ..split import WORDS, Layout, PathGuard, Split, image_roots, is_hidden, layout_of, split_in_name
+from ..split import (
+    WORDS,
+    Layout,
+    PathGuard,
+    Split,
+    image_roots,
+    is_hidden,
+    layout_of,
+    nameless_for_training,
+    split_in_name,
+    split_in_path,
+)
 from .csv import find_csv
 from .kitti import find_kitti
 from .manifest import find_manifest
@@ -87,11 +98,8 @@ def _anywhere(folder: Path, guard: PathGuard) -> Layout | None:
     files = [p for here in _folders(folder) for p in _json_files(here, "*.json") if _is_coco(p, guard)]
     named: dict[str, list[Path]] = {}
     for file in files:
-        parts = reversed(file.relative_to(folder).with_suffix("").parts)
-        named.setdefault(next((known for part in parts if (known := split_in_name(part))), ""), []).append(file)
-    if "" in named and not named.keys() & {"train", "val"}:
-        named = {"train": named[""]}
-    return _one_each("COCO", folder, named, guard)
+        named.setdefault(split_in_path(file.relative_to(folder).with_suffix("").parts), []).append(file)
+    return _one_each("COCO", folder, nameless_for_training(named), guard)
 
 
 def _json_files(folder: Path, pattern: str) -> list[Path]:

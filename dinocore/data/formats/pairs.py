@@ -6,7 +6,7 @@ from collections.abc import Callable, Container
 from pathlib import Path
 
 from ..images import IMAGE_SUFFIXES
-from ..split import split_in_name, tails, visible_files
+from ..split import nameless_for_training, split_in_path, tails, visible_files
 
 TRIED = 3  # files of a folder that are looked into to tell its format
 
@@ -27,12 +27,9 @@ def paired_folders(folder: Path, suffix: str, is_format: Callable[[Path], bool])
             continue
         if not any(is_format(files[stem]) for stem in sorted(files.keys() & images[best].keys())[:TRIED]):
             continue
-        parts = [part for path in (where, best) for part in reversed(path.relative_to(folder).parts)]
-        name = next((known for part in parts if (known := split_in_name(part))), "")
+        name = split_in_path([part for path in (best, where) for part in path.relative_to(folder).parts])
         pairs.setdefault(name, []).append((where, best))
-    if "" in pairs and not pairs.keys() & {"train", "val"}:
-        pairs = {"train": pairs[""]}
-    pairs.pop("", None)
+    pairs = nameless_for_training(pairs)
     if any(len(several) > 1 for several in pairs.values()):
         return {}
     return {name: pair for name, (pair,) in pairs.items()}

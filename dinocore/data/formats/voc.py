@@ -18,13 +18,14 @@ from ..findings import Findings
 from ..images import IMAGE_SUFFIXES, SUFFIXES
 from ..split import (
     WORDS,
-    Category,
     Layout,
+    NamedBox,
     PathGuard,
     RawAnnotations,
     Split,
     is_hidden,
     layout_of,
+    named_table,
     one_line,
     read_text,
     stays_inside,
@@ -40,7 +41,7 @@ class Bndbox(NamedTuple):
     """An object as the file has it."""
 
     name: str
-    corners: tuple[float, ...]  # xmin ymin xmax ymax
+    corners: tuple[float, float, float, float]  # xmin ymin xmax ymax
     difficult: bool
 
 
@@ -139,7 +140,7 @@ def _ordered_names(labelmap: Path, guard: PathGuard) -> list[str]:
 def read_voc(split: Split, findings: Findings, config: DataConfig) -> RawAnnotations:
     """Every XML file of the split; images are numbered from 1 by name, classes from 1."""
     guard = PathGuard(split.folder or split.annotations, config.follow_symlinks)
-    names, sizes, owners, objects, places = [], [], [], [], []
+    names, sizes, boxes = [], [], []
     for file in _files(split, findings):
         if (looked := guard.look(str(file))) != "ok":
             code = "DATA-PATH-ESCAPE" if looked == "escape" else "DATA-XML"
@@ -153,25 +154,11 @@ def read_voc(split: Split, findings: Findings, config: DataConfig) -> RawAnnotat
         names.append(_image(described.file_name, file, split, findings))
         sizes.append(described.size)
         for found in described.objects:
-            owners.append(len(names))
-            objects.append(found)
-            places.append(f"{file.name} {found.name} {len(places)}")
-    numbers = {name: n for n, name in enumerate(split.classes, start=1)}
-    corners = np.array([found.corners for found in objects], dtype=np.float64).reshape(-1, 4)
-    corners[:, :2] -= _first_pixel(split, len(corners), findings, config)
-    return RawAnnotations(
-        categories=[Category(n, name) for name, n in numbers.items()],
-        headings=frozenset(),
-        image_ids=np.arange(1, len(names) + 1),
-        file_names=names,
-        sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
-        owners=np.array(owners, dtype=np.int64),
-        category_ids=np.array([numbers.get(found.name, 0) for found in objects], dtype=np.int64),
-        boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1),
-        area=np.full(len(objects), np.nan),
-        crowd=np.array([found.difficult for found in objects], dtype=bool),
-        name=lambda i: places[i],
-    )
+            place = f"{file.name} {found.name} {len(boxes)}"
+            boxes.append(NamedBox(len(names), found.name, found.corners, place, found.difficult))
+    first = _first_pixel(split, len(boxes), findings, config)
+    boxes = [box._replace(corners=(box.corners[0] - first, box.corners[1] - first, *box.corners[2:])) for box in boxes]
+    return named_table(split, names, boxes, sizes)
 
 
 def _first_pixel(split: Split, num_boxes: int, findings: Findings, config: DataConfig) -> int:
@@ -195,7 +182,8 @@ def describe(file: Path) -> Described:
         box = found.find("bndbox")
         if box is None:
             raise ValueError(f"object {len(objects) + 1} has no bndbox")
-        corners = tuple(float(box.findtext(key) or "nan") for key in ("xmin", "ymin", "xmax", "ymax"))
+        x0, y0, x1, y1 = (float(box.findtext(key) or "nan") for key in ("xmin", "ymin", "xmax", "ymax"))
+        corners = x0, y0, x1, y1
         if not np.isfinite(corners).all():
             raise ValueError(f"object {len(objects) + 1} has corners {corners}")
         name = one_line(found.findtext("name") or "")
