@@ -15,8 +15,9 @@ from .denoising import Denoiser, NoDenoiser
 from .dino import DINO
 from .encoder import Encoder, EncoderLayer
 from .layers import box_head, checkpointed, class_head, direct, train_affine
+from .neck import Neck
 from .proposals import ExtraQueries, MixedContent, Proposer, PureContent, StaticQueries
-from .tokens import Neck, Tokenizer
+from .tokens import Tokenizer
 
 
 def build_model(config: ModelConfig, backbone: nn.Module | None = None) -> DINO:

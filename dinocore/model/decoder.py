@@ -9,7 +9,7 @@ from ..boxes import refine
 from ..structures import Predictions, Queries, Tokens
 from .deform_attn import MSDeformAttn
 from .layers import FeedForward, mlp
-from .tokens import encode_boxes
+from .position import encode_boxes
 
 
 class DecoderLayer(nn.Module):

@@ -5,13 +5,14 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from ..structures import DenoisingQueries, Predictions, Proposals, Queries, Target
+from ..structures import DenoisingQueries, Match, Predictions, Proposals, Queries, Target
 from .alignment import align, within
 from .backbones.build import Backbone
 from .decoder import Decoder
 from .denoising import join
 from .encoder import Encoder
-from .tokens import Neck, Tokenizer
+from .neck import Neck
+from .tokens import Tokenizer
 
 
 class DinoOutput(NamedTuple):
@@ -28,6 +29,11 @@ class DinoOutput(NamedTuple):
     def final(self) -> Predictions:
         """The answer."""
         return self.stages[-1]
+
+    @property
+    def denoising_match(self) -> Match | None:
+        """Which denoising query answers for which target."""
+        return None if self.noise is None else self.noise.match
 
 
 class DINO(nn.Module):

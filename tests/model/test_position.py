@@ -4,8 +4,9 @@ import math
 
 import torch
 
+from dinocore.model.position import encode_boxes, encode_map
 from dinocore.model.proposals import token_anchors, token_levels
-from dinocore.model.tokens import Tokenizer, encode_boxes, encode_map, token_centers, valid_ratio
+from dinocore.model.tokens import Tokenizer, token_centers, valid_ratio
 
 
 def padded(height: int, width: int, extra: int) -> torch.Tensor:

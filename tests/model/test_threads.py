@@ -5,15 +5,15 @@ import threading
 import pytest
 import torch
 
-from dinocore.model.ops.numba import threads
+from dinocore.model.ops.numba import cpu
 
 
 @pytest.fixture(params=["OpenMP", "own"])
 def four_threads(request, monkeypatch):
     """Four threads, PyTorch's or our own."""
     if request.param == "own":
-        monkeypatch.setattr(threads, "_forked", True)
-    elif threads._openmp() is None:
+        monkeypatch.setattr(cpu, "_forked", True)
+    elif cpu._openmp() is None:
         pytest.skip("the OpenMP library of PyTorch cannot be found here")
     before = torch.get_num_threads()
     torch.set_num_threads(4)
@@ -24,13 +24,13 @@ def four_threads(request, monkeypatch):
 @pytest.mark.parametrize("total", [1, 3, 4, 1001])
 def test_every_number_is_done_once(four_threads, total):
     done = []
-    threads.in_parallel(lambda begin, end: done.extend(range(begin, end)), (), total)
+    cpu.in_parallel(lambda begin, end: done.extend(range(begin, end)), (), total)
     assert sorted(done) == list(range(total))
 
 
 def test_pieces_run_side_by_side(four_threads):
     meeting = threading.Barrier(2)  # broken after a while, unless two threads come to it
-    threads.in_parallel(lambda begin, end: meeting.wait(timeout=20), (), 4)
+    cpu.in_parallel(lambda begin, end: meeting.wait(timeout=20), (), 4)
 
 
 def test_an_error_on_any_thread_reaches_the_caller(four_threads):
@@ -39,5 +39,5 @@ def test_an_error_on_any_thread_reaches_the_caller(four_threads):
             raise MemoryError("no room")
 
     with pytest.raises(MemoryError, match="no room"):
-        threads.in_parallel(fail_at_the_end, (), 8)
+        cpu.in_parallel(fail_at_the_end, (), 8)
     test_every_number_is_done_once(None, 5)  # and the threads go on working

@@ -1,7 +1,17 @@
-"""Multi-scale deformable attention on CPUs: tensors in and out of the Numba kernels.
+"""Deformable attention and depthwise gradients on CPUs: tensors in and out of the Numba kernels, and their threads.
 
 Sums are kept in float32 (float64 for float64 values). The result has the same bits however many threads there are.
+The threads are PyTorch's own, where they can be had: these go on spinning for some milliseconds after each operation,
+and threads of ours would share the cores with them; sampling took twice as long so. Kernels release Python's lock, and
+are called by piece.
 """
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,7 +19,6 @@ from torch import Tensor
 
 from dinocore.model.ops.numba.kernel_depthwise import LANES, weight_gradient_kernel
 from dinocore.model.ops.numba.kernels import around_kernel, backward_kernel, forward_kernel, padded
-from dinocore.model.ops.numba.threads import in_parallel
 
 Shapes = list[tuple[int, int]]
 
@@ -105,3 +114,74 @@ def flat_array(tensor: Tensor) -> np.ndarray:
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.view(torch.uint16)
     return tensor.numpy().reshape(-1)
+
+
+_forked = False  # OpenMP's threads are not there in a child, and it would wait for them
+
+
+def in_parallel(kernel: Callable, arguments: tuple, total: int) -> None:
+    """Call kernel(*arguments, begin, end) for pieces of 0 to `total`, as many as PyTorch has threads."""
+    pieces = max(1, min(torch.get_num_threads(), total))
+    edges = [total * piece // pieces for piece in range(pieces + 1)]
+
+    def run(piece: int) -> None:
+        kernel(*arguments, *edges[piece : piece + 2])
+
+    if pieces == 1:
+        run(0)
+    elif (library := _openmp()) and not _forked:
+        _in_openmp(library, run, pieces)
+    else:
+        others = [_pool().submit(run, piece) for piece in range(1, pieces)]
+        run(0)
+        for other in others:
+            other.result()
+
+
+def _in_openmp(library: ctypes.CDLL, run: Callable[[int], None], pieces: int) -> None:
+    errors = []
+
+    def work(_: int | None) -> None:
+        try:
+            for piece in range(library.omp_get_thread_num(), pieces, library.omp_get_num_threads()):
+                run(piece)
+        except BaseException as error:  # it must not leave a function that C calls
+            errors.append(error)
+
+    library.GOMP_parallel(_REGION(work), None, pieces, 0)
+    if errors:
+        raise errors[0]
+
+
+_REGION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@functools.cache
+def _openmp() -> ctypes.CDLL | None:
+    """The OpenMP library that PyTorch has loaded; only Linux tells which one that is."""
+    maps = Path("/proc/self/maps")
+    loaded = {line.split()[-1] for line in maps.read_text().splitlines()} if maps.exists() else set()
+    found = [name for name in loaded if Path(name).name.startswith(("libgomp", "libiomp5", "libomp"))]
+    own = [name for name in found if Path(torch.__file__).parent.parent in Path(name).parents]
+    for name in own or (found if len(found) == 1 else []):
+        library = ctypes.CDLL(name)
+        if hasattr(library, "GOMP_parallel"):
+            library.GOMP_parallel.argtypes = (_REGION, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+            library.GOMP_parallel.restype = None
+            return library
+    return None
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="deform_attn")
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+    _pool.cache_clear()  # a child does not inherit threads
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from dinocore.model.ops.numba.cpu import flat_array
+from dinocore.model.ops.numba.cpu import flat_array, in_parallel
 from dinocore.model.ops.numba.kernel_int8 import MIDDLE, hidden_kernel, quantize_kernel, scale_kernel
-from dinocore.model.ops.numba.threads import in_parallel
 
 __all__ = ["MIDDLE", "quantize", "quantize_hidden", "scale_sums"]
 
