@@ -1,5 +1,6 @@
 """Where deformable attention looks: the sampling points and weights that a layer used, for one query or one token."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -31,17 +32,17 @@ class Attention(NamedTuple):
     size: tuple[int, int]  # height and width of the image
     error: float  # how far the sum over these points is from the layer's own, as a share of its largest number
 
+    def rows(self) -> Iterator[tuple[int, int, float, float, float]]:
+        """Head, level, x, y and weight of every point."""
+        for head, level, point in itertools.product(*map(range, self.weights.shape)):
+            yield head, level, *self.points[head, level, point].tolist(), float(self.weights[head, level, point])
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         names = ("part", "layer", "index", "level", "label", "score", "box", "center", "error")
-        heads = [
-            [
-                {"level": level, "x": x, "y": y, "weight": weight}
-                for level, (places, shares) in enumerate(zip(points.tolist(), weights.tolist(), strict=True))
-                for (x, y), weight in zip(places, shares, strict=True)
-            ]
-            for points, weights in zip(self.points, self.weights, strict=True)
-        ]
+        heads: list[list[dict[str, float]]] = [[] for _ in self.weights]
+        for head, level, x, y, weight in self.rows():
+            heads[head].append({"level": level, "x": x, "y": y, "weight": weight})
         return {name: getattr(self, name) for name in names} | {"heads": heads}
 
 

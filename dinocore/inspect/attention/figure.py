@@ -6,8 +6,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from ...draw.boxes import PALETTE
-from ...draw.figure import GREY, INK, PAPER, Corners, legend, open_panel, whole_panel
-from ...draw.fonts import load_font
+from ...draw.figure import GREY, INK, PAPER, Corners, Panel, legend, open_panel, whole_panel, write
 from ...report.page import render_page
 from ...report.parts import Cell, Facts, Gallery, Mark, MarkedImage, Page, Section, Table
 from .attention import Attention
@@ -26,20 +25,25 @@ def draw_attention(image: Image.Image, seen: Attention, head: int | None = None)
     cell = CELL if len(heads) > 1 else (2 * CELL[0], 2 * CELL[1])
     step = cell[1] + 56
     body = rows * step
-    overview = _overview(image, seen, heads, (560, body - 56))
-    sheet = Image.new("RGB", (3 * GAP + overview.width + columns * (cell[0] + GAP), 64 + body + 48), PAPER)
+    overview = whole_panel(image, (560, body - 56), 0.3)
+    _points(overview, seen, heads, LARGEST / 3)
+    _place(overview, seen)
+    whole = overview.finished()
+    sheet = Image.new("RGB", (3 * GAP + whole.width + columns * (cell[0] + GAP), 64 + body + 48), PAPER)
     canvas = ImageDraw.Draw(sheet)
-    title = _title(seen)
-    canvas.text((GAP, GAP), title, fill=INK, font=load_font(26, title))
-    canvas.text((GAP, 64), "whole image", fill=INK, font=load_font(20))
-    sheet.paste(overview, (GAP, 94))
+    write(canvas, GAP, GAP, _title(seen), 26, anchor="la")
+    write(canvas, GAP, 64, "whole image", 20, anchor="la")
+    sheet.paste(whole, (GAP, 94))
     region = _region(seen, heads, cell)
     for n, m in enumerate(heads):
-        left, top = 2 * GAP + overview.width + n % columns * (cell[0] + GAP) + GAP, 64 + n // columns * step
-        canvas.text((left, top), f"head {m}", fill=INK, font=load_font(20))
-        sheet.paste(_panel(image, seen, m, region, cell), (left, top + 30))
+        left, top = 3 * GAP + whole.width + n % columns * (cell[0] + GAP), 64 + n // columns * step
+        panel = open_panel(image, region, cell)
+        _place(panel, seen)
+        _points(panel, seen, [m], LARGEST)
+        write(canvas, left, top, f"head {m}", 20, anchor="la")
+        sheet.paste(panel.finished(), (left, top + 30))
         _level_bar(canvas, seen, m, (left, top + 30 + cell[1] + 3), cell[0])
-    _explain(canvas, seen, heads, (GAP, 64 + body + 10))
+    _explain(canvas, seen, 64 + body + 10)
     return sheet
 
 
@@ -65,71 +69,47 @@ def _region(seen: Attention, heads: list[int], cell: tuple[int, int]) -> Corners
     return x - half, y - high, x + half, y + high
 
 
-def _panel(image: Image.Image, seen: Attention, head: int, region: Corners, cell: tuple[int, int]) -> Image.Image:
-    panel = open_panel(image, region, cell)
+def _place(panel: Panel, seen: Attention) -> None:
+    """The query's box, or a cross on the token."""
     if seen.box is not None:
         panel.box(seen.box, INK, 2, halo=True)
-    else:
-        _cross(panel, seen)
-    _points(panel, seen, [head], LARGEST)
-    return panel.finished()
-
-
-def _overview(image: Image.Image, seen: Attention, heads: list[int], most: tuple[int, int]) -> Image.Image:
-    panel = whole_panel(image, most, 0.3)
-    _points(panel, seen, heads, LARGEST / 3)
-    if seen.box is not None:
-        panel.box(seen.box, INK, 2, halo=True)
-    else:
-        _cross(panel, seen)
-    return panel.finished()
-
-
-def _cross(panel, seen: Attention) -> None:
+        return
     x, y = panel.at(*seen.center)
     for color, width in ((PAPER, 9), (INK, 4)):
         panel.canvas.line((x - 20, y, x + 20, y), fill=color, width=width)
         panel.canvas.line((x, y - 20, x, y + 20), fill=color, width=width)
 
 
-def _points(panel, seen: Attention, heads: list[int], largest: float) -> None:
+def _points(panel: Panel, seen: Attention, heads: list[int], largest: float) -> None:
     """The heaviest first, so that light ones lie on them."""
     most = float(seen.weights.max())
-    levels = seen.weights.shape[1]
-    dots = [
-        (float(weight), *places, level)
-        for m in heads
-        for level in range(levels)
-        for weight, places in zip(seen.weights[m, level], seen.points[m, level].tolist(), strict=True)
-    ]
+    dots = [(weight, x, y, level) for head, level, x, y, weight in seen.rows() if head in heads]
     for weight, x, y, level in sorted(dots, reverse=True):
-        share = weight / most
-        color = PALETTE[level % len(PALETTE)]
-        panel.dot(x, y, max(1.8, largest * math.sqrt(share)), color, 0.3 + 0.6 * math.sqrt(share))
+        share = math.sqrt(weight / most)
+        panel.dot(x, y, max(1.8, largest * share), _color(level), 0.3 + 0.6 * share)
+
+
+def _color(level: int) -> str:
+    return PALETTE[level % len(PALETTE)]
 
 
 def _level_bar(canvas: ImageDraw.ImageDraw, seen: Attention, head: int, place: tuple[int, int], width: int) -> None:
     """How much of a head's weight goes to each level."""
-    x = float(place[0])
+    x, y = float(place[0]), place[1]
     for level, share in enumerate(seen.weights[head].sum(-1).tolist()):
-        canvas.rectangle((x, place[1], x + share * width, place[1] + 8), fill=PALETTE[level % len(PALETTE)])
+        canvas.rectangle((x, y, x + share * width, y + 8), fill=_color(level))
         x += share * width
 
 
-def _explain(canvas: ImageDraw.ImageDraw, seen: Attention, heads: list[int], place: tuple[int, int]) -> None:
-    left, top = place
-    names = [f"level {n}{' (finest)' if n == 0 else ''}" for n in range(seen.weights.shape[1])]
-    entries = [(name, PALETTE[n % len(PALETTE)]) for n, name in enumerate(names)]
-    left = legend(canvas, left, top, entries)
+def _explain(canvas: ImageDraw.ImageDraw, seen: Attention, top: int) -> None:
+    levels = range(seen.weights.shape[1])
+    left = legend(canvas, GAP, top, [(f"level {n}{' (finest)' if n == 0 else ''}", _color(n)) for n in levels])
     most = float(seen.weights.max())
     for share in (1.0, 0.25, 0.05):
         r = max(1.8, LARGEST * math.sqrt(share))
         canvas.ellipse((left + LARGEST - r, top + 10 - r, left + LARGEST + r, top + 10 + r), fill=GREY)
-        text = f"weight {most * share:.2f}"
-        canvas.text((left + 2 * LARGEST + 6, top + 10), text, fill=INK, font=load_font(18), anchor="lm")
-        left += round(load_font(18).getlength(text)) + 2 * LARGEST + 26
-    text = "bars: each head's weight by level; grey: outside of the image"
-    canvas.text((left, top + 10), text, fill=INK, font=load_font(18), anchor="lm")
+        left = write(canvas, left + 2 * LARGEST + 6, top + 10, f"weight {most * share:.2f}") + 20
+    write(canvas, left, top + 10, "bars: each head's weight by level; grey: outside of the image")
 
 
 def render_attention(name: str, image: Image.Image, figure: Image.Image, seen: Attention) -> str:
@@ -138,16 +118,15 @@ def render_attention(name: str, image: Image.Image, figure: Image.Image, seen: A
     facts: dict[str, Cell] = {"layer": f"{seen.part} {seen.layer}", "query or token": seen.index}
     facts |= {"level of the token": seen.level} if seen.box is None else {"class": seen.label, "score": seen.score}
     facts["farthest from the layer's own output"] = seen.error
-    rows: list[list[Cell]] = [
-        [head, level, x, y, weight]
-        for head, (points, weights) in enumerate(zip(seen.points.tolist(), seen.weights.tolist(), strict=True))
-        for level, (places, shares) in enumerate(zip(points, weights, strict=True))
-        for (x, y), weight in zip(places, shares, strict=True)
-    ]
     parts = [
         Gallery("Sampling points by head", [MarkedImage(name, figure)], columns=1),
         Gallery("The image", [MarkedImage(name, image, marks)], threshold=0.0, columns=2),
         Facts("", facts),
-        Table("Points", ["head", "level", "x", "y", "weight"], rows, "In pixels; the weights of a head sum to 1."),
+        Table(
+            "Points",
+            ["head", "level", "x", "y", "weight"],
+            list(seen.rows()),
+            "In pixels; the weights of a head sum to 1.",
+        ),
     ]
     return render_page(Page(f"Attention: {name}", "", [Section("Deformable attention", parts)]))
