@@ -8,11 +8,12 @@ from PIL import Image
 from dinocore.boxes import iou, to_cxcywh, to_xyxy
 from dinocore.data.annotations import Category
 from dinocore.errors import ConfigError
-from dinocore.inspect.proposals.figure import Inspected, draw_layers, draw_proposals, draw_scores, render_proposals
+from dinocore.inspect.proposals.figure import draw_layers, draw_proposals, draw_scores, render_proposals
 from dinocore.inspect.proposals.proposals import (
     COUNTS,
     SIZES,
     ImageObjects,
+    Inspected,
     Judged,
     average,
     journeys,

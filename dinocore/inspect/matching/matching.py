@@ -1,6 +1,5 @@
 """Who answers for whom: each object's query at every stage, its cost, how stable that is, and the denoising queries."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -217,7 +216,7 @@ def _answers(one: Matched, loss: LossConfig, size: tuple[int, int]) -> list[Matc
 
 
 def _noisy(
-    output: DinoOutput, noise: DenoisingQueries, target: Target, size: tuple[int, int], names: Sequence[str]
+    output: DinoOutput, noise: DenoisingQueries, target: Target, size: tuple[int, int], names: list[str]
 ) -> list[Noisy]:
     """The denoising queries of the only image, which has no padding."""
     last = (output.denoising or [])[-1]
@@ -225,7 +224,7 @@ def _noisy(
     labels = target.labels[objects]
     columns = (
         noise.group, ~noise.negative, objects, noise.labels[0], to_pixels(noise.boxes[0], size), labels,
-        to_pixels(target.boxes, size)[objects], logits.gather(1, labels[:, None])[:, 0].sigmoid(),
+        to_pixels(target.boxes[objects], size), logits.gather(1, labels[:, None])[:, 0].sigmoid(),
         iou(to_xyxy(boxes), to_xyxy(target.boxes[objects])), to_pixels(boxes, size),
     )  # fmt: skip
     rows = enumerate(zip(*(column.tolist() for column in columns), strict=True))
