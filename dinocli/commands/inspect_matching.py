@@ -117,7 +117,7 @@ def _history(checkpoints: list[Path], batch: Batch, device: str, num_classes: in
             known = counted(len(loaded.categories), "class", "classes")
             raise ConfigError(f"{path} knows {known}, the weights {num_classes}")
         owners = final_owners(detector_from(loaded, file, pick_device(device), "off"), batch)
-        rows.append({"step": step_of(path)} | changes(before, owners)._asdict())
+        rows.append({"step": step_of(path)} | changes(before, owners))
         before = owners
     return rows
 

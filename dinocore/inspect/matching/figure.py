@@ -181,55 +181,41 @@ def render_matching(
     Args:
         history: step, kept and instability of the last layer at each checkpoint.
     """
-    sections = [
-        Section("Match", [
-            Gallery("Who took what, at what cost", [MarkedImage(name, figure)], columns=1),
-            Gallery("Objects and answers of the last layer", [MarkedImage(name, image, _marks(seen))], 0.0, columns=2),
-            _queries(seen),
-            _stages(seen),
-        ]),
-        Section("Denoising", [_denoising(seen)]),
-    ]  # fmt: skip
-    if history:
-        rows = [[row["step"], row["kept"], row["instability"]] for row in history]
-        caption = (
-            "Kept: share of the objects whose query is that of the checkpoint before. Instability: queries that differ."
-        )
-        sections.append(Section("Checkpoints", [Table("Last layer", ["step", "kept", "instability"], rows, caption)]))
-    subtitle = f"{counted(len(seen.objects), 'object')}, {counted(seen.num_queries, 'query', 'queries')}"
-    return render_page(Page(f"Matching: {name}", subtitle, sections))
-
-
-def _marks(seen: Matching) -> list[Mark]:
-    objects = [Mark(thing.box, f"{t} {thing.label}", "truth") for t, thing in enumerate(seen.objects)]
-    answers = [Mark(a.box, f"query {a.query}", "found", a.probability) for a in seen.stages[-1].answers]
-    return objects + answers
-
-
-def _queries(seen: Matching) -> Table:
-    rows = [
+    marks = [Mark(thing.box, f"{t} {thing.label}", "truth") for t, thing in enumerate(seen.objects)]
+    marks += [Mark(a.box, f"query {a.query}", "found", a.probability) for a in seen.stages[-1].answers]
+    queries = [f"query, {stage.name}" for stage in seen.stages]
+    objects = [
         [t, label, *(answer and answer.query for answer in answers),
          answers[-1] and answers[-1].iou, answers[-1] and answers[-1].probability]
         for t, label, answers in seen.by_object()
     ]  # fmt: skip
-    names = [f"query, {stage.name}" for stage in seen.stages]
-    return Table("Objects", ["object", "class", *names, "IoU", "probability"], rows, "The last two: of the last layer.")
-
-
-def _stages(seen: Matching) -> Table:
-    rows = [[stage.name, *stage.means(), stage.kept, stage.instability] for stage in seen.stages]
-    heads = ["stage", *seen.cost_names, "cost", "IoU", "kept", "instability"]
-    return Table("Stages", heads, rows, "Means of the matched pairs, weighted as in the match.")
-
-
-def _denoising(seen: Matching) -> Part:
-    if not seen.noisy:
-        return Facts("", {"denoising": "none in this model"})
-    heads = ["query", "group", "kind", "of object", "starts as", "must answer", "probability", "IoU"]
-    rows = [
+    stages = [[stage.name, *stage.means(), stage.kept, stage.instability] for stage in seen.stages]
+    noisy = [
         [one.query, one.group, "positive" if one.positive else "negative", one.object, one.start_label, one.told,
          one.probability, one.iou]
         for one in seen.noisy
     ]  # fmt: skip
-    caption = "Probability and IoU: of the object it was made from, in the last layer."
-    return Table(counted(seen.num_groups, "group"), heads, rows, caption)
+    denoising: Part = Facts("", {"denoising": "none in this model"})
+    if noisy:
+        heads = ["query", "group", "kind", "of object", "starts as", "must answer", "probability", "IoU"]
+        text = "Probability and IoU: of the object it was made from, in the last layer."
+        denoising = Table(counted(seen.num_groups, "group"), heads, noisy, text)
+    sections = [
+        Section("Match", [
+            Gallery("Who took what, at what cost", [MarkedImage(name, figure)], columns=1),
+            Gallery("Objects and answers of the last layer", [MarkedImage(name, image, marks)], 0.0, columns=2),
+            Table("Objects", ["object", "class", *queries, "IoU", "probability"], objects,
+                  "The last two: of the last layer."),
+            Table("Stages", ["stage", *seen.cost_names, "cost", "IoU", "kept", "instability"], stages,
+                  "Means of the matched pairs, weighted as in the match."),
+        ]),
+        Section("Denoising", [denoising]),
+    ]  # fmt: skip
+    if history:
+        rows = [[row["step"], row["kept"], row["instability"]] for row in history]
+        text = (
+            "Kept: share of the objects whose query is that of the checkpoint before. Instability: queries that differ."
+        )
+        sections.append(Section("Checkpoints", [Table("Last layer", ["step", "kept", "instability"], rows, text)]))
+    subtitle = f"{counted(len(seen.objects), 'object')}, {counted(seen.num_queries, 'query', 'queries')}"
+    return render_page(Page(f"Matching: {name}", subtitle, sections))

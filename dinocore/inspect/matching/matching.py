@@ -18,6 +18,7 @@ from ...predict import Detector
 from ...structures import DenoisingQueries, Target
 
 COST_NAMES = {"label": "class", "box": "L1", "giou": "GIoU"}
+STAGE_NAMES = {"proposals": "first stage"}  # the others by their layer, from 0
 NOTHING = -1  # in place of an object: the query answers for none
 
 
@@ -46,20 +47,13 @@ class MatchedQuery(NamedTuple):
         return {"object": self.object, "query": self.query} | costs | rest
 
 
-class Changes(NamedTuple):
-    """How a match differs from the one before it; None for the first."""
-
-    kept: float | None = None  # share of the objects whose query took them before, too
-    instability: int | None = None  # queries whose object, or lack of one, is another than before
-
-
 class Stage(NamedTuple):
     """The match of one stage and how it differs from the one before it."""
 
     name: str
     answers: list[MatchedQuery]  # by object; more objects than queries leave some out
-    kept: float | None  # as in Changes
-    instability: int | None
+    kept: float | None  # share of the objects whose query took them in the stage before, too
+    instability: int | None  # queries whose object, or lack of one, is another than in the stage before
 
     def mean_costs(self) -> dict[str, float]:
         """Each part of the cost, averaged over the answers."""
@@ -146,7 +140,11 @@ def look_at_matching(detector: Detector, batch: Batch) -> Matching:
     objects = [Thing(names[label], box) for label, box in zip(target.labels.tolist(), boxes, strict=True)]
     owners = [owner_of_queries(one) for one in matched]
     stages = [
-        Stage(_title(one.name), _answers(one, detector.config.loss, size), *changes(before, owner))
+        Stage(
+            STAGE_NAMES.get(one.name, one.name.replace("stage", "layer ")),
+            _answers(one, detector.config.loss, size),
+            **changes(before, owner),
+        )
         for one, before, owner in zip(matched, [None, *owners[:-1]], owners, strict=True)
     ]
     noise = output.noise
@@ -160,19 +158,18 @@ def final_owners(detector: Detector, batch: Batch) -> Tensor:
 
 
 def _matched(detector: Detector, batch: Batch) -> tuple[DinoOutput, Target, list[Matched]]:
-    """What the model answers, the only image's objects, and every stage's match."""
+    """What the model answers, the only image's objects, and every stage's match.
+
+    Where several queries answer for copies of an object, they all answer for the object itself.
+    """
     output = detector.forward(batch, batch.targets)
     device = output.final.boxes.device
     (target,) = (t._replace(labels=t.labels.to(device), boxes=t.boxes.to(device)) for t in batch.targets)
-    stages = match_stages(output, [target], detector.config.loss)
-    return output, target, [_once(one, len(target.labels)) for one in stages]
-
-
-def _once(one: Matched, count: int) -> Matched:
-    """The stage with each of the only image's `count` objects once, where several queries answered for a copy each."""
-    (target,) = one.targets
-    target = target._replace(labels=target.labels[:count], boxes=target.boxes[:count])
-    return one._replace(targets=[target], match=one.match._replace(target=one.match.target % count))
+    count, stages = len(target.labels), []
+    for one in match_stages(output, [target], detector.config.loss):
+        own = one.targets[0]._replace(labels=one.targets[0].labels[:count], boxes=target.boxes)
+        stages.append(one._replace(targets=[own], match=one.match._replace(target=one.match.target % count)))
+    return output, target, stages
 
 
 def owner_of_queries(one: Matched) -> Tensor:
@@ -196,9 +193,11 @@ def share_kept(before: Tensor, after: Tensor) -> float:
     return float((before == after)[taken].float().mean()) if taken.any() else 1.0
 
 
-def changes(before: Tensor | None, after: Tensor) -> Changes:
-    """Of the queries' objects, (N,), (N,)."""
-    return Changes() if before is None else Changes(share_kept(before, after), instability(before, after))
+def changes(before: Tensor | None, after: Tensor) -> dict[str, Any]:
+    """Both, of the queries' objects, (N,), (N,); None for the first match."""
+    if before is None:
+        return {"kept": None, "instability": None}
+    return {"kept": share_kept(before, after), "instability": instability(before, after)}
 
 
 def _answers(one: Matched, loss: LossConfig, size: tuple[int, int]) -> list[MatchedQuery]:
@@ -233,8 +232,3 @@ def _noisy(
               true if positive else None, sure, overlap, box)
         for query, (group, positive, number, start, place, label, true, sure, overlap, box) in rows
     ]  # fmt: skip
-
-
-def _title(name: str) -> str:
-    """The loss's name of a stage, for people; layers are numbered from 0 as everywhere."""
-    return "first stage" if name == "proposals" else name.replace("stage", "layer ")
