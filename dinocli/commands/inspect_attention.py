@@ -18,7 +18,7 @@ from ..outputs import Figure, Report, check_outputs, print_table, write_outputs
 from ..weights_option import open_detector
 
 if TYPE_CHECKING:
-    from dinocore.inspect.attention.attention import Attention
+    from dinocore.inspect.attention import Attention
 
 
 def inspect_attention(
@@ -47,7 +47,7 @@ def inspect_attention(
     """
     pixel = _pixel(at, query, level)
     check_outputs(out, report)
-    from dinocore.inspect.attention.attention import attention_at, attention_of_query
+    from dinocore.inspect.attention import attention_at, attention_of_query
 
     detector, path = open_detector(weights, device, "off")
     file = file or open_annotated(None, "val", detector, "an image: dino inspect-attention img.jpg").path(0)
@@ -64,7 +64,7 @@ def inspect_attention(
     else:
         _show(seen, chosen)
     if out or report:
-        from dinocore.inspect.attention.figure import draw_attention, render_attention
+        from dinocore.inspect.attention import draw_attention, render_attention
 
         warn_of_letters([seen.label])
         figure = draw_attention(image, seen, chosen)
