@@ -49,5 +49,6 @@ def print_table(
     for title in titles:
         table.add_column(title, justify="left" if title in left else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
+        cells = (f"{cell:.2f}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in row)
+        table.add_row(*map(escape, cells))
     stdout.print(table)

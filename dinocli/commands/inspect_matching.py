@@ -126,23 +126,16 @@ def _show(seen: Matching, file: Path, top: int) -> None:
     queries = counted(seen.num_queries, "query", "queries")
     stdout.print(f"[bold]{escape(file.name)}[/]: {counted(len(seen.objects), 'object')}, {queries}")
     stdout.print("matching queries, numbered from 0, that each stage gives an object")
-    rows = [
-        [t, label, *("-" if answer is None else answer.query for answer in answers),
-         "-" if answers[-1] is None else f"{answers[-1].iou:.2f}"]
-        for t, label, answers in seen.by_object()[:top]
-    ]  # fmt: skip
+    rows = [["-" if cell is None else cell for cell in row[:-1]] for row in seen.object_rows()[:top]]
     print_table(["object", "", *(stage.name for stage in seen.stages), "IoU"], rows, left=("",))
     if len(seen.objects) > top:
         stdout.print(f"{len(seen.objects) - top} more; --top {len(seen.objects)} lists all")
-    rows = [
-        [stage.name, *(f"{value:.2f}" for value in stage.means()), _percent(stage.kept), stage.instability]
-        for stage in seen.stages
-    ]
     stdout.print(
         "\nmean of the matched pairs, weighted as in the match; "
         "stayed: objects whose query is that of the stage before;\n"
         "differ: queries that answer for something else than before (DN-DETR's instability)"
     )
+    rows = [[*row, _percent(kept), changed] for *row, kept, changed in seen.stage_rows()]
     print_table(["stage", *seen.cost_names, "cost", "IoU", "stayed", "differ"], rows, left=("stage",))
     _show_noise(seen, top)
 
@@ -161,7 +154,7 @@ def _show_noise(seen: Matching, top: int) -> None:
     group = [noisy for noisy in seen.noisy if noisy.group == 0]
     rows = [
         [noisy.query, sign, noisy.object, noisy.start_label, whole(noisy.start_box), noisy.told,
-         f"{seen.objects[noisy.object].label} {noisy.probability:.2f}", f"{noisy.iou:.2f}"]
+         f"{seen.objects[noisy.object].label} {noisy.probability:.2f}", noisy.iou]
         for sign in ("positive", "negative")
         for noisy in [noisy for noisy in group if noisy.positive == (sign == "positive")][:top]
     ]  # fmt: skip

@@ -71,7 +71,7 @@ def inspect_proposals(
     _check(files or [], annotations, split, view, color)
     check_outputs(out, report, ".png", ".jpg", ".jpeg", ".webp")
     from dinocore.inspect.proposals.figure import MOST_IMAGES, draw_view, render_proposals
-    from dinocore.inspect.proposals.proposals import average, inspect_image, judge, recalls
+    from dinocore.inspect.proposals.proposals import average, inspect_image, recalls
     from dinocore.system.device import pick_device
 
     pick_device(device)
@@ -94,13 +94,13 @@ def inspect_proposals(
             write_image(out, draw_view(image, one, view, top, color))
             say(f"wrote {out}")
     warn_of_whole_images([item.size for item in found], lambda i: found[i].file, detector.config.data)
-    judged = [judge(item.proposals, item.objects) for item in found if item.objects is not None]
+    judged = sum(item.objects is not None for item in found)
     if objects and not judged:
         raise DataError("none of the images is in the annotations; they are compared by file name")
-    rows, steps = recalls(judged), average([journey for item in found for journey in item.journeys])
+    rows, steps = recalls(found), average([journey for item in found for journey in item.journeys])
     if json:
         answer = {"pictures": [item.as_dict(top) for item in found], "layers": [step._asdict() for step in steps]}
-        print_json(answer | {"recall": [row._asdict() for row in rows], "judged": len(judged)})
+        print_json(answer | {"recall": [row._asdict() for row in rows], "judged": judged})
     else:
         _show(found, top, steps, rows)
         if not (out or report) and len(found) == 1:
@@ -179,8 +179,8 @@ def _show(found: Sequence[Inspected], top: int, steps: Sequence[StageSummary], r
         if len(found) > 1:
             stdout.print(f"[bold]{escape(item.file)}[/]")
         lines = [
-            [p.query, p.level, f"{p.score:.2f}", whole(p.anchor), whole(p.proposal), whole(p.final),
-             f"{p.moved:.0f} px", f"{p.iou:.2f}", f"{p.final_label} {p.final_score:.2f}"]
+            [p.query, p.level, p.score, whole(p.anchor), whole(p.proposal), whole(p.final),
+             f"{p.moved:.0f} px", p.iou, f"{p.final_label} {p.final_score:.2f}"]
             for p in item.proposals[:top]
         ]  # fmt: skip
         titles = ("query", "level", "score", "anchor", "proposal", "final box", "moved", "IoU", "final")

@@ -184,12 +184,6 @@ def render_matching(
     marks = [Mark(thing.box, f"{t} {thing.label}", "truth") for t, thing in enumerate(seen.objects)]
     marks += [Mark(a.box, f"query {a.query}", "found", a.probability) for a in seen.stages[-1].answers]
     queries = [f"query, {stage.name}" for stage in seen.stages]
-    objects = [
-        [t, label, *(answer and answer.query for answer in answers),
-         answers[-1] and answers[-1].iou, answers[-1] and answers[-1].probability]
-        for t, label, answers in seen.by_object()
-    ]  # fmt: skip
-    stages = [[stage.name, *stage.means(), stage.kept, stage.instability] for stage in seen.stages]
     noisy = [
         [one.query, one.group, "positive" if one.positive else "negative", one.object, one.start_label, one.told,
          one.probability, one.iou]
@@ -204,9 +198,9 @@ def render_matching(
         Section("Match", [
             Gallery("Who took what, at what cost", [MarkedImage(name, figure)], columns=1),
             Gallery("Objects and answers of the last layer", [MarkedImage(name, image, marks)], 0.0, columns=2),
-            Table("Objects", ["object", "class", *queries, "IoU", "probability"], objects,
+            Table("Objects", ["object", "class", *queries, "IoU", "probability"], seen.object_rows(),
                   "The last two: of the last layer."),
-            Table("Stages", ["stage", *seen.cost_names, "cost", "IoU", "kept", "instability"], stages,
+            Table("Stages", ["stage", *seen.cost_names, "cost", "IoU", "kept", "instability"], seen.stage_rows(),
                   "Means of the matched pairs, weighted as in the match."),
         ]),
         Section("Denoising", [denoising]),

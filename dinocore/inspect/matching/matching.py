@@ -102,6 +102,18 @@ class Matching(NamedTuple):
         columns = [{answer.object: answer for answer in stage.answers} for stage in self.stages]
         return [(t, thing.label, [column.get(t) for column in columns]) for t, thing in enumerate(self.objects)]
 
+    def object_rows(self) -> list[list[Any]]:
+        """Number, class, query at every stage, and the last stage's IoU and probability; None where there is none."""
+        return [
+            [t, label, *(answer and answer.query for answer in answers),
+             *((last.iou, last.probability) if (last := answers[-1]) else (None, None))]
+            for t, label, answers in self.by_object()
+        ]  # fmt: skip
+
+    def stage_rows(self) -> list[list[Any]]:
+        """Name, means, kept and instability of every stage."""
+        return [[stage.name, *stage.means(), stage.kept, stage.instability] for stage in self.stages]
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return {

@@ -217,15 +217,6 @@ def average(found: Sequence[Journey]) -> list[StageSummary]:
     return [StageSummary(*row) for row in zip(names, moved, ious, gains, strict=True)]
 
 
-class Judged(NamedTuple):
-    """An image's proposals, best first, and its annotated objects; boxes x0 y0 x1 y1 in pixels."""
-
-    boxes: Tensor  # (N, 4)
-    levels: Tensor  # (N,) int64
-    objects: Tensor  # (T, 4)
-    areas: Tensor  # (T,)
-
-
 class Recall(NamedTuple):
     """The share of objects of one size that a proposal of one level among its image's first k covers, by k."""
 
@@ -236,25 +227,23 @@ class Recall(NamedTuple):
     shares: dict[int, float]
 
 
-def judge(proposals: Sequence[Proposal], objects: ImageObjects) -> Judged:
-    """An image for `recalls`."""
-    boxes = torch.tensor([p.proposal for p in proposals]).view(-1, 4)
-    return Judged(boxes, torch.tensor([p.level for p in proposals]), objects.boxes, objects.areas)
+def recalls(found: Sequence[Inspected]) -> list[Recall]:
+    """For each IoU, level and size with objects; the last k is the number of all proposals, unless there are more.
 
-
-def recalls(images: Sequence[Judged]) -> list[Recall]:
-    """For each IoU, level and size with objects; the last k is the number of all proposals, unless there are more."""
-    if not sum(len(image.objects) for image in images):
+    Images without annotations don't count.
+    """
+    images = [(image.proposals, image.objects) for image in found if image.objects is not None]
+    if not sum(len(objects.boxes) for _, objects in images):
         return []
-    most = min(COUNTS[-1], max(len(image.boxes) for image in images))
+    most = min(COUNTS[-1], max(len(proposals) for proposals, _ in images))
     counts = [*(count for count in COUNTS if count < most), most]
-    areas = torch.cat([image.areas for image in images])
+    areas = torch.cat([objects.areas for _, objects in images])
     wanted: dict[str | None, Tensor] = {None: torch.ones_like(areas, dtype=torch.bool)}
     wanted |= {size: (areas >= low) & (areas < high) for size, (low, high) in SIZES.items()}
-    levels: list[int | None] = [None, *sorted(set(torch.cat([image.levels for image in images]).tolist()))]
+    levels: list[int | None] = [None, *sorted({p.level for proposals, _ in images for p in proposals})]
     rows = []
     for level in levels:
-        best = torch.cat([_best(image, level, counts) for image in images])  # (all objects, counts)
+        best = torch.cat([_best(*image, level, counts) for image in images])  # (all objects, counts)
         for least in IOUS:
             for size, chosen in wanted.items():
                 if chosen.any():
@@ -263,10 +252,10 @@ def recalls(images: Sequence[Judged]) -> list[Recall]:
     return rows
 
 
-def _best(image: Judged, level: int | None, counts: Sequence[int]) -> Tensor:
+def _best(proposals: Sequence[Proposal], objects: ImageObjects, level: int | None, counts: Sequence[int]) -> Tensor:
     """The greatest IoU of each object with one of the first k proposals, if of this level, (T, counts)."""
-    overlap = iou(image.objects[:, None], image.boxes)  # (T, N)
+    overlap = iou(objects.boxes[:, None], torch.tensor([p.proposal for p in proposals]).view(-1, 4))  # (T, N)
     if level is not None:
-        overlap = overlap.masked_fill(image.levels != level, 0)
+        overlap = overlap.masked_fill(torch.tensor([p.level for p in proposals]) != level, 0)
     so_far = overlap.cummax(dim=1).values if overlap.numel() else overlap
-    return so_far[:, [min(count, len(image.boxes)) - 1 for count in counts]]
+    return so_far[:, [min(count, len(proposals)) - 1 for count in counts]]
