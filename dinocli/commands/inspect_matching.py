@@ -63,7 +63,10 @@ def inspect_matching(
         print_json(facts | seen.as_dict() | ({"checkpoints": history} if run is not None else {}))
     else:
         _show(seen, file, top)
-        _show_history(history)
+        if history:
+            stdout.print("\nlast layer, checkpoint by checkpoint")
+            rows = [[row["step"], _percent(row["kept"]), row["instability"]] for row in history]
+            print_table(("step", "stayed", "differ"), rows)
     if out or report:
         from dinocore.inspect.matching.figure import draw_matching, render_matching
 
@@ -160,10 +163,3 @@ def _show_noise(seen: Matching, top: int) -> None:
     ]  # fmt: skip
     titles = ("query", "", "of object", "starts as", "at", "must answer", "answers", "IoU")
     print_table(titles, rows, left=("", "starts as", "must answer"))
-
-
-def _show_history(history: list[dict[str, Any]]) -> None:
-    if history:
-        stdout.print("\nlast layer, checkpoint by checkpoint")
-        rows = [[row["step"], _percent(row["kept"]), row["instability"]] for row in history]
-        print_table(("step", "stayed", "differ"), rows)

@@ -152,7 +152,11 @@ def draw_attention(image: Image.Image, seen: Attention, head: int | None = None)
     whole = overview.finished()
     sheet = Image.new("RGB", (3 * GAP + whole.width + columns * (cell[0] + GAP), 64 + body + 48), PAPER)
     canvas = ImageDraw.Draw(sheet)
-    write(canvas, GAP, GAP, _title(seen), 26, anchor="la")
+    x, y = seen.center
+    title = f"decoder layer {seen.layer}, query {seen.index}: {seen.label} {seen.score:.2f}"
+    if seen.part == "encoder":
+        title = f"encoder layer {seen.layer}, the token of level {seen.level} at {x:.0f}, {y:.0f}"
+    write(canvas, GAP, GAP, title, 26, anchor="la")
     write(canvas, GAP, 64, "whole image", 20, anchor="la")
     sheet.paste(whole, (GAP, 94))
     region = _region(seen, heads, cell)
@@ -163,16 +167,12 @@ def draw_attention(image: Image.Image, seen: Attention, head: int | None = None)
         _points(panel, seen, [m], LARGEST)
         write(canvas, left, top, f"head {m}", 20, anchor="la")
         sheet.paste(panel.finished(), (left, top + 30))
-        _level_bar(canvas, seen, m, (left, top + 30 + cell[1] + 3), cell[0])
+        edge, bar = float(left), top + 30 + cell[1] + 3  # how much of the head's weight goes to each level
+        for level, share in enumerate(seen.weights[m].sum(-1).tolist()):
+            canvas.rectangle((edge, bar, edge + share * cell[0], bar + 8), fill=_color(level))
+            edge += share * cell[0]
     _explain(canvas, seen, 64 + body + 10)
     return sheet
-
-
-def _title(seen: Attention) -> str:
-    if seen.part == "encoder":
-        x, y = seen.center
-        return f"encoder layer {seen.layer}, the token of level {seen.level} at {x:.0f}, {y:.0f}"
-    return f"decoder layer {seen.layer}, query {seen.index}: {seen.label} {seen.score:.2f}"
 
 
 def _region(seen: Attention, heads: list[int], cell: tuple[int, int]) -> Corners:
@@ -212,14 +212,6 @@ def _points(panel: Panel, seen: Attention, heads: list[int], largest: float) -> 
 
 def _color(level: int) -> str:
     return PALETTE[level % len(PALETTE)]
-
-
-def _level_bar(canvas: ImageDraw.ImageDraw, seen: Attention, head: int, place: tuple[int, int], width: int) -> None:
-    """How much of a head's weight goes to each level."""
-    x, y = float(place[0]), place[1]
-    for level, share in enumerate(seen.weights[head].sum(-1).tolist()):
-        canvas.rectangle((x, y, x + share * width, y + 8), fill=_color(level))
-        x += share * width
 
 
 def _explain(canvas: ImageDraw.ImageDraw, seen: Attention, top: int) -> None:

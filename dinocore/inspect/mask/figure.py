@@ -97,8 +97,13 @@ def draw_mask(view: MaskView) -> Sheet:
     left = max(MARGIN, min(frame.left, frame.width - MARGIN - 980))
     rows = legend(view, small)
     for row, (mark, text) in enumerate(rows):
-        shapes += _swatch(left, top + 44 * row, mark, cell)
-        shapes.append(Text(left + 58, top + 15 + 44 * row, text, 24, anchor="lm"))
+        y = top + 44 * row
+        if isinstance(mark, float):
+            shapes += [*_slot(left, y, *SWATCH, cell >= ROOMY, mark)]
+            shapes.append(Rect(left - 1, y - 1, SWATCH[0] + 2, SWATCH[1] + 2, None, INK))
+        elif isinstance(mark, tuple):
+            shapes.append(Rect(left, y, *SWATCH, mark, INK))
+        shapes.append(Text(left + 58, y + 15, text, 24, anchor="lm"))
     shapes += _tips(view, frame)
     return Sheet(width, top + 44 * len(rows) - 16 + MARGIN, shapes)
 
@@ -225,15 +230,6 @@ def _slot(x: int, y: int, width: int, height: int, crossed: bool, share: float) 
         cx, cy = x + width / 2, y + height / 2
         yield Line(cx - reach, cy - reach, cx + reach, cy + reach, BLOCKED, 2)
         yield Line(cx - reach, cy + reach, cx + reach, cy - reach, BLOCKED, 2)
-
-
-def _swatch(x: int, y: int, mark: Color | float | None, cell: int) -> Iterator[Shape]:
-    """A colour of the legend, or a slot of so many objects as the strips draw it."""
-    if isinstance(mark, float):
-        yield from _slot(x, y, *SWATCH, cell >= ROOMY, mark)
-        yield Rect(x - 1, y - 1, SWATCH[0] + 2, SWATCH[1] + 2, None, INK)
-    elif isinstance(mark, tuple):
-        yield Rect(x, y, *SWATCH, mark, INK)
 
 
 def legend(view: MaskView, small: SmallMask) -> list[tuple[Color | float | None, str]]:

@@ -87,22 +87,17 @@ def _noisy(image: Image.Image, seen: Matching) -> Image.Image:
         panel.box(noisy.start_box, _color(noisy), 2.5)
     for box in truths:
         panel.box(box, TRUTH, 2, halo=True)
-    tags = [
-        Tag(_label(noisy), *panel.at(min(noisy.start_box[::2]), min(noisy.start_box[1::2])), _color(noisy))
-        for noisy in sorted(rows, key=lambda noisy: not noisy.positive)
-    ]
+    tags = []
+    for noisy in sorted(rows, key=lambda noisy: not noisy.positive):
+        wrong = f" as {noisy.start_label}" if noisy.positive and noisy.start_label != noisy.told else ""
+        corner = panel.at(min(noisy.start_box[::2]), min(noisy.start_box[1::2]))
+        tags.append(Tag(f"{noisy.object}{wrong}", *corner, _color(noisy)))
     put_tags(panel.canvas, panel.image.size, tags, 30)
     return panel.finished()
 
 
 def _color(noisy: Noisy) -> str:
     return POSITIVE if noisy.positive else NEGATIVE
-
-
-def _label(noisy: Noisy) -> str:
-    """Which object it is a copy of, and if the class is a wrong one, that."""
-    wrong = noisy.positive and noisy.start_label != noisy.told
-    return f"{noisy.object} as {noisy.start_label}" if wrong else str(noisy.object)
 
 
 def _around(image: Image.Image, boxes: Sequence[Sequence[float]]) -> Corners:

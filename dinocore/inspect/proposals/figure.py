@@ -9,8 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from ...draw.boxes import PALETTE, Box, draw_boxes, with_legend
-from ...draw.figure import Tag, put_tags
-from ...draw.fonts import load_font
+from ...draw.figure import Tag, put_tags, write
 from ...report.page import render_page
 from ...report.parts import Chart, Curve, Gallery, MarkedImage, Page, Section, Table
 from ...words import counted
@@ -20,7 +19,7 @@ SCORE_COLORS = ("#440154", "#3B528B", "#21918C", "#5EC962", "#FDE725")  # viridi
 OPACITY = 0.7
 FADE = 0.35  # how far the image is taken to white, so that boxes stand out
 LAYER_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#F0E442", "#FFFFFF")  # Okabe and Ito's, then white
-START, END, TRUTH = "#E69F00", "#56B4E9", "#000000"
+START, END, TRUTH, CHOSEN = "#E69F00", "#56B4E9", "#000000", "#D55E00"
 MOST_IMAGES = 20
 
 
@@ -54,30 +53,28 @@ def draw_proposals(image: Image.Image, proposals: Sequence[Proposal], color: str
 def draw_scores(image: Image.Image, maps: Sequence[np.ndarray], proposals: Sequence[Proposal]) -> Image.Image:
     """A panel for each level, one scale of colours for all; dots are the centres of the anchors that were chosen."""
     best = max(float(scores.max()) for scores in maps)
-    panels = []
-    for level, scores in enumerate(maps):
-        chosen = [p for p in proposals if p.level == level]
-        height, width = scores.shape
-        title = f"level {level}, {width} x {height} tokens: {len(chosen)} chosen, best {scores.max():.2f}"
-        panels.append((title, _panel(image, scores / max(best, 1e-9), chosen)))
-    steps = len(SCORE_COLORS)
-    marks = [(f"score {best * i / (steps - 1):.2f}", color) for i, color in enumerate(SCORE_COLORS)]
-    return with_legend(side_by_side(panels, columns=2 if len(maps) > 1 else 1), [*marks, ("chosen token", "#D55E00")])
-
-
-def _panel(image: Image.Image, shares: np.ndarray, chosen: Sequence[Proposal]) -> Image.Image:
     colors = np.array([list(bytes.fromhex(color[1:])) for color in SCORE_COLORS], dtype=float)  # (steps, 3)
     places = np.linspace(0, 1, len(colors))
-    heat = np.stack([np.interp(shares, places, colors[:, channel]) for channel in range(3)], axis=-1)
     scale = max(1.0, 420 / image.width)
     size = (round(image.width * scale), round(image.height * scale))
-    over = Image.fromarray(heat.round().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-    panel = Image.blend(image.convert("L").convert("RGB").resize(size), over, OPACITY)
-    canvas, radius = ImageDraw.Draw(panel), max(1.5, size[0] / 250)
-    for p in chosen:
-        x, y = ((p.anchor[i] + p.anchor[i + 2]) / 2 * scale for i in (0, 1))
-        canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill="#D55E00", outline="white")
-    return panel
+    gray, radius = image.convert("L").convert("RGB").resize(size), max(1.5, size[0] / 250)
+    panels = []
+    for level, scores in enumerate(maps):
+        shares = scores / max(best, 1e-9)
+        heat = np.stack([np.interp(shares, places, colors[:, channel]) for channel in range(3)], axis=-1)
+        over = Image.fromarray(heat.round().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+        panel = Image.blend(gray, over, OPACITY)
+        canvas = ImageDraw.Draw(panel)
+        chosen = [p for p in proposals if p.level == level]
+        for p in chosen:
+            x, y = ((p.anchor[i] + p.anchor[i + 2]) / 2 * scale for i in (0, 1))
+            canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=CHOSEN, outline="white")
+        height, width = scores.shape
+        title = f"level {level}, {width} x {height} tokens: {len(chosen)} chosen, best {scores.max():.2f}"
+        panels.append((title, panel))
+    steps = len(SCORE_COLORS)
+    marks = [(f"score {best * i / (steps - 1):.2f}", color) for i, color in enumerate(SCORE_COLORS)]
+    return with_legend(side_by_side(panels, columns=2 if len(maps) > 1 else 1), [*marks, ("chosen token", CHOSEN)])
 
 
 def side_by_side(panels: Sequence[tuple[str, Image.Image]], columns: int) -> Image.Image:
@@ -91,7 +88,7 @@ def side_by_side(panels: Sequence[tuple[str, Image.Image]], columns: int) -> Ima
     canvas = ImageDraw.Draw(sheet)
     for at, (title, image) in enumerate(panels):
         x, y = gap + at % columns * (width + gap), at // columns * (height + head + gap)
-        canvas.text((x, y + head / 2), title, "black", load_font(19), anchor="lm")
+        write(canvas, x, y + head / 2, title, 19, "black")
         sheet.paste(image.resize((width, height)), (x, y + head))
     return sheet
 
