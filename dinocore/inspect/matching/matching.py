@@ -12,7 +12,7 @@ from ...data.batch import Batch, Sample, collate
 from ...data.loaders import EvaluationImages
 from ...errors import DataError
 from ...losses import Matched, match_stages
-from ...matching import Cost, matching_cost
+from ...matching import matching_cost
 from ...model.dino import DinoOutput
 from ...predict import Detector
 from ...structures import DenoisingQueries, Target
@@ -51,20 +51,19 @@ class Stage(NamedTuple):
     """The match of one stage and how it differs from the one before it."""
 
     name: str
-    answers: list[MatchedQuery]  # by object; more objects than queries leave some out
+    answers: list[MatchedQuery]  # by object, at least one; more objects than queries leave some out
     kept: float | None  # share of the objects whose query took them in the stage before, too
     instability: int | None  # queries whose object, or lack of one, is another than in the stage before
 
     def mean_costs(self) -> dict[str, float]:
         """Each part of the cost, averaged over the answers."""
-        count = max(1, len(self.answers))
-        names = self.answers[0].costs if self.answers else Cost._fields
-        return {name: sum(answer.costs[name] for answer in self.answers) / count for name in names}
+        count = len(self.answers)
+        return {name: sum(answer.costs[name] for answer in self.answers) / count for name in self.answers[0].costs}
 
     def means(self) -> list[float]:
         """The parts, their sum, and the IoU, in the order of a table."""
-        costs, count = self.mean_costs(), max(1, len(self.answers))
-        return [*costs.values(), sum(costs.values()), sum(answer.iou for answer in self.answers) / count]
+        costs, overlap = self.mean_costs().values(), sum(answer.iou for answer in self.answers)
+        return [*costs, sum(costs), overlap / len(self.answers)]
 
 
 class Noisy(NamedTuple):
