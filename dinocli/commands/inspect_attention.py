@@ -103,20 +103,17 @@ def _show(seen: Attention, head: int | None) -> None:
     stdout.print(f"{seen.part} layer {seen.layer}, {where}", markup=False)
     levels = [f"level {n}" for n in range(seen.weights.shape[1])]
     heads = range(len(seen.weights)) if head is None else [head]
-    print_table(["head", *levels, "distance", "outside", "heaviest point"], [[m, *_row(seen, m)] for m in heads])
+    center, size = seen.points.new_tensor(seen.center), seen.points.new_tensor(seen.size[::-1])
+    away = (seen.points - center).norm(dim=-1)  # (M, L, P)
+    outside = ((seen.points < 0) | (seen.points > size)).any(-1)  # (M, L, P)
+    rows = []
+    for m in heads:
+        weights = seen.weights[m]  # (L, P)
+        x, y = seen.points[m].flatten(0, 1)[weights.argmax()].tolist()
+        shares = [*weights.sum(-1).tolist(), float(weights[outside[m]].sum())]
+        *by_level, off = (f"{100 * share:.0f}%" for share in shares)
+        distance = f"{float((away[m] * weights).sum()):.0f} px"
+        rows.append([m, *by_level, distance, off, f"{float(weights.max()):.2f} at {x:.0f}, {y:.0f}"])
+    print_table(["head", *levels, "distance", "outside", "heaviest point"], rows)
     stdout.print("level: its share of the weight; distance: weighted mean from the centre; outside: off the image")
     stdout.print(f"the points and weights give the layer's own output to within {seen.error:.1e} of its largest number")
-
-
-def _row(seen: Attention, m: int) -> list[str]:
-    points, weights = seen.points[m].flatten(0, 1), seen.weights[m]  # (L * P, 2)
-    flat = weights.flatten()
-    away = (points - points.new_tensor(seen.center)).norm(dim=-1)
-    size = points.new_tensor([seen.size[1], seen.size[0]])
-    outside = ((points < 0) | (points > size)).any(-1)
-    x, y = points[flat.argmax()].tolist()
-    shares = [f"{100 * value:.0f}%" for value in weights.sum(-1).tolist()]
-    return [
-        *shares, f"{float((away * flat).sum()):.0f} px", f"{100 * float(flat[outside].sum()):.0f}%",
-        f"{float(flat.max()):.2f} at {x:.0f}, {y:.0f}",
-    ]  # fmt: skip

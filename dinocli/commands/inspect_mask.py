@@ -81,8 +81,12 @@ def inspect_mask(
         from ..weights_option import model_of
 
         source, _ = model_of(weights, preset)
-    if images and data is None:
-        data = _own_data(source)
+    if images and data is None:  # those that weights were trained with
+        if not isinstance(source, Config) or not source.data.path:
+            raise ConfigError(
+                "--images needs --data, the folder whose annotations say how many objects these images have"
+            )
+        data = Path(source.data.path)
     settings, view = _view(load_config(source, overrides, config), dn_groups, num_gt, data, images)
     for note in notes(view, settings):
         warn(note)
@@ -97,13 +101,6 @@ def inspect_mask(
         _show(view)
     if out is not None:
         _write(view, out)
-
-
-def _own_data(source: str | Config) -> Path:
-    """The data that weights were trained with."""
-    if isinstance(source, Config) and source.data.path:
-        return Path(source.data.path)
-    raise ConfigError("--images needs --data, the folder whose annotations say how many objects these images have")
 
 
 def _view(

@@ -49,8 +49,11 @@ def inspect_matching(
     check_split(split)
     check_outputs(out, report)
     from dinocore.inspect.matching.matching import annotated_batch, look_at_matching
+    from dinocore.train.run.checkpoint_folder import list_checkpoints
 
-    checkpoints = _checkpoints(run)
+    checkpoints = [] if run is None else list_checkpoints(run / "checkpoints")
+    if run is not None and not checkpoints:
+        raise CheckpointError(f"{run} has no checkpoints to compare; name the folder of a run")
     detector, path = open_detector(weights or (None if run is None else str(run)), device, "off")
     annotations = open_annotated(data, split, detector)
     index = _choose(annotations, image, detector.config.data.min_box_size)
@@ -92,17 +95,6 @@ def _choose(annotations: Annotations, image: str | None, min_size: float) -> int
     return int(owners[0])
 
 
-def _checkpoints(run: Path | None) -> list[Path]:
-    from dinocore.train.run.checkpoint_folder import list_checkpoints
-
-    if run is None:
-        return []
-    found = list_checkpoints(run / "checkpoints")
-    if not found:
-        raise CheckpointError(f"{run} has no checkpoints to compare; name the folder of a run")
-    return found
-
-
 def _history(checkpoints: list[Path], batch: Batch, device: str, num_classes: int) -> list[dict[str, Any]]:
     """The last layer's match at every checkpoint, compared with the one before it."""
     from dinocore.inspect.matching.matching import changes, final_owners
@@ -140,15 +132,6 @@ def _show(seen: Matching, file: Path, top: int) -> None:
     )
     rows = [[*row, _percent(kept), changed] for *row, kept, changed in seen.stage_rows()]
     print_table(["stage", *seen.cost_names, "cost", "IoU", "stayed", "differ"], rows, left=("stage",))
-    _show_noise(seen, top)
-
-
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{100 * share:.0f}%"
-
-
-def _show_noise(seen: Matching, top: int) -> None:
-    """Group 0 of the denoising queries."""
     if not seen.noisy:
         stdout.print("\nthis model trains without denoising")
         return
@@ -163,3 +146,7 @@ def _show_noise(seen: Matching, top: int) -> None:
     ]  # fmt: skip
     titles = ("query", "", "of object", "starts as", "at", "must answer", "answers", "IoU")
     print_table(titles, rows, left=("", "starts as", "must answer"))
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.0f}%"

@@ -170,16 +170,7 @@ def render_proposals(
         sections.append(Section("What the proposals cover", [chart, Table("", heads, cells)]))
     listed = [(f.file, p.query, p.level, p.score, p.label, p.moved, p.iou, p.final_label, p.final_score)
               for f in found[:MOST_IMAGES] for p in f.proposals[:top]]  # fmt: skip
-    heads = (
-        "file",
-        "query",
-        "level",
-        "score",
-        "label",
-        "moved, pixels",
-        "IoU with final",
-        "final label",
-        "final score",
-    )
+    heads = ("file", "query", "level", "score", "label", "moved, pixels", "IoU with final", "final label",
+             "final score")  # fmt: skip
     sections.append(Section("Proposals", [Table("", heads, listed)]))
     return render_page(Page("Proposals", counted(len(found), "image"), sections))
