@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from PIL import Image
-from rich.table import Table
 
 from dinocore.data.images import read_image
 from dinocore.errors import ConfigError
-from dinocore.system.files import check_file, write_atomically, write_text
 from dinocore.words import whole
 
 from ..annotated import open_annotated, warn_of_whole_images
 from ..console import print_json, say, stdout, warn_of_letters
 from ..options import Device, Json, Weights
+from ..outputs import Figure, Report, check_outputs, print_table, write_outputs
 from ..weights_option import open_detector
 
 if TYPE_CHECKING:
-    from dinocore.inspect.attention.attention import Attention
+    from dinocore.inspect.attention import Attention
 
 
 def inspect_attention(
@@ -39,8 +36,8 @@ def inspect_attention(
     layer: Annotated[int, typer.Option(help="From 0; -1 is the last.")] = -1,
     head: Annotated[str, typer.Option(help="all, or the number of one.")] = "all",
     weights: Weights = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A .png file for the figure.")] = None,
-    report: Annotated[Path | None, typer.Option(help="An .html file: the figure and the full tables.")] = None,
+    out: Figure = None,
+    report: Report = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -48,85 +45,45 @@ def inspect_attention(
 
     Example: dino inspect-attention img.jpg --at 120,80 --out attention.png
     """
-    show_attention(file, AttentionRequest(query, at, level, layer, head), weights, Outputs(out, report, json), device)
+    pixel = _pixel(at, query, level)
+    check_outputs(out, report)
+    from dinocore.inspect.attention import attention_at, attention_of_query
 
-
-class AttentionRequest(NamedTuple):
-    """Whose attention is asked for."""
-
-    query: int | None
-    at: str | None  # X,Y
-    level: int
-    layer: int
-    head: str
-
-
-class Outputs(NamedTuple):
-    """Where the answer goes, besides the terminal."""
-
-    out: Path | None  # a PNG
-    report: Path | None  # HTML
-    json: bool
-
-    def check(self) -> None:
-        """Refuse what cannot be written before the work."""
-        for option, path, suffix in (("--out", self.out, ".png"), ("--report", self.report, ".html")):
-            if path is not None:
-                check_file(option, path, suffix)
-
-    def write(self, figure: Image.Image, page: Callable[[], str]) -> None:
-        """The figure and the page, where they are requested."""
-        if self.out is not None:
-            write_atomically(self.out, lambda temporary: figure.save(temporary, "PNG"))
-            say(f"wrote {self.out}")
-        if self.report is not None:
-            write_text(self.report, page())
-            say(f"wrote {self.report}")
-
-
-def show_attention(
-    file: Path | None, request: AttentionRequest, weights: str | None, outputs: Outputs, device: str
-) -> None:
-    """Run the model once while one layer's sampling is recorded; print and draw it."""
-    from dinocore.inspect.attention.attention import attention_at, attention_of_query
-
-    pixel = _pixel(request)
-    outputs.check()
     detector, path = open_detector(weights, device, "off")
     file = file or open_annotated(None, "val", detector, "an image: dino inspect-attention img.jpg").path(0)
     image = read_image(file, detector.config.data)
     warn_of_whole_images([(image.height, image.width)], lambda _: file.name, detector.config.data)
     batch = detector.batch(image)
     if pixel is None:
-        seen = attention_of_query(detector, batch, request.layer, request.query)
+        seen = attention_of_query(detector, batch, layer, query)
     else:
-        seen = attention_at(detector, batch, pixel, request.layer, request.level)
-    head = _head(request.head, len(seen.weights))
-    if outputs.json:
+        seen = attention_at(detector, batch, pixel, layer, level)
+    chosen = _head(head, len(seen.weights))
+    if json:
         print_json({"file": str(file), "weights": str(path)} | seen.as_dict())
     else:
-        _show(seen, head)
-    if outputs.out is not None or outputs.report is not None:
-        from dinocore.inspect.attention.figure import draw_attention, render_attention
+        _show(seen, chosen)
+    if out or report:
+        from dinocore.inspect.attention import draw_attention, render_attention
 
         warn_of_letters([seen.label])
-        figure = draw_attention(image, seen, head)
-        outputs.write(figure, lambda: render_attention(file.name, image, figure, seen))
-    elif not outputs.json:
+        figure = draw_attention(image, seen, chosen)
+        write_outputs(out, report, figure, lambda: render_attention(file.name, image, figure, seen))
+    elif not json:
         say("add --out attention.png for the figure")
 
 
-def _pixel(request: AttentionRequest) -> tuple[float, float] | None:
-    if request.at is None:
-        if request.level != 0:
+def _pixel(at: str | None, query: int | None, level: int) -> tuple[float, float] | None:
+    if at is None:
+        if level != 0:
             raise ConfigError("--level is the level of the token at a pixel; give --at X,Y too")
         return None
-    if request.query is not None:
+    if query is not None:
         raise ConfigError("--query is of the decoder and --at of the encoder; give one of them")
     try:
-        x, y = map(float, request.at.split(","))
+        x, y = map(float, at.split(","))
     except ValueError:
-        raise ConfigError(f"--at {request.at} is not a pixel; write it as --at 120,80") from None
+        raise ConfigError(f"--at {at} is not a pixel; write it as --at 120,80") from None
     return x, y
 
 
@@ -140,32 +97,23 @@ def _head(name: str, count: int) -> int | None:
 
 def _show(seen: Attention, head: int | None) -> None:
     if seen.box is None:
-        stdout.print(f"encoder layer {seen.layer}, token {seen.index}: level {seen.level}, "
-                   f"centre {whole(seen.center[:2])}")  # fmt: skip
+        where = f"token {seen.index}: level {seen.level}, centre {whole(seen.center)}"
     else:
-        box = whole(seen.box)
-        stdout.print(f"decoder layer {seen.layer}, query {seen.index}: {seen.label} {seen.score:.2f}, box {box}")
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("head", justify="right")
-    levels = seen.weights.shape[1]
-    for title in [*(f"level {n}" for n in range(levels)), "distance", "outside", "heaviest point"]:
-        table.add_column(title, justify="right", no_wrap=True)
-    for m in range(len(seen.weights)) if head is None else [head]:
-        table.add_row(str(m), *_row(seen, m))
-    stdout.print(table)
+        where = f"query {seen.index}: {seen.label} {seen.score:.2f}, box {whole(seen.box)}"
+    stdout.print(f"{seen.part} layer {seen.layer}, {where}", markup=False)
+    levels = [f"level {n}" for n in range(seen.weights.shape[1])]
+    heads = range(len(seen.weights)) if head is None else [head]
+    center, size = seen.points.new_tensor(seen.center), seen.points.new_tensor(seen.size[::-1])
+    away = (seen.points - center).norm(dim=-1)  # (M, L, P)
+    outside = ((seen.points < 0) | (seen.points > size)).any(-1)  # (M, L, P)
+    rows = []
+    for m in heads:
+        weights = seen.weights[m]  # (L, P)
+        x, y = seen.points[m].flatten(0, 1)[weights.argmax()].tolist()
+        shares = [*weights.sum(-1).tolist(), float(weights[outside[m]].sum())]
+        *by_level, off = (f"{100 * share:.0f}%" for share in shares)
+        distance = f"{float((away[m] * weights).sum()):.0f} px"
+        rows.append([m, *by_level, distance, off, f"{float(weights.max()):.2f} at {x:.0f}, {y:.0f}"])
+    print_table(["head", *levels, "distance", "outside", "heaviest point"], rows)
     stdout.print("level: its share of the weight; distance: weighted mean from the centre; outside: off the image")
     stdout.print(f"the points and weights give the layer's own output to within {seen.error:.1e} of its largest number")
-
-
-def _row(seen: Attention, m: int) -> list[str]:
-    points, weights = seen.points[m].flatten(0, 1), seen.weights[m]  # (L * P, 2)
-    flat = weights.flatten()
-    away = (points - points.new_tensor(seen.center)).norm(dim=-1)
-    size = points.new_tensor([seen.size[1], seen.size[0]])
-    outside = ((points < 0) | (points > size)).any(-1)
-    x, y = points[flat.argmax()].tolist()
-    shares = [f"{100 * value:.0f}%" for value in weights.sum(-1).tolist()]
-    return [
-        *shares, f"{float((away * flat).sum()):.0f} px", f"{100 * float(flat[outside].sum()):.0f}%",
-        f"{float(flat.max()):.2f} at {x:.0f}, {y:.0f}",
-    ]  # fmt: skip

@@ -10,13 +10,13 @@ from typing import Annotated
 
 import typer
 
-from dinocore.config import Config
 from dinocore.data.dataset import open_dataset
-from dinocore.system.files import write_atomically
+from dinocore.presets import load_config
 from dinocore.words import counted
 
 from ..console import print_json, say, stdout, warn, warn_of_letters
 from ..options import ConfigFile, Json, Overrides, Preset
+from ..outputs import check_outputs, write_image
 
 
 def inspect_data(
@@ -39,41 +39,27 @@ def inspect_data(
 
     Example: dino inspect-data my-data --out batch.png
     """
-    from dinocore.presets import load_config
-    from dinocore.system.files import check_file
-
-    check_file("--out", out, ".png", ".jpg", ".jpeg")
+    check_outputs(out, None, ".png", ".jpg", ".jpeg")
     flags = [] if folder is None else [f"data.path={dumps(str(folder.expanduser().absolute()))}"]
     flags += [] if seed is None else [f"train.seed={seed}"]
     settings = load_config(preset, [*overrides, *flags, "data.workers=0"], config)
-
-    show_images(settings, out, num, step, raw, json)
-
-
-def show_images(config: Config, out: Path, num: int, step: int, raw: bool, json: bool) -> None:
-    """Draw the first images of a step and those that follow, and list them."""
     from dinocore.inspect.batch import draw_grid, raw_cells, training_cells
 
-    found = open_dataset(config.data)
+    found = open_dataset(settings.data)
     say(f"data: {found.source}")
     for note in found.notes:
         warn(note)
-    annotations = found.train
-    names = [category.name for category in annotations.categories]
+    names = [category.name for category in found.train.categories]
     warn_of_letters(names)
     make = raw_cells if raw else training_cells
-    cells = list(islice(make(annotations, config, step, math.ceil(num / config.train.batch_size)), num))
-    image = draw_grid(cells, names)
-    kind = "PNG" if out.suffix.lower() == ".png" else "JPEG"
-    write_atomically(out, lambda temporary: image.save(temporary, format=kind))
+    cells = list(islice(make(found.train, settings, step, math.ceil(num / settings.train.batch_size)), num))
+    write_image(out, draw_grid(cells, names))
     if json:
-        facts = {"out": str(out), "seed": config.train.seed, "step": step, "raw": raw}
+        facts = {"out": str(out), "seed": settings.train.seed, "step": step, "raw": raw}
         print_json(facts | {"images": [cell.as_dict(names) for cell in cells]})
     else:
         for cell in cells:
             height, width = cell.image.shape[:2]
-            stdout.print(
-                f"{cell.file}: {width} x {height}, {counted(len(cell.labels), 'object')}, epoch {cell.epoch}",
-                markup=False,
-            )
-    say(f"wrote {out}; see them again with --seed {config.train.seed} --step {step}")
+            objects = counted(len(cell.labels), "object")
+            stdout.print(f"{cell.file}: {width} x {height}, {objects}, epoch {cell.epoch}", markup=False)
+    say(f"wrote {out}; see them again with --seed {settings.train.seed} --step {step}")

@@ -59,7 +59,7 @@ class TrainingImages(Dataset):
         noise_seed, plan = plan_image(self.annotations, self.config, self.seed, epoch, index)
         decoded = read_reduced(self.annotations.path(index), self.config, plan.min_decode_size())
         check_size(self.annotations, index, decoded.size)
-        boxes, labels = _objects(self.annotations, index, self.usable)
+        boxes, labels = usable_objects(self.annotations, index, self.usable)
         left, top, right, bottom = decoded.frame
         scale = torch.tensor([(right - left) / width, (bottom - top) / height] * 2)
         boxes = boxes * scale + torch.tensor([left, top] * 2)  # pixels of the decoded image
@@ -105,7 +105,7 @@ def load_annotated(annotations: Annotations, index: int, config: DataConfig, usa
     """
     image = read_image(annotations.path(index), config)
     check_size(annotations, index, image.size)
-    boxes, labels = _objects(annotations, index, usable)
+    boxes, labels = usable_objects(annotations, index, usable)
     return annotated_image(to_tensor(image), boxes, labels)
 
 
@@ -124,7 +124,7 @@ def check_size(annotations: Annotations, index: int, size: tuple[int, int]) -> N
         )
 
 
-def _objects(annotations: Annotations, index: int, usable: np.ndarray) -> tuple[Tensor, Tensor]:
+def usable_objects(annotations: Annotations, index: int, usable: np.ndarray) -> tuple[Tensor, Tensor]:
     """Usable boxes of an image, clipped to it, (T, 4) xyxy in pixels, and their labels (T,)."""
     rows = annotations.objects(index)
     keep = usable[rows]

@@ -3,7 +3,7 @@
 A colour is a pair: in light and in dark surroundings. PNG is light; SVG follows the reader's preference.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from html import escape
 from textwrap import wrap
 from typing import NamedTuple
@@ -88,13 +88,9 @@ class Sheet(NamedTuple):
 
 def mix(one: Color, other: Color, share: float) -> Color:
     """From `one` at 0 to `other` at 1."""
-    light, dark = (_mix(a, b, share) for a, b in zip(one, other, strict=True))
-    return light, dark
-
-
-def _mix(one: str, other: str, share: float) -> str:
-    pairs = zip(bytes.fromhex(one[1:]), bytes.fromhex(other[1:]), strict=True)
-    return "#" + "".join(f"{round(a + share * (b - a)):02X}" for a, b in pairs)
+    pairs = zip(*(bytes.fromhex(_name(color)) for color in (one, other)), strict=True)
+    mixed = "".join(f"{round(a + share * (b - a)):02X}" for a, b in pairs)
+    return f"#{mixed[:6]}", f"#{mixed[6:]}"
 
 
 def to_image(sheet: Sheet) -> Image.Image:
@@ -109,9 +105,8 @@ def to_image(sheet: Sheet) -> Image.Image:
         elif isinstance(shape, Line):
             draw.line((shape.x0, shape.y0, shape.x1, shape.y1), shape.color[0], shape.width)
         elif isinstance(shape, Text):
-            draw.text(
-                (shape.x, shape.y), shape.text, shape.color[0], load_font(shape.size, shape.text), anchor=shape.anchor
-            )
+            font = load_font(shape.size, shape.text)
+            draw.text((shape.x, shape.y), shape.text, shape.color[0], font, anchor=shape.anchor)
     return image
 
 
@@ -126,25 +121,20 @@ def to_svg(sheet: Sheet, title: str) -> str:
 
 
 def _colors(shapes: Sequence[Shape]) -> str:
-    """A class for each colour that occurs, named after it: drawings of one page may share them."""
-    used = sorted({color for shape in shapes for color in _used(shape)} | {PAGE, INK, FOCUS})
-    return "".join(
-        around.replace("RULES", "\n".join(f"{where} {rule}" for rule in _rules(used, way)))
-        for (where, around), way in zip(PLACES, (0, 1, 1), strict=True)
-    )
+    """A class for each colour that occurs, named after it: drawings of one page may share them.
 
-
-def _rules(colors: Sequence[Color], way: int) -> Iterator[str]:
-    """One rule each with one selector, because whoever scopes a rule puts the scope before its first selector."""
-    for color in colors:
-        yield f".f{_name(color)} {{ fill: {color[way]} }}"
-        yield f".s{_name(color)} {{ stroke: {color[way]} }}"
-    yield f":is(.spot:hover, .spot:focus) .hit {{ stroke: {FOCUS[way]}; stroke-width: 4 }}"
-
-
-def _used(shape: Shape) -> Iterator[Color]:
-    values = (value for value in shape if isinstance(value, tuple))
-    yield from (value for value in values if len(value) == 2)
+    One rule each with one selector, because whoever scopes a rule puts the scope before its first selector.
+    """
+    used = {value for shape in shapes for value in shape if isinstance(value, tuple) and len(value) == 2}
+    text = ""
+    for (where, around), way in zip(PLACES, (0, 1, 1), strict=True):
+        rules = []
+        for color in sorted(used | {PAGE, INK, FOCUS}):
+            rules += [f"f{_name(color)} {{ fill: {color[way]} }}", f"s{_name(color)} {{ stroke: {color[way]} }}"]
+        selectors = [f"{where} .{rule}" for rule in rules]
+        selectors.append(f"{where} :is(.spot:hover, .spot:focus) .hit {{ stroke: {FOCUS[way]}; stroke-width: 4 }}")
+        text += around.replace("RULES", "\n".join(selectors))
+    return text
 
 
 def _name(color: Color) -> str:
@@ -158,10 +148,7 @@ def _element(shape: Shape, number: int, sheet: Sheet) -> str:
         ends = " ".join(f'{name}="{value:g}"' for name, value in zip(("x1", "y1", "x2", "y2"), shape[:4], strict=True))
         return f'<line {ends} class="s{_name(shape.color)}" stroke-width="{shape.width}"/>'
     if isinstance(shape, Text):
-        anchor = {"l": "start", "m": "middle", "r": "end"}[shape.anchor[0]]
-        y = shape.y + (0.35 * shape.size if shape.anchor[1] == "m" else 0)
-        place = f'x="{shape.x:g}" y="{y:g}" font-size="{shape.size}" text-anchor="{anchor}"'
-        return f'<text {place} class="f{_name(shape.color)}">{escape(shape.text)}</text>'
+        return _text(shape)
     inset = 0.5 if shape.outline else 0
     place = (
         f'x="{shape.x + inset:g}" y="{shape.y + inset:g}" '
@@ -172,6 +159,13 @@ def _element(shape: Shape, number: int, sheet: Sheet) -> str:
     return f'<rect {place} {fill} shape-rendering="crispEdges"/>'
 
 
+def _text(text: Text) -> str:
+    anchor = {"l": "start", "m": "middle", "r": "end"}[text.anchor[0]]
+    y = text.y + (0.35 * text.size if text.anchor[1] == "m" else 0)
+    place = f'x="{text.x:g}" y="{y:g}" font-size="{text.size}" text-anchor="{anchor}"'
+    return f'<text {place} class="f{_name(text.color)}">{escape(text.text)}</text>'
+
+
 def _tip(tip: Tip, number: int, sheet: Sheet) -> str:
     """The place, and above it, or below where there is no room, its words."""
     lines = [part for words in tip.words for part in wrap(words, TIP_LETTERS, subsequent_indent="    ")]
@@ -179,12 +173,10 @@ def _tip(tip: Tip, number: int, sheet: Sheet) -> str:
     width = min(sheet.width - 20, round(0.56 * TIP_SIZE * max(map(len, lines), default=0)) + 40)
     top = tip.y - height - 8 if tip.y - height - 8 >= 0 else min(tip.y + tip.height + 8, sheet.height - height)
     left = min(max(10.0, tip.x), sheet.width - width - 10)
-    indents = [len(line) - len(line.lstrip()) for line in lines]
-    rows = "".join(
-        f'<text x="{left + 20 + 11 * indent:g}" y="{top + 1.35 * TIP_SIZE * (n + 1):g}" font-size="{TIP_SIZE}" '
-        f'class="f{_name(INK)}">{escape(line.strip())}</text>'
-        for n, (line, indent) in enumerate(zip(lines, indents, strict=True))
-    )
+    rows = ""
+    for n, line in enumerate(lines, start=1):
+        indent = len(line) - len(line.lstrip())
+        rows += _text(Text(left + 20 + 11 * indent, top + 1.35 * TIP_SIZE * n, line.strip(), TIP_SIZE))
     return (
         f'<g class="spot" tabindex="0" role="img" aria-labelledby="words{number}">'
         f'<rect class="hit" x="{tip.x:g}" y="{tip.y:g}" width="{tip.width:g}" height="{tip.height:g}"/>'

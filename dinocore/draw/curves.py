@@ -13,6 +13,7 @@ from .fonts import load_font
 
 WIDTH, HEIGHT = 1500, 620
 MARGIN = 90
+LIMITS = (1, 2, 4, 8, 12, 20, 40, 80, 120, 200, 400, 800)  # of an axis: easy to divide by four
 POINTS = 200  # of a curve; more are averaged
 
 
@@ -54,7 +55,8 @@ def draw_curves(metrics: Path) -> Image.Image:
     scores = [Curve(name, [(row["epoch"], row[name]) for row in evaluations]) for name in ("AP50", "AP", "AP75")]
     image = Image.new("RGB", (WIDTH, HEIGHT), "white")
     top = max((y for curve in losses for _, y in curve.points), default=1.0)
-    _plot(image, 0, "loss by optimizer step", losses, _round_up(top))
+    rounded = next((limit for limit in LIMITS if limit >= top), top)
+    _plot(image, 0, "loss by optimizer step", losses, rounded)
     _plot(image, WIDTH // 2, "average precision by epoch", scores, 1.0)
     return image
 
@@ -92,8 +94,3 @@ def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     size = -(-len(points) // POINTS)
     chunks = [points[i : i + size] for i in range(0, len(points), size)] if points else []
     return [(chunk[-1][0], sum(y for _, y in chunk) / len(chunk)) for chunk in chunks]
-
-
-def _round_up(value: float) -> float:
-    """To the next number that is easy to divide by four."""
-    return next((top for top in (1, 2, 4, 8, 12, 20, 40, 80, 120, 200, 400, 800) if top >= value), value)

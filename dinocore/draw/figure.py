@@ -76,13 +76,48 @@ def whole_panel(image: Image.Image, most: tuple[int, int], fade: float = 0.35) -
     return open_panel(image, (0, 0, image.width, image.height), size, fade)
 
 
+class Tag(NamedTuple):
+    """Words in a coloured box, such as the name of a box at its corner."""
+
+    text: str
+    x: float
+    y: float
+    color: str
+
+
+def put_tags(
+    canvas: ImageDraw.ImageDraw, area: tuple[int, int], tags: Sequence[Tag], size: int, ink: str = "white",
+    outline: str | None = None,
+) -> None:  # fmt: skip
+    """Tags with letters of this size, moved into the area (width, height); one that would cover another is left out."""
+    height, edge = 1.2 * size, size / 5
+    taken: list[Corners] = []
+    for text, x, y, color in tags:
+        font = load_font(size, text)
+        width = font.getlength(text) + 2 * edge
+        left, top = min(max(0, x), area[0] - width), min(max(0, y), area[1] - height)
+        place = (left, top, left + width, top + height)
+        if any(place[0] < t[2] and t[0] < place[2] and place[1] < t[3] and t[1] < place[3] for t in taken):
+            continue
+        taken.append(place)
+        canvas.rectangle(place, fill=color, outline=outline)
+        canvas.text((left + edge, top + height / 2), text, fill=ink, font=font, anchor="lm")
+
+
+def write(
+    canvas: ImageDraw.ImageDraw, x: float, y: float, text: str, size: float = 18, color: str = INK, anchor: str = "lm"
+) -> int:  # fmt: skip
+    """A line of text, its `anchor` as Pillow has it; where it ends, if it begins at x."""
+    font = load_font(size, text)
+    canvas.text((x, y), text, fill=color, font=font, anchor=anchor)
+    return round(x + font.getlength(text))
+
+
 def legend(
     sheet: ImageDraw.ImageDraw, left: int, top: int, entries: Sequence[tuple[str, str]], size: int = 18
 ) -> int:  # fmt: skip
     """Squares of a colour and what they mean, in one row from (left, top); where the row ends."""
-    font = load_font(size)
     for text, color in entries:
         sheet.rectangle((left, top + 3, left + size - 4, top + size - 1), fill=color)
-        sheet.text((left + size + 2, top + size / 2 + 1), text, fill=INK, font=font, anchor="lm")
-        left += round(font.getlength(text)) + 2 * size + 8
+        left = write(sheet, left + size + 2, top + size / 2 + 1, text, size) + size + 6
     return left

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ..boxes import to_cxcywh, to_pixels
-from ..config import Config, ModelConfig
+from ..config import Config
 from ..data.annotations import Annotations
-from ..data.batch import Batch, normalise
-from ..data.loaders import load_annotated, optimizer_steps, start_workers, training_steps
+from ..data.batch import normalise
+from ..data.loaders import load_annotated, optimizer_steps, start_workers, training_steps, usable_objects
 from ..draw.boxes import Box, class_color, draw_boxes
 from ..errors import DataError
 from ..structures import Target
@@ -48,18 +49,21 @@ class BatchImage(NamedTuple):
         return facts | {"objects": objects}
 
 
-def _micro_batch_size(config: Config) -> int:
-    """How many images `dino train` puts through the model at once on this machine's own device, as one process."""
-    return micro_batch_size(config.train, pick_device("auto"))
-
-
 def training_cells(annotations: Annotations, config: Config, start: int, steps: int) -> Iterator[BatchImage]:
     """The images of optimizer steps from `start` on, by the training's own loader, normalised for the model."""
+    model = config.model
+    mean, std = torch.tensor(model.pixel_mean), torch.tensor(model.pixel_std)
     plan = optimizer_steps(annotations, config, start, start + steps)
     loader = training_steps(annotations, config, _micro_batch_size(config), start, start + steps)
-    for items, batches in zip(plan, start_workers(loader), strict=True):
+    for ((epoch, _), *_), batches in zip(plan, start_workers(loader), strict=True):
         for batch in batches:
-            yield from _cells(batch, annotations, config.model, items[0][0])
+            ready = normalise(batch, model.pixel_mean, model.pixel_std, torch.device("cpu"))
+            columns = (ready.images, ready.padding, ready.targets, ready.indices)
+            for image, padding, target, index in zip(*columns, strict=True):
+                pixels = (image.permute(1, 2, 0) * std + mean).mul(255).round().clamp(0, 255).byte()  # (H, W, 3)
+                pixels[padding] = torch.tensor(PADDING_COLOR, dtype=torch.uint8)
+                size = int((~padding[:, 0]).sum()), int((~padding[0]).sum())
+                yield _cell(annotations, index, epoch, pixels, to_pixels(target.boxes, size), target.labels)
 
 
 def raw_cells(annotations: Annotations, config: Config, start: int, steps: int) -> Iterator[BatchImage]:
@@ -68,51 +72,44 @@ def raw_cells(annotations: Annotations, config: Config, start: int, steps: int) 
     for items in optimizer_steps(annotations, config, start, start + steps):
         for epoch, index in items:
             image, boxes, labels = load_annotated(annotations, index, config.data, usable)
-            pixels = image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy()  # (H, W, 3)
-            name = annotations.path(index).name
-            yield BatchImage(pixels, boxes.as_subclass(torch.Tensor).numpy(), labels.tolist(), name, index, epoch)
+            pixels = image.as_subclass(Tensor).permute(1, 2, 0)  # (H, W, 3)
+            yield _cell(annotations, index, epoch, pixels, boxes.as_subclass(Tensor), labels)
 
 
-def _cells(batch: Batch, annotations: Annotations, model: ModelConfig, epoch: int) -> Iterator[BatchImage]:
-    """From what the model gets back to pixels: normalised images times deviation plus mean, shares times sizes."""
-    ready = normalise(batch, model.pixel_mean, model.pixel_std, torch.device("cpu"))
-    mean, std = torch.tensor(model.pixel_mean), torch.tensor(model.pixel_std)
-    for image, padding, target, index in zip(ready.images, ready.padding, ready.targets, ready.indices, strict=True):
-        pixels = (image.permute(1, 2, 0) * std + mean).mul(255).round().clamp(0, 255).byte()  # (H, W, 3)
-        pixels[padding] = torch.tensor(PADDING_COLOR, dtype=torch.uint8)
-        height, width = int((~padding[:, 0]).sum()), int((~padding[0]).sum())
-        boxes = to_pixels(target.boxes, (height, width))  # (T, 4)
-        name = annotations.path(index).name
-        yield BatchImage(pixels.numpy(), boxes.numpy(), target.labels.tolist(), name, index, epoch)
+def _cell(
+    annotations: Annotations, index: int, epoch: int, pixels: Tensor, boxes_xyxy: Tensor, labels: Tensor
+) -> BatchImage:  # fmt: skip
+    name = annotations.path(index).name
+    return BatchImage(pixels.numpy(), boxes_xyxy.numpy(), labels.tolist(), name, index, epoch)
 
 
 def draw_grid(cells: Sequence[BatchImage], names: Sequence[str]) -> Image.Image:
-    """All cells in rows, each with its file name under it."""
-    columns = min(len(cells), max(1, math.ceil(math.sqrt(len(cells)))))
+    """All cells in rows, each with its boxes."""
+    columns = max(1, math.ceil(math.sqrt(len(cells))))
     rows = math.ceil(len(cells) / columns)
     grid = Image.new("RGB", (columns * (CELL + GAP) + GAP, rows * (CELL + GAP) + GAP), "white")
     for n, cell in enumerate(cells):
-        image = _draw_cell(cell, names)
-        grid.paste(image, (GAP + n % columns * (CELL + GAP), GAP + n // columns * (CELL + GAP)))
+        image = Image.fromarray(cell.image)
+        scale = CELL / max(image.size)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        placed = zip((cell.boxes_xyxy * scale).tolist(), cell.labels, strict=True)
+        boxes = [Box(box, class_color(label), names[label]) for box, label in placed]
+        corner = (GAP + n % columns * (CELL + GAP), GAP + n // columns * (CELL + GAP))
+        grid.paste(draw_boxes(image.resize(size), boxes), corner)
     return grid
 
 
-def _draw_cell(cell: BatchImage, names: Sequence[str]) -> Image.Image:
-    image = Image.fromarray(cell.image)
-    scale = CELL / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    boxes = [
-        Box(box, class_color(label), names[label])
-        for box, label in zip((cell.boxes_xyxy * scale).tolist(), cell.labels, strict=True)
-    ]
-    return draw_boxes(image.resize(size), boxes)
+def _micro_batch_size(config: Config) -> int:
+    """How many images `dino train` puts through the model at once on this machine's own device, as one process."""
+    return micro_batch_size(config.train, pick_device("auto"))
 
 
 def first_batch(annotations: Annotations, config: Config) -> MaskBatch:
     """What `dino train` gives to the model first: the loader's own images, with the objects that cropping left."""
     alone = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
     batch = next(iter(training_steps(annotations, alone, _micro_batch_size(config), 0, 1)))[0]
-    return _objects(annotations, batch.indices, batch.targets)
+    files = [annotations.path(index).name for index in batch.indices]
+    return MaskBatch(batch.targets, files, [_names(annotations, target) for target in batch.targets])
 
 
 def named_batch(splits: Sequence[Annotations], images: Sequence[str], config: Config) -> MaskBatch:
@@ -121,34 +118,30 @@ def named_batch(splits: Sequence[Annotations], images: Sequence[str], config: Co
     Raises:
         DataError: an image has no annotations.
     """
-    parts = [_one(splits, image, config) for image in images]
-    joined = zip(*((part.targets[0], part.files[0], part.names[0]) for part in parts), strict=True)
-    return MaskBatch(*map(list, joined))
+    targets, files, names = [], [], []
+    for image in images:
+        annotations, index = _find(splits, image)
+        boxes, labels = usable_objects(annotations, index, annotations.trainable(config.data.min_box_size))
+        size = torch.from_numpy(annotations.sizes[index]).tile(2)
+        targets.append(Target(labels, to_cxcywh(boxes / size), seed=0))
+        files.append(annotations.path(index).name)
+        names.append(_names(annotations, targets[-1]))
+    return MaskBatch(targets, files, names)
 
 
-def _one(splits: Sequence[Annotations], image: str, config: Config) -> MaskBatch:
+def _names(annotations: Annotations, target: Target) -> list[str]:
+    return [annotations.categories[label].name for label in target.labels.tolist()]
+
+
+def _find(splits: Sequence[Annotations], image: str) -> tuple[Annotations, int]:
+    """The split that has an image of this name, which may be a path, and its place in there."""
     known = []
     for annotations in splits:
         paths = [annotations.path(index) for index in range(len(annotations.image_ids))]
         for index, path in enumerate(paths):
             if path.name == Path(image).name and (path.name == image or path.resolve() == Path(image).resolve()):
-                return _objects(annotations, [index], [_target(annotations, index, config)])
+                return annotations, index
         known += [path.name for path in paths]
     near = get_close_matches(Path(image).name, known, n=1) or known[:1]
     files = " and ".join(str(annotations.file) for annotations in splits)
     raise DataError(f"--images {image}: {files} do not have it" + (f"; they have {near[0]}" if near else ""))
-
-
-def _target(annotations: Annotations, index: int, config: Config) -> Target:
-    rows = annotations.objects(index)
-    kept = annotations.trainable(config.data.min_box_size)[rows]
-    boxes = torch.from_numpy(annotations.boxes[rows][kept]).float()  # (T, 4) x y width height
-    size = torch.from_numpy(annotations.sizes[index]).float().tile(2)
-    corners = (torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1) / size).clamp(0, 1)
-    return Target(torch.from_numpy(annotations.labels[rows][kept]), to_cxcywh(corners), seed=0)
-
-
-def _objects(annotations: Annotations, indices: Sequence[int], targets: list[Target]) -> MaskBatch:
-    files = [annotations.path(index).name for index in indices]
-    names = [[annotations.categories[label].name for label in target.labels.tolist()] for target in targets]
-    return MaskBatch(targets, files, names)

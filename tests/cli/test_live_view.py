@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from dinocli.commands.train.view import LiveView, TrainingView, in_a_line
+from dinocli.commands.train.view import LiveView, TrainingView, in_a_line, loss_table
 from dinocore.evaluate.coco import Metrics
 from dinocore.train.events import Evaluated, Evaluating, Started, Step
 
@@ -41,6 +41,17 @@ def test_a_line_of_the_log_says_the_same():
     line = "loss 1234.57 · matching 123.46/123.46/123.46 · first stage 123.46/123.46/123.46"
     assert in_a_line(NUMBERS) == f"{line} · 2.0 img/s · data 25% · 12345 MB"
     assert in_a_line({}) == ""  # a resumed run may begin with an evaluation
+
+
+def test_a_new_term_and_a_new_stage_of_the_loss_are_shown_by_their_names_in_the_log():
+    numbers = NUMBERS | {"matching/size": 1.0, "extra/box": 2.0}
+    assert "matching 123.46/123.46/123.46/1.00 · first stage 123.46/123.46/123.46 · extra 2.00" in in_a_line(numbers)
+    console = Console(file=StringIO(), width=80)
+    with console.capture() as capture:
+        console.print(loss_table(numbers))
+    head, *rows = (line.split() for line in capture.get().splitlines())
+    assert head == ["class", "box", "GIoU", "size"]
+    assert rows[0] == ["matching", *["123.457"] * 3, "1.000"] and rows[-1] == ["extra", "2.000"]
 
 
 def test_a_resumed_run_knows_the_best_ap_so_far_at_once(tmp_path):

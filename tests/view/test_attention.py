@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from dinocore.errors import ConfigError
-from dinocore.inspect.attention.attention import _looked, attention_at, attention_of_query, record_sampling
-from dinocore.inspect.attention.figure import draw_attention
+from dinocore.inspect.attention import _looked, attention_at, attention_of_query, draw_attention, record_sampling
 from dinocore.model.ops import sample_fused
 
 

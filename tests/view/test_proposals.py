@@ -8,12 +8,13 @@ from PIL import Image
 from dinocore.boxes import iou, to_cxcywh, to_xyxy
 from dinocore.data.annotations import Category
 from dinocore.errors import ConfigError
-from dinocore.inspect.proposals.figure import Inspected, draw_layers, draw_proposals, draw_scores, render_proposals
+from dinocore.inspect.proposals.figure import draw_layers, draw_proposals, draw_scores, render_proposals
 from dinocore.inspect.proposals.proposals import (
     COUNTS,
     SIZES,
     ImageObjects,
-    Judged,
+    Inspected,
+    Proposal,
     average,
     journeys,
     list_proposals,
@@ -103,6 +104,13 @@ def random_boxes(count: int, generator: torch.Generator) -> torch.Tensor:
     return torch.cat([corner, corner + 10 + torch.rand(count, 2, generator=generator) * 150], dim=1)
 
 
+def inspected(boxes: torch.Tensor, levels: torch.Tensor, objects: torch.Tensor, areas: torch.Tensor) -> Inspected:
+    """An image with these proposals, best first, and these objects."""
+    rows = enumerate(zip(levels.tolist(), boxes.tolist(), strict=True))
+    proposals = [Proposal(n, level, 0.5, "", box, box, box, "", 0.5, 0.0, 1.0) for n, (level, box) in rows]
+    return Inspected("a.png", SIZE, proposals, [], [], ImageObjects(objects, torch.zeros(len(objects)).long(), areas))
+
+
 def test_recall_counts_as_a_loop_does():
     generator = torch.Generator().manual_seed(3)
     images = []
@@ -110,28 +118,30 @@ def test_recall_counts_as_a_loop_does():
         objects = random_boxes(count, generator)
         areas = (objects[:, 2:] - objects[:, :2]).prod(1)
         levels = torch.randint(3, (60,), generator=generator)
-        images.append(Judged(random_boxes(60, generator), levels, objects, areas))
-    rows = recalls(images)
+        images.append((random_boxes(60, generator), levels, objects, areas))
+    rows = recalls([inspected(*image) for image in images])
     assert list(rows[0].shares) == [10, 50, 60]
     assert {row.size for row in rows} >= {None, "medium", "large"} and {row.level for row in rows} == {None, 0, 1, 2}
     for row in rows:
         low, high = SIZES[row.size] if row.size else (0, 1e9)
         for count, share in row.shares.items():
             hits, total = 0, 0
-            for image in images:
-                for box, area in zip(image.objects, image.areas, strict=True):
+            for boxes, levels, objects, areas in images:
+                for box, area in zip(objects, areas, strict=True):
                     if not low <= area < high:
                         continue
                     total += 1
-                    first = zip(image.boxes[:count], image.levels[:count], strict=True)
+                    first = zip(boxes[:count], levels[:count], strict=True)
                     hits += any(iou(box, p) >= row.iou for p, level in first if row.level in (None, int(level)))
             assert (row.objects, share) == (total, pytest.approx(hits / total))
 
 
 def test_recall_without_objects_is_nothing_and_counts_end_at_900():
-    none = Judged(torch.rand(5, 4), torch.zeros(5).long(), torch.zeros(0, 4), torch.zeros(0))
+    none = inspected(torch.rand(5, 4), torch.zeros(5).long(), torch.zeros(0, 4), torch.zeros(0))
     assert recalls([none]) == []
-    many = Judged(torch.rand(1000, 4), torch.zeros(1000).long(), torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([81.0]))
+    many = inspected(
+        torch.rand(1000, 4), torch.zeros(1000).long(), torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([81.0])
+    )
     assert tuple(recalls([many])[0].shares) == COUNTS
 
 

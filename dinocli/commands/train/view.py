@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dinocore.draw.curves import draw_curves, read_metrics
+from dinocore.draw.curves import draw_curves, loss_terms, read_metrics
 from dinocore.report.training import best_of
 from dinocore.system.files import ESCAPED, write_atomically
 from dinocore.words import clock, counted, roughly, typed
@@ -204,8 +204,8 @@ def show_expectation(expected: Expectation) -> None:
         stdout.print(f"{key:<12}{value}")
 
 
-GROUPS = {"matching": "matching", "denoising": "denoising", "proposals": "first stage"}
-TERMS = {"label": "class", "box": "box", "giou": "GIoU"}
+STAGES = {"matching": "matching", "denoising": "denoising", "proposals": "first stage"}  # these first; others as logged
+TERMS = {"label": "class", "giou": "GIoU"}  # others as logged
 
 
 class LiveView(Progress):
@@ -234,16 +234,25 @@ class LiveView(Progress):
             yield both
 
 
+def loss_parts(mean: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """The numbers of each stage of the training by kind of loss: all that the log has."""
+    parts: dict[str, dict[str, float]] = {stage: {} for stage in STAGES}
+    for key, (stage, term) in loss_terms([mean]).items():
+        parts.setdefault(stage, {})[TERMS.get(term, term)] = mean[key]
+    return {STAGES.get(stage, stage): terms for stage, terms in parts.items() if terms}
+
+
 def loss_table(mean: Mapping[str, float]) -> Table:
     """A row for each part of the training that there is, a column for each kind of loss."""
+    parts = loss_parts(mean)
+    names = list(dict.fromkeys(name for terms in parts.values() for name in terms))
     table = Table.grid(padding=(0, 1))
     table.add_column(min_width=11, no_wrap=True)
-    for _ in TERMS:
+    for _ in names:
         table.add_column(justify="right", min_width=7, no_wrap=True)
-    table.add_row("", *(f"[dim]{name}[/]" for name in TERMS.values()))
-    for group, title in GROUPS.items():
-        if f"{group}/box" in mean:
-            table.add_row(f"[dim]{title}[/]", *(f"{mean[group + '/' + term]:.3f}" for term in TERMS))
+    table.add_row("", *(f"[dim]{name}[/]" for name in names))
+    for title, terms in parts.items():
+        table.add_row(f"[dim]{title}[/]", *(f"{terms[name]:.3f}" if name in terms else "" for name in names))
     return table
 
 
@@ -260,14 +269,11 @@ def state_table(mean: Mapping[str, float], ap: str) -> Table:
 
 
 def in_a_line(mean: Mapping[str, float]) -> str:
-    """The same numbers for a log: terms in the order class, box, GIoU. Empty before the first step."""
+    """The same numbers for a log, in the order class, box, GIoU and what else there is. Empty before the first step."""
     if not mean:
         return ""
-    terms = [
-        f"{title} " + "/".join(f"{mean[group + '/' + term]:.2f}" for term in TERMS)
-        for group, title in GROUPS.items()
-        if f"{group}/box" in mean
-    ]
+    terms = [f"{title} " + "/".join(f"{value:.2f}" for value in parts.values())
+             for title, parts in loss_parts(mean).items()]  # fmt: skip
     machine = [speed(mean), f"data {waiting(mean):.0f}%", f"{mean['memory_mb']:.0f} MB"]
     return " · ".join([f"loss {mean['loss']:.2f}", *terms, *machine])
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from ...errors import ConfigError
 from ...structures import MATCHING
@@ -35,6 +34,16 @@ class Copy(NamedTuple):
     label: str | None  # the object's class
     must_answer: str
 
+    def words(self, kind: str) -> str:
+        """Of a positive or a negative."""
+        image = f"image {self.image}" + (f" ({self.file})" if self.file else "")
+        if self.object is None:
+            return f'{image}: a padding slot, for there are fewer objects; like a negative it must answer "no object"'
+        what = f"object {self.object}" + (f" ({self.label})" if self.label else "")
+        if kind == "positive":
+            return f"{image}: a noisy copy of {what}, which it must find again"
+        return f'{image}: a far too noisy copy of {what}, so it must answer "no object"'
+
 
 class Sight(NamedTuple):
     """Queries of one sort that it may, or may not, attend to."""
@@ -44,6 +53,10 @@ class Sight(NamedTuple):
     count: int
     queries: list[list[int]]  # [first, end)
     why: str
+
+    def words(self) -> str:
+        """With the reason."""
+        return f"{'may' if self.may else 'may NOT'} attend to {self.whom}, {_ranges(self.queries)}: {self.why}"
 
 
 class Explanation(NamedTuple):
@@ -66,24 +79,18 @@ def explain(view: MaskView, query: int) -> Explanation:
     total = len(view.blocked)
     if not 0 <= query < total:
         raise ConfigError(f"there is no query {query}; this mask has queries 0 to {total - 1}")
-    noisy = query < view.num_denoising
-    kind = "matching" if not noisy else "negative" if view.negative[query] else "positive"
-    return Explanation(
-        query=query,
-        kind=kind,
-        group=int(view.group[query]) if noisy else None,
-        images=[_copy(view, image, query, kind) for image in range(len(view.valid))] if noisy else [],
-        sights=_sights(view, query),
-        seen_by=true_runs(~view.blocked[:, query]),
-    )
-
-
-def _copy(view: MaskView, image: int, query: int, kind: str) -> Copy:
-    real = bool(view.valid[image, query])
-    number = int(view.target_index[image, query]) if real else None
-    label = view.names[image][number] if number is not None and view.names else None
-    file = view.files[image] if view.files else None
-    return Copy(image, file, number, label, "the object" if real and kind == "positive" else "no object")
+    sights, seen_by = _sights(view, query), true_runs(~view.blocked[:, query])
+    if query >= view.num_denoising:
+        return Explanation(query, "matching", None, [], sights, seen_by)
+    kind = "negative" if view.negative[query] else "positive"
+    images = []
+    for image, number in enumerate(view.target_index[:, query].tolist()):
+        real = bool(view.valid[image, query])
+        label = view.names[image][number] if real and view.names else None
+        must_answer = "the object" if real and kind == "positive" else "no object"
+        file = view.files[image] if view.files else None
+        images.append(Copy(image, file, number if real else None, label, must_answer))
+    return Explanation(query, kind, int(view.group[query]), images, sights, seen_by)
 
 
 def _sights(view: MaskView, query: int) -> list[Sight]:
@@ -96,42 +103,24 @@ def _sights(view: MaskView, query: int) -> list[Sight]:
     else:
         sorts = {"denoising queries": noisy, "all matching queries": ~noisy}
     blocked = view.blocked[query]
-    parts = [(may, whom, of & (~blocked if may else blocked)) for may in (True, False) for whom, of in sorts.items()]
-    return [_sight(may, whom, queries) for may, whom, queries in parts if queries.any()]
-
-
-def _sight(may: bool, whom: str, queries: Tensor) -> Sight:
-    return Sight(may, whom, int(queries.sum()), true_runs(queries), REASONS.get((may, whom), UNRULY))
+    return [
+        Sight(may, whom, int(queries.sum()), true_runs(queries), REASONS.get((may, whom), UNRULY))
+        for may in (True, False)
+        for whom, members in sorts.items()
+        if (queries := members & (~blocked if may else blocked)).any()
+    ]
 
 
 def words(found: Explanation) -> list[str]:
     """As a person would say it; a line for each image and each sort of other queries."""
+    what = f"a {found.kind} of denoising group {found.group}"
     if found.group is None:
         what = "a matching query, as there are at inference; the Hungarian method says what it answers for"
-        lines = [f"query {found.query:,}: {what}"]
-    else:
-        lines = [f"query {found.query:,}: a {found.kind} of denoising group {found.group}"]
-    lines += [f"  {_copy_words(copy, found.kind)}" for copy in found.images[:MOST_IMAGES]]
+    lines = [copy.words(found.kind) for copy in found.images[:MOST_IMAGES]]
     if len(found.images) > MOST_IMAGES:
-        lines.append(f"  and {len(found.images) - MOST_IMAGES} more images; --json has all")
-    return [*lines, *_sight_words(found.sights), f"  is seen by {_ranges(found.seen_by)}"]
-
-
-def _copy_words(copy: Copy, kind: str) -> str:
-    image = f"image {copy.image}" + (f" ({copy.file})" if copy.file else "")
-    if copy.object is None:
-        return f'{image}: a padding slot, for there are fewer objects; like a negative it must answer "no object"'
-    what = f"object {copy.object}" + (f" ({copy.label})" if copy.label else "")
-    if kind == "positive":
-        return f"{image}: a noisy copy of {what}, which it must find again"
-    return f'{image}: a far too noisy copy of {what}, so it must answer "no object"'
-
-
-def _sight_words(sights: Sequence[Sight]) -> list[str]:
-    return [
-        f"  {'may' if sight.may else 'may NOT'} attend to {sight.whom}, {_ranges(sight.queries)}: {sight.why}"
-        for sight in sights
-    ]
+        lines.append(f"and {len(found.images) - MOST_IMAGES} more images; --json has all")
+    lines += [*(sight.words() for sight in found.sights), f"is seen by {_ranges(found.seen_by)}"]
+    return [f"query {found.query:,}: {what}", *(f"  {line}" for line in lines)]
 
 
 def _ranges(runs: Sequence[Sequence[int]]) -> str:
@@ -146,15 +135,14 @@ def cell_words(view: MaskView, cell: MaskCell) -> list[str]:
     """A drawn row in words; where it stands for several queries, what they have in common."""
     if cell.stop - cell.start == 1:
         return words(explain(view, cell.start))
-    groups = f"group {cell.first_group}" if cell.first_group == cell.last_group else (
-        f"groups {cell.first_group} to {cell.last_group}"
-    )  # fmt: skip
+    one = cell.first_group == cell.last_group
+    groups = f"group {cell.first_group}" if one else f"groups {cell.first_group} to {cell.last_group}"
     kinds = "positives and negatives" if cell.kind == "both" else f"{cell.kind}s"
     first = f"queries {cell.start:,}-{cell.stop - 1:,}: {kinds} of denoising {groups}"
     rows = view.blocked[cell.start : cell.stop]
     if (rows != rows[0]).any():
         return [first, "  they may not all attend to the same queries; --query explains one of them"]
-    return [first, *_sight_words(explain(view, cell.start).sights)]
+    return [first, *(f"  {sight.words()}" for sight in _sights(view, cell.start))]
 
 
 def to_json(found: Explanation) -> dict[str, Any]:

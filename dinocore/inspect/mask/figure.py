@@ -1,7 +1,7 @@
 """The denoising mask as a labelled drawing. Grey may not attend, as in the notes; positives blue, negatives orange."""
 
-from collections.abc import Iterator, Sequence
-from itertools import count, pairwise
+from collections.abc import Iterator
+from itertools import count, groupby, islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from ...report.page import render_page
 from ...report.parts import Drawing, Facts, Page, Part, Section, Table
 from ...words import counted
 from .explain import cell_words, explain, words
-from .mask import MaskCell, MaskView, SmallMask, blocked_facts, downsample
+from .mask import MaskView, SmallMask, blocked_facts, downsample
 
 SIDE, BAND, STRIPE = 960, 150, 26  # of the denoising part, of the matching queries, of the marks
 MOST_CELLS = 480
@@ -54,9 +54,13 @@ class Geometry(NamedTuple):
         return self.side + GAP if self.side else 0
 
     @property
-    def line(self) -> int:
-        """Width of the lines between cells; none where cells are small."""
-        return 1 if self.cell >= ROOMY else 0
+    def spans(self) -> list[tuple[int, int]]:
+        """Start and length of every row or column, the matching queries last."""
+        return [*((at * self.cell, self.cell) for at in range(len(self.small.cells))), (self.band, BAND)]
+
+    def line(self, x0: float, y0: float, x1: float, y1: float, color: Color = INK) -> Line:
+        """Places measured from the cells' corner."""
+        return Line(self.left + x0, self.top + y0, self.left + x1, self.top + y1, color)
 
 
 def draw_image(view: MaskView) -> Image.Image:
@@ -71,122 +75,98 @@ def draw_svg(view: MaskView) -> str:
 
 def draw_mask(view: MaskView) -> Sheet:
     """What PNG, SVG and HTML show."""
-    frame = _frame(view)
-    shapes: list[Shape] = [Text(MARGIN, MARGIN + 36, TITLE, 40)]
-    shapes += [Text(MARGIN, MARGIN + 82 + 36 * n, text, 25, SOFT) for n, text in enumerate(_summary(view))]
-    shapes += [*_cells(frame), *_kinds(frame), *_groups(frame), *_matching(view, frame)]
-    top = frame.top + frame.band + BAND + 28
-    shapes += strips(view, frame.small, frame.cell, (frame.left, top), frame.band)
-    top += rows_of_strips(view)
-    left = max(MARGIN, min(frame.left, frame.width - MARGIN - 980))
-    lines = legend(view, frame.small)
-    for row, (mark, text) in enumerate(lines):
-        shapes += swatch(left, top + 44 * row, mark, frame.cell)
-        shapes.append(Text(left + 58, top + 15 + 44 * row, text, 24, anchor="lm"))
-    shapes += _tips(view, frame)
-    return Sheet(frame.width, top + 44 * len(lines) - 16 + MARGIN, shapes)
-
-
-def _frame(view: MaskView) -> Geometry:
     small = downsample(view, MOST_CELLS)
     cell = min(96, SIDE // max(1, len(small.cells)))
     left, needed = MARGIN + 210, cell * len(small.cells) + GAP + BAND + MARGIN
     width = max(left + needed, 1280)
-    return Geometry(small, cell, left + (width - left - needed) // 2, MARGIN + 250, width)
-
-
-def _summary(view: MaskView) -> tuple[str, str]:
-    total, slots = len(view.blocked), int(view.slots.sum())
-    kinds = f"{slots} positive + {slots} negative" if view.negative.any() else f"{slots} positive"
-    groups = counted(view.num_groups, "group")
-    made = f" = {groups} x ({kinds})" if slots else ""
-    return (
-        f"{view.num_denoising:,} denoising queries{made}",
-        f"{view.num_matching:,} matching queries; {view.blocked_share:.1%} of {total:,} x {total:,} pairs are blocked",
-    )
+    frame = Geometry(small, cell, left + (width - left - needed) // 2, MARGIN + 250, width)
+    total, kinds = len(view.blocked), view.kinds_of_group
+    made = f" = {counted(view.num_groups, 'group')} x ({kinds})" if kinds else ""
+    pairs = f"{view.blocked_share:.1%} of {total:,} x {total:,} pairs are blocked"
+    shapes: list[Shape] = [
+        Text(MARGIN, MARGIN + 36, TITLE, 40),
+        Text(MARGIN, MARGIN + 82, f"{view.num_denoising:,} denoising queries{made}", 25, SOFT),
+        Text(MARGIN, MARGIN + 118, f"{view.num_matching:,} matching queries; {pairs}", 25, SOFT),
+    ]
+    shapes += [*_cells(frame), *_kinds(frame), *_groups(frame), *_matching(view, frame)]
+    top = frame.top + frame.band + BAND + 28
+    if not view.valid.all():
+        shapes += _strips(view, frame, top)
+        more = len(view.valid) > MOST_STRIPS
+        top += 62 + (STRIP + 8) * min(len(view.valid), MOST_STRIPS) + 36 * more
+    left = max(MARGIN, min(frame.left, frame.width - MARGIN - 980))
+    rows = legend(view, small)
+    for row, (mark, text) in enumerate(rows):
+        y = top + 44 * row
+        if isinstance(mark, float):
+            shapes += [*_slot(left, y, *SWATCH, cell >= ROOMY, mark)]
+            shapes.append(Rect(left - 1, y - 1, SWATCH[0] + 2, SWATCH[1] + 2, None, INK))
+        elif isinstance(mark, tuple):
+            shapes.append(Rect(left, y, *SWATCH, mark, INK))
+        shapes.append(Text(left + 58, y + 15, text, 24, anchor="lm"))
+    shapes += _tips(view, frame)
+    return Sheet(width, top + 44 * len(rows) - 16 + MARGIN, shapes)
 
 
 def _cells(frame: Geometry) -> Iterator[Shape]:
     """Each cell between the light colour of its column's kind and grey, by the share that is blocked."""
-    spans = _spans(frame)
     kinds = [*(cell.kind for cell in frame.small.cells), "matching"]
     numbers = np.array([list(LIGHT).index(kind) for kind in kinds])
-    for (top, height), shares in zip(spans, frame.small.blocked.numpy(), strict=True):
+    for (top, height), shares in zip(frame.spans, frame.small.blocked.numpy(), strict=True):
         key = np.where(shares == 1, -1, numbers + shares / 2)  # equal where the colour is
         starts = np.flatnonzero(np.diff(key, prepend=np.nan, append=np.nan)).tolist()
         starts = sorted({*starts, len(kinds) - 1})  # the gap before the matching queries
         for first, end in pairwise(starts):
-            left, right = spans[first][0], sum(spans[end - 1])
+            left, right = frame.spans[first][0], sum(frame.spans[end - 1])
             color = mix(LIGHT[kinds[first]], BLOCKED, float(shares[first]))
             yield Rect(frame.left + left, frame.top + top, right - left, height, color)
     parts = [(0, frame.side)] * bool(frame.side) + [(frame.band, BAND)]
-    for at in range(1, len(frame.small.cells)) if frame.line else ():
+    for at in range(1, len(frame.small.cells)) if frame.cell >= ROOMY else ():
         place = at * frame.cell
         for start, length in parts:
-            yield _line(frame, place, start, place, start + length - 1, PAGE)
-            yield _line(frame, start, place, start + length - 1, place, PAGE)
+            yield frame.line(place, start, place, start + length - 1, PAGE)
+            yield frame.line(start, place, start + length - 1, place, PAGE)
     for top, height in parts:
         for left, width in parts:
             yield Rect(frame.left + left - 1, frame.top + top - 1, width + 2, height + 2, None, INK)
-
-
-def _spans(frame: Geometry) -> list[tuple[int, int]]:
-    """Start and length of every row or column, the matching queries last."""
-    return [*((at * frame.cell, frame.cell) for at in range(len(frame.small.cells))), (frame.band, BAND)]
-
-
-def _line(frame: Geometry, x0: float, y0: float, x1: float, y1: float, color: Color = INK) -> Line:
-    return Line(frame.left + x0, frame.top + y0, frame.left + x1, frame.top + y1, color)
 
 
 def _tips(view: MaskView, frame: Geometry) -> Iterator[Tip]:
     """Every row in words."""
     tips = [cell_words(view, cell) for cell in frame.small.cells] + [words(explain(view, view.num_denoising))]
     if view.num_matching > 1:
-        tips[-1][0] = (
-            f"the {view.num_matching:,} matching queries, merged into one row; each is {tips[-1][0].split(': ')[1]}"
-        )
+        each = tips[-1][0].split(": ")[1]
+        tips[-1][0] = f"the {view.num_matching:,} matching queries, merged into one row; each is {each}"
     left = frame.left - STRIPE - 6 if frame.side else frame.left
     width = frame.left + frame.band + BAND - left
-    for (top, height), lines in zip(_spans(frame), tips, strict=True):
+    for (top, height), lines in zip(frame.spans, tips, strict=True):
         yield Tip(left, frame.top + top, width, height, lines)
 
 
 def _kinds(frame: Geometry) -> Iterator[Shape]:
-    """A stripe over the columns and one left of the rows: positive or negative."""
-    for start, stop, kind in _runs(frame.small.cells):
-        low, high = start * frame.cell, stop * frame.cell - frame.line
-        x, y = frame.left, frame.top
+    """A stripe over the columns and one left of the rows: positive or negative, with a sign where it has room."""
+    x, y, middle = frame.left, frame.top, 6 + STRIPE // 2
+    stop = 0
+    for (kind, _), cells in groupby(frame.small.cells, key=lambda cell: (cell.kind, cell.first_group)):
+        low, stop = stop, stop + frame.cell * len(list(cells))
+        high = stop - (frame.cell >= ROOMY)
         yield Rect(x + low, y - STRIPE - 6, high - low, STRIPE, STRONG[kind])
         yield Rect(x - STRIPE - 6, y + low, STRIPE, high - low, STRONG[kind])
-        if high - low >= 18 and kind != "both":
-            yield from _sign(x + (low + high) // 2, y - 6 - STRIPE // 2, kind)
-            yield from _sign(x - 6 - STRIPE // 2, y + (low + high) // 2, kind)
-
-
-def _sign(x: int, y: int, kind: str) -> Iterator[Rect]:
-    """A plus or a minus, drawn: the letters of the font sit off the middle."""
-    yield Rect(x - 6, y - 1, 12, 2, ON_STRONG[kind])
-    if kind == "positive":
-        yield Rect(x - 1, y - 6, 2, 12, ON_STRONG[kind])
-
-
-def _runs(cells: Sequence[MaskCell]) -> Iterator[tuple[int, int, str]]:
-    """Neighbours of one kind and group, as [start, stop) of cells."""
-    start = 0
-    for at in range(1, len(cells) + 1):
-        if at == len(cells) or (cells[at].kind, cells[at].first_group) != (cells[start].kind, cells[start].last_group):
-            yield start, at, cells[start].kind
-            start = at
+        if high - low < 18 or kind == "both":
+            continue
+        at = (low + high) // 2
+        for cx, cy in ((x + at, y - middle), (x - middle, y + at)):  # drawn: the font's signs sit off the middle
+            yield Rect(cx - 6, cy - 1, 12, 2, ON_STRONG[kind])
+            if kind == "positive":
+                yield Rect(cx - 1, cy - 6, 2, 12, ON_STRONG[kind])
 
 
 def _groups(frame: Geometry) -> Iterator[Shape]:
     """Names of the groups, as many as have room, and lines between them."""
-    cells = frame.small.cells
-    starts = [at for at, cell in enumerate(cells) if at == 0 or cells[at - 1].last_group < cell.first_group]
-    edges = [at * frame.cell for at in [*starts, len(cells)]]
+    starts = frame.small.group_starts
+    edges = [at * frame.cell for at in [*starts, len(frame.small.cells)]]
     wide = max((high - low for low, high in pairwise(edges)), default=1)
-    names = [f"group {cells[at].first_group}" for at in starts]
+    names = [f"group {frame.small.cells[at].first_group}" for at in starts]
     font = load_font(24 * 1.15)  # browsers' letters are a little wider
     fits = all(font.getlength(name) + 12 <= wide for name in names)
     shorts = names if fits else [name.split()[1] for name in names]
@@ -199,8 +179,8 @@ def _groups(frame: Geometry) -> Iterator[Shape]:
         if number % every_row == 0:
             yield Text(frame.left - STRIPE - 16, frame.top + middle, names[number], 24, anchor="rm")
         if low and high - low >= 16:
-            yield _line(frame, low, 0, low, frame.side - 1)
-            yield _line(frame, 0, low, frame.side - 1, low)
+            yield frame.line(low, 0, low, frame.side - 1)
+            yield frame.line(0, low, frame.side - 1, low)
 
 
 def _step(needed: float, wide: float) -> int:
@@ -222,30 +202,20 @@ def _matching(view: MaskView, frame: Geometry) -> Iterator[Text]:
     yield Text(x - 16, y - 25, "that looks", 22, SOFT, "rs")
 
 
-def rows_of_strips(view: MaskView) -> int:
-    """Height of the strips, in pixels."""
-    if view.valid.all():
-        return 0
-    return 36 + (STRIP + 8) * min(len(view.valid), MOST_STRIPS) + 36 * (len(view.valid) > MOST_STRIPS) + 26
-
-
-def strips(view: MaskView, small: SmallMask, cell: int, corner: tuple[int, int], band: int) -> Iterator[Shape]:
+def _strips(view: MaskView, frame: Geometry, top: int) -> Iterator[Shape]:
     """A strip for each image: which denoising queries are padding."""
-    left, top = corner
-    if view.valid.all():
-        return
+    left, roomy = frame.left, frame.cell >= ROOMY
     yield Text(left, top + 22, "which denoising queries of each image are padding", 22, SOFT)
     top += 36
-    roomy = cell >= ROOMY
-    for image, shares in enumerate(small.valid[:MOST_STRIPS].tolist()):
+    counts = zip(view.num_objects, view.taking_part, frame.small.valid.tolist(), strict=True)
+    for image, (objects, part, shares) in enumerate(islice(counts, MOST_STRIPS)):
         middle = top + STRIP / 2
         yield Text(left - 16, middle, f"image {image}", 24, anchor="rm")
         for at, share in enumerate(shares):
-            yield from _slot(left + at * cell, top, cell - roomy, STRIP, roomy, share)
-        yield Rect(left - 1, top - 1, cell * len(shares) + 2, STRIP + 2, None, INK)
-        objects, part = view.num_objects[image], view.taking_part[image]
+            yield from _slot(left + at * frame.cell, top, frame.cell - roomy, STRIP, roomy, share)
+        yield Rect(left - 1, top - 1, frame.side + 2, STRIP + 2, None, INK)
         text = f"{part:,} of {objects:,}" if part < objects else f"{objects:,} object{'s' * (objects != 1)}"
-        yield Text(left + band, middle, text, 24, anchor="lm")
+        yield Text(left + frame.band, middle, text, 24, anchor="lm")
         top += STRIP + 8
     if len(view.valid) > MOST_STRIPS:
         yield Text(left, top + 26, f"and {len(view.valid) - MOST_STRIPS:,} more images", 24)
@@ -260,15 +230,6 @@ def _slot(x: int, y: int, width: int, height: int, crossed: bool, share: float) 
         cx, cy = x + width / 2, y + height / 2
         yield Line(cx - reach, cy - reach, cx + reach, cy + reach, BLOCKED, 2)
         yield Line(cx - reach, cy + reach, cx + reach, cy - reach, BLOCKED, 2)
-
-
-def swatch(x: int, y: int, mark: Color | float | None, cell: int) -> Iterator[Shape]:
-    """A colour of the legend, or a slot of so many objects as the strips draw it."""
-    if isinstance(mark, float):
-        yield from _slot(x, y, *SWATCH, cell >= ROOMY, mark)
-        yield Rect(x - 1, y - 1, SWATCH[0] + 2, SWATCH[1] + 2, None, INK)
-    elif mark and not isinstance(mark, int):
-        yield Rect(x, y, *SWATCH, mark, INK)
 
 
 def legend(view: MaskView, small: SmallMask) -> list[tuple[Color | float | None, str]]:

@@ -5,6 +5,7 @@ PNG, SVG and HTML, both from a `SmallMask`; `explain.py` puts a row into words.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from ...config import ModelConfig
 from ...errors import ConfigError
 from ...model.build import build_denoiser
 from ...model.denoising import Denoiser, join
-from ...structures import DenoisingQueries, Queries, Target
+from ...structures import Queries, Target
 
 MOST_BYTES = 2**30  # a larger mask is refused, not tried
 
@@ -31,7 +32,7 @@ class MaskView(NamedTuple):
     num_groups: int
     target_index: Tensor  # (B, Q) int64, the object of its image that each is a noisy copy of, -1 on padding
     files: Sequence[str] = ()  # of the images, where they are known
-    names: Sequence[Sequence[str]] = ()  # the class of every object of each image, where it is known
+    names: Sequence[list[str]] = ()  # the class of every object of each image, where it is known
 
     @property
     def num_denoising(self) -> int:
@@ -47,6 +48,12 @@ class MaskView(NamedTuple):
     def slots(self) -> Tensor:
         """(Q,) bool, the positives of the first group: one for each object that an image may have."""
         return (self.group == 0) & ~self.negative
+
+    @property
+    def kinds_of_group(self) -> str:
+        """What a group is made of: `3 positive + 3 negative`; nothing if there are no denoising queries."""
+        slots = int(self.slots.sum())
+        return f"{slots} positive" * bool(slots) + f" + {slots} negative" * bool(self.negative.any())
 
     @property
     def taking_part(self) -> list[int]:
@@ -75,7 +82,7 @@ class MaskBatch(NamedTuple):
 
     targets: list[Target]
     files: Sequence[str] = ()
-    names: Sequence[Sequence[str]] = ()  # the class of every object
+    names: Sequence[list[str]] = ()  # the class of every object
 
 
 def mask_of(config: ModelConfig, num_objects: Sequence[int]) -> MaskView:
@@ -90,33 +97,27 @@ def mask_of(config: ModelConfig, num_objects: Sequence[int]) -> MaskView:
 
 
 def batch_mask(config: ModelConfig, objects: MaskBatch) -> MaskView:
-    """The mask that this model would train with on these images.
+    """The mask that this model would train with on these images; without denoising nothing is blocked.
 
     Raises:
         ConfigError: it would need more than MOST_BYTES.
     """
-    targets = objects.targets
+    targets, files, names = objects
     num_objects = [len(target.labels) for target in targets]
     check_size(config, num_objects)
     content = torch.zeros(len(targets), config.num_queries, config.hidden_dim)  # (B, N, C)
     matching = Queries(content, content[..., :4])
     with torch.no_grad():
         noise = build_denoiser(config)(targets)
-        queries = matching if noise is None else join(noise, matching)
-    return view_mask(noise, queries, num_objects)._replace(files=objects.files, names=objects.names)
-
-
-def view_mask(noise: DenoisingQueries | None, queries: Queries, num_objects: Sequence[int]) -> MaskView:
-    """What a model put before its decoder, as a mask to look at; without noise nothing is blocked."""
-    num_queries, blocked = queries.content.shape[1], queries.blocked
-    if blocked is None:
-        blocked = torch.zeros(num_queries, num_queries, dtype=torch.bool)
-    counts = list(num_objects)
-    if noise is None:
-        no = torch.zeros(0, dtype=torch.bool)
-        each = no.expand(len(counts), 0)
-        return MaskView(blocked, no.long(), no, each, counts, 0, each.long())
-    return MaskView(blocked, noise.group, noise.negative, noise.valid, counts, noise.num_groups, noise.target_index)
+        blocked = None if noise is None else join(noise, matching).blocked
+    if noise is None or blocked is None:
+        none = torch.zeros(len(targets), 0, dtype=torch.int64)  # (B, 0)
+        blocked = torch.zeros(config.num_queries, config.num_queries, dtype=torch.bool)
+        return MaskView(blocked, none[0], none[0].bool(), none.bool(), num_objects, 0, none, files, names)
+    return MaskView(
+        blocked, noise.group, noise.negative, noise.valid, num_objects, noise.num_groups, noise.target_index,
+        files, names,
+    )  # fmt: skip
 
 
 def check_size(config: ModelConfig, num_objects: Sequence[int]) -> None:
@@ -162,35 +163,30 @@ def notes(view: MaskView, config: ModelConfig) -> list[str]:
 
 def blocked_facts(view: MaskView) -> dict[str, str]:
     """The counts by name, in words."""
-    total, pairs = len(view.blocked), view.blocked_pairs
-    noisy, matching, slots = view.num_denoising, view.num_matching, int(view.slots.sum())
-    kinds = f"{slots} positive + {slots} negative" if view.negative.any() else f"{slots} positive"
-    return {
+    total, images = len(view.blocked), len(view.num_objects)
+    objects = ", ".join(f"{count:,}" for count in view.num_objects[:12])
+    sizes = {"denoising": view.num_denoising, "matching": view.num_matching}
+    made = f" = {view.num_groups} x ({view.kinds_of_group})" * bool(view.num_denoising)
+    facts = {
         "groups": f"{view.num_groups:,}",
-        "objects per image": _listed(view.num_objects),
-        "denoising queries": f"{noisy:,}" + f" = {view.num_groups} x ({kinds})" * (slots > 0),
-        "matching queries": f"{matching:,}",
+        "objects per image": f"{objects}, ... ({images} images)" if images > 12 else objects,
+        "denoising queries": f"{view.num_denoising:,}{made}",
+        "matching queries": f"{view.num_matching:,}",
         "total": f"{total:,}",
-        "blocked": f"{sum(pairs.values()):,} of {total:,} x {total:,} pairs: {view.blocked_share:.2%}",
-        "denoising to denoising": _part(pairs["denoising_to_denoising"], noisy * noisy),
-        "denoising to matching": _part(pairs["denoising_to_matching"], noisy * matching),
-        "matching to denoising": _part(pairs["matching_to_denoising"], matching * noisy),
-        "matching to matching": _part(pairs["matching_to_matching"], matching * matching),
+        "blocked": f"{int(view.blocked.sum()):,} of {total:,} x {total:,} pairs: {view.blocked_share:.2%}",
     }
-
-
-def _listed(counts: Sequence[int]) -> str:
-    text = ", ".join(f"{count:,}" for count in counts[:12])
-    return f"{text}, ... ({len(counts)} images)" if len(counts) > 12 else text
-
-
-def _part(blocked: int, pairs: int) -> str:
-    return f"{blocked:,} of {pairs:,} ({blocked / pairs:.0%})" if pairs else "no pairs"
+    for name, blocked in view.blocked_pairs.items():
+        row, column = name.split("_to_")
+        pairs = sizes[row] * sizes[column]
+        share = f"{blocked:,} of {pairs:,} ({blocked / pairs:.0%})" if pairs else "no pairs"
+        facts[f"{row} to {column}"] = share
+    return facts
 
 
 def to_json(view: MaskView) -> dict[str, Any]:
     """For scripts; every range is [first, end), counted from 0."""
     num_negative = int(view.negative.sum())
+    rows, counts = view.blocked.unique_consecutive(dim=0, return_counts=True)
     files = view.files or [None] * len(view.num_objects)
     return {
         "num_groups": view.num_groups,
@@ -213,8 +209,8 @@ def to_json(view: MaskView) -> dict[str, Any]:
             for of_group in (view.group == group for group in range(view.num_groups))
         ],
         "mask": [
-            {"rows": [first, end], "blocked": true_runs(view.blocked[first])}
-            for first, end in _equal_rows(view.blocked)
+            {"rows": [end - count, end], "blocked": true_runs(row)}
+            for row, count, end in zip(rows, counts.tolist(), counts.cumsum(0).tolist(), strict=True)
         ],
     }
 
@@ -223,12 +219,6 @@ def true_runs(flags: Tensor) -> list[list[int]]:
     """Where a row is True, (n,) bool -> [[first, end], ...)."""
     change = torch.nn.functional.pad(flags.int(), (1, 1)).diff().nonzero().flatten()
     return change.view(-1, 2).tolist()
-
-
-def _equal_rows(blocked: Tensor) -> list[tuple[int, int]]:
-    """Runs of rows that block the same."""
-    starts = [0, *((blocked[1:] != blocked[:-1]).any(1).nonzero().flatten() + 1).tolist()]
-    return list(zip(starts, [*starts[1:], len(blocked)], strict=True))
 
 
 def _amount(count: int) -> str:
@@ -261,10 +251,20 @@ class SmallMask(NamedTuple):
         """k, where a cell stands for at most k x k pairs."""
         return max((cell.stop - cell.start for cell in self.cells), default=1)
 
+    @property
+    def group_starts(self) -> list[int]:
+        """The cells with which a group begins."""
+        before = [-1, *(cell.last_group for cell in self.cells)]
+        return [at for at, cell in enumerate(self.cells) if before[at] < cell.first_group]
+
 
 def downsample(view: MaskView, most: int) -> SmallMask:
     """At most so many cells, of equal kind where there is room: a query, else part of a group's half, else groups."""
-    cells = [_cell(view, start, stop) for start, stop in _cut(view, most)]
+    cells = []
+    for start, stop in _cut(view, most):
+        negative = view.negative[start:stop]
+        kind = "negative" if negative.all() else "both" if negative.any() else "positive"
+        cells.append(MaskCell(start, stop, int(view.group[start]), int(view.group[stop - 1]), kind))
     starts = [*(cell.start for cell in cells), view.num_denoising]
     sizes = np.diff([*starts, len(view.blocked)])
     rows = np.add.reduceat(view.blocked.numpy(), starts, axis=0, dtype=np.int32)  # (cells + 1, N)
@@ -282,23 +282,10 @@ def _cut(view: MaskView, most: int) -> list[tuple[int, int]]:
     for key in (2 * view.group + view.negative, view.group):
         lengths = torch.unique_consecutive(key, return_counts=True)[1].tolist()
         if len(lengths) <= most:
-            pieces = most // max(1, len(lengths))
-            return _spans(lengths, max((-(-length // pieces) for length in lengths), default=1))
-    together = -(-len(lengths) // most)
-    return _spans([sum(lengths[i : i + together]) for i in range(0, len(lengths), together)], view.num_denoising)
-
-
-def _spans(lengths: list[int], longest: int) -> list[tuple[int, int]]:
-    """Runs of these lengths, one after the other, none cut into pieces longer than `longest`."""
-    spans, start = [], 0
-    for length in lengths:
-        end = start + length
-        spans += [(first, min(first + longest, end)) for first in range(start, end, longest)]
-        start = end
-    return spans
-
-
-def _cell(view: MaskView, start: int, stop: int) -> MaskCell:
-    kinds = view.negative[start:stop]
-    kind = "negative" if kinds.all() else "both" if kinds.any() else "positive"
-    return MaskCell(start, stop, int(view.group[start]), int(view.group[stop - 1]), kind)
+            longest = -(-max(lengths, default=1) // (most // max(1, len(lengths))))
+            break
+    else:
+        together, longest = -(-len(lengths) // most), view.num_denoising
+        lengths = [sum(lengths[i : i + together]) for i in range(0, len(lengths), together)]
+    runs = zip(accumulate(lengths), lengths, strict=True)
+    return [(at, min(at + longest, end)) for end, length in runs for at in range(end - length, end, longest)]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .mask import MaskCell, MaskView, SmallMask, blocked_facts, downsample
+from .mask import MaskView, SmallMask, blocked_facts, downsample
 
 MOST_STRIPS = 8  # images whose padding is drawn; a larger batch says so in words
 
@@ -51,16 +51,10 @@ class TextLayout(NamedTuple):
 def draw_text(view: MaskView, glyphs: Glyphs = UNICODE, width: int = 80) -> list[Line]:
     """The mask, the padding of each image, a legend and the counts, in at most `width` columns (at least 80)."""
     layout = _layout(view, max(80, width))
-    drawing = [*_header(view, layout, glyphs), *_rows(layout, glyphs), *_strips(view, layout, glyphs)]
-    counts = [[Span(text)] for text in facts(view)]
+    drawing = [*_header(view, layout), *_rows(layout, glyphs), *_strips(view, layout, glyphs)]
+    facts = blocked_facts(view).items()
+    counts = [[Span(f"  {name:24}{value}" if " to " in name else f"{name:19}{value}")] for name, value in facts]
     return [*drawing, [], *_legend(view, layout, glyphs), [], *counts]
-
-
-def facts(view: MaskView) -> list[str]:
-    """The counts in words."""
-    return [
-        f"  {name:24}{value}" if " to " in name else f"{name:19}{value}" for name, value in blocked_facts(view).items()
-    ]
 
 
 def _layout(view: MaskView, width: int) -> TextLayout:
@@ -77,12 +71,12 @@ def _layout(view: MaskView, width: int) -> TextLayout:
     return TextLayout(downsample(view, cells), cell, label, band, "", "i", ("m",))
 
 
-def _header(view: MaskView, layout: TextLayout, glyphs: Glyphs) -> list[Line]:
+def _header(view: MaskView, layout: TextLayout) -> list[Line]:
     """What the columns are: group numbers where they have room, and the kinds under them."""
     cells = layout.small.cells
     numbers = [" "] * (layout.cell * len(cells))
     free = 0
-    for at in _group_starts(cells):
+    for at in layout.small.group_starts:
         place, text = at * layout.cell, str(cells[at].first_group)
         if free <= place <= len(numbers) - len(text):
             numbers[place : place + len(text)] = text
@@ -95,34 +89,21 @@ def _header(view: MaskView, layout: TextLayout, glyphs: Glyphs) -> list[Line]:
     ]
 
 
-def _group_starts(cells: Sequence[MaskCell]) -> list[int]:
-    """The cells with which a group begins."""
-    return [at for at, cell in enumerate(cells) if at == 0 or cells[at - 1].last_group < cell.first_group]
-
-
 def _rows(layout: TextLayout, glyphs: Glyphs) -> list[Line]:
-    """One line a cell, a rule, and the matching queries."""
-    cells, starts = layout.small.cells, set(_group_starts(layout.small.cells))
+    """One line a cell, a rule, and the matching queries: whom each may not look at."""
+    cells, starts = layout.small.cells, set(layout.small.group_starts)
+    marks = []
+    for *shares, matching in layout.small.blocked.tolist():
+        row = [_mark(share, cell.kind, layout.cell, glyphs) for share, cell in zip(shares, cells, strict=True)]
+        marks.append([*row, Span(glyphs.bar), _mark(matching, "matching", layout.band, glyphs)])
     lines = []
     for at, cell in enumerate(cells):
         number = f"{layout.group}{cell.first_group}" if at in starts else ""
-        sign = Span(f"{SIGNS[cell.kind]} ", cell.kind)
-        lines.append([Span(f"{number:{layout.label - 2}}"), sign, *_row(layout, at, glyphs)])
+        lines.append([Span(f"{number:{layout.label - 2}}"), Span(f"{SIGNS[cell.kind]} ", cell.kind), *marks[at]])
     if cells:
         across = glyphs.rule * (layout.cell * len(cells))
         lines.append([Span(" " * layout.label + across + glyphs.cross + glyphs.rule * layout.band)])
-    for text in layout.matching:
-        lines.append([Span(text.ljust(layout.label), "matching"), *_row(layout, len(cells), glyphs)])
-    return lines
-
-
-def _row(layout: TextLayout, row: int, glyphs: Glyphs) -> Line:
-    """Whom one cell's queries may not look at."""
-    *shares, matching = layout.small.blocked[row].tolist()
-    spans = [
-        _mark(share, cell.kind, layout.cell, glyphs) for share, cell in zip(shares, layout.small.cells, strict=True)
-    ]
-    return [*spans, Span(glyphs.bar), _mark(matching, "matching", layout.band, glyphs)]
+    return lines + [[Span(text.ljust(layout.label), "matching"), *marks[-1]] for text in layout.matching]
 
 
 def _mark(share: float, kind: str, width: int, glyphs: Glyphs) -> Span:

@@ -1,6 +1,5 @@
 """Who answers for whom: each object's query at every stage, its cost, how stable that is, and the denoising queries."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,17 +7,18 @@ from torch import Tensor
 
 from ...boxes import iou, to_pixels, to_xyxy
 from ...config import Config, LossConfig
-from ...data.annotations import Annotations, Category
+from ...data.annotations import Annotations
 from ...data.batch import Batch, Sample, collate
 from ...data.loaders import EvaluationImages
 from ...errors import DataError
 from ...losses import Matched, match_stages
-from ...matching import Cost, matching_cost
+from ...matching import matching_cost
 from ...model.dino import DinoOutput
 from ...predict import Detector
 from ...structures import DenoisingQueries, Target
 
 COST_NAMES = {"label": "class", "box": "L1", "giou": "GIoU"}
+STAGE_NAMES = {"proposals": "first stage"}  # the others by their layer, from 0
 NOTHING = -1  # in place of an object: the query answers for none
 
 
@@ -40,25 +40,30 @@ class MatchedQuery(NamedTuple):
     iou: float
     box: list[float]
 
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it: `costs` as `cost_class`, `cost_l1`, ..."""
+        costs = {f"cost_{cost_name(part).lower()}": value for part, value in self.costs.items()}
+        rest = {name: getattr(self, name) for name in ("cost", "probability", "iou", "box")}
+        return {"object": self.object, "query": self.query} | costs | rest
+
 
 class Stage(NamedTuple):
     """The match of one stage and how it differs from the one before it."""
 
     name: str
-    answers: list[MatchedQuery]  # by object; more objects than queries leave some out
+    answers: list[MatchedQuery]  # by object, at least one; more objects than queries leave some out
     kept: float | None  # share of the objects whose query took them in the stage before, too
     instability: int | None  # queries whose object, or lack of one, is another than in the stage before
 
     def mean_costs(self) -> dict[str, float]:
         """Each part of the cost, averaged over the answers."""
-        count = max(1, len(self.answers))
-        names = self.answers[0].costs if self.answers else Cost._fields
-        return {name: sum(answer.costs[name] for answer in self.answers) / count for name in names}
+        count = len(self.answers)
+        return {name: sum(answer.costs[name] for answer in self.answers) / count for name in self.answers[0].costs}
 
     def means(self) -> list[float]:
         """The parts, their sum, and the IoU, in the order of a table."""
-        costs, count = self.mean_costs(), max(1, len(self.answers))
-        return [*costs.values(), sum(costs.values()), sum(answer.iou for answer in self.answers) / count]
+        costs, overlap = self.mean_costs().values(), sum(answer.iou for answer in self.answers)
+        return [*costs, sum(costs), overlap / len(self.answers)]
 
 
 class Noisy(NamedTuple):
@@ -86,13 +91,35 @@ class Matching(NamedTuple):
     num_queries: int
     num_groups: int
 
+    @property
+    def cost_names(self) -> list[str]:
+        """The parts of the cost, for people."""
+        return [cost_name(part) for part in self.stages[0].mean_costs()]
+
+    def by_object(self) -> list[tuple[int, str, list[MatchedQuery | None]]]:
+        """Number and class of each object, and its answer at every stage."""
+        columns = [{answer.object: answer for answer in stage.answers} for stage in self.stages]
+        return [(t, thing.label, [column.get(t) for column in columns]) for t, thing in enumerate(self.objects)]
+
+    def object_rows(self) -> list[list[Any]]:
+        """Number, class, query at every stage, and the last stage's IoU and probability; None where there is none."""
+        return [
+            [t, label, *(answer and answer.query for answer in answers),
+             *((last.iou, last.probability) if (last := answers[-1]) else (None, None))]
+            for t, label, answers in self.by_object()
+        ]  # fmt: skip
+
+    def stage_rows(self) -> list[list[Any]]:
+        """Name, means, kept and instability of every stage."""
+        return [[stage.name, *stage.means(), stage.kept, stage.instability] for stage in self.stages]
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return {
             "num_queries": self.num_queries,
             "num_groups": self.num_groups,
             "objects": [thing._asdict() for thing in self.objects],
-            "stages": [s._asdict() | {"answers": [_answer_json(a) for a in s.answers]} for s in self.stages],
+            "stages": [s._asdict() | {"answers": [a.as_dict() for a in s.answers]} for s in self.stages],
             "denoising": [noisy._asdict() for noisy in self.noisy],
         }
 
@@ -100,13 +127,6 @@ class Matching(NamedTuple):
 def cost_name(part: str) -> str:
     """A part of the cost for people; one without a better name has its own."""
     return COST_NAMES.get(part, part)
-
-
-def _answer_json(answer: MatchedQuery) -> dict[str, Any]:
-    """`costs` as `cost_class`, `cost_l1`, ..."""
-    rest = {name: value for name, value in answer._asdict().items() if name not in ("object", "query", "costs")}
-    costs = {f"cost_{cost_name(part).lower()}": value for part, value in answer.costs.items()}
-    return {"object": answer.object, "query": answer.query} | costs | rest
 
 
 def annotated_batch(annotations: Annotations, index: int, config: Config, seed: int) -> Batch:
@@ -125,34 +145,42 @@ def annotated_batch(annotations: Annotations, index: int, config: Config, seed: 
 
 def look_at_matching(detector: Detector, batch: Batch) -> Matching:
     """Match the batch's only image as training does; denoising queries are there as in training, dropout is not."""
-    output, targets = _answered(detector, batch)
-    size, categories = batch.sizes[0], detector.categories
-    target = targets[0]
-    boxes = to_pixels(target.boxes, size)
-    objects = [Thing(categories[k].name, box) for k, box in zip(target.labels.tolist(), boxes.tolist(), strict=True)]
-    matched = [_once(one, len(objects)) for one in match_stages(output, targets, detector.config.loss)]
+    output, target, matched = _matched(detector, batch)
+    size, names = batch.sizes[0], [category.name for category in detector.categories]
+    boxes = to_pixels(target.boxes, size).tolist()
+    objects = [Thing(names[label], box) for label, box in zip(target.labels.tolist(), boxes, strict=True)]
     owners = [owner_of_queries(one) for one in matched]
-    stages = []
-    for n, (one, owner) in enumerate(zip(matched, owners, strict=True)):
-        before = owners[n - 1] if n else None
-        changes = (None, None) if before is None else (share_kept(before, owner), instability(before, owner))
-        stages.append(Stage(_title(one.name), _answers(one, detector.config.loss, size), *changes))
+    stages = [
+        Stage(
+            STAGE_NAMES.get(one.name, one.name.replace("stage", "layer ")),
+            _answers(one, detector.config.loss, size),
+            **changes(before, owner),
+        )
+        for one, before, owner in zip(matched, [None, *owners[:-1]], owners, strict=True)
+    ]
     noise = output.noise
-    noisy = [] if noise is None else _noisy(output, noise, target, size, categories)
+    noisy = [] if noise is None else _noisy(output, noise, target, size, names)
     return Matching(objects, stages, noisy, len(owners[-1]), noise.num_groups if noise else 0)
 
 
 def final_owners(detector: Detector, batch: Batch) -> Tensor:
     """Which object each query of the last layer answers for, (N,); to compare checkpoints."""
-    output, targets = _answered(detector, batch)
-    return owner_of_queries(list(match_stages(output, targets, detector.config.loss))[-1])
+    return owner_of_queries(_matched(detector, batch)[-1][-1])
 
 
-def _once(one: Matched, count: int) -> Matched:
-    """The stage with each of the only image's `count` objects once, where several queries answered for a copy each."""
-    (target,) = one.targets
-    target = target._replace(labels=target.labels[:count], boxes=target.boxes[:count])
-    return one._replace(targets=[target], match=one.match._replace(target=one.match.target % count))
+def _matched(detector: Detector, batch: Batch) -> tuple[DinoOutput, Target, list[Matched]]:
+    """What the model answers, the only image's objects, and every stage's match.
+
+    Where several queries answer for copies of an object, they all answer for the object itself.
+    """
+    output = detector.forward(batch, batch.targets)
+    device = output.final.boxes.device
+    (target,) = (t._replace(labels=t.labels.to(device), boxes=t.boxes.to(device)) for t in batch.targets)
+    count, stages = len(target.labels), []
+    for one in match_stages(output, [target], detector.config.loss):
+        own = one.targets[0]._replace(labels=one.targets[0].labels[:count], boxes=target.boxes)
+        stages.append(one._replace(targets=[own], match=one.match._replace(target=one.match.target % count)))
+    return output, target, stages
 
 
 def owner_of_queries(one: Matched) -> Tensor:
@@ -176,10 +204,11 @@ def share_kept(before: Tensor, after: Tensor) -> float:
     return float((before == after)[taken].float().mean()) if taken.any() else 1.0
 
 
-def _answered(detector: Detector, batch: Batch) -> tuple[DinoOutput, list[Target]]:
-    output = detector.forward(batch, batch.targets)
-    device = output.final.boxes.device
-    return output, [t._replace(labels=t.labels.to(device), boxes=t.boxes.to(device)) for t in batch.targets]
+def changes(before: Tensor | None, after: Tensor) -> dict[str, Any]:
+    """Both, of the queries' objects, (N,), (N,); None for the first match."""
+    if before is None:
+        return {"kept": None, "instability": None}
+    return {"kept": share_kept(before, after), "instability": instability(before, after)}
 
 
 def _answers(one: Matched, loss: LossConfig, size: tuple[int, int]) -> list[MatchedQuery]:
@@ -191,34 +220,26 @@ def _answers(one: Matched, loss: LossConfig, size: tuple[int, int]) -> list[Matc
     parts = [dict(zip(costs, values, strict=True)) for values in zip(*costs.values(), strict=True)]
     sure = logits[query, target.labels[wanted]].sigmoid()
     overlap = iou(to_xyxy(boxes[query]), to_xyxy(target.boxes[wanted]))
-    columns = (wanted, query, parts, cost.total[query, wanted], sure, overlap, to_pixels(boxes[query], size))
-    rows = zip(*(x if isinstance(x, list) else x.tolist() for x in columns), strict=True)
+    columns = (cost.total[query, wanted], sure, overlap, to_pixels(boxes[query], size))
+    rows = zip(wanted.tolist(), query.tolist(), parts, *(column.tolist() for column in columns), strict=True)
     return [MatchedQuery(*row) for row in rows]
 
 
 def _noisy(
-    output: DinoOutput, noise: DenoisingQueries, target: Target, size: tuple[int, int], categories: Sequence[Category]
+    output: DinoOutput, noise: DenoisingQueries, target: Target, size: tuple[int, int], names: list[str]
 ) -> list[Noisy]:
-    """The denoising queries of the only image; a negative belongs to the positive at its place in the group."""
+    """The denoising queries of the only image, which has no padding."""
     last = (output.denoising or [])[-1]
-    targets = dict(zip(noise.match.query.tolist(), noise.match.target.tolist(), strict=True))
-    copies = 2 if bool(noise.negative.any()) else 1
-    slots = len(noise.group) // (noise.num_groups * copies)
-    negative, group, labels = noise.negative.tolist(), noise.group.tolist(), noise.labels[0].tolist()
-    start, answer = to_pixels(noise.boxes[0], size).tolist(), to_pixels(last.boxes[0], size).tolist()
-    true = to_pixels(target.boxes, size).tolist()
-    rows = []
-    for q, bad in enumerate(negative):
-        t = targets[q - slots if bad else q]
-        name = categories[int(target.labels[t])].name
-        sure = float(last.logits[0, q, target.labels[t]].float().sigmoid())
-        overlap = float(iou(to_xyxy(last.boxes[0, q].float()), to_xyxy(target.boxes[t])))
-        expected = ("no object", None) if q not in targets else (name, true[t])
-        given = categories[labels[q]].name
-        rows.append(Noisy(q, group[q], not bad, t, given, start[q], *expected, sure, overlap, answer[q]))
-    return rows
-
-
-def _title(name: str) -> str:
-    """The loss's name of a stage, for people; layers are numbered from 0 as everywhere."""
-    return "first stage" if name == "proposals" else name.replace("stage", "layer ")
+    logits, boxes, objects = last.logits[0].float(), last.boxes[0].float(), noise.target_index[0]  # (Q,)
+    labels = target.labels[objects]
+    columns = (
+        noise.group, ~noise.negative, objects, noise.labels[0], to_pixels(noise.boxes[0], size), labels,
+        to_pixels(target.boxes[objects], size), logits.gather(1, labels[:, None])[:, 0].sigmoid(),
+        iou(to_xyxy(boxes), to_xyxy(target.boxes[objects])), to_pixels(boxes, size),
+    )  # fmt: skip
+    rows = enumerate(zip(*(column.tolist() for column in columns), strict=True))
+    return [
+        Noisy(query, group, positive, number, names[start], place, names[label] if positive else "no object",
+              true if positive else None, sure, overlap, box)
+        for query, (group, positive, number, start, place, label, true, sure, overlap, box) in rows
+    ]  # fmt: skip

@@ -6,15 +6,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ...boxes import iou, to_cxcywh, to_pixels
 from ...config import LossConfig
-from ...data.annotations import Category
+from ...data.annotations import Annotations, Category
 from ...errors import ConfigError
 from ...matching import hungarian
 from ...model.dino import DinoOutput
-from ...structures import Predictions, Target
+from ...predict import Detector
+from ...structures import Predictions, Proposals, Target
 
 COUNTS = (10, 50, 100, 300, 900)
 IOUS = (0.5, 0.75)
@@ -44,27 +46,35 @@ def list_proposals(output: DinoOutput, size: tuple[int, int], categories: Sequen
     Raises:
         ConfigError: the model has static queries, so there is no first stage.
     """
-    first, final = output.proposals, output.final
-    if first is None:
-        raise ConfigError("this model has no first stage (model.queries = static), so there are no proposals to show")
-    anchors, proposals, finals = (to_pixels(x[0], size) for x in (first.anchors, first.boxes, final.boxes))
-    scores, labels = first.logits[0].float().cpu().sigmoid().max(-1)
-    final_scores, final_labels = final.logits[0].float().cpu().sigmoid().max(-1)
-    moved = (_centers(proposals) - _centers(finals)).norm(dim=-1)
-    overlap = iou(proposals, finals)
-    names = ["foreground"] if first.logits.shape[-1] == 1 < len(categories) else [c.name for c in categories]
-    rows = zip(
-        first.level[0].tolist(), scores.tolist(), labels.tolist(), anchors.tolist(), proposals.tolist(),
-        finals.tolist(), final_labels.tolist(), final_scores.tolist(), moved.tolist(), overlap.tolist(), strict=True,
-    )  # fmt: skip
+    first, names = _first_stage(output), [category.name for category in categories]
+    anchors, proposals, finals = (to_pixels(x[0], size) for x in (first.anchors, first.boxes, output.final.boxes))
+    scores, labels = _best_class(first.logits)
+    final_scores, final_labels = _best_class(output.final.logits)
+    first_names = ["foreground"] if first.logits.shape[-1] == 1 < len(names) else names
+    columns = (first.level[0], scores, labels, anchors, proposals, finals, final_labels, final_scores,
+               _distance(proposals, finals), iou(proposals, finals))  # fmt: skip
+    rows = enumerate(zip(*(column.tolist() for column in columns), strict=True))
     return [
-        Proposal(query, level, score, names[label], anchor, box, end, categories[kind].name, sure, distance, share)
-        for query, (level, score, label, anchor, box, end, kind, sure, distance, share) in enumerate(rows)
+        Proposal(query, level, score, first_names[label], anchor, box, end, names[kind], sure, moved, share)
+        for query, (level, score, label, anchor, box, end, kind, sure, moved, share) in rows
     ]
 
 
-def _centers(boxes_xyxy: Tensor) -> Tensor:
-    return (boxes_xyxy[..., :2] + boxes_xyxy[..., 2:]) / 2
+def _first_stage(output: DinoOutput) -> Proposals:
+    if output.proposals is None:
+        raise ConfigError("this model has no first stage (model.queries = static), so there are no proposals to show")
+    return output.proposals
+
+
+def _best_class(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Probability and number of each query's best class, of the one image of a batch."""
+    return logits[0].float().cpu().sigmoid().max(-1)
+
+
+def _distance(boxes_xyxy: Tensor, others: Tensor) -> Tensor:
+    """Between the centres."""
+    one, other = ((boxes[..., :2] + boxes[..., 2:]) / 2 for boxes in (boxes_xyxy, others))
+    return (one - other).norm(dim=-1)
 
 
 def score_maps(output: DinoOutput) -> list[np.ndarray]:
@@ -73,9 +83,7 @@ def score_maps(output: DinoOutput) -> list[np.ndarray]:
     Raises:
         ConfigError: the model has static queries, so there is no first stage.
     """
-    if output.proposals is None:
-        raise ConfigError("this model has no first stage (model.queries = static), so there are no scores to show")
-    return [scores[0].float().cpu().sigmoid().numpy() for scores in output.proposals.maps]
+    return [scores[0].float().cpu().sigmoid().numpy() for scores in _first_stage(output).maps]
 
 
 def spread(scores: np.ndarray) -> dict[str, float | list[int]]:
@@ -91,6 +99,16 @@ class ImageObjects(NamedTuple):
     boxes: Tensor  # (T, 4)
     labels: Tensor  # (T,) int64
     areas: Tensor  # (T,)
+
+
+def objects_of(annotations: Annotations, index: int) -> ImageObjects:
+    """Those of an image that can be learned from."""
+    rows = annotations.objects(index)
+    kept = annotations.trainable()[rows]
+    boxes, labels, areas = (
+        torch.from_numpy(x[rows][kept]) for x in (annotations.boxes, annotations.labels, annotations.area)
+    )
+    return ImageObjects(torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1).float(), labels, areas)
 
 
 class Journey(NamedTuple):
@@ -117,20 +135,17 @@ def journeys(
     Raises:
         ConfigError: the model has static queries, so there is no first stage.
     """
-    if output.proposals is None:
-        raise ConfigError("this model has no first stage (model.queries = static), so there are no proposals to show")
-    scale = torch.tensor([size[1], size[0], size[1], size[0]])
-    stages = [output.proposals.anchors, output.proposals.boxes, *(stage.boxes for stage in output.stages)]
+    first = _first_stage(output)
+    stages = [first.anchors, first.boxes, *(stage.boxes for stage in output.stages)]
     boxes = torch.stack([to_pixels(stage[0], size) for stage in stages])  # (stages, N, 4)
-    logits = output.final.logits[:1].float().cpu()
-    scores, labels = logits[0].sigmoid().max(-1)
-    centers = (boxes[..., :2] + boxes[..., 2:]) / 2
-    moved = (centers[1:] - centers[:-1]).norm(dim=-1)  # (stages - 1, N)
+    moved = _distance(boxes[1:], boxes[:-1])  # (stages - 1, N)
+    scores, labels = _best_class(output.final.logits)
     if objects is None:
         pairs = [(query, None) for query in scores.argsort(descending=True)[:top].tolist()]
     else:
-        target = Target(objects.labels, to_cxcywh(objects.boxes / scale))
-        (match,) = hungarian([Predictions(logits, output.final.boxes[:1].float().cpu())], [target], loss)
+        target = Target(objects.labels, to_cxcywh(objects.boxes / torch.tensor(size[::-1]).repeat(2)))
+        final = Predictions(*(part[:1].float().cpu() for part in output.final))
+        (match,) = hungarian([final], [target], loss)
         pairs = sorted(zip(match.query.tolist(), match.target.tolist(), strict=True), key=lambda pair: pair[1])
     return [
         Journey(
@@ -144,6 +159,39 @@ def journeys(
         )
         for query, number in pairs
     ]
+
+
+class Inspected(NamedTuple):
+    """One image and what the model did with it."""
+
+    file: str
+    size: tuple[int, int]  # height, width
+    proposals: list[Proposal]
+    maps: list[np.ndarray]
+    journeys: list[Journey]
+    objects: ImageObjects | None
+
+    def as_dict(self, top: int) -> dict[str, Any]:
+        """As JSON has it, with the `top` best proposals."""
+        return {
+            "file": self.file,
+            "proposals": [proposal._asdict() for proposal in self.proposals[:top]],
+            "layers": [journey._asdict() for journey in self.journeys],
+            "scores": [spread(scores) for scores in self.maps],
+        }
+
+
+def inspect_image(
+    detector: Detector, image: Image.Image, name: str, objects: ImageObjects | None, top: int
+) -> Inspected:  # fmt: skip
+    """Run the model on an image.
+
+    Raises:
+        ConfigError: the model has static queries, so there is no first stage.
+    """
+    output, size, categories = detector.forward(detector.batch(image)), (image.height, image.width), detector.categories
+    found = journeys(output, size, objects, detector.config.loss, categories, top)
+    return Inspected(name, size, list_proposals(output, size, categories), score_maps(output), found, objects)
 
 
 class StageSummary(NamedTuple):
@@ -169,15 +217,6 @@ def average(found: Sequence[Journey]) -> list[StageSummary]:
     return [StageSummary(*row) for row in zip(names, moved, ious, gains, strict=True)]
 
 
-class Judged(NamedTuple):
-    """An image's proposals, best first, and its annotated objects; boxes x0 y0 x1 y1 in pixels."""
-
-    boxes: Tensor  # (N, 4)
-    levels: Tensor  # (N,) int64
-    objects: Tensor  # (T, 4)
-    areas: Tensor  # (T,)
-
-
 class Recall(NamedTuple):
     """The share of objects of one size that a proposal of one level among its image's first k covers, by k."""
 
@@ -188,19 +227,23 @@ class Recall(NamedTuple):
     shares: dict[int, float]
 
 
-def recalls(images: Sequence[Judged]) -> list[Recall]:
-    """For each IoU, level and size with objects; the last k is the number of all proposals, unless there are more."""
-    if not sum(len(image.objects) for image in images):
+def recalls(found: Sequence[Inspected]) -> list[Recall]:
+    """For each IoU, level and size with objects; the last k is the number of all proposals, unless there are more.
+
+    Images without annotations don't count.
+    """
+    images = [(image.proposals, image.objects) for image in found if image.objects is not None]
+    if not sum(len(objects.boxes) for _, objects in images):
         return []
-    most = min(COUNTS[-1], max(len(image.boxes) for image in images))
+    most = min(COUNTS[-1], max(len(proposals) for proposals, _ in images))
     counts = [*(count for count in COUNTS if count < most), most]
-    areas = torch.cat([image.areas for image in images])
+    areas = torch.cat([objects.areas for _, objects in images])
     wanted: dict[str | None, Tensor] = {None: torch.ones_like(areas, dtype=torch.bool)}
     wanted |= {size: (areas >= low) & (areas < high) for size, (low, high) in SIZES.items()}
-    levels: list[int | None] = [None, *sorted(set(torch.cat([image.levels for image in images]).tolist()))]
+    levels: list[int | None] = [None, *sorted({p.level for proposals, _ in images for p in proposals})]
     rows = []
     for level in levels:
-        best = torch.cat([_best(image, level, counts) for image in images])  # (all objects, counts)
+        best = torch.cat([_best(*image, level, counts) for image in images])  # (all objects, counts)
         for least in IOUS:
             for size, chosen in wanted.items():
                 if chosen.any():
@@ -209,15 +252,10 @@ def recalls(images: Sequence[Judged]) -> list[Recall]:
     return rows
 
 
-def _best(image: Judged, level: int | None, counts: Sequence[int]) -> Tensor:
+def _best(proposals: Sequence[Proposal], objects: ImageObjects, level: int | None, counts: Sequence[int]) -> Tensor:
     """The greatest IoU of each object with one of the first k proposals, if of this level, (T, counts)."""
-    overlap = iou(image.objects[:, None], image.boxes)  # (T, N)
+    overlap = iou(objects.boxes[:, None], torch.tensor([p.proposal for p in proposals]).view(-1, 4))  # (T, N)
     if level is not None:
-        overlap = overlap.masked_fill(image.levels != level, 0)
+        overlap = overlap.masked_fill(torch.tensor([p.level for p in proposals]) != level, 0)
     so_far = overlap.cummax(dim=1).values if overlap.numel() else overlap
-    return so_far[:, [min(count, len(image.boxes)) - 1 for count in counts]]
-
-
-def as_json(rows: Sequence[Recall]) -> list[dict[str, Any]]:
-    """For scripts."""
-    return [row._asdict() | {"shares": {str(count): share for count, share in row.shares.items()}} for row in rows]
+    return so_far[:, [min(count, len(proposals)) - 1 for count in counts]]
