@@ -11,11 +11,11 @@ from dinocore.data.images import read_image
 from dinocore.errors import ConfigError
 from dinocore.words import whole
 
-from ..annotated import open_annotated, warn_of_whole_images
-from ..console import print_json, say, stdout, warn_of_letters
-from ..options import Device, Json, Weights
-from ..outputs import Figure, Report, check_outputs, print_table, write_outputs
-from ..weights_option import open_detector
+from ...annotated import open_annotated, warn_of_whole_images
+from ...console import print_json, say, stdout, warn_of_letters
+from ...options import Device, Json, Weights
+from ...outputs import Figure, Report, check_outputs, print_table, write_outputs
+from ...weights_option import open_detector
 
 if TYPE_CHECKING:
     from dinocore.inspect.attention import Attention

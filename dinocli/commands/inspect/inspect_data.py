@@ -14,9 +14,9 @@ from dinocore.data.dataset import open_dataset
 from dinocore.presets import load_config
 from dinocore.words import counted
 
-from ..console import print_json, say, stdout, warn, warn_of_letters
-from ..options import ConfigFile, Json, Overrides, Preset
-from ..outputs import check_outputs, write_image
+from ...console import print_json, say, stdout, warn, warn_of_letters
+from ...options import ConfigFile, Json, Overrides, Preset
+from ...outputs import check_outputs, write_image
 
 
 def inspect_data(

@@ -16,11 +16,11 @@ from dinocore.errors import ConfigError
 from dinocore.presets import load_config
 from dinocore.system.files import write_text
 
-from .. import console
-from ..annotated import settings_of
-from ..console import print_json, say, warn
-from ..options import ConfigFile, Json, ModelOf, Overrides, preset_option
-from ..outputs import check_outputs, write_image
+from ... import console
+from ...annotated import settings_of
+from ...console import print_json, say, warn
+from ...options import ConfigFile, Json, ModelOf, Overrides, preset_option
+from ...outputs import check_outputs, write_image
 
 if TYPE_CHECKING:
     from dinocore.inspect.mask.mask import MaskView
@@ -78,7 +78,7 @@ def inspect_mask(
 
     source = preset or PRESET
     if weights is not None:
-        from ..weights_option import model_of
+        from ...weights_option import model_of
 
         source, _ = model_of(weights, preset)
     if images and data is None:  # those that weights were trained with

@@ -14,11 +14,11 @@ from dinocore.data.split import check_split
 from dinocore.errors import CheckpointError, ConfigError, DataError
 from dinocore.words import counted, whole
 
-from ..annotated import open_annotated
-from ..console import print_json, say, stdout, warn_of_letters
-from ..options import Data, Device, Json, Split, Weights
-from ..outputs import Figure, Report, check_outputs, print_table, write_outputs
-from ..weights_option import open_detector
+from ...annotated import open_annotated
+from ...console import print_json, say, stdout, warn_of_letters
+from ...options import Data, Device, Json, Split, Weights
+from ...outputs import Figure, Report, check_outputs, print_table, write_outputs
+from ...weights_option import open_detector
 
 if TYPE_CHECKING:
     from dinocore.data.batch import Batch

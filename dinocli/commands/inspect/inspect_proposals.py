@@ -19,14 +19,14 @@ from dinocore.errors import ConfigError, DataError
 from dinocore.system.files import write_text
 from dinocore.words import whole
 
-from ..annotated import open_annotated, warn_of_whole_images
-from ..completion import choices
-from ..console import fail, print_json, say, stdout
-from ..inputs import Input, expand
-from ..options import Data, Device, Json, Out, Precision, Split, Weights
-from ..outputs import check_outputs, print_table, write_image
-from ..progress import WorkProgress
-from ..weights_option import open_detector
+from ...annotated import open_annotated, warn_of_whole_images
+from ...completion import choices
+from ...console import fail, print_json, say, stdout
+from ...inputs import Input, expand
+from ...options import Data, Device, Json, Out, Precision, Split, Weights
+from ...outputs import check_outputs, print_table, write_image
+from ...progress import WorkProgress
+from ...weights_option import open_detector
 
 if TYPE_CHECKING:
     from dinocore.inspect.proposals.proposals import ImageObjects, Inspected, Recall, StageSummary
