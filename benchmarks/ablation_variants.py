@@ -9,7 +9,7 @@ from torch import nn
 from dinocore.boxes import refine
 from dinocore.model.decoder import Decoder
 from dinocore.model.dino import DINO
-from dinocore.model.tokens import encode_boxes
+from dinocore.model.position import encode_boxes
 from dinocore.structures import Predictions, Queries, Tokens
 
 

@@ -135,18 +135,18 @@ def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -
 def _look_for_cycles_later() -> None:
     """Leave out garbage collection until a million objects exist, nearly all of them of modules, which stay anyway.
 
-    It took a third of the start of a command that needs PyTorch. The first collection brings the usual thresholds back
-    and sets aside what there is, so that later ones look at new objects only.
+    It took a third of the start of a command that needs PyTorch. The first collection brings the usual thresholds back.
     """
-    usual = gc.get_threshold()
+    usual, later = gc.get_threshold(), 1_000_000
+    if usual[0] >= later:  # put off already
+        return
 
     def as_usual(phase: str, _: dict) -> None:
         if phase == "stop":
-            gc.freeze()
             gc.set_threshold(*usual)
             gc.callbacks.remove(as_usual)
 
-    gc.set_threshold(1_000_000)
+    gc.set_threshold(later)
     gc.callbacks.append(as_usual)
 
 

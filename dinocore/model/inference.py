@@ -117,7 +117,7 @@ class FusedConv(nn.Module):
 
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
-        self.weight, self.bias = conv.weight, conv.bias
+        self.weight, self.bias, self.kernel_size = conv.weight, conv.bias, conv.kernel_size
         self.options = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self.act = ("none", [])
 

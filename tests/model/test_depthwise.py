@@ -84,6 +84,13 @@ def test_a_backbone_learns_what_plain_pytorch_would_teach_it(name):
         torch.testing.assert_close(quick[key], grad, atol=1e-4 * float(grad.abs().max()) + 1e-12, rtol=1e-3)
 
 
+def test_replacing_them_draws_no_random_numbers():
+    body = timm.create_model("tf_efficientnet_lite0", features_only=True)
+    before = torch.get_rng_state()
+    quick_depthwise(body)
+    assert torch.get_rng_state().equal(before)
+
+
 def test_convolutions_that_the_kernel_cannot_do_stay_as_they_are():
     others = nn.Sequential(
         nn.Conv2d(16, 16, 3, groups=8), nn.Conv2d(12, 12, 3, groups=12), nn.Conv2d(16, 16, (1, 3), groups=16),

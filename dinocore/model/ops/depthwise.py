@@ -26,7 +26,7 @@ class DepthwiseConv(nn.Conv2d):
             conv: the layer that this one replaces, whose weights it takes.
         """
         channels, side, stride = conv.in_channels, conv.kernel_size[0], conv.stride[0]
-        super().__init__(channels, channels, side, stride, groups=channels, bias=False)
+        super().__init__(channels, channels, side, stride, groups=channels, bias=False, device="meta")  # draws nothing
         self.padding = conv.padding
         self.weight, self.bias = conv.weight, conv.bias
         # TensorFlow's SAME padding (timm's `Conv2dSame`) depends on the size of the input
