@@ -1,5 +1,6 @@
 """The `dino` command. Each subcommand is a file in `commands/`, or a folder with one, imported when it is used."""
 
+import atexit
 import gc
 import logging
 import os
@@ -136,6 +137,7 @@ def _look_for_cycles_later() -> None:
     """Leave out garbage collection until a million objects exist, nearly all of them of modules, which stay anyway.
 
     It took a third of the start of a command that needs PyTorch. The first collection brings the usual thresholds back.
+    At the end Python would look through them once more; they go with the process anyway.
     """
     usual, later = gc.get_threshold(), 1_000_000
     if usual[0] >= later:  # put off already
@@ -148,6 +150,7 @@ def _look_for_cycles_later() -> None:
 
     gc.set_threshold(later)
     gc.callbacks.append(as_usual)
+    atexit.register(gc.freeze)
 
 
 def main() -> None:
