@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 from .boxes import to_cxcywh
 from .config import Config
 from .data.batch import Batch
+from .errors import EnvironmentFault
 from .losses import criterion
 from .model.build import build_model
 from .model.dino import DINO
@@ -110,6 +111,23 @@ def prepare(case: Case) -> tuple[Callable[[], Any], DINO]:
         return _without_gradient(lambda: quick(images, batch.padding)), model
     plain = compiled(model.eval())
     return _without_gradient(lambda: _cast(plain, batch, dtype)), model
+
+
+def check_compiler(device: torch.device) -> None:
+    """
+    Raises:
+        EnvironmentFault: torch.compile would find no C++ compiler for this CPU.
+    """
+    if device.type != "cpu":
+        return
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        fix = "install one, such as g++, or leave out --compile"
+        raise EnvironmentFault("torch.compile needs a C++ compiler, and there is none", fix=fix) from None
 
 
 def _compiled(model: DINO) -> Any:

@@ -176,9 +176,6 @@ class TrainConfig(SettingsGroup):
     micro_batch_size: Literal["auto", "probe"] | Positive = (
         "auto"  # images a forward pass; auto: 1 on CPU, all elsewhere; probe: the most that fit into a GPU
     )
-    shape_window: Annotated[Positive, FIXED_ON_RESUME] = (
-        1  # batches in a row that exchange images, so that those of a batch have like shapes; 1: none, as in DETR
-    )
     lr: Weight = 1e-4  # learning rate, but for the backbone and offsets_lr; [lr]
     backbone_lr: Weight = 1e-5  # learning rate of the backbone; [lr_backbone]
     offsets_lr: Literal["same"] | Weight = "same"  # of the layers that place sampling points; [lr_linear_proj_mult]

@@ -210,7 +210,7 @@ def test_replace_changes_one_setting_and_checks_it():
 
 def test_what_a_resumed_run_cannot_change_is_marked_at_the_settings():
     assert set(fixed_on_resume()) == {
-        "model", "loss", "train.weights", "train.freeze", "train.batch_size", "train.shape_window", "train.seed",
+        "model", "loss", "train.weights", "train.freeze", "train.batch_size", "train.seed",
     }  # fmt: skip
 
 

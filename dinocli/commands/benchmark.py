@@ -30,6 +30,9 @@ def benchmark(
             help="auto, or reference: plain PyTorch, nothing tuned.", autocompletion=choices("auto", "reference")
         ),
     ] = "auto",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="torch.compile around the model: minutes first, and often for nothing.")
+    ] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls, after two warm-up calls.")] = 5,
     objects: Annotated[int, typer.Option(min=0, help="Objects per image, with --train.")] = OBJECTS,
     profile: Annotated[
@@ -45,7 +48,7 @@ def benchmark(
 
     Example: dino benchmark --preset r50-4scale --size 800x1333
     """
-    from dinocore.benchmark import Case, measure
+    from dinocore.benchmark import Case, check_compiler, measure
     from dinocore.benchmark import profile as run_profile
     from dinocore.presets import load_config
     from dinocore.system.device import pick_device, pick_precision
@@ -53,10 +56,12 @@ def benchmark(
     from ..weights_option import find_weights, is_exported, model_of
 
     _check(ops, profile)
-    if amp == "int8" and (train or ops != "auto"):
-        raise ConfigError("int8 is for inference with our own operations; leave out --train and --ops reference")
+    if amp == "int8" and (train or compile or ops != "auto"):
+        raise ConfigError(
+            "int8 is for inference with our own operations; leave out --train, --compile and --ops reference"
+        )
     if weights is not None and is_exported(path := find_weights(weights)):
-        others = [preset, train, profile, config, overrides]
+        others = [preset, train, compile, profile, config, overrides]
         others += [ops != "auto", size != SIZE, amp != "auto", objects != OBJECTS]
         if any(others) or device not in ("auto", "cpu"):
             raise ConfigError(
@@ -68,7 +73,9 @@ def benchmark(
     source, file = (preset or PRESET, None) if weights is None else model_of(weights, preset)
     settings, place = load_config(source, overrides, config), pick_device(device)
     pick_precision(amp, place)
-    case = Case(settings, _size(size), batch, train, ops, amp, place, objects, repeats, file)
+    if compile:
+        check_compiler(place)
+    case = Case(settings, _size(size), batch, train, ops, amp, place, objects, repeats, file, compile)
     found = measure(case, lambda done: say(f"{done} of {repeats}") if repeats > 1 and not json else None)
     top = [] if profile is None else run_profile(case, profile)
     name = weights or preset or PRESET
@@ -78,12 +85,13 @@ def benchmark(
         "batch": batch,
         "train": train,
         "ops": ops,
+        "compile": compile,
     }
     if json:
         operations = [{"name": name, "self_seconds": seconds, "calls": calls} for name, seconds, calls in top]
         print_json(facts | found._asdict() | ({"operations": operations} if top else {}))
         return
-    work = "training step" if train else "inference"
+    work = ("training step" if train else "inference") + (", compiled" if compile else "")
     _show(name, work, repeats, facts, found, top)
 
 

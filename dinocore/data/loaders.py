@@ -5,7 +5,7 @@ import multiprocessing.util
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +19,8 @@ from ..system.parent import LEFT_TO_THE_PARENT, leave_signals_to_the_parent
 from .annotations import Annotations
 from .batch import Batch, Sample, collate
 from .images import read_image, read_reduced
-from .transforms import AnnotatedImage, Plan, annotated_image, apply, as_target, draw, resize_for_model, to_tensor
+from .transforms import AnnotatedImage, annotated_image, apply, as_target, draw, resize_for_model, to_tensor
 
-ROW = 32  # pixels of height that count as one; the coarsest stride of most backbones
 MOST_REPLACEMENTS = 10  # images in a row that cannot be read
 
 
@@ -55,8 +54,10 @@ class TrainingImages(Dataset):
                         code="DATA-IMAGE-DAMAGED", fix="find them with `dino check-data DIR --decode`")  # fmt: skip
 
     def _read(self, epoch: int, index: int) -> Sample:
+        rng = np.random.default_rng((self.seed, epoch, index))
+        noise_seed = int(rng.integers(2**62))
         width, height = self.annotations.sizes[index].tolist()
-        noise_seed, plan = plan_image(self.annotations, self.config, self.seed, epoch, index)
+        plan = draw((height, width), self.config, rng)
         decoded = read_reduced(self.annotations.path(index), self.config, plan.min_decode_size())
         check_size(self.annotations, index, decoded.size)
         boxes, labels = usable_objects(self.annotations, index, self.usable)
@@ -65,14 +66,6 @@ class TrainingImages(Dataset):
         boxes = boxes * scale + torch.tensor([left, top] * 2)  # pixels of the decoded image
         annotated = apply(plan, annotated_image(to_tensor(decoded.image), boxes, labels), decoded.frame)
         return Sample(annotated[0].as_subclass(Tensor), as_target(annotated, noise_seed), index, (height, width))
-
-
-def plan_image(annotations: Annotations, config: DataConfig, seed: int, epoch: int, index: int) -> tuple[int, Plan]:
-    """The seed of an image's denoising noise, and its augmentation: in an epoch always the same."""
-    rng = np.random.default_rng((seed, epoch, index))
-    noise_seed = int(rng.integers(2**62))
-    width, height = annotations.sizes[index].tolist()
-    return noise_seed, draw((height, width), config, rng)
 
 
 class EvaluationImages(Dataset):
@@ -156,26 +149,12 @@ WHOLE = Shard()
 class Steps:
     """For each optimizer step from `start` to `end`, this process's images of its batch as (epoch, index)."""
 
-    def __init__(
-        self,
-        num_images: int,
-        batch_size: int,
-        seed: int,
-        start: int,
-        end: int,
-        part: Shard = WHOLE,
-        regroup: Callable[[int, np.ndarray], np.ndarray] | None = None,
-    ):
-        """
-        Args:
-            regroup: puts the images of an epoch (its number, their order) into another order.
-        """
+    def __init__(self, num_images: int, batch_size: int, seed: int, start: int, end: int, part: Shard = WHOLE):
         self.num_images = num_images
         self.batch_size = batch_size
         self.seed = seed
         self.start, self.end = start, end
         self.part = part
-        self.regroup = regroup
 
     def __len__(self) -> int:
         return self.end - self.start
@@ -187,50 +166,8 @@ class Steps:
             epoch, position = divmod(step, per_epoch)
             if position == 0 or step == self.start:
                 order = np.random.default_rng((self.seed, epoch)).permutation(self.num_images)
-                order = order if self.regroup is None else self.regroup(epoch, order)
             chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
             yield [(epoch, int(index)) for index in self.part.of(chosen)]
-
-
-class ShapeGroups:
-    """Exchanges images between the batches of a window, so that those of a batch have like shapes and little padding.
-
-    The shape is the one that augmentation will give an image, which is known before the image is read. An epoch has the
-    same images as without, and a window has, too. Source: ours, after the grouping by aspect ratio of other detectors.
-    """
-
-    def __init__(self, annotations: Annotations, config: Config):
-        self.annotations = annotations
-        self.data, self.seed = config.data, config.train.seed
-        self.batch_size, self.window = config.train.batch_size, config.train.shape_window
-
-    def __call__(self, epoch: int, order: np.ndarray) -> np.ndarray:
-        """The order of an epoch, regrouped; what fills no batch stays at the end."""
-        rng = np.random.default_rng((self.seed, epoch, len(order)))  # of no image: they are counted from 0
-        whole, groups = len(order) // self.batch_size * self.batch_size, []
-        for begin in range(0, whole, self.window * self.batch_size):
-            members = order[begin : min(whole, begin + self.window * self.batch_size)]
-            plans = (plan_image(self.annotations, self.data, self.seed, epoch, int(index))[1] for index in members)
-            batches = members[by_shape([plan.size for plan in plans])].reshape(-1, self.batch_size)
-            groups.append(rng.permutation(batches).flatten())
-        return np.concatenate([*groups, order[whole:]])
-
-
-def by_shape(sizes: Sequence[Sequence[int]]) -> np.ndarray:
-    """An order of images, (height, width) each, in which neighbours have like shapes.
-
-    From height to height (in steps of ROW), and there by width, in turn from the narrowest to the widest and back.
-    """
-    heights, widths = np.array(sizes).T  # (N,) each
-    rows = -(-heights // ROW)
-    return np.lexsort((np.where(rows % 2 == 0, widths, -widths), rows))
-
-
-def optimizer_steps(annotations: Annotations, config: Config, start: int, end: int, part: Shard = WHOLE) -> Steps:
-    """The images of a training's steps, in the order of its config."""
-    train = config.train
-    regroup = ShapeGroups(annotations, config) if train.shape_window > 1 else None
-    return Steps(len(annotations.image_ids), train.batch_size, train.seed, start, end, part, regroup)
 
 
 class Chunks:
@@ -244,7 +181,7 @@ class Chunks:
 
     def __call__(self, samples: Sequence[Sample]) -> list[Batch]:
         if len(samples) > self.size:
-            samples = [samples[i] for i in by_shape([sample.image.shape[-2:] for sample in samples])]
+            samples = sorted(samples, key=lambda sample: sample.image.shape[-1] / sample.image.shape[-2])
         return [collate(samples[i : i + self.size]) for i in range(0, len(samples), self.size)]
 
 
@@ -253,7 +190,7 @@ def training_steps(
 ) -> DataLoader:
     """Yields, for each optimizer step, its batches; workers live as long as the run."""
     images = TrainingImages(annotations, config.data, config.train.seed)
-    steps = optimizer_steps(annotations, config, start, end, part)
+    steps = Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, end, part)
     return DataLoader(images, batch_sampler=steps, collate_fn=Chunks(chunk), **_workers(config.data))
 
 

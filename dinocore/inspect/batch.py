@@ -15,7 +15,7 @@ from ..boxes import to_cxcywh, to_pixels
 from ..config import Config
 from ..data.annotations import Annotations
 from ..data.batch import normalise
-from ..data.loaders import load_annotated, optimizer_steps, start_workers, training_steps, usable_objects
+from ..data.loaders import Steps, load_annotated, start_workers, training_steps, usable_objects
 from ..draw.boxes import Box, class_color, draw_boxes
 from ..errors import DataError
 from ..structures import Target
@@ -53,7 +53,7 @@ def training_cells(annotations: Annotations, config: Config, start: int, steps: 
     """The images of optimizer steps from `start` on, by the training's own loader, normalised for the model."""
     model = config.model
     mean, std = torch.tensor(model.pixel_mean), torch.tensor(model.pixel_std)
-    plan = optimizer_steps(annotations, config, start, start + steps)
+    plan = Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, start + steps)
     loader = training_steps(annotations, config, _micro_batch_size(config), start, start + steps)
     for ((epoch, _), *_), batches in zip(plan, start_workers(loader), strict=True):
         for batch in batches:
@@ -69,7 +69,7 @@ def training_cells(annotations: Annotations, config: Config, start: int, steps: 
 def raw_cells(annotations: Annotations, config: Config, start: int, steps: int) -> Iterator[BatchImage]:
     """The same images as they are on disk, with the boxes that can be learned from."""
     usable = annotations.trainable(config.data.min_box_size)
-    for items in optimizer_steps(annotations, config, start, start + steps):
+    for items in Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, start + steps):
         for epoch, index in items:
             image, boxes, labels = load_annotated(annotations, index, config.data, usable)
             pixels = image.as_subclass(Tensor).permute(1, 2, 0)  # (H, W, 3)

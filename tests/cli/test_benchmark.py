@@ -5,10 +5,12 @@ import sys
 
 import pytest
 import torch
+from torch._inductor.exc import InvalidCxxCompiler
 from torch.utils.flop_counter import FlopCounterMode
 
 from dinocore import benchmark, load_config
 from dinocore.benchmark import CORRECTED, Case
+from dinocore.errors import EnvironmentFault
 from dinocore.model.ops import dispatch
 from dinocore.system.device import _WithoutTF32
 
@@ -23,6 +25,24 @@ def test_it_measures_what_is_asked_for(dino, settings, extra):
     assert found["images_per_s"] == pytest.approx(1 / found["latency_p50_s"])
     assert found["peak_memory_mb"] >= 0 and found["threads"] >= 1
     assert (found["train"], found["ops"]) == ("--train" in extra, "reference" if "reference" in extra else "auto")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns of itself
+@pytest.mark.parametrize("extra", [[], ["--train"]])
+def test_a_compiled_model_is_measured_and_says_that_it_is(dino, settings, extra):
+    found = json.loads(dino("benchmark", *FAST, *settings, *extra, "--amp", "off", "--compile", "--json").out)
+    assert found["compile"] and 0 < found["latency_p50_s"] < 60
+
+
+def test_compiling_without_a_compiler_says_what_is_missing(monkeypatch):
+    def missing():
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", missing)
+    with pytest.raises(EnvironmentFault, match=r"needs a C\+\+ compiler"):
+        benchmark.check_compiler(torch.device("cpu"))
+    benchmark.check_compiler(torch.device("cuda"))  # which brings its own
 
 
 def test_a_training_step_is_measured_where_the_compiled_form_cannot_run(dino, settings, monkeypatch):

@@ -1,7 +1,6 @@
 """Batches: which images, in which order, how they are padded, and what happens to an image that cannot be read."""
 
 import json
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -19,8 +18,6 @@ from dinocore.data.loaders import (
     TrainingImages,
     evaluation_batches,
     load_annotated,
-    optimizer_steps,
-    plan_image,
     steps_per_epoch,
     training_steps,
 )
@@ -96,83 +93,6 @@ def test_a_start_within_an_epoch_continues_the_same_sequence():
 def test_epochs_and_seeds_have_orders_of_their_own():
     orders = [[index for step in Steps(20, 20, seed, e, e + 1) for _, index in step] for seed in (0, 1) for e in (0, 1)]
     assert len({tuple(order) for order in orders}) == 4
-
-
-@pytest.fixture
-def many(tmp_path):
-    """Annotations of 103 images of many shapes, whose files are empty."""
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "train2017").mkdir()
-    (tmp_path / "val2017").mkdir()
-    sizes = np.random.default_rng(0).integers(100, 400, (103, 2)).tolist()
-    images = [{"id": i, "file_name": f"{i}.jpg", "width": w, "height": h} for i, (w, h) in enumerate(sizes)]
-    boxes = [
-        {"id": i, "image_id": i, "category_id": 1, "bbox": [10, 10, 50, 50], "area": 2500, "iscrowd": 0}
-        for i in range(103)
-    ]
-    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "thing"}]}
-    for image in images:
-        (tmp_path / "train2017" / image["file_name"]).touch()
-    for split in ("train2017", "val2017"):
-        (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
-    return read_annotations(find_layout(tmp_path).train)
-
-
-def grouped(window, batch_size=4, seed=0):
-    return Config(data=DataConfig(**SMALL), train=TrainConfig(batch_size=batch_size, seed=seed, shape_window=window))
-
-
-def padded_share(annotations, settings, epochs=2):
-    """How much of all batches is padding."""
-    per_epoch = steps_per_epoch(len(annotations.image_ids), settings.train.batch_size)
-    area = filled = 0
-    for step in optimizer_steps(annotations, settings, 0, epochs * per_epoch):
-        sizes = np.array([plan_image(annotations, settings.data, settings.train.seed, *item)[1].size for item in step])
-        filled += sizes.prod(1).sum()
-        area += sizes.max(0).prod() * len(sizes)
-    return 1 - filled / area
-
-
-def test_a_shape_window_leaves_less_padding_the_wider_it_is(many):
-    shares = [padded_share(many, grouped(window)) for window in (1, 4, 25)]
-    assert shares[1] < 0.7 * shares[0] and shares[2] < 0.7 * shares[1]
-
-
-@pytest.mark.parametrize("window", [2, 7, 100])
-def test_a_shape_window_exchanges_images_within_itself_only(many, window):
-    per_epoch, batch = steps_per_epoch(103, 4), 4
-    plain, changed = (list(optimizer_steps(many, grouped(w), 0, 2 * per_epoch)) for w in (1, window))
-    assert changed != plain
-    for epoch in (0, 1):
-        for first in range(epoch * per_epoch, (epoch + 1) * per_epoch, window):
-            last = min(first + window, (epoch + 1) * per_epoch)
-            before, after = (sorted(item for step in steps[first:last] for item in step) for steps in (plain, changed))
-            assert before == after and all(len(step) == batch for step in changed[first:last])
-
-
-def test_the_batches_of_a_window_come_in_a_random_order(many):
-    heights = [
-        max(plan_image(many, grouped(25).data, 0, *item)[1].size[0] for item in step)
-        for step in optimizer_steps(many, grouped(25), 0, 25)
-    ]
-    rises = sum(b > a for a, b in pairwise(heights))
-    assert 6 < rises < 18  # a sorted order has 24, or none
-
-
-def test_a_start_within_a_window_continues_the_same_sequence(many):
-    whole = list(optimizer_steps(many, grouped(7), 0, 40))
-    for start in (1, 6, 7, 13, 25, 30):
-        assert list(optimizer_steps(many, grouped(7), start, 40)) == whole[start:]
-
-
-def test_the_loader_reads_what_the_plan_of_a_shape_window_promises(annotations):
-    settings = config(2).model_copy(update={"train": TrainConfig(batch_size=2, seed=0, shape_window=3)})
-    expected = optimizer_steps(annotations, settings, 0, 4)
-    for items, step in zip(expected, training_steps(annotations, settings, 2, 0, 4), strict=True):
-        (batch,) = step
-        assert batch.indices == [index for _, index in items]
-        sizes = [plan_image(annotations, settings.data, 0, *item)[1].size for item in items]
-        assert batch.images.shape[-2:] == tuple(np.array(sizes).max(0))
 
 
 def test_chunks_split_a_step_into_forward_passes():
