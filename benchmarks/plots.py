@@ -76,7 +76,7 @@ def _short(number: int) -> str:
 
 def _rows(file: Path) -> list[dict]:
     found = json.loads(file.read_text())
-    return found["rows"] if "rows" in found else [{}]  # a file of another kind
+    return found.get("rows", [{}]) if isinstance(found, dict) else [{}]  # a file of another kind
 
 
 def _save(figure: plt.Figure, out: Path) -> None:
