@@ -1,7 +1,5 @@
 """The `dino` command. Each subcommand is a file in `commands/`, or a folder with one, imported when it is used."""
 
-import atexit
-import gc
 import logging
 import os
 import re
@@ -17,6 +15,8 @@ from dinocore import __version__
 from dinocore.error_codes import CODES
 from dinocore.errors import DinoError, EnvironmentFault, Interrupted
 from dinocore.system.parent import end_with_launcher
+
+from .start import put_off_collection
 
 TRAIN, USE, LOOK, DATA, WEIGHTS = "Train and measure", "Use", "Look inside", "Data", "Weights"
 COMMANDS = {  # name: module in commands/ with a function of its name, group, help line
@@ -133,29 +133,14 @@ def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -
     return warn(str(message))
 
 
-def _look_for_cycles_later() -> None:
-    """Leave out garbage collection until a million objects exist, nearly all of them of modules, which stay anyway.
-
-    It took a third of the start of a command that needs PyTorch. The first collection brings the usual thresholds back.
-    At the end Python would look through them once more; they go with the process anyway.
-    """
-    usual, later = gc.get_threshold(), 1_000_000
-    if usual[0] >= later:  # put off already
-        return
-
-    def as_usual(phase: str, _: dict) -> None:
-        if phase == "stop":
-            gc.set_threshold(*usual)
-            gc.callbacks.remove(as_usual)
-
-    gc.set_threshold(later)
-    gc.callbacks.append(as_usual)
-    atexit.register(gc.freeze)
+def console() -> None:
+    """The command `dino`, in a process of its own."""
+    put_off_collection()
+    main()
 
 
 def main() -> None:
     """Run the app; an error that the user can fix is a message, not a traceback."""
-    _look_for_cycles_later()
     logging.getLogger("dinocore").addHandler(LOG_HANDLER)
     logging.getLogger("dinocore").setLevel(logging.INFO)
     warnings.showwarning = _show_warning

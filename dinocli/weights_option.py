@@ -10,6 +10,7 @@ from dinocore.errors import CheckpointError, ConfigError
 
 from .console import say, warn
 from .progress import watching
+from .start import collect_as_usual
 
 if TYPE_CHECKING:
     from dinocore.predict import AnyDetector, Detector
@@ -98,7 +99,9 @@ def open_any_detector(weights: str | None, device: str, amp: str) -> tuple[AnyDe
 
     if device not in ("auto", "cpu") or amp not in ("auto", "off"):
         raise ConfigError(f"{path} has its device and precision in it; leave --device and --precision out")
-    return cast("AnyDetector", FileDetector(path)), path  # its config is a property
+    detector = cast("AnyDetector", FileDetector(path))  # its config is a property
+    collect_as_usual()
+    return detector, path
 
 
 def open_slicing(side: str, overlap: float | None, path: Path, config: DataConfig) -> Slicing:
@@ -139,4 +142,5 @@ def _from_weights(path: Path, device: str, amp: str) -> tuple[Detector, Path]:
         say(f"{path}: {note}")
     if note := names_note(content.categories):
         warn(f"{path}: {note}")
+    collect_as_usual()
     return detector, path

@@ -176,3 +176,17 @@ def test_a_photograph_whose_name_is_no_utf8_is_looked_at_and_printed(dino, pictu
     assert dino("predict", "in", "--out", "found.jsonl").code == 0
     again = dino("predict", "in", "--out", "found.jsonl", "--resume")
     assert again.code == 0 and "found.jsonl has 2 of 2 images" in again.err
+
+
+def test_the_search_for_cycles_is_put_off_at_the_start_and_comes_back_with_the_work():
+    program = """
+import gc
+from dinocli.start import collect_as_usual, put_off_collection
+usual = gc.get_threshold()
+put_off_collection()
+assert gc.get_threshold()[0] == 1_000_000
+collect_as_usual()
+collect_as_usual()
+assert gc.get_threshold() == usual and gc.get_freeze_count() > 1000
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

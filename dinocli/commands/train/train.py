@@ -24,6 +24,7 @@ from ...console import say, warn
 from ...options import DATA_FORMATS, MACHINE, VAL_FRACTION, Amp, ConfigFile, Device, Overrides
 from ...progress import watching
 from ...signals import StopRequest
+from ...start import collect_as_usual
 from .view import TrainingView, show_expectation
 
 if TYPE_CHECKING:
@@ -213,6 +214,7 @@ def run_training(request: TrainRequest) -> None:
             context, state = (new_run if request.resume is None else resumed_run)(request, device, group, locks)
             request.stop.running = True
             context = with_probed_size(context, state)
+            collect_as_usual()
             if not group.main:
                 for _ in train(context, state):
                     pass
