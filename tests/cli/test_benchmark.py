@@ -27,12 +27,14 @@ def test_it_measures_what_is_asked_for(dino, settings, extra):
     assert (found["train"], found["ops"]) == ("--train" in extra, "reference" if "reference" in extra else "auto")
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns of itself
 @pytest.mark.parametrize("extra", [[], ["--train"]])
-def test_a_compiled_model_is_measured_and_says_that_it_is(dino, settings, extra):
+def test_compile_wraps_the_model_and_the_answer_says_so(dino, settings, extra, monkeypatch):
+    """PyTorch's compiler itself takes minutes and is not run here."""
+    wrapped = []
+    monkeypatch.setattr(benchmark, "_compiled", lambda model: wrapped.append(model) or model)
+    monkeypatch.setattr(benchmark, "check_compiler", lambda device: None)
     found = json.loads(dino("benchmark", *FAST, *settings, *extra, "--amp", "off", "--compile", "--json").out)
-    assert found["compile"] and 0 < found["latency_p50_s"] < 60
+    assert found["compile"] and len(wrapped) == 1
 
 
 def test_compiling_without_a_compiler_says_what_is_missing(monkeypatch):
