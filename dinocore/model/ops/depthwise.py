@@ -35,10 +35,10 @@ class DepthwiseConv(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, h, w)."""
         if self.pads_by_size:
-            below, right = (
-                max(0, (-(-length // stride) - 1) * stride + side - length)
-                for length, side, stride in zip(input.shape[-2:], self.kernel_size, self.stride, strict=True)
-            )
+            side, stride = self.kernel_size[0], self.stride[0]
+            # a side that is a symbol in an exported graph is a multiple of every stride
+            rests = (0 if isinstance(length, torch.SymInt) else length % stride for length in input.shape[-2:])
+            below, right = (max(0, side - (rest or stride)) for rest in rests)
             input = F.pad(input, (right // 2, right - right // 2, below // 2, below - below // 2))
         if not torch.is_grad_enabled() or input.device.type != "cpu" or is_reference():
             return super().forward(input)
