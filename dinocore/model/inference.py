@@ -80,13 +80,18 @@ def fold_batch_norm(module: nn.Module) -> None:
                 bias = bias + conv.bias * scale
             conv.weight.mul_(scale[:, None, None, None])
             conv.bias = nn.Parameter(bias, requires_grad=False)
+            norm.act.was_in_norm = True  # pyright: ignore[reportArgumentType]  modules take attributes of any type
             setattr(module, name, norm.act)
     for child in module.children():
         fold_batch_norm(child)
 
 
 def _fuse_convolutions(module: nn.Module) -> None:
-    """Let convolutions do the activation that follows them, and a ResNet's blocks also the sum, in place."""
+    """Let convolutions do the activation that follows them, and a ResNet's blocks also the sum, in place.
+
+    An activation follows for certain in a sequence, or where the batch norm was that had it inside; elsewhere it may
+    come after a sum.
+    """
     children = list(module.named_children())
     for name, child in children:
         if isinstance(child, (BasicBlock, Bottleneck)) and _fusible(child.conv1):
@@ -97,16 +102,18 @@ def _fuse_convolutions(module: nn.Module) -> None:
             _fuse_convolutions(child)
     for (name, _), (following, act) in pairwise(children):
         conv = getattr(module, name)
-        if isinstance(conv, FusedConv) and type(act) in FUSED_ACTS:
+        known = isinstance(module, nn.Sequential) or getattr(act, "was_in_norm", False)
+        if isinstance(conv, FusedConv) and type(act) in FUSED_ACTS and known and not act._forward_hooks:
             conv.act = FUSED_ACTS[type(act)]
             setattr(module, following, nn.Identity())
 
 
 def _fusible(module: nn.Module) -> bool:
-    """Whether it is a plain convolution, with no hook that needs its input, and of numbers that oneDNN knows."""
+    """Whether it is a plain convolution, without hooks, and of numbers that oneDNN knows."""
     plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
     known = plain and module.weight.dtype in (torch.float32, torch.bfloat16)
-    return known and not module._forward_pre_hooks and torch.backends.mkldnn.is_available()
+    hooked = module._forward_pre_hooks or module._forward_hooks
+    return known and not hooked and torch.backends.mkldnn.is_available()
 
 
 class FusedConv(nn.Module):

@@ -10,7 +10,7 @@ from torch import nn
 
 from dinocore import build_model, load_config
 from dinocore.model.backbones.timm import TimmBackbone
-from dinocore.model.ops import dispatch, use_backend
+from dinocore.model.ops import depthwise, dispatch, use_backend
 from dinocore.model.ops.depthwise import DepthwiseConv, quick_depthwise
 from dinocore.model.ops.numba import cpu
 
@@ -101,19 +101,24 @@ def test_convolutions_that_the_kernel_cannot_do_stay_as_they_are():
     assert not any(isinstance(module, DepthwiseConv) for module in others)
 
 
-def test_a_kernel_that_cannot_run_costs_time_and_not_numbers(monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_kernel_that_cannot_run_costs_time_and_not_numbers(monkeypatch, dtype):
     def broken(*_):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(cpu, "depthwise_weight_gradient", broken)
-    monkeypatch.setattr(dispatch, "_broken", set())
-    conv = nn.Conv2d(16, 16, 3, 2, 1, groups=16)
-    images, grad = torch.randn(1, 16, 9, 12), torch.randn(1, 16, 5, 6)
+    monkeypatch.setattr(depthwise, "_kernel_runs", True)
+    conv = nn.Conv2d(16, 16, 3, 2, 1, groups=16, dtype=dtype)
+    images, grad = torch.randn(1, 16, 9, 12, dtype=dtype), torch.randn(1, 16, 5, 6, dtype=dtype)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         ours = gradients(DepthwiseConv(conv), images, grad)
+        gradients(DepthwiseConv(conv), images, grad)
+    assert len(seen) == 1, "once is enough"
+    assert not dispatch._broken, "the sampling's kernels may run all the same"
     assert "no compiler" in str(seen[0].message)
     for a, b in zip(ours, gradients(conv, images, grad), strict=True):
+        assert a.dtype == dtype
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 

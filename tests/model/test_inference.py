@@ -71,6 +71,24 @@ def test_convolutions_do_their_relu_and_the_sum_of_a_block():
     assert "hardtanh" in acts and "none" in acts
 
 
+def test_a_relu_that_comes_after_a_sum_stays_behind_it():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 1)
+            self.act = nn.ReLU()
+
+        def forward(self, x):
+            return self.act(x + self.conv(x))
+
+    block, images = Block(), torch.randn(1, 4, 5, 6)
+    with torch.inference_mode():
+        expected = block(images)
+        _fuse_convolutions(block)
+        torch.testing.assert_close(block(images), expected)
+    assert isinstance(block.conv, FusedConv) and isinstance(block.act, nn.ReLU)
+
+
 def test_a_convolution_with_a_hook_keeps_it():
     seen = []
     body = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU())

@@ -4,6 +4,7 @@ The gradient of the input is a convolution again; that of the weights is a kerne
 `torch.library` as the sampling is. Source: ours.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_weight
 
-from dinocore.model.ops.dispatch import disable_backend, is_reference
+from dinocore.model.ops.dispatch import is_reference
 
 LANES = 16  # channels that the kernel takes at a time
+_kernel_runs = True  # until it fails, of which a warning tells once
 
 
 class DepthwiseConv(nn.Conv2d):
@@ -108,16 +110,23 @@ torch.library.define("dino::depthwise_weight_grad", "(Tensor padded, Tensor grad
 @torch.library.impl("dino::depthwise_weight_grad", "cpu")
 def _weight_gradient(padded: Tensor, grad: Tensor, side: int, stride: int) -> Tensor:
     """(B, C, H, W) with its padding, (B, C, h, w) -> (C, 1, side, side), in float32 or float64."""
-    try:
-        from dinocore.model.ops.numba.cpu import depthwise_weight_gradient
+    global _kernel_runs
+    if _kernel_runs:
+        try:
+            from dinocore.model.ops.numba.cpu import depthwise_weight_gradient
 
-        return depthwise_weight_gradient(padded, grad, side, stride)
-    except Exception as error:
-        disable_backend("cpu", error)
-        shape = (padded.shape[1], 1, side, side)
-        height, width = ((length - 1) * stride + side for length in grad.shape[-2:])  # what the kernel has seen
-        seen = padded[..., :height, :width].float()
-        return conv2d_weight(seen, shape, grad.float(), stride, groups=shape[0])
+            return depthwise_weight_gradient(padded, grad, side, stride)
+        except MemoryError:
+            raise
+        except Exception as error:
+            _kernel_runs = False
+            text = " ".join(str(error).split())[:200]
+            warnings.warn(f"slow training of depthwise convolutions: {type(error).__name__}: {text}", stacklevel=2)
+    dtype = torch.promote_types(padded.dtype, torch.float32)
+    shape = (padded.shape[1], 1, side, side)
+    height, width = ((length - 1) * stride + side for length in grad.shape[-2:])  # what the kernel has seen
+    seen = padded[..., :height, :width].to(dtype)
+    return conv2d_weight(seen, shape, grad.to(dtype), stride, groups=shape[0])
 
 
 @torch.library.register_fake("dino::depthwise_weight_grad")

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dinocore.model.ops.numba.kernel_depthwise import LANES, weight_gradient_kernel
+from dinocore.model.ops.depthwise import LANES
+from dinocore.model.ops.numba.kernel_depthwise import weight_gradient_kernel
 from dinocore.model.ops.numba.kernels import around_kernel, backward_kernel, forward_kernel, padded
 
 Shapes = list[tuple[int, int]]

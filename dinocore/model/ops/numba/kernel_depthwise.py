@@ -11,10 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dinocore.model.ops.depthwise import LANES
 from dinocore.model.ops.numba.kernels import compiled
 from dinocore.model.ops.numba.rows import fill, load, store
-
-LANES = 16
 
 
 @functools.cache
