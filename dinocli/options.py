@@ -105,6 +105,14 @@ Precision = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Let torch.compile take over for image sizes that come often: half a minute for each, once; then faster.",
+        rich_help_panel=MACHINE,
+    ),
+]
 Threshold = Annotated[
     str,
     typer.Option(

@@ -86,19 +86,21 @@ def open_detector(weights: str | None, device: str, amp: str) -> tuple[Detector,
     return _from_weights(path, device, amp)
 
 
-def open_any_detector(weights: str | None, device: str, amp: str) -> tuple[AnyDetector, Path]:
+def open_any_detector(weights: str | None, device: str, amp: str, compiled: bool = False) -> tuple[AnyDetector, Path]:
     """The same, or a file that `dino export` wrote, which runs as it is.
 
     Raises:
-        ConfigError: another device or precision is asked for than an exported file has.
+        ConfigError: another device or precision is asked for than an exported file has, or torch.compile.
     """
     path = find_weights(weights)
     if not is_exported(path):
-        return _from_weights(path, device, amp)
+        return _from_weights(path, device, amp, compiled)
     from dinocore.export.detector import FileDetector
 
     if device not in ("auto", "cpu") or amp not in ("auto", "off"):
         raise ConfigError(f"{path} has its device and precision in it; leave --device and --precision out")
+    if compiled:
+        raise ConfigError(f"{path} is compiled already; leave --compile out")
     detector = cast("AnyDetector", FileDetector(path))  # its config is a property
     collect_as_usual()
     return detector, path
@@ -130,14 +132,16 @@ def is_exported(path: Path) -> bool:
     return path.suffix.lower() in (".onnx", ".xml", ".pt2")
 
 
-def _from_weights(path: Path, device: str, amp: str) -> tuple[Detector, Path]:
+def _from_weights(path: Path, device: str, amp: str, compiled: bool = False) -> tuple[Detector, Path]:
     from dinocore.predict import detector_from
-    from dinocore.system.device import pick_device
+    from dinocore.system.device import check_compiler, pick_device
     from dinocore.weights.file import cast_note, load_weights, names_note
 
     place = pick_device(device)
+    if compiled:
+        check_compiler(place)  # before the weights are read
     content = load_weights(path)
-    detector = detector_from(content, path, place, amp)
+    detector = detector_from(content, path, place, amp, compiled)
     if note := cast_note(content.tensors, path):
         say(f"{path}: {note}")
     if note := names_note(content.categories):

@@ -13,11 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 from .boxes import to_cxcywh
 from .config import Config
 from .data.batch import Batch
-from .errors import EnvironmentFault
 from .losses import criterion
 from .model.build import build_model
 from .model.dino import DINO
-from .model.inference import for_inference
+from .model.inference import CompiledModel, for_inference
 from .model.ops import use_backend
 from .structures import Target
 from .system.device import INT8, float32_throughout, pick_precision
@@ -103,31 +102,13 @@ def prepare(case: Case) -> tuple[Callable[[], Any], DINO]:
     dtype = pick_precision(case.amp, case.device)
     if case.train:
         return _training_call(compiled(model.train()), batch, case, dtype), model
-    packs = case.device.type == "cpu" and case.compiled  # the compiler packs weights itself, and takes no packed ones
-    if case.ops == "auto" and not packs:
-        quick = for_inference(model, dtype, case.device, int8=case.amp == INT8)
+    if case.ops == "auto":
+        quick = for_inference(model, dtype, case.device, int8=case.amp == INT8, to_compile=case.compiled)
         images = batch.images.to(next(quick.backbone.parameters()).dtype)
-        quick = compiled(quick)
-        return _without_gradient(lambda: quick(images, batch.padding)), model
+        run = CompiledModel(quick, quick, after=0) if case.compiled else quick
+        return _without_gradient(lambda: run(images, batch.padding)), model
     plain = compiled(model.eval())
     return _without_gradient(lambda: _cast(plain, batch, dtype)), model
-
-
-def check_compiler(device: torch.device) -> None:
-    """
-    Raises:
-        EnvironmentFault: torch.compile would find no C++ compiler for this CPU.
-    """
-    if device.type != "cpu":
-        return
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        fix = "install one, such as g++, or leave out --compile"
-        raise EnvironmentFault("torch.compile needs a C++ compiler, and there is none", fix=fix) from None
 
 
 def _compiled(model: DINO) -> Any:
@@ -196,6 +177,10 @@ def _fused_convolution_flops(x_shape, second, third, *args, out_shape=(), **kwar
     return 2 * math.prod(out_shape) * math.prod(weight_shape[1:])
 
 
+def _byte_convolution_flops(x_shape, step, zero, weight_shape, *args, out_shape=(), **kwargs) -> int:
+    return 2 * math.prod(out_shape) * math.prod(weight_shape[1:])
+
+
 def _packed_linear_flops(x_shape, *args, out_shape=(), **kwargs) -> int:
     """A multiply-add for every number of the input and channel of the output."""
     return 2 * math.prod(x_shape) * out_shape[-1]
@@ -212,6 +197,7 @@ if torch.backends.mkldnn.is_available():
     CORRECTED[torch.ops.mkldnn._convolution_pointwise] = _fused_convolution_flops
     CORRECTED[torch.ops.mkldnn._linear_pointwise] = _packed_linear_flops
     CORRECTED[torch.ops.onednn.qlinear_pointwise] = _packed_linear_flops
+    CORRECTED[torch.ops.onednn.qconv2d_pointwise] = _byte_convolution_flops
 
 
 def _training_call(model: DINO, batch: Batch, case: Case, dtype: torch.dtype | None) -> Callable[[], None]:

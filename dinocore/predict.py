@@ -20,11 +20,18 @@ from .data.images import loaded_rgb, read_image, to_rgb
 from .data.transforms import to_tensor
 from .errors import DataError, DivergedError, EnvironmentFault
 from .model.dino import DINO, DinoOutput
-from .model.inference import for_inference
+from .model.inference import CompiledModel, for_inference
 from .stream.images import detect_stream, prepare
 from .stream.slices import Slicing
 from .structures import Predictions, Target
-from .system.device import INT8, compute_alone_after_fork, float32_throughout, pick_device, pick_precision
+from .system.device import (
+    INT8,
+    check_compiler,
+    compute_alone_after_fork,
+    float32_throughout,
+    pick_device,
+    pick_precision,
+)
 from .system.memory import keep_memory
 from .weights.fetch.locate import locate
 from .weights.file import Weights, least_scores, load_weights, restore_model
@@ -99,14 +106,31 @@ class AnyDetector(Protocol):
 class Detector:
     """A model with all that is needed to use it on images."""
 
-    def __init__(self, model: DINO, config: Config, categories: Sequence[Category], device: torch.device, amp: str):
+    def __init__(
+        self,
+        model: DINO,
+        config: Config,
+        categories: Sequence[Category],
+        device: torch.device,
+        amp: str,
+        compiled: bool = False,
+    ):
         """
         Args:
-            amp: `auto`, `off`, `bf16`, `fp16` or `int8`: bytes in the layers of encoder and decoder, on CPUs with VNNI.
+            amp: `auto`, `off`, `bf16`, `fp16` or `int8`: products of bytes, on CPUs with VNNI.
+            compiled: let torch.compile take over for images of a size that comes often; see `CompiledModel`.
+
+        Raises:
+            EnvironmentFault: torch.compile cannot run here.
         """
         compute_alone_after_fork()
         self.dtype = pick_precision(amp, device)
         self.model = for_inference(model, self.dtype, device, int8=amp == INT8)
+        self.compiled: CompiledModel | None = None
+        if compiled:
+            check_compiler(device)
+            other = for_inference(model, self.dtype, device, int8=amp == INT8, to_compile=True)
+            self.compiled = CompiledModel(self.model, other)
         self.config = config
         self.categories = list(categories)
         self.device = device
@@ -189,6 +213,8 @@ class Detector:
         images = prepared.images.to(next(self.model.backbone.parameters()).dtype)
         may_use_tf32 = self.dtype is None and self.device.type == "cuda"
         with float32_throughout(True) if may_use_tf32 else nullcontext():
+            if self.compiled is not None and targets is None:
+                return self.compiled(images, prepared.padding)
             return self.model(images, prepared.padding, targets)
 
     def select(self, final: Predictions, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
@@ -261,25 +287,28 @@ def _no_image(given: object) -> DataError:
     return DataError(message, fix=fix if isinstance(given, bytes | bytearray) or hasattr(given, "read") else "")
 
 
-def load_detector(path: str | Path | None = None, device: str | torch.device = "auto", amp: str = "auto") -> Detector:
+def load_detector(
+    path: str | Path | None = None, device: str | torch.device = "auto", amp: str = "auto", compiled: bool = False
+) -> Detector:
     """A detector from a file or a name of weights, or the small one that comes with the package (`bundled`).
 
     Args:
         path: as for `--weights`: a file, a run's folder, a published name, `hf:org/name` or an address.
-        amp: as for `Detector`.
+        amp, compiled: as for `Detector`.
 
     Raises:
         CheckpointError: the file cannot be used.
-        EnvironmentFault: there is no such device, or the file cannot be fetched.
+        EnvironmentFault: there is no such device, the file cannot be fetched, or torch.compile cannot run here.
     """
     where = locate("bundled" if path is None else path)
     chosen = pick_device(device)
-    return detector_from(load_weights(where), where, chosen, amp)
+    return detector_from(load_weights(where), where, chosen, amp, compiled)
 
 
-def detector_from(weights: Weights, where: Path, device: torch.device, amp: str) -> Detector:
+def detector_from(weights: Weights, where: Path, device: torch.device, amp: str, compiled: bool = False) -> Detector:
     """A detector from weights that are in memory."""
     keep_memory()
-    detector = Detector(restore_model(weights, where), weights.config, weights.categories, device, amp)
+    model = restore_model(weights, where)
+    detector = Detector(model, weights.config, weights.categories, device, amp, compiled)
     detector.threshold, detector.class_thresholds = weights.threshold, weights.class_thresholds
     return detector

@@ -31,7 +31,7 @@ def benchmark(
         ),
     ] = "auto",
     compile: Annotated[
-        bool, typer.Option("--compile", help="torch.compile around the model: minutes first, and often for nothing.")
+        bool, typer.Option("--compile", help="torch.compile around the model, as in `dino predict --compile`.")
     ] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls, after two warm-up calls.")] = 5,
     objects: Annotated[int, typer.Option(min=0, help="Objects per image, with --train.")] = OBJECTS,
@@ -48,18 +48,16 @@ def benchmark(
 
     Example: dino benchmark --preset r50-4scale --size 800x1333
     """
-    from dinocore.benchmark import Case, check_compiler, measure
+    from dinocore.benchmark import Case, measure
     from dinocore.benchmark import profile as run_profile
     from dinocore.presets import load_config
-    from dinocore.system.device import pick_device, pick_precision
+    from dinocore.system.device import check_compiler, pick_device, pick_precision
 
     from ..weights_option import find_weights, is_exported, model_of
 
     _check(ops, profile)
-    if amp == "int8" and (train or compile or ops != "auto"):
-        raise ConfigError(
-            "int8 is for inference with our own operations; leave out --train, --compile and --ops reference"
-        )
+    if amp == "int8" and (train or ops != "auto"):
+        raise ConfigError("int8 is for inference with our own operations; leave out --train and --ops reference")
     if weights is not None and is_exported(path := find_weights(weights)):
         others = [preset, train, compile, profile, config, overrides]
         others += [ops != "auto", size != SIZE, amp != "auto", objects != OBJECTS]

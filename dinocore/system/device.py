@@ -67,6 +67,23 @@ def check_int8(device: torch.device) -> None:
         raise ConfigError("int8 needs a CPU with AVX-512 VNNI, and this one lacks it; leave int8 out")
 
 
+def check_compiler(device: torch.device) -> None:
+    """
+    Raises:
+        EnvironmentFault: torch.compile would find no C++ compiler for this CPU.
+    """
+    if device.type != "cpu":
+        return
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        fix = "install one, such as g++, or leave out --compile"
+        raise EnvironmentFault("torch.compile needs a C++ compiler, and there is none", fix=fix) from None
+
+
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -12,7 +12,7 @@ from dinocore import benchmark, load_config
 from dinocore.benchmark import CORRECTED, Case
 from dinocore.errors import EnvironmentFault
 from dinocore.model.ops import dispatch
-from dinocore.system.device import _WithoutTF32
+from dinocore.system.device import _WithoutTF32, check_compiler
 
 FAST = ["--preset", "r50-4scale", "--size", "64x96", "--repeats", "2"]
 
@@ -31,8 +31,8 @@ def test_it_measures_what_is_asked_for(dino, settings, extra):
 def test_compile_wraps_the_model_and_the_answer_says_so(dino, settings, extra, monkeypatch):
     """PyTorch's compiler itself takes minutes and is not run here."""
     wrapped = []
-    monkeypatch.setattr(benchmark, "_compiled", lambda model: wrapped.append(model) or model)
-    monkeypatch.setattr(benchmark, "check_compiler", lambda device: None)
+    monkeypatch.setattr(torch, "compile", lambda model, **options: wrapped.append(model) or model)
+    monkeypatch.setattr("dinocore.system.device.check_compiler", lambda device: None)
     found = json.loads(dino("benchmark", *FAST, *settings, *extra, "--amp", "off", "--compile", "--json").out)
     assert found["compile"] and len(wrapped) == 1
 
@@ -43,8 +43,8 @@ def test_compiling_without_a_compiler_says_what_is_missing(monkeypatch):
 
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", missing)
     with pytest.raises(EnvironmentFault, match=r"needs a C\+\+ compiler"):
-        benchmark.check_compiler(torch.device("cpu"))
-    benchmark.check_compiler(torch.device("cuda"))  # which brings its own
+        check_compiler(torch.device("cpu"))
+    check_compiler(torch.device("cuda"))  # which brings its own
 
 
 def test_a_training_step_is_measured_where_the_compiled_form_cannot_run(dino, settings, monkeypatch):

@@ -94,6 +94,20 @@ def test_eval_takes_an_exported_file_and_asks_for_its_data(dino, write_exported,
     assert "give --data" in refused.err
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--precision", "bf16"], "has its device and precision in it"),
+        (["--device", "cuda"], "has its device and precision in it"),
+        (["--compile"], "is compiled already; leave --compile out"),
+    ],
+)
+def test_predict_refuses_options_that_an_exported_file_cannot_follow(dino, write_exported, tmp_path, option, said):
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    done = dino("predict", tmp_path / "a.png", "--weights", write_exported(), *option)
+    assert done.code == 2 and said in " ".join(done.err.split())
+
+
 def test_benchmark_times_an_exported_file(dino, write_exported):
     file = write_exported()
     found = json.loads(dino("benchmark", "--weights", file, "--batch", 2, "--repeats", 3, "--json").out)

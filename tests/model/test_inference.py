@@ -12,7 +12,7 @@ from dinocore.model.inference import (
     FusedBlock,
     FusedConv,
     _fuse_convolutions,
-    _tune_for_cpu,
+    _pack_layers,
     fold_batch_norm,
     for_inference,
     pack_linear,
@@ -143,7 +143,7 @@ def test_a_relu_is_done_by_the_layer_before_it_and_only_by_a_linear_one():
     nn = torch.nn
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.ReLU()))
     tuned = copy.deepcopy(net).requires_grad_(False)
-    _tune_for_cpu(tuned)
+    _pack_layers(tuned)
     x = torch.randn(5, 8)
     torch.testing.assert_close(tuned(x), net(x).detach())
     assert [type(layer).__name__ for layer in tuned.modules() if not list(layer.children())] == [

@@ -6,14 +6,22 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 pytest.importorskip("numba")
 
 from dinocore import load_detector
 from dinocore.data.synthetic.smear import draw_smear
 from dinocore.errors import ConfigError
-from dinocore.model.inference import for_inference
-from dinocore.model.int8 import Int8FeedForward, Int8Linear, Int8Product, quantize_layers
+from dinocore.model.inference import FusedBlock, FusedConv, for_inference
+from dinocore.model.int8 import (
+    Int8Conv,
+    Int8FeedForward,
+    Int8Linear,
+    Int8Product,
+    quantize_blocks,
+    quantize_layers,
+)
 from dinocore.model.ops.numba.int8 import quantize, quantize_hidden, scale_sums
 from dinocore.system import device
 from dinocore.system.device import pick_precision
@@ -88,14 +96,15 @@ def test_a_product_of_bytes_is_the_exact_sum(channels):
     data = torch.randint(0, 256, (37, channels[0]), dtype=torch.uint8)
     for zero in (0, 128):
         sums = (data.long() - zero) @ product.matrix.long().T
-        torch.testing.assert_close(product(data, zero), sums.float() * product.scale, rtol=1e-6, atol=0)
+        found = product(data, zero, torch.float32)
+        torch.testing.assert_close(found, sums.float() * product.scale, rtol=1e-6, atol=0)
 
 
 @needs_vnni
 def test_products_of_the_largest_bytes_are_not_cut_off():
     linear = nn.Linear(2048, 16)
     nn.init.constant_(linear.weight, 1.0)
-    sums = Int8Product(linear)(torch.full((2, 2048), 255, dtype=torch.uint8), 0)
+    sums = Int8Product(linear)(torch.full((2, 2048), 255, dtype=torch.uint8), 0, torch.float32)
     torch.testing.assert_close(sums, torch.full((2, 16), 255.0 * 2048))
 
 
@@ -140,6 +149,80 @@ def test_copies_and_pickles_give_the_same_numbers():
     x = torch.randn(5, 32)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert other(x).equal(layer(x))
+
+
+@needs_vnni
+def test_the_forms_for_the_compiler_give_the_bytes_of_the_kernels(monkeypatch):
+    x, sums, scales, bias = tokens(7, 24), torch.randn(9, 24), torch.rand(9) + 0.1, torch.randn(24)
+    layer = Int8FeedForward(nn.Linear(24, 40), nn.Linear(40, 24))
+    calls = [
+        lambda: quantize(x),
+        lambda: quantize_hidden(sums, scales, bias),
+        lambda: scale_sums(sums, scales, bias, torch.float32),
+        lambda: layer(x),
+    ]
+    by_kernels = [call() for call in calls]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for call, expected in zip(calls, by_kernels, strict=True):
+        torch.testing.assert_close(call(), expected, atol=1e-5, rtol=1e-5)
+
+
+def block(kind, width: int) -> FusedBlock:
+    torch.manual_seed(0)
+    channels = width * kind.expansion
+    folded = kind(channels, width, norm_layer=lambda width: nn.Identity()).eval().requires_grad_(False)
+    return FusedBlock(folded)
+
+
+@needs_vnni
+@pytest.mark.parametrize("kind", [BasicBlock, Bottleneck])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_block_multiplies_bytes_in_its_wide_kernel_that_a_relu_follows(kind, dtype):
+    plain = block(kind, 32).to(dtype)
+    quick = copy.deepcopy(plain)
+    quantize_blocks([quick])
+    replaced = [isinstance(conv, Int8Conv) for conv in quick.convs]
+    assert replaced == ([True, False] if kind is BasicBlock else [False, True, False])
+    x = torch.rand(2, 32 * kind.expansion, 9, 13).to(dtype).contiguous(memory_format=torch.channels_last)
+    found, expected = quick(x).float(), plain(x).float()
+    assert found.shape == expected.shape and quick(x).dtype == dtype
+    assert (found - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+@needs_vnni
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [16, 24, 31])
+def test_a_convolution_of_bytes_is_off_by_what_rounding_explains(stride, channels):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(channels, 20, 3, stride, padding=1).requires_grad_(False)
+    x = torch.rand(1, channels, 12, 17)
+    expected = conv(x).relu()
+    step, weight = x.max() / 255, conv.weight.abs()
+    allowed = 0.51 * step * weight.sum((1, 2, 3)) + 0.51 * weight.amax((1, 2, 3)) / 127 * x.sum()  # generous
+    off = (Int8Conv(FusedConv(conv))(x) - expected).abs()
+    assert (off <= allowed[:, None, None]).all() and off.max() < 0.02 * expected.max()
+
+
+@needs_vnni
+def test_an_image_does_not_depend_on_its_batch_and_one_that_is_not_finite_not_on_others():
+    torch.manual_seed(0)
+    conv = Int8Conv(FusedConv(nn.Conv2d(16, 16, 3, padding=1).requires_grad_(False)))
+    images = torch.rand(3, 16, 8, 8) * torch.tensor([1.0, 1e-3, 1e3])[:, None, None, None]
+    together = conv(images)
+    for k in range(3):
+        assert conv(images[k : k + 1]).equal(together[k : k + 1])
+    images[1, 3, 2, 2] = float("nan")
+    broken = conv(images)
+    assert broken[[0, 2]].equal(together[[0, 2]]) and not broken[1].isfinite().all()
+    assert conv(torch.zeros(1, 16, 8, 8)).isfinite().all()
+
+
+@needs_vnni
+def test_copies_of_a_convolution_give_the_same_numbers():
+    conv = Int8Conv(FusedConv(nn.Conv2d(16, 16, 3, padding=1).requires_grad_(False)))
+    x = torch.rand(1, 16, 8, 8)
+    for other in (copy.deepcopy(conv), pickle.loads(pickle.dumps(conv))):
+        assert other(x).equal(conv(x))
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from dinocore.words import counted
 
 from ...annotated import warn_of_whole_images
 from ...console import fail, print_json, say, stdout, warn
-from ...options import Data, Device, Gpus, Json, Out, Overlap, Overrides, Precision, Split, Weights
+from ...options import Compile, Data, Device, Gpus, Json, Out, Overlap, Overrides, Precision, Split, Weights
 from ...progress import WorkProgress
 from ...weights_option import is_exported, open_any_detector, open_slicing
 from .view import show_analysis, show_comparison
@@ -59,6 +59,7 @@ def evaluate(
     gpus: Gpus = 1,
     device: Device = "auto",
     amp: Precision = "auto",
+    compile: Compile = False,
     overrides: Overrides = [],
     json: Json = False,
 ) -> None:
@@ -68,7 +69,7 @@ def evaluate(
     """
     from dinocore.system.processes import join_ranks
 
-    request = EvalRequest(data, split, out, report, bootstrap, device, amp, overrides, json, slice, overlap)
+    request = EvalRequest(data, split, out, report, bootstrap, device, amp, overrides, json, slice, overlap, compile)
     _check(request)
     ranks = max(gpus, int(os.environ.get("WORLD_SIZE", 1)))
     _check_sources(request, compare, weights, results, ranks)
@@ -101,6 +102,7 @@ class EvalRequest(NamedTuple):
     json: bool
     slice: str | None = None
     overlap: float | None = None
+    compiled: bool = False
 
 
 class DetectionSource(NamedTuple):
@@ -226,7 +228,7 @@ def _check_sources(
 
 
 def _open(weights: str | None, request: EvalRequest) -> DetectionSource:
-    detector, path = open_any_detector(weights, request.device, request.amp)
+    detector, path = open_any_detector(weights, request.device, request.amp, request.compiled)
     detector.config = override(detector.config, request.overrides, ("data", "eval"))
     slicing = None
     if request.slice is not None:

@@ -24,7 +24,7 @@ from dinocore.words import counted, whole
 from ...completion import choices
 from ...console import fail, print_json, say, stdout, warn, warn_of_letters
 from ...inputs import Input, check_header, expand, is_film
-from ...options import Device, Gpus, Json, Out, Overlap, Precision, Threshold, Weights
+from ...options import Compile, Device, Gpus, Json, Out, Overlap, Precision, Threshold, Weights
 from ...progress import WorkProgress
 from ...signals import ending_early
 from .request import (
@@ -84,6 +84,7 @@ def predict(
     ] = False,
     device: Device = "auto",
     amp: Precision = "auto",
+    compile: Compile = False,
     json: Json = False,
 ) -> None:
     """Detect objects in images, or in a film.
@@ -104,7 +105,9 @@ def predict(
         raise typer.Exit(launch(gpus, sys.argv[1:]))
     check_overlap(slice, overlap)
     least = parse_threshold(threshold)
-    request = PredictRequest(out, format, save_images, least, max_dets, resume, json, batch_size, slice, overlap, begun)
+    request = PredictRequest(
+        out, format, save_images, least, max_dets, resume, json, batch_size, slice, overlap, begun, compile
+    )
     if film:
         from .film import FilmOptions, predict_film
 

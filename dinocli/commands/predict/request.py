@@ -33,6 +33,7 @@ class PredictRequest(NamedTuple):
     slice: str | None = None
     overlap: float | None = None
     begun: float = 0.0  # seconds since the epoch when the command began
+    compiled: bool = False
 
 
 class Work(NamedTuple):
@@ -70,7 +71,7 @@ def check_request(request: PredictRequest) -> PredictRequest:
 
 def open_work(request: PredictRequest, weights: str | None, device: str, amp: str) -> Work:
     """Load the detector, with --max-dets, and decide how images are cut."""
-    detector, path = open_any_detector(weights, device, amp)
+    detector, path = open_any_detector(weights, device, amp, request.compiled)
     limits = detector.config.eval.model_copy(update={"max_dets": request.max_dets})
     detector.config = detector.config.model_copy(update={"eval": limits})
     slicing = None

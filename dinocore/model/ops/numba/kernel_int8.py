@@ -20,7 +20,7 @@ LANES = 16
 MIDDLE = 128  # the byte that stands for 0 where numbers have a sign
 _MIDDLE_ROUNDED, _HALF = np.float32(MIDDLE + 0.5), np.float32(0.5)
 _SIGNED, _UNSIGNED = np.float32(127), np.float32(255)  # the largest number, in steps
-_LEAST = np.float32(1e-30)  # below it, 127 / peak may be infinite
+LEAST = 1e-30  # below it, 127 / peak may be infinite
 
 
 @compiled
@@ -34,7 +34,7 @@ def quantize_kernel(x, C, data, steps, begin, end):
             row = load(x, start + min(block, C - LANES), zero)
             peak = larger(absolute(row), peak)
             check = add_scaled(check, np.float32(0), row)  # 0 unless a number is not finite
-        top = max(largest(peak), _LEAST)
+        top = max(largest(peak), np.float32(LEAST))
         steps[token] = top / _SIGNED + dot(check, one)
         scale = splat(_SIGNED / top, zero)
         for block in range(0, C, LANES):
@@ -57,12 +57,37 @@ def hidden_kernel(sums, C, scales, bias, data, steps, begin, end):
             store(hidden, at, row)
             peak = larger(row, peak)
             check = add_scaled(check, np.float32(0), row)
-        top = max(largest(peak), _LEAST)
+        top = max(largest(peak), np.float32(LEAST))
         steps[token] = top / _UNSIGNED + dot(check, one)
         scale = splat(_UNSIGNED / top, zero)
         for block in range(0, C, LANES):
             at = min(block, C - LANES)
             store(data, start + at, load(hidden, at, zero) * scale + half)
+
+
+@compiled
+def peaks_kernel(x, C, peaks, begin, end):
+    """The largest number, or 0, of each of the tokens `begin` to `end` of x (N, C), to peaks (N,)."""
+    zero = fill(np.float32(0), LANES)
+    one = splat(np.float32(1), zero)
+    for token in range(begin, end):
+        peak, check = zero, zero
+        for block in range(0, C, LANES):
+            row = load(x, token * C + min(block, C - LANES), zero)
+            peak = larger(row, peak)
+            check = add_scaled(check, np.float32(0), row)
+        peaks[token] = largest(peak) + dot(check, one)
+
+
+@compiled
+def bytes_kernel(x, C, scale, data, begin, end):
+    """Tokens `begin` to `end` of x (N, C) * scale, rounded, to bytes (N, C)."""
+    zero = fill(np.float32(0), LANES)
+    half, scales = splat(_HALF, zero), splat(np.float32(scale), zero)
+    for token in range(begin, end):
+        for block in range(0, C, LANES):
+            at = token * C + min(block, C - LANES)
+            store(data, at, load(x, at, zero) * scales + half)
 
 
 @compiled

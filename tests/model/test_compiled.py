@@ -1,0 +1,113 @@
+"""torch.compile takes over for sizes that come often, and gives the same answers."""
+
+import logging
+import pickle
+
+import pytest
+import torch
+
+from dinocore import load_detector
+from dinocore.data.synthetic.smear import draw_smear
+from dinocore.model.inference import CompiledModel, for_inference
+from dinocore.system.device import check_compiler
+
+CPU = torch.device("cpu")
+
+
+class Model(torch.nn.Module):
+    """Remembers the shapes it is called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def forward(self, images, padding):
+        self.shapes.append(tuple(images.shape[2:]))
+        return images
+
+
+def call(model: CompiledModel, height: int, width: int) -> None:
+    model(torch.zeros(1, 3, height, width), torch.zeros(1, height, width, dtype=torch.bool))
+
+
+@pytest.fixture
+def pair(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model, **options: model)  # which takes half a minute
+    plain, to_compile = Model(), Model()
+    return plain, to_compile, CompiledModel(plain, to_compile, after=2, limit=2)
+
+
+def test_a_size_is_compiled_when_it_has_come_often_enough(pair, caplog):
+    plain, to_compile, model = pair
+    with caplog.at_level(logging.INFO, "dinocore"):
+        for _ in range(4):
+            call(model, 8, 16)
+    assert plain.shapes == [(8, 16)] * 2 and to_compile.shapes == [(8, 16)] * 2
+    assert [record.message for record in caplog.records] == [
+        "compiling for 8 x 16 pixels, 1 at once; this takes a while"
+    ]
+
+
+def test_no_more_sizes_are_compiled_than_the_limit_allows(pair):
+    plain, to_compile, model = pair
+    for side in (8, 16, 24):
+        for _ in range(4):
+            call(model, side, side)
+    assert to_compile.shapes == [(8, 8)] * 2 + [(16, 16)] * 2
+    assert plain.shapes[-4:] == [(24, 24)] * 4
+
+
+def test_sizes_that_come_seldom_are_never_compiled(pair):
+    plain, to_compile, model = pair
+    for side in range(8, 40):
+        call(model, side, 8)
+    assert not to_compile.shapes and len(plain.shapes) == 32
+
+
+def test_a_copy_for_another_process_starts_anew(pair):
+    _, _, model = pair
+    model.plain = model.to_compile = torch.nn.Identity()
+    model.seen[torch.Size((1, 3, 8, 8))] = 5
+    copy = pickle.loads(pickle.dumps(model))
+    assert (copy.after, copy.limit, dict(copy.seen)) == (2, 2, {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("amp", ["off", "int8"])
+def test_the_compiled_model_finds_the_same_cells(amp, tmp_path, monkeypatch):
+    if amp == "int8" and not torch.cpu._is_vnni_supported():
+        pytest.skip("without VNNI, int8 is refused")
+    check_compiler(CPU)  # CI has one
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    plain, compiled = load_detector("cells", "cpu", amp), load_detector("cells", "cpu", amp, compiled=True)
+    assert compiled.compiled is not None
+    compiled.compiled.after = 1
+    smear = draw_smear(5, 0, (160, 120))[0]
+    expected = plain(smear)
+    sure = expected.scores > 0.4
+    assert sure.sum() >= 2
+    for _ in range(3):  # as it is, compiled, and once more
+        found = compiled(smear)
+        apart = (expected.boxes_xyxy[sure][:, None] - found.boxes_xyxy[None]).abs().amax(-1).amin(1)
+        assert apart.max() < (0.05 if amp == "off" else 3)
+        torch.testing.assert_close(found.scores[:5], expected.scores[:5], atol=1e-4 if amp == "off" else 0.05, rtol=0)
+    assert len(compiled.compiled.compiled) == 1
+
+
+@pytest.mark.slow
+def test_a_resnet_is_compiled_around_its_convolutions_of_bytes(tmp_path, monkeypatch):
+    from dinocore import build_model, load_config
+
+    if not torch.cpu._is_vnni_supported():
+        pytest.skip("without VNNI, int8 is refused")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    names = ["model.backbone=resnet18", "model.hidden_dim=64", "model.num_heads=4", "model.ffn_dim=96"]
+    names += ["model.num_encoder_layers=1", "model.num_decoder_layers=1", "model.num_queries=20"]
+    torch.manual_seed(0)
+    model = build_model(load_config("r50-4scale", names).model)
+    forms = [for_inference(model, None, CPU, int8=True, to_compile=one) for one in (False, True)]
+    compiled = CompiledModel(*forms, after=0)
+    images, padding = torch.randn(1, 3, 64, 96), torch.zeros(1, 64, 96, dtype=torch.bool)
+    with torch.no_grad():
+        expected, found = forms[0](images, padding).final, compiled(images, padding).final
+    torch.testing.assert_close(found.logits, expected.logits, atol=0.02, rtol=0.02)
