@@ -80,8 +80,11 @@ def contestants(case: Case) -> dict[str, Build]:
         recomputing = case.config.model.model_copy(update={"checkpoint_activations": True})
         config = case.config.model_copy(update={"model": recomputing})
         found["ours, recomputing"] = partial(ours, case._replace(config=config))
-    elif torch.cpu._is_vnni_supported():
-        found["ours, --amp int8"] = partial(ours, case._replace(amp="int8"))
+    else:
+        found["ours, auto, --compile"] = partial(ours, case._replace(compiled=True))
+        if torch.cpu._is_vnni_supported():
+            found["ours, --amp int8"] = partial(ours, case._replace(amp="int8"))
+            found["ours, int8, --compile"] = partial(ours, case._replace(amp="int8", compiled=True))
     if importlib.util.find_spec("transformers") is None:
         print("transformers is not installed; with it (the extra `bench`) it takes part, too", file=sys.stderr)
     elif case.config.model.backbone == "resnet50":

@@ -109,7 +109,7 @@ Compile = Annotated[
     bool,
     typer.Option(
         "--compile",
-        help="Let torch.compile take over for image sizes that come often: half a minute for each, once; then faster.",
+        help="Let torch.compile take over for each image size that has taken half a minute; compiling takes as long.",
         rich_help_panel=MACHINE,
     ),
 ]

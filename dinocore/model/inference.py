@@ -2,8 +2,9 @@
 
 import copy
 import logging
+import time
 import warnings
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -222,22 +223,24 @@ def _without_advice() -> Iterator[None]:
 class CompiledModel:
     """A model prepared for inference that torch.compile takes over for batches of a shape that comes often.
 
-    It compiles anew for each shape, which takes half a minute where nothing is kept on disk, and saves a few percent of
-    a large model's time and a fifth of a small one's. So it does it when a shape has come `after` times, for at most
-    `limit` shapes; everything else is computed as without. The numbers are the same up to rounding.
+    It compiles anew for each shape, which takes about half a minute, and saves a few percent of a large model's time
+    and a fifth of a small one's. So a shape is computed as without until it has taken as long as that. The numbers are
+    the same up to rounding.
     """
 
-    def __init__(self, plain: DINO, to_compile: DINO, after: int = 16, limit: int = 8):
+    def __init__(self, plain: DINO, to_compile: DINO, after: float = 30, limit: int = 8):
         """
         Args:
             plain, to_compile: the model, prepared both ways by `for_inference`.
+            after: seconds that a shape has taken when it is compiled.
+            limit: of shapes that are compiled; each keeps its own weights.
         """
         self.plain, self.to_compile = plain, to_compile
         self.after, self.limit = after, limit
         self._start()
 
     def _start(self) -> None:
-        self.seen: Counter[torch.Size] = Counter()
+        self.seconds: dict[torch.Size, float] = defaultdict(float)  # so far, without
         self.compiled: set[torch.Size] = set()
         self.call = torch.compile(self.to_compile, dynamic=False)
 
@@ -252,9 +255,11 @@ class CompiledModel:
         """As `DINO.forward`, without targets."""
         shape = images.shape
         if shape not in self.compiled:
-            self.seen[shape] += 1
-            if self.seen[shape] <= self.after or len(self.compiled) == self.limit:
-                return self.plain(images, padding)
+            if self.seconds[shape] < self.after or len(self.compiled) == self.limit:
+                begin = time.perf_counter()
+                output = self.plain(images, padding)
+                self.seconds[shape] += time.perf_counter() - begin
+                return output
             count, _, height, width = shape
             LOG.info("compiling for %d x %d pixels, %d at once; this takes a while", height, width, count)
             self.compiled.add(shape)
@@ -263,8 +268,17 @@ class CompiledModel:
 
         # frozen weights are laid out once; and a function may need several forms for each shape
         freezing = inductor.patch(freezing=images.device.type == "cpu")
-        with freezing, dynamo.patch(recompile_limit=8 * self.limit), _without_advice():
-            return self.call(images, padding)
+        try:
+            with freezing, dynamo.patch(recompile_limit=8 * self.limit), _without_advice():
+                return self.call(images, padding)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # of the compiler: the plain form has computed this shape
+            self.compiled.discard(shape)
+            self.limit = len(self.compiled)
+            text = " ".join(str(error).split())[:200]
+            warnings.warn(f"torch.compile failed, going on without: {type(error).__name__}: {text}", stacklevel=2)
+            return self.plain(images, padding)
 
 
 def pack_linear(linear: nn.Linear) -> nn.Module:

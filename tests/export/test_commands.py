@@ -98,7 +98,6 @@ def test_eval_takes_an_exported_file_and_asks_for_its_data(dino, write_exported,
     ("option", "said"),
     [
         (["--precision", "bf16"], "has its device and precision in it"),
-        (["--device", "cuda"], "has its device and precision in it"),
         (["--compile"], "is compiled already; leave --compile out"),
     ],
 )
