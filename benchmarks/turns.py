@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 
+PAUSE = 0.2  # seconds between turns: threads of the one before go on spinning for a while and take a core
+
+
 class Timing(NamedTuple):
     """What one contestant took."""
 
@@ -48,6 +51,7 @@ def take_turns(
     with _all_started(processes, contestants) as pipes:
         for turn in range(warm_up + repeats):
             for name, pipe in pipes.items():
+                time.sleep(PAUSE)
                 pipe.send(clock)
                 seconds, peaks[name] = pipe.recv()
                 results[name] += [seconds] if turn >= warm_up else []
