@@ -1,7 +1,7 @@
 """Resident memory while a training goes on with images of many sizes, under several ways to get memory.
 
-    python benchmarks/memory.py [--preset tiny] [--steps 128] [--batch-size 4] [--ways now glibc] [--json FILE]
-        [--plot FILE]
+    python benchmarks/memory.py [--preset tiny] [--set KEY=VALUE ...] [--steps 128] [--batch-size 4]
+        [--ways now glibc] [--json FILE] [--plot FILE]
 
 Each way is a process of its own, one after another; drawn images that the augmentation makes into many sizes, no
 evaluation. What `dino train --dry-run` says comes first.
@@ -26,7 +26,10 @@ def primitives(number: int) -> dict[str, str]:
 WAYS = {  # name: environment, whether keep_memory() is called
     "now": ({}, True),
     "64 primitives": (primitives(64), True),
+    "128 primitives": (primitives(128), True),
     "1024 primitives": (primitives(1024), True),
+    "glibc, 256 primitives": (primitives(256), False),
+    "glibc, 64 primitives": (primitives(64), False),
     "glibc": (primitives(1024), False),
     "huge pages": ({**primitives(64), "THP_MEM_ALLOC_ENABLE": "1"}, False),
 }
@@ -38,6 +41,7 @@ def main() -> None:
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--steps", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings")
     parser.add_argument("--ways", choices=[*WAYS], nargs="+", default=[*WAYS])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -53,6 +57,7 @@ def main() -> None:
         for way in options.ways:
             command = [sys.executable, __file__, "--child", folder, "--steps", str(options.steps)]
             command += ["--batch-size", str(options.batch_size), "--ways", way, "--preset", options.preset]
+            command += ["--set", *options.set]
             output = subprocess.run(command, env=os.environ | WAYS[way][0], check=True, capture_output=True, text=True)
             row = {"way": way, **json.loads(output.stdout.splitlines()[-1])}
             rows.append(row)
@@ -79,7 +84,7 @@ def settings(options: argparse.Namespace, folder: str) -> tuple[str, list[str]]:
     if options.preset == "tiny":
         train["micro_batch_size"] = options.batch_size
     changes = [f"train.{name}={value}" for name, value in train.items()]
-    return options.preset, [*changes, "data.workers=1", f'data.path="{folder}"']
+    return options.preset, [*changes, "data.workers=1", f'data.path="{folder}"', *options.set]
 
 
 def promise(chosen: tuple[str, list[str]]) -> None:
