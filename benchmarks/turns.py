@@ -17,7 +17,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-
 PAUSE = 0.2  # seconds between turns: threads of the one before go on spinning for a while and take a core
 
 
