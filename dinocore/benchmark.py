@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from .boxes import to_cxcywh
 from .config import Config
 from .data.batch import Batch
+from .errors import EnvironmentFault
 from .losses import criterion
 from .model.build import build_model
 from .model.dino import DINO
@@ -60,7 +62,7 @@ def measure(case: Case, each: Callable[[int], None] = lambda done: None) -> Meas
     """Build the model, warm up, and time `repeats` calls; `each` hears of every call.
 
     Raises:
-        EnvironmentFault: the device is missing.
+        EnvironmentFault: the device is missing, or torch.compile fails.
     """
     before = peak_memory_mb(case.device)
     call, model = prepare(case)
@@ -105,10 +107,22 @@ def prepare(case: Case) -> tuple[Callable[[], Any], DINO]:
     if case.ops == "auto":
         quick = for_inference(model, dtype, case.device, int8=case.amp == INT8, to_compile=case.compiled)
         images = batch.images.to(next(quick.backbone.parameters()).dtype)
-        run = CompiledModel(quick, quick, after=0) if case.compiled else quick
+        run = _compiled_or_fail(quick) if case.compiled else quick
         return _without_gradient(lambda: run(images, batch.padding)), model
     plain = compiled(model.eval())
     return _without_gradient(lambda: _cast(plain, batch, dtype)), model
+
+
+def _compiled_or_fail(model: DINO) -> Callable[[Tensor, Tensor], Any]:
+    compiled = CompiledModel(model, model, after=0)
+
+    def run(images: Tensor, padding: Tensor) -> Any:
+        output = compiled(images, padding)
+        if not compiled.compiled:  # it has warned, and went on without
+            raise EnvironmentFault("torch.compile fails here, so there is nothing to time", fix="leave --compile out")
+        return output
+
+    return run
 
 
 def _compiled(model: DINO) -> Any:

@@ -37,6 +37,17 @@ def test_compile_wraps_the_model_and_the_answer_says_so(dino, settings, extra, m
     assert found["compile"] and len(wrapped) == 1
 
 
+def test_nothing_is_timed_where_compiling_fails(dino, settings, monkeypatch):
+    def fail(images, padding):
+        raise RuntimeError("g++ was killed")
+
+    monkeypatch.setattr(torch, "compile", lambda model, **options: fail)
+    monkeypatch.setattr("dinocore.system.device.check_compiler", lambda device: None)
+    with pytest.warns(UserWarning, match="going on without: RuntimeError"):
+        done = dino("benchmark", *FAST, *settings, "--compile")
+    assert done.code == 5 and "torch.compile fails here" in done.err
+
+
 def test_compiling_without_a_compiler_says_what_is_missing(monkeypatch):
     def missing():
         raise InvalidCxxCompiler
