@@ -294,7 +294,8 @@ def load_detector(
 
     Args:
         path: as for `--weights`: a file, a run's folder, a published name, `hf:org/name` or an address.
-        amp, compiled: as for `Detector`.
+        amp: as for `Detector`.
+        compiled: as for `Detector`.
 
     Raises:
         CheckpointError: the file cannot be used.
