@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from importlib import import_module
@@ -136,7 +137,28 @@ def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -
 def console() -> None:
     """The command `dino`, in a process of its own."""
     put_off_collection()
+    if "RANK" not in os.environ:  # the launcher ends a rank, and says why
+        hear_signals()
     main()
+
+
+def hear_signals() -> None:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, so that it removes what is unfinished."""
+
+    def end(number: int, frame: object) -> None:
+        raise Interrupted("interrupted", 128 + number)
+
+    def die_as_usual() -> None:
+        for number in heard:
+            if signal.getsignal(number) == end:
+                signal.signal(number, signal.SIG_DFL)
+
+    ours = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has the first
+    heard = [number for number in ours if signal.getsignal(number) == signal.SIG_DFL]  # `nohup` ignores the second
+    for number in heard:
+        signal.signal(number, end)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=die_as_usual)  # a worker has nothing to remove
 
 
 def main() -> None:

@@ -118,3 +118,45 @@ def test_only_a_user_who_pressed_ctrl_c_is_asked_to_press_it_again(number, messa
     stop.running = True
     stop._ask(getattr(signal, number))
     assert len(warned) == 1 and message in warned[0]
+
+
+SCRIPT = """
+import os, sys, tempfile, time
+from dinocli import app
+
+def work():
+    with tempfile.TemporaryDirectory(dir=sys.argv[1]):
+        print("begun", flush=True)
+        time.sleep(60)
+
+app._run = work  # a command
+app.console()
+"""
+
+
+def begun(script: str, *arguments: object) -> subprocess.Popen:
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "begun\n"
+    return process
+
+
+@HANGUP
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_any_command_removes_what_is_unfinished_when_a_signal_ends_it(tmp_path, number, code):
+    process = begun(SCRIPT, tmp_path)
+    process.send_signal(getattr(signal, number))
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == code and said == "error[INTERRUPTED]: interrupted\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_worker_dies_of_the_signal_without_a_word():
+    script = "import os, time\nfrom dinocli.app import hear_signals\nhear_signals()\n"
+    script += "ready, tell = os.pipe()\nchild = os.fork()\n"
+    script += "if child == 0: os.write(tell, b'.'); time.sleep(60)\n"
+    script += "os.read(ready, 1)\nos.kill(child, 15)\n"
+    script += "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == ("-15\n", "")
