@@ -146,7 +146,7 @@ def hear_signals() -> None:
     """Let SIGTERM and SIGHUP end a command as Ctrl-C does, so that it removes what is unfinished."""
 
     def end(number: int, frame: object) -> None:
-        raise Interrupted("interrupted", 128 + number)
+        raise KeyboardInterrupt(128 + number)  # no Exception, which code that has another way would catch
 
     def die_as_usual() -> None:
         for number in heard:
@@ -177,8 +177,8 @@ def main() -> None:
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except KeyboardInterrupt:
-        _end(Interrupted("interrupted", 130))
+    except KeyboardInterrupt as signalled:
+        _end(Interrupted("interrupted", signalled.args[0] if signalled.args else 130))
     except Exception as error:
         if "torch" in sys.modules:
             _end_if_out_of_memory(error)

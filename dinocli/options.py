@@ -100,7 +100,7 @@ Precision = Annotated[
     typer.Option(
         "--amp",
         "--precision",
-        help="Precision: auto, off, bf16, fp16, or int8 (products of encoder and decoder, on CPUs).",
+        help="Precision: auto, off, bf16, fp16, or int8 (large products in bytes, on CPUs).",
         autocompletion=choices("auto", "off", "bf16", "fp16", "int8"),
         rich_help_panel=MACHINE,
     ),

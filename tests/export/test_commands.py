@@ -95,16 +95,16 @@ def test_eval_takes_an_exported_file_and_asks_for_its_data(dino, write_exported,
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "message"),
     [
         (["--precision", "bf16"], "has its device and precision in it"),
         (["--compile"], "is compiled already; leave --compile out"),
     ],
 )
-def test_predict_refuses_options_that_an_exported_file_cannot_follow(dino, write_exported, tmp_path, option, said):
+def test_predict_refuses_options_that_an_exported_file_cannot_follow(dino, write_exported, tmp_path, option, message):
     Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
     done = dino("predict", tmp_path / "a.png", "--weights", write_exported(), *option)
-    assert done.code == 2 and said in " ".join(done.err.split())
+    assert done.code == 2 and message in " ".join(done.err.split())
 
 
 def test_benchmark_times_an_exported_file(dino, write_exported):

@@ -66,7 +66,7 @@ def test_sizes_that_come_once_are_never_compiled(pair):
     assert not to_compile.shapes and len(plain.shapes) == 32
 
 
-def test_where_compiling_fails_the_plain_form_goes_on_and_a_warning_tells_once(pair, monkeypatch):
+def test_where_compiling_fails_the_plain_form_goes_on_with_one_warning(pair, monkeypatch):
     plain, _, model = pair
 
     def fail(images, padding):
@@ -77,10 +77,10 @@ def test_where_compiling_fails_the_plain_form_goes_on_and_a_warning_tells_once(p
         call(model, 8, 8)
     with pytest.warns(
         UserWarning, match=r"torch\.compile failed, going on without: RuntimeError: g\+\+ was killed"
-    ) as told:
+    ) as warned:
         for side in (8, 8, 8, 16, 16, 16):
             call(model, side, side)
-    assert len(told) == 1 and plain.shapes == [(8, 8)] * 5 + [(16, 16)] * 3
+    assert len(warned) == 1 and plain.shapes == [(8, 8)] * 5 + [(16, 16)] * 3
 
 
 def test_a_copy_for_another_process_starts_anew(pair):
