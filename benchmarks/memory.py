@@ -109,7 +109,7 @@ def run(chosen: tuple[str, list[str]], steps: int, keep: bool) -> None:
     from dinocore.train.setup import fresh_state
 
     if not keep:
-        loop.keep_memory = lambda: None
+        loop.keep_memory = lambda _: None
     config = load_config(*chosen)
     with tempfile.TemporaryDirectory() as output:
         prepare_run(Path(output) / "run", overwrite=False)

@@ -223,6 +223,7 @@ class DataConfig(SettingsGroup):
     crop_size: Range = (384, 600)  # least and most, each side; [data_aug_scales2_crop]
     lsj_scales: Scales = (0.1, 2.0)  # lsj: the image fits into so many times lsj_size, least and most
     lsj_size: Positive = 1024  # lsj: a part of so many pixels a side is cut out
+    pad_size_divisor: Positive = 1  # training batches are padded to multiples of it, up to max_size; ours
     eval_scale: Positive = 800  # short side in evaluation and prediction, unless max_size limits the long one
     workers: Literal["auto"] | Count = "auto"  # auto: one process fewer than there are cores, at most 4
     loader_timeout: Count = 600  # seconds that a step waits for an image of a worker process; 0: for ever

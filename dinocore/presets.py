@@ -42,7 +42,8 @@ OTHER_WORDS = {  # of other codebases, and of everyday speech, beside official D
     "select_box_nums_for_evaluation": "eval.max_dets", "nms": "eval.nms_iou", "iou": "eval.nms_iou",
     "optimizer": "train.lr", "temperature": "model.position_temperature", "offset": "model.position_offset",
     "lr_mult": "train.backbone_lr", "hsv_h": "data.color_jitter", "hsv_s": "data.color_jitter",
-    "hsv_v": "data.color_jitter", "wd": "train.weight_decay",
+    "hsv_v": "data.color_jitter", "size_divisor": "data.pad_size_divisor",
+    "size_divisibility": "data.pad_size_divisor", "wd": "train.weight_decay",
     "grad_clip": "train.clip_norm", "max_norm": "train.clip_norm", "ema": "train.ema_decay",
     "num_workers": "data.workers", "imgsz": "data.train_scales", "resolution": "data.train_scales",
     "dataset_dir": "data.path", "fliplr": "data.flip", "flipud": "data.vertical_flip", "max_det": "eval.max_dets",
@@ -124,7 +125,7 @@ NO_SETTING = {  # words of other codebases for what nobody sets here, and why
     "norm_eval": "batch norms are frozen", "save_best": "best.safetensors is that of the best AP",
     "filter_empty_gt": "images without objects are trained on, too",
     **dict.fromkeys(("degrees", "translate", "scale", "shear", "perspective", "erasing", "cutmix"), _AUGMENTED),
-    **dict.fromkeys(("rect", "keep_ratio", "size_divisor", "pad_size_divisor"), _PADDED),
+    **dict.fromkeys(("rect", "keep_ratio"), _PADDED),
     **dict.fromkeys(("shuffle", "sampler", "batch_sampler"), _ORDER),
     **dict.fromkeys(("log_interval", "log_period", "print_freq"), "metrics.jsonl has every step"),
     **dict.fromkeys(

@@ -13,6 +13,8 @@ from ..structures import Target
 
 ROUNDING = 1e-3  # by so much a box may lie beyond the image
 
+FEW_SIZES = 64  # of which a training meets a fifth: `tiny` has 49, and 8 in 775 batches of `animals`
+
 
 class Sample(NamedTuple):
     """One image as the loader gives it."""
@@ -32,7 +34,7 @@ class View(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """B images, padded at right and bottom to the largest height and width."""
+    """B images, padded at right and bottom to one size."""
 
     images: Tensor  # (B, 3, H, W) uint8, or float once normalised
     padding: Tensor  # (B, H, W) bool, True outside the image
@@ -78,8 +80,27 @@ def resized(size: Sequence[int], short: int, max_size: int | None) -> tuple[int,
     return (short, long) if height <= width else (long, short)
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+def padded_size(height: int, width: int, config: DataConfig) -> tuple[int, int]:
+    """To what a training batch of that height and width is padded: one of few sizes, by `config.pad_size_divisor`."""
+    most, divisor = _largest_side(config), config.pad_size_divisor
+    padded_height, padded_width = (max(side, min(-(-side // divisor) * divisor, most)) for side in (height, width))
+    return padded_height, padded_width
+
+
+def has_few_sizes(config: DataConfig) -> bool:
+    """Whether training batches have so few sizes that what is compiled for each can be kept."""
+    return (_largest_side(config) / config.pad_size_divisor) ** 2 <= FEW_SIZES
+
+
+def _largest_side(config: DataConfig) -> int:
+    return config.lsj_size if config.policy == "lsj" else config.max_size
+
+
+def collate(samples: Sequence[Sample], config: DataConfig | None = None) -> Batch:
     """Pad and stack.
+
+    Args:
+        config: of a training, whose batches have few sizes; None: padded to the largest height and width.
 
     Raises:
         DataError: an image or a target is not what `Sample` and `Target` say; it would be trained on silently.
@@ -89,6 +110,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
         _check_target(sample.target)
     height = max(s.image.shape[-2] for s in samples)
     width = max(s.image.shape[-1] for s in samples)
+    if config is not None:
+        height, width = padded_size(height, width, config)
     images = torch.empty(len(samples), height, width, 3, dtype=torch.uint8)  # colours last, as images have them
     padding = torch.ones(len(samples), height, width, dtype=torch.bool)
     for i, sample in enumerate(samples):

@@ -176,13 +176,14 @@ class Chunks:
     Samples of like shape go together, so that little of a batch is padding.
     """
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, config: DataConfig):
         self.size = size
+        self.config = config
 
     def __call__(self, samples: Sequence[Sample]) -> list[Batch]:
         if len(samples) > self.size:
             samples = sorted(samples, key=lambda sample: sample.image.shape[-1] / sample.image.shape[-2])
-        return [collate(samples[i : i + self.size]) for i in range(0, len(samples), self.size)]
+        return [collate(samples[i : i + self.size], self.config) for i in range(0, len(samples), self.size)]
 
 
 def training_steps(
@@ -191,7 +192,7 @@ def training_steps(
     """Yields, for each optimizer step, its batches; workers live as long as the run."""
     images = TrainingImages(annotations, config.data, config.train.seed)
     steps = Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, end, part)
-    return DataLoader(images, batch_sampler=steps, collate_fn=Chunks(chunk), **_workers(config.data))
+    return DataLoader(images, batch_sampler=steps, collate_fn=Chunks(chunk, config.data), **_workers(config.data))
 
 
 def evaluation_batches(

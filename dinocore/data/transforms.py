@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 from ..boxes import to_cxcywh
 from ..config import DataConfig
 from ..structures import Target
-from .batch import resized, size_for_model
+from .batch import padded_size, resized, size_for_model
 
 # an image (3, H, W), its boxes (T, 4) xyxy, and their labels (T,)
 AnnotatedImage = tuple[tv_tensors.Image, tv_tensors.BoundingBoxes, Tensor]
@@ -96,6 +96,7 @@ def largest_size(sizes: np.ndarray, config: DataConfig, images: int) -> tuple[in
         images: how many the batch has.
     """
     found = {size for w, h in np.unique(sizes, axis=0).tolist() for size in LARGEST[config.policy]((h, w), config)}
+    found = {padded_size(*size, config) for size in found}
     if images == 1:
         return max(found, key=lambda size: size[0] * size[1])
     return max(h for h, _ in found), max(w for _, w in found)

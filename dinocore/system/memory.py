@@ -12,15 +12,21 @@ except ImportError:  # Windows
     resource = None
 
 
-def keep_memory() -> None:
+def keep_memory(few_sizes: bool = False) -> None:
     """Keep page faults and leftovers of shapes that do not come again from eating time and memory; once is enough.
 
     glibc returns large tensors to the system and gets them anew, and the page faults take up to 40 % of the time; it is
     told to keep all memory. Huge pages instead are no faster with one thread, and with two a fault of theirs takes
-    milliseconds (Linux 6.18). oneDNN holds a compiled primitive for each of the last 1,024 shapes of its operations;
-    `tiny` needs 93 for an image and 190 for a training step; few of the older ones are needed again.
+    milliseconds (Linux 6.18).
+
+    oneDNN compiles a primitive for each shape of each operation, and holds the last 1,024; `tiny` needs 93 for an image
+    and 190 for a training step of one size. They lie where tensors are to fit, and many small ones leave no large gap.
+
+    Args:
+        few_sizes: images have so few that those 1,024 come again; else oneDNN is told to hold 256.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")  # read at the first product or convolution
+    if not few_sizes:
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")  # read at the first product or convolution
     if not sys.platform.startswith("linux"):
         return
     try:

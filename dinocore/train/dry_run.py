@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from ..data.batch import has_few_sizes
 from ..data.loaders import steps_per_epoch
 from ..evaluate.coco import coco_metrics, detect_all
 from ..predict import Detector
@@ -46,7 +47,7 @@ def dry_run(context: RunContext, state: TrainState) -> Expectation:
         EnvironmentFault: there is too little memory or disk space.
         DataError, DivergedError: as in training.
     """
-    keep_memory()
+    keep_memory(has_few_sizes(context.config.data))
     config, group, train = context.config, context.group, context.data.train
     plan = Schedule(steps_per_epoch(len(train.image_ids), config.train.batch_size), config.train)
     size = micro_batch_size(config.train, context.device, group.size)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 
+from ..data.batch import has_few_sizes
 from ..data.loaders import num_workers, steps_per_epoch
 from ..errors import ConfigError, DataError, DivergedError, EnvironmentFault, Interrupted, OutOfMemory
 from ..system.device import float32_throughout
@@ -38,8 +39,8 @@ def train(context: RunContext, state: TrainState) -> Iterator[Event]:
         Interrupted: a signal asked for it; the state is saved.
         EnvironmentFault: memory, the disk, or a worker failed; the last state is kept.
     """
-    keep_memory()
     config = context.config
+    keep_memory(has_few_sizes(config.data))
     plan = Schedule(steps_per_epoch(len(context.data.train.image_ids), config.train.batch_size), config.train)
     state.progress.data = fingerprint(context.data)
     check_ranks_agree(context, state.progress.data)

@@ -96,9 +96,27 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 
 
 def test_chunks_split_a_step_into_forward_passes():
-    batches = Chunks(2)([sample(4, 4, i) for i in range(5)])
+    batches = Chunks(2, DataConfig())([sample(4, 4, i) for i in range(5)])
     assert [batch.indices for batch in batches] == [[0, 1], [2, 3], [4]]
     assert [len(batch.targets) for batch in batches] == [2, 2, 1]
+
+
+@pytest.mark.parametrize(("settings", "size"), [
+    ({}, (65, 70)),
+    ({"pad_size_divisor": 32}, (96, 96)),
+    ({"pad_size_divisor": 70}, (70, 70)),
+    ({"pad_size_divisor": 64, "max_size": 90}, (90, 90)),
+    ({"pad_size_divisor": 64, "max_size": 40}, (65, 70)),  # images are never cut
+    ({"pad_size_divisor": 64, "max_size": 40, "policy": "lsj", "lsj_size": 100}, (100, 100)),
+])  # fmt: skip
+def test_a_training_batch_is_padded_to_multiples_of_the_divisor_but_not_beyond_the_largest_size(settings, size):
+    images = [sample(65, 20, 0, value=10), sample(30, 70, 1, value=20)]
+    (batch,) = Chunks(2, DataConfig(**settings))(images)
+    exact = collate(images)
+    assert batch.images.shape[-2:] == batch.padding.shape[-2:] == size and exact.images.shape[-2:] == (65, 70)
+    assert (batch.images[..., :65, :70] == exact.images).all() and (batch.padding[:, :65, :70] == exact.padding).all()
+    assert batch.padding[:, 65:].all() and batch.padding[..., 70:].all() and not batch.images[..., 65:, :].any()
+    assert [target.boxes.tolist() for target in batch.targets] == [target.boxes.tolist() for target in exact.targets]
 
 
 def same(a, b):

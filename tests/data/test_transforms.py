@@ -8,7 +8,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from dinocore.config import DataConfig
-from dinocore.data.batch import resized
+from dinocore.data.batch import padded_size, resized
 from dinocore.data.transforms import Plan, annotated_image, apply, as_target, draw, largest_size, resize
 
 COLOURS = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255]])
@@ -323,7 +323,8 @@ def test_colours_change_and_boxes_do_not_and_without_the_setting_nothing_is_draw
 
 
 @pytest.mark.parametrize("settings", [
-    SMALL, SMALL | {"crop_chance": 0.0}, {"policy": "lsj", "lsj_size": 96}, {"policy": "lsj", "lsj_scales": (0.2, 0.7)},
+    SMALL, SMALL | {"crop_chance": 0.0}, SMALL | {"pad_size_divisor": 7},
+    {"policy": "lsj", "lsj_size": 96}, {"policy": "lsj", "lsj_scales": (0.2, 0.7)},
 ])  # fmt: skip
 def test_no_augmentation_is_larger_than_the_largest_size_which_is_reached(settings):
     config, rng = DataConfig(**settings), np.random.default_rng(0)
@@ -331,6 +332,7 @@ def test_no_augmentation_is_larger_than_the_largest_size_which_is_reached(settin
     height, width = largest_size(sizes, config, images=2)
     plans = [draw((h, w), config, rng) for w, h in sizes.tolist() for _ in range(300)]
     assert all(plan.size[0] <= height and plan.size[1] <= width for plan in plans)
+    assert (height, width) == padded_size(height, width, config)
     assert max(plan.size[0] for plan in plans) >= 0.9 * height
     assert max(plan.size[1] for plan in plans) >= 0.9 * width
     alone = largest_size(sizes, config, images=1)
