@@ -19,14 +19,15 @@ def keep_memory(few_sizes: bool = False) -> None:
     told to keep all memory. Huge pages instead are no faster with one thread, and with two a fault of theirs takes
     milliseconds (Linux 6.18).
 
-    oneDNN compiles a primitive for each shape of each operation, and holds the last 1,024; `tiny` needs 93 for an image
-    and 190 for a training step of one size. They lie where tensors are to fit, and many small ones leave no large gap.
+    oneDNN compiles a primitive for each shape of each operation: `tiny` needs 93 for an image and 190 for a training
+    step of one size. To compile them anew takes time, and they lie about where large tensors are to fit. So all are
+    kept of shapes that come again, and few of others.
 
     Args:
-        few_sizes: images have so few that those 1,024 come again; else oneDNN is told to hold 256.
+        few_sizes: images have few sizes, which come again and again.
     """
-    if not few_sizes:
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")  # read at the first product or convolution
+    primitives = 2048 if few_sizes else 256
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(primitives))  # read at the first product
     if not sys.platform.startswith("linux"):
         return
     try:
