@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 
 def primitives(number: int) -> dict[str, str]:
@@ -23,15 +24,23 @@ def primitives(number: int) -> dict[str, str]:
     return {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(number)}
 
 
-WAYS = {  # name: environment, whether keep_memory() is called
-    "now": ({}, True),
-    "64 primitives": (primitives(64), True),
-    "128 primitives": (primitives(128), True),
-    "1024 primitives": (primitives(1024), True),
-    "glibc, 256 primitives": (primitives(256), False),
-    "glibc, 64 primitives": (primitives(64), False),
-    "glibc": (primitives(1024), False),
-    "huge pages": ({**primitives(64), "THP_MEM_ALLOC_ENABLE": "1"}, False),
+class Way(NamedTuple):
+    """How a training gets its memory."""
+
+    environment: dict[str, str]
+    keeps: bool = True  # calls keep_memory()
+    settings: tuple[str, ...] = ()
+
+
+WAYS = {
+    "now": Way({}),
+    "any size": Way({}, settings=("data.pad_size_divisor=1",)),
+    "64 primitives": Way(primitives(64)),
+    "256 primitives": Way(primitives(256)),
+    "1024 primitives": Way(primitives(1024)),
+    "glibc, 256 primitives": Way(primitives(256), keeps=False),
+    "glibc": Way(primitives(1024), keeps=False),
+    "huge pages": Way({**primitives(64), "THP_MEM_ALLOC_ENABLE": "1"}, keeps=False),
 }
 
 
@@ -48,7 +57,9 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        run(settings(options, options.child), options.steps, keep=WAYS[options.ways[0]][1])
+        way = WAYS[options.ways[0]]
+        preset, changes = settings(options, options.child)
+        run((preset, [*changes, *way.settings]), options.steps, keep=way.keeps)
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +69,9 @@ def main() -> None:
             command = [sys.executable, __file__, "--child", folder, "--steps", str(options.steps)]
             command += ["--batch-size", str(options.batch_size), "--ways", way, "--preset", options.preset]
             command += ["--set", *options.set]
-            output = subprocess.run(command, env=os.environ | WAYS[way][0], check=True, capture_output=True, text=True)
+            output = subprocess.run(
+                command, env=os.environ | WAYS[way].environment, check=True, capture_output=True, text=True
+            )
             row = {"way": way, **json.loads(output.stdout.splitlines()[-1])}
             rows.append(row)
             memory = row["memory_mb"]

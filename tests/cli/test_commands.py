@@ -484,7 +484,9 @@ def test_eval_judges_a_file_of_results_as_the_model_that_wrote_it_and_compares(d
         ("[]", [], 2, "give their --data"),
         ("[]", ["--data", "DATA", "--weights", "bundled"], 2, "exclude each other"),
         ("[]", ["--data", "DATA", "--out", "x.json"], 2, "leave it out"),
-        ("[]", ["--data", "DATA", "--compile"], 2, "a file of results needs none"),
+        ("[]", ["--data", "DATA", "--compile"], 2, "--compile is for a detector"),
+        ("[]", ["--data", "DATA", "--device", "cpu"], 2, "--device is for a detector"),
+        ("[]", ["--data", "DATA", "--precision", "int8"], 2, "--amp is for a detector"),
         ("[]", ["--data", "DATA", "--report", "."], 2, "is a folder"),
     ],
 )

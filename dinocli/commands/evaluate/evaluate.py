@@ -220,13 +220,16 @@ def _check_sources(
                 raise ConfigError(f"{name} cannot be used with --compare; leave it out")
     if results is not None and weights is not None:
         raise ConfigError("--weights and --results exclude each other; give one of them, or both to --compare")
-    if results is not None and request.compiled:
-        raise ConfigError("--compile is for a detector, and a file of results needs none; leave it out")
     if results is not None and request.out is not None:
         raise ConfigError("--out writes detections, and --results has them already; leave it out")
-    if ranks > 1 and (results is not None or (compare is not None and all(name.endswith(".json") for name in compare))):
+    if results is None and not (compare is not None and all(name.endswith(".json") for name in compare)):
+        return
+    if ranks > 1:
         raise ConfigError("ranks share the images that a detector looks at, and a file of results needs none; "
                           "leave --gpus out")  # fmt: skip
+    for_detectors = {"--device": request.device != "auto", "--amp": request.amp != "auto", "--compile": request.compiled}
+    if name := next((name for name, given in for_detectors.items() if given), None):
+        raise ConfigError(f"{name} is for a detector, and a file of results needs none; leave it out")
 
 
 def _open(weights: str | None, request: EvalRequest) -> DetectionSource:
