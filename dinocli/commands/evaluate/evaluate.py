@@ -227,8 +227,8 @@ def _check_sources(
     if ranks > 1:
         raise ConfigError("ranks share the images that a detector looks at, and a file of results needs none; "
                           "leave --gpus out")  # fmt: skip
-    for_detectors = {"--device": request.device != "auto", "--amp": request.amp != "auto", "--compile": request.compiled}
-    if name := next((name for name, given in for_detectors.items() if given), None):
+    given = {"--device": request.device != "auto", "--amp": request.amp != "auto", "--compile": request.compiled}
+    for name in (name for name, typed in given.items() if typed):
         raise ConfigError(f"{name} is for a detector, and a file of results needs none; leave it out")
 
 
