@@ -24,16 +24,29 @@ class Input(NamedTuple):
 
 
 def check_header(arguments: Sequence[str]) -> None:
-    """Refuse a single file whose header says that it cannot be read, before PyTorch takes seconds and half a gigabyte.
+    """Refuse a single file that is not there, or whose header says that it cannot be read, before PyTorch takes seconds
+    and half a gigabyte.
 
     Raises:
         DataError: as when it is read.
     """
-    path = Path(arguments[0]).expanduser()
-    if len(arguments) == 1 and path.is_file():
+    argument = arguments[0]
+    path = Path(argument).expanduser()
+    if len(arguments) > 1 or argument == "-" or argument.lower().startswith(ADDRESSES):
+        return
+    if path.is_file():
         read_header(path, DataConfig())
+    elif not path.exists() and not glob.has_magic(argument):
+        raise no_image(argument)
 
 
+def no_image(name: str) -> DataError:
+    """That what was named is not there."""
+    return DataError(f"there is no image {name}", code="DATA-IMAGE-MISSING", where=name,
+                     fix="give an image, a folder, or a glob in quotes")  # fmt: skip
+
+
+ADDRESSES = ("http://", "https://", "s3://", "gs://", "ftp://")
 STREAMS = ("rtsp://", "rtsps://", "rtmp://", "udp://", "tcp://", "srt://")
 CAMERA = "/dev/video"
 
@@ -64,7 +77,7 @@ def expand(arguments: Sequence[str], drawn: Path | None = None) -> tuple[list[In
     skipped = 0
     for argument in arguments:
         path = Path(argument).expanduser()
-        if argument.lower().startswith(("http://", "https://", "s3://", "gs://", "ftp://")):
+        if argument.lower().startswith(ADDRESSES):
             raise EnvironmentFault(f"{argument} is an address, and nothing is downloaded", code="DATA-URL")
         if argument == "-":
             inputs = list(_standard_input())

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 # Lower may not import higher. A file's layer is the first entry that its path starts with.
 LAYERS = [
@@ -99,3 +101,23 @@ def test_no_command_imports_torch_before_it_runs():
     """So `dino train --help` and completion are quick, and data is checked without half a gigabyte of PyTorch."""
     done = subprocess.run([sys.executable, "-c", LOAD_COMMANDS], cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+REFUSE = """
+import sys
+from dinocli.app import console
+sys.argv = ["dino", "predict", sys.argv[1]]
+try:
+    console()
+finally:
+    assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("content", [None, b"no image"])
+def test_an_image_that_is_not_there_or_is_none_is_refused_before_torch_is_imported(tmp_path, content):
+    if content is not None:
+        (tmp_path / "a.jpg").write_bytes(content)
+    command = [sys.executable, "-c", REFUSE, str(tmp_path / "a.jpg")]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 3 and "a.jpg" in done.stderr and "Traceback" not in done.stderr, done.stderr

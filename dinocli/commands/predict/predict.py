@@ -23,7 +23,7 @@ from dinocore.words import counted, whole
 
 from ...completion import choices
 from ...console import fail, print_json, say, stdout, warn, warn_of_letters
-from ...inputs import Input, check_header, expand, is_film
+from ...inputs import Input, check_header, expand, is_film, no_image
 from ...options import Compile, Device, Gpus, Json, Out, Overlap, Precision, Threshold, Weights
 from ...progress import WorkProgress
 from ...signals import ending_early
@@ -91,8 +91,6 @@ def predict(
 
     Example: dino predict photos/ --save-images drawn
     """
-    from dinocore.stream.slices import check_overlap
-
     begun = time.time()
     film = is_film(files)
     if film and (gpus > 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1):
@@ -103,6 +101,8 @@ def predict(
         from ...launch import launch
 
         raise typer.Exit(launch(gpus, sys.argv[1:]))
+    from dinocore.stream.slices import check_overlap  # brings PyTorch
+
     check_overlap(slice, overlap)
     least = parse_threshold(threshold)
     request = PredictRequest(
@@ -145,8 +145,7 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
     stems = output_stems([item.name for item in inputs], request.format)
     check_overwriting([item.path for item in inputs], [*stems.values()], request)
     if not any(item.path.exists() for item in inputs):
-        raise DataError(f"there is no image {inputs[0].name}", code="DATA-IMAGE-MISSING", where=inputs[0].name,
-                        fix="give an image, a folder, or a glob in quotes")  # fmt: skip
+        raise no_image(inputs[0].name)
     if world_size() > 1 or (request.out is not None and parts_folder(request.out).is_dir()):
         from .parts import predict_in_parts
 
