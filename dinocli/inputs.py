@@ -43,7 +43,7 @@ def check_header(arguments: Sequence[str]) -> None:
 def no_image(name: str) -> DataError:
     """That what was named is not there."""
     return DataError(f"there is no image {name}", code="DATA-IMAGE-MISSING", where=name,
-                     fix="give an image, a folder, or a glob in quotes")  # fmt: skip
+                     fix="check its name and folder")  # fmt: skip
 
 
 ADDRESSES = ("http://", "https://", "s3://", "gs://", "ftp://")

@@ -28,9 +28,46 @@ ConfigFile = Annotated[
 ]
 
 
+# What is not there is said at once, before anything large is imported.
+
+
+def check_preset(source: str | None) -> str | None:
+    """Refuse the name of no preset."""
+    from dinocore.presets import find_preset
+
+    if source is not None:
+        find_preset(source)
+    return source
+
+
+def check_data(folder: Path | None) -> Path | None:
+    """Refuse a data folder that is none."""
+    from dinocore.data.formats.layout import check_folder
+
+    if folder is not None:
+        check_folder(folder.expanduser())
+    return folder
+
+
+def check_weights(name: str | None) -> str | None:
+    """Refuse the name of no weights."""
+    from dinocore.weights.fetch.catalogue import check_there
+
+    if name is not None:
+        check_there(name)
+    return name
+
+
 def preset_option(shown: str | bool = True) -> Any:
     """`--preset`; a command that must know whether it was typed has None as default and `shown` in its help."""
-    return typer.Option("--preset", "-p", help="See `dino presets`.", show_default=shown, autocompletion=preset_names)
+    return typer.Option(
+        "--preset",
+        "-p",
+        callback=check_preset,
+        help="See `dino presets`.",
+        show_default=shown,
+        autocompletion=preset_names,
+    )
 
 
 Preset = Annotated[str, preset_option()]
@@ -40,31 +77,15 @@ Split = Annotated[
         "--split", help="Split of --data: val, train or test.", autocompletion=choices("val", "train", "test")
     ),
 ]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        help=DATA_FORMATS,
-    ),
-]
+Data = Annotated[Path | None, typer.Option("--data", callback=check_data, help=DATA_FORMATS)]
 VAL_FRACTION = "Hold this fraction of the training images out for validation, if there is no val split."
 ValFraction = Annotated[float | None, typer.Option(metavar="0…1", help=VAL_FRACTION)]
-
-
-def _check_weights(name: str | None) -> str | None:
-    """Say at once, before anything large is imported, that there are no such weights."""
-    from dinocore.weights.fetch.catalogue import check_there
-
-    if name is not None:
-        check_there(name)
-    return name
-
 
 Weights = Annotated[
     str | None,
     typer.Option(
         "--weights",
-        callback=_check_weights,
+        callback=check_weights,
         help="A file, a run, a name of `dino weights`, hf:org/name, an address, or bundled; default: the newest run in "
         "runs/, or else bundled.",
     ),
@@ -73,7 +94,7 @@ ModelOf = Annotated[
     str | None,
     typer.Option(
         "--weights",
-        callback=_check_weights,
+        callback=check_weights,
         help="Use the model of these weights (a file, a run or a name) instead of a preset's.",
     ),
 ]

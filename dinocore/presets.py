@@ -176,7 +176,7 @@ def load_config(
     if isinstance(source, Config):
         settings: dict[str, Any] = source.model_dump(mode="json")
     else:
-        settings = {} if source is None else _current(read_settings(_find(str(source))))
+        settings = {} if source is None else _current(read_settings(find_preset(str(source))))
     overrides = [overrides] if isinstance(overrides, str) else overrides
     changes = [read_settings(file)] if file is not None else []
     for change in map(_current, [*changes, *map(_parse_override, overrides)]):
@@ -240,7 +240,15 @@ def config_to_toml(config: Config) -> str:
     return tomli_w.dumps(config.model_dump(mode="json"))
 
 
-def _find(source: str) -> Path:
+def find_preset(source: str) -> Path:
+    """The file of a preset.
+
+    Args:
+        source: its name, or a file ending in `.toml`.
+
+    Raises:
+        ConfigError: there is none.
+    """
     path = Path(source) if source.endswith(".toml") else preset_dir() / f"{source}.toml"
     if not path.is_file():
         close = difflib.get_close_matches(source.lower(), list_presets(), n=1)

@@ -11,7 +11,7 @@ from dinocore.errors import EnvironmentFault
 from dinocore.weights.fetch.catalogue import cached, find
 
 from ..console import print_facts, print_json
-from ..options import Json
+from ..options import Json, check_weights
 from ..progress import watching
 from ..weights_option import check_not_refused, is_exported
 
@@ -20,7 +20,8 @@ def info(
     file: Annotated[
         str,
         typer.Argument(
-            help="Weights of ours, official DINO, detrex or mmdetection: a file, a run, a name, an address; an export."
+            callback=check_weights,
+            help="Weights of ours, official DINO, detrex or mmdetection: a file, a run, a name, an address; an export.",
         ),
     ],
     json: Json = False,

@@ -13,6 +13,7 @@ from dinocore.words import whole
 
 from ...annotated import open_annotated, warn_of_whole_images
 from ...console import print_json, say, stdout, warn_of_letters
+from ...inputs import check_header
 from ...options import Device, Json, Weights
 from ...outputs import Figure, Report, check_outputs, print_table, write_outputs
 from ...weights_option import open_detector
@@ -47,6 +48,8 @@ def inspect_attention(
     """
     pixel = _pixel(at, query, level)
     check_outputs(out, report)
+    if file is not None:
+        check_header([str(file)])
     from dinocore.inspect.attention import attention_at, attention_of_query
 
     detector, path = open_detector(weights, device, "off")

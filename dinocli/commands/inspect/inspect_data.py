@@ -15,13 +15,14 @@ from dinocore.presets import load_config
 from dinocore.words import counted
 
 from ...console import print_json, say, stdout, warn, warn_of_letters
-from ...options import ConfigFile, Json, Overrides, Preset
+from ...options import ConfigFile, Json, Overrides, Preset, check_data
 from ...outputs import check_outputs, write_image
 
 
 def inspect_data(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="Data folder; default: images that dino draws itself.")
+        Path | None,
+        typer.Argument(metavar="DIR", callback=check_data, help="Data folder; default: images that dino draws itself."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", "--save", help="The image to write, .png or .jpg.")] = Path(
         "inspect-data.png"

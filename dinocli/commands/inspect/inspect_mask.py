@@ -19,7 +19,7 @@ from dinocore.system.files import write_text
 from ... import console
 from ...annotated import settings_of
 from ...console import print_json, say, warn
-from ...options import ConfigFile, Json, ModelOf, Overrides, preset_option
+from ...options import ConfigFile, Json, ModelOf, Overrides, check_data, preset_option
 from ...outputs import check_outputs, write_image
 
 if TYPE_CHECKING:
@@ -49,7 +49,10 @@ def inspect_mask(
         list[int], typer.Option("--num-gt", min=0, help="Annotated objects of one image; repeat it for a batch.")
     ] = [],
     data: Annotated[
-        Path | None, typer.Option("--data", help="A data folder: the mask of the first batch that is trained on.")
+        Path | None,
+        typer.Option(
+            "--data", callback=check_data, help="A data folder: the mask of the first batch that is trained on."
+        ),
     ] = None,
     images: Annotated[
         list[str], typer.Option("--images", help="An image of --data, by its file name; repeat it for a batch.")

@@ -22,7 +22,7 @@ from dinocore.words import whole
 from ...annotated import open_annotated, warn_of_whole_images
 from ...completion import choices
 from ...console import fail, print_json, say, stdout
-from ...inputs import Input, expand
+from ...inputs import Input, check_header, expand
 from ...options import Data, Device, Json, Out, Precision, Split, Weights
 from ...outputs import check_outputs, print_table, write_image
 from ...progress import WorkProgress
@@ -119,6 +119,8 @@ def _check(files: Sequence[str], annotations: Path | None, split: str, view: str
     if view not in VIEWS:
         raise ConfigError(f"--view {view} is not known; choose one of {', '.join(VIEWS)}")
     splits.check_split(split)
+    if files:
+        check_header(files)
     if not files and annotations is not None:
         raise ConfigError("--annotations says nothing of where its images are; name them, or give --data instead")
 

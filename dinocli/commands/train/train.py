@@ -21,7 +21,7 @@ from dinocore.train.run.sinks import check_trackers
 
 from ...completion import preset_names
 from ...console import say, warn
-from ...options import DATA_FORMATS, MACHINE, VAL_FRACTION, Amp, ConfigFile, Device, Overrides
+from ...options import DATA_FORMATS, MACHINE, VAL_FRACTION, Amp, ConfigFile, Device, Overrides, check_data, check_preset
 from ...progress import watching
 from ...signals import StopRequest
 from ...start import collect_as_usual
@@ -40,6 +40,7 @@ TrainingData = Annotated[
     Path | None,
     typer.Option(
         "--data",
+        callback=check_data,
         help=DATA_FORMATS,
         rich_help_panel=START,
     ),
@@ -52,6 +53,7 @@ def train(
         typer.Option(
             "--preset",
             "-p",
+            callback=check_preset,
             help="See `dino presets`; default: the weights' own, or else tiny.",
             rich_help_panel=START,
             autocompletion=preset_names,

@@ -45,6 +45,16 @@ EXPECTED = """it should hold one of
   dataset.toml, which says where everything is                                                      (docs/data.md)"""
 
 
+def check_folder(folder: Path) -> None:
+    """
+    Raises:
+        DataError: it is no folder.
+    """
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise DataError(f"the data folder {folder} {what}", code="DATA-FOLDER")
+
+
 def find_layout(folder: Path, follow_symlinks: bool = False) -> Layout:
     """Tell the layout of a data folder.
 
@@ -54,9 +64,7 @@ def find_layout(folder: Path, follow_symlinks: bool = False) -> Layout:
     Raises:
         DataError: the folder is missing, holds no annotations that we can find, or only links to them.
     """
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"the data folder {folder} {what}", code="DATA-FOLDER")
+    check_folder(folder)
     if inner := _only_folder(folder):
         return find_layout(inner, follow_symlinks)
     guard = PathGuard(folder, follow_symlinks)
