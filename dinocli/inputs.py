@@ -30,10 +30,10 @@ def check_header(arguments: Sequence[str]) -> None:
     Raises:
         DataError: as when it is read.
     """
+    if len(arguments) != 1 or arguments[0] == "-" or arguments[0].lower().startswith(ADDRESSES):
+        return
     argument = arguments[0]
     path = Path(argument).expanduser()
-    if len(arguments) > 1 or argument == "-" or argument.lower().startswith(ADDRESSES):
-        return
     if path.is_file():
         read_header(path, DataConfig())
     elif not path.exists() and not glob.has_magic(argument):

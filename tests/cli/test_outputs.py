@@ -21,7 +21,7 @@ FILES = {  # a command with a file to write, and a suffix that it may have
     ("inspect-attention", "--out"): ".png",
     ("inspect-attention", "--report"): ".html",
     ("inspect-mask", "--out"): ".png",
-    ("inspect-data", "nowhere", "--out"): ".png",
+    ("inspect-data", "--out"): ".png",
     ("convert", "nowhere.pth", "--out"): ".safetensors",
     ("export", "bundled", "--out"): ".onnx",
 }

@@ -70,6 +70,7 @@ def inspect_proposals(
     """
     _check(files or [], annotations, split, view, color)
     check_outputs(out, report, ".png", ".jpg", ".jpeg", ".webp")
+    check_header(files or [])
     from dinocore.inspect.proposals.figure import MOST_IMAGES, draw_view, render_proposals
     from dinocore.inspect.proposals.proposals import average, inspect_image, recalls
     from dinocore.system.device import pick_device
@@ -119,8 +120,6 @@ def _check(files: Sequence[str], annotations: Path | None, split: str, view: str
     if view not in VIEWS:
         raise ConfigError(f"--view {view} is not known; choose one of {', '.join(VIEWS)}")
     splits.check_split(split)
-    if files:
-        check_header(files)
     if not files and annotations is not None:
         raise ConfigError("--annotations says nothing of where its images are; name them, or give --data instead")
 
