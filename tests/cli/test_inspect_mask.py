@@ -192,7 +192,7 @@ def test_the_mask_of_real_pictures(inspect_mask, make_coco, tmp_path):
     assert unknown.code == 3 and "they have 000" in unknown.err
 
 
-@pytest.mark.parametrize("arguments", [("--images", "a.jpg"), ("--data", "here", "--num-gt", 3)])
+@pytest.mark.parametrize("arguments", [("--images", "a.jpg"), ("--data", ".", "--num-gt", 3)])
 def test_made_up_and_real_objects_exclude_each_other(inspect_mask, arguments):
     result = inspect_mask(*arguments)
     assert result.code == 2 and "--data" in result.err
