@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py [--preset tiny] [--set KEY=VALUE ...] [--steps 128] [--batch-size 4]
         [--ways now glibc] [--json FILE] [--plot FILE]
+    python benchmarks/memory.py --runs runs/a runs/b --plot FILE
 
 Each way is a process of its own, one after another; drawn images that the augmentation makes into many sizes, no
 evaluation. What `dino train --dry-run` says comes first.
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings")
     parser.add_argument("--ways", choices=[*WAYS], nargs="+", default=[*WAYS])
+    parser.add_argument("--runs", nargs="+", type=Path, help="draw what these runs of dino train held, and train none")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -60,6 +62,9 @@ def main() -> None:
         way = WAYS[options.ways[0]]
         preset, changes = settings(options, options.child)
         run((preset, [*changes, *way.settings]), options.steps, keep=way.keeps)
+        return
+    if options.runs:
+        plot([{"way": run.name, "memory_mb": memory_of_run(run)} for run in options.runs], options.plot)
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -144,6 +149,12 @@ def resident_mb() -> float:
     """What this process holds now, in MB; Linux."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def memory_of_run(run: Path) -> list[float]:
+    """The most that a run held until each of its steps."""
+    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    return [line["memory_mb"] for line in lines if "memory_mb" in line]
 
 
 def plot(rows: list[dict], path: Path) -> None:
