@@ -42,10 +42,10 @@ def check_preset(source: str | None) -> str | None:
 
 def check_data(folder: Path | None) -> Path | None:
     """Refuse a data folder that is none."""
-    from dinocore.data.formats.layout import check_folder
+    from dinocore.data.formats.layout import check_is_folder
 
     if folder is not None:
-        check_folder(folder.expanduser())
+        check_is_folder(folder.expanduser())
     return folder
 
 

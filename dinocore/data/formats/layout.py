@@ -45,7 +45,7 @@ EXPECTED = """it should hold one of
   dataset.toml, which says where everything is                                                      (docs/data.md)"""
 
 
-def check_folder(folder: Path) -> None:
+def check_is_folder(folder: Path) -> None:
     """
     Raises:
         DataError: it is no folder.
@@ -64,7 +64,7 @@ def find_layout(folder: Path, follow_symlinks: bool = False) -> Layout:
     Raises:
         DataError: the folder is missing, holds no annotations that we can find, or only links to them.
     """
-    check_folder(folder)
+    check_is_folder(folder)
     if inner := _only_folder(folder):
         return find_layout(inner, follow_symlinks)
     guard = PathGuard(folder, follow_symlinks)
