@@ -1,0 +1,50 @@
+"""How much a process keeps of what oneDNN compiles."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dinocore.data.batch import has_few_sizes
+from dinocore.presets import load_config
+
+ROOT = Path(__file__).parents[1]
+SETTING = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+DRY_RUN = f"""
+import os, sys
+from dinocli.app import app
+try:
+    app()
+finally:
+    print("capacity", os.environ["{SETTING}"])
+"""
+
+
+@pytest.mark.parametrize(("preset", "changes", "few"), [
+    ("tiny", [], True),
+    ("tiny", ["data.pad_size_divisor=1"], False),
+    ("tiny", ["data.max_size=1333"], False),
+    ("r50-4scale", [], False),
+    ("r50-4scale", ["data.policy=lsj", "data.pad_size_divisor=128"], True),
+])  # fmt: skip
+def test_batches_have_few_sizes_where_the_divisor_is_large_against_the_largest_side(preset, changes, few):
+    assert has_few_sizes(load_config(preset, changes).data) == few
+
+
+@pytest.mark.parametrize(("divisor", "given", "kept"), [(64, None, 2048), (1, None, 256), (64, "7", 7)])
+def test_a_training_keeps_what_is_compiled_for_few_sizes_and_little_of_many_unless_told_otherwise(
+    tmp_path, divisor, given, kept
+):
+    command = [sys.executable, "-c", DRY_RUN, "train", "--preset", "tiny", "--dry-run", "--device", "cpu"]
+    settings = {
+        "train.weights": '""', "model.backbone_weights": "none", "data.sample_images": 6, "data.workers": 0,
+        "data.pad_size_divisor": divisor, "data.train_scales": [64], "data.max_size": 96, "data.crop_chance": 0,
+        "data.eval_scale": 64, "model.num_queries": 10,
+    }  # fmt: skip
+    command += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    environment = {name: value for name, value in os.environ.items() if name != SETTING}
+    environment |= {"PYTHONPATH": str(ROOT)} | ({SETTING: given} if given else {})
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True)
+    assert f"capacity {kept}" in done.stdout, done.stderr
