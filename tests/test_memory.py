@@ -36,9 +36,7 @@ def test_batches_have_few_sizes_where_the_divisor_is_large_against_the_largest_s
 
 @pytest.mark.parametrize(("few", "given", "kept"), [(True, None, "2048"), (False, None, "256"), (True, "7", "7")])
 def test_what_is_compiled_for_few_sizes_is_kept_and_little_of_many_unless_told_otherwise(monkeypatch, few, given, kept):
-    monkeypatch.delenv(SETTING, raising=False)
-    if given:
-        monkeypatch.setenv(SETTING, given)
+    monkeypatch.setattr(os, "environ", {SETTING: given} if given else {})
     keep_memory(few)
     assert os.environ[SETTING] == kept
 
