@@ -24,8 +24,7 @@ class Input(NamedTuple):
 
 
 def check_header(arguments: Sequence[str]) -> None:
-    """Refuse a single file that is not there, or whose header says that it cannot be read, before PyTorch takes seconds
-    and half a gigabyte.
+    """Refuse a single file that does not exist, or whose header cannot be read, before PyTorch is imported.
 
     Raises:
         DataError: as when it is read.
@@ -41,7 +40,7 @@ def check_header(arguments: Sequence[str]) -> None:
 
 
 def no_image(name: str) -> DataError:
-    """That what was named is not there."""
+    """The error for an image that does not exist."""
     return DataError(f"there is no image {name}", code="DATA-IMAGE-MISSING", where=name,
                      fix="check its name and folder")  # fmt: skip
 

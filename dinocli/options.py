@@ -28,11 +28,11 @@ ConfigFile = Annotated[
 ]
 
 
-# What is not there is said at once, before anything large is imported.
+# What does not exist is refused at once, before anything large is imported.
 
 
 def check_preset(source: str | None) -> str | None:
-    """Refuse the name of no preset."""
+    """Refuse a preset that does not exist."""
     from dinocore.presets import find_preset
 
     if source is not None:
@@ -41,7 +41,7 @@ def check_preset(source: str | None) -> str | None:
 
 
 def check_data(folder: Path | None) -> Path | None:
-    """Refuse a data folder that is none."""
+    """Refuse a data folder that does not exist or is a file."""
     from dinocore.data.formats.layout import check_is_folder
 
     if folder is not None:
@@ -50,7 +50,7 @@ def check_data(folder: Path | None) -> Path | None:
 
 
 def check_weights(name: str | None) -> str | None:
-    """Refuse the name of no weights."""
+    """Refuse weights that do not exist."""
     from dinocore.weights.fetch.catalogue import check_there
 
     if name is not None:

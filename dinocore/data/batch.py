@@ -13,7 +13,7 @@ from ..structures import Target
 
 ROUNDING = 1e-3  # by so much a box may lie beyond the image
 
-FEW_SIZES = 64  # of which a training meets a fifth: `tiny` has 49, and 8 in 775 batches of `animals`
+FEW_SIZES = 64  # that are possible; `tiny` has 49, and met 8 of them in 775 batches of `animals`
 
 
 class Sample(NamedTuple):
@@ -81,14 +81,14 @@ def resized(size: Sequence[int], short: int, max_size: int | None) -> tuple[int,
 
 
 def padded_size(height: int, width: int, config: DataConfig) -> tuple[int, int]:
-    """To what a training batch of that height and width is padded: one of few sizes, by `config.pad_size_divisor`."""
+    """Height and width to which a training batch is padded: multiples of `pad_size_divisor`, up to the largest side."""
     most, divisor = _largest_side(config), config.pad_size_divisor
     padded_height, padded_width = (max(side, min(-(-side // divisor) * divisor, most)) for side in (height, width))
     return padded_height, padded_width
 
 
 def has_few_sizes(config: DataConfig) -> bool:
-    """Whether training batches have so few sizes that what is compiled for each can be kept."""
+    """Whether training batches have so few sizes that what oneDNN compiles for each of them can be kept."""
     return (_largest_side(config) / config.pad_size_divisor) ** 2 <= FEW_SIZES
 
 
@@ -100,7 +100,7 @@ def collate(samples: Sequence[Sample], config: DataConfig | None = None) -> Batc
     """Pad and stack.
 
     Args:
-        config: of a training, whose batches have few sizes; None: padded to the largest height and width.
+        config: of a training, for `padded_size`; None: the largest height and width of the images.
 
     Raises:
         DataError: an image or a target is not what `Sample` and `Target` say; it would be trained on silently.

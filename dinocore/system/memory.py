@@ -20,11 +20,11 @@ def keep_memory(few_sizes: bool = False) -> None:
     milliseconds (Linux 6.18).
 
     oneDNN compiles a primitive for each shape of each operation: `tiny` needs 93 for an image and 190 for a training
-    step of one size. To compile them anew takes time, and they lie about where large tensors are to fit. So all are
-    kept of shapes that come again, and few of others.
+    step of one size. Compiling one again takes time, and each splits the free memory that large tensors need. So
+    all are kept where few shapes recur, and only some where there are many.
 
     Args:
-        few_sizes: images have few sizes, which come again and again.
+        few_sizes: images have few sizes, which recur.
     """
     primitives = 2048 if few_sizes else 256
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(primitives))  # read at the first product

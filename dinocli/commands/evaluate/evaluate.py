@@ -227,9 +227,13 @@ def _check_sources(
     if ranks > 1:
         raise ConfigError("ranks share the images that a detector looks at, and a file of results needs none; "
                           "leave --gpus out")  # fmt: skip
-    given = {"--device": request.device != "auto", "--amp": request.amp != "auto", "--compile": request.compiled}
-    for name in (name for name, typed in given.items() if typed):
-        raise ConfigError(f"{name} is for a detector, and a file of results needs none; leave it out")
+    for name, given in (
+        ("--device", request.device != "auto"),
+        ("--amp", request.amp != "auto"),
+        ("--compile", request.compiled),
+    ):
+        if given:
+            raise ConfigError(f"{name} is for a detector, and a file of results needs none; leave it out")
 
 
 def _open(weights: str | None, request: EvalRequest) -> DetectionSource:

@@ -37,13 +37,7 @@ if TYPE_CHECKING:
 START, RECIPE, RUN = "Start from", "Recipe", "Run folder"  # panels of --help
 
 TrainingData = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        callback=check_data,
-        help=DATA_FORMATS,
-        rich_help_panel=START,
-    ),
+    Path | None, typer.Option("--data", callback=check_data, help=DATA_FORMATS, rich_help_panel=START)
 ]
 
 
