@@ -179,7 +179,8 @@ class Int8Conv(_Packed):
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, h, w). An image has a scale of its own, so that it does not depend on its batch."""
-        return torch.cat([self._convolve(image[None]) for image in x])
+        images = [self._convolve(image[None]) for image in x]
+        return images[0] if len(images) == 1 else torch.cat(images)
 
     def _convolve(self, image: Tensor) -> Tensor:
         data, step = quantize_image(image)

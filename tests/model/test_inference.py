@@ -11,6 +11,7 @@ from dinocore.model.inference import (
     ChunkedModule,
     FusedBlock,
     FusedConv,
+    QueryAttention,
     _fuse_convolutions,
     _pack_layers,
     fold_batch_norm,
@@ -137,6 +138,31 @@ def test_a_packed_layer_gives_what_the_layer_gives(dtype, act):
         torch.testing.assert_close(packed(x), wanted, atol=1e-5, rtol=2 * torch.finfo(dtype).eps)
     turned = torch.randn(24, 7).to(dtype).T
     torch.testing.assert_close(packed(turned), packed(turned.contiguous()))
+
+
+@pytest.mark.parametrize("compiling", [False, True])
+@pytest.mark.parametrize("shape", [(7, 1, 64), (50, 3, 64)])
+def test_queries_attend_to_each_other_as_in_pytorch_up_to_the_rounding_of_scores(shape, compiling, monkeypatch):
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(64, 4).eval().requires_grad_(False)
+    for parameter in attention.parameters():
+        parameter.copy_(parameter + torch.randn_like(parameter) / 8)  # scores from -9 to 9, and biases that count
+    attention = attention.bfloat16()
+    q, v = torch.randn(shape).bfloat16(), torch.randn(shape).bfloat16()
+    k = q + torch.randn(shape).bfloat16() / 4
+    exact = attention.float()(q.float(), k.float(), v.float(), need_weights=False)[0]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    found, weights = QueryAttention(attention.bfloat16())(q, k, v, attn_mask=None, need_weights=False)
+    assert weights is None and found.dtype == torch.bfloat16 and found.shape == shape
+    torch.testing.assert_close(found.float(), exact, atol=0.03 * exact.std().item(), rtol=0.03)
+
+
+def test_attention_between_queries_keeps_its_scores_in_bf16_where_weights_are_and_not_in_float32():
+    model = small("resnet18")
+    for dtype, replaced in ((torch.bfloat16, 2), (None, 0)):
+        layers = for_inference(model, dtype, CPU).decoder.layers
+        assert sum(isinstance(layer.self_attn, QueryAttention) for layer in layers) == replaced
+    assert all(type(layer.self_attn) is nn.MultiheadAttention for layer in model.decoder.layers)
 
 
 def test_a_relu_is_done_by_the_layer_before_it_and_only_by_a_linear_one():
