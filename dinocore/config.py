@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ConfigError
+from .words import did_you_mean
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -301,7 +302,8 @@ class Config(SettingsGroup):
         for part in sections:
             section = section.get(part) if isinstance(section, dict) else None
         if not isinstance(section, dict) or name not in section:
-            raise ConfigError(f"there is no setting `{key}`", fix="`dino presets NAME` lists all")
+            near = did_you_mean(name, section if isinstance(section, dict) else ())
+            raise ConfigError(f"there is no setting `{key}`{near}", fix="" if near else "`dino presets NAME` lists all")
         section[name] = value
         try:
             return type(self).model_validate(settings)

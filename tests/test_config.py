@@ -200,8 +200,10 @@ def test_replace_changes_one_setting_and_checks_it():
     after = before.replace("model.denoising.box_noise", 0.25)
     assert after.model.denoising.box_noise == 0.25 and before.model.denoising.box_noise == 1.0
     assert after.replace("model.denoising.box_noise", 1.0) == before
-    with pytest.raises(ConfigError, match=r"no setting `model\.wings`"):
+    with pytest.raises(ConfigError, match=r"no setting `model\.wings`; `dino presets NAME` lists all"):
         before.replace("model.wings", 2)
+    with pytest.raises(ConfigError, match=r"no setting `model\.num_querys`; did you mean `num_queries`\?$"):
+        before.replace("model.num_querys", 2)
     with pytest.raises(ConfigError, match=r"`train\.batch_size` = 0 cannot be used: input should be greater than"):
         before.replace("train.batch_size", 0)
     with pytest.raises(ConfigError, match=r"`train\.lr` = 'a' cannot be used: input should be a valid number$"):

@@ -146,7 +146,7 @@ def test_queries_attend_to_each_other_as_in_pytorch_up_to_the_rounding_of_scores
     torch.manual_seed(0)
     attention = nn.MultiheadAttention(64, 4).eval().requires_grad_(False)
     for parameter in attention.parameters():
-        parameter.copy_(parameter + torch.randn_like(parameter) / 8)  # scores from -9 to 9, and biases that count
+        parameter.copy_(parameter + torch.randn_like(parameter) / 8)  # scores from about -6 to 7, and biases that count
     attention = attention.bfloat16()
     q, v = torch.randn(shape).bfloat16(), torch.randn(shape).bfloat16()
     k = q + torch.randn(shape).bfloat16() / 4
