@@ -13,8 +13,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from .errors import ConfigError
 from .words import did_you_mean
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+LARGEST = 2**63 - 1  # PyTorch's integers have 64 bits
+Positive = Annotated[int, Field(gt=0, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Repeats = Annotated[int, Field(gt=0, le=100)]  # of each object in a matching, whose time and memory grow with them
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -158,8 +160,8 @@ class LossConfig(SettingsGroup):
     cost_giou: Weight = 2.0  # of 1 - GIoU; [set_cost_giou]
     focal_alpha: Share = 0.25  # a present class counts so much in the focal loss, an absent one the rest; [focal_alpha]
     focal_gamma: Weight = 2.0  # of the focal loss: the less what is sure counts; 2 in official models/dino/utils.py
-    extra_positives: Positive = 6  # extra queries that answer for each object; k of H-DETR
-    proposal_positives: Positive = 1  # proposals that answer for each object; ours, 1 is DINO
+    extra_positives: Repeats = 6  # extra queries that answer for each object; k of H-DETR
+    proposal_positives: Repeats = 1  # proposals that answer for each object; ours, 1 is DINO
     proposal_labels: Literal["classes", "foreground"] = "classes"  # follows model.first_stage
 
 

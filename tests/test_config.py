@@ -28,6 +28,14 @@ def refusal(*overrides):
         ("model.num_queries=1.5", "`model.num_queries` = 1.5 cannot be used; it must be a whole number"),
         ("model.num_queries=-3", "`model.num_queries` = -3 cannot be used; it must be greater than 0"),
         ("train.seed=-1", "`train.seed` = -1 cannot be used; it must be greater than or equal to 0"),
+        (
+            "train.seed=18446744073709551616",
+            "`train.seed` = 18446744073709551616 cannot be used; it must be less than or equal to 9223372036854775807",
+        ),
+        (
+            "loss.proposal_positives=100000",
+            "`loss.proposal_positives` = 100000 cannot be used; it must be less than or equal to 100",
+        ),
         ("train.lr=true", "`train.lr` = True cannot be used; it must be a number"),
         ("train.lr=nan", "`train.lr` = nan cannot be used; it must be a finite number"),
         ("train.lr=-1e-4", "`train.lr` = -0.0001 cannot be used; it must be greater than or equal to 0"),

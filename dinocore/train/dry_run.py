@@ -64,8 +64,7 @@ def dry_run(context: RunContext, state: TrainState) -> Expectation:
         evaluation = _evaluation_seconds(context, state)
     save, num_bytes = _save_seconds(context, state)
     growth = 1.0 if context.device.type != "cpu" else GROWTH_OF_FEW_SIZES if few_sizes else GROWTH
-    evaluations = sum(plan.evaluates_after(epoch * plan.per_epoch) for epoch in range(1, config.train.epochs + 1))
-    saves = config.train.epochs + evaluations
+    saves = config.train.epochs + plan.evaluations
     return Expectation(
         largest_pass_s=largest_pass,
         step_s=one_pass * passes,
@@ -74,8 +73,8 @@ def dry_run(context: RunContext, state: TrainState) -> Expectation:
         checkpoint_mb=num_bytes / 1e6,
         peak_memory_mb=peak_memory_mb(context.device) * growth,
         steps=plan.total,
-        evaluations=evaluations,
-        run_s=plan.total * one_pass * passes + evaluations * evaluation + saves * save,
+        evaluations=plan.evaluations,
+        run_s=plan.total * one_pass * passes + plan.evaluations * evaluation + saves * save,
     )
 
 

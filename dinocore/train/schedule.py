@@ -18,6 +18,11 @@ class Schedule(NamedTuple):
         """All optimizer steps of the run."""
         return self.config.epochs * self.per_epoch
 
+    @property
+    def evaluations(self) -> int:
+        """How often the run evaluates."""
+        return -(-self.config.epochs // self.config.eval_every_epochs)
+
     def epoch(self, step: int) -> int:
         """The epoch that a step belongs to."""
         return -(-step // self.per_epoch)

@@ -18,6 +18,7 @@ def plan(**settings) -> Schedule:
 def test_every_few_epochs_and_the_last_one_are_evaluated(epochs, every, expected):
     plan_ = plan(epochs=epochs, eval_every_epochs=every)
     assert [step for step in range(1, plan_.total + 1) if plan_.evaluates_after(step)] == expected
+    assert plan_.evaluations == len(expected)
 
 
 @pytest.mark.parametrize(("every", "expected"), [(0, [3, 6]), (2, [2, 3, 4, 6]), (4, [3, 4, 6])])
