@@ -1,11 +1,14 @@
 """The `dino` command. Each subcommand is a file in `commands/`, or a folder with one, imported when it is used."""
 
+import errno
 import logging
 import os
 import re
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
@@ -56,8 +59,27 @@ COMMANDS = {  # name: module in commands/ with a function of its name, group, he
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 
+@contextmanager
+def _keeping_exit_code() -> Iterator[None]:
+    """Typer takes a KeyboardInterrupt for Ctrl-C, and says nothing."""
+    try:
+        yield
+    except KeyboardInterrupt as signalled:
+        raise Interrupted("interrupted", signalled.args[0] if signalled.args else 130) from None
+
+
 class LazyCommands(TyperGroup):
     """Lists commands by their help lines, and imports a command's module when it is used."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        """As usual, and a signal keeps its exit code."""
+        with _keeping_exit_code():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        """As usual, and a signal keeps its exit code."""
+        with _keeping_exit_code():
+            return super().invoke(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         """The command that the arguments name, and the arguments that are left for it.
@@ -172,14 +194,19 @@ def main() -> None:
     end_with_launcher()
     try:
         code = _run()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except DinoError as error:
         _end(error)
     except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         sys.exit(0)
     except KeyboardInterrupt as signalled:
         _end(Interrupted("interrupted", signalled.args[0] if signalled.args else 130))
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE and error.filename is None:
+            _drop_stdout()
+            _end(EnvironmentFault(f"stdout cannot be written: {error.strerror}", fix="send it where there is space"))
         if "torch" in sys.modules:
             _end_if_out_of_memory(error)
         from .console import stderr
@@ -189,6 +216,14 @@ def main() -> None:
         fault.exit_code = 1
         _end(fault)
     sys.exit(code or 0)
+
+
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO}  # disk full, quota reached, terminal gone
+
+
+def _drop_stdout() -> None:
+    """What is still to be written goes nowhere, or Python would try it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run() -> int | None:

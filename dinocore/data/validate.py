@@ -69,7 +69,7 @@ def present_files(
     guard = PathGuard(split.folder or root, config.follow_symlinks)
     found = [guard.look(f"{root}/{name}") for name in table.file_names]
     missing = [i for i, state in enumerate(found) if state == "missing"]
-    if missing and (similar := _similar_names(table.file_names, missing, root, config.follow_symlinks)):
+    if missing and (similar := similar_names(table.file_names, missing, root, config.follow_symlinks)):
         names = [similar.get(i, name) for i, name in enumerate(table.file_names)]
         renamed = [f"{table.file_names[i]} -> {name}" for i, name in similar.items()]
         findings.add("DATA-IMAGE-NAME", f"{counted(len(renamed), 'file name')} not written as on the disk", renamed)
@@ -99,9 +99,9 @@ def _likely_root(names: Sequence[str], split: Split) -> Path | None:
     return None
 
 
-def _similar_names(names: Sequence[str], missing: Sequence[int], root: Path, follow: bool) -> dict[int, str]:
+def similar_names(names: Sequence[str], missing: Sequence[int], root: Path, follow: bool) -> dict[int, str]:
     """Files below `root` that missing names are taken for; each for one name, and only where there is one of them."""
-    taken = set(names) - {names[i] for i in missing}
+    taken = set(names)  # also of what has a missing one's name and is no file, such as a pipe
     here = [path.relative_to(root).as_posix() for path in visible_files(root, IMAGE_SUFFIXES, follow)]
     here = [name for name in here if name not in taken]
     keys: tuple[Callable[[str], str], ...] = (
@@ -124,7 +124,7 @@ def _similar_names(names: Sequence[str], missing: Sequence[int], root: Path, fol
 
 
 def _plain_name(name: str) -> str:
-    return unicodedata.normalize("NFC", unquote(name)).casefold()
+    return unicodedata.normalize("NFC", unquote(name)).replace("\\", "/").casefold()
 
 
 def known_sizes(table: RawAnnotations, root: Path, config: DataConfig, findings: Findings) -> RawAnnotations:

@@ -1,7 +1,7 @@
 """Boxes with labels over an image. Pure: an image in, an image out."""
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw
@@ -12,6 +12,9 @@ from .fonts import Font, load_font
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 LARGEST = 24  # height of a legend's letters, in pixels
+WIDEST = 2.5  # long side by short side; of a longer image, lines and letters are those of one like this
+
+Place = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 
 class Box(NamedTuple):
@@ -31,30 +34,55 @@ def class_color(label: int) -> str:
 
 
 def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
-    """A copy of the image with boxes drawn over it, the last one on top; lines and letters grow with the image."""
+    """A copy of the image with boxes drawn over it, the last one on top; lines and letters grow with the image.
+
+    A label that would cover another one goes elsewhere at its box, if there is room.
+    """
     drawn = image.convert("RGB").copy()
     canvas = ImageDraw.Draw(drawn, "RGBA")
-    side = max(drawn.size)
+    side = min(max(drawn.size), WIDEST * min(drawn.size))
     line = max(1, round(side / 320))
     size = max(10, side / 52)
     for box in boxes:
         x0, y0, x1, y1 = (round(value) for value in box.xyxy)
         canvas.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=box.color, width=line)
-    for box in boxes:  # over all the lines
+    placed: list[Place] = []
+    for box in reversed(boxes):  # what is on top chooses first
         if box.label:
-            _draw_label(canvas, box, load_font(size, box.label), drawn.size)
+            placed.append(_place_label(canvas, box, load_font(size, box.label), drawn.size, placed))
+    for box, place in zip((box for box in boxes if box.label), reversed(placed), strict=True):  # over all the lines
+        _draw_label(canvas, box, load_font(size, box.label), place)
     return drawn
 
 
-def _draw_label(canvas: ImageDraw.ImageDraw, box: Box, font: Font, size: tuple[int, int]) -> None:
-    """Above the box, or inside where there is no room, and never out of the image."""
+def _place_label(
+    canvas: ImageDraw.ImageDraw, box: Box, font: Font, size: tuple[int, int], placed: Sequence[Place]
+) -> Place:
+    """Above the box, or else inside, below, or a line higher or lower; never out of the image."""
     left, top, right, bottom = canvas.textbbox((0, 0), box.label, font=font)
-    width, height = right - left + 6, bottom - top + 4
-    x = min(max(0, round(box.xyxy[0])), max(0, size[0] - width))
-    y = round(box.xyxy[1]) - height
-    y = y if y >= 0 else min(max(0, round(box.xyxy[1])), max(0, size[1] - height))
-    canvas.rectangle((x, y, x + width, y + height), fill=f"{box.color}D8")
-    canvas.text((x + 3 - left, y + 2 - top), box.label, fill="white", font=font)
+    width, height = round(right - left) + 6, round(bottom - top) + 4
+    x0, y0, x1, y1 = (round(value) for value in box.xyxy)
+    lowest = max(0, size[1] - height)
+    rows = [y0 - height, y0, y1, y1 - height, *(y0 + k * height for k in (1, -2, 2, -3, 3))]
+    columns = [min(max(0, x), max(0, size[0] - width)) for x in (x0, x1 - width)]
+    places = [(x, y, x + width, y + height) for x in columns for y in rows if 0 <= y <= lowest]
+    x, y = columns[0], min(max(0, y0), lowest)
+    return first_free(places, placed) or (places[0] if places else (x, y, x + width, y + height))
+
+
+def first_free(places: Iterable[Place], taken: Sequence[Place]) -> Place | None:
+    """The first of some places that covers none of those that are taken."""
+    for place in places:
+        left, top, right, bottom = place
+        if not any(left < t[2] and t[0] < right and top < t[3] and t[1] < bottom for t in taken):
+            return place
+    return None
+
+
+def _draw_label(canvas: ImageDraw.ImageDraw, box: Box, font: Font, place: Place) -> None:
+    left, top, _, _ = canvas.textbbox((0, 0), box.label, font=font)
+    canvas.rectangle(place, fill=f"{box.color}D8")
+    canvas.text((place[0] + 3 - left, place[1] + 2 - top), box.label, fill="white", font=font)
 
 
 def with_legend(image: Image.Image, legend: Sequence[tuple[str, str]]) -> Image.Image:

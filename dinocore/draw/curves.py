@@ -1,8 +1,9 @@
 """A run's `metrics.jsonl` as an image: the loss and its parts by step, and average precision by epoch."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import cycle
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,11 +72,11 @@ def _plot(image: Image.Image, left: int, title: str, curves: Sequence[Curve], to
         return x0 + (x1 - x0) * x / right, y0 + (y1 - y0) * y / top
 
     canvas.text((x0, 22), title, fill="black", font=large)
-    for i in range(5):
-        x, y = right * i / 4, top * i / 4
+    for y in (top * i / 4 for i in range(5)):
         canvas.line([place(0, y), place(right, y)], fill="#DDDDDD", width=1)
         canvas.text((x0 - 12, place(0, y)[1]), f"{y:g}", fill="black", font=font, anchor="rm")
-        canvas.text((place(x, 0)[0], y0 + 14), f"{x:.0f}", fill="black", font=font, anchor="mt")
+    for x in ticks(right):
+        canvas.text((place(x, 0)[0], y0 + 14), str(x), fill="black", font=font, anchor="mt")
     canvas.line([(x0, y1), (x0, y0), (x1, y0)], fill="black", width=2)
     legend = x0
     for curve, color in zip(curves, cycle(PALETTE), strict=False):
@@ -87,6 +88,13 @@ def _plot(image: Image.Image, left: int, title: str, curves: Sequence[Curve], to
         canvas.rectangle((legend, 64, legend + 22, 72), fill=color)
         canvas.text((legend + 30, 68), curve.name, fill="black", font=font, anchor="lm")
         legend += 56 + round(font.getlength(curve.name))
+
+
+def ticks(end: float) -> list[int]:
+    """Whole numbers from 0 to `end`, five or less, in steps of 1, 2 or 5 times a power of ten."""
+    steps = (factor * 10**power for power in count() for factor in (1, 2, 5))
+    step = next(step for step in steps if 4 * step >= end)
+    return list(range(0, math.floor(end) + 1, step))
 
 
 def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageEnhance
 
+from .boxes import first_free
 from .fonts import load_font
 
 FINE = 2  # panels are drawn this many times larger and then reduced, for smooth lines
@@ -89,19 +90,22 @@ def put_tags(
     canvas: ImageDraw.ImageDraw, area: tuple[int, int], tags: Sequence[Tag], size: int, ink: str = "white",
     outline: str | None = None,
 ) -> None:  # fmt: skip
-    """Tags with letters of this size, moved into the area (width, height); one that would cover another is left out."""
+    """Tags with letters of this size, moved into the area (width, height).
+
+    One that would cover another is moved by a line or two, or left out if that does not help.
+    """
     height, edge = 1.2 * size, size / 5
     taken: list[Corners] = []
     for text, x, y, color in tags:
         font = load_font(size, text)
         width = font.getlength(text) + 2 * edge
         left, top = min(max(0, x), area[0] - width), min(max(0, y), area[1] - height)
-        place = (left, top, left + width, top + height)
-        if any(place[0] < t[2] and t[0] < place[2] and place[1] < t[3] and t[1] < place[3] for t in taken):
+        tops = [row for lines in (0, 1, -1, 2, -2) if 0 <= (row := top + lines * height) <= area[1] - height]
+        if (place := first_free(((left, row, left + width, row + height) for row in tops), taken)) is None:
             continue
         taken.append(place)
         canvas.rectangle(place, fill=color, outline=outline)
-        canvas.text((left + edge, top + height / 2), text, fill=ink, font=font, anchor="lm")
+        canvas.text((left + edge, place[1] + height / 2), text, fill=ink, font=font, anchor="lm")
 
 
 def write(

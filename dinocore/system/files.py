@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,9 +21,14 @@ FILES = {".txt", ".json", ".jsonl", ".csv", ".xml", ".html", ".zip", ".jpg", ".j
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, sync it to disk and rename it; folders are made.
 
+    A device or a pipe is written to and stays what it is.
+
     Raises:
         EnvironmentFault: the disk is full or the place cannot be written. What was there before stays.
     """
+    if is_stream(path):
+        _write_through(path, write)
+        return
     target = path.resolve()  # a link stays a link, its target is replaced
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -36,6 +43,25 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     finally:
         with suppress(OSError):  # nothing to remove, as after success, or nothing that can be
             temporary.unlink()
+
+
+def is_stream(path: Path) -> bool:
+    """Whether there is a device or a pipe of that name, such as /dev/stdout: it has no content to replace."""
+    try:
+        return not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _write_through(path: Path, write: Callable[[Path], None]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / "content"
+        try:
+            write(temporary)
+            with temporary.open("rb") as source, path.open("wb") as stream:
+                shutil.copyfileobj(source, stream)
+        except OSError as error:
+            raise EnvironmentFault(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def check_writable(folder: Path) -> None:
@@ -68,7 +94,8 @@ def check_file(option: str, path: Path, suffix: str, *others: str) -> None:
     if path.suffix.lower() not in (suffix, *others):
         choice = f"one of {', '.join((suffix, *others))}" if others else suffix
         raise ConfigError(f"{option} {path} must end in {choice}; try {option} {typed(resuffixed(path, suffix))}")
-    check_writable(path.parent)
+    if not is_stream(path):
+        check_writable(path.parent)
 
 
 def resuffixed(path: Path, suffix: str) -> Path:

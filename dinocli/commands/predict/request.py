@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dinocore.config import DataConfig
 from dinocore.errors import ConfigError
-from dinocore.system.files import check_folder_name, check_writable
+from dinocore.system.files import check_folder_name, check_writable, is_stream
 
 from ...console import say
 from ...weights_option import open_any_detector, open_slicing
@@ -57,13 +57,13 @@ def check_request(request: PredictRequest) -> PredictRequest:
         parse_slicing(request.slice, request.overlap, DataConfig(), {})
     if request.out is not None:
         check_out(request.out, request.format)
-    if request.resume and (request.out is None or request.format not in ("json", "jsonl")):
+    if request.resume and (request.out is None or is_stream(request.out) or request.format not in ("json", "jsonl")):
         raise ConfigError(
             "--resume goes on with the file of --out in --format json or jsonl; name it, or leave --resume out"
         )
     if request.save_images is not None:
         check_folder_name("--save-images", request.save_images)
-    folders = [request.out.parent if request.out else None, request.save_images]
+    folders = [None if request.out is None or is_stream(request.out) else request.out.parent, request.save_images]
     for folder in (folder for folder in folders if folder is not None):
         check_writable(folder)
     return request

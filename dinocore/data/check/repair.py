@@ -14,6 +14,7 @@ from ...errors import DataError
 from ..formats.coco import is_area, is_crowd, is_number, is_side
 from ..images import image_size
 from ..split import PathGuard, stays_inside, tails
+from ..validate import similar_names
 
 Rows = list[dict[str, Any]]
 
@@ -38,6 +39,7 @@ class Repair:
         self.guard = PathGuard(folder, config.follow_symlinks)
         self.config = config
         self.names: dict[str, tuple[str, int]] = {}  # for a name of another machine: the file, and how many mean it
+        self.similar: dict[str, str] = {}  # for a name that no file has: the only file that it can mean
         self.changes: list[Change] = []
         self.renumbered: dict[str, dict[str, int]] = {"images": {}, "categories": {}, "annotations": {}}  # texts as ids
 
@@ -45,6 +47,7 @@ class Repair:
         """The document, repaired, and what was changed."""
         rows = self._rows("images")
         self.names = self._names_here([row.get("file_name") for _, row in rows])
+        self.similar = self._similar([row.get("file_name") for _, row in rows])
         images = [(n, row) for n, row in rows if self._image(n, row)]
         images = self._numbered("images", images)
         kinds = [(n, row) for n, row in self._rows("categories") if self._category(n, row)]
@@ -90,13 +93,21 @@ class Repair:
         """
         texts = [name.replace("\\", "/") for name in names if isinstance(name, str)]
         out = {name for name in texts if not stays_inside(name)}
-        here = {
-            name: next((tail for tail in tails(name) if self.guard.look(f"{self.root}/{tail}") == "ok"), "")
-            for name in out
-        }
+        here = {name: next((tail for tail in tails(name) if self._look(tail) == "ok"), "") for name in out}
         uses = Counter(here.get(name, name) for name in set(texts))
         given = [name for name in names if isinstance(name, str)]
         return {name: (here[key], uses[here[key]]) for name in given if (key := name.replace("\\", "/")) in out}
+
+    def _similar(self, names: Sequence[Any]) -> dict[str, str]:
+        """As the reader of annotations finds files whose names are written otherwise."""
+        given = [name for name in names if isinstance(name, str)]
+        texts = [name.replace("\\", "/") for name in given]
+        missing = [i for i, text in enumerate(texts) if stays_inside(text) and self._look(text) == "missing"]
+        found = similar_names(texts, missing, self.root, self.config.follow_symlinks) if missing else {}
+        return {given[i]: name for i, name in found.items()}
+
+    def _look(self, name: str) -> str:
+        return self.guard.look(f"{self.root}/{name}")
 
     def _image(self, n: int, row: dict[str, Any]) -> bool:
         name = row.get("file_name")
@@ -110,12 +121,16 @@ class Repair:
                 return self._say("images", n, row, "dropped: no `file_name` within the data folder", name)
             self._say("images", n, row, "`file_name` made that of the image in the folder", name, own)
             name = row["file_name"] = own
-        if (state := self.guard.look(f"{self.root}/{name.replace(chr(92), '/')}")) != "ok":
+        if name in self.similar:
+            self._say("images", n, row, "`file_name` made that on the disk", name, self.similar[name])
+            name = row["file_name"] = self.similar[name]
+        here = name if self._look(name) == "ok" else name.replace("\\", "/")
+        if (state := self._look(here)) != "ok":
             why = "there is no such file" if state == "missing" else "a link leads out of the data folder"
             return self._say("images", n, row, f"dropped: {why}", name)
         if not all(is_side(row.get(key)) for key in ("width", "height")):
             try:
-                size = image_size(self.root / name.replace("\\", "/"), self.config)
+                size = image_size(self.root / here, self.config)
             except DataError as error:
                 return self._say("images", n, row, f"dropped: {error.what}", name)
             self._say("images", n, row, "size read from the file", (row.get("width"), row.get("height")), size)
