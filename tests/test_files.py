@@ -2,11 +2,12 @@
 
 import json
 import os
+import threading
 
 import pytest
 
 from dinocore.errors import EnvironmentFault
-from dinocore.system.files import to_json, write_atomically, write_text
+from dinocore.system.files import check_file, is_stream, to_json, write_atomically, write_text
 
 
 def test_folders_are_made_and_text_is_utf_8(tmp_path):
@@ -63,3 +64,16 @@ def test_what_is_not_finite_is_null_in_json():
     value = {"a": [1.5, float("nan")], "b": ({"c": float("-inf")},), "d": True}
     assert to_json(value) == '{"a": [1.5, null], "b": [{"c": null}], "d": true}'
     assert json.loads(to_json({"a": 0.1}, indent=1)) == {"a": 0.1}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_is_written_to_and_stays_one(tmp_path):  # as is /dev/null, which a test had better not try
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
+    reader.start()
+    check_file("--out", pipe, ".json")
+    write_text(pipe, "whole")
+    reader.join(30)
+    assert read == ["whole"] and is_stream(pipe) and os.listdir(tmp_path) == ["pipe.json"]

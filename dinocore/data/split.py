@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from ..errors import ConfigError, DataError
+from ..words import typed
 
 WORDS = {"train": ("train", "training", "trainval"), "val": ("val", "valid", "validation", "validate", "dev"),
          "test": ("test", "testing")}  # what the splits are called in names of files and folders  # fmt: skip
@@ -289,8 +290,11 @@ class PathGuard:
         """A file or folder that is about to be opened.
 
         Raises:
-            DataError: a link leads out of the folder to it.
+            DataError: a link leads out of the folder to it, or it is neither, such as a pipe, which may never end.
         """
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise DataError(f"{path} is not a regular file", code="DATA-FILE", where=path,
+                            fix=f"see what it is: ls -l {typed(path)}")  # fmt: skip
         if not self.follow_symlinks and not self._below(os.path.realpath(path)):
             raise DataError(f"a link leads out of the data folder: {path}", code="DATA-PATH-ESCAPE", where=path,
                             fix="put the file itself there, or set data.follow_symlinks=true")  # fmt: skip

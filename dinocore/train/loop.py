@@ -26,7 +26,7 @@ from .schedule import Schedule
 from .state import TrainState, restore_rng_state, rng_state
 
 NO_OBJECTS_TO_EVALUATE = (
-    "{} has no objects, so that AP cannot be measured: best.safetensors will hold the newest weights, and "
+    "{} has no object to judge by, so that AP cannot be measured: best.safetensors will hold the newest weights, and "
     "train.patience does not end the run; annotate some validation images"
 )
 

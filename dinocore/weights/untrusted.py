@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError, EnvironmentFault
+from ..system.files import is_stream
 from ..words import typed
 
 
@@ -170,6 +171,8 @@ def check_tensor(name: str, value: Tensor, where: Path) -> None:
 
 def _start(path: Path) -> bytes:
     """The first bytes of a file, of which something can be made."""
+    if is_stream(path):
+        raise CheckpointError(f"the weights {path}: this is not a regular file; see what it is: ls -l {typed(path)}")
     try:
         with path.open("rb") as file:
             start = file.read(64)

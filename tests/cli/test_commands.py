@@ -15,9 +15,11 @@ from PIL import Image
 
 from dinocli.commands.train.train import TrainRequest, with_moved_drops
 from dinocli.signals import StopRequest
+from dinocore.data.split import Category
 from dinocore.presets import load_config
 from dinocore.stream import images as image_stream
 from dinocore.system.extras import install_line
+from dinocore.weights.file import load_weights, save_weights
 
 PICTURE = "val2017/smear_000008.jpg"
 
@@ -468,6 +470,18 @@ def test_eval_judges_a_file_of_results_as_the_model_that_wrote_it_and_compares(d
     assert {key: compared["sides"]["b"][key] for key in ("AP", "tide")} == {key: model[key] for key in ("AP", "tide")}
     assert compared["summary"]["AP"] == {"a": model["AP"], "b": model["AP"], "change": 0, "interval": [0, 0]}
     assert "B - A" in dino(*asked).out
+
+
+def test_models_of_the_same_classes_under_other_ids_are_compared_by_name(dino, run_folder, pictures):
+    weights = load_weights(run_folder / "best.safetensors")
+    renumbered = [Category(category.id + 100, category.name) for category in weights.categories]
+    save_weights(Path("other.safetensors"), weights.tensors, weights.config, renumbered, weights.facts)
+    asked = ("--data", pictures, "--bootstrap", 0, "--json")
+    compared = json.loads(dino("eval", "--compare", run_folder, "other.safetensors", *asked).out)
+    score = json.loads(dino("eval", "--weights", run_folder, *asked).out)["AP"]
+    assert compared["summary"]["AP"] == {"a": score, "b": score, "change": 0, "interval": None}
+    save_weights(Path("more.safetensors"), weights.tensors, weights.config, renumbered[:1] * 2 + renumbered[2:], {})
+    assert dino("eval", "--compare", run_folder, "more.safetensors", *asked).code == 2
 
 
 @pytest.mark.parametrize(

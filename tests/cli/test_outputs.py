@@ -1,9 +1,12 @@
 """Where a file or a folder is to be written is checked before any work, by every command in the same words."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dinocore.errors import ConfigError
 from dinocore.system.files import check_file
@@ -86,3 +89,27 @@ def test_labels_beside_the_images_are_not_overwritten(dino, pictures, tmp_path, 
     assert mine.read_text() == "mine"
     mine.unlink()
     assert dino("predict", picture, "--format", kind, "--out", ".").code == 0 and mine.is_file()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("arguments", [["presets", "tiny"], ["presets", "--json"], ["--help"]])
+def test_a_stdout_that_is_full_is_one_message_and_exit_5(arguments):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "dinocli", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == 5
+    assert done.stderr == (
+        "error[ENVIRONMENT]: stdout cannot be written: No space left on device; send it where there is space\n"
+    )
+
+
+def test_another_name_than_an_images_own_is_said(dino, run_folder, tmp_path):
+    for suffix in ("png", "bmp"):
+        Image.new("RGB", (64, 48)).save(tmp_path / f"x.{suffix}")
+    folder = ("predict", tmp_path, "--weights", run_folder, "--threshold", "0")
+    told = dino(*folder, "--format", "yolo", "--out", "labels")
+    name = "another name is taken for what is written about 1 image: "
+    assert name in told.err and told.err.split(name)[1].splitlines()[0].endswith("x.png as x-2")
+    assert sorted(path.name for path in Path("labels").iterdir()) == ["classes.txt", "x-2.txt", "x.txt"]
+    assert name not in dino(*folder, "--out", "boxes.json").err  # each entry has its image's name

@@ -121,18 +121,21 @@ def test_only_a_user_who_pressed_ctrl_c_is_asked_to_press_it_again(number, messa
 
 
 SCRIPT = """
-import os, sys, tempfile, time
+import sys, tempfile, time
 from dinocli import app
+from dinocli.commands import presets
+
+folder, sys.argv[1:] = sys.argv[1], ["presets"]
 
 def work():
-    with tempfile.TemporaryDirectory(dir=sys.argv[1]):
+    with tempfile.TemporaryDirectory(dir=folder):
         print("begun", flush=True)
         try:
             time.sleep(60)
         except Exception:  # as code that goes on without a kernel that fails
             time.sleep(60)
 
-app._run = work  # a command
+presets.presets = work
 app.console()
 """
 

@@ -468,6 +468,52 @@ def test_names_of_another_machine_become_those_of_the_images_that_are_there(clea
     assert len(repaired["annotations"]) == 20 and any("no `file_name` within" in c.change for c in changes)
 
 
+def test_images_that_are_found_under_a_name_written_otherwise_are_kept_and_get_that_name(clean):
+    written = ("0001.PNG", "0002.jpg", "0003%2Epng")
+    edit(clean, lambda d: [row.update(file_name=name) for row, name in zip(d["images"], written, strict=True)])
+    before = read_annotations(find_layout(clean).train)
+    document = json.loads(find_layout(clean).train.annotations.read_text())
+    repaired, changes = Repair(document, clean / "train2017", clean, TINY.data).run()
+    assert [row["file_name"] for row in repaired["images"]] == ["0001.png", "0002.png", "0003.png"]
+    assert [change.before for change in changes] == [*written] and len(repaired["annotations"]) == 30
+    edit(clean, lambda d: d.update(repaired))
+    after = read_annotations(find_layout(clean).train)
+    assert "not written as on the disk" in str(before.notes) and not after.notes
+    assert (after.boxes == before.boxes).all() and list(after.file_names) == list(before.file_names)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a backslash parts folders here")
+def test_a_backslash_may_be_part_of_a_files_name(clean):
+    (clean / "train2017/0001.png").rename(clean / r"train2017/a\b.png")
+    edit(clean, lambda d: d["images"][0].update(file_name=r"a\b.png"))
+    assert len(read_annotations(find_layout(clean).train).image_ids) == 3
+
+
+def test_a_mark_of_crowds_that_is_none_is_said(clean):
+    def change(document):
+        for row, crowd in zip(document["annotations"], (2, -1, "yes", [1], None, 0, 1, "true"), strict=False):
+            row["iscrowd"] = crowd
+
+    edit(clean, change)
+    found = read_annotations(find_layout(clean).train)
+    assert found.crowd[:8].tolist() == [False] * 6 + [True] * 2
+    assert "`iscrowd` of 1 object (0), `iscrowd` of 4 objects that is neither 0 nor 1 (0)" in found.notes[0]
+
+
+def test_crowds_alone_are_nothing_to_judge_by(clean):
+    edit(clean, lambda d: [row.update(iscrowd=1) for row in d["annotations"]], name="val")
+    assert codes(check(clean))["DATA-SPLIT-EMPTY"] == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_among_the_data_is_refused_and_not_waited_for(clean):
+    file = clean / "annotations" / "instances_train2017.json"
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(DataError, match="is not a regular file; see what it is: ls -l"):
+        find_layout(clean)
+
+
 def test_names_of_another_machine_in_two_folders_with_equal_file_names_keep_their_boxes(clean):
     """Boxes must not move to an image of the same name in another folder; what could mean two files is dropped."""
     root = clean / "train2017"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -13,7 +14,7 @@ import typer
 from dinocore.config import Config, DataConfig
 from dinocore.data.annotations import Annotations
 from dinocore.data.dataset import open_split
-from dinocore.data.split import check_split
+from dinocore.data.split import Category, check_split
 from dinocore.errors import ConfigError
 from dinocore.evaluate.backends import choose_backend
 from dinocore.evaluate.results import read_results
@@ -260,7 +261,7 @@ def _truth(request: EvalRequest, *sources: DetectionSource) -> Annotations:
     exported = [source.path for source in sources if source.detector and is_exported(source.path)]
     if request.folder is None and exported:
         raise ConfigError(f"{exported[0]} says nothing about its data; give --data")
-    if len({tuple(sorted(detector.categories)) for detector in detectors}) > 1:
+    if not all(_same_classes(detectors[0].categories, detector.categories) for detector in detectors[1:]):
         raise ConfigError("the two weights know different classes; compare weights of the same data")
     settings = (detectors[0].config if detectors else sources[0].config).data
     if request.folder is not None:
@@ -272,6 +273,13 @@ def _truth(request: EvalRequest, *sources: DetectionSource) -> Annotations:
     if not len(annotations.trainable(0)):
         warn(f"{annotations.file} has no object to judge by; AP and recall are not defined")
     return annotations
+
+
+def _same_classes(one: Sequence[Category], other: Sequence[Category]) -> bool:
+    """Whether two models know the same classes, which may have other ids where each has a name of its own."""
+    names = sorted(category.name for category in one)
+    by_name = len(set(names)) == len(names) and names == sorted(category.name for category in other)
+    return by_name or sorted(one) == sorted(other)
 
 
 def _detections(
@@ -298,6 +306,10 @@ def _detections(
             failed += problems
             for problem in problems:
                 fail(problem, "DATA")
+    ids = {category.name: category.id for category in annotations.categories}
+    other = {c.id: ids[c.name] for c in source.detector.categories if ids.get(c.name, c.id) != c.id}
+    if other:  # of two that are compared, the annotations have the ids of the first
+        results = [row | {"category_id": other.get(row["category_id"], row["category_id"])} for row in results]
     return results, failed
 
 

@@ -143,7 +143,7 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
     if skipped:
         say(f"skipped {counted(skipped, 'non-image file')}")
     stems = output_stems([item.name for item in inputs], request.format)
-    check_overwriting([item.path for item in inputs], [*stems.values()], request)
+    check_overwriting([item.path for item in inputs], stems, request)
     if not any(item.path.exists() for item in inputs):
         raise no_image(inputs[0].name)
     if world_size() > 1 or (request.out is not None and parts_folder(request.out).is_dir()):

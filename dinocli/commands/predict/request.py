@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dinocore.config import DataConfig
 from dinocore.errors import ConfigError
 from dinocore.system.files import check_folder_name, check_writable, is_stream
+from dinocore.words import counted
 
-from ...console import say
+from ...console import say, warn
 from ...weights_option import open_any_detector, open_slicing
 
 if TYPE_CHECKING:
@@ -82,11 +83,13 @@ def open_work(request: PredictRequest, weights: str | None, device: str, amp: st
     return Work(detector, slicing, request, choose_thresholds(request.threshold, detector))
 
 
-def check_overwriting(images: Sequence[Path], stems: Sequence[str], request: PredictRequest) -> None:
+def check_overwriting(images: Sequence[Path], stems: Mapping[str, str], request: PredictRequest) -> None:
     """Refuse to draw over an image that is read, and to write over labels that lie beside the images.
 
+    Names that are not an image's own are said.
+
     Args:
-        stems: the name, without suffix, of what is written about each image.
+        stems: by image, the name, without suffix, of what is written about it.
 
     Raises:
         ConfigError: --save-images or --out would.
@@ -94,14 +97,18 @@ def check_overwriting(images: Sequence[Path], stems: Sequence[str], request: Pre
     from dinocore.detections_io import CLASSES, FOLDERS
 
     if request.save_images is not None:
-        drawings = {drawing_path(request.save_images, stem).resolve() for stem in stems}
+        drawings = {drawing_path(request.save_images, stem).resolve() for stem in stems.values()}
         if over := next((image for image in images if image.resolve() in drawings), None):
             raise ConfigError(f"--save-images {request.save_images} would overwrite {over}; name another folder")
     out, suffix = request.out, FOLDERS.get(request.format)
     if out is not None and suffix and out.resolve() in {image.resolve().parent for image in images}:
-        labels = [out / f"{stem}{suffix}" for stem in stems] + [out / CLASSES] * (request.format == "yolo")
+        labels = [out / f"{stem}{suffix}" for stem in stems.values()] + [out / CLASSES] * (request.format == "yolo")
         if over := next((label for label in labels if label.exists()), None):
             raise ConfigError(f"--out {out} would overwrite {over}; name another folder")
+    other = [f"{file} as {stem}" for file, stem in stems.items() if file != "-" and Path(file).stem != stem]
+    if other and (suffix or request.save_images is not None):
+        shown = ", ".join(other[:3]) + (f" and {len(other) - 3} more" if len(other) > 3 else "")
+        warn(f"another name is taken for what is written about {counted(len(other), 'image')}: {shown}")
 
 
 def drawing_path(folder: Path, stem: str) -> Path:

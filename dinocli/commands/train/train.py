@@ -358,6 +358,8 @@ def _named_run(named: Path, run: Path | None) -> tuple[Path, str]:
     from dinocore.train.run.folder import NEWEST
 
     if (named / "config.toml").is_file():
+        if run is not None and run.absolute() != named.absolute():
+            warn(f"--output-dir {run} is ignored: --resume {named} goes on in that run")
         return named, NEWEST
     if not named.is_dir():
         raise CheckpointError(f"there is no checkpoint {named}; give --resume RUN or RUN/checkpoints/step-N, or auto")

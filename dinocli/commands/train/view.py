@@ -94,7 +94,8 @@ class TrainingView:
         if event.why:
             self._line(event.why)
         took, images = clock(time.monotonic() - self.began), typed(event.run / "images")
-        self._line(f"done in {took}; best AP {event.best_ap:.4f}; weights: {event.best_path}", "green")
+        best = f"best AP {event.best_ap:.4f}" if event.best_ap >= 0 else "AP was not measured"
+        self._line(f"done in {took}; {best}; weights: {event.best_path}", "green")
         self._line(f"next: dino predict IMAGE --weights {typed(event.best_path)} --save-images {images}")
 
     def _started(self, facts: dict[str, str]) -> None:

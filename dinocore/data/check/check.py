@@ -115,7 +115,7 @@ def _survey(layout: Layout, config: Config) -> dict[str, CheckedSplit]:
             if name == "train" and not annotations.trainable(config.data.min_box_size).any():
                 what = f"{counted(len(annotations.image_ids), 'image')} and no object to learn from"
                 findings.add("DATA-NOTHING", what, count=1)
-            if name != "train" and not (annotations.labels >= 0).any():
+            if name != "train" and not annotations.trainable(0).any():
                 findings.add("DATA-SPLIT-EMPTY", NOTHING_TO_JUDGE, count=1)
             check_fitness(annotations, config, findings, trained_on=name == "train")
         except DataError as error:

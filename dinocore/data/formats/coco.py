@@ -202,10 +202,12 @@ def _boxes(rows: list[ObjectRow], owners: np.ndarray, kinds: np.ndarray, finding
 def _note_what_is_left_out(images: list[ImageRow], objects: list[ObjectRow], findings: Findings) -> None:
     sizes = sum(not all(_size(row)) for row in images)
     area, crowd = sum(not is_area(row.area) for row in objects), sum(row.iscrowd is None for row in objects)
+    odd = sum(row.iscrowd is not None and not _is_flag(row.iscrowd) for row in objects)
     left_out = [
         (sizes, f"`width` and `height` of {counted(sizes, 'image')} (read from the files)"),
         (area, f"`area` of {counted(area, 'object')} (width x height)"),
         (crowd, f"`iscrowd` of {counted(crowd, 'object')} (0)"),
+        (odd, f"`iscrowd` of {counted(odd, 'object')} that is neither 0 nor 1 (0)"),
     ]
     if filled := [text for count, text in left_out if count]:
         findings.add("DATA-FILLED", "filled in", filled)
@@ -237,6 +239,10 @@ def is_area(value: Any) -> TypeGuard[float]:
 def is_crowd(value: Any) -> bool:
     """1 and true, also written as text; "0" is no crowd."""
     return value == 1 or (isinstance(value, str) and value.strip().lower() in ("1", "true"))
+
+
+def _is_flag(value: Any) -> bool:
+    return value in (0, 1) or (isinstance(value, str) and value.strip().lower() in ("0", "1", "false", "true"))
 
 
 def is_number(value: Any) -> TypeGuard[float]:

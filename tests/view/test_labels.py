@@ -1,0 +1,62 @@
+"""Labels can be read: they do not cover each other, and suit the image."""
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from dinocore.draw import boxes as module
+from dinocore.draw.boxes import Box, draw_boxes
+from dinocore.draw.curves import ticks
+from dinocore.draw.figure import Tag, put_tags
+
+
+def places(monkeypatch, size, boxes) -> list[module.Place]:
+    """Where the labels of boxes are drawn."""
+    drawn = []
+    draw = module._draw_label
+    monkeypatch.setattr(module, "_draw_label", lambda *given: (drawn.append(given[-1]), draw(*given)))
+    draw_boxes(Image.new("RGB", size), boxes)
+    return drawn
+
+
+def test_labels_of_boxes_at_one_corner_are_all_there_and_cover_none_of_the_others(monkeypatch):
+    boxes = [Box((40 + k, 60 + k, 200, 180), "#D55E00", f"cell {k}") for k in range(5)]
+    found = places(monkeypatch, (320, 240), boxes)
+    assert len(found) == 5
+    for n, (left, top, right, bottom) in enumerate(found):
+        assert left >= 0 and right <= 320 and top >= 0 and bottom <= 240
+        assert not any(left < r and x < right and top < b and y < bottom for x, y, r, b in found[:n])
+
+
+def test_a_label_alone_is_above_its_box_and_inside_at_the_upper_edge(monkeypatch):
+    (above,) = places(monkeypatch, (320, 240), [Box((40, 60, 200, 180), "#D55E00", "cell")])
+    assert above[0] == 40 and above[3] == 60
+    (inside,) = places(monkeypatch, (320, 240), [Box((40, 2, 200, 180), "#D55E00", "cell")])
+    assert inside[1] == 2
+    (small,) = places(monkeypatch, (30, 8), [Box((1, 1, 5, 5), "#D55E00", "a cell of a long name")])
+    assert small[:2] == (0, 0)
+
+
+def test_letters_of_a_panorama_are_those_of_an_image_two_and_a_half_times_as_wide_as_high(monkeypatch):
+    heights = []
+    for width in (1500, 12000):
+        ((_, top, _, bottom),) = places(monkeypatch, (width, 600), [Box((40, 200, 200, 300), "#D55E00", "cell")])
+        heights.append(bottom - top)
+    assert heights[0] == heights[1] < 50
+
+
+def test_tags_of_near_places_are_all_drawn_and_the_sixth_is_left_out():
+    drawn = []
+    for count in (1, 5, 6):
+        image = Image.new("RGB", (200, 200))
+        put_tags(ImageDraw.Draw(image), image.size, [Tag("q", 50, 100, "#FFFFFF")] * count, 15)
+        drawn.append(int((np.asarray(image).max(-1) == 255).sum()))
+    assert drawn[1] > 4.5 * drawn[0] and drawn[2] == drawn[1]
+
+
+def test_ticks_are_whole_numbers_at_even_steps_and_five_at_most():
+    assert [ticks(end) for end in (1, 3, 5, 18)] == [[0, 1], [0, 1, 2, 3], [0, 2, 4], [0, 5, 10, 15]]
+    for end in range(1, 3000):
+        found = ticks(end)
+        assert (
+            2 <= len(found) <= 5 and found[-1] <= end < found[-1] + 2 * found[1] and set(np.diff(found)) == {found[1]}
+        )
