@@ -1,9 +1,10 @@
 """Boxes with labels over an image. Pure: an image in, an image out."""
 
 import colorsys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from .fonts import Font, load_font
@@ -46,18 +47,16 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
     for box in boxes:
         x0, y0, x1, y1 = (round(value) for value in box.xyxy)
         canvas.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=box.color, width=line)
-    placed: list[Place] = []
-    for box in reversed(boxes):  # what is on top chooses first
-        if box.label:
-            placed.append(_place_label(canvas, box, load_font(size, box.label), drawn.size, placed))
-    for box, place in zip((box for box in boxes if box.label), reversed(placed), strict=True):  # over all the lines
-        _draw_label(canvas, box, load_font(size, box.label), place)
+    labelled = [(box, load_font(size, box.label)) for box in boxes if box.label]
+    places = np.full((len(labelled), 4), np.nan)
+    for n, (box, font) in reversed(list(enumerate(labelled))):  # what is on top chooses first
+        places[n] = _place_label(canvas, box, font, drawn.size, places)
+    for (box, font), place in zip(labelled, places.tolist(), strict=True):  # over all the lines
+        _draw_label(canvas, box, font, tuple(place))
     return drawn
 
 
-def _place_label(
-    canvas: ImageDraw.ImageDraw, box: Box, font: Font, size: tuple[int, int], placed: Sequence[Place]
-) -> Place:
+def _place_label(canvas: ImageDraw.ImageDraw, box: Box, font: Font, size: tuple[int, int], taken: np.ndarray) -> Place:
     """Above the box, or else inside, below, or a line higher or lower; never out of the image."""
     left, top, right, bottom = canvas.textbbox((0, 0), box.label, font=font)
     width, height = round(right - left) + 6, round(bottom - top) + 4
@@ -67,16 +66,17 @@ def _place_label(
     columns = [min(max(0, x), max(0, size[0] - width)) for x in (x0, x1 - width)]
     places = [(x, y, x + width, y + height) for x in columns for y in rows if 0 <= y <= lowest]
     x, y = columns[0], min(max(0, y0), lowest)
-    return first_free(places, placed) or (places[0] if places else (x, y, x + width, y + height))
+    return first_free(places, taken) or (places[0] if places else (x, y, x + width, y + height))
 
 
-def first_free(places: Iterable[Place], taken: Sequence[Place]) -> Place | None:
-    """The first of some places that covers none of those that are taken."""
-    for place in places:
-        left, top, right, bottom = place
-        if not any(left < t[2] and t[0] < right and top < t[3] and t[1] < bottom for t in taken):
-            return place
-    return None
+def first_free(places: Sequence[Place], taken: np.ndarray) -> Place | None:
+    """The first of some places that covers none of those in `taken`, (T, 4); rows of NaN are not taken yet."""
+    if not places:
+        return None
+    left, top, right, bottom = np.array(places).T[:, :, None]  # (P, 1) each
+    x0, y0, x1, y1 = taken.T  # (T,) each
+    covered = (left < x1) & (x0 < right) & (top < y1) & (y0 < bottom)  # (P, T)
+    return next((place for place, any_ in zip(places, covered.any(1), strict=True) if not any_), None)
 
 
 def _draw_label(canvas: ImageDraw.ImageDraw, box: Box, font: Font, place: Place) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
 
 from .boxes import first_free
@@ -95,15 +96,15 @@ def put_tags(
     One that would cover another is moved by a line or two, or left out if that does not help.
     """
     height, edge = 1.2 * size, size / 5
-    taken: list[Corners] = []
-    for text, x, y, color in tags:
+    taken = np.full((len(tags), 4), np.nan)
+    for n, (text, x, y, color) in enumerate(tags):
         font = load_font(size, text)
         width = font.getlength(text) + 2 * edge
         left, top = min(max(0, x), area[0] - width), min(max(0, y), area[1] - height)
         tops = [row for lines in (0, 1, -1, 2, -2) if 0 <= (row := top + lines * height) <= area[1] - height]
-        if (place := first_free(((left, row, left + width, row + height) for row in tops), taken)) is None:
+        if (place := first_free([(left, row, left + width, row + height) for row in tops], taken)) is None:
             continue
-        taken.append(place)
+        taken[n] = place
         canvas.rectangle(place, fill=color, outline=outline)
         canvas.text((left + edge, place[1] + height / 2), text, fill=ink, font=font, anchor="lm")
 
