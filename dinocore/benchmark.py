@@ -9,7 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    register_flop_formula,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from .boxes import to_cxcywh
 from .config import Config
@@ -206,7 +211,19 @@ def _convolution_backward_flops(grad_shape, x_shape, weight_shape, *args, out_sh
     return sum(wanted) * 2 * math.prod(grad_shape) * math.prod(weight_shape[1:])
 
 
-CORRECTED: dict[Any, Callable[..., int]] = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
+def _attention_flops(q_shape, k_shape, v_shape, *args, **kwargs) -> int:
+    return sdpa_flop_count(q_shape, k_shape, v_shape)
+
+
+def _attention_backward_flops(grad_shape, q_shape, k_shape, v_shape, *args, **kwargs) -> int:
+    return sdpa_backward_flop_count(grad_shape, q_shape, k_shape, v_shape)
+
+
+CORRECTED: dict[Any, Callable[..., int]] = {  # and what torch does not count on CPUs
+    torch.ops.aten.convolution_backward: _convolution_backward_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
 if torch.backends.mkldnn.is_available():
     CORRECTED[torch.ops.mkldnn._convolution_pointwise] = _fused_convolution_flops
     CORRECTED[torch.ops.mkldnn._linear_pointwise] = _packed_linear_flops

@@ -119,6 +119,16 @@ def test_a_convolution_costs_twice_as_much_backwards_whatever_its_groups(groups)
     assert backward.get_total_flops() == 2 * forward.get_total_flops()
 
 
+def test_attention_between_queries_is_counted_on_a_cpu():
+    q, k, v = (torch.randn(2, 4, 10, 8, requires_grad=True) for _ in range(3))
+    with FlopCounterMode(display=False, custom_mapping=CORRECTED) as forward:
+        attended = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert forward.get_total_flops() == 2 * (2 * 2 * 4 * 10 * 10 * 8)  # scores, and values weighed by them
+    with FlopCounterMode(display=False, custom_mapping=CORRECTED) as backward:
+        attended.sum().backward()
+    assert backward.get_total_flops() >= 2 * forward.get_total_flops()
+
+
 def test_a_profile_is_written_and_its_operations_listed(dino, settings, tmp_path):
     pytest.importorskip("numba")
     found = json.loads(dino("benchmark", *FAST, *settings, "--profile", "new/trace.json", "--json").out)
