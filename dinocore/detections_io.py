@@ -140,7 +140,7 @@ def check_out(out: Path, kind: str) -> None:
     if str(out) == "-":
         raise ConfigError("--out - would be a file called `-`; for the answer on stdout leave --out out and add --json")
     if kind in FOLDERS:
-        if out.is_file():
+        if out.exists() and not out.is_dir():
             raise ConfigError(f"--out {out} is a file, but --format {kind} writes a file per image into a folder")
         check_folder_name("--out", out)
         return

@@ -110,7 +110,7 @@ def check_folder_name(option: str, path: Path) -> None:
     Raises:
         ConfigError: it is.
     """
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         raise ConfigError(f"{option} {path} is a file; name a folder")
     if path.suffix.lower() in FILES and not path.is_dir():
         raise ConfigError(
