@@ -97,7 +97,8 @@ FILES = {
     "DATA-LABEL-FORM": Code(
         ERROR, "lines of a YOLO label file can be read in two ways, or hold what is no label",
         "lines of 11 columns are either outlines or boxes with keypoints: a.txt line 1",
-        "write `kpt_shape: [K, D]` into data.yaml if they have keypoints, or cut them to class cx cy width height",
+        "write `kpt_shape: [K, D]` into data.yaml if they have keypoints, `kpt_shape: [0, 2]` if they are outlines, or "
+        "cut them to class cx cy width height",
     ),
     "DATA-LABEL-NONE": Code(
         WARNING, "no image of a split has a YOLO label file",

@@ -119,8 +119,15 @@ def similar_names(names: Sequence[str], missing: Sequence[int], root: Path, foll
         for i in missing:
             if i not in found:
                 wanted.setdefault(key(names[i]), []).append(i)
-        found |= {rows[0]: files[k][0] for k, rows in wanted.items() if len(rows) == len(files.get(k, ())) == 1}
+        single = {rows[0]: files[k][0] for k, rows in wanted.items() if len(rows) == len(files.get(k, ())) == 1}
+        found |= {i: name for i, name in single.items() if _same_folders(names[i], name)}
     return found
+
+
+def _same_folders(one: str, other: str) -> bool:
+    """Whether the folders of one name are the last ones of the other: cam1/a.jpg is no way to write cam2/a.jpg."""
+    first, second = (PurePosixPath(_plain_name(name)).parent.parts[::-1] for name in (one, other))
+    return all(a == b for a, b in zip(first, second, strict=False))
 
 
 def _plain_name(name: str) -> str:

@@ -361,6 +361,8 @@ def _named_run(named: Path, run: Path | None) -> tuple[Path, str]:
         if run is not None and run.absolute() != named.absolute():
             warn(f"--output-dir {run} is ignored: --resume {named} goes on in that run")
         return named, NEWEST
+    if (named / "checkpoints").is_dir():
+        raise CheckpointError(f"the run {named} has no config.toml; put it back, or begin a new run with its weights")
     if not named.is_dir():
         raise CheckpointError(f"there is no checkpoint {named}; give --resume RUN or RUN/checkpoints/step-N, or auto")
     return run or named.absolute().parent.parent, str(named)

@@ -195,4 +195,4 @@ def _columns(first: list[list[str]]) -> Columns | None:
 
 
 def _one(heading: list[str], names: Sequence[str]) -> int:
-    return next((heading.index(name) for name in names if name in heading), -1)
+    return next((heading.index(name) for name in names if name and name in heading), -1)

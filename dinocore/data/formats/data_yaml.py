@@ -51,12 +51,15 @@ def class_names(content: dict[str, Any], file: Path) -> tuple[str, ...]:
 
 
 def keypoints_of(shape: Any, file: Path) -> tuple[int, int] | None:
-    """How many keypoints a line has and how many numbers each, as `kpt_shape` says."""
+    """How many keypoints a line has and how many numbers each, as `kpt_shape` says; none: lines are outlines."""
     if shape is None:
         return None
     good = isinstance(shape, list) and len(shape) == 2 and all(str(v).isdigit() for v in shape)
-    if not good or int(shape[0]) < 1 or int(shape[1]) not in (2, 3):
-        raise bad_yaml(f"`kpt_shape` is {shape}; write the number of keypoints and 2 or 3, such as [17, 3]", file)
+    if not good or int(shape[1]) not in (2, 3):
+        what = (
+            f"`kpt_shape` is {shape}; write the number of keypoints and 2 or 3, such as [17, 3], or [0, 2] for outlines"
+        )
+        raise bad_yaml(what, file)
     return int(shape[0]), int(shape[1])
 
 

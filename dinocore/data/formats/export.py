@@ -54,6 +54,9 @@ def write_dataset(
     """
     splits = _with_all_classes(splits)
     entries = list(_entries({name: annotations for name, (annotations, _) in splits.items()}, kind))
+    classes = [c.name for c in next(iter(splits.values()))[0].categories]
+    if kind == "voc":  # its lists first: a folder that is interrupted lacks images that they name
+        _begin_voc(entries, classes, out)
     folders = {"coco": "{}2017", "yolo": "images/{}", "voc": "JPEGImages"}
     lost = 0
     for done, entry in enumerate(entries, start=1):
@@ -68,9 +71,8 @@ def write_dataset(
             names = [e.name for e in entries if e.split == name]
             text = to_json(coco_document(annotations, source, names), separators=(",", ":"))
             write_text(out / "annotations" / f"instances_{name}2017.json", text)
-    else:
-        classes = [c.name for c in next(iter(splits.values()))[0].categories]
-        _finish_yolo(list(splits), classes, out) if kind == "yolo" else _finish_voc(entries, classes, out)
+    elif kind == "yolo":
+        _finish_yolo(list(splits), classes, out)
 
 
 def _with_all_classes(splits: dict[str, tuple[Annotations, str]]) -> dict[str, tuple[Annotations, str]]:
@@ -185,7 +187,7 @@ def _write_xml(entry: Entry, out: Path) -> None:
     _write(out / "Annotations" / Path(entry.name).with_suffix(".xml"), text)
 
 
-def _finish_voc(entries: list[Entry], classes: list[str], out: Path) -> None:
+def _begin_voc(entries: list[Entry], classes: list[str], out: Path) -> None:
     for split in dict.fromkeys(entry.split for entry in entries):
         names = [Path(entry.name).stem for entry in entries if entry.split == split]
         write_text(out / "ImageSets" / "Main" / f"{split}.txt", "".join(f"{name}\n" for name in names))

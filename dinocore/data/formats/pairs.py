@@ -25,7 +25,8 @@ def paired_folders(folder: Path, suffix: str, is_format: Callable[[Path], bool])
         best = max(near, key=lambda place: near[place], default=None)
         if best is None or not near[best][0]:
             continue
-        if not any(is_format(files[stem]) for stem in sorted(files.keys() & images[best].keys())[:TRIED]):
+        shared_files = [files[stem] for stem in sorted(files.keys() & images[best].keys())]
+        if not any(map(is_format, [file for file in shared_files if file.stat().st_size][:TRIED])):
             continue
         name = split_in_path([part for path in (best, where) for part in path.relative_to(folder).parts])
         pairs.setdefault(name, []).append((where, best))

@@ -59,7 +59,7 @@ def find_voc(folder: Path, guard: PathGuard) -> Layout | None:
         folder = inner[0] if len(inner) == 1 else folder
     for xml, images in FOLDERS:
         listed = xml and (folder / SETS).is_dir() and visible_files(folder / xml, (".xml",))  # in folders below it, too
-        if (folder / images).is_dir() and (_has_xml(folder / xml) or listed):
+        if (folder / images).is_dir() and (_has_xml(folder / xml) or listed) and (xml or _is_voc(_first_xml(folder))):
             return _devkit(folder, folder / xml, folder / images, guard)
     if _has_xml(folder / "train"):
         return _beside(folder, guard)
@@ -68,19 +68,26 @@ def find_voc(folder: Path, guard: PathGuard) -> Layout | None:
 
 def _has_xml(folder: Path) -> bool:
     """Whether XML files lie directly in a folder, hidden ones aside."""
+    return bool(_xml_in(folder))
+
+
+def _first_xml(folder: Path) -> Path:
+    return min(_xml_in(folder))
+
+
+def _xml_in(folder: Path) -> list[Path]:
     files = folder.iterdir() if folder.is_dir() else ()
-    return any(file.suffix.lower() == ".xml" and not is_hidden(file.name) for file in files)
+    return [file for file in files if file.suffix.lower() == ".xml" and not is_hidden(file.name)]
 
 
 def _devkit(folder: Path, xml: Path, images: Path, guard: PathGuard) -> Layout | None:
     classes, first = overview([xml], _ordered_names(folder / "labelmap.txt", guard), guard)
-    lists = {name: folder / SETS / f"{name}.txt" for name in ("train", "trainval", "val", "test")}
+    lists = {file.stem.lower(): file for file in sorted((folder / SETS).glob("*.txt"))}
+    named = {name: next((lists[word] for word in words if word in lists), None) for name, words in WORDS.items()}
     made = {
         name: Split(xml, [images], "voc", folder, (guard.check(file),), classes, first)
-        for name, file in lists.items() if file.is_file()
+        for name, file in named.items() if file is not None
     }  # fmt: skip
-    if both := made.pop("trainval", None):
-        made.setdefault("train", both)
     return layout_of("Pascal VOC", made or {"train": Split(xml, [images], "voc", folder, (), classes, first)})
 
 

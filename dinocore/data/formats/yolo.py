@@ -150,7 +150,7 @@ def read_yolo(split: Split, findings: Findings, config: DataConfig) -> RawAnnota
     if images and not labelled:
         place = label_file(images[0], split)
         findings.add("DATA-LABEL-NONE", f"none of {len(images)} images has a label file, such as {place}", count=1)
-    values = _boxes(rows, places, split.keypoints is not None, findings)
+    values = _boxes(rows, places, split.keypoints, findings)
     _check_form(values[:, 1:], places, findings)
     used = set(values[:, 0].astype(int).tolist())
     if len(split.classes) > 1 and used == set(range(1, len(split.classes))):
@@ -172,16 +172,20 @@ def read_yolo(split: Split, findings: Findings, config: DataConfig) -> RawAnnota
     )
 
 
-def _boxes(rows: list[list[float]], places: list[str], is_pose: bool, findings: Findings) -> np.ndarray:
-    """Class, cx, cy, width and height of every line, (M, 5); longer lines are told by all lines of one length."""
+def _boxes(
+    rows: list[list[float]], places: list[str], keypoints: tuple[int, int] | None, findings: Findings
+) -> np.ndarray:
+    """Class, cx, cy, width and height of every line, (M, 5); what longer ones are is told by all of them together.
+
+    Keypoints make lines of one length, so lines of several are outlines.
+    """
     values = np.array([row[:5] for row in rows], dtype=np.float64).reshape(-1, 5)
     lengths = np.array([len(row) for row in rows])
-    for length in np.unique(lengths[lengths > 5]).tolist():
+    longer = [] if keypoints and keypoints[0] else np.unique(lengths[lengths > 5]).tolist()
+    for length in longer:
         at = np.flatnonzero(lengths == length)
         several = np.array([rows[i] for i in at.tolist()])
-        if is_pose:
-            continue
-        form = _form(several)
+        form = _form_of_outline(several) if keypoints or len(longer) > 1 else _form(several)
         if form == "outline":
             x, y = several[:, 1::2], several[:, 2::2]
             low, high = np.stack([x.min(1), y.min(1)], 1), np.stack([x.max(1), y.max(1)], 1)  # (m, 2)
@@ -211,11 +215,28 @@ def _form(lines: np.ndarray) -> str:
         inside = (np.abs(points[..., :2] - center) <= side / 2 + SLACK).all(-1)
         shown = dims == 2 or np.isin(points[..., 2], (0, 1, 2)).all()
         if shown and (inside | ~seen).all():
-            min_decode_size = dims == 3 or count >= MIN_EVIDENCE
-            return "keypoints" if min_decode_size else "are either outlines or boxes with keypoints"
-    if length % 2 == 0:
+            told = dims == 3 or (count >= MIN_EVIDENCE and not _second_point_fits(lines))
+            return "keypoints" if told else "are either outlines or boxes with keypoints"
+    return _form_of_outline(lines)
+
+
+def _form_of_outline(lines: np.ndarray) -> str:
+    if lines.shape[1] % 2 == 0:
         return "are no outlines, which have pairs of numbers, and no keypoints"
     return "outline" if np.abs(lines[:, 1:]).max() <= MOST else "are not shares of the image's width and height"
+
+
+def _second_point_fits(lines: np.ndarray) -> bool:
+    """Whether the numbers that are width and height of a box with keypoints may be a point of an outline in most lines:
+    no farther from the other points than these are from each other.
+    """
+    x, y = lines[:, 1::2], lines[:, 2::2]
+    near = []
+    for values in (x, y):
+        others = np.delete(values, 1, axis=1)
+        low, high = others.min(1), others.max(1)
+        near.append((values[:, 1] >= 2 * low - high) & (values[:, 1] <= 2 * high - low))
+    return bool((near[0] & near[1]).mean() > 0.5)
 
 
 def _check_form(boxes: np.ndarray, places: list[str], findings: Findings) -> None:
@@ -293,7 +314,7 @@ def _row(words: list[str], num_classes: int, keypoints: tuple[int, int] | None) 
         raise ValueError("numbers that are not finite")
     if values[0] % 1 or not 0 <= values[0] < num_classes:
         raise ValueError(f"class {words[0]}, known are 0 to {num_classes - 1}")
-    if keypoints and len(values) not in (5, 5 + keypoints[0] * keypoints[1]):
+    if keypoints and keypoints[0] and len(values) not in (5, 5 + keypoints[0] * keypoints[1]):
         wanted = 5 + keypoints[0] * keypoints[1]
         raise ValueError(f"{len(values)} columns, a box has 5 and with kpt_shape {list(keypoints)} {wanted}")
     if len(values) != 5 and len(values) < 7:

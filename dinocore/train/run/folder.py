@@ -10,6 +10,7 @@ from ...errors import CheckpointError, ConfigError, EnvironmentFault
 from ...presets import config_to_toml, load_config
 from ...system.files import check_writable, write_text
 from ...weights.file import save_weights
+from ...words import listed, typed
 from .checkpoint_folder import NewerCheckpoint, list_checkpoints, set_aside, step_of, tidy, verify_checkpoint
 from .lock import LOCK, OWNER
 from .sinks import FOLDERS
@@ -105,7 +106,10 @@ def run_config(run: Path) -> Config:
     """
     if not (run / "config.toml").is_file():
         raise CheckpointError(f"{run} is not the folder of a run: it has no config.toml")
-    return load_config(run / "config.toml")
+    config = load_config(run / "config.toml")
+    if lost := [f"[{name}]" for name in Config.model_fields if name not in config.model_fields_set]:
+        raise CheckpointError(f"{run / 'config.toml'} is cut off or empty: it lacks {listed(lost)}; put it back")
+    return config
 
 
 def find_checkpoint(run: Path, wanted: str) -> tuple[Path | None, list[str]]:
@@ -132,10 +136,12 @@ def find_checkpoint(run: Path, wanted: str) -> tuple[Path | None, list[str]]:
         except NewerCheckpoint:
             raise  # to go on from an older one would give up what a newer dino has learned
         except CheckpointError as error:
-            damaged.append(f"{error}; the one before it is used")
+            damaged.append(str(error))
         else:
-            return path, damaged
-    raise CheckpointError(f"every checkpoint of {run} is damaged; start anew with --overwrite")
+            return path, [f"{error}; the one before it is used" for error in damaged]
+    best = run / "best.safetensors"
+    way = f"begin a new run with --set train.weights={typed(best)}" if best.is_file() else "start anew with --overwrite"
+    raise CheckpointError(f"no checkpoint of {run} is whole: {damaged[0]}; {way}")
 
 
 def branch_off(run: Path, checkpoint: Path | None) -> list[str]:
