@@ -6,10 +6,12 @@ import os
 import re
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -20,7 +22,7 @@ from dinocore.error_codes import CODES
 from dinocore.errors import DinoError, EnvironmentFault, Interrupted
 from dinocore.system.parent import end_with_launcher
 
-from .start import put_off_collection
+from .start import is_collecting, put_off_collection
 
 TRAIN, USE, LOOK, DATA, WEIGHTS = "Train and measure", "Use", "Look inside", "Data", "Weights"
 COMMANDS = {  # name: module in commands/ with a function of its name, group, help line
@@ -167,7 +169,10 @@ def console() -> None:
 def hear_signals() -> None:
     """Let SIGTERM and SIGHUP end a command as Ctrl-C does, so that it removes what is unfinished."""
 
-    def end(number: int, frame: object) -> None:
+    def end(number: int, frame: FrameType | None) -> None:
+        if is_collecting(frame):  # where Python prints an exception and goes on
+            threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+            return
         raise KeyboardInterrupt(128 + number)  # no Exception, which code that has another way would catch
 
     def die_as_usual() -> None:

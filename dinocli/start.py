@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+from types import FrameType
 
 MANY = 1_000_000  # objects; a command that has imported all has 890,000, of modules, which stay anyway
 
@@ -25,6 +26,15 @@ def collect_as_usual() -> None:
         gc.set_threshold(*_usual)
         gc.callbacks.remove(_first_collection)
         _usual = None
+
+
+def is_collecting(frame: FrameType | None) -> bool:
+    """Whether a frame, or one that called it, is that of the first collection."""
+    while frame is not None:
+        if frame.f_code is _first_collection.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _first_collection(phase: str, _: dict) -> None:

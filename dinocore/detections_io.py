@@ -18,7 +18,7 @@ from .data.annotations import Category
 from .data.images import SUFFIXES as IMAGES
 from .errors import ConfigError, DataError
 from .predict import Detections
-from .system.files import check_folder_name, resuffixed, write_text
+from .system.files import check_folder_name, is_stream, resuffixed, write_text
 from .words import did_you_mean, typed
 
 FORMATS = ("json", "jsonl", "coco", "csv", "yolo", "labelme", "fiftyone", "labelstudio")
@@ -145,6 +145,8 @@ def check_out(out: Path, kind: str) -> None:
         check_folder_name("--out", out)
         return
     suffix = SUFFIXES[kind]
+    if kind == "labelstudio" and is_stream(out):
+        raise ConfigError(f"--out {out} is no file, and --format labelstudio writes two, side by side; name a file")
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder; give a file, such as {out / f'boxes{suffix}'}")
     if out.suffix.lower() not in ("", suffix):

@@ -92,6 +92,8 @@ def check_file(option: str, path: Path, suffix: str, *others: str) -> None:
         example = path / f"{option.strip('-')}{suffix}"
         raise ConfigError(f"{option} {path} is a folder; name a file, such as {example}")
     if path.suffix.lower() not in (suffix, *others):
+        if is_stream(path):
+            raise ConfigError(f"{option} {path} is no file; name one that ends in {suffix}")
         choice = f"one of {', '.join((suffix, *others))}" if others else suffix
         raise ConfigError(f"{option} {path} must end in {choice}; try {option} {typed(resuffixed(path, suffix))}")
     if not is_stream(path):

@@ -472,6 +472,23 @@ def test_eval_judges_a_file_of_results_as_the_model_that_wrote_it_and_compares(d
     assert "B - A" in dino(*asked).out
 
 
+def test_results_are_written_with_the_ids_of_the_data_that_they_are_judged_by(dino, run_folder, pictures, tmp_path):
+    data = Path(shutil.copytree(pictures, tmp_path / "other"))
+    for file in data.glob("annotations/*.json"):
+        document = json.loads(file.read_text())
+        ids = [row["id"] for row in document["categories"]]
+        other = dict(zip(ids, [*ids[1:], ids[0]], strict=True))  # each class has the id of another one
+        for row in document["categories"]:
+            row["id"] = other[row["id"]]
+        for row in document["annotations"]:
+            row["category_id"] = other[row["category_id"]]
+        file.write_text(json.dumps(document))
+    asked = ("--data", data, "--bootstrap", 0, "--json")
+    model = json.loads(dino("eval", "--weights", run_folder, *asked, "--out", "r.json").out)
+    file = json.loads(dino("eval", "--results", "r.json", *asked).out)
+    assert model["AP"] == file["AP"] == json.loads(dino("eval", "--weights", run_folder, "--json").out)["AP"]
+
+
 def test_models_of_the_same_classes_under_other_ids_are_compared_by_name(dino, run_folder, pictures):
     weights = load_weights(run_folder / "best.safetensors")
     renumbered = [Category(category.id + 100, category.name) for category in weights.categories]

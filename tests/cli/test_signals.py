@@ -166,3 +166,25 @@ def test_a_forked_worker_dies_of_the_signal_without_a_word():
     script += "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
     assert (done.stdout, done.stderr) == ("-15\n", "")
+
+
+SIGNAL_IN_THE_FIRST_COLLECTION = """
+import gc, os, signal, time
+from dinocli import app, start
+start.collect_as_usual = lambda: os.kill(os.getpid(), signal.SIGTERM)
+app.hear_signals()
+start.put_off_collection()
+try:
+    gc.collect()
+    time.sleep(30)
+except KeyboardInterrupt as signalled:
+    print(signalled.args[0], flush=True)
+    os._exit(0)
+"""
+
+
+def test_a_signal_while_python_collects_for_the_first_time_is_not_lost():
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNAL_IN_THE_FIRST_COLLECTION], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("143\n", "")

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,3 +100,24 @@ def test_weights_of_half_precision_are_used_and_said(dino, run_folder, pictures,
     picture = next((pictures / "val2017").iterdir())
     result = dino("predict", picture, "--weights", "half.safetensors")
     assert result.code == 0 and "half.safetensors: its bfloat16 numbers become float32" in one_line(result.err)
+
+
+def test_a_run_whose_files_are_lost_or_cut_off_says_which_and_what_to_do(dino, run_folder, tmp_path):
+    run = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    file = next(run.glob("checkpoints/*/*.safetensors"))
+    file.unlink()
+    told = one_line(dino("train", "--resume", run).err)
+    assert "no checkpoint of" in told and file.name in told and f"--set train.weights={run}/best" in told
+    config = (run / "config.toml").read_text()
+    for text in ("", config[: config.index("[data]")]):
+        (run / "config.toml").write_text(text)
+        result = dino("train", "--resume", run)
+        assert result.code == 4 and "config.toml is cut off or empty: it lacks" in one_line(result.err)
+    (run / "config.toml").unlink()
+    result = dino("train", "--resume", run)
+    assert result.code == 4 and f"the run {run} has no config.toml" in one_line(result.err)
+
+
+def test_a_resumed_run_says_that_another_output_folder_is_ignored(dino, run_folder):
+    result = dino("train", "--resume", run_folder, "--output-dir", "other")
+    assert "--output-dir other is ignored" in one_line(result.err) and not Path("other").exists()

@@ -128,8 +128,9 @@ def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None
     if not group.main:
         return
     if request.out is not None:
-        write_text(request.out, json_module.dumps(found, allow_nan=False) + "\n")
-        say(f"wrote {request.out}: {counted(len(found), 'detection')}, in COCO's result format")
+        rows = found if source.detector is None else _in_ids_of_data(found, annotations, source, request)
+        write_text(request.out, json_module.dumps(rows, allow_nan=False) + "\n")
+        say(f"wrote {request.out}: {counted(len(rows), 'detection')}, in COCO's result format")
     metrics = coco_metrics(annotations, found, backend, len(failed))
     analysis = analyse(annotations, found, request.bootstrap)
     if analysis.summary != metrics.summary:
@@ -263,9 +264,7 @@ def _truth(request: EvalRequest, *sources: DetectionSource) -> Annotations:
         raise ConfigError(f"{exported[0]} says nothing about its data; give --data")
     if not all(_same_classes(detectors[0].categories, detector.categories) for detector in detectors[1:]):
         raise ConfigError("the two weights know different classes; compare weights of the same data")
-    settings = (detectors[0].config if detectors else sources[0].config).data
-    if request.folder is not None:
-        settings = settings.model_copy(update={"path": str(request.folder.expanduser().absolute())})
+    settings = _data_config(detectors[0].config if detectors else sources[0].config, request)
     annotations = open_split(settings, request.split, detectors[0].categories if detectors else None)
     say(f"data: {annotations.file}, {counted(len(annotations.image_ids), 'image')}")
     for note in annotations.notes:
@@ -273,6 +272,12 @@ def _truth(request: EvalRequest, *sources: DetectionSource) -> Annotations:
     if not len(annotations.trainable(0)):
         warn(f"{annotations.file} has no object to judge by; AP and recall are not defined")
     return annotations
+
+
+def _data_config(config: Config, request: EvalRequest) -> DataConfig:
+    if request.folder is None:
+        return config.data
+    return config.data.model_copy(update={"path": str(request.folder.expanduser().absolute())})
 
 
 def _same_classes(one: Sequence[Category], other: Sequence[Category]) -> bool:
@@ -311,6 +316,21 @@ def _detections(
     if other:  # of two that are compared, the annotations have the ids of the first
         results = [row | {"category_id": other.get(row["category_id"], row["category_id"])} for row in results]
     return results, failed
+
+
+def _in_ids_of_data(
+    rows: list[dict[str, Any]], annotations: Annotations, source: DetectionSource, request: EvalRequest
+) -> list[dict[str, Any]]:
+    """Detections with the category ids that the data has, so that anything that reads both judges them alike."""
+    own = open_split(_data_config(source.config, request), request.split, None).categories
+    if sorted(own) == sorted(annotations.categories):
+        return rows
+    ids = {category.name: category.id for category in own}
+    known = {c.id: ids[c.name] for c in annotations.categories if c.name in ids}
+    kept = [row | {"category_id": known[row["category_id"]]} for row in rows if row["category_id"] in known]
+    if len(kept) < len(rows):
+        warn(f"left out of {request.out}: {counted(len(rows) - len(kept), 'detection')} of classes that the data lacks")
+    return kept
 
 
 def _write_report(path: Path, page: Page) -> None:

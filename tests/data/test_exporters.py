@@ -1,0 +1,130 @@
+"""Folders as exporters write them, and as accidents leave them, each of which was once read wrongly or refused."""
+
+import json
+import math
+import os
+import re
+
+import numpy as np
+import pytest
+
+from dinocore.data.formats.export import write_dataset
+from dinocore.data.formats.layout import find_layout
+from dinocore.errors import DataError
+
+from .test_misread import HEIGHT, WIDTH, YAML, close, put, read, shares, written, xml, yolo
+
+
+def outline(box, points: int) -> list[float]:
+    """A polygon that touches all sides of a box, as shares."""
+    cx, cy, w, h = shares(box)
+    angles = [2 * math.pi * k / points for k in range(points)]
+    return [v for a in angles for v in (cx + w / 2 * math.cos(a), cy + h / 2 * math.sin(a))]
+
+
+def coco(folder, names, split="train") -> None:
+    """Annotations of images of these names, a box for each; the images are not there yet."""
+    images = [{"id": i, "file_name": name, "width": WIDTH, "height": HEIGHT} for i, name in enumerate(names, 1)]
+    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [9, 9, 30, 20]} for i in range(1, len(names) + 1)]
+    document = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "c"}]}
+    put(folder / "annotations" / f"instances_{split}.json", json.dumps(document))
+
+
+def test_a_missing_image_is_not_the_one_of_that_name_in_another_folder(tmp_path):
+    coco(tmp_path, ["cam1/1.jpg", "cam1/2.jpg"])
+    coco(tmp_path, ["cam2/1.jpg", "cam2/2.jpg"], "val")
+    for name in ("cam1/1.jpg", "cam2/1.jpg", "cam2/2.jpg"):
+        put(tmp_path / "images" / name)
+    with pytest.raises(DataError, match="1 of 2 images are not in") as caught:
+        read(tmp_path)
+    assert caught.value.code == "DATA-IMAGE-MISSING"
+
+
+def test_folders_that_a_name_lacks_or_has_more_of_are_no_other_folders(tmp_path):
+    coco(tmp_path, ["1.jpg", "export/2.jpg"])
+    for name in ("left/1.jpg", "2.jpg"):
+        put(tmp_path / "images" / name)
+    assert sorted(map(os.fsdecode, read(tmp_path).file_names)) == ["2.jpg", "left/1.jpg"]
+
+
+@pytest.mark.parametrize("names", [("Train", "Validation"), ("train", "valid"), ("TRAIN", "VAL"), ("trainval", "dev")])
+def test_lists_of_voc_have_any_name_of_a_split(tmp_path, names):
+    for i in range(5):
+        put(tmp_path / "Annotations" / f"{i}.xml", xml((9, 9, 30, 20), f"{i}.jpg"))
+        put(tmp_path / "JPEGImages" / f"{i}.jpg")
+    for name, listed in zip(names, ("0\n1\n2\n", "3\n4\n"), strict=True):
+        put(tmp_path / "ImageSets/Main" / f"{name}.txt", listed)
+    splits = find_layout(tmp_path).splits()
+    assert [len(read(tmp_path, name).image_ids) for name in splits] == [3, 2] and [*splits] == ["train", "val"]
+
+
+def test_a_voc_folder_whose_writing_was_interrupted_is_not_taken_for_a_whole_one(tmp_path):
+    yolo(tmp_path / "data", lambda box: written(*shares(box)), num=3)
+    splits = {name: (read(tmp_path / "data", name), "yolo") for name in ("train", "val")}
+    writing = write_dataset(splits, "voc", tmp_path / "voc", link=False)
+    for _ in range(4):  # of six images
+        next(writing)
+    writing.close()
+    assert len(read(tmp_path / "voc", "train").image_ids) == 3
+    with pytest.raises(DataError):
+        read(tmp_path / "voc", "val")
+
+
+@pytest.mark.parametrize("center", [(0.5, 0.5), (0.4, 0.4), (0.3, 0.3)])
+@pytest.mark.parametrize("points", [4, 16])
+def test_outlines_at_one_place_that_may_be_keypoints_are_refused_until_it_is_said(tmp_path, center, points):
+    """A fixed camera: the first two points read well as centre, width and height of a box around the others."""
+    side = 0.2
+    ring = [(center[0] + side / 2 * math.cos(a), center[1] + side / 2 * math.sin(a))
+            for a in (2 * math.pi * k / points for k in range(points))]  # fmt: skip
+    line = written(*(v for point in ring for v in point))
+    yolo(tmp_path, lambda box: line, num=14)
+    try:
+        found = read(tmp_path)
+    except DataError as refused:
+        assert refused.code == "DATA-LABEL-FORM" and "`kpt_shape: [0, 2]` if they are outlines" in refused.fix
+        put(tmp_path / "data.yaml", YAML + "kpt_shape: [0, 2]\n")
+        found = read(tmp_path)
+    extent = [(center[0] - side / 2) * WIDTH, (center[1] - side / 2) * HEIGHT, side * WIDTH, side * HEIGHT]
+    assert np.allclose(found.boxes, extent, atol=0.01)
+
+
+def test_lines_of_several_lengths_are_outlines_whatever_one_length_alone_may_be(tmp_path):
+    lengths = iter([3, 8, 16, 23, 5, 16, 40, 8, 3, 31, 12, 16] * 2)
+    drawn = yolo(tmp_path, lambda box: written(*outline(box, next(lengths))))
+    found, wanted = read(tmp_path), np.array(drawn["train"], dtype=float)
+    inside = (found.boxes[:, :2] >= wanted[:, :2] - 0.01) & (
+        found.boxes[:, :2] + found.boxes[:, 2:] <= wanted[:, :2] + wanted[:, 2:] + 0.01
+    )
+    assert len(found.boxes) == 12 and inside.all() and (found.boxes[:, 2:] >= wanted[:, 2:] * 0.7).all()
+
+
+def test_a_triangle_that_ends_at_the_lower_edge_is_an_outline_among_others(tmp_path):
+    lines = iter([written(0.2, 0.3, 0.4, 0.3, 0.3, 1.0), written(0.2, 0.2, 0.4, 0.2, 0.4, 0.4, 0.2, 0.4)] * 9)
+    yolo(tmp_path, lambda box: next(lines), num=2)
+    assert close(read(tmp_path), [(64, 60, 64, 140), (64, 40, 64, 40)])
+
+
+def test_a_table_with_the_index_of_pandas_has_no_sizes(tmp_path):
+    rows = [f"{i},{i}.jpg,{9 + i},9,40,30,c" for i in range(4)]
+    put(tmp_path / "labels.csv", "\n".join([",image,x1,y1,x2,y2,label", *rows]) + "\n")
+    for i in range(4):
+        put(tmp_path / f"{i}.jpg")
+    assert close(read(tmp_path), [(9 + i, 9, 31 - i, 21) for i in range(4)])
+
+
+def test_background_at_the_start_does_not_hide_kitti(tmp_path):
+    for i in range(6):
+        line = "Car 0.00 0 -1.57 9.0 9.0 40.0 30.0 1.5 1.6 3.7 1 1 8 0\n" if i > 2 else ""
+        put(tmp_path / "training/label_2" / f"{i:06d}.txt", line)
+        put(tmp_path / "training/image_2" / f"{i:06d}.png")
+    found = read(tmp_path)
+    assert len(found.boxes) == 3 and len(found.image_ids) == 6
+
+
+def test_an_xml_file_of_another_kind_beside_coco_is_no_voc(tmp_path):
+    coco(tmp_path, ["1.jpg"])
+    (tmp_path / "annotations/instances_train.json").rename(tmp_path / "annotations.json")
+    put(tmp_path / "1.jpg")
+    put(tmp_path / "annotations.xml", "<annotations><version>1.1</version></annotations>")
+    assert re.search("COCO", find_layout(tmp_path).kind) and len(read(tmp_path).boxes) == 1
