@@ -6,6 +6,8 @@ paper's appendix D (arXiv 2203.03605); "ours" is our choice.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
+from operator import getitem
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -312,6 +314,12 @@ class Config(SettingsGroup):
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
             raise ConfigError(f"`{key}` = {value!r} cannot be used: {reason[:1].lower()}{reason[1:]}") from None
+
+
+def fixed_settings(config: Config) -> dict[str, Any]:
+    """What a resumed run cannot change, by the paths of `fixed_on_resume`, as JSON can hold it."""
+    settings = config.model_dump(mode="json")
+    return {path: reduce(getitem, path.split("."), settings) for path in fixed_on_resume()}
 
 
 def fixed_on_resume(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:

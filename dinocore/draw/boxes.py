@@ -13,6 +13,7 @@ from .fonts import Font, load_font
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 LARGEST = 24  # height of a legend's letters, in pixels
+LONGEST = 0.3  # of a label, by the width of the image
 WIDEST = 2.5  # long side by short side; of a longer image, lines and letters are those of one like this
 
 Place = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
@@ -47,13 +48,24 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
     for box in boxes:
         x0, y0, x1, y1 = (round(value) for value in box.xyxy)
         canvas.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=box.color, width=line)
-    labelled = [(box, load_font(size, box.label)) for box in boxes if box.label]
+    longest = max(LONGEST * drawn.width, 10 * size)  # some 20 letters in a small image
+    labelled = [_fitted(box, load_font(size, box.label), longest) for box in boxes if box.label]
     places = np.full((len(labelled), 4), np.nan)
     for n, (box, font) in reversed(list(enumerate(labelled))):  # what is on top chooses first
         places[n] = _place_label(canvas, box, font, drawn.size, places)
     for (box, font), place in zip(labelled, places.tolist(), strict=True):  # over all the lines
         _draw_label(canvas, box, font, tuple(place))
     return drawn
+
+
+def _fitted(box: Box, font: Font, width: float) -> tuple[Box, Font]:
+    """With the middle of a long label left out: the end may be a score."""
+    label = box.label
+    if font.getlength(label) <= width:
+        return box, font
+    end = label[-6:]
+    start = next((n for n in range(len(label) - 6, 0, -1) if font.getlength(f"{label[:n]}…{end}") <= width), 1)
+    return box._replace(label=f"{label[:start]}…{end}"), font
 
 
 def _place_label(canvas: ImageDraw.ImageDraw, box: Box, font: Font, size: tuple[int, int], taken: np.ndarray) -> Place:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..config import Config, ModelConfig, fixed_on_resume
+from ..config import Config, ModelConfig, fixed_on_resume, fixed_settings
 from ..data.annotations import Category
 from ..data.dataset import DataSet
 from ..errors import CheckpointError, ConfigError, DataError
@@ -160,6 +160,21 @@ def _state_around(model: DINO, config: Config, device: torch.device, origin: str
         scaler=torch.amp.GradScaler(device.type, enabled=scaled),
         progress=Progress(origin=origin),
     )
+
+
+def check_same_run(manifest: Mapping[str, Any], config: Config, data: DataSet, allow_change: bool) -> None:
+    """Refuse to continue a run from a checkpoint of other settings or data.
+
+    Raises:
+        CheckpointError: a setting that a resumed run cannot change, or the classes, are others.
+        DataError: the annotations have changed.
+    """
+    old, new = dict(_leaves(manifest.get("settings", {}))), dict(_leaves(fixed_settings(config)))
+    differing = [f"{key} = {new[key]!r} (it was {old[key]!r})" for key in old.keys() & new if old[key] != new[key]]
+    if differing:
+        shown = ", ".join(sorted(differing))
+        raise CheckpointError(f"the run's config.toml is not that of its checkpoint: {shown}; put it back as it was")
+    check_same_data(manifest, data, allow_change)
 
 
 def check_same_data(manifest: Mapping[str, Any], data: DataSet, allow_change: bool) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..config import Config
+from ..config import Config, fixed_settings
 from ..data.annotations import Category
 from ..errors import CheckpointError
 from ..model.dino import DINO
@@ -115,6 +115,7 @@ def save_checkpoint(
         "epochs": config.train.epochs,
         "processes": len(rng_states),
         "data": progress.data,
+        "settings": fixed_settings(config),
         "classes": [[c.id, c.name] for c in categories],
         "torch_version": str(torch.__version__),
     }

@@ -109,6 +109,12 @@ def test_a_run_whose_files_are_lost_or_cut_off_says_which_and_what_to_do(dino, r
     told = one_line(dino("train", "--resume", run).err)
     assert "no checkpoint of" in told and file.name in told and f"--set train.weights={run}/best" in told
     config = (run / "config.toml").read_text()
+    for before, after in (("seed = 42", "seed = 43"), ("giou = 2.0", "giou = 3.0")):
+        edited = Path(shutil.copytree(run_folder, tmp_path / after))
+        assert before in config
+        (edited / "config.toml").write_text(config.replace(before, after))
+        result = dino("train", "--resume", edited)
+        assert result.code == 4 and f"{after} (it was {before[7:]}); put it back as it was" in one_line(result.err)
     for text in ("", config[: config.index("[data]")]):
         (run / "config.toml").write_text(text)
         result = dino("train", "--resume", run)

@@ -36,6 +36,21 @@ def test_a_label_alone_is_above_its_box_and_inside_at_the_upper_edge(monkeypatch
     assert small[:2] == (0, 0)
 
 
+def test_a_label_wider_than_a_third_of_the_image_loses_its_middle_and_keeps_its_score(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(module, "_draw_label", lambda canvas, box, font, place: drawn.append((box.label, place)))
+    long = "a class whose name has more letters than anybody would write on a box 0.53"
+    draw_boxes(
+        Image.new("RGB", (640, 480)), [Box((40, 60, 200, 180), "#D55E00", label) for label in (long, "cell 0.4")]
+    )
+    (shortened, place), (short, _) = drawn
+    assert shortened.startswith("a class who") and shortened.endswith(" 0.53") and "…" in shortened
+    assert place[2] - place[0] <= 0.3 * 640 + 6 and short == "cell 0.4"
+    drawn.clear()
+    draw_boxes(Image.new("RGB", (100, 80)), [Box((10, 30, 60, 70), "#D55E00", "platelet 0.53")])
+    assert drawn[0][0] == "platelet 0.53"
+
+
 def test_letters_of_a_panorama_are_those_of_an_image_two_and_a_half_times_as_wide_as_high(monkeypatch):
     heights = []
     for width in (1500, 12000):

@@ -305,7 +305,7 @@ def resumed_run(
     from dinocore.data.shared import open_shared_dataset
     from dinocore.train.context import RunContext
     from dinocore.train.run.checkpoint_folder import manifest_of
-    from dinocore.train.setup import check_same_data, fresh_state, resumed_state
+    from dinocore.train.setup import check_same_run, fresh_state, resumed_state
 
     run, config, checkpoint = group.on_main(lambda: _found(request, locks))
     choose_backend(config.eval.backend)
@@ -313,7 +313,7 @@ def resumed_run(
     if checkpoint is None:
         state = fresh_state(config, data.train.categories, device, group)
     else:
-        check_same_data(manifest_of(checkpoint), data, request.allow_data_change)
+        check_same_run(manifest_of(checkpoint), config, data, request.allow_data_change)
         state = resumed_state(checkpoint, config, device, group)
     group.on_main(lambda: _go_on(run, config, checkpoint))
     return RunContext(config, data, run, device, request.stop, group), state
