@@ -88,7 +88,7 @@ def first_free(places: Sequence[Place], taken: np.ndarray) -> Place | None:
     left, top, right, bottom = np.array(places).T[:, :, None]  # (P, 1) each
     x0, y0, x1, y1 = taken.T  # (T,) each
     covered = (left < x1) & (x0 < right) & (top < y1) & (y0 < bottom)  # (P, T)
-    return next((place for place, any_ in zip(places, covered.any(1), strict=True) if not any_), None)
+    return next((place for place, hit in zip(places, covered.any(1), strict=True) if not hit), None)
 
 
 def _draw_label(canvas: ImageDraw.ImageDraw, box: Box, font: Font, place: Place) -> None:

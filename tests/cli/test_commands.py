@@ -483,9 +483,9 @@ def test_results_are_written_with_the_ids_of_the_data_that_they_are_judged_by(di
         for row in document["annotations"]:
             row["category_id"] = other[row["category_id"]]
         file.write_text(json.dumps(document))
-    asked = ("--data", data, "--bootstrap", 0, "--json")
-    model = json.loads(dino("eval", "--weights", run_folder, *asked, "--out", "r.json").out)
-    file = json.loads(dino("eval", "--results", "r.json", *asked).out)
+    arguments = ("--data", data, "--bootstrap", 0, "--json")
+    model = json.loads(dino("eval", "--weights", run_folder, *arguments, "--out", "r.json").out)
+    file = json.loads(dino("eval", "--results", "r.json", *arguments).out)
     assert model["AP"] == file["AP"] == json.loads(dino("eval", "--weights", run_folder, "--json").out)["AP"]
 
 
@@ -493,12 +493,12 @@ def test_models_of_the_same_classes_under_other_ids_are_compared_by_name(dino, r
     weights = load_weights(run_folder / "best.safetensors")
     renumbered = [Category(category.id + 100, category.name) for category in weights.categories]
     save_weights(Path("other.safetensors"), weights.tensors, weights.config, renumbered, weights.facts)
-    asked = ("--data", pictures, "--bootstrap", 0, "--json")
-    compared = json.loads(dino("eval", "--compare", run_folder, "other.safetensors", *asked).out)
-    score = json.loads(dino("eval", "--weights", run_folder, *asked).out)["AP"]
+    arguments = ("--data", pictures, "--bootstrap", 0, "--json")
+    compared = json.loads(dino("eval", "--compare", run_folder, "other.safetensors", *arguments).out)
+    score = json.loads(dino("eval", "--weights", run_folder, *arguments).out)["AP"]
     assert compared["summary"]["AP"] == {"a": score, "b": score, "change": 0, "interval": None}
     save_weights(Path("more.safetensors"), weights.tensors, weights.config, renumbered[:1] * 2 + renumbered[2:], {})
-    assert dino("eval", "--compare", run_folder, "more.safetensors", *asked).code == 2
+    assert dino("eval", "--compare", run_folder, "more.safetensors", *arguments).code == 2
 
 
 @pytest.mark.parametrize(

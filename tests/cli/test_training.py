@@ -106,8 +106,8 @@ def test_a_run_whose_files_are_lost_or_cut_off_says_which_and_what_to_do(dino, r
     run = Path(shutil.copytree(run_folder, tmp_path / "run"))
     file = next(run.glob("checkpoints/*/*.safetensors"))
     file.unlink()
-    told = one_line(dino("train", "--resume", run).err)
-    assert "no checkpoint of" in told and file.name in told and f"--set train.weights={run}/best" in told
+    message = one_line(dino("train", "--resume", run).err)
+    assert "no checkpoint of" in message and file.name in message and f"--set train.weights={run}/best" in message
     config = (run / "config.toml").read_text()
     for before, after in (("seed = 42", "seed = 43"), ("giou = 2.0", "giou = 3.0")):
         edited = Path(shutil.copytree(run_folder, tmp_path / after))

@@ -92,11 +92,11 @@ def test_outlines_at_one_place_that_may_be_keypoints_are_refused_until_it_is_sai
 def test_lines_of_several_lengths_are_outlines_whatever_one_length_alone_may_be(tmp_path):
     lengths = iter([3, 8, 16, 23, 5, 16, 40, 8, 3, 31, 12, 16] * 2)
     drawn = yolo(tmp_path, lambda box: written(*outline(box, next(lengths))))
-    found, wanted = read(tmp_path), np.array(drawn["train"], dtype=float)
-    inside = (found.boxes[:, :2] >= wanted[:, :2] - 0.01) & (
-        found.boxes[:, :2] + found.boxes[:, 2:] <= wanted[:, :2] + wanted[:, 2:] + 0.01
+    found, drawn_boxes = read(tmp_path), np.array(drawn["train"], dtype=float)
+    inside = (found.boxes[:, :2] >= drawn_boxes[:, :2] - 0.01) & (
+        found.boxes[:, :2] + found.boxes[:, 2:] <= drawn_boxes[:, :2] + drawn_boxes[:, 2:] + 0.01
     )
-    assert len(found.boxes) == 12 and inside.all() and (found.boxes[:, 2:] >= wanted[:, 2:] * 0.7).all()
+    assert len(found.boxes) == 12 and inside.all() and (found.boxes[:, 2:] >= drawn_boxes[:, 2:] * 0.7).all()
 
 
 def test_a_triangle_that_ends_at_the_lower_edge_is_an_outline_among_others(tmp_path):

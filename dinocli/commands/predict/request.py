@@ -86,7 +86,7 @@ def open_work(request: PredictRequest, weights: str | None, device: str, amp: st
 def check_overwriting(images: Sequence[Path], stems: Mapping[str, str], request: PredictRequest) -> None:
     """Refuse to draw over an image that is read, and to write over labels that lie beside the images.
 
-    Names that are not an image's own are said.
+    Warns of names that are not an image's own.
 
     Args:
         stems: by image, the name, without suffix, of what is written about it.

@@ -175,7 +175,7 @@ def read_yolo(split: Split, findings: Findings, config: DataConfig) -> RawAnnota
 def _boxes(
     rows: list[list[float]], places: list[str], keypoints: tuple[int, int] | None, findings: Findings
 ) -> np.ndarray:
-    """Class, cx, cy, width and height of every line, (M, 5); what longer ones are is told by all of them together.
+    """Class, cx, cy, width and height of every line, (M, 5); what longer ones are, all of them together tell.
 
     Keypoints make lines of one length, so lines of several are outlines.
     """
@@ -215,8 +215,8 @@ def _form(lines: np.ndarray) -> str:
         inside = (np.abs(points[..., :2] - center) <= side / 2 + SLACK).all(-1)
         shown = dims == 2 or np.isin(points[..., 2], (0, 1, 2)).all()
         if shown and (inside | ~seen).all():
-            told = dims == 3 or (count >= MIN_EVIDENCE and not _second_point_fits(lines))
-            return "keypoints" if told else "are either outlines or boxes with keypoints"
+            certain = dims == 3 or (count >= MIN_EVIDENCE and not _second_point_fits(lines))
+            return "keypoints" if certain else "are either outlines or boxes with keypoints"
     return _form_of_outline(lines)
 
 
