@@ -183,6 +183,7 @@ except KeyboardInterrupt as signalled:
 """
 
 
+@HANGUP  # elsewhere os.kill ends the process at once
 def test_a_signal_while_python_collects_for_the_first_time_is_not_lost():
     done = subprocess.run(
         [sys.executable, "-c", SIGNAL_IN_THE_FIRST_COLLECTION], capture_output=True, text=True, timeout=60
