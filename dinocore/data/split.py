@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from ..errors import ConfigError, DataError
+from ..system.files import is_stream
 from ..words import typed
 
 WORDS = {"train": ("train", "training", "trainval"), "val": ("val", "valid", "validation", "validate", "dev"),
@@ -292,7 +293,7 @@ class PathGuard:
         Raises:
             DataError: a link leads out of the folder to it, or it is neither, such as a pipe, which may never end.
         """
-        if path.exists() and not path.is_file() and not path.is_dir():
+        if is_stream(path):
             raise DataError(f"{path} is not a regular file", code="DATA-FILE", where=path,
                             fix=f"see what it is: ls -l {typed(path)}")  # fmt: skip
         if not self.follow_symlinks and not self._below(os.path.realpath(path)):

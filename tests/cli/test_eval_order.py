@@ -1,8 +1,15 @@
-"""Of several ranks, rank 0 compares two evaluations only when no other rank waits for its part of the second."""
+"""Of several ranks, rank 0 compares two evaluations only when no other rank waits; and whose ids detections have."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from dinocli.commands.evaluate import evaluate
+from dinocore.config import Config
+from dinocore.data.split import Category
+from dinocore.stream.slices import Slicing
 from dinocore.system.processes import SingleProcess
 
 
@@ -25,3 +32,13 @@ def test_both_are_detected_before_rank_0_judges_alone(monkeypatch):
     with pytest.raises(Judged):
         evaluate.compare_two(request, ("a.json", "b.json"), SingleProcess())
     assert order == ["a", "b", "judged"]
+
+
+@pytest.mark.parametrize("of_data", [[(1, "cell"), (2, "cell")], [(2, "cell"), (1, "cell")]])
+def test_of_two_classes_with_one_name_each_keeps_its_detections(of_data, monkeypatch):
+    rows = [{"image_id": 1, "category_id": k, "bbox": [0, 0, 1, 1], "score": 0.5} for k in (1, 2)]
+    monkeypatch.setattr("dinocore.evaluate.coco.detect_on_ranks", lambda *given: iter([(rows, [])]))
+    detector: Any = SimpleNamespace(categories=[Category(1, "cell"), Category(2, "cell")])
+    annotations: Any = SimpleNamespace(categories=[Category(*row) for row in of_data], image_ids=[1])
+    source = evaluate.DetectionSource(Path("w"), detector, Config(), Slicing(64, 0.2))
+    assert evaluate._detections(source, annotations, SingleProcess()) == (rows, [])

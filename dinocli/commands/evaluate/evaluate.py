@@ -311,10 +311,10 @@ def _detections(
             failed += problems
             for problem in problems:
                 fail(problem, "DATA")
-    ids = {category.name: category.id for category in annotations.categories}
-    other = {c.id: ids[c.name] for c in source.detector.categories if ids.get(c.name, c.id) != c.id}
-    if other:  # of two that are compared, the annotations have the ids of the first
-        results = [row | {"category_id": other.get(row["category_id"], row["category_id"])} for row in results]
+    if sorted(source.detector.categories) != sorted(annotations.categories):  # of two, these are those of the first
+        names = {category.name: category.id for category in annotations.categories}
+        ids = {category.id: names[category.name] for category in source.detector.categories}
+        results = [row | {"category_id": ids[row["category_id"]]} for row in results]
     return results, failed
 
 
