@@ -293,12 +293,12 @@ class PathGuard:
         Raises:
             DataError: a link leads out of the folder to it, or it is neither, such as a pipe, which may never end.
         """
-        if is_stream(path):
-            raise DataError(f"{path} is not a regular file", code="DATA-FILE", where=path,
-                            fix=f"see what it is: ls -l {typed(path)}")  # fmt: skip
         if not self.follow_symlinks and not self._below(os.path.realpath(path)):
             raise DataError(f"a link leads out of the data folder: {path}", code="DATA-PATH-ESCAPE", where=path,
                             fix="put the file itself there, or set data.follow_symlinks=true")  # fmt: skip
+        if is_stream(path):
+            raise DataError(f"{path} is not a regular file", code="DATA-FILE", where=path,
+                            fix=f"see what it is: ls -l {typed(path)}")  # fmt: skip
         return path
 
     def _within(self, path: str, is_link: bool) -> bool:
