@@ -18,11 +18,11 @@ from dinocore.model.int8 import (
     Int8Conv,
     Int8FeedForward,
     Int8Linear,
-    Int8Product,
+    Int8PointwiseConv,
+    Int8Weights,
     quantize_blocks,
     quantize_layers,
 )
-from dinocore.model.ops.numba.int8 import quantize, quantize_hidden, scale_sums
 from dinocore.system import device
 from dinocore.system.device import pick_precision
 
@@ -42,39 +42,43 @@ def near(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     return 0.51 * step * weight.sum(1) + 0.51 * x.float().abs().sum(-1, keepdim=True) * weight.amax(1) / 127 + 1e-5
 
 
+def identity(channels: int) -> nn.Linear:
+    """A layer whose weights are bytes without rounding, so that what is off comes of the tokens."""
+    linear = nn.Linear(channels, channels, bias=False)
+    linear.weight.data = torch.eye(channels)
+    return linear
+
+
+@needs_vnni
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("channels", [16, 24, 31, 192])
 def test_a_token_becomes_bytes_that_are_off_by_half_a_step(dtype, channels):
     x = tokens(7, channels, dtype)
-    data, steps = quantize(x)
-    assert data.dtype == torch.uint8 and data.shape == x.shape
-    torch.testing.assert_close(steps, x.float().abs().amax(1) / 127)
-    off = ((data.float() - 128) * steps[:, None] - x.float()).abs()
-    assert (off <= 0.5001 * steps[:, None]).all()
-    assert (data.float() - 128).abs().amax(1).eq(127).all()  # the whole range is used
+    found, steps = Int8Linear(identity(channels))(x).float(), x.float().abs().amax(1, keepdim=True) / 127
+    rounded = found.abs() / 256 if dtype == torch.bfloat16 else 1e-6 * found.abs()
+    assert ((found - x.float()).abs() <= 0.5001 * steps + rounded).all()
+    largest = x.float().abs().argmax(1, keepdim=True)
+    torch.testing.assert_close(found.gather(1, largest), x.float().gather(1, largest))  # the whole range is used
 
 
+@needs_vnni
 @pytest.mark.parametrize("channels", [16, 24, 31, 192])
 def test_hidden_numbers_have_all_bytes_for_what_is_positive(channels):
-    torch.manual_seed(0)
-    sums, scales, bias = torch.randn(9, channels), torch.rand(9) + 0.1, torch.randn(channels)
-    data, steps = quantize_hidden(sums, scales, bias)
-    expected = (sums * scales[:, None] + bias).relu()
-    assert ((data * steps[:, None] - expected).abs() <= 0.5001 * steps[:, None]).all()
-    assert data[expected == 0].eq(0).all() and data.amax(1).eq(255).all()
-    output = scale_sums(sums, scales, bias, torch.float32)
-    torch.testing.assert_close(output, sums * scales[:, None] + bias)
+    x = tokens(9, channels)
+    found = Int8FeedForward(identity(channels), identity(channels))(x)
+    hidden = Int8Linear(identity(channels))(x).relu()
+    assert ((found - hidden).abs() <= 0.5001 * hidden.amax(1, keepdim=True) / 255 + 1e-6 * hidden).all()
+    assert found[hidden == 0].eq(0).all()
 
 
+@needs_vnni
 def test_rows_of_zeros_and_the_largest_and_smallest_numbers_are_kept():
     x = torch.ones(5, 40) * torch.tensor([0.0, 1e-38, 1e-25, 1e25, 3e38])[:, None]
     x[:, ::2] *= -1
-    data, steps = quantize(x)
-    back = (data.float() - 128) * steps[:, None]
-    assert data[:2].eq(128).all() and steps.isfinite().all()
-    torch.testing.assert_close(back[2:], x[2:])
-    data, steps = quantize_hidden(torch.zeros(2, 40), torch.ones(2), -torch.ones(40))
-    assert data.eq(0).all() and steps.isfinite().all()
+    found = Int8Linear(identity(40))(x)
+    assert found[:2].eq(0).all()
+    torch.testing.assert_close(found[2:], x[2:], rtol=1e-5, atol=0)
+    assert Int8FeedForward(identity(40), identity(40))(-x.abs()).eq(0).all()
 
 
 @needs_vnni
@@ -88,24 +92,37 @@ def test_a_number_that_is_not_finite_is_not_hidden_and_stays_in_its_token(number
         assert not y[1].isfinite().any() and y[[0, 2]].isfinite().all()
 
 
+def whole_numbers(shape: tuple[int, ...], least: int, most: int) -> torch.Tensor:
+    """Such that the last of each row is the largest, so that a step is 1 and nothing is rounded."""
+    x = torch.randint(least, most + 1, shape)
+    x[..., -1] = most
+    return x.float()
+
+
 @needs_vnni
-@pytest.mark.parametrize("channels", [(16, 16), (24, 40), (31, 17), (192, 96)])
-def test_a_product_of_bytes_is_the_exact_sum(channels):
+@pytest.mark.parametrize(
+    "shape", [(37, 16, 16), (1, 24, 40), (200, 31, 17), (500, 192, 96), (7, 2500, 70), (0, 64, 64)]
+)
+def test_a_product_of_bytes_is_the_exact_sum(shape):
     torch.manual_seed(0)
-    product = Int8Product(nn.Linear(*channels))
-    data = torch.randint(0, 256, (37, channels[0]), dtype=torch.uint8)
-    for zero in (0, 128):
-        sums = (data.long() - zero) @ product.matrix.long().T
-        found = product(data, zero, torch.float32)
-        torch.testing.assert_close(found, sums.float() * product.scale, rtol=1e-6, atol=0)
+    number, channels, outputs = shape
+    linear = nn.Linear(channels, outputs)
+    linear.weight.data, linear.bias.data = whole_numbers((outputs, channels), -127, 127), torch.randn(outputs)
+    x = whole_numbers((number, channels), -127, 127)
+    expected = x.double() @ linear.weight.double().T + linear.bias
+    torch.testing.assert_close(Int8Linear(linear)(x), expected.float(), rtol=1e-6, atol=1e-4)
 
 
 @needs_vnni
 def test_products_of_the_largest_bytes_are_not_cut_off():
-    linear = nn.Linear(2048, 16)
+    linear = nn.Linear(2048, 16, bias=False)
     nn.init.constant_(linear.weight, 1.0)
-    sums = Int8Product(linear)(torch.full((2, 2048), 255, dtype=torch.uint8), 0, torch.float32)
-    torch.testing.assert_close(sums, torch.full((2, 16), 255.0 * 2048))
+    assert Int8Linear(linear)(torch.full((2, 2048), 3.0)).allclose(torch.tensor(3.0 * 2048))
+    first = nn.Linear(16, 4096, bias=False)
+    nn.init.constant_(first.weight, 1.0)
+    second = nn.Linear(4096, 16, bias=False)
+    nn.init.constant_(second.weight, 1.0)
+    assert Int8FeedForward(first, second)(torch.ones(2, 16)).allclose(torch.tensor(16.0 * 4096))
 
 
 @needs_vnni
@@ -152,19 +169,12 @@ def test_copies_and_pickles_give_the_same_numbers():
 
 
 @needs_vnni
-def test_the_forms_for_the_compiler_give_the_bytes_of_the_kernels(monkeypatch):
-    x, sums, scales, bias = tokens(7, 24), torch.randn(9, 24), torch.rand(9) + 0.1, torch.randn(24)
-    layer = Int8FeedForward(nn.Linear(24, 40), nn.Linear(40, 24))
-    calls = [
-        lambda: quantize(x),
-        lambda: quantize_hidden(sums, scales, bias),
-        lambda: scale_sums(sums, scales, bias, torch.float32),
-        lambda: layer(x),
-    ]
-    by_kernels = [call() for call in calls]
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    for call, expected in zip(calls, by_kernels, strict=True):
-        torch.testing.assert_close(call(), expected, atol=1e-5, rtol=1e-5)
+def test_the_compiler_is_told_what_the_operators_give():
+    torch.manual_seed(0)
+    first, second = nn.Linear(24, 40).requires_grad_(False), nn.Linear(40, 24).requires_grad_(False)
+    layer, x = Int8FeedForward(first, second), torch.randn(2, 7, 24).bfloat16()
+    torch.library.opcheck(torch.ops.dino.int8_linear.default, (x, Int8Linear(first).layer(), 128))
+    torch.library.opcheck(torch.ops.dino.int8_feed_forward.default, (x, layer.first(), layer.second()))
 
 
 def block(kind, width: int) -> FusedBlock:
@@ -177,12 +187,12 @@ def block(kind, width: int) -> FusedBlock:
 @needs_vnni
 @pytest.mark.parametrize("kind", [BasicBlock, Bottleneck])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_block_multiplies_bytes_in_its_wide_kernel_that_a_relu_follows(kind, dtype):
+def test_a_block_multiplies_bytes_where_a_relu_was_before(kind, dtype):
     plain = block(kind, 32).to(dtype)
     quick = copy.deepcopy(plain)
     quantize_blocks([quick])
-    replaced = [isinstance(conv, Int8Conv) for conv in quick.convs]
-    assert replaced == ([True, False] if kind is BasicBlock else [False, True, False])
+    types = [FusedConv, Int8Conv, Int8PointwiseConv]
+    assert [types.index(type(conv)) for conv in quick.convs] == ([1, 0] if kind is BasicBlock else [2, 1, 2])
     x = torch.rand(2, 32 * kind.expansion, 9, 13).to(dtype).contiguous(memory_format=torch.channels_last)
     found, expected = quick(x).float(), plain(x).float()
     assert found.shape == expected.shape and quick(x).dtype == dtype
@@ -190,12 +200,55 @@ def test_a_block_multiplies_bytes_in_its_wide_kernel_that_a_relu_follows(kind, d
 
 
 @needs_vnni
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("channels", [16, 24, 31])
-def test_a_convolution_of_bytes_is_off_by_what_rounding_explains(stride, channels):
+@pytest.mark.parametrize(("conv", "relu"), [({"stride": 2}, False), ({"stride": (1, 3)}, True)])
+def test_a_kernel_of_one_pixel_treats_pixels_as_tokens(conv, relu):
     torch.manual_seed(0)
-    conv = nn.Conv2d(channels, 20, 3, stride, padding=1).requires_grad_(False)
-    x = torch.rand(1, channels, 12, 17)
+    plain = FusedConv(nn.Conv2d(24, 40, 1, **conv).requires_grad_(False))
+    plain.act = ("relu" if relu else "none", [])
+    x = torch.rand(2, 24, 9, 13) * torch.logspace(-3, 3, 13)  # each has a scale of its own
+    residual = torch.randn(plain(x).shape)
+    found, tokens = Int8PointwiseConv(plain), x.permute(0, 2, 3, 1)
+    expected = plain(x)
+    close = 0.02 * tokens[:, :: plain.options[1][0], :: plain.options[1][1]].amax(-1)[:, None]
+    assert ((found(x) - expected).abs() <= close).all()
+    added = expected + residual if not relu else (plain_without_relu(plain, x) + residual).relu()
+    assert ((found(x, residual) - added).abs() <= close).all()
+
+
+def plain_without_relu(conv: FusedConv, x: torch.Tensor) -> torch.Tensor:
+    padding, stride, dilation, groups = conv.options
+    return nn.functional.conv2d(x, conv.weight, conv.bias, stride, padding, dilation, groups)
+
+
+@needs_vnni
+@pytest.mark.parametrize("dilated", [{"dilation": 2, "padding": 2}, {"groups": 2, "padding": 1}])
+def test_dilated_and_grouped_convolutions_stay(dilated):
+    bottleneck = block(Bottleneck, 32)
+    bottleneck.convs[1] = FusedConv(nn.Conv2d(32, 32, 3, **dilated))
+    quantize_blocks([bottleneck])
+    assert isinstance(bottleneck.convs[1], FusedConv) and isinstance(bottleneck.convs[0], Int8PointwiseConv)
+
+
+@needs_vnni
+@pytest.mark.parametrize("stride", [1, 2, (2, 1)])
+@pytest.mark.parametrize("channels", [16, 24, 31])
+@pytest.mark.parametrize(("kernel", "padding"), [(3, 1), (5, 0), ((1, 3), (0, 2)), (2, 1)])
+def test_a_convolution_of_whole_numbers_is_exact(stride, channels, kernel, padding):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(channels, 20, kernel, stride, padding).requires_grad_(False)
+    conv.weight.copy_(torch.randint(-126, 127, conv.weight.shape))
+    conv.weight[:, 0, 0, 0] = 127
+    x = torch.randint(0, 255, (1, channels, 12, 17)).float()
+    x[0, 3, 2, 1] = 255
+    expected = nn.functional.conv2d(x.double(), conv.weight.double(), conv.bias.double(), stride, padding).relu()
+    torch.testing.assert_close(Int8Conv(FusedConv(conv))(x), expected.float(), rtol=1e-6, atol=1e-2)
+
+
+@needs_vnni
+def test_a_convolution_of_bytes_is_off_by_what_rounding_explains():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(24, 20, 3, padding=1).requires_grad_(False)
+    x = torch.rand(1, 24, 12, 17)
     expected = conv(x).relu()
     step, weight = x.max() / 255, conv.weight.abs()
     allowed = 0.51 * step * weight.sum((1, 2, 3)) + 0.51 * weight.amax((1, 2, 3)) / 127 * x.sum()  # generous
@@ -239,7 +292,7 @@ def test_products_are_replaced_in_encoder_and_decoder_layers_and_nowhere_else(de
     attention = {f"{layer}.{name}" for layer in layers for name in ("value", "output")}
     blocks = {f"{part}.layers.{k}.ffn.module.net" for part in ("encoder", "decoder") for k in range(3)}
     assert set(replaced) == attention | blocks
-    assert not any(isinstance(part, Int8Product) for part in detectors["off"].model.modules())
+    assert not any(isinstance(part, Int8Weights) for part in detectors["off"].model.modules())
 
 
 def test_the_same_cells_are_found_with_products_of_bytes(detectors):
@@ -259,7 +312,7 @@ def test_layers_too_narrow_for_a_row_of_lanes_stay_as_they_are():
 
     layers = nn.ModuleList([EncoderLayer(8, 2, 1, 2, 12, 0.0)])
     quantize_layers(layers)
-    assert not any(isinstance(part, Int8Product) for part in layers.modules())
+    assert not any(isinstance(part, Int8Weights) for part in layers.modules())
 
 
 def test_it_is_refused_where_it_would_be_slow_or_wrong(monkeypatch):
@@ -276,4 +329,4 @@ def test_it_is_refused_where_it_would_be_slow_or_wrong(monkeypatch):
 
 def test_a_model_prepared_without_it_is_not_touched(detectors):
     source = detectors["off"].model
-    assert not any(isinstance(part, Int8Product) for part in for_inference(source, None, CPU).modules())
+    assert not any(isinstance(part, Int8Weights) for part in for_inference(source, None, CPU).modules())

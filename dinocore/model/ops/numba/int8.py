@@ -1,69 +1,135 @@
-"""Numbers to bytes and back, token by token: tensors in and out of the Numba kernels."""
+"""Layers as products of bytes on CPUs: tensors in and out of the Numba kernels."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dinocore.model.ops.numba.cpu import flat_array, in_parallel
 from dinocore.model.ops.numba.kernel_int8 import (
     LEAST,
     MIDDLE,
-    bytes_kernel,
-    hidden_kernel,
+    Layer,
+    convolution_kernel,
+    feed_forward_kernel,
+    linear_kernel,
+    padded_bytes_kernel,
     peaks_kernel,
-    quantize_kernel,
-    scale_kernel,
 )
+from dinocore.model.ops.numba.tiles import GROUP, LANES, OUTPUTS, TOKENS
 
-__all__ = ["MIDDLE", "quantize", "quantize_hidden", "quantize_image", "scale_sums"]
+__all__ = ["LANES", "MIDDLE", "convolve", "feed_forward", "linear", "pack"]
 
-
-def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens (N, C), float32 or bfloat16, to bytes (N, C) and steps (N,): x is about (byte - MIDDLE) * step."""
-    if torch.compiler.is_compiling():
-        top = x.float().abs().amax(1).clamp(min=LEAST)
-        return (x.float() * (127 / top)[:, None] + (MIDDLE + 0.5)).to(torch.uint8), top / 127
-    data, steps = _empty(x)
-    arrays = flat_array(x), x.shape[1], flat_array(data), flat_array(steps)
-    in_parallel(quantize_kernel, arrays, len(x))
-    return data, steps
+SLAB = 1024  # bytes of a token that are multiplied at once, at most: the weights for them stay in the nearest cache
 
 
-def quantize_hidden(sums: Tensor, scales: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """relu(sums (N, C) * scales (N,) + bias (C,)) to bytes (N, C) and steps (N,): it is about byte * step."""
-    if torch.compiler.is_compiling():
-        hidden = (sums.float() * scales[:, None] + bias).relu()
-        top = hidden.amax(1).clamp(min=LEAST)
-        return (hidden * (255 / top)[:, None] + 0.5).to(torch.uint8), top / 255
-    data, steps = _empty(sums)
-    arrays = flat_array(sums), sums.shape[1], *map(flat_array, (scales, bias, data, steps))
-    in_parallel(hidden_kernel, arrays, len(sums))
-    return data, steps
+def pack(weight: Tensor, zero: int, slabs: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """A matrix (D, C) as the kernels read it.
+
+    Args:
+        zero: the byte that stands for 0 in what is multiplied.
+        slabs: parts into which the C bytes of a token fall that need not lie side by side; None: as suits the cache.
+    Returns:
+        Signed bytes (panels, slabs, groups, OUTPUTS, GROUP) with zeros where D or C is rounded up, what sums start
+        from, (panels * OUTPUTS,), and the scale of each output, (D,).
+    """
+    outputs, channels = weight.shape
+    panels = math.ceil(outputs / OUTPUTS)
+    if slabs is None:
+        slabs = math.ceil(channels / SLAB)
+        groups = math.ceil(channels / slabs / GROUP)
+        size = groups * GROUP
+    else:
+        size = channels // slabs
+        groups = math.ceil(size / GROUP)
+    scale = weight.abs().amax(1).clamp(min=1e-30) / 127  # (D,)
+    whole = nn.functional.pad((weight / scale[:, None]).round(), (0, slabs * size - channels))
+    matrix = torch.zeros(panels * OUTPUTS, slabs, groups * GROUP, dtype=torch.int8)
+    matrix[:outputs, :, :size] = whole.view(outputs, slabs, size)
+    starts = -zero * matrix.sum((1, 2), dtype=torch.int32)
+    matrix = matrix.view(panels, OUTPUTS, slabs, groups, GROUP).permute(0, 2, 3, 1, 4)
+    return matrix.contiguous(), starts, scale
 
 
-def scale_sums(sums: Tensor, scales: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sums (N, C) * scales (N,) + bias (C,), in float32 or bfloat16."""
-    if torch.compiler.is_compiling():
-        return (sums.float() * scales[:, None] + bias).to(dtype)
-    output = torch.empty(sums.shape, dtype=dtype)
-    arrays = flat_array(sums), sums.shape[1], *map(flat_array, (scales, bias, output))
-    in_parallel(scale_kernel, arrays, len(sums))
+class Weights(NamedTuple):
+    """The weights of a layer, see `pack`."""
+
+    matrix: Tensor
+    starts: Tensor
+    scale: Tensor
+    bias: Tensor  # (D,)
+
+
+def linear(x: Tensor, layer: Weights, zero: int, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+    """(..., C), and a residual (..., D), float32 or bfloat16, to (..., D)."""
+    output = torch.empty(*x.shape[:-1], len(layer.scale), dtype=x.dtype)
+    to_add = flat_array(output)[:0] if residual is None else flat_array(residual)
+    arrays = flat_array(x), zero, _layer(layer, x.shape[-1]), to_add, relu, flat_array(output)
+    in_parallel(linear_kernel, arrays, math.prod(x.shape[:-1]))
     return output
 
 
-def quantize_image(x: Tensor) -> tuple[Tensor, float]:
-    """A map (1, C, H, W) of numbers from 0 to bytes of that shape, channels last, and its step: x is about byte * step.
+def feed_forward(x: Tensor, first: Weights, second: Weights) -> Tensor:
+    """Two linear layers with a ReLU between them: (..., C), float32 or bfloat16, to (..., D)."""
+    output = torch.empty(*x.shape[:-1], len(second.scale), dtype=x.dtype)
+    layers = _layer(first, x.shape[-1]), _layer(second, len(first.scale))
+    arrays = flat_array(x), *layers, flat_array(output)
+    in_parallel(feed_forward_kernel, arrays, math.prod(x.shape[:-1]))
+    return output
 
-    A number that is not finite makes the step NaN.
+
+def convolve(x: Tensor, layer: Weights, kernel: Sequence[int], padding: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """The ReLU of a convolution of numbers from 0, (1, C, H, W) to (1, D, h, w), float32 or bfloat16, channels last.
+
+    The image has a scale of its own. One with a number that is not finite becomes NaN.
     """
-    tokens = x.permute(0, 2, 3, 1).flatten(0, 2)  # (H * W, C)
-    numbers, channels = flat_array(tokens), tokens.shape[1]
-    peaks = torch.empty(len(tokens))
-    in_parallel(peaks_kernel, (numbers, channels, flat_array(peaks)), len(tokens))
+    channels, *sides = x.shape[1:]
+    numbers, peaks = flat_array(x.permute(0, 2, 3, 1)), torch.empty(sides[0] * sides[1])
+    in_parallel(peaks_kernel, (numbers, channels, flat_array(peaks)), len(peaks))
     top = max(peaks.amax().item(), LEAST)  # NaN stays, as the first of the two
-    data = torch.empty(tokens.shape, dtype=torch.uint8)
-    in_parallel(bytes_kernel, (numbers, channels, 255 / top, flat_array(data)), len(tokens))
-    return data.view(1, *x.shape[2:], channels).permute(0, 3, 1, 2), top / 255
+    height, width = (side + 2 * pixels for side, pixels in zip(sides, padding, strict=True))
+    data = torch.empty(height * width * channels + TOKENS * stride[1] * channels + GROUP, dtype=torch.uint8)
+    image = flat_array(data)  # longer than needed, since the last tile may go on behind it
+    in_parallel(padded_bytes_kernel, (numbers, (*sides, channels, *padding), 255 / top, image), height)
+    rows, columns = (height - kernel[0]) // stride[0] + 1, (width - kernel[1]) // stride[1] + 1
+    output = torch.empty(1, rows, columns, len(layer.scale), dtype=x.dtype)
+    taken = _layer(layer, channels, stride[1] * channels, width * channels)
+    row_step = stride[0] * width * channels
+    in_parallel(convolution_kernel, (image, top / 255, taken, row_step, columns, flat_array(output)), rows)
+    if not math.isfinite(top):
+        output.fill_(math.nan)  # of which the ReLU makes 0
+    return output.permute(0, 3, 1, 2)
 
 
-def _empty(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty(tokens.shape, dtype=torch.uint8), torch.empty(len(tokens))
+def _layer(weights: Weights, channels: int, step: int | None = None, hop: int | None = None) -> Layer:
+    """As the kernels read it; without a step and a hop, slab lies by slab and token by token."""
+    slabs, groups = weights.matrix.shape[1:3]
+    hop = hop or groups * GROUP
+    matrix, starts, scales, bias = map(flat_array, weights)
+    return Layer(matrix, starts, scales, bias, channels, slabs, step or slabs * hop, hop)
+
+
+torch.library.define("dino::int8_linear", "(Tensor x, Tensor[] layer, int zero) -> Tensor")
+torch.library.define("dino::int8_feed_forward", "(Tensor x, Tensor[] first, Tensor[] second) -> Tensor")
+
+
+@torch.library.impl("dino::int8_linear", "cpu")
+def _linear(x: Tensor, layer: list[Tensor], zero: int) -> Tensor:
+    return linear(x, Weights(*layer), zero)
+
+
+@torch.library.impl("dino::int8_feed_forward", "cpu")
+def _feed_forward(x: Tensor, first: list[Tensor], second: list[Tensor]) -> Tensor:
+    return feed_forward(x, Weights(*first), Weights(*second))
+
+
+@torch.library.register_fake("dino::int8_linear")
+def _(x: Tensor, layer: list[Tensor], zero: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(layer[2]))
+
+
+@torch.library.register_fake("dino::int8_feed_forward")
+def _(x: Tensor, first: list[Tensor], second: list[Tensor]) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(second[2]))

@@ -1,7 +1,7 @@
 """Rows of numbers in SIMD registers, for kernels that Numba compiles: to and from memory, and from lane to lane.
 
 Numba has no such type, so it is made here. LLVM cuts a row of any width into the registers of the machine.
-Rows are loaded from flat arrays; a uint16 array holds bf16, which is widened to float32 when loaded.
+Rows are loaded from flat arrays; a uint16 array holds bf16, which is widened to float32 when loaded, as int32 is.
 """
 # it does not know that Numba passes the typing context:
 # pyright: reportCallIssue=false
@@ -50,9 +50,11 @@ def _pointer(context, builder, array_type, array, start, width):
 
 
 def _read(context, builder, array_type, array, start, width):
-    """Numbers side by side in memory; uint16 are bf16, the upper half of a float32."""
+    """Numbers side by side in memory; uint16 are bf16, the upper half of a float32, and int32 become float32."""
     pointer = _pointer(context, builder, array_type, array, start, width)
     numbers = builder.load(pointer, align=array_type.dtype.bitwidth // 8)
+    if array_type.dtype == types.int32:
+        return builder.sitofp(numbers, ir.VectorType(ir.FloatType(), width))
     if array_type.dtype != types.uint16:
         return numbers
     bits = builder.shl(builder.zext(numbers, ir.VectorType(INT32, width)), constant(16, width))
