@@ -14,6 +14,7 @@ from ...errors import DataError
 from ...words import counted
 from ..findings import Findings
 from ..split import Category, RawAnnotations, Split, one_line
+from .suggestion import marks_of_json, tool_of
 
 EXAMPLE = """write a file such as
   {"images": [{"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}],
@@ -124,6 +125,8 @@ def _decode(file: Path, findings: Findings) -> CocoFile:
     except (OSError, ValueError, RecursionError):
         pass
     document = parse_json(file)
+    if tool := tool_of(marks_of_json(document)):
+        raise DataError(f"it is no COCO file; it looks like {tool.name}", code="DATA-KEYS", where=file, fix=tool.fix)
     if not isinstance(document, dict):
         raise _not_coco("its top level is not an object with `images`, `annotations` and `categories`", file)
     if missing := [f"`{key}`" for key in ROWS if not isinstance(document.get(key), list)]:
