@@ -398,6 +398,17 @@ def test_what_is_refused_prints_a_dataset_toml_that_works_when_pasted(tmp_path, 
     assert boxes == {name: [tuple(map(float, row[1:])) for row in sorted(rows)] for name, rows in TRAIN.items() if rows}
 
 
+def test_a_dataset_toml_to_paste_has_the_names_of_a_list_of_classes_unless_lists_differ(tmp_path):
+    labelimg_yolo_in_folders(tmp_path)
+    with pytest.raises(DataError) as refused:
+        find_layout(tmp_path)
+    assert 'names = ["bus", "car"]' in refused.value.fix and 'images = "."' in refused.value.fix
+    put(tmp_path / "tuesday" / "classes.txt", "car\nbus\n")
+    with pytest.raises(DataError) as refused:
+        find_layout(tmp_path)
+    assert "may begin with" not in refused.value.fix
+
+
 @pytest.mark.parametrize(("content", "tool"), [
     ({"shapes": [], "imagePath": "a.jpg", "imageWidth": 9}, "labelme"),
     ({"description": "", "tags": [], "size": {}, "objects": []}, "Supervisely"),
@@ -463,7 +474,9 @@ def test_which_of_two_lists_names_the_classes_of_a_split_is_not_guessed(tmp_path
 def test_labels_of_another_split_in_the_same_folder_are_not_lost(tmp_path):
     darknet_lists(tmp_path)
     put(tmp_path / "lost.txt", yolo(VAL["d"]))
-    for split in find_layout(tmp_path).splits().values():
+    splits = find_layout(tmp_path).splits()
+    assert [*splits] == ["train", "val"] and objects_in(splits["val"]) == expected(VAL, True)
+    for split in splits.values():
         assert read_annotations(split).notes == ["label files without an image: lost.txt"]
 
 

@@ -70,7 +70,7 @@ def listed_classes(file: Path) -> tuple[str, ...]:
     names = tuple(one_line(line) for line in read_text(file).splitlines() if line.strip())
     if not names:
         fix = "write the names of the classes into it, one a line, in the order of their numbers"
-        raise DataError("the list of classes is empty", code="DATA-YAML", where=file, fix=fix)
+        raise DataError("the list of classes is empty", code="DATA-FILE", where=file, fix=fix)
     return names
 
 

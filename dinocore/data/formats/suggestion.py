@@ -76,10 +76,9 @@ def suggest(folder: Path, kind: str = "", annotations: Path | None = None) -> st
     elif xml and is_voc(visible_files(xml, (".xml",))[0]):
         lines = ['format = "voc"', "[train]", _line("annotations", xml, folder), _line("images", images, folder)]
     elif texts and (names := _names_of_classes(folder, texts)):
-        if texts == images:  # or in several such folders, which are read along
-            texts = images = Path(
-                os.path.commonpath(_folders_of(folder, IMAGE_SUFFIXES) & _folders_of(folder, (".txt",)))
-            )
+        if texts == images:  # labels beside their images, in this folder and perhaps in others
+            both = _folders_of(folder, IMAGE_SUFFIXES) & _folders_of(folder, (".txt",))
+            texts = images = Path(os.path.commonpath(both))
         lines = ['format = "yolo"', f"names = {json.dumps(names, ensure_ascii=False)}", "[train]"]
         lines += [_line("images", images, folder), _line("annotations", texts, folder)]
     else:
@@ -123,11 +122,9 @@ def _marks(file: Path) -> list[set[str]]:
         if suffix not in (*JSON_LINES, *TABLES):
             return [{suffix}]
         first = next(iter(read_text(file, strict=False).splitlines()), "")
-        return (
-            marks_of_json(json.loads(first))
-            if suffix in JSON_LINES
-            else [set(first.lower().replace('"', "").split(","))]
-        )
+        if suffix in JSON_LINES:
+            return marks_of_json(json.loads(first))
+        return [set(first.lower().replace('"', "").split(","))]
     except (OSError, ValueError, RecursionError, DataError):
         return []
 
@@ -142,10 +139,15 @@ def _fullest(folder: Path, *suffixes: str) -> Path | None:
 
 
 def _names_of_classes(folder: Path, labels: Path) -> list[str]:
-    """The classes of YOLO's label files, as a list of them has them or by their numbers; none: these are none."""
+    """The classes of YOLO's label files, as the lists of them have them or by their numbers.
+
+    None where the files are not YOLO's, or where lists differ, so that a number has several meanings.
+    """
     count = _count_classes(labels)
-    lists = [file for file in class_lists(folder) if file.is_file() and not file.is_symlink()] if count else []
-    names = listed_classes(lists[0]) if lists else ()
+    known = {listed_classes(file) for file in class_lists(folder) if file.is_file() and not file.is_symlink()}
+    if not count or len(known) > 1:
+        return []
+    names = next(iter(known), ())
     return [*names] if len(names) >= count else [f"class {n}" for n in range(count)]
 
 

@@ -116,7 +116,7 @@ def find_voc_anywhere(folder: Path, guard: PathGuard) -> Layout | None:
 def is_voc(file: Path) -> bool:
     """Whether the top element of an XML file is VOC's."""
     try:
-        return parse_xml(file.read_bytes()).tag == "annotation"
+        return file.is_file() and parse_xml(file.read_bytes()).tag == "annotation"
     except (OSError, ValueError):
         return False
 
@@ -201,6 +201,8 @@ def describe(file: Path) -> Described:
         if not name:
             raise ValueError(f"object {len(objects) + 1} has no name")
         objects.append(Bndbox(name, corners, (found.findtext("difficult") or "0").strip() == "1"))
+    if root.tag != "annotation" and not objects:
+        raise ValueError(f"it begins with <{root.tag}>, where Pascal VOC has <annotation>")
     sides = [float(root.findtext(f"size/{key}") or 0) for key in ("width", "height")]
     good = all(0 < side < 2**31 and side % 1 == 0 for side in sides)
     return Described(
