@@ -59,10 +59,20 @@ def open_dataset(config: DataConfig) -> DataSet:
             notes.append(f"{folder} has a validation split; data.val_fraction is not used")
         val = read_annotations(layout.val, train.categories, config)
         notes += [f"{val.file.name}: {note}" for note in (*val.notes, *_check_images(val, config))]
+        if shared := len(_paths(val) & _paths(train)):
+            what = f"{shared} of {counted(len(val.image_ids), 'image')} to evaluate on"
+            notes.append(
+                f"{val.file.name}: {what} {'is' if shared == 1 else 'are'} trained on, too, so AP will be too high"
+            )
     if val is not train and not (val.labels >= 0).any():
         notes.append(f"{val.file.name}: {NOTHING_TO_JUDGE}")
     where = f"{folder} ({layout.kind} layout)" if config.path else f"images drawn by `dino sample-data`, in {folder}"
     return DataSet(where, train, val, notes)
+
+
+def _paths(annotations: Annotations) -> set[bytes]:
+    root = os.fsencode(annotations.image_root)
+    return {os.path.join(root, name) for name in annotations.file_names.tolist()}
 
 
 def _check_images(annotations: Annotations, config: DataConfig) -> list[str]:

@@ -46,6 +46,7 @@ class Split(NamedTuple):
     first_pixel: int | None = None  # VOC: the number of the first column and row; None: nobody can tell
     labels: Path | None = None  # YOLO: the folder of label files, where a dataset.toml names it
     keypoints: tuple[int, int] | None = None  # YOLO's kpt_shape: how many each line has, and numbers of each
+    held_out: Path | None = None  # VOC: a list of names in `listing` that are kept for validation
 
 
 class Layout(NamedTuple):

@@ -112,6 +112,25 @@ def test_a_row_that_is_no_box_is_named(tmp_path):
     assert caught.value.code == "DATA-CSV"
 
 
+@pytest.mark.parametrize("box", [",,,", "nan,nan,nan,nan", "NA,NA,NA,NA", ", ,None,"])
+def test_a_row_without_a_box_is_an_image_without_objects_and_makes_no_class(tmp_path, box):
+    for name in "abc":
+        image(tmp_path / f"{name}.jpg")
+    rows = f"a.jpg,1,2,30,40,c\nb.jpg,{box},No finding\nc.jpg,{box},c\n"
+    text(tmp_path / "train.csv", f"filename,xmin,ymin,xmax,ymax,class\n{rows}")
+    found = read_annotations(find_layout(tmp_path).train)
+    assert [category.name for category in found.categories] == ["c"]
+    assert len(found.file_names) == 3 and found.boxes.tolist() == [[1, 2, 29, 38]]
+    assert found.notes == ["no classes, as no row of theirs has a box: No finding"]
+
+
+def test_a_table_without_any_box_has_nothing_to_learn(tmp_path):
+    image(tmp_path / "a.jpg")
+    text(tmp_path / "train.csv", "filename,xmin,ymin,xmax,ymax,class\na.jpg,,,,,none\n")
+    found = read_annotations(find_layout(tmp_path).train)
+    assert found.categories == [] and len(found.file_names) == 1
+
+
 def test_a_refusal_says_what_was_seen_and_its_dataset_toml_works_when_pasted(tmp_path):
     for i, (stem, box) in enumerate(drawn(5, 1).items()):
         image(tmp_path / "pics" / f"photo-{i}.jpg")

@@ -8,6 +8,8 @@ import re
 import numpy as np
 import pytest
 
+from dinocore.config import DataConfig
+from dinocore.data.dataset import open_dataset
 from dinocore.data.formats.export import write_dataset
 from dinocore.data.formats.layout import find_layout
 from dinocore.errors import DataError
@@ -56,6 +58,49 @@ def test_lists_of_voc_have_any_name_of_a_split(tmp_path, names):
         put(tmp_path / "ImageSets/Main" / f"{name}.txt", listed)
     splits = find_layout(tmp_path).splits()
     assert [len(read(tmp_path, name).image_ids) for name in splits] == [3, 2] and [*splits] == ["train", "val"]
+
+
+def devkit(folder, **lists: str) -> None:
+    """Five images, and lists of their numbers."""
+    for i in range(5):
+        put(folder / "Annotations" / f"{i}.xml", xml((0, 9, 30, 20), f"{i}.jpg"))
+        put(folder / "JPEGImages" / f"{i}.jpg")
+    for name, listed in lists.items():
+        put(folder / "ImageSets/Main" / f"{name}.txt", "\n".join(listed))
+
+
+def numbers(annotations) -> list[str]:
+    return [os.fsdecode(name)[0] for name in annotations.file_names]
+
+
+def test_what_val_lists_of_trainval_is_kept_for_validation(tmp_path):
+    devkit(tmp_path, trainval="01234", val="34")
+    data = open_dataset(DataConfig(path=str(tmp_path)))
+    assert (numbers(data.train), numbers(data.val)) == (list("012"), list("34"))
+    assert data.notes == ["Annotations: 2 of 5 names in trainval.txt are in val.txt, too, for validation, and are not "
+                          "trained on"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("lists", "train", "val"), [
+    ({"trainval": "012", "val": "34"}, "012", "34"),
+    ({"trainval": "01234", "train": "0", "val": "34"}, "0", "34"),
+    ({"trainval": "012", "test": "34"}, "012", "34"),
+])  # fmt: skip
+def test_lists_of_voc_that_share_no_image_are_taken_whole(tmp_path, lists, train, val):
+    devkit(tmp_path, **lists)
+    data = open_dataset(DataConfig(path=str(tmp_path)))
+    assert (numbers(data.train), numbers(data.val), data.notes) == (list(train), list(val), [])
+
+
+def test_images_that_are_trained_on_and_evaluated_on_are_said_before_a_training(tmp_path):
+    devkit(tmp_path / "voc", trainval="01", val="01")
+    coco(tmp_path / "coco", ["1.jpg", "2.jpg", "3.jpg"])
+    coco(tmp_path / "coco", ["3.jpg", "4.jpg"], "val")
+    for i in range(1, 5):
+        put(tmp_path / "coco" / "images" / f"{i}.jpg")
+    for name, shared in (("voc", "2 of 2 images to evaluate on are"), ("coco", "1 of 2 images to evaluate on is")):
+        notes = open_dataset(DataConfig(path=str(tmp_path / name))).notes
+        assert any(f"{shared} trained on, too, so AP will be too high" in note for note in notes)
 
 
 def test_a_voc_folder_whose_writing_was_interrupted_is_not_taken_for_a_whole_one(tmp_path):

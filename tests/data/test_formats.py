@@ -244,6 +244,12 @@ def test_xml_that_declares_entities_or_is_broken_is_refused(tmp_path, content):
     assert error.code == "DATA-XML" and "a.xml" in str(error)
 
 
+def test_xml_of_another_kind_among_voc_is_named_by_its_top_element(tmp_path):
+    put(tmp_path / "JPEGImages" / "a.png")
+    put(tmp_path / "Annotations" / "annotations.xml", "<annotations><image name='a.png'/></annotations>")
+    assert "annotations.xml: it begins with <annotations>, where Pascal VOC has <annotation>" in str(refusal(tmp_path))
+
+
 @pytest.mark.parametrize("corners", [("nan", 1, 2, 3), ("a", 1, 2, 3), ("", 1, 2, 3)])
 def test_voc_corners_that_are_no_numbers_are_refused_by_name(tmp_path, corners):
     put(tmp_path / "JPEGImages" / "a.png")

@@ -153,6 +153,48 @@ def label_studio_yolo(folder: Path) -> None:
         put(folder / "labels" / f"{name}.txt", yolo(rows))
 
 
+def labelimg_yolo(folder: Path, labels="", photos="", classes="classes.txt") -> None:
+    """Everything in one folder: images, a text beside each, and the list of classes."""
+    images(folder / photos, TRAIN | VAL)
+    for name, rows in (TRAIN | VAL).items():
+        put(folder / labels / f"{name}.txt", yolo(rows))
+    put(folder / labels / classes, "\n".join(CLASSES))
+
+
+def labelimg_yolo_apart(folder: Path) -> None:
+    labelimg_yolo(folder, "annots", "photos")
+
+
+def labelimg_yolo_per_split(folder: Path) -> None:
+    """The classes of each folder are in the order in which they were used there."""
+    for split, objects, classes in (("train", TRAIN, CLASSES), ("val", VAL, CLASSES[::-1])):
+        images(folder / split, objects)
+        for name, rows in objects.items():
+            put(folder / split / f"{name}.txt", yolo(rows, classes))
+        put(folder / split / "classes.txt", "\n".join(classes))
+
+
+def roboflow_darknet(folder: Path) -> None:
+    for split, objects in (("train", TRAIN), ("valid", VAL)):
+        images(folder / split, objects)
+        for name, rows in objects.items():
+            put(folder / split / f"{name}.txt", yolo(rows))
+        put(folder / split / "_darknet.labels", "\n".join(CLASSES))
+    put(folder / "README.roboflow.txt", "exported")
+
+
+def cvat_yolo_without_obj_data(folder: Path) -> None:
+    cvat_yolo(folder)
+    (folder / "obj.data").unlink()
+
+
+def darknet_lists(folder: Path) -> None:
+    """One folder for all images, and lists of those of each split."""
+    labelimg_yolo(folder, classes="obj.names")
+    for split, objects in (("train", TRAIN), ("val", VAL)):
+        put(folder / f"{split}.txt", "".join(f"/home/me/data/{name}.jpg\n" for name in objects))
+
+
 def open_images(folder: Path) -> None:
     codes = {"bus": "/m/01bjv", "car": "/m/0k4j"}
     put(folder / "metadata" / "class-descriptions-boxable.csv", "".join(f"{c},{n}\n" for n, c in codes.items()))
@@ -223,6 +265,9 @@ READ: dict[str, tuple[Callable[[Path], None], bool]] = {  # and whether images w
     "Roboflow CSV": (roboflow_csv, False), "Kaggle with bbox": (kaggle_csv, False),
     "Kaggle, tabs": (kaggle_sides, False),
     "labelImg": (labelimg, True), "CVAT COCO": (cvat_coco, True), "CVAT YOLO": (cvat_yolo, True),
+    "labelImg YOLO": (labelimg_yolo, True), "labelImg YOLO, apart": (labelimg_yolo_apart, True),
+    "labelImg YOLO, per split": (labelimg_yolo_per_split, True), "Roboflow Darknet": (roboflow_darknet, True),
+    "CVAT YOLO, unpacked in part": (cvat_yolo_without_obj_data, True), "Darknet, lists": (darknet_lists, True),
     "Label Studio YOLO": (label_studio_yolo, True), "Open Images": (open_images, False), "VisDrone": (visdrone, True),
     "KITTI": (kitti, True), "VOC devkit": (devkit, True), "one level deeper": (one_level_deeper, True),
     "names in other capitals": (windows_paths, True), "semicolons, UTF-16, Windows": (semicolons, False),
@@ -310,6 +355,15 @@ def plain_yolo(folder: Path) -> None:
         put(folder / "txt" / f"{name}.txt", yolo(rows))
 
 
+def labelimg_yolo_in_folders(folder: Path) -> None:
+    """Nothing says whether the folders are splits, so nothing is guessed."""
+    for place, names in (("monday", ["a", "c"]), ("tuesday", ["b"])):
+        images(folder / place, names)
+        for name in names:
+            put(folder / place / f"{name}.txt", yolo(TRAIN[name]))
+        put(folder / place / "classes.txt", "\n".join(CLASSES))
+
+
 def two_years(folder: Path) -> None:
     for year in ("VOC2007", "VOC2012"):
         images(folder / year / "pics", TRAIN)
@@ -330,7 +384,7 @@ def two_tables(folder: Path) -> None:
         put(folder / f"{name}.csv", "\n".join(["filename,xmin,ymin,xmax,ymax,class", *rows]))
 
 
-@pytest.mark.parametrize("make", [plain_yolo, two_years, two_files, two_tables])
+@pytest.mark.parametrize("make", [plain_yolo, labelimg_yolo_in_folders, two_years, two_files, two_tables])
 def test_what_is_refused_prints_a_dataset_toml_that_works_when_pasted(tmp_path, make):
     make(tmp_path)
     with pytest.raises(DataError) as refused:
@@ -342,6 +396,17 @@ def test_what_is_refused_prints_a_dataset_toml_that_works_when_pasted(tmp_path, 
     found = objects_in(find_layout(tmp_path).train)
     boxes = {name: [row[1:] for row in rows] for name, rows in found.items() if rows}
     assert boxes == {name: [tuple(map(float, row[1:])) for row in sorted(rows)] for name, rows in TRAIN.items() if rows}
+
+
+def test_a_dataset_toml_to_paste_has_the_names_of_a_list_of_classes_unless_lists_differ(tmp_path):
+    labelimg_yolo_in_folders(tmp_path)
+    with pytest.raises(DataError) as refused:
+        find_layout(tmp_path)
+    assert 'names = ["bus", "car"]' in refused.value.fix and 'images = "."' in refused.value.fix
+    put(tmp_path / "tuesday" / "classes.txt", "car\nbus\n")
+    with pytest.raises(DataError) as refused:
+        find_layout(tmp_path)
+    assert "may begin with" not in refused.value.fix
 
 
 @pytest.mark.parametrize(("content", "tool"), [
@@ -356,6 +421,63 @@ def test_json_of_another_tool_is_refused_with_its_name_and_what_to_export(tmp_pa
     put(tmp_path / "ds0" / "ann" / "a.jpg.json", json.dumps(content))
     with pytest.raises(DataError, match=rf"3 \.jpg in .*looks like {tool}'s: export it as COCO, YOLO or Pascal VOC"):
         find_layout(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "content", "tool"), [
+    ("via_project.json", '{"_via_settings": {}, "_via_img_metadata": {}}', "VGG Image Annotator's"),
+    ("via.json", '{"a.jpg12": {"filename": "a.jpg", "size": 12, "regions": [], "file_attributes": {}}}', "VGG Image A"),
+    ("via_3.json", '{"project": {}, "config": {}, "attribute": {}, "file": {}, "metadata": {}}', "VGG Image Annotator"),
+    ("via.csv", "filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes\n"
+                'a.jpg,12,"{}",0,0,"{}","{}"\n', "VGG Image Annotator's"),
+    ("annotations/default.json", '{"info": {}, "categories": {}, "items": []}', "Datumaro's"),
+    ("project-1-min.json", '[{"image": "a.jpg", "id": 1, "label": [], "annotator": 1}]', "Label Studio's"),
+    ("export.ndjson", '{"data_row": {"id": "a"}, "projects": {}}\n{"data_row": {}, "projects": {}}\n', "Labelbox's"),
+    ("output.manifest", '{"source-ref": "s3://bucket/a.jpg"}\n', "SageMaker Ground Truth's"),
+    ("train/metadata.jsonl", '{"file_name": "a.jpg", "objects": {"bbox": []}}\n', "Hugging Face's"),
+    ("annotations.xml", "<annotations><version>1.1</version><image name='a.jpg'/></annotations>", "CVAT's"),
+    ("train/annotations.xml", "<annotations><version>1.1</version><track id='0'/></annotations>", "CVAT's"),
+    ("labels.xml", "<dataset><name>x</name><images></images></dataset>", "dlib's"),
+    ("train/cells.tfrecord", "\0", "TensorFlow's TFRecord"),
+    ("train.record-00000-of-00010", "\0", "TensorFlow's TFRecord"),
+])  # fmt: skip
+def test_files_of_another_tool_are_refused_with_its_name_and_no_dataset_toml(tmp_path, name, content, tool):
+    images(tmp_path / "photos", TRAIN)
+    put(tmp_path / name, content)
+    with pytest.raises(DataError) as refused:
+        find_layout(tmp_path)
+    assert f"{name} looks like {tool}" in refused.value.what and "export it as COCO" in refused.value.what
+    assert "may begin with" not in refused.value.fix
+
+
+def test_json_of_another_tool_under_a_name_of_coco_is_refused_with_the_tools_name(tmp_path):
+    images(tmp_path, TRAIN)
+    put(tmp_path / "train.json", '{"info": {}, "categories": {"label": {}}, "items": []}')
+    with pytest.raises(DataError, match=r"no COCO file; it looks like Datumaro's; export it as COCO.*datum convert"):
+        read_annotations(find_layout(tmp_path).train)
+
+
+def test_a_list_of_classes_that_is_empty_is_refused(tmp_path):
+    labelimg_yolo(tmp_path)
+    put(tmp_path / "classes.txt", "\n")
+    with pytest.raises(DataError, match=r"classes\.txt: the list of classes is empty; write the names"):
+        find_layout(tmp_path)
+
+
+def test_which_of_two_lists_names_the_classes_of_a_split_is_not_guessed(tmp_path):
+    labelimg_yolo_per_split(tmp_path)
+    images(tmp_path / "test", ["e"])
+    put(tmp_path / "test" / "e.txt", yolo(VAL["d"]))
+    with pytest.raises(DataError, match=r"train/classes\.txt, val/classes\.txt may each name the classes of .*test"):
+        find_layout(tmp_path)
+
+
+def test_labels_of_another_split_in_the_same_folder_are_not_lost(tmp_path):
+    darknet_lists(tmp_path)
+    put(tmp_path / "lost.txt", yolo(VAL["d"]))
+    splits = find_layout(tmp_path).splits()
+    assert [*splits] == ["train", "val"] and objects_in(splits["val"]) == expected(VAL, True)
+    for split in splits.values():
+        assert read_annotations(split).notes == ["label files without an image: lost.txt"]
 
 
 @pytest.mark.parametrize("name", ["train.csv", "classes.txt"])

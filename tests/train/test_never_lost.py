@@ -1,5 +1,6 @@
 """What a run survives: stops at any place, damage, a full disk, dead readers, too little memory, bad numbers."""
 
+import json
 import os
 import resource
 import signal
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dinocore.errors import ConfigError, DataError, DivergedError, EnvironmentFault, Interrupted
+from dinocore.errors import CheckpointError, ConfigError, DataError, DivergedError, EnvironmentFault, Interrupted
 from dinocore.train import batches as feeding
 from dinocore.train import evaluation, step
 from dinocore.train.events import Evaluated, Evaluating, Finished, Saved, Step, Warned
@@ -113,6 +114,33 @@ def test_a_flipped_bit_in_any_file_is_noticed_and_the_checkpoint_before_is_used(
     assert branch_off(context.folder, found)[0].startswith("newer than step-00000004")
     resume(context, config)
     assert outcome(context.folder) == wanted
+
+
+def test_a_damaged_manifest_is_named_with_what_to_type_next_and_not_in_pythons_words(small_config, start, run_to_end):
+    context, state = start(small_config(*LITTLE, "train.epochs=1"))
+    run_to_end(context, state)
+    newest = list_checkpoints(context.folder / "checkpoints")[-1]
+    file = newest / "manifest.json"
+    whole = file.read_text()
+    without = json.dumps({key: value for key, value in json.loads(whole).items() if key not in ("step", "files")})
+    damages = {whole[: len(whole) // 2]: "cut off", "": "cut off", "\0" * 99: "cut off", "[1, 2]": "something else",
+               "null": "something else", without: "it lacks `step` and `files`",
+               whole.replace('"step": 4', '"step": 5'): "it differs from what was written"}  # fmt: skip
+    for content, reason in damages.items():
+        file.write_text(content)
+        for wanted, fix in (("auto", f"--set train.weights={context.folder}"), (newest, f"--resume {context.folder}")):
+            with pytest.raises(CheckpointError) as refused:
+                find_checkpoint(context.folder, str(wanted))
+            message = str(refused.value)
+            assert f"{file} is damaged: " in message and reason in message and fix in refused.value.fix
+            assert not any(word in message for word in ("Expecting", "object", "NoneType", "indices", "Errno"))
+    file.unlink()
+    with pytest.raises(CheckpointError, match="it has no manifest"):
+        find_checkpoint(context.folder, str(newest))
+    file.write_text(whole)
+    copy = newest.rename(newest.with_name("mine"))
+    with pytest.raises(CheckpointError, match="it is that of step-00000004, which is not the folder's name"):
+        find_checkpoint(context.folder, str(copy))
 
 
 def test_a_kill_between_two_renames_is_put_right(small_config, start, run_to_end):

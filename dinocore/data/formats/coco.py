@@ -14,6 +14,7 @@ from ...errors import DataError
 from ...words import counted
 from ..findings import Findings
 from ..split import Category, RawAnnotations, Split, one_line
+from .suggestion import marks_of_json, tool_of
 
 EXAMPLE = """write a file such as
   {"images": [{"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}],
@@ -125,13 +126,17 @@ def _decode(file: Path, findings: Findings) -> CocoFile:
         pass
     document = parse_json(file)
     if not isinstance(document, dict):
-        raise _not_coco("its top level is not an object with `images`, `annotations` and `categories`", file)
+        what = "its top level is not an object with `images`, `annotations` and `categories`"
+        raise _not_coco(what, document, file)
     if missing := [f"`{key}`" for key in ROWS if not isinstance(document.get(key), list)]:
-        raise _not_coco(f"it has no list {', '.join(missing)}", file)
+        raise _not_coco(f"it has no list {', '.join(missing)}", document, file)
     return CocoFile(**{key: [_row(row, kind) for row in document[key]] for key, kind in ROWS.items()})
 
 
-def _not_coco(what: str, file: Path) -> DataError:
+def _not_coco(what: str, document: Any, file: Path) -> DataError:
+    if tool := tool_of(marks_of_json(document)):
+        what = f"it is no COCO file; it looks like {tool.name}"
+        return DataError(what, code="DATA-KEYS", where=file, fix=tool.fix)
     return DataError(what, code="DATA-KEYS", where=file, fix=EXAMPLE)
 
 

@@ -47,6 +47,7 @@ SIDES = (
     ("bbox_x", "bbox_y", "bbox_width", "bbox_height"), ("xmin", "ymin", "width", "height"),
 )  # fmt: skip
 LIST = ("bbox",)  # [x, y, width, height]
+EMPTY = ("", "nan", "na", "n/a", "null", "none")  # what stands for no number
 ONE_CLASS = "object"  # where no column names classes
 GROUP = "isgroupof"
 
@@ -91,7 +92,7 @@ def find_csv(folder: Path, guard: PathGuard) -> Layout | None:
 def csv_layout(kind: str, tables: dict[str, tuple[Path, list[Path]]], folder: Path) -> Layout | None:
     """The layout of these tables, each with the folders that may hold its images."""
     names = _descriptions(folder)
-    labels = {row.label for file, _ in tables.values() for row in read_rows(file)} - {""}
+    labels = {row.label for file, _ in tables.values() for row in read_rows(file) if row.has_box} - {""}
     classes = tuple(sorted({names.get(label, label) for label in labels}))
     made = {name: Split(file, roots, "csv", folder, (), classes) for name, (file, roots) in tables.items()}
     return layout_of(kind, made)
@@ -112,27 +113,38 @@ class CsvRow(NamedTuple):
     line: int
     file: str
     label: str
-    box: list[str]  # as the columns have it; empty: an image without objects
+    box: list[str]  # as the columns have it
     size: tuple[str, str]
     is_group: bool
 
+    @property
+    def has_box(self) -> bool:
+        """Whether the row has any number of a box; one that has none says that its image has no objects."""
+        return any(value.lower() not in EMPTY for value in self.box)
+
 
 def read_csv(split: Split, findings: Findings) -> RawAnnotations:
-    """Images are numbered from 1 in the order in which they appear; a row without a box is an image without objects."""
+    """Images are numbered from 1 in the order in which they appear; a row without a box is an image without objects.
+
+    Such a row often has a word like `No finding` for a class, which is no class.
+    """
     columns = _columns(_rows(split.annotations)[:1]) or BARE
     names, numbers, sizes = _descriptions(split.folder or split.annotations.parent), {}, {}
-    boxes, wrong = [], []
+    boxes, wrong, no_classes = [], [], set()
     for row in read_rows(split.annotations):
         number = numbers.setdefault(row.file, len(numbers) + 1)
         sizes[number] = row.size
-        if not any(row.box):
+        label = names.get(row.label, row.label)
+        if not row.has_box:
+            no_classes |= {label} - {"", *split.classes}
             continue
-        corners, label = _corners(row.box, columns.form), names.get(row.label, row.label)
+        corners = _corners(row.box, columns.form)
         if corners is None or label not in split.classes:
             wrong.append(f"line {row.line}: {row.file} {','.join(row.box)} {row.label}")
         else:
             boxes.append(NamedBox(number, label, corners, f"line {row.line}", row.is_group))
     findings.add("DATA-CSV", "rows whose box is not four numbers and a class", wrong)
+    findings.add("DATA-IMAGE-EMPTY", "no classes, as no row of theirs has a box", sorted(no_classes))
     if columns.label < 0:
         findings.add("DATA-FILLED", f"no column names classes: all are `{ONE_CLASS}`", count=len(boxes))
     declared_sizes = [[int(v) if v.strip().isdigit() else 0 for v in sizes[n]] for n in numbers.values()]

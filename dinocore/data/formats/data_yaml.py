@@ -1,4 +1,7 @@
-"""YOLO's `data.yaml`: classes and keypoints. Source: https://docs.ultralytics.com/datasets/detect/"""
+"""YOLO's `data.yaml`: classes and keypoints; and the lists of classes that stand in for one.
+
+Source: https://docs.ultralytics.com/datasets/detect/
+"""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +9,9 @@ from typing import Any
 import yaml
 
 from ...errors import DataError
-from ..split import one_line
+from ..split import one_line, read_text, visible_files
+
+CLASS_LISTS = ("classes.txt", "_darknet.labels", "obj.names")  # of labelImg and Label Studio, Roboflow, CVAT
 
 
 class _TextLoader(yaml.BaseLoader):
@@ -48,6 +53,25 @@ def class_names(content: dict[str, Any], file: Path) -> tuple[str, ...]:
     if str(content.get("nc", len(names))).strip() != str(len(names)):
         raise bad_yaml(f"`nc` is {content['nc']}, but there are {len(names)} `names`", file)
     return tuple(map(one_line, names))
+
+
+def class_lists(folder: Path) -> list[Path]:
+    """Lists of classes in a folder and below it."""
+    suffixes = {Path(name).suffix for name in CLASS_LISTS}
+    return [file for file in visible_files(folder, suffixes) if file.name in CLASS_LISTS]
+
+
+def listed_classes(file: Path) -> tuple[str, ...]:
+    """The names in a list of classes, one a line.
+
+    Raises:
+        DataError: it cannot be read, or is empty.
+    """
+    names = tuple(one_line(line) for line in read_text(file).splitlines() if line.strip())
+    if not names:
+        fix = "write the names of the classes into it, one a line, in the order of their numbers"
+        raise DataError("the list of classes is empty", code="DATA-FILE", where=file, fix=fix)
+    return names
 
 
 def keypoints_of(shape: Any, file: Path) -> tuple[int, int] | None:

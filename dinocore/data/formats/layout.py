@@ -21,10 +21,11 @@ from ..split import (
     split_in_name,
     split_in_path,
 )
+from .class_list import find_class_list, find_class_list_anywhere
 from .csv import find_csv
 from .kitti import find_kitti
 from .manifest import find_manifest
-from .suggestion import foreign_json, suggest
+from .suggestion import foreign_files, suggest
 from .visdrone import find_visdrone
 from .voc import find_voc, find_voc_anywhere
 from .yolo import find_yolo
@@ -38,6 +39,7 @@ EXPECTED = """it should hold one of
   train/_annotations.coco.json, valid/_annotations.coco.json, images beside them                    (Roboflow COCO)
   annotations.json, or train.json and val.json, images in the same folder or in images/             (plain COCO)
   data.yaml, images/train/, labels/train/, or train/images/, train/labels/; or classes.txt, images/, labels/  (YOLO)
+  classes.txt, _darknet.labels or obj.names, and a *.txt beside or apart from each image            (YOLO)
   Annotations/, JPEGImages/, ImageSets/Main/; or *.xml beside or apart from the images              (Pascal VOC)
   train.csv, val.csv with the columns filename,xmin,ymin,xmax,ymax,class                            (CSV, Open Images)
   training/image_2/, training/label_2/                                                              (KITTI)
@@ -69,12 +71,12 @@ def find_layout(folder: Path, follow_symlinks: bool = False) -> Layout:
         return find_layout(inner, follow_symlinks)
     guard = PathGuard(folder, follow_symlinks)
     finders = (
-        find_manifest, _coco, _per_split, find_yolo, find_voc, _plain, find_voc_anywhere, find_csv, find_kitti,
-        find_visdrone, _anywhere,
+        find_manifest, _coco, _per_split, find_yolo, find_class_list, find_voc, _plain, find_voc_anywhere, find_csv,
+        find_kitti, find_visdrone, _anywhere, find_class_list_anywhere,
     )  # fmt: skip
     found = next((layout for find in finders if (layout := find(folder, guard))), None)
     if found is None:
-        raise _refusal(folder)
+        raise _refusal(folder, guard)
     return found
 
 
@@ -183,7 +185,7 @@ def _several(files: list[Path], split: str, folder: Path) -> DataError:
     return DataError(what, code="DATA-LAYOUT", where=files[0].parent, fix=f"{fix}, or write a dataset.toml{text}")
 
 
-def _refusal(folder: Path) -> DataError:
+def _refusal(folder: Path, guard: PathGuard) -> DataError:
     """What was seen, and a dataset.toml to start from."""
     seen: Counter[tuple[str, str]] = Counter()
     for here in _folders(folder):
@@ -193,5 +195,5 @@ def _refusal(folder: Path) -> DataError:
     known = Counter({key: n for key, n in seen.items() if key[1] in (*IMAGE_SUFFIXES, *texts)})
     rows = [f"{count} {suffix} in {place}/" for (place, suffix), count in known.most_common(8)]
     listed = ", ".join(row.replace(" in ./", " in the folder itself") for row in rows) or "no images and no annotations"
-    what = f"no annotations found in {folder}; seen: {listed}{foreign_json(folder)}"
+    what = f"no annotations found in {folder}; seen: {listed}{foreign_files(folder, guard)}"
     return DataError(what, code="DATA-LAYOUT", where=folder, fix=EXPECTED + suggest(folder))

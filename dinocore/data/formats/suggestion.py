@@ -1,17 +1,58 @@
 """What a refusal of a folder adds: whose files these are, and a `dataset.toml` that can be used as it is."""
 
 import json
+import os
 from collections import Counter
+from collections.abc import Container
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from ...errors import DataError
 from ..images import IMAGE_SUFFIXES
-from ..split import visible_files
+from ..split import PathGuard, read_text, visible_files
+from .data_yaml import CLASS_LISTS, class_lists, listed_classes
+from .voc import is_voc, parse_xml
 
-TOOLS = {  # keys of the JSON that tools write, one file an image or one for all; none of it is COCO's
-    "labelme": {"shapes", "imagePath"}, "Supervisely": {"objects", "size"}, "Label Studio": {"data", "annotations"},
-    "VGG Image Annotator": {"_via_img_metadata"}, "CreateML": {"image", "annotations"}, "FiftyOne": {"samples"},
-    "BDD100K": {"labels", "name"},
-}  # fmt: skip
+
+class Tool(NamedTuple):
+    """A tool whose own files are not read, and how they are recognised."""
+
+    name: str  # with what is the tool's
+    marks: set[str]  # keys of JSON, columns of a table in lower case, elements of XML in <>; or a file's suffix
+    how: str = ""  # to get a format that is read
+
+    @property
+    def fix(self) -> str:
+        """What to export instead."""
+        return "export it as COCO, YOLO or Pascal VOC" + (f" ({self.how})" if self.how else "")
+
+
+TOOLS = (
+    Tool("labelme's", {"shapes", "imagePath"}, "labelme2coco.py and labelme2voc.py among its examples"),
+    Tool("Supervisely's", {"objects", "size"}),
+    Tool("Label Studio's", {"data", "annotations"}),
+    Tool("Label Studio's", {"id", "annotator"}),  # JSON-MIN, CSV
+    Tool("VGG Image Annotator's", {"_via_img_metadata"}),
+    Tool("VGG Image Annotator's", {"regions", "file_attributes"}),
+    Tool("VGG Image Annotator's", {"region_shape_attributes", "region_attributes"}),  # CSV
+    Tool("VGG Image Annotator's", {"project", "metadata", "attribute"}),  # version 3
+    Tool("Datumaro's", {"items", "categories"}, "datum convert -if datumaro -i . -f coco -o ../coco -- --save-media"),
+    Tool("CreateML's", {"image", "annotations"}),
+    Tool("FiftyOne's", {"samples"}, "dataset.export with fo.types.COCODetectionDataset"),
+    Tool("BDD100K's", {"labels", "name"}, "python -m bdd100k.label.to_coco -m det"),
+    Tool("V7 Darwin's", {"item", "annotations"}),
+    Tool("Labelbox's", {"data_row", "projects"}),
+    Tool("SageMaker Ground Truth's", {"source-ref"}),
+    Tool("Hugging Face's", {"file_name", "objects"}),
+    Tool("CVAT's", {"<annotations>", "<version>"}, "in CVAT: Export dataset, COCO 1.0"),
+    Tool("dlib's", {"<dataset>", "<images>"}),
+    *(Tool("TensorFlow's TFRecord", {suffix}) for suffix in (".tfrecord", ".tfrecords", ".tfrec", ".record")),
+    Tool("a table of Apache Parquet's", {".parquet"}),
+)
+SHARDS = ("*.tfrec*", "*.record", "*.record-*", "*.parquet")  # a-00000-of-00010 may follow the suffix
+JSON_LINES = (".jsonl", ".ndjson", ".manifest")
+TABLES = (".csv", ".tsv")
+TRIED = 20  # files of each kind that are looked into to tell whose they are
 MOST = 2000  # label files that are read to count classes
 
 
@@ -32,30 +73,64 @@ def suggest(folder: Path, kind: str = "", annotations: Path | None = None) -> st
             _line("annotations", annotations, folder),
             _line("images", images, folder),
         ]
-    elif xml:
+    elif xml and is_voc(visible_files(xml, (".xml",))[0]):
         lines = ['format = "voc"', "[train]", _line("annotations", xml, folder), _line("images", images, folder)]
-    elif texts and (count := _classes_of(texts)):
-        names = ", ".join(f'"class {n}"' for n in range(count))
-        lines = ['format = "yolo"', f"names = [{names}]", "[train]"]
+    elif texts and (names := _names_of_classes(folder, texts)):
+        if texts == images:  # labels beside their images, in this folder and perhaps in others
+            both = _folders_of(folder, IMAGE_SUFFIXES) & _folders_of(folder, (".txt",))
+            texts = images = Path(os.path.commonpath(both))
+        lines = ['format = "yolo"', f"names = {json.dumps(names, ensure_ascii=False)}", "[train]"]
         lines += [_line("images", images, folder), _line("annotations", texts, folder)]
     else:
         return ""
     return f"\n{folder}/dataset.toml may begin with\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def foreign_json(folder: Path) -> str:
-    """Whose JSON lies in a folder, if it is a known tool's, with what to do; or an empty text."""
-    for file in visible_files(folder, (".json",))[:20]:
-        try:
-            content = json.loads(file.read_bytes())
-        except (OSError, ValueError, RecursionError):
-            continue
-        first = content[0] if isinstance(content, list) and content else content
-        keys = set(first) if isinstance(first, dict) else set()
-        tool = next((tool for tool, own in TOOLS.items() if own <= keys), "")
-        if tool:
-            return f"; {file.relative_to(folder).as_posix()} looks like {tool}'s: export it as COCO, YOLO or Pascal VOC"
+def foreign_files(folder: Path, guard: PathGuard) -> str:
+    """Whose files lie in a folder, if they are a known tool's, with what to do; or an empty text."""
+    texts = [visible_files(folder, suffixes)[:TRIED] for suffixes in ((".json",), JSON_LINES, (".xml",), TABLES)]
+    shards = [sorted(folder.rglob(pattern))[:TRIED] for pattern in SHARDS]
+    for file in (file for files in (*texts, *shards) for file in files if guard.look(str(file)) == "ok"):
+        if tool := tool_of(_marks(file)):
+            return f"; {file.relative_to(folder).as_posix()} looks like {tool.name}: {tool.fix}"
     return ""
+
+
+def tool_of(marks: list[set[str]]) -> Tool | None:
+    """The tool that writes files with one of these sets of marks."""
+    return next((tool for tool in TOOLS for found in marks if tool.marks <= found), None)
+
+
+def marks_of_json(content: Any) -> list[set[str]]:
+    """The keys of an object and of what it holds first, or of the first one of a list."""
+    first = content[0] if isinstance(content, list) and content else content
+    if not isinstance(first, dict):
+        return []
+    inner = next(iter(first.values()), None)
+    return [set(first), set(inner) if isinstance(inner, dict) else set()]
+
+
+def _marks(file: Path) -> list[set[str]]:
+    """What a file may be recognised by; nothing of a file that cannot be read."""
+    suffix = file.suffix.lower().partition("-")[0]
+    try:
+        if suffix == ".json":
+            return marks_of_json(json.loads(file.read_bytes()))
+        if suffix == ".xml":
+            root = parse_xml(file.read_bytes())
+            return [{f"<{element.tag}>" for element in (root, *root)}]
+        if suffix not in (*JSON_LINES, *TABLES):
+            return [{suffix}]
+        first = next(iter(read_text(file, strict=False).splitlines()), "")
+        if suffix in JSON_LINES:
+            return marks_of_json(json.loads(first))
+        return [set(first.lower().replace('"', "").split(","))]
+    except (OSError, ValueError, RecursionError, DataError):
+        return []
+
+
+def _folders_of(folder: Path, suffixes: Container[str]) -> set[Path]:
+    return {file.parent for file in visible_files(folder, suffixes)}
 
 
 def _fullest(folder: Path, *suffixes: str) -> Path | None:
@@ -63,10 +138,23 @@ def _fullest(folder: Path, *suffixes: str) -> Path | None:
     return counts.most_common(1)[0][0] if counts else None
 
 
-def _classes_of(folder: Path) -> int:
+def _names_of_classes(folder: Path, labels: Path) -> list[str]:
+    """The classes of YOLO's label files, as the lists of them have them or by their numbers.
+
+    None where the files are not YOLO's, or where lists differ, so that a number has several meanings.
+    """
+    count = _count_classes(labels)
+    known = {listed_classes(file) for file in class_lists(folder) if file.is_file() and not file.is_symlink()}
+    if not count or len(known) > 1:
+        return []
+    names = next(iter(known), ())
+    return [*names] if len(names) >= count else [f"class {n}" for n in range(count)]
+
+
+def _count_classes(folder: Path) -> int:
     """How many classes lines of YOLO's have, by their greatest number; 0 if they are none."""
     greatest = -1
-    for file in sorted(folder.glob("*.txt"))[:MOST]:
+    for file in sorted(file for file in folder.glob("*.txt") if file.name not in CLASS_LISTS)[:MOST]:
         for line in file.read_text(errors="replace").splitlines():
             words = line.split()
             if len(words) >= 5 and words[0].isdigit():

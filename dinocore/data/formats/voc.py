@@ -14,6 +14,7 @@ from xml.parsers import expat
 import numpy as np
 
 from ...config import DataConfig
+from ...error_codes import NOTE
 from ..findings import Findings
 from ..images import IMAGE_SUFFIXES, SUFFIXES
 from ..split import (
@@ -59,9 +60,9 @@ def find_voc(folder: Path, guard: PathGuard) -> Layout | None:
         folder = inner[0] if len(inner) == 1 else folder
     for xml, images in FOLDERS:
         listed = xml and (folder / SETS).is_dir() and visible_files(folder / xml, (".xml",))  # in folders below it, too
-        if (folder / images).is_dir() and (_has_xml(folder / xml) or listed) and (xml or _is_voc(_first_xml(folder))):
+        if (folder / images).is_dir() and (_has_xml(folder / xml) or listed) and (xml or is_voc(_first_xml(folder))):
             return _devkit(folder, folder / xml, folder / images, guard)
-    if _has_xml(folder / "train"):
+    if _has_xml(folder / "train") and is_voc(_first_xml(folder / "train")):
         return _beside(folder, guard)
     return None
 
@@ -88,6 +89,8 @@ def _devkit(folder: Path, xml: Path, images: Path, guard: PathGuard) -> Layout |
         name: Split(xml, [images], "voc", folder, (guard.check(file),), classes, first)
         for name, file in named.items() if file is not None
     }  # fmt: skip
+    if named["train"] and named["train"].stem.lower() == "trainval" and "val" in made:
+        made["train"] = made["train"]._replace(held_out=made["val"].listing[0])
     return layout_of("Pascal VOC", made or {"train": Split(xml, [images], "voc", folder, (), classes, first)})
 
 
@@ -101,7 +104,7 @@ def _beside(folder: Path, guard: PathGuard) -> Layout | None:
 
 def find_voc_anywhere(folder: Path, guard: PathGuard) -> Layout | None:
     """XML files in folders of any name, each paired with the folder that has most images of the same names."""
-    pairs = paired_folders(folder, ".xml", _is_voc)
+    pairs = paired_folders(folder, ".xml", is_voc)
     if not pairs:
         return None
     order = _ordered_names(folder / "labelmap.txt", guard)
@@ -110,9 +113,10 @@ def find_voc_anywhere(folder: Path, guard: PathGuard) -> Layout | None:
     return layout_of("Pascal VOC, XML files apart", made)
 
 
-def _is_voc(file: Path) -> bool:
+def is_voc(file: Path) -> bool:
+    """Whether the top element of an XML file is VOC's."""
     try:
-        return parse_xml(file.read_bytes()).tag == "annotation"
+        return file.is_file() and parse_xml(file.read_bytes()).tag == "annotation"
     except (OSError, ValueError):
         return False
 
@@ -197,6 +201,8 @@ def describe(file: Path) -> Described:
         if not name:
             raise ValueError(f"object {len(objects) + 1} has no name")
         objects.append(Bndbox(name, corners, (found.findtext("difficult") or "0").strip() == "1"))
+    if root.tag != "annotation" and not objects:
+        raise ValueError(f"it begins with <{root.tag}>, where Pascal VOC has <annotation>")
     sides = [float(root.findtext(f"size/{key}") or 0) for key in ("width", "height")]
     good = all(0 < side < 2**31 and side % 1 == 0 for side in sides)
     return Described(
@@ -225,13 +231,27 @@ def parse_xml(content: bytes) -> ElementTree.Element:
 
 
 def _files(split: Split, findings: Findings) -> list[Path]:
-    """All of the folder, or those that a list names, one a line."""
+    """All of the folder, or those that a list names, less those of a list that holds some of them out."""
     if not split.listing:
         return visible_files(split.annotations, (".xml",))
-    lines = split.listing[0].read_text("utf-8-sig", errors="surrogateescape").splitlines()
+    files = _files_of(split.listing[0], split, findings)
+    held_out = set(_files_of(split.held_out, split, findings)) if split.held_out else set()
+    rest = [file for file in files if file not in held_out]
+    if not rest or split.held_out is None:
+        return files
+    count = len(files) - len(rest)
+    what = f"{count} of {len(files)} names in {split.listing[0].name} are in {split.held_out.name}, too, for validation"
+    fix = "to train on other images, list them in a train.txt beside these"
+    findings.add("DATA-SPLIT", f"{what}, and are not trained on", count=count, level=NOTE, fix=fix)
+    return rest
+
+
+def _files_of(listing: Path, split: Split, findings: Findings) -> list[Path]:
+    """Those that a list names, one a line."""
+    lines = listing.read_text("utf-8-sig", errors="surrogateescape").splitlines()
     names = [_listed(line.strip(), split.annotations) for line in lines if line.strip()]
     unsafe = [name for name in names if not stays_inside(name)]
-    findings.add("DATA-PATH-ESCAPE", f"names in {split.listing[0].name} that lead out of the folder", unsafe)
+    findings.add("DATA-PATH-ESCAPE", f"names in {listing.name} that lead out of the folder", unsafe)
     files = {path.relative_to(split.annotations).with_suffix("").as_posix(): path
              for path in visible_files(split.annotations, (".xml",))}  # fmt: skip
     return [files.get(name, split.annotations / f"{name}.xml") for name in dict.fromkeys(names) if name not in unsafe]

@@ -28,8 +28,6 @@ from ..split import (
     Split,
     layout_of,
     names_of,
-    one_line,
-    read_text,
     tails,
     visible_files,
 )
@@ -48,14 +46,16 @@ def find_yolo(folder: Path, guard: PathGuard) -> Layout | None:
     """
     file = _yaml_file(folder, guard)
     if file is None:
-        return _without_yaml(folder, guard)
+        return None
     content = read_data_yaml(guard.check(file))
     classes = class_names(content, file)
     keypoints = keypoints_of(content.get("kpt_shape"), file)
     splits, missing = {}, ""
     for name, words in WORDS.items():
         entry = next((content[word] for word in words if content.get(word)), None)
-        listing = _entered(entry, content.get("path"), folder, file, guard) if entry else _usual(folder, words)
+        listing = (
+            folders_of_entry(entry, content.get("path"), folder, file, guard) if entry else usual_folders(folder, words)
+        )
         if listing:
             splits[name] = Split(file, [folder], "yolo", folder, listing, classes, keypoints=keypoints)
         elif name == "train" and entry:
@@ -90,41 +90,6 @@ def _yaml_file(folder: Path, guard: PathGuard) -> Path | None:
 def visible_files_here(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     """Files directly in a folder with one of the suffixes, less hidden ones, sorted."""
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and p.name[0] != "." and p.is_file())
-
-
-def _without_yaml(folder: Path, guard: PathGuard) -> Layout | None:
-    """Label Studio's export, with names in classes.txt and images/ and labels/; or Darknet's obj.data (CVAT)."""
-    if (darknet := folder / "obj.data").is_file():
-        return _darknet(folder, guard.check(darknet), guard)
-    file = folder / "classes.txt"
-    if not (file.is_file() and (folder / "images").is_dir() and (folder / "labels").is_dir()):
-        return None
-    classes = tuple(map(one_line, _lines_of(guard.check(file))))
-    found = {name: _usual(folder, words) for name, words in WORDS.items()}
-    splits = {name: listing for name, listing in found.items() if listing} or {"train": (folder / "images",)}
-    made = {name: Split(file, [folder], "yolo", folder, listing, classes) for name, listing in splits.items()}
-    return layout_of("YOLO, classes.txt", made)
-
-
-def _darknet(folder: Path, file: Path, guard: PathGuard) -> Layout | None:
-    """`key = value` lines: `names` is a file of names, `train` and `valid` are lists of images."""
-    pairs = [line.partition("=") for line in _lines_of(file)]
-    content = {key.strip().lower(): value.strip() for key, _, value in pairs}
-    names = _entered(content.get("names", "obj.names"), None, folder, file, guard)
-    if not names:
-        raise bad_yaml("its file of class names (`names = obj.names`) is not there", file)
-    classes = tuple(map(one_line, _lines_of(names[0])))
-    made = {}
-    for name, words in WORDS.items():
-        entry = next((content[word] for word in words if content.get(word)), None)
-        if entry and (listing := _entered(entry, None, folder, file, guard)):
-            made[name] = Split(file, [folder], "yolo", folder, listing, classes)
-    return layout_of("YOLO, obj.data", made)
-
-
-def _lines_of(file: Path) -> tuple[str, ...]:
-    lines = read_text(file).splitlines()
-    return tuple(line.strip() for line in lines if line.strip())
 
 
 def read_yolo(split: Split, findings: Findings, config: DataConfig) -> RawAnnotations:
@@ -327,8 +292,10 @@ def _row(words: list[str], num_classes: int, keypoints: tuple[int, int] | None) 
 
 
 def _lost_labels(images: list[Path], split: Split, findings: Findings) -> None:
-    """Label files that belong to no image."""
-    known = {label_file(image, split) for image in images}
+    """Label files that belong to no image, of this split or, where lists name its images, of another."""
+    beside = {image for here in {image.parent for image in images} if split.listing[0].is_file()
+              for image in visible_files(here, IMAGE_SUFFIXES)}  # fmt: skip
+    known = {label_file(image, split) for image in {*images, *beside}}
     folders = sorted({file.parent for file in known})
     lost = [file for folder in folders if folder.is_dir() for file in visible_files_here(folder, (".txt",))
             if file not in known and file.stem not in ("classes", "train", "val", "test")]  # fmt: skip
@@ -357,13 +324,13 @@ def _listed(line: str, root: Path) -> Path | None:
     return None if line.startswith("#") else root / line.replace("\\", "/").removeprefix("./")
 
 
-def _usual(folder: Path, words: Sequence[str]) -> tuple[Path, ...]:
+def usual_folders(folder: Path, words: Sequence[str]) -> tuple[Path, ...]:
     """Where images of a split are if the yaml doesn't say."""
     names = [name for word in words for name in (f"{word}/images", f"images/{word}")]
     return tuple(folder / name for name in names if (folder / name).is_dir())[:1]
 
 
-def _entered(entry: Any, path: Any, folder: Path, file: Path, guard: PathGuard) -> tuple[Path, ...]:
+def folders_of_entry(entry: Any, path: Any, folder: Path, file: Path, guard: PathGuard) -> tuple[Path, ...]:
     """Folders or lists of images that an entry names, all within the data folder.
 
     A path of another machine or Roboflow's `../train/images` counts from the first part that is there.

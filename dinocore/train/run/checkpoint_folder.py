@@ -13,6 +13,7 @@ from ... import __version__
 from ...errors import CheckpointError, EnvironmentFault
 from ...system.files import sync, to_json
 from ...weights.file import SCHEMA
+from ...words import listed
 
 MANIFEST = "manifest.json"
 OLD, NEW, ASIDE = ".tmp-old-", ".tmp-new-", "aside-"
@@ -80,21 +81,38 @@ def manifest_of(path: Path) -> dict[str, Any]:
         NewerCheckpoint: it was made by a newer version.
         CheckpointError: it is missing or damaged.
     """
+    file = path / MANIFEST
+    if not file.is_file():
+        raise CheckpointError(f"{path} is not a whole checkpoint: it has no {MANIFEST}")
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        if manifest["schema"] > SCHEMA:
-            made_by = f"dino {manifest['dino_version']} (format {manifest['schema']})"
-            raise NewerCheckpoint(
-                f"{path} was made by {made_by}, this is {__version__} (format {SCHEMA}); install the newer one"
-            )
-        if manifest.pop("sha256") != _own_hash(manifest):
-            raise ValueError(f"{MANIFEST} differs from what was written")
-        if manifest["step"] != step_of(path):
-            raise ValueError("its manifest is that of another checkpoint")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{MANIFEST} lacks {error}" if isinstance(error, KeyError) else error
-        raise CheckpointError(f"{path} is not a whole checkpoint: {reason}") from error
+        manifest = json.loads(file.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is damaged: it is cut off, or something else was written over it") from error
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        made_by = f"dino {manifest.get('dino_version', '')} (format {schema})"
+        raise NewerCheckpoint(
+            f"{path} was made by {made_by}, this is {__version__} (format {SCHEMA}); install the newer one"
+        )
+    if reason := _damage(manifest, path):
+        raise CheckpointError(f"{file} is damaged: {reason}")
+    del manifest["sha256"]
     return manifest
+
+
+def _damage(manifest: Any, path: Path) -> str:
+    """Why this is not what was written as the manifest of a checkpoint; an empty text if it is."""
+    if not isinstance(manifest, dict):
+        return "something else was written over it"
+    if lost := [f"`{key}`" for key in ("schema", "dino_version", "step", "files", "sha256") if key not in manifest]:
+        return f"it lacks {listed(lost)}"
+    if manifest["sha256"] != _own_hash({key: value for key, value in manifest.items() if key != "sha256"}):
+        return "it differs from what was written"
+    number = path.name.rpartition("-")[2]
+    same = number.isdigit() and int(number) == manifest["step"]
+    return "" if same else f"it is that of step-{manifest['step']:08d}, which is not the folder's name"
 
 
 def _own_hash(manifest: Mapping[str, Any]) -> str:
@@ -108,10 +126,12 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: a file is missing or differs.
     """
     manifest = manifest_of(path)
+    if lost := [name for name in manifest["files"] if not (path / name).is_file()]:
+        raise CheckpointError(f"{path} is not a whole checkpoint: it lacks {listed(lost)}")
     try:
         damaged = [name for name, value in manifest["files"].items() if fingerprint(path / name) != value]
     except OSError as error:
-        raise CheckpointError(f"{path} is not a whole checkpoint: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     if damaged:
         raise CheckpointError(f"{path} is damaged: {', '.join(damaged)} differ from what was written")
     return manifest

@@ -125,7 +125,12 @@ def find_checkpoint(run: Path, wanted: str) -> tuple[Path | None, list[str]]:
     found = list_checkpoints(run / "checkpoints")
     if wanted != NEWEST:
         path = Path(wanted)
-        verify_checkpoint(path)
+        try:
+            verify_checkpoint(path)
+        except NewerCheckpoint:
+            raise
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; take the newest that is whole: --resume {typed(run)}") from error
         return path, []
     if not found:
         return None, [f"{run} has no checkpoint yet; starting at step 1"]
