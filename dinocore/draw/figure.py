@@ -102,9 +102,10 @@ def put_tags(
         width = font.getlength(text) + 2 * edge
         left, top = min(max(0, x), area[0] - width), min(max(0, y), area[1] - height)
         tops = [row for lines in (0, 1, -1, 2, -2) if 0 <= (row := top + lines * height) <= area[1] - height]
-        if (place := first_free([(left, row, left + width, row + height) for row in tops], taken)) is None:
+        places = [(left, row, left + width, row + height) for row in tops]
+        if (free := first_free(places, taken)) is None:
             continue
-        taken[n] = place
+        place = taken[n] = places[free]
         canvas.rectangle(place, fill=color, outline=outline)
         canvas.text((left + edge, place[1] + height / 2), text, fill=ink, font=font, anchor="lm")
 
