@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .fonts import Font, load_font
+from .fonts import Font, load_font, shortened
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; yellow and black left out.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -94,20 +94,16 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Box], memory: LabelMemory | N
         x0, y0, x1, y1 = (round(value) for value in box.xyxy)
         canvas.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=box.color, width=line)
     longest = max(LONGEST * drawn.width, 10 * size)  # some 20 letters in a small image
-    labelled = [_fitted(box, load_font(size, box.label), longest) for box in boxes if box.label]
+    labelled = [_fitted(box, size, longest) for box in boxes if box.label]
     for (box, font), place in zip(labelled, _place_labels(canvas, labelled, drawn.size, memory), strict=True):
         _draw_label(canvas, box, font, place)  # over all the lines
     return drawn
 
 
-def _fitted(box: Box, font: Font, width: float) -> tuple[Box, Font]:
-    """With the middle of a long label left out: the end may be a score."""
-    label = box.label
-    if font.getlength(label) <= width:
-        return box, font
-    end = label[-6:]
-    start = next((n for n in range(len(label) - 6, 0, -1) if font.getlength(f"{label[:n]}…{end}") <= width), 1)
-    return box._replace(label=f"{label[:start]}…{end}"), font
+def _fitted(box: Box, size: float, width: float) -> tuple[Box, Font]:
+    """With a label no wider than this, and the label's font."""
+    font = load_font(size, box.label)
+    return box._replace(label=shortened(box.label, font, width)), font
 
 
 def _place_labels(

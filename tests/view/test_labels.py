@@ -6,7 +6,8 @@ from PIL import Image, ImageDraw
 from dinocore.draw import boxes as module
 from dinocore.draw.boxes import Box, LabelMemory, draw_boxes, first_free
 from dinocore.draw.curves import ticks
-from dinocore.draw.figure import Tag, put_tags
+from dinocore.draw.figure import Tag, put_tags, write
+from dinocore.draw.fonts import load_font, shortened
 
 
 def places(monkeypatch, size, boxes, memory=None) -> list[module.Place]:
@@ -119,3 +120,15 @@ def test_ticks_are_whole_numbers_at_even_steps_and_five_at_most():
         assert (
             2 <= len(found) <= 5 and found[-1] <= end < found[-1] + 2 * found[1] and set(np.diff(found)) == {found[1]}
         )
+
+
+def test_a_text_in_a_figure_that_has_no_room_loses_its_middle_and_ends_in_time():
+    name = "neutrophilic segmented granulocyte of the periphery"
+    canvas = ImageDraw.Draw(Image.new("RGB", (400, 40)))
+    assert write(canvas, 0, 20, name, room=150) <= 150 < write(canvas, 0, 20, name)
+    short = shortened(name, load_font(18), 150)
+    assert short.startswith("neutro") and short.endswith("…iphery")
+    assert shortened("cell", load_font(18), 1) == "cell"
+    drawn = Image.new("RGB", (400, 40))
+    put_tags(ImageDraw.Draw(drawn), (400, 40), [Tag(f"3 as {name}", 0, 5, "#0072B2")], 15)
+    assert np.flatnonzero(np.asarray(drawn).any((0, 2))).max() < 170

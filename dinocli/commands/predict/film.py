@@ -21,7 +21,7 @@ from dinocore.stream.video import CODECS, Damaged, Film, FilmWriter, Frame, Obje
 from dinocore.system.files import ESCAPED, check_file
 from dinocore.words import counted, typed
 
-from ...console import say, stderr, stdout, warn
+from ...console import say, stderr, stdout, warn, warn_of_letters
 from ...signals import ending_early
 from .predict import Tally
 from .request import PredictRequest, Work, check_request, open_work
@@ -85,6 +85,8 @@ def predict_film(
     written = " and ".join(str(path) for path in (request.out, options.save_video) if path and count)
     say(f"wrote {written}: {done}" if written else done)
     tally.say(work.least)
+    if writer and count:
+        warn_of_letters(category.name for category in work.detector.categories)
     if stopped:
         raise Interrupted(f"interrupted after {counted(count, 'frame')}, which are written", stopped)
 
