@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
@@ -158,12 +158,17 @@ def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -
     return warn(str(message))
 
 
-def console() -> None:
-    """The command `dino`, in a process of its own."""
+def console(release_signals: Callable[[], int | None] = lambda: None) -> None:
+    """The command `dino`, in a process of its own.
+
+    Args:
+        release_signals: handles signals as usual again; gives the exit code of one that came before.
+    """
     put_off_collection()
+    code = release_signals()
     if "RANK" not in os.environ:  # the launcher ends a rank, and says why
         hear_signals()
-    main()
+    main(code)
 
 
 def hear_signals() -> None:
@@ -188,16 +193,16 @@ def hear_signals() -> None:
         os.register_at_fork(after_in_child=die_as_usual)  # a worker has nothing to remove
 
 
-def main() -> None:
-    """Run the app; an error that the user can fix is a message, not a traceback."""
-    logging.getLogger("dinocore").addHandler(LOG_HANDLER)
-    logging.getLogger("dinocore").setLevel(logging.INFO)
-    warnings.showwarning = _show_warning
-    from .console import escape_what_cannot_be_written
+def main(interrupted: int | None = None) -> None:
+    """Run the app; an error that the user can fix is a message, not a traceback.
 
-    escape_what_cannot_be_written()
-    end_with_launcher()
+    Args:
+        interrupted: the exit code of a signal that came while this was imported.
+    """
     try:
+        _set_up()
+        if interrupted:
+            raise KeyboardInterrupt(interrupted)
         code = _run()
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -221,6 +226,16 @@ def main() -> None:
         fault.exit_code = 1
         _end(fault)
     sys.exit(code or 0)
+
+
+def _set_up() -> None:
+    logging.getLogger("dinocore").addHandler(LOG_HANDLER)
+    logging.getLogger("dinocore").setLevel(logging.INFO)
+    warnings.showwarning = _show_warning
+    from .console import escape_what_cannot_be_written
+
+    escape_what_cannot_be_written()
+    end_with_launcher()
 
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO}  # disk full, quota reached, terminal gone

@@ -81,8 +81,8 @@ def test_frames_that_were_decoded_with_errors_are_told_and_given(film):
 
 
 @pytest.mark.parametrize("name, codec", [
-    ("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.ts", "libx264"), ("a.avi", "mpeg4"), ("a.webm", "libvpx"),
-    ("a.mpg", "mpeg2video"), ("a.wmv", "wmv2"), ("a.flv", "libx264"), ("a.3gp", "libx264"),
+    ("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.ts", "libx264"), ("a.avi", "mpeg4"), ("a.avi", "libx264"),
+    ("a.webm", "libvpx"), ("a.mpg", "mpeg2video"), ("a.wmv", "wmv2"), ("a.flv", "libx264"), ("a.3gp", "libx264"),
 ])  # fmt: skip
 def test_a_film_that_is_whole_has_no_damage_and_can_be_cut_anywhere(film, name, codec):
     path = film(name, codec=codec)
@@ -142,10 +142,10 @@ def test_a_stream_that_falls_silent_ends(film, monkeypatch, sends):
 
 
 def written(path, seconds, rate, steady=True):
-    """Times of the frames of a film that was written with `FilmWriter`, and their mean rate."""
+    """Times of the frames of a film that was written with `FilmWriter`, and their mean rate; see `shade`."""
     writer = FilmWriter(path, rate, steady)
     for k, second in enumerate(seconds):
-        writer.add(Image.new("RGB", (96, 64), (3 * k, 90, 30)), second)
+        writer.add(Image.new("RGB", (96, 64), (20 * (k % 10),) * 3), second)
     writer.close()
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
@@ -153,11 +153,33 @@ def written(path, seconds, rate, steady=True):
         return times, float(stream.average_rate)
 
 
+def shade(frame):
+    """The place of a frame among those `written`, without its tens."""
+    return round(frame.pixels.mean() / 20)
+
+
 @pytest.mark.parametrize("suffix", sorted(CODECS))
 def test_every_kind_of_film_is_written_at_the_rate_of_its_frames(tmp_path, suffix):
     times, rate = written(tmp_path / f"a{suffix}", [3 + k * 0.4 for k in range(6)], 2.5)
     assert rate == pytest.approx(2.5, rel=0.01)
     assert [b - a for a, b in pairwise(times)] == pytest.approx([0.4] * 5, abs=2e-3)
+
+
+@pytest.mark.parametrize("suffix", sorted(CODECS))
+def test_a_film_that_was_written_is_read_with_each_frame_at_its_place(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    written(path, [k / 25 for k in range(40)], 25)
+    for start in (0, 1.2):
+        frames, damaged = read(path, start=start)
+        assert damaged == [] and [frame.number for frame in frames] == list(range(round(start * 25), 40))
+        assert [shade(frame) for frame in frames] == [frame.number % 10 for frame in frames]
+
+
+def test_where_no_frame_comes_a_film_without_times_shows_the_last_one(tmp_path):
+    written(tmp_path / "a.avi", [0, 0.04, 0.24], 25, steady=False)
+    frames, damaged = read(tmp_path / "a.avi")
+    assert damaged == [] and [frame.number for frame in frames] == list(range(7))
+    assert [shade(frame) for frame in frames] == [0, 1, 1, 1, 1, 1, 2]
 
 
 @pytest.mark.parametrize("rate, steady", [(25, True), (9, False)])

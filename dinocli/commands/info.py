@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from dinocore.errors import EnvironmentFault
+from dinocore.errors import CheckpointError, EnvironmentFault
 from dinocore.weights.fetch.catalogue import cached, find
 
-from ..console import print_facts, print_json
+from ..console import print_facts, print_json, say
 from ..options import Json, check_weights
 from ..progress import watching
 from ..weights_option import check_not_refused, is_exported
@@ -50,9 +50,7 @@ EXPORTED = ("schema", "data", "names", "ids")  # hidden of an exported file
 
 def _show_exported(path: Path, json: bool) -> None:
     """Print what an exported file says of itself."""
-    from dinocore.export.detector import FileDetector
-
-    facts = {"file": str(path), "bytes": path.stat().st_size} | FileDetector(path).runtime.info
+    facts = {"file": str(path), "bytes": path.stat().st_size} | _exported_info(path)
     if json:
         print_json(facts)
         return
@@ -62,6 +60,20 @@ def _show_exported(path: Path, json: bool) -> None:
     if facts["thresholds"]:
         lines["thresholds"] = _said(dict(zip(facts["names"], facts["thresholds"], strict=True)))
     print_facts(lines)
+
+
+def _exported_info(path: Path) -> dict[str, Any]:
+    from dinocore.export.detector import FileDetector
+
+    try:
+        return FileDetector(path).runtime.info
+    except CheckpointError:
+        from dinocore.export.plugin import plugin_info
+
+        if info := plugin_info(path):
+            say(f"{path} was exported with --tensorrt-plugin, so it runs in TensorRT only")
+            return info
+        raise
 
 
 def _few(names: list[str]) -> str:

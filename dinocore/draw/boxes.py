@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .fonts import Font, load_font
+from .fonts import Font, load_font, shortened
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; yellow and black left out.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -35,10 +35,55 @@ def class_color(label: int) -> str:
     return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
 
 
-def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
+class LabelMemory:
+    """Which of the places at their boxes the labels of a film's last frame took: they keep them, and do not flicker."""
+
+    SAME = 0.5  # intersection over union from which two boxes of one colour in successive frames are the same object
+
+    def __init__(self):
+        self.last: dict[str, tuple[np.ndarray, list[int]]] = {}  # of each colour: boxes (L, 4) xyxy, L choices
+
+    def recall(self, boxes: Sequence[Box]) -> list[int | None]:
+        """What each box's label chose in the last frame; None where the box is new."""
+        pairs: list[tuple[float, int, int]] = []  # intersection over union, box, its like in the last frame
+        for n, box in enumerate(boxes):
+            if box.color in self.last:
+                overlap = _iou(np.array(box.xyxy), self.last[box.color][0])  # (L,)
+                pairs += [(overlap[like], n, like) for like in np.flatnonzero(overlap >= self.SAME).tolist()]
+        recalled: list[int | None] = [None] * len(boxes)
+        left = {color: list[int | None](choices) for color, (_, choices) in self.last.items()}
+        for _, n, like in sorted(pairs, reverse=True):  # the likest two first
+            choices = left[boxes[n].color]
+            if recalled[n] is None:
+                recalled[n], choices[like] = choices[like], None
+        return recalled
+
+    def keep(self, boxes: Sequence[Box], choices: Sequence[int]) -> None:
+        """Remember this frame in place of the last one."""
+        by_color: dict[str, list[int]] = {}
+        for n, box in enumerate(boxes):
+            by_color.setdefault(box.color, []).append(n)
+        self.last = {
+            color: (np.array([boxes[n].xyxy for n in same], dtype=float), [choices[n] for n in same])
+            for color, same in by_color.items()
+        }
+
+
+def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Of one box, (4,), with each of `others`, (L, 4): (L,)."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])  # (L, 2)
+    common = sides.clip(0).prod(1)
+    areas = (others[:, 2:] - others[:, :2]).prod(1) + (box[2:] - box[:2]).prod()
+    return common / np.maximum(areas - common, 1e-9)
+
+
+def draw_boxes(image: Image.Image, boxes: Sequence[Box], memory: LabelMemory | None = None) -> Image.Image:
     """A copy of the image with boxes drawn over it, the last one on top; lines and letters grow with the image.
 
     A label that would cover another one goes elsewhere at its box, if there is room.
+
+    Args:
+        memory: of a film, the same in all its frames: labels stay where they were in the last one, if there is room.
     """
     drawn = image.convert("RGB").copy()
     canvas = ImageDraw.Draw(drawn, "RGBA")
@@ -49,46 +94,68 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
         x0, y0, x1, y1 = (round(value) for value in box.xyxy)
         canvas.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=box.color, width=line)
     longest = max(LONGEST * drawn.width, 10 * size)  # some 20 letters in a small image
-    labelled = [_fitted(box, load_font(size, box.label), longest) for box in boxes if box.label]
-    places = np.full((len(labelled), 4), np.nan)
-    for n, (box, font) in reversed(list(enumerate(labelled))):  # what is on top chooses first
-        places[n] = _place_label(canvas, box, font, drawn.size, places)
-    for (box, font), place in zip(labelled, places.tolist(), strict=True):  # over all the lines
-        _draw_label(canvas, box, font, tuple(place))
+    labelled = [_fitted(box, size, longest) for box in boxes if box.label]
+    for (box, font), place in zip(labelled, _place_labels(canvas, labelled, drawn.size, memory), strict=True):
+        _draw_label(canvas, box, font, place)  # over all the lines
     return drawn
 
 
-def _fitted(box: Box, font: Font, width: float) -> tuple[Box, Font]:
-    """With the middle of a long label left out: the end may be a score."""
-    label = box.label
-    if font.getlength(label) <= width:
-        return box, font
-    end = label[-6:]
-    start = next((n for n in range(len(label) - 6, 0, -1) if font.getlength(f"{label[:n]}…{end}") <= width), 1)
-    return box._replace(label=f"{label[:start]}…{end}"), font
+def _fitted(box: Box, size: float, width: float) -> tuple[Box, Font]:
+    """With a label no wider than this, and the label's font."""
+    font = load_font(size, box.label)
+    return box._replace(label=shortened(box.label, font, width)), font
 
 
-def _place_label(canvas: ImageDraw.ImageDraw, box: Box, font: Font, size: tuple[int, int], taken: np.ndarray) -> Place:
-    """Above the box, or else inside, below, or a line higher or lower; never out of the image."""
+def _place_labels(
+    canvas: ImageDraw.ImageDraw, labelled: Sequence[tuple[Box, Font]], size: tuple[int, int], memory: LabelMemory | None
+) -> list[Place]:
+    """Where each label goes. What was there in the last frame chooses first, then what is on top."""
+    boxes = [box for box, _ in labelled]
+    recalled: Sequence[int | None] = memory.recall(boxes) if memory else [None] * len(boxes)
+    taken = np.full((len(boxes), 4), np.nan)
+    choices = [0] * len(boxes)
+    for n in sorted(range(len(boxes)), key=lambda n: (recalled[n] is None, -n)):
+        choices[n], taken[n] = _place_label(canvas, *labelled[n], size, taken, recalled[n])
+    if memory:
+        memory.keep(boxes, choices)
+    return [tuple(place) for place in taken.tolist()]
+
+
+def _place_label(
+    canvas: ImageDraw.ImageDraw, box: Box, font: Font, size: tuple[int, int], taken: np.ndarray, first: int | None
+) -> tuple[int, Place]:
+    """Above the box, or else inside, below, or a line higher or lower, but rather `first`; never out of the image.
+
+    Returns the place's rank among these, and the place.
+    """
     left, top, right, bottom = canvas.textbbox((0, 0), box.label, font=font)
     width, height = round(right - left) + 6, round(bottom - top) + 4
     x0, y0, x1, y1 = (round(value) for value in box.xyxy)
     lowest = max(0, size[1] - height)
     rows = [y0 - height, y0, y1, y1 - height, *(y0 + k * height for k in (1, -2, 2, -3, 3))]
     columns = [min(max(0, x), max(0, size[0] - width)) for x in (x0, x1 - width)]
-    places = [(x, y, x + width, y + height) for x in columns for y in rows if 0 <= y <= lowest]
-    x, y = columns[0], min(max(0, y0), lowest)
-    return first_free(places, taken) or (places[0] if places else (x, y, x + width, y + height))
+    places: list[Place] = [(x, y, x + width, y + height) for x in columns for y in rows]
+    ranks = [rank for rank in range(len(places)) if 0 <= places[rank][1] <= lowest]
+    if first in ranks:
+        ranks = [first, *ranks]
+    if not ranks:
+        x, y = columns[0], min(max(0, y0), lowest)
+        return 0, (x, y, x + width, y + height)
+    free = first_free([places[rank] for rank in ranks], taken)
+    rank = ranks[free or 0]
+    return rank, places[rank]
 
 
-def first_free(places: Sequence[Place], taken: np.ndarray) -> Place | None:
-    """The first of some places that covers none of those in `taken`, (T, 4); rows of NaN are not taken yet."""
+def first_free(places: Sequence[Place], taken: np.ndarray) -> int | None:
+    """Which of some places is the first to cover none of those in `taken`, (T, 4); rows of NaN are not taken yet."""
     if not places:
         return None
     left, top, right, bottom = np.array(places).T[:, :, None]  # (P, 1) each
     x0, y0, x1, y1 = taken.T  # (T,) each
+    near = (left.min() < x1) & (x0 < right.max()) & (top.min() < y1) & (y0 < bottom.max())  # (T,); few of thousands
+    x0, y0, x1, y1 = taken[near].T
     covered = (left < x1) & (x0 < right) & (top < y1) & (y0 < bottom)  # (P, T)
-    return next((place for place, hit in zip(places, covered.any(1), strict=True) if not hit), None)
+    return next((n for n, hit in enumerate(covered.any(1)) if not hit), None)
 
 
 def _draw_label(canvas: ImageDraw.ImageDraw, box: Box, font: Font, place: Place) -> None:

@@ -1,13 +1,14 @@
 """Panels of a figure: a part of an image, faded so that marks stand out, and text that stays readable on it."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
 
-from .boxes import first_free
-from .fonts import load_font
+from .boxes import LONGEST, first_free
+from .fonts import load_font, shortened
 
 FINE = 2  # panels are drawn this many times larger and then reduced, for smooth lines
 INK, PAPER, GREY = "#222222", "#FFFFFF", "#8A8A8A"
@@ -93,27 +94,37 @@ def put_tags(
 ) -> None:  # fmt: skip
     """Tags with letters of this size, moved into the area (width, height).
 
-    One that would cover another is moved by a line or two, or left out if that does not help.
+    One that would cover another is moved by a line or two, or left out if that does not help. Of a text that is too
+    long the middle is left out.
     """
     height, edge = 1.2 * size, size / 5
+    longest = max(LONGEST * area[0], 10 * size)
     taken = np.full((len(tags), 4), np.nan)
     for n, (text, x, y, color) in enumerate(tags):
         font = load_font(size, text)
+        text = shortened(text, font, longest)
         width = font.getlength(text) + 2 * edge
         left, top = min(max(0, x), area[0] - width), min(max(0, y), area[1] - height)
         tops = [row for lines in (0, 1, -1, 2, -2) if 0 <= (row := top + lines * height) <= area[1] - height]
-        if (place := first_free([(left, row, left + width, row + height) for row in tops], taken)) is None:
+        places = [(left, row, left + width, row + height) for row in tops]
+        if (free := first_free(places, taken)) is None:
             continue
-        taken[n] = place
+        place = taken[n] = places[free]
         canvas.rectangle(place, fill=color, outline=outline)
         canvas.text((left + edge, place[1] + height / 2), text, fill=ink, font=font, anchor="lm")
 
 
 def write(
-    canvas: ImageDraw.ImageDraw, x: float, y: float, text: str, size: float = 18, color: str = INK, anchor: str = "lm"
+    canvas: ImageDraw.ImageDraw, x: float, y: float, text: str, size: float = 18, color: str = INK, anchor: str = "lm",
+    room: float = math.inf,
 ) -> int:  # fmt: skip
-    """A line of text, its `anchor` as Pillow has it; where it ends, if it begins at x."""
+    """A line of text, its `anchor` as Pillow has it; where it ends, if it begins at x.
+
+    Args:
+        room: pixels; of a longer text the middle is left out.
+    """
     font = load_font(size, text)
+    text = shortened(text, font, room)
     canvas.text((x, y), text, fill=color, font=font, anchor=anchor)
     return round(x + font.getlength(text))
 

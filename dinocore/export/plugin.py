@@ -7,7 +7,9 @@ as its parser looks for a function of a name before it looks for a plug-in (onnx
 Source: the plug-in's inputs and outputs, NVIDIA/TensorRT, plugin/multiscaleDeformableAttnPlugin/README.md
 """
 
+import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ from ..model.ops import reference
 from ..model.ops.dispatch import pairs
 from .graph import INPUTS, OUTPUTS
 from .onnx_graph import OPSET, to_onnx
+from .programs import METADATA
 
 PLUGIN = "MultiscaleDeformableAttnPlugin_TRT"
 VERSION = "2"  # with the interface IPluginV3; version 1 is deprecated since TensorRT 10.11
@@ -114,3 +117,17 @@ def remove_function(path: Path) -> None:
     model = onnx.load(path)
     del model.functions[:]
     onnx.save(model, path)
+
+
+def plugin_info(path: Path) -> dict[str, Any] | None:
+    """What a file with the plug-in, which nothing here runs, says of itself; None of any other, or without `onnx`."""
+    if path.suffix.lower() != ".onnx" or find_spec("onnx") is None:
+        return None
+    import onnx
+
+    try:
+        properties = onnx.load(path, load_external_data=False).metadata_props
+        info = next(json.loads(entry.value) for entry in properties if entry.key == METADATA)
+    except Exception:  # whatever protobuf makes of a damaged file
+        return None
+    return info if info.get("plugin") else None

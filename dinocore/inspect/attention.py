@@ -156,7 +156,7 @@ def draw_attention(image: Image.Image, seen: Attention, head: int | None = None)
     title = f"decoder layer {seen.layer}, query {seen.index}: {seen.label} {seen.score:.2f}"
     if seen.part == "encoder":
         title = f"encoder layer {seen.layer}, the token of level {seen.level} at {x:.0f}, {y:.0f}"
-    write(canvas, GAP, GAP, title, 26, anchor="la")
+    write(canvas, GAP, GAP, title, 26, anchor="la", room=sheet.width - 2 * GAP)
     write(canvas, GAP, 64, "whole image", 20, anchor="la")
     sheet.paste(whole, (GAP, 94))
     region = _region(seen, heads, cell)

@@ -23,6 +23,15 @@ function shownOf(image, {threshold, hidden}) {
 
 const meets = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
 
+/** A text that fits into so many pixels, if need be with its middle left out: its end may be a score. */
+function shortened(text, width) {
+  const signs = [...text], end = signs.slice(-6).join(''), without = start => `${signs.slice(0, start).join('')}…${end}`;
+  if (signs.length <= 8 || pen.measureText(text).width <= width) return text;
+  let start = signs.length - 7;
+  while (start > 1 && pen.measureText(without(start)).width > width) start--;
+  return without(start);
+}
+
 /** A place for a label at its box where there is none yet, inside the image; null where there is no room. */
 function placeFor([x0, y0, , y1], width, height, size, taken) {
   const left = Math.max(0, Math.min(x0, size[0] - width));
@@ -47,7 +56,8 @@ function drawMarks(svg, image, {data, threshold, hidden}, letters, picked = -1) 
   const rank = ({mark, i, kind}) => (i === picked ? 8 : 0) + (kind === TRUTH ? 0 : 4) + (mark[6] ?? 1);
   const told = ({mark, kind}) => kind === TRUTH && mark[6] !== null && !hidden.has(FOUND);  // by the box that answers it
   for (const one of shown.sort((a, b) => rank(b) - rank(a))) {
-    const {mark, i} = one, text = i === picked || (shown.length <= CROWD && !told(one)) ? labelOf(data, mark) : '';
+    const {mark, i} = one, whole = i === picked || (shown.length <= CROWD && !told(one)) ? labelOf(data, mark) : '';
+    const room = image.size[0] / scale - 6, text = shortened(whole, i === picked ? room : Math.max(0.3 * room, 10 * letters));
     const plate = text && placeFor(mark, (pen.measureText(text).width + 6) * scale, (letters + 4) * scale, image.size, taken);
     if (!plate) continue;
     taken.push(plate);

@@ -72,6 +72,7 @@ class Film(NamedTuple):
     frames: int | None  # about how many; None where nobody knows, as with a camera
     steady: bool  # whether it is a file whose frames come at one rate
     length: float | None  # seconds, as the file says; None where it does not
+    beginning: int  # when its first frame is to be seen, in the stream's ticks
 
     def read(self, every: int = 1, start: float = 0, end: float | None = None) -> "Iterator[Frame | Damaged]":
         """Every Nth frame from second `start` on, before second `end`; damage is told, and reading goes on behind it.
@@ -165,7 +166,7 @@ class Film(NamedTuple):
         return rank / self.rate if frame.pts is None else self._time(frame.pts)
 
     def _time(self, ticks: int) -> float:
-        return float((ticks - (self.stream.start_time or 0)) * self.stream.time_base)
+        return float((ticks - self.beginning) * self.stream.time_base)
 
     def _duration(self, frame: "av.VideoFrame") -> float:
         return float((frame.duration or 0) * self.stream.time_base)
@@ -212,7 +213,7 @@ def open_film(source: str) -> Iterator[Film]:
             raise DataError(f"{source} has sound but no film", where=source, fix="give another file")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        yield Film(container, stream, *_timing(container, stream))
+        yield Film(container, stream, *_timing(container, stream), _beginning(source, container, stream))
 
 
 def _timing(container: Any, stream: Any) -> tuple[float, int | None, bool, float | None]:
@@ -227,6 +228,23 @@ def _timing(container: Any, stream: Any) -> tuple[float, int | None, bool, float
     if timed:
         length = float(stream.duration * stream.time_base if stream.duration else container.duration / av.time_base)
     return rate, stream.frames or (round(length * rate) if length else None), steady, length
+
+
+def _beginning(source: str, container: Any, stream: Any) -> int:
+    """When the first frame is to be seen, in the stream's ticks.
+
+    AVI stores no times. FFmpeg makes them up, and those of H.264 and of MPEG-4 with B-frames are all one frame late.
+    """
+    import av
+
+    start = stream.start_time or 0
+    if container.format.name != "avi" or not Path(source).is_file():
+        return start
+    with suppress(av.FFmpegError), av.open(source) as again:  # not all that can be opened can go back to its beginning
+        first = next(again.demux(video=0), None)
+        if first is not None and first.pts is not None and first.dts is not None:
+            return start + first.pts - first.dts
+    return start
 
 
 def _upright(frame: "av.VideoFrame") -> np.ndarray:
@@ -258,27 +276,36 @@ class FilmWriter:
         self.temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")  # the suffix says the container
         self.container = av.open(str(self.temporary), "w")
         self.rate = Fraction(rate).limit_denominator(10_000)
-        self.tick = 1 / self.rate if steady or path.suffix.lower() == ".avi" else Fraction(1, 1000)  # seconds
+        self.untimed = path.suffix.lower() == ".avi"  # it stores no times: frames follow each other at the rate
+        self.tick = 1 / self.rate if steady or self.untimed else Fraction(1, 1000)  # seconds
         self.stream: Any = None
         self.begun, self.last = 0.0, -1
+        self.pixels: np.ndarray | None = None  # of the last frame
 
     def add(self, image: Image.Image, seconds: float) -> None:
         """Append a frame that is to be seen at `seconds`; all are brought to the even size of the first."""
-        import av
-
         if self.stream is None:
             codec = CODECS[self.path.suffix.lower()]
             self.stream = self.container.add_stream(codec, rate=self.rate, options=QUALITY.get(codec, {}))
             self.stream.width, self.stream.height = image.width // 2 * 2, image.height // 2 * 2
             self.stream.pix_fmt, self.stream.codec_context.time_base = "yuv420p", self.tick
-            if self.path.suffix.lower() == ".avi":  # which has no times, so that frames must be stored in order
+            if self.untimed:  # so that they must be stored in order
                 self.stream.codec_context.max_b_frames = 0
             self.begun = seconds
         size = (self.stream.width, self.stream.height)
         pixels = np.asarray(image.crop((0, 0, *size)) if image.size != size else image)
+        now = max(self.last + 1, round((seconds - self.begun) / float(self.tick)))
+        if self.untimed and self.pixels is not None:  # where no frame comes, the last one stays
+            for pause in range(self.last + 1, now):
+                self._encode(self.pixels, pause)
+        self._encode(pixels, now)
+        self.pixels, self.last = pixels, now
+
+    def _encode(self, pixels: np.ndarray, ticks: int) -> None:
+        import av
+
         frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-        self.last = max(self.last + 1, round((seconds - self.begun) / float(self.tick)))
-        frame.pts, frame.time_base = self.last, self.tick
+        frame.pts, frame.time_base = ticks, self.tick
         self.container.mux(self.stream.encode(frame))
 
     def close(self) -> None:

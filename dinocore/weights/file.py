@@ -21,7 +21,7 @@ from ..presets import config_from_dict
 from ..system.files import to_json, write_atomically
 from ..words import typed
 from .shipped import SHIPPED
-from .untrusted import read_safetensors, without_prefixes
+from .untrusted import CHECKSUM, checksum, read_safetensors, without_prefixes
 
 SCHEMA = 1
 UNJUDGED = 0.3  # the threshold of weights that no evaluation has judged
@@ -81,6 +81,7 @@ def save_weights(
         "facts": to_json(dict(facts)),
     }
     content = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    metadata[CHECKSUM] = checksum(content)
 
     def write(temporary: Path) -> None:
         try:

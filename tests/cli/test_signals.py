@@ -157,6 +157,38 @@ def test_any_command_removes_what_is_unfinished_when_a_signal_ends_it(tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+SIGNAL_WHILE_IMPORTING = """
+import signal, sys
+from dinocli.__main__ import main
+
+class Sends:
+    def find_spec(self, name, *rest):
+        if name == "{module}":
+            sys.meta_path.remove(self)
+            for _ in range({times}):
+                signal.raise_signal(signal.{number})
+
+sys.meta_path.insert(0, Sends())
+sys.argv = ["dino", "presets"]
+main()
+"""
+
+
+def interrupted_while_importing(module: str, number: str, times: int = 1) -> tuple[int, str]:
+    script = SIGNAL_WHILE_IMPORTING.format(module=module, number=number, times=times)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+@HANGUP
+@pytest.mark.parametrize("module", ["typer", "rich.table"])
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_while_a_command_is_imported_ends_it_with_a_message(module, number, code):
+    assert interrupted_while_importing(module, number) == (code, "error[INTERRUPTED]: interrupted\n")
+    assert interrupted_while_importing("typer", number, times=2) == (code, "")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_worker_dies_of_the_signal_without_a_word():
     script = "import os, time\nfrom dinocli.app import hear_signals\nhear_signals()\n"

@@ -40,7 +40,7 @@ def explicit(value, shapes, starts, locations, weights):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["tiny", "r50-4scale"])
-def test_with_the_plugin_written_out_by_hand_a_file_gives_the_model_s_numbers(tmp_path, preset):
+def test_with_the_plugin_written_out_by_hand_a_file_gives_the_model_s_numbers(tmp_path, preset, dino):
     for package in ("onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     onnx = pytest.importorskip("onnx")
@@ -79,6 +79,11 @@ def test_with_the_plugin_written_out_by_hand_a_file_gives_the_model_s_numbers(tm
     assert json.loads(metadata["dino"])["plugin"] == f"{PLUGIN} 2"
     with pytest.raises(CheckpointError, match="exported with --tensorrt-plugin, so it runs in TensorRT only"):
         FileDetector(file)
+    shown = dino("info", file)
+    assert shown.code == 0 and "runs in TensorRT only" in shown.err and f"{PLUGIN} 2" in shown.out
+    assert json.loads(dino("info", file, "--json").out)["names"] == json.loads(metadata["dino"])["names"]
+    file.write_bytes(file.read_bytes()[:5000])
+    assert "is damaged" in dino("info", file).err
 
 
 @pytest.mark.parametrize("other", [{"format": "openvino"}, {"precision": "int8"}, {"sizes": [(96, 128), (256, 256)]}])

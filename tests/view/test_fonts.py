@@ -61,3 +61,9 @@ def test_a_name_that_no_font_can_write_is_told_and_drawn_all_the_same(fonts):
     assert load_font(20, "红细胞") is module._font(OWN, 20)
     drawn = draw_boxes(Image.new("RGB", (80, 60)), [Box((10, 30, 60, 50), "#D55E00", "红细胞")])
     assert np.asarray(drawn).any()
+
+
+def test_a_text_that_no_font_has_as_a_whole_is_written_with_the_one_that_has_most_of_it(fonts):
+    fonts(_accents)
+    assert hasattr(load_font(20, "3 as vélo 红"), "is_of_system")
+    assert not hasattr(load_font(20, "3 as cell 红"), "is_of_system")

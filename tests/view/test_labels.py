@@ -4,17 +4,19 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from dinocore.draw import boxes as module
-from dinocore.draw.boxes import Box, draw_boxes
+from dinocore.draw.boxes import Box, LabelMemory, draw_boxes, first_free
 from dinocore.draw.curves import ticks
-from dinocore.draw.figure import Tag, put_tags
+from dinocore.draw.figure import Tag, put_tags, write
+from dinocore.draw.fonts import load_font, shortened
 
 
-def places(monkeypatch, size, boxes) -> list[module.Place]:
+def places(monkeypatch, size, boxes, memory=None) -> list[module.Place]:
     """Where the labels of boxes are drawn."""
     drawn = []
     draw = module._draw_label
     monkeypatch.setattr(module, "_draw_label", lambda *given: (drawn.append(given[-1]), draw(*given)))
-    draw_boxes(Image.new("RGB", size), boxes)
+    draw_boxes(Image.new("RGB", size), boxes, memory)
+    monkeypatch.setattr(module, "_draw_label", draw)
     return drawn
 
 
@@ -25,6 +27,49 @@ def test_labels_of_boxes_at_one_corner_are_all_there_and_cover_none_of_the_other
     for n, (left, top, right, bottom) in enumerate(found):
         assert left >= 0 and right <= 320 and top >= 0 and bottom <= 240
         assert not any(left < r and x < right and top < b and y < bottom for x, y, r, b in found[:n])
+
+
+def test_labels_of_a_film_stay_where_they_are_though_scores_change_and_objects_come(monkeypatch):
+    colors = {"cell": "#D55E00", "platelet": "#0072B2", "germ": "#D55E00"}
+    memory, beside = LabelMemory(), {name: set() for name in colors}
+    for frame in range(12):
+        names = list(colors)[: 2 if frame < 5 else 3]
+        if frame % 2:  # the last one is the surest, and chooses first in an image
+            names.reverse()
+        x, y = 40 + 2 * frame, 60 + frame % 3
+        lefts = [x + 4 * list(colors).index(name) for name in names]
+        boxes = [Box((x, y, x + 160, y + 120), colors[n], f"{n} 0.5") for n, x in zip(names, lefts, strict=True)]
+        for name, left, place in zip(names, lefts, places(monkeypatch, (320, 240), boxes, memory), strict=True):
+            beside[name].add((place[0] - left, place[1] - y))
+    assert [len(found) for found in beside.values()] == [1, 1, 1]
+
+
+def test_a_label_of_a_film_makes_way_where_its_place_is_taken_or_leaves_the_image(monkeypatch):
+    memory = LabelMemory()
+    first = places(monkeypatch, (320, 240), [Box((40, 60, 120, 180), "#D55E00", "cell")], memory)[0]
+    up = places(monkeypatch, (320, 240), [Box((40, 5, 120, 140), "#D55E00", "cell")], memory)[0]
+    assert first[3] == 60 and up[1] == 5
+    other = [Box((200, 60, 280, 180), "#D55E00", "cell"), Box((40, 5, 120, 140), "#D55E00", "cell")]
+    (new, same) = places(monkeypatch, (320, 240), other, memory)
+    assert same == up and new[3] == 60
+
+
+def test_many_labels_find_the_places_that_a_search_of_all_pairs_finds(monkeypatch):
+    rng, boxes = np.random.default_rng(0), []
+    for n in range(1000):
+        x, y = rng.uniform(0, 1200), rng.uniform(0, 700)
+        boxes.append(Box((x, y, x + rng.uniform(8, 130), y + rng.uniform(8, 100)), "#D55E00", f"class {n}"))
+
+    def all_pairs(options, taken):
+        covers = [
+            any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in taken.tolist()) for a in options
+        ]
+        return covers.index(False) if False in covers else None
+
+    quick = places(monkeypatch, (1333, 800), boxes)
+    monkeypatch.setattr(module, "first_free", all_pairs)
+    assert places(monkeypatch, (1333, 800), boxes[-200:]) == quick[-200:]
+    assert first_free([], np.empty((0, 4))) is None
 
 
 def test_a_label_alone_is_above_its_box_and_inside_at_the_upper_edge(monkeypatch):
@@ -75,3 +120,15 @@ def test_ticks_are_whole_numbers_at_even_steps_and_five_at_most():
         assert (
             2 <= len(found) <= 5 and found[-1] <= end < found[-1] + 2 * found[1] and set(np.diff(found)) == {found[1]}
         )
+
+
+def test_a_text_in_a_figure_that_has_no_room_loses_its_middle_and_ends_in_time():
+    name = "neutrophilic segmented granulocyte of the periphery"
+    canvas = ImageDraw.Draw(Image.new("RGB", (400, 40)))
+    assert write(canvas, 0, 20, name, room=150) <= 150 < write(canvas, 0, 20, name)
+    short = shortened(name, load_font(18), 150)
+    assert short.startswith("neutro") and short.endswith("…iphery")
+    assert shortened("cell", load_font(18), 1) == "cell"
+    drawn = Image.new("RGB", (400, 40))
+    put_tags(ImageDraw.Draw(drawn), (400, 40), [Tag(f"3 as {name}", 0, 5, "#0072B2")], 15)
+    assert np.flatnonzero(np.asarray(drawn).any((0, 2))).max() < 170

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from PIL import ImageDraw
 
 import dinocore.inspect.matching.matching
 import dinocore.losses
@@ -192,3 +193,21 @@ def test_it_draws_one_object_and_more_objects_than_queries(detector, image, num_
     figure = draw_matching(image, seen)
     assert len(figure.resize((60, 50)).getcolors(10**6)) > 20  # not blank
     assert len(seen.stages[-1].answers) == min(num_objects, 12)
+
+
+@pytest.mark.parametrize("num_stages", [1, 7])
+def test_long_names_lose_their_middle_and_end_before_the_queries(detector, image, monkeypatch, num_stages):
+    seen = look_at_matching(detector, batch_of(detector, image))
+    name = "neutrophilic segmented granulocyte of the periphery"
+    stages = [seen.stages[-1]] * num_stages
+    seen = seen._replace(objects=[thing._replace(label=name) for thing in seen.objects], stages=stages)
+    ends, draw = {}, ImageDraw.ImageDraw.text
+
+    def text(canvas, place, words, *given, **more):
+        ends[words] = canvas.textbbox(place, words, font=more["font"], anchor=more["anchor"])[2]
+        draw(canvas, place, words, *given, **more)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    draw_matching(image, seen)
+    (shown,) = (words for words in ends if words.startswith("0 neutro"))
+    assert shown.endswith("…iphery") and ends[shown] < 24 + (150 if num_stages == 7 else 0.3 * 828)

@@ -256,6 +256,19 @@ def test_a_flat_box_is_seen(visit):
 
 
 @pytest.mark.slow
+def test_a_label_of_a_long_name_loses_its_middle_and_has_all_of_it_where_it_is_looked_at(visit):
+    name = "neutrophilic segmented granulocyte"
+    tab = visit(page_of(Gallery("", [image(marks=[Mark((20, 45, 100, 70), name, "found", 0.53)], size=(480, 360))])))
+    tab.locator("figure").scroll_into_view_if_needed()
+    tab.wait_for_timeout(100)
+    label = tab.locator("figure .marks text").text_content()
+    assert label.startswith("neutro") and label.endswith("…e 0.53") and len(label) < len(name)
+    tab.locator(".open").first.press("Enter")
+    tab.locator("dialog .list button").first.focus()
+    assert tab.locator("dialog .marks .pick text").text_content() == f"{name} 0.53"
+
+
+@pytest.mark.slow
 def test_boxes_differ_in_colour_and_in_dashes(visit):
     tab = visit(full_page())
     tab.locator("figure").first.scroll_into_view_if_needed()

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.progress import Progress
 
 from dinocore.detections_io import as_found
-from dinocore.draw.boxes import Box, class_color, draw_boxes
+from dinocore.draw.boxes import Box, LabelMemory, class_color, draw_boxes
 from dinocore.errors import ConfigError, DataError, Interrupted
 from dinocore.predict import Detections
 from dinocore.stream.images import PreparedImage, detect_stream, prepare
@@ -21,7 +21,7 @@ from dinocore.stream.video import CODECS, Damaged, Film, FilmWriter, Frame, Obje
 from dinocore.system.files import ESCAPED, check_file
 from dinocore.words import counted, typed
 
-from ...console import say, stderr, stdout, warn
+from ...console import say, stderr, stdout, warn, warn_of_letters
 from ...signals import ending_early
 from .predict import Tally
 from .request import PredictRequest, Work, check_request, open_work
@@ -61,7 +61,7 @@ def predict_film(
         writer = FilmWriter(options.save_video, rate, film.steady) if options.save_video else None
         if writer:
             stack.callback(writer.close)
-        count, tally = 0, Tally()
+        count, tally, memory = 0, Tally(), LabelMemory()
         damaged: list[Damaged] = []
         bar = stack.enter_context(Progress(console=stderr, disable=not stderr.is_terminal, transient=True))
         frames = _watched(film, options, bar, ended)
@@ -71,7 +71,7 @@ def predict_film(
                 lines = stack.enter_context(request.out.open("w", encoding="utf-8", errors=ESCAPED))
             _put(row, lines, request.json or not (lines or writer))
             if writer:
-                writer.add(_drawn(frame, row, work), frame.seconds)
+                writer.add(_drawn(frame, row, work, memory), frame.seconds)
             count += 1
             best = max([-1.0, *detections.scores[:1].tolist()])
             tally.add(work, source, frame.pixels.shape[:2], len(row["detections"]), best)
@@ -85,6 +85,8 @@ def predict_film(
     written = " and ".join(str(path) for path in (request.out, options.save_video) if path and count)
     say(f"wrote {written}: {done}" if written else done)
     tally.say(work.least)
+    if writer and count:
+        warn_of_letters(category.name for category in work.detector.categories)
     if stopped:
         raise Interrupted(f"interrupted after {counted(count, 'frame')}, which are written", stopped)
 
@@ -196,11 +198,11 @@ def _put(row: dict[str, Any], lines: TextIO | None, to_stdout: bool) -> None:
         stdout.file.write(text + "\n")
 
 
-def _drawn(frame: Frame, row: dict[str, Any], work: Work) -> Image.Image:
+def _drawn(frame: Frame, row: dict[str, Any], work: Work, memory: LabelMemory) -> Image.Image:
     numbers = {category.name: k for k, category in enumerate(work.detector.categories)}
     boxes = []
     for d in reversed(row["detections"]):
         known = d.get("track") is not None
         text = f"{d['label']} {d['track']}" if known else f"{d['label']} {d['score']:.2f}"
         boxes.append(Box(d["box_xyxy"], class_color(d["track"] if known else numbers[d["label"]]), text))
-    return draw_boxes(Image.fromarray(np.asarray(frame.pixels)), boxes)
+    return draw_boxes(Image.fromarray(np.asarray(frame.pixels)), boxes, memory)

@@ -5,8 +5,9 @@ from itertools import cycle
 
 from PIL import Image, ImageDraw
 
-from ...draw.boxes import PALETTE
+from ...draw.boxes import LONGEST, PALETTE
 from ...draw.figure import GREY, INK, PAPER, Corners, Tag, legend, open_panel, put_tags, whole_panel, write
+from ...draw.fonts import load_font
 from ...report.page import render_page
 from ...report.parts import Cell, Facts, Gallery, Mark, MarkedImage, Page, Part, Section, Table
 from ...words import counted
@@ -113,14 +114,15 @@ def _flow(canvas: Canvas, seen: Matching, left: int, top: int) -> None:
     count, top = len(seen.objects), top + 30
     height = min(44.0, (HIGH - 108) / max(1, count))
     named = height >= 15
-    first = left + (150 if named else 10)
-    width = (left + WIDE - first) / len(seen.stages)
     size = min(18, max(10, height * 0.7))
+    room = _room([f"{t} {thing.label}" for t, thing in enumerate(seen.objects)], size, len(seen.stages))
+    first = left + (room if named else 10)
+    width = (left + WIDE - first) / len(seen.stages)
     for t, label, answers in seen.by_object():
         queries = [answer and answer.query for answer in answers]
         y, below = (round(top + row * height) for row in (t, t + 1))
         if named:
-            write(canvas, left, top + (t + 0.5) * height, f"{t} {label}"[:14], size)
+            write(canvas, left, top + (t + 0.5) * height, f"{t} {label}", size, room=room - 10)
         for n, query in enumerate(queries):
             if query is None:
                 continue
@@ -137,6 +139,12 @@ def _flow(canvas: Canvas, seen: Matching, left: int, top: int) -> None:
             write(canvas, x, end + 26, f"{stage.instability} differ", color=GREY, anchor="la")
     if not named:
         write(canvas, first, top + HIGH - 52, f"{counted(count, 'object')}, one line each", color=GREY, anchor="la")
+
+
+def _room(names: Sequence[str], size: float, num_stages: int) -> float:
+    """Width of the column of names: what they need, between 150 and what the stages leave of 0.3 of the panel."""
+    needed = max((load_font(size, name).getlength(name) for name in names), default=0) + 10
+    return max(150, min(needed, LONGEST * WIDE, WIDE - 100 * num_stages))
 
 
 def _costs(canvas: Canvas, seen: Matching, left: int, top: int) -> None:
