@@ -91,7 +91,7 @@ def _pack_layers(module: nn.Module) -> None:
         else:
             _pack_layers(child)
         if isinstance(child, FeedForward):
-            setattr(module, name, ChunkedModule(child, getattr(child.net, "num_tokens", 1024)))
+            setattr(module, name, ChunkedModule(child, 1024))
     if isinstance(module, nn.Sequential):
         _fuse_relus(module)
 

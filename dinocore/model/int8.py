@@ -22,16 +22,14 @@ def quantize_layers(layers: nn.ModuleList) -> None:
     Where attention samples and by which weights stays as it is, for AP suffers from it; so do the attention between
     queries and layers with fewer than LANES channels.
     """
-    for module in list(layers.modules()):
+    for name, module in list(layers.named_modules()):
         if isinstance(module, MSDeformAttn):
-            for name in ("value", "output"):
-                layer = getattr(module, name)
+            for part in ("value", "output"):
+                layer = getattr(module, part)
                 if type(layer) is nn.Linear and _is_wide(layer.weight):
-                    setattr(module, name, Int8Linear(layer))
-        elif isinstance(module, FeedForward) and isinstance(module.net, nn.Sequential):
-            first, second = (child for child in module.net if isinstance(child, nn.Linear))
-            if _is_wide(first.weight) and _is_wide(second.weight):
-                module.net = Int8FeedForward(first, second)
+                    setattr(module, part, Int8Linear(layer))
+        elif isinstance(module, FeedForward) and all(_is_wide(layer.weight) for layer in _linear_layers(module)):
+            layers.set_submodule(name, Int8FeedForward(module))
 
 
 def quantize_blocks(blocks: Iterable[FusedBlock]) -> None:
@@ -94,16 +92,23 @@ class Int8Linear(nn.Module):
 
 
 class Int8FeedForward(nn.Module):
-    """Two linear layers with a ReLU between them, for CPUs, without gradients."""
+    """A feed-forward block with its residual connection and its norm, for CPUs, without gradients."""
 
-    def __init__(self, first: nn.Linear, second: nn.Linear):
+    def __init__(self, block: FeedForward):
         super().__init__()
+        first, second = _linear_layers(block)
         self.first = Int8Weights(first.weight, first.bias, MIDDLE)
         self.second = Int8Weights(second.weight, second.bias, 0)
+        self.norm = [value.detach().float() for value in (block.norm.weight, block.norm.bias)]
+        self.eps = block.norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        return torch.ops.dino.int8_feed_forward(x, self.first(), self.second())
+        return torch.ops.dino.int8_feed_forward(x, self.first(), self.second(), self.norm, self.eps)
+
+
+def _linear_layers(block: FeedForward) -> list[nn.Linear]:
+    return [layer for layer in block.net.children() if isinstance(layer, nn.Linear)]
 
 
 class Int8PointwiseConv(nn.Module):

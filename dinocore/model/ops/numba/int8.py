@@ -71,11 +71,15 @@ def linear(x: Tensor, layer: Weights, zero: int, residual: Tensor | None = None,
     return output
 
 
-def feed_forward(x: Tensor, first: Weights, second: Weights) -> Tensor:
-    """Two linear layers with a ReLU between them: (..., C), float32 or bfloat16, to (..., D)."""
-    output = torch.empty(*x.shape[:-1], len(second.scale), dtype=x.dtype)
+def feed_forward(x: Tensor, first: Weights, second: Weights, norm: tuple[Tensor, Tensor, float]) -> Tensor:
+    """Two linear layers with a ReLU between them, x added, then layer norm: (..., C), float32 or bfloat16, to (..., C).
+
+    Args:
+        norm: its scale (C,), its shift (C,) and what is added to the variance.
+    """
+    output = torch.empty(x.shape, dtype=x.dtype)
     layers = _layer(first, x.shape[-1]), _layer(second, len(first.scale))
-    arrays = flat_array(x), *layers, flat_array(output)
+    arrays = flat_array(x), *layers, (*map(flat_array, norm[:2]), norm[2]), flat_array(output)
     in_parallel(feed_forward_kernel, arrays, math.prod(x.shape[:-1]))
     return output
 
@@ -112,7 +116,9 @@ def _layer(weights: Weights, channels: int, step: int | None = None, hop: int | 
 
 
 torch.library.define("dino::int8_linear", "(Tensor x, Tensor[] layer, int zero) -> Tensor")
-torch.library.define("dino::int8_feed_forward", "(Tensor x, Tensor[] first, Tensor[] second) -> Tensor")
+torch.library.define(
+    "dino::int8_feed_forward", "(Tensor x, Tensor[] first, Tensor[] second, Tensor[] norm, float eps) -> Tensor"
+)
 
 
 @torch.library.impl("dino::int8_linear", "cpu")
@@ -121,8 +127,8 @@ def _linear(x: Tensor, layer: list[Tensor], zero: int) -> Tensor:
 
 
 @torch.library.impl("dino::int8_feed_forward", "cpu")
-def _feed_forward(x: Tensor, first: list[Tensor], second: list[Tensor]) -> Tensor:
-    return feed_forward(x, Weights(*first), Weights(*second))
+def _feed_forward(x: Tensor, first: list[Tensor], second: list[Tensor], norm: list[Tensor], eps: float) -> Tensor:
+    return feed_forward(x, Weights(*first), Weights(*second), (norm[0], norm[1], eps))
 
 
 @torch.library.register_fake("dino::int8_linear")
@@ -131,5 +137,5 @@ def _(x: Tensor, layer: list[Tensor], zero: int) -> Tensor:
 
 
 @torch.library.register_fake("dino::int8_feed_forward")
-def _(x: Tensor, first: list[Tensor], second: list[Tensor]) -> Tensor:
-    return x.new_empty(*x.shape[:-1], len(second[2]))
+def _(x: Tensor, first: list[Tensor], second: list[Tensor], norm: list[Tensor], eps: float) -> Tensor:
+    return x.new_empty(x.shape)

@@ -52,18 +52,20 @@ def linear_kernel(x, zero, layer, residual, relu, output, begin, end):
 
 
 @compiled
-def feed_forward_kernel(x, first_layer, second_layer, output, begin, end):
-    """Tokens `begin` to `end` of x (N, C) by a layer, a ReLU and another layer, to output (N, D)."""
-    C, D = first_layer.channels, len(second_layer.scales)
+def feed_forward_kernel(x, first_layer, second_layer, norm, output, begin, end):
+    """Tokens `begin` to `end` of x (N, C) plus what a layer, a ReLU and another layer make of them, normalised."""
+    C = first_layer.channels
     data, steps, hidden_sums = _scratch(first_layer)
     hidden, hidden_steps, sums = _scratch(second_layer)
+    numbers = np.empty(BLOCK * C, dtype=np.float32)
     for first in range(begin, end, BLOCK):
-        count = min(BLOCK, end - first)
-        _to_bytes(x, first * C, first_layer, MIDDLE, count, data, steps)
+        count, place = min(BLOCK, end - first), first * C
+        _to_bytes(x, place, first_layer, MIDDLE, count, data, steps)
         _multiply(data, 0, first_layer, count, hidden_sums)
         _hidden_to_bytes(hidden_sums, steps, first_layer, count, hidden, second_layer.step, hidden_steps)
         _multiply(hidden, 0, second_layer, count, sums)
-        _to_numbers(sums, hidden_steps, second_layer, output[:0], False, count, output, first * D)
+        _to_numbers(sums, hidden_steps, second_layer, x[place:], False, count, numbers, 0)
+        _normalise(numbers, norm, count, output, place)
 
 
 @compiled
@@ -195,6 +197,34 @@ def _to_numbers(sums, steps, layer, residual, relu, count, output, start):
             if relu:
                 row = where(row < nothing, nothing, row)
             store(output, start + token * D + at, row)
+
+
+@compiled
+def _normalise(numbers, norm, count, output, start):
+    """Layer norm of tokens (count, C), to output from `start` on."""
+    scales, shifts, epsilon = norm
+    C = len(scales)
+    whole = C - C % LANES
+    nothing = fill(np.float32(0), LANES)
+    one = splat(np.float32(1), nothing)
+    for token in range(count):
+        source, total, squares = token * C, nothing, nothing
+        for at in range(0, whole, LANES):
+            total = total + load(numbers, source + at, nothing)
+        mean = (dot(total, one) + numbers[source + whole : source + C].sum()) / np.float32(C)
+        means = splat(mean, nothing)
+        for at in range(0, whole, LANES):
+            off = load(numbers, source + at, nothing) - means
+            squares = squares + off * off
+        rest = np.float32(0)
+        for at in range(source + whole, source + C):
+            rest += (numbers[at] - mean) ** 2
+        variance = (dot(squares, one) + rest) / np.float32(C)
+        factor = splat(np.float32(1) / np.sqrt(variance + np.float32(epsilon)), nothing)
+        for block in range(0, C, LANES):
+            at = min(block, C - LANES)
+            row = (load(numbers, source + at, nothing) - means) * factor
+            store(output, start + source + at, row * load(scales, at, nothing) + load(shifts, at, nothing))
 
 
 @compiled
