@@ -190,13 +190,26 @@ def _depthwise_gradient_flops(padded_shape, grad_shape, side, *args, **kwargs) -
     return 2 * math.prod(grad_shape) * side * side
 
 
+@register_flop_formula(torch.ops.dino.int8_linear)
+def _byte_linear_flops(x_shape, *args, out_shape=(), **kwargs) -> int:
+    """A multiply-add for every number of the input and channel of the output."""
+    return 2 * math.prod(x_shape) * out_shape[-1]
+
+
+@register_flop_formula(torch.ops.dino.int8_feed_forward)
+def _byte_feed_forward_flops(x_shape, first_shapes, *args, **kwargs) -> int:
+    """Two layers, to the width of the first one's scales and back."""
+    return 2 * 2 * math.prod(x_shape) * first_shapes[2][0]
+
+
+@register_flop_formula(torch.ops.dino.int8_convolution)
+def _byte_convolution_flops(x_shape, shapes, kernel, *args, out_shape=(), **kwargs) -> int:
+    return 2 * math.prod(out_shape) * x_shape[1] * math.prod(kernel)
+
+
 def _fused_convolution_flops(x_shape, second, third, *args, out_shape=(), **kwargs) -> int:
     """A multiply-add for every number of the output and weight of its channel; with a sum the weights come third."""
     weight_shape = third if third is not None and len(third) == 4 else second
-    return 2 * math.prod(out_shape) * math.prod(weight_shape[1:])
-
-
-def _byte_convolution_flops(x_shape, step, zero, weight_shape, *args, out_shape=(), **kwargs) -> int:
     return 2 * math.prod(out_shape) * math.prod(weight_shape[1:])
 
 
@@ -227,8 +240,6 @@ CORRECTED: dict[Any, Callable[..., int]] = {  # and what torch does not count on
 if torch.backends.mkldnn.is_available():
     CORRECTED[torch.ops.mkldnn._convolution_pointwise] = _fused_convolution_flops
     CORRECTED[torch.ops.mkldnn._linear_pointwise] = _packed_linear_flops
-    CORRECTED[torch.ops.onednn.qlinear_pointwise] = _packed_linear_flops
-    CORRECTED[torch.ops.onednn.qconv2d_pointwise] = _byte_convolution_flops
 
 
 def _training_call(model: DINO, batch: Batch, case: Case, dtype: torch.dtype | None) -> Callable[[], None]:

@@ -52,7 +52,7 @@ class LabelMemory:
                 pairs += [(overlap[like], n, like) for like in np.flatnonzero(overlap >= self.SAME).tolist()]
         recalled: list[int | None] = [None] * len(boxes)
         left = {color: list[int | None](choices) for color, (_, choices) in self.last.items()}
-        for _, n, like in sorted(pairs, reverse=True):  # the likest two first
+        for _, n, like in sorted(pairs, reverse=True):  # the two most alike first
             choices = left[boxes[n].color]
             if recalled[n] is None:
                 recalled[n], choices[like] = choices[like], None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .deform_attn import MSDeformAttn
 from .inference import FusedBlock, FusedConv
 from .layers import FeedForward
-from .ops.numba.int8 import LANES, MIDDLE, Weights, convolve, linear, pack
+from .ops.numba.int8 import LANES, MIDDLE, Weights, pack
 
 
 def quantize_layers(layers: nn.ModuleList) -> None:
@@ -88,7 +88,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C_in) -> (..., C_out)."""
-        return torch.ops.dino.int8_linear(x, self.layer(), MIDDLE)
+        return torch.ops.dino.int8_linear(x, self.layer(), MIDDLE, None, False)
 
 
 class Int8FeedForward(nn.Module):
@@ -123,7 +123,7 @@ class Int8PointwiseConv(nn.Module):
         """(B, C, H, W), (B, D, h, w) -> (B, D, h, w)."""
         pixels = x.permute(0, 2, 3, 1)[:, :: self.stride[0], :: self.stride[1]]  # (B, h, w, C)
         others = None if residual is None else residual.permute(0, 2, 3, 1)
-        return linear(pixels, self.layer(), 0, others, self.relu).permute(0, 3, 1, 2)
+        return torch.ops.dino.int8_linear(pixels, self.layer(), 0, others, self.relu).permute(0, 3, 1, 2)
 
 
 class Int8Conv(nn.Module):
@@ -138,5 +138,4 @@ class Int8Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W), (B, D, h, w). An image has a scale of its own, so that it does not depend on its batch."""
-        images = [convolve(image[None], self.layer(), self.kernel_size, self.padding, self.stride) for image in x]
-        return images[0] if len(images) == 1 else torch.cat(images)
+        return torch.ops.dino.int8_convolution(x, self.layer(), self.kernel_size, self.padding, self.stride)

@@ -192,12 +192,15 @@ def test_copies_and_pickles_give_the_same_numbers():
 @needs_vnni
 def test_the_compiler_is_told_what_the_operators_give():
     torch.manual_seed(0)
+    ops, x = torch.ops.dino, torch.randn(2, 7, 24).bfloat16()
     first, second = nn.Linear(24, 40).requires_grad_(False), nn.Linear(40, 24).requires_grad_(False)
-    layer, x = Int8FeedForward(block_of(first, second)), torch.randn(2, 7, 24).bfloat16()
-    torch.library.opcheck(torch.ops.dino.int8_linear.default, (x, Int8Linear(first).layer(), 128))
-    torch.library.opcheck(
-        torch.ops.dino.int8_feed_forward.default, (x, layer.first(), layer.second(), layer.norm, 1e-5)
-    )
+    block, image = Int8FeedForward(block_of(first, second)), torch.rand(2, 16, 9, 8).bfloat16()
+    conv = Int8Conv(FusedConv(nn.Conv2d(16, 40, 3, 2, padding=(0, 1)).requires_grad_(False)))
+    residual = torch.randn(2, 7, 40).bfloat16()
+    torch.library.opcheck(ops.int8_linear.default, (x, Int8Linear(first).layer(), 128, None, False))
+    torch.library.opcheck(ops.int8_linear.default, (x, Int8Linear(first).layer(), 128, residual, True))
+    torch.library.opcheck(ops.int8_feed_forward.default, (x, block.first(), block.second(), block.norm, block.eps))
+    torch.library.opcheck(ops.int8_convolution.default, (image, conv.layer(), [3, 3], [0, 1], [2, 2]))
 
 
 def block(kind, width: int) -> FusedBlock:

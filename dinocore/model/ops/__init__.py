@@ -1,5 +1,6 @@
-"""The one operation of the model that plain PyTorch does slowly: sampling of multi-scale deformable attention."""
+"""What plain PyTorch does slowly: sampling of deformable attention, depthwise gradients, and products of bytes."""
 
+from dinocore.model.ops import int8  # noqa: F401  - defines operators
 from dinocore.model.ops.dispatch import (
     Sampled,
     Sampling,

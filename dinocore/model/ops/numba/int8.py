@@ -113,29 +113,3 @@ def _layer(weights: Weights, channels: int, step: int | None = None, hop: int | 
     hop = hop or groups * GROUP
     matrix, starts, scales, bias = map(flat_array, weights)
     return Layer(matrix, starts, scales, bias, channels, slabs, step or slabs * hop, hop)
-
-
-torch.library.define("dino::int8_linear", "(Tensor x, Tensor[] layer, int zero) -> Tensor")
-torch.library.define(
-    "dino::int8_feed_forward", "(Tensor x, Tensor[] first, Tensor[] second, Tensor[] norm, float eps) -> Tensor"
-)
-
-
-@torch.library.impl("dino::int8_linear", "cpu")
-def _linear(x: Tensor, layer: list[Tensor], zero: int) -> Tensor:
-    return linear(x, Weights(*layer), zero)
-
-
-@torch.library.impl("dino::int8_feed_forward", "cpu")
-def _feed_forward(x: Tensor, first: list[Tensor], second: list[Tensor], norm: list[Tensor], eps: float) -> Tensor:
-    return feed_forward(x, Weights(*first), Weights(*second), (norm[0], norm[1], eps))
-
-
-@torch.library.register_fake("dino::int8_linear")
-def _(x: Tensor, layer: list[Tensor], zero: int) -> Tensor:
-    return x.new_empty(*x.shape[:-1], len(layer[2]))
-
-
-@torch.library.register_fake("dino::int8_feed_forward")
-def _(x: Tensor, first: list[Tensor], second: list[Tensor], norm: list[Tensor], eps: float) -> Tensor:
-    return x.new_empty(x.shape)
