@@ -269,7 +269,7 @@ def _truth(request: EvalRequest, *sources: DetectionSource) -> Annotations:
     say(f"data: {annotations.file}, {counted(len(annotations.image_ids), 'image')}")
     for note in annotations.notes:
         warn(note)
-    if not len(annotations.trainable(0)):
+    if not annotations.trainable(0).any():
         warn(f"{annotations.file} has no object to judge by; AP and recall are not defined")
     return annotations
 
