@@ -53,7 +53,7 @@ def check_request(request: PredictRequest) -> PredictRequest:
     from dinocore.stream.slices import parse_slicing
 
     request = request._replace(format=format_of(request.format, request.out))
-    check_batch_size(request.batch_size)
+    check_batch_size(request.batch_size, "--batch-size ")
     if request.slice is not None:
         parse_slicing(request.slice, request.overlap, DataConfig(), {})
     if request.out is not None:
