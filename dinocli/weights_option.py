@@ -139,7 +139,7 @@ def _from_weights(path: Path, device: str, amp: str, compiled: bool = False) -> 
 
     place = pick_device(device)
     if compiled:
-        check_compiler(place)  # before the weights are read
+        check_compiler(place, "--compile")  # before the weights are read
     content = load_weights(path)
     detector = detector_from(content, path, place, amp, compiled)
     if note := cast_note(content.tensors, path):

@@ -301,7 +301,7 @@ class Config(SettingsGroup):
             ConfigError: there is no such setting, or the value cannot be used.
         """
         settings = self.model_dump()
-        *sections, name = key.split(".")
+        *sections, name = str(key).split(".")
         section: Any = settings
         for part in sections:
             section = section.get(part) if isinstance(section, dict) else None
@@ -314,6 +314,18 @@ class Config(SettingsGroup):
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
             raise ConfigError(f"`{key}` = {value!r} cannot be used: {reason[:1].lower()}{reason[1:]}") from None
+
+
+def check_section(given: object, section: type[SettingsGroup]) -> None:
+    """Refuse what is not the section of a config that a function takes, such as the whole config.
+
+    Raises:
+        ConfigError: naming the section.
+    """
+    if not isinstance(given, section):
+        name = next(name for name, field in Config.model_fields.items() if field.annotation is section)
+        kind = "a whole config" if isinstance(given, Config) else f"an object of type {type(given).__name__}"
+        raise ConfigError(f"this takes the section `{name}` of a config, not {kind}", fix=f"use config.{name}")
 
 
 def fixed_settings(config: Config) -> dict[str, Any]:

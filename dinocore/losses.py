@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .boxes import generalized_iou, to_xyxy
-from .config import LossConfig
+from .config import LossConfig, check_section
 from .matching import hungarian, negative_focal, positive_focal
 from .model.dino import DinoOutput
 from .structures import Match, Predictions, Target
@@ -23,7 +23,11 @@ def criterion(
         num_boxes: objects of the whole optimizer step, averaged over processes; the least that counts is 1.
         num_denoised: those of them that take part in denoising, which has room for so many of each image; None: of this
             batch, for a step of one batch. Official DINO divides by all, which is the same where there is room for all.
+
+    Raises:
+        ConfigError: `loss` is no section `loss`.
     """
+    check_section(loss, LossConfig)
     num_boxes = max(1.0, num_boxes)
     terms = {}
     for name, predictions, stage_targets, match in match_stages(output, targets, loss):

@@ -18,7 +18,7 @@ from .data.annotations import Category
 from .data.batch import Batch, View, as_batch, check_pixels, normalise, resize_pixels
 from .data.images import loaded_rgb, read_image, to_rgb
 from .data.transforms import to_tensor
-from .errors import DataError, DivergedError, EnvironmentFault
+from .errors import ConfigError, DataError, DivergedError, EnvironmentFault
 from .model.dino import DINO, DinoOutput
 from .model.inference import CompiledModel, for_inference
 from .stream.images import detect_stream, prepare
@@ -111,7 +111,7 @@ class Detector:
         model: DINO,
         config: Config,
         categories: Sequence[Category],
-        device: torch.device,
+        device: str | torch.device,
         amp: str,
         compiled: bool = False,
     ):
@@ -124,6 +124,7 @@ class Detector:
             EnvironmentFault: torch.compile cannot run here.
         """
         compute_alone_after_fork()
+        device = torch.device(device)
         self.dtype = pick_precision(amp, device)
         self.model = for_inference(model, self.dtype, device, int8=amp == INT8)
         self.compiled: CompiledModel | None = None
@@ -183,8 +184,11 @@ class Detector:
             slicing: cut images into slices; see `dinocore.stream.slices`.
 
         Raises:
+            ConfigError: `batch_size` or `slicing` is something else.
             DataError: an image is none, or a file is not an image.
         """
+        if slicing is not None and not isinstance(slicing, Slicing):
+            raise ConfigError(f"slicing={slicing!r} is no dinocore.stream.slices.Slicing; try slicing=Slicing(640)")
         if _is_one(images):
             images = [images]
         elif isinstance(images, bytes | bytearray) or hasattr(images, "read") or not isinstance(images, Iterable):
@@ -258,6 +262,8 @@ class Detector:
             return to_tensor(loaded_rgb(image, self.config.data))
         if not isinstance(image, str | Path):
             raise _no_image(image)
+        if image == "":
+            raise DataError("the path of an image is empty", fix="give the path of an image file")
         if "://" in str(image):
             raise DataError(f"{image} is an address, and nothing is downloaded", code="DATA-URL")
         return to_tensor(read_image(Path(image), self.config.data))

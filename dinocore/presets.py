@@ -4,7 +4,7 @@ import difflib
 import re
 import tomllib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ def reported_ap(name: str) -> str | None:
 
 
 def load_config(
-    source: str | Path | Config | None = None, overrides: Sequence[str] = (), file: Path | None = None
+    source: str | Path | Config | None = None, overrides: Sequence[str] = (), file: str | Path | None = None
 ) -> Config:
     """Read a preset by name or a TOML file by path, or take a Config; then `file`; then `section.key=value` overrides.
 
@@ -177,7 +177,7 @@ def load_config(
         settings: dict[str, Any] = source.model_dump(mode="json")
     else:
         settings = {} if source is None else _current(read_settings(find_preset(str(source))))
-    overrides = [overrides] if isinstance(overrides, str) else overrides
+    overrides = overrides if isinstance(overrides, Iterable) and not isinstance(overrides, str) else [overrides]
     changes = [read_settings(file)] if file is not None else []
     for change in map(_current, [*changes, *map(_parse_override, overrides)]):
         model = change.get("model")
@@ -261,24 +261,31 @@ def find_preset(source: str) -> Path:
     return path
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(file: str | Path) -> dict[str, Any]:
     """What a TOML file says, not yet checked.
 
     Raises:
         ConfigError: it cannot be read.
     """
+    if file == "":
+        raise ConfigError("the name of the config file is empty; give a file that ends in .toml")
+    path = Path(file)
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"there is no config file `{path}`") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}; save it as UTF-8") from None
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
+    except OSError as error:
+        reason = "is a folder" if path.is_dir() else f"cannot be read: {error.strerror}"
+        raise ConfigError(f"{path} {reason}; give a file that ends in .toml") from error
 
 
-def _parse_override(text: str) -> dict[str, Any]:
+def _parse_override(given: object) -> dict[str, Any]:
     """`train.lr=2e-4` -> {"train": {"lr": 2e-4}}; a value that is not TOML is taken as a string."""
+    text = str(given)  # what is no text is no override, either
     key, equals, value = text.partition("=")
     if not equals or not all(part.strip() for part in key.split(".")):
         raise ConfigError(f"`{text}` is not an override; write it as section.key=value, such as train.epochs=24")

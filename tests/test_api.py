@@ -2,12 +2,19 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
 
 import dinocore
-from dinocore import Target, build_model, criterion, load_config
+from dinocore import Target, build_model, convert_state_dict, criterion, load_config
+from dinocore.data.annotations import Category
+from dinocore.data.dataset import open_dataset
+from dinocore.errors import CheckpointError, ConfigError
+from dinocore.train.run.folder import prepare_run, write_config
+from dinocore.weights.convert.to_official import official_state
+from dinocore.weights.file import load_weights, save_weights
 
 SMALL = [
     "model.backbone=resnet18", "model.hidden_dim=32", "model.num_heads=4", "model.ffn_dim=32", "model.num_queries=12",
@@ -28,6 +35,47 @@ def test_a_prompt_that_completes_names_knows_the_stable_ones():
 
 def test_one_override_need_not_be_in_a_list():
     assert load_config("tiny", overrides="model.num_queries=17").model.num_queries == 17
+
+
+@pytest.mark.parametrize("overrides", [5, [5], [("train.lr", 1)], {"train.lr": 1}, None])
+def test_overrides_that_are_no_text_are_refused_in_words(overrides):
+    with pytest.raises(ConfigError, match="is not an override; write it as"):
+        load_config("tiny", overrides=overrides)
+
+
+def test_files_and_folders_may_be_named_by_text(model, tmp_path):
+    (tmp_path / "mine.toml").write_text("[model]\nnum_queries = 17\n")
+    assert load_config("tiny", file=str(tmp_path / "mine.toml")).model.num_queries == 17
+    config = load_config("r50-4scale", SMALL)
+    save_weights(
+        str(tmp_path / "m.safetensors"), model.state_dict(), config, [Category(k, str(k)) for k in range(3)], {}
+    )
+    assert load_weights(str(tmp_path / "m.safetensors")).config == config
+    prepare_run(str(tmp_path / "run"), overwrite=False)
+    write_config(str(tmp_path / "run"), config)
+    assert load_config(str(tmp_path / "run" / "config.toml")) == config
+
+
+@pytest.mark.parametrize(("file", "message"), [("", "is empty; give a file"), (".", r"^\. is a folder; give a file")])
+def test_a_config_file_that_is_none_is_refused_in_words(file, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config("tiny", file=file)
+
+
+@pytest.mark.parametrize(
+    ("function", "section"),
+    [(build_model, "model"), (open_dataset, "data"), (partial(official_state, {}), "model"),
+     (partial(criterion, None, [], 1), "loss")],
+)  # fmt: skip
+@pytest.mark.parametrize("given", [load_config("tiny"), "tiny", None])
+def test_where_a_section_of_a_config_is_needed_its_name_is_said(function, section, given):
+    with pytest.raises(ConfigError, match=rf"takes the section `{section}` of a config.* use config\.{section}$"):
+        function(given)
+
+
+def test_a_state_dict_that_is_none_is_refused_in_words():
+    with pytest.raises(CheckpointError, match="state dict is needed, not an object of type str"):
+        convert_state_dict("checkpoint.pth")
 
 
 def test_a_model_can_be_pickled_and_copied(model):

@@ -98,8 +98,20 @@ def test_a_batch_that_memory_does_not_hold_is_halved(detector, images, monkeypat
 
 @pytest.mark.parametrize("size", [0, "many", "-1", "1.5"])
 def test_a_batch_size_that_is_none_is_refused(detector, size):
-    with pytest.raises(ConfigError, match="--batch-size"):
+    with pytest.raises(ConfigError, match=r"^batch_size=.* try batch_size=8$"):
         list(detector.stream([], size))
+
+
+@pytest.mark.parametrize("slicing", ["auto", 640])
+def test_slices_that_are_none_are_refused(detector, images, slicing):
+    with pytest.raises(ConfigError, match=r"try slicing=Slicing\(640\)$"):
+        list(detector.stream(images, slicing=slicing))
+
+
+@pytest.mark.parametrize("images", ["", [""]])
+def test_an_empty_path_is_called_empty(detector, images):
+    with pytest.raises(DataError, match="the path of an image is empty"):
+        detector(images)
 
 
 def test_detections_know_the_names_of_their_classes_and_supervision_reads_them(detector, images):

@@ -72,7 +72,7 @@ def benchmark(
     settings, place = load_config(source, overrides, config), pick_device(device)
     pick_precision(amp, place)
     if compile:
-        check_compiler(place)
+        check_compiler(place, "--compile")
     case = Case(settings, _size(size), batch, train, ops, amp, place, objects, repeats, file, compile)
     found = measure(case, lambda done: say(f"{done} of {repeats}") if repeats > 1 and not json else None)
     top = [] if profile is None else run_profile(case, profile)

@@ -61,6 +61,7 @@ class Annotations(NamedTuple):
     crowd: np.ndarray  # (M,) bool
     notes: list[str]  # what a user should know: objects that training leaves out, unknown classes
     merged_ids: tuple[tuple[int, int], ...] = ()  # (id, the category's that it is taken for), where two have one name
+    own_categories: tuple[Category, ...] = ()  # of the data, by id, whatever `categories` a model has
 
     def path(self, index: int) -> Path:
         """The image's file."""
@@ -111,7 +112,7 @@ def survey_annotations(
     table, root = present_files(safe_names(table, findings), split, config, findings)
     table, starts = sort_by_file(drop_orphans(known_sizes(table, root, config, findings)))
     table = clean_names(table, findings)
-    before = table.categories
+    before, own = table.categories, _own_categories(table)
     table = merge_names(table, findings) if categories is None else match_categories(table, categories, findings)
     check_boxes(table, root, config, findings)
     used = set(np.unique(table.category_ids).tolist())
@@ -135,7 +136,14 @@ def survey_annotations(
         crowd=table.crowd,
         notes=[finding.text for finding in findings.found if finding.level != ERROR],
         merged_ids=tuple((c.id, ids[c.name]) for c in before if c.id not in classes and c.name in ids),
+        own_categories=tuple(own),
     )
+
+
+def _own_categories(table: RawAnnotations) -> list[Category]:
+    """The classes as they are read where no model names them; what there is to say of that is said elsewhere."""
+    unread = Findings(Path())
+    return without_headings(merge_names(table, unread), unread)
 
 
 def as_coco_dict(annotations: Annotations) -> dict[str, Any]:

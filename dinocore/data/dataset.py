@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import __version__
-from ..config import DataConfig
+from ..config import DataConfig, check_section
 from ..errors import DataError
 from ..words import counted
 from .annotations import Annotations, Category, choose_images, read_annotations
@@ -37,8 +37,10 @@ def open_dataset(config: DataConfig) -> DataSet:
     """Find and read a data set; an empty path means drawn images.
 
     Raises:
+        ConfigError: it is no section `data`.
         DataError: the folder or its annotations cannot be used, or there is nothing to learn.
     """
+    check_section(config, DataConfig)
     folder = Path(config.path) if config.path else sample_folder(config.sample_images)
     layout = find_layout(folder, config.follow_symlinks)
     if not layout.trainable:

@@ -8,9 +8,12 @@ import msgspec
 import numpy as np
 
 from ..data.annotations import Annotations
+from ..data.formats.coco import is_number, parse_json
 from ..errors import DataError
 from ..words import counted
 
+IDS = ("image_id", "category_id")
+MOST_SHOWN = 40  # characters of a value that cannot be used
 Sides = Annotated[list[float], msgspec.Meta(min_length=4, max_length=4)]
 
 
@@ -73,18 +76,51 @@ def _orphans(rows: list[Any], key: str, noun: tuple[str, ...], known: set[int]) 
 
 
 def _decode(path: Path) -> list[Any]:
-    """By msgspec, or where it refuses by json, which takes NaN."""
+    """By msgspec, or, where it refuses, by json and row by row, which takes NaN and 1.0 as 1 and names a fault."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=list[ResultRow])
+    except (OSError, ValueError, RecursionError):
+        pass
+    try:
+        document = parse_json(path)
+    except DataError as error:
+        raise _no_results(error.what, path) from None
+    if not isinstance(document, list):
+        raise _no_results(f"it is no file of results: its top level is {_shown(document)}, not a list", path)
+    if faults := [(i, fault) for i, row in enumerate(document) if (fault := _fault(row))]:
+        first, fault = faults[0]
+        what = f"{len(faults)} of {len(document)} results cannot be used; of number {first} (counted from 0) {fault}"
+        raise _no_results(what, path)
+    return [
+        {key: int(row[key]) for key in IDS} | {"bbox": [*map(float, row["bbox"])], "score": float(row["score"])}
+        for row in document
+    ]
+
+
+def _no_results(what: str, path: Path) -> DataError:
     fix = "give a JSON list of {image_id, category_id, bbox, score}, such as `dino eval --out FILE` writes"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        what = f"it cannot be read: {error.strerror}"
-        raise DataError(what, code="DATA-RESULTS", where=path, fix=fix) from None
-    try:
-        return msgspec.json.decode(content, type=list[ResultRow])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        try:
-            return msgspec.convert(json.loads(content), type=list[ResultRow])
-        except (ValueError, RecursionError):
-            what = f"it is no file of results: {error}"
-            raise DataError(what, code="DATA-RESULTS", where=path, fix=fix) from None
+    return DataError(what, code="DATA-RESULTS", where=path, fix=fix)
+
+
+def _fault(row: Any) -> str:
+    """Why a row is no result, or nothing; numbers may be NaN, of which `read_results` tells."""
+    if not isinstance(row, dict):
+        return f"there is {_shown(row)}, not an object"
+    if missing := [f"`{key}`" for key in ResultRow.__annotations__ if key not in row]:
+        return f"there is no {', '.join(missing)}"
+    if wrong := [key for key in IDS if not (is_number(row[key]) and row[key] % 1 == 0)]:
+        return f"`{wrong[0]}` is {_shown(row[wrong[0]])}, not a whole number"
+    box = row["bbox"]
+    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_coordinate, box))):
+        return f"`bbox` is {_shown(box)}, not four numbers"
+    return "" if _is_coordinate(row["score"]) else f"`score` is {_shown(row['score'])}, not a number"
+
+
+def _is_coordinate(value: Any) -> bool:
+    return isinstance(value, float) or is_number(value)
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value as JSON has it."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"

@@ -32,7 +32,11 @@ class ProgramDetector(ExportedDetector):
             info = program.get_metadata().get(METADATA, "")
         else:
             beside = {METADATA: ""}
-            program = torch.export.load(path, extra_files=beside).module()
+            try:
+                with quiet():  # it logs a traceback
+                    program = torch.export.load(path, extra_files=beside).module()
+            except RuntimeError as error:  # which leads to that log
+                raise ValueError("PyTorch cannot read the program in it") from error
             info = beside[METADATA]
 
         def run(images: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:

@@ -6,8 +6,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..config import Config, DenoisingConfig, ModelConfig
-from ..errors import ConfigError
+from ..config import DenoisingConfig, ModelConfig, check_section
 from .backbones.build import build_backbone, check_backbone
 from .decoder import Decoder, DecoderLayer, look_once, look_twice
 from .deform_attn import MSDeformAttn
@@ -27,12 +26,9 @@ def build_model(config: ModelConfig, backbone: nn.Module | None = None) -> DINO:
         backbone: one of your own instead of `config.backbone`, which stays as it is; see `check_backbone`.
 
     Raises:
-        ConfigError: there is no such backbone, or yours gives other maps than the config wants.
+        ConfigError: it is no section `model`, there is no such backbone, or yours gives other maps than it wants.
     """
-    if isinstance(config, Config):
-        raise ConfigError(
-            "a model is built from the section `model`, and this is a whole config", fix="use config.model"
-        )
+    check_section(config, ModelConfig)
     dim = config.hidden_dim
     attention = (dim, config.num_heads, config.num_levels, config.num_points, config.ffn_dim, config.dropout)
     layer_call = checkpointed if config.checkpoint_activations else direct

@@ -129,6 +129,9 @@ def _tide(answer: dict[str, Any]) -> Table:
     tide = answer["tide"]
     rows = [[name, words, tide["count"][name], tide["gain"][name]] for name, words in ERRORS.items()]
     text = f"How much AP50 ({tide['ap50']:.4g}) would grow without one kind of error (TIDE)."
+    on_crowds = sum(tide["count"][name] for name in ("Cls", "Loc", "Both", "Dupe", "Bkg")) - tide["count"]["FP"]
+    if on_crowds:
+        text += f" FP is without the {counted(on_crowds, 'detection')} on crowds, which the kinds of error are with."
     return Table("Where AP50 is lost", ["error", "meaning", "count", "dAP"], rows, text)
 
 

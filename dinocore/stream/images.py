@@ -102,15 +102,18 @@ def _as_is(item: PreparedImage | DataError) -> PreparedImage | DataError:
     return item
 
 
-def check_batch_size(size: str | int) -> str | int:
+def check_batch_size(size: str | int, name: str = "batch_size=") -> str | int:
     """`auto` or a number of images.
+
+    Args:
+        name: what a user writes before it.
 
     Raises:
         ConfigError: it is neither.
     """
     if size == "auto" or (str(size).isdecimal() and int(size) > 0):
         return size if size == "auto" else int(size)
-    raise ConfigError(f"--batch-size {size} is neither auto nor a number from 1; try --batch-size 8")
+    raise ConfigError(f"{name}{size} is neither auto nor a number from 1; try {name}8")
 
 
 def detect_stream(

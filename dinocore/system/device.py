@@ -60,15 +60,18 @@ def check_int8(device: torch.device) -> None:
         ConfigError: they are not. Without VNNI they take longer, and sums of two products are cut off at 16 bits.
     """
     if device.type != "cpu":
-        raise ConfigError(f"int8 is for CPUs, and this is {device}; add --device cpu, or leave int8 out")
+        raise ConfigError(f"int8 is for CPUs, and this is {device}; use the device cpu, or leave int8 out")
     if importlib.util.find_spec("numba") is None:
         raise ConfigError("int8 needs numba, which is not installed; pip install numba, or leave int8 out")
     if not (torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()):
         raise ConfigError("int8 needs a CPU with AVX-512 VNNI, and this one lacks it; leave int8 out")
 
 
-def check_compiler(device: torch.device) -> None:
+def check_compiler(device: torch.device, name: str = "compiled=True") -> None:
     """
+    Args:
+        name: what a user writes to ask for it.
+
     Raises:
         EnvironmentFault: torch.compile would find no C++ compiler for this CPU.
     """
@@ -80,7 +83,7 @@ def check_compiler(device: torch.device) -> None:
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
-        fix = "install one, such as g++, or leave out --compile"
+        fix = f"install one, such as g++, or leave out {name}"
         raise EnvironmentFault("torch.compile needs a C++ compiler, and there is none", fix=fix) from None
 
 

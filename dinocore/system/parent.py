@@ -1,9 +1,10 @@
-"""Worker processes: they must not outlive their parent, and leave its signals to it."""
+"""Worker processes: they must not outlive their parent, end with it without a word, and leave its signals to it."""
 
 import ctypes
 import os
 import signal
 import sys
+from types import TracebackType
 
 LEFT_TO_THE_PARENT = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
@@ -23,9 +24,19 @@ def end_with_launcher() -> None:
 
 
 def leave_signals_to_the_parent(*_: object) -> None:
-    """A signal to the whole process group must not end a worker while the parent still finishes its step."""
+    """A signal to the whole process group must not end a worker while the parent still finishes its step.
+
+    Where the parent is gone, the worker ends with it, and prints nothing.
+    """
     for number in LEFT_TO_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)
+    sys.excepthook = _without_lost_connections
     if hasattr(signal, "SIGKILL"):
         end_with_parent(signal.SIGKILL)
+
+
+def _without_lost_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The thread that hands images over prints what it meets, such as a parent that was killed a moment before."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)

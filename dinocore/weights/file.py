@@ -65,7 +65,11 @@ def least_scores(
 
 
 def save_weights(
-    path: Path, tensors: Mapping[str, Tensor], config: Config, categories: Sequence[Category], facts: Mapping[str, Any]
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    config: Config,
+    categories: Sequence[Category],
+    facts: Mapping[str, Any],
 ) -> None:
     """Write weights with all that is needed to use them.
 
@@ -89,15 +93,16 @@ def save_weights(
         except SafetensorError as error:  # what it makes of a full disk
             raise OSError(str(error)) from error
 
-    write_atomically(path, write)
+    write_atomically(Path(path), write)
 
 
-def load_weights(path: Path) -> Weights:
+def load_weights(path: str | Path) -> Weights:
     """Read a file that `save_weights` wrote.
 
     Raises:
         CheckpointError: the file is missing, damaged, not ours or of a newer version, or its numbers are not finite.
     """
+    path = Path(path)
     tensors, metadata = read_safetensors(path)
     tensors = without_prefixes(tensors)
     if "config" not in metadata:

@@ -245,9 +245,11 @@ def test_an_interrupted_folder_leaves_what_was_found_and_resume_looks_at_the_res
     result = dino(*asked)
     assert result.code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number] and "--resume" in result.err
     assert "interrupted after 3 of 8 images" in result.err and len(json.loads(Path("boxes.json").read_text())) == 3
+    assert Path(".boxes.json.resume").is_file()
     result = dino(*asked, "--resume")
     assert result.code == 0 and "boxes.json has 3 of 8 images" in result.err
     assert len(seen) == len(set(seen)) == 8, "each is looked at once"
+    assert not Path(".boxes.json.resume").exists(), "it is whole"
     resumed = Path("boxes.json").read_text()
     assert dino(*asked).code == 0 and Path("boxes.json").read_text() == resumed, "as without an interrupt"
 
@@ -505,7 +507,7 @@ def test_models_of_the_same_classes_under_other_ids_are_compared_by_name(dino, r
     "content, arguments, code, said",
     [
         (None, ["--data", "DATA"], 3, "cannot be read"),
-        ('[{"image_id": 1}]', ["--data", "DATA"], 3, "missing required field"),
+        ('[{"image_id": 1}]', ["--data", "DATA"], 3, "there is no `category_id`, `bbox`, `score`"),
         (
             '[{"image_id": 987, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 1}]',
             ["--data", "DATA"],

@@ -77,6 +77,18 @@ def test_data_without_objects_is_said_to_have_nothing_to_judge_by(dino, tmp_path
     assert re.search(r"^wrote found\.json: \d+ detections?, in COCO's result format$", result.err, re.M)
 
 
+def test_data_with_crowds_alone_is_said_to_have_nothing_to_judge_by(dino, pictures, tmp_path):
+    (tmp_path / "crowds").mkdir()
+    content = json.loads((pictures / "annotations" / "instances_val2017.json").read_text())
+    content["annotations"] = [row | {"iscrowd": 1} for row in content["annotations"]]
+    (tmp_path / "crowds" / "annotations.json").write_text(json.dumps(content))
+    for image in (pictures / "val2017").iterdir():
+        (tmp_path / "crowds" / image.name).write_bytes(image.read_bytes())
+    (tmp_path / "found.json").write_text("[]")
+    result = dino("eval", "--results", "found.json", "--data", "crowds", "--split", "train", "--bootstrap", "0")
+    assert result.code == 0 and "no object to judge by" in result.err
+
+
 def test_one_thread_and_one_call_are_singular(capsys):
     from dinocli.commands.benchmark import _show
 

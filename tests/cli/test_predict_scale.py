@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,10 @@ SMALL = [
     "model.ffn_dim=48", "model.num_queries=12", "model.num_encoder_layers=1", "model.num_decoder_layers=2",
     "data.train_scales=[64]", "data.crop_chance=0.0", "data.max_size=96", "data.eval_scale=64", "data.workers=0",
 ]  # fmt: skip
+
+
+def one_line(text):
+    return " ".join(text.split())
 
 
 @pytest.fixture(scope="session")
@@ -128,6 +133,56 @@ def test_a_piece_of_a_line_that_a_kill_left_is_dropped_and_all_come_in_the_order
     rows = [json.loads(line) for line in Path("a.jsonl").read_text().splitlines()]
     assert [row["file"] for row in rows] == ["x/a.jpg", "y/a.jpg", "z/a-2.jpg"]
     assert f"wrote a.jsonl: {sum(len(row['detections']) for row in rows)} detections in 3 images" in result.err
+
+
+@pytest.mark.parametrize("out", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize("ranks", [False, True])
+def test_what_other_weights_or_options_found_is_not_resumed(dino, small_weights, three, monkeypatch, out, ranks):
+    good = Path("x/a.jpg").read_bytes()
+    Path("x/a.jpg").write_bytes(b"bad")
+    Path("mine.safetensors").write_bytes(small_weights.read_bytes())
+    given = ("predict", *three, "--weights", "mine.safetensors", "--out", out)
+    if ranks:
+        for rank in (1, 0):
+            as_rank(monkeypatch, rank)
+            assert dino(*given).code == (7 if rank == 0 else 0)
+    else:
+        assert dino(*given).code == 7
+    begun = Path(out).read_text()
+    Path("x/a.jpg").write_bytes(good)
+    for more, began in (
+        (["--conf", "0.9"], "--threshold auto, not with --threshold 0.9"),
+        (["--slice", "64"], "no --slice, not with --slice 64"),
+        (["--max-dets", "7"], "--max-dets 300, not with --max-dets 7"),
+        (["--amp", "off"], "--amp auto, not with --amp off"),
+    ):
+        result = dino(*given, *more, "--resume")
+        assert result.code == 2 and f"{out} was begun with {began}" in one_line(result.err)
+    result = dino("predict", *three, "--weights", small_weights, "--out", out, "--resume")
+    assert result.code == 2 and f"not with --weights {small_weights}" in one_line(result.err)
+    os.utime("mine.safetensors", (1, 1))
+    result = dino(*given, "--resume")
+    assert result.code == 2 and f"mine.safetensors has changed since {out} was begun" in one_line(result.err)
+    assert Path(out).read_text() == begun
+
+
+def test_where_it_is_not_known_what_made_a_file_that_is_resumed_that_is_noted(dino, small_weights, three):
+    given = ("--weights", small_weights, "--out", "a.json")
+    assert dino("predict", *three[:2], *given).code == 0
+    result = dino("predict", *three, *given, "--resume")
+    assert "a.json has 2 of 3 images" in result.err and "is not known" in one_line(result.err)
+    result = dino("predict", *three, *given, "--resume")
+    assert "a.json has 3 of 3 images" in result.err and "is not known" not in one_line(result.err)
+
+
+def test_nothing_is_left_beside_a_pipe(dino, small_weights, three):
+    Path("bad.jpg").write_bytes(b"bad")
+    os.mkfifo("pipe")
+    reader = threading.Thread(target=lambda: Path("pipe").read_bytes())
+    reader.start()
+    result = dino("predict", "bad.jpg", *three, "--weights", small_weights, "--out", "pipe", "--format", "json")
+    reader.join()
+    assert result.code == 7 and not Path(".pipe.resume").exists()
 
 
 def test_where_no_image_can_be_read_an_older_file_of_lines_stays(dino, small_weights):

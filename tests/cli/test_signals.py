@@ -80,6 +80,31 @@ def test_a_program_that_fails_while_loader_workers_read_ends():
     assert "a fault" in done.stderr
 
 
+HANDS_AN_IMAGE_TO_A_PARENT_THAT_IS_GONE = """
+import socket, time
+from multiprocessing import resource_sharer
+from dinocore.system.parent import leave_signals_to_the_parent
+leave_signals_to_the_parent()
+resource_sharer.DupFd(0)
+for _ in range(3):
+    parent = socket.socket(socket.AF_UNIX)
+    parent.connect(resource_sharer._resource_sharer._address)
+    time.sleep(0.1)  # it has sent its challenge
+    parent.close()
+time.sleep(0.3)
+print("quiet so far")
+raise RuntimeError("a fault of its own")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no sockets in files here")
+def test_a_worker_whose_parent_was_killed_prints_nothing_of_the_lost_connection():
+    command = [sys.executable, "-c", HANDS_AN_IMAGE_TO_A_PARENT_THAT_IS_GONE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "quiet so far\n" and "Connection" not in done.stderr
+    assert "a fault of its own" in done.stderr, "which is printed as ever"
+
+
 IN_A_TERMINAL_THAT_GOES = """
 import os, pty, signal, sys
 from pathlib import Path

@@ -47,6 +47,7 @@ def test_the_same_images_are_held_out_wherever_the_data_are_read(folder):
     data = open_dataset(config)
     model = [Category(7, "ring"), Category(1, "disc")]
     assert names(open_split(config, "val", model)) == names(data.val)
+    assert open_split(config, "val", model).own_categories == tuple(data.val.categories)
     assert names(open_split(config, "train", None)) == names(data.train)
     assert set(open_split(config, "val", model).labels.tolist()) == {0, 1}
     *_, checked = check_data(folder, Config(data=config), decode=False)

@@ -163,6 +163,21 @@ def test_each_error_is_called_by_its_name():
     assert tide(match(annotations, twice)).count["Dupe"] == 1
 
 
+def test_the_kinds_of_error_are_with_detections_on_crowds_and_fp_is_without(tmp_path):
+    annotations = make([0, 0], [0, 1], [[0, 0, 300, 300], [400, 0, 50, 50]], crowd=[True, False])
+    results = [row(annotations, 0, 0, [10 * k, 0, 50, 50], 0.9) for k in range(3)]
+    results += [row(annotations, 0, 0, [500, 500, 9, 9], 0.9), row(annotations, 0, 1, [400, 0, 50, 50], 0.9)]
+    Image.new("RGB", (640, 640), "grey").save(tmp_path / "a.png")
+    annotations = annotations._replace(image_root=tmp_path)
+    analysis = analyse(annotations, results, times=0)
+    assert (analysis.tide.count["Bkg"], analysis.tide.count["FP"]) == (4, 1)
+    text = parts(evaluation_page(analysis, annotations, {}, DataConfig()), Table)["Where AP50 is lost"].text
+    assert text.endswith("FP is without the 3 detections on crowds, which the kinds of error are with.")
+    without = analyse(annotations._replace(crowd=np.array([False, False])), results, times=0)
+    page = evaluation_page(without, annotations, {}, DataConfig())
+    assert "crowd" not in parts(page, Table)["Where AP50 is lost"].text
+
+
 # LRP, F1, calibration, confusion -------------------------------------------------------------------------------------
 
 

@@ -30,13 +30,14 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_file_is_refused(write_exported, damage):
+def test_a_damaged_file_is_refused_in_our_words_only(write_exported, damage, capfd):
     file = write_exported()
     file.write_bytes(DAMAGE[damage](file.read_bytes()))
     with pytest.raises(ValueError, match=REFUSED):
         open_exported(file)
     with pytest.raises(CheckpointError, match=REFUSED):
         FileDetector(file)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_download_that_stopped_anywhere_is_refused(write_onnx):

@@ -210,10 +210,14 @@ def test_a_picture_smaller_than_the_queries_need_trains(small_config, start, run
     assert any(isinstance(event, Finished) for event in run_to_end(context, state))
 
 
-def test_a_folder_with_something_in_it_is_refused_with_both_ways_out(tmp_path):
+@pytest.mark.parametrize(
+    ("option", "ways_out"),
+    [("", "name another folder.*overwrite=True$"), ("--output-dir ", "--resume auto.*--overwrite$")],
+)
+def test_a_folder_with_something_in_it_is_refused_with_both_ways_out(tmp_path, option, ways_out):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"--resume auto.*--overwrite"):
-        prepare_run(tmp_path, overwrite=False)
+    with pytest.raises(ConfigError, match=ways_out):
+        prepare_run(tmp_path, False, option)
     prepare_run(tmp_path, overwrite=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 

@@ -128,7 +128,7 @@ def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None
     if not group.main:
         return
     if request.out is not None:
-        rows = found if source.detector is None else _in_ids_of_data(found, annotations, source, request)
+        rows = found if source.detector is None else _in_ids_of_data(found, annotations, request)
         write_text(request.out, json_module.dumps(rows, allow_nan=False) + "\n")
         say(f"wrote {request.out}: {counted(len(rows), 'detection')}, in COCO's result format")
     metrics = coco_metrics(annotations, found, backend, len(failed))
@@ -269,7 +269,7 @@ def _truth(request: EvalRequest, *sources: DetectionSource) -> Annotations:
     say(f"data: {annotations.file}, {counted(len(annotations.image_ids), 'image')}")
     for note in annotations.notes:
         warn(note)
-    if not len(annotations.trainable(0)):
+    if not annotations.trainable(0).any():
         warn(f"{annotations.file} has no object to judge by; AP and recall are not defined")
     return annotations
 
@@ -318,14 +318,11 @@ def _detections(
     return results, failed
 
 
-def _in_ids_of_data(
-    rows: list[dict[str, Any]], annotations: Annotations, source: DetectionSource, request: EvalRequest
-) -> list[dict[str, Any]]:
+def _in_ids_of_data(rows: list[dict[str, Any]], annotations: Annotations, request: EvalRequest) -> list[dict[str, Any]]:
     """Detections with the category ids that the data has, so that anything that reads both judges them alike."""
-    own = open_split(_data_config(source.config, request), request.split, None).categories
-    if sorted(own) == sorted(annotations.categories):
+    if sorted(annotations.own_categories) == sorted(annotations.categories):
         return rows
-    ids = {category.name: category.id for category in own}
+    ids = {category.name: category.id for category in annotations.own_categories}
     known = {c.id: ids[c.name] for c in annotations.categories if c.name in ids}
     kept = [row | {"category_id": known[row["category_id"]]} for row in rows if row["category_id"] in known]
     if len(kept) < len(rows):

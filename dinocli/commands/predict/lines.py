@@ -17,6 +17,7 @@ from dinocore.system.files import ESCAPED
 from ...inputs import Input
 from ...signals import ending_early
 from .predict import detect_files, so_far
+from .resume import remember
 
 if TYPE_CHECKING:
     from .request import Work
@@ -82,6 +83,8 @@ def predict_to_lines(work: Work, inputs: Sequence[Input], before: Sequence[Image
                 if isinstance(result, DataError):
                     failed.append(result)
                     continue
+                if lines.file is None:
+                    remember(work.request, work.settings)
                 lines.add(result)
                 images += 1
                 detections += len(result.detections)
@@ -92,4 +95,6 @@ def predict_to_lines(work: Work, inputs: Sequence[Input], before: Sequence[Image
     if lines.file and [item.file for item in before] != [item.name for item in inputs[: len(before)]]:
         found = {item.file: item for item in read_found(out)}  # images failed, or there are others than before
         write_found([found[item.name] for item in inputs if item.name in found], [], "jsonl", out)
+    if images:
+        remember(work.request, work.settings, missing=bool(failed))
     return PredictSummary(images, detections, failed)

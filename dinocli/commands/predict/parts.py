@@ -31,8 +31,9 @@ from ...console import fail, print_json, say
 from ...inputs import Input
 from ...signals import ending_early
 from ...weights_option import find_weights
-from .predict import Tally, detect_files, end_with_failures, found_before, none_left
+from .predict import Tally, detect_files, end_with_failures, none_left
 from .request import PredictRequest, Work, open_work, parts_folder
+from .resume import RESUMABLE, answer_settings, found_before, remember
 
 IMAGES_PER_PART = 256
 POLL = 0.2  # seconds between two looks at whether the other ranks are done
@@ -53,7 +54,8 @@ def predict_in_parts(
         raise ConfigError("several ranks write their results into files; name one with --out boxes.json")
     rank = rank_number()
     path = find_weights(weights)
-    key = _key(inputs, request, path, amp)
+    settings = answer_settings(request, path, amp)
+    key = _key(inputs, request, settings)
     folder = parts_folder(request.out) / key
     starts = range(0, len(inputs), _part_size(len(inputs)))
     parts = {folder / f"{number:05d}.jsonl": inputs[start : start + starts.step] for number, start in enumerate(starts)}
@@ -61,7 +63,7 @@ def predict_in_parts(
     if done and rank == 0:
         say(f"{folder} has {done} of {counted(len(parts), 'part')}; only the others are done")
     stems = output_stems([item.name for item in inputs], request.format)
-    before = {item.file: item for item in found_before(request, inputs)}
+    before = {item.file: item for item in found_before(request, inputs, settings)}
     work = None
     with ending_early() as ended:
         for part in list(parts)[rank :: world_size()]:
@@ -117,12 +119,10 @@ def _part_size(images: int) -> int:
     return max(1, min(IMAGES_PER_PART, images // 64))
 
 
-def _key(inputs: Sequence[Input], request: PredictRequest, weights: Path, amp: str) -> str:
+def _key(inputs: Sequence[Input], request: PredictRequest, settings: dict[str, Any]) -> str:
     """A hash of all that decides the answer: images by name, size and time, settings, and the weights' file."""
-    state = weights.stat()
-    settings = [request.threshold, request.max_dets, request.slice, request.overlap, amp, str(weights), state.st_size]
     drawn = str(request.save_images) if request.save_images else None
-    digest = hashlib.sha256(json.dumps([*settings, state.st_mtime_ns, drawn]).encode())
+    digest = hashlib.sha256(json.dumps([settings, drawn]).encode())
     for item in inputs:
         digest.update(f"{item.name}\0{_state(item)}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
@@ -194,7 +194,8 @@ def _merge(parts: Sequence[Path], work: Work, stems: dict[str, str]) -> int:
         _name(errors, len(failed))
     if not found:
         raise none_left(len(failed), errors[0])
-    if request.format in ("json", "jsonl"):
+    if request.format in RESUMABLE:
+        remember(request, work.settings, missing=bool(failed))
         write_atomically(out, lambda temporary: _stream(parts, request.format, temporary))
     else:
         for path in write_found(list(_found(parts)), work.detector.categories, request.format, out, stems)[1:]:

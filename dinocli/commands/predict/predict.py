@@ -27,6 +27,7 @@ from ...inputs import Input, check_header, expand, is_film, no_image
 from ...options import Compile, Device, Gpus, Json, Out, Overlap, Precision, Threshold, Weights
 from ...progress import WorkProgress
 from ...signals import ending_early
+from ...weights_option import find_weights
 from .request import (
     PredictRequest,
     Work,
@@ -37,6 +38,7 @@ from .request import (
     parse_threshold,
     parts_folder,
 )
+from .resume import answer_settings, found_before, remember
 
 if TYPE_CHECKING:
     from dinocore.detections_io import ImageResult
@@ -150,14 +152,16 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
         from .parts import predict_in_parts
 
         return predict_in_parts(inputs, request, weights, device, amp)
-    before = found_before(request, inputs)
-    work = open_work(request, weights, device, amp)
+    path = find_weights(weights)
+    before = found_before(request, inputs, answer_settings(request, path, amp))
+    work = open_work(request, str(path), device, amp)
     if request.out is not None and request.format == "jsonl" and not request.json:
         return _write_lines(work, inputs, before)
     found, failed = _detect_or_keep(work, inputs, before)
     if not found:
         raise none_left(len(inputs), failed[0])
     if request.out is not None:
+        remember(request, work.settings, missing=bool(failed))
         _, *beside = write_found(found, work.detector.categories, request.format, request.out, stems)
         count = counted(sum(len(item.detections) for item in found), "detection")
         say(f"wrote {request.out}: {count} in {counted(len(found), 'image')}")
@@ -225,20 +229,6 @@ def none_left(count: int, first: DataError) -> DataError:
     return first if count == 1 else DataError(f"none of {count} images could be read", fix="see what is said of each")
 
 
-def found_before(request: PredictRequest, inputs: Sequence[Input]) -> list[ImageResult]:
-    """What an earlier command found of these images, with --resume."""
-    from dinocore.detections_io import read_found
-    from dinocore.system.processes import rank_number
-
-    if not request.resume or request.out is None or not request.out.exists():
-        return []
-    names = {item.name for item in inputs}
-    before = [item for item in read_found(request.out) if item.file in names]
-    if rank_number() == 0:
-        say(f"{request.out} has {len(before)} of {counted(len(inputs), 'image')}; the others are looked at")
-    return before
-
-
 def _detect_or_keep(
     work: Work, inputs: Sequence[Input], before: Sequence[ImageResult]
 ) -> tuple[list[ImageResult], list[DataError]]:
@@ -255,6 +245,7 @@ def _detect_or_keep(
 
     def write() -> None:
         if request.out is not None:
+            remember(request, work.settings)
             write_found(list(found.values()), work.detector.categories, request.format, request.out, stems)
 
     with ending_early() as ended:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dinocore.config import DataConfig
 from dinocore.errors import ConfigError
@@ -14,6 +14,7 @@ from dinocore.words import counted
 
 from ...console import say, warn
 from ...weights_option import open_any_detector, open_slicing
+from .resume import RESUMABLE, answer_settings
 
 if TYPE_CHECKING:
     from dinocore.predict import AnyDetector
@@ -44,6 +45,7 @@ class Work(NamedTuple):
     slicing: Slicing | None
     request: PredictRequest
     least: list[float]  # the score of each class from which a detection counts
+    settings: dict[str, Any]  # what decides the answer; see `answer_settings`
 
 
 def check_request(request: PredictRequest) -> PredictRequest:
@@ -53,12 +55,12 @@ def check_request(request: PredictRequest) -> PredictRequest:
     from dinocore.stream.slices import parse_slicing
 
     request = request._replace(format=format_of(request.format, request.out))
-    check_batch_size(request.batch_size)
+    check_batch_size(request.batch_size, "--batch-size ")
     if request.slice is not None:
         parse_slicing(request.slice, request.overlap, DataConfig(), {})
     if request.out is not None:
         check_out(request.out, request.format)
-    if request.resume and (request.out is None or is_stream(request.out) or request.format not in ("json", "jsonl")):
+    if request.resume and (request.out is None or is_stream(request.out) or request.format not in RESUMABLE):
         raise ConfigError(
             "--resume goes on with the file of --out in --format json or jsonl; name it, or leave --resume out"
         )
@@ -80,7 +82,8 @@ def open_work(request: PredictRequest, weights: str | None, device: str, amp: st
         slicing = open_slicing(request.slice, request.overlap, path, detector.config.data)
         if request.slice == "auto":
             say(f"slices of {slicing.side} pixels that overlap by {slicing.overlap:g}")
-    return Work(detector, slicing, request, choose_thresholds(request.threshold, detector))
+    least = choose_thresholds(request.threshold, detector)
+    return Work(detector, slicing, request, least, answer_settings(request, path, amp))
 
 
 def check_overwriting(images: Sequence[Path], stems: Mapping[str, str], request: PredictRequest) -> None:

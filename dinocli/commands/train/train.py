@@ -240,9 +240,9 @@ def new_run(
         say(f"model and recipe: those of {config.train.weights}; --preset NAME for another recipe")
 
     def make_folder() -> Path:
-        folder = make_run(run) if request.run else make_new_run(run)
+        folder = make_run(run, "--output-dir ") if request.run else make_new_run(run)
         _lock(folder, locks)
-        prepare_run(folder, request.overwrite)
+        prepare_run(folder, request.overwrite, "--output-dir ")
         write_config(folder, config)
         return folder
 
@@ -257,7 +257,7 @@ def checked(request: TrainRequest) -> tuple[Config, Path]:
 
     run = request.run or RUNS / f"{datetime.now():%Y%m%d-%H%M%S}"
     config = load_config(request.preset or "tiny", request.changes, request.file)
-    check_run(run, request.overwrite) if request.run else check_writable(run.parent)
+    check_run(run, request.overwrite, "--output-dir ") if request.run else check_writable(run.parent)
     as_weights = request.preset is None and config.train.weights not in ("", "bundled")
     with watching() as watch:
         recipe = settings_of(config.train.weights, watch) if as_weights else load_config(request.preset or "tiny")

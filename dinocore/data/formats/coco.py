@@ -113,7 +113,8 @@ def parse_json(file: Path) -> Any:
         )
         raise DataError(what, code="DATA-JSON", where=file) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"it cannot be read: {error}", code="DATA-FILE", where=file) from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"it cannot be read: {reason}", code="DATA-FILE", where=file) from error
 
 
 def _decode(file: Path, findings: Findings) -> CocoFile:

@@ -22,24 +22,31 @@ PARTS = (
 )  # fmt: skip
 
 
-def check_run(run: Path, overwrite: bool) -> None:
+def check_run(run: Path, overwrite: bool, option: str = "") -> None:
     """Say early whether a new run may have this folder; nothing is changed.
+
+    Args:
+        option: what the command calls it, before its name.
 
     Raises:
         ConfigError: it is a file, or there is something in it already.
         EnvironmentFault: it cannot be written.
     """
     if run.exists() and not run.is_dir():
-        raise ConfigError(f"--output-dir {run} is a file; give a folder")
+        raise ConfigError(f"{option}{run} is a file; give a folder")
     if run.is_dir() and any(path.name not in (LOCK, OWNER) for path in run.iterdir()) and not overwrite:
+        go_on = "continue that run with --resume auto" if option else "name another folder"
         raise ConfigError(
-            f"{run} is not empty; continue that run with --resume auto, or start anew over it with --overwrite"
+            f"{run} is not empty; {go_on}, or start anew over it with {'--overwrite' if option else 'overwrite=True'}"
         )
     check_writable(run)
 
 
-def make_run(run: Path) -> Path:
+def make_run(run: Path, option: str = "") -> Path:
     """Make the folder of a run, if it is not there, and return it.
+
+    Args:
+        option: as for `check_run`.
 
     Raises:
         EnvironmentFault: it cannot be made.
@@ -48,7 +55,7 @@ def make_run(run: Path) -> Path:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentFault(
-            f"--output-dir {run} cannot be made: {error.strerror or error}; give a folder that can be written"
+            f"{option}{run} cannot be made: {error.strerror or error}; give a folder that can be written"
         ) from error
     return run
 
@@ -72,15 +79,19 @@ def make_new_run(run: Path) -> Path:
     raise AssertionError("there is always a further number")
 
 
-def prepare_run(run: Path, overwrite: bool) -> None:
+def prepare_run(run: str | Path, overwrite: bool, option: str = "") -> None:
     """Make a folder ready for a new run.
+
+    Args:
+        option: as for `check_run`.
 
     Raises:
         ConfigError: as for `check_run`.
         EnvironmentFault: it cannot be made or written.
     """
-    check_run(run, overwrite)
-    make_run(run)
+    run = Path(run)
+    check_run(run, overwrite, option)
+    make_run(run, option)
     try:
         for name in PARTS:
             (run / name).unlink(missing_ok=True)
@@ -157,9 +168,9 @@ def branch_off(run: Path, checkpoint: Path | None) -> list[str]:
     return [f"newer than {checkpoint.name}, put aside: {', '.join(moved)} in {run}/checkpoints"] if moved else []
 
 
-def write_config(run: Path, config: Config) -> None:
+def write_config(run: str | Path, config: Config) -> None:
     """What the run was started with, all defaults included."""
-    write_text(run / "config.toml", config_to_toml(config))
+    write_text(Path(run) / "config.toml", config_to_toml(config))
 
 
 def save_best(run: Path, model, config: Config, categories, facts: dict[str, Any]) -> Path:

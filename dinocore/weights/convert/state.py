@@ -73,6 +73,9 @@ def convert_state_dict(state: Mapping[str, Any], source: str | None = None) -> d
     Raises:
         CheckpointError: the names are not those of a codebase that we read, or a tensor is not known there.
     """
+    if not isinstance(state, Mapping):
+        kind = type(state).__name__
+        raise CheckpointError(f"a state dict is needed, not an object of type {kind}; torch.load(FILE) gives one")
     return convert_tensors(state, source).tensors
 
 

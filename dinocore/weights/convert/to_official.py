@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...config import ModelConfig
+from ...config import ModelConfig, check_section
 from ...errors import CheckpointError
 from ...system.files import write_atomically
 from ..file import Weights
@@ -38,7 +38,9 @@ def official_state(tensors: Mapping[str, Tensor], model: ModelConfig) -> dict[st
 
     Raises:
         CheckpointError: official DINO has no such model.
+        ConfigError: `model` is no section `model`.
     """
+    check_section(model, ModelConfig)
     if reasons := _foreign_to_official(model):
         raise CheckpointError(f"official DINO cannot compute this model: {'; '.join(reasons)}")
     tensors = {**tensors, **window_indices(tensors)}

@@ -1,0 +1,107 @@
+"""`dino predict --resume`: what an earlier command found, if it looked with the same weights and options.
+
+    .OUT.resume    these weights and options; it is there while images are missing in --out
+
+A list of JSON and JSON lines have no room for that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dinocore.errors import ConfigError
+from dinocore.system.files import is_stream, write_text
+from dinocore.words import counted
+
+from ...console import say
+from ...inputs import Input
+
+if TYPE_CHECKING:
+    from dinocore.detections_io import ImageResult
+
+    from .request import PredictRequest
+
+RESUMABLE = ("json", "jsonl")
+
+
+def answer_settings(request: PredictRequest, weights: Path, amp: str) -> dict[str, Any]:
+    """All but the images that decides what is found, by the names of the options; None: not given."""
+    state = weights.stat()
+    return {
+        "weights": str(weights.absolute()),
+        "size": state.st_size,
+        "changed": state.st_mtime_ns,
+        "threshold": request.threshold,
+        "max-dets": request.max_dets,
+        "slice": request.slice,
+        "overlap": request.overlap,
+        "amp": amp,
+    }
+
+
+def found_before(request: PredictRequest, inputs: Sequence[Input], settings: Mapping[str, Any]) -> list[ImageResult]:
+    """What an earlier command found of these images, with --resume.
+
+    Raises:
+        ConfigError: it had other weights or options.
+        DataError: --out has something else in it.
+    """
+    from dinocore.detections_io import read_found
+    from dinocore.system.processes import rank_number
+
+    if not request.resume or request.out is None or not request.out.exists():
+        return []
+    names = {item.name for item in inputs}
+    before = [item for item in read_found(request.out) if item.file in names]
+    earlier = _remembered(request.out)
+    if earlier is not None:
+        _check_same(request.out, earlier, settings)
+    if rank_number() == 0:
+        unknown = earlier is None and 0 < len(before) < len(inputs)
+        note = "; with which weights and options it was made is not known" if unknown else ""
+        say(f"{request.out} has {len(before)} of {counted(len(inputs), 'image')}; the others are looked at{note}")
+    return before
+
+
+def remember(request: PredictRequest, settings: Mapping[str, Any], missing: bool = True) -> None:
+    """Keep the weights and options of an --out in which images are missing, for --resume; of a whole one nothing."""
+    if request.out is None or request.format not in RESUMABLE or is_stream(request.out):
+        return
+    if missing:
+        write_text(_beside(request.out), json.dumps(settings) + "\n")
+    else:
+        _beside(request.out).unlink(missing_ok=True)
+
+
+def _beside(out: Path) -> Path:
+    return out.with_name(f".{out.name}.resume")
+
+
+def _remembered(out: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(_beside(out).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _check_same(out: Path, earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    differing = [key for key in settings if earlier.get(key) != settings[key]]
+    if not differing:
+        return
+    options = [key for key in differing if key not in ("size", "changed")]
+    if not options:
+        raise ConfigError(f"{settings['weights']} has changed since {out} was begun; give another --out")
+    began = " ".join(_typed(key, earlier.get(key)) for key in options)
+    now = " ".join(_typed(key, settings[key]) for key in options)
+    raise ConfigError(f"{out} was begun with {began}, not with {now}; give the same again, or another --out")
+
+
+def _typed(option: str, value: Any) -> str:
+    """An option as it is typed."""
+    if value is None:
+        return "--threshold auto" if option == "threshold" else f"no --{option}"
+    return f"--{option} {value}"
