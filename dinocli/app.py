@@ -168,9 +168,6 @@ def console(release_signals: Callable[[], int | None] = lambda: None) -> None:
     code = release_signals()
     if "RANK" not in os.environ:  # the launcher ends a rank, and says why
         hear_signals()
-    from .console import tell_errors_of_stdout
-
-    tell_errors_of_stdout()
     main(code)
 
 
@@ -234,9 +231,10 @@ def _set_up() -> None:
     logging.getLogger("dinocore").addHandler(LOG_HANDLER)
     logging.getLogger("dinocore").setLevel(logging.INFO)
     warnings.showwarning = _show_warning
-    from .console import escape_what_cannot_be_written
+    from .console import escape_what_cannot_be_written, tell_errors_of_stdout
 
     escape_what_cannot_be_written()
+    tell_errors_of_stdout()
     end_with_launcher()
 
 
