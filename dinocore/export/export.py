@@ -117,7 +117,7 @@ def full_disk_named(out: Path, folder: Path | None = None, size: int = 0) -> Ite
     try:
         yield
     except (OSError, RuntimeError) as error:
-        full = error if is_full(error) else folder and no_room(folder, size)
+        full = error if isinstance(error, OSError) and is_full(error) else folder and no_room(folder, size)
         if not full:
             raise
         raise EnvironmentFault(
