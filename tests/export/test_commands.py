@@ -232,7 +232,7 @@ def test_a_file_names_the_preset_that_dino_info_names(settings, facts, preset):
     ],
 )
 def test_a_runtime_that_is_short_of_memory_is_exit_5_and_the_file_is_not_blamed(
-    dino, write_exported, monkeypatch, tmp_path, fault
+    dino, write_onnx, monkeypatch, tmp_path, fault
 ):
     def fail(*_):
         raise fault
@@ -241,6 +241,6 @@ def test_a_runtime_that_is_short_of_memory_is_exit_5_and_the_file_is_not_blamed(
         ExportedDetector, "_open", lambda *given, usual=ExportedDetector._open: (fail, usual(*given)[1])
     )
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
-    done = dino("predict", tmp_path / "a.png", "--weights", write_exported())
+    done = dino("predict", tmp_path / "a.png", "--weights", write_onnx())
     assert done.code == 5 and "out of memory in the exported file's runtime; give fewer images at once" in done.err
     assert "damaged" not in done.err
