@@ -81,8 +81,13 @@ def tell_errors_of_stdout() -> None:
     """Let an error of writing to stdout be a StdoutFault."""
     usual = sys.stdout
     if isinstance(usual, io.TextIOWrapper) and usual is sys.__stdout__:  # else somebody reads it in this process
-        options = {"line_buffering": usual.line_buffering, "write_through": usual.write_through}
-        sys.stdout = _Results(usual.buffer, usual.encoding, usual.errors, **options)
+        sys.stdout = _Results(
+            usual.buffer,
+            usual.encoding,
+            usual.errors,
+            line_buffering=usual.line_buffering,
+            write_through=usual.write_through,
+        )
 
 
 class _Stdout(_Safe):

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from dinocli.console import StdoutFault, tell_errors_of_stdout
 from dinocore.data.synthetic.sample import write_sample_data
+from dinocore.errors import EnvironmentFault
 
 
 def no_space(*_: object):
@@ -75,3 +77,46 @@ def test_little_room_is_said_in_megabytes(dino, monkeypatch):
     assert (
         "200 images need 2.5 MB or more, and" in (done := dino("sample-data", "new").err) and "has 2.4 MB left" in done
     )
+
+
+@pytest.mark.parametrize("out", ["boxes.json", "boxes.jsonl", "boxes.csv"])
+def test_what_was_found_before_a_drawing_could_not_be_written_is_kept_and_counted(
+    dino, run_folder, pictures, monkeypatch, out
+):
+    room = iter(range(2))
+
+    def write(path, _):
+        if next(room, None) is None:
+            raise EnvironmentFault(f"{path} cannot be written: No space left on device")
+
+    monkeypatch.setattr("dinocli.commands.predict.predict.write_atomically", write)
+    done = dino("predict", pictures, "--weights", run_folder, "--save-images", "drawn", "--out", out, "--threshold", 0)
+    assert done.code == 5 and f"{out} has 2 of 10 images, those before this error" in done.err
+    assert Path(out).stat().st_size > 100
+    resume = ["--resume"] if "json" in out else []
+    again = dino("predict", pictures, "--weights", run_folder, "--out", out, "--threshold", 0, *resume)
+    assert again.code == 0, again.err
+
+
+def full_disk(*_):
+    raise EnvironmentFault("boxes.json cannot be written: No space left on device")
+
+
+def test_what_was_found_is_shown_where_it_cannot_be_written(dino, run_folder, pictures, monkeypatch):
+    monkeypatch.setattr("dinocore.detections_io.write_found", full_disk)
+    command = ("predict", pictures / "val2017", "--weights", run_folder, "--threshold", 0, "--out", "boxes.json")
+    done = dino(*command)
+    assert done.code == 5 and "boxes.json cannot be written" in done.err and "smear_000009.jpg" in done.out
+    done = dino(*command, "--json")
+    assert done.code == 5 and len(json.loads(done.out)) == 2
+
+
+def test_an_evaluation_is_shown_where_its_files_cannot_be_written(dino, run_folder, monkeypatch):
+    monkeypatch.setattr("dinocli.commands.evaluate.evaluate.write_text", full_disk)
+    monkeypatch.setattr("dinocore.report.page.write_text", full_disk)
+    for files in (["--out", "boxes.json"], ["--report", "report.html"]):
+        command = ("eval", "--weights", run_folder, "--bootstrap", 0, *files)
+        done = dino(*command)
+        assert done.code == 5 and "cannot be written: No space" in done.err and "best threshold" in done.out
+        answer = json.loads(dino(*command, "--json").out)
+        assert "AP50" in answer and answer["error"]["exit_code"] == 5
