@@ -1,6 +1,5 @@
 """The `dino` command. Each subcommand is a file in `commands/`, or a folder with one, imported when it is used."""
 
-import errno
 import logging
 import os
 import re
@@ -20,6 +19,7 @@ from typer.core import TyperGroup
 from dinocore import __version__
 from dinocore.error_codes import CODES
 from dinocore.errors import DinoError, EnvironmentFault, Interrupted
+from dinocore.system.files import is_full
 from dinocore.system.parent import end_with_launcher
 
 from .start import is_collecting, put_off_collection
@@ -214,9 +214,8 @@ def main(interrupted: int | None = None) -> None:
     except KeyboardInterrupt as signalled:
         _end(Interrupted("interrupted", signalled.args[0] if signalled.args else 130))
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in UNWRITABLE and error.filename is None:
-            _drop_stdout()
-            _end(EnvironmentFault(f"stdout cannot be written: {error.strerror}", fix="send it where there is space"))
+        if isinstance(error, OSError):
+            _end_if_unwritable(error)
         if "torch" in sys.modules:
             _end_if_out_of_memory(error)
         from .console import stderr
@@ -232,18 +231,28 @@ def _set_up() -> None:
     logging.getLogger("dinocore").addHandler(LOG_HANDLER)
     logging.getLogger("dinocore").setLevel(logging.INFO)
     warnings.showwarning = _show_warning
-    from .console import escape_what_cannot_be_written
+    from .console import escape_what_cannot_be_written, tell_errors_of_stdout
 
     escape_what_cannot_be_written()
+    tell_errors_of_stdout()
     end_with_launcher()
-
-
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO}  # disk full, quota reached, terminal gone
 
 
 def _drop_stdout() -> None:
     """What is still to be written goes nowhere, or Python would try it again at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _end_if_unwritable(error: OSError) -> None:
+    """End with 5 if stdout cannot be written, or a disk is full."""
+    from .console import StdoutFault
+
+    if isinstance(error, StdoutFault):
+        _drop_stdout()
+        _end(EnvironmentFault(f"stdout cannot be written: {error.strerror}", fix="send it where there is space"))
+    if is_full(error):
+        what = error.filename or "a file"
+        _end(EnvironmentFault(f"{what} cannot be written: {error.strerror}", fix="free some space, also in TMPDIR"))
 
 
 def _run() -> int | None:

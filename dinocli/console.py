@@ -4,8 +4,8 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import IO, Any, TextIO
 
 from rich.console import Console
@@ -49,6 +49,45 @@ class _Stderr(_Safe):
     @property
     def file(self) -> Any:
         return _WhileItLasts(super().file)  # what sys.stderr is now
+
+
+class StdoutFault(OSError):
+    """Stdout cannot be written: its disk is full, or its terminal has gone."""
+
+
+class _Results(io.TextIOWrapper):
+    """Stdout, whose errors are known from those of files, which look the same and have no name either."""
+
+    def write(self, text: str) -> int:
+        with _named_as_stdouts():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with _named_as_stdouts():
+            super().flush()
+
+
+@contextmanager
+def _named_as_stdouts() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:  # which `main` takes for a quiet end
+        raise
+    except OSError as error:
+        raise StdoutFault(error.errno, error.strerror) from error
+
+
+def tell_errors_of_stdout() -> None:
+    """Let an error of writing to stdout be a StdoutFault."""
+    usual = sys.stdout
+    if isinstance(usual, io.TextIOWrapper) and usual is sys.__stdout__:  # else somebody reads it in this process
+        sys.stdout = _Results(
+            usual.buffer,
+            usual.encoding,
+            usual.errors,
+            line_buffering=usual.line_buffering,
+            write_through=usual.write_through,
+        )
 
 
 class _Stdout(_Safe):

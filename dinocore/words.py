@@ -23,6 +23,13 @@ def whole(numbers: Iterable[float]) -> str:
     return " ".join(f"{number:z.0f}" for number in numbers)
 
 
+def in_bytes(number: float) -> str:
+    """So many bytes, for people, in MB or GB."""
+    if number >= 1e9:
+        return f"{number / 1e9:.1f} GB"
+    return f"{number / 1e6:.0f} MB" if number >= 1e7 else f"{number / 1e6:.1f} MB"
+
+
 def typed(path: object) -> str:
     """A path as it is typed in a command: in quotes where its characters mean something to a shell."""
     text = str(path)

@@ -9,11 +9,11 @@ import typer
 
 from dinocore.config import DataConfig
 from dinocore.data.annotations import Annotations, read_annotations
-from dinocore.data.formats.export import KINDS, write_dataset
+from dinocore.data.formats.export import KINDS, PARTS, write_dataset
 from dinocore.data.formats.layout import find_layout
 from dinocore.data.holdout import hold_out
 from dinocore.errors import ConfigError
-from dinocore.system.files import check_new_folder
+from dinocore.system.unfinished import check_fillable, filling
 from dinocore.words import counted
 
 from ..completion import choices
@@ -44,7 +44,7 @@ def convert_data(
 
     if to not in KINDS:
         raise ConfigError(f"--to {to} is not known; choose {', '.join(KINDS)}")
-    check_new_folder("OUT", out)
+    check_fillable("OUT", out, PARTS)
     changes = overrides if val_fraction is None else [*overrides, f"data.val_fraction={val_fraction}"]
     convert_folder(folder.expanduser(), out, to, link, load_config("tiny", changes).data, json)
 
@@ -64,7 +64,7 @@ def convert_folder(folder: Path, out: Path, kind: str, link: bool, config: DataC
         splits |= {name: (part, source) for name, part in held.items()}
     say(f"{folder}: {layout.kind} layout")
     lost = 0
-    with WorkProgress() as progress:
+    with filling(out, PARTS), WorkProgress() as progress:
         task = progress.add_task("writing", total=None)
         for written in write_dataset(splits, kind, out, link):
             lost = written.lost_crowds

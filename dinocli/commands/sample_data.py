@@ -4,7 +4,7 @@ from typing import Annotated
 import typer
 
 from dinocore.errors import ConfigError
-from dinocore.system.files import check_new_folder
+from dinocore.system.unfinished import check_fillable, filling
 from dinocore.words import counted, typed
 
 from ..console import print_json, say
@@ -24,13 +24,14 @@ def sample_data(
 
     Example: dino sample-data drawn --num-images 20
     """
-    from dinocore.data.synthetic.sample import write_sample_data
+    from dinocore.data.synthetic.sample import PARTS, write_sample_data
 
     width, cross, height = size.lower().partition("x")
     if not (cross and width.isdigit() and height.isdigit()):
         raise ConfigError(f"--size {size} is not a size; write it as 640x480")
-    check_new_folder("OUT", folder)
-    summary = write_sample_data(folder, num_images, seed, (int(width), int(height)))
+    check_fillable("OUT", folder, PARTS)
+    with filling(folder, PARTS):
+        summary = write_sample_data(folder, num_images, seed, (int(width), int(height)))
     if json:
         print_json({"folder": str(folder), "seed": seed} | summary._asdict())
         return

@@ -28,6 +28,7 @@ ORIGINS = {  # of a file's threshold, by its `threshold_from`
     "weights": "the best F1 in the evaluation of these weights",
     "default": "the default, for these weights were never judged",
 }
+SHORT_OF_MEMORY = ("alloc", "out of memory", "not enough memory", "MemoryError")  # in the errors of runtimes
 LOGGER = logging.getLogger("dinocore.export")
 
 
@@ -104,10 +105,19 @@ class FileDetector:
         return Detections(labels, scores, boxes_xyxy, tuple(self.categories[k].name for k in labels.tolist()))
 
     def run(self, call: Callable[[], Any]) -> Any:
-        """What the runtime answers; its own errors in words, a DataError."""
+        """What the runtime answers.
+
+        Raises:
+            EnvironmentFault: memory is short, as each runtime says it.
+            DataError: it has another error.
+        """
         try:
             return call()
-        except (ValueError, RuntimeError) as error:
+        except (MemoryError, ValueError, RuntimeError) as error:
+            reason = repr(error.__cause__ or error)
+            if isinstance(error, MemoryError) or any(word in reason for word in SHORT_OF_MEMORY):
+                fix = "give fewer images at once (dino predict: --batch-size 1), or export for a smaller --size"
+                raise EnvironmentFault("out of memory in the exported file's runtime", fix=fix) from error
             raise DataError(f"the exported file did not run: {str(error).splitlines()[0]}") from error
 
 

@@ -1,8 +1,8 @@
 """From weights to a file that was run and compared with its model before it got its name."""
 
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +11,10 @@ from PIL import Image
 
 from .. import __version__
 from ..config import Config
-from ..errors import ConfigError, DinoError
+from ..errors import ConfigError, DinoError, EnvironmentFault
 from ..predict import Detector
+from ..system.files import is_full, no_room
+from ..system.unfinished import folder_beside
 from ..weights.convert.info import preset_of_weights
 from ..weights.file import UNJUDGED, Weights, least_scores, restore_model
 from . import plugin
@@ -89,9 +91,11 @@ def export_weights(
     graph = DetectorGraph(model, config.model, signature.max_dets)
     program = trace(graph, signature, "operator" if request.plugin else "reference")
     request.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{request.out.name}.", dir=request.out.parent) as folder:
+    size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    with full_disk_named(request.out), folder_beside(request.out) as folder:
         say(f"writing {request.format}")
-        files = FORMATS[request.format][0](program, Path(folder) / request.out.name, info)
+        with full_disk_named(request.out, folder, 2 * size):
+            files = FORMATS[request.format][0](program, folder / request.out.name, info)
         try:
             difference = _compared(request, detector, files[0], images, canvases, say)
         except Exception:
@@ -101,6 +105,24 @@ def export_weights(
             plugin.remove_function(files[0])
             say("the plug-in was compared as standard operators; TensorRT: benchmarks/tensorrt_check.py --plugin")
         return Exported(_move(files, request.out.parent), info, difference)
+
+
+@contextmanager
+def full_disk_named(out: Path, folder: Path | None = None, size: int = 0) -> Iterator[None]:
+    """Say that there is no room, also where what writes up to `size` bytes into `folder` has another error for that.
+
+    Raises:
+        EnvironmentFault: there is none.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        full = error if isinstance(error, OSError) and is_full(error) else folder and no_room(folder, size)
+        if not full:
+            raise
+        raise EnvironmentFault(
+            f"{out} cannot be written: {full.strerror}", fix="free some space, or name a file on another disk"
+        ) from error
 
 
 def _compared(

@@ -1,10 +1,10 @@
 """Run a file of `dino export`: numpy, Pillow, and ONNX Runtime 1.20 or OpenVINO 2025.0, or newer; copy this file."""
 
+import contextlib
 import json
 import os
 from collections import namedtuple
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,9 @@ class ExportedDetector:
         try:
             labels, scores, boxes = self._run(images.astype(pixels, copy=False), sizes.astype(np.int64))
         except Exception as error:
-            raise ValueError(f"the file does not run, it may be damaged ({error!s:.200})") from error
+            raise ValueError(f"does not run: out of memory (give fewer images) or damaged ({error!s:.200})") from error
+        if len(scores) < count:  # what OpenVINO answers where memory is short
+            raise MemoryError(f"out of memory: {len(scores)} answers for {count} images; give fewer at once")
         if not np.isfinite(np.append(scores, boxes)).all() or not np.isin(labels, range(len(self.info["names"]))).all():
             raise ValueError("the model's output is not finite, or of unknown classes; file or runtime are at fault")
         return labels, scores, boxes
@@ -76,13 +78,13 @@ class ExportedDetector:
 
     def _open(self, path: str, threads: int, providers: Sequence[str]) -> tuple[Any, str]:
         if path.lower().endswith(".xml"):
-            openvino: Any = import_module("openvino")
+            openvino: Any = __import__("openvino")
             model = openvino.Core().read_model(path)
             info = model.get_rt_info(["dino"]).astype(str) if model.has_rt_info(["dino"]) else ""
             exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}  # else bfloat16 on some CPUs
             compiled = openvino.compile_model(model, "CPU", exact)
             return lambda images, sizes: list(compiled([images, sizes]).values()), info
-        onnxruntime: Any = import_module("onnxruntime")
+        onnxruntime: Any = __import__("onnxruntime")
         if [int(part) for part in onnxruntime.__version__.split(".")[:2]] < [1, 20]:
             raise ImportError(f"it needs onnxruntime 1.20 or newer, this is {onnxruntime.__version__}")
         options = onnxruntime.SessionOptions()
@@ -93,7 +95,7 @@ class ExportedDetector:
         return lambda images, sizes: session.run(names, {"images": images, "sizes": sizes}), info
 
     def _checked(self, text: str, path: str) -> dict[str, Any]:  # what a file says of itself
-        try:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             info = {"multiple": 1, "thresholds": None} | json.loads(text)
             names, canvas, least = info["names"], info["canvas"], info.setdefault("least", info["canvas"])
             ints = [*least, *canvas, *(info[key] for key in ("multiple", "eval_scale", "max_size", "max_dets"))]
@@ -102,8 +104,6 @@ class ExportedDetector:
             ours &= len(names) == len(info["ids"]) == len(shares) - 2 and {*map(type, names)} == {str} and min(ints) > 0
             if ours and {*map(type, [*info["ids"], *ints])} == {int} and all(0 <= x <= 1 for x in shares):
                 return info
-        except (ValueError, KeyError, TypeError):
-            pass
         raise ValueError(f"{path} was not written by this version of `dino export`; export the weights again")
 
     def canvas(self, size: Sequence[int]) -> tuple[int, ...]:

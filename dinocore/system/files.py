@@ -1,5 +1,6 @@
 """Writing files so that a reader sees the old content or the new, never half of it."""
 
+import errno
 import json
 import math
 import os
@@ -15,6 +16,8 @@ from ..errors import ConfigError, EnvironmentFault
 from ..words import typed
 
 ESCAPED = "backslashreplace"  # of text that is encoded: what a file's name has beside UTF-8 on Linux
+MEGABYTE = 10**6
+FULL = {errno.ENOSPC, errno.EDQUOT}  # the disk is full, or what one may use of it
 FILES = {".txt", ".json", ".jsonl", ".csv", ".xml", ".html", ".zip", ".jpg", ".jpeg", ".png"}  # no suffixes of folders
 
 
@@ -62,6 +65,27 @@ def _write_through(path: Path, write: Callable[[Path], None]) -> None:
                 shutil.copyfileobj(source, stream)
         except OSError as error:
             raise EnvironmentFault(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error is that of a disk without room."""
+    return isinstance(error, OSError) and error.errno in FULL
+
+
+def no_room(folder: Path, size: int) -> OSError | None:
+    """The error of a folder in which so many bytes cannot be written; None where they can. Nothing is left.
+
+    It is asked after a library has failed to write, where its own error doesn't say why.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for _ in range(-(-size // MEGABYTE)):
+                file.write(bytes(MEGABYTE))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error if is_full(error) else None
+    return None
 
 
 def check_writable(folder: Path) -> None:

@@ -21,6 +21,7 @@ from dinocore.export.export import (
     threshold_origin,
 )  # fmt: skip
 from dinocore.export.graph import Canvases
+from dinocore.export.runtime import ExportedDetector
 from dinocore.presets import load_config
 from dinocore.system.extras import install_line
 from dinocore.weights.file import Weights
@@ -220,3 +221,26 @@ def test_a_file_names_the_preset_that_dino_info_names(settings, facts, preset):
     weights = Weights({}, load_config("r50-4scale", settings), [], facts)
     canvases = Canvases((64, 64), (64, 64), 32)
     assert describe(weights, Request("onnx", Path("a.onnx")), canvases, 100)["preset"] == preset
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        RuntimeError("onnxruntime/core/framework/bfc_arena.cc:376 Failed to allocate memory for requested buffer"),
+        MemoryError("out of memory: 0 answers for 2 images"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_a_runtime_that_is_short_of_memory_is_exit_5_and_the_file_is_not_blamed(
+    dino, write_onnx, monkeypatch, tmp_path, fault
+):
+    def fail(*_):
+        raise fault
+
+    monkeypatch.setattr(
+        ExportedDetector, "_open", lambda *given, usual=ExportedDetector._open: (fail, usual(*given)[1])
+    )
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    done = dino("predict", tmp_path / "a.png", "--weights", write_onnx())
+    assert done.code == 5 and "out of memory in the exported file's runtime; give fewer images at once" in done.err
+    assert "damaged" not in done.err

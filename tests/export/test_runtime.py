@@ -315,3 +315,12 @@ def test_the_best_are_chosen_before_what_was_found_twice_goes(write_onnx, caplog
 def test_two_classes_of_one_name_keep_their_thresholds(write_onnx):
     detector = FileDetector(write_onnx({"names": ["disc", "disc"], "thresholds": [0.1, 0.7]}))
     assert least_scores(detector.categories, detector.threshold, detector.class_thresholds) == [0.1, 0.7]
+
+
+def test_fewer_answers_than_images_are_called_what_they_are_short_memory(write_onnx):
+    """OpenVINO gives empty outputs then, and no error."""
+    detector = ExportedDetector(write_onnx())
+    whole = detector._run
+    detector._run = lambda images, sizes: [rows[:0] for rows in whole(images, sizes)]
+    with pytest.raises(MemoryError, match="out of memory: 0 answers for 2 images; give fewer at once"):
+        detector.detect([Image.new("RGB", (9, 9))] * 2)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json as json_module
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -15,7 +16,7 @@ from dinocore.config import Config, DataConfig
 from dinocore.data.annotations import Annotations
 from dinocore.data.dataset import open_split
 from dinocore.data.split import Category, check_split
-from dinocore.errors import ConfigError
+from dinocore.errors import ConfigError, EnvironmentFault
 from dinocore.evaluate.backends import choose_backend
 from dinocore.evaluate.results import read_results
 from dinocore.presets import override
@@ -127,10 +128,12 @@ def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None
     found, failed = _detections(source, annotations, group)
     if not group.main:
         return
+    unwritten: list[EnvironmentFault] = []
     if request.out is not None:
         rows = found if source.detector is None else _in_ids_of_data(found, annotations, request)
-        write_text(request.out, json_module.dumps(rows, allow_nan=False) + "\n")
-        say(f"wrote {request.out}: {counted(len(rows), 'detection')}, in COCO's result format")
+        with _put_off(unwritten):
+            write_text(request.out, json_module.dumps(rows, allow_nan=False) + "\n")
+            say(f"wrote {request.out}: {counted(len(rows), 'detection')}, in COCO's result format")
     metrics = coco_metrics(annotations, found, backend, len(failed))
     analysis = analyse(annotations, found, request.bootstrap)
     if analysis.summary != metrics.summary:
@@ -142,13 +145,15 @@ def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None
         from dinocore.report.evaluation import evaluation_page
 
         about = facts | {"judged by": metrics.backend}
-        _write_report(request.report, evaluation_page(analysis, annotations, about, source.config.data))
+        with _put_off(unwritten):
+            _write_report(request.report, evaluation_page(analysis, annotations, about, source.config.data))
     if request.json:
         measured = {"measured": _measured(source, request)} if source.detector else {}
-        print_json(facts | {"failed": failed, "backend": metrics.backend} | measured | to_json(analysis))
+        facts |= {"failed": failed, "backend": metrics.backend} | measured
+        print_json(facts | to_json(analysis) | _in_json(unwritten))
     else:
         show_analysis(analysis, metrics.judged, metrics.backend)
-    _end(failed, metrics.num_images)
+    _end(failed, metrics.num_images, unwritten)
 
 
 def _measured(source: DetectionSource, request: EvalRequest) -> dict[str, Any]:
@@ -186,17 +191,19 @@ def compare_two(request: EvalRequest, pair: tuple[str, str], group: SingleProces
     comparison = compare(*analyses)
     facts: dict[str, Any] = {"a": str(sources[0].path), "b": str(sources[1].path), "data": str(annotations.file)}
     facts |= {"images": len(annotations.image_ids), "unreadable": len(failed)}
+    unwritten: list[EnvironmentFault] = []
     if request.report is not None:
         from dinocore.report.comparison import comparison_page
 
         about = {key.upper() if key in "ab" else key: value for key, value in facts.items()}
-        _write_report(request.report, comparison_page(comparison, annotations, about, sources[0].config.data))
+        with _put_off(unwritten):
+            _write_report(request.report, comparison_page(comparison, annotations, about, sources[0].config.data))
     if request.json:
-        print_json(facts | {"failed": failed} | comparison_json(comparison))
+        print_json(facts | {"failed": failed} | comparison_json(comparison) | _in_json(unwritten))
     else:
         show_comparison(comparison, pair)
         stdout.print(judged_images(len(annotations.image_ids), len(failed)))
-    _end(failed, len(annotations.image_ids))
+    _end(failed, len(annotations.image_ids), unwritten)
 
 
 def _check(request: EvalRequest) -> None:
@@ -337,7 +344,23 @@ def _write_report(path: Path, page: Page) -> None:
         say(f"wrote {written}")
 
 
-def _end(failed: list[str], count: int) -> None:
+@contextmanager
+def _put_off(unwritten: list[EnvironmentFault]) -> Iterator[None]:
+    """Put a file that cannot be written off until the numbers are shown, for which nobody wants to wait again."""
+    try:
+        yield
+    except EnvironmentFault as error:
+        unwritten.append(error)
+
+
+def _in_json(unwritten: Sequence[EnvironmentFault]) -> dict[str, Any]:
+    return {"error": unwritten[0].as_dict()} if unwritten else {}
+
+
+def _end(failed: list[str], count: int, unwritten: Sequence[EnvironmentFault]) -> None:
+    for error in unwritten:
+        fail(error)
     if failed:
         fail(f"{len(failed)} of {count} images could not be read; their objects count as missed")
-        raise typer.Exit(SOME_FAILED)
+    if unwritten or failed:
+        raise typer.Exit(unwritten[0].exit_code if unwritten else SOME_FAILED)

@@ -14,9 +14,11 @@ from dinocore.detections_io import ImageResult, json_lines, output_stems, read_f
 from dinocore.errors import DataError, EnvironmentFault, Interrupted
 from dinocore.system.files import ESCAPED
 
+from ...console import say
 from ...inputs import Input
 from ...signals import ending_early
-from .predict import detect_files, so_far
+from .predict import detect_files
+from .request import kept_so_far, so_far
 from .resume import remember
 
 if TYPE_CHECKING:
@@ -56,12 +58,22 @@ class LineFile:
                 self.file.flush()
                 self.flushed = time.monotonic()
         except OSError as error:
-            raise EnvironmentFault(f"{self.path} cannot be written: {error.strerror or error}") from error
+            raise self._unwritable(error) from error
 
     def close(self) -> None:
-        """Let all of it reach the disk."""
-        if self.file is not None:
-            self.file.close()
+        """Let all of it reach the disk.
+
+        Raises:
+            EnvironmentFault: as `add`.
+        """
+        try:
+            if self.file is not None:
+                self.file.close()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> EnvironmentFault:
+        return EnvironmentFault(f"{self.path} cannot be written: {error.strerror or error}")
 
 
 def predict_to_lines(work: Work, inputs: Sequence[Input], before: Sequence[ImageResult]) -> PredictSummary:
@@ -90,6 +102,11 @@ def predict_to_lines(work: Work, inputs: Sequence[Input], before: Sequence[Image
                 detections += len(result.detections)
             if ended():
                 raise Interrupted(so_far(images, len(inputs), work.request), ended())
+    except Exception as error:
+        lines.close()
+        if lines.file and not isinstance(error, Interrupted):
+            say(kept_so_far(images, len(inputs), work.request))
+        raise
     finally:
         lines.close()
     if lines.file and [item.file for item in before] != [item.name for item in inputs[: len(before)]]:

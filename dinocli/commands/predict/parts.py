@@ -31,8 +31,8 @@ from ...console import fail, print_json, say
 from ...inputs import Input
 from ...signals import ending_early
 from ...weights_option import find_weights
-from .predict import Tally, detect_files, end_with_failures, none_left
-from .request import PredictRequest, Work, open_work, parts_folder
+from .predict import Tally, detect_files, end_with_failures
+from .request import PredictRequest, Work, none_left, open_work, parts_folder
 from .resume import RESUMABLE, answer_settings, found_before, remember
 
 IMAGES_PER_PART = 256

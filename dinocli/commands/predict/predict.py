@@ -8,6 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,7 @@ from rich.table import Table
 
 from dinocore.data.images import read_image
 from dinocore.draw.boxes import Box, class_color, draw_boxes
-from dinocore.errors import ConfigError, DataError, Interrupted
+from dinocore.errors import ConfigError, DataError, EnvironmentFault, Interrupted
 from dinocore.system.files import write_atomically
 from dinocore.words import counted, whole
 
@@ -34,9 +35,12 @@ from .request import (
     check_overwriting,
     check_request,
     drawing_path,
+    kept_so_far,
+    none_left,
     open_work,
     parse_threshold,
     parts_folder,
+    so_far,
 )
 from .resume import answer_settings, found_before, remember
 
@@ -134,7 +138,7 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
         Interrupted: a signal came; what was found so far is written.
         typer.Exit: with code 7 if only some could be read.
     """
-    from dinocore.detections_io import output_stems, write_found
+    from dinocore.detections_io import output_stems
     from dinocore.system.device import pick_device, pick_precision
     from dinocore.system.processes import device_of_rank, world_size
 
@@ -160,19 +164,40 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
     found, failed = _detect_or_keep(work, inputs, before)
     if not found:
         raise none_left(len(inputs), failed[0])
-    if request.out is not None:
-        remember(request, work.settings, missing=bool(failed))
-        _, *beside = write_found(found, work.detector.categories, request.format, request.out, stems)
-        count = counted(sum(len(item.detections) for item in found), "detection")
-        say(f"wrote {request.out}: {count} in {counted(len(found), 'image')}")
-        for path in beside:
-            say(f"wrote {path}")
-    if request.json:
-        print_json([item._asdict() for item in found])
-    elif request.out is None:
-        _show(found)
+    _write_and_show(found, work, stems, bool(failed))
     end_with_failures(len(failed), len(inputs))
     return None
+
+
+def _write_and_show(found: Sequence[ImageResult], work: Work, stems: Mapping[str, str], missing: bool) -> None:
+    """Write --out, and show what was found where that is asked for, or where --out cannot be written.
+
+    Args:
+        missing: whether images are missing in `found`.
+
+    Raises:
+        typer.Exit: with code 5 in that case.
+    """
+    from dinocore.detections_io import write_found
+
+    request, unwritten = work.request, None
+    if request.out is not None:
+        try:
+            remember(request, work.settings, missing)
+            _, *beside = write_found(found, work.detector.categories, request.format, request.out, stems)
+            count = counted(sum(len(item.detections) for item in found), "detection")
+            say(f"wrote {request.out}: {count} in {counted(len(found), 'image')}")
+            for path in beside:
+                say(f"wrote {path}")
+        except EnvironmentFault as error:
+            unwritten = error
+    if request.json:
+        print_json([item._asdict() for item in found])
+    elif request.out is None or unwritten:
+        _show(found)
+    if unwritten:
+        fail(unwritten)
+        raise typer.Exit(unwritten.exit_code)
 
 
 def _write_lines(work: Work, inputs: Sequence[Input], before: Sequence[ImageResult]) -> None:
@@ -225,10 +250,6 @@ def end_with_failures(failed: int, count: int) -> None:
         raise typer.Exit(SOME_FAILED)
 
 
-def none_left(count: int, first: DataError) -> DataError:
-    return first if count == 1 else DataError(f"none of {count} images could be read", fix="see what is said of each")
-
-
 def _detect_or_keep(
     work: Work, inputs: Sequence[Input], before: Sequence[ImageResult]
 ) -> tuple[list[ImageResult], list[DataError]]:
@@ -249,26 +270,25 @@ def _detect_or_keep(
             write_found(list(found.values()), work.detector.categories, request.format, request.out, stems)
 
     with ending_early() as ended:
-        for result in detect_files(work, todo, ended):
-            if isinstance(result, DataError):
-                failed.append(result)
-            else:
-                found[result.file] = result
-            if time.monotonic() - written > WRITE_EVERY:
-                write()
-                written = time.monotonic()
+        try:
+            for result in detect_files(work, todo, ended):
+                if isinstance(result, DataError):
+                    failed.append(result)
+                else:
+                    found[result.file] = result
+                if time.monotonic() - written > WRITE_EVERY:
+                    write()
+                    written = time.monotonic()
+        except Exception:
+            if found and request.out is not None:
+                with suppress(EnvironmentFault):  # it may be the same disk
+                    write()
+                    say(kept_so_far(len(found), len(inputs), request))
+            raise
         if ended():
             write()
             raise Interrupted(so_far(len(found), len(inputs), request), ended())
     return [found[item.name] for item in inputs if item.name in found], failed
-
-
-def so_far(done: int, count: int, request: PredictRequest) -> str:
-    """What is said where a signal ended the command."""
-    kept = f", which {request.out} has" if request.out else ""
-    left = kept and done < count and request.format in ("json", "jsonl")
-    advice = "the same command with --resume looks at the others" if left else ""
-    return f"interrupted after {done} of {counted(count, 'image')}{kept}" + (f"; {advice}" if advice else "")
 
 
 def detect_files(

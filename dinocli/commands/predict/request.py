@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dinocore.config import DataConfig
-from dinocore.errors import ConfigError
+from dinocore.errors import ConfigError, DataError
 from dinocore.system.files import check_folder_name, check_writable, is_stream
 from dinocore.words import counted
 
@@ -159,3 +159,24 @@ def _range_of(least: Sequence[float]) -> str:
     if min(least) == max(least):
         return f"threshold: {least[0]:.3f}"
     return f"threshold: {min(least):.3f} to {max(least):.3f}, each class's own"
+
+
+def none_left(count: int, first: DataError) -> DataError:
+    return first if count == 1 else DataError(f"none of {count} images could be read", fix="see what is said of each")
+
+
+def so_far(done: int, count: int, request: PredictRequest) -> str:
+    """What is said where a signal ended the command."""
+    kept = f", which {request.out} has" if request.out else ""
+    advice = _resume_advice(request) if kept and done < count else ""
+    return f"interrupted after {done} of {counted(count, 'image')}{kept}{advice}"
+
+
+def kept_so_far(done: int, count: int, request: PredictRequest) -> str:
+    """What is said where an error ends the command."""
+    return f"{request.out} has {done} of {counted(count, 'image')}, those before this error{_resume_advice(request)}"
+
+
+def _resume_advice(request: PredictRequest) -> str:
+    resumable = request.format in ("json", "jsonl")
+    return "; the same command with --resume looks at the others" if resumable else ""

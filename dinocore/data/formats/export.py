@@ -22,6 +22,11 @@ from .yolo import usual_label_file
 
 ELSEWHERE = "free some space, or name another folder"
 KINDS = ("coco", "yolo", "voc")
+PARTS = (  # what is written into a folder
+    *("annotations", "train2017", "val2017", "test2017"),
+    *("images", "labels", "data.yaml"),
+    *("ImageSets", "JPEGImages", "Annotations", "labelmap.txt"),
+)
 
 
 class WriteProgress(NamedTuple):

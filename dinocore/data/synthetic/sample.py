@@ -14,10 +14,12 @@ from PIL import Image
 from dinocore.data.synthetic.cells import PLATELET, RBC, WBC
 from dinocore.data.synthetic.smear import draw_smear
 from dinocore.errors import ConfigError, EnvironmentFault
+from dinocore.words import in_bytes
 
 __all__ = ["CATEGORIES", "SampleSummary", "draw_smear", "write_sample_data"]
 
 CATEGORIES = {RBC: "RBC", WBC: "WBC", PLATELET: "Platelets"}  # as in BCCD
+PARTS = ("annotations", "train2017", "val2017")  # what is written into a folder
 MIN_SIDE, MAX_SIDE = 64, 4096  # a drawing takes about 40 bytes of memory a pixel
 TRAIN_SHARE = 0.8
 JPEG_QUALITY = 85
@@ -83,7 +85,7 @@ def _check_space(folder: Path, num_images: int, size: tuple[int, int]) -> None:
     needed, free = num_images * size[0] * size[1] * LEAST_BYTES, shutil.disk_usage(there).free
     if needed > free:
         raise EnvironmentFault(
-            f"{num_images} images need {needed / 1e9:.0f} GB or more, and {there} has {free / 1e9:.0f} GB left; "
+            f"{num_images} images need {in_bytes(needed)} or more, and {there} has {in_bytes(free)} left; "
             "draw fewer or smaller ones"
         )
 
@@ -125,6 +127,7 @@ def _write(path: Path, content: bytes) -> None:
         unfinished.write_bytes(content)
         os.replace(unfinished, path)
     except OSError as error:
+        unfinished.unlink(missing_ok=True)
         raise EnvironmentFault(f"{path} cannot be written: {error.strerror or error}") from error
 
 

@@ -1,0 +1,65 @@
+"""`dino export` where the disk has no room, and what killed exports leave."""
+
+import errno
+import os
+
+import pytest
+
+from dinocore.errors import EnvironmentFault
+from dinocore.export import export, write
+from dinocore.export.export import Request, export_weights
+from dinocore.system.unfinished import MARK, folder_beside
+
+from .conftest import small
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def export_with(tmp_path, monkeypatch):
+    """Exports to m.pt2 by a writer of ours."""
+    monkeypatch.setattr(export, "trace", lambda *given: None)
+
+    def run(writer):
+        monkeypatch.setitem(write.FORMATS, "torch-export", (writer, ".pt2", (), ""))
+        export_weights(small("r50-4scale"), tmp_path, Request("torch-export", tmp_path / "m.pt2"), [])
+
+    return run
+
+
+def unable(program, path, info):
+    path.write_bytes(b"a beginning")
+    raise RuntimeError("basic_ios::clear: iostream error")
+
+
+def full(program, path, info):
+    raise FULL
+
+
+@pytest.mark.parametrize("writer", [unable, full])
+def test_a_full_disk_is_named_whatever_a_library_says_of_it_and_nothing_is_left(
+    export_with, tmp_path, monkeypatch, writer
+):
+    monkeypatch.setattr(export, "no_room", lambda folder, size: FULL)
+    with pytest.raises(EnvironmentFault, match=r"m\.pt2 cannot be written: No space left on device; free some space"):
+        export_with(writer)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_a_library_on_a_disk_with_room_is_left_alone(export_with, tmp_path):
+    with pytest.raises(RuntimeError, match="iostream error"):
+        export_with(unable)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_export_left_goes_with_the_next_one_to_that_name_and_a_live_one_stays(tmp_path):
+    killed, another = tmp_path / ".m.pt2.killed", tmp_path / ".other.pt2.killed"
+    for folder in (killed, another):
+        folder.mkdir()
+        (folder / MARK).touch()  # nobody has locked it
+        (folder / "m.pt2").write_bytes(b"large")
+    with folder_beside(tmp_path / "m.pt2") as live:
+        assert not killed.exists() and another.exists()
+        with folder_beside(tmp_path / "m.pt2"):
+            assert live.is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == [another.name]

@@ -1,0 +1,61 @@
+"""Folders that are written whole or not at all, and what killed processes leave of them."""
+
+import pytest
+from filelock import FileLock
+
+from dinocore.errors import ConfigError
+from dinocore.system.unfinished import MARK, check_fillable, filling, is_abandoned
+
+PARTS = ("images", "data.yaml")
+
+
+def begin(folder):
+    (folder / "images").mkdir()
+    (folder / "images" / "a.jpg").touch()
+    (folder / "data.yaml").touch()
+
+
+def killed(folder):
+    """As SIGKILL leaves it: the mark is there, and nobody has locked it."""
+    folder.mkdir()
+    begin(folder)
+    (folder / MARK).touch()
+    return folder
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(143), OSError("the disk is full")])
+@pytest.mark.parametrize("there", [False, True])
+def test_what_was_begun_goes_with_a_signal_or_an_error_and_the_folder_is_as_before(tmp_path, end, there):
+    if there:
+        (tmp_path / "new").mkdir()
+    with pytest.raises(type(end)), filling(tmp_path / "new", PARTS):
+        begin(tmp_path / "new")
+        raise end
+    assert (tmp_path / "new").exists() is there and not list(tmp_path.glob("new/*"))
+
+
+def test_a_folder_that_is_filled_has_no_mark(tmp_path):
+    with filling(tmp_path / "new", PARTS):
+        begin(tmp_path / "new")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["data.yaml", "images"]
+
+
+def test_what_a_killed_process_left_is_replaced_unless_something_else_is_there(tmp_path):
+    folder = killed(tmp_path / "new")
+    (folder / "mine").touch()
+    with pytest.raises(ConfigError, match="holds what an interrupted command left, and mine, which is not of it"):
+        check_fillable("OUT", folder, PARTS)
+    (folder / "mine").unlink()
+    check_fillable("OUT", folder, PARTS)
+    with filling(folder, PARTS):
+        assert [path.name for path in folder.iterdir()] == [MARK]
+
+
+def test_what_a_process_is_still_at_work_on_is_not_taken(tmp_path):
+    folder = killed(tmp_path / "new")
+    with FileLock(folder / MARK):
+        assert not is_abandoned(folder)
+        with pytest.raises(ConfigError, match="is not empty; name a folder that is new or empty"):
+            check_fillable("OUT", folder, PARTS)
+    (folder / MARK).touch()
+    assert is_abandoned(folder) and is_abandoned(folder)
