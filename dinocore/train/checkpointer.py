@@ -9,7 +9,7 @@ from ..errors import DinoError, EnvironmentFault
 from ..words import typed
 from .context import RunContext
 from .events import Saved, Warned
-from .run.checkpoint_folder import prune_checkpoints
+from .run.checkpoint_folder import list_checkpoints, prune_checkpoints
 from .run.metrics_log import MetricsLogger, NoLogger
 from .schedule import SaveClock
 from .state import TrainState, rng_state, save_checkpoint
@@ -40,7 +40,8 @@ class Checkpointer:
             path = group.on_main(lambda: self._write(rng_states))
         except DinoError as error:  # on the other ranks, that rank 0 failed
             if must:
-                what = f"{error}; make room, then run dino train --resume {typed(self.context.folder)}"
+                begins = "" if list_checkpoints(self.folder) else ", which begins at the first step"
+                what = f"{error}; make room, then run dino train --resume {typed(self.context.folder)}{begins}"
                 raise group.on_all_ranks(EnvironmentFault(what)) from None
             yield Warned(f"{error}; training goes on")
         else:

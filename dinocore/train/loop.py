@@ -19,11 +19,12 @@ from .failures.classify import check_shared_memory, deterministic
 from .failures.guard import guarded_step
 from .failures.recovery import halve_micro_batch, handle_out_of_memory, reset_after_failure, roll_back
 from .optim import lr_factor, set_lr
+from .run.checkpoint_folder import room_warning
 from .run.metrics_log import MetricsLog, MetricsLogger, NoLogger
 from .run.report import ReportFile
 from .run.sinks import sinks
 from .schedule import Schedule
-from .state import TrainState, restore_rng_state, rng_state
+from .state import TrainState, expected_size, restore_rng_state, rng_state
 
 NO_OBJECTS_TO_EVALUATE = (
     "{} has no object to judge by, so that AP cannot be measured: best.safetensors will hold the newest weights, and "
@@ -50,6 +51,8 @@ def train(context: RunContext, state: TrainState) -> Iterator[Event]:
         yield Started(context.folder, facts, state.transfer)
         yield from map(Warned, logger.problems())
         if warning := check_shared_memory(config, num_workers(config.data)):
+            yield Warned(warning)
+        if context.group.main and (warning := room_warning(context.folder, expected_size(state))):
             yield Warned(warning)
         if not context.data.val.trainable(0).any():
             yield Warned(NO_OBJECTS_TO_EVALUATE.format(context.data.val.file))

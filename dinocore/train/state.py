@@ -176,6 +176,14 @@ def size_in_bytes(state: TrainState) -> int:
     return int(1.02 * sum(x.numel() * x.element_size() for x in tensors))
 
 
+def expected_size(state: TrainState) -> int:
+    """The same for a checkpoint after the first step, which gives the optimizer its state."""
+    if state.optimizer.state:
+        return size_in_bytes(state)
+    trained = sum(x.numel() * x.element_size() for x in state.model.parameters() if x.requires_grad)
+    return size_in_bytes(state) + 2 * trained  # AdamW's two averages
+
+
 def load_checkpoint(path: Path, state: TrainState, rank: int, seed: int) -> None:
     """Fill the state from a checkpoint folder that was verified.
 

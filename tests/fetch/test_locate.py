@@ -89,6 +89,44 @@ def test_wrong_bytes_without_a_published_hash_are_refused_and_not_kept(publish, 
     assert locate("mmdet/small").is_file()
 
 
+@pytest.mark.parametrize("get", [locate, module.original])
+@pytest.mark.parametrize("length", [0, 5000])
+def test_what_arrives_empty_or_cut_is_named_and_not_kept(get, length, server, tmp_path):
+    """As from a server that does not say how long the file is."""
+    server.content = BUNDLED.read_bytes()[:length]
+    with pytest.raises(CheckpointError, match=r"http://127\.0\.0\.1.*(is empty|not a whole).*; it is not kept"):
+        get(server.address("tiny.safetensors"))
+    assert kept(tmp_path) == []
+    server.content = BUNDLED.read_bytes()
+    assert get(server.address("tiny.safetensors"))
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_flipped_bit_in_the_cache_is_noticed_and_the_file_fetched_again(server, heard, monkeypatch):
+    server.content, address = BUNDLED.read_bytes(), server.address("tiny.safetensors")
+    flip(path := locate(address))
+    monkeypatch.setenv("DINO_OFFLINE", "1")
+    with pytest.raises(EnvironmentFault, match="has other bytes than were downloaded, and DINO_OFFLINE is set"):
+        locate(address)
+    monkeypatch.delenv("DINO_OFFLINE")
+    assert locate(address, heard[0]) == path and path.read_bytes() == server.content
+    assert "has other bytes than were downloaded; fetching them again" in heard[1][0] and len(server.requests) == 2
+    assert locate(address) and len(server.requests) == 2
+
+
+def test_a_flipped_bit_in_a_conversion_is_noticed_and_it_is_made_again(publish, server):
+    publish()
+    flip(path := locate("mmdet/small"))
+    flipped = path.read_bytes()
+    assert locate("mmdet/small") == path and path.read_bytes() != flipped and len(server.requests) == 1
+    assert load_weights(path)
+
+
 def test_a_wrong_size_in_the_cache_counts_as_not_there(publish, server, tmp_path):
     publish()
     path = locate("mmdet/small")

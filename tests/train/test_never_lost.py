@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -176,8 +177,15 @@ def test_without_room_a_save_says_what_it_needs(small_config, start, monkeypatch
     monkeypatch.setattr(
         "dinocore.train.run.checkpoint_folder.shutil.disk_usage", lambda path: SimpleNamespace(free=10**6)
     )
-    with pytest.raises(EnvironmentFault, match=r"it needs \d+ MB and 1 MB are free"):
-        list(train(context, state))
+    warnings = []
+    with pytest.raises(EnvironmentFault, match=r"it needs (\d+) MB and 1 MB are free") as error:
+        for event in train(context, state):
+            warnings += [event.message] if isinstance(event, Warned) and state.progress.step == 0 else []
+    begins = f"dino train --resume {context.folder}, which begins at the first step"
+    assert str(error.value).endswith(f"no checkpoint has been saved yet; make room, then run {begins}")
+    said = re.search(r"a checkpoint takes about ([\d.]+) MB, and \S+ has 1\.0 MB left", "".join(warnings))
+    needed = re.search(r"it needs (\d+) MB", str(error.value))
+    assert said and needed and abs(float(said[1]) - float(needed[1])) < 2, "it is said before the first step, too"
 
 
 def test_a_killed_reader_ends_the_run_with_its_state_saved(small_config, start):

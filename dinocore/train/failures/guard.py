@@ -10,6 +10,7 @@ from ...system.processes import SingleProcess
 from ..batches import StepBatches
 from ..context import RunContext
 from ..ddp import DDP
+from ..run.checkpoint_folder import what_is_kept
 from ..state import TrainState
 from ..step import NonFinite, train_step
 from .classify import check_is_deterministic, is_out_of_memory, out_of_memory_message
@@ -39,7 +40,8 @@ def guarded_step(state: TrainState, batches: StepBatches, context: RunContext) -
         except (RuntimeError, MemoryError, DivergedError) as error:
             failure = translated(error, batches.micro_batches, group)
             if updating:
-                raise EnvironmentFault(f"{failure}; earlier checkpoints are whole") from error
+                kept = what_is_kept(context.folder / "checkpoints")
+                raise EnvironmentFault(f"{failure}; {kept}") from error
             keep_up_with_the_others(ddp, group)
     if failure is None:
         if isinstance(ddp, DDP):

@@ -13,7 +13,7 @@ from ... import __version__
 from ...errors import CheckpointError, EnvironmentFault
 from ...system.files import sync, to_json
 from ...weights.file import SCHEMA
-from ...words import listed
+from ...words import in_bytes, listed
 
 MANIFEST = "manifest.json"
 OLD, NEW, ASIDE = ".tmp-old-", ".tmp-new-", "aside-"
@@ -58,14 +58,30 @@ def publish(
         sync(folder)
     except (OSError, RuntimeError, EnvironmentFault) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-        raise EnvironmentFault(
-            f"the checkpoint {target} cannot be written: {reason}; earlier checkpoints are whole"
-        ) from error
+        what = f"the checkpoint {target} cannot be written: {reason}"
+        raise EnvironmentFault(f"{what}; {what_is_kept(folder)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if target.exists():
             shutil.rmtree(replaced, ignore_errors=True)
     return target
+
+
+def what_is_kept(folder: Path) -> str:
+    """What to say of the checkpoints of a run that cannot go on."""
+    return "earlier checkpoints are whole" if list_checkpoints(folder) else "no checkpoint has been saved yet"
+
+
+def room_warning(folder: Path, size: int) -> str:
+    """What to say, before the first step, of a disk that has less room than a checkpoint takes; else empty."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free >= size:
+        return ""
+    return (
+        f"a checkpoint takes about {in_bytes(size)}, and {there} has {in_bytes(free)} left: the state of this run "
+        "cannot be saved; make room, or stop it and choose another --output-dir"
+    )
 
 
 def _check_space(folder: Path, size: int) -> None:

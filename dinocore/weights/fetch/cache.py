@@ -51,7 +51,7 @@ def record_of(file: Path) -> dict[str, Any] | None:
     """What was written when this file had been fetched and checked; None unless it is there in that size."""
     try:
         record = json.loads(_record(file).read_text(encoding="utf-8"))
-        return record if file.stat().st_size == record["bytes"] else None
+        return record if 0 < file.stat().st_size == record["bytes"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

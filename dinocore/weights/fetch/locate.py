@@ -10,12 +10,14 @@ from ...words import typed
 from ..convert.files import CONVERTER, Conversion, ConversionRequest, convert_file, is_about_ema
 from ..file import save_weights
 from ..shipped import SHIPPED
-from ..untrusted import holds_config, is_foreign
+from ..untrusted import holds_config, is_foreign, read_file
 from .cache import cache_folder, file_name, forget, is_offline, locked, record_of, sha256, write_record, writing
 from .catalogue import ADDRESSES, Published, catalogue, check_there, find
 from .download import PartialFile, download
 from .hub import PREFIX, fetch_from_hub
 from .watch import UNWATCHED, Watch
+
+EXPORTED = (".onnx", ".xml", ".bin", ".pt2")  # what `dino info` says something about
 
 
 class Original(NamedTuple):
@@ -38,7 +40,10 @@ def locate(name: str | Path, watch: Watch = UNWATCHED) -> Path:
         ConfigError: the name, or what the file does not tell, has to be said otherwise.
         EnvironmentFault: it cannot be fetched or kept.
     """
-    found = original(name, watch)
+    found = _find(name, watch)
+    if found.sha256 and _is_kept(_conversion(found)):  # which has a hash of its own
+        return _with_notes(_conversion(found), found, watch)
+    found = _as_it_came(name, found, watch)
     if holds_config(found.file) or not (found.address or is_foreign(found.file)):
         return found.file
     return _converted(found, watch)
@@ -50,6 +55,29 @@ def original(name: str | Path, watch: Watch = UNWATCHED) -> Original:
     Raises:
         CheckpointError, ConfigError, EnvironmentFault: as for `locate`.
     """
+    return _as_it_came(name, _find(name, watch), watch)
+
+
+def _as_it_came(name: str | Path, found: Original, watch: Watch) -> Original:
+    """The same, fetched again if it is a download whose bytes have changed on the disk.
+
+    Raises:
+        EnvironmentFault: they have, and the network may not be used.
+    """
+    if not found.sha256 or sha256(found.file) == found.sha256:
+        return found
+    changed = f"{found.file} has other bytes than were downloaded"
+    if is_offline():
+        raise EnvironmentFault(f"{changed}, and DINO_OFFLINE is set", fix="unset it once, to fetch them again")
+    watch.say(f"{changed}; fetching them again")
+    with locked(found.file, watch):
+        record = record_of(found.file)  # by another process it may have been done meanwhile
+        if record and sha256(found.file) != record["sha256"]:
+            forget(found.file)
+    return _find(name, watch)
+
+
+def _find(name: str | Path, watch: Watch) -> Original:
     text, path = str(name), Path(name).expanduser()
     if name == "":
         raise CheckpointError("the name of the weights is empty", fix="is a variable of your shell not set?")
@@ -116,16 +144,43 @@ def _download_checked(address: str, file: Path, wanted: str, watch: Watch) -> No
     with writing(file):
         part.file.replace(file)
         part.remove()
+    if not wanted:
+        _check_readable(address, file)
     write_record(file, {"address": address, "sha256": digest})
 
 
-def _converted(found: Original, watch: Watch) -> Path:
-    """Our form of a fetched file, made once for each content, preset and state of the conversion."""
+def _check_readable(address: str, file: Path) -> None:
+    """Keep nothing that is no weights, or only a part of them, which a server that sends no length does not say."""
+    if file.suffix.lower() in EXPORTED:
+        return
+    try:
+        read_file(file)
+    except CheckpointError as error:
+        forget(file)
+        raise CheckpointError(f"{address}: {error}; it is not kept") from None
+
+
+def _conversion(found: Original) -> Path:
+    """Where our form of a file is kept, by its content, preset and the state of the conversion."""
     digest = found.sha256 or sha256(found.file)
-    name = f"{digest[:16]}-{found.preset or 'told'}-{CONVERTER}.safetensors"
-    file = cache_folder() / "converted" / name
-    if not record_of(file):
+    return cache_folder() / "converted" / f"{digest[:16]}-{found.preset or 'told'}-{CONVERTER}.safetensors"
+
+
+def _is_kept(conversion: Path) -> bool:
+    """Whether it is there with the bytes that were written; records of 0.1 have no hash."""
+    record = record_of(conversion)
+    return record is not None and record.get("sha256") in (None, sha256(conversion))
+
+
+def _converted(found: Original, watch: Watch) -> Path:
+    """Our form of a fetched file, made once."""
+    file = _conversion(found)
+    if not _is_kept(file):
         _convert_once(found, file, watch)
+    return _with_notes(file, found, watch)
+
+
+def _with_notes(file: Path, found: Original, watch: Watch) -> Path:
     record = record_of(file) or {}
     for note in record.get("notes", ()):  # each time: another file of the same content may have another name
         watch.say(note.replace(typed(record["of"]), typed(found.file)))
@@ -134,14 +189,15 @@ def _converted(found: Original, watch: Watch) -> Path:
 
 def _convert_once(found: Original, file: Path, watch: Watch) -> None:
     with locked(file, watch):
-        if not record_of(file):  # another process may have made it meanwhile
+        if not _is_kept(file):  # another process may have made it meanwhile
             done = _convert(found)
             watch.say(f"converted {found.file.name}, once")
             weights = done.weights
             if found.address:
                 weights.facts["converted_from"]["address"] = _without_secrets(found.address)
             save_weights(file, weights.tensors, weights.config, weights.categories, weights.facts)
-            write_record(file, {"of": str(found.file), "notes": list(filter(is_about_ema, done.notes))})
+            notes = list(filter(is_about_ema, done.notes))
+            write_record(file, {"of": str(found.file), "notes": notes, "sha256": sha256(file)})
 
 
 def _convert(found: Original) -> Conversion:
