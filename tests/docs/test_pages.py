@@ -177,7 +177,7 @@ def test_the_readme_of_the_package_has_no_link_or_image_that_only_a_checkout_has
 
 def test_the_tests_that_the_fault_catalogue_names_exist():
     text = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
-    named = re.findall(r"`((?:\w+/)?test_\w+\.py)(?:::(test_\w+?)_?…?)?`", text)
+    named = re.findall(r"`(?:tests/)?((?:\w+/)?test_\w+\.py)(?:::(test_\w+?)_?…?)?`", text)
     assert len(named) > 50
     missing = []
     for file, start in named:
