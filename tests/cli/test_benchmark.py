@@ -32,7 +32,7 @@ def test_compile_wraps_the_model_and_the_answer_says_so(dino, settings, extra, m
     """PyTorch's compiler itself takes minutes and is not run here."""
     wrapped = []
     monkeypatch.setattr(torch, "compile", lambda model, **options: wrapped.append(model) or model)
-    monkeypatch.setattr("dinocore.system.device.check_compiler", lambda device: None)
+    monkeypatch.setattr("dinocore.system.device.check_compiler", lambda *given: None)
     found = json.loads(dino("benchmark", *FAST, *settings, *extra, "--amp", "off", "--compile", "--json").out)
     assert found["compile"] and len(wrapped) == 1
 
@@ -42,7 +42,7 @@ def test_nothing_is_timed_where_compiling_fails(dino, settings, monkeypatch):
         raise RuntimeError("g++ was killed")
 
     monkeypatch.setattr(torch, "compile", lambda model, **options: fail)
-    monkeypatch.setattr("dinocore.system.device.check_compiler", lambda device: None)
+    monkeypatch.setattr("dinocore.system.device.check_compiler", lambda *given: None)
     with pytest.warns(UserWarning, match="going on without: RuntimeError"):
         done = dino("benchmark", *FAST, *settings, "--compile")
     assert done.code == 5 and "torch.compile fails here" in done.err
