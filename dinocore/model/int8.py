@@ -28,7 +28,7 @@ def quantize_layers(layers: nn.ModuleList) -> None:
                 layer = getattr(module, part)
                 if type(layer) is nn.Linear and _is_wide(layer.weight):
                     setattr(module, part, Int8Linear(layer))
-        elif isinstance(module, FeedForward) and all(_is_wide(layer.weight) for layer in _linear_layers(module)):
+        elif isinstance(module, FeedForward) and _can_be_bytes(module):
             layers.set_submodule(name, Int8FeedForward(module))
 
 
@@ -47,6 +47,10 @@ def quantize_blocks(blocks: Iterable[FusedBlock]) -> None:
                 block.set_submodule(name, Int8PointwiseConv(conv))
             elif conv.act[0] == "relu" and name != last and conv.options[2] == [1, 1]:
                 block.set_submodule(name, Int8Conv(conv))
+
+
+def _can_be_bytes(block: FeedForward) -> bool:
+    return isinstance(block.net, nn.Sequential) and all(_is_wide(layer.weight) for layer in _linear_layers(block))
 
 
 def _is_wide(weight: Tensor) -> bool:
@@ -137,5 +141,5 @@ class Int8Conv(nn.Module):
         self.layer = Int8Weights(matrix, conv.bias, zero=0, slabs=conv.kernel_size[0])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W), (B, D, h, w). An image has a scale of its own, so that it does not depend on its batch."""
+        """(B, C, H, W) -> (B, D, h, w). An image has a scale of its own, so that it does not depend on its batch."""
         return torch.ops.dino.int8_convolution(x, self.layer(), self.kernel_size, self.padding, self.stride)

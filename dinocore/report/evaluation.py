@@ -131,7 +131,7 @@ def _tide(answer: dict[str, Any]) -> Table:
     text = f"How much AP50 ({tide['ap50']:.4g}) would grow without one kind of error (TIDE)."
     on_crowds = sum(tide["count"][name] for name in ("Cls", "Loc", "Both", "Dupe", "Bkg")) - tide["count"]["FP"]
     if on_crowds:
-        text += f" FP is without the {counted(on_crowds, 'detection')} on crowds, which the kinds of error are with."
+        text += f" FP leaves out the {counted(on_crowds, 'detection')} on crowds, and the kinds of error count them."
     return Table("Where AP50 is lost", ["error", "meaning", "count", "dAP"], rows, text)
 
 

@@ -1,4 +1,4 @@
-"""A disk that fills up while a command works: what is said, and that nothing is lost that was found."""
+"""A disk that fills up while a command works: its message, and that nothing that was found is lost."""
 
 import errno
 import io

@@ -172,7 +172,7 @@ def test_the_kinds_of_error_are_with_detections_on_crowds_and_fp_is_without(tmp_
     analysis = analyse(annotations, results, times=0)
     assert (analysis.tide.count["Bkg"], analysis.tide.count["FP"]) == (4, 1)
     text = parts(evaluation_page(analysis, annotations, {}, DataConfig()), Table)["Where AP50 is lost"].text
-    assert text.endswith("FP is without the 3 detections on crowds, which the kinds of error are with.")
+    assert text.endswith("FP leaves out the 3 detections on crowds, and the kinds of error count them.")
     without = analyse(annotations._replace(crowd=np.array([False, False])), results, times=0)
     page = evaluation_page(without, annotations, {}, DataConfig())
     assert "crowd" not in parts(page, Table)["Where AP50 is lost"].text

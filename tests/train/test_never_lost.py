@@ -129,9 +129,9 @@ def test_a_damaged_manifest_is_named_with_what_to_type_next_and_not_in_pythons_w
                whole.replace('"step": 4', '"step": 5'): "it differs from what was written"}  # fmt: skip
     for content, reason in damages.items():
         file.write_text(content)
-        for wanted, fix in (("auto", f"--set train.weights={context.folder}"), (newest, f"--resume {context.folder}")):
+        for given, fix in (("auto", f"--set train.weights={context.folder}"), (newest, f"--resume {context.folder}")):
             with pytest.raises(CheckpointError) as refused:
-                find_checkpoint(context.folder, str(wanted))
+                find_checkpoint(context.folder, str(given))
             message = str(refused.value)
             assert f"{file} is damaged: " in message and reason in message and fix in refused.value.fix
             assert not any(word in message for word in ("Expecting", "object", "NoneType", "indices", "Errno"))
@@ -183,9 +183,11 @@ def test_without_room_a_save_says_what_it_needs(small_config, start, monkeypatch
             warnings += [event.message] if isinstance(event, Warned) and state.progress.step == 0 else []
     begins = f"dino train --resume {context.folder}, which begins at the first step"
     assert str(error.value).endswith(f"no checkpoint has been saved yet; make room, then run {begins}")
-    said = re.search(r"a checkpoint takes about ([\d.]+) MB, and \S+ has 1\.0 MB left", "".join(warnings))
+    warned = re.search(r"a checkpoint takes about ([\d.]+) MB, and \S+ has 1\.0 MB left", "".join(warnings))
     needed = re.search(r"it needs (\d+) MB", str(error.value))
-    assert said and needed and abs(float(said[1]) - float(needed[1])) < 2, "it is said before the first step, too"
+    assert warned and needed and abs(float(warned[1]) - float(needed[1])) < 2, (
+        "the warning before the first step has the same size"
+    )
 
 
 def test_a_killed_reader_ends_the_run_with_its_state_saved(small_config, start):

@@ -111,7 +111,7 @@ def _published(entry: Published, watch: Watch) -> Original:
 def _fetch(address: str, folder: str, watch: Watch, entry: Published | None = None) -> Original:
     """The file in the cache, downloaded and checked if it is not there."""
     file = cache_folder() / folder / file_name(address)
-    wanted = entry.sha256 if entry else ""
+    published = entry.sha256 if entry else ""
     if (record_of(file) or {}).get("address") != address:
         if is_offline():
             raise EnvironmentFault(
@@ -119,32 +119,32 @@ def _fetch(address: str, folder: str, watch: Watch, entry: Published | None = No
             )
         with locked(file, watch):
             if (record_of(file) or {}).get("address") != address:  # another process may have made it meanwhile
-                _download_checked(address, file, wanted, watch)
-    return Original(file, address, None, (record_of(file) or {}).get("sha256", ""), bool(wanted))
+                _download_checked(address, file, published, watch)
+    return Original(file, address, None, (record_of(file) or {}).get("sha256", ""), bool(published))
 
 
-def _download_checked(address: str, file: Path, wanted: str, watch: Watch) -> None:
+def _download_checked(address: str, file: Path, published: str, watch: Watch) -> None:
     part = PartialFile(file, address)
     resumed = part.size > 0
     watch.say(f"downloading {address} to {file}")
     download(address, part, watch)
     digest = sha256(part.file)
-    if not digest.startswith(wanted) and resumed:
+    if not digest.startswith(published) and resumed:
         watch.say("its hash is not the published one; starting anew, in case its beginning was another file's")
         part.remove()
         download(address, part, watch)
         digest = sha256(part.file)
-    if not digest.startswith(wanted):
+    if not digest.startswith(published):
         size = part.size
         part.remove()
         raise CheckpointError(
-            f"{address} gave {size} bytes whose sha256 begins with {digest[: len(wanted)]} and not, as published, with "
-            f"{wanted}; nothing is kept"
+            f"{address} gave {size} bytes whose sha256 begins with {digest[: len(published)]} and not, as published, "
+            f"with {published}; nothing is kept"
         )
     with writing(file):
         part.file.replace(file)
         part.remove()
-    if not wanted:
+    if not published:
         _check_readable(address, file)
     write_record(file, {"address": address, "sha256": digest})
 
