@@ -65,6 +65,22 @@ def check_int8(device: torch.device) -> None:
         raise ConfigError("int8 needs numba, which is not installed; pip install numba, or leave int8 out")
     if not (torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()):
         raise ConfigError("int8 needs a CPU with AVX-512 VNNI, and this one lacks it; leave int8 out")
+    if names := _against_vnni():
+        raise ConfigError(
+            f"int8 needs Numba to compile for this CPU; in the environment unset {' and '.join(names)}, or leave int8 "
+            "out"
+        )
+
+
+def _against_vnni() -> list[str]:
+    """Variables of the environment with which Numba compiles for another CPU, or not at all."""
+    given = {name: os.environ.get(f"NUMBA_{name}", "") for name in ("CPU_NAME", "CPU_FEATURES", "DISABLE_JIT")}
+    against = {
+        "CPU_NAME": given["CPU_NAME"] not in ("", "host"),
+        "CPU_FEATURES": given["CPU_FEATURES"] != "" and "+avx512vnni" not in given["CPU_FEATURES"],
+        "DISABLE_JIT": given["DISABLE_JIT"] not in ("", "0"),
+    }
+    return [f"NUMBA_{name}" for name, found in against.items() if found]
 
 
 def check_compiler(device: torch.device, name: str = "compiled=True") -> None:

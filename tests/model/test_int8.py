@@ -353,6 +353,17 @@ def test_it_is_refused_where_it_would_be_slow_or_wrong(monkeypatch):
         pick_precision("int8", CPU)
 
 
+@needs_vnni
+@pytest.mark.parametrize(("name", "value"), [("CPU_NAME", "generic"), ("CPU_FEATURES", "+sse2"), ("DISABLE_JIT", "1")])
+def test_it_is_refused_where_numba_compiles_for_another_cpu(monkeypatch, name, value):
+    """LLVM would end the process."""
+    monkeypatch.setenv(f"NUMBA_{name}", value)
+    with pytest.raises(ConfigError, match=f"in the environment unset NUMBA_{name}"):
+        pick_precision("int8", CPU)
+    monkeypatch.setenv(f"NUMBA_{name}", {"CPU_NAME": "host", "CPU_FEATURES": "+avx512vnni", "DISABLE_JIT": "0"}[name])
+    pick_precision("int8", CPU)
+
+
 def test_a_model_prepared_without_it_is_not_touched(detectors):
     source = detectors["off"].model
     assert not any(isinstance(part, Int8Weights) for part in for_inference(source, None, CPU).modules())
