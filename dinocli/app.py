@@ -277,7 +277,17 @@ def _run() -> int | None:
             print(context.get_help())
             return 0
         command = context.command_path if context else "dino"
+        if context and type(error).__name__ == "NoSuchOption":
+            raise _no_such_option(getattr(error, "option_name", ""), context) from None
         raise DinoError(explain().removesuffix("."), code="USAGE", fix=f"{command} --help") from None
+
+
+def _no_such_option(typed: str, context: typer.Context) -> DinoError:
+    from .near_options import near_options
+
+    near = near_options(typed, [option.opts[0] for option in context.command.params])
+    did_you_mean = f"did you mean {' or '.join(near)}? See " if near else ""
+    return DinoError(f"No such option: {typed}", code="USAGE", fix=f"{did_you_mean}{context.command_path} --help")
 
 
 def _end_if_out_of_memory(error: Exception) -> None:

@@ -22,7 +22,11 @@ CHECK = "run `dino check-data DIR --fix fixed.json`, look at fixed.json.log, and
 SEE = "see it with `dino check-data DIR --html findings.html`"
 
 GENERAL = {
-    "USAGE": Code(ERROR, "an argument or option is not known", "No such option: --epoch Did you mean --epochs?"),
+    "USAGE": Code(
+        ERROR,
+        "an argument or option is not known",
+        "No such option: --epoch; did you mean --epochs? See dino train --help",
+    ),
     "CONFIG": Code(ERROR, "a preset, setting or argument cannot be used", "there is no precision `fp8`"),
     "DATA": Code(ERROR, "a data set or image cannot be used", "no images in empty/"),
     "CHECKPOINT": Code(ERROR, "a file of weights cannot be used", "best.safetensors: this file is empty"),

@@ -1,0 +1,50 @@
+"""An option that a command does not have: the message names the one that was meant."""
+
+import pytest
+
+from dinocli.app import COMMANDS, load_command
+from dinocli.near_options import SAME
+
+
+def options_of(command: str) -> list[str]:
+    return [option.opts[0] for option in load_command(command).params]
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("train --out runs/a", "--output-dir"),
+        ("train --output_dir=runs/a", "--output-dir"),
+        ("predict a.jpg --output-dir b.json", "--out"),
+        ("train --learning-rate 1e-4", "--lr"),
+        ("train --batch 4", "--batch-size"),
+        ("benchmark --batch-size 4", "--batch"),
+        ("train --Epochs 3", "--epochs"),
+        ("train --epoch 3", "--epochs"),
+        ("train --checkpoint a.safetensors", "--weights"),
+        ("predict a.jpg --save", "--save-images or --save-video"),
+        ("inspect-mask --dn-group 5", "--dn-groups"),
+    ],
+)
+def test_the_option_that_was_meant_is_named(dino, line, meant):
+    result = dino(*line.split())
+    assert result.code == 2
+    assert f"did you mean {meant}? See dino {line.split()[0]} --help" in result.err
+
+
+@pytest.mark.parametrize("line", ["train --imgsz 640", "eval -x", "--foo", "serve --gamma 2"])
+def test_nothing_is_guessed_where_no_option_is_near(dino, line):
+    result = dino(*line.split())
+    assert result.code == 2
+    assert "No such option" in result.err and "did you mean" not in result.err
+
+
+def test_each_group_of_names_holds_an_option_that_some_command_has():
+    known = {option for command in COMMANDS for option in options_of(command)}
+    assert [names for names in SAME if not known & set(names)] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_has_at_most_one_option_of_a_group_so_that_one_is_proposed(name):
+    known = set(options_of(name))
+    assert [names for names in SAME if len({*names} & known) > 1] == []
