@@ -43,3 +43,17 @@ def to_onnx(
     if exported is None:
         raise RuntimeError("torch.onnx.export gave nothing")
     return exported.model_proto
+
+
+def name_free_sizes(graph: Any) -> None:
+    """Call the images' free sizes `batch`, `height` and `width`, in place; PyTorch's names are like `s34` and `32*s89`.
+
+    Args:
+        graph: an `onnx.GraphProto` whose first input is the images, (N, H, W, 3).
+    """
+    of_images = graph.input[0].type.tensor_type.shape.dim
+    names = {size.dim_param: name for size, name in zip(of_images, ("batch", "height", "width"), strict=False)}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param:
+                size.dim_param = names.get(size.dim_param, size.dim_param)

@@ -16,7 +16,7 @@ from ..system.files import check_file
 from ..words import did_you_mean
 from . import plugin
 from .graph import INPUTS, OUTPUTS
-from .onnx_graph import quiet, to_onnx
+from .onnx_graph import name_free_sizes, quiet, to_onnx
 from .programs import METADATA
 
 PRECISIONS = ("float32", "int8")
@@ -32,6 +32,7 @@ def write_onnx(program: ExportedProgram, path: Path, info: dict[str, Any]) -> li
         from .quantize import quantize_linears
 
         quantize_linears(model)
+    name_free_sizes(model.graph)
     onnx.helper.set_model_props(model, {METADATA: json.dumps(info)})
     onnx.save(model, path)
     return [path]

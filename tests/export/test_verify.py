@@ -1,5 +1,6 @@
 """A file is good only if it gives the model's numbers."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from dinocore.export import graph as graph_module
 from dinocore.export.detector import fit
 from dinocore.export.export import NotVerified, Request, check_least, export_weights, for_comparison, pick_canvases
 from dinocore.export.graph import Canvases, DetectorGraph, Signature, trace
+from dinocore.export.onnx_graph import name_free_sizes
 from dinocore.export.programs import open_exported
 from dinocore.export.runtime import ExportedDetector
 from dinocore.export.verify import EQUAL, TOLERANCES, Difference, Stages, batches, compare, equal_pairs, verify
@@ -306,6 +308,35 @@ def test_one_onnx_file_takes_canvases_of_many_sizes(tmp_path, preset):
         assert pixels.shape[1] % 32 == pixels.shape[2] % 32 == 0
         assert size <= pixels.shape[1:3] <= (256, 256)
         assert len(run.run(pixels, np.array([size]))[0]) == 1
+    assert free_sizes(request.out)["images"] == ["batch", "height", "width", 3]
+
+
+def free_sizes(file: Path) -> dict[str, list[str | int]]:
+    """The shape of each input and output of an ONNX file."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file)
+    return {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
+
+
+def test_free_sizes_of_an_onnx_file_have_names_wherever_they_occur_and_others_stay():
+    from onnx import TensorProto, helper
+
+    def value(name, *shape):
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    inputs, outputs = [value("images", "s3", "32*s8", 64, 3), value("sizes", "s3", 2)], [value("boxes", "s3", 9, 4)]
+    inner = [value("map", "s3", 16, "4*s8", 64), value("same", "32*s8", 64)]
+    graph = helper.make_graph([], "graph", inputs, outputs, value_info=inner)
+    name_free_sizes(graph)
+    shapes = {
+        value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output, *graph.value_info)
+    }
+    assert shapes == {
+        "images": ["batch", "height", 64, 3], "sizes": ["batch", 2], "boxes": ["batch", 9, 4],
+        "map": ["batch", 16, "4*s8", 64], "same": ["height", 64],
+    }  # fmt: skip
 
 
 def test_a_range_of_sizes_is_refused_for_swin_before_the_work(tmp_path):
