@@ -74,11 +74,10 @@ def suggest(folder: Path, kind: str = "", annotations: Path | None = None) -> st
             _line("images", images, folder),
         ]
     elif xml and is_voc(visible_files(xml, (".xml",))[0]):
+        xml, images = _widened(xml, images, folder, ".xml")
         lines = ['format = "voc"', "[train]", _line("annotations", xml, folder), _line("images", images, folder)]
     elif texts and (names := _names_of_classes(folder, texts)):
-        if texts == images:  # labels beside their images, in this folder and perhaps in others
-            both = _folders_of(folder, IMAGE_SUFFIXES) & _folders_of(folder, (".txt",))
-            texts = images = Path(os.path.commonpath(both))
+        texts, images = _widened(texts, images, folder, ".txt")
         lines = ['format = "yolo"', f"names = {json.dumps(names, ensure_ascii=False)}", "[train]"]
         lines += [_line("images", images, folder), _line("annotations", texts, folder)]
     else:
@@ -127,6 +126,15 @@ def _marks(file: Path) -> list[set[str]]:
         return [set(first.lower().replace('"', "").split(","))]
     except (OSError, ValueError, RecursionError, DataError):
         return []
+
+
+def _widened(labels: Path, images: Path, folder: Path, suffix: str) -> tuple[Path, Path]:
+    """The two folders; where labels are beside their images, in these and perhaps in others, the one above all."""
+    if labels != images:
+        return labels, images
+    both = _folders_of(folder, IMAGE_SUFFIXES) & _folders_of(folder, (suffix,))
+    above = Path(os.path.commonpath(both))
+    return above, above
 
 
 def _folders_of(folder: Path, suffixes: Container[str]) -> set[Path]:
