@@ -76,6 +76,13 @@ def test_splits_may_each_have_folders_below_them(tmp_path, form):
     assert {name: boxes_of(split, tmp_path) for name, split in layout.splits().items()} == wanted
 
 
+def test_folders_above_which_is_one_of_another_split_are_not_taken_together(tmp_path):
+    for number, place in enumerate(("left_train", "right_train", "val")):
+        put(tmp_path, f"marks/{place}", f"photos/{place}", number, (xml, ".xml"))
+    with pytest.raises(DataError, match=r"of train: marks/left_train, marks/right_train, and nothing says"):
+        find_layout(tmp_path)
+
+
 @pytest.mark.parametrize("form", WRITERS)
 @pytest.mark.parametrize("labels", ["{}/marks", "{}"])
 def test_folders_that_nothing_puts_together_are_named(tmp_path, form, labels):
