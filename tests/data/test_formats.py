@@ -80,7 +80,7 @@ def test_yolo_folders_may_be_written_with_capitals(tmp_path, images, labels):
     put(tmp_path / "data.yaml", f"train: {images}\nnames: [cell, dot]\n")
     put(tmp_path / images / "a.png")
     put(tmp_path / images / "b.png")
-    put(tmp_path / labels / "a.txt", "1 0.5 0.5 0.25 0.5\n")
+    put(tmp_path / labels / "a.txt", "0 0.5 0.5 0.25 0.5\n")
     found = read_annotations(find_layout(tmp_path).train)
     assert found.boxes.tolist() == [[12, 6, 8, 12]] and found.notes == []
 

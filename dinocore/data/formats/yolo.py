@@ -255,7 +255,7 @@ def _capital_label_files(image: Path) -> list[Path]:
     at = next((i for i in reversed(range(len(parts))) if parts[i] in ("Images", "IMAGES")), None)
     if at is None:
         return []
-    forms = [parts[:at] + (name, *parts[at + 1 :]) for name in ("Labels", "LABELS", "labels")]
+    forms = [(*parts[:at], name, *parts[at + 1 :]) for name in ("Labels", "LABELS", "labels")]
     return [Path(*form, image.name).with_suffix(".txt") for form in forms]
 
 
