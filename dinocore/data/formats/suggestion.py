@@ -18,7 +18,7 @@ class Tool(NamedTuple):
     """A tool whose own files are not read, and how they are recognised."""
 
     name: str  # with what is the tool's
-    marks: set[str]  # keys of JSON, columns of a table in lower case, elements of XML in <>; or a file's suffix
+    marks: set[str]  # keys of JSON, columns of a table in lower case, elements of XML in <>; a file's suffix or name
     how: str = ""  # to get a format that is read
 
     @property
@@ -44,13 +44,22 @@ TOOLS = (
     Tool("Labelbox's", {"data_row", "projects"}),
     Tool("SageMaker Ground Truth's", {"source-ref"}),
     Tool("Hugging Face's", {"file_name", "objects"}),
+    Tool("SuperAnnotate's", {"metadata", "instances"}),
+    Tool("VoTT's", {"asset", "regions"}, "its CSV is read, too"),
+    Tool("Cityscapes'", {"imgHeight", "objects"}),
+    Tool("CrowdHuman's", {"ID", "gtboxes"}),
+    Tool("MOT Challenge's", {"seqinfo.ini"}),
+    *(Tool("WIDER FACE's", {f"wider_face_{split}_bbx_gt.txt"}) for split in ("train", "val")),
     Tool("CVAT's", {"<annotations>", "<version>"}, "in CVAT: Export dataset, COCO 1.0"),
     Tool("dlib's", {"<dataset>", "<images>"}),
     *(Tool("TensorFlow's TFRecord", {suffix}) for suffix in (".tfrecord", ".tfrecords", ".tfrec", ".record")),
     Tool("a table of Apache Parquet's", {".parquet"}),
 )
-SHARDS = ("*.tfrec*", "*.record", "*.record-*", "*.parquet")  # a-00000-of-00010 may follow the suffix
-JSON_LINES = (".jsonl", ".ndjson", ".manifest")
+BY_NAME = (
+    *("*.tfrec*", "*.record", "*.record-*", "*.parquet"),  # a-00000-of-00010 may follow the suffix
+    *("seqinfo.ini", "wider_face_*_bbx_gt.txt"),
+)
+JSON_LINES = (".jsonl", ".ndjson", ".manifest", ".odgt")
 TABLES = (".csv", ".tsv")
 TRIED = 20  # files of each kind that are looked into to tell whose they are
 MOST = 2000  # label files that are read to count classes
@@ -88,8 +97,8 @@ def suggest(folder: Path, kind: str = "", annotations: Path | None = None) -> st
 def foreign_files(folder: Path, guard: PathGuard) -> str:
     """Whose files lie in a folder, if they are a known tool's, with what to do; or an empty text."""
     texts = [visible_files(folder, suffixes)[:TRIED] for suffixes in ((".json",), JSON_LINES, (".xml",), TABLES)]
-    shards = [sorted(folder.rglob(pattern))[:TRIED] for pattern in SHARDS]
-    for file in (file for files in (*texts, *shards) for file in files if guard.look(str(file)) == "ok"):
+    named = [sorted(folder.rglob(pattern))[:TRIED] for pattern in BY_NAME]
+    for file in (file for files in (*texts, *named) for file in files if guard.look(str(file)) == "ok"):
         if tool := tool_of(_marks(file)):
             return f"; {file.relative_to(folder).as_posix()} looks like {tool.name}: {tool.fix}"
     return ""
@@ -119,7 +128,7 @@ def _marks(file: Path) -> list[set[str]]:
             root = parse_xml(file.read_bytes())
             return [{f"<{element.tag}>" for element in (root, *root)}]
         if suffix not in (*JSON_LINES, *TABLES):
-            return [{suffix}]
+            return [{suffix, file.name}]
         first = next(iter(read_text(file, strict=False).splitlines()), "")
         if suffix in JSON_LINES:
             return marks_of_json(json.loads(first))
@@ -165,11 +174,19 @@ def _count_classes(folder: Path) -> int:
     for file in sorted(file for file in folder.glob("*.txt") if file.name not in CLASS_LISTS)[:MOST]:
         for line in file.read_text(errors="replace").splitlines():
             words = line.split()
-            if len(words) >= 5 and words[0].isdigit():
+            if len(words) >= 5 and words[0].isdigit() and all(map(_is_share, words[1:])):
                 greatest = max(greatest, int(words[0]))
             elif words:
                 return 0
     return greatest + 1 if greatest < 1000 else 0
+
+
+def _is_share(word: str) -> bool:
+    """Whether a word is a number that YOLO writes: a share, a confidence, or 2 for a keypoint that is seen."""
+    try:
+        return abs(float(word)) <= 2
+    except ValueError:
+        return False
 
 
 def _line(key: str, path: Path | None, folder: Path) -> str:
