@@ -69,6 +69,15 @@ def test_numbers_are_classes_where_no_column_names_them_and_their_ids_in_rising_
     assert [tuple(c) for c in found.categories] == [(7, "7"), (30, "30")] and found.labels.tolist() == [0, 1, 0]
 
 
+@pytest.mark.parametrize(("heading", "row", "classes"), [
+    ("image_id,class_id,x1,y1,x2,y2", "{n},{i}.0,{x},{y},{X},{Y}", [(7, "7"), (30, "30")]),
+    ("image_id,name,class_id,x1,y1,x2,y2", "{n},{c},{i}.0,{x},{y},{X},{Y}", [(7, "elk"), (30, "owl")]),
+])  # fmt: skip
+def test_ids_of_classes_may_be_written_as_whole_floats(tmp_path, heading, row, classes):
+    put_table(tmp_path, "train.csv", [heading, *rows(row)])
+    assert [tuple(c) for c in read_annotations(find_layout(tmp_path).train).categories] == classes
+
+
 @pytest.mark.parametrize(("change", "ids"), [
     (lambda row: row, [(7, "elk"), (30, "owl")]),
     (lambda row: row.replace(",30", ",0"), [(0, "owl"), (7, "elk")]),
@@ -96,6 +105,17 @@ def test_a_column_tells_the_split_of_each_row(tmp_path, column):
     put_table(tmp_path, "all.csv", [f"image,xmin,ymin,xmax,ymax,label,{column}", *lines])
     found = {name: objects(read_annotations(split)) for name, split in find_layout(tmp_path).splits().items()}
     assert found == {"train": {"a": WANTED["a"]}, "val": {"b": WANTED["b"]}, "test": {"c": WANTED["c"]}}
+
+
+def test_images_of_a_split_that_a_column_tells_may_lie_in_its_folder(tmp_path):
+    parts = {"a": "train", "b": "val", "c": "train"}
+    lines = [f"{line},{parts[line[0]]}" for line in rows("{n}.jpg,{x},{y},{X},{Y},{c}")]
+    put_table(tmp_path, "all.csv", ["image,xmin,ymin,xmax,ymax,label,split", *lines])
+    for stem, part in parts.items():
+        (tmp_path / "images" / part).mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{stem}.jpg").rename(tmp_path / "images" / part / f"{stem}.jpg")
+    found = {name: objects(read_annotations(split)) for name, split in find_layout(tmp_path).splits().items()}
+    assert found == {"train": {"a": WANTED["a"], "c": WANTED["c"]}, "val": {"b": WANTED["b"]}}
 
 
 def test_rows_that_tell_no_split_where_others_do_are_left_out_which_is_said(tmp_path):

@@ -80,6 +80,7 @@ SPLIT = ("split", "set", "subset", "partition", "datasplit")
 EMPTY = ("", "nan", "na", "n/a", "null", "none", "no_box")  # what stands for no number
 ONE_CLASS = "object"  # where no column names classes
 GROUP = "isgroupof"
+WHOLE = re.compile(r"(?<=\d)\.0+$")  # the end of a whole number as pandas writes it in a column with gaps
 
 
 class Columns(NamedTuple):
@@ -109,9 +110,12 @@ def find_csv(folder: Path, guard: PathGuard) -> Layout | None:
         DataError: two tables may be those of one split.
     """
     named: dict[str, Path] = {}
+    with_parts: list[Path] = []  # tables with a column of splits
     for file in visible_files(folder, (".csv", ".tsv")):
-        if _columns(_rows(guard.check(file), strict=False)[:1]) is None:
+        columns = _columns(_rows(guard.check(file), strict=False)[:1])
+        if columns is None:
             continue
+        with_parts += [file] if columns.split >= 0 else []
         part_of = split_in_path(file.relative_to(folder).with_suffix("").parts)
         if part_of in named:
             both = " and ".join(one.relative_to(folder).as_posix() for one in (named[part_of], file))
@@ -122,16 +126,14 @@ def find_csv(folder: Path, guard: PathGuard) -> Layout | None:
         named[part_of] = file
     tables = {name: (file, image_roots(folder, name, file)) for name, file in nameless_for_training(named).items()}
     layout = csv_layout("CSV", tables, folder)
-    if layout is None or len(tables) > 1:
+    if layout is None or len(tables) > 1 or layout.train.annotations not in with_parts:
         return layout
-    (split,) = layout.splits().values()
-    parts = {name: split._replace(part=name) for name in _parts(split.annotations)}
+    names = {row.part for row in read_rows(layout.train.annotations)} - {""}
+    parts = {
+        name: layout.train._replace(part=name, image_roots=image_roots(folder, name, layout.train.annotations))
+        for name in names
+    }
     return layout_of("CSV", parts) if len(parts) > 1 else layout
-
-
-def _parts(file: Path) -> set[str]:
-    """The splits that a column of the table tells."""
-    return {row.part for row in read_rows(file)} - {""}
 
 
 def csv_layout(kind: str, tables: dict[str, tuple[Path, list[Path]]], folder: Path) -> Layout | None:
@@ -250,7 +252,8 @@ def read_rows(file: Path) -> Iterator[CsvRow]:
         label = ONE_CLASS if columns.label < 0 else one_line(_cell(cells, columns.label))
         size = (_cell(cells, columns.size[0]), _cell(cells, columns.size[1]))
         is_group, part = _cell(cells, columns.group) == "1", split_in_name(_cell(cells, columns.split))
-        class_id = label if columns.class_id < 0 else _cell(cells, columns.class_id)
+        class_id = label if columns.class_id < 0 else WHOLE.sub("", _cell(cells, columns.class_id))
+        label = class_id if columns.label == columns.class_id >= 0 else label
         for box in _boxes(cells, columns):
             yield CsvRow(line, name, label, box, size, is_group, part, class_id)
 
