@@ -409,6 +409,15 @@ def test_a_dataset_toml_to_paste_has_the_names_of_a_list_of_classes_unless_lists
     assert "may begin with" not in refused.value.fix
 
 
+def test_a_dataset_toml_to_paste_has_the_names_of_a_yaml_in_another_folder(tmp_path):
+    plain_yolo(tmp_path)
+    put(tmp_path / "configs" / "train.yaml", "lr: 0.1\n")
+    put(tmp_path / "configs" / "mine.yml", "path: ..\ntrain: photos\nnames: {0: bus, 1: car}\n")
+    with pytest.raises(DataError) as refused:
+        find_layout(tmp_path)
+    assert 'names = ["bus", "car"]' in refused.value.fix
+
+
 @pytest.mark.parametrize(("content", "tool"), [
     ({"shapes": [], "imagePath": "a.jpg", "imageWidth": 9}, "labelme"),
     ({"description": "", "tags": [], "size": {}, "objects": []}, "Supervisely"),

@@ -3,14 +3,14 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import DataError
 from ..images import IMAGE_SUFFIXES
 from ..split import PathGuard, read_text, visible_files
-from .data_yaml import CLASS_LISTS, class_lists, listed_classes
+from .data_yaml import CLASS_LISTS, class_lists, class_names, listed_classes, read_data_yaml
 from .voc import is_voc, parse_xml
 
 
@@ -156,16 +156,27 @@ def _fullest(folder: Path, *suffixes: str) -> Path | None:
 
 
 def _names_of_classes(folder: Path, labels: Path) -> list[str]:
-    """The classes of YOLO's label files, as the lists of them have them or by their numbers.
+    """The classes of YOLO's label files, as lists of them or YAML files anywhere have them, or by their numbers.
 
     None where the files are not YOLO's, or where lists differ, so that a number has several meanings.
     """
     count = _count_classes(labels)
     known = {listed_classes(file) for file in class_lists(folder) if file.is_file() and not file.is_symlink()}
+    known |= set(_names_in_yaml(folder))
     if not count or len(known) > 1:
         return []
     names = next(iter(known), ())
     return [*names] if len(names) >= count else [f"class {n}" for n in range(count)]
+
+
+def _names_in_yaml(folder: Path) -> Iterator[tuple[str, ...]]:
+    """The classes that YOLO's YAML files have, in whatever folder they lie."""
+    for file in visible_files(folder, (".yaml", ".yml"))[:TRIED]:
+        try:
+            if file.is_file() and not file.is_symlink():
+                yield class_names(read_data_yaml(file), file)
+        except DataError:
+            continue
 
 
 def _count_classes(folder: Path) -> int:
