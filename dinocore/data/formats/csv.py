@@ -44,20 +44,9 @@ FILE = (
 )
 CLASS_ID = ("classid", "categoryid", "labelid")
 LABEL = (
-    *(
-        "class",
-        "label",
-        "classname",
-        "category",
-        "labelname",
-        "classlabel",
-        "categoryname",
-        "name",
-        "labels",
-        "classes",
-    ),
-    *("objectclass", "tag", "species", *CLASS_ID),  # numbers only where nothing has names
-)
+    "class", "label", "classname", "category", "labelname", "classlabel", "categoryname", "name", "labels", "classes",
+    "objectclass", "tag", "species", *CLASS_ID,  # numbers only where nothing has names
+)  # fmt: skip
 SIZE = (("width", "height"), ("imagewidth", "imageheight"), ("imgwidth", "imgheight"), ("imgw", "imgh"))
 CORNERS = (
     ("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("x0", "y0", "x1", "y1"),
@@ -211,7 +200,7 @@ def read_csv(split: Split, findings: Findings) -> RawAnnotations:
             boxes.append(NamedBox(number, label, corners, f"line {row.line}", row.is_group))
     findings.add("DATA-CSV", "rows whose box is not four numbers and a class", wrong)
     what = "rows left out, as their column of splits tells none that is known"
-    findings.add("DATA-SPLIT", what, of_no_split, level=NOTE)
+    findings.add("DATA-SPLIT", what, of_no_split, level=NOTE, fix="write train, val or test there")
     findings.add("DATA-IMAGE-EMPTY", "no classes, as no row of theirs has a box", sorted(no_classes))
     if columns.label < 0:
         _report_one_class(split.annotations, columns, len(boxes), findings)
