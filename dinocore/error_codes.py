@@ -199,6 +199,11 @@ CLASSES = {
     "DATA-CLASS-NAME": Code(
         WARNING, "two classes have one name and are taken for one", "disc: ids 1, 4", "merge or rename them"
     ),
+    "DATA-CLASS-ALIKE": Code(
+        WARNING, "names of two classes differ only in capitals, or in spaces, `-` and `_`",
+        "Cat (2 objects) ~ cat (31 objects)",
+        "if they are one class, give them one name in the annotations; or else it is learned as two",
+    ),
 }  # fmt: skip
 
 IMAGES = {

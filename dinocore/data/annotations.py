@@ -26,6 +26,7 @@ from .validate import (
     match_categories,
     merge_names,
     present_files,
+    report_alike,
     report_orphans,
     safe_names,
     seen_sides,
@@ -118,6 +119,7 @@ def survey_annotations(
     used = set(np.unique(table.category_ids).tolist())
     if categories is None:
         categories = without_headings(table, findings)
+        report_alike(categories, table.category_ids, findings)
     else:
         compare_categories(categories, table.categories, used, findings)
     classes = {category.id: k for k, category in enumerate(categories)}

@@ -47,6 +47,8 @@ class Split(NamedTuple):
     labels: Path | None = None  # YOLO: the folder of label files, where a dataset.toml names it
     keypoints: tuple[int, int] | None = None  # YOLO's kpt_shape: how many each line has, and numbers of each
     held_out: Path | None = None  # VOC: a list of names in `listing` that are kept for validation
+    class_ids: tuple[int, ...] = ()  # CSV: those of `classes`, in rising order, where the data have ids; or from 1
+    part: str = ""  # CSV: the split whose rows count, where a column tells it; empty: all of them
 
 
 class Layout(NamedTuple):
@@ -199,8 +201,12 @@ def named_table(
     sizes: Sequence[Sequence[int]] = (),
     in_shares: bool = False,
 ) -> RawAnnotations:
-    """A table of images, numbered from 1, and of boxes; a label that is none of the split's classes becomes 0."""
-    numbers = {name: n for n, name in enumerate(split.classes, start=1)}
+    """A table of images, numbered from 1, and of boxes; a label that is none of the split's classes becomes 0, or the
+    number below the least id.
+    """
+    ids = split.class_ids or range(1, len(split.classes) + 1)
+    numbers = dict(zip(split.classes, ids, strict=True))
+    unknown = min(ids, default=1) - 1
     corners = np.array([box.corners for box in boxes], dtype=np.float64).reshape(-1, 4)
     return RawAnnotations(
         categories=[Category(n, name) for name, n in numbers.items()],
@@ -209,7 +215,7 @@ def named_table(
         file_names=files,
         sizes=np.array(sizes or np.zeros((len(files), 2)), dtype=np.int64).reshape(-1, 2),
         owners=np.array([box.owner for box in boxes], dtype=np.int64),
-        category_ids=np.array([numbers.get(box.label, 0) for box in boxes], dtype=np.int64),
+        category_ids=np.array([numbers.get(box.label, unknown) for box in boxes], dtype=np.int64),
         boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1),
         area=np.full(len(boxes), np.nan),
         crowd=np.array([box.crowd for box in boxes], dtype=bool),

@@ -1,6 +1,7 @@
 """Compares what the files of a split say: ids, names and files, boxes and images. What is at fault is left out."""
 
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -354,6 +355,19 @@ def without_headings(table: RawAnnotations, findings: Findings) -> list[Category
     roots = [c for c in table.categories if c.id not in used and c.name in table.headings]
     findings.add("DATA-CLASS-HEADING", "left out as headings without objects", [c.name for c in roots])
     return [c for c in sorted(table.categories) if c not in roots]
+
+
+def report_alike(categories: Sequence[Category], used: np.ndarray, findings: Findings) -> None:
+    """Say which classes have names that a hand may have written in two ways; `used` has the class of each object."""
+    groups: dict[str, list[Category]] = {}
+    for category in categories:
+        key = re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", " ", unicodedata.normalize("NFKC", category.name)).casefold()
+        groups.setdefault(key, []).append(category)
+    alike = [
+        [f"{c.name} ({(used == c.id).sum()} objects)" for c in group] for group in groups.values() if len(group) > 1
+    ]
+    what = "classes whose names differ only in capitals, or in spaces, `-` and `_`"
+    findings.add("DATA-CLASS-ALIKE", what, [" ~ ".join(names) for names in alike])
 
 
 def _like_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -112,6 +112,8 @@ def put(row: str, **values):
         ("DATA-IMAGE-MISSING", "error", put("images", file_name="none.png")),
         ("DATA-CLASS-UNUSED", "note", lambda d: d["categories"].append({"id": 9, "name": "star"})),
         ("DATA-CLASS-NAME", "warning", put("categories", name="ring")),
+        ("DATA-CLASS-ALIKE", "warning", put("categories", name="Ring")),
+        ("DATA-CLASS-ALIKE", "warning", lambda d: d["categories"].append({"id": 9, "name": "RING "})),
         ("DATA-IMAGE-EMPTY", "note", lambda d: d.update(annotations=d["annotations"][10:])),
         ("DATA-NOTHING", "error", lambda d: d.update(annotations=[])),
     ],
@@ -135,6 +137,23 @@ def test_classes_of_another_name_and_unknown_ones(clean):
     assert codes(check(clean))["DATA-CLASS-UNKNOWN"] == 1
     edit(clean, put("categories", name="star", id=77), "val")
     assert codes(check(clean))["DATA-ORPHAN"] == 15, "its objects have the old id"
+
+
+@pytest.mark.parametrize(("names", "said"), [
+    (("traffic light", "traffic_light"), "traffic light (15 objects) ~ traffic_light (15 objects)"),
+    (("T-Shirt", "t shirt"), "T-Shirt (15 objects) ~ t shirt (15 objects)"),
+    (("ÉTÉ", "été"), "ÉTÉ (15 objects) ~ été (15 objects)"),
+    (("1", "-1"), ""), (("1 1", "11"), ""), (("a", "b"), ""), (("c+", "c-"), ""),
+])  # fmt: skip
+def test_names_that_differ_only_in_how_they_are_written_are_said_before_a_training(clean, names, said):
+    def rename(document):
+        for row, name in zip(document["categories"], names, strict=True):
+            row["name"] = name
+
+    edit(clean, rename)
+    train = read_annotations(find_layout(clean).train)
+    text = "classes whose names differ only in capitals, or in spaces, `-` and `_`"
+    assert train.notes == ([f"{text}: {said}"] if said else [])
 
 
 def test_orphans_may_be_left_out(clean):

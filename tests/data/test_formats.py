@@ -73,6 +73,18 @@ def test_yolo_images_are_where_its_yaml_says_and_labels_where_images_reads_label
     assert found.boxes.tolist() == [[12, 6, 8, 12], [0, 0, 16, 12]] and found.labels.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize(("images", "labels"), [
+    ("Images", "Labels"), ("IMAGES", "LABELS"), ("Images", "labels"), ("data/Images/day 1", "data/Labels/day 1"),
+])  # fmt: skip
+def test_yolo_folders_may_be_written_with_capitals(tmp_path, images, labels):
+    put(tmp_path / "data.yaml", f"train: {images}\nnames: [cell, dot]\n")
+    put(tmp_path / images / "a.png")
+    put(tmp_path / images / "b.png")
+    put(tmp_path / labels / "a.txt", "0 0.5 0.5 0.25 0.5\n")
+    found = read_annotations(find_layout(tmp_path).train)
+    assert found.boxes.tolist() == [[12, 6, 8, 12]] and found.notes == []
+
+
 def test_a_yolo_list_of_images_is_read(tmp_path):
     put(tmp_path / "train.txt", "./images/x/a.png\n\n")
     yolo(tmp_path, "", "train: train.txt\nnames: [cell]")

@@ -409,6 +409,15 @@ def test_a_dataset_toml_to_paste_has_the_names_of_a_list_of_classes_unless_lists
     assert "may begin with" not in refused.value.fix
 
 
+def test_a_dataset_toml_to_paste_has_the_names_of_a_yaml_in_another_folder(tmp_path):
+    plain_yolo(tmp_path)
+    put(tmp_path / "configs" / "train.yaml", "lr: 0.1\n")
+    put(tmp_path / "configs" / "mine.yml", "path: ..\ntrain: photos\nnames: {0: bus, 1: car}\n")
+    with pytest.raises(DataError) as refused:
+        find_layout(tmp_path)
+    assert 'names = ["bus", "car"]' in refused.value.fix
+
+
 @pytest.mark.parametrize(("content", "tool"), [
     ({"shapes": [], "imagePath": "a.jpg", "imageWidth": 9}, "labelme"),
     ({"description": "", "tags": [], "size": {}, "objects": []}, "Supervisely"),
@@ -437,6 +446,12 @@ def test_json_of_another_tool_is_refused_with_its_name_and_what_to_export(tmp_pa
     ("annotations.xml", "<annotations><version>1.1</version><image name='a.jpg'/></annotations>", "CVAT's"),
     ("train/annotations.xml", "<annotations><version>1.1</version><track id='0'/></annotations>", "CVAT's"),
     ("labels.xml", "<dataset><name>x</name><images></images></dataset>", "dlib's"),
+    ("set 1/a.jpg.json", '{"metadata": {"name": "a.jpg"}, "instances": []}', "SuperAnnotate's"),
+    ("8f2e-asset.json", '{"asset": {"name": "a.jpg"}, "regions": [], "version": "2.2.0"}', "VoTT's"),
+    ("fine/a_polygons.json", '{"imgHeight": 24, "imgWidth": 32, "objects": []}', "Cityscapes'"),
+    ("annotation_val.odgt", '{"ID": "a", "gtboxes": []}\n{"ID": "c", "gtboxes": []}\n', "CrowdHuman's"),
+    ("test/MOT20-04/seqinfo.ini", "[Sequence]\n", "MOT Challenge's"),
+    ("split/wider_face_val_bbx_gt.txt", "0--Parade/a.jpg\n1\n1 2 3 4 0 0 0 0 0 0\n", "WIDER FACE's"),
     ("train/cells.tfrecord", "\0", "TensorFlow's TFRecord"),
     ("train.record-00000-of-00010", "\0", "TensorFlow's TFRecord"),
 ])  # fmt: skip
@@ -446,6 +461,16 @@ def test_files_of_another_tool_are_refused_with_its_name_and_no_dataset_toml(tmp
     with pytest.raises(DataError) as refused:
         find_layout(tmp_path)
     assert f"{name} looks like {tool}" in refused.value.what and "export it as COCO" in refused.value.what
+    assert "may begin with" not in refused.value.fix
+
+
+@pytest.mark.parametrize("line", ["12 8 40 8 40 30 12 30 plane 0", "1,-1,12,8,40,30,1,-1,-1,-1", "3 12 8 40 30"])
+def test_lines_that_are_not_yolos_make_no_dataset_toml_of_yolos(tmp_path, line):
+    images(tmp_path / "photos", TRAIN)
+    for name in TRAIN:
+        put(tmp_path / "texts" / f"{name}.txt", f"{line}\n")
+    with pytest.raises(DataError) as refused:
+        find_layout(tmp_path)
     assert "may begin with" not in refused.value.fix
 
 

@@ -35,10 +35,10 @@ def find_class_list_anywhere(folder: Path, guard: PathGuard) -> Layout | None:
     lists = class_lists(folder)
     if not lists:
         return None
-    pairs = paired_folders(folder, ".txt", lambda file: guard.look(str(file)) == "ok" and _is_yolo(file))
+    pairs = paired_folders(folder, ".txt", lambda file: guard.look(str(file)) == "ok" and is_yolo(file))
     made = _listed_splits(folder, guard) if pairs else {}
     for name, (labels, images) in {} if made else pairs.items():
-        file = guard.check(_nearest_list(lists, labels, images, folder))
+        file = guard.check(_nearest_list(lists, labels, images, folder, guard))
         apart = None if labels == images else labels
         made[name] = Split(file, [images], "yolo", folder, (images,), listed_classes(file), labels=apart)
     return layout_of(f"YOLO, {lists[0].name}", made)
@@ -49,26 +49,28 @@ def _listed_splits(folder: Path, guard: PathGuard) -> dict[str, Split]:
     classes = next((folder / name for name in CLASS_LISTS if (folder / name).is_file()), None)
     texts = {name: [folder / f"{word}.txt" for word in words] for name, words in WORDS.items()}
     listings = {name: next((file for file in files if file.is_file()), None) for name, files in texts.items()}
-    if classes is None or listings["train"] is None or _is_yolo(guard.check(listings["train"])):
+    if classes is None or listings["train"] is None or is_yolo(guard.check(listings["train"])):
         return {}
     names = listed_classes(guard.check(classes))
     found = {name: guard.check(file) for name, file in listings.items() if file is not None}
     return {name: Split(classes, [folder], "yolo", folder, (file,), names) for name, file in found.items()}
 
 
-def _nearest_list(lists: list[Path], labels: Path, images: Path, folder: Path) -> Path:
-    """The list in the folder of the labels or of the images, or in the nearest one above them; or the only one."""
+def _nearest_list(lists: list[Path], labels: Path, images: Path, folder: Path, guard: PathGuard) -> Path:
+    """The list in the folder of the labels or of the images, or in the nearest one above them; or any, if all say the
+    same.
+    """
     for place in (labels, images, *labels.parents):
         if here := next((place / name for name in CLASS_LISTS if place / name in lists), None):
             return here
-    if len(lists) > 1:
+    if len({listed_classes(guard.check(file)) for file in lists}) > 1:
         listed = ", ".join(file.relative_to(folder).as_posix() for file in lists[:5])
         fix = f"copy the right one into {labels}, or write a dataset.toml with its names"
         raise DataError(f"{listed} may each name the classes of {labels}", code="DATA-LAYOUT", where=labels, fix=fix)
     return lists[0]
 
 
-def _is_yolo(file: Path) -> bool:
+def is_yolo(file: Path) -> bool:
     """Whether a file begins with the number of a class and at least four more words."""
     words = next((line.split() for line in read_text(file, strict=False).splitlines() if line.strip()), [])
     return len(words) >= 5 and words[0].isdigit()

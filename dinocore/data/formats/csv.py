@@ -1,19 +1,24 @@
 """Boxes as a table, one a row: `filename,xmin,ymin,xmax,ymax,class`, in any order and under the usual other names.
 
 Source: TensorFlow's object detection tutorials write `filename,width,height,class,xmin,ymin,xmax,ymax`;
-keras-retinanet's `path,x1,y1,x2,y2,class` has no heading; competitions at Kaggle have `image_id,…,bbox` with
-`[x, y, width, height]`, or columns for these. Corners count pixels from 0, the last one not included. Open Images
-(https://storage.googleapis.com/openimages/web/download_v7.html) writes shares, codes for classes, and `IsGroupOf`.
+keras-retinanet's `path,x1,y1,x2,y2,class` has no heading, nor have SKU-110K's tables, with sizes behind these; Make
+Sense writes `class,x,y,width,height,filename,…` without one; competitions at Kaggle have `image_id,…,bbox` with
+`[x, y, width, height]`, or columns for these; Global Wheat 2021 has all boxes of an image in one cell. Corners count
+pixels from 0, the last one not included. Open Images (https://storage.googleapis.com/openimages/web/download_v7.html)
+writes shares, codes for classes, and `IsGroupOf`.
 """
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ...error_codes import NOTE
 from ...errors import DataError
 from ..findings import Findings
+from ..images import IMAGE_SUFFIXES
 from ..split import (
     Layout,
     NamedBox,
@@ -26,30 +31,45 @@ from ..split import (
     nameless_for_training,
     one_line,
     read_text,
+    split_in_name,
     split_in_path,
     visible_files,
 )
 from .pairs import names_on_disk
 
+# names of columns in small letters, without what separates words: `Image ID`, `image_id` and `imageId` are `imageid`
 FILE = (
-    *("filename", "file_name", "file", "image", "image_name", "image_path", "img_path", "path"),
-    *("image_id", "imageid", "img_id", "img"),
+    *("filename", "file", "image", "imagename", "imagepath", "imgpath", "path", "imageid", "imgid", "img", "imgname"),
+    *("imagefilename", "imagefile", "filepath", "fname", "frame"),
 )
-LABEL = ("class", "label", "class_name", "classname", "category", "label_name", "labelname", "class_label", "name")
-SIZE = (("width", "height"), ("image_width", "image_height"), ("img_width", "img_height"))
+CLASS_ID = ("classid", "categoryid", "labelid")
+LABEL = (  # names first: where there is one of these, `class` may be its number
+    "classname", "labelname", "categoryname", "class", "label", "category", "classlabel", "name", "labels", "classes",
+    "objectclass", "tag", "species", *CLASS_ID,
+)  # fmt: skip
+SIZE = (("width", "height"), ("imagewidth", "imageheight"), ("imgwidth", "imgheight"), ("imgw", "imgh"))
 CORNERS = (
-    ("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max"), ("x1", "y1", "x2", "y2"),
-    ("x0", "y0", "x1", "y1"), ("left", "top", "right", "bottom"),
-    ("bbox_xmin", "bbox_ymin", "bbox_xmax", "bbox_ymax"),
+    ("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("x0", "y0", "x1", "y1"),
+    ("left", "top", "right", "bottom"), ("bboxxmin", "bboxymin", "bboxxmax", "bboxymax"),
+    ("roix1", "roiy1", "roix2", "roiy2"),
 )  # fmt: skip
 SIDES = (
     ("x", "y", "w", "h"), ("x", "y", "width", "height"), ("left", "top", "width", "height"),
-    ("bbox_x", "bbox_y", "bbox_width", "bbox_height"), ("xmin", "ymin", "width", "height"),
+    ("bboxx", "bboxy", "bboxwidth", "bboxheight"), ("xmin", "ymin", "width", "height"),
 )  # fmt: skip
+CENTRES = tuple(
+    (*center, *sides)
+    for center in (("xcenter", "ycenter"), ("centerx", "centery"), ("cx", "cy"), ("xc", "yc"))
+    for sides in (("w", "h"), ("width", "height"))
+)
 LIST = ("bbox",)  # [x, y, width, height]
-EMPTY = ("", "nan", "na", "n/a", "null", "none")  # what stands for no number
+STRING = ("boxesstring",)  # x0 y0 x1 y1;x0 y0 x1 y1
+FORMS = {"corners": CORNERS, "sides": SIDES, "centres": CENTRES, "list": (LIST,), "string": (STRING,)}
+SPLIT = ("split", "set", "subset", "partition", "datasplit")
+EMPTY = ("", "nan", "na", "n/a", "null", "none", "no_box")  # what stands for no number
 ONE_CLASS = "object"  # where no column names classes
 GROUP = "isgroupof"
+WHOLE = re.compile(r"(?<=\d)\.0+$")  # the end of a whole number as pandas writes it in a column with gaps
 
 
 class Columns(NamedTuple):
@@ -58,14 +78,18 @@ class Columns(NamedTuple):
     file: int
     label: int
     box: tuple[int, ...]
-    form: str  # corners, sides or list
+    form: str  # one of FORMS
     size: tuple[int, int] = (-1, -1)
     group: int = -1
+    split: int = -1
+    class_id: int = -1
     in_shares: bool = False
     has_heading: bool = True
 
 
-BARE = Columns(0, 5, (1, 2, 3, 4), "corners", has_heading=False)
+BARE = Columns(0, 5, (1, 2, 3, 4), "corners", has_heading=False)  # keras-retinanet
+BARE_WITH_SIZES = BARE._replace(size=(6, 7))  # SKU-110K
+BARE_BY_CLASS = Columns(5, 0, (1, 2, 3, 4), "sides", (6, 7), has_heading=False)  # Make Sense
 
 
 def find_csv(folder: Path, guard: PathGuard) -> Layout | None:
@@ -75,27 +99,53 @@ def find_csv(folder: Path, guard: PathGuard) -> Layout | None:
         DataError: two tables may be those of one split.
     """
     named: dict[str, Path] = {}
+    with_parts: list[Path] = []  # tables with a column of splits
     for file in visible_files(folder, (".csv", ".tsv")):
-        if _columns(_rows(guard.check(file), strict=False)[:1]) is None:
+        columns = _columns(_rows(guard.check(file), strict=False)[:1])
+        if columns is None:
             continue
+        with_parts += [file] if columns.split >= 0 else []
         part_of = split_in_path(file.relative_to(folder).with_suffix("").parts)
         if part_of in named:
-            what = f"{named[part_of].name} and {file.name} may both be the boxes of {part_of or 'train'}"
+            both = " and ".join(one.relative_to(folder).as_posix() for one in (named[part_of], file))
+            what = f"{both} may both be the boxes of {part_of or 'train'}"
             text = f'format = "csv"\n[train]\nannotations = "{file.relative_to(folder).as_posix()}"\nimages = "."'
             fix = f"leave one of them there, or write a dataset.toml that names it, such as\n{text}"
             raise DataError(what, code="DATA-LAYOUT", where=folder, fix=fix)
         named[part_of] = file
     tables = {name: (file, image_roots(folder, name, file)) for name, file in nameless_for_training(named).items()}
-    return csv_layout("CSV", tables, folder)
+    layout = csv_layout("CSV", tables, folder)
+    if layout is None or len(tables) > 1 or layout.train.annotations not in with_parts:
+        return layout
+    names = {row.part for row in read_rows(layout.train.annotations)} - {""}
+    parts = {
+        name: layout.train._replace(part=name, image_roots=image_roots(folder, name, layout.train.annotations))
+        for name in names
+    }
+    return layout_of("CSV", parts) if len(parts) > 1 else layout
 
 
 def csv_layout(kind: str, tables: dict[str, tuple[Path, list[Path]]], folder: Path) -> Layout | None:
     """The layout of these tables, each with the folders that may hold its images."""
     names = _descriptions(folder)
-    labels = {row.label for file, _ in tables.values() for row in read_rows(file) if row.has_box} - {""}
-    classes = tuple(sorted({names.get(label, label) for label in labels}))
-    made = {name: Split(file, roots, "csv", folder, (), classes) for name, (file, roots) in tables.items()}
+    rows = (row for file, _ in tables.values() for row in read_rows(file) if row.has_box and row.label)
+    found = {(names.get(row.label, row.label), row.class_id) for row in rows}
+    classes, ids = _classes(found)
+    made = {
+        name: Split(file, roots, "csv", folder, (), classes, class_ids=ids) for name, (file, roots) in tables.items()
+    }
     return layout_of(kind, made)
+
+
+def _classes(found: set[tuple[str, str]]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The classes by their ids, from pairs of a name and an id; or by name and no ids, where a class has no number of
+    its own.
+    """
+    names, numbers = {name for name, _ in found}, {number for _, number in found}
+    if not len(names) == len(numbers) == len(found) or not all(number.isdecimal() for number in numbers):
+        return tuple(sorted(names)), ()
+    by_id = sorted((int(number), name) for name, number in found)
+    return tuple(name for _, name in by_id), tuple(number for number, _ in by_id)
 
 
 def _descriptions(folder: Path) -> dict[str, str]:
@@ -116,6 +166,8 @@ class CsvRow(NamedTuple):
     box: list[str]  # as the columns have it
     size: tuple[str, str]
     is_group: bool
+    part: str  # the split that the row tells, or an empty text
+    class_id: str
 
     @property
     def has_box(self) -> bool:
@@ -130,8 +182,11 @@ def read_csv(split: Split, findings: Findings) -> RawAnnotations:
     """
     columns = _columns(_rows(split.annotations)[:1]) or BARE
     names, numbers, sizes = _descriptions(split.folder or split.annotations.parent), {}, {}
-    boxes, wrong, no_classes = [], [], set()
+    boxes, wrong, no_classes, of_no_split = [], [], set(), []
     for row in read_rows(split.annotations):
+        if split.part not in ("", row.part):
+            of_no_split += [] if row.part else [f"line {row.line}"]
+            continue
         number = numbers.setdefault(row.file, len(numbers) + 1)
         sizes[number] = row.size
         label = names.get(row.label, row.label)
@@ -144,12 +199,23 @@ def read_csv(split: Split, findings: Findings) -> RawAnnotations:
         else:
             boxes.append(NamedBox(number, label, corners, f"line {row.line}", row.is_group))
     findings.add("DATA-CSV", "rows whose box is not four numbers and a class", wrong)
+    what = "rows left out, as their column of splits tells none that is known"
+    findings.add("DATA-SPLIT", what, of_no_split, level=NOTE, fix="write train, val or test there")
     findings.add("DATA-IMAGE-EMPTY", "no classes, as no row of theirs has a box", sorted(no_classes))
     if columns.label < 0:
-        findings.add("DATA-FILLED", f"no column names classes: all are `{ONE_CLASS}`", count=len(boxes))
+        _report_one_class(split.annotations, columns, len(boxes), findings)
     declared_sizes = [[int(v) if v.strip().isdigit() else 0 for v in sizes[n]] for n in numbers.values()]
     files = names_on_disk(list(numbers), split.image_roots)
     return named_table(split, files, boxes, declared_sizes, columns.in_shares)
+
+
+def _report_one_class(file: Path, columns: Columns, num_boxes: int, findings: Findings) -> None:
+    """Say that no column has classes, and which columns are not read, of which one may have them."""
+    used = {columns.file, *columns.box, *columns.size, columns.group, columns.split}
+    heading = _rows(file)[0] if columns.has_heading else []
+    others = [one_line(cell) for at, cell in enumerate(heading) if at not in used and cell.strip()]
+    advice = f"; not read: {', '.join(others)} (call a column of classes `class`)" if others else ""
+    findings.add("DATA-FILLED", f"no column names classes: all are `{ONE_CLASS}`{advice}", count=num_boxes)
 
 
 def _corners(values: list[str], form: str) -> tuple[float, float, float, float] | None:
@@ -157,24 +223,36 @@ def _corners(values: list[str], form: str) -> tuple[float, float, float, float] 
         a, b, c, d = map(float, values)
     except ValueError:
         return None
-    good = all(abs(value) < 1e9 for value in (a, b, c, d))
-    return ((a, b, c, d) if form == "corners" else (a, b, a + c, b + d)) if good else None
+    if not all(abs(value) < 1e9 for value in (a, b, c, d)):
+        return None
+    if form in ("corners", "string"):
+        return a, b, c, d
+    return (a - c / 2, b - d / 2, a + c / 2, b + d / 2) if form == "centres" else (a, b, a + c, b + d)
 
 
 def read_rows(file: Path) -> Iterator[CsvRow]:
-    """Every row that names an image."""
+    """Every box, and every image without one, that a row names."""
     rows = _rows(file)
     columns = _columns(rows[:1]) or BARE
     for line, cells in enumerate(rows, start=1):
         name = _cell(cells, columns.file).replace("\\", "/").removeprefix("./")
         if not name or (line == 1 and columns.has_heading):
             continue
-        box = [_cell(cells, at) for at in columns.box]
-        if columns.form == "list":
-            box = [part.strip() for part in box[0].strip("[]()").split(",")]
         label = ONE_CLASS if columns.label < 0 else one_line(_cell(cells, columns.label))
         size = (_cell(cells, columns.size[0]), _cell(cells, columns.size[1]))
-        yield CsvRow(line, name, label, box, size, _cell(cells, columns.group) == "1")
+        is_group, part = _cell(cells, columns.group) == "1", split_in_name(_cell(cells, columns.split))
+        class_id = label if columns.class_id < 0 else WHOLE.sub("", _cell(cells, columns.class_id))
+        label = class_id if columns.label == columns.class_id >= 0 else label
+        for box in _boxes(cells, columns):
+            yield CsvRow(line, name, label, box, size, is_group, part, class_id)
+
+
+def _boxes(cells: list[str], columns: Columns) -> list[list[str]]:
+    """The numbers of each box of a row, as text."""
+    values = [_cell(cells, at) for at in columns.box]
+    if columns.form == "list":
+        return [re.split(r"[,\s]+", values[0].strip("[]() "))]
+    return [box.split() for box in values[0].split(";")] if columns.form == "string" else [values]
 
 
 def _cell(cells: list[str], at: int) -> str:
@@ -192,18 +270,32 @@ def _columns(first: list[list[str]]) -> Columns | None:
     """Where each value stands, by the heading; None where the table is not one of boxes."""
     if not first:
         return None
-    heading = [cell.strip().lower().replace(" ", "_") for cell in first[0]]
-    file, label = _one(heading, FILE), _one(heading, LABEL)
-    for form, forms in (("corners", CORNERS), ("sides", SIDES), ("list", (LIST,))):
+    written = [cell.strip().lower() for cell in first[0]]
+    heading = [re.sub(r"[\s_.-]", "", cell) for cell in written]
+    file, label, group, split, number = (_one(heading, names) for names in (FILE, LABEL, [GROUP], SPLIT, CLASS_ID))
+    for form, forms in FORMS.items():
         box = next((names for names in forms if set(names) <= set(heading)), ())
         if file >= 0 and box:
             size = next((pair for pair in SIZE if set(pair) <= {*heading} - {*box}), ("", ""))
             at = (_one(heading, [size[0]]), _one(heading, [size[1]]))
-            of_open_images = {"imageid", "labelname"} <= set(heading)
+            of_open_images = {"imageid", "labelname"} <= set(written)
             places = tuple(heading.index(name) for name in box)
-            return Columns(file, label, places, form, at, _one(heading, [GROUP]), of_open_images)
-    bare = len(heading) == 6 and all(cell.replace(".", "", 1).isdigit() or not cell for cell in heading[1:5])
-    return BARE if bare else None
+            return Columns(file, label, places, form, at, group, split, number, of_open_images)
+    return _bare_columns(first[0])
+
+
+def _bare_columns(cells: list[str]) -> Columns | None:
+    """Where each value stands in a table without a heading, by its first row; None where it is not one of boxes."""
+    if len(cells) not in (6, 8) or not all(_is_bare_number(cell) for cell in (*cells[1:5], *cells[6:])):
+        return None
+    if len(cells) == 6:
+        return BARE
+    return BARE_BY_CLASS if Path(cells[5].strip()).suffix.lower() in IMAGE_SUFFIXES else BARE_WITH_SIZES
+
+
+def _is_bare_number(cell: str) -> bool:
+    text = cell.strip()
+    return text.replace(".", "", 1).isdigit() or not text
 
 
 def _one(heading: list[str], names: Sequence[str]) -> int:

@@ -27,7 +27,7 @@ IGNORED = "DontCare"
 
 def find_kitti(folder: Path, guard: PathGuard) -> Layout | None:
     """`training/image_2/` and `training/label_2/`, or any two such folders."""
-    return kitti_layout("KITTI", paired_folders(folder, ".txt", _is_kitti), folder)
+    return kitti_layout("KITTI", paired_folders(folder, ".txt", is_kitti), folder)
 
 
 def kitti_layout(kind: str, pairs: dict[str, tuple[Path, Path]], folder: Path) -> Layout | None:
@@ -68,7 +68,8 @@ def _lines(file: Path) -> list[tuple[int, list[str]]]:
     return [(number, line.split()) for number, line in rows if line.strip()]
 
 
-def _is_kitti(file: Path) -> bool:
+def is_kitti(file: Path) -> bool:
+    """Whether a file begins with a line of KITTI's."""
     rows = _lines(file)
     return bool(rows) and _is_row(rows[0][1])
 

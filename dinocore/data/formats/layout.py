@@ -21,13 +21,14 @@ from ..split import (
     split_in_name,
     split_in_path,
 )
-from .class_list import find_class_list, find_class_list_anywhere
+from .class_list import find_class_list, find_class_list_anywhere, is_yolo
 from .csv import find_csv
-from .kitti import find_kitti
+from .kitti import find_kitti, is_kitti
 from .manifest import find_manifest
+from .pairs import every_pair
 from .suggestion import foreign_files, suggest
-from .visdrone import find_visdrone
-from .voc import find_voc, find_voc_anywhere
+from .visdrone import find_visdrone, is_visdrone
+from .voc import find_voc, find_voc_anywhere, is_voc
 from .yolo import find_yolo
 
 ROBOFLOW = "_annotations.coco.json"
@@ -178,11 +179,13 @@ def _per_split(folder: Path, guard: PathGuard) -> Layout | None:
 
 
 def _several(files: list[Path], split: str, folder: Path) -> DataError:
-    listed = ", ".join(file.name for file in files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
-    what = f"{files[0].parent} has several .json files that may be the annotations of {split}: {listed}"
+    place = Path(os.path.commonpath([file.parent for file in files]))
+    names = [file.relative_to(place).as_posix() for file in files]
+    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    what = f"{place} has several .json files that may be the annotations of {split}: {listed}"
     fix = "leave one of them there" if split_in_name(files[0].stem) else "call the right one annotations.json"
     text = suggest(folder, "coco", files[0])
-    return DataError(what, code="DATA-LAYOUT", where=files[0].parent, fix=f"{fix}, or write a dataset.toml{text}")
+    return DataError(what, code="DATA-LAYOUT", where=place, fix=f"{fix}, or write a dataset.toml{text}")
 
 
 def _refusal(folder: Path, guard: PathGuard) -> DataError:
@@ -195,5 +198,22 @@ def _refusal(folder: Path, guard: PathGuard) -> DataError:
     known = Counter({key: n for key, n in seen.items() if key[1] in (*IMAGE_SUFFIXES, *texts)})
     rows = [f"{count} {suffix} in {place}/" for (place, suffix), count in known.most_common(8)]
     listed = ", ".join(row.replace(" in ./", " in the folder itself") for row in rows) or "no images and no annotations"
+    if several := _several_pairs(folder, guard):
+        what = f"{several}, and nothing says how they belong together"
+        fix = "put all annotations below one folder and all images below another, with the same folders in both, "
+        fix += "such as labels/a/ and labels/b/, images/a/ and images/b/, or write a dataset.toml"
+        return DataError(what, code="DATA-LAYOUT", where=folder, fix=fix + suggest(folder))
     what = f"no annotations found in {folder}; seen: {listed}{foreign_files(folder, guard)}"
     return DataError(what, code="DATA-LAYOUT", where=folder, fix=EXPECTED + suggest(folder))
+
+
+def _several_pairs(folder: Path, guard: PathGuard) -> str:
+    """Which pairs of folders may be the annotations and images of one split, in words; or an empty text."""
+    for suffix, is_format in ((".xml", is_voc), (".txt", is_yolo), (".txt", is_kitti), (".txt", is_visdrone)):
+        found = every_pair(folder, suffix, lambda file, known=is_format: guard.look(str(file)) == "ok" and known(file))
+        for name, pairs in nameless_for_training(found).items():
+            if len(pairs) > 1:
+                labels = [where.relative_to(folder).as_posix() for where, _ in pairs]
+                listed = ", ".join(labels[:5]) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
+                return f"{folder} has several folders of annotations of {name}: {listed}"
+    return ""

@@ -14,14 +14,23 @@ TRIED = 3  # files of a folder that are looked into to tell its format
 def paired_folders(folder: Path, suffix: str, is_format: Callable[[Path], bool]) -> dict[str, tuple[Path, Path]]:
     """By split, a folder of files in one format and the one with most images of the same names, the nearest of equals.
 
-    A name on the way to them tells the split; where none does, they are for training. Empty where two pairs may be
-    those of one split.
+    A name on the way to them tells the split; where none does, they are for training. Several pairs of a split are
+    one, that of the folders above them, if all have the same paths below these: `xml/a` and `xml/b` beside `images/a`
+    and `images/b`. Otherwise nothing says how they belong together, and none is given.
     """
+    pairs = every_pair(folder, suffix, is_format)
+    whole = {name: _as_one_pair(several, pairs) for name, several in nameless_for_training(pairs).items()}
+    found = {name: pair for name, pair in whole.items() if pair is not None}
+    return found if len(found) == len(whole) else {}
+
+
+def every_pair(folder: Path, suffix: str, is_format: Callable[[Path], bool]) -> dict[str, list[tuple[Path, Path]]]:
+    """The pairs of each split that a name tells, and under an empty text those of none."""
     texts, images = _by_stem(folder, (suffix,)), _by_stem(folder, IMAGE_SUFFIXES)
     pairs: dict[str, list[tuple[Path, Path]]] = {}
     for where, files in texts.items():
         shared = {place: len(files.keys() & known.keys()) for place, known in images.items()}
-        near = {place: (count, len(os.path.commonpath([place, where]))) for place, count in shared.items()}
+        near = {place: (count, *_nearness(place, where)) for place, count in shared.items()}
         best = max(near, key=lambda place: near[place], default=None)
         if best is None or not near[best][0]:
             continue
@@ -30,10 +39,28 @@ def paired_folders(folder: Path, suffix: str, is_format: Callable[[Path], bool])
             continue
         name = split_in_path([part for path in (best, where) for part in path.relative_to(folder).parts])
         pairs.setdefault(name, []).append((where, best))
-    pairs = nameless_for_training(pairs)
-    if any(len(several) > 1 for several in pairs.values()):
-        return {}
-    return {name: pair for name, (pair,) in pairs.items()}
+    return pairs
+
+
+def _nearness(one: Path, other: Path) -> tuple[int, int]:
+    """How much of their paths two folders share at the start, and how many parts at the end."""
+    ends = zip(reversed(one.parts), reversed(other.parts), strict=False)
+    same = next((n for n, (a, b) in enumerate(ends) if a != b), len(one.parts))
+    return len(os.path.commonpath([one, other])), same
+
+
+def _as_one_pair(
+    several: list[tuple[Path, Path]], pairs: dict[str, list[tuple[Path, Path]]]
+) -> tuple[Path, Path] | None:
+    """The folders above these pairs, if all lie at the same paths below them and no pair of another split does; these
+    are two folders, for nothing says that `a` and `b` with both in each are one split.
+    """
+    above = [Path(os.path.commonpath(folders)) for folders in zip(*several, strict=True)]
+    labels, images = above
+    alike = all(where.relative_to(labels) == best.relative_to(images) for where, best in several)
+    others = [pair for group in pairs.values() if group is not several for pair in group]
+    mixed = any(where.is_relative_to(labels) or best.is_relative_to(images) for where, best in others)
+    return (labels, images) if len(several) == 1 or (labels != images and alike and not mixed) else None
 
 
 def names_on_disk(names: list[str], roots: list[Path]) -> list[str]:

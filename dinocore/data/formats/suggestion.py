@@ -3,14 +3,14 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import DataError
 from ..images import IMAGE_SUFFIXES
 from ..split import PathGuard, read_text, visible_files
-from .data_yaml import CLASS_LISTS, class_lists, listed_classes
+from .data_yaml import CLASS_LISTS, class_lists, class_names, listed_classes, read_data_yaml
 from .voc import is_voc, parse_xml
 
 
@@ -18,7 +18,7 @@ class Tool(NamedTuple):
     """A tool whose own files are not read, and how they are recognised."""
 
     name: str  # with what is the tool's
-    marks: set[str]  # keys of JSON, columns of a table in lower case, elements of XML in <>; or a file's suffix
+    marks: set[str]  # keys of JSON, columns of a table in lower case, elements of XML in <>; a file's suffix or name
     how: str = ""  # to get a format that is read
 
     @property
@@ -44,13 +44,22 @@ TOOLS = (
     Tool("Labelbox's", {"data_row", "projects"}),
     Tool("SageMaker Ground Truth's", {"source-ref"}),
     Tool("Hugging Face's", {"file_name", "objects"}),
+    Tool("SuperAnnotate's", {"metadata", "instances"}),
+    Tool("VoTT's", {"asset", "regions"}, "its CSV is read, too"),
+    Tool("Cityscapes'", {"imgHeight", "objects"}),
+    Tool("CrowdHuman's", {"ID", "gtboxes"}),
+    Tool("MOT Challenge's", {"seqinfo.ini"}),
+    *(Tool("WIDER FACE's", {f"wider_face_{split}_bbx_gt.txt"}) for split in ("train", "val")),
     Tool("CVAT's", {"<annotations>", "<version>"}, "in CVAT: Export dataset, COCO 1.0"),
     Tool("dlib's", {"<dataset>", "<images>"}),
     *(Tool("TensorFlow's TFRecord", {suffix}) for suffix in (".tfrecord", ".tfrecords", ".tfrec", ".record")),
     Tool("a table of Apache Parquet's", {".parquet"}),
 )
-SHARDS = ("*.tfrec*", "*.record", "*.record-*", "*.parquet")  # a-00000-of-00010 may follow the suffix
-JSON_LINES = (".jsonl", ".ndjson", ".manifest")
+BY_NAME = (
+    *("*.tfrec*", "*.record", "*.record-*", "*.parquet"),  # a-00000-of-00010 may follow the suffix
+    *("seqinfo.ini", "wider_face_*_bbx_gt.txt"),
+)
+JSON_LINES = (".jsonl", ".ndjson", ".manifest", ".odgt")
 TABLES = (".csv", ".tsv")
 TRIED = 20  # files of each kind that are looked into to tell whose they are
 MOST = 2000  # label files that are read to count classes
@@ -74,11 +83,10 @@ def suggest(folder: Path, kind: str = "", annotations: Path | None = None) -> st
             _line("images", images, folder),
         ]
     elif xml and is_voc(visible_files(xml, (".xml",))[0]):
+        xml, images = _widened(xml, images, folder, ".xml")
         lines = ['format = "voc"', "[train]", _line("annotations", xml, folder), _line("images", images, folder)]
     elif texts and (names := _names_of_classes(folder, texts)):
-        if texts == images:  # labels beside their images, in this folder and perhaps in others
-            both = _folders_of(folder, IMAGE_SUFFIXES) & _folders_of(folder, (".txt",))
-            texts = images = Path(os.path.commonpath(both))
+        texts, images = _widened(texts, images, folder, ".txt")
         lines = ['format = "yolo"', f"names = {json.dumps(names, ensure_ascii=False)}", "[train]"]
         lines += [_line("images", images, folder), _line("annotations", texts, folder)]
     else:
@@ -89,8 +97,8 @@ def suggest(folder: Path, kind: str = "", annotations: Path | None = None) -> st
 def foreign_files(folder: Path, guard: PathGuard) -> str:
     """Whose files lie in a folder, if they are a known tool's, with what to do; or an empty text."""
     texts = [visible_files(folder, suffixes)[:TRIED] for suffixes in ((".json",), JSON_LINES, (".xml",), TABLES)]
-    shards = [sorted(folder.rglob(pattern))[:TRIED] for pattern in SHARDS]
-    for file in (file for files in (*texts, *shards) for file in files if guard.look(str(file)) == "ok"):
+    named = [sorted(folder.rglob(pattern))[:TRIED] for pattern in BY_NAME]
+    for file in (file for files in (*texts, *named) for file in files if guard.look(str(file)) == "ok"):
         if tool := tool_of(_marks(file)):
             return f"; {file.relative_to(folder).as_posix()} looks like {tool.name}: {tool.fix}"
     return ""
@@ -120,13 +128,22 @@ def _marks(file: Path) -> list[set[str]]:
             root = parse_xml(file.read_bytes())
             return [{f"<{element.tag}>" for element in (root, *root)}]
         if suffix not in (*JSON_LINES, *TABLES):
-            return [{suffix}]
+            return [{suffix, file.name}]
         first = next(iter(read_text(file, strict=False).splitlines()), "")
         if suffix in JSON_LINES:
             return marks_of_json(json.loads(first))
         return [set(first.lower().replace('"', "").split(","))]
     except (OSError, ValueError, RecursionError, DataError):
         return []
+
+
+def _widened(labels: Path, images: Path, folder: Path, suffix: str) -> tuple[Path, Path]:
+    """The two folders; where labels are beside their images, in these and perhaps in others, the one above all."""
+    if labels != images:
+        return labels, images
+    both = _folders_of(folder, IMAGE_SUFFIXES) & _folders_of(folder, (suffix,))
+    above = Path(os.path.commonpath(both))
+    return above, above
 
 
 def _folders_of(folder: Path, suffixes: Container[str]) -> set[Path]:
@@ -139,16 +156,27 @@ def _fullest(folder: Path, *suffixes: str) -> Path | None:
 
 
 def _names_of_classes(folder: Path, labels: Path) -> list[str]:
-    """The classes of YOLO's label files, as the lists of them have them or by their numbers.
+    """The classes of YOLO's label files, as lists of them or YAML files anywhere have them, or by their numbers.
 
     None where the files are not YOLO's, or where lists differ, so that a number has several meanings.
     """
     count = _count_classes(labels)
     known = {listed_classes(file) for file in class_lists(folder) if file.is_file() and not file.is_symlink()}
+    known |= set(_names_in_yaml(folder))
     if not count or len(known) > 1:
         return []
     names = next(iter(known), ())
     return [*names] if len(names) >= count else [f"class {n}" for n in range(count)]
+
+
+def _names_in_yaml(folder: Path) -> Iterator[tuple[str, ...]]:
+    """The classes that YOLO's YAML files have, in whatever folder they lie."""
+    for file in visible_files(folder, (".yaml", ".yml"))[:TRIED]:
+        try:
+            if file.is_file() and not file.is_symlink():
+                yield class_names(read_data_yaml(file), file)
+        except DataError:
+            continue
 
 
 def _count_classes(folder: Path) -> int:
@@ -157,11 +185,19 @@ def _count_classes(folder: Path) -> int:
     for file in sorted(file for file in folder.glob("*.txt") if file.name not in CLASS_LISTS)[:MOST]:
         for line in file.read_text(errors="replace").splitlines():
             words = line.split()
-            if len(words) >= 5 and words[0].isdigit():
+            if len(words) >= 5 and words[0].isdigit() and all(map(_is_share, words[1:])):
                 greatest = max(greatest, int(words[0]))
             elif words:
                 return 0
     return greatest + 1 if greatest < 1000 else 0
+
+
+def _is_share(word: str) -> bool:
+    """Whether a word is a number that YOLO writes: a share, a confidence, or 2 for a keypoint that is seen."""
+    try:
+        return abs(float(word)) <= 2
+    except ValueError:
+        return False
 
 
 def _line(key: str, path: Path | None, folder: Path) -> str:

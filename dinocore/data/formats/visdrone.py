@@ -16,7 +16,7 @@ NAMES = ("pedestrian", "people", "bicycle", "car", "van", "truck", "tricycle", "
 
 def find_visdrone(folder: Path, guard: PathGuard) -> Layout | None:
     """`VisDrone2019-DET-train/images/` and `…/annotations/`, or any two such folders."""
-    return visdrone_layout("VisDrone", paired_folders(folder, ".txt", _is_visdrone), folder)
+    return visdrone_layout("VisDrone", paired_folders(folder, ".txt", is_visdrone), folder)
 
 
 def visdrone_layout(kind: str, pairs: dict[str, tuple[Path, Path]], folder: Path) -> Layout | None:
@@ -56,6 +56,7 @@ def _row(line: str) -> list[int] | None:
     return values if len(values) == 8 else None
 
 
-def _is_visdrone(file: Path) -> bool:
+def is_visdrone(file: Path) -> bool:
+    """Whether a file begins with a line of VisDrone's."""
     lines = [line for line in read_text(file).splitlines() if line.strip()]
     return bool(lines) and _row(lines[0]) is not None

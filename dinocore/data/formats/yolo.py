@@ -225,13 +225,18 @@ def _check_form(boxes: np.ndarray, places: list[str], findings: Findings) -> Non
 
 
 def label_file(image: Path, split: Split | None = None) -> Path:
-    """Where an image's labels are: the last `images` of its path reads `labels`; or beside it, if they are there; or in
-    the folder that the split names.
+    """Where an image's labels are: the last `images` of its path reads `labels`; or with capitals, as in `Images/` and
+    `Labels/`, or beside it, if they are there; or in the folder that the split names.
     """
     if split is not None and split.labels is not None:
         return split.labels / image.relative_to(split.image_roots[0]).with_suffix(".txt")
     usual, beside = usual_label_file(image), image.with_suffix(".txt")
-    there = (file for path in (usual, beside) for file in (path, path.with_suffix(".TXT")) if file.is_file())
+    there = (
+        file
+        for path in (usual, *_capital_label_files(image), beside)
+        for file in (path, path.with_suffix(".TXT"))
+        if file.is_file()
+    )
     return next(there, usual)
 
 
@@ -242,6 +247,16 @@ def usual_label_file(image: Path) -> Path:
     if folders:
         parts[folders[-1]] = "labels"
     return Path(*parts).with_suffix(".txt")
+
+
+def _capital_label_files(image: Path) -> list[Path]:
+    """The paths of an image whose last `Images` or `IMAGES` reads `labels`, in any of the usual capitals."""
+    parts = image.parts[:-1]
+    at = next((i for i in reversed(range(len(parts))) if parts[i] in ("Images", "IMAGES")), None)
+    if at is None:
+        return []
+    forms = [(*parts[:at], name, *parts[at + 1 :]) for name in ("Labels", "LABELS", "labels")]
+    return [Path(*form, image.name).with_suffix(".txt") for form in forms]
 
 
 def _lines(

@@ -1,0 +1,145 @@
+"""Tables of boxes: which column is what, which rows belong to which split, and the ids of classes."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dinocore.data.annotations import Annotations, read_annotations
+from dinocore.data.formats.layout import find_layout
+from dinocore.errors import DataError
+
+BOXES = {"a": (3, 4, 20, 30), "b": (10, 0, 50, 40), "c": (0, 7, 9, 11)}  # x y width height
+
+
+def put_table(folder: Path, name: str, lines: list[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem in BOXES:
+        Image.new("RGB", (64, 48)).save(folder / f"{stem}.jpg")
+    (folder / name).write_text("\n".join(lines) + "\n")
+
+
+def rows(row: str) -> list[str]:
+    """A row for each box; the classes of a, b and c are elk, owl and elk, and their numbers 7, 30 and 7."""
+    classes = {"a": ("elk", 7), "b": ("owl", 30), "c": ("elk", 7)}
+    return [
+        row.format(n=stem, x=x, y=y, w=w, h=h, X=x + w, Y=y + h, cx=x + w / 2, cy=y + h / 2, c=name, i=number)
+        for stem, (x, y, w, h) in BOXES.items() for name, number in [classes[stem]]
+    ]  # fmt: skip
+
+
+def objects(found: Annotations) -> dict[str, tuple[str, tuple[float, ...]]]:
+    return {
+        found.path(i).stem: (found.categories[found.labels[k]].name, tuple(found.boxes[k].tolist()))
+        for k, i in enumerate(found.owners().tolist())
+    }
+
+
+EXPECTED = {"a": ("elk", BOXES["a"]), "b": ("owl", BOXES["b"]), "c": ("elk", BOXES["c"])}
+HEADINGS = {
+    "Image Name;x-min;y-min;x-max;y-max;Category Name": "{n}.jpg;{x};{y};{X};{Y};{c}",
+    "file_path,imgWidth,imgHeight,species,X1,Y1,X2,Y2": "{n}.jpg,64,48,{c},{x},{y},{X},{Y}",
+    "frame,xmin,xmax,ymin,ymax,labels": "{n}.jpg,{x},{X},{y},{Y},{c}",
+    "class,img,width,height,cx,cy,w,h": "{c},{n}.jpg,64,48,{cx},{cy},{w},{h}",
+    "image,x1,y1,x2,y2,class,class_name": "{n}.jpg,{x},{y},{X},{Y},{i},{c}",
+    "tag,fname,center_x,center_y,width,height": "{c},{n}.jpg,{cx},{cy},{w},{h}",
+    "image_id,bbox,label": '{n},"[{x}. {y}. {w}. {h}.]",{c}',
+    "image_id,label,BoxesString": "{n},{c},{x} {y} {X} {Y}",
+    "{n}.jpg,{x},{y},{X},{Y},{c},64,48": "",
+    "{c},{x},{y},{w},{h},{n}.jpg,64,48": "",
+}
+
+
+@pytest.mark.parametrize("heading", HEADINGS)
+def test_columns_are_found_however_their_names_are_written_and_without_any(tmp_path, heading):
+    lines = [heading, *rows(HEADINGS[heading])] if HEADINGS[heading] else rows(heading)
+    put_table(tmp_path, "boxes.csv", lines)
+    assert objects(read_annotations(find_layout(tmp_path).train)) == EXPECTED
+
+
+def test_several_boxes_in_a_cell_are_all_read_and_a_word_in_their_place_is_none(tmp_path):
+    put_table(tmp_path, "train.csv", ["image_name,BoxesString", "a,1 2 11 22;5 6 25 16", "b,no_box", "c,3 4 13 9"])
+    found = read_annotations(find_layout(tmp_path).train)
+    assert found.boxes.tolist() == [[1, 2, 10, 20], [5, 6, 20, 10], [3, 4, 10, 5]]
+    assert found.owners().tolist() == [0, 0, 2] and len(found.file_names) == 3
+
+
+def test_numbers_are_classes_where_no_column_names_them_and_their_ids_in_rising_order(tmp_path):
+    put_table(tmp_path, "boxes.csv", ["image,xmin,ymin,xmax,ymax,Class ID", *rows("{n}.jpg,{x},{y},{X},{Y},{i}")])
+    found = read_annotations(find_layout(tmp_path).train)
+    assert [tuple(c) for c in found.categories] == [(7, "7"), (30, "30")] and found.labels.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(("heading", "row", "classes"), [
+    ("image_id,class_id,x1,y1,x2,y2", "{n},{i}.0,{x},{y},{X},{Y}", [(7, "7"), (30, "30")]),
+    ("image_id,name,class_id,x1,y1,x2,y2", "{n},{c},{i}.0,{x},{y},{X},{Y}", [(7, "elk"), (30, "owl")]),
+])  # fmt: skip
+def test_ids_of_classes_may_be_written_as_whole_floats(tmp_path, heading, row, classes):
+    put_table(tmp_path, "train.csv", [heading, *rows(row)])
+    assert [tuple(c) for c in read_annotations(find_layout(tmp_path).train).categories] == classes
+
+
+@pytest.mark.parametrize(("change", "ids"), [
+    (lambda row: row, [(7, "elk"), (30, "owl")]),
+    (lambda row: row.replace(",30", ",0"), [(0, "owl"), (7, "elk")]),
+    (lambda row: row.replace(",30", ",7"), [(1, "elk"), (2, "owl")]),  # two classes have one id
+    (lambda row: row.replace(",30", ","), [(1, "elk"), (2, "owl")]),
+])  # fmt: skip
+def test_classes_keep_the_ids_that_a_column_has_beside_their_names(tmp_path, change, ids):
+    lines = ["image,label,xmin,ymin,xmax,ymax,category_id", *map(change, rows("{n}.jpg,{c},{x},{y},{X},{Y},{i}"))]
+    put_table(tmp_path, "train.csv", lines)
+    found = read_annotations(find_layout(tmp_path).train)
+    assert [tuple(c) for c in found.categories] == ids and objects(found) == EXPECTED
+
+
+def test_without_a_column_of_classes_those_that_are_not_read_are_named(tmp_path):
+    lines = ["id,image,width,height,kind,x1,y1,x2,y2", *rows("{i},{n}.jpg,64,48,{c},{x},{y},{X},{Y}")]
+    put_table(tmp_path, "train.csv", lines)
+    note = "no column names classes: all are `object`; not read: id, kind (call a column of classes `class`)"
+    assert read_annotations(find_layout(tmp_path).train).notes == [note]
+
+
+@pytest.mark.parametrize("column", ["split", "Subset", "data_split"])
+def test_a_column_tells_the_split_of_each_row(tmp_path, column):
+    parts = {"a": "TRAIN", "b": "Validation", "c": "test"}
+    lines = [f"{line},{parts[line[0]]}" for line in rows("{n}.jpg,{x},{y},{X},{Y},{c}")]
+    put_table(tmp_path, "all.csv", [f"image,xmin,ymin,xmax,ymax,label,{column}", *lines])
+    found = {name: objects(read_annotations(split)) for name, split in find_layout(tmp_path).splits().items()}
+    assert found == {"train": {"a": EXPECTED["a"]}, "val": {"b": EXPECTED["b"]}, "test": {"c": EXPECTED["c"]}}
+
+
+def test_images_of_a_split_that_a_column_tells_may_lie_in_its_folder(tmp_path):
+    parts = {"a": "train", "b": "val", "c": "train"}
+    lines = [f"{line},{parts[line[0]]}" for line in rows("{n}.jpg,{x},{y},{X},{Y},{c}")]
+    put_table(tmp_path, "all.csv", ["image,xmin,ymin,xmax,ymax,label,split", *lines])
+    for stem, part in parts.items():
+        (tmp_path / "images" / part).mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{stem}.jpg").rename(tmp_path / "images" / part / f"{stem}.jpg")
+    found = {name: objects(read_annotations(split)) for name, split in find_layout(tmp_path).splits().items()}
+    assert found == {"train": {"a": EXPECTED["a"], "c": EXPECTED["c"]}, "val": {"b": EXPECTED["b"]}}
+
+
+def test_rows_that_tell_no_split_where_others_do_are_left_out_which_is_said(tmp_path):
+    parts = {"a": "train", "b": "spare", "c": "dev"}
+    lines = [f"{line},{parts[line[0]]}" for line in rows("{n}.jpg,{x},{y},{X},{Y},{c}")]
+    put_table(tmp_path, "all.csv", ["image,xmin,ymin,xmax,ymax,label,set", *lines])
+    layout = find_layout(tmp_path)
+    train = read_annotations(layout.train)
+    assert objects(train) == {"a": EXPECTED["a"]}
+    assert objects(read_annotations(layout.splits()["val"])) == {"c": EXPECTED["c"]}
+    assert train.notes == ["rows left out, as their column of splits tells none that is known: line 3"]
+
+
+@pytest.mark.parametrize("parts", [("train", "train", "train"), ("val", "", "val"), ("1", "2", "3")])
+def test_a_column_that_does_not_tell_several_splits_changes_nothing(tmp_path, parts):
+    lines = [f"{line},{part}" for line, part in zip(rows("{n}.jpg,{x},{y},{X},{Y},{c}"), parts, strict=True)]
+    put_table(tmp_path, "all.csv", ["image,xmin,ymin,xmax,ymax,label,split", *lines])
+    layout = find_layout(tmp_path)
+    assert layout.val is None and objects(read_annotations(layout.train)) == EXPECTED
+
+
+def test_tables_of_one_name_in_two_folders_are_refused_with_their_folders(tmp_path):
+    for folder in ("north", "south"):
+        put_table(tmp_path / folder, "boxes.csv", ["image,xmin,ymin,xmax,ymax,label", "a.jpg,1,2,30,40,elk"])
+    with pytest.raises(DataError, match=r"north/boxes\.csv and south/boxes\.csv may both be"):
+        find_layout(tmp_path)
