@@ -280,6 +280,8 @@ def _unidentified(path: Path) -> tuple[str, str, str]:
     fix = f"make images of a video first: ffmpeg -i {typed(path)} frame-%05d.jpg" if suffix in VIDEOS else ""
     if suffix in IMAGE_SUFFIXES - SUFFIXES:
         fix = f"convert it first: magick {typed(path)} {typed(path.with_suffix('.jpg'))}"
+    if suffix == ".txt":
+        fix = f"if it is a list of files, one a line: dino predict - < {typed(path)}"
     fix = fix or f"see what it is: file {typed(path)}; save it as JPEG or PNG, or leave it out"
     return f"{path} is not an image in a known format ({', '.join(FORMATS)})", "FORMAT", fix
 
