@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...data.annotations import Annotations
+from ...data.annotations import Annotations, choose_images
 from ...data.images import read_image
 from ...errors import DataError
-from ...report.judged import ImageDetections, ImageTruth, judged_marks
+from ...evaluate.matches import match
+from ...report.judged import judged_marks
 from ...report.page import shrink, write_page
 from ...report.parts import MarkedImage
 from ...report.training import RunFacts, training_page
@@ -87,18 +88,17 @@ class ReportFile:
         path, val = self.context.folder / EXAMPLES, self.context.data.val
         if not path.is_file():
             return 0, []
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        found: dict[int, list[dict[str, Any]]] = {}
-        for result in kept["results"]:
-            found.setdefault(result["image_id"], []).append(result)
+        kept, chosen = json.loads(path.read_text(encoding="utf-8")), _chosen(val)
+        ids = set(val.image_ids[chosen].tolist())
+        matches = match(choose_images(val, chosen), [row for row in kept["results"] if row["image_id"] in ids])
         shown = []
-        for index in _chosen(val).tolist():
+        for index in chosen.tolist():
             example = self._image(index)
             if example is not None:
                 scale = example.image.width / val.sizes[index][0]
-                shown.append(
-                    example._replace(marks=self._marks(index, found.get(int(val.image_ids[index]), []), scale))
-                )
+                marks = judged_marks(matches, int(val.image_ids[index]), LOWEST)
+                marks = [mark._replace(xyxy=[side * scale for side in mark.xyxy]) for mark in marks]
+                shown.append(example._replace(marks=marks))
         return kept["epoch"], shown
 
     def _image(self, index: int) -> MarkedImage | None:
@@ -110,17 +110,6 @@ class ReportFile:
                 return None  # the evaluation has said so
             self.images[index] = shrink(MarkedImage(os.fsdecode(val.file_names[index]), image), SIDE)
         return self.images[index]
-
-    def _marks(self, index: int, results: list[dict[str, Any]], scale: float) -> list[Any]:
-        val = self.context.data.val
-        categories = self.context.data.train.categories
-        rows = val.objects(index)
-        classes = {category.id: k for k, category in enumerate(categories)}
-        labels = np.array([classes[result["category_id"]] for result in results], dtype=np.int64)
-        scores = np.array([result["score"] for result in results], dtype=np.float64)
-        objects = ImageTruth(_corners(val.boxes[rows]) * scale, val.labels[rows], val.crowd[rows])
-        found = ImageDetections(_corners([result["bbox"] for result in results]) * scale, labels, scores)
-        return judged_marks(objects, found, [category.name for category in categories])
 
 
 def machine(device: torch.device) -> dict[str, str]:
@@ -140,9 +129,3 @@ def _chosen(val: Annotations) -> np.ndarray:
     """Which validation images are shown: evenly spread over the split."""
     total = len(val.image_ids)
     return np.unique(np.linspace(0, total - 1, min(total, MOST)).round().astype(int))
-
-
-def _corners(boxes: Any) -> np.ndarray:
-    """x y width height -> x0 y0 x1 y1."""
-    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
