@@ -36,19 +36,6 @@ def serve(
 
     Example: dino serve --weights runs/mine
     """
-    limits = {
-        "batch_size": batch_size, "requests": max_requests, "seconds": timeout, "bytes": int(max_mb * 2**20),
-        "pixels": max_pixels,
-    }  # fmt: skip
-    serve_detector(weights, host, port, limits, device, amp)
-
-
-def serve_detector(weights: str | None, host: str, port: int, limits: dict[str, Any], device: str, amp: str) -> None:
-    """Serve until SIGINT or SIGTERM.
-
-    Raises:
-        EnvironmentFault: packages are missing, or the address cannot be used.
-    """
     try:
         import uvicorn
 
@@ -59,10 +46,10 @@ def serve_detector(weights: str | None, host: str, port: int, limits: dict[str, 
         raise EnvironmentFault(what, fix=install_line("serve")) from None
     listening = _listen(host, port)
     detector, _ = open_detector(weights, device, amp)
-    app = make_app(detector, Limits(**limits))
+    app = make_app(detector, Limits(batch_size, max_requests, timeout, int(max_mb * 2**20), max_pixels))
     config = uvicorn.Config(
-        app, http=timed_connection(limits["seconds"]), log_level="warning", access_log=False, server_header=False,
-        timeout_graceful_shutdown=int(limits["seconds"]) + 1,
+        app, http=timed_connection(timeout), log_level="warning", access_log=False, server_header=False,
+        timeout_graceful_shutdown=int(timeout) + 1,
     )  # fmt: skip
     shown = f"[{host}]" if ":" in host else host
     say(f"serving on http://{shown}:{listening.getsockname()[1]} (Ctrl-C ends it)")

@@ -121,7 +121,8 @@ def train(
     for change in overrides:
         if (key := change.partition("=")[0].strip()) in flags:
             raise ConfigError(f"`{key}` is set twice, by an option of its own and by --set {change}; leave one out")
-    changes = [*overrides, *(f"{key}={_toml(value)}" for key, value in flags.items())]
+    toml = {key: json.dumps(value, ensure_ascii=False) for key, value in flags.items()}  # its strings are JSON's
+    changes = [*overrides, *(f"{key}={value}" for key, value in toml.items())]
     if gpus > 1 and "WORLD_SIZE" not in os.environ:
         from ...launch import launch
 
@@ -149,10 +150,6 @@ def _save_every(text: str | None) -> dict[str, object]:
     if unit:
         return {"train.save_every_minutes": float(number)}
     return {"train.save_every_steps": int(number), "train.save_every_minutes": 0.0}
-
-
-def _toml(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)  # a TOML string is written as a JSON string is
 
 
 RUNS = Path("runs")
