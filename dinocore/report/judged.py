@@ -46,12 +46,12 @@ def headline(counts: Iterable[Counts], threshold: float, subject: str = "") -> s
     return f"{finds} {right} of {objects} at threshold {threshold:.2f}, with {counted(wrong, 'false alarm')}."
 
 
-def good_and_bad(counts: Mapping[int, Counts], number: int = EXAMPLES) -> tuple[list[int], list[int]]:
+def good_and_bad(counts: Mapping[int, Counts]) -> tuple[list[int], list[int]]:
     """Keys of the images with the best F1, the most objects first, and of those with the most errors; none is both."""
-    bad = [key for key in sorted(counts, key=lambda key: -counts[key].errors) if counts[key].errors][:number]
+    bad = [key for key in sorted(counts, key=lambda key: -counts[key].errors) if counts[key].errors][:EXAMPLES]
     rest = [key for key in counts if key not in bad] or bad[1:]
     good = sorted(rest, key=lambda key: (-counts[key].f1, -counts[key].right))
-    good = [key for key in good if counts[key].right][:number]
+    good = [key for key in good if counts[key].right][:EXAMPLES]
     return good, [key for key in bad if key not in good]
 
 
@@ -66,11 +66,11 @@ def count_marks(marks: Iterable[Mark], threshold: float) -> Counts:
     return Counts(right, wrong, missed)
 
 
-def best_threshold(images: Sequence[Sequence[Mark]], usual: float = 0.5) -> float:
-    """The score of the greatest F1 over all of these images; `usual` where nothing is right."""
+def best_threshold(images: Sequence[Sequence[Mark]]) -> float:
+    """The score of the greatest F1 over all of these images; 0.5 where nothing is right."""
     scores = sorted({mark.score for marks in images for mark in marks if mark.kind == "found" and mark.score})
     every = [mark for marks in images for mark in marks]
-    return max(scores, key=lambda score: count_marks(every, score).f1, default=usual)
+    return max(scores, key=lambda score: count_marks(every, score).f1, default=0.5)
 
 
 def open_images(

@@ -21,6 +21,7 @@ from ...report.training import RunFacts, training_page
 from ...system.files import to_json, write_text
 from ...words import counted
 from ..context import RunContext
+from .sinks import RowWriter
 
 EXAMPLES = "best_examples.json"
 MOST = 24  # images
@@ -44,12 +45,11 @@ def save_examples(folder: Path, val: Annotations, epoch: int, results: list[dict
     write_text(folder / EXAMPLES, to_json({"epoch": epoch, "results": found}))
 
 
-class ReportFile:
+class ReportFile(RowWriter):
     """Writes the report anew whenever the log has an evaluation, and once more at the end if more was logged since."""
 
     def __init__(self, context: RunContext, facts: dict[str, str]):
         self.context, self.facts = context, facts
-        self.message = ""
         self.behind = False
         self.images: dict[int, MarkedImage] = {}  # small ones, by place in the split: they are read once
 
@@ -58,11 +58,6 @@ class ReportFile:
         self.behind = True
         if "AP" in row:
             self._write()
-
-    def problem(self) -> str:
-        """What went wrong since it was last asked."""
-        message, self.message = self.message, ""
-        return message
 
     def close(self, completed: bool = True) -> None:
         """The end of the run."""
