@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from dinocore.words import counted
 
 from ..console import say
 from ..options import Device, Precision, Weights
-from ..signals import to_hear
+from ..signals import handling
 from ..weights_option import open_detector
 
 
@@ -68,12 +67,8 @@ def serve(
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
-            before = {n: signal.signal(n, self.handle_exit) for n in to_hear()}
-            try:
+            with handling(self.handle_exit):
                 yield
-            finally:
-                for number, handler in before.items():
-                    signal.signal(number, handler)
 
     server = Server(config)
     server.run(sockets=[listening])

@@ -12,6 +12,7 @@ import torch
 
 from ...data.annotations import Annotations, choose_images
 from ...data.images import read_image
+from ...data.split import evenly
 from ...errors import DataError
 from ...evaluate.matches import match
 from ...report.judged import judged_marks
@@ -36,7 +37,7 @@ def save_examples(folder: Path, val: Annotations, epoch: int, results: list[dict
     Raises:
         EnvironmentFault: the file cannot be written.
     """
-    ids = val.image_ids[_chosen(val)].tolist()
+    ids = val.image_ids[evenly(len(val.image_ids), MOST)].tolist()
     kept: dict[int, list[dict[str, Any]]] = {image: [] for image in ids}
     for result in results:
         if result["image_id"] in kept and result["score"] >= LOWEST:
@@ -83,11 +84,13 @@ class ReportFile(RowWriter):
         path, val = self.context.folder / EXAMPLES, self.context.data.val
         if not path.is_file():
             return 0, []
-        kept, chosen = json.loads(path.read_text(encoding="utf-8")), _chosen(val)
+        kept, chosen = json.loads(path.read_text(encoding="utf-8")), evenly(len(val.image_ids), MOST)
         ids = set(val.image_ids[chosen].tolist())
-        matches = match(choose_images(val, chosen), [row for row in kept["results"] if row["image_id"] in ids])
+        matches = match(
+            choose_images(val, np.array(chosen)), [row for row in kept["results"] if row["image_id"] in ids]
+        )
         shown = []
-        for index in chosen.tolist():
+        for index in chosen:
             example = self._image(index)
             if example is not None:
                 scale = example.image.width / val.sizes[index][0]
@@ -118,9 +121,3 @@ def machine(device: torch.device) -> dict[str, str]:
     }
     names = ("torch", "torchvision", "timm", "dino-detector")
     return facts | {name: importlib.metadata.version(name) for name in names}
-
-
-def _chosen(val: Annotations) -> np.ndarray:
-    """Which validation images are shown: evenly spread over the split."""
-    total = len(val.image_ids)
-    return np.unique(np.linspace(0, total - 1, min(total, MOST)).round().astype(int))
