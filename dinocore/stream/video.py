@@ -127,7 +127,7 @@ class Film(NamedTuple):
             last, number = number, self._number(number, now, sum(piece.lost for piece in due))
             after = number - 1 if entered and before is None else last
             yield Numbered(number, now, item, _damage(after, reasons), since)
-            before, stop = now, now + max(1 / self.rate, self._duration(item))
+            before, stop = now, now + max(1 / self.rate, float((item.duration or 0) * self.stream.time_base))
         reasons = [piece.reason for piece in broken]
         if number >= 0 and self.length is not None and stop < self.length - self._tolerance():
             reasons.append(f"it ends at {stop:.2f} s, and its file says {self.length:.2f} s")
@@ -167,9 +167,6 @@ class Film(NamedTuple):
 
     def _time(self, ticks: int) -> float:
         return float((ticks - self.beginning) * self.stream.time_base)
-
-    def _duration(self, frame: "av.VideoFrame") -> float:
-        return float((frame.duration or 0) * self.stream.time_base)
 
     def _tolerance(self) -> float:
         """Seconds by which a film may be shorter than its file says, which may mean a longer track of sound."""

@@ -160,7 +160,9 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
     before = found_before(request, inputs, answer_settings(request, path, amp))
     work = open_work(request, str(path), device, amp)
     if request.out is not None and request.format == "jsonl" and not request.json:
-        return _write_lines(work, inputs, before)
+        from .lines import predict_to_lines
+
+        return predict_to_lines(work, inputs, before)
     found, failed = _detect_or_keep(work, inputs, before)
     if not found:
         raise none_left(len(inputs), failed[0])
@@ -200,18 +202,6 @@ def _write_and_show(found: Sequence[ImageResult], work: Work, stems: Mapping[str
         raise typer.Exit(unwritten.exit_code)
 
 
-def _write_lines(work: Work, inputs: Sequence[Input], before: Sequence[ImageResult]) -> None:
-    """Line by line, in memory that does not grow."""
-    from .lines import predict_to_lines
-
-    written = predict_to_lines(work, inputs, before)
-    if not written.images:
-        raise none_left(len(inputs), written.failed[0])
-    count, images = counted(written.detections, "detection"), counted(written.images, "image")
-    say(f"wrote {work.request.out}: {count} in {images}")
-    end_with_failures(len(written.failed), len(inputs))
-
-
 class Tally:
     """What is to be said when all images are done: of several ranks' images together, or of a film's frames."""
 
@@ -224,19 +214,20 @@ class Tally:
         """Count an image (height, width)."""
         self.passed += passed
         self.best = max(self.best, best)
-        self.shrunk += shrinking(work, name, size)
+        self.shrunk += _shrinking(work, name, size)
 
     def say(self, least: Sequence[float]) -> None:
         """Say on stderr what a user should know."""
-        if not self.passed:
+        from dinocore.stream.slices import shrinking_message
+
+        if not self.passed and self.best >= 0:
             _say_none_passed(least, self.best)
-        warn_of_shrinking(self.shrunk)
+        if self.shrunk:
+            warn(shrinking_message(self.shrunk, "try --slice auto"))
 
 
 def _say_none_passed(least: Sequence[float], best: float) -> None:
-    """What to type where no detection reaches the threshold; `best` is the best score, negative without any."""
-    if best < 0:
-        return
+    """What to type where no detection reaches the threshold; `best` is the best score."""
     typed = math.floor(best * 10**4) / 10**4
     shown = f"{least[0]:.2f}" if round(least[0], 2) == least[0] else f"{least[0]:.3g}"  # 0.999 is not 1.00
     named = f"the threshold {shown}" if min(least) == max(least) else "the threshold of its class"
@@ -349,7 +340,7 @@ def _read(
             return
 
 
-def shrinking(work: Work, name: str, size: tuple[int, int]) -> list[tuple[float, str]]:
+def _shrinking(work: Work, name: str, size: tuple[int, int]) -> list[tuple[float, str]]:
     """By how much an image (height, width) is shrunk and its name, where that is by too much; else nothing."""
     from dinocore.stream.slices import SHRINKS_MUCH, shrink_factor
 
@@ -359,14 +350,6 @@ def shrinking(work: Work, name: str, size: tuple[int, int]) -> list[tuple[float,
     seen = [(y1 - y0, x1 - x0) for x0, y0, x1, y1 in windows[1:]] or [size]  # the first is the whole image
     factor = max(shrink_factor(part, work.detector.config.data) for part in seen)
     return [(factor, name)] if factor > SHRINKS_MUCH else []
-
-
-def warn_of_shrinking(shrunk: Sequence[tuple[float, str]]) -> None:
-    """Say which images lose their small objects, and what to type."""
-    from dinocore.stream.slices import shrinking_message
-
-    if shrunk:
-        warn(shrinking_message(shrunk, "try --slice auto"))
 
 
 def _draw(image: Image, found: ImageResult, detector: AnyDetector, path: Path) -> None:
