@@ -53,7 +53,8 @@ class TimmBackbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> [(B, C_l, H_l, W_l)], finest first."""
         if self.least > 1:
-            images = F.pad(images, [n for side in images.shape[:1:-1] for n in (0, max(0, self.least - side))])
+            below, right = (max(0, self.least - side) for side in images.shape[-2:])
+            images = F.pad(images, (0, right, 0, below))
         below, right = (-side % self.multiple for side in images.shape[-2:])
         images = F.pad(images, (0, right, 0, below))
         return [x.permute(self.order) for x in self.body(images)]
