@@ -207,6 +207,16 @@ def read_header(path: Path, config: DataConfig) -> Header:
             return Header(size, 1, turned, conversion(image))
 
 
+def has_several(path: Path) -> bool:
+    """Whether a file holds several images: frames or pages. Those that phones put beside a JPEG do not count."""
+    try:
+        with warnings.catch_warnings(), Image.open(path, formats=("TIFF", "GIF", "WEBP")) as image:
+            warnings.simplefilter("ignore")
+            return bool(getattr(image, "is_animated", False))
+    except DAMAGE:  # or of another format
+        return False
+
+
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
     """Whatever a decoder raises, as an error that names the file."""

@@ -13,22 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from PIL.Image import Image
 from rich.table import Table
 
-from dinocore.data.images import read_image
-from dinocore.draw.boxes import Box, class_color, draw_boxes
 from dinocore.errors import ConfigError, DataError, EnvironmentFault, Interrupted
-from dinocore.system.files import write_atomically
 from dinocore.words import counted, whole
 
 from ...completion import choices
 from ...console import fail, print_json, say, stdout, warn, warn_of_letters
-from ...inputs import Input, check_header, expand, is_film, no_image
+from ...inputs import Input, check_header, expand, is_film, no_image, warn_of_several
 from ...options import Compile, Device, Gpus, Json, Out, Overlap, Precision, Threshold, Weights
 from ...progress import WorkProgress
 from ...signals import ending_early
 from ...weights_option import find_weights
+from .drawing import draw_found
 from .request import (
     PredictRequest,
     Work,
@@ -46,7 +43,6 @@ from .resume import answer_settings, found_before, remember
 
 if TYPE_CHECKING:
     from dinocore.detections_io import ImageResult
-    from dinocore.predict import AnyDetector
     from dinocore.stream.images import PreparedImage
 
 
@@ -140,7 +136,7 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
     """
     from dinocore.detections_io import output_stems
     from dinocore.system.device import pick_device, pick_precision
-    from dinocore.system.processes import device_of_rank, world_size
+    from dinocore.system.processes import device_of_rank, rank_number, world_size
 
     request = check_request(request)
     device = device_of_rank(device)
@@ -152,6 +148,8 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
     check_overwriting([item.path for item in inputs], stems, request)
     if not any(item.path.exists() for item in inputs):
         raise no_image(inputs[0].name)
+    if rank_number() == 0:
+        warn_of_several(inputs)
     if world_size() > 1 or (request.out is not None and parts_folder(request.out).is_dir()):
         from .parts import predict_in_parts
 
@@ -302,21 +300,28 @@ def detect_files(
     sizes: deque[tuple[int, int]] = deque()
     images = _read(inputs, work, ended, sizes)
     drawn = 0
+
+    def failed(error: DataError) -> DataError:
+        if len(inputs) > 1 and not quiet:
+            fail(error)
+        return error
+
     with WorkProgress(hidden=len(inputs) < 2 or rank_number() > 0) as progress:
         results = detect_stream(detector, images, request.batch_size)
         for item, result in zip(progress.track(inputs, description="predicting"), results, strict=False):
             if isinstance(result, DataError):
-                if len(inputs) > 1 and not quiet:
-                    fail(result)
-                yield result
+                yield failed(result)
                 continue
             size = sizes.popleft()
             found = as_found(item.name, size, result, detector.categories, work.least)
-            tally.add(work, item.name, size, len(found.detections), max([-1.0, *result.scores[:1].tolist()]))
             if request.save_images is not None:
-                image = read_image(item.path, detector.config.data)
-                _draw(image, found, detector, drawing_path(request.save_images, inputs[item]))
+                try:
+                    draw_found(item.path, found, detector, drawing_path(request.save_images, inputs[item]))
+                except DataError as error:  # it was there a moment ago
+                    yield failed(error)
+                    continue
                 drawn += 1
+            tally.add(work, item.name, size, len(found.detections), max([-1.0, *result.scores[:1].tolist()]))
             yield found
     if quiet:
         return
@@ -350,16 +355,6 @@ def _shrinking(work: Work, name: str, size: tuple[int, int]) -> list[tuple[float
     seen = [(y1 - y0, x1 - x0) for x0, y0, x1, y1 in windows[1:]] or [size]  # the first is the whole image
     factor = max(shrink_factor(part, work.detector.config.data) for part in seen)
     return [(factor, name)] if factor > SHRINKS_MUCH else []
-
-
-def _draw(image: Image, found: ImageResult, detector: AnyDetector, path: Path) -> None:
-    numbers = {category.name: k for k, category in enumerate(detector.categories)}
-    boxes = [
-        Box(d["box_xyxy"], class_color(numbers[d["label"]]), f"{d['label']} {d['score']:.2f}")
-        for d in reversed(found.detections)  # the best on top
-    ]
-    drawn = draw_boxes(image, boxes)
-    write_atomically(path, lambda temporary: drawn.save(temporary, "JPEG", quality=92))
 
 
 def _show(found: Sequence[ImageResult]) -> None:
