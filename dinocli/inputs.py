@@ -41,7 +41,7 @@ def check_header(arguments: Sequence[str]) -> None:
 
 def no_image(name: str) -> DataError:
     """The error for an image that does not exist."""
-    return DataError(f"there is no image {name}", code="DATA-IMAGE-MISSING", where=name,
+    return DataError(f"no image {name}", code="DATA-IMAGE-MISSING", where=name,
                      fix="check its name and folder")  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def is_film(arguments: Sequence[str]) -> bool:
     """
     films = [a for a in arguments if a.lower().endswith(VIDEOS) or a.startswith((*STREAMS, CAMERA))]
     if films and len(arguments) > 1:
-        raise ConfigError(f"{films[0]} is a film, and a film is looked at alone; try dino predict {typed(films[0])}")
+        raise ConfigError(f"{films[0]} is a video, which must be the only input; try dino predict {typed(films[0])}")
     return bool(films)
 
 
@@ -77,7 +77,7 @@ def expand(arguments: Sequence[str], drawn: Path | None = None) -> tuple[list[In
     for argument in arguments:
         path = Path(argument).expanduser()
         if argument.lower().startswith(ADDRESSES):
-            raise EnvironmentFault(f"{argument} is an address, and nothing is downloaded", code="DATA-URL")
+            raise EnvironmentFault(f"{argument} is an address, and dino does not download images", code="DATA-URL")
         if argument == "-":
             inputs = list(_standard_input())
         elif path.is_dir():
@@ -96,7 +96,7 @@ def expand(arguments: Sequence[str], drawn: Path | None = None) -> tuple[list[In
             found.setdefault(item.name if alone else os.path.abspath(item.path), item)
     if not found:
         raise DataError(f"no images in {', '.join(arguments)}",
-                        fix=f"give files that end in one of {' '.join(sorted(SUFFIXES))}")  # fmt: skip
+                        fix=f"use files with one of these suffixes: {' '.join(sorted(SUFFIXES))}")  # fmt: skip
     return list(found.values()), skipped
 
 

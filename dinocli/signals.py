@@ -103,7 +103,7 @@ class StopRequest:
             self.exit_code, self.requested_at = EXIT_CODES[number], now
             if self.running and not self.quiet:
                 again = " again" if number == signal.SIGINT else ""
-                _warn(f"finishing this step, then saving; press Ctrl-C{again} to leave at once")
+                _warn(f"finishing this step, then saving; press Ctrl-C{again} to exit immediately")
         elif number == signal.SIGINT and now - self.requested_at > SAME_PRESS:
             for child in multiprocessing.active_children():
                 child.kill()
@@ -117,7 +117,7 @@ class StopRequest:
             raise (
                 PeerFailed(code)
                 if self.quiet
-                else Interrupted("interrupted before training began; no step is lost", code)
+                else Interrupted("interrupted before training started; no steps were lost", code)
             )
 
 

@@ -124,7 +124,9 @@ def _compiled_or_fail(model: DINO) -> Callable[[Tensor, Tensor], Any]:
     def run(images: Tensor, padding: Tensor) -> Any:
         output = compiled(images, padding)
         if not compiled.compiled:  # it has warned, and went on without
-            raise EnvironmentFault("torch.compile fails here, so there is nothing to time", fix="leave --compile out")
+            raise EnvironmentFault(
+                "torch.compile does not work here, so there is nothing to time", fix="drop --compile"
+            )
         return output
 
     return run

@@ -50,7 +50,7 @@ Trackers = Annotated[
 ]
 
 
-REMOVED = {"train.sharding": "models are no longer sharded; leave it out"}  # since 0.2.0
+REMOVED = {"train.sharding": "models are no longer sharded; remove it"}  # since 0.2.0
 RENAMED = {  # old name -> new name, since 0.2.0
     "train.images_per_forward": "train.micro_batch_size",
     "train.tensorboard": "train.trackers",
@@ -144,8 +144,8 @@ class ModelConfig(SettingsGroup):
             )
         if self.extra_queries > self.num_queries:
             raise ConfigError(
-                f"model.extra_queries = {self.extra_queries} is more than model.num_queries = {self.num_queries}, of "
-                f"which they take the boxes; set at most {self.num_queries}"
+                f"model.extra_queries = {self.extra_queries} is more than model.num_queries = {self.num_queries}, "
+                f"whose boxes they use; set at most {self.num_queries}"
             )
         return self
 
@@ -260,9 +260,11 @@ class DataConfig(SettingsGroup):
     def _fits_together(self) -> "DataConfig":
         least, most = self.crop_size
         if least > most:
-            raise ConfigError(f"data.crop_size = {[least, most]} has the least side after the greatest; swap them")
+            raise ConfigError(f"data.crop_size = {[least, most]} has the smallest side after the largest; swap them")
         if self.lsj_scales[0] > self.lsj_scales[1]:
-            raise ConfigError(f"data.lsj_scales = {list(self.lsj_scales)} has the least after the greatest; swap them")
+            raise ConfigError(
+                f"data.lsj_scales = {list(self.lsj_scales)} has the smallest after the largest; swap them"
+            )
         return self
 
 

@@ -265,7 +265,7 @@ class Detector:
         if image == "":
             raise DataError("the path of an image is empty", fix="give the path of an image file")
         if "://" in str(image):
-            raise DataError(f"{image} is an address, and nothing is downloaded", code="DATA-URL")
+            raise DataError(f"{image} is an address, and dino does not download images", code="DATA-URL")
         return to_tensor(read_image(Path(image), self.config.data))
 
 

@@ -104,7 +104,10 @@ def test_an_address_and_a_folder_are_called_what_they_are(detector, tmp_path):
 
 
 def test_weights_without_a_name_and_a_whole_config_are_refused(detector):
-    with pytest.raises(CheckpointError, match="the name of the weights is empty; is a variable of your shell not set"):
+    with pytest.raises(
+        CheckpointError,
+        match="the name of the weights is empty; check that the shell variables in your command are set",
+    ):
         load_detector("")
     with pytest.raises(ConfigError, match=r"use config\.model"):
         build_model(detector.config)

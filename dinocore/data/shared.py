@@ -84,10 +84,10 @@ def open_shared_dataset(config: DataConfig, group: SingleProcess) -> DataSet:
             data = map_dataset(read.pop(), folder)
             content = pickle.dumps(data)  # names of files, not numbers
         except OSError as error:
-            problem = f"annotations cannot be written to {tempfile.gettempdir()}: {error.strerror or error}"
+            problem = f"cannot write annotations to {tempfile.gettempdir()}: {error.strerror or error}"
     answers = group.gather((content, problem))
     if failed := [why for _, why in answers if why]:
-        raise group.on_all_ranks(EnvironmentFault(failed[0], fix="set TMPDIR to a folder with room"))
+        raise group.on_all_ranks(EnvironmentFault(failed[0], fix="set TMPDIR to a folder with enough space"))
     data = pickle.loads(answers[leader][0])
     group.gather(None)  # all of them have opened the files
     if leader == group.rank and multiprocessing.get_start_method() == "fork":

@@ -22,7 +22,7 @@ SIZES = {"AP": 0, "APs": 1, "APm": 2, "APl": 3}
 
 
 class ClassAnalysis(NamedTuple):
-    """One class; -1 where there is no object to judge by, as in pycocotools."""
+    """One class; -1 where there is no objects to evaluate on, as in pycocotools."""
 
     name: str
     objects: int

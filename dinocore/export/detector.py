@@ -25,7 +25,7 @@ from .runtime import suppress
 
 ORIGINS = {  # of a file's threshold, by its `threshold_from`
     "asked": "asked for when the file was exported",
-    "weights": "the best F1 in the evaluation of these weights",
+    "weights": "the best F1 when these weights were evaluated",
     "default": "the default, for these weights were never judged",
 }
 SHORT_OF_MEMORY = ("alloc", "out of memory", "not enough memory", "MemoryError")  # in the errors of runtimes

@@ -121,7 +121,7 @@ def full_disk_named(out: Path, folder: Path | None = None, size: int = 0) -> Ite
         if not full:
             raise
         raise EnvironmentFault(
-            f"{out} cannot be written: {full.strerror}", fix="free some space, or name a file on another disk"
+            f"{out} cannot be written: {full.strerror}", fix="free some disk space, or choose a file on another disk"
         ) from error
 
 
@@ -196,7 +196,7 @@ def pick_canvases(config: Config, sizes: Sequence[tuple[int, int]], multiple: in
             )
     least, largest = (sizes[0], sizes[-1]) if sizes else ((side, side), (side, side))
     if least[0] > largest[0] or least[1] > largest[1]:
-        raise ConfigError(f"--size must go from the least to the largest; got {Canvases(largest, least, multiple)}")
+        raise ConfigError(f"--size must go from the smallest to the largest; got {Canvases(largest, least, multiple)}")
     if least != largest and config.model.backbone.removeprefix("timm/").startswith("swin"):
         raise ConfigError(
             "--size: a model with a Swin backbone is exported for one size only; "

@@ -44,7 +44,7 @@ class Attention(NamedTuple):
     points: Tensor  # (M, L, P, 2) x and y
     weights: Tensor  # (M, L, P), of a head they sum to 1
     size: tuple[int, int]  # height and width of the image
-    error: float  # how far the sum over these points is from the layer's own, as a share of its largest number
+    error: float  # how far the sum over these points is from the layer's own, as a share of its largest value
 
     def rows(self) -> Iterator[tuple[int, int, float, float, float]]:
         """Head, level, x, y and weight of every point."""

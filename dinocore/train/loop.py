@@ -27,8 +27,8 @@ from .schedule import Schedule
 from .state import TrainState, expected_size, restore_rng_state, rng_state
 
 NO_OBJECTS_TO_EVALUATE = (
-    "{} has no object to judge by, so that AP cannot be measured: best.safetensors will hold the newest weights, and "
-    "train.patience does not end the run; annotate some validation images"
+    "{} has no objects to evaluate on, so AP cannot be measured: best.safetensors will hold the newest weights, and "
+    "train.patience will not stop the run; annotate some validation images"
 )
 
 

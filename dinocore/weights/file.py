@@ -37,7 +37,7 @@ class Weights(NamedTuple):
 
     @property
     def threshold(self) -> float | None:
-        """The score threshold of the best F1 in the evaluation of these weights; None where none is stored."""
+        """The score threshold of the best F1 when these weights were evaluated; None where none is stored."""
         stored = self.facts.get("thresholds")
         overall = stored.get("overall") if isinstance(stored, Mapping) else None
         return float(overall) if overall is not None and _is_score(overall) else None

@@ -188,7 +188,7 @@ def check_tensor(name: str, value: Tensor, where: Path) -> None:
 def _start(path: Path) -> bytes:
     """The first bytes of a file, of which something can be made."""
     if is_stream(path):
-        raise CheckpointError(f"the weights {path}: this is not a regular file; see what it is: ls -l {typed(path)}")
+        raise CheckpointError(f"the weights {path}: this is not a regular file; check what it is: ls -l {typed(path)}")
     try:
         with path.open("rb") as file:
             start = file.read(64)

@@ -310,7 +310,7 @@ def test_wrong_arguments_of_predict(dino, picture, tmp_path, arguments, code, sa
 def test_an_empty_argument_is_refused_and_not_taken_for_the_folder_one_is_in(dino, tmp_path, arguments, place):
     result = dino(*arguments)
     assert result.code == 2 and f"{place} is empty" in result.err.replace("the argument ", ""), result.err
-    assert "is a variable of your shell not set?" in result.err and list(tmp_path.iterdir()) == []
+    assert "check that the shell variables in your command are set" in result.err and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("schedule", "drops"), [("step", (3,)), ("cosine", (11,))])
@@ -514,12 +514,12 @@ def test_models_of_the_same_classes_under_other_ids_are_compared_by_name(dino, r
             3,
             "doesn't have",
         ),
-        ("[]", [], 2, "give their --data"),
-        ("[]", ["--data", "DATA", "--weights", "bundled"], 2, "exclude each other"),
-        ("[]", ["--data", "DATA", "--out", "x.json"], 2, "leave it out"),
-        ("[]", ["--data", "DATA", "--compile"], 2, "--compile is for a detector"),
-        ("[]", ["--data", "DATA", "--device", "cpu"], 2, "--device is for a detector"),
-        ("[]", ["--data", "DATA", "--precision", "int8"], 2, "--amp is for a detector"),
+        ("[]", [], 2, "give --data"),
+        ("[]", ["--data", "DATA", "--weights", "bundled"], 2, "cannot be used together"),
+        ("[]", ["--data", "DATA", "--out", "x.json"], 2, "drop it"),
+        ("[]", ["--data", "DATA", "--compile"], 2, "--compile cannot be used with a results file"),
+        ("[]", ["--data", "DATA", "--device", "cpu"], 2, "--device cannot be used with a results file"),
+        ("[]", ["--data", "DATA", "--precision", "int8"], 2, "--amp cannot be used with a results file"),
         ("[]", ["--data", "DATA", "--report", "."], 2, "is a folder"),
     ],
 )

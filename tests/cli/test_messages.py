@@ -50,7 +50,7 @@ def test_an_image_that_is_missing_has_nothing_to_do_with_annotations(dino):
 def test_a_file_that_is_no_image_comes_with_what_to_type(dino, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"bad")
     result = dino("predict", "bad.jpg")
-    assert result.code == 3 and "see what it is: file bad.jpg" in result.err
+    assert result.code == 3 and "check what it is: file bad.jpg" in result.err
 
 
 def test_what_was_written_is_said_with_one_verb(dino, tmp_path, pictures):
@@ -73,7 +73,7 @@ def test_data_without_objects_is_said_to_have_nothing_to_judge_by(dino, tmp_path
     (tmp_path / "blank" / "annotations" / train.name).write_bytes(train.read_bytes())
     (tmp_path / "blank" / "annotations" / source.name).write_text(json.dumps(empty))
     result = dino("eval", "--weights", run_folder, "--data", "blank", "--bootstrap", "0", "--out", "found.json")
-    assert result.code == 0 and "no object to judge by" in result.err
+    assert result.code == 0 and "no objects to evaluate on" in result.err
     assert re.search(r"^wrote found\.json: \d+ detections?, in COCO's result format$", result.err, re.M)
 
 
@@ -86,7 +86,7 @@ def test_data_with_crowds_alone_is_said_to_have_nothing_to_judge_by(dino, pictur
         (tmp_path / "crowds" / image.name).write_bytes(image.read_bytes())
     (tmp_path / "found.json").write_text("[]")
     result = dino("eval", "--results", "found.json", "--data", "crowds", "--split", "train", "--bootstrap", "0")
-    assert result.code == 0 and "no object to judge by" in result.err
+    assert result.code == 0 and "no objects to evaluate on" in result.err
 
 
 def test_one_thread_and_one_call_are_singular(capsys):

@@ -100,7 +100,7 @@ def test_a_stdout_that_is_full_is_one_message_and_exit_5(arguments):
         )
     assert done.returncode == 5
     assert done.stderr == (
-        "error[ENVIRONMENT]: stdout cannot be written: No space left on device; send it where there is space\n"
+        "error[ENVIRONMENT]: stdout cannot be written: No space left on device; redirect it to a disk with free space\n"
     )
 
 

@@ -60,7 +60,7 @@ def test_a_picture_of_curves_that_cannot_be_drawn_costs_a_warning(dino, settings
     monkeypatch.setattr("dinocli.commands.train.view.draw_curves", fails)
     result = dino("train", *SMALL, "--data", pictures, *settings)
     assert result.code == 0 and (tmp_path / "run" / "best.safetensors").is_file()
-    assert one_line(result.err).count("ValueError: no fonts); the run goes on") == 1
+    assert one_line(result.err).count("ValueError: no fonts); the run continues") == 1
 
 
 @pytest.mark.parametrize("wanted", ["auto", "step-00000002"])

@@ -59,7 +59,7 @@ def test_a_fourth_band_that_is_no_transparency_is_left_out_and_not_shown_over_wh
     pixels = drawn(4)
     path.write_bytes(tiff(pixels, extra, 2))
     assert np.array_equal(np.asarray(read_image(path, DataConfig())), pixels[..., :3])
-    assert "a fourth band that is no transparency and is left out" in read_header(path, DataConfig()).conversion
+    assert "a fourth band that is not transparency and is dropped" in read_header(path, DataConfig()).conversion
 
 
 def test_a_fourth_band_that_is_a_transparency_is_shown_over_white(tmp_path):

@@ -271,7 +271,7 @@ def test_a_sample_gives_the_numbers_of_pictures_that_are_there_several_times():
 
 
 def explicit(annotations, results, drawn, places):
-    """pycocotools' AP of a data set in which an image that was drawn twice is there twice."""
+    """pycocotools' AP of a data set in which an image that was drawn twice appears twice."""
     owners = np.array([places[int(i)] for i in annotations.image_ids])[annotations.owners()]
     rows = [(new, m) for new, picture in enumerate(drawn) for m in np.flatnonzero(owners == picture)]
     chosen = [m for _, m in rows]

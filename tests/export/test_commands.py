@@ -42,8 +42,8 @@ from .conftest import small
         (["--out", "m.xml", "--format", "openvino", "--precision", "int8"], 2, "int8 is written as ONNX only"),
         (["--out", "m.onnx", "--pixels", "bgr"], 2, "--pixels bgr is not known"),
         (["--out", "m.onnx", "--size", "100"], 2, "--size 100 is not a size"),
-        (["--out", "m.onnx", "--size", "224x224-"], 2, "--size 224x224- is neither a size nor two"),
-        (["--out", "m.onnx", "--size", "320x320-224x224"], 2, "must go from the least to the largest; got 320x320"),
+        (["--out", "m.onnx", "--size", "224x224-"], 2, "--size 224x224- is neither a size nor a range of sizes"),
+        (["--out", "m.onnx", "--size", "320x320-224x224"], 2, "must go from the smallest to the largest; got 320x320"),
         (["--out", "m.onnx", "--size", "320x427"], 2, "must be multiples of 32"),
     ],
 )
@@ -98,8 +98,8 @@ def test_eval_takes_an_exported_file_and_asks_for_its_data(dino, write_exported,
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (["--precision", "bf16"], "has its device and precision in it"),
-        (["--compile"], "is compiled already; leave --compile out"),
+        (["--precision", "bf16"], "has a fixed device and precision"),
+        (["--compile"], "is already compiled; drop --compile"),
     ],
 )
 def test_predict_refuses_options_that_an_exported_file_cannot_follow(dino, write_exported, tmp_path, option, message):
@@ -163,7 +163,7 @@ def test_an_exported_or_refused_file_is_no_weights_to_export(dino, write_onnx, t
         dino("info", refused),
     ):  # fmt: skip
         assert done.code == 4
-        assert "was refused by dino export" in " ".join(done.err.split())
+        assert "failed the check of dino export" in " ".join(done.err.split())
 
 
 @pytest.mark.parametrize("name", ["m.onnx", "m.xml", "m.bin", "m.onnx.unverified"])
@@ -194,7 +194,7 @@ def test_a_canvas_that_no_image_fills_is_said(tmp_path, monkeypatch, size, said)
 @pytest.mark.parametrize(
     ("given", "own", "origin", "message"),
     [
-        (None, 0.4, "weights", "the best F1 in the evaluation of these weights"),
+        (None, 0.4, "weights", "the best F1 when these weights were evaluated"),
         (None, None, "default", "for these weights were never judged"),
         (0.7, 0.4, "asked", "asked for when the file was exported"),
     ],

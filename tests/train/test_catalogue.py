@@ -229,7 +229,7 @@ def test_a_reader_that_fails_names_the_picture_and_the_state_is_saved(workers, s
         return original(pictures, epoch, index)
 
     monkeypatch.setattr(TrainingImages, "_read", fails)
-    told = rf"reading \S+{third} \(number 3, epoch 1\) failed: ValueError: odd, very; take the image out"
+    told = rf"reading \S+{third} \(number 3, epoch 1\) failed: ValueError: odd, very; remove the image"
     with pytest.raises(DataError, match=told) as error:
         list(train(context, state))
     assert "\n" not in str(error.value) and "Caught" not in str(error.value)

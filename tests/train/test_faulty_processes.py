@@ -37,7 +37,7 @@ T15 = [
     ("detector", 0, IN_EVALUATION), ("detector", 1, IN_EVALUATION), ("detect", 1, IN_EVALUATION),
     ("judge", 0, IN_EVALUATION), ("best", 0, f"the best weights {KEPT}"),
     ("examples", 0, f"examples for the report {KEPT}"),
-    ("log", 0, "MetricsLog failed (RuntimeError: a bug); the run goes on"),
+    ("log", 0, "MetricsLog failed (RuntimeError: a bug); the run continues"),
 ]  # fmt: skip
 
 

@@ -157,7 +157,7 @@ def test_two_processes_stopped_and_resumed_end_as_an_undisturbed_run(begin, fold
 
 
 @pytest.mark.parametrize(
-    "launcher, code, reason", [("gpus", 5, "rank 1 was ended by SIGKILL"), ("torchrun", 1, "SIGKILL")]
+    "launcher, code, reason", [("gpus", 5, "rank 1 was killed by SIGKILL"), ("torchrun", 1, "SIGKILL")]
 )
 def test_a_killed_process_ends_the_other_soon_and_says_why(launcher, code, reason, begin, folder):
     run = folder / f"killed-{launcher}"

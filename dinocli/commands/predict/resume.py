@@ -61,8 +61,8 @@ def found_before(request: PredictRequest, inputs: Sequence[Input], settings: Map
         _check_same(request.out, earlier, settings)
     if rank_number() == 0:
         unknown = earlier is None and 0 < len(before) < len(inputs)
-        note = "; with which weights and options it was made is not known" if unknown else ""
-        say(f"{request.out} has {len(before)} of {counted(len(inputs), 'image')}; the others are looked at{note}")
+        note = "; the weights and options it was made with are unknown" if unknown else ""
+        say(f"{request.out} has {len(before)} of {counted(len(inputs), 'image')}; processing the others{note}")
     return before
 
 
@@ -94,10 +94,10 @@ def _check_same(out: Path, earlier: Mapping[str, Any], settings: Mapping[str, An
         return
     options = [key for key in differing if key not in ("size", "changed")]
     if not options:
-        raise ConfigError(f"{settings['weights']} has changed since {out} was begun; give another --out")
+        raise ConfigError(f"{settings['weights']} has changed since {out} was started; give another --out")
     began = " ".join(_typed(key, earlier.get(key)) for key in options)
     now = " ".join(_typed(key, settings[key]) for key in options)
-    raise ConfigError(f"{out} was begun with {began}, not with {now}; give the same again, or another --out")
+    raise ConfigError(f"{out} was started with {began}, not {now}; give the same options again, or another --out")
 
 
 def _typed(option: str, value: Any) -> str:

@@ -68,7 +68,7 @@ def train(
         str | None,
         typer.Option(
             metavar="N|auto",
-            help="Images per step, over all ranks; auto: the preset's, in the largest micro-batches that fit.",
+            help="Images per step, over all ranks; auto: the preset's batch, in the largest micro-batches that fit.",
             rich_help_panel=RECIPE,
         ),
     ] = None,
@@ -85,7 +85,7 @@ def train(
     freeze: Annotated[
         list[str],
         typer.Option(
-            help="Part of the model that is not trained: backbone, neck, encoder, …; repeatable.", rich_help_panel=START
+            help="Part of the model to freeze: backbone, neck, encoder, …; repeatable.", rich_help_panel=START
         ),
     ] = [],
     resume: Annotated[
@@ -101,7 +101,7 @@ def train(
         str | None,
         typer.Option(
             metavar="N|Nm",
-            help="Save every N steps or N minutes, besides after each epoch; default: 10m.",
+            help="Also save every N steps or N minutes, not only after each epoch; default: 10m.",
             rich_help_panel=RUN,
         ),
     ] = None,
@@ -113,12 +113,16 @@ def train(
         int, typer.Option(min=1, help="Ranks, one per GPU; with --device cpu, on the CPU.", rich_help_panel=MACHINE)
     ] = 1,
     dry_run: Annotated[
-        bool, typer.Option(help="Check data, one largest step, one evaluation, one save; no run.", rich_help_panel=RUN)
+        bool,
+        typer.Option(
+            help="Check the data, and try the largest step, an evaluation and a save, without starting a run.",
+            rich_help_panel=RUN,
+        ),
     ] = False,
     deterministic: Annotated[
-        bool, typer.Option(help="Refuse operations that may differ from run to run.", rich_help_panel=RECIPE)
+        bool, typer.Option(help="Refuse nondeterministic operations.", rich_help_panel=RECIPE)
     ] = False,
-    seed: Annotated[int | None, typer.Option(help="Seed of all random choices.", rich_help_panel=RECIPE)] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.", rich_help_panel=RECIPE)] = None,
     workers: Annotated[int | None, typer.Option(help="Data loading workers.", rich_help_panel=MACHINE)] = None,
     amp: Amp = "",
     config: ConfigFile = None,
@@ -146,7 +150,7 @@ def train(
     flags = {key: value for key, value in flags.items() if value is not None}
     for change in overrides:
         if (key := change.partition("=")[0].strip()) in flags:
-            raise ConfigError(f"`{key}` is set twice, by an option of its own and by --set {change}; leave one out")
+            raise ConfigError(f"`{key}` is set twice, by its option and by --set {change}; drop one")
     changes = [*overrides, *(f"{key}={_toml(value)}" for key, value in flags.items())]
     if gpus > 1 and "WORLD_SIZE" not in os.environ:
         from ...launch import launch
@@ -162,7 +166,7 @@ def _batch_size(text: str | None) -> dict[str, object]:
     if text == "auto":
         return {"train.micro_batch_size": "probe"}
     if text is not None and not text.isdigit():
-        raise ConfigError(f"--batch-size {text} cannot be used; it must be a number of images, or auto")
+        raise ConfigError(f"--batch-size {text} is not valid; it must be a number of images, or auto")
     return {} if text is None else {"train.batch_size": int(text)}
 
 
@@ -171,7 +175,7 @@ def _save_every(text: str | None) -> dict[str, object]:
         return {}
     number, unit = (text[:-1], text[-1]) if text[-1:].isalpha() else (text, "")
     if not number.isdigit() or unit not in ("", "m"):
-        raise ConfigError(f"--save-every {text} cannot be used; it must be steps, such as 500, or minutes, such as 10m")
+        raise ConfigError(f"--save-every {text} is not valid; it must be steps, such as 500, or minutes, such as 10m")
     if unit:
         return {"train.save_every_minutes": float(number)}
     return {"train.save_every_steps": int(number), "train.save_every_minutes": 0.0}
@@ -237,7 +241,7 @@ def new_run(
     config = config.replace("model.num_classes", len(data.train.categories))
     state = fresh_state(config, data.train.categories, device, group)
     if group.main and request.preset is None and config.train.weights not in ("", "bundled"):
-        say(f"model and recipe: those of {config.train.weights}; --preset NAME for another recipe")
+        say(f"model and recipe from {config.train.weights}; use --preset NAME for another recipe")
 
     def make_folder() -> Path:
         folder = make_run(run, "--output-dir ") if request.run else make_new_run(run)
@@ -283,7 +287,7 @@ def with_moved_drops(config: Config, recipe: Config, request: TrainRequest) -> C
     typed_drops = any(change.startswith("train.lr_drop_epochs") for change in request.changes)
     if config.train.lr_schedule == "cosine":
         if typed_drops:
-            warn("train.lr_drop_epochs changes nothing here: the learning rate follows a cosine, which has no drops")
+            warn("train.lr_drop_epochs has no effect: the learning rate follows a cosine, which has no drops")
         return config
     given = typed_drops or ("lr_drop_epochs" in in_file and "epochs" not in in_file)
     if given or config.train.epochs == recipe.train.epochs:
@@ -359,10 +363,10 @@ def _named_run(named: Path, run: Path | None) -> tuple[Path, str]:
 
     if (named / "config.toml").is_file():
         if run is not None and run.absolute() != named.absolute():
-            warn(f"--output-dir {run} is ignored: --resume {named} goes on in that run")
+            warn(f"--output-dir {run} is ignored: --resume {named} continues that run in its own folder")
         return named, NEWEST
     if (named / "checkpoints").is_dir():
-        raise CheckpointError(f"the run {named} has no config.toml; put it back, or begin a new run with its weights")
+        raise CheckpointError(f"the run {named} has no config.toml; restore it, or start a new run from its weights")
     if not named.is_dir():
         raise CheckpointError(f"there is no checkpoint {named}; give --resume RUN or RUN/checkpoints/step-N, or auto")
     return run or named.absolute().parent.parent, str(named)
@@ -379,7 +383,7 @@ def try_run(request: TrainRequest) -> None:
     from dinocore.train.setup import fresh_state
 
     if request.resume is not None:
-        raise ConfigError("--dry-run tries what a new run does; leave --resume out")
+        raise ConfigError("--dry-run only works for a new run; drop --resume")
     with join_ranks(request.device) as (device, group):
         config, run = group.on_main(lambda: checked(request))
         found = open_shared_dataset(config.data, group)

@@ -65,11 +65,11 @@ def _check_counts(
     model, denoising, kept = config.model, config.model.denoising, config.eval.max_dets
     limits = [
         ("MODEL-QUERIES", model.num_queries, f"than the {model.num_queries} queries", "model.num_queries"),
-        ("MODEL-DETECTIONS", kept, f"than the {kept} detections that are kept", "eval.max_dets"),
+        ("MODEL-DETECTIONS", kept, f"than the {kept} detections kept per image", "eval.max_dets"),
     ]
     if trained_on and (most := denoising.max_targets):
         setting = "model.denoising.num_pairs" if denoising.num_groups == "auto" else ""
-        limits.append(("MODEL-DENOISING", most, f"than the {most} that denoising takes at once", setting))
+        limits.append(("MODEL-DENOISING", most, f"than the {most} that denoising can use at once", setting))
     for code, limit, what, setting in limits:
         over = np.flatnonzero(counts > limit)
         over = over[np.argsort(-counts[over], kind="stable")]

@@ -81,8 +81,8 @@ def scan_images(
     try:
         yield from workers.map(_look, chosen, chunksize=AT_ONCE)
     except BrokenProcessPool as error:
-        what = "a process that looks at images was killed, as by a system that is out of memory"
-        raise EnvironmentFault(what, fix="close other programs, or take very large images out") from error
+        what = "a process that reads images was killed, perhaps because the system ran out of memory"
+        raise EnvironmentFault(what, fix="close other programs, or remove very large images") from error
     finally:
         workers.shutdown(cancel_futures=True)
 
@@ -128,7 +128,9 @@ def check_images(annotations: Annotations, facts: Sequence[ImageInfo], findings:
     )
     frames = [(f, f"{name}: {f.frames} frames") for f, name in named if f.frames > 1]
     findings.add(
-        "DATA-IMAGE-FRAMES", f"{counted(len(frames), 'file')} of several images, the first counts", places(frames)
+        "DATA-IMAGE-FRAMES",
+        f"{counted(len(frames), 'file')} with several images; only the first is used",
+        places(frames),
     )
     dark = [(f, f"{name}: mean brightness {f.brightness:.0f} of 255") for f, name in named if f.dark and not f.blank]
     findings.add("DATA-IMAGE-DARK", f"{counted(len(dark), 'image')} nearly black", places(dark))
@@ -156,7 +158,7 @@ def _check_cut(annotations: Annotations, facts: Sequence[ImageInfo], findings: F
     """Findings about JPEGs that lack their last bytes and are used for what is there."""
     cut = [f for f in facts if not f.problem and f.rows < 1]
     places = [_place(annotations, f, f"{annotations.path(f.index).name}: {f.rows:.0%} of its rows") for f in cut]
-    findings.add("DATA-IMAGE-CUT", f"{counted(len(cut), 'image')} without the last bytes of the file", places)
+    findings.add("DATA-IMAGE-CUT", f"{counted(len(cut), 'image')} truncated at the end of the file", places)
 
 
 def _check_bands(annotations: Annotations, facts: Sequence[ImageInfo], findings: Findings) -> None:
@@ -171,7 +173,7 @@ def _check_sizes(annotations: Annotations, facts: Sequence[ImageInfo], findings:
     """Findings about images that are not as large as annotated: their boxes are of another image, or turned."""
     other = [f for f in facts if not f.problem and f.size != tuple(annotations.sizes[f.index].tolist())]
     places = [_place(annotations, f, _other_size(annotations, f)) for f in other]
-    findings.add("DATA-IMAGE-SIZE", f"{counted(len(other), 'image')} of another size than annotated", places)
+    findings.add("DATA-IMAGE-SIZE", f"{counted(len(other), 'image')} whose size differs from the annotations", places)
 
 
 def _place(annotations: Annotations, facts: ImageInfo, text: str) -> Location:
@@ -181,7 +183,7 @@ def _place(annotations: Annotations, facts: ImageInfo, text: str) -> Location:
 
 def _other_size(annotations: Annotations, facts: ImageInfo) -> str:
     annotated = tuple(annotations.sizes[facts.index].tolist())
-    turned = ", the same turned, as by an EXIF orientation" if annotated == facts.size[::-1] else ""
+    turned = ", which is the same rotated, as by an EXIF orientation" if annotated == facts.size[::-1] else ""
     name: Path = annotations.path(facts.index)
     found, stated = (f"{width} x {height}" for width, height in (facts.size, annotated))
-    return f"{name.name} has {found} pixels, {stated} are annotated{turned}"
+    return f"{name.name} has {found} pixels, but the annotations say {stated}{turned}"

@@ -20,7 +20,7 @@ from ..annotations import Annotations, as_coco_dict, with_categories
 from ..split import Category, clean_name, is_hidden
 from .yolo import usual_label_file
 
-ELSEWHERE = "free some space, or name another folder"
+ELSEWHERE = "free some disk space, or choose another folder"
 KINDS = ("coco", "yolo", "voc")
 PARTS = (  # what is written into a folder
     *("annotations", "train2017", "val2017", "test2017"),

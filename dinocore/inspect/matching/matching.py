@@ -133,13 +133,13 @@ def annotated_batch(annotations: Annotations, index: int, config: Config, seed: 
     """One image as for evaluation, with its objects and the seed of its denoising noise.
 
     Raises:
-        DataError: the image cannot be read, or has no object to match.
+        DataError: the image cannot be read, or has no objects to match.
     """
     sample = EvaluationImages(annotations, config.data)[index]
     if not isinstance(sample, Sample):
         raise DataError(sample)
     if not len(sample.target.labels):
-        raise DataError(f"{annotations.path(index)} has no object to match; name an image that has one")
+        raise DataError(f"{annotations.path(index)} has no objects to match; name an image that has one")
     return collate([sample._replace(target=sample.target._replace(seed=seed))])
 
 

@@ -127,7 +127,7 @@ def journeys(
     output: DinoOutput, size: tuple[int, int], objects: ImageObjects | None, loss: LossConfig,
     categories: Sequence[Category], top: int,
 ) -> list[Journey]:  # fmt: skip
-    """Of the queries that answer for the objects, or without annotations, of the `top` surest ones.
+    """Of the queries matched to objects, or without annotations, of the `top` surest ones.
 
     Args:
         size: height and width of the image, the only one of the batch.

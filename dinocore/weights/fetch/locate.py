@@ -80,7 +80,9 @@ def _as_it_came(name: str | Path, found: Original, watch: Watch) -> Original:
 def _find(name: str | Path, watch: Watch) -> Original:
     text, path = str(name), Path(name).expanduser()
     if name == "":
-        raise CheckpointError("the name of the weights is empty", fix="is a variable of your shell not set?")
+        raise CheckpointError(
+            "the name of the weights is empty", fix="check that the shell variables in your command are set"
+        )
     if text in SHIPPED and (text == "bundled" or not path.exists()):
         return Original(SHIPPED[text])
     if text.startswith(PREFIX):
