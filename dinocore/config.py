@@ -309,7 +309,7 @@ class Config(SettingsGroup):
             section = section.get(part) if isinstance(section, dict) else None
         if not isinstance(section, dict) or name not in section:
             near = did_you_mean(name, section if isinstance(section, dict) else ())
-            raise ConfigError(f"there is no setting `{key}`{near}", fix="" if near else "`dino presets NAME` lists all")
+            raise ConfigError(f"unknown setting `{key}`{near}", fix="" if near else "`dino presets NAME` lists all")
         section[name] = value
         try:
             return type(self).model_validate(settings)

@@ -35,7 +35,7 @@ GENERAL = {
     "EXPORT": Code(
         ERROR,
         "an exported file failed to run, or its results differ from the model's (exit code 1)",
-        "the exported file does not give the model's numbers: scores differ by up to 0.2",
+        "the results of the exported file differ from the model's: scores differ by up to 0.2",
         "do not use FILE.unverified; try another --format or --size, and please report this",
     ),
     "INTERRUPTED": Code(ERROR, "stopped by a signal; the state is saved", "interrupted after step 40 of 600"),

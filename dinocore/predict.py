@@ -68,7 +68,7 @@ class Detections(_Detections):
         if names is None and self.names:
             known = dict(zip(self.labels.tolist(), self.names, strict=True))
             if unknown := sorted(set(labels.tolist()) - known.keys()):
-                raise ValueError(f"the name of label {unknown[0]} is not known; give names=(...), one for each label")
+                raise ValueError(f"label {unknown[0]} has no name; give names=(...), one for each label")
             names = tuple(known[k] for k in labels.tolist())
         return Detections(*super()._replace(**changes), tuple(names or ()))
 
@@ -188,7 +188,7 @@ class Detector:
             DataError: an image is none, or a file is not an image.
         """
         if slicing is not None and not isinstance(slicing, Slicing):
-            raise ConfigError(f"slicing={slicing!r} is no dinocore.stream.slices.Slicing; try slicing=Slicing(640)")
+            raise ConfigError(f"slicing={slicing!r} is not a dinocore.stream.slices.Slicing; try slicing=Slicing(640)")
         if _is_one(images):
             images = [images]
         elif isinstance(images, bytes | bytearray) or hasattr(images, "read") or not isinstance(images, Iterable):
@@ -232,7 +232,7 @@ class Detector:
         """
         logits, boxes = final.logits.float().cpu(), final.boxes.float().cpu()
         if not (logits.isfinite().all() and boxes.isfinite().all()):
-            raise DivergedError("the model's output is not finite; its weights or the image's pixels are at fault")
+            raise DivergedError("the model's output is not finite; check its weights and the image's pixels")
         found = []
         for i, (height, width) in enumerate(sizes):
             scores = logits[i].sigmoid().flatten()  # (N * K,)

@@ -124,7 +124,7 @@ def test_detections_with_something_replaced_keep_the_names_of_their_labels():
     kept = found._replace(labels=found.labels[1:], scores=found.scores[1:], boxes_xyxy=found.boxes_xyxy[1:])
     assert kept.names == ("dog", "cat")
     assert found._replace(names=("a", "b", "c")).names == ("a", "b", "c")
-    with pytest.raises(ValueError, match=r"name of label 7 is not known; give names"):
+    with pytest.raises(ValueError, match=r"label 7 has no name; give names"):
         found._replace(labels=torch.tensor([7, 0, 2]))
     with pytest.raises((TypeError, ValueError), match="colour"):
         found._replace(colour=1)

@@ -80,7 +80,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "objects": lambda n: str(n["objects"]),
     "crowds": lambda n: str(n["crowds"]),
     "objects per image": lambda n: _range(n["objects_per_image"]),
-    "most objects in an image": lambda n: f"{n['objects_per_image']['max']:.0f}" if n["objects_per_image"] else "-",
+    "most objects per image": lambda n: f"{n['objects_per_image']['max']:.0f}" if n["objects_per_image"] else "-",
     "side in pixels": lambda n: _range(n["object_side_px"]),
     "width / height": lambda n: _range(n["object_aspect"]),
     "small, medium, large": lambda n: ", ".join(f"{share:.0%}" for share in n["shares"].values()),

@@ -32,7 +32,7 @@ def choose_backend(wanted: str) -> str:
         EnvironmentFault: hotcoco is asked for and not installed.
     """
     if wanted not in ("auto", *BACKENDS):
-        raise ConfigError(f"there is no eval.backend `{wanted}`; choose auto, {' or '.join(BACKENDS)}")
+        raise ConfigError(f"unknown eval.backend `{wanted}`; choose auto, {' or '.join(BACKENDS)}")
     if wanted == "pycocotools":
         return wanted
     try:

@@ -37,8 +37,8 @@ class Metrics(NamedTuple):
 
 def judged_images(number: int, unreadable: int) -> str:
     """How many images an evaluation is about, in words."""
-    lost = f", {unreadable} of them unreadable, their objects count as missed" if unreadable else ""
-    return f"{counted(number, 'image')} judged{lost}"
+    lost = f", {unreadable} of them unreadable, so their objects count as missed" if unreadable else ""
+    return f"{counted(number, 'image')} evaluated{lost}"
 
 
 def detect_all(

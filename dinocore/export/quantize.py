@@ -35,7 +35,7 @@ def quantize_linears(model: Any) -> int:
         nodes += quantized_product(node, weight, constants, node.input[0] in rectified)
         replaced += 1
     if not replaced:
-        raise RuntimeError("no product of the encoder or decoder was found in the graph")
+        raise RuntimeError("found no matrix product of the encoder or decoder in the graph")
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input}

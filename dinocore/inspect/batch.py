@@ -144,4 +144,4 @@ def _find(splits: Sequence[Annotations], image: str) -> tuple[Annotations, int]:
         known += [path.name for path in paths]
     near = get_close_matches(Path(image).name, known, n=1) or known[:1]
     files = " and ".join(str(annotations.file) for annotations in splits)
-    raise DataError(f"--images {image}: {files} do not have it" + (f"; they have {near[0]}" if near else ""))
+    raise DataError(f"--images {image}: not in {files}" + (f"; they have {near[0]}" if near else ""))

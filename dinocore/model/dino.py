@@ -116,10 +116,10 @@ def check_inputs(images: Tensor, padding: Tensor, targets: list[Target] | None, 
     if targets is None:
         return
     if len(targets) != len(images):
-        raise ValueError(f"{len(targets)} targets for {len(images)} images; give one Target for each image")
+        raise ValueError(f"{len(targets)} targets for {len(images)} images; give one Target per image")
     labels = torch.cat([target.labels for target in targets])
     if ((labels < 0) | (labels >= num_classes)).any():
         raise ValueError(
-            f"labels must be 0 to {num_classes - 1}, for the model has {num_classes} classes; got "
+            f"labels must be 0 to {num_classes - 1}, because the model has {num_classes} classes; got "
             f"{', '.join(map(str, labels.unique().tolist()))}"
         )

@@ -9,7 +9,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 LATE = {
     "code": "SERVE-TIME",
-    "what": "the headers of the request did not arrive in time",
+    "what": "the request headers did not arrive in time",
     "where": None,
     "fix": "send them at once",
 }

@@ -140,7 +140,7 @@ def joined(device: torch.device) -> Iterator[SingleProcess]:
         yield SingleProcess()
         return
     if device.type not in ("cpu", "cuda"):
-        raise EnvironmentFault(f"several ranks cannot train on {device.type}; use one, or --device cpu")
+        raise EnvironmentFault(f"cannot train with several ranks on {device.type}; use one, or --device cpu")
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
         yield ProcessGroup(dist.get_rank(), dist.get_world_size())
@@ -148,8 +148,8 @@ def joined(device: torch.device) -> Iterator[SingleProcess]:
         if not _is_connection_error(error):
             raise
         raise EnvironmentFault(
-            "the connection to the other ranks is lost, because one of them ended or cannot be reached; "
-            "the reason is in its own message"
+            "lost the connection to the other ranks, because one of them exited or cannot be reached; "
+            "see its own message for the reason"
         ) from error
     dist.destroy_process_group()
 

@@ -68,8 +68,8 @@ def check_fillable(option: str, path: Path, parts: Collection[str]) -> None:
         check_new_folder(option, path)
     elif others := sorted({entry.name for entry in path.iterdir()} - {MARK, *parts}):
         raise ConfigError(
-            f"{path} holds what an interrupted command left, and {others[0]}, which is not of it; move that away, or "
-            "name another folder"
+            f"{path} has leftovers of an interrupted command, and also {others[0]}; move that away, or choose "
+            "another folder"
         )
     check_writable(path)
 

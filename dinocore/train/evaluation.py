@@ -59,7 +59,7 @@ def evaluate(context: RunContext, state: TrainState, logger: MetricsLogger | NoL
     except (EvaluationFailed, PeerFailed) as error:
         progress.failed_evaluations += 1
         so_far = f"{progress.failed_evaluations} of this run so far"
-        yield Warned(f"the evaluation after epoch {epoch} failed ({error}), {so_far}; training goes on")
+        yield Warned(f"the evaluation after epoch {epoch} failed ({error}), {so_far}; training continues")
     else:
         best = yield from _keep_if_best(context, state, metrics, epoch, results)
         progress.evals_since_best = 0 if best else progress.evals_since_best + 1
@@ -128,12 +128,12 @@ def _keep_if_best(
     try:
         context.group.on_main(lambda: _keep_best(context, state.ema.model, metrics, progress.step, epoch, results))
     except (EvaluationFailed, PeerFailed) as error:
-        yield Warned(f"{error}; training goes on")
+        yield Warned(f"{error}; training continues")
         return False
     try:
         context.group.on_main(lambda: _keep_examples(context, epoch, results))
     except (EvaluationFailed, PeerFailed) as error:
-        yield Warned(f"{error}; training goes on")
+        yield Warned(f"{error}; training continues")
     progress.best_ap, progress.best_step = ap, progress.step
     return True
 
@@ -149,7 +149,7 @@ def _keep_best(
     except EnvironmentFault as error:
         raise EvaluationFailed(str(error)) from error
     except Exception as error:
-        raise EvaluationFailed(f"the best weights cannot be kept ({_message(error)})") from error
+        raise EvaluationFailed(f"the best weights cannot be saved ({_message(error)})") from error
 
 
 def _training_sizes(train: Annotations, min_box_size: float) -> dict[str, int]:
@@ -164,7 +164,7 @@ def _keep_examples(context: RunContext, epoch: int, results: list[dict[str, Any]
     except EnvironmentFault as error:
         raise EvaluationFailed(str(error)) from error
     except Exception as error:
-        raise EvaluationFailed(f"examples for the report cannot be kept ({_message(error)})") from error
+        raise EvaluationFailed(f"examples for the report cannot be saved ({_message(error)})") from error
 
 
 def _message(error: Exception) -> str:

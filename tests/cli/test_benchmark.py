@@ -43,7 +43,7 @@ def test_nothing_is_timed_where_compiling_fails(dino, settings, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda model, **options: fail)
     monkeypatch.setattr("dinocore.system.device.check_compiler", lambda *given: None)
-    with pytest.warns(UserWarning, match="going on without: RuntimeError"):
+    with pytest.warns(UserWarning, match="continuing without it: RuntimeError"):
         done = dino("benchmark", *FAST, *settings, "--compile")
     assert done.code == 5 and "torch.compile does not work here" in done.err
 

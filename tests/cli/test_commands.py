@@ -89,7 +89,7 @@ def test_a_cut_checkpoint_is_refused_by_name(dino, run_folder, tmp_path):
         (["--data", "nowhere"], 3, "does not exist"),
         (["--device", "cuda"], 5, "available: cpu"),
         (["--weights", "nowhere.safetensors"], 4, "does not exist"),
-        (["--resume", "auto"], 4, "not the folder of a run"),
+        (["--resume", "auto"], 4, "is not a run folder"),
         (["--epochs", "0"], 2, "train.epochs"),
         (["--config", "nowhere.toml"], 2, "nowhere.toml"),
     ],
@@ -421,7 +421,7 @@ def test_eval_names_the_backend_and_takes_another(dino, run_folder, pictures):
     fast = json.loads(dino(*arguments, "--json").out)
     slow = json.loads(dino(*arguments, "--json", "--set", "eval.backend=pycocotools").out)
     assert (fast.pop("backend"), slow.pop("backend")) == ("hotcoco", "pycocotools") and fast == slow
-    assert "2 images judged (hotcoco)" in dino(*arguments).out
+    assert "2 images evaluated (hotcoco)" in dino(*arguments).out
     evaluation = next(line for line in (run_folder / "metrics.jsonl").read_text().splitlines() if '"AP"' in line)
     assert json.loads(evaluation)["backend"] == "hotcoco"
 
@@ -465,7 +465,7 @@ def test_eval_judges_a_file_of_results_as_the_model_that_wrote_it_and_compares(d
     assert {"weights", "measured"} == model.keys() - file.keys() and all(
         model[key] == file[key] for key in ("AP", "tide", "worst")
     )
-    assert "Prediction beside truth" in Path("r.html").read_text()
+    assert "Predictions and annotations" in Path("r.html").read_text()
     asked = ("eval", "--compare", "r.json", run_folder, "--data", pictures, "--bootstrap", 20)
     compared = json.loads(dino(*asked, "--json", "--report", "c.html").out)
     assert "Precision and recall, IoU 0.50" in Path("c.html").read_text()
@@ -592,7 +592,7 @@ def test_proposals_are_the_models_own(dino, run_folder, picture, pictures, tmp_p
 def test_other_views_of_proposals_and_the_report(dino, run_folder, picture, pictures, tmp_path, view):
     arguments = ["inspect-proposals", picture, "--weights", run_folder, "--data", pictures, "--view", view]
     result = dino(*arguments, "--out", "p.png", "--report", "p.html")
-    assert result.code == 0 and "share of objects covered" in result.out and "layer 1" in result.out
+    assert result.code == 0 and "fraction of objects covered" in result.out and "layer 1" in result.out
     assert (tmp_path / "p.html").read_text().count("data:image") == 3
     assert dino(*arguments[:-1], "nonsense").code == 2
 

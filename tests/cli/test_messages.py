@@ -35,7 +35,7 @@ def test_weights_that_are_missing_are_told_before_torch_is_imported(tmp_path):
 def test_a_file_that_is_no_weights_is_called_that(dino, tmp_path, pictures):
     (tmp_path / "yolo11n.pt").write_bytes(b"not a checkpoint at all")
     result = dino("predict", pictures / "val2017", "--weights", "yolo11n.pt")
-    assert result.code == 4 and "is not a file of weights, neither safetensors nor PyTorch's" in result.err
+    assert result.code == 4 and "is not a weights file (safetensors or PyTorch)" in result.err
 
 
 def test_an_image_that_is_missing_has_nothing_to_do_with_annotations(dino):
@@ -58,7 +58,7 @@ def test_what_was_written_is_said_with_one_verb(dino, tmp_path, pictures):
     assert re.search(r"^wrote drawn: \d images? to train on and \d to evaluate on; ", made.err, re.M)
     fixed = dino("check-data", pictures, "--fix", "fixed.json")
     assert re.search(r"^wrote fixed\.json: \d+ changes? in train, listed in fixed\.json\.log$", fixed.err, re.M)
-    assert "most objects in an image" in fixed.out
+    assert "most objects per image" in fixed.out
 
 
 def test_data_without_objects_is_said_to_have_nothing_to_judge_by(dino, tmp_path, pictures, run_folder):

@@ -594,7 +594,7 @@ def test_drawings_never_overwrite_an_image_that_is_read(dino, small_weights, tmp
     before = images[0].read_bytes()
     for out in ("photos", "photos/../photos"):
         result = dino("predict", "photos", "--weights", small_weights, "--save-images", out)
-        assert result.code == 2 and "would overwrite photos/a.jpg; name another folder" in result.err
+        assert result.code == 2 and "would overwrite photos/a.jpg; choose another folder" in result.err
     assert images[0].read_bytes() == before
 
 

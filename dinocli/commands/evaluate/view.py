@@ -24,7 +24,7 @@ MOST_CLASSES = 100  # in a terminal; --json and --report have all
 
 
 def show_analysis(analysis: Analysis, judged: str, backend: str) -> None:
-    """The 12 numbers, the classes, and where AP50 is lost."""
+    """The 12 metrics, the classes, and where AP50 is lost."""
     stdout.print(_summary(analysis))
     stdout.print(f"{judged} ({backend})")
     if analysis.samples is not None:

@@ -139,7 +139,7 @@ def annotated_batch(annotations: Annotations, index: int, config: Config, seed: 
     if not isinstance(sample, Sample):
         raise DataError(sample)
     if not len(sample.target.labels):
-        raise DataError(f"{annotations.path(index)} has no objects to match; name an image that has one")
+        raise DataError(f"{annotations.path(index)} has no objects to match; choose an image that has some")
     return collate([sample._replace(target=sample.target._replace(seed=seed))])
 
 

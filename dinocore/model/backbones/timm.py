@@ -120,7 +120,7 @@ def feature_strides(name: str) -> list[int]:
         with torch.device("meta"):
             return feature_extractor(name).feature_info.reduction()
     except (RuntimeError, AttributeError) as error:
-        raise ConfigError(f"timm's `{name}` gives no feature maps: {error}") from error
+        raise ConfigError(f"timm's `{name}` returns no feature maps: {error}") from error
 
 
 def feature_indices(name: str, strides: Sequence[int]) -> tuple[int, ...]:
@@ -190,7 +190,7 @@ def freeze_stages(body: Any, name: str, frozen_stages: int) -> None:
             parameter.requires_grad_(False)
             frozen += 1
     if frozen_stages >= 0 and not frozen:
-        raise ConfigError(f"timm's `{name}` has no stem that could be frozen; set model.frozen_stages = -1")
+        raise ConfigError(f"timm's `{name}` has no stem to freeze; set model.frozen_stages = -1")
 
 
 def _counts_otherwise(keys: Sequence[str]) -> bool:

@@ -243,7 +243,7 @@ def compiled_form(device: str) -> ModuleType:
         RuntimeError, ImportError: it cannot run here.
     """
     if device in _broken:
-        raise RuntimeError(f"the form for {device} did not run before")
+        raise RuntimeError(f"the implementation for {device} failed earlier")
     if device == "cuda":
         from dinocore.model.ops import triton as form
     else:

@@ -82,7 +82,7 @@ def largest_pass(model: nn.Module, batch: Batch, config: Config) -> None:
     try:
         terms = criterion(output, targets, float(count_boxes([batch])), config.loss)
     except DivergedError as error:
-        message = "the model's predictions are not finite before the first step; look at its weights"
+        message = "the model's predictions are not finite before the first step; check its weights"
         raise DivergedError(message) from error
     torch.stack(list(terms.values())).sum().backward()
 
