@@ -34,7 +34,7 @@ def picture(pictures):
 
 def test_train_leaves_a_run_and_says_what_it_does(run_folder):
     log = (run_folder / "log.txt").read_text()
-    assert "8 to train on, 2 to evaluate on" in log and "3: RBC, WBC, Platelets" in log
+    assert "8 for training, 2 for evaluation" in log and "3: RBC, WBC, Platelets" in log
     assert "epoch 1/1" in log and "AP50" in log and "step 2: saved" in log
 
 

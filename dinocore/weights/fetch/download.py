@@ -153,8 +153,8 @@ def _room_for(total: int, part: PartialFile) -> int:
         free, missing = shutil.disk_usage(part.file.parent).free, total - part.size
     if missing > free:
         raise EnvironmentFault(
-            f"{part.file.parent} has too little space: this file needs {missing / 1e6:.1f} MB and {free / 1e6:.1f} MB are "
-            "free; set DINO_CACHE to another folder"
+            f"{part.file.parent} has too little space: this file needs {missing / 1e6:.1f} MB and {free / 1e6:.1f} "
+            "MB are free; set DINO_CACHE to another folder"
         )
     return total
 
