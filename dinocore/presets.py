@@ -161,7 +161,7 @@ def preset_title(name: str) -> str:
 def reported_ap(name: str) -> str | None:
     """The AP that a preset's comments say was reported for it; None if nobody has."""
     comments = (preset_dir() / f"{name}.toml").read_text(encoding="utf-8")
-    found = re.search(r"^# .*\breport (\d+\.\d) AP\b", comments, re.MULTILINE)
+    found = re.search(r"^# .*\breports (\d+\.\d) AP\b", comments, re.MULTILINE)
     return found and found[1]
 
 
