@@ -101,7 +101,7 @@ def expand(arguments: Sequence[str], drawn: Path | None = None) -> tuple[list[In
 
 
 def _is_hidden_in(file: Path, folder: Path) -> bool:
-    """Whether it, or a folder on the way to it, is one that data sets skip: `._a.jpg` of macOS, `@eaDir/`, ..."""
+    """Whether it, or a folder on the way to it, is one that datasets skip: `._a.jpg` of macOS, `@eaDir/`, ..."""
     return any(map(is_hidden, file.relative_to(folder).parts))
 
 

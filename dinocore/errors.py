@@ -41,7 +41,7 @@ class ConfigError(DinoError):
 
 
 class DataError(DinoError):
-    """A data set or an image cannot be used."""
+    """A dataset or an image cannot be used."""
 
     exit_code = 3
     code = "DATA"

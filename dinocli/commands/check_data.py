@@ -1,4 +1,4 @@
-"""`dino check-data`: find what is wrong with a data set."""
+"""`dino check-data`: find what is wrong with a dataset."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
 def check_folder(
     folder: Path, config: Config, decode: bool, html: Path | None, fix: Path | None, strict: bool, json: bool
 ) -> None:
-    """Check a data set, show what was found, write what is asked for, and end with 3 if it cannot be used."""
+    """Check a dataset, show what was found, write what is asked for, and end with 3 if it cannot be used."""
     for name, out, suffix in (("--html", html, ".html"), ("--fix", fix, ".json")):
         if out is not None:
             check_file(name, out, suffix)

@@ -1,4 +1,4 @@
-"""`dino convert-data`: a data set in another format."""
+"""`dino convert-data`: a dataset in another format."""
 
 from __future__ import annotations
 

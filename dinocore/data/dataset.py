@@ -1,4 +1,4 @@
-"""A data set ready for use: found, read and checked."""
+"""A dataset ready for use: found, read and checked."""
 
 import getpass
 import os
@@ -34,7 +34,7 @@ class DataSet(NamedTuple):
 
 
 def open_dataset(config: DataConfig) -> DataSet:
-    """Find and read a data set; an empty path means drawn images.
+    """Find and read a dataset; an empty path means drawn images.
 
     Raises:
         ConfigError: it is no section `data`.

@@ -1,4 +1,4 @@
-"""Hold a part of the training images out for validation where a data set has no validation split."""
+"""Hold a part of the training images out for validation where a dataset has no validation split."""
 
 import numpy as np
 

@@ -1,6 +1,6 @@
 """Annotations in memory-mapped files, so that the ranks and workers of a machine hold them once.
 
-One rank of each machine reads the data set and writes its arrays into temporary files; it and the others map them. The
+One rank of each machine reads the dataset and writes its arrays into temporary files; it and the others map them. The
 system keeps one copy of a mapped file in memory however many processes look at it, and may drop what is not used.
 """
 

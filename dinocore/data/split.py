@@ -59,7 +59,7 @@ class Layout(NamedTuple):
     val: Split | None  # None: the folder has no split to evaluate on
     test: Split | None = None  # see val_is_test
     trainable: bool = True  # False: there is no training split
-    missing: str = ""  # why there is no validation split, where the data set names one
+    missing: str = ""  # why there is no validation split, where the dataset names one
     val_is_test: bool = False  # the test split stands in for validation
 
     def splits(self) -> dict[str, Split]:

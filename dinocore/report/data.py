@@ -1,4 +1,4 @@
-"""The report of a data set: numbers, findings, and images of each finding."""
+"""The report of a dataset: numbers, findings, and images of each finding."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -90,7 +90,7 @@ class ProcessGroup(SingleProcess):
     def main_first(self, work: Callable[[], T]) -> T:
         if self.main:
             results: list[T] = []
-            self.on_main(lambda: results.append(work()))  # the others make their own; a data set is not sent
+            self.on_main(lambda: results.append(work()))  # the others make their own; a dataset is not sent
             return results[0]
         self._receive()
         return work()

@@ -244,7 +244,7 @@ def _origin_in_words(text: str) -> str:
 
 
 def _data_name(annotations: Path) -> str:
-    """What the folder of a data set is called, of the file or folder of its annotations."""
+    """What the folder of a dataset is called, of the file or folder of its annotations."""
     plain = ("annotations", "labels", "train", "val", "valid", "test")
     return next((folder.name for folder in annotations.parents if folder.name not in plain), "")
 

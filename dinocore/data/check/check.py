@@ -1,4 +1,4 @@
-"""Everything that can be known about a data set before a training: `dino check-data`."""
+"""Everything that can be known about a dataset before a training: `dino check-data`."""
 
 import os
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ class CheckedSplit(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """What was found in a data set."""
+    """What was found in a dataset."""
 
     folder: Path
     layout: Layout

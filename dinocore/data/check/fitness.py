@@ -1,4 +1,4 @@
-"""What a data set means for a model: queries, denoising, cells and anchors."""
+"""What a dataset means for a model: queries, denoising, cells and anchors."""
 
 import numpy as np
 

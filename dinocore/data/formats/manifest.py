@@ -1,4 +1,4 @@
-"""`dataset.toml`: a data set that says where everything is.
+"""`dataset.toml`: a dataset that says where everything is.
 
     format = "coco"                      # coco, yolo, voc, csv, kitti or visdrone
     [train]

@@ -33,7 +33,7 @@ class Look(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One cell in its patch; `label` is its category in the data set, 0 for dirt that nobody annotates."""
+    """One cell in its patch; `label` is its category in the dataset, 0 for dirt that nobody annotates."""
 
     label: int
     coverage: Plane  # (h, w) in [0, 1]
