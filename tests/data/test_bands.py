@@ -83,7 +83,7 @@ def test_the_command_that_a_refused_array_names_makes_an_image_of_it(tmp_path, m
     path = tmp_path / "a.npy"
     pixels = drawn(6)
     np.save(path, pixels)
-    with pytest.raises(DataError, match=r"a\.npy is an array") as refused:
+    with pytest.raises(DataError, match=r"a\.npy is a numpy array") as refused:
         read_image(path, DataConfig())
     code = refused.value.fix.split('python -c "', 1)[1].removesuffix('"')
     exec(code, {})

@@ -296,7 +296,7 @@ def test_many_images_are_looked_at_in_processes_with_the_same_result(clean, monk
 def test_a_process_that_is_killed_while_it_looks_is_told(clean, monkeypatch):
     monkeypatch.setattr(pictures, "FEW", 1)
     monkeypatch.setattr(pictures, "read_header", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(EnvironmentFault, match="a process that looks at images was killed"):
+    with pytest.raises(EnvironmentFault, match="a process that reads images was killed"):
         check(clean)
 
 

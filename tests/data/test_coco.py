@@ -202,7 +202,7 @@ def test_weights_without_names_are_matched_by_number(make_coco):
 
 def test_where_no_object_is_of_a_known_class_nothing_can_be_judged(make_coco):
     said = refusal(make_coco(name="val"), [Category(1, "cat"), Category(2, "dog")])
-    assert "no object of" in said and "(cat, dog)" in said and "disc" in said
+    assert "no object in" in said and "(cat, dog)" in said and "disc" in said
 
 
 def test_of_two_classes_with_one_name_the_one_with_objects_keeps_its_number(make_coco):
@@ -252,13 +252,13 @@ def test_every_encoding_of_json_is_read(make_coco, encoding):
         (b'{"images": "caf\xe9 au lait noir"}', "position 15"),
         (b"[" * 100_000, "cannot be read"),
         (b'{"images": ' + b"1" * 5000 + b"}", "cannot be read"),
-        (b"[]", "its top level is not an object"),
-        (b'"text"', "its top level is not an object"),
-        (b"{}", "no list `images`"),
-        (b'{"images": {}}', "no list `images`"),
+        (b"[]", "the top level is not an object"),
+        (b'"text"', "the top level is not an object"),
+        (b"{}", "lacks the lists `images`"),
+        (b'{"images": {}}', "lacks the lists `images`"),
         (b'{"images": []}', "lacks the list `categories`"),
-        (b'{"images": [], "categories": []}', "no list `annotations`"),
-        (b'{"images": [], "categories": [], "annotations": null}', "no list `annotations`"),
+        (b'{"images": [], "categories": []}', "lacks the list `annotations`"),
+        (b'{"images": [], "categories": [], "annotations": null}', "lacks the list `annotations`"),
     ],
 )
 def test_what_is_not_coco_is_refused_with_the_place(write_json, content, said):

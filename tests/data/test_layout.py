@@ -147,7 +147,7 @@ def test_a_split_is_opened_for_a_model_that_knows_one_of_its_classes(tmp_path):
     put(tmp_path, "annotations.json", "a.png")
     config = DataConfig(path=str(tmp_path))
     assert open_split(config, "train", [Category(4, "disc")]).labels.tolist() == [0]
-    assert "of a class that the model knows (star)" in refusal(open_split, config, "train", [Category(5, "star")])
+    assert "has a class that the model knows (star)" in refusal(open_split, config, "train", [Category(5, "star")])
     assert "use --split train" in refusal(open_split, config, "val", [Category(4, "disc")])
 
 

@@ -238,7 +238,7 @@ def test_a_key_that_is_there_twice_is_refused(tmp_path):
 
 def test_a_val_entry_that_is_nowhere_is_named(tmp_path):
     yolo(tmp_path, lambda box: written(*shares(box)), 1, YAML.replace("images/val", "images/vall"))
-    assert "`val: images/vall` of data.yaml is not there; did you mean images/val?" in find_layout(tmp_path).gap
+    assert "`val: images/vall` of data.yaml does not exist; did you mean images/val?" in find_layout(tmp_path).gap
 
 
 def test_one_folder_for_train_and_val_is_trained_on_with_a_warning(tmp_path):

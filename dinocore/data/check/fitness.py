@@ -43,7 +43,7 @@ def _far_from_anchors(num_levels: int) -> str:
     squares = ", ".join(f"{100 * side:g}" for side in anchor_sides(num_levels))
     return (
         f"are more than {ANCHOR_FACTOR:g} times wider, narrower, higher or lower than every anchor; anchors are the "
-        f"boxes from which the model starts, squares whose sides are {squares} % of the image's"
+        f"model's initial boxes, squares whose sides are {squares} % of the image's"
     )
 
 

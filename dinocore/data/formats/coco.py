@@ -130,7 +130,7 @@ def _decode(file: Path, findings: Findings) -> CocoFile:
         what = "the top level is not an object with `images`, `annotations` and `categories`"
         raise _not_coco(what, document, file)
     if missing := [f"`{key}`" for key in ROWS if not isinstance(document.get(key), list)]:
-        raise _not_coco(f"it lacks the list {', '.join(missing)}", document, file)
+        raise _not_coco(f"it lacks the list{'s' * (len(missing) > 1)} {', '.join(missing)}", document, file)
     return CocoFile(**{key: [_row(row, kind) for row in document[key]] for key, kind in ROWS.items()})
 
 
