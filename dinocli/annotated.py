@@ -1,4 +1,4 @@
-"""Whose annotated images an inspector shows: those of --data, else of the weights' own data, else drawn ones."""
+"""Annotated images for inspectors: from --data, or else from the weights' own data, or else drawn ones."""
 
 from __future__ import annotations
 

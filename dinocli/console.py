@@ -1,4 +1,4 @@
-"""Results go to stdout, messages to stderr. Nothing moves or is coloured where nobody watches."""
+"""Results go to stdout, messages to stderr. Without a terminal, there are no colours and no animation."""
 
 import io
 import json

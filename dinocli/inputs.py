@@ -1,4 +1,4 @@
-"""From what a person types to image files: files, folders, globs, and `-` for standard input."""
+"""From command-line arguments to image files: files, folders, globs, and `-` for standard input."""
 
 import atexit
 import glob

@@ -1,4 +1,4 @@
-"""Start one rank per GPU on this machine with torch's elastic agent; end with the reason of the first that fails."""
+"""Start one rank per GPU on this machine with torch's elastic agent; exit with the first failure's reason."""
 
 import logging
 import os

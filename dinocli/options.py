@@ -1,4 +1,4 @@
-"""Arguments that several commands share, so that they read and behave alike."""
+"""Options shared by several commands, so that they read and behave alike."""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""Signals that ask for an end: heard at once, also while a long step is computed, and acted on between steps."""
+"""Signals that stop a command: noticed at once, even during a long step, and handled between steps."""
 
 import multiprocessing
 import os

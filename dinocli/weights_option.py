@@ -1,4 +1,4 @@
-"""Which weights a command uses: those that are named, else the newest run's, else the bundled ones."""
+"""Choose a command's weights: those given, or else the newest run's, or else the bundled ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast a model is on this machine, how much memory it takes, and how much work it does."""
+"""Measure a model's speed, memory and FLOPs on this machine."""
 
 import math
 import statistics

@@ -1,4 +1,4 @@
-"""Detections in the formats that other tools read."""
+"""Write detections in the formats of other tools."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Every code of an error or a finding: how grave, what it means, an example, what to do.
+"""All codes of errors and findings: level, meaning, example, and fix.
 
 The page that lists them is written by `python -m dinocore.error_codes > docs/errors.md`.
 """

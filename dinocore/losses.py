@@ -1,4 +1,4 @@
-"""The training objective. A match is a match, whether the Hungarian method or the denoiser made it."""
+"""The training loss. A match is treated the same, whether from Hungarian matching or from denoising."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Which prediction answers for which object: the focal loss's two sides, matching costs, the Hungarian method."""
+"""Match predictions to objects: the two sides of the focal loss, matching costs, the Hungarian method."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Every setting with its comment in `config.py`: what it means, and its name in official DINO."""
+"""All settings with their comments in `config.py`: meaning, and name in official DINO."""
 
 import inspect
 import re

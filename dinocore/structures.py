@@ -1,4 +1,4 @@
-"""The values that flow through DINO, in the order in which they appear.
+"""The data structures of DINO, in the order of the data flow.
 
     images -> feature maps -> Tokens -> memory -> Proposals -> Queries -> Predictions -> loss
 

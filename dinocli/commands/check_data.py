@@ -1,4 +1,4 @@
-"""`dino check-data`: find what is wrong with a dataset."""
+"""`dino check-data`: find problems in a dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dino convert`: weights between codebases."""
+"""`dino convert`: convert weights between codebases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dino convert-data`: a dataset in another format."""
+"""`dino convert-data`: write a dataset in another format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dino info`: what a file of weights is."""
+"""`dino info`: describe a weights file."""
 
 from __future__ import annotations
 

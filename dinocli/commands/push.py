@@ -1,4 +1,4 @@
-"""`dino push`: weights and a model card with their numbers to the Hugging Face hub, or into a folder."""
+"""`dino push`: upload weights and a model card to the Hugging Face hub, or write them to a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dino serve`: the service on uvicorn, which on a signal answers what it has and then ends."""
+"""`dino serve`: run the service on uvicorn; on a signal it answers pending requests, then stops."""
 
 from __future__ import annotations
 

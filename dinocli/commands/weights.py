@@ -1,4 +1,4 @@
-"""`dino weights`: the published checkpoints."""
+"""`dino weights`: list the published checkpoints."""
 
 from __future__ import annotations
 

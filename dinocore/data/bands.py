@@ -1,4 +1,4 @@
-"""Images that are not three bands of colour: what is made of them, and which are refused.
+"""Images that are not RGB: how they are converted, and which are refused.
 
 Models here see RGB: every published weight was trained on it, and Pillow decodes at most four bands. Three of the bands
 of a scientific file can be chosen in many ways, so that is left to whoever knows them.

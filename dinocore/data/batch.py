@@ -1,4 +1,4 @@
-"""From RGB images to what the model gets: resized as for evaluation, padded to one tensor, normalised."""
+"""From RGB images to model input: resized as for evaluation, padded to one tensor, normalised."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

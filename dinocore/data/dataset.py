@@ -1,4 +1,4 @@
-"""A dataset ready for use: found, read and checked."""
+"""Open a dataset: find, read and check it."""
 
 import getpass
 import os

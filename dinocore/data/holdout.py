@@ -1,4 +1,4 @@
-"""Hold a part of the training images out for validation where a dataset has no validation split."""
+"""Hold out some training images for validation if a dataset has no validation split."""
 
 import numpy as np
 

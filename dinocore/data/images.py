@@ -1,4 +1,4 @@
-"""From an image file to upright 8-bit RGB, whatever the file holds."""
+"""From any image file to upright 8-bit RGB."""
 
 import io
 import logging

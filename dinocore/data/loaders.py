@@ -1,4 +1,4 @@
-"""From annotations to batches. What an image looks like depends on (seed, epoch, index) and on nothing else."""
+"""From annotations to batches. An image's augmentation depends only on (seed, epoch, index)."""
 
 import functools
 import multiprocessing.util

@@ -1,4 +1,4 @@
-"""Annotations in memory-mapped files, so that the ranks and workers of a machine hold them once.
+"""Annotations in memory-mapped files, so that the ranks and workers of a machine share one copy.
 
 One rank of each machine reads the dataset and writes its arrays into temporary files; it and the others map them. The
 system keeps one copy of a mapped file in memory however many processes look at it, and may drop what is not used.

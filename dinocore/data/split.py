@@ -1,4 +1,4 @@
-"""Where the annotations and images of a split are, what they say, and which files may be opened."""
+"""The files of a split, its annotations, and which files may be opened."""
 
 import os
 import re

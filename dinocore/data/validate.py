@@ -1,4 +1,4 @@
-"""Compares what the files of a split say: ids, names and files, boxes and images. What is at fault is left out."""
+"""Check a split for consistency: ids, names and files, boxes and images. Invalid entries are dropped."""
 
 import os
 import re

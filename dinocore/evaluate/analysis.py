@@ -1,4 +1,4 @@
-"""All that an evaluation has to say, from one pass of matches."""
+"""The full analysis of an evaluation, from one matching pass."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

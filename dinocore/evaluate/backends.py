@@ -1,4 +1,4 @@
-"""Who judges: pycocotools, whose numbers everybody quotes, or hotcoco, which gives the same ones and is much faster."""
+"""COCO evaluation backends: pycocotools, the reference, or hotcoco, which gives the same numbers much faster."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Two sets of results of the same images, and whether their difference is more than chance."""
+"""Compare two sets of results on the same images, and test whether the difference exceeds chance."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""Files of results as COCO's server takes them."""
+"""Results files in COCO's format."""
 
 import json
 from pathlib import Path

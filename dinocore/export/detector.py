@@ -1,4 +1,4 @@
-"""An exported file in the place of a detector: for `dino predict`, `dino eval` and `dino benchmark`."""
+"""An exported file as a detector, for `dino predict`, `dino eval` and `dino benchmark`."""
 
 import logging
 import statistics

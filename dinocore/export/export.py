@@ -1,4 +1,4 @@
-"""From weights to a file that was run and compared with its model before it got its name."""
+"""Export weights to a file that is run and compared with its model before it gets its final name."""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Linear layers of an ONNX graph in 8 bits: weights by output channel, activations by token.
+"""Quantize linear layers of an ONNX graph to 8 bits: weights per output channel, activations per token.
 
 An activation's scale is that of its own token and is found when it is computed, so there is nothing to calibrate and no
 set of images to choose. What says where to look stays in float32 (offsets and weights of attention: their rounding cost

@@ -1,4 +1,4 @@
-"""Whether an exported file gives the numbers of the model that it was made from, on real images."""
+"""Check on real images that an exported file matches the model it was made from."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple

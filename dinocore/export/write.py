@@ -1,4 +1,4 @@
-"""One traced detector as a file of each format, with what a user of the file needs to know inside it."""
+"""Write a traced detector as a file of each format, with the metadata that its users need."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Where deformable attention looks: the sampling points and weights that a layer used, for one query or one token.
+"""Where deformable attention samples: a layer's sampling points and weights for one query or token.
 
 The figure has a panel for each head; colour is the level, size the weight.
 """

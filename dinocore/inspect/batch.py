@@ -1,4 +1,4 @@
-"""Real batches: images as the model gets them, with their boxes side by side, and the objects that a mask is for."""
+"""Real batches: images as the model sees them, with their boxes side by side, and the objects for a mask."""
 
 import math
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""From a ModelConfig to a DINO, built in the order in which data flows through it."""
+"""Build a DINO from a ModelConfig, in the order of the data flow."""
 
 from collections.abc import Callable
 from functools import partial

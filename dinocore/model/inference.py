@@ -1,4 +1,4 @@
-"""A model prepared for inference: batch norm folded into the convolutions, weights laid out for the hardware."""
+"""Prepare a model for inference: fold batch norm into convolutions, convert weights to the hardware's layout."""
 
 import copy
 import logging

@@ -1,4 +1,4 @@
-"""The page about two evaluations: every number is the one that `dino eval --compare --json` prints."""
+"""The page that compares two evaluations, with the numbers of `dino eval --compare --json`."""
 
 import math
 from collections.abc import Mapping, Sequence

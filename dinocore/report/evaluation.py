@@ -1,4 +1,4 @@
-"""The page about one evaluation: every number is the one that `dino eval --json` prints."""
+"""The page of an evaluation, with the numbers of `dino eval --json`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

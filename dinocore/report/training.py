@@ -1,4 +1,4 @@
-"""The report of a training run, from what the run wrote down."""
+"""The report of a training run, from the files in its folder."""
 
 from collections.abc import Mapping, Sequence
 from operator import itemgetter

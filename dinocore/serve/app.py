@@ -1,4 +1,4 @@
-"""The service: POST an image, get the JSON of `dino predict`. No file of the server can be read through it."""
+"""The HTTP service: POST an image, get the JSON of `dino predict`. It never exposes files of the server."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Connections on which no request arrives in time are closed: slow or silent clients don't hold them for ever."""
+"""Close connections on which no request arrives in time, so that slow clients don't hold them forever."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Large images in overlapping slices: where they are cut, and how the answers of the slices become one.
+"""Cut large images into overlapping slices, and merge the results of the slices.
 
 The rule by which answers are merged: *two slices mean one object if they agree about the part that both see*. Boxes are
 compared after both were clipped to the area that the two slices share, so that a box which an edge has cut is compared

@@ -1,4 +1,4 @@
-"""Films through PyAV: frames are decoded one by one, so that memory does not grow with the film's length."""
+"""Video through PyAV: frames are decoded one at a time, with constant memory."""
 
 import importlib.util
 import math

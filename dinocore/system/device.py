@@ -1,4 +1,4 @@
-"""Which device and which precision to compute with."""
+"""Choose device and precision."""
 
 import functools
 import importlib.util

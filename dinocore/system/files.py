@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old content or the new, never half of it."""
+"""Write files atomically: a reader sees the old or the new content, never half of it."""
 
 import errno
 import json

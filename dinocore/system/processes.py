@@ -1,4 +1,4 @@
-"""The ranks of a run that train one model together: what they tell each other. A single process has nobody to ask.
+"""Communication between the ranks of a training. A single process needs none.
 
 `torchrun`, or `dino train --gpus N`, starts the ranks and says in the environment who each of them is. Gradients
 travel by NCCL between GPUs and by Gloo between CPUs; plain numbers always by Gloo, so that no GPU is waited for.

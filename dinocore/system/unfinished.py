@@ -1,4 +1,4 @@
-"""What is not finished yet is marked as such, so that what a killed process left can be told from another one's work.
+"""Mark unfinished output, so that leftovers of a killed process can be told from a running one's files.
 
 The mark is a file that a process keeps locked while it works; the system unlocks it however the process ends.
 """

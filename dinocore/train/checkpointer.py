@@ -1,4 +1,4 @@
-"""Saving while a run goes on."""
+"""Save checkpoints during a run."""
 
 import time
 from collections.abc import Iterator

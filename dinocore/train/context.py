@@ -1,4 +1,4 @@
-"""What is trained, on what, where and with whom."""
+"""The context of a run: config, data, folder, ranks and device."""
 
 import hashlib
 from collections.abc import Callable

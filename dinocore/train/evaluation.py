@@ -1,4 +1,4 @@
-"""Evaluating the weights while a run goes on: images are shared by the ranks, rank 0 computes the metrics."""
+"""Evaluate the weights during a run: ranks split the images, rank 0 computes the metrics."""
 
 import math
 from collections.abc import Generator, Iterator

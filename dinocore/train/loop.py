@@ -1,4 +1,4 @@
-"""The training loop. `train` yields what happens; whoever runs it draws or ignores that."""
+"""The training loop. `train` yields events for its caller to draw or ignore."""
 
 import time
 from collections.abc import Iterator

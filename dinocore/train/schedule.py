@@ -1,4 +1,4 @@
-"""What is due after which optimizer step."""
+"""What is due after each optimizer step."""
 
 import time
 from typing import NamedTuple

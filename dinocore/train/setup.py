@@ -1,4 +1,4 @@
-"""Where a run starts from: new weights, a trained backbone, other weights, or a checkpoint of its own."""
+"""Where a run starts from: new weights, a pretrained backbone, other weights, or its own checkpoint."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Starting a model from weights for other classes."""
+"""Start a model from weights trained on other classes."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Trained weights for a backbone: downloaded by torchvision or timm, or from a file."""
+"""Pretrained backbone weights: downloaded by torchvision or timm, or from a file."""
 
 import contextlib
 import importlib

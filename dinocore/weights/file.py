@@ -1,4 +1,4 @@
-"""Files of weights that describe themselves: safetensors with the config, the classes and the versions inside."""
+"""Self-describing weights files: safetensors with the config, the classes and the versions inside."""
 
 import json
 from collections.abc import Mapping, Sequence

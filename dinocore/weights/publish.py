@@ -1,4 +1,4 @@
-"""A folder as the Hugging Face hub wants it: weights that `--weights` reads, and a model card with measured numbers.
+"""A folder for the Hugging Face hub: weights that `--weights` reads, and a model card with measured metrics.
 
     README.md           the card: numbers as `model-index`, which the hub shows, and as tables
     model.safetensors   the weights with settings and classes, without names of folders of this machine

@@ -1,4 +1,4 @@
-"""Reading files of tensors that others made: no code in them is run, and what is not a plain tensor is refused."""
+"""Read untrusted tensor files: no code in them runs, and anything but plain tensors is refused."""
 
 import argparse
 import re

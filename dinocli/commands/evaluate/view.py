@@ -1,4 +1,4 @@
-"""What `dino eval` shows in a terminal: the 12 numbers, the classes, and where AP50 is lost."""
+"""The terminal output of `dino eval`: the 12 metrics, the classes, and where AP50 is lost."""
 
 from __future__ import annotations
 

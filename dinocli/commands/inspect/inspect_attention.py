@@ -1,4 +1,4 @@
-"""`dino inspect-attention`: where deformable attention looks."""
+"""`dino inspect-attention`: show where deformable attention samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dino inspect-data`: training images as the model gets them."""
+"""`dino inspect-data`: draw training images as the model sees them."""
 
 from __future__ import annotations
 

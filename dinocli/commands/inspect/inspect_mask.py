@@ -1,4 +1,4 @@
-"""`dino inspect-mask`: who may attend to whom in training."""
+"""`dino inspect-mask`: show which query may attend to which in training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dino inspect-matching`: which query took which object."""
+"""`dino inspect-matching`: show which query is matched to which object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dino inspect-proposals`: what the first stage chose."""
+"""`dino inspect-proposals`: show the first stage's proposals."""
 
 from __future__ import annotations
 

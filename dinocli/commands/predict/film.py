@@ -1,4 +1,4 @@
-"""What `dino predict` does with a film, a camera or a stream: frame by frame, in memory that does not grow."""
+"""`dino predict` on a video, camera or stream: frame by frame, with constant memory."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""`dino predict` by several ranks: images in parts, each part in a file of its own, all parts merged by rank 0.
+"""`dino predict` with several ranks: each part of the images is written to its own file; rank 0 merges them.
 
     OUT.parts/<key>/00000.jsonl ...   one line per image: what was found, or why it cannot be read; then the best score
 

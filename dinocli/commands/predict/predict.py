@@ -1,4 +1,4 @@
-"""`dino predict`: every image on its own, so that a bad one costs only itself."""
+"""`dino predict`: detect in each image separately, so that a bad one does not affect the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `dino predict` is asked for, checked, and the detector with which it is done."""
+"""The arguments of `dino predict`, checked, and the detector that they select."""
 
 from __future__ import annotations
 

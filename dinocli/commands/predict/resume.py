@@ -1,4 +1,4 @@
-"""`dino predict --resume`: what an earlier command found, if it looked with the same weights and options.
+"""`dino predict --resume`: reuse earlier results if the weights and options are the same.
 
     .OUT.resume    these weights and options; it is there while images are missing in --out
 

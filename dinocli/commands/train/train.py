@@ -1,4 +1,4 @@
-"""`dino train`: from arguments to a run, new or resumed."""
+"""`dino train`: from arguments to a new or resumed run."""
 
 from __future__ import annotations
 

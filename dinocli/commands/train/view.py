@@ -1,4 +1,4 @@
-"""A training run on the terminal: bars with the losses where somebody watches, else a line now and then."""
+"""A training run in the terminal: progress bars with the losses, or a line now and then without a terminal."""
 
 from __future__ import annotations
 

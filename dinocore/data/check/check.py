@@ -1,4 +1,4 @@
-"""Everything that can be known about a dataset before a training: `dino check-data`."""
+"""Everything that can be checked about a dataset before training: `dino check-data`."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What of a split's contents is odd although each value is right: boxes, classes, empty and unlisted images."""
+"""Find oddities in valid annotations: boxes, classes, empty and unlisted images."""
 
 import os
 from collections.abc import Iterable

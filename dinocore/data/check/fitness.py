@@ -1,4 +1,4 @@
-"""What a dataset means for a model: queries, denoising, cells and anchors."""
+"""Check a dataset against a model: queries, denoising, cells and anchors."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""A repaired copy of COCO annotations, and every change that was made; nothing is guessed, the rest is said again."""
+"""Write a repaired copy of COCO annotations and log every change; nothing is guessed, the rest is reported again."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Looks at every image of a split, in parallel: its header, or, decoded, also its pixels."""
+"""Scan all images of a split in parallel: only headers, or also decoded pixels."""
 
 import os
 from collections.abc import Iterator, Sequence

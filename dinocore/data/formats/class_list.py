@@ -1,4 +1,4 @@
-"""YOLO without a `data.yaml`: a text beside the labels or above them names the classes, one a line.
+"""YOLO without a `data.yaml`: a text file next to or above the labels lists the class names, one per line.
 
 labelImg and Label Studio write classes.txt, Roboflow _darknet.labels in every split, CVAT obj.names and obj.data.
 """

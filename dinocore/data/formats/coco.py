@@ -1,4 +1,4 @@
-"""A COCO file as raw annotations: every value is looked at, what cannot be used is a finding and left out."""
+"""Read a COCO file as raw annotations: every value is checked; invalid ones become findings and are dropped."""
 
 import json
 from collections import Counter

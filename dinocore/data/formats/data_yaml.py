@@ -1,4 +1,4 @@
-"""YOLO's `data.yaml`: classes and keypoints; and the lists of classes that stand in for one.
+"""YOLO's `data.yaml`: classes and keypoints; and the class lists that can replace it.
 
 Source: https://docs.ultralytics.com/datasets/detect/
 """

@@ -1,4 +1,4 @@
-"""Write a dataset as COCO, YOLO or Pascal VOC: boxes, classes, crowds and images; outlines are not kept.
+"""Write a dataset as COCO, YOLO or Pascal VOC: boxes, classes, crowds and images, but not polygons.
 
 What is written is read back the same: classes are those of all splits together, matched by name; files are named so
 that no reader takes them for hidden ones or cuts their names, and labels go where the reader looks for them.

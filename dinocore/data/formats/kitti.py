@@ -1,4 +1,4 @@
-"""KITTI's labels, a text file an image: `type truncated occluded alpha left top right bottom` and seven numbers in 3D.
+"""KITTI labels, a text file per image: `type truncated occluded alpha left top right bottom` and seven 3D numbers.
 
 Source: the development kit of the object benchmark (https://www.cvlibs.net/datasets/kitti/eval_object.php). Corners
 count pixels from 0. `DontCare` marks regions in which nobody looked; they are skipped, and counted.

@@ -1,4 +1,4 @@
-"""`dataset.toml`: a dataset that says where everything is.
+"""`dataset.toml`: a file that lists a dataset's paths.
 
     format = "coco"                      # coco, yolo, voc, csv, kitti or visdrone
     [train]

@@ -1,4 +1,4 @@
-"""VisDrone's labels, a text file an image: `left,top,width,height,score,category,truncation,occlusion` in pixels.
+"""VisDrone labels, a text file per image: `left,top,width,height,score,category,truncation,occlusion` in pixels.
 
 Source: the toolkit of the challenge (https://github.com/VisDrone/VisDrone2018-DET-toolkit). Category 0 marks regions in
 which nobody looked, and a score of 0 what is not judged (most of category 11, others): both are left out, as there.

@@ -1,4 +1,4 @@
-"""Pascal VOC: an XML file per image. Its corners count pixels, the first one as 1, the last one included.
+"""Pascal VOC: an XML file per image. Corners count pixels from 1 and include the last one.
 
 Source: the VOC development kit (http://host.robots.ox.ac.uk/pascal/VOC/). Others count from 0, and data in which any
 corner is 0 are taken so. Where no box touches the left or top edge nobody can tell; that is said. An object marked

@@ -1,4 +1,4 @@
-"""YOLO's layout: `data.yaml`, images, and for each a file of lines `class cx cy width height` in shares.
+"""YOLO's layout: `data.yaml`, images, and label files with lines `class cx cy width height` in fractions.
 
 Source: what Ultralytics documents (https://docs.ultralytics.com/datasets/detect/). Labels are where `images` in an
 image's path reads `labels`. A line with more columns is an outline, of which the extent counts, or a box with

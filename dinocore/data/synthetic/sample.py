@@ -1,4 +1,4 @@
-"""A dataset that can be had without a download: drawn blood smears in COCO layout, made to look like BCCD."""
+"""A dataset that needs no download: drawn blood smears in COCO layout that resemble BCCD."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""One row of the denoising mask in words: what the query is, whom it may see, whom not, and why.
+"""Explain one row of the denoising mask: what the query is, what it may attend to, and why.
 
 Everything is read from the model's mask and noise. The reasons belong to DINO's rule (section 3.3); where a mask
 doesn't follow it, the words say so.

@@ -1,4 +1,4 @@
-"""The denoising attention mask as the model makes it, ready to be drawn. Pure: nothing is printed or written here.
+"""The model's own denoising mask, ready to be drawn. Pure: nothing is printed or written here.
 
 `mask_of` and `batch_mask` run the model's own denoiser and `join`. `text.py` draws it for a terminal, `figure.py` as
 PNG, SVG and HTML, both from a `SmallMask`; `explain.py` puts a row into words.

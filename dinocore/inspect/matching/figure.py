@@ -1,4 +1,4 @@
-"""The match of an image as a figure and a page: answers, denoising queries, queries by stage, and what they cost."""
+"""The matching of an image as a figure and a page: predictions, denoising, queries by stage, and costs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle

@@ -1,4 +1,4 @@
-"""Who answers for whom: each object's query at every stage, its cost, how stable that is, and the denoising queries."""
+"""The query of each object at every stage, its cost and stability, and the denoising queries."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""Proposals as figures and a page: boxes side by side, scores of all tokens, how the decoder's layers moved boxes."""
+"""Proposals as figures and a page: boxes side by side, scores of all tokens, how decoder layers moved boxes."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What the first stage chose and the decoder made of it: proposals, scores of all tokens, how boxes moved, recall@k."""
+"""The first stage's proposals and the decoder's changes: scores of all tokens, moved boxes, recall@k."""
 
 from collections.abc import Sequence
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Backbones that timm builds: any model that gives features, frozen batch norm, and norms behind the maps."""
+"""timm backbones: any model that returns features, with frozen batch norm and output norms."""
 
 import contextlib
 import re

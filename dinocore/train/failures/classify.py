@@ -1,4 +1,4 @@
-"""What ends a step from outside: too little memory, workers that died, operations that are not deterministic."""
+"""Recognise failures from outside: out of memory, dead workers, nondeterministic operations."""
 
 import multiprocessing
 import os

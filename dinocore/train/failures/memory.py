@@ -1,4 +1,4 @@
-"""How many images fit into memory at once: tried with the largest batch that the data and the settings can give."""
+"""Find how many images fit into memory, with the largest batch that data and settings can produce."""
 
 from pathlib import Path
 

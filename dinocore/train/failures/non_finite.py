@@ -1,4 +1,4 @@
-"""Numbers that are not finite: which image, which layer and which term of the loss they come from."""
+"""Trace non-finite numbers to the image, the layer and the loss term they come from."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""How a run continues after a step that failed: from a checkpoint, or with smaller micro-batches."""
+"""Continue a run after a failed step: from a checkpoint, or with smaller micro-batches."""
 
 import gc
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The folder `checkpoints` of a run: each entry is written whole, hashed, synced, and published by a rename."""
+"""The folder `checkpoints` of a run: each entry is written completely, hashed, synced, and then renamed."""
 
 import hashlib
 import json

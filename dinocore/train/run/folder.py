@@ -1,4 +1,4 @@
-"""The folder of a run: made, refused or continued."""
+"""The run folder: create, refuse or continue it."""
 
 import shutil
 from itertools import count

@@ -1,4 +1,4 @@
-"""What a run writes down: `metrics.jsonl` is the truth, anything else that gets its lines may fail without harm."""
+"""A run's log: `metrics.jsonl` is authoritative; other sinks of its lines may fail without harm."""
 
 import json
 import os

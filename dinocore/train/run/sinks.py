@@ -1,4 +1,4 @@
-"""Where else metrics go, each in a thread of its own: slow, blocked or failing, it costs the training nothing."""
+"""Other sinks for metrics, each in its own thread: slow, blocked or failing ones do not affect training."""
 
 import importlib
 import importlib.util

@@ -1,4 +1,4 @@
-"""From a file of another codebase to one of ours: read, renamed, checked by a forward pass, written."""
+"""Convert a file of another codebase to ours: read, rename, check with a forward pass, write."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

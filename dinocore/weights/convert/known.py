@@ -1,4 +1,4 @@
-"""Which preset a converted model belongs to: what its tensors tell, and what only its config could."""
+"""Find the preset of a converted model: what its tensors show, and what only its config could."""
 
 import re
 from collections.abc import Mapping

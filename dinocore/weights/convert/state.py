@@ -1,4 +1,4 @@
-"""A state dict of another codebase under our names: each tensor is used once, or dropped for a stated reason."""
+"""Convert a state dict to our names: each tensor is used once, or dropped for a stated reason."""
 
 import re
 from collections import Counter

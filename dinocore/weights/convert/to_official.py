@@ -1,4 +1,4 @@
-"""Our weights as IDEA-Research/DINO writes them."""
+"""Convert our weights to the format of IDEA-Research/DINO."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

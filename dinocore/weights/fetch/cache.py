@@ -1,4 +1,4 @@
-"""The folder of downloaded and converted weights, and what is written beside each file in it."""
+"""The cache of downloaded and converted weights, and the notes next to each file in it."""
 
 import hashlib
 import json

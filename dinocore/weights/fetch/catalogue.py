@@ -1,4 +1,4 @@
-"""The published checkpoints that can be asked for by name."""
+"""The catalogue of published checkpoints."""
 
 import difflib
 import tomllib

@@ -1,4 +1,4 @@
-"""One file over HTTP: resumed where it was cut off, unless it has changed meanwhile; tried again, but not for ever."""
+"""Download one file over HTTP: resume it if unchanged, and retry a limited number of times."""
 
 import http.client
 import json

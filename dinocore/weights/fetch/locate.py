@@ -1,4 +1,4 @@
-"""From what a person writes after `--weights` to a file of ours."""
+"""From a `--weights` argument to a local file in our format."""
 
 import hashlib
 from pathlib import Path
