@@ -143,7 +143,7 @@ NO_SETTING = {  # words of other codebases for what nobody sets here, and why
 
 
 def preset_dir() -> Path:
-    """Where the shipped presets are: inside an installed package, beside it in a checkout."""
+    """The folder of presets: inside an installed package, next to it in a checkout."""
     packaged = Path(__file__).parent / "_presets"
     return packaged if packaged.is_dir() else Path(__file__).parents[1] / "presets"
 
@@ -159,7 +159,7 @@ def preset_title(name: str) -> str:
 
 
 def reported_ap(name: str) -> str | None:
-    """The AP that a preset's comments say was reported for it; None if nobody has."""
+    """The AP reported for a preset, from its comments, or None."""
     comments = (preset_dir() / f"{name}.toml").read_text(encoding="utf-8")
     found = re.search(r"^# .*\breports (\d+\.\d) AP\b", comments, re.MULTILINE)
     return found and found[1]
@@ -168,7 +168,7 @@ def reported_ap(name: str) -> str | None:
 def load_config(
     source: str | Path | Config | None = None, overrides: Sequence[str] = (), file: str | Path | None = None
 ) -> Config:
-    """Read a preset by name or a TOML file by path, or take a Config; then `file`; then `section.key=value` overrides.
+    """Load a preset by name, a TOML file by path, or a Config; then apply `file`, then `section.key=value` overrides.
 
     Raises:
         ConfigError: the source, a key or a value is unknown or of the wrong type.
@@ -188,10 +188,10 @@ def load_config(
 
 
 def override(config: Config, overrides: Sequence[str], sections: Sequence[str]) -> Config:
-    """Change settings of a config that comes with weights; only those of `sections` can still be changed.
+    """Change settings of a config stored with weights; only those in `sections` can be changed.
 
     Raises:
-        ConfigError: a key or a value is unknown, of the wrong type, or of another section.
+        ConfigError: a key or value is unknown, has the wrong type, or belongs to another section.
     """
     settings = config.model_dump(mode="json")
     for text, change in zip(overrides, map(_parse_override, overrides), strict=True):
@@ -202,7 +202,7 @@ def override(config: Config, overrides: Sequence[str], sections: Sequence[str]) 
 
 
 def _current(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings under the names of this version, with a warning for each old name."""
+    """Settings with this version's names, with a warning for each old name."""
     for old in (*RENAMED, *REMOVED):
         section, _, name = old.partition(".")
         values = settings.get(section)
@@ -227,7 +227,7 @@ def config_from_dict(settings: dict[str, Any]) -> Config:
     """Check settings against the declared ones and fill in the defaults.
 
     Raises:
-        ConfigError: naming every key or value that cannot be used.
+        ConfigError: names every invalid key or value.
     """
     try:
         return Config.model_validate(settings)
@@ -236,7 +236,7 @@ def config_from_dict(settings: dict[str, Any]) -> Config:
 
 
 def config_to_toml(config: Config) -> str:
-    """All settings, also those at their defaults; `load_config` reads it back to an equal Config."""
+    """All settings, including defaults; `load_config` reads it back to an equal Config."""
     return tomli_w.dumps(config.model_dump(mode="json"))
 
 
