@@ -1,4 +1,4 @@
-"""Resident memory while a training goes on with images of many sizes, under several ways to get memory.
+"""Resident memory while a training continues with images of many sizes, under several ways to get memory.
 
     python benchmarks/memory.py [--preset tiny] [--set KEY=VALUE ...] [--steps 128] [--batch-size 4]
         [--ways now glibc] [--json FILE] [--plot FILE]

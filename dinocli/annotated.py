@@ -1,4 +1,4 @@
-"""Whose annotated images an inspector shows: those of --data, else of the weights' own data, else drawn ones."""
+"""Annotated images for inspectors: from --data, or else from the weights' own data, or else drawn ones."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def open_annotated(folder: Path | None, split: str, detector: Detector, other: s
     if folder is not None:
         settings = settings_of(settings, folder)
     elif settings.path and not Path(settings.path).exists():
-        raise DataError(f"{settings.path}, the data of these weights, is not there; give {other}")
+        raise DataError(f"{settings.path}, the data of these weights, does not exist; give {other}")
     found = open_split(settings, split, detector.categories)
-    own = "what these weights were trained with" if settings.path else "images that dino draws"
-    say(f"data: {found.file}" if folder else f"data: {found.file} ({own}; for others give {other})")
+    own = "the data these weights were trained with" if settings.path else "images that dino draws"
+    say(f"data: {found.file}" if folder else f"data: {found.file} ({own}; for other data, give {other})")
     return found
 
 
@@ -46,7 +46,7 @@ def warn_of_whole_images(
     sizes: Iterable[tuple[int, int]],
     name: Callable[[int], str],
     config: DataConfig,
-    remedy: str = "dino predict --slice auto looks at large images in parts",
+    remedy: str = "try dino predict --slice auto, which processes large images in slices",
 ) -> None:
     """Say which images (height, width), seen by the model as a whole, lose their small objects, and what to type."""
     from dinocore.stream.slices import SHRINKS_MUCH, shrink_factor, shrinking_message

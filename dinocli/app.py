@@ -27,12 +27,12 @@ from .start import is_collecting, put_off_collection
 TRAIN, USE, LOOK, DATA, WEIGHTS = "Train and measure", "Use", "Look inside", "Data", "Weights"
 COMMANDS = {  # name: module in commands/ with a function of its name, group, help line
     "train": ("train.train", TRAIN, "Train on your data, or, without --data, on images that dino draws itself."),
-    "eval": ("evaluate.evaluate", TRAIN, "Measure average precision, and see where it is lost."),
+    "eval": ("evaluate.evaluate", TRAIN, "Measure average precision, and show where it is lost."),
     "benchmark": ("benchmark", TRAIN, "Measure speed, memory and FLOPs of a model on this machine."),
     "presets": ("presets", TRAIN, "List the presets, or print every setting of one with its comment."),
-    "predict": ("predict.predict", USE, "Detect objects in images, or in a film."),
-    "serve": ("serve", USE, "Detect objects over HTTP, with a page to try it."),
-    "export": ("export", USE, "Write weights as ONNX and other formats, checked against the model."),
+    "predict": ("predict.predict", USE, "Detect objects in images or video."),
+    "serve": ("serve", USE, "Serve detections over HTTP, with a demo page."),
+    "export": ("export", USE, "Export weights to ONNX and other formats, checked against the model."),
     "inspect-mask": (
         "inspect.inspect_mask",
         LOOK,
@@ -41,21 +41,25 @@ COMMANDS = {  # name: module in commands/ with a function of its name, group, he
     "inspect-proposals": (
         "inspect.inspect_proposals",
         LOOK,
-        "Show the first stage's scores and boxes, and what they cover.",
+        "Show the first stage's scores and boxes, and their recall.",
     ),
-    "inspect-matching": ("inspect.inspect_matching", LOOK, "Show which query took which object at each stage."),
-    "inspect-attention": ("inspect.inspect_attention", LOOK, "Show where deformable attention looks."),
+    "inspect-matching": (
+        "inspect.inspect_matching",
+        LOOK,
+        "Show which query is matched to which object at each stage.",
+    ),
+    "inspect-attention": ("inspect.inspect_attention", LOOK, "Show where deformable attention samples."),
     "inspect-data": (
         "inspect.inspect_data",
         LOOK,
-        "Draw training images with their boxes exactly as the model gets them.",
+        "Draw training images with their boxes exactly as the model sees them.",
     ),
-    "check-data": ("check_data", DATA, "Find what is wrong with a data set before a training does."),
-    "convert-data": ("convert_data", DATA, "Write a data set as COCO, YOLO or Pascal VOC."),
+    "check-data": ("check_data", DATA, "Find problems in a dataset before you train."),
+    "convert-data": ("convert_data", DATA, "Write a dataset as COCO, YOLO or Pascal VOC."),
     "sample-data": ("sample_data", DATA, "Draw images of blood cells with exact boxes, in COCO layout."),
     "weights": ("weights", WEIGHTS, "List the published checkpoints that --weights takes by name."),
-    "info": ("info", WEIGHTS, "Say what a file of weights is."),
-    "push": ("push", WEIGHTS, "Publish weights on the Hugging Face hub, with a card that has their numbers."),
+    "info": ("info", WEIGHTS, "Describe a weights file."),
+    "push": ("push", WEIGHTS, "Publish weights on the Hugging Face hub, with a model card."),
     "convert": ("convert", WEIGHTS, "Convert weights from or to other DINO codebases."),
 }
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
@@ -94,7 +98,9 @@ class LazyCommands(TyperGroup):
             if (not word or re.fullmatch("--[a-z-]+=", word)) and not ctx.resilient_parsing:  # not while completing
                 place = word.removesuffix("=") or before
                 what = f"the argument after {place}" if place else "the first argument"
-                raise DinoError(f"{what} is empty", code="USAGE", fix="is a variable of your shell not set?")
+                raise DinoError(
+                    f"{what} is empty", code="USAGE", fix="check that the shell variables in your command are set"
+                )
         return name, load_command(name) if name in COMMANDS else command, rest
 
 
@@ -113,7 +119,7 @@ app = typer.Typer(
     context_settings=HELP_OPTIONS,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="DINO, the object detector (arXiv 2203.03605): train it, use it, look inside.",
+    help="The DINO object detector (arXiv 2203.03605): train it, use it, look inside.",
 )
 
 
@@ -249,10 +255,14 @@ def _end_if_unwritable(error: OSError) -> None:
 
     if isinstance(error, StdoutFault):
         _drop_stdout()
-        _end(EnvironmentFault(f"stdout cannot be written: {error.strerror}", fix="send it where there is space"))
+        _end(
+            EnvironmentFault(f"stdout cannot be written: {error.strerror}", fix="redirect it to a disk with free space")
+        )
     if is_full(error):
         what = error.filename or "a file"
-        _end(EnvironmentFault(f"{what} cannot be written: {error.strerror}", fix="free some space, also in TMPDIR"))
+        _end(
+            EnvironmentFault(f"{what} cannot be written: {error.strerror}", fix="free some disk space, also in TMPDIR")
+        )
 
 
 def _run() -> int | None:
@@ -295,7 +305,7 @@ def _end_if_out_of_memory(error: Exception) -> None:
     from dinocore.train.failures.classify import is_out_of_memory
 
     if is_out_of_memory(error):
-        fix = "use smaller images, fewer at a time, or a smaller model"
+        fix = "use smaller images, smaller batches or a smaller model"
         _end(EnvironmentFault("out of memory", fix=fix))
 
 

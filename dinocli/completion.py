@@ -1,4 +1,4 @@
-"""What the Tab key offers: presets, settings with their choices, and the values that an option takes."""
+"""Tab completion: presets, settings with their choices, and values of options."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Results go to stdout, messages to stderr. Nothing moves or is coloured where nobody watches."""
+"""Results go to stdout, messages to stderr. Without a terminal, there are no colours and no animation."""
 
 import io
 import json
@@ -122,7 +122,7 @@ def warn_of_letters(names: Iterable[str]) -> None:
     from dinocore.draw.fonts import unwritable
 
     if lost := unwritable(names):
-        warn(f"no font here can write {', '.join(lost[:3])}, so images show boxes instead; install one, such as Noto")
+        warn(f"no installed font has {', '.join(lost[:3])}, so images show boxes instead; install one, such as Noto")
 
 
 def fail(error: DinoError | str, code: str = "INPUTS") -> None:

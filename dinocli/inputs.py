@@ -1,4 +1,4 @@
-"""From what a person types to image files: files, folders, globs, and `-` for standard input."""
+"""From command-line arguments to image files: files, folders, globs, and `-` for standard input."""
 
 import atexit
 import glob
@@ -43,7 +43,7 @@ def check_header(arguments: Sequence[str]) -> None:
 
 def no_image(name: str) -> DataError:
     """The error for an image that does not exist."""
-    return DataError(f"there is no image {name}", code="DATA-IMAGE-MISSING", where=name,
+    return DataError(f"no image {name}", code="DATA-IMAGE-MISSING", where=name,
                      fix="check its name and folder")  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def is_film(arguments: Sequence[str]) -> bool:
     """
     films = [a for a in arguments if a.lower().endswith(VIDEOS) or a.startswith((*STREAMS, CAMERA))]
     if films and len(arguments) > 1:
-        raise ConfigError(f"{films[0]} is a film, and a film is looked at alone; try dino predict {typed(films[0])}")
+        raise ConfigError(f"{films[0]} is a video, which must be the only input; try dino predict {typed(films[0])}")
     return bool(films)
 
 
@@ -79,7 +79,7 @@ def expand(arguments: Sequence[str], drawn: Path | None = None) -> tuple[list[In
     for argument in arguments:
         path = Path(argument).expanduser()
         if argument.lower().startswith(ADDRESSES):
-            raise EnvironmentFault(f"{argument} is an address, and nothing is downloaded", code="DATA-URL")
+            raise EnvironmentFault(f"{argument} is an address, and dino does not download images", code="DATA-URL")
         if argument == "-":
             inputs = list(_standard_input())
         elif path.is_dir():
@@ -98,7 +98,7 @@ def expand(arguments: Sequence[str], drawn: Path | None = None) -> tuple[list[In
             found.setdefault(item.name if alone else os.path.abspath(item.path), item)
     if not found:
         raise DataError(f"no images in {', '.join(arguments)}",
-                        fix=f"give files that end in one of {' '.join(sorted(SUFFIXES))}")  # fmt: skip
+                        fix=f"use files with one of these suffixes: {' '.join(sorted(SUFFIXES))}")  # fmt: skip
     return list(found.values()), skipped
 
 
@@ -116,7 +116,7 @@ def warn_of_several(inputs: Sequence[Input]) -> None:
 
 
 def _is_hidden_in(file: Path, folder: Path) -> bool:
-    """Whether it, or a folder on the way to it, is one that data sets skip: `._a.jpg` of macOS, `@eaDir/`, ..."""
+    """Whether it, or a folder on the way to it, is one that datasets skip: `._a.jpg` of macOS, `@eaDir/`, ..."""
     return any(map(is_hidden, file.relative_to(folder).parts))
 
 

@@ -1,4 +1,4 @@
-"""Start one rank per GPU on this machine with torch's elastic agent; end with the reason of the first that fails."""
+"""Start one rank per GPU on this machine with torch's elastic agent; exit with the first failure's reason."""
 
 import logging
 import os
@@ -91,8 +91,8 @@ def _exit_code(failures: dict[int, Any], passed_on: int = 0) -> int:
     if code < 0:
         name = signal.Signals(-code).name
         more = "; SIGKILL often means that the system ran out of memory" if name == "SIGKILL" else ""
-        fail(f"rank {rank} was ended by {name}, so the other ranks were ended too{more}")
+        fail(f"rank {rank} was killed by {name}, so the other ranks were stopped, too{more}")
         return 5
     if rank and code not in EXIT_CODES.values():
-        fail(f"rank {rank} ended with exit code {code}; its message is above, and the other ranks were ended too")
+        fail(f"rank {rank} exited with code {code}; its message is above, and the other ranks were stopped, too")
     return code

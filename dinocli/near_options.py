@@ -1,4 +1,4 @@
-"""What somebody may have meant who typed an option that a command does not have."""
+"""Suggest the option that a user probably meant by an unknown one."""
 
 import difflib
 from collections.abc import Collection

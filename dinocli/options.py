@@ -1,4 +1,4 @@
-"""Arguments that several commands share, so that they read and behave alike."""
+"""Options shared by several commands, so that they read and behave alike."""
 
 from functools import partial
 from pathlib import Path
@@ -76,7 +76,7 @@ Split = Annotated[
     ),
 ]
 Data = Annotated[Path | None, typer.Option("--data", callback=check_data, help=DATA_FORMATS)]
-VAL_FRACTION = "Hold this fraction of the training images out for validation, if there is no val split."
+VAL_FRACTION = "Hold out this fraction of the training images for validation if there is no val split."
 ValFraction = Annotated[float | None, typer.Option(metavar="0…1", help=VAL_FRACTION)]
 
 Weights = Annotated[
@@ -117,7 +117,7 @@ Precision = Annotated[
     on_machine(
         "--amp",
         "--precision",
-        help="Precision: auto, off, bf16, fp16, or int8 (large products in bytes, on CPUs).",
+        help="Precision: auto, off, bf16, fp16, or int8 (large matrix products, on CPUs).",
         autocompletion=choices("auto", "off", "bf16", "fp16", "int8"),
     ),
 ]
@@ -125,7 +125,7 @@ Compile = Annotated[
     bool,
     on_machine(
         "--compile",
-        help="Let torch.compile take over for each image size that has taken half a minute; compiling takes as long.",
+        help="Compile the model for each image size that has run for half a minute; compiling takes as long.",
     ),
 ]
 Threshold = Annotated[
@@ -138,11 +138,11 @@ Threshold = Annotated[
     ),
 ]
 Gpus = Annotated[
-    int, typer.Option(min=1, help="Ranks that share the images, one per GPU; with --device cpu, on the CPU.")
+    int, typer.Option(min=1, help="Ranks to split the images among, one per GPU; with --device cpu, on the CPU.")
 ]
 
-Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="File to write the answer to.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="File to write the result to.")]
 Overlap = Annotated[
     float | None,
     typer.Option(

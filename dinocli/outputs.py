@@ -1,4 +1,4 @@
-"""The files that inspectors write, a figure and a page, and their tables for the terminal."""
+"""Output files of the inspectors (a figure and a page), and their tables for the terminal."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a person sees of work that takes a while: a moving bar where somebody watches, else lines."""
+"""Progress of long work: a progress bar in a terminal, otherwise lines."""
 
 import time
 from collections.abc import Iterator

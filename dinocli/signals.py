@@ -1,4 +1,4 @@
-"""Signals that ask for an end: heard at once, also while a long step is computed, and acted on between steps."""
+"""Signals that stop a command: noticed at once, even during a long step, and handled between steps."""
 
 import multiprocessing
 import os
@@ -109,7 +109,7 @@ class StopRequest:
             self.exit_code, self.requested_at = EXIT_CODES[number], now
             if self.running and not self.quiet:
                 again = " again" if number == signal.SIGINT else ""
-                _warn(f"finishing this step, then saving; press Ctrl-C{again} to leave at once")
+                _warn(f"finishing this step, then saving; press Ctrl-C{again} to exit immediately")
         elif number == signal.SIGINT and now - self.requested_at > SAME_PRESS:
             for child in multiprocessing.active_children():
                 child.kill()
@@ -123,7 +123,7 @@ class StopRequest:
             raise (
                 PeerFailed(code)
                 if self.quiet
-                else Interrupted("interrupted before training began; no step is lost", code)
+                else Interrupted("interrupted before training started; no steps were lost", code)
             )
 
 

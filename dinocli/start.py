@@ -1,4 +1,4 @@
-"""Python's search for cycles, put off while a command starts: it took a third of the time of one that needs PyTorch."""
+"""Defer Python's garbage collection at startup: it took a third of the time of commands that need PyTorch."""
 
 import atexit
 import gc

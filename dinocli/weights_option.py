@@ -1,4 +1,4 @@
-"""Which weights a command uses: those that are named, else the newest run's, else the bundled ones."""
+"""Choose a command's weights: those given, or else the newest run's, or else the bundled ones."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def find_weights(given: str | None) -> Path:
     names = [category.name for category in load_weights(BUNDLED).categories]
     known = ", ".join(names[:15]) + (f" and {len(names) - 15} more" if len(names) > 15 else "")
     say(
-        f"weights: the tiny model that comes with dino, which knows {known}; for COCO's 80 classes: --weights "
+        f"weights: the bundled tiny model, which knows {known}; for COCO's 80 classes, use --weights "
         "official/r50-4scale-12e"
     )
     return BUNDLED
@@ -66,7 +66,7 @@ def model_of(weights: str, preset: str | None) -> tuple[Config, Path]:
     from dinocore.weights.file import load_weights
 
     if preset is not None:
-        raise ConfigError("--preset and --weights both name a model; leave one of them out")
+        raise ConfigError("--preset and --weights both set the model; drop one of them")
 
     path = find_weights(weights)
     return load_weights(path).config, path
@@ -81,7 +81,7 @@ def open_detector(weights: str | None, device: str, amp: str) -> tuple[Detector,
     path = find_weights(weights)
     if is_exported(path):
         raise ConfigError(
-            f"{path} is an exported file, which this command cannot use; give the weights that it was made from"
+            f"{path} is an exported file, which this command cannot use; give the weights it was made from"
         )
     return _from_weights(path, device, amp)
 
@@ -98,9 +98,9 @@ def open_any_detector(weights: str | None, device: str, amp: str, compiled: bool
     from dinocore.export.detector import FileDetector
 
     if device not in ("auto", "cpu") or amp not in ("auto", "off"):
-        raise ConfigError(f"{path} has its device and precision in it; leave --device and --precision out")
+        raise ConfigError(f"{path} has a fixed device and precision; drop --device and --precision")
     if compiled:
-        raise ConfigError(f"{path} is compiled already; leave --compile out")
+        raise ConfigError(f"{path} is already compiled; drop --compile")
     detector = cast("AnyDetector", FileDetector(path))  # its config is a property
     collect_as_usual()
     return detector, path

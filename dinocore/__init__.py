@@ -1,4 +1,4 @@
-"""DINO, the object detector (arXiv 2203.03605): model, loss, data, training, evaluation and inspection.
+"""The DINO object detector (arXiv 2203.03605): model, loss, data, training, evaluation and inspection.
 
 The names listed in `__all__` stay stable. They are imported when first used, so that `import dinocore` is quick.
 """

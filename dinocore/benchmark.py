@@ -1,4 +1,4 @@
-"""How fast a model is on this machine, how much memory it takes, and how much work it does."""
+"""Measure a model's speed, memory and FLOPs on this machine."""
 
 import math
 import statistics
@@ -120,7 +120,9 @@ def _compiled_or_fail(model: DINO) -> Callable[[Tensor, Tensor], Any]:
     def run(images: Tensor, padding: Tensor) -> Any:
         output = compiled(images, padding)
         if not compiled.compiled:  # it has warned, and went on without
-            raise EnvironmentFault("torch.compile fails here, so there is nothing to time", fix="leave --compile out")
+            raise EnvironmentFault(
+                "torch.compile does not work here, so there is nothing to time", fix="drop --compile"
+            )
         return output
 
     return run

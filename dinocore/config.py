@@ -1,7 +1,7 @@
 """Every setting of DINO, with its default: DINO-4scale with ResNet-50, 12 epochs on COCO.
 
-A preset is a TOML file that states what differs from here. Nothing else holds a default. The source of a value stands
-beside it: [name] is that name in IDEA-Research/DINO, `config/DINO/DINO_4scale.py`, which publishes the recipe of the
+A preset is a TOML file of settings that differ from these. Defaults are only defined here. The source of a value is
+next to it: [name] is its name in IDEA-Research/DINO, `config/DINO/DINO_4scale.py`, which publishes the recipe of the
 paper's appendix D (arXiv 2203.03605); "ours" is our choice.
 """
 
@@ -18,7 +18,7 @@ from .words import did_you_mean
 LARGEST = 2**63 - 1  # PyTorch's integers have 64 bits
 Positive = Annotated[int, Field(gt=0, le=LARGEST)]
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
-Repeats = Annotated[int, Field(gt=0, le=100)]  # of each object in a matching, whose time and memory grow with them
+Repeats = Annotated[int, Field(gt=0, le=100)]  # per object in matching; time and memory grow with it
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -50,7 +50,7 @@ Trackers = Annotated[
 ]
 
 
-REMOVED = {"train.sharding": "models are no longer sharded; leave it out"}  # since 0.2.0
+REMOVED = {"train.sharding": "models are no longer sharded; remove it"}  # since 0.2.0
 RENAMED = {  # old name -> new name, since 0.2.0
     "train.images_per_forward": "train.micro_batch_size",
     "train.tensorboard": "train.trackers",
@@ -73,9 +73,9 @@ class SettingsGroup(BaseModel):
 class DenoisingConfig(SettingsGroup):
     kind: Literal["contrastive", "plain", "none"] = "contrastive"  # plain: only DN-DETR's positives; [use_dn]
     num_groups: Literal["auto"] | Annotated[int, Field(ge=0, le=1000)] = "auto"  # auto: from the largest image
-    num_pairs: Annotated[int, Field(gt=0, le=10_000)] = 100  # auto: noisy positives per image at most; [dn_number]
+    num_pairs: Annotated[int, Field(gt=0, le=10_000)] = 100  # auto: most noisy positives per image; [dn_number]
     max_queries: Annotated[int, Field(gt=0, le=100_000)] = 2000  # the longest denoising part with a fixed num_groups
-    label_noise: Share = 0.5  # twice the share of labels that are replaced; [dn_label_noise_ratio]
+    label_noise: Share = 0.5  # twice the fraction of labels that are replaced; [dn_label_noise_ratio]
     spare_labels: Annotated[int, Field(ge=0, le=100)] = 1  # rows of the label embedding beyond the classes; 0 in detrex
     box_noise: Weight = 1.0  # 1: corners move by up to half the box; official: 0.4, in scripts 1; [dn_box_noise_scale]
 
@@ -97,33 +97,41 @@ class DenoisingConfig(SettingsGroup):
 class ModelConfig(SettingsGroup):
     num_classes: Positive = 91  # COCO's category ids run to 90; `dino train` sets it from the data; [num_classes]
     backbone: str = "resnet50"  # a torchvision ResNet, swin-t-224 and others (docs/weights.md), timm/NAME; [backbone]
-    backbone_weights: str = "imagenet"  # imagenet | timm/NAME, of which there are several for a model | none | FILE
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # chance that a backbone's last block is skipped in training
-    frozen_stages: Annotated[int, Field(ge=-1, le=4)] = 1  # -1: none, 0: the stem, 1: the first stage too
-    pixel_mean: Mean = (0.485, 0.456, 0.406)  # of RGB in [0, 1], as the backbone was trained
-    pixel_std: Deviation = (0.229, 0.224, 0.225)  # divides what is left after pixel_mean is subtracted
-    feature_strides: Sizes = (8, 16, 32)  # of the backbone features that are used; [return_interm_indices]
-    num_levels: Annotated[int, Field(gt=0, le=8)] = 4  # one a feature, then maps of half the size; [num_feature_levels]
+    backbone_weights: str = "imagenet"  # imagenet | timm/NAME (if a model has several) | none | FILE
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = (
+        0.0  # probability of skipping the backbone's last block in training
+    )
+    frozen_stages: Annotated[int, Field(ge=-1, le=4)] = 1  # -1: none, 0: the stem, 1: also the first stage
+    pixel_mean: Mean = (0.485, 0.456, 0.406)  # of RGB in [0, 1], as in the backbone's training
+    pixel_std: Deviation = (0.229, 0.224, 0.225)  # pixels are divided by this after subtracting pixel_mean
+    feature_strides: Sizes = (8, 16, 32)  # strides of the backbone features in use; [return_interm_indices]
+    num_levels: Annotated[int, Field(gt=0, le=8)] = (
+        4  # one per feature, then maps of half the size; [num_feature_levels]
+    )
     hidden_dim: Positive = 256  # channels of tokens and queries, a multiple of 32; [hidden_dim]
     num_heads: Positive = 8  # of attention; [nheads]
-    num_points: Positive = 4  # sampled by each head in each level; [enc_n_points, dec_n_points]
+    num_points: Positive = 4  # sampling points per head and level; [enc_n_points, dec_n_points]
     ffn_dim: Positive = 2048  # inner width of the feed-forward layers; [dim_feedforward]
     num_encoder_layers: Positive = 6  # each refines the tokens of the whole image; [enc_layers]
     num_decoder_layers: Positive = 6  # each refines the boxes of the queries; [dec_layers]
-    num_queries: Annotated[int, Field(gt=0, le=100_000)] = 900  # no more boxes are found in an image; [num_queries]
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of numbers that training sets to 0; [dropout]
+    num_queries: Annotated[int, Field(gt=0, le=100_000)] = (
+        900  # the most boxes that can be found in an image; [num_queries]
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # fraction of activations set to 0 in training; [dropout]
     position_temperature: Above0 = 20.0  # 20 here, 10000 in DETR and detrex; [pe_temperatureH, pe_temperatureW]
     position_offset: Finite = 0.0  # added to row and column numbers; -0.5 in detrex
     neck_bias: bool = True  # of the neck's convolutions; mmdetection has none
-    box_eps: Annotated[float, Field(gt=0, lt=0.5)] = 1e-3  # least share that an answer starts from; mmdetection 1e-5
-    first_stage: Literal["classes", "foreground"] = "classes"  # what it scores tokens by; foreground: one logit, ours
+    box_eps: Annotated[float, Field(gt=0, lt=0.5)] = (
+        1e-3  # lower bound of a box fraction before the inverse sigmoid; mmdetection 1e-5
+    )
+    first_stage: Literal["classes", "foreground"] = "classes"  # how it scores tokens; foreground: a single logit, ours
     queries: Literal["mixed", "pure", "static"] = "mixed"  # static: no first stage; [embed_init_tgt, two_stage_type]
-    extra_queries: Count = 0  # more queries in training only, for loss.extra_positives; H-DETR; ours: 0 is DINO
+    extra_queries: Count = 0  # additional queries in training, for loss.extra_positives; H-DETR; ours: 0 is DINO
     heads: Literal["shared", "per-layer"] = "shared"  # the decoder's; [dec_pred_class_embed_share]
     look_forward: Literal["twice", "once"] = (
-        "twice"  # twice: a layer's loss trains the one before it too; once: it does not
+        "twice"  # twice: a layer's loss also trains the previous layer; once: it does not
     )
-    checkpoint_activations: bool = False  # layers are recomputed: less memory, more time; [use_checkpoint]
+    checkpoint_activations: bool = False  # recompute layers: less memory, more time; [use_checkpoint]
     denoising: DenoisingConfig = DenoisingConfig()
 
     @model_validator(mode="after")
@@ -144,8 +152,8 @@ class ModelConfig(SettingsGroup):
             )
         if self.extra_queries > self.num_queries:
             raise ConfigError(
-                f"model.extra_queries = {self.extra_queries} is more than model.num_queries = {self.num_queries}, of "
-                f"which they take the boxes; set at most {self.num_queries}"
+                f"model.extra_queries = {self.extra_queries} is more than model.num_queries = {self.num_queries}, "
+                f"whose boxes they use; set at most {self.num_queries}"
             )
         return self
 
@@ -154,55 +162,55 @@ class LossConfig(SettingsGroup):
     """Weights of the loss, costs of the matching, and what the first stage is asked for."""
 
     label: Weight = 1.0  # weight of the focal loss of labels; [cls_loss_coef]
-    denoising_label: Literal["same"] | Weight = "same"  # the same of denoising queries; detrex's best recipe has half
+    denoising_label: Literal["same"] | Weight = "same"  # the same for denoising queries; detrex's best recipe uses half
     box: Weight = 5.0  # weight of the L1 distance of boxes; [bbox_loss_coef]
     giou: Weight = 2.0  # weight of 1 - GIoU; [giou_loss_coef]
-    cost_label: Weight = 2.0  # in matching queries to objects: of the label; [set_cost_class]
-    cost_box: Weight = 5.0  # of the L1 distance; [set_cost_bbox]
-    cost_giou: Weight = 2.0  # of 1 - GIoU; [set_cost_giou]
-    focal_alpha: Share = 0.25  # a present class counts so much in the focal loss, an absent one the rest; [focal_alpha]
-    focal_gamma: Weight = 2.0  # of the focal loss: the less what is sure counts; 2 in official models/dino/utils.py
-    extra_positives: Repeats = 6  # extra queries that answer for each object; k of H-DETR
-    proposal_positives: Repeats = 1  # proposals that answer for each object; ours, 1 is DINO
+    cost_label: Weight = 2.0  # matching cost of the label; [set_cost_class]
+    cost_box: Weight = 5.0  # matching cost of the L1 distance; [set_cost_bbox]
+    cost_giou: Weight = 2.0  # matching cost of 1 - GIoU; [set_cost_giou]
+    focal_alpha: Share = 0.25  # focal loss weight of the present class; 1 - this for absent ones; [focal_alpha]
+    focal_gamma: Weight = 2.0  # focal loss: higher values downweight easy examples; 2 in official models/dino/utils.py
+    extra_positives: Repeats = 6  # extra queries matched to each object; k of H-DETR
+    proposal_positives: Repeats = 1  # proposals matched to each object; ours, 1 is DINO
     proposal_labels: Literal["classes", "foreground"] = "classes"  # follows model.first_stage
 
 
 class TrainConfig(SettingsGroup):
     weights: Annotated[str, FIXED_ON_RESUME] = (
-        ""  # a file to start from; bundled: the one in the package; empty: model.backbone_weights counts
+        ""  # a file to start from, or bundled (the bundled model); empty: use model.backbone_weights
     )
     freeze: Annotated[
         Parts, FIXED_ON_RESUME
-    ] = ()  # parts of the model that stay as they are, such as ["backbone", "encoder"]
+    ] = ()  # parts of the model that are not trained, such as ["backbone", "encoder"]
     epochs: Positive = 12  # passes over the training images; [epochs]
     batch_size: Annotated[Positive, FIXED_ON_RESUME] = (
         16  # per optimizer step, over all ranks and micro-batches; [batch_size], 2 on 8 GPUs
     )
     micro_batch_size: Literal["auto", "probe"] | Positive = (
-        "auto"  # images a forward pass; auto: 1 on CPU, all elsewhere; probe: the most that fit into a GPU
+        "auto"  # images per forward pass; auto: 1 on CPU, all elsewhere; probe: as many as fit into GPU memory
     )
-    lr: Weight = 1e-4  # learning rate, but for the backbone and offsets_lr; [lr]
+    lr: Weight = 1e-4  # learning rate, except of the backbone and offsets_lr; [lr]
     backbone_lr: Weight = 1e-5  # learning rate of the backbone; [lr_backbone]
     offsets_lr: Literal["same"] | Weight = "same"  # of the layers that place sampling points; [lr_linear_proj_mult]
     weight_decay: Weight = 1e-4  # of AdamW; [weight_decay]
     norm_weight_decay: Literal["same"] | Weight = "same"  # of normalisation layers; 0 in detrex
     lr_schedule: Literal["step", "cosine"] = "step"  # step: divided by ten at each of lr_drop_epochs
-    lr_drop_epochs: Epochs = (11,)  # epochs after which the rate is divided by ten; [lr_drop]
-    warmup_steps: Count = 0  # the rate rises from 0 over so many steps, in a straight line
-    clip_norm: Weight = 0.1  # a gradient longer than this is shortened to it; 0: never; [clip_max_norm]
+    lr_drop_epochs: Epochs = (11,)  # epochs after which the learning rate is divided by ten; [lr_drop]
+    warmup_steps: Count = 0  # the learning rate rises linearly from 0 over this many steps
+    clip_norm: Weight = 0.1  # maximum gradient norm; 0: no clipping; [clip_max_norm]
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no moving average of the weights; [use_ema, ema_decay]
-    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
-    seed: Annotated[Count, FIXED_ON_RESUME] = 42  # of new weights, order, augmentation and denoising noise
-    save_every_steps: Count = 0  # as well as at the end of each epoch; 0: no
-    save_every_minutes: Weight = 10.0  # and when the last save is so old; 0: never by the clock
-    eval_every_epochs: Positive = 1  # the last epoch is evaluated always
-    patience: Count = 0  # evaluations without a better AP before the run ends; 0: all epochs
-    keep_checkpoints: Positive = 2  # the newest; that of the best evaluation and the one resumed from stay too
-    on_nan: Literal["stop", "rollback"] = "stop"  # rollback: to the newest checkpoint, skipping that batch
-    max_rollbacks: Positive = 3  # in a run
-    on_out_of_memory: Literal["stop", "halve"] = "stop"  # halve: micro_batch_size, for the rest of the run
-    deterministic: bool = False  # refuse operations whose result may differ from run to run
-    trackers: Trackers = ("auto",)  # of tensorboard, wandb, mlflow; auto: TensorBoard where it is installed; [] none
+    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"  # auto: bf16 if the hardware supports it
+    seed: Annotated[Count, FIXED_ON_RESUME] = 42  # for new weights, order, augmentation and denoising noise
+    save_every_steps: Count = 0  # in addition to the end of each epoch; 0: off
+    save_every_minutes: Weight = 10.0  # also when the last save is this old; 0: off
+    eval_every_epochs: Positive = 1  # the last epoch is always evaluated
+    patience: Count = 0  # evaluations without a better AP before the run stops; 0: never stop early
+    keep_checkpoints: Positive = 2  # the newest; the best and the one resumed from are kept, too
+    on_nan: Literal["stop", "rollback"] = "stop"  # rollback: load the newest checkpoint and skip that batch
+    max_rollbacks: Positive = 3  # per run
+    on_out_of_memory: Literal["stop", "halve"] = "stop"  # halve: halve micro_batch_size for the rest of the run
+    deterministic: bool = False  # refuse nondeterministic operations
+    trackers: Trackers = ("auto",)  # tensorboard, wandb, mlflow; auto: TensorBoard if installed; []: none
 
     @model_validator(mode="before")
     @classmethod
@@ -217,32 +225,36 @@ class TrainConfig(SettingsGroup):
 
 class DataConfig(SettingsGroup):
     path: str = ""  # empty: images that `dino sample-data` draws
-    flip: Share = 0.5  # chance that left and right change places
-    vertical_flip: Share = 0.0  # the same of up and down; for microscopes and satellites, none in DETR
+    flip: Share = 0.5  # probability of a horizontal flip
+    vertical_flip: Share = 0.0  # probability of a vertical flip; for microscopes and satellites, none in DETR
     policy: Literal["detr", "lsj"] = "detr"  # lsj: large-scale jitter (arXiv 2012.07177) instead of scales and crop
-    color_jitter: Jitter = (0.0, 0.0, 0.0, 0.0)  # of brightness, contrast, saturation, hue; none in DETR
+    color_jitter: Jitter = (0.0, 0.0, 0.0, 0.0)  # largest change of brightness, contrast, saturation, hue; none in DETR
     train_scales: Sizes = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)  # short side; [data_aug_scales]
     max_size: Positive = 1333  # long side; [data_aug_max_size]
-    crop_chance: Share = 0.5  # resize to one of crop_scales, cut a part of crop_size, then resize as above
+    crop_chance: Share = 0.5  # probability: resize to one of crop_scales, crop to crop_size, then resize as above
     crop_scales: Sizes = (400, 500, 600)  # short side before the crop; [data_aug_scales2_resize]
-    crop_size: Range = (384, 600)  # least and most, each side; [data_aug_scales2_crop]
-    lsj_scales: Scales = (0.1, 2.0)  # lsj: the image fits into so many times lsj_size, least and most
-    lsj_size: Positive = 1024  # lsj: a part of so many pixels a side is cut out
-    pad_size_divisor: Positive = 1  # training batches are padded to multiples of it, up to max_size; ours
+    crop_size: Range = (384, 600)  # smallest and largest, each side; [data_aug_scales2_crop]
+    lsj_scales: Scales = (0.1, 2.0)  # lsj: smallest and largest image size, as a multiple of lsj_size
+    lsj_size: Positive = 1024  # lsj: side of the crop in pixels
+    pad_size_divisor: Positive = 1  # training batches are padded to multiples of this, up to max_size; ours
     eval_scale: Positive = 800  # short side in evaluation and prediction, unless max_size limits the long one
-    workers: Literal["auto"] | Count = "auto"  # auto: one process fewer than there are cores, at most 4
-    loader_timeout: Count = 600  # seconds that a step waits for an image of a worker process; 0: for ever
-    max_pixels: Annotated[int, Field(gt=0, le=178_956_970)] = 178_956_970  # no more are decoded; Pillow's own limit
-    exif: bool = True  # images are turned as their EXIF data say; false: boxes were drawn on them as they are stored
-    depth: Literal["full", "minmax"] = (
-        "full"  # grey pixels of more than 8 bits: 65535, or an image's greatest, is white
+    workers: Literal["auto"] | Count = "auto"  # auto: number of cores - 1, at most 4
+    loader_timeout: Count = 600  # seconds that a step waits for an image from a worker; 0: forever
+    max_pixels: Annotated[int, Field(gt=0, le=178_956_970)] = (
+        178_956_970  # larger images are not decoded; Pillow's own limit
     )
-    voc_first_pixel: Literal["auto", 0, 1] = "auto"  # how Pascal VOC's corners count; auto: 0 where one is 0, else 1
-    min_box_size: Weight = 0.1  # pixels; objects of which less is seen are not trained on; ours
-    allow_orphans: bool = False  # leave out objects of unknown images and classes instead of refusing the data
-    follow_symlinks: bool = False  # open images that a link keeps outside of the data folder
-    val_fraction: Share = 0.0  # of the training images, held out for validation where the data has no validation split
-    sample_images: Positive = 200  # how many images are drawn when path is empty
+    exif: bool = True  # rotate images by their EXIF orientation; false: boxes were drawn on images as stored
+    depth: Literal["full", "minmax"] = (
+        "full"  # grey images of more than 8 bits: white is 65535 or, with minmax, the image's maximum
+    )
+    voc_first_pixel: Literal["auto", 0, 1] = (
+        "auto"  # first pixel index in Pascal VOC's boxes; auto: 0 if any corner is 0, else 1
+    )
+    min_box_size: Weight = 0.1  # pixels; smaller visible parts of objects are not trained on; ours
+    allow_orphans: bool = False  # ignore objects of unknown images and classes instead of refusing the data
+    follow_symlinks: bool = False  # open images outside the data folder through links
+    val_fraction: Share = 0.0  # fraction of training images held out for validation if there is no validation split
+    sample_images: Positive = 200  # number of images drawn if path is empty
     _canvas: tuple[int, int] | None = None  # height and width; see `on_canvas`
 
     @property
@@ -260,15 +272,17 @@ class DataConfig(SettingsGroup):
     def _fits_together(self) -> "DataConfig":
         least, most = self.crop_size
         if least > most:
-            raise ConfigError(f"data.crop_size = {[least, most]} has the least side after the greatest; swap them")
+            raise ConfigError(f"data.crop_size = {[least, most]} has the smallest side after the largest; swap them")
         if self.lsj_scales[0] > self.lsj_scales[1]:
-            raise ConfigError(f"data.lsj_scales = {list(self.lsj_scales)} has the least after the greatest; swap them")
+            raise ConfigError(
+                f"data.lsj_scales = {list(self.lsj_scales)} has the smallest after the largest; swap them"
+            )
         return self
 
 
 class EvalConfig(SettingsGroup):
-    max_dets: Positive = 300  # kept per image, over all queries and classes; [num_select]
-    nms_iou: Share = 1.0  # of two boxes of a class that overlap by more, one goes; 1: none; [nms_iou_threshold]
+    max_dets: Positive = 300  # detections kept per image, over all queries and classes; [num_select]
+    nms_iou: Share = 1.0  # NMS: drop a box of the same class that overlaps by more; 1: off; [nms_iou_threshold]
     backend: Literal["auto", "pycocotools", "hotcoco"] = "auto"  # same numbers; auto: hotcoco (fast) if installed
 
 
@@ -307,7 +321,7 @@ class Config(SettingsGroup):
             section = section.get(part) if isinstance(section, dict) else None
         if not isinstance(section, dict) or name not in section:
             near = did_you_mean(name, section if isinstance(section, dict) else ())
-            raise ConfigError(f"there is no setting `{key}`{near}", fix="" if near else "`dino presets NAME` lists all")
+            raise ConfigError(f"unknown setting `{key}`{near}", fix="" if near else "`dino presets NAME` lists all")
         section[name] = value
         try:
             return type(self).model_validate(settings)

@@ -1,4 +1,4 @@
-"""Detections in the formats that other tools read."""
+"""Write detections in the formats of other tools."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ SUFFIXES = {
 FOLDERS = {"yolo": ".txt", "labelme": ".json"}  # these write a file per image, with this suffix
 CLASSES = "classes.txt"  # of yolo: a name a line
 
-OTHER = "give another --out, or leave --resume out"
+OTHER = "give another --out, or drop --resume"
 
 
 class Detection(TypedDict):
@@ -127,7 +127,7 @@ def format_of(kind: str, out: Path | None) -> str:
         return by_suffix.get(out.suffix.lower(), "json") if out else "json"
     if kind not in FORMATS:
         meant = did_you_mean(kind, FORMATS) or f"; choose one of {', '.join(FORMATS)}"
-        raise ConfigError(f"there is no format `{kind}`{meant}")
+        raise ConfigError(f"unknown format `{kind}`{meant}")
     return kind
 
 
@@ -138,22 +138,24 @@ def check_out(out: Path, kind: str) -> None:
         ConfigError: `out` is a folder where a file is needed, or the other way round, or has another suffix, or is `-`.
     """
     if str(out) == "-":
-        raise ConfigError("--out - would be a file called `-`; for the answer on stdout leave --out out and add --json")
+        raise ConfigError("--out - would be a file called `-`; to print to stdout, drop --out and add --json")
     if kind in FOLDERS:
         if out.exists() and not out.is_dir():
-            raise ConfigError(f"--out {out} is a file, but --format {kind} writes a file per image into a folder")
+            raise ConfigError(f"--out {out} is a file, but --format {kind} writes one file per image to a folder")
         check_folder_name("--out", out)
         return
     suffix = SUFFIXES[kind]
     if kind == "labelstudio" and is_stream(out):
-        raise ConfigError(f"--out {out} is no file, and --format labelstudio writes two, side by side; name a file")
+        raise ConfigError(
+            f"--out {out} is not a regular file, but --format labelstudio writes two files; choose a file"
+        )
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder; give a file, such as {out / f'boxes{suffix}'}")
     if out.suffix.lower() not in ("", suffix):
-        known = "to draw boxes into images use --save-images DIR; " if out.suffix.lower() in IMAGES else ""
+        known = "to draw boxes on images, use --save-images DIR; " if out.suffix.lower() in IMAGES else ""
         raise ConfigError(
             f"--out {out} ends in {out.suffix}, but --format {kind} writes {suffix}; "
-            f"{known}try --out {typed(resuffixed(out, suffix))}, or name a --format: {', '.join(FORMATS)}"
+            f"{known}try --out {typed(resuffixed(out, suffix))}, or choose a --format: {', '.join(FORMATS)}"
         )
 
 
@@ -172,7 +174,7 @@ def read_found(path: Path) -> list[ImageResult]:
     except OSError as error:
         raise DataError(f"it cannot be read: {error.strerror}", code="DATA-RESULTS", where=path, fix=OTHER) from None
     except ValueError as error:
-        what = f"it is not what `dino predict --out` writes: {error}"
+        what = f"it was not written by `dino predict --out`:  {error}"
         raise DataError(what, code="DATA-RESULTS", where=path, fix=OTHER) from None
 
 

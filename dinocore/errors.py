@@ -1,4 +1,4 @@
-"""Errors that a user can put right, each with the exit code of the command. Anything else that is raised is a bug."""
+"""Errors that a user can fix, each with its exit code. Any other exception is a bug."""
 
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class ConfigError(DinoError):
 
 
 class DataError(DinoError):
-    """A data set or an image cannot be used."""
+    """A dataset or an image cannot be used."""
 
     exit_code = 3
     code = "DATA"

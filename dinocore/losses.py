@@ -1,4 +1,4 @@
-"""The training objective. A match is a match, whether the Hungarian method or the denoiser made it."""
+"""The training loss. A match is treated the same, whether from Hungarian matching or from denoising."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,15 +17,15 @@ from .structures import Match, Predictions, Target
 def criterion(
     output: DinoOutput, targets: list[Target], num_boxes: float, loss: LossConfig, num_denoised: float | None = None
 ) -> dict[str, Tensor]:
-    """Weighted loss terms by name, such as `stage0/box`; their sum is what training minimises. In float32 at least.
+    """Weighted loss terms by name, such as `stage0/box`; their sum is the training loss. In at least float32.
 
     Args:
-        num_boxes: objects of the whole optimizer step, averaged over processes; the least that counts is 1.
-        num_denoised: those of them that take part in denoising, which has room for so many of each image; None: of this
-            batch, for a step of one batch. Official DINO divides by all, which is the same where there is room for all.
+        num_boxes: objects in the whole optimizer step, averaged over ranks; at least 1 is used.
+        num_denoised: those of them that take part in denoising, which has limited room per image; None: those of this
+            batch, for a step of one batch. Official DINO divides by all objects, which is the same if all take part.
 
     Raises:
-        ConfigError: `loss` is no section `loss`.
+        ConfigError: `loss` is not a `loss` section.
     """
     check_section(loss, LossConfig)
     num_boxes = max(1.0, num_boxes)
@@ -53,16 +53,16 @@ def criterion(
 
 
 class Matched(NamedTuple):
-    """A stage, its targets, and who answers for what."""
+    """A stage, its targets, and their match."""
 
     name: str  # "proposals" for the first stage, "stage0" for the first decoder layer
-    predictions: Predictions  # in float32 at least
+    predictions: Predictions  # in at least float32
     targets: list[Target]
     match: Match
 
 
 def match_stages(output: DinoOutput, targets: list[Target], loss: LossConfig) -> Iterator[Matched]:
-    """Every stage that the Hungarian method matches, in the model's order."""
+    """Every stage with Hungarian matching, in the model's order."""
     if output.proposals is not None:
         proposals = _float(Predictions(output.proposals.logits, output.proposals.boxes))
         stage_targets = _foreground(targets) if loss.proposal_labels == "foreground" else targets
@@ -98,14 +98,14 @@ def _foreground(targets: list[Target]) -> list[Target]:
 
 
 def _repeated(targets: list[Target], times: int) -> list[Target]:
-    """The same objects several times, so that as many queries answer for each."""
+    """The same objects several times, so that several queries are matched to each."""
     if times == 1:
         return targets
     return [t._replace(labels=t.labels.repeat(times), boxes=t.boxes.repeat(times, 1)) for t in targets]
 
 
 def _float(predictions: Predictions) -> Predictions:
-    """In float32 at least."""
+    """In at least float32."""
     return Predictions(*(x.to(torch.promote_types(x.dtype, torch.float32)) for x in predictions))
 
 

@@ -1,4 +1,4 @@
-"""Which prediction answers for which object: the focal loss's two sides, matching costs, the Hungarian method."""
+"""Match predictions to objects: the two sides of the focal loss, matching costs, the Hungarian method."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -37,7 +37,7 @@ def hungarian(stages: Sequence[Predictions], targets: list[Target], loss: LossCo
         ValueError: there is not one target for each image.
     """
     if len(targets) != len(stages[0].logits):
-        raise ValueError(f"{len(targets)} targets for {len(stages[0].logits)} images; give one Target for each image")
+        raise ValueError(f"{len(targets)} targets for {len(stages[0].logits)} images; give one Target per image")
     device = targets[0].boxes.device
     starts = np.cumsum([0, *(len(t.labels) for t in targets)]).tolist()
     costs = []  # of every image, (stages, N, T_i)

@@ -49,9 +49,9 @@ class _Detections(NamedTuple):
 
 
 class Detections(_Detections):
-    """The objects found in one image, best first: a tuple of labels, scores and boxes, which also knows their names."""
+    """The detections in one image, best first: a tuple of labels, scores and boxes, with class names in `names`."""
 
-    names: tuple[str, ...] = ()  # (n,) of their classes
+    names: tuple[str, ...] = ()  # (n,) class names
 
     def __new__(cls, labels: Tensor, scores: Tensor, boxes_xyxy: Tensor, names: tuple[str, ...] = ()) -> "Detections":
         found = super().__new__(cls, labels, scores, boxes_xyxy)
@@ -59,24 +59,24 @@ class Detections(_Detections):
         return found
 
     def _replace(self, **changes: Any) -> "Detections":
-        """The same with other labels, scores, boxes or names.
+        """A copy with other labels, scores, boxes or names.
 
         Raises:
-            ValueError: a field is not known, or a label whose name is not known here comes without `names`.
+            ValueError: an unknown field, or a label without a known name and no `names`.
         """
         names, labels = changes.pop("names", None), changes.get("labels", self.labels)
         if names is None and self.names:
             known = dict(zip(self.labels.tolist(), self.names, strict=True))
             if unknown := sorted(set(labels.tolist()) - known.keys()):
-                raise ValueError(f"the name of label {unknown[0]} is not known; give names=(...), one for each label")
+                raise ValueError(f"label {unknown[0]} has no name; give names=(...), one for each label")
             names = tuple(known[k] for k in labels.tolist())
         return Detections(*super()._replace(**changes), tuple(names or ()))
 
     def to_supervision(self) -> "supervision.Detections":
-        """The same for the library `supervision`, with the names as `data["class_name"]`.
+        """Convert to `supervision.Detections`, with the names as `data["class_name"]`.
 
         Raises:
-            EnvironmentFault: it is not installed.
+            EnvironmentFault: supervision is not installed.
         """
         try:
             import supervision
@@ -90,7 +90,7 @@ class Detections(_Detections):
 
 
 class AnyDetector(Protocol):
-    """What predicting and evaluating need: a model, or an exported file."""
+    """What prediction and evaluation need: a model, or an exported file."""
 
     config: Config
     categories: list[Category]
@@ -104,7 +104,7 @@ class AnyDetector(Protocol):
 
 
 class Detector:
-    """A model with all that is needed to use it on images."""
+    """A model with everything needed to run it on images."""
 
     def __init__(
         self,
@@ -117,8 +117,8 @@ class Detector:
     ):
         """
         Args:
-            amp: `auto`, `off`, `bf16`, `fp16` or `int8`: products of bytes, on CPUs with VNNI.
-            compiled: let torch.compile take over for images of a size that comes often; see `CompiledModel`.
+            amp: `auto`, `off`, `bf16`, `fp16` or `int8` (int8 matrix products, on CPUs with VNNI).
+            compiled: use torch.compile for frequent image sizes; see `CompiledModel`.
 
         Raises:
             EnvironmentFault: torch.compile cannot run here.
@@ -135,11 +135,11 @@ class Detector:
         self.config = config
         self.categories = list(categories)
         self.device = device
-        self.threshold: float | None = None  # of the best F1 where these weights were evaluated
-        self.class_thresholds: dict[str, float] = {}  # the same of single classes
+        self.threshold: float | None = None  # with the best F1, if these weights were evaluated
+        self.class_thresholds: dict[str, float] = {}  # the same per class
 
     def __getstate__(self) -> bytes:
-        """Everything, in bytes of its own: tensors that share memory can't be handed to a spawned process."""
+        """The whole state as bytes: tensors that share memory can't be passed to a spawned process."""
         content = io.BytesIO()
         torch.save(self.__dict__, content)
         return content.getvalue()
@@ -150,7 +150,7 @@ class Detector:
         self.__dict__.update(torch.load(io.BytesIO(state), weights_only=False))  # as safe as the pickle around it
 
     def least_scores(self) -> list[float]:
-        """From which score on `dino predict` shows a detection of each class."""
+        """The lowest score at which `dino predict` shows a detection, for each class."""
         return least_scores(self.categories, self.threshold, self.class_thresholds)
 
     @overload
@@ -160,14 +160,14 @@ class Detector:
     def __call__(self, images: Sequence[ImageLike]) -> list[Detections]: ...
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Detections | list[Detections]:
-        """Detect in one image, or in each of several, in batches where the shapes are equal; in their order.
+        """Detect objects in one image, or in several, batched by shape; results are in order.
 
         An image is a path, a PIL image, a (H, W, 3) uint8 array in RGB, or a (3, H, W) uint8 tensor in RGB; an array or
-        tensor with one more axis is several.
+        tensor with one more axis is a batch of images.
 
         Raises:
             DataError: it is none of these, or a file is not an image.
-            DivergedError: the model's numbers are not finite.
+            DivergedError: the model's output is not finite.
         """
         if _is_one(images):
             return self.detect(self.batch(images))
@@ -176,19 +176,19 @@ class Detector:
     def stream(
         self, images: ImageLike | Iterable[ImageLike], batch_size: str | int = "auto", slicing: Slicing | None = None
     ) -> Iterator[Detections]:
-        """Detect in as many images as there are, in their order; only a few of them are in memory at once.
+        """Detect objects in any number of images, in order; only a few are in memory at a time.
 
         Args:
-            images: as for a call; one alone is a stream of one.
-            batch_size: the most at once, or `auto`.
+            images: as for a call; a single image is a stream of one.
+            batch_size: the largest batch, or `auto`.
             slicing: cut images into slices; see `dinocore.stream.slices`.
 
         Raises:
-            ConfigError: `batch_size` or `slicing` is something else.
-            DataError: an image is none, or a file is not an image.
+            ConfigError: `batch_size` or `slicing` is invalid.
+            DataError: an item is not an image, or a file is not an image.
         """
         if slicing is not None and not isinstance(slicing, Slicing):
-            raise ConfigError(f"slicing={slicing!r} is no dinocore.stream.slices.Slicing; try slicing=Slicing(640)")
+            raise ConfigError(f"slicing={slicing!r} is not a dinocore.stream.slices.Slicing; try slicing=Slicing(640)")
         if _is_one(images):
             images = [images]
         elif isinstance(images, bytes | bytearray) or hasattr(images, "read") or not isinstance(images, Iterable):
@@ -203,16 +203,16 @@ class Detector:
         return as_batch([View(resize_pixels(pixels, self.config.data), (height, width))])
 
     def detect(self, batch: Batch) -> Detections:
-        """Detections of a batch's only image."""
+        """Detections of a batch with a single image."""
         return self.detect_batch(batch)[0]
 
     def detect_batch(self, batch: Batch) -> list[Detections]:
-        """Detections of each of a batch's images."""
+        """Detections of each image of a batch."""
         return self.select(self.forward(batch).final, batch.sizes)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, targets: list[Target] | None = None) -> DinoOutput:
-        """The model's whole output, for inspectors; with targets it has a denoising part, as in training."""
+        """The model's full output, for inspectors; with targets, it includes denoising, as in training."""
         prepared = normalise(batch, self.config.model.pixel_mean, self.config.model.pixel_std, self.device)
         images = prepared.images.to(next(self.model.backbone.parameters()).dtype)
         may_use_tf32 = self.dtype is None and self.device.type == "cuda"
@@ -222,17 +222,17 @@ class Detector:
             return self.model(images, prepared.padding, targets)
 
     def select(self, final: Predictions, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
-        """The best pairs of query and class of each image, their boxes scaled to its height and width.
+        """The best (query, class) pairs of each image, with boxes scaled to its height and width.
 
-        Where a model was trained too shortly to tell its queries apart, `eval.nms_iou` drops what it found twice; the
-        paper's models need none (official DINO has it as an option, too).
+        If a model was not trained long enough to avoid duplicates, `eval.nms_iou` drops them; the paper's models need
+        no NMS (official DINO also has it as an option).
 
         Raises:
             DivergedError: a prediction is not finite.
         """
         logits, boxes = final.logits.float().cpu(), final.boxes.float().cpu()
         if not (logits.isfinite().all() and boxes.isfinite().all()):
-            raise DivergedError("the model's output is not finite; its weights or the image's pixels are at fault")
+            raise DivergedError("the model's output is not finite; check its weights and the image's pixels")
         found = []
         for i, (height, width) in enumerate(sizes):
             scores = logits[i].sigmoid().flatten()  # (N * K,)
@@ -246,11 +246,11 @@ class Detector:
         return found
 
     def named(self, labels: Tensor, scores: Tensor, boxes_xyxy: Tensor) -> Detections:
-        """Detections with the names of their classes."""
+        """Detections with class names."""
         return Detections(labels, scores, boxes_xyxy, tuple(self.categories[k].name for k in labels.tolist()))
 
     def _pixels(self, image: ImageLike) -> Tensor:
-        """(3, H, W) uint8 of any kind of image."""
+        """Any kind of image as (3, H, W) uint8."""
         if isinstance(image, Tensor):
             check_pixels(image)
             return image
@@ -265,12 +265,12 @@ class Detector:
         if image == "":
             raise DataError("the path of an image is empty", fix="give the path of an image file")
         if "://" in str(image):
-            raise DataError(f"{image} is an address, and nothing is downloaded", code="DATA-URL")
+            raise DataError(f"{image} is an address, and dino does not download images", code="DATA-URL")
         return to_tensor(read_image(Path(image), self.config.data))
 
 
 def _is_one(images: object) -> TypeGuard[ImageLike]:
-    """Whether this is an image, not several."""
+    """Whether this is a single image."""
     return isinstance(images, ImageLike) and getattr(images, "ndim", 3) != 4
 
 
@@ -296,16 +296,16 @@ def _no_image(given: object) -> DataError:
 def load_detector(
     path: str | Path | None = None, device: str | torch.device = "auto", amp: str = "auto", compiled: bool = False
 ) -> Detector:
-    """A detector from a file or a name of weights, or the small one that comes with the package (`bundled`).
+    """Load a detector from weights, by default the bundled model.
 
     Args:
-        path: as for `--weights`: a file, a run's folder, a published name, `hf:org/name` or an address.
+        path: as for `--weights`: a file, a run folder, a published name, `hf:org/name` or an address.
         amp: as for `Detector`.
         compiled: as for `Detector`.
 
     Raises:
-        CheckpointError: the file cannot be used.
-        EnvironmentFault: there is no such device, the file cannot be fetched, or torch.compile cannot run here.
+        CheckpointError: the file is not usable.
+        EnvironmentFault: no such device, the download failed, or torch.compile cannot run here.
     """
     where = locate("bundled" if path is None else path)
     chosen = pick_device(device)
@@ -313,7 +313,7 @@ def load_detector(
 
 
 def detector_from(weights: Weights, where: Path, device: torch.device, amp: str, compiled: bool = False) -> Detector:
-    """A detector from weights that are in memory."""
+    """A detector from loaded weights."""
     keep_memory()
     model = restore_model(weights, where)
     detector = Detector(model, weights.config, weights.categories, device, amp, compiled)

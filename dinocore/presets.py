@@ -99,35 +99,35 @@ OPTIONS = {  # what other codebases set in a config and `dino` has as an option
     "source": "dino predict PATH",
 }  # fmt: skip
 
-_AUGMENTED = "images are flipped, resized and cropped, by data.flip, data.policy and others; see `dino presets tiny`"
-_PADDED = "images keep their shape, and those of a batch are padded to its largest"
-_ORDER = "training images come in another random order in each epoch, which train.seed decides"
-_OFFICIAL = "it is as in official DINO's released recipe, and nobody sets it"
+_AUGMENTED = "images are flipped, resized and cropped, with data.flip, data.policy and others; see `dino presets tiny`"
+_PADDED = "images keep their aspect ratio, and a batch is padded to its largest image"
+_ORDER = "training images are shuffled in each epoch, depending on train.seed"
+_OFFICIAL = "it is fixed as in official DINO's released recipe"
 NO_SETTING = {  # words of other codebases for what nobody sets here, and why
     "auto_scale_lr": "set train.lr yourself when you change train.batch_size",
-    "aux_loss": "every decoder layer has its loss", "deep_supervision": "every decoder layer has its loss",
-    "mosaic": "images are not mixed; the augmentations are those of data.policy",
-    "mixup": "images are not mixed; the augmentations are those of data.policy",
-    "close_mosaic": "images are not mixed; the augmentations are those of data.policy",
-    "copy_paste": "images are not mixed; the augmentations are those of data.policy",
-    "pin_memory": "memory is pinned wherever there is a GPU",
+    "aux_loss": "every decoder layer always has a loss", "deep_supervision": "every decoder layer always has a loss",
+    "mosaic": "images are never mixed; data.policy sets the augmentation",
+    "mixup": "images are never mixed; data.policy sets the augmentation",
+    "close_mosaic": "images are never mixed; data.policy sets the augmentation",
+    "copy_paste": "images are never mixed; data.policy sets the augmentation",
+    "pin_memory": "memory is always pinned if there is a GPU",
     "metainfo": "the classes come from your annotations", "names": "the classes come from your annotations",
     "classes": "the classes come from your annotations", "dn_labelbook_size": "the classes come from your annotations",
     "class_names": "the classes come from your annotations",
-    "single_cls": "the classes come from your annotations; give them one class",
-    "persistent_workers": "worker processes stay for a whole run; data.workers says how many",
-    "prefetch_factor": "each worker process loads 4 batches ahead; data.workers says how many there are",
+    "single_cls": "the classes come from your annotations; use one class there",
+    "persistent_workers": "worker processes live for the whole run; data.workers sets their number",
+    "prefetch_factor": "each worker process loads 4 batches ahead; data.workers sets their number",
     "label_smoothing": "the focal loss has loss.focal_alpha and loss.focal_gamma",
-    "class_weight": "the loss of every class counts alike", "class_weights": "the loss of every class counts alike",
-    **dict.fromkeys(("momentum", "betas", "eps"), "AdamW runs with PyTorch's default"),
+    "class_weight": "every class has the same loss weight", "class_weights": "every class has the same loss weight",
+    **dict.fromkeys(("momentum", "betas", "eps"), "AdamW uses PyTorch's default"),
     "lrf": "a cosine falls to 0", "eta_min": "a cosine falls to 0", "min_lr": "a cosine falls to 0",
-    "lr_min": "a cosine falls to 0", "sync_bn": "batch norms are frozen", "syncbn": "batch norms are frozen",
-    "norm_eval": "batch norms are frozen", "save_best": "best.safetensors is that of the best AP",
+    "lr_min": "a cosine falls to 0", "sync_bn": "batch norm is frozen", "syncbn": "batch norm is frozen",
+    "norm_eval": "batch norm is frozen", "save_best": "best.safetensors has the best AP",
     "filter_empty_gt": "images without objects are trained on, too",
     **dict.fromkeys(("degrees", "translate", "scale", "shear", "perspective", "erasing", "cutmix"), _AUGMENTED),
     **dict.fromkeys(("rect", "keep_ratio"), _PADDED),
     **dict.fromkeys(("shuffle", "sampler", "batch_sampler"), _ORDER),
-    **dict.fromkeys(("log_interval", "log_period", "print_freq"), "metrics.jsonl has every step"),
+    **dict.fromkeys(("log_interval", "log_period", "print_freq"), "metrics.jsonl logs every step"),
     **dict.fromkeys(
         (
             "lr_backbone_names", "dilation", "position_embedding", "pre_norm", "query_dim", "two_stage_learn_wh",
@@ -137,13 +137,13 @@ NO_SETTING = {  # words of other codebases for what nobody sets here, and why
         ),
         _OFFICIAL,
     ),
-    "mask_loss_coef": "dino finds boxes, no masks", "dice_loss_coef": "dino finds boxes, no masks",
-    "masks": "dino finds boxes, no masks", "cfg_options": "give --set KEY=VALUE for each",
+    "mask_loss_coef": "dino predicts boxes, not masks", "dice_loss_coef": "dino predicts boxes, not masks",
+    "masks": "dino predicts boxes, not masks", "cfg_options": "give --set KEY=VALUE for each",
 }  # fmt: skip
 
 
 def preset_dir() -> Path:
-    """Where the shipped presets are: inside an installed package, beside it in a checkout."""
+    """The folder of presets: inside an installed package, next to it in a checkout."""
     packaged = Path(__file__).parent / "_presets"
     return packaged if packaged.is_dir() else Path(__file__).parents[1] / "presets"
 
@@ -159,16 +159,16 @@ def preset_title(name: str) -> str:
 
 
 def reported_ap(name: str) -> str | None:
-    """The AP that a preset's comments say was reported for it; None if nobody has."""
+    """The AP reported for a preset, from its comments, or None."""
     comments = (preset_dir() / f"{name}.toml").read_text(encoding="utf-8")
-    found = re.search(r"^# .*\breport (\d+\.\d) AP\b", comments, re.MULTILINE)
+    found = re.search(r"^# .*\breports (\d+\.\d) AP\b", comments, re.MULTILINE)
     return found and found[1]
 
 
 def load_config(
     source: str | Path | Config | None = None, overrides: Sequence[str] = (), file: str | Path | None = None
 ) -> Config:
-    """Read a preset by name or a TOML file by path, or take a Config; then `file`; then `section.key=value` overrides.
+    """Load a preset by name, a TOML file by path, or a Config; then apply `file`, then `section.key=value` overrides.
 
     Raises:
         ConfigError: the source, a key or a value is unknown or of the wrong type.
@@ -188,10 +188,10 @@ def load_config(
 
 
 def override(config: Config, overrides: Sequence[str], sections: Sequence[str]) -> Config:
-    """Change settings of a config that comes with weights; only those of `sections` can still be changed.
+    """Change settings of a config stored with weights; only those in `sections` can be changed.
 
     Raises:
-        ConfigError: a key or a value is unknown, of the wrong type, or of another section.
+        ConfigError: a key or value is unknown, has the wrong type, or belongs to another section.
     """
     settings = config.model_dump(mode="json")
     for text, change in zip(overrides, map(_parse_override, overrides), strict=True):
@@ -202,7 +202,7 @@ def override(config: Config, overrides: Sequence[str], sections: Sequence[str]) 
 
 
 def _current(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings under the names of this version, with a warning for each old name."""
+    """Settings with this version's names, with a warning for each old name."""
     for old in (*RENAMED, *REMOVED):
         section, _, name = old.partition(".")
         values = settings.get(section)
@@ -216,7 +216,7 @@ def _current(settings: dict[str, Any]) -> dict[str, Any]:
         elif value == "none":
             message = ""  # as every run wrote it into its config.toml
         else:
-            message = f"{old} = {value} does nothing any more: {REMOVED[old]}"
+            message = f"{old} = {value} no longer has any effect: {REMOVED[old]}"
         settings = settings | {section: values}
         if message:
             warnings.warn(message, FutureWarning, stacklevel=1)
@@ -227,7 +227,7 @@ def config_from_dict(settings: dict[str, Any]) -> Config:
     """Check settings against the declared ones and fill in the defaults.
 
     Raises:
-        ConfigError: naming every key or value that cannot be used.
+        ConfigError: names every invalid key or value.
     """
     try:
         return Config.model_validate(settings)
@@ -236,7 +236,7 @@ def config_from_dict(settings: dict[str, Any]) -> Config:
 
 
 def config_to_toml(config: Config) -> str:
-    """All settings, also those at their defaults; `load_config` reads it back to an equal Config."""
+    """All settings, including defaults; `load_config` reads it back to an equal Config."""
     return tomli_w.dumps(config.model_dump(mode="json"))
 
 
@@ -255,9 +255,9 @@ def find_preset(source: str) -> Path:
         hint = (
             f"did you mean `{close[0]}`?"
             if close
-            else "there are r50-4scale, swin-l-4scale, tiny and others; `dino presets` lists all"
+            else "presets include r50-4scale, swin-l-4scale and tiny; `dino presets` lists all"
         )
-        raise ConfigError(f"there is no preset or file `{source}`; {hint}")
+        raise ConfigError(f"no preset or file `{source}`; {hint}")
     return path
 
 
@@ -273,7 +273,7 @@ def read_settings(file: str | Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise ConfigError(f"there is no config file `{path}`") from None
+        raise ConfigError(f"no config file `{path}`") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}; save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
@@ -366,7 +366,7 @@ def _unknown(loc: Sequence[str | int], value: Any) -> str:
     while isinstance(value, dict) and len(value) == 1:  # a section that there isn't: what was meant is in it
         ((key, value),) = value.items()
         path.append(key)
-    return f"there is no setting `{'.'.join(path)}`{_hint([part.casefold() for part in path], here)}"
+    return f"unknown setting `{'.'.join(path)}`{_hint([part.casefold() for part in path], here)}"
 
 
 def _hint(path: Sequence[str], here: Sequence[str]) -> str:

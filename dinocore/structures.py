@@ -1,4 +1,4 @@
-"""The values that flow through DINO, in the order in which they appear.
+"""The data structures of DINO, in the order of the data flow.
 
     images -> feature maps -> Tokens -> memory -> Proposals -> Queries -> Predictions -> loss
 
@@ -11,7 +11,7 @@ Letters used in every shape comment of this package:
     T targets of one image     G    denoising groups       Q    denoising queries
 
 Boxes are (centre x, centre y, width, height) as fractions of the unpadded image, unless a name ends in _xyxy.
-Masks are True where something is *left out*: padding, a forbidden query pair.
+Masks are True where something is *excluded*: padding, a forbidden query pair.
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 MATCHING = -1  # the group of queries that do not come from targets
-EXTRA = -2  # the group of further such queries in training, several of which answer for one target
+EXTRA = -2  # the group of extra matching queries in training, several of which are matched to one target
 
 
 class Target(NamedTuple):
@@ -27,7 +27,7 @@ class Target(NamedTuple):
 
     labels: Tensor  # (T,) int64
     boxes: Tensor  # (T, 4)
-    seed: int | None = None  # of this image's denoising noise; None: torch's global generator
+    seed: int | None = None  # for this image's denoising noise; None: torch's global generator
 
 
 class Tokens(NamedTuple):
@@ -41,32 +41,32 @@ class Tokens(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """What one prediction stage says about every query."""
+    """The predictions of one stage for every query."""
 
     logits: Tensor  # (B, N, K)
     boxes: Tensor  # (B, N, 4)
 
 
 class Proposals(NamedTuple):
-    """What the first stage says about the tokens that it chose, best first."""
+    """The first stage's predictions for the tokens it selected, best first."""
 
-    logits: Tensor  # (B, N, K), or (B, N, 1) where it only tells foreground from background
+    logits: Tensor  # (B, N, K), or (B, N, 1) if it only separates foreground from background
     boxes: Tensor  # (B, N, 4)
     anchors: Tensor  # (B, N, 4) the boxes before the first stage moved them
-    level: Tensor  # (B, N) int64, the feature level that each comes from
+    level: Tensor  # (B, N) int64, the feature level of each
     maps: list[Tensor]  # L x (B, H_l, W_l) the logit by which every token was ranked, for inspectors
 
 
 class Queries(NamedTuple):
-    """What the decoder starts from."""
+    """The decoder's input queries."""
 
     content: Tensor  # (B, N, C)
     boxes: Tensor  # (B, N, 4)
-    blocked: Tensor | None = None  # (N, N) bool, True where row must not attend to column; None: nothing is blocked
+    blocked: Tensor | None = None  # (N, N) bool, True if row must not attend to column; None: nothing is blocked
 
 
 class Match(NamedTuple):
-    """Which prediction answers for which target; targets are numbered across the whole batch."""
+    """The prediction matched to each target; targets are numbered across the whole batch."""
 
     image: Tensor  # (sum T,) int64
     query: Tensor  # (sum T,) int64
@@ -74,14 +74,14 @@ class Match(NamedTuple):
 
 
 class DenoisingQueries(NamedTuple):
-    """Denoising queries, and what each of them is."""
+    """Denoising queries and their origin."""
 
     content: Tensor  # (B, Q, C)
     boxes: Tensor  # (B, Q, 4)
     group: Tensor  # (Q,) int64
-    negative: Tensor  # (Q,) bool, must answer "no object"
-    valid: Tensor  # (B, Q) bool, False where an image has fewer targets than the largest one
+    negative: Tensor  # (Q,) bool, must predict "no object"
+    valid: Tensor  # (B, Q) bool, False on padding slots of images with fewer targets than the largest
     match: Match  # every positive with its target
     num_groups: int
-    target_index: Tensor  # (B, Q) int64, which target of its image each is a noisy copy of; -1 on padding
-    labels: Tensor  # (B, Q) int64, the class that each starts as, which noise may have made a wrong one
+    target_index: Tensor  # (B, Q) int64, the target of its image that each is a noisy copy of; -1 on padding
+    labels: Tensor  # (B, Q) int64, the initial class of each, which noise may have changed

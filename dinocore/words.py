@@ -1,4 +1,4 @@
-"""English."""
+"""Helpers for English messages."""
 
 import difflib
 import os

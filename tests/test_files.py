@@ -77,8 +77,8 @@ def test_a_pipe_is_written_to_and_stays_one(tmp_path):  # as is /dev/null, which
     check_file("--out", pipe, ".json")
     write_text(pipe, "whole")
     reader.join(30)
-    with pytest.raises(ConfigError, match="writes two, side by side; name a file"):
+    with pytest.raises(ConfigError, match="writes two files; choose a file"):
         check_out(pipe, "labelstudio")
-    with pytest.raises(ConfigError, match=r"is no file; name one that ends in \.png"):
+    with pytest.raises(ConfigError, match=r"is not a regular file; give one that ends in \.png"):
         check_file("--out", pipe, ".png")
     assert read == ["whole"] and is_stream(pipe) and os.listdir(tmp_path) == ["pipe.json"]

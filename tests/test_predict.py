@@ -104,7 +104,10 @@ def test_an_address_and_a_folder_are_called_what_they_are(detector, tmp_path):
 
 
 def test_weights_without_a_name_and_a_whole_config_are_refused(detector):
-    with pytest.raises(CheckpointError, match="the name of the weights is empty; is a variable of your shell not set"):
+    with pytest.raises(
+        CheckpointError,
+        match="the name of the weights is empty; check that the shell variables in your command are set",
+    ):
         load_detector("")
     with pytest.raises(ConfigError, match=r"use config\.model"):
         build_model(detector.config)
@@ -121,7 +124,7 @@ def test_detections_with_something_replaced_keep_the_names_of_their_labels():
     kept = found._replace(labels=found.labels[1:], scores=found.scores[1:], boxes_xyxy=found.boxes_xyxy[1:])
     assert kept.names == ("dog", "cat")
     assert found._replace(names=("a", "b", "c")).names == ("a", "b", "c")
-    with pytest.raises(ValueError, match=r"name of label 7 is not known; give names"):
+    with pytest.raises(ValueError, match=r"label 7 has no name; give names"):
         found._replace(labels=torch.tensor([7, 0, 2]))
     with pytest.raises((TypeError, ValueError), match="colour"):
         found._replace(colour=1)

@@ -78,11 +78,11 @@ def test_what_is_not_an_override_is_refused_with_an_example(text):
 
 
 def test_an_unknown_preset_names_the_nearest_or_all():
-    assert refusal("r50-4scal") == "there is no preset or file `r50-4scal`; did you mean `r50-4scale`?"
-    assert refusal("R50-4SCALE") == "there is no preset or file `R50-4SCALE`; did you mean `r50-4scale`?"
-    listed = "there are r50-4scale, swin-l-4scale, tiny and others; `dino presets` lists all"
-    assert refusal("eva") == f"there is no preset or file `eva`; {listed}"
-    assert "there is no preset or file `mine.toml`" in refusal("mine.toml")
+    assert refusal("r50-4scal") == "no preset or file `r50-4scal`; did you mean `r50-4scale`?"
+    assert refusal("R50-4SCALE") == "no preset or file `R50-4SCALE`; did you mean `r50-4scale`?"
+    listed = "presets include r50-4scale, swin-l-4scale and tiny; `dino presets` lists all"
+    assert refusal("eva") == f"no preset or file `eva`; {listed}"
+    assert "no preset or file `mine.toml`" in refusal("mine.toml")
 
 
 def test_a_byte_order_mark_is_no_fault(toml):
@@ -106,7 +106,7 @@ def test_a_file_that_is_not_toml_is_named_with_the_place(toml, content, said):
 
 def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path):
     missing = tmp_path / "none.toml"
-    assert refusal(file=missing) == f"there is no config file `{missing}`"
+    assert refusal(file=missing) == f"no config file `{missing}`"
     assert refusal(file=tmp_path).startswith(str(tmp_path))
 
 

@@ -43,7 +43,7 @@ def test_a_folder_that_is_filled_has_no_mark(tmp_path):
 def test_what_a_killed_process_left_is_replaced_unless_something_else_is_there(tmp_path):
     folder = killed(tmp_path / "new")
     (folder / "mine").touch()
-    with pytest.raises(ConfigError, match="holds what an interrupted command left, and mine, which is not of it"):
+    with pytest.raises(ConfigError, match="has leftovers of an interrupted command, and also mine"):
         check_fillable("OUT", folder, PARTS)
     (folder / "mine").unlink()
     check_fillable("OUT", folder, PARTS)
@@ -55,7 +55,7 @@ def test_what_a_process_is_still_at_work_on_is_not_taken(tmp_path):
     folder = killed(tmp_path / "new")
     with FileLock(folder / MARK):
         assert not is_abandoned(folder)
-        with pytest.raises(ConfigError, match="is not empty; name a folder that is new or empty"):
+        with pytest.raises(ConfigError, match="is not empty; give a new or empty folder"):
             check_fillable("OUT", folder, PARTS)
     (folder / MARK).touch()
     assert is_abandoned(folder) and is_abandoned(folder)

@@ -137,9 +137,9 @@ def test_a_stream_that_falls_silent_ends(film, monkeypatch, sends):
         address = f"tcp://127.0.0.1:{listening.getsockname()[1]}"
         if sends:
             frames, damaged = read(address)
-            assert 40 < len(frames) <= 50 and "nothing came for 0.5 s" in damaged[-1].reason
+            assert 40 < len(frames) <= 50 and "no data for 0.5 s" in damaged[-1].reason
         else:
-            with pytest.raises(DataError, match="nothing came for 3 s"):
+            with pytest.raises(DataError, match="no data for 3 s"):
                 read(address)
 
 

@@ -42,7 +42,7 @@ def test_a_flipped_bit_anywhere_in_the_numbers_is_noticed(path):
         changed = bytearray(content)
         changed[place] ^= 1
         path.write_bytes(changed)
-        with pytest.raises(CheckpointError, match="is damaged: its numbers are not those that were written; copy"):
+        with pytest.raises(CheckpointError, match="is damaged: its tensors have changed since they were written; copy"):
             load_weights(path)
 
 

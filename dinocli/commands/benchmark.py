@@ -31,7 +31,7 @@ def benchmark(
         ),
     ] = "auto",
     compile: Annotated[
-        bool, typer.Option("--compile", help="torch.compile around the model, as in `dino predict --compile`.")
+        bool, typer.Option("--compile", help="Run the model with torch.compile, as in `dino predict --compile`.")
     ] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls, after two warm-up calls.")] = 5,
     objects: Annotated[int, typer.Option(min=0, help="Objects per image, with --train.")] = OBJECTS,
@@ -57,7 +57,9 @@ def benchmark(
 
     _check(ops, profile)
     if amp == "int8" and (train or ops != "auto"):
-        raise ConfigError("int8 is for inference with our own operations; leave out --train and --ops reference")
+        raise ConfigError(
+            "int8 only works for inference, without the reference operations; drop --train and --ops reference"
+        )
     if weights is not None and is_exported(path := find_weights(weights)):
         others = [preset, train, compile, profile, config, overrides]
         others += [ops != "auto", size != SIZE, amp != "auto", objects != OBJECTS]

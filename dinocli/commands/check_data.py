@@ -1,4 +1,4 @@
-"""`dino check-data`: find what is wrong with a data set."""
+"""`dino check-data`: find problems in a dataset."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "objects": lambda n: str(n["objects"]),
     "crowds": lambda n: str(n["crowds"]),
     "objects per image": lambda n: _range(n["objects_per_image"]),
-    "most objects in an image": lambda n: f"{n['objects_per_image']['max']:.0f}" if n["objects_per_image"] else "-",
+    "most objects per image": lambda n: f"{n['objects_per_image']['max']:.0f}" if n["objects_per_image"] else "-",
     "side in pixels": lambda n: _range(n["object_side_px"]),
     "width / height": lambda n: _range(n["object_aspect"]),
     "small, medium, large": lambda n: ", ".join(f"{share:.0%}" for share in n["shares"].values()),
@@ -48,30 +48,35 @@ ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def check_data(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data folder, in any layout that `dino train` takes.")],
-    decode: Annotated[bool, typer.Option("--decode", help="Decode every image completely, in parallel.")] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every image fully, in parallel.")] = False,
     preset: Annotated[
         str,
         typer.Option(
-            "--preset", "-p", help="The model that the data is for; see `dino presets`.", autocompletion=preset_names
+            "--preset", "-p", help="The model to check the data for; see `dino presets`.", autocompletion=preset_names
         ),
     ] = "tiny",
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a report with images of each finding.")
     ] = None,
     fix: Annotated[
-        Path | None, typer.Option(metavar="OUT.json", help="Write a repaired copy of the annotations and a log.")
+        Path | None, typer.Option(metavar="OUT.json", help="Write a repaired copy of the annotations, and a log.")
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 for warnings too.")] = False,
-    follow_symlinks: Annotated[bool, typer.Option("--follow-symlinks", help="Follow links out of the folder.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 on warnings, too.")] = False,
+    follow_symlinks: Annotated[
+        bool, typer.Option("--follow-symlinks", help="Follow links that lead out of the folder.")
+    ] = False,
     allow_orphans: Annotated[
-        bool, typer.Option("--allow-orphans", help="Objects of unknown images and classes are not errors.")
+        bool,
+        typer.Option(
+            "--allow-orphans", help="Ignore objects of unknown images and classes instead of reporting errors."
+        ),
     ] = False,
     val_fraction: ValFraction = None,
     config: ConfigFile = None,
     overrides: Overrides = [],
     json: Json = False,
 ) -> None:
-    """Find what is wrong with a data set before a training does.
+    """Find problems in a dataset before you train.
 
     Example: dino check-data my-data --html findings.html
     """
@@ -113,7 +118,7 @@ def _check(folder: Path, config: Config, decode: bool) -> Checked:
                 what = "decoding" if decode else "looking at"
                 tasks[event.split] = progress.add_task(f"{what} {event.split}", total=event.total)
             progress.update(tasks[event.split], completed=event.done)
-    raise AssertionError("check_data ended without an answer")
+    raise AssertionError("check_data ended without a result")
 
 
 def _show(checked: Checked) -> None:
@@ -126,7 +131,7 @@ def _show(checked: Checked) -> None:
         stdout.print(_line(name, finding), soft_wrap=True)
     stdout.print(", ".join(counted(count, level.removesuffix("s")) for level, count in checked.counts().items()))
     if not checked.decoded:
-        say("only the headers of images were read; --decode reads every pixel and looks for near-duplicates")
+        say("only image headers were read; --decode decodes every image and looks for near-duplicates")
 
 
 def _numbers(splits: dict[str, dict[str, Any]]) -> Table:
@@ -171,7 +176,7 @@ def _fix(checked: Checked, config: Config, out: Path) -> None:
     for n, (name, part) in enumerate(checked.splits.items()):
         copy = out if n == 0 else out.with_name(f"{out.stem}.{name}{out.suffix}")
         if copy.resolve() == part.split.annotations.resolve():
-            raise ConfigError(f"--fix {copy} is the file that is read; name another one, it is never edited in place")
+            raise ConfigError(f"--fix {copy} is the input file, which is never edited in place; choose another name")
         document, changes = _repaired(part, config)
         log = copy.with_name(f"{copy.name}.log")
         write_text(copy, to_json(document) + "\n")
@@ -179,9 +184,9 @@ def _fix(checked: Checked, config: Config, out: Path) -> None:
         say(f"wrote {copy}: {counted(len(changes), 'change')} in {name}, listed in {log}")
         _say_what_is_left(part, copy, config)
         if part.split.format == "coco":
-            say(f"to use it, put it in the place of {part.split.annotations}")
+            say(f"to use it, replace {part.split.annotations}")
         else:
-            say(f'to use it, name {copy} in a dataset.toml with format = "coco" (docs/data.md)')
+            say(f'to use it, set {copy} in a dataset.toml with format = "coco" (docs/data.md)')
 
 
 def _repaired(part: CheckedSplit, config: Config) -> tuple[dict[str, Any], list[Change]]:
@@ -193,7 +198,7 @@ def _repaired(part: CheckedSplit, config: Config) -> tuple[dict[str, Any], list[
         root = root or next((root for root in split.image_roots if root.is_dir()), split.annotations.parent)
         return Repair(document, root, split.folder or root, config.data).run()
     if annotations is None:
-        raise DataError("nothing of it can be read", code="DATA-FILE", where=split.annotations, fix="correct the file")
+        raise DataError("it cannot be read at all", code="DATA-FILE", where=split.annotations, fix="correct the file")
     left_out = [Change(f.code, -1, None, f.text) for f in part.findings.of("error")]
     return coco_document(annotations, split.format), left_out
 
@@ -211,4 +216,4 @@ def _say_what_is_left(part: CheckedSplit, copy: Path, config: Config) -> None:
     for finding in findings.of("error"):
         warn(f"still in {copy}: {finding.text}")
     if not left.trainable(config.data.min_box_size).any():
-        warn(f"{copy} has no object to learn from")
+        warn(f"{copy} has no objects to train on")

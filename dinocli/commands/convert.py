@@ -1,4 +1,4 @@
-"""`dino convert`: weights between codebases."""
+"""`dino convert`: convert weights between codebases."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 def convert(
     file: Annotated[
-        str, typer.Argument(help="Weights of official DINO, detrex or mmdetection, a file or a name; ours with --to.")
+        str,
+        typer.Argument(
+            help="Weights of official DINO, detrex or mmdetection, a file or a name; with --to, dino's own."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .safetensors, or .pth with --to official.")],
     source: Annotated[
@@ -37,26 +40,24 @@ def convert(
     to: Annotated[
         str,
         typer.Option(
-            help="dino, or official: write our weights in official DINO's format.",
+            help="dino, or official: write weights in official DINO's format.",
             autocompletion=choices("dino", "official"),
         ),
     ] = "dino",
     preset: Annotated[
         str | None,
-        typer.Option("--preset", "-p", help="The config that it was trained with.", autocompletion=preset_names),
+        typer.Option(
+            "--preset", "-p", help="The preset that the weights were trained with.", autocompletion=preset_names
+        ),
     ] = None,
-    variant: Annotated[
-        str | None, typer.Option(help="Which of a codebase's configs: base, improved, 12e, 24e.")
-    ] = None,
+    variant: Annotated[str | None, typer.Option(help="The codebase's config: base, improved, 12e or 24e.")] = None,
     classes: Annotated[
-        int | None, typer.Option(help="80: drop the 11 of official DINO's 91 logits that are not a class.")
+        int | None, typer.Option(help="80: drop the 11 of official DINO's 91 logits that are not classes.")
     ] = None,
     names: Annotated[
-        Path | None, typer.Option(help="Text file with one class name per line, if they are not COCO's.")
+        Path | None, typer.Option(help="Text file with one class name per line, if the classes are not COCO's.")
     ] = None,
-    ema: Annotated[
-        bool, typer.Option("--ema", help="Use the moving average that is stored beside the weights.")
-    ] = False,
+    ema: Annotated[bool, typer.Option("--ema", help="Use the moving average that is stored with the weights.")] = False,
     overrides: Overrides = [],
     json: Json = False,
 ) -> None:
@@ -89,7 +90,7 @@ def convert(
         print_json({"file": file, "out": str(out)} | _as_json(done))
     else:
         _show(done)
-    say(f"wrote {out}; a forward pass with it gives finite numbers")
+    say(f"wrote {out}; a test forward pass gave finite outputs")
 
 
 def _to_official(file: str, out: Path, json: bool) -> None:
@@ -112,7 +113,7 @@ def _to_official(file: str, out: Path, json: bool) -> None:
 def _check_out(file: str, out: Path, suffix: str) -> None:
     check_file("--out", out, suffix)
     if out.resolve() == Path(file).resolve():
-        raise ConfigError(f"--out {out} is the file that is read; name another one")
+        raise ConfigError(f"--out {out} is the input file; choose another name")
 
 
 def _names(file: Path | None) -> list[str]:

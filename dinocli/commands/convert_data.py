@@ -1,4 +1,4 @@
-"""`dino convert-data`: a data set in another format."""
+"""`dino convert-data`: write a dataset in another format."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def convert_data(
     overrides: Overrides = [],
     json: Json = False,
 ) -> None:
-    """Write a data set as COCO, YOLO or Pascal VOC.
+    """Write a dataset as COCO, YOLO or Pascal VOC.
 
     Example: dino convert-data my-data converted --to yolo
     """
@@ -66,7 +66,7 @@ def convert_data(
             lost = written.lost_crowds
             progress.update(task, completed=written.done, total=written.total)
     if lost:
-        warn(f"left out {counted(lost, 'crowd region')}: YOLO's labels have none")
+        warn(f"dropped {counted(lost, 'crowd region')}: YOLO has no crowds")
     counts = {name: len(annotations.image_ids) for name, (annotations, _) in splits.items()}
     if json:
         print_json({"out": str(out), "format": to, "images": counts, "lost_crowds": lost})

@@ -33,39 +33,42 @@ def export(
         str | None,
         typer.Option(
             metavar="HxW[-HxW]",
-            help="Height and width of the canvas, or least and largest; default: every image of evaluation fits.",
+            help="Height and width of the canvas, or smallest and largest; default: fits evaluation images.",
         ),
     ] = None,
     precision: Annotated[
         str,
         typer.Option(
-            help="float32, or int8: products of encoder and decoder.", autocompletion=choices("float32", "int8")
+            help="float32, or int8 for matrix products of encoder and decoder.",
+            autocompletion=choices("float32", "int8"),
         ),
     ] = "float32",
     pixels: Annotated[
         str,
         typer.Option(
-            help="Type of the input: uint8 or float32, 0 to 255 in both.", autocompletion=choices("uint8", "float32")
+            help="Input type: uint8 or float32, 0 to 255 in both.", autocompletion=choices("uint8", "float32")
         ),
     ] = "uint8",
     max_dets: Annotated[int | None, typer.Option(min=1, help="Detections per image; default: the model's own.")] = None,
     threshold: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Least score that users of the file see; default: the weights' own, or 0.3."),
+        typer.Option(min=0, max=1, help="Default score threshold of the file; default: the weights' own, or 0.3."),
     ] = None,
     tensorrt_plugin: Annotated[
         bool,
-        typer.Option("--tensorrt-plugin", help="ONNX with TensorRT's plug-in for attention; it runs in TensorRT only."),
+        typer.Option(
+            "--tensorrt-plugin", help="Use TensorRT's attention plug-in; the ONNX file then runs in TensorRT only."
+        ),
     ] = False,
     images: Annotated[
         list[str],
         typer.Option(
-            help="Images or folders to compare on, the first four; default: of the training data, else drawn."
+            help="Images or folders to compare on (the first four); default: from the weights' data, or else drawn."
         ),
     ] = [],
     json: Json = False,
 ) -> None:
-    """Write weights as a file that runs without PyTorch, and compare it with the model.
+    """Export weights to a file that runs without PyTorch, and compare it with the model.
 
     Example: dino export runs/mine/best.safetensors --format onnx --out dino.onnx
     """
@@ -81,7 +84,7 @@ def export(
         raise ConfigError(f"--pixels {pixels} is not known; choose {' or '.join(PIXELS)}")
     where = find_weights(weights)
     if is_exported(where):
-        raise ConfigError(f"{where} is already an exported file; give the weights that it was made from")
+        raise ConfigError(f"{where} is already an exported file; give the weights it was made from")
     content = load_weights(where)
     pick_canvases(content.config, sizes, max(content.config.model.feature_strides))  # before images are read
     shown = _images(images, content.config.data)
@@ -110,10 +113,10 @@ def _sizes(text: str) -> list[tuple[int, int]]:
 
     parts = text.split("-")
     if len(parts) > 2 or not all(parts):
-        raise ConfigError(f"--size {text} is neither a size nor two; write 640x640, or 224x224-640x640")
+        raise ConfigError(f"--size {text} is neither a size nor a range of sizes; write 640x640, or 224x224-640x640")
     sizes = [_size(part) for part in parts]
     if sizes[0][0] > sizes[-1][0] or sizes[0][1] > sizes[-1][1]:
-        raise ConfigError(f"--size must go from the least to the largest; got {text}")
+        raise ConfigError(f"--size must go from the smallest to the largest; got {text}")
     return sizes
 
 
@@ -139,6 +142,6 @@ def _images(given: list[str], config: "DataConfig") -> "list[Image.Image | Path]
             say(f"comparing on images of {data.file}")
             return [read_image(file, config) for file in files]
         except DataError as error:
-            warn(f"the training data cannot be used to compare on ({error})")
-    say("comparing on drawn images of blood cells; --images FILE for others")
+            warn(f"cannot compare on the weights' data ({error})")
+    say("comparing on drawn images of blood cells; use --images FILE for others")
     return [Image.fromarray(draw_smear(7, i, size)[0]) for i, size in enumerate([(640, 480), (480, 640), (500, 375)])]

@@ -1,4 +1,4 @@
-"""`dino info`: what a file of weights is."""
+"""`dino info`: describe a weights file."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def info(
         str,
         typer.Argument(
             callback=check_weights,
-            help="Weights of ours, official DINO, detrex or mmdetection: a file, a run, a name, an address; an export.",
+            help="Weights of any supported codebase (a file, a run, a name or an address), or an exported file.",
         ),
     ],
     json: Json = False,
 ) -> None:
-    """Say what a file of weights, or one that was exported, is.
+    """Describe a weights file or an exported file.
 
     Example: dino info dino.safetensors
     """
@@ -86,7 +86,7 @@ def _file(name: str) -> Path:
     entry = None if Path(name).exists() else find(name)
     if entry is not None and not cached(entry):
         raise EnvironmentFault(
-            f"{name} has not been fetched; `dino weights {name}` tells about it, and --weights {name} fetches it"
+            f"{name} has not been downloaded; `dino weights {name}` describes it, and --weights {name} downloads it"
         )
     with watching() as watch:
         return locate(name, watch) if entry else original(name, watch).file

@@ -41,4 +41,4 @@ def presets(
         counts = str(config.model.num_levels), str(config.train.epochs)
         table.add_row(f"[bold]{preset}[/]", backbone, *counts, reported_ap(preset) or "-")
     stdout.print(table)
-    say("AP: on COCO val2017, as the authors of the recipe report it; `dino presets NAME` prints all settings.")
+    say("AP is on COCO val2017, as reported by the recipe's authors; `dino presets NAME` prints all settings.")

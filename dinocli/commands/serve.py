@@ -1,4 +1,4 @@
-"""`dino serve`: the service on uvicorn, which on a signal answers what it has and then ends."""
+"""`dino serve`: run the service on uvicorn; on a signal it answers pending requests, then stops."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ from ..weights_option import open_detector
 def serve(
     weights: Weights = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines connect.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Largest batch of images of one shape.")] = 16,
-    max_requests: Annotated[int, typer.Option(min=1, help="Requests running or waiting; further ones get 429.")] = 64,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds per request; after that it gets 504.")] = 30,
-    max_mb: Annotated[float, typer.Option(min=0.001, help="Largest image file; larger ones get 413.")] = 20,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Largest image in pixels; larger ones get 413.")] = 50_000_000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free port.")] = 8000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Maximum batch of images of the same shape.")] = 16,
+    max_requests: Annotated[int, typer.Option(min=1, help="Maximum requests running or waiting; more get 429.")] = 64,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds per request; slower ones get 504.")] = 30,
+    max_mb: Annotated[float, typer.Option(min=0.001, help="Maximum image file size in MB; larger ones get 413.")] = 20,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Maximum pixels of an image; larger ones get 413.")
+    ] = 50_000_000,
     device: Device = "auto",
     amp: Precision = "auto",
 ) -> None:
@@ -51,9 +53,9 @@ def serve(
         timeout_graceful_shutdown=int(timeout) + 1,
     )  # fmt: skip
     shown = f"[{host}]" if ":" in host else host
-    say(f"serving on http://{shown}:{listening.getsockname()[1]} (Ctrl-C ends it)")
+    say(f"serving on http://{shown}:{listening.getsockname()[1]} (press Ctrl-C to stop)")
     if host not in ("127.0.0.1", "localhost", "::1"):
-        say("whoever reaches this address may use it; nothing asks for a password")
+        say("anyone who can reach this address can use it; there is no password")
 
     class Server(uvicorn.Server):
         """Ends with code 0 on a signal such as SIGINT or SIGTERM, after what is in work is answered."""
@@ -75,7 +77,7 @@ def serve(
     if late := app.state.service.metrics.unanswered() - server.late:
         say(f"ended; {counted(late, 'request')} that {'was' if late == 1 else 'were'} in work got no answer in time")
     else:
-        say("ended; all requests that were in work are answered")
+        say("stopped; all running requests were answered")
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -87,5 +89,5 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.bind((host, port))
     except OSError as error:
         what = f"cannot listen at {host}, port {port}: {error.strerror or error}"
-        raise EnvironmentFault(what, fix="name another --port, or --port 0 for any that is free") from None
+        raise EnvironmentFault(what, fix="choose another --port, or --port 0 for any free port") from None
     return listening

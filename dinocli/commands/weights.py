@@ -1,4 +1,4 @@
-"""`dino weights`: the published checkpoints."""
+"""`dino weights`: list the published checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..options import Json
 
 
 def weights(
-    name: Annotated[str | None, typer.Argument(help="Show everything about this one.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show all details of this one.")] = None,
     json: Json = False,
 ) -> None:
     """List the published checkpoints that --weights takes by name.
@@ -39,7 +39,7 @@ def weights(
         stdout.print(f"[bold]{escape(publisher.title)}[/], AP on COCO val2017 as in {escape(publisher.reported)}")
         stdout.print(table)
         stdout.print()
-    say("dino predict img.jpg --weights NAME fetches one, and dino weights NAME says where it is from")
+    say("dino predict img.jpg --weights NAME downloads one, and dino weights NAME shows where it comes from")
     say("by hand: its publisher has it in a folder without an address, which dino weights NAME names with what to type")
 
 

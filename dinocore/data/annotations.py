@@ -1,4 +1,4 @@
-"""Annotations as a few numpy arrays, whatever their format: small, quick to check, and not copied by every worker."""
+"""Annotations of any format as a few numpy arrays: small, quick to check, and not copied by every worker."""
 
 import os
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Images that are not three bands of colour: what is made of them, and which are refused.
+"""Images that are not RGB: how they are converted, and which are refused.
 
 Models here see RGB: every published weight was trained on it, and Pillow decodes at most four bands. Three of the bands
 of a scientific file can be chosen in many ways, so that is left to whoever knows them.
@@ -18,7 +18,7 @@ COLOUR_BANDS = {2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # by photometric interpretation; 
 ALPHA = (1, 2)  # of the extra samples those that are a transparency
 ARRAYS = (".npy", ".npz")
 TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-NOT_READ = "{} has {} bands; images of 1 band, of 3 colours, and of these with transparency are read"
+NOT_READ = "{} has {} bands; dino reads grey and RGB images, with or without transparency"
 
 
 def has_unknown_band(image: TiffImageFile) -> bool:
@@ -29,11 +29,11 @@ def has_unknown_band(image: TiffImageFile) -> bool:
 def conversion(image: Image.Image) -> str:
     """What is done to make RGB of an image, in words; an empty text where nothing of it is lost or made up."""
     if isinstance(image, TiffImageFile) and has_unknown_band(image):
-        return "have a fourth band that is no transparency and is left out"
+        return "have a fourth band that is not transparency and is dropped"
     if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;"):
-        return "are grey and get three equal bands"
+        return "are grey and become RGB"
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        return "have transparency and are shown over white"
+        return "have transparency and are composited over white"
     return "" if image.mode in ("RGB", "P") else f"are {image.mode} and are converted to RGB"
 
 
@@ -52,8 +52,11 @@ def refusal_of_unknown(path: Path) -> tuple[str, str] | None:
     if path.suffix.lower() in ARRAYS:
         load = f"np.load({path.as_posix()!r})" + ("['arr_0']" if path.suffix.lower() == ".npz" else "")
         save = f"Image.fromarray({load}[..., :3].astype('uint8')).save({path.with_suffix('.png').as_posix()!r})"
-        what = f"{path} is an array of numpy's and no image, and which of its bands are red, green and blue is not said"
-        return what, f'choose three, scaled to 0 … 255: python -c "import numpy as np; from PIL import Image; {save}"'
+        what = f"{path} is a numpy array, not an image, and does not say which bands are red, green and blue"
+        return (
+            what,
+            f'choose three bands, scaled to 0 … 255: python -c "import numpy as np; from PIL import Image; {save}"',
+        )
     try:
         with path.open("rb") as file:
             head = file.read(8)
@@ -78,4 +81,4 @@ def _unknown(tags: ImageFileDirectory_v2) -> list[int]:
 
 def _of_tiff(path: Path) -> str:
     out = path.with_suffix(".rgb.tif")
-    return f"choose three: gdal_translate -b 1 -b 2 -b 3 -scale -ot Byte {path} {out}"
+    return f"choose three bands: gdal_translate -b 1 -b 2 -b 3 -scale -ot Byte {path} {out}"

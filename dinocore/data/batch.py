@@ -1,4 +1,4 @@
-"""From RGB images to what the model gets: resized as for evaluation, padded to one tensor, normalised."""
+"""From RGB images to model input: resized as for evaluation, padded to one tensor, normalised."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -52,7 +52,7 @@ def resize_pixels(image: Tensor, config: DataConfig) -> Tensor:
     """
     height, width = image.shape[-2:]
     if not height * width:
-        raise DataError(f"an image of {width} x {height} pixels shows nothing")
+        raise DataError(f"an image of {width} x {height} pixels is empty")
     return F.resize(image, list(size_for_model((height, width), config)), antialias=True)
 
 

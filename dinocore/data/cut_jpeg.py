@@ -1,4 +1,4 @@
-"""A JPEG that lacks its last bytes, as an interrupted copy leaves it: which rows of it are certainly there.
+"""Truncated JPEGs, as from an interrupted copy: find which rows are certainly there.
 
 Source: ITU-T T.81 (https://www.w3.org/Graphics/JPEG/itu-t81.pdf), annexes B and G for markers and scans.
 """

@@ -1,4 +1,4 @@
-"""A data set ready for use: found, read and checked."""
+"""Open a dataset: find, read and check it."""
 
 import getpass
 import os
@@ -35,7 +35,7 @@ class DataSet(NamedTuple):
 
 
 def open_dataset(config: DataConfig) -> DataSet:
-    """Find and read a data set; an empty path means drawn images.
+    """Find and read a dataset; an empty path means drawn images.
 
     Raises:
         ConfigError: it is no section `data`.
@@ -48,15 +48,15 @@ def open_dataset(config: DataConfig) -> DataSet:
         raise DataError(f"{folder} has {layout.gap}", code="DATA-SPLIT", where=folder)
     train = read_annotations(layout.train, config=config)
     if not train.trainable(config.min_box_size).any():
-        what = f"{train.file} has {counted(len(train.image_ids), 'image')} and no object to learn from"
+        what = f"{train.file} has {counted(len(train.image_ids), 'image')} but no objects to train on"
         raise DataError(what, code="DATA-NOTHING", where=train.file)
     notes = [f"{train.file.name}: {note}" for note in (*train.notes, *_check_images(train, config))]
     if layout.val is None and config.val_fraction:
         train, val = hold_out(train, config)
-        notes.append(f"{folder} has no validation split; {len(val.image_ids)} of its images are held out for it")
+        notes.append(f"{folder} has no validation split; holding out {len(val.image_ids)} of its images for it")
     elif layout.val is None:
         val = train
-        notes.append(f"{folder} has {layout.gap}; --val-fraction 0.2 holds some out")
+        notes.append(f"{folder} has {layout.gap}; --val-fraction 0.2 holds out some")
     else:
         if config.val_fraction:
             notes.append(f"{folder} has a validation split; data.val_fraction is not used")
@@ -65,7 +65,7 @@ def open_dataset(config: DataConfig) -> DataSet:
         if shared := len(_paths(val) & _paths(train)):
             what = f"{shared} of {counted(len(val.image_ids), 'image')} to evaluate on"
             notes.append(
-                f"{val.file.name}: {what} {'is' if shared == 1 else 'are'} trained on, too, so AP will be too high"
+                f"{val.file.name}: {what} {'is' if shared == 1 else 'are'} also trained on, so AP will be too high"
             )
     if val is not train and not (val.labels >= 0).any():
         notes.append(f"{val.file.name}: {NOTHING_TO_JUDGE}")

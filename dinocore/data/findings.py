@@ -1,4 +1,4 @@
-"""What is wrong or worth knowing about a data set, each kind once with its code, count and first offenders."""
+"""Problems and notes about a dataset: each kind once, with its code, count and first examples."""
 
 from collections.abc import Iterable, Sequence
 from itertools import islice

@@ -1,4 +1,4 @@
-"""Hold a part of the training images out for validation where a data set has no validation split."""
+"""Hold out some training images for validation if a dataset has no validation split."""
 
 import numpy as np
 
@@ -22,7 +22,7 @@ def hold_out(annotations: Annotations, config: DataConfig) -> tuple[Annotations,
     """
     held = choose_held_out(image_groups(annotations, config), annotations, config.val_fraction)
     if not len(held):
-        what = f"too few images, or too many alike, to hold {config.val_fraction:.0%} out for validation"
+        what = f"too few images, or too many duplicates, to hold out {config.val_fraction:.0%} for validation"
         raise DataError(what, code="DATA-SPLIT", where=annotations.file,
                         fix="choose another --val-fraction, or add a validation split")  # fmt: skip
     rows = np.arange(len(annotations.image_ids))

@@ -1,4 +1,4 @@
-"""From an image file to upright 8-bit RGB, whatever the file holds."""
+"""From any image file to upright 8-bit RGB."""
 
 import io
 import logging
@@ -94,7 +94,7 @@ def decode_image(content: bytes, config: DataConfig) -> Image.Image:
         except UnidentifiedImageError:
             raise _problem(f"it is not an image in a known format ({', '.join(FORMATS)})", "FORMAT", path) from None
         except Image.DecompressionBombError as error:
-            raise _problem(f"it was not decoded: {error}", "LARGE", path) from None
+            raise _problem(f"it could not be decoded: {error}", "LARGE", path) from None
         except DAMAGE as error:
             raise _problem(f"it cannot be opened: {error}", "DAMAGED", path) from error
         with image, _damage_named(path):
@@ -151,7 +151,7 @@ def _loaded(image: Image.Image) -> Image.Image:
             raise OSError(f"{error}; {share:.0%} of its rows are there") from error
     if path not in _warned_of:
         _warned_of.add(path)
-        LOGGER.warning("%s lacks its last bytes; %.0f %% of its rows are there and used", path, 100 * share)
+        LOGGER.warning("%s is truncated; %.0f %% of its rows are there and used", path, 100 * share)
     return mended
 
 
@@ -239,9 +239,9 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise _problem(f"{path} is a folder, not an image", "FORMAT", path, "name the images in it, one by one")
+            raise _problem(f"{path} is a folder, not an image", "FORMAT", path, "give the images in it one by one")
         if not stat.S_ISREG(mode):
-            raise _problem(f"{path} is not a regular file", "FORMAT", path, f"see what it is: ls -l {typed(path)}")
+            raise _problem(f"{path} is not a regular file", "FORMAT", path, f"check what it is: ls -l {typed(path)}")
         image = _identified(path)
     except FileNotFoundError:
         raise _problem(f"there is no image {path}", "MISSING", path, "check its name and folder") from None
@@ -249,7 +249,7 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
         what, kind, fix = _unidentified(path)
         raise _problem(what, kind, path, fix) from None
     except Image.DecompressionBombError as error:
-        raise _problem(f"{path} was not decoded: {error}", "LARGE", path) from None
+        raise _problem(f"{path} could not be decoded: {error}", "LARGE", path) from None
     except DAMAGE as error:
         raise _problem(f"{path} cannot be opened: {error}", "DAMAGED", path) from error
     _check_header(image, path, max_pixels)
@@ -287,12 +287,12 @@ def _unidentified(path: Path) -> tuple[str, str, str]:
         return bands[0], "BANDS", bands[1]
     if _is_heif(path) and not reads_heif():
         return f"{path} is a HEIC image, which pillow-heif reads", "FORMAT", install_line("heic")
-    fix = f"make images of a video first: ffmpeg -i {typed(path)} frame-%05d.jpg" if suffix in VIDEOS else ""
+    fix = f"extract frames from the video first: ffmpeg -i {typed(path)} frame-%05d.jpg" if suffix in VIDEOS else ""
     if suffix in IMAGE_SUFFIXES - SUFFIXES:
         fix = f"convert it first: magick {typed(path)} {typed(path.with_suffix('.jpg'))}"
     if suffix == ".txt":
-        fix = f"if it is a list of files, one a line: dino predict - < {typed(path)}"
-    fix = fix or f"see what it is: file {typed(path)}; save it as JPEG or PNG, or leave it out"
+        fix = f"if it is a list of files, one per line: dino predict - < {typed(path)}"
+    fix = fix or f"check what it is: file {typed(path)}; save it as JPEG or PNG, or remove it"
     return f"{path} is not an image in a known format ({', '.join(FORMATS)})", "FORMAT", fix
 
 
@@ -309,7 +309,7 @@ def _check_header(image: Image.Image, path: Path, max_pixels: int) -> None:
     if image.width * image.height > max_pixels:
         image.close()
         what = f"{path} has {image.width} x {image.height} pixels, more than data.max_pixels = {max_pixels}"
-        trust = "raise it with --set data.max_pixels=N if the image is to be trusted"
+        trust = "raise it with --set data.max_pixels=N if you trust the image"
         raise _problem(what, "LARGE", path, trust)
 
 
@@ -319,8 +319,8 @@ def _check_tiff(image: TiffImageFile, path: Path) -> None:
         raise _problem(bands[0], "BANDS", path, bands[1])
     if _in_deep_planes(image):
         image.close()
-        raise _problem(f"{path} holds 16-bit colours plane after plane, which Pillow misreads", "FORMAT", path,
-                       "save it with its colours together (planar configuration 1), or as PNG")  # fmt: skip
+        raise _problem(f"{path} has planar 16-bit colour, which Pillow misreads", "FORMAT", path,
+                       "save it with planar configuration 1 (interleaved), or as PNG")  # fmt: skip
 
 
 def _in_deep_planes(image: TiffImageFile) -> bool:

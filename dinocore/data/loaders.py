@@ -1,4 +1,4 @@
-"""From annotations to batches. What an image looks like depends on (seed, epoch, index) and on nothing else."""
+"""From annotations to batches. An image's augmentation depends only on (seed, epoch, index)."""
 
 import functools
 import multiprocessing.util
@@ -43,12 +43,12 @@ class TrainingImages(Dataset):
                 return self._read(epoch, at)._replace(problem=problem)
             except DataError as error:
                 problem = problem or str(error)
-            except Exception as error:  # a bug of ours, or an image beyond imagination: which one it was, at least
+            except Exception as error:  # a bug, or a strange image: at least name the image
                 where = f"{self.annotations.path(at)} (number {at}, epoch {epoch})"
                 message = " ".join(str(error).split())
                 raise DataError(
-                    f"reading {where} failed: {type(error).__name__}: {message}; take the image out of the annotations "
-                    "to go on, and please report it"
+                    f"reading {where} failed: {type(error).__name__}: {message}; remove the image from the annotations "
+                    "to continue, and please report this"
                 ) from error
         raise DataError(f"{MOST_REPLACEMENTS} images in a row cannot be read; the first: {problem}",
                         code="DATA-IMAGE-DAMAGED", fix="find them with `dino check-data DIR --decode`")  # fmt: skip
@@ -110,7 +110,7 @@ def check_size(annotations: Annotations, index: int, size: tuple[int, int]) -> N
     """
     annotated = tuple(annotations.sizes[index].tolist())
     if annotated != size:
-        turned = ", the same turned, as by an EXIF orientation" if annotated == size[::-1] else ""
+        turned = ", which is the same rotated, as by an EXIF orientation" if annotated == size[::-1] else ""
         raise DataError(
             f"{annotations.path(index)} has {size[0]} x {size[1]} pixels, "
             f"but the annotations say {annotated[0]} x {annotated[1]}{turned}"

@@ -1,6 +1,6 @@
-"""Annotations in memory-mapped files, so that the ranks and workers of a machine hold them once.
+"""Annotations in memory-mapped files, so that the ranks and workers of a machine share one copy.
 
-One rank of each machine reads the data set and writes its arrays into temporary files; it and the others map them. The
+One rank of each machine reads the dataset and writes its arrays into temporary files; it and the others map them. The
 system keeps one copy of a mapped file in memory however many processes look at it, and may drop what is not used.
 """
 
@@ -76,10 +76,10 @@ def open_shared_dataset(config: DataConfig, group: SingleProcess) -> DataSet:
             val = train if data.val is data.train else map_annotations(data.val, folder, "val")
             content = pickle.dumps(data._replace(train=train, val=val))  # names of files, not numbers
         except OSError as error:
-            problem = f"annotations cannot be written to {tempfile.gettempdir()}: {error.strerror or error}"
+            problem = f"cannot write annotations to {tempfile.gettempdir()}: {error.strerror or error}"
     answers = group.gather((content, problem))
     if failed := [why for _, why in answers if why]:
-        raise group.on_all_ranks(EnvironmentFault(failed[0], fix="set TMPDIR to a folder with room"))
+        raise group.on_all_ranks(EnvironmentFault(failed[0], fix="set TMPDIR to a folder with enough space"))
     data = pickle.loads(answers[leader][0])
     group.gather(None)  # all of them have opened the files
     if leader == group.rank and multiprocessing.get_start_method() == "fork":

@@ -1,4 +1,4 @@
-"""Where the annotations and images of a split are, what they say, and which files may be opened."""
+"""The files of a split, its annotations, and which files may be opened."""
 
 import os
 import re
@@ -59,7 +59,7 @@ class Layout(NamedTuple):
     val: Split | None  # None: the folder has no split to evaluate on
     test: Split | None = None  # see val_is_test
     trainable: bool = True  # False: there is no training split
-    missing: str = ""  # why there is no validation split, where the data set names one
+    missing: str = ""  # why there is no validation split, where the dataset names one
     val_is_test: bool = False  # the test split stands in for validation
 
     def splits(self) -> dict[str, Split]:
@@ -82,7 +82,7 @@ def check_split(name: str) -> None:
         ConfigError: it is not the name of a split.
     """
     if name not in WORDS:
-        raise ConfigError(f"there is no split `{name}`; choose {', '.join(list(WORDS)[:-1])} or {list(WORDS)[-1]}")
+        raise ConfigError(f"no split `{name}`; choose {', '.join(list(WORDS)[:-1])} or {list(WORDS)[-1]}")
 
 
 def split_in_name(name: str) -> str:
@@ -305,7 +305,7 @@ class PathGuard:
                             fix="put the file itself there, or set data.follow_symlinks=true")  # fmt: skip
         if is_stream(path):
             raise DataError(f"{path} is not a regular file", code="DATA-FILE", where=path,
-                            fix=f"see what it is: ls -l {typed(path)}")  # fmt: skip
+                            fix=f"check what it is: ls -l {typed(path)}")  # fmt: skip
         return path
 
     def _within(self, path: str, is_link: bool) -> bool:

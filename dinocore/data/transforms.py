@@ -1,4 +1,4 @@
-"""What happens to an image and its boxes before the model sees them: augmentation, DETR's by default, or resizing.
+"""Augment images and boxes for training (DETR's augmentation by default), or resize them for evaluation.
 
 Every random choice comes from the generator that is passed in.
 Sources: DETR, `datasets/coco.py` (https://arxiv.org/abs/2005.12872, appendix A.4); large-scale jitter,

@@ -1,4 +1,4 @@
-"""Compares what the files of a split say: ids, names and files, boxes and images. What is at fault is left out."""
+"""Check a split for consistency: ids, names and files, boxes and images. Invalid entries are dropped."""
 
 import os
 import re
@@ -42,14 +42,14 @@ def safe_names(table: RawAnnotations, findings: Findings) -> RawAnnotations:
     wrong = [
         Location(f"image {table.image_ids[i]}: {table.file_names[i][:60]!r}") for i in np.flatnonzero(~good).tolist()
     ]
-    findings.add("DATA-PATH-ESCAPE", "`file_name` that is no file name or leads out of the image folder", wrong)
+    findings.add("DATA-PATH-ESCAPE", "`file_name` that is not a file name or leads out of the image folder", wrong)
     plain = [str(PurePosixPath(name)) for name in names]
     seen: dict[str, list[int]] = {}
     for i in np.flatnonzero(good).tolist():
         seen.setdefault(plain[i], []).append(i)
     shared = [f"{name}: images {', '.join(str(table.image_ids[i]) for i in rows)}" for name, rows in seen.items()
               if len(rows) > 1]  # fmt: skip
-    findings.add("DATA-IMAGE-TWICE", "entries of `images` that have one file", shared)
+    findings.add("DATA-IMAGE-TWICE", "entries of `images` that share a file", shared)
     return table._replace(file_names=plain).images(good)
 
 
@@ -73,11 +73,11 @@ def present_files(
     if missing and (similar := similar_names(table.file_names, missing, root, config.follow_symlinks)):
         names = [similar.get(i, name) for i, name in enumerate(table.file_names)]
         renamed = [f"{table.file_names[i]} -> {name}" for i, name in similar.items()]
-        findings.add("DATA-IMAGE-NAME", f"{counted(len(renamed), 'file name')} not written as on the disk", renamed)
+        findings.add("DATA-IMAGE-NAME", f"{counted(len(renamed), 'file name')} not spelled as on disk", renamed)
         found = ["ok" if i in similar else state for i, state in enumerate(found)]
         table = table._replace(file_names=names)
     for state, code, what in (("missing", "DATA-IMAGE-MISSING", "are not in"),
-                              ("escape", "DATA-PATH-ESCAPE", "lead by a link out of the folder from")):  # fmt: skip
+                              ("escape", "DATA-PATH-ESCAPE", "lead through a link out of")):  # fmt: skip
         gone = [name[:300] for name, looked in zip(table.file_names, found, strict=True) if looked == state]
         findings.add(code, f"{len(gone)} of {len(found)} images {what} {root}", gone)
     return table.images(np.array([looked == "ok" for looked in found], dtype=bool)), root
@@ -145,7 +145,7 @@ def known_sizes(table: RawAnnotations, root: Path, config: DataConfig, findings:
             sizes[i], _, turned[i], _ = read_header(root / table.file_names[i], config)
         except DataError as error:
             bad[i] = error.what
-            findings.add(error.code, "images without a size in the annotations, or in themselves",
+            findings.add(error.code, "images without a size, in the annotations or in the file",
                          [Location(error.what, root / table.file_names[i])])  # fmt: skip
     table = table._replace(sizes=sizes)
     check_turned(table, turned, root, findings)
@@ -194,13 +194,13 @@ def check_turned(table: RawAnnotations, turned: np.ndarray, root: Path, findings
     as_stored, as_upright = (fits_stored & ~fits_upright).sum(), (fits_upright & ~fits_stored).sum()
     images = np.unique(rows[at]).tolist()
     places = [Location(table.file_names[i], root / table.file_names[i]) for i in images[:KEPT]]
-    opening = f"{counted(len(images), 'image')} with boxes {'is' if len(images) == 1 else 'are'} turned by EXIF, and"
+    opening = f"{counted(len(images), 'image')} with boxes {'is' if len(images) == 1 else 'are'} rotated by EXIF, and"
     if as_stored > as_upright:
         fit = "fits" if as_stored == 1 else "fit"
-        what = f"{opening} {as_stored} of {len(at)} boxes {fit} the pixels as stored and not the upright image"
+        what = f"{opening} {as_stored} of {len(at)} boxes {fit} the image as stored, not the upright image"
         findings.add("DATA-IMAGE-TURNED", what, places, len(images), ERROR, "set data.exif=false")
     elif not as_upright:
-        what = f"{opening} nothing shows whether the boxes were drawn on the upright image; they are taken so"
+        what = f"{opening} it is unclear whether the boxes were drawn on the upright image; assuming that they were"
         findings.add("DATA-IMAGE-TURNED", what, places, len(images))
 
 
@@ -268,7 +268,7 @@ def check_boxes(table: RawAnnotations, root: Path, config: DataConfig, findings:
         findings.add("DATA-BOX-SHARES", what, places(shares), int(shares.sum()))
     beyond = _like_corners(boxes, sizes)
     verb = "reaches beyond its" if beyond.sum() == 1 else "reach beyond their"
-    what = f"{beyond.sum()} of {count} boxes {verb} image, were they exported as x0 y0 x1 y1?"
+    what = f"{beyond.sum()} of {count} boxes {verb} image; are they x0 y0 x1 y1?"
     findings.add("DATA-BOX-CORNERS", what, places(beyond), int(beyond.sum()))
 
 
@@ -287,10 +287,10 @@ def compare_categories(known: Sequence[Category], own: Sequence[Category], used:
     extra = [c.name for c in own if c.id not in ids and c.id in used]
     if extra and not used & ids:
         names = ", ".join(c.name for c in known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
-        what = f"no object of {findings.file} is of a class that the model knows ({names})"
+        what = f"no object in {findings.file} has a class that the model knows ({names})"
         findings.add("DATA-CLASS-UNKNOWN", what, extra, level=ERROR)
         return
-    findings.add("DATA-CLASS-UNKNOWN", "classes that are not among those trained on, not evaluated", extra)
+    findings.add("DATA-CLASS-UNKNOWN", "classes that were not trained on; not evaluated", extra)
 
 
 def match_categories(table: RawAnnotations, known: Sequence[Category], findings: Findings) -> RawAnnotations:
@@ -325,7 +325,7 @@ def match_categories(table: RawAnnotations, known: Sequence[Category], findings:
 def _report_one_name(groups: Mapping[Any, Sequence[int]], names: Mapping[int, str], findings: Findings) -> None:
     """Say which ids are taken for one class."""
     twice = [f"{names[ids[0]]}: ids {', '.join(map(str, sorted(ids)))}" for ids in groups.values() if len(ids) > 1]
-    findings.add("DATA-CLASS-NAME", "classes that have one name are taken for one", twice)
+    findings.add("DATA-CLASS-NAME", "classes with the same name are merged", twice)
 
 
 def clean_names(table: RawAnnotations, findings: Findings) -> RawAnnotations:
@@ -333,7 +333,7 @@ def clean_names(table: RawAnnotations, findings: Findings) -> RawAnnotations:
     new = [Category(c.id, clean_name(c.name)) for c in table.categories]
     pairs = zip(table.categories, new, strict=True)
     dirty = [f"{old.name!a} -> {clean.name}" for old, clean in pairs if CONTROL.search(old.name)]
-    findings.add("DATA-CLASS-CONTROL", "control characters dropped from names of classes", dirty)
+    findings.add("DATA-CLASS-CONTROL", "control characters dropped from class names", dirty)
     return table._replace(categories=new, headings=frozenset(map(clean_name, table.headings)))
 
 
@@ -353,7 +353,7 @@ def without_headings(table: RawAnnotations, findings: Findings) -> list[Category
     """Categories by id, less what Roboflow adds: one without objects that is only the heading of others."""
     used = set(np.unique(table.category_ids).tolist())
     roots = [c for c in table.categories if c.id not in used and c.name in table.headings]
-    findings.add("DATA-CLASS-HEADING", "left out as headings without objects", [c.name for c in roots])
+    findings.add("DATA-CLASS-HEADING", "skipped as headings without objects", [c.name for c in roots])
     return [c for c in sorted(table.categories) if c not in roots]
 
 
@@ -366,7 +366,7 @@ def report_alike(categories: Sequence[Category], used: np.ndarray, findings: Fin
     alike = [
         [f"{c.name} ({(used == c.id).sum()} objects)" for c in group] for group in groups.values() if len(group) > 1
     ]
-    what = "classes whose names differ only in capitals, or in spaces, `-` and `_`"
+    what = "classes whose names differ only in case, spaces, `-` and `_`"
     findings.add("DATA-CLASS-ALIKE", what, [" ~ ".join(names) for names in alike])
 
 

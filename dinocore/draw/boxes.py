@@ -1,4 +1,4 @@
-"""Boxes with labels over an image. Pure: an image in, an image out."""
+"""Draw labelled boxes on an image. Pure: an image in, an image out."""
 
 import colorsys
 from collections.abc import Sequence

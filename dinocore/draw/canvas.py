@@ -1,4 +1,4 @@
-"""A drawing as a list of shapes, written as PNG or as SVG: what both show is the same by construction.
+"""A drawing as a list of shapes, written as PNG or SVG with the same content.
 
 A colour is a pair: in light and in dark surroundings. PNG is light; SVG follows the reader's preference.
 """

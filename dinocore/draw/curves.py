@@ -1,4 +1,4 @@
-"""A run's `metrics.jsonl` as an image: the loss and its parts by step, and average precision by epoch."""
+"""Plot a run's `metrics.jsonl`: losses by step, and average precision by epoch."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Panels of a figure: a part of an image, faded so that marks stand out, and text that stays readable on it."""
+"""Panels of a figure: a part of an image, faded so that marks stand out, with readable text on top."""
 
 import math
 from collections.abc import Sequence

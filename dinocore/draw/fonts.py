@@ -1,4 +1,4 @@
-"""Letters in images: Pillow's own font, or, for names that it cannot write, one of the system's that can."""
+"""Fonts for images: Pillow's own, or a system font for names that it lacks."""
 
 import functools
 from collections.abc import Iterable

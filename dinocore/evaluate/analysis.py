@@ -1,4 +1,4 @@
-"""All that an evaluation has to say, from one pass of matches."""
+"""The full analysis of an evaluation, from one matching pass."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ SIZES = {"AP": 0, "APs": 1, "APm": 2, "APl": 3}
 
 
 class ClassAnalysis(NamedTuple):
-    """One class; -1 where there is no object to judge by, as in pycocotools."""
+    """One class; -1 where there is no objects to evaluate on, as in pycocotools."""
 
     name: str
     objects: int

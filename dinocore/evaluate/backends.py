@@ -1,4 +1,4 @@
-"""Who judges: pycocotools, whose numbers everybody quotes, or hotcoco, which gives the same ones and is much faster."""
+"""COCO evaluation backends: pycocotools, the reference, or hotcoco, which gives the same numbers much faster."""
 
 import contextlib
 import io
@@ -20,7 +20,7 @@ class Judgement(NamedTuple):
     """What came out: 10 IoU thresholds, R recalls, K classes by id, 4 areas, at most 1, 10 or 100 detections."""
 
     summary: np.ndarray  # (12,), in COCO's order
-    precision: np.ndarray  # (10, R, K, 4, 3); -1 where there is no object to judge by
+    precision: np.ndarray  # (10, R, K, 4, 3); -1 where there is no objects to evaluate on
     backend: str
 
 
@@ -32,7 +32,7 @@ def choose_backend(wanted: str) -> str:
         EnvironmentFault: hotcoco is asked for and not installed.
     """
     if wanted not in ("auto", *BACKENDS):
-        raise ConfigError(f"there is no eval.backend `{wanted}`; choose auto, {' or '.join(BACKENDS)}")
+        raise ConfigError(f"unknown eval.backend `{wanted}`; choose auto, {' or '.join(BACKENDS)}")
     if wanted == "pycocotools":
         return wanted
     try:

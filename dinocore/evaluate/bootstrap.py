@@ -1,4 +1,4 @@
-"""How far the numbers would move with other images of the same kind: intervals by resampling images."""
+"""Bootstrap intervals: how far metrics would move with other images of the same kind."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

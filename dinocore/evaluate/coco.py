@@ -21,7 +21,7 @@ ROUND = 16  # images that each rank looks at before the ranks tell each other wh
 
 
 class Metrics(NamedTuple):
-    """What an evaluation says; -1 where there is no object to judge by, as in pycocotools."""
+    """What an evaluation says; -1 where there is no objects to evaluate on, as in pycocotools."""
 
     summary: dict[str, float]  # the 12 COCO numbers, in their usual order
     classes: dict[str, dict[str, float]]  # AP and AP50 by class name
@@ -37,8 +37,8 @@ class Metrics(NamedTuple):
 
 def judged_images(number: int, unreadable: int) -> str:
     """How many images an evaluation is about, in words."""
-    lost = f", {unreadable} of them unreadable, their objects count as missed" if unreadable else ""
-    return f"{counted(number, 'image')} judged{lost}"
+    lost = f", {unreadable} of them unreadable, so their objects count as missed" if unreadable else ""
+    return f"{counted(number, 'image')} evaluated{lost}"
 
 
 def detect_all(

@@ -1,4 +1,4 @@
-"""Two sets of results of the same images, and whether their difference is more than chance."""
+"""Compare two sets of results on the same images, and test whether the difference exceeds chance."""
 
 from typing import Any, NamedTuple
 
@@ -56,7 +56,7 @@ def compare(a: Analysis, b: Analysis) -> Comparison:
                                strict=True)
     )  # fmt: skip
     if not same:
-        raise DataError("the two were judged by different annotations; evaluate both on the same split")
+        raise DataError("the two were evaluated on different annotations; evaluate both on the same split")
     summary = {}
     for name, value in a.summary.items():
         summary[name] = _difference(value, b.summary[name], _summary_samples(a, b, name))

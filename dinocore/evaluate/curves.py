@@ -1,4 +1,4 @@
-"""Precision and recall, averaged as COCO does, and what a score threshold makes of them."""
+"""Precision and recall, averaged as in COCO, and as functions of the score threshold."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Who found what: one pass over the images, from which every number of an evaluation is made."""
+"""Match detections to objects: one pass over the images, from which all metrics are computed."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple

@@ -16,7 +16,7 @@ class Calibration(NamedTuple):
 
     count: np.ndarray  # (10,) detections
     score: np.ndarray  # (10,) their mean score, NaN in an empty bin
-    right: np.ndarray  # (10,) the share that is right, NaN in an empty bin
+    right: np.ndarray  # (10,) the fraction correct, NaN in an empty bin
     ece: float | None  # mean of |right - score| over detections, by bin (Guo et al., 2017); None without detections
 
 

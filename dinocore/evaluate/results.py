@@ -1,4 +1,4 @@
-"""Files of results as COCO's server takes them."""
+"""Results files in COCO's format."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def read_results(path: Path, annotations: Annotations, allow_orphans: bool = Fal
     if wrong:
         what = f"{len(wrong)} of {len(rows)} results have a box or score that is not finite, the first one of image "
         raise DataError(f"{what}{rows[wrong[0]]['image_id']}", code="DATA-RESULTS", where=path,
-                        fix="find out what made them; COCO's tools would judge them silently")  # fmt: skip
+                        fix="find out what produced them; COCO's tools would evaluate them silently")  # fmt: skip
     strangers = {
         "image_id": (("image",), set(annotations.image_ids.tolist())),
         "category_id": (("class", "classes"), {category.id for category in annotations.categories}),
@@ -86,10 +86,10 @@ def _decode(path: Path) -> list[Any]:
     except DataError as error:
         raise _no_results(error.what, path) from None
     if not isinstance(document, list):
-        raise _no_results(f"it is no file of results: its top level is {_shown(document)}, not a list", path)
+        raise _no_results(f"it is not a results file: its top level is {_shown(document)}, not a list", path)
     if faults := [(i, fault) for i, row in enumerate(document) if (fault := _fault(row))]:
         first, fault = faults[0]
-        what = f"{len(faults)} of {len(document)} results cannot be used; of number {first} (counted from 0) {fault}"
+        what = f"{len(faults)} of {len(document)} results are invalid; in result {first} (counted from 0), {fault}"
         raise _no_results(what, path)
     return [
         {key: int(row[key]) for key in IDS} | {"bbox": [*map(float, row["bbox"])], "score": float(row["score"])}
@@ -105,9 +105,9 @@ def _no_results(what: str, path: Path) -> DataError:
 def _fault(row: Any) -> str:
     """Why a row is no result, or nothing; numbers may be NaN, of which `read_results` tells."""
     if not isinstance(row, dict):
-        return f"there is {_shown(row)}, not an object"
+        return f"the entry is {_shown(row)}, not an object"
     if missing := [f"`{key}`" for key in ResultRow.__annotations__ if key not in row]:
-        return f"there is no {', '.join(missing)}"
+        return f"{', '.join(missing)} is missing"
     if wrong := [key for key in IDS if not (is_number(row[key]) and row[key] % 1 == 0)]:
         return f"`{wrong[0]}` is {_shown(row[wrong[0]])}, not a whole number"
     box = row["bbox"]

@@ -1,4 +1,4 @@
-"""The score threshold that goes with weights: stored beside them after an evaluation, used where none is given."""
+"""The score thresholds of weights: stored after an evaluation, used if none is given."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""An exported file in the place of a detector: for `dino predict`, `dino eval` and `dino benchmark`."""
+"""An exported file as a detector, for `dino predict`, `dino eval` and `dino benchmark`."""
 
 import logging
 import statistics
@@ -24,9 +24,9 @@ from .programs import open_exported
 from .runtime import suppress
 
 ORIGINS = {  # of a file's threshold, by its `threshold_from`
-    "asked": "asked for when the file was exported",
-    "weights": "the best F1 in the evaluation of these weights",
-    "default": "the default, for these weights were never judged",
+    "asked": "set when the file was exported",
+    "weights": "the best F1 when these weights were evaluated",
+    "default": "the default, because these weights were never evaluated",
 }
 SHORT_OF_MEMORY = ("alloc", "out of memory", "not enough memory", "MemoryError")  # in the errors of runtimes
 LOGGER = logging.getLogger("dinocore.export")
@@ -46,7 +46,7 @@ class FileDetector:
         except ImportError as error:
             extra = "openvino" if path.suffix.lower() == ".xml" else "export"
             raise EnvironmentFault(
-                f"{path} takes a runtime that is not here ({error})", fix=install_line(extra)
+                f"{path} needs a runtime that is not installed ({error})", fix=install_line(extra)
             ) from error
         except ValueError as error:
             from .plugin import PLUGIN  # torch.export comes with it
@@ -68,7 +68,7 @@ class FileDetector:
             own = info["thresholds"] or []
             self.class_thresholds = dict(zip(table_names(self.categories), own, strict=bool(own)))
         except (KeyError, ValueError, ValidationError) as error:
-            raise CheckpointError(f"{path} describes itself in a way that cannot be read; export it again") from error
+            raise CheckpointError(f"{path} has unreadable metadata; export it again") from error
 
     @property
     def config(self) -> Config:
@@ -79,7 +79,7 @@ class FileDetector:
     def config(self, config: Config) -> None:
         kept, requested = self.runtime.info["max_dets"], config.eval.max_dets
         if requested > kept and requested != EvalConfig().max_dets:
-            LOGGER.warning("the exported file gives %d detections of an image at most, not %d", kept, requested)
+            LOGGER.warning("the exported file returns at most %d detections per image, not %d", kept, requested)
         data = config.data.on_canvas(self.runtime.info["canvas"])
         self._config = config.model_copy(update={"data": data})
 
@@ -116,9 +116,9 @@ class FileDetector:
         except (MemoryError, ValueError, RuntimeError) as error:
             reason = repr(error.__cause__ or error)
             if isinstance(error, MemoryError) or any(word in reason for word in SHORT_OF_MEMORY):
-                fix = "give fewer images at once (dino predict: --batch-size 1), or export for a smaller --size"
+                fix = "use smaller batches (dino predict --batch-size 1), or export with a smaller --size"
                 raise EnvironmentFault("out of memory in the exported file's runtime", fix=fix) from error
-            raise DataError(f"the exported file did not run: {str(error).splitlines()[0]}") from error
+            raise DataError(f"the exported file failed to run: {str(error).splitlines()[0]}") from error
 
 
 def fit(image: Tensor, canvas: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""From weights to a file that was run and compared with its model before it got its name."""
+"""Export weights to a file that is run and compared with its model before it gets its final name."""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -80,8 +80,8 @@ def export_weights(
         check_least(canvases, config, model.neck.downsampling)
     if request.sizes and min(canvases.largest) > config.data.max_size:
         say(
-            "the canvas is larger than any image on it, and takes longer for that: these weights take images of "
-            f"{config.data.max_size} pixels at most; without --size it is just as large"
+            "the canvas is larger than any image on it, which costs time: these weights use images of "
+            f"{config.data.max_size} pixels at most; without --size, the canvas fits them"
         )
     detector = Detector(model, config, weights.categories, torch.device("cpu"), "off")
     info = describe(weights, request, canvases, config.eval.max_dets)
@@ -121,7 +121,7 @@ def full_disk_named(out: Path, folder: Path | None = None, size: int = 0) -> Ite
         if not full:
             raise
         raise EnvironmentFault(
-            f"{out} cannot be written: {full.strerror}", fix="free some space, or name a file on another disk"
+            f"{out} cannot be written: {full.strerror}", fix="free some disk space, or choose a file on another disk"
         ) from error
 
 
@@ -148,16 +148,16 @@ def _compared(
         raise
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise NotVerified(f"the exported file could not be run: {first}", fix=kept) from error
+        raise NotVerified(f"the exported file failed to run: {first}", fix=kept) from error
     if not worst.compared:
         raise NotVerified(
-            f"nothing could be compared: no detection has a score of {tolerance.least_score:g} or more; "
-            "give --images that show what the model was trained on",
+            f"nothing to compare: no detection has a score of {tolerance.least_score:g} or more; "
+            "give --images with objects that the model was trained on",
             fix=kept,
         )
     if not worst.within(tolerance):
         raise NotVerified(
-            f"the exported file does not give the model's numbers: scores differ by up to {worst.score:.2g} "
+            f"the results of the exported file differ from the model's: scores differ by up to {worst.score:.2g} "
             f"(allowed: {tolerance.score:g}), boxes by {worst.box:.2g} pixels (allowed: {tolerance.box:g}), "
             f"{worst.off} of {worst.compared} detections are off by more or of another class",
             fix=kept,
@@ -191,15 +191,15 @@ def pick_canvases(config: Config, sizes: Sequence[tuple[int, int]], multiple: in
         nearest = [max(1, round(side / multiple)) * multiple for side in size]
         if tuple(nearest) != tuple(size):
             raise ConfigError(
-                f"--size {size[0]}x{size[1]} must be multiples of {multiple}, the model's coarsest stride; "
+                f"--size {size[0]}x{size[1]} must be a multiple of {multiple}, the model's coarsest stride; "
                 f"try {nearest[0]}x{nearest[1]}"
             )
     least, largest = (sizes[0], sizes[-1]) if sizes else ((side, side), (side, side))
     if least[0] > largest[0] or least[1] > largest[1]:
-        raise ConfigError(f"--size must go from the least to the largest; got {Canvases(largest, least, multiple)}")
+        raise ConfigError(f"--size must go from the smallest to the largest; got {Canvases(largest, least, multiple)}")
     if least != largest and config.model.backbone.removeprefix("timm/").startswith("swin"):
         raise ConfigError(
-            "--size: a model with a Swin backbone is exported for one size only; "
+            "--size: a model with a Swin backbone can only be exported for one size; "
             f"give one, such as --size {largest[0]}x{largest[1]}"
         )
     return Canvases(largest, least, multiple)
@@ -221,7 +221,7 @@ def check_least(canvases: Canvases, config: Config, downsampling: int) -> None:
             side += step
         raise ConfigError(
             f"--size: a canvas of {height} x {width} has {tokens} tokens for {config.model.num_queries} queries; "
-            f"begin the range with {side}x{side} or more"
+            f"start the range at {side}x{side} or more"
         )
 
 

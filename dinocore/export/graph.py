@@ -1,4 +1,4 @@
-"""The model as one graph without Python: pixels and sizes in, detections in pixels out, on canvases of set sizes."""
+"""The model as one graph without Python: pixels and sizes in, detections in pixels out, on fixed canvases."""
 
 import copy
 from collections.abc import Sequence

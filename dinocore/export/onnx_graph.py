@@ -41,7 +41,7 @@ def to_onnx(
             verbose=False, custom_translation_table=translations,
         )  # fmt: skip
     if exported is None:
-        raise RuntimeError("torch.onnx.export gave nothing")
+        raise RuntimeError("torch.onnx.export returned nothing")
     return exported.model_proto
 
 

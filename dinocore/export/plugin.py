@@ -1,4 +1,4 @@
-"""ONNX with TensorRT's own plug-in for deformable attention in the place of standard operators.
+"""ONNX with TensorRT's own plug-in for deformable attention instead of standard operators.
 
 ONNX Runtime doesn't know the plug-in. So the graph is written with a function that says in standard operators what the
 plug-in does, is compared with the model as any file is, and then loses that function: TensorRT would expand it, too,

@@ -1,4 +1,4 @@
-"""Linear layers of an ONNX graph in 8 bits: weights by output channel, activations by token.
+"""Quantize linear layers of an ONNX graph to 8 bits: weights per output channel, activations per token.
 
 An activation's scale is that of its own token and is found when it is computed, so there is nothing to calibrate and no
 set of images to choose. What says where to look stays in float32 (offsets and weights of attention: their rounding cost
@@ -35,7 +35,7 @@ def quantize_linears(model: Any) -> int:
         nodes += quantized_product(node, weight, constants, node.input[0] in rectified)
         replaced += 1
     if not replaced:
-        raise RuntimeError("no product of the encoder or decoder was found in the graph")
+        raise RuntimeError("found no matrix product of the encoder or decoder in the graph")
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input}

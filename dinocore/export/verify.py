@@ -1,4 +1,4 @@
-"""Whether an exported file gives the numbers of the model that it was made from, on real images."""
+"""Check on real images that an exported file matches the model it was made from."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -53,7 +53,7 @@ class Difference(NamedTuple):
 
     def in_words(self) -> str:
         """For people."""
-        ties = f"; {counted(self.ties, 'pair')} of equal proposals in the other order" if self.ties else ""
+        ties = f"; {counted(self.ties, 'pair')} of equal proposals swapped" if self.ties else ""
         return f"scores differ by {self.score:.1g}, boxes by {self.box:.2g} pixels{ties}"
 
     def within(self, tolerance: Tolerance) -> bool:

@@ -1,4 +1,4 @@
-"""One traced detector as a file of each format, with what a user of the file needs to know inside it."""
+"""Write a traced detector as a file of each format, with the metadata that its users need."""
 
 import importlib.util
 import json
@@ -93,24 +93,24 @@ def check_format(name: str, precision: str, out: Path, ranged: bool = False, wit
     """
     if name not in FORMATS:
         meant = did_you_mean(name, FORMATS) or f"; choose {', '.join(FORMATS)}"
-        raise ConfigError(f"there is no format `{name}`{meant}")
+        raise ConfigError(f"unknown format `{name}`{meant}")
     _, suffix, packages, extra = FORMATS[name]
     if precision not in PRECISIONS:
-        raise ConfigError(f"there is no precision `{precision}`; choose {' or '.join(PRECISIONS)}")
+        raise ConfigError(f"unknown precision `{precision}`; choose {' or '.join(PRECISIONS)}")
     if precision == "int8" and name != "onnx":
-        raise ConfigError(f"--precision int8 is written as ONNX only, not as {name}; use --format onnx")
+        raise ConfigError(f"--precision int8 only works with ONNX, not with {name}; use --format onnx")
     if ranged and name not in RANGED:
-        raise ConfigError(f"--format {name} takes one --size; a range goes with {' and '.join(RANGED)}")
+        raise ConfigError(f"--format {name} needs a single --size; a range only works with {' and '.join(RANGED)}")
     if with_plugin and (name != "onnx" or precision != "float32" or ranged):
-        raise ConfigError("--tensorrt-plugin goes with --format onnx, --precision float32 and one --size")
+        raise ConfigError("--tensorrt-plugin needs --format onnx, --precision float32 and a single --size")
     if fitting := [other for other, (_, ending, *_) in FORMATS.items() if ending == out.suffix.lower() != suffix]:
         choice = " or ".join(f"--format {other}" for other in fitting)
         other = out.with_suffix(suffix)
-        raise ConfigError(f"--out {out} is not a file of --format {name}; add {choice}, or try {other}")
+        raise ConfigError(f"--out {out} does not match --format {name}; add {choice}, or try {other}")
     check_file("--out", out, suffix)
     if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
         raise EnvironmentFault(
-            f"--format {name} takes {', '.join(missing)}, not installed here", fix=install_line(extra)
+            f"--format {name} needs {', '.join(missing)}, which is not installed", fix=install_line(extra)
         )
     if name == "aoti" and not (shutil.which("g++") or shutil.which("clang++")):
-        raise EnvironmentFault("--format aoti takes a C++ compiler; install g++, or use --format onnx")
+        raise EnvironmentFault("--format aoti needs a C++ compiler; install g++, or use --format onnx")

@@ -1,4 +1,4 @@
-"""Where deformable attention looks: the sampling points and weights that a layer used, for one query or one token.
+"""Where deformable attention samples: a layer's sampling points and weights for one query or token.
 
 The figure has a panel for each head; colour is the level, size the weight.
 """
@@ -44,7 +44,7 @@ class Attention(NamedTuple):
     points: Tensor  # (M, L, P, 2) x and y
     weights: Tensor  # (M, L, P), of a head they sum to 1
     size: tuple[int, int]  # height and width of the image
-    error: float  # how far the sum over these points is from the layer's own, as a share of its largest number
+    error: float  # how far the sum over these points is from the layer's own, as a share of its largest value
 
     def rows(self) -> Iterator[tuple[int, int, float, float, float]]:
         """Head, level, x, y and weight of every point."""
@@ -108,7 +108,7 @@ def attention_at(
     layer = _counted(layer, len(layers), "encoder layer", from_last=True)
     height, width = batch.sizes[0]
     if not (0 <= pixel[0] < width and 0 <= pixel[1] < height):
-        raise ConfigError(f"--at {pixel[0]:g},{pixel[1]:g} is outside of the image of {width} x {height} pixels")
+        raise ConfigError(f"--at {pixel[0]:g},{pixel[1]:g} is outside the image of {width} x {height} pixels")
     with record_sampling(layers[layer].attn) as records:  # pyright: ignore[reportArgumentType]
         detector.forward(batch)
     shapes = records[0].shapes
@@ -134,7 +134,7 @@ def _looked(used: Sampled, index: int, size: tuple[int, int]) -> tuple[Tensor, T
 def _counted(index: int, count: int, what: str, from_last: bool = False) -> int:
     """An index from 0; with `from_last`, negative ones count from the last."""
     if not (-count if from_last else 0) <= index < count:
-        raise ConfigError(f"there is no {what} {index}; the model has {count}, from 0 to {count - 1}")
+        raise ConfigError(f"no {what} {index}; the model has {count}, from 0 to {count - 1}")
     return index % count
 
 
@@ -222,7 +222,7 @@ def _explain(canvas: ImageDraw.ImageDraw, seen: Attention, top: int) -> None:
         r = max(1.8, LARGEST * math.sqrt(share))
         canvas.ellipse((left + LARGEST - r, top + 10 - r, left + LARGEST + r, top + 10 + r), fill=GREY)
         left = write(canvas, left + 2 * LARGEST + 6, top + 10, f"weight {most * share:.2f}") + 20
-    write(canvas, left, top + 10, "bars: each head's weight by level; grey: outside of the image")
+    write(canvas, left, top + 10, "bars: each head's weight by level; grey: outside the image")
 
 
 def render_attention(name: str, image: Image.Image, figure: Image.Image, seen: Attention) -> str:
@@ -230,7 +230,7 @@ def render_attention(name: str, image: Image.Image, figure: Image.Image, seen: A
     marks = [] if seen.box is None else [Mark(seen.box, seen.label, "found", seen.score)]
     facts: dict[str, Cell] = {"layer": f"{seen.part} {seen.layer}", "query or token": seen.index}
     facts |= {"level of the token": seen.level} if seen.box is None else {"class": seen.label, "score": seen.score}
-    facts["farthest from the layer's own output"] = seen.error
+    facts["largest difference from the layer's own output"] = seen.error
     parts = [
         Gallery("Sampling points by head", [MarkedImage(name, figure)], columns=1),
         Gallery("The image", [MarkedImage(name, image, marks)], threshold=0.0, columns=2),

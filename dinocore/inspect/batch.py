@@ -1,4 +1,4 @@
-"""Real batches: images as the model gets them, with their boxes side by side, and the objects that a mask is for."""
+"""Real batches: images as the model sees them, with their boxes side by side, and the objects for a mask."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -141,4 +141,4 @@ def _find(splits: Sequence[Annotations], image: str) -> tuple[Annotations, int]:
         known += [path.name for path in paths]
     near = get_close_matches(Path(image).name, known, n=1) or known[:1]
     files = " and ".join(str(annotations.file) for annotations in splits)
-    raise DataError(f"--images {image}: {files} do not have it" + (f"; they have {near[0]}" if near else ""))
+    raise DataError(f"--images {image}: not in {files}" + (f"; they have {near[0]}" if near else ""))

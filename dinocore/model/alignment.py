@@ -1,4 +1,4 @@
-"""Backbones whose sampling grid depends on the image's size, and how each image is computed as if it were alone.
+"""Backbones whose sampling grid depends on the image size, and how each image is computed as if it were alone.
 
 TensorFlow's SAME padding (timm's `tf_*` models) divides what a convolution pads between both sides by the size modulo
 the stride, so one more pixel moves the whole grid. Such a backbone gets sizes that its stride divides, and whatever

@@ -1,4 +1,4 @@
-"""From a ModelConfig to a DINO, built in the order in which data flows through it."""
+"""Build a DINO from a ModelConfig, in the order of the data flow."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,13 +20,13 @@ from .tokens import Tokenizer
 
 
 def build_model(config: ModelConfig, backbone: nn.Module | None = None) -> DINO:
-    """A DINO with fresh weights (see `init_weights`) in float32, whatever PyTorch's default dtype is.
+    """Build a DINO with fresh weights (see `init_weights`) in float32, whatever PyTorch's default dtype is.
 
     Args:
-        backbone: one of your own instead of `config.backbone`, which stays as it is; see `check_backbone`.
+        backbone: your own module instead of `config.backbone`, used unchanged; see `check_backbone`.
 
     Raises:
-        ConfigError: it is no section `model`, there is no such backbone, or yours gives other maps than it wants.
+        ConfigError: this is not a `model` section, the backbone is unknown, or yours returns the wrong feature maps.
     """
     check_section(config, ModelConfig)
     dim = config.hidden_dim
@@ -55,7 +55,7 @@ def build_model(config: ModelConfig, backbone: nn.Module | None = None) -> DINO:
         extra=ExtraQueries(config.extra_queries, dim) if config.extra_queries else None,
     )
     init_weights(model)
-    return model.float().to(memory_format=torch.channels_last)  # of the convolutions, which are quicker so
+    return model.float().to(memory_format=torch.channels_last)  # faster convolutions
 
 
 def build_proposer(config: ModelConfig) -> nn.Module:

@@ -16,28 +16,28 @@ from .tokens import Tokenizer
 
 
 class DinoOutput(NamedTuple):
-    """Everything that the loss, a detector or an inspector may ask for."""
+    """Everything that the loss, a detector or an inspector needs."""
 
     stages: list[Predictions]  # one per decoder layer
     proposals: Proposals | None  # None with static queries
-    queries: Queries  # what the decoder started from, denoising ones first, and the mask between them
+    queries: Queries  # the decoder's input, denoising queries first, and the mask between them
     denoising: list[Predictions] | None = None  # one per decoder layer, in training
     noise: DenoisingQueries | None = None
-    extra: list[Predictions] | None = None  # of extra queries, one per decoder layer, in training
+    extra: list[Predictions] | None = None  # for extra queries, one per decoder layer, in training
 
     @property
     def final(self) -> Predictions:
-        """The answer."""
+        """The last decoder layer's predictions."""
         return self.stages[-1]
 
     @property
     def denoising_match(self) -> Match | None:
-        """Which denoising query answers for which target."""
+        """Which denoising query is matched to which target."""
         return None if self.noise is None else self.noise.match
 
 
 class DINO(nn.Module):
-    """Reads as the paper's figure 2: each line of `forward` is one arrow."""
+    """The model of the paper's figure 2: each line of `forward` is one arrow."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class DINO(nn.Module):
         self.denoiser = denoiser
         self.decoder = decoder
         self.extra = extra
-        # read here, for `for_inference` replaces the layer by one that has no such number
+        # read now, because `for_inference` replaces the layer by one without `out_features`
         self.num_classes = cast(nn.Linear, decoder.class_heads[0]).out_features
         self.alignment = backbone.alignment * neck.downsampling if backbone.alignment > 1 else 1
 
@@ -68,10 +68,10 @@ class DINO(nn.Module):
         Args:
             images: (B, 3, H, W), normalised.
             padding: (B, H, W) bool, True outside the image.
-            targets: the annotated objects of each image; with them the output has a denoising part.
+            targets: the annotated objects of each image; with them, the output includes denoising.
 
         Raises:
-            ValueError: the shapes do not fit together, or a label is none of the model's classes.
+            ValueError: the shapes do not match, or a label is not one of the model's classes.
         """
         check_inputs(images, padding, targets, self.num_classes)
         images, padding, extents = align(images, padding, self.alignment)
@@ -101,12 +101,12 @@ class DINO(nn.Module):
 
 
 def _part(stages: list[Predictions], first: int, end: int | None) -> list[Predictions]:
-    """What each layer says about some of the queries."""
+    """The predictions of each layer for a range of queries."""
     return [Predictions(*(x[:, first:end] for x in stage)) for stage in stages]
 
 
 def check_inputs(images: Tensor, padding: Tensor, targets: list[Target] | None, num_classes: int) -> None:
-    """Refuse what would give wrong numbers or an error that does not say where it comes from."""
+    """Refuse inputs that would give wrong results or an unclear error later."""
     if images.dim() != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be (B, 3, H, W); got {tuple(images.shape)}")
     expected = (images.shape[0], *images.shape[2:])
@@ -116,10 +116,10 @@ def check_inputs(images: Tensor, padding: Tensor, targets: list[Target] | None, 
     if targets is None:
         return
     if len(targets) != len(images):
-        raise ValueError(f"{len(targets)} targets for {len(images)} images; give one Target for each image")
+        raise ValueError(f"{len(targets)} targets for {len(images)} images; give one Target per image")
     labels = torch.cat([target.labels for target in targets])
     if ((labels < 0) | (labels >= num_classes)).any():
         raise ValueError(
-            f"labels must be 0 to {num_classes - 1}, for the model has {num_classes} classes; got "
+            f"labels must be 0 to {num_classes - 1}, because the model has {num_classes} classes; got "
             f"{', '.join(map(str, labels.unique().tolist()))}"
         )

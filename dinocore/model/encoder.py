@@ -1,4 +1,4 @@
-"""Tokens attend to tokens, near themselves, in every level."""
+"""The encoder: tokens attend to nearby tokens in every level."""
 
 from collections.abc import Callable, Sequence
 

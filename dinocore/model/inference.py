@@ -1,4 +1,4 @@
-"""A model prepared for inference: batch norm folded into the convolutions, weights laid out for the hardware."""
+"""Prepare a model for inference: fold batch norm into convolutions, convert weights to the hardware's layout."""
 
 import copy
 import logging
@@ -266,7 +266,7 @@ class CompiledModel:
                 self.seconds[shape] += time.perf_counter() - begin
                 return output
             count, _, height, width = shape
-            LOG.info("compiling for %d x %d pixels, %d at once; this takes a while", height, width, count)
+            LOG.info("compiling for %d x %d pixels, batch size %d; this takes a while", height, width, count)
             self.compiled.add(shape)
         from torch._dynamo import config as dynamo  # they take a second
         from torch._inductor import config as inductor
@@ -282,7 +282,7 @@ class CompiledModel:
             self.compiled.discard(shape)
             self.limit = len(self.compiled)
             text = " ".join(str(error).split())[:200]
-            warnings.warn(f"torch.compile failed, going on without: {type(error).__name__}: {text}", stacklevel=2)
+            warnings.warn(f"torch.compile failed, continuing without it: {type(error).__name__}: {text}", stacklevel=2)
             return self.plain(images, padding)
 
 

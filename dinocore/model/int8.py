@@ -1,4 +1,4 @@
-"""Linear layers of encoder and decoder, and a ResNet's convolutions, as products of bytes, for CPUs.
+"""Linear layers of encoder and decoder, and a ResNet's convolutions, in int8 on CPUs.
 
 A weight has a scale for each output channel, an activation one for each token or, before a kernel of several pixels,
 one for each image, found when it is computed: nothing is calibrated. `export.quantize` makes the same of an ONNX

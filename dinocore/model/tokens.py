@@ -1,4 +1,4 @@
-"""From L feature maps to one sequence of tokens, and where those tokens lie in the image."""
+"""From L feature maps to one sequence of tokens, and the tokens' positions in the image."""
 
 import torch
 import torch.nn.functional as F

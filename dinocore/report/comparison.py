@@ -1,4 +1,4 @@
-"""The page about two evaluations: every number is the one that `dino eval --compare --json` prints."""
+"""The page that compares two evaluations, with the numbers of `dino eval --compare --json`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ MOST, MOST_LETTERS = 30, 22  # rows of the drawing; letters of a name
 LEFT, RIGHT, WIDTH, ROW, TOP = 190, 70, 640, 26, 40
 BETTER, WORSE = "#0072B2", "#D55E00"  # Okabe and Ito's
 COLUMNS = ("A", "B", "B - A", "from", "to", "verdict")
-INTERVAL = "From, to: 95 % of what B - A would be with other images of the same kind; where it holds 0, "
+INTERVAL = "From, to: 95 % interval of B - A for other images of the same kind; if it contains 0, "
 INTERVAL += "these images do not tell A and B apart."
 
 
@@ -55,26 +55,26 @@ def _row(one: dict[str, Any]) -> list[Cell]:
     low, high = pair(one["interval"])
     verdict = None
     if low is not None and high is not None:
-        verdict = "B is better" if low > 0 else "A is better" if high < 0 else "not told apart"
+        verdict = "B is better" if low > 0 else "A is better" if high < 0 else "no clear difference"
     return [known(one["a"]), known(one["b"]), one["change"], low, high, verdict]
 
 
 def _drawn(answer: dict[str, Any]) -> Drawing:
     rows = {name: one for name, one in answer["summary"].items() if one["interval"]}
     rows |= {f"AP of {name}": one for name, one in answer["classes"].items() if one["interval"]}
-    return Drawing("B - A", draw_differences(rows), "Right of the line B is better. Bars: 95 % intervals.")
+    return Drawing("B - A", draw_differences(rows), "B is better to the right of the line. Bars: 95 % intervals.")
 
 
 def _numbers(answer: dict[str, Any]) -> Table:
     rows = [[name, *_row(one)] for name, one in answer["summary"].items()]
-    return Table("All numbers", ["number", *COLUMNS], rows, f"{INTERVAL} Of LRP and ECE less is better.")
+    return Table("All numbers", ["number", *COLUMNS], rows, f"{INTERVAL} For LRP and ECE, lower is better.")
 
 
 def _classes(answer: dict[str, Any]) -> Table:
     objects = {name: one["objects"] for name, one in answer["sides"]["a"]["classes"].items()}
     order = sorted(answer["classes"], key=lambda name: -abs(answer["classes"][name]["change"] or 0) * objects[name])
     rows = [[name, objects[name], *_row(answer["classes"][name])] for name in order]
-    text = f"{INTERVAL} The largest differences first, times the objects of the class."
+    text = f"{INTERVAL} Sorted by difference times the number of objects in the class."
     return Table("AP by class", ["class", "objects", *COLUMNS], rows, text)
 
 
@@ -103,7 +103,7 @@ def _tide(answer: dict[str, Any]) -> Table:
         one = answer["tide"][name]
         rows.append([name, words, *(count[name] for count in counts), one["a"], one["b"], one["change"]])
     columns = ["error", "meaning", "count of A", "count of B", "dAP of A", "dAP of B", "B - A"]
-    text = "How much AP50 would grow without one kind of error (TIDE); less is better."
+    text = "How much AP50 would increase without one kind of error (TIDE); lower is better."
     return Table("Where AP50 is lost", columns, rows, text)
 
 
@@ -129,14 +129,14 @@ def _images(comparison: Comparison, answer: dict[str, Any], annotations: Annotat
                 title = f"{LETTERS[side]}: {name}"
                 images.append(judged_image(found.matches, image_id, image, title, error_counts(one[side])))
     thresholds = [one["threshold"] for one in answer["sides"].values()]
-    rule = f"Wrong detections and missed objects together at IoU 0.5, A at scores from {thresholds[0]:.3g}, "
-    rule += f"B from {thresholds[1]:.3g}: each at its best threshold."
+    rule = f"Wrong detections plus missed objects at IoU 0.5, for A with scores of at least {thresholds[0]:.3g}, "
+    rule += f"B of at least {thresholds[1]:.3g}: each at its best threshold."
     columns = ["image", "id", *(f"{word} in {side}" for side in "AB" for word in ("right", "wrong", "missed"))]
     table = Table("Where they differ most", [*columns, "more errors in B"], rows, rule)
     if not images:
         return [table]
-    text = f"{BOXES} The notes count at each side's best threshold, the boxes are those of the slider."
-    return [Gallery("A beside B", images, sum(thresholds) / 2, text, columns=2), table]
+    text = f"{BOXES} The notes count at each side's best threshold; the slider sets which boxes are shown."
+    return [Gallery("A next to B", images, sum(thresholds) / 2, text, columns=2), table]
 
 
 def draw_differences(rows: Mapping[str, Mapping[str, Any]]) -> str:

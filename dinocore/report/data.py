@@ -1,4 +1,4 @@
-"""The report of a data set: numbers, findings, and images of each finding."""
+"""The report of a dataset: numbers, findings, and images of each finding."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,9 +18,9 @@ MARGIN = 3.0  # a small object is shown with so many times its size around it
 MAX_PIXELS = 50_000_000
 COLUMNS = ("min", "p5", "median", "p95", "max", "mean")
 SPREADS = {
-    "objects in an image": "objects_per_image",
-    "side of an object in pixels": "object_side_px",
-    "width / height of an object": "object_aspect",
+    "objects per image": "objects_per_image",
+    "object side in pixels": "object_side_px",
+    "object width / height": "object_aspect",
     "width of an image": "image_width",
     "height of an image": "image_height",
 }
@@ -47,7 +47,7 @@ def _findings(found: Sequence[tuple[str, Finding]], config: DataConfig) -> Secti
             text = "\n".join(filter(None, (finding.what, finding.fix)))
             title = f"{finding.level} {finding.code}" + (f", {split}" if split else "")
             parts.append(Gallery(title, images, text=text))
-    return Section("Findings", parts, "" if rows else "Nothing to say against this data.")
+    return Section("Findings", parts, "" if rows else "No problems found in this data.")
 
 
 def _split(name: str, numbers: dict[str, Any]) -> Section:

@@ -1,4 +1,4 @@
-"""The page about one evaluation: every number is the one that `dino eval --json` prints."""
+"""The page of an evaluation, with the numbers of `dino eval --json`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,16 +15,16 @@ from .parts import Cell, Chart, Curve, Facts, Gallery, Matrix, Page, Part, Secti
 
 MOST_CONFUSED = 40  # classes of a confusion matrix
 MOST_CLASSES = 12  # curves in one chart
-BOXES = f"Boxes with a score of at least {LEAST}. Missed: an object that no detection above the threshold answers for."
+BOXES = f"Boxes with a score of at least {LEAST}. Missed: an object that no detection above the threshold matches."
 ERRORS = {
-    "Cls": "right place, wrong class",
+    "Cls": "right location, wrong class",
     "Loc": "right class, IoU between 0.1 and 0.5",
     "Both": "wrong class and IoU between 0.1 and 0.5, or else unexplained",
-    "Dupe": "an object that was found already",
+    "Dupe": "a duplicate of a detected object",
     "Bkg": "no object near",
-    "Miss": "an object that nothing found, even badly",
-    "FP": "all wrong detections gone",
-    "FN": "all missed objects forgiven",
+    "Miss": "an object that no detection comes near",
+    "FP": "without any wrong detections",
+    "FN": "without any missed objects",
 }
 
 
@@ -74,8 +74,8 @@ def _examples(
 def _summary(answer: dict[str, Any]) -> Table:
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
     rows = [[name, known(answer[name]), *pair(answer["intervals"].get(name))] for name in names]
-    text = "The interval holds 95 % of what other images of the same kind would give; see docs/evaluation.md."
-    return Table("The 12 numbers", ["number", "value", "from", "to"], rows, text)
+    text = "The 95 % interval is for other images of the same kind; see docs/evaluation.md."
+    return Table("The 12 metrics", ["number", "value", "from", "to"], rows, text)
 
 
 def _classes(answer: dict[str, Any]) -> Table:
@@ -89,8 +89,8 @@ def _classes(answer: dict[str, Any]) -> Table:
         lrp = one["lrp"]["error"] if one["lrp"] else None
         rows.append([name, one["objects"], errors[name], *(known(one[key]) for key in names),
                      *pair(one["interval"]), *best.values(), lrp])  # fmt: skip
-    text = "Most errors first: objects missed or taken for another class, and false alarms, at scores from "
-    text += f"{answer['threshold']:.3g}. F1, precision and recall at IoU 0.5 and the threshold of the greatest F1."
+    text = "Sorted by errors (missed or misclassified objects, and false alarms) at scores of at least "
+    text += f"{answer['threshold']:.3g}. F1, precision and recall are at IoU 0.5 and the threshold with the best F1."
     return Table("By class", columns, rows, text)
 
 
@@ -116,7 +116,7 @@ def _curves(answer: dict[str, Any]) -> list[Part]:
     overall = [Curve(name, scores, values) for name, values in answer["curves"].items()]
     f1 = [Curve(name, scores, one["curves"]["f1"]) for name, one in classes if one["objects"]]
     best = answer["best"]
-    text = f"Best threshold for all classes: {best['threshold']:.3g}, F1 {best['f1']:.3g}." if best else ""
+    text = f"Best overall threshold: {best['threshold']:.3g}, F1 {best['f1']:.3g}." if best else ""
     return [
         Chart("Precision and recall", "recall", "precision", together, "Mean over classes."),
         Chart("Precision and recall by class", "recall", "precision", by_class, f"IoU 0.5. {shown}".strip()),
@@ -131,23 +131,23 @@ def _tide(answer: dict[str, Any]) -> Table:
     text = f"How much AP50 ({tide['ap50']:.4g}) would grow without one kind of error (TIDE)."
     on_crowds = sum(tide["count"][name] for name in ("Cls", "Loc", "Both", "Dupe", "Bkg")) - tide["count"]["FP"]
     if on_crowds:
-        text += f" FP leaves out the {counted(on_crowds, 'detection')} on crowds, and the kinds of error count them."
+        text += f" FP excludes the {counted(on_crowds, 'detection')} on crowds, which the kinds of error include."
     return Table("Where AP50 is lost", ["error", "meaning", "count", "dAP"], rows, text)
 
 
 def confusion(title: str, answer: dict[str, Any]) -> list[Part]:
     """Which class was taken for which: a matrix, or of many classes those that are confused most and a list of all."""
     names, counts = answer["confusion"]["classes"], np.array(answer["confusion"]["counts"])
-    text = f"IoU 0.5, scores from {answer['threshold']:.3g}. Background: no object was there, or none was found."
+    text = f"IoU 0.5, scores of at least {answer['threshold']:.3g}. Background: no object there, or none detected."
     if len(names) <= MOST_CONFUSED + 1:
         return [Matrix(title, names, names, answer["confusion"]["counts"], "truth", "found", text)]
     rows, columns = _confusions(counts)
     chosen = list(dict.fromkeys(k for pair in zip(rows, columns, strict=True) for k in pair if k < len(names) - 1))
     chosen = [*sorted(chosen[:MOST_CONFUSED]), len(names) - 1]
     some = [names[k] for k in chosen]
-    text += f" The {len(some) - 1} classes that are confused most, of {len(names) - 1:,}."
+    text += f" The {len(some) - 1} most confused classes, of {len(names) - 1:,}."
     pairs = [[names[row], names[column], int(counts[row, column])] for row, column in zip(rows, columns, strict=True)]
-    order = "Pairs of classes, then those with background; the most frequent first."
+    order = "Pairs of classes, then pairs with background, most frequent first."
     return [
         Matrix(title, some, some, counts[np.ix_(chosen, chosen)].tolist(), "truth", "found", text),
         Table(f"{title}: all pairs", ["truth", "found", "count"], pairs, order),
@@ -167,9 +167,7 @@ def _lrp(answer: dict[str, Any]) -> Table:
     rows = [["mean of classes", *answer["lrp"].values(), None]]
     rows += [[name, *one["lrp"].values()] for name, one in _by_errors(answer) if one["lrp"]]
     columns = ["class", "LRP", "localisation", "false positives", "false negatives", "threshold"]
-    return Table(
-        "Optimal LRP", columns, rows, "0 is perfect, 1 the worst; at the threshold where it is least, IoU 0.5."
-    )
+    return Table("Optimal LRP", columns, rows, "0 is perfect, 1 is worst; at the threshold that minimises it, IoU 0.5.")
 
 
 def reliability(answers: dict[str, dict[str, Any]]) -> Chart:
@@ -180,7 +178,7 @@ def reliability(answers: dict[str, dict[str, Any]]) -> Chart:
         filled = [n for n, count in enumerate(every["count"]) if count]
         lines.append(Curve(name, [every["score"][n] for n in filled], [every["right"][n] for n in filled]))
     lines.append(Curve("perfect", [0.0, 1.0], [0.0, 1.0]))
-    return Chart("Reliability", "mean score", "share that is right", lines, "IoU 0.5, ten bins of the score.")
+    return Chart("Reliability", "mean score", "fraction correct", lines, "IoU 0.5, ten bins of the score.")
 
 
 def _calibrations(answer: dict[str, Any]) -> list[Part]:
@@ -190,7 +188,7 @@ def _calibrations(answer: dict[str, Any]) -> list[Part]:
     return [
         reliability({"detections": answer}),
         Facts("Expected calibration error", errors),
-        Table("Bins", ["score", "detections", "mean score", "share that is right"], rows),
+        Table("Bins", ["score", "detections", "mean score", "fraction correct"], rows),
     ]
 
 
@@ -201,11 +199,11 @@ def _worst(analysis: Analysis, answer: dict[str, Any], annotations: Annotations,
         rows.append([name, *one.values()])
         if image is not None:
             images.append(judged_image(analysis.matches, one["image_id"], image, name, error_counts(one)))
-    rule = f"Most wrong detections and missed objects together, at IoU 0.5 and scores from {answer['threshold']:.3g}."
-    table = Table("Which they are", ["image", "id", "right", "wrong", "missed"], rows, rule)
+    rule = f"Most wrong detections plus missed objects, at IoU 0.5 and scores of at least {answer['threshold']:.3g}."
+    table = Table("The worst images", ["image", "id", "right", "wrong", "missed"], rows, rule)
     if not images:
         return [table]
-    return [Gallery("Prediction beside truth", images, analysis.threshold, BOXES), table]
+    return [Gallery("Predictions and annotations", images, analysis.threshold, BOXES), table]
 
 
 def error_counts(one: dict[str, Any]) -> str:

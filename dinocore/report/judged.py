@@ -1,4 +1,4 @@
-"""Which boxes of an image are right, and what an evaluation found in short: the first lines of a report."""
+"""Which boxes of an image are correct, and the summary of an evaluation: the first lines of a report."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple

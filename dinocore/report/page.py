@@ -1,4 +1,4 @@
-"""A page as one HTML file that needs nothing else: no network, no other file. See docs/reports.md."""
+"""Render a page as a single HTML file that needs no network and no other file. See docs/reports.md."""
 
 import base64
 import csv

@@ -1,4 +1,4 @@
-"""What a report page is made of. Whoever has something to report fills these; `page.render` makes the HTML."""
+"""The parts of a report page. Fill these with results; `page.render` makes the HTML."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

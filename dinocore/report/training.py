@@ -1,4 +1,4 @@
-"""The report of a training run, from what the run wrote down."""
+"""The report of a training run, from the files in its folder."""
 
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
@@ -48,9 +48,9 @@ def training_page(metrics: Path, facts: RunFacts) -> Page:
             if chosen
         ]
         sections.insert(0, Section("Examples", parts))
-        text = f"{counted(len(facts.images), 'validation image')}, evenly chosen, as after epoch {facts.images_epoch}."
-        text += " A box is right if it covers an object of its class with IoU 0.5; higher scores are matched first."
-        sections.append(Section("Predictions", [Gallery("Found beside annotated", facts.images, threshold, text)]))
+        text = f"{counted(len(facts.images), 'validation image')}, evenly spaced, from epoch {facts.images_epoch}."
+        text += " A box is correct if it matches an object of its class at IoU 0.5; higher scores are matched first."
+        sections.append(Section("Predictions", [Gallery("Detections and annotations", facts.images, threshold, text)]))
     settings = [[name, _plain(value)] for name, value in flat_settings(facts.settings)]
     sections.append(Section("Settings", [Table("", ["setting", "value"], settings)]))
     return Page(f"{facts.name}: training", _subtitle(steps, evaluations), sections, first)
@@ -75,7 +75,9 @@ def _summary(steps: Sequence[Row], evaluations: Sequence[Row], facts: RunFacts) 
     parts = []
     if best:
         numbers = {name: _known(value) for name, value in best.items()}
-        parts.append(Facts("Best evaluation", numbers | {"weights": "best.safetensors"}, "A dash: no such objects."))
+        parts.append(
+            Facts("Best evaluation", numbers | {"weights": "best.safetensors"}, "A dash means no such objects.")
+        )
     took = sum(row["seconds"] for row in steps if "seconds" in row)
     parts.append(Facts("Run", dict(facts.summary) | {"time in steps": clock(took)}))
     parts.append(Facts("Machine", facts.machine))
@@ -92,7 +94,7 @@ def _precision(evaluations: Sequence[Row]) -> Section:
     rows = [[row["epoch"], row["step"], *(_known(row.get(name)) for name in names)] for row in evaluations]
     return Section("Average precision", [
         Chart("By IoU threshold", "epoch", "AP", [line(key, key) for key in ("AP", "AP50", "AP75")]),
-        Chart("By size of the object", "epoch", "AP", [line(key, name) for key, name in SIZES.items()]),
+        Chart("By object size", "epoch", "AP", [line(key, name) for key, name in SIZES.items()]),
         Table("Every evaluation", ["epoch", "step", *names], rows),
     ])  # fmt: skip
 
@@ -117,12 +119,12 @@ def _losses(steps: Sequence[Row]) -> Section:
         Chart("By stage", "step", "loss", [whole, *by_stage]),
         Chart("By term", "step", "loss", [whole, *by_term]),
         Chart("Each term of each stage", "step", "loss", each),
-    ], "The parts as they are added, with their weights." + _averaged(steps))  # fmt: skip
+    ], "Weighted terms, as summed in the loss." + _averaged(steps))  # fmt: skip
 
 
 def _pace(steps: Sequence[Row]) -> Section:
     charts = [
-        ("Time", "seconds a step", {"whole step": "seconds", "waiting for images": "data_seconds"}),
+        ("Time", "seconds per step", {"whole step": "seconds", "waiting for images": "data_seconds"}),
         ("Gradient", "norm before clipping", {"gradient": "grad_norm"}),
         ("Learning rate", "learning rate", {"learning rate": "lr"}),
         ("Memory", "peak, MB", {"memory": "memory_mb"}),

@@ -1,4 +1,4 @@
-"""The service: POST an image, get the JSON of `dino predict`. No file of the server can be read through it."""
+"""The HTTP service: POST an image, get the JSON of `dino predict`. It never exposes files of the server."""
 
 import asyncio
 import difflib
@@ -104,7 +104,7 @@ class Service:
     async def _bounded(self, request: Request) -> Response:
         """With the limits of number and time."""
         if self.active >= self.limits.requests:
-            raise Refusal(429, f"{counted(self.active, 'request')} in work already", "send it again in a second")
+            raise Refusal(429, f"{counted(self.active, 'request')} already running", "send it again in a second")
         self.active += 1
         try:
             threshold, proposals, name = _query(request)
@@ -135,7 +135,7 @@ class Service:
         """The request's bytes, of which no more are taken than is allowed."""
         most = self.limits.bytes
         if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-            raise Refusal(415, "the body is a form, and it must be the bytes of one image", POST_LIKE_THIS)
+            raise Refusal(415, "the body is a form, but must be the bytes of a single image", POST_LIKE_THIS)
         parts, size = [], 0
         length = request.headers.get("content-length", "")
         large = length.isdecimal() and int(length) > most
@@ -148,7 +148,7 @@ class Service:
         if large:
             raise Refusal(413, f"the image has more than {most} bytes", "send a smaller file")
         if not size:
-            raise Refusal(422, "the request has no body; it must be the bytes of one image", POST_LIKE_THIS)
+            raise Refusal(422, "the request has no body; send the bytes of a single image", POST_LIKE_THIS)
         return b"".join(parts)
 
     def _view(self, content: bytes) -> View:
@@ -167,7 +167,7 @@ def _query(request: Request) -> tuple[float | None, int, str]:
     except ValueError:
         threshold, proposals = -1.0, 0
     if not ((threshold is None or 0 <= threshold <= 1) and 0 <= proposals <= 100):
-        raise Refusal(422, "threshold must be a number from 0 to 1, proposals one from 0 to 100", "?threshold=0.3")
+        raise Refusal(422, "threshold must be from 0 to 1, and proposals from 0 to 100", "?threshold=0.3")
     return threshold, proposals, query.get("name", "-")[:255]
 
 
@@ -200,8 +200,8 @@ def make_app(detector: Detector, limits: Limits) -> FastAPI:
     @app.exception_handler(HTTPException)
     async def refuse(request: Request, error: HTTPException) -> Response:
         """What the framework refuses, in the form of all errors."""
-        what = {404: "there is nothing at this address", 405: f"{request.method} is not answered here"}
-        refusal = Refusal(error.status_code, what.get(error.status_code, str(error.detail)), f"there is {ROUTES}",
+        what = {404: "nothing at this address", 405: f"{request.method} is not supported here"}
+        refusal = Refusal(error.status_code, what.get(error.status_code, str(error.detail)), f"use {ROUTES}",
                           CODES.get(error.status_code, "SERVE-QUERY"))  # fmt: skip
         response = refusal.response()
         response.headers.update(error.headers or {})
@@ -218,7 +218,7 @@ def make_app(detector: Detector, limits: Limits) -> FastAPI:
     @app.api_route("/health", methods=READ)
     async def health() -> Response:
         alive = service.batcher.alive
-        return JSONResponse({"status": "ok" if alive else "the detector has ended"}, 200 if alive else 503)
+        return JSONResponse({"status": "ok" if alive else "the detector has stopped"}, 200 if alive else 503)
 
     @app.api_route("/metrics", methods=READ)
     async def metrics() -> Response:

@@ -1,4 +1,4 @@
-"""Requests to batches: one thread computes, and whatever waits when it is free goes together where shapes are equal."""
+"""Batch requests: one thread computes, and waiting images of the same shape are batched."""
 
 import queue
 import threading

@@ -1,4 +1,4 @@
-"""Connections on which no request arrives in time are closed: slow or silent clients don't hold them for ever."""
+"""Close connections on which no request arrives in time, so that slow clients don't hold them forever."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 LATE = {
     "code": "SERVE-TIME",
-    "what": "the headers of the request did not arrive in time",
+    "what": "the request headers did not arrive in time",
     "where": None,
     "fix": "send them at once",
 }

@@ -1,1 +1,1 @@
-"""Many images: read ahead, batches of one shape, slices of large ones, and films."""
+"""Many images: read-ahead, batches of the same shape, slices of large images, and video."""

@@ -1,4 +1,4 @@
-"""Many images through a detector: read ahead, batched where their shapes are equal, answered in order.
+"""Run many images through a detector: read ahead, batched by shape, results in order.
 
     files -> PreparedImage (in worker processes) -> views -> batches of one shape -> Detections of each image, in order
 

@@ -1,4 +1,4 @@
-"""Large images in overlapping slices: where they are cut, and how the answers of the slices become one.
+"""Cut large images into overlapping slices, and merge the results of the slices.
 
 The rule by which answers are merged: *two slices mean one object if they agree about the part that both see*. Boxes are
 compared after both were clipped to the area that the two slices share, so that a box which an edge has cut is compared
@@ -81,7 +81,7 @@ def parse_slicing(side: str, overlap: float | None, config: DataConfig, facts: d
         ConfigError: the side is no number of at least 32 and not `auto`, or the overlap is outside [0, 0.9].
     """
     if overlap is not None and not 0 <= overlap <= 0.9:
-        raise ConfigError(f"--overlap {overlap} is no fraction from 0 to 0.9; try --overlap 0.2")
+        raise ConfigError(f"--overlap {overlap} is not a fraction from 0 to 0.9; try --overlap 0.2")
     if side == "auto":
         pixels = int(
             facts.get("median_short_side") or round(min([config.eval_scale, *(config.canvas or ())]) * AUTO_SHRINK)
@@ -102,7 +102,7 @@ def check_overlap(side: str | None, overlap: float | None) -> None:
         ConfigError: `--overlap` is given without `--slice`.
     """
     if side is None and overlap is not None:
-        raise ConfigError(f"--overlap {overlap:g} is of slices; add --slice auto, or leave --overlap out")
+        raise ConfigError(f"--overlap {overlap:g} only applies to slices; add --slice auto, or drop --overlap")
 
 
 def shrink_factor(size: tuple[int, int], config: DataConfig) -> float:
@@ -114,7 +114,7 @@ def shrinking_message(shrunk: Sequence[tuple[float, str]], remedy: str) -> str:
     """What to say of images that are shrunk by more than `SHRINKS_MUCH`, each by how much and its name."""
     factor, name = max(shrunk)
     which = f"{name} is" if len(shrunk) == 1 else f"{len(shrunk)} images, {name} the most, are"
-    return f"{which} shrunk by a factor of {factor:.1f} for the model, so small objects are lost; {remedy}"
+    return f"{which} shrunk by a factor of {factor:.1f} for the model, so small objects may be lost; {remedy}"
 
 
 class WindowDetections(NamedTuple):

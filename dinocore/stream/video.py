@@ -1,4 +1,4 @@
-"""Films through PyAV: frames are decoded one by one, so that memory does not grow with the film's length."""
+"""Video through PyAV: frames are decoded one at a time, with constant memory."""
 
 import importlib.util
 import math
@@ -132,7 +132,7 @@ class Film(NamedTuple):
             before, stop = now, now + max(1 / self.rate, float((item.duration or 0) * self.stream.time_base))
         reasons = [piece.reason for piece in broken]
         if number >= 0 and self.length is not None and stop < self.length - self._tolerance():
-            reasons.append(f"it ends at {stop:.2f} s, and its file says {self.length:.2f} s")
+            reasons.append(f"it ends at {stop:.2f} s, but its header says {self.length:.2f} s")
         yield Numbered(number + 1, stop, None, _damage(number, reasons), stop)
 
     def _decoded(self) -> "Iterator[av.VideoFrame | Broken]":
@@ -181,7 +181,7 @@ def _damage(after: int, reasons: list[str]) -> Damaged | None:
 
 def _words(error: Exception, opening: bool = False) -> str:
     if type(error).__name__ == "ExitError":  # PyAV's after a timeout
-        return f"nothing came for {SILENCE[0 if opening else 1]:g} s"
+        return f"no data for {SILENCE[0 if opening else 1]:g} s"
     return getattr(error, "strerror", None) or str(error)
 
 
@@ -196,8 +196,8 @@ def open_film(source: str) -> Iterator[Film]:
     try:
         import av
     except ImportError:
-        fix = f"{install_line('video')}, or make images of it first: ffmpeg -i {typed(source)} frame-%05d.jpg"
-        raise EnvironmentFault("films need the package `av`, which is not installed", where=source, fix=fix) from None
+        fix = f"{install_line('video')}, or extract frames first: ffmpeg -i {typed(source)} frame-%05d.jpg"
+        raise EnvironmentFault("video needs the package `av`, which is not installed", where=source, fix=fix) from None
     try:
         camera = source.startswith("/dev/video")
         live = camera or "://" in source  # while FFmpeg waits for it, no signal is heard
@@ -205,11 +205,11 @@ def open_film(source: str) -> Iterator[Film]:
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = _words(error, opening=True)
         film = typed(source)
-        fix = f"see whether `ffprobe {film}` can read it, or make images of it: ffmpeg -i {film} frame-%05d.jpg"
-        raise DataError(f"{source} cannot be opened as a film: {reason}", where=source, fix=fix) from None
+        fix = f"see whether `ffprobe {film}` can read it, or extract frames: ffmpeg -i {film} frame-%05d.jpg"
+        raise DataError(f"{source} cannot be opened as a video: {reason}", where=source, fix=fix) from None
     with container:
         if not container.streams.video:
-            raise DataError(f"{source} has sound but no film", where=source, fix="give another file")
+            raise DataError(f"{source} has sound but no video", where=source, fix="give another file")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         yield Film(container, stream, *_timing(container, stream), _beginning(source, container, stream))
@@ -340,7 +340,7 @@ def require_trackers() -> None:
         EnvironmentFault: the package `trackers` is not installed.
     """
     if importlib.util.find_spec("trackers") is None:
-        fix = f"{install_line('video')}, or leave --track out"
+        fix = f"{install_line('video')}, or drop --track"
         raise EnvironmentFault("--track needs the package `trackers`, which is not installed", fix=fix)
 
 

@@ -1,4 +1,4 @@
-"""Which device and which precision to compute with."""
+"""Choose device and precision."""
 
 import functools
 import importlib.util
@@ -32,7 +32,7 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     if name == "cuda" and "cuda:0" in available:  # with its number, which `torch.cuda.set_device` asks for
         name = f"cuda:{torch.cuda.current_device() if torch.cuda.is_initialized() else 0}"
     if name not in available:
-        raise EnvironmentFault(f"there is no device `{name}` here; available: {', '.join(available)}")
+        raise EnvironmentFault(f"no device `{name}` here; available: {', '.join(available)}")
     return torch.device(name)
 
 
@@ -49,7 +49,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
     if name in ("auto", INT8):
         return torch.bfloat16 if _has_bf16(device) else None
     if name not in PRECISIONS:
-        raise ConfigError(f"there is no precision `{name}`; choose auto, {', '.join(PRECISIONS)} or {INT8}")
+        raise ConfigError(f"unknown precision `{name}`; choose auto, {', '.join(PRECISIONS)} or {INT8}")
     return PRECISIONS[name]
 
 
@@ -60,15 +60,14 @@ def check_int8(device: torch.device) -> None:
         ConfigError: they are not. Without VNNI they take longer, and sums of two products are cut off at 16 bits.
     """
     if device.type != "cpu":
-        raise ConfigError(f"int8 is for CPUs, and this is {device}; use the device cpu, or leave int8 out")
+        raise ConfigError(f"int8 only works on CPUs, but this is {device}; use --device cpu, or drop int8")
     if importlib.util.find_spec("numba") is None:
-        raise ConfigError("int8 needs numba, which is not installed; pip install numba, or leave int8 out")
+        raise ConfigError("int8 needs numba, which is not installed; pip install numba, or drop int8")
     if not (torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()):
-        raise ConfigError("int8 needs a CPU with AVX-512 VNNI, and this one lacks it; leave int8 out")
+        raise ConfigError("int8 needs a CPU with AVX-512 VNNI, which this one lacks; drop int8")
     if names := _against_vnni():
         raise ConfigError(
-            f"int8 needs Numba to compile for this CPU; in the environment unset {' and '.join(names)}, or leave int8 "
-            "out"
+            f"int8 needs Numba to compile for this CPU; unset {' and '.join(names)} in the environment, or drop int8"
         )
 
 
@@ -99,8 +98,8 @@ def check_compiler(device: torch.device, name: str = "compiled=True") -> None:
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
-        fix = f"install one, such as g++, or leave out {name}"
-        raise EnvironmentFault("torch.compile needs a C++ compiler, and there is none", fix=fix) from None
+        fix = f"install one, such as g++, or drop {name}"
+        raise EnvironmentFault("torch.compile needs a C++ compiler, but there is none", fix=fix) from None
 
 
 def _has_bf16(device: torch.device) -> bool:

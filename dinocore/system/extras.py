@@ -1,4 +1,4 @@
-"""The line that installs this package or one of its extras, as it works on this machine."""
+"""The install command of this package or one of its extras, as it works on this machine."""
 
 import json
 from functools import cache

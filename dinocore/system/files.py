@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old content or the new, never half of it."""
+"""Write files atomically: a reader sees the old or the new content, never half of it."""
 
 import errno
 import json
@@ -99,7 +99,7 @@ def check_writable(folder: Path) -> None:
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         what = f"{folder} cannot be written: {error.strerror or error}"
-        raise EnvironmentFault(what, where=folder, fix="name another place, or let it be written") from error
+        raise EnvironmentFault(what, where=folder, fix="choose another path, or make it writable") from error
 
 
 def check_file(option: str, path: Path, suffix: str, *others: str) -> None:
@@ -114,10 +114,10 @@ def check_file(option: str, path: Path, suffix: str, *others: str) -> None:
     """
     if path.is_dir():
         example = path / f"{option.strip('-')}{suffix}"
-        raise ConfigError(f"{option} {path} is a folder; name a file, such as {example}")
+        raise ConfigError(f"{option} {path} is a folder; give a file, such as {example}")
     if path.suffix.lower() not in (suffix, *others):
         if is_stream(path):
-            raise ConfigError(f"{option} {path} is no file; name one that ends in {suffix}")
+            raise ConfigError(f"{option} {path} is not a regular file; give one that ends in {suffix}")
         choice = f"one of {', '.join((suffix, *others))}" if others else suffix
         raise ConfigError(f"{option} {path} must end in {choice}; try {option} {typed(resuffixed(path, suffix))}")
     if not is_stream(path):
@@ -137,10 +137,10 @@ def check_folder_name(option: str, path: Path) -> None:
         ConfigError: it is.
     """
     if path.exists() and not path.is_dir():
-        raise ConfigError(f"{option} {path} is a file; name a folder")
+        raise ConfigError(f"{option} {path} is a file; give a folder")
     if path.suffix.lower() in FILES and not path.is_dir():
         raise ConfigError(
-            f"{option} {path} is to be a folder of files; name it without {path.suffix}: {path.with_suffix('')}"
+            f"{option} {path} must be a folder of files; drop the suffix {path.suffix}: {path.with_suffix('')}"
         )
 
 
@@ -153,7 +153,7 @@ def check_new_folder(option: str, path: Path) -> None:
     check_folder_name(option, path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         what = "is not empty" if path.is_dir() else "is a file"
-        raise ConfigError(f"{path} {what}; name a folder that is new or empty")
+        raise ConfigError(f"{path} {what}; give a new or empty folder")
 
 
 def to_json(value: Any, **options: Any) -> str:

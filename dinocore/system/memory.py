@@ -1,4 +1,4 @@
-"""How this process gets memory for tensors, gives it back, and how much it has held."""
+"""How this process allocates and frees memory for tensors, and its peak usage."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""Worker processes: they must not outlive their parent, end with it without a word, and leave its signals to it."""
+"""Worker processes: they exit silently with their parent, and leave its signals to it."""
 
 import ctypes
 import os

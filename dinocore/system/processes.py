@@ -1,4 +1,4 @@
-"""The ranks of a run that train one model together: what they tell each other. A single process has nobody to ask.
+"""Communication between the ranks of a training. A single process needs none.
 
 `torchrun`, or `dino train --gpus N`, starts the ranks and says in the environment who each of them is. Gradients
 travel by NCCL between GPUs and by Gloo between CPUs; plain numbers always by Gloo, so that no GPU is waited for.
@@ -90,7 +90,7 @@ class ProcessGroup(SingleProcess):
     def main_first(self, work: Callable[[], T]) -> T:
         if self.main:
             results: list[T] = []
-            self.on_main(lambda: results.append(work()))  # the others make their own; a data set is not sent
+            self.on_main(lambda: results.append(work()))  # the others make their own; a dataset is not sent
             return results[0]
         self._receive()
         return work()
@@ -140,7 +140,7 @@ def joined(device: torch.device) -> Iterator[SingleProcess]:
         yield SingleProcess()
         return
     if device.type not in ("cpu", "cuda"):
-        raise EnvironmentFault(f"several ranks cannot train on {device.type}; use one, or --device cpu")
+        raise EnvironmentFault(f"cannot train with several ranks on {device.type}; use one, or --device cpu")
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
         yield ProcessGroup(dist.get_rank(), dist.get_world_size())
@@ -148,8 +148,8 @@ def joined(device: torch.device) -> Iterator[SingleProcess]:
         if not isinstance(error, dist.DistError) and not any(word in str(error) for word in LOST):
             raise
         raise EnvironmentFault(
-            "the connection to the other ranks is lost, because one of them ended or cannot be reached; "
-            "the reason is in its own message"
+            "lost the connection to the other ranks, because one of them exited or cannot be reached; "
+            "see its own message for the reason"
         ) from error
     dist.destroy_process_group()
 

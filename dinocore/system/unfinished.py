@@ -1,4 +1,4 @@
-"""What is not finished yet is marked as such, so that what a killed process left can be told from another one's work.
+"""Mark unfinished output, so that leftovers of a killed process can be told from a running one's files.
 
 The mark is a file that a process keeps locked while it works; the system unlocks it however the process ends.
 """
@@ -68,8 +68,8 @@ def check_fillable(option: str, path: Path, parts: Collection[str]) -> None:
         check_new_folder(option, path)
     elif others := sorted({entry.name for entry in path.iterdir()} - {MARK, *parts}):
         raise ConfigError(
-            f"{path} holds what an interrupted command left, and {others[0]}, which is not of it; move that away, or "
-            "name another folder"
+            f"{path} has leftovers of an interrupted command, and also {others[0]}; move that away, or choose "
+            "another folder"
         )
     check_writable(path)
 

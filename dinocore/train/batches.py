@@ -1,4 +1,4 @@
-"""The micro-batches of each optimizer step, and what all ranks know of them."""
+"""The micro-batches of each optimizer step, and what all ranks know about them."""
 
 import time
 from collections.abc import Generator, Iterator

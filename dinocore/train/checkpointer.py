@@ -1,4 +1,4 @@
-"""Saving while a run goes on."""
+"""Save checkpoints during a run."""
 
 import time
 from collections.abc import Iterator
@@ -40,10 +40,12 @@ class Checkpointer:
             path = group.on_main(lambda: self._write(rng_states))
         except DinoError as error:  # on the other ranks, that rank 0 failed
             if must:
-                begins = "" if list_checkpoints(self.folder) else ", which begins at the first step"
-                what = f"{error}; make room, then run dino train --resume {typed(self.context.folder)}{begins}"
+                begins = "" if list_checkpoints(self.folder) else ", which starts at the first step"
+                what = (
+                    f"{error}; free some disk space, then run dino train --resume {typed(self.context.folder)}{begins}"
+                )
                 raise group.on_all_ranks(EnvironmentFault(what)) from None
-            yield Warned(f"{error}; training goes on")
+            yield Warned(f"{error}; training continues")
         else:
             yield Saved(path, self.state.progress.step, time.monotonic() - started)
         finally:

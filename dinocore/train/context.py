@@ -1,4 +1,4 @@
-"""What is trained, on what, where and with whom."""
+"""The context of a run: config, data, folder, ranks and device."""
 
 import hashlib
 from collections.abc import Callable
@@ -44,12 +44,12 @@ def describe(context: RunContext, state: TrainState, steps_per_epoch: int) -> di
     precision = pick_precision(config.train.amp, context.device) or torch.float32
     return {
         "data": context.data.source,
-        "images": f"{len(train.image_ids)} to train on, {len(context.data.val.image_ids)} to evaluate on",
+        "images": f"{len(train.image_ids)} for training, {len(context.data.val.image_ids)} for evaluation",
         "classes": f"{len(names)}: {shown}",
         "model": f"{sum(p.numel() for p in state.model.parameters()) / 1e6:.1f} M parameters, {config.model.backbone}",
-        "batch": f"{counted(config.train.batch_size, 'image')} a step "
+        "batch": f"{counted(config.train.batch_size, 'image')} per step "
         f"({ranks}{counted(-(-share // micro), 'micro-batch', 'micro-batches')} of {micro})",
-        "steps": f"{steps_per_epoch} an epoch, {counted(config.train.epochs, 'epoch')}",
+        "steps": f"{steps_per_epoch} per epoch, {counted(config.train.epochs, 'epoch')}",
         "rate": describe_lr(steps_per_epoch, config.train),
         "device": f"{context.device}, {counted(torch.get_num_threads(), 'thread')}, {str(precision)[6:]}",
         "weights": state.progress.origin,
@@ -62,7 +62,7 @@ LIMITS = ("MODEL-QUERIES", "MODEL-DETECTIONS", "MODEL-DENOISING")
 
 
 def exceeded_limits(config: Config, data: DataSet) -> list[str]:
-    """What a run is too short or a model too small for: its warm-up and drops of the rate; more objects in an image
+    """What a run is too short or a model too small for: its warm-up and drops of the rate; more objects per image
     than it has queries, detections or denoising slots, as check-data says it.
     """
     steps = steps_in_epoch(len(data.train.image_ids), config.train.batch_size)

@@ -1,4 +1,4 @@
-"""How ranks share one model: each has a copy of it, and gradients are averaged in the backward pass."""
+"""Distributed data parallel: each rank has a copy of the model, and gradients are averaged in the backward pass."""
 
 import inspect
 from contextlib import AbstractContextManager, nullcontext

@@ -1,4 +1,4 @@
-"""Everything that a run does, once: so that a night is not lost to what a minute can tell."""
+"""Run every stage of a training once, so that a minute shows what could ruin a night."""
 
 import shutil
 import statistics

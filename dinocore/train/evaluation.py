@@ -1,4 +1,4 @@
-"""Evaluating the weights while a run goes on: images are shared by the ranks, rank 0 computes the metrics."""
+"""Evaluate the weights during a run: ranks split the images, rank 0 computes the metrics."""
 
 import math
 from collections.abc import Generator, Iterator
@@ -60,7 +60,7 @@ def evaluate(context: RunContext, state: TrainState, logger: MetricsLogger | NoL
     except (EvaluationFailed, PeerFailed) as error:
         progress.failed_evaluations += 1
         so_far = f"{progress.failed_evaluations} of this run so far"
-        yield Warned(f"the evaluation after epoch {epoch} failed ({error}), {so_far}; training goes on")
+        yield Warned(f"the evaluation after epoch {epoch} failed ({error}), {so_far}; training continues")
     else:
         best = yield from _keep_if_best(context, state, metrics, epoch, results)
         progress.evals_since_best = 0 if best else progress.evals_since_best + 1
@@ -132,7 +132,7 @@ def _keep_if_best(
         kept = True
         context.group.on_main(lambda: _keep_examples(context, epoch, results))
     except (EvaluationFailed, PeerFailed) as error:
-        yield Warned(f"{error}; training goes on")
+        yield Warned(f"{error}; training continues")
     if not kept:
         return False
     progress.best_ap, progress.best_step = ap, progress.step
@@ -144,7 +144,7 @@ def _keep_best(
 ) -> None:
     facts = {"step": step, "epoch": epoch, "metrics": metrics.summary, "data": context.data.source}
     facts |= _training_sizes(context.data.train, context.config.data.min_box_size)
-    with _failing("the best weights cannot be kept"):
+    with _failing("the best weights cannot be saved"):
         facts["thresholds"] = best_thresholds(context.data.val, results)  # `predict` uses it
         save_best(context.folder, model, context.config, context.data.train.categories, facts)
 
@@ -156,7 +156,7 @@ def _training_sizes(train: Annotations, min_box_size: float) -> dict[str, int]:
 
 
 def _keep_examples(context: RunContext, epoch: int, results: list[dict[str, Any]]) -> None:
-    with _failing("examples for the report cannot be kept"):
+    with _failing("examples for the report cannot be saved"):
         save_examples(context.folder, context.data.val, epoch, results)
 
 

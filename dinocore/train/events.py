@@ -1,4 +1,4 @@
-"""What `train` tells whoever runs it. Plain values: the command draws them, a test reads them."""
+"""Events that `train` yields. Plain values: the command draws them, a test reads them."""
 
 from pathlib import Path
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The training loop. `train` yields what happens; whoever runs it draws or ignores that."""
+"""The training loop. `train` yields events for its caller to draw or ignore."""
 
 import time
 from collections.abc import Iterator
@@ -27,8 +27,8 @@ from .schedule import Schedule
 from .state import TrainState, expected_size, restore_rng_state, rng_state
 
 NO_OBJECTS_TO_EVALUATE = (
-    "{} has no object to judge by, so that AP cannot be measured: best.safetensors will hold the newest weights, and "
-    "train.patience does not end the run; annotate some validation images"
+    "{} has no objects to evaluate on, so AP cannot be measured: best.safetensors will hold the newest weights, and "
+    "train.patience will not stop the run; annotate some validation images"
 )
 
 
@@ -76,11 +76,11 @@ def check_ranks_agree(context: RunContext, data: str) -> None:
     group, batch_size = context.group, context.config.train.batch_size
     seen = group.gather((context.config.model_dump_json(exclude={"data": {"path", "workers"}}), data))
     if differing := [rank for rank, facts in enumerate(seen) if facts != seen[0]]:
-        message = f"ranks {differing} have other settings or other data than rank 0; start all alike"
+        message = f"ranks {differing} have different settings or data from rank 0; start all ranks with the same ones"
         raise group.on_all_ranks(ConfigError(message))
     images = min(batch_size, len(context.data.train.image_ids))
     if images < group.size:
-        message = f"a batch of {images} is too small for {group.size} ranks; use fewer, or a larger --batch-size"
+        message = f"a batch of {images} is too small for {group.size} ranks; use fewer ranks, or a larger --batch-size"
         raise group.on_all_ranks(ConfigError(message))
 
 
@@ -126,7 +126,7 @@ class _Run:
         """The evaluation that a signal or a kill cut short, if there is one."""
         step = self.progress.step
         if code := self._stop_requested():
-            where = f"before going on after step {step}; the state is saved" if step else "before the first step"
+            where = f"before continuing after step {step}; the state is saved" if step else "before the first step"
             raise self.group.on_all_ranks(Interrupted(f"interrupted {where}", code))
         if self.progress.due_evaluation:
             yield from evaluate(self.context, self.state, self.logger)
@@ -200,16 +200,16 @@ class _Run:
     def _interrupted(self, where: str, code: int) -> Exception:
         at = f"{where}after step {self.progress.step} of {self.plan.total}"
         command = f"dino train --resume {typed(self.context.folder)}"
-        message = f"interrupted {at}; the state is saved, continue with: {command}"
+        message = f"interrupted {at}; the state is saved; continue with: {command}"
         return self.group.on_all_ranks(Interrupted(message, code))
 
     def _report_bad_images(self, batches: StepBatches) -> Iterator[Event]:
         for problem in batches.problems:
             if problem not in self.bad_images:
                 self.bad_images.add(problem)
-                yield Warned(f"{problem}; another image takes its place")
+                yield Warned(f"{problem}; replaced by another image")
         train, bad = self.context.data.train, len(self.bad_images)
         if bad > max(3, len(train.image_ids) // 100):
             message = f"{bad} of {len(train.image_ids)} images cannot be read, which is more than 3 and more than 1 %"
-            fix = "find them with `dino check-data DIR --decode`, and copy them again or take them out"
+            fix = "find them with `dino check-data DIR --decode`, and copy them again or remove them"
             raise self.group.on_all_ranks(DataError(message, code="DATA-IMAGE-DAMAGED", where=train.file, fix=fix))

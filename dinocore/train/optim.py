@@ -62,7 +62,7 @@ def describe_lr(steps_per_epoch: int, config: TrainConfig) -> str:
         taken = counted(config.epochs * steps_per_epoch, "step")
         return f"{rates}, never reached: warm-up takes {counted(config.warmup_steps, 'step')}, the run {taken}"
     if config.lr_schedule == "cosine":
-        return f"{rates}{warmup}, falling to 0 as a cosine"
+        return f"{rates}{warmup}, cosine decay to 0"
     reached = [str(epoch) for epoch in sorted(config.lr_drop_epochs) if epoch < config.epochs]
     epochs = f"epochs {listed(reached)}" if len(reached) > 1 else f"epoch {reached[0]}" if reached else ""
     drops = f"divided by 10 after {epochs} of {config.epochs}" if reached else "never lowered"
@@ -75,7 +75,7 @@ def warmup_warning(steps_per_epoch: int, config: TrainConfig) -> str:
     if not config.warmup_steps or config.warmup_steps < steps:
         return ""
     lengths = f"{counted(config.warmup_steps, 'step')} of warm-up, and the run has {counted(steps, 'step')}"
-    return f"the learning rate still rises when the run ends: {lengths}; --set train.warmup_steps=0"
+    return f"the learning rate is still rising when the run ends: {lengths}; --set train.warmup_steps=0"
 
 
 def drops_warning(steps_per_epoch: int, config: TrainConfig) -> str:
@@ -86,7 +86,7 @@ def drops_warning(steps_per_epoch: int, config: TrainConfig) -> str:
     if beyond:
         least = 1 + max(config.lr_drop_epochs)
         missed = f"{counted(config.epochs, 'epoch')}, and its learning rate would drop after {listed(beyond)}"
-        return f"the run has {missed}; --set train.epochs={least} or more, or other train.lr_drop_epochs"
+        return f"the run has {missed}; --set train.epochs={least} or more, or change train.lr_drop_epochs"
     hidden = [str(epoch) for epoch in sorted(config.lr_drop_epochs) if epoch * steps_per_epoch < config.warmup_steps]
     if hidden:
         where = f"{counted(config.warmup_steps, 'step')} of warm-up, and the drop after epoch {hidden[0]}"

@@ -1,4 +1,4 @@
-"""What is due after which optimizer step."""
+"""What is due after each optimizer step."""
 
 import time
 from typing import NamedTuple
@@ -43,7 +43,7 @@ class Schedule(NamedTuple):
         if progress.due_evaluation:
             return ""
         if 0 < self.config.patience <= progress.evals_since_best:
-            evaluations = f"{progress.evals_since_best} evaluations since were not better"
+            evaluations = f"{progress.evals_since_best} evaluations since have not been better"
             best = f"step {progress.best_step} was the best; {evaluations}"
             return f"stopped early: {best} (train.patience = {self.config.patience})"
         if progress.step >= self.total:

@@ -1,4 +1,4 @@
-"""Where a run starts from: new weights, a trained backbone, other weights, or a checkpoint of its own."""
+"""Where a run starts from: new weights, a pretrained backbone, other weights, or its own checkpoint."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,13 +49,13 @@ def check_start(config: Config, watch: Watch = UNWATCHED) -> None:
     differing = _differences(weights.config.model, config.model)
     if not differing:
         return
-    shown = ", ".join(f"model.{key} = {here} ({there} was asked for)" for key, (here, there) in differing.items())
+    shown = ", ".join(f"model.{key} = {here} (you set {there})" for key, (here, there) in differing.items())
     if config.train.weights == "bundled":  # the preset asked for it, perhaps, and not the user
         raise ConfigError(
-            f"the weights that come with the package don't fit the changed model: {shown}; start without them: "
-            "--set model.backbone_weights=none, or a FILE with trained weights of the backbone"
+            f"the bundled weights don't fit the changed model: {shown}; start without them:  "
+            "--set model.backbone_weights=none, or a FILE with trained backbone weights"
         )
-    raise CheckpointError(f"{path} holds another model: {shown}; use {_way_out(weights, differing)}")
+    raise CheckpointError(f"{path} contains a different model: {shown}; use {_way_out(weights, differing)}")
 
 
 def settings_of(name: str, watch: Watch = UNWATCHED) -> Config:
@@ -146,7 +146,7 @@ def freeze(model: DINO, parts: Sequence[str]) -> None:
     for part in parts:
         model.get_submodule(part).requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError(f"train.freeze = {list(parts)} leaves nothing to train; name fewer parts")
+        raise ConfigError(f"train.freeze = {list(parts)} leaves nothing to train; freeze fewer parts")
 
 
 def _state_around(model: DINO, config: Config, device: torch.device, origin: str, group: SingleProcess) -> TrainState:
@@ -173,7 +173,7 @@ def check_same_run(manifest: Mapping[str, Any], config: Config, data: DataSet, a
     differing = [f"{key} = {new[key]!r} (it was {old[key]!r})" for key in old.keys() & new if old[key] != new[key]]
     if differing:
         shown = ", ".join(sorted(differing))
-        raise CheckpointError(f"the run's config.toml is not that of its checkpoint: {shown}; put it back as it was")
+        raise CheckpointError(f"the run's config.toml does not match its checkpoint: {shown}; restore the original")
     check_same_data(manifest, data, allow_change)
 
 
@@ -188,13 +188,13 @@ def check_same_data(manifest: Mapping[str, Any], data: DataSet, allow_change: bo
     if manifest.get("classes", classes) != classes:
         names = ", ".join(str(name) for _, name in manifest["classes"])
         raise CheckpointError(
-            f"the run knows the classes {names}, and {data.train.file} has others; start a new run from its weights: "
+            f"the run has the classes {names}, but {data.train.file} has others; start a new run from its weights: "
             "--weights RUN/best.safetensors"
         )
     if manifest.get("data", "") not in ("", fingerprint(data)) and not allow_change:
         raise DataError(
             f"the annotations {data.train.file} or {data.val.file} have changed since the checkpoint was written; "
-            "put the old ones back, or continue with the new ones: --allow-data-change"
+            "restore the old ones, or continue with the new ones: --allow-data-change"
         )
 
 

@@ -1,4 +1,4 @@
-"""All that a run needs to continue, and how it gets into a checkpoint and out of it."""
+"""The state that a run needs to continue, and how checkpoints save and restore it."""
 
 import os
 import pickle

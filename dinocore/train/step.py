@@ -1,4 +1,4 @@
-"""One optimizer step. What can go wrong in it is handled around it, in `failures/`."""
+"""One optimizer step. Failures are handled outside it, in `failures/`."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext

@@ -1,4 +1,4 @@
-"""Starting a model from weights for other classes."""
+"""Start a model from weights trained on other classes."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -44,17 +44,19 @@ def carry_over(model: DINO, weights: Weights, categories: Sequence[Category], wh
             tensors[key] = _with_rows(value, tensors[key], rows)
     if LABELS in fresh and LABELS not in tensors:
         tensors[LABELS] = fresh[LABELS]
-        notes.append("the label embedding of denoising is new, since the file has none")
+        notes.append("the denoising label embedding is new, because the file has none")
     elif LABELS in tensors and LABELS not in fresh:
         del tensors[LABELS]
-        notes.append("the file's label embedding is dropped, since there is no denoising")
+        notes.append("the file's label embedding is dropped, because there is no denoising")
     if EXTRA in fresh and (EXTRA not in tensors or tensors[EXTRA].shape != fresh[EXTRA].shape):
         tensors[EXTRA] = fresh[EXTRA]
         notes.append("the extra queries of training are new")
     elif EXTRA in tensors and EXTRA not in fresh:
         del tensors[EXTRA]  # of no use but in training
     if count := _renew_query_content(tensors, fresh):
-        notes.append(f"the content of {counted(count, 'query', 'queries')} is new, since the file has another number")
+        notes.append(
+            f"the content of {counted(count, 'query', 'queries')} is new, because the file has a different number"
+        )
     load_exactly(model, tensors, where)
     notes += filter(None, [cast_note(weights.tensors, where)])
     names = {c.name: weights.categories[rows[k]].name if k in rows else None for k, c in enumerate(categories)}

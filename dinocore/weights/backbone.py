@@ -1,4 +1,4 @@
-"""Trained weights for a backbone: downloaded by torchvision or timm, or from a file."""
+"""Pretrained backbone weights: downloaded by torchvision or timm, or from a file."""
 
 import contextlib
 import importlib
@@ -83,7 +83,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if isinstance(content, Mapping):
         content = {key: value for key, value in content.items() if not is_counter(str(key), value)}
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path} holds something other than tensors by name")
+        raise CheckpointError(f"{path} contains something other than a state dict")
     for key, value in content.items():
         check_tensor(key, value, path)
     return without_prefixes(content)

@@ -1,4 +1,4 @@
-"""Files of weights that describe themselves: safetensors with the config, the classes and the versions inside."""
+"""Self-describing weights files: safetensors with the config, the classes and the versions inside."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ class Weights(NamedTuple):
 
     @property
     def threshold(self) -> float | None:
-        """The score threshold of the best F1 in the evaluation of these weights; None where none is stored."""
+        """The score threshold of the best F1 when these weights were evaluated; None where none is stored."""
         stored = self.facts.get("thresholds")
         overall = stored.get("overall") if isinstance(stored, Mapping) else None
         return float(overall) if overall is not None and _is_score(overall) else None
@@ -107,15 +107,15 @@ def load_weights(path: str | Path) -> Weights:
     tensors = without_prefixes(tensors)
     if "config" not in metadata:
         raise CheckpointError(
-            f"{path} holds tensors, but not the config that `dino train` writes; if they are another codebase's, make "
-            f"them ours: dino convert {typed(path)} --out NEW.safetensors"
+            f"{path} has tensors, but not the config that `dino train` writes; if they are another codebase's, "
+            f"convert them: dino convert {typed(path)} --out NEW.safetensors"
         )
     if _said(metadata, "schema", SCHEMA, path) > SCHEMA:
         made_by = metadata.get("dino_version", "a newer version")
         raise CheckpointError(f"{path} was made by dino {made_by}, this is {__version__}; install the newer one")
     broken = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
-        raise CheckpointError(f"{path} holds numbers that are not finite, in {', '.join(broken[:3])}")
+        raise CheckpointError(f"{path} has non-finite numbers, in {', '.join(broken[:3])}")
     try:
         config = config_from_dict(_said(metadata, "config", {}, path))
     except ConfigError as error:
@@ -145,7 +145,7 @@ def names_note(categories: Sequence[Category]) -> str:
     if list(categories) != unnamed(len(categories)):
         return ""
     names = f"class_0 to class_{len(categories) - 1}" if len(categories) > 1 else "class_0"
-    return f"the file has no class names; they are called {names}"
+    return f"the file has no class names; the classes are called {names}"
 
 
 def _said(metadata: Mapping[str, str], key: str, default: Any, path: Path) -> Any:
@@ -199,6 +199,6 @@ def load_exactly(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -
     if integers:
         raise CheckpointError(
             f"{where} holds {str(tensors[integers[0]].dtype)[6:]} numbers in {integers[0]} where the model has floats; "
-            "quantised weights cannot be used, give those that they were made from"
+            "quantized weights are not supported; give the original ones"
         )
     model.load_state_dict(tensors)

@@ -1,4 +1,4 @@
-"""A folder as the Hugging Face hub wants it: weights that `--weights` reads, and a model card with measured numbers.
+"""A folder for the Hugging Face hub: weights that `--weights` reads, and a model card with measured metrics.
 
     README.md           the card: numbers as `model-index`, which the hub shows, and as tables
     model.safetensors   the weights with settings and classes, without names of folders of this machine
@@ -57,7 +57,7 @@ def read_evaluation(path: Path, weights: Path) -> Evaluation:
         DataError: it is something else.
         ConfigError: it is about other weights.
     """
-    fix = f"make it with: dino eval --weights {typed(weights)} --data DIR --json > {typed(path)}"
+    fix = f"create it with: dino eval --weights {typed(weights)} --data DIR --json > {typed(path)}"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         judged, file = content["weights"], Path(content["data"])
@@ -97,7 +97,7 @@ def stored_evaluation(weights: Weights) -> Evaluation | None:
     stored = weights.facts.get("metrics")
     if not isinstance(stored, Mapping) or not all(isinstance(stored.get(name), int | float) for name in NUMBERS):
         return None
-    how = "measured on the validation images when the training kept these weights"
+    how = "measured on the validation images when training saved these weights"
     name = Path(weights.config.data.path).name
     return Evaluation({name: float(stored[name]) for name in NUMBERS}, {}, {}, name, None, how)
 
@@ -172,7 +172,7 @@ def check_repository(name: str) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise ConfigError(f"hf:{name} is no name that the hub takes: {str(error).strip()}",
+        raise ConfigError(f"hf:{name} is not a valid hub name: {str(error).strip()}",
                           fix="write hf:org/name, such as hf:me/cells") from None  # fmt: skip
 
 
@@ -197,7 +197,7 @@ def upload(folder: Path, repository: str, private: bool) -> str:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise EnvironmentFault(
             f"{repository} could not be pushed: {lines[0][:300]}",
-            fix="log in with `hf auth login` or set HF_TOKEN, and see that you may write there",
+            fix="log in with `hf auth login` or set HF_TOKEN, and check that you have write access",
         ) from None
 
 
@@ -244,7 +244,7 @@ def _origin_in_words(text: str) -> str:
 
 
 def _data_name(annotations: Path) -> str:
-    """What the folder of a data set is called, of the file or folder of its annotations."""
+    """What the folder of a dataset is called, of the file or folder of its annotations."""
     plain = ("annotations", "labels", "train", "val", "valid", "test")
     return next((folder.name for folder in annotations.parents if folder.name not in plain), "")
 
@@ -281,9 +281,9 @@ print(found.names, found.scores, found.boxes_xyxy)
 
 def _numbers(weights: Weights, evaluation: Evaluation | None) -> str:
     if evaluation is None:
-        return "## Evaluation\n\nNo evaluation of these weights is at hand.\n"
+        return "## Evaluation\n\nThese weights have not been evaluated.\n"
     on = f", data: {evaluation.data}" if evaluation.data else ""
-    lines = ["## Evaluation", "", f"COCO's numbers, {evaluation.how}{on}.", "", "| number | value | 95 % interval |"]
+    lines = ["## Evaluation", "", f"COCO metrics, {evaluation.how}{on}.", "", "| number | value | 95 % interval |"]
     lines.append("|---|---|---|")
     for key, name in NUMBERS.items():
         low_high = evaluation.intervals.get(key)
@@ -304,7 +304,7 @@ def _numbers(weights: Weights, evaluation: Evaluation | None) -> str:
             lines.append(f"| {shown} | {score:.3f} |")
     elif weights.threshold is not None:
         lines += ["", f"F1 is best at a score threshold of {weights.threshold:.3f}, which `dino predict` uses."]
-    lines += ["", "The numbers are about images like these; others may give other ones."]
+    lines += ["", "The metrics are for images like these; others may differ."]
     return "\n".join(lines) + "\n"
 
 

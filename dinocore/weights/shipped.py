@@ -1,4 +1,4 @@
-"""The files of weights that come with the package, by the names that `--weights` takes."""
+"""The weights files included in the package, by their names for `--weights`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Reading files of tensors that others made: no code in them is run, and what is not a plain tensor is refused."""
+"""Read untrusted tensor files: no code in them runs, and anything but plain tensors is refused."""
 
 import argparse
 import re
@@ -38,14 +38,14 @@ CHECKSUM = "dino_crc32"  # the entry of a file's metadata; only files of ours ha
 PREFIXES = ("module.", "_orig_mod.", "model.")
 COUNTERS = {"steps", "step", "updates", "num_updates", "n_averaged", "decay", "momentum", "warmups"}  # of an average
 MAKERS = {  # the package of an object in a pickle, and what such a file is
-    "ultralytics": "a YOLO model of Ultralytics, saved whole",
-    "models.yolo": "a YOLOv5 or YOLOv7 model, saved whole",
-    "models.common": "a YOLOv5 or YOLOv7 model, saved whole",
+    "ultralytics": "a complete YOLO model saved by Ultralytics",
+    "models.yolo": "a complete YOLOv5 or YOLOv7 model",
+    "models.common": "a complete YOLOv5 or YOLOv7 model",
     "transformers": "a model or training state of Hugging Face transformers",
-    "pytorch_lightning": "a checkpoint of PyTorch Lightning with objects in it",
-    "lightning": "a checkpoint of PyTorch Lightning with objects in it",
-    "torch.nn": "a PyTorch module saved whole; save its state_dict() instead",
-    "torchvision.models": "a torchvision model saved whole; save its state_dict() instead",
+    "pytorch_lightning": "a PyTorch Lightning checkpoint with Python objects",
+    "lightning": "a PyTorch Lightning checkpoint with Python objects",
+    "torch.nn": "a complete PyTorch module; save its state_dict() instead",
+    "torchvision.models": "a complete torchvision model; save its state_dict() instead",
 }
 ARCHIVES = {  # by a file in the archive: what it is
     "constants.pkl": "a model saved by TorchScript",
@@ -101,7 +101,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     if _start(path)[:2] in (b"PK", b"\x80\x02"):
         command = f"dino convert {typed(path)} --out NEW.safetensors"
-        raise CheckpointError(f"{path} is PyTorch's; make it ours first: {command}")
+        raise CheckpointError(f"{path} is a PyTorch file; convert it first: {command}")
     try:
         with safe_open(path, framework="pt") as file:
             tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -111,16 +111,16 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise CheckpointError(exported) from None
         if _start(path)[8:9] != b"{":
             raise CheckpointError(
-                f"{path} ({size} bytes) is not a file of weights, neither safetensors nor PyTorch's; `dino weights` "
+                f"{path} ({size} bytes) is not a weights file (safetensors or PyTorch); `dino weights` "
                 "lists what can be used"
             ) from None
         raise CheckpointError(
-            f"{path} ({size} bytes) is not a whole safetensors file: {error}; was it cut off while copying?"
+            f"{path} ({size} bytes) is not a complete safetensors file: {error}; was it truncated while copying?"
         ) from None
     if CHECKSUM in metadata and checksum(tensors) != metadata[CHECKSUM]:
         raise CheckpointError(
-            f"{path} is damaged: its numbers are not those that were written; copy it again, or, if you changed them "
-            f"yourself, drop `{CHECKSUM}` from its metadata"
+            f"{path} is damaged: its tensors have changed since they were written; copy it again, or, if you changed "
+            f"them yourself, drop `{CHECKSUM}` from its metadata"
         )
     return tensors, metadata
 
@@ -148,7 +148,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(_why(path, error)) from None
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__} and not tensors by name")
+        raise CheckpointError(f"{path} contains a {type(content).__name__} instead of a state dict")
     return dict(content)
 
 
@@ -175,19 +175,19 @@ def check_tensor(name: str, value: Tensor, where: Path) -> None:
         CheckpointError: a tensor is sparse, quantised, without memory of its own, or not finite.
     """
     if value.layout != torch.strided or value.is_quantized or value.is_nested:
-        raise CheckpointError(f"{where}: {name} is a {_kind(value)} tensor; only plain ones can be used")
+        raise CheckpointError(f"{where}: {name} is a {_kind(value)} tensor; only plain tensors are supported")
     if value.device.type != "cpu" or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise CheckpointError(f"{where}: {name} claims {tuple(value.shape)} numbers, which the file does not hold")
+        raise CheckpointError(f"{where}: {name} claims {tuple(value.shape)} numbers, but the file has fewer")
     if value.is_complex():
         raise CheckpointError(f"{where}: {name} has complex numbers")
     if value.is_floating_point() and not value.isfinite().all():
-        raise CheckpointError(f"{where}: {name} holds numbers that are not finite")
+        raise CheckpointError(f"{where}: {name} has non-finite numbers")
 
 
 def _start(path: Path) -> bytes:
     """The first bytes of a file, of which something can be made."""
     if is_stream(path):
-        raise CheckpointError(f"the weights {path}: this is not a regular file; see what it is: ls -l {typed(path)}")
+        raise CheckpointError(f"the weights {path}: this is not a regular file; check what it is: ls -l {typed(path)}")
     try:
         with path.open("rb") as file:
             start = file.read(64)
@@ -200,9 +200,9 @@ def _start(path: Path) -> bytes:
     if not start:
         raise CheckpointError(f"the weights {path}: this file is empty; copy it again")
     if start.lstrip()[:1] == b"<":
-        raise CheckpointError(f"{path} is a web page and not a file of weights; open the download's address and look")
+        raise CheckpointError(f"{path} is a web page, not a weights file; open its download link to see why")
     if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path} is Git LFS's note about a file and not the file; get it with git lfs pull")
+        raise CheckpointError(f"{path} is a Git LFS pointer, not the file itself; get it with git lfs pull")
     return start
 
 
@@ -215,13 +215,15 @@ def _check_archive(path: Path) -> None:
     except (zipfile.BadZipFile, OSError, ValueError):
         return  # torch says what is wrong with it
     if kind := next((kind for name, kind in ARCHIVES.items() if name in names), None):
-        raise CheckpointError(f"{path} is {kind}, not weights by name; convert the file of weights that it was made of")
+        raise CheckpointError(f"{path} is {kind}, not a state dict; convert the weights file it was made from")
     if "data.pkl" not in names:
-        raise CheckpointError(f"{path} is a zip archive that torch.save did not write; unpack it, if weights are in it")
+        raise CheckpointError(
+            f"{path} is a zip archive that torch.save did not write; unpack it if it contains weights"
+        )
     if claimed > path.stat().st_size:
         raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) claims to hold {claimed} bytes, which torch.save never does; it is "
-            "not opened"
+            f"{path} ({path.stat().st_size} bytes) claims to hold {claimed} bytes, which torch.save never writes; it "
+            "was not opened"
         )
 
 
@@ -243,10 +245,10 @@ def _why(path: Path, error: Exception) -> str:
             f"{path} asks for `{opcode[1]}` when it is opened, which could run code; it is refused and nothing was run"
         )
     if start[:2] == b"PK" or isinstance(error, EOFError):
-        return f"{path} ({size} bytes) is not a whole PyTorch file; was it cut off while copying?"
+        return f"{path} ({size} bytes) is not a complete PyTorch file; was it truncated while copying?"
     if start[:1] == b"\x80":
-        return f"{path} ({size} bytes) is a pickle that torch.save did not write, or part of one; it is not opened"
-    return _exported(path) or f"{path} ({size} bytes) is not a file of weights"
+        return f"{path} ({size} bytes) is a pickle that torch.save did not write, or part of one; it was not opened"
+    return _exported(path) or f"{path} ({size} bytes) is not a weights file"
 
 
 def _exported(path: Path) -> str | None:
@@ -254,7 +256,7 @@ def _exported(path: Path) -> str | None:
     kind = path.suffix.lower()
     if kind in (".onnx", ".xml", ".unverified") or (kind == ".bin" and path.with_suffix(".xml").is_file()):
         return (
-            f"{path} is an exported file, or part of one, not weights; give the weights that it was made from "
+            f"{path} is an exported file, or part of one, not weights; give the weights it was made from "
             "(dino predict, dino eval and dino benchmark take .onnx, .xml and .pt2 files)"
         )
     return None

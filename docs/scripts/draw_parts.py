@@ -1,4 +1,4 @@
-"""Draw a small data set of washers, nuts and bolts in YOLO layout: python draw_parts.py my-data"""
+"""Draw a small dataset of washers, nuts and bolts in YOLO layout: python draw_parts.py my-data"""
 
 import math
 import random

@@ -134,11 +134,11 @@ def test_a_bad_file_is_refused_by_every_command(kind, dino, pictures, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "named"),
     [
-        ("a note of Git LFS", "Git LFS's note about a file and not the file; get it with git lfs pull"),
+        ("a note of Git LFS", "a Git LFS pointer, not the file itself; get it with git lfs pull"),
         ("a TorchScript model", "a model saved by TorchScript"),
         ("a graph of torch.export", "a graph of torch.export"),
         ("another zip", "a zip archive that torch.save did not write"),
-        ("a ResNet", "by the names of the tensors: conv1.weight, fc.weight"),
+        ("a ResNet", "the tensor names are not those of official DINO, detrex or mmdetection: conv1.weight, fc.weight"),
     ],
 )
 def test_a_file_that_holds_no_weights_is_named_as_what_it_is(kind, named, dino, tmp_path):

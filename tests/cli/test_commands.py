@@ -34,7 +34,7 @@ def picture(pictures):
 
 def test_train_leaves_a_run_and_says_what_it_does(run_folder):
     log = (run_folder / "log.txt").read_text()
-    assert "8 to train on, 2 to evaluate on" in log and "3: RBC, WBC, Platelets" in log
+    assert "8 for training, 2 for evaluation" in log and "3: RBC, WBC, Platelets" in log
     assert "epoch 1/1" in log and "AP50" in log and "step 2: saved" in log
 
 
@@ -89,7 +89,7 @@ def test_a_cut_checkpoint_is_refused_by_name(dino, run_folder, tmp_path):
         (["--data", "nowhere"], 3, "does not exist"),
         (["--device", "cuda"], 5, "available: cpu"),
         (["--weights", "nowhere.safetensors"], 4, "does not exist"),
-        (["--resume", "auto"], 4, "not the folder of a run"),
+        (["--resume", "auto"], 4, "is not a run folder"),
         (["--epochs", "0"], 2, "train.epochs"),
         (["--config", "nowhere.toml"], 2, "nowhere.toml"),
     ],
@@ -310,7 +310,7 @@ def test_wrong_arguments_of_predict(dino, picture, tmp_path, arguments, code, sa
 def test_an_empty_argument_is_refused_and_not_taken_for_the_folder_one_is_in(dino, tmp_path, arguments, place):
     result = dino(*arguments)
     assert result.code == 2 and f"{place} is empty" in result.err.replace("the argument ", ""), result.err
-    assert "is a variable of your shell not set?" in result.err and list(tmp_path.iterdir()) == []
+    assert "check that the shell variables in your command are set" in result.err and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("schedule", "drops"), [("step", (3,)), ("cosine", (11,))])
@@ -421,7 +421,7 @@ def test_eval_names_the_backend_and_takes_another(dino, run_folder, pictures):
     fast = json.loads(dino(*arguments, "--json").out)
     slow = json.loads(dino(*arguments, "--json", "--set", "eval.backend=pycocotools").out)
     assert (fast.pop("backend"), slow.pop("backend")) == ("hotcoco", "pycocotools") and fast == slow
-    assert "2 images judged (hotcoco)" in dino(*arguments).out
+    assert "2 images evaluated (hotcoco)" in dino(*arguments).out
     evaluation = next(line for line in (run_folder / "metrics.jsonl").read_text().splitlines() if '"AP"' in line)
     assert json.loads(evaluation)["backend"] == "hotcoco"
 
@@ -465,7 +465,7 @@ def test_eval_judges_a_file_of_results_as_the_model_that_wrote_it_and_compares(d
     assert {"weights", "measured"} == model.keys() - file.keys() and all(
         model[key] == file[key] for key in ("AP", "tide", "worst")
     )
-    assert "Prediction beside truth" in Path("r.html").read_text()
+    assert "Predictions and annotations" in Path("r.html").read_text()
     asked = ("eval", "--compare", "r.json", run_folder, "--data", pictures, "--bootstrap", 20)
     compared = json.loads(dino(*asked, "--json", "--report", "c.html").out)
     assert "Precision and recall, IoU 0.50" in Path("c.html").read_text()
@@ -514,12 +514,12 @@ def test_models_of_the_same_classes_under_other_ids_are_compared_by_name(dino, r
             3,
             "doesn't have",
         ),
-        ("[]", [], 2, "give their --data"),
-        ("[]", ["--data", "DATA", "--weights", "bundled"], 2, "exclude each other"),
-        ("[]", ["--data", "DATA", "--out", "x.json"], 2, "leave it out"),
-        ("[]", ["--data", "DATA", "--compile"], 2, "--compile is for a detector"),
-        ("[]", ["--data", "DATA", "--device", "cpu"], 2, "--device is for a detector"),
-        ("[]", ["--data", "DATA", "--precision", "int8"], 2, "--amp is for a detector"),
+        ("[]", [], 2, "give --data"),
+        ("[]", ["--data", "DATA", "--weights", "bundled"], 2, "cannot be used together"),
+        ("[]", ["--data", "DATA", "--out", "x.json"], 2, "drop it"),
+        ("[]", ["--data", "DATA", "--compile"], 2, "--compile cannot be used with a results file"),
+        ("[]", ["--data", "DATA", "--device", "cpu"], 2, "--device cannot be used with a results file"),
+        ("[]", ["--data", "DATA", "--precision", "int8"], 2, "--amp cannot be used with a results file"),
         ("[]", ["--data", "DATA", "--report", "."], 2, "is a folder"),
     ],
 )
@@ -592,7 +592,7 @@ def test_proposals_are_the_models_own(dino, run_folder, picture, pictures, tmp_p
 def test_other_views_of_proposals_and_the_report(dino, run_folder, picture, pictures, tmp_path, view):
     arguments = ["inspect-proposals", picture, "--weights", run_folder, "--data", pictures, "--view", view]
     result = dino(*arguments, "--out", "p.png", "--report", "p.html")
-    assert result.code == 0 and "share of objects covered" in result.out and "layer 1" in result.out
+    assert result.code == 0 and "fraction of objects covered" in result.out and "layer 1" in result.out
     assert (tmp_path / "p.html").read_text().count("data:image") == 3
     assert dino(*arguments[:-1], "nonsense").code == 2
 

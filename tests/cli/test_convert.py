@@ -128,7 +128,7 @@ def test_weights_that_do_not_name_their_classes_are_used_by_number(tmp_path):
     save_weights(tmp_path / "bare.safetensors", {}, load_config("tiny", ["model.num_classes=18"]), [], {})
     categories = load_weights(tmp_path / "bare.safetensors").categories
     assert [c.name for c in categories[:2]] == ["class_0", "class_1"] and len(categories) == 18
-    assert names_note(categories) == "the file has no class names; they are called class_0 to class_17"
+    assert names_note(categories) == "the file has no class names; the classes are called class_0 to class_17"
     assert names_note([Category(0, "cat")]) == ""
 
 
@@ -137,7 +137,9 @@ def test_classes_without_names_are_numbered_and_that_is_said(official, dino, pic
     config = load_config(official[1], ["model.num_classes=18"])
     torch.save({"model": official_state(build_model(config.model).state_dict(), config.model)}, "bare.pth")
     result = dino("convert", "bare.pth", "--out", "bare.safetensors", "--preset", official[1])
-    assert result.code == 0 and "no class names; they are called class_0 to class_17" in " ".join(result.out.split())
+    assert result.code == 0 and "no class names; the classes are called class_0 to class_17" in " ".join(
+        result.out.split()
+    )
     result = dino("predict", pictures / "val2017", "--weights", "bare.safetensors", "--json", "--threshold", 0)
     labels = {found["label"] for found in json.loads(result.out)[0]["detections"]}
     assert labels and labels <= {f"class_{k}" for k in range(18)}
@@ -146,7 +148,7 @@ def test_classes_without_names_are_numbered_and_that_is_said(official, dino, pic
 
 def test_a_preset_of_another_model_is_refused_before_it_is_tried(saved, dino):
     result = dino("convert", saved(), "--out", "out.safetensors", "--preset", "mmdet-r50-4scale-12e")
-    assert result.code == 4 and "is not that of these weights" in result.err
+    assert result.code == 4 and "does not match these weights" in result.err
 
 
 def test_the_position_encoding_that_a_file_tells_is_used(official, dino, monkeypatch):

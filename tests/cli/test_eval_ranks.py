@@ -67,7 +67,7 @@ def test_a_rank_that_fails_ends_all_and_rank_0_says_why(on_ranks, opened, monkey
 def test_ranks_are_refused_where_nothing_is_looked_at(dino, pictures):
     Path("r.json").write_text("[]")
     result = dino("eval", "--results", "r.json", "--data", pictures, "--gpus", 2)
-    assert result.code == 2 and "leave --gpus out" in result.err
+    assert result.code == 2 and "drop --gpus" in result.err
 
 
 @pytest.mark.slow

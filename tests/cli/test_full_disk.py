@@ -22,7 +22,7 @@ def no_space(*_: object):
 def test_a_full_disk_that_is_not_stdouts_is_not_called_that(dino, monkeypatch):
     monkeypatch.setattr("dinocli.commands.presets.presets", lambda: no_space())
     result = dino("presets")
-    assert result.code == 5 and "a file cannot be written: No space left on device; free some space" in result.err
+    assert result.code == 5 and "a file cannot be written: No space left on device; free some disk space" in result.err
     assert "stdout" not in result.err
 
 

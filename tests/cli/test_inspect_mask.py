@@ -113,7 +113,7 @@ def test_objects_left_out_by_the_bound_are_told(inspect_mask):
         (("--dn-groups", 10**9), "2,000,000,000 denoising and 900 matching queries need more than 1,000,000 GB"),
         (("--num-gt", 10**9), "1,000,000,000 objects, 200 denoising and 900 matching queries need 48.0 GB"),
         (("--dn-groups", 1500), "less than or equal to 1000"),
-        (("--preset", "r50-3scale"), "there is no preset or file `r50-3scale`"),
+        (("--preset", "r50-3scale"), "no preset or file `r50-3scale`"),
         (("--set", "model.denoising.num_group=3"), "did you mean `model.denoising.num_groups`"),
     ],
 )

@@ -78,7 +78,7 @@ def test_a_picture_that_is_not_in_the_data(dino, run_folder, pictures):
 def test_without_data_it_is_the_data_that_the_weights_were_trained_with(dino, run_folder, pictures, tmp_path):
     first = json.loads(dino("inspect-matching", "--data", pictures, "--weights", run_folder, "--json").out)
     own = dino("inspect-matching", "--weights", run_folder, "--json")
-    assert json.loads(own.out) == first and "what these weights were trained with" in own.err.replace("\n", " ")
+    assert json.loads(own.out) == first and "the data these weights were trained with" in own.err.replace("\n", " ")
     name = sorted((pictures / "val2017").iterdir())[-1].name
     assert json.loads(dino("inspect-matching", name, "--weights", run_folder, "--json").out)["file"].endswith(name)
 

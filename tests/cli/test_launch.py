@@ -13,10 +13,10 @@ from dinocli.launch import _exit_code
     [
         ({0: 143, 1: 143}, 143, ""),
         ({0: -15, 1: 143}, 143, ""),  # saved and ended; the agent was quicker than the other rank's end
-        ({0: -15, 1: -9}, 5, "rank 1 was ended by SIGKILL"),
-        ({0: 5, 1: -9}, 5, "rank 1 was ended by SIGKILL"),
-        ({0: -15, 1: 6}, 6, "rank 1 ended with exit code 6"),
-        ({0: -15, 1: -15}, 5, "rank 0 was ended by SIGTERM"),
+        ({0: -15, 1: -9}, 5, "rank 1 was killed by SIGKILL"),
+        ({0: 5, 1: -9}, 5, "rank 1 was killed by SIGKILL"),
+        ({0: -15, 1: 6}, 6, "rank 1 exited with code 6"),
+        ({0: -15, 1: -15}, 5, "rank 0 was killed by SIGTERM"),
     ],
 )
 def test_the_rank_that_failed_is_told_from_those_that_were_ended_for_it(codes, expected, message, capsys):

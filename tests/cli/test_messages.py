@@ -35,7 +35,7 @@ def test_weights_that_are_missing_are_told_before_torch_is_imported(tmp_path):
 def test_a_file_that_is_no_weights_is_called_that(dino, tmp_path, pictures):
     (tmp_path / "yolo11n.pt").write_bytes(b"not a checkpoint at all")
     result = dino("predict", pictures / "val2017", "--weights", "yolo11n.pt")
-    assert result.code == 4 and "is not a file of weights, neither safetensors nor PyTorch's" in result.err
+    assert result.code == 4 and "is not a weights file (safetensors or PyTorch)" in result.err
 
 
 def test_an_image_that_is_missing_has_nothing_to_do_with_annotations(dino):
@@ -50,7 +50,7 @@ def test_an_image_that_is_missing_has_nothing_to_do_with_annotations(dino):
 def test_a_file_that_is_no_image_comes_with_what_to_type(dino, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"bad")
     result = dino("predict", "bad.jpg")
-    assert result.code == 3 and "see what it is: file bad.jpg" in result.err
+    assert result.code == 3 and "check what it is: file bad.jpg" in result.err
 
 
 def test_a_list_of_files_in_the_place_of_an_image_is_explained(dino):
@@ -65,7 +65,7 @@ def test_what_was_written_is_said_with_one_verb(dino, tmp_path, pictures):
     assert re.search(r"^wrote drawn: \d images? to train on and \d to evaluate on; ", made.err, re.M)
     fixed = dino("check-data", pictures, "--fix", "fixed.json")
     assert re.search(r"^wrote fixed\.json: \d+ changes? in train, listed in fixed\.json\.log$", fixed.err, re.M)
-    assert "most objects in an image" in fixed.out
+    assert "most objects per image" in fixed.out
 
 
 def test_data_without_objects_is_said_to_have_nothing_to_judge_by(dino, tmp_path, pictures, run_folder):
@@ -80,7 +80,7 @@ def test_data_without_objects_is_said_to_have_nothing_to_judge_by(dino, tmp_path
     (tmp_path / "blank" / "annotations" / train.name).write_bytes(train.read_bytes())
     (tmp_path / "blank" / "annotations" / source.name).write_text(json.dumps(empty))
     result = dino("eval", "--weights", run_folder, "--data", "blank", "--bootstrap", "0", "--out", "found.json")
-    assert result.code == 0 and "no object to judge by" in result.err
+    assert result.code == 0 and "no objects to evaluate on" in result.err
     assert re.search(r"^wrote found\.json: \d+ detections?, in COCO's result format$", result.err, re.M)
 
 
@@ -93,7 +93,7 @@ def test_data_with_crowds_alone_is_said_to_have_nothing_to_judge_by(dino, pictur
         (tmp_path / "crowds" / image.name).write_bytes(image.read_bytes())
     (tmp_path / "found.json").write_text("[]")
     result = dino("eval", "--results", "found.json", "--data", "crowds", "--split", "train", "--bootstrap", "0")
-    assert result.code == 0 and "no object to judge by" in result.err
+    assert result.code == 0 and "no objects to evaluate on" in result.err
 
 
 def test_one_thread_and_one_call_are_singular(capsys):

@@ -37,7 +37,7 @@ def test_a_file_to_write_is_neither_a_folder_nor_of_another_kind(command, dino, 
     folder.mkdir()
     result = dino(*command, folder)
     message = " ".join(result.err.split())
-    assert result.code == 2 and f"{option} " in message and "is a folder; name a file, such as" in message
+    assert result.code == 2 and f"{option} " in message and "is a folder; give a file, such as" in message
     result = dino(*command, tmp_path / "f.xyz")
     message = "".join(result.err.split())
     assert result.code == 2 and f"try{option}{tmp_path}/f{FILES[command]}" in message
@@ -59,7 +59,7 @@ def test_a_folder_to_write_is_not_called_like_a_file(command, dino, pictures, tm
     picture = next((pictures / "val2017").iterdir())
     words = [picture if word == "PICTURE" else word for word in command]
     result = dino(*words, tmp_path / "x.txt")
-    assert result.code == 2 and "to be a folder of files" in " ".join(result.err.split())
+    assert result.code == 2 and "must be a folder of files" in " ".join(result.err.split())
     assert not list(tmp_path.iterdir())
 
 
@@ -100,7 +100,7 @@ def test_a_stdout_that_is_full_is_one_message_and_exit_5(arguments):
         )
     assert done.returncode == 5
     assert done.stderr == (
-        "error[ENVIRONMENT]: stdout cannot be written: No space left on device; send it where there is space\n"
+        "error[ENVIRONMENT]: stdout cannot be written: No space left on device; redirect it to a disk with free space\n"
     )
 
 

@@ -154,18 +154,18 @@ def test_what_other_weights_or_options_found_is_not_resumed(dino, small_weights,
     begun = Path(out).read_text()
     Path("x/a.jpg").write_bytes(good)
     for more, began in (
-        (["--conf", "0.9"], "--threshold auto, not with --threshold 0.9"),
-        (["--slice", "64"], "no --slice, not with --slice 64"),
-        (["--max-dets", "7"], "--max-dets 300, not with --max-dets 7"),
-        (["--amp", "off"], "--amp auto, not with --amp off"),
+        (["--conf", "0.9"], "--threshold auto, not --threshold 0.9"),
+        (["--slice", "64"], "no --slice, not --slice 64"),
+        (["--max-dets", "7"], "--max-dets 300, not --max-dets 7"),
+        (["--amp", "off"], "--amp auto, not --amp off"),
     ):
         result = dino(*given, *more, "--resume")
-        assert result.code == 2 and f"{out} was begun with {began}" in one_line(result.err)
+        assert result.code == 2 and f"{out} was started with {began}" in one_line(result.err)
     result = dino("predict", *three, "--weights", small_weights, "--out", out, "--resume")
-    assert result.code == 2 and f"not with --weights {small_weights}" in one_line(result.err)
+    assert result.code == 2 and f"not --weights {small_weights}" in one_line(result.err)
     os.utime("mine.safetensors", (1, 1))
     result = dino(*given, "--resume")
-    assert result.code == 2 and f"mine.safetensors has changed since {out} was begun" in one_line(result.err)
+    assert result.code == 2 and f"mine.safetensors has changed since {out} was started" in one_line(result.err)
     assert Path(out).read_text() == begun
 
 
@@ -320,7 +320,7 @@ def test_wrong_slices_and_batches_are_refused_before_the_work(dino, picture, tmp
 
 
 def test_options_of_films_are_refused_for_images(dino, picture):
-    assert "for a film" in dino("predict", picture, "--track").err
+    assert "are for video" in dino("predict", picture, "--track").err
 
 
 # several ranks ---------------------------------------------------------------------------------------------------
@@ -600,8 +600,8 @@ def test_what_a_film_cannot_have_is_refused(dino, film, picture):
     for wrong, says in (
         (["--out", "a.json"], "a.jsonl"), (["--save-images", "d"], "--save-video"), (["--resume"], "--start"),
         (["--start", "2", "--end", "1"], "--end 1"), (["--save-video", "a.txt"], ".mp4"), ([picture], "alone"),
-        ([film], "alone"), (["--save-video", film.name], "is the film that is read"),
-        (["--save-video", "link.mp4"], "is the film that is read"),
+        ([film], "must be the only input"), (["--save-video", film.name], "is the input file"),
+        (["--save-video", "link.mp4"], "is the input file"),
     ):  # fmt: skip
         os.path.lexists("link.mp4") or os.symlink(film, "link.mp4")
         content = film.read_bytes()
@@ -654,7 +654,7 @@ def test_drawings_never_overwrite_an_image_that_is_read(dino, small_weights, tmp
     before = images[0].read_bytes()
     for out in ("photos", "photos/../photos"):
         result = dino("predict", "photos", "--weights", small_weights, "--save-images", out)
-        assert result.code == 2 and "would overwrite photos/a.jpg; name another folder" in result.err
+        assert result.code == 2 and "would overwrite photos/a.jpg; choose another folder" in result.err
     assert images[0].read_bytes() == before
 
 

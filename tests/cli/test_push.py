@@ -21,7 +21,7 @@ def pushed(dino, run_folder, pictures):
     Path("eval.json").write_text(judged.out)
     more = ("--eval", "eval.json", "--license", "apache-2.0", "--dataset", "Drawn | cells")
     result = dino("push", "hf:me/cells", "--weights", run_folder, "--dry-run", "--out", "sent", *more)
-    assert result.code == 0 and "nothing was sent" in result.err, result.err
+    assert result.code == 0 and "nothing was uploaded" in result.err, result.err
     return json.loads(judged.out)
 
 
@@ -135,7 +135,7 @@ def test_what_cannot_be_pushed_is_refused_before_the_work(dino, run_folder, push
         (("hf:me", "--dry-run", "--out", "x"), 2, "hf:org/name"),
         (("cells", "--dry-run", "--out", "x"), 2, "hf:me/cells"),
         (("hf:me/ce lls", "--dry-run", "--out", "x"), 2, "hf:me/cells"),
-        (("hf:me/cells@v1", "--dry-run", "--out", "x"), 2, "no repository"),
+        (("hf:me/cells@v1", "--dry-run", "--out", "x"), 2, "is not a hub repository"),
         (("hf:me/cells", "--dry-run"), 2, "--out to-push"),
         (("hf:me/cells", "--dry-run", "--out", "x", "--eval", other), 2, "is about elsewhere.safetensors"),
         (("hf:me/cells", "--dry-run", "--out", "x", "--eval", "bad.json"), 3, "dino eval --weights"),

@@ -57,7 +57,7 @@ def test_the_number_of_images_judged_stands_beside_ap(dino, run_folder, three):
     (three / "test2017" / sorted(p.name for p in (three / "test2017").iterdir())[0]).write_bytes(b"broken")
     arguments = ("eval", "--weights", run_folder, "--data", three, "--split", "test")
     text, answer = dino(*arguments, "--report", "report.html"), dino(*arguments, "--json")
-    said = "3 images judged, 1 of them unreadable, their objects count as missed"
+    said = "3 images evaluated, 1 of them unreadable, so their objects count as missed"
     assert text.code == 7 and said in " ".join(text.out.split())
     assert "unreadable" in Path("report.html").read_text()
     found = json.loads(answer.out)
@@ -67,7 +67,7 @@ def test_the_number_of_images_judged_stands_beside_ap(dino, run_folder, three):
 def test_a_training_logs_how_many_images_its_evaluation_judged(run_folder):
     rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     assert [(row["images"], row["unreadable"]) for row in rows if "AP" in row] == [(2, 0)]
-    assert "(2 images judged)" in (run_folder / "log.txt").read_text()
+    assert "(2 images evaluated)" in (run_folder / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("command", ["eval", "train"])

@@ -37,7 +37,7 @@ def test_a_device_that_is_not_there_is_said_with_those_that_are(dino, pictures, 
     for command in (["predict", picture], ["eval", "--data", pictures], ["train", "--data", pictures], ["benchmark"]):
         result = dino(*command, "--device", device)
         assert result.code == 5 and result.out == "", result
-        assert f"there is no device `{device}` here; available: cpu" in result.err
+        assert f"no device `{device}` here; available: cpu" in result.err
     assert listed(tmp_path) == []
 
 

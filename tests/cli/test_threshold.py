@@ -81,5 +81,5 @@ def test_a_threshold_that_is_none_is_refused(dino, image, wrong):
 
 def test_without_weights_it_is_said_what_the_model_knows_and_how_to_get_more(dino, image):
     said = dino("predict", image, "--json").err
-    line = next(line for line in said.splitlines() if "comes with dino" in line)
+    line = next(line for line in said.splitlines() if "bundled tiny model" in line)
     assert load_weights(BUNDLED).categories[0].name in line and line.endswith("--weights official/r50-4scale-12e")

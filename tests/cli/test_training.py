@@ -60,7 +60,7 @@ def test_a_picture_of_curves_that_cannot_be_drawn_costs_a_warning(dino, settings
     monkeypatch.setattr("dinocli.commands.train.view.draw_curves", fails)
     result = dino("train", *SMALL, "--data", pictures, *settings)
     assert result.code == 0 and (tmp_path / "run" / "best.safetensors").is_file()
-    assert one_line(result.err).count("ValueError: no fonts); the run goes on") == 1
+    assert one_line(result.err).count("ValueError: no fonts); the run continues") == 1
 
 
 @pytest.mark.parametrize("wanted", ["auto", "step-00000002"])
@@ -114,11 +114,11 @@ def test_a_run_whose_files_are_lost_or_cut_off_says_which_and_what_to_do(dino, r
         assert before in config
         (edited / "config.toml").write_text(config.replace(before, after))
         result = dino("train", "--resume", edited)
-        assert result.code == 4 and f"{after} (it was {before[7:]}); put it back as it was" in one_line(result.err)
+        assert result.code == 4 and f"{after} (it was {before[7:]}); restore the original" in one_line(result.err)
     for text in ("", config[: config.index("[data]")]):
         (run / "config.toml").write_text(text)
         result = dino("train", "--resume", run)
-        assert result.code == 4 and "config.toml is cut off or empty: it lacks" in one_line(result.err)
+        assert result.code == 4 and "config.toml is truncated or empty: it lacks" in one_line(result.err)
     (run / "config.toml").unlink()
     result = dino("train", "--resume", run)
     assert result.code == 4 and f"the run {run} has no config.toml" in one_line(result.err)

@@ -92,7 +92,7 @@ def test_bundled_and_cells_are_names_of_info_and_convert(dino):
         and "person" in classes["bundled"].values()
     )
     refused = dino("convert", "bundled", "--to", "official", "--out", "x.pth")
-    assert refused.code == 4 and "official DINO cannot compute this model" in refused.err
+    assert refused.code == 4 and "official DINO cannot represent this model" in refused.err
 
 
 @pytest.mark.parametrize("command", [

@@ -255,7 +255,7 @@ def test_coco_has_80_classes_with_these_ids():
         (["conv1.weight", "fc.weight"], "backbone_weights"),
         (["tokenizer.level_embed"], "save_weights"),
         ([], "empty"),
-        (["input_proj.0.0.weight", "backbone.0.patch_embed.proj.weight"], "not a whole DINO"),
+        (["input_proj.0.0.weight", "backbone.0.patch_embed.proj.weight"], "not a complete DINO"),
     ],
 )
 def test_other_models_are_told_apart(names, said):

@@ -183,7 +183,7 @@ def test_check_data_and_train_agree_on_other_formats(tmp_path, kind, settings):
 def test_two_classes_of_a_val_split_that_have_one_name_are_said_to_be_one(make_coco):
     split = make_coco(categories={1: "disc", 2: "ring", 7: "disc"})
     found = read_annotations(split, [Category(1, "disc"), Category(2, "ring")])
-    assert any("classes that have one name are taken for one: disc: ids 1, 7" in note for note in found.notes)
+    assert any("classes with the same name are merged: disc: ids 1, 7" in note for note in found.notes)
 
 
 def test_of_known_classes_with_one_name_the_id_decides(make_coco):

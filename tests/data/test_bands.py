@@ -59,7 +59,7 @@ def test_a_fourth_band_that_is_no_transparency_is_left_out_and_not_shown_over_wh
     pixels = drawn(4)
     path.write_bytes(tiff(pixels, extra, 2))
     assert np.array_equal(np.asarray(read_image(path, DataConfig())), pixels[..., :3])
-    assert "a fourth band that is no transparency and is left out" in read_header(path, DataConfig()).conversion
+    assert "a fourth band that is not transparency and is dropped" in read_header(path, DataConfig()).conversion
 
 
 def test_a_fourth_band_that_is_a_transparency_is_shown_over_white(tmp_path):
@@ -83,7 +83,7 @@ def test_the_command_that_a_refused_array_names_makes_an_image_of_it(tmp_path, m
     path = tmp_path / "a.npy"
     pixels = drawn(6)
     np.save(path, pixels)
-    with pytest.raises(DataError, match=r"a\.npy is an array") as refused:
+    with pytest.raises(DataError, match=r"a\.npy is a numpy array") as refused:
         read_image(path, DataConfig())
     code = refused.value.fix.split('python -c "', 1)[1].removesuffix('"')
     exec(code, {})

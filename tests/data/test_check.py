@@ -152,7 +152,7 @@ def test_names_that_differ_only_in_how_they_are_written_are_said_before_a_traini
 
     edit(clean, rename)
     train = read_annotations(find_layout(clean).train)
-    text = "classes whose names differ only in capitals, or in spaces, `-` and `_`"
+    text = "classes whose names differ only in case, spaces, `-` and `_`"
     assert train.notes == ([f"{text}: {said}"] if said else [])
 
 
@@ -185,7 +185,7 @@ def test_more_objects_than_queries_detections_and_denoising(clean):
 def test_a_box_that_a_click_left_is_told(clean):
     edit(clean, lambda d: d["annotations"][0].update(bbox=[7, 8, 1, 2]))
     (finding,) = [f for _, f in check(clean).findings() if f.code == "DATA-BOX-DOT"]
-    assert finding.level == "warning" and finding.text.endswith("as a click leaves them: 0001.png [7, 8, 1, 2]")
+    assert finding.level == "warning" and finding.text.endswith("as from an accidental click: 0001.png [7, 8, 1, 2]")
 
 
 def test_objects_below_a_cell_and_far_from_anchors_are_counted(clean):
@@ -196,7 +196,7 @@ def test_objects_below_a_cell_and_far_from_anchors_are_counted(clean):
     cell, anchors = found["MODEL-CELL"], found["MODEL-ANCHORS"]
     assert cell.what.startswith("10 of 30 objects (33%), in 1 image,") and cell.count == 1
     assert anchors.what.startswith("20 of 30 objects (67%), in 2 images,") and anchors.count == 2
-    assert "anchors are the boxes from which the model starts, squares whose sides are 5, 10, 20 %" in anchors.what
+    assert "anchors are the model's initial boxes, squares whose sides are 5, 10, 20 %" in anchors.what
     assert [place.text for place in anchors.places] == ["0001.png: 10", "0002.png: 10"], "each file once"
     assert [len(place.boxes) for place in anchors.places] == [10, 10]
     assert anchor_distance(np.array([[0.05, 0.05], [0.1, 0.2], [0.01, 0.8]]), 4).round(3).tolist() == [1, 2, 10]
@@ -207,7 +207,7 @@ def test_a_size_before_the_turn_is_called_that(clean):
     exif[0x0112] = 6
     noise(1).save(clean / "train2017" / "0001.png", exif=exif)
     ((_, finding),) = check(clean).findings()
-    assert finding.code == "DATA-IMAGE-SIZE" and "the same turned, as by an EXIF orientation" in finding.text
+    assert finding.code == "DATA-IMAGE-SIZE" and "the same rotated, as by an EXIF orientation" in finding.text
     assert "data.exif=false" in finding.fix
     as_stored = TINY.model_copy(update={"data": TINY.data.model_copy(update={"exif": False})})
     assert not codes(check(clean, config=as_stored)), "then it is right"
@@ -296,7 +296,7 @@ def test_many_images_are_looked_at_in_processes_with_the_same_result(clean, monk
 def test_a_process_that_is_killed_while_it_looks_is_told(clean, monkeypatch):
     monkeypatch.setattr(pictures, "FEW", 1)
     monkeypatch.setattr(pictures, "read_header", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(EnvironmentFault, match="a process that looks at images was killed"):
+    with pytest.raises(EnvironmentFault, match="a process that reads images was killed"):
         check(clean)
 
 
@@ -332,7 +332,7 @@ def test_ids_are_made_whole_and_unique_and_every_change_is_logged(clean):
     assert len(after.boxes) == 29 and after.image_ids.tolist() == [1, 2, 3]
     assert [0, 5, 15, 10] in after.boxes.tolist()
     said = [(change.table, change.row, change.change) for change in changes]
-    assert ("images", 0, "`id` made a whole number") in said and ("annotations", 1, "renumbered") in said
+    assert ("images", 0, "`id` converted to a whole number") in said and ("annotations", 1, "renumbered") in said
     assert ("annotations", 5, "dropped: unknown `category_id`") in said and len(said) == 7
 
 
@@ -497,7 +497,7 @@ def test_images_that_are_found_under_a_name_written_otherwise_are_kept_and_get_t
     assert [change.before for change in changes] == [*written] and len(repaired["annotations"]) == 30
     edit(clean, lambda d: d.update(repaired))
     after = read_annotations(find_layout(clean).train)
-    assert "not written as on the disk" in str(before.notes) and not after.notes
+    assert "not spelled as on disk" in str(before.notes) and not after.notes
     assert (after.boxes == before.boxes).all() and list(after.file_names) == list(before.file_names)
 
 
@@ -529,7 +529,7 @@ def test_a_pipe_among_the_data_is_refused_and_not_waited_for(clean):
     file = clean / "annotations" / "instances_train2017.json"
     file.unlink()
     os.mkfifo(file)
-    with pytest.raises(DataError, match="is not a regular file; see what it is: ls -l"):
+    with pytest.raises(DataError, match="is not a regular file; check what it is: ls -l"):
         find_layout(clean)
 
 

@@ -160,7 +160,7 @@ def test_a_heading_of_roboflow_is_no_class(make_coco):
 
     annotations = read_annotations(make_coco(edit=roboflow))
     assert [c.id for c in annotations.categories] == [1, 2]
-    assert annotations.notes == ["left out as headings without objects: shapes"]
+    assert annotations.notes == ["skipped as headings without objects: shapes"]
     val = read_annotations(make_coco(edit=roboflow, name="val"), annotations.categories)
     assert val.notes == [], "a class without objects is not worth a word"
 
@@ -180,7 +180,7 @@ def test_classes_are_numbered_as_in_training_and_unknown_ones_are_noted(make_coc
     known = [Category(2, "ring"), Category(9, "star")]
     annotations = read_annotations(make_coco(name="val"), known)
     assert annotations.categories == known and annotations.labels.tolist() == [-1, 0, 0]
-    assert annotations.notes == ["classes that are not among those trained on, not evaluated: disc"]
+    assert annotations.notes == ["classes that were not trained on; not evaluated: disc"]
     assert [row["category_id"] for row in as_coco_dict(annotations)["annotations"]] == [2, 2]
     assert annotations.trainable().tolist() == [False, True, True]
 
@@ -202,7 +202,7 @@ def test_weights_without_names_are_matched_by_number(make_coco):
 
 def test_where_no_object_is_of_a_known_class_nothing_can_be_judged(make_coco):
     said = refusal(make_coco(name="val"), [Category(1, "cat"), Category(2, "dog")])
-    assert "no object of" in said and "(cat, dog)" in said and "disc" in said
+    assert "no object in" in said and "(cat, dog)" in said and "disc" in said
 
 
 def test_of_two_classes_with_one_name_the_one_with_objects_keeps_its_number(make_coco):
@@ -252,13 +252,13 @@ def test_every_encoding_of_json_is_read(make_coco, encoding):
         (b'{"images": "caf\xe9 au lait noir"}', "position 15"),
         (b"[" * 100_000, "cannot be read"),
         (b'{"images": ' + b"1" * 5000 + b"}", "cannot be read"),
-        (b"[]", "its top level is not an object"),
-        (b'"text"', "its top level is not an object"),
-        (b"{}", "no list `images`"),
-        (b'{"images": {}}', "no list `images`"),
-        (b'{"images": []}', "no list `categories`"),
-        (b'{"images": [], "categories": []}', "no list `annotations`"),
-        (b'{"images": [], "categories": [], "annotations": null}', "no list `annotations`"),
+        (b"[]", "the top level is not an object"),
+        (b'"text"', "the top level is not an object"),
+        (b"{}", "lacks the lists `images`"),
+        (b'{"images": {}}', "lacks the lists `images`"),
+        (b'{"images": []}', "lacks the list `categories`"),
+        (b'{"images": [], "categories": []}', "lacks the list `annotations`"),
+        (b'{"images": [], "categories": [], "annotations": null}', "lacks the list `annotations`"),
     ],
 )
 def test_what_is_not_coco_is_refused_with_the_place(write_json, content, said):
@@ -392,7 +392,7 @@ def test_boxes_written_as_two_corners_are_refused(make_coco):
 
     rng = np.random.default_rng(0)
     objects = {1: [(1, *rng.integers(0, 40, 2).tolist(), 8, 8) for _ in range(20)]}
-    assert "were they exported as x0 y0 x1 y1?" in refusal(make_coco(objects, edit=corners))
+    assert "are they x0 y0 x1 y1?" in refusal(make_coco(objects, edit=corners))
     assert read_annotations(make_coco(objects)).notes == []
 
 

@@ -129,7 +129,7 @@ def test_an_empty_label_file_and_none_at_all_are_background(tmp_path):
         ("0 0.5 0.5 nan 0.1", "line 2: numbers that are not finite"),
         ("0 a b c d", "line 2: not numbers"),
         ("0 0.5", "line 2: 2 columns"),
-        ("0 50 30 20 20", "line 2: 50, where shares of the image's width and height are at most 1"),
+        ("0 50 30 20 20", "line 2: 50, but fractions of the image's width and height are at most 1"),
     ],
 )
 def test_a_bad_yolo_line_is_named_with_its_number(tmp_path, line, said):
@@ -259,7 +259,9 @@ def test_xml_that_declares_entities_or_is_broken_is_refused(tmp_path, content):
 def test_xml_of_another_kind_among_voc_is_named_by_its_top_element(tmp_path):
     put(tmp_path / "JPEGImages" / "a.png")
     put(tmp_path / "Annotations" / "annotations.xml", "<annotations><image name='a.png'/></annotations>")
-    assert "annotations.xml: it begins with <annotations>, where Pascal VOC has <annotation>" in str(refusal(tmp_path))
+    assert "annotations.xml: it starts with <annotations> instead of Pascal VOC's <annotation>" in str(
+        refusal(tmp_path)
+    )
 
 
 @pytest.mark.parametrize("corners", [("nan", 1, 2, 3), ("a", 1, 2, 3), ("", 1, 2, 3)])
@@ -333,7 +335,7 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(make_coco, tmp_path, can
         for name in ("0007.png", "0009.png"):
             (inside / name).symlink_to(canary)
     split = split._replace(image_roots=[inside])
-    with pytest.raises(DataError, match=r"2 of 2 images lead by a link out") as caught:
+    with pytest.raises(DataError, match=r"2 of 2 images lead through a link out") as caught:
         read_annotations(split)
     assert caught.value.code == "DATA-PATH-ESCAPE" and "data.follow_symlinks=true" in caught.value.fix
     if kind == "folder":

@@ -222,7 +222,7 @@ def test_sixteen_bits_of_colour_are_scaled_and_not_clipped(tmp_path, name, conte
 @pytest.mark.parametrize("order", "<>")
 def test_sixteen_bits_in_planes_which_pillow_misreads_are_refused(tmp_path, order):
     (tmp_path / "planes.tif").write_bytes(deep_tiff(DEEP, order, True))
-    assert "plane after plane" in refusal(tmp_path / "planes.tif")
+    assert "planar 16-bit colour" in refusal(tmp_path / "planes.tif")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "webp", "tif", "ppm"])
@@ -314,7 +314,7 @@ def test_the_limit_of_pixels_is_ours_and_says_how_to_raise_it(tmp_path):
 
 def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path):
     assert "there is no image" in refusal(tmp_path / "none.jpg")
-    assert refusal(tmp_path) == f"{tmp_path} is a folder, not an image; name the images in it, one by one"
+    assert refusal(tmp_path) == f"{tmp_path} is a folder, not an image; give the images in it one by one"
     os.mkfifo(tmp_path / "pipe.jpg")  # to open it would wait for ever
     assert "not a regular file" in refusal(tmp_path / "pipe.jpg")
     assert "cannot be opened" in refusal(tmp_path / "a\0b.jpg")

@@ -124,7 +124,7 @@ def test_a_data_set_says_what_it_is_and_that_it_evaluates_on_its_training_images
     data = open_dataset(DataConfig(path=str(tmp_path)))
     assert data.val is data.train and data.source == f"{tmp_path} (plain COCO layout)"
     assert data.notes == [
-        f"{tmp_path} has no validation split; evaluation uses the training images; --val-fraction 0.2 holds some out"
+        f"{tmp_path} has no validation split; evaluation uses the training images; --val-fraction 0.2 holds out some"
     ]
 
 
@@ -135,19 +135,19 @@ def test_validation_classes_are_numbered_by_training(tmp_path):
     put(tmp_path, "val.json", "val/a.png", document=DOCUMENT | {"categories": kinds, "annotations": rows})
     data = open_dataset(DataConfig(path=str(tmp_path)))
     assert data.val.labels.tolist() == [-1, 0]
-    assert "val.json: classes that are not among those trained on" in data.notes[0]
+    assert "val.json: classes that were not trained on" in data.notes[0]
 
 
 def test_nothing_to_learn_is_refused(tmp_path):
     put(tmp_path, "annotations.json", "a.png", document=DOCUMENT | {"annotations": []})
-    assert "has 1 image and no object to learn from" in refusal(open_dataset, DataConfig(path=str(tmp_path)))
+    assert "has 1 image but no objects to train on" in refusal(open_dataset, DataConfig(path=str(tmp_path)))
 
 
 def test_a_split_is_opened_for_a_model_that_knows_one_of_its_classes(tmp_path):
     put(tmp_path, "annotations.json", "a.png")
     config = DataConfig(path=str(tmp_path))
     assert open_split(config, "train", [Category(4, "disc")]).labels.tolist() == [0]
-    assert "of a class that the model knows (star)" in refusal(open_split, config, "train", [Category(5, "star")])
+    assert "has a class that the model knows (star)" in refusal(open_split, config, "train", [Category(5, "star")])
     assert "use --split train" in refusal(open_split, config, "val", [Category(4, "disc")])
 
 

@@ -274,7 +274,7 @@ def test_an_image_of_another_size_than_annotated_is_a_problem_and_a_turned_one_s
     Image.new("RGB", (64, 48)).save(tmp_path / "train2017" / "0009.png", exif=turned)
     said = EvaluationImages(annotations, config().data)[1]
     assert said.endswith(
-        "has 48 x 64 pixels, but the annotations say 64 x 48, the same turned, as by an EXIF orientation"
+        "has 48 x 64 pixels, but the annotations say 64 x 48, which is the same rotated, as by an EXIF orientation"
     )
 
 

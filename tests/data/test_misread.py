@@ -88,7 +88,7 @@ def test_keypoints_behind_a_box_are_no_outline(tmp_path, count, dims, said):
 
 def test_a_few_lines_that_may_be_keypoints_or_outlines_are_refused_until_it_is_said(tmp_path):
     drawn = yolo(tmp_path, lambda box: written(*shares(box), *keypoints(box, 2, 2)), num=3)
-    with pytest.raises(DataError, match="either outlines or boxes with keypoints") as caught:
+    with pytest.raises(DataError, match="either polygons or boxes with keypoints") as caught:
         read(tmp_path)
     assert caught.value.code == "DATA-LABEL-FORM" and "kpt_shape" in caught.value.fix
     put(tmp_path / "data.yaml", YAML + "kpt_shape: [2, 2]\n")
@@ -232,13 +232,13 @@ def test_a_name_that_two_classes_have_is_one_class_in_every_split(tmp_path):
 
 def test_a_key_that_is_there_twice_is_refused(tmp_path):
     yolo(tmp_path, lambda box: written(*shares(box)), 1, YAML + "names: [d]\n")
-    with pytest.raises(DataError, match="`names` is there twice"):
+    with pytest.raises(DataError, match="`names` appears twice"):
         read(tmp_path)
 
 
 def test_a_val_entry_that_is_nowhere_is_named(tmp_path):
     yolo(tmp_path, lambda box: written(*shares(box)), 1, YAML.replace("images/val", "images/vall"))
-    assert "`val: images/vall` of data.yaml is not there; did you mean images/val?" in find_layout(tmp_path).gap
+    assert "`val: images/vall` of data.yaml does not exist; did you mean images/val?" in find_layout(tmp_path).gap
 
 
 def test_one_folder_for_train_and_val_is_trained_on_with_a_warning(tmp_path):
@@ -390,7 +390,7 @@ def photographs(folder: Path, orientation: int, as_stored: bool, decimals: int =
 def test_yolo_labels_on_the_pixels_as_stored_of_turned_photographs_are_refused_with_the_setting(tmp_path, orientation):
     photographs(tmp_path, orientation, as_stored=True)
     split = find_layout(tmp_path).train
-    with pytest.raises(DataError, match=r"4 of 4 boxes fit the pixels as stored.*data\.exif=false") as refused:
+    with pytest.raises(DataError, match=r"4 of 4 boxes fit the image as stored.*data\.exif=false") as refused:
         read_annotations(split)
     assert refused.value.code == "DATA-IMAGE-TURNED"
     found = read_annotations(split, config=DataConfig(exif=False))
@@ -403,7 +403,7 @@ def test_yolo_labels_of_turned_photographs_are_warned_of_where_nothing_shows_how
 ):
     photographs(tmp_path, orientation, as_stored=False, whole=whole)
     notes = " ".join(read_annotations(find_layout(tmp_path).train).notes)
-    assert ("nothing shows whether the boxes were drawn on the upright image" in notes) == warned
+    assert ("it is unclear whether the boxes were drawn on the upright image" in notes) == warned
 
 
 @pytest.mark.parametrize(
@@ -423,4 +423,4 @@ def test_yolo_classes_that_seem_to_count_from_1_are_warned_of(tmp_path, used, wa
     put(tmp_path / "labels" / "train" / "a.txt", "".join(f"{k} 0.5 0.5 0.2 0.2\n" for k in used))
     put(tmp_path / "data.yaml", "train: images/train\nnames: [a, b, c]\n")
     notes = " ".join(read_annotations(find_layout(tmp_path).train).notes)
-    assert ("do the numbers begin at 1?" in notes) == warned
+    assert ("do the numbers start at 1?" in notes) == warned

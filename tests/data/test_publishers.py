@@ -320,7 +320,7 @@ def test_regions_that_are_not_judged_are_left_out_and_counted(tmp_path):
     visdrone(tmp_path / "v")
     kitti(tmp_path / "k")
     notes = [read_annotations(find_layout(tmp_path / name).train).notes for name in ("v", "k")]
-    assert "skipped 6 regions and objects that are not judged" in notes[0]
+    assert "skipped 6 regions and objects that are not evaluated" in notes[0]
     assert "3 `DontCare` regions skipped" in notes[1]
 
 
@@ -477,14 +477,14 @@ def test_lines_that_are_not_yolos_make_no_dataset_toml_of_yolos(tmp_path, line):
 def test_json_of_another_tool_under_a_name_of_coco_is_refused_with_the_tools_name(tmp_path):
     images(tmp_path, TRAIN)
     put(tmp_path / "train.json", '{"info": {}, "categories": {"label": {}}, "items": []}')
-    with pytest.raises(DataError, match=r"no COCO file; it looks like Datumaro's; export it as COCO.*datum convert"):
+    with pytest.raises(DataError, match=r"not a COCO file; it looks like Datumaro's; export it as COCO.*datum convert"):
         read_annotations(find_layout(tmp_path).train)
 
 
 def test_a_list_of_classes_that_is_empty_is_refused(tmp_path):
     labelimg_yolo(tmp_path)
     put(tmp_path / "classes.txt", "\n")
-    with pytest.raises(DataError, match=r"classes\.txt: the list of classes is empty; write the names"):
+    with pytest.raises(DataError, match=r"classes\.txt: the class list is empty; write the class names"):
         find_layout(tmp_path)
 
 

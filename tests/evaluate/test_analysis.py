@@ -172,7 +172,7 @@ def test_the_kinds_of_error_are_with_detections_on_crowds_and_fp_is_without(tmp_
     analysis = analyse(annotations, results, times=0)
     assert (analysis.tide.count["Bkg"], analysis.tide.count["FP"]) == (4, 1)
     text = parts(evaluation_page(analysis, annotations, {}, DataConfig()), Table)["Where AP50 is lost"].text
-    assert text.endswith("FP leaves out the 3 detections on crowds, and the kinds of error count them.")
+    assert text.endswith("FP excludes the 3 detections on crowds, which the kinds of error include.")
     without = analyse(annotations._replace(crowd=np.array([False, False])), results, times=0)
     page = evaluation_page(without, annotations, {}, DataConfig())
     assert "crowd" not in parts(page, Table)["Where AP50 is lost"].text
@@ -271,7 +271,7 @@ def test_a_sample_gives_the_numbers_of_pictures_that_are_there_several_times():
 
 
 def explicit(annotations, results, drawn, places):
-    """pycocotools' AP of a data set in which an image that was drawn twice is there twice."""
+    """pycocotools' AP of a data set in which an image that was drawn twice appears twice."""
     owners = np.array([places[int(i)] for i in annotations.image_ids])[annotations.owners()]
     rows = [(new, m) for new, picture in enumerate(drawn) for m in np.flatnonzero(owners == picture)]
     chosen = [m for _, m in rows]
@@ -330,7 +330,7 @@ def parts(page, kind):
 def test_its_numbers_are_those_of_json(made):
     analysis, page = made
     answer, tables = to_json(analysis), parts(page, Table)
-    for name, value, *limits in tables["The 12 numbers"].rows:
+    for name, value, *limits in tables["The 12 metrics"].rows:
         assert value == (answer[name] if answer[name] >= 0 else None)
         assert limits == (answer["intervals"].get(name) or [None, None])
     for name, objects, _, ap, *_ in tables["By class"].rows:
@@ -407,7 +407,7 @@ def test_many_classes_make_a_small_page_with_the_worst_of_them_and_files_with_al
 
 def test_each_object_and_detection_of_a_bad_picture_is_a_box(made):
     analysis, page = made
-    gallery = parts(page, Gallery)["Prediction beside truth"]
+    gallery = parts(page, Gallery)["Predictions and annotations"]
     assert gallery.threshold == analysis.threshold
     matches = analysis.matches
     for worst, picture in zip(analysis.worst, gallery.images, strict=True):

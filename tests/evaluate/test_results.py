@@ -46,7 +46,7 @@ def test_ids_may_be_written_as_pandas_writes_them(read):
         ("", "not valid JSON"),
         ({"annotations": []}, 'its top level is {"annotations": []}, not a list'),
         ([5], "of number 0 (counted from 0) there is 5, not an object"),
-        ([result(), result(1.5)], "1 of 2 results cannot be used; of number 1 (counted from 0) `image_id` is 1.5"),
+        ([result(), result(1.5)], "1 of 2 results are invalid; in result 1 (counted from 0) `image_id` is 1.5"),
         ([result("1")], '`image_id` is "1", not a whole number'),
         ([result(1, True)], "`category_id` is true, not a whole number"),
         ([result(box=[1, 2, 3])], "`bbox` is [1, 2, 3], not four numbers"),

@@ -33,17 +33,17 @@ from .conftest import small
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (["--out", "m.onnx", "--format", "tflite"], 2, "there is no format `tflite`; choose onnx, openvino"),
+        (["--out", "m.onnx", "--format", "tflite"], 2, "unknown format `tflite`; choose onnx, openvino"),
         (["--out", "m.bin"], 2, "must end in .onnx; try --out m.onnx"),
-        (["--out", "m.xml"], 2, "m.xml is not a file of --format onnx; add --format openvino, or try m.onnx"),
+        (["--out", "m.xml"], 2, "m.xml does not match --format onnx; add --format openvino, or try m.onnx"),
         (["--out", "m.pt2"], 2, "add --format torch-export or --format aoti, or try m.onnx"),
         (["--out", "m.onnx", "--format", "aoti"], 2, "add --format onnx, or try m.pt2"),
-        (["--out", "m.onnx", "--precision", "int4"], 2, "there is no precision `int4`"),
-        (["--out", "m.xml", "--format", "openvino", "--precision", "int8"], 2, "int8 is written as ONNX only"),
+        (["--out", "m.onnx", "--precision", "int4"], 2, "unknown precision `int4`"),
+        (["--out", "m.xml", "--format", "openvino", "--precision", "int8"], 2, "int8 only works with ONNX"),
         (["--out", "m.onnx", "--pixels", "bgr"], 2, "--pixels bgr is not known"),
         (["--out", "m.onnx", "--size", "100"], 2, "--size 100 is not a size"),
-        (["--out", "m.onnx", "--size", "224x224-"], 2, "--size 224x224- is neither a size nor two"),
-        (["--out", "m.onnx", "--size", "320x320-224x224"], 2, "must go from the least to the largest; got 320x320"),
+        (["--out", "m.onnx", "--size", "224x224-"], 2, "--size 224x224- is neither a size nor a range of sizes"),
+        (["--out", "m.onnx", "--size", "320x320-224x224"], 2, "must go from the smallest to the largest; got 320x320"),
         (["--out", "m.onnx", "--size", "320x427"], 2, "must be multiples of 32"),
     ],
 )
@@ -98,8 +98,8 @@ def test_eval_takes_an_exported_file_and_asks_for_its_data(dino, write_exported,
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (["--precision", "bf16"], "has its device and precision in it"),
-        (["--compile"], "is compiled already; leave --compile out"),
+        (["--precision", "bf16"], "has a fixed device and precision"),
+        (["--compile"], "is already compiled; drop --compile"),
     ],
 )
 def test_predict_refuses_options_that_an_exported_file_cannot_follow(dino, write_exported, tmp_path, option, message):
@@ -122,7 +122,7 @@ def test_benchmark_times_an_exported_file(dino, write_exported):
 def test_benchmark_says_in_words_that_a_file_does_not_run(dino, write_exported):
     done = dino("benchmark", "--weights", write_exported(), "--batch", 65, "--repeats", 1)
     assert done.code == 3, done.err
-    assert "did not run: this model takes images (1 to 64, H, W, 3)" in " ".join(done.err.split())
+    assert "failed to run: this model expects images (1 to 64, H, W, 3)" in " ".join(done.err.split())
 
 
 def test_files_that_are_not_ours_end_with_the_code_of_weights(dino, write_exported, tmp_path):
@@ -163,7 +163,7 @@ def test_an_exported_or_refused_file_is_no_weights_to_export(dino, write_onnx, t
         dino("info", refused),
     ):  # fmt: skip
         assert done.code == 4
-        assert "was refused by dino export" in " ".join(done.err.split())
+        assert "failed the check of dino export" in " ".join(done.err.split())
 
 
 @pytest.mark.parametrize("name", ["m.onnx", "m.xml", "m.bin", "m.onnx.unverified"])
@@ -194,9 +194,9 @@ def test_a_canvas_that_no_image_fills_is_said(tmp_path, monkeypatch, size, said)
 @pytest.mark.parametrize(
     ("given", "own", "origin", "message"),
     [
-        (None, 0.4, "weights", "the best F1 in the evaluation of these weights"),
-        (None, None, "default", "for these weights were never judged"),
-        (0.7, 0.4, "asked", "asked for when the file was exported"),
+        (None, 0.4, "weights", "the best F1 when these weights were evaluated"),
+        (None, None, "default", "because these weights were never evaluated"),
+        (0.7, 0.4, "asked", "set when the file was exported"),
     ],
 )
 def test_a_file_knows_where_its_threshold_is_from(dino, write_onnx, tmp_path, given, own, origin, message):
@@ -242,5 +242,5 @@ def test_a_runtime_that_is_short_of_memory_is_exit_5_and_the_file_is_not_blamed(
     )
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
     done = dino("predict", tmp_path / "a.png", "--weights", write_onnx())
-    assert done.code == 5 and "out of memory in the exported file's runtime; give fewer images at once" in done.err
+    assert done.code == 5 and "out of memory in the exported file's runtime; use smaller batches" in done.err
     assert "damaged" not in done.err

@@ -12,7 +12,7 @@ from dinocore.export.detector import FileDetector
 from dinocore.export.programs import open_exported
 from dinocore.export.runtime import ExportedDetector
 
-REFUSED = "damaged, or of another format|not written by this version"
+REFUSED = "damaged or in another format|not written by this version"
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda whole: b"",
     "zeros": lambda whole: bytes(len(whole)),
@@ -89,7 +89,7 @@ def test_a_graph_with_other_inputs_or_outputs_does_not_run(write_onnx, tensor):
         for names in (node.input, node.output):
             names[:] = ["other" if name == tensor else name for name in names]
     onnx.save(model, file)
-    with pytest.raises(ValueError, match=r"does not run: out of memory \(give fewer images\) or damaged"):
+    with pytest.raises(ValueError, match=r"failed to run: out of memory \(use smaller batches\) or damaged"):
         ExportedDetector(file)(Image.new("RGB", (20, 20)))
 
 

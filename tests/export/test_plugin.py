@@ -90,6 +90,6 @@ def test_with_the_plugin_written_out_by_hand_a_file_gives_the_model_s_numbers(tm
 def test_the_plugin_is_refused_where_it_cannot_be(tmp_path, other):
     suffix = ".xml" if "format" in other else ".onnx"
     request = Request("onnx", tmp_path / f"model{suffix}", plugin=True)._replace(**other)
-    with pytest.raises(ConfigError, match="--tensorrt-plugin goes with --format onnx"):
+    with pytest.raises(ConfigError, match="--tensorrt-plugin needs --format onnx"):
         export_weights(small("tiny"), tmp_path, request, [])
     assert not list(tmp_path.iterdir())

@@ -66,5 +66,5 @@ def test_a_token_of_zeros_stays_zero():
               "model.encoder.layers.0.attn.offsets", "model.decoder.layers.2.cross_attn.weights"],
 )  # fmt: skip
 def test_backbone_heads_and_where_attention_looks_are_left_alone(scope):
-    with pytest.raises(RuntimeError, match="no product of the encoder or decoder"):
+    with pytest.raises(RuntimeError, match="no matrix product of the encoder or decoder"):
         quantize_linears(product(np.ones((4, 3), np.float32), scope))

@@ -95,7 +95,7 @@ def test_files_that_are_not_ours_are_refused(write_onnx, tmp_path):
 def test_a_truncated_file_is_refused(write_onnx):
     file = write_onnx()
     file.write_bytes(file.read_bytes()[:-300])
-    with pytest.raises(ValueError, match="damaged, or of another format"):
+    with pytest.raises(ValueError, match="damaged or in another format"):
         ExportedDetector(file)
 
 
@@ -168,11 +168,11 @@ def test_every_image_has_the_size_that_evaluation_gives_it(write_onnx, info):
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((3, 20, 30), np.uint8), "with pixels; got uint8 .3, 20, 30"),
-        (np.zeros((1, 20, 30, 3), np.uint8), "with pixels; got uint8 .1, 20"),
+        (np.zeros((3, 20, 30), np.uint8), "non-empty uint8 array .H, W, 3.; got uint8 .3, 20, 30"),
+        (np.zeros((1, 20, 30, 3), np.uint8), "non-empty uint8 array .H, W, 3.; got uint8 .1, 20"),
         (np.zeros((20, 30, 3), np.float32), "got float32"),
         (np.zeros((0, 60, 3), np.uint8), "got uint8 .0, 60, 3"),
-        (Image.new("RGB", (0, 9)), "with pixels"),
+        (Image.new("RGB", (0, 9)), "non-empty"),
         (None, "got NoneType"),
         ([[1, 2]], "got list"),
     ],
@@ -195,7 +195,7 @@ def test_other_types_of_pixels_and_sizes_are_refused(write_onnx):
         with pytest.raises(ValueError, match=message):
             detector.run(images, sizes)
     for image in (np.zeros((9, 9)), np.zeros((9, 9), np.uint8), np.zeros((97, 9, 3), np.uint8), whole[0] / 255.0):
-        with pytest.raises(ValueError, match=r"takes images \(h, w, 3\) of uint8, up to \[96, 128\]"):
+        with pytest.raises(ValueError, match=r"expects images \(h, w, 3\) of uint8, up to \[96, 128\]"):
             detector.place([image])
 
 
@@ -231,7 +231,7 @@ def test_an_image_may_come_as_the_bytes_of_an_upload(write_onnx):
 
 @pytest.mark.parametrize("threshold", [50, -0.1, float("nan"), [0.5, 1.5]])
 def test_a_threshold_that_is_no_score_is_refused(write_onnx, threshold):
-    with pytest.raises(ValueError, match="threshold of 0 to 1"):
+    with pytest.raises(ValueError, match="threshold from 0 to 1"):
         ExportedDetector(write_onnx())(Image.new("RGB", (9, 9), "white"), threshold)
 
 
@@ -261,7 +261,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(write_onnx, monkeypat
 
 def test_a_program_of_torch_is_said_to_be_of_another_format(write_pt2):
     pytest.importorskip("onnxruntime")
-    with pytest.raises(ValueError, match="or of another format; export it again"):
+    with pytest.raises(ValueError, match="or in another format; export it again"):
         ExportedDetector(write_pt2())
 
 
@@ -309,7 +309,7 @@ def test_the_best_are_chosen_before_what_was_found_twice_goes(write_onnx, caplog
     assert counts == [1, 1, 2, 2]
     assert not caplog.records
     detector.config = override(detector.config, ["eval.max_dets=4"], ["eval"])
-    assert "gives 3 detections of an image at most, not 4" in caplog.text
+    assert "returns at most 3 detections per image, not 4" in caplog.text
 
 
 def test_two_classes_of_one_name_keep_their_thresholds(write_onnx):
@@ -322,5 +322,5 @@ def test_fewer_answers_than_images_are_called_what_they_are_short_memory(write_o
     detector = ExportedDetector(write_onnx())
     whole = detector._run
     detector._run = lambda images, sizes: [rows[:0] for rows in whole(images, sizes)]
-    with pytest.raises(MemoryError, match="out of memory: 0 answers for 2 images; give fewer at once"):
+    with pytest.raises(MemoryError, match="out of memory: 0 results for 2 images; use smaller batches"):
         detector.detect([Image.new("RGB", (9, 9))] * 2)

@@ -189,9 +189,9 @@ def test_a_canvas_must_be_a_multiple_of_the_stride():
 
 def test_a_range_of_canvases_goes_upwards_and_has_a_token_for_each_query():
     config = Config()  # 900 queries, strides 8 to 64
-    with pytest.raises(ConfigError, match="from the least to the largest; got 320 x 320 to 640 x 256 pixels"):
+    with pytest.raises(ConfigError, match="from the smallest to the largest; got 320 x 320 to 640 x 256 pixels"):
         pick_canvases(config, [(320, 320), (640, 256)], 32)
-    with pytest.raises(ConfigError, match="192 x 192 has 765 tokens for 900 queries; begin the range with 224x224"):
+    with pytest.raises(ConfigError, match="192 x 192 has 765 tokens for 900 queries; start the range at 224x224"):
         check_least(pick_canvases(config, [(192, 192), (640, 640)], 32), config, 2)
     check_least(pick_canvases(config, [(224, 224), (640, 640)], 32), config, 2)
 

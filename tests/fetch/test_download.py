@@ -87,14 +87,14 @@ def test_there_is_a_limit(fetch, server):
 @pytest.mark.parametrize("status", ["404", "403"])
 def test_what_is_not_there_is_not_asked_for_twice(status, fetch, server, tmp_path):
     server.plan = [status] * 5
-    with pytest.raises(EnvironmentFault, match=rf"{status}.*fetch it by hand and use `dino convert"):
+    with pytest.raises(EnvironmentFault, match=rf"{status}.*download it manually and use `dino convert"):
         fetch()
     assert len(server.requests) == 1 and list(tmp_path.iterdir()) == []
 
 
 def test_a_page_instead_of_a_file_is_refused_and_not_kept(fetch, server, tmp_path):
     server.plan = ["html"]
-    with pytest.raises(CheckpointError, match="a web page and not a file of weights"):
+    with pytest.raises(CheckpointError, match="a web page, not a weights file"):
         fetch()
     assert list(tmp_path.iterdir()) == []
 
@@ -115,5 +115,5 @@ def test_a_proxy_is_asked(fetch, server, monkeypatch):
 
 def test_a_full_disk_is_one_line(fetch, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    with pytest.raises(EnvironmentFault, match=r"0\.3 MB are needed and 0\.0 MB free; set DINO_CACHE"):
+    with pytest.raises(EnvironmentFault, match=r"needs 0\.3 MB and 0\.0 MB are free; set DINO_CACHE"):
         fetch()

@@ -125,7 +125,7 @@ def test_the_frozen_part_of_a_vit():
 @pytest.mark.parametrize(
     ("name", "strides", "rate", "says"),
     [
-        ("swin-t", (8, 16, 32), 0.0, "there is no backbone `swin-t`; did you mean swin-t-224"),
+        ("swin-t", (8, 16, 32), 0.0, "unknown backbone `swin-t`; did you mean swin-t-224"),
         ("swin-t-224", (8, 16, 64), 0.0, r"features at strides \[4, 8, 16, 32\], not at \[64\]"),
         ("resnet50", (8, 16, 32), 0.2, "resnet50 cannot skip blocks; set model.drop_path = 0"),
         ("timm/vgg11", (8, 16, 32), 0.2, "`vgg11` cannot skip blocks"),
@@ -187,5 +187,7 @@ def test_without_trained_weights_every_layer_and_norm_of_the_backbone_learns(nam
 
 def test_a_whole_detector_is_refused_as_a_backbone_and_nothing_is_downloaded(monkeypatch):
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("downloads"))
-    with pytest.raises(ConfigError, match=r"`fasterrcnn_resnet50_fpn` is not a ResNet but a whole model.*resnet50"):
+    with pytest.raises(
+        ConfigError, match=r"`fasterrcnn_resnet50_fpn` is a torchvision model but not a ResNet.*resnet50"
+    ):
         build("fasterrcnn_resnet50_fpn")

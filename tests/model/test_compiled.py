@@ -46,7 +46,7 @@ def test_a_size_is_compiled_when_it_has_taken_long_enough(pair, caplog):
             call(model, 8, 16)
     assert plain.shapes == [(8, 16)] * 2 and to_compile.shapes == [(8, 16)] * 2
     assert [record.message for record in caplog.records] == [
-        "compiling for 8 x 16 pixels, 1 at once; this takes a while"
+        "compiling for 8 x 16 pixels, batch size 1; this takes a while"
     ]
 
 
@@ -76,7 +76,7 @@ def test_where_compiling_fails_the_plain_form_goes_on_with_one_warning(pair, mon
     for _ in range(2):
         call(model, 8, 8)
     with pytest.warns(
-        UserWarning, match=r"torch\.compile failed, going on without: RuntimeError: g\+\+ was killed"
+        UserWarning, match=r"torch\.compile failed, continuing without it: RuntimeError: g\+\+ was killed"
     ) as warned:
         for side in (8, 8, 8, 16, 16, 16):
             call(model, side, side)

@@ -342,7 +342,7 @@ def test_layers_too_narrow_for_a_row_of_lanes_stay_as_they_are():
 
 
 def test_it_is_refused_where_it_would_be_slow_or_wrong(monkeypatch):
-    with pytest.raises(ConfigError, match="int8 is for CPUs, and this is cuda"):
+    with pytest.raises(ConfigError, match="int8 only works on CPUs, but this is cuda"):
         pick_precision("int8", torch.device("cuda"))
     with monkeypatch.context() as patched:
         patched.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
@@ -358,7 +358,7 @@ def test_it_is_refused_where_it_would_be_slow_or_wrong(monkeypatch):
 def test_it_is_refused_where_numba_compiles_for_another_cpu(monkeypatch, name, value):
     """LLVM would end the process."""
     monkeypatch.setenv(f"NUMBA_{name}", value)
-    with pytest.raises(ConfigError, match=f"in the environment unset NUMBA_{name}"):
+    with pytest.raises(ConfigError, match=f"unset NUMBA_{name} in the environment"):
         pick_precision("int8", CPU)
     monkeypatch.setenv(f"NUMBA_{name}", {"CPU_NAME": "host", "CPU_FEATURES": "+avx512vnni", "DISABLE_JIT": "0"}[name])
     pick_precision("int8", CPU)

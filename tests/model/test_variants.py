@@ -181,7 +181,7 @@ def test_a_timm_backbone_by_name_and_its_batch_norm_stays_frozen():
 @pytest.mark.parametrize(
     "backbone, says",
     [
-        ("resnet51", "there is no backbone `resnet51`"),
+        ("resnet51", "unknown backbone `resnet51`"),
         ("timm/nothing_like_it", "has no model `nothing_like_it`"),
     ],
 )

@@ -45,7 +45,7 @@ def said(events):
 @pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_classes(small_config, start):
     context, _ = start(small_config(*LITTLE))
-    with pytest.raises(CheckpointError, match=r"the run knows the classes RBC, .* --weights RUN/best\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"the run has the classes RBC, .* --weights RUN/best\.safetensors"):
         check_same_data({"classes": [[1, "RBC"], [2, "WBC"]]}, context.data, allow_change=True)
 
 
@@ -163,7 +163,7 @@ def test_a_folder_that_becomes_read_only_costs_the_saves_and_ends_with_one_line(
         return refused
 
     events = []
-    with pytest.raises(EnvironmentFault, match="Read-only file system; earlier checkpoints are whole; make") as error:
+    with pytest.raises(EnvironmentFault, match="Read-only file system; earlier checkpoints are intact; free") as error:
         for event in train(context, state):
             events.append(event)
             if isinstance(event, Saved):
@@ -171,7 +171,7 @@ def test_a_folder_that_becomes_read_only_costs_the_saves_and_ends_with_one_line(
                     monkeypatch.setattr(os, name, refusing(getattr(os, name)))
     monkeypatch.undo()
     assert error.value.exit_code == 5 and "\n" not in str(error.value) and state.progress.step == 8
-    assert any("Read-only file system" in text and text.endswith("training goes on") for text in said(events))
+    assert any("Read-only file system" in text and text.endswith("training continues") for text in said(events))
     assert find_checkpoint(context.folder, "auto")[0].name == "step-00000003"
 
 
@@ -229,7 +229,7 @@ def test_a_reader_that_fails_names_the_picture_and_the_state_is_saved(workers, s
         return original(pictures, epoch, index)
 
     monkeypatch.setattr(TrainingImages, "_read", fails)
-    told = rf"reading \S+{third} \(number 3, epoch 1\) failed: ValueError: odd, very; take the image out"
+    told = rf"reading \S+{third} \(number 3, epoch 1\) failed: ValueError: odd, very; remove the image"
     with pytest.raises(DataError, match=told) as error:
         list(train(context, state))
     assert "\n" not in str(error.value) and "Caught" not in str(error.value)
@@ -256,7 +256,7 @@ class AnotherIsUnlike(SingleProcess):
 
 def test_processes_with_other_data_end_before_the_first_step(small_config, start):
     context, state = start(small_config(*LITTLE))
-    with pytest.raises(ConfigError, match=r"ranks \[1\] have other settings or other data than rank 0"):
+    with pytest.raises(ConfigError, match=r"ranks \[1\] have different settings or data from rank 0"):
         list(train(context._replace(group=AnotherIsUnlike()), state))
     assert state.progress.step == 0
 
@@ -311,7 +311,7 @@ def test_a_watcher_that_fails_is_told_once_and_gets_no_more(tmp_path):
         told += journal.add({"step": number})
         if number == 1:
             watcher.thread.join(10)
-    assert told == ["Bad failed (ConnectionError: no network) and gets no more lines; the run goes on"]
+    assert told == ["Bad failed (ConnectionError: no network) and is switched off; the run continues"]
     assert len(sink.rows) == 2 and len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 5
     journal.close()
 
@@ -323,7 +323,7 @@ def test_a_watcher_that_hangs_costs_no_time(tmp_path):
     told = [text for number in range(MAX_WAITING + 10) for text in journal.add({"step": number})]
     journal.close()
     assert time.monotonic() - began < 5, "1010 lines, and no wait for the sink"
-    assert told == ["Slow is too slow; it misses lines that metrics.jsonl has; the run goes on"]
+    assert told == ["Slow is too slow and misses lines of metrics.jsonl; the run continues"]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == MAX_WAITING + 10
     for_ever.set()
 
@@ -346,7 +346,9 @@ def test_an_operation_that_is_not_deterministic_is_named(small_config, start, mo
 
     monkeypatch.setattr(step, "forward", forward)
     context, state = start(small_config(*LITTLE, "train.deterministic=true"))
-    with pytest.raises(EnvironmentFault, match="deterministically: put_ has no such form; train without") as error:
+    with pytest.raises(
+        EnvironmentFault, match="deterministically: put_ has no deterministic implementation; train without"
+    ) as error:
         list(train(context, state))
     assert error.value.exit_code == 5 and not torch.are_deterministic_algorithms_enabled()
     context, state = start(small_config(*LITTLE, "train.epochs=1"), "usual")

@@ -31,13 +31,13 @@ def test_both_go_on_with_half_as_many_pictures_as_if_they_had_never_tried_more(f
     assert outcome(folder) == outcome(together(*of_eight, name="straight")[2])
 
 
-IN_EVALUATION = "the evaluation after epoch 1 failed (RuntimeError: a bug), 1 of this run so far; training goes on"
-KEPT = "cannot be kept (RuntimeError: a bug); training goes on"
+IN_EVALUATION = "the evaluation after epoch 1 failed (RuntimeError: a bug), 1 of this run so far; training continues"
+KEPT = "cannot be saved (RuntimeError: a bug); training continues"
 T15 = [
     ("detector", 0, IN_EVALUATION), ("detector", 1, IN_EVALUATION), ("detect", 1, IN_EVALUATION),
     ("judge", 0, IN_EVALUATION), ("best", 0, f"the best weights {KEPT}"),
     ("examples", 0, f"examples for the report {KEPT}"),
-    ("log", 0, "MetricsLog failed (RuntimeError: a bug); the run goes on"),
+    ("log", 0, "MetricsLog failed (RuntimeError: a bug); the run continues"),
 ]  # fmt: skip
 
 

@@ -98,7 +98,7 @@ def test_a_stop_during_the_last_evaluation_is_no_end(small_config, start, run_to
         for event in train(context, state):
             seen.append(type(event))
     checkpoint, _ = find_checkpoint(context.folder, "auto")
-    with pytest.raises(Interrupted, match="before going on after step 4"):
+    with pytest.raises(Interrupted, match="before continuing after step 4"):
         run_to_end(context, resumed_state(checkpoint, config, torch.device("cpu")))
     events = run_to_end(context._replace(stop=lambda: 0), resumed_state(checkpoint, config, torch.device("cpu")))
     assert kinds(events) == [Started, Evaluated, Saved, Finished]
@@ -212,7 +212,7 @@ def test_a_picture_smaller_than_the_queries_need_trains(small_config, start, run
 
 @pytest.mark.parametrize(
     ("option", "ways_out"),
-    [("", "name another folder.*overwrite=True$"), ("--output-dir ", "--resume auto.*--overwrite$")],
+    [("", "choose another folder.*overwrite=True$"), ("--output-dir ", "--resume auto.*--overwrite$")],
 )
 def test_a_folder_with_something_in_it_is_refused_with_both_ways_out(tmp_path, option, ways_out):
     (tmp_path / "notes.txt").write_text("mine")

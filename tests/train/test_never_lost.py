@@ -109,7 +109,7 @@ def test_a_flipped_bit_in_any_file_is_noticed_and_the_checkpoint_before_is_used(
         content[place] ^= 1
         (newest / name).write_bytes(content)
         found, said = find_checkpoint(context.folder, "auto")
-        assert found.name == "step-00000004" and newest.name in said[0] and "the one before it is used" in said[0]
+        assert found.name == "step-00000004" and newest.name in said[0] and "using the previous one" in said[0]
     (newest / name).unlink()
     assert find_checkpoint(context.folder, "auto")[0] == found
     assert branch_off(context.folder, found)[0].startswith("newer than step-00000004")
@@ -140,7 +140,7 @@ def test_a_damaged_manifest_is_named_with_what_to_type_next_and_not_in_pythons_w
         find_checkpoint(context.folder, str(newest))
     file.write_text(whole)
     copy = newest.rename(newest.with_name("mine"))
-    with pytest.raises(CheckpointError, match="it is that of step-00000004, which is not the folder's name"):
+    with pytest.raises(CheckpointError, match="it belongs to step-00000004, not to this folder"):
         find_checkpoint(context.folder, str(copy))
 
 
@@ -167,7 +167,7 @@ def test_a_full_disk_is_a_warning_while_training_and_an_error_at_its_end(small_c
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert error.value.exit_code == 5 and state.progress.step == 8
-    assert any("training goes on" in text for text in warnings)
+    assert any("training continues" in text for text in warnings)
     assert [path.name for path in list_checkpoints(context.folder / "checkpoints")] == ["step-00000003"]
     assert find_checkpoint(context.folder, "auto")[1] == []
 
@@ -181,8 +181,8 @@ def test_without_room_a_save_says_what_it_needs(small_config, start, monkeypatch
     with pytest.raises(EnvironmentFault, match=r"it needs (\d+) MB and 1 MB are free") as error:
         for event in train(context, state):
             warnings += [event.message] if isinstance(event, Warned) and state.progress.step == 0 else []
-    begins = f"dino train --resume {context.folder}, which begins at the first step"
-    assert str(error.value).endswith(f"no checkpoint has been saved yet; make room, then run {begins}")
+    begins = f"dino train --resume {context.folder}, which starts at the first step"
+    assert str(error.value).endswith(f"no checkpoint has been saved yet; free some disk space, then run {begins}")
     warned = re.search(r"a checkpoint takes about ([\d.]+) MB, and \S+ has 1\.0 MB left", "".join(warnings))
     needed = re.search(r"it needs (\d+) MB", str(error.value))
     assert warned and needed and abs(float(warned[1]) - float(needed[1])) < 2, (
@@ -207,7 +207,7 @@ def test_a_reader_that_hangs_is_no_wait_for_ever(small_config, start, monkeypatc
 
     monkeypatch.setattr("dinocore.data.loaders.TrainingImages._read", lambda *_: time.sleep(60))
     context, state = start(small_config(*LITTLE, "data.workers=1", "data.loader_timeout=1"))
-    with pytest.raises(EnvironmentFault, match="took too long over an image"):
+    with pytest.raises(EnvironmentFault, match="took too long for an image"):
         list(train(context, state))
 
 

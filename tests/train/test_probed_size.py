@@ -53,5 +53,7 @@ def test_an_operation_without_a_deterministic_form_is_named_while_sizes_are_trie
         raise RuntimeError("roll_cuda does not have a deterministic implementation, but you set")
 
     monkeypatch.setattr(memory, "largest_pass", refused)
-    with pytest.raises(EnvironmentFault, match=r"roll_cuda has no such form; train without --deterministic"):
+    with pytest.raises(
+        EnvironmentFault, match=r"roll_cuda has no deterministic implementation; train without --deterministic"
+    ):
         memory.with_probed_size(*start("train.deterministic=true"))

@@ -108,7 +108,7 @@ def test_sigterm_and_sigkill_and_then_resume_auto_end_as_an_undisturbed_run(begi
     process = begin("asked")
     wait_for_step(folder / "asked", 11, process)
     process.send_signal(signal.SIGTERM)
-    assert "the state is saved, continue with: dino train --resume asked" in ended(process, 143)
+    assert "the state is saved; continue with: dino train --resume asked" in ended(process, 143)
     step = step_of(list_checkpoints(folder / "asked" / "checkpoints")[-1])
     assert 11 <= step < 2 * PER_EPOCH, "it was stopped within an epoch"
     process = begin("asked", "--resume", "auto", "--output-dir", "asked", new=False)
@@ -157,7 +157,7 @@ def test_two_processes_stopped_and_resumed_end_as_an_undisturbed_run(begin, fold
 
 
 @pytest.mark.parametrize(
-    "launcher, code, reason", [("gpus", 5, "rank 1 was ended by SIGKILL"), ("torchrun", 1, "SIGKILL")]
+    "launcher, code, reason", [("gpus", 5, "rank 1 was killed by SIGKILL"), ("torchrun", 1, "SIGKILL")]
 )
 def test_a_killed_process_ends_the_other_soon_and_says_why(launcher, code, reason, begin, folder):
     run = folder / f"killed-{launcher}"

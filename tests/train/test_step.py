@@ -40,7 +40,7 @@ def test_memory_that_is_short_while_weights_change_is_no_step_to_repeat(small_co
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
     monkeypatch.setattr(state.ema, "update", update)
-    with pytest.raises(EnvironmentFault, match="earlier checkpoints are whole") as error:
+    with pytest.raises(EnvironmentFault, match="earlier checkpoints are intact") as error:
         list(train(context, state))
     assert not isinstance(error.value, OutOfMemory)
     assert [path.name for path in list_checkpoints(context.folder / "checkpoints")] == ["step-00000001"]

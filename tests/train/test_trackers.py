@@ -148,7 +148,7 @@ def test_a_tracker_that_is_not_installed_is_said_before_any_work(name, dino, tmp
 
 def test_wandb_without_a_login_is_said_before_any_work_and_nobody_is_asked(wandb, monkeypatch):
     monkeypatch.setattr("sys.stdin", None)
-    with pytest.raises(EnvironmentFault, match="nobody is logged in to W&B; wandb login, or WANDB_MODE=offline"):
+    with pytest.raises(EnvironmentFault, match="you are not logged in to W&B; wandb login, or WANDB_MODE=offline"):
         check_trackers(load_config("tiny", ["train.trackers=wandb"]).train)
 
 
@@ -203,7 +203,7 @@ def test_a_tracker_that_does_not_end_is_left_behind_and_said():
     assert writer.started.wait(5) and str(writer) == "Far (http://far)"
     writer.add({"step": 1})
     writer.close()
-    assert writer.problem() == "Far was not done after 0 s; it may miss the last lines"
+    assert writer.problem() == "Far did not finish after 0 s; it may miss the last lines"
     for_ever.set()
 
 
@@ -216,7 +216,7 @@ def test_a_tracker_that_cannot_connect_is_said_before_the_first_step(small_confi
     started, warned = next(events), next(events)
     events.close()
     assert isinstance(started, Started) and started.facts["trackers"] == "MLflow (not there)"
-    assert warned.message.startswith("MLflow failed (") and warned.message.endswith("the run goes on")
+    assert warned.message.startswith("MLflow failed (") and warned.message.endswith("the run continues")
 
 
 def test_auto_is_tensorboard_where_it_is_installed(tmp_path):

@@ -68,10 +68,10 @@ def test_a_first_stage_for_foreground_is_of_no_class(move):
 def test_another_kind_of_denoising_is_said(move):
     off = ["model.denoising.kind=none"]
     assert move(["a"], ["a"], (), off)[3].notes == [
-        "the file's label embedding is dropped, since there is no denoising"
+        "the file's label embedding is dropped, because there is no denoising"
     ]
     _, fresh, now, report = move(["a"], ["a"], off)
-    assert "label embedding of denoising is new" in report.summary() and torch.equal(now[LABELS], fresh[LABELS])
+    assert "denoising label embedding is new" in report.summary() and torch.equal(now[LABELS], fresh[LABELS])
 
 
 def test_spare_rows_of_the_label_embedding_may_differ(move):

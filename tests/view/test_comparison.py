@@ -60,7 +60,7 @@ def test_its_numbers_are_those_of_json(made):
             a, b, change, low, high, verdict = values[first - 1 :]
             sides = [None if one[side] is None or one[side] < 0 else one[side] for side in "ab"]
             assert [a, b, change, *(one["interval"] or [None, None])] == [*sides, one["change"], low, high]
-            assert verdict == (None if low is None else "A is better" if high < 0 else "not told apart")
+            assert verdict == (None if low is None else "A is better" if high < 0 else "no clear difference")
     assert tables["All numbers"].rows[0][6] == "A is better"
     for name, _, count_a, count_b, a, b, change in tables["Where AP50 is lost"].rows:
         counts = [answer["sides"][side]["tide"]["count"][name] for side in "ab"]
@@ -82,7 +82,7 @@ def test_the_images_are_those_whose_errors_differ_most_as_a_and_as_b_has_them(ma
     changes = [one.change for one in comparison.images]
     assert 5 < len(changes) <= 10 and 0 not in changes
     assert [abs(n) for n in changes] == sorted(map(abs, changes), reverse=True)
-    shown = parts(page, Gallery)["A beside B"].images
+    shown = parts(page, Gallery)["A next to B"].images
     assert [image.title for image in shown] == ["A: a.png", "B: a.png"] * len(changes)
     for one, (a, b) in zip(comparison.images, zip(shown[::2], shown[1::2], strict=True), strict=True):
         assert a.note == f"{one.a.right} right, {one.a.wrong} wrong, {one.a.missed} missed"
@@ -119,4 +119,4 @@ def test_it_works_in_chromium(made, visit, scheme, width):
     assert int(tab.locator(".kind[data-kind=missed] b").inner_text()) > int(before)
     assert len(set(tab.locator(".drawing").screenshot())) > 50, "not blank"
     tops = [tab.locator("figure").nth(n).bounding_box()["y"] for n in range(3)]
-    assert (tops[0] == tops[1] < tops[2]) if width > 1000 else (tops[0] < tops[1]), "A beside B where there is room"
+    assert (tops[0] == tops[1] < tops[2]) if width > 1000 else (tops[0] < tops[1]), "A next to B where there is room"

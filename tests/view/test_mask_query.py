@@ -30,21 +30,23 @@ def mask(num_groups: int, *num_objects: int) -> MaskView:
 def test_a_positive_in_words():
     assert words(explain(mask(2, 2, 1), 1)) == [
         "query 1: a positive of denoising group 0",
-        "  image 0: a noisy copy of object 1, which it must find again",
-        '  image 1: a padding slot, for there are fewer objects; like a negative it must answer "no object"',
-        "  may attend to its own group, 4 queries (0-3): a group is one set of noisy copies, solved together as "
-        "objects are at inference",
-        "  may attend to matching queries, 900 queries (8-907): these know nothing of the annotated objects, so "
+        "  image 0: a noisy copy of object 1, which it must recover",
+        '  image 1: a padding slot (this image has fewer objects); like a negative, it must predict "no object"',
+        "  may attend to its own group, 4 queries (0-3): a group is one set of noisy copies, predicted together like "
+        "objects at inference",
+        "  may attend to matching queries, 900 queries (8-907): they contain nothing of the annotated objects, so "
         "nothing leaks",
         "  may NOT attend to other groups, 4 queries (4-7): they are other noisy copies of the same objects and would "
-        "give the answers away",
+        "reveal the targets",
         "  is seen by 4 queries (0-3)",
     ]
 
 
 def test_a_negative_and_a_matching_query():
     view = mask(2, 2)
-    assert words(explain(view, 7))[1] == ('  image 0: a far too noisy copy of object 1, so it must answer "no object"')
+    assert words(explain(view, 7))[1] == (
+        '  image 0: a copy of object 1 with too much noise, so it must predict "no object"'
+    )
     found = explain(view, 8)
     assert (found.kind, found.group, found.images) == ("matching", None, [])
     assert [(s.may, s.queries) for s in found.sights] == [(True, [[8, 908]]), (False, [[0, 8]])]
@@ -78,8 +80,10 @@ def test_the_object_is_the_one_that_the_denoiser_drew():
 def test_words_follow_a_mask_that_breaks_the_rule(monkeypatch):
     monkeypatch.setattr(denoising, "attention_mask", lambda group: torch.eye(len(group), dtype=torch.bool))
     said = "\n".join(words(explain(mask(2, 1), 0)))
-    assert "may NOT attend to its own group, 1 queries (0): so the model's mask has it, against DINO's rule" in said
-    assert "may attend to other groups, 2 queries (2-3): so the model's mask has it, against DINO's rule" in said
+    assert (
+        "may NOT attend to its own group, 1 queries (0): so the model's mask says, which violates DINO's rule" in said
+    )
+    assert "may attend to other groups, 2 queries (2-3): so the model's mask says, which violates DINO's rule" in said
 
 
 def test_there_is_no_such_query():

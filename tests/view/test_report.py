@@ -146,7 +146,7 @@ def test_the_report_of_a_run_tells_the_numbers_of_its_log(tmp_path):
     assert 'data-v="0.4321"' in html and re.search(r">train\.lr</td><td[^>]*>0\.0001</td>", html)
     charts = {chart["title"]: {line["name"]: line for line in chart["lines"]} for chart in embedded(html)}
     assert charts["By IoU threshold"]["AP"]["y"] == [0.4321, 0.4]
-    assert charts["By size of the object"]["small"]["y"] == [None, None]
+    assert charts["By object size"]["small"]["y"] == [None, None]
     assert set(charts["By stage"]) == {"all", "matching"} and set(charts["By term"]) == {"all", "class", "box (L1)"}
     whole = charts["By stage"]["all"]
     assert len(whole["x"]) == 300 and whole["x"][-1] == 900 and set(whole["y"]) == {3.0}
@@ -177,7 +177,7 @@ def test_a_training_report_of_one_image_and_one_step_speaks_in_the_singular(tmp_
     where = "In 1 validation image, the model after epoch 1"
     assert page.headline == f"{where} finds 1 of 2 objects at threshold 0.60, with 0 false alarms."
     html = render_page(page)
-    assert "1 validation image, evenly chosen" in html and "1 step, epoch 1." in html
+    assert "1 validation image, evenly spaced" in html and "1 step, epoch 1." in html
 
 
 # in Chromium

@@ -46,16 +46,18 @@ def evaluate(
         typer.Option(metavar="FILE.json", help="Evaluate COCO-format results of any detector; needs --data."),
     ] = None,
     compare: Annotated[
-        tuple[str, str] | None, typer.Option(metavar="A B", help="Two weights or files of results, side by side.")
+        tuple[str, str] | None, typer.Option(metavar="A B", help="Compare two weights or two results files.")
     ] = None,
-    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write everything as one page.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a report with everything on one page.")
+    ] = None,
     bootstrap: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Samples of images for the 95 % intervals; 0: none.")
+        int, typer.Option(metavar="N", min=0, help="Bootstrap samples for the 95 % intervals; 0: none.")
     ] = 1000,
     out: Out = None,
     slice: Annotated[
         str | None,
-        typer.Option("--slice", metavar="PIXELS", help="Cut large images into slices of this side; or auto."),
+        typer.Option("--slice", metavar="PIXELS", help="Cut large images into slices of this side length, or auto."),
     ] = None,
     overlap: Overlap = None,
     gpus: Gpus = 1,
@@ -65,7 +67,7 @@ def evaluate(
     overrides: Overrides = [],
     json: Json = False,
 ) -> None:
-    """Measure average precision, and see where it is lost; default: the newest run on the data it was trained with.
+    """Measure average precision, and show where it is lost; default: the newest run on the data it was trained with.
 
     Example: dino eval --weights runs/mine --report report.html
     """
@@ -137,7 +139,7 @@ def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None
     metrics = coco_metrics(annotations, found, backend, len(failed))
     analysis = analyse(annotations, found, request.bootstrap)
     if analysis.summary != metrics.summary:
-        warn(f"{metrics.backend} gives {metrics.summary}, our own matches {analysis.summary}; please report this")
+        warn(f"{metrics.backend} gives {metrics.summary}, but our own matching {analysis.summary}; please report this")
     kind = "weights" if source.detector else "results"
     facts = {kind: str(source.path), "data": str(annotations.file), "images": metrics.num_images}
     facts["unreadable"] = metrics.unreadable
@@ -226,23 +228,25 @@ def _check_sources(
     if compare is not None:
         for name, given in (("--weights", weights), ("--results", results), ("--out", request.out)):
             if given is not None:
-                raise ConfigError(f"{name} cannot be used with --compare; leave it out")
+                raise ConfigError(f"{name} cannot be used with --compare; drop it")
     if results is not None and weights is not None:
-        raise ConfigError("--weights and --results exclude each other; give one of them, or both to --compare")
+        raise ConfigError(
+            "--weights and --results cannot be used together; give one of them, or compare them with --compare"
+        )
     if results is not None and request.out is not None:
-        raise ConfigError("--out writes detections, and --results has them already; leave it out")
+        raise ConfigError("--out cannot be used with --results, which already has the detections; drop it")
     if results is None and not (compare is not None and all(name.endswith(".json") for name in compare)):
         return
     if ranks > 1:
-        raise ConfigError("ranks share the images that a detector looks at, and a file of results needs none; "
-                          "leave --gpus out")  # fmt: skip
+        raise ConfigError("--gpus cannot be used with a results file, which needs no detector; "
+                          "drop --gpus")  # fmt: skip
     for name, given in (
         ("--device", request.device != "auto"),
         ("--amp", request.amp != "auto"),
         ("--compile", request.compiled),
     ):
         if given:
-            raise ConfigError(f"{name} is for a detector, and a file of results needs none; leave it out")
+            raise ConfigError(f"{name} cannot be used with a results file, which needs no detector; drop it")
 
 
 def _open(weights: str | None, request: EvalRequest) -> DetectionSource:
@@ -251,13 +255,13 @@ def _open(weights: str | None, request: EvalRequest) -> DetectionSource:
     slicing = None
     if request.slice is not None:
         slicing = open_slicing(request.slice, request.overlap, path, detector.config.data)
-        say(f"slices of {slicing.side} pixels that overlap by {slicing.overlap:g}")
+        say(f"slices of {slicing.side} pixels, overlap {slicing.overlap:g}")
     return DetectionSource(path, detector, detector.config, slicing)
 
 
 def _file(path: Path, request: EvalRequest) -> DetectionSource:
     if request.slice is not None:
-        raise ConfigError("--slice is about how images are looked at, and a file of results has that behind it")
+        raise ConfigError("--slice cannot be used with a results file; drop it")
     return DetectionSource(path, None, override(Config(), request.overrides, ("data", "eval")))
 
 
@@ -265,12 +269,12 @@ def _truth(request: EvalRequest, *sources: DetectionSource) -> Annotations:
     """The annotations of --data, or else of the data of the first weights, with the classes that they know."""
     detectors = [source.detector for source in sources if source.detector]
     if request.folder is None and not detectors and not sources[0].config.data.path:
-        raise ConfigError("a file of results says nothing about its images; give their --data")
+        raise ConfigError("a results file does not name its data; give --data")
     exported = [source.path for source in sources if source.detector and is_exported(source.path)]
     if request.folder is None and exported:
-        raise ConfigError(f"{exported[0]} says nothing about its data; give --data")
+        raise ConfigError(f"{exported[0]} does not name its data; give --data")
     if not all(_same_classes(detectors[0].categories, detector.categories) for detector in detectors[1:]):
-        raise ConfigError("the two weights know different classes; compare weights of the same data")
+        raise ConfigError("the two weights have different classes; compare weights trained on the same classes")
     settings = (detectors[0].config if detectors else sources[0].config).data
     if request.folder is not None:
         settings = settings_of(settings, request.folder)
@@ -279,7 +283,7 @@ def _truth(request: EvalRequest, *sources: DetectionSource) -> Annotations:
     for note in annotations.notes:
         warn(note)
     if not annotations.trainable(0).any():
-        warn(f"{annotations.file} has no object to judge by; AP and recall are not defined")
+        warn(f"{annotations.file} has no objects to evaluate on; AP and recall are undefined")
     return annotations
 
 
@@ -329,7 +333,7 @@ def _in_ids_of_data(rows: list[dict[str, Any]], annotations: Annotations, reques
     known = {c.id: ids[c.name] for c in annotations.categories if c.name in ids}
     kept = [row | {"category_id": known[row["category_id"]]} for row in rows if row["category_id"] in known]
     if len(kept) < len(rows):
-        warn(f"left out of {request.out}: {counted(len(rows) - len(kept), 'detection')} of classes that the data lacks")
+        warn(f"skipped in {request.out}: {counted(len(rows) - len(kept), 'detection')} of classes not in the data")
     return kept
 
 

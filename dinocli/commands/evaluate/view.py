@@ -1,4 +1,4 @@
-"""What `dino eval` shows in a terminal: the 12 numbers, the classes, and where AP50 is lost."""
+"""The terminal output of `dino eval`: the 12 metrics, the classes, and where AP50 is lost."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ MOST_CLASSES = 100  # in a terminal; --json and --report have all
 
 
 def show_analysis(analysis: Analysis, judged: str, backend: str) -> None:
-    """The 12 numbers, the classes, and where AP50 is lost."""
+    """The 12 metrics, the classes, and where AP50 is lost."""
     stdout.print(_summary(analysis))
     stdout.print(f"{judged} ({backend})")
     if analysis.samples is not None:
-        stdout.print("[dim]in brackets: 95 % interval, by resampling the images[/]")
+        stdout.print("[dim]in brackets: 95 % interval, by resampling images[/]")
     stdout.print()
     stdout.print(_classes(analysis))
     if len(analysis.classes) > MOST_CLASSES:
-        stdout.print(f"[dim]and {len(analysis.classes) - MOST_CLASSES} classes more, in --json and --report[/]")
+        stdout.print(f"[dim]and {len(analysis.classes) - MOST_CLASSES} more classes, in --json and --report[/]")
     stdout.print()
     names = list(analysis.tide.gain)
     gains = _table(["AP50 lost by (TIDE)", *names])
@@ -90,14 +90,14 @@ def _classes(analysis: Analysis) -> Table:
 
 def _last_line(analysis: Analysis) -> str:
     best = analysis.best
-    parts = [f"best threshold for all classes {best.threshold:.4f} (F1 {best.f1:.4f})"] if best else []
+    parts = [f"best overall threshold {best.threshold:.4f} (F1 {best.f1:.4f})"] if best else []
     if analysis.lrp["error"] is not None:
         parts.append(f"LRP {analysis.lrp['error']:.4f}")
     if analysis.calibration.ece is not None:
         parts.append(f"calibration error {analysis.calibration.ece:.4f}")
     if best and analysis.sure.ece is not None:
         parts.append(f"above that threshold {analysis.sure.ece:.4f}")
-    return ", ".join(parts) or "nothing is right at any threshold"
+    return ", ".join(parts) or "no correct detection at any threshold"
 
 
 def _table(titles: Iterable[str], left: Sequence[int] = (0,)) -> Table:

@@ -1,4 +1,4 @@
-"""`dino inspect-attention`: where deformable attention looks."""
+"""`dino inspect-attention`: show where deformable attention samples."""
 
 from __future__ import annotations
 
@@ -25,24 +25,26 @@ if TYPE_CHECKING:
 def inspect_attention(
     file: Annotated[
         Path | None,
-        typer.Argument(help="An image; default: the first of the weights' own data, or one that dino draws."),
+        typer.Argument(help="An image; default: the first one in the weights' own data, or one that dino draws."),
     ] = None,
     query: Annotated[
-        int | None, typer.Option("--query", min=0, help="Decoder query; default: that of the most confident detection.")
+        int | None,
+        typer.Option("--query", min=0, help="Decoder query; default: the one of the most confident detection."),
     ] = None,
     at: Annotated[
-        str | None, typer.Option("--at", metavar="X,Y", help="A pixel: show the encoder's token there instead.")
+        str | None,
+        typer.Option("--at", metavar="X,Y", help="A pixel; show the encoder token there instead of a query."),
     ] = None,
-    level: Annotated[int, typer.Option(min=0, help="With --at: the token's feature level, 0 is the finest.")] = 0,
-    layer: Annotated[int, typer.Option(help="From 0; -1 is the last.")] = -1,
-    head: Annotated[str, typer.Option(help="all, or the number of one.")] = "all",
+    level: Annotated[int, typer.Option(min=0, help="With --at: the token's feature level; 0 is the finest.")] = 0,
+    layer: Annotated[int, typer.Option(help="Layer, from 0; -1 is the last.")] = -1,
+    head: Annotated[str, typer.Option(help="all, or the number of one head.")] = "all",
     weights: Weights = None,
     out: Figure = None,
     report: Report = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Show where deformable attention looks: sampling points and weights per head and level.
+    """Show where deformable attention samples: points and weights per head and level.
 
     Example: dino inspect-attention img.jpg --at 120,80 --out attention.png
     """
@@ -79,10 +81,10 @@ def inspect_attention(
 def _pixel(at: str | None, query: int | None, level: int) -> tuple[float, float] | None:
     if at is None:
         if level != 0:
-            raise ConfigError("--level is the level of the token at a pixel; give --at X,Y too")
+            raise ConfigError("--level is the level of a token at a pixel; give --at X,Y, too")
         return None
     if query is not None:
-        raise ConfigError("--query is of the decoder and --at of the encoder; give one of them")
+        raise ConfigError("--query selects a decoder query and --at an encoder token; give only one of them")
     try:
         x, y = map(float, at.split(","))
     except ValueError:
@@ -118,5 +120,5 @@ def _show(seen: Attention, head: int | None) -> None:
         distance = f"{float((away[m] * weights).sum()):.0f} px"
         rows.append([m, *by_level, distance, off, f"{float(weights.max()):.2f} at {x:.0f}, {y:.0f}"])
     print_table(["head", *levels, "distance", "outside", "heaviest point"], rows)
-    stdout.print("level: its share of the weight; distance: weighted mean from the centre; outside: off the image")
-    stdout.print(f"the points and weights give the layer's own output to within {seen.error:.1e} of its largest number")
+    stdout.print("level: fraction of the weight; distance: weighted mean from the centre; outside: off the image")
+    stdout.print(f"the points and weights reproduce the layer's output to within {seen.error:.1e} of its largest value")

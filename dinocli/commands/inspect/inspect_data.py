@@ -1,4 +1,4 @@
-"""`dino inspect-data`: training images as the model gets them."""
+"""`dino inspect-data`: draw training images as the model sees them."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def inspect_data(
     out: Annotated[Path, typer.Option("--out", "-o", "--save", help="The image to write, .png or .jpg.")] = Path(
         "inspect-data.png"
     ),
-    num: Annotated[int, typer.Option("--num", "-n", min=1, max=100, help="How many images.")] = 9,
+    num: Annotated[int, typer.Option("--num", "-n", min=1, max=100, help="Number of images.")] = 9,
     step: Annotated[int, typer.Option(min=0, help="First optimizer step to show.")] = 0,
-    raw: Annotated[bool, typer.Option("--raw", help="Images as they are on disk, not augmented.")] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="The seed of the training.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Show images as stored, without augmentation.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="The training seed.")] = None,
     preset: Preset = "tiny",
     config: ConfigFile = None,
     overrides: Overrides = [],
     json: Json = False,
 ) -> None:
-    """Draw training images with their boxes exactly as the model gets them.
+    """Draw training images with their boxes exactly as the model sees them.
 
     Example: dino inspect-data my-data --out batch.png
     """
@@ -63,4 +63,4 @@ def inspect_data(
             height, width = cell.image.shape[:2]
             objects = counted(len(cell.labels), "object")
             stdout.print(f"{cell.file}: {width} x {height}, {objects}, epoch {cell.epoch}", markup=False)
-    say(f"wrote {out}; see them again with --seed {settings.train.seed} --step {step}")
+    say(f"wrote {out}; reproduce them with --seed {settings.train.seed} --step {step}")

@@ -1,4 +1,4 @@
-"""`dino inspect-mask`: who may attend to whom in training."""
+"""`dino inspect-mask`: show which query may attend to which in training."""
 
 from __future__ import annotations
 
@@ -43,26 +43,24 @@ def inspect_mask(
     preset: Annotated[str | None, preset_option(PRESET)] = None,
     weights: ModelOf = None,
     dn_groups: Annotated[
-        int | None, typer.Option("--dn-groups", min=0, help="Denoising groups; default: as the preset says.")
+        int | None, typer.Option("--dn-groups", min=0, help="Denoising groups; default: the preset's.")
     ] = None,
     num_gt: Annotated[
         list[int], typer.Option("--num-gt", min=0, help="Annotated objects of one image; repeat it for a batch.")
     ] = [],
     data: Annotated[
         Path | None,
-        typer.Option(
-            "--data", callback=check_data, help="A data folder: the mask of the first batch that is trained on."
-        ),
+        typer.Option("--data", callback=check_data, help="A data folder; show the mask of the first training batch."),
     ] = None,
     images: Annotated[
         list[str], typer.Option("--images", help="An image of --data, by its file name; repeat it for a batch.")
     ] = [],
     query: Annotated[
         int | None,
-        typer.Option("--query", help="Explain one row in words: what the query is, and what it may attend to."),
+        typer.Option("--query", help="Explain one row: what the query is, and what it may attend to."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="A .png, .svg or .html file; the last two explain each row.")
+        Path | None, typer.Option("--out", "-o", help="A .png, .svg or .html file; SVG and HTML explain each row.")
     ] = None,
     config: ConfigFile = None,
     overrides: Overrides = [],
@@ -73,7 +71,7 @@ def inspect_mask(
     Example: dino inspect-mask --dn-groups 5 --num-gt 3 --out mask.png
     """
     if data is not None and num_gt:
-        raise ConfigError("--num-gt and --data exclude each other: the objects are either made up or those of the data")
+        raise ConfigError("--num-gt and --data cannot be used together; the number of objects comes from one of them")
     check_outputs(out, None, ".png", ".svg", ".html")
     from dinocore.inspect.mask.explain import explain, words
     from dinocore.inspect.mask.explain import to_json as query_json
@@ -86,9 +84,7 @@ def inspect_mask(
         source, _ = model_of(weights, preset)
     if images and data is None:  # those that weights were trained with
         if not isinstance(source, Config) or not source.data.path:
-            raise ConfigError(
-                "--images needs --data, the folder whose annotations say how many objects these images have"
-            )
+            raise ConfigError("--images needs --data, the folder with the annotations of these images")
         data = Path(source.data.path)
     settings, view = _view(load_config(source, overrides, config), dn_groups, num_gt, data, images)
     for note in notes(view, settings):
@@ -139,7 +135,7 @@ def _write(view: MaskView, out: Path) -> None:
         say(f"wrote {out} ({image.width} x {image.height} pixels)")
         return
     write_text(out, draw_svg(view) if out.suffix.lower() == ".svg" else render_mask(view))
-    say(f"wrote {out}; open it in a browser and point at a row, or reach it with the Tab key")
+    say(f"wrote {out}; open it in a browser and point at a row, or select one with the Tab key")
 
 
 def _show(view: MaskView) -> None:

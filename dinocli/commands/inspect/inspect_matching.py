@@ -1,4 +1,4 @@
-"""`dino inspect-matching`: which query took which object."""
+"""`dino inspect-matching`: show which query is matched to which object."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 
 def inspect_matching(
     image: Annotated[
-        str | None, typer.Argument(help="File name of an image of the data; default: the first that has objects.")
+        str | None, typer.Argument(help="File name of an image in the data; default: the first one with objects.")
     ] = None,
     data: Data = None,
     split: Split = "val",
     weights: Weights = None,
     run: Annotated[
-        Path | None, typer.Option("--run", help="A run folder: show how the matching changed over its checkpoints.")
+        Path | None, typer.Option("--run", help="A run folder; show how the matching changed over its checkpoints.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the denoising noise.")] = 0,
-    top: Annotated[int, typer.Option(min=1, help="How many objects to list.")] = 20,
+    top: Annotated[int, typer.Option(min=1, help="Number of objects to list.")] = 20,
     out: Figure = None,
     report: Report = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Show which query took which object at each stage, what that cost, and the denoising queries.
+    """Show which query is matched to which object at each stage, at what cost, and the denoising queries.
 
     Example: dino inspect-matching --data my-data --out matching.png
     """
@@ -53,7 +53,7 @@ def inspect_matching(
 
     checkpoints = [] if run is None else list_checkpoints(run / "checkpoints")
     if run is not None and not checkpoints:
-        raise CheckpointError(f"{run} has no checkpoints to compare; name the folder of a run")
+        raise CheckpointError(f"{run} has no checkpoints to compare; give a run folder")
     detector, path = open_detector(weights or (None if run is None else str(run)), device, "off")
     annotations = open_annotated(data, split, detector)
     index = _choose(annotations, image, detector.config.data.min_box_size)
@@ -87,11 +87,11 @@ def _choose(annotations: Annotations, image: str | None, min_size: float) -> int
         name = Path(image).name
         found = [i for i in range(len(annotations.image_ids)) if annotations.path(i).name == name]
         if not found:
-            raise DataError(f"{annotations.file} has no image {name}; images are compared by file name")
+            raise DataError(f"{annotations.file} has no image {name}; images are matched by file name")
         return found[0]
     owners = annotations.owners()[annotations.trainable(min_size)]
     if not len(owners):
-        raise DataError(f"{annotations.file} has no object to match")
+        raise DataError(f"{annotations.file} has no objects to match")
     return int(owners[0])
 
 
@@ -110,7 +110,7 @@ def _history(checkpoints: list[Path], batch: Batch, device: str, num_classes: in
         loaded = load_weights(file)
         if len(loaded.categories) != num_classes:
             known = counted(len(loaded.categories), "class", "classes")
-            raise ConfigError(f"{path} knows {known}, the weights {num_classes}")
+            raise ConfigError(f"{path} has {known}, the weights {num_classes}")
         owners = final_owners(detector_from(loaded, file, pick_device(device), "off"), batch)
         rows.append({"step": step_of(path)} | changes(before, owners))
         before = owners
@@ -120,15 +120,15 @@ def _history(checkpoints: list[Path], batch: Batch, device: str, num_classes: in
 def _show(seen: Matching, file: Path, top: int) -> None:
     queries = counted(seen.num_queries, "query", "queries")
     stdout.print(f"[bold]{escape(file.name)}[/]: {counted(len(seen.objects), 'object')}, {queries}")
-    stdout.print("matching queries, numbered from 0, that each stage gives an object")
+    stdout.print("matching query (numbered from 0) of each object at each stage")
     rows = [["-" if cell is None else cell for cell in row[:-1]] for row in seen.object_rows()[:top]]
     print_table(["object", "", *(stage.name for stage in seen.stages), "IoU"], rows, left=("",))
     if len(seen.objects) > top:
         stdout.print(f"{len(seen.objects) - top} more; --top {len(seen.objects)} lists all")
     stdout.print(
-        "\nmean of the matched pairs, weighted as in the match; "
-        "stayed: objects whose query is that of the stage before;\n"
-        "differ: queries that answer for something else than before (DN-DETR's instability)"
+        "\nmean over matched pairs, weighted as in matching; "
+        "stayed: objects that keep the query of the previous stage;\n"
+        "differ: queries matched to a different object, or none (DN-DETR's instability)"
     )
     rows = [[*row, _percent(kept), changed] for *row, kept, changed in seen.stage_rows()]
     print_table(["stage", *seen.cost_names, "cost", "IoU", "stayed", "differ"], rows, left=("stage",))
@@ -136,7 +136,7 @@ def _show(seen: Matching, file: Path, top: int) -> None:
         stdout.print("\nthis model trains without denoising")
         return
     groups = f"group 0 of {seen.num_groups}, --json has all groups"
-    stdout.print(f"\ndenoising queries, which have numbers of their own from 0; {groups}")
+    stdout.print(f"\ndenoising queries, numbered separately from 0; {groups}")
     group = [noisy for noisy in seen.noisy if noisy.group == 0]
     rows = [
         [noisy.query, sign, noisy.object, noisy.start_label, whole(noisy.start_box), noisy.told,

@@ -1,4 +1,4 @@
-"""`dino inspect-proposals`: what the first stage chose."""
+"""`dino inspect-proposals`: show the first stage's proposals."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ SHOWN_IOU = 0.5  # --json has the other
 def inspect_proposals(
     files: Annotated[
         list[str] | None,
-        typer.Argument(help="Images; default: all of the split of --data, or of the weights' own data."),
+        typer.Argument(help="Images; default: the whole split of --data, or of the weights' own data."),
     ] = None,
     weights: Weights = None,
-    top: Annotated[int, typer.Option(min=1, help="How many proposals to show and draw.")] = 30,
+    top: Annotated[int, typer.Option(min=1, help="Number of proposals to show and draw.")] = 30,
     view: Annotated[
         str,
         typer.Option(
-            help="What --out draws: boxes, scores of all tokens, or what the decoder's layers did.",
+            help="What --out draws: boxes, scores (of all tokens), or layers (what each decoder layer did).",
             autocompletion=choices(*VIEWS),
         ),
     ] = "boxes",
     color: Annotated[
-        str, typer.Option(help="Colour of the boxes: by level or score.", autocompletion=choices(*COLORS))
+        str, typer.Option(help="Colour boxes by level or by score.", autocompletion=choices(*COLORS))
     ] = "level",
     out: Out = None,
-    report: Annotated[Path | None, typer.Option(help="An HTML file with all views, of at most 20 images.")] = None,
+    report: Annotated[Path | None, typer.Option(help="An HTML file with all views of up to 20 images.")] = None,
     data: Data = None,
     annotations: Annotated[Path | None, typer.Option(help="COCO file with the objects of these images.")] = None,
     split: Split = "val",
@@ -64,7 +64,7 @@ def inspect_proposals(
     amp: Precision = "auto",
     json: Json = False,
 ) -> None:
-    """Show the first stage's scores and boxes, where the decoder moved them, and, with annotations, what they cover.
+    """Show the first stage's scores and boxes, where the decoder moves them, and, with annotations, their recall.
 
     Example: dino inspect-proposals img.jpg --out proposals.png
     """
@@ -97,7 +97,7 @@ def inspect_proposals(
     warn_of_whole_images([item.size for item in found], lambda i: found[i].file, detector.config.data)
     judged = sum(item.objects is not None for item in found)
     if objects and not judged:
-        raise DataError("none of the images is in the annotations; they are compared by file name")
+        raise DataError("none of the images is in the annotations; images are matched by file name")
     rows, steps = recalls(found), average([journey for item in found for journey in item.journeys])
     if json:
         answer = {"pictures": [item.as_dict(top) for item in found], "layers": [step._asdict() for step in steps]}
@@ -110,7 +110,7 @@ def inspect_proposals(
         write_text(report, render_proposals(found, drawn, rows, top))
         say(f"wrote {report}")
     if len(found) < len(inputs):
-        fail(f"{len(inputs) - len(found)} of {len(inputs)} images could not be read; the others are done")
+        fail(f"{len(inputs) - len(found)} of {len(inputs)} images could not be read; the others were processed")
         raise typer.Exit(SOME_FAILED)
 
 
@@ -121,7 +121,9 @@ def _check(files: Sequence[str], annotations: Path | None, split: str, view: str
         raise ConfigError(f"--view {view} is not known; choose one of {', '.join(VIEWS)}")
     splits.check_split(split)
     if not files and annotations is not None:
-        raise ConfigError("--annotations says nothing of where its images are; name them, or give --data instead")
+        raise ConfigError(
+            "--annotations does not say where its images are; give the images, too, or use --data instead"
+        )
 
 
 def _objects(
@@ -141,16 +143,14 @@ def _objects(
         try:
             found, own = open_split(settings, split, detector.categories), True
         except DataError:
-            say(
-                "no recall: the data of these weights cannot be read; --data or --annotations say where annotations are"
-            )
+            say("no recall: the data of these weights cannot be read; give --data or --annotations")
             return {}
     files = {i: found.path(i) for i in range(len(found.image_ids))}
     if own:  # only images that are the very files of this data
         wanted = {item.path.name: item.path.resolve() for item in inputs}
         files = {i: file for i, file in files.items() if file.name in wanted and file.resolve() in wanted.values()}
         if files:
-            say(f"data: {found.file} (what these weights were trained with; --data DIR for other)")
+            say(f"data: {found.file} (the data these weights were trained with; --data DIR for other)")
     return {str(file): objects_of(found, i) for i, file in files.items()}
 
 
@@ -187,7 +187,7 @@ def _show(found: Sequence[Inspected], top: int, steps: Sequence[StageSummary], r
         titles = ("query", "level", "score", "anchor", "proposal", "final box", "moved", "IoU", "final")
         print_table(titles, lines, left=("final",))
     matched = any(step.iou is not None for step in steps)
-    which = "queries that answer for the objects" if matched else "surest queries"
+    which = "queries matched to objects" if matched else "surest queries"
     stdout.print(f"boxes of the {which}, mean")
     titles = ("", "moved", *(("IoU", "gain") if matched else ()))
     lines = [
@@ -204,5 +204,5 @@ def _show(found: Sequence[Inspected], top: int, steps: Sequence[StageSummary], r
             for row in shown
         ]  # fmt: skip
         titles = ("", "objects", *(f"@{count}" for count in rows[0].shares))
-        stdout.print(f"share of objects covered with IoU {SHOWN_IOU:.2f} by an image's first k proposals")
+        stdout.print(f"fraction of objects covered with IoU {SHOWN_IOU:.2f} by an image's first k proposals")
         print_table(titles, lines, titles, gap=3)

@@ -1,4 +1,4 @@
-"""What `dino predict` does with a film, a camera or a stream: frame by frame, in memory that does not grow."""
+"""`dino predict` on a video, camera or stream: frame by frame, with constant memory."""
 
 import json
 import time
@@ -79,8 +79,8 @@ def predict_film(
         stopped = ended()
     _warn_of_damage(source, damaged)
     if not count and not stopped:
-        raise DataError(f"{source} has no frame that can be decoded between these times", where=source,
-                        fix="give other --start and --end")  # fmt: skip
+        raise DataError(f"{source} has no frames that can be decoded in this range", where=source,
+                        fix="change --start and --end")  # fmt: skip
     done = f"{counted(tally.passed, 'detection')} in {counted(count, 'frame')}"
     written = " and ".join(str(path) for path in (request.out, options.save_video) if path and count)
     say(f"wrote {written}: {done}" if written else done)
@@ -88,7 +88,7 @@ def predict_film(
     if writer and count:
         warn_of_letters(category.name for category in work.detector.categories)
     if stopped:
-        raise Interrupted(f"interrupted after {counted(count, 'frame')}, which are written", stopped)
+        raise Interrupted(f"interrupted after {counted(count, 'frame')}; the results so far are written", stopped)
 
 
 def _warn_of_damage(source: str, damaged: list[Damaged]) -> None:
@@ -101,14 +101,14 @@ def _warn_of_damage(source: str, damaged: list[Damaged]) -> None:
 def _checked(source: str, request: PredictRequest, options: FilmOptions) -> PredictRequest:
     """Refuse what a film cannot have, before any work."""
     if request.save_images is not None:
-        raise ConfigError("--save-images is for images; a film with boxes drawn in is --save-video out.mp4")
+        raise ConfigError("--save-images is for images; for a video, use --save-video out.mp4")
     if request.resume:
-        raise ConfigError("a film is not resumed; begin where it ended with --start SECONDS and another --out")
+        raise ConfigError("--resume does not work for video; continue with --start SECONDS and another --out")
     if request.out is not None and request.out.suffix.lower() != ".jsonl":
         better = typed(request.out.with_suffix(".jsonl"))
-        raise ConfigError(f"a film gives a line of JSON per frame; try --out {better}")
+        raise ConfigError(f"a video gives one JSON line per frame; try --out {better}")
     if request.format not in ("auto", "jsonl"):
-        raise ConfigError(f"a film gives a line of JSON per frame, not --format {request.format}; leave it out")
+        raise ConfigError(f"a video gives one JSON line per frame, so --format {request.format} does not work; drop it")
     _check_options(source, options)
     request = check_request(request._replace(format="jsonl"))
     if request.out is not None:
@@ -122,7 +122,7 @@ def _check_options(source: str, options: FilmOptions) -> None:
     if options.save_video is not None:
         check_file("--save-video", options.save_video, *CODECS)
         if options.save_video.exists() and Path(source).exists() and options.save_video.samefile(source):
-            raise ConfigError(f"--save-video {options.save_video} is the film that is read; give another name")
+            raise ConfigError(f"--save-video {options.save_video} is the input file; choose another name")
         options.save_video.parent.mkdir(parents=True, exist_ok=True)
     if options.track:
         require_trackers()

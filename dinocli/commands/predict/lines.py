@@ -1,4 +1,4 @@
-"""`dino predict --out boxes.jsonl`: a line is written when its image is done, so that memory does not grow.
+"""`dino predict --out boxes.jsonl`: write each line when its image is done, with constant memory.
 
 After a kill the file has every line that was written, and perhaps a piece of one, which --resume drops.
 """

@@ -1,4 +1,4 @@
-"""`dino predict` by several ranks: images in parts, each part in a file of its own, all parts merged by rank 0.
+"""`dino predict` with several ranks: each part of the images is written to its own file; rank 0 merges them.
 
     OUT.parts/<key>/00000.jsonl ...   one line per image: what was found, or why it cannot be read; then the best score
 
@@ -51,7 +51,7 @@ def predict_in_parts(
         Interrupted: a signal came; finished parts stay.
     """
     if request.out is None:
-        raise ConfigError("several ranks write their results into files; name one with --out boxes.json")
+        raise ConfigError("several ranks need an output file; give --out boxes.json")
     rank = rank_number()
     path = find_weights(weights)
     settings = answer_settings(request, path, amp)
@@ -61,7 +61,7 @@ def predict_in_parts(
     parts = {folder / f"{number:05d}.jsonl": inputs[start : start + starts.step] for number, start in enumerate(starts)}
     done = sum(part.exists() for part in parts)
     if done and rank == 0:
-        say(f"{folder} has {done} of {counted(len(parts), 'part')}; only the others are done")
+        say(f"{folder} has {done} of {counted(len(parts), 'part')}; only the others are processed")
     stems = output_stems([item.name for item in inputs], request.format)
     before = {item.file: item for item in found_before(request, inputs, settings)}
     work = None
@@ -69,14 +69,16 @@ def predict_in_parts(
         for part in list(parts)[rank :: world_size()]:
             if not part.exists():
                 if (failed := _merged_before(request, key)) is not None:
-                    say(f"{request.out} was merged before this rank began; nothing is left to do")
+                    say(f"{request.out} was merged before this rank started; nothing left to do")
                     return end_with_failures(failed if rank == 0 else 0, len(inputs))
                 work = work or open_work(request, str(path), device, amp)
                 _do(part, {item: stems[item.name] for item in parts[part]}, work, ended, before)
             if ended():
-                raise Interrupted("interrupted; finished parts stay, and the same command does the others", ended())
+                raise Interrupted(
+                    "interrupted; finished parts are kept, and the same command processes the rest", ended()
+                )
         if rank == 0 and (failed := _wait_for(list(parts), ended, lambda: _merged_before(request, key))) is not None:
-            say(f"{request.out} was merged by another rank 0; nothing is left to do")
+            say(f"{request.out} was merged by another rank 0; nothing left to do")
             return end_with_failures(failed, len(inputs))
     if rank == 0:
         work = work or open_work(request, str(path), device, amp)
@@ -168,7 +170,9 @@ def _wait_for(parts: Sequence[Path], ended: Any, merged: Callable[[], int | None
                 return failed
             time.sleep(POLL)
             if ended():
-                raise Interrupted("interrupted; finished parts stay, and the same command does the others", ended())
+                raise Interrupted(
+                    "interrupted; finished parts are kept, and the same command processes the rest", ended()
+                )
     return None
 
 
@@ -218,7 +222,7 @@ def _name(errors: Sequence[DataError], count: int) -> None:
     for error in errors[:MOST_NAMED]:
         fail(error)
     if count > MOST_NAMED:
-        fail(f"{count - MOST_NAMED} more images could not be read; they are not named here")
+        fail(f"{count - MOST_NAMED} more images could not be read")
 
 
 def _stream(parts: Sequence[Path], kind: str, path: Path) -> None:

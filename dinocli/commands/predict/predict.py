@@ -1,4 +1,4 @@
-"""`dino predict`: every image on its own, so that a bad one costs only itself."""
+"""`dino predict`: detect in each image separately, so that a bad one does not affect the others."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ if TYPE_CHECKING:
 
 def predict(
     files: Annotated[
-        list[str], typer.Argument(help="Images, folders, globs, - for standard input, or one film, camera or stream.")
+        list[str], typer.Argument(help="Images, folders, globs, - for standard input, or one video, camera or stream.")
     ],
     out: Out = None,
     weights: Weights = None,
     threshold: Threshold = "auto",
-    max_dets: Annotated[int, typer.Option(min=1, help="Limit of detections per image; with --slice, per slice.")] = 300,
+    max_dets: Annotated[int, typer.Option(min=1, help="Maximum detections per image; with --slice, per slice.")] = 300,
     format: Annotated[
         str,
         typer.Option(
@@ -64,39 +64,37 @@ def predict(
             ),
         ),
     ] = "auto",
-    save_images: Annotated[Path | None, typer.Option(help="Folder for images with the boxes drawn in.")] = None,
-    batch_size: Annotated[str, typer.Option(help="Largest batch of images of one shape, or auto.")] = "auto",
+    save_images: Annotated[Path | None, typer.Option(help="Folder for images with the boxes drawn on them.")] = None,
+    batch_size: Annotated[str, typer.Option(help="Maximum batch of images of the same shape, or auto.")] = "auto",
     slice: Annotated[
         str | None,
-        typer.Option(
-            "--slice", metavar="PIXELS", help="Cut large images into slices of so many pixels a side; or auto."
-        ),
+        typer.Option("--slice", metavar="PIXELS", help="Cut large images into slices of this side length, or auto."),
     ] = None,
     overlap: Overlap = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the --out of an interrupted command.")] = False,
     gpus: Gpus = 1,
     save_video: Annotated[
-        Path | None, typer.Option(metavar="OUT.mp4", help="Write the film with boxes drawn in.")
+        Path | None, typer.Option(metavar="OUT.mp4", help="Write the video with boxes drawn on it.")
     ] = None,
-    every: Annotated[int, typer.Option(min=1, help="Process every Nth frame of a film.")] = 1,
-    start: Annotated[float, typer.Option(min=0, help="Second of a film to start at.")] = 0,
-    end: Annotated[float | None, typer.Option(min=0, help="Second of a film to stop before.")] = None,
+    every: Annotated[int, typer.Option(min=1, help="Process every Nth frame of a video.")] = 1,
+    start: Annotated[float, typer.Option(min=0, help="Start at this second of the video.")] = 0,
+    end: Annotated[float | None, typer.Option(min=0, help="Stop before this second of the video.")] = None,
     track: Annotated[
-        bool, typer.Option("--track", help="Track the objects of a film: each keeps its id from frame to frame.")
+        bool, typer.Option("--track", help="Track objects in a video: each keeps its id from frame to frame.")
     ] = False,
     device: Device = "auto",
     amp: Precision = "auto",
     compile: Compile = False,
     json: Json = False,
 ) -> None:
-    """Detect objects in images, or in a film.
+    """Detect objects in images or video.
 
     Example: dino predict photos/ --save-images drawn
     """
     begun = time.time()
     film = is_film(files)
     if film and (gpus > 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1):
-        raise ConfigError("a film is looked at by one rank; leave --gpus out, or cut it with --start and --end")
+        raise ConfigError("a video is processed by one rank; drop --gpus, or split the video with --start and --end")
     if not film:
         check_header(files)
     if gpus > 1 and "WORLD_SIZE" not in os.environ:
@@ -117,7 +115,7 @@ def predict(
         return
     if save_video or track or every > 1 or start or end is not None:
         raise ConfigError(
-            "--save-video, --track, --every, --start and --end are for a film, and these are images; leave them out"
+            "--save-video, --track, --every, --start and --end are for video, but the inputs are images; drop them"
         )
     predict_files(files, request, weights, device, amp)
 
@@ -228,14 +226,14 @@ def _say_none_passed(least: Sequence[float], best: float) -> None:
     """What to type where no detection reaches the threshold; `best` is the best score."""
     typed = math.floor(best * 10**4) / 10**4
     shown = f"{least[0]:.2f}" if round(least[0], 2) == least[0] else f"{least[0]:.3g}"  # 0.999 is not 1.00
-    named = f"the threshold {shown}" if min(least) == max(least) else "the threshold of its class"
+    named = f"the threshold {shown}" if min(least) == max(least) else "its class threshold"
     say(f"no detection reaches {named}; the best score is {best:.3f}: try --threshold {typed:g}")
 
 
 def end_with_failures(failed: int, count: int) -> None:
     """End with code 7 if images could not be read."""
     if failed:
-        fail(f"{failed} of {count} images could not be read; the others are done")
+        fail(f"{failed} of {count} images could not be read; the others were processed")
         raise typer.Exit(SOME_FAILED)
 
 

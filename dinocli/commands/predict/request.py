@@ -1,4 +1,4 @@
-"""What `dino predict` is asked for, checked, and the detector with which it is done."""
+"""The arguments of `dino predict`, checked, and the detector that they select."""
 
 from __future__ import annotations
 
@@ -61,9 +61,7 @@ def check_request(request: PredictRequest) -> PredictRequest:
     if request.out is not None:
         check_out(request.out, request.format)
     if request.resume and (request.out is None or is_stream(request.out) or request.format not in RESUMABLE):
-        raise ConfigError(
-            "--resume goes on with the file of --out in --format json or jsonl; name it, or leave --resume out"
-        )
+        raise ConfigError("--resume continues an --out file in json or jsonl format; give --out, or drop --resume")
     if request.save_images is not None:
         check_folder_name("--save-images", request.save_images)
     folders = [None if request.out is None or is_stream(request.out) else request.out.parent, request.save_images]
@@ -81,7 +79,7 @@ def open_work(request: PredictRequest, weights: str | None, device: str, amp: st
     if request.slice is not None:
         slicing = open_slicing(request.slice, request.overlap, path, detector.config.data)
         if request.slice == "auto":
-            say(f"slices of {slicing.side} pixels that overlap by {slicing.overlap:g}")
+            say(f"slices of {slicing.side} pixels, overlap {slicing.overlap:g}")
     least = choose_thresholds(request.threshold, detector)
     return Work(detector, slicing, request, least, answer_settings(request, path, amp))
 
@@ -102,12 +100,12 @@ def check_overwriting(images: Sequence[Path], stems: Mapping[str, str], request:
     if request.save_images is not None:
         drawings = {drawing_path(request.save_images, stem).resolve() for stem in stems.values()}
         if over := next((image for image in images if image.resolve() in drawings), None):
-            raise ConfigError(f"--save-images {request.save_images} would overwrite {over}; name another folder")
+            raise ConfigError(f"--save-images {request.save_images} would overwrite {over}; choose another folder")
     out, suffix = request.out, FOLDERS.get(request.format)
     if out is not None and suffix and out.resolve() in {image.resolve().parent for image in images}:
         labels = [out / f"{stem}{suffix}" for stem in stems.values()] + [out / CLASSES] * (request.format == "yolo")
         if over := next((label for label in labels if label.exists()), None):
-            raise ConfigError(f"--out {out} would overwrite {over}; name another folder")
+            raise ConfigError(f"--out {out} would overwrite {over}; choose another folder")
     other = [f"{file} as {stem}" for file, stem in stems.items() if file != "-" and Path(file).stem != stem]
     if other and (suffix or request.save_images is not None):
         shown = ", ".join(other[:3]) + (f" and {len(other) - 3} more" if len(other) > 3 else "")
@@ -150,15 +148,17 @@ def choose_thresholds(threshold: float | None, detector: AnyDetector) -> list[fl
         return [threshold] * len(detector.categories)
     least = least_scores(detector.categories, detector.threshold, detector.class_thresholds)
     if detector.threshold is not None or detector.class_thresholds:
-        origin = getattr(detector, "threshold_note", "the best F1 in the evaluation of these weights")
+        origin = getattr(detector, "threshold_note", "the best F1 when these weights were evaluated")
         one = min(least) == max(least)
-        shown = f"{least[0]:.3f}" if one else f"{min(least):.3f} to {max(least):.3f}, each class's own"
+        shown = f"{least[0]:.3f}" if one else f"{min(least):.3f} to {max(least):.3f} by class"
         say(f"threshold: {shown}, {origin}")
     return least
 
 
 def none_left(count: int, first: DataError) -> DataError:
-    return first if count == 1 else DataError(f"none of {count} images could be read", fix="see what is said of each")
+    return (
+        first if count == 1 else DataError(f"none of {count} images could be read", fix="see the error of each above")
+    )
 
 
 def so_far(done: int, count: int, request: PredictRequest) -> str:
@@ -174,4 +174,4 @@ def kept_so_far(done: int, count: int, request: PredictRequest) -> str:
 
 
 def _resume_advice(request: PredictRequest) -> str:
-    return "; the same command with --resume looks at the others" if request.format in RESUMABLE else ""
+    return "; run the same command with --resume to process the rest" if request.format in RESUMABLE else ""

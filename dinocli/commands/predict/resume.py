@@ -1,4 +1,4 @@
-"""`dino predict --resume`: what an earlier command found, if it looked with the same weights and options.
+"""`dino predict --resume`: reuse earlier results if the weights and options are the same.
 
     .OUT.resume    these weights and options; it is there while images are missing in --out
 
@@ -66,10 +66,10 @@ def found_before(request: PredictRequest, inputs: Sequence[Input], settings: Map
         _check_same(request.out, earlier, settings)
     if rank_number() == 0:
         unknown = earlier is None and 0 < len(before) < len(inputs)
-        note = "; with which weights and options it was made is not known" if unknown else ""
-        say(f"{request.out} has {len(before)} of {counted(len(inputs), 'image')}; the others are looked at{note}")
+        note = "; the weights and options it was made with are unknown" if unknown else ""
+        say(f"{request.out} has {len(before)} of {counted(len(inputs), 'image')}; processing the others{note}")
         if changed:
-            say(f"{counted(changed, 'image')} changed since {request.out} was written, and will be looked at again")
+            say(f"{counted(changed, 'image')} changed since {request.out} was written and will be processed again")
     return before
 
 
@@ -114,10 +114,10 @@ def _check_same(out: Path, earlier: Mapping[str, Any], settings: Mapping[str, An
         return
     options = [key for key in differing if key not in ("size", "changed")]
     if not options:
-        raise ConfigError(f"{settings['weights']} has changed since {out} was begun; give another --out")
+        raise ConfigError(f"{settings['weights']} has changed since {out} was started; give another --out")
     began = " ".join(_typed(key, earlier.get(key)) for key in options)
     now = " ".join(_typed(key, settings[key]) for key in options)
-    raise ConfigError(f"{out} was begun with {began}, not with {now}; give the same again, or another --out")
+    raise ConfigError(f"{out} was started with {began}, not {now}; give the same options again, or another --out")
 
 
 def _typed(option: str, value: Any) -> str:

@@ -1,4 +1,4 @@
-"""`dino train`: from arguments to a run, new or resumed."""
+"""`dino train`: from arguments to a new or resumed run."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def train(
         str | None,
         recipe(
             metavar="N|auto",
-            help="Images per step, over all ranks; auto: the preset's, in the largest micro-batches that fit.",
+            help="Images per step, over all ranks; auto: the preset's batch, in the largest micro-batches that fit.",
         ),
     ] = None,
     lr: Annotated[float | None, recipe(help="Learning rate of everything but the backbone.")] = None,
@@ -78,21 +78,23 @@ def train(
         str | None, start(help="Weights to start from: a file, a run, a name; classes are carried over by name.")
     ] = None,
     freeze: Annotated[
-        list[str], start(help="Part of the model that is not trained: backbone, neck, encoder, …; repeatable.")
+        list[str], start(help="Part of the model to freeze: backbone, neck, encoder, …; repeatable.")
     ] = [],
     resume: Annotated[str | None, in_run(metavar="auto|PATH", help="Continue a run from a checkpoint.")] = None,
     overwrite: Annotated[bool, in_run(help="Start a new run in a folder that is not empty.")] = False,
     allow_data_change: Annotated[bool, in_run(help="Continue even if the annotations have changed.")] = False,
     save_every: Annotated[
         str | None,
-        in_run(metavar="N|Nm", help="Save every N steps or N minutes, besides after each epoch; default: 10m."),
+        in_run(metavar="N|Nm", help="Also save every N steps or N minutes, not only after each epoch; default: 10m."),
     ] = None,
     patience: Annotated[int | None, recipe(help="Stop after this many evaluations without a better AP.")] = None,
     device: Device = "auto",
     gpus: Annotated[int, on_machine(min=1, help="Ranks, one per GPU; with --device cpu, on the CPU.")] = 1,
-    dry_run: Annotated[bool, in_run(help="Check data, one largest step, one evaluation, one save; no run.")] = False,
-    deterministic: Annotated[bool, recipe(help="Refuse operations that may differ from run to run.")] = False,
-    seed: Annotated[int | None, recipe(help="Seed of all random choices.")] = None,
+    dry_run: Annotated[
+        bool, in_run(help="Try the data, the largest step, an evaluation and a save, without a run.")
+    ] = False,
+    deterministic: Annotated[bool, recipe(help="Refuse nondeterministic operations.")] = False,
+    seed: Annotated[int | None, recipe(help="Random seed.")] = None,
     workers: Annotated[int | None, on_machine(help="Data loading workers.")] = None,
     amp: Amp = "",
     config: ConfigFile = None,
@@ -120,7 +122,7 @@ def train(
     flags = {key: value for key, value in flags.items() if value is not None}
     for change in overrides:
         if (key := change.partition("=")[0].strip()) in flags:
-            raise ConfigError(f"`{key}` is set twice, by an option of its own and by --set {change}; leave one out")
+            raise ConfigError(f"`{key}` is set twice, by its option and by --set {change}; drop one")
     toml = {key: json.dumps(value, ensure_ascii=False) for key, value in flags.items()}  # its strings are JSON's
     changes = [*overrides, *(f"{key}={value}" for key, value in toml.items())]
     if gpus > 1 and "WORLD_SIZE" not in os.environ:
@@ -137,7 +139,7 @@ def _batch_size(text: str | None) -> dict[str, object]:
     if text == "auto":
         return {"train.micro_batch_size": "probe"}
     if text is not None and not text.isdigit():
-        raise ConfigError(f"--batch-size {text} cannot be used; it must be a number of images, or auto")
+        raise ConfigError(f"--batch-size {text} is not valid; it must be a number of images, or auto")
     return {} if text is None else {"train.batch_size": int(text)}
 
 
@@ -146,7 +148,7 @@ def _save_every(text: str | None) -> dict[str, object]:
         return {}
     number, unit = (text[:-1], text[-1]) if text[-1:].isalpha() else (text, "")
     if not number.isdigit() or unit not in ("", "m"):
-        raise ConfigError(f"--save-every {text} cannot be used; it must be steps, such as 500, or minutes, such as 10m")
+        raise ConfigError(f"--save-every {text} is not valid; it must be steps, such as 500, or minutes, such as 10m")
     if unit:
         return {"train.save_every_minutes": float(number)}
     return {"train.save_every_steps": int(number), "train.save_every_minutes": 0.0}
@@ -208,7 +210,7 @@ def new_run(
     config = config.replace("model.num_classes", len(data.train.categories))
     state = fresh_state(config, data.train.categories, device, group)
     if group.main and request.preset is None and config.train.weights not in ("", "bundled"):
-        say(f"model and recipe: those of {config.train.weights}; --preset NAME for another recipe")
+        say(f"model and recipe from {config.train.weights}; use --preset NAME for another recipe")
 
     def make_folder() -> Path:
         folder = make_run(run, "--output-dir ") if request.run else make_new_run(run)
@@ -254,7 +256,7 @@ def with_moved_drops(config: Config, recipe: Config, request: TrainRequest) -> C
     typed_drops = any(change.startswith("train.lr_drop_epochs") for change in request.changes)
     if config.train.lr_schedule == "cosine":
         if typed_drops:
-            warn("train.lr_drop_epochs changes nothing here: the learning rate follows a cosine, which has no drops")
+            warn("train.lr_drop_epochs has no effect: the learning rate follows a cosine, which has no drops")
         return config
     given = typed_drops or ("lr_drop_epochs" in in_file and "epochs" not in in_file)
     if given or config.train.epochs == recipe.train.epochs:
@@ -330,10 +332,10 @@ def _named_run(named: Path, run: Path | None) -> tuple[Path, str]:
 
     if (named / "config.toml").is_file():
         if run is not None and run.absolute() != named.absolute():
-            warn(f"--output-dir {run} is ignored: --resume {named} goes on in that run")
+            warn(f"--output-dir {run} is ignored: --resume {named} continues that run in its own folder")
         return named, NEWEST
     if (named / "checkpoints").is_dir():
-        raise CheckpointError(f"the run {named} has no config.toml; put it back, or begin a new run with its weights")
+        raise CheckpointError(f"the run {named} has no config.toml; restore it, or start a new run from its weights")
     if not named.is_dir():
         raise CheckpointError(f"there is no checkpoint {named}; give --resume RUN or RUN/checkpoints/step-N, or auto")
     return run or named.absolute().parent.parent, str(named)
@@ -350,7 +352,7 @@ def try_run(request: TrainRequest) -> None:
     from dinocore.train.setup import fresh_state
 
     if request.resume is not None:
-        raise ConfigError("--dry-run tries what a new run does; leave --resume out")
+        raise ConfigError("--dry-run only works for a new run; drop --resume")
     with join_ranks(request.device) as (device, group):
         config, run = group.on_main(lambda: checked(request))
         found = open_shared_dataset(config.data, group)

@@ -1,4 +1,4 @@
-"""A training run on the terminal: bars with the losses where somebody watches, else a line now and then."""
+"""A training run in the terminal: progress bars with the losses, or a line now and then without a terminal."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ class TrainingView:
         self.progress.stop()
 
     def show(self, event: Event) -> None:
-        """Draw one event. What cannot be drawn or written is said once; the training goes on."""
+        """Draw one event. What cannot be drawn or written is said once; the training continues."""
         try:
             self._show(event)
         except Exception as error:  # a full disk, a terminal that went away: hours of training are worth more
             if not self.broken:
                 self.broken = True
                 with suppress(Exception):
-                    warn(f"what happens cannot be shown in full ({type(error).__name__}: {error}); the run goes on")
+                    warn(f"the progress display failed ({type(error).__name__}: {error}); the run continues")
 
     def _show(self, event: Event) -> None:
         from dinocore.train.events import Evaluated, Evaluating, Finished, Saved, Started, Step, Warned
@@ -120,7 +120,7 @@ class TrainingView:
 
     def _ap_so_far(self, now: float | None, best: str) -> None:
         self.best = best
-        self.progress.ap = "no object to judge by" if now is None or now < 0 else f"{now:.4f}, {best}"
+        self.progress.ap = "no objects to evaluate on" if now is None or now < 0 else f"{now:.4f}, {best}"
 
     def _carried_over(self, classes: dict[str, str | None]) -> None:
         for line in carried_over_lines(classes):
@@ -165,7 +165,7 @@ class TrainingView:
     def _evaluated(self, event: Evaluated) -> None:
         summary = event.metrics.summary
         numbers = "  ".join(f"{name} {summary[name]:.4f}" for name in ("AP", "AP50", "AP75"))
-        numbers = numbers if summary["AP"] >= 0 else "AP: there is no object to judge by"
+        numbers = numbers if summary["AP"] >= 0 else "AP: there is no objects to evaluate on"
         numbers += f"  ({event.metrics.judged})"
         best = "  best so far" if event.best else ""
         took = clock(time.monotonic() - self.began)
@@ -199,7 +199,7 @@ def show_expectation(expected: Expectation) -> None:
         "step": f"{expected.step_s:.2f} s; a largest pass of it {expected.largest_pass_s:.2f} s",
         "evaluation": f"{expected.evaluation_s:.1f} s, {expected.evaluations} times",
         "save": f"{expected.save_s:.2f} s, {expected.checkpoint_mb:.0f} MB",
-        "run": f"about {roughly(expected.run_s)} for {steps}, by a few steps, one evaluation and one save",
+        "run": f"about {roughly(expected.run_s)} for {steps}, estimated from a few steps, one evaluation and one save",
     }
     for key, value in rows.items():
         stdout.print(f"{key:<12}{value}")

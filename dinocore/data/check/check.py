@@ -1,4 +1,4 @@
-"""Everything that can be known about a data set before a training: `dino check-data`."""
+"""Everything that can be checked about a dataset before training: `dino check-data`."""
 
 import os
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ class CheckedSplit(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """What was found in a data set."""
+    """What was found in a dataset."""
 
     folder: Path
     layout: Layout
@@ -94,7 +94,7 @@ def check_data(folder: Path, config: Config, decode: bool) -> Iterator[ScanProgr
     between = Findings(folder)
     held_out = config.data.val_fraction and layout.val is None and "val" in splits
     if held_out:
-        what = f"no validation split; {config.data.val_fraction:.0%} of the images are held out for it"
+        what = f"no validation split; holding out {config.data.val_fraction:.0%} of the images for it"
         between.add("DATA-SPLIT", what, count=1, level=NOTE)
     elif layout.gap:
         between.add("DATA-SPLIT", layout.gap, count=1)
@@ -113,7 +113,7 @@ def _survey(layout: Layout, config: Config) -> dict[str, CheckedSplit]:
             categories = annotations.categories if categories is None else categories
             check_contents(annotations, findings, name == "train")
             if name == "train" and not annotations.trainable(config.data.min_box_size).any():
-                what = f"{counted(len(annotations.image_ids), 'image')} and no object to learn from"
+                what = f"{counted(len(annotations.image_ids), 'image')} but no objects to train on"
                 findings.add("DATA-NOTHING", what, count=1)
             if name != "train" and not annotations.trainable(0).any():
                 findings.add("DATA-SPLIT-EMPTY", NOTHING_TO_JUDGE, count=1)

@@ -1,4 +1,4 @@
-"""What of a split's contents is odd although each value is right: boxes, classes, empty and unlisted images."""
+"""Find oddities in valid annotations: boxes, classes, empty and unlisted images."""
 
 import os
 from collections.abc import Iterable
@@ -11,10 +11,10 @@ from ..findings import KEPT, Findings, Location, short_box
 from ..images import SUFFIXES
 from ..split import Category, visible_files
 
-NOTHING_TO_JUDGE = "no object to judge by: AP cannot be measured"
+NOTHING_TO_JUDGE = "no objects to evaluate on: AP cannot be measured"
 FEW = 10  # objects of a class
 DOT = 2  # pixels
-SAME = 0.9  # intersection over union from which on two boxes are one object
+SAME = 0.9  # IoU from which two boxes count as one object
 
 
 def check_contents(annotations: Annotations, findings: Findings, is_training: bool) -> None:
@@ -50,7 +50,7 @@ def _check_objects(annotations: Annotations, findings: Findings) -> None:
     findings.add("DATA-BOX-PARTLY", what, places(partly), len(partly))
     dots = np.flatnonzero((boxes[:, 2:].max(1, initial=0) <= DOT) & annotations.trainable())
     have = "has" if len(dots) == 1 else "have"
-    what = f"{len(dots)} of {len(boxes)} boxes {have} at most {DOT} x {DOT} pixels, as a click leaves them"
+    what = f"{len(dots)} of {len(boxes)} boxes {have} at most {DOT} x {DOT} pixels, as from an accidental click"
     findings.add("DATA-BOX-DOT", what, places(dots), len(dots))
     crowds = np.flatnonzero(annotations.crowd)
     findings.add(
@@ -78,7 +78,7 @@ def _check_overlaps(annotations: Annotations, findings: Findings) -> None:
         ("DATA-BOX-TWICE", "same", "one class"),
         ("DATA-BOX-TWO-CLASSES", "other", "two classes"),
     ):
-        what = f"{counted(len(pairs[kind]), 'pair')} of boxes of {classes} that overlap to {SAME:.0%} or more"
+        what = f"{counted(len(pairs[kind]), 'pair')} of boxes of {classes} with IoU of {SAME:.0%} or more"
         findings.add(code, what, pairs[kind])
 
 
@@ -93,7 +93,7 @@ def overlaps(boxes: np.ndarray) -> np.ndarray:
 def _check_classes(annotations: Annotations, findings: Findings) -> None:
     counts = np.bincount(annotations.labels[annotations.trainable()], minlength=len(annotations.categories))
     numbered: list[tuple[Category, int]] = list(zip(annotations.categories, counts.tolist(), strict=True))
-    findings.add("DATA-CLASS-UNUSED", "classes without an object", [c.name for c, count in numbered if not count])
+    findings.add("DATA-CLASS-UNUSED", "classes without objects", [c.name for c, count in numbered if not count])
     few = [f"{c.name} {count}" for c, count in numbered if 0 < count < FEW]
     findings.add("DATA-CLASS-RARE", f"classes with fewer than {FEW} objects", few)
 

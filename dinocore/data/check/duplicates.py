@@ -1,4 +1,4 @@
-"""Images that are there more than once: the same file, or nearly the same pixels."""
+"""Find duplicate images: identical files, or nearly identical pixels."""
 
 import hashlib
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""What a data set means for a model: queries, denoising, cells and anchors."""
+"""Check a dataset against a model: queries, denoising, cells and anchors."""
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def _far_from_anchors(num_levels: int) -> str:
     squares = ", ".join(f"{100 * side:g}" for side in anchor_sides(num_levels))
     return (
         f"are more than {ANCHOR_FACTOR:g} times wider, narrower, higher or lower than every anchor; anchors are the "
-        f"boxes from which the model starts, squares whose sides are {squares} % of the image's"
+        f"model's initial boxes, squares whose sides are {squares} % of the image's"
     )
 
 
@@ -66,11 +66,11 @@ def _check_counts(
     model, denoising, kept = config.model, config.model.denoising, config.eval.max_dets
     limits = [
         ("MODEL-QUERIES", model.num_queries, f"than the {model.num_queries} queries", "model.num_queries"),
-        ("MODEL-DETECTIONS", kept, f"than the {kept} detections that are kept", "eval.max_dets"),
+        ("MODEL-DETECTIONS", kept, f"than the {kept} detections kept per image", "eval.max_dets"),
     ]
     if trained_on and (most := denoising.max_targets):
         setting = "model.denoising.num_pairs" if denoising.num_groups == "auto" else ""
-        limits.append(("MODEL-DENOISING", most, f"than the {most} that denoising takes at once", setting))
+        limits.append(("MODEL-DENOISING", most, f"than the {most} that denoising can use at once", setting))
     for code, limit, what, setting in limits:
         over = np.flatnonzero(counts > limit)
         over = over[np.argsort(-counts[over], kind="stable")]

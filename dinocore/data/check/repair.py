@@ -1,4 +1,4 @@
-"""A repaired copy of COCO annotations, and every change that was made; nothing is guessed, the rest is said again."""
+"""Write a repaired copy of COCO annotations and log every change; nothing is guessed, the rest is reported again."""
 
 import math
 import os
@@ -68,7 +68,7 @@ class Repair:
     def _rows(self, table: str) -> list[tuple[int, dict[str, Any]]]:
         rows = self.document.get(table)
         if not isinstance(rows, list):
-            self._say(table, -1, None, "no list, made empty")
+            self._say(table, -1, None, "not a list, replaced by an empty one")
             rows = []
         for n, row in enumerate(rows):
             if not isinstance(row, dict):
@@ -83,7 +83,7 @@ class Repair:
         number = _as_number(value)
         if number is None or number % 1:
             return False
-        self._say(table, n, row, f"`{key}` made a whole number", value, int(number))
+        self._say(table, n, row, f"`{key}` converted to a whole number", value, int(number))
         row[key] = int(number)
         return True
 
@@ -119,10 +119,10 @@ class Repair:
                 return self._say("images", n, row, f"dropped: {sharing} entries may mean {own}", name)
             if not own:
                 return self._say("images", n, row, "dropped: no `file_name` within the data folder", name)
-            self._say("images", n, row, "`file_name` made that of the image in the folder", name, own)
+            self._say("images", n, row, "`file_name` set to the image in the folder", name, own)
             name = row["file_name"] = own
         if name in self.similar:
-            self._say("images", n, row, "`file_name` made that on the disk", name, self.similar[name])
+            self._say("images", n, row, "`file_name` set to the name on disk", name, self.similar[name])
             name = row["file_name"] = self.similar[name]
         here = name if self._look(name) == "ok" else name.replace("\\", "/")
         if (state := self._look(here)) != "ok":
@@ -156,7 +156,7 @@ class Repair:
         box = row.get("bbox")
         values = _four_numbers(box)
         if values is None and (values := extent(row.get("segmentation"))) is not None:
-            self._say("annotations", n, row, "`bbox` made the extent of its `segmentation`", box, values)
+            self._say("annotations", n, row, "`bbox` set to the extent of its `segmentation`", box, values)
             box = row["bbox"] = values
         if values is None:
             return self._say("annotations", n, row, "dropped: `bbox` is not four finite numbers", box)
@@ -175,7 +175,7 @@ class Repair:
             self._say("annotations", n, row, "box clipped to its image", row["bbox"], box)
             row["bbox"] = box
         if changed or not is_area(row.get("area")):
-            self._say("annotations", n, row, "`area` made width x height", row.get("area"), box[2] * box[3])
+            self._say("annotations", n, row, "`area` set to width x height", row.get("area"), box[2] * box[3])
             row["area"] = box[2] * box[3]
         if row.get("iscrowd") not in (0, 1):
             crowd = int(is_crowd(row.get("iscrowd")))

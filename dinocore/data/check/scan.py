@@ -1,4 +1,4 @@
-"""Looks at every image of a split, in parallel: its header, or, decoded, also its pixels."""
+"""Scan all images of a split in parallel: only headers, or also decoded pixels."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -81,8 +81,8 @@ def scan_images(
     try:
         yield from workers.map(_look, chosen, chunksize=AT_ONCE)
     except BrokenProcessPool as error:
-        what = "a process that looks at images was killed, as by a system that is out of memory"
-        raise EnvironmentFault(what, fix="close other programs, or take very large images out") from error
+        what = "a process that reads images was killed, perhaps because the system ran out of memory"
+        raise EnvironmentFault(what, fix="close other programs, or remove very large images") from error
     finally:
         workers.shutdown(cancel_futures=True)
 
@@ -128,7 +128,9 @@ def check_images(annotations: Annotations, facts: Sequence[ImageInfo], findings:
     )
     frames = [(f, f"{name}: {f.frames} frames") for f, name in named if f.frames > 1]
     findings.add(
-        "DATA-IMAGE-FRAMES", f"{counted(len(frames), 'file')} of several images, the first counts", places(frames)
+        "DATA-IMAGE-FRAMES",
+        f"{counted(len(frames), 'file')} with several images; only the first is used",
+        places(frames),
     )
     dark = [(f, f"{name}: mean brightness {f.brightness:.0f} of 255") for f, name in named if f.dark and not f.blank]
     findings.add("DATA-IMAGE-DARK", f"{counted(len(dark), 'image')} nearly black", places(dark))
@@ -145,10 +147,10 @@ def check_files(annotations: Annotations, facts: Sequence[ImageInfo], findings: 
     readable = [f for f in facts if not f.problem]
     other = [f for f in readable if f.size != tuple(annotations.sizes[f.index].tolist())]  # boxes of another image?
     places = [_place(annotations, f, _other_size(annotations, f)) for f in other]
-    findings.add("DATA-IMAGE-SIZE", f"{counted(len(other), 'image')} of another size than annotated", places)
+    findings.add("DATA-IMAGE-SIZE", f"{counted(len(other), 'image')} whose size differs from the annotations", places)
     cut = [f for f in readable if f.rows < 1]
     places = [_place(annotations, f, f"{annotations.path(f.index).name}: {f.rows:.0%} of its rows") for f in cut]
-    findings.add("DATA-IMAGE-CUT", f"{counted(len(cut), 'image')} without the last bytes of the file", places)
+    findings.add("DATA-IMAGE-CUT", f"{counted(len(cut), 'image')} truncated at the end of the file", places)
     for conversion in sorted({f.conversion for f in facts} - {""}):  # to three bands of colour
         such = [f for f in readable if f.conversion == conversion]
         places = [_place(annotations, f, annotations.path(f.index).name) for f in such]
@@ -162,7 +164,7 @@ def _place(annotations: Annotations, facts: ImageInfo, text: str) -> Location:
 
 def _other_size(annotations: Annotations, facts: ImageInfo) -> str:
     annotated = tuple(annotations.sizes[facts.index].tolist())
-    turned = ", the same turned, as by an EXIF orientation" if annotated == facts.size[::-1] else ""
+    turned = ", which is the same rotated, as by an EXIF orientation" if annotated == facts.size[::-1] else ""
     name: Path = annotations.path(facts.index)
     found, stated = (f"{width} x {height}" for width, height in (facts.size, annotated))
-    return f"{name.name} has {found} pixels, {stated} are annotated{turned}"
+    return f"{name.name} has {found} pixels, but the annotations say {stated}{turned}"

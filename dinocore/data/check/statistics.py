@@ -1,4 +1,4 @@
-"""What a split holds, in numbers."""
+"""Statistics of a split."""
 
 from typing import Any
 

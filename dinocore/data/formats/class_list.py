@@ -1,4 +1,4 @@
-"""YOLO without a `data.yaml`: a text beside the labels or above them names the classes, one a line.
+"""YOLO without a `data.yaml`: a text file next to or above the labels lists the class names, one per line.
 
 labelImg and Label Studio write classes.txt, Roboflow _darknet.labels in every split, CVAT obj.names and obj.data.
 """
@@ -65,7 +65,7 @@ def _nearest_list(lists: list[Path], labels: Path, images: Path, folder: Path, g
             return here
     if len({listed_classes(guard.check(file)) for file in lists}) > 1:
         listed = ", ".join(file.relative_to(folder).as_posix() for file in lists[:5])
-        fix = f"copy the right one into {labels}, or write a dataset.toml with its names"
+        fix = f"copy the right one to {labels}, or write a dataset.toml with its names"
         raise DataError(f"{listed} may each name the classes of {labels}", code="DATA-LAYOUT", where=labels, fix=fix)
     return lists[0]
 
@@ -82,7 +82,7 @@ def _darknet(folder: Path, file: Path, guard: PathGuard) -> Layout | None:
     content = {key.strip().lower(): value.strip() for key, _, value in pairs}
     names = folders_of_entry(content.get("names", "obj.names"), None, folder, file, guard)
     if not names:
-        raise bad_yaml("its file of class names (`names = obj.names`) is not there", file)
+        raise bad_yaml("its class names file (`names = obj.names`) is missing", file)
     made = {}
     for name, words in WORDS.items():
         entry = next((content[word] for word in words if content.get(word)), None)

@@ -1,4 +1,4 @@
-"""A COCO file as raw annotations: every value is looked at, what cannot be used is a finding and left out."""
+"""Read a COCO file as raw annotations: every value is checked; invalid ones become findings and are dropped."""
 
 import json
 from collections import Counter
@@ -127,16 +127,16 @@ def _decode(file: Path, findings: Findings) -> CocoFile:
         pass
     document = parse_json(file)
     if not isinstance(document, dict):
-        what = "its top level is not an object with `images`, `annotations` and `categories`"
+        what = "the top level is not an object with `images`, `annotations` and `categories`"
         raise _not_coco(what, document, file)
     if missing := [f"`{key}`" for key in ROWS if not isinstance(document.get(key), list)]:
-        raise _not_coco(f"it has no list {', '.join(missing)}", document, file)
+        raise _not_coco(f"it lacks the list{'s' * (len(missing) > 1)} {', '.join(missing)}", document, file)
     return CocoFile(**{key: [_row(row, kind) for row in document[key]] for key, kind in ROWS.items()})
 
 
 def _not_coco(what: str, document: Any, file: Path) -> DataError:
     if tool := tool_of(marks_of_json(document)):
-        what = f"it is no COCO file; it looks like {tool.name}"
+        what = f"it is not a COCO file; it looks like {tool.name}"
         return DataError(what, code="DATA-KEYS", where=file, fix=tool.fix)
     return DataError(what, code="DATA-KEYS", where=file, fix=EXAMPLE)
 

@@ -1,4 +1,4 @@
-"""YOLO's `data.yaml`: classes and keypoints; and the lists of classes that stand in for one.
+"""YOLO's `data.yaml`: classes and keypoints; and the class lists that can replace it.
 
 Source: https://docs.ultralytics.com/datasets/detect/
 """
@@ -20,7 +20,7 @@ class _TextLoader(yaml.BaseLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := next((key for key in keys if keys.count(key) > 1), ""):
-            raise ValueError(f"`{twice}` is there twice")
+            raise ValueError(f"`{twice}` appears twice")
         return super().construct_mapping(node, deep)
 
 
@@ -69,8 +69,8 @@ def listed_classes(file: Path) -> tuple[str, ...]:
     """
     names = tuple(one_line(line) for line in read_text(file).splitlines() if line.strip())
     if not names:
-        fix = "write the names of the classes into it, one a line, in the order of their numbers"
-        raise DataError("the list of classes is empty", code="DATA-FILE", where=file, fix=fix)
+        fix = "write the class names to it, one per line, in the order of their numbers"
+        raise DataError("the class list is empty", code="DATA-FILE", where=file, fix=fix)
     return names
 
 
@@ -81,7 +81,7 @@ def keypoints_of(shape: Any, file: Path) -> tuple[int, int] | None:
     good = isinstance(shape, list) and len(shape) == 2 and all(str(v).isdigit() for v in shape)
     if not good or int(shape[1]) not in (2, 3):
         what = (
-            f"`kpt_shape` is {shape}; write the number of keypoints and 2 or 3, such as [17, 3], or [0, 2] for outlines"
+            f"`kpt_shape` is {shape}; write the number of keypoints and 2 or 3, such as [17, 3], or [0, 2] for polygons"
         )
         raise bad_yaml(what, file)
     return int(shape[0]), int(shape[1])

@@ -1,4 +1,4 @@
-"""Write a data set as COCO, YOLO or Pascal VOC: boxes, classes, crowds and images; outlines are not kept.
+"""Write a dataset as COCO, YOLO or Pascal VOC: boxes, classes, crowds and images, but not polygons.
 
 What is written is read back the same: classes are those of all splits together, matched by name; files are named so
 that no reader takes them for hidden ones or cuts their names, and labels go where the reader looks for them.
@@ -20,7 +20,7 @@ from ..annotations import Annotations, as_coco_dict, with_categories
 from ..split import Category, clean_name, is_hidden
 from .yolo import usual_label_file
 
-ELSEWHERE = "free some space, or name another folder"
+ELSEWHERE = "free some disk space, or choose another folder"
 KINDS = ("coco", "yolo", "voc")
 PARTS = (  # what is written into a folder
     *("annotations", "train2017", "val2017", "test2017"),
@@ -38,7 +38,7 @@ class WriteProgress(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """An image of a split and its name in the new data set."""
+    """An image of a split and its name in the new dataset."""
 
     split: str
     annotations: Annotations
@@ -136,7 +136,7 @@ def _plain(name: str) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """A small file; what makes the folder a data set is written last, and with care."""
+    """A small file; what makes the folder a dataset is written last, and with care."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text.encode())

@@ -1,4 +1,4 @@
-"""KITTI's labels, a text file an image: `type truncated occluded alpha left top right bottom` and seven numbers in 3D.
+"""KITTI labels, a text file per image: `type truncated occluded alpha left top right bottom` and seven 3D numbers.
 
 Source: the development kit of the object benchmark (https://www.cvlibs.net/datasets/kitti/eval_object.php). Corners
 count pixels from 0. `DontCare` marks regions in which nobody looked; they are skipped, and counted.
@@ -57,7 +57,7 @@ def read_kitti(split: Split, findings: Findings) -> RawAnnotations:
             else:
                 left, top, right, bottom = map(float, words[4:8])
                 boxes.append(NamedBox(number, one_line(words[0]), (left, top, right, bottom), place))
-    findings.add("DATA-LABEL-LINE", "lines that are no type and 14 or 15 numbers", wrong)
+    findings.add("DATA-LABEL-LINE", "lines that are not a type and 14 or 15 numbers", wrong)
     findings.add("DATA-REGION-IGNORED", f"{ignored} `{IGNORED}` regions skipped", count=ignored)
     names = [file.relative_to(split.annotations).with_suffix("").as_posix() for file in files]
     return named_table(split, names_on_disk(names, split.image_roots), boxes)

@@ -1,4 +1,4 @@
-"""`dataset.toml`: a data set that says where everything is.
+"""`dataset.toml`: a file that lists a dataset's paths.
 
     format = "coco"                      # coco, yolo, voc, csv, kitti or visdrone
     [train]
@@ -96,7 +96,7 @@ def _check(name: str, part: SplitEntry, manifest: Manifest, folder: Path, file: 
         raise _bad(f"[{name}] images = {part.images!r} is not a folder", file)
     if manifest.format == "yolo":
         if not manifest.names:
-            raise _bad("YOLO's classes have no names in the labels; `names` is missing", file)
+            raise _bad("YOLO labels have no class names; `names` is missing", file)
         if part.annotations and not (folder / part.annotations).is_dir():
             raise _bad(f"[{name}] annotations = {part.annotations!r} is not a folder of label files", file)
     elif not part.annotations or not (folder / part.annotations).exists():

@@ -1,4 +1,4 @@
-"""What a refusal of a folder adds: whose files these are, and a `dataset.toml` that can be used as it is."""
+"""Hints for unrecognised folders: the tool the files come from, and a `dataset.toml` that works as printed."""
 
 import json
 import os

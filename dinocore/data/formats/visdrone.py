@@ -1,4 +1,4 @@
-"""VisDrone's labels, a text file an image: `left,top,width,height,score,category,truncation,occlusion` in pixels.
+"""VisDrone labels, a text file per image: `left,top,width,height,score,category,truncation,occlusion` in pixels.
 
 Source: the toolkit of the challenge (https://github.com/VisDrone/VisDrone2018-DET-toolkit). Category 0 marks regions in
 which nobody looked, and a score of 0 what is not judged (most of category 11, others): both are left out, as there.
@@ -43,7 +43,7 @@ def read_visdrone(split: Split, findings: Findings) -> RawAnnotations:
                 x, y, width, height = row[:4]
                 boxes.append(NamedBox(number, NAMES[row[5] - 1], (x, y, x + width, y + height), place))
     findings.add("DATA-LABEL-LINE", f"lines that are not eight numbers with a category of 0 to {len(NAMES)}", wrong)
-    findings.add("DATA-REGION-IGNORED", f"skipped {ignored} regions and objects that are not judged", count=ignored)
+    findings.add("DATA-REGION-IGNORED", f"skipped {ignored} regions and objects that are not evaluated", count=ignored)
     names = [file.relative_to(split.annotations).with_suffix("").as_posix() for file in files]
     return named_table(split, names_on_disk(names, split.image_roots), boxes)
 

@@ -1,4 +1,4 @@
-"""Pascal VOC: an XML file per image. Its corners count pixels, the first one as 1, the last one included.
+"""Pascal VOC: an XML file per image. Corners count pixels from 1 and include the last one.
 
 Source: the VOC development kit (http://host.robots.ox.ac.uk/pascal/VOC/). Others count from 0, and data in which any
 corner is 0 are taken so. Where no box touches the left or top edge nobody can tell; that is said. An object marked
@@ -110,7 +110,7 @@ def find_voc_anywhere(folder: Path, guard: PathGuard) -> Layout | None:
     order = _ordered_names(folder / "labelmap.txt", guard)
     classes, first = overview([where for where, _ in pairs.values()], order, guard)
     made = {name: Split(where, [best], "voc", folder, (), classes, first) for name, (where, best) in pairs.items()}
-    return layout_of("Pascal VOC, XML files apart", made)
+    return layout_of("Pascal VOC, separate XML files", made)
 
 
 def is_voc(file: Path) -> bool:
@@ -177,7 +177,7 @@ def _first_pixel(split: Split, num_boxes: int, findings: Findings, config: DataC
     if config.voc_first_pixel != "auto":
         return config.voc_first_pixel
     if split.first_pixel is None and num_boxes:
-        what = "no box touches the left or top edge, which would show whether pixels count from 0 or 1; taken as from 1"
+        what = "no box touches the left or top edge, so it is unclear whether pixels count from 0 or 1; assuming 1"
         findings.add("DATA-VOC-ORIGIN", what, count=1)
     return 1 if split.first_pixel is None else split.first_pixel
 
@@ -202,7 +202,7 @@ def describe(file: Path) -> Described:
             raise ValueError(f"object {len(objects) + 1} has no name")
         objects.append(Bndbox(name, corners, (found.findtext("difficult") or "0").strip() == "1"))
     if root.tag != "annotation" and not objects:
-        raise ValueError(f"it begins with <{root.tag}>, where Pascal VOC has <annotation>")
+        raise ValueError(f"it starts with <{root.tag}> instead of Pascal VOC's <annotation>")
     sides = [float(root.findtext(f"size/{key}") or 0) for key in ("width", "height")]
     good = all(0 < side < 2**31 and side % 1 == 0 for side in sides)
     return Described(
@@ -218,7 +218,7 @@ def parse_xml(content: bytes) -> ElementTree.Element:
     """
 
     def refuse(*_: object) -> None:
-        raise ValueError("it has a document type declaration, which is refused")
+        raise ValueError("it has a document type declaration, which is not allowed")
 
     builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
     parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
@@ -241,7 +241,7 @@ def _files(split: Split, findings: Findings) -> list[Path]:
         return files
     count = len(files) - len(rest)
     what = f"{count} of {len(files)} names in {split.listing[0].name} are in {split.held_out.name}, too, for validation"
-    fix = "to train on other images, list them in a train.txt beside these"
+    fix = "to train on other images, list them in a train.txt next to these"
     findings.add("DATA-SPLIT", f"{what}, and are not trained on", count=count, level=NOTE, fix=fix)
     return rest
 
@@ -284,6 +284,6 @@ def _image(named: str, file: Path, split: Split, findings: Findings) -> str:
     stem = next((name for name in there if (root / name).is_file()), "")
     named = PurePosixPath(named.replace("\\", "/")).name if "\0" not in named else ""
     if stem and named and (root / named).is_file() and PurePosixPath(named).stem != own.name:
-        what = "XML files whose `<filename>` is another image; the one with the file's own name counts"
+        what = "XML files whose `<filename>` is another image; the file's own name is used"
         findings.add("DATA-VOC-NAME", what, [f"{file.name} says {named}"])
     return stem or named or f"{own.as_posix()}.jpg"

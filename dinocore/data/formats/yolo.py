@@ -1,4 +1,4 @@
-"""YOLO's layout: `data.yaml`, images, and for each a file of lines `class cx cy width height` in shares.
+"""YOLO's layout: `data.yaml`, images, and label files with lines `class cx cy width height` in fractions.
 
 Source: what Ultralytics documents (https://docs.ultralytics.com/datasets/detect/). Labels are where `images` in an
 image's path reads `labels`. A line with more columns is an outline, of which the extent counts, or a box with
@@ -61,10 +61,10 @@ def find_yolo(folder: Path, guard: PathGuard) -> Layout | None:
         elif name == "train" and entry:
             raise bad_yaml(f"`train: {entry}` is not in {folder}{_nearest(entry, folder)}", file)
         elif name == "val" and entry:
-            missing = f"`val: {entry}` of {file.name} is not there{_nearest(entry, folder)}"
+            missing = f"`val: {entry}` of {file.name} does not exist{_nearest(entry, folder)}"
     layout = layout_of("YOLO", splits, missing)
     if layout is None:
-        raise bad_yaml("its folders of images (`train`, `val`) are not there", file)
+        raise bad_yaml("its image folders (`train`, `val`) do not exist", file)
     return layout
 
 
@@ -82,7 +82,7 @@ def _yaml_file(folder: Path, guard: PathGuard) -> Path | None:
             continue
     if len(found) > 1:
         listed = ", ".join(file.name for file in found)
-        what = f"{folder} has several YAML files with `names`: {listed}; call the right one data.yaml"
+        what = f"{folder} has several YAML files with `names`: {listed}; rename the right one to data.yaml"
         raise bad_yaml(what, found[0])
     return found[0] if found else None
 
@@ -104,7 +104,9 @@ def read_yolo(split: Split, findings: Findings, config: DataConfig) -> RawAnnota
         file = label_file(image, split)
         looked = guard.look(str(file))
         if looked == "escape":
-            findings.add("DATA-PATH-ESCAPE", "label files that a link keeps outside of the data folder", [str(file)])
+            findings.add(
+                "DATA-PATH-ESCAPE", "label files that are outside the data folder because of a link", [str(file)]
+            )
         if looked == "ok":
             labelled += 1
             for line, row in _lines(file, len(split.classes), split.keypoints, findings):
@@ -119,7 +121,7 @@ def read_yolo(split: Split, findings: Findings, config: DataConfig) -> RawAnnota
     _check_form(values[:, 1:], places, findings)
     used = set(values[:, 0].astype(int).tolist())
     if len(split.classes) > 1 and used == set(range(1, len(split.classes))):
-        what = f"no line has class 0, {split.classes[0]}, and all others are there; do the numbers begin at 1?"
+        what = f"no line has class 0, {split.classes[0]}, but all other classes are used; do the numbers start at 1?"
         findings.add("DATA-CLASS-FIRST", what, count=1)
     return RawAnnotations(
         categories=[Category(i, name) for i, name in enumerate(split.classes)],
@@ -169,7 +171,7 @@ def _form(lines: np.ndarray) -> str:
     """
     count, length = lines.shape
     if length == 7 and not (lines[:, 6] % 1).any():
-        return "end in a whole number: a box, a confidence and a track, as a tracker writes them"
+        return "end in a whole number: a box, a confidence and a track id, as from a tracker"
     center, side, rest = lines[:, None, 1:3], lines[:, None, 3:5], lines[:, 5:]
     plausible = (side > 0).all() and (np.abs(center - 0.5) + side / 2 <= 0.5 + SLACK).all()
     for dims in (3, 2):
@@ -181,14 +183,14 @@ def _form(lines: np.ndarray) -> str:
         shown = dims == 2 or np.isin(points[..., 2], (0, 1, 2)).all()
         if shown and (inside | ~seen).all():
             certain = dims == 3 or (count >= MIN_EVIDENCE and not _second_point_fits(lines))
-            return "keypoints" if certain else "are either outlines or boxes with keypoints"
+            return "keypoints" if certain else "are either polygons or boxes with keypoints"
     return _form_of_outline(lines)
 
 
 def _form_of_outline(lines: np.ndarray) -> str:
     if lines.shape[1] % 2 == 0:
-        return "are no outlines, which have pairs of numbers, and no keypoints"
-    return "outline" if np.abs(lines[:, 1:]).max() <= MOST else "are not shares of the image's width and height"
+        return "are neither polygons, which have pairs of numbers, nor keypoints"
+    return "outline" if np.abs(lines[:, 1:]).max() <= MOST else "are not fractions of the image's width and height"
 
 
 def _second_point_fits(lines: np.ndarray) -> bool:
@@ -219,7 +221,7 @@ def _check_form(boxes: np.ndarray, places: list[str], findings: Findings) -> Non
     if as_corners or as_top_left:
         meant = "x0 y0 x1 y1" if as_corners else "the top left corner, width and height"
         reach = "reaches beyond its" if beyond.sum() == 1 else "reach beyond their"
-        what = f"{beyond.sum()} of {len(boxes)} boxes {reach} image; were they written as {meant}?"
+        what = f"{beyond.sum()} of {len(boxes)} boxes {reach} image; are they {meant}?"
         level = "" if len(boxes) > MIN_EVIDENCE else WARNING
         findings.add("DATA-BOX-CORNERS", what, [places[i] for i in np.flatnonzero(beyond).tolist()], level=level)
 
@@ -285,7 +287,7 @@ def _row(words: list[str], num_classes: int, keypoints: tuple[int, int] | None) 
         ValueError: what is wrong with the line.
     """
     if any("," in word for word in words):
-        raise ValueError("commas; write decimals with a point and spaces between numbers")
+        raise ValueError("commas; use a decimal point, and spaces between numbers")
     try:
         values = [float(word) for word in words]
     except ValueError:
@@ -302,7 +304,7 @@ def _row(words: list[str], num_classes: int, keypoints: tuple[int, int] | None) 
         raise ValueError(f"{len(values)} columns, a box has 5{score}")
     if max(map(abs, values[1:5])) > MOST:
         most = max(values[1:5], key=abs)
-        raise ValueError(f"{most:g}, where shares of the image's width and height are at most 1")
+        raise ValueError(f"{most:g}, but fractions of the image's width and height are at most 1")
     return values
 
 
@@ -362,7 +364,7 @@ def folders_of_entry(entry: Any, path: Any, folder: Path, file: Path, guard: Pat
             found.append(linked)
         elif any(p.exists() for p in tried):
             raise DataError(f"{name} leads out of the data folder", code="DATA-PATH-ESCAPE", where=file,
-                            fix="put the images into the folder of data.yaml, set data.follow_symlinks=true for "
+                            fix="move the images to the folder of data.yaml, set data.follow_symlinks=true for "
                                 "a link, or write a dataset.toml")  # fmt: skip
     return tuple(found)
 

@@ -1,4 +1,4 @@
-"""The cells of a generated blood smear, each in a small patch of its own.
+"""The cells of a generated blood smear, each in its own small patch.
 
 A cell is what it takes from the light: `density` is the optical density per colour, so that light * exp(-density) is
 what the camera sees. Numbers for sizes and colours were chosen so that what we measured on the training images of
@@ -33,7 +33,7 @@ class Look(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One cell in its patch; `label` is its category in the data set, 0 for dirt that nobody annotates."""
+    """One cell in its patch; `label` is its category in the dataset, 0 for dirt that nobody annotates."""
 
     label: int
     coverage: Plane  # (h, w) in [0, 1]

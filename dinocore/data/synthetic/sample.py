@@ -1,4 +1,4 @@
-"""A data set that can be had without a download: drawn blood smears in COCO layout, made to look like BCCD."""
+"""A dataset that needs no download: drawn blood smears in COCO layout that resemble BCCD."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def write_sample_data(
 
     About 80 % go to train2017, the rest to val2017, at least one to each; a single image goes to train, and val is
     then a valid file without images. The same arguments give the same bytes, with the same numpy and Pillow.
-    Images come first and the two files of annotations last, so that a run cut short leaves no data set that looks
+    Images come first and the two files of annotations last, so that a run cut short leaves no dataset that looks
     whole. Files of the same name are replaced.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Images of blood smears, drawn: where the cells lie, what hides what, and the light they lie in."""
+"""Draw images of blood smears: positions of cells, occlusion, and lighting."""
 
 from collections.abc import Callable
 from typing import NamedTuple

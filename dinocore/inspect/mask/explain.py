@@ -1,4 +1,4 @@
-"""One row of the denoising mask in words: what the query is, whom it may see, whom not, and why.
+"""Explain one row of the denoising mask: what the query is, what it may attend to, and why.
 
 Everything is read from the model's mask and noise. The reasons belong to DINO's rule (section 3.3); where a mask
 doesn't follow it, the words say so.
@@ -14,13 +14,13 @@ from ...structures import MATCHING
 from .mask import MaskCell, MaskView, true_runs
 
 MOST_IMAGES = 6  # that are put into words; JSON has all
-UNRULY = "so the model's mask has it, against DINO's rule"
+UNRULY = "so the model's mask says, which violates DINO's rule"
 REASONS = {  # by whether it may attend, and to whom
-    (True, "its own group"): "a group is one set of noisy copies, solved together as objects are at inference",
-    (False, "other groups"): "they are other noisy copies of the same objects and would give the answers away",
-    (True, "matching queries"): "these know nothing of the annotated objects, so nothing leaks",
-    (False, "denoising queries"): "these are made from the annotated objects: it would learn to copy the answers, "
-    "and at inference there are none",
+    (True, "its own group"): "a group is one set of noisy copies, predicted together like objects at inference",
+    (False, "other groups"): "they are other noisy copies of the same objects and would reveal the targets",
+    (True, "matching queries"): "they contain nothing of the annotated objects, so nothing leaks",
+    (False, "denoising queries"): "they are made from the annotated objects: it would learn to copy the targets, "
+    "which do not exist at inference",
     (True, "all matching queries"): "as at inference",
 }
 
@@ -38,11 +38,13 @@ class Copy(NamedTuple):
         """Of a positive or a negative."""
         image = f"image {self.image}" + (f" ({self.file})" if self.file else "")
         if self.object is None:
-            return f'{image}: a padding slot, for there are fewer objects; like a negative it must answer "no object"'
+            return (
+                f'{image}: a padding slot (this image has fewer objects); like a negative, it must predict "no object"'
+            )
         what = f"object {self.object}" + (f" ({self.label})" if self.label else "")
         if kind == "positive":
-            return f"{image}: a noisy copy of {what}, which it must find again"
-        return f'{image}: a far too noisy copy of {what}, so it must answer "no object"'
+            return f"{image}: a noisy copy of {what}, which it must recover"
+        return f'{image}: a copy of {what} with too much noise, so it must predict "no object"'
 
 
 class Sight(NamedTuple):
@@ -78,7 +80,7 @@ def explain(view: MaskView, query: int) -> Explanation:
     """
     total = len(view.blocked)
     if not 0 <= query < total:
-        raise ConfigError(f"there is no query {query}; this mask has queries 0 to {total - 1}")
+        raise ConfigError(f"no query {query}; this mask has queries 0 to {total - 1}")
     sights, seen_by = _sights(view, query), true_runs(~view.blocked[:, query])
     if query >= view.num_denoising:
         return Explanation(query, "matching", None, [], sights, seen_by)
@@ -115,7 +117,7 @@ def words(found: Explanation) -> list[str]:
     """As a person would say it; a line for each image and each sort of other queries."""
     what = f"a {found.kind} of denoising group {found.group}"
     if found.group is None:
-        what = "a matching query, as there are at inference; the Hungarian method says what it answers for"
+        what = "a matching query, as at inference; Hungarian matching decides which object it predicts"
     lines = [copy.words(found.kind) for copy in found.images[:MOST_IMAGES]]
     if len(found.images) > MOST_IMAGES:
         lines.append(f"and {len(found.images) - MOST_IMAGES} more images; --json has all")
@@ -141,7 +143,7 @@ def cell_words(view: MaskView, cell: MaskCell) -> list[str]:
     first = f"queries {cell.start:,}-{cell.stop - 1:,}: {kinds} of denoising {groups}"
     rows = view.blocked[cell.start : cell.stop]
     if (rows != rows[0]).any():
-        return [first, "  they may not all attend to the same queries; --query explains one of them"]
+        return [first, "  they may not all attend to the same queries; --query explains a single one"]
     return [first, *(f"  {sight.words()}" for sight in _sights(view, cell.start))]
 
 

@@ -30,7 +30,7 @@ LIGHT: dict[str, Color] = {
     "positive": ("#D3E9F7", "#123F5C"), "negative": ("#FBEBC8", "#5C430B"), "both": ("#F6E3EE", "#57304A"),
     "matching": ("#FFFFFF", "#16181C"),
 }  # fmt: skip
-HOW = "Point at a row, or reach it with the Tab key, and it is explained."
+HOW = "Point at a row, or select it with the Tab key, for an explanation."
 TITLE = "Who may attend to whom: DINO's denoising mask"
 
 
@@ -197,7 +197,7 @@ def _matching(view: MaskView, frame: Geometry) -> Iterator[Text]:
     yield Text(x + middle, y - 14, "matching", 24, anchor="ms")
     yield Text(x - 16, y + middle - 15, number, 24, anchor="rm")
     yield Text(x - 16, y + middle + 15, "matching", 24, anchor="rm")
-    yield Text(x, y - 78, "columns: the query that is looked at", 22, SOFT)
+    yield Text(x, y - 78, "columns: the query attended to", 22, SOFT)
     yield Text(x - 16, y - 52, "rows: the query", 22, SOFT, "rs")
     yield Text(x - 16, y - 25, "that looks", 22, SOFT, "rs")
 
@@ -243,9 +243,9 @@ def legend(view: MaskView, small: SmallMask) -> list[tuple[Color | float | None,
     rows.append((LIGHT["matching"], f"may attend, to a matching query ({view.num_matching:,} merged into one band)"))
     if small.queries_per_cell > 1:
         partly = ((small.blocked > 0) & (small.blocked < 1)).any()
-        text = f"a cell stands for up to {small.queries_per_cell} x {small.queries_per_cell} queries"
+        text = f"each cell stands for up to {small.queries_per_cell} x {small.queries_per_cell} queries"
         between = mix(BLOCKED, LIGHT["both"], 0.5)
-        rows.append((between, f"{text}, of which only some may attend") if partly else (None, text))
+        rows.append((between, f"{text}, only some of which may attend") if partly else (None, text))
     if not view.valid.all():
         rows += [(1.0, "a query of an object"), (0.0, "a padding slot; the mask does not block it")]
     return rows

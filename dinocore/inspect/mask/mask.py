@@ -1,4 +1,4 @@
-"""The denoising attention mask as the model makes it, ready to be drawn. Pure: nothing is printed or written here.
+"""The model's own denoising mask, ready to be drawn. Pure: nothing is printed or written here.
 
 `mask_of` and `batch_mask` run the model's own denoiser and `join`. `text.py` draws it for a terminal, `figure.py` as
 PNG, SVG and HTML, both from a `SmallMask`; `explain.py` puts a row into words.
@@ -138,9 +138,9 @@ def check_size(config: ModelConfig, num_objects: Sequence[int]) -> None:
     needed = mask + content + 48 * sum(num_objects)  # an object's box, label and place in the draw
     if needed > MOST_BYTES:
         raise ConfigError(
-            f"this mask is too large to look at: {_amount(sum(num_objects))} objects, {_amount(num_noisy)} denoising "
-            f"and {_amount(config.num_queries)} matching queries need {_size(needed)} of memory, and "
-            f"inspect-mask takes at most {_size(MOST_BYTES)}; ask for fewer groups or objects"
+            f"this mask is too large to inspect: {_amount(sum(num_objects))} objects, {_amount(num_noisy)} denoising "
+            f"and {_amount(config.num_queries)} matching queries need {_size(needed)} of memory, but "
+            f"inspect-mask uses at most {_size(MOST_BYTES)}; use fewer groups or objects"
         )
 
 
@@ -154,7 +154,7 @@ def notes(view: MaskView, config: ModelConfig) -> list[str]:
         return ["no image has an object, so there are no denoising queries and nothing is blocked"]
     bound = "num_pairs" if denoising.num_groups == "auto" else "max_queries"
     return [
-        f"image {image} has {objects:,} objects and {part:,} of them take part, drawn anew in every step "
+        f"image {image} has {objects:,} objects and {part:,} of them take part, sampled anew in every step "
         f"(model.denoising.{bound} = {getattr(denoising, bound):,} bounds it)"
         for image, (objects, part) in enumerate(zip(view.num_objects, view.taking_part, strict=True))
         if part < objects

@@ -1,4 +1,4 @@
-"""The denoising mask in a terminal: lines of text, each piece with a role that a colour may stand for."""
+"""The denoising mask in a terminal: lines of text, each piece with a role for its colour."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The match of an image as a figure and a page: answers, denoising queries, queries by stage, and what they cost."""
+"""The matching of an image as a figure and a page: predictions, denoising, queries by stage, and costs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
@@ -43,12 +43,12 @@ def draw_matching(image: Image.Image, seen: Matching) -> Image.Image:
     right, below = WIDE + 2 * GAP, GAP + step
     count = len(seen.objects)
     panel(GAP, GAP, f"last layer: {len(seen.stages[-1].answers)} of {count} objects have a query", answers,
-          [("object", TRUTH), ("same query in all layers", KEPT), ("query changed on the way", CHANGED)])  # fmt: skip
+          [("object", TRUTH), ("same query in all layers", KEPT), ("query changes", CHANGED)])  # fmt: skip
     panel(right, GAP, f"denoising, group 0 of {seen.num_groups}: {len(_shown(seen))} of {count} objects", noisy,
-          [("object", TRUTH), ("positive, must find it again", POSITIVE),
-           ("negative, must say no object", NEGATIVE)])  # fmt: skip
+          [("object", TRUTH), ("positive, must recover it", POSITIVE),
+           ("negative, must predict no object", NEGATIVE)])  # fmt: skip
     panel(GAP, below, "query of each object, stage by stage", _flow,
-          [("first", FIRST), ("as in the stage before", KEPT), ("another query", CHANGED)])  # fmt: skip
+          [("first", FIRST), ("same as in the previous stage", KEPT), ("another query", CHANGED)])  # fmt: skip
     panel(right, below, "matching cost per object, mean", _costs,
           list(zip(seen.cost_names, cycle(PART_COLORS), strict=False)))  # fmt: skip
     return sheet
@@ -195,23 +195,24 @@ def render_matching(
     denoising: Part = Facts("", {"denoising": "none in this model"})
     if noisy:
         heads = ["query", "group", "kind", "of object", "starts as", "must answer", "probability", "IoU"]
-        text = "Probability and IoU: of the object it was made from, in the last layer."
+        text = "Probability and IoU refer to the object it was made from, in the last layer."
         denoising = Table(counted(seen.num_groups, "group"), heads, noisy, text)
     sections = [
         Section("Match", [
-            Gallery("Who took what, at what cost", [MarkedImage(name, figure)], columns=1),
-            Gallery("Objects and answers of the last layer", [MarkedImage(name, image, marks)], 0.0, columns=2),
+            Gallery("Matches and their cost", [MarkedImage(name, figure)], columns=1),
+            Gallery("Objects and predictions of the last layer", [MarkedImage(name, image, marks)], 0.0, columns=2),
             Table("Objects", ["object", "class", *queries, "IoU", "probability"], seen.object_rows(),
-                  "The last two: of the last layer."),
+                  "The last two columns refer to the last layer."),
             Table("Stages", ["stage", *seen.cost_names, "cost", "IoU", "kept", "instability"], seen.stage_rows(),
-                  "Means of the matched pairs, weighted as in the match."),
+                  "Means over matched pairs, weighted as in matching."),
         ]),
         Section("Denoising", [denoising]),
     ]  # fmt: skip
     if history:
         rows = [[row["step"], row["kept"], row["instability"]] for row in history]
         text = (
-            "Kept: share of the objects whose query is that of the checkpoint before. Instability: queries that differ."
+            "Kept: fraction of objects that keep the query of the previous checkpoint. "
+            "Instability: number of queries that differ."
         )
         sections.append(Section("Checkpoints", [Table("Last layer", ["step", "kept", "instability"], rows, text)]))
     subtitle = f"{counted(len(seen.objects), 'object')}, {counted(seen.num_queries, 'query', 'queries')}"

@@ -1,4 +1,4 @@
-"""Who answers for whom: each object's query at every stage, its cost, how stable that is, and the denoising queries."""
+"""The query of each object at every stage, its cost and stability, and the denoising queries."""
 
 from typing import Any, NamedTuple
 
@@ -133,13 +133,13 @@ def annotated_batch(annotations: Annotations, index: int, config: Config, seed: 
     """One image as for evaluation, with its objects and the seed of its denoising noise.
 
     Raises:
-        DataError: the image cannot be read, or has no object to match.
+        DataError: the image cannot be read, or has no objects to match.
     """
     sample = EvaluationImages(annotations, config.data)[index]
     if not isinstance(sample, Sample):
         raise DataError(sample)
     if not len(sample.target.labels):
-        raise DataError(f"{annotations.path(index)} has no object to match; name an image that has one")
+        raise DataError(f"{annotations.path(index)} has no objects to match; choose an image that has some")
     return collate([sample._replace(target=sample.target._replace(seed=seed))])
 
 

@@ -1,4 +1,4 @@
-"""Proposals as figures and a page: boxes side by side, scores of all tokens, how the decoder's layers moved boxes."""
+"""Proposals as figures and a page: boxes side by side, scores of all tokens, how decoder layers moved boxes."""
 
 import math
 from collections.abc import Sequence
@@ -121,9 +121,9 @@ def draw_layers(image: Image.Image, found: Sequence[Journey], objects: ImageObje
         tags.append(Tag(text, journey.boxes[-1][0] * scale, journey.boxes[-1][1] * scale - 19, "#FFFFFF"))
     put_tags(canvas, drawn.size, tags, 15, "#222222", END)
     layers = len(found[0].boxes) - 2 if found else 0
-    notes = ["on boxes: way in pixels" if objects is None else "on boxes: IoU of proposal to final box"]
-    notes += [f"arrows {longer} x longer than the way"] * (longer > 1)
-    notes += [f"the {len(found)} surest of {count} queries"] * (len(found) < count)
+    notes = ["on boxes: distance in pixels" if objects is None else "on boxes: IoU of proposal to final box"]
+    notes += [f"arrows lengthened {longer} x"] * (longer > 1)
+    notes += [f"the {len(found)} most confident of {count} queries"] * (len(found) < count)
     marks = [("proposal", START), ("final box", END)] + [("annotated", TRUTH)] * (objects is not None)
     marks += [(f"layer {n}", _layer_color(n)) for n in range(layers)] + [(note, "#FFFFFF") for note in notes]
     return with_legend(drawn, marks)
@@ -150,24 +150,24 @@ def render_proposals(
     found: Sequence[Inspected], drawn: Sequence[Sequence[Image.Image]], rows: Sequence[Recall], top: int
 ) -> str:
     """Images of the three views of the first few, what the layers gained, and what the proposals cover."""
-    titles = ("anchors, proposals, final boxes", "scores of all tokens", "what the decoder's layers did")
+    titles = ("anchors, proposals, final boxes", "scores of all tokens", "what each decoder layer did")
     galleries = [
         Gallery(title, [MarkedImage(f.file, image) for f, image in zip(found, images, strict=False)], columns=1)
         for title, images in zip(titles, zip(*drawn, strict=True), strict=True)
     ]
     steps = average([journey for f in found for journey in f.journeys])
     columns = ("stage", "moved, pixels", "IoU with the object", "gain")
-    layers = Table("", columns, [tuple(step) for step in steps], "Averages over the boxes followed.")
-    sections = [Section("Images", galleries), Section("The decoder's layers", [layers])]
+    layers = Table("", columns, [tuple(step) for step in steps], "Averages over the boxes shown.")
+    sections = [Section("Images", galleries), Section("Decoder layers", [layers])]
     if rows:
         counts = list(rows[0].shares)
         cells = [[r.iou, "all" if r.level is None else r.level, r.size or "all", r.objects, *r.shares.values()]
                  for r in rows]  # fmt: skip
         lines = [Curve(f"{r.size or 'all sizes'}, IoU {r.iou:.2f}", counts, list(r.shares.values()))
                  for r in rows if r.level is None]  # fmt: skip
-        chart = Chart("Recall", "proposals of an image", "share of objects covered", lines)
+        chart = Chart("Recall", "proposals of an image", "fraction of objects covered", lines)
         heads = ("IoU", "level", "size", "objects", *(f"first {count}" for count in counts))
-        sections.append(Section("What the proposals cover", [chart, Table("", heads, cells)]))
+        sections.append(Section("Recall of the proposals", [chart, Table("", heads, cells)]))
     listed = [(f.file, p.query, p.level, p.score, p.label, p.moved, p.iou, p.final_label, p.final_score)
               for f in found[:MOST_IMAGES] for p in f.proposals[:top]]  # fmt: skip
     heads = ("file", "query", "level", "score", "label", "moved, pixels", "IoU with final", "final label",

@@ -1,4 +1,4 @@
-"""What the first stage chose and the decoder made of it: proposals, scores of all tokens, how boxes moved, recall@k."""
+"""The first stage's proposals and the decoder's changes: scores of all tokens, moved boxes, recall@k."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -127,7 +127,7 @@ def journeys(
     output: DinoOutput, size: tuple[int, int], objects: ImageObjects | None, loss: LossConfig,
     categories: Sequence[Category], top: int,
 ) -> list[Journey]:  # fmt: skip
-    """Of the queries that answer for the objects, or without annotations, of the `top` surest ones.
+    """Of the queries matched to objects, or without annotations, of the `top` surest ones.
 
     Args:
         size: height and width of the image, the only one of the batch.

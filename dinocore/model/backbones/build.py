@@ -63,11 +63,11 @@ def _build_resnet(name: str, strides: Sequence[int], frozen_stages: int, drop_pa
     resnets = list_models(torchvision.models, include="*resne*t*")  # none of the whole detectors and segmenters
     if name not in resnets:
         if name in list_models():
-            raise ConfigError(f"`{name}` is not a ResNet but a whole model of torchvision; choose {', '.join(resnets)}")
+            raise ConfigError(f"`{name}` is a torchvision model but not a ResNet; choose {', '.join(resnets)}")
         known = [*SWINS, *NORMED, *VITDETS, *resnets]
         close = difflib.get_close_matches(name, known, n=3)
         shown = f"; did you mean {' or '.join(close)}?" if close else f"; known are {', '.join(known)} and timm/NAME"
-        raise ConfigError(f"there is no backbone `{name}`{shown}")
+        raise ConfigError(f"unknown backbone `{name}`{shown}")
     _check_strides(name, strides, STAGES)
     if drop_path:
         raise ConfigError(f"{name} cannot skip blocks; set model.drop_path = 0")

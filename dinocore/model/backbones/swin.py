@@ -1,4 +1,4 @@
-"""Swin Transformer (Liu et al. 2021, https://arxiv.org/abs/2103.14030) as detectors use it.
+"""Swin Transformer (Liu et al. 2021, https://arxiv.org/abs/2103.14030) for detectors.
 
 Images may have any size, and every map that is given out has a norm of its own. What libraries do at borders differs
 (timm shifts before it pads, torchvision does not shift maps of one window), so this is ours: a map is padded with zeros

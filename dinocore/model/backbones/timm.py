@@ -1,4 +1,4 @@
-"""Backbones that timm builds: any model that gives features, frozen batch norm, and norms behind the maps."""
+"""timm backbones: any model that returns features, with frozen batch norm and output norms."""
 
 import contextlib
 import re
@@ -160,7 +160,7 @@ def _features(name: str) -> tuple[list[int], list[int]]:
             info = feature_extractor(name).feature_info
             return info.reduction(), list(info.out_indices)
     except (RuntimeError, AttributeError) as error:
-        raise ConfigError(f"timm's `{name}` gives no feature maps: {error}") from error
+        raise ConfigError(f"timm's `{name}` returns no feature maps: {error}") from error
 
 
 def feature_indices(name: str, strides: Sequence[int]) -> tuple[int, ...]:
@@ -230,7 +230,7 @@ def freeze_stages(body: Any, name: str, frozen_stages: int) -> None:
             parameter.requires_grad_(False)
             frozen += 1
     if frozen_stages >= 0 and not frozen:
-        raise ConfigError(f"timm's `{name}` has no stem that could be frozen; set model.frozen_stages = -1")
+        raise ConfigError(f"timm's `{name}` has no stem to freeze; set model.frozen_stages = -1")
 
 
 def _counts_otherwise(keys: Sequence[str]) -> bool:

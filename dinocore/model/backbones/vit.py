@@ -1,4 +1,4 @@
-"""Plain vision transformers, whose maps all have one stride, and the pyramid that detectors build from the last.
+"""Plain vision transformers, whose maps all have one stride, with the pyramid that detectors build on top.
 
 Source: Li et al. 2022, https://arxiv.org/abs/2203.16527
 """

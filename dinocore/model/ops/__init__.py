@@ -1,4 +1,4 @@
-"""What plain PyTorch does slowly: sampling of deformable attention, depthwise gradients, and products of bytes."""
+"""Operations that plain PyTorch runs slowly: deformable attention, depthwise gradients, int8 products."""
 
 from dinocore.model.ops import int8  # noqa: F401  - defines operators
 from dinocore.model.ops.dispatch import (

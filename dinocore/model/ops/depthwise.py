@@ -1,4 +1,4 @@
-"""Depthwise convolutions that are trained on CPUs: oneDNN is quick forwards, and slow backwards.
+"""Training depthwise convolutions on CPUs, where oneDNN is fast forward but slow backward.
 
 The gradient of the input is a convolution again; that of the weights is a kernel of ours, behind an operator of
 `torch.library` as the sampling is. Source: ours.

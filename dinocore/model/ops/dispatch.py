@@ -1,4 +1,4 @@
-"""Sampling of deformable attention, and which form of it runs: Numba on CPUs, Triton on CUDA, PyTorch everywhere else.
+"""Deformable attention and its implementations: Numba on CPUs, Triton on CUDA, PyTorch elsewhere.
 
 The compiled forms stand behind `torch.library` operators, so autograd, autocast, `torch.compile` and `torch.export`
 see a single node. A form is a module with `forward` and `backward`, imported when it first runs. Operators are made
@@ -243,7 +243,7 @@ def compiled_form(device: str) -> ModuleType:
         RuntimeError, ImportError: it cannot run here.
     """
     if device in _broken:
-        raise RuntimeError(f"the form for {device} did not run before")
+        raise RuntimeError(f"the implementation for {device} failed earlier")
     if device == "cuda":
         from dinocore.model.ops import triton as form
     else:

@@ -1,4 +1,4 @@
-"""Operators of `torch.library` for layers as products of bytes on CPUs, so that compilers and counters see each as one.
+"""`torch.library` operators for int8 layers on CPUs, so that compilers and FLOP counters see each as one.
 
 Their kernels are Numba's, imported when they first run. `weights` are those of `numba.int8.Weights`.
 """

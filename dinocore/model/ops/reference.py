@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention in plain PyTorch: any device, any float type, exports; the oracle of the others.
+"""Multi-scale deformable attention in plain PyTorch: any device, any float type, exports; the reference.
 
 Source: Zhu et al. 2021, https://arxiv.org/abs/2010.04159, section 4.1
 """

@@ -1,4 +1,4 @@
-"""What ends a step from outside: too little memory, workers that died, operations that are not deterministic."""
+"""Recognise failures from outside: out of memory, dead workers, nondeterministic operations."""
 
 import multiprocessing
 import os
@@ -40,8 +40,8 @@ def out_of_memory_message(batches: list[Batch], group: SingleProcess) -> str:
     return (
         f"out of memory{who} (peak {peak_memory_mb():.0f} MB) with micro-batches of up to "
         f"{counted(number, 'image')} padded to {width} x {height}, images of {sizes} with {objects} objects; "
-        "to need less, use --batch-size auto, --set "
-        "train.micro_batch_size=1, --set train.on_out_of_memory=halve (the same batch in smaller parts), --set "
+        "to reduce memory, use --batch-size auto, --set "
+        "train.micro_batch_size=1, --set train.on_out_of_memory=halve (the same batch in smaller micro-batches), --set "
         "model.checkpoint_activations=true, --amp bf16 or a smaller --set data.max_size"
     )
 
@@ -65,8 +65,8 @@ def loader_fault(error: BaseException) -> DinoError | None:
     for child in multiprocessing.active_children():  # one that hangs would keep this process from ending
         child.kill()
     slow = "timed out" in text
-    why = "took too long over an image" if slow else "was killed, perhaps because the system ran out of memory"
-    more = "check the disk, or raise data.loader_timeout" if slow else "use fewer --workers, or give /dev/shm more room"
+    why = "took too long for an image" if slow else "was killed, perhaps because the system ran out of memory"
+    more = "check the disk, or raise data.loader_timeout" if slow else "use fewer --workers, or make /dev/shm larger"
     return EnvironmentFault(f"a data loading worker {why} ({(text or repr(error)).splitlines()[0]}); {more}")
 
 
@@ -80,7 +80,7 @@ def check_shared_memory(config: Config, workers: int) -> str:
         return ""
     return (
         f"{SHARED} has {free / 1e6:.0f} MB free, and {workers} data loading workers may need "
-        f"{needed / 1e6:.0f}; in Docker use --ipc=host or --shm-size, elsewhere fewer --workers"
+        f"{needed / 1e6:.0f} MB; in Docker use --ipc=host or --shm-size, elsewhere fewer --workers"
     )
 
 
@@ -93,8 +93,8 @@ def check_is_deterministic(error: Exception) -> None:
     if NOT_DETERMINISTIC in str(error):
         operation = str(error).split(NOT_DETERMINISTIC)[0].strip()
         raise EnvironmentFault(
-            f"this device cannot do a step deterministically: {operation} has no such form; train without "
-            "--deterministic, or on a CPU"
+            f"this device cannot run a step deterministically: {operation} has no deterministic implementation; "
+            "train without --deterministic, or on a CPU"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What is around a step: an error on one rank becomes an error of all, at a point where none waits for another."""
+"""Guards around a step: an error on one rank becomes an error on all, where none waits for another."""
 
 import traceback
 from collections.abc import Iterator

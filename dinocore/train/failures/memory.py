@@ -1,4 +1,4 @@
-"""How many images fit into memory at once: tried with the largest batch that the data and the settings can give."""
+"""Find how many images fit into memory, with the largest batch that data and settings can produce."""
 
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def largest_pass(model: nn.Module, batch: Batch, config: Config) -> None:
     try:
         terms = criterion(output, targets, float(count_boxes([batch])), config.loss)
     except DivergedError as error:
-        message = "the model's predictions are not finite before the first step; look at its weights"
+        message = "the model's predictions are not finite before the first step; check its weights"
         raise DivergedError(message) from error
     torch.stack(list(terms.values())).sum().backward()
 

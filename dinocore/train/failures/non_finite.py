@@ -1,4 +1,4 @@
-"""Numbers that are not finite: which image, which layer and which term of the loss they come from."""
+"""Trace non-finite numbers to the image, the layer and the loss term they come from."""
 
 import json
 import math
@@ -60,7 +60,7 @@ def diverged(state: TrainState, batches: StepBatches, context: RunContext, numbe
     if state.scaler.is_enabled() and not_finite == ["grad_norm"]:
         message = f"gradients overflowed fp16 {state.progress.overflows} times in a row, up to step {step}"
     return DivergedError(
-        f"{message}. No weight was changed by that step; checkpoints of {context.folder} are whole, and {kept}; "
+        f"{message}. That step changed no weights; the checkpoints in {context.folder} are intact, and {kept}; "
         "try a lower --lr, or --amp off"
     )
 
@@ -69,13 +69,13 @@ def _keep(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> s
     try:
         write_atomically(path, lambda file: save_file(tensors, file, metadata))
     except (EnvironmentFault, SafetensorError) as error:
-        return f"the batch could not be kept ({error})"
-    return f"the batch is in {path.name} there"
+        return f"the batch could not be saved ({error})"
+    return f"the batch is saved there as {path.name}"
 
 
 def _worded(findings: list[Diagnosis]) -> str:
     if not findings:
-        return "no single image of it causes that"
+        return "no single image causes it"
     lines = [
         f"{found.image} (layer {found.layer or 'none'}, {', '.join(found.terms[:SHOWN])})" for found in findings[:SHOWN]
     ]

@@ -1,4 +1,4 @@
-"""How a run continues after a step that failed: from a checkpoint, or with smaller micro-batches."""
+"""Continue a run after a failed step: from a checkpoint, or with smaller micro-batches."""
 
 import gc
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def roll_back(context: RunContext, state: TrainState, logger: MetricsLogger | No
         raise group.on_all_ranks(error)
     path = group.on_main(lambda: _newest(context.folder))
     if path is None or len(skipped) > config.max_rollbacks:
-        why = "there is no checkpoint to roll back to" if path is None else f"rolled back {len(skipped) - 1} times"
+        why = "no checkpoint to roll back to" if path is None else f"rolled back {len(skipped) - 1} times"
         raise group.on_all_ranks(DivergedError(f"{why}, and now {error}"))
     load_checkpoint(path, state, group.rank, config.seed)
     progress.skipped_steps = skipped

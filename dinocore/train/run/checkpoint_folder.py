@@ -1,4 +1,4 @@
-"""The folder `checkpoints` of a run: each entry is written whole, hashed, synced, and published by a rename."""
+"""The folder `checkpoints` of a run: each entry is written completely, hashed, synced, and then renamed."""
 
 import hashlib
 import json
@@ -69,7 +69,7 @@ def publish(
 
 def what_is_kept(folder: Path) -> str:
     """What to say of the checkpoints of a run that cannot go on."""
-    return "earlier checkpoints are whole" if list_checkpoints(folder) else "no checkpoint has been saved yet"
+    return "earlier checkpoints are intact" if list_checkpoints(folder) else "no checkpoint has been saved yet"
 
 
 def room_warning(folder: Path, size: int) -> str:
@@ -79,8 +79,8 @@ def room_warning(folder: Path, size: int) -> str:
     if free >= size:
         return ""
     return (
-        f"a checkpoint takes about {in_bytes(size)}, and {there} has {in_bytes(free)} left: the state of this run "
-        "cannot be saved; make room, or stop it and choose another --output-dir"
+        f"a checkpoint takes about {in_bytes(size)}, and {there} has {in_bytes(free)} left, so this run "
+        "cannot be saved; free some disk space, or stop it and choose another --output-dir"
     )
 
 
@@ -99,13 +99,13 @@ def manifest_of(path: Path) -> dict[str, Any]:
     """
     file = path / MANIFEST
     if not file.is_file():
-        raise CheckpointError(f"{path} is not a whole checkpoint: it has no {MANIFEST}")
+        raise CheckpointError(f"{path} is not a complete checkpoint: it has no {MANIFEST}")
     try:
         manifest = json.loads(file.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is damaged: it is cut off, or something else was written over it") from error
+        raise CheckpointError(f"{file} is damaged: it is truncated or overwritten") from error
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         made_by = f"dino {manifest.get('dino_version', '')} (format {schema})"
@@ -121,14 +121,14 @@ def manifest_of(path: Path) -> dict[str, Any]:
 def _damage(manifest: Any, path: Path) -> str:
     """Why this is not what was written as the manifest of a checkpoint; an empty text if it is."""
     if not isinstance(manifest, dict):
-        return "something else was written over it"
+        return "it was overwritten"
     if lost := [f"`{key}`" for key in ("schema", "dino_version", "step", "files", "sha256") if key not in manifest]:
         return f"it lacks {listed(lost)}"
     if manifest["sha256"] != _own_hash({key: value for key, value in manifest.items() if key != "sha256"}):
         return "it differs from what was written"
     number = path.name.rpartition("-")[2]
     same = number.isdigit() and int(number) == manifest["step"]
-    return "" if same else f"it is that of step-{manifest['step']:08d}, which is not the folder's name"
+    return "" if same else f"it belongs to step-{manifest['step']:08d}, not to this folder"
 
 
 def _own_hash(manifest: Mapping[str, Any]) -> str:
@@ -143,7 +143,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     """
     manifest = manifest_of(path)
     if lost := [name for name in manifest["files"] if not (path / name).is_file()]:
-        raise CheckpointError(f"{path} is not a whole checkpoint: it lacks {listed(lost)}")
+        raise CheckpointError(f"{path} is not a complete checkpoint: it lacks {listed(lost)}")
     try:
         damaged = [name for name, value in manifest["files"].items() if fingerprint(path / name) != value]
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The folder of a run: made, refused or continued."""
+"""The run folder: create, refuse or continue it."""
 
 import shutil
 from itertools import count
@@ -35,9 +35,9 @@ def check_run(run: Path, overwrite: bool, option: str = "") -> None:
     if run.exists() and not run.is_dir():
         raise ConfigError(f"{option}{run} is a file; give a folder")
     if run.is_dir() and any(path.name not in (LOCK, OWNER) for path in run.iterdir()) and not overwrite:
-        go_on = "continue that run with --resume auto" if option else "name another folder"
+        go_on = "continue that run with --resume auto" if option else "choose another folder"
         raise ConfigError(
-            f"{run} is not empty; {go_on}, or start anew over it with {'--overwrite' if option else 'overwrite=True'}"
+            f"{run} is not empty; {go_on}, or overwrite it with {'--overwrite' if option else 'overwrite=True'}"
         )
     check_writable(run)
 
@@ -55,7 +55,7 @@ def make_run(run: Path, option: str = "") -> Path:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentFault(
-            f"{option}{run} cannot be made: {error.strerror or error}; give a folder that can be written"
+            f"{option}{run} cannot be created: {error.strerror or error}; give a writable folder"
         ) from error
     return run
 
@@ -74,7 +74,7 @@ def make_new_run(run: Path) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise EnvironmentFault(f"{folder} cannot be made: {error.strerror or error}") from error
+            raise EnvironmentFault(f"{folder} cannot be created: {error.strerror or error}") from error
         return folder
     raise AssertionError("there is always a further number")
 
@@ -116,10 +116,10 @@ def run_config(run: Path) -> Config:
         CheckpointError: the folder is not that of a run.
     """
     if not (run / "config.toml").is_file():
-        raise CheckpointError(f"{run} is not the folder of a run: it has no config.toml")
+        raise CheckpointError(f"{run} is not a run folder: it has no config.toml")
     config = load_config(run / "config.toml")
     if lost := [f"[{name}]" for name in Config.model_fields if name not in config.model_fields_set]:
-        raise CheckpointError(f"{run / 'config.toml'} is cut off or empty: it lacks {listed(lost)}; put it back")
+        raise CheckpointError(f"{run / 'config.toml'} is truncated or empty: it lacks {listed(lost)}; restore it")
     return config
 
 
@@ -141,7 +141,7 @@ def find_checkpoint(run: Path, wanted: str) -> tuple[Path | None, list[str]]:
         except NewerCheckpoint:
             raise
         except CheckpointError as error:
-            raise CheckpointError(f"{error}; take the newest that is whole: --resume {typed(run)}") from error
+            raise CheckpointError(f"{error}; use the newest intact one: --resume {typed(run)}") from error
         return path, []
     if not found:
         return None, [f"{run} has no checkpoint yet; starting at step 1"]
@@ -154,10 +154,10 @@ def find_checkpoint(run: Path, wanted: str) -> tuple[Path | None, list[str]]:
         except CheckpointError as error:
             damaged.append(str(error))
         else:
-            return path, [f"{error}; the one before it is used" for error in damaged]
+            return path, [f"{error}; using the previous one" for error in damaged]
     best = run / "best.safetensors"
-    way = f"begin a new run with --set train.weights={typed(best)}" if best.is_file() else "start anew with --overwrite"
-    raise CheckpointError(f"no checkpoint of {run} is whole: {damaged[0]}; {way}")
+    way = f"start a new run with --set train.weights={typed(best)}" if best.is_file() else "start over with --overwrite"
+    raise CheckpointError(f"no checkpoint of {run} is intact: {damaged[0]}; {way}")
 
 
 def branch_off(run: Path, checkpoint: Path | None) -> list[str]:
@@ -165,7 +165,7 @@ def branch_off(run: Path, checkpoint: Path | None) -> list[str]:
     if checkpoint is None:
         return []
     moved = set_aside(run / "checkpoints", step_of(checkpoint))
-    return [f"newer than {checkpoint.name}, put aside: {', '.join(moved)} in {run}/checkpoints"] if moved else []
+    return [f"newer than {checkpoint.name}, moved aside: {', '.join(moved)} in {run}/checkpoints"] if moved else []
 
 
 def write_config(run: str | Path, config: Config) -> None:

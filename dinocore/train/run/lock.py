@@ -36,13 +36,13 @@ class RunLock:
             self.owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         except Timeout:
             raise ConfigError(
-                f"another run is going on in {self.owner.parent}: {self._content()}; "
-                "wait for it, end it, or give another --output-dir"
+                f"another run is active in {self.owner.parent}: {self._content()}; "
+                "wait for it, stop it, or give another --output-dir"
             ) from None
         except OSError as error:
             self.lock.release()
             raise EnvironmentFault(
-                f"{self.owner} cannot be written: {error.strerror or error}; a run needs a folder that can be written"
+                f"{self.owner} cannot be written: {error.strerror or error}; a run needs a writable folder"
             ) from error
         return left
 

@@ -1,4 +1,4 @@
-"""What a run writes down: `metrics.jsonl` is the truth, anything else that gets its lines may fail without harm."""
+"""A run's log: `metrics.jsonl` is authoritative; other sinks of its lines may fail without harm."""
 
 import json
 import os
@@ -56,7 +56,7 @@ class MetricsLog(RowWriter):
 
 
 class MetricsLogger:
-    """The log, and all others that get its lines. A writer that fails is named once; the run goes on."""
+    """The log, and all others that get its lines. A writer that fails is named once; the run continues."""
 
     def __init__(self, log: MetricsLog, writers: Sequence[RowWriter] = ()):
         self.log = log
@@ -81,7 +81,7 @@ class MetricsLogger:
     def _once(self, number: int, text: str) -> Iterator[str]:
         if text and number not in self.reported:
             self.reported.add(number)
-            yield text if self.closed else f"{text}; the run goes on"
+            yield text if self.closed else f"{text}; the run continues"
 
     def sync(self) -> int:
         """The place reached in the log."""

@@ -1,4 +1,4 @@
-"""`report.html` in the folder of a run: written after each evaluation and at the end. It never stops a run."""
+"""`report.html` in the run folder, written after each evaluation and at the end. It never stops a run."""
 
 import importlib.metadata
 import json

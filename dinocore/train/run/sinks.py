@@ -1,4 +1,4 @@
-"""Where else metrics go, each in a thread of its own: slow, blocked or failing, it costs the training nothing."""
+"""Other sinks for metrics, each in its own thread: slow, blocked or failing ones do not affect training."""
 
 import importlib
 import importlib.util
@@ -80,7 +80,7 @@ class BackgroundWriter(RowWriter):
         try:
             self.rows.put_nowait(row)
         except queue.Full:
-            self.message = f"{self.name} is too slow; it misses lines that metrics.jsonl has"
+            self.message = f"{self.name} is too slow and misses lines of metrics.jsonl"
 
     def close(self, completed: bool = True) -> None:
         """Let it finish, if it can do so soon."""
@@ -93,7 +93,7 @@ class BackgroundWriter(RowWriter):
             return
         self.thread.join(self.patience)
         if self.thread.is_alive():
-            what = "was not done" if self.started.is_set() else "has not connected"
+            what = "did not finish" if self.started.is_set() else "has not connected"
             missing = "may miss the last lines" if self.started.is_set() else "may miss this run's lines"
             self.message = f"{self.name} {what} after {self.patience:.0f} s; it {missing}"
 
@@ -111,7 +111,7 @@ class BackgroundWriter(RowWriter):
             sink.close(self.completed)
         except Exception as error:  # of whatever kind: it is not ours
             self.failed = True
-            self.message = f"{self.name} failed ({_reason(error)}) and gets no more lines"
+            self.message = f"{self.name} failed ({_reason(error)}) and is switched off"
             self.started.set()
 
 
@@ -241,7 +241,7 @@ def check_trackers(config: TrainConfig) -> None:
         tracker = TRACKERS.get(key)
         if tracker and importlib.util.find_spec(tracker.package) is None:
             raise EnvironmentFault(
-                f"train.trackers names {key}, and the package `{tracker.package}` is not installed",
+                f"train.trackers has {key}, but the package `{tracker.package}` is not installed",
                 fix=f"{install_line(key)}, or --set train.trackers=auto",
             )
         if tracker:
@@ -249,7 +249,7 @@ def check_trackers(config: TrainConfig) -> None:
                 _imported(tracker.module)
             except Exception as error:  # of whatever kind: a dependency in a version that it does not fit
                 raise EnvironmentFault(
-                    f"train.trackers names {key}, and `{tracker.package}` cannot be imported ({_reason(error)})",
+                    f"train.trackers has {key}, but `{tracker.package}` cannot be imported ({_reason(error)})",
                     fix=f"pip install --upgrade {tracker.package}, or --set train.trackers=off",
                 ) from error
     if "wandb" in config.trackers:
@@ -262,10 +262,10 @@ def _check_login(wandb: Any) -> None:
         online = wandb.setup().settings.mode in ("online", "shared")
         logged_in = not online or wandb.login(prompt=False, verify=False)
     except Exception as error:  # of whatever kind: it is not ours
-        message = f"train.trackers names wandb, and W&B cannot start ({_reason(error)})"
+        message = f"train.trackers has wandb, but W&B cannot start ({_reason(error)})"
         raise EnvironmentFault(message, fix=f"wandb login --relogin, or {offline}") from error
     if not logged_in:
-        message = "train.trackers names wandb, and nobody is logged in to W&B"
+        message = "train.trackers has wandb, but you are not logged in to W&B"
         raise EnvironmentFault(message, fix=f"wandb login, or {offline}")
 
 

@@ -1,4 +1,4 @@
-"""Weights of the other DINO codebases, read and written."""
+"""Read and write weights of the other DINO codebases."""
 
 from .state import ALIASES, convert_state_dict
 

@@ -1,4 +1,4 @@
-"""Backbones of other codebases: their names and ours, the order of some channels, and which one it is.
+"""Backbones of other codebases: their parameter names, the order of some channels, and which backbone it is.
 
 Source: IDEA-Research/DINO faa8520, detrex e244e6c, detectron2 02b5c4e and mmdet 3.3.0.
 """

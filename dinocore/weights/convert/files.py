@@ -1,4 +1,4 @@
-"""From a file of another codebase to one of ours: read, renamed, checked by a forward pass, written."""
+"""Convert a file of another codebase to ours: read, rename, check with a forward pass, write."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from .known import check_preset, choose_preset, read_facts, settings_in
 from .state import Converted, by_part, convert_tensors, holds_last_step, moving_average_in
 
 CONVERTER = 2  # to be raised when a conversion gives something else, so that kept ones are made again
-ABOUT_EMA = "the file has a moving average of the weights too, under "
+ABOUT_EMA = "the file also has a moving average of the weights, under "
 SIZE = (96, 128)  # of the images of the self-check
 
 
@@ -72,7 +72,7 @@ def convert_file(path: Path, request: ConversionRequest) -> Conversion:
     tensors = {key: _as_float32(key, value, path) for key, value in converted.tensors.items()}
     if request.classes not in (None, config.model.num_classes):
         tensors, config = _fewer_classes(tensors, config, request.classes)
-        notes.append(f"the {len(coco.UNUSED)} of official's {coco.NUM_IDS} logits that are no class are left out")
+        notes.append(f"the {len(coco.UNUSED)} of official's {coco.NUM_IDS} logits that are not classes are dropped")
     categories = _categories(config.model.num_classes, request.names or file_facts.classes)
     notes += [note] if (note := names_note(categories)) else []
     facts = {"codebase": converted.source, "preset": preset, "epoch": file_facts.epoch} | fingerprint(path)
@@ -107,7 +107,7 @@ def check_shapes(tensors: Mapping[str, Tensor], config: Config, where: Path) -> 
     if differing := [key for key in names if wanted.get(key) != given.get(key)]:
         key = differing[0]
         raise CheckpointError(
-            f"{where} is not the weights of this model: {len(differing)} of {len(names)} tensors differ, such as "
+            f"{where} does not fit this model: {len(differing)} of {len(names)} tensors differ, such as "
             f"{key} ({given.get(key, 'missing')} in the file, {wanted.get(key, 'none')} in the model)"
         )
 
@@ -128,7 +128,7 @@ def self_check(weights: Weights, where: Path) -> None:
     images = images.masked_fill(padding[:, None], 0)
     for stage in model(images, padding).stages:
         if not (stage.logits.isfinite().all() and stage.boxes.isfinite().all()):
-            raise CheckpointError(f"{where}: the model with these weights gives numbers that are not finite")
+            raise CheckpointError(f"{where}: the model with these weights produces non-finite numbers")
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def _notes(content: Mapping[str, Any], settings: Mapping[str, Any], config: Conf
     own_note = moving_average_in(content)  # see `_average_notes`
     beside = [str(key) for key in content if key not in ("model", "state_dict", own_note)]
     if ("model" in content or "state_dict" in content) and beside:
-        notes.append(f"not read, beside the model: {', '.join(beside[:8])}")
+        notes.append(f"not read, besides the model: {', '.join(beside[:8])}")
     return notes
 
 
@@ -172,14 +172,16 @@ def _average_notes(content: Mapping[str, Any], path: Path, ema: bool) -> list[st
     if not (key := moving_average_in(content)):
         return []
     if holds_last_step(content, key):
-        return [f"mmengine saves the moving average as `state_dict`; it is taken, and `{key}`, the last step's, is not"]
-    return [] if ema else [f"{ABOUT_EMA}{key}; `dino convert {typed(path)} --ema` takes it"]
+        return [
+            f"mmengine saves the moving average as `state_dict`; it is used, and `{key}`, from the last step, is not"
+        ]
+    return [] if ema else [f"{ABOUT_EMA}{key}; `dino convert {typed(path)} --ema` uses it"]
 
 
 def _as_float32(key: str, value: Tensor, where: Path) -> Tensor:
     check_tensor(key, value, where)
     if not value.is_floating_point():
-        raise CheckpointError(f"{where}: {key} holds {value.dtype} and not decimal numbers")
+        raise CheckpointError(f"{where}: {key} is {value.dtype}, not floating point")
     return value.detach().float()
 
 

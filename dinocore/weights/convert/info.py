@@ -1,4 +1,4 @@
-"""What a file of weights is, ours or another codebase's."""
+"""Describe a weights file, ours or another codebase's."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which preset a converted model belongs to: what its tensors tell, and what only its config could."""
+"""Find the preset of a converted model: what its tensors show, and what only its config could."""
 
 import re
 from collections.abc import Mapping
@@ -80,7 +80,7 @@ def settings_in(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             "denoising": {"spare_labels": spare},
         }
     except (KeyError, ValueError) as error:
-        raise CheckpointError(f"these weights are not a whole DINO; there is no {str(error)[:80]}") from None
+        raise CheckpointError(f"these weights are not a complete DINO; they lack {str(error)[:80]}") from None
 
 
 def candidates(source: str, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -98,16 +98,16 @@ def choose_preset(source: str, settings: Mapping[str, Any], variant: str | None,
     fitting = candidates(source, settings)
     if not fitting:
         what = f"{settings['backbone']}, {settings['num_levels']} levels"
-        raise ConfigError(f"{source} published no model like this ({what}); name its config with --preset")
+        raise ConfigError(f"{source} published no such model ({what}); give its config with --preset")
     if variant is not None and variant not in fitting:
         known = ", ".join(name for name in fitting if name) or "none"
-        raise ConfigError(f"there is no variant `{variant}` of these weights; known are: {known}")
+        raise ConfigError(f"no variant `{variant}` of these weights; choose from: {known}")
     if variant is None and len(fitting) > 1 and file_facts.position:
         matching = [name for name, preset in fitting.items() if _position(preset) == file_facts.position]
         variant = matching[0] if len(matching) == 1 else None
     if variant is None and len(fitting) > 1:
         choices = " or ".join(f"--variant {name} ({preset}, {_said(preset)})" for name, preset in fitting.items())
-        raise ConfigError(f"the names in a file of {source} don't tell its position encoding; add {choices}")
+        raise ConfigError(f"the tensor names of {source} do not determine the position encoding; add {choices}")
     return fitting[variant or ""]
 
 
@@ -125,7 +125,7 @@ def check_preset(name: str, source: str, settings: Mapping[str, Any]) -> None:
     if owner != source or shape != {key: settings[key] for key in shape}:
         use = f"; use --preset {' or '.join(fitting)}" if fitting else ""
         found = f"{source}, {settings['backbone']}, {settings['num_levels']} levels"
-        raise CheckpointError(f"the preset {name} is not that of these weights ({found}){use}")
+        raise CheckpointError(f"the preset {name} does not match these weights ({found}){use}")
 
 
 def read_facts(content: Mapping[str, Any]) -> FileFacts:

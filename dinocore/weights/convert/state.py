@@ -1,4 +1,4 @@
-"""A state dict of another codebase under our names: each tensor is used once, or dropped for a stated reason."""
+"""Convert a state dict to our names: each tensor is used once, or dropped for a stated reason."""
 
 import re
 from collections import Counter
@@ -43,14 +43,14 @@ AVERAGES = ("ema_model", "ema_state", "ema_state_dict", "model_ema", "state_dict
 WRAPPERS = ("model", "state_dict", "module", "shadow")  # where tensors are, in a checkpoint or in an average
 MODEL_PARTS = ("model", "module", "_orig_mod")  # where the model is among other parts of a program
 OTHERS = {  # a name that gives away what else a file may be
-    "tokenizer.level_embed": "dino's own weights, without the settings and classes that dino "
-    "keeps beside them; write them with dinocore.weights.file.save_weights",
-    "cls_token": "a vision transformer's, such as Meta's self-supervised DINO, which is another thing",
-    "fc.weight": "a classifier's; use them with --set model.backbone_weights=FILE",
-    "head.weight": "a classifier's; use them with --set model.backbone_weights=FILE",
-    "0.conv.weight": "a YOLO's, which is another detector",
-    "query_embed.weight": "those of a DETR of another kind",
-    "reference_points.weight": "those of a DETR of another kind",
+    "tokenizer.level_embed": "dino's own weights, without their settings and classes; "
+    "save them with dinocore.weights.file.save_weights",
+    "cls_token": "a vision transformer's, such as Meta's self-supervised DINO, which is unrelated",
+    "fc.weight": "those of a classifier; use them with --set model.backbone_weights=FILE",
+    "head.weight": "those of a classifier; use them with --set model.backbone_weights=FILE",
+    "0.conv.weight": "those of YOLO, a different detector",
+    "query_embed.weight": "those of another kind of DETR",
+    "reference_points.weight": "those of another kind of DETR",
 }
 
 
@@ -85,13 +85,13 @@ def convert_tensors(state: Mapping[str, Any], source: str | None = None, ema: bo
     state = {key if TWIN.sub(r"\1", key) in state else TWIN.sub(r"\1", key): value for key, value in state.items()}
     source = source or tell_source(state)
     if source not in CODEBASES:
-        raise CheckpointError(f"weights from `{source}` can't be converted; known are {', '.join(CODEBASES)}")
+        raise CheckpointError(f"weights from `{source}` can't be converted; choose from {', '.join(CODEBASES)}")
     dropped = dropped_tensors(state, source)
     kept = [key for key in state if key not in dropped]
     names = tables.renamed(kept, CODEBASES[source].table(sizes_in(state, source)))
     if unknown := [key for key in kept if key not in names]:
         raise CheckpointError(
-            f"{len(unknown)} of {len(state)} tensors are not known in {CODEBASES[source].title}'s DINO, such as "
+            f"{len(unknown)} of {len(state)} tensors do not occur in {CODEBASES[source].title}'s DINO, such as "
             f"{', '.join(unknown[:3])}"
         )
     if twice := [key for key, count in Counter(names.values()).items() if count > 1]:
@@ -152,7 +152,7 @@ def unwrapped(content: Mapping[str, Any], ema: bool = False) -> dict[str, Tensor
     if not ema:
         return _tensors_in(content)
     if not (key := moving_average_in(content)):
-        raise CheckpointError("there is no moving average in it; leave --ema out")
+        raise CheckpointError("it has no moving average; drop --ema")
     if holds_last_step(content, key):
         return _tensors_in(content)
     beside = {name: value for name, value in content.items() if name not in AVERAGES}
@@ -167,9 +167,9 @@ def _tensors_in(content: Mapping[str, Any]) -> dict[str, Tensor]:
         content = inner if isinstance(inner, Mapping) else content
     content = {str(key): value for key, value in content.items() if not is_counter(str(key), value)}
     if not content:
-        raise CheckpointError("there are no weights in it: the dictionary is empty")
+        raise CheckpointError("it has no weights: the dictionary is empty")
     if other := [key for key, value in content.items() if not isinstance(value, Tensor)]:
-        raise CheckpointError(f"it holds something other than tensors by name, such as `{other[0]}`")
+        raise CheckpointError(f"it contains something other than tensors, such as `{other[0]}`")
     return without_prefixes(content)
 
 
@@ -191,8 +191,7 @@ def tell_source(state: Mapping[str, Tensor]) -> str:
     hint = next((f"; they look like {what}" for sign, what in OTHERS.items() if sign in state), "")
     more = f" and {len(state) - 3} more" if len(state) > 3 else ""
     raise CheckpointError(
-        f"these are not the weights of official DINO, detrex or mmdetection, by the names of the tensors: {shown}{more}"
-        f"{hint}"
+        f"the tensor names are not those of official DINO, detrex or mmdetection: {shown}{more}{hint}"
     )
 
 
@@ -203,7 +202,9 @@ def sizes_in(state: Mapping[str, Tensor], source: str) -> Sizes:
     heads = {int(match[1]) for match in (re.fullmatch(codebase.heads, key) for key in state) if match}
     levels = state.get(codebase.levels)
     if levels is None or not heads:
-        raise CheckpointError(f"these weights of {codebase.title} are not a whole DINO: {codebase.levels} is missing")
+        raise CheckpointError(
+            f"these weights of {codebase.title} are not a complete DINO: {codebase.levels} is missing"
+        )
     return Sizes(
         projected=sum(tuple(weight.shape[-2:]) == (1, 1) for weight in neck),
         levels=len(levels),
@@ -226,7 +227,7 @@ def dropped_tensors(state: Mapping[str, Tensor], source: str) -> dict[str, str]:
             dropped[key] = "computed from the window size"
         elif source != "mmdet" and (match := TWIN.match(key)) and match[1] in state:
             if not same(value, state[match[1]]):
-                raise CheckpointError(f"{key} and {match[1]} differ, though they are one tensor in the model")
+                raise CheckpointError(f"{key} and {match[1]} differ, although they are one tensor in the model")
             dropped[key] = f"the same tensor as {match[1]}"
     if source == "official":
         dropped |= _shared_heads(state)

@@ -1,4 +1,4 @@
-"""Rename tables: what a parameter is called by official DINO, detrex and mmdetection, and by us.
+"""Rename tables: the parameter names of official DINO, detrex and mmdetection, and ours.
 
 A table maps the beginning of their name to the beginning of ours; what follows, such as `weight`, stays. `#` stands for
 a number that stays too. The first entry that fits counts. Read backwards, a table leads from ours to theirs.

@@ -1,4 +1,4 @@
-"""Our weights as IDEA-Research/DINO writes them."""
+"""Convert our weights to the format of IDEA-Research/DINO."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,7 +42,7 @@ def official_state(tensors: Mapping[str, Tensor], model: ModelConfig) -> dict[st
     """
     check_section(model, ModelConfig)
     if reasons := _foreign_to_official(model):
-        raise CheckpointError(f"official DINO cannot compute this model: {'; '.join(reasons)}")
+        raise CheckpointError(f"official DINO cannot represent this model: {'; '.join(reasons)}")
     tensors = {**tensors, **window_indices(tensors)}
     sizes = Sizes(len(model.feature_strides), model.num_levels, model.num_decoder_layers)
     names = renamed(tensors, inverted(official(sizes)))
@@ -89,7 +89,7 @@ def _foreign_to_official(model: ModelConfig) -> list[str]:
         for wrong, reason in (
             (model.position_offset != 0, f"it has no offset in the position encoding ({model.position_offset})"),
             (model.box_eps != 1e-3, f"its boxes have 1e-3 where these have model.box_eps = {model.box_eps}"),
-            (model.first_stage != "classes", "its first stage tells classes"),
+            (model.first_stage != "classes", "its first stage predicts classes"),
             (model.queries != "mixed", "its queries are mixed"),
             (model.denoising.kind == "none" or model.denoising.num_groups == 0, "it has a label embedding"),
             (model.backbone not in SWINS and not model.backbone.startswith("resnet"), f"it has no {model.backbone}"),

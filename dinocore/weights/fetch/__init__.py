@@ -1,1 +1,1 @@
-"""Weights by name: files, runs, published checkpoints, the Hugging Face hub; downloaded, checked, converted, kept."""
+"""Weights by name: files, runs, published checkpoints, the Hugging Face hub; downloaded, checked, converted, cached."""

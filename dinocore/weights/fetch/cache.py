@@ -1,4 +1,4 @@
-"""The folder of downloaded and converted weights, and what is written beside each file in it."""
+"""The cache of downloaded and converted weights, and the notes next to each file in it."""
 
 import hashlib
 import json
@@ -31,9 +31,7 @@ def cache_folder() -> Path:
     try:
         return Path.home() / ".cache" / "dino"
     except RuntimeError:
-        raise EnvironmentFault(
-            "there is no home folder for downloaded weights; set DINO_CACHE to a folder that can be written"
-        ) from None
+        raise EnvironmentFault("no home folder for downloaded weights; set DINO_CACHE to a writable folder") from None
 
 
 def file_name(address: str) -> str:
@@ -87,7 +85,7 @@ def locked(file: Path, watch: Watch) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            watch.say(f"another dino is at work on {file.name}; waiting for it")
+            watch.say(f"another dino process is using {file.name}; waiting for it")
             lock.acquire()
     try:
         yield
@@ -107,7 +105,7 @@ def writing(file: Path) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:
         why = getattr(error, "strerror", None) or error
         raise EnvironmentFault(
-            f"{file} cannot be written: {why}; set DINO_CACHE to a folder with room that can be written"
+            f"{file} cannot be written: {why}; set DINO_CACHE to a writable folder with enough space"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The published checkpoints that can be asked for by name."""
+"""The catalogue of published checkpoints."""
 
 import difflib
 import tomllib
@@ -85,7 +85,7 @@ def find_or_refuse(name: str) -> Published:
     """
     entry = find(name)
     if entry is None:
-        raise ConfigError(f"there are no published weights `{name}`{hint(name)}")
+        raise ConfigError(f"no published weights `{name}`{hint(name)}")
     return entry
 
 

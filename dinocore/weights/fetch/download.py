@@ -1,4 +1,4 @@
-"""One file over HTTP: resumed where it was cut off, unless it has changed meanwhile; tried again, but not for ever."""
+"""Download one file over HTTP: resume it if unchanged, and retry a limited number of times."""
 
 import http.client
 import json
@@ -93,15 +93,15 @@ def download(address: str, part: PartialFile, watch: Watch, patience: Patience =
             furthest = max(furthest, part.size)
             if failures >= patience.attempts:
                 raise EnvironmentFault(
-                    f"{address} could not be downloaded: {fault}, {failures} times in a row; try again later, what has "
-                    f"come is kept; {BY_HAND}"
+                    f"{address} could not be downloaded: {fault}, {failures} times in a row; try again later, the "
+                    f"partial download is kept; {BY_HAND}"
                 ) from None
             pause = min(max(patience.pause * 2 ** (failures - 1), fault.pause), patience.longest_pause)
             watch.say(f"{fault}; trying again in {pause:g} s, from byte {part.size}")
             time.sleep(pause)
 
 
-BY_HAND = "or fetch it by hand and use `dino convert FILE --out X.safetensors`"
+BY_HAND = "or download it manually and use `dino convert FILE --out X.safetensors`"
 
 
 def _attempt(address: str, part: PartialFile, watch: Watch, patience: Patience) -> None:
@@ -121,7 +121,7 @@ def _attempt(address: str, part: PartialFile, watch: Watch, patience: Patience) 
             raise EnvironmentFault(f"{address} has a certificate that is not trusted here: {reason}") from None
         raise Passing(f"no connection ({reason})") from None
     except TimeoutError:
-        raise Passing(f"nothing came for {patience.timeout:g} s") from None
+        raise Passing(f"no data for {patience.timeout:g} s") from None
     except (http.client.HTTPException, OSError) as error:
         if isinstance(error, http.client.InvalidURL):
             raise ConfigError(f"{address} is not an address: {error}") from None
@@ -138,7 +138,7 @@ def _place(answer: Any, part: PartialFile, wish: Mapping[str, str], watch: Watch
         changed = _version(headers) not in ("", wish["If-Range"])
         if changed or not span.startswith(f"{part.size}-") or not total.isdigit():
             part.remove()  # another version, or another part than was asked for
-            raise Passing("the file has changed on the server; starting anew")
+            raise Passing("the file has changed on the server; starting over")
         return _room_for(int(total), part)
     if wish:
         watch.say("the server sends the whole file again")
@@ -153,8 +153,8 @@ def _room_for(total: int, part: PartialFile) -> int:
         free, missing = shutil.disk_usage(part.file.parent).free, total - part.size
     if missing > free:
         raise EnvironmentFault(
-            f"{part.file.parent} has no room for this file: {missing / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB "
-            "free; set DINO_CACHE to another folder"
+            f"{part.file.parent} has too little space: this file needs {missing / 1e6:.1f} MB and {free / 1e6:.1f} "
+            "MB are free; set DINO_CACHE to another folder"
         )
     return total
 
@@ -169,7 +169,7 @@ def _receive(answer: Any, part: PartialFile, total: int | None, watch: Watch) ->
             if not done and _is_page(block, answer.headers):
                 file.close()
                 part.remove()
-                raise CheckpointError(f"{part.address} gave a web page and not a file of weights; open it and look")
+                raise CheckpointError(f"{part.address} returned a web page, not a weights file; open it to see why")
             with writing(part.file):
                 file.write(block)
                 file.flush()
@@ -188,10 +188,10 @@ def _is_page(block: bytes, headers: Message) -> bool:
 def _refusal(error: HTTPError, address: str, part: PartialFile) -> Exception:
     if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
         part.remove()
-        return Passing("the server has less than is here; starting anew")
+        return Passing("the server's file is smaller than the partial download; starting over")
     if error.code in PASSING:
         after = error.headers.get("Retry-After") or ""
-        return Passing(f"the server says {error.code} {error.reason}", float(after) if after.isdigit() else 0.0)
+        return Passing(f"the server returned {error.code} {error.reason}", float(after) if after.isdigit() else 0.0)
     return EnvironmentFault(f"{address} could not be downloaded: {error.code} {error.reason}; {BY_HAND}")
 
 
@@ -207,5 +207,5 @@ class _OnlySafer(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         """As urllib has it."""
         if req.type == "https" and not newurl.startswith("https:"):
-            raise EnvironmentFault(f"{req.full_url} leads to {newurl}, which is not https; it is not followed")
+            raise EnvironmentFault(f"{req.full_url} redirects to {newurl}, which is not https; not followed")
         return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -43,7 +43,7 @@ def fetch_from_hub(name: str, watch: Watch) -> Path:
         why = str(error).strip().splitlines()
         asked = "DINO_OFFLINE is set and it is not in the hub's cache" if is_offline() else ""
         raise EnvironmentFault(
-            f"{name} could not be fetched from the Hugging Face hub: "
+            f"{name} could not be downloaded from the Hugging Face hub:  "
             f"{asked or (why[0][:200] if why else type(error).__name__)}"
         ) from None
 
@@ -68,7 +68,7 @@ def parse(name: str) -> HubFile:
     parts = where.split("/", 2)
     if len(parts) < 2 or not all(parts) or (at and not revision):
         raise ConfigError(
-            f"{name} is no name on the hub; write hf:org/name or hf:org/name/file, and @revision after it"
+            f"{name} is not a valid hub name; write hf:org/name or hf:org/name/file, optionally followed by @revision"
         )
     return HubFile("/".join(parts[:2]), parts[2] if len(parts) == 3 else None, revision or None)
 
@@ -87,8 +87,8 @@ def choose(files: list[str], name: str) -> str:
         if found:
             where, at, revision = name.partition("@")
             shown = ", ".join(f"{where}/{file}{at}{revision}" for file in found[:6])
-            raise ConfigError(f"{name} has {len(found)} files of weights; name one of them: {shown}")
-    raise ConfigError(f"{name} has no file of weights, that is none that ends in {', '.join(KINDS)}")
+            raise ConfigError(f"{name} has {len(found)} weights files; choose one of them: {shown}")
+    raise ConfigError(f"{name} has no weights file (with suffix {', '.join(KINDS)})")
 
 
 def _files(place: HubFile) -> list[str]:

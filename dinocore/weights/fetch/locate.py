@@ -1,4 +1,4 @@
-"""From what a person writes after `--weights` to a file of ours."""
+"""From a `--weights` argument to a local file in our format."""
 
 import hashlib
 from pathlib import Path
@@ -66,10 +66,10 @@ def _as_it_came(name: str | Path, found: Original, watch: Watch) -> Original:
     """
     if not found.sha256 or sha256(found.file) == found.sha256:
         return found
-    changed = f"{found.file} has other bytes than were downloaded"
+    changed = f"{found.file} has changed since it was downloaded"
     if is_offline():
-        raise EnvironmentFault(f"{changed}, and DINO_OFFLINE is set", fix="unset it once, to fetch them again")
-    watch.say(f"{changed}; fetching them again")
+        raise EnvironmentFault(f"{changed}, and DINO_OFFLINE is set", fix="unset it once to download them again")
+    watch.say(f"{changed}; downloading them again")
     with locked(found.file, watch):
         record = record_of(found.file)  # by another process it may have been done meanwhile
         if record and sha256(found.file) != record["sha256"]:
@@ -80,7 +80,9 @@ def _as_it_came(name: str | Path, found: Original, watch: Watch) -> Original:
 def _find(name: str | Path, watch: Watch) -> Original:
     text, path = str(name), Path(name).expanduser()
     if name == "":
-        raise CheckpointError("the name of the weights is empty", fix="is a variable of your shell not set?")
+        raise CheckpointError(
+            "the name of the weights is empty", fix="check that the shell variables in your command are set"
+        )
     if text in SHIPPED and (text == "bundled" or not path.exists()):
         return Original(SHIPPED[text])
     if text.startswith(PREFIX):
@@ -100,7 +102,7 @@ def _published(entry: Published, watch: Watch) -> Original:
     if not entry.address:
         publisher, file = catalogue().publishers[entry.codebase], entry.file or "the file"
         raise EnvironmentFault(
-            f"{publisher.title} has its weights in a folder only, not under addresses: fetch {file} by hand from "
+            f"{publisher.title} publishes its weights only in a folder, not as links: download {file} manually from "
             f"{publisher.folder}, then: dino convert {entry.file or 'FILE'} --preset {entry.preset} --out X.safetensors"
         )
     if entry.address.startswith(PREFIX):
@@ -130,7 +132,9 @@ def _download_checked(address: str, file: Path, published: str, watch: Watch) ->
     download(address, part, watch)
     digest = sha256(part.file)
     if not digest.startswith(published) and resumed:
-        watch.say("its hash is not the published one; starting anew, in case its beginning was another file's")
+        watch.say(
+            "its hash does not match the published one; starting over, in case the partial download was of another file"
+        )
         part.remove()
         download(address, part, watch)
         digest = sha256(part.file)
@@ -138,8 +142,8 @@ def _download_checked(address: str, file: Path, published: str, watch: Watch) ->
         size = part.size
         part.remove()
         raise CheckpointError(
-            f"{address} gave {size} bytes whose sha256 begins with {digest[: len(published)]} and not, as published, "
-            f"with {published}; nothing is kept"
+            f"{address} returned {size} bytes whose sha256 starts with {digest[: len(published)]} instead of the "
+            f"published {published}; the file was deleted"
         )
     with writing(file):
         part.file.replace(file)
@@ -157,7 +161,7 @@ def _check_readable(address: str, file: Path) -> None:
         read_file(file)
     except CheckpointError as error:
         forget(file)
-        raise CheckpointError(f"{address}: {error}; it is not kept") from None
+        raise CheckpointError(f"{address}: {error}; it was deleted") from None
 
 
 def _conversion(found: Original) -> Path:
@@ -212,7 +216,7 @@ def _convert(found: Original) -> Conversion:
         if found.trusted or found.address.startswith(PREFIX):
             raise
         forget(found.file)
-        raise CheckpointError(f"{found.address}: {error}; it is not kept") from None
+        raise CheckpointError(f"{found.address}: {error}; it was deleted") from None
 
 
 def _without_secrets(address: str) -> str:
@@ -225,4 +229,4 @@ def _inside(folder: Path) -> Path:
     for name in ("best.safetensors", "ema.safetensors", "model.safetensors"):
         if (folder / name).is_file():
             return folder / name
-    raise CheckpointError(f"{folder} holds no best.safetensors; name a file of weights or the folder of a run")
+    raise CheckpointError(f"{folder} has no best.safetensors; give a weights file or a run folder")

@@ -1,4 +1,4 @@
-"""What a person may want to see while weights are fetched."""
+"""Callbacks to show progress while weights are downloaded."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Layers as products of bytes on CPUs: tensors in and out of the Numba kernels."""
+"""int8 layers on CPUs: tensors in and out of the Numba kernels."""
 
 import math
 from collections.abc import Sequence

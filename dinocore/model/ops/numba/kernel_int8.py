@@ -1,4 +1,4 @@
-"""Layers as products of bytes on CPUs, compiled by Numba: numbers to bytes, products, and sums to numbers again.
+"""int8 layers on CPUs, compiled by Numba: quantize, multiply, dequantize.
 
 A token has a scale of its own, its step: what a byte stands for is (byte - zero) * step, where zero is MIDDLE for
 numbers with a sign, and 0 for others. A token with a number that is not finite gets a step that is NaN. BLOCK tokens

@@ -42,9 +42,7 @@ class Announcer(Listener):
     def on_start(self, event: Event) -> None:
         ours = cast(dict[str, Any], event.data)["dispatcher"].py_func.__module__.startswith("dinocore.")
         if ours and not self.warned:
-            LOG.info(
-                "compiling deformable attention for this processor; the result is kept, so this takes long only once"
-            )
+            LOG.info("compiling deformable attention for this CPU; the result is cached, so this is slow only once")
         self.warned |= ours
 
     def on_end(self, event: Event) -> None:

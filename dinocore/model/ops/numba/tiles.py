@@ -1,4 +1,4 @@
-"""Tiles of sums of products of bytes, held in registers, for kernels that Numba compiles.
+"""Tiles of int8 dot products, held in registers, for kernels that Numba compiles.
 
 A tile is TOKENS x OUTPUTS numbers in int32. Sums grow by four products at once, one instruction of AVX-512 VNNI.
 """
