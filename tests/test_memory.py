@@ -35,7 +35,7 @@ def test_batches_have_few_sizes_where_the_divisor_is_large_against_the_largest_s
 
 
 @pytest.mark.parametrize(
-    ("few", "given", "kept"), [(True, None, "2048"), (False, None, "64"), (None, None, "256"), (True, "7", "7")]
+    ("few", "given", "kept"), [(True, None, "2048"), (False, None, "128"), (None, None, "256"), (True, "7", "7")]
 )
 def test_what_is_compiled_for_few_sizes_is_kept_and_little_of_many_unless_the_user_sets_it(
     monkeypatch, few, given, kept

@@ -21,14 +21,14 @@ def keep_memory(few_sizes: bool | None = None) -> None:
 
     oneDNN compiles a primitive for each shape of each operation: `tiny` needs 93 for an image and 190 for a training
     step of one size. Compiling one again takes time, and each splits the free memory that large tensors need. So all
-    are kept where few shapes recur, those of an image or two in inference, and where every batch has another size only
-    what layers share. PyTorch's ideep holds the last 1,024 of them beside oneDNN's own cache, which saves next to no
-    time; it is told to hold 16.
+    are kept where few shapes recur, enough for one or two images in inference, and enough for one image of an
+    evaluation where each training batch has another size. PyTorch's ideep holds on to the last 1,024 primitives of
+    linear layers besides, for no measurable gain; it may hold 16.
 
     Args:
         few_sizes: of a training, whether its batches have few sizes, which recur; None for inference.
     """
-    primitives, held_by_ideep = {True: (2048, 1024), False: (64, 16), None: (256, 16)}[few_sizes]
+    primitives, held_by_ideep = {True: (2048, 1024), False: (128, 16), None: (256, 16)}[few_sizes]
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(primitives))  # both are read at the first product
     os.environ.setdefault("LRU_CACHE_CAPACITY", str(held_by_ideep))
     if not sys.platform.startswith("linux"):
