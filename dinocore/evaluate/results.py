@@ -107,7 +107,7 @@ def _fault(row: Any) -> str:
     if not isinstance(row, dict):
         return f"the entry is {_shown(row)}, not an object"
     if missing := [f"`{key}`" for key in ResultRow.__annotations__ if key not in row]:
-        return f"{', '.join(missing)} is missing"
+        return f"it lacks {', '.join(missing)}"
     if wrong := [key for key in IDS if not (is_number(row[key]) and row[key] % 1 == 0)]:
         return f"`{wrong[0]}` is {_shown(row[wrong[0]])}, not a whole number"
     box = row["bbox"]

@@ -507,7 +507,7 @@ def test_models_of_the_same_classes_under_other_ids_are_compared_by_name(dino, r
     "content, arguments, code, said",
     [
         (None, ["--data", "DATA"], 3, "cannot be read"),
-        ('[{"image_id": 1}]', ["--data", "DATA"], 3, "there is no `category_id`, `bbox`, `score`"),
+        ('[{"image_id": 1}]', ["--data", "DATA"], 3, "it lacks `category_id`, `bbox`, `score`"),
         (
             '[{"image_id": 987, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 1}]',
             ["--data", "DATA"],
