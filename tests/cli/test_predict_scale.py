@@ -539,7 +539,8 @@ def test_damage_in_a_film_is_named_and_the_rest_is_looked_at(dino, small_weights
 def test_what_a_film_cannot_have_is_refused(dino, film, picture):
     for wrong, says in (
         (["--out", "a.json"], "a.jsonl"), (["--save-images", "d"], "--save-video"), (["--resume"], "--start"),
-        (["--start", "2", "--end", "1"], "--end 1"), (["--save-video", "a.txt"], ".mp4"), ([picture], "must be the only input"),
+        (["--start", "2", "--end", "1"], "--end 1"), (["--save-video", "a.txt"], ".mp4"),
+        ([picture], "must be the only input"),
         ([film], "must be the only input"), (["--save-video", film.name], "is the input file"),
         (["--save-video", "link.mp4"], "is the input file"),
     ):  # fmt: skip
