@@ -40,7 +40,7 @@ class Counts(NamedTuple):
 
 
 def headline(counts: Iterable[Counts], threshold: float, subject: str = "") -> str:
-    """What a model does, in one sentence; `subject` is what it begins with."""
+    """A one-sentence summary of a model; `subject` starts it."""
     right, wrong, missed = (sum(column) for column in zip(*counts, strict=True))
     objects = counted(right + missed, "object")
     finds = f"{subject} finds" if subject else "Finds"
@@ -68,14 +68,14 @@ def count_marks(marks: Iterable[Mark], threshold: float) -> Counts:
 
 
 def best_threshold(images: Sequence[Sequence[Mark]], usual: float = 0.5) -> float:
-    """The score of the greatest F1 over all of these images; `usual` where nothing is right."""
+    """The score with the best F1 over all of these images; `usual` if nothing is correct."""
     scores = sorted({mark.score for marks in images for mark in marks if mark.kind == "found" and mark.score})
     every = [mark for marks in images for mark in marks]
     return max(scores, key=lambda score: count_marks(every, score).f1, default=usual)
 
 
 class ImageTruth(NamedTuple):
-    """What is annotated in one image."""
+    """The annotations of one image."""
 
     boxes_xyxy: np.ndarray  # (T, 4) in pixels
     labels: np.ndarray  # (T,) index of the class
