@@ -234,7 +234,7 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
             raise _problem(f"{path} is not a regular file", "FORMAT", path, f"check what it is: ls -l {typed(path)}")
         image = _identified(path)
     except FileNotFoundError:
-        raise _problem(f"there is no image {path}", "MISSING", path, "check its name and folder") from None
+        raise _problem(f"no image {path}", "MISSING", path, "check its name and folder") from None
     except UnidentifiedImageError:
         what, kind, fix = _unidentified(path)
         raise _problem(what, kind, path, fix) from None

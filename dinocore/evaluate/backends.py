@@ -20,7 +20,7 @@ class Judgement(NamedTuple):
     """What came out: 10 IoU thresholds, R recalls, K classes by id, 4 areas, at most 1, 10 or 100 detections."""
 
     summary: np.ndarray  # (12,), in COCO's order
-    precision: np.ndarray  # (10, R, K, 4, 3); -1 where there is no objects to evaluate on
+    precision: np.ndarray  # (10, R, K, 4, 3); -1 if there are no objects to evaluate on
     backend: str
 
 

@@ -63,7 +63,7 @@ def read_results(path: Path, annotations: Annotations, allow_orphans: bool = Fal
         raise DataError(f"{' and '.join(filter(None, notes))} {annotations.file} doesn't have", code="DATA-RESULTS",
                         where=path)  # fmt: skip
     kept = [row for row in rows if all(row[key] in known for key, (_, known) in strangers.items())]
-    return Results(kept, [f"left out, {note} the annotations don't have" for note in notes if note])
+    return Results(kept, [f"skipped, {note} the annotations don't have" for note in notes if note])
 
 
 def _orphans(rows: list[Any], key: str, noun: tuple[str, ...], known: set[int]) -> str:

@@ -333,7 +333,7 @@ def _found(request: TrainRequest, locks: list[RunLock]) -> tuple[Path, Config, P
         run, wanted = _named_run(Path(wanted), run)
     run = run or find_run(RUNS, "config.toml")
     if run is None:
-        raise CheckpointError(f"there is no run in {RUNS}/ to continue; name one with --output-dir")
+        raise CheckpointError(f"no run in {RUNS}/ to continue; give one with --output-dir")
     if request.preset is not None:
         warn(f"--preset {request.preset} is ignored: a resumed run keeps the settings in {run}/config.toml")
     before = run_config(run)
@@ -368,7 +368,7 @@ def _named_run(named: Path, run: Path | None) -> tuple[Path, str]:
     if (named / "checkpoints").is_dir():
         raise CheckpointError(f"the run {named} has no config.toml; restore it, or start a new run from its weights")
     if not named.is_dir():
-        raise CheckpointError(f"there is no checkpoint {named}; give --resume RUN or RUN/checkpoints/step-N, or auto")
+        raise CheckpointError(f"no checkpoint {named}; give --resume RUN or RUN/checkpoints/step-N, or auto")
     return run or named.absolute().parent.parent, str(named)
 
 
