@@ -49,7 +49,7 @@ def check_start(config: Config, watch: Watch = UNWATCHED) -> None:
     differing = _differences(weights.config.model, config.model)
     if not differing:
         return
-    shown = ", ".join(f"model.{key} = {here} (you set {there})" for key, (here, there) in differing.items())
+    shown = ", ".join(f"model.{key} = {here} (requested: {there})" for key, (here, there) in differing.items())
     if config.train.weights == "bundled":  # possibly set by the preset, not the user
         raise ConfigError(
             f"the bundled weights don't fit the changed model: {shown}; start without them:  "
