@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dinocore.config import DataConfig
-from dinocore.data.images import SUFFIXES, VIDEOS, read_header
+from dinocore.data.images import SUFFIXES, VIDEOS, has_several, read_header
 from dinocore.data.split import is_hidden
 from dinocore.errors import ConfigError, DataError, EnvironmentFault
-from dinocore.words import typed
+from dinocore.words import counted, typed
+
+from .console import warn
 
 
 class Input(NamedTuple):
@@ -98,6 +100,19 @@ def expand(arguments: Sequence[str], drawn: Path | None = None) -> tuple[list[In
         raise DataError(f"no images in {', '.join(arguments)}",
                         fix=f"use files with one of these suffixes: {' '.join(sorted(SUFFIXES))}")  # fmt: skip
     return list(found.values()), skipped
+
+
+MANY = (".gif", ".webp", ".tif", ".tiff")  # suffixes of files that may hold several images
+
+
+def warn_of_several(inputs: Sequence[Input]) -> None:
+    """Say which files hold several images, of which only the first is looked at."""
+    several = [item.path for item in inputs if item.path.suffix.lower() in MANY and has_several(item.path)]
+    if several:
+        first = several[0]
+        command = f"magick {typed(first)} {typed(first.with_name(f'{first.stem}-%d.png'))}"
+        holders = f"{first} holds" if len(several) == 1 else f"{counted(len(several), 'file')}, such as {first}, hold"
+        warn(f"{holders} several images, and only the first is looked at; take them apart: {command}")
 
 
 def _is_hidden_in(file: Path, folder: Path) -> bool:

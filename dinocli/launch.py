@@ -14,7 +14,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from .console import fail
-from .signals import EXIT_CODES, to_hear
+from .signals import EXIT_CODES, handling
 
 RUN_ID = "dino"
 
@@ -35,14 +35,11 @@ def launch(number: int, arguments: Sequence[str]) -> int:
         heard.append(number)
         _pass_on(agent, number)
 
-    before = {stop: signal.signal(stop, hear) for stop in to_hear()}
     try:
-        result: Any = agent.run()
+        with handling(hear):
+            result: Any = agent.run()
     except SignalException as error:
         return EXIT_CODES.get(error.sigval, 143)
-    finally:
-        for stop, handler in before.items():
-            signal.signal(stop, handler)
     return _exit_code(result.failures, heard[0] if heard else 0) if result.is_failed() else 0
 
 

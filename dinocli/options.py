@@ -1,5 +1,6 @@
 """Options shared by several commands, so that they read and behave alike."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,23 +9,20 @@ import typer
 from .completion import choices, preset_names, setting_values
 
 SETTINGS, MACHINE = "Settings", "Machine"  # panels of --help
+setting, on_machine = (partial(typer.Option, rich_help_panel=panel) for panel in (SETTINGS, MACHINE))
 
 Overrides = Annotated[
     list[str],
-    typer.Option(
+    setting(
         "--set",
         metavar="KEY=VALUE",
         help="Change one setting, such as train.lr=2e-4; repeatable.",
         autocompletion=setting_values,
-        rich_help_panel=SETTINGS,
     ),
 ]
 DATA_FORMATS = "Data folder: COCO, Roboflow, YOLO, Pascal VOC, CSV, Open Images, KITTI, VisDrone, or a dataset.toml."
 ConfigFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--config", "-c", help="A TOML file of settings that override the preset's.", rich_help_panel=SETTINGS
-    ),
+    Path | None, setting("--config", "-c", help="A TOML file of settings that override the preset's.")
 ]
 
 
@@ -100,38 +98,34 @@ ModelOf = Annotated[
 ]
 Device = Annotated[
     str,
-    typer.Option(
+    on_machine(
         "--device",
         help="auto, cpu, cuda, cuda:N or mps.",
         autocompletion=choices("auto", "cpu", "cuda", "cuda:0", "mps"),
-        rich_help_panel=MACHINE,
     ),
 ]
 Amp = Annotated[
     str,
-    typer.Option(
+    on_machine(
         "--amp",
         help="Precision: auto, off, bf16 or fp16.",
         autocompletion=choices("auto", "off", "bf16", "fp16"),
-        rich_help_panel=MACHINE,
     ),
 ]
 Precision = Annotated[
     str,
-    typer.Option(
+    on_machine(
         "--amp",
         "--precision",
         help="Precision: auto, off, bf16, fp16, or int8 (large matrix products, on CPUs).",
         autocompletion=choices("auto", "off", "bf16", "fp16", "int8"),
-        rich_help_panel=MACHINE,
     ),
 ]
 Compile = Annotated[
     bool,
-    typer.Option(
+    on_machine(
         "--compile",
         help="Compile the model for each image size that has run for half a minute; compiling takes as long.",
-        rich_help_panel=MACHINE,
     ),
 ]
 Threshold = Annotated[

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 from dinocore.errors import Interrupted, PeerFailed
 
@@ -28,6 +29,17 @@ def to_hear() -> list[signal.Signals]:
 
 
 @contextmanager
+def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Give the signals that ask for an end to a handler within the block."""
+    before = {number: signal.signal(number, handler) for number in to_hear()}
+    try:
+        yield
+    finally:
+        for number, usual in before.items():
+            signal.signal(number, usual)
+
+
+@contextmanager
 def ending_early() -> Iterator[Callable[[], int]]:
     """Let a piece of work end after a signal of `EXIT_CODES`: gives the code of the one that came, 0 before.
 
@@ -40,12 +52,8 @@ def ending_early() -> Iterator[Callable[[], int]]:
             raise KeyboardInterrupt
         heard.append(EXIT_CODES[signal.Signals(number)])
 
-    before = {number: signal.signal(number, hear) for number in to_hear()}
-    try:
+    with handling(hear):
         yield lambda: heard[0] if heard else 0
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class StopRequest:
@@ -77,20 +85,18 @@ class StopRequest:
         """
         reader, writer = socket.socketpair()
         writer.setblocking(False)
-        before = {number: signal.signal(number, self._in_main_thread) for number in to_hear()}
-        waked = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         thread = threading.Thread(target=self._listen, args=(reader,), daemon=True, name="signals")
-        thread.start()
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(waked)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            writer.shutdown(socket.SHUT_WR)  # closing would not do: forked loader workers hold it, too
-            writer.close()
-            thread.join()
-            reader.close()
+        with handling(self._in_main_thread):
+            waked = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+            thread.start()
+            try:
+                yield
+            finally:
+                signal.set_wakeup_fd(waked)
+                writer.shutdown(socket.SHUT_WR)  # closing would not do: forked loader workers hold it, too
+                writer.close()
+                thread.join()
+                reader.close()
 
     def _listen(self, reader: socket.socket) -> None:
         while heard := reader.recv(1):

@@ -4,17 +4,13 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import (
-    FlopCounterMode,
-    register_flop_formula,
-    sdpa_backward_flop_count,
-    sdpa_flop_count,
-)
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdpa_backward_flop_count, sdpa_flop_count
 
 from .boxes import to_cxcywh
 from .config import Config
@@ -104,7 +100,7 @@ def prepare(case: Case) -> tuple[Callable[[], Any], DINO]:
     if case.weights is not None:
         load_exactly(model, load_weights(case.weights).tensors, case.weights)
     model = model.to(case.device)
-    compiled = _compiled if case.compiled else lambda module: module
+    compiled: Any = partial(torch.compile, dynamic=False) if case.compiled else lambda module: module
     batch = random_batch(case)
     dtype = pick_precision(case.amp, case.device)
     if case.train:
@@ -113,9 +109,9 @@ def prepare(case: Case) -> tuple[Callable[[], Any], DINO]:
         quick = for_inference(model, dtype, case.device, int8=case.amp == INT8, to_compile=case.compiled)
         images = batch.images.to(next(quick.backbone.parameters()).dtype)
         run = _compiled_or_fail(quick) if case.compiled else quick
-        return _without_gradient(lambda: run(images, batch.padding)), model
+        return torch.inference_mode()(lambda: run(images, batch.padding)), model
     plain = compiled(model.eval())
-    return _without_gradient(lambda: _cast(plain, batch, dtype)), model
+    return torch.inference_mode()(lambda: _cast(plain, batch, dtype)), model
 
 
 def _compiled_or_fail(model: DINO) -> Callable[[Tensor, Tensor], Any]:
@@ -130,10 +126,6 @@ def _compiled_or_fail(model: DINO) -> Callable[[Tensor, Tensor], Any]:
         return output
 
     return run
-
-
-def _compiled(model: DINO) -> Any:
-    return torch.compile(model, dynamic=False)
 
 
 def random_batch(case: Case) -> Batch:
@@ -192,10 +184,12 @@ def _depthwise_gradient_flops(padded_shape, grad_shape, side, *args, **kwargs) -
     return 2 * math.prod(grad_shape) * side * side
 
 
-@register_flop_formula(torch.ops.dino.int8_linear)
-def _byte_linear_flops(x_shape, *args, out_shape=(), **kwargs) -> int:
+def _linear_flops(x_shape, *args, out_shape=(), **kwargs) -> int:
     """A multiply-add for every number of the input and channel of the output."""
     return 2 * math.prod(x_shape) * out_shape[-1]
+
+
+register_flop_formula(torch.ops.dino.int8_linear)(_linear_flops)
 
 
 @register_flop_formula(torch.ops.dino.int8_feed_forward)
@@ -213,11 +207,6 @@ def _fused_convolution_flops(x_shape, second, third, *args, out_shape=(), **kwar
     """A multiply-add for every number of the output and weight of its channel; with a sum the weights come third."""
     weight_shape = third if third is not None and len(third) == 4 else second
     return 2 * math.prod(out_shape) * math.prod(weight_shape[1:])
-
-
-def _packed_linear_flops(x_shape, *args, out_shape=(), **kwargs) -> int:
-    """A multiply-add for every number of the input and channel of the output."""
-    return 2 * math.prod(x_shape) * out_shape[-1]
 
 
 def _convolution_backward_flops(grad_shape, x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
@@ -241,7 +230,7 @@ CORRECTED: dict[Any, Callable[..., int]] = {  # and what torch does not count on
 }
 if torch.backends.mkldnn.is_available():
     CORRECTED[torch.ops.mkldnn._convolution_pointwise] = _fused_convolution_flops
-    CORRECTED[torch.ops.mkldnn._linear_pointwise] = _packed_linear_flops
+    CORRECTED[torch.ops.mkldnn._linear_pointwise] = _linear_flops
 
 
 def _training_call(model: DINO, batch: Batch, case: Case, dtype: torch.dtype | None) -> Callable[[], None]:
@@ -261,14 +250,6 @@ def _training_call(model: DINO, batch: Batch, case: Case, dtype: torch.dtype | N
 def _cast(model: DINO, batch: Batch, dtype: torch.dtype | None, targets: list[Target] | None = None):
     with torch.autocast(batch.images.device.type, dtype=dtype, enabled=dtype is not None):
         return model(batch.images, batch.padding, targets)
-
-
-def _without_gradient(call: Callable[[], Any]) -> Callable[[], Any]:
-    def run() -> Any:
-        with torch.inference_mode():
-            return call()
-
-    return run
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> float:

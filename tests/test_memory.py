@@ -34,11 +34,46 @@ def test_batches_have_few_sizes_where_the_divisor_is_large_against_the_largest_s
     assert has_few_sizes(load_config(preset, changes).data) == few
 
 
-@pytest.mark.parametrize(("few", "given", "kept"), [(True, None, "2048"), (False, None, "256"), (True, "7", "7")])
-def test_what_is_compiled_for_few_sizes_is_kept_and_little_of_many_unless_told_otherwise(monkeypatch, few, given, kept):
+@pytest.mark.parametrize(
+    ("few", "given", "kept"), [(True, None, "2048"), (False, None, "64"), (None, None, "256"), (True, "7", "7")]
+)
+def test_what_is_compiled_for_few_sizes_is_kept_and_little_of_many_unless_the_user_sets_it(
+    monkeypatch, few, given, kept
+):
     monkeypatch.setattr(os, "environ", {SETTING: given} if given else {})
     keep_memory(few)
     assert os.environ[SETTING] == kept
+
+
+GROWTH_OF_A_LINEAR_LAYER = """
+import ctypes, sys, torch
+from dinocore.system.memory import keep_memory
+
+class Heap(ctypes.Structure):  # glibc's struct mallinfo2
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+keep_memory(few_sizes=sys.argv[1] == "few")
+heap = ctypes.CDLL("libc.so.6").mallinfo2
+heap.restype = Heap
+layer = torch.nn.Linear(32, 32).bfloat16()
+for rows in range(300, 400):
+    layer(torch.zeros(rows, 32, dtype=torch.bfloat16, requires_grad=True)).sum().backward()
+    if rows == 350:
+        before = heap().uordblks
+print("MB", (heap().uordblks - before) / 2**20)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's account of its heap")
+@pytest.mark.parametrize(("sizes", "least", "most"), [("any", -1, 1), ("few", 10, 1000)])
+def test_with_batches_of_any_size_a_linear_layer_holds_nothing_for_sizes_that_are_gone(sizes, least, most):
+    command = [sys.executable, "-c", GROWTH_OF_A_LINEAR_LAYER, sizes]
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("CACHE_CAPACITY")}
+    done = subprocess.run(
+        command, env=environment | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True, text=True
+    )
+    assert least < float(done.stdout.split("MB")[1]) < most  # in MB, of 50 more sizes
 
 
 def test_a_training_of_few_sizes_keeps_what_is_compiled_for_them(tmp_path):

@@ -105,7 +105,9 @@ def test_bad_requests_get_a_reason_and_the_right_status(service):
     for body, path, status in (
         (b"no image", "/predict", 415), (encoded()[:900], "/predict", 415), (b"", "/predict", 422),
         (bytes(100_001), "/predict", 413), (wide[:100_000], "/predict", 413), (encoded(), "/predict?threshold=2", 422),
-        (encoded(), "/predict?proposals=x", 422), (encoded(), "/predict?threshold=nan", 422),
+        (encoded(), "/predict?treshold=0.9", 422), (encoded(), "/predict?name=a&name=b", 422),
+        (encoded(), "/predict?max-dets=3", 422), (encoded(), "/predict?proposals=x", 422),
+        (encoded(), "/predict?threshold=nan", 422),
     ):  # fmt: skip
         got, content, _ = send(body=body, path=path)
         assert got == status, (path, len(body), content)

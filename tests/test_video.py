@@ -22,11 +22,13 @@ av = pytest.importorskip("av")
 def film(tmp_path):
     """A function that writes a film: noise with a dark upper left quarter; its path."""
 
-    def write(name="film.mp4", times=range(0, 2000, 40), codec="libx264", rate=25, **options):
+    def write(name="film.mp4", times=range(0, 2000, 40), codec="libx264", rate=25, aspect=None, **options):
         noise = np.random.default_rng(0)
         with av.open(str(tmp_path / name), "w", options=options) as container:
             stream = container.add_stream(codec, rate=rate)
             stream.width, stream.height, stream.pix_fmt, stream.gop_size = 96, 64, "yuv420p", 10
+            if aspect:
+                stream.codec_context.sample_aspect_ratio = aspect
             for milliseconds in times:
                 pixels = noise.integers(100, 256, (64, 96, 3), dtype=np.uint8)
                 pixels[:32, :48] = 0
@@ -187,3 +189,45 @@ def test_frames_are_written_at_their_times(tmp_path, rate, steady):
     seconds = [0, 0.04, 0.08, 0.6, 0.64, 1.0]
     times, _ = written(tmp_path / "a.mp4", seconds, rate, steady)
     assert times == pytest.approx(seconds, abs=2e-3)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".webm"])
+@pytest.mark.parametrize("aspect", [Fraction(16, 11), Fraction(9, 16)])
+def test_a_film_whose_pixels_are_no_squares_is_written_as_it_is_shown(film, tmp_path, suffix, aspect, turned):
+    path = film(times=range(0, 120, 40), aspect=aspect)
+    if turned:
+        content = bytearray(path.read_bytes())
+        at = content.index(b"tkhd") + 4 + 40
+        content[at : at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+        path.write_bytes(content)
+    writer = FilmWriter(tmp_path / f"b{suffix}", 25)
+    for frame in read(path)[0]:
+        writer.add(Image.fromarray(frame.pixels), frame.seconds, frame.aspect)
+    writer.close()
+    with av.open(str(tmp_path / f"b{suffix}")) as container:
+        stream = container.streams.video[0]
+        shown = float(stream.sample_aspect_ratio or 1) * stream.width / stream.height
+    assert shown == pytest.approx(64 / (96 * aspect) if turned else 96 * aspect / 64, rel=0.02)
+
+
+@pytest.mark.parametrize("size", [(96, 65), (31, 200), (640, 64), (192, 128)])
+def test_of_a_film_that_changes_its_size_all_of_each_frame_is_written(tmp_path, size):
+    path = tmp_path / "a.mp4"
+    writer = FilmWriter(path, 25)
+    ramp = Image.linear_gradient("L").rotate(90)
+    for number, pixels in enumerate([(97, 64), size]):
+        writer.add(ramp.resize(pixels).convert("RGB"), number / 25)
+    writer.close()
+    first, second = (frame.pixels.mean(2) for frame in read(path)[0])
+    assert first.shape == second.shape == (64, 96)
+    middle = second[32]
+    inside = middle[middle > 0] if size[0] < size[1] else middle
+    assert inside.min() < 30 and inside.max() > 225, "from its left edge to its right one"
+
+
+def test_a_damaged_aspect_is_passed_over(tmp_path):
+    writer = FilmWriter(tmp_path / "a.mp4", 25)
+    writer.add(Image.new("RGB", (96, 64)), 0, Fraction(5000, 1))
+    writer.close()
+    assert read(tmp_path / "a.mp4")[0][0].pixels.shape == (64, 96, 3)

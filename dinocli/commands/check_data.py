@@ -28,6 +28,23 @@ from ..console import print_json, say, stdout, warn
 from ..options import ConfigFile, Json, Overrides, ValFraction
 from ..progress import WorkProgress
 
+COLORS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+DATA_ERROR = 3
+MOST_CLASSES = 20
+ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "images": lambda n: str(n["images"]),
+    "without objects": lambda n: str(n["empty_images"]),
+    "objects": lambda n: str(n["objects"]),
+    "crowds": lambda n: str(n["crowds"]),
+    "objects per image": lambda n: _range(n["objects_per_image"]),
+    "most objects per image": lambda n: f"{n['objects_per_image']['max']:.0f}" if n["objects_per_image"] else "-",
+    "side in pixels": lambda n: _range(n["object_side_px"]),
+    "width / height": lambda n: _range(n["object_aspect"]),
+    "small, medium, large": lambda n: ", ".join(f"{share:.0%}" for share in n["shares"].values()),
+    "image width": lambda n: _range(n["image_width"]),
+    "image height": lambda n: _range(n["image_height"]),
+}
+
 
 def check_data(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data folder, in any layout that `dino train` takes.")],
@@ -68,35 +85,11 @@ def check_data(
     flags = {"data.follow_symlinks": follow_symlinks, "data.allow_orphans": allow_orphans}
     changes = [*overrides, *(f"{key}=true" for key, wanted in flags.items() if wanted)]
     changes += [] if val_fraction is None else [f"data.val_fraction={val_fraction}"]
-    check_folder(folder.expanduser(), load_config(preset, changes, config), decode, html, fix, strict, json)
-
-
-COLORS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
-DATA_ERROR = 3
-MOST_CLASSES = 20
-ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "images": lambda n: str(n["images"]),
-    "without objects": lambda n: str(n["empty_images"]),
-    "objects": lambda n: str(n["objects"]),
-    "crowds": lambda n: str(n["crowds"]),
-    "objects per image": lambda n: _range(n["objects_per_image"]),
-    "most objects per image": lambda n: f"{n['objects_per_image']['max']:.0f}" if n["objects_per_image"] else "-",
-    "side in pixels": lambda n: _range(n["object_side_px"]),
-    "width / height": lambda n: _range(n["object_aspect"]),
-    "small, medium, large": lambda n: ", ".join(f"{share:.0%}" for share in n["shares"].values()),
-    "image width": lambda n: _range(n["image_width"]),
-    "image height": lambda n: _range(n["image_height"]),
-}
-
-
-def check_folder(
-    folder: Path, config: Config, decode: bool, html: Path | None, fix: Path | None, strict: bool, json: bool
-) -> None:
-    """Check a dataset, show what was found, write what is asked for, and end with 3 if it cannot be used."""
+    settings, folder = load_config(preset, changes, config), folder.expanduser()
     for name, out, suffix in (("--html", html, ".html"), ("--fix", fix, ".json")):
         if out is not None:
             check_file(name, out, suffix)
-    checked = _check(folder, config, decode)
+    checked = _check(folder, settings, decode)
     say(f"{folder}: {checked.layout.kind} layout")
     if json:
         print_json(checked.as_dict())
@@ -109,7 +102,7 @@ def check_folder(
         written = write_page(html, data_page(checked))
         say(f"wrote {', '.join(map(str, written))}")
     if fix is not None:
-        _fix(checked, config, fix)
+        _fix(checked, settings, fix)
     counts = checked.counts()
     if counts["errors"] or (strict and counts["warnings"]):
         raise typer.Exit(DATA_ERROR)
@@ -201,16 +194,13 @@ def _repaired(part: CheckedSplit, config: Config) -> tuple[dict[str, Any], list[
     if split.format == "coco":
         document = parse_json(split.annotations)
         found = annotations.image_root if annotations and len(annotations.image_ids) else None
-        root = found or likely_root(document, split.image_roots) or _first_folder(split)
+        root = found or likely_root(document, split.image_roots)
+        root = root or next((root for root in split.image_roots if root.is_dir()), split.annotations.parent)
         return Repair(document, root, split.folder or root, config.data).run()
     if annotations is None:
         raise DataError("it cannot be read at all", code="DATA-FILE", where=split.annotations, fix="correct the file")
     left_out = [Change(f.code, -1, None, f.text) for f in part.findings.of("error")]
     return coco_document(annotations, split.format), left_out
-
-
-def _first_folder(split: Split) -> Path:
-    return next((root for root in split.image_roots if root.is_dir()), split.annotations.parent)
 
 
 def _say_what_is_left(part: CheckedSplit, copy: Path, config: Config) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -66,79 +65,55 @@ def convert(
 
     Example: dino convert checkpoint0011_4scale.pth --out dino.safetensors
     """
-    request = ConvertRequest(file, out, source, to, preset, variant, classes, names, overrides, json, ema)
     if to == "official":
-        convert_to_official(request)
-    else:
-        convert_to_ours(request)
-
-
-class ConvertRequest(NamedTuple):
-    """What to convert, and how."""
-
-    file: str
-    out: Path
-    source: str | None
-    to: str
-    preset: str | None
-    variant: str | None
-    classes: int | None
-    names: Path | None
-    overrides: Sequence[str]
-    json: bool
-    ema: bool = False
-
-
-def convert_to_ours(request: ConvertRequest) -> None:
-    """Convert, check, write, and tell what became of every tensor."""
+        _to_official(file, out, json)
+        return
     from dinocore.weights.convert.files import ConversionRequest, convert_file
     from dinocore.weights.convert.state import CODEBASES
     from dinocore.weights.fetch.locate import original
     from dinocore.weights.file import save_weights
 
-    if request.to != "dino":
-        raise ConfigError(f"--to {request.to} is not known; choose dino or official")
-    if request.source is not None and request.source not in CODEBASES:
-        raise ConfigError(f"--from {request.source} is not known; choose {', '.join(CODEBASES)}")
-    _check_out(request, ".safetensors")
-    names = _names(request.names)
+    if to != "dino":
+        raise ConfigError(f"--to {to} is not known; choose dino or official")
+    if source is not None and source not in CODEBASES:
+        raise ConfigError(f"--from {source} is not known; choose {', '.join(CODEBASES)}")
+    _check_out(file, out, ".safetensors")
+    class_names = _names(names)
     with watching() as watch:
-        found = original(request.file, watch)
-    preset = request.preset or (None if request.variant else found.preset)
-    conversion = ConversionRequest(
-        request.source, preset, request.variant, request.classes, names, request.overrides, request.ema
-    )
-    done = convert_file(found.file, conversion)
+        found = original(file, watch)
+    preset = preset or (None if variant else found.preset)
+    request = ConversionRequest(source, preset, variant, classes, class_names, overrides, ema)
+    done = convert_file(found.file, request)
     weights = done.weights
-    save_weights(request.out, weights.tensors, weights.config, weights.categories, weights.facts)
-    if request.json:
-        print_json(_as_json(request, done))
+    save_weights(out, weights.tensors, weights.config, weights.categories, weights.facts)
+    if json:
+        print_json({"file": file, "out": str(out)} | _as_json(done))
     else:
         _show(done)
-    say(f"wrote {request.out}; a test forward pass gave finite outputs")
+    say(f"wrote {out}; a test forward pass gave finite outputs")
 
 
-def convert_to_official(request: ConvertRequest) -> None:
+def _to_official(file: str, out: Path, json: bool) -> None:
     """Write our weights as official DINO has them."""
     from dinocore.weights.convert.files import read_ours
     from dinocore.weights.convert.to_official import write_official
     from dinocore.weights.fetch.locate import locate
 
-    _check_out(request, ".pth")
+    _check_out(file, out, ".pth")
     with watching() as watch:
-        weights = read_ours(locate(request.file, watch))
-    options = write_official(request.out, weights)
-    if request.json:
-        print_json({"out": str(request.out), "options": options})
+        weights = read_ours(locate(file, watch))
+    options = write_official(out, weights)
+    if json:
+        print_json({"out": str(out), "options": options})
     else:
         stdout.print("official DINO's config: DINO_4scale.py" + (f", --options {' '.join(options)}" if options else ""))
-    say(f"wrote {request.out}")
+    say(f"wrote {out}")
 
 
-def _check_out(request: ConvertRequest, suffix: str) -> None:
-    check_file("--out", request.out, suffix)
-    if request.out.resolve() == Path(request.file).resolve():
-        raise ConfigError(f"--out {request.out} is the input file; choose another name")
+def _check_out(file: str, out: Path, suffix: str) -> None:
+    check_file("--out", out, suffix)
+    if out.resolve() == Path(file).resolve():
+        raise ConfigError(f"--out {out} is the input file; choose another name")
 
 
 def _names(file: Path | None) -> list[str]:
@@ -150,11 +125,9 @@ def _names(file: Path | None) -> list[str]:
         raise ConfigError(f"--names {file} cannot be read: {error}") from None
 
 
-def _as_json(request: ConvertRequest, done: Conversion) -> dict[str, Any]:
+def _as_json(done: Conversion) -> dict[str, Any]:
     converted = done.converted
     return {
-        "file": request.file,
-        "out": str(request.out),
         "source": converted.source,
         "preset": done.preset,
         "classes": len(done.weights.categories),

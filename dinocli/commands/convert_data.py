@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from dinocore.config import DataConfig
 from dinocore.data.annotations import Annotations, read_annotations
 from dinocore.data.formats.export import KINDS, PARTS, write_dataset
 from dinocore.data.formats.layout import find_layout
@@ -46,11 +45,8 @@ def convert_data(
         raise ConfigError(f"--to {to} is not known; choose {', '.join(KINDS)}")
     check_fillable("OUT", out, PARTS)
     changes = overrides if val_fraction is None else [*overrides, f"data.val_fraction={val_fraction}"]
-    convert_folder(folder.expanduser(), out, to, link, load_config("tiny", changes).data, json)
-
-
-def convert_folder(folder: Path, out: Path, kind: str, link: bool, config: DataConfig, json: bool) -> None:
-    """Read every split and write it as `kind`."""
+    config = load_config("tiny", changes).data
+    folder = folder.expanduser()
     layout = find_layout(folder, config.follow_symlinks)
     splits: dict[str, tuple[Annotations, str]] = {}
     for name, split in layout.splits().items():
@@ -66,13 +62,13 @@ def convert_folder(folder: Path, out: Path, kind: str, link: bool, config: DataC
     lost = 0
     with filling(out, PARTS), WorkProgress() as progress:
         task = progress.add_task("writing", total=None)
-        for written in write_dataset(splits, kind, out, link):
+        for written in write_dataset(splits, to, out, link):
             lost = written.lost_crowds
             progress.update(task, completed=written.done, total=written.total)
     if lost:
         warn(f"dropped {counted(lost, 'crowd region')}: YOLO has no crowds")
     counts = {name: len(annotations.image_ids) for name, (annotations, _) in splits.items()}
     if json:
-        print_json({"out": str(out), "format": kind, "images": counts, "lost_crowds": lost})
+        print_json({"out": str(out), "format": to, "images": counts, "lost_crowds": lost})
     written = ", ".join(f"{counted(count, 'image')} of {name}" for name, count in counts.items())
-    say(f"wrote {written} to {out} as {kind}")
+    say(f"wrote {written} to {out} as {to}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from dinocore.words import counted
 
 from ..console import say
 from ..options import Device, Precision, Weights
-from ..signals import to_hear
+from ..signals import handling
 from ..weights_option import open_detector
 
 
@@ -38,19 +37,6 @@ def serve(
 
     Example: dino serve --weights runs/mine
     """
-    limits = {
-        "batch_size": batch_size, "requests": max_requests, "seconds": timeout, "bytes": int(max_mb * 2**20),
-        "pixels": max_pixels,
-    }  # fmt: skip
-    serve_detector(weights, host, port, limits, device, amp)
-
-
-def serve_detector(weights: str | None, host: str, port: int, limits: dict[str, Any], device: str, amp: str) -> None:
-    """Serve until SIGINT or SIGTERM.
-
-    Raises:
-        EnvironmentFault: packages are missing, or the address cannot be used.
-    """
     try:
         import uvicorn
 
@@ -61,10 +47,10 @@ def serve_detector(weights: str | None, host: str, port: int, limits: dict[str, 
         raise EnvironmentFault(what, fix=install_line("serve")) from None
     listening = _listen(host, port)
     detector, _ = open_detector(weights, device, amp)
-    app = make_app(detector, Limits(**limits))
+    app = make_app(detector, Limits(batch_size, max_requests, timeout, int(max_mb * 2**20), max_pixels))
     config = uvicorn.Config(
-        app, http=timed_connection(limits["seconds"]), log_level="warning", access_log=False, server_header=False,
-        timeout_graceful_shutdown=int(limits["seconds"]) + 1,
+        app, http=timed_connection(timeout), log_level="warning", access_log=False, server_header=False,
+        timeout_graceful_shutdown=int(timeout) + 1,
     )  # fmt: skip
     shown = f"[{host}]" if ":" in host else host
     say(f"serving on http://{shown}:{listening.getsockname()[1]} (press Ctrl-C to stop)")
@@ -83,12 +69,8 @@ def serve_detector(weights: str | None, host: str, port: int, limits: dict[str, 
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
-            before = {n: signal.signal(n, self.handle_exit) for n in to_hear()}
-            try:
+            with handling(self.handle_exit):
                 yield
-            finally:
-                for number, handler in before.items():
-                    signal.signal(number, handler)
 
     server = Server(config)
     server.run(sockets=[listening])

@@ -22,14 +22,10 @@ def weights(
 
     Example: dino weights official/r50-4scale-12e
     """
-    if name is None:
-        show_published(json)
-    else:
-        show_one(name, json)
-
-
-def show_published(json: bool) -> None:
-    """Every published checkpoint, by publisher."""
+    if name is not None:
+        facts = _facts(find_or_refuse(name))
+        print_json(facts) if json else print_facts(facts)
+        return
     known = catalogue()
     if json:
         print_json([_facts(entry) for entry in known.weights])
@@ -47,17 +43,7 @@ def show_published(json: bool) -> None:
     say("by hand: its publisher has it in a folder without an address, which dino weights NAME names with what to type")
 
 
-def show_one(name: str, json: bool) -> None:
-    """All about one published checkpoint."""
-    facts = _facts(find_or_refuse(name))
-    if json:
-        print_json(facts)
-        return
-    print_facts(facts)
-
-
 def _facts(entry: Published) -> dict[str, Any]:
-
     publisher, file = catalogue().publishers[entry.codebase], cached(entry)
     command = f"dino convert {entry.file or 'FILE'} --preset {entry.preset} --out X.safetensors"
     facts = {
@@ -80,7 +66,6 @@ def _facts(entry: Published) -> dict[str, Any]:
 
 
 def _state(entry: Published) -> str:
-
     if not entry.address:
         return "by hand"
     return "[green]cached[/]" if cached(entry) else ""

@@ -113,7 +113,8 @@ def survey_annotations(
     table, root = present_files(safe_names(table, findings), split, config, findings)
     table, starts = sort_by_file(drop_orphans(known_sizes(table, root, config, findings)))
     table = clean_names(table, findings)
-    before, own = table.categories, _own_categories(table)
+    unread = Findings(Path())  # what there is to say of these classes is said below
+    before, own = table.categories, without_headings(merge_names(table, unread), unread)
     table = merge_names(table, findings) if categories is None else match_categories(table, categories, findings)
     check_boxes(table, root, config, findings)
     used = set(np.unique(table.category_ids).tolist())
@@ -140,12 +141,6 @@ def survey_annotations(
         merged_ids=tuple((c.id, ids[c.name]) for c in before if c.id not in classes and c.name in ids),
         own_categories=tuple(own),
     )
-
-
-def _own_categories(table: RawAnnotations) -> list[Category]:
-    """The classes as read, without a model; findings about them are reported elsewhere."""
-    unread = Findings(Path())
-    return without_headings(merge_names(table, unread), unread)
 
 
 def as_coco_dict(annotations: Annotations) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from .check.scan import check_files, scan_images
 from .findings import Findings
 from .formats.layout import find_layout
 from .holdout import hold_out
+from .split import evenly
 from .synthetic.sample import write_sample_data
 
 MOST_HEADERS = 20_000  # that are read before a training; 5,000 take a second
@@ -83,8 +84,7 @@ def _check_images(annotations: Annotations, config: DataConfig) -> list[str]:
     Returns:
         other messages about these files.
     """
-    count = len(annotations.image_ids)
-    indices = np.unique(np.linspace(0, count - 1, min(count, MOST_HEADERS)).round().astype(int)).tolist()
+    indices = evenly(len(annotations.image_ids), MOST_HEADERS)
     findings = Findings(annotations.file)
     facts = list(scan_images(annotations, config, False, indices))
     check_files(annotations, facts, findings)

@@ -207,6 +207,16 @@ def read_header(path: Path, config: DataConfig) -> Header:
             return Header(size, 1, turned, conversion(image))
 
 
+def has_several(path: Path) -> bool:
+    """Whether a file holds several images: frames or pages. Those that phones put beside a JPEG do not count."""
+    try:
+        with warnings.catch_warnings(), Image.open(path, formats=("TIFF", "GIF", "WEBP")) as image:
+            warnings.simplefilter("ignore")
+            return bool(getattr(image, "is_animated", False))
+    except DAMAGE:  # or of another format
+        return False
+
+
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
     """Convert any decoder error to one that names the file."""
@@ -280,6 +290,8 @@ def _unidentified(path: Path) -> tuple[str, str, str]:
     fix = f"extract frames from the video first: ffmpeg -i {typed(path)} frame-%05d.jpg" if suffix in VIDEOS else ""
     if suffix in IMAGE_SUFFIXES - SUFFIXES:
         fix = f"convert it first: magick {typed(path)} {typed(path.with_suffix('.jpg'))}"
+    if suffix == ".txt":
+        fix = f"if it is a list of files, one a line: dino predict - < {typed(path)}"
     fix = fix or f"check what it is: file {typed(path)}; save it as JPEG or PNG, or remove it"
     return f"{path} is not an image in a known format ({', '.join(FORMATS)})", "FORMAT", fix
 

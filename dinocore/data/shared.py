@@ -54,16 +54,6 @@ def map_annotations(annotations: Annotations, folder: Path, name: str) -> Annota
     return annotations._replace(**mapped)
 
 
-def map_dataset(data: DataSet, folder: Path) -> DataSet:
-    """The same with the arrays of both splits in files.
-
-    Raises:
-        OSError: they cannot be written.
-    """
-    train = map_annotations(data.train, folder, "train")
-    return data._replace(train=train, val=train if data.val is data.train else map_annotations(data.val, folder, "val"))
-
-
 def open_shared_dataset(config: DataConfig, group: SingleProcess) -> DataSet:
     """Like `open_dataset`; with several ranks, one per machine reads, and all of them map its arrays.
 
@@ -81,8 +71,10 @@ def open_shared_dataset(config: DataConfig, group: SingleProcess) -> DataSet:
         try:
             folder = Path(tempfile.mkdtemp(prefix="dino-annotations-"))
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            data = map_dataset(read.pop(), folder)
-            content = pickle.dumps(data)  # names of files, not numbers
+            data = read.pop()
+            train = map_annotations(data.train, folder, "train")
+            val = train if data.val is data.train else map_annotations(data.val, folder, "val")
+            content = pickle.dumps(data._replace(train=train, val=val))  # names of files, not numbers
         except OSError as error:
             problem = f"cannot write annotations to {tempfile.gettempdir()}: {error.strerror or error}"
     answers = group.gather((content, problem))

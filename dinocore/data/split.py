@@ -320,6 +320,11 @@ class PathGuard:
         return real == self.folder or real.startswith(self.folder.rstrip("/") + "/")
 
 
+def evenly(count: int, most: int) -> list[int]:
+    """Numbers below `count`, at most so many, spread from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
+
+
 def names_of(paths: Sequence[Path], root: Path) -> list[str]:
     """Paths as names below a folder, where they lie in it."""
     return [path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path) for path in paths]

@@ -65,11 +65,11 @@ class Analysis(NamedTuple):
             return None
         return interval(self.samples.means(name), self.summary[name])
 
-    def class_interval(self, k: int, name: str = "AP") -> Interval | None:
-        """The same of one class."""
+    def class_interval(self, k: int) -> Interval | None:
+        """That of the AP of one class."""
         if self.samples is None:
             return None
-        return interval(self.samples.values[name][:, k], self.classes[k].averages[name])
+        return interval(self.samples.values["AP"][:, k], self.classes[k].averages["AP"])
 
 
 def analyse(annotations: Annotations, results: Sequence[dict[str, Any]], times: int = TIMES) -> Analysis:
@@ -104,11 +104,11 @@ def analyse(annotations: Annotations, results: Sequence[dict[str, Any]], times: 
     )
 
 
-def worst_images(matches: Matches, threshold: float, most: int = WORST) -> list[ImageErrors]:
+def worst_images(matches: Matches, threshold: float) -> list[ImageErrors]:
     """Images by wrong detections plus missed objects at IoU 0.5, the most first, then by id."""
     errors = image_errors(matches, threshold)
     errors.sort(key=lambda one: -(one.wrong + one.missed))
-    return [one for one in errors[:most] if one.wrong + one.missed]
+    return [one for one in errors[:WORST] if one.wrong + one.missed]
 
 
 def image_errors(matches: Matches, threshold: float) -> list[ImageErrors]:

@@ -73,17 +73,12 @@ class Lrp(NamedTuple):
     threshold: float | None  # detections with at least this score are kept; None: none is
 
 
-def lrp_errors(counts: Tally) -> np.ndarray:
-    """LRP at every score threshold, (N,); there must be an object."""
-    total = counts.wrong + counts.objects  # right + wrong + missed
-    return (counts.loose / (1 - TAU) + counts.wrong + counts.objects - counts.right) / total
-
-
 def optimal_lrp(counts: Tally) -> Lrp | None:
     """The least LRP of all score thresholds, at the highest of equal ones; None for a class without objects."""
     if not counts.objects:
         return None
-    error = lrp_errors(counts)
+    total = counts.wrong + counts.objects  # right + wrong + missed, (N,)
+    error = (counts.loose / (1 - TAU) + counts.wrong + counts.objects - counts.right) / total
     n = int(error.argmin())
     right, kept = int(counts.right[n]), int(counts.right[n] + counts.wrong[n])
     return Lrp(

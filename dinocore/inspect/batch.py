@@ -54,7 +54,8 @@ def training_cells(annotations: Annotations, config: Config, start: int, steps: 
     model = config.model
     mean, std = torch.tensor(model.pixel_mean), torch.tensor(model.pixel_std)
     plan = Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, start + steps)
-    loader = training_steps(annotations, config, _micro_batch_size(config), start, start + steps)
+    size = micro_batch_size(config.train, pick_device("auto"))  # as `dino train` on this machine, as one rank
+    loader = training_steps(annotations, config, size, start, start + steps)
     for ((epoch, _), *_), batches in zip(plan, start_workers(loader), strict=True):
         for batch in batches:
             ready = normalise(batch, model.pixel_mean, model.pixel_std, torch.device("cpu"))
@@ -99,15 +100,11 @@ def draw_grid(cells: Sequence[BatchImage], names: Sequence[str]) -> Image.Image:
     return grid
 
 
-def _micro_batch_size(config: Config) -> int:
-    """The micro-batch size of `dino train` on this machine's device, as a single process."""
-    return micro_batch_size(config.train, pick_device("auto"))
-
-
 def first_batch(annotations: Annotations, config: Config) -> MaskBatch:
     """The first micro-batch of `dino train`: the loader's images, with the objects that remain after cropping."""
     alone = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
-    batch = next(iter(training_steps(annotations, alone, _micro_batch_size(config), 0, 1)))[0]
+    size = micro_batch_size(config.train, pick_device("auto"))
+    batch = next(iter(training_steps(annotations, alone, size, 0, 1)))[0]
     files = [annotations.path(index).name for index in batch.indices]
     return MaskBatch(batch.targets, files, [_names(annotations, target) for target in batch.targets])
 

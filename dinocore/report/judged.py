@@ -16,7 +16,6 @@ from ..words import counted
 from .page import shrink
 from .parts import Mark, MarkedImage
 
-IOU = 0.5
 LEAST = 0.05  # the lowest score of a box in the images
 EXAMPLES = 3  # good images, and bad ones
 
@@ -47,12 +46,12 @@ def headline(counts: Iterable[Counts], threshold: float, subject: str = "") -> s
     return f"{finds} {right} of {objects} at threshold {threshold:.2f}, with {counted(wrong, 'false alarm')}."
 
 
-def good_and_bad(counts: Mapping[int, Counts], number: int = EXAMPLES) -> tuple[list[int], list[int]]:
+def good_and_bad(counts: Mapping[int, Counts]) -> tuple[list[int], list[int]]:
     """Keys of the images with the best F1, the most objects first, and of those with the most errors; none is both."""
-    bad = [key for key in sorted(counts, key=lambda key: -counts[key].errors) if counts[key].errors][:number]
+    bad = [key for key in sorted(counts, key=lambda key: -counts[key].errors) if counts[key].errors][:EXAMPLES]
     rest = [key for key in counts if key not in bad] or bad[1:]
     good = sorted(rest, key=lambda key: (-counts[key].f1, -counts[key].right))
-    good = [key for key in good if counts[key].right][:number]
+    good = [key for key in good if counts[key].right][:EXAMPLES]
     return good, [key for key in bad if key not in good]
 
 
@@ -67,60 +66,11 @@ def count_marks(marks: Iterable[Mark], threshold: float) -> Counts:
     return Counts(right, wrong, missed)
 
 
-def best_threshold(images: Sequence[Sequence[Mark]], usual: float = 0.5) -> float:
-    """The score with the best F1 over all of these images; `usual` if nothing is correct."""
+def best_threshold(images: Sequence[Sequence[Mark]]) -> float:
+    """The score of the greatest F1 over all of these images; 0.5 where nothing is right."""
     scores = sorted({mark.score for marks in images for mark in marks if mark.kind == "found" and mark.score})
     every = [mark for marks in images for mark in marks]
-    return max(scores, key=lambda score: count_marks(every, score).f1, default=usual)
-
-
-class ImageTruth(NamedTuple):
-    """The annotations of one image."""
-
-    boxes_xyxy: np.ndarray  # (T, 4) in pixels
-    labels: np.ndarray  # (T,) index of the class
-    crowd: np.ndarray  # (T,) bool
-
-
-class ImageDetections(NamedTuple):
-    """What was detected in it."""
-
-    boxes_xyxy: np.ndarray  # (n, 4) in pixels
-    labels: np.ndarray  # (n,)
-    scores: np.ndarray  # (n,)
-
-
-def judged_marks(objects: ImageTruth, found: ImageDetections, names: Sequence[str]) -> list[Mark]:
-    """Marks of both, matched at IoU 0.5 as COCO does; boxes within a crowd of their class are left out."""
-    inter, area, found_area = _overlaps(objects.boxes_xyxy, found.boxes_xyxy)  # (T, n), (T, 1), (n,)
-    same = objects.labels[:, None] == found.labels[None]  # (T, n)
-    iou = np.where(same & ~objects.crowd[:, None], inter / np.maximum(area + found_area - inter, 1e-9), 0.0)
-    in_crowd = (same & objects.crowd[:, None] & (inter > IOU * found_area)).any(0)  # (n,)
-    answers: dict[int, float] = {}
-    marks = []
-    for n in np.argsort(-found.scores, kind="stable").tolist():
-        free = np.array([0.0 if t in answers else iou[t, n] for t in range(len(iou))])
-        best = int(free.argmax()) if len(free) else -1
-        right = best >= 0 and free[best] >= IOU
-        if right:
-            answers[best] = float(found.scores[n])
-        if right or not in_crowd[n]:
-            kind, label = "found" if right else "wrong", names[int(found.labels[n])]
-            marks.append(Mark(found.boxes_xyxy[n].tolist(), label, kind, float(found.scores[n])))
-    truth = [
-        Mark(box.tolist(), names[int(label)], "truth" if t in answers else "missed", answers.get(t))
-        for t, (box, label, crowd) in enumerate(zip(*objects, strict=True))
-        if not crowd and label >= 0
-    ]
-    return truth + marks
-
-
-def _overlaps(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The intersections (T, n) of boxes, and the areas (T, 1) and (n,)."""
-    low = np.maximum(ours[:, None, :2], theirs[None, :, :2])
-    high = np.minimum(ours[:, None, 2:], theirs[None, :, 2:])  # (T, n, 2)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1) for boxes in (ours, theirs)]
-    return (high - low).clip(0).prod(2), areas[0][:, None], areas[1]
+    return max(scores, key=lambda score: count_marks(every, score).f1, default=0.5)
 
 
 def open_images(
@@ -138,11 +88,14 @@ def open_images(
 
 def judged_image(matches: Matches, image_id: int, image: Image.Image, title: str, note: str = "") -> MarkedImage:
     """The image with its objects, and with what was found there, right or wrong at IoU 0.5."""
-    return shrink(MarkedImage(title, image, list(_marks(matches, image_id)), note))
+    return shrink(MarkedImage(title, image, list(judged_marks(matches, image_id)), note))
 
 
-def _marks(matches: Matches, image_id: int) -> Iterator[Mark]:
-    """ImageTruth, then detections from the surest on; what is ignored is left out."""
+def judged_marks(matches: Matches, image_id: int, least: float = LEAST) -> Iterator[Mark]:
+    """An image's objects, then its detections from the surest on, right or wrong at IoU 0.5; boxes in its pixels.
+
+    What is ignored, such as a box within a crowd of its class, is left out.
+    """
     names = table_names(matches.categories)
     found, objects, right = matches.found, matches.objects, matches.right[0, 0]
     image = int(np.searchsorted(matches.image_ids, image_id))
@@ -151,7 +104,7 @@ def _marks(matches: Matches, image_id: int) -> Iterator[Mark]:
     for n in np.flatnonzero((objects.image == image) & ~objects.crowd).tolist():
         kind = "truth" if n in answers else "missed"
         yield Mark(_corners(objects.boxes[n]), names[objects.label[n]], kind, answers.get(n))
-    use = (found.image == image) & ~matches.ignored[0, 0] & (found.score >= LEAST)
+    use = (found.image == image) & ~matches.ignored[0, 0] & (found.score >= least)
     rows = np.flatnonzero(use)
     for n in rows[np.argsort(-found.score[rows], kind="stable")].tolist():
         kind = "found" if right[n] else "wrong"

@@ -53,7 +53,8 @@ def write_page(path: Path, page: Page) -> list[Path]:
         parts = []
         for part in section.parts:
             if isinstance(part, Table) and len(part.rows) > MOST_ROWS:
-                files.append(path.with_name(_file_name(path.stem, part.title or section.title)))
+                title = re.sub(r"[^a-z0-9]+", "-", (part.title or section.title).lower()).strip("-")
+                files.append(path.with_name(f"{path.stem}-{title}.csv"))
                 write_text(files[-1], _csv(part))
                 note = f"The first {MOST_ROWS} of {len(part.rows):,} rows; all are in {files[-1].name}."
                 part = part._replace(rows=part.rows[:MOST_ROWS], text=f"{part.text}\n{note}".strip())
@@ -61,10 +62,6 @@ def write_page(path: Path, page: Page) -> list[Path]:
         sections.append(section._replace(parts=parts))
     write_text(path, render_page(page._replace(sections=sections)))
     return [path, *files]
-
-
-def _file_name(stem: str, title: str) -> str:
-    return f"{stem}-{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')}.csv"
 
 
 def _csv(table: Table) -> str:

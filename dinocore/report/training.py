@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..draw.curves import loss_terms, read_metrics, total
+from ..settings import flat_settings
 from ..words import clock, counted
 from .judged import EXAMPLES, best_threshold, count_marks, good_and_bad, headline
 from .parts import Chart, Curve, Facts, Gallery, MarkedImage, Page, Section, Table
@@ -50,7 +51,7 @@ def training_page(metrics: Path, facts: RunFacts) -> Page:
         text = f"{counted(len(facts.images), 'validation image')}, evenly spaced, from epoch {facts.images_epoch}."
         text += " A box is correct if it matches an object of its class at IoU 0.5; higher scores are matched first."
         sections.append(Section("Predictions", [Gallery("Detections and annotations", facts.images, threshold, text)]))
-    settings = [[name, _plain(value)] for name, value in _flat(facts.settings)]
+    settings = [[name, _plain(value)] for name, value in flat_settings(facts.settings)]
     sections.append(Section("Settings", [Table("", ["setting", "value"], settings)]))
     return Page(f"{facts.name}: training", _subtitle(steps, evaluations), sections, first)
 
@@ -153,13 +154,6 @@ def _averaged(steps: Sequence[Row]) -> str:
 def _known(value: Any) -> Any:
     """COCO's -1 says that there is nothing to judge by."""
     return None if value == -1 else value
-
-
-def _flat(settings: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in settings.items():
-        found += _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else [(before + key, value)]
-    return found
 
 
 def _plain(value: Any) -> str | None:

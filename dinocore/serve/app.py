@@ -1,6 +1,7 @@
 """The HTTP service: POST an image, get the JSON of `dino predict`. It never exposes files of the server."""
 
 import asyncio
+import difflib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,6 +29,7 @@ POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inli
 POST_LIKE_THIS = "curl --data-binary @image.jpg http://HOST:PORT/predict"
 READ = ["GET", "HEAD"]
 ROUTES = "POST /predict, GET /, GET /health, GET /metrics"
+PARAMETERS = ("threshold", "proposals", "name")  # of /predict
 DECODING_AT_ONCE = 2  # a decoded image may take a hundred times the memory of its file
 CODES = {
     400: "SERVE-QUERY", 404: "SERVE-PATH", 405: "SERVE-PATH", 415: "SERVE-FORM",
@@ -157,6 +159,7 @@ class Service:
 def _query(request: Request) -> tuple[float | None, int, str]:
     """Threshold (None: the weights' own), number of proposals, and name, as the address says."""
     query = request.query_params
+    _check_names([name for name, _ in query.multi_items()])
     try:
         given = query.get("threshold")
         threshold = None if given is None else float(given)
@@ -166,6 +169,16 @@ def _query(request: Request) -> tuple[float | None, int, str]:
     if not ((threshold is None or 0 <= threshold <= 1) and 0 <= proposals <= 100):
         raise Refusal(422, "threshold must be from 0 to 1, and proposals from 0 to 100", "?threshold=0.3")
     return threshold, proposals, query.get("name", "-")[:255]
+
+
+def _check_names(names: list[str]) -> None:
+    """Refuse what would be passed over: another answer than was meant."""
+    if unknown := [name for name in names if name not in PARAMETERS]:
+        close = difflib.get_close_matches(unknown[0], PARAMETERS, n=1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        raise Refusal(422, f"there is no parameter {unknown[0][:50]}{meant}", f"there are {', '.join(PARAMETERS)}")
+    if twice := [name for name in PARAMETERS if names.count(name) > 1]:
+        raise Refusal(422, f"{twice[0]} is there more than once", f"give one {twice[0]}")
 
 
 def make_app(detector: Detector, limits: Limits) -> FastAPI:

@@ -7,12 +7,13 @@ from concurrent.futures import Future
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from ..boxes import to_xyxy
 from ..data.batch import View, as_batch
 from ..predict import Detections, Detector
 from ..stream.images import PIXELS_PER_BATCH
+
+MOST_PROPOSALS = 100  # in an answer
 
 
 class Answer(NamedTuple):
@@ -32,10 +33,9 @@ class Waiting(NamedTuple):
 class Batcher:
     """A detector behind a queue."""
 
-    def __init__(self, detector: Detector, batch_size: int, most_proposals: int = 100):
+    def __init__(self, detector: Detector, batch_size: int):
         self.detector = detector
         self.batch_size = batch_size
-        self.most_proposals = most_proposals
         self.queue: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
         self.batches = 0
         self.thread = threading.Thread(target=self._work, name="detector", daemon=True)
@@ -111,12 +111,10 @@ class Batcher:
             return [Answer(detections, []) for detections in found]
         scores = output.proposals.logits.float().sigmoid().amax(-1).cpu()  # (B, N)
         boxes = to_xyxy(output.proposals.boxes.float()).clamp(0, 1).cpu()  # (B, N, 4)
-        return [
-            Answer(detections, self._proposals(scores[i], boxes[i], batch.sizes[i]))
-            for i, detections in enumerate(found)
-        ]
-
-    def _proposals(self, scores: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[tuple[float, list[float]]]:
-        best = scores.topk(min(self.most_proposals, len(scores)))
-        pixels = boxes[best.indices] * torch.tensor([size[1], size[0]] * 2)
-        return list(zip(best.values.tolist(), pixels.tolist(), strict=True))
+        answers = []
+        for i, detections in enumerate(found):
+            best = scores[i].topk(min(MOST_PROPOSALS, scores.shape[1]))
+            height, width = batch.sizes[i]
+            pixels = boxes[i, best.indices] * torch.tensor([width, height] * 2)
+            answers.append(Answer(detections, list(zip(best.values.tolist(), pixels.tolist(), strict=True))))
+        return answers

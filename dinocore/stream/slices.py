@@ -13,7 +13,7 @@ one lies uncut in some slice, where it is seen better. Source: ours; SAHI (Akyon
 https://arxiv.org/abs/2202.06934) merges by overlap alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -137,8 +137,9 @@ def merge(found: WindowDetections, windows: Sequence[Window]) -> tuple[Tensor, T
         windows: the whole image, then its slices, as `Slicing.windows` gives them.
     """
     areas = torch.tensor(windows, dtype=found.boxes.dtype)  # (W, 4)
-    found = found.take(_worth_comparing(found, areas))
-    cut = _cut(found, areas)
+    sides = (found.boxes[:, 2:] - found.boxes[:, :2]).amax(1)
+    found = found.take((found.window > 0) | (sides > _overlap(areas)))  # of the whole image what slices cannot hold
+    cut = _cut_edges(found, areas).any(1)
     pairs = _agreeing(found, areas)
     keep = torch.ones(len(found.scores), dtype=torch.bool)
     boxes, scores = found.boxes.clone(), found.scores.clone()
@@ -164,12 +165,6 @@ def merge(found: WindowDetections, windows: Sequence[Window]) -> tuple[Tensor, T
             keep[j] = False
     order = scores[keep].argsort(descending=True, stable=True)
     return found.labels[keep][order], scores[keep][order], boxes[keep][order]
-
-
-def _worth_comparing(found: WindowDetections, areas: Tensor) -> Tensor:
-    """All of the slices, and of the whole image what is larger than the overlap of neighbours, (n,) bool."""
-    sides = (found.boxes[:, 2:] - found.boxes[:, :2]).amax(1)
-    return (found.window > 0) | (sides > _overlap(areas))
 
 
 def _seen_closer(found: WindowDetections, cut: Tensor, pairs: Tensor) -> Tensor:
@@ -199,13 +194,8 @@ def _overlap(areas: Tensor) -> float:
     return min(least, default=0.0)
 
 
-def _cut(found: WindowDetections, areas: Tensor) -> Tensor:
-    """Which boxes end at an edge of their slice that is not the image's, (n,) bool."""
-    return _cut_edges(found, areas).any(1)
-
-
 def _cut_edges(found: WindowDetections, areas: Tensor) -> Tensor:
-    """At which of its four edges each box is cut, (n, 4) bool."""
+    """At which of its four edges each box ends at one of its slice that is not the image's, (n, 4) bool."""
     own = areas[found.window]  # (n, 4)
     margin = NEAR_EDGE * (own[:, 2:] - own[:, :2]).amax(1, keepdim=True).clamp(min=1)
     return ((found.boxes - own).abs() <= margin) & (own != areas[0])
@@ -223,7 +213,9 @@ def _agreeing(found: WindowDetections, areas: Tensor) -> Tensor:
     """Pairs (p, 2) of boxes of one class and two windows that agree about what both windows see."""
     rows = [(found.window == w).nonzero()[:, 0] for w in range(len(areas))]
     pairs = [torch.zeros(0, 2, dtype=torch.int64)]
-    for s, t in _neighbours(areas):
+    low = torch.maximum(areas[:, None, :2], areas[None, :, :2])
+    high = torch.minimum(areas[:, None, 2:], areas[None, :, 2:])
+    for s, t in (high > low).all(2).triu(1).nonzero().tolist():  # windows that share pixels
         i, j = rows[s], rows[t]
         if not len(i) or not len(j):
             continue
@@ -234,13 +226,6 @@ def _agreeing(found: WindowDetections, areas: Tensor) -> Tensor:
         x, y = agree.nonzero().unbind(1)
         pairs.append(torch.stack([i[x], j[y]], 1))
     return torch.cat(pairs)
-
-
-def _neighbours(areas: Tensor) -> Iterator[tuple[int, int]]:
-    """Windows that share pixels."""
-    low = torch.maximum(areas[:, None, :2], areas[None, :, :2])
-    high = torch.minimum(areas[:, None, 2:], areas[None, :, 2:])
-    yield from map(tuple, ((high > low).all(2).triu(1)).nonzero().tolist())
 
 
 def _clip(boxes: Tensor, window: Tensor) -> Tensor:

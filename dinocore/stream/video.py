@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..errors import DataError, EnvironmentFault
 from ..predict import Detections
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 UNSTEADY = 0.02  # part by which the average rate differs from the usual one where frames come at varying times
 WITHOUT_INDEX = ("mpeg", "mpegts")  # containers in which FFmpeg jumps to a place behind, or gives wrong times there
 SILENCE = (20.0, 10.0)  # seconds that a camera or stream may send nothing: while it is opened, and then
+ODD_ASPECT = 4  # of a pixel; no camera has that, so a file that says so is damaged
 INSTANT = 1e-6  # seconds; times that differ by less are the same
 # What films are written as: containers that hold H.264, and one that holds VP9
 CODECS = {suffix: "libx264" for suffix in (".mp4", ".mov", ".avi", ".mkv", ".m4v")} | {".webm": "libvpx-vp9"}
@@ -36,6 +37,7 @@ class Frame(NamedTuple):
     number: int  # from 0, counted in the film
     seconds: float  # since the film's beginning
     pixels: np.ndarray  # (H, W, 3) uint8 RGB, upright
+    aspect: Fraction = Fraction(1)  # width of a pixel to its height, when the film is shown
 
 
 class Damaged(NamedTuple):
@@ -95,7 +97,7 @@ class Film(NamedTuple):
             if frame is None or number % every:
                 continue
             try:
-                yield Frame(number, seconds, _upright(frame))
+                yield Frame(number, seconds, *_upright(frame, self.stream.sample_aspect_ratio or Fraction(1)))
             except av.FFmpegError as error:
                 yield Damaged(number - 1, _words(error))
 
@@ -127,7 +129,7 @@ class Film(NamedTuple):
             last, number = number, self._number(number, now, sum(piece.lost for piece in due))
             after = number - 1 if entered and before is None else last
             yield Numbered(number, now, item, _damage(after, reasons), since)
-            before, stop = now, now + max(1 / self.rate, self._duration(item))
+            before, stop = now, now + max(1 / self.rate, float((item.duration or 0) * self.stream.time_base))
         reasons = [piece.reason for piece in broken]
         if number >= 0 and self.length is not None and stop < self.length - self._tolerance():
             reasons.append(f"it ends at {stop:.2f} s, but its header says {self.length:.2f} s")
@@ -167,9 +169,6 @@ class Film(NamedTuple):
 
     def _time(self, ticks: int) -> float:
         return float((ticks - self.beginning) * self.stream.time_base)
-
-    def _duration(self, frame: "av.VideoFrame") -> float:
-        return float((frame.duration or 0) * self.stream.time_base)
 
     def _tolerance(self) -> float:
         """Seconds by which a film may be shorter than its file says, which may mean a longer track of sound."""
@@ -247,17 +246,25 @@ def _beginning(source: str, container: Any, stream: Any) -> int:
     return start
 
 
-def _upright(frame: "av.VideoFrame") -> np.ndarray:
-    """RGB, turned and mirrored as the film says."""
+def _upright(frame: "av.VideoFrame", aspect: Fraction) -> tuple[np.ndarray, Fraction]:
+    """RGB, turned and mirrored as the film says, and the aspect of its pixels then."""
     pixels = frame.to_ndarray(format="rgb24")
     sides: Any = frame.side_data
     data = next((d for d in sides if d.type.name == "DISPLAYMATRIX"), None)
     if data is None:
-        return pixels
+        return pixels, aspect
     a, b, _, c, d = struct.unpack("=9i", bytes(data))[:5]  # (x, y) is shown at (a x + c y, b x + d y)
     if abs(b) + abs(c) > abs(a) + abs(d):
-        pixels, a, d = pixels.transpose(1, 0, 2), c, b
-    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+        pixels, a, d, aspect = pixels.transpose(1, 0, 2), c, b, 1 / aspect
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]), aspect
+
+
+def _squared(image: Image.Image, aspect: Fraction) -> Image.Image:
+    """An image with square pixels, of which none is lost: the shorter side of a pixel grows."""
+    if aspect == 1 or not 1 / ODD_ASPECT <= aspect <= ODD_ASPECT:
+        return image
+    width, height = image.size
+    return image.resize((round(width * aspect), height) if aspect > 1 else (width, round(height / aspect)))
 
 
 class FilmWriter:
@@ -282,8 +289,13 @@ class FilmWriter:
         self.begun, self.last = 0.0, -1
         self.pixels: np.ndarray | None = None  # of the last frame
 
-    def add(self, image: Image.Image, seconds: float) -> None:
-        """Append a frame that is to be seen at `seconds`; all are brought to the even size of the first."""
+    def add(self, image: Image.Image, seconds: float, aspect: Fraction = Fraction(1)) -> None:
+        """Append a frame that is to be seen at `seconds`; all are brought to the even size of the first.
+
+        Args:
+            aspect: width of a pixel to its height, from 1/4 to 4; those of the film are square.
+        """
+        image = _squared(image, aspect)
         if self.stream is None:
             codec = CODECS[self.path.suffix.lower()]
             self.stream = self.container.add_stream(codec, rate=self.rate, options=QUALITY.get(codec, {}))
@@ -293,6 +305,8 @@ class FilmWriter:
                 self.stream.codec_context.max_b_frames = 0
             self.begun = seconds
         size = (self.stream.width, self.stream.height)
+        if max(image.width - size[0], image.height - size[1]) > 1 or min(image.size) < min(size):
+            image = ImageOps.pad(image, size)  # the film's size has changed
         pixels = np.asarray(image.crop((0, 0, *size)) if image.size != size else image)
         now = max(self.last + 1, round((seconds - self.begun) / float(self.tick)))
         if self.untimed and self.pixels is not None:  # where no frame comes, the last one stays

@@ -145,7 +145,7 @@ def joined(device: torch.device) -> Iterator[SingleProcess]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
         yield ProcessGroup(dist.get_rank(), dist.get_world_size())
     except (RuntimeError, ValueError) as error:
-        if not _is_connection_error(error):
+        if not isinstance(error, dist.DistError) and not any(word in str(error) for word in LOST):
             raise
         raise EnvironmentFault(
             "lost the connection to the other ranks, because one of them exited or cannot be reached; "
@@ -164,7 +164,3 @@ def join_ranks(name: str) -> Iterator[tuple[torch.device, SingleProcess]]:
     device = pick_device(device_of_rank(name))
     with joined(device) as group:
         yield device, group
-
-
-def _is_connection_error(error: Exception) -> bool:
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in LOST)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,15 +126,15 @@ def _keep_if_best(
     progress, ap = state.progress, metrics.summary["AP"]
     if not math.isfinite(ap) or (ap <= progress.best_ap and progress.best_ap > 0):
         return False
+    kept = False
     try:
         context.group.on_main(lambda: _keep_best(context, state.ema.model, metrics, progress.step, epoch, results))
-    except (EvaluationFailed, PeerFailed) as error:
-        yield Warned(f"{error}; training continues")
-        return False
-    try:
+        kept = True
         context.group.on_main(lambda: _keep_examples(context, epoch, results))
     except (EvaluationFailed, PeerFailed) as error:
         yield Warned(f"{error}; training continues")
+    if not kept:
+        return False
     progress.best_ap, progress.best_step = ap, progress.step
     return True
 
@@ -143,13 +144,9 @@ def _keep_best(
 ) -> None:
     facts = {"step": step, "epoch": epoch, "metrics": metrics.summary, "data": context.data.source}
     facts |= _training_sizes(context.data.train, context.config.data.min_box_size)
-    try:
+    with _failing("the best weights cannot be kept"):
         facts["thresholds"] = best_thresholds(context.data.val, results)  # `predict` uses it
         save_best(context.folder, model, context.config, context.data.train.categories, facts)
-    except EnvironmentFault as error:
-        raise EvaluationFailed(str(error)) from error
-    except Exception as error:
-        raise EvaluationFailed(f"the best weights cannot be saved ({_message(error)})") from error
 
 
 def _training_sizes(train: Annotations, min_box_size: float) -> dict[str, int]:
@@ -159,12 +156,19 @@ def _training_sizes(train: Annotations, min_box_size: float) -> dict[str, int]:
 
 
 def _keep_examples(context: RunContext, epoch: int, results: list[dict[str, Any]]) -> None:
-    try:
+    with _failing("examples for the report cannot be kept"):
         save_examples(context.folder, context.data.val, epoch, results)
+
+
+@contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """Let any error be an EvaluationFailed."""
+    try:
+        yield
     except EnvironmentFault as error:
         raise EvaluationFailed(str(error)) from error
     except Exception as error:
-        raise EvaluationFailed(f"examples for the report cannot be saved ({_message(error)})") from error
+        raise EvaluationFailed(f"{what} ({_message(error)})") from error
 
 
 def _message(error: Exception) -> str:

@@ -69,13 +69,7 @@ def holds_config(path: Path) -> bool:
     Raises:
         CheckpointError: the file does not exist or is empty.
     """
-    if _is_pickle(_start(path)):
-        return False
-    try:
-        with safe_open(path, framework="pt") as file:
-            return "config" in (file.metadata() or {})
-    except (SafetensorError, OSError, ValueError):
-        return False
+    return not _is_pickle(_start(path)) and "config" in (_metadata(path) or {})
 
 
 def is_foreign(path: Path) -> bool:
@@ -84,14 +78,19 @@ def is_foreign(path: Path) -> bool:
     Raises:
         CheckpointError: the file does not exist or is empty.
     """
-    start = _start(path)
-    if start[:2] in (b"PK", b"\x80\x02"):
+    if _start(path)[:2] in (b"PK", b"\x80\x02"):
         return True
+    metadata = _metadata(path)
+    return metadata is not None and "config" not in metadata
+
+
+def _metadata(path: Path) -> dict[str, str] | None:
+    """Of a safetensors file; None of any other."""
     try:
         with safe_open(path, framework="pt") as file:
-            return "config" not in (file.metadata() or {})
+            return file.metadata() or {}
     except (SafetensorError, OSError, ValueError):
-        return False
+        return None
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

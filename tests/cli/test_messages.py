@@ -53,6 +53,13 @@ def test_a_file_that_is_no_image_comes_with_what_to_type(dino, tmp_path):
     assert result.code == 3 and "check what it is: file bad.jpg" in result.err
 
 
+def test_a_list_of_files_in_the_place_of_an_image_is_explained(dino):
+    Path("images.txt").write_text("a.jpg\nb.jpg\n")
+    result = dino("predict", "images.txt")
+    assert result.code == 3
+    assert "if it is a list of files, one a line: dino predict - < images.txt" in result.err
+
+
 def test_what_was_written_is_said_with_one_verb(dino, tmp_path, pictures):
     made = dino("sample-data", "drawn", "--num-images", "3", "--size", "64x64")
     assert re.search(r"^wrote drawn: \d images? to train on and \d to evaluate on; ", made.err, re.M)

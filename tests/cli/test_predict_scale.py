@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from dinocli.commands.predict import parts
+from dinocli.commands.predict.drawing import draw_found
 from dinocli.commands.predict.predict import so_far
 from dinocli.commands.predict.request import PredictRequest
 from dinocli.inputs import expand
@@ -175,6 +176,65 @@ def test_where_it_is_not_known_what_made_a_file_that_is_resumed_that_is_noted(di
     assert "a.json has 2 of 3 images" in result.err and "are unknown" in one_line(result.err)
     result = dino("predict", *three, *given, "--resume")
     assert "a.json has 3 of 3 images" in result.err and "are unknown" not in one_line(result.err)
+
+
+@pytest.mark.parametrize("out", ["a.json", "a.jsonl"])
+def test_an_image_that_changed_since_is_looked_at_again(dino, small_weights, three, out):
+    given = ("predict", *three, "--weights", small_weights, "--threshold", "0", "--out", out)
+    assert dino(*given).code == 0
+    old = Path(out).read_text()
+    Image.fromarray(draw_smear(5, 9, (80, 60))[0]).save("y/a.jpg")
+    later = Path(out).stat().st_mtime + 5
+    os.utime("y/a.jpg", (later, later))
+    result = dino(*given, "--resume")
+    assert result.code == 0 and f"{out} has 2 of 3 images" in result.err
+    assert f"1 image changed since {out} was written" in one_line(result.err)
+    resumed = Path(out).read_text()
+    assert dino(*given).code == 0 and Path(out).read_text() == resumed != old
+
+
+@pytest.mark.parametrize("out", ["a.json", "a.jsonl"])
+def test_resume_does_not_lose_what_was_found_in_images_that_are_not_named_now(dino, small_weights, three, out):
+    given = ("--weights", small_weights, "--out", out)
+    assert dino("predict", *three[:2], *given).code == 0
+    old = Path(out).read_text()
+    result = dino("predict", three[2], *given, "--resume")
+    assert result.code == 2 and Path(out).read_text() == old
+    assert f"{out} has 2 images that this command does not name, such as x/a.jpg" in one_line(result.err)
+    Path("y/a.jpg").unlink()
+    result = dino("predict", three[0], three[2], *given, "--resume")
+    assert result.code == 0, "an image that is gone is in nobody's way"
+    assert Path(out).read_text().count('"file"') == 2
+
+
+@pytest.mark.parametrize("out", ["a.json", "a.jsonl", None])
+def test_an_image_that_vanishes_before_it_is_drawn_costs_only_itself(dino, small_weights, three, monkeypatch, out):
+    def draw_first(source, *given):
+        if source.parent.name == "y":
+            source.unlink()
+        draw_found(source, *given)
+
+    monkeypatch.setattr("dinocli.commands.predict.predict.draw_found", draw_first)
+    result = dino(
+        "predict", *three, "--weights", small_weights, "--save-images", "drawn", *(["--out", out] if out else [])
+    )
+    assert result.code == 7 and "1 of 3 images could not be read" in one_line(result.err)
+    assert "there is no image y/a.jpg" in one_line(result.err)
+    assert len(list(Path("drawn").iterdir())) == 2
+    if out:
+        assert [name in Path(out).read_text() for name in ("x/a.jpg", "y/a.jpg", "z/a-2.jpg")] == [True, False, True]
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".tif", ".webp"])
+def test_of_a_file_of_several_images_it_is_said_that_only_the_first_is_looked_at(dino, small_weights, suffix):
+    images = [Image.fromarray(draw_smear(5, k, (96, 72))[0]) for k in range(3)]
+    images[0].save(f"one{suffix}")
+    images[0].save(f"stack{suffix}", save_all=True, append_images=images[1:])
+    images[0].save("phone.jpg", "MPO", save_all=True, append_images=images[1:])
+    result = dino("predict", ".", "--weights", small_weights)
+    assert result.code == 0
+    assert f"warning: stack{suffix} holds several images, and only the first is looked at" in one_line(result.err)
+    assert f"magick stack{suffix} stack-%d.png" in one_line(result.err)
 
 
 def test_nothing_is_left_beside_a_pipe(dino, small_weights, three):

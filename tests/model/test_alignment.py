@@ -34,10 +34,10 @@ def canvas(image, height, width):
     return images, padding
 
 
-@pytest.mark.parametrize("backbone", ["timm/tf_efficientnet_lite0", "timm/tf_efficientnet_b0"])
+@pytest.mark.parametrize("backbone", ["timm/tf_efficientnet_lite0", "timm/tf_efficientnet_b0", "timm/hrnet_w18_small"])
 @torch.no_grad()
 def test_an_aligned_answer_does_not_depend_on_the_padding(backbone):
-    """Lite0 has no squeeze-excitation, B0 has."""
+    """Lite0 has no squeeze-excitation, B0 has; HRNet takes no other than aligned sizes."""
     model, image = model_of(backbone), torch.randn(3, 75, 109)
     multiple = model.alignment
     assert multiple >= 32

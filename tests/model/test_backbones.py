@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from dinocore.errors import ConfigError
+from dinocore.model.alignment import align
 from dinocore.model.backbones.build import NORMED, build_backbone
 from dinocore.model.backbones.swin import SWINS, SwinSize
+from dinocore.model.backbones.timm import TimmBackbone
 from dinocore.model.build import build_model
 from dinocore.model.layers import checkpointed, direct
 from dinocore.presets import load_config
@@ -56,6 +58,33 @@ def test_all_names_are_built_with_a_norm_or_a_pyramid_for_each_map(name):
     assert [tuple(x.shape) for x in maps] == [
         (1, c, 96 // s, 128 // s) for c, s in zip(backbone.channels, (8, 16, 32), strict=True)
     ]
+
+
+@pytest.mark.parametrize("name", ["dla46x_c", "tresnet_l", "resnet10t"])
+def test_the_maps_of_timms_models_have_the_strides_that_were_asked_for(name):
+    """DLA and TResNet have a finer map than the first that timm gives by itself."""
+    with torch.device("meta"):
+        maps = build(f"timm/{name}")(torch.empty(1, 3, 96, 128))
+    assert [tuple(x.shape[2:]) for x in maps] == [(12, 16), (6, 8), (3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "alignment"),
+    [("hrnet_w18_small_v2", 32, 32), ("inception_v4", 96, 1), ("bat_resnext26ts", 256, 256), ("resnet10t", 1, 1)],
+)
+@torch.no_grad()
+def test_what_sizes_a_timm_model_takes_is_found_out(name, least, alignment):
+    backbone = build(f"timm/{name}").eval()
+    assert (backbone.least, backbone.alignment) == (least, alignment)
+    for height, width in ((1, 3 * alignment), (alignment, 1)):
+        images, _, _ = align(torch.zeros(1, 3, height, width), torch.zeros(1, height, width).bool(), alignment)
+        assert len(backbone(images)) == 3
+
+
+def test_a_timm_model_that_takes_no_size_that_is_tried_is_refused(monkeypatch):
+    monkeypatch.setattr(TimmBackbone, "_takes", lambda self, height, width: height == width == 64)
+    with pytest.raises(ConfigError, match="`resnet10t` takes only images of certain sizes, not of multiples of 32"):
+        build("timm/resnet10t")
 
 
 @pytest.mark.parametrize("name", ["swin-t-224", "convnext-t", "timm/vit_tiny_patch16_224"])

@@ -5,13 +5,16 @@ import hashlib
 import io
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dinocore.data.annotations import Annotations, Category
 from dinocore.draw.curves import draw_curves
-from dinocore.report.judged import ImageDetections, ImageTruth, judged_marks
+from dinocore.evaluate.matches import match
+from dinocore.report.judged import judged_marks
 from dinocore.report.page import _gallery_data, render_page, shrink
 from dinocore.report.parts import (  # fmt: skip
     Chart,
@@ -110,18 +113,19 @@ def test_a_shrunk_image_keeps_its_boxes_where_they_were():
 
 
 def test_the_surest_box_takes_the_object_and_the_rest_is_wrong_or_missed():
-    objects = ImageTruth(
-        np.array([[0, 0, 10, 10], [20, 0, 30, 10], [50, 50, 90, 90.0]]), np.array([0, 1, 0]), np.array([0, 0, 1], bool)
-    )
-    boxes = np.array([[0, 0, 10, 9], [0, 0, 10, 10], [20, 0, 30, 10], [60, 60, 70, 70.0]])
-    found = ImageDetections(boxes, np.array([0, 0, 0, 0]), np.array([0.9, 0.8, 0.7, 0.6]))
-    marks = judged_marks(objects, found, ["a", "b"])
-    told = [(mark.kind, mark.label, mark.score) for mark in marks]
+    boxes = np.array([[0, 0, 10, 10], [20, 0, 10, 10], [50, 50, 40, 40.0]])  # x y width height
+    image = Annotations(
+        Path(), Path(), [Category(0, "a"), Category(1, "b")], np.array([7]), np.array([b"7.jpg"]),
+        np.array([[100, 100]]), np.array([0, 3]), boxes, np.array([0, 1, 0]), boxes[:, 2:].prod(1),
+        np.array([False, False, True]), [],
+    )  # fmt: skip
+    found = zip([[0, 0, 10, 9], [0, 0, 10, 10], [20, 0, 10, 10], [60, 60, 10, 10]], [0.9, 0.8, 0.7, 0.6], strict=True)
+    rows = [{"image_id": 7, "category_id": 0, "bbox": box, "score": score} for box, score in found]
+    told = [(mark.kind, mark.label, mark.score) for mark in judged_marks(match(image, rows), 7)]
     assert told == [
         ("truth", "a", 0.9), ("missed", "b", None), ("found", "a", 0.9), ("wrong", "a", 0.8), ("wrong", "a", 0.7),
     ], "the last box lies in a crowd and counts for nothing"  # fmt: skip
-    nothing = ImageDetections(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0))
-    assert [mark.kind for mark in judged_marks(objects, nothing, ["a", "b"])] == ["missed", "missed"]
+    assert [mark.kind for mark in judged_marks(match(image, []), 7)] == ["missed", "missed"]
 
 
 def test_the_report_of_a_run_tells_the_numbers_of_its_log(tmp_path):

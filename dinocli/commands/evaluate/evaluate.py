@@ -24,7 +24,7 @@ from dinocore.report.parts import Page
 from dinocore.system.files import check_file, write_text
 from dinocore.words import counted
 
-from ...annotated import warn_of_whole_images
+from ...annotated import settings_of, warn_of_whole_images
 from ...console import fail, print_json, say, stdout, warn
 from ...options import Compile, Data, Device, Gpus, Json, Out, Overlap, Overrides, Precision, Split, Weights
 from ...progress import WorkProgress
@@ -275,7 +275,9 @@ def _truth(request: EvalRequest, *sources: DetectionSource) -> Annotations:
         raise ConfigError(f"{exported[0]} does not name its data; give --data")
     if not all(_same_classes(detectors[0].categories, detector.categories) for detector in detectors[1:]):
         raise ConfigError("the two weights have different classes; compare weights trained on the same classes")
-    settings = _data_config(detectors[0].config if detectors else sources[0].config, request)
+    settings = (detectors[0].config if detectors else sources[0].config).data
+    if request.folder is not None:
+        settings = settings_of(settings, request.folder)
     annotations = open_split(settings, request.split, detectors[0].categories if detectors else None)
     say(f"data: {annotations.file}, {counted(len(annotations.image_ids), 'image')}")
     for note in annotations.notes:
@@ -283,12 +285,6 @@ def _truth(request: EvalRequest, *sources: DetectionSource) -> Annotations:
     if not annotations.trainable(0).any():
         warn(f"{annotations.file} has no objects to evaluate on; AP and recall are undefined")
     return annotations
-
-
-def _data_config(config: Config, request: EvalRequest) -> DataConfig:
-    if request.folder is None:
-        return config.data
-    return config.data.model_copy(update={"path": str(request.folder.expanduser().absolute())})
 
 
 def _same_classes(one: Sequence[Category], other: Sequence[Category]) -> bool:

@@ -71,7 +71,7 @@ def predict_film(
                 lines = stack.enter_context(request.out.open("w", encoding="utf-8", errors=ESCAPED))
             _put(row, lines, request.json or not (lines or writer))
             if writer:
-                writer.add(_drawn(frame, row, work, memory), frame.seconds)
+                writer.add(_drawn(frame, row, work, memory), frame.seconds, frame.aspect)
             count += 1
             best = max([-1.0, *detections.scores[:1].tolist()])
             tally.add(work, source, frame.pixels.shape[:2], len(row["detections"]), best)

@@ -8,31 +8,24 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from dinocore.detections_io import ImageResult, json_lines, output_stems, read_found, write_found
 from dinocore.errors import DataError, EnvironmentFault, Interrupted
 from dinocore.system.files import ESCAPED
+from dinocore.words import counted
 
 from ...console import say
 from ...inputs import Input
 from ...signals import ending_early
-from .predict import detect_files
-from .request import kept_so_far, so_far
+from .predict import detect_files, end_with_failures
+from .request import kept_so_far, none_left, so_far
 from .resume import remember
 
 if TYPE_CHECKING:
     from .request import Work
 
 FLUSH_EVERY = 1  # seconds
-
-
-class PredictSummary(NamedTuple):
-    """What became of the images."""
-
-    images: int  # with a line in the file
-    detections: int
-    failed: list[DataError]
 
 
 class LineFile:
@@ -76,12 +69,14 @@ class LineFile:
         return EnvironmentFault(f"{self.path} cannot be written: {error.strerror or error}")
 
 
-def predict_to_lines(work: Work, inputs: Sequence[Input], before: Sequence[ImageResult]) -> PredictSummary:
+def predict_to_lines(work: Work, inputs: Sequence[Input], before: Sequence[ImageResult]) -> None:
     """Detect in all images but those of `before`, and write all into --out in the order of the inputs.
 
     Raises:
+        DataError: no image can be read.
         EnvironmentFault: the file cannot be written.
         Interrupted: a signal came; what was found so far is written.
+        typer.Exit: with code 7 if only some could be read.
     """
     out = work.request.out
     assert out is not None
@@ -112,6 +107,8 @@ def predict_to_lines(work: Work, inputs: Sequence[Input], before: Sequence[Image
     if lines.file and [item.file for item in before] != [item.name for item in inputs[: len(before)]]:
         found = {item.file: item for item in read_found(out)}  # images failed, or there are others than before
         write_found([found[item.name] for item in inputs if item.name in found], [], "jsonl", out)
-    if images:
-        remember(work.request, work.settings, missing=bool(failed))
-    return PredictSummary(images, detections, failed)
+    if not images:
+        raise none_left(len(inputs), failed[0])
+    remember(work.request, work.settings, missing=bool(failed))
+    say(f"wrote {out}: {counted(detections, 'detection')} in {counted(images, 'image')}")
+    end_with_failures(len(failed), len(inputs))

@@ -13,22 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from PIL.Image import Image
 from rich.table import Table
 
-from dinocore.data.images import read_image
-from dinocore.draw.boxes import Box, class_color, draw_boxes
 from dinocore.errors import ConfigError, DataError, EnvironmentFault, Interrupted
-from dinocore.system.files import write_atomically
 from dinocore.words import counted, whole
 
 from ...completion import choices
 from ...console import fail, print_json, say, stdout, warn, warn_of_letters
-from ...inputs import Input, check_header, expand, is_film, no_image
+from ...inputs import Input, check_header, expand, is_film, no_image, warn_of_several
 from ...options import Compile, Device, Gpus, Json, Out, Overlap, Precision, Threshold, Weights
 from ...progress import WorkProgress
 from ...signals import ending_early
 from ...weights_option import find_weights
+from .drawing import draw_found
 from .request import (
     PredictRequest,
     Work,
@@ -46,7 +43,6 @@ from .resume import answer_settings, found_before, remember
 
 if TYPE_CHECKING:
     from dinocore.detections_io import ImageResult
-    from dinocore.predict import AnyDetector
     from dinocore.stream.images import PreparedImage
 
 
@@ -138,7 +134,7 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
     """
     from dinocore.detections_io import output_stems
     from dinocore.system.device import pick_device, pick_precision
-    from dinocore.system.processes import device_of_rank, world_size
+    from dinocore.system.processes import device_of_rank, rank_number, world_size
 
     request = check_request(request)
     device = device_of_rank(device)
@@ -150,6 +146,8 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
     check_overwriting([item.path for item in inputs], stems, request)
     if not any(item.path.exists() for item in inputs):
         raise no_image(inputs[0].name)
+    if rank_number() == 0:
+        warn_of_several(inputs)
     if world_size() > 1 or (request.out is not None and parts_folder(request.out).is_dir()):
         from .parts import predict_in_parts
 
@@ -158,7 +156,9 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
     before = found_before(request, inputs, answer_settings(request, path, amp))
     work = open_work(request, str(path), device, amp)
     if request.out is not None and request.format == "jsonl" and not request.json:
-        return _write_lines(work, inputs, before)
+        from .lines import predict_to_lines
+
+        return predict_to_lines(work, inputs, before)
     found, failed = _detect_or_keep(work, inputs, before)
     if not found:
         raise none_left(len(inputs), failed[0])
@@ -198,18 +198,6 @@ def _write_and_show(found: Sequence[ImageResult], work: Work, stems: Mapping[str
         raise typer.Exit(unwritten.exit_code)
 
 
-def _write_lines(work: Work, inputs: Sequence[Input], before: Sequence[ImageResult]) -> None:
-    """Line by line, in memory that does not grow."""
-    from .lines import predict_to_lines
-
-    written = predict_to_lines(work, inputs, before)
-    if not written.images:
-        raise none_left(len(inputs), written.failed[0])
-    count, images = counted(written.detections, "detection"), counted(written.images, "image")
-    say(f"wrote {work.request.out}: {count} in {images}")
-    end_with_failures(len(written.failed), len(inputs))
-
-
 class Tally:
     """What is to be said when all images are done: of several ranks' images together, or of a film's frames."""
 
@@ -222,19 +210,20 @@ class Tally:
         """Count an image (height, width)."""
         self.passed += passed
         self.best = max(self.best, best)
-        self.shrunk += shrinking(work, name, size)
+        self.shrunk += _shrinking(work, name, size)
 
     def say(self, least: Sequence[float]) -> None:
         """Say on stderr what a user should know."""
-        if not self.passed:
+        from dinocore.stream.slices import shrinking_message
+
+        if not self.passed and self.best >= 0:
             _say_none_passed(least, self.best)
-        warn_of_shrinking(self.shrunk)
+        if self.shrunk:
+            warn(shrinking_message(self.shrunk, "try --slice auto"))
 
 
 def _say_none_passed(least: Sequence[float], best: float) -> None:
-    """What to type where no detection reaches the threshold; `best` is the best score, negative without any."""
-    if best < 0:
-        return
+    """What to type where no detection reaches the threshold; `best` is the best score."""
     typed = math.floor(best * 10**4) / 10**4
     shown = f"{least[0]:.2f}" if round(least[0], 2) == least[0] else f"{least[0]:.3g}"  # 0.999 is not 1.00
     named = f"the threshold {shown}" if min(least) == max(least) else "its class threshold"
@@ -309,21 +298,28 @@ def detect_files(
     sizes: deque[tuple[int, int]] = deque()
     images = _read(inputs, work, ended, sizes)
     drawn = 0
+
+    def failed(error: DataError) -> DataError:
+        if len(inputs) > 1 and not quiet:
+            fail(error)
+        return error
+
     with WorkProgress(hidden=len(inputs) < 2 or rank_number() > 0) as progress:
         results = detect_stream(detector, images, request.batch_size)
         for item, result in zip(progress.track(inputs, description="predicting"), results, strict=False):
             if isinstance(result, DataError):
-                if len(inputs) > 1 and not quiet:
-                    fail(result)
-                yield result
+                yield failed(result)
                 continue
             size = sizes.popleft()
             found = as_found(item.name, size, result, detector.categories, work.least)
-            tally.add(work, item.name, size, len(found.detections), max([-1.0, *result.scores[:1].tolist()]))
             if request.save_images is not None:
-                image = read_image(item.path, detector.config.data)
-                _draw(image, found, detector, drawing_path(request.save_images, inputs[item]))
+                try:
+                    draw_found(item.path, found, detector, drawing_path(request.save_images, inputs[item]))
+                except DataError as error:  # it was there a moment ago
+                    yield failed(error)
+                    continue
                 drawn += 1
+            tally.add(work, item.name, size, len(found.detections), max([-1.0, *result.scores[:1].tolist()]))
             yield found
     if quiet:
         return
@@ -347,7 +343,7 @@ def _read(
             return
 
 
-def shrinking(work: Work, name: str, size: tuple[int, int]) -> list[tuple[float, str]]:
+def _shrinking(work: Work, name: str, size: tuple[int, int]) -> list[tuple[float, str]]:
     """By how much an image (height, width) is shrunk and its name, where that is by too much; else nothing."""
     from dinocore.stream.slices import SHRINKS_MUCH, shrink_factor
 
@@ -357,24 +353,6 @@ def shrinking(work: Work, name: str, size: tuple[int, int]) -> list[tuple[float,
     seen = [(y1 - y0, x1 - x0) for x0, y0, x1, y1 in windows[1:]] or [size]  # the first is the whole image
     factor = max(shrink_factor(part, work.detector.config.data) for part in seen)
     return [(factor, name)] if factor > SHRINKS_MUCH else []
-
-
-def warn_of_shrinking(shrunk: Sequence[tuple[float, str]]) -> None:
-    """Say which images lose their small objects, and what to type."""
-    from dinocore.stream.slices import shrinking_message
-
-    if shrunk:
-        warn(shrinking_message(shrunk, "try --slice auto"))
-
-
-def _draw(image: Image, found: ImageResult, detector: AnyDetector, path: Path) -> None:
-    numbers = {category.name: k for k, category in enumerate(detector.categories)}
-    boxes = [
-        Box(d["box_xyxy"], class_color(numbers[d["label"]]), f"{d['label']} {d['score']:.2f}")
-        for d in reversed(found.detections)  # the best on top
-    ]
-    drawn = draw_boxes(image, boxes)
-    write_atomically(path, lambda temporary: drawn.save(temporary, "JPEG", quality=92))
 
 
 def _show(found: Sequence[ImageResult]) -> None:

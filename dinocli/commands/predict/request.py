@@ -149,14 +149,10 @@ def choose_thresholds(threshold: float | None, detector: AnyDetector) -> list[fl
     least = least_scores(detector.categories, detector.threshold, detector.class_thresholds)
     if detector.threshold is not None or detector.class_thresholds:
         origin = getattr(detector, "threshold_note", "the best F1 when these weights were evaluated")
-        say(f"{_range_of(least)}, {origin}")
+        one = min(least) == max(least)
+        shown = f"{least[0]:.3f}" if one else f"{min(least):.3f} to {max(least):.3f} by class"
+        say(f"threshold: {shown}, {origin}")
     return least
-
-
-def _range_of(least: Sequence[float]) -> str:
-    if min(least) == max(least):
-        return f"threshold: {least[0]:.3f}"
-    return f"threshold: {min(least):.3f} to {max(least):.3f} by class"
 
 
 def none_left(count: int, first: DataError) -> DataError:
@@ -178,5 +174,4 @@ def kept_so_far(done: int, count: int, request: PredictRequest) -> str:
 
 
 def _resume_advice(request: PredictRequest) -> str:
-    resumable = request.format in ("json", "jsonl")
-    return "; run the same command with --resume to process the rest" if resumable else ""
+    return "; run the same command with --resume to process the rest" if request.format in RESUMABLE else ""

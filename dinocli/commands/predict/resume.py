@@ -45,8 +45,10 @@ def answer_settings(request: PredictRequest, weights: Path, amp: str) -> dict[st
 def found_before(request: PredictRequest, inputs: Sequence[Input], settings: Mapping[str, Any]) -> list[ImageResult]:
     """What an earlier command found of these images, with --resume.
 
+    An image that has changed since counts as not looked at.
+
     Raises:
-        ConfigError: it had other weights or options.
+        ConfigError: it had other weights or options, or other images.
         DataError: --out has something else in it.
     """
     from dinocore.detections_io import read_found
@@ -54,8 +56,11 @@ def found_before(request: PredictRequest, inputs: Sequence[Input], settings: Map
 
     if not request.resume or request.out is None or not request.out.exists():
         return []
-    names = {item.name for item in inputs}
-    before = [item for item in read_found(request.out) if item.file in names]
+    paths = {item.name: item.path for item in inputs}
+    rows = read_found(request.out)
+    _check_images(request.out, [row.file for row in rows if row.file not in paths])
+    before = [row for row in rows if row.file in paths and not _is_newer(paths[row.file], request.out)]
+    changed = sum(row.file in paths for row in rows) - len(before)
     earlier = _remembered(request.out)
     if earlier is not None:
         _check_same(request.out, earlier, settings)
@@ -63,7 +68,22 @@ def found_before(request: PredictRequest, inputs: Sequence[Input], settings: Map
         unknown = earlier is None and 0 < len(before) < len(inputs)
         note = "; the weights and options it was made with are unknown" if unknown else ""
         say(f"{request.out} has {len(before)} of {counted(len(inputs), 'image')}; processing the others{note}")
+        if changed:
+            say(f"{counted(changed, 'image')} changed since {request.out} was written; processing them again")
     return before
+
+
+def _is_newer(path: Path, other: Path) -> bool:
+    return path.exists() and path.stat().st_mtime_ns > other.stat().st_mtime_ns
+
+
+def _check_images(out: Path, unnamed: Sequence[str]) -> None:
+    """Refuse to lose what was found in images that are there and were not named this time."""
+    if there := [name for name in unnamed if Path(name).exists()]:
+        raise ConfigError(
+            f"{out} has {counted(len(there), 'image')} that this command does not name, such as {there[0]}; name all "
+            "that it has and those to add, or give another --out"
+        )
 
 
 def remember(request: PredictRequest, settings: Mapping[str, Any], missing: bool = True) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -21,7 +22,17 @@ from dinocore.train.run.sinks import check_trackers
 
 from ...completion import preset_names
 from ...console import say, warn
-from ...options import DATA_FORMATS, MACHINE, VAL_FRACTION, Amp, ConfigFile, Device, Overrides, check_data, check_preset
+from ...options import (
+    DATA_FORMATS,
+    VAL_FRACTION,
+    Amp,
+    ConfigFile,
+    Device,
+    Overrides,
+    check_data,
+    check_preset,
+    on_machine,
+)
 from ...progress import watching
 from ...signals import StopRequest
 from ...start import collect_as_usual
@@ -35,95 +46,56 @@ if TYPE_CHECKING:
     from dinocore.train.state import TrainState
 
 START, RECIPE, RUN = "Start from", "Recipe", "Run folder"  # panels of --help
-
-TrainingData = Annotated[
-    Path | None, typer.Option("--data", callback=check_data, help=DATA_FORMATS, rich_help_panel=START)
-]
+start, recipe, in_run = (partial(typer.Option, rich_help_panel=panel) for panel in (START, RECIPE, RUN))
 
 
 def train(
     preset: Annotated[
         str | None,
-        typer.Option(
+        start(
             "--preset",
             "-p",
             callback=check_preset,
             help="See `dino presets`; default: the weights' own, or else tiny.",
-            rich_help_panel=START,
             autocompletion=preset_names,
         ),
     ] = None,
-    data: TrainingData = None,
-    val_fraction: Annotated[float | None, typer.Option(metavar="0…1", help=VAL_FRACTION, rich_help_panel=START)] = None,
-    output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", help="Run folder; default: runs/DATE-TIME.", rich_help_panel=RUN)
-    ] = None,
+    data: Annotated[Path | None, start("--data", callback=check_data, help=DATA_FORMATS)] = None,
+    val_fraction: Annotated[float | None, start(metavar="0…1", help=VAL_FRACTION)] = None,
+    output_dir: Annotated[Path | None, in_run("--output-dir", help="Run folder; default: runs/DATE-TIME.")] = None,
     epochs: Annotated[
-        int | None,
-        typer.Option(
-            help="Passes over the training images; learning rate drops move in proportion.", rich_help_panel=RECIPE
-        ),
+        int | None, recipe(help="Passes over the training images; learning rate drops move in proportion.")
     ] = None,
     batch_size: Annotated[
         str | None,
-        typer.Option(
+        recipe(
             metavar="N|auto",
             help="Images per step, over all ranks; auto: the preset's batch, in the largest micro-batches that fit.",
-            rich_help_panel=RECIPE,
         ),
     ] = None,
-    lr: Annotated[
-        float | None, typer.Option(help="Learning rate of everything but the backbone.", rich_help_panel=RECIPE)
-    ] = None,
+    lr: Annotated[float | None, recipe(help="Learning rate of everything but the backbone.")] = None,
     weights: Annotated[
-        str | None,
-        typer.Option(
-            help="Weights to start from: a file, a run, a name; classes are carried over by name.",
-            rich_help_panel=START,
-        ),
+        str | None, start(help="Weights to start from: a file, a run, a name; classes are carried over by name.")
     ] = None,
     freeze: Annotated[
-        list[str],
-        typer.Option(
-            help="Part of the model to freeze: backbone, neck, encoder, …; repeatable.", rich_help_panel=START
-        ),
+        list[str], start(help="Part of the model to freeze: backbone, neck, encoder, …; repeatable.")
     ] = [],
-    resume: Annotated[
-        str | None, typer.Option(metavar="auto|PATH", help="Continue a run from a checkpoint.", rich_help_panel=RUN)
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option(help="Start a new run in a folder that is not empty.", rich_help_panel=RUN)
-    ] = False,
-    allow_data_change: Annotated[
-        bool, typer.Option(help="Continue even if the annotations have changed.", rich_help_panel=RUN)
-    ] = False,
+    resume: Annotated[str | None, in_run(metavar="auto|PATH", help="Continue a run from a checkpoint.")] = None,
+    overwrite: Annotated[bool, in_run(help="Start a new run in a folder that is not empty.")] = False,
+    allow_data_change: Annotated[bool, in_run(help="Continue even if the annotations have changed.")] = False,
     save_every: Annotated[
         str | None,
-        typer.Option(
-            metavar="N|Nm",
-            help="Also save every N steps or N minutes, not only after each epoch; default: 10m.",
-            rich_help_panel=RUN,
-        ),
+        in_run(metavar="N|Nm", help="Also save every N steps or N minutes, not only after each epoch; default: 10m."),
     ] = None,
-    patience: Annotated[
-        int | None, typer.Option(help="Stop after this many evaluations without a better AP.", rich_help_panel=RECIPE)
-    ] = None,
+    patience: Annotated[int | None, recipe(help="Stop after this many evaluations without a better AP.")] = None,
     device: Device = "auto",
-    gpus: Annotated[
-        int, typer.Option(min=1, help="Ranks, one per GPU; with --device cpu, on the CPU.", rich_help_panel=MACHINE)
-    ] = 1,
+    gpus: Annotated[int, on_machine(min=1, help="Ranks, one per GPU; with --device cpu, on the CPU.")] = 1,
     dry_run: Annotated[
-        bool,
-        typer.Option(
-            help="Check the data, and try the largest step, an evaluation and a save, without starting a run.",
-            rich_help_panel=RUN,
-        ),
+        bool, in_run(help="Check the data, and try the largest step, an evaluation and a save, without starting a run.")
     ] = False,
-    deterministic: Annotated[
-        bool, typer.Option(help="Refuse nondeterministic operations.", rich_help_panel=RECIPE)
-    ] = False,
-    seed: Annotated[int | None, typer.Option(help="Random seed.", rich_help_panel=RECIPE)] = None,
-    workers: Annotated[int | None, typer.Option(help="Data loading workers.", rich_help_panel=MACHINE)] = None,
+    deterministic: Annotated[bool, recipe(help="Refuse nondeterministic operations.")] = False,
+    seed: Annotated[int | None, recipe(help="Random seed.")] = None,
+    workers: Annotated[int | None, on_machine(help="Data loading workers.")] = None,
     amp: Amp = "",
     config: ConfigFile = None,
     overrides: Overrides = [],
@@ -151,7 +123,8 @@ def train(
     for change in overrides:
         if (key := change.partition("=")[0].strip()) in flags:
             raise ConfigError(f"`{key}` is set twice, by its option and by --set {change}; drop one")
-    changes = [*overrides, *(f"{key}={_toml(value)}" for key, value in flags.items())]
+    toml = {key: json.dumps(value, ensure_ascii=False) for key, value in flags.items()}  # its strings are JSON's
+    changes = [*overrides, *(f"{key}={value}" for key, value in toml.items())]
     if gpus > 1 and "WORLD_SIZE" not in os.environ:
         from ...launch import launch
 
@@ -179,10 +152,6 @@ def _save_every(text: str | None) -> dict[str, object]:
     if unit:
         return {"train.save_every_minutes": float(number)}
     return {"train.save_every_steps": int(number), "train.save_every_minutes": 0.0}
-
-
-def _toml(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)  # a TOML string is written as a JSON string is
 
 
 RUNS = Path("runs")

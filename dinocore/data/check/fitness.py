@@ -6,6 +6,7 @@ from ...config import Config
 from ...words import counted
 from ..annotations import Annotations
 from ..findings import KEPT, Findings, Location
+from ..split import evenly
 
 CELL_SHARE = 0.01  # of the objects, from which on it is worth a word
 ROUND = 50  # numbers of queries and the like that are proposed are multiples of it
@@ -88,16 +89,12 @@ def _check_share(
         return
     owners = annotations.owners()[which]
     images, counts = np.unique(owners, return_counts=True)
+    shown = evenly(len(images), KEPT)
     places = [
         Location(
             f"{annotations.path(i).name}: {count}", annotations.path(i), annotations.boxes[which[owners == i]].tolist()
         )
-        for i, count in _spread_over(list(zip(images.tolist(), counts.tolist(), strict=True)))
+        for i, count in zip(images[shown].tolist(), counts[shown].tolist(), strict=True)
     ]
     share = f"{len(which)} of {total} objects ({len(which) / total:.0%}), in {counted(len(images), 'image')},"
     findings.add(code, f"{share} {what}", places, len(images))
-
-
-def _spread_over(rows: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """At most KEPT rows, evenly from first to last."""
-    return [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(KEPT, len(rows))).round().astype(int))]

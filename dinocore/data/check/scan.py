@@ -140,40 +140,21 @@ def check_images(annotations: Annotations, facts: Sequence[ImageInfo], findings:
 
 def check_files(annotations: Annotations, facts: Sequence[ImageInfo], findings: Findings) -> None:
     """Findings about files that a training cannot use as they are annotated, or uses otherwise than one may think."""
-    _check_readable(annotations, facts, findings)
-    _check_sizes(annotations, facts, findings)
-    _check_cut(annotations, facts, findings)
-    _check_bands(annotations, facts, findings)
-
-
-def _check_readable(annotations: Annotations, facts: Sequence[ImageInfo], findings: Findings) -> None:
-    """Findings about files that cannot be read as images, each kind of problem once."""
-    for code in sorted({f.code for f in facts if f.code}):
+    for code in sorted({f.code for f in facts if f.code}):  # each kind of problem once
         broken = [f for f in facts if f.code == code]
         places = [_place(annotations, f, f.problem) for f in broken]
         findings.add(code, f"{counted(len(broken), 'image')} cannot be read", places)
-
-
-def _check_cut(annotations: Annotations, facts: Sequence[ImageInfo], findings: Findings) -> None:
-    """Findings about JPEGs that lack their last bytes and are used for what is there."""
-    cut = [f for f in facts if not f.problem and f.rows < 1]
-    places = [_place(annotations, f, f"{annotations.path(f.index).name}: {f.rows:.0%} of its rows") for f in cut]
-    findings.add("DATA-IMAGE-CUT", f"{counted(len(cut), 'image')} truncated at the end of the file", places)
-
-
-def _check_bands(annotations: Annotations, facts: Sequence[ImageInfo], findings: Findings) -> None:
-    """Findings about images that are not three bands of colour, and what is made of them."""
-    for conversion in sorted({f.conversion for f in facts} - {""}):
-        such = [f for f in facts if f.conversion == conversion and not f.problem]
-        places = [_place(annotations, f, annotations.path(f.index).name) for f in such]
-        findings.add("DATA-IMAGE-CHANNELS", f"{len(such)} of {len(facts)} images {conversion}", places)
-
-
-def _check_sizes(annotations: Annotations, facts: Sequence[ImageInfo], findings: Findings) -> None:
-    """Findings about images that are not as large as annotated: their boxes are of another image, or turned."""
-    other = [f for f in facts if not f.problem and f.size != tuple(annotations.sizes[f.index].tolist())]
+    readable = [f for f in facts if not f.problem]
+    other = [f for f in readable if f.size != tuple(annotations.sizes[f.index].tolist())]  # boxes of another image?
     places = [_place(annotations, f, _other_size(annotations, f)) for f in other]
     findings.add("DATA-IMAGE-SIZE", f"{counted(len(other), 'image')} whose size differs from the annotations", places)
+    cut = [f for f in readable if f.rows < 1]
+    places = [_place(annotations, f, f"{annotations.path(f.index).name}: {f.rows:.0%} of its rows") for f in cut]
+    findings.add("DATA-IMAGE-CUT", f"{counted(len(cut), 'image')} truncated at the end of the file", places)
+    for conversion in sorted({f.conversion for f in facts} - {""}):  # to three bands of colour
+        such = [f for f in readable if f.conversion == conversion]
+        places = [_place(annotations, f, annotations.path(f.index).name) for f in such]
+        findings.add("DATA-IMAGE-CHANNELS", f"{len(such)} of {len(facts)} images {conversion}", places)
 
 
 def _place(annotations: Annotations, facts: ImageInfo, text: str) -> Location:

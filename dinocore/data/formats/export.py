@@ -77,7 +77,8 @@ def write_dataset(
             text = to_json(coco_document(annotations, source, names), separators=(",", ":"))
             write_text(out / "annotations" / f"instances_{name}2017.json", text)
     elif kind == "yolo":
-        _finish_yolo(list(splits), classes, out)
+        content = {split: f"images/{split}" for split in splits} | {"nc": len(classes), "names": classes}
+        write_text(out / "data.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def _with_all_classes(splits: dict[str, tuple[Annotations, str]]) -> dict[str, tuple[Annotations, str]]:
@@ -165,11 +166,6 @@ def _write_labels(entry: Entry, out: Path) -> int:
     lines = [" ".join(map(repr, [k, *row])) + "\n" for k, row in zip(labels, shares.tolist(), strict=True)]
     _write(usual_label_file(out / "images" / entry.split / entry.name), "".join(lines))
     return int(crowd.sum())
-
-
-def _finish_yolo(splits: list[str], classes: list[str], out: Path) -> None:
-    content = {split: f"images/{split}" for split in splits} | {"nc": len(classes), "names": classes}
-    write_text(out / "data.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def _write_xml(entry: Entry, out: Path) -> None:

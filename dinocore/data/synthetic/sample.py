@@ -7,8 +7,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from dinocore.data.synthetic.cells import PLATELET, RBC, WBC
@@ -98,7 +96,9 @@ def _write_images(folder: Path, indices: range, seed: int, size: tuple[int, int]
     for index in indices:
         image, labels, boxes = draw_smear(seed, index, size)
         name, image_id = f"smear_{index + 1:06d}.jpg", index + 1
-        _write(folder / name, _jpeg(image))
+        content = BytesIO()
+        Image.fromarray(image).save(content, "JPEG", quality=JPEG_QUALITY)
+        _write(folder / name, content.getvalue())
         images.append({"id": image_id, "file_name": name, "width": size[0], "height": size[1], "license": 1})
         for label, box in zip(labels, boxes.tolist(), strict=True):
             found = {"id": len(annotations) + 1, "image_id": image_id, "category_id": label, "bbox": box}
@@ -111,12 +111,6 @@ def _write_images(folder: Path, indices: range, seed: int, size: tuple[int, int]
         "annotations": annotations,
         "categories": [{"id": label, "name": name, "supercategory": "cell"} for label, name in CATEGORIES.items()],
     }
-
-
-def _jpeg(image: NDArray[np.uint8]) -> bytes:
-    buffer = BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue()
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -40,7 +40,9 @@ class TimmBackbone(nn.Module):
         self.channels = body.feature_info.channels()
         self.body = freeze_batch_norm(body)
         freeze_stages(self.body, name, frozen_stages)
-        self.alignment = max(strides) if pads_by_size(body) else 1  # what sizes of images must be multiples of
+        self.least, self.alignment = 1, max(strides)  # of sides of images, and what they must be multiples of
+        if not pads_by_size(body):
+            self.least, self.alignment = self._find_sizes(name, max(strides))
         quick_depthwise(self.body)
         self.loses_in_bf16 = is_mobile(self.body)
         if self.alignment > 1:
@@ -50,9 +52,41 @@ class TimmBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> [(B, C_l, H_l, W_l)], finest first."""
+        if self.least > 1:
+            below, right = (max(0, self.least - side) for side in images.shape[-2:])
+            images = F.pad(images, (0, right, 0, below))
         below, right = (-side % self.multiple for side in images.shape[-2:])
         images = F.pad(images, (0, right, 0, below))
         return [x.permute(self.order) for x in self.body(images)]
+
+    def _find_sizes(self, name: str, stride: int) -> tuple[int, int]:
+        """The least side that images may have, and what sides must be multiples of, by trying.
+
+        Inception wants 75 pixels, HRNet multiples of its stride, and attention in blocks multiples of a few strides.
+
+        Raises:
+            ConfigError: no size that was tried does.
+        """
+        training = self.training
+        self.eval()
+        least = next((side for side in (1, *(n * stride for n in (1, 2, 3, 4, 8))) if self._takes(side, side)), 0)
+        base = max(least, 2 * stride)
+        multiples = (1, *(n * stride for n in (1, 2, 4, 8)))
+        multiple = next((n for n in multiples if least and self._takes(base + n, base + 3 * n)), 0)
+        self.train(training)
+        if not multiple:
+            raise ConfigError(
+                f"timm's `{name}` takes only images of certain sizes, not of multiples of {stride} pixels"
+            )
+        return least, multiple
+
+    @torch.no_grad()
+    def _takes(self, height: int, width: int) -> bool:
+        try:
+            self(next(self.body.parameters()).new_zeros(1, 3, height, width))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            return "meta tensors" in str(error)  # which have no numbers to try with
+        return True
 
 
 class OutputNorms(nn.Module):
@@ -103,9 +137,14 @@ def recompute_blocks(body: nn.Module) -> None:
             turn_on(True)
 
 
-@cache
 def feature_strides(name: str) -> list[int]:
-    """The strides of a timm model's features.
+    """The strides of a timm model's features; see `_features`."""
+    return _features(name)[0]
+
+
+@cache
+def _features(name: str) -> tuple[list[int], list[int]]:
+    """The strides of the features that a timm model gives by itself, and their numbers among all that it has.
 
     Raises:
         ConfigError: no such model, or no features.
@@ -118,7 +157,8 @@ def feature_strides(name: str) -> list[int]:
         raise ConfigError(f"timm {timm.__version__} has no model `{name}`{hint}")
     try:
         with torch.device("meta"):
-            return feature_extractor(name).feature_info.reduction()
+            info = feature_extractor(name).feature_info
+            return info.reduction(), list(info.out_indices)
     except (RuntimeError, AttributeError) as error:
         raise ConfigError(f"timm's `{name}` returns no feature maps: {error}") from error
 
@@ -129,13 +169,13 @@ def feature_indices(name: str, strides: Sequence[int]) -> tuple[int, ...]:
     Raises:
         ConfigError: no such model, no features, or none of that stride.
     """
-    reductions = feature_strides(name)
+    reductions, numbers = _features(name)
     if missing := [stride for stride in strides if stride not in reductions]:
         raise ConfigError(
             f"timm's `{name}` has features at strides {reductions}, not at {missing}; "
             "set model.feature_strides to some of those"
         )
-    return tuple(reductions.index(stride) for stride in strides)
+    return tuple(numbers[reductions.index(stride)] for stride in strides)
 
 
 def feature_extractor(name: str, drop_path: float = 0.0, **options: Any) -> Any:

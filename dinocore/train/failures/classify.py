@@ -33,7 +33,9 @@ def out_of_memory_message(batches: list[Batch], group: SingleProcess) -> str:
     who = f" on rank {group.rank} of {group.size}" if group.size > 1 else ""
     largest = max(batches, key=lambda batch: batch.images.numel())
     number, _, height, width = largest.images.shape
-    sizes = ", ".join(sorted({f"{w} x {h}" for h, w in (_size(batch, i) for batch in batches for i in _each(batch))}))
+    sizes = ", ".join(
+        sorted({f"{w} x {h}" for h, w in (_size(batch, i) for batch in batches for i in range(len(batch.indices)))})
+    )
     objects = ", ".join(str(len(target.labels)) for batch in batches for target in batch.targets)
     return (
         f"out of memory{who} (peak {peak_memory_mb():.0f} MB) with micro-batches of up to "
@@ -42,10 +44,6 @@ def out_of_memory_message(batches: list[Batch], group: SingleProcess) -> str:
         "train.micro_batch_size=1, --set train.on_out_of_memory=halve (the same batch in smaller micro-batches), --set "
         "model.checkpoint_activations=true, --amp bf16 or a smaller --set data.max_size"
     )
-
-
-def _each(batch: Batch) -> range:
-    return range(len(batch.indices))
 
 
 def _size(batch: Batch, i: int) -> tuple[int, int]:

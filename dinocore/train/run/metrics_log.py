@@ -4,25 +4,14 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ...system.files import to_json, write_text
 from ..state import Progress
+from .sinks import RowWriter
 
 
-class RowWriter(Protocol):
-    """Gets every line of the log."""
-
-    def add(self, row: dict[str, Any]) -> None: ...
-
-    def problem(self) -> str:
-        """What went wrong since it was last asked."""
-        ...
-
-    def close(self, completed: bool = True) -> None: ...
-
-
-class MetricsLog:
+class MetricsLog(RowWriter):
     """`metrics.jsonl`: one line per step and per evaluation, each once, however often the run was killed."""
 
     def __init__(self, run: Path, progress: Progress):
@@ -32,7 +21,6 @@ class MetricsLog:
         self._cut(path, progress)
         self.handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self.end = os.fstat(self.handle).st_size
-        self.message = ""
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a line, whole or not at all."""
@@ -45,11 +33,6 @@ class MetricsLog:
             self.message = self.message or f"metrics.jsonl cannot be written ({error.strerror}); lines will be missing"
         else:
             self.end += len(line)
-
-    def problem(self) -> str:
-        """What went wrong since it was last asked."""
-        message, self.message = self.message, ""
-        return message
 
     def sync(self) -> int:
         """Put all lines on the disk; returns the place reached, in bytes."""

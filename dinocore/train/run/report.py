@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...data.annotations import Annotations
+from ...data.annotations import Annotations, choose_images
 from ...data.images import read_image
+from ...data.split import evenly
 from ...errors import DataError
-from ...report.judged import ImageDetections, ImageTruth, judged_marks
+from ...evaluate.matches import match
+from ...report.judged import judged_marks
 from ...report.page import shrink, write_page
 from ...report.parts import MarkedImage
 from ...report.training import RunFacts, training_page
 from ...system.files import to_json, write_text
 from ...words import counted
 from ..context import RunContext
+from .sinks import RowWriter
 
 EXAMPLES = "best_examples.json"
 MOST = 24  # images
@@ -34,7 +37,7 @@ def save_examples(folder: Path, val: Annotations, epoch: int, results: list[dict
     Raises:
         EnvironmentFault: the file cannot be written.
     """
-    ids = val.image_ids[_chosen(val)].tolist()
+    ids = val.image_ids[evenly(len(val.image_ids), MOST)].tolist()
     kept: dict[int, list[dict[str, Any]]] = {image: [] for image in ids}
     for result in results:
         if result["image_id"] in kept and result["score"] >= LOWEST:
@@ -43,12 +46,11 @@ def save_examples(folder: Path, val: Annotations, epoch: int, results: list[dict
     write_text(folder / EXAMPLES, to_json({"epoch": epoch, "results": found}))
 
 
-class ReportFile:
+class ReportFile(RowWriter):
     """Writes the report anew whenever the log has an evaluation, and once more at the end if more was logged since."""
 
     def __init__(self, context: RunContext, facts: dict[str, str]):
         self.context, self.facts = context, facts
-        self.message = ""
         self.behind = False
         self.images: dict[int, MarkedImage] = {}  # small ones, by place in the split: they are read once
 
@@ -57,11 +59,6 @@ class ReportFile:
         self.behind = True
         if "AP" in row:
             self._write()
-
-    def problem(self) -> str:
-        """What went wrong since it was last asked."""
-        message, self.message = self.message, ""
-        return message
 
     def close(self, completed: bool = True) -> None:
         """The end of the run."""
@@ -87,18 +84,19 @@ class ReportFile:
         path, val = self.context.folder / EXAMPLES, self.context.data.val
         if not path.is_file():
             return 0, []
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        found: dict[int, list[dict[str, Any]]] = {}
-        for result in kept["results"]:
-            found.setdefault(result["image_id"], []).append(result)
+        kept, chosen = json.loads(path.read_text(encoding="utf-8")), evenly(len(val.image_ids), MOST)
+        ids = set(val.image_ids[chosen].tolist())
+        matches = match(
+            choose_images(val, np.array(chosen)), [row for row in kept["results"] if row["image_id"] in ids]
+        )
         shown = []
-        for index in _chosen(val).tolist():
+        for index in chosen:
             example = self._image(index)
             if example is not None:
                 scale = example.image.width / val.sizes[index][0]
-                shown.append(
-                    example._replace(marks=self._marks(index, found.get(int(val.image_ids[index]), []), scale))
-                )
+                marks = judged_marks(matches, int(val.image_ids[index]), LOWEST)
+                marks = [mark._replace(xyxy=[side * scale for side in mark.xyxy]) for mark in marks]
+                shown.append(example._replace(marks=marks))
         return kept["epoch"], shown
 
     def _image(self, index: int) -> MarkedImage | None:
@@ -110,17 +108,6 @@ class ReportFile:
                 return None  # the evaluation has said so
             self.images[index] = shrink(MarkedImage(os.fsdecode(val.file_names[index]), image), SIDE)
         return self.images[index]
-
-    def _marks(self, index: int, results: list[dict[str, Any]], scale: float) -> list[Any]:
-        val = self.context.data.val
-        categories = self.context.data.train.categories
-        rows = val.objects(index)
-        classes = {category.id: k for k, category in enumerate(categories)}
-        labels = np.array([classes[result["category_id"]] for result in results], dtype=np.int64)
-        scores = np.array([result["score"] for result in results], dtype=np.float64)
-        objects = ImageTruth(_corners(val.boxes[rows]) * scale, val.labels[rows], val.crowd[rows])
-        found = ImageDetections(_corners([result["bbox"] for result in results]) * scale, labels, scores)
-        return judged_marks(objects, found, [category.name for category in categories])
 
 
 def machine(device: torch.device) -> dict[str, str]:
@@ -134,15 +121,3 @@ def machine(device: torch.device) -> dict[str, str]:
     }
     names = ("torch", "torchvision", "timm", "dino-detector")
     return facts | {name: importlib.metadata.version(name) for name in names}
-
-
-def _chosen(val: Annotations) -> np.ndarray:
-    """Which validation images are shown: evenly spread over the split."""
-    total = len(val.image_ids)
-    return np.unique(np.linspace(0, total - 1, min(total, MOST)).round().astype(int))
-
-
-def _corners(boxes: Any) -> np.ndarray:
-    """x y width height -> x0 y0 x1 y1."""
-    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)

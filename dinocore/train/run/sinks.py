@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ...config import Config, TrainConfig
 from ...errors import EnvironmentFault
+from ...settings import flat_settings
 from ...system.extras import install_line
 from ...system.files import write_text
 
@@ -37,7 +38,26 @@ class Sink(Protocol):
     def close(self, completed: bool) -> None: ...
 
 
-class BackgroundWriter:
+class RowWriter:
+    """Gets every line of the log."""
+
+    message = ""  # what went wrong and has not been said
+
+    def add(self, row: dict[str, Any]) -> None:
+        """One line."""
+        raise NotImplementedError
+
+    def problem(self) -> str:
+        """What went wrong since it was last asked."""
+        message, self.message = self.message, ""
+        return message
+
+    def close(self, completed: bool = True) -> None:
+        """The end of the run, `completed` unless an error or a signal ended it."""
+        raise NotImplementedError
+
+
+class BackgroundWriter(RowWriter):
     """A sink in a thread of its own. After its first failure it gets nothing more."""
 
     def __init__(self, name: str, make: Callable[[], Sink], patience: float = PATIENCE):
@@ -47,7 +67,7 @@ class BackgroundWriter:
         """
         self.name, self.patience = name, patience
         self.rows: queue.Queue[dict[str, Any] | None] = queue.Queue(MAX_WAITING)
-        self.message = self.place = ""
+        self.place = ""
         self.failed = self.completed = False
         self.started = threading.Event()  # or failed
         self.thread = threading.Thread(target=self._work, args=(make,), daemon=True, name=name)
@@ -61,11 +81,6 @@ class BackgroundWriter:
             self.rows.put_nowait(row)
         except queue.Full:
             self.message = f"{self.name} is too slow and misses lines of metrics.jsonl"
-
-    def problem(self) -> str:
-        """What went wrong since it was last asked."""
-        message, self.message = self.message, ""
-        return message
 
     def close(self, completed: bool = True) -> None:
         """Let it finish, if it can do so soon."""
@@ -174,9 +189,8 @@ class MLflow:
             return
         self.id = self.client.create_run(self._experiment(), run_name=run.resolve().name).info.run_id
         write_text(file, self.id)
-        settings = [
-            mlflow.entities.Param(key, str(value)[:500]) for key, value in _flat(config.model_dump(mode="json"))
-        ]
+        values = flat_settings(config.model_dump(mode="json"))
+        settings = [mlflow.entities.Param(key, str(value)[:500]) for key, value in values]
         for start in range(0, len(settings), 100):  # the most that a request may have
             self.client.log_batch(self.id, params=settings[start : start + 100])
 
@@ -188,7 +202,10 @@ class MLflow:
     def write(self, row: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
         now, metric = round(time.time() * 1000), self.entities.Metric
-        values = [metric(_mlflow_key(key), value, now, row["step"]) for key, value in _numbers(row).items()]
+        # keys with what MLflow allows in a name
+        values = [
+            metric(re.sub(r"[^\w\-. /]", "_", key), value, now, row["step"]) for key, value in _numbers(row).items()
+        ]
         self.client.log_batch(self.id, metrics=values)
 
     def close(self, completed: bool) -> None:
@@ -321,16 +338,3 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     kind = "eval" if "AP" in row else "train"
     numbers = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "step"}
     return {f"{kind}/{name}": float(value) for name, value in numbers.items()}
-
-
-def _mlflow_key(name: str) -> str:
-    """With what MLflow allows in a name."""
-    return re.sub(r"[^\w\-. /]", "_", name)
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -94,20 +94,22 @@ def backbone_in(tensors: Mapping[str, Tensor]) -> str:
     table = tensors.get("backbone.layers.0.blocks.0.attn.relative_position_bias_table")
     if table is not None:
         window, dim = (round(len(table) ** 0.5) + 1) // 2, len(tensors["backbone.patch_embed.norm.weight"])
-        depth = _count(tensors, r"backbone\.layers\.2\.blocks\.(\d+)\.norm1\.weight")
+        depth = count_numbers(tensors, r"backbone\.layers\.2\.blocks\.(\d+)\.norm1\.weight")
         same = [name for name, s in SWINS.items() if (s.dim, s.depths[2], s.window) == (dim, depth, window)]
         return same[0] if same else UNKNOWN
     if "backbone.body.body.stem_0.weight" in tensors:
-        depth = _count(tensors, r"backbone\.body\.body\.stages_2\.blocks\.(\d+)\.gamma")
+        depth = count_numbers(tensors, r"backbone\.body\.body\.stages_2\.blocks\.(\d+)\.gamma")
         return CONVNEXTS.get((len(tensors["backbone.body.body.stem_0.weight"]), depth), UNKNOWN)
     if "backbone.body.body.stem.proj.weight" in tensors:
-        levels = _count(tensors, r"backbone\.body\.body\.layers_0\.blocks\.0\.modulation\.focal_layers\.(\d+)\..*")
+        levels = count_numbers(
+            tensors, r"backbone\.body\.body\.layers_0\.blocks\.0\.modulation\.focal_layers\.(\d+)\..*"
+        )
         large = len(tensors["backbone.body.body.stem.proj.weight"]) == 192 and levels in (3, 4)
         return f"focalnet-l-{levels}" if large else UNKNOWN
     if "backbone.body.model.patch_embed.proj.weight" in tensors:
-        depth = _count(tensors, r"backbone\.body\.model\.blocks\.(\d+)\.norm1\.weight")
+        depth = count_numbers(tensors, r"backbone\.body\.model\.blocks\.(\d+)\.norm1\.weight")
         return VITDETS.get((len(tensors["backbone.body.model.patch_embed.proj.weight"]), depth), UNKNOWN)
-    blocks = _count(tensors, r"backbone\.body\.layer3\.(\d+)\.conv1\.weight")
+    blocks = count_numbers(tensors, r"backbone\.body\.layer3\.(\d+)\.conv1\.weight")
     return RESNETS.get((blocks, "backbone.body.layer3.0.conv3.weight" in tensors), UNKNOWN)
 
 
@@ -116,7 +118,8 @@ def strides_in(backbone: str, projected: int) -> tuple[int, ...]:
     return VIT_STRIDES[:projected] if backbone.startswith("vitdet") else STRIDES[len(STRIDES) - projected :]
 
 
-def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+def count_numbers(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    """How many numbers stand in tensors' names where a pattern has its group."""
     return len({match[1] for match in (re.fullmatch(pattern, key) for key in tensors) if match})
 
 

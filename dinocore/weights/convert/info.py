@@ -82,12 +82,12 @@ def _others(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "classes": names,
         "metrics": {},
         "epoch": file_facts.epoch,
-        "beside_the_model": [str(key) for key, value in by_part(content).items() if not _is_weights(key, value)],
+        "beside_the_model": [
+            str(key)
+            for key, value in by_part(content).items()
+            if key not in ("model", "state_dict") and not isinstance(value, Tensor)
+        ],
     } | _count(converted.tensors)
-
-
-def _is_weights(key: Any, value: Any) -> bool:
-    return key in ("model", "state_dict") or isinstance(value, Tensor)
 
 
 def _coco_names(num_classes: int) -> list[str]:

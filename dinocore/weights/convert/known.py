@@ -9,7 +9,7 @@ from torch import Tensor
 from ...config import ModelConfig
 from ...errors import CheckpointError, ConfigError
 from ...presets import list_presets, load_config
-from .backbones import backbone_in, strides_in
+from .backbones import backbone_in, count_numbers, strides_in
 
 # By codebase, backbone and levels: the presets between which neither names nor shapes decide, by variant.
 PUBLISHED: dict[tuple[str, str, int], dict[str, str]] = {
@@ -56,9 +56,12 @@ def settings_in(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """
     try:
         classes, width = tensors["proposer.class_head.weight"].shape
-        levels, projected = len(tensors["tokenizer.level_embed"]), _count(tensors, r"neck\.project\.(\d+)\.0\.weight")
+        levels, projected = (
+            len(tensors["tokenizer.level_embed"]),
+            count_numbers(tensors, r"neck\.project\.(\d+)\.0\.weight"),
+        )
         backbone = backbone_in(tensors)
-        decoder_layers = _count(tensors, r"decoder\.layers\.(\d+)\.self_norm\.weight")
+        decoder_layers = count_numbers(tensors, r"decoder\.layers\.(\d+)\.self_norm\.weight")
         spare = len(tensors["denoiser.label_embed.weight"]) - classes
         if spare < 0:
             raise CheckpointError(f"the label embedding has {classes + spare} rows for {classes} classes")
@@ -70,7 +73,7 @@ def settings_in(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             "num_levels": levels,
             "hidden_dim": width,
             "ffn_dim": len(tensors["encoder.layers.0.ffn.net.0.weight"]),
-            "num_encoder_layers": _count(tensors, r"encoder\.layers\.(\d+)\.norm\.weight"),
+            "num_encoder_layers": count_numbers(tensors, r"encoder\.layers\.(\d+)\.norm\.weight"),
             "num_decoder_layers": decoder_layers,
             "num_queries": len(tensors["proposer.content.content"]),
             "heads": "per-layer" if "decoder.class_heads.1.weight" in tensors else "shared",
@@ -140,10 +143,6 @@ def read_facts(content: Mapping[str, Any]) -> FileFacts:
     names = dataset.get("classes", dataset.get("CLASSES", ())) if isinstance(dataset, Mapping) else ()
     epoch = next((value for value in (content.get("epoch"), meta.get("epoch")) if isinstance(value, int)), None)
     return FileFacts(position, [str(name) for name in names], epoch)
-
-
-def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    return len({match[1] for match in (re.fullmatch(pattern, key) for key in tensors) if match})
 
 
 def _position(preset: str) -> tuple[float, float]:
