@@ -291,7 +291,7 @@ def _unidentified(path: Path) -> tuple[str, str, str]:
     if suffix in IMAGE_SUFFIXES - SUFFIXES:
         fix = f"convert it first: magick {typed(path)} {typed(path.with_suffix('.jpg'))}"
     if suffix == ".txt":
-        fix = f"if it is a list of files, one a line: dino predict - < {typed(path)}"
+        fix = f"if it is a list of files, one per line: dino predict - < {typed(path)}"
     fix = fix or f"check what it is: file {typed(path)}; save it as JPEG or PNG, or remove it"
     return f"{path} is not an image in a known format ({', '.join(FORMATS)})", "FORMAT", fix
 

@@ -144,7 +144,7 @@ def _keep_best(
 ) -> None:
     facts = {"step": step, "epoch": epoch, "metrics": metrics.summary, "data": context.data.source}
     facts |= _training_sizes(context.data.train, context.config.data.min_box_size)
-    with _failing("the best weights cannot be kept"):
+    with _failing("the best weights cannot be saved"):
         facts["thresholds"] = best_thresholds(context.data.val, results)  # `predict` uses it
         save_best(context.folder, model, context.config, context.data.train.categories, facts)
 
@@ -156,7 +156,7 @@ def _training_sizes(train: Annotations, min_box_size: float) -> dict[str, int]:
 
 
 def _keep_examples(context: RunContext, epoch: int, results: list[dict[str, Any]]) -> None:
-    with _failing("examples for the report cannot be kept"):
+    with _failing("examples for the report cannot be saved"):
         save_examples(context.folder, context.data.val, epoch, results)
 
 
