@@ -122,7 +122,7 @@ def check_not_refused(given: str) -> None:
     """
     if Path(given).name.lower().endswith(REFUSED) and Path(given).expanduser().is_file():
         raise CheckpointError(
-            f"{given} was refused by dino export: it does not run, or does not give its model's numbers; "
+            f"{given} failed the check of dino export: it does not run, or its results differ from the model's; "
             "export again with other settings, or use the weights it was made from"
         )
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-SMALLEST_AREA = 1e-9  # of a image: a square of 0.03 pixels in one of 800 x 1333
+SMALLEST_AREA = 1e-9  # of an image: a square of 0.03 pixels in one of 800 x 1333
 
 
 def to_xyxy(boxes: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def area(boxes_xyxy: Tensor) -> Tensor:
 
 
 def iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """Share of the union of two boxes that both cover, (..., 4) x (..., 4) -> (...), in [0, 1]."""
+    """IoU: intersection over union of two boxes, (..., 4) x (..., 4) -> (...), in [0, 1]."""
     intersection, union = _overlap(a_xyxy, b_xyxy)
     return intersection / union
 

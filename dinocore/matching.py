@@ -27,14 +27,14 @@ def negative_focal(logits: Tensor, alpha: float, gamma: float) -> Tensor:
 
 @torch.no_grad()
 def hungarian(stages: Sequence[Predictions], targets: list[Target], loss: LossConfig) -> list[Match]:
-    """For each stage, match each target with one query so that the total cost is least.
+    """For each stage, match each target to one query with the lowest total cost.
 
-    An image with more targets than queries leaves those targets out that cost most. All costs go to the host in one
-    transfer.
+    If an image has more targets than queries, those with the highest cost are not matched. All costs go to the host
+    in one transfer.
 
     Raises:
         DivergedError: a cost is not finite, because predictions are not.
-        ValueError: there is not one target for each image.
+        ValueError: the number of targets differs from the number of images.
     """
     if len(targets) != len(stages[0].logits):
         raise ValueError(f"{len(targets)} targets for {len(stages[0].logits)} images; give one Target per image")
@@ -61,7 +61,7 @@ def hungarian(stages: Sequence[Predictions], targets: list[Target], loss: LossCo
 
 
 class Cost(NamedTuple):
-    """What it costs query n to answer for target t, split into weighted parts, each (..., N, T)."""
+    """The cost of matching query n to target t, in weighted parts, each (..., N, T)."""
 
     label: Tensor
     box: Tensor  # L1 distance
@@ -69,12 +69,12 @@ class Cost(NamedTuple):
 
     @property
     def total(self) -> Tensor:
-        """What the Hungarian method is given."""
+        """The input of the Hungarian method."""
         return self.label + self.box + self.giou
 
 
 def matching_cost(logits: Tensor, boxes: Tensor, target: Target, loss: LossConfig) -> Cost:
-    """The cost of every pair of query and target, (..., N, K), (..., N, 4) -> parts of (..., N, T)."""
+    """The cost of every (query, target) pair, (..., N, K), (..., N, 4) -> parts of (..., N, T)."""
     wanted = logits[..., target.labels]  # (..., N, T)
     alpha, gamma = loss.focal_alpha, loss.focal_gamma
     label = positive_focal(wanted, alpha, gamma) - negative_focal(wanted, alpha, gamma)

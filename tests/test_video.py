@@ -55,7 +55,7 @@ def test_a_film_that_is_cut_off_says_where_it_ends(film, name):
     path.write_bytes(content[: int(len(content) * 0.6)])
     frames, damaged = read(path)
     assert 20 < len(frames) < 35
-    assert damaged[-1].after == frames[-1].number and "its file says 2.00 s" in damaged[-1].reason
+    assert damaged[-1].after == frames[-1].number and "its header says 2.00 s" in damaged[-1].reason
     assert read(path, end=0.4)[1] == [], "what lies behind the end that was asked for is nobody's business"
 
 

@@ -60,7 +60,7 @@ class Annotations(NamedTuple):
     labels: np.ndarray  # (M,) int64, index into categories; -1 for a category that the model does not know
     area: np.ndarray  # (M,) float64
     crowd: np.ndarray  # (M,) bool
-    notes: list[str]  # what a user should know: objects that training leaves out, unknown classes
+    notes: list[str]  # messages for the user: objects not trained on, unknown classes
     merged_ids: tuple[tuple[int, int], ...] = ()  # (id, the category's that it is taken for), where two have one name
     own_categories: tuple[Category, ...] = ()  # of the data, by id, whatever `categories` a model has
 
@@ -69,7 +69,7 @@ class Annotations(NamedTuple):
         return self.image_root / os.fsdecode(self.file_names[index])
 
     def objects(self, index: int) -> slice:
-        """Which rows of boxes, labels, area and crowd belong to an image."""
+        """The rows of boxes, labels, area and crowd of an image."""
         return slice(int(self.starts[index]), int(self.starts[index + 1]))
 
     def owners(self) -> np.ndarray:
@@ -77,7 +77,7 @@ class Annotations(NamedTuple):
         return np.repeat(np.arange(len(self.image_ids)), np.diff(self.starts))
 
     def trainable(self, min_size: float = 0.0) -> np.ndarray:
-        """Which objects can be learned from, (M,) bool: known, not a crowd, and enough of it within the image."""
+        """The objects to train on, (M,) bool: of a known class, not a crowd, and large enough within the image."""
         sides = seen_sides(self.boxes, self.sizes[self.owners()])
         return (self.labels >= 0) & ~self.crowd & ((sides > 0) & (sides >= min_size)).all(1)
 
@@ -88,11 +88,11 @@ def read_annotations(
     """Read and check the annotations of a split.
 
     Args:
-        categories: those of the training annotations, which number the classes, matched by name; None: these
+        categories: those of the training annotations, which number the classes and are matched by name; None: the
             annotations' own.
 
     Raises:
-        DataError: naming the file, the first offenders and how many there are.
+        DataError: names the file, the first offenders and their number.
     """
     findings = Findings(split.annotations)
     annotations = survey_annotations(split, categories, config, findings)
@@ -103,10 +103,10 @@ def read_annotations(
 def survey_annotations(
     split: Split, categories: Sequence[Category] | None, config: DataConfig, findings: Findings
 ) -> Annotations:
-    """As `read_annotations`, but what is at fault becomes a finding and is left out.
+    """Like `read_annotations`, but invalid entries become findings and are dropped.
 
     Raises:
-        DataError: there is nothing to go on with.
+        DataError: nothing usable is left.
     """
     table = unique_ids(READERS[split.format](split, findings, config), findings)
     report_orphans(table, config, findings)
@@ -144,7 +144,7 @@ def survey_annotations(
 
 
 def as_coco_dict(annotations: Annotations) -> dict[str, Any]:
-    """The annotations in COCO's own structure for pycocotools: complete, ids from 1, unknown classes left out."""
+    """The annotations in COCO's structure for pycocotools: complete, ids from 1, without unknown classes."""
     owners = annotations.image_ids[annotations.owners()]
     ids = [category.id for category in annotations.categories]
     keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
@@ -161,14 +161,14 @@ def as_coco_dict(annotations: Annotations) -> dict[str, Any]:
 
 
 def with_categories(annotations: Annotations, categories: Sequence[Category]) -> Annotations:
-    """The same objects, their classes numbered as `categories` number them, matched by name; -1 where none has it."""
+    """The same objects with classes renumbered to match `categories` by name; -1 if there is none."""
     index = {category.name: k for k, category in enumerate(categories)}
     new = np.array([*(index.get(c.name, -1) for c in annotations.categories), -1], dtype=np.int64)  # -1 stays -1
     return annotations._replace(categories=list(categories), labels=new[annotations.labels])
 
 
 def choose_images(annotations: Annotations, chosen: np.ndarray) -> Annotations:
-    """Only some images, given by their rows in rising order, with their objects."""
+    """A subset of images, given by their rows in ascending order, with their objects."""
     starts = annotations.starts.tolist()
     rows = [np.arange(starts[i], starts[i + 1]) for i in chosen.tolist()]
     objects = np.concatenate([np.zeros(0, np.int64), *rows])

@@ -11,30 +11,30 @@ from ..config import DataConfig
 from ..errors import DataError
 from ..structures import Target
 
-ROUNDING = 1e-3  # by so much a box may lie beyond the image
+ROUNDING = 1e-3  # a box may exceed the image by this much
 
 FEW_SIZES = 64  # that are possible; `tiny` has 49, and met 8 of them in 775 batches of `animals`
 
 
 class Sample(NamedTuple):
-    """One image as the loader gives it."""
+    """One image from the loader."""
 
     image: Tensor  # (3, h, w) uint8
     target: Target
     index: int  # in the annotations
     size: tuple[int, int]  # height and width of the image as it is on disk, upright
-    problem: str | None = None  # why another image had to take its place
+    problem: str | None = None  # why another image replaced it
 
 
 class View(NamedTuple):
-    """What a detector sees at once: an image or a slice of it."""
+    """One input of a detector: an image or a slice of it."""
 
     image: Tensor  # (3, h, w) uint8, resized for the model
-    size: tuple[int, int]  # height and width of what it was resized from
+    size: tuple[int, int]  # height and width before resizing
 
 
 class Batch(NamedTuple):
-    """B images, padded at right and bottom to one size."""
+    """B images, padded at the right and bottom to the same size."""
 
     images: Tensor  # (B, 3, H, W) uint8, or float once normalised
     padding: Tensor  # (B, H, W) bool, True outside the image
@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 
 
 def resize_pixels(image: Tensor, config: DataConfig) -> Tensor:
-    """Bring an image without boxes to the size of evaluation, (3, H, W) -> (3, h, w), both uint8.
+    """Resize an image to evaluation size, without boxes, (3, H, W) -> (3, h, w), both uint8.
 
     Raises:
         DataError: it has no pixels.
@@ -57,7 +57,7 @@ def resize_pixels(image: Tensor, config: DataConfig) -> Tensor:
 
 
 def size_for_model(size: Sequence[int], config: DataConfig) -> tuple[int, int]:
-    """Height and width of evaluation, shrunk to the canvas where there is one, as `ExportedDetector.input_size`."""
+    """Evaluation height and width, shrunk to fit a canvas if there is one, like `ExportedDetector.input_size`."""
     height, width = resized(size, config.eval_scale, config.max_size)
     if config.canvas is None:
         return height, width
@@ -66,29 +66,29 @@ def size_for_model(size: Sequence[int], config: DataConfig) -> tuple[int, int]:
 
 
 def resized(size: Sequence[int], short: int, max_size: int | None) -> tuple[int, int]:
-    """Height and width with the short side `short`, or less where the long side would exceed `max_size`.
+    """Height and width with the short side `short`, or less if the long side would exceed `max_size`.
 
-    The long side is cut off to whole pixels, as in DETR.
+    The long side is rounded down, as in DETR.
     """
     height, width = size
     low, high = min(height, width), max(height, width)
     if max_size is not None and high / low * short > max_size:
         short = max(1, round(max_size * low / high))
     long = int(short * high / low)
-    if short == 1 and max_size is not None:  # a ribbon, which DETR gives no height at all
+    if short == 1 and max_size is not None:  # a very thin image, whose height would be 0 in DETR
         long = min(long, max_size)
     return (short, long) if height <= width else (long, short)
 
 
 def padded_size(height: int, width: int, config: DataConfig) -> tuple[int, int]:
-    """Height and width to which a training batch is padded: multiples of `pad_size_divisor`, up to the largest side."""
+    """Padded height and width of a training batch: multiples of `pad_size_divisor`, up to the largest side."""
     most, divisor = _largest_side(config), config.pad_size_divisor
     padded_height, padded_width = (max(side, min(-(-side // divisor) * divisor, most)) for side in (height, width))
     return padded_height, padded_width
 
 
 def has_few_sizes(config: DataConfig) -> bool:
-    """Whether training batches have so few sizes that what oneDNN compiles for each of them can be kept."""
+    """Whether training batches have few enough sizes for oneDNN to cache its primitives for all of them."""
     return (_largest_side(config) / config.pad_size_divisor) ** 2 <= FEW_SIZES
 
 
@@ -103,7 +103,7 @@ def collate(samples: Sequence[Sample], config: DataConfig | None = None) -> Batc
         config: of a training, for `padded_size`; None: the largest height and width of the images.
 
     Raises:
-        DataError: an image or a target is not what `Sample` and `Target` say; it would be trained on silently.
+        DataError: an image or target does not match `Sample` and `Target`, and would silently be trained on.
     """
     for sample in samples:
         check_pixels(sample.image)
@@ -170,7 +170,7 @@ def _check_target(target: Target) -> None:
 
 
 def normalise(batch: Batch, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Batch:
-    """Move to the device; pixels to [0, 1], less the mean, over the deviation; zero on padding."""
+    """Move to the device and normalise: to [0, 1], subtract the mean, divide by the deviation; zero on padding."""
     pixels = batch.images.to(device, non_blocking=True).permute(0, 2, 3, 1)  # (B, H, W, 3)
     width = pixels.shape[2]
     shift = torch.tensor(mean, dtype=torch.float32, device=device).mul(255).repeat(width)  # (W * 3,): long rows
@@ -180,7 +180,7 @@ def normalise(batch: Batch, mean: Sequence[float], std: Sequence[float], device:
         torch.sub(raw.flatten(1), shift, out=image.flatten(1)).div_(scale)
         image[int((~outside[:, 0]).sum()) :] = 0
         image[:, int((~outside[0]).sum()) :] = 0
-    images = images.permute(0, 3, 1, 2)  # channels last: convolutions are quicker so
+    images = images.permute(0, 3, 1, 2)  # channels last: faster convolutions
     padding = batch.padding.to(device, non_blocking=True)
     targets = [
         Target(t.labels.to(device, non_blocking=True), t.boxes.to(device, non_blocking=True), t.seed)

@@ -26,7 +26,7 @@ MOST_HEADERS = 20_000  # that are read before a training; 5,000 take a second
 
 
 class DataSet(NamedTuple):
-    """Training images, those to evaluate on, and what a user should know."""
+    """The training split, the evaluation split, and messages for the user."""
 
     source: str  # in words
     train: Annotations
@@ -38,8 +38,8 @@ def open_dataset(config: DataConfig) -> DataSet:
     """Find and read a dataset; an empty path means drawn images.
 
     Raises:
-        ConfigError: it is no section `data`.
-        DataError: the folder or its annotations cannot be used, or there is nothing to learn.
+        ConfigError: this is not a `data` section.
+        DataError: the folder or its annotations are unusable, or there is nothing to train on.
     """
     check_section(config, DataConfig)
     folder = Path(config.path) if config.path else sample_folder(config.sample_images)
@@ -79,10 +79,10 @@ def _paths(annotations: Annotations) -> set[bytes]:
 
 
 def _check_images(annotations: Annotations, config: DataConfig) -> list[str]:
-    """Compare sizes in the annotations with those of the files, of very many images with an even choice.
+    """Compare image sizes in the annotations with the files; of very many images, an even sample.
 
     Returns:
-        what else is to be said of these files.
+        other messages about these files.
     """
     indices = evenly(len(annotations.image_ids), MOST_HEADERS)
     findings = Findings(annotations.file)
@@ -93,10 +93,10 @@ def _check_images(annotations: Annotations, config: DataConfig) -> list[str]:
 
 
 def open_split(config: DataConfig, split: str, categories: Sequence[Category] | None) -> Annotations:
-    """One split, its classes numbered as a model numbers them; None: in the order of its own ids.
+    """One split, with classes numbered like a model's; None: in the order of its ids.
 
     Raises:
-        DataError: there is no such split, or it knows none of the classes.
+        DataError: the split does not exist, or has none of the classes.
     """
     folder = Path(config.path) if config.path else sample_folder(config.sample_images)
     layout = find_layout(folder, config.follow_symlinks)
@@ -117,7 +117,7 @@ def open_split(config: DataConfig, split: str, categories: Sequence[Category] | 
 
 
 def sample_folder(num_images: int) -> Path:
-    """Where the drawn images are kept; they are drawn when they are first needed."""
+    """The folder of drawn images; they are drawn when first needed."""
     folder = _cache_folder() / f"sample-data-{__version__}-{num_images}"
     finished = folder / "annotations" / "instances_train2017.json"
     if not finished.is_file():
@@ -126,7 +126,7 @@ def sample_folder(num_images: int) -> Path:
 
 
 def _cache_folder() -> Path:
-    """XDG's cache folder, or a temporary one where that can't be written."""
+    """XDG's cache folder, or a temporary one if that is not writable."""
     chosen = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(chosen) / "dino"
     try:

@@ -10,22 +10,22 @@ import numpy as np
 from ..error_codes import CODES, ERROR
 from ..errors import DataError
 
-SHOWN = 5  # offenders of each kind in a line
-KEPT = 20  # offenders of each kind in a report
-KINDS = 3  # kinds of fault in the message that ends a command
+SHOWN = 5  # offenders listed per kind in a message
+KEPT = 20  # offenders listed per kind in a report
+KINDS = 3  # kinds of errors in the message that ends a command
 
 
 class Location(NamedTuple):
-    """One offender: what to call it, and what to draw of it."""
+    """One offender: its name, and what to draw."""
 
     text: str
     image: Path | None = None
     boxes: Sequence[Sequence[float]] = ()  # x y width height in pixels of the upright image
-    other: Path | None = None  # an image to lay beside it
+    other: Path | None = None  # an image to show next to it
 
 
 class Finding(NamedTuple):
-    """A kind of fault or fact in one file."""
+    """A finding: one kind of problem or fact in one file."""
 
     code: str
     level: str  # error, warning or note
@@ -33,11 +33,11 @@ class Finding(NamedTuple):
     where: Path
     count: int
     places: list[Location]
-    advice: str = ""  # better than what the code says
+    advice: str = ""  # overrides the fix of the code
 
     @property
     def text(self) -> str:
-        """A line with the first offenders."""
+        """The message, with the first offenders."""
         shown = [place.text for place in self.places[:SHOWN]]
         if not shown:
             return self.what
@@ -46,7 +46,7 @@ class Finding(NamedTuple):
 
     @property
     def fix(self) -> str:
-        """What to do about it."""
+        """How to fix it."""
         return self.advice or CODES[self.code].fix
 
     def as_dict(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class Finding(NamedTuple):
 
 
 class Findings:
-    """Collects what the checks of one file find."""
+    """Collects the findings of the checks of one file."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -72,7 +72,7 @@ class Findings:
         level: str = "",
         fix: str = "",
     ) -> None:
-        """Note a finding, or add to it; without a count there is one per offender, and none of them is no finding."""
+        """Add a finding, or add to an existing one; the count defaults to the number of offenders; 0 adds nothing."""
         if count is None:
             offenders = list(offenders)
             count = len(offenders)
@@ -100,7 +100,7 @@ class Findings:
             raise DataError(what, code=first.code, where=self.file, fix=first.fix)
 
     def fail(self, code: str, what: str) -> NoReturn:
-        """Raise now: nothing else can be said about a file with this fault."""
+        """Raise immediately: this error rules out any further checks of the file."""
         raise DataError(what, code=code, where=self.file)
 
 

@@ -8,17 +8,17 @@ from .annotations import Annotations, choose_images
 from .check.duplicates import Shown, near_pairs, same_files
 from .check.scan import scan_images
 
-SEED = 0  # the same images are held out whenever the same data are read
+SEED = 0  # so that the same data always hold out the same images
 
 
 def hold_out(annotations: Annotations, config: DataConfig) -> tuple[Annotations, Annotations]:
     """Training and validation images, `data.val_fraction` of them for validation.
 
-    Identical and nearly identical images stay together: every image is decoded once to find them. Of every class that
-    two such groups have, at least one group goes to each side, if the fraction leaves room.
+    Identical and nearly identical images stay together: every image is decoded once to find them. For every class in
+    at least two such groups, each side gets at least one, if the fraction allows.
 
     Raises:
-        DataError: there are too few images that differ.
+        DataError: there are too few distinct images.
     """
     held = choose_held_out(image_groups(annotations, config), annotations, config.val_fraction)
     if not len(held):
@@ -30,7 +30,7 @@ def hold_out(annotations: Annotations, config: DataConfig) -> tuple[Annotations,
 
 
 def image_groups(annotations: Annotations, config: DataConfig) -> list[list[int]]:
-    """Rows of images that show the same, each row in one group."""
+    """Groups of rows of duplicate images; each row is in one group."""
     facts = list(scan_images(annotations, config, decode=True))
     shown = [Shown(str(facts[i].index), annotations.path(facts[i].index)) for i in range(len(facts))]
     parent = list(range(len(annotations.image_ids)))
@@ -50,7 +50,7 @@ def image_groups(annotations: Annotations, config: DataConfig) -> list[list[int]
 
 
 def choose_held_out(groups: list[list[int]], annotations: Annotations, fraction: float) -> np.ndarray:
-    """Rows of the images to hold out, rising: rare classes are served first, then groups in a drawn order."""
+    """Rows of the images to hold out, ascending: rare classes first, then groups in random order."""
     num_images = sum(map(len, groups))
     target = min(max(1, round(fraction * num_images)), num_images - 1)
     drawn = np.random.default_rng(SEED).permutation(len(groups)).tolist()

@@ -28,7 +28,7 @@ from .cut_jpeg import END_OF_IMAGE, decode_cut
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", *(("AVIF",) if features.check("avif") else ()))
 READ = ".jpg .jpeg .jpe .jfif .mpo .png .webp .bmp .tif .tiff .gif .ppm .pgm .heic .heif"
 SUFFIXES = frozenset(READ.split() + [".avif"] * ("AVIF" in FORMATS))
-IMAGE_SUFFIXES = SUFFIXES | {".avif", ".jp2", ".jxl"}  # also those that are named and not read
+IMAGE_SUFFIXES = SUFFIXES | {".avif", ".jp2", ".jxl"}  # including formats that are recognised but not read
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 VIDEOS = (
     *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv"),
@@ -49,18 +49,18 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-BACK = {6: 8, 8: 6}  # what undoes a turn; the others undo themselves
+BACK = {6: 8, 8: 6}  # the inverse of a rotation; the others are their own inverse
 Side = TypeVar("Side", int, float)
-MIN_ROWS = 0.95  # of a JPEG without its last bytes that must be there
+MIN_ROWS = 0.95  # fraction of a truncated JPEG's rows that must be there
 TAIL = 4096  # bytes that cameras put behind the end of a JPEG, at most
 LOGGER = logging.getLogger("dinocore.data")
-_warned_of: set[str] = set()  # files that a warning has named
+_warned_of: set[str] = set()  # files already warned about
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # else it prints about damaged files on its own
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # otherwise it prints about damaged files itself
 
 
 class Decoded(NamedTuple):
-    """An upright RGB image in its own size, or smaller where that was enough."""
+    """An upright RGB image at its own size, or smaller if that is enough."""
 
     image: Image.Image
     size: tuple[int, int]  # width and height of the file's image
@@ -81,7 +81,7 @@ def read_image(path: Path, config: DataConfig) -> Image.Image:
 
 
 def decode_image(content: bytes, config: DataConfig) -> Image.Image:
-    """As `read_image`, from the bytes of a file.
+    """Like `read_image`, from the bytes of a file.
 
     Raises:
         DataError: as for `read_image`.
@@ -103,10 +103,10 @@ def decode_image(content: bytes, config: DataConfig) -> Image.Image:
 
 
 def read_reduced(path: Path, config: DataConfig, min_decode_size: tuple[int, int]) -> Decoded:
-    """As `read_image`, but a JPEG at 1/2, 1/4 or 1/8 of its size where that is no less than `min_decode_size`.
+    """Like `read_image`, but a JPEG at 1/2, 1/4 or 1/8 of its size if that is at least `min_decode_size`.
 
-    The decoder makes 1001 pixels by 1/2 into 501: only half of the last one belongs to the image, so that the frame
-    ends at 500.5, or, if the image was then turned, begins at 0.5.
+    The decoder turns 1001 pixels at 1/2 into 501: only half of the last one belongs to the image, so the frame
+    ends at 500.5 or, if the image was then rotated, starts at 0.5.
 
     Args:
         min_decode_size: width and height of the upright image.
@@ -127,7 +127,7 @@ def read_reduced(path: Path, config: DataConfig, min_decode_size: tuple[int, int
 
 
 def loaded_rgb(image: Image.Image, config: DataConfig) -> Image.Image:
-    """Turned as its metadata says, in RGB, and without that metadata, so that it is not turned twice."""
+    """Rotated by its metadata, in RGB, and without that metadata, so that it is not rotated twice."""
     turn = TURNS.get(_orientation(image, config.exif))  # before loading, with which Pillow forgets a TIFF's
     unknown = isinstance(image, TiffImageFile) and has_unknown_band(image)
     image = _loaded(image)
@@ -138,7 +138,7 @@ def loaded_rgb(image: Image.Image, config: DataConfig) -> Image.Image:
 
 
 def _loaded(image: Image.Image) -> Image.Image:
-    """Decoded; of a JPEG that lacks its last bytes what there is, if that is at least MIN_ROWS of its rows."""
+    """Decode an image; a truncated JPEG is used if at least MIN_ROWS of its rows are there."""
     try:
         image.load()
         return image
@@ -156,7 +156,7 @@ def _loaded(image: Image.Image) -> Image.Image:
 
 
 def share_of_rows(path: Path, config: DataConfig) -> float:
-    """The share of a JPEG's rows that are there: 1 if the file ends as it should, and 0 if it ends in its header.
+    """The fraction of a JPEG's rows that are there: 1 if the file is complete, 0 if it ends in its header.
 
     Raises:
         DataError: as for `image_size`.
@@ -184,7 +184,7 @@ def image_size(path: Path, config: DataConfig) -> tuple[int, int]:
 
 
 class Header(NamedTuple):
-    """What a file's header says."""
+    """Facts from a file's header."""
 
     size: tuple[int, int]  # width and height of the upright image
     frames: int  # images in the file
@@ -219,7 +219,7 @@ def has_several(path: Path) -> bool:
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
-    """Whatever a decoder raises, as an error that names the file."""
+    """Convert any decoder error to one that names the file."""
     try:
         yield
     except DAMAGE as error:
@@ -228,7 +228,7 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
-    """An image whose header is read, within our limits and without Pillow's warnings about size and metadata."""
+    """Open an image and read its header, within our limits and without Pillow's warnings about size and metadata."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with _open(path, max_pixels) as image:
@@ -244,7 +244,7 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
             raise _problem(f"{path} is not a regular file", "FORMAT", path, f"check what it is: ls -l {typed(path)}")
         image = _identified(path)
     except FileNotFoundError:
-        raise _problem(f"there is no image {path}", "MISSING", path, "check its name and folder") from None
+        raise _problem(f"no image {path}", "MISSING", path, "check its name and folder") from None
     except UnidentifiedImageError:
         what, kind, fix = _unidentified(path)
         raise _problem(what, kind, path, fix) from None
@@ -271,7 +271,7 @@ def _identified(source: Path | io.BytesIO) -> Image.Image:
 
 @cache
 def reads_heif() -> bool:
-    """Whether HEIC images can be read: by pillow-heif, which is then known to Pillow."""
+    """Whether HEIC images can be read; registers pillow-heif with Pillow."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -281,7 +281,7 @@ def reads_heif() -> bool:
 
 
 def _unidentified(path: Path) -> tuple[str, str, str]:
-    """What a file is that cannot be identified, the kind of its code, and what to do."""
+    """Describe an unidentified file: what it is, its error code, and the fix."""
     suffix = path.suffix.lower()
     if bands := refusal_of_unknown(path):
         return bands[0], "BANDS", bands[1]
@@ -324,7 +324,7 @@ def _check_tiff(image: TiffImageFile, path: Path) -> None:
 
 
 def _in_deep_planes(image: TiffImageFile) -> bool:
-    """A plane for each colour and more than 8 bits: Pillow takes each byte for a pixel (12.0)."""
+    """Planar colour with more than 8 bits: Pillow reads each byte as a pixel (12.0)."""
     if image.tag_v2.get(PLANAR) != 2:
         return False
     bits = image.tag_v2.get(BITS, (8,))
@@ -337,7 +337,7 @@ def _problem(what: str, kind: str, path: Path, fix: str = "") -> DataError:
 
 
 def _orientation(image: Image.Image, exif: bool) -> int:
-    """1 to 8 as the EXIF data say; 1, upright, where they say nothing sensible or don't count."""
+    """The EXIF orientation, 1 to 8; 1 (upright) if it is invalid or ignored."""
     turns_itself = image.format == "TIFF"  # Pillow does, pixels and size
     if exif == turns_itself:
         return 1
@@ -365,7 +365,7 @@ def to_rgb(image: Image.Image, depth: str = "full") -> Image.Image:
 
 
 def _scale_to_bytes(pixels: np.ndarray, depth: str) -> np.ndarray:
-    """Deep grey to 8 bits: unit floats by 255, 16 bits by 1/257; else, or if asked to, from least to greatest."""
+    """Deep grey to 8 bits: unit floats times 255, 16 bits divided by 257; otherwise, or on request, min to max."""
     values = pixels.astype(np.float64)
     finite = values[np.isfinite(values)]
     low, high = finite.min(initial=0.0), finite.max(initial=0.0)

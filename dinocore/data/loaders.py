@@ -25,7 +25,7 @@ MOST_REPLACEMENTS = 10  # images in a row that cannot be read
 
 
 class TrainingImages(Dataset):
-    """Augmented images; an item is asked for as (epoch, index)."""
+    """Augmented images, indexed by (epoch, index)."""
 
     def __init__(self, annotations: Annotations, config: DataConfig, seed: int):
         self.annotations = annotations
@@ -34,7 +34,7 @@ class TrainingImages(Dataset):
         self.usable = annotations.trainable(config.min_box_size)
 
     def __getitem__(self, item: tuple[int, int]) -> Sample:
-        """The image, or, where it cannot be read, the next one that can."""
+        """The image or, if it cannot be read, the next readable one."""
         epoch, index = item
         problem = None
         for step in range(MOST_REPLACEMENTS):
@@ -91,10 +91,10 @@ class EvaluationImages(Dataset):
 
 
 def load_annotated(annotations: Annotations, index: int, config: DataConfig, usable: np.ndarray) -> AnnotatedImage:
-    """An image and those of its objects that are usable, clipped to it, as torchvision's tensors.
+    """An image and its usable objects, clipped to it, as torchvision's tensors.
 
     Raises:
-        DataError: the image cannot be read, or is not as large as the annotations say.
+        DataError: the image cannot be read, or its size differs from the annotations.
     """
     image = read_image(annotations.path(index), config)
     check_size(annotations, index, image.size)
@@ -103,7 +103,7 @@ def load_annotated(annotations: Annotations, index: int, config: DataConfig, usa
 
 
 def check_size(annotations: Annotations, index: int, size: tuple[int, int]) -> None:
-    """Refuse an image whose size, (width, height), is not what the annotations say.
+    """Refuse an image whose size, (width, height), differs from the annotations.
 
     Raises:
         DataError: naming both sizes.
@@ -128,18 +128,18 @@ def usable_objects(annotations: Annotations, index: int, usable: np.ndarray) -> 
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """Whole batches only, but at least one; what is left over changes with every epoch's order."""
+    """The number of full batches, at least one; the images left over change with every epoch's order."""
     return max(1, num_images // batch_size)
 
 
 class Shard(NamedTuple):
-    """Which part of every batch a process has."""
+    """The part of every batch that belongs to a rank."""
 
     rank: int = 0
     size: int = 1
 
     def of(self, chosen: np.ndarray) -> np.ndarray:
-        """Neighbours in the batch, as many for every process or one more for the first ones."""
+        """Neighbours in the batch, equally many for every rank, or one more for the first ones."""
         return np.array_split(chosen, self.size)[self.rank]
 
 
@@ -147,7 +147,7 @@ WHOLE = Shard()
 
 
 class Steps:
-    """For each optimizer step from `start` to `end`, this process's images of its batch as (epoch, index)."""
+    """For each optimizer step from `start` to `end`, this rank's images of its batch as (epoch, index)."""
 
     def __init__(self, num_images: int, batch_size: int, seed: int, start: int, end: int, part: Shard = WHOLE):
         self.num_images = num_images
@@ -173,7 +173,7 @@ class Steps:
 class Chunks:
     """Collates the samples of one optimizer step into batches of at most `size`, one per forward pass.
 
-    Samples of like shape go together, so that little of a batch is padding.
+    Samples of similar shape are grouped to reduce padding.
     """
 
     def __init__(self, size: int, config: DataConfig):
@@ -189,7 +189,7 @@ class Chunks:
 def training_steps(
     annotations: Annotations, config: Config, chunk: int, start: int, end: int, part: Shard = WHOLE
 ) -> DataLoader:
-    """Yields, for each optimizer step, its batches; workers live as long as the run."""
+    """Yields the batches of each optimizer step; workers live for the whole run."""
     images = TrainingImages(annotations, config.data, config.train.seed)
     steps = Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, end, part)
     return DataLoader(images, batch_sampler=steps, collate_fn=Chunks(chunk, config.data), **_workers(config.data))
@@ -198,7 +198,7 @@ def training_steps(
 def evaluation_batches(
     annotations: Annotations, config: DataConfig, batch_size: int = 1, part: Shard = WHOLE
 ) -> DataLoader:
-    """Yields a Batch of the images that can be read, and why the others can't; every so many, if they are shared."""
+    """Yields a Batch of readable images, and why the others cannot be read; every Nth, if ranks split them."""
     images = EvaluationImages(annotations, config)
     return DataLoader(
         images,
@@ -210,7 +210,7 @@ def evaluation_batches(
 
 
 def kill_workers() -> None:
-    """End the loaders' processes, which ignore the signal by which Python ends them before it waits for them."""
+    """Stop the workers, which ignore the signal that Python sends them at exit before waiting for them."""
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
@@ -218,15 +218,15 @@ def kill_workers() -> None:
 
 @functools.cache
 def kill_workers_at_exit() -> None:
-    """Once for a process. Without it a program that ends on an error while a loader is at work never ends."""
+    """Once per process. Without it, a program never exits after an error while a loader is active."""
     multiprocessing.util.Finalize(None, kill_workers, exitpriority=0)
 
 
 def start_workers(loader: DataLoader) -> Iterator:
-    """Start the loader's processes; a signal meanwhile waits, so that none of them meets it unprepared.
+    """Start the workers; signals are deferred meanwhile, so that no worker receives one unprepared.
 
-    PyTorch's handler of SIGCHLD is taken away: it raises wherever the program happens to be when one of them dies. The
-    loader sees that itself, within seconds, when the next batch is asked for.
+    PyTorch's SIGCHLD handler is removed: it raises at an arbitrary point of the program when a worker dies. The
+    loader notices that itself, within seconds, when it waits for the next batch.
     """
     kill_workers_at_exit()
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):  # Windows
@@ -260,5 +260,5 @@ def _workers(config: DataConfig) -> dict:
         "worker_init_fn": leave_signals_to_the_parent if number else None,
         "prefetch_factor": 4 if number else None,
         "timeout": config.loader_timeout if number else 0,
-        "generator": torch.Generator(),  # a loader must not draw from the generator that dropout draws from
+        "generator": torch.Generator(),  # a loader must not use dropout's random generator
     }

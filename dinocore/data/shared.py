@@ -23,9 +23,9 @@ from .dataset import DataSet, open_dataset
 
 
 class MappedArray(np.memmap):
-    """An array whose numbers are in a file: a process that it is sent to opens the file instead of copying them."""
+    """An array stored in a file: sending it to a process sends the path instead of a copy."""
 
-    whole = False  # all of the file's array, and not a part of it
+    whole = False  # the file's whole array, not a part of it
 
     def __reduce__(self) -> Any:
         if self.whole and os.path.exists(str(self.filename)):
@@ -47,7 +47,7 @@ def map_annotations(annotations: Annotations, folder: Path, name: str) -> Annota
     """
     mapped = {}
     for field, value in annotations._asdict().items():
-        if isinstance(value, np.ndarray) and value.size:  # nothing cannot be mapped
+        if isinstance(value, np.ndarray) and value.size:  # an empty array cannot be mapped
             file = str(folder / f"{name}-{field}.npy")
             np.save(file, value)
             mapped[field] = _open_mapped(file)
@@ -55,11 +55,11 @@ def map_annotations(annotations: Annotations, folder: Path, name: str) -> Annota
 
 
 def open_shared_dataset(config: DataConfig, group: SingleProcess) -> DataSet:
-    """As `open_dataset`; of several ranks, one of each machine reads, and all of them map what it read.
+    """Like `open_dataset`; with several ranks, one per machine reads, and all of them map its arrays.
 
     Raises:
-        DataError: the folder or its annotations cannot be used, or there is nothing to learn.
-        EnvironmentFault: there is no room for the arrays in the folder of temporary files.
+        DataError: the folder or its annotations are unusable, or there is nothing to train on.
+        EnvironmentFault: the temporary folder has no space for the arrays.
     """
     if group.size == 1:
         return open_dataset(config)
@@ -83,7 +83,7 @@ def open_shared_dataset(config: DataConfig, group: SingleProcess) -> DataSet:
     data = pickle.loads(answers[leader][0])
     group.gather(None)  # all of them have opened the files
     if leader == group.rank and multiprocessing.get_start_method() == "fork":
-        shutil.rmtree(folder, ignore_errors=True)  # workers get what is mapped; a kill leaves no files behind
+        shutil.rmtree(folder, ignore_errors=True)  # workers inherit the mappings; a kill leaves no files behind
     return data
 
 

@@ -22,44 +22,44 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # what XM
 
 
 class Category(NamedTuple):
-    """A class as the annotations call it."""
+    """A class as named in the annotations."""
 
     id: int
     name: str
 
 
 def table_names(categories: Sequence[Category]) -> list[str]:
-    """The names of classes as rows of a table or keys: those that several classes have come with the id."""
+    """Class names for tables and keys; names that several classes share are shown with the id."""
     count = Counter(category.name for category in categories)
     return [c.name if count[c.name] == 1 else f"{c.name} (id {c.id})" for c in categories]
 
 
 class Split(NamedTuple):
-    """One set of annotations, and where its images may be."""
+    """One set of annotations, and the possible folders of its images."""
 
     annotations: Path  # a COCO file, YOLO's data.yaml, or VOC's folder of XML files
     image_roots: list[Path]  # tried in this order
     format: str = "coco"  # or yolo, voc, csv, kitti, visdrone
-    folder: Path | None = None  # nothing outside of it is opened; None: the images' own folder
+    folder: Path | None = None  # nothing outside it is opened; None: the images' own folder
     listing: tuple[Path, ...] = ()  # YOLO: folders and lists of images; VOC: a list of names, or all
     classes: tuple[str, ...] = ()  # YOLO and VOC: their names in order
-    first_pixel: int | None = None  # VOC: the number of the first column and row; None: nobody can tell
-    labels: Path | None = None  # YOLO: the folder of label files, where a dataset.toml names it
+    first_pixel: int | None = None  # VOC: the index of the first column and row; None: unknown
+    labels: Path | None = None  # YOLO: the folder of label files, if set in a dataset.toml
     keypoints: tuple[int, int] | None = None  # YOLO's kpt_shape: how many each line has, and numbers of each
     held_out: Path | None = None  # VOC: a list of names in `listing` that are kept for validation
     class_ids: tuple[int, ...] = ()  # CSV: those of `classes`, in rising order, where the data have ids; or from 1
-    part: str = ""  # CSV: the split whose rows count, where a column tells it; empty: all of them
+    part: str = ""  # CSV: the split whose rows are used, if a column has it; empty: all of them
 
 
 class Layout(NamedTuple):
-    """What was found in a data folder."""
+    """The layout found in a data folder."""
 
     kind: str
-    train: Split  # that of validation where there is none
+    train: Split  # the validation split if there is none
     val: Split | None  # None: the folder has no split to evaluate on
     test: Split | None = None  # see val_is_test
     trainable: bool = True  # False: there is no training split
-    missing: str = ""  # why there is no validation split, where the dataset names one
+    missing: str = ""  # why there is no validation split, although the dataset names one
     val_is_test: bool = False  # the test split stands in for validation
 
     def splits(self) -> dict[str, Split]:
@@ -69,7 +69,7 @@ class Layout(NamedTuple):
 
     @property
     def gap(self) -> str:
-        """What is missing for a training and a judgement of it, in words."""
+        """A message about missing training or evaluation splits."""
         if not self.trainable:
             return "no training split"
         why = f" ({self.missing})" if self.missing else ""

@@ -43,7 +43,7 @@ class Plan(NamedTuple):
     size: tuple[int, int]  # height and width to which it is resized
     flip: bool
     vertical_flip: bool
-    colors: tuple[float, ...] = ()  # brightness, contrast, saturation, hue; none: as they are
+    colors: tuple[float, ...] = ()  # brightness, contrast, saturation, hue; none: unchanged
 
     def min_decode_size(self) -> tuple[int, int]:
         """Width and height of the whole image at which the region has its final size."""

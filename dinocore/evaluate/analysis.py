@@ -22,7 +22,7 @@ SIZES = {"AP": 0, "APs": 1, "APm": 2, "APl": 3}
 
 
 class ClassAnalysis(NamedTuple):
-    """One class; -1 where there is no objects to evaluate on, as in pycocotools."""
+    """The metrics of a class; -1 if it has no objects to evaluate on, as in pycocotools."""
 
     name: str
     objects: int
@@ -33,7 +33,7 @@ class ClassAnalysis(NamedTuple):
 
 
 class ImageErrors(NamedTuple):
-    """What is right, wrong and missed in an image, at IoU 0.5 and one score threshold."""
+    """Correct, wrong and missed boxes in an image, at IoU 0.5 and one score threshold."""
 
     image_id: int
     right: int
@@ -60,7 +60,7 @@ class Analysis(NamedTuple):
     worst: list[ImageErrors]
 
     def interval(self, name: str) -> Interval | None:
-        """The 95 % interval of AP, AP50, AP75 or AR100; None for another number or without samples."""
+        """The 95 % interval of AP, AP50, AP75 or AR100; None for other metrics or without samples."""
         if self.samples is None or name not in self.samples.values:
             return None
         return interval(self.samples.means(name), self.summary[name])
@@ -76,8 +76,8 @@ def analyse(annotations: Annotations, results: Sequence[dict[str, Any]], times: 
     """Match once and compute everything.
 
     Args:
-        results: rows of COCO's format, of known images; those of unknown classes are left out.
-        times: how many samples of images; 0: no intervals.
+        results: rows in COCO's format, for known images; those of unknown classes are dropped.
+        times: number of bootstrap samples; 0: no intervals.
     """
     matches = match(annotations, results)
     average = averages(matches)

@@ -16,7 +16,7 @@ IOUS = {"IoU 0.50": slice(0, 1), "IoU 0.75": slice(5, 6), "IoU 0.50:0.95": slice
 
 
 def to_json(analysis: Analysis) -> dict[str, Any]:
-    """Everything but the samples and the matches; None where a number is not known, -1 in AP and AR as in COCO."""
+    """Everything except samples and matches; None if a number is unknown, -1 in AP and AR as in COCO."""
     names = table_names(analysis.matches.categories)
     known = analysis.matches.to_find() > 0
     return {
@@ -55,7 +55,7 @@ def _class(analysis: Analysis, k: int) -> dict[str, Any]:
 
 
 def _totals(analysis: Analysis) -> dict[str, int]:
-    """What is found, wrong and missed in all images together, at IoU 0.5 and the threshold."""
+    """Found, wrong and missed boxes in all images, at IoU 0.5 and the threshold."""
     errors = image_errors(analysis.matches, analysis.threshold)
     right, wrong, missed = (sum(getattr(one, key) for one in errors) for key in ("right", "wrong", "missed"))
     return {"objects": right + missed, "found": right, "false_alarms": wrong}

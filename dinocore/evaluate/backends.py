@@ -20,16 +20,16 @@ class Judgement(NamedTuple):
     """What came out: 10 IoU thresholds, R recalls, K classes by id, 4 areas, at most 1, 10 or 100 detections."""
 
     summary: np.ndarray  # (12,), in COCO's order
-    precision: np.ndarray  # (10, R, K, 4, 3); -1 where there is no objects to evaluate on
+    precision: np.ndarray  # (10, R, K, 4, 3); -1 if there are no objects to evaluate on
     backend: str
 
 
 def choose_backend(wanted: str) -> str:
-    """The name of the backend that `auto`, `pycocotools` or `hotcoco` means here.
+    """The backend that `auto`, `pycocotools` or `hotcoco` selects on this machine.
 
     Raises:
         ConfigError: it is none of these.
-        EnvironmentFault: hotcoco is asked for and not installed.
+        EnvironmentFault: hotcoco is requested but not installed.
     """
     if wanted not in ("auto", *BACKENDS):
         raise ConfigError(f"unknown eval.backend `{wanted}`; choose auto, {' or '.join(BACKENDS)}")
@@ -48,7 +48,7 @@ def choose_backend(wanted: str) -> str:
 
 
 def judge(annotations: Annotations, results: Results, backend: str) -> Judgement:
-    """Judge results, whose images and classes are known, by a backend that `choose_backend` gave."""
+    """Evaluate results, whose images and classes are known, with a backend from `choose_backend`."""
     try:
         return BACKENDS[backend](annotations, results)
     except ValueError:  # hotcoco refuses ids below 0 and scores that are NaN; pycocotools takes them
@@ -101,7 +101,7 @@ BACKENDS: dict[str, Callable[[Annotations, Results], Judgement]] = {
 
 
 def mean_of_known(values: np.ndarray) -> float:
-    """The mean without the -1 of what cannot be judged; -1 if there is nothing else."""
+    """The mean, ignoring -1 for undefined values; -1 if there are no others."""
     known = values[values > -1]
     return float(known.mean()) if len(known) else -1.0
 

@@ -14,14 +14,14 @@ AFTER = np.append(RECALLS, np.inf)
 
 
 class Interval(NamedTuple):
-    """Where 95 % of the values are."""
+    """A 95 % interval."""
 
     low: float
     high: float
 
 
 class Samples(NamedTuple):
-    """B sets of as many images, drawn with replacement; NaN where a class has no object in such a set."""
+    """B bootstrap samples of the images; NaN if a class has no object in a sample."""
 
     values: dict[str, np.ndarray]  # AP, AP50, AP75, AR100: (B, K)
 
@@ -47,7 +47,7 @@ class _Hits(NamedTuple):
 
 
 def resample(matches: Matches, times: int, seed: int = SEED) -> Samples:
-    """AP of resampled images; two sets of results of the same images see the same samples."""
+    """AP of resampled images; two sets of results on the same images get the same samples."""
     hits = _hits(matches)
     found = [_averages(matches, hits, weights) for weights in draws(len(matches.image_ids), times, seed)]
     ap = np.array([one[0] for one in found])  # (B, K, T)
@@ -57,14 +57,14 @@ def resample(matches: Matches, times: int, seed: int = SEED) -> Samples:
 
 
 def draws(count: int, times: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each image is drawn, (I,), `times` times."""
+    """How often each image is drawn, (I,), for each of `times` samples."""
     random = np.random.default_rng(seed)
     for _ in range(times):
         yield np.bincount(random.integers(0, count, count), minlength=count).astype(float)
 
 
 def interval(values: np.ndarray, measured: float, bounds: tuple[float, float] = (0.0, 1.0)) -> Interval | None:
-    """The 95 % interval of a number from its resampled values (B,); None if there is none.
+    """The 95 % interval of a metric from its resampled values (B,); None if undefined.
 
     Resampled AP is biased, the more the fewer objects a class has: its mean lies above the measured value, since the
     best precision beyond a recall gains from chance. The middle 95 % are therefore moved by that difference.

@@ -21,7 +21,7 @@ ROUND = 16  # images that each rank looks at before the ranks tell each other wh
 
 
 class Metrics(NamedTuple):
-    """What an evaluation says; -1 where there is no objects to evaluate on, as in pycocotools."""
+    """What an evaluation says; -1 if it has no objects to evaluate on, as in pycocotools."""
 
     summary: dict[str, float]  # the 12 COCO numbers, in their usual order
     classes: dict[str, dict[str, float]]  # AP and AP50 by class name
@@ -31,12 +31,12 @@ class Metrics(NamedTuple):
 
     @property
     def judged(self) -> str:
-        """How many images the numbers are about, in words."""
+        """The number of evaluated images, as a message."""
         return judged_images(self.num_images, self.unreadable)
 
 
 def judged_images(number: int, unreadable: int) -> str:
-    """How many images an evaluation is about, in words."""
+    """The number of images of an evaluation, as a message."""
     lost = f", {unreadable} of them unreadable, so their objects count as missed" if unreadable else ""
     return f"{counted(number, 'image')} evaluated{lost}"
 
@@ -44,11 +44,11 @@ def judged_images(number: int, unreadable: int) -> str:
 def detect_all(
     detector: AnyDetector, annotations: Annotations, part: Shard = WHOLE, slicing: Slicing | None = None
 ) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
-    """Detect in every image; yields, image by image, COCO results and why an image could not be read.
+    """Detect objects in every image; yields COCO results per image, and why an image could not be read.
 
     Args:
-        part: of several processes, which share the images.
-        slicing: cut images into slices, as `predict --slice` does.
+        part: this rank's part of the images.
+        slicing: cut images into slices, like `predict --slice`.
     """
     if slicing is not None:
         yield from _detect_in_slices(detector, annotations, part, slicing)
@@ -65,9 +65,9 @@ def detect_all(
 def detect_on_ranks(
     detector: AnyDetector, annotations: Annotations, group: SingleProcess, slicing: Slicing | None = None
 ) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
-    """As `detect_all` of all images, which the ranks share; the same images in the same order come on every rank.
+    """Like `detect_all`, with the images split among ranks; every rank gets all results in the same order.
 
-    An image's numbers do not depend on how many ranks there are: each is computed alone, or in slices of its own.
+    An image's results do not depend on the number of ranks: each image is computed alone, or in its own slices.
 
     Raises:
         DinoError: on every rank, if one of them failed.
@@ -124,10 +124,10 @@ def as_results(image_id: int, detections: Detections, detector: AnyDetector) -> 
 def coco_metrics(
     annotations: Annotations, results: Sequence[dict[str, Any]], backend: str = "auto", unreadable: int = 0
 ) -> Metrics:
-    """Judge results by the annotations; crowds count as in COCO, no result at all gives 0.
+    """Evaluate results against the annotations; crowds are handled as in COCO, and no results give 0.
 
     Args:
-        backend: `auto`, `pycocotools` or `hotcoco`, which differ in speed only; see `eval.backend`.
+        backend: `auto`, `pycocotools` or `hotcoco`, which differ only in speed; see `eval.backend`.
         unreadable: how many of the images could not be read.
 
     Raises:
@@ -145,7 +145,7 @@ def coco_metrics(
 
 
 def _known(annotations: Annotations, results: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-    """The results of classes that the annotations have; COCO doesn't judge others, and hotcoco complains on stderr."""
+    """The results of annotated classes; COCO ignores others, and hotcoco complains about them on stderr."""
     lost = set(map(itemgetter("image_id"), results)) - set(annotations.image_ids.tolist())
     if lost:
         shown = ", ".join(map(str, sorted(lost)[:5]))

@@ -13,7 +13,7 @@ MOST_IMAGES = 10
 
 
 class MetricDifference(NamedTuple):
-    """A number of both; -1 or None where it is not known."""
+    """A metric of both; -1 or None if undefined."""
 
     a: float | None
     b: float | None
@@ -22,7 +22,7 @@ class MetricDifference(NamedTuple):
 
 
 class ImageDifference(NamedTuple):
-    """What both made of an image, each at its own best threshold."""
+    """Both models' errors in an image, each at its own best threshold."""
 
     a: ImageErrors
     b: ImageErrors
@@ -48,7 +48,7 @@ def compare(a: Analysis, b: Analysis) -> Comparison:
     """What changes from a to b.
 
     Raises:
-        DataError: they are of different images, objects or classes, so that their numbers say nothing together.
+        DataError: they are for different images, objects or classes, so that their metrics are not comparable.
     """
     same = a.matches.categories == b.matches.categories and all(
         np.array_equal(left, right)
@@ -71,7 +71,7 @@ def compare(a: Analysis, b: Analysis) -> Comparison:
 
 
 def comparison_json(comparison: Comparison) -> dict[str, Any]:
-    """The same as plain numbers, and beside them all that `to_json` says of each side."""
+    """The same as plain numbers, with everything from `to_json` for each side."""
 
     def plain(differences: dict[str, MetricDifference]) -> dict[str, Any]:
         return {

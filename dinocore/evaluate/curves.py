@@ -19,7 +19,7 @@ class Averages(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """What keeping the surest n detections means at IoU 0.5, for every n at which a score ends; n = 0 comes first."""
+    """Counts at IoU 0.5 for the n most confident detections, for every n where the score changes, from n = 0."""
 
     score: np.ndarray  # (N,) the least that is kept, falling; infinite if nothing is
     right: np.ndarray  # (N,)
@@ -34,7 +34,7 @@ class Tally(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The score threshold of the greatest F1 at IoU 0.5, and what it gives."""
+    """The score threshold with the best F1 at IoU 0.5, and its metrics."""
 
     threshold: float
     f1: float
@@ -70,7 +70,7 @@ def averages(matches: Matches) -> Averages:
 
 
 def interpolated(right: np.ndarray, ignored: np.ndarray, objects: int) -> np.ndarray:
-    """The best precision at each recall or beyond, (T, R); 0 where a recall is not reached."""
+    """The best precision at each recall or higher, (T, R); 0 if a recall is not reached."""
     hits = np.cumsum(right, axis=1).astype(float)
     misses = np.cumsum(~right & ~ignored, axis=1).astype(float)
     precision = hits / (misses + hits + np.spacing(1))
@@ -81,7 +81,7 @@ def interpolated(right: np.ndarray, ignored: np.ndarray, objects: int) -> np.nda
 
 
 def tally(matches: Matches, kind: int | None = None) -> Tally:
-    """Count what is right and wrong at IoU 0.5 from the surest detection on; of one class, or of all together."""
+    """Count correct and wrong detections at IoU 0.5 in order of confidence, for one class or all."""
     rows = np.arange(len(matches.found.score)) if kind is None else matches.ranked(kind)
     rows = rows[~matches.ignored[0, 0, rows]]
     rows = rows[np.argsort(-matches.found.score[rows], kind="stable")]
@@ -100,7 +100,7 @@ def tally(matches: Matches, kind: int | None = None) -> Tally:
 
 
 def best(counts: Tally) -> Best | None:
-    """Where F1 is greatest, the highest threshold of equal ones; None if nothing is ever right."""
+    """The best F1, with the highest threshold in case of ties; None if no detection is correct."""
     n = int(counts.f1.argmax())
     if not counts.right[n]:
         return None

@@ -59,16 +59,16 @@ class Matches(NamedTuple):
     starts: np.ndarray  # (K + 1,) class k has ranking[starts[k]:starts[k + 1]]
 
     def ranked(self, k: int) -> np.ndarray:
-        """The detections of a class, the surest first; ties in the order of images."""
+        """The detections of a class, most confident first; ties in image order."""
         return self.ranking[self.starts[k] : self.starts[k + 1]]
 
     def to_find(self, area: int = 0) -> np.ndarray:
-        """How many objects of each class are to be found, (K,)."""
+        """The number of objects of each class, (K,)."""
         return np.bincount(self.objects.label[self.counts[area]], minlength=len(self.categories))
 
 
 def match(annotations: Annotations, results: Sequence[dict[str, Any]]) -> Matches:
-    """Match results, whose images are known, with objects by COCO's greedy rule; unknown classes are left out."""
+    """Match results, whose images are known, to objects by COCO's greedy rule; unknown classes are dropped."""
     categories = sorted(annotations.categories)
     image_ids = np.sort(annotations.image_ids)
     objects = _objects(annotations, image_ids, categories)
@@ -100,7 +100,7 @@ def match(annotations: Annotations, results: Sequence[dict[str, Any]]) -> Matche
 
 
 def assign(pairs: Pairs, turn: np.ndarray, limits: np.ndarray, counts: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """COCO's greedy rule: each detection in its turn takes the best object that is still free.
+    """COCO's greedy rule: each detection in turn takes the best object that is still free.
 
     The best is one that counts, then that of the greatest IoU, then the last. Crowds stay free. All detections of the
     same turn choose at once, so those that compete for an object must have different ones.

@@ -12,7 +12,7 @@ TAU = 0.5  # of LRP
 
 
 class Calibration(NamedTuple):
-    """Detections in bins of score, the last one closed at 1; what covers a crowd is left out."""
+    """Detections in bins of score, the last one closed at 1; detections on crowds are ignored."""
 
     count: np.ndarray  # (10,) detections
     score: np.ndarray  # (10,) their mean score, NaN in an empty bin
@@ -21,7 +21,7 @@ class Calibration(NamedTuple):
 
 
 def calibration(matches: Matches, least: float = 0.0) -> Calibration:
-    """Whether a score of 0.8 means right eight times in ten, of detections with at least a score."""
+    """Whether a score of 0.8 means correct eight times in ten, for detections with at least a given score."""
     use = ~matches.ignored[0, 0] & (matches.found.score >= least)
     score, right = matches.found.score[use], matches.right[0, 0, use]
     where = np.clip((score * BINS).astype(int), 0, BINS - 1)
@@ -36,8 +36,8 @@ def calibration(matches: Matches, least: float = 0.0) -> Calibration:
 def confusion(matches: Matches, threshold: float) -> np.ndarray:
     """Which class is taken for which, in counts (K + 1, K + 1): row the truth, column what was found, last background.
 
-    Classes play no part in who takes which object: the surest detection of an image chooses first, the object of the
-    greatest IoU. What only covers a crowd is left out.
+    Matching ignores classes: in order of confidence, each detection of an image takes the object with the
+    highest IoU. Detections that only cover a crowd are ignored.
     """
     found, objects, pairs = matches.found, matches.objects, matches.pairs
     kinds = len(matches.categories)
@@ -61,7 +61,7 @@ def confusion(matches: Matches, threshold: float) -> np.ndarray:
 
 
 class Lrp(NamedTuple):
-    """0 is perfect, 1 the worst: the error at the threshold where it is least, and what it is made of.
+    """0 is perfect, 1 is worst: the error at the threshold that minimises it, and its components.
 
     Source: Oksuz et al., ECCV 2018; TPAMI 2021, arXiv 2011.10772
     """

@@ -27,7 +27,7 @@ class ResultRow(TypedDict):
 
 
 class Results(NamedTuple):
-    """Detections that can be judged, and what a user should know of the others."""
+    """Detections that can be evaluated, and a message about the others."""
 
     rows: list[dict[str, Any]]
     notes: list[str]
@@ -63,11 +63,11 @@ def read_results(path: Path, annotations: Annotations, allow_orphans: bool = Fal
         raise DataError(f"{' and '.join(filter(None, notes))} {annotations.file} doesn't have", code="DATA-RESULTS",
                         where=path)  # fmt: skip
     kept = [row for row in rows if all(row[key] in known for key, (_, known) in strangers.items())]
-    return Results(kept, [f"left out, {note} the annotations don't have" for note in notes if note])
+    return Results(kept, [f"skipped, {note} the annotations don't have" for note in notes if note])
 
 
 def _orphans(rows: list[Any], key: str, noun: tuple[str, ...], known: set[int]) -> str:
-    """How many results are of something unknown, or nothing."""
+    """A message about results of unknown images or classes, or an empty text."""
     ids = [row[key] for row in rows if row[key] not in known]
     first = ", ".join(map(str, sorted(set(ids))[:5]))
     return (
@@ -103,11 +103,11 @@ def _no_results(what: str, path: Path) -> DataError:
 
 
 def _fault(row: Any) -> str:
-    """Why a row is no result, or nothing; numbers may be NaN, of which `read_results` tells."""
+    """Why a row is invalid, or an empty text; NaN is allowed here and reported by `read_results`."""
     if not isinstance(row, dict):
         return f"the entry is {_shown(row)}, not an object"
     if missing := [f"`{key}`" for key in ResultRow.__annotations__ if key not in row]:
-        return f"{', '.join(missing)} is missing"
+        return f"it lacks {', '.join(missing)}"
     if wrong := [key for key in IDS if not (is_number(row[key]) and row[key] % 1 == 0)]:
         return f"`{wrong[0]}` is {_shown(row[wrong[0]])}, not a whole number"
     box = row["bbox"]
@@ -121,6 +121,6 @@ def _is_coordinate(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """The beginning of a value as JSON has it."""
+    """The start of a value as JSON."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"

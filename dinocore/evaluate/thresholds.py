@@ -12,7 +12,7 @@ MARGIN = 1e-5  # the best threshold is the score of a detection, which rounding 
 
 
 def best_thresholds(annotations: Annotations, results: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The score of the greatest F1 at IoU 0.5, over all classes and for each class, less `MARGIN`.
+    """The score with the best F1 at IoU 0.5, overall and per class, minus `MARGIN`.
 
     Returns:
         `{"overall": score, "classes": {name: score or None}}`; None where no detection is right.

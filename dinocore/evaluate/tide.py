@@ -12,7 +12,7 @@ NAMES = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
 
 
 class Tide(NamedTuple):
-    """How much AP50 would grow if one kind of error were put right and nothing else."""
+    """How much AP50 would increase if one kind of error were fixed and nothing else."""
 
     ap50: float
     gain: dict[str, float]  # by error, and FP and FN: all that is wrong gone, all that is missed forgiven
@@ -20,7 +20,7 @@ class Tide(NamedTuple):
 
 
 class _Causes(NamedTuple):
-    """What is wrong with each detection, and which object it could be put right with."""
+    """The error of each detection, and the object that would fix it."""
 
     kind: np.ndarray  # (D,) index into NAMES, -1 for a right one
     target: np.ndarray  # (D,) an object, -1 for none

@@ -33,7 +33,7 @@ LOGGER = logging.getLogger("dinocore.export")
 
 
 class FileDetector:
-    """A detector whose numbers come from an exported file; it is used as `dinocore.predict.Detector` is."""
+    """A detector that runs an exported file, with the interface of `dinocore.predict.Detector`."""
 
     def __init__(self, path: Path, threads: int = 0):
         """
@@ -72,7 +72,7 @@ class FileDetector:
 
     @property
     def config(self) -> Config:
-        """The settings of evaluation, and the canvas: an image is resized once, to what fits into it."""
+        """The evaluation settings with the canvas: an image is resized once, to fit into it."""
         return self._config
 
     @config.setter
@@ -84,7 +84,7 @@ class FileDetector:
         self._config = config.model_copy(update={"data": data})
 
     def detect_batch(self, batch: Batch) -> list[Detections]:
-        """Detections of each image of a batch that was resized for evaluation, in pixels of the image on the disk."""
+        """Detections of each image of a batch resized for evaluation, in pixels of the original image."""
         canvas = self.runtime.info["canvas"]
         images = []
         for image, outside in zip(batch.images, batch.padding, strict=True):
@@ -105,10 +105,10 @@ class FileDetector:
         return Detections(labels, scores, boxes_xyxy, tuple(self.categories[k].name for k in labels.tolist()))
 
     def run(self, call: Callable[[], Any]) -> Any:
-        """What the runtime answers.
+        """Run the file.
 
         Raises:
-            EnvironmentFault: memory is short, as each runtime says it.
+            EnvironmentFault: out of memory, detected for each runtime.
             DataError: it has another error.
         """
         try:
@@ -131,7 +131,7 @@ def fit(image: Tensor, canvas: tuple[int, int]) -> Tensor:
 
 
 class Speed(NamedTuple):
-    """How fast an exported file is here."""
+    """The speed of an exported file on this machine."""
 
     latency_p50_s: float
     latency_p90_s: float

@@ -28,14 +28,14 @@ PIXELS = {"uint8": torch.uint8, "float32": torch.float32}
 
 
 class NotVerified(DinoError):
-    """A file was written, and it could not be run or does not give the numbers of its model."""
+    """A written file failed to run, or its results differ from the model's."""
 
     exit_code = 1
     code = "EXPORT"
 
 
 class Request(NamedTuple):
-    """What is to be written."""
+    """The export request."""
 
     format: str
     out: Path
@@ -48,7 +48,7 @@ class Request(NamedTuple):
 
 
 class Exported(NamedTuple):
-    """What was written, and how it compares."""
+    """The written file, and its comparison."""
 
     files: list[Path]
     info: dict[str, Any]
@@ -177,7 +177,7 @@ def for_comparison(config: Config, max_dets: int | None) -> Config:
 
 
 def pick_canvases(config: Config, sizes: Sequence[tuple[int, int]], multiple: int) -> Canvases:
-    """The canvases of a file; by default the least square into which every image of evaluation fits.
+    """The canvases of a file; by default the smallest square that fits every evaluation image.
 
     Args:
         sizes: none, a height and width, or the least and the largest.
@@ -206,7 +206,7 @@ def pick_canvases(config: Config, sizes: Sequence[tuple[int, int]], multiple: in
 
 
 def check_least(canvases: Canvases, config: Config, downsampling: int) -> None:
-    """Find out before the work whether the smallest canvas of a range has a token for each query.
+    """Check before any work that the smallest canvas of a range has a token for each query.
 
     Raises:
         ConfigError: it has fewer, which would be another graph.
@@ -226,7 +226,7 @@ def check_least(canvases: Canvases, config: Config, downsampling: int) -> None:
 
 
 def describe(weights: Weights, request: Request, canvases: Canvases, max_dets: int) -> dict[str, Any]:
-    """What a file says about itself, for `runtime.py` and for people."""
+    """The metadata of a file, for `runtime.py` and `dino info`."""
     config = weights.config
     return {
         "schema": SCHEMA,

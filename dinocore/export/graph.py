@@ -22,7 +22,7 @@ MAX_BATCH = 64
 
 
 class Canvases(NamedTuple):
-    """The heights and widths of `images` that a graph takes, in pixels."""
+    """The heights and widths of `images` that a graph accepts, in pixels."""
 
     largest: tuple[int, int]
     least: tuple[int, int]  # the same as the largest where height and width are fixed
@@ -47,7 +47,7 @@ class Canvases(NamedTuple):
 
 
 class Signature(NamedTuple):
-    """What an exported graph takes and gives."""
+    """The inputs and outputs of an exported graph."""
 
     canvases: Canvases
     max_dets: int  # detections of each image, best first
@@ -55,7 +55,7 @@ class Signature(NamedTuple):
 
 
 class DetectorGraph(nn.Module):
-    """The whole way from RGB pixels to labels, scores and boxes, with nothing left for the caller to get wrong."""
+    """The whole pipeline from RGB pixels to labels, scores and boxes."""
 
     mean: Tensor
     std: Tensor

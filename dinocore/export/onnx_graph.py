@@ -46,7 +46,7 @@ def to_onnx(
 
 
 def name_free_sizes(graph: Any) -> None:
-    """Call the images' free sizes `batch`, `height` and `width`, in place; PyTorch's names are like `s34` and `32*s89`.
+    """Name the images' free dimensions `batch`, `height` and `width`, in place; PyTorch uses names such as `s34`.
 
     Args:
         graph: an `onnx.GraphProto` whose first input is the images, (N, H, W, 3).

@@ -36,9 +36,7 @@ class ExportedDetector:
         usual = (self.info["thresholds"] or self.info["threshold"]) if threshold is None else threshold
         single = isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 4) < 4
         if single or hasattr(images, "read") or not 0 <= np.min(usual) <= np.max(usual) <= 1:
-            raise ValueError(
-                f"give a list of images and a threshold from 0 to 1; got {type(images).__name__}, {threshold}"
-            )
+            raise ValueError(f"give a list of images, a threshold in [0, 1]; got {type(images).__name__}, {threshold}")
         upright = [load(image) for image in images]
         inputs = [image.resize(self.input_size(image.size), Image.Resampling.BILINEAR) for image in upright]
         least, found = np.broadcast_to(usual, len(self.info["names"])), []  # of each class
@@ -55,21 +53,17 @@ class ExportedDetector:
         shape, count, kinds = images.shape[1:3], len(images) if images.ndim == 4 else 0, (np.uint8, pixels)
         if not 0 < count <= 64 or images.shape[1:] != (*self.canvas(shape), 3) or images.dtype not in kinds:
             takes = "(1 to 64, H, W, 3), HxW {least} to {canvas} in steps of {multiple}, {pixels}".format_map(self.info)
-            raise ValueError(f"this model expects images {takes}; got {images.shape}, {images.dtype}")
+            raise ValueError(f"this model needs images {takes}; got {images.shape}, {images.dtype}")
         if sizes.dtype.kind not in "iu" or sizes.shape != (count, 2) or (sizes < 1).any() or (sizes > shape).any():
             raise ValueError(f"sizes must be a height and width for each image, 1 to {shape}; got {sizes.tolist()}")
         try:
             labels, scores, boxes = self._run(images.astype(pixels, copy=False), sizes.astype(np.int64))
         except Exception as error:
-            raise ValueError(
-                f"failed to run: out of memory (use smaller batches) or damaged ({error!s:.200})"
-            ) from error
+            raise ValueError(f"failed to run: out of memory (use fewer images) or damaged ({error!s:.200})") from error
         if len(scores) < count:  # what OpenVINO answers where memory is short
             raise MemoryError(f"out of memory: {len(scores)} results for {count} images; use smaller batches")
         if not np.isfinite(np.append(scores, boxes)).all() or not np.isin(labels, range(len(self.info["names"]))).all():
-            raise ValueError(
-                "the model's output is non-finite or has unknown classes; the file or the runtime is broken"
-            )
+            raise ValueError("the model's output is not finite or has unknown classes; file or runtime is broken")
         return labels, scores, boxes
 
     def place(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -77,9 +71,7 @@ class ExportedDetector:
         images, most, kinds = [*map(np.asarray, images)], self.info["canvas"], (np.uint8, self.info["pixels"])
         for shape, kind in ((image.shape, image.dtype) for image in images):
             if kind not in kinds or shape != (*shape[:2], 3) or (np.array(shape[:2]) > most).any():
-                raise ValueError(
-                    f"this file expects images (h, w, 3) of {kinds[1]}, up to {most}; got {shape} of {kind}"
-                )
+                raise ValueError(f"this file needs images (h, w, 3) of {kinds[1]}, up to {most}; got {shape} of {kind}")
         sizes = np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
         height, width = self.canvas(sizes.max(0, initial=1))
         return np.stack([np.pad(x, [(0, height - len(x)), (0, width - x.shape[1]), (0, 0)]) for x in images]), sizes

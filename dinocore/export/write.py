@@ -81,7 +81,7 @@ FORMATS: dict[str, tuple[Callable[[ExportedProgram, Path, dict[str, Any]], list[
 
 
 def check_format(name: str, precision: str, out: Path, ranged: bool = False, with_plugin: bool = False) -> None:
-    """Find out before the work whether a file can be written so.
+    """Check before any work that a file can be written in this format.
 
     Args:
         ranged: for canvases of more than one size.

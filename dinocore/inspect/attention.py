@@ -31,7 +31,7 @@ SHOWN = 0.9  # of the weight is in the heads' panels; the whole image has all of
 
 
 class Attention(NamedTuple):
-    """What one query of one layer looked at; places in pixels of the upright image, heads from 0."""
+    """The sampling points of one query in one layer, in pixels of the upright image; heads from 0."""
 
     part: str  # "decoder" or "encoder"
     layer: int  # from 0
@@ -62,7 +62,7 @@ class Attention(NamedTuple):
 
 @contextmanager
 def record_sampling(attention: MSDeformAttn) -> Iterator[list[Sampled]]:
-    """Collect what this layer samples within the block. Meanwhile it runs the form that has places and weights."""
+    """Record what this layer samples within the block, using the implementation that has locations and weights."""
     records: list[Sampled] = []
     before = attention.sample
 
@@ -78,7 +78,7 @@ def record_sampling(attention: MSDeformAttn) -> Iterator[list[Sampled]]:
 
 
 def attention_of_query(detector: Detector, batch: Batch, layer: int = -1, query: int | None = None) -> Attention:
-    """Where a decoder layer looks for a query of the batch's only image; default: the most confident one.
+    """The sampling points of a decoder layer for a query of the batch's only image; default: the most confident one.
 
     Raises:
         ConfigError: there is no such layer or query.
@@ -99,7 +99,7 @@ def attention_of_query(detector: Detector, batch: Batch, layer: int = -1, query:
 def attention_at(
     detector: Detector, batch: Batch, pixel: tuple[float, float], layer: int = -1, level: int = 0
 ) -> Attention:
-    """Where an encoder layer looks for the token of a level that covers a pixel (x, y) of the upright image.
+    """The sampling points of an encoder layer for the token of a level at a pixel (x, y) of the upright image.
 
     Raises:
         ConfigError: there is no such layer or level, or the pixel is not in the image.
@@ -176,7 +176,7 @@ def draw_attention(image: Image.Image, seen: Attention, head: int | None = None)
 
 
 def _region(seen: Attention, heads: list[int], cell: tuple[int, int]) -> Corners:
-    """What the heads' panels show: the box, and around the centre as much as holds most of the weight."""
+    """The area of the heads' panels: the box, and the area around the centre with most of the weight."""
     center = torch.tensor(seen.center)
     away = (seen.points[heads].flatten(0, 2) - center).abs()  # (n, 2)
     away = torch.maximum(away[:, 0], away[:, 1] * cell[0] / cell[1])  # half the width that shows a point

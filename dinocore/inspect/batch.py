@@ -50,7 +50,7 @@ class BatchImage(NamedTuple):
 
 
 def training_cells(annotations: Annotations, config: Config, start: int, steps: int) -> Iterator[BatchImage]:
-    """The images of optimizer steps from `start` on, by the training's own loader, normalised for the model."""
+    """The images of optimizer steps from `start` on, from the training loader, normalised for the model."""
     model = config.model
     mean, std = torch.tensor(model.pixel_mean), torch.tensor(model.pixel_std)
     plan = Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, start + steps)
@@ -68,7 +68,7 @@ def training_cells(annotations: Annotations, config: Config, start: int, steps: 
 
 
 def raw_cells(annotations: Annotations, config: Config, start: int, steps: int) -> Iterator[BatchImage]:
-    """The same images as they are on disk, with the boxes that can be learned from."""
+    """The same images as stored, with the boxes to train on."""
     usable = annotations.trainable(config.data.min_box_size)
     for items in Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, start + steps):
         for epoch, index in items:
@@ -101,7 +101,7 @@ def draw_grid(cells: Sequence[BatchImage], names: Sequence[str]) -> Image.Image:
 
 
 def first_batch(annotations: Annotations, config: Config) -> MaskBatch:
-    """What `dino train` gives to the model first: the loader's own images, with the objects that cropping left."""
+    """The first micro-batch of `dino train`: the loader's images, with the objects that remain after cropping."""
     alone = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
     size = micro_batch_size(config.train, pick_device("auto"))
     batch = next(iter(training_steps(annotations, alone, size, 0, 1)))[0]
@@ -110,7 +110,7 @@ def first_batch(annotations: Annotations, config: Config) -> MaskBatch:
 
 
 def named_batch(splits: Sequence[Annotations], images: Sequence[str], config: Config) -> MaskBatch:
-    """All objects that can be learned from of these images, as a batch without augmentation.
+    """All trainable objects of these images, as a batch without augmentation.
 
     Raises:
         DataError: an image has no annotations.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class Extents:
-    """How far each image of a batch reaches on its canvas, in whole multiples of the alignment."""
+    """How far each image of a batch reaches on its canvas, in multiples of the alignment."""
 
     def __init__(self, padding: Tensor, multiple: int):
         """
@@ -30,7 +30,7 @@ class Extents:
         self.columns = (columns + multiple - 1) // multiple * multiple
 
     def outside(self, x: Tensor) -> Tensor:
-        """Which cells of a map (B, C, H_l, W_l) lie beyond the image, (B, 1, H_l, W_l) bool."""
+        """The cells of a map (B, C, H_l, W_l) beyond the image, (B, 1, H_l, W_l) bool."""
         height, width = x.shape[-2:]
         y = torch.arange(height, device=x.device) * (self.canvas[0] // height)
         x_ = torch.arange(width, device=x.device) * (self.canvas[1] // width)
@@ -82,7 +82,7 @@ def align(images: Tensor, padding: Tensor, multiple: int) -> tuple[Tensor, Tenso
 
 @contextmanager
 def within(extents: Extents | None) -> Iterator[None]:
-    """Let the layers that `respect_extents` prepared see nothing beyond each image."""
+    """Hide everything beyond each image from the layers prepared by `respect_extents`."""
     token = _EXTENTS.set(extents)
     try:
         yield
@@ -96,7 +96,7 @@ def pads_by_size(body: nn.Module) -> bool:
 
 
 def respect_extents(body: nn.Module) -> None:
-    """Make a timm model's convolutions, pools and squeeze-excitations see each image as if it were alone, in place."""
+    """Make a timm model's convolutions, pools and squeeze-excitations treat each image as if alone, in place."""
     for module in body.modules():
         spatial_convolution = isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1
         if spatial_convolution or isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
@@ -118,7 +118,7 @@ def _mean_inside(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | No
 
 
 def group_norm(norm: nn.GroupNorm, x: Tensor, extents: Extents | None) -> Tensor:
-    """Group norm of a map (B, C, H_l, W_l), whose statistics are of the image and not of what lies beyond it."""
+    """Group norm of a map (B, C, H_l, W_l), with statistics of the image only, without padding."""
     if extents is None:
         return norm(x)
     outside = extents.outside(x)  # (B, 1, H_l, W_l)

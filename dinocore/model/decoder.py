@@ -32,14 +32,14 @@ class DecoderLayer(nn.Module):
         return self.ffn(x)
 
     def _attend_to_queries(self, x: Tensor, position: Tensor, blocked: Tensor | None) -> Tensor:
-        """(B, N, C) -> (B, N, C). Queries first and contiguous, or a batch's bf16 products crawl on a CPU."""
+        """(B, N, C) -> (B, N, C). Queries first and contiguous: otherwise batched bf16 products are slow on a CPU."""
         q = k = (x + position).transpose(0, 1).contiguous()  # (N, B, C)
         v = x.transpose(0, 1).contiguous()
         return self.self_attn(q, k, v, attn_mask=blocked, need_weights=False)[0].transpose(0, 1)
 
 
 class Decoder(nn.Module):
-    """Iterative refinement: each layer moves the boxes of the one before it (DINO, section 3.5)."""
+    """Iterative refinement: each layer moves the boxes of the previous layer (DINO, section 3.5)."""
 
     def __init__(
         self,
@@ -55,8 +55,8 @@ class Decoder(nn.Module):
         """
         Args:
             class_heads, box_heads: one for all layers, or one per layer.
-            look_forward: what a layer's loss sees of the layer before it: `look_twice` or `look_once`.
-            layer_call: calls a layer, see `layers.direct` and `layers.checkpointed`.
+            look_forward: whether a layer's loss reaches the previous layer: `look_twice` or `look_once`.
+            layer_call: how to call a layer; see `layers.direct` and `layers.checkpointed`.
             box_eps: an answer moves a box from no nearer to 0 and 1 than this; the next layer's start is 1e-3 in all
                 published models.
             encode_canvas: encode boxes as fractions of the padded canvas, as official DINO does, so that an answer
@@ -74,9 +74,9 @@ class Decoder(nn.Module):
         self.encode_canvas = encode_canvas
 
     def forward(self, queries: Queries, memory: Tokens) -> list[Predictions]:
-        """One prediction per layer, the last one being the answer; (B, N, K) and (B, N, 4)."""
+        """One prediction per layer, the last one final; (B, N, K) and (B, N, 4)."""
         x, boxes = queries.content, queries.boxes
-        carried = boxes  # the same numbers as `boxes`, but the next layer's loss may reach back through them
+        carried = boxes  # the same values as `boxes`, but gradients of the next layer's loss may flow through them
         stages = []
         for layer, class_head, box_head in zip(self.layers, cycle(self.class_heads), cycle(self.box_heads)):
             reference = boxes[:, :, None] * memory.valid_ratios.tile(2)[:, None]  # (B, N, L, 4)
@@ -92,10 +92,10 @@ class Decoder(nn.Module):
 
 
 def look_twice(boxes: Tensor) -> Tensor:
-    """DINO: the loss of a layer trains this layer's step and the one before it."""
+    """DINO: the loss of a layer trains this layer's move and the previous one."""
     return boxes
 
 
 def look_once(boxes: Tensor) -> Tensor:
-    """Deformable DETR: the loss of a layer trains its own step only."""
+    """Deformable DETR: the loss of a layer trains only its own move."""
     return boxes.detach()

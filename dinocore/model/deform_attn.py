@@ -9,7 +9,7 @@ from .ops import Sampling, sample
 
 
 class MSDeformAttn(nn.Module):
-    """Each query looks at a few places near its reference, in every level, and weighs what it finds."""
+    """Each query samples a few points near its reference in every level, and takes their weighted sum."""
 
     def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int):
         super().__init__()
@@ -22,7 +22,7 @@ class MSDeformAttn(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start as a ring: head m looks in direction m, point p looks p + 1 steps away."""
+        """Initialise as a ring: head m samples in direction m, point p is p + 1 steps away."""
         num_heads, num_levels, num_points = self.split
         angle = torch.arange(num_heads) * (2 * math.pi / num_heads)
         direction = torch.stack([angle.cos(), angle.sin()], dim=-1)

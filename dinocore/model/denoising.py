@@ -20,11 +20,11 @@ from ..structures import EXTRA, MATCHING, DenoisingQueries, Match, Queries, Targ
 
 
 class Denoiser(nn.Module):
-    """Makes denoising queries from targets; used in training only.
+    """Builds denoising queries from targets; used in training only.
 
     How its length is bounded: an image takes part with at most `max_targets` of its objects. From an image with
-    more, that many are drawn at random, anew in every step, so that all are learned from in time. The others
-    still count in matching. (Official DINO makes one group of all objects, however many.)
+    more, that many are sampled anew in every step, so that all are used over time. The others
+    are still matched. (Official DINO uses one group of all objects, however many.)
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class Denoiser(nn.Module):
         """
         Args:
             label_embed: one row per class; official weights have one more, which is never used.
-            count_groups: how many groups, given the number of targets of the largest image.
-            copies: 2 for a positive and a negative of each target in a group, 1 for a positive only.
-            label_noise: twice the chance that a label is replaced by a random one.
+            count_groups: the number of groups, given the largest number of targets of an image.
+            copies: 2 for a positive and a negative per target and group, 1 for a positive only.
+            label_noise: twice the probability of replacing a label by a random one.
             box_noise: 1 moves a corner of a positive by up to half the box's width and height.
         """
         super().__init__()
@@ -93,27 +93,27 @@ class NoDenoiser(nn.Module):
     """Training without denoising."""
 
     def forward(self, targets: list[Target]) -> None:
-        """Nothing, whatever the targets."""
+        """No denoising queries."""
 
 
 class Draw(NamedTuple):
     """All random choices for one image."""
 
-    chosen: Tensor  # (T_i,) int64, which of its targets take part
-    labels: Tensor  # (G, copies, T_i) int64, -1 where the true label stays
+    chosen: Tensor  # (T_i,) int64, the targets that take part
+    labels: Tensor  # (G, copies, T_i) int64, -1 where the true label is kept
     move: Tensor  # (G, copies, T_i, 4), by how many halves of the box each corner moves
 
     def padded(self, num_targets: int) -> "Draw":
-        """As long as the draw of the image with most objects."""
+        """Padded to this number of targets."""
         more = num_targets - len(self.chosen)
         return self._replace(labels=F.pad(self.labels, (0, more), value=-1), move=F.pad(self.move, (0, 0, 0, more)))
 
 
 def draw_noise(target: Target, limits: tuple[int, int, int], num_classes: int, label_noise: float) -> Draw:
-    """Draw one image's noise from its own seed, so that it doesn't depend on the objects of other images.
+    """Draw one image's noise from its own seed, independent of other images' objects.
 
     Args:
-        limits: groups, copies, and the most objects that may take part.
+        limits: groups, copies, and the largest number of objects that may take part.
     """
     generator = None if target.seed is None else torch.Generator().manual_seed(target.seed)
     chosen = torch.arange(len(target.labels))
@@ -135,12 +135,12 @@ def jitter(boxes: Tensor, move: Tensor) -> Tensor:
 
 
 def _pad(rows: list[Tensor], fill: float = 0) -> Tensor:
-    """Stack what images of different lengths have, B x (T_i, ...) -> (B, T, ...)."""
+    """Stack tensors of different lengths with padding, B x (T_i, ...) -> (B, T, ...)."""
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)
 
 
 def join(noise: DenoisingQueries | None, matching: Queries, extra: Queries | None = None) -> Queries:
-    """Put denoising queries before matching ones and extra ones behind, with the mask that keeps them apart."""
+    """Join denoising, matching and extra queries, in this order, with the mask that separates them."""
     group = torch.full(matching.boxes.shape[1:2], MATCHING, device=matching.boxes.device)  # (N,)
     parts = [matching]
     if noise is not None:
@@ -157,17 +157,17 @@ def join(noise: DenoisingQueries | None, matching: Queries, extra: Queries | Non
 
 
 def attention_mask(group: Tensor) -> Tensor:
-    """Who must not attend to whom, (N,) -> (N, N) bool, True where row must not look at column.
+    """The attention mask, (N,) -> (N, N) bool, True if row must not attend to column.
 
-    A denoising query knows the answer, so only its own group may look at it; it may itself look at matching queries.
-    Extra queries and all others are nothing to each other.
+    A denoising query contains its target, so only its own group may attend to it; it may attend to matching queries.
+    Extra queries and all others do not attend to each other.
     """
     denoising_on_matching = (group[:, None] >= 0) & (group == MATCHING)
     return (group[:, None] != group) & ~denoising_on_matching
 
 
 def positive_match(targets: list[Target], chosen: list[Tensor], shape: tuple[int, int, int]) -> Match:
-    """The positive of a target in every group answers for that target."""
+    """In every group, a target's positive is matched to it."""
     num_groups, copies, num_targets = shape
     device = chosen[0].device
     counts = torch.tensor([len(t.labels) for t in targets])

@@ -33,14 +33,14 @@ class Encoder(nn.Module):
     def __init__(self, layers: Sequence[nn.Module], layer_call: Callable[..., Tensor]):
         """
         Args:
-            layer_call: calls a layer, see `layers.direct` and `layers.checkpointed`.
+            layer_call: how to call a layer; see `layers.direct` and `layers.checkpointed`.
         """
         super().__init__()
         self.layer_call = layer_call
         self.layers = nn.ModuleList(layers)
 
     def forward(self, tokens: Tokens) -> Tokens:
-        """Return the same tokens with what they learned from each other, content (B, S, C)."""
+        """Return the tokens with updated content (B, S, C)."""
         reference = token_centers(tokens)[:, :, None] * tokens.valid_ratios[:, None]  # (B, S, L, 2)
         x = tokens.content
         for layer in self.layers:

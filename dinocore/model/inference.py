@@ -27,14 +27,14 @@ LOG = logging.getLogger("dinocore")
 def for_inference(
     model: DINO, dtype: torch.dtype | None, device: torch.device, int8: bool = False, to_compile: bool = False
 ) -> DINO:
-    """A copy for evaluation on a device that gives the same numbers, up to rounding; the model itself is left alone.
+    """A copy for evaluation on a device, with the same results up to rounding; the model itself is unchanged.
 
     Args:
-        dtype: of weights and activations, None for float32. Boxes stay in float32, and so does, on a CPU, a backbone
-            that bfloat16 would cost AP.
-        int8: multiply bytes in the layers of encoder and decoder and in a ResNet's blocks, on a CPU that
-            `device.check_int8` lets pass.
-        to_compile: leave out what torch.compile does itself: it lays weights out, and fuses what can be fused.
+        dtype: of weights and activations, None for float32. Boxes stay in float32, as does, on a CPU, a backbone
+            that would lose AP in bfloat16.
+        int8: use int8 in encoder and decoder layers and in a ResNet's blocks, on a CPU that
+            `device.check_int8` accepts.
+        to_compile: skip what torch.compile does itself: weight layout and fusion.
     """
     quick = copy.deepcopy(model).eval().requires_grad_(False)
     fold_batch_norm(quick.backbone)
@@ -57,7 +57,7 @@ def for_inference(
 
 
 def _tune_for_cpu(model: DINO, to_compile: bool) -> None:
-    """Replace parts of a model by forms that are faster on CPUs, in place."""
+    """Replace parts of a model by implementations that are faster on CPUs, in place."""
     for attention in (module for module in model.modules() if isinstance(module, MSDeformAttn)):
         attention.sample = sample_fused
     for name, attention in list(model.decoder.named_modules()):
@@ -73,18 +73,18 @@ def _tune_for_cpu(model: DINO, to_compile: bool) -> None:
 
 
 def _quantize_resnet(model: DINO, to_compile: bool) -> None:
-    """Multiply bytes in the blocks of a ResNet, where the backbone is one, in place."""
+    """Use int8 in the blocks of a ResNet backbone, in place."""
     from .int8 import quantize_blocks
 
     if any(isinstance(module, (BasicBlock, Bottleneck, FusedBlock)) for module in model.backbone.modules()):
         _fuse_convolutions(model.backbone)
         quantize_blocks(module for module in model.backbone.modules() if isinstance(module, FusedBlock))
-        if to_compile:  # the compiler knows no such convolutions
+        if to_compile:  # the compiler does not support these convolutions
             model.set_submodule("backbone", Uncompiled(model.backbone))
 
 
 def _pack_layers(module: nn.Module) -> None:
-    """Lay out the weights of linear layers for the hardware, and treat few tokens at a time, in place."""
+    """Convert the weights of linear layers to the hardware's layout, and process few tokens at a time, in place."""
     for name, child in list(module.named_children()):
         if type(child) is nn.Linear:  # no subclass, whose weights somebody else reads
             setattr(module, name, pack_linear(child))
@@ -97,7 +97,7 @@ def _pack_layers(module: nn.Module) -> None:
 
 
 def _fuse_relus(layers: nn.Sequential) -> None:
-    """Let packed layers do the ReLU that follows them."""
+    """Fuse the ReLU that follows packed layers into them."""
     for (_, layer), (name, following) in pairwise(list(layers.named_children())):
         if isinstance(layer, PackedLinear) and isinstance(following, nn.ReLU):
             layer.act = "relu"
@@ -106,7 +106,7 @@ def _fuse_relus(layers: nn.Sequential) -> None:
 
 @torch.no_grad()
 def fold_batch_norm(module: nn.Module) -> None:
-    """Move every frozen batch norm that directly follows a convolution into its weights, in place."""
+    """Fold every frozen batch norm that directly follows a convolution into its weights, in place."""
     for (_, conv), (name, norm) in pairwise(list(module.named_children())):
         if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm):
             scale = norm.weight * (norm.running_var + norm.eps).rsqrt()  # (C,)
@@ -122,7 +122,7 @@ def fold_batch_norm(module: nn.Module) -> None:
 
 
 def _fuse_convolutions(module: nn.Module) -> None:
-    """Let convolutions do the activation that follows them, and a ResNet's blocks also the sum, in place.
+    """Fuse activations into the convolutions before them, and in a ResNet's blocks also the sum, in place.
 
     An activation follows for certain in a sequence, or where the batch norm was that had it inside; elsewhere it may
     come after a sum.
@@ -152,9 +152,9 @@ def _fusible(module: nn.Module) -> bool:
 
 
 class FusedConv(nn.Module):
-    """A convolution for CPUs, without gradients, with what follows it: a residual, then an activation.
+    """A convolution for CPUs, without gradients, with a fused residual and activation.
 
-    It always is oneDNN's: PyTorch takes another one, half as fast, for an image in float32 on one thread.
+    It always uses oneDNN: PyTorch picks another one, half as fast, for a float32 image on one thread.
     """
 
     def __init__(self, conv: nn.Conv2d):
@@ -197,7 +197,7 @@ class FusedBlock(nn.Module):
 
 
 class Uncompiled(nn.Module):
-    """A module that torch.compile leaves as it is."""
+    """A module that torch.compile does not compile."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -205,13 +205,13 @@ class Uncompiled(nn.Module):
 
     @torch.compiler.disable
     def forward(self, *inputs: Any) -> Any:
-        """What the module gives."""
+        """Call the module."""
         return self.module(*inputs)
 
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """Keep what torch.compile tells developers of models from the terminal."""
+    """Hide torch.compile's developer messages."""
     loggers = [logging.getLogger(name) for name in ("torch._dynamo", "torch.utils.cpp_extension")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -226,10 +226,10 @@ def _without_advice() -> Iterator[None]:
 
 
 class CompiledModel:
-    """A model prepared for inference that torch.compile takes over for batches of a shape that comes often.
+    """A model prepared for inference that uses torch.compile for frequent batch shapes.
 
-    It compiles anew for each shape, which takes about half a minute, and saves a few percent of a large model's time
-    and a fifth of a small one's. So a shape is computed as without until it has taken as long as that. The numbers are
+    It compiles for each shape, which takes about half a minute, and saves a few percent of a large model's time
+    and a fifth of a small one's. So a shape runs uncompiled until it has taken that long. Results are
     the same up to rounding.
     """
 
@@ -237,8 +237,8 @@ class CompiledModel:
         """
         Args:
             plain, to_compile: the model, prepared both ways by `for_inference`.
-            after: seconds that a shape has taken when it is compiled.
-            limit: of shapes that are compiled; each keeps its own weights.
+            after: seconds that a shape must have taken before it is compiled.
+            limit: the largest number of compiled shapes; each keeps its own weights.
         """
         self.plain, self.to_compile = plain, to_compile
         self.after, self.limit = after, limit
@@ -287,21 +287,21 @@ class CompiledModel:
 
 
 def pack_linear(linear: nn.Linear) -> nn.Module:
-    """The same layer with its weight laid out once as oneDNN wants it, which otherwise happens in every call."""
+    """The same layer with its weight converted to oneDNN's layout once instead of in every call."""
     if not torch.backends.mkldnn.is_available() or linear.weight.dtype == torch.float16:
         return linear
     return PackedLinear(linear)
 
 
 class PackedLinear(nn.Module):
-    """A linear layer for CPUs, without gradients; with `act = "relu"` it does that, too, while the result is hot."""
+    """A linear layer for CPUs, without gradients; `act = "relu"` applies a ReLU while the result is in the cache."""
 
     bias: Tensor | None
 
     def __init__(self, linear: nn.Linear, num_tokens: int = 1024):
         """
         Args:
-            num_tokens: of a typical call; the layout that is best for so many suits any number.
+            num_tokens: of a typical call; the best layout for this many works for any number.
         """
         super().__init__()
         self.num_tokens = num_tokens
@@ -322,7 +322,7 @@ class PackedLinear(nn.Module):
 
 
 class QueryAttention(nn.Module):
-    """nn.MultiheadAttention for inference in bfloat16 on CPUs, with the scores of all pairs kept in bfloat16.
+    """nn.MultiheadAttention for inference in bfloat16 on CPUs, with all scores in bfloat16.
 
     PyTorch's own keeps them in float32, a part at a time, and takes twice as long on a CPU without AMX.
     """
@@ -344,7 +344,7 @@ class QueryAttention(nn.Module):
             for x in (self.project_q(q), self.project_k(k), self.project_v(v))
         )
         scores = torch.bmm(q, k.transpose(1, 2))  # (B * M, N, N)
-        if torch.compiler.is_compiling():  # which would put PyTorch's own in the place of a softmax here
+        if torch.compiler.is_compiling():  # which would replace this softmax by PyTorch's own attention
             weights = (scores - scores.amax(-1, keepdim=True)).exp()
             attended = torch.bmm(weights, v) / weights.sum(-1, keepdim=True)  # (B * M, N, D)
         else:
@@ -359,7 +359,7 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 
 class ChunkedModule(nn.Module):
-    """A module that treats each token alone, applied to a few at a time: hidden layers stay in the cache."""
+    """A module that processes tokens independently, applied to a few at a time: hidden layers stay in the cache."""
 
     def __init__(self, module: nn.Module, num_tokens: int):
         super().__init__()

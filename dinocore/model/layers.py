@@ -13,7 +13,7 @@ from .ops import is_reference, same_backend
 
 
 class FrozenBatchNorm(FrozenBatchNorm2d):
-    """Batch norm with constant statistics in one pass, where torchvision makes two; then an activation."""
+    """Batch norm with constant statistics in one pass (torchvision needs two), then an activation."""
 
     weight: Tensor
     bias: Tensor
@@ -44,7 +44,7 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
 
 
 def train_affine(module: nn.Module) -> None:
-    """Let the scale and shift of every frozen batch norm learn, in place; names and numbers stay."""
+    """Make the scale and shift of every frozen batch norm trainable, in place; names and values stay the same."""
     for norm in (child for child in module.modules() if isinstance(child, FrozenBatchNorm)):
         for name in ("weight", "bias"):
             value = getattr(norm, name)
@@ -72,7 +72,7 @@ class FeedForward(nn.Module):
 
 
 def mlp(*dims: int) -> nn.Sequential:
-    """Linear layers of the given widths with a ReLU between any two."""
+    """Linear layers of the given widths with ReLUs in between."""
     layers = []
     for in_dim, out_dim in pairwise(dims):
         layers += [nn.Linear(in_dim, out_dim), nn.ReLU()]
@@ -87,7 +87,7 @@ def class_head(dim: int, num_classes: int, prior: float = 0.01) -> nn.Linear:
 
 
 def box_head(dim: int) -> nn.Sequential:
-    """A delta in logit space; starts at zero, so that a box is first left where it is."""
+    """A delta in logit space; starts at zero, so that boxes are not moved at first."""
     hidden, last = mlp(dim, dim, dim), nn.Linear(dim, 4)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
@@ -95,10 +95,10 @@ def box_head(dim: int) -> nn.Sequential:
 
 
 def direct(layer: nn.Module, *inputs: Any) -> Tensor:
-    """Call a layer and keep what its backward pass needs."""
+    """Call a layer normally, keeping its activations for the backward pass."""
     return layer(*inputs)
 
 
 def checkpointed(layer: nn.Module, *inputs: Any) -> Tensor:
-    """Call a layer again in the backward pass instead of keeping its inner tensors: less memory, more time."""
+    """Activation checkpointing: recompute the layer in the backward pass; less memory, more time."""
     return checkpoint(layer, *inputs, use_reentrant=False, context_fn=same_backend)

@@ -14,10 +14,10 @@ def sine_encoding(values: Tensor, dim: int, temperature: float) -> Tensor:
 
 
 def encode_map(padding: Tensor, dim: int, temperature: float, offset: float) -> Tensor:
-    """Encode every place of a padded feature map, (B, H, W) bool -> (B, H, W, dim), y before x.
+    """Encode every position of a padded feature map, (B, H, W) bool -> (B, H, W, dim), y before x.
 
-    Rows and columns are counted from the image's own edge (1, 2, ...), moved by `offset` and scaled by its own
-    size, so that padding moves nothing. A temperature of 20 with no offset is DINO's; DETR uses 10000.
+    Rows and columns are counted from the image's edge (1, 2, ...), shifted by `offset` and scaled by its own
+    size, so that padding has no effect. DINO uses a temperature of 20 with no offset, DETR 10000.
     """
     inside = ~padding
     y, x = inside.cumsum(1, dtype=torch.float32), inside.cumsum(2, dtype=torch.float32)

@@ -8,7 +8,7 @@ from ..structures import Proposals, Queries, Tokens
 from .layers import box_head, class_head
 from .tokens import token_centers
 
-EDGE = 0.01 + 1e-6  # a token at exactly 1 %, as of a map of 50, is left out however a runtime rounds
+EDGE = 0.01 + 1e-6  # excludes a token at exactly 1 %, as in a map of 50, regardless of a runtime's rounding
 
 
 class MixedContent(nn.Module):
@@ -19,12 +19,12 @@ class MixedContent(nn.Module):
         self.content = nn.Parameter(torch.randn(num_queries, dim))
 
     def forward(self, chosen: Tensor) -> Tensor:
-        """Content for as many queries as there are chosen tokens, (B, N, C) -> (B, N, C)."""
+        """Content for as many queries as selected tokens, (B, N, C) -> (B, N, C)."""
         return self.content[: chosen.shape[1]].expand_as(chosen)
 
 
 class PureContent(nn.Module):
-    """Pure query selection (DINO, section 3.4): content comes from the chosen tokens too, without their gradient."""
+    """Pure query selection (DINO, section 3.4): content also comes from the selected tokens, without their gradient."""
 
     def forward(self, chosen: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
@@ -32,10 +32,10 @@ class PureContent(nn.Module):
 
 
 class ExtraQueries(nn.Module):
-    """More queries in training: the boxes of the best proposals again, with a learned content of their own.
+    """Extra queries in training: the boxes of the best proposals again, with their own learned content.
 
-    Several of them answer for each object, so that more of the decoder's answers are trained towards objects; nothing
-    of them is used afterwards. Source: Jia et al. 2022, H-DETR, https://arxiv.org/abs/2207.13080, section 3.3
+    Several of them are matched to each object, so that more decoder predictions are trained on objects; they are
+    not used afterwards. Source: Jia et al. 2022, H-DETR, https://arxiv.org/abs/2207.13080, section 3.3
     """
 
     def __init__(self, num_queries: int, dim: int):
@@ -43,20 +43,20 @@ class ExtraQueries(nn.Module):
         self.content = nn.Parameter(torch.randn(num_queries, dim))
 
     def forward(self, queries: Queries) -> Queries:
-        """As many as there are learned contents, or as there are matching queries, if those are fewer."""
+        """As many as there are learned contents, or matching queries if there are fewer."""
         content = self.content[: queries.boxes.shape[1]]
         boxes = queries.boxes[:, : len(content)]
         return Queries(content.expand(len(boxes), -1, -1), boxes)
 
 
 class Proposer(nn.Module):
-    """One anchor per token; its class decides whether it is chosen, and only chosen ones get a box."""
+    """One anchor per token; its class score decides whether it is selected, and only selected ones get a box."""
 
     def __init__(self, dim: int, num_logits: int, num_queries: int, content: nn.Module):
         """
         Args:
-            num_logits: the number of classes, or 1 to tell only foreground from background.
-            content: makes the queries' content from the chosen tokens.
+            num_logits: the number of classes, or 1 to separate foreground from background only.
+            content: builds the queries' content from the selected tokens.
         """
         super().__init__()
         self.num_queries = num_queries
@@ -74,7 +74,7 @@ class Proposer(nn.Module):
         anchors, usable = token_anchors(memory)
         x = self.project(memory.content.masked_fill(~usable[..., None], 0))  # (B, S, C)
         logits = self.class_head(x)  # (B, S, K)
-        num_tokens = x.shape[1]  # a symbol in a graph for canvases of several sizes, all of which have enough
+        num_tokens = x.shape[1]  # symbolic in a graph for several canvas sizes, which all have enough tokens
         num_chosen = self.num_queries if isinstance(num_tokens, torch.SymInt) else min(self.num_queries, num_tokens)
         rank = logits.detach().amax(-1).float()  # (B, S)
         best = rank.topk(num_chosen, dim=1).indices  # (B, N)
@@ -87,7 +87,7 @@ class Proposer(nn.Module):
 
 
 class StaticQueries(nn.Module):
-    """No first stage: content and boxes are both learned, and the same for every image."""
+    """No first stage: content and boxes are learned, and the same for every image."""
 
     def __init__(self, dim: int, num_queries: int):
         super().__init__()
@@ -97,7 +97,7 @@ class StaticQueries(nn.Module):
     def forward(self, memory: Tokens) -> tuple[None, Queries]:
         """
         Returns:
-            None, since there are no proposals, and the queries.
+            None, because there are no proposals, and the queries.
         """
         batch = memory.content.shape[0]  # not len(), which fixes the batch of an exported graph
         return None, Queries(self.content.expand(batch, -1, -1), self.boxes.sigmoid().expand(batch, -1, -1))
@@ -128,11 +128,11 @@ def token_levels(tokens: Tokens) -> Tensor:
     """The feature level of every token, (S,) int64."""
     device = tokens.valid_ratios.device
     parts = [torch.full((h * w,), level, device=device) for level, (h, w) in enumerate(tokens.shapes)]
-    return torch.cat(parts)  # not repeat_interleave, which no ONNX translation takes
+    return torch.cat(parts)  # not repeat_interleave, which ONNX export does not support
 
 
 def as_maps(x: Tensor, tokens: Tokens) -> list[Tensor]:
-    """One number per token as the maps that the tokens come from, views of (B, S) -> L x (B, H_l, W_l)."""
+    """Reshape one number per token to feature maps, views of (B, S) -> L x (B, H_l, W_l)."""
     parts = x.split([height * width for height, width in tokens.shapes], dim=1)
     return [part.unflatten(1, shape) for part, shape in zip(parts, tokens.shapes, strict=True)]
 

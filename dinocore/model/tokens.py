@@ -10,7 +10,7 @@ from .position import encode_map
 
 
 class Tokenizer(nn.Module):
-    """Flatten a feature pyramid; tell its levels apart with a learned embedding."""
+    """Flatten a feature pyramid, with a learned embedding per level."""
 
     def __init__(self, dim: int, num_levels: int, temperature: float, offset: float):
         """
@@ -44,7 +44,7 @@ class Tokenizer(nn.Module):
 
 
 def valid_ratio(padding: Tensor) -> Tensor:
-    """The fraction of a padded map's width and height that shows the image, (B, H, W) -> (B, 2)."""
+    """The fraction of a padded map's width and height covered by the image, (B, H, W) -> (B, 2)."""
     return torch.stack([(~padding[:, 0, :]).float().mean(1), (~padding[:, :, 0]).float().mean(1)], dim=-1)
 
 

@@ -28,8 +28,8 @@ def comparison_page(
     """Numbers of both, their differences, curves over each other, and the images where they differ most.
 
     Args:
-        facts: names and values that stand at the top: A, B, data.
-        config: how images are read; those that can't be are left out.
+        facts: names and values shown at the top: A, B, data.
+        config: how to read images; unreadable ones are skipped.
     """
     answer = comparison_json(comparison)
     sides = {LETTERS[side]: found for side, found in answer["sides"].items()}

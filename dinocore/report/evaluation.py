@@ -29,11 +29,11 @@ ERRORS = {
 
 
 def evaluation_page(analysis: Analysis, annotations: Annotations, facts: dict[str, Cell], config: DataConfig) -> Page:
-    """Numbers, curves and the worst images with prediction and truth.
+    """Metrics, curves and the worst images with predictions and annotations.
 
     Args:
-        facts: names and values that stand at the top: weights, data.
-        config: how images are read; those that can't be are left out.
+        facts: names and values shown at the top: weights, data.
+        config: how to read images; unreadable ones are skipped.
     """
     answer = to_json(analysis)
     counts = {image_id: Counts(*rest) for image_id, *rest in image_errors(analysis.matches, analysis.threshold)}

@@ -39,7 +39,7 @@ class Counts(NamedTuple):
 
 
 def headline(counts: Iterable[Counts], threshold: float, subject: str = "") -> str:
-    """What a model does, in one sentence; `subject` is what it begins with."""
+    """A one-sentence summary of a model; `subject` starts it."""
     right, wrong, missed = (sum(column) for column in zip(*counts, strict=True))
     objects = counted(right + missed, "object")
     finds = f"{subject} finds" if subject else "Finds"

@@ -131,7 +131,7 @@ def resuffixed(path: Path, suffix: str) -> Path:
 
 
 def check_folder_name(option: str, path: Path) -> None:
-    """Refuse, before the work, a folder to write that is a file, or is called like one.
+    """Refuse, before any work, an output folder that is a file or is named like one.
 
     Raises:
         ConfigError: it is.
@@ -145,7 +145,7 @@ def check_folder_name(option: str, path: Path) -> None:
 
 
 def check_new_folder(option: str, path: Path) -> None:
-    """Refuse, before the work, a folder to write that has something in it, or is no folder.
+    """Refuse, before any work, an output folder that is not empty or not a folder.
 
     Raises:
         ConfigError: it has, or is none, or is called like a file.
@@ -157,7 +157,7 @@ def check_new_folder(option: str, path: Path) -> None:
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """JSON as the standard has it: null stands for NaN and infinities; `options` are those of `json.dumps`."""
+    """Standard JSON: null for NaN and infinities; `options` are those of `json.dumps`."""
     try:
         return json.dumps(value, allow_nan=False, **options)
     except ValueError:
@@ -182,8 +182,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make the system put a file or a folder's entries on the disk."""
-    if os.name == "nt" and path.is_dir():  # which has no folders to sync
+    """Sync a file or a folder's entries to disk."""
+    if os.name == "nt" and path.is_dir():  # where folders cannot be synced
         return
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:

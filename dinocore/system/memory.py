@@ -13,7 +13,7 @@ except ImportError:  # Windows
 
 
 def keep_memory(few_sizes: bool | None = None) -> None:
-    """Keep page faults and leftovers of shapes that do not come again from eating time and memory; once is enough.
+    """Configure the allocator to avoid page faults and leftovers of shapes that do not recur; call it once.
 
     glibc returns large tensors to the system and gets them anew, and the page faults take up to 40 % of the time; it is
     told to keep all memory. Huge pages instead are no faster with one thread, and with two a fault of theirs takes
@@ -35,14 +35,14 @@ def keep_memory(few_sizes: bool | None = None) -> None:
         return
     try:
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no separate mapping for large blocks
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
     except (OSError, AttributeError):  # another C library
         return
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back what PyTorch keeps of a device's memory for later."""
+    """Release a device's memory that PyTorch caches."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     if device.type == "mps":
@@ -50,7 +50,7 @@ def release_memory(device: torch.device) -> None:
 
 
 def peak_memory_mb(device: torch.device | None = None) -> float:
-    """The most memory that this process has held, on a device of CUDA's or else on the host.
+    """The peak memory of this process, on a CUDA device or else on the host.
 
     Args:
         device: None for CUDA's current one if anything was ever on it.

@@ -12,13 +12,13 @@ LEFT_TO_THE_PARENT = [
 
 
 def end_with_parent(number: int) -> None:
-    """Ask Linux to send this process a signal when its parent is gone, however that ended."""
+    """Ask Linux to send this process a signal when its parent exits for any reason."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
 def end_with_launcher() -> None:
-    """In a rank: end as after SIGTERM when its launcher is gone, which if it is killed cannot pass that on."""
+    """In a rank: stop as after SIGTERM when its launcher is gone, since a killed launcher cannot pass that on."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent(signal.SIGTERM)
 
@@ -26,7 +26,7 @@ def end_with_launcher() -> None:
 def leave_signals_to_the_parent(*_: object) -> None:
     """A signal to the whole process group must not end a worker while the parent still finishes its step.
 
-    Where the parent is gone, the worker ends with it, and prints nothing.
+    If the parent is gone, the worker exits, too, and prints nothing.
     """
     for number in LEFT_TO_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
@@ -37,6 +37,6 @@ def leave_signals_to_the_parent(*_: object) -> None:
 
 
 def _without_lost_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """The thread that hands images over prints what it meets, such as a parent that was killed a moment before."""
+    """The thread that passes images on prints its errors, such as a parent that has just been killed."""
     if not issubclass(kind, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)

@@ -18,7 +18,7 @@ from .device import pick_device
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=15)  # for a rank that hangs; one that dies is noticed at once
-PATIENCE = timedelta(days=7)  # of the others while rank 0 reads data, saves or judges, however long that takes
+PATIENCE = timedelta(days=7)  # for the others while rank 0 reads data, saves or evaluates, however long that takes
 LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "TCPStore")
 
 
@@ -27,14 +27,14 @@ class SingleProcess:
 
     rank = 0
     size = 1
-    main = True  # the one that writes and speaks
+    main = True  # the one that writes and prints
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, in order, on every rank."""
         return [value]
 
     def gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
-        """The same for as many numbers from each rank, and quicker."""
+        """The same for an equal number of values per rank, faster."""
         return [list(numbers)]
 
     def all_true(self, *flags: bool) -> list[bool]:
@@ -42,7 +42,7 @@ class SingleProcess:
         return [all(column) for column in zip(*self.gather_numbers(flags), strict=True)]
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """Do it on rank 0 only and return its result on every rank.
+        """Run on rank 0 only and return the result on every rank.
 
         Raises:
             PeerFailed: on the other ranks, if it failed; rank 0 raises the error itself.
@@ -50,7 +50,7 @@ class SingleProcess:
         return work()
 
     def main_first(self, work: Callable[[], T]) -> T:
-        """Do it on every rank, on the others once rank 0 has done it."""
+        """Run on every rank, on rank 0 first."""
         return work()
 
     def on_all_ranks(self, error: DinoError) -> DinoError:
@@ -90,7 +90,7 @@ class ProcessGroup(SingleProcess):
     def main_first(self, work: Callable[[], T]) -> T:
         if self.main:
             results: list[T] = []
-            self.on_main(lambda: results.append(work()))  # the others make their own; a dataset is not sent
+            self.on_main(lambda: results.append(work()))  # the others run it themselves; a dataset is not sent
             return results[0]
         self._receive()
         return work()
@@ -111,17 +111,17 @@ class ProcessGroup(SingleProcess):
 
 
 def world_size() -> int:
-    """How many ranks were started together, also before they have met."""
+    """The number of ranks started together, even before they are connected."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def rank_number() -> int:
-    """Which of the ranks that were started together this is, also before they have met."""
+    """The number of this rank, even before the ranks are connected."""
     return int(os.environ.get("RANK", 0))
 
 
 def device_of_rank(name: str) -> str:
-    """The device of this rank: its own GPU, where a GPU is asked for and not which."""
+    """The device of this rank: its own GPU if a GPU without a number is requested."""
     if world_size() == 1 or name not in ("auto", "cuda"):
         return name
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
@@ -129,10 +129,10 @@ def device_of_rank(name: str) -> str:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[SingleProcess]:
-    """Meet the other ranks, if several were started; on CUDA, also make `device` the current one.
+    """Connect to the other ranks, if there are several; on CUDA, also make `device` current.
 
     Raises:
-        EnvironmentFault: they cannot be met, or one of them has ended.
+        EnvironmentFault: they cannot be reached, or one of them has exited.
     """
     if device.type == "cuda":  # random states and memory are those of the current device
         torch.cuda.set_device(device)

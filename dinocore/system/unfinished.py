@@ -20,9 +20,9 @@ MARK = ".unfinished"
 
 @contextmanager
 def marked(folder: Path) -> Iterator[None]:
-    """Keep the mark in a folder within the block."""
+    """Mark a folder as unfinished within the block."""
     lock = FileLock(folder / MARK)
-    with suppress(NotImplementedError, OSError):  # of a file system without locks, where nothing counts as abandoned
+    with suppress(NotImplementedError, OSError):  # a file system without locks, where nothing counts as abandoned
         lock.acquire(timeout=0)
     try:
         yield
@@ -32,7 +32,7 @@ def marked(folder: Path) -> Iterator[None]:
 
 
 def is_abandoned(folder: Path) -> bool:
-    """Whether a process that has ended left a folder unfinished."""
+    """Whether a folder was left unfinished by a process that has exited."""
     if not (folder / MARK).is_file():
         return False
     lock = FileLock(folder / MARK)
@@ -47,7 +47,7 @@ def is_abandoned(folder: Path) -> bool:
 
 @contextmanager
 def folder_beside(file: Path) -> Iterator[Path]:
-    """A hidden folder beside a file for what becomes that file; those that killed processes left there are removed."""
+    """A hidden folder next to a file for its temporary content; removes those of killed processes."""
     prefix = f".{file.name}."
     for folder in file.parent.glob(f"{glob.escape(prefix)}*"):
         if is_abandoned(folder):
@@ -57,7 +57,7 @@ def folder_beside(file: Path) -> Iterator[Path]:
 
 
 def check_fillable(option: str, path: Path, parts: Collection[str]) -> None:
-    """Refuse, before the work, a folder that `filling` cannot fill.
+    """Refuse, before any work, a folder that `filling` cannot fill.
 
     Raises:
         ConfigError: it has something in it that an interrupted command did not leave, or is no folder, or is called
@@ -76,7 +76,7 @@ def check_fillable(option: str, path: Path, parts: Collection[str]) -> None:
 
 @contextmanager
 def filling(folder: Path, parts: Collection[str]) -> Iterator[None]:
-    """Fill a folder that `check_fillable` has let through, whole or not at all; what a killed process left goes first.
+    """Fill a folder accepted by `check_fillable`, atomically; leftovers of a killed process are removed first.
 
     Args:
         parts: names that the block writes in the folder.
@@ -97,7 +97,7 @@ def filling(folder: Path, parts: Collection[str]) -> Iterator[None]:
     except BaseException:  # signals, too
         _remove(folder, parts)
         if made:
-            with suppress(OSError):  # somebody else has put something there
+            with suppress(OSError):  # another process has put something there
                 folder.rmdir()
         raise
 

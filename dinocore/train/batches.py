@@ -16,24 +16,24 @@ from .failures.classify import loader_fault
 
 
 class StepBatches(NamedTuple):
-    """What a rank gets for a step, and what all of them have."""
+    """The data of a rank for a step, and totals over all ranks."""
 
     micro_batches: list[Batch]  # of this rank
     num_boxes: int  # of all ranks
-    num_denoised: int  # the same without the objects for which denoising has no room
+    num_denoised: int  # the same without the objects that denoising cannot use
     num_images: int  # of all ranks
-    problems: list[str]  # of all ranks: images that others had to replace
+    problems: list[str]  # of all ranks: unreadable images that were replaced
     wait_started: float  # by the monotonic clock
-    fault: DinoError | None = None  # nothing more can be read, on one rank at least
+    fault: DinoError | None = None  # at least one rank cannot read any more images
 
 
 def share_of_batch(batch_size: int, ranks: int) -> int:
-    """How many images of a batch rank 0 has; the others have as many or one fewer."""
+    """The number of images of a batch on rank 0; the others have as many or one fewer."""
     return -(-batch_size // ranks)
 
 
 def micro_batch_size(config: TrainConfig, device: torch.device, ranks: int = 1) -> int:
-    """How many images go through the model at once; gradients of the rest of a rank's share are accumulated."""
+    """The micro-batch size; gradients over a rank's micro-batches are accumulated."""
     share = share_of_batch(config.batch_size, ranks)
     if isinstance(config.micro_batch_size, int):
         return min(config.micro_batch_size, share)
@@ -43,7 +43,7 @@ def micro_batch_size(config: TrainConfig, device: torch.device, ranks: int = 1) 
 def step_batches(
     annotations: Annotations, config: Config, device: torch.device, group: SingleProcess, first: int, last: int
 ) -> Generator[StepBatches, None, None]:
-    """What each of the optimizer steps from `first` to `last` is done with, or what came to a fault."""
+    """The data of each optimizer step from `first` to `last`, or the failure."""
     size, part = micro_batch_size(config.train, device, group.size), Shard(group.rank, group.size)
     room = config.model.denoising.max_targets
     wait_started = time.monotonic()
@@ -66,7 +66,7 @@ def _next(batches: Iterator[list[Batch]]) -> tuple[list[Batch], DinoError | None
 def _shared(
     group: SingleProcess, batches: list[Batch], fault: DinoError | None, room: int, wait_started: float
 ) -> StepBatches:
-    """Tell the other ranks, and hear from them."""
+    """Exchange totals with the other ranks."""
     problems = [problem for batch in batches for problem in batch.problems]
     own = [count_boxes(batches), count_boxes(batches, room)]
     own += [sum(len(batch.indices) for batch in batches), len(problems), fault is not None]
@@ -79,5 +79,5 @@ def _shared(
 
 
 def count_boxes(batches: list[Batch], at_most: int | None = None) -> int:
-    """Objects of some batches, of each image at most so many."""
+    """The number of objects in some batches, with a maximum per image."""
     return sum(len(target.labels[:at_most]) for batch in batches for target in batch.targets)

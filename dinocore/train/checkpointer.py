@@ -16,7 +16,7 @@ from .state import TrainState, rng_state, save_checkpoint
 
 
 class Checkpointer:
-    """Writes the checkpoints of a run, and says so when it cannot."""
+    """Writes the checkpoints of a run, and reports failures."""
 
     def __init__(self, context: RunContext, state: TrainState, logger: MetricsLogger | NoLogger):
         self.context, self.state, self.logger = context, state, logger
@@ -25,11 +25,11 @@ class Checkpointer:
         self.clock = SaveClock(context.config.train.save_every_minutes)
 
     def due(self) -> bool:
-        """Whether the clock asks for a save; rank 0's clock counts."""
+        """Whether a save is due by the clock of rank 0."""
         return self.context.group.main and self.clock.due()
 
     def save(self, must: bool = False) -> Iterator[Saved | Warned]:
-        """Save the state of all ranks; one that must not fail ends the run if it does.
+        """Save the state of all ranks; if a required save fails, the run ends.
 
         Raises:
             EnvironmentFault: the last save of a run cannot be written.
@@ -38,7 +38,7 @@ class Checkpointer:
         rng_states = group.gather(rng_state())
         try:
             path = group.on_main(lambda: self._write(rng_states))
-        except DinoError as error:  # on the other ranks, that rank 0 failed
+        except DinoError as error:  # on the other ranks: rank 0 failed
             if must:
                 begins = "" if list_checkpoints(self.folder) else ", which starts at the first step"
                 what = (
@@ -52,7 +52,7 @@ class Checkpointer:
             self.clock.restart()
 
     def _write(self, rng_states: list[dict[str, Any]]) -> Path:
-        """The new checkpoint.
+        """Write the new checkpoint.
 
         Raises:
             EnvironmentFault: it cannot be written.

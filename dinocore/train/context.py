@@ -23,18 +23,18 @@ from .state import TrainState
 
 
 class RunContext(NamedTuple):
-    """What a whole run is given, and never changes but for `config.train.micro_batch_size`."""
+    """The context of a run; only `config.train.micro_batch_size` ever changes."""
 
     config: Config
     data: DataSet
     folder: Path
     device: torch.device
-    stop: Callable[[], int] = lambda: 0  # or the exit code of a signal that asked for an end
+    stop: Callable[[], int] = lambda: 0  # or the exit code of a signal
     group: SingleProcess = SingleProcess()
 
 
 def describe(context: RunContext, state: TrainState, steps_per_epoch: int) -> dict[str, str]:
-    """What will be done, for people to read before it starts."""
+    """A summary of the run, shown before it starts."""
     config, train, group = context.config, context.data.train, context.group
     names = [category.name for category in train.categories]
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
@@ -76,7 +76,7 @@ def exceeded_limits(config: Config, data: DataSet) -> list[str]:
 
 
 def fingerprint(data: DataSet) -> str:
-    """A hash of all annotations and of their files; not of the images."""
+    """A hash of all annotations and their files, but not of the images."""
     found = hashlib.sha256()
     for split in (data.train, data.val):
         if split.file.is_file():

@@ -23,20 +23,20 @@ from .state import TrainState
 
 
 class EvaluationFailed(Exception):
-    """Whatever went wrong in an evaluation; hours of training are worth more."""
+    """Any failure in an evaluation; it must not cost hours of training."""
 
 
 class Detected(NamedTuple):
-    """One image of this rank, and how far all ranks are."""
+    """One image of this rank, and the progress of all ranks."""
 
     done: int  # images, over all ranks
-    stop: bool  # asked for on any rank
+    stop: bool  # requested on any rank
     results: list[dict[str, Any]]
     problems: list[str]
 
 
 def evaluate(context: RunContext, state: TrainState, logger: MetricsLogger | NoLogger) -> Iterator[Event]:
-    """Evaluate the weights that would be kept, on the validation split; a signal cuts it short and leaves it due.
+    """Evaluate the weights that would be saved, on the validation split; a signal interrupts it, and it stays due.
 
     Raises:
         DivergedError: a prediction is not finite.
@@ -73,7 +73,7 @@ def evaluate(context: RunContext, state: TrainState, logger: MetricsLogger | NoL
 
 
 def _detect(context: RunContext, state: TrainState) -> Iterator[Detected]:
-    """This rank's images, one by one; after each, the ranks say how it went.
+    """This rank's images, one by one; the ranks synchronise their status after each.
 
     Raises:
         DivergedError: predictions on one rank are not finite.
@@ -103,7 +103,7 @@ def _detect(context: RunContext, state: TrainState) -> Iterator[Detected]:
 
 
 def _own_images(context: RunContext, model: DINO) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
-    """Results and problems of this rank's images; what is made first may fail like an image."""
+    """Results and problems of this rank's images; setting up the detector may fail like an image."""
     config, group = context.config, context.group
     detector = Detector(model, config, context.data.train.categories, context.device, config.train.amp)
     yield from detect_all(detector, context.data.val, Shard(group.rank, group.size))
@@ -119,9 +119,9 @@ def _metrics(context: RunContext, results: list[dict[str, Any]], unreadable: int
 def _keep_if_best(
     context: RunContext, state: TrainState, metrics: Metrics, epoch: int, results: list[dict[str, Any]]
 ) -> Generator[Event, None, bool]:
-    """Keep the weights if none were better: of equals the oldest, and never what is not a number.
+    """Save the weights if they are the best so far: the first in case of ties, and never with NaN.
 
-    While AP is 0 or cannot be measured, the newest weights are the best, so that patience does not run out either.
+    While AP is 0 or cannot be measured, the newest weights count as the best, and patience does not run out.
     """
     progress, ap = state.progress, metrics.summary["AP"]
     if not math.isfinite(ap) or (ap <= progress.best_ap and progress.best_ap > 0):
@@ -150,7 +150,7 @@ def _keep_best(
 
 
 def _training_sizes(train: Annotations, min_box_size: float) -> dict[str, int]:
-    """What `--slice auto` cuts by, in pixels: images' median short side, and what 9 of 10 objects keep to."""
+    """Sizes for `--slice auto` in pixels: median short side of images, and 90th percentile of object length."""
     sides = train.boxes[train.trainable(min_box_size), 2:].max(1)
     return {"median_short_side": int(np.median(train.sizes.min(1))), "object_side": int(np.quantile(sides, 0.9))}
 

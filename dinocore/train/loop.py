@@ -33,12 +33,12 @@ NO_OBJECTS_TO_EVALUATE = (
 
 
 def train(context: RunContext, state: TrainState) -> Iterator[Event]:
-    """Train to the end. Everything that the run leaves behind is in its folder.
+    """Train to the end. All output is in the run folder.
 
     Raises:
-        DivergedError: a loss, a gradient or a prediction is not finite; the weights before that step are kept.
-        Interrupted: a signal asked for it; the state is saved.
-        EnvironmentFault: memory, the disk, or a worker failed; the last state is kept.
+        DivergedError: a loss, gradient or prediction is not finite; the weights before that step are kept.
+        Interrupted: stopped by a signal; the state is saved.
+        EnvironmentFault: out of memory, full disk, or a failed worker; the last state is kept.
     """
     config = context.config
     keep_memory(has_few_sizes(config.data))
@@ -68,10 +68,10 @@ def train(context: RunContext, state: TrainState) -> Iterator[Event]:
 
 
 def check_ranks_agree(context: RunContext, data: str) -> None:
-    """All ranks must do the same; each must have an image in every step.
+    """Check that all ranks have the same task, with at least one image per step each.
 
     Raises:
-        ConfigError: they were started with different settings or data, or are too many.
+        ConfigError: ranks have different settings or data, or there are too many ranks.
     """
     group, batch_size = context.group, context.config.train.batch_size
     seen = group.gather((context.config.model_dump_json(exclude={"data": {"path", "workers"}}), data))
@@ -85,7 +85,7 @@ def check_ranks_agree(context: RunContext, data: str) -> None:
 
 
 def _logger(context: RunContext, state: TrainState, facts: dict[str, str]) -> MetricsLogger | NoLogger:
-    """What writes the run's numbers down; where trackers do, `facts` gets a line about them."""
+    """The run's log; if there are trackers, `facts` gets a line about them."""
     if not context.group.main:
         return NoLogger()
     try:
@@ -99,7 +99,7 @@ def _logger(context: RunContext, state: TrainState, facts: dict[str, str]) -> Me
 
 
 class _Run:
-    """A run that is going on; after a failure, with another context or state."""
+    """A running training; after a failure, its context or state may be replaced."""
 
     def __init__(self, context: RunContext, state: TrainState, plan: Schedule, logger: MetricsLogger | NoLogger):
         self.context, self.state, self.plan, self.logger = context, state, plan, logger
@@ -108,7 +108,7 @@ class _Run:
         self.bad_images: set[str] = set()
 
     def to_the_end(self) -> Iterator[Event]:
-        """All steps; after one that failed again from a checkpoint or from that step, where the config wants that."""
+        """All steps; after a failed one, continue from a checkpoint or from that step if the config says so."""
         while True:
             try:
                 yield from self._due_evaluation()
@@ -119,11 +119,11 @@ class _Run:
             except OutOfMemory as error:
                 yield from handle_out_of_memory(self.context, self.checkpointer, error)
                 self.context = halve_micro_batch(self.context)
-            # out here, where the error and what it holds of the step are gone
+            # outside the handler, so that the error no longer holds the step's tensors
             reset_after_failure(self.context, self.state)
 
     def _due_evaluation(self) -> Iterator[Event]:
-        """The evaluation that a signal or a kill cut short, if there is one."""
+        """Repeat an evaluation that a signal or a kill interrupted, if any."""
         step = self.progress.step
         if code := self._stop_requested():
             where = f"before continuing after step {step}; the state is saved" if step else "before the first step"
@@ -140,7 +140,7 @@ class _Run:
         steps = step_batches(
             context.data.train, context.config, context.device, self.group, progress.step + 1, plan.total
         )
-        with closing(steps):  # its workers end with it, also where an error keeps this frame
+        with closing(steps):  # its workers end with it, even if an error keeps this frame alive
             for batches in steps:
                 if plan.over(progress):
                     return
@@ -156,7 +156,7 @@ class _Run:
                 yield from self._save_if_due()
 
     def _step(self, batches: StepBatches) -> Iterator[Event]:
-        """One optimizer step, and what is logged of it."""
+        """Run one optimizer step and return its log entry."""
         context, state, plan, progress = self.context, self.state, self.plan, self.progress
         waited = time.monotonic() - batches.wait_started
         step = progress.step + 1
@@ -180,7 +180,7 @@ class _Run:
         yield Step(step, plan.epoch(step), plan.total, numbers | {"images": batches.num_images})
 
     def _save_if_due(self) -> Iterator[Event]:
-        """Save if a signal, the plan or the clock asks for it; end if a signal does.
+        """Save if a signal, the schedule or the clock requires it; stop on a signal.
 
         Raises:
             Interrupted: the state is saved.

@@ -13,7 +13,7 @@ NORMS = (torch.nn.LayerNorm, torch.nn.GroupNorm)
 
 
 def build_optimizer(model: DINO, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with a group for each learning rate and weight decay: the backbone's first, most layers' last."""
+    """AdamW with a group per learning rate and weight decay: the backbone's first, most layers' last."""
     most = ("rest", config.lr, config.weight_decay)
     groups = {("backbone", config.backbone_lr, config.weight_decay): [], most: []}
     norms = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters()}
@@ -34,7 +34,7 @@ def build_optimizer(model: DINO, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def _group_of(name: str, is_norm: bool, config: TrainConfig) -> tuple[str, float, float]:
-    """Part of the model, learning rate and weight decay of a parameter."""
+    """The model part, learning rate and weight decay of a parameter."""
     part = "backbone" if name.startswith("backbone.") else "rest"
     lr = config.backbone_lr if part == "backbone" else config.lr
     if part == "rest" and ".offsets." in name and config.offsets_lr != "same":
@@ -44,7 +44,7 @@ def _group_of(name: str, is_norm: bool, config: TrainConfig) -> tuple[str, float
 
 
 def lr_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
-    """What the learning rates are multiplied by in optimizer step `step`, counted from 0; a pure function."""
+    """The factor of the learning rates in optimizer step `step`, counted from 0; a pure function."""
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
     if config.lr_schedule == "cosine":
@@ -55,7 +55,7 @@ def lr_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
 
 
 def describe_lr(steps_per_epoch: int, config: TrainConfig) -> str:
-    """The learning rates of a run, for people to read before it starts."""
+    """A description of a run's learning rates, shown before it starts."""
     rates = f"{config.lr:g}, backbone {config.backbone_lr:g}"
     warmup = f", {counted(config.warmup_steps, 'step')} of warm-up" if config.warmup_steps else ""
     if warmup_warning(steps_per_epoch, config):
@@ -70,7 +70,7 @@ def describe_lr(steps_per_epoch: int, config: TrainConfig) -> str:
 
 
 def warmup_warning(steps_per_epoch: int, config: TrainConfig) -> str:
-    """What to say of a run that ends before its warm-up does; empty for others."""
+    """A warning if a run ends before its warm-up; otherwise empty."""
     steps = config.epochs * steps_per_epoch
     if not config.warmup_steps or config.warmup_steps < steps:
         return ""
@@ -79,7 +79,7 @@ def warmup_warning(steps_per_epoch: int, config: TrainConfig) -> str:
 
 
 def drops_warning(steps_per_epoch: int, config: TrainConfig) -> str:
-    """What to say of drops of the rate that a run does not reach, or that its warm-up hides; empty for others."""
+    """A warning about learning rate drops that a run does not reach or that its warm-up hides; otherwise empty."""
     if config.lr_schedule != "step" or warmup_warning(steps_per_epoch, config):
         return ""
     beyond = [str(epoch) for epoch in sorted(config.lr_drop_epochs) if epoch >= config.epochs]
@@ -95,7 +95,7 @@ def drops_warning(steps_per_epoch: int, config: TrainConfig) -> str:
 
 
 def scaled_drops(config: TrainConfig, epochs: int) -> tuple[int, ...]:
-    """The epochs after which a recipe's rate drops in a run of another length: in proportion, never at its ends."""
+    """A recipe's drop epochs in a run of another length: in proportion, never at its ends."""
     drops = [epoch * epochs // config.epochs for epoch in config.lr_drop_epochs]
     return tuple(dict.fromkeys(epoch for epoch in drops if 0 < epoch < epochs))
 
@@ -108,7 +108,7 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
 
 
 class Ema:
-    """An exponential moving average of a model's weights, quicker in the first steps."""
+    """An exponential moving average of a model's weights, faster in the first steps."""
 
     def __init__(self, model: DINO, decay: float):
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
@@ -117,14 +117,14 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: DINO) -> None:
-        """Move every average towards the present weights."""
+        """Move every average towards the current weights."""
         self.updates += 1
         share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), share)
 
 
 class NoEma:
-    """No average: what is evaluated and kept is the model itself."""
+    """No average: the model itself is evaluated and saved."""
 
     def __init__(self, model: DINO):
         self.model = model

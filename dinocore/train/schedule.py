@@ -8,7 +8,7 @@ from .state import Progress
 
 
 class Schedule(NamedTuple):
-    """What is due after which optimizer step; steps and epochs count from 1."""
+    """What is due after each optimizer step; steps and epochs count from 1."""
 
     per_epoch: int  # optimizer steps
     config: TrainConfig
@@ -24,22 +24,22 @@ class Schedule(NamedTuple):
         return -(-self.config.epochs // self.config.eval_every_epochs)
 
     def epoch(self, step: int) -> int:
-        """The epoch that a step belongs to."""
+        """The epoch of a step."""
         return -(-step // self.per_epoch)
 
     def evaluates_after(self, step: int) -> bool:
-        """At the end of every few epochs, and of the last one."""
+        """Whether to evaluate: every few epochs, and after the last one."""
         epoch = self.epoch(step)
         due = epoch % self.config.eval_every_epochs == 0 or epoch == self.config.epochs
         return due and step % self.per_epoch == 0
 
     def saves_after(self, step: int) -> bool:
-        """At the end of every epoch, and every few steps if the config says so."""
+        """Whether to save: after every epoch, and every few steps if configured."""
         every = self.config.save_every_steps
         return step % self.per_epoch == 0 or (every > 0 and step % every == 0)
 
     def over(self, progress: Progress) -> str:
-        """Why there is nothing left to do; empty while there is."""
+        """Why the run is finished; empty if it is not."""
         if progress.due_evaluation:
             return ""
         if 0 < self.config.patience <= progress.evals_since_best:
@@ -53,14 +53,14 @@ class Schedule(NamedTuple):
 
 
 class SaveClock:
-    """Whether a save is due by the time that has passed, whatever the clock on the wall says."""
+    """Whether a save is due, by a monotonic clock."""
 
     def __init__(self, minutes: float):
         self.seconds = 60 * minutes
         self.restart()
 
     def restart(self) -> None:
-        """A save was tried."""
+        """Record that a save was attempted."""
         self.since = time.monotonic()
 
     def due(self) -> bool:

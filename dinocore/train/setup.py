@@ -36,11 +36,11 @@ SAME = (
 
 
 def check_start(config: Config, watch: Watch = UNWATCHED) -> None:
-    """Refuse `train.weights` of another model, before any data is read; what has to be fetched is fetched.
+    """Refuse `train.weights` of a different model before any data is read; downloads them if necessary.
 
     Raises:
-        CheckpointError: naming the settings that differ, and the preset or the settings to use.
-        EnvironmentFault: the weights cannot be fetched.
+        CheckpointError: names the settings that differ, and the preset or settings to use.
+        EnvironmentFault: the weights cannot be downloaded.
     """
     if not config.train.weights:
         return
@@ -49,8 +49,8 @@ def check_start(config: Config, watch: Watch = UNWATCHED) -> None:
     differing = _differences(weights.config.model, config.model)
     if not differing:
         return
-    shown = ", ".join(f"model.{key} = {here} (you set {there})" for key, (here, there) in differing.items())
-    if config.train.weights == "bundled":  # the preset asked for it, perhaps, and not the user
+    shown = ", ".join(f"model.{key} = {here} (requested: {there})" for key, (here, there) in differing.items())
+    if config.train.weights == "bundled":  # possibly set by the preset, not the user
         raise ConfigError(
             f"the bundled weights don't fit the changed model: {shown}; start without them:  "
             "--set model.backbone_weights=none, or a FILE with trained backbone weights"
@@ -59,7 +59,7 @@ def check_start(config: Config, watch: Watch = UNWATCHED) -> None:
 
 
 def settings_of(name: str, watch: Watch = UNWATCHED) -> Config:
-    """The config that weights were trained with, without what belonged to that run only.
+    """The config that weights were trained with, without settings of that run only.
 
     Raises:
         CheckpointError, EnvironmentFault: as for `locate`.
@@ -74,7 +74,7 @@ def _differences(here: ModelConfig, there: ModelConfig) -> dict[str, tuple]:
 
 
 def _way_out(weights: Weights, differing: Mapping[str, tuple]) -> str:
-    """The preset of the weights, if it builds their model; else the settings one by one."""
+    """The preset of the weights, if it builds their model; otherwise the single settings."""
     names = [(weights.facts.get("converted_from") or {}).get("preset"), preset_of(weights.config)]
     for name in filter(None, names):
         if name in list_presets() and not _differences(weights.config.model, load_config(name).model):
@@ -89,7 +89,7 @@ def fresh_state(
     """The state before the first step; random weights come from the seed.
 
     Raises:
-        CheckpointError, EnvironmentFault: the weights that the config asks for cannot be had.
+        CheckpointError, EnvironmentFault: the configured weights are not available.
     """
     group = group or SingleProcess()
     torch.manual_seed(config.train.seed)
@@ -108,7 +108,7 @@ def fresh_state(
 def resumed_state(
     checkpoint: Path, config: Config, device: torch.device, group: SingleProcess | None = None
 ) -> TrainState:
-    """The state of a checkpoint that was verified.
+    """Restore the state of a verified checkpoint.
 
     Raises:
         CheckpointError: it belongs to another config.
@@ -123,22 +123,22 @@ def resumed_state(
 
 
 def load_starting_weights(model: DINO, config: Config, categories: Sequence[Category]) -> tuple[str, Transfer | None]:
-    """Fill a new model as `train.weights` or else `model.backbone_weights` says.
+    """Initialise a new model from `train.weights`, or else `model.backbone_weights`.
 
     Returns:
-        where its weights come from, in words, and what was carried over from `train.weights`.
+        a description of where its weights come from, and what was carried over from `train.weights`.
     """
     if not config.train.weights:
         return f"random, backbone: {load_backbone_weights(model.backbone, config.model)}", None
     path = locate(config.train.weights)
     transfer = carry_over(model, load_weights(path), categories, path)
-    if cache_folder() in path.parents:  # what was typed says more than the name in the cache
+    if cache_folder() in path.parents:  # the name the user typed is more helpful than the one in the cache
         transfer = transfer._replace(file=config.train.weights)
     return transfer.summary(), transfer
 
 
 def freeze(model: DINO, parts: Sequence[str]) -> None:
-    """Keep parts of the model, such as `backbone`, as they are in training.
+    """Freeze parts of the model, such as `backbone`.
 
     Raises:
         ConfigError: nothing is left to train.
@@ -163,10 +163,10 @@ def _state_around(model: DINO, config: Config, device: torch.device, origin: str
 
 
 def check_same_run(manifest: Mapping[str, Any], config: Config, data: DataSet, allow_change: bool) -> None:
-    """Refuse to continue a run from a checkpoint of other settings or data.
+    """Refuse to continue from a checkpoint with different settings or data.
 
     Raises:
-        CheckpointError: a setting that a resumed run cannot change, or the classes, are others.
+        CheckpointError: a setting that cannot change on resume, or the classes, differ.
         DataError: the annotations have changed.
     """
     old, new = dict(_leaves(manifest.get("settings", {}))), dict(_leaves(fixed_settings(config)))
@@ -178,10 +178,10 @@ def check_same_run(manifest: Mapping[str, Any], config: Config, data: DataSet, a
 
 
 def check_same_data(manifest: Mapping[str, Any], data: DataSet, allow_change: bool) -> None:
-    """Refuse to continue a run on other data than it started with.
+    """Refuse to continue a run on different data than it started with.
 
     Raises:
-        CheckpointError: the classes are others.
+        CheckpointError: the classes differ.
         DataError: the annotations have changed.
     """
     classes = [[c.id, c.name] for c in data.train.categories]
@@ -199,10 +199,10 @@ def check_same_data(manifest: Mapping[str, Any], data: DataSet, allow_change: bo
 
 
 def changed_settings(before: Config, now: Config) -> list[str]:
-    """What a resumed run does otherwise than it started, for people.
+    """The settings that a resumed run changes, as messages.
 
     Raises:
-        ConfigError: a setting is among them that makes it another run; `config.py` marks these.
+        ConfigError: one of them cannot change on resume; `config.py` marks these.
     """
     old, new = dict(_leaves(before.model_dump())), dict(_leaves(now.model_dump()))
     differing = [key for key in new if old[key] != new[key]]

@@ -31,22 +31,22 @@ OLD_NAMES = {"worse": "evals_since_best", "left_out": "skipped_steps"}  # in sta
 
 @dataclass
 class Progress:
-    """How far a run has come; written with every checkpoint."""
+    """The progress of a run, stored in every checkpoint."""
 
     step: int = 0
     best_ap: float = -1.0
-    best_step: int = 0  # 0: nothing was evaluated yet
+    best_step: int = 0  # 0: not evaluated yet
     evals_since_best: int = 0
-    due_evaluation: int = 0  # the epoch whose evaluation was started and not finished
-    log_bytes: int = 0  # place in metrics.jsonl
-    overflows: int = 0  # steps in a row that the scaler of fp16 skipped
+    due_evaluation: int = 0  # the epoch whose evaluation was started but not finished
+    log_bytes: int = 0  # position in metrics.jsonl
+    overflows: int = 0  # consecutive steps skipped by the fp16 scaler
     skipped_steps: list[int] = field(default_factory=list)  # by rollbacks
     failed_evaluations: int = 0
-    origin: str = ""  # where the weights come from, for people
+    origin: str = ""  # a description of where the weights come from
     data: str = ""  # fingerprint of the annotations
 
     def restore(self, values: dict[str, Any]) -> None:
-        """Take over what a checkpoint holds, of this version or an older one; what it lacks starts anew."""
+        """Restore progress from a checkpoint of this or an older version; missing values get defaults."""
         values = {OLD_NAMES.get(key, key): value for key, value in values.items()}
         for name, value in vars(Progress()).items():
             setattr(self, name, values.get(name, value))
@@ -54,21 +54,21 @@ class Progress:
 
 @dataclass
 class TrainState:
-    """The living objects of a run."""
+    """The live objects of a run."""
 
     model: DINO
-    wrapped: nn.Module  # the model as training calls it: by DDP where there are several ranks
+    wrapped: nn.Module  # the model as training calls it: wrapped in DDP if there are several ranks
     ema: Ema | NoEma
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     progress: Progress
-    transfer: Transfer | None = None  # what the weights were started from, if from others
+    transfer: Transfer | None = None  # what was carried over from other weights, if any
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of every global random generator of this process, as plain values."""
+    """The state of every global random generator in this process, as plain values."""
     numpy: Any = np.random.get_state(legacy=False)
-    numpy["state"]["key"] = numpy["state"]["key"].tolist()  # weights_only lets no array in
+    numpy["state"]["key"] = numpy["state"]["key"].tolist()  # weights_only does not allow arrays
     states = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": numpy}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -78,13 +78,13 @@ def rng_state() -> dict[str, Any]:
 
 
 def seed_rank(seed: int, step: int, rank: int) -> None:
-    """Start new random numbers, different ones on every rank."""
+    """Seed new random numbers, different on every rank."""
     drawn = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
     torch.manual_seed(int(drawn[0]) % 2**63)
 
 
 def restore_rng_state(states: dict[str, Any]) -> None:
-    """Undo what was drawn since; states of devices that are not here are skipped."""
+    """Restore random states; those of missing devices are skipped."""
     torch.set_rng_state(states["torch"])
     random.setstate(states["python"])
     numpy = states["numpy"]
@@ -102,13 +102,13 @@ def save_checkpoint(
     categories: Sequence[Category],
     rng_states: list[dict[str, Any]],
 ) -> Path:
-    """Write `folder`/step-XXXXXXXX whole or not at all. Saved again after the same step, its large files are linked.
+    """Write `folder`/step-XXXXXXXX atomically. Saving again after the same step hard-links its large files.
 
     Args:
         rng_states: of all ranks, in order.
 
     Raises:
-        EnvironmentFault: there is no room, or it cannot be written; earlier checkpoints stay.
+        EnvironmentFault: the disk is full or not writable; earlier checkpoints are kept.
     """
     progress = state.progress
     facts = {
@@ -139,7 +139,7 @@ def save_checkpoint(
 
 
 def _large_files(before: Path) -> dict[str, Any]:
-    """Fingerprints of the weights that were saved after the same step; none if it was not."""
+    """Fingerprints of weights already saved after the same step, if any."""
     try:
         files = manifest_of(before)["files"]
     except CheckpointError:
@@ -177,7 +177,7 @@ def size_in_bytes(state: TrainState) -> int:
 
 
 def expected_size(state: TrainState) -> int:
-    """The same for a checkpoint after the first step, which gives the optimizer its state."""
+    """The same for a checkpoint after the first step, when the optimizer has a state."""
     if state.optimizer.state:
         return size_in_bytes(state)
     trained = sum(x.numel() * x.element_size() for x in state.model.parameters() if x.requires_grad)
@@ -185,10 +185,10 @@ def expected_size(state: TrainState) -> int:
 
 
 def load_checkpoint(path: Path, state: TrainState, rank: int, seed: int) -> None:
-    """Fill the state from a checkpoint folder that was verified.
+    """Restore the state from a verified checkpoint folder.
 
-    A rank that the run did not have before starts random numbers of its own. Learning rates and weight decay are those
-    of the present config, not of the checkpoint's.
+    A new rank gets its own random numbers. Learning rates and weight decay are those
+    of the current config, not the checkpoint's.
 
     Raises:
         CheckpointError: a file is missing or does not fit.

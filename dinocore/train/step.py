@@ -18,7 +18,7 @@ from .state import TrainState
 
 
 class NonFinite(Exception):
-    """The loss of the step, on any rank, or its gradient is not finite; no weight was changed."""
+    """The loss or gradient of a step is not finite on some rank; no weights were changed."""
 
     def __init__(self, numbers: dict[str, float]):
         super().__init__(f"not finite: {numbers}")
@@ -35,16 +35,16 @@ def train_step(
 ) -> dict[str, float]:
     """Train on one batch: returns its loss, the loss terms and the gradient norm before clipping, over all ranks.
 
-    Each loss is divided by the objects of the whole batch, so that every split into micro-batches and ranks gives
-    the same gradient.
+    Each loss is divided by the number of objects in the whole batch, so that any split into micro-batches and ranks
+    gives the same gradient.
 
     Args:
         micro_batches: this rank's part of the batch; one forward and backward pass each.
         num_boxes: objects in the whole batch, over all ranks.
-        num_denoised: those of them that take part in denoising; None where there is one micro-batch on one rank.
+        num_denoised: those of them that take part in denoising; None for a single micro-batch on one rank.
 
     Raises:
-        NonFinite: on all ranks alike, before any weight is changed.
+        NonFinite: on all ranks, before any weight is changed.
     """
     model, optimizer, scaler = state.wrapped, state.optimizer, state.scaler
     parameters = [p for param_group in optimizer.param_groups for p in param_group["params"]]
@@ -56,12 +56,12 @@ def train_step(
             output, targets = forward(model, batch, config)
             terms = criterion(output, targets, num_boxes, config.loss, num_denoised)
             loss = torch.stack(list(terms.values())).sum()
-            scaler.scale(loss * group.size).backward()  # DDP takes the mean over the ranks; a sum is wanted
+            scaler.scale(loss * group.size).backward()  # DDP averages over ranks; this makes it a sum
         add_terms(logged, terms)
 
     scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(parameters, config.train.clip_norm or math.inf)
-    *sums, grad_norm = torch.stack([*logged.values(), norm]).tolist()  # the only wait for the device
+    *sums, grad_norm = torch.stack([*logged.values(), norm]).tolist()  # the only synchronisation with the device
     finite_loss, finite_norm = group.all_true(all(map(math.isfinite, sums)), math.isfinite(grad_norm))
     if not finite_loss or not (finite_norm or scaler.is_enabled()):  # fp16's scaler skips a step that overflowed
         raise NonFinite(dict(zip(logged, sums, strict=True)) | {"grad_norm": grad_norm})
@@ -85,10 +85,10 @@ def forward(model: nn.Module, batch: Batch, config: Config) -> tuple[DinoOutput,
 
 
 def autocast(config: Config, device: torch.device, width: int) -> AbstractContextManager:
-    """The precision of the run, but float32 on a CPU for a batch so narrow that half precision would go wrong there.
+    """The precision of the run, except float32 on a CPU for batches so narrow that half precision is wrong there.
 
-    The gradient of a 3 x 3 kernel in bfloat16 over a map of one column has columns that oneDNN never writes: whatever
-    lies in memory stays there (torch 2.14; seen with stride 2, never in float32).
+    The bfloat16 gradient of a 3 x 3 kernel over a map of one column has columns that oneDNN never writes: whatever
+    was in memory stays there (torch 2.14; seen with stride 2, never in float32).
     """
     dtype = pick_precision(config.train.amp, device)
     if device.type == "cpu" and width <= narrowest_width(config.model):
@@ -97,13 +97,13 @@ def autocast(config: Config, device: torch.device, width: int) -> AbstractContex
 
 
 def narrowest_width(model: ModelConfig) -> int:
-    """The widest image, in pixels, of which a map that is halved once more has a single column."""
+    """The widest image, in pixels, whose map has a single column when halved once more."""
     extra_levels = model.num_levels - len(model.feature_strides)
     return max(model.feature_strides) * 2 ** max(0, extra_levels - 1)
 
 
 def add_terms(logged: dict[str, Tensor], terms: dict[str, Tensor]) -> None:
-    """Add loss terms to what is logged; `stage3/box` counts as `matching/box`: a number for all layers of a stage."""
+    """Add loss terms to the log; `stage3/box` is added to `matching/box`: one number for all layers."""
     for name, value in terms.items():
         stage, term = name.split("/")
         kind = stage.rstrip("0123456789")

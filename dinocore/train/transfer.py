@@ -18,11 +18,11 @@ EXTRA = "extra.content"
 
 
 class Transfer(NamedTuple):
-    """What a model has from where, for people."""
+    """What was carried over from other weights, for messages."""
 
     file: str
-    classes: dict[str, str | None]  # the data's class -> the file's class that its weights come from; None: random
-    notes: list[str]  # what else starts at random or is dropped
+    classes: dict[str, str | None]  # the data's class -> the file's class with its weights; None: random
+    notes: list[str]  # what else is randomly initialised or dropped
 
     def summary(self) -> str:
         """One line about it."""
@@ -31,7 +31,7 @@ class Transfer(NamedTuple):
 
 
 def carry_over(model: DINO, weights: Weights, categories: Sequence[Category], where: Path) -> Transfer:
-    """Fill a model; rows of class heads and label embedding are taken where the *name* of the class is the same.
+    """Load weights into a model; rows of class heads and label embedding are taken by class *name*.
 
     Raises:
         CheckpointError: any other tensor differs in name or shape.
@@ -52,7 +52,7 @@ def carry_over(model: DINO, weights: Weights, categories: Sequence[Category], wh
         tensors[EXTRA] = fresh[EXTRA]
         notes.append("the extra queries of training are new")
     elif EXTRA in tensors and EXTRA not in fresh:
-        del tensors[EXTRA]  # of no use but in training
+        del tensors[EXTRA]  # only used in training
     if count := _renew_query_content(tensors, fresh):
         notes.append(
             f"the content of {counted(count, 'query', 'queries')} is new, because the file has a different number"
@@ -64,7 +64,7 @@ def carry_over(model: DINO, weights: Weights, categories: Sequence[Category], wh
 
 
 def _renew_query_content(tensors: dict[str, Tensor], fresh: Mapping[str, Tensor]) -> int:
-    """Keep the new model's own content of queries where their number differs; how many there are."""
+    """Keep the new model's query content if the number of queries differs; returns their number."""
     count = 0
     for key in QUERIES:
         here, there = fresh.get(key), tensors.get(key)
@@ -74,9 +74,9 @@ def _renew_query_content(tensors: dict[str, Tensor], fresh: Mapping[str, Tensor]
 
 
 def match_names(new: Sequence[str], old: Sequence[str]) -> dict[int, int]:
-    """For each new name that the old ones have, the old one's place; each old one serves once.
+    """Map each new name to the index of an old one; each old one is used once.
 
-    Equal names go first; then capitals, spaces, `_` and `-` don't count: `Cell_Phone` is `cell phone`.
+    Exact matches come first; then case, spaces, `_` and `-` are ignored: `Cell_Phone` is `cell phone`.
     """
     found: dict[int, int] = {}
     for form in (str, _normalized):

@@ -24,11 +24,11 @@ from .shipped import SHIPPED
 from .untrusted import CHECKSUM, checksum, read_safetensors, without_prefixes
 
 SCHEMA = 1
-UNJUDGED = 0.3  # the threshold of weights that no evaluation has judged
+UNJUDGED = 0.3  # the threshold of weights that were never evaluated
 
 
 class Weights(NamedTuple):
-    """What a file of weights holds."""
+    """The content of a weights file."""
 
     tensors: dict[str, Tensor]
     config: Config
@@ -37,14 +37,14 @@ class Weights(NamedTuple):
 
     @property
     def threshold(self) -> float | None:
-        """The score threshold of the best F1 when these weights were evaluated; None where none is stored."""
+        """The score threshold with the best F1 when these weights were evaluated, if stored."""
         stored = self.facts.get("thresholds")
         overall = stored.get("overall") if isinstance(stored, Mapping) else None
         return float(overall) if overall is not None and _is_score(overall) else None
 
     @property
     def class_thresholds(self) -> dict[str, float]:
-        """The same of each class that has its own, by its name as `table_names` gives it."""
+        """The same per class, if stored, by its name from `table_names`."""
         stored = self.facts.get("thresholds")
         classes = stored.get("classes") if isinstance(stored, Mapping) else None
         if not isinstance(classes, Mapping):
@@ -59,7 +59,7 @@ def _is_score(value: Any) -> bool:
 def least_scores(
     categories: Sequence[Category], overall: float | None, by_class: Mapping[str, float] | None = None
 ) -> list[float]:
-    """From which score on a detection of each class is shown: its own, else that of all classes, else 0.3."""
+    """The lowest score shown for each class: its own, else the overall one, else 0.3."""
     usual = UNJUDGED if overall is None else overall
     return [(by_class or {}).get(name, usual) for name in table_names(categories)]
 
@@ -71,10 +71,10 @@ def save_weights(
     categories: Sequence[Category],
     facts: Mapping[str, Any],
 ) -> None:
-    """Write weights with all that is needed to use them.
+    """Save weights with everything needed to use them.
 
     Raises:
-        EnvironmentFault: the file cannot be written; what was there before stays.
+        EnvironmentFault: the file cannot be written; an existing one is kept.
     """
     metadata = {
         "schema": str(SCHEMA),
@@ -90,7 +90,7 @@ def save_weights(
     def write(temporary: Path) -> None:
         try:
             save_file(content, temporary, metadata)
-        except SafetensorError as error:  # what it makes of a full disk
+        except SafetensorError as error:  # its error for a full disk
             raise OSError(str(error)) from error
 
     write_atomically(Path(path), write)
@@ -100,7 +100,7 @@ def load_weights(path: str | Path) -> Weights:
     """Read a file that `save_weights` wrote.
 
     Raises:
-        CheckpointError: the file is missing, damaged, not ours or of a newer version, or its numbers are not finite.
+        CheckpointError: the file is missing, damaged, not ours, from a newer version, or has non-finite numbers.
     """
     path = Path(path)
     tensors, metadata = read_safetensors(path)
@@ -126,7 +126,7 @@ def load_weights(path: str | Path) -> Weights:
 
 
 def load_facts(path: Path) -> dict[str, Any]:
-    """What a file of weights says of its training, without its tensors.
+    """A weights file's training facts, without its tensors.
 
     Raises:
         CheckpointError: the entry is damaged.
@@ -136,12 +136,12 @@ def load_facts(path: Path) -> dict[str, Any]:
 
 
 def unnamed(num_classes: int) -> list[Category]:
-    """Classes of weights that don't tell their names: class_0, class_1, ..."""
+    """Classes of weights without names: class_0, class_1, ..."""
     return [Category(k, f"class_{k}") for k in range(num_classes)]
 
 
 def names_note(categories: Sequence[Category]) -> str:
-    """What to say where classes have no names; empty if they have."""
+    """A message if classes have no names; otherwise empty."""
     if list(categories) != unnamed(len(categories)):
         return ""
     names = f"class_0 to class_{len(categories) - 1}" if len(categories) > 1 else "class_0"
@@ -163,7 +163,7 @@ def restore_model(weights: Weights, where: Path) -> DINO:
     """The model that the weights belong to, in float32.
 
     Raises:
-        CheckpointError: tensors are missing, left over or of another shape.
+        CheckpointError: tensors are missing, unexpected or have the wrong shape.
     """
     model = build_model(weights.config.model)
     load_exactly(model, weights.tensors, where)
@@ -171,7 +171,7 @@ def restore_model(weights: Weights, where: Path) -> DINO:
 
 
 def cast_note(tensors: Mapping[str, Tensor], where: Path) -> str:
-    """What to say of weights kept in another precision than float32; empty if they are not, or are those we ship."""
+    """A message about weights not in float32; empty if they are, or are bundled."""
     if where in SHIPPED.values():
         return ""
     kinds = {value.dtype for value in tensors.values() if value.is_floating_point()} - {torch.float32}
@@ -179,7 +179,7 @@ def cast_note(tensors: Mapping[str, Tensor], where: Path) -> str:
 
 
 def load_exactly(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Fill a model, refusing any difference in names or shapes; floats of another precision are cast.
+    """Load weights into a model, refusing any difference in names or shapes; floats are cast to float32.
 
     Raises:
         CheckpointError: naming how many tensors differ, and the first; or those that are no floats and should be.

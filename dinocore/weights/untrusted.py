@@ -19,13 +19,13 @@ from ..words import typed
 
 
 class Ignored:
-    """Stands for an object of a training tool that is of no use to us; it keeps nothing and does nothing."""
+    """A placeholder for an irrelevant object of a training tool; it stores nothing and does nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> "Ignored":
         return super().__new__(cls)
 
     def __setstate__(self, _: Any) -> None:
-        """Forget it."""
+        """Ignore the state."""
 
 
 IGNORED = [  # mmengine's log of losses, with the numpy arrays, numbers and methods in it; read off mmengine 0.10.7
@@ -55,10 +55,10 @@ ALLOWED = [argparse.Namespace, *((Ignored, name) for name in IGNORED)]  # Namesp
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The content of a safetensors or a PyTorch file, told apart by its first bytes, and the former's metadata.
+    """The content of a safetensors or PyTorch file, detected by its first bytes, and the former's metadata.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of another kind, or would run code.
+        CheckpointError: the file is missing, damaged, not a weights file, or would run code.
     """
     return (read_pickle(path), {}) if _is_pickle(_start(path)) else read_safetensors(path)
 
@@ -67,16 +67,16 @@ def holds_config(path: Path) -> bool:
     """Whether this is a safetensors file with a config inside, as ours are.
 
     Raises:
-        CheckpointError: there is no such file, or it is empty.
+        CheckpointError: the file does not exist or is empty.
     """
     return not _is_pickle(_start(path)) and "config" in (_metadata(path) or {})
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether this is a whole file of tensors that is not ours: of PyTorch, or safetensors without a config.
+    """Whether this is a complete tensor file that is not ours: a PyTorch file, or safetensors without a config.
 
     Raises:
-        CheckpointError: there is no such file, or it is empty.
+        CheckpointError: the file does not exist or is empty.
     """
     if _start(path)[:2] in (b"PK", b"\x80\x02"):
         return True
@@ -126,7 +126,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """CRC-32 of all numbers, by the tensors' names in order; 190 MB take 0.06 s."""
+    """CRC-32 of all tensors, in order of their names; 190 MB take 0.06 s."""
     value = 0
     for key in sorted(tensors):
         value = zlib.crc32(tensors[key].contiguous().reshape(-1).view(torch.uint8).numpy().data, value)
@@ -134,7 +134,7 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """What `torch.save` wrote: tensors, numbers, text, and official DINO's arguments; nothing else is let in.
+    """The content of a `torch.save` file: only tensors, numbers, text, and official DINO's arguments.
 
     Raises:
         CheckpointError: the file is missing, empty, cut off, a web page, a graph, or holds any other object.
@@ -143,7 +143,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
         _check_archive(path)
     try:
         with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch speaks about its own formats
+            warnings.simplefilter("ignore")  # torch warns about its own formats
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(_why(path, error)) from None
@@ -153,12 +153,12 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 
 def is_counter(name: str, value: Any) -> bool:
-    """Whether this is a number that a moving average keeps of itself, beside its tensors."""
+    """Whether this is a counter that a moving average stores with its tensors."""
     return name in COUNTERS and (isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1))
 
 
 def without_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The same under names without the prefixes that training tools add, and without the counters of an average.
+    """The same with prefixes of training tools stripped from names, and without counters of an average.
 
     DistributedDataParallel, torch.compile, Lightning and moving averages of PyTorch and mmengine add them.
     """
@@ -169,7 +169,7 @@ def without_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_tensor(name: str, value: Tensor, where: Path) -> None:
-    """Refuse what cannot be the weights of a layer.
+    """Refuse tensors that cannot be weights of a layer.
 
     Raises:
         CheckpointError: a tensor is sparse, quantised, without memory of its own, or not finite.
@@ -185,7 +185,7 @@ def check_tensor(name: str, value: Tensor, where: Path) -> None:
 
 
 def _start(path: Path) -> bytes:
-    """The first bytes of a file, of which something can be made."""
+    """The first bytes of a file, which must be readable and not empty."""
     if is_stream(path):
         raise CheckpointError(f"the weights {path}: this is not a regular file; check what it is: ls -l {typed(path)}")
     try:
@@ -207,13 +207,13 @@ def _start(path: Path) -> bytes:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse an archive that torch.save did not write: it packs nothing, and has no graph or code in it."""
+    """Refuse an archive that torch.save did not write: torch.save does not compress, and writes no graph or code."""
     try:
         with zipfile.ZipFile(path) as archive:
             claimed = sum(entry.file_size for entry in archive.infolist())
             names = {name.partition("/")[2] for name in archive.namelist()}
     except (zipfile.BadZipFile, OSError, ValueError):
-        return  # torch says what is wrong with it
+        return  # torch reports the problem
     if kind := next((kind for name, kind in ARCHIVES.items() if name in names), None):
         raise CheckpointError(f"{path} is {kind}, not a state dict; convert the weights file it was made from")
     if "data.pkl" not in names:
@@ -232,7 +232,7 @@ def _is_pickle(start: bytes) -> bool:
 
 
 def _why(path: Path, error: Exception) -> str:
-    """One line for what torch says in many."""
+    """Condense torch's long message to one line."""
     text, size, start = str(error), path.stat().st_size, _start(path)
     if opcode := re.search(r"GLOBAL `?([\w.]+)", text):
         made_by = next((kind for maker, kind in MAKERS.items() if f"{opcode[1]}.".startswith(f"{maker}.")), None)
@@ -252,7 +252,7 @@ def _why(path: Path, error: Exception) -> str:
 
 
 def _exported(path: Path) -> str | None:
-    """What to say of a file that cannot be read as weights, if it is called like one that `dino export` writes."""
+    """A message for a file that cannot be read as weights, if it is named like an exported one."""
     kind = path.suffix.lower()
     if kind in (".onnx", ".xml", ".unverified") or (kind == ".bin" and path.with_suffix(".xml").is_file()):
         return (

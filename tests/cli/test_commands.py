@@ -507,7 +507,7 @@ def test_models_of_the_same_classes_under_other_ids_are_compared_by_name(dino, r
     "content, arguments, code, said",
     [
         (None, ["--data", "DATA"], 3, "cannot be read"),
-        ('[{"image_id": 1}]', ["--data", "DATA"], 3, "there is no `category_id`, `bbox`, `score`"),
+        ('[{"image_id": 1}]', ["--data", "DATA"], 3, "it lacks `category_id`, `bbox`, `score`"),
         (
             '[{"image_id": 987, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 1}]',
             ["--data", "DATA"],
@@ -562,7 +562,7 @@ def test_results_of_unknown_ids_and_with_nan_are_refused_with_counts(dino, pictu
     assert "1 of 4 results are of 1 image (image_id 987)" in error["what"]
     assert "2 of 4 results are of 2 classes (category_id 0, 4)" in error["what"]
     result = judge([good, good | {"image_id": 987}], "--set", "data.allow_orphans=true")
-    assert result.code == 0 and "left out, 1 of 2 results" in result.err.replace("\n", " ")
+    assert result.code == 0 and "skipped, 1 of 2 results" in result.err.replace("\n", " ")
     result = judge([good, good | {"score": float("nan")}, good | {"bbox": [1, 1, float("inf"), 2]}])
     what = f"2 of 3 results have a box or score that is not finite, the first one of image {known}"
     assert result.code == 3 and what in result.err.replace("\n", " ")

@@ -43,7 +43,7 @@ def test_an_image_that_is_missing_has_nothing_to_do_with_annotations(dino):
 
     result = dino("inspect-attention", "nothere.jpg")
     assert result.code == 3 and "check its name" in result.err and "annotations" not in result.err
-    with pytest.raises(DataError, match=r"there is no image nothere\.jpg; check its name and folder$"):
+    with pytest.raises(DataError, match=r"no image nothere\.jpg; check its name and folder$"):
         load_detector(amp="off")("nothere.jpg")
 
 

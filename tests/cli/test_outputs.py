@@ -109,7 +109,7 @@ def test_another_name_than_an_images_own_is_said(dino, run_folder, tmp_path):
         Image.new("RGB", (64, 48)).save(tmp_path / f"x.{suffix}")
     folder = ("predict", tmp_path, "--weights", run_folder, "--threshold", "0")
     result = dino(*folder, "--format", "yolo", "--out", "labels")
-    name = "another name is taken for what is written about 1 image: "
+    name = "using a different name for 1 image: "
     assert name in result.err and result.err.split(name)[1].splitlines()[0].endswith("x.png as x-2")
     assert sorted(path.name for path in Path("labels").iterdir()) == ["classes.txt", "x-2.txt", "x.txt"]
     assert name not in dino(*folder, "--out", "boxes.json").err  # each entry has its image's name

@@ -173,9 +173,9 @@ def test_where_it_is_not_known_what_made_a_file_that_is_resumed_that_is_noted(di
     given = ("--weights", small_weights, "--out", "a.json")
     assert dino("predict", *three[:2], *given).code == 0
     result = dino("predict", *three, *given, "--resume")
-    assert "a.json has 2 of 3 images" in result.err and "is not known" in one_line(result.err)
+    assert "a.json has 2 of 3 images" in result.err and "are unknown" in one_line(result.err)
     result = dino("predict", *three, *given, "--resume")
-    assert "a.json has 3 of 3 images" in result.err and "is not known" not in one_line(result.err)
+    assert "a.json has 3 of 3 images" in result.err and "are unknown" not in one_line(result.err)
 
 
 @pytest.mark.parametrize("out", ["a.json", "a.jsonl"])
@@ -599,7 +599,8 @@ def test_damage_in_a_film_is_named_and_the_rest_is_looked_at(dino, small_weights
 def test_what_a_film_cannot_have_is_refused(dino, film, picture):
     for wrong, says in (
         (["--out", "a.json"], "a.jsonl"), (["--save-images", "d"], "--save-video"), (["--resume"], "--start"),
-        (["--start", "2", "--end", "1"], "--end 1"), (["--save-video", "a.txt"], ".mp4"), ([picture], "alone"),
+        (["--start", "2", "--end", "1"], "--end 1"), (["--save-video", "a.txt"], ".mp4"),
+        ([picture], "must be the only input"),
         ([film], "must be the only input"), (["--save-video", film.name], "is the input file"),
         (["--save-video", "link.mp4"], "is the input file"),
     ):  # fmt: skip

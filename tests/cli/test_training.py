@@ -87,7 +87,7 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(dino, settings, pictures, 
     monkeypatch.setattr(os, "mkdir", refused)
     result = dino("train", *SMALL, "--data", pictures, *settings)
     assert result.code == 5 and "Traceback" not in result.err
-    assert "--output-dir run cannot be made: Read-only file system" in one_line(result.err)
+    assert "--output-dir run cannot be created: Read-only file system" in one_line(result.err)
     assert list(tmp_path.iterdir()) == []
 
 

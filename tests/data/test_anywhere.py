@@ -139,7 +139,7 @@ def test_a_refusal_says_what_was_seen_and_its_dataset_toml_works_when_pasted(tmp
     with pytest.raises(DataError) as caught:
         find_layout(tmp_path)
     assert "5 .jpg in pics/" in caught.value.what and "5 .xml in anno/" in caught.value.what
-    shown = caught.value.fix.partition("may begin with\n")[2]
+    shown = caught.value.fix.partition("could start with\n")[2]
     manifest = "\n".join(line.strip() for line in shown.splitlines())
     assert tomllib.loads(manifest)["train"] == {"annotations": "anno", "images": "pics"}
     text(tmp_path / "dataset.toml", manifest)

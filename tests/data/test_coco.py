@@ -256,7 +256,7 @@ def test_every_encoding_of_json_is_read(make_coco, encoding):
         (b'"text"', "the top level is not an object"),
         (b"{}", "lacks the lists `images`"),
         (b'{"images": {}}', "lacks the lists `images`"),
-        (b'{"images": []}', "lacks the list `categories`"),
+        (b'{"images": []}', "lacks the lists `categories`"),
         (b'{"images": [], "categories": []}', "lacks the list `annotations`"),
         (b'{"images": [], "categories": [], "annotations": null}', "lacks the list `annotations`"),
     ],

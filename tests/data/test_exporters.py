@@ -100,7 +100,7 @@ def test_images_that_are_trained_on_and_evaluated_on_are_said_before_a_training(
         put(tmp_path / "coco" / "images" / f"{i}.jpg")
     for name, shared in (("voc", "2 of 2 images to evaluate on are"), ("coco", "1 of 2 images to evaluate on is")):
         notes = open_dataset(DataConfig(path=str(tmp_path / name))).notes
-        assert any(f"{shared} also used for training, so AP will be too high" in note for note in notes)
+        assert any(f"{shared} also trained on, so AP will be too high" in note for note in notes)
 
 
 def test_a_voc_folder_whose_writing_was_interrupted_is_not_taken_for_a_whole_one(tmp_path):

@@ -406,7 +406,7 @@ def test_a_dataset_toml_to_paste_has_the_names_of_a_list_of_classes_unless_lists
     put(tmp_path / "tuesday" / "classes.txt", "car\nbus\n")
     with pytest.raises(DataError) as refused:
         find_layout(tmp_path)
-    assert "may begin with" not in refused.value.fix
+    assert "could start with" not in refused.value.fix
 
 
 def test_a_dataset_toml_to_paste_has_the_names_of_a_yaml_in_another_folder(tmp_path):
@@ -461,7 +461,7 @@ def test_files_of_another_tool_are_refused_with_its_name_and_no_dataset_toml(tmp
     with pytest.raises(DataError) as refused:
         find_layout(tmp_path)
     assert f"{name} looks like {tool}" in refused.value.what and "export it as COCO" in refused.value.what
-    assert "may begin with" not in refused.value.fix
+    assert "could start with" not in refused.value.fix
 
 
 @pytest.mark.parametrize("line", ["12 8 40 8 40 30 12 30 plane 0", "1,-1,12,8,40,30,1,-1,-1,-1", "3 12 8 40 30"])
@@ -471,7 +471,7 @@ def test_lines_that_are_not_yolos_make_no_dataset_toml_of_yolos(tmp_path, line):
         put(tmp_path / "texts" / f"{name}.txt", f"{line}\n")
     with pytest.raises(DataError) as refused:
         find_layout(tmp_path)
-    assert "may begin with" not in refused.value.fix
+    assert "could start with" not in refused.value.fix
 
 
 def test_json_of_another_tool_under_a_name_of_coco_is_refused_with_the_tools_name(tmp_path):

@@ -44,7 +44,7 @@ from .conftest import small
         (["--out", "m.onnx", "--size", "100"], 2, "--size 100 is not a size"),
         (["--out", "m.onnx", "--size", "224x224-"], 2, "--size 224x224- is neither a size nor a range of sizes"),
         (["--out", "m.onnx", "--size", "320x320-224x224"], 2, "must go from the smallest to the largest; got 320x320"),
-        (["--out", "m.onnx", "--size", "320x427"], 2, "must be multiples of 32"),
+        (["--out", "m.onnx", "--size", "320x427"], 2, "must be a multiple of 32"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_before_the_work(dino, options, code, said):
@@ -122,7 +122,7 @@ def test_benchmark_times_an_exported_file(dino, write_exported):
 def test_benchmark_says_in_words_that_a_file_does_not_run(dino, write_exported):
     done = dino("benchmark", "--weights", write_exported(), "--batch", 65, "--repeats", 1)
     assert done.code == 3, done.err
-    assert "failed to run: this model expects images (1 to 64, H, W, 3)" in " ".join(done.err.split())
+    assert "failed to run: this model needs images (1 to 64, H, W, 3)" in " ".join(done.err.split())
 
 
 def test_files_that_are_not_ours_end_with_the_code_of_weights(dino, write_exported, tmp_path):

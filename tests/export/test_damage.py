@@ -89,7 +89,7 @@ def test_a_graph_with_other_inputs_or_outputs_does_not_run(write_onnx, tensor):
         for names in (node.input, node.output):
             names[:] = ["other" if name == tensor else name for name in names]
     onnx.save(model, file)
-    with pytest.raises(ValueError, match=r"failed to run: out of memory \(use smaller batches\) or damaged"):
+    with pytest.raises(ValueError, match=r"failed to run: out of memory \(use fewer images\) or damaged"):
         ExportedDetector(file)(Image.new("RGB", (20, 20)))
 
 
@@ -147,7 +147,7 @@ def test_an_openvino_file_without_its_weights_is_refused(write_openvino):
 
 @pytest.mark.parametrize("size", [(96, 127), (128, 96), (64, 96), (97, 128), (0, 128)])
 def test_a_canvas_that_a_file_does_not_take_is_refused(write_onnx, size):
-    with pytest.raises(ValueError, match=r"takes images \(1 to 64, H, W, 3\), HxW \[96, 128\] to \[96, 128\]"):
+    with pytest.raises(ValueError, match=r"needs images \(1 to 64, H, W, 3\), HxW \[96, 128\] to \[96, 128\]"):
         ExportedDetector(write_onnx()).run(np.zeros((1, *size, 3), np.uint8), np.array([[9, 9]]))
 
 

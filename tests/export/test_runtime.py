@@ -102,8 +102,8 @@ def test_a_truncated_file_is_refused(write_onnx):
 @pytest.mark.parametrize(
     ("shape", "sizes", "said"),
     [
-        ((1, 96, 128), [[9, 9]], "takes images"),
-        ((1, 3, 96, 128), [[9, 9]], "takes images"),
+        ((1, 96, 128), [[9, 9]], "needs images"),
+        ((1, 3, 96, 128), [[9, 9]], "needs images"),
         ((2, 96, 128, 3), [[9, 9]], "sizes must be a height and width for each image"),
         ((1, 96, 128, 3), [[97, 9]], "sizes must be a height and width for each image, 1 to"),
         ((1, 96, 128, 3), [[9, 0]], "sizes must be a height and width for each image, 1 to"),
@@ -189,20 +189,20 @@ def test_other_types_of_pixels_and_sizes_are_refused(write_onnx):
     assert detector.detect([]) == []
     for images, sizes, message in (
         (whole / np.float32(255), [[9, 9]], "float32"), (whole.tolist(), [[9, 9]], "int64"),
-        (whole[:0], [], "takes images"),
+        (whole[:0], [], "needs images"),
         (whole, [[np.nan, 9]], "sizes must be"), (whole, [[9.5, 9]], "sizes must be"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             detector.run(images, sizes)
     for image in (np.zeros((9, 9)), np.zeros((9, 9), np.uint8), np.zeros((97, 9, 3), np.uint8), whole[0] / 255.0):
-        with pytest.raises(ValueError, match=r"expects images \(h, w, 3\) of uint8, up to \[96, 128\]"):
+        with pytest.raises(ValueError, match=r"needs images \(h, w, 3\) of uint8, up to \[96, 128\]"):
             detector.place([image])
 
 
 def test_more_than_64_images_at_once_are_refused_in_words(write_onnx):
     detector, black = ExportedDetector(write_onnx()), Image.new("RGB", (9, 9))
     assert len(detector.detect([black] * 64)) == 64
-    with pytest.raises(ValueError, match=r"takes images \(1 to 64, H, W, 3\).*got \(65, 96, 128, 3\)"):
+    with pytest.raises(ValueError, match=r"needs images \(1 to 64, H, W, 3\).*got \(65, 96, 128, 3\)"):
         detector.detect([black] * 65)
 
 
@@ -231,7 +231,7 @@ def test_an_image_may_come_as_the_bytes_of_an_upload(write_onnx):
 
 @pytest.mark.parametrize("threshold", [50, -0.1, float("nan"), [0.5, 1.5]])
 def test_a_threshold_that_is_no_score_is_refused(write_onnx, threshold):
-    with pytest.raises(ValueError, match="threshold from 0 to 1"):
+    with pytest.raises(ValueError, match="threshold in"):
         ExportedDetector(write_onnx())(Image.new("RGB", (9, 9), "white"), threshold)
 
 
@@ -246,7 +246,7 @@ def test_a_label_without_a_name_is_refused(write_onnx):
 
 def test_a_file_that_export_refused_and_a_folder_are_named(write_onnx, tmp_path):
     refused = write_onnx().rename(tmp_path / "x.onnx.unverified")
-    with pytest.raises(ValueError, match="`dino export` refused"):
+    with pytest.raises(ValueError, match="failed the check of `dino export`"):
         ExportedDetector(refused)
     with pytest.raises(ValueError, match="this file does not exist"):
         ExportedDetector(tmp_path)
@@ -255,7 +255,7 @@ def test_a_file_that_export_refused_and_a_folder_are_named(write_onnx, tmp_path)
 def test_a_file_that_may_not_be_read_is_not_called_damaged(write_onnx, monkeypatch):
     file = write_onnx()
     monkeypatch.setattr("os.access", lambda path, mode: False)  # to root, chmod says nothing
-    with pytest.raises(ValueError, match="may not be read"):
+    with pytest.raises(ValueError, match="cannot be read"):
         ExportedDetector(file)
 
 

@@ -82,7 +82,7 @@ def test_a_beginning_of_another_file_is_noticed_by_the_hash(publish, server, off
 def test_wrong_bytes_without_a_published_hash_are_refused_and_not_kept(publish, server, tmp_path, official_bytes):
     publish("")
     server.content = b"\x00" * 5000
-    with pytest.raises(CheckpointError, match="is not a file of weights; it is not kept"):
+    with pytest.raises(CheckpointError, match="is not a weights file; it was deleted"):
         locate("mmdet/small")
     assert kept(tmp_path) == []
     server.content = official_bytes
@@ -94,7 +94,7 @@ def test_wrong_bytes_without_a_published_hash_are_refused_and_not_kept(publish, 
 def test_what_arrives_empty_or_cut_is_named_and_not_kept(get, length, server, tmp_path):
     """As from a server that does not say how long the file is."""
     server.content = BUNDLED.read_bytes()[:length]
-    with pytest.raises(CheckpointError, match=r"http://127\.0\.0\.1.*(is empty|not a whole).*; it is not kept"):
+    with pytest.raises(CheckpointError, match=r"http://127\.0\.0\.1.*(is empty|not a complete).*; it was deleted"):
         get(server.address("tiny.safetensors"))
     assert kept(tmp_path) == []
     server.content = BUNDLED.read_bytes()

@@ -364,7 +364,7 @@ def test_a_dry_run_names_an_operation_that_is_not_deterministic(small_config, st
 
     monkeypatch.setattr(step, "forward", forward)
     context, state = start(small_config(*LITTLE, "train.deterministic=true"))
-    with pytest.raises(EnvironmentFault, match="deterministically: put_ has no such form"):
+    with pytest.raises(EnvironmentFault, match="deterministically: put_ has no deterministic implementation"):
         dry_run(context, state)
 
 

@@ -124,8 +124,8 @@ def test_a_damaged_manifest_is_named_with_what_to_type_next_and_not_in_pythons_w
     file = newest / "manifest.json"
     whole = file.read_text()
     without = json.dumps({key: value for key, value in json.loads(whole).items() if key not in ("step", "files")})
-    damages = {whole[: len(whole) // 2]: "cut off", "": "cut off", "\0" * 99: "cut off", "[1, 2]": "something else",
-               "null": "something else", without: "it lacks `step` and `files`",
+    damages = {whole[: len(whole) // 2]: "truncated", "": "truncated", "\0" * 99: "truncated", "[1, 2]": "overwritten",
+               "null": "overwritten", without: "it lacks `step` and `files`",
                whole.replace('"step": 4', '"step": 5'): "it differs from what was written"}  # fmt: skip
     for content, reason in damages.items():
         file.write_text(content)

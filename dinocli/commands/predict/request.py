@@ -109,7 +109,7 @@ def check_overwriting(images: Sequence[Path], stems: Mapping[str, str], request:
     other = [f"{file} as {stem}" for file, stem in stems.items() if file != "-" and Path(file).stem != stem]
     if other and (suffix or request.save_images is not None):
         shown = ", ".join(other[:3]) + (f" and {len(other) - 3} more" if len(other) > 3 else "")
-        warn(f"another name is taken for what is written about {counted(len(other), 'image')}: {shown}")
+        warn(f"using a different name for {counted(len(other), 'image')}: {shown}")
 
 
 def drawing_path(folder: Path, stem: str) -> Path:

@@ -69,7 +69,7 @@ def found_before(request: PredictRequest, inputs: Sequence[Input], settings: Map
         note = "; the weights and options it was made with are unknown" if unknown else ""
         say(f"{request.out} has {len(before)} of {counted(len(inputs), 'image')}; processing the others{note}")
         if changed:
-            say(f"{counted(changed, 'image')} changed since {request.out} was written and will be processed again")
+            say(f"{counted(changed, 'image')} changed since {request.out} was written; processing them again")
     return before
 
 

@@ -91,7 +91,7 @@ def train(
     device: Device = "auto",
     gpus: Annotated[int, on_machine(min=1, help="Ranks, one per GPU; with --device cpu, on the CPU.")] = 1,
     dry_run: Annotated[
-        bool, in_run(help="Try the data, the largest step, an evaluation and a save, without a run.")
+        bool, in_run(help="Check the data, and try the largest step, an evaluation and a save, without starting a run.")
     ] = False,
     deterministic: Annotated[bool, recipe(help="Refuse nondeterministic operations.")] = False,
     seed: Annotated[int | None, recipe(help="Random seed.")] = None,
@@ -302,7 +302,7 @@ def _found(request: TrainRequest, locks: list[RunLock]) -> tuple[Path, Config, P
         run, wanted = _named_run(Path(wanted), run)
     run = run or find_run(RUNS, "config.toml")
     if run is None:
-        raise CheckpointError(f"there is no run in {RUNS}/ to continue; name one with --output-dir")
+        raise CheckpointError(f"no run in {RUNS}/ to continue; give one with --output-dir")
     if request.preset is not None:
         warn(f"--preset {request.preset} is ignored: a resumed run keeps the settings in {run}/config.toml")
     before = run_config(run)
@@ -337,7 +337,7 @@ def _named_run(named: Path, run: Path | None) -> tuple[Path, str]:
     if (named / "checkpoints").is_dir():
         raise CheckpointError(f"the run {named} has no config.toml; restore it, or start a new run from its weights")
     if not named.is_dir():
-        raise CheckpointError(f"there is no checkpoint {named}; give --resume RUN or RUN/checkpoints/step-N, or auto")
+        raise CheckpointError(f"no checkpoint {named}; give --resume RUN or RUN/checkpoints/step-N, or auto")
     return run or named.absolute().parent.parent, str(named)
 
 

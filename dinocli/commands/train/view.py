@@ -165,7 +165,7 @@ class TrainingView:
     def _evaluated(self, event: Evaluated) -> None:
         summary = event.metrics.summary
         numbers = "  ".join(f"{name} {summary[name]:.4f}" for name in ("AP", "AP50", "AP75"))
-        numbers = numbers if summary["AP"] >= 0 else "AP: there is no objects to evaluate on"
+        numbers = numbers if summary["AP"] >= 0 else "AP: no objects to evaluate on"
         numbers += f"  ({event.metrics.judged})"
         best = "  best so far" if event.best else ""
         took = clock(time.monotonic() - self.began)

@@ -91,7 +91,7 @@ def suggest(folder: Path, kind: str = "", annotations: Path | None = None) -> st
         lines += [_line("images", images, folder), _line("annotations", texts, folder)]
     else:
         return ""
-    return f"\n{folder}/dataset.toml may begin with\n" + "\n".join(f"  {line}" for line in lines)
+    return f"\n{folder}/dataset.toml could start with\n" + "\n".join(f"  {line}" for line in lines)
 
 
 def foreign_files(folder: Path, guard: PathGuard) -> str:

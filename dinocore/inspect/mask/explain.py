@@ -48,7 +48,7 @@ class Copy(NamedTuple):
 
 
 class Sight(NamedTuple):
-    """Queries of one sort that it may, or may not, attend to."""
+    """Queries of one kind that it may, or may not, attend to."""
 
     may: bool
     whom: str
@@ -73,7 +73,7 @@ class Explanation(NamedTuple):
 
 
 def explain(view: MaskView, query: int) -> Explanation:
-    """What this query is and whom it may attend to.
+    """What this query is, and what it may attend to.
 
     Raises:
         ConfigError: there is no such query.
@@ -96,7 +96,7 @@ def explain(view: MaskView, query: int) -> Explanation:
 
 
 def _sights(view: MaskView, query: int) -> list[Sight]:
-    """The row's columns, sorted by who they are to this query."""
+    """The row's columns, grouped by their relation to this query."""
     groups = torch.nn.functional.pad(view.group, (0, view.num_matching), value=MATCHING)  # (N,)
     noisy = groups != MATCHING
     if noisy[query]:
@@ -114,7 +114,7 @@ def _sights(view: MaskView, query: int) -> list[Sight]:
 
 
 def words(found: Explanation) -> list[str]:
-    """As a person would say it; a line for each image and each sort of other queries."""
+    """An explanation in words: a line per image and per kind of other queries."""
     what = f"a {found.kind} of denoising group {found.group}"
     if found.group is None:
         what = "a matching query, as at inference; Hungarian matching decides which object it predicts"

@@ -22,7 +22,7 @@ MOST_BYTES = 2**30  # a larger mask is refused, not tried
 
 
 class MaskView(NamedTuple):
-    """One mask, with what each of its queries is; denoising queries come first."""
+    """A mask and the meaning of its queries; denoising queries come first."""
 
     blocked: Tensor  # (N, N) bool, True where row must not attend to column
     group: Tensor  # (Q,) int64
@@ -57,7 +57,7 @@ class MaskView(NamedTuple):
 
     @property
     def taking_part(self) -> list[int]:
-        """How many objects of each image have denoising queries."""
+        """The number of objects of each image with denoising queries."""
         return self.valid[:, self.slots].sum(1).tolist()
 
     @property
@@ -86,7 +86,7 @@ class MaskBatch(NamedTuple):
 
 
 def mask_of(config: ModelConfig, num_objects: Sequence[int]) -> MaskView:
-    """The mask that this model would train with on a batch of images with so many objects.
+    """The mask that this model would use in training for images with these numbers of objects.
 
     Raises:
         ConfigError: it would need more than MOST_BYTES.
@@ -97,7 +97,7 @@ def mask_of(config: ModelConfig, num_objects: Sequence[int]) -> MaskView:
 
 
 def batch_mask(config: ModelConfig, objects: MaskBatch) -> MaskView:
-    """The mask that this model would train with on these images; without denoising nothing is blocked.
+    """The mask that this model would use in training on these images; without denoising, nothing is blocked.
 
     Raises:
         ConfigError: it would need more than MOST_BYTES.
@@ -121,7 +121,7 @@ def batch_mask(config: ModelConfig, objects: MaskBatch) -> MaskView:
 
 
 def check_size(config: ModelConfig, num_objects: Sequence[int]) -> None:
-    """Refuse what does not fit into memory, before anything is allocated.
+    """Refuse masks that do not fit into memory, before anything is allocated.
 
     Raises:
         ConfigError: with an estimate of the size.
@@ -145,7 +145,7 @@ def check_size(config: ModelConfig, num_objects: Sequence[int]) -> None:
 
 
 def notes(view: MaskView, config: ModelConfig) -> list[str]:
-    """What a reader of this mask should know, in words."""
+    """Notes about this mask."""
     denoising = config.denoising
     if view.num_groups == 0:
         setting = "num_groups = 0" if denoising.kind != "none" else 'kind = "none"'

@@ -30,7 +30,7 @@ class Thing(NamedTuple):
 
 
 class MatchedQuery(NamedTuple):
-    """The query that took an object at one stage, and what that cost; the parts are weighted as in the match."""
+    """The query matched to an object at one stage, and its cost; the parts are weighted as in matching."""
 
     object: int
     query: int
@@ -48,7 +48,7 @@ class MatchedQuery(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """The match of one stage and how it differs from the one before it."""
+    """The match of one stage, and its difference from the previous one."""
 
     name: str
     answers: list[MatchedQuery]  # by object, at least one; more objects than queries leave some out
@@ -67,7 +67,7 @@ class Stage(NamedTuple):
 
 
 class Noisy(NamedTuple):
-    """A denoising query: what it starts from, what it must answer, and what the last layer does answer."""
+    """A denoising query: its input, its target, and the last layer's prediction."""
 
     query: int
     group: int
@@ -97,7 +97,7 @@ class Matching(NamedTuple):
         return [cost_name(part) for part in self.stages[0].mean_costs()]
 
     def by_object(self) -> list[tuple[int, str, list[MatchedQuery | None]]]:
-        """Number and class of each object, and its answer at every stage."""
+        """Number and class of each object, and its matched query at every stage."""
         columns = [{answer.object: answer for answer in stage.answers} for stage in self.stages]
         return [(t, thing.label, [column.get(t) for column in columns]) for t, thing in enumerate(self.objects)]
 
@@ -164,7 +164,7 @@ def look_at_matching(detector: Detector, batch: Batch) -> Matching:
 
 
 def final_owners(detector: Detector, batch: Batch) -> Tensor:
-    """Which object each query of the last layer answers for, (N,); to compare checkpoints."""
+    """The object matched to each query of the last layer, (N,), to compare checkpoints."""
     return owner_of_queries(_matched(detector, batch)[-1][-1])
 
 
@@ -191,7 +191,7 @@ def owner_of_queries(one: Matched) -> Tensor:
 
 
 def instability(before: Tensor, after: Tensor) -> int:
-    """How many queries answer for something else than before, (N,), (N,).
+    """The number of queries matched to a different object than before, (N,), (N,).
 
     Source: DN-DETR (https://arxiv.org/abs/2203.01305), where it is taken between epochs.
     """
@@ -199,7 +199,7 @@ def instability(before: Tensor, after: Tensor) -> int:
 
 
 def share_kept(before: Tensor, after: Tensor) -> float:
-    """The share of matched objects whose query is the same as before."""
+    """The fraction of matched objects that keep their query."""
     taken = after != NOTHING
     return float((before == after)[taken].float().mean()) if taken.any() else 1.0
 

@@ -25,7 +25,7 @@ SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, float("
 
 
 class Proposal(NamedTuple):
-    """One chosen token: its anchor, the first stage's box, the decoder's final box; boxes in pixels, x0 y0 x1 y1."""
+    """A selected token: its anchor, the first stage's box, the decoder's final box; in pixels, x0 y0 x1 y1."""
 
     query: int  # from 0, by first-stage score, as in every other inspector
     level: int  # feature level, 0 is the finest
@@ -41,7 +41,7 @@ class Proposal(NamedTuple):
 
 
 def list_proposals(output: DinoOutput, size: tuple[int, int], categories: Sequence[Category]) -> list[Proposal]:
-    """What the model proposed in the one image of a batch, of this height and width; best first.
+    """The proposals in the only image of a batch, of this height and width, best first.
 
     Raises:
         ConfigError: the model has static queries, so there is no first stage.
@@ -102,7 +102,7 @@ class ImageObjects(NamedTuple):
 
 
 def objects_of(annotations: Annotations, index: int) -> ImageObjects:
-    """Those of an image that can be learned from."""
+    """The trainable objects of an image."""
     rows = annotations.objects(index)
     kept = annotations.trainable()[rows]
     boxes, labels, areas = (
@@ -127,7 +127,7 @@ def journeys(
     output: DinoOutput, size: tuple[int, int], objects: ImageObjects | None, loss: LossConfig,
     categories: Sequence[Category], top: int,
 ) -> list[Journey]:  # fmt: skip
-    """Of the queries matched to objects, or without annotations, of the `top` surest ones.
+    """For the queries matched to objects or, without annotations, for the `top` most confident ones.
 
     Args:
         size: height and width of the image, the only one of the batch.
@@ -162,7 +162,7 @@ def journeys(
 
 
 class Inspected(NamedTuple):
-    """One image and what the model did with it."""
+    """One image and the model's results on it."""
 
     file: str
     size: tuple[int, int]  # height, width
@@ -195,7 +195,7 @@ def inspect_image(
 
 
 class StageSummary(NamedTuple):
-    """What one stage did, averaged over journeys."""
+    """The changes by one stage, averaged over boxes."""
 
     name: str  # anchor, proposal, layer 0, ...
     moved: float | None  # pixels, from the stage before
@@ -218,7 +218,7 @@ def average(found: Sequence[Journey]) -> list[StageSummary]:
 
 
 class Recall(NamedTuple):
-    """The share of objects of one size that a proposal of one level among its image's first k covers, by k."""
+    """Recall@k: the fraction of objects of one size covered by one of an image's first k proposals of one level."""
 
     iou: float  # the least that covers
     level: int | None  # None: of any level

@@ -137,7 +137,7 @@ def use_backend(name: str, all_threads: bool = False) -> Iterator[None]:
     """
     global _backend_of_all
     if name not in FORMS:
-        raise ValueError(f"there is no form {name!r}; choose one of {', '.join(FORMS)}")
+        raise ValueError(f"unknown implementation {name!r}; choose one of {', '.join(FORMS)}")
     of_all, of_this = _backend_of_all, _backend.get()
     if all_threads:
         _backend_of_all = name

@@ -38,7 +38,7 @@ def publish(
         write: fills a folder; returns fingerprints of files that need not be read again.
 
     Raises:
-        EnvironmentFault: there is no room, or it cannot be written; earlier checkpoints stay.
+        EnvironmentFault: the disk is full or not writable; earlier checkpoints are kept.
     """
     target = folder / f"step-{step:08d}"
     temporary, replaced = (folder / f"{mark}{target.name}" for mark in (NEW, OLD))

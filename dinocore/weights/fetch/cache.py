@@ -35,18 +35,18 @@ def cache_folder() -> Path:
 
 
 def file_name(address: str) -> str:
-    """What a download is called in the cache."""
+    """The file name of a download in the cache."""
     name = re.sub(r"[^\w.-]", "_", PurePosixPath(unquote(urlsplit(address).path)).name)
     return name if name.strip(".") else "weights"
 
 
 def is_offline() -> bool:
-    """Whether `DINO_OFFLINE` forbids the network."""
+    """Whether `DINO_OFFLINE` disables the network."""
     return os.environ.get("DINO_OFFLINE", "").lower() not in ("", "0", "false", "no", "off")
 
 
 def record_of(file: Path) -> dict[str, Any] | None:
-    """What was written when this file had been fetched and checked; None unless it is there in that size."""
+    """The note written after this file was downloaded and checked; None unless the file exists with that size."""
     try:
         record = json.loads(_record(file).read_text(encoding="utf-8"))
         return record if 0 < file.stat().st_size == record["bytes"] else None
@@ -55,7 +55,7 @@ def record_of(file: Path) -> dict[str, Any] | None:
 
 
 def write_record(file: Path, facts: dict[str, Any]) -> None:
-    """Remember facts about a file that is whole; without this it counts as not there."""
+    """Note facts about a complete file; without a note, the file counts as missing."""
     write_text(_record(file), json.dumps({"bytes": file.stat().st_size, **facts}, indent=1) + "\n")
 
 
@@ -74,7 +74,7 @@ def sha256(file: Path) -> str:
 
 @contextmanager
 def locked(file: Path, watch: Watch) -> Iterator[None]:
-    """Let one process at a time make this file; another one waits, and says so.
+    """Let one process at a time create this file; others wait, with a message.
 
     Raises:
         EnvironmentFault: the cache cannot be written.
@@ -95,7 +95,7 @@ def locked(file: Path, watch: Watch) -> Iterator[None]:
 
 @contextmanager
 def writing(file: Path) -> Iterator[None]:
-    """Say which folder cannot be written and what to do.
+    """Convert write errors to a message that names the folder and the fix.
 
     Raises:
         EnvironmentFault: instead of the system's error.

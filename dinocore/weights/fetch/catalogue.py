@@ -27,19 +27,19 @@ class CatalogueModel(BaseModel):
 class Publisher(CatalogueModel):
     title: str
     reported: str  # where it says the AP
-    folder: str = ""  # to be opened by hand, where files have no address of their own
+    folder: str = ""  # to be opened manually, if files have no links
 
 
 class Published(CatalogueModel):
     name: Annotated[str, Field(pattern=r"^[a-z]+/[a-z0-9-]+$")]
-    former_name: str = ""  # that it had in an earlier version, and still answers to
+    former_name: str = ""  # former names, which still work
     preset: str
     ap: Annotated[float, Field(gt=0, lt=100)]  # on COCO val2017, as the publisher reports it
     about: str
     address: Annotated[str, Field(pattern=r"^(https://.+\.pth|hf:[\w-]+/[\w-]+)?$")] = ""
     sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{8,64})?$")] = ""  # its beginning, where it is published
     original_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""  # of the file before a mirror wrapped it
-    file: str = ""  # its name in the publisher's folder, where known
+    file: str = ""  # its name in the publisher's folder, if known
 
     @property
     def codebase(self) -> str:
@@ -64,12 +64,12 @@ class Catalogue(CatalogueModel):
 
 @cache
 def catalogue() -> Catalogue:
-    """All published checkpoints that we know of."""
+    """All published checkpoints in the catalogue."""
     return Catalogue.model_validate(tomllib.loads(FILE.read_text(encoding="utf-8")))
 
 
 def find(name: str) -> Published | None:
-    """The checkpoint with this name; a former name works too, with a warning."""
+    """The checkpoint with this name; a former name also works, with a warning."""
     entry = next((entry for entry in catalogue().weights if name and name in (entry.name, entry.former_name)), None)
     if entry is not None and name == entry.former_name:
         message = f"the weights {name} are now called {entry.name}; the old name still works"
@@ -81,7 +81,7 @@ def find_or_refuse(name: str) -> Published:
     """The same, for a name that must be in the catalogue.
 
     Raises:
-        ConfigError: it is not; the nearest is named.
+        ConfigError: it is not; the error suggests the nearest.
     """
     entry = find(name)
     if entry is None:
@@ -90,10 +90,10 @@ def find_or_refuse(name: str) -> Published:
 
 
 def check_there(name: str) -> None:
-    """Refuse what is neither a file nor a folder, an address or a published name; PyTorch is not imported for that.
+    """Refuse anything but a file, folder, address or published name, without importing PyTorch.
 
     Raises:
-        CheckpointError: it is none of these; the nearest name is given.
+        CheckpointError: it is none of these; the error suggests the nearest name.
     """
     named = name in SHIPPED or name.startswith((PREFIX, *ADDRESSES)) or find(name) is not None
     if not (named or Path(name).expanduser().exists()):
@@ -101,7 +101,7 @@ def check_there(name: str) -> None:
 
 
 def cached(entry: Published) -> Path | None:
-    """The file of a published name, if it has been fetched."""
+    """The file of a published name, if it has been downloaded."""
     if entry.address.startswith(PREFIX):
         return find_in_hub_cache(entry.address)
     try:
@@ -112,6 +112,6 @@ def cached(entry: Published) -> Path | None:
 
 
 def hint(name: str) -> str:
-    """What may have been meant by a name."""
+    """A suggestion for an unknown name."""
     close = difflib.get_close_matches(name, [entry.name for entry in catalogue().weights], n=1)
     return f"; did you mean {close[0]}?" if close else "; `dino weights` lists the published ones"

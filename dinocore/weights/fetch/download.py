@@ -19,28 +19,28 @@ from .cache import writing
 from .watch import Watch
 
 CHUNK = 1 << 20
-PASSING = {408, 425, 429, 500, 502, 503, 504}  # what a server says that may answer later
+PASSING = {408, 425, 429, 500, 502, 503, 504}  # status codes after which a retry may succeed
 
 
 class Patience(NamedTuple):
     """How long to wait for a server; seconds."""
 
     timeout: float = 30.0  # without a byte
-    attempts: int = 5  # in a row that bring nothing
+    attempts: int = 5  # failed attempts in a row
     pause: float = 1.0  # after the first; doubled after each further one
     longest_pause: float = 30.0
 
 
 class Passing(Exception):
-    """A fault that may be gone in a moment."""
+    """A temporary failure."""
 
     def __init__(self, why: str, pause: float = 0.0):
         super().__init__(why)
-        self.pause = pause  # that the server asked for
+        self.pause = pause  # requested by the server
 
 
 class PartialFile:
-    """The beginning of a file, and of which version of it."""
+    """A partial download, and the version of the file it belongs to."""
 
     def __init__(self, target: Path, address: str):
         self.file = target.with_name(f"{target.name}.part")
@@ -49,11 +49,11 @@ class PartialFile:
 
     @property
     def size(self) -> int:
-        """Bytes that are there."""
+        """The size of the partial download in bytes."""
         return self.file.stat().st_size if self.file.is_file() else 0
 
     def noted(self) -> dict[str, Any]:
-        """The version and the whole size of a beginning that is there."""
+        """The version and full size of an existing partial download."""
         try:
             note = json.loads(self.note.read_text())
             return note if self.size and note["address"] == self.address and note["version"] else {}
@@ -61,27 +61,27 @@ class PartialFile:
             return {}
 
     def begin(self, version: str, total: int | None) -> None:
-        """Drop what is there, and start with a version."""
+        """Delete the partial download and start with a version."""
         with writing(self.file):
             self.file.write_bytes(b"")
             self.note.write_text(json.dumps({"address": self.address, "version": version, "total": total}))
 
     def remove(self) -> None:
-        """Leave nothing."""
+        """Remove all files."""
         with writing(self.file):
             self.file.unlink(missing_ok=True)
             self.note.unlink(missing_ok=True)
 
 
 def download(address: str, part: PartialFile, watch: Watch, patience: Patience = Patience()) -> None:  # noqa: B008
-    """Fetch all of a file into `part`; what an earlier attempt left there is not fetched again.
+    """Download a file to `part`, resuming an earlier attempt.
 
-    `http_proxy`, `https_proxy` and `no_proxy` are honoured.
+    `http_proxy`, `https_proxy` and `no_proxy` are respected.
 
     Raises:
-        EnvironmentFault: it cannot be had; what has come stays for the next attempt.
+        EnvironmentFault: the download failed; the partial file is kept for the next attempt.
         CheckpointError: it is a web page.
-        ConfigError: it is no address.
+        ConfigError: it is not an address.
     """
     failures, furthest = 0, part.size
     while not part.size or part.noted().get("total") != part.size:
@@ -131,7 +131,7 @@ def _attempt(address: str, part: PartialFile, watch: Watch, patience: Patience) 
 
 
 def _place(answer: Any, part: PartialFile, wish: Mapping[str, str], watch: Watch) -> int | None:
-    """Make the part ready for what comes, and tell the size of the whole."""
+    """Prepare the partial file for the response, and return the full size."""
     headers = answer.headers
     if answer.status == HTTPStatus.PARTIAL_CONTENT and wish:
         span, _, total = (headers["Content-Range"] or "").removeprefix("bytes ").partition("/")
@@ -196,13 +196,13 @@ def _refusal(error: HTTPError, address: str, part: PartialFile) -> Exception:
 
 
 def _version(headers: Message) -> str:
-    """What tells two versions of a file apart; a weak ETag may not be used for parts."""
+    """The version of a file; weak ETags cannot be used for ranges."""
     tag = headers["ETag"] or ""
     return (headers["Last-Modified"] or "") if tag.startswith("W/") or not tag else tag
 
 
 class _OnlySafer(urllib.request.HTTPRedirectHandler):
-    """Follows redirections, but not from https to http."""
+    """Follows redirects, but not from https to http."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         """As urllib has it."""

@@ -13,7 +13,7 @@ KINDS = (".safetensors", ".pth", ".pt", ".bin")  # in this order
 
 
 class HubFile(NamedTuple):
-    """Where a file is on the hub."""
+    """The location of a file on the hub."""
 
     repository: str
     file: str | None  # None: the only file of weights
@@ -24,8 +24,8 @@ def fetch_from_hub(name: str, watch: Watch) -> Path:
     """The file, in huggingface_hub's own cache; its settings, such as `HF_ENDPOINT` and `HF_TOKEN`, hold.
 
     Raises:
-        ConfigError: the name is none, or it has to be said which file is meant.
-        EnvironmentFault: the file cannot be had.
+        ConfigError: the name is invalid, or the file is ambiguous.
+        EnvironmentFault: the download failed.
     """
     place = parse(name)
     from huggingface_hub import hf_hub_download
@@ -49,7 +49,7 @@ def fetch_from_hub(name: str, watch: Watch) -> Path:
 
 
 def find_in_hub_cache(name: str) -> Path | None:
-    """The newest file of weights of a repository in the hub's cache, without asking the network."""
+    """The newest weights file of a repository in the hub's cache, without network access."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     repository = parse(name).repository.replace("/", "--")
@@ -74,10 +74,10 @@ def parse(name: str) -> HubFile:
 
 
 def choose(files: list[str], name: str) -> str:
-    """The only file of weights among these; safetensors go before pickles, the repository's top before its folders.
+    """The only weights file among these; safetensors before pickles, top level before folders.
 
     Raises:
-        ConfigError: there is none, or it has to be said which.
+        ConfigError: there is none, or more than one.
     """
     for kind in KINDS:
         found = sorted(file for file in files if file.endswith(kind))

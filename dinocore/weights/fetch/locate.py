@@ -21,7 +21,7 @@ EXPORTED = (".onnx", ".xml", ".bin", ".pt2")  # what `dino info` says something 
 
 
 class Original(NamedTuple):
-    """A file as its publisher has it."""
+    """A file in its publisher's format."""
 
     file: Path
     address: str = ""  # where it was fetched from; empty for a local file
@@ -31,9 +31,9 @@ class Original(NamedTuple):
 
 
 def locate(name: str | Path, watch: Watch = UNWATCHED) -> Path:
-    """A file of our weights: a path, a run's folder, `bundled`, a published name, `hf:…` or an address.
+    """Find weights in our format: a path, a run folder, `bundled`, a published name, `hf:…` or an address.
 
-    What is fetched is checked, converted and kept in the cache; what is in the cache needs no network.
+    Downloads are checked, converted and cached; cached files need no network.
 
     Raises:
         CheckpointError: it is not there, or what was fetched is not what was asked for.
@@ -59,10 +59,10 @@ def original(name: str | Path, watch: Watch = UNWATCHED) -> Original:
 
 
 def _as_it_came(name: str | Path, found: Original, watch: Watch) -> Original:
-    """The same, fetched again if it is a download whose bytes have changed on the disk.
+    """The same, downloaded again if it is a cached download whose bytes have changed on disk.
 
     Raises:
-        EnvironmentFault: they have, and the network may not be used.
+        EnvironmentFault: they have changed, and the network is disabled.
     """
     if not found.sha256 or sha256(found.file) == found.sha256:
         return found
@@ -71,7 +71,7 @@ def _as_it_came(name: str | Path, found: Original, watch: Watch) -> Original:
         raise EnvironmentFault(f"{changed}, and DINO_OFFLINE is set", fix="unset it once to download them again")
     watch.say(f"{changed}; downloading them again")
     with locked(found.file, watch):
-        record = record_of(found.file)  # by another process it may have been done meanwhile
+        record = record_of(found.file)  # another process may have done it meanwhile
         if record and sha256(found.file) != record["sha256"]:
             forget(found.file)
     return _find(name, watch)
@@ -111,7 +111,7 @@ def _published(entry: Published, watch: Watch) -> Original:
 
 
 def _fetch(address: str, folder: str, watch: Watch, entry: Published | None = None) -> Original:
-    """The file in the cache, downloaded and checked if it is not there."""
+    """The cached file, downloaded and checked if necessary."""
     file = cache_folder() / folder / file_name(address)
     published = entry.sha256 if entry else ""
     if (record_of(file) or {}).get("address") != address:
@@ -154,7 +154,7 @@ def _download_checked(address: str, file: Path, published: str, watch: Watch) ->
 
 
 def _check_readable(address: str, file: Path) -> None:
-    """Keep nothing that is no weights, or only a part of them, which a server that sends no length does not say."""
+    """Delete files that are not weights or incomplete, which a server without a length header does not reveal."""
     if file.suffix.lower() in EXPORTED:
         return
     try:
@@ -165,19 +165,19 @@ def _check_readable(address: str, file: Path) -> None:
 
 
 def _conversion(found: Original) -> Path:
-    """Where our form of a file is kept, by its content, preset and the state of the conversion."""
+    """The cache path of a converted file, by its content, preset and converter version."""
     digest = found.sha256 or sha256(found.file)
     return cache_folder() / "converted" / f"{digest[:16]}-{found.preset or 'told'}-{CONVERTER}.safetensors"
 
 
 def _is_kept(conversion: Path) -> bool:
-    """Whether it is there with the bytes that were written; records of 0.1 have no hash."""
+    """Whether the file exists unchanged; notes of 0.1 have no hash."""
     record = record_of(conversion)
     return record is not None and record.get("sha256") in (None, sha256(conversion))
 
 
 def _converted(found: Original, watch: Watch) -> Path:
-    """Our form of a fetched file, made once."""
+    """A downloaded file converted to our format, once."""
     file = _conversion(found)
     if not _is_kept(file):
         _convert_once(found, file, watch)
@@ -186,7 +186,7 @@ def _converted(found: Original, watch: Watch) -> Path:
 
 def _with_notes(file: Path, found: Original, watch: Watch) -> Path:
     record = record_of(file) or {}
-    for note in record.get("notes", ()):  # each time: another file of the same content may have another name
+    for note in record.get("notes", ()):  # every time: another file with the same content may have another name
         watch.say(note.replace(typed(record["of"]), typed(found.file)))
     return file
 
@@ -225,7 +225,7 @@ def _without_secrets(address: str) -> str:
 
 
 def _inside(folder: Path) -> Path:
-    """The weights of a run's folder, or of a checkpoint's."""
+    """The weights in a run folder or a checkpoint folder."""
     for name in ("best.safetensors", "ema.safetensors", "model.safetensors"):
         if (folder / name).is_file():
             return folder / name

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 
 class Watch(NamedTuple):
-    """Two functions that are told what happens."""
+    """Two callbacks for progress and messages."""
 
     say: Callable[[str], None] = lambda text: None
-    progress: Callable[[int, int | None], None] = lambda done, total: None  # bytes; None where it is not known
+    progress: Callable[[int, int | None], None] = lambda done, total: None  # bytes; None if unknown
 
 
 UNWATCHED = Watch()
