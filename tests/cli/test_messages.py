@@ -57,7 +57,7 @@ def test_a_list_of_files_in_the_place_of_an_image_is_explained(dino):
     Path("images.txt").write_text("a.jpg\nb.jpg\n")
     result = dino("predict", "images.txt")
     assert result.code == 3
-    assert "if it is a list of files, one a line: dino predict - < images.txt" in result.err
+    assert "if it is a list of files, one per line: dino predict - < images.txt" in result.err
 
 
 def test_what_was_written_is_said_with_one_verb(dino, tmp_path, pictures):
