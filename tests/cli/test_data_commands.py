@@ -59,7 +59,7 @@ def test_errors_have_one_shape_in_words_and_as_an_object(dino, tmp_path):
     assert result.err.startswith("error[DATA-FOLDER]: the data folder nowhere does not exist; ")
     usage = dino("check-data", "nowhere", "--decod", "--json")
     error = json.loads(usage.out)["error"]
-    assert usage.code == 2 and error["code"] == "USAGE" and "--decode" in error["what"]
+    assert usage.code == 2 and error["code"] == "USAGE" and "did you mean --decode?" in error["fix"]
 
 
 def test_names_that_command_a_terminal_are_shown_and_not_obeyed(dino, mine):
