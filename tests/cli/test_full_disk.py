@@ -89,7 +89,7 @@ def test_what_was_found_before_a_drawing_could_not_be_written_is_kept_and_counte
         if next(room, None) is None:
             raise EnvironmentFault(f"{path} cannot be written: No space left on device")
 
-    monkeypatch.setattr("dinocli.commands.predict.predict.write_atomically", write)
+    monkeypatch.setattr("dinocli.commands.predict.drawing.write_atomically", write)
     done = dino("predict", pictures, "--weights", run_folder, "--save-images", "drawn", "--out", out, "--threshold", 0)
     assert done.code == 5 and f"{out} has 2 of 10 images, those before this error" in done.err
     assert Path(out).stat().st_size > 100
