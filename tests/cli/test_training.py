@@ -47,7 +47,7 @@ def test_batch_size_auto_keeps_the_batch_and_takes_as_many_at_once_as_fit(
     arguments = (*SMALL, "--data", pictures, "--batch-size", "auto", *settings, "--set", "train.batch_size=8")
     result = dino("train", *arguments)
     assert result.code == 0, result.err
-    assert "8 images a step (4 micro-batches of 2)" in one_line(result.err)
+    assert "8 images per step (4 micro-batches of 2)" in one_line(result.err)
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in steps if "loss" in row] == [1]
 
