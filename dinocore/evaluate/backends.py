@@ -24,24 +24,24 @@ class Judgement(NamedTuple):
     backend: str
 
 
-def choose_backend(wanted: str) -> str:
+def choose_backend(requested: str) -> str:
     """The backend that `auto`, `pycocotools` or `hotcoco` selects on this machine.
 
     Raises:
         ConfigError: it is none of these.
         EnvironmentFault: hotcoco is requested but not installed.
     """
-    if wanted not in ("auto", *BACKENDS):
-        raise ConfigError(f"unknown eval.backend `{wanted}`; choose auto, {' or '.join(BACKENDS)}")
-    if wanted == "pycocotools":
-        return wanted
+    if requested not in ("auto", *BACKENDS):
+        raise ConfigError(f"unknown eval.backend `{requested}`; choose auto, {' or '.join(BACKENDS)}")
+    if requested == "pycocotools":
+        return requested
     try:
         import hotcoco  # noqa: F401
     except ImportError as error:
-        if wanted == "auto":
+        if requested == "auto":
             return "pycocotools"
         raise EnvironmentFault(
-            f"eval.backend = {wanted!r} cannot be used ({error})",
+            f"eval.backend = {requested!r} cannot be used ({error})",
             fix=f"{install_line('fast')}, or --set eval.backend=auto",
         ) from None
     return "hotcoco"

@@ -1,7 +1,7 @@
 """Where a run starts from: new weights, a pretrained backbone, other weights, or its own checkpoint."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..errors import CheckpointError, ConfigError, DataError
 from ..model.build import build_model
 from ..model.dino import DINO
 from ..presets import list_presets, load_config
+from ..settings import flat_settings
 from ..system.device import pick_precision
 from ..system.processes import SingleProcess
 from ..weights.backbone import load_backbone_weights
@@ -169,7 +170,7 @@ def check_same_run(manifest: Mapping[str, Any], config: Config, data: DataSet, a
         CheckpointError: a setting that cannot change on resume, or the classes, differ.
         DataError: the annotations have changed.
     """
-    old, new = dict(_leaves(manifest.get("settings", {}))), dict(_leaves(fixed_settings(config)))
+    old, new = dict(flat_settings(manifest.get("settings", {}))), dict(flat_settings(fixed_settings(config)))
     differing = [f"{key} = {new[key]!r} (it was {old[key]!r})" for key in old.keys() & new if old[key] != new[key]]
     if differing:
         shown = ", ".join(sorted(differing))
@@ -204,7 +205,7 @@ def changed_settings(before: Config, now: Config) -> list[str]:
     Raises:
         ConfigError: one of them cannot change on resume; `config.py` marks these.
     """
-    old, new = dict(_leaves(before.model_dump())), dict(_leaves(now.model_dump()))
+    old, new = dict(flat_settings(before.model_dump())), dict(flat_settings(now.model_dump()))
     differing = [key for key in new if old[key] != new[key]]
     fixed = list(fixed_on_resume())
     refused = [key for key in differing if any(f"{key}.".startswith(f"{name}.") for name in fixed)]
@@ -215,11 +216,3 @@ def changed_settings(before: Config, now: Config) -> list[str]:
             "Start a new run from its weights: --weights RUN/best.safetensors"
         )
     return [f"{key} from {old[key]!r} to {new[key]!r}" for key in differing]
-
-
-def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
