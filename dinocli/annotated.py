@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def open_annotated(folder: Path | None, split: str, detector: Detector, other: str = "--data DIR") -> Annotations:
-    """The annotations of a split; which data that is, is said on stderr.
+    """The annotations of a split; a message on stderr says which data they are.
 
     Args:
         other: what to type for another image than that of the weights' own data.

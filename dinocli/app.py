@@ -156,7 +156,7 @@ PLAIN_WARNING = warnings.showwarning
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-    """A setting or name that changed is said like any other warning, without the line of code."""
+    """Show deprecation warnings like any other warning, without the line of code."""
     if not issubclass(category, FutureWarning) or "dinocore" not in str(rest[0]):
         return PLAIN_WARNING(message, category, *rest)
     from .console import warn
@@ -165,7 +165,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -
 
 
 def console(release_signals: Callable[[], int | None] = lambda: None) -> None:
-    """The command `dino`, in a process of its own.
+    """The command `dino`, in its own process.
 
     Args:
         release_signals: handles signals as usual again; gives the exit code of one that came before.

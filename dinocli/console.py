@@ -126,7 +126,7 @@ def warn_of_letters(names: Iterable[str]) -> None:
 
 
 def fail(error: DinoError | str, code: str = "INPUTS") -> None:
-    """Why the command ends, or what became of an input: one line, or where it has a place of its own three."""
+    """Why the command ends, or what happened to an input: one line, or three if the error has a location."""
     error = DinoError(error, code=code) if isinstance(error, str) else error
     if error.where and error.where not in error.what:
         lines = [error.what, f"  where: {error.where}", *([f"  fix: {error.fix}"] if error.fix else [])]
@@ -136,7 +136,7 @@ def fail(error: DinoError | str, code: str = "INPUTS") -> None:
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
-    """Names and values side by side on stdout, for people; what is empty is left out."""
+    """Print names and values side by side on stdout, for people; empty values are skipped."""
     table = Table.grid(padding=(0, 3))
     table.add_column()
     table.add_column(overflow="fold")

@@ -106,7 +106,7 @@ MANY = (".gif", ".webp", ".tif", ".tiff")  # suffixes of files that may hold sev
 
 
 def warn_of_several(inputs: Sequence[Input]) -> None:
-    """Say which files hold several images, of which only the first is looked at."""
+    """Warn about files with several images, of which only the first is used."""
     several = [item.path for item in inputs if item.path.suffix.lower() in MANY and has_several(item.path)]
     if several:
         first = several[0]

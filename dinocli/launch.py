@@ -70,7 +70,7 @@ def _pass_on(agent: LocalElasticAgent, number: int) -> None:
 
 
 def _exit_code(failures: dict[int, Any], passed_on: int = 0) -> int:
-    """The code of the rank that failed first, whose own message is above; a signal is said here.
+    """The exit code of the rank that failed first. It has printed its own message, except after a signal.
 
     A rank that SIGTERM ended counts last: the agent sends it to the others once one has failed. Where all ended by a
     signal that this process was sent and passed on, the code is that signal's.

@@ -23,7 +23,7 @@ SAME_PRESS = 0.3  # seconds within which two SIGINTs are one key that a terminal
 
 
 def to_hear() -> list[signal.Signals]:
-    """The signals to handle: SIGHUP not where `nohup` has said that it is to be ignored."""
+    """The signals to handle: all, but SIGHUP only if `nohup` did not set it to be ignored."""
     hangup = getattr(signal, "SIGHUP", None)
     return [number for number in EXIT_CODES if number != hangup or signal.getsignal(number) != signal.SIG_IGN]
 

@@ -22,7 +22,7 @@ REFUSED = (".onnx.unverified", ".xml.unverified", ".pt2.unverified")
 
 
 def find_weights(given: str | None) -> Path:
-    """The file to load; which one it is and why is said on stderr, unless it was named itself.
+    """The file to load; unless it was given by name, a message on stderr says which one it is and why.
 
     Raises:
         CheckpointError: there is no such file or name, the folder that was named holds no weights, or `dino export`

@@ -58,7 +58,7 @@ def serve(
         say("anyone who can reach this address can use it; there is no password")
 
     class Server(uvicorn.Server):
-        """Ends with code 0 on a signal such as SIGINT or SIGTERM, after what is in work is answered."""
+        """Exits with 0 on SIGINT or SIGTERM, after the requests in progress are answered."""
 
         late = 0  # requests without an answer before the signal
 

@@ -62,7 +62,7 @@ class Refusal(Exception):
 
 
 class Service:
-    """A detector, its queue, and what is counted."""
+    """A detector, its queue, and its counters."""
 
     def __init__(self, detector: Detector, limits: Limits):
         self.limits = limits
@@ -172,7 +172,7 @@ def _query(request: Request) -> tuple[float | None, int, str]:
 
 
 def _check_names(names: list[str]) -> None:
-    """Refuse what would be passed over: another answer than was meant."""
+    """Refuse parameters that would otherwise be ignored."""
     if unknown := [name for name in names if name not in PARAMETERS]:
         close = difflib.get_close_matches(unknown[0], PARAMETERS, n=1)
         meant = f"; did you mean {close[0]}?" if close else ""

@@ -53,7 +53,7 @@ class Batcher:
         return answer
 
     def stop(self) -> None:
-        """Compute what is queued, and end."""
+        """Finish the queued requests, and stop."""
         self.queue.put(None)
         self.thread.join()
 

@@ -65,5 +65,5 @@ class TimedConnection(H11Protocol):
 
 
 def timed_connection(seconds: float) -> type[TimedConnection]:
-    """`TimedConnection` with a limit of its own, as uvicorn's setting `http` takes it."""
+    """`TimedConnection` with its own limit, in the form that uvicorn's setting `http` expects."""
     return type("TimedConnection", (TimedConnection,), {"seconds": seconds})

@@ -119,7 +119,7 @@ def check_batch_size(size: str | int, name: str = "batch_size=") -> str | int:
 def detect_stream(
     detector: "AnyDetector", images: Iterable[PreparedImage | Failure], batch_size: str | int = "auto"
 ) -> "Iterator[Detections | Failure]":
-    """Detections of each image, in order; what is no image is passed on in its place.
+    """Detections of each image, in order; errors are passed through in their place.
 
     Args:
         batch_size: most views in a batch; `auto`: by the pixels, `PIXELS_PER_BATCH`, and halved where a GPU's memory
@@ -190,7 +190,7 @@ class _Batches:
         self.groups: OrderedDict[tuple[int, int], list[tuple[View, _Pending, int]]] = OrderedDict()
 
     def add(self, view: View, image: _Pending) -> None:
-        """Take a view, and compute what is full, or has waited for long."""
+        """Add a view, and compute the batches that are full or have waited long."""
         shape = (view.image.shape[-2], view.image.shape[-1])
         self.groups.setdefault(shape, []).append((view, image, image.count))
         image.count += 1
@@ -206,7 +206,7 @@ class _Batches:
             self._run(shape)
 
     def finish_all(self) -> None:
-        """Compute what is left."""
+        """Compute the remaining batches."""
         for shape in list(self.groups):
             self._run(shape)
 

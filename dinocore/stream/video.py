@@ -77,7 +77,7 @@ class Film(NamedTuple):
     beginning: int  # when its first frame is to be seen, in the stream's ticks
 
     def read(self, every: int = 1, start: float = 0, end: float | None = None) -> "Iterator[Frame | Damaged]":
-        """Every Nth frame from second `start` on, before second `end`; damage is told, and reading goes on behind it.
+        """Every Nth frame from second `start` until before `end`; damage is reported, and reading continues after it.
 
         Frames have the numbers that they have in the whole film, whatever `start` is: those of a steady film by their
         time; those of another are counted, for which it is decoded from its beginning. A frame that was decoded with
@@ -187,7 +187,7 @@ def _words(error: Exception, opening: bool = False) -> str:
 
 @contextmanager
 def open_film(source: str) -> Iterator[Film]:
-    """Open a film's file, a camera such as /dev/video0, or the address of a stream.
+    """Open a video file, a camera such as /dev/video0, or the URL of a stream.
 
     Raises:
         DataError: it cannot be opened, shows nothing, or is a stream that sends nothing.
@@ -260,7 +260,7 @@ def _upright(frame: "av.VideoFrame", aspect: Fraction) -> tuple[np.ndarray, Frac
 
 
 def _squared(image: Image.Image, aspect: Fraction) -> Image.Image:
-    """An image with square pixels, of which none is lost: the shorter side of a pixel grows."""
+    """The image with square pixels; it is stretched along the pixels' shorter side, so no detail is lost."""
     if aspect == 1 or not 1 / ODD_ASPECT <= aspect <= ODD_ASPECT:
         return image
     width, height = image.size
@@ -306,7 +306,7 @@ class FilmWriter:
             self.begun = seconds
         size = (self.stream.width, self.stream.height)
         if max(image.width - size[0], image.height - size[1]) > 1 or min(image.size) < min(size):
-            image = ImageOps.pad(image, size)  # the film's size has changed
+            image = ImageOps.pad(image, size)  # the video's size has changed
         pixels = np.asarray(image.crop((0, 0, *size)) if image.size != size else image)
         now = max(self.last + 1, round((seconds - self.begun) / float(self.tick)))
         if self.untimed and self.pixels is not None:  # where no frame comes, the last one stays

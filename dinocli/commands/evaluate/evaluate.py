@@ -288,7 +288,7 @@ def _truth(request: EvalRequest, *sources: DetectionSource) -> Annotations:
 
 
 def _same_classes(one: Sequence[Category], other: Sequence[Category]) -> bool:
-    """Whether two models know the same classes, which may have other ids where each has a name of its own."""
+    """Whether two models have the same classes; ids may differ if the names are unique."""
     names = sorted(category.name for category in one)
     by_name = len(set(names)) == len(names) and names == sorted(category.name for category in other)
     return by_name or sorted(one) == sorted(other)

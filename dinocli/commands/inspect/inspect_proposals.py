@@ -155,7 +155,7 @@ def _objects(
 
 
 def _images(inputs: Sequence[Input], config: DataConfig) -> Iterator[tuple[Input, Image.Image]]:
-    """Those that can be read; of several, the others are said.
+    """The images that can be read; of several, the others are reported.
 
     Raises:
         DataError: none can be read.

@@ -168,7 +168,7 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
 
 
 def _write_and_show(found: Sequence[ImageResult], work: Work, stems: Mapping[str, str], missing: bool) -> None:
-    """Write --out, and show what was found where that is asked for, or where --out cannot be written.
+    """Write --out, and show the detections if requested or if --out cannot be written.
 
     Args:
         missing: whether images are missing in `found`.
@@ -199,7 +199,7 @@ def _write_and_show(found: Sequence[ImageResult], work: Work, stems: Mapping[str
 
 
 class Tally:
-    """What is to be said when all images are done: of several ranks' images together, or of a film's frames."""
+    """Messages for when all images are done: over the images of all ranks, or the frames of a video."""
 
     def __init__(self) -> None:
         self.passed = 0  # detections that reach the threshold
@@ -281,7 +281,7 @@ def _detect_or_keep(
 def detect_files(
     work: Work, inputs: Mapping[Input, str], ended: Callable[[], int], tally: Tally | None = None
 ) -> Iterator[ImageResult | DataError]:
-    """What was found in each image, or why it could not be read; drawn, under its name, where that is asked for.
+    """The detections in each image, or why it could not be read; drawn under its name if requested.
 
     Args:
         inputs: images, with the name of each one's drawing.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class PredictRequest(NamedTuple):
-    """What is asked for."""
+    """The options of a `dino predict` command."""
 
     out: Path | None
     format: str
@@ -85,7 +85,7 @@ def open_work(request: PredictRequest, weights: str | None, device: str, amp: st
 
 
 def check_overwriting(images: Sequence[Path], stems: Mapping[str, str], request: PredictRequest) -> None:
-    """Refuse to draw over an image that is read, and to write over labels that lie beside the images.
+    """Refuse to overwrite input images with drawings, and labels next to the images.
 
     Warns of names that are not an image's own.
 
@@ -162,14 +162,14 @@ def none_left(count: int, first: DataError) -> DataError:
 
 
 def so_far(done: int, count: int, request: PredictRequest) -> str:
-    """What is said where a signal ended the command."""
+    """The message after a signal ended the command."""
     kept = f", which {request.out} has" if request.out else ""
     advice = _resume_advice(request) if kept and done < count else ""
     return f"interrupted after {done} of {counted(count, 'image')}{kept}{advice}"
 
 
 def kept_so_far(done: int, count: int, request: PredictRequest) -> str:
-    """What is said where an error ends the command."""
+    """The message after an error ended the command."""
     return f"{request.out} has {done} of {counted(count, 'image')}, those before this error{_resume_advice(request)}"
 
 

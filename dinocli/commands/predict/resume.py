@@ -28,7 +28,7 @@ RESUMABLE = ("json", "jsonl")
 
 
 def answer_settings(request: PredictRequest, weights: Path, amp: str) -> dict[str, Any]:
-    """All but the images that decides what is found, by the names of the options; None: not given."""
+    """All settings except the images that affect the detections, by option name; None: not given."""
     state = weights.stat()
     return {
         "weights": str(weights.absolute()),

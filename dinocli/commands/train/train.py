@@ -293,7 +293,7 @@ def resumed_run(
 
 
 def _found(request: TrainRequest, locks: list[RunLock]) -> tuple[Path, Config, Path | None]:
-    """The run, what is asked of it now, and where it goes on."""
+    """The run, its settings, and the step to continue from."""
     from dinocore.train.run.folder import NEWEST, find_checkpoint, find_run, run_config
     from dinocore.train.setup import changed_settings
 

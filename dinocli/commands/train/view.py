@@ -57,7 +57,7 @@ class TrainingView:
         self.progress.stop()
 
     def show(self, event: Event) -> None:
-        """Draw one event. What cannot be drawn or written is said once; the training continues."""
+        """Draw one event. If it cannot be drawn or written, warn once; the training continues."""
         try:
             self._show(event)
         except Exception as error:  # a full disk, a terminal that went away: hours of training are worth more

@@ -95,7 +95,7 @@ def _examine_batch(
 
 
 def _examine(model: nn.Module, single: Batch, num_boxes: float, config: Config) -> tuple[str, list[str]]:
-    """The layer where it starts, and what is not finite, of a batch of one image."""
+    """For a batch of one image, the layer where it starts, and what is not finite."""
     if not _finite(single.images):
         return "input", ["its pixels"]
     if not _finite(single.targets[0].boxes):

@@ -124,7 +124,7 @@ def run_config(run: Path) -> Config:
 
 
 def find_checkpoint(run: Path, wanted: str) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of a run that is whole, or the one that is asked for.
+    """The newest complete checkpoint of a run, or the requested one.
 
     Returns:
         its folder, None where the run was ended before its first one; and what a user should know.

@@ -80,7 +80,7 @@ class ReportFile(RowWriter):
             self.message = f"report.html cannot be written ({type(error).__name__}: {error})"
 
     def _examples(self) -> tuple[int, list[MarkedImage]]:
-        """The epoch of the best evaluation, and the images with what is annotated and what was found in them."""
+        """The epoch of the best evaluation, and its images with annotations and detections."""
         path, val = self.context.folder / EXAMPLES, self.context.data.val
         if not path.is_file():
             return 0, []

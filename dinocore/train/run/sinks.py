@@ -58,7 +58,7 @@ class RowWriter:
 
 
 class BackgroundWriter(RowWriter):
-    """A sink in a thread of its own. After its first failure it gets nothing more."""
+    """A sink in its own thread. After its first failure it receives nothing more."""
 
     def __init__(self, name: str, make: Callable[[], Sink], patience: float = PATIENCE):
         """
@@ -232,7 +232,7 @@ PROJECT = "dino"  # in W&B, and the experiment in MLflow
 
 
 def check_trackers(config: TrainConfig) -> None:
-    """Say before any work what a tracker that is asked for lacks.
+    """Check before any work that the requested trackers can be used.
 
     Raises:
         EnvironmentFault: its package is not installed or cannot be imported, or W&B has nobody logged in.
