@@ -293,7 +293,7 @@ def _run() -> int | None:
 
 
 def _no_such_option(typed: str, context: typer.Context) -> DinoError:
-    from .near_options import near_options
+    from .options import near_options
 
     near = near_options(typed, [option.opts[0] for option in context.command.params])
     did_you_mean = f"did you mean {' or '.join(near)}? See " if near else ""

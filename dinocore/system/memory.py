@@ -22,8 +22,8 @@ def keep_memory(few_sizes: bool | None = None) -> None:
     oneDNN compiles a primitive for each shape of each operation: `tiny` needs 93 for an image and 190 for a training
     step of one size. Compiling one again takes time, and each splits the free memory that large tensors need. So all
     are kept where few shapes recur, enough for one or two images in inference, and enough for one image of an
-    evaluation where each training batch has another size. PyTorch's ideep holds on to the last 1,024 primitives of
-    linear layers besides, for no measurable gain; it may hold 16.
+    evaluation where each training batch has another size. PyTorch's ideep also holds on to the last 1,024 primitives
+    of linear layers. Unless sizes recur in training, that saves no measurable time, and it may hold 16.
 
     Args:
         few_sizes: of a training, whether its batches have few sizes, which recur; None for inference.

@@ -3,7 +3,7 @@
 import pytest
 
 from dinocli.app import COMMANDS, load_command
-from dinocli.near_options import SAME
+from dinocli.options import SAME
 
 
 def options_of(command: str) -> list[str]:

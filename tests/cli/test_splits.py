@@ -57,8 +57,8 @@ def test_the_number_of_images_judged_stands_beside_ap(dino, run_folder, three):
     (three / "test2017" / sorted(p.name for p in (three / "test2017").iterdir())[0]).write_bytes(b"broken")
     arguments = ("eval", "--weights", run_folder, "--data", three, "--split", "test")
     text, answer = dino(*arguments, "--report", "report.html"), dino(*arguments, "--json")
-    said = "3 images evaluated, 1 of them unreadable, so their objects count as missed"
-    assert text.code == 7 and said in " ".join(text.out.split())
+    message = "3 images evaluated, 1 of them unreadable, so their objects count as missed"
+    assert text.code == 7 and message in " ".join(text.out.split())
     assert "unreadable" in Path("report.html").read_text()
     found = json.loads(answer.out)
     assert (found["images"], found["unreadable"], len(found["failed"])) == (3, 1, 1)

@@ -45,9 +45,9 @@ def test_predict_uses_the_stored_threshold_unless_told_otherwise(dino, weights, 
     every = json.loads(dino("predict", image, "--weights", path, "--threshold", 0, "--json").out)[0]["detections"]
     scores = sorted(d["score"] for d in every)
     middle = (scores[3] + scores[4]) / 2  # between two scores of this model
-    told = dino("predict", image, "--weights", weights(middle), "--json")
-    assert len(json.loads(told.out)[0]["detections"]) == len(scores) - 4
-    assert f"threshold: {middle:.3f}, the best F1" in told.err
+    result = dino("predict", image, "--weights", weights(middle), "--json")
+    assert len(json.loads(result.out)[0]["detections"]) == len(scores) - 4
+    assert f"threshold: {middle:.3f}, the best F1" in result.err
     given = dino("predict", image, "--weights", weights(middle), "--json", "--conf", scores[-1] + 1e-3)
     assert json.loads(given.out)[0]["detections"] == [] and "best F1" not in given.err
 
@@ -57,8 +57,8 @@ def test_the_threshold_of_a_class_goes_before_that_of_all_and_a_number_before_bo
     scores = sorted(d["score"] for d in every)
     middle = (scores[3] + scores[4]) / 2
     path = weights(1.0, middle)
-    told = dino("predict", image, "--weights", path, "--json")
-    assert len(json.loads(told.out)[0]["detections"]) == len(scores) - 4 and f"threshold: {middle:.3f}" in told.err
+    result = dino("predict", image, "--weights", path, "--json")
+    assert len(json.loads(result.out)[0]["detections"]) == len(scores) - 4 and f"threshold: {middle:.3f}" in result.err
     assert len(json.loads(dino("predict", image, "--weights", path, "--conf", 0, "--json").out)[0]["detections"]) == 9
     high = dino("predict", image, "--weights", weights(0.0, 0.999))
     assert "no detection reaches the threshold 0.999; the best score is" in high.err
@@ -80,6 +80,6 @@ def test_a_threshold_that_is_none_is_refused(dino, image, wrong):
 
 
 def test_without_weights_it_is_said_what_the_model_knows_and_how_to_get_more(dino, image):
-    said = dino("predict", image, "--json").err
-    line = next(line for line in said.splitlines() if "bundled tiny model" in line)
+    output = dino("predict", image, "--json").err
+    line = next(line for line in output.splitlines() if "bundled tiny model" in line)
     assert load_weights(BUNDLED).categories[0].name in line and line.endswith("--weights official/r50-4scale-12e")

@@ -139,13 +139,13 @@ def test_classes_of_another_name_and_unknown_ones(clean):
     assert codes(check(clean))["DATA-ORPHAN"] == 15, "its objects have the old id"
 
 
-@pytest.mark.parametrize(("names", "said"), [
+@pytest.mark.parametrize(("names", "noted"), [
     (("traffic light", "traffic_light"), "traffic light (15 objects) ~ traffic_light (15 objects)"),
     (("T-Shirt", "t shirt"), "T-Shirt (15 objects) ~ t shirt (15 objects)"),
     (("ÉTÉ", "été"), "ÉTÉ (15 objects) ~ été (15 objects)"),
     (("1", "-1"), ""), (("1 1", "11"), ""), (("a", "b"), ""), (("c+", "c-"), ""),
 ])  # fmt: skip
-def test_names_that_differ_only_in_how_they_are_written_are_said_before_a_training(clean, names, said):
+def test_names_that_differ_only_in_how_they_are_written_are_said_before_a_training(clean, names, noted):
     def rename(document):
         for row, name in zip(document["categories"], names, strict=True):
             row["name"] = name
@@ -153,7 +153,7 @@ def test_names_that_differ_only_in_how_they_are_written_are_said_before_a_traini
     edit(clean, rename)
     train = read_annotations(find_layout(clean).train)
     text = "classes whose names differ only in case, spaces, `-` and `_`"
-    assert train.notes == ([f"{text}: {said}"] if said else [])
+    assert train.notes == ([f"{text}: {noted}"] if noted else [])
 
 
 def test_orphans_may_be_left_out(clean):
@@ -331,9 +331,10 @@ def test_ids_are_made_whole_and_unique_and_every_change_is_logged(clean):
     after, changes = repaired(clean)
     assert len(after.boxes) == 29 and after.image_ids.tolist() == [1, 2, 3]
     assert [0, 5, 15, 10] in after.boxes.tolist()
-    said = [(change.table, change.row, change.change) for change in changes]
-    assert ("images", 0, "`id` converted to a whole number") in said and ("annotations", 1, "renumbered") in said
-    assert ("annotations", 5, "dropped: unknown `category_id`") in said and len(said) == 7
+    noted = [(change.table, change.row, change.change) for change in changes]
+    assert ("images", 0, "`id` converted to a whole number") in noted
+    assert ("annotations", 1, "renumbered") in noted
+    assert ("annotations", 5, "dropped: unknown `category_id`") in noted and len(noted) == 7
 
 
 JUNK = st.one_of(

@@ -201,8 +201,8 @@ def test_weights_without_names_are_matched_by_number(make_coco):
 
 
 def test_where_no_object_is_of_a_known_class_nothing_can_be_judged(make_coco):
-    said = refusal(make_coco(name="val"), [Category(1, "cat"), Category(2, "dog")])
-    assert "no object in" in said and "(cat, dog)" in said and "disc" in said
+    message = refusal(make_coco(name="val"), [Category(1, "cat"), Category(2, "dog")])
+    assert "no object in" in message and "(cat, dog)" in message and "disc" in message
 
 
 def test_of_two_classes_with_one_name_the_one_with_objects_keeps_its_number(make_coco):
@@ -245,7 +245,7 @@ def test_every_encoding_of_json_is_read(make_coco, encoding):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "looks cut off"),
         (b'{"images": [1, 2}', "line 1, column 17 of 17 bytes"),
@@ -261,8 +261,8 @@ def test_every_encoding_of_json_is_read(make_coco, encoding):
         (b'{"images": [], "categories": [], "annotations": null}', "lacks the list `annotations`"),
     ],
 )
-def test_what_is_not_coco_is_refused_with_the_place(write_json, content, said):
-    assert said in refusal(write_json(content))
+def test_what_is_not_coco_is_refused_with_the_place(write_json, content, message):
+    assert message in refusal(write_json(content))
 
 
 def test_a_file_cut_anywhere_says_that_it_looks_cut(make_coco, write_json):
@@ -299,8 +299,8 @@ def test_rows_that_are_no_objects_are_refused(make_coco):
 
 @pytest.mark.parametrize("table", ["images", "categories"])
 def test_an_id_that_appears_twice_is_refused(make_coco, table):
-    said = refusal(make_coco(edit=lambda d: d[table].append(dict(d[table][0]))))
-    assert f"appear more than once in `{table}`: {7 if table == 'images' else 1}" in said
+    message = refusal(make_coco(edit=lambda d: d[table].append(dict(d[table][0]))))
+    assert f"appear more than once in `{table}`: {7 if table == 'images' else 1}" in message
 
 
 @pytest.mark.parametrize("wrong", ["7", 7.5, True, [7], 2**63, -(10**30), float("nan"), float("inf")])
@@ -308,9 +308,9 @@ def test_an_id_that_appears_twice_is_refused(make_coco, table):
     ("table", "key"), [("images", "id"), ("annotations", "image_id"), ("annotations", "category_id")]
 )
 def test_an_id_that_is_no_whole_number_is_refused(make_coco, table, key, wrong):
-    said = refusal(make_coco(edit=lambda d: d[table][0].update({key: wrong})))
+    message = refusal(make_coco(edit=lambda d: d[table][0].update({key: wrong})))
     what = f"`{key}` in `{table}` that is not a whole number (entries counted from 0)"
-    assert f"{what}: {wrong!r} in entry 0" in said
+    assert f"{what}: {wrong!r} in entry 0" in message
 
 
 def test_objects_of_unknown_images_and_classes_are_refused_together(make_coco):
@@ -318,9 +318,9 @@ def test_objects_of_unknown_images_and_classes_are_refused_together(make_coco):
         add(document, [(1, 0, 0, 9, 9)] * 7, image_id=404)
         document["annotations"][1]["category_id"] = 77
 
-    said = refusal(make_coco(edit=strays))
-    assert "`image_id` that is not in `images`: annotation number 3 -> 404, " in said and "and 2 more" in said
-    assert "`category_id` that is not in `categories`: annotation 2 -> 77" in said
+    message = refusal(make_coco(edit=strays))
+    assert "`image_id` that is not in `images`: annotation number 3 -> 404, " in message and "and 2 more" in message
+    assert "`category_id` that is not in `categories`: annotation 2 -> 77" in message
 
 
 @pytest.mark.parametrize(
@@ -328,27 +328,27 @@ def test_objects_of_unknown_images_and_classes_are_refused_together(make_coco):
             [1, 2, float("nan"), 4], [1, 2, 3, float("inf")], [float("-inf"), 2, 3, 4], [1, 2, 3, 10**400]]
 )  # fmt: skip
 def test_a_box_of_anything_but_four_finite_numbers_is_refused(make_coco, box):
-    said = refusal(make_coco(edit=lambda d: d["annotations"][1].update({"bbox": box})))
-    assert f"`bbox` is not four finite numbers: annotation 2: {str(box)[:60]}" in said
+    message = refusal(make_coco(edit=lambda d: d["annotations"][1].update({"bbox": box})))
+    assert f"`bbox` is not four finite numbers: annotation 2: {str(box)[:60]}" in message
 
 
 @pytest.mark.parametrize(
     "name", ["../0007.png", "a/../../0007.png", "/etc/passwd", "..\\0007.png", "a\0b", "", ".", "\ud800"]
 )
 def test_a_file_name_that_leads_out_is_refused(make_coco, name):
-    said = refusal(make_coco(edit=lambda d: d["images"][1].update({"file_name": name})))
-    assert f"leads out of the image folder: image 9: {name!r}" in said
-    said.encode()  # can be printed
+    message = refusal(make_coco(edit=lambda d: d["images"][1].update({"file_name": name})))
+    assert f"leads out of the image folder: image 9: {name!r}" in message
+    message.encode()  # can be printed
 
 
 def test_missing_images_are_listed_and_counted(make_coco, tmp_path):
     split = make_coco({i: [(1, 1, 1, 9, 9)] for i in range(1, 10)})
     for i in range(2, 9):
         (tmp_path / "train2017" / f"{i:04d}.png").unlink()
-    said = refusal(split)
+    message = refusal(split)
     assert (
-        f"7 of 9 images are not in {tmp_path / 'train2017'}: " in said
-        and "0002.png, 0003.png, 0004.png, 0005.png, 0006.png" in said
+        f"7 of 9 images are not in {tmp_path / 'train2017'}: " in message
+        and "0002.png, 0003.png, 0004.png, 0005.png, 0006.png" in message
     )
 
 

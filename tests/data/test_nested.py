@@ -59,21 +59,21 @@ def boxes_of(split: Split, folder: Path) -> dict[str, list[float]]:
 @pytest.mark.parametrize("form", WRITERS)
 @pytest.mark.parametrize("labels", ["marks/{}", "all/marks/{}/left"])
 def test_folders_of_the_same_names_below_labels_and_images_are_one_split(tmp_path, form, labels):
-    wanted = {}
+    expected = {}
     for number, place in enumerate(("red ants", "ants/black", "été")):
         images = labels.format(place).replace("marks", "photos")
-        wanted[images] = list(put(tmp_path, labels.format(place), images, number, form))
-    assert boxes_of(find_layout(tmp_path).train, tmp_path) == wanted
+        expected[images] = list(put(tmp_path, labels.format(place), images, number, form))
+    assert boxes_of(find_layout(tmp_path).train, tmp_path) == expected
 
 
 @pytest.mark.parametrize("form", WRITERS)
 def test_splits_may_each_have_folders_below_them(tmp_path, form):
-    wanted: dict[str, dict[str, list[float]]] = {"train": {}, "val": {}}
-    for number, (split, place) in enumerate((s, p) for s in wanted for p in ("one", "two")):
+    expected: dict[str, dict[str, list[float]]] = {"train": {}, "val": {}}
+    for number, (split, place) in enumerate((s, p) for s in expected for p in ("one", "two")):
         images = f"images/{split}/{place}"
-        wanted[split][images] = list(put(tmp_path, f"marks/{split}/{place}", images, number, form))
+        expected[split][images] = list(put(tmp_path, f"marks/{split}/{place}", images, number, form))
     layout = find_layout(tmp_path)
-    assert {name: boxes_of(split, tmp_path) for name, split in layout.splits().items()} == wanted
+    assert {name: boxes_of(split, tmp_path) for name, split in layout.splits().items()} == expected
 
 
 def test_folders_above_which_is_one_of_another_split_are_not_taken_together(tmp_path):
@@ -94,15 +94,15 @@ def test_folders_that_nothing_puts_together_are_named(tmp_path, form, labels):
 
 
 def test_the_dataset_toml_for_xml_files_beside_images_in_several_folders_has_them_all(tmp_path):
-    wanted = {}
+    expected = {}
     for number, place in enumerate(("north", "south", "south/west")):
-        wanted[place] = list(put(tmp_path, place, place, number, (xml, ".xml")))
+        expected[place] = list(put(tmp_path, place, place, number, (xml, ".xml")))
     with pytest.raises(DataError) as refused:
         find_layout(tmp_path)
     text = re.search(r"(?ms)^\s*format = .*\Z", refused.value.fix)
     assert text
     (tmp_path / "dataset.toml").write_text(textwrap.dedent(text.group(0)))
-    assert boxes_of(find_layout(tmp_path).train, tmp_path) == wanted
+    assert boxes_of(find_layout(tmp_path).train, tmp_path) == expected
 
 
 def test_coco_files_of_one_name_in_two_folders_are_refused_with_their_folders(tmp_path):

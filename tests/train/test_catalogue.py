@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 LITTLE = ('model.backbone="timm/test_resnet"', "train.micro_batch_size=1", 'train.trackers="off"')
 
 
-def said(events):
+def messages_of(events):
     return [event.message for event in events if isinstance(event, Warned)]
 
 
@@ -171,7 +171,7 @@ def test_a_folder_that_becomes_read_only_costs_the_saves_and_ends_with_one_line(
                     monkeypatch.setattr(os, name, refusing(getattr(os, name)))
     monkeypatch.undo()
     assert error.value.exit_code == 5 and "\n" not in str(error.value) and state.progress.step == 8
-    assert any("Read-only file system" in text and text.endswith("training continues") for text in said(events))
+    assert any("Read-only file system" in text and text.endswith("training continues") for text in messages_of(events))
     assert find_checkpoint(context.folder, "auto")[0].name == "step-00000003"
 
 
@@ -229,8 +229,8 @@ def test_a_reader_that_fails_names_the_picture_and_the_state_is_saved(workers, s
         return original(pictures, epoch, index)
 
     monkeypatch.setattr(TrainingImages, "_read", fails)
-    told = rf"reading \S+{third} \(number 3, epoch 1\) failed: ValueError: odd, very; remove the image"
-    with pytest.raises(DataError, match=told) as error:
+    warning = rf"reading \S+{third} \(number 3, epoch 1\) failed: ValueError: odd, very; remove the image"
+    with pytest.raises(DataError, match=warning) as error:
         list(train(context, state))
     assert "\n" not in str(error.value) and "Caught" not in str(error.value)
     assert not multiprocessing.active_children(), "no reader is left"
@@ -279,7 +279,7 @@ def test_an_evaluation_that_fails_is_told_and_counted_and_the_next_one_is_done(p
     context, state = start(small_config(*LITTLE))
     events = list(train(context, state))
     wanted = "the evaluation after epoch 1 failed (RuntimeError: DefaultCPUAllocator: can't allocate memory), 1 of"
-    assert [text.startswith(wanted) for text in said(events)] == [True]
+    assert [text.startswith(wanted) for text in messages_of(events)] == [True]
     assert [event.epoch for event in events if isinstance(event, Evaluated)] == [2]
     assert sum(isinstance(event, Step) for event in events) == 8 and isinstance(events[-1], Finished)
     assert state.progress.failed_evaluations == 1 and state.model.training
@@ -306,12 +306,12 @@ def test_a_watcher_that_fails_is_told_once_and_gets_no_more(tmp_path):
     sink = Bad()
     watcher = BackgroundWriter("Bad", lambda: sink)
     journal = MetricsLogger(MetricsLog(tmp_path, Progress()), [watcher])
-    told = []
+    warning = []
     for number in range(5):
-        told += journal.add({"step": number})
+        warning += journal.add({"step": number})
         if number == 1:
             watcher.thread.join(10)
-    assert told == ["Bad failed (ConnectionError: no network) and is switched off; the run continues"]
+    assert warning == ["Bad failed (ConnectionError: no network) and is switched off; the run continues"]
     assert len(sink.rows) == 2 and len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 5
     journal.close()
 
@@ -320,18 +320,18 @@ def test_a_watcher_that_hangs_costs_no_time(tmp_path):
     for_ever = threading.Event()
     watcher = BackgroundWriter("Slow", lambda: SimpleNamespace(place="", write=lambda row: for_ever.wait(60)))
     journal, began = MetricsLogger(MetricsLog(tmp_path, Progress()), [watcher]), time.monotonic()
-    told = [text for number in range(MAX_WAITING + 10) for text in journal.add({"step": number})]
+    warning = [text for number in range(MAX_WAITING + 10) for text in journal.add({"step": number})]
     journal.close()
     assert time.monotonic() - began < 5, "1010 lines, and no wait for the sink"
-    assert told == ["Slow is too slow and misses lines of metrics.jsonl; the run continues"]
+    assert warning == ["Slow is too slow and misses lines of metrics.jsonl; the run continues"]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == MAX_WAITING + 10
     for_ever.set()
 
 
 def test_what_a_resumed_run_does_otherwise_is_named_or_refused(small_config):
     before = small_config()
-    told = changed_settings(before, small_config("train.lr=0.5", "train.epochs=7"))
-    assert sorted(told) == ["train.epochs from 2 to 7", "train.lr from 0.0001 to 0.5"]
+    warning = changed_settings(before, small_config("train.lr=0.5", "train.epochs=7"))
+    assert sorted(warning) == ["train.epochs from 2 to 7", "train.lr from 0.0001 to 0.5"]
     with pytest.raises(ConfigError, match=r"cannot change train\.batch_size = 4 \(it is 2\)"):
         changed_settings(before, small_config("train.batch_size=4"))
 

@@ -29,9 +29,9 @@ LITTLE = ('model.backbone="timm/test_resnet"', "train.micro_batch_size=1", 'trai
 
 
 def resume(context, config):
-    checkpoint, said = find_checkpoint(context.folder, "auto")
+    checkpoint, messages = find_checkpoint(context.folder, "auto")
     context = context._replace(config=config, stop=lambda: 0)
-    return list(train(context, resumed_state(checkpoint, config, CPU))), said
+    return list(train(context, resumed_state(checkpoint, config, CPU))), messages
 
 
 PLACES = {"mid-epoch": 6, "last batch": 7, "boundary": 8, "evaluation": 8, "accumulation": 5}
@@ -108,8 +108,8 @@ def test_a_flipped_bit_in_any_file_is_noticed_and_the_checkpoint_before_is_used(
         content = bytearray(whole)
         content[place] ^= 1
         (newest / name).write_bytes(content)
-        found, said = find_checkpoint(context.folder, "auto")
-        assert found.name == "step-00000004" and newest.name in said[0] and "using the previous one" in said[0]
+        found, messages = find_checkpoint(context.folder, "auto")
+        assert found.name == "step-00000004" and newest.name in messages[0] and "using the previous one" in messages[0]
     (newest / name).unlink()
     assert find_checkpoint(context.folder, "auto")[0] == found
     assert branch_off(context.folder, found)[0].startswith("newer than step-00000004")
@@ -249,8 +249,8 @@ def test_with_half_as_many_pictures_a_run_goes_on_as_if_it_had_never_tried_more(
     context, state = start(four.replace("train.on_out_of_memory", "halve"))
     short_of_memory(monkeypatch, at=2 * 2 + 2)
     events = list(train(context, state))
-    (told,) = [event.message for event in events if isinstance(event, Warned)]
-    assert told.endswith("Repeating step 3 with train.micro_batch_size = 2, from now on")
+    (warning,) = [event.message for event in events if isinstance(event, Warned)]
+    assert warning.endswith("Repeating step 3 with train.micro_batch_size = 2, from now on")
     assert outcome(context.folder) == outcome(other.folder) and isinstance(events[-1], Finished)
 
 

@@ -79,11 +79,9 @@ def test_the_object_is_the_one_that_the_denoiser_drew():
 
 def test_words_follow_a_mask_that_breaks_the_rule(monkeypatch):
     monkeypatch.setattr(denoising, "attention_mask", lambda group: torch.eye(len(group), dtype=torch.bool))
-    said = "\n".join(words(explain(mask(2, 1), 0)))
-    assert (
-        "may NOT attend to its own group, 1 queries (0): so the model's mask says, which violates DINO's rule" in said
-    )
-    assert "may attend to other groups, 2 queries (2-3): so the model's mask says, which violates DINO's rule" in said
+    shown = "\n".join(words(explain(mask(2, 1), 0)))
+    assert "may NOT attend to its own group, 1 query (0): so the model's mask says, which violates DINO's rule" in shown
+    assert "may attend to other groups, 2 queries (2-3): so the model's mask says, which violates DINO's rule" in shown
 
 
 def test_there_is_no_such_query():
@@ -123,8 +121,8 @@ def test_svg_explains_each_row_to_pointer_and_keyboard():
     root = ElementTree.fromstring(draw_svg(view))
     spots = [spot for spot in root.iter(f"{SVG}g") if spot.get("class") == "spot"]
     assert len(spots) == 8 + 1 and all(spot.get("tabindex") == "0" for spot in spots)
-    said = ["".join(text.text for text in spot.iter(f"{SVG}text")) for spot in spots]
-    assert said[0].startswith("query 0: a positive of denoising group 0") and "900 matching queries" in said[-1]
+    shown = ["".join(text.text for text in spot.iter(f"{SVG}text")) for spot in spots]
+    assert shown[0].startswith("query 0: a positive of denoising group 0") and "900 matching queries" in shown[-1]
     whole = " ".join(" ".join(words(explain(view, 3))).split())
     assert " ".join(" ".join(text.text for text in spots[3].iter(f"{SVG}text")).split()) == whole
 

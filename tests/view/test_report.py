@@ -121,8 +121,8 @@ def test_the_surest_box_takes_the_object_and_the_rest_is_wrong_or_missed():
     )  # fmt: skip
     found = zip([[0, 0, 10, 9], [0, 0, 10, 10], [20, 0, 10, 10], [60, 60, 10, 10]], [0.9, 0.8, 0.7, 0.6], strict=True)
     rows = [{"image_id": 7, "category_id": 0, "bbox": box, "score": score} for box, score in found]
-    told = [(mark.kind, mark.label, mark.score) for mark in judged_marks(match(image, rows), 7)]
-    assert told == [
+    shown = [(mark.kind, mark.label, mark.score) for mark in judged_marks(match(image, rows), 7)]
+    assert shown == [
         ("truth", "a", 0.9), ("missed", "b", None), ("found", "a", 0.9), ("wrong", "a", 0.8), ("wrong", "a", 0.7),
     ], "the last box lies in a crowd and counts for nothing"  # fmt: skip
     assert [mark.kind for mark in judged_marks(match(image, []), 7)] == ["missed", "missed"]
@@ -158,9 +158,9 @@ def test_a_stage_and_a_term_that_nobody_foresaw_are_in_the_curves_which_add_up_t
              "grad_norm": 1.0} | parts for n in (1, 2, 3)]  # fmt: skip
     log = tmp_path / "metrics.jsonl"
     log.write_text("\n".join(map(json.dumps, rows)))
-    told = RunFacts("runs/x", {}, {}, {}, [], 0)
+    shown = RunFacts("runs/x", {}, {}, {}, [], 0)
     charts = {chart["title"]: {line["name"]: line["y"] for line in chart["lines"]}
-              for chart in embedded(render_page(training_page(log, told)))}  # fmt: skip
+              for chart in embedded(render_page(training_page(log, shown)))}  # fmt: skip
     assert charts["By stage"] == {"all": [3.75] * 3, "matching": [3.25] * 3, "extra": [0.5] * 3}
     assert charts["By term"]["l7_novelty"] == [0.25] * 3 and charts["By term"]["class"] == [1.5] * 3
     assert len(charts["Each term of each stage"]) == len(parts)

@@ -130,7 +130,8 @@ def _ranges(runs: Sequence[Sequence[int]]) -> str:
         return "no query"
     texts = [f"{first:,}" if end == first + 1 else f"{first:,}-{end - 1:,}" for first, end in runs]
     listed = ", ".join(texts[:4]) + (", ..." if len(texts) > 4 else "")
-    return f"{sum(end - first for first, end in runs):,} queries ({listed})"
+    count = sum(end - first for first, end in runs)
+    return f"{count:,} {'query' if count == 1 else 'queries'} ({listed})"
 
 
 def cell_words(view: MaskView, cell: MaskCell) -> list[str]:

@@ -10,6 +10,7 @@ import secrets
 import threading
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -38,23 +39,23 @@ class Sink(Protocol):
     def close(self, completed: bool) -> None: ...
 
 
-class RowWriter:
+class RowWriter(ABC):
     """Gets every line of the log."""
 
-    message = ""  # what went wrong and has not been said
+    message = ""  # of a failure that has not been reported yet
 
+    @abstractmethod
     def add(self, row: dict[str, Any]) -> None:
         """One line."""
-        raise NotImplementedError
 
     def problem(self) -> str:
-        """What went wrong since it was last asked."""
+        """The message of a failure since the last call, or an empty text."""
         message, self.message = self.message, ""
         return message
 
+    @abstractmethod
     def close(self, completed: bool = True) -> None:
         """The end of the run, `completed` unless an error or a signal ended it."""
-        raise NotImplementedError
 
 
 class BackgroundWriter(RowWriter):
