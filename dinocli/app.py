@@ -286,10 +286,16 @@ def _run() -> int | None:
         if context and type(error).__name__ == "NoArgsIsHelpError":
             print(context.get_help())
             return 0
-        command = context.command_path if context else "dino"
+        command = context.command_path if context else _typed_command()
         if context and type(error).__name__ == "NoSuchOption":
             raise _no_such_option(getattr(error, "option_name", ""), context) from None
         raise DinoError(explain().removesuffix("."), code="USAGE", fix=f"{command} --help") from None
+
+
+def _typed_command() -> str:
+    """`dino NAME`, for errors that do not say where they were found, such as an option without its value."""
+    name = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    return f"dino {name}" if name in COMMANDS else "dino"
 
 
 def _no_such_option(typed: str, context: typer.Context) -> DinoError:

@@ -265,7 +265,7 @@ IMAGES = {
         WARNING, "the same image is in two splits: AP will be too optimistic", "train a.jpg = val b.jpg",
         "remove it from one of them",
     ),
-    "DATA-DUPLICATE": Code(WARNING, "the same image twice in a split", "a.jpg = b.jpg", "remove one of them"),
+    "DATA-DUPLICATE": Code(WARNING, "the same image more than once in a split", "a.jpg = b.jpg", "keep one of each"),
     "DATA-NEAR-LEAK": Code(WARNING, "nearly the same image in two splits", "train a.jpg ~ val b.jpg", SEE),
     "DATA-NEAR-DUPLICATE": Code(NOTE, "nearly the same image twice in a split", "a.jpg ~ b.jpg", SEE),
     "DATA-URL": Code(

@@ -96,6 +96,7 @@ def _lines(facts: dict[str, Any]) -> dict[str, str]:
     lines = {key: _said(value) for key, value in facts.items() if key not in HIDDEN}
     lines["bytes"] = f"{facts['bytes']:,}"
     lines["numbers"] = f"{facts['numbers']:,}"
+    lines["metrics"] = _metrics(facts["metrics"])
     lines["codebase"] = facts.get("title", facts["codebase"])
     choices = facts.get("preset_choices", [])
     lines["preset"] = facts["preset"] or " or ".join(choices) or "none that comes with dino"
@@ -103,6 +104,11 @@ def _lines(facts: dict[str, Any]) -> dict[str, str]:
     lines["classes"] = _few(names)
     lines |= {key: _said(value) for key, value in facts.get("facts", {}).items()}
     return lines
+
+
+def _metrics(metrics: dict[str, Any]) -> str:
+    """As `dino eval` shows them: a dash where there are no objects, which COCO writes as -1."""
+    return _said({name: "-" if value == -1 else value for name, value in metrics.items()})
 
 
 def _said(value: Any) -> str:

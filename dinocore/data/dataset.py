@@ -111,8 +111,10 @@ def open_split(config: DataConfig, split: str, categories: Sequence[Category] | 
     if split not in splits:
         name = "validation" if split == "val" else split
         others = " or ".join(f"--split {other}" for other in splits)
-        raise DataError(f"{folder} has no {name} split", code="DATA-SPLIT", where=folder,
-                        fix=f"use {others} to evaluate on those images")  # fmt: skip
+        fix = f"use {others} to evaluate on those images"
+        if split == "val" and layout.trainable:
+            fix += ", or --set data.val_fraction=0.2 for those that --val-fraction 0.2 holds out"
+        raise DataError(f"{folder} has no {name} split", code="DATA-SPLIT", where=folder, fix=fix)
     return read_annotations(splits[split], categories, config)
 
 

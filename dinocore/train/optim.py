@@ -56,7 +56,9 @@ def lr_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
 
 def describe_lr(steps_per_epoch: int, config: TrainConfig) -> str:
     """A description of a run's learning rates, shown before it starts."""
-    rates = f"{config.lr:g}, backbone {config.backbone_lr:g}"
+    frozen = f"frozen: {', '.join(config.freeze)}; " if config.freeze else ""
+    backbone = "" if "backbone" in config.freeze else f", backbone {config.backbone_lr:g}"
+    rates = f"{frozen}{config.lr:g}{backbone}"
     warmup = f", {counted(config.warmup_steps, 'step')} of warm-up" if config.warmup_steps else ""
     if warmup_warning(steps_per_epoch, config):
         taken = counted(config.epochs * steps_per_epoch, "step")

@@ -47,8 +47,13 @@ class Schedule(NamedTuple):
             best = f"step {progress.best_step} was the best; {evaluations}"
             return f"stopped early: {best} (train.patience = {self.config.patience})"
         if progress.step >= self.total:
-            epochs = self.config.epochs
-            return f"epoch {epochs} of {epochs} is done; continue with --resume auto --epochs {2 * epochs}"
+            epochs, done = self.config.epochs, self.epoch(progress.step)
+            what = (
+                f"epoch {done} of {epochs} is done"
+                if done == epochs
+                else f"{done} epochs are done, --epochs is {epochs}"
+            )
+            return f"{what}; to train longer, add --epochs {2 * done}"
         return ""
 
 

@@ -286,6 +286,8 @@ def test_what_systems_leave_in_a_folder_of_photographs_is_not_looked_at(dino, ru
         (["."], 3, "no images"),
         (["PICTURE", "--out", "."], 2, "is a folder"),
         (["PICTURE", "--format", "xml"], 2, "labelme"),
+        (["PICTURE", "--format", "csv"], 2, "add --out FILE, or drop --format"),
+        (["PICTURE", "--format", "yolo"], 2, "add --out DIR, or drop --format"),
         (["PICTURE", "--device", "tpu"], 5, "available: cpu"),
         (["PICTURE", "--weights", "none.safetensors"], 4, "does not exist"),
         (["PICTURE", "--threshold", "2"], 2, "threshold"),

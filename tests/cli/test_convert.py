@@ -112,6 +112,7 @@ def test_info_knows_a_run(dino, run_folder):
     found = json.loads(dino("info", run_folder, "--json").out)
     assert found["codebase"] == "dino" and [c["name"] for c in found["classes"]] == ["RBC", "WBC", "Platelets"]
     assert "AP" in found["metrics"]
+    assert "APl -," in dino("info", run_folder).out.replace("\n", " ") and found["metrics"]["APl"] == -1
 
 
 def test_names_of_other_classes_are_taken_from_a_file(official, dino, tmp_path):

@@ -62,6 +62,12 @@ def test_errors_have_one_shape_in_words_and_as_an_object(dino, tmp_path):
     assert usage.code == 2 and error["code"] == "USAGE" and "did you mean --decode?" in error["fix"]
 
 
+def test_an_option_without_its_value_names_the_help_of_its_command(dino):
+    for words in (("eval", "--compare", "one"), ("train", "--preset"), ("check-data", "mine", "--decode", "--set")):
+        result = dino(*words)
+        assert result.code == 2 and result.err.rstrip().endswith(f"; dino {words[0]} --help"), result.err
+
+
 def test_names_that_command_a_terminal_are_shown_and_not_obeyed(dino, mine):
     edit(mine, lambda d: d["categories"][0].update(name="\x1b]0;pwned\x07RBC"))
     result = dino("check-data", mine)

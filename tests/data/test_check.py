@@ -222,6 +222,14 @@ def test_the_same_image_in_two_splits_and_twice_in_one(clean):
     assert "DATA-DUPLICATE" in codes(check(clean, decode=False))
 
 
+def test_an_image_that_is_there_three_times_is_one_finding_that_names_all_three(clean):
+    for name in ("0002.png", "0003.png"):
+        (clean / "train2017" / name).write_bytes((clean / "train2017" / "0001.png").read_bytes())
+    (found,) = [f for _, f in check(clean, decode=False).findings() if f.code == "DATA-DUPLICATE"]
+    assert found.what == "1 image is repeated in a split, byte for byte"
+    assert "0001.png = train 0002.png = train 0003.png" in found.text and found.fix == "keep one of each"
+
+
 def test_an_image_saved_again_or_lightened_is_a_near_duplicate_and_another_is_not(clean):
     again = Image.open(clean / "train2017" / "0001.png").point(lambda v: min(255, v + 3))
     again.save(clean / "val2017" / "0011.png")
@@ -469,7 +477,7 @@ def test_errors_of_a_whole_file_keep_their_advice_and_a_missing_split_is_told(cl
     edit(clean, lambda d: d.pop("categories"))
     found = {finding.code: finding for _, finding in check(clean).findings()}
     assert '"categories": [{"id": 1, "name": "cell"}]' in found["DATA-KEYS"].fix
-    assert "no validation split" in found["DATA-SPLIT"].what
+    assert "no validation split" in found["DATA-SPLIT"].what and "--val-fraction 0.2" in found["DATA-SPLIT"].fix
 
 
 def test_names_of_another_machine_become_those_of_the_images_that_are_there(clean):

@@ -148,7 +148,9 @@ def test_a_split_is_opened_for_a_model_that_knows_one_of_its_classes(tmp_path):
     config = DataConfig(path=str(tmp_path))
     assert open_split(config, "train", [Category(4, "disc")]).labels.tolist() == [0]
     assert "has a class that the model knows (star)" in refusal(open_split, config, "train", [Category(5, "star")])
-    assert "use --split train" in refusal(open_split, config, "val", [Category(4, "disc")])
+    missing = refusal(open_split, config, "val", [Category(4, "disc")])
+    assert "use --split train" in missing and "--set data.val_fraction=0.2" in missing
+    assert "val_fraction" not in refusal(open_split, config, "test", [Category(4, "disc")])
 
 
 def test_sample_images_are_drawn_once_and_again_after_an_unfinished_time(tmp_path, monkeypatch):

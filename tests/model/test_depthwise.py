@@ -122,6 +122,13 @@ def test_a_kernel_that_cannot_run_costs_time_and_not_numbers(monkeypatch, dtype)
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
+def test_the_gradient_of_the_weights_has_their_strides():
+    conv = nn.Conv2d(16, 16, 3, groups=16).to(memory_format=torch.channels_last)
+    assert conv.weight.stride() == (9, 1, 3, 1)
+    _, of_weight, *_ = gradients(DepthwiseConv(conv), torch.randn(1, 16, 9, 12), torch.randn(1, 16, 7, 10))
+    assert of_weight.stride() == conv.weight.stride()
+
+
 def test_gradients_do_not_depend_on_the_number_of_threads():
     conv = DepthwiseConv(nn.Conv2d(64, 64, 5, groups=64))
     images, grad = torch.randn(2, 64, 20, 20), torch.randn(2, 64, 16, 16)

@@ -84,6 +84,10 @@ def test_drops_move_in_proportion_to_the_epochs_and_stay_within_the_run(epochs, 
 def test_the_plan_of_the_rate_says_when_it_drops_and_what_is_out_of_reach():
     assert "divided by 10 after epoch 11 of 12" in describe_lr(100, TrainConfig())
     assert "never lowered" in describe_lr(100, TrainConfig(epochs=6))
+    assert describe_lr(100, TrainConfig()).startswith("0.0001, backbone 1e-05, ")
+    assert describe_lr(100, TrainConfig(freeze=("neck",))).startswith("frozen: neck; 0.0001, backbone 1e-05, ")
+    both = describe_lr(100, TrainConfig(freeze=("backbone", "encoder")))
+    assert both.startswith("frozen: backbone, encoder; 0.0001, divided"), "a frozen backbone has no rate"
     short = TrainConfig(warmup_steps=24, lr_schedule="cosine")
     assert describe_lr(2, short).endswith("never reached: warm-up takes 24 steps, the run 24 steps")
     assert warmup_warning(2, short).endswith("and the run has 24 steps; --set train.warmup_steps=0")

@@ -34,6 +34,11 @@ def test_a_run_is_over_after_its_last_step_but_not_before_its_evaluation():
     assert not plan_.over(Progress(step=6, due_evaluation=2))
 
 
+def test_a_run_over_names_more_epochs_than_it_has_done_also_if_it_now_has_fewer():
+    assert plan(epochs=2).over(Progress(step=9)) == "3 epochs are done, --epochs is 2; to train longer, add --epochs 6"
+    assert plan(epochs=3).over(Progress(step=9)) == "epoch 3 of 3 is done; to train longer, add --epochs 6"
+
+
 def test_patience_counts_evaluations_that_were_not_better():
     plan_ = plan(epochs=9, patience=2)
     assert not plan_.over(Progress(step=9, evals_since_best=1))

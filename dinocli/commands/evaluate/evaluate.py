@@ -146,7 +146,7 @@ def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None
     if request.report is not None:
         from dinocore.report.evaluation import evaluation_page
 
-        about = facts | {"judged by": metrics.backend}
+        about = facts | {"evaluated by": metrics.backend}
         with _put_off(unwritten):
             _write_report(request.report, evaluation_page(analysis, annotations, about, source.config.data))
     if request.json:

@@ -29,6 +29,7 @@ from .drawing import draw_found
 from .request import (
     PredictRequest,
     Work,
+    check_format_has_use,
     check_overwriting,
     check_request,
     drawing_path,
@@ -136,7 +137,8 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
     from dinocore.system.device import pick_device, pick_precision
     from dinocore.system.processes import device_of_rank, rank_number, world_size
 
-    request = check_request(request)
+    chosen, request = request.format, check_request(request)
+    check_format_has_use(chosen, request)
     device = device_of_rank(device)
     pick_precision(amp, pick_device(device))
     inputs, skipped = expand(files, request.save_images)

@@ -70,6 +70,19 @@ def check_request(request: PredictRequest) -> PredictRequest:
     return request
 
 
+def check_format_has_use(chosen: str, request: PredictRequest) -> None:
+    """
+    Raises:
+        ConfigError: --format was given, but nothing is written in it.
+    """
+    from dinocore.detections_io import FOLDERS
+
+    unused = request.out is None and chosen != "auto" and not (chosen == "json" and request.json)
+    if unused:
+        place = "DIR" if chosen in FOLDERS else "FILE"
+        raise ConfigError(f"--format {chosen} sets the format of --out; add --out {place}, or drop --format")
+
+
 def open_work(request: PredictRequest, weights: str | None, device: str, amp: str) -> Work:
     """Load the detector, with --max-dets, and decide how images are cut."""
     detector, path = open_any_detector(weights, device, amp, request.compiled)

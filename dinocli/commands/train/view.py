@@ -194,10 +194,11 @@ class TrainingView:
 def show_expectation(expected: Expectation) -> None:
     """What a dry run says of a run to come."""
     steps = counted(expected.steps, "step")
+    first = f"{expected.largest_pass_s:.2f} s for the first pass, with the largest images"
     rows = {
         "memory": f"{expected.peak_memory_mb:.0f} MB at most",
-        "step": f"{expected.step_s:.2f} s; a largest pass of it {expected.largest_pass_s:.2f} s",
-        "evaluation": f"{expected.evaluation_s:.1f} s, {expected.evaluations} times",
+        "step": f"{expected.step_s:.2f} s; {first}",
+        "evaluation": f"{expected.evaluation_s:.1f} s, {counted(expected.evaluations, 'time')}",
         "save": f"{expected.save_s:.2f} s, {expected.checkpoint_mb:.0f} MB",
         "run": f"about {roughly(expected.run_s)} for {steps}, estimated from a few steps, one evaluation and one save",
     }

@@ -20,6 +20,8 @@ from .fitness import check_fitness
 from .scan import ImageInfo, check_images, scan_images
 from .statistics import statistics
 
+HOLD_OUT = "add one, or hold out some of the training images with --val-fraction 0.2, also in dino train"
+
 
 class CheckedSplit(NamedTuple):
     """What was found in one split."""
@@ -97,7 +99,7 @@ def check_data(folder: Path, config: Config, decode: bool) -> Iterator[ScanProgr
         what = f"no validation split; holding out {config.data.val_fraction:.0%} of the images for it"
         between.add("DATA-SPLIT", what, count=1, level=NOTE)
     elif layout.gap:
-        between.add("DATA-SPLIT", layout.gap, count=1)
+        between.add("DATA-SPLIT", layout.gap, count=1, fix=HOLD_OUT if layout.trainable else "")
     _compare(splits, seen, between)
     yield Checked(folder, layout, decode, splits, between, config.data)
 

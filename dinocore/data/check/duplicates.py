@@ -67,7 +67,7 @@ def check_duplicates(same: list[list[Shown]], near: list[tuple[Shown, Shown]], f
     """Findings about equal images, in two splits or in one."""
     splits = [{shown.split for shown in group} for group in same]
     for code, which, what in (("DATA-LEAK", lambda names: len(names) > 1, "in two splits"),
-                              ("DATA-DUPLICATE", lambda names: len(names) == 1, "there twice")):  # fmt: skip
+                              ("DATA-DUPLICATE", lambda names: len(names) == 1, "repeated in a split")):  # fmt: skip
         groups = [group for group, names in zip(same, splits, strict=True) if which(names)]
         places = [Location(" = ".join(s.text for s in group), group[0].path, (), group[1].path) for group in groups]
         findings.add(
