@@ -71,9 +71,10 @@ def check_request(request: PredictRequest) -> PredictRequest:
 
 
 def check_format_has_use(chosen: str, request: PredictRequest) -> None:
-    """
+    """Reject a --format that nothing is written in.
+
     Raises:
-        ConfigError: --format was given, but nothing is written in it.
+        ConfigError: --format without --out.
     """
     from dinocore.detections_io import FOLDERS
 

@@ -85,7 +85,7 @@ class _Depthwise(torch.autograd.Function):
             below, right = ctx.padding
             padded = F.pad(images, (right, right, below, below)) if below or right else images
             found = torch.ops.dino.depthwise_weight_grad(padded, grad, weight.shape[-1], ctx.stride)
-            of_weight = torch.empty_like(weight).copy_(found)  # with its strides, or DDP warns that they differ
+            of_weight = torch.empty_like(weight).copy_(found)  # with its strides, or DDP warns
         if ctx.needs_input_grad[2]:
             of_bias = grad.sum((0, 2, 3), dtype=ctx.bias_dtype)
         return of_images, of_weight, of_bias, None, None
