@@ -75,8 +75,13 @@ def _tables(kind: str, parts: dict[str, SplitEntry], folder: Path) -> Layout | N
     """Formats whose classes are what their files say."""
     places = {name: (folder / part.annotations, folder / part.images) for name, part in parts.items()}
     if kind == "csv":
-        roots = {name: (file, [images]) for name, (file, images) in places.items()}
-        return csv_layout(f"{NAME}, {kind}", roots, folder)
+        tables = {name: file for name, (file, _) in places.items()}
+        images_of = dict(places.values())  # by table, for a split that only a column of the table names
+
+        def roots(name: str, file: Path) -> list[Path]:
+            return [places[name][1] if name in places else images_of[file]]
+
+        return csv_layout(f"{NAME}, {kind}", tables, folder, roots)
     make = kitti_layout if kind == "kitti" else visdrone_layout
     return make(f"{NAME}, {kind}", places, folder)
 
