@@ -16,7 +16,7 @@ from ..errors import DataError
 from ..words import counted
 from .findings import KEPT, Findings, Location, short_box
 from .images import IMAGE_SUFFIXES, read_header
-from .split import CONTROL, Category, PathGuard, RawAnnotations, Split, clean_name, stays_inside, visible_files
+from .split import CONTROL, Category, PathGuard, RawAnnotations, Split, clean_name, stays_inside, tails, visible_files
 
 HUGE = 10  # times the side of its image: such a box is a slip
 MIN_EVIDENCE = 10  # boxes, before a file is said to mean another format
@@ -86,8 +86,8 @@ def present_files(
 def _likely_root(names: Sequence[str], split: Split) -> Path | None:
     """The folder with most of an even sample of the names; the first of equals."""
     sample = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, SAMPLE).round().astype(int)).tolist()]
-    for key in (str, lambda name: unquote(PurePosixPath(name).name)):  # as written, or else the file's own name
-        hits = [sum(_is_there(root / key(name)) for name in sample) for root in split.image_roots]
+    for ends in (lambda name: [name], lambda name: tails(unquote(name))):  # as written, or else without its first parts
+        hits = [sum(any(_is_there(root / end) for end in ends(name)) for name in sample) for root in split.image_roots]
         if any(hits):
             return split.image_roots[hits.index(max(hits))]
     folders = [root for root in dict.fromkeys(split.image_roots) if root.is_dir()]

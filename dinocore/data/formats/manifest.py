@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...errors import DataError
-from ..split import Layout, PathGuard, Split
+from ..split import Layout, PathGuard, Split, layout_of
 from .csv import csv_layout
 from .kitti import kitti_layout
 from .visdrone import visdrone_layout
@@ -68,7 +68,7 @@ def find_manifest(folder: Path, guard: PathGuard) -> Layout | None:
         known, seen = overview(folders, classes, PathGuard(folder, True))  # what the file names is trusted
         classes, first = known, seen if first is None else first
     splits = {name: _split(part, manifest.format, classes, first, folder, file) for name, part in parts.items()}
-    return Layout(f"{NAME}, {manifest.format}", splits["train"], splits.get("val"), splits.get("test"))
+    return layout_of(f"{NAME}, {manifest.format}", splits)
 
 
 def _tables(kind: str, parts: dict[str, SplitEntry], folder: Path) -> Layout | None:

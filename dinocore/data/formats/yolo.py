@@ -332,12 +332,13 @@ def _images(listing: Path, root: Path, follow_symlinks: bool) -> list[Path]:
 def _listed(line: str, root: Path) -> Path | None:
     """An image by its line in a list, None of a comment.
 
-    A path of another machine counts from the first part that is there, and a line may have more columns.
+    A path of another machine counts from the first part that is there, or that is there in images/, and a line may have
+    more columns.
     """
     for name in (line, line.replace("\\", "/"), line.replace("\\", "/").split()[0]):
         for tail in (name.removeprefix("./"), *tails(name)):
-            if os.path.lexists(root / tail):
-                return root / tail
+            if place := next((base / tail for base in (root, root / "images") if os.path.lexists(base / tail)), None):
+                return place
     return None if line.startswith("#") else root / line.replace("\\", "/").removeprefix("./")
 
 
