@@ -159,7 +159,7 @@ def _one_each(kind: str, folder: Path, named: dict[str, list[Path]], guard: Path
     named.pop("", None)
     for name, several in named.items():
         if len(several) > 1:
-            raise _several(several, name, folder)
+            raise _several(named, name, folder)
     made = {
         name: Split(guard.check(file), image_roots(folder, name, file), folder=folder)
         for name, (file,) in named.items()
@@ -178,13 +178,14 @@ def _per_split(folder: Path, guard: PathGuard) -> Layout | None:
     return layout_of("Roboflow COCO" if own == {ROBOFLOW} else "COCO, a folder for each split", made)
 
 
-def _several(files: list[Path], split: str, folder: Path) -> DataError:
+def _several(named: dict[str, list[Path]], split: str, folder: Path) -> DataError:
+    files = named[split]
     place = Path(os.path.commonpath([file.parent for file in files]))
     names = [file.relative_to(place).as_posix() for file in files]
     listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     what = f"{place} has several .json files that may be the annotations of {split}: {listed}"
     fix = "leave one of them there" if split_in_name(files[0].stem) else "call the right one annotations.json"
-    text = suggest(folder, "coco", files[0])
+    text = suggest(folder, {name: several[0] for name, several in named.items()})
     return DataError(what, code="DATA-LAYOUT", where=place, fix=f"{fix}, or write a dataset.toml{text}")
 
 
