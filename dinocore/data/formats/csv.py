@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from ...error_codes import NOTE
 from ...errors import DataError
 from ..findings import Findings
@@ -37,7 +39,7 @@ from ..split import (
     visible_files,
 )
 from .pairs import names_on_disk
-from .yolo import MOST
+from .yolo import MOST, SLACK
 
 # names of columns in small letters, without what separates words: `Image ID`, `image_id` and `imageId` are `imageid`
 FILE = (
@@ -55,9 +57,9 @@ CORNERS = (
     ("left", "top", "right", "bottom"), ("bboxxmin", "bboxymin", "bboxxmax", "bboxymax"),
     ("roix1", "roiy1", "roix2", "roiy2"),
 )  # fmt: skip
-SIDES = (
-    ("x", "y", "w", "h"), ("x", "y", "width", "height"), ("left", "top", "width", "height"),
-    ("bboxx", "bboxy", "bboxwidth", "bboxheight"), ("xmin", "ymin", "width", "height"),
+SIDES = (("left", "top", "width", "height"), ("xmin", "ymin", "width", "height"))
+XYWH = (  # the top left corner; of fractions perhaps the center, as in YOLO's files
+    ("x", "y", "w", "h"), ("x", "y", "width", "height"), ("bboxx", "bboxy", "bboxwidth", "bboxheight"),
 )  # fmt: skip
 CENTRES = tuple(
     (*center, *sides)
@@ -66,7 +68,7 @@ CENTRES = tuple(
 )
 LIST = ("bbox",)  # [x, y, width, height]
 STRING = ("boxesstring",)  # x0 y0 x1 y1;x0 y0 x1 y1
-FORMS = {"corners": CORNERS, "sides": SIDES, "centres": CENTRES, "list": (LIST,), "string": (STRING,)}
+FORMS = {"corners": CORNERS, "sides": SIDES, "xywh": XYWH, "centres": CENTRES, "list": (LIST,), "string": (STRING,)}
 SPLIT = ("split", "set", "subset", "partition", "datasplit")
 EMPTY = ("", "nan", "na", "n/a", "null", "none", "no_box")  # what stands for no number
 NO_BOX = ([0, 0, 0, 0], [-1, -1, -1, -1], [0, 0, 1, 1])  # what stands for no box; the last one where boxes are pixels
@@ -230,6 +232,8 @@ def read_csv(split: Split, findings: Findings) -> RawAnnotations:
         findings.add(
             "DATA-BOX-SHARES", what, count=len(boxes), level=NOTE, fix="write pixels if they are not fractions"
         )
+    if in_shares and columns.form in ("xywh", "list"):
+        _check_origin(boxes, findings)
     declared_sizes = [[int(v) if v.strip().isdigit() else 0 for v in sizes[n]] for n in numbers.values()]
     files = names_on_disk(list(numbers), split.image_roots)
     return named_table(split, files, boxes, declared_sizes, in_shares)
@@ -242,6 +246,17 @@ def _report_one_class(file: Path, columns: Columns, num_boxes: int, findings: Fi
     others = [one_line(cell) for at, cell in enumerate(heading) if at not in used and cell.strip()]
     advice = f"; not read: {', '.join(others)} (call a column of classes `class`)" if others else ""
     findings.add("DATA-FILLED", f"no column names classes: all are `{ONE_CLASS}`{advice}", count=num_boxes)
+
+
+def _check_origin(boxes: Sequence[NamedBox], findings: Findings) -> None:
+    """Refuse fractions whose x and y may be centers: then, too, all boxes lie in their images."""
+    corners = np.array([box.corners for box in boxes]).reshape(-1, 4)
+    half = (corners[:, 2:] - corners[:, :2]) / 2
+    centered = corners - np.tile(half, 2)
+    if ((centered >= -SLACK) & (centered <= 1 + SLACK)).all():
+        what = "boxes are fractions, and it is unclear whether x and y are the center or the top left corner"
+        fix = "call the columns cx,cy,w,h if they are the center, or left,top,width,height"
+        findings.add("DATA-CSV", what, count=len(boxes), fix=fix)
 
 
 def _are_shares(rows: Iterable[CsvRow]) -> bool:
