@@ -219,7 +219,7 @@ def _names_of_classes(folder: Path, parts: Mapping[str, tuple[Path, Path | None]
 
     None where the files are not YOLO's, or where lists differ, so that a number has several meanings.
     """
-    files = [file for labels, _ in parts.values() for file in sorted(labels.glob("*.txt"))]
+    files = [file for labels, _ in parts.values() for file in visible_files(labels, (".txt",))]
     count = _count_classes([file for file in files if file.name not in CLASS_LISTS][:MOST])
     known = {listed_classes(file) for file in class_lists(folder) if file.is_file() and not file.is_symlink()}
     known |= set(_names_in_yaml(folder))
