@@ -226,6 +226,8 @@ def _refusal(folder: Path, guard: PathGuard) -> DataError:
         what = f"{several}, and nothing says how they belong together"
         fix = "put all annotations below one folder and all images below another, with the same folders in both, "
         fix += "such as labels/a/ and labels/b/, images/a/ and images/b/, or write a dataset.toml"
+        if list(folder.glob("VOC20*/JPEGImages")):
+            fix = "merge the years as docs/data.md shows under Splits, or write a dataset.toml for one of them"
         return DataError(what, code="DATA-LAYOUT", where=folder, fix=fix + suggest(folder))
     what = f"no annotations found in {folder}; seen: {listed}{foreign_files(folder, guard)}"
     first = "unpack the archives; " if any(suffix in ARCHIVES for _, suffix in known) else ""
