@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..config import DataConfig
-from ..error_codes import ERROR
+from ..error_codes import ERROR, NOTE
 from .findings import Findings
 from .formats.coco import read_coco
 from .formats.csv import read_csv
@@ -111,6 +111,7 @@ def survey_annotations(
     table = unique_ids(READERS[split.format](split, findings, config), findings)
     report_orphans(table, config, findings)
     table, root = present_files(safe_names(table, findings), split, config, findings)
+    table = _without_held_out(table, root, split, config, findings)
     table, starts = sort_by_file(drop_orphans(known_sizes(table, root, config, findings)))
     table = clean_names(table, findings)
     unread = Findings(Path())  # what there is to say of these classes is said below
@@ -141,6 +142,27 @@ def survey_annotations(
         merged_ids=tuple((c.id, ids[c.name]) for c in before if c.id not in classes and c.name in ids),
         own_categories=tuple(own),
     )
+
+
+def _without_held_out(
+    table: RawAnnotations, root: Path, split: Split, config: DataConfig, findings: Findings
+) -> RawAnnotations:
+    """Without the images of the split that is held out for validation, unless these are all of them."""
+    held_out = split.held_out
+    if held_out is None:
+        return table
+    unread = Findings(held_out.annotations)  # what there is to say of that split is said when it is read
+    other = safe_names(READERS[held_out.format](held_out, unread, config), unread)
+    other, other_root = present_files(other, held_out, config, unread)
+    held = {os.path.normpath(other_root / name) for name in other.file_names}
+    keep = np.array([os.path.normpath(root / name) not in held for name in table.file_names], dtype=bool)
+    if not keep.any():
+        return table
+    count = int((~keep).sum())
+    what = f"{count} of {len(keep)} names in {split.source.name} are in {held_out.source.name}, too, for validation"
+    fix = "to train on other images, list them in a file called train next to these"
+    findings.add("DATA-SPLIT", f"{what}, and are not trained on", count=count, level=NOTE, fix=fix)
+    return table.images(keep)
 
 
 def as_coco_dict(annotations: Annotations) -> dict[str, Any]:

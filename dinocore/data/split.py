@@ -46,9 +46,14 @@ class Split(NamedTuple):
     first_pixel: int | None = None  # VOC: the index of the first column and row; None: unknown
     labels: Path | None = None  # YOLO: the folder of label files, if set in a dataset.toml
     keypoints: tuple[int, int] | None = None  # YOLO's kpt_shape: how many each line has, and numbers of each
-    held_out: Path | None = None  # VOC: a list of names in `listing` that are kept for validation
+    held_out: "Split | None" = None  # the validation split, whose images are left out of a training split `trainval`
     class_ids: tuple[int, ...] = ()  # CSV: those of `classes`, in rising order, where the data have ids; or from 1
     part: str = ""  # CSV: the split whose rows are used, if a column has it; empty: all of them
+
+    @property
+    def source(self) -> Path:
+        """What names the images: a list or folder of them, or else the annotations."""
+        return self.listing[0] if self.listing else self.annotations
 
 
 class Layout(NamedTuple):
@@ -107,11 +112,13 @@ def layout_of(kind: str, made: Mapping[str, Split], missing: str = "") -> Layout
     """Splits by name, or None of none; test images are those to evaluate on where there are no others.
 
     Without a training split that of validation stands in its place, which is enough for an evaluation. Validation on
-    the very images of training is no validation.
+    the very images of training is no validation, and a training split called `trainval` is less those of validation.
     """
     train, val, test = (made.get(name) for name in ("train", "val", "test"))
     if train is not None and val == train:
         val, missing = None, "`train` and `val` are the same images"
+    if train is not None and val is not None and "trainval" in re.findall("[a-z]+", train.source.stem.lower()):
+        train = train._replace(held_out=val)
     val_is_test = val is None and test is not None and test != train
     if val_is_test:
         val, test = test, None

@@ -16,7 +16,18 @@ from ..errors import DataError
 from ..words import counted
 from .findings import KEPT, Findings, Location, short_box
 from .images import IMAGE_SUFFIXES, read_header
-from .split import CONTROL, Category, PathGuard, RawAnnotations, Split, clean_name, stays_inside, visible_files
+from .split import (
+    CONTROL,
+    Category,
+    PathGuard,
+    RawAnnotations,
+    Split,
+    clean_name,
+    split_in_path,
+    stays_inside,
+    tails,
+    visible_files,
+)
 
 HUGE = 10  # times the side of its image: such a box is a slip
 MIN_EVIDENCE = 10  # boxes, before a file is said to mean another format
@@ -86,8 +97,10 @@ def present_files(
 def _likely_root(names: Sequence[str], split: Split) -> Path | None:
     """The folder with most of an even sample of the names; the first of equals."""
     sample = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, SAMPLE).round().astype(int)).tolist()]
-    for key in (str, lambda name: unquote(PurePosixPath(name).name)):  # as written, or else the file's own name
-        hits = [sum(_is_there(root / key(name)) for name in sample) for root in split.image_roots]
+    for ends in (lambda name: [name], lambda name: tails(unquote(name))):  # as written, or else without its first parts
+        hits = [
+            sum(any(os.path.lexists(root / end) for end in ends(name)) for name in sample) for root in split.image_roots
+        ]
         if any(hits):
             return split.image_roots[hits.index(max(hits))]
     folders = [root for root in dict.fromkeys(split.image_roots) if root.is_dir()]
@@ -96,6 +109,11 @@ def _likely_root(names: Sequence[str], split: Split) -> Path | None:
     for root in folders:
         here = {_plain_name(path.name) for path in root.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
         if keys & here or stems & {key.rpartition(".")[0] for key in here}:
+            return root
+    for root in folders:  # folders below it, such as one for each class, that tell no split
+        files = [path for path in visible_files(root, IMAGE_SUFFIXES)
+                 if not split_in_path(path.relative_to(root).parts[:-1])]  # fmt: skip
+        if keys <= {_plain_name(path.name) for path in files}:
             return root
     return None
 
@@ -266,9 +284,9 @@ def check_boxes(table: RawAnnotations, root: Path, config: DataConfig, findings:
     if shares.sum() > 0.5 * count:
         what = f"{shares.sum()} of {count} boxes {'lies' if shares.sum() == 1 else 'lie'} within [0, 1]"
         findings.add("DATA-BOX-SHARES", what, places(shares), int(shares.sum()))
-    beyond = _like_corners(boxes, sizes)
+    beyond, meant = _like_another_form(boxes, sizes)
     verb = "reaches beyond its" if beyond.sum() == 1 else "reach beyond their"
-    what = f"{beyond.sum()} of {count} boxes {verb} image; are they x0 y0 x1 y1?"
+    what = f"{beyond.sum()} of {count} boxes {verb} image; are they {meant}?"
     findings.add("DATA-BOX-CORNERS", what, places(beyond), int(beyond.sum()))
 
 
@@ -370,17 +388,13 @@ def report_alike(categories: Sequence[Category], used: np.ndarray, findings: Fin
     findings.add("DATA-CLASS-ALIKE", what, [" ~ ".join(names) for names in alike])
 
 
-def _like_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Which boxes reach beyond their image, if all of them read well as two corners, or else none, (M,) bool."""
+def _like_another_form(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, str]:
+    """Which boxes, (M,) bool, reach beyond their image, if all of them read well in another form; and that form."""
     near, far, sizes = boxes[:, :2], boxes[:, 2:], sizes + 1  # rounding
     beyond = np.asarray((near + far > sizes).any(1))
     as_corners = (far >= near).all() and (far <= sizes).all()
-    meant = bool(as_corners and beyond.sum() > 0.2 * len(near) and len(near) > MIN_EVIDENCE)
-    return beyond if meant else np.zeros_like(beyond)
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return os.path.lexists(path)
-    except ValueError:
-        return False
+    as_centers = (near - far / 2 >= -1).all() and (near + far / 2 <= sizes).all()
+    enough = beyond.sum() > 0.2 * len(near) and len(near) > MIN_EVIDENCE
+    meant = bool(enough and (as_corners or as_centers))
+    form = "x0 y0 x1 y1" if as_corners else "the center, width and height"
+    return beyond if meant else np.zeros_like(beyond), form

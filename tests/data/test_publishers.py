@@ -432,6 +432,16 @@ def test_json_of_another_tool_is_refused_with_its_name_and_what_to_export(tmp_pa
         find_layout(tmp_path)
 
 
+def refused_as(folder: Path, name: str, content: str, tool: str) -> str:
+    """What to do with a file of this tool, which has no dataset.toml to paste."""
+    images(folder / "photos", TRAIN)
+    put(folder / name, content)
+    with pytest.raises(DataError) as refused:
+        find_layout(folder)
+    assert f"{name} looks like {tool}" in refused.value.what and "could start with" not in refused.value.fix
+    return refused.value.what
+
+
 @pytest.mark.parametrize(("name", "content", "tool"), [
     ("via_project.json", '{"_via_settings": {}, "_via_img_metadata": {}}', "VGG Image Annotator's"),
     ("via.json", '{"a.jpg12": {"filename": "a.jpg", "size": 12, "regions": [], "file_attributes": {}}}', "VGG Image A"),
@@ -441,27 +451,41 @@ def test_json_of_another_tool_is_refused_with_its_name_and_what_to_export(tmp_pa
     ("annotations/default.json", '{"info": {}, "categories": {}, "items": []}', "Datumaro's"),
     ("project-1-min.json", '[{"image": "a.jpg", "id": 1, "label": [], "annotator": 1}]', "Label Studio's"),
     ("export.ndjson", '{"data_row": {"id": "a"}, "projects": {}}\n{"data_row": {}, "projects": {}}\n', "Labelbox's"),
-    ("output.manifest", '{"source-ref": "s3://bucket/a.jpg"}\n', "SageMaker Ground Truth's"),
-    ("train/metadata.jsonl", '{"file_name": "a.jpg", "objects": {"bbox": []}}\n', "Hugging Face's"),
     ("annotations.xml", "<annotations><version>1.1</version><image name='a.jpg'/></annotations>", "CVAT's"),
     ("train/annotations.xml", "<annotations><version>1.1</version><track id='0'/></annotations>", "CVAT's"),
-    ("labels.xml", "<dataset><name>x</name><images></images></dataset>", "dlib's"),
     ("set 1/a.jpg.json", '{"metadata": {"name": "a.jpg"}, "instances": []}', "SuperAnnotate's"),
     ("8f2e-asset.json", '{"asset": {"name": "a.jpg"}, "regions": [], "version": "2.2.0"}', "VoTT's"),
+    ("export.json", '[{"ID": "x", "Labeled Data": "a.jpg", "Label": {"objects": []}}]', "Labelbox's"),
+    ("_annotations.txt", "a.jpg 1,2,30,40,0 5,6,50,60,1\n", "Roboflow's YOLO Darknet TXT"),
+    ("a.jsonl", '{"image": "a.jpg", "prefix": "detect", "suffix": "<loc0001> bus"}', "Roboflow's PaliGemma"),
+])  # fmt: skip
+def test_files_of_another_tool_are_refused_with_its_name_and_no_dataset_toml(tmp_path, name, content, tool):
+    assert "export it as COCO" in refused_as(tmp_path, name, content, tool)
+
+
+@pytest.mark.parametrize(("name", "content", "tool"), [
+    ("output.manifest", '{"source-ref": "s3://bucket/a.jpg"}\n', "SageMaker Ground Truth's"),
+    ("train/metadata.jsonl", '{"file_name": "a.jpg", "objects": {"bbox": []}}\n', "Hugging Face's"),
+    ("labels.xml", "<dataset><name>x</name><images></images></dataset>", "dlib's"),
     ("fine/a_polygons.json", '{"imgHeight": 24, "imgWidth": 32, "objects": []}', "Cityscapes'"),
     ("annotation_val.odgt", '{"ID": "a", "gtboxes": []}\n{"ID": "c", "gtboxes": []}\n', "CrowdHuman's"),
     ("test/MOT20-04/seqinfo.ini", "[Sequence]\n", "MOT Challenge's"),
     ("split/wider_face_val_bbx_gt.txt", "0--Parade/a.jpg\n1\n1 2 3 4 0 0 0 0 0 0\n", "WIDER FACE's"),
     ("train/cells.tfrecord", "\0", "TensorFlow's TFRecord"),
     ("train.record-00000-of-00010", "\0", "TensorFlow's TFRecord"),
+    ("labels/100k/a.json", '{"name": "a", "frames": [], "attributes": {}}', "BDD100K's"),
+    ("labelTxt/a.txt", "imagesource:GoogleEarth\ngsd:0.1\n1 2 30 2 30 4 1 4 plane 0\n", "DOTA's"),
+    ("labelTxt/a.txt", "1.0 2.0 30.0 2.0 30.0 4.0 1.0 4.0 plane 0\n", "DOTA's"),
+    ("Anno/a.jpg.txt", "% bbGt version=3\nCar 1 2 30 40 0 0 0 0 0 0 0\n", "ExDark's"),
+    ("Annotations/a.jpg.txt", "2\n1 10 20 40 60\n2 5 6 7 8\n", "WiderPerson's"),
+    ("xView_train.geojson", '{"type": "FeatureCollection", "features": []}', "xView's"),
+    ("GT/M0101_gt_whole.txt", "1,1,10,20,30,40,1,1,1\n", "a tracking benchmark's"),
+    ("train.csv", "ImageId,EncodedPixels\na.jpg,264661 17 265429 33\n", "a table of run lengths"),
 ])  # fmt: skip
-def test_files_of_another_tool_are_refused_with_its_name_and_no_dataset_toml(tmp_path, name, content, tool):
-    images(tmp_path / "photos", TRAIN)
-    put(tmp_path / name, content)
-    with pytest.raises(DataError) as refused:
-        find_layout(tmp_path)
-    assert f"{name} looks like {tool}" in refused.value.what and "export it as COCO" in refused.value.what
-    assert "could start with" not in refused.value.fix
+def test_files_that_nobody_exports_again_are_to_be_converted_by_what_or_from_which_columns(
+    tmp_path, name, content, tool
+):
+    assert re.search(r"convert it to COCO, YOLO or Pascal VOC \(.{15,}\)", refused_as(tmp_path, name, content, tool))
 
 
 @pytest.mark.parametrize("line", ["12 8 40 8 40 30 12 30 plane 0", "1,-1,12,8,40,30,1,-1,-1,-1", "3 12 8 40 30"])

@@ -13,7 +13,7 @@ from .yolo import folders_of_entry, usual_folders
 
 
 def find_class_list(folder: Path, guard: PathGuard) -> Layout | None:
-    """Darknet's obj.data (CVAT), or classes.txt beside images/ and labels/ (Label Studio)."""
+    """Darknet's obj.data (CVAT), or classes.txt beside images/ and labels/ (Label Studio), and perhaps train.txt."""
     if (darknet := folder / "obj.data").is_file():
         return _darknet(folder, guard.check(darknet), guard)
     file = folder / "classes.txt"
@@ -21,7 +21,10 @@ def find_class_list(folder: Path, guard: PathGuard) -> Layout | None:
         return None
     classes = listed_classes(guard.check(file))
     found = {name: usual_folders(folder, words) for name, words in WORDS.items()}
-    splits = {name: listing for name, listing in found.items() if listing} or {"train": (folder / "images",)}
+    splits = {name: listing for name, listing in found.items() if listing}
+    if not splits and (listed := _listed_splits(folder, guard)):
+        return layout_of("YOLO, classes.txt", listed)
+    splits = splits or {"train": (folder / "images",)}
     made = {name: Split(file, [folder], "yolo", folder, listing, classes) for name, listing in splits.items()}
     return layout_of("YOLO, classes.txt", made)
 

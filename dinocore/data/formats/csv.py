@@ -5,15 +5,18 @@ keras-retinanet's `path,x1,y1,x2,y2,class` has no heading, nor have SKU-110K's t
 Sense writes `class,x,y,width,height,filename,…` without one; competitions at Kaggle have `image_id,…,bbox` with
 `[x, y, width, height]`, or columns for these; Global Wheat 2021 has all boxes of an image in one cell. Corners count
 pixels from 0, the last one not included. Open Images (https://storage.googleapis.com/openimages/web/download_v7.html)
-writes shares, codes for classes, and `IsGroupOf`.
+writes shares, codes for classes, and `IsGroupOf`. Google's AutoML and Vertex AI write `set,path,label` and up to four
+corners in shares without a heading. Any table whose numbers are all shares is one of shares.
 """
 
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from ...error_codes import NOTE
 from ...errors import DataError
@@ -36,16 +39,17 @@ from ..split import (
     visible_files,
 )
 from .pairs import names_on_disk
+from .yolo import MOST, SLACK
 
 # names of columns in small letters, without what separates words: `Image ID`, `image_id` and `imageId` are `imageid`
 FILE = (
     *("filename", "file", "image", "imagename", "imagepath", "imgpath", "path", "imageid", "imgid", "img", "imgname"),
-    *("imagefilename", "imagefile", "filepath", "fname", "frame"),
+    *("imagefilename", "imagefile", "filepath", "fname", "frame", "patientid"),
 )
 CLASS_ID = ("classid", "categoryid", "labelid")
 LABEL = (  # names first: where there is one of these, `class` may be its number
     "classname", "labelname", "categoryname", "class", "label", "category", "classlabel", "name", "labels", "classes",
-    "objectclass", "tag", "species", *CLASS_ID,
+    "objectclass", "tag", "species", "target", *CLASS_ID,
 )  # fmt: skip
 SIZE = (("width", "height"), ("imagewidth", "imageheight"), ("imgwidth", "imgheight"), ("imgw", "imgh"))
 CORNERS = (
@@ -53,9 +57,9 @@ CORNERS = (
     ("left", "top", "right", "bottom"), ("bboxxmin", "bboxymin", "bboxxmax", "bboxymax"),
     ("roix1", "roiy1", "roix2", "roiy2"),
 )  # fmt: skip
-SIDES = (
-    ("x", "y", "w", "h"), ("x", "y", "width", "height"), ("left", "top", "width", "height"),
-    ("bboxx", "bboxy", "bboxwidth", "bboxheight"), ("xmin", "ymin", "width", "height"),
+SIDES = (("left", "top", "width", "height"), ("xmin", "ymin", "width", "height"))
+XYWH = (  # the top left corner; of fractions perhaps the center, as in YOLO's files
+    ("x", "y", "w", "h"), ("x", "y", "width", "height"), ("bboxx", "bboxy", "bboxwidth", "bboxheight"),
 )  # fmt: skip
 CENTRES = tuple(
     (*center, *sides)
@@ -64,9 +68,10 @@ CENTRES = tuple(
 )
 LIST = ("bbox",)  # [x, y, width, height]
 STRING = ("boxesstring",)  # x0 y0 x1 y1;x0 y0 x1 y1
-FORMS = {"corners": CORNERS, "sides": SIDES, "centres": CENTRES, "list": (LIST,), "string": (STRING,)}
+FORMS = {"corners": CORNERS, "sides": SIDES, "xywh": XYWH, "centres": CENTRES, "list": (LIST,), "string": (STRING,)}
 SPLIT = ("split", "set", "subset", "partition", "datasplit")
 EMPTY = ("", "nan", "na", "n/a", "null", "none", "no_box")  # what stands for no number
+NO_BOX = ([0, 0, 0, 0], [-1, -1, -1, -1], [0, 0, 1, 1])  # what stands for no box; the last one where boxes are pixels
 ONE_CLASS = "object"  # where no column names classes
 GROUP = "isgroupof"
 WHOLE = re.compile(r"(?<=\d)\.0+$")  # the end of a whole number as pandas writes it in a column with gaps
@@ -90,6 +95,9 @@ class Columns(NamedTuple):
 BARE = Columns(0, 5, (1, 2, 3, 4), "corners", has_heading=False)  # keras-retinanet
 BARE_WITH_SIZES = BARE._replace(size=(6, 7))  # SKU-110K
 BARE_BY_CLASS = Columns(5, 0, (1, 2, 3, 4), "sides", (6, 7), has_heading=False)  # Make Sense
+BARE_BY_SPLIT = Columns(1, 2, (3, 4, 7, 8), "corners", split=0, in_shares=True, has_heading=False)  # AutoML
+AUTOML_SPLITS = ("TRAIN", "VALIDATION", "TEST", "UNASSIGNED")
+DECIMAL_COMMA = re.compile(r"\s*(-?\d+),(\d+)\s*")
 
 
 def find_csv(folder: Path, guard: PathGuard) -> Layout | None:
@@ -99,12 +107,9 @@ def find_csv(folder: Path, guard: PathGuard) -> Layout | None:
         DataError: two tables may be those of one split.
     """
     named: dict[str, Path] = {}
-    with_parts: list[Path] = []  # tables with a column of splits
     for file in visible_files(folder, (".csv", ".tsv")):
-        columns = _columns(_rows(guard.check(file), strict=False)[:1])
-        if columns is None:
+        if _columns(_rows(guard.check(file), strict=False)[:1]) is None:
             continue
-        with_parts += [file] if columns.split >= 0 else []
         part_of = split_in_path(file.relative_to(folder).with_suffix("").parts)
         if part_of in named:
             both = " and ".join(one.relative_to(folder).as_posix() for one in (named[part_of], file))
@@ -113,26 +118,37 @@ def find_csv(folder: Path, guard: PathGuard) -> Layout | None:
             fix = f"leave one of them there, or write a dataset.toml that names it, such as\n{text}"
             raise DataError(what, code="DATA-LAYOUT", where=folder, fix=fix)
         named[part_of] = file
-    tables = {name: (file, image_roots(folder, name, file)) for name, file in nameless_for_training(named).items()}
-    layout = csv_layout("CSV", tables, folder)
-    if layout is None or len(tables) > 1 or layout.train.annotations not in with_parts:
-        return layout
-    names = {row.part for row in read_rows(layout.train.annotations)} - {""}
-    parts = {
-        name: layout.train._replace(part=name, image_roots=image_roots(folder, name, layout.train.annotations))
-        for name in names
-    }
-    return layout_of("CSV", parts) if len(parts) > 1 else layout
+    tables = nameless_for_training(named)
+    return csv_layout("CSV", tables, folder, lambda name, file: image_roots(folder, name, file))
 
 
-def csv_layout(kind: str, tables: dict[str, tuple[Path, list[Path]]], folder: Path) -> Layout | None:
-    """The layout of these tables, each with the folders that may hold its images."""
+def csv_layout(
+    kind: str, tables: dict[str, Path], folder: Path, roots: Callable[[str, Path], list[Path]]
+) -> Layout | None:
+    """The layout of these tables.
+
+    A column with several splits in a table tells the split of each row; a split that has a table of its own keeps it.
+
+    Args:
+        roots: the folders that may hold the images of a split and its table.
+    """
     names = _descriptions(folder)
-    rows = (row for file, _ in tables.values() for row in read_rows(file) if row.has_box and row.label)
-    found = {(names.get(row.label, row.label), row.class_id) for row in rows}
+    found: set[tuple[str, str]] = set()
+    files: dict[str, tuple[Path, str]] = {}  # the table of each split, and the part of its rows, or an empty text
+    for name, file in tables.items():
+        rows = list(read_rows(file))
+        in_shares = _are_shares(rows)
+        boxes = (row for row in rows if row.label and row.has_box and not row.stands_for_no_box(in_shares))
+        found |= {(names.get(row.label, row.label), row.class_id) for row in boxes}
+        parts = {row.part for row in rows} - {""}
+        if len(parts) > 1:
+            files |= {part: (file, part) for part in parts if part == name or part not in tables}
+        else:
+            files[name] = (file, "")
     classes, ids = _classes(found)
     made = {
-        name: Split(file, roots, "csv", folder, (), classes, class_ids=ids) for name, (file, roots) in tables.items()
+        name: Split(file, roots(name, file), "csv", folder, (), classes, class_ids=ids, part=part)
+        for name, (file, part) in files.items()
     }
     return layout_of(kind, made)
 
@@ -174,23 +190,30 @@ class CsvRow(NamedTuple):
         """Whether the row has any number of a box; one that has none says that its image has no objects."""
         return any(value.lower() not in EMPTY for value in self.box)
 
+    def stands_for_no_box(self, in_shares: bool) -> bool:
+        """Whether the numbers are what tables write where there is no box, if the class has no other."""
+        return _numbers(self.box) in (NO_BOX[:2] if in_shares else NO_BOX)
+
 
 def read_csv(split: Split, findings: Findings) -> RawAnnotations:
     """Images are numbered from 1 in the order in which they appear; a row without a box is an image without objects.
 
-    Such a row often has a word like `No finding` for a class, which is no class.
+    Such a row often has a word like `No finding` for a class, which is no class, and may have zeros for a box.
     """
     columns = _columns(_rows(split.annotations)[:1]) or BARE
+    rows = list(read_rows(split.annotations))
+    in_shares = columns.in_shares or _are_shares(rows)
     names, numbers, sizes = _descriptions(split.folder or split.annotations.parent), {}, {}
     boxes, wrong, no_classes, of_no_split = [], [], set(), []
-    for row in read_rows(split.annotations):
+    for row in rows:
         if split.part not in ("", row.part):
             of_no_split += [] if row.part else [f"line {row.line}"]
             continue
         number = numbers.setdefault(row.file, len(numbers) + 1)
         sizes[number] = row.size
         label = names.get(row.label, row.label)
-        if not row.has_box:
+        has_class = columns.label >= 0 and label in split.classes
+        if not row.has_box or (row.stands_for_no_box(in_shares) and not has_class):
             no_classes |= {label} - {"", *split.classes}
             continue
         corners = _corners(row.box, columns.form)
@@ -204,9 +227,16 @@ def read_csv(split: Split, findings: Findings) -> RawAnnotations:
     findings.add("DATA-IMAGE-EMPTY", "no classes, as no row of theirs has a box", sorted(no_classes))
     if columns.label < 0:
         _report_one_class(split.annotations, columns, len(boxes), findings)
+    if in_shares and not columns.in_shares:
+        what = f"no number of a box is above {MOST}, so all are read as fractions of the image's width and height"
+        findings.add(
+            "DATA-BOX-SHARES", what, count=len(boxes), level=NOTE, fix="write pixels if they are not fractions"
+        )
+    if in_shares and columns.form in ("xywh", "list"):
+        _check_origin(boxes, findings)
     declared_sizes = [[int(v) if v.strip().isdigit() else 0 for v in sizes[n]] for n in numbers.values()]
     files = names_on_disk(list(numbers), split.image_roots)
-    return named_table(split, files, boxes, declared_sizes, columns.in_shares)
+    return named_table(split, files, boxes, declared_sizes, in_shares)
 
 
 def _report_one_class(file: Path, columns: Columns, num_boxes: int, findings: Findings) -> None:
@@ -218,13 +248,42 @@ def _report_one_class(file: Path, columns: Columns, num_boxes: int, findings: Fi
     findings.add("DATA-FILLED", f"no column names classes: all are `{ONE_CLASS}`{advice}", count=num_boxes)
 
 
-def _corners(values: list[str], form: str) -> tuple[float, float, float, float] | None:
+def _check_origin(boxes: Sequence[NamedBox], findings: Findings) -> None:
+    """Refuse fractions whose x and y may be centers: then, too, all boxes lie in their images."""
+    corners = np.array([box.corners for box in boxes]).reshape(-1, 4)
+    half = (corners[:, 2:] - corners[:, :2]) / 2
+    centered = corners - np.tile(half, 2)
+    if ((centered >= -SLACK) & (centered <= 1 + SLACK)).all():
+        what = "boxes are fractions, and it is unclear whether x and y are the center or the top left corner"
+        fix = "call the columns cx,cy,w,h if they are the center, or left,top,width,height"
+        findings.add("DATA-CSV", what, count=len(boxes), fix=fix)
+
+
+def _are_shares(rows: Iterable[CsvRow]) -> bool:
+    """Whether boxes are fractions of their images: none has a number above MOST, and not all numbers are whole."""
+    has_fraction = False
+    for row in rows:
+        numbers = _numbers(row.box) if row.has_box else []
+        if max(map(abs, numbers), default=0) > MOST:
+            return False
+        has_fraction = has_fraction or any(number % 1 for number in numbers)
+    return has_fraction
+
+
+def _numbers(values: list[str]) -> list[float]:
+    """The four finite numbers of a box, or none."""
     try:
-        a, b, c, d = map(float, values)
+        numbers = [*map(float, values)]
     except ValueError:
+        return []
+    return numbers if len(numbers) == 4 and all(abs(value) < 1e9 for value in numbers) else []
+
+
+def _corners(values: list[str], form: str) -> tuple[float, float, float, float] | None:
+    numbers = _numbers(values)
+    if not numbers:
         return None
-    if not all(abs(value) < 1e9 for value in (a, b, c, d)):
-        return None
+    a, b, c, d = numbers
     if form in ("corners", "string"):
         return a, b, c, d
     return (a - c / 2, b - d / 2, a + c / 2, b + d / 2) if form == "centres" else (a, b, a + c, b + d)
@@ -263,7 +322,14 @@ def _rows(file: Path, strict: bool = True) -> list[list[str]]:
     text = read_text(file, strict)
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
-    return [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
+    rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
+    return [[_with_point(cell) for cell in row] for row in rows] if delimiter == ";" else rows
+
+
+def _with_point(cell: str) -> str:
+    """A cell of a table that semicolons separate, as spreadsheets write it where 1.5 is 1,5."""
+    match = DECIMAL_COMMA.fullmatch(cell)
+    return f"{match[1]}.{match[2]}" if match else cell
 
 
 def _columns(first: list[list[str]]) -> Columns | None:
@@ -286,6 +352,9 @@ def _columns(first: list[list[str]]) -> Columns | None:
 
 def _bare_columns(cells: list[str]) -> Columns | None:
     """Where each value stands in a table without a heading, by its first row; None where it is not one of boxes."""
+    automl = len(cells) == 11 and cells[0].strip().upper() in AUTOML_SPLITS
+    if automl and all(map(_is_bare_number, cells[3:])):
+        return BARE_BY_SPLIT
     if len(cells) not in (6, 8) or not all(_is_bare_number(cell) for cell in (*cells[1:5], *cells[6:])):
         return None
     if len(cells) == 6:

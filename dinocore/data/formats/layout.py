@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from ...errors import DataError
+from ...words import typed
 from ..images import IMAGE_SUFFIXES
 from ..split import (
     WORDS,
@@ -33,7 +34,16 @@ from .yolo import find_yolo
 
 ROBOFLOW = "_annotations.coco.json"
 OWN = (ROBOFLOW, "annotations.json", "annotations.coco.json", "labels.json", "coco.json")
-ABOUT = (".md", ".rst", ".pdf", ".html", ".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
+ABOUT = (".md", ".rst", ".pdf", ".html", *ARCHIVES)
+MARKS = (
+    "dataset.toml",
+    "data.yaml",
+    "data.yml",
+    "train/_annotations.coco.json",
+    "JPEGImages",
+    "annotations",
+)  # of data
 DEPTH = 4  # folders below each other that are looked into
 EXPECTED = """it should hold one of
   annotations/instances_train2017.json, annotations/instances_val2017.json, train2017/, val2017/    (COCO)
@@ -53,9 +63,20 @@ def check_is_folder(folder: Path) -> None:
     Raises:
         DataError: it is no folder.
     """
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"the data folder {folder} {what}", code="DATA-FOLDER")
+    if folder.is_dir():
+        return
+    if not folder.exists():
+        raise DataError(f"the data folder {folder} does not exist", code="DATA-FOLDER")
+    fix = f"give the folder: {typed(_data_folder_above(folder) or folder.parent)}"
+    if folder.suffix.lower() in ARCHIVES:
+        fix = f"unpack it, and give the folder that it was unpacked to, such as {typed(folder.with_suffix(''))}"
+    raise DataError(f"the data folder {folder} is a file", code="DATA-FOLDER", fix=fix)
+
+
+def _data_folder_above(path: Path) -> Path | None:
+    """The nearest folder above that has what a data folder has; only two are looked at, at no more than names."""
+    near = path.absolute().parents[:2]
+    return next((place for place in near if any(os.path.exists(place / mark) for mark in MARKS)), None)
 
 
 def find_layout(folder: Path, follow_symlinks: bool = False) -> Layout:
@@ -159,7 +180,7 @@ def _one_each(kind: str, folder: Path, named: dict[str, list[Path]], guard: Path
     named.pop("", None)
     for name, several in named.items():
         if len(several) > 1:
-            raise _several(several, name, folder)
+            raise _several(named, name, folder)
     made = {
         name: Split(guard.check(file), image_roots(folder, name, file), folder=folder)
         for name, (file,) in named.items()
@@ -178,14 +199,17 @@ def _per_split(folder: Path, guard: PathGuard) -> Layout | None:
     return layout_of("Roboflow COCO" if own == {ROBOFLOW} else "COCO, a folder for each split", made)
 
 
-def _several(files: list[Path], split: str, folder: Path) -> DataError:
+def _several(named: dict[str, list[Path]], split: str, folder: Path) -> DataError:
+    files = named[split]
     place = Path(os.path.commonpath([file.parent for file in files]))
     names = [file.relative_to(place).as_posix() for file in files]
     listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     what = f"{place} has several .json files that may be the annotations of {split}: {listed}"
     fix = "leave one of them there" if split_in_name(files[0].stem) else "call the right one annotations.json"
-    text = suggest(folder, "coco", files[0])
-    return DataError(what, code="DATA-LAYOUT", where=place, fix=f"{fix}, or write a dataset.toml{text}")
+    text = suggest(folder, {name: several[0] for name, several in named.items()})
+    above = _data_folder_above(folder)
+    first = f"give {typed(above)} if that is the data folder, " if above else ""
+    return DataError(what, code="DATA-LAYOUT", where=place, fix=f"{first}{fix}, or write a dataset.toml{text}")
 
 
 def _refusal(folder: Path, guard: PathGuard) -> DataError:
@@ -194,7 +218,7 @@ def _refusal(folder: Path, guard: PathGuard) -> DataError:
     for here in _folders(folder):
         place = here.relative_to(folder).as_posix()
         seen.update((place, p.suffix.lower()) for p in here.iterdir() if p.is_file() and not is_hidden(p.name))
-    texts = (".xml", ".json", ".txt", ".csv", ".yaml", ".yml")
+    texts = (".xml", ".json", ".txt", ".csv", ".yaml", ".yml", *ARCHIVES)
     known = Counter({key: n for key, n in seen.items() if key[1] in (*IMAGE_SUFFIXES, *texts)})
     rows = [f"{count} {suffix} in {place}/" for (place, suffix), count in known.most_common(8)]
     listed = ", ".join(row.replace(" in ./", " in the folder itself") for row in rows) or "no images and no annotations"
@@ -202,9 +226,14 @@ def _refusal(folder: Path, guard: PathGuard) -> DataError:
         what = f"{several}, and nothing says how they belong together"
         fix = "put all annotations below one folder and all images below another, with the same folders in both, "
         fix += "such as labels/a/ and labels/b/, images/a/ and images/b/, or write a dataset.toml"
+        if list(folder.glob("VOC20*/JPEGImages")):
+            fix = "merge the years as docs/data.md shows under Splits, or write a dataset.toml for one of them"
         return DataError(what, code="DATA-LAYOUT", where=folder, fix=fix + suggest(folder))
     what = f"no annotations found in {folder}; seen: {listed}{foreign_files(folder, guard)}"
-    return DataError(what, code="DATA-LAYOUT", where=folder, fix=EXPECTED + suggest(folder))
+    first = "unpack the archives; " if any(suffix in ARCHIVES for _, suffix in known) else ""
+    if above := _data_folder_above(folder):
+        first += f"did you mean {typed(above)}? "
+    return DataError(what, code="DATA-LAYOUT", where=folder, fix=first + EXPECTED + suggest(folder))
 
 
 def _several_pairs(folder: Path, guard: PathGuard) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...errors import DataError
-from ..split import Layout, PathGuard, Split
+from ..split import Layout, PathGuard, Split, layout_of
 from .csv import csv_layout
 from .kitti import kitti_layout
 from .visdrone import visdrone_layout
@@ -68,15 +68,20 @@ def find_manifest(folder: Path, guard: PathGuard) -> Layout | None:
         known, seen = overview(folders, classes, PathGuard(folder, True))  # what the file names is trusted
         classes, first = known, seen if first is None else first
     splits = {name: _split(part, manifest.format, classes, first, folder, file) for name, part in parts.items()}
-    return Layout(f"{NAME}, {manifest.format}", splits["train"], splits.get("val"), splits.get("test"))
+    return layout_of(f"{NAME}, {manifest.format}", splits)
 
 
 def _tables(kind: str, parts: dict[str, SplitEntry], folder: Path) -> Layout | None:
     """Formats whose classes are what their files say."""
     places = {name: (folder / part.annotations, folder / part.images) for name, part in parts.items()}
     if kind == "csv":
-        roots = {name: (file, [images]) for name, (file, images) in places.items()}
-        return csv_layout(f"{NAME}, {kind}", roots, folder)
+        tables = {name: file for name, (file, _) in places.items()}
+        images_of = dict(places.values())  # by table, for a split that only a column of the table names
+
+        def roots(name: str, file: Path) -> list[Path]:
+            return [places[name][1] if name in places else images_of[file]]
+
+        return csv_layout(f"{NAME}, {kind}", tables, folder, roots)
     make = kitti_layout if kind == "kitti" else visdrone_layout
     return make(f"{NAME}, {kind}", places, folder)
 

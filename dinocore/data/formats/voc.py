@@ -14,7 +14,6 @@ from xml.parsers import expat
 import numpy as np
 
 from ...config import DataConfig
-from ...error_codes import NOTE
 from ..findings import Findings
 from ..images import IMAGE_SUFFIXES, SUFFIXES
 from ..split import (
@@ -89,8 +88,6 @@ def _devkit(folder: Path, xml: Path, images: Path, guard: PathGuard) -> Layout |
         name: Split(xml, [images], "voc", folder, (guard.check(file),), classes, first)
         for name, file in named.items() if file is not None
     }  # fmt: skip
-    if named["train"] and named["train"].stem.lower() == "trainval" and "val" in made:
-        made["train"] = made["train"]._replace(held_out=made["val"].listing[0])
     return layout_of("Pascal VOC", made or {"train": Split(xml, [images], "voc", folder, (), classes, first)})
 
 
@@ -231,23 +228,10 @@ def parse_xml(content: bytes) -> ElementTree.Element:
 
 
 def _files(split: Split, findings: Findings) -> list[Path]:
-    """All of the folder, or those that a list names, less those of a list that holds some of them out."""
+    """All of the folder, or those that a list names, one a line."""
     if not split.listing:
         return visible_files(split.annotations, (".xml",))
-    files = _files_of(split.listing[0], split, findings)
-    held_out = set(_files_of(split.held_out, split, findings)) if split.held_out else set()
-    rest = [file for file in files if file not in held_out]
-    if not rest or split.held_out is None:
-        return files
-    count = len(files) - len(rest)
-    what = f"{count} of {len(files)} names in {split.listing[0].name} are in {split.held_out.name}, too, for validation"
-    fix = "to train on other images, list them in a train.txt next to these"
-    findings.add("DATA-SPLIT", f"{what}, and are not trained on", count=count, level=NOTE, fix=fix)
-    return rest
-
-
-def _files_of(listing: Path, split: Split, findings: Findings) -> list[Path]:
-    """Those that a list names, one a line."""
+    listing = split.listing[0]
     lines = listing.read_text("utf-8-sig", errors="surrogateescape").splitlines()
     names = [_listed(line.strip(), split.annotations) for line in lines if line.strip()]
     unsafe = [name for name in names if not stays_inside(name)]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...config import DataConfig
-from ...error_codes import WARNING
+from ...error_codes import CODES, WARNING
 from ...errors import DataError
 from ..bands import ARRAYS
 from ..findings import Findings, Location
@@ -33,6 +33,7 @@ from ..split import (
 )
 from .coco import is_number
 from .data_yaml import bad_yaml, class_names, keypoints_of, read_data_yaml
+from .suggestion import suggest
 
 MOST = 1.5  # a share of an image, leaving room for boxes that reach beyond it; more is a number of pixels
 SLACK = 0.02  # of an image, by which keypoints may lie outside of their box
@@ -64,7 +65,8 @@ def find_yolo(folder: Path, guard: PathGuard) -> Layout | None:
             missing = f"`val: {entry}` of {file.name} does not exist{_nearest(entry, folder)}"
     layout = layout_of("YOLO", splits, missing)
     if layout is None:
-        raise bad_yaml("its image folders (`train`, `val`) do not exist", file)
+        what = "its image folders (`train`, `val`) do not exist"
+        raise DataError(what, code="DATA-YAML", where=file, fix=CODES["DATA-YAML"].fix + suggest(folder))
     return layout
 
 
@@ -332,12 +334,13 @@ def _images(listing: Path, root: Path, follow_symlinks: bool) -> list[Path]:
 def _listed(line: str, root: Path) -> Path | None:
     """An image by its line in a list, None of a comment.
 
-    A path of another machine counts from the first part that is there, and a line may have more columns.
+    A path of another machine counts from the first part that is there, or that is there in images/, and a line may have
+    more columns.
     """
     for name in (line, line.replace("\\", "/"), line.replace("\\", "/").split()[0]):
         for tail in (name.removeprefix("./"), *tails(name)):
-            if os.path.lexists(root / tail):
-                return root / tail
+            if place := next((base / tail for base in (root, root / "images") if os.path.lexists(base / tail)), None):
+                return place
     return None if line.startswith("#") else root / line.replace("\\", "/").removeprefix("./")
 
 
