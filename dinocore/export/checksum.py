@@ -39,7 +39,9 @@ def check_checksum(path: Path) -> None:
     found = re.search(KEY + rb"..([0-9a-f]{8}) ([0-9]{12})", end, re.DOTALL)
     if found and int(found[2]) == size and int(found[1], 16) != _crc32(path, start + found.start() - BEFORE_KEY):
         beside = " or its .bin" if _is_xml(path) else ""
-        raise ValueError(f"{path} is damaged: its checksum is wrong, so it{beside} has changed; copy or export it again")
+        raise ValueError(
+            f"{path} is damaged: its checksum is wrong, so it{beside} has changed; copy or export it again"
+        )
 
 
 def _is_xml(path: Path) -> bool:

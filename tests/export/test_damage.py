@@ -194,7 +194,7 @@ def test_the_bin_of_another_export_is_refused(write_openvino, tmp_path):
     assert "checksum" not in opened(file)
     weights = file.with_suffix(".bin")
     weights.write_bytes(weights.read_bytes()[::-1])
-    with pytest.raises(CheckpointError, match="hand.xml is damaged: its checksum is wrong, so it or its .bin has changed"):
+    with pytest.raises(CheckpointError, match="its checksum is wrong, so it or its"):
         FileDetector(file)
 
 

@@ -39,7 +39,7 @@ from .request import (
     parts_folder,
     so_far,
 )
-from .resume import answer_settings, found_before, remember
+from .resume import answer_settings, found_before, image_states, remember
 
 if TYPE_CHECKING:
     from dinocore.detections_io import ImageResult
@@ -153,8 +153,9 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
 
         return predict_in_parts(inputs, request, weights, device, amp)
     path = find_weights(weights)
-    before = found_before(request, inputs, answer_settings(request, path, amp))
-    work = open_work(request, str(path), device, amp)
+    states = image_states(request, inputs)
+    before = found_before(request, inputs, answer_settings(request, path, amp), states)
+    work = open_work(request, str(path), device, amp, states)
     if request.out is not None and request.format == "jsonl" and not request.json:
         from .lines import predict_to_lines
 
@@ -181,7 +182,7 @@ def _write_and_show(found: Sequence[ImageResult], work: Work, stems: Mapping[str
     request, unwritten = work.request, None
     if request.out is not None:
         try:
-            remember(request, work.settings, missing)
+            remember(work, missing)
             _, *beside = write_found(found, work.detector.categories, request.format, request.out, stems)
             count = counted(sum(len(item.detections) for item in found), "detection")
             say(f"wrote {request.out}: {count} in {counted(len(found), 'image')}")
@@ -253,7 +254,7 @@ def _detect_or_keep(
 
     def write() -> None:
         if request.out is not None:
-            remember(request, work.settings)
+            remember(work)
             write_found(list(found.values()), work.detector.categories, request.format, request.out, stems)
 
     with ending_early() as ended:
