@@ -97,8 +97,8 @@ class _Stdout(_Safe):
         raise BrokenPipeError
 
 
-stderr = _Stderr(stderr=True, highlight=False, soft_wrap=True)
-stdout = _Stdout(highlight=False, width=None if sys.stdout.isatty() else 200)  # a pipe has no edge to wrap at
+stderr = _Stderr(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+stdout = _Stdout(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 200)  # a pipe has no edge
 
 
 def say(text: str) -> None:

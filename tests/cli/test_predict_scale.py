@@ -249,6 +249,18 @@ def test_an_image_that_vanishes_before_it_is_drawn_costs_only_itself(dino, small
         assert [name in Path(out).read_text() for name in ("x/a.jpg", "y/a.jpg", "z/a-2.jpg")] == [True, False, True]
 
 
+def test_names_that_look_like_colours_or_emoji_are_shown_as_they_are(dino, small_weights, three):
+    names = ["[bold] a.jpg", "photo [edited].jpg", "a[/red].jpg", ":cat: b.jpg"]
+    for name in names:
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(Path("x/a.jpg").read_bytes())
+    result = dino("predict", *names, "--weights", small_weights, "--threshold", "0.99")
+    assert result.code == 0, result.err
+    assert all(name in result.out for name in names), result.out
+    result = dino("predict", ":cat: [x].jpg", "--weights", small_weights)
+    assert "no image :cat: [x].jpg" in one_line(result.err)
+
+
 @pytest.mark.parametrize("suffix", [".gif", ".tif", ".webp"])
 def test_of_a_file_of_several_images_it_is_said_that_only_the_first_is_looked_at(dino, small_weights, suffix):
     images = [Image.fromarray(draw_smear(5, k, (96, 72))[0]) for k in range(3)]

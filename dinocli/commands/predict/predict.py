@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from dinocore.errors import ConfigError, DataError, EnvironmentFault, Interrupted
@@ -365,7 +366,7 @@ def _show(found: Sequence[ImageResult]) -> None:
     for item in found:
         for d in item.detections:
             box = whole(d["box_xyxy"])
-            table.add_row(item.file, d["label"], f"{d['score']:.2f}", box)
+            table.add_row(escape(item.file), escape(d["label"]), f"{d['score']:.2f}", box)
         if not item.detections:
-            table.add_row(item.file, "-", "", "nothing found")
+            table.add_row(escape(item.file), "-", "", "nothing found")
     stdout.print(table)

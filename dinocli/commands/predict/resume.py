@@ -78,29 +78,30 @@ def found_before(
     from dinocore.detections_io import read_found
     from dinocore.system.processes import rank_number
 
-    if not request.resume or request.out is None or not request.out.exists():
+    out = request.out
+    if not request.resume or out is None or not out.exists():
         return []
     paths = {item.name: item.path for item in inputs}
-    rows = read_found(request.out)
-    _check_images(request.out, [row.file for row in rows if row.file not in paths])
-    earlier = _remembered(request.out)
+    rows = read_found(out)
+    _check_images(out, [row.file for row in rows if row.file not in paths])
+    earlier = _remembered(out)
     known = (earlier or {}).get(IMAGES, {})
 
     def is_same(name: str) -> bool:
         if name in known:
             return states[name] in ("", known[name])
-        return not _is_newer(paths[name], request.out)
+        return not _is_newer(paths[name], out)
 
     before = [row for row in rows if row.file in paths and is_same(row.file)]
     changed = sum(row.file in paths for row in rows) - len(before)
     if earlier is not None:
-        _check_same(request.out, earlier, settings)
+        _check_same(out, earlier, settings)
     if rank_number() == 0:
         unknown = earlier is None and 0 < len(before) < len(inputs)
         note = "; the weights and options it was made with are unknown" if unknown else ""
-        say(f"{request.out} has {len(before)} of {counted(len(inputs), 'image')}; processing the others{note}")
+        say(f"{out} has {len(before)} of {counted(len(inputs), 'image')}; processing the others{note}")
         if changed:
-            say(f"{counted(changed, 'image')} changed since {request.out} was written; processing them again")
+            say(f"{counted(changed, 'image')} changed since {out} was written; processing them again")
     return before
 
 
