@@ -98,7 +98,8 @@ class _Stdout(_Safe):
 
 
 stderr = _Stderr(stderr=True, highlight=False, emoji=False, soft_wrap=True)
-stdout = _Stdout(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 200)  # a pipe has no edge
+WIDTH = None if sys.stdout.isatty() else 200  # a pipe has no edge to wrap at
+stdout = _Stdout(highlight=False, emoji=False, width=WIDTH)
 
 
 def say(text: str) -> None:

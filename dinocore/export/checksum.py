@@ -1,6 +1,6 @@
 """The checksum at the end of an exported .onnx or .xml file: the CRC-32 of its bytes and, for an .xml, of its .bin.
 
-    .onnx   metadata `dino_crc32`, the last entry     .xml   a comment, the last line
+    .onnx   metadata `dino_crc32`, the last entry     .xml   a comment at its end
 
 The size of the whole file is there, too. Another program that edits the file changes its size, and nothing is checked.
 It needs the standard library only, so it can be copied along with `runtime.py`.

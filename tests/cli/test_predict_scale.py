@@ -258,7 +258,7 @@ def test_names_that_look_like_colours_or_emoji_are_shown_as_they_are(dino, small
     assert result.code == 0, result.err
     assert all(name in result.out for name in names), result.out
     result = dino("predict", ":cat: [x].jpg", "--weights", small_weights)
-    assert "no image :cat: [x].jpg" in one_line(result.err)
+    assert "no images in :cat: [x].jpg" in one_line(result.err)
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".tif", ".webp"])
