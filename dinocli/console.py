@@ -97,8 +97,9 @@ class _Stdout(_Safe):
         raise BrokenPipeError
 
 
-stderr = _Stderr(stderr=True, highlight=False, soft_wrap=True)
-stdout = _Stdout(highlight=False, width=None if sys.stdout.isatty() else 200)  # a pipe has no edge to wrap at
+stderr = _Stderr(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+WIDTH = None if sys.stdout.isatty() else 200  # a pipe has no edge to wrap at
+stdout = _Stdout(highlight=False, emoji=False, width=WIDTH)
 
 
 def say(text: str) -> None:

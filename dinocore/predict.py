@@ -16,7 +16,7 @@ from .boxes import to_xyxy
 from .config import Config
 from .data.annotations import Category
 from .data.batch import Batch, View, as_batch, check_pixels, normalise, resize_pixels
-from .data.images import loaded_rgb, read_image, to_rgb
+from .data.images import pillow_rgb, read_image, to_rgb
 from .data.transforms import to_tensor
 from .errors import ConfigError, DataError, DivergedError, EnvironmentFault
 from .model.dino import DINO, DinoOutput
@@ -259,7 +259,7 @@ class Detector:
                 raise _no_image_array(image)
             return to_tensor(to_rgb(Image.fromarray(image)))
         if isinstance(image, Image.Image):
-            return to_tensor(loaded_rgb(image, self.config.data))
+            return to_tensor(pillow_rgb(image, self.config.data))
         if not isinstance(image, str | Path):
             raise _no_image(image)
         if image == "":

@@ -137,6 +137,21 @@ def test_a_file_object_and_bytes_are_called_what_they_are(given, detector):
             detector(images)
 
 
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF"])
+def test_a_damaged_or_closed_pillow_image_is_refused_like_a_damaged_file(detector, smear, tmp_path, form):
+    content = io.BytesIO()
+    Image.fromarray(smear).save(content, form)
+    (tmp_path / "cut").write_bytes(content.getvalue()[:900])
+    for source in (io.BytesIO(content.getvalue()[:900]), tmp_path / "cut"):
+        with Image.open(source) as image, pytest.raises(DataError, match="is damaged") as caught:
+            detector(image)
+        assert caught.value.code == "DATA-IMAGE-DAMAGED"
+    closed = Image.open(io.BytesIO(content.getvalue()))
+    closed.close()
+    with pytest.raises(DataError, match="the image is damaged"):
+        detector([closed])
+
+
 def test_detections_are_three_things_that_know_their_names(detector, smear):
     found = pickle.loads(pickle.dumps(detector(smear)))
     labels, scores, boxes = found

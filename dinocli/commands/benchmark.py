@@ -97,7 +97,8 @@ def benchmark(
 
 def _show(name: str, work: str, repeats: int, facts: dict[str, Any], found: "Measurement", top: list) -> None:
     shape = f"{facts['batch']} x {facts['size']}"
-    stdout.print(f"{name}, {work}, {shape}, {found.device}, {counted(found.threads, 'thread')}, {found.precision}")
+    where = f"{found.device}, {counted(found.threads, 'thread')}"
+    stdout.print(f"{name}, {work}, {shape}, {where}, {found.precision}", markup=False)
     stdout.print(f"parameters   {found.parameters / 1e6:.1f} M")
     stdout.print(f"work         {found.flops / 1e9:.1f} GFLOP (2 per multiply-add)")
     _show_speed(found, repeats)
@@ -117,7 +118,7 @@ def _benchmark_file(path: Path, batch: int, repeats: int, json: bool) -> None:
     if json:
         print_json(facts | found._asdict())
         return
-    stdout.print(f"{path}, inference, {batch} x {height}x{width}, {info['precision']}")
+    stdout.print(f"{path}, inference, {batch} x {height}x{width}, {info['precision']}", markup=False)
     _show_speed(found, repeats)
 
 

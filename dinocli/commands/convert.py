@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from dinocore.errors import ConfigError
@@ -150,7 +151,7 @@ def _show(done: Conversion) -> None:
     for reason, count in Counter(_kind(reason) for reason in converted.dropped.values()).items():
         table.add_row("dropped", f"{count}: {reason}")
     for note in done.notes:
-        table.add_row("note", note)
+        table.add_row("note", escape(note))
     stdout.print(table)
 
 

@@ -102,6 +102,16 @@ def decode_image(content: bytes, config: DataConfig) -> Image.Image:
             return loaded_rgb(image, config)
 
 
+def pillow_rgb(image: Image.Image, config: DataConfig) -> Image.Image:
+    """Like `read_image`, of an image that Pillow has opened but may not have decoded yet.
+
+    Raises:
+        DataError: it is damaged, or closed.
+    """
+    with _damage_named(Path(getattr(image, "filename", "") or "the image")):
+        return loaded_rgb(image, config)
+
+
 def read_reduced(path: Path, config: DataConfig, min_decode_size: tuple[int, int]) -> Decoded:
     """Like `read_image`, but a JPEG at 1/2, 1/4 or 1/8 of its size if that is at least `min_decode_size`.
 

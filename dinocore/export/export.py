@@ -18,6 +18,7 @@ from ..system.unfinished import folder_beside
 from ..weights.convert.info import preset_of_weights
 from ..weights.file import UNJUDGED, Weights, least_scores, restore_model
 from . import plugin
+from .checksum import add_checksum
 from .graph import Canvases, DetectorGraph, Signature, canvas_multiple, trace
 from .programs import open_exported
 from .verify import TOLERANCES, Difference, verify
@@ -104,6 +105,8 @@ def export_weights(
         if request.plugin:
             plugin.remove_function(files[0])
             say("the plug-in was compared as standard operators; TensorRT: benchmarks/tensorrt_check.py --plugin")
+        if request.format in ("onnx", "openvino"):  # a .pt2 file is a ZIP archive, which has checksums
+            add_checksum(files[0])
         return Exported(_move(files, request.out.parent), info, difference)
 
 

@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 
 from ..model.ops import reference
 from ..model.ops.dispatch import pairs
+from .checksum import check_checksum
 from .graph import INPUTS, OUTPUTS
 from .onnx_graph import OPSET, to_onnx
 from .programs import METADATA
@@ -126,8 +127,9 @@ def plugin_info(path: Path) -> dict[str, Any] | None:
     import onnx
 
     try:
+        check_checksum(path)
         properties = onnx.load(path, load_external_data=False).metadata_props
         info = next(json.loads(entry.value) for entry in properties if entry.key == METADATA)
-    except Exception:  # whatever protobuf makes of a damaged file
+    except Exception:  # a wrong checksum, or whatever protobuf makes of a damaged file
         return None
     return info if info.get("plugin") else None

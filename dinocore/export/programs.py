@@ -2,12 +2,14 @@
 
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from .checksum import check_checksum
 from .onnx_graph import quiet
 from .runtime import ExportedDetector
 
@@ -54,4 +56,8 @@ def open_exported(path: Path, threads: int = 0) -> ExportedDetector:
         ValueError: it is damaged, or is not ours.
         ImportError: its runtime is not installed, or too old.
     """
-    return (ProgramDetector if path.suffix.lower() == ".pt2" else ExportedDetector)(path, threads)
+    if path.suffix.lower() == ".pt2":
+        return ProgramDetector(path, threads)
+    with suppress(OSError):  # which the detector names
+        check_checksum(path)
+    return ExportedDetector(path, threads)

@@ -194,6 +194,30 @@ def test_an_image_that_changed_since_is_looked_at_again(dino, small_weights, thr
 
 
 @pytest.mark.parametrize("out", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize("left", [False, True])
+def test_an_image_that_was_replaced_by_an_older_file_is_looked_at_again(dino, small_weights, three, out, left):
+    good = Path("x/a.jpg").read_bytes()
+    if left:  # an image is missing in --out
+        Path("x/a.jpg").write_bytes(b"bad")
+    given = ("predict", *three, "--weights", small_weights, "--threshold", "0", "--out", out)
+    assert dino(*given).code == (7 if left else 0)
+    old = Path(out).read_text()
+    Path("x/a.jpg").write_bytes(good)
+    os.utime("x/a.jpg", (1, 1))
+    Image.fromarray(draw_smear(5, 9, (80, 60))[0]).save("older.jpg")
+    os.utime("older.jpg", (1, 1))
+    os.replace("older.jpg", "y/a.jpg")
+    if left:  # even if --out seems to be written after that
+        later = Path(out).stat().st_mtime + 5
+        os.utime(out, (later, later))
+    result = dino(*given, "--resume")
+    assert result.code == 0 and f"{out} has 1 of 3 images" in result.err
+    assert f"{'1 image' if left else '2 images'} changed since {out} was written" in one_line(result.err)
+    resumed = Path(out).read_text()
+    assert dino(*given).code == 0 and Path(out).read_text() == resumed != old
+
+
+@pytest.mark.parametrize("out", ["a.json", "a.jsonl"])
 def test_resume_does_not_lose_what_was_found_in_images_that_are_not_named_now(dino, small_weights, three, out):
     given = ("--weights", small_weights, "--out", out)
     assert dino("predict", *three[:2], *given).code == 0
@@ -223,6 +247,18 @@ def test_an_image_that_vanishes_before_it_is_drawn_costs_only_itself(dino, small
     assert len(list(Path("drawn").iterdir())) == 2
     if out:
         assert [name in Path(out).read_text() for name in ("x/a.jpg", "y/a.jpg", "z/a-2.jpg")] == [True, False, True]
+
+
+def test_names_that_look_like_colours_or_emoji_are_shown_as_they_are(dino, small_weights, three):
+    names = ["[bold] a.jpg", "photo [edited].jpg", "a[/red].jpg", ":cat: b.jpg"]
+    for name in names:
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(Path("x/a.jpg").read_bytes())
+    result = dino("predict", *names, "--weights", small_weights, "--threshold", "0.99")
+    assert result.code == 0, result.err
+    assert all(name in result.out for name in names), result.out
+    result = dino("predict", ":cat: [x].jpg", "--weights", small_weights)
+    assert "no images in :cat: [x].jpg" in one_line(result.err)
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".tif", ".webp"])

@@ -105,6 +105,41 @@ def test_a_worker_whose_parent_was_killed_prints_nothing_of_the_lost_connection(
     assert "a fault of its own" in done.stderr, "which is printed as ever"
 
 
+IS_KILLED_WHILE_WORKERS_READ = """
+import os, signal
+import torch
+from torch.utils.data import DataLoader
+from dinocore.data.loaders import start_workers
+from dinocore.system.parent import leave_signals_to_the_parent
+images = [torch.zeros(3, 9, 9) for _ in range(10**4)]
+batches = start_workers(DataLoader(images, num_workers=2, worker_init_fn=leave_signals_to_the_parent))
+next(batches)
+print(*(worker.pid for worker in batches._workers), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def is_running(pid: str) -> bool:
+    """Whether there is such a process that has not ended; in a container nobody may ask for its exit code."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a worker learns that its parent is gone")
+def test_the_workers_of_a_killed_program_end_and_leave_no_temporary_folder(tmp_path):
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", IS_KILLED_WHILE_WORKERS_READ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    workers = done.stdout.split()
+    assert done.returncode == -signal.SIGKILL and len(workers) == 2 and done.stderr == ""
+    end = time.monotonic() + 60
+    while (any(map(is_running, workers)) or list(tmp_path.iterdir())) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(map(is_running, workers)) and list(tmp_path.iterdir()) == []
+
+
 IN_A_TERMINAL_THAT_GOES = """
 import os, pty, signal, sys
 from pathlib import Path

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from dinocore.errors import CheckpointError
+from dinocore.export.checksum import add_checksum
 from dinocore.export.detector import FileDetector
 from dinocore.export.programs import open_exported
 from dinocore.export.runtime import ExportedDetector
@@ -158,3 +159,53 @@ def test_a_file_with_a_range_of_canvases_takes_the_least_that_holds_the_images(w
         assert shape == (2, max(32, -(-height // 32) * 32), max(64, -(-width // 32) * 32), 3)
     with pytest.raises(ValueError, match=r"\[32, 64\] to \[96, 128\] in steps of 32"):
         detector.run(np.zeros((1, 96, 100, 3), np.uint8), np.array([[9, 9]]))
+
+
+def opened(file: Path) -> str:
+    """The weights of a detector written by hand, or why it is refused."""
+    try:
+        rows = open_exported(file)(Image.new("RGB", (70, 50), "white"), threshold=0.0)
+        return str([column.tolist() for column in rows])
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("part", [".onnx", ".xml", ".bin"])
+def test_a_changed_bit_anywhere_is_refused_or_changes_nothing(write_openvino, tmp_path, part):
+    write_openvino()
+    file = tmp_path / ("hand.onnx" if part == ".onnx" else "hand.xml")
+    add_checksum(file)
+    damaged = file.with_suffix(part)
+    whole, expected = damaged.read_bytes(), opened(file)
+    refused = 0
+    for place in np.random.default_rng().permutation(len(whole))[:100]:
+        content = bytearray(whole)
+        content[place] ^= 1 << int(place % 8)
+        damaged.write_bytes(content)
+        got = opened(file)
+        assert got == expected or "is damaged" in got, f"byte {place}: {got}"
+        refused += "checksum is wrong" in got
+    assert refused > 50 if part != ".bin" else refused == min(100, len(whole))
+
+
+def test_the_bin_of_another_export_is_refused(write_openvino, tmp_path):
+    file = write_openvino()
+    add_checksum(file)
+    assert "checksum" not in opened(file)
+    weights = file.with_suffix(".bin")
+    weights.write_bytes(weights.read_bytes()[::-1])
+    with pytest.raises(CheckpointError, match="its checksum is wrong, so it or its"):
+        FileDetector(file)
+
+
+def test_a_file_that_another_program_edited_is_read(write_onnx):
+    import onnx
+
+    file = write_onnx()
+    add_checksum(file)
+    model = onnx.load(file)
+    assert {entry.key for entry in model.metadata_props} == {"dino", "dino_crc32"}
+    onnx.checker.check_model(model)
+    model.doc_string = "simplified"
+    onnx.save(model, file)
+    assert "is damaged" not in opened(file)

@@ -82,7 +82,10 @@ def test_with_the_plugin_written_out_by_hand_a_file_gives_the_model_s_numbers(tm
     shown = dino("info", file)
     assert shown.code == 0 and "runs in TensorRT only" in shown.err and f"{PLUGIN} 2" in shown.out
     assert json.loads(dino("info", file, "--json").out)["names"] == json.loads(metadata["dino"])["names"]
-    file.write_bytes(file.read_bytes()[:5000])
+    whole = file.read_bytes()
+    file.write_bytes(whole[:9000] + bytes([whole[9000] ^ 1]) + whole[9001:])
+    assert "its checksum is wrong" in " ".join(dino("info", file).err.split())
+    file.write_bytes(whole[:5000])
     assert "is damaged" in dino("info", file).err
 
 

@@ -293,6 +293,13 @@ def test_a_format_is_written_and_gives_the_model_s_numbers(tmp_path, format, pre
     assert done.difference.within(EXACT)
     assert done.info["names"] == ["c0", "c1", "c2"]
     assert open_exported(out).info == done.info
+    for file in done.files:
+        whole = file.read_bytes()
+        middle = len(whole) // 2
+        file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+        with pytest.raises(ValueError, match="damaged"):
+            open_exported(out)
+        file.write_bytes(whole)
 
 
 @pytest.mark.slow

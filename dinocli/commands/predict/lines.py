@@ -91,7 +91,7 @@ def predict_to_lines(work: Work, inputs: Sequence[Input], before: Sequence[Image
                     failed.append(result)
                     continue
                 if lines.file is None:
-                    remember(work.request, work.settings)
+                    remember(work)
                 lines.add(result)
                 images += 1
                 detections += len(result.detections)
@@ -109,6 +109,6 @@ def predict_to_lines(work: Work, inputs: Sequence[Input], before: Sequence[Image
         write_found([found[item.name] for item in inputs if item.name in found], [], "jsonl", out)
     if not images:
         raise none_left(len(inputs), failed[0])
-    remember(work.request, work.settings, missing=bool(failed))
+    remember(work, missing=bool(failed))
     say(f"wrote {out}: {counted(detections, 'detection')} in {counted(images, 'image')}")
     end_with_failures(len(failed), len(inputs))

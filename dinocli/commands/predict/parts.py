@@ -33,7 +33,7 @@ from ...signals import ending_early
 from ...weights_option import find_weights
 from .predict import Tally, detect_files, end_with_failures
 from .request import PredictRequest, Work, none_left, open_work, parts_folder
-from .resume import RESUMABLE, answer_settings, found_before, remember
+from .resume import RESUMABLE, answer_settings, file_state, found_before, image_states, remember
 
 IMAGES_PER_PART = 256
 POLL = 0.2  # seconds between two looks at whether the other ranks are done
@@ -63,7 +63,8 @@ def predict_in_parts(
     if done and rank == 0:
         say(f"{folder} has {done} of {counted(len(parts), 'part')}; only the others are processed")
     stems = output_stems([item.name for item in inputs], request.format)
-    before = {item.file: item for item in found_before(request, inputs, settings)}
+    states = image_states(request, inputs)
+    before = {item.file: item for item in found_before(request, inputs, settings, states)}
     work = None
     with ending_early() as ended:
         for part in list(parts)[rank :: world_size()]:
@@ -71,7 +72,7 @@ def predict_in_parts(
                 if (failed := _merged_before(request, key)) is not None:
                     say(f"{request.out} was merged before this rank started; nothing left to do")
                     return end_with_failures(failed if rank == 0 else 0, len(inputs))
-                work = work or open_work(request, str(path), device, amp)
+                work = work or open_work(request, str(path), device, amp, states)
                 _do(part, {item: stems[item.name] for item in parts[part]}, work, ended, before)
             if ended():
                 raise Interrupted(
@@ -81,7 +82,7 @@ def predict_in_parts(
             say(f"{request.out} was merged by another rank 0; nothing left to do")
             return end_with_failures(failed, len(inputs))
     if rank == 0:
-        work = work or open_work(request, str(path), device, amp)
+        work = work or open_work(request, str(path), device, amp, states)
         failed = _merge(list(parts), work, stems)
         mark = {"key": key, "run": _run_id(), "unreadable": failed}
         write_text(_mark(request.out), json.dumps(mark) + "\n")
@@ -131,12 +132,9 @@ def _key(inputs: Sequence[Input], request: PredictRequest, settings: dict[str, A
 
 
 def _state(item: Input) -> str:
-    """Size and time of an image's file, which differ where it was overwritten."""
-    try:
-        state = item.path.stat()
-    except OSError:  # it is said when it is read
-        return ""
-    return f"{state.st_size} {state.st_mtime_ns if item.name != '-' else ''}"  # each rank has a copy of what `-` gives
+    """Size and time of an image's file; of standard input only the size, since each rank has a copy of its own."""
+    state = file_state(item.path)
+    return state.partition(" ")[0] if item.name == "-" else state
 
 
 def _do(part: Path, inputs: dict[Input, str], work: Work, ended: Any, before: dict[str, ImageResult]) -> None:
@@ -199,7 +197,7 @@ def _merge(parts: Sequence[Path], work: Work, stems: dict[str, str]) -> int:
     if not found:
         raise none_left(len(failed), errors[0])
     if request.format in RESUMABLE:
-        remember(request, work.settings, missing=bool(failed))
+        remember(work, missing=bool(failed))
         write_atomically(out, lambda temporary: _stream(parts, request.format, temporary))
     else:
         for path in write_found(list(_found(parts)), work.detector.categories, request.format, out, stems)[1:]:

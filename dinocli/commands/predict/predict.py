@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from dinocore.errors import ConfigError, DataError, EnvironmentFault, Interrupted
@@ -40,7 +41,7 @@ from .request import (
     parts_folder,
     so_far,
 )
-from .resume import answer_settings, found_before, remember
+from .resume import answer_settings, found_before, image_states, remember
 
 if TYPE_CHECKING:
     from dinocore.detections_io import ImageResult
@@ -155,8 +156,9 @@ def predict_files(files: Sequence[str], request: PredictRequest, weights: str | 
 
         return predict_in_parts(inputs, request, weights, device, amp)
     path = find_weights(weights)
-    before = found_before(request, inputs, answer_settings(request, path, amp))
-    work = open_work(request, str(path), device, amp)
+    states = image_states(request, inputs)
+    before = found_before(request, inputs, answer_settings(request, path, amp), states)
+    work = open_work(request, str(path), device, amp, states)
     if request.out is not None and request.format == "jsonl" and not request.json:
         from .lines import predict_to_lines
 
@@ -183,7 +185,7 @@ def _write_and_show(found: Sequence[ImageResult], work: Work, stems: Mapping[str
     request, unwritten = work.request, None
     if request.out is not None:
         try:
-            remember(request, work.settings, missing)
+            remember(work, missing)
             _, *beside = write_found(found, work.detector.categories, request.format, request.out, stems)
             count = counted(sum(len(item.detections) for item in found), "detection")
             say(f"wrote {request.out}: {count} in {counted(len(found), 'image')}")
@@ -255,7 +257,7 @@ def _detect_or_keep(
 
     def write() -> None:
         if request.out is not None:
-            remember(request, work.settings)
+            remember(work)
             write_found(list(found.values()), work.detector.categories, request.format, request.out, stems)
 
     with ending_early() as ended:
@@ -366,7 +368,7 @@ def _show(found: Sequence[ImageResult]) -> None:
     for item in found:
         for d in item.detections:
             box = whole(d["box_xyxy"])
-            table.add_row(item.file, d["label"], f"{d['score']:.2f}", box)
+            table.add_row(escape(item.file), escape(d["label"]), f"{d['score']:.2f}", box)
         if not item.detections:
-            table.add_row(item.file, "-", "", "nothing found")
+            table.add_row(escape(item.file), "-", "", "nothing found")
     stdout.print(table)

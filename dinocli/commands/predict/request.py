@@ -46,6 +46,7 @@ class Work(NamedTuple):
     request: PredictRequest
     least: list[float]  # the score of each class from which a detection counts
     settings: dict[str, Any]  # what decides the answer; see `answer_settings`
+    images: Mapping[str, str]  # what `image_states` gives
 
 
 def check_request(request: PredictRequest) -> PredictRequest:
@@ -84,8 +85,14 @@ def check_format_has_use(chosen: str, request: PredictRequest) -> None:
         raise ConfigError(f"--format {chosen} sets the format of --out; add --out {place}, or drop --format")
 
 
-def open_work(request: PredictRequest, weights: str | None, device: str, amp: str) -> Work:
-    """Load the detector, with --max-dets, and decide how images are cut."""
+def open_work(
+    request: PredictRequest, weights: str | None, device: str, amp: str, images: Mapping[str, str] | None = None
+) -> Work:
+    """Load the detector, with --max-dets, and decide how images are cut.
+
+    Args:
+        images: what `image_states` gives.
+    """
     detector, path = open_any_detector(weights, device, amp, request.compiled)
     limits = detector.config.eval.model_copy(update={"max_dets": request.max_dets})
     detector.config = detector.config.model_copy(update={"eval": limits})
@@ -95,7 +102,7 @@ def open_work(request: PredictRequest, weights: str | None, device: str, amp: st
         if request.slice == "auto":
             say(f"slices of {slicing.side} pixels, overlap {slicing.overlap:g}")
     least = choose_thresholds(request.threshold, detector)
-    return Work(detector, slicing, request, least, answer_settings(request, path, amp))
+    return Work(detector, slicing, request, least, answer_settings(request, path, amp), images or {})
 
 
 def check_overwriting(images: Sequence[Path], stems: Mapping[str, str], request: PredictRequest) -> None:

@@ -1,6 +1,6 @@
 """`dino predict --resume`: reuse earlier results if the weights and options are the same.
 
-    .OUT.resume    these weights and options; it is there while images are missing in --out
+    .OUT.resume    weights, options, and size and time of each image; it is there while images are missing in --out
 
 A list of JSON and JSON lines have no room for that.
 """
@@ -22,9 +22,10 @@ from ...inputs import Input
 if TYPE_CHECKING:
     from dinocore.detections_io import ImageResult
 
-    from .request import PredictRequest
+    from .request import PredictRequest, Work
 
 RESUMABLE = ("json", "jsonl")
+IMAGES = "images"  # the entry of `.OUT.resume` with the states of their files
 
 
 def answer_settings(request: PredictRequest, weights: Path, amp: str) -> dict[str, Any]:
@@ -42,10 +43,33 @@ def answer_settings(request: PredictRequest, weights: Path, amp: str) -> dict[st
     }
 
 
-def found_before(request: PredictRequest, inputs: Sequence[Input], settings: Mapping[str, Any]) -> list[ImageResult]:
+def image_states(request: PredictRequest, inputs: Sequence[Input]) -> dict[str, str]:
+    """The state of each image's file before it is read, by name; of none where --out cannot be resumed."""
+    return {item.name: file_state(item.path) for item in inputs} if _is_resumable(request) else {}
+
+
+def file_state(path: Path) -> str:
+    """Size and time of a file, which differ where it was replaced; empty if it is missing."""
+    try:
+        state = path.stat()
+    except OSError:  # it is said when it is read
+        return ""
+    return f"{state.st_size} {state.st_mtime_ns}"
+
+
+def _is_resumable(request: PredictRequest) -> bool:
+    return request.out is not None and request.format in RESUMABLE and not is_stream(request.out)
+
+
+def found_before(
+    request: PredictRequest, inputs: Sequence[Input], settings: Mapping[str, Any], states: Mapping[str, str]
+) -> list[ImageResult]:
     """What an earlier command found of these images, with --resume.
 
     An image that has changed since counts as not looked at.
+
+    Args:
+        states: of `image_states`, now.
 
     Raises:
         ConfigError: it had other weights or options, or other images.
@@ -54,27 +78,39 @@ def found_before(request: PredictRequest, inputs: Sequence[Input], settings: Map
     from dinocore.detections_io import read_found
     from dinocore.system.processes import rank_number
 
-    if not request.resume or request.out is None or not request.out.exists():
+    out = request.out
+    if not request.resume or out is None or not out.exists():
         return []
     paths = {item.name: item.path for item in inputs}
-    rows = read_found(request.out)
-    _check_images(request.out, [row.file for row in rows if row.file not in paths])
-    before = [row for row in rows if row.file in paths and not _is_newer(paths[row.file], request.out)]
+    rows = read_found(out)
+    _check_images(out, [row.file for row in rows if row.file not in paths])
+    earlier = _remembered(out)
+    known = (earlier or {}).get(IMAGES, {})
+
+    def is_same(name: str) -> bool:
+        if name in known:
+            return states[name] in ("", known[name])
+        return not _is_newer(paths[name], out)
+
+    before = [row for row in rows if row.file in paths and is_same(row.file)]
     changed = sum(row.file in paths for row in rows) - len(before)
-    earlier = _remembered(request.out)
     if earlier is not None:
-        _check_same(request.out, earlier, settings)
+        _check_same(out, earlier, settings)
     if rank_number() == 0:
         unknown = earlier is None and 0 < len(before) < len(inputs)
         note = "; the weights and options it was made with are unknown" if unknown else ""
-        say(f"{request.out} has {len(before)} of {counted(len(inputs), 'image')}; processing the others{note}")
+        say(f"{out} has {len(before)} of {counted(len(inputs), 'image')}; processing the others{note}")
         if changed:
-            say(f"{counted(changed, 'image')} changed since {request.out} was written; processing them again")
+            say(f"{counted(changed, 'image')} changed since {out} was written; processing them again")
     return before
 
 
 def _is_newer(path: Path, other: Path) -> bool:
-    return path.exists() and path.stat().st_mtime_ns > other.stat().st_mtime_ns
+    """Whether a file was written or replaced, even by an older one, after the other was written."""
+    if not path.exists():
+        return False
+    state = path.stat()
+    return max(state.st_mtime_ns, state.st_ctime_ns) > other.stat().st_mtime_ns
 
 
 def _check_images(out: Path, unnamed: Sequence[str]) -> None:
@@ -86,14 +122,15 @@ def _check_images(out: Path, unnamed: Sequence[str]) -> None:
         )
 
 
-def remember(request: PredictRequest, settings: Mapping[str, Any], missing: bool = True) -> None:
-    """Keep the weights and options of an --out in which images are missing, for --resume; of a whole one nothing."""
-    if request.out is None or request.format not in RESUMABLE or is_stream(request.out):
+def remember(work: Work, missing: bool = True) -> None:
+    """Keep what `Work` has for --resume beside an --out in which images are missing; of a whole one nothing."""
+    out = work.request.out
+    if out is None or not _is_resumable(work.request):
         return
     if missing:
-        write_text(_beside(request.out), json.dumps(settings) + "\n")
+        write_text(_beside(out), json.dumps({**work.settings, IMAGES: work.images}) + "\n")
     else:
-        _beside(request.out).unlink(missing_ok=True)
+        _beside(out).unlink(missing_ok=True)
 
 
 def _beside(out: Path) -> Path:
