@@ -52,16 +52,16 @@ STREAMS = ("rtsp://", "rtsps://", "rtmp://", "udp://", "tcp://", "srt://")
 CAMERA = "/dev/video"
 
 
-def is_film(arguments: Sequence[str]) -> bool:
-    """Whether the only argument is a film, a camera or the address of a stream.
+def is_video(arguments: Sequence[str]) -> bool:
+    """Whether the only argument is a video, a camera or the address of a stream.
 
     Raises:
         ConfigError: there is more beside it.
     """
-    films = [a for a in arguments if a.lower().endswith(VIDEOS) or a.startswith((*STREAMS, CAMERA))]
-    if films and len(arguments) > 1:
-        raise ConfigError(f"{films[0]} is a video, which must be the only input; try dino predict {typed(films[0])}")
-    return bool(films)
+    videos = [a for a in arguments if a.lower().endswith(VIDEOS) or a.startswith((*STREAMS, CAMERA))]
+    if videos and len(arguments) > 1:
+        raise ConfigError(f"{videos[0]} is a video, which must be the only input; try dino predict {typed(videos[0])}")
+    return bool(videos)
 
 
 def expand(arguments: Sequence[str], drawn: Path | None = None) -> tuple[list[Input], int]:

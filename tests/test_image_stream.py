@@ -68,7 +68,7 @@ def test_an_image_that_cannot_be_read_keeps_its_place(detector, images, tmp_path
 
 
 def test_an_image_of_a_rare_shape_does_not_wait_for_the_end(detector, monkeypatch):
-    monkeypatch.setattr(image_stream, "MOST", 2)
+    monkeypatch.setattr(image_stream, "MAX_BATCH", 2)
     pulled = []
     rare, usual = np.zeros((100, 40, 3), np.uint8), np.zeros((40, 40, 3), np.uint8)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from ..model.ops import reference
-from ..model.ops.dispatch import pairs
+from ..model.ops.dispatch import to_shapes
 from .graph import INPUTS, OUTPUTS
 from .onnx_graph import OPSET, to_onnx
 from .programs import METADATA
@@ -39,7 +39,7 @@ class _Call(NamedTuple):
     @property
     def starts(self) -> list[int]:
         """Where each map begins among the tokens."""
-        counts = [height * width for height, width in pairs([*self.sizes])]
+        counts = [height * width for height, width in to_shapes([*self.sizes])]
         return [sum(counts[:k]) for k in range(len(counts))]
 
 
@@ -48,7 +48,7 @@ class _Sampling(nn.Module):
 
     def __init__(self, sizes: Sequence[int]):
         super().__init__()
-        self.shapes = pairs([*sizes])
+        self.shapes = to_shapes([*sizes])
 
     def forward(self, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
         """(B, S, M, D), (B, N, M, L, P, 2) and (B, N, M, L, P) -> (B, N, M, D)."""

@@ -133,7 +133,7 @@ def test_a_profile_is_written_and_its_operations_listed(dino, settings, tmp_path
     pytest.importorskip("numba")
     found = json.loads(dino("benchmark", *FAST, *settings, "--profile", "new/trace.json", "--json").out)
     assert "traceEvents" in json.loads((tmp_path / "new" / "trace.json").read_text())
-    assert any("sample_around" in operation["name"] for operation in found["operations"])
+    assert any("sample_fused" in operation["name"] for operation in found["operations"])
 
 
 @pytest.mark.parametrize(

@@ -364,7 +364,7 @@ def test_a_kernel_that_is_compiled_is_announced_once(dino, monkeypatch, capsys):
 
     from dinocore.model.ops.numba import kernels
 
-    monkeypatch.setattr(kernels.ANNOUNCER, "warned", False)
+    monkeypatch.setattr(kernels.COMPILE_ANNOUNCER, "warned", False)
     dino("presets", "tiny")  # from here on the log is heard
     heard = []
     for module in ("another", "dinocore.mine", "dinocore.mine"):

@@ -85,10 +85,10 @@ def test_memory_is_flat_over_5000_images_of_different_sizes(weights, tmp_path):
     assert growth(samples, 5000) < 25
 
 
-def test_memory_is_flat_over_a_film_of_2000_frames(weights, tmp_path):
+def test_memory_is_flat_over_a_video_of_2000_frames(weights, tmp_path):
     av = pytest.importorskip("av")
     pytest.importorskip("trackers")
-    with av.open(str(tmp_path / "film.mp4"), "w") as container:
+    with av.open(str(tmp_path / "video.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for k in range(2000):
@@ -96,7 +96,7 @@ def test_memory_is_flat_over_a_film_of_2000_frames(weights, tmp_path):
             pixels[10:20, k % 54 : k % 54 + 10] = 250
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
-    given = ("film.mp4", "--weights", weights, "--device", "cpu", "--amp", "off", "--threshold", "0.01", "--track",
+    given = ("video.mp4", "--weights", weights, "--device", "cpu", "--amp", "off", "--threshold", "0.01", "--track",
              "--save-video", "out.mp4", "--out", "b.jsonl")  # fmt: skip
     samples, code, said = memory_by_lines(start(tmp_path, *given), tmp_path / "b.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""`dino predict` at the size of real work: file names, slices, several ranks, films."""
+"""`dino predict` at the size of real work: file names, slices, several ranks, videos."""
 
 import json
 import os
@@ -319,7 +319,7 @@ def test_wrong_slices_and_batches_are_refused_before_the_work(dino, picture, tmp
         assert result.code == 2 and wrong[-2] in result.err and list(tmp_path.iterdir()) == []
 
 
-def test_options_of_films_are_refused_for_images(dino, picture):
+def test_video_options_are_refused_for_images(dino, picture):
     assert "are for video" in dino("predict", picture, "--track").err
 
 
@@ -536,14 +536,14 @@ def test_resume_is_advised_only_where_images_are_left(done, advised):
     assert ("--resume" in so_far(done, 12, request)) == advised
 
 
-# films -----------------------------------------------------------------------------------------------------------
+# videos -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def film(tmp_path):
+def video(tmp_path):
     """40 frames at 20 per second of noise, and a light bar that goes right; its path."""
     av = pytest.importorskip("av")
-    path, noise = tmp_path / "film.mp4", np.random.default_rng(0)
+    path, noise = tmp_path / "video.mp4", np.random.default_rng(0)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=20)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
@@ -560,8 +560,8 @@ def film(tmp_path):
     [([], range(40)), (["--every", "7"], range(0, 40, 7)), (["--start", "1"], range(20, 40)),
      (["--start", "0.5", "--end", "1.5", "--every", "3"], range(12, 30, 3))],
 )  # fmt: skip
-def test_a_film_gives_a_line_for_each_frame_that_was_asked_for(dino, small_weights, film, options, frames):
-    result = dino("predict", film, "--weights", small_weights, "--threshold", "0", "--out", "f.jsonl", *options)
+def test_a_video_gives_a_line_for_each_frame_that_was_asked_for(dino, small_weights, video, options, frames):
+    result = dino("predict", video, "--weights", small_weights, "--threshold", "0", "--out", "f.jsonl", *options)
     assert result.code == 0, result.err
     rows = [json.loads(line) for line in Path("f.jsonl").read_text().splitlines()]
     assert [row["frame"] for row in rows] == list(frames)
@@ -569,59 +569,59 @@ def test_a_film_gives_a_line_for_each_frame_that_was_asked_for(dino, small_weigh
     assert all(len(row["detections"]) == 36 for row in rows)
 
 
-def test_a_film_in_which_nothing_passes_says_the_best_score(dino, small_weights, film):
-    result = dino("predict", film, "--weights", small_weights, "--threshold", "1", "--every", "20", "--out", "f.jsonl")
+def test_a_video_in_which_nothing_passes_says_the_best_score(dino, small_weights, video):
+    result = dino("predict", video, "--weights", small_weights, "--threshold", "1", "--every", "20", "--out", "f.jsonl")
     assert "wrote f.jsonl: 0 detections in 2 frames" in result.err
     assert "no detection reaches the threshold 1.00; the best score is" in result.err
 
 
-def test_a_film_with_boxes_has_as_many_frames(dino, small_weights, film):
+def test_a_video_with_boxes_has_as_many_frames(dino, small_weights, video):
     import av
 
-    assert dino("predict", film, "--weights", small_weights, "--save-video", "o/out.mp4", "--every", "2").code == 0
+    assert dino("predict", video, "--weights", small_weights, "--save-video", "o/out.mp4", "--every", "2").code == 0
     with av.open("o/out.mp4") as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(frames) == 20 and frames[0].shape == (64, 96, 3)
     assert os.listdir("o") == ["out.mp4"]
 
 
-def test_damage_in_a_film_is_named_and_the_rest_is_looked_at(dino, small_weights, film):
-    content = bytearray(film.read_bytes())
+def test_damage_in_a_video_is_named_and_the_rest_is_looked_at(dino, small_weights, video):
+    content = bytearray(video.read_bytes())
     middle = content.index(b"mdat") + 60_000
     content[middle : middle + 20_000] = bytes(20_000)
-    film.write_bytes(content)
-    result = dino("predict", film, "--weights", small_weights, "--out", "f.jsonl")
+    video.write_bytes(content)
+    result = dino("predict", video, "--weights", small_weights, "--out", "f.jsonl")
     assert result.code == 0 and "is damaged after frame" in result.err
     numbers = [json.loads(line)["frame"] for line in Path("f.jsonl").read_text().splitlines()]
     assert 25 < len(numbers) < 40 and numbers[0] == 0 and numbers[-1] == 39, "frames behind it keep their numbers"
 
 
-def test_what_a_film_cannot_have_is_refused(dino, film, picture):
+def test_what_a_video_cannot_have_is_refused(dino, video, picture):
     for wrong, says in (
         (["--out", "a.json"], "a.jsonl"), (["--save-images", "d"], "--save-video"), (["--resume"], "--start"),
         (["--start", "2", "--end", "1"], "--end 1"), (["--save-video", "a.txt"], ".mp4"),
         ([picture], "must be the only input"),
-        ([film], "must be the only input"), (["--save-video", film.name], "is the input file"),
+        ([video], "must be the only input"), (["--save-video", video.name], "is the input file"),
         (["--save-video", "link.mp4"], "is the input file"),
     ):  # fmt: skip
-        os.path.lexists("link.mp4") or os.symlink(film, "link.mp4")
-        content = film.read_bytes()
-        result = dino("predict", film, *wrong)
+        os.path.lexists("link.mp4") or os.symlink(video, "link.mp4")
+        content = video.read_bytes()
+        result = dino("predict", video, *wrong)
         assert result.code == 2 and says in result.err, (wrong, result.err)
-        assert film.read_bytes() == content
+        assert video.read_bytes() == content
 
 
-def test_where_a_film_has_no_frame_to_look_at_an_older_file_of_lines_stays(dino, small_weights, film):
+def test_where_a_video_has_no_frame_to_look_at_an_older_file_of_lines_stays(dino, small_weights, video):
     Path("f.jsonl").write_text("older\n")
-    given = ("predict", film, "--weights", small_weights, "--start", "9", "--out")
+    given = ("predict", video, "--weights", small_weights, "--start", "9", "--out")
     assert dino(*given, "f.jsonl").code == dino(*given, "new.jsonl").code == 3
     assert Path("f.jsonl").read_text() == "older\n" and not Path("new.jsonl").exists()
 
 
 @pytest.mark.parametrize("threshold", ["auto", "0"])
-def test_a_tracked_film_names_the_track_of_each_object(dino, small_weights, film, threshold):
+def test_a_tracked_video_names_the_track_of_each_object(dino, small_weights, video, threshold):
     pytest.importorskip("trackers")
-    given = ("predict", film, "--weights", small_weights, "--track", "--every", "10", "--out", "t.jsonl")
+    given = ("predict", video, "--weights", small_weights, "--track", "--every", "10", "--out", "t.jsonl")
     result = dino(*given, "--threshold", threshold)
     assert result.code == 0, result.err
     rows = [json.loads(line) for line in Path("t.jsonl").read_text().splitlines()]

@@ -320,7 +320,7 @@ def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path):
     assert "cannot be opened" in refusal(tmp_path / "a\0b.jpg")
 
 
-@pytest.mark.parametrize("name", ["my notes.txt", "my film.mp4", "my scan.jxl"])
+@pytest.mark.parametrize("name", ["my notes.txt", "my video.mp4", "my scan.jxl"])
 def test_a_name_with_a_space_is_in_quotes_in_the_command_to_type(tmp_path, name):
     (tmp_path / name).write_bytes(b"no image")
     command = refusal(tmp_path / name).rpartition(": ")[2].partition(";")[0]

@@ -11,7 +11,7 @@ from torch import nn
 from dinocore import build_model, load_config
 from dinocore.model.backbones.timm import TimmBackbone
 from dinocore.model.ops import depthwise, dispatch, use_backend
-from dinocore.model.ops.depthwise import DepthwiseConv, quick_depthwise
+from dinocore.model.ops.depthwise import DepthwiseConv, replace_depthwise_convs
 from dinocore.model.ops.numba import cpu
 
 
@@ -56,7 +56,7 @@ def test_sums_of_bfloat16_are_kept_in_float32():
 def test_the_weights_keep_their_names_and_numbers():
     plain = timm.create_model("tf_efficientnet_lite0", features_only=True)
     quick = copy.deepcopy(plain)
-    quick_depthwise(quick)
+    replace_depthwise_convs(quick)
     assert sum(isinstance(module, DepthwiseConv) for module in quick.modules()) == 16
     before, after = plain.state_dict(), quick.state_dict()
     assert list(before) == list(after) and all(before[name].equal(after[name]) for name in before)
@@ -87,7 +87,7 @@ def test_a_backbone_learns_what_plain_pytorch_would_teach_it(name):
 def test_replacing_them_draws_no_random_numbers():
     body = timm.create_model("tf_efficientnet_lite0", features_only=True)
     before = torch.get_rng_state()
-    quick_depthwise(body)
+    replace_depthwise_convs(body)
     assert torch.get_rng_state().equal(before)
 
 
@@ -97,7 +97,7 @@ def test_convolutions_that_the_kernel_cannot_do_stay_as_they_are():
         nn.Conv2d(16, 16, 3, groups=16, dilation=2), nn.Conv2d(16, 32, 3, groups=16),
         nn.Conv2d(16, 16, 3, groups=16, padding="same"), nn.Conv2d(16, 16, 3, groups=16, padding_mode="reflect"),
     )  # fmt: skip
-    quick_depthwise(others)
+    replace_depthwise_convs(others)
     assert not any(isinstance(module, DepthwiseConv) for module in others)
 
 
@@ -107,7 +107,7 @@ def test_a_kernel_that_cannot_run_costs_time_and_not_numbers(monkeypatch, dtype)
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(cpu, "depthwise_weight_gradient", broken)
-    monkeypatch.setattr(depthwise, "_kernel_runs", True)
+    monkeypatch.setattr(depthwise, "_kernel_works", True)
     conv = nn.Conv2d(16, 16, 3, 2, 1, groups=16, dtype=dtype)
     images, grad = torch.randn(1, 16, 9, 12, dtype=dtype), torch.randn(1, 16, 5, 6, dtype=dtype)
     with warnings.catch_warnings(record=True) as seen:
@@ -115,7 +115,7 @@ def test_a_kernel_that_cannot_run_costs_time_and_not_numbers(monkeypatch, dtype)
         ours = gradients(DepthwiseConv(conv), images, grad)
         gradients(DepthwiseConv(conv), images, grad)
     assert len(seen) == 1, "once is enough"
-    assert not dispatch._broken, "the sampling's kernels may run all the same"
+    assert not dispatch._failed_devices, "the sampling's kernels may run all the same"
     assert "no compiler" in str(seen[0].message)
     for a, b in zip(ours, gradients(conv, images, grad), strict=True):
         assert a.dtype == dtype

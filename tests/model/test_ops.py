@@ -70,7 +70,7 @@ def gradients(function, value, maps, locations, weights):
 def compiled(*arguments):
     """The compiled form; a silent fall back to the reference would make these tests worthless."""
     result = ms_deform_attn(*arguments)
-    assert dispatch.is_reference() or not dispatch._broken
+    assert dispatch.is_reference() or not dispatch._failed_devices
     return result
 
 
@@ -292,7 +292,7 @@ def test_autocast_samples_what_the_layers_give(form):
 
 @pytest.mark.parametrize("broken", ["import", "run"])
 def test_without_a_compiled_form_it_warns_once_and_is_still_right(broken, monkeypatch):
-    monkeypatch.setattr(dispatch, "_broken", set())
+    monkeypatch.setattr(dispatch, "_failed_devices", set())
     if broken == "import":
         monkeypatch.setitem(sys.modules, "dinocore.model.ops.numba.cpu", None)
         monkeypatch.delattr("dinocore.model.ops.numba.cpu", raising=False)
@@ -309,8 +309,8 @@ def test_without_a_compiled_form_it_warns_once_and_is_still_right(broken, monkey
 
 
 def test_wide_heads_run_without_a_compiled_form(monkeypatch):
-    monkeypatch.setattr(dispatch, "compiled_form", lambda device: pytest.fail("too wide"))
-    case = inputs(batch=1, queries=1, heads=1, dim=dispatch.WIDEST + 1, maps=[(2, 2)])
+    monkeypatch.setattr(dispatch, "compiled_backend", lambda device: pytest.fail("too wide"))
+    case = inputs(batch=1, queries=1, heads=1, dim=dispatch.MAX_WIDTH + 1, maps=[(2, 2)])
     torch.testing.assert_close(ms_deform_attn(*case), twin(*case), atol=1e-5, rtol=1e-5)
 
 

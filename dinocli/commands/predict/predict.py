@@ -20,7 +20,7 @@ from dinocore.words import counted, whole
 
 from ...completion import choices
 from ...console import fail, print_json, say, stdout, warn, warn_of_letters
-from ...inputs import Input, check_header, expand, is_film, no_image, warn_of_several
+from ...inputs import Input, check_header, expand, is_video, no_image, warn_of_several
 from ...options import Compile, Device, Gpus, Json, Out, Overlap, Precision, Threshold, Weights
 from ...progress import WorkProgress
 from ...signals import ending_early
@@ -92,10 +92,10 @@ def predict(
     Example: dino predict photos/ --save-images drawn
     """
     begun = time.time()
-    film = is_film(files)
-    if film and (gpus > 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1):
+    video = is_video(files)
+    if video and (gpus > 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1):
         raise ConfigError("a video is processed by one rank; drop --gpus, or split the video with --start and --end")
-    if not film:
+    if not video:
         check_header(files)
     if gpus > 1 and "WORLD_SIZE" not in os.environ:
         from ...launch import launch
@@ -108,10 +108,10 @@ def predict(
     request = PredictRequest(
         out, format, save_images, least, max_dets, resume, json, batch_size, slice, overlap, begun, compile
     )
-    if film:
-        from .film import FilmOptions, predict_film
+    if video:
+        from .video import VideoOptions, predict_video
 
-        predict_film(files[0], request, FilmOptions(save_video, every, start, end, track), weights, device, amp)
+        predict_video(files[0], request, VideoOptions(save_video, every, start, end, track), weights, device, amp)
         return
     if save_video or track or every > 1 or start or end is not None:
         raise ConfigError(

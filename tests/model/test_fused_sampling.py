@@ -34,7 +34,7 @@ def in_steps(value, padding, maps, reference, offsets, logits):
 
 def fused(*arguments):
     result = sample_fused(*arguments)
-    assert not dispatch._broken  # a silent fall back would make these tests worthless
+    assert not dispatch._failed_devices  # a silent fall back would make these tests worthless
     return result
 
 
@@ -80,18 +80,18 @@ def test_logits_far_apart_choose_one_sample_and_nan_stays_nan():
 @NUMBA
 def test_the_operator_keeps_the_rules_of_torch_library():
     value, padding, _, *rest = inputs(batch=1, maps=[(2, 3)])
-    torch.library.opcheck(torch.ops.dino.sample_around.default, (value, padding, [2, 3], *rest))
+    torch.library.opcheck(torch.ops.dino.sample_fused.default, (value, padding, [2, 3], *rest))
 
 
 def test_float64_and_the_reference_form_take_the_steps(monkeypatch):
-    monkeypatch.setattr(dispatch, "compiled_form", lambda device: pytest.fail("float32 only"))
+    monkeypatch.setattr(dispatch, "compiled_backend", lambda device: pytest.fail("float32 only"))
     case = inputs()
     with use_backend("reference"):
         torch.testing.assert_close(sample_fused(*case).double(), in_steps(*case), atol=1e-5, rtol=1e-4)
 
 
 def test_without_a_compiled_form_it_warns_once_and_is_still_right(monkeypatch):
-    monkeypatch.setattr(dispatch, "_broken", set())
+    monkeypatch.setattr(dispatch, "_failed_devices", set())
     monkeypatch.setitem(sys.modules, "dinocore.model.ops.numba.cpu", None)
     monkeypatch.delattr("dinocore.model.ops.numba.cpu", raising=False)
     case = inputs()
