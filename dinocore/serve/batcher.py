@@ -91,7 +91,7 @@ class Batcher:
                 self._answer(batch)
 
     def _answer(self, group: list[Waiting]) -> None:
-        """Process a batch; if it fails, process its images separately, so that one bad image does not affect the rest."""
+        """Process a batch; if it fails, process its images one by one, so that a bad one does not affect the others."""
         try:
             answers = self._detect([waiting.view for waiting in group])
         except Exception as error:  # of any kind: the service keeps running
