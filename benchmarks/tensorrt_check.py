@@ -137,7 +137,7 @@ def main() -> None:
     how = f"{'fp16' if given.fp16 else 'float32'}{', plug-in' if given.plugin else ''}"
     print(
         f"{torch.cuda.get_device_name()}, {how}, batch {given.batch}: "
-        f"{1000 * seconds:.2f} ms, {given.batch / seconds:.1f} images/s; {found.in_words()}, "
+        f"{1000 * seconds:.2f} ms, {given.batch / seconds:.1f} images/s; {found}, "
         f"{found.off} of {found.compared} detections are off, {'good' if good else 'NOT the same'}"
     )
     sys.exit(0 if good else 1)

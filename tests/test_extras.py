@@ -47,7 +47,7 @@ def test_in_a_checkout_the_line_names_the_checkout():
     ],
 )
 def test_where_a_copy_came_from_is_read_as_pip_keeps_it(kept, origin, monkeypatch):
-    assert extras._place(kept) == origin
+    assert extras._source(kept) == origin
     monkeypatch.setattr(extras, "_origin", lambda: origin)
     expected = f"dino-detector[hub] @ {origin}" if "://" in origin else f"{origin}[hub]"
     assert shlex.split(install_line("hub")) == ["pip", "install", expected]

@@ -59,7 +59,7 @@ def test_compiling_without_a_compiler_says_what_is_missing(monkeypatch):
 
 
 def test_a_training_step_is_measured_where_the_compiled_form_cannot_run(dino, settings, monkeypatch):
-    monkeypatch.setattr(dispatch, "_broken", set())
+    monkeypatch.setattr(dispatch, "_failed_devices", set())
     monkeypatch.setitem(sys.modules, "dinocore.model.ops.numba.cpu", None)  # its import fails
     monkeypatch.delattr("dinocore.model.ops.numba.cpu", raising=False)
     with pytest.warns(UserWarning, match="slow deformable attention on cpu"):

@@ -14,9 +14,9 @@ from dinocore.errors import CheckpointError
 from dinocore.export import export, write
 from dinocore.export.export import (
     Request,
+    comparison_config,
     describe,
     export_weights,
-    for_comparison,
     pick_threshold,
     threshold_origin,
 )  # fmt: skip
@@ -177,7 +177,7 @@ def test_where_weights_are_read_an_exported_file_is_named_as_one(write_onnx, tmp
 
 def test_a_file_says_no_more_detections_than_its_queries_can_give():
     config = small("r50-4scale").config  # 20 queries, 3 classes
-    assert [for_comparison(config, most).eval.max_dets for most in (None, 7, 100_000)] == [60, 7, 60]
+    assert [comparison_config(config, most).eval.max_dets for most in (None, 7, 100_000)] == [60, 7, 60]
 
 
 @pytest.mark.parametrize(("size", "said"), [((160, 160), True), ((128, 160), False), (None, False)])

@@ -40,7 +40,7 @@ def full(program, path, info):
 def test_a_full_disk_is_named_whatever_a_library_says_of_it_and_nothing_is_left(
     export_with, tmp_path, monkeypatch, writer
 ):
-    monkeypatch.setattr(export, "no_room", lambda folder, size: FULL)
+    monkeypatch.setattr(export, "disk_full_error", lambda folder, size: FULL)
     with pytest.raises(
         EnvironmentFault, match=r"m\.pt2 cannot be written: No space left on device; free some disk space"
     ):

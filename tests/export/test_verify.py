@@ -12,12 +12,19 @@ from dinocore.errors import ConfigError
 from dinocore.export import export, write
 from dinocore.export import graph as graph_module
 from dinocore.export.detector import fit
-from dinocore.export.export import NotVerified, Request, check_least, export_weights, for_comparison, pick_canvases
+from dinocore.export.export import (
+    NotVerified,
+    Request,
+    check_smallest_canvas,
+    comparison_config,
+    export_weights,
+    pick_canvases,
+)
 from dinocore.export.graph import Canvases, DetectorGraph, Signature, trace
-from dinocore.export.onnx_graph import name_free_sizes
+from dinocore.export.onnx_graph import name_dynamic_dims
 from dinocore.export.programs import open_exported
 from dinocore.export.runtime import ExportedDetector
-from dinocore.export.verify import EQUAL, TOLERANCES, Difference, Stages, batches, compare, equal_pairs, verify
+from dinocore.export.verify import TIE, TOLERANCES, Difference, Stages, batches, compare, tied_pairs, verify
 from dinocore.model.build import build_model
 from dinocore.model.ops import use_backend
 from dinocore.predict import Detector
@@ -94,7 +101,7 @@ def detector_of(weights: Weights) -> tuple[Detector, DetectorGraph]:
     """A model, and the graph of it that an export would write."""
     model = build_model(weights.config.model)
     model.load_state_dict(weights.tensors)
-    config = for_comparison(weights.config, 30)
+    config = comparison_config(weights.config, 30)
     detector = Detector(model, config, weights.categories, torch.device("cpu"), "off")
     return detector, DetectorGraph(model, config.model, 30)
 
@@ -110,7 +117,7 @@ def graph_against_model(preset: str, rng: np.random.Generator) -> Difference:
     worst = Difference()
     with use_backend("reference"):  # compiling the other takes longer than a test may
         for _, difference in verify(run, detector, shown, CANVAS, EXACT):
-            worst = worst.joined(difference)
+            worst = worst.combined(difference)
     return worst
 
 
@@ -133,7 +140,7 @@ def test_a_trace_gives_the_graph_s_detections_of_another_batch():
 
 
 def test_a_graph_that_forgets_the_padding_is_found_out(monkeypatch):
-    monkeypatch.setattr(graph_module, "outside", lambda sizes, *canvas: torch.zeros(len(sizes), *canvas).bool())
+    monkeypatch.setattr(graph_module, "padding_mask", lambda sizes, *canvas: torch.zeros(len(sizes), *canvas).bool())
     assert not graph_against_model("r50-4scale", np.random.default_rng(6)).within(EXACT)
 
 
@@ -192,12 +199,12 @@ def test_a_range_of_canvases_goes_upwards_and_has_a_token_for_each_query():
     with pytest.raises(ConfigError, match="from the smallest to the largest; got 320 x 320 to 640 x 256 pixels"):
         pick_canvases(config, [(320, 320), (640, 256)], 32)
     with pytest.raises(ConfigError, match="192 x 192 has 765 tokens for 900 queries; start the range at 224x224"):
-        check_least(pick_canvases(config, [(192, 192), (640, 640)], 32), config, 2)
-    check_least(pick_canvases(config, [(224, 224), (640, 640)], 32), config, 2)
+        check_smallest_canvas(pick_canvases(config, [(192, 192), (640, 640)], 32), config, 2)
+    check_smallest_canvas(pick_canvases(config, [(224, 224), (640, 640)], 32), config, 2)
 
 
 def test_a_file_is_tried_on_the_smallest_the_largest_and_another_canvas_of_its_range():
-    canvases = Canvases((640, 640), (224, 256), 32).some()
+    canvases = Canvases((640, 640), (224, 256), 32).samples()
     assert len({height for height, _ in canvases}) == len({width for _, width in canvases}) == 3
     assert canvases[0] == (640, 640) and canvases[-1] == (224, 256)
     assert all(height % 32 == width % 32 == 0 and height != width for height, width in canvases[1:])
@@ -233,7 +240,7 @@ class Shuffled(Swapped):
 
 @pytest.mark.parametrize(("gap", "good"), [(0.3, True), (6.0, False)])
 def test_very_many_equal_proposals_may_be_in_any_order_but_others_may_not(monkeypatch, gap, good):
-    monkeypatch.setattr("dinocore.export.verify.EQUAL", 0.3)  # the best twenty lie within 1
+    monkeypatch.setattr("dinocore.export.verify.TIE", 0.3)  # the best twenty lie within 1
     monkeypatch.setattr("dinocore.export.verify.MAX_TIES", 2)
     detector, graph = detector_of(small("tiny"))
     torch.nn.init.normal_(detector.model.proposer.content.content, std=3)
@@ -252,7 +259,7 @@ def test_very_many_equal_proposals_may_be_in_any_order_but_others_may_not(monkey
 
 @pytest.mark.parametrize("equal", [True, False])
 def test_only_proposals_of_equal_score_may_change_places(monkeypatch, equal):
-    monkeypatch.setattr("dinocore.export.verify.EQUAL", 10.0 if equal else EQUAL)
+    monkeypatch.setattr("dinocore.export.verify.TIE", 10.0 if equal else TIE)
     detector, graph = detector_of(small("tiny"))
     torch.nn.init.normal_(detector.model.proposer.content.content, std=3)
     graph.model.proposer.content.content.data.copy_(detector.model.proposer.content.content)
@@ -262,17 +269,17 @@ def test_only_proposals_of_equal_score_may_change_places(monkeypatch, equal):
         rows = Swapped(graph)(batch.images.permute(0, 2, 3, 1).numpy(), np.array(batch.sizes))
         stages = Stages(detector, batch)
     for i, got in enumerate(zip(*rows, strict=True)):
-        worst = worst.joined(stages.compare(i, got, EXACT))
+        worst = worst.combined(stages.compare(i, got, EXACT))
     assert worst.within(EXACT) == equal, worst
     assert bool(worst.ties) == equal
 
 
 def test_equal_proposals_are_found_up_to_the_first_that_is_not_chosen():
-    ranks = torch.tensor([0.0, 5.0, 5.0 + EQUAL / 2, 3.0, 3.0, 1.0, 1.0])
+    ranks = torch.tensor([0.0, 5.0, 5.0 + TIE / 2, 3.0, 3.0, 1.0, 1.0])
     usable = torch.tensor([True] * 5 + [False] * 2)
-    assert equal_pairs(ranks, usable, 3) == [(2, 1), (3, 4)]
-    assert equal_pairs(ranks, usable, 2) == [(2, 1)]
-    assert equal_pairs(ranks, usable, 7) == [(2, 1), (3, 4)]  # those without an anchor are all alike
+    assert tied_pairs(ranks, usable, 3) == [(2, 1), (3, 4)]
+    assert tied_pairs(ranks, usable, 2) == [(2, 1)]
+    assert tied_pairs(ranks, usable, 7) == [(2, 1), (3, 4)]  # those without an anchor are all alike
 
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
@@ -328,7 +335,7 @@ def test_free_sizes_of_an_onnx_file_have_names_wherever_they_occur_and_others_st
     inputs, outputs = [value("images", "s3", "32*s8", 64, 3), value("sizes", "s3", 2)], [value("boxes", "s3", 9, 4)]
     inner = [value("map", "s3", 16, "4*s8", 64), value("same", "32*s8", 64)]
     graph = helper.make_graph([], "graph", inputs, outputs, value_info=inner)
-    name_free_sizes(graph)
+    name_dynamic_dims(graph)
     shapes = {
         value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
         for value in (*graph.input, *graph.output, *graph.value_info)

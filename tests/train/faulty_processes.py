@@ -13,7 +13,7 @@ import torch
 
 from dinocore.data.dataset import open_dataset
 from dinocore.errors import DinoError
-from dinocore.system.processes import SingleProcess, joined
+from dinocore.system.processes import SingleProcess, process_group
 from dinocore.train import ddp, evaluation, step
 from dinocore.train.context import RunContext
 from dinocore.train.events import Warned
@@ -119,7 +119,7 @@ def main(folder: Path, fault: str, rank: int, at: int) -> int:
     ddp.BUCKET_MB = 0.01  # even the gradients of a small model travel in many pieces
     code, said, here = 0, [], 0
     try:
-        with joined(CPU) as group:
+        with process_group(CPU) as group:
             here = group.rank
             said = run(group, folder, fault, rank, at)
     except DinoError as error:

@@ -13,7 +13,7 @@ import torch
 from dinocore.system import processes
 
 processes.TIMEOUT = timedelta(seconds=1)
-with processes.joined(torch.device("cpu")) as group:
+with processes.process_group(torch.device("cpu")) as group:
     assert group.on_main(lambda: time.sleep(2.5) or 5) == 5
     group.main_first(lambda: group.main and time.sleep(2.5))
     assert group.gather(group.rank) == [0, 1]
