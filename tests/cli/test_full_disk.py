@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dinocli.console import StdoutFault, tell_errors_of_stdout
+from dinocli.console import StdoutFault, check_stdout
 from dinocore.data.synthetic.sample import write_sample_data
 from dinocore.errors import EnvironmentFault
 
@@ -42,7 +42,7 @@ def test_an_error_of_stdout_is_known_as_its_own_however_much_is_written(monkeypa
     stream = io.TextIOWrapper(io.BufferedWriter(disk), "utf-8")
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "__stdout__", stream)
-    tell_errors_of_stdout()
+    check_stdout()
     with pytest.raises(StdoutFault, match="No space left"):
         sys.stdout.write("x" * length)
         sys.stdout.flush()

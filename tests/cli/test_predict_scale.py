@@ -301,7 +301,7 @@ def test_an_overlap_without_slices_is_refused(command, dino, picture):
 
 
 def test_where_nobody_watches_a_bar_there_are_lines(dino, small_weights, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("dinocli.progress.SAY_EVERY", 0.0)
+    monkeypatch.setattr("dinocli.progress.SECONDS_PER_LINE", 0.0)
     given = ("--weights", small_weights)
     for word, command in (
         ("predicting", ("predict", pictures / "val2017", *given, "--out", "a.json")),
@@ -412,7 +412,7 @@ def test_an_image_that_no_rank_can_read_is_named_once_by_rank_0(dino, small_weig
 def test_of_very_many_images_that_cannot_be_read_the_first_are_named(dino, small_weights, three, monkeypatch):
     for name in ("y/a.jpg", "z/a-2.jpg"):
         Path(name).write_bytes(b"bad")
-    monkeypatch.setattr("dinocli.commands.predict.parts.MOST_NAMED", 1)
+    monkeypatch.setattr("dinocli.commands.predict.parts.MAX_ERRORS", 1)
     as_rank(monkeypatch, 0)
     monkeypatch.setattr("dinocli.commands.predict.parts.world_size", lambda: 1)  # it does the other's parts, too
     result = dino("predict", *three, "--weights", small_weights, "--out", "a.json")

@@ -228,9 +228,9 @@ def test_a_forked_worker_dies_of_the_signal_without_a_word():
 SIGNAL_IN_THE_FIRST_COLLECTION = """
 import gc, os, signal, time
 from dinocli import app, start
-start.collect_as_usual = lambda: os.kill(os.getpid(), signal.SIGTERM)
+start.resume_collection = lambda: os.kill(os.getpid(), signal.SIGTERM)
 app.hear_signals()
-start.put_off_collection()
+start.defer_collection()
 try:
     gc.collect()
     time.sleep(30)

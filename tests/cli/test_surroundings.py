@@ -181,12 +181,12 @@ def test_a_photograph_whose_name_is_no_utf8_is_looked_at_and_printed(dino, pictu
 def test_the_search_for_cycles_is_put_off_at_the_start_and_comes_back_with_the_work():
     program = """
 import gc
-from dinocli.start import collect_as_usual, put_off_collection
+from dinocli.start import resume_collection, defer_collection
 usual = gc.get_threshold()
-put_off_collection()
+defer_collection()
 assert gc.get_threshold()[0] == 1_000_000
-collect_as_usual()
-collect_as_usual()
+resume_collection()
+resume_collection()
 assert gc.get_threshold() == usual and gc.get_freeze_count() > 1000
 """
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,8 +1,8 @@
 """`dino predict --resume`: reuse earlier results if the weights and options are the same.
 
-    .OUT.resume    these weights and options; it is there while images are missing in --out
+    .OUT.resume    the weights and options; it exists while images are missing from --out
 
-A list of JSON and JSON lines have no room for that.
+The output formats themselves have no place for them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RESUMABLE = ("json", "jsonl")
 
 
 def answer_settings(request: PredictRequest, weights: Path, amp: str) -> dict[str, Any]:
-    """All settings except the images that affect the detections, by option name; None: not given."""
+    """All settings that affect the detections, except the images, by option name; None: not given."""
     state = weights.stat()
     return {
         "weights": str(weights.absolute()),
@@ -43,13 +43,13 @@ def answer_settings(request: PredictRequest, weights: Path, amp: str) -> dict[st
 
 
 def found_before(request: PredictRequest, inputs: Sequence[Input], settings: Mapping[str, Any]) -> list[ImageResult]:
-    """What an earlier command found of these images, with --resume.
+    """With --resume, the results of an earlier command for these images.
 
-    An image that has changed since counts as not looked at.
+    Images that have changed since then are processed again.
 
     Raises:
-        ConfigError: it had other weights or options, or other images.
-        DataError: --out has something else in it.
+        ConfigError: it had other weights, options or images.
+        DataError: --out has other content.
     """
     from dinocore.detections_io import read_found
     from dinocore.system.processes import rank_number
@@ -78,7 +78,7 @@ def _is_newer(path: Path, other: Path) -> bool:
 
 
 def _check_images(out: Path, unnamed: Sequence[str]) -> None:
-    """Refuse to lose what was found in images that are there and were not named this time."""
+    """Make sure that no results are lost for images that still exist but were not given this time."""
     if there := [name for name in unnamed if Path(name).exists()]:
         raise ConfigError(
             f"{out} has {counted(len(there), 'image')} that this command does not name, such as {there[0]}; name all "
@@ -87,7 +87,7 @@ def _check_images(out: Path, unnamed: Sequence[str]) -> None:
 
 
 def remember(request: PredictRequest, settings: Mapping[str, Any], missing: bool = True) -> None:
-    """Keep the weights and options of an --out in which images are missing, for --resume; of a whole one nothing."""
+    """Save the weights and options for --resume if images are missing from --out; otherwise remove them."""
     if request.out is None or request.format not in RESUMABLE or is_stream(request.out):
         return
     if missing:
@@ -121,7 +121,7 @@ def _check_same(out: Path, earlier: Mapping[str, Any], settings: Mapping[str, An
 
 
 def _typed(option: str, value: Any) -> str:
-    """An option as it is typed."""
+    """An option as it would be typed."""
     if value is None:
         return "--threshold auto" if option == "threshold" else f"no --{option}"
     return f"--{option} {value}"
