@@ -4,7 +4,7 @@ import atexit
 import gc
 from types import FrameType
 
-NEVER = 1_000_000  # objects; imported modules account for up to 890,000, which are never freed anyway
+IMPORT_THRESHOLD = 1_000_000  # objects; imported modules account for up to 890,000, which are never freed anyway
 
 _usual: tuple[int, int, int] | None = None
 
@@ -13,7 +13,7 @@ def defer_collection() -> None:
     """Disable garbage collection during imports, and at exit, when the process frees everything anyway."""
     global _usual
     _usual = gc.get_threshold()
-    gc.set_threshold(NEVER)
+    gc.set_threshold(IMPORT_THRESHOLD)
     gc.callbacks.append(_first_collection)
     atexit.register(gc.freeze)
 
