@@ -142,7 +142,7 @@ def test_a_file_under_its_publishers_names_is_loaded_by_timms_table(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_masked_autoencoder_becomes_vitdets(downloads):
+def test_weights_of_a_masked_autoencoder_are_loaded_into_a_vitdet(downloads):
     backbone = build("vitdet-b", (8, 16, 32, 64))
     said = load(backbone, "vitdet-b", "imagenet")
     assert downloads == ["vit_base_patch16_224.mae"] and said == "imagenet"
@@ -176,7 +176,7 @@ def test_names_in_another_order_are_refused_and_a_list_of_the_same_shapes_is_tak
         load(backbone, "timm/convnext_femto", tmp_path / "reversed.pth")
 
 
-def test_what_cannot_be_downloaded_is_an_error_of_the_environment(monkeypatch):
+def test_a_failed_download_is_an_environment_fault(monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("no route")
 

@@ -25,7 +25,7 @@ def killed(folder):
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt(143), OSError("the disk is full")])
 @pytest.mark.parametrize("there", [False, True])
-def test_what_was_begun_goes_with_a_signal_or_an_error_and_the_folder_is_as_before(tmp_path, end, there):
+def test_what_was_started_goes_with_a_signal_or_an_error_and_the_folder_is_as_before(tmp_path, end, there):
     if there:
         (tmp_path / "new").mkdir()
     with pytest.raises(type(end)), filling(tmp_path / "new", PARTS):

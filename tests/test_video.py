@@ -59,7 +59,7 @@ def test_a_video_that_is_cut_off_says_where_it_ends(write_video, name):
     assert read(path, end=0.4)[1] == [], "what lies behind the end that was asked for is nobody's business"
 
 
-def test_frames_that_are_lost_without_an_error_leave_a_gap_that_is_told(write_video):
+def test_frames_that_are_lost_without_an_error_leave_a_gap_that_is_reported(write_video):
     path = write_video("a.mkv")
     content = bytearray(path.read_bytes())
     middle, length = len(content) // 2, len(content) // 10

@@ -43,7 +43,7 @@ def test_resume_auto_of_a_finished_run_has_nothing_left_to_do(dino, run_folder):
     assert result.code == 0 and "done in" in result.err
 
 
-def test_resume_goes_on_with_more_epochs(dino, run_folder, tmp_path):
+def test_resume_continues_with_more_epochs(dino, run_folder, tmp_path):
     copy = tmp_path / "again"
     shutil.copytree(run_folder, copy)
     result = dino("train", "--resume", copy / "checkpoints" / "step-00000002", "--epochs", "2")
@@ -110,7 +110,7 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_alone(dino, tmp_path, pi
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
-def test_an_annotation_of_an_unknown_picture_is_found_before_the_first_step(dino, pictures, tmp_path, settings):
+def test_an_annotation_of_an_unknown_image_is_found_before_the_first_step(dino, pictures, tmp_path, settings):
     shutil.copytree(pictures, tmp_path / "data")
     file = tmp_path / "data" / "annotations" / "instances_train2017.json"
     content = json.loads(file.read_text())
@@ -138,14 +138,14 @@ def test_predict_writes_the_promised_json(dino, run_folder, picture, tmp_path):
     )
 
 
-def test_the_newest_run_is_used_and_said(dino, run_folder, picture, monkeypatch):
+def test_the_newest_run_is_used_and_reported(dino, run_folder, picture, monkeypatch):
     monkeypatch.chdir(run_folder.parents[1])
     result = dino("predict", picture, "--json", "--threshold", "1")
     assert "the newest run" in result.err
     assert json.loads(result.out)[0]["detections"] == []
 
 
-def test_a_bad_picture_costs_only_itself(dino, run_folder, pictures, tmp_path):
+def test_a_bad_image_does_not_affect_the_others(dino, run_folder, pictures, tmp_path):
     shutil.copytree(pictures / "val2017", tmp_path / "many")
     (tmp_path / "many" / "bad.jpg").write_bytes(b"no image")
     (tmp_path / "many" / "notes.txt").write_text("not an image")
@@ -262,7 +262,7 @@ def test_what_is_not_ours_is_not_resumed(dino, picture):
     assert dino("predict", picture, "--resume").code == 2
 
 
-def test_a_single_bad_picture_keeps_its_code_and_place(dino):
+def test_a_single_bad_image_keeps_its_code_and_place(dino):
     Path("empty.jpg").write_text("")
     for name, code in (("empty.jpg", "DATA-IMAGE-FORMAT"), ("gone.jpg", "DATA-IMAGE-MISSING")):
         result = dino("predict", name, "--json")
@@ -270,7 +270,7 @@ def test_a_single_bad_picture_keeps_its_code_and_place(dino):
         assert result.code == 3 and (error["code"], error["where"]) == (code, name) and error["fix"]
 
 
-def test_what_systems_leave_in_a_folder_of_photographs_is_not_looked_at(dino, run_folder, picture, tmp_path):
+def test_what_systems_leave_in_a_folder_of_photographs_is_not_processed(dino, run_folder, picture, tmp_path):
     for name in ("a.jpg", "._a.jpg", ".thumbnails/a.jpg", "@eaDir/a.jpg/SYNOPHOTO_THUMB_S.jpg", "__MACOSX/._a.jpg"):
         (tmp_path / "usb" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(picture, tmp_path / "usb" / name)
@@ -320,7 +320,7 @@ def test_in_a_run_of_another_length_drops_move_where_the_rate_has_any(schedule, 
     assert with_moved_drops(recipe.replace("train.epochs", 4), recipe, request).train.lr_drop_epochs == drops
 
 
-def test_drops_of_a_rate_that_has_none_are_said_to_change_nothing(dino):
+def test_drops_of_a_rate_that_has_none_are_reported_to_change_nothing(dino):
     settings = ("train.lr_drop_epochs=[3]", "data.path='none'")  # the warning comes before the data is looked for
     changed = [part for setting in settings for part in ("--set", setting)]
     for schedule, warned in (("cosine", True), ("step", False)):
@@ -333,7 +333,7 @@ def test_a_setting_that_has_two_values_is_refused(dino, tmp_path):
     assert result.code == 2 and "`train.epochs` is set twice" in result.err and list(tmp_path.iterdir()) == []
 
 
-def test_a_video_is_told_how_to_become_pictures(dino, tmp_path):
+def test_a_video_is_told_how_to_become_images(dino, tmp_path):
     (tmp_path / "a.mp4").write_bytes(bytes(64))
     assert "ffmpeg -i a.mp4" in dino("predict", "a.mp4").err
 
@@ -343,7 +343,7 @@ def test_memory_that_does_not_suffice_is_exit_5(dino):
     assert result.code == 5 and "out of memory" in result.err and "Traceback" not in result.err
 
 
-def test_pictures_that_the_disk_cannot_hold_are_not_begun(dino, tmp_path):
+def test_images_that_the_disk_cannot_hold_are_not_started(dino, tmp_path):
     result = dino("sample-data", "many", "-n", "999999999999")
     assert result.code == 5 and "GB left" in result.err and list(tmp_path.iterdir()) == []
 
@@ -426,7 +426,7 @@ def test_eval_names_the_backend_and_takes_another(dino, run_folder, pictures):
     assert json.loads(evaluation)["backend"] == "hotcoco"
 
 
-def test_a_backend_that_is_missing_is_said_before_the_work(dino, run_folder, pictures, tmp_path, monkeypatch):
+def test_a_backend_that_is_missing_is_reported_before_the_work(dino, run_folder, pictures, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "hotcoco", None)
     asked = ("--data", pictures, "--set", "eval.backend=hotcoco")
     train = ("train", "--preset", "tiny", "--output-dir", tmp_path / "run")
@@ -441,14 +441,14 @@ def test_eval_changes_no_setting_of_the_model(dino, run_folder):
     assert result.code == 2 and "only settings of data and eval can" in result.err.replace("\n", " ")
 
 
-def test_eval_counts_a_bad_picture_and_goes_on(dino, run_folder, pictures, tmp_path):
+def test_eval_counts_a_bad_image_and_continues(dino, run_folder, pictures, tmp_path):
     shutil.copytree(pictures, tmp_path / "data")
     next((tmp_path / "data" / "val2017").iterdir()).write_bytes(b"broken")
     result = dino("eval", "--weights", run_folder, "--data", "data", "--json")
     assert result.code == 7 and len(json.loads(result.out)["failed"]) == 1
 
 
-def test_eval_of_unknown_classes_is_said(dino, run_folder, tmp_path):
+def test_eval_of_unknown_classes_is_reported(dino, run_folder, tmp_path):
     (tmp_path / "data").mkdir()
     Image.new("RGB", (32, 32)).save(tmp_path / "data" / "a.png")
     content = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 44, "name": "cat"}],
@@ -458,7 +458,7 @@ def test_eval_of_unknown_classes_is_said(dino, run_folder, tmp_path):
     assert result.code == 3 and "RBC" in result.err
 
 
-def test_eval_judges_a_file_of_results_as_the_model_that_wrote_it_and_compares(dino, run_folder, pictures):
+def test_eval_evaluates_a_file_of_results_as_the_model_that_wrote_it_and_compares(dino, run_folder, pictures):
     model = json.loads(dino("eval", "--weights", run_folder, "--json", "--out", "r.json", "--bootstrap", 20).out)
     result = dino("eval", "--results", "r.json", "--data", pictures, "--json", "--report", "r.html", "--bootstrap", 20)
     file = json.loads(result.out)
@@ -474,7 +474,7 @@ def test_eval_judges_a_file_of_results_as_the_model_that_wrote_it_and_compares(d
     assert "B - A" in dino(*asked).out
 
 
-def test_results_are_written_with_the_ids_of_the_data_that_they_are_judged_by(dino, run_folder, pictures, tmp_path):
+def test_results_are_written_with_the_ids_of_the_data_that_they_are_evaluated_by(dino, run_folder, pictures, tmp_path):
     data = Path(shutil.copytree(pictures, tmp_path / "other"))
     for file in data.glob("annotations/*.json"):
         document = json.loads(file.read_text())
@@ -523,14 +523,14 @@ def test_models_of_the_same_classes_under_other_ids_are_compared_by_name(dino, r
         ("[]", ["--data", "DATA", "--report", "."], 2, "is a folder"),
     ],
 )
-def test_results_that_cannot_be_judged_are_refused_in_a_line(dino, pictures, content, arguments, code, said):
+def test_results_that_cannot_be_evaluated_are_refused_in_a_line(dino, pictures, content, arguments, code, said):
     if content is not None:
         Path("r.json").write_text(content)
     result = dino("eval", "--results", "r.json", *(pictures if part == "DATA" else part for part in arguments))
     assert result.code == code and said in result.err.replace("\n", " ") and "Traceback" not in result.err
 
 
-def test_results_of_two_ids_of_one_name_are_judged_as_one_class(dino, tmp_path):
+def test_results_of_two_ids_of_one_name_are_evaluated_as_one_class(dino, tmp_path):
     (tmp_path / "data").mkdir()
     Image.new("RGB", (32, 32)).save(tmp_path / "data" / "a.png")
     boxes = {1: [1, 1, 9, 9], 2: [15, 15, 9, 9]}
@@ -597,7 +597,7 @@ def test_other_views_of_proposals_and_the_report(dino, run_folder, picture, pict
     assert dino(*arguments[:-1], "nonsense").code == 2
 
 
-def test_a_bad_picture_costs_the_proposals_of_the_others_nothing(dino, run_folder, picture, tmp_path):
+def test_a_bad_image_costs_the_proposals_of_the_others_nothing(dino, run_folder, picture, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     result = dino("inspect-proposals", "bad.jpg", picture, "--weights", run_folder, "--top", "2", "--json")
     assert result.code == 7 and "bad.jpg" in result.err

@@ -133,7 +133,7 @@ def test_weights_that_do_not_name_their_classes_are_used_by_number(tmp_path):
 
 
 @pytest.mark.slow
-def test_classes_without_names_are_numbered_and_that_is_said(official, dino, pictures):
+def test_classes_without_names_are_numbered_and_that_is_reported(official, dino, pictures):
     config = load_config(official[1], ["model.num_classes=18"])
     torch.save({"model": official_state(build_model(config.model).state_dict(), config.model)}, "bare.pth")
     result = dino("convert", "bare.pth", "--out", "bare.safetensors", "--preset", official[1])

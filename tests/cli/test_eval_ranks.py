@@ -64,7 +64,7 @@ def test_a_rank_that_fails_ends_all_and_rank_0_says_why(on_ranks, opened, monkey
     assert isinstance(errors[1], PeerFailed) and errors[1].exit_code == errors[0].exit_code
 
 
-def test_ranks_are_refused_where_nothing_is_looked_at(dino, pictures):
+def test_ranks_are_refused_where_nothing_is_processed(dino, pictures):
     Path("r.json").write_text("[]")
     result = dino("eval", "--results", "r.json", "--data", pictures, "--gpus", 2)
     assert result.code == 2 and "drop --gpus" in result.err

@@ -72,7 +72,7 @@ def test_a_data_set_on_a_read_only_disk_is_refused_at_the_start(dino, monkeypatc
     assert done.code == 5 and "new cannot be written: Read-only file system" in done.err and "space" not in done.err
 
 
-def test_little_room_is_said_in_megabytes(dino, monkeypatch):
+def test_little_room_is_reported_in_megabytes(dino, monkeypatch):
     monkeypatch.setattr("dinocore.data.synthetic.sample.shutil.disk_usage", lambda _: SimpleNamespace(free=2.4e6))
     assert (
         "200 images need 2.5 MB or more, and" in (done := dino("sample-data", "new").err) and "has 2.4 MB left" in done

@@ -77,7 +77,7 @@ def test_the_flag_is_stronger_than_the_setting(inspect_mask):
     assert json.loads(result.out)["num_groups"] == 2
 
 
-def test_out_writes_a_picture_and_makes_the_folder(inspect_mask, tmp_path):
+def test_out_writes_an_image_and_makes_the_folder(inspect_mask, tmp_path):
     target = tmp_path / "new" / "mask.png"
     result = inspect_mask("--dn-groups", 5, "--out", target)
     assert result.code == 0 and "wrote" in result.err and "group 0" in result.out
@@ -98,7 +98,7 @@ def test_nothing_to_block_is_an_answer(inspect_mask, arguments):
     assert "0 of 900 x 900 pairs: 0.00%" in result.out
 
 
-def test_objects_left_out_by_the_bound_are_told(inspect_mask):
+def test_objects_left_out_by_the_bound_are_reported(inspect_mask):
     result = inspect_mask("--num-gt", 150, "--json")
     assert "image 0 has 150 objects and 100 of them take part" in result.err and "num_pairs" in result.err
     assert json.loads(result.out)["images"][0]["taking_part"] == 100
@@ -124,7 +124,7 @@ def test_wrong_numbers_and_names_are_usage_errors(inspect_mask, arguments, reaso
     assert "Traceback" not in result.err
 
 
-def test_out_that_cannot_be_a_picture_is_refused_before_anything_is_drawn(inspect_mask, tmp_path):
+def test_out_that_cannot_be_an_image_is_refused_before_anything_is_drawn(inspect_mask, tmp_path):
     folder = inspect_mask("--out", tmp_path)
     assert folder.code == 2 and "is a folder" in folder.err and folder.out == ""
     suffix = inspect_mask("--out", tmp_path / "mask.jpg")
@@ -174,12 +174,12 @@ def test_a_query_is_explained_instead_of_the_drawing(inspect_mask):
 
 
 @pytest.mark.parametrize(("name", "start"), [("mask.svg", "<svg"), ("mask.html", "<!doctype html>")])
-def test_out_is_told_by_its_suffix(inspect_mask, tmp_path, name, start):
+def test_out_is_recognised_by_its_suffix(inspect_mask, tmp_path, name, start):
     assert inspect_mask("--dn-groups", 2, "--out", tmp_path / name).code == 0
     assert (tmp_path / name).read_text().startswith(start)
 
 
-def test_the_mask_of_real_pictures(inspect_mask, make_coco, tmp_path):
+def test_the_mask_of_real_images(inspect_mask, make_coco, tmp_path):
     """0007.png has a disc and a ring, 0009.png one disc."""
     make_coco()
     arguments = ["--preset", "tiny", "--data", tmp_path, "--dn-groups", 2, "--query", 1]

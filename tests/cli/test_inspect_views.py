@@ -68,7 +68,7 @@ def test_bad_arguments_are_refused_before_the_work(dino, arguments, code):
     assert (result.code, result.out) == (code, "")
 
 
-def test_a_picture_that_is_not_in_the_data(dino, run_folder, pictures):
+def test_an_image_that_is_not_in_the_data(dino, run_folder, pictures):
     result = dino("inspect-matching", "other.jpg", "--data", pictures, "--weights", run_folder)
     assert result.code == 3
     assert "other.jpg" in result.err
@@ -97,7 +97,7 @@ def test_without_data_it_is_the_data_that_the_weights_were_trained_with(dino, ru
     assert dino("inspect-mask", "--weights", run_folder, "--images", inside, "--json").code == 0
 
 
-def test_data_that_has_moved_is_said_and_drawn_pictures_are_only_for_weights_without_data(dino, run_folder, tmp_path):
+def test_data_that_has_moved_is_reported_and_drawn_images_are_only_for_weights_without_data(dino, run_folder, tmp_path):
     from dinocore.weights.file import load_weights, save_weights
 
     content = load_weights(run_folder / "best.safetensors")

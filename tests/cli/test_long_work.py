@@ -107,7 +107,7 @@ def test_memory_is_flat_over_a_video_of_2000_frames(weights, tmp_path):
     assert growth(samples, 2000) < 25
 
 
-def test_two_ranks_that_are_killed_go_on_with_three_and_of_10000_images_none_is_missing_or_twice(
+def test_two_ranks_that_are_killed_continue_with_three_and_of_10000_images_none_is_missing_or_twice(
     dino, weights, tmp_path
 ):
     count, rng = 10_000, np.random.default_rng(0)

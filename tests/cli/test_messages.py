@@ -60,7 +60,7 @@ def test_a_list_of_files_in_the_place_of_an_image_is_explained(dino):
     assert "if it is a list of files, one per line: dino predict - < images.txt" in result.err
 
 
-def test_what_was_written_is_said_with_one_verb(dino, tmp_path, pictures):
+def test_what_was_written_is_reported_with_one_verb(dino, tmp_path, pictures):
     made = dino("sample-data", "drawn", "--num-images", "3", "--size", "64x64")
     assert re.search(r"^wrote drawn: \d images? to train on and \d to evaluate on; ", made.err, re.M)
     fixed = dino("check-data", pictures, "--fix", "fixed.json")
@@ -68,7 +68,7 @@ def test_what_was_written_is_said_with_one_verb(dino, tmp_path, pictures):
     assert "most objects per image" in fixed.out
 
 
-def test_data_without_objects_is_said_to_have_nothing_to_judge_by(dino, tmp_path, pictures, run_folder):
+def test_data_without_objects_is_reported_to_have_nothing_to_judge_by(dino, tmp_path, pictures, run_folder):
     source = pictures / "annotations" / "instances_val2017.json"
     empty = json.loads(source.read_text()) | {"annotations": []}
     for name in ("train2017", "val2017"):
@@ -84,7 +84,7 @@ def test_data_without_objects_is_said_to_have_nothing_to_judge_by(dino, tmp_path
     assert re.search(r"^wrote found\.json: \d+ detections?, in COCO's result format$", result.err, re.M)
 
 
-def test_data_with_crowds_alone_is_said_to_have_nothing_to_judge_by(dino, pictures, tmp_path):
+def test_data_with_crowds_alone_is_reported_to_have_nothing_to_judge_by(dino, pictures, tmp_path):
     (tmp_path / "crowds").mkdir()
     content = json.loads((pictures / "annotations" / "instances_val2017.json").read_text())
     content["annotations"] = [row | {"iscrowd": 1} for row in content["annotations"]]

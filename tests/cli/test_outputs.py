@@ -104,7 +104,7 @@ def test_a_stdout_that_is_full_is_one_message_and_exit_5(arguments):
     )
 
 
-def test_another_name_than_an_images_own_is_said(dino, run_folder, tmp_path):
+def test_another_name_than_an_images_own_is_reported(dino, run_folder, tmp_path):
     for suffix in ("png", "bmp"):
         Image.new("RGB", (64, 48)).save(tmp_path / f"x.{suffix}")
     folder = ("predict", tmp_path, "--weights", run_folder, "--threshold", "0")

@@ -179,7 +179,7 @@ def test_where_it_is_not_known_what_made_a_file_that_is_resumed_that_is_noted(di
 
 
 @pytest.mark.parametrize("out", ["a.json", "a.jsonl"])
-def test_an_image_that_changed_since_is_looked_at_again(dino, small_weights, three, out):
+def test_an_image_that_changed_since_is_processed_again(dino, small_weights, three, out):
     given = ("predict", *three, "--weights", small_weights, "--threshold", "0", "--out", out)
     assert dino(*given).code == 0
     old = Path(out).read_text()
@@ -208,7 +208,7 @@ def test_resume_does_not_lose_what_was_found_in_images_that_are_not_named_now(di
 
 
 @pytest.mark.parametrize("out", ["a.json", "a.jsonl", None])
-def test_an_image_that_vanishes_before_it_is_drawn_costs_only_itself(dino, small_weights, three, monkeypatch, out):
+def test_an_image_that_vanishes_before_it_is_drawn_does_not_affect_the_others(dino, small_weights, three, monkeypatch, out):
     def draw_first(source, *given):
         if source.parent.name == "y":
             source.unlink()
@@ -226,7 +226,7 @@ def test_an_image_that_vanishes_before_it_is_drawn_costs_only_itself(dino, small
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".tif", ".webp"])
-def test_of_a_file_of_several_images_it_is_said_that_only_the_first_is_looked_at(dino, small_weights, suffix):
+def test_of_a_file_of_several_images_it_is_reported_that_only_the_first_is_processed(dino, small_weights, suffix):
     images = [Image.fromarray(draw_smear(5, k, (96, 72))[0]) for k in range(3)]
     images[0].save(f"one{suffix}")
     images[0].save(f"stack{suffix}", save_all=True, append_images=images[1:])
@@ -468,7 +468,7 @@ def with_width_7(path):
     path.write_text(re.sub(r'"width": ?\d+', '"width": 7', path.read_text(), count=1))
 
 
-def test_one_rank_goes_on_with_the_parts_that_two_left(dino, small_weights, three, monkeypatch):
+def test_one_rank_continues_with_the_parts_that_two_left(dino, small_weights, three, monkeypatch):
     given = ("predict", *three, "--weights", small_weights, "--out", "a.json", "--conf", "0")
     as_rank(monkeypatch, 1)
     assert dino(*given).code == 0
@@ -521,7 +521,7 @@ def test_a_rank_ends_when_its_launcher_is_killed():
 # names and ends --------------------------------------------------------------------------------------------------
 
 
-def test_a_file_that_is_named_in_two_ways_is_looked_at_once(tmp_path, monkeypatch):
+def test_a_file_that_is_named_in_two_ways_is_processed_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("i").mkdir()
     for name in ("i/a.jpg", "i/b.jpg"):
@@ -585,7 +585,7 @@ def test_a_video_with_boxes_has_as_many_frames(dino, small_weights, video):
     assert os.listdir("o") == ["out.mp4"]
 
 
-def test_damage_in_a_video_is_named_and_the_rest_is_looked_at(dino, small_weights, video):
+def test_damage_in_a_video_is_named_and_the_rest_is_processed(dino, small_weights, video):
     content = bytearray(video.read_bytes())
     middle = content.index(b"mdat") + 60_000
     content[middle : middle + 20_000] = bytes(20_000)

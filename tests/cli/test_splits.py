@@ -53,7 +53,7 @@ def test_a_test_split_that_stands_in_for_validation_is_still_the_test_split(dino
     assert [answer["images"] for answer in answers] == [3, 3]
 
 
-def test_the_number_of_images_judged_stands_beside_ap(dino, run_folder, three):
+def test_the_number_of_images_evaluated_stands_beside_ap(dino, run_folder, three):
     (three / "test2017" / sorted(p.name for p in (three / "test2017").iterdir())[0]).write_bytes(b"broken")
     arguments = ("eval", "--weights", run_folder, "--data", three, "--split", "test")
     text, answer = dino(*arguments, "--report", "report.html"), dino(*arguments, "--json")
@@ -64,7 +64,7 @@ def test_the_number_of_images_judged_stands_beside_ap(dino, run_folder, three):
     assert (found["images"], found["unreadable"], len(found["failed"])) == (3, 1, 1)
 
 
-def test_a_training_logs_how_many_images_its_evaluation_judged(run_folder):
+def test_a_training_logs_how_many_images_its_evaluation_evaluated(run_folder):
     rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     assert [(row["images"], row["unreadable"]) for row in rows if "AP" in row] == [(2, 0)]
     assert "(2 images evaluated)" in (run_folder / "log.txt").read_text()

@@ -33,7 +33,7 @@ def picture(pictures) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cuda", "cuda:9", "gpu"])
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="needs a machine without")
-def test_a_device_that_is_not_there_is_said_with_those_that_are(dino, pictures, picture, tmp_path, device):
+def test_a_device_that_is_not_there_is_reported_with_those_that_are(dino, pictures, picture, tmp_path, device):
     for command in (["predict", picture], ["eval", "--data", pictures], ["train", "--data", pictures], ["benchmark"]):
         result = dino(*command, "--device", device)
         assert result.code == 5 and result.out == "", result
@@ -79,7 +79,7 @@ def test_an_unknown_preset_and_a_setting_from_the_future_are_named(dino, picture
 
 
 @pytest.mark.slow
-def test_a_second_run_in_one_folder_is_refused_and_a_killed_one_is_told(pictures, settings, tmp_path):
+def test_a_second_run_in_one_folder_is_refused_and_a_killed_one_is_reported(pictures, settings, tmp_path):
     command = [*CLI, "train", "--preset", "r50-4scale", "--data", str(pictures), "--output-dir", str(tmp_path / "run"),
                *settings, "--epochs"]  # fmt: skip
     first = subprocess.Popen([*command, "500"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
@@ -116,7 +116,7 @@ def test_a_clock_that_jumps_changes_no_duration(dino, pictures, settings, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_other_files_are_counted_and_an_empty_folder_is_said(dino, picture, tmp_path):
+def test_a_hundred_thousand_other_files_are_counted_and_an_empty_folder_is_reported(dino, picture, tmp_path):
     (tmp_path / "huge" / "deep").mkdir(parents=True)
     for n in range(100_000):
         os.close(os.open(tmp_path / "huge" / "deep" / f"{n}.txt", os.O_CREAT | os.O_WRONLY))
@@ -135,7 +135,7 @@ THIN = [(1, 1), (1, 5000), (5000, 1), (8000, 10)]
 
 
 @pytest.mark.slow
-def test_thin_pictures_are_predicted_trained_on_and_judged(dino, settings, tmp_path):
+def test_thin_images_are_predicted_trained_on_and_evaluated(dino, settings, tmp_path):
     """With the bundled model, and with one that is trained on nothing else; every box stays in its image."""
     (tmp_path / "train").mkdir()
     document = {"images": [], "annotations": [], "categories": [{"id": 5, "name": "line"}]}
@@ -160,7 +160,7 @@ def test_thin_pictures_are_predicted_trained_on_and_judged(dino, settings, tmp_p
     assert json.loads(dino("check-data", ".", "--decode", "--json").out)["errors"] == 0
 
 
-def test_a_photograph_whose_name_is_no_utf8_is_looked_at_and_printed(dino, picture, tmp_path, monkeypatch):
+def test_a_photograph_whose_name_is_no_utf8_is_processed_and_printed(dino, picture, tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     try:
         shutil.copy(picture, tmp_path / "in" / os.fsdecode(b"caf\xe9.jpg"))

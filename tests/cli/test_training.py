@@ -53,7 +53,7 @@ def test_batch_size_auto_keeps_the_batch_and_takes_as_many_at_once_as_fit(
 
 
 @pytest.mark.slow
-def test_a_picture_of_curves_that_cannot_be_drawn_costs_a_warning(dino, settings, pictures, tmp_path, monkeypatch):
+def test_an_image_of_curves_that_cannot_be_drawn_costs_a_warning(dino, settings, pictures, tmp_path, monkeypatch):
     def fails(*_):
         raise ValueError("no fonts")
 
@@ -76,7 +76,7 @@ def test_a_newer_checkpoint_is_exit_4_with_both_versions(wanted, dino, run_folde
     assert "was made by dino 9.8.7 (format 7), this is 0.2.0 (format 1); install the newer one" in one_line(result.err)
 
 
-def test_a_run_folder_that_cannot_be_made_is_one_line(dino, settings, pictures, tmp_path, monkeypatch):
+def test_a_run_folder_that_cannot_be_made_is_a_one_line_error(dino, settings, pictures, tmp_path, monkeypatch):
     mkdir = os.mkdir
 
     def refused(path, *arguments, **named):
@@ -91,7 +91,7 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(dino, settings, pictures, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_of_half_precision_are_used_and_said(dino, run_folder, pictures, tmp_path):
+def test_weights_of_half_precision_are_used_and_reported(dino, run_folder, pictures, tmp_path):
     from dinocore.weights.file import load_weights, save_weights
 
     weights = load_weights(run_folder / "best.safetensors")

@@ -51,7 +51,7 @@ def test_the_list_as_json(dino):
 
 
 @pytest.mark.filterwarnings("always::FutureWarning")
-def test_a_former_name_still_works_and_the_new_one_is_said(dino):
+def test_a_former_name_still_works_and_the_new_one_is_reported(dino):
     for scales in ("4scale", "5scale"):
         said = f"official/r50-{scales} are now called official/r50-{scales}-12e; the old name still works"
         result = dino("weights", f"official/r50-{scales}", "--json")
@@ -100,7 +100,7 @@ def test_bundled_and_cells_are_names_of_info_and_convert(dino):
     ["inspect-proposals", "PICTURE", "--weights"], ["benchmark", "--weights"],
     ["convert", "--out", "x.safetensors"], ["info"],
 ])  # fmt: skip
-def test_a_published_name_that_is_not_here_is_one_line(command, dino, picture, pictures, tmp_path):
+def test_a_published_name_that_is_not_here_is_a_one_line_error(command, dino, picture, pictures, tmp_path):
     places = {"PICTURE": str(picture), "FOLDER": str(pictures)}
     result = dino(*[places.get(part, part) for part in command], "detrex/r50-4scale-24e")
     assert result.code == 5 and result.err.count("\n") == 1 and "detrex/r50-4scale-24e" in result.err

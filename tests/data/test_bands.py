@@ -72,7 +72,7 @@ def test_a_fourth_band_that_is_a_transparency_is_shown_over_white(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "said"), [("L", "grey"), ("RGBA", "over white"), ("CMYK", "CMYK"), ("RGB", "")])
-def test_what_is_made_of_an_image_is_said(tmp_path, mode, said):
+def test_what_is_made_of_an_image_is_reported(tmp_path, mode, said):
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     Image.new(mode, (9, 7)).save(path)
     conversion = read_header(path, DataConfig()).conversion

@@ -145,7 +145,7 @@ def test_classes_of_another_name_and_unknown_ones(clean):
     (("ÉTÉ", "été"), "ÉTÉ (15 objects) ~ été (15 objects)"),
     (("1", "-1"), ""), (("1 1", "11"), ""), (("a", "b"), ""), (("c+", "c-"), ""),
 ])  # fmt: skip
-def test_names_that_differ_only_in_how_they_are_written_are_said_before_a_training(clean, names, noted):
+def test_names_that_differ_only_in_how_they_are_written_are_reported_before_a_training(clean, names, noted):
     def rename(document):
         for row, name in zip(document["categories"], names, strict=True):
             row["name"] = name
@@ -182,7 +182,7 @@ def test_more_objects_than_queries_detections_and_denoising(clean):
     }  # fmt: skip
 
 
-def test_a_box_that_a_click_left_is_told(clean):
+def test_a_box_that_a_click_left_is_reported(clean):
     edit(clean, lambda d: d["annotations"][0].update(bbox=[7, 8, 1, 2]))
     (finding,) = [f for _, f in check(clean).findings() if f.code == "DATA-BOX-DOT"]
     assert finding.level == "warning" and finding.text.endswith("as from an accidental click: 0001.png [7, 8, 1, 2]")
@@ -248,7 +248,7 @@ def test_odd_sizes_are_found(clean):
     assert codes(check(clean))["DATA-IMAGE-ODD"] == 2
 
 
-def test_several_frames_are_told(clean):
+def test_several_frames_are_reported(clean):
     noise(1).save(clean / "train2017" / "0001.png", format="GIF", save_all=True, append_images=[noise(2)])
     assert codes(check(clean)) == {"DATA-IMAGE-FRAMES": 1}
 
@@ -285,7 +285,7 @@ def test_what_is_no_image_is_an_error(clean, content):
     assert codes(check(clean, decode=False)) == {"DATA-IMAGE-FORMAT": 1}
 
 
-def test_many_images_are_looked_at_in_processes_with_the_same_result(clean, monkeypatch):
+def test_many_images_are_processed_in_processes_with_the_same_result(clean, monkeypatch):
     annotations = read_annotations(find_layout(clean).train)
     alone = list(pictures.scan_images(annotations, TINY.data, decode=True))
     monkeypatch.setattr(pictures, "FEW", 1)
@@ -293,7 +293,7 @@ def test_many_images_are_looked_at_in_processes_with_the_same_result(clean, monk
     assert list(pictures.scan_images(annotations, TINY.data, True, [2, 0])) == [alone[2], alone[0]]
 
 
-def test_a_process_that_is_killed_while_it_looks_is_told(clean, monkeypatch):
+def test_a_process_that_is_killed_while_it_looks_is_reported(clean, monkeypatch):
     monkeypatch.setattr(pictures, "FEW", 1)
     monkeypatch.setattr(pictures, "read_header", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(EnvironmentFault, match="a process that reads images was killed"):
@@ -464,7 +464,7 @@ def test_a_box_far_larger_than_its_image_is_not_trained_on(clean):
     assert codes(check(clean))["DATA-BOX-OUTSIDE"] == 1
 
 
-def test_errors_of_a_whole_file_keep_their_advice_and_a_missing_split_is_told(clean):
+def test_errors_of_a_whole_file_keep_their_advice_and_a_missing_split_is_reported(clean):
     (clean / "annotations" / "instances_val2017.json").unlink()
     edit(clean, lambda d: d.pop("categories"))
     found = {finding.code: finding for _, finding in check(clean).findings()}
@@ -509,7 +509,7 @@ def test_a_backslash_may_be_part_of_a_files_name(clean):
     assert len(read_annotations(find_layout(clean).train).image_ids) == 3
 
 
-def test_a_mark_of_crowds_that_is_none_is_said(clean):
+def test_a_mark_of_crowds_that_is_none_is_reported(clean):
     def change(document):
         for row, crowd in zip(document["annotations"], (2, -1, "yes", [1], None, 0, 1, "true"), strict=False):
             row["iscrowd"] = crowd

@@ -200,7 +200,7 @@ def test_weights_without_names_are_matched_by_number(make_coco):
     assert read_annotations(make_coco(name="val"), known).labels.tolist() == [1, 2, 2]
 
 
-def test_where_no_object_is_of_a_known_class_nothing_can_be_judged(make_coco):
+def test_where_no_object_is_of_a_known_class_nothing_can_be_evaluated(make_coco):
     message = refusal(make_coco(name="val"), [Category(1, "cat"), Category(2, "dog")])
     assert "no object in" in message and "(cat, dog)" in message and "disc" in message
 

@@ -86,7 +86,7 @@ def test_keypoints_behind_a_box_are_no_outline(tmp_path, count, dims, said):
     assert close(read(tmp_path), drawn["train"])
 
 
-def test_a_few_lines_that_may_be_keypoints_or_outlines_are_refused_until_it_is_said(tmp_path):
+def test_a_few_lines_that_may_be_keypoints_or_outlines_are_refused_until_it_is_reported(tmp_path):
     drawn = yolo(tmp_path, lambda box: written(*shares(box), *keypoints(box, 2, 2)), num=3)
     with pytest.raises(DataError, match="either polygons or boxes with keypoints") as caught:
         read(tmp_path)
@@ -106,7 +106,7 @@ def test_outlines_are_read_by_their_extent_however_many(tmp_path, num):
     assert close(read(tmp_path), drawn["train"])
 
 
-def test_a_trackers_lines_are_refused_in_words(tmp_path):
+def test_a_trackers_lines_are_refused(tmp_path):
     yolo(tmp_path, lambda box: written(*shares(box), 0.93) + " 1")
     with pytest.raises(DataError, match="a box, a confidence and a track"):
         read(tmp_path)

@@ -260,7 +260,7 @@ def test_confusion_counts_each_object_and_detection_once():
 # intervals and comparison --------------------------------------------------------------------------------------------
 
 
-def test_a_sample_gives_the_numbers_of_pictures_that_are_there_several_times():
+def test_a_sample_gives_the_numbers_of_images_that_are_there_several_times():
     annotations, results = problem(5, crowds=0.2)
     samples = resample(match(annotations, results), 4, seed=3)
     random = np.random.default_rng(3)
@@ -304,7 +304,7 @@ def test_a_change_that_helps_everywhere_is_more_than_chance_and_none_is_none():
         compare(half, other)
 
 
-def test_the_worst_pictures_have_the_most_errors():
+def test_the_worst_images_have_the_most_errors():
     annotations = make([0, 1, 1, 2], [0, 0, 0, 0], [[0, 0, 9, 9], [0, 0, 9, 9], [50, 0, 9, 9], [0, 0, 9, 9]])
     results = [row(annotations, 0, 0, [0, 0, 9, 9], 0.9), row(annotations, 2, 0, [90, 90, 9, 9], 0.9)]
     worst = analyse(annotations, results, 0).worst
@@ -405,7 +405,7 @@ def test_many_classes_make_a_small_page_with_the_worst_of_them_and_files_with_al
         assert f"The first 200 of {kinds:,} rows; all are in report-by-class.csv." in written[0].read_text()
 
 
-def test_each_object_and_detection_of_a_bad_picture_is_a_box(made):
+def test_each_object_and_detection_of_a_bad_image_is_a_box(made):
     analysis, page = made
     gallery = parts(page, Gallery)["Predictions and annotations"]
     assert gallery.threshold == analysis.threshold

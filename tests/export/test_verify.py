@@ -40,7 +40,7 @@ def rows(rng: np.random.Generator, count: int = 40) -> tuple[np.ndarray, np.ndar
     return rng.integers(0, 3, count), -np.sort(-rng.random(count)), rng.random((count, 4)) * 300
 
 
-def test_the_order_of_detections_says_nothing():
+def test_the_order_of_detections_does_not_matter():
     rng = np.random.default_rng(1)
     found = rows(rng)
     order = rng.permutation(40)
@@ -48,7 +48,7 @@ def test_the_order_of_detections_says_nothing():
 
 
 @pytest.mark.parametrize(("column", "by"), [(1, 3e-4), (2, 0.2)])
-def test_a_single_number_that_is_off_is_found(column, by):
+def test_a_single_wrong_value_is_found(column, by):
     rng = np.random.default_rng(2)
     found = rows(rng)
     got = [x.copy() for x in found]
@@ -58,7 +58,7 @@ def test_a_single_number_that_is_off_is_found(column, by):
     assert not difference.within(EXACT)
 
 
-def test_another_class_and_numbers_that_are_not_finite_are_found():
+def test_a_wrong_class_and_non_finite_values_are_found():
     found = rows(np.random.default_rng(3))
     others = found[0].copy()
     others[0] = 7
@@ -68,13 +68,13 @@ def test_another_class_and_numbers_that_are_not_finite_are_found():
     assert not compare(found, (found[0], scores, found[2]), EXACT).within(EXACT)
 
 
-def test_in_8_bits_one_detection_in_ten_may_be_off():
+def test_in_int8_one_detection_in_ten_may_differ():
     eight = TOLERANCES["int8"]
     assert Difference(0.9, 50, off=2, compared=20).within(eight)
     assert not Difference(0.9, 50, off=3, compared=20).within(eight)
 
 
-def test_in_8_bits_it_says_nothing_which_of_several_boxes_on_one_object_scores_best():
+def test_in_int8_it_does_not_matter_which_of_several_boxes_of_an_object_scores_best():
     box, moved, far = [10.0, 10, 60, 60], [12.0, 10, 62, 60], [100.0, 10, 160, 60]
     model = np.array([1, 1, 0]), np.array([0.9, 0.35, 0.6]), np.array([box, moved, far])
     file = np.array([1, 0, 1]), np.array([0.85, 0.55, 0.1]), np.array([moved, far, box])
@@ -84,7 +84,7 @@ def test_in_8_bits_it_says_nothing_which_of_several_boxes_on_one_object_scores_b
 @pytest.mark.parametrize(
     ("label", "score", "shift"), [(0, 0.9, 0), (1, 0.7, 0), (1, 0.9, 30)], ids=["class", "score", "place"]
 )
-def test_in_8_bits_an_object_of_another_class_score_or_place_is_off_in_both_directions(label, score, shift):
+def test_in_int8_an_object_with_another_class_score_or_position_differs_in_both_directions(label, score, shift):
     box = np.array([[10.0, 10, 60, 60]])
     model, file = (np.array([1]), np.array([0.9]), box), (np.array([label]), np.array([score]), box + shift)
     assert compare(model, file, TOLERANCES["int8"])[2:4] == (2, 2)
@@ -93,7 +93,7 @@ def test_in_8_bits_an_object_of_another_class_score_or_place_is_off_in_both_dire
     assert compare(nothing, file, TOLERANCES["int8"])[2:4] == (1, 1)
 
 
-def test_nothing_compared_is_not_good():
+def test_a_comparison_without_detections_fails():
     assert not Difference().within(EXACT)
 
 
@@ -139,7 +139,7 @@ def test_a_trace_gives_the_graph_s_detections_of_another_batch():
         assert difference.within(EXACT), difference
 
 
-def test_a_graph_that_forgets_the_padding_is_found_out(monkeypatch):
+def test_a_graph_that_ignores_the_padding_is_detected(monkeypatch):
     monkeypatch.setattr(graph_module, "padding_mask", lambda sizes, *canvas: torch.zeros(len(sizes), *canvas).bool())
     assert not graph_against_model("r50-4scale", np.random.default_rng(6)).within(EXACT)
 
@@ -174,7 +174,7 @@ class Broken:
 
 
 @pytest.mark.parametrize(("kind", "said"), [("closed", "failed to run: bad magic"), ("wrong", "differ from the model")])
-def test_a_file_that_is_wrong_keeps_the_name_unverified(tmp_path, monkeypatch, kind, said):
+def test_a_wrong_file_is_left_as_unverified(tmp_path, monkeypatch, kind, said):
     broken = Broken(kind)
     monkeypatch.setitem(write.FORMATS, "torch-export", (broken, ".pt2", (), ""))
     monkeypatch.setattr(export, "open_exported", broken.opened)
@@ -239,7 +239,7 @@ class Shuffled(Swapped):
 
 
 @pytest.mark.parametrize(("gap", "good"), [(0.3, True), (6.0, False)])
-def test_very_many_equal_proposals_may_be_in_any_order_but_others_may_not(monkeypatch, gap, good):
+def test_many_tied_proposals_may_be_in_any_order_but_others_may_not(monkeypatch, gap, good):
     monkeypatch.setattr("dinocore.export.verify.TIE", 0.3)  # the best twenty lie within 1
     monkeypatch.setattr("dinocore.export.verify.MAX_TIES", 2)
     detector, graph = detector_of(small("tiny"))
@@ -258,7 +258,7 @@ def test_very_many_equal_proposals_may_be_in_any_order_but_others_may_not(monkey
 
 
 @pytest.mark.parametrize("equal", [True, False])
-def test_only_proposals_of_equal_score_may_change_places(monkeypatch, equal):
+def test_only_tied_proposals_may_change_places(monkeypatch, equal):
     monkeypatch.setattr("dinocore.export.verify.TIE", 10.0 if equal else TIE)
     detector, graph = detector_of(small("tiny"))
     torch.nn.init.normal_(detector.model.proposer.content.content, std=3)
@@ -274,7 +274,7 @@ def test_only_proposals_of_equal_score_may_change_places(monkeypatch, equal):
     assert bool(worst.ties) == equal
 
 
-def test_equal_proposals_are_found_up_to_the_first_that_is_not_chosen():
+def test_ties_are_found_up_to_the_first_proposal_that_is_not_selected():
     ranks = torch.tensor([0.0, 5.0, 5.0 + TIE / 2, 3.0, 3.0, 1.0, 1.0])
     usable = torch.tensor([True] * 5 + [False] * 2)
     assert tied_pairs(ranks, usable, 3) == [(2, 1), (3, 4)]
@@ -304,7 +304,7 @@ def test_a_format_is_written_and_gives_the_model_s_numbers(tmp_path, format, pre
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["tiny", "r50-4scale"])
-def test_one_onnx_file_takes_canvases_of_many_sizes(tmp_path, preset):
+def test_one_onnx_file_accepts_canvases_of_many_sizes(tmp_path, preset):
     pytest.importorskip("onnxscript")
     request = Request("onnx", tmp_path / "model.onnx", sizes=[(96, 128), (256, 256)], max_dets=30)
     done = export_weights(small(preset), tmp_path, request, images(np.random.default_rng(8)))
@@ -326,7 +326,7 @@ def free_sizes(file: Path) -> dict[str, list[str | int]]:
     return {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
 
 
-def test_free_sizes_of_an_onnx_file_have_names_wherever_they_occur_and_others_stay():
+def test_dynamic_dims_of_an_onnx_file_are_named_everywhere_and_others_stay():
     from onnx import TensorProto, helper
 
     def value(name, *shape):

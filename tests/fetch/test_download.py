@@ -30,7 +30,7 @@ def test_a_file_arrives(fetch, server):
     assert fetch() == CONTENT and ranges(server) == [None], "a whole one is not asked for again"
 
 
-def test_a_cut_download_goes_on_where_it_was(fetch, server, heard):
+def test_a_cut_download_continues_where_it_was(fetch, server, heard):
     server.plan = ["cut 1000", "cut 5000", "cut 7"]
     assert fetch() == CONTENT
     assert ranges(server) == [None, "bytes=1000-", "bytes=6000-", "bytes=6007-"]
@@ -113,7 +113,7 @@ def test_a_proxy_is_asked(fetch, server, monkeypatch):
     assert server.requests[0]["path"] == "http://weights.invalid/a.pth"
 
 
-def test_a_full_disk_is_one_line(fetch, monkeypatch):
+def test_a_full_disk_is_a_one_line_error(fetch, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(EnvironmentFault, match=r"needs 0\.3 MB and 0\.0 MB are free; set DINO_CACHE"):
         fetch()

@@ -183,7 +183,7 @@ def test_paths_runs_and_the_bundled_model(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["file", "/proc/none"])
-def test_a_cache_that_cannot_be_written_is_one_line(place, publish, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_a_one_line_error(place, publish, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DINO_CACHE", str(tmp_path / place))
     publish()
@@ -317,7 +317,7 @@ def test_prefixes_of_training_tools_are_taken_off(prefix, official_bytes, known_
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_a_moving_average_beside_the_weights_is_said_and_can_be_chosen(
+def test_a_moving_average_beside_the_weights_is_reported_and_can_be_chosen(
     official_bytes, known_model, server, tmp_path, heard
 ):
     state = torch.load(io.BytesIO(official_bytes), weights_only=False)["model"]

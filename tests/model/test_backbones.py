@@ -37,7 +37,7 @@ def build(name, strides=(8, 16, 32), frozen=-1, rate=0.0, run=direct):
 
 
 @pytest.mark.parametrize(("name", "strides"), KINDS)
-def test_maps_of_pictures_of_any_size_and_every_parameter_learns(name, strides, smaller):
+def test_maps_of_images_of_any_size_and_every_parameter_learns(name, strides, smaller):
     backbone = build(name, strides, rate=0.1).train()
     for size in ((64, 96), (75, 130)):
         maps = backbone(torch.randn(2, 3, *size))

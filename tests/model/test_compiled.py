@@ -66,7 +66,7 @@ def test_sizes_that_come_once_are_never_compiled(pair):
     assert not to_compile.shapes and len(plain.shapes) == 32
 
 
-def test_where_compiling_fails_the_plain_form_goes_on_with_one_warning(pair, monkeypatch):
+def test_where_compiling_fails_the_plain_form_continues_with_one_warning(pair, monkeypatch):
     plain, _, model = pair
 
     def fail(images, padding):

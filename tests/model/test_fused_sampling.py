@@ -58,7 +58,7 @@ def test_short_floats_are_rounded_once_at_the_end(dtype):
 
 
 @NUMBA
-def test_what_lies_on_padding_is_never_looked_at():
+def test_what_lies_on_padding_is_never_processed():
     value, padding, *rest = inputs()
     poisoned = value.masked_fill(padding[..., None, None], math.nan)
     assert fused(poisoned, padding, *rest).equal(fused(value, padding, *rest))

@@ -120,7 +120,7 @@ def test_a_whole_swin_at_any_size(small, size):
 
 
 @torch.no_grad()
-def test_pictures_of_a_batch_do_not_see_each_other(small):
+def test_images_of_a_batch_do_not_see_each_other(small):
     model = small().eval()
     images = torch.randn(3, 3, 40, 56)
     together = model(images)

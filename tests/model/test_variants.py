@@ -92,7 +92,7 @@ def test_pure_queries_take_content_from_the_chosen_tokens_without_their_gradient
     assert not any("content" in name for name, _ in model.named_parameters())
 
 
-def test_static_queries_have_no_first_stage_and_start_within_the_picture():
+def test_static_queries_have_no_first_stage_and_start_within_the_image():
     model, _ = small('model.queries="static"', "model.num_queries=50")
     images, padding, _ = a_batch()
     output = model(images, padding)
@@ -153,7 +153,7 @@ def test_fewer_tokens_than_queries_give_fewer_predictions():
     assert output.final.logits.shape[1] == output.proposals.boxes.shape[1] == tokens
 
 
-def test_a_picture_of_one_pixel_goes_through():
+def test_an_image_of_one_pixel_goes_through():
     model, _ = small()
     output = model.eval()(torch.zeros(1, 3, 1, 1), torch.zeros(1, 1, 1, dtype=torch.bool))
     assert output.final.boxes.isfinite().all()

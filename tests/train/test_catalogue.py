@@ -43,7 +43,7 @@ def messages_of(events):
 
 
 @pytest.mark.slow
-def test_a_run_does_not_go_on_with_other_classes(small_config, start):
+def test_a_run_does_not_continue_with_other_classes(small_config, start):
     context, _ = start(small_config(*LITTLE))
     with pytest.raises(CheckpointError, match=r"the run has the classes RBC, .* --weights RUN/best\.safetensors"):
         check_same_data({"classes": [[1, "RBC"], [2, "WBC"]]}, context.data, allow_change=True)
@@ -118,7 +118,7 @@ def test_a_metric_that_is_no_number_is_never_best(small_config, start):
 
 
 @pytest.mark.slow
-def test_what_a_run_goes_on_from_is_not_pruned(small_config, start, run_to_end):
+def test_what_a_run_continues_from_is_not_pruned(small_config, start, run_to_end):
     context, state = start(small_config(*LITTLE, "train.save_every_steps=3", "train.keep_checkpoints=9"))
     run_to_end(context, state)
     origin = context.folder / "checkpoints" / "step-00000006"  # within an epoch, so it is not the best one either
@@ -190,7 +190,7 @@ def test_twenty_gradients_in_a_row_that_overflow_fp16_end_the_run(small_config, 
 
 
 @pytest.mark.slow
-def test_a_host_that_has_no_memory_for_a_picture_says_so_and_the_steps_before_are_saved(
+def test_a_host_that_has_no_memory_for_an_image_says_so_and_the_steps_before_are_saved(
     small_config, start, monkeypatch
 ):
     original, calls = feeding._next, []
@@ -219,7 +219,7 @@ def test_a_host_that_has_no_memory_for_a_picture_says_so_and_the_steps_before_ar
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_reader_that_fails_names_the_picture_and_the_state_is_saved(workers, small_config, start, monkeypatch):
+def test_a_reader_that_fails_names_the_image_and_the_state_is_saved(workers, small_config, start, monkeypatch):
     context, state = start(small_config(*LITTLE, f"data.workers={workers}"))
     original, third = TrainingImages._read, str(context.data.train.path(3).name)
 
@@ -237,7 +237,7 @@ def test_a_reader_that_fails_names_the_picture_and_the_state_is_saved(workers, s
     assert step_of(list_checkpoints(context.folder / "checkpoints")[-1]) == state.progress.step >= 4
 
 
-def test_check_shared_memory_is_said_before_the_first_step(small_config, monkeypatch):
+def test_check_shared_memory_is_reported_before_the_first_step(small_config, monkeypatch):
     monkeypatch.setattr(faults.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**5))
     assert "--ipc=host" in faults.check_shared_memory(small_config(), 2)
     assert faults.check_shared_memory(small_config(), 0) == "", "without readers nothing is shared"

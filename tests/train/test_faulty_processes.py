@@ -22,7 +22,7 @@ def test_memory_that_one_process_lacks_ends_both_with_the_state_before_the_step_
 
 
 @pytest.mark.parametrize("fault, rank", [("forward", 0), ("backward", 1)])
-def test_both_go_on_with_half_as_many_pictures_as_if_they_had_never_tried_more(fault, rank, together, outcome):
+def test_both_continue_with_half_as_many_images_as_if_they_had_never_tried_more(fault, rank, together, outcome):
     of_eight = ("train.batch_size=8", "train.epochs=3")
     halve = ("train.micro_batch_size=2", 'train.on_out_of_memory="halve"')
     codes, said, folder = together(*of_eight, *halve, fault=fault, rank=rank, at=1)
@@ -42,7 +42,7 @@ T15 = [
 
 
 @pytest.mark.parametrize("fault, rank, told", T15)
-def test_an_evaluation_or_a_log_that_fails_on_one_process_is_a_warning_and_both_go_on(fault, rank, told, together):
+def test_an_evaluation_or_a_log_that_fails_on_one_process_is_a_warning_and_both_continue(fault, rank, told, together):
     codes, said, folder = together("train.batch_size=8", fault=fault, rank=rank)
     assert codes == [0, 0] and said[0] == [told]
     assert [step_of(path) for path in list_checkpoints(folder / "checkpoints")] == [1, 2]

@@ -105,7 +105,7 @@ def test_a_stop_during_the_last_evaluation_is_no_end(small_config, start, run_to
     assert (context.folder / "best.safetensors").is_file()
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_and_said(small_config, start, run_to_end):
+def test_a_damaged_newest_checkpoint_is_passed_over_and_reported(small_config, start, run_to_end):
     context, state = start(small_config())
     run_to_end(context, state)
     older, newest = list_checkpoints(context.folder / "checkpoints")
@@ -153,14 +153,14 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(small_config, start):
     assert all(torch.equal(a, b) for a, b in zip(before, state.model.backbone.parameters(), strict=True))
 
 
-def test_a_gradient_that_is_not_finite_names_itself_and_its_pictures(small_config, start):
+def test_a_gradient_that_is_not_finite_names_itself_and_its_images(small_config, start):
     context, state = start(small_config())
     state.model.neck.project[0][0].weight.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(DivergedError, match=r"grad_norm is not finite in step 1: .*smear_.*layer neck.project.0.0"):
         list(train(context, state))
 
 
-def test_one_bad_picture_is_replaced_and_said_once(pictures, small_config, start, run_to_end, tmp_path):
+def test_one_bad_image_is_replaced_and_said_once(pictures, small_config, start, run_to_end, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(pictures, folder)
     bad = sorted((folder / "train2017").iterdir())[0]
@@ -170,7 +170,7 @@ def test_one_bad_picture_is_replaced_and_said_once(pictures, small_config, start
     assert len(warnings) == 1 and bad.name in warnings[0]
 
 
-def test_too_many_bad_pictures_end_the_run(pictures, small_config, start, run_to_end, tmp_path):
+def test_too_many_bad_images_end_the_run(pictures, small_config, start, run_to_end, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(pictures, folder)
     context, state = start(small_config(f'data.path="{folder}"', "train.epochs=4"))
@@ -180,7 +180,7 @@ def test_too_many_bad_pictures_end_the_run(pictures, small_config, start, run_to
         run_to_end(context, state)
 
 
-def test_pictures_without_objects_train_and_evaluate(pictures, small_config, start, run_to_end, tmp_path):
+def test_images_without_objects_train_and_evaluate(pictures, small_config, start, run_to_end, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(pictures, folder)
     for split in ("train", "val"):
@@ -194,7 +194,7 @@ def test_pictures_without_objects_train_and_evaluate(pictures, small_config, sta
     assert all(event.metrics.summary["AP"] == -1 for event in evaluated)  # nothing to judge by, as in pycocotools
 
 
-def test_a_picture_smaller_than_the_queries_need_trains(small_config, start, run_to_end, tmp_path):
+def test_an_image_smaller_than_the_queries_need_trains(small_config, start, run_to_end, tmp_path):
     folder = tmp_path / "data"
     (folder / "images").mkdir(parents=True)
     Image.new("RGB", (24, 20), "red").save(folder / "images" / "a.png")

@@ -236,7 +236,7 @@ def test_out_of_memory_names_sizes_and_flags_and_keeps_the_last_state(small_conf
 
 @pytest.mark.slow
 @pytest.mark.parametrize("amp", ["off", "fp16"])
-def test_with_half_as_many_pictures_a_run_goes_on_as_if_it_had_never_tried_more(
+def test_with_half_as_many_images_a_run_continues_as_if_it_had_never_tried_more(
     amp, small_config, start, monkeypatch, outcome
 ):
     """Four images are too many in step 3: what follows is as in a run that was stopped there and resumed with two."""
@@ -254,7 +254,7 @@ def test_with_half_as_many_pictures_a_run_goes_on_as_if_it_had_never_tried_more(
     assert outcome(context.folder) == outcome(other.folder) and isinstance(events[-1], Finished)
 
 
-def test_one_picture_cannot_be_halved(small_config, start, monkeypatch):
+def test_one_image_cannot_be_halved(small_config, start, monkeypatch):
     context, state = start(small_config(*LITTLE, 'train.on_out_of_memory="halve"'))
     short_of_memory(monkeypatch, at=1)
     with pytest.raises(EnvironmentFault, match="out of memory"):
@@ -286,7 +286,7 @@ def nan_box(batch):
 
 
 @pytest.mark.parametrize("change, says", [(nan_picture, "its pixels"), (nan_box, "its boxes")])
-def test_a_bad_number_in_the_data_names_the_picture_and_no_step_is_taken(
+def test_a_bad_number_in_the_data_names_the_image_and_no_step_is_taken(
     change, says, small_config, start, monkeypatch
 ):
     poison(monkeypatch, change)

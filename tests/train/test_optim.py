@@ -90,7 +90,7 @@ def test_the_plan_of_the_rate_says_when_it_drops_and_what_is_out_of_reach():
     assert warmup_warning(3, short) == warmup_warning(1, TrainConfig(warmup_steps=0)) == ""
 
 
-def test_drops_of_the_rate_that_never_come_are_said():
+def test_drops_of_the_rate_that_never_come_are_reported():
     assert "after epochs 3 and 5 of 12" in describe_lr(9, TrainConfig(lr_drop_epochs=(5, 3)))
     warning = drops_warning(9, TrainConfig(epochs=12, lr_drop_epochs=(9, 40)))
     assert warning.startswith("the run has 12 epochs, and its learning rate would drop after 40; --set train.epochs=41")

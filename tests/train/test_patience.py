@@ -21,7 +21,7 @@ with processes.process_group(torch.device("cpu")) as group:
 
 
 @pytest.mark.slow
-def test_rank_0_may_work_alone_for_longer_than_the_others_wait_for_one_another(tmp_path):
+def test_rank_0_may_work_alone_for_longer_than_the_timeout_between_ranks(tmp_path):
     (tmp_path / "alone.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "alone.py"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

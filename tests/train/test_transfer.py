@@ -59,13 +59,13 @@ def test_one_class_is_a_class_too(move, old, new):
     assert all(torch.equal(now[key], fresh[key]) for key in per_class(now))
 
 
-def test_a_first_stage_for_foreground_is_of_no_class(move):
+def test_a_foreground_first_stage_has_no_class_rows(move):
     change = ["model.first_stage=foreground"]
     old, _, now, _ = move(["cat"], ["dog"], change, change)
     assert torch.equal(now["proposer.class_head.weight"], old["proposer.class_head.weight"])
 
 
-def test_another_kind_of_denoising_is_said(move):
+def test_another_kind_of_denoising_is_reported(move):
     off = ["model.denoising.kind=none"]
     assert move(["a"], ["a"], (), off)[3].notes == [
         "the file's label embedding is dropped, because there is no denoising"

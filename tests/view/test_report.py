@@ -260,7 +260,7 @@ def test_a_flat_box_is_seen(visit):
 
 
 @pytest.mark.slow
-def test_a_label_of_a_long_name_loses_its_middle_and_has_all_of_it_where_it_is_looked_at(visit):
+def test_a_label_of_a_long_name_loses_its_middle_and_has_all_of_it_where_it_is_processed(visit):
     name = "neutrophilic segmented granulocyte"
     tab = visit(page_of(Gallery("", [image(marks=[Mark((20, 45, 100, 70), name, "found", 0.53)], size=(480, 360))])))
     tab.locator("figure").scroll_into_view_if_needed()
@@ -319,7 +319,7 @@ def test_curves_and_matrices_tell_their_values(visit):
 
 
 @pytest.mark.slow
-def test_a_image_is_enlarged_and_turned_by_keyboard(visit):
+def test_an_image_is_enlarged_and_turned_by_keyboard(visit):
     tab = visit(full_page())
     tab.locator(".open").first.press("Enter")
     box = tab.locator("dialog")
