@@ -216,7 +216,7 @@ def test_each_request_on_a_keep_alive_connection_has_its_own_time_limit_for_head
     connection.close()
 
 
-def test_a_body_that_does_not_say_its_length_is_cut_off_at_the_limit(service):
+def test_a_body_without_content_length_is_cut_off_at_the_limit(service):
     send = service(bytes=100_000)
 
     def endless():
@@ -252,7 +252,7 @@ def active(send):
     return int(re.search(r"dino_requests_active (\d+)", send("GET", "/metrics")[1].decode())[1])
 
 
-def test_requests_that_wait_are_computed_together(service, detector, monkeypatch):
+def test_waiting_requests_are_batched(service, detector, monkeypatch):
     forward, sizes, first = detector.forward, [], threading.Event()
 
     def slow(batch):
@@ -371,7 +371,7 @@ def test_the_page_shows_a_dropped_image_with_boxes_above_the_threshold_and_propo
 
 
 @pytest.mark.slow
-def test_a_signal_ends_the_service_after_what_is_in_work(tmp_path):
+def test_a_signal_stops_the_service_after_the_pending_requests(tmp_path):
     process = subprocess.Popen([sys.executable, "-m", "dinocli", "serve", "--port", "0", "--weights", "bundled"],
                                stderr=subprocess.PIPE, text=True, cwd=tmp_path)  # fmt: skip
     line = next(line for line in process.stderr if "serving on" in line)
@@ -404,7 +404,7 @@ def test_a_signal_ends_the_service_after_what_is_in_work(tmp_path):
 
 
 @pytest.mark.slow
-def test_ten_thousand_requests_with_bad_ones_among_them(service, detector):
+def test_ten_thousand_requests_including_bad_ones(service, detector):
     """The model is replaced by a quick one: what is under load here is the service."""
     send = service()
     good, bad = encoded(size=(32, 32)), b"bad"

@@ -49,7 +49,7 @@ def read(path, **given):
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
-def test_a_video_that_is_cut_off_says_where_it_ends(write_video, name):
+def test_a_truncated_video_reports_where_it_ends(write_video, name):
     path = write_video(name, **({"movflags": "faststart"} if name == "a.mp4" else {}))
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * 0.6)])
@@ -59,7 +59,7 @@ def test_a_video_that_is_cut_off_says_where_it_ends(write_video, name):
     assert read(path, end=0.4)[1] == [], "what lies behind the end that was asked for is nobody's business"
 
 
-def test_frames_that_are_lost_without_an_error_leave_a_gap_that_is_reported(write_video):
+def test_frames_lost_without_an_error_are_reported_as_a_gap(write_video):
     path = write_video("a.mkv")
     content = bytearray(path.read_bytes())
     middle, length = len(content) // 2, len(content) // 10
@@ -71,7 +71,7 @@ def test_frames_that_are_lost_without_an_error_leave_a_gap_that_is_reported(writ
     assert all(frame.number == round(frame.seconds * 25) for frame in frames)
 
 
-def test_frames_that_were_decoded_with_errors_are_told_and_given(write_video):
+def test_frames_decoded_with_errors_are_reported_and_returned(write_video):
     path = write_video()
     content = bytearray(path.read_bytes())
     for place in np.random.default_rng(2).integers(len(content) // 4, len(content) * 3 // 4, 20):
@@ -86,7 +86,7 @@ def test_frames_that_were_decoded_with_errors_are_told_and_given(write_video):
     ("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.ts", "libx264"), ("a.avi", "mpeg4"), ("a.avi", "libx264"),
     ("a.webm", "libvpx"), ("a.mpg", "mpeg2video"), ("a.wmv", "wmv2"), ("a.flv", "libx264"), ("a.3gp", "libx264"),
 ])  # fmt: skip
-def test_a_video_that_is_whole_has_no_damage_and_can_be_cut_anywhere(write_video, name, codec):
+def test_an_intact_video_has_no_damage_and_can_be_read_from_any_start(write_video, name, codec):
     path = write_video(name, codec=codec)
     whole, damaged = read(path)
     assert damaged == [] and [frame.number for frame in whole] == list(range(50))
@@ -107,7 +107,7 @@ def test_numbers_of_a_video_of_varying_rate_do_not_depend_on_the_start(write_vid
     ((1, 0, 0, 1), (0, 0)), ((-1, 0, 0, 1), (0, 1)), ((1, 0, 0, -1), (1, 0)), ((-1, 0, 0, -1), (1, 1)),
     ((0, 1, -1, 0), (0, 1)), ((0, -1, 1, 0), (1, 0)), ((0, 1, 1, 0), (0, 0)),
 ])  # fmt: skip
-def test_a_video_is_turned_and_mirrored_as_it_says(write_video, matrix, dark):
+def test_a_video_is_rotated_and_flipped_according_to_its_metadata(write_video, matrix, dark):
     path = write_video(times=range(0, 120, 40))
     content = bytearray(path.read_bytes())
     at = content.index(b"tkhd") + 4 + 40  # (x, y) is shown at (a x + c y, b x + d y)
@@ -121,7 +121,7 @@ def test_a_video_is_turned_and_mirrored_as_it_says(write_video, matrix, dark):
 
 
 @pytest.mark.parametrize("sends", [False, True])
-def test_a_stream_that_falls_silent_ends(write_video, monkeypatch, sends):
+def test_a_stream_without_data_ends_after_a_timeout(write_video, monkeypatch, sends):
     """While FFmpeg waits, no signal is heard: without an end of its own the command could only be killed."""
     monkeypatch.setattr(video, "TIMEOUTS", (3.0, 0.5))
     content, held = write_video("a.ts", codec="mpeg2video").read_bytes(), []
@@ -161,14 +161,14 @@ def shade(frame):
 
 
 @pytest.mark.parametrize("suffix", sorted(CODECS))
-def test_every_kind_of_video_is_written_at_the_rate_of_its_frames(tmp_path, suffix):
+def test_every_video_format_is_written_at_its_frame_rate(tmp_path, suffix):
     times, rate = written(tmp_path / f"a{suffix}", [3 + k * 0.4 for k in range(6)], 2.5)
     assert rate == pytest.approx(2.5, rel=0.01)
     assert [b - a for a, b in pairwise(times)] == pytest.approx([0.4] * 5, abs=2e-3)
 
 
 @pytest.mark.parametrize("suffix", sorted(CODECS))
-def test_a_video_that_was_written_is_read_with_each_frame_at_its_place(tmp_path, suffix):
+def test_a_written_video_is_read_back_with_each_frame_in_place(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     written(path, [k / 25 for k in range(40)], 25)
     for start in (0, 1.2):
@@ -177,7 +177,7 @@ def test_a_video_that_was_written_is_read_with_each_frame_at_its_place(tmp_path,
         assert [shade(frame) for frame in frames] == [frame.number % 10 for frame in frames]
 
 
-def test_where_no_frame_comes_a_video_without_times_shows_the_last_one(tmp_path):
+def test_a_container_without_timestamps_repeats_the_last_frame_in_gaps(tmp_path):
     written(tmp_path / "a.avi", [0, 0.04, 0.24], 25, constant_rate=False)
     frames, damaged = read(tmp_path / "a.avi")
     assert damaged == [] and [frame.number for frame in frames] == list(range(7))
@@ -194,7 +194,7 @@ def test_frames_are_written_at_their_times(tmp_path, rate, constant_rate):
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("suffix", [".mp4", ".avi", ".webm"])
 @pytest.mark.parametrize("aspect", [Fraction(16, 11), Fraction(9, 16)])
-def test_a_video_whose_pixels_are_no_squares_is_written_as_it_is_shown(write_video, tmp_path, suffix, aspect, turned):
+def test_a_video_with_non_square_pixels_is_written_with_square_ones(write_video, tmp_path, suffix, aspect, turned):
     path = write_video(times=range(0, 120, 40), aspect=aspect)
     if turned:
         content = bytearray(path.read_bytes())
@@ -212,7 +212,7 @@ def test_a_video_whose_pixels_are_no_squares_is_written_as_it_is_shown(write_vid
 
 
 @pytest.mark.parametrize("size", [(96, 65), (31, 200), (640, 64), (192, 128)])
-def test_of_a_video_that_changes_its_size_all_of_each_frame_is_written(tmp_path, size):
+def test_frames_of_a_video_that_changes_its_size_are_written_completely(tmp_path, size):
     path = tmp_path / "a.mp4"
     writer = VideoWriter(path, 25)
     ramp = Image.linear_gradient("L").rotate(90)
@@ -226,7 +226,7 @@ def test_of_a_video_that_changes_its_size_all_of_each_frame_is_written(tmp_path,
     assert inside.min() < 30 and inside.max() > 225, "from its left edge to its right one"
 
 
-def test_a_damaged_aspect_is_passed_over(tmp_path):
+def test_an_invalid_pixel_aspect_ratio_is_ignored(tmp_path):
     writer = VideoWriter(tmp_path / "a.mp4", 25)
     writer.add(Image.new("RGB", (96, 64)), 0, Fraction(5000, 1))
     writer.close()

@@ -103,7 +103,7 @@ def answers_in_ids_of(dino, tmp_path):
 
 
 @pytest.mark.slow
-def test_images_are_learned_by_heart_and_answered_in_the_ids_of_any_file(learn, answers_in_ids_of, tmp_path):
+def test_training_images_are_memorised_and_detected_with_the_ids_of_any_file(learn, answers_in_ids_of, tmp_path):
     folder = tmp_path / "unused, gaps, roboflow"
     file = make(folder, folder.name)
     by_heart = load_weights(learn(folder, tmp_path / "run", 84))

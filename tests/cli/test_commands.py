@@ -170,7 +170,7 @@ def test_an_unknown_precision_is_refused(dino, run_folder, picture):
     assert result.code == 2 and "choose auto, off, bf16, fp16" in result.err
 
 
-def test_a_reader_that_leaves_early_is_no_failure(dino, run_folder, picture, monkeypatch):
+def test_a_reader_that_exits_early_is_not_an_error(dino, run_folder, picture, monkeypatch):
     import sys
 
     from dinocli import console
@@ -198,7 +198,7 @@ def test_globs_and_names_on_standard_input(dino, run_folder, pictures, monkeypat
         assert found[0]["detections"] == json.loads(by_glob.out)[0]["detections"]
 
 
-def test_every_format_says_the_same(dino, run_folder, picture, tmp_path):
+def test_every_format_has_the_same_content(dino, run_folder, picture, tmp_path):
     for kind, out in (("json", "a.json"), ("coco", "b.json"), ("csv", "c.csv"), ("yolo", "d"), ("labelme", "e")):
         result = dino(
             "predict",
@@ -229,7 +229,7 @@ def test_every_format_says_the_same(dino, run_folder, picture, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_an_interrupted_folder_leaves_what_was_found_and_resume_looks_at_the_rest(
+def test_an_interrupted_prediction_keeps_its_results_and_resume_does_the_rest(
     dino, pictures, run_folder, monkeypatch, number
 ):
     read, seen = image_stream.read_image, []
@@ -254,7 +254,7 @@ def test_an_interrupted_folder_leaves_what_was_found_and_resume_looks_at_the_res
     assert dino(*asked).code == 0 and Path("boxes.json").read_text() == resumed, "as without an interrupt"
 
 
-def test_what_is_not_ours_is_not_resumed(dino, picture):
+def test_foreign_files_are_not_resumed(dino, picture):
     Path("boxes.json").write_text('[{"file": 7}]')
     result = dino("predict", picture, "--out", "boxes.json", "--resume")
     assert result.code == 3 and "error[DATA-RESULTS]" in result.err
@@ -270,7 +270,7 @@ def test_a_single_bad_image_keeps_its_code_and_place(dino):
         assert result.code == 3 and (error["code"], error["where"]) == (code, name) and error["fix"]
 
 
-def test_what_systems_leave_in_a_folder_of_photographs_is_not_processed(dino, run_folder, picture, tmp_path):
+def test_system_files_in_a_folder_of_photographs_are_skipped(dino, run_folder, picture, tmp_path):
     for name in ("a.jpg", "._a.jpg", ".thumbnails/a.jpg", "@eaDir/a.jpg/SYNOPHOTO_THUMB_S.jpg", "__MACOSX/._a.jpg"):
         (tmp_path / "usb" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(picture, tmp_path / "usb" / name)
@@ -333,12 +333,12 @@ def test_a_setting_that_has_two_values_is_refused(dino, tmp_path):
     assert result.code == 2 and "`train.epochs` is set twice" in result.err and list(tmp_path.iterdir()) == []
 
 
-def test_a_video_is_told_how_to_become_images(dino, tmp_path):
+def test_a_video_that_cannot_be_opened_is_refused_with_a_command_to_extract_frames(dino, tmp_path):
     (tmp_path / "a.mp4").write_bytes(bytes(64))
     assert "ffmpeg -i a.mp4" in dino("predict", "a.mp4").err
 
 
-def test_memory_that_does_not_suffice_is_exit_5(dino):
+def test_out_of_memory_exits_with_5(dino):
     result = dino("benchmark", "--size", "9999999x9999999")
     assert result.code == 5 and "out of memory" in result.err and "Traceback" not in result.err
 
@@ -597,7 +597,7 @@ def test_other_views_of_proposals_and_the_report(dino, run_folder, picture, pict
     assert dino(*arguments[:-1], "nonsense").code == 2
 
 
-def test_a_bad_image_costs_the_proposals_of_the_others_nothing(dino, run_folder, picture, tmp_path):
+def test_a_bad_image_does_not_affect_the_proposals_of_the_others(dino, run_folder, picture, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     result = dino("inspect-proposals", "bad.jpg", picture, "--weights", run_folder, "--top", "2", "--json")
     assert result.code == 7 and "bad.jpg" in result.err

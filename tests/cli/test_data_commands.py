@@ -62,14 +62,14 @@ def test_errors_have_one_shape_in_words_and_as_an_object(dino, tmp_path):
     assert usage.code == 2 and error["code"] == "USAGE" and "did you mean --decode?" in error["fix"]
 
 
-def test_names_that_command_a_terminal_are_shown_and_not_obeyed(dino, mine):
+def test_control_characters_in_names_are_escaped(dino, mine):
     edit(mine, lambda d: d["categories"][0].update(name="\x1b]0;pwned\x07RBC"))
     result = dino("check-data", mine)
     assert r"'\x1b]0;pwned\x07RBC' -> ]0;pwned RBC" in " ".join(result.out.split())
     assert not {"\x1b", "\x07"} & set(result.out + result.err)
 
 
-def test_an_address_is_refused_and_nothing_downloaded(dino):
+def test_a_url_is_refused_and_nothing_is_downloaded(dino):
     result = dino("predict", "https://example.org/a.jpg")
     assert result.code == 5 and "error[DATA-URL]" in result.err
 

@@ -149,7 +149,7 @@ def test_a_stdout_that_takes_ascii_only_gets_plain_characters(inspect_mask, monk
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_colours_only_where_somebody_watches(inspect_mask, monkeypatch, terminal):
+def test_colours_are_used_only_in_a_terminal(inspect_mask, monkeypatch, terminal):
     shown = Console(highlight=False, soft_wrap=True, force_terminal=terminal, color_system="auto", width=80,
                     _environ={"TERM": "xterm-256color"})  # fmt: skip
     monkeypatch.setattr(console, "stdout", shown)

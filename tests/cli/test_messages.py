@@ -32,7 +32,7 @@ def test_weights_that_are_missing_are_told_before_torch_is_imported(tmp_path):
     assert "the weights yolo.pt: this file does not exist; `dino weights` lists" in " ".join(done.stderr.split())
 
 
-def test_a_file_that_is_no_weights_is_called_that(dino, tmp_path, pictures):
+def test_a_file_that_is_not_a_weights_file_is_named_as_such(dino, tmp_path, pictures):
     (tmp_path / "yolo11n.pt").write_bytes(b"not a checkpoint at all")
     result = dino("predict", pictures / "val2017", "--weights", "yolo11n.pt")
     assert result.code == 4 and "is not a weights file (safetensors or PyTorch)" in result.err

@@ -77,7 +77,7 @@ def test_results_of_images_of_one_name_do_not_overwrite_one_another(dino, small_
         assert targets == {Path(name).resolve() for name in ("x/a.jpg", "y/a.jpg", "z/a-2.jpg")}
 
 
-def test_an_image_called_classes_keeps_its_yolo_lines_beside_the_list_of_classes():
+def test_an_image_called_classes_does_not_overwrite_yolos_list_of_classes():
     assert output_stems(["q/classes.jpg", "b.jpg", "-"], "yolo") == {
         "q/classes.jpg": "classes-2", "b.jpg": "b", "-": "stdin"
     }  # fmt: skip
@@ -92,7 +92,7 @@ def test_coco_lists_all_classes_also_where_nothing_is_found(dino, small_weights,
     assert document["annotations"] == []
 
 
-def test_without_out_a_folder_called_boxes_is_nobodys_business(dino, small_weights, picture):
+def test_without_out_a_folder_called_boxes_does_not_matter(dino, small_weights, picture):
     Path("boxes").mkdir()
     assert dino("predict", picture, "--weights", small_weights).code == 0
 
@@ -104,7 +104,7 @@ def test_an_out_of_another_format_is_refused_with_what_to_type(dino, picture, tm
     assert ("--save-images" in result.err) == (out == "a.jpg")
 
 
-def test_a_dash_is_no_file_to_write(dino, picture):
+def test_a_dash_is_not_an_output_file(dino, picture):
     result = dino("predict", picture, "--out", "-")
     assert result.code == 2 and "--json" in result.err and not Path("-").exists()
 
@@ -119,7 +119,7 @@ def test_json_lines_are_chosen_by_the_suffix_and_can_be_resumed(dino, small_weig
     assert "has 1 of 2 images" in result.err and Path("a.jsonl").read_text().splitlines() == lines
 
 
-def test_a_piece_of_a_line_that_a_kill_left_is_dropped_and_all_come_in_the_order_of_the_inputs(
+def test_an_incomplete_line_left_by_a_kill_is_dropped_and_results_are_in_input_order(
     dino, small_weights, three
 ):
     given = ("predict", *three, "--weights", small_weights, "--threshold", "0", "--out", "a.jsonl")
@@ -208,7 +208,7 @@ def test_resume_does_not_lose_what_was_found_in_images_that_are_not_named_now(di
 
 
 @pytest.mark.parametrize("out", ["a.json", "a.jsonl", None])
-def test_an_image_that_vanishes_before_it_is_drawn_does_not_affect_the_others(dino, small_weights, three, monkeypatch, out):
+def test_an_image_that_vanishes_before_it_is_drawn_only_affects_itself(dino, small_weights, three, monkeypatch, out):
     def draw_first(source, *given):
         if source.parent.name == "y":
             source.unlink()
@@ -300,7 +300,7 @@ def test_an_overlap_without_slices_is_refused(command, dino, picture):
     assert result.code == 2 and "add --slice auto" in result.err
 
 
-def test_where_nobody_watches_a_bar_there_are_lines(dino, small_weights, pictures, tmp_path, monkeypatch):
+def test_without_a_terminal_progress_is_printed_as_lines(dino, small_weights, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr("dinocli.progress.SECONDS_PER_LINE", 0.0)
     given = ("--weights", small_weights)
     for word, command in (
@@ -421,7 +421,7 @@ def test_of_very_many_images_that_cannot_be_read_the_first_are_named(dino, small
 
 
 @pytest.mark.parametrize("change", ["drawings", "image"])
-def test_parts_of_another_question_are_not_taken(dino, small_weights, three, monkeypatch, change):
+def test_parts_of_another_request_are_not_reused(dino, small_weights, three, monkeypatch, change):
     given = ["predict", *three, "--weights", small_weights, "--out", "a.json"]
     as_rank(monkeypatch, 1)
     assert dino(*given).code == 0
@@ -560,7 +560,7 @@ def video(tmp_path):
     [([], range(40)), (["--every", "7"], range(0, 40, 7)), (["--start", "1"], range(20, 40)),
      (["--start", "0.5", "--end", "1.5", "--every", "3"], range(12, 30, 3))],
 )  # fmt: skip
-def test_a_video_gives_a_line_for_each_frame_that_was_asked_for(dino, small_weights, video, options, frames):
+def test_a_video_gives_a_line_for_each_requested_frame(dino, small_weights, video, options, frames):
     result = dino("predict", video, "--weights", small_weights, "--threshold", "0", "--out", "f.jsonl", *options)
     assert result.code == 0, result.err
     rows = [json.loads(line) for line in Path("f.jsonl").read_text().splitlines()]
@@ -585,7 +585,7 @@ def test_a_video_with_boxes_has_as_many_frames(dino, small_weights, video):
     assert os.listdir("o") == ["out.mp4"]
 
 
-def test_damage_in_a_video_is_named_and_the_rest_is_processed(dino, small_weights, video):
+def test_damage_in_a_video_is_reported_and_the_rest_is_processed(dino, small_weights, video):
     content = bytearray(video.read_bytes())
     middle = content.index(b"mdat") + 60_000
     content[middle : middle + 20_000] = bytes(20_000)
@@ -596,7 +596,7 @@ def test_damage_in_a_video_is_named_and_the_rest_is_processed(dino, small_weight
     assert 25 < len(numbers) < 40 and numbers[0] == 0 and numbers[-1] == 39, "frames behind it keep their numbers"
 
 
-def test_what_a_video_cannot_have_is_refused(dino, video, picture):
+def test_options_that_do_not_work_for_video_are_refused(dino, video, picture):
     for wrong, says in (
         (["--out", "a.json"], "a.jsonl"), (["--save-images", "d"], "--save-video"), (["--resume"], "--start"),
         (["--start", "2", "--end", "1"], "--end 1"), (["--save-video", "a.txt"], ".mp4"),
@@ -611,7 +611,7 @@ def test_what_a_video_cannot_have_is_refused(dino, video, picture):
         assert video.read_bytes() == content
 
 
-def test_where_a_video_has_no_frame_to_look_at_an_older_file_of_lines_stays(dino, small_weights, video):
+def test_a_video_without_frames_leaves_an_existing_output_file(dino, small_weights, video):
     Path("f.jsonl").write_text("older\n")
     given = ("predict", video, "--weights", small_weights, "--start", "9", "--out")
     assert dino(*given, "f.jsonl").code == dino(*given, "new.jsonl").code == 3

@@ -119,7 +119,7 @@ def test_without_an_evaluation_the_training_numbers_are_shown(dino, run_folder):
     }
 
 
-def test_weights_that_nobody_evaluated_say_so_and_how_to_judge_them(dino, run_folder):
+def test_weights_without_an_evaluation_say_so_and_how_to_evaluate_them(dino, run_folder):
     weights = load_weights(run_folder / "best.safetensors")
     save_weights(Path("w.safetensors"), weights.tensors, weights.config, weights.categories, {})
     result = dino("push", "hf:me/cells", "--weights", "w.safetensors", "--dry-run", "--out", "sent")

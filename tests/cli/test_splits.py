@@ -37,7 +37,7 @@ def test_the_test_split_is_taken_by_every_command_with_a_split(dino, run_folder,
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_split_that_is_none_is_refused_with_those_there_are(dino, run_folder, pictures, command):
+def test_an_unknown_split_is_refused_with_the_available_ones(dino, run_folder, pictures, command):
     unknown = dino(command, "--weights", run_folder, "--data", pictures, "--split", "tset")
     assert unknown.code == 2 and "no split `tset`; choose train, val or test" in unknown.err.replace("\n", " ")
     missing = dino(command, "--weights", run_folder, "--data", pictures, "--split", "test")

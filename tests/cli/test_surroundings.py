@@ -33,7 +33,7 @@ def picture(pictures) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cuda", "cuda:9", "gpu"])
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="needs a machine without")
-def test_a_device_that_is_not_there_is_reported_with_those_that_are(dino, pictures, picture, tmp_path, device):
+def test_an_unavailable_device_is_refused_with_the_available_ones(dino, pictures, picture, tmp_path, device):
     for command in (["predict", picture], ["eval", "--data", pictures], ["train", "--data", pictures], ["benchmark"]):
         result = dino(*command, "--device", device)
         assert result.code == 5 and result.out == "", result
@@ -178,7 +178,7 @@ def test_a_photograph_whose_name_is_no_utf8_is_processed_and_printed(dino, pictu
     assert again.code == 0 and "found.jsonl has 2 of 2 images" in again.err
 
 
-def test_the_search_for_cycles_is_put_off_at_the_start_and_comes_back_with_the_work():
+def test_garbage_collection_is_deferred_at_startup_and_resumed_for_the_work():
     program = """
 import gc
 from dinocli.start import resume_collection, defer_collection

@@ -74,7 +74,7 @@ def test_where_nothing_passes_the_best_score_and_what_to_type_are_reported(dino,
 
 
 @pytest.mark.parametrize("wrong", ["high", "2", "-0.1", "nan"])
-def test_a_threshold_that_is_none_is_refused(dino, image, wrong):
+def test_an_invalid_threshold_is_refused(dino, image, wrong):
     refused = dino("predict", image, f"--threshold={wrong}")
     assert refused.code == 2 and "neither auto nor a number from 0 to 1" in refused.err
 

@@ -51,7 +51,7 @@ def test_the_list_as_json(dino):
 
 
 @pytest.mark.filterwarnings("always::FutureWarning")
-def test_a_former_name_still_works_and_the_new_one_is_reported(dino):
+def test_a_former_name_still_works_with_a_note_about_the_new_one(dino):
     for scales in ("4scale", "5scale"):
         said = f"official/r50-{scales} are now called official/r50-{scales}-12e; the old name still works"
         result = dino("weights", f"official/r50-{scales}", "--json")
@@ -107,7 +107,7 @@ def test_a_published_name_that_is_not_here_is_a_one_line_error(command, dino, pi
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_moving_bar_where_somebody_watches(monkeypatch):
+def test_a_progress_bar_is_shown_in_a_terminal(monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr(fetching, "stderr", Console(file=screen, force_terminal=True, width=80))
     with fetching.watching() as watch:
@@ -120,7 +120,7 @@ def test_a_moving_bar_where_somebody_watches(monkeypatch):
     assert plain.getvalue() == ""
 
 
-def test_the_list_does_not_wait_for_torch(tmp_path):
+def test_listing_weights_does_not_import_torch(tmp_path):
     script = (
         "import sys; sys.argv = ['dino', 'weights', '--json']\nfrom dinocli import app\ntry:\n    app.main()\n"
         "except SystemExit:\n    pass\nprint('torch' in sys.modules, file=sys.stderr)"

@@ -119,7 +119,7 @@ def put(row: str, **values):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_d_a_fault_put_into_good_data_is_found_once_with_its_code(clean, code, level, change):
+def test_a_fault_injected_into_good_data_is_found_once_with_its_code(clean, code, level, change):
     edit(clean, change)
     found = check(clean)
     (finding,) = [f for name, f in found.findings() if f.code == code and name == "train"]
@@ -182,7 +182,7 @@ def test_more_objects_than_queries_detections_and_denoising(clean):
     }  # fmt: skip
 
 
-def test_a_box_that_a_click_left_is_reported(clean):
+def test_a_box_left_by_an_accidental_click_is_reported(clean):
     edit(clean, lambda d: d["annotations"][0].update(bbox=[7, 8, 1, 2]))
     (finding,) = [f for _, f in check(clean).findings() if f.code == "DATA-BOX-DOT"]
     assert finding.level == "warning" and finding.text.endswith("as from an accidental click: 0001.png [7, 8, 1, 2]")
@@ -202,7 +202,7 @@ def test_objects_below_a_cell_and_far_from_anchors_are_counted(clean):
     assert anchor_distance(np.array([[0.05, 0.05], [0.1, 0.2], [0.01, 0.8]]), 4).round(3).tolist() == [1, 2, 10]
 
 
-def test_a_size_before_the_turn_is_called_that(clean):
+def test_a_size_before_exif_rotation_is_recognised(clean):
     exif = Image.Exif()
     exif[0x0112] = 6
     noise(1).save(clean / "train2017" / "0001.png", exif=exif)
@@ -248,7 +248,7 @@ def test_odd_sizes_are_found(clean):
     assert codes(check(clean))["DATA-IMAGE-ODD"] == 2
 
 
-def test_several_frames_are_reported(clean):
+def test_files_with_several_frames_are_reported(clean):
     noise(1).save(clean / "train2017" / "0001.png", format="GIF", save_all=True, append_images=[noise(2)])
     assert codes(check(clean)) == {"DATA-IMAGE-FRAMES": 1}
 
@@ -280,12 +280,12 @@ def test_a_jpeg_that_lacks_a_few_bytes_is_a_warning(clean):
 
 
 @pytest.mark.parametrize("content", [b"", b"<html></html>", b"%PDF-1.7", b"GARBAGE" * 99])
-def test_what_is_no_image_is_an_error(clean, content):
+def test_a_file_that_is_not_an_image_is_an_error(clean, content):
     (clean / "train2017" / "0001.png").write_bytes(content)
     assert codes(check(clean, decode=False)) == {"DATA-IMAGE-FORMAT": 1}
 
 
-def test_many_images_are_processed_in_processes_with_the_same_result(clean, monkeypatch):
+def test_many_images_are_scanned_in_processes_with_the_same_result(clean, monkeypatch):
     annotations = read_annotations(find_layout(clean).train)
     alone = list(pictures.scan_images(annotations, TINY.data, decode=True))
     monkeypatch.setattr(pictures, "FEW", 1)
@@ -293,7 +293,7 @@ def test_many_images_are_processed_in_processes_with_the_same_result(clean, monk
     assert list(pictures.scan_images(annotations, TINY.data, True, [2, 0])) == [alone[2], alone[0]]
 
 
-def test_a_process_that_is_killed_while_it_looks_is_reported(clean, monkeypatch):
+def test_a_killed_scan_process_is_reported(clean, monkeypatch):
     monkeypatch.setattr(pictures, "FEW", 1)
     monkeypatch.setattr(pictures, "read_header", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(EnvironmentFault, match="a process that reads images was killed"):
@@ -374,7 +374,7 @@ def is_refused(split: Split) -> bool:
     max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_d_broken_files_are_read_or_refused_checked_and_repaired_and_never_anything_else(clean, data):
+def test_broken_files_are_read_or_refused_checked_and_repaired(clean, data):
     """Hypothesis breaks a few places of a good file, values and structure."""
     file, good = clean / "annotations" / "instances_train2017.json", clean / "good.txt"
     if not good.exists():
@@ -509,7 +509,7 @@ def test_a_backslash_may_be_part_of_a_files_name(clean):
     assert len(read_annotations(find_layout(clean).train).image_ids) == 3
 
 
-def test_a_mark_of_crowds_that_is_none_is_reported(clean):
+def test_an_invalid_iscrowd_value_is_reported(clean):
     def change(document):
         for row, crowd in zip(document["annotations"], (2, -1, "yes", [1], None, 0, 1, "true"), strict=False):
             row["iscrowd"] = crowd
@@ -526,7 +526,7 @@ def test_crowds_alone_are_nothing_to_judge_by(clean):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
-def test_a_pipe_among_the_data_is_refused_and_not_waited_for(clean):
+def test_a_named_pipe_in_the_data_is_refused_without_waiting(clean):
     file = clean / "annotations" / "instances_train2017.json"
     file.unlink()
     os.mkfifo(file)

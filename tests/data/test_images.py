@@ -260,7 +260,7 @@ def test_scrambled_bytes_give_an_image_or_a_refusal_and_never_anything_else(save
 
 
 @pytest.mark.parametrize("content", [b"", b"<html><body>404</body></html>", b"%PDF-1.7 ...", b"\xff\xd8\xff"])
-def test_what_is_no_image_is_refused_whatever_its_name(tmp_path, content):
+def test_a_file_that_is_not_an_image_is_refused_whatever_its_name(tmp_path, content):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
     assert "is not an image in a known format" in refusal(path)

@@ -506,7 +506,7 @@ def test_labels_of_another_split_in_the_same_folder_are_not_lost(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["train.csv", "classes.txt"])
-def test_letters_that_nobody_can_tell_are_refused(tmp_path, name):
+def test_text_in_an_unknown_encoding_is_refused(tmp_path, name):
     """Latin-1 read as UTF-8 would name a class otherwise without a word."""
     images(tmp_path / "images", ["a"])
     put(tmp_path / "labels" / "a.txt", "0 0.5 0.5 0.2 0.2\n")

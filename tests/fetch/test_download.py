@@ -71,12 +71,12 @@ def test_a_file_that_became_shorter_is_fetched_anew(fetch, server):
     assert fetch() == CONTENT
 
 
-def test_a_silent_server_is_left(fetch, server):
+def test_a_silent_server_is_abandoned_after_a_timeout(fetch, server):
     server.plan = ["stall 500"]
     assert fetch() == CONTENT
 
 
-def test_there_is_a_limit(fetch, server):
+def test_a_download_that_makes_no_progress_is_given_up(fetch, server):
     server.plan = ["cut 10"] * 10
     server.etag = ""  # so that each attempt starts anew and none gets further
     with pytest.raises(EnvironmentFault, match=r"ended after 10 of 256000 bytes, 3 times in a row"):
@@ -85,7 +85,7 @@ def test_there_is_a_limit(fetch, server):
 
 
 @pytest.mark.parametrize("status", ["404", "403"])
-def test_what_is_not_there_is_not_asked_for_twice(status, fetch, server, tmp_path):
+def test_a_missing_file_is_not_requested_twice(status, fetch, server, tmp_path):
     server.plan = [status] * 5
     with pytest.raises(EnvironmentFault, match=rf"{status}.*download it manually and use `dino convert"):
         fetch()
@@ -99,14 +99,14 @@ def test_a_page_instead_of_a_file_is_refused_and_not_kept(fetch, server, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nobody_there_and_no_address(fetch, server):
+def test_an_unreachable_server_and_an_invalid_url_are_reported(fetch, server):
     with pytest.raises(EnvironmentFault, match="no connection"):
         fetch("http://127.0.0.1:9/x.pth")
     with pytest.raises(ConfigError, match="not an address"):
         fetch("http://[broken/x.pth")
 
 
-def test_a_proxy_is_asked(fetch, server, monkeypatch):
+def test_a_proxy_is_used(fetch, server, monkeypatch):
     monkeypatch.delenv("no_proxy")
     monkeypatch.setenv("http_proxy", server.address(""))
     assert fetch("http://weights.invalid/a.pth") == CONTENT

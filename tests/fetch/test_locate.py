@@ -145,7 +145,7 @@ def test_a_newer_conversion_is_made_again(publish, monkeypatch):
     assert locate("mmdet/small") != old
 
 
-def test_two_at_once_fetch_it_once(publish, server):
+def test_two_concurrent_commands_download_a_file_once(publish, server):
     publish()
     found, threads = [], []
     for _ in range(4):
@@ -192,7 +192,7 @@ def test_a_cache_that_cannot_be_written_is_a_one_line_error(place, publish, tmp_
     assert "\n" not in str(fault.value)
 
 
-def test_the_cache_is_where_xdg_wants_it(monkeypatch, tmp_path):
+def test_the_cache_follows_the_xdg_directories(monkeypatch, tmp_path):
     monkeypatch.delenv("DINO_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert module.cache_folder() == tmp_path / "dino"
@@ -343,7 +343,7 @@ def test_a_moving_average_beside_the_weights_is_reported_and_can_be_chosen(
         files.convert_file(tmp_path / "b.pth", files.ConversionRequest(ema=True))
 
 
-def test_a_yolo_is_called_one_and_nothing_of_it_is_run(tmp_path):
+def test_a_yolo_file_is_named_as_such_and_not_executed(tmp_path):
     maker = types.ModuleType("ultralytics.nn.tasks")
     kind = type("DetectionModel", (), {"__module__": "ultralytics.nn.tasks"})
     maker.DetectionModel = kind

@@ -31,7 +31,7 @@ def gradients(form: str, dtype: torch.dtype | None, overrides: list[str]) -> dic
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_the_quick_form_gives_the_gradients_of_the_reference_form():
+def test_the_optimized_model_gives_the_gradients_of_the_reference():
     found, wanted = gradients("auto", None, []), gradients("reference", None, [])
     assert found.keys() == wanted.keys()
     for name, grad in wanted.items():

@@ -129,7 +129,7 @@ def test_images_of_a_batch_do_not_see_each_other(small):
             torch.testing.assert_close(a[i : i + 1], b, atol=1e-4, rtol=1e-4)
 
 
-def test_only_what_is_needed_is_built_and_learns(small):
+def test_only_needed_layers_are_built_and_all_of_them_learn(small):
     model = small((8, 16))
     assert len(model.layers) == 3 and "norm3" not in dict(model.named_children())
     sum(x.sum() for x in model(torch.randn(1, 3, 40, 40))).backward()

@@ -57,7 +57,7 @@ def test_half_precision_starts_near_the_losses_of_float32(start_on, device, amp)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_run_that_was_stopped_continues_as_if_it_never_had_been(start_on, device):
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_run(start_on, device):
     settings = ("train.deterministic=true",) if device == "cuda" else ()
     whole = losses(*start_on(device, "whole", *settings), steps=99)
     asked = iter([0, 0, 0, 0, 143])

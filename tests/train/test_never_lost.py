@@ -43,7 +43,7 @@ STRAIGHT: dict = {}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", ALL, ids=lambda cell: "-".join(map(str, cell)))
-def test_24_steps_equal_those_that_were_stopped_and_resumed(
+def test_a_run_stopped_and_resumed_anywhere_equals_an_uninterrupted_run(
     cell, small_config, start, run_to_end, monkeypatch, outcome
 ):
     place, workers, ema, amp = cell
@@ -117,7 +117,7 @@ def test_a_flipped_bit_in_any_file_is_noticed_and_the_checkpoint_before_is_used(
     assert outcome(context.folder) == wanted
 
 
-def test_a_damaged_manifest_is_named_with_what_to_type_next_and_not_in_pythons_words(small_config, start, run_to_end):
+def test_a_damaged_manifest_is_reported_with_advice_and_without_pythons_message(small_config, start, run_to_end):
     context, state = start(small_config(*LITTLE, "train.epochs=1"))
     run_to_end(context, state)
     newest = list_checkpoints(context.folder / "checkpoints")[-1]
@@ -144,7 +144,7 @@ def test_a_damaged_manifest_is_named_with_what_to_type_next_and_not_in_pythons_w
         find_checkpoint(context.folder, str(copy))
 
 
-def test_a_kill_between_two_renames_is_put_right(small_config, start, run_to_end):
+def test_a_kill_between_two_renames_is_repaired(small_config, start, run_to_end):
     context, state = start(small_config(*LITTLE, "train.epochs=1"))
     run_to_end(context, state)
     folder = context.folder / "checkpoints"
@@ -172,7 +172,7 @@ def test_a_full_disk_is_a_warning_while_training_and_an_error_at_its_end(small_c
     assert find_checkpoint(context.folder, "auto")[1] == []
 
 
-def test_without_room_a_save_says_what_it_needs(small_config, start, monkeypatch):
+def test_a_save_without_enough_space_says_how_much_it_needs(small_config, start, monkeypatch):
     context, state = start(small_config(*LITTLE, "train.epochs=1"))
     monkeypatch.setattr(
         "dinocore.train.run.checkpoint_folder.shutil.disk_usage", lambda path: SimpleNamespace(free=10**6)
@@ -202,7 +202,7 @@ def test_a_killed_reader_ends_the_run_with_its_state_saved(small_config, start):
     assert manifest_of(list_checkpoints(context.folder / "checkpoints")[-1])["step"] == state.progress.step
 
 
-def test_a_reader_that_hangs_is_no_wait_for_ever(small_config, start, monkeypatch):
+def test_a_hanging_reader_ends_in_a_timeout(small_config, start, monkeypatch):
     import time
 
     monkeypatch.setattr("dinocore.data.loaders.TrainingImages._read", lambda *_: time.sleep(60))
@@ -236,7 +236,7 @@ def test_out_of_memory_names_sizes_and_flags_and_keeps_the_last_state(small_conf
 
 @pytest.mark.slow
 @pytest.mark.parametrize("amp", ["off", "fp16"])
-def test_with_half_as_many_images_a_run_continues_as_if_it_had_never_tried_more(
+def test_a_run_with_halved_micro_batches_continues_with_identical_results(
     amp, small_config, start, monkeypatch, outcome
 ):
     """Four images are too many in step 3: what follows is as in a run that was stopped there and resumed with two."""
@@ -308,7 +308,7 @@ def test_bad_weights_name_their_layer(small_config, start):
         list(train(context, state))
 
 
-def test_a_rollback_leaves_the_step_out_and_has_a_limit(small_config, start, monkeypatch):
+def test_a_rollback_skips_the_step_and_has_a_limit(small_config, start, monkeypatch):
     asked = ('train.on_nan="rollback"', "train.save_every_steps=2", "train.max_rollbacks=1")
     poison(monkeypatch, nan_box)
     context, state = start(small_config(*LITTLE, *asked))
@@ -342,7 +342,7 @@ def measured(monkeypatch):
 
 
 @pytest.mark.parametrize("ap", [0.0, -1.0])
-def test_while_nothing_is_measured_the_newest_weights_win_and_patience_waits(small_config, start, measured, ap):
+def test_without_metrics_the_newest_weights_are_best_and_patience_does_not_count(small_config, start, measured, ap):
     measured(ap)
     job, state = start(small_config(*LITTLE, "train.epochs=3", "train.patience=1"))
     events = list(train(job, state))
