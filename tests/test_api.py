@@ -86,7 +86,7 @@ def test_a_model_can_be_pickled_and_copied(model):
 
 
 @pytest.mark.parametrize(
-    ("inputs", "said"),
+    ("inputs", "error_message"),
     [
         ((IMAGES[0], PADDING), r"images must be \(B, 3, H, W\); got \(3, 32, 64\)"),
         ((IMAGES[:, :1], PADDING), r"images must be \(B, 3, H, W\); got \(2, 1, 32, 64\)"),
@@ -103,8 +103,8 @@ def test_a_model_can_be_pickled_and_copied(model):
         ),
     ],
 )
-def test_the_model_refuses_inputs_of_mismatched_shapes(model, inputs, said):
-    with pytest.raises(ValueError, match=said):
+def test_the_model_refuses_inputs_of_mismatched_shapes(model, inputs, error_message):
+    with pytest.raises(ValueError, match=error_message):
         model(*inputs)
 
 

@@ -21,7 +21,7 @@ def refusal(*overrides):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("model.num_queries=true", "`model.num_queries` = True cannot be used; it must be a whole number"),
         ('model.num_queries="3"', "`model.num_queries` = '3' cannot be used; it must be a whole number"),
@@ -66,15 +66,15 @@ def refusal(*overrides):
         ("data.max_pixels=178956971", "it must be less than or equal to 178956970"),
     ],
 )
-def test_a_wrong_value_is_refused_with_the_setting_the_value_and_what_it_must_be(override, said):
-    assert refusal(override).endswith(said)
+def test_a_wrong_value_is_refused_with_the_setting_the_value_and_what_it_must_be(override, message):
+    assert refusal(override).endswith(message)
 
 
 @pytest.mark.parametrize("value", ["x", "-1", "1.5", "true", "[1]"])
 def test_a_wrong_value_of_a_union_type_is_refused_in_one_line(value):
     for setting in ("model.denoising.num_groups", "data.workers", "train.micro_batch_size"):
-        said = refusal(f"{setting}={value}")
-        assert said.startswith(f"`{setting}` = ") and "it must be 'auto' or " in said and "\n" not in said
+        message = refusal(f"{setting}={value}")
+        assert message.startswith(f"`{setting}` = ") and "it must be 'auto' or " in message and "\n" not in message
 
 
 def test_all_errors_are_reported_at_once_in_one_line_each():
@@ -84,7 +84,7 @@ def test_all_errors_are_reported_at_once_in_one_line_each():
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("model.num_querys=3", "`model.num_querys`; did you mean `model.num_queries`?"),
         ("modle.num_queries=3", "`modle.num_queries`; did you mean `model.num_queries`?"),
@@ -92,8 +92,8 @@ def test_all_errors_are_reported_at_once_in_one_line_each():
         ("eval.foo=1", "`eval.foo`; known are: max_dets, nms_iou, backend"),
     ],
 )
-def test_the_error_for_an_unknown_setting_names_similar_ones_or_all(override, said):
-    assert refusal(override) == f"unknown setting {said}"
+def test_the_error_for_an_unknown_setting_names_similar_ones_or_all(override, message):
+    assert refusal(override) == f"unknown setting {message}"
 
 
 @pytest.mark.parametrize(
@@ -145,8 +145,8 @@ def test_each_name_from_another_codebase_leads_to_an_existing_setting():
     ],
 )
 def test_contradicting_values_are_refused_with_advice(overrides, setting, way_out):
-    said = refusal(*overrides)
-    assert setting in said and way_out in said
+    message = refusal(*overrides)
+    assert setting in message and way_out in message
 
 
 def test_lists_become_tuples_and_integers_among_fractions_become_floats():
@@ -164,11 +164,11 @@ def test_the_loss_follows_the_first_stage_of_the_model():
     assert load_config(overrides=["model.first_stage=foreground", "loss.box=3"]).loss.proposal_labels == "foreground"
 
 
-@pytest.mark.parametrize("asked", [["loss.proposal_labels=foreground"],
+@pytest.mark.parametrize("requested", [["loss.proposal_labels=foreground"],
                                    ["loss.proposal_labels=classes", "model.first_stage=foreground"]])  # fmt: skip
-def test_a_loss_that_contradicts_the_first_stage_is_refused(asked):
-    said = refusal(*asked)
-    assert "loss.proposal_labels" in said and "contradicts" in said and "set only model.first_stage" in said
+def test_a_loss_that_contradicts_the_first_stage_is_refused(requested):
+    message = refusal(*requested)
+    assert "loss.proposal_labels" in message and "contradicts" in message and "set only model.first_stage" in message
 
 
 def test_a_wrong_first_stage_is_reported_once_and_not_for_the_loss_too():

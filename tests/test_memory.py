@@ -37,9 +37,7 @@ def test_batches_have_few_sizes_if_the_divisor_is_large_relative_to_the_largest_
 @pytest.mark.parametrize(
     ("few", "given", "kept"), [(True, None, "2048"), (False, None, "128"), (None, None, "256"), (True, "7", "7")]
 )
-def test_primitives_are_cached_for_few_sizes_and_few_for_many_unless_the_user_sets_it(
-    monkeypatch, few, given, kept
-):
+def test_primitives_are_cached_for_few_sizes_and_few_for_many_unless_the_user_sets_it(monkeypatch, few, given, kept):
     monkeypatch.setattr(os, "environ", {SETTING: given} if given else {})
     keep_memory(few)
     assert os.environ[SETTING] == kept

@@ -73,8 +73,8 @@ def test_requesting_backbone_weights_drops_the_presets_weights_but_not_requested
 
 @pytest.mark.parametrize("text", ["epochs", "=3", "train..epochs=3", ".=3", ""])
 def test_what_is_not_an_override_is_refused_with_an_example(text):
-    said = refusal(overrides=[text])
-    assert said.startswith(f"`{text}` is not an override") and "train.epochs=24" in said
+    error_message = refusal(overrides=[text])
+    assert error_message.startswith(f"`{text}` is not an override") and "train.epochs=24" in error_message
 
 
 def test_an_unknown_preset_names_the_nearest_or_all():
@@ -90,7 +90,7 @@ def test_a_byte_order_mark_is_accepted(toml):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "error_message"),
     [
         ("[train\nepochs = 3", "line 1"),
         ("[train]\nepochs = 3\nepochs = 4", "Cannot overwrite a value"),
@@ -98,10 +98,10 @@ def test_a_byte_order_mark_is_accepted(toml):
         ("[train]\npath = 'caf\xe9'".encode("latin-1"), "at byte 19; save it as UTF-8"),
     ],
 )
-def test_a_file_that_is_not_toml_is_reported_with_the_position(toml, content, said):
+def test_a_file_that_is_not_toml_is_reported_with_the_position(toml, content, error_message):
     path = toml(content)
     for message in (refusal(path), refusal("tiny", file=path)):
-        assert message.startswith(str(path)) and said in message
+        assert message.startswith(str(path)) and error_message in message
 
 
 def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path):

@@ -81,8 +81,8 @@ def test_out_writes_an_image_and_makes_the_folder(inspect_mask, tmp_path):
     target = tmp_path / "new" / "mask.png"
     result = inspect_mask("--dn-groups", 5, "--out", target)
     assert result.code == 0 and "wrote" in result.err and "group 0" in result.out
-    with Image.open(target) as picture:
-        assert picture.format == "PNG" and min(picture.size) > 1000
+    with Image.open(target) as image_file:
+        assert image_file.format == "PNG" and min(image_file.size) > 1000
     assert [path.name for path in target.parent.iterdir()] == ["mask.png"]
 
 

@@ -52,8 +52,8 @@ def small_weights(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def picture(pictures):
-    return sorted((pictures / "val2017").iterdir())[0]
+def image_file(image_folder):
+    return sorted((image_folder / "val2017").iterdir())[0]
 
 
 @pytest.fixture
@@ -84,33 +84,33 @@ def test_an_image_called_classes_does_not_overwrite_yolos_list_of_classes():
     assert set(output_stems(["A.jpg", "b/a.jpg"]).values()) == {"A", "a-2"}, "some file systems see no difference"
 
 
-def test_coco_lists_all_classes_also_where_nothing_is_found(dino, small_weights, picture):
-    given = ("predict", picture, "--weights", small_weights, "--threshold", "1", "--format", "coco")
+def test_coco_lists_all_classes_also_where_nothing_is_found(dino, small_weights, image_file):
+    given = ("predict", image_file, "--weights", small_weights, "--threshold", "1", "--format", "coco")
     assert dino(*given, "--out", "c.json").code == 0
     document = json.loads(Path("c.json").read_text())
     assert [c["name"] for c in document["categories"]] == ["RBC", "WBC", "Platelets"]
     assert document["annotations"] == []
 
 
-def test_without_out_a_folder_called_boxes_does_not_matter(dino, small_weights, picture):
+def test_without_out_a_folder_called_boxes_does_not_matter(dino, small_weights, image_file):
     Path("boxes").mkdir()
-    assert dino("predict", picture, "--weights", small_weights).code == 0
+    assert dino("predict", image_file, "--weights", small_weights).code == 0
 
 
 @pytest.mark.parametrize("out, kind", [("a.xyz", "auto"), ("a.jpg", "auto"), ("a.csv", "json"), ("a.json", "csv")])
-def test_an_out_of_another_format_is_refused_with_what_to_type(dino, picture, tmp_path, out, kind):
-    result = dino("predict", picture, "--out", out, "--format", kind)
+def test_an_out_of_another_format_is_refused_with_what_to_type(dino, image_file, tmp_path, out, kind):
+    result = dino("predict", image_file, "--out", out, "--format", kind)
     assert result.code == 2 and "try --out a." in result.err and list(tmp_path.iterdir()) == []
     assert ("--save-images" in result.err) == (out == "a.jpg")
 
 
-def test_a_dash_is_not_an_output_file(dino, picture):
-    result = dino("predict", picture, "--out", "-")
+def test_a_dash_is_not_an_output_file(dino, image_file):
+    result = dino("predict", image_file, "--out", "-")
     assert result.code == 2 and "--json" in result.err and not Path("-").exists()
 
 
-def test_json_lines_are_chosen_by_the_suffix_and_can_be_resumed(dino, small_weights, pictures):
-    given = ("predict", pictures / "val2017", "--weights", small_weights, "--out")
+def test_json_lines_are_chosen_by_the_suffix_and_can_be_resumed(dino, small_weights, image_folder):
+    given = ("predict", image_folder / "val2017", "--weights", small_weights, "--out")
     assert dino(*given, "a.json").code == 0 and dino(*given, "a.jsonl").code == 0
     lines = Path("a.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == json.loads(Path("a.json").read_text())
@@ -119,9 +119,7 @@ def test_json_lines_are_chosen_by_the_suffix_and_can_be_resumed(dino, small_weig
     assert "has 1 of 2 images" in result.err and Path("a.jsonl").read_text().splitlines() == lines
 
 
-def test_an_incomplete_line_left_by_a_kill_is_dropped_and_results_are_in_input_order(
-    dino, small_weights, three
-):
+def test_an_incomplete_line_left_by_a_kill_is_dropped_and_results_are_in_input_order(dino, small_weights, three):
     given = ("predict", *three, "--weights", small_weights, "--threshold", "0", "--out", "a.jsonl")
     good = Path("x/a.jpg").read_bytes()
     Path("x/a.jpg").write_bytes(b"bad")
@@ -295,45 +293,45 @@ def test_an_evaluation_says_which_images_shrink_by_much(dino, small_weights, tmp
 
 
 @pytest.mark.parametrize("command", ["predict", "eval"])
-def test_an_overlap_without_slices_is_refused(command, dino, picture):
-    result = dino(command, *([picture] if command == "predict" else []), "--overlap", "0.3")
+def test_an_overlap_without_slices_is_refused(command, dino, image_file):
+    result = dino(command, *([image_file] if command == "predict" else []), "--overlap", "0.3")
     assert result.code == 2 and "add --slice auto" in result.err
 
 
-def test_without_a_terminal_progress_is_printed_as_lines(dino, small_weights, pictures, tmp_path, monkeypatch):
+def test_without_a_terminal_progress_is_printed_as_lines(dino, small_weights, image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("dinocli.progress.SECONDS_PER_LINE", 0.0)
     given = ("--weights", small_weights)
     for word, command in (
-        ("predicting", ("predict", pictures / "val2017", *given, "--out", "a.json")),
-        ("evaluating", ("eval", "--data", pictures, "--bootstrap", "0", *given)),
-        ("decoding train", ("check-data", pictures, "--decode")),
-        ("writing", ("convert-data", pictures, tmp_path / "made", "--to", "yolo")),
+        ("predicting", ("predict", image_folder / "val2017", *given, "--out", "a.json")),
+        ("evaluating", ("eval", "--data", image_folder, "--bootstrap", "0", *given)),
+        ("decoding train", ("check-data", image_folder, "--decode")),
+        ("writing", ("convert-data", image_folder, tmp_path / "made", "--to", "yolo")),
     ):
         result = dino(*command)
         assert re.search(rf"^{word} \d+/\d+", result.err, re.M), (command, result.err)
 
 
-def test_wrong_slices_and_batches_are_refused_before_the_work(dino, picture, tmp_path):
+def test_wrong_slices_and_batches_are_refused_before_the_work(dino, image_file, tmp_path):
     for wrong in (["--slice", "big"], ["--slice", "640", "--overlap", "1"], ["--batch-size", "0"]):
-        result = dino("predict", picture, *wrong)
+        result = dino("predict", image_file, *wrong)
         assert result.code == 2 and wrong[-2] in result.err and list(tmp_path.iterdir()) == []
 
 
-def test_video_options_are_refused_for_images(dino, picture):
-    assert "are for video" in dino("predict", picture, "--track").err
+def test_video_options_are_refused_for_images(dino, image_file):
+    assert "are for video" in dino("predict", image_file, "--track").err
 
 
 # several ranks ---------------------------------------------------------------------------------------------------
 
 
-def test_several_ranks_need_an_out(dino, picture, monkeypatch):
+def test_several_ranks_need_an_out(dino, image_file, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    result = dino("predict", picture)
+    result = dino("predict", image_file)
     assert result.code == 2 and "--out boxes.json" in result.err
 
 
-def test_one_rank_of_two_writes_its_parts_and_the_other_merges_all(dino, small_weights, pictures, monkeypatch):
-    given = ("predict", pictures / "train2017", "--weights", small_weights, "--amp", "off", "--conf", "0", "--out")
+def test_one_rank_of_two_writes_its_parts_and_the_other_merges_all(dino, small_weights, image_folder, monkeypatch):
+    given = ("predict", image_folder / "train2017", "--weights", small_weights, "--amp", "off", "--conf", "0", "--out")
     assert dino(*given, "alone.json").code == 0
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
@@ -351,7 +349,7 @@ def test_one_rank_of_two_writes_its_parts_and_the_other_merges_all(dino, small_w
         assert np.allclose(*scores, atol=1e-4) and len(a["detections"]) == 36
 
 
-def test_of_several_ranks_only_rank_0_has_a_bar(dino, small_weights, pictures, monkeypatch):
+def test_of_several_ranks_only_rank_0_has_a_bar(dino, small_weights, image_folder, monkeypatch):
     hidden = []
 
     class Recorded(WorkProgress):
@@ -364,14 +362,14 @@ def test_of_several_ranks_only_rank_0_has_a_bar(dino, small_weights, pictures, m
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
-        assert dino("predict", pictures / "train2017", "--weights", small_weights, "--out", "a.json").code == 0
+        assert dino("predict", image_folder / "train2017", "--weights", small_weights, "--out", "a.json").code == 0
     assert hidden == [True, True, False, False], "8 images in four parts"
 
 
-def test_ranks_say_the_best_score_where_none_passes(dino, small_weights, pictures, monkeypatch):
+def test_ranks_say_the_best_score_where_none_passes(dino, small_weights, image_folder, monkeypatch):
     given = (
         "predict",
-        pictures / "val2017",
+        image_folder / "val2017",
         "--weights",
         small_weights,
         "--amp",
@@ -596,11 +594,11 @@ def test_damage_in_a_video_is_reported_and_the_rest_is_processed(dino, small_wei
     assert 25 < len(numbers) < 40 and numbers[0] == 0 and numbers[-1] == 39, "frames behind it keep their numbers"
 
 
-def test_options_that_do_not_work_for_video_are_refused(dino, video, picture):
+def test_options_that_do_not_work_for_video_are_refused(dino, video, image_file):
     for wrong, says in (
         (["--out", "a.json"], "a.jsonl"), (["--save-images", "d"], "--save-video"), (["--resume"], "--start"),
         (["--start", "2", "--end", "1"], "--end 1"), (["--save-video", "a.txt"], ".mp4"),
-        ([picture], "must be the only input"),
+        ([image_file], "must be the only input"),
         ([video], "must be the only input"), (["--save-video", video.name], "is the input file"),
         (["--save-video", "link.mp4"], "is the input file"),
     ):  # fmt: skip

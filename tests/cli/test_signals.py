@@ -122,8 +122,8 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 @HANGUP
 @pytest.mark.slow
-def test_a_training_whose_terminal_goes_away_saves_says_so_in_its_log_and_ends(pictures, settings, tmp_path):
-    train = ["-m", "dinocli", "train", "--preset", "r50-4scale", "--data", pictures, "--epochs", "50"]
+def test_a_training_whose_terminal_goes_away_saves_says_so_in_its_log_and_ends(image_folder, settings, tmp_path):
+    train = ["-m", "dinocli", "train", "--preset", "r50-4scale", "--data", image_folder, "--epochs", "50"]
     train += ["--output-dir", tmp_path / "run", *settings, "--set", "data.workers=1"]
     log = tmp_path / "run/metrics.jsonl"
     done = subprocess.run(

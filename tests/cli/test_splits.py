@@ -14,9 +14,9 @@ COMMANDS = {
 
 
 @pytest.fixture
-def three(pictures, tmp_path) -> Path:
+def three(image_folder, tmp_path) -> Path:
     """Drawn data whose test split has three images of its own, named …t.jpg."""
-    folder = Path(shutil.copytree(pictures, tmp_path / "three"))
+    folder = Path(shutil.copytree(image_folder, tmp_path / "three"))
     document = json.loads((folder / "annotations" / "instances_train2017.json").read_text())
     (folder / "test2017").mkdir()
     document["images"] = document["images"][:3]
@@ -37,10 +37,10 @@ def test_the_test_split_is_taken_by_every_command_with_a_split(dino, run_folder,
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_an_unknown_split_is_refused_with_the_available_ones(dino, run_folder, pictures, command):
-    unknown = dino(command, "--weights", run_folder, "--data", pictures, "--split", "tset")
+def test_an_unknown_split_is_refused_with_the_available_ones(dino, run_folder, image_folder, command):
+    unknown = dino(command, "--weights", run_folder, "--data", image_folder, "--split", "tset")
     assert unknown.code == 2 and "no split `tset`; choose train, val or test" in unknown.err.replace("\n", " ")
-    missing = dino(command, "--weights", run_folder, "--data", pictures, "--split", "test")
+    missing = dino(command, "--weights", run_folder, "--data", image_folder, "--split", "test")
     assert missing.code == 3 and "has no test split" in missing.err.replace("\n", " ") and "--split val" in missing.err
 
 

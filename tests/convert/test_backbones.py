@@ -143,8 +143,8 @@ def test_official_swin_l_has_the_names_and_shapes_of_ours(name, preset, options)
     model = load_config(preset).model
     with torch.device("meta"):
         tensors = convert_state_dict(tensors_of(official_swin_list(name)))
-        wanted = build_model(model).state_dict()
-    assert {k: v.shape for k, v in tensors.items()} == {k: v.shape for k, v in wanted.items()}
+        expected = build_model(model).state_dict()
+    assert {k: v.shape for k, v in tensors.items()} == {k: v.shape for k, v in expected.items()}
     assert choose_preset("official", settings_in(tensors), None, NOTHING_TOLD) == preset
     assert sorted(official_options(model)) == sorted(["backbone=swin_L_384_22k", *options])
 
@@ -421,5 +421,5 @@ def test_weights_of_a_whole_detrex_convnext_are_reported(empty_state):
     settings = settings_in(found.tensors)
     assert choose_preset(found.source, settings, None, NOTHING_TOLD) == "detrex-convnext-t-4scale-12e"
     with torch.device("meta"):
-        wanted = build_model(load_config("detrex-convnext-t-4scale-12e").model).state_dict()
-    assert {k: v.shape for k, v in found.tensors.items()} == {k: v.shape for k, v in wanted.items()}
+        expected = build_model(load_config("detrex-convnext-t-4scale-12e").model).state_dict()
+    assert {k: v.shape for k, v in found.tensors.items()} == {k: v.shape for k, v in expected.items()}

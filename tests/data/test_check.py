@@ -16,7 +16,7 @@ from PIL import Image
 
 from dinocore.config import Config
 from dinocore.data.annotations import as_coco_dict, read_annotations
-from dinocore.data.check import scan as pictures
+from dinocore.data.check import scan as images
 from dinocore.data.check.check import Checked, check_data
 from dinocore.data.check.contents import overlaps
 from dinocore.data.check.fitness import anchor_distance
@@ -230,14 +230,14 @@ def test_an_image_saved_again_or_lightened_is_a_near_duplicate_and_another_is_no
 
 
 @pytest.mark.parametrize(
-    ("code", "picture"),
+    ("code", "image"),
     [
         ("DATA-IMAGE-DARK", lambda: noise(1).point(lambda v: v // 12)),
         ("DATA-IMAGE-BLANK", lambda: Image.new("RGB", (64, 48), "gray")),
     ],
 )
-def test_dark_and_blank_images_are_found(clean, code, picture):
-    picture().save(clean / "train2017" / "0001.png")
+def test_dark_and_blank_images_are_found(clean, code, image):
+    image().save(clean / "train2017" / "0001.png")
     assert codes(check(clean)) == {code: 1}
 
 
@@ -255,9 +255,9 @@ def test_files_with_several_frames_are_reported(clean):
 
 def test_an_image_cut_anywhere_is_found_by_decoding_and_a_cut_end_only_so(tmp_path):
     write_sample_data(tmp_path, num_images=14, seed=1, size=(96, 72))
-    pictures = sorted((tmp_path / "train2017").iterdir())[:10]
+    images = sorted((tmp_path / "train2017").iterdir())[:10]
     cuts = random.Random(0)
-    for n, file in enumerate(pictures):
+    for n, file in enumerate(images):
         whole = file.read_bytes()
         end = len(whole) - 4 if n == 0 else cuts.randrange(1, len(whole) - 4)
         file.write_bytes(whole[:end])
@@ -287,15 +287,15 @@ def test_a_file_that_is_not_an_image_is_an_error(clean, content):
 
 def test_many_images_are_scanned_in_processes_with_the_same_result(clean, monkeypatch):
     annotations = read_annotations(find_layout(clean).train)
-    alone = list(pictures.scan_images(annotations, TINY.data, decode=True))
-    monkeypatch.setattr(pictures, "FEW", 1)
-    assert list(pictures.scan_images(annotations, TINY.data, decode=True)) == alone
-    assert list(pictures.scan_images(annotations, TINY.data, True, [2, 0])) == [alone[2], alone[0]]
+    alone = list(images.scan_images(annotations, TINY.data, decode=True))
+    monkeypatch.setattr(images, "FEW", 1)
+    assert list(images.scan_images(annotations, TINY.data, decode=True)) == alone
+    assert list(images.scan_images(annotations, TINY.data, True, [2, 0])) == [alone[2], alone[0]]
 
 
 def test_a_killed_scan_process_is_reported(clean, monkeypatch):
-    monkeypatch.setattr(pictures, "FEW", 1)
-    monkeypatch.setattr(pictures, "read_header", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(images, "FEW", 1)
+    monkeypatch.setattr(images, "read_header", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(EnvironmentFault, match="a process that reads images was killed"):
         check(clean)
 

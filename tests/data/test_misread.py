@@ -79,9 +79,9 @@ def keypoints(box, count: int, dims: int) -> list[float]:
 
 
 @pytest.mark.parametrize(("count", "dims"), [(1, 2), (2, 2), (3, 2), (2, 3), (17, 3), (5, 3)])
-@pytest.mark.parametrize("said", [True, False])
-def test_keypoints_after_a_box_are_not_a_polygon(tmp_path, count, dims, said):
-    yaml = YAML + (f"kpt_shape: [{count}, {dims}]\n" if said else "")
+@pytest.mark.parametrize("message", [True, False])
+def test_keypoints_after_a_box_are_not_a_polygon(tmp_path, count, dims, message):
+    yaml = YAML + (f"kpt_shape: [{count}, {dims}]\n" if message else "")
     drawn = yolo(tmp_path, lambda box: written(*shares(box), *keypoints(box, count, dims)), yaml=yaml)
     assert close(read(tmp_path), drawn["train"])
 
@@ -209,7 +209,7 @@ def test_a_yolo_list_keeps_its_labels_whatever_system_wrote_it(tmp_path, line):
 
 
 @pytest.mark.parametrize(
-    ("names", "wanted"),
+    ("names", "expected"),
     [
         ("[yes, no]", ["yes", "no"]),
         ("[007, 010, 1_000, 1e3]", ["007", "010", "1_000", "1e3"]),
@@ -217,9 +217,9 @@ def test_a_yolo_list_keeps_its_labels_whatever_system_wrote_it(tmp_path, line):
         ("[2024-01-01, 0x1F]", ["2024-01-01", "0x1F"]),
     ],
 )
-def test_names_are_taken_as_they_are_written(tmp_path, names, wanted):
-    yolo(tmp_path, lambda box: written(*shares(box)), 1, f"train: images/train\nnc: {len(wanted)}\nnames: {names}\n")
-    assert [c.name for c in read(tmp_path).categories] == wanted
+def test_names_are_taken_as_they_are_written(tmp_path, names, expected):
+    yolo(tmp_path, lambda box: written(*shares(box)), 1, f"train: images/train\nnc: {len(expected)}\nnames: {names}\n")
+    assert [c.name for c in read(tmp_path).categories] == expected
 
 
 def test_a_name_that_two_classes_have_is_one_class_in_every_split(tmp_path):
@@ -285,7 +285,7 @@ def test_a_linked_folder_is_read_where_links_are_allowed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "there"),
+    ("message", "there"),
     [
         ("A.JPG", "a.jpg"),
         (unicodedata.normalize("NFD", "é.jpg"), "é.jpg"),
@@ -294,13 +294,13 @@ def test_a_linked_folder_is_read_where_links_are_allowed(tmp_path):
         ("elsewhere/a.jpg", "a.jpg"),
     ],
 )
-def test_a_file_name_that_nearly_matches_is_found_and_reported(make_coco, tmp_path, said, there):
+def test_a_file_name_that_nearly_matches_is_found_and_reported(make_coco, tmp_path, message, there):
     (tmp_path / "train2017").mkdir()
     put(tmp_path / "train2017" / there)
-    split = make_coco(size=(WIDTH, HEIGHT), edit=lambda document: document["images"][0].update(file_name=said))
+    split = make_coco(size=(WIDTH, HEIGHT), edit=lambda document: document["images"][0].update(file_name=message))
     found = read_annotations(split)
     assert there in [name.decode() for name in found.file_names.tolist()] and len(found.image_ids) == 2
-    assert any(f"{said} -> {there}" in note for note in found.notes)
+    assert any(f"{message} -> {there}" in note for note in found.notes)
 
 
 def test_an_ambiguous_file_name_is_refused(make_coco, tmp_path):

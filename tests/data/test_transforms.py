@@ -126,9 +126,9 @@ def test_one_resampling_shows_what_detrs_steps_show(size):
             augmented((tv_tensors.Image(image), boxes, labels), config, np.random.default_rng(seed))
             for augmented in (augment, step_by_step)
         ]
-        (found, found_boxes, found_labels), (wanted, wanted_boxes, wanted_labels) = pictures
-        assert found.shape == wanted.shape and found_labels.tolist() == wanted_labels.tolist()
-        assert (found.float() - wanted.float()).abs().mean() < 2
+        (found, found_boxes, found_labels), (expected, wanted_boxes, wanted_labels) = pictures
+        assert found.shape == expected.shape and found_labels.tolist() == wanted_labels.tolist()
+        assert (found.float() - expected.float()).abs().mean() < 2
         torch.testing.assert_close(found_boxes.as_subclass(Tensor), wanted_boxes.as_subclass(Tensor), atol=1, rtol=0)
 
 
@@ -170,7 +170,7 @@ def test_flips_and_crops_have_the_configured_probability():
 
 
 @pytest.mark.parametrize(
-    ("size", "short", "most", "wanted"),
+    ("size", "short", "most", "expected"),
     [
         ((480, 640), 800, 1333, (800, 1066)),  # 800 * 640 / 480 = 1066.67, cut off
         ((640, 480), 800, 1333, (1066, 800)),
@@ -188,8 +188,8 @@ def test_flips_and_crops_have_the_configured_probability():
         ((10, 8000), 800, 1333, (2, 1600)),  # 1.67 is rounded to 2
     ],
 )
-def test_sizes_follow_the_rule_of_detr(size, short, most, wanted):
-    assert resized(size, short, most) == wanted
+def test_sizes_follow_the_rule_of_detr(size, short, most, expected):
+    assert resized(size, short, most) == expected
 
 
 def test_no_size_becomes_zero_or_immense():

@@ -31,7 +31,7 @@ from .conftest import small
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "said"),
+    ("options", "code", "error_message"),
     [
         (["--out", "m.onnx", "--format", "tflite"], 2, "unknown format `tflite`; choose onnx, openvino"),
         (["--out", "m.bin"], 2, "must end in .onnx; try --out m.onnx"),
@@ -47,12 +47,12 @@ from .conftest import small
         (["--out", "m.onnx", "--size", "320x427"], 2, "must be a multiple of 32"),
     ],
 )
-def test_impossible_exports_are_refused_before_any_work(dino, options, code, said):
+def test_impossible_exports_are_refused_before_any_work(dino, options, code, error_message):
     pytest.importorskip("onnxscript")
     pytest.importorskip("openvino")
     done = dino("export", "bundled", *options)
     assert done.code == code
-    assert said in done.err
+    assert error_message in done.err
 
 
 def test_with_many_images_the_first_four_are_used_for_the_comparison_and_reported(tmp_path, capsys):
@@ -180,15 +180,15 @@ def test_max_dets_of_a_file_is_at_most_what_its_queries_can_give():
     assert [comparison_config(config, most).eval.max_dets for most in (None, 7, 100_000)] == [60, 7, 60]
 
 
-@pytest.mark.parametrize(("size", "said"), [((160, 160), True), ((128, 160), False), (None, False)])
-def test_a_canvas_larger_than_any_image_is_reported(tmp_path, monkeypatch, size, said):
+@pytest.mark.parametrize(("size", "error_message"), [((160, 160), True), ((128, 160), False), (None, False)])
+def test_a_canvas_larger_than_any_image_is_reported(tmp_path, monkeypatch, size, error_message):
     monkeypatch.setattr(export, "trace", lambda *given: None)
     monkeypatch.setitem(write.FORMATS, "torch-export", (lambda *given: 1 / 0, ".pt2", (), ""))
-    heard = []
+    messages = []
     request = Request("torch-export", tmp_path / "m.pt2", sizes=[size] if size else [])
     with pytest.raises(ZeroDivisionError):
-        export_weights(small("r50-4scale"), tmp_path, request, [], heard.append)
-    assert ("the canvas is larger than any image on it" in " ".join(heard)) is said
+        export_weights(small("r50-4scale"), tmp_path, request, [], messages.append)
+    assert ("the canvas is larger than any image on it" in " ".join(messages)) is error_message
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_a_truncated_file_is_refused(write_onnx):
 
 
 @pytest.mark.parametrize(
-    ("shape", "sizes", "said"),
+    ("shape", "sizes", "error_message"),
     [
         ((1, 96, 128), [[9, 9]], "needs images"),
         ((1, 3, 96, 128), [[9, 9]], "needs images"),
@@ -109,8 +109,8 @@ def test_a_truncated_file_is_refused(write_onnx):
         ((1, 96, 128, 3), [[9, 0]], "sizes must be a height and width for each image, 1 to"),
     ],
 )
-def test_inputs_of_a_wrong_shape_are_refused(write_onnx, shape, sizes, said):
-    with pytest.raises(ValueError, match=said):
+def test_inputs_of_a_wrong_shape_are_refused(write_onnx, shape, sizes, error_message):
+    with pytest.raises(ValueError, match=error_message):
         ExportedDetector(write_onnx()).run(np.zeros(shape, np.uint8), np.array(sizes))
 
 

@@ -173,14 +173,16 @@ class Broken:
         return SimpleNamespace(run=run)
 
 
-@pytest.mark.parametrize(("kind", "said"), [("closed", "failed to run: bad magic"), ("wrong", "differ from the model")])
-def test_a_wrong_file_is_left_as_unverified(tmp_path, monkeypatch, kind, said):
+@pytest.mark.parametrize(
+    ("kind", "message"), [("closed", "failed to run: bad magic"), ("wrong", "differ from the model")]
+)
+def test_a_wrong_file_is_left_as_unverified(tmp_path, monkeypatch, kind, message):
     broken = Broken(kind)
     monkeypatch.setitem(write.FORMATS, "torch-export", (broken, ".pt2", (), ""))
     monkeypatch.setattr(export, "open_exported", broken.opened)
     monkeypatch.setattr(export, "trace", lambda *given: None)
     request = Request("torch-export", tmp_path / "new" / "model.pt2")
-    with use_backend("reference"), pytest.raises(NotVerified, match=said) as caught:
+    with use_backend("reference"), pytest.raises(NotVerified, match=message) as caught:
         export_weights(small("r50-4scale"), tmp_path, request, images(np.random.default_rng(4)))
     assert caught.value.exit_code == 1
     assert [file.name for file in request.out.parent.iterdir()] == ["model.pt2.unverified"]

@@ -10,12 +10,12 @@ CONTENT = bytes(range(256)) * 1000
 
 
 @pytest.fixture
-def fetch(server, tmp_path, heard):
+def fetch(server, tmp_path, messages):
     server.content = CONTENT
 
     def run(address=None, patience=QUICK):
         part = PartialFile(tmp_path / "file.pth", address or server.address())
-        download(part.address, part, heard[0], patience)
+        download(part.address, part, messages[0], patience)
         return part.file.read_bytes()
 
     return run
@@ -30,12 +30,12 @@ def test_a_file_arrives(fetch, server):
     assert fetch() == CONTENT and ranges(server) == [None], "a whole one is not asked for again"
 
 
-def test_a_cut_download_continues_where_it_was(fetch, server, heard):
+def test_a_cut_download_continues_where_it_was(fetch, server, messages):
     server.plan = ["cut 1000", "cut 5000", "cut 7"]
     assert fetch() == CONTENT
     assert ranges(server) == [None, "bytes=1000-", "bytes=6000-", "bytes=6007-"]
     assert all(request["If-Range"] == '"1"' for request in server.requests[1:])
-    assert sum("trying again" in line for line in heard[1]) == 3
+    assert sum("trying again" in line for line in messages[1]) == 3
 
 
 def test_a_killed_process_leaves_a_beginning_that_the_next_one_uses(fetch, server, tmp_path):

@@ -101,11 +101,11 @@ def test_each_object_is_matched_to_the_configured_number_of_queries(times, targe
     output = model_of("resnet18", "model.extra_queries=8").train()(*canvas(torch.randn(3, 64, 96), 64, 96), targets)
     counts, plain = {}, module.detection_loss
 
-    def counted(predictions, wanted, match, *rest):
-        slots = torch.cat([torch.arange(2)] * (len(wanted[0].labels) // 2))
+    def counted(predictions, expected, match, *rest):
+        slots = torch.cat([torch.arange(2)] * (len(expected[0].labels) // 2))
         counts[predictions.logits.shape[1]] = torch.bincount(slots[match.target], minlength=2).tolist()
         assert len(set(match.query.tolist())) == len(match.query)
-        return plain(predictions, wanted, match, *rest)
+        return plain(predictions, expected, match, *rest)
 
     monkeypatch.setattr(module, "detection_loss", counted)
     criterion(output._replace(noise=None), targets, 2, LossConfig(extra_positives=times))

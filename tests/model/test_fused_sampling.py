@@ -52,9 +52,9 @@ def test_half_precision_is_rounded_once_at_the_end(dtype):
     case = inputs(dtype=dtype)
     found = fused(*case)
     assert found.dtype == dtype
-    wanted = in_steps(*case).to(dtype)
-    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=2 * torch.finfo(dtype).eps)
-    assert (found == wanted).double().mean() > 0.97
+    expected = in_steps(*case).to(dtype)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=2 * torch.finfo(dtype).eps)
+    assert (found == expected).double().mean() > 0.97
 
 
 @NUMBA

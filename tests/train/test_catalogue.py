@@ -190,9 +190,7 @@ def test_twenty_consecutive_fp16_overflows_end_the_run(small_config, start):
 
 
 @pytest.mark.slow
-def test_a_host_out_of_memory_is_reported_and_the_previous_steps_are_saved(
-    small_config, start, monkeypatch
-):
+def test_a_host_out_of_memory_is_reported_and_the_previous_steps_are_saved(small_config, start, monkeypatch):
     original, calls = feeding._next, []
 
     def following(batches):
@@ -223,10 +221,10 @@ def test_a_failing_reader_names_the_image_and_the_state_is_saved(workers, small_
     context, state = start(small_config(*LITTLE, f"data.workers={workers}"))
     original, third = TrainingImages._read, str(context.data.train.path(3).name)
 
-    def fails(pictures, epoch, index):
+    def fails(image_folder, epoch, index):
         if (epoch, index) == (1, 3):
             raise ValueError("odd,\nvery")
-        return original(pictures, epoch, index)
+        return original(image_folder, epoch, index)
 
     monkeypatch.setattr(TrainingImages, "_read", fails)
     warning = rf"reading \S+{third} \(number 3, epoch 1\) failed: ValueError: odd, very; remove the image"
@@ -278,8 +276,8 @@ def test_a_failed_evaluation_is_reported_and_counted_and_the_next_one_runs(part,
     monkeypatch.setattr(evaluation, part, of_pictures if part == "detect_all" else first_fails)
     context, state = start(small_config(*LITTLE))
     events = list(train(context, state))
-    wanted = "the evaluation after epoch 1 failed (RuntimeError: DefaultCPUAllocator: can't allocate memory), 1 of"
-    assert [text.startswith(wanted) for text in messages_of(events)] == [True]
+    expected = "the evaluation after epoch 1 failed (RuntimeError: DefaultCPUAllocator: can't allocate memory), 1 of"
+    assert [text.startswith(expected) for text in messages_of(events)] == [True]
     assert [event.epoch for event in events if isinstance(event, Evaluated)] == [2]
     assert sum(isinstance(event, Step) for event in events) == 8 and isinstance(events[-1], Finished)
     assert state.progress.failed_evaluations == 1 and state.model.training

@@ -60,8 +60,8 @@ def test_half_precision_starts_near_the_losses_of_float32(start_on, device, amp)
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_run(start_on, device):
     settings = ("train.deterministic=true",) if device == "cuda" else ()
     whole = losses(*start_on(device, "whole", *settings), steps=99)
-    asked = iter([0, 0, 0, 0, 143])
-    context, state = start_on(device, "parts", *settings, stop=lambda: next(asked, 143))
+    requested = iter([0, 0, 0, 0, 143])
+    context, state = start_on(device, "parts", *settings, stop=lambda: next(requested, 143))
     before = []
     with pytest.raises(Exception, match="interrupted"):
         before += (event.numbers["loss"] for event in train(context, state) if isinstance(event, Step))

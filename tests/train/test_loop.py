@@ -160,9 +160,9 @@ def test_a_non_finite_gradient_is_reported_with_its_layer_and_images(small_confi
         list(train(context, state))
 
 
-def test_one_bad_image_is_replaced_and_reported_once(pictures, small_config, start, run_to_end, tmp_path):
+def test_one_bad_image_is_replaced_and_reported_once(image_folder, small_config, start, run_to_end, tmp_path):
     folder = tmp_path / "data"
-    shutil.copytree(pictures, folder)
+    shutil.copytree(image_folder, folder)
     bad = sorted((folder / "train2017").iterdir())[0]
     context, state = start(small_config(f'data.path="{folder}"'))
     bad.write_bytes(bad.read_bytes()[:500])  # before the first step, it would be refused
@@ -170,9 +170,9 @@ def test_one_bad_image_is_replaced_and_reported_once(pictures, small_config, sta
     assert len(warnings) == 1 and bad.name in warnings[0]
 
 
-def test_too_many_bad_images_end_the_run(pictures, small_config, start, run_to_end, tmp_path):
+def test_too_many_bad_images_end_the_run(image_folder, small_config, start, run_to_end, tmp_path):
     folder = tmp_path / "data"
-    shutil.copytree(pictures, folder)
+    shutil.copytree(image_folder, folder)
     context, state = start(small_config(f'data.path="{folder}"', "train.epochs=4"))
     for bad in sorted((folder / "train2017").iterdir())[:4]:
         bad.write_bytes(b"not an image")  # before the first step, one would be refused
@@ -180,9 +180,9 @@ def test_too_many_bad_images_end_the_run(pictures, small_config, start, run_to_e
         run_to_end(context, state)
 
 
-def test_images_without_objects_train_and_evaluate(pictures, small_config, start, run_to_end, tmp_path):
+def test_images_without_objects_train_and_evaluate(image_folder, small_config, start, run_to_end, tmp_path):
     folder = tmp_path / "data"
-    shutil.copytree(pictures, folder)
+    shutil.copytree(image_folder, folder)
     for split in ("train", "val"):
         file = folder / "annotations" / f"instances_{split}2017.json"
         content = json.loads(file.read_text())
@@ -231,11 +231,11 @@ def test_low_precision_steps_are_finite(small_config, start, amp):
     assert math.isfinite(train_step(state, batches, count_boxes(batches), context.config, SingleProcess())["loss"])
 
 
-def test_weights_start_a_run_with_other_classes_by_name(small_config, start, run_to_end, pictures, tmp_path):
+def test_weights_start_a_run_with_other_classes_by_name(small_config, start, run_to_end, image_folder, tmp_path):
     context, state = start(small_config("train.epochs=1"))
     run_to_end(context, state)
     folder = tmp_path / "data"
-    shutil.copytree(pictures, folder)
+    shutil.copytree(image_folder, folder)
     for file in (folder / "annotations").iterdir():
         content = json.loads(file.read_text())
         content["categories"] = [{"id": 1, "name": "red"}, {"id": 2, "name": "WBC"}, {"id": 3, "name": "Platelets"},

@@ -64,8 +64,8 @@ def test_a_run_stopped_and_resumed_anywhere_equals_an_uninterrupted_run(
         "accumulation": lambda: len(passes) >= 2 * PLACES[place] - 1,
         "boundary": lambda: seen.count(Evaluated) >= 2,
     }
-    asked = asks.get(place, lambda: seen.count(Step) >= PLACES[place])
-    context, state = start(config, "cut", stop=lambda: 143 * bool(asked()))
+    requested = asks.get(place, lambda: seen.count(Step) >= PLACES[place])
+    context, state = start(config, "cut", stop=lambda: 143 * bool(requested()))
     with pytest.raises(Interrupted):
         for event in train(context, state):
             seen.append(type(event))
@@ -100,7 +100,7 @@ def test_a_flipped_bit_in_any_file_is_noticed_and_the_checkpoint_before_is_used(
     config = small_config(*LITTLE, "train.ema_decay=0.9")
     context, state = start(config)
     run_to_end(context, state)
-    wanted = outcome(context.folder)
+    expected = outcome(context.folder)
     newest = list_checkpoints(context.folder / "checkpoints")[-1]
     assert sorted(file.name for file in newest.iterdir()) == sorted(FILES)
     whole = (newest / name).read_bytes()
@@ -114,7 +114,7 @@ def test_a_flipped_bit_in_any_file_is_noticed_and_the_checkpoint_before_is_used(
     assert find_checkpoint(context.folder, "auto")[0] == found
     assert branch_off(context.folder, found)[0].startswith("newer than step-00000004")
     resume(context, config)
-    assert outcome(context.folder) == wanted
+    assert outcome(context.folder) == expected
 
 
 def test_a_damaged_manifest_is_reported_with_advice_and_without_pythons_message(small_config, start, run_to_end):
@@ -240,8 +240,11 @@ def test_a_run_with_halved_micro_batches_continues_with_identical_results(
     amp, small_config, start, monkeypatch, outcome
 ):
     """Four images are too many in step 3: what follows is as in a run that was stopped there and resumed with two."""
-    asked = (*LITTLE, "train.batch_size=8", "train.epochs=4", "model.dropout=0.1", f'train.amp="{amp}"')
-    four, two = small_config(*asked, "train.micro_batch_size=4"), small_config(*asked, "train.micro_batch_size=2")
+    requested = (*LITTLE, "train.batch_size=8", "train.epochs=4", "model.dropout=0.1", f'train.amp="{amp}"')
+    four, two = (
+        small_config(*requested, "train.micro_batch_size=4"),
+        small_config(*requested, "train.micro_batch_size=2"),
+    )
     other, state = start(four, "stopped", stop=lambda: 143 * (state.progress.step == 2))
     with pytest.raises(Interrupted):
         list(train(other, state))
@@ -286,9 +289,7 @@ def nan_box(batch):
 
 
 @pytest.mark.parametrize("change, says", [(nan_picture, "its pixels"), (nan_box, "its boxes")])
-def test_a_bad_number_in_the_data_names_the_image_and_no_step_is_taken(
-    change, says, small_config, start, monkeypatch
-):
+def test_a_bad_number_in_the_data_names_the_image_and_no_step_is_taken(change, says, small_config, start, monkeypatch):
     poison(monkeypatch, change)
     context, state = start(small_config(*LITTLE))
     after = []
@@ -309,9 +310,9 @@ def test_bad_weights_name_their_layer(small_config, start):
 
 
 def test_a_rollback_skips_the_step_and_has_a_limit(small_config, start, monkeypatch):
-    asked = ('train.on_nan="rollback"', "train.save_every_steps=2", "train.max_rollbacks=1")
+    requested = ('train.on_nan="rollback"', "train.save_every_steps=2", "train.max_rollbacks=1")
     poison(monkeypatch, nan_box)
-    context, state = start(small_config(*LITTLE, *asked))
+    context, state = start(small_config(*LITTLE, *requested))
     events = list(train(context, state))
     assert any("rolled back to step-00000002; step 3" in e.message for e in events if isinstance(e, Warned))
     assert [e.step for e in events if isinstance(e, Step)] == [1, 2, 4, 5, 6, 7, 8]
@@ -322,7 +323,7 @@ def test_a_rollback_skips_the_step_and_has_a_limit(small_config, start, monkeypa
 
     monkeypatch.setattr(guard, "train_step", not_finite)
     with pytest.raises(DivergedError, match=r"rolled back 1 times|no checkpoint"):
-        list(train(*start(small_config(*LITTLE, *asked), "always")))
+        list(train(*start(small_config(*LITTLE, *requested), "always")))
 
 
 @pytest.fixture

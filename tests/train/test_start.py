@@ -78,7 +78,7 @@ def test_another_position_encoding_counts_as_another_model_although_all_shapes_m
 
 
 @pytest.mark.parametrize(
-    ("holds", "asked", "differs"),
+    ("holds", "requested", "differs"),
     [
         ("r50-5scale", "r50-4scale", r"model\.feature_strides .* model\.num_levels = 5 \(requested: 4\)"),
         ("detrex-r101-4scale-12e", "detrex-r50-4scale-12e", r"model\.backbone = resnet101"),
@@ -86,9 +86,9 @@ def test_another_position_encoding_counts_as_another_model_although_all_shapes_m
         ("mmdet-r50-4scale-12e", "mmdet-r50-4scale-improved-12e", r"model\.position_temperature = 20"),
     ],
 )
-def test_the_wrong_preset_is_refused_and_the_right_one_named(holds, asked, differs, weights_of):
+def test_the_wrong_preset_is_refused_and_the_right_one_named(holds, requested, differs, weights_of):
     with pytest.raises(CheckpointError, match=f"{differs}.*use --preset {holds}"):
-        check_start(load_config(asked, [weights_of(holds)]))
+        check_start(load_config(requested, [weights_of(holds)]))
 
 
 def test_another_pixel_normalization_or_minimum_fraction_counts_as_another_model(weights_of):
@@ -208,9 +208,9 @@ def test_objects_of_the_val_split_are_counted_too_but_not_for_denoising(small_co
 
 
 def test_deterministic_training_on_a_gpu_uses_only_pytorchs_own_operations():
-    for wanted, device, reference in ((True, "cuda", True), (True, "cpu", False), (False, "cuda", False)):
-        with deterministic(wanted, torch.device(device)):
-            assert is_reference() == reference and torch.are_deterministic_algorithms_enabled() == wanted
+    for expected, device, reference in ((True, "cuda", True), (True, "cpu", False), (False, "cuda", False)):
+        with deterministic(expected, torch.device(device)):
+            assert is_reference() == reference and torch.are_deterministic_algorithms_enabled() == expected
     assert not is_reference()
 
 

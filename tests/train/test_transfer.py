@@ -27,9 +27,9 @@ def move(tmp_path):
         giver, config, categories = model_of(old, *old_changes)
         for parameter in giver.parameters():
             torch.nn.init.normal_(parameter)
-        taker, _, wanted = model_of(new, *new_changes)
+        taker, _, expected = model_of(new, *new_changes)
         fresh = {key: value.clone() for key, value in taker.state_dict().items()}
-        report = carry_over(taker, Weights(giver.state_dict(), config, categories, {}), wanted, tmp_path / "w")
+        report = carry_over(taker, Weights(giver.state_dict(), config, categories, {}), expected, tmp_path / "w")
         return giver.state_dict(), fresh, taker.state_dict(), report
 
     return run
