@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-ExportedDetections = namedtuple(
-    "ExportedDetections", "labels scores boxes_xyxy"
-)  # labels: indices into `info["names"]`
+ExportedDetections = namedtuple("ExportedDetections", "labels scores boxes_xyxy")  # label: index in `info["names"]`
 
 
 class ExportedDetector:
@@ -73,8 +71,7 @@ class ExportedDetector:
         images, limit, dtypes = [*map(np.asarray, images)], self.info["canvas"], (np.uint8, self.info["pixels"])
         for shape, dtype in ((image.shape, image.dtype) for image in images):
             if dtype not in dtypes or shape != (*shape[:2], 3) or (np.array(shape[:2]) > limit).any():
-                need = f"(h, w, 3) of {dtypes[1]}, up to {limit}"
-                raise ValueError(f"this file needs images {need}; got {shape} of {dtype}")
+                raise ValueError(f"it needs images (h, w, 3) of {dtypes[1]}, up to {limit}; got {shape} of {dtype}")
         sizes = np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
         height, width = self.canvas(sizes.max(0, initial=1))
         return np.stack([np.pad(x, [(0, height - len(x)), (0, width - x.shape[1]), (0, 0)]) for x in images]), sizes
@@ -84,19 +81,14 @@ class ExportedDetector:
             openvino: Any = __import__("openvino")
             model = openvino.Core().read_model(path)
             info = model.get_rt_info(["dino"]).astype(str) if model.has_rt_info(["dino"]) else ""
-            exact = {
-                "INFERENCE_PRECISION_HINT": "f32",
-                "INFERENCE_NUM_THREADS": threads,
-            }  # otherwise bfloat16 on some CPUs
+            exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}  # some CPUs default to bf16
             compiled = openvino.compile_model(model, "CPU", exact)
             return lambda images, sizes: list(compiled([images, sizes]).values()), info
         onnxruntime: Any = __import__("onnxruntime")
         if [int(part) for part in onnxruntime.__version__.split(".")[:2]] < [1, 20]:
             raise ImportError(f"it needs onnxruntime 1.20 or newer, this is {onnxruntime.__version__}")
         options = onnxruntime.SessionOptions()
-        cores = (
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-        )  # only those that this process may use
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0  # that this process may use
         options.intra_op_num_threads, options.log_severity_level = threads or cores, 4
         session = onnxruntime.InferenceSession(path, options, providers=np.atleast_1d(providers).tolist())
         info, names = session.get_modelmeta().custom_metadata_map.get("dino", ""), ["labels", "scores", "boxes"]

@@ -17,7 +17,7 @@ def told(run):
 def test_a_run_writes_a_report_with_its_metrics_and_images_of_the_best_weights(
     start, run_to_end, small_config, monkeypatch
 ):
-    monkeypatch.setattr(report, "LOWEST", 0.0)  # two epochs make nobody sure
+    monkeypatch.setattr(report, "MIN_SCORE", 0.0)  # two epochs make nobody sure
     context, state = start(small_config())
     events = run_to_end(context, state)
     assert not [event for event in events if isinstance(event, Warned)]
