@@ -1,4 +1,4 @@
-"""Tables and pictures of the runs that ablations.py has finished; it calls this with `--plot`."""
+"""Tables and figures of the runs finished by ablations.py, which calls this with `--plot`."""
 
 import statistics
 from pathlib import Path
@@ -8,20 +8,20 @@ import matplotlib.pyplot as plt
 from ablation_variants import DEFAULT, STUDIES
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
-COLORS = {"once": "#0072B2", "twice": "#D55E00", "not detached": "#009E73"}  # told apart by colour-blind readers
-MARKERS = "os^Dv"  # by seed
+COLORS = {"once": "#0072B2", "twice": "#D55E00", "not detached": "#009E73"}  # distinguishable for colour-blind readers
+MARKERS = "os^Dv"  # one per seed
 Lines = list[dict[str, Any]]
 plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 
 
 def report(study: str, lines: Lines, images: Path = IMAGES) -> None:
-    """Print a study's table in Markdown and draw its pictures, from the seeds that all variants have.
+    """Print a study's table in Markdown and draw its figures, using the seeds that all variants have.
 
     Args:
-        lines: finished runs of the same length and settings.
+        lines: finished runs with the same length and settings.
     """
     runs = {name: found for name in STUDIES[study] if (found := [line for line in lines if line["variant"] == name])}
-    seeds = set.intersection(*({line["seed"] for line in found} for found in runs.values()))  # fair means
+    seeds = set.intersection(*({line["seed"] for line in found} for found in runs.values()))  # for comparable means
     runs = {name: [line for line in found if line["seed"] in seeds] for name, found in runs.items()}
     print(table(runs))
     draw_ap(runs, images / f"{study}-ap.png")
@@ -31,7 +31,7 @@ def report(study: str, lines: Lines, images: Path = IMAGES) -> None:
 
 
 def table(runs: dict[str, Lines]) -> str:
-    """AP by variant, and its distance from the default's with the same seed."""
+    """AP of each variant, and the difference to the default with the same seed."""
     rows = [
         "| variant | seeds | AP | against the default, by seed | AP50 | AP, `nms_iou=0.8` | seconds |",
         "|---" * 7 + "|",
@@ -49,7 +49,7 @@ def table(runs: dict[str, Lines]) -> str:
 
 
 def gradient_table(runs: dict[str, Lines]) -> str:
-    """Norms of gradients before clipping: median over steps and seeds, and the largest of all."""
+    """Gradient norms before clipping: median over steps and seeds, and maximum."""
     layers = range(len(next(iter(runs.values()))[0]["history"][0]["layers"]))
     names = ["whole model", *(f"moves, layer {i + 1}" for i in layers), *(f"weights, layer {i + 1}" for i in layers)]
     names += ["box heads", "first stage"]
@@ -65,7 +65,7 @@ def gradient_table(runs: dict[str, Lines]) -> str:
 
 
 def draw_ap(runs: dict[str, Lines], out: Path) -> None:
-    """A mark for each seed, a stroke at the mean."""
+    """Plot AP: a marker per seed, and a line at the mean."""
     figure, axis = plt.subplots(figsize=(7, 0.6 + 0.38 * len(runs)), layout="constrained")
     for row, (name, lines) in enumerate(reversed(runs.items())):
         values = [line["AP"] for line in lines if "AP" in line]
@@ -85,7 +85,7 @@ def draw_ap(runs: dict[str, Lines], out: Path) -> None:
 
 
 def draw_gradients(runs: dict[str, Lines], out: Path) -> None:
-    """By step and decoder layer: the gradient at the moves of the boxes, and of the layer's weights."""
+    """Plot gradient norms by step and decoder layer: at the box refinements, and of the layer's weights."""
     num_layers = len(next(iter(runs.values()))[0]["history"][0]["layers"])
     figure, axes = plt.subplots(
         2, num_layers, figsize=(3 * num_layers, 5.2), sharex=True, sharey="row", layout="constrained"
@@ -117,7 +117,7 @@ def _by_step(lines: Lines, part: str, layer: int) -> tuple[list[int], list[float
 
 
 def _spread(lines: Lines, key: str, digits: int) -> str:
-    """Mean, and least and most."""
+    """Mean, minimum and maximum."""
     values = [line[key] for line in lines if key in line]
     if not values:
         return ""

@@ -1,4 +1,4 @@
-"""What is compared in docs/look-forward-twice.md, docs/ablations.md and docs/tiny.md; see ablations.py."""
+"""The variants compared in docs/look-forward-twice.md, docs/ablations.md and docs/tiny.md; see ablations.py."""
 
 from collections.abc import Callable
 from itertools import cycle
@@ -14,10 +14,10 @@ from dinocore.structures import Predictions, Queries, Tokens
 
 
 class NotDetached(Decoder):
-    """The decoder whose boxes keep their gradient: through the next start, its position encoding, where it samples."""
+    """A decoder that never detaches boxes: gradients flow through the next reference, its encoding and the sampling."""
 
     def forward(self, queries: Queries, memory: Tokens) -> list[Predictions]:
-        """As `Decoder.forward`, without `detach`."""
+        """Like `Decoder.forward`, without `detach`."""
         x, boxes = queries.content, queries.boxes
         stages = []
         for layer, class_head, box_head in zip(self.layers, cycle(self.class_heads), cycle(self.box_heads)):
@@ -31,7 +31,7 @@ class NotDetached(Decoder):
 
 
 def not_detached(model: DINO) -> None:
-    """Replace the decoder by one of the same parts that never detaches."""
+    """Replace the decoder by one with the same modules that never detaches boxes."""
     old = model.decoder
     dim = old.norm.normalized_shape[0]
     new = NotDetached(old.layers, old.class_heads, old.box_heads, dim, old.look_forward, old.layer_call, old.box_eps)
@@ -40,12 +40,12 @@ def not_detached(model: DINO) -> None:
 
 
 def without_norm(model: DINO) -> None:
-    """Answers come from a layer's output as it is."""
+    """Predict from a layer's output without the layer norm."""
     model.decoder.norm = nn.Identity()
 
 
 class Variant(NamedTuple):
-    """Settings that differ from the default, and what is done to the model that they build."""
+    """Settings that differ from the default, and a function that modifies the model."""
 
     settings: tuple[str, ...] = ()
     changes: tuple[Callable[[DINO], None], ...] = ()

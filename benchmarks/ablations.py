@@ -1,14 +1,13 @@
-"""What parts of DINO do for a small model, by our own short runs.
+"""What the parts of DINO contribute to a small model, measured in short runs of our own.
 
     python benchmarks/ablations.py look-forward|ablations|positives|all [--seeds 3] [--steps 600] [--set KEY=VALUE]
-    python benchmarks/ablations.py positives --seconds 120 --data DIR:400+120     (as many steps as each does in it)
+    python benchmarks/ablations.py positives --seconds 120 --data DIR:400+120     (as many steps as fit into that time)
     python benchmarks/ablations.py look-forward --plot        (needs matplotlib: the extra `bench`)
 
-A run is one variant (see ablation_variants.py) with one seed. Backbone, neck and encoder are the bundled model's and
-stay as they are; proposer, denoiser and decoder are drawn anew from the seed and trained, on pictures that
-`dino sample-data` draws, and judged on others. Each finished run is one line of docs/benchmarks/ablations.jsonl; a run
-that is there is not done again, so that the script can be stopped and started. Seeds take turns: what is there is whole
-comparisons.
+A run is one variant (see ablation_variants.py) with one seed. Backbone, neck and encoder are those of the bundled model
+and are frozen; proposer, denoiser and decoder are initialised from the seed, trained on images from `dino sample-data`,
+and evaluated on others. Each finished run is one line of docs/benchmarks/ablations.jsonl and is not repeated, so the
+script can be stopped and started again. All variants run with one seed before the next seed starts.
 """
 
 import argparse
@@ -48,8 +47,8 @@ from dinocore.weights.fetch.locate import locate
 from dinocore.weights.file import load_weights
 
 RESULTS = Path(__file__).parent.parent / "docs" / "benchmarks" / "ablations.jsonl"
-PICTURES, SIDE = 300, 240  # drawn; 240 of them to train on
-TRAINED = ("backbone", "neck", "tokenizer", "encoder")  # parts with the bundled model's weights
+NUM_IMAGES, SIDE = 300, 240  # 240 of the images are for training
+TRAINED = ("backbone", "neck", "tokenizer", "encoder")  # modules with the bundled model's weights
 SETTINGS = [
     'train.weights=""', 'model.backbone_weights="none"', 'train.freeze=["backbone", "neck", "tokenizer", "encoder"]',
     "train.epochs=1", "train.warmup_steps=20", "train.ema_decay=0.0", "train.lr=8e-4", "train.batch_size=2",
@@ -59,11 +58,13 @@ SETTINGS = [
 
 
 class Gradients:
-    """Norms of the gradients of a step: of parts of the model, and of what each layer added to its boxes."""
+    """Gradient norms of a step: of parts of the model, and of each layer's box refinement."""
 
     def __init__(self, state: TrainState):
         self.model = state.model
-        self.deltas: list[Tensor] = []  # of the box heads, layer by layer: of the answer, then of the move
+        self.deltas: list[
+            Tensor
+        ] = []  # outputs of the box heads, by layer: for the prediction, then for the refinement
         self.norms: dict[str, Any] = {}
         self.handles = [head.register_forward_hook(self._keep) for head in set(self.model.decoder.box_heads)]
         self.handles.append(state.optimizer.register_step_pre_hook(self._measure))
@@ -80,7 +81,7 @@ class Gradients:
         self.clipped = _norm(p.grad for p in self.model.parameters())
 
     def read(self, grad_norm: float) -> dict[str, Any]:
-        """Norms before clipping; `answers` and `moves` are of the box heads' outputs, by layer."""
+        """Norms before clipping; `answers` and `moves` are those of the box heads' outputs, by layer."""
         scale = grad_norm / max(self.clipped, 1e-12)
         norms = {k: [n * scale for n in v] if isinstance(v, list) else v * scale for k, v in self.norms.items()}
         return norms | {
@@ -89,7 +90,7 @@ class Gradients:
         }
 
     def remove(self) -> None:
-        """Leave the model as it was."""
+        """Remove the hooks from the model."""
         for handle in self.handles:
             handle.remove()
 
@@ -100,7 +101,7 @@ def _norm(gradients: Any) -> float:
 
 
 def build(variant: Variant, config: Config, seed: int) -> TrainState:
-    """The state before the first step: the bundled model's trained parts, and the rest drawn from the seed."""
+    """The state before the first step: the bundled model's weights, and the rest initialised from the seed."""
     torch.manual_seed(seed)
     model = build_model(config.model)
     for change in variant.changes:
@@ -127,7 +128,7 @@ def begin(variant: Variant, config: Config, seed: int) -> tuple[RunContext, Trai
 def steps_in(
     seconds: float, configs: dict[str, Config], variants: dict[str, Variant], steps: int = 24
 ) -> dict[str, int]:
-    """How many training steps each variant does in that time, by the median of some that they do in turns."""
+    """The number of steps of each variant that fit into `seconds`, from the median time of some interleaved steps."""
     runs = {}
     for name, config in configs.items():
         context, state = begin(variants[name], config, 0)
@@ -143,7 +144,7 @@ def steps_in(
 
 
 def run(variant: Variant, config: Config, seed: int, steps: int, every: int) -> dict[str, Any]:
-    """Train and judge; gradient norms of every so many steps, and of each of the first ten."""
+    """Train and evaluate; gradient norms are recorded in the first ten steps and then every `every` steps."""
     context, state = begin(variant, config, seed)
     config = context.config
     history, began = [], time.perf_counter()
@@ -164,7 +165,7 @@ def run(variant: Variant, config: Config, seed: int, steps: int, every: int) -> 
 
 
 def _judged(model: DINO, context: RunContext) -> dict[str, Any]:
-    """COCO's numbers as DINO means them, without suppression of double detections, and AP with the preset's."""
+    """COCO metrics without NMS, as in the paper, and AP with the preset's NMS."""
     found = {}
     for name, nms_iou in (("plain", 1.0), ("nms", context.config.eval.nms_iou)):
         config = context.config.replace("eval.nms_iou", nms_iou)
@@ -184,7 +185,7 @@ def _rounded(value: Any) -> Any:
 
 
 def key_of(line: dict[str, Any]) -> tuple:
-    """What makes two runs the same."""
+    """The key that identifies a run."""
     length = line.get("for_seconds") or line["steps"]
     return line["variant"], line["seed"], length, tuple(line["settings"])
 
@@ -195,7 +196,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def commit() -> str:
-    """Of this checkout."""
+    """The commit of this checkout."""
     found = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent
     )
@@ -203,7 +204,7 @@ def commit() -> str:
 
 
 def main() -> None:
-    """Do the runs that are not in the file yet, seed by seed."""
+    """Do all runs that are not in the file yet, seed by seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=[*STUDIES, "all"])
     parser.add_argument("--seeds", type=int, default=3)
@@ -214,7 +215,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], help="a variant; default: all of the study")
     parser.add_argument("--data", metavar="DIR[:TRAIN+VAL]", help="with so many of its images; default: drawn ones")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--plot", action="store_true", help="print tables and draw pictures of the finished runs")
+    parser.add_argument("--plot", action="store_true", help="print tables and draw figures of the finished runs")
     options = parser.parse_args()
     chosen = list(STUDIES) if options.study == "all" else [options.study]
     if options.plot:
@@ -226,14 +227,14 @@ def main() -> None:
             report(study, lines)
         return
     keep_memory()
-    options.commit = commit()  # before the results change the checkout
+    options.commit = commit()  # read before the results modify the checkout
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "drawn"
         if options.data:
             path = Path(options.data.partition(":")[0])
             data = subset(path.name, options.data, Path(folder)).absolute()
         else:
-            write_sample_data(data, PICTURES, seed=5, size=(SIDE, SIDE))
+            write_sample_data(data, NUM_IMAGES, seed=5, size=(SIDE, SIDE))
         for study in chosen:
             configs = {name: settings_of(variant, 0, data, options) for name, variant in STUDIES[study].items()}
             steps = dict.fromkeys(configs, options.steps)
@@ -246,18 +247,18 @@ def main() -> None:
 
 
 def with_data(options: argparse.Namespace) -> list[str]:
-    """The settings that all variants share, and which data it was."""
+    """The settings shared by all variants, and the name of the data."""
     return [*options.set, f"data.path={Path(options.data).name.replace(':', '-')}"] if options.data else options.set
 
 
 def settings_of(variant: Variant, seed: int, data: Path, options: argparse.Namespace) -> Config:
-    """Those of one run."""
+    """The settings of one run."""
     settings = [*SETTINGS, f"train.seed={seed}", f'data.path="{data}"', *options.set, *variant.settings]
     return load_config("tiny", settings)
 
 
 def once(name: str, variant: Variant, seed: int, steps: int, data: Path, options: argparse.Namespace) -> None:
-    """One run, unless the file has it."""
+    """Do one run, unless it is in the file."""
     about = {"variant": name, "seed": seed, "steps": steps, "settings": with_data(options)}
     about |= {"for_seconds": options.seconds} if options.seconds else {}
     if key_of(about) in {key_of(line) for line in read_lines(options.out)}:

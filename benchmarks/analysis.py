@@ -1,8 +1,8 @@
-"""Time all that `dino eval` computes beyond inference: the 12 numbers, matches, curves, TIDE, LRP, intervals.
+"""Time everything that `dino eval` computes besides inference: the 12 metrics, matches, curves, TIDE, LRP, intervals.
 
     python benchmarks/analysis.py [--images 1000] [--detections 100] [--classes 80] [--repeats 3] [--backend auto]
 
-Detections and annotations are in memory already; the page of --report is made without pictures.
+Detections and annotations are already in memory; the page of --report has no images.
 """
 
 import argparse
@@ -18,10 +18,10 @@ from dinocore.evaluate.coco import coco_metrics
 
 
 def main() -> None:
-    """Print the seconds of each part, the median and the most."""
+    """Print the median and maximum seconds of each part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--detections", type=int, default=100, help="per picture")
+    parser.add_argument("--detections", type=int, default=100, help="per image")
     parser.add_argument("--classes", type=int, default=80)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--backend", default="auto", help="auto, pycocotools or hotcoco")
@@ -41,7 +41,7 @@ def main() -> None:
         spent = [after - before for before, after in itertools.pairwise(times)]
         for name, seconds in zip(parts, [*spent, sum(spent)], strict=False):
             parts[name].append(seconds)
-    print(f"{options.images} pictures x {options.detections} detections, {options.classes} classes, {TIMES} samples, "
+    print(f"{options.images} images x {options.detections} detections, {options.classes} classes, {TIMES} samples, "
           f"judged by {metrics.backend}")  # fmt: skip
     for name, seconds in parts.items():
         print(f"{name:25}{statistics.median(seconds):8.2f} s{max(seconds):8.2f} s at most")

@@ -1,8 +1,8 @@
-"""Put a run's weights into the package as the bundled model: half precision, without traces of this machine.
+"""Put a run's weights into the package as the bundled model, in half precision and without paths of this machine.
 
     python benchmarks/bundle_weights.py runs/bundled/best.safetensors --origin "what it was trained on"
 
-Cells keep the category ids that `dino sample-data` gives them; the other classes are numbered after them.
+Cell classes keep the category ids of `dino sample-data`; the other classes are numbered after them.
 """
 
 import argparse
@@ -36,12 +36,12 @@ def main() -> None:
     if arguments.eval_scale:
         data = data.model_copy(update={"eval_scale": arguments.eval_scale, "max_size": 2 * arguments.eval_scale})
     train = weights.config.train.model_copy(update={"weights": "bundled"})
-    limits = load_config("tiny").eval  # the preset's of today
+    limits = load_config("tiny").eval  # the preset's current limits
     model = weights.config.model.model_copy(update={"backbone_weights": "imagenet", "extra_queries": 0})
     config = weights.config.model_copy(update={"model": model, "data": data, "train": train, "eval": limits})
     tensors = {k: v.half() if v.is_floating_point() else v for k, v in weights.tensors.items()}
-    tensors.pop("extra.content", None)  # of use in training only
-    left_out = ("data", "metrics")  # a path of this machine, and numbers of the file before it was halved
+    tensors.pop("extra.content", None)  # only used in training
+    left_out = ("data", "metrics")  # a path of this machine, and metrics of the file in full precision
     facts = {k: v for k, v in weights.facts.items() if k not in left_out} | {"origin": arguments.origin}
     if arguments.judge:
         facts["thresholds"] = thresholds(arguments.weights, arguments.judge, data)
@@ -50,13 +50,13 @@ def main() -> None:
 
 
 def numbered(categories: list[Category]) -> list[Category]:
-    """The same classes, with the ids of `CELLS` and numbers after those."""
+    """The same classes, with the ids of `CELLS` for these and consecutive ids for the rest."""
     others = itertools.count(len(CELLS) + 1)
     return [c._replace(id=CELLS[c.name] if c.name in CELLS else next(others)) for c in categories]
 
 
 def thresholds(weights: Path, folders: list[Path], data: DataConfig) -> dict[str, Any] | None:
-    """The best thresholds of weights on the validation splits of data folders; prints AP on each of them."""
+    """The best thresholds on the validation splits of data folders; prints AP on each."""
     detector = load_detector(weights, amp="off")
     detector.config = detector.config.model_copy(update={"data": data})
     parts = [validation(folder, detector) for folder in folders]

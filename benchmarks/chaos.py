@@ -1,10 +1,10 @@
-"""Kills a training with SIGKILL at random instants, again and again, and looks at what is left each time.
+"""Kill a training with SIGKILL at random times, again and again, and check what is left each time.
 
     python benchmarks/chaos.py [--kills 200] [--seed 0] [--json FILE]
 
-After each kill the newest checkpoint must be whole, `best.safetensors` must be readable once it is there, and the log
-must hold each step at most once. A run that comes to its end in spite of it must end with the very tensors and log
-lines of one that was left in peace. A tiny model that saves after every second step makes many kills hit a write.
+After each kill, the newest checkpoint must be intact, `best.safetensors`, if it exists, must be readable, and the log
+must have each step at most once. A run that reaches its end must have exactly the same tensors and log lines as an
+uninterrupted one. The model is tiny and saves after every second step, so that many kills happen during a write.
 """
 
 import argparse
@@ -38,7 +38,7 @@ TIMINGS = ("seconds", "data_seconds", "memory_mb")
 
 
 def main() -> None:
-    """Print what was found; exit code 1 if anything was lost."""
+    """Print the results; exit code 1 if anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def chaos(folder: Path, kills: int, draws: random.Random) -> dict[str, Any]:
-    """Kill so often; what was seen."""
+    """Kill the training this many times; return the counts."""
     write_sample_data(folder / "data", num_images=20, seed=3, size=(80, 64))
     began = time.monotonic()
     os.waitpid(start(folder / "straight", folder / "data"), 0)
@@ -84,7 +84,7 @@ def chaos(folder: Path, kills: int, draws: random.Random) -> dict[str, Any]:
 
 
 def start(run: Path, data: Path) -> int:
-    """Begin or continue a run in a process of its own, which finds torch imported; its id."""
+    """Start or continue a run in a forked process, which has torch imported already; return its process id."""
     child = os.fork()
     if child:
         return child
@@ -114,7 +114,7 @@ def start(run: Path, data: Path) -> int:
 
 
 def ended_within(child: int, seconds: float) -> bool:
-    """Wait for a process; whether it ended well in time."""
+    """Wait for a process; return whether it succeeded in time."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -127,7 +127,7 @@ def ended_within(child: int, seconds: float) -> bool:
 
 
 def look(run: Path, found: dict[str, Any]) -> None:
-    """Note what a kill has damaged."""
+    """Record any damage done by a kill."""
     tidy(run / "checkpoints")
     try:
         checkpoints = list_checkpoints(run / "checkpoints")
@@ -148,14 +148,14 @@ def look(run: Path, found: dict[str, Any]) -> None:
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    """Whole lines of the log."""
+    """The complete lines of the log."""
     file = run / "metrics.jsonl"
     lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def outcome(run: Path) -> str:
-    """A hash of every tensor of the last checkpoint and of the best weights, and of the log without its timings."""
+    """A hash of all tensors of the last checkpoint and the best weights, and of the log without timings."""
     found = hashlib.sha256()
     newest = list_checkpoints(run / "checkpoints")[-1]
     for file in (newest / "model.safetensors", newest / "ema.safetensors", run / "best.safetensors"):

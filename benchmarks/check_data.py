@@ -1,9 +1,9 @@
-"""Time `dino check-data --decode` on drawn pictures.
+"""Time `dino check-data --decode` on synthetic images.
 
     python benchmarks/check_data.py [--images 5000] [--json FILE]
 
-Pictures are 640 x 480 JPEGs. 100 are drawn; the others are these, turned, mirrored and lightened, so that none is there
-twice and drawing doesn't take an hour.
+Images are 640 x 480 JPEGs. 100 are drawn; the others are shifted and darkened copies, so that there are no duplicates
+and drawing doesn't take an hour.
 """
 
 import argparse
@@ -25,7 +25,7 @@ DRAWN = 100
 
 
 def main() -> None:
-    """Print seconds and pictures/s, and write them to a file if one is given."""
+    """Print seconds and images/s, and write them to a file if one is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--json", type=Path)
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def make(folder: Path, count: int) -> None:
-    """A COCO folder with so many pictures, those of training without those of validation."""
+    """Create a COCO folder with this many training images, and no validation split."""
     write_sample_data(folder, num_images=DRAWN, seed=5)
     file = folder / "annotations" / "instances_train2017.json"
     document = json.loads(file.read_text())
@@ -54,12 +54,12 @@ def make(folder: Path, count: int) -> None:
     (folder / "annotations" / "instances_val2017.json").unlink()
     images = []
     for n in range(count):
-        image, picture = drawn[n % len(drawn)]
+        row, image = drawn[n % len(drawn)]
         rng = np.random.default_rng(n)
-        pixels = np.roll(np.asarray(picture), tuple(rng.integers(0, 400, 2)), (0, 1)).astype(np.float32)
+        pixels = np.roll(np.asarray(image), tuple(rng.integers(0, 400, 2)), (0, 1)).astype(np.float32)
         name = f"{n:06d}.jpg"
         Image.fromarray((pixels * rng.uniform(0.6, 1)).astype(np.uint8)).save(folder / "train2017" / name, quality=85)
-        images.append(image | {"id": n, "file_name": name})
+        images.append(row | {"id": n, "file_name": name})
     rows = [{"id": n, "image_id": n, "category_id": 1, "bbox": [9, 9, 50, 50]} for n in range(count)]
     file.write_text(json.dumps(document | {"images": images, "annotations": rows}))
 

@@ -1,9 +1,9 @@
-"""Time COCO evaluation: hotcoco against pycocotools, side by side in one run, and check that their numbers are equal.
+"""Time COCO evaluation with hotcoco and pycocotools, interleaved in one run, and check that their results are equal.
 
     python benchmarks/evaluation.py [--images 1000] [--detections 100] [--classes 80] [--threads 2] [--json FILE]
 
-Timed is all that lies between the annotations and the rows of detections in memory and the 12 numbers. Backends take
-turns, so what else the machine does hits them alike: compare ratios, not times of different runs.
+The time covers everything from annotations and detections in memory to the 12 metrics. Backends take turns, so that
+other load on the machine affects them alike: compare ratios, not times of different runs.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from dinocore.data.annotations import Annotations, Category
 from dinocore.evaluate.coco import coco_metrics
 
 BACKENDS = ("pycocotools", "hotcoco")
-OBJECTS = 7.3  # per picture, as in COCO val2017
+OBJECTS = 7.3  # per image, as in COCO val2017
 SIDE = 640
 
 
@@ -28,16 +28,16 @@ def main() -> None:
     """Print a table of medians and write it to a file if one is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--detections", type=int, default=100, help="per picture")
+    parser.add_argument("--detections", type=int, default=100, help="per image")
     parser.add_argument("--classes", type=int, default=80)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of hotcoco; pycocotools has one")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    os.environ["RAYON_NUM_THREADS"] = str(options.threads)  # read when hotcoco computes for the first time
+    os.environ["RAYON_NUM_THREADS"] = str(options.threads)  # read when hotcoco first computes
     annotations, results = random_data(options.images, options.detections, options.classes)
     print(f"{len(annotations.boxes)} objects and {len(results)} detections of {options.classes} classes in "
-          f"{options.images} pictures, {options.threads} threads")  # fmt: skip
+          f"{options.images} images, {options.threads} threads")  # fmt: skip
     row = measure(annotations, results, options.repeats)
     print(f"{'backend':15}{'median ms':>12}{'least':>10}{'most':>10}")
     for backend in BACKENDS:
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def measure(annotations: Annotations, results: list[dict[str, Any]], repeats: int) -> dict[str, Any]:
-    """Seconds of every repeat of each backend, and the ratio of their medians."""
+    """Seconds of each repeat for each backend, and the ratio of the medians."""
     seconds: dict[str, list[float]] = {backend: [] for backend in BACKENDS}
     found = {}
     coco_metrics(annotations, results[:100], "hotcoco")  # the first call warms up: import, threads
@@ -65,7 +65,7 @@ def measure(annotations: Annotations, results: list[dict[str, Any]], repeats: in
 
 
 def random_data(num_images: int, per_image: int, num_classes: int) -> tuple[Annotations, list[dict[str, Any]]]:
-    """Objects of COCO's sizes, one in fifty a crowd; two in five detections are near one of them."""
+    """Objects with COCO's sizes, 2 % of them crowds; 40 % of the detections are near an object."""
     random = np.random.default_rng(0)
     counts = random.poisson(OBJECTS, num_images)
     boxes, labels = random_boxes(random, counts.sum()), random.integers(0, num_classes, counts.sum())
@@ -98,7 +98,7 @@ def random_data(num_images: int, per_image: int, num_classes: int) -> tuple[Anno
 
 
 def random_boxes(random: np.random.Generator, count: int) -> np.ndarray:
-    """(count, 4): x, y, width, height in pixels; widths from a few pixels to the whole picture."""
+    """(count, 4): x, y, width, height in pixels; widths from a few pixels to the whole image."""
     sizes = random.lognormal(4, 0.9, (count, 2)).clip(2, SIDE)
     return np.concatenate([random.uniform(0, 1, (count, 2)) * (SIDE - sizes), sizes], axis=1)
 

@@ -1,10 +1,10 @@
-"""One COCO data set of everyday photographs, blood cells and drawn images, as the bundled model is trained on.
+"""Create the data set that the bundled model is trained on: everyday photographs, blood cells and synthetic images.
 
     python benchmarks/everyday_data.py OUT --photos ANIMALS COCO_MORE --cells BCCD --drawn DRAWN
 
-Classes that few objects show are not taught. Most of their objects are background, as a cup is for a model that knows
-no cups; those that look like a class which is taught (a truck like a car, a bench like a chair) would teach it the
-wrong thing, so they are painted in their image's mean colour, except where a taught object lies on them.
+Classes with few objects are left out. Most of their objects simply become background, like cups for a model without a
+class for cups. Objects that look like those of a remaining class (a truck like a car, a bench like a chair) would be
+misleading, so they are painted over with their image's mean colour, except where a labelled object overlaps them.
 """
 
 import argparse
@@ -55,8 +55,8 @@ def write_split(
 
     Args:
         classes: numbered in this order.
-        more: how often an image with an object of a class is shown; the highest counts.
-        at_most: images to draw in the end, None for all.
+        more: how often to repeat an image with an object of a class; the highest number counts.
+        at_most: maximum number of images, chosen at random; None for all.
     """
     (out / split).mkdir(parents=True, exist_ok=True)
     (out / "annotations").mkdir(exist_ok=True)
@@ -95,7 +95,7 @@ def write_split(
 
 
 def paint(source: Path, target: Path, hidden: list[list[float]], kept: list[list[float]]) -> None:
-    """Copy an image with the `hidden` boxes (xywh) in its mean colour, except where a box of `kept` is."""
+    """Copy an image, painting the `hidden` boxes (xywh) in its mean colour except where a box of `kept` overlaps."""
     if not hidden:
         target.write_bytes(source.read_bytes())
         return

@@ -1,10 +1,10 @@
-"""Average precision of exported files beside that of their weights, as a table for docs/export.md.
+"""Average precision of exported files compared with their weights, as a table for docs/export.md.
 
     python benchmarks/export_ap.py --data bccd=DIR --data animals=DIR:150 [--weights bundled] [--docs docs/export.md]
 
-Exports the weights in every format and precision below into --folder (a file that is there already is used as it is),
-runs `dino eval` on each with float32 products (`--amp off`) and prints a table; with --docs it also replaces the one
-between the two marks of that page. `DIR:150` takes 150 images of the validation split, evenly spread over it.
+Exports the weights in every format and precision below into --folder (existing files are used as they are), runs
+`dino eval` on each in float32 (`--amp off`) and prints a table. With --docs, it also replaces the table between the two
+markers in that page. `DIR:150` takes 150 images, evenly spread over the validation split.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 from subset import subset
 
 ROOT = Path(__file__).parent.parent
-FILES = {  # what is exported: how it is called, and with which options
+FILES = {  # file name and options of each export
     "ONNX float32": ("model.onnx", ["--format", "onnx"]),
     "OpenVINO float32": ("model.xml", ["--format", "openvino"]),
     "torch-export float32": ("model.pt2", ["--format", "torch-export"]),
@@ -28,11 +28,11 @@ FILES = {  # what is exported: how it is called, and with which options
     "ONNX int8": ("model-int8.onnx", ["--format", "onnx", "--precision", "int8"]),
 }
 MARKS = ("<!-- table: begin -->", "<!-- table: end -->")
-ALLOWED = {"float32": 0.1, "int8": 0.3}  # points of AP that may be lost
+ALLOWED = {"float32": 0.1, "int8": 0.3}  # largest allowed loss, in points of AP
 
 
 def main() -> None:
-    """Measure, print, and perhaps write into a page; exit code 1 if more was lost than is allowed."""
+    """Measure, print, and update a page if one is given; exit code 1 if more AP is lost than allowed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="bundled")
     parser.add_argument("--data", action="append", required=True, metavar="NAME=DIR[:N]")
@@ -45,7 +45,7 @@ def main() -> None:
     rows: dict[str, dict[str, dict[str, float]]] = {name: {} for name in models}
     for key, data in sets.items():
         for name, model in models.items():
-            rows[name][key] = judged(model, data)
+            rows[name][key] = evaluate(model, data)
             print(f"{name}, {key}: AP {100 * rows[name][key]['AP']:.2f}", file=sys.stderr, flush=True)
     command = "python benchmarks/export_ap.py " + shlex.join(sys.argv[1:])
     text = table(rows, sets, provenance(given.weights, command))
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def exported(weights: str, folder: Path) -> Iterator[tuple[str, str]]:
-    """Each kind of file, written unless it is there."""
+    """The exported files, written unless they exist."""
     for name, (file, options) in FILES.items():
         out = folder / file
         if not out.exists():
@@ -64,13 +64,13 @@ def exported(weights: str, folder: Path) -> Iterator[tuple[str, str]]:
         yield name, str(out)
 
 
-def judged(model: str, data: Path) -> dict[str, float]:
-    """The numbers of `dino eval`."""
+def evaluate(model: str, data: Path) -> dict[str, float]:
+    """The metrics from `dino eval`."""
     return dino("eval", "--weights", model, "--data", str(data), "--amp", "off", "--bootstrap", "0", "--json")
 
 
 def dino(*arguments: str) -> Any:
-    """What a command says with --json."""
+    """The output of a command with --json."""
     print("dino", shlex.join(arguments), file=sys.stderr, flush=True)
     done = subprocess.run([sys.executable, "-m", "dinocli", *arguments], stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -79,12 +79,12 @@ def dino(*arguments: str) -> Any:
 
 
 def lost(rows: dict[str, dict[str, dict[str, float]]], name: str, key: str) -> float:
-    """Points of AP that a file has less than its weights."""
-    return round(100 * (rows["PyTorch float32"][key]["AP"] - rows[name][key]["AP"]), 2) + 0.0  # no -0.00
+    """The loss of a file compared with its weights, in points of AP."""
+    return round(100 * (rows["PyTorch float32"][key]["AP"] - rows[name][key]["AP"]), 2) + 0.0  # avoids -0.00
 
 
 def table(rows: dict[str, dict[str, dict[str, float]]], sets: dict[str, Path], note: str) -> str:
-    """Markdown: a row for each file, AP and AP50 in percent for each data set."""
+    """A Markdown table: a row for each file, with AP and AP50 in percent for each data set."""
     head = " | ".join(f"{key}: AP | AP50 | AP lost" for key in sets)
     lines = [f"| | {head} |", "|---" * (3 * len(sets) + 1) + "|"]
     for name, row in rows.items():
@@ -94,7 +94,7 @@ def table(rows: dict[str, dict[str, dict[str, float]]], sets: dict[str, Path], n
 
 
 def provenance(weights: str, command: str) -> str:
-    """The command, the commit, and which weights they were."""
+    """The command, the commit, and the weights."""
     commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip()
     file = ROOT / "dinocore/weights/bundled/tiny.safetensors" if weights == "bundled" else Path(weights)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file.is_file() else "a run"
@@ -102,7 +102,7 @@ def provenance(weights: str, command: str) -> str:
 
 
 def write(page: Path, text: str) -> None:
-    """Replace what is between the marks of a page."""
+    """Replace the text between the markers in a page."""
     before, begin, rest = page.read_text().partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
     if not (begin and end):

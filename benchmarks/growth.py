@@ -1,9 +1,9 @@
-"""How the cost grows with the area of a picture, the queries, the objects and the pictures at once.
+"""How the cost grows with the image area, the number of queries, the number of objects and the batch size.
 
     python benchmarks/growth.py [--preset r50-4scale] [--json FILE]
 
-Area, queries and batch are inference; objects are a training step. Every series says its slope in a log-log plot: 1
-means that the cost is proportional. All points of a series take turns.
+Area, queries and batch size are measured in inference, objects in a training step. The slope of each series in a
+log-log plot is printed: 1 means that the cost is proportional. The points of a series take turns.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from turns import take_turns, write
 from dinocore.benchmark import Case
 from dinocore.presets import load_config
 
-SIZES = [(400, 666), (566, 943), (800, 1333), (1131, 1885)]  # each of twice the area of the one before it
+SIZES = [(400, 666), (566, 943), (800, 1333), (1131, 1885)]  # each with twice the area of the previous one
 MEDIUM = SIZES[0]
 SERIES = {"area": SIZES, "queries": [300, 600, 900, 1800], "objects": [1, 10, 30, 100], "batch": [1, 2, 4]}
 
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def point(preset: str, series: str, value: int | tuple[int, int]) -> Case:
-    """One measurement; what isn't varied is a picture of 400 x 666 with ten objects, and the preset."""
+    """One measurement; by default with an image of 400 x 666, ten objects, and the preset's queries."""
     overrides = [f"model.num_queries={value}"] if series == "queries" else []
     return Case(
         config=load_config(preset, overrides=overrides),
@@ -62,7 +62,7 @@ def point(preset: str, series: str, value: int | tuple[int, int]) -> Case:
 
 
 def amount(series: str, value: int | tuple[int, int]) -> int:
-    """What stands on the x axis."""
+    """The value on the x axis."""
     return value[0] * value[1] if isinstance(value, tuple) else value
 
 

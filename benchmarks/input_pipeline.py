@@ -1,11 +1,11 @@
 """Time the training input, from files to normalised batches: ours against torchvision's CocoDetection and DETR's steps.
 
     python benchmarks/input_pipeline.py --data coco/ [--preset r50-4scale] [--images 40] [--repeats 7] [--json FILE]
-    python benchmarks/input_pipeline.py --large      pictures of 4000 x 3000, drawn for it
+    python benchmarks/input_pipeline.py --large      synthetic images of 4000 x 3000
 
-Both read the same pictures in the same order and have the same choice of scales and crops, in one process with one
-thread, which is what one worker does. They take turns, so what else the machine does hits them alike: compare ratios,
-not times of different runs.
+Both read the same images in the same order with the same choice of scales and crops, in one process with one thread,
+like a single worker. They take turns, so that other load on the machine affects them alike: compare ratios, not times
+of different runs.
 """
 
 import argparse
@@ -42,17 +42,17 @@ def main() -> None:
     """Print images/s of both and their ratio, and write them to a file if one is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a folder in a layout that dino train takes")
-    parser.add_argument("--large", action="store_true", help="draw 8 pictures of 4000 x 3000 instead")
+    parser.add_argument("--large", action="store_true", help="draw 8 images of 4000 x 3000 instead")
     parser.add_argument("--preset", default="r50-4scale")
     parser.add_argument("--images", type=int, default=40, help="in each round")
-    parser.add_argument("--batch", type=int, default=2, help="pictures that are padded to one size")
+    parser.add_argument("--batch", type=int, default=2, help="images padded to one size")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if bool(options.data) == options.large:
         parser.error("give either --data or --large")
     torch.set_num_threads(1)
-    keep_memory()  # as dino train does; both gain
+    keep_memory()  # like dino train; it speeds up both
     config = load_config(options.preset, overrides=["data.workers=0", f"train.batch_size={options.batch}"])
     with tempfile.TemporaryDirectory() as folder:
         annotations = read_annotations(find_layout(draw_large(Path(folder)) if options.large else options.data).train)
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def measure(annotations: Annotations, config: Config, num_images: int, repeats: int) -> dict[str, float]:
-    """Images/s of both (medians), and the median of the ratios of neighbouring rounds."""
+    """Median images/s of both, and the median ratio of consecutive rounds."""
     steps = max(1, num_images // config.train.batch_size)
     forms = {"plain": Plain(annotations, config), "ours": Ours(annotations, config)}
     seconds: dict[str, list[float]] = {name: [] for name in forms}
@@ -82,13 +82,13 @@ def measure(annotations: Annotations, config: Config, num_images: int, repeats: 
 
 
 class Ours(NamedTuple):
-    """What the training loop does before the model."""
+    """The input pipeline of our training loop."""
 
     annotations: Annotations
     config: Config
 
     def batches(self, start: int, end: int) -> Iterator[Batch]:
-        """From one optimizer step to another."""
+        """The batches from optimizer step `start` to `end`."""
         model = self.config.model
         for step in training_steps(self.annotations, self.config, self.config.train.batch_size, start, end):
             for batch in step:
@@ -96,19 +96,19 @@ class Ours(NamedTuple):
 
 
 class Plain:
-    """CocoDetection and DETR's augmentation, picture by picture with Pillow, as DETR and its descendants do it."""
+    """CocoDetection and DETR's augmentation, image by image with Pillow, as in DETR and its descendants."""
 
     def __init__(self, annotations: Annotations, config: Config):
         self.config = config
         self.annotations = annotations
-        with redirect_stdout(None):  # pycocotools prints
-            self.pictures = CocoDetection(str(annotations.image_root), str(annotations.file))
-        self.rows = {image_id: row for row, image_id in enumerate(self.pictures.ids)}
+        with redirect_stdout(None):  # pycocotools prints messages
+            self.dataset = CocoDetection(str(annotations.image_root), str(annotations.file))
+        self.rows = {image_id: row for row, image_id in enumerate(self.dataset.ids)}
 
     def batches(self, start: int, end: int) -> Iterator[tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]]:
         """Images, padding, and boxes and labels."""
         train = self.config.train
-        for step in Steps(len(self.pictures), train.batch_size, train.seed, start, end):
+        for step in Steps(len(self.dataset), train.batch_size, train.seed, start, end):
             samples = [self.sample(self.rows[int(self.annotations.image_ids[index])]) for _, index in step]
             height, width = (max(image.shape[side] for image, _, _ in samples) for side in (1, 2))
             images = torch.zeros(len(samples), 3, height, width)
@@ -120,7 +120,7 @@ class Plain:
 
     def sample(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
         """A normalised image (3, H, W), boxes (T, 4) cxcywh as shares of it, labels (T,)."""
-        image, objects = self.pictures[row]
+        image, objects = self.dataset[row]
         objects = [found for found in objects if not found.get("iscrowd")]
         boxes = torch.tensor([found["bbox"] for found in objects], dtype=torch.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
@@ -134,32 +134,32 @@ class Plain:
         boxes = torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], 1)
         return pixels, boxes / torch.tensor([width, height, width, height]), labels
 
-    def augment(self, picture: Labelled) -> Labelled:
+    def augment(self, sample: Labelled) -> Labelled:
         """Flip; then resize, or resize, crop and resize again."""
         data = self.config.data
         if random.random() < data.flip:
-            image, boxes, labels = picture
+            image, boxes, labels = sample
             boxes = boxes[:, [2, 1, 0, 3]] * torch.tensor([-1, 1, -1, 1]) + torch.tensor(
                 [image.width, 0, image.width, 0]
             )
-            picture = F.hflip(image), boxes, labels
+            sample = F.hflip(image), boxes, labels
         if random.random() < data.crop_chance:
-            picture = resize(picture, random.choice(data.crop_scales), None)
-            picture = crop(picture, *data.crop_size)
-        return resize(picture, random.choice(data.train_scales), data.max_size)
+            sample = resize(sample, random.choice(data.crop_scales), None)
+            sample = crop(sample, *data.crop_size)
+        return resize(sample, random.choice(data.train_scales), data.max_size)
 
 
-def resize(picture: Labelled, short: int, max_size: int | None) -> Labelled:
-    """Bring the short side to a length."""
-    image, boxes, labels = picture
+def resize(sample: Labelled, short: int, max_size: int | None) -> Labelled:
+    """Resize so that the short side has a given length."""
+    image, boxes, labels = sample
     height, width = resized((image.height, image.width), short, max_size)
     scale = torch.tensor([width / image.width, height / image.height] * 2)
     return F.resize(image, [height, width]), boxes * scale, labels
 
 
-def crop(picture: Labelled, least: int, most: int) -> Labelled:
-    """Cut out a random part; drop objects outside."""
-    image, boxes, labels = picture
+def crop(sample: Labelled, least: int, most: int) -> Labelled:
+    """Crop a random region; drop objects outside it."""
+    image, boxes, labels = sample
     width = random.randint(min(image.width, least), min(image.width, most))
     height = random.randint(min(image.height, least), min(image.height, most))
     left, top = random.randint(0, image.width - width), random.randint(0, image.height - height)
@@ -170,7 +170,7 @@ def crop(picture: Labelled, least: int, most: int) -> Labelled:
 
 
 def draw_large(folder: Path) -> Path:
-    """Eight drawn pictures, enlarged to 4000 x 3000, in COCO layout."""
+    """Eight synthetic images, enlarged to 4000 x 3000, in COCO layout."""
     write_sample_data(folder, num_images=10, size=(800, 600))
     file = folder / "annotations" / "instances_train2017.json"
     document = json.loads(file.read_text())

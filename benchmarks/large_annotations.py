@@ -1,12 +1,12 @@
-"""Time and memory of reading a COCO file as large as instances_train2017.json, which is made for it.
+"""Time and memory for reading a generated COCO file as large as instances_train2017.json.
 
     python benchmarks/large_annotations.py [--images 118287] [--objects 860001] [--json FILE]
     python benchmarks/large_annotations.py --images 1700000 --objects 25000000 --outline 0 --ranks 2   Objects365's size
 
-The file has outlines of as many numbers as COCO's have on average, so that it is as long (about 450 MB). Images are
-links to a few black ones: their names are looked up, as in a training, but nothing is decoded. Reading is done by a
-fresh process. With --ranks, so many processes then open the data set as the ranks of a training do, and each says what
-memory of its own it has come to hold, and a worker that it forks, which looks at every number.
+The polygons have as many points as COCO's on average, so that the file has the same size (about 450 MB). Images are
+links to a few black ones: their names are looked up as in training, but nothing is decoded. A fresh process reads the
+file. With --ranks, this many processes then open the data set like the ranks of a training, and report the growth of
+their own private memory and of that of a forked worker that reads every value.
 """
 
 import argparse
@@ -27,11 +27,11 @@ import numpy as np
 from PIL import Image
 from turns import write
 
-LINKS = 30_000  # to one file; file systems have limits
+LINKS = 30_000  # per file; file systems have limits
 
 
 def main() -> None:
-    """Print seconds, peak memory and what stays, and write them to a file if one is given."""
+    """Print seconds, peak memory and the memory kept, and write them to a file if one is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=118_287)
     parser.add_argument("--objects", type=int, default=860_001)
@@ -58,17 +58,17 @@ def main() -> None:
 
 
 def make(folder: Path, images: int, objects: int, outline: int) -> int:
-    """Write the file, in a stream, and the images; how many bytes the file has."""
+    """Write the file in a stream, and the images; return the file's size in bytes."""
     rng = np.random.default_rng(0)
-    pictures, file = folder / "train2017", folder / "annotations" / "instances_train2017.json"
-    pictures.mkdir()
+    images, file = folder / "train2017", folder / "annotations" / "instances_train2017.json"
+    images.mkdir()
     file.parent.mkdir()
     for n in range(images):
         if n % LINKS == 0:
-            first = pictures / f"{n:012d}.jpg"
+            first = images / f"{n:012d}.jpg"
             Image.new("RGB", (640, 480)).save(first)
         else:
-            os.link(first, pictures / f"{n:012d}.jpg")
+            os.link(first, images / f"{n:012d}.jpg")
     outlines = [rng.uniform(0, 640, outline).round(2).tolist() for _ in range(200)]
     with file.open("w") as out:
         out.write('{"images": [')
@@ -90,7 +90,7 @@ def make(folder: Path, images: int, objects: int, outline: int) -> int:
 
 
 def read(folder: Path) -> dict[str, float]:
-    """In this process: as `dino train` reads a split."""
+    """In this process: read a split like `dino train`."""
     from dinocore.data.annotations import read_annotations
     from dinocore.data.formats.layout import find_layout
 
@@ -102,7 +102,7 @@ def read(folder: Path) -> dict[str, float]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "seconds": round(seconds, 2),
-        "cpu_seconds": round(worked, 2),  # what a machine with other work to do would need alone
+        "cpu_seconds": round(worked, 2),  # independent of other load on the machine
         "peak_rss_mb": round(peak / 1024),
         "imports_rss_mb": round(before / 1024),
         "kept_arrays_mb": round(kept / 1e6, 1),
@@ -111,7 +111,7 @@ def read(folder: Path) -> dict[str, float]:
 
 
 def run_ranks(folder: Path, number: int) -> list[dict[str, float]]:
-    """What each of so many ranks on this machine holds."""
+    """The memory of each of `number` ranks on this machine."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(number)}
@@ -124,7 +124,7 @@ def run_ranks(folder: Path, number: int) -> list[dict[str, float]]:
 
 
 def share(folder: Path) -> dict[str, float]:
-    """In this process, a rank: as `dino train` opens a data set, and what it holds afterwards."""
+    """In this process, as a rank: open a data set like `dino train`, and return the memory held afterwards."""
     import torch
 
     from dinocore.config import DataConfig
@@ -134,12 +134,12 @@ def share(folder: Path) -> dict[str, float]:
 
     with joined(torch.device("cpu")) as group:
         before = private_mb()
-        pictures = TrainingImages(open_shared_dataset(DataConfig(path=str(folder)), group).train, DataConfig(), 0)
+        images = TrainingImages(open_shared_dataset(DataConfig(path=str(folder)), group).train, DataConfig(), 0)
         held = private_mb() - before
-        mapped = sum(value.nbytes for value in pictures.annotations if isinstance(value, np.memmap))
+        mapped = sum(value.nbytes for value in images.annotations if isinstance(value, np.memmap))
         fork = multiprocessing.get_context("fork")
         ours, theirs = fork.Pipe()
-        worker = fork.Process(target=look_at_all, args=(pictures, theirs))
+        worker = fork.Process(target=look_at_all, args=(images, theirs))
         worker.start()
         grown = ours.recv()
         worker.join()
@@ -150,9 +150,9 @@ def share(folder: Path) -> dict[str, float]:
     }  # fmt: skip
 
 
-def look_at_all(pictures: Any, pipe: Any) -> None:
-    """In a worker: by how much its own memory has grown when it has read every number."""
-    before, annotations = private_mb(), pictures.annotations
+def look_at_all(images: Any, pipe: Any) -> None:
+    """In a worker: send the growth of its private memory after reading every value."""
+    before, annotations = private_mb(), images.annotations
     for i in range(len(annotations.image_ids)):
         annotations.boxes[annotations.objects(i)].sum()
     for value in annotations:
@@ -162,7 +162,7 @@ def look_at_all(pictures: Any, pipe: Any) -> None:
 
 
 def private_mb() -> float:
-    """What this process alone holds, on Linux."""
+    """Private memory of this process in MB; Linux only."""
     lines = Path("/proc/self/smaps_rollup").read_text()
     return sum(int(found[1]) for found in re.finditer(r"Private_\w+:\s+(\d+) kB", lines)) / 1024
 

@@ -1,9 +1,9 @@
-"""What the training loop costs beside its steps: pictures a second with everything on, and of a bare loop.
+"""The overhead of the training loop: images per second with everything on, compared with a minimal loop.
 
     python benchmarks/loop.py [--steps 40] [--repeats 3]
 
-Both do the same optimizer steps on the same pictures, in turns. The bare loop reads, computes, and steps; no log, no
-checks between processes, no events. Neither saves nor evaluates; what saving takes is measured apart.
+Both do the same optimizer steps on the same images, in turns. The minimal loop only reads, computes and steps: no log,
+no checks between ranks, no events. Neither saves nor evaluates; the time for saving is measured separately.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SETTINGS = ["data.train_scales=[256]", "data.crop_chance=0.0", "data.workers=0",
 
 
 def main() -> None:
-    """Print both speeds, their ratio, and the seconds of a save."""
+    """Print both speeds, their ratio, and the seconds per save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=3)
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def prepare(run: Path, data: Path) -> RunContext:
-    """A run of the preset `tiny` on drawn pictures."""
+    """A run of the preset `tiny` on synthetic images."""
     config = load_config("tiny", [*SETTINGS, f'data.path="{data}"'])
     prepare_run(run, overwrite=False)
     return RunContext(config, open_dataset(config.data), run, torch.device("cpu"))
@@ -70,7 +70,7 @@ def whole(context: RunContext, steps: int, seconds: dict[str, list[float]]) -> N
 
 
 def bare(context: RunContext, steps: int, seconds: dict[str, list[float]]) -> None:
-    """The same in the fewest words."""
+    """The same with a minimal loop."""
     config, state, began = (
         context.config,
         fresh_state(context.config, context.data.train.categories, context.device),

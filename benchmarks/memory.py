@@ -1,11 +1,11 @@
-"""Resident memory while a training continues with images of many sizes, under several ways to get memory.
+"""Resident memory during a training with images of many sizes, for several allocator settings.
 
     python benchmarks/memory.py [--preset tiny] [--set KEY=VALUE ...] [--steps 128] [--batch-size 4]
         [--ways now glibc] [--json FILE] [--plot FILE]
     python benchmarks/memory.py --runs runs/a runs/b --plot FILE
 
-Each way is a process of its own, one after another; drawn images that the augmentation makes into many sizes, no
-evaluation. What `dino train --dry-run` says comes first.
+Each setting runs in its own process, one after another, on synthetic images that augmentation resizes to many sizes,
+without evaluation. The estimate of `dino train --dry-run` is printed first.
 """
 
 import argparse
@@ -21,15 +21,15 @@ from typing import NamedTuple
 
 
 def primitives(number: int) -> dict[str, str]:
-    """The environment in which oneDNN keeps so many."""
+    """Environment variables for a oneDNN primitive cache of this size."""
     return {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(number)}
 
 
 class Way(NamedTuple):
-    """How a training gets its memory."""
+    """Allocator settings of a training."""
 
     environment: dict[str, str]
-    keeps: bool = True  # calls keep_memory()
+    keeps: bool = True  # call keep_memory()
     settings: tuple[str, ...] = ()
 
 
@@ -46,7 +46,7 @@ WAYS = {
 
 
 def main() -> None:
-    """Print memory after some steps and the median step of each way; draw the curves."""
+    """Print the memory after some steps and the median step time of each way; plot the curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--steps", type=int, default=128)
@@ -90,14 +90,14 @@ def main() -> None:
 
 
 def draw(folder: Path, num_images: int) -> None:
-    """Drawn images; the augmentation crops and resizes them to many sizes, as it does photographs."""
+    """Synthetic images, which augmentation crops and resizes to many sizes, like photographs."""
     from dinocore.data.synthetic.sample import write_sample_data
 
     write_sample_data(folder, num_images=min(num_images, 160), seed=0, size=(640, 480))
 
 
 def settings(options: argparse.Namespace, folder: str) -> tuple[str, list[str]]:
-    """The preset and the settings of the training."""
+    """The config of the training."""
     train = {"batch_size": options.batch_size, "epochs": options.steps, "eval_every_epochs": options.steps + 1}
     if options.preset == "tiny":
         train["micro_batch_size"] = options.batch_size
@@ -106,7 +106,7 @@ def settings(options: argparse.Namespace, folder: str) -> tuple[str, list[str]]:
 
 
 def promise(chosen: tuple[str, list[str]]) -> None:
-    """Print what `dino train --dry-run` says of the memory."""
+    """Print the memory estimate of `dino train --dry-run`."""
     preset, changes = chosen
     command = [sys.executable, "-m", "dinocli", "train", "--preset", preset, "--dry-run"]
     command += [word for change in changes for word in ("--set", change)]
@@ -115,7 +115,7 @@ def promise(chosen: tuple[str, list[str]]) -> None:
 
 
 def run(chosen: tuple[str, list[str]], steps: int, keep: bool) -> None:
-    """Train, and print the memory after each step in MB (resident, this process) as JSON."""
+    """Train, and print this process's resident memory in MB after each step, as JSON."""
     import torch
 
     from dinocore.data.dataset import open_dataset
@@ -146,19 +146,19 @@ def run(chosen: tuple[str, list[str]], steps: int, keep: bool) -> None:
 
 
 def resident_mb() -> float:
-    """What this process holds now, in MB; Linux."""
+    """Resident memory of this process in MB; Linux only."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def memory_of_run(run: Path) -> list[float]:
-    """The most that a run held until each of its steps."""
+    """The peak memory of a run up to each of its steps."""
     lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
     return [line["memory_mb"] for line in lines if "memory_mb" in line]
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """A curve for each way."""
+    """Plot a curve for each way."""
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")

@@ -1,8 +1,8 @@
-"""Make the data set that the bundled model is trained on: BCCD's photographs and drawn pictures in one COCO folder.
+"""Create a data set of blood cells: BCCD's photographs and synthetic images in one COCO folder.
 
     python benchmarks/mixed_data.py BCCD_FOLDER OUT_FOLDER --drawn 300
 
-Training pictures are BCCD's train2017 and the drawn ones; evaluation is on BCCD's val2017 alone.
+Training images are BCCD's train2017 and the synthetic ones; evaluation is on BCCD's val2017 alone.
 """
 
 import argparse
@@ -19,16 +19,18 @@ def main() -> None:
     parser.add_argument("bccd", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--drawn", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=1, help="not 0, which draws the pictures of `dino sample-data`")
+    parser.add_argument("--seed", type=int, default=1, help="not 0, which draws the images of `dino sample-data`")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder)
-        write_sample_data(drawn, arguments.drawn + 1, arguments.seed)  # one more: at least one goes to validation
+        write_sample_data(
+            drawn, arguments.drawn + 1, arguments.seed
+        )  # one more, because at least one goes to validation
         mix(arguments.bccd, drawn, arguments.out)
 
 
 def mix(bccd: Path, drawn: Path, out: Path) -> None:
-    """Copy the photographs and the drawn pictures, and number the latter's images and objects after the former's."""
+    """Copy the photographs and the synthetic images, with consecutive ids for images and objects."""
     shutil.copytree(bccd, out)
     file = out / "annotations" / "instances_train2017.json"
     mixed = json.loads(file.read_text())
@@ -46,7 +48,7 @@ def mix(bccd: Path, drawn: Path, out: Path) -> None:
         for image in part["images"]:
             shutil.copy(drawn / f"{split}2017" / image["file_name"], out / "train2017")
     file.write_text(json.dumps(mixed))
-    print(f"{len(mixed['images'])} training pictures, {len(mixed['annotations'])} objects in {out}")
+    print(f"{len(mixed['images'])} training images, {len(mixed['annotations'])} objects in {out}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Time a model or its training step: ours, the peers' form of it, and Hugging Face's two-stage Deformable DETR.
+"""Time inference or a training step: our model, a baseline of it, and Hugging Face's two-stage Deformable DETR.
 
     python benchmarks/model.py [--train] [--preset r50-4scale] [--size 800x1333] [--batch 1] [--repeats 5] [--cpu-time]
                                [--json FILE]
 
-The peers' form is the same model in eager float32, with `grid_sample` for the attention and nothing tuned. Hugging
-Face's model has equal sizes and random weights; it needs the extra `bench`, and is left out with a word without it.
+The baseline ("peers' form") is the same model in eager float32, with `grid_sample` for the attention and without our
+optimizations. Hugging Face's model has the same size and random weights; it needs the extra `bench`, and is skipped
+with a message without it.
 """
 
 import argparse
@@ -30,12 +31,12 @@ TRANSFORMERS = "transformers, float32"
 
 
 def main() -> None:
-    """Print a table of medians, ratios to the peers' form (or the first that takes part) and peak memory."""
+    """Print a table of medians, ratios to the baseline (or the first contestant) and peak memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="r50-4scale")
     parser.add_argument("--size", default="800x1333", help="height x width")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--objects", type=int, default=10, help="per picture, with --train")
+    parser.add_argument("--objects", type=int, default=10, help="per image, with --train")
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="leave out, if memory is too small")
@@ -70,7 +71,7 @@ def main() -> None:
 
 
 def contestants(case: Case) -> dict[str, Build]:
-    """Who takes part, by name."""
+    """The contestants by name."""
     found: dict[str, Build] = {
         PEERS: partial(ours, case._replace(ops="reference", amp="off")),
         "ours, float32": partial(ours, case._replace(amp="off")),
@@ -93,18 +94,18 @@ def contestants(case: Case) -> dict[str, Build]:
 
 
 def ours(case: Case) -> Callable[[], Any]:
-    """Our model, or the peers' form of it."""
+    """Our model, or its baseline."""
     call, _ = prepare(case)
 
-    def in_form() -> None:
+    def with_backend() -> None:
         with use_backend(case.ops):
             call()
 
-    return in_form
+    return with_backend
 
 
 def deformable_detr(case: Case) -> Callable[[], Any]:
-    """Hugging Face's Deformable DETR with two stages, as wide, as deep and with as many queries as ours."""
+    """Hugging Face's two-stage Deformable DETR with the same width, depth and number of queries as ours."""
     model = build_deformable_detr(case.config)
     batch = random_batch(case)
     mask = (~batch.padding).long()
@@ -129,7 +130,7 @@ def deformable_detr(case: Case) -> Callable[[], Any]:
 
 
 def build_deformable_detr(config: Config) -> Any:
-    """With random weights, in training mode."""
+    """The model with random weights, in training mode."""
     from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, TimmBackboneConfig
 
     sizes = config.model

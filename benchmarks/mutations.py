@@ -1,9 +1,9 @@
-"""Break forty places, one at a time, and say which fast test notices.
+"""Introduce forty bugs, one at a time, and report which fast test catches each.
 
     python benchmarks/mutations.py [--only 3 17] [--json docs/benchmarks/mutations.json]
 
-Each is made in a copy of the checkout; the tests of the room that it is in are run until one fails. One that no test
-notices is listed at the end, and the exit code is 1.
+Each is applied to a copy of the checkout, and the tests of that part of the code are run until one fails. Bugs that no
+test catches are listed at the end, and the exit code is 1.
 """
 
 import argparse
@@ -21,11 +21,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Mutation(NamedTuple):
-    """One place, broken."""
+    """One bug: a piece of code and its replacement."""
 
     what: str
     file: str
-    old: str  # stands there once
+    old: str  # occurs exactly once in the file
     new: str
     tests: str
 
@@ -38,7 +38,7 @@ MUTATIONS = [
     Mutation(
         "an anchor may lie nearer to the edge than 1 %",
         "dinocore/model/proposals.py",
-        "(anchors > 0.01)",
+        "(anchors > EDGE)",
         "(anchors > 0.0)",
         f"{MODEL}/test_first_stage.py",
     ),
@@ -101,8 +101,8 @@ MUTATIONS = [
     Mutation(
         "each layer's loss looks forward once, not twice",
         "dinocore/model/decoder.py",
-        'DINO: the loss of a layer trains this layer\'s step and the one before it."""\n    return boxes',
-        'DINO: the loss of a layer trains this layer\'s step and the one before it."""\n    return boxes.detach()',
+        'DINO: the loss of a layer trains this layer\'s move and the previous one."""\n    return boxes',
+        'DINO: the loss of a layer trains this layer\'s move and the previous one."""\n    return boxes.detach()',
         MODEL,
     ),
     Mutation(
@@ -115,14 +115,14 @@ MUTATIONS = [
     Mutation("the answer is not normed", "dinocore/model/decoder.py", "answer = self.norm(x)", "answer = x", GOLDEN),
     Mutation(
         "x and y of the map's encoding change places",
-        "dinocore/model/tokens.py",
+        "dinocore/model/position.py",
         "for v in (y, x)]",
         "for v in (x, y)]",
         f"{MODEL}/test_position.py {GOLDEN}",
     ),
     Mutation(
         "boxes are encoded as x, y, w, h",
-        "dinocore/model/tokens.py",
+        "dinocore/model/position.py",
         "for v in (cy, cx, w, h)",
         "for v in (cx, cy, w, h)",
         f"{MODEL}/test_position.py {GOLDEN}",
@@ -245,8 +245,8 @@ MUTATIONS = [
     Mutation(
         "gradients of micro-batches are not those of the batch",
         "dinocore/train/step.py",
-        "criterion(output, targets, num_boxes, config.loss)",
-        "criterion(output, targets, num_boxes / len(micro_batches), config.loss)",
+        "criterion(output, targets, num_boxes, config.loss, num_denoised)",
+        "criterion(output, targets, num_boxes / len(micro_batches), config.loss, num_denoised)",
         f"{TRAIN}/test_step.py {TRAIN}/test_loop.py",
     ),
     Mutation(
@@ -309,7 +309,7 @@ MUTATIONS = [
 
 
 def main() -> None:
-    """Make each, and list which test noticed."""
+    """Apply each mutation, and list which test catches it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", type=int, nargs="+", help="numbers, from 1")
     parser.add_argument("--json", type=Path)
@@ -335,10 +335,10 @@ def main() -> None:
 
 
 def try_one(mutation: Mutation, copy: Path) -> str:
-    """The first test that fails, or nothing.
+    """The first test that fails, or an empty string.
 
     Raises:
-        ValueError: the place is not there, or there twice: this list is out of date.
+        ValueError: `old` does not occur exactly once: this list is out of date.
     """
     file = copy / mutation.file
     whole = file.read_text()

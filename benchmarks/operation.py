@@ -1,8 +1,8 @@
-"""Time multi-scale deformable attention: the form chosen by itself against the reference, side by side in one run.
+"""Time multi-scale deformable attention: the default backend and the reference, interleaved in one run.
 
     python benchmarks/operation.py [--device cpu] [--threads 2] [--repeats 7] [--json FILE]
 
-Forms take turns, so what else the machine does hits them alike: compare ratios, not times of different runs.
+Backends take turns, so that other load on the machine affects them alike: compare ratios, not times of different runs.
 """
 
 import argparse
@@ -19,14 +19,14 @@ from dinocore.model.ops import ms_deform_attn, use_backend
 
 LARGE = [(100, 167), (50, 84), (25, 42), (13, 21)]  # an image of 800 x 1333
 SMALL = [(40, 54), (20, 27), (10, 14)]
-SIZES = {  # batch, queries (None: one for each token), maps, numbers of a head
+SIZES = {  # batch size, queries (None: one per token), maps, channels per head
     "encoder": (1, None, LARGE, 32),
     "decoder": (1, 900, LARGE, 32),
     "small encoder": (4, None, SMALL, 24),
     "small decoder": (4, 300, SMALL, 24),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-FORMS = ("reference", "auto")
+BACKENDS = ("reference", "auto")
 HEADS, POINTS = 8, 4
 
 
@@ -40,18 +40,18 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = []
-    print(f"{'size':15}{'value':10}{'what':18}" + "".join(f"{form + ' ms':>14}" for form in FORMS) + f"{'ratio':>8}")
+    print(f"{'size':15}{'value':10}{'what':18}" + "".join(f"{form + ' ms':>14}" for form in BACKENDS) + f"{'ratio':>8}")
     for size in SIZES:
         for dtype in DTYPES:
             for row in measure(size, dtype, options.device, options.repeats):
                 rows.append(row)
-                times = "".join(f"{1000 * row[form]:14.2f}" for form in FORMS)
+                times = "".join(f"{1000 * row[form]:14.2f}" for form in BACKENDS)
                 print(f"{size:15}{dtype:10}{row['what']:18}{times}{row['ratio']:8.1f}", flush=True)
     write(options.json, vars(options), rows)
 
 
 def measure(size: str, dtype: str, device: str, repeats: int) -> list[dict]:
-    """Seconds (median) of each form, forward and forward + backward."""
+    """Median seconds of each backend, forward and forward + backward."""
     value, maps, locations, weights = inputs(size, DTYPES[dtype], device)
     leaves = [tensor.requires_grad_() for tensor in (value, locations, weights)]
     grad = torch.ones_like(ms_deform_attn(value, maps, locations, weights))
@@ -65,19 +65,19 @@ def measure(size: str, dtype: str, device: str, repeats: int) -> list[dict]:
 
     rows = []
     for what, run in (("forward", forward), ("forward+backward", forward_backward)):
-        seconds = {form: [] for form in FORMS}
+        seconds = {form: [] for form in BACKENDS}
         for _ in range(repeats + 1):
-            for form in FORMS:
+            for form in BACKENDS:
                 with use_backend(form):
                     seconds[form].append(timed(run, device))
-        medians = {form: statistics.median(seconds[form][1:]) for form in FORMS}  # the first run warms up
+        medians = {form: statistics.median(seconds[form][1:]) for form in BACKENDS}  # the first run warms up
         row = {"size": size, "value": dtype, "what": what, **medians}
         rows.append(row | {"ratio": medians["reference"] / medians["auto"]})
     return rows
 
 
 def timed(run: Callable[[], None], device: str) -> float:
-    """Seconds that `run` takes, until the device has finished."""
+    """Seconds that `run` takes, including synchronization with the device."""
     start = time.perf_counter()
     run()
     if device != "cpu":
@@ -86,7 +86,7 @@ def timed(run: Callable[[], None], device: str) -> float:
 
 
 def inputs(size: str, dtype: torch.dtype, device: str) -> tuple[Tensor, list[tuple[int, int]], Tensor, Tensor]:
-    """Value, maps, locations a few tokens around the token of the query (or a random place), weights."""
+    """Value, maps, locations within a few tokens of the query's token (or of a random point), and weights."""
     batch, num_queries, maps, head_dim = SIZES[size]
     random = torch.Generator().manual_seed(0)
     reference = torch.rand(num_queries, 2, generator=random) if num_queries else centers(maps)  # (N, 2)
@@ -100,7 +100,7 @@ def inputs(size: str, dtype: torch.dtype, device: str) -> tuple[Tensor, list[tup
 
 
 def centers(maps: list[tuple[int, int]]) -> Tensor:
-    """(x, y) of every token as shares of the map, (S, 2)."""
+    """(x, y) of every token as fractions of the map, (S, 2)."""
     grids = []
     for height, width in maps:
         rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")

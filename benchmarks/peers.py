@@ -1,11 +1,12 @@
-"""Inference beside other detectors: each at its own default size and at ours, random weights, one run in turns.
+"""Compare inference with other detectors: each at its default size and at ours, with random weights, taking turns.
 
     python benchmarks/peers.py [--repeats 5] [--amp off bf16] [--only NAME ...] [--json docs/benchmarks/peers.json]
 
 RT-DETR-v2 R50, D-FINE-L, RF-DETR-B and two-stage Deformable DETR are those of `transformers` (extra `bench`), Faster
-R-CNN R50 FPN v2 is torchvision's. Each has its own process. `work` counts 2 per multiply-add with torch's counter; `of
-peak` is that work over the time and this machine's rate for a product of two 4096 x 4096 matrices in that precision.
-The accuracy that their authors report stands in docs/performance.md, in a column of its own: nothing here measures it.
+R-CNN R50 FPN v2 is torchvision's. Each runs in its own process. `work` is the number of FLOPs, 2 per multiply-add,
+from torch's counter; `of peak` is the achieved fraction of this machine's FLOP/s for a product of two 4096 x 4096
+matrices in that precision. The accuracy reported by their authors is in docs/performance.md, in a separate column; it
+is not measured here.
 """
 
 import argparse
@@ -23,12 +24,12 @@ from dinocore.benchmark import CORRECTED, Case, prepare
 from dinocore.presets import load_config
 
 OURS = (800, 1333)
-SIDES = {"RT-DETR-v2 R50": 32, "D-FINE-L": 32, "RF-DETR-B": 56}  # what the sides of an image must be multiples of
+SIDES = {"RT-DETR-v2 R50": 32, "D-FINE-L": 32, "RF-DETR-B": 56}  # the sides of an image must be multiples of this
 PRECISIONS = {"off": None, "bf16": torch.bfloat16}
 
 
 def main() -> None:
-    """Print a table: size, median seconds, share of the peak, memory."""
+    """Print a table: size, median seconds, fraction of the peak FLOP/s, memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--amp", nargs="+", choices=[*PRECISIONS], default=["off"])
@@ -58,18 +59,18 @@ def main() -> None:
 
 
 def build(name: str, size: tuple[int, int], amp: str) -> Callable[[], Any]:
-    """A call that detects in one image of noise."""
+    """A function that runs a detector on one random image."""
     return MODELS[name][0](size, amp)
 
 
 def fitting(name: str) -> tuple[int, int]:
-    """Our size of 800 x 1333, or the nearest one that the model takes."""
+    """Our size of 800 x 1333, or the nearest one that the model supports."""
     multiple = SIDES.get(name, 1)
     return OURS if multiple == 1 else (800 // multiple * multiple, 1344)
 
 
 def count_flops(name: str, size: tuple[int, int]) -> int:
-    """Of one call in float32; ours by its plain form, which computes the same."""
+    """FLOPs of one call in float32; ours with the reference backend, which computes the same."""
     call = ours(name, "reference", size, "off") if name in PRESETS else build(name, size, "off")
     with FlopCounterMode(display=False, custom_mapping=CORRECTED) as counter:
         call()
@@ -77,7 +78,7 @@ def count_flops(name: str, size: tuple[int, int]) -> int:
 
 
 def product_rate(dtype: torch.dtype | None) -> float:
-    """The most FLOP/s that a large product reached: PyTorch's own, or oneDNN's, twice as fast in float32 on AMD."""
+    """The highest FLOP/s reached by a large matrix product, PyTorch's or oneDNN's (twice as fast in float32 on AMD)."""
     a, b = (torch.randn(4096, 4096, dtype=dtype or torch.float32) for _ in range(2))
     packed = torch.ops.mkldnn._reorder_linear_weight(b, 4096)
     seconds = []
@@ -90,7 +91,7 @@ def product_rate(dtype: torch.dtype | None) -> float:
 
 
 def ours(preset: str, ops: str, size: tuple[int, int], amp: str) -> Callable[[], Any]:
-    """A preset of ours."""
+    """One of our presets."""
     case = Case(load_config(PRESETS[preset]), size, 1, False, ops, amp, torch.device("cpu"), objects=0, repeats=1)
     call, _ = prepare(case)
     if ops == "auto":
@@ -115,7 +116,7 @@ def of_transformers(names: tuple[str, str], settings: dict[str, Any], size: tupl
 
 
 def deformable_detr(size: tuple[int, int], amp: str) -> Callable:
-    """Two stages, with the sizes of our r50-4scale."""
+    """Two-stage Deformable DETR with the sizes of our r50-4scale."""
     from model import build_deformable_detr
 
     model = build_deformable_detr(load_config("r50-4scale")).eval().requires_grad_(False)
@@ -124,7 +125,7 @@ def deformable_detr(size: tuple[int, int], amp: str) -> Callable:
 
 
 def faster_rcnn(size: tuple[int, int], amp: str) -> Callable:
-    """Torchvision's second version; what it resizes images to is set to their own size."""
+    """Torchvision's Faster R-CNN v2, configured not to resize images."""
     from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
 
     sides = {"min_size": min(size), "max_size": max(size)}
@@ -133,7 +134,7 @@ def faster_rcnn(size: tuple[int, int], amp: str) -> Callable:
 
 
 def detect(model: Callable[[torch.Tensor], Any], size: tuple[int, int], amp: str) -> Callable[[], Any]:
-    """Without gradients, under autocast where half precision is wanted."""
+    """A call without gradients, with autocast if half precision is requested."""
     image, dtype = torch.rand(1, 3, *size), PRECISIONS[amp]
 
     def call() -> Any:
@@ -147,7 +148,7 @@ PRESETS = {"ours, r50-4scale": "r50-4scale", "ours, tiny": "tiny"}
 RT_DETR_V2 = ("RTDetrV2Config", "RTDetrV2ForObjectDetection")
 D_FINE = ("DFineConfig", "DFineForObjectDetection")
 RF_DETR = ("RfDetrConfig", "RfDetrForObjectDetection")
-MODELS: dict[str, tuple[Callable[[tuple[int, int], str], Callable], tuple[int, int]]] = {  # and their own default sizes
+MODELS: dict[str, tuple[Callable[[tuple[int, int], str], Callable], tuple[int, int]]] = {  # with their default sizes
     "ours, r50-4scale": (partial(ours, "ours, r50-4scale", "auto"), OURS),
     "ours, tiny": (partial(ours, "ours, tiny", "auto"), (320, 427)),
     "RT-DETR-v2 R50": (partial(of_transformers, RT_DETR_V2, {}), (640, 640)),

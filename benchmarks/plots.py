@@ -1,4 +1,4 @@
-"""Draw the results in docs/benchmarks/ as pictures in docs/images/; needs matplotlib (the extra `bench`).
+"""Plot the results in docs/benchmarks/ as figures in docs/images/; needs matplotlib (the extra `bench`).
 
 python benchmarks/plots.py
 """
@@ -15,7 +15,7 @@ plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.righ
 
 
 def main() -> None:
-    """Draw whatever has been measured."""
+    """Plot all results that exist."""
     models = [file for file in sorted((DOCS / "benchmarks").glob("*.json")) if "faster" in _rows(file)[0]]
     if models:
         draw_bars(models, DOCS / "images" / "benchmark-models.png")
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def draw_bars(files: list[Path], out: Path) -> None:
-    """One panel per file, one bar per contestant, with its seconds and how much faster than the peers' form it is."""
+    """One panel per file, one bar per contestant, with its seconds and its speed-up over the baseline."""
     figure, axes = plt.subplots(len(files), 1, figsize=(7, 1.9 * len(files)), squeeze=False, layout="constrained")
     for axis, file in zip(axes.flat, files, strict=True):
         rows = _rows(file)[::-1]
@@ -42,7 +42,7 @@ def draw_bars(files: list[Path], out: Path) -> None:
 
 
 def draw_operation(rows: list[dict], out: Path) -> None:
-    """How many times faster than the reference form, for every size, precision and direction."""
+    """The speed-up over the reference backend, for each size, precision and direction."""
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
     names = [f"{row['size']}, {row['value']}, {row['what']}" for row in rows][::-1]
     bars = axis.barh(names, [row["ratio"] for row in rows][::-1], color=INK)
@@ -65,7 +65,7 @@ def draw_growth(rows: list[dict], out: Path) -> None:
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.set_ylim(0.4 * min(p["median_s"] for p in points), 2.5 * max(p["median_s"] for p in points))
-        axis.set_xlabel({"area": "pixels", "batch": "pictures"}.get(name, name))
+        axis.set_xlabel({"area": "pixels", "batch": "images"}.get(name, name))
     axes[0].set_ylabel("seconds")
     _save(figure, out)
 
@@ -76,7 +76,7 @@ def _short(number: int) -> str:
 
 def _rows(file: Path) -> list[dict]:
     found = json.loads(file.read_text())
-    return found.get("rows", [{}]) if isinstance(found, dict) else [{}]  # a file of another kind
+    return found.get("rows", [{}]) if isinstance(found, dict) else [{}]  # other files have another structure
 
 
 def _save(figure: plt.Figure, out: Path) -> None:

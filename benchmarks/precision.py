@@ -1,8 +1,8 @@
-"""What a precision costs: AP of one model in float32 and in another precision, on pooled images of data sets.
+"""The effect of the precision on AP: one model in float32 and in another precision, on several data sets together.
 
     python benchmarks/precision.py bccd/ drawn/ [--amp auto] [--weights FILE] [--json FILE]
 
-Each data set's validation split is used, and all of them are judged together, as if they were one.
+The validation splits of all data sets are evaluated together, as if they were one.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from dinocore.predict import Detector
 
 
 def main() -> None:
-    """Print the 12 numbers in both precisions, and how far they are apart."""
+    """Print the 12 metrics in both precisions, and their differences."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="+", help="folders as `dino train --data` takes them")
     parser.add_argument("--weights", type=Path, help="default: the bundled ones")
@@ -35,7 +35,7 @@ def main() -> None:
         results = [row for rows, _ in detect_all(detector, annotations) for row in rows]
         name = "int8" if amp == "int8" else str(detector.dtype or "float32").removeprefix("torch.")
         found[name] = coco_metrics(annotations, results).summary
-    print(f"{len(annotations.image_ids)} pictures, {len(annotations.boxes)} objects, x 100")
+    print(f"{len(annotations.image_ids)} images, {len(annotations.boxes)} objects, x 100")
     print(f"{'':8}" + "".join(f"{name:>12}" for name in found) + f"{'difference':>12}")
     for key in next(iter(found.values())):
         values = [100 * summary[key] for summary in found.values()]
@@ -44,14 +44,14 @@ def main() -> None:
 
 
 def validation(folder: Path, detector: Detector) -> Annotations:
-    """The validation split of one data set, its classes numbered as the model numbers them."""
+    """The validation split of a data set, with the model's class indices."""
     return open_split(
         detector.config.data.model_copy(update={"path": str(folder.absolute())}), "val", detector.categories
     )
 
 
 def pooled(parts: Sequence[Annotations]) -> Annotations:
-    """Several splits as one, their pictures numbered anew."""
+    """Several splits as one, with new image ids."""
     files = [os.fsencode(part.path(i).absolute()) for part in parts for i in range(len(part.image_ids))]
     counts = np.concatenate([np.diff(part.starts) for part in parts])
     joined = {

@@ -1,8 +1,8 @@
-"""What a checkpoint costs: seconds, megabytes, and the share of a run's time if one is saved at the default interval.
+"""The cost of a checkpoint: seconds, megabytes, and the fraction of a run's time at the default interval.
 
     python benchmarks/saving.py [--presets tiny r50-4scale] [--repeats 5] [--json FILE]
 
-The state is that after a first step: weights, AdamW's two averages, the moving average where the preset has one.
+The state is that after the first step: weights, AdamW's two moments, and the EMA if the preset has one.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from dinocore.train.state import rng_state, save_checkpoint
 
 
 def main() -> None:
-    """Print a row for each preset."""
+    """Print a row per preset."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["tiny", "r50-4scale"])
     parser.add_argument("--repeats", type=int, default=5)
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def measure(preset: str, repeats: int) -> dict[str, Any]:
-    """Save so often, each time under another step."""
+    """Save repeatedly, each time as another step."""
     config = load_config(preset, ['model.backbone_weights="none"', "model.num_classes=80"])
     categories = [Category(k + 1, f"class {k}") for k in range(80)]
     state = fresh_state(config, categories, torch.device("cpu"))

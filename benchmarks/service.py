@@ -1,9 +1,9 @@
-"""How long requests to `dino serve` take, with bad ones among them: percentiles, statuses, and the service's memory.
+"""Load test of `dino serve`, including invalid requests: latency percentiles, statuses, and the service's memory.
 
     python benchmarks/service.py [--requests 10000] [--clients 8] [--weights cells] [--size 320x240] [--json FILE]
 
-Each client sends its next request when it has its answer. One in ten bodies is no image. The service runs in a process
-of its own with its usual limits; clients and service share the machine.
+Each client sends its next request after the previous response. One in ten bodies is not an image. The service runs in
+its own process with its default limits; clients and service share the machine.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from dinocore.data.synthetic.smear import draw_smear
 
 
 def main() -> None:
-    """Print the numbers, and write them to a file if one is given."""
+    """Print the results, and write them to a file if one is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=8)
@@ -51,14 +51,14 @@ def main() -> None:
 
 
 def encoded(number: int, size: tuple[int, int]) -> bytes:
-    """A drawn image as JPEG."""
+    """A synthetic image as JPEG."""
     file = io.BytesIO()
     Image.fromarray(draw_smear(0, number, size)[0]).save(file, "JPEG", quality=90)
     return file.getvalue()
 
 
 def wait_for(port: int) -> None:
-    """Until the service answers."""
+    """Wait until the service responds."""
     for _ in range(600):
         try:
             if send(port, b"", "GET", "/health") == 200:
@@ -69,7 +69,7 @@ def wait_for(port: int) -> None:
 
 
 def send(port: int, body: bytes, method: str = "POST", path: str = "/predict") -> int:
-    """The status of one request."""
+    """Send a request and return its status."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     try:
         connection.request(method, path, body)
@@ -81,7 +81,7 @@ def send(port: int, body: bytes, method: str = "POST", path: str = "/predict") -
 
 
 def load(port: int, pid: int, bodies: list[bytes], requests: int, clients: int) -> dict[str, object]:
-    """Send all requests."""
+    """Send all requests from concurrent clients."""
     seconds, memory = np.zeros(requests), []
 
     def one(k: int) -> int:
@@ -105,7 +105,7 @@ def load(port: int, pid: int, bodies: list[bytes], requests: int, clients: int) 
 
 
 def resident_mb(pid: int) -> float:
-    """What the service holds, on Linux."""
+    """Resident memory of the service in MB; Linux only."""
     found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
     return int(found[1]) / 1024 if found else float("nan")
 

@@ -1,4 +1,4 @@
-"""A smaller copy of a data set, for measurements that need not take all of it."""
+"""Make a smaller copy of a data set, for measurements that don't need all of it."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from dinocore.data.formats.layout import find_layout
 
 
 def subset(name: str, where: str, folder: Path) -> Path:
-    """The folder DIR itself, or a COCO copy of it in `folder` with as many images of a split as the numbers say.
+    """The folder DIR itself or, if numbers are given, a COCO copy in `folder` with this many images of each split.
 
     Args:
-        where: DIR, DIR:VAL or DIR:TRAIN+VAL; the images are spread evenly over a split, 0 leaves it out.
+        where: DIR, DIR:VAL or DIR:TRAIN+VAL; images are spread evenly over a split, and 0 omits a split.
     """
     path, _, numbers = where.rpartition(":")
     if not numbers.replace("+", "").isdigit():

@@ -2,10 +2,10 @@
 
 python benchmarks/tensorrt_check.py model.onnx --image img.jpg [--fp16] [--plugin plugin.onnx]
 
-It takes a CUDA device, torch and TensorRT 10 or newer (pip install tensorrt). It has not been run by us yet. The file
-must have been exported with --pixels float32. The batch holds the image in several shapes. With --plugin (TensorRT
-10.11 or newer) the engine is built from that file, exported from the same weights with --tensorrt-plugin, and compared
-with what ONNX Runtime makes of model.onnx. Exit code 1: the engine cannot be built, or its detections are not the same.
+Needs a CUDA device, torch and TensorRT 10 or newer (pip install tensorrt). We have not run it yet. The file must have
+been exported with --pixels float32. The batch has the image in several shapes. With --plugin (TensorRT 10.11 or newer),
+the engine is built from that file, exported from the same weights with --tensorrt-plugin, and compared with the results
+of ONNX Runtime for model.onnx. Exit code 1: the engine cannot be built, or its detections differ.
 """
 
 import argparse
@@ -22,14 +22,14 @@ from dinocore.export.runtime import ExportedDetector, load
 from dinocore.export.verify import TOLERANCES, Difference, Tolerance, compare
 
 OUTPUTS = {"labels": torch.int64, "scores": torch.float32, "boxes": torch.float32}
-WARM_UP, REPEATS = 10, 50  # calls before those that are timed, and these
+WARM_UP, REPEATS = 10, 50  # untimed and timed calls
 
 
 def build_engine(path: Path, canvas: list[int], batch: int, fp16: bool) -> bytes:
-    """An engine for 1 to `batch` images.
+    """Build an engine for 1 to `batch` images.
 
     Raises:
-        SystemExit: TensorRT cannot parse the file, or cannot build an engine of it.
+        SystemExit: TensorRT cannot parse the file, or cannot build an engine from it.
     """
     import tensorrt as trt
 
@@ -41,7 +41,7 @@ def build_engine(path: Path, canvas: list[int], batch: int, fp16: bool) -> bytes
     if not parser.parse(path.read_bytes()):
         sys.exit("\n".join(str(parser.get_error(i)) for i in range(parser.num_errors)))
     settings = builder.create_builder_config()
-    settings.clear_flag(trt.BuilderFlag.TF32)  # on by default: it rounds products of float32 to 10 bits
+    settings.clear_flag(trt.BuilderFlag.TF32)  # on by default: it rounds the inputs of float32 products to 10 bits
     if fp16:
         settings.set_flag(trt.BuilderFlag.FP16)
     profile = builder.create_optimization_profile()
@@ -55,7 +55,7 @@ def build_engine(path: Path, canvas: list[int], batch: int, fp16: bool) -> bytes
 
 
 def run_engine(engine: bytes, images: np.ndarray, sizes: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
-    """Labels, scores and boxes of the engine, and the median seconds of a call."""
+    """Labels, scores and boxes from the engine, and the median seconds per call."""
     import tensorrt as trt
 
     loaded = trt.Runtime(trt.Logger(trt.Logger.WARNING)).deserialize_cuda_engine(engine)
@@ -81,7 +81,7 @@ def run_engine(engine: bytes, images: np.ndarray, sizes: np.ndarray) -> tuple[di
 
 
 def inputs(detector: ExportedDetector, path: str, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """A batch of an image as it is, turned by a right angle, and its left half, over and over: float32, and sizes."""
+    """A batch that repeats an image, its transpose and its left half, as float32; and the sizes."""
     image = load(path)
     shapes = [image, image.rotate(90, expand=True), image.crop((0, 0, max(1, image.width // 2), image.height))]
     chosen = [shapes[k % len(shapes)] for k in range(batch)]
@@ -90,10 +90,10 @@ def inputs(detector: ExportedDetector, path: str, batch: int) -> tuple[np.ndarra
 
 
 def check_plugin_file(path: Path, info: dict[str, Any]) -> None:
-    """See that a file with the plug-in takes and gives what the other one does.
+    """Check that a file with the plug-in has the same inputs and outputs as the other one.
 
     Raises:
-        SystemExit: it has no plug-in, or was exported with other options.
+        SystemExit: it does not use the plug-in, or was exported with other options.
     """
     import onnx
 
@@ -106,10 +106,10 @@ def check_plugin_file(path: Path, info: dict[str, Any]) -> None:
 
 
 def compare_batch(expected: list[np.ndarray], got: list[np.ndarray], tolerance: Tolerance) -> Difference:
-    """The largest difference of every image of a batch."""
+    """The largest difference over all images of a batch."""
     worst = Difference()
     for one, other in zip(zip(*expected, strict=True), zip(*got, strict=True), strict=True):
-        worst = worst.joined(compare(one, other, tolerance))
+        worst = worst.combined(compare(one, other, tolerance))
     return worst
 
 
@@ -137,7 +137,7 @@ def main() -> None:
     how = f"{'fp16' if given.fp16 else 'float32'}{', plug-in' if given.plugin else ''}"
     print(
         f"{torch.cuda.get_device_name()}, {how}, batch {given.batch}: "
-        f"{1000 * seconds:.2f} ms, {given.batch / seconds:.1f} images/s; {found.in_words()}, "
+        f"{1000 * seconds:.2f} ms, {given.batch / seconds:.1f} images/s; {found}, "
         f"{found.off} of {found.compared} detections are off, {'good' if good else 'NOT the same'}"
     )
     sys.exit(0 if good else 1)

@@ -1,11 +1,11 @@
-"""Images a second of `dino predict`: one at a time, in batches that workers read ahead, and on several ranks.
+"""Images per second of `dino predict`: one by one, in batches with read-ahead by workers, and on several ranks.
 
     python benchmarks/throughput.py [--preset tiny] [--size 320x427] [--images 200 1000] [--repeats 3] [--json FILE]
     python benchmarks/throughput.py --preset r50-4scale --size 800x1333 --images 4 20
 
-Each way is timed with few images and with many; images/s is the slope between the two, so that starting a process,
-which takes seconds, does not count. The ways take turns. Images are drawn blood smears, weights those of the cells, or
-random ones for another preset. Ranks have one thread each; the other ways have as many as OMP_NUM_THREADS says.
+Each way is timed with few and with many images; images/s is the slope between the two, so that the seconds for starting
+a process do not count. The ways take turns. Images are synthetic blood smears; weights are those for cells, or random
+for another preset. Ranks have one thread each; the other ways have OMP_NUM_THREADS threads.
 """
 
 import argparse
@@ -30,10 +30,10 @@ from dinocore.weights.file import load_weights, save_weights
 
 
 class Way(NamedTuple):
-    """How the command is run."""
+    """A way to run the command."""
 
     batch_size: str
-    workers: int  # that read ahead
+    workers: int  # for reading ahead
     ranks: int = 1
     one_thread: bool = False
 
@@ -47,7 +47,7 @@ WAYS = {
 
 
 def main() -> None:
-    """Print the median images/s of each way, and write all numbers to a file if one is given."""
+    """Print the median images/s of each way, and write all measurements to a file if one is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--size", default="320x427", metavar="HxW")
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def weights_with(preset: str, workers: int, folder: Path) -> Path:
-    """Weights of the cells for `tiny`, random ones for another preset, which ask for so many workers."""
+    """Weights for cells with `tiny`, random ones for other presets, with this `data.workers` in their config."""
     path = folder / f"{workers}-workers.safetensors"
     if preset == "tiny":
         weights = load_weights(locate("cells"))
@@ -90,7 +90,7 @@ def weights_with(preset: str, workers: int, folder: Path) -> Path:
 
 
 def draw(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """Write so many images, of which at most 20 differ."""
+    """Write `count` images, at most 20 of them different."""
     folder.mkdir()
     images = [Image.fromarray(draw_smear(0, k, size)[0]) for k in range(min(count, 20))]
     for k in range(count):
@@ -98,7 +98,7 @@ def draw(folder: Path, count: int, size: tuple[int, int]) -> None:
 
 
 def timed(folder: Path, weights: Path, count: int, way: Way) -> float:
-    """Seconds of one command."""
+    """Seconds for one command."""
     out = folder / "out.jsonl"
     out.unlink(missing_ok=True)
     command = [sys.executable, "-m", "dinocli", "predict", str(folder / str(count)), "--weights", str(weights)]

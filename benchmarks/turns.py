@@ -1,6 +1,6 @@
-"""Time several things side by side: each in a process of its own, taking turns, so that a noisy machine hits all alike.
+"""Time several functions, each in its own process, taking turns so that other load on the machine affects all alike.
 
-Compare the ratios of one run, not the seconds of two.
+Compare ratios within one run, not seconds of two runs.
 """
 
 import json
@@ -17,32 +17,34 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-PAUSE = 0.2  # seconds between turns: threads of the one before go on spinning for a while and take a core
+PAUSE = 0.2  # seconds between turns, because threads of the previous one keep spinning on a core for a while
 
 
 class Timing(NamedTuple):
-    """What one contestant took."""
+    """Time and memory of one contestant."""
 
     seconds: list[float]
-    peak_memory_mb: float  # beyond what its process held before it was built
+    peak_memory_mb: float  # in addition to the process's memory before it was built
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """The median seconds per call."""
         return statistics.median(self.seconds)
 
 
 Clock = Callable[[], float]
-Build = Callable[[], Callable[[], Any]]  # builds what is timed; must be importable, as it is sent to a process
+Build = Callable[
+    [], Callable[[], Any]
+]  # returns the function to time; must be importable, because it is sent to a process
 
 
 def take_turns(
     contestants: dict[str, Build], repeats: int, warm_up: int = 1, clock: Clock = time.perf_counter
 ) -> dict[str, Timing]:
-    """Call every contestant once, then every one again, and so on; the first `warm_up` rounds don't count.
+    """Call each contestant once per round; the first `warm_up` rounds don't count.
 
     Args:
-        clock: time.process_time counts seconds of the processor, of all threads: for one thread on a shared machine.
+        clock: `time.process_time` measures CPU time of all threads, for use with one thread on a shared machine.
     """
     processes = multiprocessing.get_context("spawn")
     results: dict[str, list[float]] = {name: [] for name in contestants}
@@ -105,7 +107,7 @@ def write(file: Path | None, options: dict[str, Any], rows: list[dict[str, Any]]
 
 
 def _without_folders(value: Any) -> str:
-    """Of a path that leads elsewhere only the last part: where data lie on one machine says nothing."""
+    """Shorten absolute paths and those outside the checkout to their last part."""
     if isinstance(value, list | tuple):
         return " ".join(map(_without_folders, value))
     return Path(value).name if str(value).startswith(("/", "..")) else str(value)

@@ -1,4 +1,4 @@
-"""Annotated images for inspectors: from --data, or else from the weights' own data, or else drawn ones."""
+"""Annotated images for inspectors: from --data, else from the weights' training data, else synthetic ones."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def open_annotated(folder: Path | None, split: str, detector: Detector, other: s
     """The annotations of a split; a message on stderr says which data they are.
 
     Args:
-        other: what to type for another image than that of the weights' own data.
+        other: the advice for using other images, for messages.
 
     Raises:
-        DataError: there are none, or the weights' own data is no longer where it was.
+        DataError: there are none, or the weights' training data is no longer where it was.
     """
     settings = detector.config.data
     if folder is not None:
@@ -38,7 +38,7 @@ def open_annotated(folder: Path | None, split: str, detector: Detector, other: s
 
 
 def settings_of(settings: DataConfig, folder: Path) -> DataConfig:
-    """How to read a folder of data."""
+    """The settings for reading a data folder."""
     return settings.model_copy(update={"path": str(folder.expanduser().absolute())})
 
 
@@ -48,7 +48,7 @@ def warn_of_whole_images(
     config: DataConfig,
     remedy: str = "try dino predict --slice auto, which processes large images in slices",
 ) -> None:
-    """Say which images (height, width), seen by the model as a whole, lose their small objects, and what to type."""
+    """Warn about images (height, width) that are shrunk so much that small objects may be lost."""
     from dinocore.stream.slices import SHRINKS_MUCH, shrink_factor, shrinking_message
 
     factors = [shrink_factor(size, config) for size in sizes]

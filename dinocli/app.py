@@ -22,7 +22,7 @@ from dinocore.errors import DinoError, EnvironmentFault, Interrupted
 from dinocore.system.files import is_full
 from dinocore.system.parent import end_with_launcher
 
-from .start import is_collecting, put_off_collection
+from .start import defer_collection, is_collecting
 
 TRAIN, USE, LOOK, DATA, WEIGHTS = "Train and measure", "Use", "Look inside", "Data", "Weights"
 COMMANDS = {  # name: module in commands/ with a function of its name, group, help line
@@ -67,7 +67,7 @@ HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 @contextmanager
 def _keeping_exit_code() -> Iterator[None]:
-    """Typer takes a KeyboardInterrupt for Ctrl-C, and says nothing."""
+    """Keep the exit code of a KeyboardInterrupt, which Typer would replace by the one for Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt as signalled:
@@ -78,20 +78,20 @@ class LazyCommands(TyperGroup):
     """Lists commands by their help lines, and imports a command's module when it is used."""
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
-        """As usual, and a signal keeps its exit code."""
+        """Like the base class, but a signal keeps its exit code."""
         with _keeping_exit_code():
             return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: Any) -> Any:
-        """As usual, and a signal keeps its exit code."""
+        """Like the base class, but a signal keeps its exit code."""
         with _keeping_exit_code():
             return super().invoke(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
-        """The command that the arguments name, and the arguments that are left for it.
+        """The command named by the arguments, and its remaining arguments.
 
         Raises:
-            DinoError: one is empty, which as a path would mean the folder one is in.
+            DinoError: an argument is empty, which as a path would mean the current folder.
         """
         name, command, rest = super().resolve_command(ctx, args)
         for before, word in zip(["", *rest], rest, strict=False):
@@ -143,7 +143,7 @@ for _name, (_, _group, _help) in COMMANDS.items():
 
 
 class _StderrLog(logging.Handler):
-    """What dinocore logs, as messages on stderr."""
+    """Shows dinocore's log messages on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from .console import say
@@ -156,7 +156,7 @@ PLAIN_WARNING = warnings.showwarning
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-    """Show deprecation warnings like any other warning, without the line of code."""
+    """Show deprecation warnings like any other message, without the source line."""
     if not issubclass(category, FutureWarning) or "dinocore" not in str(rest[0]):
         return PLAIN_WARNING(message, category, *rest)
     from .console import warn
@@ -165,26 +165,26 @@ def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -
 
 
 def console(release_signals: Callable[[], int | None] = lambda: None) -> None:
-    """The command `dino`, in its own process.
+    """The entry point of the command `dino`.
 
     Args:
-        release_signals: handles signals as usual again; gives the exit code of one that came before.
+        release_signals: restores signal handling; returns the exit code of a signal that arrived before.
     """
-    put_off_collection()
+    defer_collection()
     code = release_signals()
-    if "RANK" not in os.environ:  # the launcher ends a rank, and says why
+    if "RANK" not in os.environ:  # ranks are stopped by the launcher, which prints the reason
         hear_signals()
     main(code)
 
 
 def hear_signals() -> None:
-    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, so that it removes what is unfinished."""
+    """Make SIGTERM and SIGHUP end a command like Ctrl-C, so that it removes unfinished output."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        if is_collecting(frame):  # where Python prints an exception and goes on
+        if is_collecting(frame):  # where Python would print an exception and continue
             threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
             return
-        raise KeyboardInterrupt(128 + number)  # no Exception, which code that has another way would catch
+        raise KeyboardInterrupt(128 + number)  # not an Exception, which other code might catch
 
     def die_as_usual() -> None:
         for number in heard:
@@ -192,18 +192,20 @@ def hear_signals() -> None:
                 signal.signal(number, signal.SIG_DFL)
 
     ours = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has the first
-    heard = [number for number in ours if signal.getsignal(number) == signal.SIG_DFL]  # `nohup` ignores the second
+    heard = [
+        number for number in ours if signal.getsignal(number) == signal.SIG_DFL
+    ]  # `nohup` makes a process ignore the second
     for number in heard:
         signal.signal(number, end)
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=die_as_usual)  # a worker has nothing to remove
+        os.register_at_fork(after_in_child=die_as_usual)  # workers have nothing to clean up
 
 
 def main(interrupted: int | None = None) -> None:
-    """Run the app; an error that the user can fix is a message, not a traceback.
+    """Run the app; errors that the user can fix are shown as messages, without a traceback.
 
     Args:
-        interrupted: the exit code of a signal that came while this was imported.
+        interrupted: the exit code of a signal that arrived while this module was imported.
     """
     try:
         _set_up()
@@ -214,7 +216,7 @@ def main(interrupted: int | None = None) -> None:
             sys.stdout.flush()
     except DinoError as error:
         _end(error)
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has exited
         _drop_stdout()
         sys.exit(0)
     except KeyboardInterrupt as signalled:
@@ -237,20 +239,20 @@ def _set_up() -> None:
     logging.getLogger("dinocore").addHandler(LOG_HANDLER)
     logging.getLogger("dinocore").setLevel(logging.INFO)
     warnings.showwarning = _show_warning
-    from .console import escape_what_cannot_be_written, tell_errors_of_stdout
+    from .console import check_stdout, escape_unencodable
 
-    escape_what_cannot_be_written()
-    tell_errors_of_stdout()
+    escape_unencodable()
+    check_stdout()
     end_with_launcher()
 
 
 def _drop_stdout() -> None:
-    """What is still to be written goes nowhere, or Python would try it again at its end."""
+    """Discard buffered output, which Python would otherwise try to write again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _end_if_unwritable(error: OSError) -> None:
-    """End with 5 if stdout cannot be written, or a disk is full."""
+    """Exit with code 5 if stdout cannot be written, or a disk is full."""
     from .console import StdoutFault
 
     if isinstance(error, StdoutFault):
@@ -266,10 +268,10 @@ def _end_if_unwritable(error: OSError) -> None:
 
 
 def _run() -> int | None:
-    """The exit code of a command that was understood.
+    """Run the command and return its exit code.
 
-    Typer ends the process for arguments that it doesn't understand, and with 1 where a pipe is closed; both are ours to
-    say. Its exceptions are known by what they can do: Typer brings its own copy of click.
+    Typer itself would exit on invalid arguments, and with 1 on a closed pipe; here both get our own messages and codes.
+    Its exceptions are recognised by their attributes, because Typer bundles its own copy of click.
     """
     try:
         if os.environ.get("_DINO_COMPLETE") == "complete_bash":
@@ -307,7 +309,7 @@ def _no_such_option(typed: str, context: typer.Context) -> DinoError:
 
 
 def _end_if_out_of_memory(error: Exception) -> None:
-    """End with 5 if that is what the error says."""
+    """Exit with code 5 if the error means that memory ran out."""
     from dinocore.train.failures.classify import is_out_of_memory
 
     if is_out_of_memory(error):
@@ -316,7 +318,7 @@ def _end_if_out_of_memory(error: Exception) -> None:
 
 
 def _end(error: DinoError) -> NoReturn:
-    """Say an error, with --json also as an object on stdout, and end with its code."""
+    """Print an error, with --json also as an object on stdout, and exit with its code."""
     from .console import fail, print_json
 
     rank = os.environ.get("RANK", "0")
@@ -324,6 +326,6 @@ def _end(error: DinoError) -> NoReturn:
         error.what = f"rank {rank}: {error.what}" if error.what else ""
     elif "--json" in sys.argv:
         print_json({"error": error.as_dict()})
-    if error.what:  # else another rank has said it
+    if error.what:  # otherwise another rank has printed it
         fail(error)
     sys.exit(error.exit_code)

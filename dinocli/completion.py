@@ -10,7 +10,7 @@ Complete = Callable[[str], list[str]]
 
 @contextmanager
 def words_joined_for_bash() -> Iterator[None]:
-    """Join what bash splits at `=` (`train.lr`, `=` and `2e`), and print only what follows the `=`, as bash expects."""
+    """Join words that bash splits at `=` (`train.lr`, `=` and `2e`), and print only what follows, as bash expects."""
     words, place = os.environ["COMP_WORDS"].split("\n"), int(os.environ["COMP_CWORD"])
     joined: list[str] = []
     for index, word in enumerate(words[: place + 1]):
@@ -30,7 +30,7 @@ def words_joined_for_bash() -> Iterator[None]:
 
 
 def choices(*values: str) -> Complete:
-    """Offer these values."""
+    """A completion function that offers these values."""
 
     def complete(incomplete: str) -> list[str]:
         return [value for value in values if value.startswith(incomplete)]
@@ -46,7 +46,7 @@ def preset_names(incomplete: str) -> list[str]:
 
 
 def setting_values(incomplete: str) -> list[str]:
-    """Offer the settings as `section.key=`, and after the `=` the values of a setting that has a few."""
+    """Offer settings as `section.key=`, and after `=` the choices of a setting, if it has any."""
     from dinocore.settings import list_choices, list_settings
 
     settings = {setting.name: setting for setting in list_settings()}

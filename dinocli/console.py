@@ -19,15 +19,15 @@ from dinocore.system.files import ESCAPED
 CONTROLS = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
 
 
-class _Safe(Console):
-    """Names of files and classes may hold what a terminal takes for commands; it is shown and not obeyed."""
+class _SafeConsole(Console):
+    """Escapes control characters in file and class names, so that the terminal does not interpret them."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(text.translate(CONTROLS), **options)
 
 
-class _WhileItLasts:
-    """A text stream that is written to as long as it is there: a terminal that goes away ends no work."""
+class _IgnoreErrors:
+    """A text stream that ignores write errors, so that a closed terminal does not end the work."""
 
     def __init__(self, stream: IO[str]):
         self.stream = stream
@@ -36,7 +36,7 @@ class _WhileItLasts:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        with suppress(OSError, ValueError):  # ValueError: it is closed
+        with suppress(OSError, ValueError):  # ValueError: the stream is closed
             self.stream.write(text)
         return len(text)
 
@@ -45,43 +45,43 @@ class _WhileItLasts:
             self.stream.flush()
 
 
-class _Stderr(_Safe):
+class _Stderr(_SafeConsole):
     @property
     def file(self) -> Any:
-        return _WhileItLasts(super().file)  # what sys.stderr is now
+        return _IgnoreErrors(super().file)  # the current sys.stderr
 
 
 class StdoutFault(OSError):
-    """Stdout cannot be written: its disk is full, or its terminal has gone."""
+    """Stdout cannot be written: the disk is full, or the terminal was closed."""
 
 
-class _Results(io.TextIOWrapper):
-    """Stdout, whose errors are known from those of files, which look the same and have no name either."""
+class _CheckedStdout(io.TextIOWrapper):
+    """Stdout, raising StdoutFault, because its errors could not be distinguished from those of other files."""
 
     def write(self, text: str) -> int:
-        with _named_as_stdouts():
+        with _raise_stdout_fault():
             return super().write(text)
 
     def flush(self) -> None:
-        with _named_as_stdouts():
+        with _raise_stdout_fault():
             super().flush()
 
 
 @contextmanager
-def _named_as_stdouts() -> Iterator[None]:
+def _raise_stdout_fault() -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError:  # which `main` takes for a quiet end
+    except BrokenPipeError:  # `main` then exits silently
         raise
     except OSError as error:
         raise StdoutFault(error.errno, error.strerror) from error
 
 
-def tell_errors_of_stdout() -> None:
-    """Let an error of writing to stdout be a StdoutFault."""
+def check_stdout() -> None:
+    """Make errors of writing to stdout raise StdoutFault."""
     usual = sys.stdout
-    if isinstance(usual, io.TextIOWrapper) and usual is sys.__stdout__:  # else somebody reads it in this process
-        sys.stdout = _Results(
+    if isinstance(usual, io.TextIOWrapper) and usual is sys.__stdout__:  # otherwise it is captured in this process
+        sys.stdout = _CheckedStdout(
             usual.buffer,
             usual.encoding,
             usual.errors,
@@ -90,36 +90,36 @@ def tell_errors_of_stdout() -> None:
         )
 
 
-class _Stdout(_Safe):
-    """Where Rich would end with exit code 1 when a reader such as `head` has gone, `main` decides."""
+class _Stdout(_SafeConsole):
+    """Leaves broken pipes, such as `| head`, to `main`; Rich would exit with code 1."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
 stderr = _Stderr(stderr=True, highlight=False, emoji=False, soft_wrap=True)
-WIDTH = None if sys.stdout.isatty() else 200  # a pipe has no edge to wrap at
+WIDTH = None if sys.stdout.isatty() else 200  # don't wrap lines in a pipe
 stdout = _Stdout(highlight=False, emoji=False, width=WIDTH)
 
 
 def say(text: str) -> None:
-    """A line for people; of several ranks, rank 0 says it."""
-    if _speaks():
+    """Print a message on stderr, on rank 0 only."""
+    if _is_main_rank():
         stderr.print(escape(text))
 
 
 def warn(text: str) -> None:
-    """A line about something that a user should know; of several ranks, rank 0 says it."""
-    if _speaks():
+    """Print a warning on stderr, on rank 0 only."""
+    if _is_main_rank():
         stderr.print(f"[yellow]warning:[/] {escape(text)}")
 
 
-def _speaks() -> bool:
+def _is_main_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
 def warn_of_letters(names: Iterable[str]) -> None:
-    """A line about names that images will show as boxes, for want of a font."""
+    """Warn about class names that images will show as empty boxes, because no font has their characters."""
     from dinocore.draw.fonts import unwritable
 
     if lost := unwritable(names):
@@ -127,7 +127,7 @@ def warn_of_letters(names: Iterable[str]) -> None:
 
 
 def fail(error: DinoError | str, code: str = "INPUTS") -> None:
-    """Why the command ends, or what happened to an input: one line, or three if the error has a location."""
+    """Print an error: one line, or three if it has a location."""
     error = DinoError(error, code=code) if isinstance(error, str) else error
     if error.where and error.where not in error.what:
         lines = [error.what, f"  where: {error.where}", *([f"  fix: {error.fix}"] if error.fix else [])]
@@ -137,7 +137,7 @@ def fail(error: DinoError | str, code: str = "INPUTS") -> None:
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
-    """Print names and values side by side on stdout, for people; empty values are skipped."""
+    """Print names and values as a table on stdout; empty values are skipped."""
     table = Table.grid(padding=(0, 3))
     table.add_column()
     table.add_column(overflow="fold")
@@ -148,20 +148,20 @@ def print_facts(facts: Mapping[str, Any]) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout; NaN is not allowed in it."""
+    """Print a JSON document on stdout; it must not contain NaN."""
     in_ascii = not is_utf8(sys.stdout)
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=in_ascii, allow_nan=False) + "\n")
 
 
 def is_utf8(stream: TextIO) -> bool:
-    """Whether every character can be written to a stream; one without an encoding takes text as it is."""
+    """Whether a stream can encode every character; one without an encoding can."""
     return (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "").replace("_", "") == "utf8"
 
 
-def escape_what_cannot_be_written() -> None:
-    """Let stdout and stderr write a character that their encoding lacks as its code, where Python would raise.
+def escape_unencodable() -> None:
+    """Make stdout and stderr escape characters that they cannot encode, where Python would raise an error.
 
-    In UTF-8 that is a byte of a file's name that is no UTF-8.
+    With UTF-8, these are only bytes of file names that are not valid UTF-8.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not (is_utf8(stream) and stream.errors == "surrogateescape"):

@@ -19,17 +19,17 @@ from .console import warn
 
 
 class Input(NamedTuple):
-    """An image to read, and what to call it."""
+    """An image to read, and its name in the output."""
 
     path: Path
     name: str
 
 
 def check_header(arguments: Sequence[str]) -> None:
-    """Refuse a single file that does not exist, or whose header cannot be read, before PyTorch is imported.
+    """Check that a single input file exists and has a readable header, before PyTorch is imported.
 
     Raises:
-        DataError: as when it is read.
+        DataError: the same as when it is read later.
     """
     if len(arguments) != 1 or arguments[0] == "-" or arguments[0].lower().startswith(ADDRESSES):
         return
@@ -52,27 +52,27 @@ STREAMS = ("rtsp://", "rtsps://", "rtmp://", "udp://", "tcp://", "srt://")
 CAMERA = "/dev/video"
 
 
-def is_film(arguments: Sequence[str]) -> bool:
-    """Whether the only argument is a film, a camera or the address of a stream.
+def is_video(arguments: Sequence[str]) -> bool:
+    """Whether the only argument is a video, a camera or the URL of a stream.
 
     Raises:
-        ConfigError: there is more beside it.
+        ConfigError: there are other inputs besides it.
     """
-    films = [a for a in arguments if a.lower().endswith(VIDEOS) or a.startswith((*STREAMS, CAMERA))]
-    if films and len(arguments) > 1:
-        raise ConfigError(f"{films[0]} is a video, which must be the only input; try dino predict {typed(films[0])}")
-    return bool(films)
+    videos = [a for a in arguments if a.lower().endswith(VIDEOS) or a.startswith((*STREAMS, CAMERA))]
+    if videos and len(arguments) > 1:
+        raise ConfigError(f"{videos[0]} is a video, which must be the only input; try dino predict {typed(videos[0])}")
+    return bool(videos)
 
 
 def expand(arguments: Sequence[str], drawn: Path | None = None) -> tuple[list[Input], int]:
-    """All images that the arguments name, each once; and how many files of folders are no images.
+    """All images given by the arguments, without duplicates; and the number of skipped non-image files in folders.
 
     Args:
-        drawn: a folder of our own drawings, whose images are left out where they are in a folder that is named.
+        drawn: the folder of --save-images, whose images are skipped when an input folder contains it.
 
     Raises:
-        DataError: nothing is left.
-        EnvironmentFault: an argument is an address.
+        DataError: there are no images.
+        EnvironmentFault: an argument is a URL.
     """
     found: dict[str, Input] = {}
     skipped = 0
@@ -92,9 +92,9 @@ def expand(arguments: Sequence[str], drawn: Path | None = None) -> tuple[list[In
         elif not path.exists() and glob.has_magic(argument):
             inputs = [Input(Path(name), name) for name in sorted(glob.glob(argument, recursive=True))]
         else:
-            inputs = [Input(path, argument)]  # a missing file is said when it is read
-        alone = len(arguments) == 1 and argument != "-"  # a folder or a glob names nothing twice
-        for item in inputs:  # a link of another name is an image of its own
+            inputs = [Input(path, argument)]  # a missing file is reported when it is read
+        alone = len(arguments) == 1 and argument != "-"  # a folder or a glob has no duplicates
+        for item in inputs:  # a link with another name counts as a separate image
             found.setdefault(item.name if alone else os.path.abspath(item.path), item)
     if not found:
         raise DataError(f"no images in {', '.join(arguments)}",
@@ -102,12 +102,12 @@ def expand(arguments: Sequence[str], drawn: Path | None = None) -> tuple[list[In
     return list(found.values()), skipped
 
 
-MANY = (".gif", ".webp", ".tif", ".tiff")  # suffixes of files that may hold several images
+MULTI_IMAGE = (".gif", ".webp", ".tif", ".tiff")  # suffixes of files that may contain several images
 
 
 def warn_of_several(inputs: Sequence[Input]) -> None:
     """Warn about files with several images, of which only the first is used."""
-    several = [item.path for item in inputs if item.path.suffix.lower() in MANY and has_several(item.path)]
+    several = [item.path for item in inputs if item.path.suffix.lower() in MULTI_IMAGE and has_several(item.path)]
     if several:
         first = several[0]
         command = f"magick {typed(first)} {typed(first.with_name(f'{first.stem}-%d.png'))}"
@@ -116,12 +116,12 @@ def warn_of_several(inputs: Sequence[Input]) -> None:
 
 
 def _is_hidden_in(file: Path, folder: Path) -> bool:
-    """Whether it, or a folder on the way to it, is one that datasets skip: `._a.jpg` of macOS, `@eaDir/`, ..."""
+    """Whether a file or one of its parent folders is one that datasets skip: `._a.jpg` of macOS, `@eaDir/`, ..."""
     return any(map(is_hidden, file.relative_to(folder).parts))
 
 
 def _standard_input() -> Iterator[Input]:
-    """One image's bytes, or file names, one a line."""
+    """Read standard input: the bytes of one image, or file names, one per line."""
     content = sys.stdin.buffer.read()
     try:
         names = [line for line in content.decode().splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""Start one rank per GPU on this machine with torch's elastic agent; exit with the first failure's reason."""
+"""Start one rank per GPU on this machine with torch's elastic agent; exit with the code of the first failure."""
 
 import logging
 import os
@@ -20,14 +20,14 @@ RUN_ID = "dino"
 
 
 def launch(number: int, arguments: Sequence[str]) -> int:
-    """Run `dino ARGUMENTS` in `number` ranks that know of each other; the exit code of the first that failed.
+    """Run `dino ARGUMENTS` in `number` connected ranks; return the exit code of the first that failed.
 
-    A signal is passed on to the ranks, which save and end. torch before 2.9 does that itself, and kills what has not
-    ended after 30 s.
+    A signal is forwarded to the ranks, which save and exit. torch before 2.9 forwards signals itself, and kills ranks
+    that have not exited after 30 s.
     """
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it logs is said below, once
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its messages are replaced by ours below
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""  # the handlers below are ours
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""  # signals are handled below instead
     agent = LocalElasticAgent(_spec(number, arguments), DefaultLogsSpecs())
     heard: list[int] = []
 
@@ -58,25 +58,25 @@ def _spec(number: int, arguments: Sequence[str]) -> WorkerSpec:
 
 
 def _pass_on(agent: LocalElasticAgent, number: int) -> None:
-    """Send a signal to every rank; before there is one, end."""
+    """Forward a signal to every rank; exit if none has started yet."""
     pids = [worker.id for worker in agent.get_worker_group().workers if isinstance(worker.id, int)]
     if not pids:
         raise SystemExit(EXIT_CODES[signal.Signals(number)])
     for pid in pids:
         try:
             os.kill(pid, number)
-        except ProcessLookupError:  # it has ended
+        except ProcessLookupError:  # it has exited
             continue
 
 
 def _exit_code(failures: dict[int, Any], passed_on: int = 0) -> int:
     """The exit code of the rank that failed first. It has printed its own message, except after a signal.
 
-    A rank that SIGTERM ended counts last: the agent sends it to the others once one has failed. Where all ended by a
-    signal that this process was sent and passed on, the code is that signal's.
+    Ranks ended by SIGTERM count last, because the agent sends it to the others once one has failed. If all were ended
+    by a signal that this process received and forwarded, the exit code is that signal's.
 
     Args:
-        passed_on: number of the signal that the ranks were sent; 0 for none.
+        passed_on: number of the signal that was forwarded to the ranks; 0 for none.
     """
 
     def order(rank: int) -> tuple[bool, bool, int]:
@@ -85,7 +85,7 @@ def _exit_code(failures: dict[int, Any], passed_on: int = 0) -> int:
 
     rank = min(failures, key=order)
     code = failures[rank].exitcode
-    if code < 0 and passed_on and -code in EXIT_CODES:  # before the rank could hear it, so nothing is said above
+    if code < 0 and passed_on and -code in EXIT_CODES:  # before the rank installed its handler, so it printed nothing
         fail("interrupted while the ranks were starting", "INTERRUPTED")
         return EXIT_CODES[signal.Signals(passed_on)]
     if code < 0:

@@ -1,4 +1,4 @@
-"""Options shared by several commands, so that they read and behave alike, and what other tools call them."""
+"""Options shared by several commands, so that they read and behave alike, and their names in other tools."""
 
 import difflib
 from collections.abc import Collection
@@ -28,11 +28,11 @@ ConfigFile = Annotated[
 ]
 
 
-# What does not exist is refused at once, before anything large is imported.
+# Paths that do not exist are rejected at once, before any large import.
 
 
 def check_preset(source: str | None) -> str | None:
-    """Refuse a preset that does not exist."""
+    """Check that a preset exists."""
     from dinocore.presets import find_preset
 
     if source is not None:
@@ -41,7 +41,7 @@ def check_preset(source: str | None) -> str | None:
 
 
 def check_data(folder: Path | None) -> Path | None:
-    """Refuse a data folder that does not exist or is a file."""
+    """Check that a data folder exists and is not a file."""
     from dinocore.data.formats.layout import check_is_folder
 
     if folder is not None:
@@ -50,7 +50,7 @@ def check_data(folder: Path | None) -> Path | None:
 
 
 def check_weights(name: str | None) -> str | None:
-    """Refuse weights that do not exist."""
+    """Check that weights exist."""
     from dinocore.weights.fetch.catalogue import check_there
 
     if name is not None:
@@ -59,7 +59,7 @@ def check_weights(name: str | None) -> str | None:
 
 
 def preset_option(shown: str | bool = True) -> Any:
-    """`--preset`; a command that must know whether it was typed has None as default and `shown` in its help."""
+    """`--preset`. With `shown`, the default is None, to detect whether it was typed, and the help shows `shown`."""
     return typer.Option(
         "--preset",
         "-p",
@@ -155,7 +155,7 @@ Overlap = Annotated[
 ]
 
 
-# Names of the same option, here and in other tools; a command has at most one of them.
+# Names of the same option in our commands and in other tools; a command has at most one of each set.
 SAME = (
     ("--output-dir", "--out", "--output", "--work-dir", "--save-dir", "--project", "--name"),
     ("--lr", "--learning-rate", "--lr0"),
@@ -179,11 +179,11 @@ SAME = (
 
 
 def near_options(typed: str, known: Collection[str]) -> list[str]:
-    """The options of a command that mean the same as what was typed, start with it, or are spelled like it.
+    """Options of a command that mean the same as the typed one, start with it, or are spelled similarly.
 
     Args:
-        typed: with its hyphens; capitals and underscores do not matter.
-        known: with their hyphens.
+        typed: including its hyphens; case and underscores are ignored.
+        known: including their hyphens.
     """
     word = typed.casefold().replace("_", "-")
     if word in known:

@@ -18,7 +18,7 @@ Report = Annotated[Path | None, typer.Option(help="An .html file: the figure and
 
 
 def check_outputs(out: Path | None, report: Path | None, suffix: str = ".png", *others: str) -> None:
-    """Refuse what cannot be written before the work; the suffixes are those of --out."""
+    """Check before any work that the output files can be written; `suffix` is that of --out."""
     if out is not None:
         check_file("--out", out, suffix, *others)
     if report is not None:
@@ -26,13 +26,13 @@ def check_outputs(out: Path | None, report: Path | None, suffix: str = ".png", *
 
 
 def write_image(out: Path, image: Image.Image) -> None:
-    """In the format that the file's suffix names."""
+    """Write an image in the format given by the file's suffix."""
     kind = Image.registered_extensions()[out.suffix.lower()]
     write_atomically(out, lambda temporary: image.save(temporary, kind))
 
 
 def write_outputs(out: Path | None, report: Path | None, figure: Image.Image, page: Callable[[], str]) -> None:
-    """The figure and the page, where they are requested."""
+    """Write the figure and the page, if they were requested."""
     if out is not None:
         write_image(out, figure)
         say(f"wrote {out}")
@@ -44,7 +44,7 @@ def write_outputs(out: Path | None, report: Path | None, figure: Image.Image, pa
 def print_table(
     titles: Sequence[str], rows: Iterable[Sequence[object]], left: Sequence[str] = (), gap: int = 2
 ) -> None:
-    """A table on stdout, its columns aligned right but for those in `left`; None is an empty cell."""
+    """Print a table on stdout, with columns right-aligned except those in `left`; None is an empty cell."""
     table = Table(box=None, padding=(0, gap, 0, 0))
     for title in titles:
         table.add_column(title, justify="left" if title in left else "right", no_wrap=True)

@@ -20,34 +20,34 @@ from dinocore.words import roughly
 
 from .console import say, stderr
 
-SAY_EVERY = 30.0  # seconds between two lines where nobody watches a bar
+SECONDS_PER_LINE = 30.0  # seconds between lines where there is no terminal to show a bar
 
 
 class WorkProgress(Progress):
-    """A bar where somebody watches, else a line every `SAY_EVERY` seconds: `evaluating 120/5000, 3 min left`."""
+    """A bar in a terminal, otherwise a line every `SECONDS_PER_LINE` seconds: `evaluating 120/5000, 3 min left`."""
 
     def __init__(self, hidden: bool = False):
         """
         Args:
-            hidden: show neither, as for a single image or on other ranks than rank 0.
+            hidden: show nothing, as for a single image or on ranks other than 0.
         """
         super().__init__(console=stderr, disable=hidden or not stderr.is_terminal, transient=True)
         self.speaks = not hidden and not stderr.is_terminal
         self.begun = self.spoke = time.monotonic()
 
     def update(self, task_id: TaskID, **fields: Any) -> None:
-        """As Rich's."""
+        """See `rich.progress.Progress`."""
         super().update(task_id, **fields)
-        self._speak(task_id)
+        self._print_line(task_id)
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
-        """As Rich's."""
+        """See `rich.progress.Progress`."""
         super().advance(task_id, advance)
-        self._speak(task_id)
+        self._print_line(task_id)
 
-    def _speak(self, task_id: TaskID) -> None:
+    def _print_line(self, task_id: TaskID) -> None:
         now = time.monotonic()
-        if not self.speaks or now - self.spoke < SAY_EVERY or task_id not in self.task_ids:
+        if not self.speaks or now - self.spoke < SECONDS_PER_LINE or task_id not in self.task_ids:
             return
         self.spoke = now
         task = self.tasks[self.task_ids.index(task_id)]
@@ -58,7 +58,7 @@ class WorkProgress(Progress):
 
 @contextmanager
 def watching() -> Iterator[Watch]:
-    """Functions that show what happens on stderr."""
+    """A callback that shows progress on stderr."""
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), DownloadColumn(), TransferSpeedColumn(),
                TimeRemainingColumn(compact=True))  # fmt: skip
     with Progress(*columns, console=stderr, disable=not stderr.is_terminal, transient=True) as bars:

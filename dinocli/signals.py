@@ -19,19 +19,19 @@ EXIT_CODES = {
     for name, code in (("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 143), ("SIGHUP", 129))
     if hasattr(signal, name)  # Windows has the first two
 }
-SAME_PRESS = 0.3  # seconds within which two SIGINTs are one key that a terminal and a launcher both pass on
+SAME_PRESS = 0.3  # seconds within which two SIGINTs are a single key press, sent by both the terminal and a launcher
 
 
-def to_hear() -> list[signal.Signals]:
-    """The signals to handle: all, but SIGHUP only if `nohup` did not set it to be ignored."""
+def handled_signals() -> list[signal.Signals]:
+    """The signals to handle; SIGHUP only if it is not ignored, as under `nohup`."""
     hangup = getattr(signal, "SIGHUP", None)
     return [number for number in EXIT_CODES if number != hangup or signal.getsignal(number) != signal.SIG_IGN]
 
 
 @contextmanager
 def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Give the signals that ask for an end to a handler within the block."""
-    before = {number: signal.signal(number, handler) for number in to_hear()}
+    """Handle the signals that ask for an end with `handler` within the block."""
+    before = {number: signal.signal(number, handler) for number in handled_signals()}
     try:
         yield
     finally:
@@ -41,9 +41,9 @@ def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 @contextmanager
 def ending_early() -> Iterator[Callable[[], int]]:
-    """Let a piece of work end after a signal of `EXIT_CODES`: gives the code of the one that came, 0 before.
+    """Let work stop after a signal: yields a function that returns the signal's exit code, or 0 if there was none.
 
-    A second Ctrl-C is as usual.
+    A second Ctrl-C ends the process at once.
     """
     heard: list[int] = []
 
@@ -57,19 +57,19 @@ def ending_early() -> Iterator[Callable[[], int]]:
 
 
 class StopRequest:
-    """Remembers that a signal asked for an end. A second Ctrl-C ends the process at once.
+    """Records that a signal asked the process to stop. A second Ctrl-C ends the process at once.
 
-    Python handles a signal when the main thread is back in Python, which a backward pass may take half a minute to
-    be. So the signal's number is also written to a socket, from which a thread reads.
+    Python runs signal handlers only when the main thread returns to Python code, which may take half a minute during a
+    backward pass. So the signal's number is also written to a socket, which another thread reads.
     """
 
     def __init__(self, quiet: bool = False):
         """
         Args:
-            quiet: another process says what happens.
+            quiet: print nothing, because another process does.
         """
         self.exit_code = 0
-        self.running = False  # a state is there that must be saved
+        self.running = False  # there is a state to save
         self.quiet = quiet
         self.requested_at = 0.0
 
@@ -81,7 +81,7 @@ class StopRequest:
         """Handle SIGINT, SIGTERM, SIGUSR1 and SIGHUP within the block.
 
         Raises:
-            Interrupted: in the block, where a signal comes before `running` is set.
+            Interrupted: within the block, if a signal arrives before `running` is set.
         """
         reader, writer = socket.socketpair()
         writer.setblocking(False)
@@ -93,7 +93,7 @@ class StopRequest:
                 yield
             finally:
                 signal.set_wakeup_fd(waked)
-                writer.shutdown(socket.SHUT_WR)  # closing would not do: forked loader workers hold it, too
+                writer.shutdown(socket.SHUT_WR)  # closing is not enough: forked loader workers have it open, too
                 writer.close()
                 thread.join()
                 reader.close()
@@ -128,6 +128,6 @@ class StopRequest:
 
 
 def _warn(message: str) -> None:
-    """A warning, if there still is a terminal to print it on."""
+    """Print a warning, if there still is a terminal."""
     with suppress(OSError, ValueError):
         warn(message)

@@ -4,22 +4,22 @@ import atexit
 import gc
 from types import FrameType
 
-MANY = 1_000_000  # objects; a command that has imported all has 890,000, of modules, which stay anyway
+IMPORT_THRESHOLD = 1_000_000  # objects; imported modules account for up to 890,000, which are never freed anyway
 
 _usual: tuple[int, int, int] | None = None
 
 
-def put_off_collection() -> None:
-    """Collect nothing while modules are imported; nor at the end, when all goes with the process."""
+def defer_collection() -> None:
+    """Disable garbage collection during imports, and at exit, when the process frees everything anyway."""
     global _usual
     _usual = gc.get_threshold()
-    gc.set_threshold(MANY)
+    gc.set_threshold(IMPORT_THRESHOLD)
     gc.callbacks.append(_first_collection)
     atexit.register(gc.freeze)
 
 
-def collect_as_usual() -> None:
-    """What is there now stays; look for cycles among what comes, as often as usual. Once the work itself begins."""
+def resume_collection() -> None:
+    """Freeze existing objects and restore the usual thresholds; to be called when the actual work starts."""
     global _usual
     if _usual is not None:
         gc.freeze()
@@ -29,7 +29,7 @@ def collect_as_usual() -> None:
 
 
 def is_collecting(frame: FrameType | None) -> bool:
-    """Whether a frame, or one that called it, is that of the first collection."""
+    """Whether a frame or one of its callers is the first collection."""
     while frame is not None:
         if frame.f_code is _first_collection.__code__:
             return True
@@ -39,4 +39,4 @@ def is_collecting(frame: FrameType | None) -> bool:
 
 def _first_collection(phase: str, _: dict) -> None:
     if phase == "stop":
-        collect_as_usual()
+        resume_collection()

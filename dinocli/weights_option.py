@@ -1,4 +1,4 @@
-"""Choose a command's weights: those given, or else the newest run's, or else the bundled ones."""
+"""Choose a command's weights: those given, else the newest run's, else the bundled ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dinocore.errors import CheckpointError, ConfigError
 
 from .console import say, warn
 from .progress import watching
-from .start import collect_as_usual
+from .start import resume_collection
 
 if TYPE_CHECKING:
     from dinocore.predict import AnyDetector, Detector
@@ -22,11 +22,11 @@ REFUSED = (".onnx.unverified", ".xml.unverified", ".pt2.unverified")
 
 
 def find_weights(given: str | None) -> Path:
-    """The file to load; unless it was given by name, a message on stderr says which one it is and why.
+    """The file to load; unless it was given, a message on stderr says which one it is and why.
 
     Raises:
-        CheckpointError: there is no such file or name, the folder that was named holds no weights, or `dino export`
-            refused the file.
+        CheckpointError: there is no such file or name, the given folder has no weights, or the file failed the check of
+            `dino export`.
         EnvironmentFault: it cannot be fetched.
     """
     from dinocore.train.run.folder import find_run
@@ -61,7 +61,7 @@ def model_of(weights: str, preset: str | None) -> tuple[Config, Path]:
     """The settings of weights, and their file.
 
     Raises:
-        ConfigError: a preset was named, too.
+        ConfigError: a preset was given as well.
     """
     from dinocore.weights.file import load_weights
 
@@ -73,10 +73,10 @@ def model_of(weights: str, preset: str | None) -> tuple[Config, Path]:
 
 
 def open_detector(weights: str | None, device: str, amp: str) -> tuple[Detector, Path]:
-    """Find, read and place a model.
+    """Find and load a model onto a device.
 
     Raises:
-        ConfigError: it is an exported file, which has no model to look into.
+        ConfigError: it is an exported file, which cannot be inspected.
     """
     path = find_weights(weights)
     if is_exported(path):
@@ -87,10 +87,10 @@ def open_detector(weights: str | None, device: str, amp: str) -> tuple[Detector,
 
 
 def open_any_detector(weights: str | None, device: str, amp: str, compiled: bool = False) -> tuple[AnyDetector, Path]:
-    """The same, or a file that `dino export` wrote, which runs as it is.
+    """Like `open_detector`, but accepts exported files, too.
 
     Raises:
-        ConfigError: another device or precision is asked for than an exported file has, or torch.compile.
+        ConfigError: a device, precision or torch.compile was requested that an exported file does not support.
     """
     path = find_weights(weights)
     if not is_exported(path):
@@ -102,12 +102,12 @@ def open_any_detector(weights: str | None, device: str, amp: str, compiled: bool
     if compiled:
         raise ConfigError(f"{path} is already compiled; drop --compile")
     detector = cast("AnyDetector", FileDetector(path))  # its config is a property
-    collect_as_usual()
+    resume_collection()
     return detector, path
 
 
 def open_slicing(side: str, overlap: float | None, path: Path, config: DataConfig) -> Slicing:
-    """How --slice cuts images; `auto` goes by the training data, of which weights tell and exported files do not."""
+    """Parse --slice and --overlap; `auto` uses facts about the training data, which exported files lack."""
     from dinocore.stream.slices import parse_slicing
     from dinocore.weights.file import load_facts
 
@@ -116,9 +116,10 @@ def open_slicing(side: str, overlap: float | None, path: Path, config: DataConfi
 
 
 def check_not_refused(given: str) -> None:
-    """
+    """Check that a file is not one left by a failed export.
+
     Raises:
-        CheckpointError: `dino export` refused this file.
+        CheckpointError: it failed the check of `dino export`.
     """
     if Path(given).name.lower().endswith(REFUSED) and Path(given).expanduser().is_file():
         raise CheckpointError(
@@ -128,7 +129,7 @@ def check_not_refused(given: str) -> None:
 
 
 def is_exported(path: Path) -> bool:
-    """Whether a file of weights is one that `dino export` wrote."""
+    """Whether a file was written by `dino export`."""
     return path.suffix.lower() in (".onnx", ".xml", ".pt2")
 
 
@@ -146,5 +147,5 @@ def _from_weights(path: Path, device: str, amp: str, compiled: bool = False) -> 
         say(f"{path}: {note}")
     if note := names_note(content.categories):
         warn(f"{path}: {note}")
-    collect_as_usual()
+    resume_collection()
     return detector, path

@@ -173,7 +173,7 @@ def _sampling_backward_flops(grad_shape, value_shape, shapes, locations_shape, w
     return 2 * _sampling_flops(value_shape, shapes, locations_shape, weights_shape)
 
 
-@register_flop_formula(torch.ops.dino.sample_around)
+@register_flop_formula(torch.ops.dino.sample_fused)
 def _sampling_around_flops(value_shape, padding_shape, sizes, reference_shape, offsets_shape, logits_shape, **kwargs):
     return _sampling_flops(value_shape, sizes, offsets_shape, logits_shape)
 

@@ -27,10 +27,10 @@ from .structures import Predictions, Target
 from .system.device import (
     INT8,
     check_compiler,
-    compute_alone_after_fork,
     float32_throughout,
     pick_device,
     pick_precision,
+    use_one_thread_after_fork,
 )
 from .system.memory import keep_memory
 from .weights.fetch.locate import locate
@@ -123,7 +123,7 @@ class Detector:
         Raises:
             EnvironmentFault: torch.compile cannot run here.
         """
-        compute_alone_after_fork()
+        use_one_thread_after_fork()
         device = torch.device(device)
         self.dtype = pick_precision(amp, device)
         self.model = for_inference(model, self.dtype, device, int8=amp == INT8)
@@ -146,7 +146,7 @@ class Detector:
 
     def __setstate__(self, state: bytes) -> None:
         keep_memory()
-        compute_alone_after_fork()
+        use_one_thread_after_fork()
         self.__dict__.update(torch.load(io.BytesIO(state), weights_only=False))  # as safe as the pickle around it
 
     def least_scores(self) -> list[float]:

@@ -63,10 +63,10 @@ def make_coco(tmp_path) -> Callable[..., Split]:
 
     def make(objects=TWO_PICTURES, size=(64, 48), categories={1: "disc", 2: "ring"}, edit=None, name="train"):  # noqa: B006
         document = coco_document(objects, size, categories)
-        pictures = tmp_path / f"{name}2017"
-        pictures.mkdir(exist_ok=True)
+        images = tmp_path / f"{name}2017"
+        images.mkdir(exist_ok=True)
         for image_id, rows in objects.items():
-            draw([row[1:] for row in rows], size).save(pictures / f"{image_id:04d}.png")
+            draw([row[1:] for row in rows], size).save(images / f"{image_id:04d}.png")
         document = (edit(document) if edit else None) or document
         return write_split(tmp_path, name, json.dumps(document).encode())
 

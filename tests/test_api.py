@@ -29,7 +29,7 @@ def model():
     return build_model(load_config("r50-4scale", SMALL).model).eval()
 
 
-def test_a_prompt_that_completes_names_knows_the_stable_ones():
+def test_tab_completion_lists_the_stable_names():
     assert set(dinocore.__all__) <= set(dir(dinocore))
 
 
@@ -38,12 +38,12 @@ def test_one_override_need_not_be_in_a_list():
 
 
 @pytest.mark.parametrize("overrides", [5, [5], [("train.lr", 1)], {"train.lr": 1}, None])
-def test_overrides_that_are_no_text_are_refused_in_words(overrides):
+def test_overrides_that_are_not_strings_are_refused(overrides):
     with pytest.raises(ConfigError, match="is not an override; write it as"):
         load_config("tiny", overrides=overrides)
 
 
-def test_files_and_folders_may_be_named_by_text(model, tmp_path):
+def test_paths_may_be_strings(model, tmp_path):
     (tmp_path / "mine.toml").write_text("[model]\nnum_queries = 17\n")
     assert load_config("tiny", file=str(tmp_path / "mine.toml")).model.num_queries == 17
     config = load_config("r50-4scale", SMALL)
@@ -57,7 +57,7 @@ def test_files_and_folders_may_be_named_by_text(model, tmp_path):
 
 
 @pytest.mark.parametrize(("file", "message"), [("", "is empty; give a file"), (".", r"^\. is a folder; give a file")])
-def test_a_config_file_that_is_none_is_refused_in_words(file, message):
+def test_something_other_than_a_config_file_is_refused(file, message):
     with pytest.raises(ConfigError, match=message):
         load_config("tiny", file=file)
 
@@ -68,12 +68,12 @@ def test_a_config_file_that_is_none_is_refused_in_words(file, message):
      (partial(criterion, None, [], 1), "loss")],
 )  # fmt: skip
 @pytest.mark.parametrize("given", [load_config("tiny"), "tiny", None])
-def test_where_a_section_of_a_config_is_needed_its_name_is_said(function, section, given):
+def test_a_config_in_place_of_a_section_is_refused_with_the_sections_name(function, section, given):
     with pytest.raises(ConfigError, match=rf"takes the section `{section}` of a config.* use config\.{section}$"):
         function(given)
 
 
-def test_a_state_dict_that_is_none_is_refused_in_words():
+def test_something_other_than_a_state_dict_is_refused():
     with pytest.raises(CheckpointError, match="state dict is needed, not an object of type str"):
         convert_state_dict("checkpoint.pth")
 
@@ -86,7 +86,7 @@ def test_a_model_can_be_pickled_and_copied(model):
 
 
 @pytest.mark.parametrize(
-    ("inputs", "said"),
+    ("inputs", "error_message"),
     [
         ((IMAGES[0], PADDING), r"images must be \(B, 3, H, W\); got \(3, 32, 64\)"),
         ((IMAGES[:, :1], PADDING), r"images must be \(B, 3, H, W\); got \(2, 1, 32, 64\)"),
@@ -103,8 +103,8 @@ def test_a_model_can_be_pickled_and_copied(model):
         ),
     ],
 )
-def test_what_does_not_fit_together_is_refused_by_the_model(model, inputs, said):
-    with pytest.raises(ValueError, match=said):
+def test_the_model_refuses_inputs_of_mismatched_shapes(model, inputs, error_message):
+    with pytest.raises(ValueError, match=error_message):
         model(*inputs)
 
 

@@ -51,7 +51,7 @@ def test_two_equal_boxes_of_8_pixels_in_800_x_1333_score_exactly_1(dtype):
     assert generalized_iou(small, small.clone()).item() == 1
 
 
-def test_boxes_without_size_give_finite_values_and_gradients():
+def test_empty_boxes_give_finite_values_and_gradients():
     corners = torch.tensor([0, 0.5, 1e-30, 1])
     every = torch.cartesian_prod(corners, corners, torch.tensor([0, 1e-12]), torch.tensor([0, 1e-12]))  # cxcywh
     a = every[:, None].clone().requires_grad_()
@@ -69,7 +69,7 @@ def test_inverse_sigmoid_undoes_the_sigmoid_and_is_bounded_at_the_ends():
     assert (ends.abs() <= bound + 0.01).all() and (ends[:2] < -6).all() and (ends[2:] > 6).all()
 
 
-def test_refine_moves_by_the_delta_within_the_picture_and_keeps_the_dtype():
+def test_refine_moves_by_the_delta_within_the_image_and_keeps_the_dtype():
     start = torch.tensor([[0.5, 0.25, 0.1, 0.9]])
     torch.testing.assert_close(refine(start, torch.zeros(1, 4)), start)
     assert refine(start, torch.full((1, 4), 1.0)).gt(start).all()
@@ -78,7 +78,7 @@ def test_refine_moves_by_the_delta_within_the_picture_and_keeps_the_dtype():
     assert refine(start, torch.zeros(1, 4, dtype=torch.float64)).dtype == torch.float32
 
 
-def test_refine_lets_gradients_through_to_boxes_and_delta():
+def test_refine_passes_gradients_to_boxes_and_delta():
     start, delta = torch.full((4,), 0.3, requires_grad=True), torch.zeros(4, requires_grad=True)
     refine(start, delta).sum().backward()
     torch.testing.assert_close(start.grad, torch.ones(4))  # the sigmoid undoes the slope of its inverse

@@ -21,7 +21,7 @@ def refusal(*overrides):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("model.num_queries=true", "`model.num_queries` = True cannot be used; it must be a whole number"),
         ('model.num_queries="3"', "`model.num_queries` = '3' cannot be used; it must be a whole number"),
@@ -66,25 +66,25 @@ def refusal(*overrides):
         ("data.max_pixels=178956971", "it must be less than or equal to 178956970"),
     ],
 )
-def test_a_wrong_value_is_refused_with_the_setting_the_value_and_what_it_must_be(override, said):
-    assert refusal(override).endswith(said)
+def test_a_wrong_value_is_refused_with_the_setting_the_value_and_what_it_must_be(override, message):
+    assert refusal(override).endswith(message)
 
 
 @pytest.mark.parametrize("value", ["x", "-1", "1.5", "true", "[1]"])
-def test_a_value_that_may_be_a_word_or_a_number_is_refused_in_one_line(value):
+def test_a_wrong_value_of_a_union_type_is_refused_in_one_line(value):
     for setting in ("model.denoising.num_groups", "data.workers", "train.micro_batch_size"):
-        said = refusal(f"{setting}={value}")
-        assert said.startswith(f"`{setting}` = ") and "it must be 'auto' or " in said and "\n" not in said
+        message = refusal(f"{setting}={value}")
+        assert message.startswith(f"`{setting}` = ") and "it must be 'auto' or " in message and "\n" not in message
 
 
-def test_all_that_is_wrong_is_said_at_once_in_one_line_each():
+def test_all_errors_are_reported_at_once_in_one_line_each():
     lines = refusal("model.num_querys=3", "train.lr=-1", "model.denoising.num_groups=x").splitlines()
     assert len(lines) == 3
     assert {line.split("`")[1] for line in lines} == {"model.num_querys", "train.lr", "model.denoising.num_groups"}
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("model.num_querys=3", "`model.num_querys`; did you mean `model.num_queries`?"),
         ("modle.num_queries=3", "`modle.num_queries`; did you mean `model.num_queries`?"),
@@ -92,8 +92,8 @@ def test_all_that_is_wrong_is_said_at_once_in_one_line_each():
         ("eval.foo=1", "`eval.foo`; known are: max_dets, nms_iou, backend"),
     ],
 )
-def test_an_unknown_setting_names_the_nearest_or_all(override, said):
-    assert refusal(override) == f"unknown setting {said}"
+def test_the_error_for_an_unknown_setting_names_similar_ones_or_all(override, message):
+    assert refusal(override) == f"unknown setting {message}"
 
 
 @pytest.mark.parametrize(
@@ -124,11 +124,11 @@ def test_an_unknown_setting_names_the_nearest_or_all(override, said):
         ("conf", "that is `--threshold 0.3`"),
     ],
 )
-def test_a_word_of_another_codebase_or_a_slip_gets_the_setting_that_was_meant(typed, meant):
+def test_a_name_from_another_codebase_or_a_typo_suggests_the_intended_setting(typed, meant):
     assert refusal(f"{typed}=1").endswith(f"; {meant}")
 
 
-def test_each_word_of_another_codebase_leads_to_a_setting_that_there_is():
+def test_each_name_from_another_codebase_leads_to_an_existing_setting():
     names = {setting.name for setting in list_settings()}
     assert set(OTHER_WORDS.values()) <= names
     leaves = {name.rpartition(".")[2] for name in names}
@@ -144,12 +144,12 @@ def test_each_word_of_another_codebase_leads_to_a_setting_that_there_is():
         (["data.crop_size=[600, 384]"], "data.crop_size = [600, 384]", "swap them"),
     ],
 )
-def test_values_that_do_not_fit_together_are_refused_with_a_way_out(overrides, setting, way_out):
-    said = refusal(*overrides)
-    assert setting in said and way_out in said
+def test_contradicting_values_are_refused_with_advice(overrides, setting, way_out):
+    message = refusal(*overrides)
+    assert setting in message and way_out in message
 
 
-def test_a_list_becomes_a_tuple_and_a_whole_number_among_shares_a_float():
+def test_lists_become_tuples_and_integers_among_fractions_become_floats():
     config = load_config(overrides=["data.train_scales=[320, 352]", "model.pixel_std=[1, 0.5, 1]", "train.lr=1"])
     assert config.data.train_scales == (320, 352)
     assert config.model.pixel_std == (1.0, 0.5, 1.0) and isinstance(config.model.pixel_std[0], float)
@@ -164,11 +164,11 @@ def test_the_loss_follows_the_first_stage_of_the_model():
     assert load_config(overrides=["model.first_stage=foreground", "loss.box=3"]).loss.proposal_labels == "foreground"
 
 
-@pytest.mark.parametrize("asked", [["loss.proposal_labels=foreground"],
+@pytest.mark.parametrize("requested", [["loss.proposal_labels=foreground"],
                                    ["loss.proposal_labels=classes", "model.first_stage=foreground"]])  # fmt: skip
-def test_a_loss_that_contradicts_the_first_stage_is_refused(asked):
-    said = refusal(*asked)
-    assert "loss.proposal_labels" in said and "contradicts" in said and "set only model.first_stage" in said
+def test_a_loss_that_contradicts_the_first_stage_is_refused(requested):
+    message = refusal(*requested)
+    assert "loss.proposal_labels" in message and "contradicts" in message and "set only model.first_stage" in message
 
 
 def test_a_wrong_first_stage_is_reported_once_and_not_for_the_loss_too():
@@ -180,7 +180,7 @@ def test_a_config_built_in_python_follows_the_same_rule():
         Config.model_validate({"loss": {"proposal_labels": "foreground"}})
 
 
-def test_nothing_can_be_assigned():
+def test_configs_are_immutable():
     config = load_config("tiny")
     for section, name in ((config, "train"), (config.train, "lr"), (config.model.denoising, "box_noise")):
         with pytest.raises(ValidationError, match="frozen"):
@@ -198,7 +198,7 @@ def test_configs_stored_before_0_2_are_read_without_a_warning():
     assert config_from_dict(settings) == config_from_dict({"train": {"micro_batch_size": 2, "seed": 5}})
 
 
-def test_asking_for_a_setting_that_is_gone_says_so():
+def test_a_removed_setting_is_reported_as_removed():
     with pytest.warns(FutureWarning, match=r"train\.sharding = fsdp2 no longer has any effect"):
         load_config("r50-4scale", ["train.sharding=fsdp2"])
 
@@ -218,7 +218,7 @@ def test_replace_changes_one_setting_and_checks_it():
         before.replace("train.lr", "a")
 
 
-def test_what_a_resumed_run_cannot_change_is_marked_at_the_settings():
+def test_settings_that_a_resumed_run_cannot_change_are_marked():
     assert set(fixed_on_resume()) == {
         "model", "loss", "train.weights", "train.freeze", "train.batch_size", "train.seed",
     }  # fmt: skip
@@ -229,7 +229,7 @@ WORD = re.compile(r"`([A-Za-z][\w.]*)=?`")
 SETTING = re.compile(r"`((?:model|loss|train|data|eval)\.[a-z_.]+|\.[a-z_]+)\b")
 
 
-def test_a_word_on_the_page_for_users_of_other_codebases_leads_to_the_setting_beside_it():
+def test_names_on_the_page_for_users_of_other_codebases_lead_to_the_settings_beside_them():
     page = (Path(__file__).parents[1] / "docs/coming-from.md").read_text(encoding="utf-8")
     wrong, seen = [], 0
     for theirs, ours in ROW.findall(page):
@@ -264,17 +264,17 @@ def test_a_word_on_the_page_for_users_of_other_codebases_leads_to_the_setting_be
         "rect",
     ],
 )
-def test_a_word_for_what_nobody_sets_here_is_answered_with_why(word):
+def test_a_name_for_something_that_is_not_configurable_is_explained(word):
     with pytest.raises(ConfigError, match=rf"unknown setting `{word}`: \w+"):
         load_config(overrides=[f"{word}=1"])
 
 
-def test_words_that_are_answered_with_why_are_on_the_page_or_no_settings_of_ours():
+def test_explained_names_are_on_the_page_or_are_not_settings():
     ours = {setting.name.rpartition(".")[2] for setting in list_settings()}
     assert not ours & NO_SETTING.keys() and not NO_SETTING.keys() & (OTHER_WORDS.keys() | OPTIONS.keys())
 
 
-def test_every_setting_says_what_it_means():
+def test_every_setting_has_a_description():
     assert [setting.name for setting in list_settings() if len(setting.comment) < 4] == []
 
 
@@ -295,7 +295,7 @@ OFFICIAL = [  # the settings of its recipe, from its config file and coco_transf
 
 
 @pytest.mark.parametrize("word", OFFICIAL)
-def test_a_name_of_official_dinos_recipe_is_answered_with_ours_or_with_why(word):
+def test_names_from_official_dinos_configs_lead_to_ours_or_an_explanation(word):
     with pytest.raises(ConfigError) as refused:
         load_config(overrides=[f"{word}=1"])
     assert "known are" not in str(refused.value)
@@ -305,6 +305,6 @@ def test_a_name_of_official_dinos_recipe_is_answered_with_ours_or_with_why(word)
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("label-studio", "labelstudio"), ("Label Studio", "labelstudio")])
-def test_a_format_that_is_written_otherwise_is_answered_with_its_name(typed, meant):
+def test_an_alternative_spelling_of_a_format_suggests_its_name(typed, meant):
     with pytest.raises(ConfigError, match=f"unknown format `{typed}`; did you mean `{meant}`"):
         format_of(typed, None)

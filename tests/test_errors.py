@@ -13,11 +13,11 @@ from dinocore.errors import ConfigError, DataError, DinoError, Interrupted
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_page_of_codes_is_current():
+def test_the_page_of_error_codes_is_up_to_date():
     assert (ROOT / "docs" / "errors.md").read_text() == as_markdown()
 
 
-def test_every_code_has_an_example_and_every_error_something_to_do():
+def test_every_code_has_an_example_and_every_error_has_advice():
     assert all(code.meaning and code.example for code in CODES.values())
     helpless = [name for name, code in CODES.items() if code.level == ERROR and not code.fix]
     assert [name for name in helpless if name.startswith("DATA-")] == []
@@ -45,11 +45,11 @@ def test_every_code_in_the_source_is_listed_and_every_listed_one_is_used():
         (DinoError("nothing to be done"), "nothing to be done", None),
     ],
 )
-def test_what_follows_the_last_semicolon_is_the_way_out_unless_it_is_given(error, what, fix):
+def test_the_part_after_the_last_semicolon_is_the_fix_unless_one_is_given(error, what, fix):
     assert error.as_dict()["what"] == what and error.as_dict()["fix"] == fix
 
 
-def test_an_error_says_where_once_and_survives_the_way_from_a_worker():
+def test_an_error_gives_its_location_once_and_survives_pickling():
     error = DataError("it is cut off", code="DATA-JSON", where="x.json", fix="copy it again")
     assert str(error) == "x.json: it is cut off; copy it again"
     assert (

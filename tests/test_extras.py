@@ -17,19 +17,19 @@ def declared():
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys()
 
 
-def test_every_extra_that_a_message_names_is_declared():
+def test_every_extra_mentioned_in_a_message_is_declared():
     sources = [path.read_text() for room in ("dinocore", "dinocli") for path in (ROOT / room).rglob("*.py")]
     named = {name for text in sources for name in re.findall(r"install_line\([\"'](\w+)", text)}
     assert {"video", "serve", "hub", "heic", "fast"} <= named <= declared()
 
 
-def test_no_message_and_no_page_installs_by_a_name_that_no_index_has():
+def test_no_message_or_page_installs_the_package_by_name_from_an_index():
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     for path in [*pages, *(p for room in ("dinocore", "dinocli") for p in (ROOT / room).rglob("*.py"))]:
         assert not re.search(r"pip install ['\"]?dino-detector", path.read_text()), path
 
 
-def test_in_a_checkout_the_line_names_the_checkout():
+def test_the_install_command_of_a_checkout_uses_its_path():
     assert shlex.split(install_line("video")) == ["pip", "install", f"{ROOT}[video]"]
 
 
@@ -46,8 +46,8 @@ def test_in_a_checkout_the_line_names_the_checkout():
         ),
     ],
 )
-def test_where_a_copy_came_from_is_read_as_pip_keeps_it(kept, origin, monkeypatch):
-    assert extras._place(kept) == origin
+def test_the_origin_of_an_installation_is_read_from_pips_record(kept, origin, monkeypatch):
+    assert extras._source(kept) == origin
     monkeypatch.setattr(extras, "_origin", lambda: origin)
     expected = f"dino-detector[hub] @ {origin}" if "://" in origin else f"{origin}[hub]"
     assert shlex.split(install_line("hub")) == ["pip", "install", expected]

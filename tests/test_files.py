@@ -11,12 +11,12 @@ from dinocore.errors import ConfigError, EnvironmentFault
 from dinocore.system.files import check_file, is_stream, to_json, write_atomically, write_text
 
 
-def test_folders_are_made_and_text_is_utf_8(tmp_path):
+def test_missing_folders_are_created_and_text_is_utf_8(tmp_path):
     write_text(tmp_path / "a" / "b.txt", "été\n")
     assert (tmp_path / "a" / "b.txt").read_bytes() == "été\n".encode()
 
 
-def test_what_was_there_stays_when_writing_fails_and_nothing_else_is_left(tmp_path):
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
 
@@ -29,7 +29,7 @@ def test_what_was_there_stays_when_writing_fails_and_nothing_else_is_left(tmp_pa
     assert caught.value.exit_code == 5 and path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_a_fault_that_is_not_the_disks_is_passed_on_and_leaves_nothing_either(tmp_path):
+def test_other_errors_are_passed_on_and_leave_no_file(tmp_path):
     def fail(temporary):
         temporary.write_text("half")
         raise KeyError("ours")
@@ -39,7 +39,7 @@ def test_a_fault_that_is_not_the_disks_is_passed_on_and_leaves_nothing_either(tm
     assert os.listdir(tmp_path) == []
 
 
-def test_a_place_that_cannot_be_written_is_refused_by_name(tmp_path):
+def test_an_unwritable_path_is_refused_by_name(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "file" / "a.txt", tmp_path / "folder", tmp_path / ("x" * 300)):
@@ -61,14 +61,14 @@ def test_a_link_stays_a_link_and_others_may_read_what_the_umask_lets_them(tmp_pa
     assert (tmp_path / "real.txt").stat().st_mode & 0o777 == 0o640
 
 
-def test_what_is_not_finite_is_null_in_json():
+def test_non_finite_values_are_null_in_json():
     value = {"a": [1.5, float("nan")], "b": ({"c": float("-inf")},), "d": True}
     assert to_json(value) == '{"a": [1.5, null], "b": [{"c": null}], "d": true}'
     assert json.loads(to_json({"a": 0.1}, indent=1)) == {"a": 0.1}
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
-def test_a_pipe_is_written_to_and_stays_one(tmp_path):  # as is /dev/null, which a test had better not try
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):  # as is /dev/null, which a test had better not try
     pipe = tmp_path / "pipe.json"
     os.mkfifo(pipe)
     read: list[str] = []

@@ -31,7 +31,7 @@ def the_same(a, b):
 
 
 @pytest.mark.parametrize("batch_size", ["auto", 1, 3])
-def test_images_of_mixed_shapes_are_answered_in_their_order_and_as_one_at_a_time(detector, images, batch_size):
+def test_images_of_mixed_shapes_give_the_same_results_in_order_as_one_by_one(detector, images, batch_size):
     alone = [detector(image) for image in images]
     together = list(detector.stream(images, batch_size))
     assert len(together) == len(images)
@@ -39,7 +39,7 @@ def test_images_of_mixed_shapes_are_answered_in_their_order_and_as_one_at_a_time
     assert not the_same(together[0], together[2]), "the test could not see a wrong order"
 
 
-def test_a_list_runs_as_batches_of_one_shape(detector, images, monkeypatch):
+def test_a_list_is_processed_in_batches_of_one_shape(detector, images, monkeypatch):
     seen, forward = [], detector.forward
 
     def watch(batch):
@@ -68,7 +68,7 @@ def test_an_image_that_cannot_be_read_keeps_its_place(detector, images, tmp_path
 
 
 def test_an_image_of_a_rare_shape_does_not_wait_for_the_end(detector, monkeypatch):
-    monkeypatch.setattr(image_stream, "MOST", 2)
+    monkeypatch.setattr(image_stream, "MAX_BATCH", 2)
     pulled = []
     rare, usual = np.zeros((100, 40, 3), np.uint8), np.zeros((40, 40, 3), np.uint8)
 
@@ -81,7 +81,7 @@ def test_an_image_of_a_rare_shape_does_not_wait_for_the_end(detector, monkeypatc
     assert len(pulled) < 20
 
 
-def test_a_batch_that_memory_does_not_hold_is_halved(detector, images, monkeypatch):
+def test_a_batch_that_runs_out_of_memory_is_halved(detector, images, monkeypatch):
     forward, sizes = detector.forward, []
 
     def small(batch):
@@ -97,13 +97,13 @@ def test_a_batch_that_memory_does_not_hold_is_halved(detector, images, monkeypat
 
 
 @pytest.mark.parametrize("size", [0, "many", "-1", "1.5"])
-def test_a_batch_size_that_is_none_is_refused(detector, size):
+def test_an_invalid_batch_size_is_refused(detector, size):
     with pytest.raises(ConfigError, match=r"^batch_size=.* try batch_size=8$"):
         list(detector.stream([], size))
 
 
 @pytest.mark.parametrize("slicing", ["auto", 640])
-def test_slices_that_are_none_are_refused(detector, images, slicing):
+def test_invalid_slices_are_refused(detector, images, slicing):
     with pytest.raises(ConfigError, match=r"try slicing=Slicing\(640\)$"):
         list(detector.stream(images, slicing=slicing))
 

@@ -58,7 +58,7 @@ def test_imports_never_point_up():
     assert offenders == []
 
 
-def test_the_core_neither_draws_on_a_terminal_nor_prints():
+def test_the_core_neither_prints_nor_uses_the_terminal():
     offenders = []
     for path in (path for path in SOURCES if name(path).startswith("dinocore")):
         tree = ast.parse(path.read_text())
@@ -120,7 +120,7 @@ finally:
     ["train", "--data", "nosuch"], ["eval", "--data", "nosuch"], ["inspect-data", "nosuch"], ["check-data", "nosuch"],
     ["inspect-mask", "--data", "nosuch"], ["train", "--preset", "nosuch"], ["benchmark", "--preset", "nosuch"],
 ], ids=" ".join)  # fmt: skip
-def test_what_is_not_there_is_refused_before_torch_is_imported(tmp_path, monkeypatch, arguments):
+def test_missing_paths_are_refused_before_torch_is_imported(tmp_path, monkeypatch, arguments):
     (tmp_path / "text.jpg").write_text("no image")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     command = [sys.executable, "-c", REFUSE, *arguments]

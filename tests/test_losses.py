@@ -33,7 +33,7 @@ def targets(*counts: int) -> list[Target]:
     ]
 
 
-def test_denoising_is_averaged_over_the_objects_that_take_part():
+def test_the_denoising_loss_is_averaged_over_participating_objects():
     (target,), stage = targets(5), predictions(4)
     two = torch.arange(2)
     match = Match(torch.zeros(4, dtype=torch.long), torch.arange(4), two.repeat(2))  # two groups of objects 0 and 1
@@ -46,14 +46,14 @@ def test_denoising_is_averaged_over_the_objects_that_take_part():
 
 
 @pytest.mark.parametrize("logit", [-8.0, -0.5, 0.0, 3.0])
-def test_focal_loss_by_its_formula(logit):
+def test_focal_loss_equals_its_formula(logit):
     p = 1 / (1 + math.exp(-logit))
     x = torch.tensor(logit)
     assert positive_focal(x, 0.25, 2.0).item() == pytest.approx(-0.25 * (1 - p) ** 2 * math.log(p), rel=1e-4)
     assert negative_focal(x, 0.25, 2.0).item() == pytest.approx(-0.75 * p**2 * math.log(1 - p), rel=1e-3)
 
 
-def test_the_match_is_the_cheapest_of_all():
+def test_the_match_has_the_lowest_possible_cost():
     stage, (target,) = predictions(5), targets(3)
     (match,) = hungarian([stage], [target], LOSS)
     cost = matching_cost(stage.logits[0], stage.boxes[0], target, LOSS).total
@@ -73,7 +73,7 @@ def test_the_cost_of_a_pair_by_hand():
     assert cost.giou.item() == pytest.approx(2 * 0.2, rel=1e-5)
 
 
-def test_of_two_boxes_equally_far_the_one_that_overlaps_more_is_matched():
+def test_of_two_equally_distant_boxes_the_one_that_overlaps_more_is_matched():
     boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.1], [0.55, 0.55, 0.2, 0.2]]])  # both 0.1 away in L1
     target = Target(torch.tensor([0]), torch.tensor([[0.5, 0.5, 0.2, 0.2]]))
     (match,) = hungarian([Predictions(torch.zeros(1, 2, 1), boxes)], [target], LOSS)
@@ -82,7 +82,7 @@ def test_of_two_boxes_equally_far_the_one_that_overlaps_more_is_matched():
 
 
 @pytest.mark.parametrize(("counted", "divisor"), [(0.0, 1.0), (0.5, 1.0), (1.0, 1.0), (3.0, 3.0)])
-def test_the_loss_is_divided_by_the_objects_but_by_1_at_least(counted, divisor):
+def test_the_loss_is_divided_by_the_number_of_objects_but_at_least_1(counted, divisor):
     stage, given = predictions(4, batch=2), targets(2, 1)
     output = DinoOutput([stage], None, Queries(torch.zeros(2, 4, 8), stage.boxes))
     (match,) = hungarian([stage], given, LOSS)
@@ -91,7 +91,7 @@ def test_the_loss_is_divided_by_the_objects_but_by_1_at_least(counted, divisor):
         torch.testing.assert_close(value, expected[name.removeprefix("stage0/")])
 
 
-def test_each_stage_and_image_is_matched_on_its_own():
+def test_each_stage_and_image_is_matched_separately():
     stages, given = [predictions(6, batch=3, seed=s) for s in range(2)], targets(2, 0, 3)
     together = hungarian(stages, given, LOSS)
     for stage, match in zip(stages, together, strict=True):
@@ -101,7 +101,7 @@ def test_each_stage_and_image_is_matched_on_its_own():
         assert sorted(match.target.tolist()) == [0, 1, 2, 3, 4]
 
 
-def test_more_objects_than_queries_leaves_the_dearest_out():
+def test_with_more_objects_than_queries_the_most_expensive_stay_unmatched():
     stage, (target,) = predictions(2), targets(5)
     (match,) = hungarian([stage], [target], LOSS)
     assert len(match.target) == 2
@@ -115,14 +115,14 @@ def test_no_object_at_all_matches_nothing():
     assert len(match.query) == 0
 
 
-def test_predictions_that_are_not_finite_are_said_and_not_matched():
+def test_non_finite_predictions_raise_an_error_instead_of_being_matched():
     stage = predictions(3)
     stage.boxes[0, 0, 0] = math.nan
     with pytest.raises(DivergedError, match="not finite"):
         hungarian([stage], targets(2), LOSS)
 
 
-def test_the_loss_against_an_explicit_twin():
+def test_the_loss_equals_an_explicit_implementation():
     stage, given = predictions(4, batch=2), targets(2, 1)
     match = Match(torch.tensor([0, 0, 1]), torch.tensor([3, 1, 2]), torch.tensor([0, 1, 2]))
     found = detection_loss(stage, given, match, 3.0, LOSS)

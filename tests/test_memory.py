@@ -30,16 +30,14 @@ finally:
     ("r50-4scale", [], False),
     ("r50-4scale", ["data.policy=lsj", "data.pad_size_divisor=128"], True),
 ])  # fmt: skip
-def test_batches_have_few_sizes_where_the_divisor_is_large_against_the_largest_side(preset, changes, few):
+def test_batches_have_few_sizes_if_the_divisor_is_large_relative_to_the_largest_side(preset, changes, few):
     assert has_few_sizes(load_config(preset, changes).data) == few
 
 
 @pytest.mark.parametrize(
     ("few", "given", "kept"), [(True, None, "2048"), (False, None, "128"), (None, None, "256"), (True, "7", "7")]
 )
-def test_what_is_compiled_for_few_sizes_is_kept_and_little_of_many_unless_the_user_sets_it(
-    monkeypatch, few, given, kept
-):
+def test_primitives_are_cached_for_few_sizes_and_few_for_many_unless_the_user_sets_it(monkeypatch, few, given, kept):
     monkeypatch.setattr(os, "environ", {SETTING: given} if given else {})
     keep_memory(few)
     assert os.environ[SETTING] == kept
@@ -67,7 +65,7 @@ print("MB", (heap().uordblks - before) / 2**20)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's account of its heap")
 @pytest.mark.parametrize(("sizes", "least", "most"), [("any", -1, 1), ("few", 10, 1000)])
-def test_with_batches_of_any_size_a_linear_layer_holds_nothing_for_sizes_that_are_gone(sizes, least, most):
+def test_with_batches_of_any_size_a_linear_layer_caches_nothing_for_past_sizes(sizes, least, most):
     command = [sys.executable, "-c", GROWTH_OF_A_LINEAR_LAYER, sizes]
     environment = {name: value for name, value in os.environ.items() if not name.endswith("CACHE_CAPACITY")}
     done = subprocess.run(
@@ -76,7 +74,7 @@ def test_with_batches_of_any_size_a_linear_layer_holds_nothing_for_sizes_that_ar
     assert least < float(done.stdout.split("MB")[1]) < most  # in MB, of 50 more sizes
 
 
-def test_a_training_of_few_sizes_keeps_what_is_compiled_for_them(tmp_path):
+def test_training_with_few_sizes_keeps_their_compiled_primitives(tmp_path):
     command = [sys.executable, "-c", DRY_RUN, "train", "--preset", "tiny", "--dry-run", "--device", "cpu"]
     settings = {
         "train.weights": '""', "model.backbone_weights": "none", "data.sample_images": 6, "data.workers": 0,

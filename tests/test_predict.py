@@ -43,13 +43,13 @@ def test_files_pil_arrays_and_tensors_give_the_same(detector, smear, tmp_path):
         assert len(found) == 2 and same(first, found[0]) and same(detector(smear[::-1].copy()), found[1])
 
 
-def test_the_bundled_model_finds_cells_in_a_drawn_picture(detector, smear):
+def test_the_bundled_model_finds_cells_in_a_drawn_image(detector, smear):
     found = detector(smear)
     assert (found.scores > 0.3).sum() >= 3
     assert {"RBC", "WBC", "Platelets"} <= {category.name for category in detector.categories}
 
 
-def test_a_turned_picture_is_turned_once_from_file_and_from_pil(detector, smear, tmp_path):
+def test_exif_rotation_is_applied_once_for_files_and_pil_images(detector, smear, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     Image.fromarray(smear).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "t.png", exif=exif)
@@ -72,7 +72,7 @@ WITH_FIX = {  # an image, and what `detector(...)` says to type
 
 
 @pytest.mark.parametrize("kind", WITH_FIX)
-def test_a_tensor_or_array_of_another_kind_is_named_with_the_line_that_mends_it(detector, kind):
+def test_a_wrong_tensor_or_array_is_refused_with_the_code_that_fixes_it(detector, kind):
     image, fix = WITH_FIX[kind]
     with pytest.raises(DataError, match=r"of uint8, but this is .*\(") as caught:
         detector(image)
@@ -80,7 +80,7 @@ def test_a_tensor_or_array_of_another_kind_is_named_with_the_line_that_mends_it(
     detector(eval(fix, {"image": image, "torch": torch, "np": np}))
 
 
-def test_what_no_line_mends_is_named(detector):
+def test_inputs_that_cannot_be_converted_are_named(detector):
     for image in (np.zeros((8, 8, 2), np.uint8), np.zeros((8, 8), bool), torch.zeros(8, dtype=torch.uint8)):
         with pytest.raises(DataError, match="uint8, but this is"):
             detector(image)
@@ -96,7 +96,7 @@ def test_a_stream_of_one_image_is_not_taken_apart(detector, smear, tmp_path):
             list(detector.stream(wrong))
 
 
-def test_an_address_and_a_folder_are_called_what_they_are(detector, tmp_path):
+def test_urls_and_folders_are_named_as_such(detector, tmp_path):
     with pytest.raises(DataError, match=r"https://a\.b/c\.jpg is an address, .*; download it first"):
         detector("https://a.b/c.jpg")
     with pytest.raises(DataError, match="is a folder, not an image"):
@@ -131,7 +131,7 @@ def test_detections_with_something_replaced_keep_the_names_of_their_labels():
 
 
 @pytest.mark.parametrize("given", [io.BytesIO(b"abc"), b"abc"])
-def test_a_file_object_and_bytes_are_called_what_they_are(given, detector):
+def test_file_objects_and_bytes_are_named_as_such(given, detector):
     for images in (given, [given]):
         with pytest.raises(DataError, match=f"but this is {type(given).__name__}; open it: PIL.Image.open"):
             detector(images)
@@ -152,7 +152,7 @@ def test_a_damaged_or_closed_pillow_image_is_refused_like_a_damaged_file(detecto
         detector([closed])
 
 
-def test_detections_are_three_things_that_know_their_names(detector, smear):
+def test_detections_unpack_into_three_named_parts(detector, smear):
     found = pickle.loads(pickle.dumps(detector(smear)))
     labels, scores, boxes = found
     assert len(labels) == len(scores) == len(boxes) == len(found.names) > 0
@@ -168,7 +168,7 @@ def select(detector, nms_iou, corners, logits):
     return chosen.select(Predictions(torch.tensor([logits]), boxes[None]), [(100, 100)])[0]
 
 
-def test_of_two_overlapping_boxes_of_a_class_the_worse_goes_only_if_that_is_asked_for(detector):
+def test_of_two_overlapping_boxes_of_a_class_the_worse_is_dropped_only_on_request(detector):
     corners = [[10.0, 10, 50, 50], [12.0, 10, 50, 50], [60.0, 60, 90, 90]]  # the first two overlap by 0.95
     logits = [[2.0, -9, -9], [1.0, 3, -9], [0.0, -9, -9]]
     everything, fewer = (select(detector, limit, corners, logits) for limit in (1.0, 0.9))
@@ -180,12 +180,12 @@ def test_of_two_overlapping_boxes_of_a_class_the_worse_goes_only_if_that_is_aske
 
 
 @pytest.mark.parametrize("wrong", [None, 3, b"ab", np.zeros((0, 5, 3), np.uint8), [3]])
-def test_what_is_no_picture_is_said_to_be_none(detector, wrong):
+def test_inputs_that_are_not_images_are_named_as_such(detector, wrong):
     with pytest.raises(DataError, match="an image"):
         detector(wrong)
 
 
-def test_a_copy_of_a_detector_gives_the_same_answer(detector):
+def test_a_copy_of_a_detector_gives_the_same_results(detector):
     picture = np.full((64, 64, 3), 200, np.uint8)
     again = pickle.loads(pickle.dumps(detector))
     assert all(torch.equal(a, b) for a, b in zip(detector(picture)[:3], again(picture)[:3], strict=True))

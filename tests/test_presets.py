@@ -23,7 +23,7 @@ def refusal(*args, **kwargs):
     return str(caught.value)
 
 
-def test_the_promised_presets_are_there():
+def test_the_documented_presets_exist():
     promised = {"r50-4scale", "r50-5scale", "r50-4scale-24e", "r50-5scale-36e", "tiny", "notes-r50-4scale"}
     assert promised <= set(list_presets())
 
@@ -50,7 +50,7 @@ def test_the_notes_preset_is_the_choice_of_the_notes():
     assert config.loss.proposal_labels == "foreground"
 
 
-def test_overrides_beat_the_file_and_the_file_beats_the_preset(toml):
+def test_overrides_take_precedence_over_the_file_and_the_file_over_the_preset(toml):
     file = toml("[train]\nepochs = 3\nbatch_size = 5\n")
     config = load_config("tiny", ["train.epochs=7", "train.epochs=8"], file)
     assert (config.train.epochs, config.train.batch_size, config.train.lr) == (8, 5, load_config("tiny").train.lr)
@@ -64,7 +64,7 @@ def test_an_override_reaches_nested_settings_lists_and_text():
     assert config.data.path == "/a folder/with = sign" and config.model.queries == "pure"
 
 
-def test_asking_for_backbone_weights_drops_the_weights_of_the_preset_but_not_those_asked_for():
+def test_requesting_backbone_weights_drops_the_presets_weights_but_not_requested_ones():
     assert load_config("tiny").train.weights == "bundled"
     assert load_config("tiny", ["model.backbone_weights=none"]).train.weights == ""
     both = load_config("tiny", ["model.backbone_weights=none", "train.weights=a.safetensors"])
@@ -73,8 +73,8 @@ def test_asking_for_backbone_weights_drops_the_weights_of_the_preset_but_not_tho
 
 @pytest.mark.parametrize("text", ["epochs", "=3", "train..epochs=3", ".=3", ""])
 def test_what_is_not_an_override_is_refused_with_an_example(text):
-    said = refusal(overrides=[text])
-    assert said.startswith(f"`{text}` is not an override") and "train.epochs=24" in said
+    error_message = refusal(overrides=[text])
+    assert error_message.startswith(f"`{text}` is not an override") and "train.epochs=24" in error_message
 
 
 def test_an_unknown_preset_names_the_nearest_or_all():
@@ -85,12 +85,12 @@ def test_an_unknown_preset_names_the_nearest_or_all():
     assert "no preset or file `mine.toml`" in refusal("mine.toml")
 
 
-def test_a_byte_order_mark_is_no_fault(toml):
+def test_a_byte_order_mark_is_accepted(toml):
     assert load_config(toml(b"\xef\xbb\xbf[train]\nepochs = 3\n")).train.epochs == 3
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "error_message"),
     [
         ("[train\nepochs = 3", "line 1"),
         ("[train]\nepochs = 3\nepochs = 4", "Cannot overwrite a value"),
@@ -98,10 +98,10 @@ def test_a_byte_order_mark_is_no_fault(toml):
         ("[train]\npath = 'caf\xe9'".encode("latin-1"), "at byte 19; save it as UTF-8"),
     ],
 )
-def test_a_file_that_is_not_toml_is_named_with_the_place(toml, content, said):
+def test_a_file_that_is_not_toml_is_reported_with_the_position(toml, content, error_message):
     path = toml(content)
     for message in (refusal(path), refusal("tiny", file=path)):
-        assert message.startswith(str(path)) and said in message
+        assert message.startswith(str(path)) and error_message in message
 
 
 def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path):
@@ -111,5 +111,5 @@ def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["model = 3", "train = [1]", "[model]\ndenoising = 'none'"])
-def test_a_value_in_the_place_of_a_section_is_refused(toml, content):
+def test_a_value_in_place_of_a_section_is_refused(toml, content):
     assert "it must be a section" in refusal("tiny", file=toml(content))

@@ -31,15 +31,15 @@ def load(backbone, name, source, *overrides):
 @pytest.fixture
 def downloads(monkeypatch):
     """timm gives fresh weights instead of trained ones; which are noted."""
-    asked = []
+    requested = []
 
     def download(name):
-        asked.append(name)
+        requested.append(name)
         torch.manual_seed(2)
         return timm.create_model(name).state_dict()
 
     monkeypatch.setattr(pretrained, "_download_timm", download)
-    return asked
+    return requested
 
 
 @pytest.fixture
@@ -90,8 +90,8 @@ def test_every_swin_has_the_shapes_of_the_weights_that_imagenet_means(name):
     with torch.device("meta"):
         theirs = swin_names(timm.create_model(IMAGENET[name]).state_dict())
         ours = build(name).state_dict()
-    wanted = {key: value.shape for key, value in ours.items() if not re.match(r"norm\d\.", key)}
-    assert {key: theirs[key].shape for key in wanted} == wanted
+    expected = {key: value.shape for key, value in ours.items() if not re.match(r"norm\d\.", key)}
+    assert {key: theirs[key].shape for key in expected} == expected
 
 
 @pytest.mark.parametrize("name", IMAGENET.values())
@@ -102,8 +102,8 @@ def test_timm_has_the_weights_that_imagenet_means(name):
 def test_presets_name_weights_that_timm_has():
     from dinocore.presets import list_presets
 
-    asked = {load_config(name).model.backbone_weights for name in list_presets()} - {"imagenet", "none"}
-    assert len(asked) == 9 and all(name.removeprefix("timm/") in timm.list_pretrained() for name in asked)
+    requested = {load_config(name).model.backbone_weights for name in list_presets()} - {"imagenet", "none"}
+    assert len(requested) == 9 and all(name.removeprefix("timm/") in timm.list_pretrained() for name in requested)
 
 
 def test_other_weights_can_be_asked_for_by_timms_name(downloads):
@@ -142,10 +142,10 @@ def test_a_file_under_its_publishers_names_is_loaded_by_timms_table(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_masked_autoencoder_becomes_vitdets(downloads):
+def test_weights_of_a_masked_autoencoder_are_loaded_into_a_vitdet(downloads):
     backbone = build("vitdet-b", (8, 16, 32, 64))
-    said = load(backbone, "vitdet-b", "imagenet")
-    assert downloads == ["vit_base_patch16_224.mae"] and said == "imagenet"
+    message = load(backbone, "vitdet-b", "imagenet")
+    assert downloads == ["vit_base_patch16_224.mae"] and message == "imagenet"
     torch.manual_seed(2)
     theirs, ours = timm.create_model(downloads[0]), backbone.body.model
     assert torch.equal(ours.blocks[7].attn.qkv.weight, theirs.blocks[7].attn.qkv.weight)
@@ -156,8 +156,8 @@ def test_a_masked_autoencoder_becomes_vitdets(downloads):
 def test_a_plain_vit_by_timms_name_says_that_it_wants_other_pixels(downloads):
     name = "timm/vit_tiny_patch16_224"
     backbone = build(name)
-    said = load(backbone, name, "imagenet")
-    assert "--set model.pixel_mean=[0.5, 0.5, 0.5] --set model.pixel_std=[0.5, 0.5, 0.5]" in said
+    message = load(backbone, name, "imagenet")
+    assert "--set model.pixel_mean=[0.5, 0.5, 0.5] --set model.pixel_std=[0.5, 0.5, 0.5]" in message
     assert load(backbone, name, "imagenet", "model.pixel_mean=[0.5, 0.5, 0.5]", "model.pixel_std=[0.5, 0.5, 0.5]") == (
         "imagenet"
     )
@@ -176,7 +176,7 @@ def test_names_in_another_order_are_refused_and_a_list_of_the_same_shapes_is_tak
         load(backbone, "timm/convnext_femto", tmp_path / "reversed.pth")
 
 
-def test_what_cannot_be_downloaded_is_an_error_of_the_environment(monkeypatch):
+def test_a_failed_download_is_an_environment_fault(monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("no route")
 

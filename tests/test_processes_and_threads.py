@@ -93,7 +93,7 @@ def test_an_inspector_sees_the_sampling_of_its_own_thread_only(detector, image):
     assert calls == []
 
 
-def test_a_layer_is_computed_again_in_the_form_that_it_was_computed_in():
+def test_recomputation_uses_the_backend_of_the_forward_pass():
     class Seeing(nn.Module):
         def __init__(self):
             super().__init__()
@@ -122,7 +122,7 @@ def test_another_default_dtype_changes_nothing(dtype, detector, image):
     assert torch.allclose(found.boxes_xyxy, expected.boxes_xyxy, atol=0.05)
 
 
-def test_a_training_step_of_ones_own_is_possible_with_another_default_dtype():
+def test_a_custom_training_step_works_with_another_default_dtype():
     settings = [
         "model.backbone=timm/test_resnet", "model.backbone_weights=none", "model.hidden_dim=32", "model.num_heads=4",
         "model.ffn_dim=48", "model.num_queries=8", "model.num_encoder_layers=1", "model.num_decoder_layers=1",

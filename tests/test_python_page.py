@@ -34,7 +34,7 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
     assert "CHECKPOINT" in printed.splitlines()[-1]
 
 
-def test_a_backbone_that_breaks_its_promise_is_told_what_it_gives():
+def test_a_backbone_with_wrong_outputs_is_refused_with_what_it_returned():
     config = load_config("tiny", ["model.feature_strides=[8, 16]"]).model
 
     class Wrong(torch.nn.Module):

@@ -90,7 +90,7 @@ def test_an_image_gets_the_row_that_predict_writes(service, detector):
     assert np.allclose(ours, theirs, atol=0.1)
 
 
-def test_the_first_stage_is_shown_where_it_is_asked_for(service):
+def test_first_stage_proposals_are_returned_on_request(service):
     row = json.loads(service()(body=encoded(), path="/predict?proposals=7")[1])
     scores = [p["score"] for p in row["proposals"]]
     assert len(scores) == 7 and scores == sorted(scores, reverse=True)
@@ -115,7 +115,7 @@ def test_bad_requests_get_a_reason_and_the_right_status(service):
     assert send(body=encoded())[0] == 200, "the service goes on"
 
 
-def test_what_the_framework_refuses_has_the_form_of_all_errors(service):
+def test_errors_of_the_framework_have_the_format_of_all_errors(service):
     send = service()
     for method, path, status in (("GET", "/none", 404), ("GET", "/predict", 405), ("POST", "/predict/", 404)):
         got, content, headers = send(method, path)
@@ -126,13 +126,13 @@ def test_what_the_framework_refuses_has_the_form_of_all_errors(service):
         assert send("HEAD", path)[:2] == (200, b"")
 
 
-def test_a_form_is_answered_with_what_to_type(service):
+def test_a_form_upload_is_refused_with_a_working_command(service):
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
     status, content, _ = service()(body=b"--x\r\n\r\n" + encoded() + b"\r\n--x--", headers=kind)
     assert status == 415 and "--data-binary @image.jpg" in json.loads(content)["error"]["fix"]
 
 
-def test_a_client_that_hangs_up_within_a_body_is_no_failure_of_the_service(service, caplog):
+def test_a_client_that_disconnects_during_its_body_is_not_an_error_of_the_service(service, caplog):
     send = service()
     with socket.create_connection(send.address) as line:
         line.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
@@ -144,7 +144,7 @@ def test_a_client_that_hangs_up_within_a_body_is_no_failure_of_the_service(servi
     assert "a request failed" not in caplog.text
 
 
-def test_a_batch_has_no_more_pixels_than_predict_takes_at_once_and_nobody_else_s_images(detector, monkeypatch):
+def test_a_batch_has_no_more_pixels_than_one_of_predict_and_no_image_of_another_request(detector, monkeypatch):
     from dinocore.data.batch import View
     from dinocore.serve import batcher
 
@@ -186,7 +186,7 @@ def raw(address, *pieces, pause=0.0):
     return content, time.monotonic() - begun
 
 
-def test_a_client_that_sends_its_headers_byte_by_byte_is_told_and_closed(service):
+def test_a_client_that_sends_its_headers_too_slowly_gets_408_and_is_disconnected(service):
     send = service(seconds=1.5)
     drip = [b"POST /predict HTTP/1.1\r\nX: ", *[b"a"] * 100]
     content, seconds = raw(send.address, *drip, pause=0.1)
@@ -198,14 +198,14 @@ def test_a_client_that_sends_its_headers_byte_by_byte_is_told_and_closed(service
     assert send("GET", "/health")[0] == 200
 
 
-def test_a_body_that_goes_on_after_its_answer_does_not_hold_the_connection(service):
+def test_a_body_that_continues_after_its_response_does_not_keep_the_connection_open(service):
     send = service(seconds=1.5)
     head = b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
     content, seconds = raw(send.address, head, *[b"a"] * 200, pause=0.1)
     assert content.startswith(b"HTTP/1.1 404 ") and seconds < 15
 
 
-def test_each_request_on_a_kept_connection_has_its_own_time_for_headers(service):
+def test_each_request_on_a_keep_alive_connection_has_its_own_time_limit_for_headers(service):
     send = service(seconds=2.0)
     connection = http.client.HTTPConnection(*send.address, timeout=60)
     for _ in range(3):  # 3 s in all
@@ -216,7 +216,7 @@ def test_each_request_on_a_kept_connection_has_its_own_time_for_headers(service)
     connection.close()
 
 
-def test_a_body_that_does_not_say_its_length_is_cut_off_at_the_limit(service):
+def test_a_body_without_content_length_is_cut_off_at_the_limit(service):
     send = service(bytes=100_000)
 
     def endless():
@@ -252,7 +252,7 @@ def active(send):
     return int(re.search(r"dino_requests_active (\d+)", send("GET", "/metrics")[1].decode())[1])
 
 
-def test_requests_that_wait_are_computed_together(service, detector, monkeypatch):
+def test_waiting_requests_are_batched(service, detector, monkeypatch):
     forward, sizes, first = detector.forward, [], threading.Event()
 
     def slow(batch):
@@ -280,7 +280,7 @@ def test_requests_that_wait_are_computed_together(service, detector, monkeypatch
         assert len(rows[k]["detections"]) == (found.scores >= least).sum()
 
 
-def test_an_image_on_which_the_detector_fails_costs_only_itself(service, detector, monkeypatch):
+def test_an_image_on_which_the_detector_fails_does_not_affect_the_others(service, detector, monkeypatch):
     forward = detector.forward
 
     def fails(batch):
@@ -371,7 +371,7 @@ def test_the_page_shows_a_dropped_image_with_boxes_above_the_threshold_and_propo
 
 
 @pytest.mark.slow
-def test_a_signal_ends_the_service_after_what_is_in_work(tmp_path):
+def test_a_signal_stops_the_service_after_the_pending_requests(tmp_path):
     process = subprocess.Popen([sys.executable, "-m", "dinocli", "serve", "--port", "0", "--weights", "bundled"],
                                stderr=subprocess.PIPE, text=True, cwd=tmp_path)  # fmt: skip
     line = next(line for line in process.stderr if "serving on" in line)
@@ -404,7 +404,7 @@ def test_a_signal_ends_the_service_after_what_is_in_work(tmp_path):
 
 
 @pytest.mark.slow
-def test_ten_thousand_requests_with_bad_ones_among_them(service, detector):
+def test_ten_thousand_requests_including_bad_ones(service, detector):
     """The model is replaced by a quick one: what is under load here is the service."""
     send = service()
     good, bad = encoded(size=(32, 32)), b"bad"

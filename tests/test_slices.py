@@ -18,7 +18,7 @@ from dinocore.stream.slices import Slicing, WindowDetections, merge, parse_slici
 
 @pytest.mark.parametrize("size", [(500, 8000), (3000, 4000), (640, 640), (769, 300), (641, 1281)])
 @pytest.mark.parametrize("overlap", [0, 0.2, 0.5])
-def test_slices_cover_every_pixel_and_overlap_by_what_was_asked(size, overlap):
+def test_slices_cover_every_pixel_and_overlap_as_requested(size, overlap):
     windows = Slicing(640, overlap).windows(size)
     if not windows:
         assert max(size) <= 640 * 1.2
@@ -98,7 +98,7 @@ def test_two_objects_that_overlap_in_one_slice_both_stay():
         ([262.0, 20, 372, 130], 0, True),  # beside it
     ],
 )
-def test_what_the_whole_image_shows_otherwise_than_a_slice_does_is_left_out(box, label, stays):
+def test_a_box_of_the_whole_image_that_a_slice_refutes_is_dropped(box, label, stays):
     windows = Slicing(200, 0.25).windows((200, 700))
     assert windows[2][0] < 220 and windows[2][2] > 320
     boxes = torch.tensor([box, [230.0, 50, 280, 100]])
@@ -107,7 +107,7 @@ def test_what_the_whole_image_shows_otherwise_than_a_slice_does_is_left_out(box,
 
 
 @pytest.mark.parametrize("side, overlap", [("31", 0.2), ("big", 0.2), ("640", 0.95), ("640", -0.1)])
-def test_slices_that_cannot_be_are_refused(side, overlap):
+def test_impossible_slices_are_refused(side, overlap):
     with pytest.raises(ConfigError, match=r"--slice|--overlap"):
         parse_slicing(side, overlap, DataConfig(), {})
 
@@ -117,7 +117,7 @@ def test_automatic_slices_are_as_large_as_the_training_images():
     assert parse_slicing("auto", 0.2, DataConfig(eval_scale=400), {}).side == 600
 
 
-def test_automatic_slices_share_as_much_as_training_objects_are_long():
+def test_automatic_slices_overlap_by_the_length_of_training_objects():
     def overlap(given, **facts):
         return parse_slicing("auto", given, DataConfig(), {"median_short_side": 400} | facts).overlap
 
@@ -134,7 +134,7 @@ def test_a_run_stores_how_large_its_images_and_objects_are(make_coco):
     assert _training_sizes(read_annotations(make_coco(objects)), 0.1) == {"median_short_side": 48, "object_side": 23}
 
 
-def test_a_ribbon_shrinks_by_much_and_a_photograph_does_not():
+def test_a_very_wide_image_shrinks_much_and_a_photograph_does_not():
     config = DataConfig(eval_scale=800, max_size=1333)
     assert shrink_factor((500, 8000), config) == pytest.approx(8000 / 1333, rel=0.01)
     assert shrink_factor((480, 640), config) < 1

@@ -25,7 +25,7 @@ def killed(folder):
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt(143), OSError("the disk is full")])
 @pytest.mark.parametrize("there", [False, True])
-def test_what_was_begun_goes_with_a_signal_or_an_error_and_the_folder_is_as_before(tmp_path, end, there):
+def test_a_signal_or_an_error_removes_partial_output_and_restores_the_folder(tmp_path, end, there):
     if there:
         (tmp_path / "new").mkdir()
     with pytest.raises(type(end)), filling(tmp_path / "new", PARTS):
@@ -34,13 +34,13 @@ def test_what_was_begun_goes_with_a_signal_or_an_error_and_the_folder_is_as_befo
     assert (tmp_path / "new").exists() is there and not list(tmp_path.glob("new/*"))
 
 
-def test_a_folder_that_is_filled_has_no_mark(tmp_path):
+def test_a_completed_folder_has_no_mark(tmp_path):
     with filling(tmp_path / "new", PARTS):
         begin(tmp_path / "new")
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["data.yaml", "images"]
 
 
-def test_what_a_killed_process_left_is_replaced_unless_something_else_is_there(tmp_path):
+def test_leftovers_of_a_killed_process_are_replaced_unless_there_are_other_files(tmp_path):
     folder = killed(tmp_path / "new")
     (folder / "mine").touch()
     with pytest.raises(ConfigError, match="has leftovers of an interrupted command, and also mine"):
@@ -51,7 +51,7 @@ def test_what_a_killed_process_left_is_replaced_unless_something_else_is_there(t
         assert [path.name for path in folder.iterdir()] == [MARK]
 
 
-def test_what_a_process_is_still_at_work_on_is_not_taken(tmp_path):
+def test_a_folder_still_being_written_is_not_taken_over(tmp_path):
     folder = killed(tmp_path / "new")
     with FileLock(folder / MARK):
         assert not is_abandoned(folder)

@@ -1,4 +1,4 @@
-"""Films that are whole, cut off, damaged, turned, or of varying rate; and the films that are written."""
+"""Videos that are whole, cut off, damaged, turned, or of varying rate; and the videos that are written."""
 
 import socket
 import struct
@@ -13,16 +13,16 @@ from PIL import Image
 
 from dinocore.errors import DataError
 from dinocore.stream import video
-from dinocore.stream.video import CODECS, Damaged, FilmWriter, Frame, open_film
+from dinocore.stream.video import CODECS, Damaged, Frame, VideoWriter, open_video
 
 av = pytest.importorskip("av")
 
 
 @pytest.fixture
-def film(tmp_path):
-    """A function that writes a film: noise with a dark upper left quarter; its path."""
+def write_video(tmp_path):
+    """A function that writes a video: noise with a dark upper left quarter; its path."""
 
-    def write(name="film.mp4", times=range(0, 2000, 40), codec="libx264", rate=25, aspect=None, **options):
+    def write(name="video.mp4", times=range(0, 2000, 40), codec="libx264", rate=25, aspect=None, **options):
         noise = np.random.default_rng(0)
         with av.open(str(tmp_path / name), "w", options=options) as container:
             stream = container.add_stream(codec, rate=rate)
@@ -42,15 +42,15 @@ def film(tmp_path):
 
 
 def read(path, **given):
-    """Frames and damage of a film."""
-    with open_film(str(path)) as opened:
+    """Frames and damage of a video."""
+    with open_video(str(path)) as opened:
         items = list(opened.read(**given))
     return [i for i in items if isinstance(i, Frame)], [i for i in items if isinstance(i, Damaged)]
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
-def test_a_film_that_is_cut_off_says_where_it_ends(film, name):
-    path = film(name, **({"movflags": "faststart"} if name == "a.mp4" else {}))
+def test_a_truncated_video_reports_where_it_ends(write_video, name):
+    path = write_video(name, **({"movflags": "faststart"} if name == "a.mp4" else {}))
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * 0.6)])
     frames, damaged = read(path)
@@ -59,8 +59,8 @@ def test_a_film_that_is_cut_off_says_where_it_ends(film, name):
     assert read(path, end=0.4)[1] == [], "what lies behind the end that was asked for is nobody's business"
 
 
-def test_frames_that_are_lost_without_an_error_leave_a_gap_that_is_told(film):
-    path = film("a.mkv")
+def test_frames_lost_without_an_error_are_reported_as_a_gap(write_video):
+    path = write_video("a.mkv")
     content = bytearray(path.read_bytes())
     middle, length = len(content) // 2, len(content) // 10
     content[middle : middle + length] = np.random.default_rng(1).bytes(length)
@@ -71,8 +71,8 @@ def test_frames_that_are_lost_without_an_error_leave_a_gap_that_is_told(film):
     assert all(frame.number == round(frame.seconds * 25) for frame in frames)
 
 
-def test_frames_that_were_decoded_with_errors_are_told_and_given(film):
-    path = film()
+def test_frames_decoded_with_errors_are_reported_and_returned(write_video):
+    path = write_video()
     content = bytearray(path.read_bytes())
     for place in np.random.default_rng(2).integers(len(content) // 4, len(content) * 3 // 4, 20):
         content[place] ^= 0x55
@@ -86,8 +86,8 @@ def test_frames_that_were_decoded_with_errors_are_told_and_given(film):
     ("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.ts", "libx264"), ("a.avi", "mpeg4"), ("a.avi", "libx264"),
     ("a.webm", "libvpx"), ("a.mpg", "mpeg2video"), ("a.wmv", "wmv2"), ("a.flv", "libx264"), ("a.3gp", "libx264"),
 ])  # fmt: skip
-def test_a_film_that_is_whole_has_no_damage_and_can_be_cut_anywhere(film, name, codec):
-    path = film(name, codec=codec)
+def test_an_intact_video_has_no_damage_and_can_be_read_from_any_start(write_video, name, codec):
+    path = write_video(name, codec=codec)
     whole, damaged = read(path)
     assert damaged == [] and [frame.number for frame in whole] == list(range(50))
     first, second = read(path, end=0.48), read(path, start=0.48)
@@ -96,8 +96,8 @@ def test_a_film_that_is_whole_has_no_damage_and_can_be_cut_anywhere(film, name, 
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
-def test_numbers_of_a_film_of_varying_rate_do_not_depend_on_the_start(film, name):
-    path = film(name, times=[40 * k + 3 * k * k for k in range(30)])
+def test_numbers_of_a_video_of_varying_rate_do_not_depend_on_the_start(write_video, name):
+    path = write_video(name, times=[40 * k + 3 * k * k for k in range(30)])
     whole = [(frame.number, frame.seconds) for frame in read(path, every=3)[0]]
     late = [(frame.number, frame.seconds) for frame in read(path, every=3, start=1)[0]]
     assert late and late == [row for row in whole if row[1] >= 1]
@@ -107,8 +107,8 @@ def test_numbers_of_a_film_of_varying_rate_do_not_depend_on_the_start(film, name
     ((1, 0, 0, 1), (0, 0)), ((-1, 0, 0, 1), (0, 1)), ((1, 0, 0, -1), (1, 0)), ((-1, 0, 0, -1), (1, 1)),
     ((0, 1, -1, 0), (0, 1)), ((0, -1, 1, 0), (1, 0)), ((0, 1, 1, 0), (0, 0)),
 ])  # fmt: skip
-def test_a_film_is_turned_and_mirrored_as_it_says(film, matrix, dark):
-    path = film(times=range(0, 120, 40))
+def test_a_video_is_rotated_and_flipped_according_to_its_metadata(write_video, matrix, dark):
+    path = write_video(times=range(0, 120, 40))
     content = bytearray(path.read_bytes())
     at = content.index(b"tkhd") + 4 + 40  # (x, y) is shown at (a x + c y, b x + d y)
     a, b, c, d = (int(value) << 16 for value in matrix)
@@ -121,10 +121,10 @@ def test_a_film_is_turned_and_mirrored_as_it_says(film, matrix, dark):
 
 
 @pytest.mark.parametrize("sends", [False, True])
-def test_a_stream_that_falls_silent_ends(film, monkeypatch, sends):
+def test_a_stream_without_data_ends_after_a_timeout(write_video, monkeypatch, sends):
     """While FFmpeg waits, no signal is heard: without an end of its own the command could only be killed."""
-    monkeypatch.setattr(video, "SILENCE", (3.0, 0.5))
-    content, held = film("a.ts", codec="mpeg2video").read_bytes(), []
+    monkeypatch.setattr(video, "TIMEOUTS", (3.0, 0.5))
+    content, held = write_video("a.ts", codec="mpeg2video").read_bytes(), []
 
     def serve():
         held.append(listening.accept()[0])
@@ -143,9 +143,9 @@ def test_a_stream_that_falls_silent_ends(film, monkeypatch, sends):
                 read(address)
 
 
-def written(path, seconds, rate, steady=True):
-    """Times of the frames of a film that was written with `FilmWriter`, and their mean rate; see `shade`."""
-    writer = FilmWriter(path, rate, steady)
+def written(path, seconds, rate, constant_rate=True):
+    """Times of the frames of a video that was written with `VideoWriter`, and their mean rate; see `shade`."""
+    writer = VideoWriter(path, rate, constant_rate)
     for k, second in enumerate(seconds):
         writer.add(Image.new("RGB", (96, 64), (20 * (k % 10),) * 3), second)
     writer.close()
@@ -161,14 +161,14 @@ def shade(frame):
 
 
 @pytest.mark.parametrize("suffix", sorted(CODECS))
-def test_every_kind_of_film_is_written_at_the_rate_of_its_frames(tmp_path, suffix):
+def test_every_video_format_is_written_at_its_frame_rate(tmp_path, suffix):
     times, rate = written(tmp_path / f"a{suffix}", [3 + k * 0.4 for k in range(6)], 2.5)
     assert rate == pytest.approx(2.5, rel=0.01)
     assert [b - a for a, b in pairwise(times)] == pytest.approx([0.4] * 5, abs=2e-3)
 
 
 @pytest.mark.parametrize("suffix", sorted(CODECS))
-def test_a_film_that_was_written_is_read_with_each_frame_at_its_place(tmp_path, suffix):
+def test_a_written_video_is_read_back_with_each_frame_in_place(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     written(path, [k / 25 for k in range(40)], 25)
     for start in (0, 1.2):
@@ -177,31 +177,31 @@ def test_a_film_that_was_written_is_read_with_each_frame_at_its_place(tmp_path, 
         assert [shade(frame) for frame in frames] == [frame.number % 10 for frame in frames]
 
 
-def test_where_no_frame_comes_a_film_without_times_shows_the_last_one(tmp_path):
-    written(tmp_path / "a.avi", [0, 0.04, 0.24], 25, steady=False)
+def test_a_container_without_timestamps_repeats_the_last_frame_in_gaps(tmp_path):
+    written(tmp_path / "a.avi", [0, 0.04, 0.24], 25, constant_rate=False)
     frames, damaged = read(tmp_path / "a.avi")
     assert damaged == [] and [frame.number for frame in frames] == list(range(7))
     assert [shade(frame) for frame in frames] == [0, 1, 1, 1, 1, 1, 2]
 
 
-@pytest.mark.parametrize("rate, steady", [(25, True), (9, False)])
-def test_frames_are_written_at_their_times(tmp_path, rate, steady):
+@pytest.mark.parametrize("rate, constant_rate", [(25, True), (9, False)])
+def test_frames_are_written_at_their_times(tmp_path, rate, constant_rate):
     seconds = [0, 0.04, 0.08, 0.6, 0.64, 1.0]
-    times, _ = written(tmp_path / "a.mp4", seconds, rate, steady)
+    times, _ = written(tmp_path / "a.mp4", seconds, rate, constant_rate)
     assert times == pytest.approx(seconds, abs=2e-3)
 
 
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("suffix", [".mp4", ".avi", ".webm"])
 @pytest.mark.parametrize("aspect", [Fraction(16, 11), Fraction(9, 16)])
-def test_a_film_whose_pixels_are_no_squares_is_written_as_it_is_shown(film, tmp_path, suffix, aspect, turned):
-    path = film(times=range(0, 120, 40), aspect=aspect)
+def test_a_video_with_non_square_pixels_is_written_with_square_ones(write_video, tmp_path, suffix, aspect, turned):
+    path = write_video(times=range(0, 120, 40), aspect=aspect)
     if turned:
         content = bytearray(path.read_bytes())
         at = content.index(b"tkhd") + 4 + 40
         content[at : at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
         path.write_bytes(content)
-    writer = FilmWriter(tmp_path / f"b{suffix}", 25)
+    writer = VideoWriter(tmp_path / f"b{suffix}", 25)
     for frame in read(path)[0]:
         writer.add(Image.fromarray(frame.pixels), frame.seconds, frame.aspect)
     writer.close()
@@ -212,9 +212,9 @@ def test_a_film_whose_pixels_are_no_squares_is_written_as_it_is_shown(film, tmp_
 
 
 @pytest.mark.parametrize("size", [(96, 65), (31, 200), (640, 64), (192, 128)])
-def test_of_a_film_that_changes_its_size_all_of_each_frame_is_written(tmp_path, size):
+def test_frames_of_a_video_that_changes_its_size_are_written_completely(tmp_path, size):
     path = tmp_path / "a.mp4"
-    writer = FilmWriter(path, 25)
+    writer = VideoWriter(path, 25)
     ramp = Image.linear_gradient("L").rotate(90)
     for number, pixels in enumerate([(97, 64), size]):
         writer.add(ramp.resize(pixels).convert("RGB"), number / 25)
@@ -226,8 +226,8 @@ def test_of_a_film_that_changes_its_size_all_of_each_frame_is_written(tmp_path, 
     assert inside.min() < 30 and inside.max() > 225, "from its left edge to its right one"
 
 
-def test_a_damaged_aspect_is_passed_over(tmp_path):
-    writer = FilmWriter(tmp_path / "a.mp4", 25)
+def test_an_invalid_pixel_aspect_ratio_is_ignored(tmp_path):
+    writer = VideoWriter(tmp_path / "a.mp4", 25)
     writer.add(Image.new("RGB", (96, 64)), 0, Fraction(5000, 1))
     writer.close()
     assert read(tmp_path / "a.mp4")[0][0].pixels.shape == (64, 96, 3)

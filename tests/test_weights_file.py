@@ -29,7 +29,7 @@ def path(tmp_path, tensors):
     return file
 
 
-def test_what_was_written_is_read_by_us_and_by_others(path, tensors):
+def test_a_written_file_can_be_read_by_us_and_by_safetensors(path, tensors):
     for read in (load_weights(path).tensors, load_file(path)):
         assert read.keys() == tensors.keys()
         assert all(torch.equal(read[key], value) and read[key].dtype == value.dtype for key, value in tensors.items())
@@ -46,7 +46,7 @@ def test_a_flipped_bit_anywhere_in_the_numbers_is_noticed(path):
             load_weights(path)
 
 
-def test_numbers_that_somebody_changed_are_used_once_the_checksum_is_dropped(path):
+def test_edited_weights_are_accepted_if_the_checksum_is_removed(path):
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     changed = {key: value + 1 for key, value in load_file(path).items() if value.dtype != torch.bool}

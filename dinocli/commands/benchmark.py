@@ -108,7 +108,7 @@ def _show(name: str, work: str, repeats: int, facts: dict[str, Any], found: "Mea
 
 
 def _benchmark_file(path: Path, batch: int, repeats: int, json: bool) -> None:
-    """Time an exported file on its own canvas."""
+    """Measure the speed of an exported file on its canvas."""
     from dinocore.export.detector import FileDetector, measure_file
 
     detector = FileDetector(path)

@@ -30,7 +30,7 @@ from ..progress import WorkProgress
 
 COLORS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 DATA_ERROR = 3
-MOST_CLASSES = 20
+MAX_CLASSES = 20
 ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "images": lambda n: str(n["images"]),
     "without objects": lambda n: str(n["empty_images"]),
@@ -135,7 +135,7 @@ def _show(checked: Checked) -> None:
 
 
 def _numbers(splits: dict[str, dict[str, Any]]) -> Table:
-    """A column for each split."""
+    """A table of statistics, with a column for each split."""
     table = Table("", *splits, box=None, pad_edge=False)
     for title, value in ROWS.items():
         table.add_row(title, *(value(numbers) for numbers in splits.values()))
@@ -143,7 +143,7 @@ def _numbers(splits: dict[str, dict[str, Any]]) -> Table:
 
 
 def _classes(splits: dict[str, dict[str, Any]]) -> Table:
-    """Objects of each class, those with most first."""
+    """A table of the number of objects per class, in descending order."""
     names = list(next(iter(splits.values()))["classes"])
 
     def count(name: str) -> int:
@@ -151,12 +151,12 @@ def _classes(splits: dict[str, dict[str, Any]]) -> Table:
 
     names.sort(key=count, reverse=True)
     table = Table("class", "id", *splits, box=None, pad_edge=False)
-    for name in names[:MOST_CLASSES]:
+    for name in names[:MAX_CLASSES]:
         rows = [numbers["classes"].get(name) for numbers in splits.values()]
         number = next(str(row["id"]) for row in rows if row)
         table.add_row(escape(name), number, *(str(row["objects"]) if row else "-" for row in rows))
-    if len(names) > MOST_CLASSES:
-        table.add_row(f"{len(names) - MOST_CLASSES} more; --json has all", "", *("" for _ in splits))
+    if len(names) > MAX_CLASSES:
+        table.add_row(f"{len(names) - MAX_CLASSES} more; --json has all", "", *("" for _ in splits))
     return table
 
 
@@ -172,7 +172,7 @@ def _line(name: str, finding: Finding) -> str:
 
 
 def _fix(checked: Checked, config: Config, out: Path) -> None:
-    """Write a repaired copy of each split's annotations, and what was changed."""
+    """Write a repaired copy of each split's annotations, and a list of the changes."""
     for n, (name, part) in enumerate(checked.splits.items()):
         copy = out if n == 0 else out.with_name(f"{out.stem}.{name}{out.suffix}")
         if copy.resolve() == part.split.annotations.resolve():
@@ -182,7 +182,7 @@ def _fix(checked: Checked, config: Config, out: Path) -> None:
         write_text(copy, to_json(document) + "\n")
         write_text(log, "".join(to_json(change._asdict()) + "\n" for change in changes))
         say(f"wrote {copy}: {counted(len(changes), 'change')} in {name}, listed in {log}")
-        _say_what_is_left(part, copy, config)
+        _print_remaining(part, copy, config)
         if part.split.format == "coco":
             say(f"to use it, replace {part.split.annotations}")
         else:
@@ -203,8 +203,8 @@ def _repaired(part: CheckedSplit, config: Config) -> tuple[dict[str, Any], list[
     return coco_document(annotations, split.format), left_out
 
 
-def _say_what_is_left(part: CheckedSplit, copy: Path, config: Config) -> None:
-    """Read the copy again, as a training would."""
+def _print_remaining(part: CheckedSplit, copy: Path, config: Config) -> None:
+    """Check the copy as training would, and print the remaining findings."""
     findings = Findings(copy)
     try:
         left = survey_annotations(

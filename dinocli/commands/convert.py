@@ -95,7 +95,7 @@ def convert(
 
 
 def _to_official(file: str, out: Path, json: bool) -> None:
-    """Write our weights as official DINO has them."""
+    """Write our weights in official DINO's format."""
     from dinocore.weights.convert.files import read_ours
     from dinocore.weights.convert.to_official import write_official
     from dinocore.weights.fetch.locate import locate

@@ -50,7 +50,7 @@ def convert_data(
     layout = find_layout(folder, config.follow_symlinks)
     splits: dict[str, tuple[Annotations, str]] = {}
     for name, split in layout.splits().items():
-        annotations = read_annotations(split, None, config)  # the classes of all splits are written
+        annotations = read_annotations(split, None, config)  # every split is written with the classes of all splits
         splits[name] = annotations, split.format
         for note in annotations.notes:
             warn(f"{name}: {note}")

@@ -108,7 +108,7 @@ def export(
 
 
 def _sizes(text: str) -> list[tuple[int, int]]:
-    """A height and width, or the least and the largest, as `--size` gives them."""
+    """Parse `--size`: one (height, width), or the smallest and the largest."""
     from .benchmark import _size
 
     parts = text.split("-")
@@ -121,7 +121,7 @@ def _sizes(text: str) -> list[tuple[int, int]]:
 
 
 def _images(given: list[str], config: "DataConfig") -> "list[Image.Image | Path]":
-    """The images to compare on, and a line about where they are from unless they were named."""
+    """The images for the comparison, and a message about their source if they were not given."""
     from PIL import Image
 
     from dinocore.data.dataset import open_split

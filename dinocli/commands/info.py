@@ -45,20 +45,20 @@ def info(
 
 
 HIDDEN = ("classes", "facts", "title", "preset_choices")
-EXPORTED = ("schema", "data", "names", "ids")  # hidden of an exported file
+HIDDEN = ("schema", "data", "names", "ids")  # metadata of an exported file that is not shown
 
 
 def _show_exported(path: Path, json: bool) -> None:
-    """Print what an exported file says of itself."""
+    """Print the metadata of an exported file."""
     facts = {"file": str(path), "bytes": path.stat().st_size} | _exported_info(path)
     if json:
         print_json(facts)
         return
-    lines = {key: _said(value) for key, value in facts.items() if key not in EXPORTED and value is not None}
+    lines = {key: _format(value) for key, value in facts.items() if key not in HIDDEN and value is not None}
     sides = [" x ".join(map(str, facts[key])) for key in ("least", "canvas")]
     lines |= {"bytes": f"{facts['bytes']:,}", "least": sides[0], "canvas": sides[1], "classes": _few(facts["names"])}
     if facts["thresholds"]:
-        lines["thresholds"] = _said(dict(zip(facts["names"], facts["thresholds"], strict=True)))
+        lines["thresholds"] = _format(dict(zip(facts["names"], facts["thresholds"], strict=True)))
     print_facts(lines)
 
 
@@ -93,7 +93,7 @@ def _file(name: str) -> Path:
 
 
 def _lines(facts: dict[str, Any]) -> dict[str, str]:
-    lines = {key: _said(value) for key, value in facts.items() if key not in HIDDEN}
+    lines = {key: _format(value) for key, value in facts.items() if key not in HIDDEN}
     lines["bytes"] = f"{facts['bytes']:,}"
     lines["numbers"] = f"{facts['numbers']:,}"
     lines["metrics"] = _metrics(facts["metrics"])
@@ -102,20 +102,20 @@ def _lines(facts: dict[str, Any]) -> dict[str, str]:
     lines["preset"] = facts["preset"] or " or ".join(choices) or "none that comes with dino"
     names = [c["name"] if isinstance(c, dict) else c for c in facts["classes"]]
     lines["classes"] = _few(names)
-    lines |= {key: _said(value) for key, value in facts.get("facts", {}).items()}
+    lines |= {key: _format(value) for key, value in facts.get("facts", {}).items()}
     return lines
 
 
 def _metrics(metrics: dict[str, Any]) -> str:
     """As `dino eval` shows them: a dash where there are no objects, which COCO writes as -1."""
-    return _said({name: "-" if value == -1 else value for name, value in metrics.items()})
+    return _format({name: "-" if value == -1 else value for name, value in metrics.items()})
 
 
-def _said(value: Any) -> str:
+def _format(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_said(entry)}" for key, entry in value.items() if entry not in (None, ""))
+        return ", ".join(f"{key} {_format(entry)}" for key, entry in value.items() if entry not in (None, ""))
     if isinstance(value, list):
-        return ", ".join(_said(entry) for entry in value)
+        return ", ".join(_format(entry) for entry in value)
     if isinstance(value, float):
         return f"{value:.4g}"
     return "" if value is None else str(value)

@@ -72,7 +72,7 @@ def push(
 
 
 def _write(folder: Path, path: Path, given: Path | None, repository: str, license: str, dataset: str) -> None:
-    """Write the folder, and say what its card lacks."""
+    """Write the folder, and report what is missing from its card."""
     from dinocore.weights.file import load_weights, names_note
     from dinocore.weights.publish import FILES, read_evaluation, stored_evaluation, write_hub_folder
 

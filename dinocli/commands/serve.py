@@ -1,4 +1,4 @@
-"""`dino serve`: run the service on uvicorn; on a signal it answers pending requests, then stops."""
+"""`dino serve`: run the service with uvicorn; on a signal, it answers pending requests, then stops."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def serve(
         say("anyone who can reach this address can use it; there is no password")
 
     class Server(uvicorn.Server):
-        """Exits with 0 on SIGINT or SIGTERM, after the requests in progress are answered."""
+        """Exits with 0 on SIGINT or SIGTERM, after answering the requests in progress."""
 
-        late = 0  # requests without an answer before the signal
+        late = 0  # requests that were unanswered before the signal
 
         def handle_exit(self, sig: int, frame: Any) -> None:
             if not self.should_exit:
@@ -81,7 +81,7 @@ def serve(
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket at the address, before the weights are loaded."""
+    """Bind a socket before the weights are loaded, so that an unusable address is reported at once."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.socket(family, socket.SOCK_STREAM)

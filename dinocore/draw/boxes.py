@@ -36,7 +36,7 @@ def class_color(label: int) -> str:
 
 
 class LabelMemory:
-    """Which of the places at their boxes the labels of a film's last frame took: they keep them, and do not flicker."""
+    """Where labels were placed in a video's last frame; they stay there if possible, so that they don't flicker."""
 
     SAME = 0.5  # intersection over union from which two boxes of one colour in successive frames are the same object
 
@@ -83,7 +83,7 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Box], memory: LabelMemory | N
     A label that would cover another one goes elsewhere at its box, if there is room.
 
     Args:
-        memory: of a film, the same in all its frames: labels stay where they were in the last one, if there is room.
+        memory: of a video, the same in all its frames: labels stay where they were in the last one, if there is room.
     """
     drawn = image.convert("RGB").copy()
     canvas = ImageDraw.Draw(drawn, "RGBA")

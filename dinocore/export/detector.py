@@ -1,4 +1,4 @@
-"""An exported file as a detector, for `dino predict`, `dino eval` and `dino benchmark`."""
+"""Use an exported file as a detector, for `dino predict`, `dino eval` and `dino benchmark`."""
 
 import logging
 import statistics
@@ -23,12 +23,12 @@ from ..system.extras import install_line
 from .programs import open_exported
 from .runtime import suppress
 
-ORIGINS = {  # of a file's threshold, by its `threshold_from`
+ORIGINS = {  # where a file's threshold comes from, by its `threshold_from`
     "asked": "set when the file was exported",
     "weights": "the best F1 when these weights were evaluated",
     "default": "the default, because these weights were never evaluated",
 }
-SHORT_OF_MEMORY = ("alloc", "out of memory", "not enough memory", "MemoryError")  # in the errors of runtimes
+OUT_OF_MEMORY = ("alloc", "out of memory", "not enough memory", "MemoryError")  # phrases in errors of the runtimes
 LOGGER = logging.getLogger("dinocore.export")
 
 
@@ -38,7 +38,7 @@ class FileDetector:
     def __init__(self, path: Path, threads: int = 0):
         """
         Raises:
-            CheckpointError: the file is damaged or is not ours.
+            CheckpointError: the file is damaged, or was not written by `dino export`.
             EnvironmentFault: its runtime is not installed.
         """
         try:
@@ -49,7 +49,7 @@ class FileDetector:
                 f"{path} needs a runtime that is not installed ({error})", fix=install_line(extra)
             ) from error
         except ValueError as error:
-            from .plugin import PLUGIN  # torch.export comes with it
+            from .plugin import PLUGIN  # imported here because it imports torch.export
 
             if PLUGIN in str(error.__cause__):
                 raise CheckpointError(
@@ -65,26 +65,26 @@ class FileDetector:
             limits = {"nms_iou": info["nms_iou"], "max_dets": info["max_dets"]}
             self.config = Config.model_validate({"data": info["data"], "eval": limits})
             self.categories = [Category(i, name) for i, name in zip(info["ids"], info["names"], strict=True)]
-            own = info["thresholds"] or []
-            self.class_thresholds = dict(zip(table_names(self.categories), own, strict=bool(own)))
+            thresholds = info["thresholds"] or []
+            self.class_thresholds = dict(zip(table_names(self.categories), thresholds, strict=bool(thresholds)))
         except (KeyError, ValueError, ValidationError) as error:
             raise CheckpointError(f"{path} has unreadable metadata; export it again") from error
 
     @property
     def config(self) -> Config:
-        """The evaluation settings with the canvas: an image is resized once, to fit into it."""
+        """The file's settings; `data` has its canvas, so that images are resized only once, to fit into it."""
         return self._config
 
     @config.setter
     def config(self, config: Config) -> None:
-        kept, requested = self.runtime.info["max_dets"], config.eval.max_dets
-        if requested > kept and requested != EvalConfig().max_dets:
-            LOGGER.warning("the exported file returns at most %d detections per image, not %d", kept, requested)
+        available, requested = self.runtime.info["max_dets"], config.eval.max_dets
+        if requested > available and requested != EvalConfig().max_dets:
+            LOGGER.warning("the exported file returns at most %d detections per image, not %d", available, requested)
         data = config.data.on_canvas(self.runtime.info["canvas"])
         self._config = config.model_copy(update={"data": data})
 
     def detect_batch(self, batch: Batch) -> list[Detections]:
-        """Detections of each image of a batch resized for evaluation, in pixels of the original image."""
+        """Detections for each image of a batch resized for evaluation, in pixels of the original image."""
         canvas = self.runtime.info["canvas"]
         images = []
         for image, outside in zip(batch.images, batch.padding, strict=True):
@@ -95,9 +95,9 @@ class FileDetector:
         found = []
         for labels, scores, boxes, (height, width), (h, w) in zip(*rows, batch.sizes, sizes, strict=True):
             labels, scores, boxes = (rows[: self.config.eval.max_dets] for rows in (labels, scores, boxes))
-            kept = suppress(boxes, labels, self.config.eval.nms_iou)  # after the best are chosen, as in `Detector`
-            scaled = boxes[kept] * np.array([width / w, height / h] * 2, np.float32)
-            found.append(self.named(*map(torch.from_numpy, (labels[kept], scores[kept], scaled))))
+            keep = suppress(boxes, labels, self.config.eval.nms_iou)  # after the top detections, as in `Detector`
+            scaled = boxes[keep] * np.array([width / w, height / h] * 2, np.float32)
+            found.append(self.named(*map(torch.from_numpy, (labels[keep], scores[keep], scaled))))
         return found
 
     def named(self, labels: Tensor, scores: Tensor, boxes_xyxy: Tensor) -> Detections:
@@ -105,24 +105,24 @@ class FileDetector:
         return Detections(labels, scores, boxes_xyxy, tuple(self.categories[k].name for k in labels.tolist()))
 
     def run(self, call: Callable[[], Any]) -> Any:
-        """Run the file.
+        """Run a call to the runtime, and translate its errors.
 
         Raises:
-            EnvironmentFault: out of memory, detected for each runtime.
-            DataError: it has another error.
+            EnvironmentFault: the runtime ran out of memory.
+            DataError: it failed for another reason.
         """
         try:
             return call()
         except (MemoryError, ValueError, RuntimeError) as error:
             reason = repr(error.__cause__ or error)
-            if isinstance(error, MemoryError) or any(word in reason for word in SHORT_OF_MEMORY):
+            if isinstance(error, MemoryError) or any(phrase in reason for phrase in OUT_OF_MEMORY):
                 fix = "use smaller batches (dino predict --batch-size 1), or export with a smaller --size"
                 raise EnvironmentFault("out of memory in the exported file's runtime", fix=fix) from error
             raise DataError(f"the exported file failed to run: {str(error).splitlines()[0]}") from error
 
 
 def fit(image: Tensor, canvas: tuple[int, int]) -> Tensor:
-    """Shrink (3, h, w) to the canvas where it is larger."""
+    """Shrink an image (3, h, w) to fit into the canvas, if it is larger."""
     height, width = image.shape[1:]
     shrink = min(1.0, canvas[0] / height, canvas[1] / width)
     if shrink == 1.0:
@@ -139,7 +139,7 @@ class Speed(NamedTuple):
 
 
 def measure_file(detector: FileDetector, batch: int, repeats: int) -> Speed:
-    """Time calls of the runtime on canvases of noise, after two to warm up."""
+    """Time calls of the runtime on random images, after two warm-up calls."""
     height, width = detector.runtime.info["canvas"]
     images = np.random.default_rng(0).integers(0, 256, (batch, height, width, 3)).astype(np.uint8)
     sizes = np.tile([height, width], (batch, 1))

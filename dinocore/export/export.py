@@ -1,4 +1,4 @@
-"""Export weights to a file that is run and compared with its model before it gets its final name."""
+"""Export weights to a file, which is run and compared with the model before it gets its final name."""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -13,10 +13,10 @@ from .. import __version__
 from ..config import Config
 from ..errors import ConfigError, DinoError, EnvironmentFault
 from ..predict import Detector
-from ..system.files import is_full, no_room
+from ..system.files import disk_full_error, is_full
 from ..system.unfinished import folder_beside
 from ..weights.convert.info import preset_of_weights
-from ..weights.file import UNJUDGED, Weights, least_scores, restore_model
+from ..weights.file import DEFAULT_THRESHOLD, Weights, least_scores, restore_model
 from . import plugin
 from .checksum import add_checksum
 from .graph import Canvases, DetectorGraph, Signature, canvas_multiple, trace
@@ -36,20 +36,22 @@ class NotVerified(DinoError):
 
 
 class Request(NamedTuple):
-    """The export request."""
+    """What to export, and how."""
 
     format: str
     out: Path
     precision: str = "float32"
-    sizes: Sequence[tuple[int, int]] = ()  # height and width of the canvas, or the least and the largest; else it fits
+    sizes: Sequence[
+        tuple[int, int]
+    ] = ()  # (height, width) of the canvas, or the smallest and largest; empty: automatic
     pixels: str = "uint8"
-    max_dets: int | None = None  # None: the config's
-    threshold: float | None = None  # kept in the file: least score that its users see; None: the weights' own
-    plugin: bool = False  # deformable attention is TensorRT's plug-in
+    max_dets: int | None = None  # None: as in the config
+    threshold: float | None = None  # default score threshold, stored in the file; None: that of the weights
+    plugin: bool = False  # use TensorRT's plug-in for deformable attention
 
 
 class Exported(NamedTuple):
-    """The written file, and its comparison."""
+    """The written files, their metadata, and the comparison with the model."""
 
     files: list[Path]
     info: dict[str, Any]
@@ -66,19 +68,20 @@ def export_weights(
     """Write a file, run it on real images in several shapes and batch sizes, and compare it with the model.
 
     Args:
-        where: the file of the weights.
-        images: to compare on; three or more.
+        where: path of the weights file, for messages.
+        images: at least three images for the comparison.
+        say: called with messages about the progress.
 
     Raises:
-        ConfigError: it cannot be written so.
-        NotVerified: it was written as FILE.unverified, for it could not be run or gives other numbers.
+        ConfigError: the request is not possible.
+        NotVerified: the file could not be run or its results differ; it is left as FILE.unverified.
     """
     check_format(request.format, request.precision, request.out, len(request.sizes) > 1, request.plugin)
     model = restore_model(weights, where).eval()
-    config = for_comparison(weights.config, request.max_dets)
+    config = comparison_config(weights.config, request.max_dets)
     canvases = pick_canvases(config, request.sizes, canvas_multiple(model, config.model.feature_strides))
     if not canvases.fixed:
-        check_least(canvases, config, model.neck.downsampling)
+        check_smallest_canvas(canvases, config, model.neck.downsampling)
     if request.sizes and min(canvases.largest) > config.data.max_size:
         say(
             "the canvas is larger than any image on it, which costs time: these weights use images of "
@@ -93,12 +96,12 @@ def export_weights(
     program = trace(graph, signature, "operator" if request.plugin else "reference")
     request.out.parent.mkdir(parents=True, exist_ok=True)
     size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    with full_disk_named(request.out), folder_beside(request.out) as folder:
+    with translate_disk_full(request.out), folder_beside(request.out) as folder:
         say(f"writing {request.format}")
-        with full_disk_named(request.out, folder, 2 * size):
+        with translate_disk_full(request.out, folder, 2 * size):
             files = FORMATS[request.format][0](program, folder / request.out.name, info)
         try:
-            difference = _compared(request, detector, files[0], images, canvases, say)
+            difference = _compare(request, detector, files[0], images, canvases, say)
         except Exception:
             _move(files, request.out.parent, ".unverified")
             raise
@@ -111,16 +114,20 @@ def export_weights(
 
 
 @contextmanager
-def full_disk_named(out: Path, folder: Path | None = None, size: int = 0) -> Iterator[None]:
-    """Say that there is no room, also where what writes up to `size` bytes into `folder` has another error for that.
+def translate_disk_full(out: Path, folder: Path | None = None, size: int = 0) -> Iterator[None]:
+    """Turn errors caused by a full disk into a readable one.
+
+    Args:
+        folder, size: if given, test after any error whether `size` bytes still fit into `folder`, because the writer
+            may report a full disk as something else.
 
     Raises:
-        EnvironmentFault: there is none.
+        EnvironmentFault: the disk is full.
     """
     try:
         yield
     except (OSError, RuntimeError) as error:
-        full = error if isinstance(error, OSError) and is_full(error) else folder and no_room(folder, size)
+        full = error if isinstance(error, OSError) and is_full(error) else folder and disk_full_error(folder, size)
         if not full:
             raise
         raise EnvironmentFault(
@@ -128,7 +135,7 @@ def full_disk_named(out: Path, folder: Path | None = None, size: int = 0) -> Ite
         ) from error
 
 
-def _compared(
+def _compare(
     request: Request,
     detector: Detector,
     file: Path,
@@ -137,33 +144,33 @@ def _compared(
     say: Callable[[str], None],
 ) -> Difference:
     tolerance, worst = TOLERANCES[request.precision], Difference()
-    kept = f"the file is kept as {request.out}.unverified"
+    fix = f"the file is kept as {request.out}.unverified"
     try:
         run = open_exported(file).run
-        for canvas in canvases.some():
+        for canvas in canvases.samples():
             data = detector.config.data.on_canvas(canvas)  # resized once, as the file's users do
             detector.config = detector.config.model_copy(update={"data": data})
-            shown = [detector.batch(image).images[0] for image in images]
-            for batch, difference in verify(run, detector, shown, canvas, tolerance):
-                say(f"compared {batch}: {difference.in_words()}")
-                worst = worst.joined(difference)
+            inputs = [detector.batch(image).images[0] for image in images]
+            for batch, difference in verify(run, detector, inputs, canvas, tolerance):
+                say(f"compared {batch}: {difference}")
+                worst = worst.combined(difference)
     except DinoError:
         raise
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise NotVerified(f"the exported file failed to run: {first}", fix=kept) from error
+        raise NotVerified(f"the exported file failed to run: {first}", fix=fix) from error
     if not worst.compared:
         raise NotVerified(
             f"nothing to compare: no detection has a score of {tolerance.least_score:g} or more; "
             "give --images with objects that the model was trained on",
-            fix=kept,
+            fix=fix,
         )
     if not worst.within(tolerance):
         raise NotVerified(
             f"the results of the exported file differ from the model's: scores differ by up to {worst.score:.2g} "
             f"(allowed: {tolerance.score:g}), boxes by {worst.box:.2g} pixels (allowed: {tolerance.box:g}), "
             f"{worst.off} of {worst.compared} detections are off by more or of another class",
-            fix=kept,
+            fix=fix,
         )
     return worst
 
@@ -172,10 +179,10 @@ def _move(files: Sequence[Path], folder: Path, suffix: str = "") -> list[Path]:
     return [Path(shutil.move(file, folder / (file.name + suffix))) for file in files if file.exists()]
 
 
-def for_comparison(config: Config, max_dets: int | None) -> Config:
-    """The config of a detector that gives what the graph gives: all detections, also what was found twice."""
-    most = config.model.num_queries * config.model.num_classes
-    limits = {"nms_iou": 1.0, "max_dets": min(most, config.eval.max_dets if max_dets is None else max_dets)}
+def comparison_config(config: Config, max_dets: int | None) -> Config:
+    """The config of a detector whose output is that of the graph: all detections, without NMS."""
+    available = config.model.num_queries * config.model.num_classes
+    limits = {"nms_iou": 1.0, "max_dets": min(available, config.eval.max_dets if max_dets is None else max_dets)}
     return config.model_copy(update={"eval": config.eval.model_copy(update=limits)})
 
 
@@ -183,11 +190,12 @@ def pick_canvases(config: Config, sizes: Sequence[tuple[int, int]], multiple: in
     """The canvases of a file; by default the smallest square that fits every evaluation image.
 
     Args:
-        sizes: none, a height and width, or the least and the largest.
+        sizes: empty, one (height, width), or the smallest and the largest.
+        multiple: of every height and width.
 
     Raises:
-        ConfigError: the backbone's strides do not divide them, or the range is upside down, or of a Swin, whose windows
-            fit the map of one canvas: a graph that was traced for a range gives other numbers.
+        ConfigError: a size is not a multiple, the range is reversed, or the model is a Swin, whose windows depend on
+            the canvas, so that a graph traced for a range gives different results.
     """
     side = -(-config.data.max_size // multiple) * multiple
     for size in sizes:
@@ -208,11 +216,11 @@ def pick_canvases(config: Config, sizes: Sequence[tuple[int, int]], multiple: in
     return Canvases(largest, least, multiple)
 
 
-def check_least(canvases: Canvases, config: Config, downsampling: int) -> None:
-    """Check before any work that the smallest canvas of a range has a token for each query.
+def check_smallest_canvas(canvases: Canvases, config: Config, downsampling: int) -> None:
+    """Check before any work that the smallest canvas of a range has at least as many tokens as queries.
 
     Raises:
-        ConfigError: it has fewer, which would be another graph.
+        ConfigError: it has fewer, which would need a different graph.
     """
     strides, (height, width), step = list(config.model.feature_strides), canvases.least, canvases.multiple
     while downsampling > 1:
@@ -229,7 +237,7 @@ def check_least(canvases: Canvases, config: Config, downsampling: int) -> None:
 
 
 def describe(weights: Weights, request: Request, canvases: Canvases, max_dets: int) -> dict[str, Any]:
-    """The metadata of a file, for `runtime.py` and `dino info`."""
+    """The metadata to store in the file, for `runtime.py` and `dino info`."""
     config = weights.config
     return {
         "schema": SCHEMA,
@@ -251,22 +259,22 @@ def describe(weights: Weights, request: Request, canvases: Canvases, max_dets: i
         "threshold": pick_threshold(request.threshold, weights.threshold),
         "threshold_from": threshold_origin(request.threshold, weights.threshold),
         "thresholds": _class_thresholds(request.threshold, weights),
-        "data": config.data.model_dump(mode="json", exclude={"path"}),  # of no use elsewhere
+        "data": config.data.model_dump(mode="json", exclude={"path"}),  # a path is of no use elsewhere
     }
 
 
-def pick_threshold(requested: float | None, own: float | None) -> float:
-    """What was asked for, else the best of the weights' evaluation, else `UNJUDGED`."""
-    return next((value for value in (requested, own) if value is not None), UNJUDGED)
+def pick_threshold(requested: float | None, evaluated: float | None) -> float:
+    """The requested threshold, else the best from the weights' evaluation, else `DEFAULT_THRESHOLD`."""
+    return next((value for value in (requested, evaluated) if value is not None), DEFAULT_THRESHOLD)
 
 
-def threshold_origin(requested: float | None, own: float | None) -> str:
-    """Where the threshold of `pick_threshold` is from: `asked`, `weights` or `default`."""
-    return "asked" if requested is not None else "default" if own is None else "weights"
+def threshold_origin(requested: float | None, evaluated: float | None) -> str:
+    """Where `pick_threshold` takes the threshold from: `asked` (requested), `weights` or `default`."""
+    return "asked" if requested is not None else "default" if evaluated is None else "weights"
 
 
 def _class_thresholds(requested: float | None, weights: Weights) -> list[float] | None:
-    """The threshold of each class, where no other one was asked for and some class has its own."""
+    """The threshold of each class; None if one threshold applies to all classes."""
     if requested is not None or not weights.class_thresholds:
         return None
     return least_scores(weights.categories, weights.threshold, weights.class_thresholds)

@@ -1,4 +1,4 @@
-"""The model as one graph without Python: pixels and sizes in, detections in pixels out, on fixed canvases."""
+"""The detector as a single graph: images and sizes in, detections in pixels out, on canvases of fixed sizes."""
 
 import copy
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ MAX_BATCH = 64
 
 
 class Canvases(NamedTuple):
-    """The heights and widths of `images` that a graph accepts, in pixels."""
+    """The canvas sizes that a graph accepts, (height, width) in pixels."""
 
     largest: tuple[int, int]
-    least: tuple[int, int]  # the same as the largest where height and width are fixed
+    least: tuple[int, int]  # equal to `largest` if the size is fixed
     multiple: int  # of every height and width
 
     def __str__(self) -> str:
@@ -34,11 +34,11 @@ class Canvases(NamedTuple):
 
     @property
     def fixed(self) -> bool:
-        """Whether there is only one."""
+        """Whether there is only one size."""
         return self.least == self.largest
 
-    def some(self) -> list[tuple[int, int]]:
-        """The largest, and where there are others the smallest and one between, for a file to be tried on."""
+    def samples(self) -> list[tuple[int, int]]:
+        """Sizes to test a file with: the largest and, if there is a range, one in between and the smallest."""
         if self.fixed:
             return [self.largest]
         low, high, step = self.least, self.largest, self.multiple
@@ -50,8 +50,8 @@ class Signature(NamedTuple):
     """The inputs and outputs of an exported graph."""
 
     canvases: Canvases
-    max_dets: int  # detections of each image, best first
-    pixels: torch.dtype = torch.uint8  # of `images`; floats are 0 to 255, too
+    max_dets: int  # detections per image, best first
+    pixels: torch.dtype = torch.uint8  # dtype of `images`; values are 0 to 255 for floats, too
 
 
 class DetectorGraph(nn.Module):
@@ -63,7 +63,7 @@ class DetectorGraph(nn.Module):
     def __init__(self, model: DINO, config: ModelConfig, max_dets: int):
         """
         Args:
-            model: it is copied, and its frozen batch norms become part of the convolutions.
+            model: it is copied, and frozen batch norms are folded into the convolutions.
         """
         super().__init__()
         self.model = copy.deepcopy(model).float().eval().requires_grad_(False)
@@ -77,13 +77,13 @@ class DetectorGraph(nn.Module):
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """
         Args:
-            images: (B, H, W, 3) RGB from 0 to 255; what lies beyond an image's size is ignored.
+            images: (B, H, W, 3) RGB from 0 to 255; pixels beyond an image's size are ignored.
             sizes: (B, 2) int64, valid height and width of each image in pixels, from the top left.
 
         Returns:
             labels (B, D) int64, scores (B, D) in [0, 1] and boxes (B, D, 4) xyxy in pixels, best first.
         """
-        padding = outside(sizes, images.shape[1], images.shape[2])  # (B, H, W)
+        padding = padding_mask(sizes, images.shape[1], images.shape[2])  # (B, H, W)
         pixels = (images.float() - self.mean) / self.std
         pixels = pixels.masked_fill(padding[..., None], 0).permute(0, 3, 1, 2)  # (B, 3, H, W)
         final = self.model(pixels, padding).final
@@ -98,15 +98,15 @@ class DetectorGraph(nn.Module):
         return index - query * num_classes, best, corners.clamp(0, 1) * scale
 
 
-def outside(sizes: Tensor, height: int, width: int) -> Tensor:
-    """True where a canvas shows nothing of an image, (B, 2) -> (B, H, W)."""
+def padding_mask(sizes: Tensor, height: int, width: int) -> Tensor:
+    """True for pixels of the canvas outside the image, (B, 2) -> (B, H, W)."""
     below = torch.arange(height, device=sizes.device) >= sizes[:, :1]  # (B, H)
     right = torch.arange(width, device=sizes.device) >= sizes[:, 1:]  # (B, W)
     return below[:, :, None] | right[:, None, :]
 
 
 class EvenConv(nn.Conv2d):
-    """TensorFlow's SAME convolution of maps whose sides its stride divides: what is padded is known beforehand."""
+    """A convolution with TensorFlow's SAME padding, which is constant because the stride divides the input's sides."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H / stride, W / stride)."""
@@ -118,23 +118,25 @@ class EvenConv(nn.Conv2d):
 
 
 def pad_evenly(body: nn.Module) -> None:
-    """Spare a graph the arithmetic by which timm's SAME convolutions ask a map for its size, in place."""
+    """Replace timm's SAME convolutions by `EvenConv`, in place, to keep size arithmetic out of the graph."""
     for module in body.modules():
         if type(module).__name__ == "Conv2dSame":
-            module.__class__ = EvenConv  # its hooks stay
+            module.__class__ = EvenConv  # keeps its hooks
 
 
-def trace(graph: DetectorGraph, signature: Signature, form: str = "reference") -> ExportedProgram:
-    """The graph with a batch of any size from 1 to `MAX_BATCH`, in operations that every runtime knows.
+def trace(graph: DetectorGraph, signature: Signature, backend: str = "reference") -> ExportedProgram:
+    """Trace the graph for batches of 1 to `MAX_BATCH`, using only operations that every runtime supports.
 
     Args:
-        form: of deformable attention, as in `use_backend`; as an "operator" it is one node, which no runtime knows.
+        backend: of deformable attention, as in `use_backend`; "operator" gives a single node that no runtime supports.
 
     Raises:
-        ConfigError: the model cannot take every canvas of the range.
+        ConfigError: the model cannot handle every canvas of the range.
     """
     canvases = signature.canvases
-    height, width = canvases.some()[0 if canvases.fixed else 1]  # not an end, about which more is true
+    height, width = canvases.samples()[
+        0 if canvases.fixed else 1
+    ]  # not an end of the range, which tracing could specialize on
     images = torch.zeros(2, height, width, 3, dtype=signature.pixels)
     sizes = torch.tensor([[height, width], [max(1, height // 2), max(1, width // 2)]])
     batch = Dim("batch", min=1, max=MAX_BATCH)
@@ -144,7 +146,7 @@ def trace(graph: DetectorGraph, signature: Signature, form: str = "reference") -
         if low < high:
             free[axis] = canvases.multiple * Dim(name, min=low, max=high)
     try:
-        with use_backend(form), torch.no_grad():
+        with use_backend(backend), torch.no_grad():
             return torch.export.export(graph, (images, sizes), dynamic_shapes=(free, {0: batch}), strict=False)
     except (UserError, RuntimeError) as error:
         if canvases.fixed:
@@ -156,5 +158,5 @@ def trace(graph: DetectorGraph, signature: Signature, form: str = "reference") -
 
 
 def canvas_multiple(model: DINO, strides: Sequence[int]) -> int:
-    """What height and width of a canvas must be multiples of."""
+    """The number that must divide the height and width of a canvas."""
     return max(model.alignment, *strides)

@@ -1,4 +1,4 @@
-"""A traced program as an ONNX graph."""
+"""Convert a traced program to an ONNX graph."""
 
 import logging
 import sys
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-OPSET = 18  # from 20 on, TensorRT reads GridSample as nearest (NVIDIA/TensorRT#4646)
+OPSET = 18  # from opset 20, TensorRT treats GridSample as nearest (NVIDIA/TensorRT#4646)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep exporters' remarks about their own work away; stdout is for results, and errors are raised."""
+    """Silence the exporters' log messages and warnings, and send their stdout to stderr; errors are still raised."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -33,7 +33,7 @@ def to_onnx(
 
     Args:
         inputs, outputs: their names.
-        translations: of operators that aren't PyTorch's, as `torch.onnx.export` takes them.
+        translations: for custom operators, as in `torch.onnx.export`'s `custom_translation_table`.
     """
     with quiet():
         exported = torch.onnx.export(
@@ -45,14 +45,14 @@ def to_onnx(
     return exported.model_proto
 
 
-def name_free_sizes(graph: Any) -> None:
-    """Name the images' free dimensions `batch`, `height` and `width`, in place; PyTorch uses names such as `s34`.
+def name_dynamic_dims(graph: Any) -> None:
+    """Name the dynamic dimensions `batch`, `height` and `width`, in place; PyTorch uses names such as `s34`.
 
     Args:
         graph: an `onnx.GraphProto` whose first input is the images, (N, H, W, 3).
     """
-    of_images = graph.input[0].type.tensor_type.shape.dim
-    names = {size.dim_param: name for size, name in zip(of_images, ("batch", "height", "width"), strict=False)}
+    image_dims = graph.input[0].type.tensor_type.shape.dim
+    names = {size.dim_param: name for size, name in zip(image_dims, ("batch", "height", "width"), strict=False)}
     for value in (*graph.input, *graph.output, *graph.value_info):
         for size in value.type.tensor_type.shape.dim:
             if size.dim_param:

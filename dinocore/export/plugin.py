@@ -1,8 +1,8 @@
 """ONNX with TensorRT's own plug-in for deformable attention instead of standard operators.
 
-ONNX Runtime doesn't know the plug-in. So the graph is written with a function that says in standard operators what the
-plug-in does, is compared with the model as any file is, and then loses that function: TensorRT would expand it, too,
-as its parser looks for a function of a name before it looks for a plug-in (onnx-tensorrt 10.1, ModelImporter.cpp).
+ONNX Runtime doesn't have the plug-in. So the graph is first written with an ONNX function of the same name that
+implements it in standard operators, and is compared with the model like any other file. The function is then removed,
+because TensorRT's parser looks for a function before it looks for a plug-in (onnx-tensorrt 10.1, ModelImporter.cpp).
 
 Source: the plug-in's inputs and outputs, NVIDIA/TensorRT, plugin/multiscaleDeformableAttnPlugin/README.md
 """
@@ -18,38 +18,38 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from ..model.ops import reference
-from ..model.ops.dispatch import pairs
+from ..model.ops.dispatch import to_shapes
 from .checksum import check_checksum
 from .graph import INPUTS, OUTPUTS
 from .onnx_graph import OPSET, to_onnx
 from .programs import METADATA
 
 PLUGIN = "MultiscaleDeformableAttnPlugin_TRT"
-VERSION = "2"  # with the interface IPluginV3; version 1 is deprecated since TensorRT 10.11
+VERSION = "2"  # implements IPluginV3; version 1 has been deprecated since TensorRT 10.11
 PLUGIN_INPUTS = ("value", "shapes", "starts", "locations", "weights")
-DOMAIN = "tensorrt"  # of the node; the parser of TensorRT goes by the name alone
+DOMAIN = "tensorrt"  # of the node; TensorRT's parser ignores it
 
 
 class _Call(NamedTuple):
-    """What is the same in every call of the operation of one model."""
+    """Shapes that are the same in every call of the operation in a model."""
 
-    sizes: tuple[int, ...]  # of the maps: height and width in turn
+    sizes: tuple[int, ...]  # of the maps: H_1, W_1, H_2, W_2, ...
     heads: tuple[int, ...]  # M, D
     points: tuple[int, ...]  # M, L, P, 2
 
     @property
     def starts(self) -> list[int]:
-        """Where each map begins among the tokens."""
-        counts = [height * width for height, width in pairs([*self.sizes])]
+        """Index of each map's first token."""
+        counts = [height * width for height, width in to_shapes([*self.sizes])]
         return [sum(counts[:k]) for k in range(len(counts))]
 
 
 class _Sampling(nn.Module):
-    """What the plug-in computes."""
+    """The plug-in's computation in PyTorch."""
 
     def __init__(self, sizes: Sequence[int]):
         super().__init__()
-        self.shapes = pairs([*sizes])
+        self.shapes = to_shapes([*sizes])
 
     def forward(self, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
         """(B, S, M, D), (B, N, M, L, P, 2) and (B, N, M, L, P) -> (B, N, M, D)."""
@@ -57,10 +57,10 @@ class _Sampling(nn.Module):
 
 
 def to_onnx_with_plugin(program: ExportedProgram) -> Any:
-    """An `onnx.ModelProto` whose deformable attention is the plug-in, and a function that says what that computes.
+    """An `onnx.ModelProto` that uses the plug-in for deformable attention, with a function that implements the plug-in.
 
     Args:
-        program: traced with `use_backend("operator")`, for one size of canvas.
+        program: traced with `use_backend("operator")`, for a single canvas size.
     """
     import onnx
     from onnx.defs import OpSchema
@@ -86,23 +86,23 @@ def to_onnx_with_plugin(program: ExportedProgram) -> Any:
         return op.Reshape(samples, columns)  # (B, N, M, D) -> (B, N, M * D)
 
     model = to_onnx(program, INPUTS, OUTPUTS, {torch.ops.dino.ms_deform_attn.default: sample})
-    [call] = set(calls)  # encoder and decoder look at the same maps
+    [call] = set(calls)  # encoder and decoder attend to the same maps
     model.functions.append(_as_function(call))
     return model
 
 
 def _as_function(call: _Call) -> Any:
-    """The plug-in in standard operators, an `onnx.FunctionProto`."""
+    """The plug-in implemented in standard operators, an `onnx.FunctionProto`."""
     import onnx
 
     batch, queries = Dim("batch"), Dim("queries")
     free = ({0: batch}, {0: batch, 1: queries}, {0: batch, 1: queries})
-    numbers = (
+    example = (
         torch.zeros(2, call.starts[-1] + call.sizes[-2] * call.sizes[-1], *call.heads),
         torch.zeros(2, 3, *call.points),
         torch.zeros(2, 3, *call.points[:-1]),
     )
-    program = torch.export.export(_Sampling(call.sizes), numbers, dynamic_shapes=free)
+    program = torch.export.export(_Sampling(call.sizes), example, dynamic_shapes=free)
     graph = to_onnx(program, ["value", "locations", "weights"], ["samples"]).graph
     constants = [onnx.helper.make_node("Constant", [], [x.name], value=x) for x in graph.initializer]
     return onnx.helper.make_function(
@@ -112,7 +112,7 @@ def _as_function(call: _Call) -> Any:
 
 
 def remove_function(path: Path) -> None:
-    """Leave the plug-in's nodes to TensorRT, in a file that was compared."""
+    """Remove the function from a verified file, so that TensorRT uses its plug-in."""
     import onnx
 
     model = onnx.load(path)
@@ -121,7 +121,7 @@ def remove_function(path: Path) -> None:
 
 
 def plugin_info(path: Path) -> dict[str, Any] | None:
-    """What a file with the plug-in, which nothing here runs, says of itself; None of any other, or without `onnx`."""
+    """Metadata of a file that uses the plug-in and so cannot be opened here; None for other files or without `onnx`."""
     if path.suffix.lower() != ".onnx" or find_spec("onnx") is None:
         return None
     import onnx
@@ -130,6 +130,6 @@ def plugin_info(path: Path) -> dict[str, Any] | None:
         check_checksum(path)
         properties = onnx.load(path, load_external_data=False).metadata_props
         info = next(json.loads(entry.value) for entry in properties if entry.key == METADATA)
-    except Exception:  # a wrong checksum, or whatever protobuf makes of a damaged file
+    except Exception:  # a wrong checksum, or one of protobuf's various errors
         return None
     return info if info.get("plugin") else None

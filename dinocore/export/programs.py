@@ -17,29 +17,29 @@ METADATA = "dino"  # the key of a file's own metadata
 
 
 class ProgramDetector(ExportedDetector):
-    """A program of `torch.export`, or machine code of AOTInductor. It may run its own code: open what you trust."""
+    """A `torch.export` program, or AOTInductor's machine code. It can run arbitrary code: open only trusted files."""
 
     def _open(self, path: str, threads: int, providers: Sequence[str]) -> tuple[Any, str]:
         if threads:
             torch.set_num_threads(threads)
         with zipfile.ZipFile(path) as archive:
-            if (damaged := archive.testzip()) is not None:  # PyTorch doesn't look
+            if (damaged := archive.testzip()) is not None:  # PyTorch doesn't check
                 raise ValueError(f"the checksum of {damaged} in it is wrong")
             compiled = any("/aotinductor/" in name for name in archive.namelist())
         if compiled:
             from torch._inductor import aoti_load_package
 
-            with quiet():  # it looks for CUDA
+            with quiet():  # it warns if there is no CUDA
                 program: Any = aoti_load_package(path)
             info = program.get_metadata().get(METADATA, "")
         else:
-            beside = {METADATA: ""}
+            extra_files = {METADATA: ""}
             try:
                 with quiet():  # it logs a traceback
-                    program = torch.export.load(path, extra_files=beside).module()
-            except RuntimeError as error:  # which leads to that log
+                    program = torch.export.load(path, extra_files=extra_files).module()
+            except RuntimeError as error:  # already logged in detail
                 raise ValueError("PyTorch cannot read the program in it") from error
-            info = beside[METADATA]
+            info = extra_files[METADATA]
 
         def run(images: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
             with torch.inference_mode():
@@ -50,10 +50,10 @@ class ProgramDetector(ExportedDetector):
 
 
 def open_exported(path: Path, threads: int = 0) -> ExportedDetector:
-    """An exported file of any format.
+    """Open an exported file of any format.
 
     Raises:
-        ValueError: it is damaged, or is not ours.
+        ValueError: it is damaged, or was not written by `dino export`.
         ImportError: its runtime is not installed, or too old.
     """
     if path.suffix.lower() == ".pt2":

@@ -1,8 +1,8 @@
 """Quantize linear layers of an ONNX graph to 8 bits: weights per output channel, activations per token.
 
-An activation's scale is that of its own token and is found when it is computed, so there is nothing to calibrate and no
-set of images to choose. What says where to look stays in float32 (offsets and weights of attention: their rounding cost
-half a point of AP), and so do boxes, heads and the backbone's convolutions.
+Quantization is dynamic: each token's scale is computed at run time, so no calibration images are needed. The layers for
+sampling offsets and attention weights stay in float32 (rounding them cost half a point of AP), and so do boxes, heads
+and the backbone's convolutions.
 """
 
 import re
@@ -11,28 +11,28 @@ from typing import Any
 
 import numpy as np
 
-QUANTISED = re.compile(r"model\.(encoder|decoder)\.layers\.\d+\.(ffn\.|\w+\.(value|output)\b)")  # modules
-MIDDLE = 128  # stands for 0 where there are two signs; CPUs have a fast product of unsigned by signed bytes
+QUANTIZED = re.compile(r"model\.(encoder|decoder)\.layers\.\d+\.(ffn\.|\w+\.(value|output)\b)")  # modules
+ZERO_POINT = 128  # of signed activations; CPUs have fast products of unsigned and signed bytes
 
 
 def quantize_linears(model: Any) -> int:
-    """Replace the large products of encoder and decoder layers by products of bytes, in place; returns how many.
+    """Replace the large matrix products in encoder and decoder layers by int8 products, in place; return how many.
 
     Args:
-        model: an `onnx.ModelProto` whose nodes know which module they come from.
+        model: an `onnx.ModelProto` whose nodes have PyTorch's metadata about their module.
     """
     from onnx import numpy_helper
 
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     constants = _Constants(model.graph)
-    rectified = {node.output[0] for node in model.graph.node if node.op_type == "Relu"}
+    relu_outputs = {node.output[0] for node in model.graph.node if node.op_type == "Relu"}
     nodes, replaced = [], 0
     for node in model.graph.node:
-        if node.op_type != "MatMul" or node.input[1] not in weights or not _in_parts(node):
+        if node.op_type != "MatMul" or node.input[1] not in weights or not _is_quantized_layer(node):
             nodes.append(node)
             continue
         weight = numpy_helper.to_array(weights[node.input[1]])  # (C_in, C_out)
-        nodes += quantized_product(node, weight, constants, node.input[0] in rectified)
+        nodes += quantized_product(node, weight, constants, node.input[0] in relu_outputs)
         replaced += 1
     if not replaced:
         raise RuntimeError("found no matrix product of the encoder or decoder in the graph")
@@ -46,16 +46,16 @@ def quantize_linears(model: Any) -> int:
 
 
 def quantize_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(C_in, C_out) to signed bytes, and the scale of each output channel, (C_out,)."""
+    """Quantize (C_in, C_out) to signed bytes; return them and the scale of each output channel, (C_out,)."""
     scale = np.maximum(np.abs(weight).max(0), 1e-12) / 127
     return np.rint(weight / scale).astype(np.int8), scale.astype(np.float32)
 
 
 def quantized_product(node: Any, weight: np.ndarray, constants: "_Constants", positive: bool = False) -> Iterator[Any]:
-    """The nodes that stand for a product of x (..., C_in) with a constant matrix.
+    """The nodes that replace a product of x (..., C_in) with a constant matrix.
 
     Args:
-        positive: x has one sign, as behind a ReLU; then 255 steps reach as far as 127 do otherwise.
+        positive: x is non-negative, as after a ReLU, so that all 255 levels can be used instead of 127.
     """
     from onnx import TensorProto, helper
 
@@ -64,20 +64,18 @@ def quantized_product(node: Any, weight: np.ndarray, constants: "_Constants", po
     matrix = constants.add(f"{name}_int8", quantized)
     channel = constants.add(f"{name}_scale", scale)
     last, least = constants.add("last_axis", np.array([-1])), constants.add("least", np.float32(1e-12))
-    number, middle = (255, 0) if positive else (127, MIDDLE)
-    steps, moved = (
-        constants.add(f"steps_{number}", np.float32(number)),
-        constants.add(f"middle_{middle}", np.float32(middle)),
-    )
-    zero = constants.add(f"zero_point_{middle}", np.uint8(middle))
+    num_levels, zero_point = (255, 0) if positive else (127, ZERO_POINT)
+    levels = constants.add(f"steps_{num_levels}", np.float32(num_levels))
+    shift = constants.add(f"middle_{zero_point}", np.float32(zero_point))
+    zero = constants.add(f"zero_point_{zero_point}", np.uint8(zero_point))
     plan = [
         ("Abs", [x], "abs", {}),
-        ("ReduceMax", [f"{name}_abs", last], "peak", {"keepdims": 1}),  # of each token
+        ("ReduceMax", [f"{name}_abs", last], "peak", {"keepdims": 1}),  # per token
         ("Max", [f"{name}_peak", least], "floor", {}),
-        ("Div", [f"{name}_floor", steps], "step", {}),
+        ("Div", [f"{name}_floor", levels], "step", {}),
         ("Div", [x, f"{name}_step"], "scaled", {}),
         ("Round", [f"{name}_scaled"], "whole", {}),
-        ("Add", [f"{name}_whole", moved], "moved", {}),
+        ("Add", [f"{name}_whole", shift], "moved", {}),
         ("Cast", [f"{name}_moved"], "bytes", {"to": TensorProto.UINT8}),
         ("MatMulInteger", [f"{name}_bytes", matrix, zero], "sum", {}),
         ("Cast", [f"{name}_sum"], "float", {"to": TensorProto.FLOAT}),
@@ -105,7 +103,7 @@ class _Constants:
         return name
 
 
-def _in_parts(node: Any) -> bool:
-    """Whether a node comes from a layer that is to be quantised."""
+def _is_quantized_layer(node: Any) -> bool:
+    """Whether a node belongs to a layer that is to be quantized."""
     scopes = " ".join(entry.value for entry in node.metadata_props if entry.key.startswith("pkg.torch.onnx"))
-    return QUANTISED.search(scopes) is not None
+    return QUANTIZED.search(scopes) is not None

@@ -1,4 +1,4 @@
-"""Write a traced detector as a file of each format, with the metadata that its users need."""
+"""Write a traced detector to a file in each format, with the metadata needed to run it."""
 
 import importlib.util
 import json
@@ -16,15 +16,15 @@ from ..system.files import check_file
 from ..words import did_you_mean
 from . import plugin
 from .graph import INPUTS, OUTPUTS
-from .onnx_graph import name_free_sizes, quiet, to_onnx
+from .onnx_graph import name_dynamic_dims, quiet, to_onnx
 from .programs import METADATA
 
 PRECISIONS = ("float32", "int8")
-RANGED = ("onnx", "torch-export")  # formats that were run with canvases of several sizes
+RANGED = ("onnx", "torch-export")  # formats tested with a range of canvas sizes
 
 
 def write_onnx(program: ExportedProgram, path: Path, info: dict[str, Any]) -> list[Path]:
-    """An .onnx file."""
+    """Write an .onnx file."""
     import onnx
 
     model = plugin.to_onnx_with_plugin(program) if info["plugin"] else to_onnx(program, INPUTS, OUTPUTS)
@@ -32,17 +32,17 @@ def write_onnx(program: ExportedProgram, path: Path, info: dict[str, Any]) -> li
         from .quantize import quantize_linears
 
         quantize_linears(model)
-    name_free_sizes(model.graph)
+    name_dynamic_dims(model.graph)
     onnx.helper.set_model_props(model, {METADATA: json.dumps(info)})
     onnx.save(model, path)
     return [path]
 
 
 def write_openvino(program: ExportedProgram, path: Path, info: dict[str, Any]) -> list[Path]:
-    """An .xml file and its .bin, by way of ONNX.
+    """Write an .xml file and its .bin, by way of ONNX.
 
-    OpenVINO (2026.4) also reads traced graphs, but not exactly: it takes the sum of booleans for their disjunction, and
-    `tiny` came out wrong by 0.2 in scores.
+    OpenVINO (2026.4) can also read traced graphs, but converts them wrongly: it replaces a sum of booleans by their
+    disjunction, which changed the scores of `tiny` by 0.2.
     """
     import openvino
 
@@ -55,14 +55,14 @@ def write_openvino(program: ExportedProgram, path: Path, info: dict[str, Any]) -
 
 
 def write_torch_export(program: ExportedProgram, path: Path, info: dict[str, Any]) -> list[Path]:
-    """A .pt2 file for `torch.export.load`."""
+    """Write a .pt2 file for `torch.export.load`."""
     with quiet():
         torch.export.save(program, path, extra_files={METADATA: json.dumps(info)})
     return [path]
 
 
 def write_aoti(program: ExportedProgram, path: Path, info: dict[str, Any]) -> list[Path]:
-    """A .pt2 file of machine code for this kind of CPU, for `torch._inductor.aoti_load_package`."""
+    """Write a .pt2 file with machine code for this type of CPU, for `torch._inductor.aoti_load_package`."""
     import torch._inductor
 
     configs = {"aot_inductor.metadata": {METADATA: json.dumps(info)}}
@@ -72,7 +72,7 @@ def write_aoti(program: ExportedProgram, path: Path, info: dict[str, Any]) -> li
 
 
 FORMATS: dict[str, tuple[Callable[[ExportedProgram, Path, dict[str, Any]], list[Path]], str, Sequence[str], str]] = {
-    # what writes it, its suffix, the packages that it takes, and the extra that has them
+    # writer, suffix, required packages, and the extra that installs them
     "onnx": (write_onnx, ".onnx", ("onnx", "onnxscript", "onnxruntime"), "export"),
     "openvino": (write_openvino, ".xml", ("openvino", "onnx", "onnxscript"), "openvino"),
     "torch-export": (write_torch_export, ".pt2", (), ""),
@@ -84,16 +84,16 @@ def check_format(name: str, precision: str, out: Path, ranged: bool = False, wit
     """Check before any work that a file can be written in this format.
 
     Args:
-        ranged: for canvases of more than one size.
-        with_plugin: with TensorRT's plug-in for deformable attention.
+        ranged: whether it is for a range of canvas sizes.
+        with_plugin: whether it uses TensorRT's plug-in for deformable attention.
 
     Raises:
-        ConfigError: no such format or precision, or another suffix than the format's.
+        ConfigError: there is no such format or precision, options don't fit together, or the suffix is wrong.
         EnvironmentFault: a package or a compiler is not installed.
     """
     if name not in FORMATS:
-        meant = did_you_mean(name, FORMATS) or f"; choose {', '.join(FORMATS)}"
-        raise ConfigError(f"unknown format `{name}`{meant}")
+        hint = did_you_mean(name, FORMATS) or f"; choose {', '.join(FORMATS)}"
+        raise ConfigError(f"unknown format `{name}`{hint}")
     _, suffix, packages, extra = FORMATS[name]
     if precision not in PRECISIONS:
         raise ConfigError(f"unknown precision `{precision}`; choose {' or '.join(PRECISIONS)}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .deform_attn import MSDeformAttn
 from .inference import FusedBlock, FusedConv
 from .layers import FeedForward
-from .ops.numba.int8 import LANES, MIDDLE, Weights, pack
+from .ops.numba.int8 import LANES, ZERO_POINT, Weights, pack
 
 
 def quantize_layers(layers: nn.ModuleList) -> None:
@@ -88,11 +88,11 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        self.layer = Int8Weights(linear.weight, linear.bias, MIDDLE)
+        self.layer = Int8Weights(linear.weight, linear.bias, ZERO_POINT)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C_in) -> (..., C_out)."""
-        return torch.ops.dino.int8_linear(x, self.layer(), MIDDLE, None, False)
+        return torch.ops.dino.int8_linear(x, self.layer(), ZERO_POINT, None, False)
 
 
 class Int8FeedForward(nn.Module):
@@ -101,7 +101,7 @@ class Int8FeedForward(nn.Module):
     def __init__(self, block: FeedForward):
         super().__init__()
         first, second = _linear_layers(block)
-        self.first = Int8Weights(first.weight, first.bias, MIDDLE)
+        self.first = Int8Weights(first.weight, first.bias, ZERO_POINT)
         self.second = Int8Weights(second.weight, second.bias, 0)
         self.norm = [value.detach().float() for value in (block.norm.weight, block.norm.bias)]
         self.eps = block.norm.eps

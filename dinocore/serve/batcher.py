@@ -1,4 +1,4 @@
-"""Batch requests: one thread computes, and waiting images of the same shape are batched."""
+"""Batch requests: a single thread runs the detector on queued images, batched by shape."""
 
 import queue
 import threading
@@ -13,25 +13,25 @@ from ..data.batch import View, as_batch
 from ..predict import Detections, Detector
 from ..stream.images import PIXELS_PER_BATCH
 
-MOST_PROPOSALS = 100  # in an answer
+MAX_PROPOSALS = 100  # per image
 
 
 class Answer(NamedTuple):
-    """What a request gets."""
+    """The result for one image."""
 
     detections: Detections
-    proposals: list[tuple[float, list[float]]]  # score and xyxy in pixels of the first stage's boxes, best first
+    proposals: list[tuple[float, list[float]]]  # first-stage score and box, xyxy in pixels, best first
 
 
 class Waiting(NamedTuple):
     """A request in the queue."""
 
     view: View
-    answer: "Future[Answer]"  # cancelled where nobody waits for it any more
+    answer: "Future[Answer]"  # cancelled if the client has gone or the request timed out
 
 
 class Batcher:
-    """A detector behind a queue."""
+    """Runs a detector on queued images in its own thread."""
 
     def __init__(self, detector: Detector, batch_size: int):
         self.detector = detector
@@ -43,7 +43,7 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether it still computes."""
+        """Whether the thread is still running."""
         return self.thread.is_alive()
 
     def submit(self, view: View) -> "Future[Answer]":
@@ -53,7 +53,7 @@ class Batcher:
         return answer
 
     def stop(self) -> None:
-        """Finish the queued requests, and stop."""
+        """Finish the queued requests, then stop."""
         self.queue.put(None)
         self.thread.join()
 
@@ -72,13 +72,15 @@ class Batcher:
                 self._answer_in_batches(group, self._limit(shape))
 
     def _limit(self, shape: Sequence[int]) -> int:
-        """How many images (3, H, W) go together: no more pixels than `dino predict` takes at once, so that a batch does
-        not take a slow machine longer than its requests may."""
+        """Most images of one shape (3, H, W) per batch.
+
+        A batch has no more pixels than one of `dino predict`, so that it stays within the time limit on a slow machine.
+        """
         pixels = PIXELS_PER_BATCH.get(self.detector.device.type, PIXELS_PER_BATCH["cpu"])
         return max(1, min(self.batch_size, pixels // (shape[-2] * shape[-1])))
 
     def _answer_in_batches(self, group: list[Waiting], limit: int) -> None:
-        """Compute images of one shape, without those for which nobody waits any more when their turn comes."""
+        """Process images of one shape, skipping those that were cancelled in the meantime."""
         while group:
             batch: list[Waiting] = []
             while group and len(batch) < limit:
@@ -89,10 +91,10 @@ class Batcher:
                 self._answer(batch)
 
     def _answer(self, group: list[Waiting]) -> None:
-        """Compute a batch; if it fails each image alone, so that a bad one costs only itself."""
+        """Process a batch; if it fails, process its images one by one, so that a bad one does not affect the others."""
         try:
             answers = self._detect([waiting.view for waiting in group])
-        except Exception as error:  # whatever it is, the service goes on
+        except Exception as error:  # of any kind: the service keeps running
             if len(group) == 1:
                 group[0].answer.set_exception(error)
                 return
@@ -113,7 +115,7 @@ class Batcher:
         boxes = to_xyxy(output.proposals.boxes.float()).clamp(0, 1).cpu()  # (B, N, 4)
         answers = []
         for i, detections in enumerate(found):
-            best = scores[i].topk(min(MOST_PROPOSALS, scores.shape[1]))
+            best = scores[i].topk(min(MAX_PROPOSALS, scores.shape[1]))
             height, width = batch.sizes[i]
             pixels = boxes[i, best.indices] * torch.tensor([width, height] * 2)
             answers.append(Answer(detections, list(zip(best.values.tolist(), pixels.tolist(), strict=True))))

@@ -2,7 +2,7 @@
 
     files -> PreparedImage (in worker processes) -> views -> batches of one shape -> Detections of each image, in order
 
-A batch holds only views of exactly one shape, so nothing is padded and the answer is that of each image alone, up to
+All views of a batch have exactly the same shape, so nothing is padded, and results equal those of single images up to
 rounding.
 """
 
@@ -27,22 +27,22 @@ from .slices import Slicing, Window, WindowDetections, merge
 if TYPE_CHECKING:
     from ..predict import AnyDetector, Detections
 
-PIXELS_PER_BATCH = {"cpu": 2 * 800 * 1333, "cuda": 16 * 800 * 1333}  # of --batch-size auto, and at most MOST images
-MOST = 64
-WINDOWS_AHEAD = 4  # batches whose views wait for others of their shape
-FEW = 4  # so many images are read without worker processes, which take longer to start
+PIXELS_PER_BATCH = {"cpu": 2 * 800 * 1333, "cuda": 16 * 800 * 1333}  # for --batch-size auto
+MAX_BATCH = 64  # images per batch for --batch-size auto
+BATCHES_AHEAD = 4  # views of this many batches may wait for others of their shape
+MIN_FOR_WORKERS = 5  # fewer images are read without worker processes, which would take longer to start
 Failure = TypeVar("Failure")
 
 
 class PreparedImage(NamedTuple):
-    """An image that is decoded, and resized unless it will be cut into slices."""
+    """A decoded image, already resized unless it will be cut into slices."""
 
     pixels: Tensor  # (3, H, W) uint8
     size: tuple[int, int]  # height and width of the upright image
-    windows: list[Window]  # the whole image and its slices; none: `pixels` is what the model sees
+    windows: list[Window]  # the whole image and its slices; empty: `pixels` is the model's input
 
     def views(self, config: DataConfig) -> Iterator[View]:
-        """What the model is to see of it."""
+        """The inputs of the model: the image, or each of its windows, resized."""
         if not self.windows:
             yield View(self.pixels, self.size)
         for x0, y0, x1, y1 in self.windows:
@@ -61,7 +61,7 @@ def prepare(pixels: Tensor, config: DataConfig, slicing: Slicing | None = None) 
 
 
 class _Files(Dataset):
-    """Images of files, prepared; or why they can't be read."""
+    """Prepared images of files, or the errors of files that can't be read."""
 
     def __init__(self, paths: Sequence[Path], config: DataConfig, slicing: Slicing | None):
         self.paths, self.config, self.slicing = paths, config, slicing
@@ -79,12 +79,12 @@ class _Files(Dataset):
 def read_ahead(
     paths: Sequence[Path], config: DataConfig, slicing: Slicing | None = None
 ) -> Iterator[PreparedImage | DataError]:
-    """Read files in `data.workers` processes, in order; a file that can't be read gives the error instead."""
+    """Read files in `data.workers` processes, in order; yields the error instead of a file that can't be read."""
     files = _Files(paths, config, slicing)
-    workers = num_workers(config) if len(paths) > FEW else 0
+    workers = num_workers(config) if len(paths) >= MIN_FOR_WORKERS else 0
     if not workers:
         return (files[i] for i in range(len(files)))
-    collate: Any = _as_is
+    collate: Any = _identity
     loader = DataLoader(
         files,
         batch_size=None,
@@ -98,15 +98,15 @@ def read_ahead(
     return start_workers(loader)
 
 
-def _as_is(item: PreparedImage | DataError) -> PreparedImage | DataError:
+def _identity(item: PreparedImage | DataError) -> PreparedImage | DataError:
     return item
 
 
 def check_batch_size(size: str | int, name: str = "batch_size=") -> str | int:
-    """`auto` or a number of images.
+    """Validate a batch size: `auto` or a positive number of images.
 
     Args:
-        name: what a user writes before it.
+        name: the option or argument, for the message.
 
     Raises:
         ConfigError: it is neither.
@@ -122,8 +122,8 @@ def detect_stream(
     """Detections of each image, in order; errors are passed through in their place.
 
     Args:
-        batch_size: most views in a batch; `auto`: by the pixels, `PIXELS_PER_BATCH`, and halved where a GPU's memory
-            does not hold them.
+        batch_size: maximum number of views per batch; `auto`: as many as `PIXELS_PER_BATCH` allows. Both are halved
+            when a GPU runs out of memory.
 
     Raises:
         DivergedError: the model's numbers are not finite.
@@ -138,22 +138,22 @@ def detect_stream(
             pending.all_added = True
         else:
             waiting.append(image)
-        if len(waiting) > WINDOWS_AHEAD * MOST and isinstance(waiting[0], _Pending):
+        if len(waiting) > BATCHES_AHEAD * MAX_BATCH and isinstance(waiting[0], _Pending):
             batches.finish(waiting[0])
-        yield from _done(waiting, detector)
+        yield from _completed(waiting, detector)
     batches.finish_all()
-    yield from _done(waiting, detector)
+    yield from _completed(waiting, detector)
 
 
-def _done(waiting: "deque[_Pending | Failure]", detector: "AnyDetector") -> "Iterator[Detections | Failure]":
-    """Take from the front what has its answer."""
+def _completed(waiting: "deque[_Pending | Failure]", detector: "AnyDetector") -> "Iterator[Detections | Failure]":
+    """Remove completed items from the front of the queue and yield their results."""
     while waiting and (not isinstance(waiting[0], _Pending) or waiting[0].complete):
         item = waiting.popleft()
         yield item.merged(detector) if isinstance(item, _Pending) else item
 
 
 class _Pending:
-    """An image some of whose views have no answer yet."""
+    """An image of which some views are still to be processed."""
 
     def __init__(self, image: PreparedImage):
         self.windows, self.size = image.windows, image.size
@@ -166,7 +166,7 @@ class _Pending:
         return self.all_added and len(self.found) == self.count
 
     def merged(self, detector: "AnyDetector") -> "Detections":
-        """The answer for the image."""
+        """The detections of the image, merged over its windows."""
         if not self.windows:
             return self.found[0]
         parts = [self.found[k] for k in range(self.count)]
@@ -181,43 +181,43 @@ class _Pending:
 
 
 class _Batches:
-    """Views that wait for others of their shape."""
+    """Views waiting for others of the same shape."""
 
     def __init__(self, detector: "AnyDetector", size: str | int):
         self.detector = detector
         self.size = size
-        self.most = MOST  # less after a GPU's memory was too small
+        self.max_batch = MAX_BATCH  # halved when a GPU runs out of memory
         self.groups: OrderedDict[tuple[int, int], list[tuple[View, _Pending, int]]] = OrderedDict()
 
     def add(self, view: View, image: _Pending) -> None:
-        """Add a view, and compute the batches that are full or have waited long."""
+        """Add a view, and run a batch that is full or, if many views are waiting, the oldest one."""
         shape = (view.image.shape[-2], view.image.shape[-1])
         self.groups.setdefault(shape, []).append((view, image, image.count))
         image.count += 1
         limit = self._limit(shape)
         if len(self.groups[shape]) >= limit:
             self._run(shape)
-        elif sum(map(len, self.groups.values())) >= WINDOWS_AHEAD * limit:
-            self._run(next(iter(self.groups)))  # the one that has waited for longest
+        elif sum(map(len, self.groups.values())) >= BATCHES_AHEAD * limit:
+            self._run(next(iter(self.groups)))  # the one that has waited longest
 
     def finish(self, image: _Pending) -> None:
-        """Compute all groups that hold a view of an image."""
+        """Run all groups that contain a view of an image."""
         for shape in [shape for shape, group in self.groups.items() if any(owner is image for _, owner, _ in group)]:
             self._run(shape)
 
     def finish_all(self) -> None:
-        """Compute the remaining batches."""
+        """Run the remaining batches."""
         for shape in list(self.groups):
             self._run(shape)
 
     def _limit(self, shape: tuple[int, int]) -> int:
         if self.size != "auto":
-            return min(int(self.size), self.most) if self.most < MOST else int(self.size)
+            return min(int(self.size), self.max_batch) if self.max_batch < MAX_BATCH else int(self.size)
         pixels = PIXELS_PER_BATCH.get(self.detector.device.type, PIXELS_PER_BATCH["cpu"])
-        return max(1, min(self.most, pixels // (shape[0] * shape[1])))
+        return max(1, min(self.max_batch, pixels // (shape[0] * shape[1])))
 
     def _run(self, shape: tuple[int, int]) -> None:
-        """Compute a group; in halves, from now on, where memory does not hold it."""
+        """Run a group; when memory runs out, halve the batches from then on."""
         group = self.groups.pop(shape)
         while group:
             part = group[: self._limit(shape)]
@@ -226,7 +226,7 @@ class _Batches:
             except torch.OutOfMemoryError:
                 if len(part) == 1:
                     raise
-                self.most = len(part) // 2
+                self.max_batch = len(part) // 2
                 continue
             for (_, image, number), detections in zip(part, found, strict=True):
                 image.found[number] = detections

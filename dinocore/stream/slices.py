@@ -1,15 +1,15 @@
 """Cut large images into overlapping slices, and merge the results of the slices.
 
-The rule by which answers are merged: *two slices mean one object if they agree about the part that both see*. Boxes are
-compared after both were clipped to the area that the two slices share, so that a box which an edge has cut is compared
-with just that part of its other half. Then
+The rule for merging: *boxes of two slices are the same object if they match within the area that both slices cover*.
+Both boxes are clipped to this shared area before their IoU is computed, so a box cut off by the edge of a slice is
+compared only with the corresponding part of the other. Then
 
-1. a cut box goes where an uncut one agrees with it whose score is at least half its own,
-2. cut boxes that agree are joined to their hull,
-3. of uncut boxes of two slices that agree, the one with the higher score stays.
+1. a cut box is dropped if it matches an uncut one with at least half its score,
+2. cut boxes that match are replaced by the smallest box around them,
+3. of matching uncut boxes, the one with the higher score is kept.
 
-The whole image is seen beside the slices. Of what it finds, only objects larger than the overlap count: every smaller
-one lies uncut in some slice, where it is seen better. Source: ours; SAHI (Akyon et al. 2022,
+The whole image is processed in addition to the slices. Of its detections, only those larger than the overlap are used:
+every smaller object lies uncut in some slice, at higher resolution. Source: ours; SAHI (Akyon et al. 2022,
 https://arxiv.org/abs/2202.06934) merges by overlap alone.
 """
 
@@ -24,14 +24,14 @@ from ..config import DataConfig
 from ..data.batch import size_for_model
 from ..errors import ConfigError
 
-AGREE = 0.5  # IoU, within what both slices see, of boxes of one object
-SURE_ENOUGH = 0.5  # an uncut box replaces a cut one whose score is at most 1 / 0.5 of its own
-MOSTLY = 0.8  # of the smaller of two boxes that mean one thing, lies in the other
-NEAR_EDGE = 0.015  # of a slice's side: a box that ends so close to an inner edge is taken to be cut there
-STRETCH = 1.2  # a side that is longer than a slice by less stays whole
-SHRINKS_MUCH = 4  # an image that is shrunk by more than this loses small objects; `predict` and `eval` say so
-OVERLAP, MOST_AUTO_OVERLAP = 0.2, 0.5  # of a slice's side, where none is given
-AUTO_SHRINK = 1.5  # by which a slice of automatic size is shrunk, where the weights don't know their training images
+MATCH_IOU = 0.5  # of two boxes of one object, within the area that both slices cover
+MIN_SCORE_RATIO = 0.5  # an uncut box replaces a cut one if its score is at least this fraction of the other's
+CONTAINED = 0.8  # fraction of the smaller box that lies in the other, if both show the same thing
+NEAR_EDGE = 0.015  # of a slice's side: a box that ends this close to an inner edge counts as cut
+STRETCH = 1.2  # a side up to this many times a slice's is not divided
+SHRINKS_MUCH = 4  # images shrunk by more than this lose small objects; `predict` and `eval` warn about them
+OVERLAP, MAX_AUTO_OVERLAP = 0.2, 0.5  # fraction of a slice's side, if no overlap is given
+AUTO_SHRINK = 1.5  # how much automatic slices are shrunk, if the weights file doesn't give the training images' size
 
 Window = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the image
 
@@ -41,10 +41,10 @@ class Slicing(NamedTuple):
 
     side: int  # of a slice, in pixels
     overlap: float = OVERLAP  # of two neighbours, as a fraction of `side`; in [0, 0.9]
-    fit: bool = False  # slices are as high, or wide, as an image whose short side is about `side`
+    fit: bool = False  # if an image's short side is close to `side`, use it as the side of its slices
 
     def windows(self, size: tuple[int, int]) -> list[Window]:
-        """The whole image, then its slices row by row; nothing for an image that is hardly larger than one slice.
+        """The whole image, then its slices row by row; empty for an image hardly larger than one slice.
 
         Args:
             size: height and width in pixels.
@@ -57,7 +57,7 @@ class Slicing(NamedTuple):
         return [(0, 0, width, height), *((x0, y0, x1, y1) for y0, y1 in rows for x0, x1 in columns)]
 
     def _spans(self, length: int, side: int) -> list[tuple[int, int]]:
-        """Where slices begin and end along one side: evenly spread, neighbours share at least `overlap`."""
+        """Start and end of the slices along one axis: evenly spaced, overlapping by at least `overlap`."""
         if length <= side * STRETCH:
             return [(0, length)]
         step = max(1, int(side * (1 - self.overlap)))
@@ -67,18 +67,18 @@ class Slicing(NamedTuple):
 
 
 def parse_slicing(side: str, overlap: float | None, config: DataConfig, facts: dict) -> Slicing:
-    """`--slice` and `--overlap` as typed.
+    """Parse `--slice` and `--overlap`.
 
-    `auto` is the median short side of the images that the weights were trained on, where their file says it, so that
-    objects look as large as in training; else `AUTO_SHRINK` times `data.eval_scale`. Without an overlap, automatic
-    slices share as much as nine of ten training objects are long, so that these lie uncut in some slice, but at least
-    `OVERLAP` and at most `MOST_AUTO_OVERLAP` of a side; other slices share `OVERLAP`.
+    `auto` is the median short side of the training images, if the weights file has it, so that objects appear as large
+    as in training; otherwise `AUTO_SHRINK` times `data.eval_scale`. By default, automatic slices overlap by the 90th
+    percentile of the training objects' lengths, so that most objects lie uncut in some slice, but by at least `OVERLAP`
+    and at most `MAX_AUTO_OVERLAP` of a side; other slices overlap by `OVERLAP`.
 
     Args:
-        facts: what the file of weights says of its training: `median_short_side` and `object_side`, in pixels.
+        facts: training facts in the weights file: `median_short_side` and `object_side`, in pixels.
 
     Raises:
-        ConfigError: the side is no number of at least 32 and not `auto`, or the overlap is outside [0, 0.9].
+        ConfigError: the side is neither `auto` nor a number of at least 32, or the overlap is outside [0, 0.9].
     """
     if overlap is not None and not 0 <= overlap <= 0.9:
         raise ConfigError(f"--overlap {overlap} is not a fraction from 0 to 0.9; try --overlap 0.2")
@@ -88,7 +88,7 @@ def parse_slicing(side: str, overlap: float | None, config: DataConfig, facts: d
         )
         if overlap is None:
             needed = float(facts.get("object_side") or 0) / pixels
-            overlap = round(min(max(needed, OVERLAP), MOST_AUTO_OVERLAP), 3)
+            overlap = round(min(max(needed, OVERLAP), MAX_AUTO_OVERLAP), 3)
         return Slicing(pixels, overlap, fit=True)
     if not side.isdecimal() or int(side) < 32:
         raise ConfigError(f"--slice {side} is neither auto nor a number of pixels from 32; try --slice 640")
@@ -96,7 +96,7 @@ def parse_slicing(side: str, overlap: float | None, config: DataConfig, facts: d
 
 
 def check_overlap(side: str | None, overlap: float | None) -> None:
-    """Refuse an overlap of slices where there are none.
+    """Reject an overlap without slices.
 
     Raises:
         ConfigError: `--overlap` is given without `--slice`.
@@ -106,50 +106,52 @@ def check_overlap(side: str | None, overlap: float | None) -> None:
 
 
 def shrink_factor(size: tuple[int, int], config: DataConfig) -> float:
-    """By how much an image of `size` (height, width) is shrunk for the model; below 1 where it is enlarged."""
+    """The factor by which an image of `size` (height, width) is shrunk for the model; below 1 if it is enlarged."""
     return max(size) / max(size_for_model(size, config))
 
 
 def shrinking_message(shrunk: Sequence[tuple[float, str]], remedy: str) -> str:
-    """What to say of images that are shrunk by more than `SHRINKS_MUCH`, each by how much and its name."""
+    """The warning about images shrunk by more than `SHRINKS_MUCH`, given as pairs of factor and name."""
     factor, name = max(shrunk)
     which = f"{name} is" if len(shrunk) == 1 else f"{len(shrunk)} images, {name} the most, are"
     return f"{which} shrunk by a factor of {factor:.1f} for the model, so small objects may be lost; {remedy}"
 
 
 class WindowDetections(NamedTuple):
-    """What was found in all windows of an image, in pixels of the image."""
+    """The detections in all windows of an image, in pixels of the image."""
 
     labels: Tensor  # (n,) int64
     scores: Tensor  # (n,)
     boxes: Tensor  # (n, 4) xyxy
-    window: Tensor  # (n,) int64, the number of the window that each comes from
+    window: Tensor  # (n,) int64, the index of each detection's window
 
     def take(self, chosen: Tensor) -> "WindowDetections":
-        """Those at an index or where a mask is True."""
+        """A subset, by index or mask."""
         return WindowDetections(*(part[chosen] for part in self))
 
 
 def merge(found: WindowDetections, windows: Sequence[Window]) -> tuple[Tensor, Tensor, Tensor]:
-    """Merge what all windows found: labels (n,), scores (n,), boxes_xyxy (n, 4), best first.
+    """Merge the detections of all windows: labels (n,), scores (n,), boxes_xyxy (n, 4), best first.
 
     Args:
         windows: the whole image, then its slices, as `Slicing.windows` gives them.
     """
     areas = torch.tensor(windows, dtype=found.boxes.dtype)  # (W, 4)
     sides = (found.boxes[:, 2:] - found.boxes[:, :2]).amax(1)
-    found = found.take((found.window > 0) | (sides > _overlap(areas)))  # of the whole image what slices cannot hold
+    found = found.take(
+        (found.window > 0) | (sides > _overlap(areas))
+    )  # of the whole image, only what no slice can contain
     cut = _cut_edges(found, areas).any(1)
-    pairs = _agreeing(found, areas)
+    pairs = _matching(found, areas)
     keep = torch.ones(len(found.scores), dtype=torch.bool)
     boxes, scores = found.boxes.clone(), found.scores.clone()
 
     a, b = pairs[:, 0], pairs[:, 1]
     pairs_both_ways = torch.cat([pairs, pairs.flip(1)])
     first, second = pairs_both_ways.unbind(1)
-    replaced = cut[first] & ~cut[second] & (found.scores[second] >= SURE_ENOUGH * found.scores[first])
+    replaced = cut[first] & ~cut[second] & (found.scores[second] >= MIN_SCORE_RATIO * found.scores[first])
     keep[first[replaced]] = False
-    keep &= ~_seen_closer(found, cut, pairs)
+    keep &= ~_refuted(found, cut, pairs)
 
     joined = torch.zeros_like(keep)
     both_cut = cut[a] & cut[b] & keep[a] & keep[b]
@@ -167,24 +169,26 @@ def merge(found: WindowDetections, windows: Sequence[Window]) -> tuple[Tensor, T
     return found.labels[keep][order], scores[keep][order], boxes[keep][order]
 
 
-def _seen_closer(found: WindowDetections, cut: Tensor, pairs: Tensor) -> Tensor:
-    """Boxes of the whole image with which no slice agrees, but which a slice shows otherwise, (n,) bool: of a box of
-    the same class that is not cut there, and of this one, most of the smaller lies in the other."""
-    agreeing = torch.zeros(len(found.scores), dtype=torch.bool)
-    agreeing[pairs.flatten()] = True
-    whole = ((found.window == 0) & ~agreeing).nonzero()[:, 0]
+def _refuted(found: WindowDetections, cut: Tensor, pairs: Tensor) -> Tensor:
+    """Unmatched boxes of the whole image that a slice shows to be wrong, (n,) bool.
+
+    The slice has an uncut box of the same class, and most of the smaller of the two boxes lies in the other.
+    """
+    matched = torch.zeros(len(found.scores), dtype=torch.bool)
+    matched[pairs.flatten()] = True
+    whole = ((found.window == 0) & ~matched).nonzero()[:, 0]
     near = ((found.window > 0) & ~cut).nonzero()[:, 0]
     a, b = found.boxes[whole][:, None], found.boxes[near][None]
     shared = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
-    otherwise = (shared > 0) & (shared >= MOSTLY * torch.minimum(area(a), area(b)))
-    otherwise &= found.labels[whole][:, None] == found.labels[near]
-    seen = torch.zeros_like(agreeing)
-    seen[whole[otherwise.any(1)]] = True
-    return seen
+    contained = (shared > 0) & (shared >= CONTAINED * torch.minimum(area(a), area(b)))
+    contained &= found.labels[whole][:, None] == found.labels[near]
+    refuted = torch.zeros_like(matched)
+    refuted[whole[contained.any(1)]] = True
+    return refuted
 
 
 def _overlap(areas: Tensor) -> float:
-    """Pixels that neighbouring slices share, the least along both axes."""
+    """The smallest overlap of neighbouring slices along either axis, in pixels."""
     least = []
     for low, high in ((0, 2), (1, 3)):
         starts = areas[1:, low].unique()
@@ -195,22 +199,22 @@ def _overlap(areas: Tensor) -> float:
 
 
 def _cut_edges(found: WindowDetections, areas: Tensor) -> Tensor:
-    """At which of its four edges each box ends at one of its slice that is not the image's, (n, 4) bool."""
+    """Edges of boxes that lie on an edge of their slice inside the image, (n, 4) bool."""
     own = areas[found.window]  # (n, 4)
     margin = NEAR_EDGE * (own[:, 2:] - own[:, :2]).amax(1, keepdim=True).clamp(min=1)
     return ((found.boxes - own).abs() <= margin) & (own != areas[0])
 
 
 def _sliver(found: WindowDetections, areas: Tensor) -> Tensor:
-    """Boxes so narrow across a cut that a neighbour sees all of them: where it does not agree, they are none."""
+    """Boxes so narrow at a cut that a neighbouring slice contains all of them, (n,) bool; unmatched ones are false."""
     edges = _cut_edges(found, areas)
     sides = found.boxes[:, 2:] - found.boxes[:, :2]
     across = (edges[:, :2] | edges[:, 2:]) & (sides < _overlap(areas) / 2)
     return across.any(1)
 
 
-def _agreeing(found: WindowDetections, areas: Tensor) -> Tensor:
-    """Pairs (p, 2) of boxes of one class and two windows that agree about what both windows see."""
+def _matching(found: WindowDetections, areas: Tensor) -> Tensor:
+    """Pairs (p, 2) of boxes of one class that match within the area that their two windows share."""
     rows = [(found.window == w).nonzero()[:, 0] for w in range(len(areas))]
     pairs = [torch.zeros(0, 2, dtype=torch.int64)]
     low = torch.maximum(areas[:, None, :2], areas[None, :, :2])
@@ -221,21 +225,21 @@ def _agreeing(found: WindowDetections, areas: Tensor) -> Tensor:
             continue
         shared = torch.cat([torch.maximum(areas[s, :2], areas[t, :2]), torch.minimum(areas[s, 2:], areas[t, 2:])])
         a, b = (_clip(found.boxes[k], shared) for k in (i, j))
-        agree = iou(a[:, None], b[None]) >= AGREE
-        agree &= (found.labels[i][:, None] == found.labels[j][None]) & (area(a) > 0)[:, None] & (area(b) > 0)[None]
-        x, y = agree.nonzero().unbind(1)
+        match = iou(a[:, None], b[None]) >= MATCH_IOU
+        match &= (found.labels[i][:, None] == found.labels[j][None]) & (area(a) > 0)[:, None] & (area(b) > 0)[None]
+        x, y = match.nonzero().unbind(1)
         pairs.append(torch.stack([i[x], j[y]], 1))
     return torch.cat(pairs)
 
 
 def _clip(boxes: Tensor, window: Tensor) -> Tensor:
-    """Boxes (n, 4) within a window (4,); without size where they lie outside."""
+    """Clip boxes (n, 4) to a window (4,); boxes outside it become empty."""
     low, high = window[:2].repeat(2), window[2:].repeat(2)
     return torch.minimum(torch.maximum(boxes, low), high)
 
 
 def _components(pairs: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Groups of numbers that pairs connect."""
+    """The connected components of a graph given by its edges."""
     parent: dict[int, int] = {}
 
     def root(i: int) -> int:
@@ -252,7 +256,7 @@ def _components(pairs: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def _by_score(pairs: Tensor, scores: Tensor) -> list[tuple[int, int]]:
-    """Pairs as (better, worse), the best of the better first."""
+    """Pairs as (higher, lower) by score, in descending order of the higher score."""
     swapped = torch.where((scores[pairs[:, 0]] >= scores[pairs[:, 1]])[:, None], pairs, pairs.flip(1))
     order = scores[swapped[:, 0]].argsort(descending=True, stable=True)
     return [(int(i), int(j)) for i, j in swapped[order].tolist()]

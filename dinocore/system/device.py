@@ -1,4 +1,4 @@
-"""Choose device and precision."""
+"""Choose the device and the numerical precision."""
 
 import functools
 import importlib.util
@@ -19,7 +19,7 @@ INT8 = "int8"
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
-    """`auto` (CUDA, then MPS, then CPU), `cpu`, `cuda` (the current one), `cuda:N` or `mps`.
+    """The device with a name: `auto` (CUDA, then MPS, then CPU), `cpu`, `cuda` (the current one), `cuda:N` or `mps`.
 
     Raises:
         EnvironmentFault: this machine has no such device.
@@ -29,7 +29,7 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     available += ["mps"] if torch.backends.mps.is_available() else []
     if name == "auto":
         return torch.device(available[1] if len(available) > 1 else "cpu")
-    if name == "cuda" and "cuda:0" in available:  # with its number, which `torch.cuda.set_device` asks for
+    if name == "cuda" and "cuda:0" in available:  # add the index, which `torch.cuda.set_device` needs
         name = f"cuda:{torch.cuda.current_device() if torch.cuda.is_initialized() else 0}"
     if name not in available:
         raise EnvironmentFault(f"no device `{name}` here; available: {', '.join(available)}")
@@ -37,12 +37,12 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """`auto`, `off`, `bf16` or `fp16` to the dtype of autocast, None for float32 throughout.
+    """The autocast dtype for `auto`, `off`, `bf16`, `fp16` or `int8`; None means float32 throughout.
 
-    `int8` is for inference only: what is not a product of bytes is computed as with `auto`.
+    `int8` is for inference only; layers that are not quantized run as with `auto`.
 
     Raises:
-        ConfigError: it is none of these, or the device has no fast products of bytes.
+        ConfigError: it is none of these, or the device does not support int8.
     """
     if name == INT8:
         check_int8(device)
@@ -54,10 +54,10 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
 
 
 def check_int8(device: torch.device) -> None:
-    """Whether products of bytes are fast and exact on a device.
+    """Check that int8 products are fast and exact on a device.
 
     Raises:
-        ConfigError: they are not. Without VNNI they take longer, and sums of two products are cut off at 16 bits.
+        ConfigError: they are not. Without VNNI they are slower, and sums of two products saturate at 16 bits.
     """
     if device.type != "cpu":
         raise ConfigError(f"int8 only works on CPUs, but this is {device}; use --device cpu, or drop int8")
@@ -65,30 +65,31 @@ def check_int8(device: torch.device) -> None:
         raise ConfigError("int8 needs numba, which is not installed; pip install numba, or drop int8")
     if not (torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()):
         raise ConfigError("int8 needs a CPU with AVX-512 VNNI, which this one lacks; drop int8")
-    if names := _against_vnni():
+    if names := _variables_against_vnni():
         raise ConfigError(
             f"int8 needs Numba to compile for this CPU; unset {' and '.join(names)} in the environment, or drop int8"
         )
 
 
-def _against_vnni() -> list[str]:
-    """Variables of the environment with which Numba compiles for another CPU, or not at all."""
-    given = {name: os.environ.get(f"NUMBA_{name}", "") for name in ("CPU_NAME", "CPU_FEATURES", "DISABLE_JIT")}
-    against = {
-        "CPU_NAME": given["CPU_NAME"] not in ("", "host"),
-        "CPU_FEATURES": given["CPU_FEATURES"] != "" and "+avx512vnni" not in given["CPU_FEATURES"],
-        "DISABLE_JIT": given["DISABLE_JIT"] not in ("", "0"),
+def _variables_against_vnni() -> list[str]:
+    """Environment variables that make Numba compile for another CPU, or not at all."""
+    values = {name: os.environ.get(f"NUMBA_{name}", "") for name in ("CPU_NAME", "CPU_FEATURES", "DISABLE_JIT")}
+    conflicts = {
+        "CPU_NAME": values["CPU_NAME"] not in ("", "host"),
+        "CPU_FEATURES": values["CPU_FEATURES"] != "" and "+avx512vnni" not in values["CPU_FEATURES"],
+        "DISABLE_JIT": values["DISABLE_JIT"] not in ("", "0"),
     }
-    return [f"NUMBA_{name}" for name, found in against.items() if found]
+    return [f"NUMBA_{name}" for name, conflicting in conflicts.items() if conflicting]
 
 
 def check_compiler(device: torch.device, name: str = "compiled=True") -> None:
-    """
+    """Check that torch.compile finds a C++ compiler, if the device is a CPU.
+
     Args:
-        name: what a user writes to ask for it.
+        name: the option or argument, for the message.
 
     Raises:
-        EnvironmentFault: torch.compile would find no C++ compiler for this CPU.
+        EnvironmentFault: there is no C++ compiler.
     """
     if device.type != "cpu":
         return
@@ -110,11 +111,11 @@ def _has_bf16(device: torch.device) -> bool:
 
 @functools.cache
 def bf16_is_faster() -> bool:
-    """Whether this CPU multiplies matrices faster in bfloat16 than in float32, by its kind.
+    """Whether this type of CPU multiplies matrices faster in bfloat16 than in float32.
 
-    A short trial would know better, and would give one command other numbers whenever the machine is busy. With AMX
-    bfloat16 is faster. With AVX-512's instructions alone it is on AMD (Zen 4: 2 times, Zen 5: 4), not on Intel: a
-    Sapphire Rapids without AMX takes 1.5 times as long.
+    A short benchmark would be more accurate, but the choice, and with it the results, would depend on the machine's
+    load. With AMX, bfloat16 is faster. With only AVX-512 BF16 it is faster on AMD (Zen 4: 2 times, Zen 5: 4 times) but
+    not on Intel, where a Sapphire Rapids without AMX takes 1.5 times as long.
     """
     if torch.cpu._is_amx_tile_supported():
         return True
@@ -122,7 +123,7 @@ def bf16_is_faster() -> bool:
 
 
 def _vendor() -> str:
-    """Such as AuthenticAMD, alone or within a longer name."""
+    """A text that contains the CPU's vendor id, such as AuthenticAMD; empty if unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         return next((line for line in lines if line.startswith("vendor_id")), "")
@@ -131,13 +132,13 @@ def _vendor() -> str:
 
 
 class _WithoutTF32:
-    """The blocks that are without TF32 now, of all threads: the setting belongs to the process."""
+    """Counts the active blocks without TF32 over all threads, because the setting applies to the whole process."""
 
     def __init__(self) -> None:
         self.lock, self.blocks, self.before = threading.Lock(), 0, (False, False)
 
     def enter(self) -> None:
-        """Switch it off; the first remembers how it was."""
+        """Switch TF32 off; the first block saves the previous settings."""
         matmul, cudnn = self._settings()
         with self.lock:
             if not self.blocks:
@@ -146,7 +147,7 @@ class _WithoutTF32:
             matmul.allow_tf32 = cudnn.allow_tf32 = False
 
     def leave(self) -> None:
-        """Set it as it was, if this is the last."""
+        """Restore the previous settings at the end of the last block."""
         matmul, cudnn = self._settings()
         with self.lock:
             self.blocks -= 1
@@ -163,9 +164,9 @@ _without_tf32 = _WithoutTF32()
 
 @contextmanager
 def float32_throughout(enabled: bool) -> Iterator[None]:
-    """Within the block, no TF32 on CUDA, which cuDNN's convolutions use by default; if `enabled`.
+    """Disable TF32 on CUDA within the block, if `enabled`. cuDNN's convolutions use it by default.
 
-    Where threads overlap, TF32 comes back with the end of the last block, and is off meanwhile for all.
+    If blocks of several threads overlap, TF32 is off for all threads until the last block ends.
     """
     if not enabled:
         yield
@@ -178,10 +179,10 @@ def float32_throughout(enabled: bool) -> Iterator[None]:
 
 
 @functools.cache
-def compute_alone_after_fork() -> None:
-    """Let processes that are forked from this one compute with one thread each; what is called again is nothing new.
+def use_one_thread_after_fork() -> None:
+    """Limit PyTorch to one thread in processes forked from this one. Further calls have no effect.
 
-    The threads of OpenMP are not there in a child, which would wait for them for ever in its first large operation.
+    A forked child has no OpenMP threads, and would wait for them forever in its first large operation.
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))

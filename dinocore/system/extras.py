@@ -1,4 +1,4 @@
-"""The install command of this package or one of its extras, as it works on this machine."""
+"""The command that installs this package or one of its extras on this machine."""
 
 import json
 from functools import cache
@@ -11,9 +11,9 @@ PACKAGE = "dino-detector"
 
 
 def install_line(extra: str = "") -> str:
-    """What to type to install the package, or one of its extras: from where this copy came.
+    """The pip command for the package or one of its extras, from the same source as this installation.
 
-    The package is not on an index, so its name alone does not install it; pip keeps where it came from (PEP 610).
+    The package is not on an index, so its name alone is not enough; pip records where it was installed from (PEP 610).
     """
     origin = _origin()
     brackets = f"[{extra}]" if extra else ""
@@ -24,20 +24,20 @@ def install_line(extra: str = "") -> str:
 
 @cache
 def _origin() -> str:
-    """The folder, file or address that this copy was installed from; the package's name where that is not kept."""
+    """The folder, file or URL that this copy was installed from; the package's name if unknown."""
     checkout = Path(__file__).parents[2]
     if (checkout / "pyproject.toml").is_file():
         return str(checkout)
     try:
-        kept = json.loads(distribution(PACKAGE).read_text("direct_url.json") or "{}")
+        record = json.loads(distribution(PACKAGE).read_text("direct_url.json") or "{}")
     except (PackageNotFoundError, ValueError, OSError):
         return PACKAGE
-    return _place(kept)
+    return _source(record)
 
 
-def _place(kept: dict) -> str:
-    address, version = str(kept.get("url", "")), kept.get("vcs_info")
-    if not address.startswith("file:"):
-        return f"{version['vcs']}+{address}@{version['commit_id']}" if version else address or PACKAGE
-    path = Path(url2pathname(urlsplit(address).path))
+def _source(record: dict) -> str:
+    url, version = str(record.get("url", "")), record.get("vcs_info")
+    if not url.startswith("file:"):
+        return f"{version['vcs']}+{url}@{version['commit_id']}" if version else url or PACKAGE
+    path = Path(url2pathname(urlsplit(url).path))
     return str(path) if path.exists() else PACKAGE

@@ -1,4 +1,4 @@
-"""Write files atomically: a reader sees the old or the new content, never half of it."""
+"""Write files atomically: a reader sees either the old or the new content. Also checks of output paths."""
 
 import errno
 import json
@@ -15,24 +15,35 @@ from typing import Any
 from ..errors import ConfigError, EnvironmentFault
 from ..words import typed
 
-ESCAPED = "backslashreplace"  # of text that is encoded: what a file's name has beside UTF-8 on Linux
+ESCAPED = "backslashreplace"  # how to encode the bytes of Linux file names that are not UTF-8
 MEGABYTE = 10**6
-FULL = {errno.ENOSPC, errno.EDQUOT}  # the disk is full, or what one may use of it
-FILES = {".txt", ".json", ".jsonl", ".csv", ".xml", ".html", ".zip", ".jpg", ".jpeg", ".png"}  # no suffixes of folders
+FULL = {errno.ENOSPC, errno.EDQUOT}  # the disk is full, or the user's quota is used up
+FILES = {
+    ".txt",
+    ".json",
+    ".jsonl",
+    ".csv",
+    ".xml",
+    ".html",
+    ".zip",
+    ".jpg",
+    ".jpeg",
+    ".png",
+}  # suffixes that mean a file
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, sync it to disk and rename it; folders are made.
+    """Call `write` with a temporary path beside `path`, sync the file and rename it; missing folders are created.
 
-    A device or a pipe is written to and stays what it is.
+    If `path` is a device or a pipe, it is written to instead of being replaced.
 
     Raises:
-        EnvironmentFault: the disk is full or the place cannot be written. What was there before stays.
+        EnvironmentFault: the disk is full or the path is not writable. An existing file is left unchanged.
     """
     if is_stream(path):
         _write_through(path, write)
         return
-    target = path.resolve()  # a link stays a link, its target is replaced
+    target = path.resolve()  # replace the target of a link, not the link
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -44,12 +55,12 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     except OSError as error:
         raise EnvironmentFault(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        with suppress(OSError):  # nothing to remove, as after success, or nothing that can be
+        with suppress(OSError):  # does not exist after success
             temporary.unlink()
 
 
 def is_stream(path: Path) -> bool:
-    """Whether there is a device or a pipe of that name, such as /dev/stdout: it has no content to replace."""
+    """Whether a path is a device or a pipe, such as /dev/stdout, which must not be replaced by a file."""
     try:
         return not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode)
     except (OSError, ValueError):
@@ -68,14 +79,14 @@ def _write_through(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error is that of a disk without room."""
+    """Whether an error means that the disk is full."""
     return isinstance(error, OSError) and error.errno in FULL
 
 
-def no_room(folder: Path, size: int) -> OSError | None:
-    """The error of a folder in which so many bytes cannot be written; None where they can. Nothing is left.
+def disk_full_error(folder: Path, size: int) -> OSError | None:
+    """Try to write `size` bytes in a folder: the error if the disk is full, otherwise None. Leaves no file.
 
-    It is asked after a library has failed to write, where its own error doesn't say why.
+    For libraries whose errors don't say that the disk is full.
     """
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -89,28 +100,29 @@ def no_room(folder: Path, size: int) -> OSError | None:
 
 
 def check_writable(folder: Path) -> None:
-    """Try out, before the work, whether files can be written into a folder or where it is to be made; leaves nothing.
+    """Check before any work that files can be written into a folder, which need not exist yet. Leaves no file.
 
     Raises:
         EnvironmentFault: they cannot.
     """
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
-        tempfile.TemporaryFile(dir=there).close()
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         what = f"{folder} cannot be written: {error.strerror or error}"
         raise EnvironmentFault(what, where=folder, fix="choose another path, or make it writable") from error
 
 
 def check_file(option: str, path: Path, suffix: str, *others: str) -> None:
-    """Refuse a file to write that is a folder, has another suffix, or lies where nothing can be written.
+    """Check the path of an output file.
 
     Args:
-        suffix: that of what is written, in lower case; `others` are possible, too.
+        option: the command-line option, for messages.
+        suffix: the expected suffix, in lower case; `others` are accepted, too.
 
     Raises:
         ConfigError: it is a folder, or has another suffix.
-        EnvironmentFault: its folder cannot be written.
+        EnvironmentFault: its folder is not writable.
     """
     if path.is_dir():
         example = path / f"{option.strip('-')}{suffix}"
@@ -125,13 +137,13 @@ def check_file(option: str, path: Path, suffix: str, *others: str) -> None:
 
 
 def resuffixed(path: Path, suffix: str) -> Path:
-    """The name to type instead: `boxes.csv` for `boxes.csv.gz` and for `boxes.txt`, where `.csv` is written."""
+    """The path with another suffix, for suggestions: `boxes.csv` for both `boxes.csv.gz` and `boxes.txt`."""
     inner = path.with_suffix("")
     return inner if inner.suffix.lower() == suffix else path.with_suffix(suffix)
 
 
 def check_folder_name(option: str, path: Path) -> None:
-    """Refuse, before any work, an output folder that is a file or is named like one.
+    """Check before any work that an output folder is not a file and not named like one.
 
     Raises:
         ConfigError: it is.
@@ -145,10 +157,10 @@ def check_folder_name(option: str, path: Path) -> None:
 
 
 def check_new_folder(option: str, path: Path) -> None:
-    """Refuse, before any work, an output folder that is not empty or not a folder.
+    """Check before any work that an output folder is empty or does not exist.
 
     Raises:
-        ConfigError: it has, or is none, or is called like a file.
+        ConfigError: it is not empty, is a file, or is named like one.
     """
     check_folder_name(option, path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -157,7 +169,7 @@ def check_new_folder(option: str, path: Path) -> None:
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """Standard JSON: null for NaN and infinities; `options` are those of `json.dumps`."""
+    """Standard JSON, with null for NaN and infinities; `options` are passed to `json.dumps`."""
     try:
         return json.dumps(value, allow_nan=False, **options)
     except ValueError:
@@ -173,7 +185,7 @@ def _finite(value: Any) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, as UTF-8; what a file's name has beside that as JSON has it, such as `\\udcff`."""
+    """Write a text file atomically, as UTF-8; bytes of file names that are not UTF-8 are escaped, such as `\\udcff`."""
 
     def write(temporary: Path) -> None:
         temporary.write_bytes(text.encode(errors=ESCAPED))
@@ -182,8 +194,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Sync a file or a folder's entries to disk."""
-    if os.name == "nt" and path.is_dir():  # where folders cannot be synced
+    """Sync a file, or the entries of a folder, to disk."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot sync folders
         return
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:

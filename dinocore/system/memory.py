@@ -13,23 +13,25 @@ except ImportError:  # Windows
 
 
 def keep_memory(few_sizes: bool | None = None) -> None:
-    """Configure the allocator to avoid page faults and leftovers of shapes that do not recur; call it once.
+    """Configure the allocator to avoid page faults, and limit caches of compiled primitives; call it once.
 
-    glibc returns large tensors to the system and gets them anew, and the page faults take up to 40 % of the time; it is
-    told to keep all memory. Huge pages instead are no faster with one thread, and with two a fault of theirs takes
-    milliseconds (Linux 6.18).
+    By default, glibc returns large tensors to the system and allocates them again, and page faults take up to 40 % of
+    the time; so it is configured to keep all memory. Huge pages are no alternative: they are no faster with one thread,
+    and with two threads a single page fault takes milliseconds (Linux 6.18).
 
     oneDNN compiles a primitive for each shape of each operation: `tiny` needs 93 for an image and 190 for a training
-    step of one size. Compiling one again takes time, and each splits the free memory that large tensors need. So all
-    are kept where few shapes recur, enough for one or two images in inference, and enough for one image of an
-    evaluation where each training batch has another size. PyTorch's ideep also holds on to the last 1,024 primitives
-    of linear layers. Unless sizes recur in training, that saves no measurable time, and it may hold 16.
+    step of one size. Compiling one again takes time, but each fragments the memory that large tensors need. So the
+    cache holds all primitives if a training has few sizes; enough for one or two images in inference; and enough for
+    one image of an evaluation if each training batch has another size. PyTorch's ideep also caches the last 1,024
+    primitives of linear layers. Unless sizes recur in training, that saves no measurable time, so it is limited to 16.
 
     Args:
-        few_sizes: of a training, whether its batches have few sizes, which recur; None for inference.
+        few_sizes: in training, whether batches have only a few different sizes; None for inference.
     """
     primitives, held_by_ideep = {True: (2048, 1024), False: (128, 16), None: (256, 16)}[few_sizes]
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(primitives))  # both are read at the first product
+    os.environ.setdefault(
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(primitives)
+    )  # both are read at the first matrix product
     os.environ.setdefault("LRU_CACHE_CAPACITY", str(held_by_ideep))
     if not sys.platform.startswith("linux"):
         return
@@ -50,10 +52,10 @@ def release_memory(device: torch.device) -> None:
 
 
 def peak_memory_mb(device: torch.device | None = None) -> float:
-    """The peak memory of this process, on a CUDA device or else on the host.
+    """The peak memory of this process on a CUDA device, or on the host for other devices.
 
     Args:
-        device: None for CUDA's current one if anything was ever on it.
+        device: None for the current CUDA device if it was used, otherwise the host.
     """
     used = torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0
     if used if device is None else device.type == "cuda":
@@ -65,7 +67,7 @@ def peak_memory_mb(device: torch.device | None = None) -> float:
 
 
 def _peak_on_windows_mb() -> float:
-    """PeakWorkingSetSize of this process; 0.0 where the system does not say."""
+    """PeakWorkingSetSize of this process; 0.0 if it is not available."""
 
     class Counters(ctypes.Structure):  # PROCESS_MEMORY_COUNTERS
         _fields_ = [

@@ -1,4 +1,4 @@
-"""Worker processes: they exit silently with their parent, and leave its signals to it."""
+"""Make worker processes exit silently with their parent, and leave signals to it."""
 
 import ctypes
 import multiprocessing
@@ -14,21 +14,21 @@ LEFT_TO_THE_PARENT = [
 
 
 def end_with_parent(number: int) -> None:
-    """Ask Linux to send this process a signal when its parent exits for any reason."""
+    """On Linux, have this process receive a signal when its parent exits for any reason."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
 def end_with_launcher() -> None:
-    """In a rank: stop as after SIGTERM when its launcher is gone, since a killed launcher cannot pass that on."""
+    """In a rank: send it SIGTERM when its launcher exits, because a killed launcher cannot do that itself."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent(signal.SIGTERM)
 
 
 def leave_signals_to_the_parent(*_: object) -> None:
-    """A signal to the whole process group must not end a worker while the parent still finishes its step.
+    """Ignore signals in a worker, since those to the process group must not end it before the parent has finished.
 
-    If the parent is gone, the worker exits, too, and prints nothing.
+    If the parent exits, the worker exits, too, and prints nothing.
     """
     for number in LEFT_TO_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
@@ -54,6 +54,6 @@ def _end_without_parent(inherited: str | None) -> None:
 
 
 def _without_lost_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """The thread that passes images on prints its errors, such as a parent that has just been killed."""
+    """An `excepthook` that ignores lost connections, which occur in a worker's threads when the parent is killed."""
     if not issubclass(kind, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)

@@ -1,7 +1,7 @@
-"""Communication between the ranks of a training. A single process needs none.
+"""Communication between the ranks of a training or evaluation.
 
-`torchrun`, or `dino train --gpus N`, starts the ranks and says in the environment who each of them is. Gradients
-travel by NCCL between GPUs and by Gloo between CPUs; plain numbers always by Gloo, so that no GPU is waited for.
+`torchrun`, or `dino train --gpus N`, starts the ranks and sets their numbers in the environment. Gradients are reduced
+with NCCL on GPUs and with Gloo on CPUs; plain numbers always with Gloo, which does not synchronize with a GPU.
 """
 
 import os
@@ -17,13 +17,13 @@ from ..errors import DinoError, EnvironmentFault, PeerFailed
 from .device import pick_device
 
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=15)  # for a rank that hangs; one that dies is noticed at once
-PATIENCE = timedelta(days=7)  # for the others while rank 0 reads data, saves or evaluates, however long that takes
+TIMEOUT = timedelta(minutes=15)  # for a rank that hangs; one that exits is noticed at once
+PATIENCE = timedelta(days=7)  # while rank 0 reads data, saves or evaluates, which may take any time
 LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "TCPStore")
 
 
 class SingleProcess:
-    """The only rank of a run."""
+    """The interface between ranks, for a run with a single process."""
 
     rank = 0
     size = 1
@@ -34,7 +34,7 @@ class SingleProcess:
         return [value]
 
     def gather_numbers(self, numbers: Sequence[float]) -> list[list[float]]:
-        """The same for an equal number of values per rank, faster."""
+        """The same for numbers, as many on each rank; faster."""
         return [list(numbers)]
 
     def all_true(self, *flags: bool) -> list[bool]:
@@ -42,19 +42,19 @@ class SingleProcess:
         return [all(column) for column in zip(*self.gather_numbers(flags), strict=True)]
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """Run on rank 0 only and return the result on every rank.
+        """Run `work` on rank 0 only and return its result on every rank.
 
         Raises:
-            PeerFailed: on the other ranks, if it failed; rank 0 raises the error itself.
+            PeerFailed: on the other ranks, if it failed; rank 0 raises the original error.
         """
         return work()
 
     def main_first(self, work: Callable[[], T]) -> T:
-        """Run on every rank, on rank 0 first."""
+        """Run `work` on every rank, on rank 0 first."""
         return work()
 
     def on_all_ranks(self, error: DinoError) -> DinoError:
-        """An error that every rank raises, worded so that it is printed once."""
+        """The error to raise on each rank, such that only rank 0 prints it."""
         return error
 
 
@@ -90,7 +90,7 @@ class ProcessGroup(SingleProcess):
     def main_first(self, work: Callable[[], T]) -> T:
         if self.main:
             results: list[T] = []
-            self.on_main(lambda: results.append(work()))  # the others run it themselves; a dataset is not sent
+            self.on_main(lambda: results.append(work()))  # returns None: the other ranks run it themselves
             return results[0]
         self._receive()
         return work()
@@ -128,13 +128,13 @@ def device_of_rank(name: str) -> str:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[SingleProcess]:
-    """Connect to the other ranks, if there are several; on CUDA, also make `device` current.
+def process_group(device: torch.device) -> Iterator[SingleProcess]:
+    """Connect to the other ranks, if there are any; on CUDA, also make `device` the current device.
 
     Raises:
         EnvironmentFault: they cannot be reached, or one of them has exited.
     """
-    if device.type == "cuda":  # random states and memory are those of the current device
+    if device.type == "cuda":  # RNG states and memory statistics refer to the current device
         torch.cuda.set_device(device)
     if world_size() == 1:
         yield SingleProcess()
@@ -156,11 +156,11 @@ def joined(device: torch.device) -> Iterator[SingleProcess]:
 
 @contextmanager
 def join_ranks(name: str) -> Iterator[tuple[torch.device, SingleProcess]]:
-    """The device of this rank, by the name that `--device` takes, and the other ranks.
+    """Connect to the other ranks; yields this rank's device, for a name as in `--device`, and the group.
 
     Raises:
-        EnvironmentFault: this machine has no such device, or as for `joined`.
+        EnvironmentFault: this machine has no such device, or as for `process_group`.
     """
     device = pick_device(device_of_rank(name))
-    with joined(device) as group:
+    with process_group(device) as group:
         yield device, group

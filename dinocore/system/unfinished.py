@@ -1,6 +1,6 @@
-"""Mark unfinished output, so that leftovers of a killed process can be told from a running one's files.
+"""Mark unfinished output, so that leftovers of a killed process can be distinguished from output still being written.
 
-The mark is a file that a process keeps locked while it works; the system unlocks it however the process ends.
+The mark is a file that the process keeps locked while it works; the system releases the lock however the process ends.
 """
 
 import glob
@@ -22,7 +22,7 @@ MARK = ".unfinished"
 def marked(folder: Path) -> Iterator[None]:
     """Mark a folder as unfinished within the block."""
     lock = FileLock(folder / MARK)
-    with suppress(NotImplementedError, OSError):  # a file system without locks, where nothing counts as abandoned
+    with suppress(NotImplementedError, OSError):  # no locks on this file system: nothing counts as abandoned
         lock.acquire(timeout=0)
     try:
         yield
@@ -32,7 +32,7 @@ def marked(folder: Path) -> Iterator[None]:
 
 
 def is_abandoned(folder: Path) -> bool:
-    """Whether a folder was left unfinished by a process that has exited."""
+    """Whether a folder was left unfinished by a process that is no longer running."""
     if not (folder / MARK).is_file():
         return False
     lock = FileLock(folder / MARK)
@@ -41,13 +41,13 @@ def is_abandoned(folder: Path) -> bool:
     except (Timeout, OSError, NotImplementedError):
         return False
     lock.release()
-    (folder / MARK).touch()  # where a lock that is released removes its file
+    (folder / MARK).touch()  # some platforms remove the file when the lock is released
     return True
 
 
 @contextmanager
 def folder_beside(file: Path) -> Iterator[Path]:
-    """A hidden folder next to a file for its temporary content; removes those of killed processes."""
+    """A temporary hidden folder next to a file; also removes those left by killed processes."""
     prefix = f".{file.name}."
     for folder in file.parent.glob(f"{glob.escape(prefix)}*"):
         if is_abandoned(folder):
@@ -57,12 +57,11 @@ def folder_beside(file: Path) -> Iterator[Path]:
 
 
 def check_fillable(option: str, path: Path, parts: Collection[str]) -> None:
-    """Refuse, before any work, a folder that `filling` cannot fill.
+    """Check before any work that `filling` can use a folder.
 
     Raises:
-        ConfigError: it has something in it that an interrupted command did not leave, or is no folder, or is called
-            like a file.
-        EnvironmentFault: it cannot be written.
+        ConfigError: it has other content than an interrupted command's, is not a folder, or is named like a file.
+        EnvironmentFault: it is not writable.
     """
     if not is_abandoned(path):
         check_new_folder(option, path)
@@ -76,15 +75,15 @@ def check_fillable(option: str, path: Path, parts: Collection[str]) -> None:
 
 @contextmanager
 def filling(folder: Path, parts: Collection[str]) -> Iterator[None]:
-    """Fill a folder accepted by `check_fillable`, atomically; leftovers of a killed process are removed first.
+    """Create the content of a folder within the block; on an error it is removed, as are leftovers of a killed process.
 
     Args:
-        parts: names that the block writes in the folder.
+        parts: names of the files and folders that the block creates.
 
     Raises:
-        EnvironmentFault: the folder cannot be made.
+        EnvironmentFault: the folder cannot be created.
     """
-    made = not folder.exists()
+    is_new = not folder.exists()
     if is_abandoned(folder):
         _remove(folder, parts)
     try:
@@ -94,10 +93,10 @@ def filling(folder: Path, parts: Collection[str]) -> Iterator[None]:
     try:
         with marked(folder):
             yield
-    except BaseException:  # signals, too
+    except BaseException:  # including signals
         _remove(folder, parts)
-        if made:
-            with suppress(OSError):  # another process has put something there
+        if is_new:
+            with suppress(OSError):  # not empty: another process has written to it
                 folder.rmdir()
         raise
 

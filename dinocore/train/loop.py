@@ -19,7 +19,7 @@ from .failures.classify import check_shared_memory, deterministic
 from .failures.guard import guarded_step
 from .failures.recovery import halve_micro_batch, handle_out_of_memory, reset_after_failure, roll_back
 from .optim import lr_factor, set_lr
-from .run.checkpoint_folder import room_warning
+from .run.checkpoint_folder import disk_space_warning
 from .run.metrics_log import MetricsLog, MetricsLogger, NoLogger
 from .run.report import ReportFile
 from .run.sinks import sinks
@@ -52,7 +52,7 @@ def train(context: RunContext, state: TrainState) -> Iterator[Event]:
         yield from map(Warned, logger.problems())
         if warning := check_shared_memory(config, num_workers(config.data)):
             yield Warned(warning)
-        if context.group.main and (warning := room_warning(context.folder, expected_size(state))):
+        if context.group.main and (warning := disk_space_warning(context.folder, expected_size(state))):
             yield Warned(warning)
         if not context.data.val.trainable(0).any():
             yield Warned(NO_OBJECTS_TO_EVALUATE.format(context.data.val.file))

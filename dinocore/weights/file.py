@@ -24,7 +24,7 @@ from .shipped import SHIPPED
 from .untrusted import CHECKSUM, checksum, read_safetensors, without_prefixes
 
 SCHEMA = 1
-UNJUDGED = 0.3  # the threshold of weights that were never evaluated
+DEFAULT_THRESHOLD = 0.3  # the threshold of weights that were never evaluated
 
 
 class Weights(NamedTuple):
@@ -60,7 +60,7 @@ def least_scores(
     categories: Sequence[Category], overall: float | None, by_class: Mapping[str, float] | None = None
 ) -> list[float]:
     """The lowest score shown for each class: its own, else the overall one, else 0.3."""
-    usual = UNJUDGED if overall is None else overall
+    usual = DEFAULT_THRESHOLD if overall is None else overall
     return [(by_class or {}).get(name, usual) for name in table_names(categories)]
 
 

@@ -24,18 +24,18 @@ def settings() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> Path:
+def image_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     write_sample_data(folder, num_images=10, seed=3, size=(96, 72))
     return folder
 
 
 @pytest.fixture(scope="session")
-def run_folder(tmp_path_factory, settings, pictures) -> Path:
+def run_folder(tmp_path_factory, settings, image_folder) -> Path:
     """A finished run of one epoch."""
     root = tmp_path_factory.mktemp("project")
     before, here = sys.argv, Path.cwd()
-    sys.argv = ["dino", "train", "--preset", "r50-4scale", "--data", str(pictures), "--epochs", "1",
+    sys.argv = ["dino", "train", "--preset", "r50-4scale", "--data", str(image_folder), "--epochs", "1",
                 "--batch-size", "4", "--output-dir", str(root / "runs" / "first"), *settings]  # fmt: skip
     try:
         with pytest.raises(SystemExit, match="0"):

@@ -26,12 +26,12 @@ def smaller(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_trains_a_step_and_predicts(preset, dino, reduced, pictures, smaller):
+def test_a_preset_trains_a_step_and_predicts(preset, dino, reduced, image_folder, smaller):
     few = ["--epochs", 1, "--batch-size", 8, "--output-dir", "run"]
-    done = dino("train", "--preset", preset, "--data", pictures, *few, *reduced)
+    done = dino("train", "--preset", preset, "--data", image_folder, *few, *reduced)
     assert done.code == 0, done.err
-    picture = next((pictures / "val2017").iterdir())
-    found = dino("predict", picture, "--weights", "run", "--threshold", "0", "--json")
+    image_file = next((image_folder / "val2017").iterdir())
+    found = dino("predict", image_file, "--weights", "run", "--threshold", "0", "--json")
     assert found.code == 0, found.err
     assert json.loads(found.out)[0]["detections"]
 

@@ -116,11 +116,11 @@ WHOLE_FOR_INFO = {"not finite", "another shape", "a tensor missing"}  # these fa
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_file_is_refused_by_every_command(kind, dino, pictures, tmp_path):
+def test_a_bad_file_is_refused_by_every_command(kind, dino, image_folder, tmp_path):
     content = BAD[kind]()
     (tmp_path / "bad.file").write_bytes(content)
-    picture = next((pictures / "val2017").iterdir())
-    places = {"FILE": "bad.file", "PICTURE": str(picture), "FOLDER": str(pictures)}
+    image_file = next((image_folder / "val2017").iterdir())
+    places = {"FILE": "bad.file", "PICTURE": str(image_file), "FOLDER": str(image_folder)}
     for name, command in COMMANDS.items():
         if name == "info" and kind in WHOLE_FOR_INFO:
             continue
@@ -147,8 +147,8 @@ def test_a_file_that_holds_no_weights_is_named_as_what_it_is(kind, named, dino, 
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_what_cannot_be_read_and_what_is_no_file(name, dino, pictures, tmp_path, monkeypatch):
-    places = {"PICTURE": str(next((pictures / "val2017").iterdir())), "FOLDER": str(pictures)}
+def test_what_cannot_be_read_and_what_is_no_file(name, dino, image_folder, tmp_path, monkeypatch):
+    places = {"PICTURE": str(next((image_folder / "val2017").iterdir())), "FOLDER": str(image_folder)}
     command = [places.get(part, part) for part in COMMANDS[name]]
     (tmp_path / "folder").mkdir()
     for file in ("folder", "none.safetensors", "folder/none.pth"):
@@ -164,6 +164,6 @@ def test_what_cannot_be_read_and_what_is_no_file(name, dino, pictures, tmp_path,
 
     monkeypatch.setattr(Path, "open", refuse)
     result = dino(*["locked" if part == "FILE" else part for part in command])
-    said = "error[ENVIRONMENT]: the weights locked cannot be read: Permission denied\n"
-    assert result.code == 5 and result.err == said
+    message = "error[ENVIRONMENT]: the weights locked cannot be read: Permission denied\n"
+    assert result.code == 5 and result.err == message
     assert sorted(os.listdir(tmp_path)) == ["folder", "locked"]

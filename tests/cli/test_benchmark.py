@@ -59,7 +59,7 @@ def test_compiling_without_a_compiler_says_what_is_missing(monkeypatch):
 
 
 def test_a_training_step_is_measured_where_the_compiled_form_cannot_run(dino, settings, monkeypatch):
-    monkeypatch.setattr(dispatch, "_broken", set())
+    monkeypatch.setattr(dispatch, "_failed_devices", set())
     monkeypatch.setitem(sys.modules, "dinocore.model.ops.numba.cpu", None)  # its import fails
     monkeypatch.delattr("dinocore.model.ops.numba.cpu", raising=False)
     with pytest.warns(UserWarning, match="slow deformable attention on cpu"):
@@ -133,7 +133,7 @@ def test_a_profile_is_written_and_its_operations_listed(dino, settings, tmp_path
     pytest.importorskip("numba")
     found = json.loads(dino("benchmark", *FAST, *settings, "--profile", "new/trace.json", "--json").out)
     assert "traceEvents" in json.loads((tmp_path / "new" / "trace.json").read_text())
-    assert any("sample_around" in operation["name"] for operation in found["operations"])
+    assert any("sample_fused" in operation["name"] for operation in found["operations"])
 
 
 @pytest.mark.parametrize(

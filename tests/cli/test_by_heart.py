@@ -37,11 +37,11 @@ def renumber(content: dict, ids: dict[str, int], shuffled: bool) -> None:
     """Other ids for classes; where `shuffled`, also for images, and no list in the order of its ids."""
     heading = {"supercategory": "cells"} if "cells" in ids else {}
     content["categories"] = [{"id": i, "name": name, **heading} for name, i in ids.items()]
-    pictures = {row["id"]: 1000 - 7 * row["id"] if shuffled else row["id"] for row in content["images"]}
+    image_folder = {row["id"]: 1000 - 7 * row["id"] if shuffled else row["id"] for row in content["images"]}
     for row in content["images"]:
-        row["id"] = pictures[row["id"]]
+        row["id"] = image_folder[row["id"]]
     for row in content["annotations"]:
-        row.update(image_id=pictures[row["image_id"]], category_id=ids[DRAWN[row["category_id"]]])
+        row.update(image_id=image_folder[row["image_id"]], category_id=ids[DRAWN[row["category_id"]]])
     if shuffled:
         content["images"].reverse()
         content["annotations"].sort(
@@ -83,27 +83,27 @@ def answers_in_ids_of(dino, tmp_path):
 
     def check(weights: Path, folder: Path, file: Path) -> None:
         content = json.loads(file.read_text())
-        asked = ["--weights", weights, "--data", folder, "--split", "train", "--out", "r.json", "--json"]
-        result = dino("eval", *asked)
+        requested = ["--weights", weights, "--data", folder, "--split", "train", "--out", "r.json", "--json"]
+        result = dino("eval", *requested)
         assert result.code == 0 and json.loads(result.out)["AP"] >= 0.95, result
         found = json.loads((tmp_path / "r.json").read_text())
-        wanted = {(row["image_id"], row["category_id"]) for row in content["annotations"]}
-        assert {(d["image_id"], d["category_id"]) for d in found if d["score"] >= 0.5} == wanted
+        expected = {(row["image_id"], row["category_id"]) for row in content["annotations"]}
+        assert {(d["image_id"], d["category_id"]) for d in found if d["score"] >= 0.5} == expected
         names = {row["id"]: row["name"] for row in content["categories"]}
         assert "cells" not in {names[d["category_id"]] for d in found}, "a heading is no class"
-        pictures = {row["file_name"]: row["id"] for row in content["images"]}
+        image_folder = {row["file_name"]: row["id"] for row in content["images"]}
         predicted = dino("predict", folder, "--weights", weights, "--threshold", 0.5, "--json")
         items = json.loads(predicted.out)
         assert all(names[d["category_id"]] == d["label"] for item in items for d in item["detections"])
-        assert wanted == {
-            (pictures[Path(item["file"]).name], d["category_id"]) for item in items for d in item["detections"]
+        assert expected == {
+            (image_folder[Path(item["file"]).name], d["category_id"]) for item in items for d in item["detections"]
         }
 
     return check
 
 
 @pytest.mark.slow
-def test_images_are_learned_by_heart_and_answered_in_the_ids_of_any_file(learn, answers_in_ids_of, tmp_path):
+def test_training_images_are_memorised_and_detected_with_the_ids_of_any_file(learn, answers_in_ids_of, tmp_path):
     folder = tmp_path / "unused, gaps, roboflow"
     file = make(folder, folder.name)
     by_heart = load_weights(learn(folder, tmp_path / "run", 84))

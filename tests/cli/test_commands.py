@@ -25,8 +25,8 @@ PICTURE = "val2017/smear_000008.jpg"
 
 
 @pytest.fixture
-def picture(pictures):
-    return next((pictures / "val2017").iterdir())
+def image_file(image_folder):
+    return next((image_folder / "val2017").iterdir())
 
 
 # train -----------------------------------------------------------------------------------------------------------
@@ -43,7 +43,7 @@ def test_resume_auto_of_a_finished_run_has_nothing_left_to_do(dino, run_folder):
     assert result.code == 0 and "done in" in result.err
 
 
-def test_resume_goes_on_with_more_epochs(dino, run_folder, tmp_path):
+def test_resume_continues_with_more_epochs(dino, run_folder, tmp_path):
     copy = tmp_path / "again"
     shutil.copytree(run_folder, copy)
     result = dino("train", "--resume", copy / "checkpoints" / "step-00000002", "--epochs", "2")
@@ -94,24 +94,24 @@ def test_a_cut_checkpoint_is_refused_by_name(dino, run_folder, tmp_path):
         (["--config", "nowhere.toml"], 2, "nowhere.toml"),
     ],
 )
-def test_wrong_arguments_of_train_are_one_line_and_leave_nothing(dino, tmp_path, pictures, arguments, code, says):
-    given = arguments if "--data" in arguments else ["--data", pictures, *arguments]
+def test_wrong_arguments_of_train_are_one_line_and_leave_nothing(dino, tmp_path, image_folder, arguments, code, says):
+    given = arguments if "--data" in arguments else ["--data", image_folder, *arguments]
     result = dino("train", "--output-dir", "new", *given)
     assert result.code == code, result.err
     assert says in result.err and "Traceback" not in result.err and result.out == ""
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_not_empty_is_refused_and_left_alone(dino, tmp_path, pictures, settings):
+def test_a_folder_that_is_not_empty_is_refused_and_left_alone(dino, tmp_path, image_folder, settings):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    result = dino("train", "--data", pictures, "--output-dir", "mine", *settings)
+    result = dino("train", "--data", image_folder, "--output-dir", "mine", *settings)
     assert result.code == 2 and "--resume auto" in result.err and "--overwrite" in result.err
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
-def test_an_annotation_of_an_unknown_picture_is_found_before_the_first_step(dino, pictures, tmp_path, settings):
-    shutil.copytree(pictures, tmp_path / "data")
+def test_an_annotation_of_an_unknown_image_is_found_before_the_first_step(dino, image_folder, tmp_path, settings):
+    shutil.copytree(image_folder, tmp_path / "data")
     file = tmp_path / "data" / "annotations" / "instances_train2017.json"
     content = json.loads(file.read_text())
     content["annotations"][0]["image_id"] = 777
@@ -123,12 +123,12 @@ def test_an_annotation_of_an_unknown_picture_is_found_before_the_first_step(dino
 # predict ---------------------------------------------------------------------------------------------------------
 
 
-def test_predict_writes_the_promised_json(dino, run_folder, picture, tmp_path):
-    result = dino("predict", picture, "--weights", run_folder, "--out", "new/boxes.json", "--threshold", "0")
+def test_predict_writes_the_promised_json(dino, run_folder, image_file, tmp_path):
+    result = dino("predict", image_file, "--weights", run_folder, "--out", "new/boxes.json", "--threshold", "0")
     assert result.code == 0 and result.out == ""
     (found,) = json.loads((tmp_path / "new" / "boxes.json").read_text())
     assert list(found) == ["file", "width", "height", "detections"]
-    assert (found["file"], found["width"], found["height"]) == (str(picture), 96, 72)
+    assert (found["file"], found["width"], found["height"]) == (str(image_file), 96, 72)
     assert list(found["detections"][0]) == ["label", "category_id", "score", "box_xyxy"]
     scores = [d["score"] for d in found["detections"]]
     assert scores == sorted(scores, reverse=True) and len(scores) == 36
@@ -138,15 +138,15 @@ def test_predict_writes_the_promised_json(dino, run_folder, picture, tmp_path):
     )
 
 
-def test_the_newest_run_is_used_and_said(dino, run_folder, picture, monkeypatch):
+def test_the_newest_run_is_used_and_reported(dino, run_folder, image_file, monkeypatch):
     monkeypatch.chdir(run_folder.parents[1])
-    result = dino("predict", picture, "--json", "--threshold", "1")
+    result = dino("predict", image_file, "--json", "--threshold", "1")
     assert "the newest run" in result.err
     assert json.loads(result.out)[0]["detections"] == []
 
 
-def test_a_bad_picture_costs_only_itself(dino, run_folder, pictures, tmp_path):
-    shutil.copytree(pictures / "val2017", tmp_path / "many")
+def test_a_bad_image_does_not_affect_the_others(dino, run_folder, image_folder, tmp_path):
+    shutil.copytree(image_folder / "val2017", tmp_path / "many")
     (tmp_path / "many" / "bad.jpg").write_bytes(b"no image")
     (tmp_path / "many" / "notes.txt").write_text("not an image")
     result = dino("predict", "many", "--weights", run_folder, "--out", "boxes.json", "--save-images", "drawn")
@@ -157,20 +157,20 @@ def test_a_bad_picture_costs_only_itself(dino, run_folder, pictures, tmp_path):
 
 
 @pytest.mark.parametrize("entry", ["config", "categories", "facts", "schema"])
-def test_weights_with_damaged_metadata_are_refused(dino, run_folder, picture, tmp_path, entry):
+def test_weights_with_damaged_metadata_are_refused(dino, run_folder, image_file, tmp_path, entry):
     content = (run_folder / "best.safetensors").read_bytes()
     start = content.index(f'"{entry}":"'.encode()) + len(entry) + 4
     (tmp_path / "damaged.safetensors").write_bytes(content[:start] + b"?" + content[start + 1 :])
-    result = dino("predict", picture, "--weights", "damaged.safetensors")
+    result = dino("predict", image_file, "--weights", "damaged.safetensors")
     assert result.code == 4 and f"its `{entry}` cannot be read" in result.err
 
 
-def test_an_unknown_precision_is_refused(dino, run_folder, picture):
-    result = dino("predict", picture, "--weights", run_folder, "--amp", "fp8")
+def test_an_unknown_precision_is_refused(dino, run_folder, image_file):
+    result = dino("predict", image_file, "--weights", run_folder, "--amp", "fp8")
     assert result.code == 2 and "choose auto, off, bf16, fp16" in result.err
 
 
-def test_a_reader_that_leaves_early_is_no_failure(dino, run_folder, picture, monkeypatch):
+def test_a_reader_that_exits_early_is_not_an_error(dino, run_folder, image_file, monkeypatch):
     import sys
 
     from dinocli import console
@@ -181,15 +181,15 @@ def test_a_reader_that_leaves_early_is_no_failure(dino, run_folder, picture, mon
     monkeypatch.setattr(console.stdout, "_file", SimpleNamespace(write=leave, flush=lambda: None, isatty=lambda: False))
     monkeypatch.setattr("os.dup2", lambda *_: None)
     monkeypatch.setattr(sys.stdout, "fileno", lambda: 1, raising=False)
-    assert dino("predict", picture, "--weights", run_folder).code == 0
+    assert dino("predict", image_file, "--weights", run_folder).code == 0
 
 
-def test_globs_and_names_on_standard_input(dino, run_folder, pictures, monkeypatch):
+def test_globs_and_names_on_standard_input(dino, run_folder, image_folder, monkeypatch):
     import io
     import sys
 
-    by_glob = dino("predict", f"{pictures}/val2017/*.jpg", "--weights", run_folder, "--json")
-    files = sorted((pictures / "val2017").iterdir())
+    by_glob = dino("predict", f"{image_folder}/val2017/*.jpg", "--weights", run_folder, "--json")
+    files = sorted((image_folder / "val2017").iterdir())
     names = "\n".join(map(str, files)).encode()
     for content, expected in ((names, 2), (files[0].read_bytes(), 1)):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
@@ -198,11 +198,11 @@ def test_globs_and_names_on_standard_input(dino, run_folder, pictures, monkeypat
         assert found[0]["detections"] == json.loads(by_glob.out)[0]["detections"]
 
 
-def test_every_format_says_the_same(dino, run_folder, picture, tmp_path):
+def test_every_format_has_the_same_content(dino, run_folder, image_file, tmp_path):
     for kind, out in (("json", "a.json"), ("coco", "b.json"), ("csv", "c.csv"), ("yolo", "d"), ("labelme", "e")):
         result = dino(
             "predict",
-            picture,
+            image_file,
             "--weights",
             run_folder,
             "--format",
@@ -221,16 +221,16 @@ def test_every_format_says_the_same(dino, run_folder, picture, tmp_path):
     assert [a["bbox"][:2] for a in coco] == [d["box_xyxy"][:2] for d in ours]
     with (tmp_path / "c.csv").open() as file:
         assert [float(row["score"]) for row in csv.DictReader(file)] == [d["score"] for d in ours]
-    line = (tmp_path / "d" / f"{picture.stem}.txt").read_text().splitlines()[0].split()
+    line = (tmp_path / "d" / f"{image_file.stem}.txt").read_text().splitlines()[0].split()
     center = [(ours[0]["box_xyxy"][i] + ours[0]["box_xyxy"][i + 2]) / 2 / side for i, side in ((0, 96), (1, 72))]
     assert [float(x) for x in line[1:3]] == pytest.approx(center, abs=1e-5)
-    labelme = json.loads((tmp_path / "e" / f"{picture.stem}.json").read_text())
+    labelme = json.loads((tmp_path / "e" / f"{image_file.stem}.json").read_text())
     assert [shape["label"] for shape in labelme["shapes"]] == [d["label"] for d in ours]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_an_interrupted_folder_leaves_what_was_found_and_resume_looks_at_the_rest(
-    dino, pictures, run_folder, monkeypatch, number
+def test_an_interrupted_prediction_keeps_its_results_and_resume_does_the_rest(
+    dino, image_folder, run_folder, monkeypatch, number
 ):
     read, seen = image_stream.read_image, []
 
@@ -241,28 +241,28 @@ def test_an_interrupted_folder_leaves_what_was_found_and_resume_looks_at_the_res
         return read(path, config)
 
     monkeypatch.setattr(image_stream, "read_image", reading)
-    asked = ("predict", pictures / "train2017", "--weights", run_folder, "--out", "boxes.json")
-    result = dino(*asked)
+    requested = ("predict", image_folder / "train2017", "--weights", run_folder, "--out", "boxes.json")
+    result = dino(*requested)
     assert result.code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number] and "--resume" in result.err
     assert "interrupted after 3 of 8 images" in result.err and len(json.loads(Path("boxes.json").read_text())) == 3
     assert Path(".boxes.json.resume").is_file()
-    result = dino(*asked, "--resume")
+    result = dino(*requested, "--resume")
     assert result.code == 0 and "boxes.json has 3 of 8 images" in result.err
     assert len(seen) == len(set(seen)) == 8, "each is looked at once"
     assert not Path(".boxes.json.resume").exists(), "it is whole"
     resumed = Path("boxes.json").read_text()
-    assert dino(*asked).code == 0 and Path("boxes.json").read_text() == resumed, "as without an interrupt"
+    assert dino(*requested).code == 0 and Path("boxes.json").read_text() == resumed, "as without an interrupt"
 
 
-def test_what_is_not_ours_is_not_resumed(dino, picture):
+def test_foreign_files_are_not_resumed(dino, image_file):
     Path("boxes.json").write_text('[{"file": 7}]')
-    result = dino("predict", picture, "--out", "boxes.json", "--resume")
+    result = dino("predict", image_file, "--out", "boxes.json", "--resume")
     assert result.code == 3 and "error[DATA-RESULTS]" in result.err
-    assert dino("predict", picture, "--out", "boxes.csv", "--format", "csv", "--resume").code == 2
-    assert dino("predict", picture, "--resume").code == 2
+    assert dino("predict", image_file, "--out", "boxes.csv", "--format", "csv", "--resume").code == 2
+    assert dino("predict", image_file, "--resume").code == 2
 
 
-def test_a_single_bad_picture_keeps_its_code_and_place(dino):
+def test_a_single_bad_image_keeps_its_code_and_place(dino):
     Path("empty.jpg").write_text("")
     for name, code in (("empty.jpg", "DATA-IMAGE-FORMAT"), ("gone.jpg", "DATA-IMAGE-MISSING")):
         result = dino("predict", name, "--json")
@@ -270,10 +270,10 @@ def test_a_single_bad_picture_keeps_its_code_and_place(dino):
         assert result.code == 3 and (error["code"], error["where"]) == (code, name) and error["fix"]
 
 
-def test_what_systems_leave_in_a_folder_of_photographs_is_not_looked_at(dino, run_folder, picture, tmp_path):
+def test_system_files_in_a_folder_of_photographs_are_skipped(dino, run_folder, image_file, tmp_path):
     for name in ("a.jpg", "._a.jpg", ".thumbnails/a.jpg", "@eaDir/a.jpg/SYNOPHOTO_THUMB_S.jpg", "__MACOSX/._a.jpg"):
         (tmp_path / "usb" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(picture, tmp_path / "usb" / name)
+        shutil.copy(image_file, tmp_path / "usb" / name)
     result = dino("predict", "usb", "--weights", run_folder, "--json")
     assert result.code == 0, result.err
     assert [item["file"] for item in json.loads(result.out)] == ["usb/a.jpg"] and "skipped" not in result.err
@@ -293,8 +293,8 @@ def test_what_systems_leave_in_a_folder_of_photographs_is_not_looked_at(dino, ru
         (["PICTURE", "--threshold", "2"], 2, "threshold"),
     ],
 )
-def test_wrong_arguments_of_predict(dino, picture, tmp_path, arguments, code, says):
-    result = dino("predict", *(picture if a == "PICTURE" else a for a in arguments))
+def test_wrong_arguments_of_predict(dino, image_file, tmp_path, arguments, code, says):
+    result = dino("predict", *(image_file if a == "PICTURE" else a for a in arguments))
     assert result.code == code and says in result.err, result.err
     assert result.out == "" and list(tmp_path.iterdir()) == []
 
@@ -322,7 +322,7 @@ def test_in_a_run_of_another_length_drops_move_where_the_rate_has_any(schedule, 
     assert with_moved_drops(recipe.replace("train.epochs", 4), recipe, request).train.lr_drop_epochs == drops
 
 
-def test_drops_of_a_rate_that_has_none_are_said_to_change_nothing(dino):
+def test_drops_of_a_rate_that_has_none_are_reported_to_change_nothing(dino):
     settings = ("train.lr_drop_epochs=[3]", "data.path='none'")  # the warning comes before the data is looked for
     changed = [part for setting in settings for part in ("--set", setting)]
     for schedule, warned in (("cosine", True), ("step", False)):
@@ -335,17 +335,17 @@ def test_a_setting_that_has_two_values_is_refused(dino, tmp_path):
     assert result.code == 2 and "`train.epochs` is set twice" in result.err and list(tmp_path.iterdir()) == []
 
 
-def test_a_video_is_told_how_to_become_pictures(dino, tmp_path):
+def test_a_video_that_cannot_be_opened_is_refused_with_a_command_to_extract_frames(dino, tmp_path):
     (tmp_path / "a.mp4").write_bytes(bytes(64))
     assert "ffmpeg -i a.mp4" in dino("predict", "a.mp4").err
 
 
-def test_memory_that_does_not_suffice_is_exit_5(dino):
+def test_out_of_memory_exits_with_5(dino):
     result = dino("benchmark", "--size", "9999999x9999999")
     assert result.code == 5 and "out of memory" in result.err and "Traceback" not in result.err
 
 
-def test_pictures_that_the_disk_cannot_hold_are_not_begun(dino, tmp_path):
+def test_images_that_the_disk_cannot_hold_are_not_started(dino, tmp_path):
     result = dino("sample-data", "many", "-n", "999999999999")
     assert result.code == 5 and "GB left" in result.err and list(tmp_path.iterdir()) == []
 
@@ -366,60 +366,60 @@ def test_a_kernel_that_is_compiled_is_announced_once(dino, monkeypatch, capsys):
 
     from dinocore.model.ops.numba import kernels
 
-    monkeypatch.setattr(kernels.ANNOUNCER, "warned", False)
+    monkeypatch.setattr(kernels.COMPILE_ANNOUNCER, "warned", False)
     dino("presets", "tiny")  # from here on the log is heard
-    heard = []
+    messages = []
     for module in ("another", "dinocore.mine", "dinocore.mine"):
         exec("def double(x):\n    return 2 * x", place := {"__name__": module})
         njit(place["double"])(1)
-        heard.append(capsys.readouterr().err.count("compiling deformable attention"))
-    assert heard == [0, 1, 0]
+        messages.append(capsys.readouterr().err.count("compiling deformable attention"))
+    assert messages == [0, 1, 0]
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\x00" * 64])
-def test_a_file_that_is_no_weights_is_exit_4(dino, picture, tmp_path, content):
+def test_a_file_that_is_no_weights_is_exit_4(dino, image_file, tmp_path, content):
     (tmp_path / "w.safetensors").write_bytes(content)
-    result = dino("predict", picture, "--weights", "w.safetensors")
+    result = dino("predict", image_file, "--weights", "w.safetensors")
     assert result.code == 4 and "w.safetensors" in result.err
 
 
-def test_weights_that_are_not_finite_are_refused(dino, picture, run_folder, tmp_path):
+def test_weights_that_are_not_finite_are_refused(dino, image_file, run_folder, tmp_path):
     from dinocore.weights.file import load_weights, save_weights
 
     weights = load_weights(run_folder / "best.safetensors")
     weights.tensors["tokenizer.level_embed"][0, 0] = torch.nan
     save_weights(tmp_path / "w.safetensors", weights.tensors, weights.config, weights.categories, {})
-    result = dino("predict", picture, "--weights", "w.safetensors")
+    result = dino("predict", image_file, "--weights", "w.safetensors")
     assert result.code == 4 and "tokenizer.level_embed" in result.err
 
 
 # eval ------------------------------------------------------------------------------------------------------------
 
 
-def test_eval_gives_the_twelve_numbers_in_json_and_as_a_table(dino, run_folder, pictures, tmp_path):
+def test_eval_gives_the_twelve_numbers_in_json_and_as_a_table(dino, run_folder, image_folder, tmp_path):
     answer = json.loads(dino("eval", "--weights", run_folder, "--json", "--out", "results.json").out)
     twelve = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
     assert [key for key in answer if key in twelve] == twelve
     assert list(answer["classes"]) == ["RBC", "WBC", "Platelets"]
     assert {r["category_id"] for r in json.loads((tmp_path / "results.json").read_text())} <= {1, 2, 3}
-    table = dino("eval", "--weights", run_folder, "--data", pictures).out
+    table = dino("eval", "--weights", run_folder, "--data", image_folder).out
     assert f"{answer['AP50']:.4f}" in table and "Platelets" in table
 
 
-def test_eval_equals_pycocotools_on_the_files_themselves(dino, run_folder, pictures, tmp_path, capsys):
+def test_eval_equals_pycocotools_on_the_files_themselves(dino, run_folder, image_folder, tmp_path, capsys):
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     answer = json.loads(dino("eval", "--weights", run_folder, "--json", "--out", "results.json").out)
-    truth = COCO(str(pictures / "annotations" / "instances_val2017.json"))
+    truth = COCO(str(image_folder / "annotations" / "instances_val2017.json"))
     judge = COCOeval(truth, truth.loadRes(str(tmp_path / "results.json")), "bbox")
     judge.evaluate(), judge.accumulate(), judge.summarize()
     capsys.readouterr()
     assert [answer[key] for key in ("AP", "AP50", "AR100", "ARl")] == [judge.stats[i] for i in (0, 1, 8, 11)]
 
 
-def test_eval_names_the_backend_and_takes_another(dino, run_folder, pictures):
-    arguments = ("eval", "--weights", run_folder, "--data", pictures)
+def test_eval_names_the_backend_and_takes_another(dino, run_folder, image_folder):
+    arguments = ("eval", "--weights", run_folder, "--data", image_folder)
     fast = json.loads(dino(*arguments, "--json").out)
     slow = json.loads(dino(*arguments, "--json", "--set", "eval.backend=pycocotools").out)
     assert (fast.pop("backend"), slow.pop("backend")) == ("hotcoco", "pycocotools") and fast == slow
@@ -428,12 +428,12 @@ def test_eval_names_the_backend_and_takes_another(dino, run_folder, pictures):
     assert json.loads(evaluation)["backend"] == "hotcoco"
 
 
-def test_a_backend_that_is_missing_is_said_before_the_work(dino, run_folder, pictures, tmp_path, monkeypatch):
+def test_a_backend_that_is_missing_is_reported_before_the_work(dino, run_folder, image_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "hotcoco", None)
-    asked = ("--data", pictures, "--set", "eval.backend=hotcoco")
+    requested = ("--data", image_folder, "--set", "eval.backend=hotcoco")
     train = ("train", "--preset", "tiny", "--output-dir", tmp_path / "run")
     for command in (("eval", "--weights", run_folder), train):
-        result = dino(*command, *asked)
+        result = dino(*command, *requested)
         assert result.code == 5 and install_line("fast").replace(" ", "") in "".join(result.err.split())
     assert not (tmp_path / "run").exists()
 
@@ -443,14 +443,14 @@ def test_eval_changes_no_setting_of_the_model(dino, run_folder):
     assert result.code == 2 and "only settings of data and eval can" in result.err.replace("\n", " ")
 
 
-def test_eval_counts_a_bad_picture_and_goes_on(dino, run_folder, pictures, tmp_path):
-    shutil.copytree(pictures, tmp_path / "data")
+def test_eval_counts_a_bad_image_and_continues(dino, run_folder, image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "data")
     next((tmp_path / "data" / "val2017").iterdir()).write_bytes(b"broken")
     result = dino("eval", "--weights", run_folder, "--data", "data", "--json")
     assert result.code == 7 and len(json.loads(result.out)["failed"]) == 1
 
 
-def test_eval_of_unknown_classes_is_said(dino, run_folder, tmp_path):
+def test_eval_of_unknown_classes_is_reported(dino, run_folder, tmp_path):
     (tmp_path / "data").mkdir()
     Image.new("RGB", (32, 32)).save(tmp_path / "data" / "a.png")
     content = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 44, "name": "cat"}],
@@ -460,24 +460,28 @@ def test_eval_of_unknown_classes_is_said(dino, run_folder, tmp_path):
     assert result.code == 3 and "RBC" in result.err
 
 
-def test_eval_judges_a_file_of_results_as_the_model_that_wrote_it_and_compares(dino, run_folder, pictures):
+def test_eval_evaluates_a_file_of_results_as_the_model_that_wrote_it_and_compares(dino, run_folder, image_folder):
     model = json.loads(dino("eval", "--weights", run_folder, "--json", "--out", "r.json", "--bootstrap", 20).out)
-    result = dino("eval", "--results", "r.json", "--data", pictures, "--json", "--report", "r.html", "--bootstrap", 20)
+    result = dino(
+        "eval", "--results", "r.json", "--data", image_folder, "--json", "--report", "r.html", "--bootstrap", 20
+    )
     file = json.loads(result.out)
     assert {"weights", "measured"} == model.keys() - file.keys() and all(
         model[key] == file[key] for key in ("AP", "tide", "worst")
     )
     assert "Predictions and annotations" in Path("r.html").read_text()
-    asked = ("eval", "--compare", "r.json", run_folder, "--data", pictures, "--bootstrap", 20)
-    compared = json.loads(dino(*asked, "--json", "--report", "c.html").out)
+    requested = ("eval", "--compare", "r.json", run_folder, "--data", image_folder, "--bootstrap", 20)
+    compared = json.loads(dino(*requested, "--json", "--report", "c.html").out)
     assert "Precision and recall, IoU 0.50" in Path("c.html").read_text()
     assert {key: compared["sides"]["b"][key] for key in ("AP", "tide")} == {key: model[key] for key in ("AP", "tide")}
     assert compared["summary"]["AP"] == {"a": model["AP"], "b": model["AP"], "change": 0, "interval": [0, 0]}
-    assert "B - A" in dino(*asked).out
+    assert "B - A" in dino(*requested).out
 
 
-def test_results_are_written_with_the_ids_of_the_data_that_they_are_judged_by(dino, run_folder, pictures, tmp_path):
-    data = Path(shutil.copytree(pictures, tmp_path / "other"))
+def test_results_are_written_with_the_ids_of_the_data_that_they_are_evaluated_by(
+    dino, run_folder, image_folder, tmp_path
+):
+    data = Path(shutil.copytree(image_folder, tmp_path / "other"))
     for file in data.glob("annotations/*.json"):
         document = json.loads(file.read_text())
         ids = [row["id"] for row in document["categories"]]
@@ -493,11 +497,11 @@ def test_results_are_written_with_the_ids_of_the_data_that_they_are_judged_by(di
     assert model["AP"] == file["AP"] == json.loads(dino("eval", "--weights", run_folder, "--json").out)["AP"]
 
 
-def test_models_of_the_same_classes_under_other_ids_are_compared_by_name(dino, run_folder, pictures):
+def test_models_of_the_same_classes_under_other_ids_are_compared_by_name(dino, run_folder, image_folder):
     weights = load_weights(run_folder / "best.safetensors")
     renumbered = [Category(category.id + 100, category.name) for category in weights.categories]
     save_weights(Path("other.safetensors"), weights.tensors, weights.config, renumbered, weights.facts)
-    arguments = ("--data", pictures, "--bootstrap", 0, "--json")
+    arguments = ("--data", image_folder, "--bootstrap", 0, "--json")
     compared = json.loads(dino("eval", "--compare", run_folder, "other.safetensors", *arguments).out)
     score = json.loads(dino("eval", "--weights", run_folder, *arguments).out)["AP"]
     assert compared["summary"]["AP"] == {"a": score, "b": score, "change": 0, "interval": None}
@@ -506,7 +510,7 @@ def test_models_of_the_same_classes_under_other_ids_are_compared_by_name(dino, r
 
 
 @pytest.mark.parametrize(
-    "content, arguments, code, said",
+    "content, arguments, code, message",
     [
         (None, ["--data", "DATA"], 3, "cannot be read"),
         ('[{"image_id": 1}]', ["--data", "DATA"], 3, "it lacks `category_id`, `bbox`, `score`"),
@@ -525,14 +529,14 @@ def test_models_of_the_same_classes_under_other_ids_are_compared_by_name(dino, r
         ("[]", ["--data", "DATA", "--report", "."], 2, "is a folder"),
     ],
 )
-def test_results_that_cannot_be_judged_are_refused_in_a_line(dino, pictures, content, arguments, code, said):
+def test_results_that_cannot_be_evaluated_are_refused_in_a_line(dino, image_folder, content, arguments, code, message):
     if content is not None:
         Path("r.json").write_text(content)
-    result = dino("eval", "--results", "r.json", *(pictures if part == "DATA" else part for part in arguments))
-    assert result.code == code and said in result.err.replace("\n", " ") and "Traceback" not in result.err
+    result = dino("eval", "--results", "r.json", *(image_folder if part == "DATA" else part for part in arguments))
+    assert result.code == code and message in result.err.replace("\n", " ") and "Traceback" not in result.err
 
 
-def test_results_of_two_ids_of_one_name_are_judged_as_one_class(dino, tmp_path):
+def test_results_of_two_ids_of_one_name_are_evaluated_as_one_class(dino, tmp_path):
     (tmp_path / "data").mkdir()
     Image.new("RGB", (32, 32)).save(tmp_path / "data" / "a.png")
     boxes = {1: [1, 1, 9, 9], 2: [15, 15, 9, 9]}
@@ -548,15 +552,15 @@ def test_results_of_two_ids_of_one_name_are_judged_as_one_class(dino, tmp_path):
     assert result.code == 3 and "category_id 4" in result.err.replace("\n", " ")
 
 
-def test_results_of_unknown_ids_and_with_nan_are_refused_with_counts(dino, pictures):
+def test_results_of_unknown_ids_and_with_nan_are_refused_with_counts(dino, image_folder):
     """Ids from 0 where the file has them from 1 are nearly all known, and would be judged without a word."""
     row = {"image_id": 9, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 0.5}
-    known = json.loads((pictures / "annotations" / "instances_val2017.json").read_text())["images"][0]["id"]
+    known = json.loads((image_folder / "annotations" / "instances_val2017.json").read_text())["images"][0]["id"]
     good = row | {"image_id": known}
 
     def judge(rows, *more):
         Path("r.json").write_text(json.dumps(rows))
-        return dino("eval", "--results", "r.json", "--data", pictures, "--bootstrap", 0, "--json", *more)
+        return dino("eval", "--results", "r.json", "--data", image_folder, "--bootstrap", 0, "--json", *more)
 
     result = judge([good, good | {"category_id": 0}, good | {"category_id": 4}, good | {"image_id": 987}])
     error = json.loads(result.out)["error"]
@@ -573,14 +577,14 @@ def test_results_of_unknown_ids_and_with_nan_are_refused_with_counts(dino, pictu
 # inspect-proposals, presets, sample-data ---------------------------------------------------------------------------
 
 
-def test_proposals_are_the_models_own(dino, run_folder, picture, pictures, tmp_path):
+def test_proposals_are_the_models_own(dino, run_folder, image_file, image_folder, tmp_path):
     from dinocore import load_detector
 
-    arguments = ["inspect-proposals", picture, "--weights", run_folder, "--amp", "off", "--json", "--top", "100"]
-    answer = json.loads(dino(*arguments, "--data", pictures, "--out", "p.png").out)
+    arguments = ["inspect-proposals", image_file, "--weights", run_folder, "--amp", "off", "--json", "--top", "100"]
+    answer = json.loads(dino(*arguments, "--data", image_folder, "--out", "p.png").out)
     rows = answer["pictures"][0]["proposals"]
     detector = load_detector(run_folder / "best.safetensors", amp="off")
-    output = detector.forward(detector.batch(picture))
+    output = detector.forward(detector.batch(image_file))
     assert [row["level"] for row in rows] == output.proposals.level[0].tolist()
     scores = output.proposals.logits[0].sigmoid().amax(-1).tolist()
     assert [row["score"] for row in rows] == pytest.approx(scores, abs=1e-5)
@@ -591,26 +595,26 @@ def test_proposals_are_the_models_own(dino, run_folder, picture, pictures, tmp_p
 
 
 @pytest.mark.parametrize("view", ["scores", "layers"])
-def test_other_views_of_proposals_and_the_report(dino, run_folder, picture, pictures, tmp_path, view):
-    arguments = ["inspect-proposals", picture, "--weights", run_folder, "--data", pictures, "--view", view]
+def test_other_views_of_proposals_and_the_report(dino, run_folder, image_file, image_folder, tmp_path, view):
+    arguments = ["inspect-proposals", image_file, "--weights", run_folder, "--data", image_folder, "--view", view]
     result = dino(*arguments, "--out", "p.png", "--report", "p.html")
     assert result.code == 0 and "fraction of objects covered" in result.out and "layer 1" in result.out
     assert (tmp_path / "p.html").read_text().count("data:image") == 3
     assert dino(*arguments[:-1], "nonsense").code == 2
 
 
-def test_a_bad_picture_costs_the_proposals_of_the_others_nothing(dino, run_folder, picture, tmp_path):
+def test_a_bad_image_does_not_affect_the_proposals_of_the_others(dino, run_folder, image_file, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"no image")
-    result = dino("inspect-proposals", "bad.jpg", picture, "--weights", run_folder, "--top", "2", "--json")
+    result = dino("inspect-proposals", "bad.jpg", image_file, "--weights", run_folder, "--top", "2", "--json")
     assert result.code == 7 and "bad.jpg" in result.err
-    assert [found["file"] for found in json.loads(result.out)["pictures"]] == [str(picture)]
+    assert [found["file"] for found in json.loads(result.out)["pictures"]] == [str(image_file)]
     assert dino("inspect-proposals", "bad.jpg", "--weights", run_folder).code == 3
 
 
-def test_proposals_without_a_first_stage_are_refused(dino, pictures, settings, tmp_path, picture):
-    arguments = ["--preset", "r50-4scale", "--data", pictures, "--epochs", "1", "--batch-size", "8"]
+def test_proposals_without_a_first_stage_are_refused(dino, image_folder, settings, tmp_path, image_file):
+    arguments = ["--preset", "r50-4scale", "--data", image_folder, "--epochs", "1", "--batch-size", "8"]
     assert dino("train", *arguments, *settings, "--set", "model.queries=static", "--output-dir", "s").code == 0
-    result = dino("inspect-proposals", picture, "--weights", "s")
+    result = dino("inspect-proposals", image_file, "--weights", "s")
     assert result.code == 2 and "static" in result.err
 
 

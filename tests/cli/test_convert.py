@@ -56,15 +56,15 @@ def saved(official, tmp_path):
     return save
 
 
-def test_a_file_of_official_dino_becomes_ours_and_finds_objects(official, saved, dino, pictures):
+def test_a_file_of_official_dino_becomes_ours_and_finds_objects(official, saved, dino, image_folder):
     result = dino("convert", saved(), "--out", "new/ours.safetensors", "--preset", official[1])
     assert result.code == 0, result.err
     assert "IDEA-Research/DINO" in result.out and "dropped" in result.out and "args" in result.out
     weights = load_weights(_here("new/ours.safetensors"))
     assert weights.config.model.num_classes == 91 and weights.categories[18].name == "dog"
     assert weights.facts["converted_from"]["codebase"] == "official" and weights.facts["converted_from"]["epoch"] == 11
-    picture = next((pictures / "val2017").iterdir())
-    found = dino("predict", picture, "--weights", "new/ours.safetensors", "--threshold", "0", "--json")
+    image_file = next((image_folder / "val2017").iterdir())
+    found = dino("predict", image_file, "--weights", "new/ours.safetensors", "--threshold", "0", "--json")
     assert found.code == 0, found.err
     detections = json.loads(found.out)[0]["detections"]
     assert detections and all(0 <= d["category_id"] <= 90 for d in detections)
@@ -134,14 +134,14 @@ def test_weights_that_do_not_name_their_classes_are_used_by_number(tmp_path):
 
 
 @pytest.mark.slow
-def test_classes_without_names_are_numbered_and_that_is_said(official, dino, pictures):
+def test_classes_without_names_are_numbered_and_that_is_reported(official, dino, image_folder):
     config = load_config(official[1], ["model.num_classes=18"])
     torch.save({"model": official_state(build_model(config.model).state_dict(), config.model)}, "bare.pth")
     result = dino("convert", "bare.pth", "--out", "bare.safetensors", "--preset", official[1])
     assert result.code == 0 and "no class names; the classes are called class_0 to class_17" in " ".join(
         result.out.split()
     )
-    result = dino("predict", pictures / "val2017", "--weights", "bare.safetensors", "--json", "--threshold", 0)
+    result = dino("predict", image_folder / "val2017", "--weights", "bare.safetensors", "--json", "--threshold", 0)
     labels = {found["label"] for found in json.loads(result.out)[0]["detections"]}
     assert labels and labels <= {f"class_{k}" for k in range(18)}
     assert "warning: bare.safetensors: the file has no class names" in result.err
@@ -158,8 +158,8 @@ def test_the_position_encoding_that_a_file_tells_is_used(official, dino, monkeyp
     done = convert_file(_here("told.pth"), ConversionRequest())
     assert done.weights.config.model.position_temperature == 50
     assert any("position_temperature = 50" in note for note in done.notes)
-    asked = convert_file(_here("told.pth"), ConversionRequest(preset=str(official[1])))
-    assert asked.weights.config.model.position_temperature == 20, "what is asked for counts"
+    requested = convert_file(_here("told.pth"), ConversionRequest(preset=str(official[1])))
+    assert requested.weights.config.model.position_temperature == 20, "what is asked for counts"
 
 
 def test_more_classes_than_rows_of_the_label_embedding_are_refused(official, dino, tmp_path):

@@ -23,8 +23,8 @@ def edit(folder: Path, change) -> None:
 
 
 @pytest.fixture
-def mine(pictures, tmp_path) -> Path:
-    return Path(shutil.copytree(pictures, tmp_path / "mine"))
+def mine(image_folder, tmp_path) -> Path:
+    return Path(shutil.copytree(image_folder, tmp_path / "mine"))
 
 
 def test_check_data_ends_with_0_and_says_what_it_saw(dino, mine):
@@ -68,14 +68,14 @@ def test_an_option_without_its_value_names_the_help_of_its_command(dino):
         assert result.code == 2 and result.err.rstrip().endswith(f"; dino {words[0]} --help"), result.err
 
 
-def test_names_that_command_a_terminal_are_shown_and_not_obeyed(dino, mine):
+def test_control_characters_in_names_are_escaped(dino, mine):
     edit(mine, lambda d: d["categories"][0].update(name="\x1b]0;pwned\x07RBC"))
     result = dino("check-data", mine)
     assert r"'\x1b]0;pwned\x07RBC' -> ]0;pwned RBC" in " ".join(result.out.split())
     assert not {"\x1b", "\x07"} & set(result.out + result.err)
 
 
-def test_an_address_is_refused_and_nothing_downloaded(dino):
+def test_a_url_is_refused_and_nothing_is_downloaded(dino):
     result = dino("predict", "https://example.org/a.jpg")
     assert result.code == 5 and "error[DATA-URL]" in result.err
 
@@ -145,11 +145,11 @@ def test_a_bomb_is_refused_with_little_memory_and_a_link_out_is_not_opened(mine,
     rows = zlib.compress(bytes(30000 * 3751), 9)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
     assert len(bomb) < 200_000
-    pictures = sorted((mine / "train2017").iterdir())
-    pictures[0].write_bytes(bomb)
-    pictures[1].unlink()
+    image_folder = sorted((mine / "train2017").iterdir())
+    image_folder[0].write_bytes(bomb)
+    image_folder[1].unlink()
     os.mkfifo(tmp_path / "canary")
-    pictures[1].symlink_to(tmp_path / "canary")
+    image_folder[1].symlink_to(tmp_path / "canary")
     peak = "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss"
     code = f"import resource, sys; from dinocli import app\ntry: app.main()\nfinally: print({peak}, file=sys.stderr)"
     imports = f"import dinocli.commands.check_data, resource; print({peak})"

@@ -17,7 +17,7 @@ class Judged(Exception):
     """Where this test has seen enough."""
 
 
-def test_both_are_detected_before_rank_0_judges_alone(monkeypatch):
+def test_both_are_detected_before_rank_0_evaluates_alone(monkeypatch):
     request = evaluate.EvalRequest(None, "val", None, None, 10, "cpu", "off", [], False)
     order = []
 

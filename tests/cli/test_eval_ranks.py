@@ -20,11 +20,11 @@ from dinocore.stream.slices import Slicing
 
 
 @pytest.fixture
-def opened(run_folder, pictures):
+def opened(run_folder, image_folder):
     """The detector of a run, and the images it was trained on."""
     torch.set_num_threads(1)
     detector = load_detector(run_folder, amp="off")
-    return detector, open_split(DataConfig(path=str(pictures)), "train", detector.categories)
+    return detector, open_split(DataConfig(path=str(image_folder)), "train", detector.categories)
 
 
 @pytest.mark.parametrize("slicing", [None, Slicing(48, 0.2)])
@@ -64,16 +64,30 @@ def test_a_rank_that_fails_ends_all_and_rank_0_says_why(on_ranks, opened, monkey
     assert isinstance(errors[1], PeerFailed) and errors[1].exit_code == errors[0].exit_code
 
 
-def test_ranks_are_refused_where_nothing_is_looked_at(dino, pictures):
+def test_ranks_are_refused_where_nothing_is_processed(dino, image_folder):
     Path("r.json").write_text("[]")
-    result = dino("eval", "--results", "r.json", "--data", pictures, "--gpus", 2)
+    result = dino("eval", "--results", "r.json", "--data", image_folder, "--gpus", 2)
     assert result.code == 2 and "drop --gpus" in result.err
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sliced", [[], ["--slice", "48"]])
-def test_two_ranks_of_the_command_and_of_torchrun_give_what_one_process_gives(run_folder, pictures, tmp_path, sliced):
-    given = ["eval", "--weights", run_folder, "--data", pictures, "--split", "train", "--device", "cpu", "--amp", "off"]
+def test_two_ranks_of_the_command_and_of_torchrun_give_what_one_process_gives(
+    run_folder, image_folder, tmp_path, sliced
+):
+    given = [
+        "eval",
+        "--weights",
+        run_folder,
+        "--data",
+        image_folder,
+        "--split",
+        "train",
+        "--device",
+        "cpu",
+        "--amp",
+        "off",
+    ]
     given = [*map(str, given), "--bootstrap", "50", *sliced]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 

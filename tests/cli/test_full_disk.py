@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dinocli.console import StdoutFault, tell_errors_of_stdout
+from dinocli.console import StdoutFault, check_stdout
 from dinocore.data.synthetic.sample import write_sample_data
 from dinocore.errors import EnvironmentFault
 
@@ -42,7 +42,7 @@ def test_an_error_of_stdout_is_known_as_its_own_however_much_is_written(monkeypa
     stream = io.TextIOWrapper(io.BufferedWriter(disk), "utf-8")
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "__stdout__", stream)
-    tell_errors_of_stdout()
+    check_stdout()
     with pytest.raises(StdoutFault, match="No space left"):
         sys.stdout.write("x" * length)
         sys.stdout.flush()
@@ -72,7 +72,7 @@ def test_a_data_set_on_a_read_only_disk_is_refused_at_the_start(dino, monkeypatc
     assert done.code == 5 and "new cannot be written: Read-only file system" in done.err and "space" not in done.err
 
 
-def test_little_room_is_said_in_megabytes(dino, monkeypatch):
+def test_little_room_is_reported_in_megabytes(dino, monkeypatch):
     monkeypatch.setattr("dinocore.data.synthetic.sample.shutil.disk_usage", lambda _: SimpleNamespace(free=2.4e6))
     assert (
         "200 images need 2.5 MB or more, and" in (done := dino("sample-data", "new").err) and "has 2.4 MB left" in done
@@ -81,7 +81,7 @@ def test_little_room_is_said_in_megabytes(dino, monkeypatch):
 
 @pytest.mark.parametrize("out", ["boxes.json", "boxes.jsonl", "boxes.csv"])
 def test_what_was_found_before_a_drawing_could_not_be_written_is_kept_and_counted(
-    dino, run_folder, pictures, monkeypatch, out
+    dino, run_folder, image_folder, monkeypatch, out
 ):
     room = iter(range(2))
 
@@ -90,11 +90,13 @@ def test_what_was_found_before_a_drawing_could_not_be_written_is_kept_and_counte
             raise EnvironmentFault(f"{path} cannot be written: No space left on device")
 
     monkeypatch.setattr("dinocli.commands.predict.drawing.write_atomically", write)
-    done = dino("predict", pictures, "--weights", run_folder, "--save-images", "drawn", "--out", out, "--threshold", 0)
+    done = dino(
+        "predict", image_folder, "--weights", run_folder, "--save-images", "drawn", "--out", out, "--threshold", 0
+    )
     assert done.code == 5 and f"{out} has 2 of 10 images, those before this error" in done.err
     assert Path(out).stat().st_size > 100
     resume = ["--resume"] if "json" in out else []
-    again = dino("predict", pictures, "--weights", run_folder, "--out", out, "--threshold", 0, *resume)
+    again = dino("predict", image_folder, "--weights", run_folder, "--out", out, "--threshold", 0, *resume)
     assert again.code == 0, again.err
 
 
@@ -102,9 +104,9 @@ def full_disk(*_):
     raise EnvironmentFault("boxes.json cannot be written: No space left on device")
 
 
-def test_what_was_found_is_shown_where_it_cannot_be_written(dino, run_folder, pictures, monkeypatch):
+def test_what_was_found_is_shown_where_it_cannot_be_written(dino, run_folder, image_folder, monkeypatch):
     monkeypatch.setattr("dinocore.detections_io.write_found", full_disk)
-    command = ("predict", pictures / "val2017", "--weights", run_folder, "--threshold", 0, "--out", "boxes.json")
+    command = ("predict", image_folder / "val2017", "--weights", run_folder, "--threshold", 0, "--out", "boxes.json")
     done = dino(*command)
     assert done.code == 5 and "boxes.json cannot be written" in done.err and "smear_000009.jpg" in done.out
     done = dino(*command, "--json")

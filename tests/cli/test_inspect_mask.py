@@ -77,12 +77,12 @@ def test_the_flag_is_stronger_than_the_setting(inspect_mask):
     assert json.loads(result.out)["num_groups"] == 2
 
 
-def test_out_writes_a_picture_and_makes_the_folder(inspect_mask, tmp_path):
+def test_out_writes_an_image_and_makes_the_folder(inspect_mask, tmp_path):
     target = tmp_path / "new" / "mask.png"
     result = inspect_mask("--dn-groups", 5, "--out", target)
     assert result.code == 0 and "wrote" in result.err and "group 0" in result.out
-    with Image.open(target) as picture:
-        assert picture.format == "PNG" and min(picture.size) > 1000
+    with Image.open(target) as image_file:
+        assert image_file.format == "PNG" and min(image_file.size) > 1000
     assert [path.name for path in target.parent.iterdir()] == ["mask.png"]
 
 
@@ -98,7 +98,7 @@ def test_nothing_to_block_is_an_answer(inspect_mask, arguments):
     assert "0 of 900 x 900 pairs: 0.00%" in result.out
 
 
-def test_objects_left_out_by_the_bound_are_told(inspect_mask):
+def test_objects_left_out_by_the_bound_are_reported(inspect_mask):
     result = inspect_mask("--num-gt", 150, "--json")
     assert "image 0 has 150 objects and 100 of them take part" in result.err and "num_pairs" in result.err
     assert json.loads(result.out)["images"][0]["taking_part"] == 100
@@ -124,7 +124,7 @@ def test_wrong_numbers_and_names_are_usage_errors(inspect_mask, arguments, reaso
     assert "Traceback" not in result.err
 
 
-def test_out_that_cannot_be_a_picture_is_refused_before_anything_is_drawn(inspect_mask, tmp_path):
+def test_out_that_cannot_be_an_image_is_refused_before_anything_is_drawn(inspect_mask, tmp_path):
     folder = inspect_mask("--out", tmp_path)
     assert folder.code == 2 and "is a folder" in folder.err and folder.out == ""
     suffix = inspect_mask("--out", tmp_path / "mask.jpg")
@@ -149,7 +149,7 @@ def test_a_stdout_that_takes_ascii_only_gets_plain_characters(inspect_mask, monk
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_colours_only_where_somebody_watches(inspect_mask, monkeypatch, terminal):
+def test_colours_are_used_only_in_a_terminal(inspect_mask, monkeypatch, terminal):
     shown = Console(highlight=False, soft_wrap=True, force_terminal=terminal, color_system="auto", width=80,
                     _environ={"TERM": "xterm-256color"})  # fmt: skip
     monkeypatch.setattr(console, "stdout", shown)
@@ -174,12 +174,12 @@ def test_a_query_is_explained_instead_of_the_drawing(inspect_mask):
 
 
 @pytest.mark.parametrize(("name", "start"), [("mask.svg", "<svg"), ("mask.html", "<!doctype html>")])
-def test_out_is_told_by_its_suffix(inspect_mask, tmp_path, name, start):
+def test_out_is_recognised_by_its_suffix(inspect_mask, tmp_path, name, start):
     assert inspect_mask("--dn-groups", 2, "--out", tmp_path / name).code == 0
     assert (tmp_path / name).read_text().startswith(start)
 
 
-def test_the_mask_of_real_pictures(inspect_mask, make_coco, tmp_path):
+def test_the_mask_of_real_images(inspect_mask, make_coco, tmp_path):
     """0007.png has a disc and a ring, 0009.png one disc."""
     make_coco()
     arguments = ["--preset", "tiny", "--data", tmp_path, "--dn-groups", 2, "--query", 1]

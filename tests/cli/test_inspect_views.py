@@ -14,9 +14,18 @@ def width(path):
         return figure.width
 
 
-def test_matching_of_a_run_with_its_checkpoints(dino, run_folder, pictures, tmp_path):
+def test_matching_of_a_run_with_its_checkpoints(dino, run_folder, image_folder, tmp_path):
     result = dino(
-        "inspect-matching", "--data", pictures, "--run", run_folder, "--out", "m.png", "--report", "m.html", "--json"
+        "inspect-matching",
+        "--data",
+        image_folder,
+        "--run",
+        run_folder,
+        "--out",
+        "m.png",
+        "--report",
+        "m.html",
+        "--json",
     )
     assert result.code == 0, result.err
     answer = json.loads(result.out)
@@ -27,22 +36,22 @@ def test_matching_of_a_run_with_its_checkpoints(dino, run_folder, pictures, tmp_
     page = (tmp_path / "m.html").read_text()
     assert all(f'data-v="{one["iou"]}"' in page for one in answer["stages"][-1]["answers"])
     assert all(f'data-v="{one["probability"]}"' in page for one in answer["denoising"])
-    table = dino("inspect-matching", "--data", pictures, "--weights", run_folder)
+    table = dino("inspect-matching", "--data", image_folder, "--weights", run_folder)
     assert table.code == 0
     assert "must answer" in table.out and "no object" in table.out
 
 
-def test_attention_of_a_query_and_of_a_pixel(dino, run_folder, pictures, tmp_path):
-    picture = next((pictures / "val2017").iterdir())
+def test_attention_of_a_query_and_of_a_pixel(dino, run_folder, image_folder, tmp_path):
+    image_file = next((image_folder / "val2017").iterdir())
     outputs = ("--out", "a.png", "--report", "a.html", "--json")
-    result = dino("inspect-attention", picture, "--weights", run_folder, "--query", 3, *outputs)
+    result = dino("inspect-attention", image_file, "--weights", run_folder, "--query", 3, *outputs)
     answer = json.loads(result.out)
     assert (answer["part"], answer["index"], len(answer["heads"])) == ("decoder", 3, 4)
     assert answer["error"] < 1e-4
     assert width(tmp_path / "a.png") > 1000
     page = (tmp_path / "a.html").read_text()
     assert all(f'data-v="{point["weight"]}"' in page for head in answer["heads"] for point in head)
-    result = dino("inspect-attention", picture, "--weights", run_folder, "--at", "10,20", "--head", 1)
+    result = dino("inspect-attention", image_file, "--weights", run_folder, "--at", "10,20", "--head", 1)
     assert result.code == 0
     assert "encoder layer 0" in result.out
 
@@ -68,44 +77,44 @@ def test_bad_arguments_are_refused_before_the_work(dino, arguments, code):
     assert (result.code, result.out) == (code, "")
 
 
-def test_a_picture_that_is_not_in_the_data(dino, run_folder, pictures):
-    result = dino("inspect-matching", "other.jpg", "--data", pictures, "--weights", run_folder)
+def test_an_image_that_is_not_in_the_data(dino, run_folder, image_folder):
+    result = dino("inspect-matching", "other.jpg", "--data", image_folder, "--weights", run_folder)
     assert result.code == 3
     assert "other.jpg" in result.err
 
 
 @pytest.mark.slow
-def test_without_data_it_is_the_data_that_the_weights_were_trained_with(dino, run_folder, pictures, tmp_path):
-    first = json.loads(dino("inspect-matching", "--data", pictures, "--weights", run_folder, "--json").out)
+def test_without_data_it_is_the_data_that_the_weights_were_trained_with(dino, run_folder, image_folder, tmp_path):
+    first = json.loads(dino("inspect-matching", "--data", image_folder, "--weights", run_folder, "--json").out)
     own = dino("inspect-matching", "--weights", run_folder, "--json")
     assert json.loads(own.out) == first and "the data these weights were trained with" in own.err.replace("\n", " ")
-    name = sorted((pictures / "val2017").iterdir())[-1].name
+    name = sorted((image_folder / "val2017").iterdir())[-1].name
     assert json.loads(dino("inspect-matching", name, "--weights", run_folder, "--json").out)["file"].endswith(name)
 
     looked = json.loads(dino("inspect-attention", "--weights", run_folder, "--json").out)
-    assert looked["file"].startswith(str(pictures / "val2017"))
+    assert looked["file"].startswith(str(image_folder / "val2017"))
 
-    inside = pictures / "val2017" / name
+    inside = image_folder / "val2017" / name
     judged = json.loads(dino("inspect-proposals", inside, "--weights", run_folder, "--json").out)
     assert judged["judged"] == 1 and judged["recall"]
     (tmp_path / name).write_bytes(inside.read_bytes())
     outside = json.loads(dino("inspect-proposals", name, "--weights", run_folder, "--json").out)
     assert outside["judged"] == 0, "another file of the same name"
     whole = json.loads(dino("inspect-proposals", "--weights", run_folder, "--json").out)
-    assert whole["judged"] == len(whole["pictures"]) == len(list((pictures / "val2017").iterdir()))
+    assert whole["judged"] == len(whole["pictures"]) == len(list((image_folder / "val2017").iterdir()))
 
     assert dino("inspect-mask", "--weights", run_folder, "--images", inside, "--json").code == 0
 
 
-def test_data_that_has_moved_is_said_and_drawn_pictures_are_only_for_weights_without_data(dino, run_folder, tmp_path):
+def test_data_that_has_moved_is_reported_and_drawn_images_are_only_for_weights_without_data(dino, run_folder, tmp_path):
     from dinocore.weights.file import load_weights, save_weights
 
     content = load_weights(run_folder / "best.safetensors")
-    for path, code, said in (("/gone", 3, "give --data DIR"), ("", 0, "images that dino draws")):
+    for path, code, message in (("/gone", 3, "give --data DIR"), ("", 0, "images that dino draws")):
         config = content.config.model_copy(update={"data": content.config.data.model_copy(update={"path": path})})
         save_weights(tmp_path / "moved.safetensors", content.tensors, config, content.categories, {})
         result = dino("inspect-matching", "--weights", "moved.safetensors")
-        assert result.code == code and said in result.err.replace("\n", " ")
+        assert result.code == code and message in result.err.replace("\n", " ")
         result = dino("inspect-attention", "--weights", "moved.safetensors")
         assert result.code == code and "--data" not in result.err
         assert "give an image: dino inspect-attention img.jpg" in result.err.replace("\n", " ")

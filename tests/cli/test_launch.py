@@ -19,7 +19,7 @@ from dinocli.launch import _exit_code
         ({0: -15, 1: -15}, 5, "rank 0 was killed by SIGTERM"),
     ],
 )
-def test_the_rank_that_failed_is_told_from_those_that_were_ended_for_it(codes, expected, message, capsys):
+def test_the_rank_that_failed_is_distinguished_from_those_that_were_ended_for_it(codes, expected, message, capsys):
     failures = {rank: SimpleNamespace(exitcode=code, timestamp=rank) for rank, code in codes.items()}
     assert _exit_code(failures) == expected
     printed = capsys.readouterr().err

@@ -77,18 +77,18 @@ def test_memory_is_flat_over_5000_images_of_different_sizes(weights, tmp_path):
         pixels = np.full((height, width, 3), rng.integers(0, 256, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "many" / f"{k:04d}.png", compress_level=1)
     given = ("many", "--weights", weights, "--device", "cpu", "--amp", "off", "--threshold", "0", "--out", "b.jsonl")
-    samples, code, said = memory_by_lines(start(tmp_path, *given), tmp_path / "b.jsonl")
+    samples, code, message = memory_by_lines(start(tmp_path, *given), tmp_path / "b.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
-    assert code == 0 and [row["file"] for row in rows] == [f"many/{k:04d}.png" for k in range(5000)], said
+    assert code == 0 and [row["file"] for row in rows] == [f"many/{k:04d}.png" for k in range(5000)], message
     assert len({(row["width"], row["height"]) for row in rows}) > 2000
     print(f"5,000 images: {max(mb for _, mb in samples):.0f} MB, growth {growth(samples, 5000):.1f} MB")
     assert growth(samples, 5000) < 25
 
 
-def test_memory_is_flat_over_a_film_of_2000_frames(weights, tmp_path):
+def test_memory_is_flat_over_a_video_of_2000_frames(weights, tmp_path):
     av = pytest.importorskip("av")
     pytest.importorskip("trackers")
-    with av.open(str(tmp_path / "film.mp4"), "w") as container:
+    with av.open(str(tmp_path / "video.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for k in range(2000):
@@ -96,18 +96,18 @@ def test_memory_is_flat_over_a_film_of_2000_frames(weights, tmp_path):
             pixels[10:20, k % 54 : k % 54 + 10] = 250
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
-    given = ("film.mp4", "--weights", weights, "--device", "cpu", "--amp", "off", "--threshold", "0.01", "--track",
+    given = ("video.mp4", "--weights", weights, "--device", "cpu", "--amp", "off", "--threshold", "0.01", "--track",
              "--save-video", "out.mp4", "--out", "b.jsonl")  # fmt: skip
-    samples, code, said = memory_by_lines(start(tmp_path, *given), tmp_path / "b.jsonl")
+    samples, code, message = memory_by_lines(start(tmp_path, *given), tmp_path / "b.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
-    assert code == 0 and [row["frame"] for row in rows] == list(range(2000)), said
+    assert code == 0 and [row["frame"] for row in rows] == list(range(2000)), message
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == 2000
     print(f"2,000 frames: {max(mb for _, mb in samples):.0f} MB, growth {growth(samples, 2000):.1f} MB")
     assert growth(samples, 2000) < 25
 
 
-def test_two_ranks_that_are_killed_go_on_with_three_and_of_10000_images_none_is_missing_or_twice(
+def test_two_ranks_that_are_killed_continue_with_three_and_of_10000_images_none_is_missing_or_twice(
     dino, weights, tmp_path
 ):
     count, rng = 10_000, np.random.default_rng(0)

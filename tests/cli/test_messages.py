@@ -32,9 +32,9 @@ def test_weights_that_are_missing_are_told_before_torch_is_imported(tmp_path):
     assert "the weights yolo.pt: this file does not exist; `dino weights` lists" in " ".join(done.stderr.split())
 
 
-def test_a_file_that_is_no_weights_is_called_that(dino, tmp_path, pictures):
+def test_a_file_that_is_not_a_weights_file_is_named_as_such(dino, tmp_path, image_folder):
     (tmp_path / "yolo11n.pt").write_bytes(b"not a checkpoint at all")
-    result = dino("predict", pictures / "val2017", "--weights", "yolo11n.pt")
+    result = dino("predict", image_folder / "val2017", "--weights", "yolo11n.pt")
     assert result.code == 4 and "is not a weights file (safetensors or PyTorch)" in result.err
 
 
@@ -60,20 +60,20 @@ def test_a_list_of_files_in_the_place_of_an_image_is_explained(dino):
     assert "if it is a list of files, one per line: dino predict - < images.txt" in result.err
 
 
-def test_what_was_written_is_said_with_one_verb(dino, tmp_path, pictures):
+def test_what_was_written_is_reported_with_one_verb(dino, tmp_path, image_folder):
     made = dino("sample-data", "drawn", "--num-images", "3", "--size", "64x64")
     assert re.search(r"^wrote drawn: \d images? to train on and \d to evaluate on; ", made.err, re.M)
-    fixed = dino("check-data", pictures, "--fix", "fixed.json")
+    fixed = dino("check-data", image_folder, "--fix", "fixed.json")
     assert re.search(r"^wrote fixed\.json: \d+ changes? in train, listed in fixed\.json\.log$", fixed.err, re.M)
     assert "most objects per image" in fixed.out
 
 
-def test_data_without_objects_is_said_to_have_nothing_to_judge_by(dino, tmp_path, pictures, run_folder):
-    source = pictures / "annotations" / "instances_val2017.json"
+def test_data_without_objects_is_reported_to_have_nothing_to_judge_by(dino, tmp_path, image_folder, run_folder):
+    source = image_folder / "annotations" / "instances_val2017.json"
     empty = json.loads(source.read_text()) | {"annotations": []}
     for name in ("train2017", "val2017"):
         (tmp_path / "blank" / name).mkdir(parents=True)
-        for image in (pictures / name).iterdir():
+        for image in (image_folder / name).iterdir():
             (tmp_path / "blank" / name / image.name).write_bytes(image.read_bytes())
     (tmp_path / "blank" / "annotations").mkdir()
     train = source.with_name("instances_train2017.json")
@@ -84,12 +84,12 @@ def test_data_without_objects_is_said_to_have_nothing_to_judge_by(dino, tmp_path
     assert re.search(r"^wrote found\.json: \d+ detections?, in COCO's result format$", result.err, re.M)
 
 
-def test_data_with_crowds_alone_is_said_to_have_nothing_to_judge_by(dino, pictures, tmp_path):
+def test_data_with_crowds_alone_is_reported_to_have_nothing_to_judge_by(dino, image_folder, tmp_path):
     (tmp_path / "crowds").mkdir()
-    content = json.loads((pictures / "annotations" / "instances_val2017.json").read_text())
+    content = json.loads((image_folder / "annotations" / "instances_val2017.json").read_text())
     content["annotations"] = [row | {"iscrowd": 1} for row in content["annotations"]]
     (tmp_path / "crowds" / "annotations.json").write_text(json.dumps(content))
-    for image in (pictures / "val2017").iterdir():
+    for image in (image_folder / "val2017").iterdir():
         (tmp_path / "crowds" / image.name).write_bytes(image.read_bytes())
     (tmp_path / "found.json").write_text("[]")
     result = dino("eval", "--results", "found.json", "--data", "crowds", "--split", "train", "--bootstrap", "0")

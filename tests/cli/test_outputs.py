@@ -55,24 +55,24 @@ def test_a_file_to_write_is_neither_a_folder_nor_of_another_kind(command, dino, 
     ],
     ids=" ".join,
 )
-def test_a_folder_to_write_is_not_called_like_a_file(command, dino, pictures, tmp_path):
-    picture = next((pictures / "val2017").iterdir())
-    words = [picture if word == "PICTURE" else word for word in command]
+def test_a_folder_to_write_is_not_called_like_a_file(command, dino, image_folder, tmp_path):
+    image_file = next((image_folder / "val2017").iterdir())
+    words = [image_file if word == "PICTURE" else word for word in command]
     result = dino(*words, tmp_path / "x.txt")
     assert result.code == 2 and "must be a folder of files" in " ".join(result.err.split())
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_per_image_is_written_into_the_folder_one_is_in(dino, pictures, tmp_path):
-    shutil.copy(next((pictures / "val2017").iterdir()), tmp_path / "a.jpg")
+def test_a_file_per_image_is_written_into_the_folder_one_is_in(dino, image_folder, tmp_path):
+    shutil.copy(next((image_folder / "val2017").iterdir()), tmp_path / "a.jpg")
     result = dino("predict", "a.jpg", "--format", "yolo", "--out", ".")
     assert result.code == 0, result.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "a.txt", "classes.txt"]
 
 
-def test_a_suffix_is_not_advised_twice(dino, pictures, tmp_path):
-    picture = next((pictures / "val2017").iterdir())
-    assert "try --out b.csv," in dino("predict", picture, "--format", "csv", "--out", "b.csv.gz").err
+def test_a_suffix_is_not_advised_twice(dino, image_folder, tmp_path):
+    image_file = next((image_folder / "val2017").iterdir())
+    assert "try --out b.csv," in dino("predict", image_file, "--format", "csv", "--out", "b.csv.gz").err
     with pytest.raises(ConfigError, match=r"try --report r\.html$"):
         check_file("--report", type(tmp_path)("r.html.gz"), ".html")
 
@@ -80,15 +80,15 @@ def test_a_suffix_is_not_advised_twice(dino, pictures, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "label"), [("yolo", "PICTURE.txt"), ("yolo", "classes.txt"), ("labelme", "PICTURE.json")]
 )
-def test_labels_beside_the_images_are_not_overwritten(dino, pictures, tmp_path, kind, label):
-    picture = shutil.copy(next((pictures / "val2017").iterdir()), tmp_path)
-    mine = tmp_path / label.replace("PICTURE", Path(picture).stem)
+def test_labels_beside_the_images_are_not_overwritten(dino, image_folder, tmp_path, kind, label):
+    image_file = shutil.copy(next((image_folder / "val2017").iterdir()), tmp_path)
+    mine = tmp_path / label.replace("PICTURE", Path(image_file).stem)
     mine.write_text("mine")
-    result = dino("predict", picture, "--format", kind, "--out", ".")
+    result = dino("predict", image_file, "--format", kind, "--out", ".")
     assert result.code == 2 and f"would overwrite {mine.name}" in " ".join(result.err.split())
     assert mine.read_text() == "mine"
     mine.unlink()
-    assert dino("predict", picture, "--format", kind, "--out", ".").code == 0 and mine.is_file()
+    assert dino("predict", image_file, "--format", kind, "--out", ".").code == 0 and mine.is_file()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -104,7 +104,7 @@ def test_a_stdout_that_is_full_is_one_message_and_exit_5(arguments):
     )
 
 
-def test_another_name_than_an_images_own_is_said(dino, run_folder, tmp_path):
+def test_another_name_than_an_images_own_is_reported(dino, run_folder, tmp_path):
     for suffix in ("png", "bmp"):
         Image.new("RGB", (64, 48)).save(tmp_path / f"x.{suffix}")
     folder = ("predict", tmp_path, "--weights", run_folder, "--threshold", "0")

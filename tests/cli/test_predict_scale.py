@@ -1,4 +1,4 @@
-"""`dino predict` at the size of real work: file names, slices, several ranks, films."""
+"""`dino predict` at the size of real work: file names, slices, several ranks, videos."""
 
 import json
 import os
@@ -52,8 +52,8 @@ def small_weights(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def picture(pictures):
-    return sorted((pictures / "val2017").iterdir())[0]
+def image_file(image_folder):
+    return sorted((image_folder / "val2017").iterdir())[0]
 
 
 @pytest.fixture
@@ -77,40 +77,40 @@ def test_results_of_images_of_one_name_do_not_overwrite_one_another(dino, small_
         assert targets == {Path(name).resolve() for name in ("x/a.jpg", "y/a.jpg", "z/a-2.jpg")}
 
 
-def test_an_image_called_classes_keeps_its_yolo_lines_beside_the_list_of_classes():
+def test_an_image_called_classes_does_not_overwrite_yolos_list_of_classes():
     assert output_stems(["q/classes.jpg", "b.jpg", "-"], "yolo") == {
         "q/classes.jpg": "classes-2", "b.jpg": "b", "-": "stdin"
     }  # fmt: skip
     assert set(output_stems(["A.jpg", "b/a.jpg"]).values()) == {"A", "a-2"}, "some file systems see no difference"
 
 
-def test_coco_lists_all_classes_also_where_nothing_is_found(dino, small_weights, picture):
-    given = ("predict", picture, "--weights", small_weights, "--threshold", "1", "--format", "coco")
+def test_coco_lists_all_classes_also_where_nothing_is_found(dino, small_weights, image_file):
+    given = ("predict", image_file, "--weights", small_weights, "--threshold", "1", "--format", "coco")
     assert dino(*given, "--out", "c.json").code == 0
     document = json.loads(Path("c.json").read_text())
     assert [c["name"] for c in document["categories"]] == ["RBC", "WBC", "Platelets"]
     assert document["annotations"] == []
 
 
-def test_without_out_a_folder_called_boxes_is_nobodys_business(dino, small_weights, picture):
+def test_without_out_a_folder_called_boxes_does_not_matter(dino, small_weights, image_file):
     Path("boxes").mkdir()
-    assert dino("predict", picture, "--weights", small_weights).code == 0
+    assert dino("predict", image_file, "--weights", small_weights).code == 0
 
 
 @pytest.mark.parametrize("out, kind", [("a.xyz", "auto"), ("a.jpg", "auto"), ("a.csv", "json"), ("a.json", "csv")])
-def test_an_out_of_another_format_is_refused_with_what_to_type(dino, picture, tmp_path, out, kind):
-    result = dino("predict", picture, "--out", out, "--format", kind)
+def test_an_out_of_another_format_is_refused_with_what_to_type(dino, image_file, tmp_path, out, kind):
+    result = dino("predict", image_file, "--out", out, "--format", kind)
     assert result.code == 2 and "try --out a." in result.err and list(tmp_path.iterdir()) == []
     assert ("--save-images" in result.err) == (out == "a.jpg")
 
 
-def test_a_dash_is_no_file_to_write(dino, picture):
-    result = dino("predict", picture, "--out", "-")
+def test_a_dash_is_not_an_output_file(dino, image_file):
+    result = dino("predict", image_file, "--out", "-")
     assert result.code == 2 and "--json" in result.err and not Path("-").exists()
 
 
-def test_json_lines_are_chosen_by_the_suffix_and_can_be_resumed(dino, small_weights, pictures):
-    given = ("predict", pictures / "val2017", "--weights", small_weights, "--out")
+def test_json_lines_are_chosen_by_the_suffix_and_can_be_resumed(dino, small_weights, image_folder):
+    given = ("predict", image_folder / "val2017", "--weights", small_weights, "--out")
     assert dino(*given, "a.json").code == 0 and dino(*given, "a.jsonl").code == 0
     lines = Path("a.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == json.loads(Path("a.json").read_text())
@@ -119,9 +119,7 @@ def test_json_lines_are_chosen_by_the_suffix_and_can_be_resumed(dino, small_weig
     assert "has 1 of 2 images" in result.err and Path("a.jsonl").read_text().splitlines() == lines
 
 
-def test_a_piece_of_a_line_that_a_kill_left_is_dropped_and_all_come_in_the_order_of_the_inputs(
-    dino, small_weights, three
-):
+def test_an_incomplete_line_left_by_a_kill_is_dropped_and_results_are_in_input_order(dino, small_weights, three):
     given = ("predict", *three, "--weights", small_weights, "--threshold", "0", "--out", "a.jsonl")
     good = Path("x/a.jpg").read_bytes()
     Path("x/a.jpg").write_bytes(b"bad")
@@ -179,7 +177,7 @@ def test_where_it_is_not_known_what_made_a_file_that_is_resumed_that_is_noted(di
 
 
 @pytest.mark.parametrize("out", ["a.json", "a.jsonl"])
-def test_an_image_that_changed_since_is_looked_at_again(dino, small_weights, three, out):
+def test_an_image_that_changed_since_is_processed_again(dino, small_weights, three, out):
     given = ("predict", *three, "--weights", small_weights, "--threshold", "0", "--out", out)
     assert dino(*given).code == 0
     old = Path(out).read_text()
@@ -232,7 +230,7 @@ def test_resume_does_not_lose_what_was_found_in_images_that_are_not_named_now(di
 
 
 @pytest.mark.parametrize("out", ["a.json", "a.jsonl", None])
-def test_an_image_that_vanishes_before_it_is_drawn_costs_only_itself(dino, small_weights, three, monkeypatch, out):
+def test_an_image_that_vanishes_before_it_is_drawn_only_affects_itself(dino, small_weights, three, monkeypatch, out):
     def draw_first(source, *given):
         if source.parent.name == "y":
             source.unlink()
@@ -262,7 +260,7 @@ def test_names_that_look_like_colours_or_emoji_are_shown_as_they_are(dino, small
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".tif", ".webp"])
-def test_of_a_file_of_several_images_it_is_said_that_only_the_first_is_looked_at(dino, small_weights, suffix):
+def test_of_a_file_of_several_images_it_is_reported_that_only_the_first_is_processed(dino, small_weights, suffix):
     images = [Image.fromarray(draw_smear(5, k, (96, 72))[0]) for k in range(3)]
     images[0].save(f"one{suffix}")
     images[0].save(f"stack{suffix}", save_all=True, append_images=images[1:])
@@ -331,45 +329,45 @@ def test_an_evaluation_says_which_images_shrink_by_much(dino, small_weights, tmp
 
 
 @pytest.mark.parametrize("command", ["predict", "eval"])
-def test_an_overlap_without_slices_is_refused(command, dino, picture):
-    result = dino(command, *([picture] if command == "predict" else []), "--overlap", "0.3")
+def test_an_overlap_without_slices_is_refused(command, dino, image_file):
+    result = dino(command, *([image_file] if command == "predict" else []), "--overlap", "0.3")
     assert result.code == 2 and "add --slice auto" in result.err
 
 
-def test_where_nobody_watches_a_bar_there_are_lines(dino, small_weights, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("dinocli.progress.SAY_EVERY", 0.0)
+def test_without_a_terminal_progress_is_printed_as_lines(dino, small_weights, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("dinocli.progress.SECONDS_PER_LINE", 0.0)
     given = ("--weights", small_weights)
     for word, command in (
-        ("predicting", ("predict", pictures / "val2017", *given, "--out", "a.json")),
-        ("evaluating", ("eval", "--data", pictures, "--bootstrap", "0", *given)),
-        ("decoding train", ("check-data", pictures, "--decode")),
-        ("writing", ("convert-data", pictures, tmp_path / "made", "--to", "yolo")),
+        ("predicting", ("predict", image_folder / "val2017", *given, "--out", "a.json")),
+        ("evaluating", ("eval", "--data", image_folder, "--bootstrap", "0", *given)),
+        ("decoding train", ("check-data", image_folder, "--decode")),
+        ("writing", ("convert-data", image_folder, tmp_path / "made", "--to", "yolo")),
     ):
         result = dino(*command)
         assert re.search(rf"^{word} \d+/\d+", result.err, re.M), (command, result.err)
 
 
-def test_wrong_slices_and_batches_are_refused_before_the_work(dino, picture, tmp_path):
+def test_wrong_slices_and_batches_are_refused_before_the_work(dino, image_file, tmp_path):
     for wrong in (["--slice", "big"], ["--slice", "640", "--overlap", "1"], ["--batch-size", "0"]):
-        result = dino("predict", picture, *wrong)
+        result = dino("predict", image_file, *wrong)
         assert result.code == 2 and wrong[-2] in result.err and list(tmp_path.iterdir()) == []
 
 
-def test_options_of_films_are_refused_for_images(dino, picture):
-    assert "are for video" in dino("predict", picture, "--track").err
+def test_video_options_are_refused_for_images(dino, image_file):
+    assert "are for video" in dino("predict", image_file, "--track").err
 
 
 # several ranks ---------------------------------------------------------------------------------------------------
 
 
-def test_several_ranks_need_an_out(dino, picture, monkeypatch):
+def test_several_ranks_need_an_out(dino, image_file, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    result = dino("predict", picture)
+    result = dino("predict", image_file)
     assert result.code == 2 and "--out boxes.json" in result.err
 
 
-def test_one_rank_of_two_writes_its_parts_and_the_other_merges_all(dino, small_weights, pictures, monkeypatch):
-    given = ("predict", pictures / "train2017", "--weights", small_weights, "--amp", "off", "--conf", "0", "--out")
+def test_one_rank_of_two_writes_its_parts_and_the_other_merges_all(dino, small_weights, image_folder, monkeypatch):
+    given = ("predict", image_folder / "train2017", "--weights", small_weights, "--amp", "off", "--conf", "0", "--out")
     assert dino(*given, "alone.json").code == 0
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
@@ -387,7 +385,7 @@ def test_one_rank_of_two_writes_its_parts_and_the_other_merges_all(dino, small_w
         assert np.allclose(*scores, atol=1e-4) and len(a["detections"]) == 36
 
 
-def test_of_several_ranks_only_rank_0_has_a_bar(dino, small_weights, pictures, monkeypatch):
+def test_of_several_ranks_only_rank_0_has_a_bar(dino, small_weights, image_folder, monkeypatch):
     hidden = []
 
     class Recorded(WorkProgress):
@@ -400,14 +398,14 @@ def test_of_several_ranks_only_rank_0_has_a_bar(dino, small_weights, pictures, m
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
-        assert dino("predict", pictures / "train2017", "--weights", small_weights, "--out", "a.json").code == 0
+        assert dino("predict", image_folder / "train2017", "--weights", small_weights, "--out", "a.json").code == 0
     assert hidden == [True, True, False, False], "8 images in four parts"
 
 
-def test_ranks_say_the_best_score_where_none_passes(dino, small_weights, pictures, monkeypatch):
+def test_ranks_say_the_best_score_where_none_passes(dino, small_weights, image_folder, monkeypatch):
     given = (
         "predict",
-        pictures / "val2017",
+        image_folder / "val2017",
         "--weights",
         small_weights,
         "--amp",
@@ -448,7 +446,7 @@ def test_an_image_that_no_rank_can_read_is_named_once_by_rank_0(dino, small_weig
 def test_of_very_many_images_that_cannot_be_read_the_first_are_named(dino, small_weights, three, monkeypatch):
     for name in ("y/a.jpg", "z/a-2.jpg"):
         Path(name).write_bytes(b"bad")
-    monkeypatch.setattr("dinocli.commands.predict.parts.MOST_NAMED", 1)
+    monkeypatch.setattr("dinocli.commands.predict.parts.MAX_ERRORS", 1)
     as_rank(monkeypatch, 0)
     monkeypatch.setattr("dinocli.commands.predict.parts.world_size", lambda: 1)  # it does the other's parts, too
     result = dino("predict", *three, "--weights", small_weights, "--out", "a.json")
@@ -457,7 +455,7 @@ def test_of_very_many_images_that_cannot_be_read_the_first_are_named(dino, small
 
 
 @pytest.mark.parametrize("change", ["drawings", "image"])
-def test_parts_of_another_question_are_not_taken(dino, small_weights, three, monkeypatch, change):
+def test_parts_of_another_request_are_not_reused(dino, small_weights, three, monkeypatch, change):
     given = ["predict", *three, "--weights", small_weights, "--out", "a.json"]
     as_rank(monkeypatch, 1)
     assert dino(*given).code == 0
@@ -504,7 +502,7 @@ def with_width_7(path):
     path.write_text(re.sub(r'"width": ?\d+', '"width": 7', path.read_text(), count=1))
 
 
-def test_one_rank_goes_on_with_the_parts_that_two_left(dino, small_weights, three, monkeypatch):
+def test_one_rank_continues_with_the_parts_that_two_left(dino, small_weights, three, monkeypatch):
     given = ("predict", *three, "--weights", small_weights, "--out", "a.json", "--conf", "0")
     as_rank(monkeypatch, 1)
     assert dino(*given).code == 0
@@ -557,7 +555,7 @@ def test_a_rank_ends_when_its_launcher_is_killed():
 # names and ends --------------------------------------------------------------------------------------------------
 
 
-def test_a_file_that_is_named_in_two_ways_is_looked_at_once(tmp_path, monkeypatch):
+def test_a_file_that_is_named_in_two_ways_is_processed_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("i").mkdir()
     for name in ("i/a.jpg", "i/b.jpg"):
@@ -572,14 +570,14 @@ def test_resume_is_advised_only_where_images_are_left(done, advised):
     assert ("--resume" in so_far(done, 12, request)) == advised
 
 
-# films -----------------------------------------------------------------------------------------------------------
+# videos -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def film(tmp_path):
+def video(tmp_path):
     """40 frames at 20 per second of noise, and a light bar that goes right; its path."""
     av = pytest.importorskip("av")
-    path, noise = tmp_path / "film.mp4", np.random.default_rng(0)
+    path, noise = tmp_path / "video.mp4", np.random.default_rng(0)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=20)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
@@ -596,8 +594,8 @@ def film(tmp_path):
     [([], range(40)), (["--every", "7"], range(0, 40, 7)), (["--start", "1"], range(20, 40)),
      (["--start", "0.5", "--end", "1.5", "--every", "3"], range(12, 30, 3))],
 )  # fmt: skip
-def test_a_film_gives_a_line_for_each_frame_that_was_asked_for(dino, small_weights, film, options, frames):
-    result = dino("predict", film, "--weights", small_weights, "--threshold", "0", "--out", "f.jsonl", *options)
+def test_a_video_gives_a_line_for_each_requested_frame(dino, small_weights, video, options, frames):
+    result = dino("predict", video, "--weights", small_weights, "--threshold", "0", "--out", "f.jsonl", *options)
     assert result.code == 0, result.err
     rows = [json.loads(line) for line in Path("f.jsonl").read_text().splitlines()]
     assert [row["frame"] for row in rows] == list(frames)
@@ -605,59 +603,59 @@ def test_a_film_gives_a_line_for_each_frame_that_was_asked_for(dino, small_weigh
     assert all(len(row["detections"]) == 36 for row in rows)
 
 
-def test_a_film_in_which_nothing_passes_says_the_best_score(dino, small_weights, film):
-    result = dino("predict", film, "--weights", small_weights, "--threshold", "1", "--every", "20", "--out", "f.jsonl")
+def test_a_video_in_which_nothing_passes_says_the_best_score(dino, small_weights, video):
+    result = dino("predict", video, "--weights", small_weights, "--threshold", "1", "--every", "20", "--out", "f.jsonl")
     assert "wrote f.jsonl: 0 detections in 2 frames" in result.err
     assert "no detection reaches the threshold 1.00; the best score is" in result.err
 
 
-def test_a_film_with_boxes_has_as_many_frames(dino, small_weights, film):
+def test_a_video_with_boxes_has_as_many_frames(dino, small_weights, video):
     import av
 
-    assert dino("predict", film, "--weights", small_weights, "--save-video", "o/out.mp4", "--every", "2").code == 0
+    assert dino("predict", video, "--weights", small_weights, "--save-video", "o/out.mp4", "--every", "2").code == 0
     with av.open("o/out.mp4") as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(frames) == 20 and frames[0].shape == (64, 96, 3)
     assert os.listdir("o") == ["out.mp4"]
 
 
-def test_damage_in_a_film_is_named_and_the_rest_is_looked_at(dino, small_weights, film):
-    content = bytearray(film.read_bytes())
+def test_damage_in_a_video_is_reported_and_the_rest_is_processed(dino, small_weights, video):
+    content = bytearray(video.read_bytes())
     middle = content.index(b"mdat") + 60_000
     content[middle : middle + 20_000] = bytes(20_000)
-    film.write_bytes(content)
-    result = dino("predict", film, "--weights", small_weights, "--out", "f.jsonl")
+    video.write_bytes(content)
+    result = dino("predict", video, "--weights", small_weights, "--out", "f.jsonl")
     assert result.code == 0 and "is damaged after frame" in result.err
     numbers = [json.loads(line)["frame"] for line in Path("f.jsonl").read_text().splitlines()]
     assert 25 < len(numbers) < 40 and numbers[0] == 0 and numbers[-1] == 39, "frames behind it keep their numbers"
 
 
-def test_what_a_film_cannot_have_is_refused(dino, film, picture):
+def test_options_that_do_not_work_for_video_are_refused(dino, video, image_file):
     for wrong, says in (
         (["--out", "a.json"], "a.jsonl"), (["--save-images", "d"], "--save-video"), (["--resume"], "--start"),
         (["--start", "2", "--end", "1"], "--end 1"), (["--save-video", "a.txt"], ".mp4"),
-        ([picture], "must be the only input"),
-        ([film], "must be the only input"), (["--save-video", film.name], "is the input file"),
+        ([image_file], "must be the only input"),
+        ([video], "must be the only input"), (["--save-video", video.name], "is the input file"),
         (["--save-video", "link.mp4"], "is the input file"),
     ):  # fmt: skip
-        os.path.lexists("link.mp4") or os.symlink(film, "link.mp4")
-        content = film.read_bytes()
-        result = dino("predict", film, *wrong)
+        os.path.lexists("link.mp4") or os.symlink(video, "link.mp4")
+        content = video.read_bytes()
+        result = dino("predict", video, *wrong)
         assert result.code == 2 and says in result.err, (wrong, result.err)
-        assert film.read_bytes() == content
+        assert video.read_bytes() == content
 
 
-def test_where_a_film_has_no_frame_to_look_at_an_older_file_of_lines_stays(dino, small_weights, film):
+def test_a_video_without_frames_leaves_an_existing_output_file(dino, small_weights, video):
     Path("f.jsonl").write_text("older\n")
-    given = ("predict", film, "--weights", small_weights, "--start", "9", "--out")
+    given = ("predict", video, "--weights", small_weights, "--start", "9", "--out")
     assert dino(*given, "f.jsonl").code == dino(*given, "new.jsonl").code == 3
     assert Path("f.jsonl").read_text() == "older\n" and not Path("new.jsonl").exists()
 
 
 @pytest.mark.parametrize("threshold", ["auto", "0"])
-def test_a_tracked_film_names_the_track_of_each_object(dino, small_weights, film, threshold):
+def test_a_tracked_video_names_the_track_of_each_object(dino, small_weights, video, threshold):
     pytest.importorskip("trackers")
-    given = ("predict", film, "--weights", small_weights, "--track", "--every", "10", "--out", "t.jsonl")
+    given = ("predict", video, "--weights", small_weights, "--track", "--every", "10", "--out", "t.jsonl")
     result = dino(*given, "--threshold", threshold)
     assert result.code == 0, result.err
     rows = [json.loads(line) for line in Path("t.jsonl").read_text().splitlines()]

@@ -15,9 +15,9 @@ from dinocore.weights.publish import stored_evaluation, write_hub_folder
 
 
 @pytest.fixture
-def pushed(dino, run_folder, pictures):
+def pushed(dino, run_folder, image_folder):
     """A folder made from a run and from what `dino eval --json` printed about it."""
-    judged = dino("eval", "--weights", run_folder, "--data", pictures, "--json", "--bootstrap", 20)
+    judged = dino("eval", "--weights", run_folder, "--data", image_folder, "--json", "--bootstrap", 20)
     Path("eval.json").write_text(judged.out)
     more = ("--eval", "eval.json", "--license", "apache-2.0", "--dataset", "Drawn | cells")
     result = dino("push", "hf:me/cells", "--weights", run_folder, "--dry-run", "--out", "sent", *more)
@@ -38,20 +38,20 @@ def test_the_card_has_the_numbers_of_eval_where_the_hub_reads_them(pushed):
         assert f"| {name} | {one['objects']} |" in card.text
 
 
-def test_the_folder_detects_what_the_run_detects(pushed, run_folder, pictures):
+def test_the_folder_detects_what_the_run_detects(pushed, run_folder, image_folder):
     assert sorted(path.name for path in Path("sent").iterdir()) == ["README.md", "config.json", "model.safetensors"]
-    image = sorted((pictures / "val2017").iterdir())[0]
+    image = sorted((image_folder / "val2017").iterdir())[0]
     ours, theirs = (load_detector(where, amp="off")(image) for where in ("sent", run_folder))
     assert np.array_equal(ours.boxes_xyxy, theirs.boxes_xyxy) and np.array_equal(ours.scores, theirs.scores)
     before, after = load_weights(run_folder / "best.safetensors"), load_weights(Path("sent/model.safetensors"))
     assert (after.categories, after.threshold) == (before.categories, before.threshold)
 
 
-def test_no_folder_of_this_machine_is_published(pushed, pictures, tmp_path):
+def test_no_folder_of_this_machine_is_published(pushed, image_folder, tmp_path):
     for path in Path("sent").iterdir():
         content = path.read_bytes()
-        assert str(pictures.parent).encode() not in content and str(tmp_path).encode() not in content, path
-    assert load_weights(Path("sent/model.safetensors")).config.data.path == pictures.name
+        assert str(image_folder.parent).encode() not in content and str(tmp_path).encode() not in content, path
+    assert load_weights(Path("sent/model.safetensors")).config.data.path == image_folder.name
 
 
 def test_relative_and_windows_folders_are_not_published_and_public_names_are(run_folder, tmp_path):
@@ -98,9 +98,9 @@ def test_the_card_says_each_class_threshold_that_predict_uses(run_folder, tmp_pa
     assert all(f"| {other.name} | 0.400 |" in card for other in weights.categories[1:])
 
 
-def test_the_card_says_in_which_slices_it_was_measured(dino, run_folder, pictures):
+def test_the_card_says_in_which_slices_it_was_measured(dino, run_folder, image_folder):
     given = ("--slice", "96", "--overlap", "0.3", "--amp", "off", "--set", "data.max_size=320")
-    judged = dino("eval", "--weights", run_folder, "--data", pictures, "--json", "--bootstrap", 0, *given)
+    judged = dino("eval", "--weights", run_folder, "--data", image_folder, "--json", "--bootstrap", 0, *given)
     how = {"slice": 96, "overlap": 0.3, "precision": "float32", "set": ["data.max_size=320"]}
     assert json.loads(judged.out)["measured"] == how
     Path("eval.json").write_text(judged.out)
@@ -119,7 +119,7 @@ def test_without_an_evaluation_the_training_numbers_are_shown(dino, run_folder):
     }
 
 
-def test_weights_that_nobody_judged_say_so_and_how_to_judge_them(dino, run_folder):
+def test_weights_without_an_evaluation_say_so_and_how_to_evaluate_them(dino, run_folder):
     weights = load_weights(run_folder / "best.safetensors")
     save_weights(Path("w.safetensors"), weights.tensors, weights.config, weights.categories, {})
     result = dino("push", "hf:me/cells", "--weights", "w.safetensors", "--dry-run", "--out", "sent")

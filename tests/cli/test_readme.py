@@ -47,18 +47,18 @@ ELSEWHERE = ("dino serve", "dino export", "dino push")  # test_serve.py; tests/e
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith(ELSEWHERE)])
-def test_a_command_of_the_readme_runs(command, dino, pictures, settings, tmp_path, monkeypatch):
+def test_a_command_of_the_readme_runs(command, dino, image_folder, settings, tmp_path, monkeypatch):
     if command.startswith(("dino eval", "dino inspect-matching")):
-        monkeypatch.setattr("dinocore.data.dataset.sample_folder", lambda num_images: pictures)
+        monkeypatch.setattr("dinocore.data.dataset.sample_folder", lambda num_images: image_folder)
     for folder in ("my-data", "coco"):
-        shutil.copytree(pictures, tmp_path / folder)
-    shutil.copy(next((pictures / "val2017").iterdir()), tmp_path / "img.jpg")
+        shutil.copytree(image_folder, tmp_path / folder)
+    shutil.copy(next((image_folder / "val2017").iterdir()), tmp_path / "img.jpg")
     if "checkpoint0011_4scale.pth" in command:
         config = load_config("r50-4scale").model
         state = official_state(build_model(config).state_dict(), config)
         torch.save({"model": state}, tmp_path / "checkpoint0011_4scale.pth")
     if "drawn/val2017" in command:
-        shutil.copytree(pictures, tmp_path / "drawn")
+        shutil.copytree(image_folder, tmp_path / "drawn")
     arguments = shlex.split(command.replace("DIR", "my-data" if "train" in command else "out").replace("[NAME]", ""))[
         1:
     ]
@@ -71,9 +71,9 @@ def test_a_command_of_the_readme_runs(command, dino, pictures, settings, tmp_pat
     assert result.out or list(tmp_path.iterdir())
 
 
-def test_the_python_of_the_readme_runs(pictures, tmp_path, monkeypatch):
+def test_the_python_of_the_readme_runs(image_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shutil.copy(next((pictures / "val2017").iterdir()), tmp_path / "img.jpg")
+    shutil.copy(next((image_folder / "val2017").iterdir()), tmp_path / "img.jpg")
     (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
     names: dict = {}
     exec(code, names)

@@ -157,8 +157,8 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 @HANGUP
 @pytest.mark.slow
-def test_a_training_whose_terminal_goes_away_saves_says_so_in_its_log_and_ends(pictures, settings, tmp_path):
-    train = ["-m", "dinocli", "train", "--preset", "r50-4scale", "--data", pictures, "--epochs", "50"]
+def test_a_training_whose_terminal_goes_away_saves_says_so_in_its_log_and_ends(image_folder, settings, tmp_path):
+    train = ["-m", "dinocli", "train", "--preset", "r50-4scale", "--data", image_folder, "--epochs", "50"]
     train += ["--output-dir", tmp_path / "run", *settings, "--set", "data.workers=1"]
     log = tmp_path / "run/metrics.jsonl"
     done = subprocess.run(
@@ -263,9 +263,9 @@ def test_a_forked_worker_dies_of_the_signal_without_a_word():
 SIGNAL_IN_THE_FIRST_COLLECTION = """
 import gc, os, signal, time
 from dinocli import app, start
-start.collect_as_usual = lambda: os.kill(os.getpid(), signal.SIGTERM)
+start.resume_collection = lambda: os.kill(os.getpid(), signal.SIGTERM)
 app.hear_signals()
-start.put_off_collection()
+start.defer_collection()
 try:
     gc.collect()
     time.sleep(30)

@@ -14,9 +14,9 @@ COMMANDS = {
 
 
 @pytest.fixture
-def three(pictures, tmp_path) -> Path:
+def three(image_folder, tmp_path) -> Path:
     """Drawn data whose test split has three images of its own, named …t.jpg."""
-    folder = Path(shutil.copytree(pictures, tmp_path / "three"))
+    folder = Path(shutil.copytree(image_folder, tmp_path / "three"))
     document = json.loads((folder / "annotations" / "instances_train2017.json").read_text())
     (folder / "test2017").mkdir()
     document["images"] = document["images"][:3]
@@ -37,10 +37,10 @@ def test_the_test_split_is_taken_by_every_command_with_a_split(dino, run_folder,
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_split_that_is_none_is_refused_with_those_there_are(dino, run_folder, pictures, command):
-    unknown = dino(command, "--weights", run_folder, "--data", pictures, "--split", "tset")
+def test_an_unknown_split_is_refused_with_the_available_ones(dino, run_folder, image_folder, command):
+    unknown = dino(command, "--weights", run_folder, "--data", image_folder, "--split", "tset")
     assert unknown.code == 2 and "no split `tset`; choose train, val or test" in unknown.err.replace("\n", " ")
-    missing = dino(command, "--weights", run_folder, "--data", pictures, "--split", "test")
+    missing = dino(command, "--weights", run_folder, "--data", image_folder, "--split", "test")
     assert missing.code == 3 and "has no test split" in missing.err.replace("\n", " ") and "--split val" in missing.err
 
 
@@ -53,7 +53,7 @@ def test_a_test_split_that_stands_in_for_validation_is_still_the_test_split(dino
     assert [answer["images"] for answer in answers] == [3, 3]
 
 
-def test_the_number_of_images_judged_stands_beside_ap(dino, run_folder, three):
+def test_the_number_of_images_evaluated_stands_beside_ap(dino, run_folder, three):
     (three / "test2017" / sorted(p.name for p in (three / "test2017").iterdir())[0]).write_bytes(b"broken")
     arguments = ("eval", "--weights", run_folder, "--data", three, "--split", "test")
     text, answer = dino(*arguments, "--report", "report.html"), dino(*arguments, "--json")
@@ -64,7 +64,7 @@ def test_the_number_of_images_judged_stands_beside_ap(dino, run_folder, three):
     assert (found["images"], found["unreadable"], len(found["failed"])) == (3, 1, 1)
 
 
-def test_a_training_logs_how_many_images_its_evaluation_judged(run_folder):
+def test_a_training_logs_how_many_images_its_evaluation_evaluated(run_folder):
     rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     assert [(row["images"], row["unreadable"]) for row in rows if "AP" in row] == [(2, 0)]
     assert "(2 images evaluated)" in (run_folder / "log.txt").read_text()

@@ -26,15 +26,20 @@ def listed(folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def picture(pictures) -> Path:
-    return sorted((pictures / "val2017").iterdir())[0]
+def image_file(image_folder) -> Path:
+    return sorted((image_folder / "val2017").iterdir())[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cuda", "cuda:9", "gpu"])
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="needs a machine without")
-def test_a_device_that_is_not_there_is_said_with_those_that_are(dino, pictures, picture, tmp_path, device):
-    for command in (["predict", picture], ["eval", "--data", pictures], ["train", "--data", pictures], ["benchmark"]):
+def test_an_unavailable_device_is_refused_with_the_available_ones(dino, image_folder, image_file, tmp_path, device):
+    for command in (
+        ["predict", image_file],
+        ["eval", "--data", image_folder],
+        ["train", "--data", image_folder],
+        ["benchmark"],
+    ):
         result = dino(*command, "--device", device)
         assert result.code == 5 and result.out == "", result
         assert f"no device `{device}` here; available: cpu" in result.err
@@ -43,44 +48,45 @@ def test_a_device_that_is_not_there_is_said_with_those_that_are(dino, pictures, 
 
 @pytest.mark.slow
 def test_a_place_that_cannot_be_written_is_found_before_the_weights_are_read(
-    dino, pictures, picture, tmp_path, monkeypatch
+    dino, image_folder, image_file, tmp_path, monkeypatch
 ):
     """No root may write to /proc. The weights are damaged: who names them has read them first."""
     (tmp_path / "none.safetensors").write_text("damaged")
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
-    train = ["train", "--data", pictures, "--weights", "none.safetensors", "--output-dir"]
-    predict = ["predict", picture, "--weights", "none.safetensors"]
-    wanted = [
+    train = ["train", "--data", image_folder, "--weights", "none.safetensors", "--output-dir"]
+    predict = ["predict", image_file, "--weights", "none.safetensors"]
+    expected = [
         (5, train, "/proc/x/run"), (2, train, "file"), (2, train, "full"), (5, train, "file/run"),
         (5, [*predict, "--out"], "/proc/x/a.json"), (2, [*predict, "--out"], "full"),
         (5, [*predict, "--save-images"], "/proc/x/drawn"), (2, [*predict, "--save-images"], "file"),
     ]  # fmt: skip
-    for code, command, place in wanted:
+    for code, command, place in expected:
         result = dino(*command, place)
         assert result.code == code, result
         assert place.removesuffix("/a.json") in result.err and "none.safetensors" not in result.err
     for command, name in (
-        (["eval", "--data", pictures, "--out"], "a.json"),
-        (["check-data", pictures, "--html"], "a.html"),
+        (["eval", "--data", image_folder, "--out"], "a.json"),
+        (["check-data", image_folder, "--html"], "a.html"),
     ):
         assert dino(*command, f"/proc/x/{name}").code == 5
     assert listed(tmp_path) == ["file", "full", "none.safetensors"] and listed(tmp_path / "full") == ["thesis.txt"]
 
 
 @pytest.mark.slow
-def test_an_unknown_preset_and_a_setting_from_the_future_are_named(dino, pictures, tmp_path):
-    unknown = dino("train", "--data", pictures, "--preset", "yolov12")
+def test_an_unknown_preset_and_a_setting_from_the_future_are_named(dino, image_folder, tmp_path):
+    unknown = dino("train", "--data", image_folder, "--preset", "yolov12")
     assert unknown.code == 2 and "yolov12" in unknown.err and "r50-4scale" in unknown.err
     (tmp_path / "new.toml").write_text("[model]\nwings = 2\n")
-    future = dino("train", "--data", pictures, "--config", "new.toml", "--output-dir", "run")
+    future = dino("train", "--data", image_folder, "--config", "new.toml", "--output-dir", "run")
     assert future.code == 2 and "model.wings" in future.err and not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-def test_a_second_run_in_one_folder_is_refused_and_a_killed_one_is_told(pictures, settings, tmp_path):
-    command = [*CLI, "train", "--preset", "r50-4scale", "--data", str(pictures), "--output-dir", str(tmp_path / "run"),
+def test_a_second_run_in_one_folder_is_refused_and_a_killed_one_is_reported(image_folder, settings, tmp_path):
+    out = str(tmp_path / "run")
+    command = [*CLI, "train", "--preset", "r50-4scale", "--data", str(image_folder), "--output-dir", out,
                *settings, "--epochs"]  # fmt: skip
     first = subprocess.Popen([*command, "500"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
     try:
@@ -98,7 +104,7 @@ def test_a_second_run_in_one_folder_is_refused_and_a_killed_one_is_told(pictures
 
 
 @pytest.mark.slow
-def test_a_clock_that_jumps_changes_no_duration(dino, pictures, settings, tmp_path, monkeypatch):
+def test_a_clock_that_jumps_changes_no_duration(dino, image_folder, settings, tmp_path, monkeypatch):
     now = [2e9]
 
     def backwards() -> float:
@@ -106,7 +112,7 @@ def test_a_clock_that_jumps_changes_no_duration(dino, pictures, settings, tmp_pa
         return now[0]
 
     monkeypatch.setattr(time, "time", backwards)
-    result = dino("train", "--preset", "r50-4scale", "--data", pictures, "--epochs", 1, "--batch-size", 4,
+    result = dino("train", "--preset", "r50-4scale", "--data", image_folder, "--epochs", 1, "--batch-size", 4,
                   "--output-dir", "run", *settings)  # fmt: skip
     assert result.code == 0, result.err
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -116,11 +122,11 @@ def test_a_clock_that_jumps_changes_no_duration(dino, pictures, settings, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_other_files_are_counted_and_an_empty_folder_is_said(dino, picture, tmp_path):
+def test_a_hundred_thousand_other_files_are_counted_and_an_empty_folder_is_reported(dino, image_file, tmp_path):
     (tmp_path / "huge" / "deep").mkdir(parents=True)
     for n in range(100_000):
         os.close(os.open(tmp_path / "huge" / "deep" / f"{n}.txt", os.O_CREAT | os.O_WRONLY))
-    shutil.copy(picture, tmp_path / "huge" / f"a{picture.suffix}")
+    shutil.copy(image_file, tmp_path / "huge" / f"a{image_file.suffix}")
     began = time.process_time()
     result = dino("predict", "huge", "--json")
     assert result.code == 0 and len(json.loads(result.out)) == 1
@@ -135,7 +141,7 @@ THIN = [(1, 1), (1, 5000), (5000, 1), (8000, 10)]
 
 
 @pytest.mark.slow
-def test_thin_pictures_are_predicted_trained_on_and_judged(dino, settings, tmp_path):
+def test_thin_images_are_predicted_trained_on_and_evaluated(dino, settings, tmp_path):
     """With the bundled model, and with one that is trained on nothing else; every box stays in its image."""
     (tmp_path / "train").mkdir()
     document = {"images": [], "annotations": [], "categories": [{"id": 5, "name": "line"}]}
@@ -160,13 +166,13 @@ def test_thin_pictures_are_predicted_trained_on_and_judged(dino, settings, tmp_p
     assert json.loads(dino("check-data", ".", "--decode", "--json").out)["errors"] == 0
 
 
-def test_a_photograph_whose_name_is_no_utf8_is_looked_at_and_printed(dino, picture, tmp_path, monkeypatch):
+def test_a_photograph_whose_name_is_no_utf8_is_processed_and_printed(dino, image_file, tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     try:
-        shutil.copy(picture, tmp_path / "in" / os.fsdecode(b"caf\xe9.jpg"))
+        shutil.copy(image_file, tmp_path / "in" / os.fsdecode(b"caf\xe9.jpg"))
     except OSError:
         pytest.skip("this file system takes UTF-8 only")
-    shutil.copy(picture, tmp_path / "in" / "z.jpg")
+    shutil.copy(image_file, tmp_path / "in" / "z.jpg")
     printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     with monkeypatch.context() as context:
         context.setattr(sys, "stdout", printed)
@@ -178,15 +184,15 @@ def test_a_photograph_whose_name_is_no_utf8_is_looked_at_and_printed(dino, pictu
     assert again.code == 0 and "found.jsonl has 2 of 2 images" in again.err
 
 
-def test_the_search_for_cycles_is_put_off_at_the_start_and_comes_back_with_the_work():
+def test_garbage_collection_is_deferred_at_startup_and_resumed_for_the_work():
     program = """
 import gc
-from dinocli.start import collect_as_usual, put_off_collection
+from dinocli.start import resume_collection, defer_collection
 usual = gc.get_threshold()
-put_off_collection()
+defer_collection()
 assert gc.get_threshold()[0] == 1_000_000
-collect_as_usual()
-collect_as_usual()
+resume_collection()
+resume_collection()
 assert gc.get_threshold() == usual and gc.get_freeze_count() > 1000
 """
     subprocess.run([sys.executable, "-c", program], check=True)

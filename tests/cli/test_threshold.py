@@ -64,7 +64,7 @@ def test_the_threshold_of_a_class_goes_before_that_of_all_and_a_number_before_bo
     assert "no detection reaches the threshold 0.999; the best score is" in high.err
 
 
-def test_where_nothing_passes_the_best_score_and_what_to_type_are_said(dino, weights, image):
+def test_where_nothing_passes_the_best_score_and_what_to_type_are_reported(dino, weights, image):
     path = weights(None)
     silent = dino("predict", image, "--weights", path)
     assert "no detection reaches the threshold 0.30; the best score is" in silent.err
@@ -74,12 +74,12 @@ def test_where_nothing_passes_the_best_score_and_what_to_type_are_said(dino, wei
 
 
 @pytest.mark.parametrize("wrong", ["high", "2", "-0.1", "nan"])
-def test_a_threshold_that_is_none_is_refused(dino, image, wrong):
+def test_an_invalid_threshold_is_refused(dino, image, wrong):
     refused = dino("predict", image, f"--threshold={wrong}")
     assert refused.code == 2 and "neither auto nor a number from 0 to 1" in refused.err
 
 
-def test_without_weights_it_is_said_what_the_model_knows_and_how_to_get_more(dino, image):
+def test_without_weights_it_is_reported_what_the_model_knows_and_how_to_get_more(dino, image):
     output = dino("predict", image, "--json").err
     line = next(line for line in output.splitlines() if "bundled tiny model" in line)
     assert load_weights(BUNDLED).categories[0].name in line and line.endswith("--weights official/r50-4scale-12e")

@@ -17,8 +17,8 @@ def one_line(text):
 
 
 @pytest.mark.slow
-def test_a_dry_run_says_what_to_expect_and_leaves_nothing(dino, settings, pictures, tmp_path):
-    result = dino("train", *SMALL, "--data", pictures, "--dry-run", "--batch-size", "auto", *settings)
+def test_a_dry_run_says_what_to_expect_and_leaves_nothing(dino, settings, image_folder, tmp_path):
+    result = dino("train", *SMALL, "--data", image_folder, "--dry-run", "--batch-size", "auto", *settings)
     assert result.code == 0, result.err
     rows = dict(line.split(maxsplit=1) for line in result.out.splitlines() if not line.startswith(" "))
     assert set(rows) == {"memory", "step", "evaluation", "save", "run"}
@@ -26,13 +26,13 @@ def test_a_dry_run_says_what_to_expect_and_leaves_nothing(dino, settings, pictur
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine").touch()
-    result = dino("train", *SMALL, "--data", pictures, "--dry-run", *settings)
+    result = dino("train", *SMALL, "--data", image_folder, "--dry-run", *settings)
     assert result.code == 2 and "is not empty" in result.err, "what would end the run ends its trial"
 
 
 @pytest.mark.slow
 def test_batch_size_auto_keeps_the_batch_and_takes_as_many_at_once_as_fit(
-    dino, settings, pictures, tmp_path, monkeypatch
+    dino, settings, image_folder, tmp_path, monkeypatch
 ):
     from dinocore.train.failures import memory as probe
 
@@ -44,7 +44,7 @@ def test_batch_size_auto_keeps_the_batch_and_takes_as_many_at_once_as_fit(
         largest_pass(model, batch, config)
 
     monkeypatch.setattr(probe, "largest_pass", with_room_for_three)
-    arguments = (*SMALL, "--data", pictures, "--batch-size", "auto", *settings, "--set", "train.batch_size=8")
+    arguments = (*SMALL, "--data", image_folder, "--batch-size", "auto", *settings, "--set", "train.batch_size=8")
     result = dino("train", *arguments)
     assert result.code == 0, result.err
     assert "8 images per step (4 micro-batches of 2)" in one_line(result.err)
@@ -53,30 +53,30 @@ def test_batch_size_auto_keeps_the_batch_and_takes_as_many_at_once_as_fit(
 
 
 @pytest.mark.slow
-def test_a_picture_of_curves_that_cannot_be_drawn_costs_a_warning(dino, settings, pictures, tmp_path, monkeypatch):
+def test_an_image_of_curves_that_cannot_be_drawn_costs_a_warning(dino, settings, image_folder, tmp_path, monkeypatch):
     def fails(*_):
         raise ValueError("no fonts")
 
     monkeypatch.setattr("dinocli.commands.train.view.draw_curves", fails)
-    result = dino("train", *SMALL, "--data", pictures, *settings)
+    result = dino("train", *SMALL, "--data", image_folder, *settings)
     assert result.code == 0 and (tmp_path / "run" / "best.safetensors").is_file()
     assert one_line(result.err).count("ValueError: no fonts); the run continues") == 1
 
 
-@pytest.mark.parametrize("wanted", ["auto", "step-00000002"])
-def test_a_newer_checkpoint_is_exit_4_with_both_versions(wanted, dino, run_folder, tmp_path):
+@pytest.mark.parametrize("expected", ["auto", "step-00000002"])
+def test_a_newer_checkpoint_is_exit_4_with_both_versions(expected, dino, run_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "step-00000002"
     shutil.copytree(newest, newest.with_name("step-00000001"))  # an older one is no way out
     file = newest / "manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": 7, "dino_version": "9.8.7"}))
-    named = wanted if wanted == "auto" else newest
+    named = expected if expected == "auto" else newest
     result = dino("train", "--resume", named, "--output-dir", "run")
     assert result.code == 4
     assert "was made by dino 9.8.7 (format 7), this is 0.2.0 (format 1); install the newer one" in one_line(result.err)
 
 
-def test_a_run_folder_that_cannot_be_made_is_one_line(dino, settings, pictures, tmp_path, monkeypatch):
+def test_a_run_folder_that_cannot_be_made_is_a_one_line_error(dino, settings, image_folder, tmp_path, monkeypatch):
     mkdir = os.mkdir
 
     def refused(path, *arguments, **named):
@@ -85,20 +85,20 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(dino, settings, pictures, 
         return mkdir(path, *arguments, **named)
 
     monkeypatch.setattr(os, "mkdir", refused)
-    result = dino("train", *SMALL, "--data", pictures, *settings)
+    result = dino("train", *SMALL, "--data", image_folder, *settings)
     assert result.code == 5 and "Traceback" not in result.err
     assert "--output-dir run cannot be created: Read-only file system" in one_line(result.err)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_of_half_precision_are_used_and_said(dino, run_folder, pictures, tmp_path):
+def test_weights_of_half_precision_are_used_and_reported(dino, run_folder, image_folder, tmp_path):
     from dinocore.weights.file import load_weights, save_weights
 
     weights = load_weights(run_folder / "best.safetensors")
     half = {key: value.bfloat16() for key, value in weights.tensors.items()}
     save_weights(tmp_path / "half.safetensors", half, weights.config, weights.categories, {})
-    picture = next((pictures / "val2017").iterdir())
-    result = dino("predict", picture, "--weights", "half.safetensors")
+    image_file = next((image_folder / "val2017").iterdir())
+    result = dino("predict", image_file, "--weights", "half.safetensors")
     assert result.code == 0 and "half.safetensors: its bfloat16 numbers become float32" in one_line(result.err)
 
 

@@ -20,8 +20,8 @@ def cache(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def picture(pictures):
-    return next((pictures / "val2017").iterdir())
+def image_file(image_folder):
+    return next((image_folder / "val2017").iterdir())
 
 
 def test_the_list_fits_eighty_columns(dino, monkeypatch):
@@ -51,12 +51,12 @@ def test_the_list_as_json(dino):
 
 
 @pytest.mark.filterwarnings("always::FutureWarning")
-def test_a_former_name_still_works_and_the_new_one_is_said(dino):
+def test_a_former_name_still_works_with_a_note_about_the_new_one(dino):
     for scales in ("4scale", "5scale"):
-        said = f"official/r50-{scales} are now called official/r50-{scales}-12e; the old name still works"
+        message = f"official/r50-{scales} are now called official/r50-{scales}-12e; the old name still works"
         result = dino("weights", f"official/r50-{scales}", "--json")
         assert json.loads(result.out)["name"] == f"official/r50-{scales}-12e" and result.code == 0
-        assert said in " ".join(result.err.split())
+        assert message in " ".join(result.err.split())
     assert "now called" not in dino("weights", "official/r50-4scale-12e").err
 
 
@@ -74,8 +74,8 @@ def test_one_of_the_list(dino):
     ["inspect-mask", "--json"],
     ["benchmark", "--size", "32x32", "--repeats", "1", "--json"],
 ])  # fmt: skip
-def test_bundled_is_a_name_everywhere(command, dino, picture, pictures):
-    places = {"PICTURE": str(picture), "FOLDER": str(pictures)}
+def test_bundled_is_a_name_everywhere(command, dino, image_file, image_folder):
+    places = {"PICTURE": str(image_file), "FOLDER": str(image_folder)}
     result = dino(*[places.get(part, part) for part in command], "--weights", "bundled")
     assert result.code == 0, result.err
     assert json.loads(result.out) and f"weights: {BUNDLED}" in result.err
@@ -100,14 +100,14 @@ def test_bundled_and_cells_are_names_of_info_and_convert(dino):
     ["inspect-proposals", "PICTURE", "--weights"], ["benchmark", "--weights"],
     ["convert", "--out", "x.safetensors"], ["info"],
 ])  # fmt: skip
-def test_a_published_name_that_is_not_here_is_one_line(command, dino, picture, pictures, tmp_path):
-    places = {"PICTURE": str(picture), "FOLDER": str(pictures)}
+def test_a_published_name_that_is_not_here_is_a_one_line_error(command, dino, image_file, image_folder, tmp_path):
+    places = {"PICTURE": str(image_file), "FOLDER": str(image_folder)}
     result = dino(*[places.get(part, part) for part in command], "detrex/r50-4scale-24e")
     assert result.code == 5 and result.err.count("\n") == 1 and "detrex/r50-4scale-24e" in result.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_moving_bar_where_somebody_watches(monkeypatch):
+def test_a_progress_bar_is_shown_in_a_terminal(monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr(fetching, "stderr", Console(file=screen, force_terminal=True, width=80))
     with fetching.watching() as watch:
@@ -120,7 +120,7 @@ def test_a_moving_bar_where_somebody_watches(monkeypatch):
     assert plain.getvalue() == ""
 
 
-def test_the_list_does_not_wait_for_torch(tmp_path):
+def test_listing_weights_does_not_import_torch(tmp_path):
     script = (
         "import sys; sys.argv = ['dino', 'weights', '--json']\nfrom dinocli import app\ntry:\n    app.main()\n"
         "except SystemExit:\n    pass\nprint('torch' in sys.modules, file=sys.stderr)"

@@ -143,8 +143,8 @@ def test_official_swin_l_has_the_names_and_shapes_of_ours(name, preset, options)
     model = load_config(preset).model
     with torch.device("meta"):
         tensors = convert_state_dict(tensors_of(official_swin_list(name)))
-        wanted = build_model(model).state_dict()
-    assert {k: v.shape for k, v in tensors.items()} == {k: v.shape for k, v in wanted.items()}
+        expected = build_model(model).state_dict()
+    assert {k: v.shape for k, v in tensors.items()} == {k: v.shape for k, v in expected.items()}
     assert choose_preset("official", settings_in(tensors), None, NOTHING_TOLD) == preset
     assert sorted(official_options(model)) == sorted(["backbone=swin_L_384_22k", *options])
 
@@ -168,7 +168,7 @@ def test_a_backbone_that_official_lacks_is_not_written_for_it():
 
 
 @pytest.mark.parametrize("name", [*swin.SWINS, *NORMED, "vitdet-b", "vitdet-l", "resnet50", "resnet101"])
-def test_every_backbone_is_told_by_its_shapes(name):
+def test_every_backbone_is_recognised_by_its_shapes(name):
     strides = (8, 16, 32, 64) if name.startswith("vitdet") else (8, 16, 32)
     with torch.device("meta"):
         built = build_backbone(name, strides, -1, 0.0, direct)
@@ -394,7 +394,7 @@ def one_of_each_model():
 
 
 @pytest.mark.parametrize("name", one_of_each_model())
-def test_a_preset_builds_and_its_model_is_told_by_names_and_shapes(name):
+def test_a_preset_builds_and_its_model_is_recognised_by_names_and_shapes(name):
     model = load_config(name).model
     with torch.device("meta"):
         found = settings_in(build_model(model).state_dict())
@@ -411,7 +411,7 @@ def test_every_published_model_has_a_preset_that_exists():
             assert (model.backbone, model.num_levels) == (backbone, levels)
 
 
-def test_weights_of_a_whole_detrex_convnext_are_told(empty_state):
+def test_weights_of_a_whole_detrex_convnext_are_reported(empty_state):
     """No list of detrex's names is at hand: its neck and transformer, and a ConvNeXt by the rules above."""
     state = {k: v for k, v in empty_state("detrex_swint_4scale").items() if not k.startswith("backbone.")}
     with torch.device("meta"):
@@ -421,5 +421,5 @@ def test_weights_of_a_whole_detrex_convnext_are_told(empty_state):
     settings = settings_in(found.tensors)
     assert choose_preset(found.source, settings, None, NOTHING_TOLD) == "detrex-convnext-t-4scale-12e"
     with torch.device("meta"):
-        wanted = build_model(load_config("detrex-convnext-t-4scale-12e").model).state_dict()
-    assert {k: v.shape for k, v in found.tensors.items()} == {k: v.shape for k, v in wanted.items()}
+        expected = build_model(load_config("detrex-convnext-t-4scale-12e").model).state_dict()
+    assert {k: v.shape for k, v in found.tensors.items()} == {k: v.shape for k, v in expected.items()}

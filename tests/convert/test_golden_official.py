@@ -51,9 +51,9 @@ def inputs(golden):
     pictures = [golden["image0"], golden["image1"]]
     height, width = (max(p.shape[side] for p in pictures) for side in (1, 2))
     images, padding = torch.zeros(2, 3, height, width), torch.ones(2, height, width, dtype=torch.bool)
-    for i, picture in enumerate(pictures):
-        _, h, w = picture.shape
-        images[i, :, :h, :w] = picture
+    for i, image in enumerate(pictures):
+        _, h, w = image.shape
+        images[i, :, :h, :w] = image
         padding[i, :h, :w] = False
     targets = [Target(golden[f"target{i}_labels"].long(), golden[f"target{i}_boxes"]) for i in range(2)]
     return images, padding, targets
@@ -79,21 +79,21 @@ def test_loss_gradients_and_optimizer_steps_equal_officials(model, inputs, train
     ours = {id(value): name for name, value in convert_state_dict(official_state).items()}
     names = {key: ours[id(value)] for key, value in official_state.items() if id(value) in ours}
     parameters = dict(model.named_parameters())
-    for step, wanted in enumerate(training["adamw_steps"]):
+    for step, expected in enumerate(training["adamw_steps"]):
         optimizer.zero_grad()
         terms = criterion(model(images, padding, targets), targets, sum(len(t.labels) for t in targets), config.loss)
         total = torch.stack(list(terms.values())).sum()
         total.backward()
-        assert total.item() == pytest.approx(wanted["total"], rel=1e-5 if step == 0 else 1e-2)  # rounding grows
+        assert total.item() == pytest.approx(expected["total"], rel=1e-5 if step == 0 else 1e-2)  # rounding grows
         if step == 0:
             check_gradients(parameters, names, training["grad_norms"])
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
         optimizer.step()
 
 
-def check_gradients(parameters, names, wanted):
+def check_gradients(parameters, names, expected):
     compared = 0
-    for key, norm in wanted.items():
+    for key, norm in expected.items():
         if not ALIASES.match(key) and norm > 1e-6:
             assert parameters[names[key]].grad.norm().item() == pytest.approx(norm, rel=1e-3), key
             compared += 1

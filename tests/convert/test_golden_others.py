@@ -32,9 +32,9 @@ def inputs(golden):
     pictures = [golden["image0"], golden["image1"]]
     height, width = (max(p.shape[side] for p in pictures) for side in (1, 2))
     images, padding = torch.zeros(2, 3, height, width), torch.ones(2, height, width, dtype=torch.bool)
-    for i, picture in enumerate(pictures):
-        images[i, :, : picture.shape[1], : picture.shape[2]] = picture
-        padding[i, : picture.shape[1], : picture.shape[2]] = False
+    for i, image in enumerate(pictures):
+        images[i, :, : image.shape[1], : image.shape[2]] = image
+        padding[i, : image.shape[1], : image.shape[2]] = False
     return images, padding
 
 
@@ -82,17 +82,17 @@ def test_the_settings_that_differ_are_felt(source, change, least, make_model):
 @CODEBASES
 def test_losses_and_gradients_are_theirs(source, make_model, state_of):
     golden = load_file(GOLDEN / f"{source}_r50_4scale_eval.safetensors")
-    wanted = json.loads((GOLDEN / f"{source}_r50_4scale_train.json").read_text())
+    expected = json.loads((GOLDEN / f"{source}_r50_4scale_train.json").read_text())
     model, config = make_model(source)
     targets = [Target(golden[f"target{i}_labels"].long(), golden[f"target{i}_boxes"]) for i in range(2)]
     output = model.train()(*inputs(golden), targets)
     terms = criterion(output, targets, sum(len(t.labels) for t in targets), config.loss)
-    theirs = {our_term(name): value for name, value in wanted["losses_weighted"].items()}
+    theirs = {our_term(name): value for name, value in expected["losses_weighted"].items()}
     assert {name: value.item() for name, value in terms.items()} == pytest.approx(theirs, rel=1e-3)
     total = torch.stack(list(terms.values())).sum()
-    assert total.item() == pytest.approx(wanted["total"], rel=1e-5)
+    assert total.item() == pytest.approx(expected["total"], rel=1e-5)
     total.backward()
-    gradients_are(model, convert_tensors(state_of(f"{source}_r50_4scale")).renamed, wanted)
+    gradients_are(model, convert_tensors(state_of(f"{source}_r50_4scale")).renamed, expected)
 
 
 def our_term(name: str) -> str:
@@ -105,17 +105,17 @@ def our_term(name: str) -> str:
     return f"{'denoising' if 'dn' in name else 'stage'}{number[0] if number else 5}/{kind}"
 
 
-def gradients_are(model, names, wanted):
+def gradients_are(model, names, expected):
     """Norms, and products with the parameter itself, which a permutation would change."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    by_ours = {names[bare(key)]: norm for key, norm in wanted["grad_norms"].items()}
+    by_ours = {names[bare(key)]: norm for key, norm in expected["grad_norms"].items()}
     assert set(by_ours) == set(parameters), "the same parameters learn"
-    for key, norm in wanted["grad_norms"].items():
+    for key, norm in expected["grad_norms"].items():
         parameter = parameters[names[bare(key)]]
         assert parameter.grad.norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-4), key
         product = (parameter.grad * parameter).sum().item()
         scale = norm * parameter.detach().norm().item()
-        assert product == pytest.approx(wanted["grad_dot_param"][key], abs=1e-3 * scale + 1e-4), key
+        assert product == pytest.approx(expected["grad_dot_param"][key], abs=1e-3 * scale + 1e-4), key
 
 
 def bare(key: str) -> str:

@@ -249,7 +249,7 @@ def test_coco_has_80_classes_with_these_ids():
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         (["cls_token", "pos_embed"], "self-supervised DINO"),
         (["conv1.weight", "fc.weight"], "backbone_weights"),
@@ -258,8 +258,8 @@ def test_coco_has_80_classes_with_these_ids():
         (["input_proj.0.0.weight", "backbone.0.patch_embed.proj.weight"], "not a complete DINO"),
     ],
 )
-def test_other_models_are_told_apart(names, said):
-    with pytest.raises(CheckpointError, match=said):
+def test_other_models_are_told_apart(names, message):
+    with pytest.raises(CheckpointError, match=message):
         convert_state_dict({name: torch.zeros(1) for name in names})
 
 

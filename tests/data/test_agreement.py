@@ -180,7 +180,7 @@ def test_check_data_and_train_agree_on_other_formats(tmp_path, kind, settings):
     assert (ended_by in errors) if ended_by else not errors
 
 
-def test_two_classes_of_a_val_split_that_have_one_name_are_said_to_be_one(make_coco):
+def test_two_classes_of_a_val_split_that_have_one_name_are_reported_to_be_one(make_coco):
     split = make_coco(categories={1: "disc", 2: "ring", 7: "disc"})
     found = read_annotations(split, [Category(1, "disc"), Category(2, "ring")])
     assert any("classes with the same name are merged: disc: ids 1, 7" in note for note in found.notes)

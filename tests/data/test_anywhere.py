@@ -54,12 +54,12 @@ def boxes_of(folder: Path) -> dict[str, dict[str, list[float]]]:
     {"train": ("train_xml", "train_img"), "val": ("validate_xml", "validate_img"), "test": ("test_xml", "test_img")},
 ])  # fmt: skip
 def test_xml_files_are_paired_with_images_of_the_same_names_wherever_both_are(tmp_path, places):
-    wanted = {split: drawn(4, seed) for seed, split in enumerate(places, start=1)}
+    expected = {split: drawn(4, seed) for seed, split in enumerate(places, start=1)}
     for split, (annotations, images) in places.items():
-        for stem, box in wanted[split].items():
+        for stem, box in expected[split].items():
             image(tmp_path / images / f"{stem}.jpg")
             text(tmp_path / annotations / f"{stem}.xml", xml(*box))
-    assert boxes_of(tmp_path) == {s: {n: list(box) for n, box in rows.items()} for s, rows in wanted.items()}
+    assert boxes_of(tmp_path) == {s: {n: list(box) for n, box in rows.items()} for s, rows in expected.items()}
 
 
 @pytest.mark.parametrize(("annotations", "images"), [
@@ -68,17 +68,17 @@ def test_xml_files_are_paired_with_images_of_the_same_names_wherever_both_are(tm
     ("labels/{}/coco_labels.json", "images/{}"), ("{}/ann/export.json", "{}/images"),
 ])  # fmt: skip
 def test_coco_files_of_any_name_are_found_beside_files_that_are_none(tmp_path, annotations, images):
-    wanted = {}
+    expected = {}
     text(tmp_path / "package.json", '{"name": "x"}')
     for seed, split in enumerate(("train", "val"), start=1):
-        wanted[split] = drawn(3, seed)
+        expected[split] = drawn(3, seed)
         document = {"images": [], "annotations": [], "categories": [{"id": 3, "name": "c"}]}
-        for number, (stem, box) in enumerate(wanted[split].items()):
+        for number, (stem, box) in enumerate(expected[split].items()):
             image(tmp_path / images.format(split) / f"{stem}.jpg")
             document["images"].append({"id": number, "file_name": f"{stem}.jpg", "width": WIDTH, "height": HEIGHT})
             document["annotations"].append({"id": number, "image_id": number, "category_id": 3, "bbox": box})
         text(tmp_path / annotations.format(split), json.dumps(document))
-    assert boxes_of(tmp_path) == {s: {n: list(box) for n, box in rows.items()} for s, rows in wanted.items()}
+    assert boxes_of(tmp_path) == {s: {n: list(box) for n, box in rows.items()} for s, rows in expected.items()}
 
 
 TABLES = {
@@ -92,16 +92,16 @@ TABLES = {
 @pytest.mark.parametrize("heading", TABLES)
 @pytest.mark.parametrize("images", ["images", "{}", "."])
 def test_tables_of_boxes_are_read(tmp_path, heading, images):
-    wanted = {"train": drawn(3, 1), "test": drawn(3, 2)}
-    for split, rows in wanted.items():
+    expected = {"train": drawn(3, 1), "test": drawn(3, 2)}
+    for split, rows in expected.items():
         lines = [heading] if heading else []
         for n, (x, y, w, h) in rows.items():
             image(tmp_path / images.format(split) / f"{n}.jpg")
             lines.append(TABLES[heading].format(n=n, x=x, y=y, X=x + w, Y=y + h))
         text(tmp_path / f"{split}_labels.csv", "\n".join(lines) + "\n")
     found = boxes_of(tmp_path)
-    assert found == {"train": {n: list(b) for n, b in wanted["train"].items()},
-                     "val": {n: list(b) for n, b in wanted["test"].items()}}  # fmt: skip
+    assert found == {"train": {n: list(b) for n, b in expected["train"].items()},
+                     "val": {n: list(b) for n, b in expected["test"].items()}}  # fmt: skip
 
 
 def test_a_row_that_is_no_box_is_named(tmp_path):

@@ -71,12 +71,14 @@ def test_a_fourth_band_that_is_a_transparency_is_shown_over_white(tmp_path):
     assert "over white" in read_header(path, DataConfig()).conversion
 
 
-@pytest.mark.parametrize(("mode", "said"), [("L", "grey"), ("RGBA", "over white"), ("CMYK", "CMYK"), ("RGB", "")])
-def test_what_is_made_of_an_image_is_said(tmp_path, mode, said):
+@pytest.mark.parametrize(
+    ("mode", "error_message"), [("L", "grey"), ("RGBA", "over white"), ("CMYK", "CMYK"), ("RGB", "")]
+)
+def test_what_is_made_of_an_image_is_reported(tmp_path, mode, error_message):
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     Image.new(mode, (9, 7)).save(path)
     conversion = read_header(path, DataConfig()).conversion
-    assert said in conversion and bool(said) == bool(conversion)
+    assert error_message in conversion and bool(error_message) == bool(conversion)
 
 
 def test_the_command_that_a_refused_array_names_makes_an_image_of_it(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from dinocore.config import Config
 from dinocore.data.annotations import as_coco_dict, read_annotations
-from dinocore.data.check import scan as pictures
+from dinocore.data.check import scan as images
 from dinocore.data.check.check import Checked, check_data
 from dinocore.data.check.contents import overlaps
 from dinocore.data.check.fitness import anchor_distance
@@ -119,7 +119,7 @@ def put(row: str, **values):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_d_a_fault_put_into_good_data_is_found_once_with_its_code(clean, code, level, change):
+def test_a_fault_injected_into_good_data_is_found_once_with_its_code(clean, code, level, change):
     edit(clean, change)
     found = check(clean)
     (finding,) = [f for name, f in found.findings() if f.code == code and name == "train"]
@@ -145,7 +145,7 @@ def test_classes_of_another_name_and_unknown_ones(clean):
     (("ÉTÉ", "été"), "ÉTÉ (15 objects) ~ été (15 objects)"),
     (("1", "-1"), ""), (("1 1", "11"), ""), (("a", "b"), ""), (("c+", "c-"), ""),
 ])  # fmt: skip
-def test_names_that_differ_only_in_how_they_are_written_are_said_before_a_training(clean, names, noted):
+def test_names_that_differ_only_in_how_they_are_written_are_reported_before_a_training(clean, names, noted):
     def rename(document):
         for row, name in zip(document["categories"], names, strict=True):
             row["name"] = name
@@ -182,7 +182,7 @@ def test_more_objects_than_queries_detections_and_denoising(clean):
     }  # fmt: skip
 
 
-def test_a_box_that_a_click_left_is_told(clean):
+def test_a_box_left_by_an_accidental_click_is_reported(clean):
     edit(clean, lambda d: d["annotations"][0].update(bbox=[7, 8, 1, 2]))
     (finding,) = [f for _, f in check(clean).findings() if f.code == "DATA-BOX-DOT"]
     assert finding.level == "warning" and finding.text.endswith("as from an accidental click: 0001.png [7, 8, 1, 2]")
@@ -202,7 +202,7 @@ def test_objects_below_a_cell_and_far_from_anchors_are_counted(clean):
     assert anchor_distance(np.array([[0.05, 0.05], [0.1, 0.2], [0.01, 0.8]]), 4).round(3).tolist() == [1, 2, 10]
 
 
-def test_a_size_before_the_turn_is_called_that(clean):
+def test_a_size_before_exif_rotation_is_recognised(clean):
     exif = Image.Exif()
     exif[0x0112] = 6
     noise(1).save(clean / "train2017" / "0001.png", exif=exif)
@@ -238,14 +238,14 @@ def test_an_image_saved_again_or_lightened_is_a_near_duplicate_and_another_is_no
 
 
 @pytest.mark.parametrize(
-    ("code", "picture"),
+    ("code", "image"),
     [
         ("DATA-IMAGE-DARK", lambda: noise(1).point(lambda v: v // 12)),
         ("DATA-IMAGE-BLANK", lambda: Image.new("RGB", (64, 48), "gray")),
     ],
 )
-def test_dark_and_blank_images_are_found(clean, code, picture):
-    picture().save(clean / "train2017" / "0001.png")
+def test_dark_and_blank_images_are_found(clean, code, image):
+    image().save(clean / "train2017" / "0001.png")
     assert codes(check(clean)) == {code: 1}
 
 
@@ -256,16 +256,16 @@ def test_odd_sizes_are_found(clean):
     assert codes(check(clean))["DATA-IMAGE-ODD"] == 2
 
 
-def test_several_frames_are_told(clean):
+def test_files_with_several_frames_are_reported(clean):
     noise(1).save(clean / "train2017" / "0001.png", format="GIF", save_all=True, append_images=[noise(2)])
     assert codes(check(clean)) == {"DATA-IMAGE-FRAMES": 1}
 
 
 def test_an_image_cut_anywhere_is_found_by_decoding_and_a_cut_end_only_so(tmp_path):
     write_sample_data(tmp_path, num_images=14, seed=1, size=(96, 72))
-    pictures = sorted((tmp_path / "train2017").iterdir())[:10]
+    images = sorted((tmp_path / "train2017").iterdir())[:10]
     cuts = random.Random(0)
-    for n, file in enumerate(pictures):
+    for n, file in enumerate(images):
         whole = file.read_bytes()
         end = len(whole) - 4 if n == 0 else cuts.randrange(1, len(whole) - 4)
         file.write_bytes(whole[:end])
@@ -288,22 +288,22 @@ def test_a_jpeg_that_lacks_a_few_bytes_is_a_warning(clean):
 
 
 @pytest.mark.parametrize("content", [b"", b"<html></html>", b"%PDF-1.7", b"GARBAGE" * 99])
-def test_what_is_no_image_is_an_error(clean, content):
+def test_a_file_that_is_not_an_image_is_an_error(clean, content):
     (clean / "train2017" / "0001.png").write_bytes(content)
     assert codes(check(clean, decode=False)) == {"DATA-IMAGE-FORMAT": 1}
 
 
-def test_many_images_are_looked_at_in_processes_with_the_same_result(clean, monkeypatch):
+def test_many_images_are_scanned_in_processes_with_the_same_result(clean, monkeypatch):
     annotations = read_annotations(find_layout(clean).train)
-    alone = list(pictures.scan_images(annotations, TINY.data, decode=True))
-    monkeypatch.setattr(pictures, "FEW", 1)
-    assert list(pictures.scan_images(annotations, TINY.data, decode=True)) == alone
-    assert list(pictures.scan_images(annotations, TINY.data, True, [2, 0])) == [alone[2], alone[0]]
+    alone = list(images.scan_images(annotations, TINY.data, decode=True))
+    monkeypatch.setattr(images, "FEW", 1)
+    assert list(images.scan_images(annotations, TINY.data, decode=True)) == alone
+    assert list(images.scan_images(annotations, TINY.data, True, [2, 0])) == [alone[2], alone[0]]
 
 
-def test_a_process_that_is_killed_while_it_looks_is_told(clean, monkeypatch):
-    monkeypatch.setattr(pictures, "FEW", 1)
-    monkeypatch.setattr(pictures, "read_header", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+def test_a_killed_scan_process_is_reported(clean, monkeypatch):
+    monkeypatch.setattr(images, "FEW", 1)
+    monkeypatch.setattr(images, "read_header", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(EnvironmentFault, match="a process that reads images was killed"):
         check(clean)
 
@@ -382,7 +382,7 @@ def is_refused(split: Split) -> bool:
     max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_d_broken_files_are_read_or_refused_checked_and_repaired_and_never_anything_else(clean, data):
+def test_broken_files_are_read_or_refused_checked_and_repaired(clean, data):
     """Hypothesis breaks a few places of a good file, values and structure."""
     file, good = clean / "annotations" / "instances_train2017.json", clean / "good.txt"
     if not good.exists():
@@ -472,7 +472,7 @@ def test_a_box_far_larger_than_its_image_is_not_trained_on(clean):
     assert codes(check(clean))["DATA-BOX-OUTSIDE"] == 1
 
 
-def test_errors_of_a_whole_file_keep_their_advice_and_a_missing_split_is_told(clean):
+def test_errors_of_a_whole_file_keep_their_advice_and_a_missing_split_is_reported(clean):
     (clean / "annotations" / "instances_val2017.json").unlink()
     edit(clean, lambda d: d.pop("categories"))
     found = {finding.code: finding for _, finding in check(clean).findings()}
@@ -517,7 +517,7 @@ def test_a_backslash_may_be_part_of_a_files_name(clean):
     assert len(read_annotations(find_layout(clean).train).image_ids) == 3
 
 
-def test_a_mark_of_crowds_that_is_none_is_said(clean):
+def test_an_invalid_iscrowd_value_is_reported(clean):
     def change(document):
         for row, crowd in zip(document["annotations"], (2, -1, "yes", [1], None, 0, 1, "true"), strict=False):
             row["iscrowd"] = crowd
@@ -534,7 +534,7 @@ def test_crowds_alone_are_nothing_to_judge_by(clean):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
-def test_a_pipe_among_the_data_is_refused_and_not_waited_for(clean):
+def test_a_named_pipe_in_the_data_is_refused_without_waiting(clean):
     file = clean / "annotations" / "instances_train2017.json"
     file.unlink()
     os.mkfifo(file)

@@ -69,7 +69,7 @@ def test_category_ids_with_gaps_zero_and_any_order_are_numbered_and_kept(make_co
     assert [row["category_id"] for row in as_coco_dict(annotations)["annotations"]] == [7, 0, 90, 3]
 
 
-def test_what_coco_lets_out_is_filled_in(make_coco):
+def test_optional_coco_fields_are_filled_in(make_coco):
     def bare(document):
         for row in document["annotations"]:
             del row["area"], row["iscrowd"], row["id"]
@@ -87,7 +87,7 @@ def test_what_coco_lets_out_is_filled_in(make_coco):
     assert average_precision(annotations) == 1
 
 
-def test_a_missing_size_is_that_of_theupright_image(make_coco, tmp_path):
+def test_a_missing_size_is_that_of_the_upright_image(make_coco, tmp_path):
     def bare(document):
         for row in document["images"]:
             del row["width"], row["height"]
@@ -152,7 +152,7 @@ def add(document, rows, image_id=2):
     document["annotations"] += [{"image_id": image_id, "category_id": kind, "bbox": box} for kind, *box in rows]
 
 
-def test_a_heading_of_roboflow_is_no_class(make_coco):
+def test_roboflows_heading_category_is_not_a_class(make_coco):
     def roboflow(document):
         document["categories"].insert(0, {"id": 0, "name": "shapes", "supercategory": "none"})
         for row in document["categories"][1:]:
@@ -200,7 +200,7 @@ def test_weights_without_names_are_matched_by_number(make_coco):
     assert read_annotations(make_coco(name="val"), known).labels.tolist() == [1, 2, 2]
 
 
-def test_where_no_object_is_of_a_known_class_nothing_can_be_judged(make_coco):
+def test_where_no_object_is_of_a_known_class_nothing_can_be_evaluated(make_coco):
     message = refusal(make_coco(name="val"), [Category(1, "cat"), Category(2, "dog")])
     assert "no object in" in message and "(cat, dog)" in message and "disc" in message
 
@@ -261,7 +261,7 @@ def test_every_encoding_of_json_is_read(make_coco, encoding):
         (b'{"images": [], "categories": [], "annotations": null}', "lacks the list `annotations`"),
     ],
 )
-def test_what_is_not_coco_is_refused_with_the_place(write_json, content, message):
+def test_files_that_are_not_coco_are_refused_with_the_position(write_json, content, message):
     assert message in refusal(write_json(content))
 
 
@@ -282,7 +282,7 @@ def test_a_missing_annotation_file_is_refused(make_coco):
     [("images", "id"), ("images", "file_name"), ("categories", "id"), ("categories", "name"),
      ("annotations", "image_id"), ("annotations", "category_id"), ("annotations", "bbox")],
 )  # fmt: skip
-def test_missing_entries_and_nulls_are_listed_and_counted(make_coco, table, key):
+def test_missing_entries_and_nulls_are_listed_with_a_count(make_coco, table, key):
     def without(document):
         document[table] = [copy.deepcopy(document[table][0]) for _ in range(8)]
         for n, row in enumerate(document[table][1:]):
@@ -396,7 +396,7 @@ def test_boxes_written_as_two_corners_are_refused(make_coco):
     assert read_annotations(make_coco(objects)).notes == []
 
 
-def test_junk_anywhere_is_read_or_refused_and_never_anything_else(make_coco, write_json):
+def test_junk_values_anywhere_are_read_or_refused(make_coco, write_json):
     """Puts something else in the place of every single value of a good file."""
     good = json.loads(make_coco().annotations.read_bytes())
     junk = [None, True, -1, 0, 10**25, 1e300, float("nan"), "", "x", [], [[]], {}, {"id": 1}]

@@ -92,7 +92,7 @@ def test_lists_of_voc_that_share_no_image_are_taken_whole(tmp_path, lists, train
     assert (numbers(data.train), numbers(data.val), data.notes) == (list(train), list(val), [])
 
 
-def test_images_that_are_trained_on_and_evaluated_on_are_said_before_a_training(tmp_path):
+def test_images_that_are_trained_on_and_evaluated_on_are_reported_before_a_training(tmp_path):
     devkit(tmp_path / "voc", trainval="01", val="01")
     coco(tmp_path / "coco", ["1.jpg", "2.jpg", "3.jpg"])
     coco(tmp_path / "coco", ["3.jpg", "4.jpg"], "val")
@@ -117,7 +117,7 @@ def test_a_voc_folder_whose_writing_was_interrupted_is_not_taken_for_a_whole_one
 
 @pytest.mark.parametrize("center", [(0.5, 0.5), (0.4, 0.4), (0.3, 0.3)])
 @pytest.mark.parametrize("points", [4, 16])
-def test_outlines_at_one_place_that_may_be_keypoints_are_refused_until_it_is_said(tmp_path, center, points):
+def test_outlines_at_one_place_that_may_be_keypoints_are_refused_until_it_is_reported(tmp_path, center, points):
     """A fixed camera: the first two points read well as centre, width and height of a box around the others."""
     side = 0.2
     ring = [(center[0] + side / 2 * math.cos(a), center[1] + side / 2 * math.sin(a))

@@ -120,7 +120,7 @@ def test_an_empty_label_file_and_none_at_all_are_background(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("0 0.5 0.5 0.1 0.1 0.9", "line 2: 6 columns, a box has 5"),
         ("0 0,5 0.5 0.1 0.1", "line 2: commas"),
@@ -132,9 +132,9 @@ def test_an_empty_label_file_and_none_at_all_are_background(tmp_path):
         ("0 50 30 20 20", "line 2: 50, but fractions of the image's width and height are at most 1"),
     ],
 )
-def test_a_bad_yolo_line_is_named_with_its_number(tmp_path, line, said):
+def test_a_bad_yolo_line_is_named_with_its_number(tmp_path, line, message):
     error = refusal(yolo(tmp_path, f"0 0.5 0.5 0.1 0.1\r\n{line}\r\n"))
-    assert error.code == "DATA-LABEL-LINE" and f"a.txt {said}" in str(error)
+    assert error.code == "DATA-LABEL-LINE" and f"a.txt {message}" in str(error)
 
 
 def test_the_box_of_an_outline_is_its_extent(tmp_path):
@@ -371,8 +371,10 @@ OUTSIDE = {  # what a folder may hold as a link, and what must be there besides
 def test_annotations_that_a_link_keeps_outside_are_not_opened(tmp_path, monkeypatch, name):
     """The canary is a pipe: to open it would wait for ever."""
     os.mkfifo(tmp_path / "canary")
-    asked = Path.is_file
-    monkeypatch.setattr(Path, "is_file", lambda path: os.path.realpath(path) == str(tmp_path / "canary") or asked(path))
+    requested = Path.is_file
+    monkeypatch.setattr(
+        Path, "is_file", lambda path: os.path.realpath(path) == str(tmp_path / "canary") or requested(path)
+    )
     folder = tmp_path / "data"
     for other in OUTSIDE[name]:
         put(folder / other, None if other.endswith("png") else described(1, 1, 9, 9) if other.endswith("xml") else "")

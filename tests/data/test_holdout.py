@@ -55,7 +55,7 @@ def test_the_same_images_are_held_out_wherever_the_data_are_read(folder):
     assert {s: p.numbers["images"] for s, p in checked.splits.items()} == {"train": 8, "val": 4}
 
 
-def test_without_a_fraction_a_warning_says_that_training_images_are_judged(folder):
+def test_without_a_fraction_a_warning_says_that_training_images_are_evaluated(folder):
     data = open_dataset(DataConfig(path=str(folder)))
     assert data.val is data.train and any("evaluation uses the training images" in note for note in data.notes)
 

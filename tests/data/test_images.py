@@ -260,7 +260,7 @@ def test_scrambled_bytes_give_an_image_or_a_refusal_and_never_anything_else(save
 
 
 @pytest.mark.parametrize("content", [b"", b"<html><body>404</body></html>", b"%PDF-1.7 ...", b"\xff\xd8\xff"])
-def test_what_is_no_image_is_refused_whatever_its_name(tmp_path, content):
+def test_a_file_that_is_not_an_image_is_refused_whatever_its_name(tmp_path, content):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
     assert "is not an image in a known format" in refusal(path)
@@ -320,7 +320,7 @@ def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path):
     assert "cannot be opened" in refusal(tmp_path / "a\0b.jpg")
 
 
-@pytest.mark.parametrize("name", ["my notes.txt", "my film.mp4", "my scan.jxl"])
+@pytest.mark.parametrize("name", ["my notes.txt", "my video.mp4", "my scan.jxl"])
 def test_a_name_with_a_space_is_in_quotes_in_the_command_to_type(tmp_path, name):
     (tmp_path / name).write_bytes(b"no image")
     command = refusal(tmp_path / name).rpartition(": ")[2].partition(";")[0]

@@ -98,8 +98,8 @@ def test_a_validation_split_alone_is_enough(tmp_path):
 
 def test_several_files_for_one_split_are_refused_by_name(tmp_path):
     put(tmp_path, "annotations/instances_train2014.json", "annotations/instances_train2017.json")
-    said = refusal(find_layout, tmp_path)
-    assert "instances_train2014.json, instances_train2017.json" in said and "leave one" in said
+    message = refusal(find_layout, tmp_path)
+    assert "instances_train2014.json, instances_train2017.json" in message and "leave one" in message
     plain = tmp_path / "plain"
     put(plain, "x.json", "y.json")
     assert "x.json, y.json" in refusal(find_layout, plain)
@@ -112,8 +112,12 @@ def test_a_missing_folder_a_file_and_an_empty_folder_are_refused(tmp_path):
     (tmp_path / "file.json").write_text("{}")
     assert "is a file; give the folder" in refusal(find_layout, tmp_path / "file.json")
     (tmp_path / "empty").mkdir()
-    said = refusal(find_layout, tmp_path / "empty")
-    assert "no annotations found" in said and "_annotations.coco.json" in said and "instances_train2017.json" in said
+    message = refusal(find_layout, tmp_path / "empty")
+    assert (
+        "no annotations found" in message
+        and "_annotations.coco.json" in message
+        and "instances_train2017.json" in message
+    )
 
 
 # opening what was found

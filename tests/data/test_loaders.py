@@ -272,16 +272,16 @@ def test_an_image_of_another_size_than_annotated_is_a_problem_and_a_turned_one_s
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.new("RGB", (64, 48)).save(tmp_path / "train2017" / "0009.png", exif=turned)
-    said = EvaluationImages(annotations, config().data)[1]
-    assert said.endswith(
+    message = EvaluationImages(annotations, config().data)[1]
+    assert message.endswith(
         "has 48 x 64 pixels, but the annotations say 64 x 48, which is the same rotated, as by an EXIF orientation"
     )
 
 
 def test_an_image_beyond_the_limit_of_pixels_is_a_problem(ten):
     annotations, _ = ten
-    said = EvaluationImages(annotations, DataConfig(max_pixels=64 * 48 - 1))[0]
-    assert "more than data.max_pixels = 3071" in said
+    message = EvaluationImages(annotations, DataConfig(max_pixels=64 * 48 - 1))[0]
+    assert "more than data.max_pixels = 3071" in message
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -306,6 +306,6 @@ def test_boxes_of_real_batches_are_where_the_annotations_say(smears, annotations
     for batch, problems in evaluation_batches(annotations, config().data):
         assert problems == []
         image_id = int(annotations.image_ids[batch.indices[0]])
-        wanted = np.array([a["bbox"] for a in document["annotations"] if a["image_id"] == image_id]).reshape(-1, 4)
+        expected = np.array([a["bbox"] for a in document["annotations"] if a["image_id"] == image_id]).reshape(-1, 4)
         cx, cy, w, h = (batch.targets[0].boxes.double() * torch.tensor([96, 72, 96, 72])).T
-        assert torch.stack([cx - w / 2, cy - h / 2, w, h], 1).numpy() == pytest.approx(wanted, abs=1e-3)
+        assert torch.stack([cx - w / 2, cy - h / 2, w, h], 1).numpy() == pytest.approx(expected, abs=1e-3)

@@ -79,14 +79,14 @@ def keypoints(box, count: int, dims: int) -> list[float]:
 
 
 @pytest.mark.parametrize(("count", "dims"), [(1, 2), (2, 2), (3, 2), (2, 3), (17, 3), (5, 3)])
-@pytest.mark.parametrize("said", [True, False])
-def test_keypoints_behind_a_box_are_no_outline(tmp_path, count, dims, said):
-    yaml = YAML + (f"kpt_shape: [{count}, {dims}]\n" if said else "")
+@pytest.mark.parametrize("message", [True, False])
+def test_keypoints_after_a_box_are_not_a_polygon(tmp_path, count, dims, message):
+    yaml = YAML + (f"kpt_shape: [{count}, {dims}]\n" if message else "")
     drawn = yolo(tmp_path, lambda box: written(*shares(box), *keypoints(box, count, dims)), yaml=yaml)
     assert close(read(tmp_path), drawn["train"])
 
 
-def test_a_few_lines_that_may_be_keypoints_or_outlines_are_refused_until_it_is_said(tmp_path):
+def test_a_few_lines_that_may_be_keypoints_or_outlines_are_refused_until_it_is_reported(tmp_path):
     drawn = yolo(tmp_path, lambda box: written(*shares(box), *keypoints(box, 2, 2)), num=3)
     with pytest.raises(DataError, match="either polygons or boxes with keypoints") as caught:
         read(tmp_path)
@@ -96,7 +96,7 @@ def test_a_few_lines_that_may_be_keypoints_or_outlines_are_refused_until_it_is_s
 
 
 @pytest.mark.parametrize("num", [1, 12])
-def test_outlines_are_read_by_their_extent_however_many(tmp_path, num):
+def test_polygons_become_their_bounding_boxes(tmp_path, num):
     def corners(box):
         x, y, w, h = box
         points = [(x, y), (x + w, y), (x + w, y + h), (x, y + h)]
@@ -106,14 +106,14 @@ def test_outlines_are_read_by_their_extent_however_many(tmp_path, num):
     assert close(read(tmp_path), drawn["train"])
 
 
-def test_a_trackers_lines_are_refused_in_words(tmp_path):
+def test_a_trackers_lines_are_refused(tmp_path):
     yolo(tmp_path, lambda box: written(*shares(box), 0.93) + " 1")
     with pytest.raises(DataError, match="a box, a confidence and a track"):
         read(tmp_path)
 
 
 @pytest.mark.parametrize("meant", ["x0 y0 x1 y1", "the top left corner, width and height"])
-def test_shares_of_another_kind_are_refused(tmp_path, meant):
+def test_fractions_of_another_convention_are_refused(tmp_path, meant):
     def line(box):
         x, y, w, h = box
         far = (x + w, y + h) if meant == "x0 y0 x1 y1" else (w, h)
@@ -144,7 +144,7 @@ def spoil(folder: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["jupyter", "apple", "synology", "zip"])
 @pytest.mark.parametrize("layout", ["yolo", "voc", "beside", "roboflow", "plain"])
-def test_hidden_files_are_no_data(tmp_path, layout, kind):
+def test_hidden_files_are_ignored(tmp_path, layout, kind):
     document = {"images": [{"id": 1, "file_name": "a.jpg", "width": WIDTH, "height": HEIGHT}],
                 "categories": [{"id": 1, "name": "c"}],
                 "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 40]}]}  # fmt: skip
@@ -209,7 +209,7 @@ def test_a_yolo_list_keeps_its_labels_whatever_system_wrote_it(tmp_path, line):
 
 
 @pytest.mark.parametrize(
-    ("names", "wanted"),
+    ("names", "expected"),
     [
         ("[yes, no]", ["yes", "no"]),
         ("[007, 010, 1_000, 1e3]", ["007", "010", "1_000", "1e3"]),
@@ -217,9 +217,9 @@ def test_a_yolo_list_keeps_its_labels_whatever_system_wrote_it(tmp_path, line):
         ("[2024-01-01, 0x1F]", ["2024-01-01", "0x1F"]),
     ],
 )
-def test_names_are_taken_as_they_are_written(tmp_path, names, wanted):
-    yolo(tmp_path, lambda box: written(*shares(box)), 1, f"train: images/train\nnc: {len(wanted)}\nnames: {names}\n")
-    assert [c.name for c in read(tmp_path).categories] == wanted
+def test_names_are_taken_as_they_are_written(tmp_path, names, expected):
+    yolo(tmp_path, lambda box: written(*shares(box)), 1, f"train: images/train\nnc: {len(expected)}\nnames: {names}\n")
+    assert [c.name for c in read(tmp_path).categories] == expected
 
 
 def test_a_name_that_two_classes_have_is_one_class_in_every_split(tmp_path):
@@ -230,13 +230,13 @@ def test_a_name_that_two_classes_have_is_one_class_in_every_split(tmp_path):
     assert set(data.train.labels.tolist()) == set(data.val.labels.tolist()) == {label}
 
 
-def test_a_key_that_is_there_twice_is_refused(tmp_path):
+def test_a_duplicate_key_is_refused(tmp_path):
     yolo(tmp_path, lambda box: written(*shares(box)), 1, YAML + "names: [d]\n")
     with pytest.raises(DataError, match="`names` appears twice"):
         read(tmp_path)
 
 
-def test_a_val_entry_that_is_nowhere_is_named(tmp_path):
+def test_a_val_entry_that_does_not_exist_is_named(tmp_path):
     yolo(tmp_path, lambda box: written(*shares(box)), 1, YAML.replace("images/val", "images/vall"))
     assert "`val: images/vall` of data.yaml does not exist; did you mean images/val?" in find_layout(tmp_path).gap
 
@@ -256,7 +256,7 @@ def test_a_test_split_can_be_evaluated_on(tmp_path):
         open_split(config, "test", None)
 
 
-def test_another_yaml_in_the_folder_is_nobodys_business(tmp_path):
+def test_other_yaml_files_in_the_folder_are_ignored(tmp_path):
     put(tmp_path / "environment.yml", "name: x\ndependencies: [python]\n")
     put(tmp_path / "docker-compose.yml", "services: {a: [\n")
     put(tmp_path / "JPEGImages" / "a.jpg")
@@ -285,7 +285,7 @@ def test_a_linked_folder_is_read_where_links_are_allowed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "there"),
+    ("message", "there"),
     [
         ("A.JPG", "a.jpg"),
         (unicodedata.normalize("NFD", "é.jpg"), "é.jpg"),
@@ -294,16 +294,16 @@ def test_a_linked_folder_is_read_where_links_are_allowed(tmp_path):
         ("elsewhere/a.jpg", "a.jpg"),
     ],
 )
-def test_a_file_name_that_is_nearly_that_on_the_disk_is_found_and_told(make_coco, tmp_path, said, there):
+def test_a_file_name_that_nearly_matches_is_found_and_reported(make_coco, tmp_path, message, there):
     (tmp_path / "train2017").mkdir()
     put(tmp_path / "train2017" / there)
-    split = make_coco(size=(WIDTH, HEIGHT), edit=lambda document: document["images"][0].update(file_name=said))
+    split = make_coco(size=(WIDTH, HEIGHT), edit=lambda document: document["images"][0].update(file_name=message))
     found = read_annotations(split)
     assert there in [name.decode() for name in found.file_names.tolist()] and len(found.image_ids) == 2
-    assert any(f"{said} -> {there}" in note for note in found.notes)
+    assert any(f"{message} -> {there}" in note for note in found.notes)
 
 
-def test_two_files_that_may_be_meant_are_not_guessed_between(make_coco, tmp_path):
+def test_an_ambiguous_file_name_is_refused(make_coco, tmp_path):
     (tmp_path / "train2017").mkdir()
     for name in ("a.jpg", "A.jpeg"):
         put(tmp_path / "train2017" / name)
@@ -312,7 +312,7 @@ def test_two_files_that_may_be_meant_are_not_guessed_between(make_coco, tmp_path
         read_annotations(split)
 
 
-def test_an_address_of_lvis_is_a_file_name(make_coco, tmp_path):
+def test_an_lvis_url_is_used_as_a_file_name(make_coco, tmp_path):
     def addressed(document):
         for row in document["images"]:
             row["coco_url"] = f"http://images.cocodataset.org/train2017/{row.pop('file_name')}"

@@ -316,7 +316,7 @@ def test_data_of_publishers_are_the_same_after_a_conversion(tmp_path, name, kind
     assert before == after and len(before) > 2
 
 
-def test_regions_that_are_not_judged_are_left_out_and_counted(tmp_path):
+def test_regions_that_are_not_evaluated_are_left_out_and_counted(tmp_path):
     visdrone(tmp_path / "v")
     kitti(tmp_path / "k")
     notes = [read_annotations(find_layout(tmp_path / name).train).notes for name in ("v", "k")]
@@ -333,7 +333,7 @@ def test_a_group_of_open_images_is_a_crowd(tmp_path):
     assert found.crowd.sum() == 1 and found.crowd[found.objects(0)].all()
 
 
-def test_rows_without_a_column_of_classes_are_one_class_and_that_is_said(tmp_path):
+def test_rows_without_a_column_of_classes_are_one_class_and_that_is_reported(tmp_path):
     kaggle_csv(tmp_path, heading="image_id,width,height,bbox,source")
     found = read_annotations(find_layout(tmp_path).train)
     assert [c.name for c in found.categories] == ["object"] and any("no column names classes" in n for n in found.notes)
@@ -530,7 +530,7 @@ def test_labels_of_another_split_in_the_same_folder_are_not_lost(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["train.csv", "classes.txt"])
-def test_letters_that_nobody_can_tell_are_refused(tmp_path, name):
+def test_text_in_an_unknown_encoding_is_refused(tmp_path, name):
     """Latin-1 read as UTF-8 would name a class otherwise without a word."""
     images(tmp_path / "images", ["a"])
     put(tmp_path / "labels" / "a.txt", "0 0.5 0.5 0.2 0.2\n")

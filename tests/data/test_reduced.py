@@ -112,15 +112,15 @@ def test_the_frame_is_where_the_image_lies_in_what_was_decoded(tmp_path, orienta
 
 
 @pytest.mark.parametrize(
-    ("min_decode_size", "wanted"),
+    ("min_decode_size", "expected"),
     [((801, 601), (1600, 1200)), ((800, 600), (800, 600)), ((400, 301), (800, 600)), ((400, 300), (400, 300)),
      ((30, 1200), (1600, 1200)), ((3, 2), (200, 150)), ((5000, 5000), (1600, 1200))],
 )  # fmt: skip
-def test_a_jpeg_is_never_decoded_smaller_than_is_enough(tmp_path, min_decode_size, wanted):
+def test_a_jpeg_is_never_decoded_smaller_than_is_enough(tmp_path, min_decode_size, expected):
     save(Image.new("RGB", (1600, 1200)), tmp_path / "a.jpg")
     save(Image.new("RGB", (1200, 1600)), tmp_path / "b.jpg", orientation=6)
-    assert read_reduced(tmp_path / "a.jpg", AS_IS, min_decode_size).image.size == wanted
-    assert read_reduced(tmp_path / "b.jpg", AS_IS, min_decode_size[::-1]).image.size == wanted[::-1]
+    assert read_reduced(tmp_path / "a.jpg", AS_IS, min_decode_size).image.size == expected
+    assert read_reduced(tmp_path / "b.jpg", AS_IS, min_decode_size[::-1]).image.size == expected[::-1]
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "bmp", "tif", "gif", "ppm"])

@@ -111,22 +111,22 @@ def test_objects_survive_every_pair_of_formats(data):
     with tempfile.TemporaryDirectory() as folder:
         write_coco(Path(folder, "drawn"), data)
         colors = itertools.count(1)
-        wanted = {(split, next(colors) * 8): sorted((plain(k), tuple(map(float, box))) for k, *box in boxes)
+        expected = {(split, next(colors) * 8): sorted((plain(k), tuple(map(float, box))) for k, *box in boxes)
                   for split, (_, files) in data.items() for boxes in files.values()}  # fmt: skip
         sources = {"drawn": Path(folder, "drawn")}
-        assert read_all(sources["drawn"])[1] == wanted
+        assert read_all(sources["drawn"])[1] == expected
         for first in KINDS:
             splits, _ = read_all(sources["drawn"])
             sources[first] = Path(folder, first)
             list(write_dataset(splits, first, sources[first], False))
             again, found = read_all(sources[first])
-            assert found == wanted, first
+            assert found == expected, first
             write_csv(splits, Path(folder, f"{first}-csv"))
-            assert read_all(Path(folder, f"{first}-csv"))[1] == wanted, f"{first} as a table"
+            assert read_all(Path(folder, f"{first}-csv"))[1] == expected, f"{first} as a table"
             for second in KINDS:
                 out = Path(folder, f"{first}-{second}")
                 list(write_dataset(again, second, out, False))
-                assert read_all(out)[1] == wanted, f"{first} to {second}"
+                assert read_all(out)[1] == expected, f"{first} to {second}"
 
 
 def test_labels_of_an_image_in_a_folder_called_labels_do_not_replace_those_of_another(tmp_path):

@@ -119,7 +119,7 @@ def test_images_of_a_split_that_a_column_tells_may_lie_in_its_folder(tmp_path):
     assert found == {"train": {"a": EXPECTED["a"], "c": EXPECTED["c"]}, "val": {"b": EXPECTED["b"]}}
 
 
-def test_rows_that_tell_no_split_where_others_do_are_left_out_which_is_said(tmp_path):
+def test_rows_that_tell_no_split_where_others_do_are_left_out_which_is_reported(tmp_path):
     parts = {"a": "train", "b": "spare", "c": "dev"}
     lines = [f"{line},{parts[line[0]]}" for line in rows("{n}.jpg,{x},{y},{X},{Y},{c}")]
     put_table(tmp_path, "all.csv", ["image,xmin,ymin,xmax,ymax,label,set", *lines])

@@ -126,13 +126,13 @@ def test_one_resampling_shows_what_detrs_steps_show(size):
             augmented((tv_tensors.Image(image), boxes, labels), config, np.random.default_rng(seed))
             for augmented in (augment, step_by_step)
         ]
-        (found, found_boxes, found_labels), (wanted, wanted_boxes, wanted_labels) = pictures
-        assert found.shape == wanted.shape and found_labels.tolist() == wanted_labels.tolist()
-        assert (found.float() - wanted.float()).abs().mean() < 2
+        (found, found_boxes, found_labels), (expected, wanted_boxes, wanted_labels) = pictures
+        assert found.shape == expected.shape and found_labels.tolist() == wanted_labels.tolist()
+        assert (found.float() - expected.float()).abs().mean() < 2
         torch.testing.assert_close(found_boxes.as_subclass(Tensor), wanted_boxes.as_subclass(Tensor), atol=1, rtol=0)
 
 
-def test_a_plan_is_a_part_of_detrs_size():
+def test_crops_have_the_sizes_of_detrs_steps():
     """Sides of the cut in the image that was resized for it, and the final size."""
     config = DataConfig(crop_chance=1.0, crop_scales=(500,), train_scales=(640,))
     sides = np.array([])
@@ -162,7 +162,7 @@ def test_a_flip_mirrors_the_box_and_a_second_one_undoes_it():
     assert (twice[0] == picture[0]).all() and twice[1].tolist() == picture[1].tolist()
 
 
-def test_flips_and_crops_come_as_often_as_asked():
+def test_flips_and_crops_have_the_configured_probability():
     config = DataConfig(flip=0.25, crop_chance=0.0, train_scales=(90,))
     picture = drawn([(0, 0, 10, 10)])
     flipped = sum(augment(picture, config, np.random.default_rng(s))[1][0, 0] > 50 for s in range(400))
@@ -170,7 +170,7 @@ def test_flips_and_crops_come_as_often_as_asked():
 
 
 @pytest.mark.parametrize(
-    ("size", "short", "most", "wanted"),
+    ("size", "short", "most", "expected"),
     [
         ((480, 640), 800, 1333, (800, 1066)),  # 800 * 640 / 480 = 1066.67, cut off
         ((640, 480), 800, 1333, (1066, 800)),
@@ -188,8 +188,8 @@ def test_flips_and_crops_come_as_often_as_asked():
         ((10, 8000), 800, 1333, (2, 1600)),  # 1.67 is rounded to 2
     ],
 )
-def test_sizes_follow_the_rule_of_detr(size, short, most, wanted):
-    assert resized(size, short, most) == wanted
+def test_sizes_follow_the_rule_of_detr(size, short, most, expected):
+    assert resized(size, short, most) == expected
 
 
 def test_no_size_becomes_zero_or_immense():
@@ -201,7 +201,7 @@ def test_no_size_becomes_zero_or_immense():
 
 
 @pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (2, 900), (1, 1)])
-def test_a_ribbon_survives_augmentation_without_filling_the_memory(size, monkeypatch):
+def test_a_very_wide_image_is_augmented_without_filling_the_memory(size, monkeypatch):
     resize_to = F.resize
 
     def small(picture, size, **options):
@@ -257,7 +257,7 @@ def test_a_cut_thinner_than_a_pixel_is_a_pixel():
     assert image.shape == (3, 30, 20) and boxes.tolist() == [[0, 0, 20, 30]]
 
 
-def test_a_target_holds_centres_and_sizes_as_shares_of_the_image():
+def test_a_target_has_centres_and_sizes_as_fractions_of_the_image():
     target = as_target(drawn([(13, 9, 39, 45)]), seed=5)
     torch.testing.assert_close(target.boxes, torch.tensor([[0.2, 0.3, 0.2, 0.4]]))
     assert type(target.boxes) is Tensor and target.boxes.dtype == torch.float32
@@ -271,7 +271,7 @@ def test_the_same_generator_gives_the_same_image():
     assert first[0].shape != other[0].shape or not torch.equal(first[0], other[0])
 
 
-def test_nothing_is_drawn_from_a_global_generator():
+def test_no_global_random_generator_is_used():
     config, picture = DataConfig(**SMALL), drawn([(10, 10, 40, 40)])
     torch.manual_seed(0)
     state = torch.get_rng_state(), np.random.get_state()[1].copy()

@@ -112,7 +112,7 @@ def test_every_command_in_the_documentation_is_understood_by_the_command_itself(
     assert complaints == []
 
 
-def test_a_command_with_a_slip_is_told():
+def test_a_command_with_a_typo_is_reported():
     slips = [
         "predict a --treshold 1",
         "tarin",

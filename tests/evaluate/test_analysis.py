@@ -101,7 +101,7 @@ def test_a_crowd_takes_any_number_of_detections():
     ] == pytest.approx(1)
 
 
-def test_nothing_to_judge_is_no_error():
+def test_no_annotations_to_evaluate_is_not_an_error():
     annotations = make([], [], [])
     for results in ([], [row(annotations, 0, 0, [1, 1, 5, 5], 0.5)]):
         answer = to_json(analyse(annotations, results, 10))
@@ -133,7 +133,7 @@ def tidecv_says(annotations, results):
 @pytest.mark.slow  # tidecv imports pandas, seaborn and OpenCV
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.filterwarnings("ignore")
-def test_tide_is_that_of_tidecv(seed, monkeypatch):
+def test_tide_errors_equal_tidecvs(seed, monkeypatch):
     """To 1e-6 points of AP: the same rule, but for the exceptions that `tide` names, which this data avoids.
 
     tidecv's recalls are n / 100, pycocotools' and ours linspace's, which differ in the last bit.
@@ -260,7 +260,7 @@ def test_confusion_counts_each_object_and_detection_once():
 # intervals and comparison --------------------------------------------------------------------------------------------
 
 
-def test_a_sample_gives_the_numbers_of_pictures_that_are_there_several_times():
+def test_a_sample_gives_the_numbers_of_images_that_are_there_several_times():
     annotations, results = problem(5, crowds=0.2)
     samples = resample(match(annotations, results), 4, seed=3)
     random = np.random.default_rng(3)
@@ -291,7 +291,7 @@ def test_the_interval_of_a_share_is_that_of_the_binomial():
     assert (low, high) == pytest.approx((0.552, 0.648), abs=0.006)
 
 
-def test_a_change_that_helps_everywhere_is_more_than_chance_and_none_is_none():
+def test_a_consistent_improvement_is_significant_and_no_change_is_not():
     annotations = make(np.arange(60), np.zeros(60, int), np.tile([0, 0, 10, 10], (60, 1)), images=60)
     half = analyse(annotations, [row(annotations, n, 0, [0, 0, 10, 10], 0.9) for n in range(30)], 200)
     more = analyse(annotations, [row(annotations, n, 0, [0, 0, 10, 10], 0.9) for n in range(45)], 200)
@@ -304,7 +304,7 @@ def test_a_change_that_helps_everywhere_is_more_than_chance_and_none_is_none():
         compare(half, other)
 
 
-def test_the_worst_pictures_have_the_most_errors():
+def test_the_worst_images_have_the_most_errors():
     annotations = make([0, 1, 1, 2], [0, 0, 0, 0], [[0, 0, 9, 9], [0, 0, 9, 9], [50, 0, 9, 9], [0, 0, 9, 9]])
     results = [row(annotations, 0, 0, [0, 0, 9, 9], 0.9), row(annotations, 2, 0, [90, 90, 9, 9], 0.9)]
     worst = analyse(annotations, results, 0).worst
@@ -405,7 +405,7 @@ def test_many_classes_make_a_small_page_with_the_worst_of_them_and_files_with_al
         assert f"The first 200 of {kinds:,} rows; all are in report-by-class.csv." in written[0].read_text()
 
 
-def test_each_object_and_detection_of_a_bad_picture_is_a_box(made):
+def test_each_object_and_detection_of_a_bad_image_is_a_box(made):
     analysis, page = made
     gallery = parts(page, Gallery)["Predictions and annotations"]
     assert gallery.threshold == analysis.threshold

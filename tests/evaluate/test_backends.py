@@ -129,7 +129,7 @@ def test_both_backends_agree_where_it_is_easy_to_differ(case):
     assert_equal(make_annotations(objects), results)
 
 
-def test_both_backends_agree_on_no_picture_and_no_class():
+def test_both_backends_agree_on_no_image_and_no_class():
     assert_equal(make_annotations([], ()), [])
     assert_equal(make_annotations([], (1,), ()), [])
 
@@ -173,7 +173,7 @@ def test_results_stay_as_they_were():
 
 
 @pytest.mark.parametrize("image_id, score", [(-5, 0.5), (1, float("nan"))])
-def test_what_hotcoco_refuses_is_judged_by_pycocotools_and_said_so(image_id, score):
+def test_what_hotcoco_refuses_is_evaluated_by_pycocotools_and_said_so(image_id, score):
     annotations = make_annotations([(image_id, 0, BOX, 2500, False)], (image_id,))
     assert coco_metrics(annotations, [result(image_id, score=score)], "hotcoco").backend == "pycocotools"
 

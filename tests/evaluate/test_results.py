@@ -56,7 +56,7 @@ def test_ids_may_be_written_as_pandas_writes_them(read):
         ([result(1.0, score=float("nan"))], "1 of 1 results have a box or score that is not finite"),
     ],
 )
-def test_a_file_that_cannot_be_judged_is_named_with_its_first_fault(read, content, message):
+def test_a_file_that_cannot_be_evaluated_is_named_with_its_first_fault(read, content, message):
     with pytest.raises(DataError) as caught:
         read(content)
     assert caught.value.code == "DATA-RESULTS" and caught.value.where.endswith("r.json")

@@ -14,9 +14,9 @@ from dinocore.errors import CheckpointError
 from dinocore.export import export, write
 from dinocore.export.export import (
     Request,
+    comparison_config,
     describe,
     export_weights,
-    for_comparison,
     pick_threshold,
     threshold_origin,
 )  # fmt: skip
@@ -31,7 +31,7 @@ from .conftest import small
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "said"),
+    ("options", "code", "error_message"),
     [
         (["--out", "m.onnx", "--format", "tflite"], 2, "unknown format `tflite`; choose onnx, openvino"),
         (["--out", "m.bin"], 2, "must end in .onnx; try --out m.onnx"),
@@ -47,15 +47,15 @@ from .conftest import small
         (["--out", "m.onnx", "--size", "320x427"], 2, "must be a multiple of 32"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_before_the_work(dino, options, code, said):
+def test_impossible_exports_are_refused_before_any_work(dino, options, code, error_message):
     pytest.importorskip("onnxscript")
     pytest.importorskip("openvino")
     done = dino("export", "bundled", *options)
     assert done.code == code
-    assert said in done.err
+    assert error_message in done.err
 
 
-def test_of_many_images_the_first_four_are_compared_on_and_said(tmp_path, capsys):
+def test_with_many_images_the_first_four_are_used_for_the_comparison_and_reported(tmp_path, capsys):
     write_sample_data(tmp_path, num_images=9, seed=1, size=(96, 64))
     given = [str(tmp_path / "train2017")]
     assert len(_images(given, DataConfig())) == 4
@@ -119,13 +119,13 @@ def test_benchmark_times_an_exported_file(dino, write_exported):
         assert done.code == 2 and "only --batch, --repeats and --json go with it" in " ".join(done.err.split()), option
 
 
-def test_benchmark_says_in_words_that_a_file_does_not_run(dino, write_exported):
+def test_benchmark_says_that_a_file_does_not_run(dino, write_exported):
     done = dino("benchmark", "--weights", write_exported(), "--batch", 65, "--repeats", 1)
     assert done.code == 3, done.err
     assert "failed to run: this model needs images (1 to 64, H, W, 3)" in " ".join(done.err.split())
 
 
-def test_files_that_are_not_ours_end_with_the_code_of_weights(dino, write_exported, tmp_path):
+def test_foreign_files_exit_with_the_code_for_bad_weights(dino, write_exported, tmp_path):
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
     done = dino("predict", tmp_path / "a.png", "--weights", write_exported(None))
     assert done.code == 4
@@ -135,7 +135,7 @@ def test_files_that_are_not_ours_end_with_the_code_of_weights(dino, write_export
     assert dino("predict", tmp_path / "a.png", "--weights", broken).code == 4
 
 
-def test_info_says_what_an_exported_file_says_of_itself(dino, write_exported):
+def test_info_shows_the_metadata_of_an_exported_file(dino, write_exported):
     file = write_exported({"thresholds": [0.25, 0.5], "preset": "tiny"})
     shown = " ".join(dino("info", file).out.split())
     assert "preset tiny" in shown and "canvas 96 x 128" in shown and "classes disc, ring" in shown
@@ -152,7 +152,7 @@ def test_inspectors_say_that_they_cannot_use_an_exported_file(dino, write_export
     assert "an exported file, which this command cannot use" in " ".join(done.err.split())
 
 
-def test_an_exported_or_refused_file_is_no_weights_to_export(dino, write_onnx, tmp_path):
+def test_exported_and_unverified_files_cannot_be_exported(dino, write_onnx, tmp_path):
     done = dino("export", write_onnx(), "--out", tmp_path / "z.onnx")
     assert done.code == 2
     assert "is already an exported file" in done.err
@@ -167,7 +167,7 @@ def test_an_exported_or_refused_file_is_no_weights_to_export(dino, write_onnx, t
 
 
 @pytest.mark.parametrize("name", ["m.onnx", "m.xml", "m.bin", "m.onnx.unverified"])
-def test_where_weights_are_read_an_exported_file_is_named_as_one(write_onnx, tmp_path, name):
+def test_commands_that_need_weights_recognise_an_exported_file(write_onnx, tmp_path, name):
     file = write_onnx().rename(tmp_path / name)
     (tmp_path / "m.xml").touch()
     for read in (read_safetensors, read_pickle):
@@ -175,20 +175,20 @@ def test_where_weights_are_read_an_exported_file_is_named_as_one(write_onnx, tmp
             read(file)
 
 
-def test_a_file_says_no_more_detections_than_its_queries_can_give():
+def test_max_dets_of_a_file_is_at_most_what_its_queries_can_give():
     config = small("r50-4scale").config  # 20 queries, 3 classes
-    assert [for_comparison(config, most).eval.max_dets for most in (None, 7, 100_000)] == [60, 7, 60]
+    assert [comparison_config(config, most).eval.max_dets for most in (None, 7, 100_000)] == [60, 7, 60]
 
 
-@pytest.mark.parametrize(("size", "said"), [((160, 160), True), ((128, 160), False), (None, False)])
-def test_a_canvas_that_no_image_fills_is_said(tmp_path, monkeypatch, size, said):
+@pytest.mark.parametrize(("size", "error_message"), [((160, 160), True), ((128, 160), False), (None, False)])
+def test_a_canvas_larger_than_any_image_is_reported(tmp_path, monkeypatch, size, error_message):
     monkeypatch.setattr(export, "trace", lambda *given: None)
     monkeypatch.setitem(write.FORMATS, "torch-export", (lambda *given: 1 / 0, ".pt2", (), ""))
-    heard = []
+    messages = []
     request = Request("torch-export", tmp_path / "m.pt2", sizes=[size] if size else [])
     with pytest.raises(ZeroDivisionError):
-        export_weights(small("r50-4scale"), tmp_path, request, [], heard.append)
-    assert ("the canvas is larger than any image on it" in " ".join(heard)) is said
+        export_weights(small("r50-4scale"), tmp_path, request, [], messages.append)
+    assert ("the canvas is larger than any image on it" in " ".join(messages)) is error_message
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_a_canvas_that_no_image_fills_is_said(tmp_path, monkeypatch, size, said)
         (0.7, 0.4, "asked", "set when the file was exported"),
     ],
 )
-def test_a_file_knows_where_its_threshold_is_from(dino, write_onnx, tmp_path, given, own, origin, message):
+def test_a_file_records_the_origin_of_its_threshold(dino, write_onnx, tmp_path, given, own, origin, message):
     assert threshold_origin(given, own) == origin
     file = write_onnx({"threshold": pick_threshold(given, own), "threshold_from": origin})
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
@@ -231,7 +231,7 @@ def test_a_file_names_the_preset_that_dino_info_names(settings, facts, preset):
         RuntimeError("DefaultCPUAllocator: can't allocate memory"),
     ],
 )
-def test_a_runtime_that_is_short_of_memory_is_exit_5_and_the_file_is_not_blamed(
+def test_a_runtime_out_of_memory_exits_with_5_and_does_not_blame_the_file(
     dino, write_onnx, monkeypatch, tmp_path, fault
 ):
     def fail(*_):

@@ -31,7 +31,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_file_is_refused_in_our_words_only(write_exported, damage, capfd):
+def test_a_damaged_file_is_refused_with_our_own_message_only(write_exported, damage, capfd):
     file = write_exported()
     file.write_bytes(DAMAGE[damage](file.read_bytes()))
     with pytest.raises(ValueError, match=REFUSED):
@@ -41,7 +41,7 @@ def test_a_damaged_file_is_refused_in_our_words_only(write_exported, damage, cap
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_download_that_stopped_anywhere_is_refused(write_onnx):
+def test_a_file_truncated_anywhere_is_refused(write_onnx):
     file = write_onnx()
     whole = file.read_bytes()
     for length in np.random.default_rng().integers(0, len(whole), 60):
@@ -61,13 +61,13 @@ def test_a_download_that_stopped_anywhere_is_refused(write_onnx):
     ],
     ids=str,
 )  # fmt: skip
-def test_a_file_that_describes_itself_wrongly_is_refused(write_onnx, info):
+def test_a_file_with_wrong_metadata_is_refused(write_onnx, info):
     with pytest.raises(ValueError, match="not written by this version of `dino export`"):
         ExportedDetector(write_onnx(info))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", '"schema"', '{"schema": 1}'])
-def test_a_file_whose_description_is_no_description_is_refused(write_onnx, text):
+def test_a_file_with_invalid_metadata_is_refused(write_onnx, text):
     import onnx
 
     file = write_onnx()

@@ -20,7 +20,7 @@ def copied() -> set[str]:
     return {source for line in told("COPY") for source in line.split()[:-1]}
 
 
-def test_all_that_the_package_is_built_from_is_copied_and_not_ignored():
+def test_everything_needed_to_build_the_package_is_copied_and_not_ignored():
     hatch = PROJECT["tool"]["hatch"]
     pages = [part["path"] for part in hatch["metadata"]["hooks"]["fancy-pypi-readme"]["fragments"]]
     built_from = {"pyproject.toml", *pages, *PROJECT["project"]["license-files"]}

@@ -51,7 +51,7 @@ def fresh_environment(folder: Path, packages: list[str]) -> Path:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="links")
 @pytest.mark.parametrize("format", PACKAGES)
-def test_a_copied_runtime_gives_the_same_without_torch(tmp_path, write_onnx, format):
+def test_a_copied_runtime_gives_the_same_results_without_torch(tmp_path, write_onnx, format):
     file = write_onnx()
     if format == "openvino":
         openvino = pytest.importorskip("openvino")

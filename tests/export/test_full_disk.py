@@ -37,10 +37,10 @@ def full(program, path, info):
 
 
 @pytest.mark.parametrize("writer", [unable, full])
-def test_a_full_disk_is_named_whatever_a_library_says_of_it_and_nothing_is_left(
+def test_a_full_disk_is_recognised_whatever_the_librarys_error_and_nothing_is_left(
     export_with, tmp_path, monkeypatch, writer
 ):
-    monkeypatch.setattr(export, "no_room", lambda folder, size: FULL)
+    monkeypatch.setattr(export, "disk_full_error", lambda folder, size: FULL)
     with pytest.raises(
         EnvironmentFault, match=r"m\.pt2 cannot be written: No space left on device; free some disk space"
     ):
@@ -48,13 +48,13 @@ def test_a_full_disk_is_named_whatever_a_library_says_of_it_and_nothing_is_left(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_error_of_a_library_on_a_disk_with_room_is_left_alone(export_with, tmp_path):
+def test_a_librarys_error_is_kept_if_the_disk_has_space(export_with, tmp_path):
     with pytest.raises(RuntimeError, match="iostream error"):
         export_with(unable)
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_export_left_goes_with_the_next_one_to_that_name_and_a_live_one_stays(tmp_path):
+def test_leftovers_of_a_killed_export_are_removed_by_the_next_but_not_those_of_a_running_one(tmp_path):
     killed, another = tmp_path / ".m.pt2.killed", tmp_path / ".other.pt2.killed"
     for folder in (killed, another):
         folder.mkdir()

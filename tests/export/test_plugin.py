@@ -90,7 +90,7 @@ def test_with_the_plugin_written_out_by_hand_a_file_gives_the_model_s_numbers(tm
 
 
 @pytest.mark.parametrize("other", [{"format": "openvino"}, {"precision": "int8"}, {"sizes": [(96, 128), (256, 256)]}])
-def test_the_plugin_is_refused_where_it_cannot_be(tmp_path, other):
+def test_the_plugin_is_refused_with_unsupported_options(tmp_path, other):
     suffix = ".xml" if "format" in other else ".onnx"
     request = Request("onnx", tmp_path / f"model{suffix}", plugin=True)._replace(**other)
     with pytest.raises(ConfigError, match="--tensorrt-plugin needs --format onnx"):

@@ -40,7 +40,7 @@ def test_each_token_and_each_channel_has_a_scale_of_its_own():
     assert (np.abs(result(model, x) - x @ weight) / size).max() < 0.01
 
 
-def test_behind_a_relu_steps_are_half_as_large():
+def test_quantization_steps_are_half_as_large_after_a_relu():
     rng = np.random.default_rng(2)
     weight, x = rng.normal(size=(48, 32)).astype(np.float32), rng.normal(size=(1, 500, 48)).astype(np.float32)
     weight = np.rint(weight * 127 / np.abs(weight).max(0)) * np.abs(weight).max(0) / 127  # exact in bytes
@@ -65,6 +65,6 @@ def test_a_token_of_zeros_stays_zero():
     "scope", ["model.decoder.class_heads.0", "model.backbone.stages.1", "model.proposer.box_head.0",
               "model.encoder.layers.0.attn.offsets", "model.decoder.layers.2.cross_attn.weights"],
 )  # fmt: skip
-def test_backbone_heads_and_where_attention_looks_are_left_alone(scope):
+def test_backbone_heads_and_sampling_layers_are_not_quantized(scope):
     with pytest.raises(RuntimeError, match="no matrix product of the encoder or decoder"):
         quantize_linears(product(np.ones((4, 3), np.float32), scope))

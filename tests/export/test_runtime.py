@@ -58,7 +58,7 @@ def test_the_file_s_own_threshold_holds_unless_another_is_given(write_onnx):
     assert detector(grey, threshold=0.7).scores == pytest.approx([0.72])
 
 
-def test_images_are_turned_as_their_metadata_say(write_onnx, tmp_path):
+def test_images_are_rotated_according_to_their_metadata(write_onnx, tmp_path):
     image = Image.new("RGB", (80, 40), "white")
     exif = image.getexif()
     exif[0x0112] = 6
@@ -74,7 +74,7 @@ def test_an_image_always_fits_the_canvas(write_onnx):
 
 
 @pytest.mark.parametrize("iou", [0.3, 0.8, 1.0])
-def test_what_was_found_twice_is_dropped_as_by_torchvision(iou):
+def test_duplicates_are_dropped_as_by_torchvision(iou):
     corners = RNG.random((60, 2, 2)).astype(np.float32)
     corners.sort(axis=1)
     boxes, labels = corners.reshape(60, 4) * 100, RNG.integers(0, 2, 60)
@@ -83,7 +83,7 @@ def test_what_was_found_twice_is_dropped_as_by_torchvision(iou):
     assert suppress(boxes, labels, iou) == expected.tolist()
 
 
-def test_files_that_are_not_ours_are_refused(write_onnx, tmp_path):
+def test_foreign_files_are_refused(write_onnx, tmp_path):
     with pytest.raises(ValueError, match="not written by this version of `dino export`"):
         ExportedDetector(write_onnx(None))
     with pytest.raises(ValueError, match="not written by this version"):
@@ -100,7 +100,7 @@ def test_a_truncated_file_is_refused(write_onnx):
 
 
 @pytest.mark.parametrize(
-    ("shape", "sizes", "said"),
+    ("shape", "sizes", "error_message"),
     [
         ((1, 96, 128), [[9, 9]], "needs images"),
         ((1, 3, 96, 128), [[9, 9]], "needs images"),
@@ -109,12 +109,12 @@ def test_a_truncated_file_is_refused(write_onnx):
         ((1, 96, 128, 3), [[9, 0]], "sizes must be a height and width for each image, 1 to"),
     ],
 )
-def test_inputs_of_a_wrong_shape_are_refused_in_words(write_onnx, shape, sizes, said):
-    with pytest.raises(ValueError, match=said):
+def test_inputs_of_a_wrong_shape_are_refused(write_onnx, shape, sizes, error_message):
+    with pytest.raises(ValueError, match=error_message):
         ExportedDetector(write_onnx()).run(np.zeros(shape, np.uint8), np.array(sizes))
 
 
-def test_it_can_be_copied_and_needs_no_torch(write_onnx, tmp_path):
+def test_the_runtime_can_be_copied_and_needs_no_torch(write_onnx, tmp_path):
     copied = tmp_path / "service.py"
     copied.write_text(SOURCE.read_text())
     Image.new("RGB", (50, 40), "white").save(tmp_path / "a.png")
@@ -124,7 +124,7 @@ def test_it_can_be_copied_and_needs_no_torch(write_onnx, tmp_path):
     assert done.stdout == "1\n"
 
 
-def test_it_is_short_and_imports_little():
+def test_the_runtime_is_short_and_imports_little():
     text = SOURCE.read_text()
     assert len(text.splitlines()) <= 150
     top = {
@@ -177,7 +177,7 @@ def test_every_image_has_the_size_that_evaluation_gives_it(write_onnx, info):
         ([[1, 2]], "got list"),
     ],
 )
-def test_what_is_no_image_is_refused_in_words(write_onnx, image, message):
+def test_inputs_that_are_not_images_are_refused(write_onnx, image, message):
     with pytest.raises(ValueError, match=message):
         ExportedDetector(write_onnx())(image)
 
@@ -199,7 +199,7 @@ def test_other_types_of_pixels_and_sizes_are_refused(write_onnx):
             detector.place([image])
 
 
-def test_more_than_64_images_at_once_are_refused_in_words(write_onnx):
+def test_more_than_64_images_at_once_are_refused(write_onnx):
     detector, black = ExportedDetector(write_onnx()), Image.new("RGB", (9, 9))
     assert len(detector.detect([black] * 64)) == 64
     with pytest.raises(ValueError, match=r"needs images \(1 to 64, H, W, 3\).*got \(65, 96, 128, 3\)"):
@@ -207,7 +207,7 @@ def test_more_than_64_images_at_once_are_refused_in_words(write_onnx):
 
 
 @pytest.mark.parametrize("kind", ["path", "name", "open file", "image", "array", "grey"])
-def test_one_image_in_the_place_of_a_list_is_refused_not_taken_apart(write_onnx, tmp_path, kind):
+def test_one_image_in_place_of_a_list_is_refused(write_onnx, tmp_path, kind):
     detector, white = ExportedDetector(write_onnx()), Image.new("RGB", (9, 9), "white")
     white.save(tmp_path / "white.png")
     with (tmp_path / "white.png").open("rb") as file:
@@ -230,7 +230,7 @@ def test_an_image_may_come_as_the_bytes_of_an_upload(write_onnx):
 
 
 @pytest.mark.parametrize("threshold", [50, -0.1, float("nan"), [0.5, 1.5]])
-def test_a_threshold_that_is_no_score_is_refused(write_onnx, threshold):
+def test_an_invalid_threshold_is_refused(write_onnx, threshold):
     with pytest.raises(ValueError, match="threshold in"):
         ExportedDetector(write_onnx())(Image.new("RGB", (9, 9), "white"), threshold)
 
@@ -244,7 +244,7 @@ def test_a_label_without_a_name_is_refused(write_onnx):
         ExportedDetector(write_onnx({"names": ["disc"], "ids": [1]}))(Image.new("RGB", (9, 9), "white"))
 
 
-def test_a_file_that_export_refused_and_a_folder_are_named(write_onnx, tmp_path):
+def test_unverified_files_and_folders_are_refused_by_name(write_onnx, tmp_path):
     refused = write_onnx().rename(tmp_path / "x.onnx.unverified")
     with pytest.raises(ValueError, match="failed the check of `dino export`"):
         ExportedDetector(refused)
@@ -252,20 +252,20 @@ def test_a_file_that_export_refused_and_a_folder_are_named(write_onnx, tmp_path)
         ExportedDetector(tmp_path)
 
 
-def test_a_file_that_may_not_be_read_is_not_called_damaged(write_onnx, monkeypatch):
+def test_an_unreadable_file_is_not_called_damaged(write_onnx, monkeypatch):
     file = write_onnx()
     monkeypatch.setattr("os.access", lambda path, mode: False)  # to root, chmod says nothing
     with pytest.raises(ValueError, match="cannot be read"):
         ExportedDetector(file)
 
 
-def test_a_program_of_torch_is_said_to_be_of_another_format(write_pt2):
+def test_a_program_of_torch_is_reported_to_be_of_another_format(write_pt2):
     pytest.importorskip("onnxruntime")
     with pytest.raises(ValueError, match="or in another format; export it again"):
         ExportedDetector(write_pt2())
 
 
-def test_an_old_runtime_is_named_and_the_file_is_not_blamed(write_onnx, monkeypatch):
+def test_an_outdated_runtime_is_named_and_the_file_is_not_blamed(write_onnx, monkeypatch):
     file = write_onnx()
     monkeypatch.setattr("onnxruntime.__version__", "1.17.3")
     with pytest.raises(ImportError, match=r"needs onnxruntime 1.20 or newer, this is 1.17.3"):
@@ -282,7 +282,7 @@ def drawn_images(tmp_path):
     return paths
 
 
-def test_predict_and_the_runtime_show_a_file_the_same_pixels(write_onnx, drawn_images):
+def test_predict_and_the_runtime_feed_a_file_the_same_pixels(write_onnx, drawn_images):
     file = write_onnx({"nms_iou": 1.0, "eval_scale": 200, "max_size": 300})
     detector = FileDetector(file)
     detector.config = override(detector.config, ["eval.max_dets=2"], ["eval"])
@@ -298,7 +298,7 @@ def test_predict_and_the_runtime_show_a_file_the_same_pixels(write_onnx, drawn_i
         assert np.abs(one.astype(int) - other).max() <= 1
 
 
-def test_the_best_are_chosen_before_what_was_found_twice_goes(write_onnx, caplog):
+def test_the_top_detections_are_selected_before_duplicates_are_dropped(write_onnx, caplog):
     detector = FileDetector(write_onnx({"max_dets": 3}))
     white = as_batch([View(torch.full((3, 60, 80), 255, dtype=torch.uint8), (60, 80))])
     counts = []
@@ -312,12 +312,12 @@ def test_the_best_are_chosen_before_what_was_found_twice_goes(write_onnx, caplog
     assert "returns at most 3 detections per image, not 4" in caplog.text
 
 
-def test_two_classes_of_one_name_keep_their_thresholds(write_onnx):
+def test_two_classes_with_the_same_name_keep_their_thresholds(write_onnx):
     detector = FileDetector(write_onnx({"names": ["disc", "disc"], "thresholds": [0.1, 0.7]}))
     assert least_scores(detector.categories, detector.threshold, detector.class_thresholds) == [0.1, 0.7]
 
 
-def test_fewer_answers_than_images_are_called_what_they_are_short_memory(write_onnx):
+def test_fewer_results_than_images_are_reported_as_out_of_memory(write_onnx):
     """OpenVINO gives empty outputs then, and no error."""
     detector = ExportedDetector(write_onnx())
     whole = detector._run

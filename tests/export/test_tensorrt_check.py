@@ -92,7 +92,7 @@ def test_a_file_with_the_plugin_must_be_like_the_one_it_is_compared_with(check, 
 
 
 @pytest.mark.parametrize("built", [None, b"engine"])
-def test_an_engine_computes_in_float32_and_one_that_cannot_be_built_is_said(script, monkeypatch, tmp_path, built):
+def test_an_engine_computes_in_float32_and_one_that_cannot_be_built_is_reported(script, monkeypatch, tmp_path, built):
     (file := tmp_path / "m.onnx").write_bytes(b"")
     flags = {"TF32"}
     settings = SimpleNamespace(

@@ -12,12 +12,19 @@ from dinocore.errors import ConfigError
 from dinocore.export import export, write
 from dinocore.export import graph as graph_module
 from dinocore.export.detector import fit
-from dinocore.export.export import NotVerified, Request, check_least, export_weights, for_comparison, pick_canvases
+from dinocore.export.export import (
+    NotVerified,
+    Request,
+    check_smallest_canvas,
+    comparison_config,
+    export_weights,
+    pick_canvases,
+)
 from dinocore.export.graph import Canvases, DetectorGraph, Signature, trace
-from dinocore.export.onnx_graph import name_free_sizes
+from dinocore.export.onnx_graph import name_dynamic_dims
 from dinocore.export.programs import open_exported
 from dinocore.export.runtime import ExportedDetector
-from dinocore.export.verify import EQUAL, TOLERANCES, Difference, Stages, batches, compare, equal_pairs, verify
+from dinocore.export.verify import TIE, TOLERANCES, Difference, Stages, batches, compare, tied_pairs, verify
 from dinocore.model.build import build_model
 from dinocore.model.ops import use_backend
 from dinocore.predict import Detector
@@ -33,7 +40,7 @@ def rows(rng: np.random.Generator, count: int = 40) -> tuple[np.ndarray, np.ndar
     return rng.integers(0, 3, count), -np.sort(-rng.random(count)), rng.random((count, 4)) * 300
 
 
-def test_the_order_of_detections_says_nothing():
+def test_the_order_of_detections_does_not_matter():
     rng = np.random.default_rng(1)
     found = rows(rng)
     order = rng.permutation(40)
@@ -41,7 +48,7 @@ def test_the_order_of_detections_says_nothing():
 
 
 @pytest.mark.parametrize(("column", "by"), [(1, 3e-4), (2, 0.2)])
-def test_a_single_number_that_is_off_is_found(column, by):
+def test_a_single_wrong_value_is_found(column, by):
     rng = np.random.default_rng(2)
     found = rows(rng)
     got = [x.copy() for x in found]
@@ -51,7 +58,7 @@ def test_a_single_number_that_is_off_is_found(column, by):
     assert not difference.within(EXACT)
 
 
-def test_another_class_and_numbers_that_are_not_finite_are_found():
+def test_a_wrong_class_and_non_finite_values_are_found():
     found = rows(np.random.default_rng(3))
     others = found[0].copy()
     others[0] = 7
@@ -61,13 +68,13 @@ def test_another_class_and_numbers_that_are_not_finite_are_found():
     assert not compare(found, (found[0], scores, found[2]), EXACT).within(EXACT)
 
 
-def test_in_8_bits_one_detection_in_ten_may_be_off():
+def test_in_int8_one_detection_in_ten_may_differ():
     eight = TOLERANCES["int8"]
     assert Difference(0.9, 50, off=2, compared=20).within(eight)
     assert not Difference(0.9, 50, off=3, compared=20).within(eight)
 
 
-def test_in_8_bits_it_says_nothing_which_of_several_boxes_on_one_object_scores_best():
+def test_in_int8_it_does_not_matter_which_of_several_boxes_of_an_object_scores_best():
     box, moved, far = [10.0, 10, 60, 60], [12.0, 10, 62, 60], [100.0, 10, 160, 60]
     model = np.array([1, 1, 0]), np.array([0.9, 0.35, 0.6]), np.array([box, moved, far])
     file = np.array([1, 0, 1]), np.array([0.85, 0.55, 0.1]), np.array([moved, far, box])
@@ -77,7 +84,7 @@ def test_in_8_bits_it_says_nothing_which_of_several_boxes_on_one_object_scores_b
 @pytest.mark.parametrize(
     ("label", "score", "shift"), [(0, 0.9, 0), (1, 0.7, 0), (1, 0.9, 30)], ids=["class", "score", "place"]
 )
-def test_in_8_bits_an_object_of_another_class_score_or_place_is_off_in_both_directions(label, score, shift):
+def test_in_int8_an_object_with_another_class_score_or_position_differs_in_both_directions(label, score, shift):
     box = np.array([[10.0, 10, 60, 60]])
     model, file = (np.array([1]), np.array([0.9]), box), (np.array([label]), np.array([score]), box + shift)
     assert compare(model, file, TOLERANCES["int8"])[2:4] == (2, 2)
@@ -86,7 +93,7 @@ def test_in_8_bits_an_object_of_another_class_score_or_place_is_off_in_both_dire
     assert compare(nothing, file, TOLERANCES["int8"])[2:4] == (1, 1)
 
 
-def test_nothing_compared_is_not_good():
+def test_a_comparison_without_detections_fails():
     assert not Difference().within(EXACT)
 
 
@@ -94,7 +101,7 @@ def detector_of(weights: Weights) -> tuple[Detector, DetectorGraph]:
     """A model, and the graph of it that an export would write."""
     model = build_model(weights.config.model)
     model.load_state_dict(weights.tensors)
-    config = for_comparison(weights.config, 30)
+    config = comparison_config(weights.config, 30)
     detector = Detector(model, config, weights.categories, torch.device("cpu"), "off")
     return detector, DetectorGraph(model, config.model, 30)
 
@@ -110,7 +117,7 @@ def graph_against_model(preset: str, rng: np.random.Generator) -> Difference:
     worst = Difference()
     with use_backend("reference"):  # compiling the other takes longer than a test may
         for _, difference in verify(run, detector, shown, CANVAS, EXACT):
-            worst = worst.joined(difference)
+            worst = worst.combined(difference)
     return worst
 
 
@@ -132,8 +139,8 @@ def test_a_trace_gives_the_graph_s_detections_of_another_batch():
         assert difference.within(EXACT), difference
 
 
-def test_a_graph_that_forgets_the_padding_is_found_out(monkeypatch):
-    monkeypatch.setattr(graph_module, "outside", lambda sizes, *canvas: torch.zeros(len(sizes), *canvas).bool())
+def test_a_graph_that_ignores_the_padding_is_detected(monkeypatch):
+    monkeypatch.setattr(graph_module, "padding_mask", lambda sizes, *canvas: torch.zeros(len(sizes), *canvas).bool())
     assert not graph_against_model("r50-4scale", np.random.default_rng(6)).within(EXACT)
 
 
@@ -166,14 +173,16 @@ class Broken:
         return SimpleNamespace(run=run)
 
 
-@pytest.mark.parametrize(("kind", "said"), [("closed", "failed to run: bad magic"), ("wrong", "differ from the model")])
-def test_a_file_that_is_wrong_keeps_the_name_unverified(tmp_path, monkeypatch, kind, said):
+@pytest.mark.parametrize(
+    ("kind", "message"), [("closed", "failed to run: bad magic"), ("wrong", "differ from the model")]
+)
+def test_a_wrong_file_is_left_as_unverified(tmp_path, monkeypatch, kind, message):
     broken = Broken(kind)
     monkeypatch.setitem(write.FORMATS, "torch-export", (broken, ".pt2", (), ""))
     monkeypatch.setattr(export, "open_exported", broken.opened)
     monkeypatch.setattr(export, "trace", lambda *given: None)
     request = Request("torch-export", tmp_path / "new" / "model.pt2")
-    with use_backend("reference"), pytest.raises(NotVerified, match=said) as caught:
+    with use_backend("reference"), pytest.raises(NotVerified, match=message) as caught:
         export_weights(small("r50-4scale"), tmp_path, request, images(np.random.default_rng(4)))
     assert caught.value.exit_code == 1
     assert [file.name for file in request.out.parent.iterdir()] == ["model.pt2.unverified"]
@@ -192,12 +201,12 @@ def test_a_range_of_canvases_goes_upwards_and_has_a_token_for_each_query():
     with pytest.raises(ConfigError, match="from the smallest to the largest; got 320 x 320 to 640 x 256 pixels"):
         pick_canvases(config, [(320, 320), (640, 256)], 32)
     with pytest.raises(ConfigError, match="192 x 192 has 765 tokens for 900 queries; start the range at 224x224"):
-        check_least(pick_canvases(config, [(192, 192), (640, 640)], 32), config, 2)
-    check_least(pick_canvases(config, [(224, 224), (640, 640)], 32), config, 2)
+        check_smallest_canvas(pick_canvases(config, [(192, 192), (640, 640)], 32), config, 2)
+    check_smallest_canvas(pick_canvases(config, [(224, 224), (640, 640)], 32), config, 2)
 
 
 def test_a_file_is_tried_on_the_smallest_the_largest_and_another_canvas_of_its_range():
-    canvases = Canvases((640, 640), (224, 256), 32).some()
+    canvases = Canvases((640, 640), (224, 256), 32).samples()
     assert len({height for height, _ in canvases}) == len({width for _, width in canvases}) == 3
     assert canvases[0] == (640, 640) and canvases[-1] == (224, 256)
     assert all(height % 32 == width % 32 == 0 and height != width for height, width in canvases[1:])
@@ -232,8 +241,8 @@ class Shuffled(Swapped):
 
 
 @pytest.mark.parametrize(("gap", "good"), [(0.3, True), (6.0, False)])
-def test_very_many_equal_proposals_may_be_in_any_order_but_others_may_not(monkeypatch, gap, good):
-    monkeypatch.setattr("dinocore.export.verify.EQUAL", 0.3)  # the best twenty lie within 1
+def test_many_tied_proposals_may_be_in_any_order_but_others_may_not(monkeypatch, gap, good):
+    monkeypatch.setattr("dinocore.export.verify.TIE", 0.3)  # the best twenty lie within 1
     monkeypatch.setattr("dinocore.export.verify.MAX_TIES", 2)
     detector, graph = detector_of(small("tiny"))
     torch.nn.init.normal_(detector.model.proposer.content.content, std=3)
@@ -251,8 +260,8 @@ def test_very_many_equal_proposals_may_be_in_any_order_but_others_may_not(monkey
 
 
 @pytest.mark.parametrize("equal", [True, False])
-def test_only_proposals_of_equal_score_may_change_places(monkeypatch, equal):
-    monkeypatch.setattr("dinocore.export.verify.EQUAL", 10.0 if equal else EQUAL)
+def test_only_tied_proposals_may_change_places(monkeypatch, equal):
+    monkeypatch.setattr("dinocore.export.verify.TIE", 10.0 if equal else TIE)
     detector, graph = detector_of(small("tiny"))
     torch.nn.init.normal_(detector.model.proposer.content.content, std=3)
     graph.model.proposer.content.content.data.copy_(detector.model.proposer.content.content)
@@ -262,17 +271,17 @@ def test_only_proposals_of_equal_score_may_change_places(monkeypatch, equal):
         rows = Swapped(graph)(batch.images.permute(0, 2, 3, 1).numpy(), np.array(batch.sizes))
         stages = Stages(detector, batch)
     for i, got in enumerate(zip(*rows, strict=True)):
-        worst = worst.joined(stages.compare(i, got, EXACT))
+        worst = worst.combined(stages.compare(i, got, EXACT))
     assert worst.within(EXACT) == equal, worst
     assert bool(worst.ties) == equal
 
 
-def test_equal_proposals_are_found_up_to_the_first_that_is_not_chosen():
-    ranks = torch.tensor([0.0, 5.0, 5.0 + EQUAL / 2, 3.0, 3.0, 1.0, 1.0])
+def test_ties_are_found_up_to_the_first_proposal_that_is_not_selected():
+    ranks = torch.tensor([0.0, 5.0, 5.0 + TIE / 2, 3.0, 3.0, 1.0, 1.0])
     usable = torch.tensor([True] * 5 + [False] * 2)
-    assert equal_pairs(ranks, usable, 3) == [(2, 1), (3, 4)]
-    assert equal_pairs(ranks, usable, 2) == [(2, 1)]
-    assert equal_pairs(ranks, usable, 7) == [(2, 1), (3, 4)]  # those without an anchor are all alike
+    assert tied_pairs(ranks, usable, 3) == [(2, 1), (3, 4)]
+    assert tied_pairs(ranks, usable, 2) == [(2, 1)]
+    assert tied_pairs(ranks, usable, 7) == [(2, 1), (3, 4)]  # those without an anchor are all alike
 
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
@@ -304,7 +313,7 @@ def test_a_format_is_written_and_gives_the_model_s_numbers(tmp_path, format, pre
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["tiny", "r50-4scale"])
-def test_one_onnx_file_takes_canvases_of_many_sizes(tmp_path, preset):
+def test_one_onnx_file_accepts_canvases_of_many_sizes(tmp_path, preset):
     pytest.importorskip("onnxscript")
     request = Request("onnx", tmp_path / "model.onnx", sizes=[(96, 128), (256, 256)], max_dets=30)
     done = export_weights(small(preset), tmp_path, request, images(np.random.default_rng(8)))
@@ -326,7 +335,7 @@ def free_sizes(file: Path) -> dict[str, list[str | int]]:
     return {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
 
 
-def test_free_sizes_of_an_onnx_file_have_names_wherever_they_occur_and_others_stay():
+def test_dynamic_dims_of_an_onnx_file_are_named_everywhere_and_others_stay():
     from onnx import TensorProto, helper
 
     def value(name, *shape):
@@ -335,7 +344,7 @@ def test_free_sizes_of_an_onnx_file_have_names_wherever_they_occur_and_others_st
     inputs, outputs = [value("images", "s3", "32*s8", 64, 3), value("sizes", "s3", 2)], [value("boxes", "s3", 9, 4)]
     inner = [value("map", "s3", 16, "4*s8", 64), value("same", "32*s8", 64)]
     graph = helper.make_graph([], "graph", inputs, outputs, value_info=inner)
-    name_free_sizes(graph)
+    name_dynamic_dims(graph)
     shapes = {
         value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
         for value in (*graph.input, *graph.output, *graph.value_info)

@@ -71,8 +71,8 @@ class Answers(BaseHTTPRequestHandler):
 
     def _start(self):
         same = self.headers.get("If-Range", self.server_of.etag) == self.server_of.etag
-        asked = self.headers.get("Range", "")
-        return int(asked.removeprefix("bytes=").split("-")[0]) if asked and same else 0
+        requested = self.headers.get("Range", "")
+        return int(requested.removeprefix("bytes=").split("-")[0]) if requested and same else 0
 
     def _send(self, status, body, headers, at=None, stall=False):
         self.send_response(status)
@@ -127,7 +127,7 @@ def known_model(monkeypatch, small_preset):
 
 
 @pytest.fixture
-def heard():
+def messages():
     """What a person would have been told."""
     lines: list[str] = []
     return Watch(lines.append), lines

@@ -10,12 +10,12 @@ CONTENT = bytes(range(256)) * 1000
 
 
 @pytest.fixture
-def fetch(server, tmp_path, heard):
+def fetch(server, tmp_path, messages):
     server.content = CONTENT
 
     def run(address=None, patience=QUICK):
         part = PartialFile(tmp_path / "file.pth", address or server.address())
-        download(part.address, part, heard[0], patience)
+        download(part.address, part, messages[0], patience)
         return part.file.read_bytes()
 
     return run
@@ -30,12 +30,12 @@ def test_a_file_arrives(fetch, server):
     assert fetch() == CONTENT and ranges(server) == [None], "a whole one is not asked for again"
 
 
-def test_a_cut_download_goes_on_where_it_was(fetch, server, heard):
+def test_a_cut_download_continues_where_it_was(fetch, server, messages):
     server.plan = ["cut 1000", "cut 5000", "cut 7"]
     assert fetch() == CONTENT
     assert ranges(server) == [None, "bytes=1000-", "bytes=6000-", "bytes=6007-"]
     assert all(request["If-Range"] == '"1"' for request in server.requests[1:])
-    assert sum("trying again" in line for line in heard[1]) == 3
+    assert sum("trying again" in line for line in messages[1]) == 3
 
 
 def test_a_killed_process_leaves_a_beginning_that_the_next_one_uses(fetch, server, tmp_path):
@@ -71,12 +71,12 @@ def test_a_file_that_became_shorter_is_fetched_anew(fetch, server):
     assert fetch() == CONTENT
 
 
-def test_a_silent_server_is_left(fetch, server):
+def test_a_silent_server_is_abandoned_after_a_timeout(fetch, server):
     server.plan = ["stall 500"]
     assert fetch() == CONTENT
 
 
-def test_there_is_a_limit(fetch, server):
+def test_a_download_that_makes_no_progress_is_given_up(fetch, server):
     server.plan = ["cut 10"] * 10
     server.etag = ""  # so that each attempt starts anew and none gets further
     with pytest.raises(EnvironmentFault, match=r"ended after 10 of 256000 bytes, 3 times in a row"):
@@ -85,7 +85,7 @@ def test_there_is_a_limit(fetch, server):
 
 
 @pytest.mark.parametrize("status", ["404", "403"])
-def test_what_is_not_there_is_not_asked_for_twice(status, fetch, server, tmp_path):
+def test_a_missing_file_is_not_requested_twice(status, fetch, server, tmp_path):
     server.plan = [status] * 5
     with pytest.raises(EnvironmentFault, match=rf"{status}.*download it manually and use `dino convert"):
         fetch()
@@ -99,21 +99,21 @@ def test_a_page_instead_of_a_file_is_refused_and_not_kept(fetch, server, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nobody_there_and_no_address(fetch, server):
+def test_an_unreachable_server_and_an_invalid_url_are_reported(fetch, server):
     with pytest.raises(EnvironmentFault, match="no connection"):
         fetch("http://127.0.0.1:9/x.pth")
     with pytest.raises(ConfigError, match="not an address"):
         fetch("http://[broken/x.pth")
 
 
-def test_a_proxy_is_asked(fetch, server, monkeypatch):
+def test_a_proxy_is_used(fetch, server, monkeypatch):
     monkeypatch.delenv("no_proxy")
     monkeypatch.setenv("http_proxy", server.address(""))
     assert fetch("http://weights.invalid/a.pth") == CONTENT
     assert server.requests[0]["path"] == "http://weights.invalid/a.pth"
 
 
-def test_a_full_disk_is_one_line(fetch, monkeypatch):
+def test_a_full_disk_is_a_one_line_error(fetch, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(EnvironmentFault, match=r"needs 0\.3 MB and 0\.0 MB are free; set DINO_CACHE"):
         fetch()

@@ -40,13 +40,13 @@ def publish(monkeypatch, server, official_bytes, small_preset, known_model):
     return make
 
 
-def test_a_published_name_is_fetched_checked_converted_and_kept(publish, server, heard):
+def test_a_published_name_is_fetched_checked_converted_and_kept(publish, server, messages):
     publish()
-    path = locate("mmdet/small", heard[0])
+    path = locate("mmdet/small", messages[0])
     weights = load_weights(path)
     assert weights.facts["converted_from"]["address"] == server.address() and len(weights.categories) == 91
-    assert [line.split()[0] for line in heard[1]] == ["downloading", "converted"]
-    assert locate("mmdet/small", heard[0]) == path and len(server.requests) == 1 and len(heard[1]) == 2
+    assert [line.split()[0] for line in messages[1]] == ["downloading", "converted"]
+    assert locate("mmdet/small", messages[0]) == path and len(server.requests) == 1 and len(messages[1]) == 2
 
 
 def test_what_is_kept_needs_no_network_and_nothing_else_is_asked_for(publish, server, monkeypatch):
@@ -107,15 +107,15 @@ def flip(file):
     file.write_bytes(content)
 
 
-def test_a_flipped_bit_in_the_cache_is_noticed_and_the_file_fetched_again(server, heard, monkeypatch):
+def test_a_flipped_bit_in_the_cache_is_noticed_and_the_file_fetched_again(server, messages, monkeypatch):
     server.content, address = BUNDLED.read_bytes(), server.address("tiny.safetensors")
     flip(path := locate(address))
     monkeypatch.setenv("DINO_OFFLINE", "1")
     with pytest.raises(EnvironmentFault, match="has changed since it was downloaded, and DINO_OFFLINE is set"):
         locate(address)
     monkeypatch.delenv("DINO_OFFLINE")
-    assert locate(address, heard[0]) == path and path.read_bytes() == server.content
-    assert "has changed since it was downloaded; downloading them again" in heard[1][0] and len(server.requests) == 2
+    assert locate(address, messages[0]) == path and path.read_bytes() == server.content
+    assert "has changed since it was downloaded; downloading them again" in messages[1][0] and len(server.requests) == 2
     assert locate(address) and len(server.requests) == 2
 
 
@@ -145,7 +145,7 @@ def test_a_newer_conversion_is_made_again(publish, monkeypatch):
     assert locate("mmdet/small") != old
 
 
-def test_two_at_once_fetch_it_once(publish, server):
+def test_two_concurrent_commands_download_a_file_once(publish, server):
     publish()
     found, threads = [], []
     for _ in range(4):
@@ -183,7 +183,7 @@ def test_paths_runs_and_the_bundled_model(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["file", "/proc/none"])
-def test_a_cache_that_cannot_be_written_is_one_line(place, publish, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_a_one_line_error(place, publish, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DINO_CACHE", str(tmp_path / place))
     publish()
@@ -192,7 +192,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(place, publish, tmp_path, mo
     assert "\n" not in str(fault.value)
 
 
-def test_the_cache_is_where_xdg_wants_it(monkeypatch, tmp_path):
+def test_the_cache_follows_the_xdg_directories(monkeypatch, tmp_path):
     monkeypatch.delenv("DINO_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert module.cache_folder() == tmp_path / "dino"
@@ -298,14 +298,16 @@ def test_official_weights_are_fetched_from_the_hub_and_converted(hub, official_b
     ]  # fmt: skip
 
 
-def test_a_local_file_of_a_known_codebase_is_converted_by_itself(official_bytes, known_model, server, tmp_path, heard):
+def test_a_local_file_of_a_known_codebase_is_converted_by_itself(
+    official_bytes, known_model, server, tmp_path, messages
+):
     file = tmp_path / "theirs.pth"
     file.write_bytes(official_bytes)
-    path = locate(file, heard[0])
-    assert load_weights(path).facts["converted_from"]["codebase"] == "official" and heard[1] == [
+    path = locate(file, messages[0])
+    assert load_weights(path).facts["converted_from"]["codebase"] == "official" and messages[1] == [
         "converted theirs.pth, once"
     ]
-    assert locate(file, heard[0]) == path and len(heard[1]) == 1 and file.read_bytes() == official_bytes
+    assert locate(file, messages[0]) == path and len(messages[1]) == 1 and file.read_bytes() == official_bytes
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
@@ -317,17 +319,17 @@ def test_prefixes_of_training_tools_are_taken_off(prefix, official_bytes, known_
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_a_moving_average_beside_the_weights_is_said_and_can_be_chosen(
-    official_bytes, known_model, server, tmp_path, heard
+def test_a_moving_average_beside_the_weights_is_reported_and_can_be_chosen(
+    official_bytes, known_model, server, tmp_path, messages
 ):
     state = torch.load(io.BytesIO(official_bytes), weights_only=False)["model"]
     averaged = {f"module.{key}": value / 2 if value.is_floating_point() else value for key, value in state.items()}
     torch.save({"model": state, "ema_model": averaged}, tmp_path / "a.pth")
-    plain = load_weights(locate(tmp_path / "a.pth", heard[0])).tensors
-    assert any("moving average" in line and "--ema" in line for line in heard[1])
-    heard[1].clear()
-    locate((tmp_path / "a.pth").rename(tmp_path / "renamed.pth"), heard[0])
-    assert len(heard[1]) == 1 and "renamed.pth --ema" in heard[1][0], "it is in the cache now, and still said"
+    plain = load_weights(locate(tmp_path / "a.pth", messages[0])).tensors
+    assert any("moving average" in line and "--ema" in line for line in messages[1])
+    messages[1].clear()
+    locate((tmp_path / "a.pth").rename(tmp_path / "renamed.pth"), messages[0])
+    assert len(messages[1]) == 1 and "renamed.pth --ema" in messages[1][0], "it is in the cache now, and still said"
     (tmp_path / "renamed.pth").rename(tmp_path / "a.pth")
     assert describe(tmp_path / "a.pth")["beside_the_model"] == ["ema_model"]
     joined = {f"model.{key}": value for key, value in state.items()} | {f"ema.{key}": v for key, v in state.items()}
@@ -343,7 +345,7 @@ def test_a_moving_average_beside_the_weights_is_said_and_can_be_chosen(
         files.convert_file(tmp_path / "b.pth", files.ConversionRequest(ema=True))
 
 
-def test_a_yolo_is_called_one_and_nothing_of_it_is_run(tmp_path):
+def test_a_yolo_file_is_named_as_such_and_not_executed(tmp_path):
     maker = types.ModuleType("ultralytics.nn.tasks")
     kind = type("DetectionModel", (), {"__module__": "ultralytics.nn.tasks"})
     maker.DetectionModel = kind

@@ -36,7 +36,7 @@ def canvas(image, height, width):
 
 @pytest.mark.parametrize("backbone", ["timm/tf_efficientnet_lite0", "timm/tf_efficientnet_b0", "timm/hrnet_w18_small"])
 @torch.no_grad()
-def test_an_aligned_answer_does_not_depend_on_the_padding(backbone):
+def test_the_output_of_an_aligned_model_does_not_depend_on_the_padding(backbone):
     """Lite0 has no squeeze-excitation, B0 has; HRNet takes no other than aligned sizes."""
     model, image = model_of(backbone), torch.randn(3, 75, 109)
     multiple = model.alignment
@@ -64,7 +64,7 @@ def test_other_backbones_get_their_images_as_they_are(backbone):
     assert same is images and mask is padding and extents is None
 
 
-def test_extra_queries_and_all_others_are_nothing_to_each_other():
+def test_extra_queries_and_other_queries_do_not_attend_to_each_other():
     group = torch.tensor([0, 0, 1, MATCHING, MATCHING, EXTRA, EXTRA])
     blocked = attention_mask(group)
     extra = group == EXTRA
@@ -95,17 +95,17 @@ def test_extra_queries_train_and_change_nothing_else(targets):
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
-def test_each_object_is_answered_by_as_many_queries_as_asked(times, targets, monkeypatch):
+def test_each_object_is_matched_to_the_configured_number_of_queries(times, targets, monkeypatch):
     import dinocore.losses as module
 
     output = model_of("resnet18", "model.extra_queries=8").train()(*canvas(torch.randn(3, 64, 96), 64, 96), targets)
     counts, plain = {}, module.detection_loss
 
-    def counted(predictions, wanted, match, *rest):
-        slots = torch.cat([torch.arange(2)] * (len(wanted[0].labels) // 2))
+    def counted(predictions, expected, match, *rest):
+        slots = torch.cat([torch.arange(2)] * (len(expected[0].labels) // 2))
         counts[predictions.logits.shape[1]] = torch.bincount(slots[match.target], minlength=2).tolist()
         assert len(set(match.query.tolist())) == len(match.query)
-        return plain(predictions, wanted, match, *rest)
+        return plain(predictions, expected, match, *rest)
 
     monkeypatch.setattr(module, "detection_loss", counted)
     criterion(output._replace(noise=None), targets, 2, LossConfig(extra_positives=times))

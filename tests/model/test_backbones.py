@@ -37,7 +37,7 @@ def build(name, strides=(8, 16, 32), frozen=-1, rate=0.0, run=direct):
 
 
 @pytest.mark.parametrize(("name", "strides"), KINDS)
-def test_maps_of_pictures_of_any_size_and_every_parameter_learns(name, strides, smaller):
+def test_maps_of_images_of_any_size_and_every_parameter_learns(name, strides, smaller):
     backbone = build(name, strides, rate=0.1).train()
     for size in ((64, 96), (75, 130)):
         maps = backbone(torch.randn(2, 3, *size))
@@ -51,7 +51,7 @@ def test_maps_of_pictures_of_any_size_and_every_parameter_learns(name, strides, 
 
 
 @pytest.mark.parametrize("name", [*SWINS, *NORMED, "vitdet-b", "vitdet-l"])
-def test_all_names_are_built_with_a_norm_or_a_pyramid_for_each_map(name):
+def test_every_backbone_name_is_built_with_norms_or_a_pyramid(name):
     with torch.device("meta"):
         backbone = build(name)
         maps = backbone(torch.empty(1, 3, 96, 128))
@@ -61,7 +61,7 @@ def test_all_names_are_built_with_a_norm_or_a_pyramid_for_each_map(name):
 
 
 @pytest.mark.parametrize("name", ["dla46x_c", "tresnet_l", "resnet10t"])
-def test_the_maps_of_timms_models_have_the_strides_that_were_asked_for(name):
+def test_maps_of_timm_models_have_the_configured_strides(name):
     """DLA and TResNet have a finer map than the first that timm gives by itself."""
     with torch.device("meta"):
         maps = build(f"timm/{name}")(torch.empty(1, 3, 96, 128))
@@ -73,7 +73,7 @@ def test_the_maps_of_timms_models_have_the_strides_that_were_asked_for(name):
     [("hrnet_w18_small_v2", 32, 32), ("inception_v4", 96, 1), ("bat_resnext26ts", 256, 256), ("resnet10t", 1, 1)],
 )
 @torch.no_grad()
-def test_what_sizes_a_timm_model_takes_is_found_out(name, least, alignment):
+def test_the_sizes_that_a_timm_model_supports_are_detected(name, least, alignment):
     backbone = build(f"timm/{name}").eval()
     assert (backbone.least, backbone.alignment) == (least, alignment)
     for height, width in ((1, 3 * alignment), (alignment, 1)):
@@ -81,7 +81,7 @@ def test_what_sizes_a_timm_model_takes_is_found_out(name, least, alignment):
         assert len(backbone(images)) == 3
 
 
-def test_a_timm_model_that_takes_no_size_that_is_tried_is_refused(monkeypatch):
+def test_a_timm_model_that_supports_no_tested_size_is_refused(monkeypatch):
     monkeypatch.setattr(TimmBackbone, "_takes", lambda self, height, width: height == width == 64)
     with pytest.raises(ConfigError, match="`resnet10t` takes only images of certain sizes, not of multiples of 32"):
         build("timm/resnet10t")
@@ -99,7 +99,7 @@ def test_recomputed_blocks_give_the_same_gradients(name, smaller):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
 
 
-def test_recomputing_keeps_less(smaller):
+def test_activation_checkpointing_stores_less(smaller):
     def kept(run):
         backbone, seen = build("swin-t-224", run=run).train(), []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: seen.append(x.numel()) or x, lambda x: x):
@@ -135,12 +135,12 @@ def test_the_frozen_part_of_a_vit():
         ("convnext-t", (8, 64), 0.0, r"not at \[64\]"),
     ],
 )
-def test_what_cannot_be_built_says_why(name, strides, rate, says):
+def test_an_impossible_backbone_is_refused_with_the_reason(name, strides, rate, says):
     with pytest.raises(ConfigError, match=says):
         build(name, strides, rate=rate)
 
 
-def test_skipping_blocks_reaches_timms_models():
+def test_stochastic_depth_applies_to_timm_models():
     rates = [m.drop_prob for m in build("convnext-t", rate=0.3).modules() if type(m).__name__ == "DropPath"]
     assert max(rates) == pytest.approx(0.3) and isinstance(build("convnext-t").body.body["stages_0"], nn.Module)
 

@@ -59,14 +59,14 @@ def test_no_more_sizes_are_compiled_than_the_limit_allows(pair):
     assert plain.shapes[-4:] == [(24, 24)] * 4
 
 
-def test_sizes_that_come_once_are_never_compiled(pair):
+def test_sizes_that_occur_once_are_never_compiled(pair):
     plain, to_compile, model = pair
     for side in range(8, 40):
         call(model, side, 8)
     assert not to_compile.shapes and len(plain.shapes) == 32
 
 
-def test_where_compiling_fails_the_plain_form_goes_on_with_one_warning(pair, monkeypatch):
+def test_if_compiling_fails_the_eager_model_is_used_with_one_warning(pair, monkeypatch):
     plain, _, model = pair
 
     def fail(images, padding):
@@ -83,7 +83,7 @@ def test_where_compiling_fails_the_plain_form_goes_on_with_one_warning(pair, mon
     assert len(warned) == 1 and plain.shapes == [(8, 8)] * 5 + [(16, 16)] * 3
 
 
-def test_a_copy_for_another_process_starts_anew(pair):
+def test_a_copy_for_another_process_starts_without_compiled_sizes(pair):
     _, _, model = pair
     model.plain = model.to_compile = torch.nn.Identity()
     model.seconds[torch.Size((1, 3, 8, 8))] = 5
@@ -114,7 +114,7 @@ def test_the_compiled_model_finds_the_same_cells(amp, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_resnet_is_compiled_around_its_convolutions_of_bytes(tmp_path, monkeypatch):
+def test_a_resnet_is_compiled_around_its_int8_convolutions(tmp_path, monkeypatch):
     from dinocore import build_model, load_config
 
     if not torch.cpu._is_vnni_supported():

@@ -74,7 +74,7 @@ def test_the_length_is_bounded_on_dense_images_and_every_object_gets_its_turn():
     assert denoiser("num_groups=10", "max_queries=300")([target(200)]).boxes.shape[1] == 300
 
 
-def test_every_positive_answers_for_its_own_target_and_no_negative_does():
+def test_every_positive_has_its_own_target_and_negatives_have_none():
     targets = [target(3), target(0), target(2)]
     noise = denoiser("num_groups=2")(targets)
     pairs = sorted(
@@ -127,7 +127,7 @@ def test_noise_of_an_image_does_not_depend_on_the_rest_of_the_batch():
 
 
 @pytest.mark.parametrize("overrides", [('kind="none"',), ("num_groups=0",)])
-def test_denoising_can_be_left_out(overrides):
+def test_denoising_can_be_disabled(overrides):
     assert denoiser(*overrides)([target(3)]) is None
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from dinocore import build_model, load_config
 from dinocore.model.backbones.timm import TimmBackbone
 from dinocore.model.ops import depthwise, dispatch, use_backend
-from dinocore.model.ops.depthwise import DepthwiseConv, quick_depthwise
+from dinocore.model.ops.depthwise import DepthwiseConv, replace_depthwise_convs
 from dinocore.model.ops.numba import cpu
 
 
@@ -28,7 +28,7 @@ CASES = [  # channels, side, stride, padding, bias
 
 @pytest.mark.parametrize("size", [(9, 11), (10, 8), (7, 7)])
 @pytest.mark.parametrize("case", CASES)
-def test_outputs_and_gradients_are_those_of_a_plain_convolution(case, size):
+def test_outputs_and_gradients_equal_those_of_a_plain_convolution(case, size):
     channels, side, stride, padding, bias = case
     torch.manual_seed(0)
     conv = nn.Conv2d(channels, channels, side, stride, padding, groups=channels, bias=bias).double()
@@ -53,10 +53,10 @@ def test_sums_of_bfloat16_are_kept_in_float32():
     torch.testing.assert_close(ours.double(), exact, atol=1e-4, rtol=1e-4)
 
 
-def test_the_weights_keep_their_names_and_numbers():
+def test_the_weights_keep_their_names_and_values():
     plain = timm.create_model("tf_efficientnet_lite0", features_only=True)
     quick = copy.deepcopy(plain)
-    quick_depthwise(quick)
+    replace_depthwise_convs(quick)
     assert sum(isinstance(module, DepthwiseConv) for module in quick.modules()) == 16
     before, after = plain.state_dict(), quick.state_dict()
     assert list(before) == list(after) and all(before[name].equal(after[name]) for name in before)
@@ -67,7 +67,7 @@ def test_the_weights_keep_their_names_and_numbers():
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "convnext_atto"])
-def test_a_backbone_learns_what_plain_pytorch_would_teach_it(name):
+def test_a_backbone_gets_the_same_gradients_as_in_plain_pytorch(name):
     torch.manual_seed(0)
     backbone = TimmBackbone(name, [8, 16, 32], 0, 0.0)
     images = torch.randn(2, 3, 64, 96)
@@ -87,27 +87,27 @@ def test_a_backbone_learns_what_plain_pytorch_would_teach_it(name):
 def test_replacing_them_draws_no_random_numbers():
     body = timm.create_model("tf_efficientnet_lite0", features_only=True)
     before = torch.get_rng_state()
-    quick_depthwise(body)
+    replace_depthwise_convs(body)
     assert torch.get_rng_state().equal(before)
 
 
-def test_convolutions_that_the_kernel_cannot_do_stay_as_they_are():
+def test_unsupported_convolutions_are_not_replaced():
     others = nn.Sequential(
         nn.Conv2d(16, 16, 3, groups=8), nn.Conv2d(12, 12, 3, groups=12), nn.Conv2d(16, 16, (1, 3), groups=16),
         nn.Conv2d(16, 16, 3, groups=16, dilation=2), nn.Conv2d(16, 32, 3, groups=16),
         nn.Conv2d(16, 16, 3, groups=16, padding="same"), nn.Conv2d(16, 16, 3, groups=16, padding_mode="reflect"),
     )  # fmt: skip
-    quick_depthwise(others)
+    replace_depthwise_convs(others)
     assert not any(isinstance(module, DepthwiseConv) for module in others)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_kernel_that_cannot_run_costs_time_and_not_numbers(monkeypatch, dtype):
+def test_if_the_kernel_fails_results_are_the_same_but_slower(monkeypatch, dtype):
     def broken(*_):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(cpu, "depthwise_weight_gradient", broken)
-    monkeypatch.setattr(depthwise, "_kernel_runs", True)
+    monkeypatch.setattr(depthwise, "_kernel_works", True)
     conv = nn.Conv2d(16, 16, 3, 2, 1, groups=16, dtype=dtype)
     images, grad = torch.randn(1, 16, 9, 12, dtype=dtype), torch.randn(1, 16, 5, 6, dtype=dtype)
     with warnings.catch_warnings(record=True) as seen:
@@ -115,7 +115,7 @@ def test_a_kernel_that_cannot_run_costs_time_and_not_numbers(monkeypatch, dtype)
         ours = gradients(DepthwiseConv(conv), images, grad)
         gradients(DepthwiseConv(conv), images, grad)
     assert len(seen) == 1, "once is enough"
-    assert not dispatch._broken, "the sampling's kernels may run all the same"
+    assert not dispatch._failed_devices, "the sampling's kernels may run all the same"
     assert "no compiler" in str(seen[0].message)
     for a, b in zip(ours, gradients(conv, images, grad), strict=True):
         assert a.dtype == dtype
@@ -142,6 +142,6 @@ def test_gradients_do_not_depend_on_the_number_of_threads():
     assert found[0].equal(found[1])
 
 
-def test_tiny_has_them():
+def test_tiny_uses_the_faster_convolutions():
     backbone = build_model(load_config("tiny").model).backbone
     assert any(isinstance(module, DepthwiseConv) for module in backbone.modules())

@@ -31,7 +31,7 @@ def test_anchors_within_one_percent_of_the_edge_are_not_proposed(width, first_is
 
 
 @pytest.mark.parametrize("rounding", [0.0, 2e-7, -2e-7])
-def test_which_anchors_are_near_the_edge_is_exact_at_every_size_however_a_runtime_rounds(rounding, monkeypatch):
+def test_anchors_near_the_edge_are_the_same_for_every_size_and_rounding(rounding, monkeypatch):
     """The first of 50 columns is at exactly 1 %, so as in official DINO it is left out, padded or not."""
     monkeypatch.setattr(proposals, "token_centers", lambda memory: token_centers(memory) * (1 + rounding))
     for shown in (1, 2, 17, 49, 50, 51, 150, 199):
@@ -52,7 +52,7 @@ def test_anchors_are_squares_of_a_twentieth_of_the_image_and_twice_that_at_each_
     assert anchors[0, 0, :2].tolist() == [0.125, 0.125] and anchors[0, -1, :2].tolist() == [0.5, 0.5]
 
 
-def test_the_tokens_of_the_highest_class_scores_are_proposed_the_best_first():
+def test_tokens_with_the_highest_class_scores_are_proposed_best_first():
     torch.manual_seed(0)
     proposer = Proposer(32, 5, 7, MixedContent(7, 32))
     memory = tokens((6, 8), (3, 4))
@@ -77,6 +77,6 @@ def test_extra_queries_start_from_the_best_boxes_with_a_content_of_their_own():
     assert queries.content[0].equal(queries.content[1]) and queries.content[0].equal(extra.content)
 
 
-def test_an_image_with_few_tokens_gets_as_few_extra_queries():
+def test_an_image_with_few_tokens_gets_fewer_extra_queries():
     queries = ExtraQueries(8, 32)(Queries(torch.zeros(1, 5, 32), torch.rand(1, 5, 4)))
     assert queries.boxes.shape == (1, 5, 4) and queries.content.shape == (1, 5, 32)

@@ -53,7 +53,7 @@ def test_folded_batch_norm_gives_the_same_features_and_is_gone(backbone):
     assert any("BatchNorm" in type(module).__name__ for module in model.modules())  # the model itself is left alone
 
 
-def test_folding_that_forgets_the_mean_would_be_noticed():
+def test_folding_without_the_mean_would_be_noticed():
     model = small("resnet18")
     images, _ = inputs()
     before = model.backbone(images)[0]
@@ -62,7 +62,7 @@ def test_folding_that_forgets_the_mean_would_be_noticed():
     assert not torch.allclose(before, model.backbone(images)[0], rtol=0.01, atol=0.01)
 
 
-def test_convolutions_do_their_relu_and_the_sum_of_a_block():
+def test_convolutions_include_the_relu_and_the_residual_sum():
     quick = for_inference(small("resnet50"), None, CPU)
     kinds = [type(module) for module in quick.backbone.modules()]
     assert kinds.count(FusedBlock) == 16 and nn.Conv2d not in kinds
@@ -72,7 +72,7 @@ def test_convolutions_do_their_relu_and_the_sum_of_a_block():
     assert "hardtanh" in acts and "none" in acts
 
 
-def test_a_relu_that_comes_after_a_sum_stays_behind_it():
+def test_a_relu_after_a_sum_is_not_fused_before_it():
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
@@ -90,7 +90,7 @@ def test_a_relu_that_comes_after_a_sum_stays_behind_it():
     assert isinstance(block.conv, FusedConv) and isinstance(block.act, nn.ReLU)
 
 
-def test_a_convolution_with_a_hook_keeps_it():
+def test_a_convolution_with_a_hook_is_not_fused():
     seen = []
     body = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU())
     body[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
@@ -128,7 +128,7 @@ def test_bf16_weights_stay_near_float32_and_boxes_stay_float32(backbone):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("act", ["none", "relu"])
-def test_a_packed_layer_gives_what_the_layer_gives(dtype, act):
+def test_a_packed_layer_equals_the_original(dtype, act):
     layer = torch.nn.Linear(24, 40, bias=act == "relu").to(dtype).requires_grad_(False)
     packed = pack_linear(layer)
     packed.act = act
@@ -165,7 +165,7 @@ def test_attention_between_queries_keeps_its_scores_in_bf16_where_weights_are_an
     assert all(type(layer.self_attn) is nn.MultiheadAttention for layer in model.decoder.layers)
 
 
-def test_a_relu_is_done_by_the_layer_before_it_and_only_by_a_linear_one():
+def test_a_relu_is_fused_only_into_a_preceding_linear_layer():
     nn = torch.nn
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.ReLU()))
     tuned = copy.deepcopy(net).requires_grad_(False)
@@ -177,7 +177,7 @@ def test_a_relu_is_done_by_the_layer_before_it_and_only_by_a_linear_one():
     ]  # fmt: skip
 
 
-def test_parts_of_any_number_of_tokens_make_the_whole():
+def test_chunks_of_any_number_of_tokens_give_the_whole_result():
     net = torch.nn.Linear(8, 8)
     x = torch.randn(2, 37, 8)
     for num_tokens in (1, 10, 74, 100):
@@ -194,7 +194,7 @@ def test_learned_boxes_are_the_same_in_bf16():
 
 
 @pytest.mark.parametrize("setting", ['model.queries="static"', 'model.heads="per-layer"', 'model.queries="pure"'])
-def test_every_kind_of_model_gives_the_same_answer_when_made_quick(setting):
+def test_every_model_gives_the_same_results_when_optimized_for_inference(setting):
     torch.manual_seed(0)
     sizes = ["model.hidden_dim=64", "model.num_heads=4", "model.ffn_dim=96", "model.num_queries=20"]
     model = build_model(load_config("r50-4scale", ['model.backbone="resnet18"', *sizes, setting]).model).eval()

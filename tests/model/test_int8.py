@@ -62,7 +62,7 @@ def block_of(first: nn.Linear, second: nn.Linear) -> FeedForward:
 @needs_vnni
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("channels", [16, 24, 31, 192])
-def test_a_token_becomes_bytes_that_are_off_by_half_a_step(dtype, channels):
+def test_quantized_tokens_differ_by_at_most_half_a_step(dtype, channels):
     x = tokens(7, channels, dtype)
     found, steps = Int8Linear(identity(channels))(x).float(), x.float().abs().amax(1, keepdim=True) / 127
     rounded = found.abs() / 256 if dtype == torch.bfloat16 else 1e-6 * found.abs()
@@ -73,7 +73,7 @@ def test_a_token_becomes_bytes_that_are_off_by_half_a_step(dtype, channels):
 
 @needs_vnni
 @pytest.mark.parametrize("channels", [16, 24, 31, 192])
-def test_hidden_numbers_have_all_bytes_for_what_is_positive(channels):
+def test_hidden_activations_use_all_256_levels(channels):
     x = tokens(9, channels)
     block = block_of(identity(channels), identity(channels))
     hidden = Int8Linear(identity(channels))(x).relu()
@@ -88,7 +88,7 @@ def test_hidden_numbers_have_all_bytes_for_what_is_positive(channels):
 @needs_vnni
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("channels", [16, 24, 31, 256])
-def test_the_sum_and_the_norm_of_a_block_are_those_of_pytorch(channels, dtype):
+def test_residual_sum_and_layer_norm_equal_pytorchs(channels, dtype):
     torch.manual_seed(0)
     block = block_of(nn.Linear(channels, 40), nn.Linear(40, channels))
     nn.init.zeros_(block.net[3].weight)  # so that nothing depends on bytes
@@ -99,7 +99,7 @@ def test_the_sum_and_the_norm_of_a_block_are_those_of_pytorch(channels, dtype):
 
 
 @needs_vnni
-def test_rows_of_zeros_and_the_largest_and_smallest_numbers_are_kept():
+def test_zero_rows_and_extreme_values_are_preserved():
     x = torch.ones(5, 40) * torch.tensor([0.0, 1e-38, 1e-25, 1e25, 3e38])[:, None]
     x[:, ::2] *= -1
     found = Int8Linear(identity(40))(x)
@@ -110,7 +110,7 @@ def test_rows_of_zeros_and_the_largest_and_smallest_numbers_are_kept():
 
 @needs_vnni
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
-def test_a_number_that_is_not_finite_is_not_hidden_and_stays_in_its_token(number):
+def test_a_non_finite_value_makes_its_own_token_nan_and_no_other(number):
     linear = nn.Linear(48, 32)
     x = torch.randn(3, 48)
     x[1, 17] = number
@@ -130,7 +130,7 @@ def whole_numbers(shape: tuple[int, ...], least: int, most: int) -> torch.Tensor
 @pytest.mark.parametrize(
     "shape", [(37, 16, 16), (1, 24, 40), (200, 31, 17), (500, 192, 96), (7, 2500, 70), (0, 64, 64)]
 )
-def test_a_product_of_bytes_is_the_exact_sum(shape):
+def test_an_int8_product_is_exact(shape):
     torch.manual_seed(0)
     number, channels, outputs = shape
     linear = nn.Linear(channels, outputs)
@@ -141,7 +141,7 @@ def test_a_product_of_bytes_is_the_exact_sum(shape):
 
 
 @needs_vnni
-def test_products_of_the_largest_bytes_are_not_cut_off():
+def test_products_of_the_largest_bytes_do_not_saturate():
     linear = nn.Linear(2048, 16, bias=False)
     nn.init.constant_(linear.weight, 1.0)
     assert Int8Linear(linear)(torch.full((2, 2048), 3.0)).allclose(torch.tensor(3.0 * 2048))
@@ -151,7 +151,7 @@ def test_products_of_the_largest_bytes_are_not_cut_off():
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 24), (2, 50, 24), (1, 1500, 24), (2, 0, 24), (0, 24)])
-def test_a_layer_gives_the_same_to_within_the_rounding_of_bytes(shape, dtype, bias):
+def test_an_int8_layer_equals_the_original_within_rounding(shape, dtype, bias):
     torch.manual_seed(0)
     linear = nn.Linear(24, 40, bias=bias).requires_grad_(False)
     x = torch.randn(shape).to(dtype)
@@ -173,7 +173,7 @@ def test_tokens_do_not_depend_on_their_neighbours_or_their_order_in_memory():
 
 
 @needs_vnni
-def test_a_feed_forward_block_is_near():
+def test_an_int8_feed_forward_block_is_close_to_the_original():
     torch.manual_seed(0)
     block = block_of(nn.Linear(64, 256), nn.Linear(256, 64))
     x = torch.randn(2, 40, 64)
@@ -182,7 +182,7 @@ def test_a_feed_forward_block_is_near():
 
 
 @needs_vnni
-def test_copies_and_pickles_give_the_same_numbers():
+def test_copies_and_pickles_give_the_same_results():
     x = torch.randn(5, 32)
     for layer in (Int8Linear(nn.Linear(32, 48)), Int8FeedForward(block_of(nn.Linear(32, 48), nn.Linear(48, 32)))):
         for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
@@ -190,7 +190,7 @@ def test_copies_and_pickles_give_the_same_numbers():
 
 
 @needs_vnni
-def test_the_compiler_is_told_what_the_operators_give():
+def test_the_operators_fake_implementations_match():
     torch.manual_seed(0)
     ops, x = torch.ops.dino, torch.randn(2, 7, 24).bfloat16()
     first, second = nn.Linear(24, 40).requires_grad_(False), nn.Linear(40, 24).requires_grad_(False)
@@ -213,7 +213,7 @@ def block(kind, width: int) -> FusedBlock:
 @needs_vnni
 @pytest.mark.parametrize("kind", [BasicBlock, Bottleneck])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_block_multiplies_bytes_where_a_relu_was_before(kind, dtype):
+def test_a_block_uses_int8_for_inputs_after_a_relu(kind, dtype):
     plain = block(kind, 32).to(dtype)
     quick = copy.deepcopy(plain)
     quantize_blocks([quick])
@@ -248,7 +248,7 @@ def plain_without_relu(conv: FusedConv, x: torch.Tensor) -> torch.Tensor:
 
 @needs_vnni
 @pytest.mark.parametrize("dilated", [{"dilation": 2, "padding": 2}, {"groups": 2, "padding": 1}])
-def test_dilated_and_grouped_convolutions_stay(dilated):
+def test_dilated_and_grouped_convolutions_are_not_replaced(dilated):
     bottleneck = block(Bottleneck, 32)
     bottleneck.convs[1] = FusedConv(nn.Conv2d(32, 32, 3, **dilated))
     quantize_blocks([bottleneck])
@@ -259,7 +259,7 @@ def test_dilated_and_grouped_convolutions_stay(dilated):
 @pytest.mark.parametrize("stride", [1, 2, (2, 1)])
 @pytest.mark.parametrize("channels", [16, 24, 31])
 @pytest.mark.parametrize(("kernel", "padding"), [(3, 1), (5, 0), ((1, 3), (0, 2)), (2, 1)])
-def test_a_convolution_of_whole_numbers_is_exact(stride, channels, kernel, padding):
+def test_a_convolution_of_integers_is_exact(stride, channels, kernel, padding):
     torch.manual_seed(0)
     conv = nn.Conv2d(channels, 20, kernel, stride, padding).requires_grad_(False)
     conv.weight.copy_(torch.randint(-126, 127, conv.weight.shape))
@@ -271,7 +271,7 @@ def test_a_convolution_of_whole_numbers_is_exact(stride, channels, kernel, paddi
 
 
 @needs_vnni
-def test_a_convolution_of_bytes_is_off_by_what_rounding_explains():
+def test_an_int8_convolution_differs_by_rounding_only():
     torch.manual_seed(0)
     conv = nn.Conv2d(24, 20, 3, padding=1).requires_grad_(False)
     x = torch.rand(1, 24, 12, 17)
@@ -297,7 +297,7 @@ def test_an_image_does_not_depend_on_its_batch_and_one_that_is_not_finite_not_on
 
 
 @needs_vnni
-def test_copies_of_a_convolution_give_the_same_numbers():
+def test_copies_of_a_convolution_give_the_same_results():
     conv = Int8Conv(FusedConv(nn.Conv2d(16, 16, 3, padding=1).requires_grad_(False)))
     x = torch.rand(1, 16, 8, 8)
     for other in (copy.deepcopy(conv), pickle.loads(pickle.dumps(conv))):
@@ -311,7 +311,7 @@ def detectors():
     return {amp: load_detector("cells", "cpu", amp) for amp in ("off", "int8")}
 
 
-def test_products_are_replaced_in_encoder_and_decoder_layers_and_nowhere_else(detectors):
+def test_only_encoder_and_decoder_layers_are_quantized(detectors):
     model = detectors["int8"].model
     replaced = [name for name, part in model.named_modules() if isinstance(part, Int8Linear | Int8FeedForward)]
     layers = [f"encoder.layers.{k}.attn" for k in range(3)] + [f"decoder.layers.{k}.cross_attn" for k in range(3)]
@@ -321,7 +321,7 @@ def test_products_are_replaced_in_encoder_and_decoder_layers_and_nowhere_else(de
     assert not any(isinstance(part, Int8Weights) for part in detectors["off"].model.modules())
 
 
-def test_the_same_cells_are_found_with_products_of_bytes(detectors):
+def test_the_same_cells_are_found_with_int8(detectors):
     smear = draw_smear(5, 0, (320, 240))[0]
     found = {amp: detector(smear) for amp, detector in detectors.items()}
     for one, other in (("off", "int8"), ("int8", "off")):
@@ -333,7 +333,7 @@ def test_the_same_cells_are_found_with_products_of_bytes(detectors):
     assert again.boxes_xyxy.equal(found["int8"].boxes_xyxy) and again.scores.equal(found["int8"].scores)
 
 
-def test_layers_too_narrow_for_a_row_of_lanes_stay_as_they_are():
+def test_layers_narrower_than_a_simd_row_are_not_replaced():
     from dinocore.model.encoder import EncoderLayer
 
     layers = nn.ModuleList([EncoderLayer(8, 2, 1, 2, 12, 0.0)])
@@ -341,7 +341,7 @@ def test_layers_too_narrow_for_a_row_of_lanes_stay_as_they_are():
     assert not any(isinstance(part, Int8Weights) for part in layers.modules())
 
 
-def test_it_is_refused_where_it_would_be_slow_or_wrong(monkeypatch):
+def test_int8_is_refused_where_it_would_be_slow_or_wrong(monkeypatch):
     with pytest.raises(ConfigError, match="int8 only works on CPUs, but this is cuda"):
         pick_precision("int8", torch.device("cuda"))
     with monkeypatch.context() as patched:
@@ -355,7 +355,7 @@ def test_it_is_refused_where_it_would_be_slow_or_wrong(monkeypatch):
 
 @needs_vnni
 @pytest.mark.parametrize(("name", "value"), [("CPU_NAME", "generic"), ("CPU_FEATURES", "+sse2"), ("DISABLE_JIT", "1")])
-def test_it_is_refused_where_numba_compiles_for_another_cpu(monkeypatch, name, value):
+def test_int8_is_refused_if_numba_compiles_for_another_cpu(monkeypatch, name, value):
     """LLVM would end the process."""
     monkeypatch.setenv(f"NUMBA_{name}", value)
     with pytest.raises(ConfigError, match=f"unset NUMBA_{name} in the environment"):
@@ -364,6 +364,6 @@ def test_it_is_refused_where_numba_compiles_for_another_cpu(monkeypatch, name, v
     pick_precision("int8", CPU)
 
 
-def test_a_model_prepared_without_it_is_not_touched(detectors):
+def test_a_model_prepared_without_int8_is_unchanged(detectors):
     source = detectors["off"].model
     assert not any(isinstance(part, Int8Weights) for part in for_inference(source, None, CPU).modules())

@@ -70,13 +70,13 @@ def gradients(function, value, maps, locations, weights):
 def compiled(*arguments):
     """The compiled form; a silent fall back to the reference would make these tests worthless."""
     result = ms_deform_attn(*arguments)
-    assert dispatch.is_reference() or not dispatch._broken
+    assert dispatch.is_reference() or not dispatch._failed_devices
     return result
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_output_and_gradients_are_those_of_the_twin(form, dtype):
+def test_output_and_gradients_equal_those_of_an_explicit_loop(form, dtype):
     case = inputs(dtype=dtype)
     with use_backend(form):
         ours = gradients(compiled, *case)
@@ -109,7 +109,7 @@ def test_any_width_of_head_agrees_with_the_reference(dim):
 
 @NUMBA
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_short_floats_lose_no_more_than_one_rounding(dtype):
+def test_half_precision_loses_no_more_than_one_rounding(dtype):
     value, maps, locations, weights = inputs(queries=20)
     value = value.to(dtype)
     ours = gradients(compiled, value, maps, locations, weights)
@@ -122,7 +122,7 @@ def test_short_floats_lose_no_more_than_one_rounding(dtype):
 
 
 @NUMBA
-def test_short_places_and_weights_give_gradients_of_their_own_dtype():
+def test_half_precision_locations_and_weights_get_gradients_of_their_dtype():
     value, maps, locations, weights = inputs(dtype=torch.bfloat16)
     ours = gradients(compiled, value, maps, locations, weights)
     assert all(tensor.dtype == torch.bfloat16 for tensor in ours)
@@ -140,7 +140,7 @@ def test_gradcheck(form):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("place", [1e3, -1e9, 1e30, math.inf, -math.inf, math.nan])
-def test_places_that_do_not_exist_add_nothing_or_are_not_a_number(form, place):
+def test_locations_off_the_map_add_nothing_and_nan_gives_nan(form, place):
     value, maps, locations, weights = inputs(queries=2)
     locations[:, 0, 0, 1, 0, 0] = place
     with use_backend(form):
@@ -155,7 +155,7 @@ def test_places_that_do_not_exist_add_nothing_or_are_not_a_number(form, place):
 
 
 @NUMBA
-def test_numbers_that_are_not_finite_stay_where_they_are():
+def test_non_finite_values_do_not_spread():
     value, maps, locations, weights = inputs(batch=1, heads=1, queries=1)
     locations[...] = 5.0  # every place is outside
     value[0, ::2] = math.nan
@@ -180,7 +180,7 @@ def test_small_and_empty_inputs_have_small_and_empty_outputs_and_gradients(form,
 
 
 @NUMBA
-def test_how_inputs_lie_in_memory_does_not_matter():
+def test_the_memory_layout_of_inputs_does_not_matter():
     value, maps, locations, weights = inputs()
     expected = gradients(compiled, value, maps, locations, weights)
     turned = [tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in (value, locations, weights)]
@@ -194,7 +194,7 @@ def test_how_inputs_lie_in_memory_does_not_matter():
 
 @NUMBA
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_same_bits_every_time_with_any_number_of_threads(dtype):
+def test_results_are_bitwise_equal_for_any_number_of_threads(dtype):
     value, maps, locations, weights = inputs(batch=3, queries=50, heads=3)
     before, results = torch.get_num_threads(), []
     try:
@@ -236,7 +236,7 @@ def test_a_forked_process_can_still_call_it():
 
 @NUMBA
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # of opcheck itself
-def test_operators_keep_the_rules_of_torch_library():
+def test_operators_pass_opcheck():
     value, _, locations, weights = inputs(batch=1, maps=[(2, 3)])
     grad = torch.ones(1, 3, 8)
     torch.library.opcheck(torch.ops.dino.ms_deform_attn_backward.default, (grad, value, [2, 3], locations, weights))
@@ -291,8 +291,8 @@ def test_autocast_samples_what_the_layers_give(form):
 
 
 @pytest.mark.parametrize("broken", ["import", "run"])
-def test_without_a_compiled_form_it_warns_once_and_is_still_right(broken, monkeypatch):
-    monkeypatch.setattr(dispatch, "_broken", set())
+def test_without_the_compiled_backend_it_warns_once_and_is_still_correct(broken, monkeypatch):
+    monkeypatch.setattr(dispatch, "_failed_devices", set())
     if broken == "import":
         monkeypatch.setitem(sys.modules, "dinocore.model.ops.numba.cpu", None)
         monkeypatch.delattr("dinocore.model.ops.numba.cpu", raising=False)
@@ -308,9 +308,9 @@ def test_without_a_compiled_form_it_warns_once_and_is_still_right(broken, monkey
             torch.testing.assert_close(mine, theirs)
 
 
-def test_wide_heads_run_without_a_compiled_form(monkeypatch):
-    monkeypatch.setattr(dispatch, "compiled_form", lambda device: pytest.fail("too wide"))
-    case = inputs(batch=1, queries=1, heads=1, dim=dispatch.WIDEST + 1, maps=[(2, 2)])
+def test_wide_heads_use_the_reference(monkeypatch):
+    monkeypatch.setattr(dispatch, "compiled_backend", lambda device: pytest.fail("too wide"))
+    case = inputs(batch=1, queries=1, heads=1, dim=dispatch.MAX_WIDTH + 1, maps=[(2, 2)])
     torch.testing.assert_close(ms_deform_attn(*case), twin(*case), atol=1e-5, rtol=1e-5)
 
 
@@ -324,12 +324,12 @@ def test_wide_heads_run_without_a_compiled_form(monkeypatch):
         (lambda v, s, p, w: (v.flatten(2), s, p, w), r"value must be \(B, S, M, D\)"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(change, message):
+def test_mismatched_shapes_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         ms_deform_attn(*change(*inputs()))
 
 
-def test_unknown_form_is_refused():
+def test_an_unknown_backend_is_refused():
     with pytest.raises(ValueError, match="'cuda'; choose one of auto, reference"), use_backend("cuda"):
         pass
 
@@ -343,7 +343,7 @@ def run_python(code: str, **environment: str) -> None:
 
 @TRITON
 @pytest.mark.slow
-def test_triton_in_its_interpreter_agrees_with_the_twin():
+def test_triton_in_its_interpreter_agrees_with_an_explicit_loop():
     run_python(
         """
 import torch
@@ -385,7 +385,7 @@ for empty in (inputs(queries=0), inputs(batch=0)):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["_forward", "_backward"])
 @pytest.mark.parametrize(("value", "other", "real"), [("bf16", "fp32", "float32"), ("fp64", "fp64", "float64")])
-def test_triton_compiles_for_a_gpu_that_is_not_here(name, value, other, real):
+def test_triton_kernels_compile_without_a_gpu(name, value, other, real):
     run_python(
         f"""
 import triton

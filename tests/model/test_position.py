@@ -58,11 +58,11 @@ def test_every_level_gets_its_own_learned_vector():
     assert difference.abs().max() > 0.01
 
 
-def test_valid_share_is_what_shows_the_image():
+def test_the_valid_ratio_is_the_fraction_covered_by_the_image():
     torch.testing.assert_close(valid_ratio(padded(6, 8, 2)), torch.tensor([[0.8, 0.75]]))
 
 
-def test_token_centers_are_shares_of_the_unpadded_image():
+def test_token_centers_are_fractions_of_the_unpadded_image():
     found = tokens(padded(16, 16, 16), [(4, 4)])
     centers = token_centers(found).unflatten(1, (4, 4))[0]
     assert centers[0, 0].tolist() == [0.25, 0.25]

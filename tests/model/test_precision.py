@@ -31,16 +31,16 @@ def gradients(form: str, dtype: torch.dtype | None, overrides: list[str]) -> dic
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_the_quick_form_gives_the_gradients_of_the_reference_form():
-    found, wanted = gradients("auto", None, []), gradients("reference", None, [])
-    assert found.keys() == wanted.keys()
-    for name, grad in wanted.items():
+def test_the_optimized_model_gives_the_gradients_of_the_reference():
+    found, expected = gradients("auto", None, []), gradients("reference", None, [])
+    assert found.keys() == expected.keys()
+    for name, grad in expected.items():
         assert (found[name] - grad).norm() <= 1e-4 * grad.norm() + 1e-6, name
 
 
 def test_gradients_in_bf16_are_those_of_float32_within_its_precision():
-    found, wanted = gradients("auto", torch.bfloat16, STATIC), gradients("reference", None, STATIC)
-    assert found.keys() == wanted.keys()
-    everything = [torch.cat([grads[name].flatten() for name in wanted]) for grads in (found, wanted)]
+    found, expected = gradients("auto", torch.bfloat16, STATIC), gradients("reference", None, STATIC)
+    assert found.keys() == expected.keys()
+    everything = [torch.cat([grads[name].flatten() for name in expected]) for grads in (found, expected)]
     assert torch.cosine_similarity(*everything, dim=0) > 0.995
     assert abs(everything[0].norm() / everything[1].norm() - 1) < 0.01

@@ -115,12 +115,12 @@ def test_a_whole_swin_at_any_size(small, size):
     assert [x.shape[1:] for x in maps] == [
         (c, math.ceil(size[0] / s), math.ceil(size[1] / s)) for c, s in zip(model.channels, (4, 8, 16, 32), strict=True)
     ]
-    for found, wanted in zip(maps, twin_of_swin(model, images), strict=True):
-        torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
+    for found, expected in zip(maps, twin_of_swin(model, images), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
 @torch.no_grad()
-def test_pictures_of_a_batch_do_not_see_each_other(small):
+def test_images_of_a_batch_do_not_see_each_other(small):
     model = small().eval()
     images = torch.randn(3, 3, 40, 56)
     together = model(images)
@@ -129,7 +129,7 @@ def test_pictures_of_a_batch_do_not_see_each_other(small):
             torch.testing.assert_close(a[i : i + 1], b, atol=1e-4, rtol=1e-4)
 
 
-def test_only_what_is_needed_is_built_and_learns(small):
+def test_only_needed_layers_are_built_and_all_of_them_learn(small):
     model = small((8, 16))
     assert len(model.layers) == 3 and "norm3" not in dict(model.named_children())
     sum(x.sum() for x in model(torch.randn(1, 3, 40, 40))).backward()
@@ -188,5 +188,5 @@ def test_swin_t_equals_timms_where_no_padding_is_needed():
     ours.load_state_dict({k: v for k, v in moved.items() if k in ours.state_dict()})
     images = torch.randn(2, 3, 224, 224)
     for i, (a, b) in enumerate(zip(ours(images), theirs(images), strict=True)):
-        wanted = getattr(ours, f"norm{i}")(b).permute(0, 3, 1, 2)
-        torch.testing.assert_close(a, wanted, atol=1e-3, rtol=1e-3)
+        expected = getattr(ours, f"norm{i}")(b).permute(0, 3, 1, 2)
+        torch.testing.assert_close(a, expected, atol=1e-3, rtol=1e-3)

@@ -22,13 +22,13 @@ def four_threads(request, monkeypatch):
 
 
 @pytest.mark.parametrize("total", [1, 3, 4, 1001])
-def test_every_number_is_done_once(four_threads, total):
+def test_every_index_is_processed_once(four_threads, total):
     done = []
     cpu.in_parallel(lambda begin, end: done.extend(range(begin, end)), (), total)
     assert sorted(done) == list(range(total))
 
 
-def test_pieces_run_side_by_side(four_threads):
+def test_chunks_run_in_parallel(four_threads):
     meeting = threading.Barrier(2)  # broken after a while, unless two threads come to it
     cpu.in_parallel(lambda begin, end: meeting.wait(timeout=20), (), 4)
 
@@ -40,4 +40,4 @@ def test_an_error_on_any_thread_reaches_the_caller(four_threads):
 
     with pytest.raises(MemoryError, match="no room"):
         cpu.in_parallel(fail_at_the_end, (), 8)
-    test_every_number_is_done_once(None, 5)  # and the threads go on working
+    test_every_index_is_processed_once(None, 5)  # and the threads go on working

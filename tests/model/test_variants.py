@@ -92,7 +92,7 @@ def test_pure_queries_take_content_from_the_chosen_tokens_without_their_gradient
     assert not any("content" in name for name, _ in model.named_parameters())
 
 
-def test_static_queries_have_no_first_stage_and_start_within_the_picture():
+def test_static_queries_have_no_first_stage_and_start_within_the_image():
     model, _ = small('model.queries="static"', "model.num_queries=50")
     images, padding, _ = a_batch()
     output = model(images, padding)
@@ -127,7 +127,7 @@ def test_looking_once_and_twice_give_the_same_numbers():
     assert torch.equal(once.boxes, twice.boxes)
 
 
-def test_padding_to_a_larger_batch_changes_nothing_but_the_group_norms_share():
+def test_padding_to_a_larger_batch_only_changes_the_group_norms_part():
     model, _ = small("model.num_encoder_layers=2")
     model.eval()
     images, padding, _ = a_batch()
@@ -137,7 +137,7 @@ def test_padding_to_a_larger_batch_changes_nothing_but_the_group_norms_share():
     torch.testing.assert_close(both.logits, swapped.logits.flip(0), atol=1e-4, rtol=1e-4)
 
 
-def test_matching_queries_do_not_notice_the_denoising_ones():
+def test_matching_queries_do_not_depend_on_denoising_queries():
     model, _ = small()
     model.eval()
     images, padding, targets = a_batch()
@@ -153,7 +153,7 @@ def test_fewer_tokens_than_queries_give_fewer_predictions():
     assert output.final.logits.shape[1] == output.proposals.boxes.shape[1] == tokens
 
 
-def test_a_picture_of_one_pixel_goes_through():
+def test_an_image_of_one_pixel_works():
     model, _ = small()
     output = model.eval()(torch.zeros(1, 3, 1, 1), torch.zeros(1, 1, 1, dtype=torch.bool))
     assert output.final.boxes.isfinite().all()

@@ -48,16 +48,16 @@ def free_port():
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory):
+def image_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     write_sample_data(folder, num_images=10, seed=3, size=(96, 72))
     return folder
 
 
 @pytest.fixture
-def small_config(pictures):
+def small_config(image_folder):
     def make(*overrides: str):
-        return load_config("r50-4scale", [*SMALL, f'data.path="{pictures}"', *overrides])
+        return load_config("r50-4scale", [*SMALL, f'data.path="{image_folder}"', *overrides])
 
     return make
 

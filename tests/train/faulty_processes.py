@@ -13,7 +13,7 @@ import torch
 
 from dinocore.data.dataset import open_dataset
 from dinocore.errors import DinoError
-from dinocore.system.processes import SingleProcess, joined
+from dinocore.system.processes import SingleProcess, process_group
 from dinocore.train import ddp, evaluation, step
 from dinocore.train.context import RunContext
 from dinocore.train.events import Warned
@@ -110,21 +110,21 @@ def run(group: SingleProcess, folder: Path, fault: str, rank: int, at: int) -> l
         state = fresh_state(config, data.train.categories, CPU, group)
     if group.rank == rank:
         FAULTS[fault](state, at)
-    asked = fault == "signal" and group.rank == rank
-    context = RunContext(config, data, folder, CPU, lambda: 143 * (asked and state.progress.step == at), group)
+    requested = fault == "signal" and group.rank == rank
+    context = RunContext(config, data, folder, CPU, lambda: 143 * (requested and state.progress.step == at), group)
     return [event.message for event in train(context, state) if isinstance(event, Warned)]
 
 
 def main(folder: Path, fault: str, rank: int, at: int) -> int:
     ddp.BUCKET_MB = 0.01  # even the gradients of a small model travel in many pieces
-    code, said, here = 0, [], 0
+    code, error_message, here = 0, [], 0
     try:
-        with joined(CPU) as group:
+        with process_group(CPU) as group:
             here = group.rank
-            said = run(group, folder, fault, rank, at)
+            error_message = run(group, folder, fault, rank, at)
     except DinoError as error:
-        code, said = error.exit_code, [str(error)]
-    (folder / f"told-{here}.json").write_text(json.dumps(said))
+        code, error_message = error.exit_code, [str(error)]
+    (folder / f"told-{here}.json").write_text(json.dumps(error_message))
     return code
 
 

@@ -61,7 +61,7 @@ def test_a_loss_reaches_one_two_or_all_layers_before_it(variants):
     assert reach(variants["not detached"]) == ["#..", "##.", "###"]
 
 
-def test_detaching_changes_no_number(variants):
+def test_detaching_does_not_change_the_forward_pass(variants):
     images, padding = torch.randn(1, 3, 64, 96), torch.zeros(1, 64, 96, dtype=torch.bool)
     torch.manual_seed(2)
     first, *others = [built(variants[name])[0](images, padding).stages for name in ("twice", "once", "not detached")]
@@ -70,13 +70,13 @@ def test_detaching_changes_no_number(variants):
             assert torch.equal(ours.logits, theirs.logits) and torch.equal(ours.boxes, theirs.boxes)
 
 
-def test_without_its_norm_a_stage_answers_from_the_layer_itself(variants):
+def test_without_its_norm_a_stage_predicts_from_the_layers_output(variants):
     with_norm, without = built(variants["twice"])[0], built(variants["twice, no norm"])[0]
     assert len(list(without.parameters())) == len(list(with_norm.parameters())) - 2
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_a_line_and_is_not_done_again(tmp_path):
+def test_a_finished_run_is_one_line_and_is_not_repeated(tmp_path):
     out = tmp_path / "runs.jsonl"
     command = [sys.executable, str(BENCHMARKS / "ablations.py"), "look-forward", "--only", "not detached"]
     command += ["--seeds", "1", "--steps", "2", "--out", str(out)]

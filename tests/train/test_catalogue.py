@@ -43,13 +43,13 @@ def messages_of(events):
 
 
 @pytest.mark.slow
-def test_a_run_does_not_go_on_with_other_classes(small_config, start):
+def test_a_run_does_not_continue_with_other_classes(small_config, start):
     context, _ = start(small_config(*LITTLE))
     with pytest.raises(CheckpointError, match=r"the run has the classes RBC, .* --weights RUN/best\.safetensors"):
         check_same_data({"classes": [[1, "RBC"], [2, "WBC"]]}, context.data, allow_change=True)
 
 
-def test_half_precision_is_cast_and_said_and_integers_are_refused():
+def test_half_precision_weights_are_cast_and_reported_and_integers_are_refused():
     layer = torch.nn.Linear(2, 2)
     half = {key: value.half() for key, value in layer.state_dict().items()}
     load_exactly(layer, half, Path("w"))
@@ -71,7 +71,7 @@ def test_missing_tensors_and_other_shapes_are_refused_with_their_number():
 
 
 @pytest.mark.slow
-def test_what_a_gpu_saved_opens_on_a_cpu(small_config, start, run_to_end, monkeypatch, outcome):
+def test_a_checkpoint_from_a_gpu_opens_on_a_cpu(small_config, start, run_to_end, monkeypatch, outcome):
     """Storages are marked as those of a GPU are, and there is a random stream of it."""
     config = small_config(*LITTLE, "train.epochs=1")
     context, state = start(config)
@@ -88,7 +88,7 @@ def test_what_a_gpu_saved_opens_on_a_cpu(small_config, start, run_to_end, monkey
 
 
 @pytest.mark.slow
-def test_each_process_has_its_stream_again_and_a_new_one_begins_its_own(small_config, start):
+def test_each_rank_restores_its_rng_state_and_new_ranks_get_their_own(small_config, start):
     context, state = start(small_config(*LITTLE))
     streams = []
     for seed in (1, 2):
@@ -110,7 +110,7 @@ def test_each_process_has_its_stream_again_and_a_new_one_begins_its_own(small_co
 
 
 @pytest.mark.slow
-def test_a_metric_that_is_no_number_is_never_best(small_config, start):
+def test_a_nan_metric_is_never_the_best(small_config, start):
     context, state = start(small_config(*LITTLE))
     metrics = Metrics({"AP": float("nan")}, {}, 2, "")
     assert list(evaluation._keep_if_best(context, state, metrics, 1, [])) == []
@@ -118,7 +118,7 @@ def test_a_metric_that_is_no_number_is_never_best(small_config, start):
 
 
 @pytest.mark.slow
-def test_what_a_run_goes_on_from_is_not_pruned(small_config, start, run_to_end):
+def test_the_checkpoint_that_a_run_resumed_from_is_not_pruned(small_config, start, run_to_end):
     context, state = start(small_config(*LITTLE, "train.save_every_steps=3", "train.keep_checkpoints=9"))
     run_to_end(context, state)
     origin = context.folder / "checkpoints" / "step-00000006"  # within an epoch, so it is not the best one either
@@ -135,7 +135,7 @@ def test_what_a_run_goes_on_from_is_not_pruned(small_config, start, run_to_end):
 
 
 @pytest.mark.slow
-def test_a_clock_that_is_set_back_changes_neither_the_saves_nor_which_is_newest(small_config, start, monkeypatch):
+def test_a_clock_set_back_does_not_affect_checkpoints_or_which_is_newest(small_config, start, monkeypatch):
     clock = iter(range(10**9, 0, -3600))
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
     context, state = start(small_config(*LITTLE, "train.epochs=1", "train.save_every_minutes=1e-9"))
@@ -151,7 +151,7 @@ def test_a_clock_that_is_set_back_changes_neither_the_saves_nor_which_is_newest(
 
 
 @pytest.mark.slow
-def test_a_folder_that_becomes_read_only_costs_the_saves_and_ends_with_one_line(small_config, start, monkeypatch):
+def test_a_folder_that_becomes_read_only_fails_saves_and_ends_with_a_one_line_error(small_config, start, monkeypatch):
     context, state = start(small_config(*LITTLE, "train.save_every_steps=3"))
 
     def refusing(call):
@@ -179,7 +179,7 @@ def test_a_folder_that_becomes_read_only_costs_the_saves_and_ends_with_one_line(
 
 
 @pytest.mark.slow
-def test_twenty_gradients_in_a_row_that_overflow_fp16_end_the_run(small_config, start):
+def test_twenty_consecutive_fp16_overflows_end_the_run(small_config, start):
     context, state = start(small_config(*LITTLE, 'train.amp="fp16"', "train.epochs=9"))
     state.model.neck.project[0][0].weight.register_hook(lambda gradient: gradient * float("inf"))
     before = [p.clone() for p in state.model.parameters()]
@@ -190,9 +190,7 @@ def test_twenty_gradients_in_a_row_that_overflow_fp16_end_the_run(small_config, 
 
 
 @pytest.mark.slow
-def test_a_host_that_has_no_memory_for_a_picture_says_so_and_the_steps_before_are_saved(
-    small_config, start, monkeypatch
-):
+def test_a_host_out_of_memory_is_reported_and_the_previous_steps_are_saved(small_config, start, monkeypatch):
     original, calls = feeding._next, []
 
     def following(batches):
@@ -219,14 +217,14 @@ def test_a_host_that_has_no_memory_for_a_picture_says_so_and_the_steps_before_ar
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_reader_that_fails_names_the_picture_and_the_state_is_saved(workers, small_config, start, monkeypatch):
+def test_a_failing_reader_names_the_image_and_the_state_is_saved(workers, small_config, start, monkeypatch):
     context, state = start(small_config(*LITTLE, f"data.workers={workers}"))
     original, third = TrainingImages._read, str(context.data.train.path(3).name)
 
-    def fails(pictures, epoch, index):
+    def fails(image_folder, epoch, index):
         if (epoch, index) == (1, 3):
             raise ValueError("odd,\nvery")
-        return original(pictures, epoch, index)
+        return original(image_folder, epoch, index)
 
     monkeypatch.setattr(TrainingImages, "_read", fails)
     warning = rf"reading \S+{third} \(number 3, epoch 1\) failed: ValueError: odd, very; remove the image"
@@ -237,7 +235,7 @@ def test_a_reader_that_fails_names_the_picture_and_the_state_is_saved(workers, s
     assert step_of(list_checkpoints(context.folder / "checkpoints")[-1]) == state.progress.step >= 4
 
 
-def test_check_shared_memory_is_said_before_the_first_step(small_config, monkeypatch):
+def test_too_little_shared_memory_is_reported_before_the_first_step(small_config, monkeypatch):
     monkeypatch.setattr(faults.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**5))
     assert "--ipc=host" in faults.check_shared_memory(small_config(), 2)
     assert faults.check_shared_memory(small_config(), 0) == "", "without readers nothing is shared"
@@ -254,7 +252,7 @@ class AnotherIsUnlike(SingleProcess):
         return [value, (value[0], "other data")]
 
 
-def test_processes_with_other_data_end_before_the_first_step(small_config, start):
+def test_ranks_with_different_data_end_before_the_first_step(small_config, start):
     context, state = start(small_config(*LITTLE))
     with pytest.raises(ConfigError, match=r"ranks \[1\] have different settings or data from rank 0"):
         list(train(context._replace(group=AnotherIsUnlike()), state))
@@ -263,7 +261,7 @@ def test_processes_with_other_data_end_before_the_first_step(small_config, start
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["coco_metrics", "detect_all"])
-def test_an_evaluation_that_fails_is_told_and_counted_and_the_next_one_is_done(part, small_config, start, monkeypatch):
+def test_a_failed_evaluation_is_reported_and_counted_and_the_next_one_runs(part, small_config, start, monkeypatch):
     original, calls = getattr(evaluation, part), []
 
     def first_fails(*arguments):
@@ -278,8 +276,8 @@ def test_an_evaluation_that_fails_is_told_and_counted_and_the_next_one_is_done(p
     monkeypatch.setattr(evaluation, part, of_pictures if part == "detect_all" else first_fails)
     context, state = start(small_config(*LITTLE))
     events = list(train(context, state))
-    wanted = "the evaluation after epoch 1 failed (RuntimeError: DefaultCPUAllocator: can't allocate memory), 1 of"
-    assert [text.startswith(wanted) for text in messages_of(events)] == [True]
+    expected = "the evaluation after epoch 1 failed (RuntimeError: DefaultCPUAllocator: can't allocate memory), 1 of"
+    assert [text.startswith(expected) for text in messages_of(events)] == [True]
     assert [event.epoch for event in events if isinstance(event, Evaluated)] == [2]
     assert sum(isinstance(event, Step) for event in events) == 8 and isinstance(events[-1], Finished)
     assert state.progress.failed_evaluations == 1 and state.model.training
@@ -302,7 +300,7 @@ class Bad:
         pass
 
 
-def test_a_watcher_that_fails_is_told_once_and_gets_no_more(tmp_path):
+def test_a_failing_sink_is_reported_once_and_gets_no_more_rows(tmp_path):
     sink = Bad()
     watcher = BackgroundWriter("Bad", lambda: sink)
     journal = MetricsLogger(MetricsLog(tmp_path, Progress()), [watcher])
@@ -316,7 +314,7 @@ def test_a_watcher_that_fails_is_told_once_and_gets_no_more(tmp_path):
     journal.close()
 
 
-def test_a_watcher_that_hangs_costs_no_time(tmp_path):
+def test_a_hanging_sink_does_not_delay_training(tmp_path):
     for_ever = threading.Event()
     watcher = BackgroundWriter("Slow", lambda: SimpleNamespace(place="", write=lambda row: for_ever.wait(60)))
     journal, began = MetricsLogger(MetricsLog(tmp_path, Progress()), [watcher]), time.monotonic()
@@ -328,7 +326,7 @@ def test_a_watcher_that_hangs_costs_no_time(tmp_path):
     for_ever.set()
 
 
-def test_what_a_resumed_run_does_otherwise_is_named_or_refused(small_config):
+def test_changes_in_a_resumed_run_are_reported_or_refused(small_config):
     before = small_config()
     warning = changed_settings(before, small_config("train.lr=0.5", "train.epochs=7"))
     assert sorted(warning) == ["train.epochs from 2 to 7", "train.lr from 0.0001 to 0.5"]
@@ -337,7 +335,7 @@ def test_what_a_resumed_run_does_otherwise_is_named_or_refused(small_config):
 
 
 @pytest.mark.slow
-def test_an_operation_that_is_not_deterministic_is_named(small_config, start, monkeypatch):
+def test_a_nondeterministic_operation_is_named(small_config, start, monkeypatch):
     original = step.forward
 
     def forward(*arguments):
@@ -355,7 +353,7 @@ def test_an_operation_that_is_not_deterministic_is_named(small_config, start, mo
     assert isinstance(list(train(context, state))[-1], Finished), "it is only refused where that is asked for"
 
 
-def test_a_dry_run_names_an_operation_that_is_not_deterministic(small_config, start, monkeypatch):
+def test_a_dry_run_names_a_nondeterministic_operation(small_config, start, monkeypatch):
     original = step.forward
 
     def forward(*arguments):
@@ -378,7 +376,7 @@ def test_an_evaluation_without_any_detection_is_0_and_no_error(make_coco):
     assert coco_metrics(read_annotations(make_coco()), []).summary["AP"] == 0.0
 
 
-def test_predictions_that_are_no_numbers_are_an_error_and_not_no_detections():
+def test_nan_predictions_are_an_error_instead_of_no_detections():
     from dinocore.predict import Detector
     from dinocore.structures import Predictions
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_kills_at_random_instants_lose_nothing(tmp_path):
+def test_kills_at_random_times_lose_nothing(tmp_path):
     told = tmp_path / "found.json"
     script = [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), "--kills", "12", "--json", str(told)]
     ended = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=600)

@@ -10,7 +10,7 @@ from dinocore.data.dataset import open_dataset
 from dinocore.errors import EnvironmentFault
 from dinocore.predict import Detector
 from dinocore.system.device import pick_device
-from dinocore.system.processes import joined
+from dinocore.system.processes import process_group
 from dinocore.train.context import RunContext
 from dinocore.train.events import Finished, Step
 from dinocore.train.loop import train
@@ -57,11 +57,11 @@ def test_half_precision_starts_near_the_losses_of_float32(start_on, device, amp)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_run_that_was_stopped_goes_on_as_if_it_never_had_been(start_on, device):
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_run(start_on, device):
     settings = ("train.deterministic=true",) if device == "cuda" else ()
     whole = losses(*start_on(device, "whole", *settings), steps=99)
-    asked = iter([0, 0, 0, 0, 143])
-    context, state = start_on(device, "parts", *settings, stop=lambda: next(asked, 143))
+    requested = iter([0, 0, 0, 0, 143])
+    context, state = start_on(device, "parts", *settings, stop=lambda: next(requested, 143))
     before = []
     with pytest.raises(Exception, match="interrupted"):
         before += (event.numbers["loss"] for event in train(context, state) if isinstance(event, Step))
@@ -96,11 +96,11 @@ def test_cuda_without_a_number_is_one_that_pytorch_can_make_the_current_device(m
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     made_current = []
     monkeypatch.setattr(torch._C, "_cuda_setDevice", made_current.append, raising=False)
-    with joined(pick_device("cuda")):
+    with process_group(pick_device("cuda")):
         assert made_current == [0]
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    with joined(pick_device("cuda")):
+    with process_group(pick_device("cuda")):
         assert made_current == [0, 1]
     with pytest.raises(EnvironmentFault, match="no device `cuda:2` here; available: cpu, cuda:0, cuda:1"):
         pick_device("cuda:2")

@@ -34,9 +34,9 @@ def together(number, data, out, chunk):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("empty", [False, True])
-def test_two_processes_give_the_gradients_and_the_evaluation_of_one(empty, pictures, tmp_path):
+def test_two_ranks_give_the_gradients_and_the_evaluation_of_one(empty, image_folder, tmp_path):
     data = tmp_path / "data"
-    shutil.copytree(pictures, data)
+    shutil.copytree(image_folder, data)
     if empty:  # but one image, so that some process has none with an object
         file = data / "annotations" / "instances_train2017.json"
         content = json.loads(file.read_text())

@@ -10,10 +10,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("fault, rank", [("forward", 0), ("backward", 1), ("last", 0)])
-def test_memory_that_one_process_lacks_ends_both_with_the_state_before_the_step_saved(fault, rank, together, outcome):
-    codes, said, folder = together(fault=fault, rank=rank, at=4)
+def test_if_one_rank_runs_out_of_memory_both_end_with_the_state_before_the_step_saved(fault, rank, together, outcome):
+    codes, message, folder = together(fault=fault, rank=rank, at=4)
     assert codes == [5, 5]
-    assert f"out of memory on rank {rank} of 2 (peak" in said[0][0] and said[1] == [""]
+    assert f"out of memory on rank {rank} of 2 (peak" in message[0][0] and message[1] == [""]
     checkpoints = list_checkpoints(folder / "checkpoints")
     assert [step_of(path) for path in checkpoints] == [2, 3]
     straight = together("train.save_every_steps=3", name="straight")[2]
@@ -22,12 +22,12 @@ def test_memory_that_one_process_lacks_ends_both_with_the_state_before_the_step_
 
 
 @pytest.mark.parametrize("fault, rank", [("forward", 0), ("backward", 1)])
-def test_both_go_on_with_half_as_many_pictures_as_if_they_had_never_tried_more(fault, rank, together, outcome):
+def test_both_ranks_continue_with_halved_micro_batches_with_identical_results(fault, rank, together, outcome):
     of_eight = ("train.batch_size=8", "train.epochs=3")
     halve = ("train.micro_batch_size=2", 'train.on_out_of_memory="halve"')
-    codes, said, folder = together(*of_eight, *halve, fault=fault, rank=rank, at=1)
-    assert codes == [0, 0] and len(said[0]) == 1
-    assert said[0][0].endswith("Repeating step 1 with train.micro_batch_size = 1, from now on")
+    codes, message, folder = together(*of_eight, *halve, fault=fault, rank=rank, at=1)
+    assert codes == [0, 0] and len(message[0]) == 1
+    assert message[0][0].endswith("Repeating step 1 with train.micro_batch_size = 1, from now on")
     assert outcome(folder) == outcome(together(*of_eight, name="straight")[2])
 
 
@@ -42,7 +42,7 @@ T15 = [
 
 
 @pytest.mark.parametrize("fault, rank, told", T15)
-def test_an_evaluation_or_a_log_that_fails_on_one_process_is_a_warning_and_both_go_on(fault, rank, told, together):
-    codes, said, folder = together("train.batch_size=8", fault=fault, rank=rank)
-    assert codes == [0, 0] and said[0] == [told]
+def test_a_failed_evaluation_or_log_on_one_rank_is_a_warning_and_both_continue(fault, rank, told, together):
+    codes, message, folder = together("train.batch_size=8", fault=fault, rank=rank)
+    assert codes == [0, 0] and message[0] == [told]
     assert [step_of(path) for path in list_checkpoints(folder / "checkpoints")] == [1, 2]

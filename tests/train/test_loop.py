@@ -90,7 +90,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(small_config, start, run_to_end,
     assert kept[0] == kept[1]
 
 
-def test_a_stop_during_the_last_evaluation_is_no_end(small_config, start, run_to_end):
+def test_a_stop_during_the_last_evaluation_does_not_finish_the_run(small_config, start, run_to_end):
     config = small_config("train.epochs=1")
     seen = []
     context, state = start(config, stop=lambda: 130 if Evaluating in seen else 0)
@@ -105,7 +105,7 @@ def test_a_stop_during_the_last_evaluation_is_no_end(small_config, start, run_to
     assert (context.folder / "best.safetensors").is_file()
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_and_said(small_config, start, run_to_end):
+def test_a_damaged_newest_checkpoint_is_skipped_and_reported(small_config, start, run_to_end):
     context, state = start(small_config())
     run_to_end(context, state)
     older, newest = list_checkpoints(context.folder / "checkpoints")
@@ -140,7 +140,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(small_config, start)
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step(small_config, start):
+def test_a_non_finite_loss_stops_before_the_step(small_config, start):
     context, state = start(small_config())
     events = train(context, state)
     next(event for event in events if isinstance(event, Step))
@@ -153,16 +153,16 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(small_config, start):
     assert all(torch.equal(a, b) for a, b in zip(before, state.model.backbone.parameters(), strict=True))
 
 
-def test_a_gradient_that_is_not_finite_names_itself_and_its_pictures(small_config, start):
+def test_a_non_finite_gradient_is_reported_with_its_layer_and_images(small_config, start):
     context, state = start(small_config())
     state.model.neck.project[0][0].weight.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(DivergedError, match=r"grad_norm is not finite in step 1: .*smear_.*layer neck.project.0.0"):
         list(train(context, state))
 
 
-def test_one_bad_picture_is_replaced_and_said_once(pictures, small_config, start, run_to_end, tmp_path):
+def test_one_bad_image_is_replaced_and_reported_once(image_folder, small_config, start, run_to_end, tmp_path):
     folder = tmp_path / "data"
-    shutil.copytree(pictures, folder)
+    shutil.copytree(image_folder, folder)
     bad = sorted((folder / "train2017").iterdir())[0]
     context, state = start(small_config(f'data.path="{folder}"'))
     bad.write_bytes(bad.read_bytes()[:500])  # before the first step, it would be refused
@@ -170,9 +170,9 @@ def test_one_bad_picture_is_replaced_and_said_once(pictures, small_config, start
     assert len(warnings) == 1 and bad.name in warnings[0]
 
 
-def test_too_many_bad_pictures_end_the_run(pictures, small_config, start, run_to_end, tmp_path):
+def test_too_many_bad_images_end_the_run(image_folder, small_config, start, run_to_end, tmp_path):
     folder = tmp_path / "data"
-    shutil.copytree(pictures, folder)
+    shutil.copytree(image_folder, folder)
     context, state = start(small_config(f'data.path="{folder}"', "train.epochs=4"))
     for bad in sorted((folder / "train2017").iterdir())[:4]:
         bad.write_bytes(b"not an image")  # before the first step, one would be refused
@@ -180,9 +180,9 @@ def test_too_many_bad_pictures_end_the_run(pictures, small_config, start, run_to
         run_to_end(context, state)
 
 
-def test_pictures_without_objects_train_and_evaluate(pictures, small_config, start, run_to_end, tmp_path):
+def test_images_without_objects_train_and_evaluate(image_folder, small_config, start, run_to_end, tmp_path):
     folder = tmp_path / "data"
-    shutil.copytree(pictures, folder)
+    shutil.copytree(image_folder, folder)
     for split in ("train", "val"):
         file = folder / "annotations" / f"instances_{split}2017.json"
         content = json.loads(file.read_text())
@@ -194,7 +194,7 @@ def test_pictures_without_objects_train_and_evaluate(pictures, small_config, sta
     assert all(event.metrics.summary["AP"] == -1 for event in evaluated)  # nothing to judge by, as in pycocotools
 
 
-def test_a_picture_smaller_than_the_queries_need_trains(small_config, start, run_to_end, tmp_path):
+def test_an_image_smaller_than_the_queries_need_trains(small_config, start, run_to_end, tmp_path):
     folder = tmp_path / "data"
     (folder / "images").mkdir(parents=True)
     Image.new("RGB", (24, 20), "red").save(folder / "images" / "a.png")
@@ -214,7 +214,7 @@ def test_a_picture_smaller_than_the_queries_need_trains(small_config, start, run
     ("option", "ways_out"),
     [("", "choose another folder.*overwrite=True$"), ("--output-dir ", "--resume auto.*--overwrite$")],
 )
-def test_a_folder_with_something_in_it_is_refused_with_both_ways_out(tmp_path, option, ways_out):
+def test_a_non_empty_folder_is_refused_with_both_alternatives(tmp_path, option, ways_out):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match=ways_out):
         prepare_run(tmp_path, False, option)
@@ -231,11 +231,11 @@ def test_low_precision_steps_are_finite(small_config, start, amp):
     assert math.isfinite(train_step(state, batches, count_boxes(batches), context.config, SingleProcess())["loss"])
 
 
-def test_weights_start_a_run_with_other_classes_by_name(small_config, start, run_to_end, pictures, tmp_path):
+def test_weights_start_a_run_with_other_classes_by_name(small_config, start, run_to_end, image_folder, tmp_path):
     context, state = start(small_config("train.epochs=1"))
     run_to_end(context, state)
     folder = tmp_path / "data"
-    shutil.copytree(pictures, folder)
+    shutil.copytree(image_folder, folder)
     for file in (folder / "annotations").iterdir():
         content = json.loads(file.read_text())
         content["categories"] = [{"id": 1, "name": "red"}, {"id": 2, "name": "WBC"}, {"id": 3, "name": "Platelets"},
@@ -251,7 +251,7 @@ def test_weights_start_a_run_with_other_classes_by_name(small_config, start, run
     assert tuned.transfer.classes == {"red": None, "WBC": "WBC", "Platelets": "Platelets", "new": None}
 
 
-def test_a_number_that_is_not_finite_is_null_in_the_log(tmp_path):
+def test_a_non_finite_value_is_null_in_the_log(tmp_path):
     log = MetricsLog(tmp_path, Progress())
     log.add({"step": 1, "loss": 2.5, "grad_norm": math.inf})
     assert lines(tmp_path) == [{"step": 1, "loss": 2.5, "grad_norm": None}]

@@ -43,7 +43,7 @@ STRAIGHT: dict = {}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", ALL, ids=lambda cell: "-".join(map(str, cell)))
-def test_24_steps_equal_those_that_were_stopped_and_resumed(
+def test_a_run_stopped_and_resumed_anywhere_equals_an_uninterrupted_run(
     cell, small_config, start, run_to_end, monkeypatch, outcome
 ):
     place, workers, ema, amp = cell
@@ -64,8 +64,8 @@ def test_24_steps_equal_those_that_were_stopped_and_resumed(
         "accumulation": lambda: len(passes) >= 2 * PLACES[place] - 1,
         "boundary": lambda: seen.count(Evaluated) >= 2,
     }
-    asked = asks.get(place, lambda: seen.count(Step) >= PLACES[place])
-    context, state = start(config, "cut", stop=lambda: 143 * bool(asked()))
+    requested = asks.get(place, lambda: seen.count(Step) >= PLACES[place])
+    context, state = start(config, "cut", stop=lambda: 143 * bool(requested()))
     with pytest.raises(Interrupted):
         for event in train(context, state):
             seen.append(type(event))
@@ -100,7 +100,7 @@ def test_a_flipped_bit_in_any_file_is_noticed_and_the_checkpoint_before_is_used(
     config = small_config(*LITTLE, "train.ema_decay=0.9")
     context, state = start(config)
     run_to_end(context, state)
-    wanted = outcome(context.folder)
+    expected = outcome(context.folder)
     newest = list_checkpoints(context.folder / "checkpoints")[-1]
     assert sorted(file.name for file in newest.iterdir()) == sorted(FILES)
     whole = (newest / name).read_bytes()
@@ -114,10 +114,10 @@ def test_a_flipped_bit_in_any_file_is_noticed_and_the_checkpoint_before_is_used(
     assert find_checkpoint(context.folder, "auto")[0] == found
     assert branch_off(context.folder, found)[0].startswith("newer than step-00000004")
     resume(context, config)
-    assert outcome(context.folder) == wanted
+    assert outcome(context.folder) == expected
 
 
-def test_a_damaged_manifest_is_named_with_what_to_type_next_and_not_in_pythons_words(small_config, start, run_to_end):
+def test_a_damaged_manifest_is_reported_with_advice_and_without_pythons_message(small_config, start, run_to_end):
     context, state = start(small_config(*LITTLE, "train.epochs=1"))
     run_to_end(context, state)
     newest = list_checkpoints(context.folder / "checkpoints")[-1]
@@ -144,7 +144,7 @@ def test_a_damaged_manifest_is_named_with_what_to_type_next_and_not_in_pythons_w
         find_checkpoint(context.folder, str(copy))
 
 
-def test_a_kill_between_two_renames_is_put_right(small_config, start, run_to_end):
+def test_a_kill_between_two_renames_is_repaired(small_config, start, run_to_end):
     context, state = start(small_config(*LITTLE, "train.epochs=1"))
     run_to_end(context, state)
     folder = context.folder / "checkpoints"
@@ -172,7 +172,7 @@ def test_a_full_disk_is_a_warning_while_training_and_an_error_at_its_end(small_c
     assert find_checkpoint(context.folder, "auto")[1] == []
 
 
-def test_without_room_a_save_says_what_it_needs(small_config, start, monkeypatch):
+def test_a_save_without_enough_space_says_how_much_it_needs(small_config, start, monkeypatch):
     context, state = start(small_config(*LITTLE, "train.epochs=1"))
     monkeypatch.setattr(
         "dinocore.train.run.checkpoint_folder.shutil.disk_usage", lambda path: SimpleNamespace(free=10**6)
@@ -202,7 +202,7 @@ def test_a_killed_reader_ends_the_run_with_its_state_saved(small_config, start):
     assert manifest_of(list_checkpoints(context.folder / "checkpoints")[-1])["step"] == state.progress.step
 
 
-def test_a_reader_that_hangs_is_no_wait_for_ever(small_config, start, monkeypatch):
+def test_a_hanging_reader_ends_in_a_timeout(small_config, start, monkeypatch):
     import time
 
     monkeypatch.setattr("dinocore.data.loaders.TrainingImages._read", lambda *_: time.sleep(60))
@@ -236,12 +236,15 @@ def test_out_of_memory_names_sizes_and_flags_and_keeps_the_last_state(small_conf
 
 @pytest.mark.slow
 @pytest.mark.parametrize("amp", ["off", "fp16"])
-def test_with_half_as_many_pictures_a_run_goes_on_as_if_it_had_never_tried_more(
+def test_a_run_with_halved_micro_batches_continues_with_identical_results(
     amp, small_config, start, monkeypatch, outcome
 ):
     """Four images are too many in step 3: what follows is as in a run that was stopped there and resumed with two."""
-    asked = (*LITTLE, "train.batch_size=8", "train.epochs=4", "model.dropout=0.1", f'train.amp="{amp}"')
-    four, two = small_config(*asked, "train.micro_batch_size=4"), small_config(*asked, "train.micro_batch_size=2")
+    requested = (*LITTLE, "train.batch_size=8", "train.epochs=4", "model.dropout=0.1", f'train.amp="{amp}"')
+    four, two = (
+        small_config(*requested, "train.micro_batch_size=4"),
+        small_config(*requested, "train.micro_batch_size=2"),
+    )
     other, state = start(four, "stopped", stop=lambda: 143 * (state.progress.step == 2))
     with pytest.raises(Interrupted):
         list(train(other, state))
@@ -254,7 +257,7 @@ def test_with_half_as_many_pictures_a_run_goes_on_as_if_it_had_never_tried_more(
     assert outcome(context.folder) == outcome(other.folder) and isinstance(events[-1], Finished)
 
 
-def test_one_picture_cannot_be_halved(small_config, start, monkeypatch):
+def test_one_image_cannot_be_halved(small_config, start, monkeypatch):
     context, state = start(small_config(*LITTLE, 'train.on_out_of_memory="halve"'))
     short_of_memory(monkeypatch, at=1)
     with pytest.raises(EnvironmentFault, match="out of memory"):
@@ -286,9 +289,7 @@ def nan_box(batch):
 
 
 @pytest.mark.parametrize("change, says", [(nan_picture, "its pixels"), (nan_box, "its boxes")])
-def test_a_bad_number_in_the_data_names_the_picture_and_no_step_is_taken(
-    change, says, small_config, start, monkeypatch
-):
+def test_a_bad_number_in_the_data_names_the_image_and_no_step_is_taken(change, says, small_config, start, monkeypatch):
     poison(monkeypatch, change)
     context, state = start(small_config(*LITTLE))
     after = []
@@ -308,10 +309,10 @@ def test_bad_weights_name_their_layer(small_config, start):
         list(train(context, state))
 
 
-def test_a_rollback_leaves_the_step_out_and_has_a_limit(small_config, start, monkeypatch):
-    asked = ('train.on_nan="rollback"', "train.save_every_steps=2", "train.max_rollbacks=1")
+def test_a_rollback_skips_the_step_and_has_a_limit(small_config, start, monkeypatch):
+    requested = ('train.on_nan="rollback"', "train.save_every_steps=2", "train.max_rollbacks=1")
     poison(monkeypatch, nan_box)
-    context, state = start(small_config(*LITTLE, *asked))
+    context, state = start(small_config(*LITTLE, *requested))
     events = list(train(context, state))
     assert any("rolled back to step-00000002; step 3" in e.message for e in events if isinstance(e, Warned))
     assert [e.step for e in events if isinstance(e, Step)] == [1, 2, 4, 5, 6, 7, 8]
@@ -322,7 +323,7 @@ def test_a_rollback_leaves_the_step_out_and_has_a_limit(small_config, start, mon
 
     monkeypatch.setattr(guard, "train_step", not_finite)
     with pytest.raises(DivergedError, match=r"rolled back 1 times|no checkpoint"):
-        list(train(*start(small_config(*LITTLE, *asked), "always")))
+        list(train(*start(small_config(*LITTLE, *requested), "always")))
 
 
 @pytest.fixture
@@ -342,7 +343,7 @@ def measured(monkeypatch):
 
 
 @pytest.mark.parametrize("ap", [0.0, -1.0])
-def test_while_nothing_is_measured_the_newest_weights_win_and_patience_waits(small_config, start, measured, ap):
+def test_without_metrics_the_newest_weights_are_best_and_patience_does_not_count(small_config, start, measured, ap):
     measured(ap)
     job, state = start(small_config(*LITTLE, "train.epochs=3", "train.patience=1"))
     events = list(train(job, state))

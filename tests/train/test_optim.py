@@ -35,7 +35,7 @@ def test_warm_up_rises_in_equal_steps_and_cosine_ends_at_zero():
     assert factors[-1] < 0.001
 
 
-def test_the_backbone_has_its_own_rate_and_frozen_parameters_are_left_out():
+def test_the_backbone_has_its_own_learning_rate_and_frozen_parameters_are_omitted():
     config = load_config("r50-4scale", ['model.backbone="resnet18"'])
     model = build_model(config.model)
     optimizer = build_optimizer(model, config.train)
@@ -48,7 +48,7 @@ def test_the_backbone_has_its_own_rate_and_frozen_parameters_are_left_out():
     assert all(group["weight_decay"] == 1e-4 for group in optimizer.param_groups)
 
 
-def test_the_moving_average_against_its_formula():
+def test_the_moving_average_equals_its_formula():
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 0.0)
     ema, expected = Ema(model, 0.9), 0.0
@@ -81,7 +81,7 @@ def test_drops_move_in_proportion_to_the_epochs_and_stay_within_the_run(epochs, 
     assert drops or epochs == 1
 
 
-def test_the_plan_of_the_rate_says_when_it_drops_and_what_is_out_of_reach():
+def test_the_schedule_description_gives_drops_and_those_out_of_reach():
     assert "divided by 10 after epoch 11 of 12" in describe_lr(100, TrainConfig())
     assert "never lowered" in describe_lr(100, TrainConfig(epochs=6))
     assert describe_lr(100, TrainConfig()).startswith("0.0001, backbone 1e-05, ")
@@ -94,7 +94,7 @@ def test_the_plan_of_the_rate_says_when_it_drops_and_what_is_out_of_reach():
     assert warmup_warning(3, short) == warmup_warning(1, TrainConfig(warmup_steps=0)) == ""
 
 
-def test_drops_of_the_rate_that_never_come_are_said():
+def test_learning_rate_drops_that_never_happen_are_reported():
     assert "after epochs 3 and 5 of 12" in describe_lr(9, TrainConfig(lr_drop_epochs=(5, 3)))
     warning = drops_warning(9, TrainConfig(epochs=12, lr_drop_epochs=(9, 40)))
     assert warning.startswith("the run has 12 epochs, and its learning rate would drop after 40; --set train.epochs=41")

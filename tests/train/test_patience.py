@@ -13,7 +13,7 @@ import torch
 from dinocore.system import processes
 
 processes.TIMEOUT = timedelta(seconds=1)
-with processes.joined(torch.device("cpu")) as group:
+with processes.process_group(torch.device("cpu")) as group:
     assert group.on_main(lambda: time.sleep(2.5) or 5) == 5
     group.main_first(lambda: group.main and time.sleep(2.5))
     assert group.gather(group.rank) == [0, 1]
@@ -21,7 +21,7 @@ with processes.joined(torch.device("cpu")) as group:
 
 
 @pytest.mark.slow
-def test_rank_0_may_work_alone_for_longer_than_the_others_wait_for_one_another(tmp_path):
+def test_rank_0_may_work_alone_for_longer_than_the_timeout_between_ranks(tmp_path):
     (tmp_path / "alone.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "alone.py"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -38,7 +38,7 @@ def form():
     ],
     ids=["as usual", "deterministic in float32"],
 )
-def test_sizes_are_tried_with_the_operations_that_a_gpu_will_train(settings, expected, start, monkeypatch):
+def test_batch_sizes_are_probed_with_the_operations_used_in_training(settings, expected, start, monkeypatch):
     seen = []
     monkeypatch.setattr(device, "_without_tf32", device._WithoutTF32())  # a training that another test left may be open
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
@@ -48,7 +48,7 @@ def test_sizes_are_tried_with_the_operations_that_a_gpu_will_train(settings, exp
     assert seen == [expected] and form() == before
 
 
-def test_an_operation_without_a_deterministic_form_is_named_while_sizes_are_tried(start, monkeypatch):
+def test_a_nondeterministic_operation_is_named_while_batch_sizes_are_probed(start, monkeypatch):
     def refused(*_):
         raise RuntimeError("roll_cuda does not have a deterministic implementation, but you set")
 

@@ -103,7 +103,7 @@ def straight(folder):
     return {}
 
 
-def test_sigterm_and_sigkill_and_then_resume_auto_end_as_an_undisturbed_run(begin, folder, outcome):
+def test_a_run_resumed_after_sigterm_and_sigkill_equals_an_uninterrupted_run(begin, folder, outcome):
     ended(begin("straight"), 0)
     process = begin("asked")
     wait_for_step(folder / "asked", 11, process)
@@ -119,7 +119,7 @@ def test_sigterm_and_sigkill_and_then_resume_auto_end_as_an_undisturbed_run(begi
     check_equal(outcome, folder / "straight", folder / "asked")
 
 
-def test_a_second_sigint_leaves_at_once(begin, folder):
+def test_a_second_sigint_exits_at_once(begin, folder):
     """A step of this takes long: 36 images one after another, larger ones."""
     long = ("train.batch_size=36", "data.train_scales=[480]", "data.max_size=480")
     process = begin("twice", *(part for setting in long for part in ("--set", setting)))
@@ -137,7 +137,7 @@ def test_a_second_sigint_leaves_at_once(begin, folder):
     assert time.monotonic() - began < 2 and not list_checkpoints(folder / "twice" / "checkpoints")
 
 
-def test_two_processes_stopped_and_resumed_end_as_an_undisturbed_run(begin, folder, outcome):
+def test_two_ranks_stopped_and_resumed_equal_an_uninterrupted_run(begin, folder, outcome):
     """The undisturbed one is started by torchrun as the docs say, the other by --gpus 2."""
     typed = re.search(r"^torchrun --nproc-per-node 8 (.*) train .*$", (DOCS / "distributed.md").read_text(), re.M)
     by = [*TORCHRUN, "--nproc-per-node", "2", *shlex.split(typed[1])]
@@ -159,7 +159,7 @@ def test_two_processes_stopped_and_resumed_end_as_an_undisturbed_run(begin, fold
 @pytest.mark.parametrize(
     "launcher, code, reason", [("gpus", 5, "rank 1 was killed by SIGKILL"), ("torchrun", 1, "SIGKILL")]
 )
-def test_a_killed_process_ends_the_other_soon_and_says_why(launcher, code, reason, begin, folder):
+def test_if_a_rank_is_killed_the_other_exits_soon_and_says_why(launcher, code, reason, begin, folder):
     run = folder / f"killed-{launcher}"
     if launcher == "gpus":
         process = begin(run.name, "--gpus", "2")

@@ -14,10 +14,10 @@ def told(run):
     return json.loads((run / EXAMPLES).read_text())
 
 
-def test_a_run_leaves_a_report_with_its_numbers_and_the_pictures_of_its_best_weights(
+def test_a_run_writes_a_report_with_its_metrics_and_images_of_the_best_weights(
     start, run_to_end, small_config, monkeypatch
 ):
-    monkeypatch.setattr(report, "LOWEST", 0.0)  # two epochs make nobody sure
+    monkeypatch.setattr(report, "MIN_SCORE", 0.0)  # two epochs make nobody sure
     context, state = start(small_config())
     events = run_to_end(context, state)
     assert not [event for event in events if isinstance(event, Warned)]
@@ -47,7 +47,7 @@ def test_a_run_leaves_a_report_with_its_numbers_and_the_pictures_of_its_best_wei
 
 
 @pytest.mark.slow
-def test_a_report_that_cannot_be_written_is_named_once_and_the_run_goes_on(start, run_to_end, small_config):
+def test_a_report_that_cannot_be_written_is_reported_once_and_the_run_continues(start, run_to_end, small_config):
     context, state = start(small_config())
     (context.folder / "report.html").mkdir()
     events = run_to_end(context, state)

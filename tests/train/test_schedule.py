@@ -22,7 +22,7 @@ def test_every_few_epochs_and_the_last_one_are_evaluated(epochs, every, expected
 
 
 @pytest.mark.parametrize(("every", "expected"), [(0, [3, 6]), (2, [2, 3, 4, 6]), (4, [3, 4, 6])])
-def test_every_epoch_is_saved_and_every_few_steps_where_that_is_asked_for(every, expected):
+def test_every_epoch_is_saved_and_every_few_steps_on_request(every, expected):
     plan_ = plan(epochs=2, save_every_steps=every)
     assert [step for step in range(1, 7) if plan_.saves_after(step)] == expected
 

@@ -31,7 +31,7 @@ def state_bytes(module, part):
 
 
 @pytest.mark.parametrize("frozen", [("backbone", "encoder"), ("neck", "tokenizer", "decoder")])
-def test_frozen_parts_stay_to_the_last_bit_and_others_learn(frozen, small_config, start, run_to_end):
+def test_frozen_parts_stay_bitwise_equal_and_others_learn(frozen, small_config, start, run_to_end):
     """Batch norm's statistics, the moving average and the optimizer included."""
     freeze = f"train.freeze={json.dumps(frozen)}"
     context, state = start(small_config(freeze, "train.epochs=1", "train.ema_decay=0.9", "model.frozen_stages=-1"))
@@ -71,14 +71,14 @@ def test_weights_of_another_preset_are_refused_with_its_name(weights_of):
     check_start(load_config("detrex-r50-4scale-24e", [given]))
 
 
-def test_another_position_encoding_is_another_model_though_all_shapes_agree(weights_of):
+def test_another_position_encoding_counts_as_another_model_although_all_shapes_match(weights_of):
     given = weights_of("detrex-r50-4scale-12e")
     with pytest.raises(CheckpointError, match=r"position_temperature = 10000\.0 .* --preset detrex-r50-4scale-12e"):
         check_start(load_config("detrex-r50-4scale-24e", [given]))
 
 
 @pytest.mark.parametrize(
-    ("holds", "asked", "differs"),
+    ("holds", "requested", "differs"),
     [
         ("r50-5scale", "r50-4scale", r"model\.feature_strides .* model\.num_levels = 5 \(requested: 4\)"),
         ("detrex-r101-4scale-12e", "detrex-r50-4scale-12e", r"model\.backbone = resnet101"),
@@ -86,12 +86,12 @@ def test_another_position_encoding_is_another_model_though_all_shapes_agree(weig
         ("mmdet-r50-4scale-12e", "mmdet-r50-4scale-improved-12e", r"model\.position_temperature = 20"),
     ],
 )
-def test_the_wrong_preset_is_refused_and_the_right_one_named(holds, asked, differs, weights_of):
+def test_the_wrong_preset_is_refused_and_the_right_one_named(holds, requested, differs, weights_of):
     with pytest.raises(CheckpointError, match=f"{differs}.*use --preset {holds}"):
-        check_start(load_config(asked, [weights_of(holds)]))
+        check_start(load_config(requested, [weights_of(holds)]))
 
 
-def test_other_pixel_values_or_another_least_share_are_another_model(weights_of):
+def test_another_pixel_normalization_or_minimum_fraction_counts_as_another_model(weights_of):
     given = weights_of("r50-4scale", "model.pixel_mean=[0.5, 0.5, 0.5]", "model.box_eps=1e-5")
     with pytest.raises(
         CheckpointError, match=r"--set model\.box_eps=1e-05 --set model\.pixel_mean=\[0\.5, 0\.5, 0\.5\]"
@@ -104,20 +104,20 @@ def test_the_bundled_weights_of_a_changed_model_are_refused_before_data_is_read(
         check_start(load_config("tiny", ["model.num_levels=4"]))
 
 
-def test_the_recipe_of_weights_leaves_out_what_was_of_their_run_only(weights_of):
+def test_settings_specific_to_a_run_are_not_taken_over_from_weights(weights_of):
     file = weights_of("r50-4scale-36e", "data.path=/old", 'train.freeze=["neck"]', "train.weights=other.safetensors")
     config = settings_of(json.loads(file.partition("=")[2]))
     assert config == load_config("r50-4scale-36e")
 
 
-def test_weights_of_no_preset_are_refused_with_their_settings(weights_of):
+def test_weights_that_fit_no_preset_are_refused_with_their_settings(weights_of):
     given = weights_of("r50-4scale", "model.ffn_dim=512")
     with pytest.raises(CheckpointError, match=r"use --set model\.ffn_dim=512$"):
         check_start(load_config("r50-4scale", [given]))
     check_start(load_config("r50-4scale", [given, "model.ffn_dim=512"]))
 
 
-def test_other_classes_are_no_other_model(weights_of):
+def test_other_classes_do_not_count_as_another_model(weights_of):
     check_start(load_config("r50-4scale", [weights_of("r50-4scale"), "model.num_classes=3"]))
 
 
@@ -149,7 +149,7 @@ def checked_config(tmp_path, monkeypatch, *changes, file=None):
     return checked(request(*changes, file=file))[0]
 
 
-def test_the_epochs_that_are_typed_move_the_drop_unless_it_is_typed_too(tmp_path, monkeypatch):
+def test_given_epochs_move_the_learning_rate_drop_unless_it_is_given_too(tmp_path, monkeypatch):
     assert checked_config(tmp_path, monkeypatch).train.lr_drop_epochs == (30,)
     assert checked_config(tmp_path, monkeypatch, "train.epochs=12").train.lr_drop_epochs == (10,)
     given = checked_config(tmp_path, monkeypatch, "train.epochs=12", "train.lr_drop_epochs=[30]")
@@ -165,13 +165,13 @@ def test_the_epochs_that_are_typed_move_the_drop_unless_it_is_typed_too(tmp_path
         ("# lr_drop_epochs = [7]", (10,)),
     ],
 )
-def test_the_epochs_that_are_typed_move_the_drop_of_a_file_if_it_is_a_recipe(tmp_path, monkeypatch, settings, drops):
+def test_given_epochs_move_the_drop_of_a_settings_file_with_both(tmp_path, monkeypatch, settings, drops):
     (tmp_path / "mine.toml").write_text(settings)
     config = checked_config(tmp_path, monkeypatch, "train.epochs=12", file=tmp_path / "mine.toml")
     assert config.train.lr_drop_epochs == drops
 
 
-def test_more_epochs_for_a_run_that_is_resumed_move_its_drop_and_say_so(tmp_path, capsys):
+def test_more_epochs_for_a_resumed_run_move_its_drop_and_say_so(tmp_path, capsys):
     folder = make_new_run(tmp_path / "run")
     write_config(folder, load_config("r50-4scale-36e"))
     locks: list = []
@@ -181,13 +181,13 @@ def test_more_epochs_for_a_run_that_is_resumed_move_its_drop_and_say_so(tmp_path
     assert "train.lr_drop_epochs" in capsys.readouterr().err
 
 
-def test_runs_that_start_in_one_second_have_folders_of_their_own(tmp_path):
+def test_runs_started_in_the_same_second_have_different_folders(tmp_path):
     folders = [make_new_run(tmp_path / "runs" / "20260101-000000") for _ in range(3)]
     assert [folder.name for folder in folders] == ["20260101-000000", "20260101-000000-2", "20260101-000000-3"]
     assert all(folder.is_dir() for folder in folders)
 
 
-def test_more_objects_than_the_model_can_answer_for_are_said_at_the_start(small_config):
+def test_more_objects_than_queries_are_reported_at_the_start(small_config):
     data = open_dataset(small_config().data)
     limits = ("model.num_queries", "eval.max_dets", "model.denoising.num_pairs")
     most = [int(np.bincount(split.owners()[split.trainable()]).max()) for split in (data.train, data.val)]
@@ -207,10 +207,10 @@ def test_objects_of_the_val_split_are_counted_too_but_not_for_denoising(small_co
     assert len(of_val) == 2 and "queries" in of_val[0] and "detections" in of_val[1]
 
 
-def test_deterministic_training_on_a_gpu_uses_no_operation_that_pytorch_does_not_know():
-    for wanted, device, reference in ((True, "cuda", True), (True, "cpu", False), (False, "cuda", False)):
-        with deterministic(wanted, torch.device(device)):
-            assert is_reference() == reference and torch.are_deterministic_algorithms_enabled() == wanted
+def test_deterministic_training_on_a_gpu_uses_only_pytorchs_own_operations():
+    for expected, device, reference in ((True, "cuda", True), (True, "cpu", False), (False, "cuda", False)):
+        with deterministic(expected, torch.device(device)):
+            assert is_reference() == reference and torch.are_deterministic_algorithms_enabled() == expected
     assert not is_reference()
 
 
@@ -221,7 +221,7 @@ def test_amp_off_has_no_tf32_and_leaves_the_settings_as_they_were():
     assert torch.backends.cudnn.allow_tf32 == before
 
 
-def test_tf32_comes_back_when_the_last_of_the_blocks_that_overlap_is_done(monkeypatch):
+def test_tf32_is_restored_when_the_last_overlapping_block_ends(monkeypatch):
     monkeypatch.setattr("dinocore.system.device._without_tf32", _WithoutTF32())
     settings = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [one.allow_tf32 for one in settings]

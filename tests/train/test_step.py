@@ -29,7 +29,7 @@ def test_a_checkpoint_whose_optimizer_is_sharded_is_refused_with_the_line_to_typ
         resumed_state(newest, config, CPU)
 
 
-def test_memory_that_is_short_while_weights_change_is_no_step_to_repeat(small_config, start, monkeypatch):
+def test_running_out_of_memory_during_the_update_does_not_repeat_the_step(small_config, start, monkeypatch):
     """Nothing is saved: weights of the second step are changed in part."""
     context, state = start(small_config(*LITTLE, 'train.on_out_of_memory="halve"', "train.save_every_steps=1"))
     steps = []

@@ -60,7 +60,7 @@ def test_mlflow_gets_settings_steps_and_evaluations(tmp_path, mlflow_client):
     assert found.data.metrics["eval/AP"] == 0.25 and found.data.metrics["train/matching/box"] == 0.5
 
 
-def test_a_resumed_training_goes_on_with_its_mlflow_run_and_a_new_one_does_not(tmp_path, mlflow_client):
+def test_a_resumed_training_continues_its_mlflow_run_and_a_new_one_does_not(tmp_path, mlflow_client):
     assert log_all(tmp_path, "mlflow", STEPS[:1], completed=False) == []
     assert [found.info.status for found in mlflow_runs(mlflow_client)] == ["KILLED"]
     assert log_all(tmp_path, "mlflow", STEPS[1:], step=1) == []
@@ -125,7 +125,7 @@ def test_wandb_offline_keeps_settings_and_lines_in_the_folder_of_the_run(tmp_pat
     assert started.run_id == name
 
 
-def test_a_setting_names_trackers_in_any_way_that_people_write_lists():
+def test_trackers_may_be_given_in_any_common_list_syntax():
     def named(text):
         return load_config("tiny", [f"train.trackers={text}"]).train.trackers
 
@@ -138,7 +138,7 @@ def test_a_setting_names_trackers_in_any_way_that_people_write_lists():
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "tensorboard"])
-def test_a_tracker_that_is_not_installed_is_said_before_any_work(name, dino, tmp_path, monkeypatch):
+def test_a_tracker_that_is_not_installed_is_reported_before_any_work(name, dino, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     result = dino("train", "--set", f"train.trackers={name}", "--output-dir", tmp_path / "run")
     assert result.code == 5 and not (tmp_path / "run").exists()
@@ -146,7 +146,7 @@ def test_a_tracker_that_is_not_installed_is_said_before_any_work(name, dino, tmp
     assert sinks(tmp_path, load_config("tiny", ["train.trackers=off"]), 0) == []
 
 
-def test_wandb_without_a_login_is_said_before_any_work_and_nobody_is_asked(wandb, monkeypatch):
+def test_wandb_without_a_login_is_reported_before_any_work_without_a_prompt(wandb, monkeypatch):
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(EnvironmentFault, match="you are not logged in to W&B; wandb login, or WANDB_MODE=offline"):
         check_trackers(load_config("tiny", ["train.trackers=wandb"]).train)
@@ -156,7 +156,7 @@ def test_wandb_without_a_login_is_said_before_any_work_and_nobody_is_asked(wandb
     ("variable", "value", "says"),
     [("WANDB_API_KEY", "short", "API key must have"), ("WANDB_MODE", "ofline", "Input should be 'online', 'offline'")],
 )
-def test_what_wandb_itself_refuses_is_said_in_one_line_before_any_work(wandb, monkeypatch, variable, value, says):
+def test_wandbs_own_errors_are_reported_in_one_line_before_any_work(wandb, monkeypatch, variable, value, says):
     monkeypatch.setenv(variable, value)
     with pytest.raises(EnvironmentFault) as caught:
         check_trackers(load_config("tiny", ["train.trackers=wandb"]).train)
@@ -175,13 +175,13 @@ def broken_tensorboard(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path / "site")
 
 
-def test_a_tracker_that_is_named_and_cannot_be_imported_is_said_before_any_work(broken_tensorboard, dino, tmp_path):
+def test_a_requested_tracker_that_cannot_be_imported_is_reported_before_any_work(broken_tensorboard, dino, tmp_path):
     result = dino("train", "--set", "train.trackers=tensorboard", "--output-dir", tmp_path / "run")
     assert result.code == 5 and not (tmp_path / "run").exists()
     assert "`tensorboard` cannot be imported (TypeError: descriptors cannot" in " ".join(result.err.split())
 
 
-def test_a_tracker_that_nobody_named_and_cannot_be_imported_costs_a_warning(broken_tensorboard, tmp_path):
+def test_an_automatic_tracker_that_cannot_be_imported_only_causes_a_warning(broken_tensorboard, tmp_path):
     (message,) = log_all(tmp_path, "auto", STEPS)
     assert message.startswith("TensorBoard failed (TypeError: descriptors cannot be created directly)")
 
@@ -196,7 +196,7 @@ def test_a_tracker_that_never_connected_is_not_said_to_miss_the_last_lines(tmp_p
     for_ever.set()
 
 
-def test_a_tracker_that_does_not_end_is_left_behind_and_said():
+def test_a_tracker_that_does_not_finish_is_abandoned_and_reported():
     for_ever = threading.Event()
     sink = SimpleNamespace(place="http://far", write=lambda row: None, close=lambda completed: for_ever.wait(60))
     writer = BackgroundWriter("Far", lambda: sink, patience=0.2)
@@ -207,7 +207,7 @@ def test_a_tracker_that_does_not_end_is_left_behind_and_said():
     for_ever.set()
 
 
-def test_a_tracker_that_cannot_connect_is_said_before_the_first_step(small_config, start, monkeypatch):
+def test_a_tracker_that_cannot_connect_is_reported_before_the_first_step(small_config, start, monkeypatch):
     pytest.importorskip("mlflow")
     from dinocore.train.loop import train
 
@@ -219,6 +219,6 @@ def test_a_tracker_that_cannot_connect_is_said_before_the_first_step(small_confi
     assert warned.message.startswith("MLflow failed (") and warned.message.endswith("the run continues")
 
 
-def test_auto_is_tensorboard_where_it_is_installed(tmp_path):
+def test_auto_is_tensorboard_if_it_is_installed(tmp_path):
     names = [writer.name for writer in sinks(tmp_path, load_config("tiny"), 0)]
     assert names == (["TensorBoard"] if importlib.util.find_spec("tensorboard") else [])

@@ -27,9 +27,9 @@ def move(tmp_path):
         giver, config, categories = model_of(old, *old_changes)
         for parameter in giver.parameters():
             torch.nn.init.normal_(parameter)
-        taker, _, wanted = model_of(new, *new_changes)
+        taker, _, expected = model_of(new, *new_changes)
         fresh = {key: value.clone() for key, value in taker.state_dict().items()}
-        report = carry_over(taker, Weights(giver.state_dict(), config, categories, {}), wanted, tmp_path / "w")
+        report = carry_over(taker, Weights(giver.state_dict(), config, categories, {}), expected, tmp_path / "w")
         return giver.state_dict(), fresh, taker.state_dict(), report
 
     return run
@@ -59,13 +59,13 @@ def test_one_class_is_a_class_too(move, old, new):
     assert all(torch.equal(now[key], fresh[key]) for key in per_class(now))
 
 
-def test_a_first_stage_for_foreground_is_of_no_class(move):
+def test_a_foreground_first_stage_has_no_class_rows(move):
     change = ["model.first_stage=foreground"]
     old, _, now, _ = move(["cat"], ["dog"], change, change)
     assert torch.equal(now["proposer.class_head.weight"], old["proposer.class_head.weight"])
 
 
-def test_another_kind_of_denoising_is_said(move):
+def test_another_kind_of_denoising_is_reported(move):
     off = ["model.denoising.kind=none"]
     assert move(["a"], ["a"], (), off)[3].notes == [
         "the file's label embedding is dropped, because there is no denoising"

@@ -10,7 +10,7 @@ import torch
 
 from dinocore import load_config
 from dinocore.data.dataset import open_dataset
-from dinocore.system.processes import joined
+from dinocore.system.processes import process_group
 from dinocore.train.batches import step_batches
 from dinocore.train.context import RunContext
 from dinocore.train.ddp import wrap
@@ -33,7 +33,7 @@ def main(data: str, out: Path, chunk: int) -> None:
     torch.set_num_threads(1)
     config = load_config("r50-4scale", [*SETTINGS, f'data.path="{data}"', f"train.micro_batch_size={chunk}"])
     device = torch.device("cpu")
-    with joined(device) as group:
+    with process_group(device) as group:
         found = open_dataset(config.data)
         state = fresh_state(config, found.train.categories, device, group)
         context = RunContext(config, found, out.parent, device, group=group)

@@ -29,7 +29,7 @@ def test_labels_of_boxes_at_one_corner_are_all_there_and_cover_none_of_the_other
         assert not any(left < r and x < right and top < b and y < bottom for x, y, r, b in found[:n])
 
 
-def test_labels_of_a_film_stay_where_they_are_though_scores_change_and_objects_come(monkeypatch):
+def test_labels_of_a_video_stay_where_they_are_though_scores_change_and_objects_come(monkeypatch):
     colors = {"cell": "#D55E00", "platelet": "#0072B2", "germ": "#D55E00"}
     memory, beside = LabelMemory(), {name: set() for name in colors}
     for frame in range(12):
@@ -44,7 +44,7 @@ def test_labels_of_a_film_stay_where_they_are_though_scores_change_and_objects_c
     assert [len(found) for found in beside.values()] == [1, 1, 1]
 
 
-def test_a_label_of_a_film_makes_way_where_its_place_is_taken_or_leaves_the_image(monkeypatch):
+def test_a_label_of_a_video_makes_way_where_its_place_is_taken_or_leaves_the_image(monkeypatch):
     memory = LabelMemory()
     first = places(monkeypatch, (320, 240), [Box((40, 60, 120, 180), "#D55E00", "cell")], memory)[0]
     up = places(monkeypatch, (320, 240), [Box((40, 5, 120, 140), "#D55E00", "cell")], memory)[0]

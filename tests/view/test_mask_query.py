@@ -84,7 +84,7 @@ def test_words_follow_a_mask_that_breaks_the_rule(monkeypatch):
     assert "may attend to other groups, 2 queries (2-3): so the model's mask says, which violates DINO's rule" in shown
 
 
-def test_there_is_no_such_query():
+def test_an_unknown_query_is_refused():
     for query in (-1, 908):
         with pytest.raises(ConfigError, match="queries 0 to 907"):
             explain(mask(2, 2), query)

@@ -260,7 +260,7 @@ def test_a_flat_box_is_seen(visit):
 
 
 @pytest.mark.slow
-def test_a_label_of_a_long_name_loses_its_middle_and_has_all_of_it_where_it_is_looked_at(visit):
+def test_a_label_of_a_long_name_loses_its_middle_and_has_all_of_it_where_it_is_processed(visit):
     name = "neutrophilic segmented granulocyte"
     tab = visit(page_of(Gallery("", [image(marks=[Mark((20, 45, 100, 70), name, "found", 0.53)], size=(480, 360))])))
     tab.locator("figure").scroll_into_view_if_needed()
@@ -319,7 +319,7 @@ def test_curves_and_matrices_tell_their_values(visit):
 
 
 @pytest.mark.slow
-def test_a_image_is_enlarged_and_turned_by_keyboard(visit):
+def test_an_image_is_enlarged_and_switched_by_keyboard(visit):
     tab = visit(full_page())
     tab.locator(".open").first.press("Enter")
     box = tab.locator("dialog")
@@ -334,7 +334,7 @@ def test_a_image_is_enlarged_and_turned_by_keyboard(visit):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 360), ("dark", 360)])
-def test_it_shows_in_dark_and_light_and_fits_a_phone(visit, scheme, width):
+def test_the_page_works_in_dark_and_light_mode_and_fits_a_phone(visit, scheme, width):
     tab = visit(full_page(), width=width, scheme=scheme)
     pixels = np.asarray(Image.open(io.BytesIO(tab.screenshot(full_page=True))).convert("L"))
     corner = pixels[5, 5]
@@ -347,7 +347,7 @@ def test_it_shows_in_dark_and_light_and_fits_a_phone(visit, scheme, width):
 
 
 @pytest.mark.slow
-def test_it_prints_light_whatever_the_screen_is(visit):
+def test_the_page_prints_in_light_mode(visit):
     tab = visit(full_page(), scheme="dark")
     tab.emulate_media(media="print")
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

@@ -1,4 +1,4 @@
-"""`dino eval`: average precision, and where it is lost."""
+"""`dino eval`: average precision and error analysis."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ SOME_FAILED = 7
 
 
 class EvalRequest(NamedTuple):
-    """The options that any evaluation has."""
+    """The options common to all evaluations."""
 
     folder: Path | None
     split: str
@@ -110,7 +110,7 @@ class EvalRequest(NamedTuple):
 
 
 class DetectionSource(NamedTuple):
-    """Where detections come from: a detector with its weights, or a file of results."""
+    """The source of detections: a detector with its weights, or a results file."""
 
     path: Path
     detector: AnyDetector | None
@@ -119,13 +119,13 @@ class DetectionSource(NamedTuple):
 
 
 def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None, group: SingleProcess) -> None:
-    """Detect in every image of a split, or read results of them, and judge that; of several ranks, rank 0 judges."""
+    """Detect objects in every image of a split, or read results, and evaluate them (on rank 0)."""
     from dinocore.evaluate.analysis import analyse
     from dinocore.evaluate.answer import to_json
     from dinocore.evaluate.coco import coco_metrics
 
     source = group.main_first(lambda: _open(weights, request) if results is None else _file(results, request))
-    backend = choose_backend(source.config.eval.backend)  # before the work, for what it may lack
+    backend = choose_backend(source.config.eval.backend)  # before any work, because its package may be missing
     annotations = group.main_first(lambda: _truth(request, source))
     found, failed = _detections(source, annotations, group)
     if not group.main:
@@ -133,7 +133,7 @@ def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None
     unwritten: list[EnvironmentFault] = []
     if request.out is not None:
         rows = found if source.detector is None else _in_ids_of_data(found, annotations, request)
-        with _put_off(unwritten):
+        with _defer_write_errors(unwritten):
             write_text(request.out, json_module.dumps(rows, allow_nan=False) + "\n")
             say(f"wrote {request.out}: {counted(len(rows), 'detection')}, in COCO's result format")
     metrics = coco_metrics(annotations, found, backend, len(failed))
@@ -147,7 +147,7 @@ def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None
         from dinocore.report.evaluation import evaluation_page
 
         about = facts | {"evaluated by": metrics.backend}
-        with _put_off(unwritten):
+        with _defer_write_errors(unwritten):
             _write_report(request.report, evaluation_page(analysis, annotations, about, source.config.data))
     if request.json:
         measured = {"measured": _measured(source, request)} if source.detector else {}
@@ -159,7 +159,7 @@ def evaluate_one(request: EvalRequest, weights: str | None, results: Path | None
 
 
 def _measured(source: DetectionSource, request: EvalRequest) -> dict[str, Any]:
-    """How the detector was used; an exported one has its precision in itself (None)."""
+    """How the detector was run; the precision is None for an exported file, which has its own."""
     from dinocore.predict import Detector
     from dinocore.system.device import INT8
 
@@ -171,12 +171,14 @@ def _measured(source: DetectionSource, request: EvalRequest) -> dict[str, Any]:
         "slice": slicing.side if slicing else None,
         "overlap": slicing.overlap if slicing else None,
         "precision": precision,
-        "set": [one for one in request.overrides if not one.startswith("eval.backend")],  # who judges
+        "set": [
+            one for one in request.overrides if not one.startswith("eval.backend")
+        ],  # does not affect the detections
     }
 
 
 def compare_two(request: EvalRequest, pair: tuple[str, str], group: SingleProcess) -> None:
-    """The same for two, and the difference."""
+    """Evaluate two sources of detections and compare them."""
     from dinocore.evaluate.analysis import analyse
     from dinocore.evaluate.coco import judged_images
     from dinocore.evaluate.compare import compare, comparison_json
@@ -185,7 +187,7 @@ def compare_two(request: EvalRequest, pair: tuple[str, str], group: SingleProces
         lambda: [_file(Path(name), request) if name.endswith(".json") else _open(name, request) for name in pair]
     )
     annotations = group.main_first(lambda: _truth(request, *sources))
-    results = [_detections(source, annotations, group) for source in sources]  # all, before rank 0 works alone
+    results = [_detections(source, annotations, group) for source in sources]  # both, before rank 0 continues alone
     if not group.main:
         return
     analyses = [analyse(annotations, found, request.bootstrap) for found, _ in results]
@@ -198,7 +200,7 @@ def compare_two(request: EvalRequest, pair: tuple[str, str], group: SingleProces
         from dinocore.report.comparison import comparison_page
 
         about = {key.upper() if key in "ab" else key: value for key, value in facts.items()}
-        with _put_off(unwritten):
+        with _defer_write_errors(unwritten):
             _write_report(request.report, comparison_page(comparison, annotations, about, sources[0].config.data))
     if request.json:
         print_json(facts | {"failed": failed} | comparison_json(comparison) | _in_json(unwritten))
@@ -209,7 +211,7 @@ def compare_two(request: EvalRequest, pair: tuple[str, str], group: SingleProces
 
 
 def _check(request: EvalRequest) -> None:
-    """Refuse what cannot be done before any work."""
+    """Check the options before any work."""
     from dinocore.stream.slices import check_overlap, parse_slicing
 
     check_overlap(request.slice, request.overlap)
@@ -224,7 +226,7 @@ def _check(request: EvalRequest) -> None:
 def _check_sources(
     request: EvalRequest, compare: tuple[str, str] | None, weights: str | None, results: Path | None, ranks: int
 ) -> None:
-    """Refuse sources of detections that exclude each other."""
+    """Reject combinations of options for the source of detections that exclude each other."""
     if compare is not None:
         for name, given in (("--weights", weights), ("--results", results), ("--out", request.out)):
             if given is not None:
@@ -266,7 +268,7 @@ def _file(path: Path, request: EvalRequest) -> DetectionSource:
 
 
 def _truth(request: EvalRequest, *sources: DetectionSource) -> Annotations:
-    """The annotations of --data, or else of the data of the first weights, with the classes that they know."""
+    """The annotations of --data, or else of the first weights' training data, with their classes."""
     detectors = [source.detector for source in sources if source.detector]
     if request.folder is None and not detectors and not sources[0].config.data.path:
         raise ConfigError("a results file does not name its data; give --data")
@@ -297,7 +299,7 @@ def _same_classes(one: Sequence[Category], other: Sequence[Category]) -> bool:
 def _detections(
     source: DetectionSource, annotations: Annotations, group: SingleProcess
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of COCO's format, and why images could not be read; nothing on other ranks than rank 0."""
+    """Detections as rows in COCO's format, and errors of images that could not be read; empty on ranks other than 0."""
     from dinocore.evaluate.coco import detect_on_ranks
 
     if source.detector is None:
@@ -318,7 +320,9 @@ def _detections(
             failed += problems
             for problem in problems:
                 fail(problem, "DATA")
-    if sorted(source.detector.categories) != sorted(annotations.categories):  # of two, these are those of the first
+    if sorted(source.detector.categories) != sorted(
+        annotations.categories
+    ):  # with --compare, the annotations have the classes of the first weights
         names = {category.name: category.id for category in annotations.categories}
         ids = {category.id: names[category.name] for category in source.detector.categories}
         results = [row | {"category_id": ids[row["category_id"]]} for row in results]
@@ -326,7 +330,7 @@ def _detections(
 
 
 def _in_ids_of_data(rows: list[dict[str, Any]], annotations: Annotations, request: EvalRequest) -> list[dict[str, Any]]:
-    """Detections with the category ids that the data has, so that anything that reads both judges them alike."""
+    """Detections with the data's own category ids, so that other tools can use them with its annotations."""
     if sorted(annotations.own_categories) == sorted(annotations.categories):
         return rows
     ids = {category.name: category.id for category in annotations.own_categories}
@@ -345,8 +349,8 @@ def _write_report(path: Path, page: Page) -> None:
 
 
 @contextmanager
-def _put_off(unwritten: list[EnvironmentFault]) -> Iterator[None]:
-    """Put a file that cannot be written off until the numbers are shown, for which nobody wants to wait again."""
+def _defer_write_errors(unwritten: list[EnvironmentFault]) -> Iterator[None]:
+    """Defer errors of writing a file until the results are shown, since computing them again takes long."""
     try:
         yield
     except EnvironmentFault as error:

@@ -1,4 +1,4 @@
-"""The terminal output of `dino eval`: the 12 metrics, the classes, and where AP50 is lost."""
+"""The terminal output of `dino eval`: the 12 metrics, the classes, and the causes of lost AP50."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ ROWS = {
     "AR1": "1 detection", "AR10": "10 detections", "AR100": "100 detections", "ARs": "small", "ARm": "medium",
     "ARl": "large",
 }  # fmt: skip
-MOST_CLASSES = 100  # in a terminal; --json and --report have all
+MAX_CLASSES = 100  # in the terminal; --json and --report have all
 
 
 def show_analysis(analysis: Analysis, judged: str, backend: str) -> None:
-    """The 12 metrics, the classes, and where AP50 is lost."""
+    """Print the 12 metrics, the classes, and the causes of lost AP50."""
     stdout.print(_summary(analysis))
     stdout.print(f"{judged} ({backend})")
     if analysis.samples is not None:
         stdout.print("[dim]in brackets: 95 % interval, by resampling images[/]")
     stdout.print()
     stdout.print(_classes(analysis))
-    if len(analysis.classes) > MOST_CLASSES:
-        stdout.print(f"[dim]and {len(analysis.classes) - MOST_CLASSES} more classes, in --json and --report[/]")
+    if len(analysis.classes) > MAX_CLASSES:
+        stdout.print(f"[dim]and {len(analysis.classes) - MAX_CLASSES} more classes, in --json and --report[/]")
     stdout.print()
     names = list(analysis.tide.gain)
     gains = _table(["AP50 lost by (TIDE)", *names])
@@ -44,11 +44,11 @@ def show_analysis(analysis: Analysis, judged: str, backend: str) -> None:
 
 
 def show_comparison(comparison: Comparison, names: Sequence[str]) -> None:
-    """A, B and the difference of every number, with its interval where there is one."""
+    """Print A, B and the difference for each metric, with its confidence interval if there is one."""
     parts = {"": comparison.summary, "AP of class": comparison.classes, "AP50 lost by (TIDE)": comparison.tide}
     for title, differences in parts.items():
         table = _table([title, "A", "B", "B - A", "95 % interval", ""])
-        for name, one in list(differences.items())[:MOST_CLASSES]:
+        for name, one in list(differences.items())[:MAX_CLASSES]:
             table.add_row(escape(name), *_difference(one))
         stdout.print(table)
         stdout.print()
@@ -79,7 +79,7 @@ def _summary(analysis: Analysis) -> Table:
 
 def _classes(analysis: Analysis) -> Table:
     table = _table(["class", "objects", "AP", "", "AP50", "best threshold", "F1", "precision", "recall", "LRP"])
-    for k, one in enumerate(analysis.classes[:MOST_CLASSES]):
+    for k, one in enumerate(analysis.classes[:MAX_CLASSES]):
         values = [one.averages["AP"], one.averages["AP50"]]
         best = [None] * 4 if one.best is None else list(one.best)
         lrp = one.lrp.error if one.lrp else None

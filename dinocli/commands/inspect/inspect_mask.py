@@ -36,7 +36,7 @@ STYLES = {
     "object": "green",
     "padding": "bright_black",
 }
-USUAL = [3]  # objects of the one image that is shown where nobody says otherwise
+DEFAULT_OBJECTS = [3]  # number of objects in each image of the default batch
 
 
 def inspect_mask(
@@ -82,7 +82,7 @@ def inspect_mask(
         from ...weights_option import model_of
 
         source, _ = model_of(weights, preset)
-    if images and data is None:  # those that weights were trained with
+    if images and data is None:  # the images that the weights were trained on
         if not isinstance(source, Config) or not source.data.path:
             raise ConfigError("--images needs --data, the folder with the annotations of these images")
         data = Path(source.data.path)
@@ -105,11 +105,11 @@ def inspect_mask(
 def _view(
     config: Config, dn_groups: int | None, num_gt: list[int], data: Path | None, images: list[str]
 ) -> tuple[ModelConfig, MaskView]:
-    """The model's settings, and its mask of the batch; an absurd --dn-groups is refused with the size it would need."""
+    """The mask of a batch for these settings; a --dn-groups that would need far too much memory is rejected."""
     from dinocore.inspect.batch import first_batch, named_batch
     from dinocore.inspect.mask.mask import batch_mask, check_size, mask_of
 
-    objects, num_objects = None, num_gt or USUAL
+    objects, num_objects = None, num_gt or DEFAULT_OBJECTS
     if data is not None:
         settings = settings_of(config.data, data)
         found = open_dataset(settings)
@@ -147,9 +147,9 @@ def _show(view: MaskView) -> None:
 
 
 def _only_ascii(characters: str) -> bool:
-    """Whether stdout cannot show these, or the locale asks for plain characters.
+    """Whether stdout cannot encode these characters, or the locale is ASCII-only.
 
-    Under LANG=C Python sets LC_CTYPE to C.UTF-8 and writes UTF-8 all the same, so the encoding alone doesn't tell.
+    Under LANG=C, Python sets LC_CTYPE to C.UTF-8 and still writes UTF-8, so checking the encoding is not enough.
     """
     locale = os.environ.get("LC_ALL") or os.environ.get("LC_CTYPE", "").replace("C.UTF-8", "")
     if (locale or os.environ.get("LANG")) in ("C", "POSIX"):

@@ -82,7 +82,7 @@ def inspect_matching(
 
 
 def _choose(annotations: Annotations, image: str | None, min_size: float) -> int:
-    """The image of this name, or the first that has an object."""
+    """The index of the image with this name, or of the first image with an object."""
     if image is not None:
         name = Path(image).name
         found = [i for i in range(len(annotations.image_ids)) if annotations.path(i).name == name]
@@ -96,7 +96,7 @@ def _choose(annotations: Annotations, image: str | None, min_size: float) -> int
 
 
 def _history(checkpoints: list[Path], batch: Batch, device: str, num_classes: int) -> list[dict[str, Any]]:
-    """The last layer's match at every checkpoint, compared with the one before it."""
+    """The last layer's matching at each checkpoint, compared with the previous checkpoint."""
     from dinocore.inspect.matching.matching import changes, final_owners
     from dinocore.predict import detector_from
     from dinocore.system.device import pick_device

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 SOME_FAILED = 7
 VIEWS, COLORS = ("boxes", "scores", "layers"), ("level", "score")
 MOST_TABLES = 10
-SHOWN_IOU = 0.5  # --json has the other
+SHOWN_IOU = 0.5  # --json also has the other thresholds
 
 
 def inspect_proposals(
@@ -85,7 +85,7 @@ def inspect_proposals(
     by_name = {Path(name).name: part for name, part in objects.items()}
 
     found: list[Inspected] = []
-    drawn: list[list[Image.Image]] = []  # all views of the first few, for the report
+    drawn: list[list[Image.Image]] = []  # all views of the first few images, for the report
     for item, image in _images(inputs, detector.config.data):
         one = inspect_image(detector, image, item.name, by_name.get(Path(item.name).name), top)
         found.append(one)
@@ -129,7 +129,7 @@ def _check(files: Sequence[str], annotations: Path | None, split: str, view: str
 def _objects(
     data: Path | None, annotations: Path | None, split: str, detector: Detector, inputs: Sequence[Input]
 ) -> dict[str, ImageObjects]:
-    """The annotated objects of every image, by file; of the weights' own data where nothing else is named."""
+    """The annotated objects of each image, by file; by default from the weights' training data."""
     from dinocore.inspect.proposals.proposals import objects_of
 
     settings, own = detector.config.data, False
@@ -146,7 +146,7 @@ def _objects(
             say("no recall: the data of these weights cannot be read; give --data or --annotations")
             return {}
     files = {i: found.path(i) for i in range(len(found.image_ids))}
-    if own:  # only images that are the very files of this data
+    if own:  # only images that are files of this dataset
         wanted = {item.path.name: item.path.resolve() for item in inputs}
         files = {i: file for i, file in files.items() if file.name in wanted and file.resolve() in wanted.values()}
         if files:
@@ -155,7 +155,7 @@ def _objects(
 
 
 def _images(inputs: Sequence[Input], config: DataConfig) -> Iterator[tuple[Input, Image.Image]]:
-    """The images that can be read; of several, the others are reported.
+    """Read the images; unreadable ones are reported if there are several.
 
     Raises:
         DataError: none can be read.
@@ -175,7 +175,7 @@ def _images(inputs: Sequence[Input], config: DataConfig) -> Iterator[tuple[Input
 
 
 def _show(found: Sequence[Inspected], top: int, steps: Sequence[StageSummary], rows: Sequence[Recall]) -> None:
-    """A table for each image, but not of very many; then what the layers did and what the proposals cover."""
+    """Print a table per image, unless there are many; then the changes by decoder layer and the proposals' recall."""
     for item in found if len(found) <= MOST_TABLES else ():
         if len(found) > 1:
             stdout.print(f"[bold]{escape(item.file)}[/]")

@@ -1,4 +1,4 @@
-"""Images of `--save-images`."""
+"""Draw the images of `--save-images`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def draw_found(source: Path, found: ImageResult, detector: AnyDetector, path: Path) -> None:
-    """Write an image with the boxes drawn in.
+    """Write an image with its detections drawn.
 
     Raises:
-        DataError: the image cannot be read any more.
+        DataError: the image can no longer be read.
         EnvironmentFault: the drawing cannot be written.
     """
     image = read_image(source, detector.config.data)

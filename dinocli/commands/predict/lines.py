@@ -1,6 +1,6 @@
-"""`dino predict --out boxes.jsonl`: write each line when its image is done, with constant memory.
+"""`dino predict --out boxes.jsonl`: write each line as soon as its image is done, in constant memory.
 
-After a kill the file has every line that was written, and perhaps a piece of one, which --resume drops.
+If the command is killed, the file has all lines written so far, and perhaps an incomplete one, which --resume drops.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FLUSH_EVERY = 1  # seconds
 
 
 class LineFile:
-    """A file of JSON lines that begins with what an earlier command found; made with the first line."""
+    """A JSON lines file that starts with earlier results; it is created when the first line is written."""
 
     def __init__(self, path: Path, before: Sequence[ImageResult]):
         self.path, self.before = path, before
@@ -54,10 +54,10 @@ class LineFile:
             raise self._unwritable(error) from error
 
     def close(self) -> None:
-        """Let all of it reach the disk.
+        """Flush the file to disk and close it.
 
         Raises:
-            EnvironmentFault: as `add`.
+            EnvironmentFault: as for `add`.
         """
         try:
             if self.file is not None:
@@ -70,13 +70,13 @@ class LineFile:
 
 
 def predict_to_lines(work: Work, inputs: Sequence[Input], before: Sequence[ImageResult]) -> None:
-    """Detect in all images but those of `before`, and write all into --out in the order of the inputs.
+    """Process all images except those in `before`, and write all results to --out in the order of the inputs.
 
     Raises:
         DataError: no image can be read.
         EnvironmentFault: the file cannot be written.
-        Interrupted: a signal came; what was found so far is written.
-        typer.Exit: with code 7 if only some could be read.
+        Interrupted: by a signal; the results so far are written.
+        typer.Exit: with code 7 if some images could not be read.
     """
     out = work.request.out
     assert out is not None
@@ -105,7 +105,7 @@ def predict_to_lines(work: Work, inputs: Sequence[Input], before: Sequence[Image
     finally:
         lines.close()
     if lines.file and [item.file for item in before] != [item.name for item in inputs[: len(before)]]:
-        found = {item.file: item for item in read_found(out)}  # images failed, or there are others than before
+        found = {item.file: item for item in read_found(out)}  # images failed, or the earlier results had others
         write_found([found[item.name] for item in inputs if item.name in found], [], "jsonl", out)
     if not images:
         raise none_left(len(inputs), failed[0])

@@ -1,14 +1,14 @@
 """`dino predict` with several ranks: each part of the images is written to its own file; rank 0 merges them.
 
-    OUT.parts/<key>/00000.jsonl ...   one line per image: what was found, or why it cannot be read; then the best score
+    OUT.parts/<key>/00000.jsonl ...   one line per image: its detections or an error; the last line has the best score
 
-Rank r of R does the parts r, r + R, r + 2 R, ... A part is written at once when it is finished, so it is there whole or
-not at all, and no part that is there is done again: a command that was killed goes on where it stopped, with any number
-of ranks. The key is a hash of what was asked; another question has other parts. Ranks never talk to each other; they
-share a file system.
+Rank r of R processes parts r, r + R, r + 2 R, ... Parts are written atomically when they are finished, and existing
+parts are not processed again, so a killed command can be continued with any number of ranks. The key is a hash of
+the images, weights and options; if any of these changes, the parts are new. Ranks don't communicate; they share a file
+system.
 
-After the merge rank 0 leaves `.OUT.merged`, so that a rank which comes late (slow, or started again) does not do its
-share once more. It belongs to the command that left it: a later one works anew.
+After the merge, rank 0 leaves `.OUT.merged`, so that a late rank (slow or restarted) does not process its parts again.
+The file applies only to the same command; a later command starts afresh.
 """
 
 import hashlib
@@ -36,19 +36,19 @@ from .request import PredictRequest, Work, none_left, open_work, parts_folder
 from .resume import RESUMABLE, answer_settings, file_state, found_before, image_states, remember
 
 IMAGES_PER_PART = 256
-POLL = 0.2  # seconds between two looks at whether the other ranks are done
-MOST_NAMED = 20  # images that could not be read
-RUN_IDS = ("SLURM_JOB_ID", "SLURM_STEP_ID")  # what ranks of one command have in common; DINO_RUN_ID comes first
+POLL = 0.2  # seconds between checks whether the other ranks have finished
+MAX_ERRORS = 20  # images that could not be read and are reported by name
+RUN_IDS = ("SLURM_JOB_ID", "SLURM_STEP_ID")  # equal on all ranks of a command; DINO_RUN_ID takes precedence
 
 
 def predict_in_parts(
     inputs: Sequence[Input], request: PredictRequest, weights: str | None, device: str, amp: str
 ) -> None:
-    """Do this rank's parts; rank 0 also merges all of them into --out.
+    """Process this rank's parts; rank 0 also merges all parts into --out.
 
     Raises:
         ConfigError: --out is missing.
-        Interrupted: a signal came; finished parts stay.
+        Interrupted: by a signal; finished parts are kept.
     """
     if request.out is None:
         raise ConfigError("several ranks need an output file; give --out boxes.json")
@@ -73,7 +73,7 @@ def predict_in_parts(
                     say(f"{request.out} was merged before this rank started; nothing left to do")
                     return end_with_failures(failed if rank == 0 else 0, len(inputs))
                 work = work or open_work(request, str(path), device, amp, states)
-                _do(part, {item: stems[item.name] for item in parts[part]}, work, ended, before)
+                _process(part, {item: stems[item.name] for item in parts[part]}, work, ended, before)
             if ended():
                 raise Interrupted(
                     "interrupted; finished parts are kept, and the same command processes the rest", ended()
@@ -96,15 +96,15 @@ def _mark(out: Path) -> Path:
 
 
 def _run_id() -> str:
-    """What the ranks of one command have in common, also when one is started again; empty where nobody says it."""
+    """An id shared by all ranks of a command, even if one is restarted; empty if the environment has none."""
     named = os.environ.get("DINO_RUN_ID")
     return named or ".".join(filter(None, (os.environ.get(name) for name in RUN_IDS)))
 
 
 def _merged_before(request: PredictRequest, key: str) -> int | None:
-    """How many images could not be read, if rank 0 of this very command has merged all parts; else None.
+    """The number of unreadable images if rank 0 of this command has already merged all parts; otherwise None.
 
-    It is this command if its ranks have a name in common, or if this rank began before the merge.
+    It is the same command if the run ids are equal, or if this rank started before the merge.
     """
     assert request.out is not None
     try:
@@ -112,18 +112,20 @@ def _merged_before(request: PredictRequest, key: str) -> int | None:
         mark = json.loads(_mark(request.out).read_text(encoding="utf-8"))
         same = mark["key"] == key and (request.begun < merged or (mark["run"] == _run_id() != ""))
         return int(mark["unreadable"]) if same and request.out.exists() else None
-    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is not ours
+    except (OSError, ValueError, KeyError, TypeError):  # it does not exist, or is another file
         return None
 
 
 def _part_size(images: int) -> int:
-    """So many that every rank has work, and at most `IMAGES_PER_PART`; of the number of images only, so that a command
-    may go on with another number of ranks."""
+    """Images per part: few enough that every rank has work, at most `IMAGES_PER_PART`.
+
+    It depends only on the number of images, so that a command can be continued with another number of ranks.
+    """
     return max(1, min(IMAGES_PER_PART, images // 64))
 
 
 def _key(inputs: Sequence[Input], request: PredictRequest, settings: dict[str, Any]) -> str:
-    """A hash of all that decides the answer: images by name, size and time, settings, and the weights' file."""
+    """A hash of everything that affects the results: images (name, size, time), settings, and the weights file."""
     drawn = str(request.save_images) if request.save_images else None
     digest = hashlib.sha256(json.dumps([settings, drawn]).encode())
     for item in inputs:
@@ -132,16 +134,16 @@ def _key(inputs: Sequence[Input], request: PredictRequest, settings: dict[str, A
 
 
 def _state(item: Input) -> str:
-    """Size and time of an image's file; of standard input only the size, since each rank has a copy of its own."""
+    """Size and modification time of an image; for standard input only the size, since each rank has a copy."""
     state = file_state(item.path)
     return state.partition(" ")[0] if item.name == "-" else state
 
 
-def _do(part: Path, inputs: dict[Input, str], work: Work, ended: Any, before: dict[str, ImageResult]) -> None:
-    """Detect in one part and write it, unless a signal came before its end.
+def _process(part: Path, inputs: dict[Input, str], work: Work, ended: Any, before: dict[str, ImageResult]) -> None:
+    """Process a part and write it, unless a signal arrives first.
 
     Args:
-        before: what an earlier command found, by file; these images are not looked at again.
+        before: earlier results by file; these images are not processed again.
     """
     lines = {i.name: json_lines([before[i.name]]) for i in inputs if i.name in before}
     tally = Tally()
@@ -156,11 +158,11 @@ def _do(part: Path, inputs: dict[Input, str], work: Work, ended: Any, before: di
 
 
 def _wait_for(parts: Sequence[Path], ended: Any, merged: Callable[[], int | None]) -> int | None:
-    """Until the other ranks have written all parts; the launcher ends this rank where another one fails.
+    """Wait until the other ranks have written all parts; if one fails, the launcher stops this rank.
 
     Returns:
-        None, or what `merged` gives where another rank 0 was quicker: one that outlived the launcher of an earlier
-        command, say.
+        None, or the result of `merged` if another rank 0 has merged the parts first, such as one that outlived the
+        launcher of an earlier command.
     """
     for part in parts:
         while not part.exists():
@@ -175,10 +177,10 @@ def _wait_for(parts: Sequence[Path], ended: Any, merged: Callable[[], int | None
 
 
 def _merge(parts: Sequence[Path], work: Work, stems: dict[str, str]) -> int:
-    """Write --out from the parts, as JSON or JSON lines without holding more than one image.
+    """Write --out from the parts; for JSON and JSON lines, only one image is in memory at a time.
 
     Returns:
-        how many images could not be read.
+        the number of images that could not be read.
     """
     request, out = work.request, work.request.out
     assert out is not None
@@ -186,12 +188,12 @@ def _merge(parts: Sequence[Path], work: Work, stems: dict[str, str]) -> int:
     for row in _rows(parts):
         if "error" in row:
             failed.append(row)
-        elif "best" in row:  # score of the images of a part
+        elif "best" in row:  # the best score in a part
             tally.best = max(tally.best, row["best"])
         else:
             found += 1
             tally.add(work, row["file"], (row["height"], row["width"]), len(row["detections"]), -1.0)
-    errors = [_error(row["error"]) for row in failed[: MOST_NAMED + 1]]
+    errors = [_error(row["error"]) for row in failed[: MAX_ERRORS + 1]]
     if len(stems) > 1:
         _name(errors, len(failed))
     if not found:
@@ -216,11 +218,11 @@ def _error(row: dict[str, Any]) -> DataError:
 
 
 def _name(errors: Sequence[DataError], count: int) -> None:
-    """Say on stderr which images could not be read, and why; of very many the first ones."""
-    for error in errors[:MOST_NAMED]:
+    """Report on stderr which images could not be read, and why; if there are many, only the first ones."""
+    for error in errors[:MAX_ERRORS]:
         fail(error)
-    if count > MOST_NAMED:
-        fail(f"{count - MOST_NAMED} more images could not be read")
+    if count > MAX_ERRORS:
+        fail(f"{count - MAX_ERRORS} more images could not be read")
 
 
 def _stream(parts: Sequence[Path], kind: str, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`dino predict`: detect in each image separately, so that a bad one does not affect the others."""
+"""`dino predict`: detect objects in images; a bad image does not affect the others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dinocore.words import counted, whole
 
 from ...completion import choices
 from ...console import fail, print_json, say, stdout, warn, warn_of_letters
-from ...inputs import Input, check_header, expand, is_film, no_image, warn_of_several
+from ...inputs import Input, check_header, expand, is_video, no_image, warn_of_several
 from ...options import Compile, Device, Gpus, Json, Out, Overlap, Precision, Threshold, Weights
 from ...progress import WorkProgress
 from ...signals import ending_early
@@ -94,26 +94,26 @@ def predict(
     Example: dino predict photos/ --save-images drawn
     """
     begun = time.time()
-    film = is_film(files)
-    if film and (gpus > 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1):
+    video = is_video(files)
+    if video and (gpus > 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1):
         raise ConfigError("a video is processed by one rank; drop --gpus, or split the video with --start and --end")
-    if not film:
+    if not video:
         check_header(files)
     if gpus > 1 and "WORLD_SIZE" not in os.environ:
         from ...launch import launch
 
         raise typer.Exit(launch(gpus, sys.argv[1:]))
-    from dinocore.stream.slices import check_overlap  # brings PyTorch
+    from dinocore.stream.slices import check_overlap  # imports PyTorch
 
     check_overlap(slice, overlap)
     least = parse_threshold(threshold)
     request = PredictRequest(
         out, format, save_images, least, max_dets, resume, json, batch_size, slice, overlap, begun, compile
     )
-    if film:
-        from .film import FilmOptions, predict_film
+    if video:
+        from .video import VideoOptions, predict_video
 
-        predict_film(files[0], request, FilmOptions(save_video, every, start, end, track), weights, device, amp)
+        predict_video(files[0], request, VideoOptions(save_video, every, start, end, track), weights, device, amp)
         return
     if save_video or track or every > 1 or start or end is not None:
         raise ConfigError(
@@ -127,12 +127,12 @@ WRITE_EVERY = 30  # seconds
 
 
 def predict_files(files: Sequence[str], request: PredictRequest, weights: str | None, device: str, amp: str) -> None:
-    """Detect in every image; write, draw and show what was found.
+    """Detect objects in every image; write, draw and show the detections.
 
     Raises:
-        DataError: there is no image, or none of them can be read.
-        Interrupted: a signal came; what was found so far is written.
-        typer.Exit: with code 7 if only some could be read.
+        DataError: there is no image, or none can be read.
+        Interrupted: by a signal; the results so far are written.
+        typer.Exit: with code 7 if some images could not be read.
     """
     from dinocore.detections_io import output_stems
     from dinocore.system.device import pick_device, pick_precision
@@ -175,10 +175,10 @@ def _write_and_show(found: Sequence[ImageResult], work: Work, stems: Mapping[str
     """Write --out, and show the detections if requested or if --out cannot be written.
 
     Args:
-        missing: whether images are missing in `found`.
+        missing: whether images are missing from `found`.
 
     Raises:
-        typer.Exit: with code 5 in that case.
+        typer.Exit: with code 5 if --out cannot be written.
     """
     from dinocore.detections_io import write_found
 
@@ -203,12 +203,12 @@ def _write_and_show(found: Sequence[ImageResult], work: Work, stems: Mapping[str
 
 
 class Tally:
-    """Messages for when all images are done: over the images of all ranks, or the frames of a video."""
+    """Collects facts for the messages at the end, over the images of all ranks or the frames of a video."""
 
     def __init__(self) -> None:
         self.passed = 0  # detections that reach the threshold
-        self.best = -1.0  # score of all that were seen
-        self.shrunk: list[tuple[float, str]] = []  # by how much, and which image
+        self.best = -1.0  # the highest score so far
+        self.shrunk: list[tuple[float, str]] = []  # factor and name of the image
 
     def add(self, work: Work, name: str, size: tuple[int, int], passed: int, best: float) -> None:
         """Count an image (height, width)."""
@@ -217,7 +217,7 @@ class Tally:
         self.shrunk += _shrinking(work, name, size)
 
     def say(self, least: Sequence[float]) -> None:
-        """Say on stderr what a user should know."""
+        """Print the messages on stderr."""
         from dinocore.stream.slices import shrinking_message
 
         if not self.passed and self.best >= 0:
@@ -227,15 +227,15 @@ class Tally:
 
 
 def _say_none_passed(least: Sequence[float], best: float) -> None:
-    """What to type where no detection reaches the threshold; `best` is the best score."""
+    """Suggest a threshold if no detection reaches the current one; `best` is the highest score."""
     typed = math.floor(best * 10**4) / 10**4
-    shown = f"{least[0]:.2f}" if round(least[0], 2) == least[0] else f"{least[0]:.3g}"  # 0.999 is not 1.00
+    shown = f"{least[0]:.2f}" if round(least[0], 2) == least[0] else f"{least[0]:.3g}"  # don't show 0.999 as 1.00
     named = f"the threshold {shown}" if min(least) == max(least) else "its class threshold"
     say(f"no detection reaches {named}; the best score is {best:.3f}: try --threshold {typed:g}")
 
 
 def end_with_failures(failed: int, count: int) -> None:
-    """End with code 7 if images could not be read."""
+    """Exit with code 7 if images could not be read."""
     if failed:
         fail(f"{failed} of {count} images could not be read; the others were processed")
         raise typer.Exit(SOME_FAILED)
@@ -244,9 +244,9 @@ def end_with_failures(failed: int, count: int) -> None:
 def _detect_or_keep(
     work: Work, inputs: Sequence[Input], before: Sequence[ImageResult]
 ) -> tuple[list[ImageResult], list[DataError]]:
-    """All that is found, in the order of the inputs, and why images could not be read.
+    """All detections, in the order of the inputs, and errors of images that could not be read.
 
-    It is written now and then, and when a signal comes.
+    Results are also written regularly, and when a signal arrives.
     """
     from dinocore.detections_io import output_stems, write_found
 
@@ -272,7 +272,7 @@ def _detect_or_keep(
                     written = time.monotonic()
         except Exception:
             if found and request.out is not None:
-                with suppress(EnvironmentFault):  # it may be the same disk
+                with suppress(EnvironmentFault):  # it may be on the same full disk
                     write()
                     say(kept_so_far(len(found), len(inputs), request))
             raise
@@ -285,13 +285,13 @@ def _detect_or_keep(
 def detect_files(
     work: Work, inputs: Mapping[Input, str], ended: Callable[[], int], tally: Tally | None = None
 ) -> Iterator[ImageResult | DataError]:
-    """The detections in each image, or why it could not be read; drawn under its name if requested.
+    """Yield the detections in each image, or the error if it cannot be read; draw the image if requested.
 
     Args:
-        inputs: images, with the name of each one's drawing.
-        ended: no further image is read once this is not 0.
-        tally: is counted into and said by the caller, as where several ranks are at work; else it is said here, and so
-            is why an image could not be read.
+        inputs: images, and the name of each one's drawing.
+        ended: no further image is read once this returns a non-zero value.
+        tally: if given, facts are added to it and the caller prints all messages, as with several ranks; otherwise this
+            function prints them, including errors of images.
     """
     from dinocore.detections_io import as_found
     from dinocore.stream.images import detect_stream
@@ -319,7 +319,7 @@ def detect_files(
             if request.save_images is not None:
                 try:
                     draw_found(item.path, found, detector, drawing_path(request.save_images, inputs[item]))
-                except DataError as error:  # it was there a moment ago
+                except DataError as error:  # it was readable a moment ago
                     yield failed(error)
                     continue
                 drawn += 1
@@ -336,7 +336,7 @@ def detect_files(
 def _read(
     inputs: Iterable[Input], work: Work, ended: Callable[[], int], sizes: deque[tuple[int, int]]
 ) -> Iterator[PreparedImage | DataError]:
-    """The images, until a signal comes; the size of each that can be read is added to `sizes`."""
+    """Yield images until a signal arrives; append the size of each readable one to `sizes`."""
     from dinocore.stream.images import PreparedImage, read_ahead
 
     for image in read_ahead([item.path for item in inputs], work.detector.config.data, work.slicing):
@@ -348,7 +348,7 @@ def _read(
 
 
 def _shrinking(work: Work, name: str, size: tuple[int, int]) -> list[tuple[float, str]]:
-    """By how much an image (height, width) is shrunk and its name, where that is by too much; else nothing."""
+    """The shrink factor and the name of an image (height, width) if it is shrunk too much; otherwise empty."""
     from dinocore.stream.slices import SHRINKS_MUCH, shrink_factor
 
     if work.request.slice == "auto":

@@ -1,4 +1,4 @@
-"""The arguments of `dino predict`, checked, and the detector that they select."""
+"""Check the options of `dino predict`, and open the detector."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ class PredictRequest(NamedTuple):
     batch_size: str = "auto"
     slice: str | None = None
     overlap: float | None = None
-    begun: float = 0.0  # seconds since the epoch when the command began
+    begun: float = 0.0  # when the command started, in seconds since the epoch
     compiled: bool = False
 
 
 class Work(NamedTuple):
-    """A detector and how it is to be used."""
+    """A detector, and how to use it."""
 
     detector: AnyDetector
     slicing: Slicing | None
     request: PredictRequest
-    least: list[float]  # the score of each class from which a detection counts
-    settings: dict[str, Any]  # what decides the answer; see `answer_settings`
-    images: Mapping[str, str]  # what `image_states` gives
+    least: list[float]  # threshold of each class
+    settings: dict[str, Any]  # settings that affect the results; see `answer_settings`
+    images: Mapping[str, str]  # states of the image files; see `image_states`
 
 
 def check_request(request: PredictRequest) -> PredictRequest:
-    """The same with its format, if it can be done; only what was asked for is checked."""
+    """Check the request and return it with its output format filled in."""
     from dinocore.detections_io import check_out, format_of
     from dinocore.stream.images import check_batch_size
     from dinocore.stream.slices import parse_slicing
@@ -88,10 +88,10 @@ def check_format_has_use(chosen: str, request: PredictRequest) -> None:
 def open_work(
     request: PredictRequest, weights: str | None, device: str, amp: str, images: Mapping[str, str] | None = None
 ) -> Work:
-    """Load the detector, with --max-dets, and decide how images are cut.
+    """Load the detector, and apply --max-dets and --slice.
 
     Args:
-        images: what `image_states` gives.
+        images: states of the image files; see `image_states`.
     """
     detector, path = open_any_detector(weights, device, amp, request.compiled)
     limits = detector.config.eval.model_copy(update={"max_dets": request.max_dets})
@@ -106,15 +106,15 @@ def open_work(
 
 
 def check_overwriting(images: Sequence[Path], stems: Mapping[str, str], request: PredictRequest) -> None:
-    """Refuse to overwrite input images with drawings, and labels next to the images.
+    """Make sure that no input image is overwritten by a drawing, and no label file next to the images.
 
-    Warns of names that are not an image's own.
+    Warns if output files don't have the names of their images.
 
     Args:
-        stems: by image, the name, without suffix, of what is written about it.
+        stems: for each image, the name of its output files without suffix.
 
     Raises:
-        ConfigError: --save-images or --out would.
+        ConfigError: --save-images or --out would overwrite one.
     """
     from dinocore.detections_io import CLASSES, FOLDERS
 
@@ -134,12 +134,12 @@ def check_overwriting(images: Sequence[Path], stems: Mapping[str, str], request:
 
 
 def drawing_path(folder: Path, stem: str) -> Path:
-    """Where an image with boxes is written."""
+    """The path of an image with its boxes drawn."""
     return folder / f"{stem}.jpg"
 
 
 def parse_threshold(text: str) -> float | None:
-    """A score in [0, 1]; None for `auto`.
+    """Parse --threshold: a score in [0, 1], or None for `auto`.
 
     Raises:
         ConfigError: it is neither.
@@ -156,13 +156,13 @@ def parse_threshold(text: str) -> float | None:
 
 
 def parts_folder(out: Path) -> Path:
-    """Where several ranks keep what they have finished, until it is merged into --out."""
-    out = Path(os.path.abspath(out))  # `.` has a name, too
+    """The folder for the finished parts of several ranks, until they are merged into --out."""
+    out = Path(os.path.abspath(out))  # so that even `.` has a name
     return out.with_name(f"{out.name}.parts")
 
 
 def choose_thresholds(threshold: float | None, detector: AnyDetector) -> list[float]:
-    """The score that a detection of each class must reach: what was asked for, or the weights' own best, or 0.3."""
+    """The threshold of each class: the requested one, else the best of the weights' evaluation, else 0.3."""
     from dinocore.weights.file import least_scores
 
     if threshold is not None:
@@ -183,14 +183,14 @@ def none_left(count: int, first: DataError) -> DataError:
 
 
 def so_far(done: int, count: int, request: PredictRequest) -> str:
-    """The message after a signal ended the command."""
+    """The message after a signal has stopped the command."""
     kept = f", which {request.out} has" if request.out else ""
     advice = _resume_advice(request) if kept and done < count else ""
     return f"interrupted after {done} of {counted(count, 'image')}{kept}{advice}"
 
 
 def kept_so_far(done: int, count: int, request: PredictRequest) -> str:
-    """The message after an error ended the command."""
+    """The message after an error has stopped the command."""
     return f"{request.out} has {done} of {counted(count, 'image')}, those before this error{_resume_advice(request)}"
 
 

@@ -1,8 +1,8 @@
 """`dino predict --resume`: reuse earlier results if the weights and options are the same.
 
-    .OUT.resume    weights, options, and size and time of each image; it is there while images are missing in --out
+    .OUT.resume    weights, options, and size and time of each image; it exists while images are missing from --out
 
-A list of JSON and JSON lines have no room for that.
+The output formats themselves have no place for them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ IMAGES = "images"  # the entry of `.OUT.resume` with the states of their files
 
 
 def answer_settings(request: PredictRequest, weights: Path, amp: str) -> dict[str, Any]:
-    """All settings except the images that affect the detections, by option name; None: not given."""
+    """All settings that affect the detections, except the images, by option name; None: not given."""
     state = weights.stat()
     return {
         "weights": str(weights.absolute()),
@@ -44,15 +44,15 @@ def answer_settings(request: PredictRequest, weights: Path, amp: str) -> dict[st
 
 
 def image_states(request: PredictRequest, inputs: Sequence[Input]) -> dict[str, str]:
-    """The state of each image's file before it is read, by name; of none where --out cannot be resumed."""
+    """The state of each image file before it is read, by name; empty if --out cannot be resumed."""
     return {item.name: file_state(item.path) for item in inputs} if _is_resumable(request) else {}
 
 
 def file_state(path: Path) -> str:
-    """Size and time of a file, which differ where it was replaced; empty if it is missing."""
+    """Size and modification time of a file, which change if it is replaced; empty if it is missing."""
     try:
         state = path.stat()
-    except OSError:  # it is said when it is read
+    except OSError:  # reported when it is read
         return ""
     return f"{state.st_size} {state.st_mtime_ns}"
 
@@ -64,16 +64,16 @@ def _is_resumable(request: PredictRequest) -> bool:
 def found_before(
     request: PredictRequest, inputs: Sequence[Input], settings: Mapping[str, Any], states: Mapping[str, str]
 ) -> list[ImageResult]:
-    """What an earlier command found of these images, with --resume.
+    """With --resume, the results of an earlier command for these images.
 
-    An image that has changed since counts as not looked at.
+    Images that have changed since then are processed again.
 
     Args:
-        states: of `image_states`, now.
+        states: the current states of the image files; see `image_states`.
 
     Raises:
-        ConfigError: it had other weights or options, or other images.
-        DataError: --out has something else in it.
+        ConfigError: it had other weights, options or images.
+        DataError: --out has other content.
     """
     from dinocore.detections_io import read_found
     from dinocore.system.processes import rank_number
@@ -114,7 +114,7 @@ def _is_newer(path: Path, other: Path) -> bool:
 
 
 def _check_images(out: Path, unnamed: Sequence[str]) -> None:
-    """Refuse to lose what was found in images that are there and were not named this time."""
+    """Make sure that no results are lost for images that still exist but were not given this time."""
     if there := [name for name in unnamed if Path(name).exists()]:
         raise ConfigError(
             f"{out} has {counted(len(there), 'image')} that this command does not name, such as {there[0]}; name all "
@@ -123,7 +123,7 @@ def _check_images(out: Path, unnamed: Sequence[str]) -> None:
 
 
 def remember(work: Work, missing: bool = True) -> None:
-    """Keep what `Work` has for --resume beside an --out in which images are missing; of a whole one nothing."""
+    """Save weights, options and image states for --resume if images are missing from --out; otherwise remove them."""
     out = work.request.out
     if out is None or not _is_resumable(work.request):
         return
@@ -158,7 +158,7 @@ def _check_same(out: Path, earlier: Mapping[str, Any], settings: Mapping[str, An
 
 
 def _typed(option: str, value: Any) -> str:
-    """An option as it is typed."""
+    """An option as it would be typed."""
     if value is None:
         return "--threshold auto" if option == "threshold" else f"no --{option}"
     return f"--{option} {value}"

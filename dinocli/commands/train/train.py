@@ -1,4 +1,4 @@
-"""`dino train`: from arguments to a new or resumed run."""
+"""`dino train`: start or resume a run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ...options import (
 )
 from ...progress import watching
 from ...signals import StopRequest
-from ...start import collect_as_usual
+from ...start import resume_collection
 from .view import TrainingView, show_expectation
 
 if TYPE_CHECKING:
@@ -123,7 +123,9 @@ def train(
     for change in overrides:
         if (key := change.partition("=")[0].strip()) in flags:
             raise ConfigError(f"`{key}` is set twice, by its option and by --set {change}; drop one")
-    toml = {key: json.dumps(value, ensure_ascii=False) for key, value in flags.items()}  # its strings are JSON's
+    toml = {
+        key: json.dumps(value, ensure_ascii=False) for key, value in flags.items()
+    }  # TOML strings are written like JSON strings
     changes = [*overrides, *(f"{key}={value}" for key, value in toml.items())]
     if gpus > 1 and "WORLD_SIZE" not in os.environ:
         from ...launch import launch
@@ -158,13 +160,13 @@ RUNS = Path("runs")
 
 
 class TrainRequest(NamedTuple):
-    """What the command line says."""
+    """The command-line options."""
 
     preset: str | None
-    file: Path | None  # of settings over the preset's
+    file: Path | None  # a settings file that overrides the preset
     changes: list[str]
     run: Path | None
-    resume: str | None  # auto, a checkpoint, or the folder of a run
+    resume: str | None  # `auto`, a checkpoint, or a run folder
     overwrite: bool
     allow_data_change: bool
     device: str
@@ -172,7 +174,7 @@ class TrainRequest(NamedTuple):
 
 
 def run_training(request: TrainRequest) -> None:
-    """Train and show it."""
+    """Train, and show the progress."""
     from dinocore.system.processes import join_ranks
     from dinocore.train.failures.memory import with_probed_size
     from dinocore.train.loop import train
@@ -183,7 +185,7 @@ def run_training(request: TrainRequest) -> None:
             context, state = (new_run if request.resume is None else resumed_run)(request, device, group, locks)
             request.stop.running = True
             context = with_probed_size(context, state)
-            collect_as_usual()
+            resume_collection()
             if not group.main:
                 for _ in train(context, state):
                     pass
@@ -199,7 +201,7 @@ def run_training(request: TrainRequest) -> None:
 def new_run(
     request: TrainRequest, device: torch.device, group: SingleProcess, locks: list[RunLock]
 ) -> tuple[RunContext, TrainState]:
-    """Check everything that can be checked before the first step, then make the folder."""
+    """Check everything that can be checked before the first step, then create the run folder."""
     from dinocore.data.shared import open_shared_dataset
     from dinocore.train.context import RunContext
     from dinocore.train.run.folder import make_new_run, make_run, prepare_run, write_config
@@ -224,7 +226,7 @@ def new_run(
 
 
 def checked(request: TrainRequest) -> tuple[Config, Path]:
-    """The settings and the folder of a new run, before anything is read or written."""
+    """The settings and the folder of a new run, checked before anything is read or written."""
     from dinocore.train.run.folder import check_run
     from dinocore.train.setup import check_start, settings_of
 
@@ -244,9 +246,9 @@ def checked(request: TrainRequest) -> tuple[Config, Path]:
 
 
 def with_moved_drops(config: Config, recipe: Config, request: TrainRequest) -> Config:
-    """The config with the recipe's drops of the learning rate in proportion to the epochs, unless they are given.
+    """Scale the preset's learning rate drops with the number of epochs, unless drops were given.
 
-    A file that has both epochs and drops, as of `dino presets NAME`, is a recipe itself.
+    A settings file with both epochs and drops, as from `dino presets NAME`, is left as it is.
     """
     from dinocore.train.optim import scaled_drops
 
@@ -274,7 +276,7 @@ def _lock(run: Path, locks: list[RunLock]) -> None:
 def resumed_run(
     request: TrainRequest, device: torch.device, group: SingleProcess, locks: list[RunLock]
 ) -> tuple[RunContext, TrainState]:
-    """Continue a run with its own config and the changes that are given now."""
+    """Continue a run with its own config and the given changes."""
     from dinocore.data.shared import open_shared_dataset
     from dinocore.train.context import RunContext
     from dinocore.train.run.checkpoint_folder import manifest_of
@@ -327,7 +329,7 @@ def _go_on(run: Path, config: Config, checkpoint: Path | None) -> None:
 
 
 def _named_run(named: Path, run: Path | None) -> tuple[Path, str]:
-    """The run, and the checkpoint or `auto`, of `--resume PATH`, which may be the folder of a run too."""
+    """The run, and the checkpoint or `auto`, for `--resume PATH`, where PATH may also be a run folder."""
     from dinocore.train.run.folder import NEWEST
 
     if (named / "config.toml").is_file():
@@ -342,7 +344,7 @@ def _named_run(named: Path, run: Path | None) -> tuple[Path, str]:
 
 
 def try_run(request: TrainRequest) -> None:
-    """Do everything that a new run does once, and say what to expect of it."""
+    """Dry run: do everything that a new run does once, and print what to expect."""
     from dinocore.data.loaders import steps_per_epoch
     from dinocore.data.shared import open_shared_dataset
     from dinocore.system.processes import join_ranks

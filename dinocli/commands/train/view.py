@@ -1,4 +1,4 @@
-"""A training run in the terminal: progress bars with the losses, or a line now and then without a terminal."""
+"""Show a training run: progress bars with losses in a terminal, otherwise a line at intervals."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 
 SMOOTHING = 0.95
-EVERY_STEPS, EVERY_SECONDS = 50, 30.0  # a line in the log, whichever comes first
+EVERY_STEPS, EVERY_SECONDS = 50, 30.0  # between lines in the log, whichever comes first
 
 
 class TrainingView:
-    """Draws events on stderr and writes the plain lines to the run's log.txt."""
+    """Shows events on stderr and writes plain lines to the run's log.txt."""
 
     def __init__(self, context: RunContext):
         self.context = context
@@ -57,10 +57,10 @@ class TrainingView:
         self.progress.stop()
 
     def show(self, event: Event) -> None:
-        """Draw one event. If it cannot be drawn or written, warn once; the training continues."""
+        """Show one event. If that fails, warn once; the training continues."""
         try:
             self._show(event)
-        except Exception as error:  # a full disk, a terminal that went away: hours of training are worth more
+        except Exception as error:  # such as a full disk or a closed terminal, which must not end a long training
             if not self.broken:
                 self.broken = True
                 with suppress(Exception):
@@ -80,7 +80,7 @@ class TrainingView:
             case Evaluated():
                 try:
                     self._evaluated(event)
-                finally:  # also where the terminal is gone
+                finally:  # even if the terminal was closed
                     curves = draw_curves(self.context.folder / "metrics.jsonl")
                     write_atomically(self.context.folder / "curves.png", lambda path: curves.save(path, "PNG"))
             case Saved(path=path, step=step, seconds=seconds):
@@ -111,7 +111,7 @@ class TrainingView:
             self._line(f"warning: {limit}", "yellow")
 
     def _earlier(self) -> None:
-        """The AP so far of a run that is resumed."""
+        """Load the AP values so far of a resumed run."""
         log = self.context.folder / "metrics.jsonl"
         evaluations = read_metrics(log)[1] if log.is_file() else []
         best = best_of(evaluations)
@@ -177,7 +177,7 @@ class TrainingView:
         )
 
     def _left(self, step: int) -> str:
-        """How long the rest takes, at the speed so far."""
+        """The remaining time, at the average speed so far."""
         per_step = (time.monotonic() - self.began) / max(1, step - self.first + 1)
         left = per_step * (self.total - step)
         return f" · ETA {clock(left)}" if left > 0 else ""
@@ -192,7 +192,7 @@ class TrainingView:
 
 
 def show_expectation(expected: Expectation) -> None:
-    """What a dry run says of a run to come."""
+    """Print the result of a dry run."""
     steps = counted(expected.steps, "step")
     first = f"{expected.largest_pass_s:.2f} s for the first pass, with the largest images"
     rows = {
@@ -206,15 +206,19 @@ def show_expectation(expected: Expectation) -> None:
         stdout.print(f"{key:<12}{value}")
 
 
-STAGES = {"matching": "matching", "denoising": "denoising", "proposals": "first stage"}  # these first; others as logged
+STAGES = {
+    "matching": "matching",
+    "denoising": "denoising",
+    "proposals": "first stage",
+}  # in this order, then any others as logged
 TERMS = {"label": "class", "giou": "GIoU"}  # others as logged
 
 
 class LiveView(Progress):
-    """Bars of steps and of images evaluated; four lines of numbers that keep their places."""
+    """Progress bars for steps and evaluated images, and four lines of numbers at fixed positions."""
 
     def __init__(self, console: Console):
-        self.mean: Mapping[str, float] = {}  # smoothed numbers of the steps
+        self.mean: Mapping[str, float] = {}  # smoothed values over steps
         self.ap = "none yet"
         super().__init__(
             TextColumn("{task.description}"),
@@ -228,7 +232,7 @@ class LiveView(Progress):
         )
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """What Rich draws again and again."""
+        """The content that Rich redraws regularly."""
         yield self.make_tasks_table(self.tasks)
         if self.mean:
             both = Table.grid(padding=(0, 4))
@@ -237,7 +241,7 @@ class LiveView(Progress):
 
 
 def loss_parts(mean: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """The numbers of each stage of the training by kind of loss: all that the log has."""
+    """All logged losses: for each part of the model, its values by loss term."""
     parts: dict[str, dict[str, float]] = {stage: {} for stage in STAGES}
     for key, (stage, term) in loss_terms([mean]).items():
         parts.setdefault(stage, {})[TERMS.get(term, term)] = mean[key]
@@ -245,7 +249,7 @@ def loss_parts(mean: Mapping[str, float]) -> dict[str, dict[str, float]]:
 
 
 def loss_table(mean: Mapping[str, float]) -> Table:
-    """A row for each part of the training that there is, a column for each kind of loss."""
+    """A table with a row for each part of the model and a column for each loss term."""
     parts = loss_parts(mean)
     names = list(dict.fromkeys(name for terms in parts.values() for name in terms))
     table = Table.grid(padding=(0, 1))
@@ -259,7 +263,7 @@ def loss_table(mean: Mapping[str, float]) -> Table:
 
 
 def state_table(mean: Mapping[str, float], ap: str) -> Table:
-    """The whole loss, AP so far, speed and memory."""
+    """Total loss, AP so far, speed and memory."""
     table = Table.grid(padding=(0, 1))
     table.add_column(style="dim", min_width=6, no_wrap=True)
     table.add_column(no_wrap=True, overflow="ellipsis")
@@ -271,7 +275,7 @@ def state_table(mean: Mapping[str, float], ap: str) -> Table:
 
 
 def in_a_line(mean: Mapping[str, float]) -> str:
-    """The same numbers for a log, in the order class, box, GIoU and what else there is. Empty before the first step."""
+    """The same losses as one line for a log: class, box, GIoU, then any others. Empty before the first step."""
     if not mean:
         return ""
     terms = [f"{title} " + "/".join(f"{value:.2f}" for value in parts.values())
@@ -281,12 +285,12 @@ def in_a_line(mean: Mapping[str, float]) -> str:
 
 
 def speed(mean: Mapping[str, float]) -> str:
-    """Images a second."""
+    """Images per second."""
     return f"{mean['images'] / max(mean['seconds'], 1e-9):.1f} img/s"
 
 
 def waiting(mean: Mapping[str, float]) -> float:
-    """Share of the time spent waiting for images, in percent."""
+    """Percentage of the time spent waiting for images."""
     return 100 * mean["data_seconds"] / max(mean["seconds"], 1e-9)
 
 
@@ -294,7 +298,7 @@ MOST_ROWS = 20
 
 
 def carried_over_table(classes: dict[str, str | None]) -> Table:
-    """A row for each class, or, of many classes, the two lists."""
+    """A row for each class or, if there are many classes, the two lists."""
     table = Table(box=None, padding=(0, 3, 0, 0), show_header=len(classes) <= MOST_ROWS)
     if len(classes) > MOST_ROWS:
         for title, names in _lists(classes).items():
@@ -308,7 +312,7 @@ def carried_over_table(classes: dict[str, str | None]) -> Table:
 
 
 def carried_over_lines(classes: dict[str, str | None]) -> list[str]:
-    """The same for a log."""
+    """The same as lines for a log."""
     return [f"{title}, {len(names)}: {', '.join(names)}" for title, names in _lists(classes).items()]
 
 

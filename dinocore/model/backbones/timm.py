@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ..alignment import pads_by_size, respect_extents
 from ..layers import FrozenBatchNorm, freeze_batch_norm
-from ..ops.depthwise import DepthwiseConv, quick_depthwise
+from ..ops.depthwise import DepthwiseConv, replace_depthwise_convs
 
 STEM = re.compile(r"(model\.)?(conv_stem|conv1|bn1|stem|patch_embed|pos_embed|pos_drop|cls_token|layers?_0_)")
 NUMBERED_STAGE = re.compile(r"(?:model\.)?(?:blocks|stages|layers?)[._]?(\d+)")
@@ -43,7 +43,7 @@ class TimmBackbone(nn.Module):
         self.least, self.alignment = 1, max(strides)  # of sides of images, and what they must be multiples of
         if not pads_by_size(body):
             self.least, self.alignment = self._find_sizes(name, max(strides))
-        quick_depthwise(self.body)
+        replace_depthwise_convs(self.body)
         self.loses_in_bf16 = is_mobile(self.body)
         if self.alignment > 1:
             respect_extents(self.body)

@@ -1,8 +1,9 @@
 """Deformable attention and its implementations: Numba on CPUs, Triton on CUDA, PyTorch elsewhere.
 
-The compiled forms stand behind `torch.library` operators, so autograd, autocast, `torch.compile` and `torch.export`
-see a single node. A form is a module with `forward` and `backward`, imported when it first runs. Operators are made
-with `torch.library.define`: the first call of a `custom_op` imports torch._dynamo, which takes a second (torch 2.14).
+The compiled backends are called through `torch.library` operators, so autograd, autocast, `torch.compile` and
+`torch.export` see a single node. A backend is a module with `forward` and `backward`, imported when it first runs. The
+operators are defined with `torch.library.define`, because the first call of a `custom_op` imports torch._dynamo, which
+takes a second (torch 2.14).
 """
 
 import warnings
@@ -18,20 +19,20 @@ from torch import Tensor
 from dinocore.model.ops.reference import differentiate as differentiate_reference
 from dinocore.model.ops.reference import sample as sample_reference
 
-FORMS = ("auto", "reference", "operator")
-COMPILED = {"cpu", "cuda"}  # types of device with a form of their own
-WIDEST = 128  # numbers that a compiled form holds side by side
+BACKENDS = ("auto", "reference", "operator")
+COMPILED_DEVICES = {"cpu", "cuda"}  # device types that have a compiled backend
+MAX_WIDTH = 128  # most channels of a head, or samples of a query, that a compiled backend supports
 
-_backend_of_all = "auto"
-_backend: ContextVar[str | None] = ContextVar("backend", default=None)  # of a thread, over that of all
-_broken: set[str] = set()  # types of device whose form could not run
+_process_backend = "auto"
+_backend: ContextVar[str | None] = ContextVar("backend", default=None)  # of a thread; overrides the process's
+_failed_devices: set[str] = set()  # device types whose compiled backend could not run
 
 Shapes = list[tuple[int, int]]
 Sampling = Callable[[Tensor, Tensor, Shapes, Tensor, Tensor, Tensor], Tensor]
 
 
 class Sampled(NamedTuple):
-    """What one call of the operation was given, and its answer; see `ms_deform_attn`."""
+    """The inputs and the output of one call of `ms_deform_attn`."""
 
     value: Tensor  # (B, S, M, D)
     shapes: Shapes
@@ -40,23 +41,23 @@ class Sampled(NamedTuple):
     output: Tensor  # (B, N, M * D)
 
 
-_watcher: ContextVar[Callable[[Sampled], None] | None] = ContextVar("watcher", default=None)  # of each thread
+_watcher: ContextVar[Callable[[Sampled], None] | None] = ContextVar("watcher", default=None)  # per thread
 
 
 def ms_deform_attn(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """Sample `value` at `locations` (bilinear) and add the samples up by `weights`.
+    """Sample `value` at `locations` (bilinear) and sum the samples, weighted by `weights`.
 
     Args:
         value: (B, S, M, D), the tokens of all levels, split into heads.
-        shapes: L x (H_l, W_l), which piece of S belongs to which level.
-        locations: (B, N, M, L, P, 2), (x, y) in [0, 1] of the padded map; outside counts as zero, NaN gives NaN.
+        shapes: L x (H_l, W_l), the size of each level's map; their areas add up to S.
+        locations: (B, N, M, L, P, 2), (x, y) as fractions of the padded map. Outside it values are zero; NaN gives NaN.
         weights: (B, N, M, L, P).
 
     Returns:
         (B, N, M * D), with the dtype and device of `value`.
 
     Raises:
-        ValueError: the shapes do not fit together.
+        ValueError: the shapes do not match.
     """
     _check(value, shapes, locations, weights)
     if chosen_backend() != "operator" and not runs_compiled(value, locations.shape[3] * locations.shape[4]):
@@ -64,23 +65,23 @@ def ms_deform_attn(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     else:
         sizes = [size for shape in shapes for size in shape]
         output = torch.ops.dino.ms_deform_attn(value, sizes, locations, weights)
-    if (see := _watcher.get()) is not None:
-        see(Sampled(value, shapes, locations, weights, output))
+    if (callback := _watcher.get()) is not None:
+        callback(Sampled(value, shapes, locations, weights, output))
     return output
 
 
 def sample(
     value: Tensor, padding: Tensor, shapes: Shapes, reference: Tensor, offsets: Tensor, logits: Tensor
 ) -> Tensor:
-    """Sample `value` around each query's reference.
+    """Sample `value` around each query's reference point or box.
 
     Args:
-        value: (B, S, M, D); what lies on padding counts as zero.
+        value: (B, S, M, D); tokens on padding are treated as zero.
         padding: (B, S) bool.
         shapes: L x (H_l, W_l).
         reference: (B, N, L, 2) points or (B, N, L, 4) boxes, as fractions of the padded map.
-        offsets: (B, N, M, L * P * 2), steps of one token from a point; of a box, shares that reach its edge at P.
-        logits: (B, N, M, L * P), of the softmax over levels and points.
+        offsets: (B, N, M, L * P * 2): from a point in tokens; from a box in units of half its size / P.
+        logits: (B, N, M, L * P), before the softmax over levels and points.
 
     Returns:
         (B, N, M * D)
@@ -92,7 +93,7 @@ def sample(
     else:
         step = reference[..., 2:] / (2 * num_points)  # (B, N, L, 2)
     start, step = (x[..., None, :].expand(-1, -1, -1, num_points, -1).flatten(2) for x in (reference[..., :2], step))
-    locations = offsets * step[:, :, None] + start[:, :, None]  # long rows: five times as fast as pairs of numbers
+    locations = offsets * step[:, :, None] + start[:, :, None]  # flat rows: five times as fast as (..., 2)
     split = (num_levels, num_points)
     return ms_deform_attn(
         value * ~padding[..., None, None],
@@ -103,70 +104,71 @@ def sample(
 
 
 def map_sizes(shapes: Shapes, like: Tensor) -> Tensor:
-    """Width and height of each map as a tensor, (L, 2), of the dtype and on the device of `like`."""
+    """Width and height of each map as a tensor, (L, 2), with the dtype and device of `like`."""
     sides = [side for height, width in shapes for side in (width, height)]
-    if any(isinstance(side, torch.SymInt) for side in sides):  # a constant would fix them in an exported graph
-        counted = [torch.arange(side, dtype=like.dtype, device=like.device)[-1] + 1 for side in sides]
-        return torch.stack(counted).unflatten(0, (-1, 2))
+    if any(isinstance(side, torch.SymInt) for side in sides):  # as constants they would be fixed in an exported graph
+        lengths = [torch.arange(side, dtype=like.dtype, device=like.device)[-1] + 1 for side in sides]
+        return torch.stack(lengths).unflatten(0, (-1, 2))
     return like.new_tensor(sides).unflatten(0, (-1, 2))
 
 
 def sample_fused(
     value: Tensor, padding: Tensor, shapes: Shapes, reference: Tensor, offsets: Tensor, logits: Tensor
 ) -> Tensor:
-    """As `sample`, in one pass where a compiled form can do that (on a CPU, to float32's precision); no gradients."""
-    known = value.device.type == "cpu" and value.dtype != torch.float64 and runs_compiled(value, logits.shape[-1])
-    if not known or chosen_backend() == "operator":
+    """Like `sample`, without gradients; a single kernel in float32 precision where the CPU backend supports it."""
+    fusable = value.device.type == "cpu" and value.dtype != torch.float64 and runs_compiled(value, logits.shape[-1])
+    if not fusable or chosen_backend() == "operator":
         return sample(value, padding, shapes, reference, offsets, logits)
     sizes = [size for shape in shapes for size in shape]
-    reference = reference.float()  # a default dtype of float64 may be in it
-    return torch.ops.dino.sample_around(value, padding, sizes, reference, offsets, logits)
+    reference = reference.float()  # it has the default dtype, which may be float64
+    return torch.ops.dino.sample_fused(value, padding, sizes, reference, offsets, logits)
 
 
 @contextmanager
 def use_backend(name: str, all_threads: bool = False) -> Iterator[None]:
-    """Use the named form within the block: "auto", or "reference" for export and comparison.
+    """Use the named backend within the block: "auto", or "reference" for export and comparison.
 
-    "operator" is the operator for whatever shapes, and nothing fused: a trace has one `dino::ms_deform_attn` per call.
+    "operator" always calls the operator, whatever the shapes, and never fuses: a trace has one `dino::ms_deform_attn`
+    per call.
 
     Args:
-        all_threads: of the process, and not only in this one.
+        all_threads: apply to all threads of the process, not only to this one.
 
     Raises:
-        ValueError: there is no such form.
+        ValueError: there is no such backend.
     """
-    global _backend_of_all
-    if name not in FORMS:
-        raise ValueError(f"unknown implementation {name!r}; choose one of {', '.join(FORMS)}")
-    of_all, of_this = _backend_of_all, _backend.get()
+    global _process_backend
+    if name not in BACKENDS:
+        raise ValueError(f"unknown implementation {name!r}; choose one of {', '.join(BACKENDS)}")
+    process_backend, thread_backend = _process_backend, _backend.get()
     if all_threads:
-        _backend_of_all = name
+        _process_backend = name
     else:
         _backend.set(name)
     try:
         yield
     finally:
         if all_threads:
-            _backend_of_all = of_all
+            _process_backend = process_backend
         else:
-            _backend.set(of_this)  # no reset: a generator may be closed in another thread
+            _backend.set(thread_backend)  # not `reset`: a generator may be closed in another thread
 
 
 def same_backend() -> tuple[AbstractContextManager, AbstractContextManager]:
-    """For PyTorch's `checkpoint`: what was computed in one form is computed again in it, in whatever thread."""
+    """The `context_fn` of PyTorch's `checkpoint`: recomputes with the backend of the forward pass, in any thread."""
     return nullcontext(), use_backend(chosen_backend())
 
 
 def chosen_backend() -> str:
-    """What `use_backend` says in this thread."""
-    return _backend.get() or _backend_of_all
+    """The backend that `use_backend` has set for this thread."""
+    return _backend.get() or _process_backend
 
 
 @contextmanager
-def watch_sampling(see: Callable[[Sampled], None]) -> Iterator[None]:
-    """Show `see` every call of the operation within the block in this thread, for inspectors."""
+def watch_sampling(callback: Callable[[Sampled], None]) -> Iterator[None]:
+    """Pass every call of `ms_deform_attn` in this thread within the block to `callback`, for inspectors."""
     before = _watcher.get()
-    _watcher.set(see)
+    _watcher.set(callback)
     try:
         yield
     finally:
@@ -174,15 +176,15 @@ def watch_sampling(see: Callable[[Sampled], None]) -> Iterator[None]:
 
 
 def is_reference() -> bool:
-    """Whether "reference" was asked for: nothing tuned, as our peers compute."""
+    """Whether the "reference" backend is set: plain PyTorch, without our optimizations."""
     return chosen_backend() == "reference"
 
 
 def runs_compiled(value: Tensor, num_samples: int) -> bool:
-    """Whether a compiled form takes heads of this width and as many samples, and nothing speaks against it."""
+    """Whether a compiled backend is available and supports heads of this width and this many samples per query."""
     device = value.device.type
-    narrow = 0 < value.shape[-1] <= WIDEST and 0 < num_samples <= WIDEST
-    return narrow and device in COMPILED and device not in _broken and not is_reference()
+    narrow = 0 < value.shape[-1] <= MAX_WIDTH and 0 < num_samples <= MAX_WIDTH
+    return narrow and device in COMPILED_DEVICES and device not in _failed_devices and not is_reference()
 
 
 def _check(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> None:
@@ -204,8 +206,8 @@ def _check(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) ->
         )
 
 
-def pairs(sizes: list[int]) -> Shapes:
-    """The maps that an operator gets as one list of numbers."""
+def to_shapes(sizes: list[int]) -> Shapes:
+    """[H_1, W_1, H_2, W_2, ...], as operators take the map sizes, to [(H_1, W_1), (H_2, W_2), ...]."""
     return list(zip(sizes[::2], sizes[1::2], strict=True))
 
 
@@ -219,10 +221,10 @@ torch.library.define(
 @torch.library.impl("dino::ms_deform_attn", ("cpu", "cuda"))
 def _sample(value: Tensor, sizes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
     try:
-        return compiled_form(value.device.type).forward(value, pairs(sizes), locations, weights)
+        return compiled_backend(value.device.type).forward(value, to_shapes(sizes), locations, weights)
     except Exception as error:
         disable_backend(value.device.type, error)
-        return sample_reference(value, pairs(sizes), locations, weights)
+        return sample_reference(value, to_shapes(sizes), locations, weights)
 
 
 @torch.library.impl("dino::ms_deform_attn_backward", ("cpu", "cuda"))
@@ -230,35 +232,35 @@ def _differentiate(
     grad: Tensor, value: Tensor, sizes: list[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     try:
-        return compiled_form(value.device.type).backward(grad, value, pairs(sizes), locations, weights)
+        return compiled_backend(value.device.type).backward(grad, value, to_shapes(sizes), locations, weights)
     except Exception as error:
         disable_backend(value.device.type, error)
-        return differentiate_reference(grad, value, pairs(sizes), locations, weights)
+        return differentiate_reference(grad, value, to_shapes(sizes), locations, weights)
 
 
-def compiled_form(device: str) -> ModuleType:
-    """The module for a type of device.
+def compiled_backend(device: str) -> ModuleType:
+    """The module that implements the operation for a device type.
 
     Raises:
         RuntimeError, ImportError: it cannot run here.
     """
-    if device in _broken:
+    if device in _failed_devices:
         raise RuntimeError(f"the implementation for {device} failed earlier")
     if device == "cuda":
-        from dinocore.model.ops import triton as form
+        from dinocore.model.ops import triton as backend
     else:
-        from dinocore.model.ops.numba import cpu as form
-    return form
+        from dinocore.model.ops.numba import cpu as backend
+    return backend
 
 
 def disable_backend(device: str, error: Exception) -> None:
-    """Say once that the compiled form cannot run; let errors of memory pass."""
+    """Warn once that the compiled backend cannot run, and fall back to the reference; re-raise out-of-memory errors."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         raise error
-    if device not in _broken:
-        _broken.add(device)
-        text = " ".join(str(error).split())[:200]
-        warnings.warn(f"slow deformable attention on {device}: {type(error).__name__}: {text}", stacklevel=3)
+    if device not in _failed_devices:
+        _failed_devices.add(device)
+        reason = " ".join(str(error).split())[:200]
+        warnings.warn(f"slow deformable attention on {device}: {type(error).__name__}: {reason}", stacklevel=3)
 
 
 @torch.library.register_fake("dino::ms_deform_attn")
@@ -274,7 +276,7 @@ def _(
     return value.new_empty(value.shape), locations.new_empty(locations.shape), weights.new_empty(weights.shape)
 
 
-def _remember(ctx, inputs: tuple[Tensor, list[int], Tensor, Tensor], output: Tensor) -> None:
+def _save_for_backward(ctx, inputs: tuple[Tensor, list[int], Tensor, Tensor], output: Tensor) -> None:
     value, ctx.sizes, locations, weights = inputs
     ctx.save_for_backward(value, locations, weights)
 
@@ -287,26 +289,26 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
     return grad_value, None, grad_locations, grad_weights
 
 
-torch.library.register_autograd("dino::ms_deform_attn", _backward, setup_context=_remember)
+torch.library.register_autograd("dino::ms_deform_attn", _backward, setup_context=_save_for_backward)
 
 torch.library.define(
-    "dino::sample_around",
+    "dino::sample_fused",
     "(Tensor value, Tensor padding, int[] sizes, Tensor reference, Tensor offsets, Tensor logits) -> Tensor",
 )
 
 
-@torch.library.impl("dino::sample_around", "cpu")
-def _sample_around(
+@torch.library.impl("dino::sample_fused", "cpu")
+def _sample_fused(
     value: Tensor, padding: Tensor, sizes: list[int], reference: Tensor, offsets: Tensor, logits: Tensor
 ) -> Tensor:
     try:
-        return compiled_form("cpu").forward_around(value, padding, pairs(sizes), reference, offsets, logits)
+        return compiled_backend("cpu").forward_fused(value, padding, to_shapes(sizes), reference, offsets, logits)
     except Exception as error:
         disable_backend("cpu", error)
-        return sample(value, padding, pairs(sizes), reference, offsets, logits)
+        return sample(value, padding, to_shapes(sizes), reference, offsets, logits)
 
 
-@torch.library.register_fake("dino::sample_around")
+@torch.library.register_fake("dino::sample_fused")
 def _(value: Tensor, padding: Tensor, sizes: list[int], reference: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
     batch, _, heads, head_dim = value.shape
     return value.new_empty(batch, reference.shape[1], heads * head_dim)

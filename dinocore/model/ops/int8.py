@@ -1,6 +1,6 @@
-"""`torch.library` operators for int8 layers on CPUs, so that compilers and FLOP counters see each as one.
+"""`torch.library` operators for int8 layers on CPUs, so that compilers and FLOP counters see each as one node.
 
-Their kernels are Numba's, imported when they first run. `weights` are those of `numba.int8.Weights`.
+Their Numba kernels are imported when they first run. `weights` are the fields of `numba.int8.Weights`.
 """
 
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ def _convolution(
 def _(
     x: Tensor, weights: Sequence[Tensor], kernel: Sequence[int], padding: Sequence[int], stride: Sequence[int]
 ) -> Tensor:
-    sides = zip(x.shape[2:], kernel, padding, stride, strict=True)
-    height, width = ((side + 2 * pixels - k) // step + 1 for side, k, pixels, step in sides)
+    axes = zip(x.shape[2:], kernel, padding, stride, strict=True)
+    height, width = ((length + 2 * p - k) // s + 1 for length, k, p, s in axes)
     output = x.new_empty(len(x), len(weights[2]), height, width)
     return output.contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention in plain PyTorch: any device, any float type, exports; the reference.
+"""The reference: multi-scale deformable attention in plain PyTorch, for any device and float type, and for export.
 
 Source: Zhu et al. 2021, https://arxiv.org/abs/2010.04159, section 4.1
 """
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def sample(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-    """Sample `value` at `locations` and add the samples up by `weights`.
+    """Sample `value` at `locations` and sum the samples, weighted by `weights`.
 
     value (B, S, M, D), locations (B, N, M, L, P, 2), weights (B, N, M, L, P) -> (B, N, M * D)
     """
     batch, _, heads, head_dim = value.shape
     num_queries = locations.shape[1]
-    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32  # bf16 is too coarse for a place
-    grid = 2 * locations.to(dtype) - 1  # grid_sample counts from -1 to 1
+    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32  # bf16 is too coarse for locations
+    grid = 2 * locations.to(dtype) - 1  # grid_sample's coordinates go from -1 to 1
     levels = value.to(dtype).split([height * width for height, width in shapes], dim=1)  # L x (B, H_l * W_l, M, D)
     samples = []
     for level, (height, width) in enumerate(shapes):
@@ -32,7 +32,7 @@ def sample(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weig
 def differentiate(
     grad: Tensor, value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, locations and weights, for when a compiled form fails between forward and backward."""
+    """Gradients of value, locations and weights, for a compiled backend that fails between forward and backward."""
     with torch.enable_grad():
         inputs = [tensor.detach().requires_grad_() for tensor in (value, locations, weights)]
         output = sample(inputs[0], shapes, inputs[1], inputs[2])

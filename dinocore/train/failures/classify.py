@@ -1,4 +1,4 @@
-"""Recognise failures from outside: out of memory, dead workers, nondeterministic operations."""
+"""Recognise external failures: out of memory, dead workers, nondeterministic operations."""
 
 import multiprocessing
 import os
@@ -23,13 +23,13 @@ SHARED = "/dev/shm"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of the device or of the host."""
+    """Whether an error means that the device or the host ran out of memory."""
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return known or (isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in NO_MEMORY))
 
 
 def out_of_memory_message(batches: list[Batch], group: SingleProcess) -> str:
-    """What was tried, and what would need less."""
+    """The error message: what was being computed, and which settings need less memory."""
     who = f" on rank {group.rank} of {group.size}" if group.size > 1 else ""
     largest = max(batches, key=lambda batch: batch.images.numel())
     number, _, height, width = largest.images.shape
@@ -53,21 +53,21 @@ def _size(batch: Batch, i: int) -> tuple[int, int]:
 
 
 def loader_fault(error: BaseException) -> DinoError | None:
-    """What an error of the loader means to a user; None if it is a bug, not a fault."""
-    text = str(error)
-    if isinstance(error, DataError):  # of a worker: its traceback comes first
-        return DataError(text.strip().splitlines()[-1].removeprefix("dinocore.errors.DataError: "))
-    lost = isinstance(error, ConnectionError | EOFError)  # in the middle of handing over a batch
-    if not lost and not (isinstance(error, RuntimeError) and any(word in text for word in WORKER)):
+    """The error to show to the user for a data loader's error; None if it is a bug of ours."""
+    message = str(error)
+    if isinstance(error, DataError):  # from a worker: the message starts with its traceback
+        return DataError(message.strip().splitlines()[-1].removeprefix("dinocore.errors.DataError: "))
+    lost = isinstance(error, ConnectionError | EOFError)  # while a batch was being transferred
+    if not lost and not (isinstance(error, RuntimeError) and any(word in message for word in WORKER)):
         return None
-    if text.startswith("Caught ") and not is_out_of_memory(error):  # a bug of ours in a worker
+    if message.startswith("Caught ") and not is_out_of_memory(error):  # a bug of ours in a worker
         return None
-    for child in multiprocessing.active_children():  # one that hangs would keep this process from ending
+    for child in multiprocessing.active_children():  # one that hangs would prevent this process from exiting
         child.kill()
-    slow = "timed out" in text
+    slow = "timed out" in message
     why = "took too long for an image" if slow else "was killed, perhaps because the system ran out of memory"
     more = "check the disk, or raise data.loader_timeout" if slow else "use fewer --workers, or make /dev/shm larger"
-    return EnvironmentFault(f"a data loading worker {why} ({(text or repr(error)).splitlines()[0]}); {more}")
+    return EnvironmentFault(f"a data loading worker {why} ({(message or repr(error)).splitlines()[0]}); {more}")
 
 
 def check_shared_memory(config: Config, workers: int) -> str:
@@ -75,7 +75,7 @@ def check_shared_memory(config: Config, workers: int) -> str:
     if not workers or not os.path.isdir(SHARED):
         return ""
     batch = 3 * config.data.max_size * max(config.data.train_scales) * config.train.batch_size
-    needed, free = 4 * workers * batch, shutil.disk_usage(SHARED).free  # each prepares up to 4
+    needed, free = 4 * workers * batch, shutil.disk_usage(SHARED).free  # each worker prefetches up to 4
     if free >= needed:
         return ""
     return (
@@ -85,10 +85,10 @@ def check_shared_memory(config: Config, workers: int) -> str:
 
 
 def check_is_deterministic(error: Exception) -> None:
-    """Say what PyTorch's refusal of an operation under `--deterministic` means; other errors are left alone.
+    """Raise a readable error if PyTorch rejected an operation because of `--deterministic`.
 
     Raises:
-        EnvironmentFault: it is such a refusal.
+        EnvironmentFault: it did.
     """
     if NOT_DETERMINISTIC in str(error):
         operation = str(error).split(NOT_DETERMINISTIC)[0].strip()
@@ -99,17 +99,17 @@ def check_is_deterministic(error: Exception) -> None:
 
 
 @contextmanager
-def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
-    """If `wanted`, refuse operations that may differ from run to run within the block.
+def deterministic(enabled: bool, device: torch.device) -> Iterator[None]:
+    """If `enabled`, raise an error on nondeterministic operations within the block.
 
-    The compiled deformable attention of a GPU adds up gradients in any order, and PyTorch does not know it; the
-    reference form is made of PyTorch's own operations, which do not escape.
+    On a GPU, our compiled deformable attention accumulates gradients in any order, which PyTorch cannot detect; so the
+    reference implementation is used, whose operations are PyTorch's own.
     """
-    if not wanted:
+    if not enabled:
         yield
         return
     before = torch.are_deterministic_algorithms_enabled()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
     torch.use_deterministic_algorithms(True)
     try:
         with use_backend("auto" if device.type == "cpu" else "reference", all_threads=True):

@@ -1,4 +1,4 @@
-"""Find how many images fit into memory, with the largest batch that data and settings can produce."""
+"""Find how many images fit into memory, using the largest batch that data and settings can produce."""
 
 from pathlib import Path
 
@@ -21,11 +21,11 @@ from ..state import TrainState, restore_rng_state, rng_state
 from ..step import forward
 from .classify import check_is_deterministic, deterministic, is_out_of_memory, out_of_memory_message
 
-OF_DEVICE, OF_HOST = 0.95, 0.85  # of the memory that is there; the host has others to serve
+DEVICE_FRACTION, HOST_FRACTION = 0.95, 0.85  # of the available memory; other processes need some on the host
 
 
 def with_probed_size(context: RunContext, state: TrainState) -> RunContext:
-    """The run with the largest micro-batches that fit, where the config asks for that; the batch stays.
+    """The context with the largest micro-batches that fit, if `train.micro_batch_size` is "probe"; the batch stays.
 
     Raises:
         EnvironmentFault: not even one image fits, or an operation is not deterministic.
@@ -35,21 +35,23 @@ def with_probed_size(context: RunContext, state: TrainState) -> RunContext:
     before, settings = rng_state(), context.config.train
     share = share_of_batch(settings.batch_size, context.group.size)
     with deterministic(settings.deterministic, context.device), float32_throughout(settings.amp == "off"):
-        size = min(context.group.gather(largest_micro_batch(context, state, share)))  # in the form that is trained
+        size = min(
+            context.group.gather(largest_micro_batch(context, state, share))
+        )  # with the backend used in training
     restore_rng_state(before)
     return context._replace(config=context.config.replace("train.micro_batch_size", size))
 
 
 def largest_micro_batch(context: RunContext, state: TrainState, share: int) -> int:
-    """The most images for which a forward and a backward pass were done here without running out of memory.
+    """The largest number of images with which a forward and backward pass succeeds on this rank.
 
-    Numbers double from 1 to the rank's share of the batch. On a host, where too much ends the process, the next number
-    is tried only if the growth so far says that it fits.
+    The number doubles from 1 up to the rank's share of the batch. Because the system kills a process that runs out of
+    host memory, a number is tried only if it should fit, extrapolating from the previous ones.
     """
     limit = memory_limit_mb(context.device) - _optimizer_mb(state)
     fitting, peaks = 0, [peak_memory_mb(context.device)]
     for size in [*(2**i for i in range(share.bit_length()) if 2**i < share), share]:
-        growth = (peaks[-1] - peaks[-2]) / (fitting - fitting // 2) if fitting > 1 else 0.0  # MB an image
+        growth = (peaks[-1] - peaks[-2]) / (fitting - fitting // 2) if fitting > 1 else 0.0  # MB per image
         if peaks[-1] + growth * (size - fitting) > limit:
             break
         try:
@@ -88,13 +90,13 @@ def largest_pass(model: nn.Module, batch: Batch, config: Config) -> None:
 
 
 def largest_batch(annotations: Annotations, config: DataConfig, size: int) -> Batch:
-    """Grey images as large as augmentation can make them, each with as many objects as any image has."""
+    """Grey images of the largest size that augmentation produces, each with the highest number of objects per image."""
     height, width = largest_size(annotations.sizes, config, size)
     owners = np.repeat(np.arange(len(annotations.image_ids)), np.diff(annotations.starts))
-    most = int(np.bincount(owners[annotations.trainable()]).max())
-    draws = np.random.default_rng(0)
-    boxes = torch.from_numpy(draws.uniform(0.2, 0.4, (most, 4))).float()  # within the image, overlapping
-    labels = torch.from_numpy(draws.integers(0, len(annotations.categories), most))
+    num_objects = int(np.bincount(owners[annotations.trainable()]).max())
+    rng = np.random.default_rng(0)
+    boxes = torch.from_numpy(rng.uniform(0.2, 0.4, (num_objects, 4))).float()  # within the image, overlapping
+    labels = torch.from_numpy(rng.integers(0, len(annotations.categories), num_objects))
     return Batch(
         images=torch.full((size, 3, height, width), 127, dtype=torch.uint8),
         padding=torch.zeros(size, height, width, dtype=torch.bool),
@@ -106,20 +108,20 @@ def largest_batch(annotations: Annotations, config: DataConfig, size: int) -> Ba
 
 
 def memory_limit_mb(device: torch.device) -> float:
-    """What a training may take, on the device or else on the host."""
+    """The memory that training may use on a GPU or, for a CPU, on the host."""
     if device.type == "cuda":
-        return OF_DEVICE * torch.cuda.get_device_properties(device).total_memory / 2**20
+        return DEVICE_FRACTION * torch.cuda.get_device_properties(device).total_memory / 2**20
     if device.type == "mps":
-        return OF_DEVICE * torch.mps.recommended_max_memory() / 2**20
+        return DEVICE_FRACTION * torch.mps.recommended_max_memory() / 2**20
     limits = [_from_proc("/proc/meminfo", "MemAvailable:") + _from_proc("/proc/self/status", "VmRSS:")]
     for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         if Path(name).is_file() and (text := Path(name).read_text().strip()).isdigit():
             limits.append(int(text) / 2**20)
-    return OF_HOST * min(limits)
+    return HOST_FRACTION * min(limits)
 
 
 def _from_proc(file: str, key: str) -> float:
-    """An entry in MB; where there is no such file, nothing limits."""
+    """An entry of a /proc file in MB; infinity if there is no such file."""
     if not Path(file).is_file():
         return float("inf")
     line = next(line for line in Path(file).read_text().splitlines() if line.startswith(key))
@@ -127,6 +129,6 @@ def _from_proc(file: str, key: str) -> float:
 
 
 def _optimizer_mb(state: TrainState) -> float:
-    """AdamW's two averages, if no step was taken yet that made them."""
+    """Memory that AdamW's two moments will need; 0 if they are already allocated."""
     trained = [p for group in state.optimizer.param_groups for p in group["params"]]
     return 0.0 if state.optimizer.state else 2 * sum(p.numel() * p.element_size() for p in trained) / 2**20

@@ -1,4 +1,4 @@
-"""Trace non-finite numbers to the image, the layer and the loss term they come from."""
+"""Trace non-finite values to the image, the layer and the loss term they come from."""
 
 import json
 import math
@@ -28,18 +28,18 @@ FILE = "diverged.safetensors"
 
 
 class Diagnosis(NamedTuple):
-    """What is wrong with one image when it is tried alone."""
+    """What is not finite when an image is processed alone."""
 
     image: str
-    layer: str  # the first one whose output, or the one whose gradient, is not finite
-    terms: list[str]  # of the loss
+    layer: str  # the first layer with a non-finite output, or the last with a non-finite gradient
+    terms: list[str]  # loss terms that are not finite
 
 
 def diverged(state: TrainState, batches: StepBatches, context: RunContext, numbers: dict[str, float]) -> DivergedError:
-    """Look for the cause, write the batch down, and word the error; every rank must ask for it.
+    """Look for the cause, save the batch, and return the error; must be called on every rank.
 
     Args:
-        numbers: loss terms and gradient norm over all ranks; empty if predictions could not be matched.
+        numbers: loss terms and gradient norm over all ranks; empty if matching failed.
     """
     group, annotations = context.group, context.data.train
     not_finite = [name for name, value in numbers.items() if not math.isfinite(value)] or ["matching"]
@@ -49,23 +49,23 @@ def diverged(state: TrainState, batches: StepBatches, context: RunContext, numbe
         for batch in batches.micro_batches
         for finding in _examine_batch(state.model, batch, annotations, batches.num_boxes, context.config)
     ]
-    of_ranks = group.gather((own, _tensors(batches.micro_batches, annotations)))
-    findings = [finding for found, _ in of_ranks for finding in found]
+    per_rank = group.gather((own, _tensors(batches.micro_batches, annotations)))
+    findings = [finding for found, _ in per_rank for finding in found]
     step = state.progress.step + 1
     facts = {"step": step, "not_finite": not_finite, "numbers": {key: str(value) for key, value in numbers.items()},
              "findings": [finding._asdict() for finding in findings]}  # fmt: skip
-    tensors = {f"rank{rank}/{key}": value for rank, (_, part) in enumerate(of_ranks) for key, value in part.items()}
-    kept = group.on_main(lambda: _keep(context.folder / FILE, tensors, {"facts": json.dumps(facts)}))
-    message = f"{', '.join(not_finite)} is not finite in step {step}: {_worded(findings)}"
+    tensors = {f"rank{rank}/{key}": value for rank, (_, part) in enumerate(per_rank) for key, value in part.items()}
+    saved = group.on_main(lambda: _save(context.folder / FILE, tensors, {"facts": json.dumps(facts)}))
+    message = f"{', '.join(not_finite)} is not finite in step {step}: {_describe(findings)}"
     if state.scaler.is_enabled() and not_finite == ["grad_norm"]:
         message = f"gradients overflowed fp16 {state.progress.overflows} times in a row, up to step {step}"
     return DivergedError(
-        f"{message}. That step changed no weights; the checkpoints in {context.folder} are intact, and {kept}; "
+        f"{message}. That step changed no weights; the checkpoints in {context.folder} are intact, and {saved}; "
         "try a lower --lr, or --amp off"
     )
 
 
-def _keep(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     try:
         write_atomically(path, lambda file: save_file(tensors, file, metadata))
     except (EnvironmentFault, SafetensorError) as error:
@@ -73,7 +73,7 @@ def _keep(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> s
     return f"the batch is saved there as {path.name}"
 
 
-def _worded(findings: list[Diagnosis]) -> str:
+def _describe(findings: list[Diagnosis]) -> str:
     if not findings:
         return "no single image causes it"
     lines = [
@@ -95,14 +95,14 @@ def _examine_batch(
 
 
 def _examine(model: nn.Module, single: Batch, num_boxes: float, config: Config) -> tuple[str, list[str]]:
-    """For a batch of one image, the layer where it starts, and what is not finite."""
+    """The layer where non-finite values start, and the terms that are not finite, for a batch of one image."""
     if not _finite(single.images):
         return "input", ["its pixels"]
     if not _finite(single.targets[0].boxes):
         return "input", ["its boxes"]
     broken: list[str] = []
     hooks = [
-        module.register_forward_hook(_noting(name, broken)) for name, module in model.named_modules() if name != ""
+        module.register_forward_hook(_record(name, broken)) for name, module in model.named_modules() if name != ""
     ]
     try:
         output, targets = forward(model, single, config)
@@ -121,7 +121,7 @@ def _examine(model: nn.Module, single: Batch, num_boxes: float, config: Config) 
     return (bad[-1].rpartition(".")[0], ["gradient"]) if bad else ("", [])  # the last is where it starts
 
 
-def _noting(name: str, broken: list[str]) -> Callable[..., None]:
+def _record(name: str, broken: list[str]) -> Callable[..., None]:
     def hook(module: nn.Module, inputs: object, output: object) -> None:
         if not all(_finite(leaf) for leaf in tree_leaves(output) if isinstance(leaf, Tensor)):
             broken.append(name)
@@ -134,7 +134,7 @@ def _finite(tensor: Tensor) -> bool:
 
 
 def _tensors(batches: list[Batch], annotations: Annotations) -> dict[str, Tensor]:
-    """The batch as the loader gave it, by the names of its images."""
+    """The batch as loaded, keyed by image name."""
     found = {}
     for batch in batches:
         for i, index in enumerate(batch.indices):

@@ -22,7 +22,7 @@ def roll_back(context: RunContext, state: TrainState, logger: MetricsLogger | No
     """Load the newest checkpoint; the step that diverged will be skipped.
 
     Raises:
-        DivergedError: that is not wanted, not possible, or was done too often.
+        DivergedError: rolling back is disabled, impossible, or was done too often.
     """
     config, group, progress = context.config.train, context.group, state.progress
     skipped = [*progress.skipped_steps, progress.step + 1]
@@ -34,7 +34,7 @@ def roll_back(context: RunContext, state: TrainState, logger: MetricsLogger | No
         raise group.on_all_ranks(DivergedError(f"{why}, and now {error}"))
     load_checkpoint(path, state, group.rank, config.seed)
     progress.skipped_steps = skipped
-    logger.go_back(progress)
+    logger.rewind(progress)
     return Warned(f"{error}; rolled back to {path.name}; step {skipped[-1]} will be skipped")
 
 
@@ -47,10 +47,10 @@ def _newest(folder: Path) -> Path | None:
 def handle_out_of_memory(
     context: RunContext, checkpointer: Checkpointer, error: OutOfMemory
 ) -> Iterator[Saved | Warned]:
-    """Save the state before the step and end, or say that micro-batches will be smaller.
+    """Save a checkpoint and stop, or announce that the step will be repeated with smaller micro-batches.
 
     Raises:
-        OutOfMemory: that is not wanted, or there is one image at a time already.
+        OutOfMemory: halving is disabled, or a micro-batch already has a single image.
     """
     size = micro_batch_size(context.config.train, context.device, context.group.size)
     if context.config.train.on_out_of_memory == "stop" or size == 1:
@@ -61,13 +61,13 @@ def handle_out_of_memory(
 
 
 def halve_micro_batch(context: RunContext) -> RunContext:
-    """The run with half as many images in a forward pass, and as many in a step."""
+    """The context with micro-batches of half the size; the batch stays the same."""
     size = micro_batch_size(context.config.train, context.device, context.group.size)
     return context._replace(config=context.config.replace("train.micro_batch_size", size // 2))
 
 
 def reset_after_failure(context: RunContext, state: TrainState) -> None:
-    """Remove what a step that failed has left in the objects of a run."""
+    """Clear what a failed step left behind: gradients, scaler state, and hooks on the parameters."""
     scaler = torch.amp.GradScaler(context.device.type, enabled=state.scaler.is_enabled())
     scaler.load_state_dict(state.scaler.state_dict())
     state.optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""The folder `checkpoints` of a run: each entry is written completely, hashed, synced, and then renamed."""
+"""A run's folder `checkpoints`: each checkpoint is written completely, hashed, synced to disk, and then renamed."""
 
 import hashlib
 import json
@@ -20,25 +20,26 @@ OLD, NEW, ASIDE = ".tmp-old-", ".tmp-new-", "aside-"
 
 
 class NewerCheckpoint(CheckpointError):
-    """It is whole, but of a version of dino that this one does not know."""
+    """A complete checkpoint, written by a newer version of dino in a format that this one cannot read."""
 
 
 def step_of(path: Path) -> int:
-    """The optimizer step that a checkpoint was written after."""
+    """The optimizer step after which a checkpoint was written."""
     return int(path.name.rpartition("-")[2])
 
 
 def publish(
     folder: Path, step: int, size: int, write: Callable[[Path], dict[str, Any]], facts: Mapping[str, Any]
 ) -> Path:
-    """Write `folder`/step-XXXXXXXX whole or not at all.
+    """Write the checkpoint `folder`/step-XXXXXXXX atomically.
 
     Args:
-        size: bytes that will be written.
-        write: fills a folder; returns fingerprints of files that need not be read again.
+        size: expected size in bytes.
+        write: writes the files into a folder; returns fingerprints of those that need not be hashed again.
+        facts: further entries of the manifest.
 
     Raises:
-        EnvironmentFault: the disk is full or not writable; earlier checkpoints are kept.
+        EnvironmentFault: the disk is full or not writable; earlier checkpoints stay intact.
     """
     target = folder / f"step-{step:08d}"
     temporary, replaced = (folder / f"{mark}{target.name}" for mark in (NEW, OLD))
@@ -54,12 +55,12 @@ def publish(
         sync(temporary)
         if target.exists():  # the same step, saved again
             os.rename(target, replaced)
-        os.rename(temporary, target)  # a kill between these two is put right by `tidy`
+        os.rename(temporary, target)  # if killed between these two, `tidy` undoes the first
         sync(folder)
     except (OSError, RuntimeError, EnvironmentFault) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         what = f"the checkpoint {target} cannot be written: {reason}"
-        raise EnvironmentFault(f"{what}; {what_is_kept(folder)}") from error
+        raise EnvironmentFault(f"{what}; {checkpoint_status(folder)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if target.exists():
@@ -67,19 +68,19 @@ def publish(
     return target
 
 
-def what_is_kept(folder: Path) -> str:
-    """What to say of the checkpoints of a run that cannot go on."""
+def checkpoint_status(folder: Path) -> str:
+    """For error messages: whether there are checkpoints to resume from."""
     return "earlier checkpoints are intact" if list_checkpoints(folder) else "no checkpoint has been saved yet"
 
 
-def room_warning(folder: Path, size: int) -> str:
-    """What to say, before the first step, of a disk that has less room than a checkpoint takes; else empty."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+def disk_space_warning(folder: Path, size: int) -> str:
+    """A warning if the disk has too little space for a checkpoint; otherwise empty."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free >= size:
         return ""
     return (
-        f"a checkpoint takes about {in_bytes(size)}, and {there} has {in_bytes(free)} left, so this run "
+        f"a checkpoint takes about {in_bytes(size)}, and {existing} has {in_bytes(free)} left, so this run "
         "cannot be saved; free some disk space, or stop it and choose another --output-dir"
     )
 
@@ -91,10 +92,10 @@ def _check_space(folder: Path, size: int) -> None:
 
 
 def manifest_of(path: Path) -> dict[str, Any]:
-    """What a checkpoint says about itself.
+    """Read the manifest of a checkpoint.
 
     Raises:
-        NewerCheckpoint: it was made by a newer version.
+        NewerCheckpoint: it was written by a newer version.
         CheckpointError: it is missing or damaged.
     """
     file = path / MANIFEST
@@ -119,11 +120,11 @@ def manifest_of(path: Path) -> dict[str, Any]:
 
 
 def _damage(manifest: Any, path: Path) -> str:
-    """Why this is not what was written as the manifest of a checkpoint; an empty text if it is."""
+    """Why this cannot be the manifest that was written for this checkpoint; empty if it can."""
     if not isinstance(manifest, dict):
         return "it was overwritten"
-    if lost := [f"`{key}`" for key in ("schema", "dino_version", "step", "files", "sha256") if key not in manifest]:
-        return f"it lacks {listed(lost)}"
+    if missing := [f"`{key}`" for key in ("schema", "dino_version", "step", "files", "sha256") if key not in manifest]:
+        return f"it lacks {listed(missing)}"
     if manifest["sha256"] != _own_hash({key: value for key, value in manifest.items() if key != "sha256"}):
         return "it differs from what was written"
     number = path.name.rpartition("-")[2]
@@ -136,14 +137,14 @@ def _own_hash(manifest: Mapping[str, Any]) -> str:
 
 
 def verify_checkpoint(path: Path) -> dict[str, Any]:
-    """Compare every file with the manifest, which is returned.
+    """Check every file against the manifest, and return the manifest.
 
     Raises:
         CheckpointError: a file is missing or differs.
     """
     manifest = manifest_of(path)
-    if lost := [name for name in manifest["files"] if not (path / name).is_file()]:
-        raise CheckpointError(f"{path} is not a complete checkpoint: it lacks {listed(lost)}")
+    if missing := [name for name in manifest["files"] if not (path / name).is_file()]:
+        raise CheckpointError(f"{path} is not a complete checkpoint: it lacks {listed(missing)}")
     try:
         damaged = [name for name, value in manifest["files"].items() if fingerprint(path / name) != value]
     except OSError as error:
@@ -154,20 +155,20 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """All that were published, oldest first; whether one is whole, `verify_checkpoint` knows."""
+    """All checkpoints in the folder, oldest first; they are not verified."""
     found = [path for path in folder.glob("step-*") if path.name[5:].isdigit() and path.is_dir()]
     return sorted(found, key=step_of)
 
 
 def prune_checkpoints(folder: Path, keep: int, protected: Collection[int]) -> None:
-    """Remove all but the newest `keep` and those of `protected` steps."""
+    """Remove all checkpoints except the newest `keep` and those at `protected` steps."""
     for path in list_checkpoints(folder)[:-keep]:
         if step_of(path) not in protected:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def tidy(folder: Path) -> None:
-    """Remove what a killed run left half-written; put back what it was about to replace."""
+    """Clean up after a killed run: remove incomplete checkpoints, and restore one that was being replaced."""
     for path in folder.glob(f"{OLD}step-*"):
         with suppress(OSError):
             target = folder / path.name.removeprefix(OLD)
@@ -177,7 +178,7 @@ def tidy(folder: Path) -> None:
 
 
 def set_aside(folder: Path, step: int) -> list[str]:
-    """Rename checkpoints after `step`, so that a run that goes on from there doesn't mix with them; their new names."""
+    """Rename the checkpoints after `step`, so that a run resumed there doesn't mix with them; return the new names."""
     moved = []
     for path in list_checkpoints(folder):
         if step_of(path) > step:
@@ -189,6 +190,6 @@ def set_aside(folder: Path, step: int) -> list[str]:
 
 
 def fingerprint(file: Path) -> list[Any]:
-    """Size and sha256."""
+    """Size and SHA-256 of a file."""
     with file.open("rb") as content:
         return [file.stat().st_size, hashlib.file_digest(content, "sha256").hexdigest()]

@@ -1,4 +1,4 @@
-"""The run folder: create, refuse or continue it."""
+"""Create the folder of a run, or find the checkpoint to resume it from."""
 
 import shutil
 from itertools import count
@@ -23,33 +23,33 @@ PARTS = (
 
 
 def check_run(run: Path, overwrite: bool, option: str = "") -> None:
-    """Say early whether a new run may have this folder; nothing is changed.
+    """Check before any work that a new run can use this folder; nothing is changed.
 
     Args:
-        option: what the command calls it, before its name.
+        option: the command-line option, for messages.
 
     Raises:
-        ConfigError: it is a file, or there is something in it already.
-        EnvironmentFault: it cannot be written.
+        ConfigError: it is a file, or is not empty.
+        EnvironmentFault: it is not writable.
     """
     if run.exists() and not run.is_dir():
         raise ConfigError(f"{option}{run} is a file; give a folder")
     if run.is_dir() and any(path.name not in (LOCK, OWNER) for path in run.iterdir()) and not overwrite:
-        go_on = "continue that run with --resume auto" if option else "choose another folder"
+        advice = "continue that run with --resume auto" if option else "choose another folder"
         raise ConfigError(
-            f"{run} is not empty; {go_on}, or overwrite it with {'--overwrite' if option else 'overwrite=True'}"
+            f"{run} is not empty; {advice}, or overwrite it with {'--overwrite' if option else 'overwrite=True'}"
         )
     check_writable(run)
 
 
 def make_run(run: Path, option: str = "") -> Path:
-    """Make the folder of a run, if it is not there, and return it.
+    """Create the folder of a run, if it does not exist, and return it.
 
     Args:
         option: as for `check_run`.
 
     Raises:
-        EnvironmentFault: it cannot be made.
+        EnvironmentFault: it cannot be created.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -61,10 +61,10 @@ def make_run(run: Path, option: str = "") -> Path:
 
 
 def make_new_run(run: Path) -> Path:
-    """Make a folder of this name, or, where another run has it, with `-2`, `-3` … after it, and return it.
+    """Create a folder of this name, with `-2`, `-3` … appended if it exists already, and return it.
 
     Raises:
-        EnvironmentFault: it cannot be made.
+        EnvironmentFault: it cannot be created.
     """
     make_run(run.parent)
     for number in count(1):
@@ -80,14 +80,14 @@ def make_new_run(run: Path) -> Path:
 
 
 def prepare_run(run: str | Path, overwrite: bool, option: str = "") -> None:
-    """Make a folder ready for a new run.
+    """Create or clear a folder for a new run.
 
     Args:
         option: as for `check_run`.
 
     Raises:
         ConfigError: as for `check_run`.
-        EnvironmentFault: it cannot be made or written.
+        EnvironmentFault: it cannot be created or written.
     """
     run = Path(run)
     check_run(run, overwrite, option)
@@ -104,7 +104,7 @@ def prepare_run(run: str | Path, overwrite: bool, option: str = "") -> None:
 
 
 def find_run(root: Path, having: str = "best.safetensors") -> Path | None:
-    """The run under a folder whose file of this name is newest."""
+    """The run below a folder with the newest file of this name; None if there is none."""
     found = [path for path in root.glob(f"*/{having}") if path.is_file()]
     return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
 
@@ -113,29 +113,29 @@ def run_config(run: Path) -> Config:
     """The config that a run was started with.
 
     Raises:
-        CheckpointError: the folder is not that of a run.
+        CheckpointError: the folder is not a run folder, or its config is incomplete.
     """
     if not (run / "config.toml").is_file():
         raise CheckpointError(f"{run} is not a run folder: it has no config.toml")
     config = load_config(run / "config.toml")
-    if lost := [f"[{name}]" for name in Config.model_fields if name not in config.model_fields_set]:
-        raise CheckpointError(f"{run / 'config.toml'} is truncated or empty: it lacks {listed(lost)}; restore it")
+    if missing := [f"[{name}]" for name in Config.model_fields if name not in config.model_fields_set]:
+        raise CheckpointError(f"{run / 'config.toml'} is truncated or empty: it lacks {listed(missing)}; restore it")
     return config
 
 
-def find_checkpoint(run: Path, wanted: str) -> tuple[Path | None, list[str]]:
-    """The newest complete checkpoint of a run, or the requested one.
+def find_checkpoint(run: Path, name: str) -> tuple[Path | None, list[str]]:
+    """The newest intact checkpoint of a run (`auto`), or the one at a given path.
 
     Returns:
-        its folder, None where the run was ended before its first one; and what a user should know.
+        its folder, or None if the run has no checkpoint yet; and warnings for the user.
 
     Raises:
-        CheckpointError: all are damaged, or the newest is of a newer version of dino.
+        CheckpointError: all are damaged, or the newest was written by a newer version of dino.
     """
     tidy(run / "checkpoints")
     found = list_checkpoints(run / "checkpoints")
-    if wanted != NEWEST:
-        path = Path(wanted)
+    if name != NEWEST:
+        path = Path(name)
         try:
             verify_checkpoint(path)
         except NewerCheckpoint:
@@ -150,18 +150,18 @@ def find_checkpoint(run: Path, wanted: str) -> tuple[Path | None, list[str]]:
         try:
             verify_checkpoint(path)
         except NewerCheckpoint:
-            raise  # to go on from an older one would give up what a newer dino has learned
+            raise  # an older one would silently discard the training done by the newer version
         except CheckpointError as error:
             damaged.append(str(error))
         else:
             return path, [f"{error}; using the previous one" for error in damaged]
     best = run / "best.safetensors"
-    way = f"start a new run with --set train.weights={typed(best)}" if best.is_file() else "start over with --overwrite"
-    raise CheckpointError(f"no checkpoint of {run} is intact: {damaged[0]}; {way}")
+    fix = f"start a new run with --set train.weights={typed(best)}" if best.is_file() else "start over with --overwrite"
+    raise CheckpointError(f"no checkpoint of {run} is intact: {damaged[0]}; {fix}")
 
 
 def branch_off(run: Path, checkpoint: Path | None) -> list[str]:
-    """Put newer checkpoints of the run out of the way of one that it goes on from; what a user should know."""
+    """Move checkpoints newer than the one that the run resumes from aside; return messages for the user."""
     if checkpoint is None:
         return []
     moved = set_aside(run / "checkpoints", step_of(checkpoint))
@@ -169,7 +169,7 @@ def branch_off(run: Path, checkpoint: Path | None) -> list[str]:
 
 
 def write_config(run: str | Path, config: Config) -> None:
-    """What the run was started with, all defaults included."""
+    """Save the run's settings, including all defaults."""
     write_text(Path(run) / "config.toml", config_to_toml(config))
 
 

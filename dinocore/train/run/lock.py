@@ -1,4 +1,4 @@
-"""One run per folder."""
+"""A lock on the run folder, so that only one run uses it at a time."""
 
 import os
 import socket
@@ -13,9 +13,9 @@ LOCK, OWNER = ".lock", ".owner"
 
 
 class RunLock:
-    """Held from `take` to `release`; a killed process holds it no longer, whatever the files say.
+    """Held from `take` to `release`; the system releases it if the process is killed.
 
-    The owner's process id and machine stand in a file beside the lock, for people.
+    A file beside the lock names the owner's process id and machine, for messages.
     """
 
     def __init__(self, run: Path):
@@ -23,16 +23,16 @@ class RunLock:
         self.lock = FileLock(run / LOCK)
 
     def take(self) -> str:
-        """Lock the folder, which exists; returns who an earlier, killed run there was, or nothing.
+        """Lock the folder, which must exist; return the owner of an earlier run that was killed, or an empty string.
 
         Raises:
-            ConfigError: another process has it.
+            ConfigError: another process holds the lock.
             EnvironmentFault: the files cannot be written.
         """
         try:
             with suppress(NotImplementedError):  # a file system without locks: `.owner` still says who writes here
                 self.lock.acquire(blocking=False)
-            left = self._content()
+            previous = self._content()
             self.owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         except Timeout:
             raise ConfigError(
@@ -44,10 +44,10 @@ class RunLock:
             raise EnvironmentFault(
                 f"{self.owner} cannot be written: {error.strerror or error}; a run needs a writable folder"
             ) from error
-        return left
+        return previous
 
     def release(self) -> None:
-        """Let others in. `.lock` stays: removing it could take it from under somebody who just opened it."""
+        """Unlock the folder. `.lock` is not removed, since another process may just have opened it."""
         with suppress(OSError):
             self.owner.unlink(missing_ok=True)
         self.lock.release()

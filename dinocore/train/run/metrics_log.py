@@ -1,4 +1,4 @@
-"""A run's log: `metrics.jsonl` is authoritative; other sinks of its lines may fail without harm."""
+"""A run's log. `metrics.jsonl` is authoritative; other writers get the same rows and may fail without harm."""
 
 import json
 import os
@@ -12,19 +12,21 @@ from .sinks import RowWriter
 
 
 class MetricsLog(RowWriter):
-    """`metrics.jsonl`: one line per step and per evaluation, each once, however often the run was killed."""
+    """`metrics.jsonl`: one line per step and per evaluation, without duplicates even if the run was killed."""
 
     def __init__(self, run: Path, progress: Progress):
-        """Take the log up where the checkpoint left it: what was written after it will be written again."""
+        """Open the log and truncate it to the checkpoint's position, since later steps will be logged again."""
         self.run = run
         path = run / "metrics.jsonl"
-        self._cut(path, progress)
+        self._truncate(path, progress)
         self.handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self.end = os.fstat(self.handle).st_size
 
     def add(self, row: dict[str, Any]) -> None:
-        """Append a line, whole or not at all."""
-        line = to_json(row).encode() + b"\n"  # null: a gradient that overflowed in fp16 and was skipped
+        """Append a complete line, or nothing."""
+        line = (
+            to_json(row).encode() + b"\n"
+        )  # non-finite values, such as the gradient norm of a skipped fp16 step, become null
         try:
             if os.write(self.handle, line) < len(line):
                 raise OSError(28, "No space left on device")
@@ -35,20 +37,20 @@ class MetricsLog(RowWriter):
             self.end += len(line)
 
     def sync(self) -> int:
-        """Put all lines on the disk; returns the place reached, in bytes."""
+        """Sync the log to disk; return its size in bytes."""
         os.fsync(self.handle)
         return self.end
 
     def close(self, completed: bool = True) -> None:
-        """Nothing more will be written."""
+        """Close the file."""
         if self.handle >= 0:
             os.close(self.handle)
             self.handle = -1
 
-    def _cut(self, path: Path, progress: Progress) -> None:
+    def _truncate(self, path: Path, progress: Progress) -> None:
         content = path.read_bytes() if path.is_file() else b""
         kept = content[: progress.log_bytes]
-        if len(kept) < progress.log_bytes or not (kept == b"" or kept.endswith(b"\n")):  # not the log we knew
+        if len(kept) < progress.log_bytes or not (kept == b"" or kept.endswith(b"\n")):  # the log was changed
             lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
             kept = b"".join(line for line in lines if _step(line) <= progress.step)
         if kept != content:
@@ -56,7 +58,7 @@ class MetricsLog(RowWriter):
 
 
 class MetricsLogger:
-    """The log, and all others that get its lines. A writer that fails is named once; the run continues."""
+    """Passes rows to the log and all other writers. A failing writer is reported once; the run continues."""
 
     def __init__(self, log: MetricsLog, writers: Sequence[RowWriter] = ()):
         self.log = log
@@ -65,7 +67,7 @@ class MetricsLogger:
         self.closed = False
 
     def add(self, row: dict[str, Any]) -> Iterator[str]:
-        """Tell everybody; yields what a user should know."""
+        """Pass a row to all writers; yield warnings for the user."""
         for number, writer in enumerate(self.writers):
             try:
                 writer.add(row)
@@ -74,55 +76,55 @@ class MetricsLogger:
         yield from self.problems()
 
     def problems(self) -> Iterator[str]:
-        """What a user should know, once for each writer."""
+        """Yield each writer's problem, at most once per writer."""
         for number, writer in enumerate(self.writers):
             yield from self._once(number, writer.problem())
 
-    def _once(self, number: int, text: str) -> Iterator[str]:
-        if text and number not in self.reported:
+    def _once(self, number: int, message: str) -> Iterator[str]:
+        if message and number not in self.reported:
             self.reported.add(number)
-            yield text if self.closed else f"{text}; the run continues"
+            yield message if self.closed else f"{message}; the run continues"
 
     def sync(self) -> int:
-        """The place reached in the log."""
+        """Sync the log to disk; return its size in bytes."""
         return self.log.sync()
 
-    def go_back(self, progress: Progress) -> None:
-        """Forget what was written after a checkpoint."""
+    def rewind(self, progress: Progress) -> None:
+        """Discard the lines logged after a checkpoint."""
         self.log.close()
         self.log = self.writers[0] = MetricsLog(self.log.run, progress)
 
     def close(self, completed: bool = True) -> None:
-        """The end of the run, `completed` unless an error or a signal ended it."""
+        """End the run; `completed` is False if an error or a signal ended it."""
         self.closed = True
         for writer in self.writers:
             writer.close(completed)
 
 
 class NoLogger:
-    """On processes that write nothing."""
+    """Does nothing: the logger of all ranks except the main one."""
 
     def add(self, row: dict[str, Any]) -> Iterator[str]:
-        """Nothing to say."""
+        """Log nothing."""
         yield from ()
 
     def problems(self) -> Iterator[str]:
-        """None."""
+        """Yield nothing."""
         yield from ()
 
     def sync(self) -> int:
-        """No place."""
+        """Always 0."""
         return 0
 
-    def go_back(self, progress: Progress) -> None:
-        """Nothing to forget."""
+    def rewind(self, progress: Progress) -> None:
+        """Do nothing."""
 
     def close(self, completed: bool = True) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 def _step(line: bytes) -> float:
-    """The step of a line; a damaged line is none's."""
+    """The step of a line; infinity if the line is damaged."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""`report.html` in the run folder, written after each evaluation and at the end. It never stops a run."""
+"""`report.html` in the run folder, written after each evaluation and at the end. A failure never stops the run."""
 
 import importlib.metadata
 import json
@@ -25,48 +25,48 @@ from ..context import RunContext
 from .sinks import RowWriter
 
 EXAMPLES = "best_examples.json"
-MOST = 24  # images
-SIDE = 800  # pixels, at most
-LOWEST = 0.05  # score of a box that is kept
-BOXES = 100  # of an image
+MAX_IMAGES = 24
+MAX_SIDE = 800  # pixels
+MIN_SCORE = 0.05  # of a box that is saved
+MAX_BOXES = 100  # per image
 
 
 def save_examples(folder: Path, val: Annotations, epoch: int, results: list[dict[str, Any]]) -> None:
-    """Keep what the best weights found in a few validation images.
+    """Save the detections of the best weights in a few validation images.
 
     Raises:
         EnvironmentFault: the file cannot be written.
     """
-    ids = val.image_ids[evenly(len(val.image_ids), MOST)].tolist()
+    ids = val.image_ids[evenly(len(val.image_ids), MAX_IMAGES)].tolist()
     kept: dict[int, list[dict[str, Any]]] = {image: [] for image in ids}
     for result in results:
-        if result["image_id"] in kept and result["score"] >= LOWEST:
+        if result["image_id"] in kept and result["score"] >= MIN_SCORE:
             kept[result["image_id"]].append(result)
-    found = [row for rows in kept.values() for row in sorted(rows, key=lambda row: -row["score"])[:BOXES]]
+    found = [row for rows in kept.values() for row in sorted(rows, key=lambda row: -row["score"])[:MAX_BOXES]]
     write_text(folder / EXAMPLES, to_json({"epoch": epoch, "results": found}))
 
 
 class ReportFile(RowWriter):
-    """Writes the report anew whenever the log has an evaluation, and once more at the end if more was logged since."""
+    """Rewrites the report after each evaluation, and at the end of the run if more was logged since."""
 
     def __init__(self, context: RunContext, facts: dict[str, str]):
         self.context, self.facts = context, facts
-        self.behind = False
-        self.images: dict[int, MarkedImage] = {}  # small ones, by place in the split: they are read once
+        self.outdated = False
+        self.images: dict[int, MarkedImage] = {}  # shrunk, by index in the split, so that each is read once
 
     def add(self, row: dict[str, Any]) -> None:
-        """One line of metrics.jsonl."""
-        self.behind = True
+        """Rewrite the report if this row is an evaluation."""
+        self.outdated = True
         if "AP" in row:
             self._write()
 
     def close(self, completed: bool = True) -> None:
-        """The end of the run."""
-        if self.behind:
+        """Rewrite the report if it is outdated."""
+        if self.outdated:
             self._write()
 
     def _write(self) -> None:
-        self.behind = False
+        self.outdated = False
         try:
             epoch, examples = self._examples()
             settings = self.context.config.model_dump()
@@ -76,15 +76,15 @@ class ReportFile(RowWriter):
             write_page(
                 self.context.folder / "report.html", training_page(self.context.folder / "metrics.jsonl", run_facts)
             )
-        except Exception as error:  # whatever it is, hours of training are worth more
+        except Exception as error:  # of any kind: it must not end a long training
             self.message = f"report.html cannot be written ({type(error).__name__}: {error})"
 
     def _examples(self) -> tuple[int, list[MarkedImage]]:
-        """The epoch of the best evaluation, and its images with annotations and detections."""
+        """The epoch of the best evaluation, and example images with annotations and detections."""
         path, val = self.context.folder / EXAMPLES, self.context.data.val
         if not path.is_file():
             return 0, []
-        kept, chosen = json.loads(path.read_text(encoding="utf-8")), evenly(len(val.image_ids), MOST)
+        kept, chosen = json.loads(path.read_text(encoding="utf-8")), evenly(len(val.image_ids), MAX_IMAGES)
         ids = set(val.image_ids[chosen].tolist())
         matches = match(
             choose_images(val, np.array(chosen)), [row for row in kept["results"] if row["image_id"] in ids]
@@ -94,7 +94,7 @@ class ReportFile(RowWriter):
             example = self._image(index)
             if example is not None:
                 scale = example.image.width / val.sizes[index][0]
-                marks = judged_marks(matches, int(val.image_ids[index]), LOWEST)
+                marks = judged_marks(matches, int(val.image_ids[index]), MIN_SCORE)
                 marks = [mark._replace(xyxy=[side * scale for side in mark.xyxy]) for mark in marks]
                 shown.append(example._replace(marks=marks))
         return kept["epoch"], shown
@@ -105,13 +105,13 @@ class ReportFile(RowWriter):
             try:
                 image = read_image(val.path(index), self.context.config.data)
             except DataError:
-                return None  # the evaluation has said so
-            self.images[index] = shrink(MarkedImage(os.fsdecode(val.file_names[index]), image), SIDE)
+                return None  # the evaluation has warned about it
+            self.images[index] = shrink(MarkedImage(os.fsdecode(val.file_names[index]), image), MAX_SIDE)
         return self.images[index]
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """What a run runs on."""
+    """The machine, device and package versions of a run."""
     threads = counted(torch.get_num_threads(), "thread")
     facts = {
         "system": platform.platform(),

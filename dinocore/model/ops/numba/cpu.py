@@ -1,9 +1,9 @@
-"""Deformable attention and depthwise gradients on CPUs: tensors in and out of the Numba kernels, and their threads.
+"""Deformable attention and depthwise gradients on CPUs: passes tensors to the Numba kernels and runs them in threads.
 
-Sums are kept in float32 (float64 for float64 values). The result has the same bits however many threads there are.
-The threads are PyTorch's own, where they can be had: these go on spinning for some milliseconds after each operation,
-and threads of ours would share the cores with them; sampling took twice as long so. Kernels release Python's lock, and
-are called by piece.
+Sums are accumulated in float32 (float64 for float64 values). Results are bitwise equal for any number of threads.
+Kernels run in PyTorch's own OpenMP threads where possible: those keep spinning for some milliseconds after each
+operation, so separate threads would compete with them for the cores, which doubled the time of the sampling. Kernels
+release the GIL; each thread calls them for a part of the work.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dinocore.model.ops.depthwise import LANES
 from dinocore.model.ops.numba.kernel_depthwise import weight_gradient_kernel
-from dinocore.model.ops.numba.kernels import around_kernel, backward_kernel, forward_kernel, padded
+from dinocore.model.ops.numba.kernels import backward_kernel, forward_kernel, fused_kernel, next_power_of_two
 
 Shapes = list[tuple[int, int]]
 
@@ -34,15 +34,15 @@ def forward(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -
     return output.to(value.dtype)
 
 
-def forward_around(
+def forward_fused(
     value: Tensor, padding: Tensor, shapes: Shapes, reference: Tensor, offsets: Tensor, logits: Tensor
 ) -> Tensor:
-    """As `dispatch.sample`, without its intermediate tensors; sums are kept in float32."""
+    """Like `dispatch.sample`, without its intermediate tensors; sums are accumulated in float32."""
     batch, num_queries, levels, size = reference.shape
     _, tokens, heads, head_dim = value.shape
     points = logits.shape[-1] // levels
     output = torch.empty(batch, num_queries, heads * head_dim, dtype=_stored(value))
-    kernel = around_kernel(head_dim, levels, points, size)
+    kernel = fused_kernel(head_dim, levels, points, size)
     stored = [flat_array(x.to(_stored(x))) for x in (reference, offsets, logits)]
     inputs = (
         flat_array(value.to(_stored(value))),
@@ -57,7 +57,7 @@ def forward_around(
 def backward(
     grad: Tensor, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, locations and weights, each with the shape and dtype of its own."""
+    """Gradients of value, locations and weights, each with the shape and dtype of its tensor."""
     batch, _, heads, levels, points = weights.shape
     kernel = backward_kernel(value.shape[-1], levels * points, _real(value))
     grad_value = torch.empty(value.shape, dtype=_stored(value))
@@ -85,7 +85,7 @@ def _computed(value: Tensor) -> torch.dtype:
 
 
 def _stored(value: Tensor) -> torch.dtype:
-    return torch.bfloat16 if value.dtype == torch.bfloat16 else _computed(value)  # kernels know no float16
+    return torch.bfloat16 if value.dtype == torch.bfloat16 else _computed(value)  # kernels don't support float16
 
 
 def _real(value: Tensor) -> type:
@@ -93,63 +93,63 @@ def _real(value: Tensor) -> type:
 
 
 def _arrays(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> tuple[tuple, tuple[int, int, int]]:
-    """What every kernel reads: value, locations, weights and maps; and S, M, N."""
+    """The inputs of every kernel: value, locations, weights and maps; and S, M, N."""
     real = _computed(value)
     inputs = flat_array(value.to(_stored(value))), flat_array(locations.to(real)), flat_array(weights.to(real))
     return (*inputs, _maps(shapes, weights.shape[4], _real(value))), (value.shape[1], value.shape[2], weights.shape[1])
 
 
 def _maps(shapes: Shapes, points: int, real: type) -> np.ndarray:
-    """Width, height and first token of the level of each of the L * P samples, (3, V) flat."""
+    """Width, height and first token of the level of each of the L * P samples, flat (3, V)."""
     starts = np.cumsum([0, *(height * width for height, width in shapes)])[:-1]
     levels = np.array([(width, height, start) for (height, width), start in zip(shapes, starts, strict=True)])  # (L, 3)
     samples = levels.T.repeat(points, axis=1)  # (3, L * P)
-    maps = np.zeros((3, padded(samples.shape[1])), dtype=real)
+    maps = np.zeros((3, next_power_of_two(samples.shape[1])), dtype=real)
     maps[:, : samples.shape[1]] = samples
     return maps.ravel()
 
 
 def flat_array(tensor: Tensor) -> np.ndarray:
-    """The numbers in order, without a copy if they lie so; bf16 as uint16."""
+    """A flat NumPy array of a tensor's values, without a copy if it is contiguous; bf16 becomes uint16."""
     tensor = tensor.detach().contiguous()
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.view(torch.uint16)
     return tensor.numpy().reshape(-1)
 
 
-_forked = False  # OpenMP's threads are not there in a child, and it would wait for them
+_forked = False  # a forked child has no OpenMP threads, and would wait for them forever
 
 
 def in_parallel(kernel: Callable, arguments: tuple, total: int) -> None:
-    """Call kernel(*arguments, begin, end) for pieces of 0 to `total`, as many as PyTorch has threads."""
-    pieces = max(1, min(torch.get_num_threads(), total))
-    edges = [total * piece // pieces for piece in range(pieces + 1)]
+    """Split the range from 0 to `total` over PyTorch's number of threads; each calls kernel(*arguments, begin, end)."""
+    chunks = max(1, min(torch.get_num_threads(), total))
+    edges = [total * chunk // chunks for chunk in range(chunks + 1)]
 
-    def run(piece: int) -> None:
-        kernel(*arguments, *edges[piece : piece + 2])
+    def run(chunk: int) -> None:
+        kernel(*arguments, *edges[chunk : chunk + 2])
 
-    if pieces == 1:
+    if chunks == 1:
         run(0)
     elif (library := _openmp()) and not _forked:
-        _in_openmp(library, run, pieces)
+        _run_in_openmp(library, run, chunks)
     else:
-        others = [_pool().submit(run, piece) for piece in range(1, pieces)]
+        others = [_pool().submit(run, chunk) for chunk in range(1, chunks)]
         run(0)
         for other in others:
             other.result()
 
 
-def _in_openmp(library: ctypes.CDLL, run: Callable[[int], None], pieces: int) -> None:
+def _run_in_openmp(library: ctypes.CDLL, run: Callable[[int], None], chunks: int) -> None:
     errors = []
 
     def work(_: int | None) -> None:
         try:
-            for piece in range(library.omp_get_thread_num(), pieces, library.omp_get_num_threads()):
-                run(piece)
-        except BaseException as error:  # it must not leave a function that C calls
+            for chunk in range(library.omp_get_thread_num(), chunks, library.omp_get_num_threads()):
+                run(chunk)
+        except BaseException as error:  # must not propagate into C code
             errors.append(error)
 
-    library.GOMP_parallel(_REGION(work), None, pieces, 0)
+    library.GOMP_parallel(_REGION(work), None, chunks, 0)
     if errors:
         raise errors[0]
 
@@ -159,7 +159,7 @@ _REGION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 @functools.cache
 def _openmp() -> ctypes.CDLL | None:
-    """The OpenMP library that PyTorch has loaded; only Linux tells which one that is."""
+    """The OpenMP library that PyTorch has loaded, which can only be found on Linux; otherwise None."""
     maps = Path("/proc/self/maps")
     loaded = {line.split()[-1] for line in maps.read_text().splitlines()} if maps.exists() else set()
     found = [name for name in loaded if Path(name).name.startswith(("libgomp", "libiomp5", "libomp"))]

@@ -1,4 +1,4 @@
-"""int8 layers on CPUs: tensors in and out of the Numba kernels."""
+"""int8 layers on CPUs: packs their weights and passes tensors to the Numba kernels."""
 
 import math
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from dinocore.model.ops.numba.cpu import flat_array, in_parallel
 from dinocore.model.ops.numba.kernel_int8 import (
-    LEAST,
-    MIDDLE,
+    MIN_PEAK,
+    ZERO_POINT,
     Layer,
     convolution_kernel,
     feed_forward_kernel,
@@ -20,20 +20,21 @@ from dinocore.model.ops.numba.kernel_int8 import (
 )
 from dinocore.model.ops.numba.tiles import GROUP, LANES, OUTPUTS, TOKENS
 
-__all__ = ["LANES", "MIDDLE", "convolve", "feed_forward", "linear", "pack"]
+__all__ = ["LANES", "ZERO_POINT", "convolve", "feed_forward", "linear", "pack"]
 
-SLAB = 1024  # bytes of a token that are multiplied at once, at most: the weights for them stay in the nearest cache
+SLAB = 1024  # most bytes of a token that are multiplied at once, so that their weights stay in the L1 cache
 
 
 def pack(weight: Tensor, zero: int, slabs: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """A matrix (D, C) as the kernels read it.
+    """Quantize a weight matrix (D, C) and lay it out as the kernels read it.
 
     Args:
-        zero: the byte that stands for 0 in what is multiplied.
-        slabs: parts into which the C bytes of a token fall that need not lie side by side; None: as suits the cache.
+        zero: the zero point of the activations that it will be multiplied with.
+        slabs: number of parts of a token's C bytes, which need not be adjacent in memory; None: as suits the cache.
+
     Returns:
-        Signed bytes (panels, slabs, groups, OUTPUTS, GROUP) with zeros where D or C is rounded up, what sums start
-        from, (panels * OUTPUTS,), and the scale of each output, (D,).
+        Signed bytes (panels, slabs, groups, OUTPUTS, GROUP), zero where D or C is rounded up; the initial value of each
+        sum, (panels * OUTPUTS,); and the scale of each output, (D,).
     """
     outputs, channels = weight.shape
     panels = math.ceil(outputs / OUTPUTS)
@@ -54,16 +55,16 @@ def pack(weight: Tensor, zero: int, slabs: int | None = None) -> tuple[Tensor, T
 
 
 class Weights(NamedTuple):
-    """The weights of a layer, see `pack`."""
+    """The packed weights of a layer; see `pack`."""
 
     matrix: Tensor
-    starts: Tensor
+    starts: Tensor  # initial values of the sums
     scale: Tensor
     bias: Tensor  # (D,)
 
 
 def linear(x: Tensor, layer: Weights, zero: int, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-    """(..., C), and a residual (..., D), float32 or bfloat16, to (..., D)."""
+    """A linear layer: (..., C) -> (..., D), float32 or bfloat16; a residual (..., D) is added before the ReLU."""
     output = torch.empty(*x.shape[:-1], len(layer.scale), dtype=x.dtype)
     to_add = flat_array(output)[:0] if residual is None else flat_array(residual)
     arrays = flat_array(x), zero, _layer(layer, x.shape[-1]), to_add, relu, flat_array(output)
@@ -72,10 +73,10 @@ def linear(x: Tensor, layer: Weights, zero: int, residual: Tensor | None = None,
 
 
 def feed_forward(x: Tensor, first: Weights, second: Weights, norm: tuple[Tensor, Tensor, float]) -> Tensor:
-    """Two linear layers with a ReLU between them, x added, then layer norm: (..., C), float32 or bfloat16, to (..., C).
+    """Layer norm of x plus two linear layers with a ReLU between them: (..., C) -> (..., C), float32 or bfloat16.
 
     Args:
-        norm: its scale (C,), its shift (C,) and what is added to the variance.
+        norm: scale (C,), shift (C,) and epsilon of the layer norm.
     """
     output = torch.empty(x.shape, dtype=x.dtype)
     layers = _layer(first, x.shape[-1]), _layer(second, len(first.scale))
@@ -85,31 +86,32 @@ def feed_forward(x: Tensor, first: Weights, second: Weights, norm: tuple[Tensor,
 
 
 def convolve(x: Tensor, layer: Weights, kernel: Sequence[int], padding: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """The ReLU of a convolution of numbers from 0, (1, C, H, W) to (1, D, h, w), float32 or bfloat16, channels last.
+    """A convolution of non-negative values, then ReLU: (1, C, H, W) -> (1, D, h, w), channels last.
 
-    The image has a scale of its own. One with a number that is not finite becomes NaN.
+    Input and output are float32 or bfloat16. The input is quantized with a single scale. If any value is not finite,
+    the whole output is NaN.
     """
     channels, *sides = x.shape[1:]
-    numbers, peaks = flat_array(x.permute(0, 2, 3, 1)), torch.empty(sides[0] * sides[1])
-    in_parallel(peaks_kernel, (numbers, channels, flat_array(peaks)), len(peaks))
-    top = max(peaks.amax().item(), LEAST)  # NaN stays, as the first of the two
+    values, peaks = flat_array(x.permute(0, 2, 3, 1)), torch.empty(sides[0] * sides[1])
+    in_parallel(peaks_kernel, (values, channels, flat_array(peaks)), len(peaks))
+    top = max(peaks.amax().item(), MIN_PEAK)  # keeps NaN, since it is the first argument
     height, width = (side + 2 * pixels for side, pixels in zip(sides, padding, strict=True))
-    data = torch.empty(height * width * channels + TOKENS * stride[1] * channels + GROUP, dtype=torch.uint8)
-    image = flat_array(data)  # longer than needed, since the last tile may go on behind it
-    in_parallel(padded_bytes_kernel, (numbers, (*sides, channels, *padding), 255 / top, image), height)
+    buffer = torch.empty(height * width * channels + TOKENS * stride[1] * channels + GROUP, dtype=torch.uint8)
+    image = flat_array(buffer)  # longer than the image, since the last tile may read beyond it
+    in_parallel(padded_bytes_kernel, (values, (*sides, channels, *padding), 255 / top, image), height)
     rows, columns = (height - kernel[0]) // stride[0] + 1, (width - kernel[1]) // stride[1] + 1
     output = torch.empty(1, rows, columns, len(layer.scale), dtype=x.dtype)
-    taken = _layer(layer, channels, stride[1] * channels, width * channels)
-    row_step = stride[0] * width * channels
-    in_parallel(convolution_kernel, (image, top / 255, taken, row_step, columns, flat_array(output)), rows)
+    conv_layer = _layer(layer, channels, stride[1] * channels, width * channels)
+    row_stride = stride[0] * width * channels
+    in_parallel(convolution_kernel, (image, top / 255, conv_layer, row_stride, columns, flat_array(output)), rows)
     if not math.isfinite(top):
-        output.fill_(math.nan)  # of which the ReLU makes 0
+        output.fill_(math.nan)  # the ReLU turned NaN into 0
     return output.permute(0, 3, 1, 2)
 
 
-def _layer(weights: Weights, channels: int, step: int | None = None, hop: int | None = None) -> Layer:
-    """As the kernels read it; without a step and a hop, slab lies by slab and token by token."""
+def _layer(weights: Weights, channels: int, token_stride: int | None = None, slab_stride: int | None = None) -> Layer:
+    """A layer as the kernels read it; by default, the slabs of a token and the tokens are adjacent in memory."""
     slabs, groups = weights.matrix.shape[1:3]
-    hop = hop or groups * GROUP
+    slab_stride = slab_stride or groups * GROUP
     matrix, starts, scales, bias = map(flat_array, weights)
-    return Layer(matrix, starts, scales, bias, channels, slabs, step or slabs * hop, hop)
+    return Layer(matrix, starts, scales, bias, channels, slabs, token_stride or slabs * slab_stride, slab_stride)

@@ -1,9 +1,9 @@
-"""The gradient of a depthwise convolution's weights for CPUs, compiled by Numba for each size and stride.
+"""The weight gradient of a depthwise convolution on CPUs, compiled by Numba for each kernel size and stride.
 
-oneDNN takes twenty times as long for it as for the convolution. Channels lie side by side, LANES at a time. What is
-added up along one row of the map is added to the sum of all rows at its end, which rounds less than one long sum.
+oneDNN takes twenty times as long for it as for the convolution itself. Channels are contiguous in memory and processed
+LANES at a time. Each row of the map is summed separately and added to the total, which rounds less than one long sum.
 """
-# it does not know that Numba passes the typing context:
+# pyright does not know that Numba passes the typing context:
 # pyright: reportCallIssue=false
 
 import functools
@@ -18,21 +18,21 @@ from dinocore.model.ops.numba.rows import fill, load, store
 
 @functools.cache
 def weight_gradient_kernel(side: int, stride: int, real: type) -> Callable:
-    """Kernel that fills output (side * side, C), `begin` to `end` of its C / LANES blocks of channels.
+    """A kernel that fills output (side * side, C) for the blocks of LANES channels from `begin` to `end`.
 
-    It reads images (B, H, W, C) with their zeros around them and gradients (B, h, w, C), all flat.
+    It reads padded images (B, H, W, C) and output gradients (B, h, w, C); all arrays are flat.
     """
 
     def differentiate(images, gradients, sizes, output, begin, end):
         batch, height, width, rows, columns, channels = sizes
         zero = fill(real(0), LANES)
-        of_row = np.empty(side * side * LANES, dtype=real)
+        row_sum = np.empty(side * side * LANES, dtype=real)
         for block in range(begin, end):
             first = block * LANES
             for tap in range(side * side):
                 store(output, tap * channels + first, zero)
             for row in range(batch * rows):
-                of_row[:] = 0
+                row_sum[:] = 0
                 top = row // rows * height + row % rows * stride
                 for column in range(columns):
                     gradient = load(gradients, (row * columns + column) * channels + first, zero)
@@ -41,9 +41,9 @@ def weight_gradient_kernel(side: int, stride: int, real: type) -> Callable:
                         for x in range(side):
                             at = (y * side + x) * LANES
                             product = load(images, start + x * channels, zero) * gradient
-                            store(of_row, at, load(of_row, at, zero) + product)
+                            store(row_sum, at, load(row_sum, at, zero) + product)
                 for tap in range(side * side):
                     at = tap * channels + first
-                    store(output, at, load(output, at, zero) + load(of_row, tap * LANES, zero))
+                    store(output, at, load(output, at, zero) + load(row_sum, tap * LANES, zero))
 
     return compiled(differentiate)

@@ -1,5 +1,5 @@
-"""Arithmetic with the rows of `rows`, for kernels that Numba compiles."""
-# it does not know that Numba passes the typing context:
+"""Arithmetic on SIMD rows (see `rows`), for kernels that Numba compiles."""
+# pyright does not know that Numba passes the typing context:
 # pyright: reportCallIssue=false
 
 import operator
@@ -11,7 +11,7 @@ from numba.core.extending import intrinsic, overload
 
 from dinocore.model.ops.numba.rows import INT32, Row, constant, fill_row, splat
 
-CONTRACT = ("contract",)  # multiply and add in one step; nothing that assumes finite numbers
+CONTRACT = ("contract",)  # allows fused multiply-add, but nothing that assumes finite numbers
 LOG2_E = 1.4426950408889634
 POWERS = (1.5403530e-4, 1.3333558e-3, 9.6181291e-3, 5.5504109e-2, 0.24022651, 0.69314718, 1.0)  # ln(2)**k / k!
 
@@ -43,7 +43,7 @@ def dot(typing_context, row, other):
 
 @intrinsic
 def largest(typing_context, row):
-    """The largest number; NaN only where there is nothing else."""
+    """The largest value of a row, ignoring NaN unless all are NaN."""
 
     def generate(context, builder, signature, args):
         number, vector = context.get_value_type(row.dtype), context.get_value_type(row)
@@ -55,12 +55,12 @@ def largest(typing_context, row):
 
 
 @intrinsic
-def two_to_the(typing_context, row):
-    """2 to the power of each number, which must be whole and from -126 to 127; float32 only."""
+def exp2_integer(typing_context, row):
+    """2 to the power of each value, which must be an integer from -126 to 127; float32 only."""
 
     def generate(context, builder, signature, args):
-        whole = builder.fptosi(args[0], ir.VectorType(INT32, row.width))
-        bits = builder.shl(builder.add(whole, constant(127, row.width)), constant(23, row.width))
+        integer = builder.fptosi(args[0], ir.VectorType(INT32, row.width))
+        bits = builder.shl(builder.add(integer, constant(127, row.width)), constant(23, row.width))
         return builder.bitcast(bits, args[0].type)
 
     return row(row), generate
@@ -68,18 +68,18 @@ def two_to_the(typing_context, row):
 
 @intrinsic
 def floor(typing_context, row):
-    """The greatest whole number not above, lane by lane."""
+    """The largest integer not above each value."""
     return row(row), _call_llvm("floor", row)
 
 
 @intrinsic
 def absolute(typing_context, row):
-    """The numbers without their signs."""
+    """The absolute value of each lane."""
     return row(row), _call_llvm("fabs", row)
 
 
 def _call_llvm(function, row):
-    """Code that calls one of LLVM's own functions on a row."""
+    """A code generator that calls an LLVM intrinsic on a row."""
 
     def generate(context, builder, signature, args):
         called = ir.FunctionType(args[0].type, [args[0].type])
@@ -91,7 +91,7 @@ def _call_llvm(function, row):
 
 @intrinsic
 def larger(typing_context, row, other):
-    """The larger of two numbers, lane by lane; `other` where one of them is NaN."""
+    """The larger value, lane by lane; `other` where either is NaN."""
 
     def generate(context, builder, signature, args):
         return builder.select(builder.fcmp_ordered(">", *args), *args)
@@ -110,7 +110,7 @@ def where(typing_context, condition, row, other):
 
 
 def _operator(symbol: Callable, build: Callable, result: types.Type | None = None) -> None:
-    """Let kernels write `row symbol row`; the result has its own dtype where that is not the one of the rows."""
+    """Define the operator `symbol` for two rows; `result` is the result's dtype where it differs from the rows'."""
 
     @intrinsic
     def apply(typing_context, row, other):
@@ -136,12 +136,12 @@ _operator(operator.lt, lambda builder, a, b: builder.fcmp_ordered("<", a, b), ty
 
 @njit(inline="never")
 def exp(row):
-    """e to the power of each number up to 0, in float32 to within 2e-7; NaN stays NaN."""
+    """e to the power of each value, which must not exceed 0, in float32 to within 2e-7; NaN stays NaN."""
     power = row * splat(LOG2_E, row)
     lowest = splat(-126.0, row)
-    whole = floor(where(power >= lowest, power, lowest) + splat(0.5, row))
-    part = where(power < lowest, splat(0.0, row), power - whole)  # in [-0.5, 0.5]
+    integer = floor(where(power >= lowest, power, lowest) + splat(0.5, row))
+    fraction = where(power < lowest, splat(0.0, row), power - integer)  # in [-0.5, 0.5]
     total = splat(POWERS[0], row)
     for k in range(1, 7):
-        total = total * part + splat(POWERS[k], row)
-    return total * two_to_the(whole)
+        total = total * fraction + splat(POWERS[k], row)
+    return total * exp2_integer(integer)

@@ -1,9 +1,9 @@
-"""Rows of numbers in SIMD registers, for kernels that Numba compiles: to and from memory, and from lane to lane.
+"""SIMD rows for kernels that Numba compiles: load, store, and move values between lanes.
 
-Numba has no such type, so it is made here. LLVM cuts a row of any width into the registers of the machine.
-Rows are loaded from flat arrays; a uint16 array holds bf16, which is widened to float32 when loaded, as int32 is.
+Numba has no vector type, so it is defined here. LLVM splits a row of any width into the machine's registers. Rows are
+loaded from flat arrays. A uint16 array holds bf16, which is converted to float32 when loaded, as int32 is.
 """
-# it does not know that Numba passes the typing context:
+# pyright does not know that Numba passes the typing context:
 # pyright: reportCallIssue=false
 
 from llvmlite import ir
@@ -15,7 +15,7 @@ INT32 = ir.IntType(32)
 
 
 class Row(types.Type):
-    """`width` numbers in registers."""
+    """`width` values of one dtype in SIMD registers."""
 
     def __init__(self, dtype: types.Type, width: int):
         self.dtype = dtype
@@ -50,7 +50,7 @@ def _pointer(context, builder, array_type, array, start, width):
 
 
 def _read(context, builder, array_type, array, start, width):
-    """Numbers side by side in memory; uint16 are bf16, the upper half of a float32, and int32 become float32."""
+    """Load contiguous values; uint16 is read as bf16, the upper half of a float32; int32 is converted to float32."""
     pointer = _pointer(context, builder, array_type, array, start, width)
     numbers = builder.load(pointer, align=array_type.dtype.bitwidth // 8)
     if array_type.dtype == types.int32:
@@ -63,7 +63,7 @@ def _read(context, builder, array_type, array, start, width):
 
 @intrinsic(prefer_literal=True)
 def fill(typing_context, scalar, width):
-    """A row of `width` (a constant) with the same number everywhere."""
+    """A row of `width` lanes (a constant), all equal to `scalar`."""
     width = width.literal_value
 
     def generate(context, builder, signature, args):
@@ -74,7 +74,7 @@ def fill(typing_context, scalar, width):
 
 @intrinsic
 def splat(typing_context, scalar, like):
-    """A row like another one with the same number everywhere."""
+    """A row of the same type as `like`, with all lanes equal to `scalar`."""
 
     def generate(context, builder, signature, args):
         return fill_row(builder, args[0], like.width)
@@ -84,7 +84,7 @@ def splat(typing_context, scalar, like):
 
 @intrinsic
 def load(typing_context, array, start, like):
-    """The row array[start : start + width], of the width and type of another row."""
+    """The row array[start : start + width], with the width and dtype of `like`."""
 
     def generate(context, builder, signature, args):
         return _read(context, builder, array, *args[:2], like.width)
@@ -94,7 +94,7 @@ def load(typing_context, array, start, like):
 
 @intrinsic
 def load_pairs(typing_context, array, start, like):
-    """Two rows, whose numbers take turns in array[start : start + 2 * width]."""
+    """Two rows that are interleaved in array[start : start + 2 * width]."""
 
     def generate(context, builder, signature, args):
         pairs = _read(context, builder, array, *args[:2], 2 * like.width)
@@ -106,7 +106,7 @@ def load_pairs(typing_context, array, start, like):
 
 @intrinsic
 def store(typing_context, array, start, row):
-    """Write the row to array[start : start + width], rounded to bf16 (uint16 array), or cut to int32 or uint8."""
+    """Write the row to array[start : start + width], rounded to bf16 (uint16 array) or truncated to int32 or uint8."""
 
     def generate(context, builder, signature, args):
         numbers = args[2]
@@ -134,7 +134,7 @@ def _to_bf16(builder, numbers, width):
 
 @intrinsic
 def store_pairs(typing_context, array, start, row, other):
-    """Write row[0], other[0], row[1], other[1], ... to array[start : start + 2 * width]."""
+    """Interleave two rows: write row[0], other[0], row[1], ... to array[start : start + 2 * width]."""
     order = [lane + side * row.width for lane in range(row.width) for side in (0, 1)]
 
     def generate(context, builder, signature, args):
@@ -148,8 +148,8 @@ def store_pairs(typing_context, array, start, row, other):
 
 @intrinsic
 def resize(typing_context, row, like):
-    """The row cut, or continued by zeros, to the width of another row."""
-    order = [min(lane, row.width) for lane in range(like.width)]  # lane `width` of both is the first zero
+    """The row, truncated or zero-padded to the width of `like`."""
+    order = [min(lane, row.width) for lane in range(like.width)]  # index `width` is the first zero
 
     def generate(context, builder, signature, args):
         zeros = ir.Constant(args[0].type, None)
@@ -160,7 +160,7 @@ def resize(typing_context, row, like):
 
 @intrinsic(prefer_literal=True)
 def spread(typing_context, row, repeats, step, first, like):
-    """Lane `first` of the row `repeats` times, then lane `first` + `step`, and so on; zeros after the last one."""
+    """Repeat lane `first` of the row `repeats` times, then lane `first` + `step`, and so on; zeros after the last."""
     repeats, step, first = (number.literal_value for number in (repeats, step, first))
     order = [min(first + lane // repeats * step, row.width) for lane in range(like.width)]  # `width` is the first zero
 

@@ -1,8 +1,8 @@
 """Tiles of int8 dot products, held in registers, for kernels that Numba compiles.
 
-A tile is TOKENS x OUTPUTS numbers in int32. Sums grow by four products at once, one instruction of AVX-512 VNNI.
+A tile is TOKENS x OUTPUTS int32 sums. One AVX-512 VNNI instruction adds four products to each of 16 sums.
 """
-# it does not know that Numba passes the typing context:
+# pyright does not know that Numba passes the typing context:
 # pyright: reportCallIssue=false
 
 from llvmlite import ir
@@ -12,8 +12,8 @@ from numba.core.extending import intrinsic
 from dinocore.model.ops.numba.rows import INT32, Row, fill_row
 
 LANES = 16
-TOKENS, OUTPUTS = 6, 64  # 24 registers of sums; the other 8 are for the bytes
-GROUP = 4  # products that an instruction adds up
+TOKENS, OUTPUTS = 6, 64  # 24 registers hold sums; the other 8 are for bytes
+GROUP = 4  # products that one instruction adds to a sum
 PARTS = OUTPUTS // LANES
 REGISTER = ir.VectorType(INT32, LANES)
 TILE = types.UniTuple(Row(types.int32, LANES), TOKENS * PARTS)
@@ -21,29 +21,29 @@ TILE = types.UniTuple(Row(types.int32, LANES), TOKENS * PARTS)
 
 @intrinsic
 def load_tile(typing_context, sums, start, step):
-    """A tile from an int32 array: OUTPUTS numbers side by side for each token, tokens `step` apart."""
+    """A tile from an int32 array: OUTPUTS contiguous elements for each token, tokens `step` elements apart."""
 
     def generate(context, builder, signature, args):
-        places = _places(context, builder, signature.args[0], *args)
-        return context.make_tuple(builder, TILE, [builder.load(place, align=4) for place in places])
+        pointers = _pointers(context, builder, signature.args[0], *args)
+        return context.make_tuple(builder, TILE, [builder.load(pointer, align=4) for pointer in pointers])
 
     return TILE(sums, start, step), generate
 
 
 @intrinsic
 def store_tile(typing_context, sums, start, step, tile):
-    """Write a tile to where `load_tile` finds it."""
+    """Write a tile in the layout that `load_tile` reads."""
 
     def generate(context, builder, signature, args):
-        for k, place in enumerate(_places(context, builder, signature.args[0], *args[:3])):
-            builder.store(builder.extract_value(args[3], k), place, align=4)
+        for k, pointer in enumerate(_pointers(context, builder, signature.args[0], *args[:3])):
+            builder.store(builder.extract_value(args[3], k), pointer, align=4)
         return context.get_dummy_value()
 
     return types.void(sums, start, step, tile), generate
 
 
-def _places(context, builder, array_type, array, start, step):
-    """Where the registers of a tile lie in memory, token by token."""
+def _pointers(context, builder, array_type, array, start, step):
+    """Pointers to the registers of a tile in memory, token by token."""
     data = context.make_array(array_type)(context, builder, array).data
     for _ in range(TOKENS):
         for part in range(PARTS):
@@ -57,13 +57,13 @@ def add_products(typing_context, tile, data, start, step, weights, first):
     """The tile plus the products of GROUP bytes of each token with GROUP weights of each output.
 
     Args:
-        data: unsigned bytes, from `start` on, tokens `step` apart.
-        weights: signed bytes, from `first` on, GROUP for each output.
+        data: unsigned bytes from `start` on, tokens `step` bytes apart.
+        weights: signed bytes from `first` on, GROUP per output.
     """
 
     def generate(context, builder, signature, args):
         tile, data, start, step, weights, first = args
-        add_up = builder.module.declare_intrinsic(  # LLVM takes this older form, too
+        add_up = builder.module.declare_intrinsic(  # LLVM still accepts this older signature
             "llvm.x86.avx512.vpdpbusd.512", fnty=ir.FunctionType(REGISTER, [REGISTER] * 3)
         )
         bytes_of = context.make_array(signature.args[1])(context, builder, data).data

@@ -1,4 +1,4 @@
-"""`dino predict` on a video, camera or stream: frame by frame, with constant memory."""
+"""`dino predict` on a video, camera or stream: frame by frame, in constant memory."""
 
 import json
 import time
@@ -17,7 +17,16 @@ from dinocore.draw.boxes import Box, LabelMemory, class_color, draw_boxes
 from dinocore.errors import ConfigError, DataError, Interrupted
 from dinocore.predict import Detections
 from dinocore.stream.images import PreparedImage, detect_stream, prepare
-from dinocore.stream.video import CODECS, Damaged, Film, FilmWriter, Frame, ObjectTracker, open_film, require_trackers
+from dinocore.stream.video import (
+    CODECS,
+    Damaged,
+    Frame,
+    ObjectTracker,
+    Video,
+    VideoWriter,
+    open_video,
+    require_trackers,
+)
 from dinocore.system.files import ESCAPED, check_file
 from dinocore.words import counted, typed
 
@@ -26,13 +35,13 @@ from ...signals import ending_early
 from .predict import Tally
 from .request import PredictRequest, Work, check_request, open_work
 
-SAY_EVERY = 30  # seconds, where nobody watches a bar
-MOST_DAMAGE = 10  # places that are named
-LOW_SCORE = 0.1  # tracks hold on to objects that are seen this badly for a while
+SECONDS_PER_LINE = 30  # between lines of progress where there is no terminal to show a bar
+MAX_DAMAGE_LINES = 10
+LOW_SCORE = 0.1  # a track may continue through detections with scores as low as this
 
 
-class FilmOptions(NamedTuple):
-    """The options that only films have."""
+class VideoOptions(NamedTuple):
+    """The options that apply only to video."""
 
     save_video: Path | None
     every: int
@@ -41,41 +50,41 @@ class FilmOptions(NamedTuple):
     track: bool
 
 
-def predict_film(
-    source: str, request: PredictRequest, options: FilmOptions, weights: str | None, device: str, amp: str
+def predict_video(
+    source: str, request: PredictRequest, options: VideoOptions, weights: str | None, device: str, amp: str
 ) -> None:
-    """Detect in the frames of a film; write lines of JSON and a film with the boxes drawn in.
+    """Detect objects in the frames of a video; write JSON lines and a video with the boxes drawn.
 
     Raises:
-        DataError: it cannot be opened, or has no frame that can be decoded.
-        Interrupted: a signal came; what was found so far is written, and the film is finished.
+        DataError: it cannot be opened, or no frame can be decoded.
+        Interrupted: by a signal; the results so far are written, and the output video is finished.
     """
     request = _checked(source, request, options)
     with ExitStack() as stack:
-        film = stack.enter_context(open_film(source))
-        rate = film.rate / options.every
+        video = stack.enter_context(open_video(source))
+        rate = video.rate / options.every
         work = open_work(request, weights, device, amp)
         track = ObjectTracker(rate, min(work.least)) if options.track else None
         ended = stack.enter_context(ending_early())
         lines: TextIO | None = None
-        writer = FilmWriter(options.save_video, rate, film.steady) if options.save_video else None
+        writer = VideoWriter(options.save_video, rate, video.constant_rate) if options.save_video else None
         if writer:
             stack.callback(writer.close)
         count, tally, memory = 0, Tally(), LabelMemory()
         damaged: list[Damaged] = []
         bar = stack.enter_context(Progress(console=stderr, disable=not stderr.is_terminal, transient=True))
-        frames = _watched(film, options, bar, ended)
-        for frame, detections in _detected(work, frames, damaged, film.frames is None):
+        frames = _read_frames(video, options, bar, ended)
+        for frame, detections in _detect(work, frames, damaged, video.frames is None):
             row = _row(source, frame, detections, work, track)
-            if request.out and not count:  # where there is no frame, an older file stays
+            if request.out and not count:  # opened only now, so that without any frame an existing file is kept
                 lines = stack.enter_context(request.out.open("w", encoding="utf-8", errors=ESCAPED))
-            _put(row, lines, request.json or not (lines or writer))
+            _write_line(row, lines, request.json or not (lines or writer))
             if writer:
-                writer.add(_drawn(frame, row, work, memory), frame.seconds, frame.aspect)
+                writer.add(_draw(frame, row, work, memory), frame.seconds, frame.aspect)
             count += 1
             best = max([-1.0, *detections.scores[:1].tolist()])
             tally.add(work, source, frame.pixels.shape[:2], len(row["detections"]), best)
-            del tally.shrunk[1:]  # all frames are of one size
+            del tally.shrunk[1:]  # all frames have the same size
         stopped = ended()
     _warn_of_damage(source, damaged)
     if not count and not stopped:
@@ -92,14 +101,14 @@ def predict_film(
 
 
 def _warn_of_damage(source: str, damaged: list[Damaged]) -> None:
-    for place in damaged[:MOST_DAMAGE]:
+    for place in damaged[:MAX_DAMAGE_LINES]:
         warn(f"{source} is damaged after frame {place.after}: {place.reason}")
-    if len(damaged) > MOST_DAMAGE:
-        warn(f"{source} is damaged at {len(damaged)} places; the first {MOST_DAMAGE} are above")
+    if len(damaged) > MAX_DAMAGE_LINES:
+        warn(f"{source} is damaged at {len(damaged)} places; the first {MAX_DAMAGE_LINES} are above")
 
 
-def _checked(source: str, request: PredictRequest, options: FilmOptions) -> PredictRequest:
-    """Refuse what a film cannot have, before any work."""
+def _checked(source: str, request: PredictRequest, options: VideoOptions) -> PredictRequest:
+    """Reject options that don't work for video, before any work."""
     if request.save_images is not None:
         raise ConfigError("--save-images is for images; for a video, use --save-video out.mp4")
     if request.resume:
@@ -116,7 +125,7 @@ def _checked(source: str, request: PredictRequest, options: FilmOptions) -> Pred
     return request
 
 
-def _check_options(source: str, options: FilmOptions) -> None:
+def _check_options(source: str, options: VideoOptions) -> None:
     if options.end is not None and options.end <= options.start:
         raise ConfigError(f"--end {options.end:g} is not after --start {options.start:g}; give a later --end")
     if options.save_video is not None:
@@ -128,30 +137,32 @@ def _check_options(source: str, options: FilmOptions) -> None:
         require_trackers()
 
 
-def _watched(film: Film, options: FilmOptions, bar: Progress, ended: Callable[[], int]) -> Iterator[Frame | Damaged]:
-    """The frames, until a signal comes; how far it is and how long it will take is shown."""
-    last = film.frames if options.end is None else round(options.end * film.rate)
-    first = round(options.start * film.rate)
+def _read_frames(
+    video: Video, options: VideoOptions, bar: Progress, ended: Callable[[], int]
+) -> Iterator[Frame | Damaged]:
+    """Yield frames until a signal arrives, and report progress."""
+    last = video.frames if options.end is None else round(options.end * video.rate)
+    first = round(options.start * video.rate)
     task = bar.add_task("predicting", total=None if last is None else max(1, last - first))
-    begun = last_line = time.monotonic()
-    for frame in film.read(options.every, options.start, options.end):
+    started = last_line = time.monotonic()
+    for frame in video.read(options.every, options.start, options.end):
         if isinstance(frame, Frame):
             done = frame.number - first
             bar.update(task, completed=done)
             now = time.monotonic()
-            if bar.disable and now - last_line > SAY_EVERY:
+            if bar.disable and now - last_line > SECONDS_PER_LINE:
                 last_line = now
-                left = "" if not last or not done else f", {(now - begun) * (last - first - done) / done:.0f} s left"
+                left = "" if not last or not done else f", {(now - started) * (last - first - done) / done:.0f} s left"
                 say(f"frame {frame.number}" + (f" of {last}{left}" if last else ""))
         yield frame
         if ended():
             return
 
 
-def _detected(
+def _detect(
     work: Work, frames: Iterator[Frame | Damaged], damaged: list[Damaged], live: bool
 ) -> Iterator[tuple[Frame, Detections]]:
-    """Each frame with what was found in it; a live image does not wait for others to fill a batch."""
+    """Yield each frame with its detections; live frames are processed at once instead of in batches."""
     waiting: deque[Frame] = deque()
 
     def prepared() -> Iterator[PreparedImage]:
@@ -171,25 +182,25 @@ def _detected(
 
 
 def _row(source: str, frame: Frame, detections: Detections, work: Work, track: ObjectTracker | None) -> dict[str, Any]:
-    """One line of --out: as for an image, with number and time of the frame, and with `track` in each detection."""
+    """One line of --out: as for an image, plus the frame's number and time, and `track` in each detection."""
     size, categories = frame.pixels.shape[:2], work.detector.categories
     head = {"file": source, "frame": frame.number, "seconds": round(frame.seconds, 3)}
     if track is None:
         found = as_found(source, size, detections, categories, work.least)
         return head | found._asdict()
     low = [min(LOW_SCORE, score) for score in work.least]
-    sure = detections.scores >= detections.scores.new_tensor(low)[detections.labels]
-    some = work.detector.named(detections.labels[sure], detections.scores[sure], detections.boxes_xyxy[sure])
-    found = as_found(source, size, some, categories, low)
+    keep = detections.scores >= detections.scores.new_tensor(low)[detections.labels]
+    tracked = work.detector.named(detections.labels[keep], detections.scores[keep], detections.boxes_xyxy[keep])
+    found = as_found(source, size, tracked, categories, low)
     rows = [
-        d | {"track": None if identity < 0 else identity}
-        for d, identity, label in zip(found.detections, track(some), some.labels.tolist(), strict=True)
-        if d["score"] >= work.least[label] or identity >= 0
+        d | {"track": None if track_id < 0 else track_id}
+        for d, track_id, label in zip(found.detections, track(tracked), tracked.labels.tolist(), strict=True)
+        if d["score"] >= work.least[label] or track_id >= 0
     ]
     return head | found._asdict() | {"detections": rows}
 
 
-def _put(row: dict[str, Any], lines: TextIO | None, to_stdout: bool) -> None:
+def _write_line(row: dict[str, Any], lines: TextIO | None, to_stdout: bool) -> None:
     text = json.dumps(row, ensure_ascii=False, allow_nan=False)
     if lines:
         lines.write(text + "\n")
@@ -198,11 +209,11 @@ def _put(row: dict[str, Any], lines: TextIO | None, to_stdout: bool) -> None:
         stdout.file.write(text + "\n")
 
 
-def _drawn(frame: Frame, row: dict[str, Any], work: Work, memory: LabelMemory) -> Image.Image:
+def _draw(frame: Frame, row: dict[str, Any], work: Work, memory: LabelMemory) -> Image.Image:
     numbers = {category.name: k for k, category in enumerate(work.detector.categories)}
     boxes = []
     for d in reversed(row["detections"]):
-        known = d.get("track") is not None
-        text = f"{d['label']} {d['track']}" if known else f"{d['label']} {d['score']:.2f}"
-        boxes.append(Box(d["box_xyxy"], class_color(d["track"] if known else numbers[d["label"]]), text))
+        tracked = d.get("track") is not None
+        text = f"{d['label']} {d['track']}" if tracked else f"{d['label']} {d['score']:.2f}"
+        boxes.append(Box(d["box_xyxy"], class_color(d["track"] if tracked else numbers[d["label"]]), text))
     return draw_boxes(Image.fromarray(np.asarray(frame.pixels)), boxes, memory)

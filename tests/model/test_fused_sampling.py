@@ -34,31 +34,31 @@ def in_steps(value, padding, maps, reference, offsets, logits):
 
 def fused(*arguments):
     result = sample_fused(*arguments)
-    assert not dispatch._broken  # a silent fall back would make these tests worthless
+    assert not dispatch._failed_devices  # a silent fall back would make these tests worthless
     return result
 
 
 @NUMBA
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize(("dim", "maps", "points"), [(4, MAPS, 2), (3, OTHERS, 1), (32, OTHERS, 4)])
-def test_points_and_boxes_of_any_width_agree_with_the_steps(size, dim, maps, points):
+def test_points_and_boxes_of_any_width_agree_with_the_separate_steps(size, dim, maps, points):
     case = inputs(dim, maps, points, size)
     torch.testing.assert_close(fused(*case).double(), in_steps(*case), atol=1e-5, rtol=1e-4)
 
 
 @NUMBA
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_short_floats_are_rounded_once_at_the_end(dtype):
+def test_half_precision_is_rounded_once_at_the_end(dtype):
     case = inputs(dtype=dtype)
     found = fused(*case)
     assert found.dtype == dtype
-    wanted = in_steps(*case).to(dtype)
-    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=2 * torch.finfo(dtype).eps)
-    assert (found == wanted).double().mean() > 0.97
+    expected = in_steps(*case).to(dtype)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=2 * torch.finfo(dtype).eps)
+    assert (found == expected).double().mean() > 0.97
 
 
 @NUMBA
-def test_what_lies_on_padding_is_never_looked_at():
+def test_tokens_on_padding_are_never_read():
     value, padding, *rest = inputs()
     poisoned = value.masked_fill(padding[..., None, None], math.nan)
     assert fused(poisoned, padding, *rest).equal(fused(value, padding, *rest))
@@ -78,20 +78,20 @@ def test_logits_far_apart_choose_one_sample_and_nan_stays_nan():
 
 
 @NUMBA
-def test_the_operator_keeps_the_rules_of_torch_library():
+def test_the_operator_passes_opcheck():
     value, padding, _, *rest = inputs(batch=1, maps=[(2, 3)])
-    torch.library.opcheck(torch.ops.dino.sample_around.default, (value, padding, [2, 3], *rest))
+    torch.library.opcheck(torch.ops.dino.sample_fused.default, (value, padding, [2, 3], *rest))
 
 
-def test_float64_and_the_reference_form_take_the_steps(monkeypatch):
-    monkeypatch.setattr(dispatch, "compiled_form", lambda device: pytest.fail("float32 only"))
+def test_float64_and_the_reference_backend_use_the_separate_steps(monkeypatch):
+    monkeypatch.setattr(dispatch, "compiled_backend", lambda device: pytest.fail("float32 only"))
     case = inputs()
     with use_backend("reference"):
         torch.testing.assert_close(sample_fused(*case).double(), in_steps(*case), atol=1e-5, rtol=1e-4)
 
 
-def test_without_a_compiled_form_it_warns_once_and_is_still_right(monkeypatch):
-    monkeypatch.setattr(dispatch, "_broken", set())
+def test_without_the_compiled_backend_it_warns_once_and_is_still_correct(monkeypatch):
+    monkeypatch.setattr(dispatch, "_failed_devices", set())
     monkeypatch.setitem(sys.modules, "dinocore.model.ops.numba.cpu", None)
     monkeypatch.delattr("dinocore.model.ops.numba.cpu", raising=False)
     case = inputs()
