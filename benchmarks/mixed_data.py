@@ -23,9 +23,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder)
-        write_sample_data(
-            drawn, arguments.drawn + 1, arguments.seed
-        )  # one more, because at least one goes to validation
+        # one more, because at least one goes to validation
+        write_sample_data(drawn, arguments.drawn + 1, arguments.seed)
         mix(arguments.bccd, drawn, arguments.out)
 
 

@@ -33,9 +33,8 @@ class Timing(NamedTuple):
 
 
 Clock = Callable[[], float]
-Build = Callable[
-    [], Callable[[], Any]
-]  # returns the function to time; must be importable, because it is sent to a process
+# returns the function to time; must be importable, because it is sent to a process
+Build = Callable[[], Callable[[], Any]]
 
 
 def take_turns(

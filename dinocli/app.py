@@ -187,15 +187,14 @@ def hear_signals() -> None:
         raise KeyboardInterrupt(128 + number)  # not an Exception, which other code might catch
 
     def die_as_usual() -> None:
-        for number in heard:
+        for number in handled:
             if signal.getsignal(number) == end:
                 signal.signal(number, signal.SIG_DFL)
 
     ours = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has the first
-    heard = [
-        number for number in ours if signal.getsignal(number) == signal.SIG_DFL
-    ]  # `nohup` makes a process ignore the second
-    for number in heard:
+    # `nohup` makes a process ignore SIGHUP
+    handled = [number for number in ours if signal.getsignal(number) == signal.SIG_DFL]
+    for number in handled:
         signal.signal(number, end)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=die_as_usual)  # workers have nothing to clean up

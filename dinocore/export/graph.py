@@ -134,9 +134,8 @@ def trace(graph: DetectorGraph, signature: Signature, backend: str = "reference"
         ConfigError: the model cannot handle every canvas of the range.
     """
     canvases = signature.canvases
-    height, width = canvases.samples()[
-        0 if canvases.fixed else 1
-    ]  # not an end of the range, which tracing could specialize on
+    # not an end of the range, which tracing could specialize on
+    height, width = canvases.samples()[0 if canvases.fixed else 1]
     images = torch.zeros(2, height, width, 3, dtype=signature.pixels)
     sizes = torch.tensor([[height, width], [max(1, height // 2), max(1, width // 2)]])
     batch = Dim("batch", min=1, max=MAX_BATCH)

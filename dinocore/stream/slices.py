@@ -138,9 +138,8 @@ def merge(found: WindowDetections, windows: Sequence[Window]) -> tuple[Tensor, T
     """
     areas = torch.tensor(windows, dtype=found.boxes.dtype)  # (W, 4)
     sides = (found.boxes[:, 2:] - found.boxes[:, :2]).amax(1)
-    found = found.take(
-        (found.window > 0) | (sides > _overlap(areas))
-    )  # of the whole image, only what no slice can contain
+    # of the whole image, only what no slice can contain
+    found = found.take((found.window > 0) | (sides > _overlap(areas)))
     cut = _cut_edges(found, areas).any(1)
     pairs = _matching(found, areas)
     keep = torch.ones(len(found.scores), dtype=torch.bool)

@@ -29,9 +29,8 @@ def keep_memory(few_sizes: bool | None = None) -> None:
         few_sizes: in training, whether batches have only a few different sizes; None for inference.
     """
     primitives, held_by_ideep = {True: (2048, 1024), False: (128, 16), None: (256, 16)}[few_sizes]
-    os.environ.setdefault(
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(primitives)
-    )  # both are read at the first matrix product
+    # both are read at the first matrix product
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(primitives))
     os.environ.setdefault("LRU_CACHE_CAPACITY", str(held_by_ideep))
     if not sys.platform.startswith("linux"):
         return

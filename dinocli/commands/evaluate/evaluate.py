@@ -171,9 +171,8 @@ def _measured(source: DetectionSource, request: EvalRequest) -> dict[str, Any]:
         "slice": slicing.side if slicing else None,
         "overlap": slicing.overlap if slicing else None,
         "precision": precision,
-        "set": [
-            one for one in request.overrides if not one.startswith("eval.backend")
-        ],  # does not affect the detections
+        # the backend does not affect the detections
+        "set": [one for one in request.overrides if not one.startswith("eval.backend")],
     }
 
 
@@ -320,9 +319,8 @@ def _detections(
             failed += problems
             for problem in problems:
                 fail(problem, "DATA")
-    if sorted(source.detector.categories) != sorted(
-        annotations.categories
-    ):  # with --compare, the annotations have the classes of the first weights
+    # with --compare, the annotations have the classes of the first weights
+    if sorted(source.detector.categories) != sorted(annotations.categories):
         names = {category.name: category.id for category in annotations.categories}
         ids = {category.id: names[category.name] for category in source.detector.categories}
         results = [row | {"category_id": ids[row["category_id"]]} for row in results]

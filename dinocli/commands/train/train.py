@@ -123,9 +123,8 @@ def train(
     for change in overrides:
         if (key := change.partition("=")[0].strip()) in flags:
             raise ConfigError(f"`{key}` is set twice, by its option and by --set {change}; drop one")
-    toml = {
-        key: json.dumps(value, ensure_ascii=False) for key, value in flags.items()
-    }  # TOML strings are written like JSON strings
+    # TOML strings are written like JSON strings
+    toml = {key: json.dumps(value, ensure_ascii=False) for key, value in flags.items()}
     changes = [*overrides, *(f"{key}={value}" for key, value in toml.items())]
     if gpus > 1 and "WORLD_SIZE" not in os.environ:
         from ...launch import launch

@@ -206,11 +206,8 @@ def show_expectation(expected: Expectation) -> None:
         stdout.print(f"{key:<12}{value}")
 
 
-STAGES = {
-    "matching": "matching",
-    "denoising": "denoising",
-    "proposals": "first stage",
-}  # in this order, then any others as logged
+# in this order, then any others as logged
+STAGES = {"matching": "matching", "denoising": "denoising", "proposals": "first stage"}
 TERMS = {"label": "class", "giou": "GIoU"}  # others as logged
 
 

@@ -36,14 +36,7 @@ ROBOFLOW = "_annotations.coco.json"
 OWN = (ROBOFLOW, "annotations.json", "annotations.coco.json", "labels.json", "coco.json")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 ABOUT = (".md", ".rst", ".pdf", ".html", *ARCHIVES)
-MARKS = (
-    "dataset.toml",
-    "data.yaml",
-    "data.yml",
-    "train/_annotations.coco.json",
-    "JPEGImages",
-    "annotations",
-)  # of data
+MARKS = ("dataset.toml", "data.yaml", "data.yml", f"train/{ROBOFLOW}", "JPEGImages", "annotations")  # of data
 DEPTH = 4  # folders below each other that are looked into
 EXPECTED = """it should hold one of
   annotations/instances_train2017.json, annotations/instances_val2017.json, train2017/, val2017/    (COCO)

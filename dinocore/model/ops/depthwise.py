@@ -28,9 +28,8 @@ class DepthwiseConv(nn.Conv2d):
             conv: the layer to replace; its parameters are shared, not copied.
         """
         channels, side, stride = conv.in_channels, conv.kernel_size[0], conv.stride[0]
-        super().__init__(
-            channels, channels, side, stride, groups=channels, bias=False, device="meta"
-        )  # no initialization
+        # device="meta": no initialization
+        super().__init__(channels, channels, side, stride, groups=channels, bias=False, device="meta")
         self.padding = conv.padding
         self.weight, self.bias = conv.weight, conv.bias
         # TensorFlow's SAME padding (timm's `Conv2dSame`) depends on the size of the input

@@ -35,9 +35,8 @@ def with_probed_size(context: RunContext, state: TrainState) -> RunContext:
     before, settings = rng_state(), context.config.train
     share = share_of_batch(settings.batch_size, context.group.size)
     with deterministic(settings.deterministic, context.device), float32_throughout(settings.amp == "off"):
-        size = min(
-            context.group.gather(largest_micro_batch(context, state, share))
-        )  # with the backend used in training
+        # with the same algorithms as in training
+        size = min(context.group.gather(largest_micro_batch(context, state, share)))
     restore_rng_state(before)
     return context._replace(config=context.config.replace("train.micro_batch_size", size))
 

@@ -24,9 +24,8 @@ class MetricsLog(RowWriter):
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a complete line, or nothing."""
-        line = (
-            to_json(row).encode() + b"\n"
-        )  # non-finite values, such as the gradient norm of a skipped fp16 step, become null
+        # non-finite values, such as the gradient norm of a skipped fp16 step, become null
+        line = to_json(row).encode() + b"\n"
         try:
             if os.write(self.handle, line) < len(line):
                 raise OSError(28, "No space left on device")
