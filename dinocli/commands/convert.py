@@ -26,7 +26,8 @@ def convert(
     file: Annotated[
         str,
         typer.Argument(
-            help="Weights of official DINO, detrex or mmdetection, a file or a name; with --to, dino's own."
+            metavar="WEIGHTS",
+            help="Weights of official DINO, detrex or mmdetection, a file or a name; with --to, dino's own.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .safetensors, or .pth with --to official.")],

@@ -18,7 +18,9 @@ NUM_IMAGES = 4
 
 
 def export(
-    weights: Annotated[str, typer.Argument(help="A file, a run, a name of `dino weights`, or bundled.")],
+    weights: Annotated[
+        str, typer.Argument(metavar="WEIGHTS", help="A file, a run, a name of `dino weights`, or bundled.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .onnx, .xml (OpenVINO) or .pt2.")],
     format: Annotated[
         str,

@@ -20,6 +20,7 @@ def info(
     file: Annotated[
         str,
         typer.Argument(
+            metavar="WEIGHTS",
             callback=check_weights,
             help="Weights of any supported codebase (a file, a run, a name or an address), or an exported file.",
         ),
@@ -44,8 +45,9 @@ def info(
     print_facts(_lines(facts))
 
 
-HIDDEN = ("classes", "facts", "title", "preset_choices")
-HIDDEN = ("schema", "data", "names", "ids")  # metadata of an exported file that is not shown
+HIDDEN = ("classes", "facts", "title", "preset_choices")  # entries that are not shown as they are
+LABELS = {"numbers": "parameters", "median_short_side": "image side (px)", "object_side": "object side (px)"}
+HIDDEN_OF_EXPORTED = ("schema", "data", "names", "ids")  # of an exported file
 
 
 def _show_exported(path: Path, json: bool) -> None:
@@ -54,7 +56,7 @@ def _show_exported(path: Path, json: bool) -> None:
     if json:
         print_json(facts)
         return
-    lines = {key: _format(value) for key, value in facts.items() if key not in HIDDEN and value is not None}
+    lines = {key: _format(value) for key, value in facts.items() if key not in HIDDEN_OF_EXPORTED and value is not None}
     sides = [" x ".join(map(str, facts[key])) for key in ("least", "canvas")]
     lines |= {"bytes": f"{facts['bytes']:,}", "least": sides[0], "canvas": sides[1], "classes": _few(facts["names"])}
     if facts["thresholds"]:
@@ -103,7 +105,7 @@ def _lines(facts: dict[str, Any]) -> dict[str, str]:
     names = [c["name"] if isinstance(c, dict) else c for c in facts["classes"]]
     lines["classes"] = _few(names)
     lines |= {key: _format(value) for key, value in facts.get("facts", {}).items()}
-    return lines
+    return {LABELS.get(key, key): value for key, value in lines.items()}
 
 
 def _metrics(metrics: dict[str, Any]) -> str:

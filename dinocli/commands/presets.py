@@ -12,7 +12,9 @@ def presets(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="Print all settings of this one as TOML, each with its comment.", autocompletion=preset_names
+            metavar="NAME",
+            help="Print all settings of this one as TOML, each with its comment.",
+            autocompletion=preset_names,
         ),
     ] = None,
     overrides: Overrides = [],

@@ -12,7 +12,7 @@ from ..options import Json
 
 
 def sample_data(
-    folder: Annotated[Path, typer.Argument(help="Folder to write to: new, or empty.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write to: new, or empty.")],
     num_images: Annotated[
         int, typer.Option("--num-images", "-n", min=1, help="Number of images, training and validation together.")
     ] = 200,

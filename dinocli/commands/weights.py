@@ -15,7 +15,7 @@ from ..options import Json
 
 
 def weights(
-    name: Annotated[str | None, typer.Argument(help="Show all details of this one.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show all details of this one.")] = None,
     json: Json = False,
 ) -> None:
     """List the published checkpoints that --weights takes by name.

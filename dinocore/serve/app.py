@@ -96,9 +96,7 @@ class Service:
             response = Refusal(413 if large else 415, error.what, error.fix, error.code).response()
         except DinoError as error:
             response = Refusal(500, error.what, error.fix, error.code).response()
-        except (
-            Exception
-        ) as error:  # one request must not stop the service; the reason goes to its log, not to the client
+        except Exception as error:  # must not stop the service; the reason is logged, not sent to the client
             import logging
 
             logging.getLogger("dinocore.serve").error("a request failed: %s: %s", type(error).__name__, error)

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 def inspect_attention(
     file: Annotated[
         Path | None,
-        typer.Argument(help="An image; default: the first one in the weights' own data, or one that dino draws."),
+        typer.Argument(
+            metavar="FILE", help="An image; default: the first one in the weights' own data, or one that dino draws."
+        ),
     ] = None,
     query: Annotated[
         int | None,

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 def inspect_matching(
     image: Annotated[
-        str | None, typer.Argument(help="File name of an image in the data; default: the first one with objects.")
+        str | None,
+        typer.Argument(metavar="IMAGE", help="File name of an image in the data; default: the first one with objects."),
     ] = None,
     data: Data = None,
     split: Split = "val",

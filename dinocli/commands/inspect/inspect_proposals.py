@@ -41,7 +41,9 @@ SHOWN_IOU = 0.5  # --json also has the other thresholds
 def inspect_proposals(
     files: Annotated[
         list[str] | None,
-        typer.Argument(help="Images; default: the whole split of --data, or of the weights' own data."),
+        typer.Argument(
+            metavar="FILES", help="Images; default: the whole split of --data, or of the weights' own data."
+        ),
     ] = None,
     weights: Weights = None,
     top: Annotated[int, typer.Option(min=1, help="Number of proposals to show and draw.")] = 30,

@@ -50,7 +50,10 @@ if TYPE_CHECKING:
 
 def predict(
     files: Annotated[
-        list[str], typer.Argument(help="Images, folders, globs, - for standard input, or one video, camera or stream.")
+        list[str],
+        typer.Argument(
+            metavar="FILES", help="Images, folders, globs, - for standard input, or one video, camera or stream."
+        ),
     ],
     out: Out = None,
     weights: Weights = None,
