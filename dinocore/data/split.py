@@ -101,7 +101,7 @@ def split_in_path(parts: Sequence[str]) -> str:
     return next((split for part in reversed(parts) if (split := split_in_name(part))), "")
 
 
-def nameless_for_training(found: dict[str, Found]) -> dict[str, Found]:
+def unnamed_as_train(found: dict[str, Found]) -> dict[str, Found]:
     """What was found, by split; what tells none is for training, or left out where something tells train or val."""
     if "" in found and not found.keys() & {"train", "val"}:
         return {"train": found[""]}
@@ -174,7 +174,7 @@ class RawAnnotations(NamedTuple):
     area: np.ndarray  # (M,) float64, NaN where not said
     crowd: np.ndarray  # (M,) bool
     name: Callable[[int], str]  # what to call an object
-    in_shares: bool = False  # boxes are shares of the image
+    in_fractions: bool = False  # boxes are shares of the image
 
     def objects(self, keep: np.ndarray) -> "RawAnnotations":
         """Only those objects, given as a mask or as indices."""
@@ -206,7 +206,7 @@ def named_table(
     files: list[str],
     boxes: Sequence[NamedBox],
     sizes: Sequence[Sequence[int]] = (),
-    in_shares: bool = False,
+    in_fractions: bool = False,
 ) -> RawAnnotations:
     """A table of images, numbered from 1, and of boxes; a label that is none of the split's classes becomes 0, or the
     number below the least id.
@@ -227,7 +227,7 @@ def named_table(
         area=np.full(len(boxes), np.nan),
         crowd=np.array([box.crowd for box in boxes], dtype=bool),
         name=lambda i: boxes[i].place,
-        in_shares=in_shares,
+        in_fractions=in_fractions,
     )
 
 
@@ -291,7 +291,7 @@ class PathGuard:
         self.folder = os.path.realpath(folder)
         self.parents: dict[str, bool] = {}  # whether a folder truly lies within
 
-    def look(self, path: str) -> str:
+    def status(self, path: str) -> str:
         """`ok`, `missing`, or `escape`: a link that leads out of the folder."""
         try:
             mode = os.lstat(path).st_mode

@@ -79,7 +79,7 @@ def present_files(
         tried = ", ".join(str(root) for root in split.image_roots)
         findings.fail("DATA-IMAGE-MISSING", f"its images, such as {table.file_names[0][:300]}, are in none of {tried}")
     guard = PathGuard(split.folder or root, config.follow_symlinks)
-    found = [guard.look(f"{root}/{name}") for name in table.file_names]
+    found = [guard.status(f"{root}/{name}") for name in table.file_names]
     missing = [i for i, state in enumerate(found) if state == "missing"]
     if missing and (similar := similar_names(table.file_names, missing, root, config.follow_symlinks)):
         names = [similar.get(i, name) for i, name in enumerate(table.file_names)]
@@ -168,11 +168,11 @@ def known_sizes(table: RawAnnotations, root: Path, config: DataConfig, findings:
     table = table._replace(sizes=sizes)
     check_turned(table, turned, root, findings)
     table = table.images(np.array([i not in bad for i in range(len(sizes))], dtype=bool))
-    if not table.in_shares:
+    if not table.in_fractions:
         return table
     rows = positions(table)
     side = np.where(rows[:, None] >= 0, table.sizes[rows], 0) if len(table.sizes) else np.zeros((len(rows), 2))
-    return table._replace(boxes=_in_pixels(table.boxes, side.astype(np.float64)), in_shares=False)
+    return table._replace(boxes=_in_pixels(table.boxes, side.astype(np.float64)), in_fractions=False)
 
 
 def _in_pixels(shares: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -204,7 +204,7 @@ def check_turned(table: RawAnnotations, turned: np.ndarray, root: Path, findings
         return
     upright = table.sizes[rows[at]].astype(np.float64)
     stored = np.where(own[at, None] >= 5, upright[:, ::-1], upright)
-    if table.in_shares:
+    if table.in_fractions:
         fits_upright, fits_stored = (_are_whole(table.boxes[at], sizes) for sizes in (upright, stored))
     else:
         ends = table.boxes[at, :2] + table.boxes[at, 2:]

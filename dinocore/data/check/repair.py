@@ -107,7 +107,7 @@ class Repair:
         return {given[i]: name for i, name in found.items()}
 
     def _look(self, name: str) -> str:
-        return self.guard.look(f"{self.root}/{name}")
+        return self.guard.status(f"{self.root}/{name}")
 
     def _image(self, n: int, row: dict[str, Any]) -> bool:
         name = row.get("file_name")
