@@ -14,7 +14,7 @@ from ..config import DataConfig, check_section
 from ..errors import DataError
 from ..words import counted
 from .annotations import Annotations, Category, choose_images, read_annotations
-from .check.contents import NOTHING_TO_JUDGE
+from .check.contents import NO_OBJECTS
 from .check.scan import check_files, scan_images
 from .findings import Findings
 from .formats.layout import find_layout
@@ -68,7 +68,7 @@ def open_dataset(config: DataConfig) -> DataSet:
                 f"{val.file.name}: {what} {'is' if shared == 1 else 'are'} also trained on, so AP will be too high"
             )
     if val is not train and not (val.labels >= 0).any():
-        notes.append(f"{val.file.name}: {NOTHING_TO_JUDGE}")
+        notes.append(f"{val.file.name}: {NO_OBJECTS}")
     where = f"{folder} ({layout.kind} layout)" if config.path else f"images drawn by `dino sample-data`, in {folder}"
     return DataSet(where, train, val, notes)
 

@@ -5,7 +5,7 @@ import numpy as np
 from ..config import DataConfig
 from ..errors import DataError
 from .annotations import Annotations, choose_images
-from .check.duplicates import Shown, near_pairs, same_files
+from .check.duplicates import SplitImage, near_pairs, same_files
 from .check.scan import scan_images
 
 SEED = 0  # so that the same data always hold out the same images
@@ -32,7 +32,7 @@ def hold_out(annotations: Annotations, config: DataConfig) -> tuple[Annotations,
 def image_groups(annotations: Annotations, config: DataConfig) -> list[list[int]]:
     """Groups of rows of duplicate images; each row is in one group."""
     facts = list(scan_images(annotations, config, decode=True))
-    shown = [Shown(str(facts[i].index), annotations.path(facts[i].index)) for i in range(len(facts))]
+    shown = [SplitImage(str(facts[i].index), annotations.path(facts[i].index)) for i in range(len(facts))]
     parent = list(range(len(annotations.image_ids)))
 
     def root(i: int) -> int:

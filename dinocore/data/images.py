@@ -165,7 +165,7 @@ def _loaded(image: Image.Image) -> Image.Image:
     return mended
 
 
-def share_of_rows(path: Path, config: DataConfig) -> float:
+def fraction_of_rows(path: Path, config: DataConfig) -> float:
     """The fraction of a JPEG's rows that are there: 1 if the file is complete, 0 if it ends in its header.
 
     Raises:

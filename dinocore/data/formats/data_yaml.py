@@ -20,7 +20,7 @@ class _TextLoader(yaml.BaseLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if duplicate := next((key for key in keys if keys.count(key) > 1), ""):
-            raise ValueError(f"`{duplicate}` appears duplicate")
+            raise ValueError(f"`{duplicate}` appears twice")
         return super().construct_mapping(node, deep)
 
 
