@@ -162,10 +162,10 @@ def _loaded(image: Image.Image) -> Image.Image:
             raise
         decoded, fraction = decode_cut(Path(path).read_bytes(), image.size)
         if fraction < MIN_ROWS:
-            raise OSError(f"{error}; {fraction:.0%} of its rows are there") from error
+            raise OSError(f"{error}; {fraction:.0%} of its rows are intact") from error
     if path not in _warned_files:
         _warned_files.add(path)
-        LOGGER.warning("%s is truncated; %.0f %% of its rows are there and used", path, 100 * fraction)
+        LOGGER.warning("%s is truncated; %.0f %% of its rows are intact and used", path, 100 * fraction)
     return decoded
 
 

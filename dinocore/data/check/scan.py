@@ -57,7 +57,7 @@ class ScanOptions(NamedTuple):
             rows = fraction_of_rows(path, self.config)
             info = ImageInfo(index, header.size, header.frames, rows, header.conversion)
             if info.rows < MIN_ROWS and not self.decode:
-                what = f"{path} is damaged: {info.rows:.0%} of its rows are there"
+                what = f"{path} is damaged: {info.rows:.0%} of its rows are intact"
                 return info._replace(problem=what, code="DATA-IMAGE-DAMAGED")
             return _with_pixels(info, read_image(path, self.config)) if self.decode else info
         except DataError as error:
