@@ -220,7 +220,7 @@ IMAGES = {
     ),
     "DATA-IMAGE-DAMAGED": Code(ERROR, "an image is damaged", "a.jpg: image file is truncated", "copy it again"),
     "DATA-IMAGE-CUT": Code(
-        WARNING, "a truncated JPEG; it is used if at least 95 % of its rows are there",
+        WARNING, "a truncated JPEG; it is used if at least 95 % of its rows are intact",
         "a.jpg: 98 % of its rows", "copy it again",
     ),
     "DATA-IMAGE-FORMAT": Code(

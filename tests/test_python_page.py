@@ -43,7 +43,9 @@ def test_a_backbone_with_wrong_outputs_is_refused_with_what_it_returned():
         def forward(self, images):
             return [torch.nn.functional.avg_pool2d(images, 8), torch.nn.functional.avg_pool2d(images, 16)]
 
-    with pytest.raises(ConfigError, match=r"Wrong gives maps \[\(3, 4, 4\), .*; by its channels, \[\(8, 4, 4\)"):
+    with pytest.raises(
+        ConfigError, match=r"Wrong returns maps \[\(3, 4, 4\), .*; its channels and strides mean \[\(8, 4, 4\)"
+    ):
         build_model(config, backbone=Wrong())
-    with pytest.raises(ConfigError, match=r"Linear\.channels is \[\], and model\.feature_strides = \[8, 16\]"):
+    with pytest.raises(ConfigError, match=r"Linear\.channels is \[\], but model\.feature_strides = \[8, 16\]"):
         build_model(config, backbone=torch.nn.Linear(2, 2))

@@ -1,4 +1,4 @@
-"""Annotations of any format as a few numpy arrays: small, quick to check, and not copied by every worker."""
+"""Annotations of any format as a few numpy arrays: compact, fast to check, and shared by all workers."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -21,18 +21,18 @@ from .validate import (
     check_boxes,
     clean_names,
     compare_categories,
+    complete_sizes,
+    drop_duplicate_ids,
+    drop_headings,
     drop_orphans,
-    known_sizes,
+    drop_unsafe_names,
+    find_images,
     match_categories,
     merge_names,
-    present_files,
-    report_alike,
     report_orphans,
-    safe_names,
-    seen_sides,
+    report_similar_names,
     sort_by_file,
-    unique_ids,
-    without_headings,
+    visible_sides,
 )
 
 DEFAULTS = DataConfig()
@@ -47,7 +47,7 @@ READERS: dict[str, Callable[[Split, Findings, DataConfig], RawAnnotations]] = {
 
 
 class Annotations(NamedTuple):
-    """One split: I images by file name and their M objects, sorted by image."""
+    """A split: I images, sorted by file name, and their M objects, sorted by image."""
 
     file: Path
     image_root: Path
@@ -61,11 +61,11 @@ class Annotations(NamedTuple):
     area: np.ndarray  # (M,) float64
     crowd: np.ndarray  # (M,) bool
     notes: list[str]  # messages for the user: objects not trained on, unknown classes
-    merged_ids: tuple[tuple[int, int], ...] = ()  # (id, the category's that it is taken for), where two have one name
-    own_categories: tuple[Category, ...] = ()  # of the data, by id, whatever `categories` a model has
+    merged_ids: tuple[tuple[int, int], ...] = ()  # (id, id that it was merged into) of categories with the same name
+    own_categories: tuple[Category, ...] = ()  # those in the data, by id, while `categories` may be a model's
 
     def path(self, index: int) -> Path:
-        """The image's file."""
+        """The path of an image."""
         return self.image_root / os.fsdecode(self.file_names[index])
 
     def objects(self, index: int) -> slice:
@@ -77,8 +77,8 @@ class Annotations(NamedTuple):
         return np.repeat(np.arange(len(self.image_ids)), np.diff(self.starts))
 
     def trainable(self, min_size: float = 0.0) -> np.ndarray:
-        """The objects to train on, (M,) bool: of a known class, not a crowd, and large enough within the image."""
-        sides = seen_sides(self.boxes, self.sizes[self.owners()])
+        """Which objects to train on, (M,) bool: those of known classes, no crowds, and large enough in the image."""
+        sides = visible_sides(self.boxes, self.sizes[self.owners()])
         return (self.labels >= 0) & ~self.crowd & ((sides > 0) & (sides >= min_size)).all(1)
 
 
@@ -88,11 +88,11 @@ def read_annotations(
     """Read and check the annotations of a split.
 
     Args:
-        categories: those of the training annotations, which number the classes and are matched by name; None: the
-            annotations' own.
+        categories: the model's or the training split's, which define the class indices; the annotations' own are
+            matched to them by name. None: the annotations' own.
 
     Raises:
-        DataError: names the file, the first offenders and their number.
+        DataError: the annotations have errors. The message has the file, the first examples and their number.
     """
     findings = Findings(split.annotations)
     annotations = survey_annotations(split, categories, config, findings)
@@ -108,20 +108,20 @@ def survey_annotations(
     Raises:
         DataError: nothing usable is left.
     """
-    table = unique_ids(READERS[split.format](split, findings, config), findings)
+    table = drop_duplicate_ids(READERS[split.format](split, findings, config), findings)
     report_orphans(table, config, findings)
-    table, root = present_files(safe_names(table, findings), split, config, findings)
+    table, root = find_images(drop_unsafe_names(table, findings), split, config, findings)
     table = _without_held_out(table, root, split, config, findings)
-    table, starts = sort_by_file(drop_orphans(known_sizes(table, root, config, findings)))
+    table, starts = sort_by_file(drop_orphans(complete_sizes(table, root, config, findings)))
     table = clean_names(table, findings)
-    unread = Findings(Path())  # what there is to say of these classes is said below
-    before, own = table.categories, without_headings(merge_names(table, unread), unread)
+    ignored = Findings(Path())  # findings about these classes are added below
+    before, own = table.categories, drop_headings(merge_names(table, ignored), ignored)
     table = merge_names(table, findings) if categories is None else match_categories(table, categories, findings)
     check_boxes(table, root, config, findings)
     used = set(np.unique(table.category_ids).tolist())
     if categories is None:
-        categories = without_headings(table, findings)
-        report_alike(categories, table.category_ids, findings)
+        categories = drop_headings(table, findings)
+        report_similar_names(categories, table.category_ids, findings)
     else:
         compare_categories(categories, table.categories, used, findings)
     classes = {category.id: k for k, category in enumerate(categories)}
@@ -147,13 +147,13 @@ def survey_annotations(
 def _without_held_out(
     table: RawAnnotations, root: Path, split: Split, config: DataConfig, findings: Findings
 ) -> RawAnnotations:
-    """Without the images of the split that is held out for validation, unless these are all of them."""
+    """Drop the images of the split's `held_out` split from the table, unless no image would be left."""
     held_out = split.held_out
     if held_out is None:
         return table
-    unread = Findings(held_out.annotations)  # what there is to say of that split is said when it is read
-    other = safe_names(READERS[held_out.format](held_out, unread, config), unread)
-    other, other_root = present_files(other, held_out, config, unread)
+    ignored = Findings(held_out.annotations)  # that split's findings are reported when it is read itself
+    other = drop_unsafe_names(READERS[held_out.format](held_out, ignored, config), ignored)
+    other, other_root = find_images(other, held_out, config, ignored)
     held = {os.path.normpath(other_root / name) for name in other.file_names}
     keep = np.array([os.path.normpath(root / name) not in held for name in table.file_names], dtype=bool)
     if not keep.any():
@@ -166,7 +166,7 @@ def _without_held_out(
 
 
 def as_coco_dict(annotations: Annotations) -> dict[str, Any]:
-    """The annotations in COCO's structure for pycocotools: complete, ids from 1, without unknown classes."""
+    """The annotations as a COCO document for pycocotools: complete, object ids from 1, without unknown classes."""
     owners = annotations.image_ids[annotations.owners()]
     ids = [category.id for category in annotations.categories]
     keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
@@ -183,14 +183,15 @@ def as_coco_dict(annotations: Annotations) -> dict[str, Any]:
 
 
 def with_categories(annotations: Annotations, categories: Sequence[Category]) -> Annotations:
-    """The same objects with classes renumbered to match `categories` by name; -1 if there is none."""
+    """The annotations with labels that are indices into `categories`, matched by name; -1 for other classes."""
     index = {category.name: k for k, category in enumerate(categories)}
-    new = np.array([*(index.get(c.name, -1) for c in annotations.categories), -1], dtype=np.int64)  # -1 stays -1
+    # the last entry keeps -1
+    new = np.array([*(index.get(c.name, -1) for c in annotations.categories), -1], dtype=np.int64)
     return annotations._replace(categories=list(categories), labels=new[annotations.labels])
 
 
 def choose_images(annotations: Annotations, chosen: np.ndarray) -> Annotations:
-    """A subset of images, given by their rows in ascending order, with their objects."""
+    """The annotations of a subset of images, given by their indices in ascending order."""
     starts = annotations.starts.tolist()
     rows = [np.arange(starts[i], starts[i + 1]) for i in chosen.tolist()]
     objects = np.concatenate([np.zeros(0, np.int64), *rows])

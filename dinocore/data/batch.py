@@ -1,4 +1,4 @@
-"""From RGB images to model input: resized as for evaluation, padded to one tensor, normalised."""
+"""From RGB images to model input: resize to evaluation size, pad to one tensor, normalise."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,19 +11,19 @@ from ..config import DataConfig
 from ..errors import DataError
 from ..structures import Target
 
-ROUNDING = 1e-3  # a box may exceed the image by this much
+ROUNDING = 1e-3  # a box may exceed the image by this fraction
 
-FEW_SIZES = 64  # that are possible; `tiny` has 49, and met 8 of them in 775 batches of `animals`
+FEW_SIZES = 64  # maximum number of possible sizes; `tiny` has 49, of which 8 occurred in 775 batches of `animals`
 
 
 class Sample(NamedTuple):
-    """One image from the loader."""
+    """An image from a data loader."""
 
     image: Tensor  # (3, h, w) uint8
     target: Target
     index: int  # in the annotations
-    size: tuple[int, int]  # height and width of the image as it is on disk, upright
-    problem: str | None = None  # why another image replaced it
+    size: tuple[int, int]  # height and width of the upright image on disk
+    problem: str | None = None  # why the requested image could not be read and this one replaces it
 
 
 class View(NamedTuple):
@@ -36,7 +36,7 @@ class View(NamedTuple):
 class Batch(NamedTuple):
     """B images, padded at the right and bottom to the same size."""
 
-    images: Tensor  # (B, 3, H, W) uint8, or float once normalised
+    images: Tensor  # (B, 3, H, W) uint8; float after `normalise`
     padding: Tensor  # (B, H, W) bool, True outside the image
     targets: list[Target]
     indices: list[int]
@@ -57,7 +57,7 @@ def resize_pixels(image: Tensor, config: DataConfig) -> Tensor:
 
 
 def size_for_model(size: Sequence[int], config: DataConfig) -> tuple[int, int]:
-    """Evaluation height and width, shrunk to fit a canvas if there is one, like `ExportedDetector.input_size`."""
+    """Evaluation height and width, reduced to fit the canvas if there is one, like `ExportedDetector.input_size`."""
     height, width = resized(size, config.eval_scale, config.max_size)
     if config.canvas is None:
         return height, width
@@ -82,8 +82,8 @@ def resized(size: Sequence[int], short: int, max_size: int | None) -> tuple[int,
 
 def padded_size(height: int, width: int, config: DataConfig) -> tuple[int, int]:
     """Padded height and width of a training batch: multiples of `pad_size_divisor`, up to the largest side."""
-    most, divisor = _largest_side(config), config.pad_size_divisor
-    padded_height, padded_width = (max(side, min(-(-side // divisor) * divisor, most)) for side in (height, width))
+    limit, divisor = _largest_side(config), config.pad_size_divisor
+    padded_height, padded_width = (max(side, min(-(-side // divisor) * divisor, limit)) for side in (height, width))
     return padded_height, padded_width
 
 
@@ -97,13 +97,13 @@ def _largest_side(config: DataConfig) -> int:
 
 
 def collate(samples: Sequence[Sample], config: DataConfig | None = None) -> Batch:
-    """Pad and stack.
+    """Pad images to the same size and stack them.
 
     Args:
-        config: of a training, for `padded_size`; None: the largest height and width of the images.
+        config: pads to `padded_size`, for training; None: pad to the largest height and width.
 
     Raises:
-        DataError: an image or target does not match `Sample` and `Target`, and would silently be trained on.
+        DataError: an image or target has a wrong shape, dtype or range of values, which training would not notice.
     """
     for sample in samples:
         check_pixels(sample.image)
@@ -112,7 +112,7 @@ def collate(samples: Sequence[Sample], config: DataConfig | None = None) -> Batc
     width = max(s.image.shape[-1] for s in samples)
     if config is not None:
         height, width = padded_size(height, width, config)
-    images = torch.empty(len(samples), height, width, 3, dtype=torch.uint8)  # colours last, as images have them
+    images = torch.empty(len(samples), height, width, 3, dtype=torch.uint8)  # channels last, as in decoded images
     padding = torch.ones(len(samples), height, width, dtype=torch.bool)
     for i, sample in enumerate(samples):
         h, w = sample.image.shape[-2:]
@@ -130,15 +130,16 @@ def collate(samples: Sequence[Sample], config: DataConfig | None = None) -> Batc
 
 
 def as_batch(views: Sequence[View]) -> Batch:
-    """Views of one shape as the model's input, without targets."""
+    """Stack views as the model's input, without targets."""
     empty = Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
     return collate([Sample(view.image, empty, i, view.size) for i, view in enumerate(views)])
 
 
 def check_pixels(image: Tensor) -> None:
-    """
+    """Check that an image is (3, H, W) uint8.
+
     Raises:
-        DataError: it is not (3, H, W) of uint8.
+        DataError: it is not.
     """
     if image.dtype == torch.uint8 and image.dim() == 3 and len(image) == 3:
         return
@@ -160,23 +161,24 @@ def _check_target(target: Target) -> None:
         raise DataError(f"labels must be integers (n,) and their boxes (n, 4), but these are {kind}")
     if not len(labels):
         return
-    least, most = boxes.aminmax()
-    if not (least >= -ROUNDING and most <= 1 + ROUNDING):  # nor where one is NaN
+    low, high = boxes.aminmax()
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # also if a value is NaN
         raise DataError(
             "boxes must be (centre x, centre y, width, height) as fractions of the image, but these go from "
-            f"{least:.4g} to {most:.4g}",
+            f"{low:.4g} to {high:.4g}",
             fix="divide pixels by the image's size: boxes / torch.tensor([width, height, width, height])",
         )
 
 
 def normalise(batch: Batch, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Batch:
-    """Move to the device and normalise: to [0, 1], subtract the mean, divide by the deviation; zero on padding."""
+    """Move a batch to the device and normalise its images: (pixels / 255 - mean) / std, and 0 in the padding."""
     pixels = batch.images.to(device, non_blocking=True).permute(0, 2, 3, 1)  # (B, H, W, 3)
     width = pixels.shape[2]
-    shift = torch.tensor(mean, dtype=torch.float32, device=device).mul(255).repeat(width)  # (W * 3,): long rows
+    shift = torch.tensor(mean, dtype=torch.float32, device=device).mul(255).repeat(width)  # (W * 3,)
     scale = torch.tensor(std, dtype=torch.float32, device=device).mul(255).repeat(width)
     images = torch.empty(pixels.shape, dtype=torch.float32, device=device)
-    for image, raw, outside in zip(images, pixels, batch.padding, strict=True):  # one by one: they fit into caches
+    # one image at a time, which fits into the CPU's caches
+    for image, raw, outside in zip(images, pixels, batch.padding, strict=True):
         torch.sub(raw.flatten(1), shift, out=image.flatten(1)).div_(scale)
         image[int((~outside[:, 0]).sum()) :] = 0
         image[:, int((~outside[0]).sum()) :] = 0

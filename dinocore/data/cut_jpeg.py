@@ -1,4 +1,4 @@
-"""Truncated JPEGs, as from an interrupted copy: find which rows are certainly there.
+"""Truncated JPEGs, as from an interrupted copy: find out which rows are intact.
 
 Source: ITU-T T.81 (https://www.w3.org/Graphics/JPEG/itu-t81.pdf), annexes B and G for markers and scans.
 """
@@ -11,24 +11,29 @@ from PIL import Image
 
 END_OF_IMAGE = b"\xff\xd9"
 FILLINGS = (b"", *(bytes([byte]) * 64 for byte in (0x00, 0x55, 0xAA, 0xCC, 0x33, 0xFE, 0x0F, 0xF0)))
-UNSURE = 8  # bytes before the cut that may be those of a symbol that was not finished
-INTERVAL = re.compile(rb"\xff\xdd\x00\x04(?!\x00\x00)")  # of restarts
-NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # behind pixels: stuffed zeros and restarts are none
-FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # of these one starts a frame; those between are tables
+UNSURE = 8  # bytes before the cut that may belong to an incomplete symbol
+RESTART_INTERVAL = re.compile(rb"\xff\xdd\x00\x04(?!\x00\x00)")
+NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # after pixels: not stuffed zeros or restart markers
+FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers that start a frame; the excluded ones are tables
 START_OF_SCAN, RESTART, FILL, COEFFICIENTS = 0xDA, 0xD0, 0xFF, 64
 
 
 def decode_cut(data: bytes, size: tuple[int, int]) -> tuple[Image.Image, float]:
-    """A cut JPEG, decoded to `size` (width, height), and the fraction of its rows that are there, never too high.
+    """Decode a truncated JPEG to `size` (width, height).
 
-    It is ended several times: with nothing in between, with bytes of different meanings, and some bytes earlier. The
-    first row in which any two differ is the first that the file does not determine.
+    The file is completed in several ways: with an end marker only, with different bytes before it, and with the last
+    bytes removed. The first row in which two of the decoded images differ is the first that the file does not
+    determine.
+
+    Returns:
+        the image, and the fraction of its rows that are intact, which is never too high.
 
     Raises:
-        OSError and others of Pillow: it cannot be decoded, or lacks whole scans, so that no row is as it was.
+        OSError: whole scans are missing, so that no row is intact; or, like other errors of Pillow, it cannot be
+            decoded.
     """
     data = data.rstrip(b"\xff")
-    if not _all_scans_begun(data):
+    if not _all_scans_started(data):
         raise OSError("image file is truncated: its last scans are missing")
     shorter = data[:-UNSURE].rstrip(b"\xff") + END_OF_IMAGE
     images = [_decoded(ending, size) for ending in (*_endings(data), shorter)]
@@ -36,17 +41,19 @@ def decode_cut(data: bytes, size: tuple[int, int]) -> tuple[Image.Image, float]:
     differ = np.flatnonzero(np.any([(first != other).reshape(len(first), -1).any(1) for other in others], axis=0))
     if not len(differ):
         return images[0], 1.0
-    return images[0], max(int(differ[0]) - 1, 0) / len(first)  # colours between rows are interpolated from both
+    # minus 1, because colours are interpolated between rows
+    return images[0], max(int(differ[0]) - 1, 0) / len(first)
 
 
 def _endings(data: bytes) -> list[bytes]:
-    """The file with bytes of different meanings behind the cut; in a file with restart markers they follow the next two
-    of these as well, as decoders skip what is left of an interval.
+    """The file with different bytes after the cut.
+
+    If it has restart markers, the bytes are repeated after the next two, because decoders skip to the next marker.
     """
     scan = data[data.rfind(b"\xff\xda") :]
     numbers = [marker[1] - RESTART for marker in re.findall(rb"\xff[\xd0-\xd7]", scan)]
     last = numbers[-1] if numbers else -1
-    restarts = [bytes([FILL, RESTART + (last + n) % 8]) for n in (1, 2)] if INTERVAL.search(data) else []
+    restarts = [bytes([FILL, RESTART + (last + n) % 8]) for n in (1, 2)] if RESTART_INTERVAL.search(data) else []
     fillings = [filling + b"".join(restart + filling for restart in restarts) for filling in FILLINGS]
     return [data + filling + END_OF_IMAGE for filling in fillings]
 
@@ -58,10 +65,10 @@ def _decoded(data: bytes, size: tuple[int, int]) -> Image.Image:
     return image
 
 
-def _all_scans_begun(data: bytes) -> bool:
-    """Whether every coefficient of every component has its last bit in a scan that begins in the file.
+def _all_scans_started(data: bytes) -> bool:
+    """Whether the start of every scan is in the file, so that each component's coefficients have their last bits.
 
-    A progressive JPEG comes in several scans; one that lacks the last of them looks whole and is blurred.
+    A progressive JPEG has several scans; without the last ones, the image looks complete but is blurred.
     """
     missing: dict[int, set[int]] = {}
     at = 2
@@ -77,7 +84,7 @@ def _all_scans_begun(data: bytes) -> bool:
         if kind in FRAMES:
             missing = {segment[6 + 3 * n]: set(range(COEFFICIENTS)) for n in range(segment[5])}
         elif kind == START_OF_SCAN:
-            _note_scan(segment, missing)
+            _remove_completed(segment, missing)
             following = NEXT_MARKER.search(data, at)
             if following is None:
                 break
@@ -85,8 +92,8 @@ def _all_scans_begun(data: bytes) -> bool:
     return bool(missing) and not any(missing.values())
 
 
-def _note_scan(segment: bytes, missing: dict[int, set[int]]) -> None:
-    """Take what a scan has the last bit of from what is missing."""
+def _remove_completed(segment: bytes, missing: dict[int, set[int]]) -> None:
+    """Remove the coefficients whose last bit is in a scan from `missing`."""
     count = segment[0]
     first, last, bits = segment[1 + 2 * count : 4 + 2 * count]
     if bits & 15 == 0:

@@ -14,7 +14,7 @@ from ..config import DataConfig, check_section
 from ..errors import DataError
 from ..words import counted
 from .annotations import Annotations, Category, choose_images, read_annotations
-from .check.contents import NOTHING_TO_JUDGE
+from .check.contents import NO_OBJECTS
 from .check.scan import check_files, scan_images
 from .findings import Findings
 from .formats.layout import find_layout
@@ -22,23 +22,23 @@ from .holdout import hold_out
 from .split import evenly
 from .synthetic.sample import write_sample_data
 
-MOST_HEADERS = 20_000  # that are read before a training; 5,000 take a second
+MAX_HEADERS = 20_000  # image headers that are read before training; 5,000 take a second
 
 
 class DataSet(NamedTuple):
     """The training split, the evaluation split, and messages for the user."""
 
-    source: str  # in words
+    source: str  # a description, for messages
     train: Annotations
     val: Annotations
     notes: list[str]
 
 
 def open_dataset(config: DataConfig) -> DataSet:
-    """Find and read a dataset; an empty path means drawn images.
+    """Find and read a dataset; an empty path means synthetic images.
 
     Raises:
-        ConfigError: this is not a `data` section.
+        ConfigError: `config` is not a `data` section.
         DataError: the folder or its annotations are unusable, or there is nothing to train on.
     """
     check_section(config, DataConfig)
@@ -68,7 +68,7 @@ def open_dataset(config: DataConfig) -> DataSet:
                 f"{val.file.name}: {what} {'is' if shared == 1 else 'are'} also trained on, so AP will be too high"
             )
     if val is not train and not (val.labels >= 0).any():
-        notes.append(f"{val.file.name}: {NOTHING_TO_JUDGE}")
+        notes.append(f"{val.file.name}: {NO_OBJECTS}")
     where = f"{folder} ({layout.kind} layout)" if config.path else f"images drawn by `dino sample-data`, in {folder}"
     return DataSet(where, train, val, notes)
 
@@ -79,21 +79,27 @@ def _paths(annotations: Annotations) -> set[bytes]:
 
 
 def _check_images(annotations: Annotations, config: DataConfig) -> list[str]:
-    """Compare image sizes in the annotations with the files; of very many images, an even sample.
+    """Compare image sizes in the annotations with the files; at most MAX_HEADERS of them, evenly sampled.
 
     Returns:
-        other messages about these files.
+        messages about the files that are not errors.
+
+    Raises:
+        DataError: sizes differ, or images cannot be read.
     """
-    indices = evenly(len(annotations.image_ids), MOST_HEADERS)
+    indices = evenly(len(annotations.image_ids), MAX_HEADERS)
     findings = Findings(annotations.file)
-    facts = list(scan_images(annotations, config, False, indices))
-    check_files(annotations, facts, findings)
+    check_files(annotations, list(scan_images(annotations, config, False, indices)), findings)
     findings.stop()
     return [finding.text for finding in findings.found]
 
 
 def open_split(config: DataConfig, split: str, categories: Sequence[Category] | None) -> Annotations:
-    """One split, with classes numbered like a model's; None: in the order of its ids.
+    """Read one split.
+
+    Args:
+        split: train, val or test.
+        categories: the model's, which define the class indices; None: the split's own, in the order of their ids.
 
     Raises:
         DataError: the split does not exist, or has none of the classes.
@@ -106,8 +112,8 @@ def open_split(config: DataConfig, split: str, categories: Sequence[Category] | 
         chosen = {"train": train, "val": val}[split]
         if categories is None:
             return chosen
-        every = read_annotations(layout.train, categories, config)
-        return choose_images(every, np.flatnonzero(np.isin(every.image_ids, chosen.image_ids)))
+        all_images = read_annotations(layout.train, categories, config)
+        return choose_images(all_images, np.flatnonzero(np.isin(all_images.image_ids, chosen.image_ids)))
     if split not in splits:
         name = "validation" if split == "val" else split
         others = " or ".join(f"--split {other}" for other in splits)
@@ -119,16 +125,15 @@ def open_split(config: DataConfig, split: str, categories: Sequence[Category] | 
 
 
 def sample_folder(num_images: int) -> Path:
-    """The folder of drawn images; they are drawn when first needed."""
+    """The cache folder with synthetic images, which are drawn if they do not exist yet."""
     folder = _cache_folder() / f"sample-data-{__version__}-{num_images}"
-    finished = folder / "annotations" / "instances_train2017.json"
-    if not finished.is_file():
+    if not (folder / "annotations" / "instances_train2017.json").is_file():
         write_sample_data(folder, num_images)
     return folder
 
 
 def _cache_folder() -> Path:
-    """XDG's cache folder, or a temporary one if that is not writable."""
+    """The user's cache folder, or a temporary one if that is not writable."""
     chosen = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(chosen) / "dino"
     try:

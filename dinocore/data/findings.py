@@ -1,4 +1,4 @@
-"""Problems and notes about a dataset: each kind once, with its code, count and first examples."""
+"""Findings about a dataset: errors, warnings and notes, each kind with its code, count and first examples."""
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -10,13 +10,13 @@ import numpy as np
 from ..error_codes import CODES, ERROR
 from ..errors import DataError
 
-SHOWN = 5  # offenders listed per kind in a message
-KEPT = 20  # offenders listed per kind in a report
-KINDS = 3  # kinds of errors in the message that ends a command
+SHOWN = 5  # examples of each finding in a message
+KEPT = 20  # examples of each finding in a report
+MAX_ERRORS = 3  # findings in the message that ends a command
 
 
 class Location(NamedTuple):
-    """One offender: its name, and what to draw."""
+    """An example of a finding: its description, and what to draw."""
 
     text: str
     image: Path | None = None
@@ -25,7 +25,7 @@ class Location(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """A finding: one kind of problem or fact in one file."""
+    """A problem or fact about a file, with the number of occurrences."""
 
     code: str
     level: str  # error, warning or note
@@ -37,7 +37,7 @@ class Finding(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The message, with the first offenders."""
+        """The message, with the first examples."""
         shown = [place.text for place in self.places[:SHOWN]]
         if not shown:
             return self.what
@@ -50,7 +50,7 @@ class Finding(NamedTuple):
         return self.advice or CODES[self.code].fix
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The finding for JSON."""
         offenders = [place.text for place in self.places]
         facts = {"code": self.code, "level": self.level, "what": self.what, "where": str(self.where)}
         return facts | {"count": self.count, "offenders": offenders, "fix": self.fix or None}
@@ -72,7 +72,13 @@ class Findings:
         level: str = "",
         fix: str = "",
     ) -> None:
-        """Add a finding, or add to an existing one; the count defaults to the number of offenders; 0 adds nothing."""
+        """Add a finding, or add to an existing one with the same text.
+
+        Args:
+            count: the number of occurrences, by default the number of offenders; 0 adds nothing.
+            level: overrides the level of the code.
+            fix: overrides the fix of the code.
+        """
         if count is None:
             offenders = list(offenders)
             count = len(offenders)
@@ -87,23 +93,27 @@ class Findings:
             self.found[same] = before._replace(count=before.count + count, places=[*before.places, *kept][:KEPT])
 
     def of(self, level: str) -> list[Finding]:
-        """Those of a level."""
+        """The findings of a level."""
         return [finding for finding in self.found if finding.level == level]
 
     def stop(self) -> None:
-        """Raise a DataError if there are errors."""
+        """Raise an exception if there are errors.
+
+        Raises:
+            DataError: with the first errors.
+        """
         if errors := self.of(ERROR):
-            more = len(errors) - KINDS
+            more = len(errors) - MAX_ERRORS
             rest = f"; and {more} more kinds, which `dino check-data` lists" if more > 0 else ""
-            what = "; ".join(finding.text for finding in errors[:KINDS]) + rest
+            what = "; ".join(finding.text for finding in errors[:MAX_ERRORS]) + rest
             first = errors[0]
             raise DataError(what, code=first.code, where=self.file, fix=first.fix)
 
     def fail(self, code: str, what: str) -> NoReturn:
-        """Raise immediately: this error rules out any further checks of the file."""
+        """Raise a DataError immediately, for an error after which the file cannot be checked further."""
         raise DataError(what, code=code, where=self.file)
 
 
 def short_box(box: np.ndarray) -> str:
-    """As a finding writes x, y, width and height."""
+    """A box (x, y, width, height) for messages."""
     return f"[{', '.join(f'{value:.6g}' for value in box)}]"

@@ -1,4 +1,4 @@
-"""From any image file to upright 8-bit RGB."""
+"""Read image files of any format as upright 8-bit RGB."""
 
 import io
 import logging
@@ -24,23 +24,24 @@ from ..words import typed
 from .bands import conversion, has_unknown_band, refusal, refusal_of_unknown
 from .cut_jpeg import END_OF_IMAGE, decode_cut
 
-# MPO comes with JPEG; rarely used decoders are where the holes are
+# MPO comes with JPEG; other decoders are rarely used and more likely to have vulnerabilities
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", *(("AVIF",) if features.check("avif") else ()))
 READ = ".jpg .jpeg .jpe .jfif .mpo .png .webp .bmp .tif .tiff .gif .ppm .pgm .heic .heif"
 SUFFIXES = frozenset(READ.split() + [".avif"] * ("AVIF" in FORMATS))
-IMAGE_SUFFIXES = SUFFIXES | {".avif", ".jp2", ".jxl"}  # including formats that are recognised but not read
+IMAGE_SUFFIXES = SUFFIXES | {".avif", ".jp2", ".jxl"}  # including formats that are recognised but cannot be read
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 VIDEOS = (
     *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv"),
     *(".3gp", ".ogv"),
 )
-DAMAGE = (  # what Pillow's decoders raise
+# exceptions of Pillow's decoders
+DAMAGE = (
     *(OSError, ValueError, SyntaxError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError),
     *(EOFError, MemoryError, struct.error, zlib.error),
 )
 ORIENTATION = 0x0112  # the EXIF tag
-BITS, PLANAR = 258, 284  # TIFF's tags
-TURNS = {
+BITS, PLANAR = 258, 284  # TIFF tags
+ROTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -49,39 +50,39 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-BACK = {6: 8, 8: 6}  # the inverse of a rotation; the others are their own inverse
+INVERSE = {6: 8, 8: 6}  # inverse rotations; the other orientations are their own inverse
 Side = TypeVar("Side", int, float)
-MIN_ROWS = 0.95  # fraction of a truncated JPEG's rows that must be there
-TAIL = 4096  # bytes that cameras put behind the end of a JPEG, at most
+MIN_ROWS = 0.95  # minimum fraction of a truncated JPEG's rows that must be intact
+TAIL = 4096  # maximum number of bytes that cameras append after the end of a JPEG
 LOGGER = logging.getLogger("dinocore.data")
-_warned_of: set[str] = set()  # files already warned about
+_warned_files: set[str] = set()  # files already warned about
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # otherwise it prints about damaged files itself
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # Pillow prints messages about damaged files otherwise
 
 
 class Decoded(NamedTuple):
-    """An upright RGB image at its own size, or smaller if that is enough."""
+    """An upright RGB image at full size, or smaller if that is enough."""
 
     image: Image.Image
-    size: tuple[int, int]  # width and height of the file's image
-    frame: tuple[float, float, float, float]  # where it lies in `image`: left, top, right, bottom; see `read_reduced`
+    size: tuple[int, int]  # width and height of the full-size image
+    frame: tuple[float, float, float, float]  # its left, top, right, bottom in `image`; see `read_reduced`
 
 
 def read_image(path: Path, config: DataConfig) -> Image.Image:
     """Decode an image: first frame, EXIF orientation applied, transparency over white, 16 bits scaled to 8.
 
     Args:
-        config: its max_pixels, exif and depth.
+        config: of which max_pixels, exif and depth are used.
 
     Raises:
-        DataError: the file is missing, is not an image, is damaged, or has more pixels than are allowed.
+        DataError: the file does not exist, is not an image, is damaged, or has too many pixels.
     """
     with _opened(path, config.max_pixels) as image, _damage_named(path):
         return loaded_rgb(image, config)
 
 
 def decode_image(content: bytes, config: DataConfig) -> Image.Image:
-    """Like `read_image`, from the bytes of a file.
+    """Like `read_image`, from the content of a file.
 
     Raises:
         DataError: as for `read_image`.
@@ -103,7 +104,7 @@ def decode_image(content: bytes, config: DataConfig) -> Image.Image:
 
 
 def pillow_rgb(image: Image.Image, config: DataConfig) -> Image.Image:
-    """Like `read_image`, of an image that Pillow has opened but may not have decoded yet.
+    """Like `read_image`, for an image that was opened with Pillow and may not be decoded yet.
 
     Raises:
         DataError: it is damaged, or closed.
@@ -113,10 +114,10 @@ def pillow_rgb(image: Image.Image, config: DataConfig) -> Image.Image:
 
 
 def read_reduced(path: Path, config: DataConfig, min_decode_size: tuple[int, int]) -> Decoded:
-    """Like `read_image`, but a JPEG at 1/2, 1/4 or 1/8 of its size if that is at least `min_decode_size`.
+    """Like `read_image`, but decodes a JPEG at 1/2, 1/4 or 1/8 of its size if that is at least `min_decode_size`.
 
-    The decoder turns 1001 pixels at 1/2 into 501: only half of the last one belongs to the image, so the frame
-    ends at 500.5 or, if the image was then rotated, starts at 0.5.
+    At 1/2, the decoder turns 1001 pixels into 501. Only half of the last one belongs to the image, so the frame ends
+    at 500.5 or, if the image was then rotated, starts at 0.5.
 
     Args:
         min_decode_size: width and height of the upright image.
@@ -126,7 +127,7 @@ def read_reduced(path: Path, config: DataConfig, min_decode_size: tuple[int, int
     """
     with _opened(path, config.max_pixels) as image, _damage_named(path):
         size, orientation = image.size, _orientation(image, config.exif) if isinstance(image, JpegImageFile) else 1
-        reduced = image.draft(None, _swapped(min_decode_size, orientation))  # None: not a JPEG
+        reduced = image.draft(None, _swapped(min_decode_size, orientation))  # None if it is not a JPEG
         upright = loaded_rgb(image, config)
         if reduced is None:
             return Decoded(upright, upright.size, (0, 0, *upright.size))
@@ -137,18 +138,21 @@ def read_reduced(path: Path, config: DataConfig, min_decode_size: tuple[int, int
 
 
 def loaded_rgb(image: Image.Image, config: DataConfig) -> Image.Image:
-    """Rotated by its metadata, in RGB, and without that metadata, so that it is not rotated twice."""
-    turn = TURNS.get(_orientation(image, config.exif))  # before loading, with which Pillow forgets a TIFF's
+    """Decode an image, rotate it as its metadata says, and convert it to RGB.
+
+    The result has no metadata, so that it is not rotated twice.
+    """
+    rotation = ROTATIONS.get(_orientation(image, config.exif))  # before loading, which loses a TIFF's orientation
     unknown = isinstance(image, TiffImageFile) and has_unknown_band(image)
     image = _loaded(image)
-    image = image.convert("RGB") if unknown else image  # and not over white
-    turned = to_rgb(image if turn is None else image.transpose(turn), config.depth)
-    turned.info = {}
-    return turned
+    image = image.convert("RGB") if unknown else image  # instead of using the band as transparency
+    upright = to_rgb(image if rotation is None else image.transpose(rotation), config.depth)
+    upright.info = {}
+    return upright
 
 
 def _loaded(image: Image.Image) -> Image.Image:
-    """Decode an image; a truncated JPEG is used if at least MIN_ROWS of its rows are there."""
+    """Decode an image; a truncated JPEG is used if at least MIN_ROWS of its rows are intact."""
     try:
         image.load()
         return image
@@ -156,17 +160,17 @@ def _loaded(image: Image.Image) -> Image.Image:
         path = getattr(image, "filename", "")
         if not (isinstance(image, JpegImageFile) and path and "truncated" in str(error)):
             raise
-        mended, share = decode_cut(Path(path).read_bytes(), image.size)
-        if share < MIN_ROWS:
-            raise OSError(f"{error}; {share:.0%} of its rows are there") from error
-    if path not in _warned_of:
-        _warned_of.add(path)
-        LOGGER.warning("%s is truncated; %.0f %% of its rows are there and used", path, 100 * share)
-    return mended
+        decoded, fraction = decode_cut(Path(path).read_bytes(), image.size)
+        if fraction < MIN_ROWS:
+            raise OSError(f"{error}; {fraction:.0%} of its rows are intact") from error
+    if path not in _warned_files:
+        _warned_files.add(path)
+        LOGGER.warning("%s is truncated; %.0f %% of its rows are intact and used", path, 100 * fraction)
+    return decoded
 
 
-def share_of_rows(path: Path, config: DataConfig) -> float:
-    """The fraction of a JPEG's rows that are there: 1 if the file is complete, 0 if it ends in its header.
+def fraction_of_rows(path: Path, config: DataConfig) -> float:
+    """The fraction of a JPEG's rows that are intact: 1 if the file is complete, 0 if it ends in the header.
 
     Raises:
         DataError: as for `image_size`.
@@ -185,51 +189,51 @@ def share_of_rows(path: Path, config: DataConfig) -> float:
 
 
 def image_size(path: Path, config: DataConfig) -> tuple[int, int]:
-    """Width and height of the image as `read_image` gives it, from the file's header.
+    """Width and height of the image that `read_image` returns, from the file's header.
 
     Raises:
-        DataError: as for `read_image`, but damage behind the header goes unnoticed.
+        DataError: as for `read_image`, except that damage after the header is not detected.
     """
     return read_header(path, config).size
 
 
 class Header(NamedTuple):
-    """Facts from a file's header."""
+    """What the header of an image file says."""
 
     size: tuple[int, int]  # width and height of the upright image
-    frames: int  # images in the file
-    turned: int  # EXIF's orientation, 1 to 8, if it is applied; 5 and more swap width and height
-    conversion: str  # what is done to make RGB of it, in words
+    frames: int  # number of images in the file
+    orientation: int  # EXIF orientation that is applied, 1 to 8; from 5 on, width and height are swapped
+    conversion: str  # how it is converted to RGB, for messages
 
 
 def read_header(path: Path, config: DataConfig) -> Header:
-    """A file's header, with the size that `read_image` gives.
+    """Read a file's header; the size is that of the image that `read_image` returns.
 
     Raises:
         DataError: as for `image_size`.
     """
     with _opened(path, config.max_pixels) as image:
-        turned = _orientation(image, config.exif)
-        size = _swapped(image.size, turned)
+        orientation = _orientation(image, config.exif)
+        size = _swapped(image.size, orientation)
         try:
-            return Header(size, getattr(image, "n_frames", 1), turned, conversion(image))
-        except DAMAGE:  # in a later one
-            return Header(size, 1, turned, conversion(image))
+            return Header(size, getattr(image, "n_frames", 1), orientation, conversion(image))
+        except DAMAGE:  # in a later frame
+            return Header(size, 1, orientation, conversion(image))
 
 
 def has_several(path: Path) -> bool:
-    """Whether a file holds several images: frames or pages. Those that phones put beside a JPEG do not count."""
+    """Whether a file has several images: frames or pages. Extra images that phones add to a JPEG do not count."""
     try:
         with warnings.catch_warnings(), Image.open(path, formats=("TIFF", "GIF", "WEBP")) as image:
             warnings.simplefilter("ignore")
             return bool(getattr(image, "is_animated", False))
-    except DAMAGE:  # or of another format
+    except DAMAGE:  # damaged, or another format
         return False
 
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
-    """Convert any decoder error to one that names the file."""
+    """Convert decoder errors to a DataError with the name of the file."""
     try:
         yield
     except DAMAGE as error:
@@ -238,7 +242,7 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
-    """Open an image and read its header, within our limits and without Pillow's warnings about size and metadata."""
+    """Open an image and read its header, with our limits and without Pillow's warnings about size and metadata."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with _open(path, max_pixels) as image:
@@ -267,9 +271,10 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
 
 
 def _identified(source: Path | io.BytesIO) -> Image.Image:
-    """
+    """Open an image in one of the supported formats.
+
     Raises:
-        UnidentifiedImageError: it is in no format that we read.
+        UnidentifiedImageError: it has another format.
     """
     try:
         return Image.open(source, formats=FORMATS)
@@ -291,7 +296,7 @@ def reads_heif() -> bool:
 
 
 def _unidentified(path: Path) -> tuple[str, str, str]:
-    """Describe an unidentified file: what it is, its error code, and the fix."""
+    """The message, error code and fix for a file that is not a supported image."""
     suffix = path.suffix.lower()
     if bands := refusal_of_unknown(path):
         return bands[0], "BANDS", bands[1]
@@ -307,7 +312,7 @@ def _unidentified(path: Path) -> tuple[str, str, str]:
 
 
 def _is_heif(path: Path) -> bool:
-    """Whether the content is HEIF, whatever the name: phones and chats save it as .jpg, too."""
+    """Whether the content is HEIF, regardless of the name: phones and messengers may save it as .jpg."""
     with path.open("rb") as file:
         head = file.read(12)
     return head[4:8] == b"ftyp" and head[8:] in HEIF_BRANDS
@@ -327,14 +332,14 @@ def _check_tiff(image: TiffImageFile, path: Path) -> None:
     if bands := refusal(image, path):
         image.close()
         raise _problem(bands[0], "BANDS", path, bands[1])
-    if _in_deep_planes(image):
+    if _has_deep_planes(image):
         image.close()
         raise _problem(f"{path} has planar 16-bit colour, which Pillow misreads", "FORMAT", path,
                        "save it with planar configuration 1 (interleaved), or as PNG")  # fmt: skip
 
 
-def _in_deep_planes(image: TiffImageFile) -> bool:
-    """Planar colour with more than 8 bits: Pillow reads each byte as a pixel (12.0)."""
+def _has_deep_planes(image: TiffImageFile) -> bool:
+    """Whether a TIFF has planar colours with more than 8 bits, of which Pillow 12.0 reads each byte as a pixel."""
     if image.tag_v2.get(PLANAR) != 2:
         return False
     bits = image.tag_v2.get(BITS, (8,))
@@ -348,24 +353,24 @@ def _problem(what: str, kind: str, path: Path, fix: str = "") -> DataError:
 
 def _orientation(image: Image.Image, exif: bool) -> int:
     """The EXIF orientation, 1 to 8; 1 (upright) if it is invalid or ignored."""
-    turns_itself = image.format == "TIFF"  # Pillow does, pixels and size
-    if exif == turns_itself:
+    rotated_by_pillow = image.format == "TIFF"  # Pillow rotates TIFFs itself
+    if exif == rotated_by_pillow:
         return 1
     try:
         orientation = image.getexif().get(ORIENTATION)
     except DAMAGE:
         return 1
-    orientation = orientation if orientation in TURNS else 1
-    return BACK.get(orientation, orientation) if turns_itself else orientation
+    orientation = orientation if orientation in ROTATIONS else 1
+    return INVERSE.get(orientation, orientation) if rotated_by_pillow else orientation
 
 
 def _swapped(sides: tuple[Side, Side], orientation: int) -> tuple[Side, Side]:
-    """Width and height as stored to those of the upright image, or back."""
+    """Convert width and height from the stored to the upright image, or back."""
     return (sides[1], sides[0]) if orientation >= 5 else sides
 
 
 def to_rgb(image: Image.Image, depth: str = "full") -> Image.Image:
-    """Any Pillow mode to RGB: deep pixels are scaled and not clipped, transparency shows white."""
+    """Convert any Pillow mode to RGB: deep pixels are scaled instead of clipped, transparency becomes white."""
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         return Image.fromarray(_scale_to_bytes(np.asarray(image), depth)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -375,7 +380,11 @@ def to_rgb(image: Image.Image, depth: str = "full") -> Image.Image:
 
 
 def _scale_to_bytes(pixels: np.ndarray, depth: str) -> np.ndarray:
-    """Deep grey to 8 bits: unit floats times 255, 16 bits divided by 257; otherwise, or on request, min to max."""
+    """Scale deep grey pixels to 8 bits, (H, W) -> (H, W) uint8.
+
+    Floats in [0, 1] are multiplied by 255, 16-bit values are divided by 257. Other values, or all with `minmax`, are
+    scaled from their minimum and maximum.
+    """
     values = pixels.astype(np.float64)
     finite = values[np.isfinite(values)]
     low, high = finite.min(initial=0.0), finite.max(initial=0.0)

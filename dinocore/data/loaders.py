@@ -1,4 +1,4 @@
-"""From annotations to batches. An image's augmentation depends only on (seed, epoch, index)."""
+"""Data loaders: from annotations to batches. An image's augmentation depends only on (seed, epoch, index)."""
 
 import functools
 import multiprocessing.util
@@ -21,7 +21,7 @@ from .batch import Batch, Sample, collate
 from .images import read_image, read_reduced
 from .transforms import AnnotatedImage, annotated_image, apply, as_target, draw, resize_for_model, to_tensor
 
-MOST_REPLACEMENTS = 10  # images in a row that cannot be read
+MAX_REPLACEMENTS = 10  # unreadable images in a row before an error is raised
 
 
 class TrainingImages(Dataset):
@@ -34,23 +34,23 @@ class TrainingImages(Dataset):
         self.usable = annotations.trainable(config.min_box_size)
 
     def __getitem__(self, item: tuple[int, int]) -> Sample:
-        """The image or, if it cannot be read, the next readable one."""
+        """The image, or the next readable one if it cannot be read."""
         epoch, index = item
         problem = None
-        for step in range(MOST_REPLACEMENTS):
+        for step in range(MAX_REPLACEMENTS):
             at = (index + step) % len(self.annotations.image_ids)
             try:
                 return self._read(epoch, at)._replace(problem=problem)
             except DataError as error:
                 problem = problem or str(error)
-            except Exception as error:  # a bug, or a strange image: at least name the image
+            except Exception as error:  # a bug or an unusual image: the message should at least name the image
                 where = f"{self.annotations.path(at)} (number {at}, epoch {epoch})"
                 message = " ".join(str(error).split())
                 raise DataError(
                     f"reading {where} failed: {type(error).__name__}: {message}; remove the image from the annotations "
                     "to continue, and please report this"
                 ) from error
-        raise DataError(f"{MOST_REPLACEMENTS} images in a row cannot be read; the first: {problem}",
+        raise DataError(f"{MAX_REPLACEMENTS} images in a row cannot be read; the first: {problem}",
                         code="DATA-IMAGE-DAMAGED", fix="find them with `dino check-data DIR --decode`")  # fmt: skip
 
     def _read(self, epoch: int, index: int) -> Sample:
@@ -69,7 +69,7 @@ class TrainingImages(Dataset):
 
 
 class EvaluationImages(Dataset):
-    """Images resized to one scale, in the order of the annotations."""
+    """Images resized to evaluation size, in the order of the annotations."""
 
     def __init__(self, annotations: Annotations, config: DataConfig):
         self.annotations = annotations
@@ -80,7 +80,7 @@ class EvaluationImages(Dataset):
         return len(self.annotations.image_ids)
 
     def __getitem__(self, index: int) -> Sample | str:
-        """The image, or why it cannot be read."""
+        """The image, or a message why it cannot be read."""
         try:
             annotated = load_annotated(self.annotations, index, self.config, self.usable)
         except DataError as error:
@@ -91,7 +91,7 @@ class EvaluationImages(Dataset):
 
 
 def load_annotated(annotations: Annotations, index: int, config: DataConfig, usable: np.ndarray) -> AnnotatedImage:
-    """An image and its usable objects, clipped to it, as torchvision's tensors.
+    """Read an image and its usable objects, clipped to the image, as torchvision's tensors.
 
     Raises:
         DataError: the image cannot be read, or its size differs from the annotations.
@@ -103,17 +103,17 @@ def load_annotated(annotations: Annotations, index: int, config: DataConfig, usa
 
 
 def check_size(annotations: Annotations, index: int, size: tuple[int, int]) -> None:
-    """Refuse an image whose size, (width, height), differs from the annotations.
+    """Check that an image's size, (width, height), agrees with the annotations.
 
     Raises:
-        DataError: naming both sizes.
+        DataError: it differs.
     """
     annotated = tuple(annotations.sizes[index].tolist())
     if annotated != size:
-        turned = ", which is the same rotated, as by an EXIF orientation" if annotated == size[::-1] else ""
+        rotated = ", which is the same rotated, as by an EXIF orientation" if annotated == size[::-1] else ""
         raise DataError(
             f"{annotations.path(index)} has {size[0]} x {size[1]} pixels, "
-            f"but the annotations say {annotated[0]} x {annotated[1]}{turned}"
+            f"but the annotations say {annotated[0]} x {annotated[1]}{rotated}"
         )
 
 
@@ -128,18 +128,18 @@ def usable_objects(annotations: Annotations, index: int, usable: np.ndarray) -> 
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """The number of full batches, at least one; the images left over change with every epoch's order."""
+    """The number of full batches, at least one. The remaining images are skipped; they differ from epoch to epoch."""
     return max(1, num_images // batch_size)
 
 
 class Shard(NamedTuple):
-    """The part of every batch that belongs to a rank."""
+    """The part of each batch that a rank processes."""
 
     rank: int = 0
     size: int = 1
 
     def of(self, chosen: np.ndarray) -> np.ndarray:
-        """Neighbours in the batch, equally many for every rank, or one more for the first ones."""
+        """A contiguous part of the batch; if the sizes cannot be equal, the first ranks get one more."""
         return np.array_split(chosen, self.size)[self.rank]
 
 
@@ -147,7 +147,7 @@ WHOLE = Shard()
 
 
 class Steps:
-    """For each optimizer step from `start` to `end`, this rank's images of its batch as (epoch, index)."""
+    """A batch sampler: for each optimizer step from `start` to `end`, this rank's images as (epoch, index)."""
 
     def __init__(self, num_images: int, batch_size: int, seed: int, start: int, end: int, part: Shard = WHOLE):
         self.num_images = num_images
@@ -189,7 +189,7 @@ class Chunks:
 def training_steps(
     annotations: Annotations, config: Config, chunk: int, start: int, end: int, part: Shard = WHOLE
 ) -> DataLoader:
-    """Yields the batches of each optimizer step; workers live for the whole run."""
+    """A loader that yields the list of batches of each optimizer step; its workers live for the whole run."""
     images = TrainingImages(annotations, config.data, config.train.seed)
     steps = Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, end, part)
     return DataLoader(images, batch_sampler=steps, collate_fn=Chunks(chunk, config.data), **_workers(config.data))
@@ -198,7 +198,10 @@ def training_steps(
 def evaluation_batches(
     annotations: Annotations, config: DataConfig, batch_size: int = 1, part: Shard = WHOLE
 ) -> DataLoader:
-    """Yields a Batch of readable images, and why the others cannot be read; every Nth, if ranks split them."""
+    """A loader that yields (batch of readable images or None, messages about the others).
+
+    Rank r of N reads images r, r + N, r + 2 N …
+    """
     images = EvaluationImages(annotations, config)
     return DataLoader(
         images,
@@ -210,7 +213,7 @@ def evaluation_batches(
 
 
 def kill_workers() -> None:
-    """Stop the workers, which ignore the signal that Python sends them at exit before waiting for them."""
+    """Kill the workers, because they ignore the signal that Python sends at exit before it waits for them."""
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
@@ -218,15 +221,15 @@ def kill_workers() -> None:
 
 @functools.cache
 def kill_workers_at_exit() -> None:
-    """Once per process. Without it, a program never exits after an error while a loader is active."""
+    """Register `kill_workers` once per process; otherwise, a program never exits after an error in an active loader."""
     multiprocessing.util.Finalize(None, kill_workers, exitpriority=0)
 
 
 def start_workers(loader: DataLoader) -> Iterator:
-    """Start the workers; signals are deferred meanwhile, so that no worker receives one unprepared.
+    """Start a loader's workers. Signals are blocked meanwhile, so that workers can set up their handlers first.
 
-    PyTorch's SIGCHLD handler is removed: it raises at an arbitrary point of the program when a worker dies. The
-    loader notices that itself, within seconds, when it waits for the next batch.
+    PyTorch's SIGCHLD handler is removed, because it raises at an arbitrary point of the program when a worker dies. The
+    loader itself notices this within seconds, when it waits for the next batch.
     """
     kill_workers_at_exit()
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):  # Windows
@@ -246,7 +249,7 @@ def _collate_readable(items: Sequence[Sample | str]) -> tuple[Batch | None, list
 
 
 def num_workers(config: DataConfig) -> int:
-    """Processes that read images."""
+    """The number of worker processes that read images."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     spare = max(1, (os.cpu_count() or 2) // processes - 1)
     return min(4, spare) if config.workers == "auto" else config.workers

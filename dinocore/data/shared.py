@@ -1,7 +1,7 @@
 """Annotations in memory-mapped files, so that the ranks and workers of a machine share one copy.
 
-One rank of each machine reads the dataset and writes its arrays into temporary files; it and the others map them. The
-system keeps one copy of a mapped file in memory however many processes look at it, and may drop what is not used.
+One rank per machine reads the dataset and writes its arrays to temporary files, which all ranks map. The system keeps
+one copy of a mapped file in memory for all processes, and may drop unused pages.
 """
 
 import atexit
@@ -23,9 +23,9 @@ from .dataset import DataSet, open_dataset
 
 
 class MappedArray(np.memmap):
-    """An array stored in a file: sending it to a process sends the path instead of a copy."""
+    """An array stored in a file. Pickling it, to send it to a process, writes the path instead of a copy."""
 
-    whole = False  # the file's whole array, not a part of it
+    whole = False  # True for the complete array of the file, False for views
 
     def __reduce__(self) -> Any:
         if self.whole and os.path.exists(str(self.filename)):
@@ -40,7 +40,7 @@ def _open_mapped(file: str) -> MappedArray:
 
 
 def map_annotations(annotations: Annotations, folder: Path, name: str) -> Annotations:
-    """The same with its arrays, (I, ...) and (M, ...), in files `name-*.npy` below a folder.
+    """The annotations with their arrays, (I, ...) and (M, ...), in files `name-*.npy` in a folder.
 
     Raises:
         OSError: they cannot be written.
@@ -74,19 +74,20 @@ def open_shared_dataset(config: DataConfig, group: SingleProcess) -> DataSet:
             data = read.pop()
             train = map_annotations(data.train, folder, "train")
             val = train if data.val is data.train else map_annotations(data.val, folder, "val")
-            content = pickle.dumps(data._replace(train=train, val=val))  # names of files, not numbers
+            content = pickle.dumps(data._replace(train=train, val=val))  # paths instead of arrays
         except OSError as error:
             problem = f"cannot write annotations to {tempfile.gettempdir()}: {error.strerror or error}"
     answers = group.gather((content, problem))
     if failed := [why for _, why in answers if why]:
         raise group.on_all_ranks(EnvironmentFault(failed[0], fix="set TMPDIR to a folder with enough space"))
     data = pickle.loads(answers[leader][0])
-    group.gather(None)  # all of them have opened the files
+    group.gather(None)  # wait until all ranks have opened the files
     if leader == group.rank and multiprocessing.get_start_method() == "fork":
-        shutil.rmtree(folder, ignore_errors=True)  # workers inherit the mappings; a kill leaves no files behind
+        # forked workers inherit the mappings; removed now, the files do not stay behind if the process is killed
+        shutil.rmtree(folder, ignore_errors=True)
     return data
 
 
 def leader_of(rank: int) -> int:
-    """The first rank of a rank's machine, as torchrun numbers them."""
+    """The first rank on a rank's machine, with torchrun's numbering."""
     return rank - int(os.environ.get("LOCAL_RANK", 0))

@@ -1,4 +1,4 @@
-"""The files of a split, its annotations, and which files may be opened."""
+"""Splits and layouts of datasets, annotations as read from files, and which files may be opened."""
 
 import os
 import re
@@ -14,61 +14,62 @@ from ..errors import ConfigError, DataError
 from ..system.files import is_stream
 from ..words import typed
 
+# names of splits in the names of files and folders
 WORDS = {"train": ("train", "training", "trainval"), "val": ("val", "valid", "validation", "validate", "dev"),
-         "test": ("test", "testing")}  # what the splits are called in names of files and folders  # fmt: skip
-JUNK = ("@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini")  # what systems leave behind
+         "test": ("test", "testing")}  # fmt: skip
+JUNK = ("@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini")  # files and folders of systems
 Found = TypeVar("Found")
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # what XML and lists of names cannot hold
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # not allowed in XML or lists of names
 
 
 class Category(NamedTuple):
-    """A class as named in the annotations."""
+    """A class, with its id and name in the annotations."""
 
     id: int
     name: str
 
 
 def table_names(categories: Sequence[Category]) -> list[str]:
-    """Class names for tables and keys; names that several classes share are shown with the id."""
+    """Class names for tables and keys; the id is added to names that several classes have."""
     count = Counter(category.name for category in categories)
     return [c.name if count[c.name] == 1 else f"{c.name} (id {c.id})" for c in categories]
 
 
 class Split(NamedTuple):
-    """One set of annotations, and the possible folders of its images."""
+    """The annotations of a split, and the possible folders of its images."""
 
     annotations: Path  # a COCO file, YOLO's data.yaml, or VOC's folder of XML files
     image_roots: list[Path]  # tried in this order
     format: str = "coco"  # or yolo, voc, csv, kitti, visdrone
-    folder: Path | None = None  # nothing outside it is opened; None: the images' own folder
-    listing: tuple[Path, ...] = ()  # YOLO: folders and lists of images; VOC: a list of names, or all
-    classes: tuple[str, ...] = ()  # YOLO and VOC: their names in order
+    folder: Path | None = None  # no files outside it are opened; None: the folder of the images
+    listing: tuple[Path, ...] = ()  # YOLO: folders and lists of images; VOC: a list of names; empty: all files
+    classes: tuple[str, ...] = ()  # all formats but COCO: the class names in order
     first_pixel: int | None = None  # VOC: the index of the first column and row; None: unknown
     labels: Path | None = None  # YOLO: the folder of label files, if set in a dataset.toml
-    keypoints: tuple[int, int] | None = None  # YOLO's kpt_shape: how many each line has, and numbers of each
-    held_out: "Split | None" = None  # the validation split, whose images are left out of a training split `trainval`
-    class_ids: tuple[int, ...] = ()  # CSV: those of `classes`, in rising order, where the data have ids; or from 1
-    part: str = ""  # CSV: the split whose rows are used, if a column has it; empty: all of them
+    keypoints: tuple[int, int] | None = None  # YOLO's kpt_shape: keypoints per line, and values per keypoint
+    held_out: "Split | None" = None  # the validation split, whose images are dropped from a split `trainval`
+    class_ids: tuple[int, ...] = ()  # CSV: the ids of `classes`, ascending; empty: from 1
+    part: str = ""  # CSV: which rows are used, by the split column; empty: all of them
 
     @property
     def source(self) -> Path:
-        """What names the images: a list or folder of them, or else the annotations."""
+        """The list or folder of images, or else the annotations."""
         return self.listing[0] if self.listing else self.annotations
 
 
 class Layout(NamedTuple):
-    """The layout found in a data folder."""
+    """The layout of a data folder: its format and splits."""
 
     kind: str
     train: Split  # the validation split if there is none
     val: Split | None  # None: the folder has no split to evaluate on
     test: Split | None = None  # see val_is_test
     trainable: bool = True  # False: there is no training split
-    missing: str = ""  # why there is no validation split, although the dataset names one
+    missing: str = ""  # why the validation split that the dataset names is not used
     val_is_test: bool = False  # the test split stands in for validation
 
     def splits(self) -> dict[str, Split]:
-        """Those that are there."""
+        """The splits that exist, by name."""
         named = {"train": self.train if self.trainable else None, "val": self.val, "test": self.test}
         return {name: split for name, split in named.items() if split is not None}
 
@@ -82,37 +83,39 @@ class Layout(NamedTuple):
 
 
 def check_split(name: str) -> None:
-    """
+    """Check the name of a split.
+
     Raises:
-        ConfigError: it is not the name of a split.
+        ConfigError: it is not train, val or test.
     """
     if name not in WORDS:
         raise ConfigError(f"no split `{name}`; choose {', '.join(list(WORDS)[:-1])} or {list(WORDS)[-1]}")
 
 
 def split_in_name(name: str) -> str:
-    """The split that a name tells, as instances_train2017 does, or an empty text."""
+    """The split that a name contains, such as train in instances_train2017; or an empty text."""
     words = re.findall("[a-z]+", name.lower())
     return next((split for word in words for split, known in WORDS.items() if word in known), "")
 
 
 def split_in_path(parts: Sequence[str]) -> str:
-    """The split that the last part of a path tells that tells one, or an empty text."""
+    """The split in the last part of a path that contains one; or an empty text."""
     return next((split for part in reversed(parts) if (split := split_in_name(part))), "")
 
 
-def nameless_for_training(found: dict[str, Found]) -> dict[str, Found]:
-    """What was found, by split; what tells none is for training, or left out where something tells train or val."""
+def unnamed_as_train(found: dict[str, Found]) -> dict[str, Found]:
+    """Entries by split, without the one whose split is unknown (""); if there is no train or val, it becomes train."""
     if "" in found and not found.keys() & {"train", "val"}:
         return {"train": found[""]}
-    return {name: one for name, one in found.items() if name}
+    return {name: entry for name, entry in found.items() if name}
 
 
 def layout_of(kind: str, made: Mapping[str, Split], missing: str = "") -> Layout | None:
-    """Splits by name, or None of none; test images are those to evaluate on where there are no others.
+    """The layout of splits by name; None if there are no splits to train or evaluate on.
 
-    Without a training split that of validation stands in its place, which is enough for an evaluation. Validation on
-    the very images of training is no validation, and a training split called `trainval` is less those of validation.
+    Without a validation split, the test split is used for validation. Without a training split, the validation split
+    takes its place, which is enough for an evaluation. A validation split with the same files as training is ignored,
+    and validation images are dropped from a training split called `trainval`.
     """
     train, val, test = (made.get(name) for name in ("train", "val", "test"))
     if train is not None and val == train:
@@ -127,19 +130,20 @@ def layout_of(kind: str, made: Mapping[str, Split], missing: str = "") -> Layout
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is what systems and tools leave behind: `.DS_Store`, `._a.jpg`, `@eaDir`, ..."""
+    """Whether a file or folder is hidden or was created by the system: `.DS_Store`, `._a.jpg`, `@eaDir`, ..."""
     return name.startswith(".") or name in JUNK
 
 
 def visible_files(folder: Path, suffixes: Container[str], follow_symlinks: bool = False) -> list[Path]:
-    """Files below a folder with one of the suffixes (in lower case), sorted; hidden ones and those in hidden folders
-    are skipped. A linked folder is entered where it leads into `folder`, or anywhere with `follow_symlinks`.
+    """All files below a folder with one of the suffixes (in lower case), sorted, except hidden ones.
+
+    Links to folders are followed if they lead into `folder`, or with `follow_symlinks`.
     """
     top, found, seen = os.path.realpath(folder), [], set()
     for here, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(here)
         inside = real == top or real.startswith(top.rstrip("/") + "/")
-        if real in seen or not (inside or follow_symlinks):  # a circle of links, or a link that leads out
+        if real in seen or not (inside or follow_symlinks):  # a cycle of links, or a link that leads out
             folders.clear()
             continue
         seen.add(real)
@@ -151,33 +155,33 @@ def visible_files(folder: Path, suffixes: Container[str], follow_symlinks: bool 
 
 
 def one_line(name: Any) -> str:
-    """A class's name without line breaks and tabs; see `clean_names` for other control characters."""
+    """A class name without line breaks and tabs; see `clean_name` for other control characters."""
     return re.sub("[ \t\r\n]+", " ", str(name)).strip()
 
 
 def clean_name(name: Any) -> str:
-    """A class's name as every format can hold it: no control characters, single spaces."""
+    """A class name that every format can store: no control characters, single spaces."""
     return " ".join(CONTROL.sub(" ", str(name)).split())
 
 
 class RawAnnotations(NamedTuple):
-    """What the files of a split say, each value looked at alone: I images, M objects."""
+    """The annotations of a split as read from its files: I images, M objects. Only single values are checked."""
 
     categories: list[Category]
     headings: frozenset[str]  # names that are another category's supercategory
     image_ids: np.ndarray  # (I,) int64
     file_names: list[str]
-    sizes: np.ndarray  # (I, 2) int64, width and height; 0 where not said
+    sizes: np.ndarray  # (I, 2) int64, width and height; 0 if unknown
     owners: np.ndarray  # (M,) int64, image ids
     category_ids: np.ndarray  # (M,) int64, category ids
     boxes: np.ndarray  # (M, 4) float64, x y width height
-    area: np.ndarray  # (M,) float64, NaN where not said
+    area: np.ndarray  # (M,) float64, NaN if unknown
     crowd: np.ndarray  # (M,) bool
-    name: Callable[[int], str]  # what to call an object
-    in_shares: bool = False  # boxes are shares of the image
+    name: Callable[[int], str]  # identifies an object in messages
+    in_fractions: bool = False  # whether boxes are fractions of the image size instead of pixels
 
     def objects(self, keep: np.ndarray) -> "RawAnnotations":
-        """Only those objects, given as a mask or as indices."""
+        """A subset of objects, given by a mask or indices."""
         rows = np.arange(len(self.owners))[keep]
         return self._replace(
             owners=self.owners[rows], category_ids=self.category_ids[rows], boxes=self.boxes[rows],
@@ -185,19 +189,19 @@ class RawAnnotations(NamedTuple):
         )  # fmt: skip
 
     def images(self, keep: np.ndarray) -> "RawAnnotations":
-        """Only those images, given as a mask or as indices."""
+        """A subset of images, given by a mask or indices; objects are kept."""
         rows = np.arange(len(self.file_names))[keep]
         names = [self.file_names[i] for i in rows.tolist()]
         return self._replace(image_ids=self.image_ids[rows], file_names=names, sizes=self.sizes[rows])
 
 
 class NamedBox(NamedTuple):
-    """A box of a reader that names classes."""
+    """A box with the name of its class, for `named_table`."""
 
     owner: int  # number of its image, from 1
     label: str
     corners: tuple[float, float, float, float]  # xyxy
-    place: str  # what to call it
+    place: str  # identifies it in messages
     crowd: bool = False
 
 
@@ -206,10 +210,11 @@ def named_table(
     files: list[str],
     boxes: Sequence[NamedBox],
     sizes: Sequence[Sequence[int]] = (),
-    in_shares: bool = False,
+    in_fractions: bool = False,
 ) -> RawAnnotations:
-    """A table of images, numbered from 1, and of boxes; a label that is none of the split's classes becomes 0, or the
-    number below the least id.
+    """Raw annotations from image files and boxes. Image ids count from 1.
+
+    A label that is not one of the split's classes gets an unused id: the lowest id minus 1.
     """
     ids = split.class_ids or range(1, len(split.classes) + 1)
     numbers = dict(zip(split.classes, ids, strict=True))
@@ -227,18 +232,19 @@ def named_table(
         area=np.full(len(boxes), np.nan),
         crowd=np.array([box.crowd for box in boxes], dtype=bool),
         name=lambda i: boxes[i].place,
-        in_shares=in_shares,
+        in_fractions=in_fractions,
     )
 
 
 def read_text(file: Path, strict: bool = True) -> str:
-    """A text in UTF-8 or, with its mark, UTF-16.
+    """Read a text file in UTF-8 or, with a byte order mark, UTF-16.
 
     Args:
-        strict: refuse what is neither; or else it is read for its structure alone.
+        strict: whether another encoding is an error; otherwise the text is decoded as Latin-1, which is enough to
+            detect its format.
 
     Raises:
-        DataError: it cannot be read, or is in another encoding, whose letters nobody can tell.
+        DataError: it cannot be read, or has another encoding.
     """
     try:
         content = file.read_bytes()
@@ -253,24 +259,26 @@ def read_text(file: Path, strict: bool = True) -> str:
 
 
 def image_roots(folder: Path, split: str, file: Path) -> list[Path]:
-    """Where images of annotations may be: train2017/ of instances_train2017.json, any folder that tells the split,
-    images/, beside them.
+    """The folders that may have the images of an annotation file, most likely first.
+
+    They are train2017/ for instances_train2017.json, folders whose name contains the split, images/ and the like, and
+    the folder of the file.
     """
     names = [file.stem.removeprefix("instances_"), *WORDS.get(split, ())]
     bases = (folder, folder / "images", folder / "data")
-    own = [base / name for base in bases for name in names]
+    named = [base / name for base in bases for name in names]
     of_split = [p for base in bases if base.is_dir() for p in sorted(base.iterdir()) if split_in_name(p.name) == split]
-    of_split = [p for p in of_split if p not in own and p.is_dir()]
-    inner = [p / name for p in (*own, *of_split) for name in ("images", "data") if (p / name).is_dir()]
+    of_split = [p for p in of_split if p not in named and p.is_dir()]
+    inner = [p / name for p in (*named, *of_split) for name in ("images", "data") if (p / name).is_dir()]
     usual = [folder / name for name in ("images", "imgs", "img", "data", "JPEGImages")]
-    return [*own, *of_split, *inner, *usual, folder, file.parent, file.parent / "images"]
+    return [*named, *of_split, *inner, *usual, folder, file.parent, file.parent / "images"]
 
 
 def stays_inside(name: str) -> bool:
-    """Whether a name of a file is one, and leads nowhere but down."""
+    """Whether a name is a valid relative path that does not leave the folder."""
     path = PurePosixPath(name)
     try:
-        os.fsencode(name)  # JSON can write text that no system takes for a name
+        os.fsencode(name)  # JSON can contain text that is not a valid file name
     except UnicodeEncodeError:
         return False
     absolute = path.is_absolute() or PureWindowsPath(name).is_absolute()
@@ -278,34 +286,34 @@ def stays_inside(name: str) -> bool:
 
 
 def tails(name: str) -> list[str]:
-    """A path, and what is left of it without its first parts, longest first; they lead nowhere but down."""
+    """A path, and the path without its leading folders, longest first; all are relative and without `..`."""
     parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("..", "/")]
     return ["/".join(parts[n:]) for n in range(len(parts))]
 
 
 class PathGuard:
-    """Which files may be opened: regular ones whose true place is within a folder. Looks at names, opens nothing."""
+    """Decides which files may be opened: regular files whose real path is in a folder. Does not open any files."""
 
     def __init__(self, folder: Path, follow_symlinks: bool):
         self.follow_symlinks = follow_symlinks
         self.folder = os.path.realpath(folder)
-        self.parents: dict[str, bool] = {}  # whether a folder truly lies within
+        self.parents: dict[str, bool] = {}  # whether the real path of a folder is within `folder`
 
-    def look(self, path: str) -> str:
+    def status(self, path: str) -> str:
         """`ok`, `missing`, or `escape`: a link that leads out of the folder."""
         try:
             mode = os.lstat(path).st_mode
-        except (OSError, ValueError):  # also a name too long, or with a NUL
+        except (OSError, ValueError):  # also if the name is too long, or has a NUL
             return "missing"
         if not self.follow_symlinks and not self._within(path, stat.S_ISLNK(mode)):
             return "escape"
         return "ok" if os.path.isfile(path) else "missing"
 
     def check(self, path: Path) -> Path:
-        """A file or folder that is about to be opened.
+        """Check a file or folder before it is opened, and return it.
 
         Raises:
-            DataError: a link leads out of the folder to it, or it is neither, such as a pipe, which may never end.
+            DataError: a link leads out of the folder, or it is something else, such as a pipe, which may never end.
         """
         if not self.follow_symlinks and not self._below(os.path.realpath(path)):
             raise DataError(f"a link leads out of the data folder: {path}", code="DATA-PATH-ESCAPE", where=path,
@@ -327,11 +335,11 @@ class PathGuard:
         return real == self.folder or real.startswith(self.folder.rstrip("/") + "/")
 
 
-def evenly(count: int, most: int) -> list[int]:
-    """Numbers below `count`, at most so many, spread from the first to the last."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
+def evenly(count: int, limit: int) -> list[int]:
+    """At most `limit` indices below `count`, evenly spaced from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, min(count, limit)).round().astype(int)).tolist()
 
 
 def names_of(paths: Sequence[Path], root: Path) -> list[str]:
-    """Paths as names below a folder, where they lie in it."""
+    """Paths relative to a folder, or unchanged if they are not in it."""
     return [path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path) for path in paths]

@@ -1,4 +1,4 @@
-"""Check a split for consistency: ids, names and files, boxes and images. Invalid entries are dropped."""
+"""Check a split for consistency: ids, file names, images, boxes and classes. Invalid entries are dropped."""
 
 import os
 import re
@@ -29,25 +29,25 @@ from .split import (
     visible_files,
 )
 
-HUGE = 10  # times the side of its image: such a box is a slip
-MIN_EVIDENCE = 10  # boxes, before a file is said to mean another format
-MAX_FLAT = 2  # boxes without a size that are slips in a set however small
-SAMPLE = 50  # names that are looked for to tell the folder of images
+HUGE = 10  # a box with a side more than this many times the image's is a mistake
+MIN_EVIDENCE = 10  # boxes that are needed to infer that they have another format
+MAX_FLAT = 2  # boxes without width or height that are acceptable even in a small dataset
+SAMPLE = 50  # file names that are searched for to find the folder of images
 
 
-def unique_ids(table: RawAnnotations, findings: Findings) -> RawAnnotations:
-    """Of images and categories with one id, the first."""
+def drop_duplicate_ids(table: RawAnnotations, findings: Findings) -> RawAnnotations:
+    """Keep only the first of images, and of categories, with the same id."""
     for ids, name in ((table.image_ids, "images"), (np.array([c.id for c in table.categories]), "categories")):
         values, counts = np.unique(ids, return_counts=True)
-        twice = values[counts > 1].tolist()
-        findings.add("DATA-ID-TWICE", f"ids that appear more than once in `{name}`", map(str, twice), len(twice))
+        repeated = values[counts > 1].tolist()
+        findings.add("DATA-ID-TWICE", f"ids that appear more than once in `{name}`", map(str, repeated), len(repeated))
     first = {category.id: category for category in reversed(table.categories)}
     table = table._replace(categories=[c for c in table.categories if first[c.id] is c])
     return table.images(np.sort(np.unique(table.image_ids, return_index=True)[1]))
 
 
-def safe_names(table: RawAnnotations, findings: Findings) -> RawAnnotations:
-    """Images whose names lead out of the folder are left out; the others' names are made plain."""
+def drop_unsafe_names(table: RawAnnotations, findings: Findings) -> RawAnnotations:
+    """Drop images whose names lead out of the folder, and normalize the other names."""
     names = [name.replace("\\", "/") for name in table.file_names]
     good = np.array([stays_inside(name) for name in names], dtype=bool)
     wrong = [
@@ -64,13 +64,13 @@ def safe_names(table: RawAnnotations, findings: Findings) -> RawAnnotations:
     return table._replace(file_names=plain).images(good)
 
 
-def present_files(
+def find_images(
     table: RawAnnotations, split: Split, config: DataConfig, findings: Findings
 ) -> tuple[RawAnnotations, Path]:
-    """Images that are there, and the folder they are in: of those that may be it, the one that holds most of a sample.
+    """Keep the images that exist, and return them with their folder: the root that has most of a sample of the names.
 
-    A name that differs from one in the folder only in capitals, in how Unicode or %20 is written, or in its suffix, is
-    taken for it, if there is one such file and no other entry has it.
+    A name matches a file that differs only in case, suffix, or the spelling of Unicode or %20, if there is only one
+    such file and no other entry has it.
     """
     if not table.file_names or not split.image_roots:
         return table, split.annotations.parent
@@ -79,25 +79,25 @@ def present_files(
         tried = ", ".join(str(root) for root in split.image_roots)
         findings.fail("DATA-IMAGE-MISSING", f"its images, such as {table.file_names[0][:300]}, are in none of {tried}")
     guard = PathGuard(split.folder or root, config.follow_symlinks)
-    found = [guard.look(f"{root}/{name}") for name in table.file_names]
-    missing = [i for i, state in enumerate(found) if state == "missing"]
+    states = [guard.status(f"{root}/{name}") for name in table.file_names]
+    missing = [i for i, state in enumerate(states) if state == "missing"]
     if missing and (similar := similar_names(table.file_names, missing, root, config.follow_symlinks)):
         names = [similar.get(i, name) for i, name in enumerate(table.file_names)]
         renamed = [f"{table.file_names[i]} -> {name}" for i, name in similar.items()]
         findings.add("DATA-IMAGE-NAME", f"{counted(len(renamed), 'file name')} not spelled as on disk", renamed)
-        found = ["ok" if i in similar else state for i, state in enumerate(found)]
+        states = ["ok" if i in similar else state for i, state in enumerate(states)]
         table = table._replace(file_names=names)
-    for state, code, what in (("missing", "DATA-IMAGE-MISSING", "are not in"),
-                              ("escape", "DATA-PATH-ESCAPE", "lead through a link out of")):  # fmt: skip
-        gone = [name[:300] for name, looked in zip(table.file_names, found, strict=True) if looked == state]
-        findings.add(code, f"{len(gone)} of {len(found)} images {what} {root}", gone)
-    return table.images(np.array([looked == "ok" for looked in found], dtype=bool)), root
+    for kind, code, what in (("missing", "DATA-IMAGE-MISSING", "are not in"),
+                             ("escape", "DATA-PATH-ESCAPE", "lead through a link out of")):  # fmt: skip
+        dropped = [name[:300] for name, state in zip(table.file_names, states, strict=True) if state == kind]
+        findings.add(code, f"{len(dropped)} of {len(states)} images {what} {root}", dropped)
+    return table.images(np.array([state == "ok" for state in states], dtype=bool)), root
 
 
 def _likely_root(names: Sequence[str], split: Split) -> Path | None:
-    """The folder with most of an even sample of the names; the first of equals."""
+    """The root that has most of an even sample of the names; the first of equals."""
     sample = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, SAMPLE).round().astype(int)).tolist()]
-    for ends in (lambda name: [name], lambda name: tails(unquote(name))):  # as written, or else without its first parts
+    for ends in (lambda name: [name], lambda name: tails(unquote(name))):  # as written, or without leading folders
         hits = [
             sum(any(os.path.lexists(root / end) for end in ends(name)) for name in sample) for root in split.image_roots
         ]
@@ -110,7 +110,7 @@ def _likely_root(names: Sequence[str], split: Split) -> Path | None:
         here = {_plain_name(path.name) for path in root.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
         if keys & here or stems & {key.rpartition(".")[0] for key in here}:
             return root
-    for root in folders:  # folders below it, such as one for each class, that tell no split
+    for root in folders:  # subfolders whose names contain no split, such as one per class
         files = [path for path in visible_files(root, IMAGE_SUFFIXES)
                  if not split_in_path(path.relative_to(root).parts[:-1])]  # fmt: skip
         if keys <= {_plain_name(path.name) for path in files}:
@@ -119,10 +119,10 @@ def _likely_root(names: Sequence[str], split: Split) -> Path | None:
 
 
 def similar_names(names: Sequence[str], missing: Sequence[int], root: Path, follow: bool) -> dict[int, str]:
-    """Files below `root` that missing names are taken for; each for one name, and only where there is one of them."""
-    taken = set(names)  # also of what has a missing one's name and is no file, such as a pipe
-    here = [path.relative_to(root).as_posix() for path in visible_files(root, IMAGE_SUFFIXES, follow)]
-    here = [name for name in here if name not in taken]
+    """Files below `root` that match missing names, by index. Each matches one name, and must be the only match."""
+    taken = set(names)  # including missing ones: a pipe may have such a name
+    on_disk = [path.relative_to(root).as_posix() for path in visible_files(root, IMAGE_SUFFIXES, follow)]
+    on_disk = [name for name in on_disk if name not in taken]
     keys: tuple[Callable[[str], str], ...] = (
         _plain_name,
         lambda name: str(PurePosixPath(_plain_name(name)).with_suffix("")),
@@ -131,20 +131,20 @@ def similar_names(names: Sequence[str], missing: Sequence[int], root: Path, foll
     found: dict[int, str] = {}
     for key in keys:
         files: dict[str, list[str]] = {}
-        for name in here:
+        for name in on_disk:
             if name not in found.values():
                 files.setdefault(key(name), []).append(name)
-        wanted: dict[str, list[int]] = {}
+        rows_by_key: dict[str, list[int]] = {}
         for i in missing:
             if i not in found:
-                wanted.setdefault(key(names[i]), []).append(i)
-        single = {rows[0]: files[k][0] for k, rows in wanted.items() if len(rows) == len(files.get(k, ())) == 1}
+                rows_by_key.setdefault(key(names[i]), []).append(i)
+        single = {rows[0]: files[k][0] for k, rows in rows_by_key.items() if len(rows) == len(files.get(k, ())) == 1}
         found |= {i: name for i, name in single.items() if _same_folders(names[i], name)}
     return found
 
 
 def _same_folders(one: str, other: str) -> bool:
-    """Whether the folders of one name are the last ones of the other: cam1/a.jpg is no way to write cam2/a.jpg."""
+    """Whether the folders of one name are the last folders of the other: cam1/a.jpg does not match cam2/a.jpg."""
     first, second = (PurePosixPath(_plain_name(name)).parent.parts[::-1] for name in (one, other))
     return all(a == b for a, b in zip(first, second, strict=False))
 
@@ -153,58 +153,58 @@ def _plain_name(name: str) -> str:
     return unicodedata.normalize("NFC", unquote(name)).replace("\\", "/").casefold()
 
 
-def known_sizes(table: RawAnnotations, root: Path, config: DataConfig, findings: Findings) -> RawAnnotations:
-    """Sizes that are not said are read from the files; what cannot be read is left out. Shares become pixels."""
+def complete_sizes(table: RawAnnotations, root: Path, config: DataConfig, findings: Findings) -> RawAnnotations:
+    """Read unknown image sizes from the files, drop images that cannot be read, and convert fractions to pixels."""
     sizes = table.sizes.copy()
     bad: dict[int, str] = {}
-    turned = np.ones(len(sizes), np.int64)
+    orientations = np.ones(len(sizes), np.int64)
     for i in np.flatnonzero((sizes == 0).any(1)).tolist():
         try:
-            sizes[i], _, turned[i], _ = read_header(root / table.file_names[i], config)
+            sizes[i], _, orientations[i], _ = read_header(root / table.file_names[i], config)
         except DataError as error:
             bad[i] = error.what
             findings.add(error.code, "images without a size, in the annotations or in the file",
                          [Location(error.what, root / table.file_names[i])])  # fmt: skip
     table = table._replace(sizes=sizes)
-    check_turned(table, turned, root, findings)
+    check_rotated(table, orientations, root, findings)
     table = table.images(np.array([i not in bad for i in range(len(sizes))], dtype=bool))
-    if not table.in_shares:
+    if not table.in_fractions:
         return table
     rows = positions(table)
     side = np.where(rows[:, None] >= 0, table.sizes[rows], 0) if len(table.sizes) else np.zeros((len(rows), 2))
-    return table._replace(boxes=_in_pixels(table.boxes, side.astype(np.float64)), in_shares=False)
+    return table._replace(boxes=_in_pixels(table.boxes, side.astype(np.float64)), in_fractions=False)
 
 
-def _in_pixels(shares: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Boxes (M, 4) in pixels; those that six decimals cannot tell from whole pixels are whole pixels."""
+def _in_pixels(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Boxes (M, 4) from fractions to pixels, rounded to whole pixels if six decimals cannot tell the difference."""
     scale = np.tile(sizes, 2)  # (M, 4)
-    corners = np.concatenate([shares[:, :2], shares[:, :2] + shares[:, 2:]], 1) * scale
-    exact = _are_whole(shares, sizes)
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1) * scale
+    exact = _are_whole(boxes, sizes)
     corners[exact] = np.rint(corners[exact])
     return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
 
 
-def _are_whole(shares: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Which boxes (M, 4), as shares of images (M, 2), have their corners at whole pixels, but for six decimals."""
+def _are_whole(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Which boxes (M, 4), as fractions of images (M, 2), have corners at whole pixels, to six decimals."""
     scale = np.tile(sizes, 2)
-    corners = np.concatenate([shares[:, :2], shares[:, :2] + shares[:, 2:]], 1) * scale
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1) * scale
     return (np.abs(corners - np.rint(corners)) <= 1e-6 * scale.max(1, keepdims=True)).all(1)
 
 
-def check_turned(table: RawAnnotations, turned: np.ndarray, root: Path, findings: Findings) -> None:
-    """Whether boxes of images that EXIF turns, (I,) orientations, were drawn on the pixels as stored.
+def check_rotated(table: RawAnnotations, orientations: np.ndarray, root: Path, findings: Findings) -> None:
+    """Report images that EXIF rotates if their boxes were drawn on the pixels as stored, or if that is unclear.
 
-    Only annotations that say no sizes come here. Tools place corners on whole pixels: boxes whose corners are whole in
-    the stored image and not in the upright one were drawn on the stored one. Where nothing shows it, that is said.
+    Used if annotations have no image sizes. Tools place corners on whole pixels, so boxes whose corners are whole in
+    the stored image but not in the upright one were drawn on the stored one. `orientations` is (I,), EXIF's 1 to 8.
     """
     rows = positions(table)
-    own = np.where(rows >= 0, turned[rows], 1) if len(turned) else np.ones(0, np.int64)
+    own = np.where(rows >= 0, orientations[rows], 1) if len(orientations) else np.ones(0, np.int64)
     at = np.flatnonzero(own > 1)
     if not len(at):
         return
     upright = table.sizes[rows[at]].astype(np.float64)
     stored = np.where(own[at, None] >= 5, upright[:, ::-1], upright)
-    if table.in_shares:
+    if table.in_fractions:
         fits_upright, fits_stored = (_are_whole(table.boxes[at], sizes) for sizes in (upright, stored))
     else:
         ends = table.boxes[at, :2] + table.boxes[at, 2:]
@@ -223,24 +223,24 @@ def check_turned(table: RawAnnotations, turned: np.ndarray, root: Path, findings
 
 
 def report_orphans(table: RawAnnotations, config: DataConfig, findings: Findings) -> None:
-    """Objects of images and classes that are not there."""
+    """Report objects whose image or class does not exist."""
     kinds = np.array([category.id for category in table.categories])
     for ids, known, key, name in ((table.owners, table.image_ids, "image_id", "images"),
                                   (table.category_ids, kinds, "category_id", "categories")):  # fmt: skip
-        lost = np.flatnonzero(~np.isin(ids, known))
-        named = (f"{table.name(i)} -> {ids[i]}" for i in lost.tolist())
+        orphans = np.flatnonzero(~np.isin(ids, known))
+        examples = (f"{table.name(i)} -> {ids[i]}" for i in orphans.tolist())
         level = WARNING if config.allow_orphans else ""
-        findings.add("DATA-ORPHAN", f"`{key}` that is not in `{name}`", named, len(lost), level)
+        findings.add("DATA-ORPHAN", f"`{key}` that is not in `{name}`", examples, len(orphans), level)
 
 
 def drop_orphans(table: RawAnnotations) -> RawAnnotations:
-    """Objects whose image and class are there."""
+    """Keep the objects whose image and class exist."""
     kinds = [category.id for category in table.categories]
     return table.objects(np.isin(table.owners, table.image_ids) & np.isin(table.category_ids, kinds))
 
 
 def sort_by_file(table: RawAnnotations) -> tuple[RawAnnotations, np.ndarray]:
-    """Images by file name, whatever the format, objects by image; and where objects begin, (I + 1,)."""
+    """Sort images by file name, for any format, and objects by image; also return each image's first row, (I + 1,)."""
     table = table.images(np.argsort(np.array([os.fsencode(name) for name in table.file_names]), kind="stable"))
     rows = positions(table)
     starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(table.image_ids)))])
@@ -248,7 +248,7 @@ def sort_by_file(table: RawAnnotations) -> tuple[RawAnnotations, np.ndarray]:
 
 
 def positions(table: RawAnnotations) -> np.ndarray:
-    """The row of each object's image, (M,); -1 where it is not there."""
+    """The index of each object's image, (M,); -1 if it does not exist."""
     if not len(table.image_ids):
         return np.full(len(table.owners), -1)
     order = np.argsort(table.image_ids)
@@ -257,7 +257,7 @@ def positions(table: RawAnnotations) -> np.ndarray:
 
 
 def check_boxes(table: RawAnnotations, root: Path, config: DataConfig, findings: Findings) -> None:
-    """Boxes that cannot be learned from; many of them mean that the file means something else."""
+    """Report boxes that cannot be trained on, and boxes that seem to have another format."""
     rows, boxes, count = positions(table), table.boxes, len(table.boxes)
     sizes = table.sizes[rows] if count else np.zeros((0, 2))
 
@@ -270,7 +270,7 @@ def check_boxes(table: RawAnnotations, root: Path, config: DataConfig, findings:
     flat = np.any(boxes[:, 2:] <= 0, axis=1)
     huge = np.any(boxes[:, 2:] > HUGE * sizes, axis=1)
     outside = ~flat & (huge | np.any((boxes[:, :2] >= sizes) | (boxes[:, :2] + boxes[:, 2:] <= 0), axis=1))
-    tiny = ~flat & ~outside & np.any(seen_sides(boxes, sizes) < config.min_box_size, axis=1)
+    tiny = ~flat & ~outside & np.any(visible_sides(boxes, sizes) < config.min_box_size, axis=1)
     code = "DATA-BOX-FLAT-MANY" if flat.sum() > max(0.05 * count, MAX_FLAT) else "DATA-BOX-FLAT"
     for kind, which, one, many in ((code, flat, "has no width or height", "have no width or height"),
                               ("DATA-BOX-OUTSIDE", outside, "lies outside its image, or is far larger",
@@ -278,29 +278,29 @@ def check_boxes(table: RawAnnotations, root: Path, config: DataConfig, findings:
                               ("DATA-BOX-TINY", tiny, f"is smaller than {config.min_box_size} pixels",
                                f"are smaller than {config.min_box_size} pixels")):  # fmt: skip
         number = int(which.sum())
-        left_out = "" if kind.endswith("MANY") else ", not trained on"
-        findings.add(kind, f"{number} of {count} boxes {one if number == 1 else many}{left_out}", places(which), number)
-    shares = boxes.max(1, initial=0) <= 1.0
-    if shares.sum() > 0.5 * count:
-        what = f"{shares.sum()} of {count} boxes {'lies' if shares.sum() == 1 else 'lie'} within [0, 1]"
-        findings.add("DATA-BOX-SHARES", what, places(shares), int(shares.sum()))
-    beyond, meant = _like_another_form(boxes, sizes)
+        ignored = "" if kind.endswith("MANY") else ", not trained on"
+        findings.add(kind, f"{number} of {count} boxes {one if number == 1 else many}{ignored}", places(which), number)
+    unit = boxes.max(1, initial=0) <= 1.0
+    if unit.sum() > 0.5 * count:
+        what = f"{unit.sum()} of {count} boxes {'lies' if unit.sum() == 1 else 'lie'} within [0, 1]"
+        findings.add("DATA-BOX-SHARES", what, places(unit), int(unit.sum()))
+    beyond, meant = _misread_format(boxes, sizes)
     verb = "reaches beyond its" if beyond.sum() == 1 else "reach beyond their"
     what = f"{beyond.sum()} of {count} boxes {verb} image; are they {meant}?"
     findings.add("DATA-BOX-CORNERS", what, places(beyond), int(beyond.sum()))
 
 
-def seen_sides(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Width and height of that part of each box (M, 4) that is within its image (M, 2), at most 0 where none is.
+def visible_sides(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Width and height of the part of each box (M, 4) within its image (M, 2); 0 or less if there is none.
 
-    A box far larger than its image shows nothing of it.
+    A box that is far larger than its image counts as having none.
     """
     sides = (boxes[:, :2] + boxes[:, 2:]).clip(max=sizes) - boxes[:, :2].clip(0)
     return np.where((boxes[:, 2:] > HUGE * sizes).any(1, keepdims=True), 0, sides)
 
 
 def compare_categories(known: Sequence[Category], own: Sequence[Category], used: set[int], findings: Findings) -> None:
-    """Say which of a split's classes are none of training's; if all are that have objects, nothing can be judged."""
+    """Report classes of a split that the training split does not have; an error if no object has a known class."""
     ids = {c.id for c in known}
     extra = [c.name for c in own if c.id not in ids and c.id in used]
     if extra and not used & ids:
@@ -312,11 +312,10 @@ def compare_categories(known: Sequence[Category], own: Sequence[Category], used:
 
 
 def match_categories(table: RawAnnotations, known: Sequence[Category], findings: Findings) -> RawAnnotations:
-    """Classes by name, else by a name that differs only in capitals; ids follow those of `known`.
+    """Give classes the ids of the `known` classes with the same name, or else with a name that differs only in case.
 
-    Of known classes with one name, it is the one with the same id, or else the first.
-
-    Names such as class_7 are those of weights that came without any: there the ids count.
+    If several known classes have the name, the one with the same id is used, or else the first.
+    If all known names are such as class_7, they are those of weights without names, and ids are not changed.
     """
     if all(category.name == f"class_{category.id}" for category in known):
         return table
@@ -328,26 +327,26 @@ def match_categories(table: RawAnnotations, known: Sequence[Category], findings:
     free = max([*exact.values(), *(c.id for c in table.categories)], default=0) + 1
     new = {}
     for n, category in enumerate(table.categories):
-        at, like = found[category.id], folded.get(category.name.casefold())
-        if at is None and like not in taken:
-            at = like
-        new[category.id] = free + n if at is None else at
+        match, similar = found[category.id], folded.get(category.name.casefold())
+        if match is None and similar not in taken:
+            match = similar
+        new[category.id] = free + n if match is None else match
     groups: dict[int, list[int]] = {}
-    for own, its in new.items():
-        groups.setdefault(its, []).append(own)
-    _report_one_name(groups, {c.id: c.name for c in table.categories}, findings)
+    for old_id, new_id in new.items():
+        groups.setdefault(new_id, []).append(old_id)
+    _report_same_name(groups, {c.id: c.name for c in table.categories}, findings)
     ids = np.array([new[kind] for kind in table.category_ids.tolist()], dtype=np.int64)
     return table._replace(categories=[Category(new[c.id], c.name) for c in table.categories], category_ids=ids)
 
 
-def _report_one_name(groups: Mapping[Any, Sequence[int]], names: Mapping[int, str], findings: Findings) -> None:
-    """Say which ids are taken for one class."""
-    twice = [f"{names[ids[0]]}: ids {', '.join(map(str, sorted(ids)))}" for ids in groups.values() if len(ids) > 1]
-    findings.add("DATA-CLASS-NAME", "classes with the same name are merged", twice)
+def _report_same_name(groups: Mapping[Any, Sequence[int]], names: Mapping[int, str], findings: Findings) -> None:
+    """Report ids that are merged into one class."""
+    merged = [f"{names[ids[0]]}: ids {', '.join(map(str, sorted(ids)))}" for ids in groups.values() if len(ids) > 1]
+    findings.add("DATA-CLASS-NAME", "classes with the same name are merged", merged)
 
 
 def clean_names(table: RawAnnotations, findings: Findings) -> RawAnnotations:
-    """Names of classes without control characters, which no terminal obeys and no file of ours holds."""
+    """Drop control characters from class names, so that they do not reach terminals or files."""
     new = [Category(c.id, clean_name(c.name)) for c in table.categories]
     pairs = zip(table.categories, new, strict=True)
     dirty = [f"{old.name!a} -> {clean.name}" for old, clean in pairs if CONTROL.search(old.name)]
@@ -356,45 +355,45 @@ def clean_names(table: RawAnnotations, findings: Findings) -> RawAnnotations:
 
 
 def merge_names(table: RawAnnotations, findings: Findings) -> RawAnnotations:
-    """Of classes with one name, the first that has objects, or just the first; the objects of the others are its."""
+    """Merge classes with the same name into the first one that has objects, or into the first one."""
     used = set(np.unique(table.category_ids).tolist())
     groups: dict[str, list[int]] = {}
     for category in sorted(table.categories, key=lambda c: (c.id not in used, c.id)):
         groups.setdefault(category.name, []).append(category.id)
-    _report_one_name(groups, {c.id: c.name for c in table.categories}, findings)
+    _report_same_name(groups, {c.id: c.name for c in table.categories}, findings)
     new = {i: ids[0] for ids in groups.values() for i in ids}
     ids = np.array([new[kind] for kind in table.category_ids.tolist()], dtype=np.int64)
     return table._replace(categories=[c for c in table.categories if new[c.id] == c.id], category_ids=ids)
 
 
-def without_headings(table: RawAnnotations, findings: Findings) -> list[Category]:
-    """Categories by id, less what Roboflow adds: one without objects that is only the heading of others."""
+def drop_headings(table: RawAnnotations, findings: Findings) -> list[Category]:
+    """Categories by id, without headings: Roboflow adds one without objects that is the supercategory of the others."""
     used = set(np.unique(table.category_ids).tolist())
     roots = [c for c in table.categories if c.id not in used and c.name in table.headings]
     findings.add("DATA-CLASS-HEADING", "skipped as headings without objects", [c.name for c in roots])
     return [c for c in sorted(table.categories) if c not in roots]
 
 
-def report_alike(categories: Sequence[Category], used: np.ndarray, findings: Findings) -> None:
-    """Say which classes have names that a hand may have written in two ways; `used` has the class of each object."""
+def report_similar_names(categories: Sequence[Category], used: np.ndarray, findings: Findings) -> None:
+    """Report names that may be two spellings of one class; `used` has the class id of each object."""
     groups: dict[str, list[Category]] = {}
     for category in categories:
         key = re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", " ", unicodedata.normalize("NFKC", category.name)).casefold()
         groups.setdefault(key, []).append(category)
-    alike = [
+    similar = [
         [f"{c.name} ({(used == c.id).sum()} objects)" for c in group] for group in groups.values() if len(group) > 1
     ]
     what = "classes whose names differ only in case, spaces, `-` and `_`"
-    findings.add("DATA-CLASS-ALIKE", what, [" ~ ".join(names) for names in alike])
+    findings.add("DATA-CLASS-ALIKE", what, [" ~ ".join(names) for names in similar])
 
 
-def _like_another_form(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, str]:
-    """Which boxes, (M,) bool, reach beyond their image, if all of them read well in another form; and that form."""
-    near, far, sizes = boxes[:, :2], boxes[:, 2:], sizes + 1  # rounding
+def _misread_format(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, str]:
+    """Which boxes, (M,) bool, reach beyond their image, if all boxes fit in another format; and that format."""
+    near, far, sizes = boxes[:, :2], boxes[:, 2:], sizes + 1  # + 1: tolerates rounding
     beyond = np.asarray((near + far > sizes).any(1))
     as_corners = (far >= near).all() and (far <= sizes).all()
     as_centers = (near - far / 2 >= -1).all() and (near + far / 2 <= sizes).all()
-    enough = beyond.sum() > 0.2 * len(near) and len(near) > MIN_EVIDENCE
-    meant = bool(enough and (as_corners or as_centers))
-    form = "x0 y0 x1 y1" if as_corners else "the center, width and height"
-    return beyond if meant else np.zeros_like(beyond), form
+    many = beyond.sum() > 0.2 * len(near) and len(near) > MIN_EVIDENCE
+    is_misread = bool(many and (as_corners or as_centers))
+    box_format = "x0 y0 x1 y1" if as_corners else "the center, width and height"
+    return beyond if is_misread else np.zeros_like(beyond), box_format

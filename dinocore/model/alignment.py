@@ -1,9 +1,9 @@
-"""Backbones whose sampling grid depends on the image size, and how each image is computed as if it were alone.
+"""Backbones whose sampling grid depends on the image size: make results independent of the other images in a batch.
 
-TensorFlow's SAME padding (timm's `tf_*` models) divides what a convolution pads between both sides by the size modulo
-the stride, so one more pixel moves the whole grid. Such a backbone gets sizes that its stride divides, and whatever
-lies beyond an image's own aligned size counts as the zeros that a convolution would have padded. The answer for an
-image is then the same alone and in a batch of larger ones. Source: ours.
+TensorFlow's SAME padding (timm's `tf_*` models) splits a convolution's padding between both sides depending on the size
+modulo the stride, so one more pixel moves the whole grid. Such a backbone gets sizes that are multiples of its stride,
+and everything beyond an image's own aligned size is set to zero, like a convolution's padding. The results for an image
+are then the same alone and in a batch with larger images. Source: ours.
 """
 
 from collections.abc import Iterator
@@ -49,12 +49,12 @@ class Extents:
 
     @property
     def fraction(self) -> Tensor:
-        """The part of the canvas that each image covers, (B,)."""
+        """The fraction of the canvas that each image covers, (B,)."""
         return (self.rows * self.columns).float() / (self.canvas[0] * self.canvas[1])
 
 
 def count(mask: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """How many are True, as int64: summed as integers, since OpenVINO's reader of traced graphs ORs booleans."""
+    """The number of True values, as int64; summed as integers, because OpenVINO computes OR for traced boolean sums."""
     return mask.long().sum(dims)
 
 

@@ -26,13 +26,13 @@ def build_model(config: ModelConfig, backbone: nn.Module | None = None) -> DINO:
         backbone: your own module instead of `config.backbone`, used unchanged; see `check_backbone`.
 
     Raises:
-        ConfigError: this is not a `model` section, the backbone is unknown, or yours returns the wrong feature maps.
+        ConfigError: `config` is not a `model` section, the backbone is unknown, or yours returns wrong feature maps.
     """
     check_section(config, ModelConfig)
     dim = config.hidden_dim
     attention = (dim, config.num_heads, config.num_levels, config.num_points, config.ffn_dim, config.dropout)
     layer_call = checkpointed if config.checkpoint_activations else direct
-    untrained = config.backbone_weights == "none"  # random layers must learn, and so must their norms
+    untrained = config.backbone_weights == "none"  # if so, all layers and norms must be trained
     frozen = -1 if untrained else config.frozen_stages
     if backbone is None:
         features = build_backbone(config.backbone, config.feature_strides, frozen, config.drop_path, layer_call)
@@ -90,7 +90,7 @@ def _group_counter(denoising: DenoisingConfig) -> Callable[[int], int]:
 
 
 def derived_groups(num_pairs: int, num_targets: int) -> int:
-    """As many groups as keep an image's noisy positives within `num_pairs`, but at least one."""
+    """The number of groups for which an image has at most `num_pairs` noisy positives, but at least one."""
     return max(1, num_pairs // max(1, num_targets))
 
 
@@ -100,7 +100,7 @@ def fixed_groups(num_groups: int, num_targets: int) -> int:
 
 
 def build_decoder(config: ModelConfig, layers: list[DecoderLayer], encode_canvas: bool = True) -> Decoder:
-    """The decoder, with one pair of heads or one for each layer."""
+    """The decoder, with one pair of heads for all layers or one per layer."""
     num_heads = 1 if config.heads == "shared" else len(layers)
     return Decoder(
         layers=layers,
@@ -116,7 +116,7 @@ def build_decoder(config: ModelConfig, layers: list[DecoderLayer], encode_canvas
 
 @torch.no_grad()
 def init_weights(model: DINO) -> None:
-    """All starting weights that are not a layer's own default, in one place.
+    """Initialize all weights that differ from a layer's default.
 
     encoder, decoder, proposer.project, learned content     Xavier uniform (matrices only)
     deformable attention                                    a ring of sampling points, equal weights

@@ -57,10 +57,10 @@ class Decoder(nn.Module):
             class_heads, box_heads: one for all layers, or one per layer.
             look_forward: whether a layer's loss reaches the previous layer: `look_twice` or `look_once`.
             layer_call: how to call a layer; see `layers.direct` and `layers.checkpointed`.
-            box_eps: an answer moves a box from no nearer to 0 and 1 than this; the next layer's start is 1e-3 in all
-                published models.
-            encode_canvas: encode boxes as fractions of the padded canvas, as official DINO does, so that an answer
-                depends a little on how far a batch is padded; False: as fractions of the image.
+            box_eps: boxes are clamped to at least this distance from 0 and 1 before a layer's move is added; for the
+                next layer's input, it is 1e-3 in all published models.
+            encode_canvas: encode boxes as fractions of the padded canvas, as official DINO does, so that predictions
+                depend slightly on the padding of a batch; False: as fractions of the image.
         """
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -84,8 +84,8 @@ class Decoder(nn.Module):
             position = self.position(encoded.to(x.dtype))
             x = self.layer_call(layer, x, position, reference, memory, queries.blocked)
 
-            answer = self.norm(x)
-            stages.append(Predictions(class_head(answer), refine(carried, box_head(answer), self.box_eps)))
+            normed = self.norm(x)
+            stages.append(Predictions(class_head(normed), refine(carried, box_head(normed), self.box_eps)))
             moved = refine(boxes, box_head(x))
             carried, boxes = self.look_forward(moved), moved.detach()
         return stages

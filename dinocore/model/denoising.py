@@ -1,11 +1,11 @@
 """Contrastive denoising (DINO, section 3.3): queries that start as noisy copies of the targets.
 
-Each of G groups holds every target twice: a positive, moved by less than half its size, which must find the
-target again, and a negative, moved by more, which must answer "no object". In a group, positives come first:
+Each of G groups has every target twice: a positive, moved by less than half its size, which must predict the target,
+and a negative, moved by more, which must predict "no object". In a group, positives come first:
 
     | + + + - - - | + + + - - - | m m m m m m |        T = 3, G = 2, N = 6 matching queries
 
-Plain denoising (DN-DETR, https://arxiv.org/abs/2203.01305) has the positives only.
+Plain denoising (DN-DETR, https://arxiv.org/abs/2203.01305) has only the positives.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,9 @@ from ..structures import EXTRA, MATCHING, DenoisingQueries, Match, Queries, Targ
 class Denoiser(nn.Module):
     """Builds denoising queries from targets; used in training only.
 
-    How its length is bounded: an image takes part with at most `max_targets` of its objects. From an image with
-    more, that many are sampled anew in every step, so that all are used over time. The others
-    are still matched. (Official DINO uses one group of all objects, however many.)
+    To limit the number of queries, at most `max_targets` objects of an image take part. If an image has more, they are
+    sampled anew in every step, so that all are used over time; the others are still matched. (Official DINO uses one
+    group of all objects, however many.)
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Denoiser(nn.Module):
     def forward(self, targets: list[Target]) -> DenoisingQueries:
         """
         Returns:
-            G * copies * T queries, T the number of objects of the image with most, but at most `max_targets`.
+            G * copies * T queries, where T is the largest number of objects in an image, but at most `max_targets`.
         """
         device = targets[0].boxes.device
         num_targets = min(self.max_targets, max(len(t.labels) for t in targets))
@@ -100,8 +100,8 @@ class Draw(NamedTuple):
     """All random choices for one image."""
 
     chosen: Tensor  # (T_i,) int64, the targets that take part
-    labels: Tensor  # (G, copies, T_i) int64, -1 where the true label is kept
-    move: Tensor  # (G, copies, T_i, 4), by how many halves of the box each corner moves
+    labels: Tensor  # (G, copies, T_i) int64, random labels; -1 keeps the true label
+    move: Tensor  # (G, copies, T_i, 4), moves of the corners, in halves of the box's size
 
     def padded(self, num_targets: int) -> "Draw":
         """Padded to this number of targets."""
@@ -167,7 +167,7 @@ def attention_mask(group: Tensor) -> Tensor:
 
 
 def positive_match(targets: list[Target], chosen: list[Tensor], shape: tuple[int, int, int]) -> Match:
-    """In every group, a target's positive is matched to it."""
+    """The match of each target with its positive in every group."""
     num_groups, copies, num_targets = shape
     device = chosen[0].device
     counts = torch.tensor([len(t.labels) for t in targets])

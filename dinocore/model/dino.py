@@ -32,7 +32,7 @@ class DinoOutput(NamedTuple):
 
     @property
     def denoising_match(self) -> Match | None:
-        """Which denoising query is matched to which target."""
+        """The match of denoising queries with targets."""
         return None if self.noise is None else self.noise.match
 
 
@@ -86,7 +86,7 @@ class DINO(nn.Module):
         if noise is None and extra is None:
             return DinoOutput(self.decoder(queries, memory), proposals, queries)
 
-        first = 0 if noise is None else noise.content.shape[1]  # of the matching queries
+        first = 0 if noise is None else noise.content.shape[1]  # index of the first matching query
         end = first + queries.content.shape[1]
         queries = join(noise, queries, extra)
         stages = self.decoder(queries, memory)
@@ -106,7 +106,11 @@ def _part(stages: list[Predictions], first: int, end: int | None) -> list[Predic
 
 
 def check_inputs(images: Tensor, padding: Tensor, targets: list[Target] | None, num_classes: int) -> None:
-    """Refuse inputs that would give wrong results or an unclear error later."""
+    """Check for inputs that would give wrong results or an unclear error later.
+
+    Raises:
+        ValueError: shapes or dtypes are wrong, or a label is not one of the model's classes.
+    """
     if images.dim() != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be (B, 3, H, W); got {tuple(images.shape)}")
     expected = (images.shape[0], *images.shape[2:])

@@ -36,24 +36,25 @@ def for_inference(
             `device.check_int8` accepts.
         to_compile: skip what torch.compile does itself: weight layout and fusion.
     """
-    quick = copy.deepcopy(model).eval().requires_grad_(False)
-    fold_batch_norm(quick.backbone)
-    in_float32 = dtype is None or (device.type == "cpu" and getattr(quick.backbone, "loses_in_bf16", False))
-    for name, part in quick.named_children():
+    prepared = copy.deepcopy(model).eval().requires_grad_(False)
+    fold_batch_norm(prepared.backbone)
+    in_float32 = dtype is None or (device.type == "cpu" and getattr(prepared.backbone, "loses_in_bf16", False))
+    for name, part in prepared.named_children():
         part.to(device=device, dtype=torch.float32 if name == "backbone" and in_float32 else dtype)
-    if isinstance(quick.proposer, StaticQueries):
+    if isinstance(prepared.proposer, StaticQueries):
         assert isinstance(model.proposer, StaticQueries)
-        quick.proposer.boxes.data = model.proposer.boxes.to(device, torch.float32)  # bfloat16 would move them by pixels
+        # bfloat16 would move them by pixels
+        prepared.proposer.boxes.data = model.proposer.boxes.to(device, torch.float32)
     if int8:
-        from .int8 import quantize_layers  # brings Numba, which takes a second
+        from .int8 import quantize_layers  # imports Numba, which takes a second
 
-        quantize_layers(quick.encoder.layers)
-        quantize_layers(quick.decoder.layers)
+        quantize_layers(prepared.encoder.layers)
+        quantize_layers(prepared.decoder.layers)
     if device.type == "cpu":
-        _tune_for_cpu(quick, to_compile)
+        _tune_for_cpu(prepared, to_compile)
         if int8:
-            _quantize_resnet(quick, to_compile)
-    return quick
+            _quantize_resnet(prepared, to_compile)
+    return prepared
 
 
 def _tune_for_cpu(model: DINO, to_compile: bool) -> None:
@@ -66,7 +67,7 @@ def _tune_for_cpu(model: DINO, to_compile: bool) -> None:
     if to_compile:
         return
     swins = [module for module in model.backbone.modules() if isinstance(module, Swin)]
-    for part in (model.encoder, model.proposer, model.decoder, *swins):  # others may read their layers' weights
+    for part in (model.encoder, model.proposer, model.decoder, *swins):  # other modules may read their layers' weights
         _pack_layers(part)
     for part in (model.backbone, model.neck):
         _fuse_convolutions(part)
@@ -86,7 +87,7 @@ def _quantize_resnet(model: DINO, to_compile: bool) -> None:
 def _pack_layers(module: nn.Module) -> None:
     """Convert the weights of linear layers to the hardware's layout, and process few tokens at a time, in place."""
     for name, child in list(module.named_children()):
-        if type(child) is nn.Linear:  # no subclass, whose weights somebody else reads
+        if type(child) is nn.Linear:  # not subclasses, whose weights other code reads
             setattr(module, name, pack_linear(child))
         else:
             _pack_layers(child)
@@ -124,7 +125,7 @@ def fold_batch_norm(module: nn.Module) -> None:
 def _fuse_convolutions(module: nn.Module) -> None:
     """Fuse activations into the convolutions before them, and in a ResNet's blocks also the sum, in place.
 
-    An activation follows for certain in a sequence, or where the batch norm was that had it inside; elsewhere it may
+    In a `Sequential`, or if it was part of the batch norm, an activation is known to follow directly; elsewhere, it may
     come after a sum.
     """
     children = list(module.named_children())
@@ -137,24 +138,24 @@ def _fuse_convolutions(module: nn.Module) -> None:
             _fuse_convolutions(child)
     for (name, _), (following, act) in pairwise(children):
         conv = getattr(module, name)
-        known = isinstance(module, nn.Sequential) or getattr(act, "was_in_norm", False)
-        if isinstance(conv, FusedConv) and type(act) in FUSED_ACTS and known and not act._forward_hooks:
+        follows = isinstance(module, nn.Sequential) or getattr(act, "was_in_norm", False)
+        if isinstance(conv, FusedConv) and type(act) in FUSED_ACTS and follows and not act._forward_hooks:
             conv.act = FUSED_ACTS[type(act)]
             setattr(module, following, nn.Identity())
 
 
 def _fusible(module: nn.Module) -> bool:
-    """Whether it is a plain convolution, without hooks, and of numbers that oneDNN knows."""
+    """Whether a module is a plain convolution without hooks, in a dtype that oneDNN supports."""
     plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    known = plain and module.weight.dtype in (torch.float32, torch.bfloat16)
+    supported = plain and module.weight.dtype in (torch.float32, torch.bfloat16)
     hooked = module._forward_pre_hooks or module._forward_hooks
-    return known and not hooked and torch.backends.mkldnn.is_available()
+    return supported and not hooked and torch.backends.mkldnn.is_available()
 
 
 class FusedConv(nn.Module):
     """A convolution for CPUs, without gradients, with a fused residual and activation.
 
-    It always uses oneDNN: PyTorch picks another one, half as fast, for a float32 image on one thread.
+    It always uses oneDNN. PyTorch would choose another implementation, half as fast, for a float32 image on one thread.
     """
 
     def __init__(self, conv: nn.Conv2d):
@@ -166,10 +167,10 @@ class FusedConv(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(B, C, H, W), (B, D, h, w) -> (B, D, h, w)."""
         name, limits = self.act
-        form = torch.ops.mkldnn._convolution_pointwise
+        conv = torch.ops.mkldnn._convolution_pointwise
         if residual is None:
-            return form(x, self.weight, self.bias, *self.options, name, limits, "")
-        return form.binary(x, residual, self.weight, self.bias, *self.options, "add", 1.0, name, limits, "")
+            return conv(x, self.weight, self.bias, *self.options, name, limits, "")
+        return conv.binary(x, residual, self.weight, self.bias, *self.options, "add", 1.0, name, limits, "")
 
 
 FUSED_ACTS = {nn.ReLU: ("relu", []), nn.ReLU6: ("hardtanh", [0.0, 6.0])}
@@ -210,7 +211,7 @@ class Uncompiled(nn.Module):
 
 
 @contextmanager
-def _without_advice() -> Iterator[None]:
+def _quiet_compiler() -> Iterator[None]:
     """Hide torch.compile's developer messages."""
     loggers = [logging.getLogger(name) for name in ("torch._dynamo", "torch.utils.cpp_extension")]
     levels = [logger.level for logger in loggers]
@@ -228,9 +229,8 @@ def _without_advice() -> Iterator[None]:
 class CompiledModel:
     """A model prepared for inference that uses torch.compile for frequent batch shapes.
 
-    It compiles for each shape, which takes about half a minute, and saves a few percent of a large model's time
-    and a fifth of a small one's. So a shape runs uncompiled until it has taken that long. Results are
-    the same up to rounding.
+    Compiling takes about half a minute per shape, and saves a few percent of a large model's time and a fifth of a
+    small one's. So a shape runs uncompiled until it has taken that long. Results are the same up to rounding.
     """
 
     def __init__(self, plain: DINO, to_compile: DINO, after: float = 30, limit: int = 8):
@@ -245,7 +245,7 @@ class CompiledModel:
         self._start()
 
     def _start(self) -> None:
-        self.seconds: dict[torch.Size, float] = defaultdict(float)  # so far, without
+        self.seconds: dict[torch.Size, float] = defaultdict(float)  # time spent so far on uncompiled shapes
         self.compiled: set[torch.Size] = set()
         self.call = torch.compile(self.to_compile, dynamic=False)
 
@@ -268,21 +268,21 @@ class CompiledModel:
             count, _, height, width = shape
             LOG.info("compiling for %d x %d pixels, batch size %d; this takes a while", height, width, count)
             self.compiled.add(shape)
-        from torch._dynamo import config as dynamo  # they take a second
+        from torch._dynamo import config as dynamo  # importing these takes a second
         from torch._inductor import config as inductor
 
-        # frozen weights are laid out once; and a function may need several forms for each shape
+        # freezing converts weights once; a function may be recompiled several times per shape
         freezing = inductor.patch(freezing=images.device.type == "cpu")
         try:
-            with freezing, dynamo.patch(recompile_limit=8 * self.limit), _without_advice():
+            with freezing, dynamo.patch(recompile_limit=8 * self.limit), _quiet_compiler():
                 return self.call(images, padding)
         except (MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # of the compiler: the plain form has computed this shape
+        except Exception as error:  # an error of the compiler: the uncompiled model has worked for this shape
             self.compiled.discard(shape)
             self.limit = len(self.compiled)
-            text = " ".join(str(error).split())[:200]
-            warnings.warn(f"torch.compile failed, continuing without it: {type(error).__name__}: {text}", stacklevel=2)
+            message = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            warnings.warn(f"torch.compile failed, continuing without it: {message}", stacklevel=2)
             return self.plain(images, padding)
 
 
@@ -301,11 +301,12 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, num_tokens: int = 1024):
         """
         Args:
-            num_tokens: of a typical call; the best layout for this many works for any number.
+            num_tokens: the typical number of tokens, for which the layout is optimized; any number works.
         """
         super().__init__()
         self.num_tokens = num_tokens
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), num_tokens)  # no usual tensor
+        # an opaque tensor, which cannot be copied or pickled
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), num_tokens)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
         self.act = "none"
 
@@ -324,7 +325,7 @@ class PackedLinear(nn.Module):
 class QueryAttention(nn.Module):
     """nn.MultiheadAttention for inference in bfloat16 on CPUs, with all scores in bfloat16.
 
-    PyTorch's own keeps them in float32, a part at a time, and takes twice as long on a CPU without AMX.
+    PyTorch's implementation computes them in float32, block by block, and takes twice as long on a CPU without AMX.
     """
 
     def __init__(self, attention: nn.MultiheadAttention):
@@ -344,7 +345,7 @@ class QueryAttention(nn.Module):
             for x in (self.project_q(q), self.project_k(k), self.project_v(v))
         )
         scores = torch.bmm(q, k.transpose(1, 2))  # (B * M, N, N)
-        if torch.compiler.is_compiling():  # which would replace this softmax by PyTorch's own attention
+        if torch.compiler.is_compiling():  # the compiler would replace a softmax here by PyTorch's attention
             weights = (scores - scores.amax(-1, keepdim=True)).exp()
             attended = torch.bmm(weights, v) / weights.sum(-1, keepdim=True)  # (B * M, N, D)
         else:
@@ -359,7 +360,7 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 
 class ChunkedModule(nn.Module):
-    """A module that processes tokens independently, applied to a few at a time: hidden layers stay in the cache."""
+    """Applies a module that processes tokens independently to a few at a time: activations stay in the cache."""
 
     def __init__(self, module: nn.Module, num_tokens: int):
         super().__init__()

@@ -1,8 +1,8 @@
 """Linear layers of encoder and decoder, and a ResNet's convolutions, in int8 on CPUs.
 
-A weight has a scale for each output channel, an activation one for each token or, before a kernel of several pixels,
-one for each image, found when it is computed: nothing is calibrated. `export.quantize` makes the same of an ONNX
-graph's linear layers.
+Weights have a scale per output channel. Activations have a scale per token or, before a kernel of several pixels, per
+image; it is computed from the data, so no calibration is needed. `export.quantize` does the same for the linear layers
+of an ONNX graph.
 """
 
 from collections.abc import Iterable
@@ -17,10 +17,10 @@ from .ops.numba.int8 import LANES, ZERO_POINT, Weights, pack
 
 
 def quantize_layers(layers: nn.ModuleList) -> None:
-    """Replace the linear layers of encoder or decoder layers by products of bytes, in place.
+    """Replace the linear layers in encoder or decoder layers by int8 layers, in place.
 
-    Where attention samples and by which weights stays as it is, for AP suffers from it; so do the attention between
-    queries and layers with fewer than LANES channels.
+    Not replaced are sampling offsets and attention weights, because this would reduce AP, attention between queries,
+    and layers with fewer than LANES channels.
     """
     for name, module in list(layers.named_modules()):
         if isinstance(module, MSDeformAttn):
@@ -28,14 +28,14 @@ def quantize_layers(layers: nn.ModuleList) -> None:
                 layer = getattr(module, part)
                 if type(layer) is nn.Linear and _is_wide(layer.weight):
                     setattr(module, part, Int8Linear(layer))
-        elif isinstance(module, FeedForward) and _can_be_bytes(module):
+        elif isinstance(module, FeedForward) and _can_be_int8(module):
             layers.set_submodule(name, Int8FeedForward(module))
 
 
 def quantize_blocks(blocks: Iterable[FusedBlock]) -> None:
-    """Replace the convolutions of a ResNet's blocks, which read what a ReLU gave, by products of bytes, in place.
+    """Replace convolutions in a ResNet's blocks, whose inputs come from a ReLU, by int8 convolutions, in place.
 
-    Grouped and dilated ones stay as they are, and so do those with fewer than LANES channels.
+    Not replaced are grouped and dilated convolutions, and those with fewer than LANES channels.
     """
     for block in blocks:
         last = f"convs.{len(block.convs) - 1}"
@@ -49,7 +49,7 @@ def quantize_blocks(blocks: Iterable[FusedBlock]) -> None:
                 block.set_submodule(name, Int8Conv(conv))
 
 
-def _can_be_bytes(block: FeedForward) -> bool:
+def _can_be_int8(block: FeedForward) -> bool:
     return isinstance(block.net, nn.Sequential) and all(_is_wide(layer.weight) for layer in _linear_layers(block))
 
 
@@ -58,7 +58,7 @@ def _is_wide(weight: Tensor) -> bool:
 
 
 class Int8Weights(nn.Module):
-    """The matrix of a layer, laid out for products of bytes, with its scales and its bias."""
+    """The weight matrix of a layer in the layout for int8 products, with its scales and bias."""
 
     matrix: Tensor
     starts: Tensor
@@ -79,12 +79,12 @@ class Int8Weights(nn.Module):
             self.register_buffer(name, value)
 
     def __call__(self) -> Weights:
-        """As the kernels take it."""
+        """The weights in the form that the kernels expect."""
         return Weights(self.matrix, self.starts, self.scale, self.bias)
 
 
 class Int8Linear(nn.Module):
-    """A linear layer for CPUs, without gradients."""
+    """A linear layer in int8 for CPUs, without gradients."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -96,7 +96,7 @@ class Int8Linear(nn.Module):
 
 
 class Int8FeedForward(nn.Module):
-    """A feed-forward block with its residual connection and its norm, for CPUs, without gradients."""
+    """A feed-forward block with residual connection and norm, in int8 for CPUs, without gradients."""
 
     def __init__(self, block: FeedForward):
         super().__init__()
@@ -116,7 +116,7 @@ def _linear_layers(block: FeedForward) -> list[nn.Linear]:
 
 
 class Int8PointwiseConv(nn.Module):
-    """A 1 x 1 convolution of numbers that are not negative, with what follows it, for CPUs, without gradients."""
+    """A 1 x 1 convolution of non-negative inputs, with fused residual and ReLU, in int8 for CPUs, without gradients."""
 
     def __init__(self, conv: FusedConv):
         super().__init__()
@@ -126,12 +126,12 @@ class Int8PointwiseConv(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(B, C, H, W), (B, D, h, w) -> (B, D, h, w)."""
         pixels = x.permute(0, 2, 3, 1)[:, :: self.stride[0], :: self.stride[1]]  # (B, h, w, C)
-        others = None if residual is None else residual.permute(0, 2, 3, 1)
-        return torch.ops.dino.int8_linear(pixels, self.layer(), 0, others, self.relu).permute(0, 3, 1, 2)
+        residual = None if residual is None else residual.permute(0, 2, 3, 1)
+        return torch.ops.dino.int8_linear(pixels, self.layer(), 0, residual, self.relu).permute(0, 3, 1, 2)
 
 
 class Int8Conv(nn.Module):
-    """A convolution of numbers that are not negative, and the ReLU behind it, for CPUs, without gradients."""
+    """A convolution of non-negative inputs with a fused ReLU, in int8 for CPUs, without gradients."""
 
     def __init__(self, conv: FusedConv):
         super().__init__()
@@ -141,5 +141,5 @@ class Int8Conv(nn.Module):
         self.layer = Int8Weights(matrix, conv.bias, zero=0, slabs=conv.kernel_size[0])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D, h, w). An image has a scale of its own, so that it does not depend on its batch."""
+        """(B, C, H, W) -> (B, D, h, w). Each image has its own scale, so results do not depend on the batch."""
         return torch.ops.dino.int8_convolution(x, self.layer(), self.kernel_size, self.padding, self.stride)

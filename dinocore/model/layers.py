@@ -22,7 +22,7 @@ class FrozenBatchNorm(FrozenBatchNorm2d):
 
     def __init__(self, num_features: int, eps: float = 1e-5, act: nn.Module | None = None):
         super().__init__(num_features, eps)
-        self.act = act or nn.Identity()  # timm has it inside
+        self.act = act or nn.Identity()  # timm's batch norms include the activation
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""

@@ -1,4 +1,4 @@
-"""Sine encodings: of a place in a feature map, and of a box."""
+"""Sine encodings of positions in a feature map and of boxes."""
 
 import math
 

@@ -43,7 +43,7 @@ class ExtraQueries(nn.Module):
         self.content = nn.Parameter(torch.randn(num_queries, dim))
 
     def forward(self, queries: Queries) -> Queries:
-        """As many as there are learned contents, or matching queries if there are fewer."""
+        """The extra queries: one per learned content, but no more than there are matching queries."""
         content = self.content[: queries.boxes.shape[1]]
         boxes = queries.boxes[:, : len(content)]
         return Queries(content.expand(len(boxes), -1, -1), boxes)
@@ -68,8 +68,8 @@ class Proposer(nn.Module):
     def forward(self, memory: Tokens) -> tuple[Proposals, Queries]:
         """
         Returns:
-            the N best proposals, which the loss trains, and
-            the queries made from them, whose boxes carry no gradient. N is smaller in an image with fewer tokens.
+            the N best proposals, which the loss trains, and the queries made from them, whose boxes have no gradient.
+            N is smaller if an image has fewer tokens.
         """
         anchors, usable = token_anchors(memory)
         x = self.project(memory.content.masked_fill(~usable[..., None], 0))  # (B, S, C)
@@ -114,8 +114,8 @@ def token_anchors(tokens: Tokens) -> tuple[Tensor, Tensor]:
     """One square anchor per token: 5 % of the image at the first level, twice that at each next one.
 
     Returns:
-        anchors (B, S, 4), and whether each is usable, (B, S) bool: not on padding and
-        with neither its centre nor its size within 1 % of an end of [0, 1].
+        anchors (B, S, 4), and whether each is usable, (B, S) bool: not on padding, and with centre and size more than
+        1 % away from 0 and 1.
     """
     centers = token_centers(tokens)  # (B, S, 2)
     size = 0.05 * 2.0 ** token_levels(tokens).float()  # (S,)

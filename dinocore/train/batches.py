@@ -20,36 +20,36 @@ class StepBatches(NamedTuple):
 
     micro_batches: list[Batch]  # of this rank
     num_boxes: int  # of all ranks
-    num_denoised: int  # the same without the objects that denoising cannot use
+    num_denoised: int  # of these, the objects that take part in denoising
     num_images: int  # of all ranks
     problems: list[str]  # of all ranks: unreadable images that were replaced
     wait_started: float  # by the monotonic clock
-    fault: DinoError | None = None  # at least one rank cannot read any more images
+    fault: DinoError | None = None  # set if the loader of any rank has failed
 
 
-def share_of_batch(batch_size: int, ranks: int) -> int:
+def rank_batch_size(batch_size: int, ranks: int) -> int:
     """The number of images of a batch on rank 0; the others have as many or one fewer."""
     return -(-batch_size // ranks)
 
 
 def micro_batch_size(config: TrainConfig, device: torch.device, ranks: int = 1) -> int:
     """The micro-batch size; gradients over a rank's micro-batches are accumulated."""
-    share = share_of_batch(config.batch_size, ranks)
+    rank_batch = rank_batch_size(config.batch_size, ranks)
     if isinstance(config.micro_batch_size, int):
-        return min(config.micro_batch_size, share)
-    return 1 if device.type == "cpu" else share
+        return min(config.micro_batch_size, rank_batch)
+    return 1 if device.type == "cpu" else rank_batch
 
 
 def step_batches(
     annotations: Annotations, config: Config, device: torch.device, group: SingleProcess, first: int, last: int
 ) -> Generator[StepBatches, None, None]:
-    """The data of each optimizer step from `first` to `last`, or the failure."""
+    """Yields the data of each optimizer step from `first` to `last`, or the failure of a loader."""
     size, part = micro_batch_size(config.train, device, group.size), Shard(group.rank, group.size)
-    room = config.model.denoising.max_targets
+    max_targets = config.model.denoising.max_targets
     wait_started = time.monotonic()
     batches = start_workers(training_steps(annotations, config, size, first - 1, last, part))
     for _ in range(first, last + 1):
-        yield _shared(group, *_next(batches), room, wait_started)
+        yield _with_totals(group, *_next(batches), max_targets, wait_started)
         wait_started = time.monotonic()
 
 
@@ -63,12 +63,12 @@ def _next(batches: Iterator[list[Batch]]) -> tuple[list[Batch], DinoError | None
         return [], fault
 
 
-def _shared(
-    group: SingleProcess, batches: list[Batch], fault: DinoError | None, room: int, wait_started: float
+def _with_totals(
+    group: SingleProcess, batches: list[Batch], fault: DinoError | None, max_targets: int, wait_started: float
 ) -> StepBatches:
     """Exchange totals with the other ranks."""
     problems = [problem for batch in batches for problem in batch.problems]
-    own = [count_boxes(batches), count_boxes(batches, room)]
+    own = [count_boxes(batches), count_boxes(batches, max_targets)]
     own += [sum(len(batch.indices) for batch in batches), len(problems), fault is not None]
     boxes, denoised, images, bad, faults = (int(sum(column)) for column in zip(*group.gather_numbers(own), strict=True))
     if bad:
@@ -78,6 +78,6 @@ def _shared(
     return StepBatches(batches, boxes, denoised, images, problems, wait_started, fault)
 
 
-def count_boxes(batches: list[Batch], at_most: int | None = None) -> int:
-    """The number of objects in some batches, with a maximum per image."""
-    return sum(len(target.labels[:at_most]) for batch in batches for target in batch.targets)
+def count_boxes(batches: list[Batch], limit: int | None = None) -> int:
+    """The number of objects in some batches, counting at most `limit` per image."""
+    return sum(len(target.labels[:limit]) for batch in batches for target in batch.targets)

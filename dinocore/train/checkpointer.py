@@ -29,10 +29,13 @@ class Checkpointer:
         return self.context.group.main and self.clock.due()
 
     def save(self, must: bool = False) -> Iterator[Saved | Warned]:
-        """Save the state of all ranks; if a required save fails, the run ends.
+        """Save the state of all ranks.
+
+        Args:
+            must: whether a failure ends the run; otherwise it is a warning.
 
         Raises:
-            EnvironmentFault: the last save of a run cannot be written.
+            EnvironmentFault: the checkpoint cannot be written, and `must` is set.
         """
         group, started = self.context.group, time.monotonic()
         rng_states = group.gather(rng_state())
@@ -40,9 +43,9 @@ class Checkpointer:
             path = group.on_main(lambda: self._write(rng_states))
         except DinoError as error:  # on the other ranks: rank 0 failed
             if must:
-                begins = "" if list_checkpoints(self.folder) else ", which starts at the first step"
+                start = "" if list_checkpoints(self.folder) else ", which starts at the first step"
                 what = (
-                    f"{error}; free some disk space, then run dino train --resume {typed(self.context.folder)}{begins}"
+                    f"{error}; free some disk space, then run dino train --resume {typed(self.context.folder)}{start}"
                 )
                 raise group.on_all_ranks(EnvironmentFault(what)) from None
             yield Warned(f"{error}; training continues")
@@ -52,7 +55,7 @@ class Checkpointer:
             self.clock.restart()
 
     def _write(self, rng_states: list[dict[str, Any]]) -> Path:
-        """Write the new checkpoint.
+        """Write a checkpoint and delete old ones.
 
         Raises:
             EnvironmentFault: it cannot be written.

@@ -17,7 +17,7 @@ from ..evaluate.backends import choose_backend
 from ..system.device import pick_precision
 from ..system.processes import SingleProcess
 from ..words import counted
-from .batches import micro_batch_size, share_of_batch
+from .batches import micro_batch_size, rank_batch_size
 from .optim import describe_lr, drops_warning, warmup_warning
 from .state import TrainState
 
@@ -29,7 +29,7 @@ class RunContext(NamedTuple):
     data: DataSet
     folder: Path
     device: torch.device
-    stop: Callable[[], int] = lambda: 0  # or the exit code of a signal
+    stop: Callable[[], int] = lambda: 0  # returns the exit code of a signal, or 0
     group: SingleProcess = SingleProcess()
 
 
@@ -38,7 +38,7 @@ def describe(context: RunContext, state: TrainState, steps_per_epoch: int) -> di
     config, train, group = context.config, context.data.train, context.group
     names = [category.name for category in train.categories]
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    share = share_of_batch(config.train.batch_size, group.size)
+    rank_batch = rank_batch_size(config.train.batch_size, group.size)
     micro = micro_batch_size(config.train, context.device, group.size)
     ranks = f"{group.size} ranks, " if group.size > 1 else ""
     precision = pick_precision(config.train.amp, context.device) or torch.float32
@@ -48,7 +48,7 @@ def describe(context: RunContext, state: TrainState, steps_per_epoch: int) -> di
         "classes": f"{len(names)}: {shown}",
         "model": f"{sum(p.numel() for p in state.model.parameters()) / 1e6:.1f} M parameters, {config.model.backbone}",
         "batch": f"{counted(config.train.batch_size, 'image')} per step "
-        f"({ranks}{counted(-(-share // micro), 'micro-batch', 'micro-batches')} of {micro})",
+        f"({ranks}{counted(-(-rank_batch // micro), 'micro-batch', 'micro-batches')} of {micro})",
         "steps": f"{steps_per_epoch} per epoch, {counted(config.train.epochs, 'epoch')}",
         "rate": describe_lr(steps_per_epoch, config.train),
         "device": f"{context.device}, {counted(torch.get_num_threads(), 'thread')}, {str(precision)[6:]}",
@@ -62,8 +62,10 @@ LIMITS = ("MODEL-QUERIES", "MODEL-DETECTIONS", "MODEL-DENOISING")
 
 
 def exceeded_limits(config: Config, data: DataSet) -> list[str]:
-    """What a run is too short or a model too small for: its warm-up and drops of the rate; more objects per image
-    than it has queries, detections or denoising slots, as check-data says it.
+    """Warnings about limits that a run or its data exceed.
+
+    The run may be too short for its warm-up or learning rate drops, or images may have more objects than the model has
+    queries, detections or denoising slots.
     """
     steps = steps_in_epoch(len(data.train.image_ids), config.train.batch_size)
     limits = [text for text in (warmup_warning(steps, config.train), drops_warning(steps, config.train)) if text]
@@ -77,15 +79,15 @@ def exceeded_limits(config: Config, data: DataSet) -> list[str]:
 
 def fingerprint(data: DataSet) -> str:
     """A hash of all annotations and their files, but not of the images."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for split in (data.train, data.val):
         if split.file.is_file():
             with split.file.open("rb") as content:
-                found.update(hashlib.file_digest(content, "sha256").digest())
-        found.update(repr(split.categories).encode())
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+        digest.update(repr(split.categories).encode())
         for array in _arrays(split):
-            found.update(array.tobytes())
-    return found.hexdigest()
+            digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _arrays(split: Annotations) -> list:

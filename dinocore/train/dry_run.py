@@ -1,4 +1,4 @@
-"""Run every stage of a training once, so that a minute shows what could ruin a night."""
+"""Run every stage of a training once, to find problems within a minute instead of after hours."""
 
 import shutil
 import statistics
@@ -14,7 +14,7 @@ from ..evaluate.coco import coco_metrics, detect_all
 from ..predict import Detector
 from ..system.device import float32_throughout
 from ..system.memory import keep_memory, peak_memory_mb
-from .batches import StepBatches, count_boxes, micro_batch_size, share_of_batch, step_batches
+from .batches import StepBatches, count_boxes, micro_batch_size, rank_batch_size, step_batches
 from .context import RunContext
 from .failures.classify import deterministic
 from .failures.guard import guarded_step
@@ -22,28 +22,30 @@ from .failures.memory import largest_batch
 from .schedule import Schedule
 from .state import TrainState, rng_state, save_checkpoint
 
-MOST_STEPS, PATIENCE_S = 12, 30.0  # of the data's own batches, whose sizes differ: that many steps, or so long
-# Of a CPU's memory from the 12th step on: `tiny` grew by 1.14 in 2,040 steps of BCCD, 1.21 in 507 of masks and, with a
-# ResNet-50, 1.15 in 1,044; with batches of any size it grew by 1.09 in 411.
+MAX_STEPS, MAX_SECONDS = 12, 30.0  # limits of the measurement of steps, whose batches have different sizes
+# Factor by which memory on a CPU grows after the 12th step. Measured with few sizes: `tiny` 1.14 in 2,040 steps of BCCD
+# and 1.21 in 507 of masks, a ResNet-50 1.15 in 1,044 steps; with batches of any size: 1.09 in 411 steps.
 GROWTH_OF_FEW_SIZES, GROWTH = 1.15, 1.08
 
 
 class Expectation(NamedTuple):
-    """What a run will take, by what one of everything took; `run_s` is a guess from few measurements."""
+    """The expected time and memory of a run, from one measurement of each stage; `run_s` is a rough estimate."""
 
     largest_pass_s: float  # forward, backward and step of the largest micro-batch
-    step_s: float  # as long as a micro-batch of the data takes, times those of a step
+    step_s: float  # time of a typical micro-batch, times the number of micro-batches per step
     evaluation_s: float  # of all validation images
     save_s: float
     checkpoint_mb: float
-    peak_memory_mb: float  # on a CPU with what freed memory of many sizes adds
+    peak_memory_mb: float  # on a CPU, includes the expected growth
     steps: int
     evaluations: int
     run_s: float
 
 
 def dry_run(context: RunContext, state: TrainState) -> Expectation:
-    """Do everything once with a state that is thrown away. `context.folder` need not exist; nothing is left behind.
+    """Run every stage once, with a state that is not used afterwards.
+
+    `context.folder` need not exist, and no files are left behind.
 
     Raises:
         EnvironmentFault: there is too little memory or disk space.
@@ -55,9 +57,10 @@ def dry_run(context: RunContext, state: TrainState) -> Expectation:
     plan = Schedule(steps_per_epoch(len(train.image_ids), config.train.batch_size), config.train)
     size = micro_batch_size(config.train, context.device, group.size)
     largest = largest_batch(train, config.data, size)
-    boxes, denoised = (count_boxes([largest], most) * group.size for most in (None, config.model.denoising.max_targets))
+    limits = (None, config.model.denoising.max_targets)
+    boxes, denoised = (count_boxes([largest], limit) * group.size for limit in limits)
     batches = StepBatches([largest], boxes, denoised, size * group.size, [], time.monotonic())
-    passes = -(-share_of_batch(config.train.batch_size, group.size) // size)
+    passes = -(-rank_batch_size(config.train.batch_size, group.size) // size)
     with deterministic(config.train.deterministic, context.device), float32_throughout(config.train.amp == "off"):
         largest_pass = _seconds(lambda: guarded_step(state, batches, context))
         one_pass = _seconds_of_a_pass(context, state, plan.total)
@@ -79,22 +82,22 @@ def dry_run(context: RunContext, state: TrainState) -> Expectation:
 
 
 def _seconds_of_a_pass(context: RunContext, state: TrainState, steps: int) -> float:
-    """The median over the first micro-batches of the first steps; the first one of all pays for what is done once."""
+    """The median time of a micro-batch in the first steps, except the very first, which includes one-time costs."""
     config, group, seconds = context.config, context.group, list[float]()
-    for step in step_batches(context.data.train, config, context.device, group, 1, min(steps, MOST_STEPS)):
+    for step in step_batches(context.data.train, config, context.device, group, 1, min(steps, MAX_STEPS)):
         if step.fault is not None:
             raise group.on_all_ranks(step.fault)
         started = time.monotonic()
         one = step._replace(micro_batches=step.micro_batches[:1], num_boxes=max(1, step.num_boxes))
         guarded_step(state, one, context)
         seconds.append(time.monotonic() - started)
-        if not group.all_true(sum(seconds) < PATIENCE_S)[0]:
+        if not group.all_true(sum(seconds) < MAX_SECONDS)[0]:
             break
     return statistics.median(seconds[1:] or seconds)
 
 
 def _evaluation_seconds(context: RunContext, state: TrainState) -> float:
-    """Of all validation images, by the second one; the first pays for what is done once."""
+    """The expected time for all validation images, from the second one; the first includes one-time costs."""
     config, val = context.config, context.data.val
     detector = Detector(state.ema.model, config, context.data.train.categories, context.device, config.train.amp)
     images = detect_all(detector, val)
@@ -108,10 +111,10 @@ def _evaluation_seconds(context: RunContext, state: TrainState) -> float:
 
 
 def _save_seconds(context: RunContext, state: TrainState) -> tuple[float, int]:
-    """How long a checkpoint takes on the disk where the run will be, and its bytes."""
+    """The time to save a checkpoint on the disk of the run folder, and its size in bytes."""
     group, categories = context.group, context.data.train.categories
-    place = next(path for path in (context.folder.absolute(), *context.folder.absolute().parents) if path.is_dir())
-    folder = group.on_main(lambda: Path(tempfile.mkdtemp(prefix=".dino-dry-run-", dir=place)))
+    existing = next(path for path in (context.folder.absolute(), *context.folder.absolute().parents) if path.is_dir())
+    folder = group.on_main(lambda: Path(tempfile.mkdtemp(prefix=".dino-dry-run-", dir=existing)))
     try:
         started = time.monotonic()
         rng_states = group.gather(rng_state())

@@ -23,11 +23,11 @@ from .state import TrainState
 
 
 class EvaluationFailed(Exception):
-    """Any failure in an evaluation; it must not cost hours of training."""
+    """Any failure in an evaluation. It becomes a warning, so that hours of training are not lost."""
 
 
 class Detected(NamedTuple):
-    """One image of this rank, and the progress of all ranks."""
+    """The detections in an image of this rank, and the progress of all ranks."""
 
     done: int  # images, over all ranks
     stop: bool  # requested on any rank
@@ -36,7 +36,7 @@ class Detected(NamedTuple):
 
 
 def evaluate(context: RunContext, state: TrainState, logger: MetricsLogger | NoLogger) -> Iterator[Event]:
-    """Evaluate the weights that would be saved, on the validation split; a signal interrupts it, and it stays due.
+    """Evaluate the weights that would be saved, on the validation split. If a signal interrupts it, it stays due.
 
     Raises:
         DivergedError: a prediction is not finite.
@@ -144,7 +144,7 @@ def _keep_best(
 ) -> None:
     facts = {"step": step, "epoch": epoch, "metrics": metrics.summary, "data": context.data.source}
     facts |= _training_sizes(context.data.train, context.config.data.min_box_size)
-    with _failing("the best weights cannot be saved"):
+    with _evaluation_errors("the best weights cannot be saved"):
         facts["thresholds"] = best_thresholds(context.data.val, results)  # `predict` uses it
         save_best(context.folder, model, context.config, context.data.train.categories, facts)
 
@@ -156,13 +156,13 @@ def _training_sizes(train: Annotations, min_box_size: float) -> dict[str, int]:
 
 
 def _keep_examples(context: RunContext, epoch: int, results: list[dict[str, Any]]) -> None:
-    with _failing("examples for the report cannot be saved"):
+    with _evaluation_errors("examples for the report cannot be saved"):
         save_examples(context.folder, context.data.val, epoch, results)
 
 
 @contextmanager
-def _failing(what: str) -> Iterator[None]:
-    """Let any error be an EvaluationFailed."""
+def _evaluation_errors(what: str) -> Iterator[None]:
+    """Convert any error to EvaluationFailed."""
     try:
         yield
     except EnvironmentFault as error:

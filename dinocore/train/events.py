@@ -1,4 +1,4 @@
-"""Events that `train` yields. Plain values: the command draws them, a test reads them."""
+"""Events that `train` yields: plain values, which the command displays and tests check."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -8,11 +8,11 @@ from .transfer import Transfer
 
 
 class Started(NamedTuple):
-    """The run is ready; nothing has been learned yet."""
+    """The run is ready, before its first step."""
 
     run: Path
-    facts: dict[str, str]  # what will be done, for people
-    transfer: Transfer | None  # what comes from other weights
+    facts: dict[str, str]  # a summary of the run, for display
+    transfer: Transfer | None  # what was carried over from other weights, if any
 
 
 class Step(NamedTuple):
@@ -42,26 +42,26 @@ class Evaluated(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """A checkpoint is on the disk."""
+    """A checkpoint was saved."""
 
     path: Path
     step: int
-    seconds: float  # that it took
+    seconds: float  # time to save it
 
 
 class Warned(NamedTuple):
-    """Something that a user should know, which does not stop the run."""
+    """A warning for the user; the run continues."""
 
     message: str
 
 
 class Finished(NamedTuple):
-    """There is nothing left to do."""
+    """The run is finished."""
 
     run: Path
     best_ap: float
     best_path: Path
-    why: str  # empty after the last step of the last epoch
+    why: str  # why it ended early or had nothing to do; empty after the last step of the last epoch
 
 
 Event = Started | Step | Evaluating | Evaluated | Saved | Warned | Finished

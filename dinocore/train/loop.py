@@ -1,4 +1,4 @@
-"""The training loop. `train` yields events for its caller to draw or ignore."""
+"""The training loop. `train` yields events, which its caller may display."""
 
 import time
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ NO_OBJECTS_TO_EVALUATE = (
 
 
 def train(context: RunContext, state: TrainState) -> Iterator[Event]:
-    """Train to the end. All output is in the run folder.
+    """Train to the end of the run. All output is in the run folder.
 
     Raises:
         DivergedError: a loss, gradient or prediction is not finite; the weights before that step are kept.
@@ -68,14 +68,14 @@ def train(context: RunContext, state: TrainState) -> Iterator[Event]:
 
 
 def check_ranks_agree(context: RunContext, data: str) -> None:
-    """Check that all ranks have the same task, with at least one image per step each.
+    """Check that all ranks have the same settings and data, and at least one image per step.
 
     Raises:
         ConfigError: ranks have different settings or data, or there are too many ranks.
     """
     group, batch_size = context.group, context.config.train.batch_size
-    seen = group.gather((context.config.model_dump_json(exclude={"data": {"path", "workers"}}), data))
-    if differing := [rank for rank, facts in enumerate(seen) if facts != seen[0]]:
+    gathered = group.gather((context.config.model_dump_json(exclude={"data": {"path", "workers"}}), data))
+    if differing := [rank for rank, of_rank in enumerate(gathered) if of_rank != gathered[0]]:
         message = f"ranks {differing} have different settings or data from rank 0; start all ranks with the same ones"
         raise group.on_all_ranks(ConfigError(message))
     images = min(batch_size, len(context.data.train.image_ids))
@@ -108,7 +108,7 @@ class _Run:
         self.bad_images: set[str] = set()
 
     def to_the_end(self) -> Iterator[Event]:
-        """All steps; after a failed one, continue from a checkpoint or from that step if the config says so."""
+        """Run all steps. After a failed one, continue from a checkpoint or from that step if the config allows it."""
         while True:
             try:
                 yield from self._due_evaluation()
@@ -140,7 +140,7 @@ class _Run:
         steps = step_batches(
             context.data.train, context.config, context.device, self.group, progress.step + 1, plan.total
         )
-        with closing(steps):  # its workers end with it, even if an error keeps this frame alive
+        with closing(steps):  # so that its workers end, even if an error keeps this frame alive
             for batches in steps:
                 if plan.over(progress):
                     return
@@ -151,7 +151,7 @@ class _Run:
                 yield from self._report_bad_images(batches)
                 if plan.evaluates_after(progress.step):
                     progress.due_evaluation = plan.epoch(progress.step)
-                    yield from self.checkpointer.save()  # a kill while evaluating must not cost the epoch
+                    yield from self.checkpointer.save()  # in case the process is killed while evaluating
                     yield from evaluate(context, self.state, self.logger)
                 yield from self._save_if_due()
 
@@ -189,12 +189,12 @@ class _Run:
         stop, over = int(max(stops)), self.plan.over(self.progress)
         if stop or over or any(dues) or self.plan.saves_after(self.progress.step):
             yield from self.checkpointer.save(must=bool(stop or over))
-            stop = stop or self._stop_requested()  # meanwhile
+            stop = stop or self._stop_requested()  # while saving
         if stop and not over:
             raise self._interrupted("", stop)
 
     def _stop_requested(self) -> int:
-        """The exit code of a signal that any rank got."""
+        """The exit code of a signal that any rank received, or 0."""
         return int(max(code for (code,) in self.group.gather_numbers([self.context.stop()])))
 
     def _interrupted(self, where: str, code: int) -> Exception:

@@ -13,14 +13,14 @@ NORMS = (torch.nn.LayerNorm, torch.nn.GroupNorm)
 
 
 def build_optimizer(model: DINO, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with a group per learning rate and weight decay: the backbone's first, most layers' last."""
-    most = ("rest", config.lr, config.weight_decay)
-    groups = {("backbone", config.backbone_lr, config.weight_decay): [], most: []}
+    """AdamW with a parameter group per learning rate and weight decay: the backbone's first, the main one last."""
+    main = ("rest", config.lr, config.weight_decay)
+    groups = {("backbone", config.backbone_lr, config.weight_decay): [], main: []}
     norms = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault(_group_of(name, id(parameter) in norms, config), []).append(parameter)
-    groups[most] = groups.pop(most)  # to the end
+    groups[main] = groups.pop(main)  # moves it to the end
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
     return torch.optim.AdamW(
         [
@@ -39,12 +39,12 @@ def _group_of(name: str, is_norm: bool, config: TrainConfig) -> tuple[str, float
     lr = config.backbone_lr if part == "backbone" else config.lr
     if part == "rest" and ".offsets." in name and config.offsets_lr != "same":
         lr = config.offsets_lr
-    chosen = config.norm_weight_decay if is_norm else "same"
-    return part, lr, config.weight_decay if chosen == "same" else chosen
+    decay = config.norm_weight_decay if is_norm else "same"
+    return part, lr, config.weight_decay if decay == "same" else decay
 
 
 def lr_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
-    """The factor of the learning rates in optimizer step `step`, counted from 0; a pure function."""
+    """The factor of the learning rates in optimizer step `step`, counted from 0."""
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
     if config.lr_schedule == "cosine":
@@ -86,9 +86,9 @@ def drops_warning(steps_per_epoch: int, config: TrainConfig) -> str:
         return ""
     beyond = [str(epoch) for epoch in sorted(config.lr_drop_epochs) if epoch >= config.epochs]
     if beyond:
-        least = 1 + max(config.lr_drop_epochs)
+        needed = 1 + max(config.lr_drop_epochs)
         missed = f"{counted(config.epochs, 'epoch')}, and its learning rate would drop after {listed(beyond)}"
-        return f"the run has {missed}; --set train.epochs={least} or more, or change train.lr_drop_epochs"
+        return f"the run has {missed}; --set train.epochs={needed} or more, or change train.lr_drop_epochs"
     hidden = [str(epoch) for epoch in sorted(config.lr_drop_epochs) if epoch * steps_per_epoch < config.warmup_steps]
     if hidden:
         where = f"{counted(config.warmup_steps, 'step')} of warm-up, and the drop after epoch {hidden[0]}"
@@ -97,13 +97,13 @@ def drops_warning(steps_per_epoch: int, config: TrainConfig) -> str:
 
 
 def scaled_drops(config: TrainConfig, epochs: int) -> tuple[int, ...]:
-    """A recipe's drop epochs in a run of another length: in proportion, never at its ends."""
+    """A recipe's drop epochs scaled to a run of another length, without drops at its start or end."""
     drops = [epoch * epochs // config.epochs for epoch in config.lr_drop_epochs]
     return tuple(dict.fromkeys(epoch for epoch in drops if 0 < epoch < epochs))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Set every group's rate; returns that of the last group, which is not the backbone's."""
+    """Set the learning rate of every group; returns the rate of the last group, which is the main one."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
     return optimizer.param_groups[-1]["lr"]
@@ -121,8 +121,8 @@ class Ema:
     def update(self, model: DINO) -> None:
         """Move every average towards the current weights."""
         self.updates += 1
-        share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), share)
+        weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), weight)
 
 
 class NoEma:

@@ -15,12 +15,12 @@ class Schedule(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All optimizer steps of the run."""
+        """The number of optimizer steps of the run."""
         return self.config.epochs * self.per_epoch
 
     @property
     def evaluations(self) -> int:
-        """How often the run evaluates."""
+        """The number of evaluations of the run."""
         return -(-self.config.epochs // self.config.eval_every_epochs)
 
     def epoch(self, step: int) -> int:
@@ -58,7 +58,7 @@ class Schedule(NamedTuple):
 
 
 class SaveClock:
-    """Whether a save is due, by a monotonic clock."""
+    """Tells whether a save is due, by a monotonic clock."""
 
     def __init__(self, minutes: float):
         self.seconds = 60 * minutes
@@ -69,5 +69,5 @@ class SaveClock:
         self.since = time.monotonic()
 
     def due(self) -> bool:
-        """Never, if minutes are 0."""
+        """Whether the interval has passed; never if it is 0."""
         return 0 < self.seconds <= time.monotonic() - self.since

@@ -29,15 +29,16 @@ from .optim import Ema, NoEma, build_optimizer
 from .state import Progress, TrainState, load_checkpoint, seed_rank
 from .transfer import Transfer, carry_over
 
-SAME = (
+# settings in which weights and the model that starts from them must agree
+MUST_AGREE = (
     "backbone", "feature_strides", "num_levels", "neck_bias", "hidden_dim", "num_heads", "num_points", "ffn_dim",
     "num_encoder_layers", "num_decoder_layers", "position_temperature", "position_offset", "box_eps",
     "first_stage", "queries", "heads", "pixel_mean", "pixel_std",
-)  # fmt: skip  # settings in which weights and the model that starts from them must agree
+)  # fmt: skip
 
 
 def check_start(config: Config, watch: Watch = UNWATCHED) -> None:
-    """Refuse `train.weights` of a different model before any data is read; downloads them if necessary.
+    """Check, before any data is read, that `train.weights` are those of the same model; downloads them if necessary.
 
     Raises:
         CheckpointError: names the settings that differ, and the preset or settings to use.
@@ -56,11 +57,11 @@ def check_start(config: Config, watch: Watch = UNWATCHED) -> None:
             f"the bundled weights don't fit the changed model: {shown}; start without them:  "
             "--set model.backbone_weights=none, or a FILE with trained backbone weights"
         )
-    raise CheckpointError(f"{path} contains a different model: {shown}; use {_way_out(weights, differing)}")
+    raise CheckpointError(f"{path} contains a different model: {shown}; use {_matching_options(weights, differing)}")
 
 
 def settings_of(name: str, watch: Watch = UNWATCHED) -> Config:
-    """The config that weights were trained with, without settings of that run only.
+    """The config that weights were trained with, without settings that apply to that run only.
 
     Raises:
         CheckpointError, EnvironmentFault: as for `locate`.
@@ -70,11 +71,11 @@ def settings_of(name: str, watch: Watch = UNWATCHED) -> Config:
 
 
 def _differences(here: ModelConfig, there: ModelConfig) -> dict[str, tuple]:
-    pairs = {key: (getattr(here, key), getattr(there, key)) for key in SAME}
+    pairs = {key: (getattr(here, key), getattr(there, key)) for key in MUST_AGREE}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _way_out(weights: Weights, differing: Mapping[str, tuple]) -> str:
+def _matching_options(weights: Weights, differing: Mapping[str, tuple]) -> str:
     """The preset of the weights, if it builds their model; otherwise the single settings."""
     names = [(weights.facts.get("converted_from") or {}).get("preset"), preset_of(weights.config)]
     for name in filter(None, names):
@@ -95,11 +96,10 @@ def fresh_state(
     group = group or SingleProcess()
     torch.manual_seed(config.train.seed)
     model = build_model(config.model)
-    origin, transfer = group.main_first(
-        lambda: load_starting_weights(model, config, categories)
-    )  # one of them downloads
+    # rank 0 first, so that only one rank downloads
+    origin, transfer = group.main_first(lambda: load_starting_weights(model, config, categories))
     freeze(model, config.train.freeze)
-    if not group.main:  # each rank has its own dropout
+    if not group.main:  # each rank has different dropout
         seed_rank(config.train.seed, 0, group.rank)
     state = _state_around(model.to(device), config, device, origin, group)
     state.transfer = transfer

@@ -25,7 +25,7 @@ from .run.checkpoint_folder import manifest_of, publish
 from .transfer import Transfer
 
 WEIGHTS, AVERAGE, OPTIMIZER, STATE_FILE = "model.safetensors", "ema.safetensors", "optimizer.pt", "state.pt"
-SHARDED_OPTIMIZER = ".metadata"  # of what FSDP2 wrote before 0.2.0
+SHARDED_OPTIMIZER = ".metadata"  # of checkpoints that FSDP2 wrote before 0.2.0
 OLD_NAMES = {"worse": "evals_since_best", "left_out": "skipped_steps"}  # in state.pt before 0.2.0
 
 
@@ -177,7 +177,7 @@ def size_in_bytes(state: TrainState) -> int:
 
 
 def expected_size(state: TrainState) -> int:
-    """The same for a checkpoint after the first step, when the optimizer has a state."""
+    """The approximate size of a checkpoint after the first step, when the optimizer has a state."""
     if state.optimizer.state:
         return size_in_bytes(state)
     trained = sum(x.numel() * x.element_size() for x in state.model.parameters() if x.requires_grad)
@@ -205,12 +205,12 @@ def load_checkpoint(path: Path, state: TrainState, rank: int, seed: int) -> None
         load_exactly(state.ema.model, load_weights(path / AVERAGE).tensors, path)
     configured = [{key: group[key] for key in ("peak_lr", "weight_decay")} for group in state.optimizer.param_groups]
     try:
-        rest = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
+        content = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
         state.optimizer.load_state_dict(torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True))
-        state.scaler.load_state_dict(rest["scaler"])
-        state.ema.updates = rest["ema_updates"]
-        rng_states = rest["streams"]
-        state.progress.restore(rest["progress"])
+        state.scaler.load_state_dict(content["scaler"])
+        state.ema.updates = content["ema_updates"]
+        rng_states = content["streams"]
+        state.progress.restore(content["progress"])
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} does not fit this run: {error}") from error
     for group, values in zip(state.optimizer.param_groups, configured, strict=True):

@@ -22,16 +22,16 @@ class Transfer(NamedTuple):
 
     file: str
     classes: dict[str, str | None]  # the data's class -> the file's class with its weights; None: random
-    notes: list[str]  # what else is randomly initialised or dropped
+    notes: list[str]  # messages about other tensors that are randomly initialised or dropped
 
     def summary(self) -> str:
-        """One line about it."""
+        """A summary in one line."""
         taken = sum(old is not None for old in self.classes.values())
         return "; ".join([f"{self.file}, {taken} of {len(self.classes)} classes carried over", *self.notes])
 
 
 def carry_over(model: DINO, weights: Weights, categories: Sequence[Category], where: Path) -> Transfer:
-    """Load weights into a model; rows of class heads and label embedding are taken by class *name*.
+    """Load weights into a model; rows of class heads and of the label embedding are matched by class *name*.
 
     Raises:
         CheckpointError: any other tensor differs in name or shape.
@@ -78,16 +78,16 @@ def match_names(new: Sequence[str], old: Sequence[str]) -> dict[int, int]:
 
     Exact matches come first; then case, spaces, `_` and `-` are ignored: `Cell_Phone` is `cell phone`.
     """
-    found: dict[int, int] = {}
-    for form in (str, _normalized):
-        places: dict[str, list[int]] = {}
+    matches: dict[int, int] = {}
+    for key in (str, _normalized):
+        candidates: dict[str, list[int]] = {}
         for j, name in enumerate(old):
-            if j not in found.values():
-                places.setdefault(form(name), []).append(j)
+            if j not in matches.values():
+                candidates.setdefault(key(name), []).append(j)
         for i, name in enumerate(new):
-            if i not in found and places.get(form(name)):
-                found[i] = places[form(name)].pop(0)
-    return found
+            if i not in matches and candidates.get(key(name)):
+                matches[i] = candidates[key(name)].pop(0)
+    return matches
 
 
 def _normalized(name: str) -> str:

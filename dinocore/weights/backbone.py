@@ -19,7 +19,7 @@ from ..errors import CheckpointError, EnvironmentFault
 from ..model.backbones.build import NORMED, Backbone, ResNet
 from ..model.backbones.swin import Swin
 from ..model.backbones.timm import OutputNorms, TimmBackbone
-from ..model.backbones.vit import FIRST_GRID, VITDETS, PlainViT
+from ..model.backbones.vit import POSITION_GRID, VITDETS, PlainViT
 from .untrusted import check_tensor, is_counter, read_file, without_prefixes
 
 IMAGENET = {  # timm's names of the weights that "imagenet" means: ImageNet-1k, where there are such
@@ -101,8 +101,8 @@ def _vitdet_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A masked autoencoder's encoder for ViTDet, which has no class token and no last norm."""
     state = dict(state)
     position = state.pop("pos_embed", None)
-    if position is not None and position.shape[1] == FIRST_GRID**2 + 1:
-        state["pos_drop.pos_embed"] = position[:, 1:].unflatten(1, (FIRST_GRID, FIRST_GRID))
+    if position is not None and position.shape[1] == POSITION_GRID**2 + 1:
+        state["pos_drop.pos_embed"] = position[:, 1:].unflatten(1, (POSITION_GRID, POSITION_GRID))
     return state
 
 

@@ -127,7 +127,7 @@ def test_rows_that_tell_no_split_where_others_do_are_left_out_which_is_reported(
     train = read_annotations(layout.train)
     assert objects(train) == {"a": EXPECTED["a"]}
     assert objects(read_annotations(layout.splits()["val"])) == {"c": EXPECTED["c"]}
-    assert train.notes == ["rows left out, as their column of splits tells none that is known: line 3"]
+    assert train.notes == ["rows skipped, because their split column names no known split: line 3"]
 
 
 @pytest.mark.parametrize("parts", [("train", "train", "train"), ("val", "", "val"), ("1", "2", "3")])

@@ -1,4 +1,4 @@
-"""Everything that can be checked about a dataset before training: `dino check-data`."""
+"""Check a dataset before training, as `dino check-data` does: annotations, images, and how they suit the model."""
 
 import os
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from ..findings import Finding, Findings
 from ..formats.layout import find_layout
 from ..holdout import hold_out
 from ..split import Category, Layout, Split
-from .contents import NOTHING_TO_JUDGE, check_contents, check_unlisted
-from .duplicates import Shown, check_duplicates, near_pairs, same_files
+from .contents import NO_OBJECTS, check_contents, check_unlisted
+from .duplicates import SplitImage, check_duplicates, near_pairs, same_files
 from .fitness import check_fitness
 from .scan import ImageInfo, check_images, scan_images
 from .statistics import statistics
@@ -24,38 +24,38 @@ HOLD_OUT = "add one, or hold out some of the training images with --val-fraction
 
 
 class CheckedSplit(NamedTuple):
-    """What was found in one split."""
+    """The findings and statistics of one split."""
 
     split: Split
-    annotations: Annotations | None  # None: its files cannot be read at all
+    annotations: Annotations | None  # None: cannot be read at all
     findings: Findings
-    numbers: dict[str, Any]
+    numbers: dict[str, Any]  # see `statistics`
 
 
 class Checked(NamedTuple):
-    """What was found in a dataset."""
+    """The findings and statistics of a dataset."""
 
     folder: Path
     layout: Layout
     decoded: bool
     splits: dict[str, CheckedSplit]
-    between: Findings  # about images of several splits
-    config: DataConfig  # by which images were read
+    between: Findings  # about several splits, such as duplicate images
+    config: DataConfig  # the settings with which images were read
 
     def findings(self) -> list[tuple[str, Finding]]:
-        """All of them, errors first, each with its split."""
+        """All findings, errors first, each with the name of its split or an empty text."""
         parts = {name: part.findings for name, part in self.splits.items()} | {"": self.between}
         found = [(name, finding) for name, part in parts.items() for finding in part.found]
         order = ["error", "warning", "note"]
         return sorted(found, key=lambda pair: order.index(pair[1].level))
 
     def counts(self) -> dict[str, int]:
-        """How many kinds of finding there are of each level."""
+        """The number of findings of each level."""
         levels = [finding.level for _, finding in self.findings()]
         return {f"{level}s": levels.count(level) for level in ("error", "warning", "note")}
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The results for JSON."""
         return {
             "folder": str(self.folder),
             "layout": self.layout.kind,
@@ -69,7 +69,7 @@ class Checked(NamedTuple):
 
 
 class ScanProgress(NamedTuple):
-    """How far the images of a split have been looked at."""
+    """The number of images scanned so far in a split."""
 
     split: str
     done: int
@@ -77,22 +77,25 @@ class ScanProgress(NamedTuple):
 
 
 def check_data(folder: Path, config: Config, decode: bool) -> Iterator[ScanProgress | Checked]:
-    """Look at annotations, images and how they fit a model; the last thing that is yielded is what was found.
+    """Check annotations, images, and how they suit the model.
+
+    Yields:
+        progress, and finally the result.
 
     Raises:
-        DataError: there are no annotations to look at.
+        DataError: no annotations are found.
     """
     layout = find_layout(folder, config.data.follow_symlinks)
     splits = _survey(layout, config)
-    seen: dict[str, list[ImageInfo]] = {}
+    infos: dict[str, list[ImageInfo]] = {}
     for name, part in splits.items():
         if part.annotations is None:
             continue
-        seen[name] = []
-        for facts in scan_images(part.annotations, config.data, decode):
-            seen[name].append(facts)
-            yield ScanProgress(name, len(seen[name]), len(part.annotations.image_ids))
-        check_images(part.annotations, seen[name], part.findings)
+        infos[name] = []
+        for info in scan_images(part.annotations, config.data, decode):
+            infos[name].append(info)
+            yield ScanProgress(name, len(infos[name]), len(part.annotations.image_ids))
+        check_images(part.annotations, infos[name], part.findings)
     between = Findings(folder)
     held_out = config.data.val_fraction and layout.val is None and "val" in splits
     if held_out:
@@ -100,11 +103,12 @@ def check_data(folder: Path, config: Config, decode: bool) -> Iterator[ScanProgr
         between.add("DATA-SPLIT", what, count=1, level=NOTE)
     elif layout.gap:
         between.add("DATA-SPLIT", layout.gap, count=1, fix=HOLD_OUT if layout.trainable else "")
-    _compare(splits, seen, between)
+    _compare(splits, infos, between)
     yield Checked(folder, layout, decode, splits, between, config.data)
 
 
 def _survey(layout: Layout, config: Config) -> dict[str, CheckedSplit]:
+    """Check the annotations of all splits; with `data.val_fraction`, also split off the held-out images."""
     categories: list[Category] | None = None
     splits = {}
     for name, split in layout.splits().items():
@@ -118,7 +122,7 @@ def _survey(layout: Layout, config: Config) -> dict[str, CheckedSplit]:
                 what = f"{counted(len(annotations.image_ids), 'image')} but no objects to train on"
                 findings.add("DATA-NOTHING", what, count=1)
             if name != "train" and not annotations.trainable(0).any():
-                findings.add("DATA-SPLIT-EMPTY", NOTHING_TO_JUDGE, count=1)
+                findings.add("DATA-SPLIT-EMPTY", NO_OBJECTS, count=1)
             check_fitness(annotations, config, findings, trained_on=name == "train")
         except DataError as error:
             annotations = None
@@ -139,18 +143,19 @@ def _survey(layout: Layout, config: Config) -> dict[str, CheckedSplit]:
     return splits
 
 
-def _compare(splits: dict[str, CheckedSplit], seen: dict[str, list[ImageInfo]], between: Findings) -> None:
-    """Images that are there twice, and those that no split names."""
-    shown, facts, roots = [], [], {}
-    for name, found in seen.items():
+def _compare(splits: dict[str, CheckedSplit], infos: dict[str, list[ImageInfo]], between: Findings) -> None:
+    """Report duplicate images, and images that no split contains."""
+    images, all_infos, roots = [], [], {}
+    for name, of_split in infos.items():
         annotations = splits[name].annotations
         if annotations is not None:
-            once = {annotations.path(f.index): f for f in found}  # DATA-IMAGE-TWICE tells of the others
-            shown += [Shown(name, path) for path in once]
-            facts += once.values()
+            # by path, because entries that share a file are already reported as DATA-IMAGE-TWICE
+            by_path = {annotations.path(info.index): info for info in of_split}
+            images += [SplitImage(name, path) for path in by_path]
+            all_infos += by_path.values()
             roots.setdefault(os.path.realpath(annotations.image_root), name)
-    check_duplicates(same_files(shown), near_pairs(shown, facts), between)
-    listed = {os.path.realpath(one.path) for one in shown}
+    check_duplicates(same_files(images), near_pairs(images, all_infos), between)
+    listed = {os.path.realpath(image.path) for image in images}
     for name in roots.values():
         part = splits[name]
         if part.annotations is not None:

@@ -1,4 +1,4 @@
-"""Find oddities in valid annotations: boxes, classes, empty and unlisted images."""
+"""Find suspicious but valid annotations: boxes, classes, empty and unlisted images."""
 
 import os
 from collections.abc import Iterable
@@ -11,14 +11,14 @@ from ..findings import KEPT, Findings, Location, short_box
 from ..images import SUFFIXES
 from ..split import Category, visible_files
 
-NOTHING_TO_JUDGE = "no objects to evaluate on: AP cannot be measured"
-FEW = 10  # objects of a class
-DOT = 2  # pixels
-SAME = 0.9  # IoU from which two boxes count as one object
+NO_OBJECTS = "no objects to evaluate on: AP cannot be measured"
+FEW = 10  # a class with fewer objects is rare
+DOT = 2  # largest side, in pixels, of a box that looks like an accidental click
+SAME = 0.9  # minimum IoU of boxes that count as the same object
 
 
 def check_contents(annotations: Annotations, findings: Findings, is_training: bool) -> None:
-    """Findings about objects, classes and images that are each right, and odd all the same."""
+    """Report objects, classes and images that are valid but suspicious."""
     _check_objects(annotations, findings)
     _check_overlaps(annotations, findings)
     if is_training:
@@ -29,7 +29,7 @@ def check_contents(annotations: Annotations, findings: Findings, is_training: bo
 
 
 def check_unlisted(annotations: Annotations, listed: set[str], findings: Findings) -> None:
-    """Images below the image folder that no split names."""
+    """Report images in the image folder that no split contains."""
     found = [path for path in visible_files(annotations.image_root, SUFFIXES) if os.path.realpath(path) not in listed]
     places = [Location(os.path.relpath(path, annotations.image_root), path) for path in found[:KEPT]]
     findings.add("DATA-IMAGE-UNLISTED", f"{counted(len(found), 'image')} not in the annotations", places, len(found))
@@ -53,17 +53,12 @@ def _check_objects(annotations: Annotations, findings: Findings) -> None:
     what = f"{len(dots)} of {len(boxes)} boxes {have} at most {DOT} x {DOT} pixels, as from an accidental click"
     findings.add("DATA-BOX-DOT", what, places(dots), len(dots))
     crowds = np.flatnonzero(annotations.crowd)
-    findings.add(
-        "DATA-CROWD",
-        f"{counted(len(crowds), 'crowd region or difficult object', 'crowd regions or difficult objects')}, ignored in "
-        "training",
-        places(crowds),
-        len(crowds),
-    )
+    regions = counted(len(crowds), "crowd region or difficult object", "crowd regions or difficult objects")
+    findings.add("DATA-CROWD", f"{regions}, ignored in training", places(crowds), len(crowds))
 
 
 def _check_overlaps(annotations: Annotations, findings: Findings) -> None:
-    """Pairs of boxes of an image that are nearly the same: one object that was labelled twice."""
+    """Report pairs of nearly identical boxes in an image: objects that were labelled twice."""
     pairs: dict[str, list[Location]] = {"same": [], "other": []}
     for index in np.flatnonzero(np.diff(annotations.starts) > 1).tolist():
         rows = annotations.objects(index)
@@ -83,7 +78,7 @@ def _check_overlaps(annotations: Annotations, findings: Findings) -> None:
 
 
 def overlaps(boxes: np.ndarray) -> np.ndarray:
-    """Intersection over union of each two boxes, (n, 4) x y width height -> (n, n); 0 where a box has no size."""
+    """Intersection over union of all pairs of boxes, (n, 4) x y width height -> (n, n); 0 if a box has no area."""
     low, high = boxes[:, None, :2], (boxes[:, :2] + boxes[:, 2:])[:, None]  # (n, 1, 2)
     shared = (np.minimum(high, high.swapaxes(0, 1)) - np.maximum(low, low.swapaxes(0, 1))).clip(0).prod(2)
     area = boxes[:, 2:].clip(0).prod(1)

@@ -12,13 +12,13 @@ from ...words import counted
 from ..findings import Findings, Location
 from .scan import THUMB, ImageInfo
 
-HEAD = 4096  # bytes that are compared before whole files are read
-MAX_BITS = 7  # of 64 in which the hashes of near-duplicates may differ
+HEAD = 4096  # bytes at the start of files that are compared before whole files
+MAX_BITS = 7  # of 64, in which the hashes of near-duplicates may differ
 MAX_LEVELS = 5.0  # mean difference of grey levels, of 255
-MOST_PAIRS = 2000
+MAX_COMPARED = 2000  # images of a group that each image is compared with
 
 
-class Shown(NamedTuple):
+class SplitImage(NamedTuple):
     """An image of a split."""
 
     split: str
@@ -26,12 +26,12 @@ class Shown(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Such as `train a.jpg`."""
+        """For messages, such as `train a.jpg`."""
         return f"{self.split} {self.path.name}"
 
 
-def same_files(images: Iterable[Shown]) -> list[list[Shown]]:
-    """Groups of images whose files are equal, byte for byte; only files of one length and one beginning are read."""
+def same_files(images: Iterable[SplitImage]) -> list[list[SplitImage]]:
+    """Groups of identical files. Only files of the same size and with the same start are read as a whole."""
     groups = [list(images)]
     steps: tuple[Callable[[Path], Any], ...] = (
         lambda path: path.stat().st_size,
@@ -43,16 +43,16 @@ def same_files(images: Iterable[Shown]) -> list[list[Shown]]:
     return groups
 
 
-def near_pairs(images: list[Shown], facts: list[ImageInfo]) -> list[tuple[Shown, Shown]]:
-    """Pairs that differ in at most MAX_BITS of a difference hash, and in few grey levels.
+def near_pairs(images: list[SplitImage], infos: list[ImageInfo]) -> list[tuple[SplitImage, SplitImage]]:
+    """Pairs that differ in at most MAX_BITS of a difference hash, and by at most MAX_LEVELS grey levels on average.
 
-    The hash has a bit for each of 8 x 8 neighbours: which of the two is brighter. Hashes that differ in 7 bits of 64
-    have one of 8 bytes in common, so only images that share a byte are compared.
+    Each of the 8 x 8 bits of the hash says which of two neighbouring cells is brighter. Hashes that differ in at most
+    7 of 64 bits have at least one of their 8 bytes in common, so only images that share a byte are compared.
     """
-    seen = [i for i, f in enumerate(facts) if f.thumb and not f.blank]
-    if len(seen) < 2:
+    usable = [i for i, info in enumerate(infos) if info.thumb and not info.blank]
+    if len(usable) < 2:
         return []
-    thumbs = np.stack([np.frombuffer(facts[i].thumb, np.uint8) for i in seen]).astype(np.float32)  # (n, THUMB²)
+    thumbs = np.stack([np.frombuffer(infos[i].thumb, np.uint8) for i in usable]).astype(np.float32)  # (n, THUMB²)
     bits = _hash_bits(thumbs.reshape(-1, THUMB, THUMB))  # (n, 64)
     parts = np.packbits(bits, axis=1)  # (n, 8)
     found: set[tuple[int, int]] = set()
@@ -60,12 +60,14 @@ def near_pairs(images: list[Shown], facts: list[ImageInfo]) -> list[tuple[Shown,
         order = np.argsort(part, kind="stable")
         for group in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
             found |= _close(np.sort(group), bits, thumbs)
-    return [(images[seen[a]], images[seen[b]]) for a, b in sorted(found)]
+    return [(images[usable[a]], images[usable[b]]) for a, b in sorted(found)]
 
 
-def check_duplicates(same: list[list[Shown]], near: list[tuple[Shown, Shown]], findings: Findings) -> None:
-    """Findings about equal images, in two splits or in one."""
-    splits = [{shown.split for shown in group} for group in same]
+def check_duplicates(
+    same: list[list[SplitImage]], near: list[tuple[SplitImage, SplitImage]], findings: Findings
+) -> None:
+    """Report identical and nearly identical images, between two splits or within one."""
+    splits = [{image.split for image in group} for group in same]
     for code, which, what in (("DATA-LEAK", lambda names: len(names) > 1, "in two splits"),
                               ("DATA-DUPLICATE", lambda names: len(names) == 1, "repeated in a split")):  # fmt: skip
         groups = [group for group, names in zip(same, splits, strict=True) if which(names)]
@@ -83,10 +85,10 @@ def check_duplicates(same: list[list[Shown]], near: list[tuple[Shown, Shown]], f
 
 
 def _close(group: np.ndarray, bits: np.ndarray, thumbs: np.ndarray) -> set[tuple[int, int]]:
-    """Pairs of a group that are near-duplicates; of a group too large to compare, neighbours only."""
+    """Near-duplicate pairs in a group; each image is compared with at most MAX_COMPARED that follow it."""
     found = set()
     for at, first in enumerate(group[:-1].tolist()):
-        others = group[at + 1 : at + 1 + MOST_PAIRS]
+        others = group[at + 1 : at + 1 + MAX_COMPARED]
         others = others[(bits[others] != bits[first]).sum(1) <= MAX_BITS]
         others = others[np.abs(thumbs[others] - thumbs[first]).mean(1) <= MAX_LEVELS]
         found |= {(first, int(other)) for other in others}
@@ -94,20 +96,20 @@ def _close(group: np.ndarray, bits: np.ndarray, thumbs: np.ndarray) -> set[tuple
 
 
 def _hash_bits(thumbs: np.ndarray) -> np.ndarray:
-    """(n, 16, 16) -> (n, 64) bool: each of 8 x 8 cells against its right neighbour, of 8 x 9 overlapping cells."""
+    """Difference hashes, (n, 16, 16) -> (n, 64) bool: 8 x 9 overlapping cells, each against its right neighbour."""
     rows = thumbs.reshape(len(thumbs), 8, THUMB // 8, THUMB).mean(2)  # (n, 8, 16)
     starts = np.linspace(0, THUMB - 2, 9).round().astype(int)
     cells = (rows[:, :, starts] + rows[:, :, starts + 1]) / 2  # (n, 8, 9)
     return (cells[:, :, 1:] > cells[:, :, :-1]).reshape(len(thumbs), 64)
 
 
-def _split_by(group: list[Shown], key: Callable[[Path], Any]) -> list[list[Shown]]:
-    parts: dict[Any, list[Shown]] = defaultdict(list)
-    for shown in group:
+def _split_by(group: list[SplitImage], key: Callable[[Path], Any]) -> list[list[SplitImage]]:
+    parts: dict[Any, list[SplitImage]] = defaultdict(list)
+    for image in group:
         try:
-            parts[key(shown.path)].append(shown)
+            parts[key(image.path)].append(image)
         except OSError:
-            continue  # said when it is looked at
+            continue  # reported by the scan
     return list(parts.values())
 
 

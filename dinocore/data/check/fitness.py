@@ -1,4 +1,4 @@
-"""Check a dataset against a model: queries, denoising, cells and anchors."""
+"""Check whether the model suits a dataset: queries, denoising, cells and anchors."""
 
 import numpy as np
 
@@ -8,17 +8,17 @@ from ..annotations import Annotations
 from ..findings import KEPT, Findings, Location
 from ..split import evenly
 
-CELL_SHARE = 0.01  # of the objects, from which on it is worth a word
-ROUND = 50  # numbers of queries and the like that are proposed are multiples of it
-ANCHOR_SHARE, ANCHOR_FACTOR = 0.05, 4.0
-FIRST_ANCHOR = 0.05  # side of the finest level's anchors, as a share of the image
+MIN_TINY = 0.01  # minimum fraction of objects smaller than a cell that is reported
+MIN_FAR, ANCHOR_FACTOR = 0.05, 4.0  # the same for objects that differ from all anchors by more than this factor
+ROUND = 50  # suggested numbers are rounded up to multiples of this
+FIRST_ANCHOR = 0.05  # side of the finest level's anchors, as a fraction of the image
 
 
 def check_fitness(annotations: Annotations, config: Config, findings: Findings, trained_on: bool = True) -> None:
-    """Findings about a split and the model of a config.
+    """Report objects of a split that the model in the config does not suit.
 
     Args:
-        trained_on: denoising takes objects of this split.
+        trained_on: whether this split is trained on, so that its objects are used for denoising.
     """
     usable = annotations.trainable(config.data.min_box_size)
     owners = annotations.owners()[usable]
@@ -30,17 +30,17 @@ def check_fitness(annotations: Annotations, config: Config, findings: Findings, 
     sides = annotations.boxes[usable, 2:]
     scale = np.minimum(config.data.eval_scale / sizes.min(1), config.data.max_size / sizes.max(1))
     cell = config.model.feature_strides[0]
-    _check_share(annotations, np.flatnonzero(usable)[(sides * scale[:, None]).max(1) < cell], len(owners), CELL_SHARE,
-                 "MODEL-CELL", f"are smaller than a cell ({cell} pixels) of the finest level", findings)  # fmt: skip
+    tiny = (sides * scale[:, None]).max(1) < cell
+    _report_if_many(annotations, np.flatnonzero(usable)[tiny], len(owners), MIN_TINY, "MODEL-CELL",
+                    f"are smaller than a cell ({cell} pixels) of the finest level", findings)  # fmt: skip
     if config.model.queries != "static":
         far = anchor_distance(sides / sizes, config.model.num_levels) > ANCHOR_FACTOR
-        _check_share(annotations, np.flatnonzero(usable)[far], len(owners), ANCHOR_SHARE, "MODEL-ANCHORS",
-                     _far_from_anchors(config.model.num_levels),
-                     findings)  # fmt: skip
+        _report_if_many(annotations, np.flatnonzero(usable)[far], len(owners), MIN_FAR, "MODEL-ANCHORS",
+                        _far_from_anchors(config.model.num_levels), findings)  # fmt: skip
 
 
 def _far_from_anchors(num_levels: int) -> str:
-    """The finding in words that need no knowledge of the model."""
+    """The message about anchors, for readers who do not know the model."""
     squares = ", ".join(f"{100 * side:g}" for side in anchor_sides(num_levels))
     return (
         f"are more than {ANCHOR_FACTOR:g} times wider, narrower, higher or lower than every anchor; anchors are the "
@@ -49,14 +49,18 @@ def _far_from_anchors(num_levels: int) -> str:
 
 
 def anchor_sides(num_levels: int) -> np.ndarray:
-    """Sides of the anchors of each level, as fractions of the image, (L,); the model drops those as large as it."""
+    """Anchor sides by level, as fractions of the image, (L,), without anchors as large as the image."""
     sides = FIRST_ANCHOR * 2.0 ** np.arange(num_levels)
     return sides[sides < 0.99]
 
 
-def anchor_distance(shares: np.ndarray, num_levels: int) -> np.ndarray:
-    """By what factor the sides of objects (M, 2) differ from those of the nearest anchor, (M,): 1 is equal."""
-    ratio = shares[:, None, :] / anchor_sides(num_levels)[None, :, None]  # (M, L, 2)
+def anchor_distance(sides: np.ndarray, num_levels: int) -> np.ndarray:
+    """The factor by which the sides of each object differ from the nearest anchor's, (M, 2) -> (M,); 1 if equal.
+
+    Args:
+        sides: width and height of the objects, as fractions of the image.
+    """
+    ratio = sides[:, None, :] / anchor_sides(num_levels)[None, :, None]  # (M, L, 2)
     return np.maximum(ratio, 1 / ratio).max(2).min(1)
 
 
@@ -77,14 +81,15 @@ def _check_counts(
         places = [
             Location(f"{annotations.path(i).name}: {counts[i]}", annotations.path(i)) for i in over[:KEPT].tolist()
         ]
-        enough = -(-int(counts.max(initial=0)) // ROUND) * ROUND
-        fix = f"--set {setting}={enough}" if setting else ""
+        sufficient = -(-int(counts.max(initial=0)) // ROUND) * ROUND
+        fix = f"--set {setting}={sufficient}" if setting else ""
         findings.add(code, f"{counted(len(over), 'image')} with more objects {what}", places, len(over), fix=fix)
 
 
-def _check_share(
+def _report_if_many(
     annotations: Annotations, which: np.ndarray, total: int, least: float, code: str, what: str, findings: Findings
 ) -> None:
+    """Report the objects `which` if they are at least a fraction `least` of all."""
     if len(which) < least * total:
         return
     owners = annotations.owners()[which]
@@ -96,5 +101,5 @@ def _check_share(
         )
         for i, count in zip(images[shown].tolist(), counts[shown].tolist(), strict=True)
     ]
-    share = f"{len(which)} of {total} objects ({len(which) / total:.0%}), in {counted(len(images), 'image')},"
-    findings.add(code, f"{share} {what}", places, len(images))
+    subject = f"{len(which)} of {total} objects ({len(which) / total:.0%}), in {counted(len(images), 'image')},"
+    findings.add(code, f"{subject} {what}", places, len(images))

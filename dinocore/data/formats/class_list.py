@@ -13,7 +13,10 @@ from .yolo import folders_of_entry, usual_folders
 
 
 def find_class_list(folder: Path, guard: PathGuard) -> Layout | None:
-    """Darknet's obj.data (CVAT), or classes.txt beside images/ and labels/ (Label Studio), and perhaps train.txt."""
+    """The layout of Darknet's obj.data (CVAT), or of classes.txt beside images/ and labels/ (Label Studio).
+
+    With classes.txt, the splits may be lists of images, such as train.txt.
+    """
     if (darknet := folder / "obj.data").is_file():
         return _darknet(folder, guard.check(darknet), guard)
     file = folder / "classes.txt"
@@ -30,25 +33,25 @@ def find_class_list(folder: Path, guard: PathGuard) -> Layout | None:
 
 
 def find_class_list_anywhere(folder: Path, guard: PathGuard) -> Layout | None:
-    """Label files beside their images (labelImg, Roboflow), or in any other folder, and a list of classes.
+    """The layout of a list of classes and label files beside their images (labelImg, Roboflow) or in any other folder.
 
     Raises:
-        DataError: several lists may be that of one split.
+        DataError: several lists of classes may belong to one split.
     """
     lists = class_lists(folder)
     if not lists:
         return None
-    pairs = paired_folders(folder, ".txt", lambda file: guard.look(str(file)) == "ok" and is_yolo(file))
+    pairs = paired_folders(folder, ".txt", lambda file: guard.status(str(file)) == "ok" and is_yolo(file))
     made = _listed_splits(folder, guard) if pairs else {}
     for name, (labels, images) in {} if made else pairs.items():
         file = guard.check(_nearest_list(lists, labels, images, folder, guard))
-        apart = None if labels == images else labels
-        made[name] = Split(file, [images], "yolo", folder, (images,), listed_classes(file), labels=apart)
+        label_folder = None if labels == images else labels
+        made[name] = Split(file, [images], "yolo", folder, (images,), listed_classes(file), labels=label_folder)
     return layout_of(f"YOLO, {lists[0].name}", made)
 
 
 def _listed_splits(folder: Path, guard: PathGuard) -> dict[str, Split]:
-    """The splits of train.txt, val.txt … that list images and lie beside a list of classes, if there is train.txt."""
+    """The splits whose images are listed in train.txt, val.txt … next to a list of classes; none without train.txt."""
     classes = next((folder / name for name in CLASS_LISTS if (folder / name).is_file()), None)
     texts = {name: [folder / f"{word}.txt" for word in words] for name, words in WORDS.items()}
     listings = {name: next((file for file in files if file.is_file()), None) for name, files in texts.items()}
@@ -60,12 +63,16 @@ def _listed_splits(folder: Path, guard: PathGuard) -> dict[str, Split]:
 
 
 def _nearest_list(lists: list[Path], labels: Path, images: Path, folder: Path, guard: PathGuard) -> Path:
-    """The list in the folder of the labels or of the images, or in the nearest one above them; or any, if all say the
-    same.
+    """The list of classes in the folder of the labels or of the images, or in the nearest parent folder.
+
+    Any other list will do if all lists have the same classes.
+
+    Raises:
+        DataError: they differ.
     """
     for place in (labels, images, *labels.parents):
-        if here := next((place / name for name in CLASS_LISTS if place / name in lists), None):
-            return here
+        if nearest := next((place / name for name in CLASS_LISTS if place / name in lists), None):
+            return nearest
     if len({listed_classes(guard.check(file)) for file in lists}) > 1:
         listed = ", ".join(file.relative_to(folder).as_posix() for file in lists[:5])
         fix = f"copy the right one to {labels}, or write a dataset.toml with its names"
@@ -74,13 +81,13 @@ def _nearest_list(lists: list[Path], labels: Path, images: Path, folder: Path, g
 
 
 def is_yolo(file: Path) -> bool:
-    """Whether a file begins with the number of a class and at least four more words."""
-    words = next((line.split() for line in read_text(file, strict=False).splitlines() if line.strip()), [])
-    return len(words) >= 5 and words[0].isdigit()
+    """Whether a file starts with a class number and at least four more columns."""
+    columns = next((line.split() for line in read_text(file, strict=False).splitlines() if line.strip()), [])
+    return len(columns) >= 5 and columns[0].isdigit()
 
 
 def _darknet(folder: Path, file: Path, guard: PathGuard) -> Layout | None:
-    """`key = value` lines: `names` is a file of names, `train` and `valid` are lists of images."""
+    """The layout of an obj.data with lines `key = value`: `names` is a list of classes, `train` a list of images."""
     pairs = [line.partition("=") for line in read_text(file).splitlines()]
     content = {key.strip().lower(): value.strip() for key, _, value in pairs}
     names = folders_of_entry(content.get("names", "obj.names"), None, folder, file, guard)

@@ -24,7 +24,7 @@ EXAMPLE = """write a file such as
 
 
 class ImageRow(msgspec.Struct, gc=False):
-    """A row of `images`; values are not yet looked at."""
+    """A row of `images`. The values are not checked yet."""
 
     id: Any = None
     file_name: Any = None
@@ -42,7 +42,7 @@ class CategoryRow(msgspec.Struct, gc=False):
 
 
 class ObjectRow(msgspec.Struct, gc=False):
-    """A row of `annotations`. Outlines, by far the most of a COCO file, are skipped."""
+    """A row of `annotations`. Polygons, which make up most of a COCO file, are skipped."""
 
     id: Any = None
     image_id: Any = None
@@ -53,7 +53,7 @@ class ObjectRow(msgspec.Struct, gc=False):
 
 
 class CocoFile(msgspec.Struct, gc=False):
-    """The three lists."""
+    """The three lists of a COCO file."""
 
     images: list[ImageRow] | None = None
     categories: list[CategoryRow] | None = None
@@ -66,23 +66,24 @@ REQUIRED = {"images": ("id", "file_name"), "categories": ("id", "name"),
 
 
 def read_coco(split: Split, findings: Findings) -> RawAnnotations:
-    """
+    """Read the COCO file of a split.
+
     Raises:
-        DataError: the file is no JSON, or not COCO's.
+        DataError: the file is not valid JSON or not a COCO file.
     """
     content = _decode(split.annotations, findings)
-    _names_of_urls(content.images or [])
+    _set_names_from_urls(content.images or [])
     images = _complete(content.images or [], "images", findings)
     categories = _complete(content.categories or [], "categories", findings)
-    _name_all(content.annotations or [], findings)
+    _set_missing_ids(content.annotations or [], findings)
     objects = _complete(content.annotations or [], "annotations", findings)
     images, image_ids = _ids(images, "id", "images", findings)
     categories, category_ids = _ids(categories, "id", "categories", findings)
     objects, owners = _ids(objects, "image_id", "annotations", findings)
     objects, kinds, owners = _ids(objects, "category_id", "annotations", findings, owners)
     objects, boxes, owners, kinds = _boxes(objects, owners, kinds, findings)
-    _note_what_is_left_out(images, objects, findings)
-    written = [row.area for row in objects]
+    _report_filled_in(images, objects, findings)
+    areas = [row.area for row in objects]
     return RawAnnotations(
         categories=[Category(i, one_line(row.name)) for i, row in zip(category_ids.tolist(), categories, strict=True)],
         headings=frozenset(str(r.supercategory) for r in categories if r.supercategory and r.supercategory != r.name),
@@ -92,19 +93,21 @@ def read_coco(split: Split, findings: Findings) -> RawAnnotations:
         owners=owners,
         category_ids=kinds,
         boxes=boxes,
-        area=np.array([a if is_area(a) else np.nan for a in written], dtype=np.float64),
+        area=np.array([a if is_area(a) else np.nan for a in areas], dtype=np.float64),
         crowd=np.array([is_crowd(row.iscrowd) for row in objects], dtype=bool),
-        name=_namer(objects),
+        name=_object_namer(objects),
     )
 
 
 def parse_json(file: Path) -> Any:
-    """
+    """Parse a JSON file.
+
     Raises:
-        DataError: it cannot be read or is not JSON, with the place of the first fault.
+        DataError: it cannot be read or is not valid JSON; with the line and column of the first error.
     """
     try:
-        return json.loads(file.read_bytes())  # bytes: a byte order mark and UTF-16 are understood
+        # bytes, so that a byte order mark and UTF-16 are recognized
+        return json.loads(file.read_bytes())
     except json.JSONDecodeError as error:
         cut = error.msg.startswith("Unterminated") or error.pos >= len(error.doc) - len("-Infinity")
         where = f"line {error.lineno}, column {error.colno} of {file.stat().st_size} bytes"
@@ -118,7 +121,7 @@ def parse_json(file: Path) -> Any:
 
 
 def _decode(file: Path, findings: Findings) -> CocoFile:
-    """By msgspec, or, where it refuses, by json, which takes NaN and other encodings and names the place of a fault."""
+    """Decode a COCO file with msgspec; if that fails, with json, which accepts NaN and UTF-16 and locates errors."""
     try:
         content = msgspec.json.decode(file.read_bytes(), type=CocoFile)
         if None not in (content.images, content.categories, content.annotations):
@@ -145,15 +148,15 @@ def _row(row: Any, kind: type) -> Any:
     return kind(**{key: row.get(key) for key in kind.__struct_fields__}) if isinstance(row, dict) else kind()
 
 
-def _names_of_urls(images: Sequence[ImageRow]) -> None:
-    """LVIS names images by address only: its last folder and file, train2017/000000000009.jpg, are the name."""
+def _set_names_from_urls(images: Sequence[ImageRow]) -> None:
+    """Take missing file names from the last folder and file of the URL: LVIS has `coco_url` only."""
     for row in images:
         if row.file_name is None and isinstance(row.coco_url, str):
             row.file_name = "/".join(row.coco_url.split("/")[-2:])
 
 
 def _complete(rows: list, table: str, findings: Findings) -> list:
-    """Rows that have what a row needs."""
+    """The rows that have all required keys."""
     bad: set[int] = set()
     for key in REQUIRED[table]:
         missing = [i for i, row in enumerate(rows) if getattr(row, key) is None]
@@ -163,19 +166,23 @@ def _complete(rows: list, table: str, findings: Findings) -> list:
     return [row for i, row in enumerate(rows) if i not in bad] if bad else rows
 
 
-def _name_all(objects: Sequence[ObjectRow], findings: Findings) -> None:
-    """Ids of objects may be anything, but each only once: pycocotools loses the others without a word."""
+def _set_missing_ids(objects: Sequence[ObjectRow], findings: Findings) -> None:
+    """Fill in missing object ids and report duplicate ones, of which pycocotools silently keeps one."""
     ids = [row.id for row in objects if isinstance(row.id, int | str)]
     for i, row in enumerate(objects):
         if row.id is None:
             row.id = f"number {i}"
     if len(set(ids)) < len(ids):
-        twice = [str(value) for value, count in Counter(ids).items() if count > 1]
-        findings.add("DATA-ID-TWICE", "ids that appear more than once in `annotations`", twice)
+        duplicates = [str(value) for value, count in Counter(ids).items() if count > 1]
+        findings.add("DATA-ID-TWICE", "ids that appear more than once in `annotations`", duplicates)
 
 
 def _ids(rows: list, key: str, table: str, findings: Findings, *others: np.ndarray) -> tuple:
-    """Rows whose `key` is a whole number, these numbers (rows,) int64, and what else belongs to the rows; 1.0 is 1."""
+    """Keep the rows whose `key` is an integer; 1.0 counts as 1.
+
+    Returns:
+        the rows, their numbers (rows,) int64, and each of the `others`, filtered the same way.
+    """
     values = [getattr(row, key) for row in rows]
     good = None
     if not set(map(type, values)) <= {int} or (values and max(map(abs, values)) >= 2**63):
@@ -188,16 +195,21 @@ def _ids(rows: list, key: str, table: str, findings: Findings, *others: np.ndarr
 
 
 def _boxes(rows: list[ObjectRow], owners: np.ndarray, kinds: np.ndarray, findings: Findings) -> tuple:
-    """Rows whose box is four finite numbers, the boxes (rows, 4) float64, and what else belongs to the rows."""
+    """Keep the rows whose box is four finite numbers.
+
+    Returns:
+        the rows, their boxes (rows, 4) float64, and `owners` and `kinds`, filtered the same way.
+    """
     values = [row.bbox for row in rows]
     if set(map(type, values)) <= {list} and set(map(len, values)) <= {4}:
         numbers = list(chain.from_iterable(values))
-        if set(map(type, numbers)) <= {int, float} and all(-(2**63) < v < 2**63 for v in numbers):  # False for NaN
+        # NaN fails the comparison
+        if set(map(type, numbers)) <= {int, float} and all(-(2**63) < v < 2**63 for v in numbers):
             return rows, np.array(numbers, dtype=np.float64).reshape(-1, 4), owners, kinds
-    good = np.array([_four(v) and all(map(is_number, v)) for v in values], dtype=bool)
-    name = _namer(rows)
+    good = np.array([_has_four(v) and all(map(is_number, v)) for v in values], dtype=bool)
+    name = _object_namer(rows)
     wrong = {i: f"{name(i)}: {str(values[i])[:60]}" for i in np.flatnonzero(~good).tolist()}
-    infinite = [i for i in wrong if _four(values[i]) and all(type(v) in (int, float) for v in values[i])]
+    infinite = [i for i in wrong if _has_four(values[i]) and all(type(v) in (int, float) for v in values[i])]
     what = "annotations whose `bbox` is not four finite numbers"
     findings.add("DATA-BOX-NAN", what, [wrong[i] for i in infinite])
     findings.add("DATA-BOX", what, [text for i, text in wrong.items() if i not in infinite])
@@ -205,17 +217,18 @@ def _boxes(rows: list[ObjectRow], owners: np.ndarray, kinds: np.ndarray, finding
     return [row for row, fine in zip(rows, good, strict=True) if fine], boxes, owners[good], kinds[good]
 
 
-def _note_what_is_left_out(images: list[ImageRow], objects: list[ObjectRow], findings: Findings) -> None:
+def _report_filled_in(images: list[ImageRow], objects: list[ObjectRow], findings: Findings) -> None:
+    """Report missing and invalid values that are replaced; the replacement is in parentheses."""
     sizes = sum(not all(_size(row)) for row in images)
     area, crowd = sum(not is_area(row.area) for row in objects), sum(row.iscrowd is None for row in objects)
     odd = sum(row.iscrowd is not None and not _is_flag(row.iscrowd) for row in objects)
-    left_out = [
+    replaced = [
         (sizes, f"`width` and `height` of {counted(sizes, 'image')} (read from the files)"),
         (area, f"`area` of {counted(area, 'object')} (width x height)"),
         (crowd, f"`iscrowd` of {counted(crowd, 'object')} (0)"),
         (odd, f"`iscrowd` of {counted(odd, 'object')} that is neither 0 nor 1 (0)"),
     ]
-    if filled := [text for count, text in left_out if count]:
+    if filled := [text for count, text in replaced if count]:
         findings.add("DATA-FILLED", "filled in", filled)
 
 
@@ -224,26 +237,26 @@ def _size(row: ImageRow) -> tuple[int, int]:
     return (int(row.width), int(row.height)) if good else (0, 0)
 
 
-def _four(box: Any) -> bool:
+def _has_four(box: Any) -> bool:
     return isinstance(box, list) and len(box) == 4
 
 
-def _namer(rows: Sequence[ObjectRow]) -> Callable[[int], str]:
+def _object_namer(rows: Sequence[ObjectRow]) -> Callable[[int], str]:
     return lambda i: f"annotation {str(rows[i].id)[:40]}"
 
 
 def is_side(value: Any) -> bool:
-    """Whether an image can be as wide or high as that; 640.0 is 640."""
+    """Whether a value is a valid width or height of an image; 640.0 counts as 640."""
     return is_number(value) and value % 1 == 0 and 0 < value < 2**31
 
 
 def is_area(value: Any) -> TypeGuard[float]:
-    """Whether an object can have that area."""
+    """Whether a value is a valid area of an object."""
     return is_number(value) and value >= 0
 
 
 def is_crowd(value: Any) -> bool:
-    """1 and true, also written as text; "0" is no crowd."""
+    """Whether `iscrowd` means a crowd: 1 or true, also as text. The text "0" does not."""
     return value == 1 or (isinstance(value, str) and value.strip().lower() in ("1", "true"))
 
 
@@ -252,5 +265,5 @@ def _is_flag(value: Any) -> bool:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Finite, and nothing that Python only takes for a number; 2**63 is more than any image or id needs."""
+    """Whether a value is a finite number and not a bool; below 2**63, which is more than any image or id needs."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63

@@ -15,20 +15,20 @@ CLASS_LISTS = ("classes.txt", "_darknet.labels", "obj.names")  # of labelImg and
 
 
 class _TextLoader(yaml.BaseLoader):
-    """Every value as it is written: YAML 1.1 would make False of `no` and 8 of `010`. A key twice is an error."""
+    """Loads every value as text: YAML 1.1 would turn `no` into False and `010` into 8. Duplicate keys are errors."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := next((key for key in keys if keys.count(key) > 1), ""):
-            raise ValueError(f"`{twice}` appears twice")
+        if duplicate := next((key for key in keys if keys.count(key) > 1), ""):
+            raise ValueError(f"`{duplicate}` appears twice")
         return super().construct_mapping(node, deep)
 
 
 def read_data_yaml(file: Path) -> dict[str, Any]:
-    """Keys and values, all of them as text.
+    """The content of a YAML file; all values are texts.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, or its top level is not a mapping.
     """
     try:
         content = yaml.load(file.read_bytes(), _TextLoader)
@@ -40,10 +40,10 @@ def read_data_yaml(file: Path) -> dict[str, Any]:
 
 
 def class_names(content: dict[str, Any], file: Path) -> tuple[str, ...]:
-    """The classes in the order of their numbers.
+    """The class names in the order of their numbers.
 
     Raises:
-        DataError: there are none, or `nc` is another number.
+        DataError: there are none, or `nc` differs from their number.
     """
     names = content.get("names")
     if isinstance(names, dict):
@@ -56,13 +56,13 @@ def class_names(content: dict[str, Any], file: Path) -> tuple[str, ...]:
 
 
 def class_lists(folder: Path) -> list[Path]:
-    """Lists of classes in a folder and below it."""
+    """All lists of classes in a folder and its subfolders."""
     suffixes = {Path(name).suffix for name in CLASS_LISTS}
     return [file for file in visible_files(folder, suffixes) if file.name in CLASS_LISTS]
 
 
 def listed_classes(file: Path) -> tuple[str, ...]:
-    """The names in a list of classes, one a line.
+    """The names in a list of classes, one per line.
 
     Raises:
         DataError: it cannot be read, or is empty.
@@ -75,7 +75,11 @@ def listed_classes(file: Path) -> tuple[str, ...]:
 
 
 def keypoints_of(shape: Any, file: Path) -> tuple[int, int] | None:
-    """How many keypoints a line has and how many numbers each, as `kpt_shape` says; none: lines are outlines."""
+    """The number of keypoints per line and of values per keypoint, from `kpt_shape`; None if it is not set.
+
+    Raises:
+        DataError: the value of `kpt_shape` is invalid.
+    """
     if shape is None:
         return None
     good = isinstance(shape, list) and len(shape) == 2 and all(str(v).isdigit() for v in shape)
@@ -88,5 +92,5 @@ def keypoints_of(shape: Any, file: Path) -> tuple[int, int] | None:
 
 
 def bad_yaml(what: str, file: Path) -> DataError:
-    """What is wrong with it."""
+    """The error for an invalid YAML file."""
     return DataError(what, code="DATA-YAML", where=file)

@@ -1,7 +1,7 @@
 """Write a dataset as COCO, YOLO or Pascal VOC: boxes, classes, crowds and images, but not polygons.
 
-What is written is read back the same: classes are those of all splits together, matched by name; files are named so
-that no reader takes them for hidden ones or cuts their names, and labels go where the reader looks for them.
+Reading the result back gives the same data: all splits have the same classes, matched by name; file names are chosen so
+that no reader treats them as hidden or truncates them, and labels are written where the readers look for them.
 """
 
 import os
@@ -20,9 +20,10 @@ from ..annotations import Annotations, as_coco_dict, with_categories
 from ..split import Category, clean_name, is_hidden
 from .yolo import usual_label_file
 
-ELSEWHERE = "free some disk space, or choose another folder"
+DISK_FIX = "free some disk space, or choose another folder"
 KINDS = ("coco", "yolo", "voc")
-PARTS = (  # what is written into a folder
+# names of the files and folders that are written
+PARTS = (
     *("annotations", "train2017", "val2017", "test2017"),
     *("images", "labels", "data.yaml"),
     *("ImageSets", "JPEGImages", "Annotations", "labelmap.txt"),
@@ -30,7 +31,7 @@ PARTS = (  # what is written into a folder
 
 
 class WriteProgress(NamedTuple):
-    """One image that was written, of how many; and what could not be said in that format."""
+    """Number of images written so far and in total, and of crowd regions that the format cannot express."""
 
     done: int
     total: int
@@ -38,12 +39,12 @@ class WriteProgress(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """An image of a split and its name in the new dataset."""
+    """An image of a split and its file name in the new dataset."""
 
     split: str
     annotations: Annotations
     index: int
-    name: str  # with its suffix; no other has the same without
+    name: str  # unique even without its suffix
 
 
 def write_dataset(
@@ -52,7 +53,7 @@ def write_dataset(
     """Write splits, each with the format that it was read from, to the new folder `out`, images first.
 
     Args:
-        link: give images another name on the disk (a hard link) instead of copying them.
+        link: create hard links to the images instead of copying them.
 
     Raises:
         EnvironmentFault: the disk is full or `out` cannot be written.
@@ -60,12 +61,13 @@ def write_dataset(
     splits = _with_all_classes(splits)
     entries = list(_entries({name: annotations for name, (annotations, _) in splits.items()}, kind))
     classes = [c.name for c in next(iter(splits.values()))[0].categories]
-    if kind == "voc":  # its lists first: a folder that is interrupted lacks images that they name
-        _begin_voc(entries, classes, out)
+    # VOC's lists are written first: if the command is interrupted, images that they list are missing
+    if kind == "voc":
+        _write_voc_lists(entries, classes, out)
     folders = {"coco": "{}2017", "yolo": "images/{}", "voc": "JPEGImages"}
     lost = 0
     for done, entry in enumerate(entries, start=1):
-        _place(entry.annotations.path(entry.index), out / folders[kind].format(entry.split) / entry.name, link)
+        _copy_or_link(entry.annotations.path(entry.index), out / folders[kind].format(entry.split) / entry.name, link)
         if kind == "yolo":
             lost += _write_labels(entry, out)
         elif kind == "voc":
@@ -82,7 +84,7 @@ def write_dataset(
 
 
 def _with_all_classes(splits: dict[str, tuple[Annotations, str]]) -> dict[str, tuple[Annotations, str]]:
-    """Every split with the classes of all: those of the first split keep their ids, others get theirs or a free one."""
+    """Give every split the classes of all splits; a class keeps its id unless an earlier class has the same id."""
     known: dict[str, Category] = {}
     taken: set[int] = set()
     for category in (c for annotations, _ in splits.values() for c in annotations.categories):
@@ -90,12 +92,12 @@ def _with_all_classes(splits: dict[str, tuple[Annotations, str]]) -> dict[str, t
             free = category.id if category.id not in taken else max(taken) + 1
             known[category.name] = Category(free, category.name)
             taken.add(free)
-    every = list(known.values())
-    return {name: (with_categories(annotations, every), source) for name, (annotations, source) in splits.items()}
+    categories = list(known.values())
+    return {name: (with_categories(annotations, categories), source) for name, (annotations, source) in splits.items()}
 
 
 def coco_document(annotations: Annotations, source: str, names: list[str] | None = None) -> dict[str, Any]:
-    """All of it in COCO's structure; YOLO's classes, which begin at 0, get ids from 1."""
+    """The annotations as a COCO document. Ids of YOLO's classes, which start at 0, are raised by 1."""
     document = as_coco_dict(annotations)
     shift = 1 if source == "yolo" else 0
     for image, name in zip(document["images"], names or _names(annotations), strict=True):
@@ -112,23 +114,27 @@ def _names(annotations: Annotations) -> list[str]:
 
 
 def _entries(splits: dict[str, Annotations], kind: str) -> Iterator[Entry]:
-    """Every image; VOC has one folder for all splits, and YOLO and VOC know an image by its name without suffix."""
+    """All images with unique new names.
+
+    Names must be unique without their suffixes, by which YOLO and VOC match labels to images; in VOC, which has one
+    folder for all splits, among all images, otherwise within a split.
+    """
     taken: set[str] = set()
     for split, annotations in splits.items():
         for index, name in enumerate(_names(annotations)):
-            name = _plain(name)
+            name = _portable_name(name)
             stem, suffix = os.path.splitext(name.replace("/", "_") if kind == "voc" else name)
             stem = stem if kind == "voc" else stem.removeprefix(f"images/{split}/")
-            here = "" if kind == "voc" else f"{split}/"
-            free, number = stem, 1
-            while here + free in taken:
-                free, number = f"{stem}-{split}{number}", number + 1
-            taken.add(here + free)
-            yield Entry(split, annotations, index, free + suffix)
+            prefix = "" if kind == "voc" else f"{split}/"
+            unique, number = stem, 1
+            while prefix + unique in taken:
+                unique, number = f"{stem}-{split}{number}", number + 1
+            taken.add(prefix + unique)
+            yield Entry(split, annotations, index, unique + suffix)
 
 
-def _plain(name: str) -> str:
-    """A file name that every reader takes: no part hidden, no control characters, no spaces or quotes at its ends."""
+def _portable_name(name: str) -> str:
+    """A file name that every reader accepts: without hidden parts, control characters, and outer spaces or quotes."""
     parts = [clean_name(part).strip("\"' ") or "_" for part in name.split("/")]
     *folders, file = [f"_{part}" if is_hidden(part) else part for part in parts]
     stem, suffix = os.path.splitext(file)
@@ -136,15 +142,15 @@ def _plain(name: str) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """A small file; what makes the folder a dataset is written last, and with care."""
+    """Write a small file, not atomically: a folder counts as a dataset only once its last files are written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text.encode())
     except OSError as error:
-        raise EnvironmentFault(f"{path} cannot be written: {error.strerror or error}", fix=ELSEWHERE) from error
+        raise EnvironmentFault(f"{path} cannot be written: {error.strerror or error}", fix=DISK_FIX) from error
 
 
-def _place(source: Path, target: Path, link: bool) -> None:
+def _copy_or_link(source: Path, target: Path, link: bool) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if link:
@@ -152,43 +158,52 @@ def _place(source: Path, target: Path, link: bool) -> None:
         else:
             shutil.copyfile(source, target)
     except OSError as error:
-        raise EnvironmentFault(f"{target} cannot be written: {error.strerror or error}", fix=ELSEWHERE) from error
+        raise EnvironmentFault(f"{target} cannot be written: {error.strerror or error}", fix=DISK_FIX) from error
 
 
 def _write_labels(entry: Entry, out: Path) -> int:
-    """YOLO's lines, with all digits that a number needs; how many crowds were left out."""
+    """Write a YOLO label file, in full precision.
+
+    Returns:
+        the number of crowd regions, which YOLO cannot express and which are skipped.
+    """
     annotations, rows = entry.annotations, entry.annotations.objects(entry.index)
     size = annotations.sizes[entry.index].astype(np.float64)
     boxes, crowd = annotations.boxes[rows], annotations.crowd[rows]
-    written = ~crowd & (annotations.labels[rows] >= 0)
-    shares = np.concatenate([(boxes[:, :2] + boxes[:, 2:] / 2) / size, boxes[:, 2:] / size], 1)[written]
-    labels = annotations.labels[rows][written].tolist()
-    lines = [" ".join(map(repr, [k, *row])) + "\n" for k, row in zip(labels, shares.tolist(), strict=True)]
+    keep = ~crowd & (annotations.labels[rows] >= 0)
+    cxcywh = np.concatenate([(boxes[:, :2] + boxes[:, 2:] / 2) / size, boxes[:, 2:] / size], 1)[keep]
+    labels = annotations.labels[rows][keep].tolist()
+    lines = [" ".join(map(repr, [k, *row])) + "\n" for k, row in zip(labels, cxcywh.tolist(), strict=True)]
     _write(usual_label_file(out / "images" / entry.split / entry.name), "".join(lines))
     return int(crowd.sum())
 
 
 def _write_xml(entry: Entry, out: Path) -> None:
-    """VOC's description, its pixels counted from 1; a crowd is `difficult`."""
+    """Write a VOC XML file, with pixels counted from 1; crowd regions are marked `difficult`."""
     annotations = entry.annotations
     width, height = annotations.sizes[entry.index].tolist()
     size = {"width": width, "height": height, "depth": 3}
     root = ElementTree.Element("annotation")
-    _fill(root, {"folder": "JPEGImages", "filename": entry.name, "size": size, "segmented": 0})
+    _add_children(root, {"folder": "JPEGImages", "filename": entry.name, "size": size, "segmented": 0})
     rows = annotations.objects(entry.index)
     labels, boxes = annotations.labels[rows].tolist(), annotations.boxes[rows].tolist()
     for label, (x, y, w, h), crowd in zip(labels, boxes, annotations.crowd[rows], strict=True):
         if label < 0:
             continue
-        corners = {"xmin": _short(x + 1), "ymin": _short(y + 1), "xmax": _short(x + w), "ymax": _short(y + h)}
+        corners = {
+            "xmin": _shortest(x + 1),
+            "ymin": _shortest(y + 1),
+            "xmax": _shortest(x + w),
+            "ymax": _shortest(y + h),
+        }
         content = {"name": annotations.categories[label].name, "pose": "Unspecified", "truncated": 0}
-        _fill(ElementTree.SubElement(root, "object"), content | {"difficult": int(crowd), "bndbox": corners})
+        _add_children(ElementTree.SubElement(root, "object"), content | {"difficult": int(crowd), "bndbox": corners})
     ElementTree.indent(root)
     text = ElementTree.tostring(root, encoding="unicode") + "\n"
     _write(out / "Annotations" / Path(entry.name).with_suffix(".xml"), text)
 
 
-def _begin_voc(entries: list[Entry], classes: list[str], out: Path) -> None:
+def _write_voc_lists(entries: list[Entry], classes: list[str], out: Path) -> None:
     for split in dict.fromkeys(entry.split for entry in entries):
         names = [Path(entry.name).stem for entry in entries if entry.split == split]
         write_text(out / "ImageSets" / "Main" / f"{split}.txt", "".join(f"{name}\n" for name in names))
@@ -196,14 +211,14 @@ def _begin_voc(entries: list[Entry], classes: list[str], out: Path) -> None:
     write_text(out / "labelmap.txt", "".join(lines))
 
 
-def _fill(element: ElementTree.Element, content: dict[str, Any]) -> None:
+def _add_children(element: ElementTree.Element, content: dict[str, Any]) -> None:
     for key, value in content.items():
         child = ElementTree.SubElement(element, key)
         if isinstance(value, dict):
-            _fill(child, value)
+            _add_children(child, value)
         else:
             child.text = str(value)
 
 
-def _short(value: float) -> str:
+def _shortest(value: float) -> str:
     return str(int(value)) if value % 1 == 0 else repr(value)

@@ -1,7 +1,7 @@
 """KITTI labels, a text file per image: `type truncated occluded alpha left top right bottom` and seven 3D numbers.
 
-Source: the development kit of the object benchmark (https://www.cvlibs.net/datasets/kitti/eval_object.php). Corners
-count pixels from 0. `DontCare` marks regions in which nobody looked; they are skipped, and counted.
+Source: the development kit of the object benchmark (https://www.cvlibs.net/datasets/kitti/eval_object.php). Pixels are
+counted from 0. `DontCare` marks regions that were not annotated; they are skipped, and their number is reported.
 """
 
 from pathlib import Path
@@ -21,17 +21,17 @@ from ..split import (
 )
 from .pairs import names_on_disk, paired_folders
 
-COLUMNS = (15, 16)  # with a score, as of detections
+NUM_COLUMNS = (15, 16)  # 16 with a score, as in files of detections
 IGNORED = "DontCare"
 
 
 def find_kitti(folder: Path, guard: PathGuard) -> Layout | None:
-    """`training/image_2/` and `training/label_2/`, or any two such folders."""
+    """The layout of `training/image_2/` and `training/label_2/`, or of any two such folders."""
     return kitti_layout("KITTI", paired_folders(folder, ".txt", is_kitti), folder)
 
 
 def kitti_layout(kind: str, pairs: dict[str, tuple[Path, Path]], folder: Path) -> Layout | None:
-    """The layout of these folders of labels and of images."""
+    """The layout of given folders of labels and of images, by split."""
     names = {
         one_line(words[0])
         for labels, _ in pairs.values() for file in visible_files(labels, (".txt",)) for _, words in _lines(file)
@@ -44,7 +44,7 @@ def kitti_layout(kind: str, pairs: dict[str, tuple[Path, Path]], folder: Path) -
 
 
 def read_kitti(split: Split, findings: Findings) -> RawAnnotations:
-    """Every label file is about the image of its name; images are numbered from 1 by name."""
+    """Read all label files of a split; each belongs to the image of the same name. Image ids count from 1, by name."""
     files = visible_files(split.annotations, (".txt",))
     boxes, wrong, ignored = [], [], 0
     for number, file in enumerate(files, start=1):
@@ -69,13 +69,13 @@ def _lines(file: Path) -> list[tuple[int, list[str]]]:
 
 
 def is_kitti(file: Path) -> bool:
-    """Whether a file begins with a line of KITTI's."""
+    """Whether the first line of a file has KITTI's columns."""
     rows = _lines(file)
     return bool(rows) and _is_row(rows[0][1])
 
 
 def _is_row(words: list[str]) -> bool:
     try:
-        return len(words) in COLUMNS and not words[0][0].isdigit() and all(float(w) == float(w) for w in words[1:])
+        return len(words) in NUM_COLUMNS and not words[0][0].isdigit() and all(float(w) == float(w) for w in words[1:])
     except ValueError:
         return False

@@ -1,4 +1,4 @@
-"""Find the annotations and the images of a data set by looking."""
+"""Detect the format of a data folder, and find its annotations and images."""
 
 import os
 from collections import Counter
@@ -18,9 +18,9 @@ from ..split import (
     image_roots,
     is_hidden,
     layout_of,
-    nameless_for_training,
     split_in_name,
     split_in_path,
+    unnamed_as_train,
 )
 from .class_list import find_class_list, find_class_list_anywhere, is_yolo
 from .csv import find_csv
@@ -33,11 +33,12 @@ from .voc import find_voc, find_voc_anywhere, is_voc
 from .yolo import find_yolo
 
 ROBOFLOW = "_annotations.coco.json"
-OWN = (ROBOFLOW, "annotations.json", "annotations.coco.json", "labels.json", "coco.json")
+USUAL_NAMES = (ROBOFLOW, "annotations.json", "annotations.coco.json", "labels.json", "coco.json")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
-ABOUT = (".md", ".rst", ".pdf", ".html", *ARCHIVES)
-MARKS = ("dataset.toml", "data.yaml", "data.yml", f"train/{ROBOFLOW}", "JPEGImages", "annotations")  # of data
-DEPTH = 4  # folders below each other that are looked into
+DOC_SUFFIXES = (".md", ".rst", ".pdf", ".html", *ARCHIVES)
+# names by which a data folder is recognized
+DATA_MARKERS = ("dataset.toml", "data.yaml", "data.yml", f"train/{ROBOFLOW}", "JPEGImages", "annotations")
+MAX_DEPTH = 4  # levels of subfolders that are searched
 EXPECTED = """it should hold one of
   annotations/instances_train2017.json, annotations/instances_val2017.json, train2017/, val2017/    (COCO)
   train/_annotations.coco.json, valid/_annotations.coco.json, images beside them                    (Roboflow COCO)
@@ -52,9 +53,10 @@ EXPECTED = """it should hold one of
 
 
 def check_is_folder(folder: Path) -> None:
-    """
+    """Check that the data folder is a folder.
+
     Raises:
-        DataError: it is no folder.
+        DataError: it does not exist, or it is a file.
     """
     if folder.is_dir():
         return
@@ -67,41 +69,41 @@ def check_is_folder(folder: Path) -> None:
 
 
 def _data_folder_above(path: Path) -> Path | None:
-    """The nearest folder above that has what a data folder has; only two are looked at, at no more than names."""
-    near = path.absolute().parents[:2]
-    return next((place for place in near if any(os.path.exists(place / mark) for mark in MARKS)), None)
+    """The parent or grandparent folder if it looks like a data folder, judging by names only."""
+    parents = path.absolute().parents[:2]
+    return next((place for place in parents if any(os.path.exists(place / name) for name in DATA_MARKERS)), None)
 
 
 def find_layout(folder: Path, follow_symlinks: bool = False) -> Layout:
-    """Tell the layout of a data folder.
+    """Detect the layout of a data folder.
 
     Args:
-        follow_symlinks: open annotations that a link keeps outside of the folder.
+        follow_symlinks: also open annotations outside the folder that links in it lead to.
 
     Raises:
-        DataError: the folder is missing, holds no annotations that we can find, or only links to them.
+        DataError: the folder does not exist, or has no annotations that can be found, or only links to them.
     """
     check_is_folder(folder)
-    if inner := _only_folder(folder):
+    if inner := _single_subfolder(folder):
         return find_layout(inner, follow_symlinks)
     guard = PathGuard(folder, follow_symlinks)
     finders = (
-        find_manifest, _coco, _per_split, find_yolo, find_class_list, find_voc, _plain, find_voc_anywhere, find_csv,
-        find_kitti, find_visdrone, _anywhere, find_class_list_anywhere,
+        find_manifest, _coco, _per_split, find_yolo, find_class_list, find_voc, _plain_coco, find_voc_anywhere,
+        find_csv, find_kitti, find_visdrone, _coco_anywhere, find_class_list_anywhere,
     )  # fmt: skip
     found = next((layout for find in finders if (layout := find(folder, guard))), None)
     if found is None:
-        raise _refusal(folder, guard)
+        raise _no_layout_error(folder, guard)
     return found
 
 
-def _only_folder(folder: Path) -> Path | None:
-    """The one folder that a folder holds besides texts about the data, as archives are unpacked."""
+def _single_subfolder(folder: Path) -> Path | None:
+    """The only subfolder of a folder that has nothing else but documents, as after unpacking an archive."""
     entries = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
     folders = [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
-    about = all(entry.suffix.lower() in ABOUT or entry.stem.upper() in ("README", "LICENSE") for entry in entries
-                if entry not in folders)  # fmt: skip
-    if len(folders) != 1 or not about or split_in_name(folders[0].name):
+    files = [entry for entry in entries if entry not in folders]
+    only_docs = all(file.suffix.lower() in DOC_SUFFIXES or file.stem.upper() in ("README", "LICENSE") for file in files)
+    if len(folders) != 1 or not only_docs or split_in_name(folders[0].name):
         return None
     holds_images = any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in folders[0].iterdir())
     return None if holds_images else folders[0]
@@ -111,20 +113,20 @@ def _coco(folder: Path, guard: PathGuard) -> Layout | None:
     return _by_name("COCO", folder, _json_files(folder, "annotations/instances_*.json"), guard)
 
 
-def _plain(folder: Path, guard: PathGuard) -> Layout | None:
+def _plain_coco(folder: Path, guard: PathGuard) -> Layout | None:
     files = _json_files(folder, "*.json") or _json_files(folder, "annotations/*.json")
-    if len(files) > 1 or (files and files[0].name not in OWN and not split_in_name(files[0].stem)):
+    if len(files) > 1 or (files and files[0].name not in USUAL_NAMES and not split_in_name(files[0].stem)):
         files = [file for file in files if _is_coco(file, guard)]
     return _by_name("plain COCO", folder, files, guard)
 
 
-def _anywhere(folder: Path, guard: PathGuard) -> Layout | None:
-    """COCO files under any name; a folder that tells a split counts where the file's own name does not."""
+def _coco_anywhere(folder: Path, guard: PathGuard) -> Layout | None:
+    """The layout of COCO files with any names; the split is in the file name or in the name of a folder above it."""
     files = [p for here in _folders(folder) for p in _json_files(here, "*.json") if _is_coco(p, guard)]
     named: dict[str, list[Path]] = {}
     for file in files:
         named.setdefault(split_in_path(file.relative_to(folder).with_suffix("").parts), []).append(file)
-    return _one_each("COCO", folder, nameless_for_training(named), guard)
+    return _one_per_split("COCO", folder, unnamed_as_train(named), guard)
 
 
 def _json_files(folder: Path, pattern: str) -> list[Path]:
@@ -132,7 +134,7 @@ def _json_files(folder: Path, pattern: str) -> list[Path]:
 
 
 class _Keys(msgspec.Struct):
-    """The lists of a COCO file, which are not looked at."""
+    """The lists of a COCO file, not decoded."""
 
     images: msgspec.Raw
     annotations: msgspec.Raw
@@ -140,40 +142,40 @@ class _Keys(msgspec.Struct):
 
 
 def _is_coco(file: Path, guard: PathGuard) -> bool:
-    """Whether a file has the lists of a COCO file; of a damaged one its name counts."""
+    """Whether a file has the lists of a COCO file; for invalid JSON, whether its name suggests one."""
     try:
         msgspec.json.decode(guard.check(file).read_bytes(), type=_Keys)
         return True
     except msgspec.ValidationError:
         return False
     except (OSError, ValueError, RecursionError):
-        return split_in_name(file.stem) != "" or file.name in OWN
+        return split_in_name(file.stem) != "" or file.name in USUAL_NAMES
 
 
 def _folders(folder: Path) -> Iterator[Path]:
-    """A folder and those below it, hidden ones aside, DEPTH deep."""
-    for here, inner, _ in os.walk(folder):
+    """A folder and its subfolders down to MAX_DEPTH levels, except hidden ones."""
+    for here, subfolders, _ in os.walk(folder):
         depth = len(Path(here).relative_to(folder).parts)
-        inner[:] = sorted(name for name in inner if not is_hidden(name)) if depth < DEPTH else []
+        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name)) if depth < MAX_DEPTH else []
         yield Path(here)
 
 
 def _by_name(kind: str, folder: Path, files: list[Path], guard: PathGuard) -> Layout | None:
-    """Each file for the split that its name tells; or one that tells none, which is for training."""
+    """The layout of files whose names contain their splits; if none contains train or val, the file is for training."""
     named: dict[str, list[Path]] = {}
     for file in files:
         named.setdefault(split_in_name(file.stem), []).append(file)
     if not named.keys() & {"train", "val"}:
-        chosen = [file for file in files if file.name in OWN] or files
+        chosen = [file for file in files if file.name in USUAL_NAMES] or files
         named = {"train": chosen} if chosen else {}
-    return _one_each(kind, folder, named, guard)
+    return _one_per_split(kind, folder, named, guard)
 
 
-def _one_each(kind: str, folder: Path, named: dict[str, list[Path]], guard: PathGuard) -> Layout | None:
+def _one_per_split(kind: str, folder: Path, named: dict[str, list[Path]], guard: PathGuard) -> Layout | None:
     named.pop("", None)
     for name, several in named.items():
         if len(several) > 1:
-            raise _several(named, name, folder)
+            raise _several_files_error(named, name, folder)
     made = {
         name: Split(guard.check(file), image_roots(folder, name, file), folder=folder)
         for name, (file,) in named.items()
@@ -182,17 +184,18 @@ def _one_each(kind: str, folder: Path, named: dict[str, list[Path]], guard: Path
 
 
 def _per_split(folder: Path, guard: PathGuard) -> Layout | None:
-    """A folder for each split with annotations that have one of the usual names, images beside them or in images/."""
+    """The layout of a folder per split with a COCO file of a usual name, and images beside it or in images/."""
     made = {}
     for name, words in WORDS.items():
-        there = [folder / word / own for word in words for own in OWN if (folder / word / own).is_file()]
-        if there:
-            made[name] = Split(guard.check(there[0]), [there[0].parent, there[0].parent / "images"], folder=folder)
-    own = {split.annotations.name for split in made.values()}
-    return layout_of("Roboflow COCO" if own == {ROBOFLOW} else "COCO, a folder for each split", made)
+        paths = [folder / word / usual for word in words for usual in USUAL_NAMES]
+        file = next((path for path in paths if path.is_file()), None)
+        if file is not None:
+            made[name] = Split(guard.check(file), [file.parent, file.parent / "images"], folder=folder)
+    names = {split.annotations.name for split in made.values()}
+    return layout_of("Roboflow COCO" if names == {ROBOFLOW} else "COCO, a folder for each split", made)
 
 
-def _several(named: dict[str, list[Path]], split: str, folder: Path) -> DataError:
+def _several_files_error(named: dict[str, list[Path]], split: str, folder: Path) -> DataError:
     files = named[split]
     place = Path(os.path.commonpath([file.parent for file in files]))
     names = [file.relative_to(place).as_posix() for file in files]
@@ -205,8 +208,8 @@ def _several(named: dict[str, list[Path]], split: str, folder: Path) -> DataErro
     return DataError(what, code="DATA-LAYOUT", where=place, fix=f"{first}{fix}, or write a dataset.toml{text}")
 
 
-def _refusal(folder: Path, guard: PathGuard) -> DataError:
-    """What was seen, and a dataset.toml to start from."""
+def _no_layout_error(folder: Path, guard: PathGuard) -> DataError:
+    """The error for a folder without a known layout: what it contains, and a dataset.toml to start from."""
     seen: Counter[tuple[str, str]] = Counter()
     for here in _folders(folder):
         place = here.relative_to(folder).as_posix()
@@ -230,10 +233,12 @@ def _refusal(folder: Path, guard: PathGuard) -> DataError:
 
 
 def _several_pairs(folder: Path, guard: PathGuard) -> str:
-    """Which pairs of folders may be the annotations and images of one split, in words; or an empty text."""
+    """A message if several pairs of folders may be the annotations and images of one split; or an empty text."""
     for suffix, is_format in ((".xml", is_voc), (".txt", is_yolo), (".txt", is_kitti), (".txt", is_visdrone)):
-        found = every_pair(folder, suffix, lambda file, known=is_format: guard.look(str(file)) == "ok" and known(file))
-        for name, pairs in nameless_for_training(found).items():
+        found = every_pair(
+            folder, suffix, lambda file, known=is_format: guard.status(str(file)) == "ok" and known(file)
+        )
+        for name, pairs in unnamed_as_train(found).items():
             if len(pairs) > 1:
                 labels = [where.relative_to(folder).as_posix() for where, _ in pairs]
                 listed = ", ".join(labels[:5]) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")

@@ -2,13 +2,14 @@
 
     format = "coco"                      # coco, yolo, voc, csv, kitti or visdrone
     [train]
-    annotations = "labels/train.json"    # COCO, CSV: a file; others: a folder of files, one an image
+    annotations = "labels/train.json"    # COCO, CSV: a file; others: a folder with a file per image
     images = "images/train"              # a folder
-    list = "train.txt"                   # VOC: names; optional
+    list = "train.txt"                   # VOC: a list of image names; optional
     [val]                                # and [test]; optional
 
-For YOLO and VOC, `names = ["a", "b"]` are the classes in order (VOC: optional); for VOC `first_pixel` is 1 or 0. YOLO's
-labels are where `images` reads `labels`, or beside the images, unless `annotations` names their folder.
+For YOLO and VOC, `names = ["a", "b"]` are the classes in order (VOC: optional); for VOC, `first_pixel` is 1 or 0.
+YOLO's label files are found by replacing `images` in the path with `labels`, or beside the images, unless `annotations`
+names their folder.
 """
 
 import tomllib
@@ -22,13 +23,13 @@ from ..split import Layout, PathGuard, Split, layout_of
 from .csv import csv_layout
 from .kitti import kitti_layout
 from .visdrone import visdrone_layout
-from .voc import overview
+from .voc import scan_voc
 
 NAME = "dataset.toml"
 
 
 class SplitEntry(BaseModel):
-    """Where one split is."""
+    """The paths of one split."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     annotations: str = ""
@@ -37,7 +38,7 @@ class SplitEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The whole file."""
+    """The content of a dataset.toml."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     format: Literal["coco", "yolo", "voc", "csv", "kitti", "visdrone"]
@@ -49,9 +50,10 @@ class Manifest(BaseModel):
 
 
 def find_manifest(folder: Path, guard: PathGuard) -> Layout | None:
-    """
+    """The layout that a folder's dataset.toml describes, or None if there is no such file.
+
     Raises:
-        DataError: there is a dataset.toml that cannot be used.
+        DataError: the file is invalid, or names paths that do not exist.
     """
     file = folder / NAME
     if not file.is_file():
@@ -65,32 +67,34 @@ def find_manifest(folder: Path, guard: PathGuard) -> Layout | None:
     classes, first = tuple(manifest.names), manifest.first_pixel
     if manifest.format == "voc":
         folders = [folder / part.annotations for part in parts.values()]
-        known, seen = overview(folders, classes, PathGuard(folder, True))  # what the file names is trusted
-        classes, first = known, seen if first is None else first
+        # the paths in the file are trusted, hence follow_symlinks=True
+        all_classes, detected_first = scan_voc(folders, classes, PathGuard(folder, True))
+        classes, first = all_classes, detected_first if first is None else first
     splits = {name: _split(part, manifest.format, classes, first, folder, file) for name, part in parts.items()}
     return layout_of(f"{NAME}, {manifest.format}", splits)
 
 
 def _tables(kind: str, parts: dict[str, SplitEntry], folder: Path) -> Layout | None:
-    """Formats whose classes are what their files say."""
-    places = {name: (folder / part.annotations, folder / part.images) for name, part in parts.items()}
+    """The layout for formats whose classes are read from the annotations."""
+    paths = {name: (folder / part.annotations, folder / part.images) for name, part in parts.items()}
     if kind == "csv":
-        tables = {name: file for name, (file, _) in places.items()}
-        images_of = dict(places.values())  # by table, for a split that only a column of the table names
+        tables = {name: file for name, (file, _) in paths.items()}
+        images_of = dict(paths.values())  # by table, for splits that only a column of the table names
 
         def roots(name: str, file: Path) -> list[Path]:
-            return [places[name][1] if name in places else images_of[file]]
+            return [paths[name][1] if name in paths else images_of[file]]
 
         return csv_layout(f"{NAME}, {kind}", tables, folder, roots)
     make = kitti_layout if kind == "kitti" else visdrone_layout
-    return make(f"{NAME}, {kind}", places, folder)
+    return make(f"{NAME}, {kind}", paths, folder)
 
 
 def _split(part: SplitEntry, kind: str, classes: tuple[str, ...], first: int | None, folder: Path, file: Path) -> Split:
     images = folder / part.images
     listing = (images,) if kind == "yolo" else (folder / part.list,) if part.list else ()
     annotations = file if kind == "yolo" else folder / part.annotations
-    inside = images.resolve().is_relative_to(folder.resolve())  # or else the file says so, and it is trusted
+    # images outside the folder are allowed, because the paths in the file are trusted
+    inside = images.resolve().is_relative_to(folder.resolve())
     made = Split(annotations, [images], kind, folder if inside else images.parent, listing, classes, first)
     labels = folder / part.annotations if kind == "yolo" and part.annotations else None
     return made._replace(labels=labels)

@@ -17,22 +17,22 @@ from .voc import is_voc, parse_xml
 
 
 class Tool(NamedTuple):
-    """A tool or publisher whose own files are not read, and how they are recognised."""
+    """A tool or publisher whose own format is not supported, and how to recognize it."""
 
-    name: str  # with what is the tool's
-    marks: set[str]  # keys of JSON, columns of a table in lower case, elements of XML in <>; a file's suffix or name
-    how: str = ""  # to get a format that is read
-    verb: str = "export"  # or convert, where no tool exports anything else
+    name: str  # in the possessive, or the name of the format
+    marks: set[str]  # JSON keys, columns of a table in lower case, XML elements in <>; or a file's suffix or name
+    how: str = ""  # how to get a supported format
+    verb: str = "export"  # or "convert" if no tool can export it in another format
 
     @property
     def fix(self) -> str:
-        """What to do."""
+        """What to do, for error messages."""
         how = f" ({self.how})" if self.how else ""
         return f"{self.verb} it {'as' if self.verb == 'export' else 'to'} COCO, YOLO or Pascal VOC{how}"
 
 
 def _published(name: str, marks: set[str], how: str) -> Tool:
-    """Files that nobody can export again; `how` names a converter, or what the rows of a CSV table are made of."""
+    """A published format, which cannot be exported again; `how` names a converter, or how to write a CSV table."""
     return Tool(name, marks, how, "convert")
 
 
@@ -88,7 +88,8 @@ BY_NAME = (
     *("seqinfo.ini", "wider_face_*_bbx_gt.txt"),
 )
 NUMBER = r"-?\d+(?:\.\d+)?"
-TEXTS = {  # how text files begin, by what they are
+# how text files of various kinds start
+TEXTS = {
     "four corners and a class": re.compile(rf"(imagesource:.*\s+gsd:.*\s+)?({NUMBER} ){{8}}[A-Za-z]\S* \d"),
     "frames and tracks": re.compile(rf"\d+,-?\d+(,{NUMBER}){{7,8}}\s*(\n|$)"),
     "bbGt": re.compile("% bbGt"),
@@ -97,47 +98,47 @@ TEXTS = {  # how text files begin, by what they are
 }
 JSON_LINES = (".jsonl", ".ndjson", ".manifest", ".odgt")
 TABLES = (".csv", ".tsv")
-HEAD = 2000  # letters of a text file that tell what it is
-TRIED = 20  # files of each kind that are looked into to tell whose they are
-MOST = 2000  # label files that are read to count classes
+HEAD_LENGTH = 2000  # characters at the start of a text file that are matched with TEXTS
+MAX_PROBED_FILES = 20  # files of each kind that are opened to recognize the tool
+MAX_LABEL_FILES = 2000  # label files that are read to count classes
 
 
 def suggest(folder: Path, annotations: Mapping[str, Path] | None = None) -> str:
-    """A dataset.toml that names, for each split, the annotations and the images that go with them; or an empty text.
+    """A dataset.toml with the annotations and the images of each split; or an empty text.
 
     Args:
-        annotations: COCO files by split, where these are known; None: XML or text files are looked for.
+        annotations: COCO files by split; None: search for XML or text files.
     """
     if annotations:
         lines = ['format = "coco"']
         parts = {name: (file, _images_of(folder, name)) for name, file in annotations.items()}
     elif parts := _pairs(folder, ".xml", is_voc):
         lines = ['format = "voc"']
-    elif (parts := _pairs(folder, ".txt", _may_be_yolo)) and (names := _names_of_classes(folder, parts)):
+    elif (parts := _pairs(folder, ".txt", _may_be_yolo)) and (names := _class_names(folder, parts)):
         lines = ['format = "yolo"', f"names = {json.dumps(names, ensure_ascii=False)}"]
     else:
         return ""
     for name, (labels, images) in parts.items():
         if images is None:
             return ""
-        lines += [f"[{name}]", _line("annotations", labels, folder), _line("images", images, folder)]
+        lines += [f"[{name}]", _toml_line("annotations", labels, folder), _toml_line("images", images, folder)]
     return f"\n{folder}/dataset.toml could start with\n" + "\n".join(f"  {line}" for line in lines)
 
 
 def _pairs(folder: Path, suffix: str, is_format: Callable[[Path], bool]) -> dict[str, tuple[Path, Path | None]]:
-    """Annotations and images of each split, if the names of folders tell, or else those of most files for training."""
+    """The folders of annotations and images of each split; if no name contains train, those with most files."""
     pairs = every_pair(folder, suffix, is_format)
     named = {name: pairs[name][0] for name in WORDS if len(pairs.get(name, ())) == 1}
     if "train" in named:
         return {**named}
-    labels, images = _fullest(folder, suffix), _fullest(folder, *IMAGE_SUFFIXES)
+    labels, images = _folder_with_most(folder, suffix), _folder_with_most(folder, *IMAGE_SUFFIXES)
     if labels is None or images is None or not is_format(visible_files(labels, (suffix,))[0]):
         return {}
-    return {"train": _widened(labels, images, folder, suffix)}
+    return {"train": _with_common_parent(labels, images, folder, suffix)}
 
 
 def _images_of(folder: Path, split: str) -> Path | None:
-    """The folder with most images of those whose path tells the split, or of all."""
+    """The folder with most images among those whose path contains the split, or among all if there are none."""
     counts = Counter(file.parent for file in visible_files(folder, IMAGE_SUFFIXES))
     own = {place: n for place, n in counts.items() if split_in_path(place.relative_to(folder).parts) == split}
     return max(own or counts, key=lambda place: counts[place], default=None)
@@ -148,25 +149,26 @@ def _may_be_yolo(file: Path) -> bool:
 
 
 def foreign_files(folder: Path, guard: PathGuard) -> str:
-    """Whose files lie in a folder, if they are a known tool's, with what to do; or an empty text."""
+    """A message about the first file that an unsupported tool wrote, with what to do; or an empty text."""
     texts = [
-        visible_files(folder, suffixes)[:TRIED] for suffixes in ((".json", ".geojson"), JSON_LINES, (".xml",), TABLES)
+        visible_files(folder, suffixes)[:MAX_PROBED_FILES]
+        for suffixes in ((".json", ".geojson"), JSON_LINES, (".xml",), TABLES)
     ]
-    named = [sorted(folder.rglob(pattern))[:TRIED] for pattern in BY_NAME]
-    plain = visible_files(folder, (".txt",))[:TRIED]
-    for file in (file for files in (*texts, *named, plain) for file in files if guard.look(str(file)) == "ok"):
+    named = [sorted(folder.rglob(pattern))[:MAX_PROBED_FILES] for pattern in BY_NAME]
+    plain = visible_files(folder, (".txt",))[:MAX_PROBED_FILES]
+    for file in (file for files in (*texts, *named, plain) for file in files if guard.status(str(file)) == "ok"):
         if tool := tool_of(_marks(file)):
             return f"; {file.relative_to(folder).as_posix()} looks like {tool.name}: {tool.fix}"
     return ""
 
 
 def tool_of(marks: list[set[str]]) -> Tool | None:
-    """The tool that writes files with one of these sets of marks."""
+    """The tool whose marks are all in one of the sets, if any."""
     return next((tool for tool in TOOLS for found in marks if tool.marks <= found), None)
 
 
 def marks_of_json(content: Any) -> list[set[str]]:
-    """The keys of an object and of what it holds first, or of the first one of a list."""
+    """The keys of a JSON object and of its first value; for a list, of its first element."""
     first = content[0] if isinstance(content, list) and content else content
     if not isinstance(first, dict):
         return []
@@ -175,7 +177,7 @@ def marks_of_json(content: Any) -> list[set[str]]:
 
 
 def _marks(file: Path) -> list[set[str]]:
-    """What a file may be recognised by; nothing of a file that cannot be read."""
+    """The marks by which a file may be recognized; empty if it cannot be read."""
     suffix = file.suffix.lower().partition("-")[0]
     try:
         if suffix in (".json", ".geojson"):
@@ -184,8 +186,8 @@ def _marks(file: Path) -> list[set[str]]:
             root = parse_xml(file.read_bytes())
             return [{f"<{element.tag}>" for element in (root, *root)}]
         if suffix == ".txt":
-            begin = read_text(file, strict=False)[:HEAD]
-            return [{file.name, *(mark for mark, form in TEXTS.items() if form.match(begin))}]
+            head = read_text(file, strict=False)[:HEAD_LENGTH]
+            return [{file.name, *(mark for mark, pattern in TEXTS.items() if pattern.match(head))}]
         if suffix not in (*JSON_LINES, *TABLES):
             return [{suffix, file.name}]
         first = next(iter(read_text(file, strict=False).splitlines()), "")
@@ -196,31 +198,31 @@ def _marks(file: Path) -> list[set[str]]:
         return []
 
 
-def _widened(labels: Path, images: Path, folder: Path, suffix: str) -> tuple[Path, Path]:
-    """The two folders; where labels are beside their images, in these and perhaps in others, the one above all."""
+def _with_common_parent(labels: Path, images: Path, folder: Path, suffix: str) -> tuple[Path, Path]:
+    """The two folders; if labels are beside their images, the common parent of all folders with both, twice."""
     if labels != images:
         return labels, images
     both = _folders_of(folder, IMAGE_SUFFIXES) & _folders_of(folder, (suffix,))
-    above = Path(os.path.commonpath(both))
-    return above, above
+    parent = Path(os.path.commonpath(both))
+    return parent, parent
 
 
 def _folders_of(folder: Path, suffixes: Container[str]) -> set[Path]:
     return {file.parent for file in visible_files(folder, suffixes)}
 
 
-def _fullest(folder: Path, *suffixes: str) -> Path | None:
+def _folder_with_most(folder: Path, *suffixes: str) -> Path | None:
     counts = Counter(file.parent for file in visible_files(folder, suffixes))
     return counts.most_common(1)[0][0] if counts else None
 
 
-def _names_of_classes(folder: Path, parts: Mapping[str, tuple[Path, Path | None]]) -> list[str]:
-    """The classes of YOLO's label files, as lists of them or YAML files anywhere have them, or by their numbers.
+def _class_names(folder: Path, parts: Mapping[str, tuple[Path, Path | None]]) -> list[str]:
+    """Class names for YOLO label files, from a list of classes or a YAML file in the folder; or `class 0`, `class 1` ….
 
-    None where the files are not YOLO's, or where lists differ, so that a number has several meanings.
+    Empty if the files are not YOLO's, or if there are several different lists.
     """
     files = [file for labels, _ in parts.values() for file in visible_files(labels, (".txt",))]
-    count = _count_classes([file for file in files if file.name not in CLASS_LISTS][:MOST])
+    count = _count_classes([file for file in files if file.name not in CLASS_LISTS][:MAX_LABEL_FILES])
     known = {listed_classes(file) for file in class_lists(folder) if file.is_file() and not file.is_symlink()}
     known |= set(_names_in_yaml(folder))
     if not count or len(known) > 1:
@@ -230,8 +232,8 @@ def _names_of_classes(folder: Path, parts: Mapping[str, tuple[Path, Path | None]
 
 
 def _names_in_yaml(folder: Path) -> Iterator[tuple[str, ...]]:
-    """The classes that YOLO's YAML files have, in whatever folder they lie."""
-    for file in visible_files(folder, (".yaml", ".yml"))[:TRIED]:
+    """The class names in each of YOLO's YAML files in the folder and its subfolders."""
+    for file in visible_files(folder, (".yaml", ".yml"))[:MAX_PROBED_FILES]:
         try:
             if file.is_file() and not file.is_symlink():
                 yield class_names(read_data_yaml(file), file)
@@ -240,25 +242,25 @@ def _names_in_yaml(folder: Path) -> Iterator[tuple[str, ...]]:
 
 
 def _count_classes(files: Sequence[Path]) -> int:
-    """How many classes lines of YOLO's have, by their greatest number; 0 if they are none."""
-    greatest = -1
+    """The number of classes in YOLO label files, by the largest class number; 0 if they are not YOLO's."""
+    largest = -1
     for file in files:
         for line in file.read_text(errors="replace").splitlines():
-            words = line.split()
-            if len(words) >= 5 and words[0].isdigit() and all(map(_is_share, words[1:])):
-                greatest = max(greatest, int(words[0]))
-            elif words:
+            columns = line.split()
+            if len(columns) >= 5 and columns[0].isdigit() and all(map(_is_yolo_number, columns[1:])):
+                largest = max(largest, int(columns[0]))
+            elif columns:
                 return 0
-    return greatest + 1 if greatest < 1000 else 0
+    return largest + 1 if largest < 1000 else 0
 
 
-def _is_share(word: str) -> bool:
-    """Whether a word is a number that YOLO writes: a share, a confidence, or 2 for a keypoint that is seen."""
+def _is_yolo_number(word: str) -> bool:
+    """Whether a word is a number that YOLO writes: a fraction, a confidence, or 2 for a visible keypoint."""
     try:
         return abs(float(word)) <= 2
     except ValueError:
         return False
 
 
-def _line(key: str, path: Path | None, folder: Path) -> str:
+def _toml_line(key: str, path: Path | None, folder: Path) -> str:
     return f"{key} = {json.dumps('' if path is None else path.relative_to(folder).as_posix(), ensure_ascii=False)}"

@@ -1,7 +1,8 @@
 """VisDrone labels, a text file per image: `left,top,width,height,score,category,truncation,occlusion` in pixels.
 
-Source: the toolkit of the challenge (https://github.com/VisDrone/VisDrone2018-DET-toolkit). Category 0 marks regions in
-which nobody looked, and a score of 0 what is not judged (most of category 11, others): both are left out, as there.
+Source: the toolkit of the challenge (https://github.com/VisDrone/VisDrone2018-DET-toolkit). Category 0 marks regions
+that were not annotated, and a score of 0 objects that are not evaluated (most of category 11, others). Both are
+skipped, as in the toolkit.
 """
 
 from pathlib import Path
@@ -10,24 +11,25 @@ from ..findings import Findings
 from ..split import Layout, NamedBox, PathGuard, RawAnnotations, Split, layout_of, named_table, read_text, visible_files
 from .pairs import names_on_disk, paired_folders
 
+# categories 1 to 11
 NAMES = ("pedestrian", "people", "bicycle", "car", "van", "truck", "tricycle", "awning-tricycle", "bus", "motor",
-         "others")  # fmt: skip  # categories from 1
+         "others")  # fmt: skip
 
 
 def find_visdrone(folder: Path, guard: PathGuard) -> Layout | None:
-    """`VisDrone2019-DET-train/images/` and `…/annotations/`, or any two such folders."""
+    """The layout of `VisDrone2019-DET-train/images/` and `…/annotations/`, or of any two such folders."""
     return visdrone_layout("VisDrone", paired_folders(folder, ".txt", is_visdrone), folder)
 
 
 def visdrone_layout(kind: str, pairs: dict[str, tuple[Path, Path]], folder: Path) -> Layout | None:
-    """The layout of these folders of labels and of images."""
+    """The layout of given folders of labels and of images, by split."""
     classes = NAMES[:-1]
     made = {name: Split(labels, [images], "visdrone", folder, (), classes) for name, (labels, images) in pairs.items()}
     return layout_of(kind, made)
 
 
 def read_visdrone(split: Split, findings: Findings) -> RawAnnotations:
-    """Every label file is about the image of its name; images are numbered from 1 by name."""
+    """Read all label files of a split; each belongs to the image of the same name. Image ids count from 1, by name."""
     files = visible_files(split.annotations, (".txt",))
     boxes, wrong, ignored = [], [], 0
     for number, file in enumerate(files, start=1):
@@ -57,6 +59,6 @@ def _row(line: str) -> list[int] | None:
 
 
 def is_visdrone(file: Path) -> bool:
-    """Whether a file begins with a line of VisDrone's."""
+    """Whether the first line of a file has VisDrone's columns."""
     lines = [line for line in read_text(file).splitlines() if line.strip()]
     return bool(lines) and _row(lines[0]) is not None

@@ -1,8 +1,8 @@
 """Pascal VOC: an XML file per image. Corners count pixels from 1 and include the last one.
 
-Source: the VOC development kit (http://host.robots.ox.ac.uk/pascal/VOC/). Others count from 0, and data in which any
-corner is 0 are taken so. Where no box touches the left or top edge nobody can tell; that is said. An object marked
-`difficult` is a crowd region to us: ignored in training.
+Source: the VOC development kit (http://host.robots.ox.ac.uk/pascal/VOC/). Some tools count from 0; a split is read this
+way if any of its corners is below 1. If no box touches the left or top edge, the origin is unclear, and a finding
+reports the assumption. Objects marked `difficult` are treated as crowd regions, which are ignored in training.
 """
 
 from collections.abc import Sequence
@@ -37,28 +37,29 @@ SETS = "ImageSets/Main"
 FOLDERS = (("Annotations", "JPEGImages"), ("Annotations", "images"), ("annotations", "images"), ("", ""))
 
 
-class Bndbox(NamedTuple):
-    """An object as the file has it."""
+class VocObject(NamedTuple):
+    """An object in an XML file."""
 
     name: str
     corners: tuple[float, float, float, float]  # xmin ymin xmax ymax
     difficult: bool
 
 
-class Described(NamedTuple):
-    """One XML file."""
+class VocFile(NamedTuple):
+    """The content of an XML file."""
 
     file_name: str
-    size: tuple[int, int]  # 0, 0: not said
-    objects: list[Bndbox]
+    size: tuple[int, int]  # (0, 0) if missing
+    objects: list[VocObject]
 
 
 def find_voc(folder: Path, guard: PathGuard) -> Layout | None:
-    """VOC's own folders, or XML files beside images, in the folder itself or in `train/`, `valid/`, `test/`."""
+    """The layout of VOC's folders, or of XML files beside images in the folder or in `train/`, `valid/`, `test/`."""
     if inner := sorted(p for p in [*folder.glob("VOC20*"), *folder.glob("VOCdevkit/VOC20*")] if p.is_dir()):
         folder = inner[0] if len(inner) == 1 else folder
     for xml, images in FOLDERS:
-        listed = xml and (folder / SETS).is_dir() and visible_files(folder / xml, (".xml",))  # in folders below it, too
+        # with lists of names, XML files may also be in subfolders
+        listed = xml and (folder / SETS).is_dir() and visible_files(folder / xml, (".xml",))
         if (folder / images).is_dir() and (_has_xml(folder / xml) or listed) and (xml or is_voc(_first_xml(folder))):
             return _devkit(folder, folder / xml, folder / images, guard)
     if _has_xml(folder / "train") and is_voc(_first_xml(folder / "train")):
@@ -67,7 +68,7 @@ def find_voc(folder: Path, guard: PathGuard) -> Layout | None:
 
 
 def _has_xml(folder: Path) -> bool:
-    """Whether XML files lie directly in a folder, hidden ones aside."""
+    """Whether there are XML files directly in a folder, except hidden ones."""
     return bool(_xml_in(folder))
 
 
@@ -81,7 +82,7 @@ def _xml_in(folder: Path) -> list[Path]:
 
 
 def _devkit(folder: Path, xml: Path, images: Path, guard: PathGuard) -> Layout | None:
-    classes, first = overview([xml], _ordered_names(folder / "labelmap.txt", guard), guard)
+    classes, first = scan_voc([xml], _ordered_names(folder / "labelmap.txt", guard), guard)
     lists = {file.stem.lower(): file for file in sorted((folder / SETS).glob("*.txt"))}
     named = {name: next((lists[word] for word in words if word in lists), None) for name, words in WORDS.items()}
     made = {
@@ -92,51 +93,52 @@ def _devkit(folder: Path, xml: Path, images: Path, guard: PathGuard) -> Layout |
 
 
 def _beside(folder: Path, guard: PathGuard) -> Layout | None:
-    there = {name: [folder / word for word in words if (folder / word).is_dir()] for name, words in WORDS.items()}
-    folders = {name: found[0] for name, found in there.items() if found}
-    classes, first = overview(list(folders.values()), _ordered_names(folder / "labelmap.txt", guard), guard)
+    existing = {name: [folder / word for word in words if (folder / word).is_dir()] for name, words in WORDS.items()}
+    folders = {name: found[0] for name, found in existing.items() if found}
+    classes, first = scan_voc(list(folders.values()), _ordered_names(folder / "labelmap.txt", guard), guard)
     made = {name: Split(path, [path], "voc", folder, (), classes, first) for name, path in folders.items()}
     return layout_of("Roboflow VOC", made)
 
 
 def find_voc_anywhere(folder: Path, guard: PathGuard) -> Layout | None:
-    """XML files in folders of any name, each paired with the folder that has most images of the same names."""
+    """The layout of XML files in any folders, each paired with the folder that has most images of the same names."""
     pairs = paired_folders(folder, ".xml", is_voc)
     if not pairs:
         return None
     order = _ordered_names(folder / "labelmap.txt", guard)
-    classes, first = overview([where for where, _ in pairs.values()], order, guard)
+    classes, first = scan_voc([where for where, _ in pairs.values()], order, guard)
     made = {name: Split(where, [best], "voc", folder, (), classes, first) for name, (where, best) in pairs.items()}
     return layout_of("Pascal VOC, separate XML files", made)
 
 
 def is_voc(file: Path) -> bool:
-    """Whether the top element of an XML file is VOC's."""
+    """Whether the root element of an XML file is VOC's."""
     try:
         return file.is_file() and parse_xml(file.read_bytes()).tag == "annotation"
     except (OSError, ValueError):
         return False
 
 
-def overview(folders: list[Path], order: Sequence[str], guard: PathGuard) -> tuple[tuple[str, ...], int | None]:
-    """The classes of all files, those of `order` first and the others by name; and how the first pixel is counted.
+def scan_voc(folders: list[Path], order: Sequence[str], guard: PathGuard) -> tuple[tuple[str, ...], int | None]:
+    """Collect the classes of all files, and detect the index of the first pixel.
 
     Returns:
-        names, and 0, 1, or None where no box begins in the first column or row.
+        class names, those of `order` first and the others sorted; and 0, 1, or None if no box starts in the first
+        column or row.
     """
-    names, least = set(), np.inf
+    names, lowest = set(), np.inf
     for file in (file for folder in folders for file in visible_files(folder, (".xml",))):
         try:
-            objects = describe(file).objects if guard.look(str(file)) == "ok" else []
+            objects = read_voc_file(file).objects if guard.status(str(file)) == "ok" else []
         except (OSError, ValueError):
-            continue  # said when the split is read
-        names |= {found.name for found in objects}
-        least = min([least, *(min(found.corners[:2]) for found in objects)])
-    return (*order, *sorted(names - set(order))), 0 if least < 1 else 1 if least < 2 else None
+            continue  # reported when the split is read
+        names |= {one.name for one in objects}
+        lowest = min([lowest, *(min(one.corners[:2]) for one in objects)])
+    return (*order, *sorted(names - set(order))), 0 if lowest < 1 else 1 if lowest < 2 else None
 
 
 def _ordered_names(labelmap: Path, guard: PathGuard) -> list[str]:
-    """CVAT's labelmap.txt, `name:color:parts:actions` a line, or none; `background` is no class."""
+    """The classes in CVAT's labelmap.txt, with lines `name:color:parts:actions`, except `background`."""
     if not labelmap.is_file():
         return []
     lines = read_text(guard.check(labelmap)).splitlines()
@@ -146,31 +148,31 @@ def _ordered_names(labelmap: Path, guard: PathGuard) -> list[str]:
 
 
 def read_voc(split: Split, findings: Findings, config: DataConfig) -> RawAnnotations:
-    """Every XML file of the split; images are numbered from 1 by name, classes from 1."""
+    """Read all XML files of a split. Ids of images and classes count from 1; images are sorted by name."""
     guard = PathGuard(split.folder or split.annotations, config.follow_symlinks)
     names, sizes, boxes = [], [], []
     for file in _files(split, findings):
-        if (looked := guard.look(str(file))) != "ok":
-            code = "DATA-PATH-ESCAPE" if looked == "escape" else "DATA-XML"
+        if (status := guard.status(str(file))) != "ok":
+            code = "DATA-PATH-ESCAPE" if status == "escape" else "DATA-XML"
             findings.add(code, "XML files that are missing or lead out of the data folder", [file.name])
             continue
         try:
-            described = describe(file)
+            content = read_voc_file(file)
         except (OSError, ValueError) as error:
             findings.add("DATA-XML", "XML files that cannot be read", [f"{file.name}: {error}"])
             continue
-        names.append(_image(described.file_name, file, split, findings))
-        sizes.append(described.size)
-        for found in described.objects:
-            place = f"{file.name} {found.name} {len(boxes)}"
-            boxes.append(NamedBox(len(names), found.name, found.corners, place, found.difficult))
+        names.append(_image_name(content.file_name, file, split, findings))
+        sizes.append(content.size)
+        for one in content.objects:
+            place = f"{file.name} {one.name} {len(boxes)}"
+            boxes.append(NamedBox(len(names), one.name, one.corners, place, one.difficult))
     first = _first_pixel(split, len(boxes), findings, config)
     boxes = [box._replace(corners=(box.corners[0] - first, box.corners[1] - first, *box.corners[2:])) for box in boxes]
     return named_table(split, names, boxes, sizes)
 
 
 def _first_pixel(split: Split, num_boxes: int, findings: Findings, config: DataConfig) -> int:
-    """How corners count: as asked, as the data show, or as VOC does."""
+    """The index of the first pixel: from the settings, as detected in the data, or 1 as in VOC."""
     if config.voc_first_pixel != "auto":
         return config.voc_first_pixel
     if split.first_pixel is None and num_boxes:
@@ -179,39 +181,40 @@ def _first_pixel(split: Split, num_boxes: int, findings: Findings, config: DataC
     return 1 if split.first_pixel is None else split.first_pixel
 
 
-def describe(file: Path) -> Described:
-    """
+def read_voc_file(file: Path) -> VocFile:
+    """Read an XML file.
+
     Raises:
-        OSError, ValueError: the file cannot be read, or says nothing that we understand.
+        OSError: the file cannot be read.
+        ValueError: it is not valid XML, not VOC's, or an object has no name or no valid box.
     """
     root = parse_xml(file.read_bytes())
     objects = []
-    for found in root.iter("object"):
-        box = found.find("bndbox")
+    for element in root.iter("object"):
+        box = element.find("bndbox")
         if box is None:
             raise ValueError(f"object {len(objects) + 1} has no bndbox")
         x0, y0, x1, y1 = (float(box.findtext(key) or "nan") for key in ("xmin", "ymin", "xmax", "ymax"))
         corners = x0, y0, x1, y1
         if not np.isfinite(corners).all():
             raise ValueError(f"object {len(objects) + 1} has corners {corners}")
-        name = one_line(found.findtext("name") or "")
+        name = one_line(element.findtext("name") or "")
         if not name:
             raise ValueError(f"object {len(objects) + 1} has no name")
-        objects.append(Bndbox(name, corners, (found.findtext("difficult") or "0").strip() == "1"))
+        objects.append(VocObject(name, corners, (element.findtext("difficult") or "0").strip() == "1"))
     if root.tag != "annotation" and not objects:
         raise ValueError(f"it starts with <{root.tag}> instead of Pascal VOC's <annotation>")
     sides = [float(root.findtext(f"size/{key}") or 0) for key in ("width", "height")]
-    good = all(0 < side < 2**31 and side % 1 == 0 for side in sides)
-    return Described(
-        (root.findtext("filename") or "").strip(), (int(sides[0]), int(sides[1])) if good else (0, 0), objects
-    )
+    valid = all(0 < side < 2**31 and side % 1 == 0 for side in sides)
+    size = (int(sides[0]), int(sides[1])) if valid else (0, 0)
+    return VocFile((root.findtext("filename") or "").strip(), size, objects)
 
 
 def parse_xml(content: bytes) -> ElementTree.Element:
-    """XML without document type declarations, which VOC doesn't use and with which a small file can fill the memory.
+    """Parse XML, refusing document type declarations: VOC has none, and a small file with one can fill the memory.
 
     Raises:
-        ValueError: it is not well formed, or declares something.
+        ValueError: it is not well formed, or has a document type declaration.
     """
 
     def refuse(*_: object) -> None:
@@ -228,7 +231,7 @@ def parse_xml(content: bytes) -> ElementTree.Element:
 
 
 def _files(split: Split, findings: Findings) -> list[Path]:
-    """All of the folder, or those that a list names, one a line."""
+    """All XML files of the folder, or those whose names are in the split's list, one per line."""
     if not split.listing:
         return visible_files(split.annotations, (".xml",))
     listing = split.listing[0]
@@ -242,32 +245,35 @@ def _files(split: Split, findings: Findings) -> list[Path]:
 
 
 def _listed(line: str, folder: Path) -> str:
-    """A name by its line in a list: the whole line, if there is such a file, else without quotes, a last column (VOC's
-    lists of a class have one), an image's suffix, or folders of another machine.
+    """The name in a line of a list: the first variant of the line for which there is an XML file.
+
+    The variants are the whole line, and the line without quotes, without the last column (which VOC's lists of a class
+    have), without an image suffix, and without folders.
     """
     columns = line.rsplit(maxsplit=1)
-    forms = [line, line.strip("\"'"), columns[0] if len(columns) == 2 else line]
-    forms += [form[: -len(PurePosixPath(form).suffix)] for form in forms if _suffix(form) in IMAGE_SUFFIXES]
-    forms += [PurePosixPath(form.replace("\\", "/")).name for form in forms]
-    safe = (form for form in forms if stays_inside(form))
-    there = (form for form in safe for end in (".xml", ".XML") if (folder / f"{form}{end}").is_file())
-    return next(there, forms[0] if len(columns) == 1 or columns[1].lstrip("-") not in ("0", "1") else columns[0])
+    names = [line, line.strip("\"'"), columns[0] if len(columns) == 2 else line]
+    names += [name[: -len(PurePosixPath(name).suffix)] for name in names if _suffix(name) in IMAGE_SUFFIXES]
+    names += [PurePosixPath(name.replace("\\", "/")).name for name in names]
+    safe = (name for name in names if stays_inside(name))
+    existing = (name for name in safe for suffix in (".xml", ".XML") if (folder / f"{name}{suffix}").is_file())
+    return next(existing, names[0] if len(columns) == 1 or columns[1].lstrip("-") not in ("0", "1") else columns[0])
 
 
 def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
-def _image(named: str, file: Path, split: Split, findings: Findings) -> str:
-    """The image's name: the XML file's own with an image's suffix, if that is there, or else the one it says.
+def _image_name(named: str, file: Path, split: Split, findings: Findings) -> str:
+    """The image of an XML file: the one of the same name if it exists, or else `named`, the file's `<filename>`.
 
-    A file that was renamed or copied often says an old name, which may be another image by now.
+    A renamed or copied XML file often has an old `<filename>`, which may now be another image.
     """
     root, own = split.image_roots[0], file.relative_to(split.annotations).with_suffix("")
-    there = (f"{own.as_posix()}{suffix}" for suffix in (*sorted(IMAGE_SUFFIXES), *map(str.upper, sorted(SUFFIXES))))
-    stem = next((name for name in there if (root / name).is_file()), "")
+    suffixes = (*sorted(IMAGE_SUFFIXES), *map(str.upper, sorted(SUFFIXES)))
+    candidates = (f"{own.as_posix()}{suffix}" for suffix in suffixes)
+    same_name = next((name for name in candidates if (root / name).is_file()), "")
     named = PurePosixPath(named.replace("\\", "/")).name if "\0" not in named else ""
-    if stem and named and (root / named).is_file() and PurePosixPath(named).stem != own.name:
+    if same_name and named and (root / named).is_file() and PurePosixPath(named).stem != own.name:
         what = "XML files whose `<filename>` is another image; the file's own name is used"
         findings.add("DATA-VOC-NAME", what, [f"{file.name} says {named}"])
-    return stem or named or f"{own.as_posix()}.jpg"
+    return same_name or named or f"{own.as_posix()}.jpg"

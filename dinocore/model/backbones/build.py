@@ -1,4 +1,4 @@
-"""From images to feature maps: the backbones by name. Batch norm is frozen."""
+"""Build backbones by name. Batch norm is frozen."""
 
 import difflib
 from collections.abc import Callable, Sequence
@@ -18,7 +18,8 @@ from .timm import MapNorm, OutputNorms, TimmBackbone, feature_strides
 from .vit import VITDETS, PlainViT, build_vit
 
 STAGES = {4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}  # of a ResNet, by stride
-NORMED = {  # timm's name, and the epsilon of the norms on the maps
+# timm models with a norm on each map: timm's name, and the norms' epsilon
+NORMED = {
     "convnext-t": ("convnext_tiny", 1e-6),
     "convnext-s": ("convnext_small", 1e-6),
     "convnext-b": ("convnext_base", 1e-6),
@@ -34,33 +35,33 @@ def build_backbone(
     """A backbone without trained weights.
 
     Args:
-        drop_path: chance that the last block is skipped for a image in training; earlier ones proportionally.
-        layer_call: how blocks are called, see `layers.direct` and `layers.checkpointed`.
+        drop_path: chance that the last block is skipped for an image in training; it rises linearly from the first.
+        layer_call: how to call a block; see `layers.direct` and `layers.checkpointed`.
 
     Raises:
         ConfigError: there is no such backbone, or it has no features at these strides.
     """
-    again = layer_call is checkpointed
+    checkpointing = layer_call is checkpointed
     if name in SWINS:
         _check_strides(name, strides, STRIDES)
         return Swin(name, strides, frozen_stages, drop_path, layer_call)
     if name in NORMED:
         timm_name, eps = NORMED[name]
-        body = TimmBackbone(timm_name, strides, frozen_stages, drop_path, again)
+        body = TimmBackbone(timm_name, strides, frozen_stages, drop_path, checkpointing)
         if name.startswith("focalnet"):
-            body.body["stem"].proj.padding = (3, 3)  # as FocalNet's detectors have it; timm has its classifiers' 2
+            body.body["stem"].proj.padding = (3, 3)  # as in FocalNet's detectors; timm has 2, as in its classifiers
         return OutputNorms(body, partial(MapNorm, eps=eps), least=max(strides))
     if name in VITDETS:
-        return build_vit(name, strides, frozen_stages, drop_path, again)
+        return build_vit(name, strides, frozen_stages, drop_path, checkpointing)
     if name.startswith("timm/"):
         name = name.removeprefix("timm/")
         build = build_vit if len(set(feature_strides(name))) == 1 else TimmBackbone
-        return build(name, strides, frozen_stages, drop_path, again)
+        return build(name, strides, frozen_stages, drop_path, checkpointing)
     return _build_resnet(name, strides, frozen_stages, drop_path)
 
 
 def _build_resnet(name: str, strides: Sequence[int], frozen_stages: int, drop_path: float) -> "ResNet":
-    resnets = list_models(torchvision.models, include="*resne*t*")  # none of the whole detectors and segmenters
+    resnets = list_models(torchvision.models, include="*resne*t*")  # without detection and segmentation models
     if name not in resnets:
         if name in list_models():
             raise ConfigError(f"`{name}` is a torchvision model but not a ResNet; choose {', '.join(resnets)}")
@@ -107,28 +108,32 @@ Backbone = ResNet | TimmBackbone | OutputNorms | Swin | PlainViT
 
 @torch.no_grad()
 def check_backbone(module: nn.Module, strides: Sequence[int]) -> Any:
-    """A module of somebody else's as a backbone: (B, 3, H, W) -> [(B, C_l, H_l, W_l)], a map for each stride.
+    """Check that a user's module works as a backbone: (B, 3, H, W) -> [(B, C_l, H_l, W_l)], a map for each stride.
 
     Args:
-        module: its list `channels` has the width of each map; `alignment`, where it has one, means what it means in
-            `ResNet`.
+        module: its list `channels` has the channels of each map; its optional `alignment` is like `ResNet`'s.
+
+    Returns:
+        the module; `alignment` is set to 1 if it was missing.
 
     Raises:
-        ConfigError: its maps are not those that `strides` and `channels` promise.
+        ConfigError: its maps do not agree with `strides` and `channels`.
     """
     kind, channels = type(module).__name__, list(getattr(module, "channels", ()))
     if len(channels) != len(strides):
         raise ConfigError(
-            f"{kind}.channels is {channels}, and model.feature_strides = {list(strides)} wants a width for each map"
+            f"{kind}.channels is {channels}, but model.feature_strides = {list(strides)} needs one number per stride"
         )
     side, training = 2 * max(strides), module.training
     first = next(module.parameters(), torch.zeros(1))
     maps = module.eval()(first.new_zeros(1, 3, side, side))
     module.train(training)
     shapes = [tuple(one.shape[1:]) for one in maps]
-    wanted = [(width, side // stride, side // stride) for width, stride in zip(channels, strides, strict=True)]
-    if shapes != wanted:
-        raise ConfigError(f"of an image of {side} x {side}, {kind} gives maps {shapes}; by its channels, {wanted}")
+    expected = [(width, side // stride, side // stride) for width, stride in zip(channels, strides, strict=True)]
+    if shapes != expected:
+        raise ConfigError(
+            f"for an image of {side} x {side}, {kind} returns maps {shapes}; its channels and strides mean {expected}"
+        )
     if not hasattr(module, "alignment"):
         module.alignment = 1  # pyright: ignore[reportArgumentType]  modules take attributes of any type
     return module

@@ -1,8 +1,8 @@
 """Swin Transformer (Liu et al. 2021, https://arxiv.org/abs/2103.14030) for detectors.
 
-Images may have any size, and every map that is given out has a norm of its own. What libraries do at borders differs
-(timm shifts before it pads, torchvision does not shift maps of one window), so this is ours: a map is padded with zeros
-at right and bottom, then shifted, as published weights were trained. Parameters have their published names.
+Images may have any size, and every returned map has its own norm. Libraries treat borders differently (timm shifts
+before it pads, torchvision does not shift maps of one window). Here, a map is padded with zeros at the right and bottom
+and then shifted, as in the training of the published weights. Parameters have their published names.
 """
 
 from collections import OrderedDict
@@ -15,21 +15,22 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 STRIDES = (4, 8, 16, 32)
-BLOCKED = -100.0  # added to the score of a pair that does not belong together; nothing is left of it
+BLOCKED = -100.0  # added to the score of two tokens that must not attend to each other; their weight becomes 0
 
 
 class SwinSize(NamedTuple):
-    """What tells one Swin from another."""
+    """The dimensions of a Swin variant."""
 
     dim: int  # channels of the first stage; each stage doubles them
     depths: tuple[int, int, int, int]
     window: int  # side of the squares in which tokens attend to each other, in tokens
 
     def num_heads(self, stage: int) -> int:
-        """32 channels for each head."""
+        """The number of heads of a stage; each has 32 channels."""
         return self.dim * 2**stage // 32
 
 
+# the number in a name is the side of the images in the first training
 SWINS = {
     "swin-t-224": SwinSize(96, (2, 2, 6, 2), 7),
     "swin-s-224": SwinSize(96, (2, 2, 18, 2), 7),
@@ -37,11 +38,11 @@ SWINS = {
     "swin-b-384": SwinSize(128, (2, 2, 18, 2), 12),
     "swin-l-224": SwinSize(192, (2, 2, 18, 2), 7),
     "swin-l-384": SwinSize(192, (2, 2, 18, 2), 12),
-}  # the number is the side of the images that it was first trained on
+}
 
 
 class WindowAttention(nn.Module):
-    """Every token attends to the tokens of its window; a learned bias says how far they are apart."""
+    """Every token attends to the tokens of its window, with a learned bias for their relative position."""
 
     relative_position_index: Tensor
 
@@ -55,7 +56,7 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(B * nW, N, C), mask (nW, N, N) to add to the scores -> (B * nW, N, C)."""
+        """(B * nW, N, C) -> (B * nW, N, C); the mask (nW, N, N) is added to the scores."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B * nW, M, N, C / M)
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]  # (1, M, N, N)
         if mask is not None:
@@ -80,12 +81,12 @@ class SwinBlock(nn.Module):
         self.mlp = nn.Sequential(OrderedDict(fc1=fc1, act=nn.GELU(), fc2=fc2))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(B, H, W, C), the mask of a shifted map (nW, N, N) -> (B, H, W, C)."""
+        """(B, H, W, C) -> (B, H, W, C); the mask (nW, N, N) is that of a shifted map."""
         x = x + self.drop_path(self.attend(self.norm1(x), mask))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def attend(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Cut into windows, attend, put together again: (B, H, W, C) -> (B, H, W, C)."""
+        """Split into windows, attend, and join the windows: (B, H, W, C) -> (B, H, W, C)."""
         height, width = x.shape[1:3]
         x = pad_to_multiple(x, self.window)  # (B, H', W', C)
         rows = x.shape[1] // self.window
@@ -99,7 +100,7 @@ class SwinBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Squares of 4 x 4 pixels become tokens."""
+    """Turn patches of 4 x 4 pixels into tokens."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -114,7 +115,7 @@ class PatchEmbed(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Four neighbours become one token with twice the channels."""
+    """Merge 2 x 2 tokens into one with twice the channels."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -130,7 +131,7 @@ class PatchMerging(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Blocks on maps of one stride, every second one with shifted windows; then perhaps a merging of tokens."""
+    """Blocks on maps of one stride, every second one with shifted windows; then optionally a merging of tokens."""
 
     def __init__(
         self, size: SwinSize, stage: int, rates: Sequence[float], merge: bool, layer_call: Callable[..., Tensor]
@@ -153,7 +154,7 @@ class SwinStage(nn.Module):
 
 
 class Swin(nn.Module):
-    """Patches, four stages, and a norm for each map that is given out."""
+    """Patches, up to four stages, and a norm for each returned map."""
 
     alignment = 1
 
@@ -162,21 +163,21 @@ class Swin(nn.Module):
     ):
         """
         Args:
-            strides: of the maps to give out, from 4, 8, 16, 32; stages beyond the last are left out.
-            drop_path: chance that the last block is skipped for a image in training; earlier ones proportionally.
-            layer_call: calls a block, see `layers.direct` and `layers.checkpointed`.
+            strides: of the maps to return, from 4, 8, 16, 32; stages after the last one are omitted.
+            drop_path: chance that the last block is skipped for an image in training; it rises linearly from the first.
+            layer_call: how to call a block; see `layers.direct` and `layers.checkpointed`.
         """
         super().__init__()
         size = SWINS[name]
-        given = [STRIDES.index(stride) for stride in strides]
+        returned = [STRIDES.index(stride) for stride in strides]
         rates = iter(torch.linspace(0, drop_path, sum(size.depths), device="cpu").tolist())
         self.patch_embed = PatchEmbed(size.dim)
         self.layers = nn.ModuleList(
-            SwinStage(size, i, [next(rates) for _ in range(depth)], i < max(given), layer_call)
-            for i, depth in enumerate(size.depths[: max(given) + 1])
+            SwinStage(size, i, [next(rates) for _ in range(depth)], i < max(returned), layer_call)
+            for i, depth in enumerate(size.depths[: max(returned) + 1])
         )
-        self.channels = [size.dim * 2**i for i in given]
-        for i, channels in zip(given, self.channels, strict=True):
+        self.channels = [size.dim * 2**i for i in returned]
+        for i, channels in zip(returned, self.channels, strict=True):
             self.add_module(f"norm{i}", nn.LayerNorm(channels))
         linears = [module for module in self.modules() if isinstance(module, nn.Linear)]
         for linear in linears:
@@ -200,7 +201,7 @@ class Swin(nn.Module):
 
 
 def pad_to_multiple(x: Tensor, size: int) -> Tensor:
-    """Zeros at right and bottom until both sides are multiples: (B, H, W, C) -> (B, H', W', C)."""
+    """Pad with zeros at right and bottom to multiples of `size`: (B, H, W, C) -> (B, H', W', C)."""
     height, width = x.shape[1:3]
     return F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
 
@@ -212,26 +213,26 @@ def to_windows(x: Tensor, window: int) -> Tensor:
 
 
 def from_windows(windows: Tensor, window: int, batch: int, rows: int) -> Tensor:
-    """The way back: (B * nW, N, C) -> (B, H, W, C)."""
+    """The inverse of `to_windows`: (B * nW, N, C) -> (B, H, W, C)."""
     x = windows.unflatten(1, (window, window)).unflatten(0, (batch, rows, -1))
     return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def shifted_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
-    """0 for two tokens of a shifted map that were neighbours before, `BLOCKED` for others: (nW, N, N)."""
+    """The mask of a shifted map, (nW, N, N): 0 for tokens that were neighbours before the shift, else `BLOCKED`."""
     numbers = []
     for side in (height, width):
-        places = torch.arange(side + -side % window, device=device)
-        size = len(places)
-        numbers.append((places >= size - window).int() + (places >= size - window // 2).int())  # 0, 1, 2
+        positions = torch.arange(side + -side % window, device=device)
+        size = len(positions)
+        numbers.append((positions >= size - window).int() + (positions >= size - window // 2).int())  # 0, 1, 2
     region = 3 * numbers[0][:, None] + numbers[1]  # (H', W')
     region = to_windows(region[None, :, :, None], window)  # (nW, N, 1)
     return BLOCKED * (region != region.mT).float()
 
 
 def relative_position_index(window: int) -> Tensor:
-    """The row of the bias table for each pair of a window's tokens: (N, N)."""
-    places = torch.arange(window)
-    away = places[:, None] - places + window - 1  # (window, window), from 0
-    index = away[:, None, :, None] * (2 * window - 1) + away[None, :, None, :]  # (row, column, row, column)
+    """The row of the bias table for each pair of tokens in a window: (N, N)."""
+    positions = torch.arange(window)
+    offset = positions[:, None] - positions + window - 1  # (window, window), from 0
+    index = offset[:, None, :, None] * (2 * window - 1) + offset[None, :, None, :]  # (row, column, row, column)
     return index.flatten(2, 3).flatten(0, 1)

@@ -24,7 +24,7 @@ class TimmBackbone(nn.Module):
 
     body: Any
     channels: list[int]  # one number per stride
-    extract: Callable[..., Any]  # makes another body
+    extract: Callable[..., Any]  # builds another body
 
     def __init__(
         self, name: str, strides: Sequence[int], frozen_stages: int, drop_path: float, checkpointing: bool = False
@@ -36,18 +36,19 @@ class TimmBackbone(nn.Module):
         )
         body = self.extract()
         self.order = (0, 3, 1, 2) if str(getattr(body, "output_fmt", "")).endswith("NHWC") else (0, 1, 2, 3)
-        self.multiple = min(feature_strides(name)) if options else 1  # transformers refuse half a patch
+        self.multiple = min(feature_strides(name)) if options else 1  # transformers do not accept partial patches
         self.channels = body.feature_info.channels()
         self.body = freeze_batch_norm(body)
         freeze_stages(self.body, name, frozen_stages)
-        self.least, self.alignment = 1, max(strides)  # of sides of images, and what they must be multiples of
+        # the minimum side of images, and the number that sides must be multiples of
+        self.least, self.alignment = 1, max(strides)
         if not pads_by_size(body):
             self.least, self.alignment = self._find_sizes(name, max(strides))
         replace_depthwise_convs(self.body)
         self.loses_in_bf16 = is_mobile(self.body)
         if self.alignment > 1:
             respect_extents(self.body)
-        elif checkpointing:  # what `respect_extents` reads is gone when a block is called again
+        elif checkpointing:  # not with `respect_extents`, whose extents are not set when blocks are recomputed
             recompute_blocks(self.body)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -60,12 +61,12 @@ class TimmBackbone(nn.Module):
         return [x.permute(self.order) for x in self.body(images)]
 
     def _find_sizes(self, name: str, stride: int) -> tuple[int, int]:
-        """The least side that images may have, and what sides must be multiples of, by trying.
+        """Find the minimum side of images, and the number that sides must be multiples of, by trying.
 
-        Inception wants 75 pixels, HRNet multiples of its stride, and attention in blocks multiples of a few strides.
+        Inception needs 75 pixels, HRNet multiples of its stride, and attention in blocks multiples of a few strides.
 
         Raises:
-            ConfigError: no size that was tried does.
+            ConfigError: none of the sizes works.
         """
         training = self.training
         self.eval()
@@ -85,19 +86,19 @@ class TimmBackbone(nn.Module):
         try:
             self(next(self.body.parameters()).new_zeros(1, 3, height, width))
         except (RuntimeError, AssertionError, ValueError) as error:
-            return "meta tensors" in str(error)  # which have no numbers to try with
+            return "meta tensors" in str(error)  # these have no data to try with
         return True
 
 
 class OutputNorms(nn.Module):
-    """A timm model with a layer norm on each of its maps, as detectors have it."""
+    """A timm model with a layer norm on each of its maps, as in detectors."""
 
     alignment = 1
 
     def __init__(self, body: TimmBackbone, norm: Callable[[int], nn.Module], least: int):
         """
         Args:
-            least: side that a image must have for one token of the coarsest map, in pixels.
+            least: minimum side of images in pixels, for one token in the coarsest map.
         """
         super().__init__()
         self.least = least
@@ -121,17 +122,17 @@ class MapNorm(nn.LayerNorm):
 
 
 def is_mobile(body: nn.Module) -> bool:
-    """Whether a network has depthwise convolutions and batch norm, as MobileNet and its heirs.
+    """Whether a network has depthwise convolutions and batch norm, like MobileNet and its successors.
 
-    Folded and rounded to bfloat16 they lose: the bundled model 0.3 points of AP on 581 photographs. Training in
-    bfloat16, which folds nothing, is twice as quick for them.
+    They lose AP if batch norm is folded and weights are rounded to bfloat16: the bundled model loses 0.3 points on 581
+    photographs. Training in bfloat16, where nothing is folded, is not affected, and is twice as fast for them.
     """
     kinds = {type(module) for module in body.modules()}
     return DepthwiseConv in kinds and FrozenBatchNorm in kinds
 
 
 def recompute_blocks(body: nn.Module) -> None:
-    """Let timm call blocks again in the backward pass instead of keeping their inner tensors, where it can."""
+    """Enable timm's activation checkpointing, if the model supports it."""
     for module in (body, getattr(body, "model", None)):
         if turn_on := getattr(module, "set_grad_checkpointing", None):
             turn_on(True)
@@ -144,10 +145,10 @@ def feature_strides(name: str) -> list[int]:
 
 @cache
 def _features(name: str) -> tuple[list[int], list[int]]:
-    """The strides of the features that a timm model gives by itself, and their numbers among all that it has.
+    """The strides of the features that a timm model returns by default, and their indices among all features.
 
     Raises:
-        ConfigError: no such model, or no features.
+        ConfigError: there is no such model, or it has no features.
     """
     import timm
 
@@ -164,10 +165,10 @@ def _features(name: str) -> tuple[list[int], list[int]]:
 
 
 def feature_indices(name: str, strides: Sequence[int]) -> tuple[int, ...]:
-    """Which of a timm model's features have these strides.
+    """The indices of a timm model's features with given strides.
 
     Raises:
-        ConfigError: no such model, no features, or none of that stride.
+        ConfigError: there is no such model, or it has no features at these strides.
     """
     reductions, numbers = _features(name)
     if missing := [stride for stride in strides if stride not in reductions]:
@@ -179,10 +180,10 @@ def feature_indices(name: str, strides: Sequence[int]) -> tuple[int, ...]:
 
 
 def feature_extractor(name: str, drop_path: float = 0.0, **options: Any) -> Any:
-    """A timm model without trained weights, typed as Any because nn.Module declares no `feature_info`.
+    """A timm model without trained weights; typed as Any, because nn.Module does not declare `feature_info`.
 
     Raises:
-        ConfigError: it cannot skip blocks, though `drop_path` asks for it.
+        ConfigError: `drop_path` is set, but the model cannot skip blocks.
     """
     import timm
 
@@ -198,10 +199,10 @@ def feature_extractor(name: str, drop_path: float = 0.0, **options: Any) -> Any:
 
 @cache
 def any_size(name: str) -> dict[str, bool]:
-    """What timm is told so that images may have any size; nothing for most models.
+    """Options with which a timm model accepts images of any size; empty for most models.
 
     Raises:
-        ConfigError: the model takes images of one size only.
+        ConfigError: the model accepts only images of one size.
     """
     import timm
 
@@ -218,11 +219,14 @@ def any_size(name: str) -> dict[str, bool]:
 def freeze_stages(body: Any, name: str, frozen_stages: int) -> None:
     """Freeze the stem (0) and the first n stages of a timm model.
 
-    Families that count their stages from 0 are told by their names. In others, stage n is all that lies before the
-    map of stride 2 * 2^n, as in a ResNet of ours: timm's ResNets count from 1, RegNets and ReXNets have other names.
+    Stages are recognized by their names if these count from 0. Otherwise, the first n stages are all layers up to the
+    map of stride 2 * 2^n, as in our ResNets: timm's ResNets count from 1, and RegNets and ReXNets have other names.
+
+    Raises:
+        ConfigError: there is nothing to freeze.
     """
     frozen, keys = 0, [key for key, _ in body.named_parameters()]
-    by_stride = frozen_stages > 0 and _counts_otherwise(keys)
+    by_stride = frozen_stages > 0 and _is_not_numbered_from_0(keys)
     within = set(_up_to_stride(body, keys, 2 * 2**frozen_stages)) if by_stride else set()
     for key, parameter in body.named_parameters():
         stage = None if within else NUMBERED_STAGE.match(key)
@@ -233,14 +237,14 @@ def freeze_stages(body: Any, name: str, frozen_stages: int) -> None:
         raise ConfigError(f"timm's `{name}` has no stem to freeze; set model.frozen_stages = -1")
 
 
-def _counts_otherwise(keys: Sequence[str]) -> bool:
+def _is_not_numbered_from_0(keys: Sequence[str]) -> bool:
     """Whether a model's stages are not numbered from 0."""
     numbers = {int(match[1]) for match in map(NUMBERED_STAGE.match, keys) if match}
     return not numbers or min(numbers) > 0
 
 
 def _up_to_stride(body: Any, keys: Sequence[str], stride: int) -> list[str]:
-    """The parameters that lie before the map of a stride, by the order of registration; none without such a map."""
+    """The parameters up to the map of a stride, in the order of registration; empty if there is no such map."""
     modules = [entry["module"] for entry in body.feature_info.info if entry["reduction"] == stride]
     if not modules:
         return []

@@ -1,4 +1,4 @@
-"""Plain vision transformers, whose maps all have one stride, with the pyramid that detectors build on top.
+"""Plain vision transformers, whose maps all have the same stride, with a feature pyramid for detection.
 
 Source: Li et al. 2022, https://arxiv.org/abs/2203.16527
 """
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from .timm import MapNorm, any_size, feature_extractor, feature_strides, freeze_stages, recompute_blocks
 
-VITDETS = {"vitdet-b": "samvit_base_patch16", "vitdet-l": "samvit_large_patch16"}  # the same blocks, in timm for SAM
-FIRST_GRID = 14  # places in a row of ViTDet's position embedding, as of images of 224 pixels
+VITDETS = {"vitdet-b": "samvit_base_patch16", "vitdet-l": "samvit_large_patch16"}  # timm has the same blocks for SAM
+POSITION_GRID = 14  # side of ViTDet's grid of position embeddings, as for images of 224 pixels
 DIM = 256  # channels of the pyramid
 
 
@@ -29,7 +29,7 @@ class PlainViT(nn.Module):
     def __init__(self, extract: Callable[..., Any], strides: Sequence[int]):
         """
         Args:
-            extract: makes timm's extractor of features, all of one stride; the last is used.
+            extract: builds a timm feature extractor whose features have the same stride; the last one is used.
         """
         super().__init__()
         self.extract = extract
@@ -38,7 +38,7 @@ class PlainViT(nn.Module):
         dim = body.feature_info.channels()[-1]
         near = [stride for stride in strides if stride <= 2 * self.patch]
         self.pyramid = nn.ModuleList(pyramid_step(dim, self.patch / stride) for stride in near)
-        self.num_far = len(strides) - len(near)  # maps coarser than that are every second place of the one before
+        self.num_far = len(strides) - len(near)  # coarser maps take every second position of the previous map
         self.channels = [DIM] * len(strides)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -52,26 +52,27 @@ class PlainViT(nn.Module):
 
 
 class AddPosition(nn.Module):
-    """A learned embedding for each place of a small grid, stretched over the map: what ViTDet does."""
+    """A learned embedding for each position of a small grid, interpolated to the size of the map, as in ViTDet."""
 
     def __init__(self, dim: int):
         super().__init__()
-        self.pos_embed = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, FIRST_GRID, FIRST_GRID, dim), std=0.02))
+        grid = torch.empty(1, POSITION_GRID, POSITION_GRID, dim)
+        self.pos_embed = nn.Parameter(nn.init.trunc_normal_(grid, std=0.02))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         grid = self.pos_embed.permute(0, 3, 1, 2)  # (1, C, 14, 14)
-        stretched = F.interpolate(grid, size=x.shape[1:3], mode="bicubic", align_corners=False)
-        return x + stretched.permute(0, 2, 3, 1).to(x.dtype)
+        embedding = F.interpolate(grid, size=x.shape[1:3], mode="bicubic", align_corners=False)
+        return x + embedding.permute(0, 2, 3, 1).to(x.dtype)
 
 
 def build_vit(
     name: str, strides: Sequence[int], frozen_stages: int, drop_path: float, checkpointing: bool = False
 ) -> PlainViT:
-    """ViTDet by its name, or any timm model whose features all have one stride.
+    """Build a ViTDet by name, or any timm model whose features all have the same stride.
 
     Raises:
-        ConfigError: the strides cannot be made from its patches.
+        ConfigError: the pyramid cannot have these strides with the model's patch size.
     """
     if name in VITDETS:
         extract = partial(vitdet_extractor, VITDETS[name], drop_path)
@@ -96,8 +97,8 @@ def vitdet_extractor(name: str, drop_path: float) -> Any:
 def pyramid_step(dim: int, scale: float) -> nn.Sequential:
     """One map of the pyramid, (B, C_vit, H, W) -> (B, C, scale * H, scale * W): resize, then two convolutions."""
     resize: dict[float, list[nn.Module]] = {
-        4: [_twice(dim), MapNorm(dim // 2, eps=1e-6), nn.GELU(), _twice(dim // 2)],
-        2: [_twice(dim)],
+        4: [_upsample(dim), MapNorm(dim // 2, eps=1e-6), nn.GELU(), _upsample(dim // 2)],
+        2: [_upsample(dim)],
         1: [],
         0.5: [nn.MaxPool2d(2)],
     }
@@ -109,12 +110,12 @@ def pyramid_step(dim: int, scale: float) -> nn.Sequential:
     )
 
 
-def _twice(dim: int) -> nn.ConvTranspose2d:
+def _upsample(dim: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(dim, dim // 2, kernel_size=2, stride=2)
 
 
 def _check_strides(name: str, strides: Sequence[int], patch: int) -> None:
-    possible = [patch // share for share in (4, 2) if patch % share == 0] + [patch * 2**i for i in range(5)]
+    possible = [patch // factor for factor in (4, 2) if patch % factor == 0] + [patch * 2**i for i in range(5)]
     doubling = all(coarse == 2 * fine for fine, coarse in pairwise(strides))
     if not set(strides) <= set(possible) or not doubling or strides[0] > 2 * patch:
         raise ConfigError(

@@ -15,7 +15,7 @@ from ...losses import criterion
 from ...structures import Target
 from ...system.device import float32_throughout
 from ...system.memory import peak_memory_mb, release_memory
-from ..batches import count_boxes, share_of_batch
+from ..batches import count_boxes, rank_batch_size
 from ..context import RunContext
 from ..state import TrainState, restore_rng_state, rng_state
 from ..step import forward
@@ -33,23 +33,23 @@ def with_probed_size(context: RunContext, state: TrainState) -> RunContext:
     if context.config.train.micro_batch_size != "probe":
         return context
     before, settings = rng_state(), context.config.train
-    share = share_of_batch(settings.batch_size, context.group.size)
+    rank_batch = rank_batch_size(settings.batch_size, context.group.size)
     with deterministic(settings.deterministic, context.device), float32_throughout(settings.amp == "off"):
         # with the same algorithms as in training
-        size = min(context.group.gather(largest_micro_batch(context, state, share)))
+        size = min(context.group.gather(largest_micro_batch(context, state, rank_batch)))
     restore_rng_state(before)
     return context._replace(config=context.config.replace("train.micro_batch_size", size))
 
 
-def largest_micro_batch(context: RunContext, state: TrainState, share: int) -> int:
+def largest_micro_batch(context: RunContext, state: TrainState, rank_batch: int) -> int:
     """The largest number of images with which a forward and backward pass succeeds on this rank.
 
-    The number doubles from 1 up to the rank's share of the batch. Because the system kills a process that runs out of
+    The number doubles from 1 up to the rank's part of the batch. Because the system kills a process that runs out of
     host memory, a number is tried only if it should fit, extrapolating from the previous ones.
     """
     limit = memory_limit_mb(context.device) - _optimizer_mb(state)
     fitting, peaks = 0, [peak_memory_mb(context.device)]
-    for size in [*(2**i for i in range(share.bit_length()) if 2**i < share), share]:
+    for size in [*(2**i for i in range(rank_batch.bit_length()) if 2**i < rank_batch), rank_batch]:
         growth = (peaks[-1] - peaks[-2]) / (fitting - fitting // 2) if fitting > 1 else 0.0  # MB per image
         if peaks[-1] + growth * (size - fitting) > limit:
             break

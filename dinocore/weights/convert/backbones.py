@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from ...model.backbones.swin import SWINS, relative_position_index
-from ...model.backbones.vit import FIRST_GRID
+from ...model.backbones.vit import POSITION_GRID
 
 Table = dict[str, str]
 
@@ -64,7 +64,7 @@ def reordered(name: str, value: Tensor, source: str) -> Tensor:
     if source == "mmdet" and re.match(r"backbone\.layers\.\d+\.downsample\.", name):
         return merging_from_mmdet(value)
     if name == "backbone.body.model.pos_drop.pos_embed":  # ViTDet leaves the class token's place out, as we do
-        return value[:, -(FIRST_GRID**2) :].unflatten(1, (FIRST_GRID, FIRST_GRID))
+        return value[:, -(POSITION_GRID**2) :].unflatten(1, (POSITION_GRID, POSITION_GRID))
     if FOCAL_LINEAR.fullmatch(name) and value.dim() == 2:
         return value[:, :, None, None]
     return value
