@@ -1,4 +1,4 @@
-"""Repair COCO annotations and log every change. Nothing is guessed; what cannot be repaired is dropped."""
+"""Repair COCO annotations and log every change. Nothing is guessed; rows that cannot be repaired are dropped."""
 
 import math
 import os
