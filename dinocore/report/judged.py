@@ -97,18 +97,18 @@ def judged_marks(matches: Matches, image_id: int, min_score: float = MIN_SCORE) 
     Ignored detections, such as a box within a crowd of its class, are skipped.
     """
     names = table_names(matches.categories)
-    found, objects, right = matches.found, matches.objects, matches.right[0, 0]
+    detections, objects, right = matches.detections, matches.objects, matches.right[0, 0]
     image = int(np.searchsorted(matches.image_ids, image_id))
-    hits = np.flatnonzero(right & (found.image == image))
-    scores = dict(zip(matches.pairs.object[matches.pair[hits]].tolist(), found.score[hits].tolist(), strict=True))
+    hits = np.flatnonzero(right & (detections.image == image))
+    scores = dict(zip(matches.pairs.object[matches.pair[hits]].tolist(), detections.score[hits].tolist(), strict=True))
     for n in np.flatnonzero((objects.image == image) & ~objects.crowd).tolist():
         kind = "truth" if n in scores else "missed"
         yield Mark(_corners(objects.boxes[n]), names[objects.label[n]], kind, scores.get(n))
-    use = (found.image == image) & ~matches.ignored[0, 0] & (found.score >= min_score)
+    use = (detections.image == image) & ~matches.ignored[0, 0] & (detections.score >= min_score)
     rows = np.flatnonzero(use)
-    for n in rows[np.argsort(-found.score[rows], kind="stable")].tolist():
+    for n in rows[np.argsort(-detections.score[rows], kind="stable")].tolist():
         kind = "found" if right[n] else "wrong"
-        yield Mark(_corners(found.boxes[n]), names[found.label[n]], kind, float(found.score[n]))
+        yield Mark(_corners(detections.boxes[n]), names[detections.label[n]], kind, float(detections.score[n]))
 
 
 def _corners(box: np.ndarray) -> list[float]:
