@@ -161,8 +161,8 @@ def preset_title(name: str) -> str:
 def reported_ap(name: str) -> str | None:
     """The AP reported for a preset, from its comments, or None."""
     comments = (preset_dir() / f"{name}.toml").read_text(encoding="utf-8")
-    found = re.search(r"^# .*\breports (\d+\.\d) AP\b", comments, re.MULTILINE)
-    return found and found[1]
+    match = re.search(r"^# .*\breports (\d+\.\d) AP\b", comments, re.MULTILINE)
+    return match and match[1]
 
 
 def load_config(

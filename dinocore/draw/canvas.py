@@ -151,20 +151,20 @@ def _element(shape: Shape, number: int, sheet: Sheet) -> str:
     if isinstance(shape, Text):
         return _text(shape)
     inset = 0.5 if shape.outline else 0
-    place = (
+    geometry = (
         f'x="{shape.x + inset:g}" y="{shape.y + inset:g}" '
         f'width="{shape.width - 2 * inset:g}" height="{shape.height - 2 * inset:g}"'
     )
     stroke = f" s{_name(shape.outline)}" if shape.outline else ""
     fill = f'class="f{_name(shape.fill)}{stroke}"' if shape.fill else f'fill="none" class="{stroke.strip()}"'
-    return f'<rect {place} {fill} shape-rendering="crispEdges"/>'
+    return f'<rect {geometry} {fill} shape-rendering="crispEdges"/>'
 
 
 def _text(text: Text) -> str:
     anchor = {"l": "start", "m": "middle", "r": "end"}[text.anchor[0]]
     y = text.y + (0.35 * text.size if text.anchor[1] == "m" else 0)
-    place = f'x="{text.x:g}" y="{y:g}" font-size="{text.size}" text-anchor="{anchor}"'
-    return f'<text {place} class="f{_name(text.color)}">{escape(text.text)}</text>'
+    position = f'x="{text.x:g}" y="{y:g}" font-size="{text.size}" text-anchor="{anchor}"'
+    return f'<text {position} class="f{_name(text.color)}">{escape(text.text)}</text>'
 
 
 def _tip(tip: Tip, number: int, sheet: Sheet) -> str:

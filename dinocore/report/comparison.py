@@ -33,7 +33,7 @@ def comparison_page(
         config: how to read images; unreadable ones are skipped.
     """
     answer = comparison_json(comparison)
-    sides = {LETTERS[side]: found for side, found in answer["sides"].items()}
+    sides = {LETTERS[side]: numbers for side, numbers in answer["sides"].items()}
     sections = [
         Section("COCO", [Facts("Compared", facts), _drawing(answer), _numbers(answer)]),
         Section("Classes", [_classes(answer)]),
@@ -126,9 +126,9 @@ def _images(comparison: Comparison, answer: dict[str, Any], annotations: Annotat
         image_id, *of_a = one["a"].values()
         rows.append([name, image_id, *of_a, *list(one["b"].values())[1:], one["change"]])
         if image is not None:
-            for side, found in (("a", comparison.a), ("b", comparison.b)):
+            for side, analysis in (("a", comparison.a), ("b", comparison.b)):
                 title = f"{LETTERS[side]}: {name}"
-                images.append(judged_image(found.matches, image_id, image, title, error_counts(one[side])))
+                images.append(judged_image(analysis.matches, image_id, image, title, error_counts(one[side])))
     thresholds = [one["threshold"] for one in answer["sides"].values()]
     rule = f"Wrong detections plus missed objects at IoU 0.5, for A with scores of at least {thresholds[0]:.3g}, "
     rule += f"B of at least {thresholds[1]:.3g}: each at its best threshold."

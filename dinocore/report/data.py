@@ -56,7 +56,7 @@ def _split(name: str, numbers: dict[str, Any]) -> Section:
         "images without objects": numbers["empty_images"],
         "objects": numbers["objects"],
         "crowd regions": numbers["crowds"],
-    } | {f"{size} objects": f"{share:.0%}" for size, share in numbers["shares"].items()}
+    } | {f"{size} objects": f"{fraction:.0%}" for size, fraction in numbers["shares"].items()}
     spreads = [[title, *(numbers[key][c] for c in COLUMNS)] for title, key in SPREADS.items() if numbers[key]]
     classes = [
         [kind, row["id"], row["objects"], row["images"]]

@@ -163,10 +163,10 @@ def _load_by_name(body: nn.Module, state: Mapping[str, Tensor], source: str, fre
     expected = {key: value for key, value in body.state_dict().items() if not re.match(fresh, key)}
     missing = [key for key in expected if key not in state or state[key].shape != expected[key].shape]
     if missing:
-        found = tuple(state[missing[0]].shape) if missing[0] in state else "missing"
+        shape = tuple(state[missing[0]].shape) if missing[0] in state else "missing"
         raise CheckpointError(
             f"{source} does not fit the backbone: {len(missing)} of {len(expected)} tensors are missing or of another "
-            f"shape, such as {missing[0]} ({found} in the file, {tuple(expected[missing[0]].shape)} in the model)"
+            f"shape, such as {missing[0]} ({shape} in the file, {tuple(expected[missing[0]].shape)} in the model)"
         )
     body.load_state_dict({key: state[key] for key in expected}, strict=False)
 

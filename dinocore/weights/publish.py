@@ -297,10 +297,10 @@ def _numbers(weights: Weights, evaluation: Evaluation | None) -> str:
             lines.append(f"| {shown} | {one['objects']} | {_number(one['AP'])} | {_number(one['AP50'])} |")
     if weights.class_thresholds:
         names = table_names(weights.categories)
-        least = least_scores(weights.categories, weights.threshold, weights.class_thresholds)
+        thresholds = least_scores(weights.categories, weights.threshold, weights.class_thresholds)
         lines += ["", "F1 is best at each class's own score threshold, which `dino predict` uses:", ""]
         lines += ["| class | threshold |", "|---|---|"]
-        for name, score in zip(names, least, strict=True):
+        for name, score in zip(names, thresholds, strict=True):
             shown = name.replace("|", "\\|")
             lines.append(f"| {shown} | {score:.3f} |")
     elif weights.threshold is not None:

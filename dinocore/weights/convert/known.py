@@ -11,7 +11,7 @@ from ...errors import CheckpointError, ConfigError
 from ...presets import list_presets, load_config
 from .backbones import backbone_in, count_numbers, strides_in
 
-# (codebase, backbone, levels) -> variant -> preset; the variant cannot be told from tensor names and shapes
+# (codebase, backbone, levels) -> variant -> preset; tensor names and shapes do not determine the variant
 PUBLISHED: dict[tuple[str, str, int], dict[str, str]] = {
     ("official", "resnet50", 4): {"": "r50-4scale"},
     ("official", "resnet50", 5): {"": "r50-5scale"},
