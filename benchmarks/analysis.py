@@ -12,7 +12,7 @@ import time
 
 from evaluation import random_data
 
-from dinocore.evaluate.analysis import TIMES, analyse
+from dinocore.evaluate.analysis import NUM_SAMPLES, analyse
 from dinocore.evaluate.answer import to_json
 from dinocore.evaluate.coco import coco_metrics
 
@@ -41,8 +41,8 @@ def main() -> None:
         spent = [after - before for before, after in itertools.pairwise(times)]
         for name, seconds in zip(parts, [*spent, sum(spent)], strict=False):
             parts[name].append(seconds)
-    print(f"{options.images} images x {options.detections} detections, {options.classes} classes, {TIMES} samples, "
-          f"judged by {metrics.backend}")  # fmt: skip
+    print(f"{options.images} images x {options.detections} detections, {options.classes} classes, "
+          f"{NUM_SAMPLES} samples, evaluated by {metrics.backend}")  # fmt: skip
     for name, seconds in parts.items():
         print(f"{name:25}{statistics.median(seconds):8.2f} s{max(seconds):8.2f} s at most")
 

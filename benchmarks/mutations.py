@@ -280,8 +280,8 @@ MUTATIONS = [
     Mutation(
         "crowds take detections for good",
         "dinocore/evaluate/matches.py",
-        "(~taken[:, :, thing] | crowd[thing])",
-        "~taken[:, :, thing]",
+        "(~taken[:, :, target] | crowd[target])",
+        "~taken[:, :, target]",
         EVALUATE,
     ),
     Mutation(

@@ -36,31 +36,34 @@ class Case(NamedTuple):
     size: tuple[int, int]  # height and width of the images
     batch: int
     train: bool  # a training step instead of inference
-    ops: str  # auto, or reference: the peers' eager form, nothing tuned
+    ops: str  # auto, or reference: plain eager PyTorch without optimizations
     amp: str
     device: torch.device
-    objects: int  # in each image, for training
+    objects: int  # per image, for training
     repeats: int
-    weights: Path | None = None  # a file of ours; None: random ones
-    compiled: bool = False  # torch.compile around the model
+    weights: Path | None = None  # None: random weights
+    compiled: bool = False  # use torch.compile
 
 
 class Measurement(NamedTuple):
-    """What was measured."""
+    """The results of a benchmark."""
 
     parameters: int
     flops: int  # of one call; 2 per multiply-add
     latency_p50_s: float
     latency_p90_s: float
     images_per_s: float
-    peak_memory_mb: float  # beyond what the process held before the model was built
+    peak_memory_mb: float  # in addition to the process's memory before the model was built
     threads: int
     precision: str
     device: str
 
 
 def measure(case: Case, each: Callable[[int], None] = lambda done: None) -> Measurement:
-    """Build the model, warm up, and time `repeats` calls; `each` hears of every call.
+    """Build the model, warm up, and time `repeats` calls.
+
+    Args:
+        each: called after every timed call, with the number of calls so far.
 
     Raises:
         EnvironmentFault: the device is missing, or torch.compile fails.
@@ -68,7 +71,7 @@ def measure(case: Case, each: Callable[[int], None] = lambda done: None) -> Meas
     before = peak_memory_mb(case.device)
     call, model = prepare(case)
     with use_backend(case.ops), float32_throughout(case.amp == "off"):
-        call()  # first without the counter: a compiled form that can't run says so here
+        call()  # first without the counter, so that errors of torch.compile are raised here
         with FlopCounterMode(display=False, custom_mapping=CORRECTED) as counter:
             call()
         seconds = []
@@ -92,7 +95,7 @@ def measure(case: Case, each: Callable[[int], None] = lambda done: None) -> Meas
 
 
 def prepare(case: Case) -> tuple[Callable[[], Any], DINO]:
-    """The call that is measured, and the model behind it."""
+    """The call to measure, and its model."""
     torch.manual_seed(0)
     if case.ops == "auto":
         keep_memory()
@@ -106,9 +109,9 @@ def prepare(case: Case) -> tuple[Callable[[], Any], DINO]:
     if case.train:
         return _training_call(compiled(model.train()), batch, case, dtype), model
     if case.ops == "auto":
-        quick = for_inference(model, dtype, case.device, int8=case.amp == INT8, to_compile=case.compiled)
-        images = batch.images.to(next(quick.backbone.parameters()).dtype)
-        run = _compiled_or_fail(quick) if case.compiled else quick
+        optimized = for_inference(model, dtype, case.device, int8=case.amp == INT8, to_compile=case.compiled)
+        images = batch.images.to(next(optimized.backbone.parameters()).dtype)
+        run = _compiled_or_fail(optimized) if case.compiled else optimized
         return torch.inference_mode()(lambda: run(images, batch.padding)), model
     plain = compiled(model.eval())
     return torch.inference_mode()(lambda: _cast(plain, batch, dtype)), model
@@ -119,7 +122,7 @@ def _compiled_or_fail(model: DINO) -> Callable[[Tensor, Tensor], Any]:
 
     def run(images: Tensor, padding: Tensor) -> Any:
         output = compiled(images, padding)
-        if not compiled.compiled:  # it has warned, and went on without
+        if not compiled.compiled:  # it fell back to eager, with a warning
             raise EnvironmentFault(
                 "torch.compile does not work here, so there is nothing to time", fix="drop --compile"
             )
@@ -129,7 +132,7 @@ def _compiled_or_fail(model: DINO) -> Callable[[Tensor, Tensor], Any]:
 
 
 def random_batch(case: Case) -> Batch:
-    """Images of noise with random objects, already normalised."""
+    """A batch of random images and objects, already normalised."""
     images = torch.randn(case.batch, 3, *case.size).to(memory_format=torch.channels_last).to(case.device)
     padding = torch.zeros(case.batch, *case.size, dtype=torch.bool, device=case.device)
     corners = torch.rand(case.batch, case.objects, 2, 2).sort(dim=2).values.flatten(2)  # (B, T, 4) xyxy
@@ -145,16 +148,16 @@ def profile(case: Case, trace: Path, rows: int = 15) -> list[tuple[str, float, i
     """Run one call under torch's profiler and write its trace for chrome://tracing.
 
     Returns:
-        the operations that took most time by themselves: name, seconds, calls.
+        the operations with the most self time: name, seconds, calls.
     """
     call, _ = prepare(case)
     with use_backend(case.ops), float32_throughout(case.amp == "off"):
         call()
-        with torch.profiler.profile() as recorded:
+        with torch.profiler.profile() as profiler:
             call()
             _wait(case.device)
-    write_atomically(trace, lambda temporary: recorded.export_chrome_trace(str(temporary)))
-    table = recorded.key_averages()
+    write_atomically(trace, lambda temporary: profiler.export_chrome_trace(str(temporary)))
+    table = profiler.key_averages()
     seconds = [
         (entry.key, max(entry.self_cpu_time_total, entry.self_device_time_total) / 1e6, entry.count) for entry in table
     ]
@@ -163,13 +166,13 @@ def profile(case: Case, trace: Path, rows: int = 15) -> list[tuple[str, float, i
 
 @register_flop_formula(torch.ops.dino.ms_deform_attn)
 def _sampling_flops(value_shape, shapes, locations_shape, weights_shape, *args, out_shape=None, **kwargs) -> int:
-    """Four corners and a weight, each a multiply-add, for every number that a sample has."""
+    """Five multiply-adds, for four corners and a weight, per channel of each sample."""
     return 2 * 5 * math.prod(weights_shape) * value_shape[-1]
 
 
 @register_flop_formula(torch.ops.dino.ms_deform_attn_backward)
 def _sampling_backward_flops(grad_shape, value_shape, shapes, locations_shape, weights_shape, *args, **kwargs) -> int:
-    """Twice the forward, as for a product."""
+    """Twice the forward, as for a matrix product."""
     return 2 * _sampling_flops(value_shape, shapes, locations_shape, weights_shape)
 
 
@@ -180,12 +183,12 @@ def _sampling_around_flops(value_shape, padding_shape, sizes, reference_shape, o
 
 @register_flop_formula(torch.ops.dino.depthwise_weight_grad)
 def _depthwise_gradient_flops(padded_shape, grad_shape, side, *args, **kwargs) -> int:
-    """A multiply-add for every number of the gradient and weight of its channel."""
+    """A multiply-add for every element of the gradient and every weight of its channel."""
     return 2 * math.prod(grad_shape) * side * side
 
 
 def _linear_flops(x_shape, *args, out_shape=(), **kwargs) -> int:
-    """A multiply-add for every number of the input and channel of the output."""
+    """A multiply-add for every element of the input and channel of the output."""
     return 2 * math.prod(x_shape) * out_shape[-1]
 
 
@@ -193,26 +196,26 @@ register_flop_formula(torch.ops.dino.int8_linear)(_linear_flops)
 
 
 @register_flop_formula(torch.ops.dino.int8_feed_forward)
-def _byte_feed_forward_flops(x_shape, first_shapes, *args, **kwargs) -> int:
-    """Two layers, to the width of the first one's scales and back."""
+def _int8_feed_forward_flops(x_shape, first_shapes, *args, **kwargs) -> int:
+    """Two linear layers; the inner width is that of the first one's scales."""
     return 2 * 2 * math.prod(x_shape) * first_shapes[2][0]
 
 
 @register_flop_formula(torch.ops.dino.int8_convolution)
-def _byte_convolution_flops(x_shape, shapes, kernel, *args, out_shape=(), **kwargs) -> int:
+def _int8_convolution_flops(x_shape, shapes, kernel, *args, out_shape=(), **kwargs) -> int:
     return 2 * math.prod(out_shape) * x_shape[1] * math.prod(kernel)
 
 
 def _fused_convolution_flops(x_shape, second, third, *args, out_shape=(), **kwargs) -> int:
-    """A multiply-add for every number of the output and weight of its channel; with a sum the weights come third."""
+    """A multiply-add for every element of the output and weight of its channel; weights are third if a sum is fused."""
     weight_shape = third if third is not None and len(third) == 4 else second
     return 2 * math.prod(out_shape) * math.prod(weight_shape[1:])
 
 
 def _convolution_backward_flops(grad_shape, x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
-    """As much as the forward for each wanted gradient; torch's own formula forgets the groups of a convolution."""
-    wanted = args[-1][:2]  # of x and of the weight
-    return sum(wanted) * 2 * math.prod(grad_shape) * math.prod(weight_shape[1:])
+    """As much as the forward for each requested gradient; torch's own formula ignores groups."""
+    requested = args[-1][:2]  # gradients of x and of the weight
+    return sum(requested) * 2 * math.prod(grad_shape) * math.prod(weight_shape[1:])
 
 
 def _attention_flops(q_shape, k_shape, v_shape, *args, **kwargs) -> int:
@@ -223,7 +226,8 @@ def _attention_backward_flops(grad_shape, q_shape, k_shape, v_shape, *args, **kw
     return sdpa_backward_flop_count(grad_shape, q_shape, k_shape, v_shape)
 
 
-CORRECTED: dict[Any, Callable[..., int]] = {  # and what torch does not count on CPUs
+# formulas that torch gets wrong, or lacks on CPUs
+CORRECTED: dict[Any, Callable[..., int]] = {
     torch.ops.aten.convolution_backward: _convolution_backward_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
@@ -253,7 +257,7 @@ def _cast(model: DINO, batch: Batch, dtype: torch.dtype | None, targets: list[Ta
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> float:
-    """Seconds that a call takes, until the device has finished."""
+    """The time of a call in seconds, until the device has finished."""
     _wait(device)
     start = time.perf_counter()
     call()

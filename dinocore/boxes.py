@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-SMALLEST_AREA = 1e-9  # of an image: a square of 0.03 pixels in one of 800 x 1333
+SMALLEST_AREA = 1e-9  # as a fraction of the image: a square of 0.03 pixels in an image of 800 x 1333
 
 
 def to_xyxy(boxes: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
 
 
 def area(boxes_xyxy: Tensor) -> Tensor:
-    """(..., 4) -> (...)."""
+    """The area of boxes, (..., 4) -> (...)."""
     return (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).prod(dim=-1)
 
 
@@ -32,8 +32,8 @@ def iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 def generalized_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     """GIoU of boxes that broadcast against each other, (..., 4) x (..., 4) -> (...), in [-1, 1].
 
-    Areas are clamped at `SMALLEST_AREA`, so that two boxes without size score 0 and not NaN. Official DINO adds
-    1e-6 to them instead, which gives two equal boxes of 8 x 8 pixels 0.984; ours gives them 1.
+    Areas are clamped at `SMALLEST_AREA`, so that two empty boxes have a GIoU of 0, not NaN. Official DINO adds
+    1e-6 instead, so that two equal boxes of 8 x 8 pixels have a GIoU of 0.984 instead of 1.
 
     Source: Rezatofighi et al. 2019, https://arxiv.org/abs/1902.09630
     """

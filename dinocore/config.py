@@ -37,7 +37,7 @@ Epochs = Annotated[tuple[Count, ...], Field(strict=False)]
 
 
 def _tracker_names(value: Any) -> Any:
-    """`wandb,mlflow` as a list, and `off` or `none` as an empty one; what is a list already stays."""
+    """Split `wandb,mlflow` into a list; `off` and `none` become an empty one. Lists are unchanged."""
     if not isinstance(value, str):
         return value
     return [name.strip() for name in value.split(",") if value not in ("off", "none")]
@@ -58,14 +58,14 @@ RENAMED = {  # old name -> new name, since 0.2.0
 
 
 class FixedOnResume:
-    """Marks a setting that makes a run that run: a resumed run cannot change it."""
+    """Marks a setting that a resumed run cannot change."""
 
 
 FIXED_ON_RESUME = FixedOnResume()
 
 
 class SettingsGroup(BaseModel):
-    """A group of settings: frozen, and nothing that is not declared."""
+    """A group of settings; frozen, and undeclared settings are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -81,12 +81,12 @@ class DenoisingConfig(SettingsGroup):
 
     @property
     def copies(self) -> int:
-        """Of each target in a group: a positive and a negative, or a positive only."""
+        """The number of queries per target in a group: a positive and a negative, or only a positive."""
         return 2 if self.kind == "contrastive" else 1
 
     @property
     def max_targets(self) -> int:
-        """How many targets of an image fit into the bound that is set; 0 without denoising."""
+        """The maximum number of an image's targets with denoising queries; 0 without denoising."""
         if self.kind == "none" or self.num_groups == 0:
             return 0
         if self.num_groups == "auto":
@@ -159,7 +159,7 @@ class ModelConfig(SettingsGroup):
 
 
 class LossConfig(SettingsGroup):
-    """Weights of the loss, costs of the matching, and what the first stage is asked for."""
+    """Loss weights, matching costs, and the targets of the first stage."""
 
     label: Weight = 1.0  # weight of the focal loss of labels; [cls_loss_coef]
     denoising_label: Literal["same"] | Weight = "same"  # the same for denoising queries; detrex's best recipe uses half
@@ -215,7 +215,7 @@ class TrainConfig(SettingsGroup):
     @model_validator(mode="before")
     @classmethod
     def _read_older_files(cls, settings: dict) -> dict:
-        """Weights and runs from before 0.2.0 have names that are gone; `load_config` warns of those that are typed."""
+        """Accept old names in weights and runs from before 0.2.0; `load_config` warns about names given by the user."""
         if not isinstance(settings, dict):
             return settings
         new = {f"train.{key}": value for key, value in settings.items()}
@@ -263,16 +263,18 @@ class DataConfig(SettingsGroup):
         return self._canvas
 
     def on_canvas(self, canvas: Sequence[int]) -> "DataConfig":
-        """The same for a file with a canvas (height, width): what would not fit into it is shrunk further."""
-        placed = self.model_copy()
-        placed._canvas = (canvas[0], canvas[1])
-        return placed
+        """A copy for an exported file with a canvas (height, width): larger images are shrunk to fit."""
+        config = self.model_copy()
+        config._canvas = (canvas[0], canvas[1])
+        return config
 
     @model_validator(mode="after")
     def _fits_together(self) -> "DataConfig":
-        least, most = self.crop_size
-        if least > most:
-            raise ConfigError(f"data.crop_size = {[least, most]} has the smallest side after the largest; swap them")
+        smallest, largest = self.crop_size
+        if smallest > largest:
+            raise ConfigError(
+                f"data.crop_size = {[smallest, largest]} has the smallest side after the largest; swap them"
+            )
         if self.lsj_scales[0] > self.lsj_scales[1]:
             raise ConfigError(
                 f"data.lsj_scales = {list(self.lsj_scales)} has the smallest after the largest; swap them"
@@ -296,16 +298,16 @@ class Config(SettingsGroup):
     @model_validator(mode="before")
     @classmethod
     def _one_first_stage(cls, settings: dict) -> dict:
-        """The loss must ask the first stage for what the model gives; only the model says it."""
+        """Derive loss.proposal_labels from model.first_stage, so that they always agree."""
         model, loss = settings.get("model", {}), settings.get("loss", {})
-        wanted = model.get("first_stage", "classes") if isinstance(model, dict) else None
-        if wanted in ("classes", "foreground") and isinstance(loss, dict):
-            if loss.get("proposal_labels", wanted) != wanted:
+        first_stage = model.get("first_stage", "classes") if isinstance(model, dict) else None
+        if first_stage in ("classes", "foreground") and isinstance(loss, dict):
+            if loss.get("proposal_labels", first_stage) != first_stage:
                 raise ConfigError(
-                    f"loss.proposal_labels = {loss['proposal_labels']!r} contradicts model.first_stage = {wanted!r}; "
-                    "set only model.first_stage"
+                    f"loss.proposal_labels = {loss['proposal_labels']!r} contradicts "
+                    f"model.first_stage = {first_stage!r}; set only model.first_stage"
                 )
-            settings = settings | {"loss": loss | {"proposal_labels": wanted}}
+            settings = settings | {"loss": loss | {"proposal_labels": first_stage}}
         return settings
 
     def replace(self, key: str, value: Any) -> "Config":
@@ -331,10 +333,10 @@ class Config(SettingsGroup):
 
 
 def check_section(given: object, section: type[SettingsGroup]) -> None:
-    """Refuse what is not the section of a config that a function takes, such as the whole config.
+    """Check that an argument is a certain section of a config, not, for example, the whole config.
 
     Raises:
-        ConfigError: naming the section.
+        ConfigError: it is not; the message names the section.
     """
     if not isinstance(given, section):
         name = next(name for name, field in Config.model_fields.items() if field.annotation is section)
@@ -343,7 +345,7 @@ def check_section(given: object, section: type[SettingsGroup]) -> None:
 
 
 def fixed_settings(config: Config) -> dict[str, Any]:
-    """What a resumed run cannot change, by the paths of `fixed_on_resume`, as JSON can hold it."""
+    """The values of all settings that a resumed run cannot change, by the paths of `fixed_on_resume`, for JSON."""
     settings = config.model_dump(mode="json")
     return {path: reduce(getitem, path.split("."), settings) for path in fixed_on_resume()}
 

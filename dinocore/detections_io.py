@@ -22,17 +22,18 @@ from .system.files import check_folder_name, is_stream, resuffixed, write_text
 from .words import did_you_mean, typed
 
 FORMATS = ("json", "jsonl", "coco", "csv", "yolo", "labelme", "fiftyone", "labelstudio")
+# suffixes of formats with a single file
 SUFFIXES = {
     "json": ".json", "jsonl": ".jsonl", "coco": ".json", "csv": ".csv", "fiftyone": ".json", "labelstudio": ".json"
-}  # fmt: skip  # of the formats that are one file
-FOLDERS = {"yolo": ".txt", "labelme": ".json"}  # these write a file per image, with this suffix
-CLASSES = "classes.txt"  # of yolo: a name a line
+}  # fmt: skip
+FOLDERS = {"yolo": ".txt", "labelme": ".json"}  # formats with one file per image, and its suffix
+CLASSES = "classes.txt"  # of yolo, with one name per line
 
-OTHER = "give another --out, or drop --resume"
+USE_OTHER_OUT = "give another --out, or drop --resume"
 
 
 class Detection(TypedDict):
-    """One object."""
+    """A detected object."""
 
     label: str
     category_id: int
@@ -41,7 +42,7 @@ class Detection(TypedDict):
 
 
 class ImageResultJson(TypedDict):
-    """What was detected in one image file, as JSON has it."""
+    """The detections in one image file, as in JSON."""
 
     file: str
     width: int
@@ -50,7 +51,7 @@ class ImageResultJson(TypedDict):
 
 
 class ImageResult(NamedTuple):
-    """What was detected in one image file."""
+    """The detections in one image file."""
 
     file: str
     width: int
@@ -61,11 +62,11 @@ class ImageResult(NamedTuple):
 def as_found(
     file: str, size: tuple[int, int], detections: Detections, categories: Sequence[Category], least: Sequence[float]
 ) -> ImageResult:
-    """Detections with names and original category ids.
+    """Detections in one image file, with class names and original category ids.
 
     Args:
         size: height and width.
-        least: the score of each class from which a detection is kept.
+        least: the lowest score that is kept, for each class.
     """
     rows = zip(detections.labels.tolist(), detections.scores.tolist(), detections.boxes_xyxy.tolist(), strict=True)
     kept: list[Detection] = [
@@ -91,10 +92,10 @@ def write_found(
     """Write detections as `kind` to the file or, for yolo and labelme, into the folder `out`.
 
     Args:
-        stems: the name, without suffix, of each image's file in a folder; see `output_stems`.
+        stems: by image, the stem of its output file in a folder; see `output_stems`.
 
     Returns:
-        what was written: `out`, and files that belong to it.
+        the written paths: `out`, and files that belong to it.
     """
     if kind in FOLDERS:
         stems = stems or output_stems([item.file for item in found])
@@ -117,7 +118,7 @@ def write_found(
 
 
 def format_of(kind: str, out: Path | None) -> str:
-    """The format that `auto` stands for: what the suffix of --out says, else json.
+    """Check a format, and resolve `auto` by the suffix of --out; default: json.
 
     Raises:
         ConfigError: there is no such format.
@@ -132,10 +133,10 @@ def format_of(kind: str, out: Path | None) -> str:
 
 
 def check_out(out: Path, kind: str) -> None:
-    """Refuse an --out that cannot be written, or whose suffix names another format, before any work is done.
+    """Check before any work that --out fits the format.
 
     Raises:
-        ConfigError: `out` is a folder where a file is needed, or the other way round, or has another suffix, or is `-`.
+        ConfigError: `out` is a folder instead of a file or vice versa, has another suffix, or is `-`.
     """
     if str(out) == "-":
         raise ConfigError("--out - would be a file called `-`; to print to stdout, drop --out and add --json")
@@ -160,26 +161,28 @@ def check_out(out: Path, kind: str) -> None:
 
 
 def read_found(path: Path) -> list[ImageResult]:
-    """What `write_found` wrote as json or jsonl; of lines, those that are whole.
+    """Read a file that `write_found` wrote as json or jsonl; an incomplete last line is ignored.
 
     Raises:
-        DataError: it is something else.
+        DataError: the file is not readable or has other content.
     """
     try:
         content = path.read_bytes()
         lines = path.suffix.lower() == ".jsonl"
         if lines:
-            content = content[: content.rfind(b"\n") + 1]  # a kill may leave a piece of a line
+            content = content[: content.rfind(b"\n") + 1]  # a killed process may leave an incomplete line
         return [ImageResult(**row) for row in _rows(content, lines)]
     except OSError as error:
-        raise DataError(f"it cannot be read: {error.strerror}", code="DATA-RESULTS", where=path, fix=OTHER) from None
+        raise DataError(
+            f"it cannot be read: {error.strerror}", code="DATA-RESULTS", where=path, fix=USE_OTHER_OUT
+        ) from None
     except ValueError as error:
         what = f"it was not written by `dino predict --out`:  {error}"
-        raise DataError(what, code="DATA-RESULTS", where=path, fix=OTHER) from None
+        raise DataError(what, code="DATA-RESULTS", where=path, fix=USE_OTHER_OUT) from None
 
 
 def _rows(content: bytes, lines: bool) -> Sequence[ImageResultJson]:
-    if b"\\udc" in content:  # a file's name that is no UTF-8, which msgspec does not read
+    if b"\\udc" in content:  # a file name that is not UTF-8, which msgspec cannot read
         rows = map(json.loads, content.splitlines()) if lines else json.loads(content)
         return msgspec.convert(list(rows), list[ImageResultJson])
     if lines:
@@ -192,12 +195,12 @@ def _json(found: Sequence[ImageResult]) -> str:
 
 
 def json_lines(found: Sequence[ImageResult]) -> str:
-    """One JSON object a line for each image."""
+    """JSON Lines, with one object per image."""
     return "".join(json.dumps(item._asdict(), ensure_ascii=False, allow_nan=False) + "\n" for item in found)
 
 
 def _coco(found: Sequence[ImageResult], categories: Sequence[Category]) -> str:
-    """A complete COCO file: images are numbered from 1, detections are annotations with a score."""
+    """A complete COCO file; images are numbered from 1, and detections are annotations with a score."""
     images = [{"id": i, "file_name": f.file, "width": f.width, "height": f.height} for i, f in enumerate(found, 1)]
     annotations = []
     for image, item in enumerate(found, start=1):
@@ -223,19 +226,21 @@ def _csv(found: Sequence[ImageResult]) -> str:
 
 
 def _yolo(item: ImageResult, categories: Sequence[Category]) -> str:
-    """Lines of `class cx cy w h score`, shares of the image; classes are numbered as in classes.txt."""
+    """Lines of `class cx cy w h score`, with boxes as fractions of the image and classes as in classes.txt."""
     numbers = {category.id: k for k, category in enumerate(categories)}
     lines = []
     for d in item.detections:
         x0, y0, x1, y1 = d["box_xyxy"]
-        shares = ((x0 + x1) / 2 / item.width, (y0 + y1) / 2 / item.height)
-        shares += ((x1 - x0) / item.width, (y1 - y0) / item.height)
-        lines.append(f"{numbers[d['category_id']]} {' '.join(f'{s:.6f}' for s in shares)} {d['score']:.6f}\n")
+        fractions = ((x0 + x1) / 2 / item.width, (y0 + y1) / 2 / item.height)
+        fractions += ((x1 - x0) / item.width, (y1 - y0) / item.height)
+        lines.append(
+            f"{numbers[d['category_id']]} {' '.join(f'{value:.6f}' for value in fractions)} {d['score']:.6f}\n"
+        )
     return "".join(lines)
 
 
 def _labelme(item: ImageResult, folder: Path) -> str:
-    """labelme opens `imagePath` from the folder of its JSON file."""
+    """A labelme file; its `imagePath` is relative to the folder of the file."""
     shapes = [
         {"label": d["label"], "shape_type": "rectangle", "points": [d["box_xyxy"][:2], d["box_xyxy"][2:]],
          "group_id": None, "flags": {}, "description": f"score {d['score']:.4f}"}
@@ -267,7 +272,7 @@ def _fiftyone(found: Sequence[ImageResult], categories: Sequence[Category]) -> s
 
 
 def _label_studio(found: Sequence[ImageResult]) -> str:
-    """Tasks with predictions: boxes are x y width height in per cent of the image.
+    """Tasks with predictions: boxes are x y width height in percent of the image.
 
     Source: https://labelstud.io/guide/predictions
     """
@@ -290,7 +295,7 @@ def _task(item: ImageResult) -> dict[str, Any]:
 
 
 def _label_config(categories: Sequence[Category]) -> str:
-    """The labelling interface that the tasks belong to."""
+    """The labelling interface for the tasks."""
     labels = "".join(f"    <Label value={quoteattr(name)}/>\n" for name in _names(categories))
     return (
         '<View>\n  <Image name="image" value="$image"/>\n  <RectangleLabels name="label" toName="image">\n'
@@ -299,7 +304,7 @@ def _label_config(categories: Sequence[Category]) -> str:
 
 
 def _names(categories: Sequence[Category]) -> list[str]:
-    """Each class's name once."""
+    """The class names, without duplicates."""
     return list(dict.fromkeys(category.name for category in categories))
 
 
@@ -317,28 +322,28 @@ def _absolute(file: str) -> str:
 def _path_from(folder: Path, file: str) -> str:
     try:
         return Path(os.path.relpath(file, folder)).as_posix()
-    except ValueError:  # another drive of Windows
+    except ValueError:  # on another drive of Windows
         return str(Path(file).absolute())
 
 
 def output_stems(files: Sequence[str], kind: str = "") -> dict[str, str]:
-    """By file, a name for what is written about it, without suffix: its own stem, or one with a number that is free.
+    """A unique stem for the output file of each image: its own stem, with a number if that is taken.
 
     Args:
-        files: names of images, each once; `-` is standard input.
-        kind: `yolo` writes a file `classes.txt` of its own.
+        files: distinct names of images; `-` is standard input.
+        kind: the format; `yolo` also writes `classes.txt`, whose stem is not used.
     """
     stems = [Path(file).stem if file != "-" else "stdin" for file in files]
     taken = {"classes"} if kind == "yolo" else set()
     names: dict[str, str] = {}
-    again = []
+    duplicates = []
     for file, stem in zip(files, stems, strict=True):
-        if stem.casefold() in taken:  # some file systems don't tell A from a
-            again.append((file, stem))
+        if stem.casefold() in taken:  # some file systems ignore case
+            duplicates.append((file, stem))
         else:
             names[file] = stem
             taken.add(stem.casefold())
-    for file, stem in again:
+    for file, stem in duplicates:
         number = next(n for n in count(2) if f"{stem}-{n}".casefold() not in taken)
         names[file] = f"{stem}-{number}"
         taken.add(names[file].casefold())

@@ -12,7 +12,7 @@ ERROR, WARNING, NOTE = "error", "warning", "note"
 class Code(NamedTuple):
     """What a code stands for."""
 
-    level: str  # of a finding; what ends a command is always an error
+    level: str  # of a finding; codes that end a command are always errors
     meaning: str
     example: str
     fix: str = ""

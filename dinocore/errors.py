@@ -1,4 +1,4 @@
-"""Errors that a user can fix, each with its exit code. Any other exception is a bug."""
+"""Errors that the user can fix, each with its exit code. Any other exception is a bug."""
 
 from pathlib import Path
 from typing import Any
@@ -7,10 +7,10 @@ from .error_codes import CODES
 
 
 class DinoError(Exception):
-    """What is wrong, where, and what to type next, in words the user knows; `docs/errors.md` lists the codes.
+    """What is wrong, where, and what to type next, in the user's terms; `docs/errors.md` lists the codes.
 
-    A message reads `what is wrong; what to type next`: where no `fix` is given, it is the code's, or what follows the
-    last semicolon.
+    A message reads `what is wrong; what to type next`. Without a `fix`, it is the code's, or what follows the last
+    semicolon of the message.
     """
 
     exit_code = 2
@@ -25,11 +25,11 @@ class DinoError(Exception):
         self.code = code or type(self).code
 
     def __str__(self) -> str:
-        place = f"{self.where}: " if self.where and self.where not in self.what else ""
-        return f"{place}{self.what}" + (f"; {self.fix}" if self.fix else "")
+        location = f"{self.where}: " if self.where and self.where not in self.what else ""
+        return f"{location}{self.what}" + (f"; {self.fix}" if self.fix else "")
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as an object, as `--json` prints it."""
+        """The error as a dictionary, as printed with `--json`."""
         parts = {"code": self.code, "what": self.what, "where": self.where or None, "fix": self.fix or None}
         return parts | {"exit_code": self.exit_code}
 
@@ -48,7 +48,7 @@ class DataError(DinoError):
 
 
 class CheckpointError(DinoError):
-    """A file of weights cannot be used."""
+    """A weights file cannot be used."""
 
     exit_code = 4
     code = "CHECKPOINT"
@@ -62,7 +62,7 @@ class EnvironmentFault(DinoError):
 
 
 class OutOfMemory(EnvironmentFault):
-    """A step does not fit into memory. On all processes the state is that before the step, which can be repeated."""
+    """A step ran out of memory. The state of all ranks is that before the step, which can be repeated."""
 
 
 class DivergedError(DinoError):
@@ -73,7 +73,7 @@ class DivergedError(DinoError):
 
 
 class Interrupted(DinoError):
-    """A signal asked for an end, and the state is saved."""
+    """A signal requested a stop, and the state is saved."""
 
     code = "INTERRUPTED"
 
@@ -83,7 +83,7 @@ class Interrupted(DinoError):
 
 
 class PeerFailed(DinoError):
-    """Another rank of the same run has said why it ends; this one only ends with it."""
+    """Another rank of the run failed and has reported why; this one exits without a message."""
 
     def __init__(self, exit_code: int):
         super().__init__("")

@@ -21,8 +21,9 @@ def criterion(
 
     Args:
         num_boxes: objects in the whole optimizer step, averaged over ranks; at least 1 is used.
-        num_denoised: those of them that take part in denoising, which has limited room per image; None: those of this
-            batch, for a step of one batch. Official DINO divides by all objects, which is the same if all take part.
+        num_denoised: how many of them have denoising queries, whose number per image is limited; None: count those of
+            this batch, for steps of a single batch. Official DINO divides by all objects, which is the same if all
+            of them have denoising queries.
 
     Raises:
         ConfigError: `loss` is not a `loss` section.
@@ -80,7 +81,9 @@ def detection_loss(
     """Focal loss on all queries; L1 and GIoU loss on the matched ones."""
     labels = torch.cat([t.labels for t in targets])  # (sum T,)
     boxes = torch.cat([t.boxes for t in targets])  # (sum T, 4)
-    target_logits = predictions.logits[match.image, match.query, labels[match.target]]  # the logits that should be high
+    target_logits = predictions.logits[
+        match.image, match.query, labels[match.target]
+    ]  # of the true class of each match
     pred_boxes, target_boxes = predictions.boxes[match.image, match.query], boxes[match.target]
     alpha, gamma = loss.focal_alpha, loss.focal_gamma
     focal = negative_focal(predictions.logits, alpha, gamma).sum()

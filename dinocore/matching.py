@@ -45,7 +45,7 @@ def hungarian(stages: Sequence[Predictions], targets: list[Target], loss: LossCo
         logits = torch.stack([stage.logits[i] for stage in stages])
         boxes = torch.stack([stage.boxes[i] for stage in stages])
         costs.append(matching_cost(logits, boxes, target, loss).total)
-    flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()  # the one transfer
+    flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()  # the only transfer
     if not np.isfinite(flat).all():
         raise DivergedError("the model's predictions are not finite, so they cannot be matched with the objects")
     ends = np.cumsum([cost.numel() for cost in costs])[:-1]
@@ -61,7 +61,7 @@ def hungarian(stages: Sequence[Predictions], targets: list[Target], loss: LossCo
 
 
 class Cost(NamedTuple):
-    """The cost of matching query n to target t, in weighted parts, each (..., N, T)."""
+    """The cost of matching query n to target t, as weighted parts, each (..., N, T)."""
 
     label: Tensor
     box: Tensor  # L1 distance
@@ -75,9 +75,9 @@ class Cost(NamedTuple):
 
 def matching_cost(logits: Tensor, boxes: Tensor, target: Target, loss: LossConfig) -> Cost:
     """The cost of every (query, target) pair, (..., N, K), (..., N, 4) -> parts of (..., N, T)."""
-    wanted = logits[..., target.labels]  # (..., N, T)
+    target_logits = logits[..., target.labels]  # (..., N, T)
     alpha, gamma = loss.focal_alpha, loss.focal_gamma
-    label = positive_focal(wanted, alpha, gamma) - negative_focal(wanted, alpha, gamma)
+    label = positive_focal(target_logits, alpha, gamma) - negative_focal(target_logits, alpha, gamma)
     distance = (boxes[..., None, :] - target.boxes).abs().sum(-1)
     giou = generalized_iou(to_xyxy(boxes)[..., None, :], to_xyxy(target.boxes))
     return Cost(loss.cost_label * label, loss.cost_box * distance, -loss.cost_giou * giou)

@@ -1,4 +1,4 @@
-"""From images to detections."""
+"""Run a detector on images."""
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
@@ -54,15 +54,15 @@ class Detections(_Detections):
     names: tuple[str, ...] = ()  # (n,) class names
 
     def __new__(cls, labels: Tensor, scores: Tensor, boxes_xyxy: Tensor, names: tuple[str, ...] = ()) -> "Detections":
-        found = super().__new__(cls, labels, scores, boxes_xyxy)
-        found.names = names
-        return found
+        detections = super().__new__(cls, labels, scores, boxes_xyxy)
+        detections.names = names
+        return detections
 
     def _replace(self, **changes: Any) -> "Detections":
-        """A copy with other labels, scores, boxes or names.
+        """A copy with other labels, scores, boxes or names; by default, names follow the labels.
 
         Raises:
-            ValueError: an unknown field, or a label without a known name and no `names`.
+            ValueError: the field is unknown, or a new label has no known name and `names` is not given.
         """
         names, labels = changes.pop("names", None), changes.get("labels", self.labels)
         if names is None and self.names:
@@ -90,7 +90,7 @@ class Detections(_Detections):
 
 
 class AnyDetector(Protocol):
-    """What prediction and evaluation need: a model, or an exported file."""
+    """What prediction and evaluation need from a detector: a model or an exported file."""
 
     config: Config
     categories: list[Category]
@@ -130,12 +130,12 @@ class Detector:
         self.compiled: CompiledModel | None = None
         if compiled:
             check_compiler(device)
-            other = for_inference(model, self.dtype, device, int8=amp == INT8, to_compile=True)
-            self.compiled = CompiledModel(self.model, other)
+            to_compile = for_inference(model, self.dtype, device, int8=amp == INT8, to_compile=True)
+            self.compiled = CompiledModel(self.model, to_compile)
         self.config = config
         self.categories = list(categories)
         self.device = device
-        self.threshold: float | None = None  # with the best F1, if these weights were evaluated
+        self.threshold: float | None = None  # score threshold with the best F1, if these weights were evaluated
         self.class_thresholds: dict[str, float] = {}  # the same per class
 
     def __getstate__(self) -> bytes:
@@ -147,7 +147,7 @@ class Detector:
     def __setstate__(self, state: bytes) -> None:
         keep_memory()
         use_one_thread_after_fork()
-        self.__dict__.update(torch.load(io.BytesIO(state), weights_only=False))  # as safe as the pickle around it
+        self.__dict__.update(torch.load(io.BytesIO(state), weights_only=False))  # as safe as the enclosing pickle
 
     def least_scores(self) -> list[float]:
         """The lowest score at which `dino predict` shows a detection, for each class."""
@@ -166,7 +166,7 @@ class Detector:
         tensor with one more axis is a batch of images.
 
         Raises:
-            DataError: it is none of these, or a file is not an image.
+            DataError: an item is none of these, or a file is not an image.
             DivergedError: the model's output is not finite.
         """
         if _is_one(images):
@@ -192,12 +192,12 @@ class Detector:
         if _is_one(images):
             images = [images]
         elif isinstance(images, bytes | bytearray) or hasattr(images, "read") or not isinstance(images, Iterable):
-            raise _no_image(images)
+            raise _not_an_image(images)
         prepared = (prepare(self._pixels(image), self.config.data, slicing) for image in images)
         yield from detect_stream(self, prepared, batch_size)
 
     def batch(self, image: ImageLike) -> Batch:
-        """Read and resize one image as for evaluation."""
+        """A batch of one image, read and resized as for evaluation."""
         pixels = self._pixels(image)
         height, width = pixels.shape[-2:]
         return as_batch([View(resize_pixels(pixels, self.config.data), (height, width))])
@@ -233,7 +233,7 @@ class Detector:
         logits, boxes = final.logits.float().cpu(), final.boxes.float().cpu()
         if not (logits.isfinite().all() and boxes.isfinite().all()):
             raise DivergedError("the model's output is not finite; check its weights and the image's pixels")
-        found = []
+        detections = []
         for i, (height, width) in enumerate(sizes):
             scores = logits[i].sigmoid().flatten()  # (N * K,)
             best, index = scores.topk(min(self.config.eval.max_dets, len(scores)))
@@ -242,26 +242,26 @@ class Detector:
             if self.config.eval.nms_iou < 1:
                 kept = batched_nms(corners, best, label, self.config.eval.nms_iou)
                 label, best, corners = label[kept], best[kept], corners[kept]
-            found.append(self.named(label, best, corners))
-        return found
+            detections.append(self.named(label, best, corners))
+        return detections
 
     def named(self, labels: Tensor, scores: Tensor, boxes_xyxy: Tensor) -> Detections:
         """Detections with class names."""
         return Detections(labels, scores, boxes_xyxy, tuple(self.categories[k].name for k in labels.tolist()))
 
     def _pixels(self, image: ImageLike) -> Tensor:
-        """Any kind of image as (3, H, W) uint8."""
+        """The pixels of an image of any supported type, (3, H, W) uint8."""
         if isinstance(image, Tensor):
             check_pixels(image)
             return image
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
-                raise _no_image_array(image)
+                raise _invalid_array(image)
             return to_tensor(to_rgb(Image.fromarray(image)))
         if isinstance(image, Image.Image):
             return to_tensor(pillow_rgb(image, self.config.data))
         if not isinstance(image, str | Path):
-            raise _no_image(image)
+            raise _not_an_image(image)
         if image == "":
             raise DataError("the path of an image is empty", fix="give the path of an image file")
         if "://" in str(image):
@@ -274,7 +274,7 @@ def _is_one(images: object) -> TypeGuard[ImageLike]:
     return isinstance(images, ImageLike) and getattr(images, "ndim", 3) != 4
 
 
-def _no_image_array(given: np.ndarray) -> DataError:
+def _invalid_array(given: np.ndarray) -> DataError:
     fix = ""
     if np.issubdtype(given.dtype, np.floating):
         fix = "if its values go from 0 to 1: (image * 255).round().astype(np.uint8)"
@@ -286,7 +286,7 @@ def _no_image_array(given: np.ndarray) -> DataError:
     return DataError(f"an image as an array must be (H, W, 3) of uint8, but this is {kind}", fix=fix)
 
 
-def _no_image(given: object) -> DataError:
+def _not_an_image(given: object) -> DataError:
     kind = type(given).__name__
     fix = "open it: PIL.Image.open(file), or PIL.Image.open(io.BytesIO(content)) for bytes"
     message = f"an image is a path, a PIL image, an array or a tensor, but this is {kind}"

@@ -1,4 +1,4 @@
-"""From a preset or a TOML file, plus overrides, to a Config; and from a Config back to TOML."""
+"""Load a Config from a preset or TOML file with overrides, and write one as TOML."""
 
 import difflib
 import re
@@ -15,9 +15,9 @@ from .config import REMOVED, RENAMED, Config
 from .errors import ConfigError
 from .settings import Setting, list_choices, list_settings
 
-MOST_IN_EXAMPLE = 4
-CLOSE = 0.75  # how alike, of 1, a misspelt name is to the one that was meant
-WISHES = {  # by pydantic's name for the complaint; its own words, "Input should be …", serve for all others
+MAX_IN_EXAMPLE = 4  # entries of a list
+CLOSE = 0.75  # similarity, at most 1, from which a name is suggested for a misspelt one
+EXPECTED = {  # by pydantic's error type; for others, its message "Input should be …" is used
     "int_type": "a whole number",
     "float_type": "a number",
     "bool_type": "true or false",
@@ -27,7 +27,7 @@ WISHES = {  # by pydantic's name for the complaint; its own words, "Input should
     "too_long": "a shorter list",
 }
 
-OTHER_WORDS = {  # of other codebases, and of everyday speech, beside official DINO's in config.py
+OTHER_NAMES = {  # in other codebases, and everyday names; official DINO's names are in config.py
     "learning_rate": "train.lr", "lr0": "train.lr", "base_lr": "train.lr", "lr_encoder": "train.backbone_lr",
     "num_epochs": "train.epochs", "max_epochs": "train.epochs", "max_iter": "train.epochs", "max_iters": "train.epochs",
     "iters": "train.epochs", "num_iters": "train.epochs", "iterations": "train.epochs", "steps": "train.epochs",
@@ -84,7 +84,7 @@ OTHER_WORDS = {  # of other codebases, and of everyday speech, beside official D
     "report_to": "train.trackers", "wandb": "train.trackers", "tensorboard": "train.trackers",
     "mlflow": "train.trackers", "logger": "train.trackers", "amp.enabled": "train.amp",
 }  # fmt: skip
-OPTIONS = {  # what other codebases set in a config and `dino` has as an option
+OPTIONS = {  # settings of other codebases that are command-line options of `dino`
     "work_dir": "--output-dir DIR", "output_dir": "--output-dir DIR", "project": "--output-dir DIR",
     "load_from": "--weights FILE", "init_checkpoint": "--weights FILE", "pretrain_weights": "--weights FILE",
     "pretrain_model_path": "--weights FILE", "resume": "--resume auto", "resume_from": "--resume RUN",
@@ -103,7 +103,7 @@ _AUGMENTED = "images are flipped, resized and cropped, with data.flip, data.poli
 _PADDED = "images keep their aspect ratio, and a batch is padded to its largest image"
 _ORDER = "training images are shuffled in each epoch, depending on train.seed"
 _OFFICIAL = "it is fixed as in official DINO's released recipe"
-NO_SETTING = {  # words of other codebases for what nobody sets here, and why
+NO_SETTING = {  # settings of other codebases that do not exist here, and why
     "auto_scale_lr": "set train.lr yourself when you change train.batch_size",
     "aux_loss": "every decoder layer always has a loss", "deep_supervision": "every decoder layer always has a loss",
     "mosaic": "images are never mixed; data.policy sets the augmentation",
@@ -149,20 +149,20 @@ def preset_dir() -> Path:
 
 
 def list_presets() -> list[str]:
-    """The names that `--preset` takes, sorted."""
+    """The names that `--preset` accepts, sorted."""
     return sorted(path.stem for path in preset_dir().glob("*.toml"))
 
 
 def preset_title(name: str) -> str:
-    """The first comment line of a preset: what it is."""
+    """The title of a preset, which is its first comment line."""
     return (preset_dir() / f"{name}.toml").read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
 
 
 def reported_ap(name: str) -> str | None:
     """The AP reported for a preset, from its comments, or None."""
     comments = (preset_dir() / f"{name}.toml").read_text(encoding="utf-8")
-    found = re.search(r"^# .*\breports (\d+\.\d) AP\b", comments, re.MULTILINE)
-    return found and found[1]
+    match = re.search(r"^# .*\breports (\d+\.\d) AP\b", comments, re.MULTILINE)
+    return match and match[1]
 
 
 def load_config(
@@ -181,7 +181,7 @@ def load_config(
     changes = [read_settings(file)] if file is not None else []
     for change in map(_current, [*changes, *map(_parse_override, overrides)]):
         model = change.get("model")
-        if isinstance(model, dict) and "backbone_weights" in model:  # asking for these means starting from them
+        if isinstance(model, dict) and "backbone_weights" in model:  # start from these, not from train.weights
             _merge(settings, {"train": {"weights": ""}})
         _merge(settings, change)
     return config_from_dict(settings)
@@ -214,7 +214,7 @@ def _current(settings: dict[str, Any]) -> dict[str, Any]:
             values.setdefault(RENAMED[old].rpartition(".")[2], value)
             message = f"{old} is now called {RENAMED[old]}; the old name still works"
         elif value == "none":
-            message = ""  # as every run wrote it into its config.toml
+            message = ""  # every run wrote it into its config.toml
         else:
             message = f"{old} = {value} no longer has any effect: {REMOVED[old]}"
         settings = settings | {section: values}
@@ -224,7 +224,7 @@ def _current(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def config_from_dict(settings: dict[str, Any]) -> Config:
-    """Check settings against the declared ones and fill in the defaults.
+    """Validate settings and fill in the defaults.
 
     Raises:
         ConfigError: names every invalid key or value.
@@ -262,7 +262,7 @@ def find_preset(source: str) -> Path:
 
 
 def read_settings(file: str | Path) -> dict[str, Any]:
-    """What a TOML file says, not yet checked.
+    """The settings in a TOML file, not yet checked.
 
     Raises:
         ConfigError: it cannot be read.
@@ -285,7 +285,7 @@ def read_settings(file: str | Path) -> dict[str, Any]:
 
 def _parse_override(given: object) -> dict[str, Any]:
     """`train.lr=2e-4` -> {"train": {"lr": 2e-4}}; a value that is not TOML is taken as a string."""
-    text = str(given)  # what is no text is no override, either
+    text = str(given)  # objects that are not strings are reported as invalid below
     key, equals, value = text.partition("=")
     if not equals or not all(part.strip() for part in key.split(".")):
         raise ConfigError(f"`{text}` is not an override; write it as section.key=value, such as train.epochs=24")
@@ -308,51 +308,51 @@ def _merge(base: dict[str, Any], update: dict[str, Any]) -> None:
 
 
 def _explain(problems: Sequence[Any]) -> list[str]:
-    """One line in our words for each setting that pydantic complains about, once or more."""
+    """One line for each setting with validation errors, in our own words."""
     unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
     lines = [_unknown(problem["loc"], problem["input"]) for problem in unknown]
-    wishes: dict[str, list[str]] = {}
+    expected: dict[str, list[str]] = {}
     for problem in problems:
-        too_short = (
-            problem["type"] == "too_short" and problem["input"]
-        )  # pydantic counts only the entries that are right
+        # pydantic counts only valid entries, and reports the invalid ones anyway
+        too_short = problem["type"] == "too_short" and problem["input"]
         if problem["type"] != "extra_forbidden" and not too_short:
-            fault = f"`{_place(problem)}` = {problem['input']!r}"
-            wishes.setdefault(fault, []).append(_wish(problem))
+            fault = f"`{_setting_path(problem)}` = {problem['input']!r}"
+            expected.setdefault(fault, []).append(_expected(problem))
     return lines + [
-        f"{fault} cannot be used; it must be {' or '.join(dict.fromkeys(wish))}" for fault, wish in wishes.items()
+        f"{fault} cannot be used; it must be {' or '.join(dict.fromkeys(values))}" for fault, values in expected.items()
     ]
 
 
-def _place(problem: Any) -> str:
-    """Such as data.train_scales[1], without what pydantic adds to tell the members of a union apart."""
-    loc = problem["loc"][:-1] if problem["type"] == "missing" else problem["loc"]  # no such entry: blame the list
+def _setting_path(problem: Any) -> str:
+    """The path of a setting, such as data.train_scales[1], without pydantic's names of union members."""
+    loc = problem["loc"][:-1] if problem["type"] == "missing" else problem["loc"]  # report the list, not an entry
     depth = next((i for i in range(len(loc)) if loc[i] not in _settings_in(loc[:i])), len(loc))
     entries = [f"[{part}]" for part in loc[depth:] if isinstance(part, int)]
     return ".".join(map(str, loc[:depth])) + "".join(entries)
 
 
-def _wish(problem: Any) -> str:
+def _expected(problem: Any) -> str:
+    """What the value of a setting must be."""
     if problem["type"] == "model_type":
-        return f"a section, with settings such as `{_place(problem)}.{_settings_in(problem['loc'])[0]}`"
+        return f"a section, with settings such as `{_setting_path(problem)}.{_settings_in(problem['loc'])[0]}`"
     setting = next((one for one in list_settings() if one.name == ".".join(map(str, problem["loc"][:2]))), None)
     if problem["type"] == "tuple_type" and setting is not None:
-        return _list_wish(setting)
-    wish = WISHES.get(problem["type"]) or problem["msg"].removeprefix("Input should be ")
-    return f"{wish}, or off for none" if setting is not None and setting.name == "train.trackers" else wish
+        return _expected_list(setting)
+    expected = EXPECTED.get(problem["type"]) or problem["msg"].removeprefix("Input should be ")
+    return f"{expected}, or off for none" if setting is not None and setting.name == "train.trackers" else expected
 
 
-def _list_wish(setting: Setting) -> str:
-    """A list, with the choices that its entries have, and an example."""
+def _expected_list(setting: Setting) -> str:
+    """What a list must contain: the choices for its entries, or an example."""
     if choices := list_choices(setting.type):
         return f'a list of {", ".join(choices)}, such as ["{choices[0]}"]'
-    usual = list(setting.default) or [1]
-    example = usual if len(usual) <= MOST_IN_EXAMPLE else [usual[0], usual[-1]]
+    default = list(setting.default) or [1]
+    example = default if len(default) <= MAX_IN_EXAMPLE else [default[0], default[-1]]
     return f"a list, such as {example}"
 
 
 def _settings_in(path: Sequence[str | int]) -> list[str]:
-    """The names in a section of the config; none for what is not a section."""
+    """The names of the settings in a section of the config; empty if it is not a section."""
     section: Any = Config
     for part in path:
         field = getattr(section, "model_fields", {}).get(part)
@@ -361,9 +361,9 @@ def _settings_in(path: Sequence[str | int]) -> list[str]:
 
 
 def _unknown(loc: Sequence[str | int], value: Any) -> str:
-    """That there is no such setting, and what was meant: in another section, another codebase's word, or misspelt."""
+    """A message about an unknown setting, with a suggestion: from another section or codebase, or a similar name."""
     here, path = _settings_in(loc[:-1]), [str(part) for part in loc]
-    while isinstance(value, dict) and len(value) == 1:  # a section that there isn't: what was meant is in it
+    while isinstance(value, dict) and len(value) == 1:  # an unknown section: look at the setting in it
         ((key, value),) = value.items()
         path.append(key)
     return f"unknown setting `{'.'.join(path)}`{_hint([part.casefold() for part in path], here)}"
@@ -375,9 +375,9 @@ def _hint(path: Sequence[str], here: Sequence[str]) -> str:
         return f"; that is `{option}`"
     if reason := next((NO_SETTING[part] for part in (typed, word, word.replace("-", "_")) if part in NO_SETTING), None):
         return f": {reason}"
-    endings = [".".join(path[start:]) for start in range(len(path) - 1)]  # of two words and more
-    found = next((OTHER_WORDS[end] for end in endings if end in OTHER_WORDS), None) or _meant(typed, word, here)
-    return f"; did you mean `{found}`?" if found else f"; known are: {', '.join(here)}"
+    endings = [".".join(path[start:]) for start in range(len(path) - 1)]  # of two or more parts
+    meant = next((OTHER_NAMES[end] for end in endings if end in OTHER_NAMES), None) or _meant(typed, word, here)
+    return f"; did you mean `{meant}`?" if meant else f"; known are: {', '.join(here)}"
 
 
 def _meant(typed: str, word: str, here: Sequence[str]) -> str | None:
@@ -387,7 +387,7 @@ def _meant(typed: str, word: str, here: Sequence[str]) -> str | None:
     same = [name for name in names if name.rpartition(".")[2] == word]
     if same:
         return difflib.get_close_matches(typed, same, n=1, cutoff=0)[0]
-    if known := OTHER_WORDS.get(typed) or official.get(word) or OTHER_WORDS.get(word):
+    if known := OTHER_NAMES.get(typed) or official.get(word) or OTHER_NAMES.get(word):
         return known
     section, leaves = typed.rpartition(".")[0], {name.rpartition(".")[2]: name for name in reversed(names)}
     near = difflib.get_close_matches(word, here, n=1, cutoff=CLOSE) if section.count(".") < 2 else []

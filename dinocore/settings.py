@@ -1,4 +1,4 @@
-"""All settings with their comments in `config.py`: meaning, and name in official DINO."""
+"""List all settings, with their meaning and their name in official DINO from the comments in `config.py`."""
 
 import inspect
 import re
@@ -30,7 +30,7 @@ def list_settings() -> list[Setting]:
 
 
 def list_choices(kind: Any) -> list[str]:
-    """The words that a setting's type lists; none where any text or number will do."""
+    """The strings that a setting's type allows; empty if it allows any string or number."""
     if kind is bool:
         return ["true", "false"]
     if get_origin(kind) is Literal:
@@ -39,7 +39,7 @@ def list_choices(kind: Any) -> list[str]:
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings one by one, each under its whole name, such as model.num_queries."""
+    """Flatten nested settings to pairs of full name, such as model.num_queries, and value."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
             yield from flat_settings(value, f"{prefix}{key}.")
@@ -49,7 +49,7 @@ def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tup
 
 def commented_toml(config: Config) -> str:
     """All settings of a config as TOML, each with its comment; `load_config` reads it back to an equal Config."""
-    comments = {setting.name: _whole(setting) for setting in list_settings()}
+    comments = {setting.name: _full_comment(setting) for setting in list_settings()}
     lines, section = [], ""
     for line in _toml(config.model_dump(mode="json")).splitlines():
         if header := re.fullmatch(r"\[([\w.]+)\]", line):
@@ -61,7 +61,7 @@ def commented_toml(config: Config) -> str:
 
 
 def settings_page() -> str:
-    """`docs/settings.md`."""
+    """The content of `docs/settings.md`."""
     lines = [
         "# Settings\n",
         "All settings with their default, meaning, and name in official DINO's config file. `dino train --set",
@@ -70,9 +70,9 @@ def settings_page() -> str:
     ]
     section = ""
     for setting in list_settings():
-        of = setting.name.rpartition(".")[0]
-        if of != section:
-            section = of
+        parent = setting.name.rpartition(".")[0]
+        if parent != section:
+            section = parent
             lines += [f"\n## {section}\n", "| setting | default | meaning | official DINO |", "|---|---|---|---|"]
         default = _toml({"value": _plain(setting.default)}).removeprefix("value = ").strip()
         key = setting.name.rpartition(".")[2]
@@ -97,20 +97,20 @@ def _settings(section: type[SettingsGroup], path: str) -> Iterator[Setting]:
 
 
 def _comments(section: type[SettingsGroup]) -> dict[str, str]:
-    """The comment at the end of each field, also where its value stands on lines of its own."""
-    found, open_field = {}, ""
+    """The comment at the end of each field, including fields whose value spans several lines."""
+    comments, open_field = {}, ""
     for line in inspect.getsource(section).splitlines():
         field = FIELD.fullmatch(line)
         if field and field[1] in section.model_fields:
-            found[field[1]] = field[2] or ""
+            comments[field[1]] = field[2] or ""
             open_field = field[1] if line.endswith(("(", "[")) else ""
         elif open_field and "  # " in line:
-            found[open_field] = line.rpartition("  # ")[2]
+            comments[open_field] = line.rpartition("  # ")[2]
             open_field = ""
-    return found
+    return comments
 
 
-def _whole(setting: Setting) -> str:
+def _full_comment(setting: Setting) -> str:
     official = f"official DINO: {setting.official}" if setting.official else ""
     return "; ".join(part for part in (setting.comment, official) if part)
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from dinocore.config import Config, fixed_on_resume
 from dinocore.detections_io import format_of
 from dinocore.errors import ConfigError
-from dinocore.presets import NO_SETTING, OPTIONS, OTHER_WORDS, config_from_dict, load_config
+from dinocore.presets import NO_SETTING, OPTIONS, OTHER_NAMES, config_from_dict, load_config
 from dinocore.settings import list_settings
 
 
@@ -130,9 +130,9 @@ def test_a_name_from_another_codebase_or_a_typo_suggests_the_intended_setting(ty
 
 def test_each_name_from_another_codebase_leads_to_an_existing_setting():
     names = {setting.name for setting in list_settings()}
-    assert set(OTHER_WORDS.values()) <= names
+    assert set(OTHER_NAMES.values()) <= names
     leaves = {name.rpartition(".")[2] for name in names}
-    assert not leaves & OTHER_WORDS.keys(), "these are settings themselves, so the word is never looked up"
+    assert not leaves & OTHER_NAMES.keys(), "these are settings themselves, so the word is never looked up"
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_a_name_for_something_that_is_not_configurable_is_explained(word):
 
 def test_explained_names_are_on_the_page_or_are_not_settings():
     ours = {setting.name.rpartition(".")[2] for setting in list_settings()}
-    assert not ours & NO_SETTING.keys() and not NO_SETTING.keys() & (OTHER_WORDS.keys() | OPTIONS.keys())
+    assert not ours & NO_SETTING.keys() and not NO_SETTING.keys() & (OTHER_NAMES.keys() | OPTIONS.keys())
 
 
 def test_every_setting_has_a_description():

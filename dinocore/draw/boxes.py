@@ -1,4 +1,4 @@
-"""Draw labelled boxes on an image. Pure: an image in, an image out."""
+"""Draw labelled boxes on an image."""
 
 import colorsys
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from PIL import Image, ImageDraw
 
 from .fonts import Font, load_font, shortened
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; yellow and black left out.
+# colours by Okabe and Ito, which colour-blind readers can distinguish, without yellow and black
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
-LARGEST = 24  # height of a legend's letters, in pixels
-LONGEST = 0.3  # of a label, by the width of the image
-WIDEST = 2.5  # long side by short side; of a longer image, lines and letters are those of one like this
+MAX_LEGEND_SIZE = 24  # of a legend's font, in pixels
+LONGEST = 0.3  # largest width of a label, as a fraction of the image's width
+MAX_ASPECT = 2.5  # long side / short side; in longer images, lines and fonts are as large as at this ratio
 
-Place = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
+Rectangle = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 
 class Box(NamedTuple):
@@ -28,7 +28,7 @@ class Box(NamedTuple):
 
 
 def class_color(label: int) -> str:
-    """The same colour for the same class in every image; past the palette, hues that repeat late."""
+    """The colour of a class, the same in every image; beyond the palette, hues that repeat late."""
     if label < len(PALETTE):
         return PALETTE[label]
     red, green, blue = colorsys.hls_to_rgb(label * 0.618034 % 1, 0.42, 0.85)
@@ -38,28 +38,29 @@ def class_color(label: int) -> str:
 class LabelMemory:
     """Where labels were placed in a video's last frame; they stay there if possible, so that they don't flicker."""
 
-    SAME = 0.5  # intersection over union from which two boxes of one colour in successive frames are the same object
+    SAME = 0.5  # IoU from which two boxes of one colour in consecutive frames are the same object
 
     def __init__(self):
-        self.last: dict[str, tuple[np.ndarray, list[int]]] = {}  # of each colour: boxes (L, 4) xyxy, L choices
+        # for each colour, the last frame's boxes (L, 4) xyxy and the ranks of their labels' positions
+        self.last: dict[str, tuple[np.ndarray, list[int]]] = {}
 
     def recall(self, boxes: Sequence[Box]) -> list[int | None]:
-        """What each box's label chose in the last frame; None where the box is new."""
-        pairs: list[tuple[float, int, int]] = []  # intersection over union, box, its like in the last frame
+        """The rank of each label's position in the last frame; None for new boxes."""
+        pairs: list[tuple[float, int, int]] = []  # IoU, box, box in the last frame
         for n, box in enumerate(boxes):
             if box.color in self.last:
                 overlap = _iou(np.array(box.xyxy), self.last[box.color][0])  # (L,)
-                pairs += [(overlap[like], n, like) for like in np.flatnonzero(overlap >= self.SAME).tolist()]
+                pairs += [(overlap[old], n, old) for old in np.flatnonzero(overlap >= self.SAME).tolist()]
         recalled: list[int | None] = [None] * len(boxes)
-        left = {color: list[int | None](choices) for color, (_, choices) in self.last.items()}
-        for _, n, like in sorted(pairs, reverse=True):  # the two most alike first
-            choices = left[boxes[n].color]
+        available = {color: list[int | None](choices) for color, (_, choices) in self.last.items()}
+        for _, n, old in sorted(pairs, reverse=True):  # highest IoU first
+            choices = available[boxes[n].color]
             if recalled[n] is None:
-                recalled[n], choices[like] = choices[like], None
+                recalled[n], choices[old] = choices[old], None
         return recalled
 
     def keep(self, boxes: Sequence[Box], choices: Sequence[int]) -> None:
-        """Remember this frame in place of the last one."""
+        """Store this frame's boxes and choices instead of the last frame's."""
         by_color: dict[str, list[int]] = {}
         for n, box in enumerate(boxes):
             by_color.setdefault(box.color, []).append(n)
@@ -70,46 +71,47 @@ class LabelMemory:
 
 
 def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Of one box, (4,), with each of `others`, (L, 4): (L,)."""
+    """IoU of one box (4,) with each of `others` (L, 4), (L,)."""
     sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])  # (L, 2)
-    common = sides.clip(0).prod(1)
+    intersection = sides.clip(0).prod(1)
     areas = (others[:, 2:] - others[:, :2]).prod(1) + (box[2:] - box[:2]).prod()
-    return common / np.maximum(areas - common, 1e-9)
+    return intersection / np.maximum(areas - intersection, 1e-9)
 
 
 def draw_boxes(image: Image.Image, boxes: Sequence[Box], memory: LabelMemory | None = None) -> Image.Image:
-    """A copy of the image with boxes drawn over it, the last one on top; lines and letters grow with the image.
+    """Draw boxes on a copy of an image, the last one on top; lines and fonts scale with the image.
 
-    A label that would cover another one goes elsewhere at its box, if there is room.
+    A label that would cover another one is placed elsewhere at its box, if there is room.
 
     Args:
-        memory: of a video, the same in all its frames: labels stay where they were in the last one, if there is room.
+        memory: for videos, the same object for all frames: labels keep their positions if there is room.
     """
     drawn = image.convert("RGB").copy()
     canvas = ImageDraw.Draw(drawn, "RGBA")
-    side = min(max(drawn.size), WIDEST * min(drawn.size))
+    side = min(max(drawn.size), MAX_ASPECT * min(drawn.size))
     line = max(1, round(side / 320))
     size = max(10, side / 52)
     for box in boxes:
         x0, y0, x1, y1 = (round(value) for value in box.xyxy)
         canvas.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=box.color, width=line)
-    longest = max(LONGEST * drawn.width, 10 * size)  # some 20 letters in a small image
+    longest = max(LONGEST * drawn.width, 10 * size)  # about 20 characters in a small image
     labelled = [_fitted(box, size, longest) for box in boxes if box.label]
-    for (box, font), place in zip(labelled, _place_labels(canvas, labelled, drawn.size, memory), strict=True):
-        _draw_label(canvas, box, font, place)  # over all the lines
+    # labels go on top of all lines
+    for (box, font), position in zip(labelled, _place_labels(canvas, labelled, drawn.size, memory), strict=True):
+        _draw_label(canvas, box, font, position)
     return drawn
 
 
 def _fitted(box: Box, size: float, width: float) -> tuple[Box, Font]:
-    """With a label no wider than this, and the label's font."""
+    """The box with its label shortened to a width, and the label's font."""
     font = load_font(size, box.label)
     return box._replace(label=shortened(box.label, font, width)), font
 
 
 def _place_labels(
     canvas: ImageDraw.ImageDraw, labelled: Sequence[tuple[Box, Font]], size: tuple[int, int], memory: LabelMemory | None
-) -> list[Place]:
-    """Where each label goes. What was there in the last frame chooses first, then what is on top."""
+) -> list[Rectangle]:
+    """The position of each label; boxes known from the last frame choose first, then those drawn on top."""
     boxes = [box for box, _ in labelled]
     recalled: Sequence[int | None] = memory.recall(boxes) if memory else [None] * len(boxes)
     taken = np.full((len(boxes), 4), np.nan)
@@ -118,15 +120,18 @@ def _place_labels(
         choices[n], taken[n] = _place_label(canvas, *labelled[n], size, taken, recalled[n])
     if memory:
         memory.keep(boxes, choices)
-    return [tuple(place) for place in taken.tolist()]
+    return [tuple(position) for position in taken.tolist()]
 
 
 def _place_label(
     canvas: ImageDraw.ImageDraw, box: Box, font: Font, size: tuple[int, int], taken: np.ndarray, first: int | None
-) -> tuple[int, Place]:
-    """Above the box, or else inside, below, or a line higher or lower, but rather `first`; never out of the image.
+) -> tuple[int, Rectangle]:
+    """The first free position of a label: `first` if given, else above, inside, below, or some lines higher or lower.
 
-    Returns the place's rank among these, and the place.
+    All positions are within the image.
+
+    Returns:
+        the position's rank in this order, and the position.
     """
     left, top, right, bottom = canvas.textbbox((0, 0), box.label, font=font)
     width, height = round(right - left) + 6, round(bottom - top) + 4
@@ -134,52 +139,52 @@ def _place_label(
     lowest = max(0, size[1] - height)
     rows = [y0 - height, y0, y1, y1 - height, *(y0 + k * height for k in (1, -2, 2, -3, 3))]
     columns = [min(max(0, x), max(0, size[0] - width)) for x in (x0, x1 - width)]
-    places: list[Place] = [(x, y, x + width, y + height) for x in columns for y in rows]
-    ranks = [rank for rank in range(len(places)) if 0 <= places[rank][1] <= lowest]
+    positions: list[Rectangle] = [(x, y, x + width, y + height) for x in columns for y in rows]
+    ranks = [rank for rank in range(len(positions)) if 0 <= positions[rank][1] <= lowest]
     if first in ranks:
         ranks = [first, *ranks]
     if not ranks:
         x, y = columns[0], min(max(0, y0), lowest)
         return 0, (x, y, x + width, y + height)
-    free = first_free([places[rank] for rank in ranks], taken)
+    free = first_free([positions[rank] for rank in ranks], taken)
     rank = ranks[free or 0]
-    return rank, places[rank]
+    return rank, positions[rank]
 
 
-def first_free(places: Sequence[Place], taken: np.ndarray) -> int | None:
-    """Which of some places is the first to cover none of those in `taken`, (T, 4); rows of NaN are not taken yet."""
-    if not places:
+def first_free(candidates: Sequence[Rectangle], taken: np.ndarray) -> int | None:
+    """The index of the first candidate that overlaps none of `taken` (T, 4), whose rows may be NaN; None if all do."""
+    if not candidates:
         return None
-    left, top, right, bottom = np.array(places).T[:, :, None]  # (P, 1) each
+    left, top, right, bottom = np.array(candidates).T[:, :, None]  # (P, 1) each
     x0, y0, x1, y1 = taken.T  # (T,) each
-    near = (left.min() < x1) & (x0 < right.max()) & (top.min() < y1) & (y0 < bottom.max())  # (T,); few of thousands
+    near = (left.min() < x1) & (x0 < right.max()) & (top.min() < y1) & (y0 < bottom.max())  # (T,)
     x0, y0, x1, y1 = taken[near].T
     covered = (left < x1) & (x0 < right) & (top < y1) & (y0 < bottom)  # (P, T)
-    return next((n for n, hit in enumerate(covered.any(1)) if not hit), None)
+    return next((n for n, overlaps in enumerate(covered.any(1)) if not overlaps), None)
 
 
-def _draw_label(canvas: ImageDraw.ImageDraw, box: Box, font: Font, place: Place) -> None:
+def _draw_label(canvas: ImageDraw.ImageDraw, box: Box, font: Font, position: Rectangle) -> None:
     left, top, _, _ = canvas.textbbox((0, 0), box.label, font=font)
-    canvas.rectangle(place, fill=f"{box.color}D8")
-    canvas.text((place[0] + 3 - left, place[1] + 2 - top), box.label, fill="white", font=font)
+    canvas.rectangle(position, fill=f"{box.color}D8")
+    canvas.text((position[0] + 3 - left, position[1] + 2 - top), box.label, fill="white", font=font)
 
 
 def with_legend(image: Image.Image, legend: Sequence[tuple[str, str]]) -> Image.Image:
-    """Put a strip with the meaning of the colours under the image; rows wrap where it is narrow."""
-    size = min(max(11, max(image.size) / 48), LARGEST)
+    """Add a legend of (text, colour) pairs below the image; entries wrap to further rows if it is narrow."""
+    size = min(max(11, max(image.size) / 48), MAX_LEGEND_SIZE)
     font = load_font(size)
     row = round(size * 1.9)
-    places, x, y = [], row // 3, 0
+    corners, x, y = [], row // 3, 0
     for text, _ in legend:
         width = round(font.getlength(text)) + 2 * row
         if x + width > image.width and x > row // 3:
             x, y = row // 3, y + row
-        places.append((x, y))
+        corners.append((x, y))
         x += width
     strip = Image.new("RGB", (image.width, image.height + y + row), "white")
     strip.paste(image, (0, 0))
     canvas = ImageDraw.Draw(strip)
-    for (text, color), (left, top) in zip(legend, places, strict=True):
+    for (text, color), (left, top) in zip(legend, corners, strict=True):
         top += image.height + row // 4
         canvas.rectangle((left, top, left + row // 2, top + row // 2), fill=color)
         canvas.text((left + row * 0.7, top + row // 4), text, fill="black", font=font, anchor="lm")

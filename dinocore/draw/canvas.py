@@ -1,6 +1,6 @@
-"""A drawing as a list of shapes, written as PNG or SVG with the same content.
+"""A drawing as a list of shapes, rendered as PNG or SVG with the same content.
 
-A colour is a pair: in light and in dark surroundings. PNG is light; SVG follows the reader's preference.
+A colour is a pair, for light and for dark mode. PNG is light; SVG follows the reader's preference.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ Color = tuple[str, str]  # light and dark, "#rrggbb"
 
 PAGE, INK, SOFT = ("#FFFFFF", "#16181C"), ("#222222", "#ECECEC"), ("#555555", "#B4B4B4")
 FOCUS = ("#D55E00", "#FFB26B")
-TIP_SIZE, TIP_LETTERS = 22, 84  # of words that show up beside what they explain: letters' height, letters of a line
+TIP_SIZE, TIP_COLUMNS = 22, 84  # of a tooltip: font size in pixels, characters per line
 STYLE = """
 svg.sheet text { font-family: system-ui, "Segoe UI", Helvetica, Arial, sans-serif; pointer-events: none }
 svg.sheet line { pointer-events: none }
@@ -24,16 +24,17 @@ svg.sheet .spot { outline: none } svg.sheet .spot .hit { fill-opacity: 0; stroke
 svg.sheet .words { display: none; pointer-events: none }
 svg.sheet .spot:hover .words, svg.sheet .spot:focus .words { display: inline }
 """
-NIGHT = "@media screen and (prefers-color-scheme: dark) {\nRULES\n}\n"
-PLACES = (  # light; dark where the reader prefers it and the page around doesn't say otherwise; where the page says so
+DARK = "@media screen and (prefers-color-scheme: dark) {\nRULES\n}\n"
+# selectors and rules: light; dark if the reader prefers it and the page isn't set to light; dark if the page is
+MODES = (
     ("svg.sheet", "RULES\n"),
-    (':is(svg.sheet:root, :root:not([data-theme="light"]) svg.sheet)', NIGHT),
+    (':is(svg.sheet:root, :root:not([data-theme="light"]) svg.sheet)', DARK),
     (':root[data-theme="dark"] svg.sheet', "@media screen {\nRULES\n}\n"),
 )
 
 
 class Rect(NamedTuple):
-    """A filled rectangle, its outline inside of it."""
+    """A filled rectangle, with its outline inside."""
 
     x: float
     y: float
@@ -55,7 +56,7 @@ class Line(NamedTuple):
 
 
 class Text(NamedTuple):
-    """Words; anchored left, middle or right (l, m, r), and at their base line or middle (s, m)."""
+    """A line of text, anchored left, middle or right (l, m, r) and at the baseline or middle (s, m)."""
 
     x: float
     y: float
@@ -66,7 +67,7 @@ class Text(NamedTuple):
 
 
 class Tip(NamedTuple):
-    """Words that show up while the pointer is over a place or the keyboard is at it; a PNG has none."""
+    """A tooltip, shown while an area has the pointer or the keyboard focus; a PNG has none."""
 
     x: float
     y: float
@@ -86,15 +87,15 @@ class Sheet(NamedTuple):
     shapes: Sequence[Shape]
 
 
-def mix(one: Color, other: Color, share: float) -> Color:
-    """From `one` at 0 to `other` at 1."""
+def mix(one: Color, other: Color, fraction: float) -> Color:
+    """Interpolate from `one` (fraction 0) to `other` (fraction 1)."""
     pairs = zip(*(bytes.fromhex(_name(color)) for color in (one, other)), strict=True)
-    mixed = "".join(f"{round(a + share * (b - a)):02X}" for a, b in pairs)
+    mixed = "".join(f"{round(a + fraction * (b - a)):02X}" for a, b in pairs)
     return f"#{mixed[:6]}", f"#{mixed[6:]}"
 
 
 def to_image(sheet: Sheet) -> Image.Image:
-    """In light colours."""
+    """Render a drawing as an image, in light colours."""
     image = Image.new("RGB", (sheet.width, sheet.height), PAGE[0])
     draw = ImageDraw.Draw(image)
     for shape in sheet.shapes:
@@ -111,7 +112,7 @@ def to_image(sheet: Sheet) -> Image.Image:
 
 
 def to_svg(sheet: Sheet, title: str) -> str:
-    """A file of its own, or a part of a page."""
+    """Render a drawing as SVG, for a file of its own or as part of a page."""
     whole = [Rect(0, 0, sheet.width, sheet.height, PAGE), *sheet.shapes]
     body = "\n".join(_element(shape, number, sheet) for number, shape in enumerate(whole))
     return (
@@ -121,18 +122,18 @@ def to_svg(sheet: Sheet, title: str) -> str:
 
 
 def _colors(shapes: Sequence[Shape]) -> str:
-    """A class for each colour that occurs, named after it: drawings of one page may share them.
+    """CSS classes for the colours that occur, named after them, so that several drawings of a page can share them.
 
-    One rule each with one selector, because whoever scopes a rule puts the scope before its first selector.
+    Each rule has a single selector, because tools that scope rules only prefix the first selector.
     """
     used = {value for shape in shapes for value in shape if isinstance(value, tuple) and len(value) == 2}
     text = ""
-    for (where, around), way in zip(PLACES, (0, 1, 1), strict=True):
+    for (where, around), mode in zip(MODES, (0, 1, 1), strict=True):
         rules = []
         for color in sorted(used | {PAGE, INK, FOCUS}):
-            rules += [f"f{_name(color)} {{ fill: {color[way]} }}", f"s{_name(color)} {{ stroke: {color[way]} }}"]
+            rules += [f"f{_name(color)} {{ fill: {color[mode]} }}", f"s{_name(color)} {{ stroke: {color[mode]} }}"]
         selectors = [f"{where} .{rule}" for rule in rules]
-        selectors.append(f"{where} :is(.spot:hover, .spot:focus) .hit {{ stroke: {FOCUS[way]}; stroke-width: 4 }}")
+        selectors.append(f"{where} :is(.spot:hover, .spot:focus) .hit {{ stroke: {FOCUS[mode]}; stroke-width: 4 }}")
         text += around.replace("RULES", "\n".join(selectors))
     return text
 
@@ -150,25 +151,25 @@ def _element(shape: Shape, number: int, sheet: Sheet) -> str:
     if isinstance(shape, Text):
         return _text(shape)
     inset = 0.5 if shape.outline else 0
-    place = (
+    geometry = (
         f'x="{shape.x + inset:g}" y="{shape.y + inset:g}" '
         f'width="{shape.width - 2 * inset:g}" height="{shape.height - 2 * inset:g}"'
     )
     stroke = f" s{_name(shape.outline)}" if shape.outline else ""
     fill = f'class="f{_name(shape.fill)}{stroke}"' if shape.fill else f'fill="none" class="{stroke.strip()}"'
-    return f'<rect {place} {fill} shape-rendering="crispEdges"/>'
+    return f'<rect {geometry} {fill} shape-rendering="crispEdges"/>'
 
 
 def _text(text: Text) -> str:
     anchor = {"l": "start", "m": "middle", "r": "end"}[text.anchor[0]]
     y = text.y + (0.35 * text.size if text.anchor[1] == "m" else 0)
-    place = f'x="{text.x:g}" y="{y:g}" font-size="{text.size}" text-anchor="{anchor}"'
-    return f'<text {place} class="f{_name(text.color)}">{escape(text.text)}</text>'
+    position = f'x="{text.x:g}" y="{y:g}" font-size="{text.size}" text-anchor="{anchor}"'
+    return f'<text {position} class="f{_name(text.color)}">{escape(text.text)}</text>'
 
 
 def _tip(tip: Tip, number: int, sheet: Sheet) -> str:
-    """The place, and above it, or below where there is no room, its words."""
-    lines = [part for words in tip.words for part in wrap(words, TIP_LETTERS, subsequent_indent="    ")]
+    """The area, and its tooltip above it, or below if there is no room."""
+    lines = [part for words in tip.words for part in wrap(words, TIP_COLUMNS, subsequent_indent="    ")]
     height = round(1.35 * TIP_SIZE * len(lines) + TIP_SIZE)
     width = min(sheet.width - 20, round(0.56 * TIP_SIZE * max(map(len, lines), default=0)) + 40)
     top = tip.y - height - 8 if tip.y - height - 8 >= 0 else min(tip.y + tip.height + 8, sheet.height - height)

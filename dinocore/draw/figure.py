@@ -10,54 +10,55 @@ from PIL import Image, ImageDraw, ImageEnhance
 from .boxes import LONGEST, first_free
 from .fonts import load_font, shortened
 
-FINE = 2  # panels are drawn this many times larger and then reduced, for smooth lines
+UPSCALE = 2  # panels are drawn this many times larger and then reduced, for smooth lines
 INK, PAPER, GREY = "#222222", "#FFFFFF", "#8A8A8A"
-OUTSIDE = "#CFCFCF"  # what is not in the image
+OUTSIDE = "#CFCFCF"  # the area beyond the image
 
 Corners = tuple[float, float, float, float]
 
 
 class Panel(NamedTuple):
-    """A drawing of a region of an image; places are given in the image's pixels."""
+    """A drawing over a region of an image; coordinates are in the image's pixels."""
 
-    image: Image.Image  # FINE times as large as it will be
+    image: Image.Image  # UPSCALE times larger than the finished panel
     canvas: ImageDraw.ImageDraw
     region: Corners
     scale: float
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Where a pixel of the image lies in the panel."""
+        """The coordinates in the panel of a point of the image."""
         return (x - self.region[0]) * self.scale, (y - self.region[1]) * self.scale
 
     def box(self, xyxy: Sequence[float], color: str, width: float = 2, halo: bool = False) -> None:
-        """Outline a box, if asked with a white edge."""
+        """Draw the outline of a box, with a white edge if `halo`."""
         (x0, y0), (x1, y1) = self.at(*xyxy[:2]), self.at(*xyxy[2:])
-        (x0, x1), (y0, y1), line = sorted((x0, x1)), sorted((y0, y1)), round(width * FINE)  # noise may swap corners
+        # denoising noise may swap corners
+        (x0, x1), (y0, y1), line = sorted((x0, x1)), sorted((y0, y1)), round(width * UPSCALE)
         if halo:
-            edge = (x0 - FINE, y0 - FINE, x1 + FINE, y1 + FINE)
-            self.canvas.rectangle(edge, outline=PAPER, width=line + 2 * FINE)
+            edge = (x0 - UPSCALE, y0 - UPSCALE, x1 + UPSCALE, y1 + UPSCALE)
+            self.canvas.rectangle(edge, outline=PAPER, width=line + 2 * UPSCALE)
         self.canvas.rectangle((x0, y0, x1, y1), outline=color, width=line)
 
     def dot(self, x: float, y: float, radius: float, color: str, opacity: float) -> None:
-        """A disc with a thin white edge; radius in pixels of the figure, opacity from 0 to 1."""
-        (x, y), r = self.at(x, y), radius * FINE
+        """Draw a disc with a thin white edge; radius in pixels of the finished panel, opacity from 0 to 1."""
+        (x, y), r = self.at(x, y), radius * UPSCALE
         if -2 * r < x < self.image.width + 2 * r and -2 * r < y < self.image.height + 2 * r:
             alpha = round(255 * opacity)
             shape = (x - r, y - r, x + r, y + r)
-            self.canvas.ellipse(shape, fill=f"{color}{alpha:02x}", outline=f"#FFFFFF{alpha:02x}", width=FINE // 2)
+            self.canvas.ellipse(shape, fill=f"{color}{alpha:02x}", outline=f"#FFFFFF{alpha:02x}", width=UPSCALE // 2)
 
     def finished(self) -> Image.Image:
-        """The panel in its own size."""
-        return self.image.reduce(FINE)
+        """The panel, reduced to its final size."""
+        return self.image.reduce(UPSCALE)
 
 
 def open_panel(image: Image.Image, region: Corners, size: tuple[int, int], fade: float = 0.35) -> Panel:
-    """A panel of `size` (width, height) that shows `region` of the image, which may reach beyond it.
+    """A panel of `size` (width, height) that shows a region of an image, which may extend beyond it.
 
     Args:
-        fade: how far the image is taken to white; its colours lose as much.
+        fade: how much to blend the image with white and to reduce its saturation, from 0 to 1.
     """
-    width, height = (FINE * side for side in size)
+    width, height = (UPSCALE * side for side in size)
     scale = width / (region[2] - region[0])
     whole = Image.new("RGB", (width, height), OUTSIDE)
     inside = (max(0, int(region[0])), max(0, int(region[1])),
@@ -72,15 +73,15 @@ def open_panel(image: Image.Image, region: Corners, size: tuple[int, int], fade:
     return Panel(whole, ImageDraw.Draw(whole, "RGBA"), region, scale)
 
 
-def whole_panel(image: Image.Image, most: tuple[int, int], fade: float = 0.35) -> Panel:
-    """A panel with the whole image, as large as fits into `most` (width, height)."""
-    scale = min(most[0] / image.width, most[1] / image.height)
+def whole_panel(image: Image.Image, max_size: tuple[int, int], fade: float = 0.35) -> Panel:
+    """A panel that shows a whole image, as large as fits into `max_size` (width, height)."""
+    scale = min(max_size[0] / image.width, max_size[1] / image.height)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     return open_panel(image, (0, 0, image.width, image.height), size, fade)
 
 
 class Tag(NamedTuple):
-    """Words in a coloured box, such as the name of a box at its corner."""
+    """A text on a coloured background, such as the name of a box at its corner."""
 
     text: str
     x: float
@@ -92,10 +93,10 @@ def put_tags(
     canvas: ImageDraw.ImageDraw, area: tuple[int, int], tags: Sequence[Tag], size: int, ink: str = "white",
     outline: str | None = None,
 ) -> None:  # fmt: skip
-    """Tags with letters of this size, moved into the area (width, height).
+    """Draw tags with a font of this size, moved into the area (width, height) if necessary.
 
-    One that would cover another is moved by a line or two, or left out if that does not help. Of a text that is too
-    long the middle is left out.
+    A tag that would cover another one is moved by one or two lines, or skipped if that does not help. Long texts are
+    shortened in the middle.
     """
     height, edge = 1.2 * size, size / 5
     longest = max(LONGEST * area[0], 10 * size)
@@ -106,22 +107,23 @@ def put_tags(
         width = font.getlength(text) + 2 * edge
         left, top = min(max(0, x), area[0] - width), min(max(0, y), area[1] - height)
         tops = [row for lines in (0, 1, -1, 2, -2) if 0 <= (row := top + lines * height) <= area[1] - height]
-        places = [(left, row, left + width, row + height) for row in tops]
-        if (free := first_free(places, taken)) is None:
+        positions = [(left, row, left + width, row + height) for row in tops]
+        if (free := first_free(positions, taken)) is None:
             continue
-        place = taken[n] = places[free]
-        canvas.rectangle(place, fill=color, outline=outline)
-        canvas.text((left + edge, place[1] + height / 2), text, fill=ink, font=font, anchor="lm")
+        position = taken[n] = positions[free]
+        canvas.rectangle(position, fill=color, outline=outline)
+        canvas.text((left + edge, position[1] + height / 2), text, fill=ink, font=font, anchor="lm")
 
 
 def write(
     canvas: ImageDraw.ImageDraw, x: float, y: float, text: str, size: float = 18, color: str = INK, anchor: str = "lm",
     room: float = math.inf,
 ) -> int:  # fmt: skip
-    """A line of text, its `anchor` as Pillow has it; where it ends, if it begins at x.
+    """Draw a line of text; returns the x coordinate of its end, if it is anchored on the left.
 
     Args:
-        room: pixels; of a longer text the middle is left out.
+        anchor: as in Pillow.
+        room: width in pixels; a longer text is shortened in the middle.
     """
     font = load_font(size, text)
     text = shortened(text, font, room)
@@ -132,7 +134,7 @@ def write(
 def legend(
     sheet: ImageDraw.ImageDraw, left: int, top: int, entries: Sequence[tuple[str, str]], size: int = 18
 ) -> int:  # fmt: skip
-    """Squares of a colour and what they mean, in one row from (left, top); where the row ends."""
+    """Draw a legend of (text, colour) pairs in one row from (left, top); returns the x coordinate of its end."""
     for text, color in entries:
         sheet.rectangle((left, top + 3, left + size - 4, top + size - 1), fill=color)
         left = write(sheet, left + size + 2, top + size / 2 + 1, text, size) + size + 6

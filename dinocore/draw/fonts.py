@@ -1,4 +1,4 @@
-"""Fonts for images: Pillow's own, or a system font for names that it lacks."""
+"""Fonts for images: Pillow's own, or a system font for characters that it lacks."""
 
 import functools
 from collections.abc import Iterable
@@ -8,8 +8,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-OWN = ""  # Pillow's, which is always there and knows English letters only
-SYSTEM = (  # Pillow looks for them where the system keeps fonts
+OWN = ""  # Pillow's own font, which is always available but has only English letters
+# Pillow looks for these in the system's font folders
+SYSTEM = (
     "DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "Arial.ttf", "arial.ttf",
     "NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "NotoSansSC-Regular.otf", "SourceHanSansSC-Regular.otf",
     "wqy-microhei.ttc", "wqy-zenhei.ttc", "msyh.ttc", "PingFang.ttc", "Hiragino Sans GB.ttc", "Arial Unicode.ttf",
@@ -19,12 +20,12 @@ SYSTEM = (  # Pillow looks for them where the system keeps fonts
     "NotoSansBengali-Regular.ttf", "NotoSansTamil-Regular.ttf", "NotoSansThai-Regular.ttf", "LeelawUI.ttf",
     "unifont.otf", "unifont.ttf",
 )  # fmt: skip
-UNASSIGNED = "\U0010fffe"  # a font shows it as it shows whatever it lacks
-TRIED = 20  # the size at which glyphs are compared
+UNASSIGNED = "\U0010fffe"  # rendered with the glyph for missing characters
+TEST_SIZE = 20  # of the font when glyphs are compared
 
 
 def load_font(size: float, text: str = "") -> Font:
-    """The first font that has every character of the text, or else the most of them."""
+    """The first font that has every character of a text, or else the one that has most of them."""
     name = next((name for name in _installed() if _has_all(name, text)), None)
     if name is None:
         name = max(_installed(), key=lambda name: sum(_has(name, character) for character in text))
@@ -32,7 +33,7 @@ def load_font(size: float, text: str = "") -> Font:
 
 
 def shortened(text: str, font: Font, width: float) -> str:
-    """With the middle of a text that is wider than this, in pixels, left out: its end may be a score."""
+    """The text, with its middle replaced by … if it is wider than `width` pixels; its end may be a score."""
     if len(text) <= 8 or font.getlength(text) <= width:
         return text
     end = text[-6:]
@@ -41,7 +42,7 @@ def shortened(text: str, font: Font, width: float) -> str:
 
 
 def unwritable(texts: Iterable[str]) -> list[str]:
-    """The texts that no font here can write as a whole."""
+    """The texts for which no installed font has all characters."""
     return [text for text in texts if not any(_has_all(name, text) for name in _installed())]
 
 
@@ -51,23 +52,23 @@ def _has_all(name: str, text: str) -> bool:
 
 @functools.cache
 def _has(name: str, character: str) -> bool:
-    return character.isspace() or _drawn(name, character) != _drawn(name, UNASSIGNED)
+    return character.isspace() or _rendered(name, character) != _rendered(name, UNASSIGNED)
 
 
-def _drawn(name: str, character: str) -> bytes:
-    image = Image.new("L", (2 * TRIED, 2 * TRIED))
-    ImageDraw.Draw(image).text((4, 4), character, 255, _font(name, TRIED))
+def _rendered(name: str, character: str) -> bytes:
+    image = Image.new("L", (2 * TEST_SIZE, 2 * TEST_SIZE))
+    ImageDraw.Draw(image).text((4, 4), character, 255, _font(name, TEST_SIZE))
     return image.tobytes()
 
 
 @functools.cache
 def _installed() -> list[str]:
-    found = [OWN]
+    names = [OWN]
     for name in SYSTEM:
-        with suppress(OSError):  # there is no such font here
-            _font(name, TRIED)
-            found.append(name)
-    return found
+        with suppress(OSError):  # not installed
+            _font(name, TEST_SIZE)
+            names.append(name)
+    return names
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The full analysis of an evaluation, from one matching pass."""
+"""The full analysis of an evaluation, computed from a single matching pass."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,9 +15,9 @@ from .matches import Matches, match
 from .metrics import Calibration, Lrp, calibration, confusion, mean_lrp, optimal_lrp
 from .tide import Tide, tide
 
-TIMES = 1000  # samples of images
-WORST = 20  # images
-UNSURE = 0.5  # the score threshold where no detection is right
+NUM_SAMPLES = 1000  # bootstrap samples
+NUM_WORST = 20  # worst images to list
+FALLBACK_THRESHOLD = 0.5  # score threshold if no detection is right
 SIZES = {"AP": 0, "APs": 1, "APm": 2, "APl": 3}
 
 
@@ -47,16 +47,17 @@ class Analysis(NamedTuple):
     matches: Matches
     averages: Averages
     summary: dict[str, float]  # the 12 COCO numbers
-    samples: Samples | None  # None: not asked for
+    samples: Samples | None  # None: not requested
     classes: list[ClassAnalysis]
-    best: Best | None  # one threshold for all classes together
-    threshold: float  # the best one, or 0.5: for confusion, worst images and the second calibration
+    best: Best | None  # the best single threshold for all classes
+    # the best one, or FALLBACK_THRESHOLD; for the confusion matrix, worst images and second calibration
+    threshold: float
     levels: Levels
-    confusion: np.ndarray  # (K + 1, K + 1), row the truth, column what was found, background last
+    confusion: np.ndarray  # (K + 1, K + 1), row: true class, column: predicted class, background last
     tide: Tide
     lrp: dict[str, float | None]  # means over classes
     calibration: Calibration
-    sure: Calibration  # of detections at or above the threshold
+    calibration_above_threshold: Calibration  # of detections with at least that score
     worst: list[ImageErrors]
 
     def interval(self, name: str) -> Interval | None:
@@ -66,63 +67,63 @@ class Analysis(NamedTuple):
         return interval(self.samples.means(name), self.summary[name])
 
     def class_interval(self, k: int) -> Interval | None:
-        """That of the AP of one class."""
+        """The 95 % interval of the AP of a class; None without samples."""
         if self.samples is None:
             return None
         return interval(self.samples.values["AP"][:, k], self.classes[k].averages["AP"])
 
 
-def analyse(annotations: Annotations, results: Sequence[dict[str, Any]], times: int = TIMES) -> Analysis:
+def analyse(annotations: Annotations, results: Sequence[dict[str, Any]], times: int = NUM_SAMPLES) -> Analysis:
     """Match once and compute everything.
 
     Args:
-        results: rows in COCO's format, for known images; those of unknown classes are dropped.
+        results: rows in COCO's format, for known images; rows of unknown classes are dropped.
         times: number of bootstrap samples; 0: no intervals.
     """
     matches = match(annotations, results)
     average = averages(matches)
-    every = tally(matches)
-    chosen = best(every)
-    threshold = chosen.threshold if chosen else UNSURE
-    classes = [_of_class(matches, average, k, tally(matches, k)) for k in range(len(matches.categories))]
-    twelve = summarize(average.precision[..., None], average.recall)
+    overall = tally(matches)
+    chosen = best(overall)
+    threshold = chosen.threshold if chosen else FALLBACK_THRESHOLD
+    classes = [_analyse_class(matches, average, k, tally(matches, k)) for k in range(len(matches.categories))]
+    summary = summarize(average.precision[..., None], average.recall)
     return Analysis(
         matches=matches,
         averages=average,
-        summary=dict(zip(NAMES, twelve.tolist(), strict=True)),
+        summary=dict(zip(NAMES, summary.tolist(), strict=True)),
         samples=resample(matches, times) if times and len(matches.image_ids) else None,
         classes=classes,
         best=chosen,
         threshold=threshold,
-        levels=levels(every),
+        levels=levels(overall),
         confusion=confusion(matches, threshold),
         tide=tide(matches),
         lrp=mean_lrp([one.lrp for one in classes]),
         calibration=calibration(matches),
-        sure=calibration(matches, threshold),
+        calibration_above_threshold=calibration(matches, threshold),
         worst=worst_images(matches, threshold),
     )
 
 
 def worst_images(matches: Matches, threshold: float) -> list[ImageErrors]:
-    """Images by wrong detections plus missed objects at IoU 0.5, the most first, then by id."""
+    """The images with the most wrong detections plus missed objects at IoU 0.5; ties by id."""
     errors = image_errors(matches, threshold)
     errors.sort(key=lambda one: -(one.wrong + one.missed))
-    return [one for one in errors[:WORST] if one.wrong + one.missed]
+    return [one for one in errors[:NUM_WORST] if one.wrong + one.missed]
 
 
 def image_errors(matches: Matches, threshold: float) -> list[ImageErrors]:
-    """Every image at IoU 0.5, by id."""
+    """The errors in every image at IoU 0.5, by id."""
     count = len(matches.image_ids)
-    keep = matches.found.score >= threshold
-    hit, image = matches.right[0, 0], matches.found.image
-    right = np.bincount(image[keep & hit], minlength=count)
-    wrong = np.bincount(image[keep & ~hit & ~matches.ignored[0, 0]], minlength=count)
+    keep = matches.detections.score >= threshold
+    correct, image = matches.right[0, 0], matches.detections.image
+    right = np.bincount(image[keep & correct], minlength=count)
+    wrong = np.bincount(image[keep & ~correct & ~matches.ignored[0, 0]], minlength=count)
     missed = np.bincount(matches.objects.image[matches.counts[0]], minlength=count) - right
     return [ImageErrors(*row) for row in np.stack([matches.image_ids, right, wrong, missed], 1).tolist()]
 
 
-def _of_class(matches: Matches, average: Averages, k: int, counts: Tally) -> ClassAnalysis:
+def _analyse_class(matches: Matches, average: Averages, k: int, counts: Tally) -> ClassAnalysis:
     precision, recall = average.precision[:, :, k].copy(), average.recall[:, k, :, -1].copy()
     numbers = {name: mean_of_known(precision[:, :, a]) for name, a in SIZES.items()}
     numbers |= {"AP50": mean_of_known(precision[0, :, 0]), "AP75": mean_of_known(precision[5, :, 0])}

@@ -1,4 +1,4 @@
-"""An analysis as plain numbers: what `dino eval --json` prints and the report shows."""
+"""An analysis as plain numbers, for `dino eval --json` and the report."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -16,14 +16,14 @@ IOUS = {"IoU 0.50": slice(0, 1), "IoU 0.75": slice(5, 6), "IoU 0.50:0.95": slice
 
 
 def to_json(analysis: Analysis) -> dict[str, Any]:
-    """Everything except samples and matches; None if a number is unknown, -1 in AP and AR as in COCO."""
+    """Everything except samples and matches; None for undefined numbers, but -1 in AP and AR, as in COCO."""
     names = table_names(analysis.matches.categories)
-    known = analysis.matches.to_find() > 0
+    with_objects = analysis.matches.num_objects() > 0
     return {
         **analysis.summary,
         "intervals": {name: _pair(analysis.interval(name)) for name in ("AP", "AP50", "AP75", "AR100")},
         "objects": int(analysis.matches.counts[0].sum()),
-        "detections": len(analysis.matches.found.score),
+        "detections": len(analysis.matches.detections.score),
         "classes": {name: _class(analysis, k) for k, name in enumerate(names)},
         "best": _best(analysis.best),
         "threshold": analysis.threshold,
@@ -31,12 +31,12 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
         "scores": LEVELS.tolist(),
         "curves": _levels(analysis.levels),
         "recalls": RECALLS.tolist(),
-        "precision": _precision(analysis, np.flatnonzero(known)),
+        "precision": _precision(analysis, np.flatnonzero(with_objects)),
         "confusion": {"classes": [*names, BACKGROUND], "counts": analysis.confusion.tolist()},
         "tide": analysis.tide._asdict(),
         "lrp": analysis.lrp,
         "calibration": _calibration(analysis.calibration),
-        "calibration_above_threshold": _calibration(analysis.sure),
+        "calibration_above_threshold": _calibration(analysis.calibration_above_threshold),
         "worst": [image._asdict() for image in analysis.worst],
     }
 
@@ -55,7 +55,7 @@ def _class(analysis: Analysis, k: int) -> dict[str, Any]:
 
 
 def _totals(analysis: Analysis) -> dict[str, int]:
-    """Found, wrong and missed boxes in all images, at IoU 0.5 and the threshold."""
+    """Objects, detected objects and false alarms in all images, at IoU 0.5 and the threshold."""
     errors = image_errors(analysis.matches, analysis.threshold)
     right, wrong, missed = (sum(getattr(one, key) for one in errors) for key in ("right", "wrong", "missed"))
     return {"objects": right + missed, "found": right, "false_alarms": wrong}
@@ -73,23 +73,23 @@ def _levels(levels: Levels) -> dict[str, list[float]]:
     return {name: values.tolist() for name, values in levels._asdict().items()}
 
 
-def _precision(analysis: Analysis, kinds: np.ndarray) -> dict[str, list[float]] | None:
-    """Precision at 101 recalls, the mean over classes and IoU thresholds; None without a class."""
-    if not len(kinds):
+def _precision(analysis: Analysis, classes: np.ndarray) -> dict[str, list[float]] | None:
+    """Precision at 101 recalls, averaged over these classes and IoU thresholds; None without a class."""
+    if not len(classes):
         return None
-    precision = analysis.averages.precision[:, :, kinds, 0]
+    precision = analysis.averages.precision[:, :, classes, 0]
     return {name: precision[ious].mean((0, 2)).tolist() for name, ious in IOUS.items()}
 
 
-def _calibration(found: Calibration) -> dict[str, Any]:
+def _calibration(calibration: Calibration) -> dict[str, Any]:
     return {
-        "ece": found.ece,
+        "ece": calibration.ece,
         "bins": [f"{n / BINS:.1f}-{(n + 1) / BINS:.1f}" for n in range(BINS)],
-        "count": found.count.tolist(),
-        "score": _known(found.score),
-        "right": _known(found.right),
+        "count": calibration.count.tolist(),
+        "score": _none_for_nan(calibration.score),
+        "right": _none_for_nan(calibration.right),
     }
 
 
-def _known(values: Iterable[float]) -> list[float | None]:
+def _none_for_nan(values: Iterable[float]) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]

@@ -1,4 +1,4 @@
-"""COCO evaluation backends: pycocotools, the reference, or hotcoco, which gives the same numbers much faster."""
+"""COCO evaluation backends: pycocotools, the reference, or hotcoco, which computes the same numbers much faster."""
 
 import contextlib
 import io
@@ -13,11 +13,11 @@ from ..data.annotations import Annotations, as_coco_dict
 from ..errors import ConfigError, EnvironmentFault
 from ..system.extras import install_line
 
-Results = Sequence[dict[str, Any]]  # COCO's result rows: image_id, category_id, bbox, score
+Results = Sequence[dict[str, Any]]  # rows in COCO's results format: image_id, category_id, bbox, score
 
 
-class Judgement(NamedTuple):
-    """What came out: 10 IoU thresholds, R recalls, K classes by id, 4 areas, at most 1, 10 or 100 detections."""
+class BackendMetrics(NamedTuple):
+    """Metrics for 10 IoU thresholds, R recalls, K classes by id, 4 areas, and at most 1, 10 or 100 detections."""
 
     summary: np.ndarray  # (12,), in COCO's order
     precision: np.ndarray  # (10, R, K, 4, 3); -1 if there are no objects to evaluate on
@@ -47,31 +47,31 @@ def choose_backend(requested: str) -> str:
     return "hotcoco"
 
 
-def judge(annotations: Annotations, results: Results, backend: str) -> Judgement:
-    """Evaluate results, whose images and classes are known, with a backend from `choose_backend`."""
+def run_backend(annotations: Annotations, results: Results, backend: str) -> BackendMetrics:
+    """Evaluate results with a backend from `choose_backend`; all their images and classes must be annotated."""
     try:
         return BACKENDS[backend](annotations, results)
-    except ValueError:  # hotcoco refuses ids below 0 and scores that are NaN; pycocotools takes them
+    except ValueError:  # hotcoco rejects negative ids and NaN scores, pycocotools accepts them
         if backend == "pycocotools":
             raise
         return _by_pycocotools(annotations, results)
 
 
-def _by_pycocotools(annotations: Annotations, results: Results) -> Judgement:
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints 25 lines
+def _by_pycocotools(annotations: Annotations, results: Results) -> BackendMetrics:
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints 25 lines
         content = as_coco_dict(annotations)
-        truth, found = _indexed(content), _indexed(content | {"annotations": []})
+        truth, detections = _indexed(content), _indexed(content | {"annotations": []})
         if results:
-            rows = [dict(result) for result in results]  # it writes into them
-            found = truth.loadRes(rows)  # pyright: ignore[reportArgumentType]  the stub knows file names only
-        run = COCOeval(truth, found, "bbox")
+            rows = [dict(result) for result in results]  # copies, because pycocotools modifies them
+            detections = truth.loadRes(rows)  # pyright: ignore[reportArgumentType]  the stub only accepts file names
+        run = COCOeval(truth, detections, "bbox")
         run.evaluate()
         run.accumulate()
         run.summarize()
-    return Judgement(np.array(run.stats), run.eval["precision"], "pycocotools")
+    return BackendMetrics(np.array(run.stats), run.eval["precision"], "pycocotools")
 
 
-def _by_hotcoco(annotations: Annotations, results: Results) -> Judgement:
+def _by_hotcoco(annotations: Annotations, results: Results) -> BackendMetrics:
     import hotcoco
 
     known = annotations.labels >= 0
@@ -85,29 +85,29 @@ def _by_hotcoco(annotations: Annotations, results: Results) -> Judgement:
         area=annotations.area[known],
         iscrowd=annotations.crowd[known],
     )
-    # Rows and not its (N, 7) array: as fast as making the array, and ids above 2^53 stay whole.
+    # Rows instead of an (N, 7) array, because building the array takes as long and rounds ids above 2^53.
     run = hotcoco.COCOeval(truth, truth.load_res(list(results)), "bbox")
     run.evaluate()
-    run.accumulate()  # summarize would print from Rust, past Python's stdout
+    run.accumulate()  # without summarize, which prints from Rust, bypassing Python's stdout
     accumulated = run.eval or {}
     precision = accumulated["precision"]
-    return Judgement(summarize(precision, accumulated["recall"]), precision, "hotcoco")
+    return BackendMetrics(summarize(precision, accumulated["recall"]), precision, "hotcoco")
 
 
-BACKENDS: dict[str, Callable[[Annotations, Results], Judgement]] = {
+BACKENDS: dict[str, Callable[[Annotations, Results], BackendMetrics]] = {
     "pycocotools": _by_pycocotools,
     "hotcoco": _by_hotcoco,
 }
 
 
 def mean_of_known(values: np.ndarray) -> float:
-    """The mean, ignoring -1 for undefined values; -1 if there are no others."""
+    """The mean of all values except -1, which means undefined; -1 if there are no others."""
     known = values[values > -1]
     return float(known.mean()) if len(known) else -1.0
 
 
 def summarize(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
-    """COCO's 12 numbers, (12,): six of AP, with 100 detections; six of AR, the first three with 1, 10 and 100."""
+    """COCO's 12 numbers, (12,): six AP with 100 detections, then six AR, the first three with 1, 10 and 100."""
     ap, ar = precision[..., -1], recall[..., -1]  # (10, R, K, 4), (10, K, 4)
     parts = [ap[..., 0], ap[0, ..., 0], ap[5, ..., 0], ap[..., 1], ap[..., 2], ap[..., 3]]
     parts += [recall[..., 0, 0], recall[..., 0, 1], ar[..., 0], ar[..., 1], ar[..., 2], ar[..., 3]]
@@ -119,7 +119,7 @@ def _images(annotations: Annotations) -> zip:
 
 
 def _indexed(content: Any) -> COCO:
-    """What pycocotools would make of a file with this content."""
+    """A pycocotools dataset with this content, without a file."""
     coco = COCO()
     coco.dataset = content
     coco.createIndex()

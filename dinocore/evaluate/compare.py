@@ -1,4 +1,4 @@
-"""Compare two sets of results on the same images, and test whether the difference exceeds chance."""
+"""Compare two sets of results on the same images, with confidence intervals for the differences."""
 
 from typing import Any, NamedTuple
 
@@ -9,16 +9,16 @@ from .analysis import Analysis, ImageErrors, image_errors
 from .answer import to_json
 from .bootstrap import Interval, interval
 
-MOST_IMAGES = 10
+MAX_IMAGES = 10
 
 
 class MetricDifference(NamedTuple):
-    """A metric of both; -1 or None if undefined."""
+    """A metric of a and b; -1 or None if undefined."""
 
     a: float | None
     b: float | None
     change: float | None  # b - a
-    interval: Interval | None  # of the change, from samples of images that both see
+    interval: Interval | None  # of the change, from the same bootstrap samples for both
 
 
 class ImageDifference(NamedTuple):
@@ -29,23 +29,23 @@ class ImageDifference(NamedTuple):
 
     @property
     def change(self) -> int:
-        """How many errors b makes more than a."""
+        """The number of errors of b minus that of a."""
         return self.b.wrong + self.b.missed - self.a.wrong - self.a.missed
 
 
 class Comparison(NamedTuple):
-    """b against a."""
+    """The differences between analyses a and b."""
 
     a: Analysis
     b: Analysis
     summary: dict[str, MetricDifference]  # the 12 COCO numbers, optimal LRP and the calibration errors
     classes: dict[str, MetricDifference]  # AP
     tide: dict[str, MetricDifference]
-    images: list[ImageDifference]  # where they differ most
+    images: list[ImageDifference]  # those that differ most
 
 
 def compare(a: Analysis, b: Analysis) -> Comparison:
-    """What changes from a to b.
+    """Compare analyses of the same annotations.
 
     Raises:
         DataError: they are for different images, objects or classes, so that their metrics are not comparable.
@@ -71,7 +71,7 @@ def compare(a: Analysis, b: Analysis) -> Comparison:
 
 
 def comparison_json(comparison: Comparison) -> dict[str, Any]:
-    """The same as plain numbers, with everything from `to_json` for each side."""
+    """A comparison as plain numbers, with everything from `to_json` for each side."""
 
     def plain(differences: dict[str, MetricDifference]) -> dict[str, Any]:
         return {
@@ -92,14 +92,14 @@ def _images(a: Analysis, b: Analysis) -> list[ImageDifference]:
     sides = (image_errors(one.matches, one.threshold) for one in (a, b))
     pairs = [ImageDifference(*pair) for pair in zip(*sides, strict=True)]
     pairs.sort(key=lambda pair: -abs(pair.change))
-    return [pair for pair in pairs[:MOST_IMAGES] if pair.change]
+    return [pair for pair in pairs[:MAX_IMAGES] if pair.change]
 
 
 def _difference(a: float | None, b: float | None, samples: np.ndarray | None = None) -> MetricDifference:
     if a is None or b is None or a < 0 or b < 0:
         return MetricDifference(a, b, None, None)
-    found = None if samples is None else interval(samples, b - a, (-1.0, 1.0))
-    return MetricDifference(a, b, b - a, found)
+    bounds = None if samples is None else interval(samples, b - a, (-1.0, 1.0))
+    return MetricDifference(a, b, b - a, bounds)
 
 
 def _summary_samples(a: Analysis, b: Analysis, name: str) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""Results files in COCO's format."""
+"""Read results files in COCO's format."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from ..errors import DataError
 from ..words import counted
 
 IDS = ("image_id", "category_id")
-MOST_SHOWN = 40  # characters of a value that cannot be used
+MAX_SHOWN = 40  # characters of an invalid value in messages
 Sides = Annotated[list[float], msgspec.Meta(min_length=4, max_length=4)]
 
 
@@ -27,42 +27,42 @@ class ResultRow(TypedDict):
 
 
 class Results(NamedTuple):
-    """Detections that can be evaluated, and a message about the others."""
+    """Detections that can be evaluated, and messages about skipped ones."""
 
     rows: list[dict[str, Any]]
     notes: list[str]
 
 
 def read_results(path: Path, annotations: Annotations, allow_orphans: bool = False) -> Results:
-    """Read and check results for these annotations; fields that detection doesn't need are left out.
+    """Read and check results for these annotations; fields that detection doesn't need are dropped.
 
-    Results of a class that is taken for another one of its name are that one's.
+    If classes with the same name were merged, results of all of them count for the class that was kept.
 
     Args:
-        allow_orphans: leave out results of images and classes that the annotations don't have.
+        allow_orphans: skip results of images and classes that the annotations don't have.
 
     Raises:
-        DataError: the file is missing or no list of results, has numbers that are not finite, or results of unknown
-            images or classes; with how many there are.
+        DataError: the file is missing or not a list of results, has non-finite numbers, or has results of unknown
+            images or classes.
     """
     rows = _decode(path)
-    if taken_for := dict(annotations.merged_ids):
-        rows = [row | {"category_id": taken_for.get(row["category_id"], row["category_id"])} for row in rows]
+    if merged := dict(annotations.merged_ids):
+        rows = [row | {"category_id": merged.get(row["category_id"], row["category_id"])} for row in rows]
     numbers = np.array([[*row["bbox"], row["score"]] for row in rows]).reshape(-1, 5)
     wrong = np.flatnonzero(~np.isfinite(numbers).all(1)).tolist()
     if wrong:
         what = f"{len(wrong)} of {len(rows)} results have a box or score that is not finite, the first one of image "
         raise DataError(f"{what}{rows[wrong[0]]['image_id']}", code="DATA-RESULTS", where=path,
                         fix="find out what produced them; COCO's tools would evaluate them silently")  # fmt: skip
-    strangers = {
+    known_ids = {
         "image_id": (("image",), set(annotations.image_ids.tolist())),
         "category_id": (("class", "classes"), {category.id for category in annotations.categories}),
     }
-    notes = [_orphans(rows, key, name, known) for key, (name, known) in strangers.items()]
+    notes = [_orphans(rows, key, name, known) for key, (name, known) in known_ids.items()]
     if any(notes) and not allow_orphans:
         raise DataError(f"{' and '.join(filter(None, notes))} {annotations.file} doesn't have", code="DATA-RESULTS",
                         where=path)  # fmt: skip
-    kept = [row for row in rows if all(row[key] in known for key, (_, known) in strangers.items())]
+    kept = [row for row in rows if all(row[key] in known for key, (_, known) in known_ids.items())]
     return Results(kept, [f"skipped, {note} the annotations don't have" for note in notes if note])
 
 
@@ -76,7 +76,7 @@ def _orphans(rows: list[Any], key: str, noun: tuple[str, ...], known: set[int]) 
 
 
 def _decode(path: Path) -> list[Any]:
-    """By msgspec, or, where it refuses, by json and row by row, which takes NaN and 1.0 as 1 and names a fault."""
+    """Decode with msgspec or, if that fails, with json, which accepts NaN and ids such as 1.0, and check each row."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=list[ResultRow])
     except (OSError, ValueError, RecursionError):
@@ -84,20 +84,20 @@ def _decode(path: Path) -> list[Any]:
     try:
         document = parse_json(path)
     except DataError as error:
-        raise _no_results(error.what, path) from None
+        raise _invalid_results(error.what, path) from None
     if not isinstance(document, list):
-        raise _no_results(f"it is not a results file: its top level is {_shown(document)}, not a list", path)
+        raise _invalid_results(f"it is not a results file: its top level is {_shown(document)}, not a list", path)
     if faults := [(i, fault) for i, row in enumerate(document) if (fault := _fault(row))]:
         first, fault = faults[0]
         what = f"{len(faults)} of {len(document)} results are invalid; in result {first} (counted from 0), {fault}"
-        raise _no_results(what, path)
+        raise _invalid_results(what, path)
     return [
         {key: int(row[key]) for key in IDS} | {"bbox": [*map(float, row["bbox"])], "score": float(row["score"])}
         for row in document
     ]
 
 
-def _no_results(what: str, path: Path) -> DataError:
+def _invalid_results(what: str, path: Path) -> DataError:
     fix = "give a JSON list of {image_id, category_id, bbox, score}, such as `dino eval --out FILE` writes"
     return DataError(what, code="DATA-RESULTS", where=path, fix=fix)
 
@@ -123,4 +123,4 @@ def _is_coordinate(value: Any) -> bool:
 def _shown(value: Any) -> str:
     """The start of a value as JSON."""
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"

@@ -1,4 +1,4 @@
-"""The score thresholds of weights: stored after an evaluation, used if none is given."""
+"""The best score thresholds, stored with weights after an evaluation and used by default."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,12 +15,12 @@ def best_thresholds(annotations: Annotations, results: Sequence[dict[str, Any]])
     """The score with the best F1 at IoU 0.5, overall and per class, minus `MARGIN`.
 
     Returns:
-        `{"overall": score, "classes": {name: score or None}}`; None where no detection is right.
+        `{"overall": score, "classes": {name: score or None}}`; None if no detection is right.
     """
     matches = match(annotations, results)
     overall = best(tally(matches))
     if overall is None:
         return None
-    found = {name: best(tally(matches, k)) for k, name in enumerate(table_names(matches.categories))}
-    classes = {name: max(0.0, one.threshold - MARGIN) if one else None for name, one in found.items()}
+    by_class = {name: best(tally(matches, k)) for k, name in enumerate(table_names(matches.categories))}
+    classes = {name: max(0.0, one.threshold - MARGIN) if one else None for name, one in by_class.items()}
     return {"overall": max(0.0, overall.threshold - MARGIN), "classes": classes}

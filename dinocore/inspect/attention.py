@@ -1,6 +1,6 @@
-"""Where deformable attention samples: a layer's sampling points and weights for one query or token.
+"""Show where deformable attention samples: a layer's sampling points and weights for one query or token.
 
-The figure has a panel for each head; colour is the level, size the weight.
+The figure has a panel for each head; the colour of a point shows its level, the size its weight.
 """
 
 import itertools
@@ -26,25 +26,26 @@ from ..report.parts import Cell, Facts, Gallery, Mark, MarkedImage, Page, Sectio
 
 GAP = 20
 CELL = (380, 285)  # width and height of a head's panel
-LARGEST = 16  # radius of the heaviest point
-SHOWN = 0.9  # of the weight is in the heads' panels; the whole image has all of it
+MAX_RADIUS = 16  # of the point with the largest weight
+SHOWN_WEIGHT = 0.9  # fraction of the weight that the heads' panels show; the overview shows all of it
 
 
 class Attention(NamedTuple):
-    """The sampling points of one query in one layer, in pixels of the upright image; heads from 0."""
+    """The sampling points of one query or token in one layer, in pixels of the upright image; heads count from 0."""
 
     part: str  # "decoder" or "encoder"
     layer: int  # from 0
-    index: int  # of the query, or of the token among those of all levels
-    level: int | None  # of the token
+    index: int  # of the query, or of the token over all levels
+    level: int | None  # of the token; None for a query
     label: str  # the query's best class in the last layer, or ""
     score: float  # of that class
-    box: list[float] | None  # the query's answer in the last layer, x0 y0 x1 y1
+    box: list[float] | None  # the query's box in the last layer, x0 y0 x1 y1
     center: list[float]  # of that box, or of the token
     points: Tensor  # (M, L, P, 2) x and y
-    weights: Tensor  # (M, L, P), of a head they sum to 1
+    weights: Tensor  # (M, L, P), sum to 1 over each head
     size: tuple[int, int]  # height and width of the image
-    error: float  # how far the sum over these points is from the layer's own, as a share of its largest value
+    # largest difference between the sum over these points and the layer's output, relative to its largest value
+    error: float
 
     def rows(self) -> Iterator[tuple[int, int, float, float, float]]:
         """Head, level, x, y and weight of every point."""
@@ -52,7 +53,7 @@ class Attention(NamedTuple):
             yield head, level, *self.points[head, level, point].tolist(), float(self.weights[head, level, point])
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """For JSON."""
         names = ("part", "layer", "index", "level", "label", "score", "box", "center", "error")
         heads: list[list[dict[str, float]]] = [[] for _ in self.weights]
         for head, level, x, y, weight in self.rows():
@@ -62,9 +63,9 @@ class Attention(NamedTuple):
 
 @contextmanager
 def record_sampling(attention: MSDeformAttn) -> Iterator[list[Sampled]]:
-    """Record what this layer samples within the block, using the implementation that has locations and weights."""
+    """Record what this layer samples within the block, with the implementation that exposes locations and weights."""
     records: list[Sampled] = []
-    before = attention.sample
+    original = attention.sample
 
     def recording(*arguments: Any) -> Tensor:
         with watch_sampling(records.append):
@@ -74,7 +75,7 @@ def record_sampling(attention: MSDeformAttn) -> Iterator[list[Sampled]]:
     try:
         yield records
     finally:
-        attention.sample = before
+        attention.sample = original
 
 
 def attention_of_query(detector: Detector, batch: Batch, layer: int = -1, query: int | None = None) -> Attention:
@@ -84,16 +85,16 @@ def attention_of_query(detector: Detector, batch: Batch, layer: int = -1, query:
         ConfigError: there is no such layer or query.
     """
     layers = detector.model.decoder.layers
-    layer = _counted(layer, len(layers), "decoder layer", from_last=True)
+    layer = _checked_index(layer, len(layers), "decoder layer", from_last=True)
     with record_sampling(layers[layer].cross_attn) as records:  # pyright: ignore[reportArgumentType]
         output = detector.forward(batch)
     scores, labels = output.final.logits[0].float().cpu().sigmoid().max(-1)  # (N,)
-    query = int(scores.argmax()) if query is None else _counted(query, len(scores), "query")
+    query = int(scores.argmax()) if query is None else _checked_index(query, len(scores), "query")
     box = to_pixels(output.final.boxes[0, query], batch.sizes[0]).tolist()
-    looked = _looked(records[0], query, batch.sizes[0])
+    points = _sampling_points(records[0], query, batch.sizes[0])
     name = detector.categories[int(labels[query])].name
     center = [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]
-    return Attention("decoder", layer, query, None, name, float(scores[query]), box, center, *looked)
+    return Attention("decoder", layer, query, None, name, float(scores[query]), box, center, *points)
 
 
 def attention_at(
@@ -105,41 +106,41 @@ def attention_at(
         ConfigError: there is no such layer or level, or the pixel is not in the image.
     """
     layers = detector.model.encoder.layers
-    layer = _counted(layer, len(layers), "encoder layer", from_last=True)
+    layer = _checked_index(layer, len(layers), "encoder layer", from_last=True)
     height, width = batch.sizes[0]
     if not (0 <= pixel[0] < width and 0 <= pixel[1] < height):
         raise ConfigError(f"--at {pixel[0]:g},{pixel[1]:g} is outside the image of {width} x {height} pixels")
     with record_sampling(layers[layer].attn) as records:  # pyright: ignore[reportArgumentType]
         detector.forward(batch)
     shapes = records[0].shapes
-    level = _counted(level, len(shapes), "level")
+    level = _checked_index(level, len(shapes), "level")
     rows, columns = shapes[level]
     row, column = int(pixel[1] / height * rows), int(pixel[0] / width * columns)
     index = sum(h * w for h, w in shapes[:level]) + row * columns + column
     center = [(column + 0.5) / columns * width, (row + 0.5) / rows * height]
-    looked = _looked(records[0], index, batch.sizes[0])
-    return Attention("encoder", layer, index, level, "", 0.0, None, center, *looked)
+    points = _sampling_points(records[0], index, batch.sizes[0])
+    return Attention("encoder", layer, index, level, "", 0.0, None, center, *points)
 
 
-def _looked(used: Sampled, index: int, size: tuple[int, int]) -> tuple[Tensor, Tensor, tuple[int, int], float]:
-    """Places and weights of a query, and what they leave unexplained of the layer's own answer."""
+def _sampling_points(used: Sampled, index: int, size: tuple[int, int]) -> tuple[Tensor, Tensor, tuple[int, int], float]:
+    """Points, weights, image size and `error` of a query, as in `Attention`."""
     locations, weights = (x[:1, index : index + 1].float() for x in (used.locations, used.weights))
-    own = used.output[0, index].float()
-    again = reference.sample(used.value[:1].float(), used.shapes, locations, weights)[0, 0]
-    error = float((again - own).abs().max() / own.abs().max().clamp(min=1e-9))
-    points = locations[0, 0].cpu() * torch.tensor([size[1], size[0]])  # one image has no padding
+    output = used.output[0, index].float()
+    recomputed = reference.sample(used.value[:1].float(), used.shapes, locations, weights)[0, 0]
+    error = float((recomputed - output).abs().max() / output.abs().max().clamp(min=1e-9))
+    points = locations[0, 0].cpu() * torch.tensor([size[1], size[0]])  # a batch of one image has no padding
     return points, weights[0, 0].cpu(), size, error
 
 
-def _counted(index: int, count: int, what: str, from_last: bool = False) -> int:
-    """An index from 0; with `from_last`, negative ones count from the last."""
+def _checked_index(index: int, count: int, what: str, from_last: bool = False) -> int:
+    """The index, from 0, if it is in range; with `from_last`, negative ones count from the last."""
     if not (-count if from_last else 0) <= index < count:
         raise ConfigError(f"no {what} {index}; the model has {count}, from 0 to {count - 1}")
     return index % count
 
 
 def draw_attention(image: Image.Image, seen: Attention, head: int | None = None) -> Image.Image:
-    """The whole image with every head's points, and beside it each head, or the one that is asked for, enlarged."""
+    """The whole image with the points of all heads and, beside it, a close-up for each head, or only for `head`."""
     heads = list(range(len(seen.weights))) if head is None else [head]
     rows = max(1, round(math.sqrt(len(heads) / 2)))
     columns = math.ceil(len(heads) / rows)
@@ -147,8 +148,8 @@ def draw_attention(image: Image.Image, seen: Attention, head: int | None = None)
     step = cell[1] + 56
     body = rows * step
     overview = whole_panel(image, (560, body - 56), 0.3)
-    _points(overview, seen, heads, LARGEST / 3)
-    _place(overview, seen)
+    _draw_points(overview, seen, heads, MAX_RADIUS / 3)
+    _draw_reference(overview, seen)
     whole = overview.finished()
     sheet = Image.new("RGB", (3 * GAP + whole.width + columns * (cell[0] + GAP), 64 + body + 48), PAPER)
     canvas = ImageDraw.Draw(sheet)
@@ -163,35 +164,37 @@ def draw_attention(image: Image.Image, seen: Attention, head: int | None = None)
     for n, m in enumerate(heads):
         left, top = 3 * GAP + whole.width + n % columns * (cell[0] + GAP), 64 + n // columns * step
         panel = open_panel(image, region, cell)
-        _place(panel, seen)
-        _points(panel, seen, [m], LARGEST)
+        _draw_reference(panel, seen)
+        _draw_points(panel, seen, [m], MAX_RADIUS)
         write(canvas, left, top, f"head {m}", 20, anchor="la")
         sheet.paste(panel.finished(), (left, top + 30))
-        edge, bar = float(left), top + 30 + cell[1] + 3  # how much of the head's weight goes to each level
-        for level, share in enumerate(seen.weights[m].sum(-1).tolist()):
-            canvas.rectangle((edge, bar, edge + share * cell[0], bar + 8), fill=_color(level))
-            edge += share * cell[0]
-    _explain(canvas, seen, 64 + body + 10)
+        # a bar divided by level, each as long as its fraction of the head's weight
+        edge, bar = float(left), top + 30 + cell[1] + 3
+        for level, weight in enumerate(seen.weights[m].sum(-1).tolist()):
+            canvas.rectangle((edge, bar, edge + weight * cell[0], bar + 8), fill=_color(level))
+            edge += weight * cell[0]
+    _draw_legend(canvas, seen, 64 + body + 10)
     return sheet
 
 
 def _region(seen: Attention, heads: list[int], cell: tuple[int, int]) -> Corners:
-    """The area of the heads' panels: the box, and the area around the centre with most of the weight."""
+    """The region of the heads' panels: around the centre, with SHOWN_WEIGHT of the weight and the query's box."""
     center = torch.tensor(seen.center)
-    away = (seen.points[heads].flatten(0, 2) - center).abs()  # (n, 2)
-    away = torch.maximum(away[:, 0], away[:, 1] * cell[0] / cell[1])  # half the width that shows a point
-    order = away.argsort()
-    held = seen.weights[heads].flatten()[order].cumsum(0) / len(heads)
-    half = float(away[order][min(int((held < SHOWN).sum()), len(order) - 1)])
+    offsets = (seen.points[heads].flatten(0, 2) - center).abs()  # (n, 2)
+    # for each point, half the width of the smallest region that shows it, (n,)
+    half_widths = torch.maximum(offsets[:, 0], offsets[:, 1] * cell[0] / cell[1])
+    order = half_widths.argsort()
+    shown = seen.weights[heads].flatten()[order].cumsum(0) / len(heads)
+    half = float(half_widths[order][min(int((shown < SHOWN_WEIGHT).sum()), len(order) - 1)])
     if seen.box is not None:
         half = max(half, (seen.box[2] - seen.box[0]) / 2, (seen.box[3] - seen.box[1]) / 2 * cell[0] / cell[1])
     half = max(1.15 * half, 0.03 * max(seen.size))
-    (x, y), high = seen.center, half * cell[1] / cell[0]
-    return x - half, y - high, x + half, y + high
+    (x, y), half_height = seen.center, half * cell[1] / cell[0]
+    return x - half, y - half_height, x + half, y + half_height
 
 
-def _place(panel: Panel, seen: Attention) -> None:
-    """The query's box, or a cross on the token."""
+def _draw_reference(panel: Panel, seen: Attention) -> None:
+    """Draw the query's box, or a cross on the token."""
     if seen.box is not None:
         panel.box(seen.box, INK, 2, halo=True)
         return
@@ -201,32 +204,32 @@ def _place(panel: Panel, seen: Attention) -> None:
         panel.canvas.line((x, y - 20, x, y + 20), fill=color, width=width)
 
 
-def _points(panel: Panel, seen: Attention, heads: list[int], largest: float) -> None:
-    """The heaviest first, so that light ones lie on them."""
-    most = float(seen.weights.max())
+def _draw_points(panel: Panel, seen: Attention, heads: list[int], max_radius: float) -> None:
+    """Draw the points with the largest weights first, so that those with small weights stay visible."""
+    max_weight = float(seen.weights.max())
     dots = [(weight, x, y, level) for head, level, x, y, weight in seen.rows() if head in heads]
     for weight, x, y, level in sorted(dots, reverse=True):
-        share = math.sqrt(weight / most)
-        panel.dot(x, y, max(1.8, largest * share), _color(level), 0.3 + 0.6 * share)
+        scale = math.sqrt(weight / max_weight)
+        panel.dot(x, y, max(1.8, max_radius * scale), _color(level), 0.3 + 0.6 * scale)
 
 
 def _color(level: int) -> str:
     return PALETTE[level % len(PALETTE)]
 
 
-def _explain(canvas: ImageDraw.ImageDraw, seen: Attention, top: int) -> None:
+def _draw_legend(canvas: ImageDraw.ImageDraw, seen: Attention, top: int) -> None:
     levels = range(seen.weights.shape[1])
     left = legend(canvas, GAP, top, [(f"level {n}{' (finest)' if n == 0 else ''}", _color(n)) for n in levels])
-    most = float(seen.weights.max())
-    for share in (1.0, 0.25, 0.05):
-        r = max(1.8, LARGEST * math.sqrt(share))
-        canvas.ellipse((left + LARGEST - r, top + 10 - r, left + LARGEST + r, top + 10 + r), fill=GREY)
-        left = write(canvas, left + 2 * LARGEST + 6, top + 10, f"weight {most * share:.2f}") + 20
+    max_weight = float(seen.weights.max())
+    for fraction in (1.0, 0.25, 0.05):
+        r = max(1.8, MAX_RADIUS * math.sqrt(fraction))
+        canvas.ellipse((left + MAX_RADIUS - r, top + 10 - r, left + MAX_RADIUS + r, top + 10 + r), fill=GREY)
+        left = write(canvas, left + 2 * MAX_RADIUS + 6, top + 10, f"weight {max_weight * fraction:.2f}") + 20
     write(canvas, left, top + 10, "bars: each head's weight by level; grey: outside the image")
 
 
 def render_attention(name: str, image: Image.Image, figure: Image.Image, seen: Attention) -> str:
-    """The figure, the image with the query's answer, and every point; numbers as in `Attention.as_dict`."""
+    """The HTML page: the figure, the image with the query's box, and all points, as in `Attention.as_dict`."""
     marks = [] if seen.box is None else [Mark(seen.box, seen.label, "found", seen.score)]
     facts: dict[str, Cell] = {"layer": f"{seen.part} {seen.layer}", "query or token": seen.index}
     facts |= {"level of the token": seen.level} if seen.box is None else {"class": seen.label, "score": seen.score}

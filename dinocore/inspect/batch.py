@@ -1,4 +1,4 @@
-"""Real batches: images as the model sees them, with their boxes side by side, and the objects for a mask."""
+"""Training batches: images with their boxes, as stored and as the model sees them, and the objects for a mask."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -23,13 +23,13 @@ from ..system.device import pick_device
 from ..train.batches import micro_batch_size
 from .mask.mask import MaskBatch
 
-CELL = 320  # pixels, a side of a cell
+CELL = 320  # side of a cell in pixels
 GAP = 8
 PADDING_COLOR = (110, 110, 120)
 
 
 class BatchImage(NamedTuple):
-    """An image with boxes."""
+    """An image of a batch, with its boxes."""
 
     image: np.ndarray  # (H, W, 3) uint8, padding included
     boxes_xyxy: np.ndarray  # (T, 4) in its pixels
@@ -39,7 +39,7 @@ class BatchImage(NamedTuple):
     epoch: int
 
     def as_dict(self, names: Sequence[str]) -> dict[str, Any]:
-        """As JSON has it."""
+        """For JSON."""
         height, width = self.image.shape[:2]
         objects = [
             {"label": names[label], "box_xyxy": [round(value, 3) for value in box]}
@@ -50,11 +50,12 @@ class BatchImage(NamedTuple):
 
 
 def training_cells(annotations: Annotations, config: Config, start: int, steps: int) -> Iterator[BatchImage]:
-    """The images of optimizer steps from `start` on, from the training loader, normalised for the model."""
+    """The images of `steps` optimizer steps from `start` on, from the training loader, as the model sees them."""
     model = config.model
     mean, std = torch.tensor(model.pixel_mean), torch.tensor(model.pixel_std)
     plan = Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, start + steps)
-    size = micro_batch_size(config.train, pick_device("auto"))  # as `dino train` on this machine, as one rank
+    # the size that `dino train` uses on this machine with one rank
+    size = micro_batch_size(config.train, pick_device("auto"))
     loader = training_steps(annotations, config, size, start, start + steps)
     for ((epoch, _), *_), batches in zip(plan, start_workers(loader), strict=True):
         for batch in batches:
@@ -68,7 +69,7 @@ def training_cells(annotations: Annotations, config: Config, start: int, steps: 
 
 
 def raw_cells(annotations: Annotations, config: Config, start: int, steps: int) -> Iterator[BatchImage]:
-    """The same images as stored, with the boxes to train on."""
+    """The same images as stored, without augmentation, with the boxes used for training."""
     usable = annotations.trainable(config.data.min_box_size)
     for items in Steps(len(annotations.image_ids), config.train.batch_size, config.train.seed, start, start + steps):
         for epoch, index in items:
@@ -85,7 +86,7 @@ def _cell(
 
 
 def draw_grid(cells: Sequence[BatchImage], names: Sequence[str]) -> Image.Image:
-    """All cells in rows, each with its boxes."""
+    """Images with their boxes, in a grid."""
     columns = max(1, math.ceil(math.sqrt(len(cells))))
     rows = math.ceil(len(cells) / columns)
     grid = Image.new("RGB", (columns * (CELL + GAP) + GAP, rows * (CELL + GAP) + GAP), "white")
@@ -93,27 +94,27 @@ def draw_grid(cells: Sequence[BatchImage], names: Sequence[str]) -> Image.Image:
         image = Image.fromarray(cell.image)
         scale = CELL / max(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        placed = zip((cell.boxes_xyxy * scale).tolist(), cell.labels, strict=True)
-        boxes = [Box(box, class_color(label), names[label]) for box, label in placed]
+        scaled = zip((cell.boxes_xyxy * scale).tolist(), cell.labels, strict=True)
+        boxes = [Box(box, class_color(label), names[label]) for box, label in scaled]
         corner = (GAP + n % columns * (CELL + GAP), GAP + n // columns * (CELL + GAP))
         grid.paste(draw_boxes(image.resize(size), boxes), corner)
     return grid
 
 
 def first_batch(annotations: Annotations, config: Config) -> MaskBatch:
-    """The first micro-batch of `dino train`: the loader's images, with the objects that remain after cropping."""
-    alone = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
+    """The first micro-batch of `dino train`, with the objects that remain after cropping."""
+    without_workers = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
     size = micro_batch_size(config.train, pick_device("auto"))
-    batch = next(iter(training_steps(annotations, alone, size, 0, 1)))[0]
+    batch = next(iter(training_steps(annotations, without_workers, size, 0, 1)))[0]
     files = [annotations.path(index).name for index in batch.indices]
     return MaskBatch(batch.targets, files, [_names(annotations, target) for target in batch.targets])
 
 
 def named_batch(splits: Sequence[Annotations], images: Sequence[str], config: Config) -> MaskBatch:
-    """All trainable objects of these images, as a batch without augmentation.
+    """A batch of these images without augmentation, with all their trainable objects.
 
     Raises:
-        DataError: an image has no annotations.
+        DataError: none of the splits has an image of this name.
     """
     targets, files, names = [], [], []
     for image in images:
@@ -131,7 +132,7 @@ def _names(annotations: Annotations, target: Target) -> list[str]:
 
 
 def _find(splits: Sequence[Annotations], image: str) -> tuple[Annotations, int]:
-    """The split that has an image of this name, which may be a path, and its place in there."""
+    """The split that contains an image, given by name or path, and the image's index in that split."""
     known = []
     for annotations in splits:
         paths = [annotations.path(index) for index in range(len(annotations.image_ids))]

@@ -1,4 +1,4 @@
-"""The page that compares two evaluations, with the numbers of `dino eval --compare --json`."""
+"""The report that compares two evaluations, with the numbers of `dino eval --compare --json`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,14 +9,15 @@ from ..config import DataConfig
 from ..data.annotations import Annotations
 from ..evaluate.compare import Comparison, comparison_json
 from ..words import counted
-from .evaluation import BOXES, ERRORS, MOST_CLASSES, confusion, error_counts, known, pair, reliability
+from .evaluation import BOXES, ERRORS, MAX_CLASSES, confusion, error_counts, known, pair, reliability
 from .judged import judged_image, open_images
 from .parts import Cell, Chart, Curve, Drawing, Facts, Gallery, Page, Part, Section, Table
 
 LETTERS = {"a": "A", "b": "B"}
-MOST, MOST_LETTERS = 30, 22  # rows of the drawing; letters of a name
+MAX_ROWS, MAX_NAME = 30, 22  # rows of the drawing; characters of a name
+# of the drawing, in pixels
 LEFT, RIGHT, WIDTH, ROW, TOP = 190, 70, 640, 26, 40
-BETTER, WORSE = "#0072B2", "#D55E00"  # Okabe and Ito's
+BETTER, WORSE = "#0072B2", "#D55E00"  # by Okabe and Ito
 COLUMNS = ("A", "B", "B - A", "from", "to", "verdict")
 INTERVAL = "From, to: 95 % interval of B - A for other images of the same kind; if it contains 0, "
 INTERVAL += "these images do not tell A and B apart."
@@ -25,16 +26,16 @@ INTERVAL += "these images do not tell A and B apart."
 def comparison_page(
     comparison: Comparison, annotations: Annotations, facts: dict[str, Cell], config: DataConfig
 ) -> Page:
-    """Numbers of both, their differences, curves over each other, and the images where they differ most.
+    """The metrics of both, their differences, curves in shared charts, and the images where they differ most.
 
     Args:
         facts: names and values shown at the top: A, B, data.
         config: how to read images; unreadable ones are skipped.
     """
     answer = comparison_json(comparison)
-    sides = {LETTERS[side]: found for side, found in answer["sides"].items()}
+    sides = {LETTERS[side]: numbers for side, numbers in answer["sides"].items()}
     sections = [
-        Section("COCO", [Facts("Compared", facts), _drawn(answer), _numbers(answer)]),
+        Section("COCO", [Facts("Compared", facts), _drawing(answer), _numbers(answer)]),
         Section("Classes", [_classes(answer)]),
         Section("Curves", _curves(sides)),
         Section(
@@ -59,7 +60,7 @@ def _row(one: dict[str, Any]) -> list[Cell]:
     return [known(one["a"]), known(one["b"]), one["change"], low, high, verdict]
 
 
-def _drawn(answer: dict[str, Any]) -> Drawing:
+def _drawing(answer: dict[str, Any]) -> Drawing:
     rows = {name: one for name, one in answer["summary"].items() if one["interval"]}
     rows |= {f"AP of {name}": one for name, one in answer["classes"].items() if one["interval"]}
     return Drawing("B - A", draw_differences(rows), "B is better to the right of the line. Bars: 95 % intervals.")
@@ -90,7 +91,7 @@ def _curves(sides: dict[str, dict[str, Any]]) -> list[Part]:
     f1 = lines("scores", {side: one["curves"]["f1"] for side, one in sides.items()})
     parts.append(Chart("F1 by score threshold", "score threshold", "F1", f1, "IoU 0.5, all classes together."))
     classes = sorted(sides["A"]["classes"].items(), key=lambda item: -item[1]["objects"])
-    for name in [name for name, one in classes if one["precision"]][:MOST_CLASSES]:
+    for name in [name for name, one in classes if one["precision"]][:MAX_CLASSES]:
         both = lines("recalls", {side: one["classes"][name]["precision"]["IoU 0.50"] for side, one in sides.items()})
         parts.append(Chart(f"{name}: precision and recall", "recall", "precision", both, "IoU 0.5."))
     return parts
@@ -118,16 +119,16 @@ def _calibration(sides: dict[str, dict[str, Any]]) -> Table:
 
 
 def _images(comparison: Comparison, answer: dict[str, Any], annotations: Annotations, config: DataConfig) -> list[Part]:
-    """Each image twice, as A and as B has it."""
+    """Each image twice, with the detections of A and of B."""
     rows, images = [], []
     opened = open_images(annotations, (one["a"]["image_id"] for one in answer["pictures"]), config)
     for one, (name, image) in zip(answer["pictures"], opened, strict=True):
         image_id, *of_a = one["a"].values()
         rows.append([name, image_id, *of_a, *list(one["b"].values())[1:], one["change"]])
         if image is not None:
-            for side, found in (("a", comparison.a), ("b", comparison.b)):
+            for side, analysis in (("a", comparison.a), ("b", comparison.b)):
                 title = f"{LETTERS[side]}: {name}"
-                images.append(judged_image(found.matches, image_id, image, title, error_counts(one[side])))
+                images.append(judged_image(analysis.matches, image_id, image, title, error_counts(one[side])))
     thresholds = [one["threshold"] for one in answer["sides"].values()]
     rule = f"Wrong detections plus missed objects at IoU 0.5, for A with scores of at least {thresholds[0]:.3g}, "
     rule += f"B of at least {thresholds[1]:.3g}: each at its best threshold."
@@ -140,16 +141,19 @@ def _images(comparison: Comparison, answer: dict[str, Any], annotations: Annotat
 
 
 def draw_differences(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """The first of `rows`, each with `change` and `interval`; an interval beside 0 has a colour and a filled dot.
+    """Draw differences with their intervals as an SVG; an interval that excludes 0 is coloured, with a filled dot.
 
-    Colours of letters and lines are those of the page around it.
+    The colours of text and lines are those of the page around it.
+
+    Args:
+        rows: by name, each with `change` and `interval`; the first MAX_ROWS are drawn.
     """
-    shown = dict(list(rows.items())[:MOST])
-    most = max([abs(end) for one in shown.values() for end in one["interval"]] + [0.001])
+    shown = dict(list(rows.items())[:MAX_ROWS])
+    largest = max([abs(end) for one in shown.values() for end in one["interval"]] + [0.001])
     half = (WIDTH - RIGHT - LEFT) / 2
 
     def x(value: float) -> float:
-        return round(LEFT + half + value / most * half, 1)
+        return round(LEFT + half + value / largest * half, 1)
 
     height = TOP + ROW * len(shown) + 30
     parts = [
@@ -158,7 +162,7 @@ def draw_differences(rows: Mapping[str, Mapping[str, Any]]) -> str:
         _text(x(0) - 12, 18, "\N{LEFTWARDS ARROW} A is better", "end"),
         _text(x(0) + 12, 18, "B is better \N{RIGHTWARDS ARROW}", "start"),
     ]
-    for value in _ticks(most):
+    for value in _ticks(largest):
         color = "var(--line)" if value else "var(--soft)"
         parts.append(f'<path d="M{x(value)} {TOP - 8}V{height - 24}" style="stroke:{color}"/>')
         parts.append(_text(x(value), height - 6, f"{value:+.4g}" if value else "0", "middle"))
@@ -167,7 +171,7 @@ def draw_differences(rows: Mapping[str, Mapping[str, Any]]) -> str:
         low, high = one["interval"]
         color = "var(--soft)" if low <= 0 <= high else BETTER if low > 0 else WORSE
         fill = "var(--page)" if low <= 0 <= high else color
-        short = name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
+        short = name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
         parts += [
             _text(LEFT - 14, y + 4, short, "end"),
             f'<path d="M{x(low)} {y}H{x(high)}" style="stroke:{color};stroke-width:3"/>',
@@ -177,11 +181,11 @@ def draw_differences(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join([*parts, "</svg>"])
 
 
-def _ticks(most: float) -> list[float]:
-    """Round values around 0, up to three on a side."""
-    power = 10 ** math.floor(math.log10(most))
-    step = power * next(share for share in (0.5, 1, 2, 5) if most / (share * power) < 4)
-    return [n * step for n in range(-3, 4) if abs(n * step) <= most]
+def _ticks(largest: float) -> list[float]:
+    """Round values around 0, up to three on each side."""
+    power = 10 ** math.floor(math.log10(largest))
+    step = power * next(factor for factor in (0.5, 1, 2, 5) if largest / (factor * power) < 4)
+    return [n * step for n in range(-3, 4) if abs(n * step) <= largest]
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:

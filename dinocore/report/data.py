@@ -12,9 +12,9 @@ from ..errors import DataError
 from .page import shrink
 from .parts import Facts, Gallery, Mark, MarkedImage, Page, Part, Section, Table
 
-EACH = 6  # images of a finding
-SIDE = 640  # pixels, at most
-MARGIN = 3.0  # a small object is shown with so many times its size around it
+MAX_IMAGES = 6  # per finding
+MAX_SIDE = 640  # pixels
+MARGIN = 3.0  # around small objects, as a multiple of their size
 MAX_PIXELS = 50_000_000
 COLUMNS = ("min", "p5", "median", "p95", "max", "mean")
 SPREADS = {
@@ -27,21 +27,21 @@ SPREADS = {
 
 
 def data_page(checked: Checked) -> Page:
-    """The whole page."""
+    """The page of a data check: findings, and the numbers of each split."""
     config = checked.config.model_copy(update={"max_pixels": min(checked.config.max_pixels, MAX_PIXELS)})
-    found = checked.findings()
+    findings = checked.findings()
     counts = ", ".join(f"{count} {level}" for level, count in checked.counts().items())
     decoded = "all" if checked.decoded else "not"
     summary = f"{checked.layout.kind} layout. {counts}. Images were {decoded} decoded."
     splits = [_split(name, part.numbers) for name, part in checked.splits.items() if part.numbers]
-    return Page(f"{checked.folder}: data check", summary, [_findings(found, config), *splits])
+    return Page(f"{checked.folder}: data check", summary, [_findings(findings, config), *splits])
 
 
-def _findings(found: Sequence[tuple[str, Finding]], config: DataConfig) -> Section:
-    """All in one table, then those that can be shown."""
-    rows = [[one.level, one.code, split or None, one.count, one.text, one.fix] for split, one in found]
+def _findings(findings: Sequence[tuple[str, Finding]], config: DataConfig) -> Section:
+    """All findings in a table, then images of those that can be shown."""
+    rows = [[one.level, one.code, split or None, one.count, one.text, one.fix] for split, one in findings]
     parts: list[Part] = [Table("", ["level", "code", "split", "count", "what", "what to do"], rows)] if rows else []
-    for split, finding in found:
+    for split, finding in findings:
         images = list(_images(finding, config))
         if images:
             text = "\n".join(filter(None, (finding.what, finding.fix)))
@@ -56,7 +56,7 @@ def _split(name: str, numbers: dict[str, Any]) -> Section:
         "images without objects": numbers["empty_images"],
         "objects": numbers["objects"],
         "crowd regions": numbers["crowds"],
-    } | {f"{size} objects": f"{share:.0%}" for size, share in numbers["shares"].items()}
+    } | {f"{size} objects": f"{fraction:.0%}" for size, fraction in numbers["shares"].items()}
     spreads = [[title, *(numbers[key][c] for c in COLUMNS)] for title, key in SPREADS.items() if numbers[key]]
     classes = [
         [kind, row["id"], row["objects"], row["images"]]
@@ -70,8 +70,8 @@ def _split(name: str, numbers: dict[str, Any]) -> Section:
 
 
 def _images(finding: Finding, config: DataConfig) -> Iterator[MarkedImage]:
-    """The first offenders that can be drawn."""
-    for place in [p for p in finding.places if p.image is not None][:EACH]:
+    """The first images of a finding that can be read."""
+    for place in [p for p in finding.places if p.image is not None][:MAX_IMAGES]:
         for path in (place.image, place.other):
             if path is None:
                 continue
@@ -82,19 +82,21 @@ def _images(finding: Finding, config: DataConfig) -> Iterator[MarkedImage]:
 
 
 def _image(place: Location, path: Path, config: DataConfig) -> MarkedImage:
-    """The image with the boxes, or, if they are small in it, what is around them."""
+    """The image with the boxes or, if they are small, the region around them."""
     image = read_image(path, config)
     corners = [(x, y, x + w, y + h) for x, y, w, h in place.boxes]
     region = _around(corners, image.size) if corners else (0, 0, *image.size)
     part = image.crop(region)
+    # clip boxes slightly beyond the image, because browsers don't draw extreme coordinates
     marks = [
         Mark([min(max(value - region[k % 2], -2), part.size[k % 2] + 1) for k, value in enumerate(box)], "", "truth")
-        for box in corners  # cut to a little beyond the image: wild numbers would draw nothing
+        for box in corners
     ]
-    return shrink(MarkedImage(place.text, part, marks), SIDE)
+    return shrink(MarkedImage(place.text, part, marks), MAX_SIDE)
 
 
 def _around(corners: Sequence[Sequence[float]], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The region around small boxes with a margin; the whole image if they are large or outside of it."""
     left, top = min(min(c[0], c[2]) for c in corners), min(min(c[1], c[3]) for c in corners)
     right, bottom = max(max(c[0], c[2]) for c in corners), max(max(c[1], c[3]) for c in corners)
     margin = max(MARGIN * max(right - left, bottom - top), 40)

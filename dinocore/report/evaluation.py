@@ -1,4 +1,4 @@
-"""The page of an evaluation, with the numbers of `dino eval --json`."""
+"""The report of an evaluation, with the numbers of `dino eval --json`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,12 +10,12 @@ from ..data.annotations import Annotations
 from ..evaluate.analysis import Analysis, image_errors
 from ..evaluate.answer import to_json
 from ..words import counted
-from .judged import EXAMPLES, LEAST, Counts, good_and_bad, headline, judged_image, open_images
+from .judged import EXAMPLES, MIN_SCORE, Counts, good_and_bad, headline, judged_image, open_images
 from .parts import Cell, Chart, Curve, Facts, Gallery, Matrix, Page, Part, Section, Table
 
-MOST_CONFUSED = 40  # classes of a confusion matrix
-MOST_CLASSES = 12  # curves in one chart
-BOXES = f"Boxes with a score of at least {LEAST}. Missed: an object that no detection above the threshold matches."
+MAX_CONFUSED = 40  # classes of a confusion matrix
+MAX_CLASSES = 12  # curves in one chart
+BOXES = f"Boxes with a score of at least {MIN_SCORE}. Missed: an object that no detection above the threshold matches."
 ERRORS = {
     "Cls": "right location, wrong class",
     "Loc": "right class, IoU between 0.1 and 0.5",
@@ -36,7 +36,7 @@ def evaluation_page(analysis: Analysis, annotations: Annotations, facts: dict[st
         config: how to read images; unreadable ones are skipped.
     """
     answer = to_json(analysis)
-    counts = {image_id: Counts(*rest) for image_id, *rest in image_errors(analysis.matches, analysis.threshold)}
+    counts = {image_id: Counts(*numbers) for image_id, *numbers in image_errors(analysis.matches, analysis.threshold)}
     sections = [
         Section("Examples", _examples(analysis, counts, annotations, config)),
         Section("COCO", [Facts("Evaluated", facts), _summary(answer)]),
@@ -57,7 +57,7 @@ def evaluation_page(analysis: Analysis, annotations: Annotations, facts: dict[st
 def _examples(
     analysis: Analysis, counts: Mapping[int, Counts], annotations: Annotations, config: DataConfig
 ) -> list[Part]:
-    """Three good images and three bad ones, with their boxes."""
+    """The best and the worst images, EXAMPLES of each, with their boxes."""
     parts: list[Part] = []
     for title, ids in zip(("Best images", "Worst images"), good_and_bad(counts), strict=True):
         opened = zip(ids, open_images(annotations, ids, config), strict=True)
@@ -95,21 +95,21 @@ def _classes(answer: dict[str, Any]) -> Table:
 
 
 def _errors(answer: dict[str, Any]) -> dict[str, int]:
-    """What is off the diagonal of the confusion matrix, by class: its objects, and its detections where nothing is."""
+    """Off-diagonal counts of the confusion matrix by class: its missed or misclassified objects, and false alarms."""
     counts = np.array(answer["confusion"]["counts"])
     wrong = counts.sum(1) - counts.diagonal() + counts[-1]
     return dict(zip(answer["confusion"]["classes"], wrong[:-1].tolist(), strict=False))
 
 
 def _by_errors(answer: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The classes, those with the most errors first."""
+    """The classes, most errors first."""
     errors = _errors(answer)
     return sorted(answer["classes"].items(), key=lambda item: -errors[item[0]])
 
 
 def _curves(answer: dict[str, Any]) -> list[Part]:
-    classes = sorted(answer["classes"].items(), key=lambda item: -item[1]["objects"])[:MOST_CLASSES]
-    shown = "" if len(classes) == len(answer["classes"]) else f"The {MOST_CLASSES} classes with the most objects."
+    classes = sorted(answer["classes"].items(), key=lambda item: -item[1]["objects"])[:MAX_CLASSES]
+    shown = "" if len(classes) == len(answer["classes"]) else f"The {MAX_CLASSES} classes with the most objects."
     scores, recalls = answer["scores"], answer["recalls"]
     together = [Curve(name, recalls, values) for name, values in (answer["precision"] or {}).items()]
     by_class = [Curve(name, recalls, one["precision"]["IoU 0.50"]) for name, one in classes if one["precision"]]
@@ -136,26 +136,26 @@ def _tide(answer: dict[str, Any]) -> Table:
 
 
 def confusion(title: str, answer: dict[str, Any]) -> list[Part]:
-    """Which class was taken for which: a matrix, or of many classes those that are confused most and a list of all."""
+    """Which class was taken for which: a matrix; with many classes, of the most confused, plus a table."""
     names, counts = answer["confusion"]["classes"], np.array(answer["confusion"]["counts"])
     text = f"IoU 0.5, scores of at least {answer['threshold']:.3g}. Background: no object there, or none detected."
-    if len(names) <= MOST_CONFUSED + 1:
+    if len(names) <= MAX_CONFUSED + 1:
         return [Matrix(title, names, names, answer["confusion"]["counts"], "truth", "found", text)]
     rows, columns = _confusions(counts)
     chosen = list(dict.fromkeys(k for pair in zip(rows, columns, strict=True) for k in pair if k < len(names) - 1))
-    chosen = [*sorted(chosen[:MOST_CONFUSED]), len(names) - 1]
-    some = [names[k] for k in chosen]
-    text += f" The {len(some) - 1} most confused classes, of {len(names) - 1:,}."
+    chosen = [*sorted(chosen[:MAX_CONFUSED]), len(names) - 1]
+    chosen_names = [names[k] for k in chosen]
+    text += f" The {len(chosen_names) - 1} most confused classes, of {len(names) - 1:,}."
     pairs = [[names[row], names[column], int(counts[row, column])] for row, column in zip(rows, columns, strict=True)]
     order = "Pairs of classes, then pairs with background, most frequent first."
     return [
-        Matrix(title, some, some, counts[np.ix_(chosen, chosen)].tolist(), "truth", "found", text),
+        Matrix(title, chosen_names, chosen_names, counts[np.ix_(chosen, chosen)].tolist(), "truth", "found", text),
         Table(f"{title}: all pairs", ["truth", "found", "count"], pairs, order),
     ]
 
 
 def _confusions(counts: np.ndarray) -> tuple[list[int], list[int]]:
-    """Rows and columns of what is off the diagonal: first classes taken for one another, the most frequent first."""
+    """Rows and columns of non-zero off-diagonal counts, most frequent first; those with background come last."""
     last = len(counts) - 1
     rows, columns = np.nonzero(counts * ~np.eye(len(counts), dtype=bool))
     with_background = (rows == last) | (columns == last)
@@ -171,20 +171,20 @@ def _lrp(answer: dict[str, Any]) -> Table:
 
 
 def reliability(answers: dict[str, dict[str, Any]]) -> Chart:
-    """How often detections of a score are right; curves by name."""
+    """A reliability diagram: the fraction of correct detections by score, with a curve for each name."""
     lines = []
     for name, answer in answers.items():
-        every = answer["calibration"]
-        filled = [n for n, count in enumerate(every["count"]) if count]
-        lines.append(Curve(name, [every["score"][n] for n in filled], [every["right"][n] for n in filled]))
+        bins = answer["calibration"]
+        filled = [n for n, count in enumerate(bins["count"]) if count]
+        lines.append(Curve(name, [bins["score"][n] for n in filled], [bins["right"][n] for n in filled]))
     lines.append(Curve("perfect", [0.0, 1.0], [0.0, 1.0]))
     return Chart("Reliability", "mean score", "fraction correct", lines, "IoU 0.5, ten bins of the score.")
 
 
 def _calibrations(answer: dict[str, Any]) -> list[Part]:
-    every, sure = answer["calibration"], answer["calibration_above_threshold"]
-    rows = [list(row) for row in zip(*(every[key] for key in ("bins", "count", "score", "right")), strict=True)]
-    errors = {"all detections": every["ece"], f"scores from {answer['threshold']:.3g}": sure["ece"]}
+    overall, above_threshold = answer["calibration"], answer["calibration_above_threshold"]
+    rows = [list(row) for row in zip(*(overall[key] for key in ("bins", "count", "score", "right")), strict=True)]
+    errors = {"all detections": overall["ece"], f"scores from {answer['threshold']:.3g}": above_threshold["ece"]}
     return [
         reliability({"detections": answer}),
         Facts("Expected calibration error", errors),
@@ -207,15 +207,15 @@ def _worst(analysis: Analysis, answer: dict[str, Any], annotations: Annotations,
 
 
 def error_counts(one: dict[str, Any]) -> str:
-    """What is right in an image, in words."""
+    """The numbers of right, wrong and missed boxes in an image, as a text."""
     return f"{one['right']} right, {one['wrong']} wrong, {one['missed']} missed"
 
 
 def known(value: float | None) -> float | None:
-    """COCO's -1 says that there is nothing to judge by."""
+    """None for COCO's -1, which means undefined."""
     return None if value is None or value < 0 else value
 
 
 def pair(values: Sequence[float] | None) -> Sequence[float | None]:
-    """Both ends of an interval, if there is one."""
+    """Both ends of an interval; None, None if there is no interval."""
     return values or (None, None)

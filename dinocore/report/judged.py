@@ -1,4 +1,4 @@
-"""Which boxes of an image are correct, and the summary of an evaluation: the first lines of a report."""
+"""Which boxes of an image are correct, and what a report starts with: a headline and example images."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -16,12 +16,12 @@ from ..words import counted
 from .page import shrink
 from .parts import Mark, MarkedImage
 
-LEAST = 0.05  # the lowest score of a box in the images
-EXAMPLES = 3  # good images, and bad ones
+MIN_SCORE = 0.05  # of the boxes shown in images
+EXAMPLES = 3  # number of best and of worst images
 
 
 class Counts(NamedTuple):
-    """What is right, wrong and missed in one image or in many, at IoU 0.5 and one score threshold."""
+    """Numbers of right, wrong and missed boxes in one or more images, at IoU 0.5 and one score threshold."""
 
     right: int
     wrong: int
@@ -34,12 +34,12 @@ class Counts(NamedTuple):
 
     @property
     def f1(self) -> float:
-        """0 where nothing is right."""
+        """The F1 score; 0 if nothing is right."""
         return 2 * self.right / max(1, 2 * self.right + self.errors)
 
 
 def headline(counts: Iterable[Counts], threshold: float, subject: str = "") -> str:
-    """A one-sentence summary of a model; `subject` starts it."""
+    """A one-sentence summary of a model, which starts with `subject`."""
     right, wrong, missed = (sum(column) for column in zip(*counts, strict=True))
     objects = counted(right + missed, "object")
     finds = f"{subject} finds" if subject else "Finds"
@@ -47,36 +47,36 @@ def headline(counts: Iterable[Counts], threshold: float, subject: str = "") -> s
 
 
 def good_and_bad(counts: Mapping[int, Counts]) -> tuple[list[int], list[int]]:
-    """Keys of the images with the best F1, the most objects first, and of those with the most errors; none is both."""
+    """Keys of the images with the best F1 (ties: most correct boxes first) and of those with the most errors."""
     bad = [key for key in sorted(counts, key=lambda key: -counts[key].errors) if counts[key].errors][:EXAMPLES]
-    rest = [key for key in counts if key not in bad] or bad[1:]
-    good = sorted(rest, key=lambda key: (-counts[key].f1, -counts[key].right))
+    others = [key for key in counts if key not in bad] or bad[1:]
+    good = sorted(others, key=lambda key: (-counts[key].f1, -counts[key].right))
     good = [key for key in good if counts[key].right][:EXAMPLES]
     return good, [key for key in bad if key not in good]
 
 
 def count_marks(marks: Iterable[Mark], threshold: float) -> Counts:
-    """What the boxes over an image say at a score threshold; an object whose answer is below it is missed."""
+    """Count an image's marks at a score threshold; an object whose matched detection is below it is missed."""
     right = wrong = missed = 0
     for mark in marks:
-        sure = mark.score is not None and mark.score >= threshold
-        right += mark.kind == "found" and sure
-        wrong += mark.kind == "wrong" and sure
-        missed += mark.kind == "missed" or (mark.kind == "truth" and not sure)
+        above = mark.score is not None and mark.score >= threshold
+        right += mark.kind == "found" and above
+        wrong += mark.kind == "wrong" and above
+        missed += mark.kind == "missed" or (mark.kind == "truth" and not above)
     return Counts(right, wrong, missed)
 
 
 def best_threshold(images: Sequence[Sequence[Mark]]) -> float:
-    """The score of the greatest F1 over all of these images; 0.5 where nothing is right."""
+    """The score threshold with the best F1 over all of these images; 0.5 if nothing is right."""
     scores = sorted({mark.score for marks in images for mark in marks if mark.kind == "found" and mark.score})
-    every = [mark for marks in images for mark in marks]
-    return max(scores, key=lambda score: count_marks(every, score).f1, default=0.5)
+    all_marks = [mark for marks in images for mark in marks]
+    return max(scores, key=lambda score: count_marks(all_marks, score).f1, default=0.5)
 
 
 def open_images(
     annotations: Annotations, image_ids: Iterable[int], config: DataConfig
 ) -> Iterator[tuple[str, Image.Image | None]]:
-    """A name for each image, and the image; None where it can't be read, and the name says why."""
+    """The name of each image, and the image; if it can't be read, None, with the reason in the name."""
     indices = {image_id: i for i, image_id in enumerate(annotations.image_ids.tolist())}
     for image_id in image_ids:
         path = annotations.path(indices[image_id])
@@ -87,28 +87,28 @@ def open_images(
 
 
 def judged_image(matches: Matches, image_id: int, image: Image.Image, title: str, note: str = "") -> MarkedImage:
-    """The image with its objects, and with what was found there, right or wrong at IoU 0.5."""
+    """The image with its objects and its detections, which are right or wrong at IoU 0.5."""
     return shrink(MarkedImage(title, image, list(judged_marks(matches, image_id)), note))
 
 
-def judged_marks(matches: Matches, image_id: int, least: float = LEAST) -> Iterator[Mark]:
-    """An image's objects, then its detections from the surest on, right or wrong at IoU 0.5; boxes in its pixels.
+def judged_marks(matches: Matches, image_id: int, min_score: float = MIN_SCORE) -> Iterator[Mark]:
+    """An image's objects, then its detections, most confident first, right or wrong at IoU 0.5; boxes in pixels.
 
-    What is ignored, such as a box within a crowd of its class, is left out.
+    Ignored detections, such as a box within a crowd of its class, are skipped.
     """
     names = table_names(matches.categories)
-    found, objects, right = matches.found, matches.objects, matches.right[0, 0]
+    detections, objects, right = matches.detections, matches.objects, matches.right[0, 0]
     image = int(np.searchsorted(matches.image_ids, image_id))
-    hits = np.flatnonzero(right & (found.image == image))
-    answers = dict(zip(matches.pairs.object[matches.pair[hits]].tolist(), found.score[hits].tolist(), strict=True))
+    hits = np.flatnonzero(right & (detections.image == image))
+    scores = dict(zip(matches.pairs.object[matches.pair[hits]].tolist(), detections.score[hits].tolist(), strict=True))
     for n in np.flatnonzero((objects.image == image) & ~objects.crowd).tolist():
-        kind = "truth" if n in answers else "missed"
-        yield Mark(_corners(objects.boxes[n]), names[objects.label[n]], kind, answers.get(n))
-    use = (found.image == image) & ~matches.ignored[0, 0] & (found.score >= least)
+        kind = "truth" if n in scores else "missed"
+        yield Mark(_corners(objects.boxes[n]), names[objects.label[n]], kind, scores.get(n))
+    use = (detections.image == image) & ~matches.ignored[0, 0] & (detections.score >= min_score)
     rows = np.flatnonzero(use)
-    for n in rows[np.argsort(-found.score[rows], kind="stable")].tolist():
+    for n in rows[np.argsort(-detections.score[rows], kind="stable")].tolist():
         kind = "found" if right[n] else "wrong"
-        yield Mark(_corners(found.boxes[n]), names[found.label[n]], kind, float(found.score[n]))
+        yield Mark(_corners(detections.boxes[n]), names[detections.label[n]], kind, float(detections.score[n]))
 
 
 def _corners(box: np.ndarray) -> list[float]:

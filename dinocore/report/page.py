@@ -1,4 +1,4 @@
-"""Render a page as a single HTML file that needs no network and no other file. See docs/reports.md."""
+"""Render a page as a single, self-contained HTML file that needs no network. See docs/reports.md."""
 
 import base64
 import csv
@@ -19,45 +19,44 @@ from ..system.files import write_text
 from .parts import Cell, Chart, Gallery, MarkedImage, Matrix, Page, Part, Table
 
 DIGITS = 6  # of a score
-MOST_BYTES = 4_800_000  # of the file, unless tables and drawings alone take more
-MOST_ROWS = 200  # of a table in the page; the whole of a longer one is a file beside it
+MAX_BYTES = 4_800_000  # of the file, unless tables and drawings alone take more
+MAX_ROWS = 200  # of a table in the page; a longer table is written completely to a CSV file beside the page
 HERE = Path(__file__).parent
 SCRIPTS = ("page.js", "tables.js", "charts.js", "gallery.js")
 KINDS = {"truth": "annotated", "found": "found", "wrong": "wrong", "missed": "missed"}
-LARGEST, SMALLEST = 2000, 96  # of the longer side, in pixels
-PHOTOGRAPH = 1280  # the same, of those that wait for their page
+MAX_SIDE, MIN_SIDE = 2000, 96  # longer side of an image in the page, in pixels
+STORED_SIDE = 1280  # longer side of an image kept in memory until its page is rendered, in pixels
 QUALITY = 78
 UNKNOWN = "\N{EN DASH}"
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def render_page(page: Page) -> str:
-    """The HTML of a page. All text is escaped; images are made as small as MOST_BYTES asks for."""
+    """The HTML of a page. All text is escaped; images are scaled down to stay within MAX_BYTES."""
     galleries = [part for section in page.sections for part in section.parts if isinstance(part, Gallery)]
     images = [image for gallery in galleries for image in gallery.images]
-    bare = _render(page, [""] * len(images))
+    without_images = _render(page, [""] * len(images))
     if not images:
-        return bare
-    room = MOST_BYTES - len(bare.encode())
+        return without_images
+    room = MAX_BYTES - len(without_images.encode())
     return _render(page, fit_images([image.image for image in images], room))
 
 
 def write_page(path: Path, page: Page) -> list[Path]:
-    """Write the page, and beside it a CSV of each table that is too long for it; returns what was written.
+    """Write the page and, beside it, a CSV file of each table that is too long for it; returns the written files.
 
-    The page then has the table's first MOST_ROWS rows and names the file: whoever fills a table puts the rows that
-    matter first.
+    Of a long table, the page shows the first MAX_ROWS rows and names the CSV file; put the most important rows first.
     """
     sections, files = [], []
     for section in page.sections:
         parts = []
         for part in section.parts:
-            if isinstance(part, Table) and len(part.rows) > MOST_ROWS:
+            if isinstance(part, Table) and len(part.rows) > MAX_ROWS:
                 title = re.sub(r"[^a-z0-9]+", "-", (part.title or section.title).lower()).strip("-")
                 files.append(path.with_name(f"{path.stem}-{title}.csv"))
                 write_text(files[-1], _csv(part))
-                note = f"The first {MOST_ROWS} of {len(part.rows):,} rows; all are in {files[-1].name}."
-                part = part._replace(rows=part.rows[:MOST_ROWS], text=f"{part.text}\n{note}".strip())
+                note = f"The first {MAX_ROWS} of {len(part.rows):,} rows; all are in {files[-1].name}."
+                part = part._replace(rows=part.rows[:MAX_ROWS], text=f"{part.text}\n{note}".strip())
             parts.append(part)
         sections.append(section._replace(parts=parts))
     write_text(path, render_page(page._replace(sections=sections)))
@@ -65,16 +64,16 @@ def write_page(path: Path, page: Page) -> list[Path]:
 
 
 def _csv(table: Table) -> str:
-    """Numbers whole, nothing for what is not known; text that a spreadsheet would run as a formula is quoted."""
+    """A table as CSV, with unrounded numbers; text that a spreadsheet would run as a formula is quoted."""
     lines = StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(table.columns)
     for row in table.rows:
-        writer.writerow([_harmless(printable(value)) if isinstance(value, str) else value for value in row])
+        writer.writerow([_without_formula(printable(value)) if isinstance(value, str) else value for value in row])
     return lines.getvalue()
 
 
-def _harmless(text: str) -> str:
+def _without_formula(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
@@ -99,7 +98,7 @@ def _render(page: Page, sources: Sequence[str]) -> str:
         "next": next,
     }
     environment.tests["number"] = _is_number
-    # a template uses each source once, in the order of the images
+    # the template uses each source once, in the order of the images
     return environment.get_template("page.html.j2").render(
         page=page,
         css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
@@ -111,8 +110,8 @@ def _render(page: Page, sources: Sequence[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """Text without halves of surrogate pairs, which file names may have and UTF-8 has not."""
-    cleaned = SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    """Escape lone surrogates, which occur in file names but are not valid in UTF-8."""
+    cleaned = SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     return Markup(cleaned) if isinstance(text, Markup) else cleaned
 
 
@@ -125,7 +124,7 @@ def _is_number(value: Cell) -> bool:
 
 
 def _cell(value: Cell, form: str = "") -> str:
-    """A cell as people read it: four digits, whole numbers in full, a dash for what is not known."""
+    """The text of a cell: four significant digits, whole numbers in full, a dash for unknown values."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return UNKNOWN
     if isinstance(value, bool):
@@ -138,17 +137,17 @@ def _cell(value: Cell, form: str = "") -> str:
 
 
 def _forms(table: Table) -> list[str]:
-    """A format for each column: where all its numbers lie between -1 and 1, they have as many digits."""
+    """A number format for each column: the same number of digits if all values are floats between -1 and 1."""
     return [_form([row[n] for row in table.rows if _is_number(row[n])]) for n in range(len(table.columns))]
 
 
 def _form(known: Sequence[Any]) -> str:
-    shares = all(isinstance(value, float) and abs(value) <= 1 for value in known)
-    return ".4f" if shares and max(map(abs, known), default=0) >= 0.01 else ""
+    fractions = all(isinstance(value, float) and abs(value) <= 1 for value in known)
+    return ".4f" if fractions and max(map(abs, known), default=0) >= 0.01 else ""
 
 
 def _embedded(part: Chart | Gallery) -> Markup:
-    """What the script draws, as JSON that cannot end the element that it is in."""
+    """The data for the script, as JSON that is safe inside a script element."""
     data = _chart_data(part) if isinstance(part, Chart) else _gallery_data(part)
     text = json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     for sign in "<>&\u2028\u2029":
@@ -167,7 +166,7 @@ def _chart_data(chart: Chart) -> dict[str, Any]:
 
 
 def _gallery_data(gallery: Gallery) -> dict[str, Any]:
-    """Sizes in pixels of the image as it was read, like the boxes; labels are told once."""
+    """A gallery's data; sizes and boxes are in pixels of the image as it was read, and labels are given by index."""
     labels: dict[str, int] = {}
     images = []
     for image in gallery.images:
@@ -185,7 +184,8 @@ def _gallery_data(gallery: Gallery) -> dict[str, Any]:
         "labels": list(labels),
         "kinds": list(KINDS),
         "names": list(KINDS.values()),
-        "threshold": math.floor(gallery.threshold * 10**DIGITS) / 10**DIGITS,  # often a score: that box is shown
+        # rounded down, because it is often the score of a box, which must be shown
+        "threshold": math.floor(gallery.threshold * 10**DIGITS) / 10**DIGITS,
         "images": images,
     }
 
@@ -195,7 +195,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _shades(matrix: Matrix) -> list[list[float]]:
-    """How deep each cell is coloured, 0 to 1: the root of its share of the largest value, so that a few are seen."""
+    """The colour depth of each cell, 0 to 1: the root of value / largest value, so that small ones are visible."""
     known = [value for row in matrix.values for value in row if math.isfinite(value)]
     top = max(known, default=0.0)
     return [
@@ -205,23 +205,23 @@ def _shades(matrix: Matrix) -> list[list[float]]:
 
 
 def fit_images(images: Sequence[Image.Image], room: int) -> list[str]:
-    """Data URIs of JPEGs, all with the same longest side: the largest with which they fit.
+    """Data URIs of the images as JPEGs, all with the same maximum side, the largest with which they fit.
 
     Args:
-        room: bytes for all of them; where even the smallest size takes more, that is used.
+        room: bytes for all of them; MIN_SIDE is used even if it takes more.
     """
-    side = LARGEST
+    side = MAX_SIDE
     while True:
-        found = [_encode(image, side) for image in images]
-        total = sum(map(len, found))
-        if total <= room or side == SMALLEST:
-            return found
+        encoded = [_encode(image, side) for image in images]
+        total = sum(map(len, encoded))
+        if total <= room or side == MIN_SIDE:
+            return encoded
         largest = min(side, max(max(image.size) for image in images))
-        side = max(SMALLEST, min(int(largest * math.sqrt(max(room, 1) / total) * 0.97), largest - 8))
+        side = max(MIN_SIDE, min(int(largest * math.sqrt(max(room, 1) / total) * 0.97), largest - 8))
 
 
-def shrink(image: MarkedImage, side: int = PHOTOGRAPH) -> MarkedImage:
-    """The image with its boxes, its longer side at most this, so that many of them can wait for their page."""
+def shrink(image: MarkedImage, side: int = STORED_SIDE) -> MarkedImage:
+    """Scale an image and its boxes down to a longer side of at most `side`, so that many of them fit into memory."""
     scale = side / max(image.image.size)
     if scale >= 1:
         return image

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-Cell = str | int | float | None  # a number is shown short and sorted as it is; None is shown as a dash
+Cell = str | int | float | None  # numbers are rounded for display but sorted exactly; None is shown as a dash
 
 
 class Mark(NamedTuple):
@@ -13,28 +13,28 @@ class Mark(NamedTuple):
 
     xyxy: Sequence[float]  # in pixels of the image as it was read
     label: str
-    kind: str  # "truth", "found", "wrong" (found, but no object is there) or "missed" (an object nothing answers for)
-    # of what is found; of "truth", that of the box that answers it: the object is missed at thresholds above.
-    score: float | None = None  # None: shown as it is at every threshold
+    kind: str  # "truth", "found", "wrong" (a detection without an object) or "missed" (an object without a detection)
+    # of the detection; for "truth", of the detection matched to it, above which the object counts as missed
+    score: float | None = None  # None: shown at every threshold
 
 
 class MarkedImage(NamedTuple):
     """An image with its boxes."""
 
     title: str
-    image: Image.Image  # upright; the page keeps it smaller
+    image: Image.Image  # upright; the page may scale it down
     marks: Sequence[Mark] = ()
     note: str = ""
 
 
 class Gallery(NamedTuple):
-    """Images; if marks have scores, a slider chooses the lowest one that is shown."""
+    """Images; if marks have scores, a slider sets the lowest score that is shown."""
 
     title: str
     images: Sequence[MarkedImage]
     threshold: float = 0.3
     text: str = ""
-    columns: int = 4  # at most; a narrow window has fewer
+    columns: int = 4  # at most; fewer in a narrow window
 
 
 class Table(NamedTuple):
@@ -47,7 +47,7 @@ class Table(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """One curve."""
+    """A curve of a chart."""
 
     name: str
     x: Sequence[float]
@@ -55,7 +55,7 @@ class Curve(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """Curves over one axis; hovering tells the values."""
+    """Curves over a common axis; the pointer shows the values."""
 
     title: str
     x_label: str
@@ -65,7 +65,7 @@ class Chart(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """Counts or shares, coloured by value: a confusion matrix."""
+    """Counts or fractions, coloured by value, such as a confusion matrix."""
 
     title: str
     rows: Sequence[str]
@@ -77,7 +77,7 @@ class Matrix(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """An SVG of ours; whoever makes it has escaped every text in it."""
+    """An SVG, which is included as it is: escape all text in it."""
 
     title: str
     svg: str
@@ -104,9 +104,9 @@ class Section(NamedTuple):
 
 
 class Page(NamedTuple):
-    """One self-contained file."""
+    """A report, rendered as one self-contained file."""
 
     title: str
     subtitle: str
     sections: Sequence[Section]
-    headline: str = ""  # what matters most, in one sentence
+    headline: str = ""  # the most important result, in one sentence

@@ -11,37 +11,42 @@ from ..words import clock, counted
 from .judged import EXAMPLES, best_threshold, count_marks, good_and_bad, headline
 from .parts import Chart, Curve, Facts, Gallery, MarkedImage, Page, Section, Table
 
-POINTS = 300  # of a curve over steps; more are averaged
-NAMES = {"proposals": "first stage", "label": "class", "box": "box (L1)", "giou": "box (GIoU)"}  # else: as in the log
+MAX_POINTS = 300  # of a curve over steps; more are averaged
+# of stages and loss terms; others have the names in the log
+NAMES = {"proposals": "first stage", "label": "class", "box": "box (L1)", "giou": "box (GIoU)"}
 SIZES = {"APs": "small", "APm": "medium", "APl": "large"}
 
 Row = dict[str, Any]
 
 
 class RunFacts(NamedTuple):
-    """What a run knows of itself that is not in its log."""
+    """Facts about a run that are not in its metrics log."""
 
     name: str
-    summary: Mapping[str, str]  # what is trained, on what
+    summary: Mapping[str, str]  # model, data and similar
     machine: Mapping[str, str]
     settings: Mapping[str, Any]  # nested, as in config.toml
     images: Sequence[MarkedImage]  # of the best evaluation
-    images_epoch: int  # 0: there was none yet
+    images_epoch: int  # the epoch of the best evaluation; 0: none yet
 
 
 def training_page(metrics: Path, facts: RunFacts) -> Page:
-    """The page of a run; `metrics` is its metrics.jsonl."""
+    """The page of a run.
+
+    Args:
+        metrics: its metrics.jsonl.
+    """
     steps, evaluations = read_metrics(metrics)
     sections = [_summary(steps, evaluations, facts)]
     if evaluations:
         sections.append(_precision(evaluations))
     if steps:
         sections += [_losses(steps), _pace(steps)]
-    first, threshold = "", best_threshold([image.marks for image in facts.images])
+    summary, threshold = "", best_threshold([image.marks for image in facts.images])
     if facts.images:
         counts = {n: count_marks(image.marks, threshold) for n, image in enumerate(facts.images)}
         where = f"In {counted(len(counts), 'validation image')}, the model after epoch {facts.images_epoch}"
-        first = headline(counts.values(), threshold, where)
+        summary = headline(counts.values(), threshold, where)
         parts = [
             Gallery(title, [facts.images[n] for n in chosen], threshold, columns=EXAMPLES)
             for title, chosen in zip(("Best images", "Worst images"), good_and_bad(counts), strict=True)
@@ -53,11 +58,11 @@ def training_page(metrics: Path, facts: RunFacts) -> Page:
         sections.append(Section("Predictions", [Gallery("Detections and annotations", facts.images, threshold, text)]))
     settings = [[name, _plain(value)] for name, value in flat_settings(facts.settings)]
     sections.append(Section("Settings", [Table("", ["setting", "value"], settings)]))
-    return Page(f"{facts.name}: training", _subtitle(steps, evaluations), sections, first)
+    return Page(f"{facts.name}: training", _subtitle(steps, evaluations), sections, summary)
 
 
 def best_of(evaluations: Sequence[Row]) -> Row | None:
-    """The evaluation whose weights are kept: the first of those with the highest AP."""
+    """The evaluation whose weights are kept as the best: the first with the highest AP."""
     known = [row for row in evaluations if row["AP"] is not None]
     if not any(row["AP"] > 0 for row in known):
         known = known[::-1]  # while AP is 0, the newest weights are the best
@@ -78,8 +83,8 @@ def _summary(steps: Sequence[Row], evaluations: Sequence[Row], facts: RunFacts) 
         parts.append(
             Facts("Best evaluation", numbers | {"weights": "best.safetensors"}, "A dash means no such objects.")
         )
-    took = sum(row["seconds"] for row in steps if "seconds" in row)
-    parts.append(Facts("Run", dict(facts.summary) | {"time in steps": clock(took)}))
+    seconds = sum(row["seconds"] for row in steps if "seconds" in row)
+    parts.append(Facts("Run", dict(facts.summary) | {"time in steps": clock(seconds)}))
     parts.append(Facts("Machine", facts.machine))
     return Section("Summary", parts)
 
@@ -100,20 +105,22 @@ def _precision(evaluations: Sequence[Row]) -> Section:
 
 
 def _losses(steps: Sequence[Row]) -> Section:
-    """The loss by stage and by term; each chart's curves add up to the whole."""
+    """The loss by stage and by term; the curves of each chart add up to the total."""
     terms = loss_terms(steps)
 
-    def lines(place: int) -> list[Curve]:
-        """A curve for each stage, or each term, that the log has."""
-        names = dict.fromkeys(parts[place] for parts in terms.values())
-        groups = {name: [key for key, parts in terms.items() if parts[place] == name] for name in names}
+    def lines(part: int) -> list[Curve]:
+        """A curve for each stage (part 0) or each term (part 1) in the log."""
+        names = dict.fromkeys(parts[part] for parts in terms.values())
+        groups = {name: [key for key, parts in terms.items() if parts[part] == name] for name in names}
         return [line(NAMES.get(name, name), keys) for name, keys in groups.items()]
 
     def line(name: str, keys: Sequence[str]) -> Curve:
         return _line(name, steps, lambda row: total(row, keys))
 
-    every = [line(f"{NAMES.get(stage, stage)}, {NAMES.get(term, term)}", [key]) for key, (stage, term) in terms.items()]
-    by_stage, by_term, each = ([one for one in found if any(one.y)] for found in (lines(0), lines(1), every))
+    single = [
+        line(f"{NAMES.get(stage, stage)}, {NAMES.get(term, term)}", [key]) for key, (stage, term) in terms.items()
+    ]
+    by_stage, by_term, each = ([one for one in curves if any(one.y)] for curves in (lines(0), lines(1), single))
     whole = _line("all", steps, lambda row: row["loss"])
     return Section("Loss", [
         Chart("By stage", "step", "loss", [whole, *by_stage]),
@@ -136,8 +143,8 @@ def _pace(steps: Sequence[Row]) -> Section:
 
 
 def _line(name: str, rows: Sequence[Row], value: Any) -> Curve:
-    """Averages of neighbours, so that at most POINTS are left."""
-    size = -(-len(rows) // POINTS)
+    """A curve over steps, with averages of neighbouring rows if there are more than MAX_POINTS."""
+    size = -(-len(rows) // MAX_POINTS)
     chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
     means = []
     for chunk in chunks:
@@ -147,17 +154,17 @@ def _line(name: str, rows: Sequence[Row], value: Any) -> Curve:
 
 
 def _averaged(steps: Sequence[Row]) -> str:
-    size = -(-len(steps) // POINTS)
+    size = -(-len(steps) // MAX_POINTS)
     return f" Each point is the mean of {size} steps." if size > 1 else ""
 
 
 def _known(value: Any) -> Any:
-    """COCO's -1 says that there is nothing to judge by."""
+    """None for COCO's -1, which means undefined."""
     return None if value == -1 else value
 
 
 def _plain(value: Any) -> str | None:
-    """As config.toml has it, without quotes."""
+    """A setting's value as in config.toml, without quotes."""
     if isinstance(value, bool):
         return str(value).lower()
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else None if value is None else str(value)

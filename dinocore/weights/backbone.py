@@ -1,4 +1,4 @@
-"""Pretrained backbone weights: downloaded by torchvision or timm, or from a file."""
+"""Load pretrained backbone weights from a file, or download them with torchvision or timm."""
 
 import contextlib
 import importlib
@@ -22,7 +22,8 @@ from ..model.backbones.timm import OutputNorms, TimmBackbone
 from ..model.backbones.vit import POSITION_GRID, VITDETS, PlainViT
 from .untrusted import check_tensor, is_counter, read_file, without_prefixes
 
-IMAGENET = {  # timm's names of the weights that "imagenet" means: ImageNet-1k, where there are such
+# timm's names of the weights that "imagenet" stands for: ImageNet-1k if available
+IMAGENET = {
     "swin-t-224": "swin_tiny_patch4_window7_224.ms_in1k",
     "swin-s-224": "swin_small_patch4_window7_224.ms_in1k",
     "swin-b-224": "swin_base_patch4_window7_224.ms_in1k",
@@ -41,14 +42,14 @@ IMAGENET = {  # timm's names of the weights that "imagenet" means: ImageNet-1k, 
 
 
 def load_backbone_weights(backbone: Backbone, config: ModelConfig) -> str:
-    """Fill a backbone as `model.backbone_weights` says: `none`, `imagenet`, `timm/NAME` or a file.
+    """Load the weights that `model.backbone_weights` names: `none`, `imagenet`, `timm/NAME` or a file.
 
     Returns:
-        what was loaded, in words, and whether it wants other pixels than the config gives.
+        a description of what was loaded, with a note if it was trained with other pixel statistics than the config's.
 
     Raises:
         EnvironmentFault: the download failed.
-        CheckpointError: the file cannot be read or holds another model.
+        CheckpointError: the file cannot be read or holds weights of another model.
     """
     source = config.backbone_weights
     if source == "none":
@@ -59,20 +60,20 @@ def load_backbone_weights(backbone: Backbone, config: ModelConfig) -> str:
     else:
         state = _download_timm(name) if name else _download_torchvision(config.backbone)
     if isinstance(backbone, ResNet):
-        _fill(backbone.body, state, source)
+        _load_by_name(backbone.body, state, source)
     elif isinstance(backbone, Swin):
-        _fill(backbone, swin_names(state), source, fresh=r"norm\d\.")
+        _load_by_name(backbone, swin_names(state), source, fresh=r"norm\d\.")
     elif isinstance(backbone, PlainViT) and config.backbone in VITDETS:
-        _fill(backbone.body.model, _vitdet_names(state), source, fresh=r".*rel_pos_[hw]")
+        _load_by_name(backbone.body.model, _vitdet_names(state), source, fresh=r".*rel_pos_[hw]")
     elif isinstance(backbone, OutputNorms):
         _load_timm(backbone.body, state, NORMED[config.backbone][0], source)
     else:
         _load_timm(backbone, state, config.backbone.removeprefix("timm/"), source)
-    return source + (_other_pixels(name, config) if name else "")
+    return source + (_pixel_note(name, config) if name else "")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or a PyTorch file, of which no code is run.
+    """The tensors of a .safetensors or PyTorch file, read without running any code in it.
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds more than tensors.
@@ -90,7 +91,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def swin_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A Swin under its published names; timm counts the merging of tokens to the stage after it."""
+    """A Swin's tensors under their published names; timm assigns patch merging to the following stage."""
     if "layers.1.downsample.norm.weight" not in state or "layers.0.downsample.norm.weight" in state:
         return dict(state)
     moved = re.compile(r"^layers\.(\d+)\.downsample")
@@ -98,7 +99,7 @@ def swin_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _vitdet_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A masked autoencoder's encoder for ViTDet, which has no class token and no last norm."""
+    """The tensors of a masked autoencoder's encoder for ViTDet, which has no class token."""
     state = dict(state)
     position = state.pop("pos_embed", None)
     if position is not None and position.shape[1] == POSITION_GRID**2 + 1:
@@ -107,9 +108,9 @@ def _vitdet_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _timm_name(config: ModelConfig) -> str | None:
-    """The weights in timm's catalogue that are asked for, or that belong to the backbone."""
-    asked = config.backbone_weights if config.backbone_weights.startswith("timm/") else config.backbone
-    return asked.removeprefix("timm/") if asked.startswith("timm/") else IMAGENET.get(config.backbone)
+    """The name in timm's catalogue of the requested weights, or of those for this backbone; None if there are none."""
+    name = config.backbone_weights if config.backbone_weights.startswith("timm/") else config.backbone
+    return name.removeprefix("timm/") if name.startswith("timm/") else IMAGENET.get(config.backbone)
 
 
 def _download_timm(name: str) -> dict[str, Tensor]:
@@ -122,21 +123,21 @@ def _download_timm(name: str) -> dict[str, Tensor]:
     except (URLError, OSError, RuntimeError) as error:
         pretrained = timm.get_pretrained_cfg(name)
         address = f"https://huggingface.co/{pretrained.hf_hub_id}" if pretrained else "the Hugging Face hub"
-        raise _unobtainable(name, address, "~/.cache/huggingface", error) from error
+        raise _download_error(name, address, "~/.cache/huggingface", error) from error
 
 
 def _download_torchvision(name: str) -> dict[str, Tensor]:
     from torchvision.models import get_model_weights
 
-    weights = get_model_weights(name)["IMAGENET1K_V1"]  # the recipe of the paper's backbones
+    weights = get_model_weights(name)["IMAGENET1K_V1"]  # as used in the paper
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # torch.hub says there what it downloads
+        with contextlib.redirect_stdout(sys.stderr):  # torch.hub prints what it downloads
             return dict(weights.get_state_dict(progress=False, check_hash=True))
     except (URLError, OSError, RuntimeError) as error:
-        raise _unobtainable(name, weights.url, f"{torch.hub.get_dir()}/checkpoints", error) from error
+        raise _download_error(name, weights.url, f"{torch.hub.get_dir()}/checkpoints", error) from error
 
 
-def _unobtainable(name: str, address: str, folder: str, error: Exception) -> EnvironmentFault:
+def _download_error(name: str, address: str, folder: str, error: Exception) -> EnvironmentFault:
     return EnvironmentFault(
         f"the ImageNet weights of {name} could not be downloaded from {address} into {folder} "
         f"({str(error).splitlines()[0][:120] if str(error) else type(error).__name__}); fetch the file and use "
@@ -144,7 +145,8 @@ def _unobtainable(name: str, address: str, folder: str, error: Exception) -> Env
     )
 
 
-def _other_pixels(name: str, config: ModelConfig) -> str:
+def _pixel_note(name: str, config: ModelConfig) -> str:
+    """A note if these weights were trained with another pixel mean or standard deviation; otherwise empty."""
     import timm
 
     trained = timm.get_pretrained_cfg(name)
@@ -156,24 +158,24 @@ def _other_pixels(name: str, config: ModelConfig) -> str:
     )
 
 
-def _fill(body: nn.Module, state: Mapping[str, Tensor], source: str, fresh: str = r"(?!)") -> None:
-    """Load by names; those that match `fresh` are new in a detector and stay as they are."""
-    wanted = {key: value for key, value in body.state_dict().items() if not re.match(fresh, key)}
-    missing = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
+def _load_by_name(body: nn.Module, state: Mapping[str, Tensor], source: str, fresh: str = r"(?!)") -> None:
+    """Load tensors by name; parameters that match `fresh` are new in a detector and keep their initial values."""
+    expected = {key: value for key, value in body.state_dict().items() if not re.match(fresh, key)}
+    missing = [key for key in expected if key not in state or state[key].shape != expected[key].shape]
     if missing:
-        found = tuple(state[missing[0]].shape) if missing[0] in state else "missing"
+        shape = tuple(state[missing[0]].shape) if missing[0] in state else "missing"
         raise CheckpointError(
-            f"{source} does not fit the backbone: {len(missing)} of {len(wanted)} tensors are missing or of another "
-            f"shape, such as {missing[0]} ({found} in the file, {tuple(wanted[missing[0]].shape)} in the model)"
+            f"{source} does not fit the backbone: {len(missing)} of {len(expected)} tensors are missing or of another "
+            f"shape, such as {missing[0]} ({shape} in the file, {tuple(expected[missing[0]].shape)} in the model)"
         )
-    body.load_state_dict({key: state[key] for key in wanted}, strict=False)
+    body.load_state_dict({key: state[key] for key in expected}, strict=False)
 
 
 def _load_timm(backbone: TimmBackbone | PlainViT, state: Mapping[str, Tensor], name: str, source: str) -> None:
-    """Let timm fit a classifier's tensors to the feature extractor; accept other names that timm knows."""
+    """Load a classifier's tensors into the feature extractor with timm, which may have to rename them."""
     state = _in_timm_names(name, state, source)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # timm says that the classifier's tensors are left over
+        warnings.simplefilter("ignore")  # timm warns that the classifier's tensors are unused
         file = Path(folder) / "model.safetensors"
         save_file({key: value.contiguous() for key, value in state.items()}, file)
         overlay = {"file": str(file), "url": None, "hf_hub_id": None}
@@ -182,35 +184,35 @@ def _load_timm(backbone: TimmBackbone | PlainViT, state: Mapping[str, Tensor], n
 
 
 def _in_timm_names(name: str, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """All but the classifier under timm's names: as they are, or by timm's table, or in timm's own order."""
+    """The tensors under timm's names: as they are, renamed by timm's own function, or matched by their order."""
     import timm
 
     with torch.device("meta"):
-        whole, bare = timm.create_model(name), timm.create_model(name, num_classes=0)
-    wanted, given = _without_counters(bare.state_dict()), _without_counters(state)
-    for named in (given, _by_timms_table(name, given, bare)):
-        if all(key in named and named[key].shape == value.shape for key, value in wanted.items()):
-            return {key: named[key] for key in wanted}
-    wanted = _without_counters(whole.state_dict())
-    if [value.shape for value in wanted.values()] != [value.shape for value in given.values()]:
+        classifier, features = timm.create_model(name), timm.create_model(name, num_classes=0)
+    expected, given = _without_counters(features.state_dict()), _without_counters(state)
+    for named in (given, _renamed_by_timm(name, given, features)):
+        if all(key in named and named[key].shape == value.shape for key, value in expected.items()):
+            return {key: named[key] for key in expected}
+    expected = _without_counters(classifier.state_dict())
+    if [value.shape for value in expected.values()] != [value.shape for value in given.values()]:
         raise CheckpointError(
             f"{source} does not fit timm's {name}: its {len(given)} tensors have neither the names nor, in order, the "
-            f"shapes of the {len(wanted)} that are needed"
+            f"shapes of the {len(expected)} that are needed"
         )
-    return dict(zip(wanted, given.values(), strict=True))
+    return dict(zip(expected, given.values(), strict=True))
 
 
-def _by_timms_table(name: str, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The names of a model's first publisher made timm's, where timm has a table for it and it applies."""
+def _renamed_by_timm(name: str, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model's original release, renamed by timm; empty if timm cannot rename them."""
     import timm
 
     module = importlib.import_module(timm.model_entrypoint(name).__module__)
-    table = getattr(module, "checkpoint_filter_fn", None)
-    if table is None:
+    rename = getattr(module, "checkpoint_filter_fn", None)
+    if rename is None:
         return {}
     try:
-        return dict(table(dict(state), model))
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):  # another model's names
+        return dict(rename(dict(state), model))
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):  # the names are of another model
         return {}
 
 

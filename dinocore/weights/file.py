@@ -1,4 +1,4 @@
-"""Self-describing weights files: safetensors with the config, the classes and the versions inside."""
+"""Self-describing weights files: safetensors with the config, classes and versions in the metadata."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from .shipped import SHIPPED
 from .untrusted import CHECKSUM, checksum, read_safetensors, without_prefixes
 
 SCHEMA = 1
-DEFAULT_THRESHOLD = 0.3  # the threshold of weights that were never evaluated
+DEFAULT_THRESHOLD = 0.3  # score threshold of weights that were never evaluated
 
 
 class Weights(NamedTuple):
@@ -33,7 +33,7 @@ class Weights(NamedTuple):
     tensors: dict[str, Tensor]
     config: Config
     categories: list[Category]  # class k of the model is categories[k]
-    facts: dict[str, Any]  # step, metrics, thresholds and where it came from
+    facts: dict[str, Any]  # step, metrics, thresholds and origin
 
     @property
     def threshold(self) -> float | None:
@@ -44,7 +44,7 @@ class Weights(NamedTuple):
 
     @property
     def class_thresholds(self) -> dict[str, float]:
-        """The same per class, if stored, by its name from `table_names`."""
+        """The best score thresholds per class, if stored, by the names from `table_names`."""
         stored = self.facts.get("thresholds")
         classes = stored.get("classes") if isinstance(stored, Mapping) else None
         if not isinstance(classes, Mapping):
@@ -59,9 +59,9 @@ def _is_score(value: Any) -> bool:
 def least_scores(
     categories: Sequence[Category], overall: float | None, by_class: Mapping[str, float] | None = None
 ) -> list[float]:
-    """The lowest score shown for each class: its own, else the overall one, else 0.3."""
-    usual = DEFAULT_THRESHOLD if overall is None else overall
-    return [(by_class or {}).get(name, usual) for name in table_names(categories)]
+    """The lowest score shown for each class: its own threshold, else the overall one, else DEFAULT_THRESHOLD."""
+    default = DEFAULT_THRESHOLD if overall is None else overall
+    return [(by_class or {}).get(name, default) for name in table_names(categories)]
 
 
 def save_weights(
@@ -74,7 +74,7 @@ def save_weights(
     """Save weights with everything needed to use them.
 
     Raises:
-        EnvironmentFault: the file cannot be written; an existing one is kept.
+        EnvironmentFault: the file cannot be written; an existing file is left unchanged.
     """
     metadata = {
         "schema": str(SCHEMA),
@@ -90,14 +90,14 @@ def save_weights(
     def write(temporary: Path) -> None:
         try:
             save_file(content, temporary, metadata)
-        except SafetensorError as error:  # its error for a full disk
+        except SafetensorError as error:  # raised if the disk is full
             raise OSError(str(error)) from error
 
     write_atomically(Path(path), write)
 
 
 def load_weights(path: str | Path) -> Weights:
-    """Read a file that `save_weights` wrote.
+    """Read a file written by `save_weights`.
 
     Raises:
         CheckpointError: the file is missing, damaged, not ours, from a newer version, or has non-finite numbers.
@@ -110,19 +110,19 @@ def load_weights(path: str | Path) -> Weights:
             f"{path} has tensors, but not the config that `dino train` writes; if they are another codebase's, "
             f"convert them: dino convert {typed(path)} --out NEW.safetensors"
         )
-    if _said(metadata, "schema", SCHEMA, path) > SCHEMA:
+    if _metadata_entry(metadata, "schema", SCHEMA, path) > SCHEMA:
         made_by = metadata.get("dino_version", "a newer version")
         raise CheckpointError(f"{path} was made by dino {made_by}, this is {__version__}; install the newer one")
     broken = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise CheckpointError(f"{path} has non-finite numbers, in {', '.join(broken[:3])}")
     try:
-        config = config_from_dict(_said(metadata, "config", {}, path))
+        config = config_from_dict(_metadata_entry(metadata, "config", {}, path))
     except ConfigError as error:
         raise CheckpointError(f"{path} has a config that this version of dino cannot read: {error}") from error
-    categories = [Category(int(i), str(name)) for i, name in _said(metadata, "categories", [], path)]
+    categories = [Category(int(i), str(name)) for i, name in _metadata_entry(metadata, "categories", [], path)]
     categories = categories or unnamed(config.model.num_classes)
-    return Weights(tensors, config, categories, _said(metadata, "facts", {}, path))
+    return Weights(tensors, config, categories, _metadata_entry(metadata, "facts", {}, path))
 
 
 def load_facts(path: Path) -> dict[str, Any]:
@@ -132,11 +132,11 @@ def load_facts(path: Path) -> dict[str, Any]:
         CheckpointError: the entry is damaged.
     """
     with safe_open(path, framework="pt") as file:
-        return _said(file.metadata() or {}, "facts", {}, path)
+        return _metadata_entry(file.metadata() or {}, "facts", {}, path)
 
 
 def unnamed(num_classes: int) -> list[Category]:
-    """Classes of weights without names: class_0, class_1, ..."""
+    """Classes for weights without class names: class_0, class_1, ..."""
     return [Category(k, f"class_{k}") for k in range(num_classes)]
 
 
@@ -148,8 +148,8 @@ def names_note(categories: Sequence[Category]) -> str:
     return f"the file has no class names; the classes are called {names}"
 
 
-def _said(metadata: Mapping[str, str], key: str, default: Any, path: Path) -> Any:
-    """An entry of the metadata, which must be JSON of the default's type."""
+def _metadata_entry(metadata: Mapping[str, str], key: str, default: Any, path: Path) -> Any:
+    """An entry of the metadata, decoded from JSON; it must have the default's type."""
     try:
         value = json.loads(metadata[key]) if key in metadata else default
     except ValueError as error:
@@ -160,7 +160,7 @@ def _said(metadata: Mapping[str, str], key: str, default: Any, path: Path) -> An
 
 
 def restore_model(weights: Weights, where: Path) -> DINO:
-    """The model that the weights belong to, in float32.
+    """Build the model that the weights belong to, in float32, and load them.
 
     Raises:
         CheckpointError: tensors are missing, unexpected or have the wrong shape.
@@ -179,20 +179,20 @@ def cast_note(tensors: Mapping[str, Tensor], where: Path) -> str:
 
 
 def load_exactly(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Load weights into a model, refusing any difference in names or shapes; floats are cast to float32.
+    """Load weights into a model whose names and shapes must match exactly; floats are cast to float32.
 
     Raises:
-        CheckpointError: naming how many tensors differ, and the first; or those that are no floats and should be.
+        CheckpointError: names or shapes differ, or tensors are integers where the model has floats.
     """
-    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     given = {key: tuple(value.shape) for key, value in tensors.items()}
-    names = sorted(wanted.keys() | given.keys())
-    differing = [key for key in names if wanted.get(key) != given.get(key)]
+    names = sorted(expected.keys() | given.keys())
+    differing = [key for key in names if expected.get(key) != given.get(key)]
     if differing:
         key = differing[0]
         raise CheckpointError(
             f"{where} does not fit its model: {len(differing)} of {len(names)} tensors differ, such as {key} "
-            f"({given.get(key, 'missing')} in the file, {wanted.get(key, 'none')} in the model)"
+            f"({given.get(key, 'missing')} in the file, {expected.get(key, 'none')} in the model)"
         )
     state = model.state_dict()
     integers = [key for key, value in tensors.items() if state[key].is_floating_point() > value.is_floating_point()]

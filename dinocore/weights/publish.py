@@ -1,10 +1,10 @@
 """A folder for the Hugging Face hub: weights that `--weights` reads, and a model card with measured metrics.
 
-    README.md           the card: numbers as `model-index`, which the hub shows, and as tables
-    model.safetensors   the weights with settings and classes, without names of folders of this machine
+    README.md           the model card: metrics as `model-index`, which the hub shows, and as tables
+    model.safetensors   the weights with settings and classes, without local paths
     config.json         settings and classes for people and tools that don't open the weights
 
-Source of the card's format: https://huggingface.co/docs/hub/model-cards
+Format of the card: https://huggingface.co/docs/hub/model-cards
 """
 
 import json
@@ -25,42 +25,43 @@ from .fetch.hub import PREFIX
 from .file import Weights, least_scores, save_weights
 
 CARD, WEIGHTS, SETTINGS = FILES = ("README.md", "model.safetensors", "config.json")
-KEPT_FACTS = (
+PUBLISHED_FACTS = (
     "step", "epoch", "metrics", "thresholds", "median_short_side", "object_side", "origin", "converted_from"
 )  # fmt: skip
 NUMBERS = {
     "AP": "AP, IoU 0.50:0.95", "AP50": "AP, IoU 0.50", "AP75": "AP, IoU 0.75", "APs": "AP, small objects",
     "APm": "AP, medium objects", "APl": "AP, large objects", "AR100": "AR, 100 detections",
 }  # fmt: skip
-PATHS = ("data.path", "train.weights", "model.backbone_weights")  # settings that may name a file or a folder
+PATHS = ("data.path", "train.weights", "model.backbone_weights")  # settings that may be local paths
+# `origin` as written by training, with a path in the middle
 STORED_ORIGIN = (
     r"(?P<before>continued from |random, backbone: |)(?P<path>.+?)(?P<after>, \d+ of \d+ classes carried over.*|)"
 )
-IN_INDEX = ("AP", "AP50", "AP75", "AR100")
+INDEX_METRICS = ("AP", "AP50", "AP75", "AR100")
 
 
 class Evaluation(NamedTuple):
-    """Numbers for a card, and where they come from."""
+    """Metrics for a model card, and how they were measured."""
 
-    summary: dict[str, float]  # COCO's, by name; -1 where nothing could be judged
+    summary: dict[str, float]  # COCO's metrics by name; -1 if undefined
     classes: dict[str, dict[str, Any]]  # AP, AP50 and number of objects by class; may be empty
-    intervals: dict[str, list[float]]  # 95 % by name; may be empty
-    data: str  # name of the data; empty if nobody said it
+    intervals: dict[str, list[float]]  # 95 % intervals by name; may be empty
+    data: str  # name of the data; empty if unknown
     images: int | None
-    how: str  # in words
+    how: str  # a description of the measurement
 
 
 def read_evaluation(path: Path, weights: Path) -> Evaluation:
-    """What `dino eval --json` printed about these weights.
+    """Read the output of `dino eval --json` for these weights.
 
     Raises:
-        DataError: it is something else.
+        DataError: the file is not such an output.
         ConfigError: it is about other weights.
     """
     fix = f"create it with: dino eval --weights {typed(weights)} --data DIR --json > {typed(path)}"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        judged, file = content["weights"], Path(content["data"])
+        evaluated, file = content["weights"], Path(content["data"])
         summary = {name: float(content[name]) for name in NUMBERS}
         classes = {
             name: {key: one[key] for key in ("AP", "AP50", "objects")} for name, one in content["classes"].items()
@@ -75,25 +76,25 @@ def read_evaluation(path: Path, weights: Path) -> Evaluation:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         what = f"it is not what `dino eval --json` prints about weights ({type(error).__name__}: {error})"
         raise DataError(what, code="DATA-RESULTS", where=path, fix=fix) from None
-    if Path(judged).resolve() != weights.resolve():
-        raise ConfigError(f"{path} is about {judged}, and the weights to push are {weights}; {fix}")
+    if Path(evaluated).resolve() != weights.resolve():
+        raise ConfigError(f"{path} is about {evaluated}, and the weights to push are {weights}; {fix}")
     return Evaluation(summary, classes, intervals, _data_name(file), images, how)
 
 
 def _measured(how: Mapping[str, Any]) -> str:
-    """How the detector was used, as `dino eval --json` says it, in words; empty where it doesn't."""
+    """A description of the inference settings in the output of `dino eval --json`; empty for the defaults."""
     parts = []
     if how.get("slice") is not None:
         parts.append(f"in slices of {int(how['slice'])} pixels that overlap by {float(how['overlap']):g}")
     if how.get("precision"):
         parts.append(f"in {how['precision']}")
     if how.get("set"):
-        parts.append("with " + ", ".join(f"`{_in_words(str(one))}`" for one in how["set"]))
+        parts.append("with " + ", ".join(f"`{_shorten_path(str(one))}`" for one in how["set"]))
     return "".join(f", {part}" for part in parts)
 
 
 def stored_evaluation(weights: Weights) -> Evaluation | None:
-    """What the training stored in its weights; None if it did not."""
+    """The metrics that training stored in its weights; None if there are none."""
     stored = weights.facts.get("metrics")
     if not isinstance(stored, Mapping) or not all(isinstance(stored.get(name), int | float) for name in NUMBERS):
         return None
@@ -105,23 +106,23 @@ def stored_evaluation(weights: Weights) -> Evaluation | None:
 def write_hub_folder(
     folder: Path, weights: Weights, evaluation: Evaluation | None, repository: str, license: str = "", data: str = ""
 ) -> None:
-    """Write the three files; others in the folder stay.
+    """Write the three files; other files in the folder are left alone.
 
     Args:
-        repository: `org/name`, as the card says how to load it.
-        license: as the hub names licences, such as `apache-2.0`; empty: the card names none.
-        data: what the card calls the data of the numbers; empty: the name of its folder.
+        repository: `org/name`, for the usage example in the card.
+        license: the hub's name of a licence, such as `apache-2.0`; empty: the card names none.
+        data: the name of the evaluation data in the card; empty: the name of its folder.
 
     Raises:
-        EnvironmentFault: the folder cannot be written, or huggingface_hub is not installed.
+        EnvironmentFault: the folder is not writable, or huggingface_hub is not installed.
     """
     config = config_from_dict(_without_folders(weights.config.model_dump(mode="json")))
     for key in PATHS:
         section, name = key.split(".")
         config = config.replace(key, _last_part(getattr(getattr(weights.config, section), name)))
-    facts = {key: _without_folders(weights.facts[key]) for key in KEPT_FACTS if key in weights.facts}
+    facts = {key: _without_folders(weights.facts[key]) for key in PUBLISHED_FACTS if key in weights.facts}
     if isinstance(origin := facts.get("origin"), str):
-        facts["origin"] = _origin_in_words(origin)
+        facts["origin"] = _shorten_origin(origin)
     if evaluation is not None and data:
         evaluation = evaluation._replace(data=data)
     card = model_card(weights._replace(config=config, facts=facts), evaluation, repository, license)
@@ -132,7 +133,7 @@ def write_hub_folder(
 
 
 def model_card(weights: Weights, evaluation: Evaluation | None, repository: str, license: str = "") -> str:
-    """The text of README.md: YAML that the hub reads, then Markdown.
+    """The text of README.md: YAML for the hub, then Markdown.
 
     Raises:
         EnvironmentFault: huggingface_hub is not installed.
@@ -147,7 +148,7 @@ def model_card(weights: Weights, evaluation: Evaluation | None, repository: str,
         results = [
             EvalResult("object-detection", name, name, f"coco_{key.lower()}", round(evaluation.summary[key], 6),
                        task_name="Object Detection", metric_name=NUMBERS[key])
-            for key in IN_INDEX if evaluation.summary[key] >= 0
+            for key in INDEX_METRICS if evaluation.summary[key] >= 0
         ]  # fmt: skip
     data = ModelCardData(
         library_name="dino-detector", pipeline_tag="object-detection", license=license or None,
@@ -159,10 +160,10 @@ def model_card(weights: Weights, evaluation: Evaluation | None, repository: str,
 
 
 def check_repository(name: str) -> None:
-    """Refuse a name that the hub would not take.
+    """Check that the hub accepts a repository's name.
 
     Raises:
-        ConfigError: it is such a name.
+        ConfigError: it does not.
         EnvironmentFault: huggingface_hub is not installed.
     """
     try:
@@ -177,10 +178,10 @@ def check_repository(name: str) -> None:
 
 
 def upload(folder: Path, repository: str, private: bool) -> str:
-    """Make the repository if it is not there, and send the three files as one commit; its address.
+    """Create the repository if necessary, upload the three files as one commit, and return the commit's URL.
 
     Raises:
-        EnvironmentFault: the hub cannot be reached or refuses.
+        EnvironmentFault: the hub cannot be reached or denies access.
     """
     try:
         from huggingface_hub import HfApi
@@ -193,7 +194,7 @@ def upload(folder: Path, repository: str, private: bool) -> str:
             repo_id=repository, folder_path=folder, allow_patterns=list(FILES), commit_message="Upload by dino push"
         )
         return str(done.commit_url)
-    except Exception as error:  # besides its own, the errors of whichever HTTP library it uses
+    except Exception as error:  # its own errors, and those of its HTTP library
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise EnvironmentFault(
             f"{repository} could not be pushed: {lines[0][:300]}",
@@ -206,7 +207,7 @@ def _not_installed() -> EnvironmentFault:
 
 
 def _without_folders(value: Any) -> Any:
-    """The same with the last part only of what begins as a path does: it is of this machine, and private."""
+    """Reduce local paths, which are private, to their last part, in nested values; other values are unchanged."""
     if isinstance(value, Mapping):
         return {key: _without_folders(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -217,34 +218,34 @@ def _without_folders(value: Any) -> Any:
 
 
 def _last_part(path: str) -> str:
-    """A file's or folder's own name, of a path of any system; names of the hub, of timm and of publishers stay."""
+    """The last part of a path of any operating system; names of weights on the hub, in timm or published stay."""
     public = {name for entry in catalogue().weights for name in (entry.name, entry.former_name) if name}
     if path.startswith((PREFIX, "timm/")) or path in public:
         return path
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
-def _in_words(text: str) -> str:
-    """The same with the last part only of a path in it."""
-    return re.sub(r"[^\s=]*[/\\](?:.*[/\\])?\S*", lambda found: _last_part(found[0]), text)
+def _shorten_path(text: str) -> str:
+    """Reduce a path in a text to its last part."""
+    return re.sub(r"[^\s=]*[/\\](?:.*[/\\])?\S*", lambda match: _last_part(match[0]), text)
 
 
-def _origin_in_words(text: str) -> str:
-    """Where weights come from, with the last part only of every path.
+def _shorten_origin(text: str) -> str:
+    """Reduce all paths in a description of the origin of weights to their last part.
 
-    What a training stored is a path with known words around it. All else was written by a person: a path in it ends at
-    punctuation, and a name such as `org/data` stays, as it may be what a licence asks for.
+    Training stores a path with known words around it. Everything else was written by a person: there, a path ends at
+    punctuation, and a name such as `org/data` stays, because a licence may require it.
     """
     stored = re.fullmatch(STORED_ORIGIN, text, re.DOTALL)
     if stored and (stored["before"] or stored["after"]):
-        return stored["before"] + _last_part(stored["path"]) + _in_words(stored["after"])
+        return stored["before"] + _last_part(stored["path"]) + _shorten_path(stored["after"])
     return re.sub(r"[^\s=(,;]*[/\\](?:[^,;:()]*[/\\])?[^\s,;:()]*",
-                  lambda found: found[0] if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", found[0]) else _last_part(found[0]),
+                  lambda match: match[0] if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", match[0]) else _last_part(match[0]),
                   text)  # fmt: skip
 
 
 def _data_name(annotations: Path) -> str:
-    """What the folder of a dataset is called, of the file or folder of its annotations."""
+    """The name of a dataset's folder, from the path of its annotations."""
     plain = ("annotations", "labels", "train", "val", "valid", "test")
     return next((folder.name for folder in annotations.parents if folder.name not in plain), "")
 
@@ -296,10 +297,10 @@ def _numbers(weights: Weights, evaluation: Evaluation | None) -> str:
             lines.append(f"| {shown} | {one['objects']} | {_number(one['AP'])} | {_number(one['AP50'])} |")
     if weights.class_thresholds:
         names = table_names(weights.categories)
-        least = least_scores(weights.categories, weights.threshold, weights.class_thresholds)
+        thresholds = least_scores(weights.categories, weights.threshold, weights.class_thresholds)
         lines += ["", "F1 is best at each class's own score threshold, which `dino predict` uses:", ""]
         lines += ["| class | threshold |", "|---|---|"]
-        for name, score in zip(names, least, strict=True):
+        for name, score in zip(names, thresholds, strict=True):
             shown = name.replace("|", "\\|")
             lines.append(f"| {shown} | {score:.3f} |")
     elif weights.threshold is not None:

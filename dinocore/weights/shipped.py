@@ -1,4 +1,4 @@
-"""The weights files included in the package, by their names for `--weights`."""
+"""The weights files included in the package, by the names that `--weights` accepts."""
 
 from pathlib import Path
 

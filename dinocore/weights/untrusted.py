@@ -1,4 +1,4 @@
-"""Read untrusted tensor files: no code in them runs, and anything but plain tensors is refused."""
+"""Read untrusted tensor files: no code in them runs, and only plain tensors are accepted."""
 
 import argparse
 import re
@@ -19,7 +19,7 @@ from ..words import typed
 
 
 class Ignored:
-    """A placeholder for an irrelevant object of a training tool; it stores nothing and does nothing."""
+    """A placeholder for an irrelevant object in a checkpoint; it stores nothing and does nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> "Ignored":
         return super().__new__(cls)
@@ -28,16 +28,19 @@ class Ignored:
         """Ignore the state."""
 
 
-IGNORED = [  # mmengine's log of losses, with the numpy arrays, numbers and methods in it; read off mmengine 0.10.7
+# mmengine's loss history, with the numpy objects in it; from checkpoints of mmengine 0.10.7
+IGNORED = [
     "mmengine.logging.history_buffer.HistoryBuffer", "mmengine.logging.message_hub.MessageHub",
     "builtins.getattr", "__builtin__.getattr",
     "numpy.ndarray", "numpy.dtype", "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
     "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy._core.numeric._frombuffer",
 ]  # fmt: skip
-CHECKSUM = "dino_crc32"  # the entry of a file's metadata; only files of ours have it, and those of 0.1 have not
+CHECKSUM = "dino_crc32"  # metadata entry of our own files, since 0.2
 PREFIXES = ("module.", "_orig_mod.", "model.")
-COUNTERS = {"steps", "step", "updates", "num_updates", "n_averaged", "decay", "momentum", "warmups"}  # of an average
-MAKERS = {  # the package of an object in a pickle, and what such a file is
+# scalars stored with a moving average
+COUNTERS = {"steps", "step", "updates", "num_updates", "n_averaged", "decay", "momentum", "warmups"}
+# the package of an object in a pickle -> the type of the file
+MAKERS = {
     "ultralytics": "a complete YOLO model saved by Ultralytics",
     "models.yolo": "a complete YOLOv5 or YOLOv7 model",
     "models.common": "a complete YOLOv5 or YOLOv7 model",
@@ -47,7 +50,8 @@ MAKERS = {  # the package of an object in a pickle, and what such a file is
     "torch.nn": "a complete PyTorch module; save its state_dict() instead",
     "torchvision.models": "a complete torchvision model; save its state_dict() instead",
 }
-ARCHIVES = {  # by a file in the archive: what it is
+# a file in a zip archive -> the type of the archive
+ARCHIVES = {
     "constants.pkl": "a model saved by TorchScript",
     "archive_format": "a graph of torch.export, or one compiled by AOTInductor",
 }
@@ -55,7 +59,7 @@ ALLOWED = [argparse.Namespace, *((Ignored, name) for name in IGNORED)]  # Namesp
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The content of a safetensors or PyTorch file, detected by its first bytes, and the former's metadata.
+    """The content and metadata of a safetensors or PyTorch file, detected by its first bytes; only the former has any.
 
     Raises:
         CheckpointError: the file is missing, damaged, not a weights file, or would run code.
@@ -64,7 +68,7 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def holds_config(path: Path) -> bool:
-    """Whether this is a safetensors file with a config inside, as ours are.
+    """Whether this is a safetensors file with a config, like our own.
 
     Raises:
         CheckpointError: the file does not exist or is empty.
@@ -73,7 +77,7 @@ def holds_config(path: Path) -> bool:
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether this is a complete tensor file that is not ours: a PyTorch file, or safetensors without a config.
+    """Whether this is another tool's tensor file: a PyTorch file, or complete safetensors without a config.
 
     Raises:
         CheckpointError: the file does not exist or is empty.
@@ -85,7 +89,7 @@ def is_foreign(path: Path) -> bool:
 
 
 def _metadata(path: Path) -> dict[str, str] | None:
-    """Of a safetensors file; None of any other."""
+    """The metadata of a safetensors file; None for any other file."""
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
@@ -97,7 +101,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
     Raises:
-        CheckpointError: the file is missing, empty, cut off, of another kind, or has other numbers than were written.
+        CheckpointError: the file is missing, empty, truncated, of another type, or does not match its checksum.
     """
     if _start(path)[:2] in (b"PK", b"\x80\x02"):
         command = f"dino convert {typed(path)} --out NEW.safetensors"
@@ -126,7 +130,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """CRC-32 of all tensors, in order of their names; 190 MB take 0.06 s."""
+    """CRC-32 of all tensors, in the order of their names; 190 MB take 0.06 s."""
     value = 0
     for key in sorted(tensors):
         value = zlib.crc32(tensors[key].contiguous().reshape(-1).view(torch.uint8).numpy().data, value)
@@ -134,10 +138,10 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """The content of a `torch.save` file: only tensors, numbers, text, and official DINO's arguments.
+    """The content of a `torch.save` file; only tensors, numbers, strings and official DINO's arguments are accepted.
 
     Raises:
-        CheckpointError: the file is missing, empty, cut off, a web page, a graph, or holds any other object.
+        CheckpointError: the file is missing, empty, truncated, a web page, a graph, or has other objects.
     """
     if _start(path)[:2] == b"PK":
         _check_archive(path)
@@ -146,21 +150,21 @@ def read_pickle(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # torch warns about its own formats
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
-        raise CheckpointError(_why(path, error)) from None
+        raise CheckpointError(_short_message(path, error)) from None
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} contains a {type(content).__name__} instead of a state dict")
     return dict(content)
 
 
 def is_counter(name: str, value: Any) -> bool:
-    """Whether this is a counter that a moving average stores with its tensors."""
+    """Whether this is a scalar that a moving average stores with its tensors, such as a step counter."""
     return name in COUNTERS and (isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1))
 
 
 def without_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with prefixes of training tools stripped from names, and without counters of an average.
+    """Strip the prefixes that training tools add to names, and drop a moving average's counters.
 
-    DistributedDataParallel, torch.compile, Lightning and moving averages of PyTorch and mmengine add them.
+    The prefixes come from DistributedDataParallel, torch.compile, Lightning, and PyTorch's and mmengine's averages.
     """
     state = {str(key): value for key, value in state.items() if not is_counter(str(key), value)}
     while prefix := next((p for p in PREFIXES if state and all(key.startswith(p) for key in state)), None):
@@ -169,10 +173,10 @@ def without_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_tensor(name: str, value: Tensor, where: Path) -> None:
-    """Refuse tensors that cannot be weights of a layer.
+    """Check that a tensor can be a layer's weights.
 
     Raises:
-        CheckpointError: a tensor is sparse, quantised, without memory of its own, or not finite.
+        CheckpointError: it is sparse, quantised, nested, complex, larger than its storage, or not finite.
     """
     if value.layout != torch.strided or value.is_quantized or value.is_nested:
         raise CheckpointError(f"{where}: {name} is a {_kind(value)} tensor; only plain tensors are supported")
@@ -207,7 +211,7 @@ def _start(path: Path) -> bytes:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse an archive that torch.save did not write: torch.save does not compress, and writes no graph or code."""
+    """Check that torch.save wrote an archive: it does not compress, and writes no graph or code."""
     try:
         with zipfile.ZipFile(path) as archive:
             claimed = sum(entry.file_size for entry in archive.infolist())
@@ -231,7 +235,7 @@ def _is_pickle(start: bytes) -> bool:
     return start[8:9] != b"{" or start[:2] == b"PK"
 
 
-def _why(path: Path, error: Exception) -> str:
+def _short_message(path: Path, error: Exception) -> str:
     """Condense torch's long message to one line."""
     text, size, start = str(error), path.stat().st_size, _start(path)
     if opcode := re.search(r"GLOBAL `?([\w.]+)", text):

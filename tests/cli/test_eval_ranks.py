@@ -31,7 +31,7 @@ def opened(run_folder, image_folder):
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_give_the_images_of_one_process_in_its_order(on_ranks, opened, monkeypatch, size, slicing):
     detector, annotations = opened
-    monkeypatch.setattr("dinocore.evaluate.coco.ROUND", 2)  # more than one round, and the last one not full
+    monkeypatch.setattr("dinocore.evaluate.coco.GATHER_EVERY", 2)  # more than one round, and the last one not full
     alone = list(detect_all(detector, annotations, slicing=slicing))
     assert len(alone) == 8 and any(found for found, _ in alone)
     shared = on_ranks(size, lambda group: list(detect_on_ranks(detector, annotations, group, slicing)))

@@ -27,7 +27,7 @@ from dinocore.data.synthetic.sample import write_sample_data
 from dinocore.errors import DataError, EnvironmentFault
 from dinocore.presets import load_config
 from dinocore.report.data import data_page
-from dinocore.report.page import MOST_BYTES, render_page
+from dinocore.report.page import MAX_BYTES, render_page
 
 TINY = load_config("tiny")
 
@@ -411,7 +411,7 @@ def test_the_report_shows_findings_escapes_names_and_stays_small(clean):
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert page.count("data:image/jpeg;base64,") == 1 and "DATA-BOX-TWICE" in page
     page = page.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")  # a name, no address to ask
-    assert "http" not in page and len(page) < MOST_BYTES
+    assert "http" not in page and len(page) < MAX_BYTES
 
 
 def test_overlaps_are_intersections_over_unions():

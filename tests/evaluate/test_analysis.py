@@ -15,7 +15,7 @@ from dinocore.data.annotations import Annotations, Category
 from dinocore.errors import DataError
 from dinocore.evaluate.analysis import analyse
 from dinocore.evaluate.answer import to_json
-from dinocore.evaluate.backends import judge
+from dinocore.evaluate.backends import run_backend
 from dinocore.evaluate.bootstrap import resample
 from dinocore.evaluate.coco import coco_metrics
 from dinocore.evaluate.compare import compare
@@ -78,7 +78,9 @@ def test_ap_and_ar_are_those_of_pycocotools_to_the_last_bit(seed, crowds, ties, 
     judged = coco_metrics(annotations, results, "pycocotools")
     analysis = analyse(annotations, results, times=0)
     assert analysis.summary == judged.summary
-    assert np.array_equal(analysis.averages.precision, judge(annotations, results, "pycocotools").precision[..., -1])
+    assert np.array_equal(
+        analysis.averages.precision, run_backend(annotations, results, "pycocotools").precision[..., -1]
+    )
     classes = {one.name: {"AP": one.averages["AP"], "AP50": one.averages["AP50"]} for one in analysis.classes}
     assert classes == judged.classes
 
@@ -341,7 +343,7 @@ def test_its_numbers_are_those_of_json(made):
 
 def test_it_opens_with_what_is_found_and_missed_then_good_and_bad_images(made):
     analysis, page = made
-    confident = analysis.matches.found.score >= analysis.threshold
+    confident = analysis.matches.detections.score >= analysis.threshold
     right = int((confident & analysis.matches.right[0, 0]).sum())
     wrong = int((confident & ~analysis.matches.right[0, 0] & ~analysis.matches.ignored[0, 0]).sum())
     total = int(analysis.matches.counts[0].sum())

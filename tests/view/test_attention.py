@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from dinocore.errors import ConfigError
-from dinocore.inspect.attention import _looked, attention_at, attention_of_query, draw_attention, record_sampling
+from dinocore.inspect.attention import (
+    _sampling_points,
+    attention_at,
+    attention_of_query,
+    draw_attention,
+    record_sampling,
+)
 from dinocore.model.ops import sample_fused
 
 
@@ -17,7 +23,7 @@ def test_places_and_weights_reproduce_the_layers_own_output(detector, image):
         detector.forward(batch)
     (used,) = records
     wrong = used._replace(weights=used.weights.flip(-1)), used._replace(locations=used.locations + 0.1)
-    assert all(_looked(one, 3, batch.sizes[0])[-1] > 0.01 for one in wrong)
+    assert all(_sampling_points(one, 3, batch.sizes[0])[-1] > 0.01 for one in wrong)
 
 
 def test_recording_changes_no_answer_and_ends_with_the_block(detector, image):

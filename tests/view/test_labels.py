@@ -10,7 +10,7 @@ from dinocore.draw.figure import Tag, put_tags, write
 from dinocore.draw.fonts import load_font, shortened
 
 
-def places(monkeypatch, size, boxes, memory=None) -> list[module.Place]:
+def places(monkeypatch, size, boxes, memory=None) -> list[module.Rectangle]:
     """Where the labels of boxes are drawn."""
     drawn = []
     draw = module._draw_label

@@ -8,7 +8,7 @@ import torch
 
 from dinocore.draw.canvas import Line, Text
 from dinocore.errors import ConfigError
-from dinocore.inspect.mask.explain import explain, to_json, words
+from dinocore.inspect.mask.explain import explain, to_json, to_lines
 from dinocore.inspect.mask.figure import draw_image, draw_mask, draw_svg, render_mask
 from dinocore.inspect.mask.mask import MaskBatch, MaskView, batch_mask, mask_of
 from dinocore.model import denoising
@@ -28,7 +28,7 @@ def mask(num_groups: int, *num_objects: int) -> MaskView:
 
 
 def test_a_positive_in_words():
-    assert words(explain(mask(2, 2, 1), 1)) == [
+    assert to_lines(explain(mask(2, 2, 1), 1)) == [
         "query 1: a positive of denoising group 0",
         "  image 0: a noisy copy of object 1, which it must recover",
         '  image 1: a padding slot (this image has fewer objects); like a negative, it must predict "no object"',
@@ -44,7 +44,7 @@ def test_a_positive_in_words():
 
 def test_a_negative_and_a_matching_query():
     view = mask(2, 2)
-    assert words(explain(view, 7))[1] == (
+    assert to_lines(explain(view, 7))[1] == (
         '  image 0: a copy of object 1 with too much noise, so it must predict "no object"'
     )
     found = explain(view, 8)
@@ -79,7 +79,7 @@ def test_the_object_is_the_one_that_the_denoiser_drew():
 
 def test_words_follow_a_mask_that_breaks_the_rule(monkeypatch):
     monkeypatch.setattr(denoising, "attention_mask", lambda group: torch.eye(len(group), dtype=torch.bool))
-    shown = "\n".join(words(explain(mask(2, 1), 0)))
+    shown = "\n".join(to_lines(explain(mask(2, 1), 0)))
     assert "may NOT attend to its own group, 1 query (0): so the model's mask says, which violates DINO's rule" in shown
     assert "may attend to other groups, 2 queries (2-3): so the model's mask says, which violates DINO's rule" in shown
 
@@ -123,7 +123,7 @@ def test_svg_explains_each_row_to_pointer_and_keyboard():
     assert len(spots) == 8 + 1 and all(spot.get("tabindex") == "0" for spot in spots)
     shown = ["".join(text.text for text in spot.iter(f"{SVG}text")) for spot in spots]
     assert shown[0].startswith("query 0: a positive of denoising group 0") and "900 matching queries" in shown[-1]
-    whole = " ".join(" ".join(words(explain(view, 3))).split())
+    whole = " ".join(" ".join(to_lines(explain(view, 3))).split())
     assert " ".join(" ".join(text.text for text in spots[3].iter(f"{SVG}text")).split()) == whole
 
 
@@ -132,7 +132,7 @@ def test_names_cannot_become_markup():
     evil = '<script>alert(1)</script>&"'
     target = Target(torch.tensor([0]), torch.full((1, 4), 0.5), seed=0)
     view = batch_mask(config, MaskBatch([target], [evil], [[evil]]))
-    assert evil in words(explain(view, 0))[1]
+    assert evil in to_lines(explain(view, 0))[1]
     for text in (draw_svg(view), render_mask(view)):
         assert "<script>alert" not in text and "&lt;script&gt;" in text
     ElementTree.fromstring(draw_svg(view))

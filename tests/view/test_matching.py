@@ -13,7 +13,7 @@ import dinocore.losses
 import dinocore.matching
 from dinocore import Target
 from dinocore.inspect.matching.figure import draw_matching, render_matching
-from dinocore.inspect.matching.matching import final_owners, instability, look_at_matching, share_kept
+from dinocore.inspect.matching.matching import final_objects, fraction_kept, instability, look_at_matching
 from dinocore.losses import criterion
 
 
@@ -152,10 +152,10 @@ def test_positives_are_told_their_object_and_negatives_none(detector, image):
         half = [(thing.box[2] - thing.box[0]) / 2, (thing.box[3] - thing.box[1]) / 2] * 2
         moved = [abs(a - b) / h for a, b, h in zip(noisy.start_box, thing.box, half, strict=True)]
         if noisy.positive:
-            assert (noisy.told, noisy.told_box) == (thing.label, thing.box)
+            assert (noisy.target_label, noisy.target_box) == (thing.label, thing.box)
             assert max(moved) < 1 + 1e-3
         else:
-            assert (noisy.told, noisy.told_box) == ("no object", None)
+            assert (noisy.target_label, noisy.target_box) == ("no object", None)
             edge = [v in (0, side) for v, side in zip(noisy.start_box, image.size * 2, strict=True)]
             assert all(m > 1 - 1e-3 or near for m, near in zip(moved, edge, strict=True))
 
@@ -171,8 +171,8 @@ def test_another_seed_draws_other_noise_and_changes_no_match(detector, image):
 def test_instability_by_hand():
     before, after = torch.tensor([0, -1, 1, 2, -1]), torch.tensor([0, 1, -1, 2, -1])  # object 1 goes from query 2 to 1
     assert instability(before, after) == 2
-    assert share_kept(before, after) == pytest.approx(2 / 3)
-    assert (instability(before, before), share_kept(before, before)) == (0, 1.0)
+    assert fraction_kept(before, after) == pytest.approx(2 / 3)
+    assert (instability(before, before), fraction_kept(before, before)) == (0, 1.0)
 
 
 def test_stages_are_compared_with_the_one_before(detector, image):
@@ -183,7 +183,7 @@ def test_stages_are_compared_with_the_one_before(detector, image):
     for n in (1, 2):
         same = sum(queries[n][t] == queries[n - 1][t] for t in queries[n])
         assert seen.stages[n].kept == pytest.approx(same / 3)
-    owners = final_owners(detector, batch)
+    owners = final_objects(detector, batch)
     assert {int(owners[q]): q for q in range(len(owners)) if owners[q] >= 0} == queries[-1]
 
 

@@ -95,8 +95,8 @@ def _last_line(analysis: Analysis) -> str:
         parts.append(f"LRP {analysis.lrp['error']:.4f}")
     if analysis.calibration.ece is not None:
         parts.append(f"calibration error {analysis.calibration.ece:.4f}")
-    if best and analysis.sure.ece is not None:
-        parts.append(f"above that threshold {analysis.sure.ece:.4f}")
+    if best and analysis.calibration_above_threshold.ece is not None:
+        parts.append(f"above that threshold {analysis.calibration_above_threshold.ece:.4f}")
     return ", ".join(parts) or "no correct detection at any threshold"
 
 

@@ -73,7 +73,7 @@ def inspect_mask(
     if data is not None and num_gt:
         raise ConfigError("--num-gt and --data cannot be used together; the number of objects comes from one of them")
     check_outputs(out, None, ".png", ".svg", ".html")
-    from dinocore.inspect.mask.explain import explain, words
+    from dinocore.inspect.mask.explain import explain, to_lines
     from dinocore.inspect.mask.explain import to_json as query_json
     from dinocore.inspect.mask.mask import notes, to_json
 
@@ -94,7 +94,7 @@ def inspect_mask(
         model = {"weights": weights} if weights else {"preset": preset or PRESET}
         print_json(model | to_json(view) | ({} if found is None else {"query": query_json(found)}))
     elif found is not None:
-        for line in words(found):
+        for line in to_lines(found):
             console.stdout.print(Text(line), soft_wrap=not console.stdout.is_terminal)
     else:
         _show(view)

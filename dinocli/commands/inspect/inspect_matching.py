@@ -98,7 +98,7 @@ def _choose(annotations: Annotations, image: str | None, min_size: float) -> int
 
 def _history(checkpoints: list[Path], batch: Batch, device: str, num_classes: int) -> list[dict[str, Any]]:
     """The last layer's matching at each checkpoint, compared with the previous checkpoint."""
-    from dinocore.inspect.matching.matching import changes, final_owners
+    from dinocore.inspect.matching.matching import changes, final_objects
     from dinocore.predict import detector_from
     from dinocore.system.device import pick_device
     from dinocore.train.run.checkpoint_folder import step_of
@@ -112,7 +112,7 @@ def _history(checkpoints: list[Path], batch: Batch, device: str, num_classes: in
         if len(loaded.categories) != num_classes:
             known = counted(len(loaded.categories), "class", "classes")
             raise ConfigError(f"{path} has {known}, the weights {num_classes}")
-        owners = final_owners(detector_from(loaded, file, pick_device(device), "off"), batch)
+        owners = final_objects(detector_from(loaded, file, pick_device(device), "off"), batch)
         rows.append({"step": step_of(path)} | changes(before, owners))
         before = owners
     return rows
@@ -140,7 +140,7 @@ def _show(seen: Matching, file: Path, top: int) -> None:
     stdout.print(f"\ndenoising queries, numbered separately from 0; {groups}")
     group = [noisy for noisy in seen.noisy if noisy.group == 0]
     rows = [
-        [noisy.query, sign, noisy.object, noisy.start_label, whole(noisy.start_box), noisy.told,
+        [noisy.query, sign, noisy.object, noisy.start_label, whole(noisy.start_box), noisy.target_label,
          f"{seen.objects[noisy.object].label} {noisy.probability:.2f}", noisy.iou]
         for sign in ("positive", "negative")
         for noisy in [noisy for noisy in group if noisy.positive == (sign == "positive")][:top]

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 SOME_FAILED = 7
 VIEWS, COLORS = ("boxes", "scores", "layers"), ("level", "score")
-MOST_TABLES = 10
+MAX_TABLES = 10
 SHOWN_IOU = 0.5  # --json also has the other thresholds
 
 
@@ -73,7 +73,7 @@ def inspect_proposals(
     _check(files or [], annotations, split, view, color)
     check_outputs(out, report, ".png", ".jpg", ".jpeg", ".webp")
     check_header(files or [])
-    from dinocore.inspect.proposals.figure import MOST_IMAGES, draw_view, render_proposals
+    from dinocore.inspect.proposals.figure import MAX_IMAGES, draw_view, render_proposals
     from dinocore.inspect.proposals.proposals import average, inspect_image, recalls
     from dinocore.system.device import pick_device
 
@@ -91,7 +91,7 @@ def inspect_proposals(
     for item, image in _images(inputs, detector.config.data):
         one = inspect_image(detector, image, item.name, by_name.get(Path(item.name).name), top)
         found.append(one)
-        if report is not None and len(drawn) < MOST_IMAGES:
+        if report is not None and len(drawn) < MAX_IMAGES:
             drawn.append([draw_view(image, one, name, top, color) for name in VIEWS])
         if out is not None:
             write_image(out, draw_view(image, one, view, top, color))
@@ -178,7 +178,7 @@ def _images(inputs: Sequence[Input], config: DataConfig) -> Iterator[tuple[Input
 
 def _show(found: Sequence[Inspected], top: int, steps: Sequence[StageSummary], rows: Sequence[Recall]) -> None:
     """Print a table per image, unless there are many; then the changes by decoder layer and the proposals' recall."""
-    for item in found if len(found) <= MOST_TABLES else ():
+    for item in found if len(found) <= MAX_TABLES else ():
         if len(found) > 1:
             stdout.print(f"[bold]{escape(item.file)}[/]")
         lines = [

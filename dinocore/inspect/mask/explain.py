@@ -1,7 +1,7 @@
-"""Explain one row of the denoising mask: what the query is, what it may attend to, and why.
+"""Explain one row of the denoising mask in words: what the query is, what it may attend to, and why.
 
-Everything is read from the model's mask and noise. The reasons belong to DINO's rule (section 3.3); where a mask
-doesn't follow it, the words say so.
+Everything is read from the model's mask and denoising queries. The reasons are those of DINO's rule (section 3.3); if a
+mask violates that rule, the explanation says so.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,10 @@ from ...errors import ConfigError
 from ...structures import MATCHING
 from .mask import MaskCell, MaskView, true_runs
 
-MOST_IMAGES = 6  # that are put into words; JSON has all
-UNRULY = "so the model's mask says, which violates DINO's rule"
-REASONS = {  # by whether it may attend, and to whom
+MAX_IMAGES = 6  # described in words; JSON has all
+AGAINST_RULE = "so the model's mask says, which violates DINO's rule"
+# by whether the query may attend, and to which queries
+REASONS = {
     (True, "its own group"): "a group is one set of noisy copies, predicted together like objects at inference",
     (False, "other groups"): "they are other noisy copies of the same objects and would reveal the targets",
     (True, "matching queries"): "they contain nothing of the annotated objects, so nothing leaks",
@@ -26,16 +27,16 @@ REASONS = {  # by whether it may attend, and to whom
 
 
 class Copy(NamedTuple):
-    """What the query is in one image."""
+    """The object that a denoising query is a copy of, in one image."""
 
     image: int
     file: str | None
-    object: int | None  # counted from 0; None: a padding slot
+    object: int | None  # from 0; None: a padding slot
     label: str | None  # the object's class
     must_answer: str
 
     def words(self, kind: str) -> str:
-        """Of a positive or a negative."""
+        """A description of a query of this kind, `positive` or `negative`."""
         image = f"image {self.image}" + (f" ({self.file})" if self.file else "")
         if self.object is None:
             return (
@@ -48,7 +49,7 @@ class Copy(NamedTuple):
 
 
 class Sight(NamedTuple):
-    """Queries of one kind that it may, or may not, attend to."""
+    """Queries of one kind that the explained query may, or may not, attend to."""
 
     may: bool
     whom: str
@@ -57,23 +58,23 @@ class Sight(NamedTuple):
     why: str
 
     def words(self) -> str:
-        """With the reason."""
+        """A description with the reason."""
         return f"{'may' if self.may else 'may NOT'} attend to {self.whom}, {_ranges(self.queries)}: {self.why}"
 
 
 class Explanation(NamedTuple):
-    """A row of the mask."""
+    """The explanation of one row of the mask."""
 
     query: int
     kind: str  # positive, negative, matching
     group: int | None
-    images: list[Copy]  # none for a matching query
+    images: list[Copy]  # empty for a matching query
     sights: list[Sight]
     seen_by: list[list[int]]  # [first, end) of the queries that may attend to it
 
 
 def explain(view: MaskView, query: int) -> Explanation:
-    """What this query is, and what it may attend to.
+    """Explain what a query is, and what it may attend to.
 
     Raises:
         ConfigError: there is no such query.
@@ -86,12 +87,12 @@ def explain(view: MaskView, query: int) -> Explanation:
         return Explanation(query, "matching", None, [], sights, seen_by)
     kind = "negative" if view.negative[query] else "positive"
     images = []
-    for image, number in enumerate(view.target_index[:, query].tolist()):
-        real = bool(view.valid[image, query])
-        label = view.names[image][number] if real and view.names else None
-        must_answer = "the object" if real and kind == "positive" else "no object"
+    for image, index in enumerate(view.target_index[:, query].tolist()):
+        valid = bool(view.valid[image, query])
+        label = view.names[image][index] if valid and view.names else None
+        must_answer = "the object" if valid and kind == "positive" else "no object"
         file = view.files[image] if view.files else None
-        images.append(Copy(image, file, number if real else None, label, must_answer))
+        images.append(Copy(image, file, index if valid else None, label, must_answer))
     return Explanation(query, kind, int(view.group[query]), images, sights, seen_by)
 
 
@@ -101,28 +102,28 @@ def _sights(view: MaskView, query: int) -> list[Sight]:
     noisy = groups != MATCHING
     if noisy[query]:
         own = groups == groups[query]
-        sorts = {"its own group": own, "other groups": noisy & ~own, "matching queries": ~noisy}
+        relations = {"its own group": own, "other groups": noisy & ~own, "matching queries": ~noisy}
     else:
-        sorts = {"denoising queries": noisy, "all matching queries": ~noisy}
+        relations = {"denoising queries": noisy, "all matching queries": ~noisy}
     blocked = view.blocked[query]
     return [
-        Sight(may, whom, int(queries.sum()), true_runs(queries), REASONS.get((may, whom), UNRULY))
+        Sight(may, whom, int(queries.sum()), true_runs(queries), REASONS.get((may, whom), AGAINST_RULE))
         for may in (True, False)
-        for whom, members in sorts.items()
+        for whom, members in relations.items()
         if (queries := members & (~blocked if may else blocked)).any()
     ]
 
 
-def words(found: Explanation) -> list[str]:
+def to_lines(explanation: Explanation) -> list[str]:
     """An explanation in words: a line per image and per kind of other queries."""
-    what = f"a {found.kind} of denoising group {found.group}"
-    if found.group is None:
+    what = f"a {explanation.kind} of denoising group {explanation.group}"
+    if explanation.group is None:
         what = "a matching query, as at inference; Hungarian matching decides which object it predicts"
-    lines = [copy.words(found.kind) for copy in found.images[:MOST_IMAGES]]
-    if len(found.images) > MOST_IMAGES:
-        lines.append(f"and {len(found.images) - MOST_IMAGES} more images; --json has all")
-    lines += [*(sight.words() for sight in found.sights), f"is seen by {_ranges(found.seen_by)}"]
-    return [f"query {found.query:,}: {what}", *(f"  {line}" for line in lines)]
+    lines = [copy.words(explanation.kind) for copy in explanation.images[:MAX_IMAGES]]
+    if len(explanation.images) > MAX_IMAGES:
+        lines.append(f"and {len(explanation.images) - MAX_IMAGES} more images; --json has all")
+    lines += [*(sight.words() for sight in explanation.sights), f"is seen by {_ranges(explanation.seen_by)}"]
+    return [f"query {explanation.query:,}: {what}", *(f"  {line}" for line in lines)]
 
 
 def _ranges(runs: Sequence[Sequence[int]]) -> str:
@@ -134,12 +135,12 @@ def _ranges(runs: Sequence[Sequence[int]]) -> str:
     return f"{count:,} {'query' if count == 1 else 'queries'} ({listed})"
 
 
-def cell_words(view: MaskView, cell: MaskCell) -> list[str]:
-    """A drawn row in words; where it stands for several queries, what they have in common."""
+def explain_cell(view: MaskView, cell: MaskCell) -> list[str]:
+    """A row of a drawing in words; if it stands for several queries, what they have in common."""
     if cell.stop - cell.start == 1:
-        return words(explain(view, cell.start))
-    one = cell.first_group == cell.last_group
-    groups = f"group {cell.first_group}" if one else f"groups {cell.first_group} to {cell.last_group}"
+        return to_lines(explain(view, cell.start))
+    one_group = cell.first_group == cell.last_group
+    groups = f"group {cell.first_group}" if one_group else f"groups {cell.first_group} to {cell.last_group}"
     kinds = "positives and negatives" if cell.kind == "both" else f"{cell.kind}s"
     first = f"queries {cell.start:,}-{cell.stop - 1:,}: {kinds} of denoising {groups}"
     rows = view.blocked[cell.start : cell.stop]
@@ -148,7 +149,10 @@ def cell_words(view: MaskView, cell: MaskCell) -> list[str]:
     return [first, *(f"  {sight.words()}" for sight in _sights(view, cell.start))]
 
 
-def to_json(found: Explanation) -> dict[str, Any]:
-    """For scripts."""
-    nested = {"images": [copy._asdict() for copy in found.images], "sights": [s._asdict() for s in found.sights]}
-    return found._asdict() | nested | {"words": words(found)}
+def to_json(explanation: Explanation) -> dict[str, Any]:
+    """For JSON: the fields, and the explanation in words as `words`."""
+    nested = {
+        "images": [copy._asdict() for copy in explanation.images],
+        "sights": [sight._asdict() for sight in explanation.sights],
+    }
+    return explanation._asdict() | nested | {"words": to_lines(explanation)}

@@ -1,4 +1,4 @@
-"""The denoising mask as a labelled drawing. Grey may not attend, as in the notes; positives blue, negatives orange."""
+"""Draw the denoising mask with labels: blocked pairs grey, positives blue, negatives orange."""
 
 from collections.abc import Iterator
 from itertools import count, groupby, islice, pairwise
@@ -12,30 +12,32 @@ from ...draw.fonts import load_font
 from ...report.page import render_page
 from ...report.parts import Drawing, Facts, Page, Part, Section, Table
 from ...words import counted
-from .explain import cell_words, explain, words
+from .explain import explain, explain_cell, to_lines
 from .mask import MaskView, SmallMask, blocked_facts, downsample
 
-SIDE, BAND, STRIPE = 960, 150, 26  # of the denoising part, of the matching queries, of the marks
-MOST_CELLS = 480
+# sizes in pixels of the denoising part, of the band of matching queries, and of the stripes that mark the kinds
+SIDE, BAND, STRIPE = 960, 150, 26
+MAX_CELLS = 480
 MARGIN, GAP = 56, 14
-STRONG: dict[str, Color] = {  # Okabe and Ito's
+# colours by Okabe and Ito, for light and dark pages
+STRONG: dict[str, Color] = {
     "positive": ("#0072B2", "#3FA3DC"), "negative": ("#E69F00", "#E69F00"), "both": ("#CC79A7", "#CC79A7"),
 }  # fmt: skip
 ON_STRONG: dict[str, Color] = {"positive": ("#FFFFFF", "#16181C"), "negative": ("#222222", "#16181C")}
-STRIP, MOST_STRIPS = 30, 12
-ROOMY = 10  # pixels of a cell, from which on lines and crosses are drawn in and between cells
-SWATCH = (41, 29)  # width and height, of a colour in the legend
+STRIP, MAX_STRIPS = 30, 12
+DETAIL_SIZE = 10  # smallest cell, in pixels, with crosses on padding and lines between cells
+SWATCH = (41, 29)  # width and height of a colour in the legend
 PALE, BLOCKED, OBJECT = ("#C8C8C8", "#4A4D52"), ("#8F8F8F", "#8A8D92"), ("#222222", "#ECECEC")
 LIGHT: dict[str, Color] = {
     "positive": ("#D3E9F7", "#123F5C"), "negative": ("#FBEBC8", "#5C430B"), "both": ("#F6E3EE", "#57304A"),
     "matching": ("#FFFFFF", "#16181C"),
 }  # fmt: skip
-HOW = "Point at a row, or select it with the Tab key, for an explanation."
+HOW_TO_USE = "Point at a row, or select it with the Tab key, for an explanation."
 TITLE = "Who may attend to whom: DINO's denoising mask"
 
 
 class Geometry(NamedTuple):
-    """Where the parts of the image are, in pixels."""
+    """The layout of the drawing, in pixels."""
 
     small: SmallMask
     cell: int
@@ -50,16 +52,16 @@ class Geometry(NamedTuple):
 
     @property
     def band(self) -> int:
-        """Where the matching queries begin, measured from left and from top."""
+        """Offset of the matching queries from `left` and from `top`."""
         return self.side + GAP if self.side else 0
 
     @property
     def spans(self) -> list[tuple[int, int]]:
-        """Start and length of every row or column, the matching queries last."""
+        """Offset and size of every row or column; the matching queries are last."""
         return [*((at * self.cell, self.cell) for at in range(len(self.small.cells))), (self.band, BAND)]
 
     def line(self, x0: float, y0: float, x1: float, y1: float, color: Color = INK) -> Line:
-        """Places measured from the cells' corner."""
+        """A line, in coordinates relative to the cells' top left corner."""
         return Line(self.left + x0, self.top + y0, self.left + x1, self.top + y1, color)
 
 
@@ -69,20 +71,20 @@ def draw_image(view: MaskView) -> Image.Image:
 
 
 def draw_svg(view: MaskView) -> str:
-    """The same; the row under the pointer or the keyboard's focus is explained in words."""
+    """The same as SVG; the row under the pointer or with keyboard focus is explained in words."""
     return to_svg(draw_mask(view), TITLE)
 
 
 def draw_mask(view: MaskView) -> Sheet:
-    """What PNG, SVG and HTML show."""
-    small = downsample(view, MOST_CELLS)
+    """The drawing for PNG, SVG and HTML."""
+    small = downsample(view, MAX_CELLS)
     cell = min(96, SIDE // max(1, len(small.cells)))
     left, needed = MARGIN + 210, cell * len(small.cells) + GAP + BAND + MARGIN
     width = max(left + needed, 1280)
     frame = Geometry(small, cell, left + (width - left - needed) // 2, MARGIN + 250, width)
     total, kinds = len(view.blocked), view.kinds_of_group
     made = f" = {counted(view.num_groups, 'group')} x ({kinds})" if kinds else ""
-    pairs = f"{view.blocked_share:.1%} of {total:,} x {total:,} pairs are blocked"
+    pairs = f"{view.blocked_fraction:.1%} of {total:,} x {total:,} pairs are blocked"
     shapes: list[Shape] = [
         Text(MARGIN, MARGIN + 36, TITLE, 40),
         Text(MARGIN, MARGIN + 82, f"{view.num_denoising:,} denoising queries{made}", 25, SOFT),
@@ -92,14 +94,14 @@ def draw_mask(view: MaskView) -> Sheet:
     top = frame.top + frame.band + BAND + 28
     if not view.valid.all():
         shapes += _strips(view, frame, top)
-        more = len(view.valid) > MOST_STRIPS
-        top += 62 + (STRIP + 8) * min(len(view.valid), MOST_STRIPS) + 36 * more
+        more = len(view.valid) > MAX_STRIPS
+        top += 62 + (STRIP + 8) * min(len(view.valid), MAX_STRIPS) + 36 * more
     left = max(MARGIN, min(frame.left, frame.width - MARGIN - 980))
     rows = legend(view, small)
     for row, (mark, text) in enumerate(rows):
         y = top + 44 * row
         if isinstance(mark, float):
-            shapes += [*_slot(left, y, *SWATCH, cell >= ROOMY, mark)]
+            shapes += [*_slot(left, y, *SWATCH, cell >= DETAIL_SIZE, mark)]
             shapes.append(Rect(left - 1, y - 1, SWATCH[0] + 2, SWATCH[1] + 2, None, INK))
         elif isinstance(mark, tuple):
             shapes.append(Rect(left, y, *SWATCH, mark, INK))
@@ -109,31 +111,31 @@ def draw_mask(view: MaskView) -> Sheet:
 
 
 def _cells(frame: Geometry) -> Iterator[Shape]:
-    """Each cell between the light colour of its column's kind and grey, by the share that is blocked."""
+    """The cells, from their column's light colour to grey by the fraction of blocked pairs; equal neighbours merge."""
     kinds = [*(cell.kind for cell in frame.small.cells), "matching"]
     numbers = np.array([list(LIGHT).index(kind) for kind in kinds])
-    for (top, height), shares in zip(frame.spans, frame.small.blocked.numpy(), strict=True):
-        key = np.where(shares == 1, -1, numbers + shares / 2)  # equal where the colour is
+    for (top, height), blocked in zip(frame.spans, frame.small.blocked.numpy(), strict=True):
+        key = np.where(blocked == 1, -1, numbers + blocked / 2)  # equal for equal colours
         starts = np.flatnonzero(np.diff(key, prepend=np.nan, append=np.nan)).tolist()
-        starts = sorted({*starts, len(kinds) - 1})  # the gap before the matching queries
+        starts = sorted({*starts, len(kinds) - 1})  # do not merge across the gap before the matching queries
         for first, end in pairwise(starts):
             left, right = frame.spans[first][0], sum(frame.spans[end - 1])
-            color = mix(LIGHT[kinds[first]], BLOCKED, float(shares[first]))
+            color = mix(LIGHT[kinds[first]], BLOCKED, float(blocked[first]))
             yield Rect(frame.left + left, frame.top + top, right - left, height, color)
     parts = [(0, frame.side)] * bool(frame.side) + [(frame.band, BAND)]
-    for at in range(1, len(frame.small.cells)) if frame.cell >= ROOMY else ():
-        place = at * frame.cell
+    for at in range(1, len(frame.small.cells)) if frame.cell >= DETAIL_SIZE else ():
+        edge = at * frame.cell
         for start, length in parts:
-            yield frame.line(place, start, place, start + length - 1, PAGE)
-            yield frame.line(start, place, start + length - 1, place, PAGE)
+            yield frame.line(edge, start, edge, start + length - 1, PAGE)
+            yield frame.line(start, edge, start + length - 1, edge, PAGE)
     for top, height in parts:
         for left, width in parts:
             yield Rect(frame.left + left - 1, frame.top + top - 1, width + 2, height + 2, None, INK)
 
 
 def _tips(view: MaskView, frame: Geometry) -> Iterator[Tip]:
-    """Every row in words."""
-    tips = [cell_words(view, cell) for cell in frame.small.cells] + [words(explain(view, view.num_denoising))]
+    """The explanation of every row, as a tooltip."""
+    tips = [explain_cell(view, cell) for cell in frame.small.cells] + [to_lines(explain(view, view.num_denoising))]
     if view.num_matching > 1:
         each = tips[-1][0].split(": ")[1]
         tips[-1][0] = f"the {view.num_matching:,} matching queries, merged into one row; each is {each}"
@@ -144,30 +146,31 @@ def _tips(view: MaskView, frame: Geometry) -> Iterator[Tip]:
 
 
 def _kinds(frame: Geometry) -> Iterator[Shape]:
-    """A stripe over the columns and one left of the rows: positive or negative, with a sign where it has room."""
+    """Stripes above the columns and left of the rows that show positives and negatives, with signs where they fit."""
     x, y, middle = frame.left, frame.top, 6 + STRIPE // 2
     stop = 0
     for (kind, _), cells in groupby(frame.small.cells, key=lambda cell: (cell.kind, cell.first_group)):
         low, stop = stop, stop + frame.cell * len(list(cells))
-        high = stop - (frame.cell >= ROOMY)
+        high = stop - (frame.cell >= DETAIL_SIZE)
         yield Rect(x + low, y - STRIPE - 6, high - low, STRIPE, STRONG[kind])
         yield Rect(x - STRIPE - 6, y + low, STRIPE, high - low, STRONG[kind])
         if high - low < 18 or kind == "both":
             continue
         at = (low + high) // 2
-        for cx, cy in ((x + at, y - middle), (x - middle, y + at)):  # drawn: the font's signs sit off the middle
+        # drawn as rectangles, because the font's signs are not centred
+        for cx, cy in ((x + at, y - middle), (x - middle, y + at)):
             yield Rect(cx - 6, cy - 1, 12, 2, ON_STRONG[kind])
             if kind == "positive":
                 yield Rect(cx - 1, cy - 6, 2, 12, ON_STRONG[kind])
 
 
 def _groups(frame: Geometry) -> Iterator[Shape]:
-    """Names of the groups, as many as have room, and lines between them."""
+    """Names of the groups, as many as fit, and lines between the groups."""
     starts = frame.small.group_starts
     edges = [at * frame.cell for at in [*starts, len(frame.small.cells)]]
     wide = max((high - low for low, high in pairwise(edges)), default=1)
     names = [f"group {frame.small.cells[at].first_group}" for at in starts]
-    font = load_font(24 * 1.15)  # browsers' letters are a little wider
+    font = load_font(24 * 1.15)  # text is slightly wider in browsers
     fits = all(font.getlength(name) + 12 <= wide for name in names)
     shorts = names if fits else [name.split()[1] for name in names]
     every_column = _step(max((font.getlength(short) for short in shorts), default=0) + 14, wide)
@@ -184,13 +187,13 @@ def _groups(frame: Geometry) -> Iterator[Shape]:
 
 
 def _step(needed: float, wide: float) -> int:
-    """Every how many groups a label has room: 1, 2, 5, 10, 20, 50, ..."""
+    """Label every n-th group, so that labels of this size fit: n is 1, 2, 5, 10, 20, 50, ..."""
     steps = (digit * 10**power for power in count() for digit in (1, 2, 5))
     return next(step for step in steps if step * wide >= needed)
 
 
 def _matching(view: MaskView, frame: Geometry) -> Iterator[Text]:
-    """Names of the band of matching queries and of the axes."""
+    """Labels of the band of matching queries and of the axes."""
     x, y, middle = frame.left, frame.top, frame.band + BAND / 2
     number = f"{view.num_matching:,}"
     yield Text(x + middle, y - 42, number, 24, anchor="ms")
@@ -203,28 +206,32 @@ def _matching(view: MaskView, frame: Geometry) -> Iterator[Text]:
 
 
 def _strips(view: MaskView, frame: Geometry, top: int) -> Iterator[Shape]:
-    """A strip for each image: which denoising queries are padding."""
-    left, roomy = frame.left, frame.cell >= ROOMY
+    """A strip per image that shows which denoising queries are padding."""
+    left, detailed = frame.left, frame.cell >= DETAIL_SIZE
     yield Text(left, top + 22, "which denoising queries of each image are padding", 22, SOFT)
     top += 36
     counts = zip(view.num_objects, view.taking_part, frame.small.valid.tolist(), strict=True)
-    for image, (objects, part, shares) in enumerate(islice(counts, MOST_STRIPS)):
+    for image, (objects, part, fractions) in enumerate(islice(counts, MAX_STRIPS)):
         middle = top + STRIP / 2
         yield Text(left - 16, middle, f"image {image}", 24, anchor="rm")
-        for at, share in enumerate(shares):
-            yield from _slot(left + at * frame.cell, top, frame.cell - roomy, STRIP, roomy, share)
+        for at, valid in enumerate(fractions):
+            yield from _slot(left + at * frame.cell, top, frame.cell - detailed, STRIP, detailed, valid)
         yield Rect(left - 1, top - 1, frame.side + 2, STRIP + 2, None, INK)
         text = f"{part:,} of {objects:,}" if part < objects else f"{objects:,} object{'s' * (objects != 1)}"
         yield Text(left + frame.band, middle, text, 24, anchor="lm")
         top += STRIP + 8
-    if len(view.valid) > MOST_STRIPS:
-        yield Text(left, top + 26, f"and {len(view.valid) - MOST_STRIPS:,} more images", 24)
+    if len(view.valid) > MAX_STRIPS:
+        yield Text(left, top + 26, f"and {len(view.valid) - MAX_STRIPS:,} more images", 24)
 
 
-def _slot(x: int, y: int, width: int, height: int, crossed: bool, share: float) -> Iterator[Shape]:
-    """Dark for objects, white for padding, between for a cell with both; padding is crossed out where it has room."""
-    outline = PALE if share == 0 and crossed else None
-    yield Rect(x, y, width, height, mix(PAGE, OBJECT, share), outline)
+def _slot(x: int, y: int, width: int, height: int, crossed: bool, valid: float) -> Iterator[Shape]:
+    """A cell of a strip: dark for objects, white for padding, grey for both; padding is crossed out if `crossed`.
+
+    Args:
+        valid: fraction of the cell's queries that is not padding.
+    """
+    outline = PALE if valid == 0 and crossed else None
+    yield Rect(x, y, width, height, mix(PAGE, OBJECT, valid), outline)
     if outline:
         reach = min(width, height) / 2 - 5
         cx, cy = x + width / 2, y + height / 2
@@ -233,7 +240,10 @@ def _slot(x: int, y: int, width: int, height: int, crossed: bool, share: float) 
 
 
 def legend(view: MaskView, small: SmallMask) -> list[tuple[Color | float | None, str]]:
-    """Colours that occur, and what they say: a slot by its fraction of objects; None where the words need none."""
+    """The colours that occur and their meaning.
+
+    A float stands for a slot of a strip with that fraction of objects, None for a line without a colour.
+    """
     kinds = {cell.kind for cell in small.cells}
     rows: list[tuple[Color | float | None, str]] = []
     if view.blocked.any():
@@ -252,8 +262,8 @@ def legend(view: MaskView, small: SmallMask) -> list[tuple[Color | float | None,
 
 
 def render_mask(view: MaskView) -> str:
-    """The drawing, the counts, and the images where they are known."""
-    parts: list[Part] = [Drawing("", draw_svg(view), HOW), Facts("Counts", blocked_facts(view))]
+    """The HTML page: the drawing, the counts, and the images if they are known."""
+    parts: list[Part] = [Drawing("", draw_svg(view), HOW_TO_USE), Facts("Counts", blocked_facts(view))]
     if view.files:
         rows = list(zip(view.files, view.num_objects, view.taking_part, strict=True))
         parts.append(Table("Images", ("file", "objects", "objects that take part"), rows))

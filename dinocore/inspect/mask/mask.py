@@ -1,7 +1,7 @@
-"""The model's own denoising mask, ready to be drawn. Pure: nothing is printed or written here.
+"""The model's own denoising mask, prepared for drawing. Nothing is printed or written here.
 
-`mask_of` and `batch_mask` run the model's own denoiser and `join`. `text.py` draws it for a terminal, `figure.py` as
-PNG, SVG and HTML, both from a `SmallMask`; `explain.py` puts a row into words.
+`mask_of` and `batch_mask` run the model's own denoiser and `join`. `text.py` draws the mask for a terminal, `figure.py`
+as PNG, SVG and HTML, both from a `SmallMask`; `explain.py` explains a row in words.
 """
 
 from collections.abc import Sequence
@@ -18,51 +18,51 @@ from ...model.build import build_denoiser
 from ...model.denoising import Denoiser, join
 from ...structures import Queries, Target
 
-MOST_BYTES = 2**30  # a larger mask is refused, not tried
+MAX_BYTES = 2**30  # masks that need more memory are refused
 
 
 class MaskView(NamedTuple):
     """A mask and the meaning of its queries; denoising queries come first."""
 
-    blocked: Tensor  # (N, N) bool, True where row must not attend to column
-    group: Tensor  # (Q,) int64
+    blocked: Tensor  # (N, N) bool, True where the row's query must not attend to the column's
+    group: Tensor  # (Q,) int64, the denoising group
     negative: Tensor  # (Q,) bool
     valid: Tensor  # (B, Q) bool, False on a padding slot
-    num_objects: list[int]  # annotated, of each image
+    num_objects: list[int]  # annotated objects of each image
     num_groups: int
-    target_index: Tensor  # (B, Q) int64, the object of its image that each is a noisy copy of, -1 on padding
-    files: Sequence[str] = ()  # of the images, where they are known
-    names: Sequence[list[str]] = ()  # the class of every object of each image, where it is known
+    target_index: Tensor  # (B, Q) int64, the object of the image that each is a noisy copy of, -1 on padding
+    files: Sequence[str] = ()  # names of the images, if known
+    names: Sequence[list[str]] = ()  # class of every object of each image, if known
 
     @property
     def num_denoising(self) -> int:
-        """Q"""
+        """Q, the number of denoising queries."""
         return len(self.group)
 
     @property
     def num_matching(self) -> int:
-        """The queries that do not come from targets."""
+        """The number of queries that do not come from targets."""
         return len(self.blocked) - self.num_denoising
 
     @property
     def slots(self) -> Tensor:
-        """(Q,) bool, the positives of the first group: one for each object that an image may have."""
+        """(Q,) bool, the positives of the first group: one slot per object of the image with the most objects."""
         return (self.group == 0) & ~self.negative
 
     @property
     def kinds_of_group(self) -> str:
-        """What a group is made of: `3 positive + 3 negative`; nothing if there are no denoising queries."""
+        """The queries of a group, such as `3 positive + 3 negative`; empty if there are no denoising queries."""
         slots = int(self.slots.sum())
         return f"{slots} positive" * bool(slots) + f" + {slots} negative" * bool(self.negative.any())
 
     @property
     def taking_part(self) -> list[int]:
-        """The number of objects of each image with denoising queries."""
+        """The number of objects of each image that have denoising queries."""
         return self.valid[:, self.slots].sum(1).tolist()
 
     @property
     def blocked_pairs(self) -> dict[str, int]:
-        """How many pairs are blocked in each quarter of the mask, "from_row_kind_to_column_kind"."""
+        """The number of blocked pairs in each part of the mask, by `ROW_to_COLUMN`, such as `denoising_to_matching`."""
         cut = self.num_denoising
         parts = {"denoising": slice(0, cut), "matching": slice(cut, None)}
         return {
@@ -72,8 +72,8 @@ class MaskView(NamedTuple):
         }
 
     @property
-    def blocked_share(self) -> float:
-        """Of all pairs, in [0, 1]."""
+    def blocked_fraction(self) -> float:
+        """The fraction of all pairs that is blocked, in [0, 1]."""
         return int(self.blocked.sum()) / self.blocked.numel()
 
 
@@ -86,10 +86,10 @@ class MaskBatch(NamedTuple):
 
 
 def mask_of(config: ModelConfig, num_objects: Sequence[int]) -> MaskView:
-    """The mask that this model would use in training for images with these numbers of objects.
+    """The mask that the model would use in training for images with these numbers of objects.
 
     Raises:
-        ConfigError: it would need more than MOST_BYTES.
+        ConfigError: it would need more than MAX_BYTES.
     """
     check_size(config, num_objects)
     targets = [Target(torch.zeros(n, dtype=torch.int64), torch.full((n, 4), 0.5), seed=0) for n in num_objects]
@@ -97,10 +97,10 @@ def mask_of(config: ModelConfig, num_objects: Sequence[int]) -> MaskView:
 
 
 def batch_mask(config: ModelConfig, objects: MaskBatch) -> MaskView:
-    """The mask that this model would use in training on these images; without denoising, nothing is blocked.
+    """The mask that the model would use in training on these images; without denoising, nothing is blocked.
 
     Raises:
-        ConfigError: it would need more than MOST_BYTES.
+        ConfigError: it would need more than MAX_BYTES.
     """
     targets, files, names = objects
     num_objects = [len(target.labels) for target in targets]
@@ -121,10 +121,10 @@ def batch_mask(config: ModelConfig, objects: MaskBatch) -> MaskView:
 
 
 def check_size(config: ModelConfig, num_objects: Sequence[int]) -> None:
-    """Refuse masks that do not fit into memory, before anything is allocated.
+    """Check that a mask is not too large, before anything is allocated.
 
     Raises:
-        ConfigError: with an estimate of the size.
+        ConfigError: it would need more than MAX_BYTES; the message has an estimate.
     """
     with torch.device("meta"):
         denoiser = build_denoiser(config)
@@ -133,19 +133,19 @@ def check_size(config: ModelConfig, num_objects: Sequence[int]) -> None:
         slots = min(denoiser.max_targets, max(num_objects))
         num_noisy = denoiser.count_groups(slots) * denoiser.copies * slots
     total = num_noisy + config.num_queries
-    mask = 3 * total**2  # and two of the same size on the way to it
+    mask = 3 * total**2  # the mask and two intermediate results of its size
     content = 4 * config.hidden_dim * (3 * len(num_objects) * total + config.num_classes)
-    needed = mask + content + 48 * sum(num_objects)  # an object's box, label and place in the draw
-    if needed > MOST_BYTES:
+    needed = mask + content + 48 * sum(num_objects)  # box, label and sampling order of each object
+    if needed > MAX_BYTES:
         raise ConfigError(
             f"this mask is too large to inspect: {_amount(sum(num_objects))} objects, {_amount(num_noisy)} denoising "
             f"and {_amount(config.num_queries)} matching queries need {_size(needed)} of memory, but "
-            f"inspect-mask uses at most {_size(MOST_BYTES)}; use fewer groups or objects"
+            f"inspect-mask uses at most {_size(MAX_BYTES)}; use fewer groups or objects"
         )
 
 
 def notes(view: MaskView, config: ModelConfig) -> list[str]:
-    """Notes about this mask."""
+    """Remarks on why nothing is blocked, or why some objects have no denoising queries."""
     denoising = config.denoising
     if view.num_groups == 0:
         setting = "num_groups = 0" if denoising.kind != "none" else 'kind = "none"'
@@ -162,7 +162,7 @@ def notes(view: MaskView, config: ModelConfig) -> list[str]:
 
 
 def blocked_facts(view: MaskView) -> dict[str, str]:
-    """The counts by name, in words."""
+    """The counts by name, formatted."""
     total, images = len(view.blocked), len(view.num_objects)
     objects = ", ".join(f"{count:,}" for count in view.num_objects[:12])
     sizes = {"denoising": view.num_denoising, "matching": view.num_matching}
@@ -173,18 +173,17 @@ def blocked_facts(view: MaskView) -> dict[str, str]:
         "denoising queries": f"{view.num_denoising:,}{made}",
         "matching queries": f"{view.num_matching:,}",
         "total": f"{total:,}",
-        "blocked": f"{int(view.blocked.sum()):,} of {total:,} x {total:,} pairs: {view.blocked_share:.2%}",
+        "blocked": f"{int(view.blocked.sum()):,} of {total:,} x {total:,} pairs: {view.blocked_fraction:.2%}",
     }
     for name, blocked in view.blocked_pairs.items():
         row, column = name.split("_to_")
         pairs = sizes[row] * sizes[column]
-        share = f"{blocked:,} of {pairs:,} ({blocked / pairs:.0%})" if pairs else "no pairs"
-        facts[f"{row} to {column}"] = share
+        facts[f"{row} to {column}"] = f"{blocked:,} of {pairs:,} ({blocked / pairs:.0%})" if pairs else "no pairs"
     return facts
 
 
 def to_json(view: MaskView) -> dict[str, Any]:
-    """For scripts; every range is [first, end), counted from 0."""
+    """For JSON; every range is [first, end), from 0."""
     num_negative = int(view.negative.sum())
     rows, counts = view.blocked.unique_consecutive(dim=0, return_counts=True)
     files = view.files or [None] * len(view.num_objects)
@@ -196,13 +195,13 @@ def to_json(view: MaskView) -> dict[str, Any]:
         "num_matching": view.num_matching,
         "num_queries": len(view.blocked),
         "slots_per_group": int(view.slots.sum()),
-        "blocked_share": view.blocked_share,
+        "blocked_share": view.blocked_fraction,
         "blocked_pairs": int(view.blocked.sum()),
         "total_pairs": view.blocked.numel(),
         "blocked_pairs_by_part": view.blocked_pairs,
         "images": [
-            {"file": file} | {"objects": objects, "taking_part": part, "padding_queries": true_runs(~real)}
-            for file, objects, part, real in zip(files, view.num_objects, view.taking_part, view.valid, strict=True)
+            {"file": file} | {"objects": objects, "taking_part": part, "padding_queries": true_runs(~valid)}
+            for file, objects, part, valid in zip(files, view.num_objects, view.taking_part, view.valid, strict=True)
         ],
         "groups": [
             {"positive": true_runs(of_group & ~view.negative), "negative": true_runs(of_group & view.negative)}
@@ -216,7 +215,7 @@ def to_json(view: MaskView) -> dict[str, Any]:
 
 
 def true_runs(flags: Tensor) -> list[list[int]]:
-    """Where a row is True, (n,) bool -> [[first, end], ...)."""
+    """The ranges [first, end) where a vector (n,) bool is True."""
     change = torch.nn.functional.pad(flags.int(), (1, 1)).diff().nonzero().flatten()
     return change.view(-1, 2).tolist()
 
@@ -233,14 +232,14 @@ class MaskCell(NamedTuple):
     """Consecutive queries that a drawing shows as one row and one column."""
 
     start: int
-    stop: int  # the first query after it
+    stop: int  # exclusive
     first_group: int
     last_group: int
     kind: str  # positive, negative, both
 
 
 class SmallMask(NamedTuple):
-    """A mask with fewer cells than queries; the last row and column stand for all the matching queries."""
+    """A mask reduced to cells; the last row and column stand for all the matching queries."""
 
     cells: list[MaskCell]  # of the denoising queries
     blocked: Tensor  # (cells + 1, cells + 1) fraction of the pairs that is blocked
@@ -248,20 +247,23 @@ class SmallMask(NamedTuple):
 
     @property
     def queries_per_cell(self) -> int:
-        """k, where a cell stands for at most k x k pairs."""
+        """The largest number k of queries per cell; a cell then stands for up to k x k pairs."""
         return max((cell.stop - cell.start for cell in self.cells), default=1)
 
     @property
     def group_starts(self) -> list[int]:
-        """The cells with which a group begins."""
+        """The indices of the cells at which a group begins."""
         before = [-1, *(cell.last_group for cell in self.cells)]
         return [at for at, cell in enumerate(self.cells) if before[at] < cell.first_group]
 
 
-def downsample(view: MaskView, most: int) -> SmallMask:
-    """At most so many cells, of equal kind where there is room: a query, else part of a group's half, else groups."""
+def downsample(view: MaskView, max_cells: int) -> SmallMask:
+    """Reduce a mask to at most `max_cells` cells.
+
+    A cell is one query if they all fit, else several queries of one kind and group, else one or more whole groups.
+    """
     cells = []
-    for start, stop in _cut(view, most):
+    for start, stop in _cell_ranges(view, max_cells):
         negative = view.negative[start:stop]
         kind = "negative" if negative.all() else "both" if negative.any() else "positive"
         cells.append(MaskCell(start, stop, int(view.group[start]), int(view.group[stop - 1]), kind))
@@ -277,15 +279,15 @@ def downsample(view: MaskView, most: int) -> SmallMask:
     )
 
 
-def _cut(view: MaskView, most: int) -> list[tuple[int, int]]:
-    """Where the cells begin and end."""
+def _cell_ranges(view: MaskView, max_cells: int) -> list[tuple[int, int]]:
+    """The range [start, stop) of queries of each cell."""
     for key in (2 * view.group + view.negative, view.group):
         lengths = torch.unique_consecutive(key, return_counts=True)[1].tolist()
-        if len(lengths) <= most:
-            longest = -(-max(lengths, default=1) // (most // max(1, len(lengths))))
+        if len(lengths) <= max_cells:
+            longest = -(-max(lengths, default=1) // (max_cells // max(1, len(lengths))))
             break
     else:
-        together, longest = -(-len(lengths) // most), view.num_denoising
-        lengths = [sum(lengths[i : i + together]) for i in range(0, len(lengths), together)]
+        per_cell, longest = -(-len(lengths) // max_cells), view.num_denoising
+        lengths = [sum(lengths[i : i + per_cell]) for i in range(0, len(lengths), per_cell)]
     runs = zip(accumulate(lengths), lengths, strict=True)
     return [(at, min(at + longest, end)) for end, length in runs for at in range(end - length, end, longest)]

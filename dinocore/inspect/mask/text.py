@@ -1,11 +1,11 @@
-"""The denoising mask in a terminal: lines of text, each piece with a role for its colour."""
+"""Draw the denoising mask as text for a terminal: lines of spans, whose roles decide their colours."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from .mask import MaskView, SmallMask, blocked_facts, downsample
 
-MOST_STRIPS = 8  # images whose padding is drawn; a larger batch says so in words
+MAX_STRIPS = 8  # images whose padding is drawn; further ones are only counted
 
 
 class Span(NamedTuple):
@@ -16,7 +16,7 @@ class Span(NamedTuple):
 
 
 class Glyphs(NamedTuple):
-    """The characters of a drawing."""
+    """The characters that a drawing is made of."""
 
     blocked: str
     allowed: str
@@ -37,15 +37,15 @@ Line = list[Span]
 
 
 class TextLayout(NamedTuple):
-    """How a drawing fills its width."""
+    """The columns of a drawing."""
 
     small: SmallMask
     cell: int  # characters of a cell
     label: int  # characters left of the cells
-    band: int  # characters of the matching queries
-    group: str  # before a group's number
-    image: str  # before an image's number
-    matching: Sequence[str]  # beside the rows of the matching queries
+    band: int  # characters of the column for the matching queries
+    group: str  # prefix of a group's number
+    image: str  # prefix of an image's number
+    matching: Sequence[str]  # labels of the rows for the matching queries
 
 
 def draw_text(view: MaskView, glyphs: Glyphs = UNICODE, width: int = 80) -> list[Line]:
@@ -58,7 +58,7 @@ def draw_text(view: MaskView, glyphs: Glyphs = UNICODE, width: int = 80) -> list
 
 
 def _layout(view: MaskView, width: int) -> TextLayout:
-    """Square cells and whole words where they fit, else narrow ones, else square ones for several queries each."""
+    """Square cells with full labels if they fit, else narrow cells, else cells that each stand for several queries."""
     count, last = f"{view.num_matching:,}", str(max(0, view.num_groups - 1))
     whole = max(1, view.num_denoising)
     label, band = len(last) + 9, 8
@@ -72,15 +72,15 @@ def _layout(view: MaskView, width: int) -> TextLayout:
 
 
 def _header(view: MaskView, layout: TextLayout) -> list[Line]:
-    """What the columns are: group numbers where they have room, and the kinds under them."""
+    """Two lines above the columns: group numbers, as many as fit, and the kind of each column."""
     cells = layout.small.cells
     numbers = [" "] * (layout.cell * len(cells))
     free = 0
     for at in layout.small.group_starts:
-        place, text = at * layout.cell, str(cells[at].first_group)
-        if free <= place <= len(numbers) - len(text):
-            numbers[place : place + len(text)] = text
-            free = place + len(text) + 1
+        column, text = at * layout.cell, str(cells[at].first_group)
+        if free <= column <= len(numbers) - len(text):
+            numbers[column : column + len(text)] = text
+            free = column + len(text) + 1
     kinds = [Span(SIGNS[cell.kind].ljust(layout.cell), cell.kind) for cell in cells]
     group = (layout.group if cells else "").ljust(layout.label)
     return [
@@ -90,11 +90,11 @@ def _header(view: MaskView, layout: TextLayout) -> list[Line]:
 
 
 def _rows(layout: TextLayout, glyphs: Glyphs) -> list[Line]:
-    """One line a cell, a rule, and the matching queries: whom each may not look at."""
+    """One line per cell, a rule, and the matching queries: which columns each row must not attend to."""
     cells, starts = layout.small.cells, set(layout.small.group_starts)
     marks = []
-    for *shares, matching in layout.small.blocked.tolist():
-        row = [_mark(share, cell.kind, layout.cell, glyphs) for share, cell in zip(shares, cells, strict=True)]
+    for *fractions, matching in layout.small.blocked.tolist():
+        row = [_mark(blocked, cell.kind, layout.cell, glyphs) for blocked, cell in zip(fractions, cells, strict=True)]
         marks.append([*row, Span(glyphs.bar), _mark(matching, "matching", layout.band, glyphs)])
     lines = []
     for at, cell in enumerate(cells):
@@ -106,29 +106,30 @@ def _rows(layout: TextLayout, glyphs: Glyphs) -> list[Line]:
     return lines + [[Span(text.ljust(layout.label), "matching"), *marks[-1]] for text in layout.matching]
 
 
-def _mark(share: float, kind: str, width: int, glyphs: Glyphs) -> Span:
-    if share == 0:
+def _mark(blocked: float, kind: str, width: int, glyphs: Glyphs) -> Span:
+    """A cell of the mask, by the fraction of its pairs that is blocked."""
+    if blocked == 0:
         return Span(glyphs.allowed.ljust(width) if width == 2 else glyphs.allowed * width, kind)
-    return Span(glyphs.blocked * width, "blocked") if share == 1 else Span(glyphs.partly * width, "partly")
+    return Span(glyphs.blocked * width, "blocked") if blocked == 1 else Span(glyphs.partly * width, "partly")
 
 
 def _strips(view: MaskView, layout: TextLayout, glyphs: Glyphs) -> list[Line]:
-    """A line for each image: which of the denoising queries above are padding."""
+    """One line per image: which of the denoising queries in the columns above are padding."""
     if view.valid.all():
         return []
     lines: list[Line] = [[]]
-    for image, shares in enumerate(layout.small.valid[:MOST_STRIPS].tolist()):
+    for image, fractions in enumerate(layout.small.valid[:MAX_STRIPS].tolist()):
         marks = {1.0: Span(glyphs.object, "object"), 0.0: Span(glyphs.padding, "padding")}
-        spans = [marks.get(share, Span(glyphs.some, "partly")) for share in shares]
+        spans = [marks.get(valid, Span(glyphs.some, "partly")) for valid in fractions]
         spans = [span._replace(text=span.text.ljust(layout.cell)) for span in spans]
         lines.append([Span(f"{layout.image}{image}".ljust(layout.label)), *spans])
-    if len(view.valid) > MOST_STRIPS:
-        lines.append([Span(f"and {len(view.valid) - MOST_STRIPS} more images")])
+    if len(view.valid) > MAX_STRIPS:
+        lines.append([Span(f"and {len(view.valid) - MAX_STRIPS} more images")])
     return lines
 
 
 def _legend(view: MaskView, layout: TextLayout, glyphs: Glyphs) -> list[Line]:
-    """What the marks stand for, as far as they occur."""
+    """The meaning of the characters that occur in the drawing."""
     lines = [[Span("row looks at column:  "), Span(glyphs.blocked * 2, "blocked"), Span(" may not attend (True)   "),
               Span(glyphs.allowed), Span(" may attend")]]  # fmt: skip
     small = layout.small
@@ -137,9 +138,9 @@ def _legend(view: MaskView, layout: TextLayout, glyphs: Glyphs) -> list[Line]:
         lines.append([Span(f"each cell stands for up to {size} queries;  "), Span(glyphs.partly * 2, "partly"),
                       Span(" some of them may attend")])  # fmt: skip
     kinds = {"positive": "+ positive", "negative": "- negative", "both": "* both kinds"}
-    found = [Span(f"{text}   ", kind) for kind, text in kinds.items() if kind in {cell.kind for cell in small.cells}]
+    shown = [Span(f"{text}   ", kind) for kind, text in kinds.items() if kind in {cell.kind for cell in small.cells}]
     merged = f"{layout.matching[-1]}: the {view.num_matching:,} matching queries, merged"
-    lines.append([*found, Span(merged, "matching")])
+    lines.append([*shown, Span(merged, "matching")])
     if not view.valid.all():
         some = Span(f"   {glyphs.some} both", "partly")
         lines.append([Span(f"{glyphs.object} object", "object"), Span(f"   {glyphs.padding} padding slot", "padding"),

@@ -1,4 +1,4 @@
-"""The query of each object at every stage, its cost and stability, and the denoising queries."""
+"""The query matched to each object at every stage, its cost and stability, and the denoising queries."""
 
 from typing import Any, NamedTuple
 
@@ -18,11 +18,11 @@ from ...predict import Detector
 from ...structures import DenoisingQueries, Target
 
 COST_NAMES = {"label": "class", "box": "L1", "giou": "GIoU"}
-STAGE_NAMES = {"proposals": "first stage"}  # the others by their layer, from 0
-NOTHING = -1  # in place of an object: the query answers for none
+STAGE_NAMES = {"proposals": "first stage"}  # other stages are named by decoder layer, from 0
+UNMATCHED = -1  # in place of an object index
 
 
-class Thing(NamedTuple):
+class AnnotatedObject(NamedTuple):
     """An annotated object; its box in pixels, x0 y0 x1 y1."""
 
     label: str
@@ -30,79 +30,84 @@ class Thing(NamedTuple):
 
 
 class MatchedQuery(NamedTuple):
-    """The query matched to an object at one stage, and its cost; the parts are weighted as in matching."""
+    """The query matched to an object at one stage, and its cost, whose parts are weighted as in matching."""
 
     object: int
     query: int
-    costs: dict[str, float]  # by part, all that `dinocore.matching.Cost` has
-    cost: float  # their sum
+    costs: dict[str, float]  # by part, the fields of `dinocore.matching.Cost`
+    cost: float  # sum of the parts
     probability: float  # of the object's class, or of foreground
-    iou: float
-    box: list[float]
+    iou: float  # of the predicted box and the object
+    box: list[float]  # the predicted box, x0 y0 x1 y1 in pixels
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has it: `costs` as `cost_class`, `cost_l1`, ..."""
+        """For JSON; `costs` becomes `cost_class`, `cost_l1`, ..."""
         costs = {f"cost_{cost_name(part).lower()}": value for part, value in self.costs.items()}
-        rest = {name: getattr(self, name) for name in ("cost", "probability", "iou", "box")}
-        return {"object": self.object, "query": self.query} | costs | rest
+        totals = {name: getattr(self, name) for name in ("cost", "probability", "iou", "box")}
+        return {"object": self.object, "query": self.query} | costs | totals
 
 
 class Stage(NamedTuple):
-    """The match of one stage, and its difference from the previous one."""
+    """The matching of one stage, and how it differs from the previous stage."""
 
     name: str
-    answers: list[MatchedQuery]  # by object, at least one; more objects than queries leave some out
-    kept: float | None  # share of the objects whose query took them in the stage before, too
-    instability: int | None  # queries whose object, or lack of one, is another than in the stage before
+    answers: list[MatchedQuery]  # ordered by object, at least one; fewer than objects if there are too few queries
+    kept: float | None  # fraction of matched objects with the same query as in the previous stage
+    instability: int | None  # number of queries whose object, or lack of one, differs from the previous stage
 
     def mean_costs(self) -> dict[str, float]:
-        """Each part of the cost, averaged over the answers."""
+        """Each part of the cost, averaged over the matched queries."""
         count = len(self.answers)
         return {name: sum(answer.costs[name] for answer in self.answers) / count for name in self.answers[0].costs}
 
     def means(self) -> list[float]:
-        """The parts, their sum, and the IoU, in the order of a table."""
+        """The mean of each part of the cost, of their sum, and of the IoU, in the order of the table's columns."""
         costs, overlap = self.mean_costs().values(), sum(answer.iou for answer in self.answers)
         return [*costs, sum(costs), overlap / len(self.answers)]
 
 
-class Noisy(NamedTuple):
-    """A denoising query: its input, its target, and the last layer's prediction."""
+class NoisyQuery(NamedTuple):
+    """A denoising query: its input, its target, and the last layer's prediction; boxes are x0 y0 x1 y1 in pixels."""
 
     query: int
     group: int
     positive: bool
-    object: int  # that it was made from
+    object: int  # the object that it is a noisy copy of
     start_label: str
     start_box: list[float]
-    told: str  # the class that it must answer, or "no object"
-    told_box: list[float] | None
+    target_label: str  # the class that it must predict, or "no object"
+    target_box: list[float] | None
     probability: float  # of the object's class, in the last layer
     iou: float  # of the last layer's box and the object
-    box: list[float]
+    box: list[float]  # the last layer's box
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; the target is called `told` and `told_box`."""
+        names = {"target_label": "told", "target_box": "told_box"}
+        return {names.get(name, name): value for name, value in self._asdict().items()}
 
 
 class Matching(NamedTuple):
-    """All of it for one image."""
+    """The matching of one image at every stage, and its denoising queries."""
 
-    objects: list[Thing]
+    objects: list[AnnotatedObject]
     stages: list[Stage]
-    noisy: list[Noisy]
+    noisy: list[NoisyQuery]
     num_queries: int
     num_groups: int
 
     @property
     def cost_names(self) -> list[str]:
-        """The parts of the cost, for people."""
+        """Display names of the parts of the cost."""
         return [cost_name(part) for part in self.stages[0].mean_costs()]
 
     def by_object(self) -> list[tuple[int, str, list[MatchedQuery | None]]]:
-        """Number and class of each object, and its matched query at every stage."""
+        """Index and class of each object, and its matched query at every stage, None if unmatched."""
         columns = [{answer.object: answer for answer in stage.answers} for stage in self.stages]
-        return [(t, thing.label, [column.get(t) for column in columns]) for t, thing in enumerate(self.objects)]
+        return [(t, one.label, [column.get(t) for column in columns]) for t, one in enumerate(self.objects)]
 
     def object_rows(self) -> list[list[Any]]:
-        """Number, class, query at every stage, and the last stage's IoU and probability; None where there is none."""
+        """Index, class, query at every stage, and the last stage's IoU and probability; None where unmatched."""
         return [
             [t, label, *(answer and answer.query for answer in answers),
              *((last.iou, last.probability) if (last := answers[-1]) else (None, None))]
@@ -110,27 +115,27 @@ class Matching(NamedTuple):
         ]  # fmt: skip
 
     def stage_rows(self) -> list[list[Any]]:
-        """Name, means, kept and instability of every stage."""
+        """Name, means, `kept` and `instability` of every stage."""
         return [[stage.name, *stage.means(), stage.kept, stage.instability] for stage in self.stages]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """For JSON."""
         return {
             "num_queries": self.num_queries,
             "num_groups": self.num_groups,
-            "objects": [thing._asdict() for thing in self.objects],
+            "objects": [one._asdict() for one in self.objects],
             "stages": [s._asdict() | {"answers": [a.as_dict() for a in s.answers]} for s in self.stages],
-            "denoising": [noisy._asdict() for noisy in self.noisy],
+            "denoising": [query.as_dict() for query in self.noisy],
         }
 
 
 def cost_name(part: str) -> str:
-    """A part of the cost for people; one without a better name has its own."""
+    """The display name of a part of the cost; the part's own name by default."""
     return COST_NAMES.get(part, part)
 
 
 def annotated_batch(annotations: Annotations, index: int, config: Config, seed: int) -> Batch:
-    """One image as for evaluation, with its objects and the seed of its denoising noise.
+    """A batch of one image, resized as for evaluation, with its objects and the seed of its denoising noise.
 
     Raises:
         DataError: the image cannot be read, or has no objects to match.
@@ -144,34 +149,34 @@ def annotated_batch(annotations: Annotations, index: int, config: Config, seed: 
 
 
 def look_at_matching(detector: Detector, batch: Batch) -> Matching:
-    """Match the batch's only image as training does; denoising queries are there as in training, dropout is not."""
+    """Match a batch of one image as in training, with denoising queries but without dropout."""
     output, target, matched = _matched(detector, batch)
     size, names = batch.sizes[0], [category.name for category in detector.categories]
     boxes = to_pixels(target.boxes, size).tolist()
-    objects = [Thing(names[label], box) for label, box in zip(target.labels.tolist(), boxes, strict=True)]
-    owners = [owner_of_queries(one) for one in matched]
+    objects = [AnnotatedObject(names[label], box) for label, box in zip(target.labels.tolist(), boxes, strict=True)]
+    matched_objects = [object_of_queries(one) for one in matched]
     stages = [
         Stage(
             STAGE_NAMES.get(one.name, one.name.replace("stage", "layer ")),
             _answers(one, detector.config.loss, size),
-            **changes(before, owner),
+            **changes(before, after),
         )
-        for one, before, owner in zip(matched, [None, *owners[:-1]], owners, strict=True)
+        for one, before, after in zip(matched, [None, *matched_objects[:-1]], matched_objects, strict=True)
     ]
     noise = output.noise
     noisy = [] if noise is None else _noisy(output, noise, target, size, names)
-    return Matching(objects, stages, noisy, len(owners[-1]), noise.num_groups if noise else 0)
+    return Matching(objects, stages, noisy, len(matched_objects[-1]), noise.num_groups if noise else 0)
 
 
-def final_owners(detector: Detector, batch: Batch) -> Tensor:
-    """The object matched to each query of the last layer, (N,), to compare checkpoints."""
-    return owner_of_queries(_matched(detector, batch)[-1][-1])
+def final_objects(detector: Detector, batch: Batch) -> Tensor:
+    """The object matched to each query in the last layer, (N,) int64, to compare checkpoints."""
+    return object_of_queries(_matched(detector, batch)[-1][-1])
 
 
 def _matched(detector: Detector, batch: Batch) -> tuple[DinoOutput, Target, list[Matched]]:
-    """What the model answers, the only image's objects, and every stage's match.
+    """The model's output, the objects of the batch's only image, and the matching of every stage.
 
-    Where several queries answer for copies of an object, they all answer for the object itself.
+    If a stage matches several queries to copies of an object, all of them get the object's own index.
     """
     output = detector.forward(batch, batch.targets)
     device = output.final.boxes.device
@@ -183,52 +188,52 @@ def _matched(detector: Detector, batch: Batch) -> tuple[DinoOutput, Target, list
     return output, target, stages
 
 
-def owner_of_queries(one: Matched) -> Tensor:
-    """DN-DETR's index vector: the object of each query of the only image, or NOTHING, (N,) int64."""
-    owner = torch.full((one.predictions.boxes.shape[1],), NOTHING)
-    owner[one.match.query.cpu()] = one.match.target.cpu()
-    return owner
+def object_of_queries(one: Matched) -> Tensor:
+    """DN-DETR's index vector: the object of each query of the only image, or UNMATCHED, (N,) int64."""
+    objects = torch.full((one.predictions.boxes.shape[1],), UNMATCHED)
+    objects[one.match.query.cpu()] = one.match.target.cpu()
+    return objects
 
 
 def instability(before: Tensor, after: Tensor) -> int:
-    """The number of queries matched to a different object than before, (N,), (N,).
+    """The number of queries matched to a different object than before; both index vectors are (N,).
 
-    Source: DN-DETR (https://arxiv.org/abs/2203.01305), where it is taken between epochs.
+    Source: DN-DETR (https://arxiv.org/abs/2203.01305), which compares epochs.
     """
     return int((before != after).sum())
 
 
-def share_kept(before: Tensor, after: Tensor) -> float:
-    """The fraction of matched objects that keep their query."""
-    taken = after != NOTHING
-    return float((before == after)[taken].float().mean()) if taken.any() else 1.0
+def fraction_kept(before: Tensor, after: Tensor) -> float:
+    """The fraction of matched objects that keep their query; both index vectors are (N,)."""
+    matched = after != UNMATCHED
+    return float((before == after)[matched].float().mean()) if matched.any() else 1.0
 
 
 def changes(before: Tensor | None, after: Tensor) -> dict[str, Any]:
-    """Both, of the queries' objects, (N,), (N,); None for the first match."""
+    """`kept` and `instability` between two index vectors (N,); both None if there is nothing to compare with."""
     if before is None:
         return {"kept": None, "instability": None}
-    return {"kept": share_kept(before, after), "instability": instability(before, after)}
+    return {"kept": fraction_kept(before, after), "instability": instability(before, after)}
 
 
 def _answers(one: Matched, loss: LossConfig, size: tuple[int, int]) -> list[MatchedQuery]:
     logits, boxes, target = one.predictions.logits[0], one.predictions.boxes[0], one.targets[0]
     cost = matching_cost(logits, boxes, target, loss)
     order = one.match.target.argsort()
-    query, wanted = one.match.query[order], one.match.target[order]  # (T,)
-    costs = {name: part[query, wanted].tolist() for name, part in cost._asdict().items()}
+    query, matched = one.match.query[order], one.match.target[order]  # (T,)
+    costs = {name: part[query, matched].tolist() for name, part in cost._asdict().items()}
     parts = [dict(zip(costs, values, strict=True)) for values in zip(*costs.values(), strict=True)]
-    sure = logits[query, target.labels[wanted]].sigmoid()
-    overlap = iou(to_xyxy(boxes[query]), to_xyxy(target.boxes[wanted]))
-    columns = (cost.total[query, wanted], sure, overlap, to_pixels(boxes[query], size))
-    rows = zip(wanted.tolist(), query.tolist(), parts, *(column.tolist() for column in columns), strict=True)
+    probability = logits[query, target.labels[matched]].sigmoid()
+    overlap = iou(to_xyxy(boxes[query]), to_xyxy(target.boxes[matched]))
+    columns = (cost.total[query, matched], probability, overlap, to_pixels(boxes[query], size))
+    rows = zip(matched.tolist(), query.tolist(), parts, *(column.tolist() for column in columns), strict=True)
     return [MatchedQuery(*row) for row in rows]
 
 
 def _noisy(
     output: DinoOutput, noise: DenoisingQueries, target: Target, size: tuple[int, int], names: list[str]
-) -> list[Noisy]:
-    """The denoising queries of the only image, which has no padding."""
+) -> list[NoisyQuery]:
+    """The denoising queries of a batch of one image, in which no slot is padding."""
     last = (output.denoising or [])[-1]
     logits, boxes, objects = last.logits[0].float(), last.boxes[0].float(), noise.target_index[0]  # (Q,)
     labels = target.labels[objects]
@@ -239,7 +244,7 @@ def _noisy(
     )  # fmt: skip
     rows = enumerate(zip(*(column.tolist() for column in columns), strict=True))
     return [
-        Noisy(query, group, positive, number, names[start], place, names[label] if positive else "no object",
-              true if positive else None, sure, overlap, box)
-        for query, (group, positive, number, start, place, label, true, sure, overlap, box) in rows
+        NoisyQuery(query, group, positive, index, names[start], start_box, names[label] if positive else "no object",
+                   target_box if positive else None, probability, overlap, box)
+        for query, (group, positive, index, start, start_box, label, target_box, probability, overlap, box) in rows
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The first stage's proposals and the decoder's changes: scores of all tokens, moved boxes, recall@k."""
+"""The first stage's proposals and how decoder layers change them: scores of all tokens, boxes by layer, recall@k."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -20,14 +20,14 @@ from ...structures import Predictions, Proposals, Target
 
 COUNTS = (10, 50, 100, 300, 900)
 IOUS = (0.5, 0.75)
-# area in pixels, as COCO has it
+# areas in pixels, as in COCO
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, float("inf"))}
 
 
 class Proposal(NamedTuple):
     """A selected token: its anchor, the first stage's box, the decoder's final box; in pixels, x0 y0 x1 y1."""
 
-    query: int  # from 0, by first-stage score, as in every other inspector
+    query: int  # from 0, in the order of first-stage scores, as in every other inspector
     level: int  # feature level, 0 is the finest
     score: float  # first-stage probability of its best class, or of foreground
     label: str  # that class, or "foreground"
@@ -37,11 +37,14 @@ class Proposal(NamedTuple):
     final_label: str
     final_score: float
     moved: float  # pixels between the centres of the proposal and of the final box
-    iou: float  # of the proposal and the final box
+    iou: float  # between the proposal and the final box
 
 
 def list_proposals(output: DinoOutput, size: tuple[int, int], categories: Sequence[Category]) -> list[Proposal]:
-    """The proposals in the only image of a batch, of this height and width, best first.
+    """The proposals of a batch's only image, best first.
+
+    Args:
+        size: height and width of the image.
 
     Raises:
         ConfigError: the model has static queries, so there is no first stage.
@@ -55,8 +58,10 @@ def list_proposals(output: DinoOutput, size: tuple[int, int], categories: Sequen
                _distance(proposals, finals), iou(proposals, finals))  # fmt: skip
     rows = enumerate(zip(*(column.tolist() for column in columns), strict=True))
     return [
-        Proposal(query, level, score, first_names[label], anchor, box, end, names[kind], sure, moved, share)
-        for query, (level, score, label, anchor, box, end, kind, sure, moved, share) in rows
+        Proposal(
+            query, level, score, first_names[label], anchor, box, final, names[final_label], final_score, moved, overlap
+        )
+        for query, (level, score, label, anchor, box, final, final_label, final_score, moved, overlap) in rows
     ]
 
 
@@ -67,18 +72,18 @@ def _first_stage(output: DinoOutput) -> Proposals:
 
 
 def _best_class(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Probability and number of each query's best class, of the one image of a batch."""
+    """Probability and index of each query's best class, in the only image of a batch."""
     return logits[0].float().cpu().sigmoid().max(-1)
 
 
 def _distance(boxes_xyxy: Tensor, others: Tensor) -> Tensor:
-    """Between the centres."""
-    one, other = ((boxes[..., :2] + boxes[..., 2:]) / 2 for boxes in (boxes_xyxy, others))
-    return (one - other).norm(dim=-1)
+    """The distance between the boxes' centres."""
+    centers, other_centers = ((boxes[..., :2] + boxes[..., 2:]) / 2 for boxes in (boxes_xyxy, others))
+    return (centers - other_centers).norm(dim=-1)
 
 
 def score_maps(output: DinoOutput) -> list[np.ndarray]:
-    """The probability of the best class, or of foreground, of every token of the one image, L x (H_l, W_l).
+    """The probability of the best class, or of foreground, for every token of the only image, L x (H_l, W_l).
 
     Raises:
         ConfigError: the model has static queries, so there is no first stage.
@@ -87,14 +92,14 @@ def score_maps(output: DinoOutput) -> list[np.ndarray]:
 
 
 def spread(scores: np.ndarray) -> dict[str, float | list[int]]:
-    """A map in a few numbers."""
+    """A score map's size, median, 99th percentile and maximum."""
     values = torch.from_numpy(scores).flatten().double()
     p50, p99, best = values.quantile(torch.tensor([0.5, 0.99, 1.0], dtype=torch.float64)).tolist()
     return {"size": list(scores.shape), "median": p50, "p99": p99, "best": best}
 
 
 class ImageObjects(NamedTuple):
-    """The annotated objects of one image, x0 y0 x1 y1 in its pixels."""
+    """The annotated objects of one image; boxes are x0 y0 x1 y1 in pixels."""
 
     boxes: Tensor  # (T, 4)
     labels: Tensor  # (T,) int64
@@ -112,22 +117,22 @@ def objects_of(annotations: Annotations, index: int) -> ImageObjects:
 
 
 class Journey(NamedTuple):
-    """A query's box from the anchor to the last layer, x0 y0 x1 y1 in pixels."""
+    """A query's boxes from the anchor to the last layer, x0 y0 x1 y1 in pixels."""
 
-    query: int  # from 0; it starts from the proposal of this number
+    query: int  # from 0; also the index of the proposal that it starts from
     label: str  # of the final box
     score: float
-    boxes: list[list[float]]  # anchor, proposal, then one a decoder layer
-    moved: list[float]  # pixels between the centres of neighbours in `boxes`
-    object: int | None  # the annotated object it answers for after the last layer, by the Hungarian method
-    ious: list[float] | None  # of each box with that object's
+    boxes: list[list[float]]  # anchor, proposal, then one per decoder layer
+    moved: list[float]  # pixels between the centres of consecutive `boxes`
+    object: int | None  # the annotated object matched to it in the last layer (Hungarian matching)
+    ious: list[float] | None  # of each of the boxes with that object
 
 
 def journeys(
     output: DinoOutput, size: tuple[int, int], objects: ImageObjects | None, loss: LossConfig,
     categories: Sequence[Category], top: int,
 ) -> list[Journey]:  # fmt: skip
-    """For the queries matched to objects or, without annotations, for the `top` most confident ones.
+    """The boxes of the queries matched to objects or, without annotations, of the `top` most confident queries.
 
     Args:
         size: height and width of the image, the only one of the batch.
@@ -154,10 +159,10 @@ def journeys(
             score=float(scores[query]),
             boxes=boxes[:, query].tolist(),
             moved=moved[:, query].tolist(),
-            object=number,
-            ious=None if objects is None else iou(boxes[:, query], objects.boxes[number]).tolist(),
+            object=index,
+            ious=None if objects is None else iou(boxes[:, query], objects.boxes[index]).tolist(),
         )
-        for query, number in pairs
+        for query, index in pairs
     ]
 
 
@@ -172,7 +177,7 @@ class Inspected(NamedTuple):
     objects: ImageObjects | None
 
     def as_dict(self, top: int) -> dict[str, Any]:
-        """As JSON has it, with the `top` best proposals."""
+        """For JSON, with the `top` best proposals."""
         return {
             "file": self.file,
             "proposals": [proposal._asdict() for proposal in self.proposals[:top]],
@@ -184,31 +189,31 @@ class Inspected(NamedTuple):
 def inspect_image(
     detector: Detector, image: Image.Image, name: str, objects: ImageObjects | None, top: int
 ) -> Inspected:  # fmt: skip
-    """Run the model on an image.
+    """Run the model on an image and collect its proposals, score maps and boxes by layer.
 
     Raises:
         ConfigError: the model has static queries, so there is no first stage.
     """
     output, size, categories = detector.forward(detector.batch(image)), (image.height, image.width), detector.categories
-    found = journeys(output, size, objects, detector.config.loss, categories, top)
-    return Inspected(name, size, list_proposals(output, size, categories), score_maps(output), found, objects)
+    by_layer = journeys(output, size, objects, detector.config.loss, categories, top)
+    return Inspected(name, size, list_proposals(output, size, categories), score_maps(output), by_layer, objects)
 
 
 class StageSummary(NamedTuple):
-    """The changes by one stage, averaged over boxes."""
+    """The effect of one stage, averaged over boxes."""
 
     name: str  # anchor, proposal, layer 0, ...
-    moved: float | None  # pixels, from the stage before
+    moved: float | None  # pixels, since the previous stage
     iou: float | None
-    gain: float | None
+    gain: float | None  # of the IoU, since the previous stage
 
 
-def average(found: Sequence[Journey]) -> list[StageSummary]:
-    """A row for each stage."""
-    if not found:
+def average(items: Sequence[Journey]) -> list[StageSummary]:
+    """The averages over boxes, one row per stage."""
+    if not items:
         return []
-    moved = [None, *torch.tensor([journey.moved for journey in found]).mean(0).tolist()]
-    known = [journey.ious for journey in found if journey.ious is not None]
+    moved = [None, *torch.tensor([journey.moved for journey in items]).mean(0).tolist()]
+    known = [journey.ious for journey in items if journey.ious is not None]
     ious, gains = [None] * len(moved), [None] * len(moved)
     if known:
         ious = torch.tensor(known).mean(0).tolist()
@@ -220,42 +225,44 @@ def average(found: Sequence[Journey]) -> list[StageSummary]:
 class Recall(NamedTuple):
     """Recall@k: the fraction of objects of one size covered by one of an image's first k proposals of one level."""
 
-    iou: float  # the least that covers
-    level: int | None  # None: of any level
-    size: str | None  # None: of any size
-    objects: int
-    shares: dict[int, float]
+    iou: float  # threshold from which a proposal covers an object
+    level: int | None  # None: any level
+    size: str | None  # None: any size
+    objects: int  # number of objects of this size
+    shares: dict[int, float]  # fraction of the objects covered, by k
 
 
-def recalls(found: Sequence[Inspected]) -> list[Recall]:
-    """For each IoU, level and size with objects; the last k is the number of all proposals, unless there are more.
+def recalls(inspected: Sequence[Inspected]) -> list[Recall]:
+    """Recall@k for each IoU threshold, level, and size that has objects.
 
-    Images without annotations don't count.
+    The largest k is the number of proposals, or the last of COUNTS if there are more. Images without annotations are
+    skipped.
     """
-    images = [(image.proposals, image.objects) for image in found if image.objects is not None]
+    images = [(image.proposals, image.objects) for image in inspected if image.objects is not None]
     if not sum(len(objects.boxes) for _, objects in images):
         return []
-    most = min(COUNTS[-1], max(len(proposals) for proposals, _ in images))
-    counts = [*(count for count in COUNTS if count < most), most]
+    largest = min(COUNTS[-1], max(len(proposals) for proposals, _ in images))
+    counts = [*(count for count in COUNTS if count < largest), largest]
     areas = torch.cat([objects.areas for _, objects in images])
-    wanted: dict[str | None, Tensor] = {None: torch.ones_like(areas, dtype=torch.bool)}
-    wanted |= {size: (areas >= low) & (areas < high) for size, (low, high) in SIZES.items()}
+    by_size: dict[str | None, Tensor] = {None: torch.ones_like(areas, dtype=torch.bool)}
+    by_size |= {size: (areas >= low) & (areas < high) for size, (low, high) in SIZES.items()}
     levels: list[int | None] = [None, *sorted({p.level for proposals, _ in images for p in proposals})]
     rows = []
     for level in levels:
-        best = torch.cat([_best(*image, level, counts) for image in images])  # (all objects, counts)
-        for least in IOUS:
-            for size, chosen in wanted.items():
+        best = torch.cat([_best_iou(*image, level, counts) for image in images])  # (all objects, counts)
+        for threshold in IOUS:
+            for size, chosen in by_size.items():
                 if chosen.any():
-                    shares = (best[chosen] >= least).double().mean(0).tolist()
-                    rows.append(Recall(least, level, size, int(chosen.sum()), dict(zip(counts, shares, strict=True))))
+                    covered = (best[chosen] >= threshold).double().mean(0).tolist()
+                    by_count = dict(zip(counts, covered, strict=True))
+                    rows.append(Recall(threshold, level, size, int(chosen.sum()), by_count))
     return rows
 
 
-def _best(proposals: Sequence[Proposal], objects: ImageObjects, level: int | None, counts: Sequence[int]) -> Tensor:
-    """The greatest IoU of each object with one of the first k proposals, if of this level, (T, counts)."""
+def _best_iou(proposals: Sequence[Proposal], objects: ImageObjects, level: int | None, counts: Sequence[int]) -> Tensor:
+    """The best IoU of each object with those of the first k proposals that have this level, (T, counts)."""
     overlap = iou(objects.boxes[:, None], torch.tensor([p.proposal for p in proposals]).view(-1, 4))  # (T, N)
     if level is not None:
         overlap = overlap.masked_fill(torch.tensor([p.level for p in proposals]) != level, 0)
-    so_far = overlap.cummax(dim=1).values if overlap.numel() else overlap
-    return so_far[:, [min(count, len(proposals)) - 1 for count in counts]]
+    best = overlap.cummax(dim=1).values if overlap.numel() else overlap
+    return best[:, [min(count, len(proposals)) - 1 for count in counts]]

@@ -1,4 +1,4 @@
-"""Backbones of other codebases: their parameter names, the order of some channels, and which backbone it is.
+"""Backbones of other codebases: parameter names, channel orders, and how to identify a backbone.
 
 Source: IDEA-Research/DINO faa8520, detrex e244e6c, detectron2 02b5c4e and mmdet 3.3.0.
 """
@@ -13,20 +13,21 @@ from ...model.backbones.vit import POSITION_GRID
 
 Table = dict[str, str]
 
-FOCAL_LINEAR = re.compile(  # linear layers of a FocalNet, which timm writes as convolutions of one pixel
-    r"backbone\.body\.body\.layers_\d\.blocks\.\d+\.(modulation\.(f|proj)|mlp\.fc\d)\.weight"
-)
+# linear layers of a FocalNet, which are 1x1 convolutions in timm
+FOCAL_LINEAR = re.compile(r"backbone\.body\.body\.layers_\d\.blocks\.\d+\.(modulation\.(f|proj)|mlp\.fc\d)\.weight")
 UNKNOWN = "unknown"
 STRIDES = (4, 8, 16, 32)
 VIT_STRIDES = (8, 16, 32, 64)
+# number of blocks in the third stage, and whether blocks have three convolutions
 RESNETS = {(6, True): "resnet50", (23, True): "resnet101", (36, True): "resnet152", (2, False): "resnet18",
-           (6, False): "resnet34"}  # blocks of the third stage, and whether they have three convolutions  # fmt: skip
+           (6, False): "resnet34"}  # fmt: skip
+# number of channels, and of blocks
 CONVNEXTS = {(96, 9): "convnext-t", (96, 27): "convnext-s", (128, 27): "convnext-b", (192, 27): "convnext-l"}
-VITDETS = {(768, 12): "vitdet-b", (1024, 24): "vitdet-l"}  # channels, and blocks
+VITDETS = {(768, 12): "vitdet-b", (1024, 24): "vitdet-l"}
 
 
 def family_of(names: Iterable[str]) -> str:
-    """What kind of backbone a codebase's names belong to."""
+    """The backbone family that parameter names of another codebase belong to."""
     signs = {"vitdet": "backbone.net.blocks.", "convnext": "backbone.downsample_layers.", "focalnet": ".modulation.",
              "swin": ".patch_embed."}  # fmt: skip
     names = [name for name in names if name.startswith("backbone.")]
@@ -34,7 +35,7 @@ def family_of(names: Iterable[str]) -> str:
 
 
 def detrex_backbone(family: str, projected: int) -> Table:
-    """detrex's and detectron2's backbones; `projected` counts the maps that are given out."""
+    """The table for backbones of detrex and detectron2; `projected` is the number of output maps."""
     tables = {
         "swin": {"backbone.": "backbone."},
         "convnext": _convnext(projected),
@@ -45,7 +46,7 @@ def detrex_backbone(family: str, projected: int) -> Table:
 
 
 def mmdet_backbone(family: str) -> Table:
-    """mmdetection's ResNet and Swin."""
+    """The table for mmdetection's ResNet and Swin."""
     if family != "swin":
         return {"backbone.": "backbone.body."}
     theirs, ours = "backbone.stages.#.blocks.#.", "backbone.layers.#.blocks.#."
@@ -60,10 +61,10 @@ def mmdet_backbone(family: str) -> Table:
 
 
 def reordered(name: str, value: Tensor, source: str) -> Tensor:
-    """A tensor of a backbone with its numbers in our order; `name` is ours."""
+    """A backbone's tensor with its elements in our order; `name` is our name."""
     if source == "mmdet" and re.match(r"backbone\.layers\.\d+\.downsample\.", name):
         return merging_from_mmdet(value)
-    if name == "backbone.body.model.pos_drop.pos_embed":  # ViTDet leaves the class token's place out, as we do
+    if name == "backbone.body.model.pos_drop.pos_embed":  # drop the class token's embedding, which ViTDet does not use
         return value[:, -(POSITION_GRID**2) :].unflatten(1, (POSITION_GRID, POSITION_GRID))
     if FOCAL_LINEAR.fullmatch(name) and value.dim() == 2:
         return value[:, :, None, None]
@@ -71,26 +72,26 @@ def reordered(name: str, value: Tensor, source: str) -> Tensor:
 
 
 def merging_from_mmdet(value: Tensor) -> Tensor:
-    """Input channels of a Swin's merging of tokens, which mmdetection counts by channel and then by neighbour.
+    """Reorder the input channels of a Swin's patch merging, (..., 4 C) -> (..., 4 C).
 
-    Its neighbours come row by row, ours column by column. (..., 4 C) -> (..., 4 C).
+    mmdetection orders them by channel, then neighbour, row by row; we order them by neighbour, column by column.
     """
     by_neighbour = value.unflatten(-1, (-1, 4)).mT  # (..., 4, C)
     return by_neighbour[..., [0, 2, 1, 3], :].flatten(-2).contiguous()
 
 
 def window_indices(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What other codebases store beside the bias table of each window attention, under our names."""
-    found = {}
+    """The relative position indices that other codebases store for each window attention, under our names."""
+    indices = {}
     for key, value in tensors.items():
         if key.endswith(".relative_position_bias_table"):
             window = (round(len(value) ** 0.5) + 1) // 2
-            found[key.replace("bias_table", "index")] = relative_position_index(window)
-    return found
+            indices[key.replace("bias_table", "index")] = relative_position_index(window)
+    return indices
 
 
 def backbone_in(tensors: Mapping[str, Tensor]) -> str:
-    """The name of the backbone that has these tensors, under our names, or `UNKNOWN`."""
+    """The name of the backbone with these tensors, which have our names, or `UNKNOWN`."""
     table = tensors.get("backbone.layers.0.blocks.0.attn.relative_position_bias_table")
     if table is not None:
         window, dim = (round(len(table) ** 0.5) + 1) // 2, len(tensors["backbone.patch_embed.norm.weight"])
@@ -119,12 +120,12 @@ def strides_in(backbone: str, projected: int) -> tuple[int, ...]:
 
 
 def count_numbers(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """How many numbers stand in tensors' names where a pattern has its group."""
+    """The number of distinct values of a pattern's group among the tensors' names."""
     return len({match[1] for match in (re.fullmatch(pattern, key) for key in tensors) if match})
 
 
 def _detectron2_resnet() -> Table:
-    """Stage n is called res(n + 1), and a norm is part of its convolution."""
+    """In detectron2, stage n is called res(n + 1), and a norm is part of its convolution."""
     table = {"backbone.stem.conv1.norm.": "backbone.body.bn1.", "backbone.stem.conv1.": "backbone.body.conv1."}
     for stage in range(1, 5):
         theirs, ours = f"backbone.res{stage + 1}.#.", f"backbone.body.layer{stage}.#."
@@ -148,7 +149,7 @@ def _convnext(projected: int) -> Table:
 
 
 def _focalnet(projected: int) -> Table:
-    """Norms come after what they normalise; a step to the next stage belongs to that stage."""
+    """Norms follow the layers that they normalise; in timm, downsampling belongs to the following stage."""
     theirs, ours = "backbone.layers.#.blocks.#.", "backbone.body.body.layers_#.blocks.#."
     return {
         "backbone.patch_embed.": "backbone.body.body.stem.",
@@ -161,12 +162,12 @@ def _focalnet(projected: int) -> Table:
 
 
 def _vitdet() -> Table:
-    """A step of the pyramid has the number log2(stride); its resizing, if it has numbers, comes first."""
+    """A pyramid level is numbered log2(stride); its resizing layer, if it has parameters, comes first."""
     table = {
         "backbone.net.pos_embed": "backbone.body.model.pos_drop.pos_embed",
         "backbone.net.": "backbone.body.model.",
     }
-    for i, first in enumerate((1, 0, 1)):  # strides 8, 16, 32: only that of 16 is not resized
+    for i, first in enumerate((1, 0, 1)):  # strides 8, 16, 32, of which only 16 is not resized
         theirs, ours = f"backbone.simfp_{i + 3}.", f"backbone.pyramid.{i}."
         for part in (1, 2):
             number = first + part - 1

@@ -1,4 +1,4 @@
-"""COCO's 80 classes, which official DINO numbers by their ids, 0 to 90, and the other codebases from 0 to 79."""
+"""COCO's 80 classes: official DINO numbers them by their ids up to 90, the other codebases from 0 to 79."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...data.annotations import Category
 
-NUM_IDS = 91  # official DINO's logits: one for every number below 91, of which eleven are no class
+NUM_IDS = 91  # number of official DINO's logits, one for each id below 91, eleven of which are not classes
 UNUSED = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 NAMES = [
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
@@ -24,16 +24,16 @@ CATEGORIES = [Category(number, name) for number, name in zip(IDS, NAMES, strict=
 
 
 def all_ids() -> list[Category]:
-    """A category for every number below 91, as official DINO's logits are numbered."""
+    """A category for every id below 91, one for each of official DINO's logits."""
     names = {category.id: category.name for category in CATEGORIES}
     return [Category(number, names.get(number, f"unused {number}")) for number in range(NUM_IDS)]
 
 
 def without_unused(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drop the rows that stand for no class; the others stay as they are, bit for bit.
+    """Drop the rows of ids that are not classes; the others are unchanged, bit for bit.
 
-    The first stage then no longer takes a token for the sake of an unused class; trained weights give those next to
-    nothing.
+    The first stage then no longer selects tokens by the score of an unused class, which trained weights keep close
+    to 0.
     """
     rows = torch.tensor(IDS)
     reduced = dict(tensors)

@@ -1,4 +1,4 @@
-"""Convert a file of another codebase to ours: read, rename, check with a forward pass, write."""
+"""Convert a file of another codebase to our format: read it, rename the tensors, check with a forward pass."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -21,21 +21,21 @@ from .backbones import UNKNOWN
 from .known import check_preset, choose_preset, read_facts, settings_in
 from .state import Converted, by_part, convert_tensors, holds_last_step, moving_average_in
 
-CONVERTER = 2  # to be raised when a conversion gives something else, so that kept ones are made again
+CONVERTER = 2  # version; increase it when results change, so that cached conversions are redone
 ABOUT_EMA = "the file also has a moving average of the weights, under "
-SIZE = (96, 128)  # of the images of the self-check
+SIZE = (96, 128)  # height and width of the images for the self-check
 
 
 class ConversionRequest(NamedTuple):
-    """What the user says about the file."""
+    """The user's options for a conversion."""
 
     source: str | None = None
     preset: str | None = None
     variant: str | None = None
-    classes: int | None = None  # 80: official's logits without the unused ones
-    names: Sequence[str] = ()  # of the classes, where the file does not tell them
+    classes: int | None = None  # 80: drop official DINO's unused logits
+    names: Sequence[str] = ()  # class names, if the file has none
     overrides: Sequence[str] = ()
-    ema: bool = False  # take the moving average that stands beside the weights
+    ema: bool = False  # use the moving average stored with the weights
 
 
 class Conversion(NamedTuple):
@@ -48,11 +48,11 @@ class Conversion(NamedTuple):
 
 
 def convert_file(path: Path, request: ConversionRequest) -> Conversion:
-    """Read a file of official DINO, detrex or mmdetection and make it ours; nothing is written.
+    """Read a file of official DINO, detrex or mmdetection and convert it in memory.
 
     Raises:
-        CheckpointError: the file cannot be used, or is of another model.
-        ConfigError: what the file does not tell has to be asked for; the choices are named.
+        CheckpointError: the file cannot be used, or has another model.
+        ConfigError: the file does not determine the preset; the message lists the choices.
     """
     content = by_part(read_file(path)[0])
     try:
@@ -82,12 +82,12 @@ def convert_file(path: Path, request: ConversionRequest) -> Conversion:
 
 
 def is_about_ema(note: str) -> bool:
-    """Whether a note of a conversion says that a moving average was passed over."""
+    """Whether a conversion's note is about an unused moving average."""
     return note.startswith(ABOUT_EMA)
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
-    """A config with those settings of `model` changed that a file tells."""
+    """A config with the `model` settings that were read from a file."""
     settings = {key: value for key, value in settings.items() if value != UNKNOWN}
     denoising = config.model.denoising.model_copy(update=settings["denoising"])
     model = config.model.model_copy(update={**settings, "denoising": denoising})
@@ -95,20 +95,20 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
 
 
 def check_shapes(tensors: Mapping[str, Tensor], config: Config, where: Path) -> None:
-    """Compare names and shapes with the model's, before anything is copied.
+    """Check that names and shapes match the model's, before anything is copied.
 
     Raises:
-        CheckpointError: naming how many differ, and the first.
+        CheckpointError: they differ.
     """
     with torch.device("meta"):
-        wanted = {key: tuple(value.shape) for key, value in build_model(config.model).state_dict().items()}
+        expected = {key: tuple(value.shape) for key, value in build_model(config.model).state_dict().items()}
     given = {key: tuple(value.shape) for key, value in tensors.items()}
-    names = sorted(wanted.keys() | given.keys())
-    if differing := [key for key in names if wanted.get(key) != given.get(key)]:
+    names = sorted(expected.keys() | given.keys())
+    if differing := [key for key in names if expected.get(key) != given.get(key)]:
         key = differing[0]
         raise CheckpointError(
             f"{where} does not fit this model: {len(differing)} of {len(names)} tensors differ, such as "
-            f"{key} ({given.get(key, 'missing')} in the file, {wanted.get(key, 'none')} in the model)"
+            f"{key} ({given.get(key, 'missing')} in the file, {expected.get(key, 'none')} in the model)"
         )
 
 
@@ -117,7 +117,7 @@ def self_check(weights: Weights, where: Path) -> None:
     """Run the model once on two images of noise, one of them padded.
 
     Raises:
-        CheckpointError: its numbers are not finite.
+        CheckpointError: the output is not finite.
     """
     model = build_model(weights.config.model).eval()
     load_exactly(model, weights.tensors, where)
@@ -142,10 +142,10 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 
 def read_ours(path: Path) -> Weights:
-    """Our own weights, for writing them as others have them.
+    """Read and check our own weights, for conversion to another format.
 
     Raises:
-        CheckpointError: the file is not ours.
+        CheckpointError: the file is not in our format, or does not fit its config.
     """
     weights = load_weights(path)
     for key, value in weights.tensors.items():
@@ -195,7 +195,7 @@ def _fewer_classes(tensors: dict[str, Tensor], config: Config, classes: int | No
 
 
 def _categories(num_classes: int, names: Sequence[str]) -> list[Category]:
-    """Those of COCO if the names are COCO's or not known, else numbered from 0."""
+    """COCO's categories if the names are COCO's or unknown, else categories with ids from 0."""
     if names and len(names) != num_classes:
         raise ConfigError(f"there are {len(names)} class names for {num_classes} classes")
     if num_classes == coco.NUM_IDS and not names:

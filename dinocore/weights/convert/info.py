@@ -1,4 +1,4 @@
-"""Describe a weights file, ours or another codebase's."""
+"""Describe a weights file, in our format or another codebase's."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,25 +18,25 @@ from .state import CODEBASES, by_part, convert_tensors
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Facts about a file of weights: whose it is, its preset, classes, metrics, origin, size and hash.
+    """Facts about a weights file: codebase, preset, classes, metrics, origin, size and hash.
 
     Raises:
-        CheckpointError: it cannot be read, or is nobody's that we know.
+        CheckpointError: it cannot be read, or is of an unknown codebase.
     """
     content, metadata = read_file(path)
-    found = _ours(load_weights(path), metadata) if "config" in metadata else _others(content, path)
-    return fingerprint(path) | found
+    facts = _ours(load_weights(path), metadata) if "config" in metadata else _others(content, path)
+    return fingerprint(path) | facts
 
 
 def preset_of(config: Config) -> str | None:
-    """The shipped preset with this model, and with these epochs if there are several; None if there is none."""
+    """The included preset with this model; if there are several, the one with these epochs; None if there is none."""
     fitting = [name for name in list_presets() if _model_only(load_config(name)) == _model_only(config)]
     same_length = [name for name in fitting if load_config(name).train.epochs == config.train.epochs]
     return next(iter(same_length + fitting), None)
 
 
 def preset_of_weights(weights: Weights) -> str | None:
-    """The preset that weights were converted for, or the shipped one with their model; None if there is none."""
+    """The preset that weights were converted with, or the included one with their model; None if there is none."""
     converted = weights.facts.get("converted_from") or {}
     return converted.get("preset") or preset_of(weights.config)
 
@@ -91,13 +91,13 @@ def _others(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _coco_names(num_classes: int) -> list[str]:
-    """Guessed: nothing but the count says that they are COCO's."""
+    """COCO's class names if the number of classes matches, which is a guess; otherwise empty."""
     guess = {coco.NUM_IDS: coco.all_ids(), len(coco.CATEGORIES): coco.CATEGORIES}
     return [category.name for category in guess.get(num_classes, [])]
 
 
 def _model(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What people call a model by."""
+    """The settings that characterise a model."""
     shown = ("backbone", "num_levels", "num_queries", "heads", "num_encoder_layers", "num_decoder_layers", "hidden_dim")
     return {key: settings[key] for key in shown}
 

@@ -1,4 +1,4 @@
-"""Find the preset of a converted model: what its tensors show, and what only its config could."""
+"""Find the preset of a converted model, from its tensors and other facts in its file."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from ...errors import CheckpointError, ConfigError
 from ...presets import list_presets, load_config
 from .backbones import backbone_in, count_numbers, strides_in
 
-# By codebase, backbone and levels: the presets between which neither names nor shapes decide, by variant.
+# (codebase, backbone, levels) -> variant -> preset; tensor names and shapes do not determine the variant
 PUBLISHED: dict[tuple[str, str, int], dict[str, str]] = {
     ("official", "resnet50", 4): {"": "r50-4scale"},
     ("official", "resnet50", 5): {"": "r50-5scale"},
@@ -41,7 +41,7 @@ PUBLISHED: dict[tuple[str, str, int], dict[str, str]] = {
 
 
 class FileFacts(NamedTuple):
-    """What a file says about its model beside the tensors; None and empty where it says nothing."""
+    """What a file contains about its model besides the tensors; None or empty if unknown."""
 
     position: tuple[float, float] | None  # temperature and offset of the position encoding
     classes: list[str]
@@ -84,7 +84,7 @@ def settings_in(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def candidates(source: str, settings: Mapping[str, Any]) -> dict[str, str]:
-    """The presets that fit, by the variant that tells them apart."""
+    """The presets that match, by variant."""
     return PUBLISHED.get((source, settings["backbone"], settings["num_levels"]), {})
 
 
@@ -92,8 +92,7 @@ def choose_preset(source: str, settings: Mapping[str, Any], variant: str | None,
     """The preset of these weights.
 
     Raises:
-        ConfigError: it has to be asked for; the choices are named.
-        CheckpointError: there is no such variant.
+        ConfigError: it is ambiguous or unknown, or there is no such variant.
     """
     fitting = candidates(source, settings)
     if not fitting:
@@ -106,16 +105,18 @@ def choose_preset(source: str, settings: Mapping[str, Any], variant: str | None,
         matching = [name for name, preset in fitting.items() if _position(preset) == file_facts.position]
         variant = matching[0] if len(matching) == 1 else None
     if variant is None and len(fitting) > 1:
-        choices = " or ".join(f"--variant {name} ({preset}, {_said(preset)})" for name, preset in fitting.items())
+        choices = " or ".join(
+            f"--variant {name} ({preset}, {_format_position(preset)})" for name, preset in fitting.items()
+        )
         raise ConfigError(f"the tensor names of {source} do not determine the position encoding; add {choices}")
     return fitting[variant or ""]
 
 
 def check_preset(name: str, source: str, settings: Mapping[str, Any]) -> None:
-    """Refuse a shipped preset of another codebase or another model.
+    """Check that an included preset matches these weights; other presets are not checked.
 
     Raises:
-        CheckpointError: naming the presets that fit.
+        CheckpointError: it is of another codebase or model; the message names the presets that match.
     """
     if name not in list_presets():
         return
@@ -129,7 +130,7 @@ def check_preset(name: str, source: str, settings: Mapping[str, Any]) -> None:
 
 
 def read_facts(content: Mapping[str, Any]) -> FileFacts:
-    """What stands beside the tensors: official's arguments, mmdetection's `meta`."""
+    """Facts from the checkpoint entries besides the tensors: official DINO's arguments, mmdetection's `meta`."""
     meta, arguments = content.get("meta"), vars(content["args"]) if hasattr(content.get("args"), "__dict__") else {}
     meta = meta if isinstance(meta, Mapping) else {}
     position = None
@@ -150,5 +151,5 @@ def _position(preset: str) -> tuple[float, float]:
     return model.position_temperature, model.position_offset
 
 
-def _said(preset: str) -> str:
+def _format_position(preset: str) -> str:
     return "temperature {:g}, offset {:g}".format(*_position(preset))

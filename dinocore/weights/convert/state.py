@@ -1,4 +1,4 @@
-"""Convert a state dict to our names: each tensor is used once, or dropped for a stated reason."""
+"""Convert a state dict to our names: each tensor is used once, or dropped for a recorded reason."""
 
 import re
 from collections import Counter
@@ -21,14 +21,14 @@ WINDOW_INDEX = re.compile(r"^backbone\..*\.relative_position_index$")
 
 
 class Codebase(NamedTuple):
-    """How one codebase names things."""
+    """The parameter names of a codebase."""
 
     title: str
     table: Callable[[Sizes], Table]
     projection: str  # pattern of the neck's convolutions, by level
     levels: str  # the level embedding
     heads: str  # pattern of class heads
-    own_first_stage: bool  # its head is not counted among the decoder's
+    own_first_stage: bool  # whether the first stage's head is not numbered with the decoder's
 
 
 CODEBASES = {
@@ -40,9 +40,15 @@ CODEBASES = {
                       "level_embed", r"bbox_head\.cls_branches\.(\d+)\.weight", False),
 }  # fmt: skip
 AVERAGES = ("ema_model", "ema_state", "ema_state_dict", "model_ema", "state_dict_ema", "ema")
-WRAPPERS = ("model", "state_dict", "module", "shadow")  # where tensors are, in a checkpoint or in an average
-MODEL_PARTS = ("model", "module", "_orig_mod")  # where the model is among other parts of a program
-OTHERS = {  # a name that gives away what else a file may be
+WRAPPERS = (
+    "model",
+    "state_dict",
+    "module",
+    "shadow",
+)  # keys of a checkpoint, or of an average, under which tensors are stored
+MODEL_PARTS = ("model", "module", "_orig_mod")  # prefixes of the model, next to other parts such as the criterion
+# a tensor name -> what the file probably is instead
+OTHERS = {
     "tokenizer.level_embed": "dino's own weights, without their settings and classes; "
     "save them with dinocore.weights.file.save_weights",
     "cls_token": "a vision transformer's, such as Meta's self-supervised DINO, which is unrelated",
@@ -55,12 +61,12 @@ OTHERS = {  # a name that gives away what else a file may be
 
 
 class Converted(NamedTuple):
-    """Tensors under our names, and what became of theirs."""
+    """Tensors under our names, and what happened to the original ones."""
 
     source: str  # official, detrex or mmdet
     tensors: dict[str, Tensor]
-    renamed: dict[str, str]  # their name -> ours
-    dropped: dict[str, str]  # their name -> why
+    renamed: dict[str, str]  # original name -> our name
+    dropped: dict[str, str]  # original name -> reason
 
 
 def convert_state_dict(state: Mapping[str, Any], source: str | None = None) -> dict[str, Tensor]:
@@ -68,10 +74,10 @@ def convert_state_dict(state: Mapping[str, Any], source: str | None = None) -> d
 
     Args:
         state: tensors by name, or a checkpoint that holds them under `model` or `state_dict`.
-        source: `official` (IDEA-Research/DINO), `detrex` or `mmdet`; None tells it by the names.
+        source: `official` (IDEA-Research/DINO), `detrex` or `mmdet`; None: detect it by the names.
 
     Raises:
-        CheckpointError: the names are not those of a codebase that we read, or a tensor is not known there.
+        CheckpointError: the names belong to no supported codebase, or a tensor is unknown.
     """
     if not isinstance(state, Mapping):
         kind = type(state).__name__
@@ -80,10 +86,10 @@ def convert_state_dict(state: Mapping[str, Any], source: str | None = None) -> d
 
 
 def convert_tensors(state: Mapping[str, Any], source: str | None = None, ema: bool = False) -> Converted:
-    """The same with a report of every tensor."""
+    """Like `convert_state_dict`, with a report of what happened to each tensor."""
     state = unwrapped(state, ema)
     state = {key if TWIN.sub(r"\1", key) in state else TWIN.sub(r"\1", key): value for key, value in state.items()}
-    source = source or tell_source(state)
+    source = source or detect_source(state)
     if source not in CODEBASES:
         raise CheckpointError(f"weights from `{source}` can't be converted; choose from {', '.join(CODEBASES)}")
     dropped = dropped_tensors(state, source)
@@ -94,28 +100,28 @@ def convert_tensors(state: Mapping[str, Any], source: str | None = None, ema: bo
             f"{len(unknown)} of {len(state)} tensors do not occur in {CODEBASES[source].title}'s DINO, such as "
             f"{', '.join(unknown[:3])}"
         )
-    if twice := [key for key, count in Counter(names.values()).items() if count > 1]:
-        raise CheckpointError(f"two tensors would both become {twice[0]}")
+    if duplicates := [key for key, count in Counter(names.values()).items() if count > 1]:
+        raise CheckpointError(f"two tensors would both become {duplicates[0]}")
     tensors = {names[key]: reordered(names[key], state[key], source) for key in kept}
     return Converted(source, tensors, names, dropped)
 
 
 def by_part(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A checkpoint whose one dictionary holds a whole program's tensors, as Lightning saves it, taken apart.
+    """Split a checkpoint whose single dictionary holds the tensors of several parts, as Lightning saves it.
 
-    `model.…`, `model_ema.…` and `criterion.…` become what other tools save: `state_dict`, `model_ema` and `criterion`.
-    Any other checkpoint is as it was.
+    `model.…`, `model_ema.…` and `criterion.…` become `state_dict`, `model_ema` and `criterion`, as other tools save
+    them. Any other checkpoint is returned unchanged.
     """
     wrapper = next((key for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), None)
     parts: dict[str, dict[str, Any]] = {}
     for name, value in without_prefixes(content if wrapper is None else content[wrapper]).items():
-        part, _, rest = name.partition(".") if isinstance(value, Tensor) else ("", "", name)
-        parts.setdefault(part if rest else "", {})[rest or name] = value
+        part, _, inner_name = name.partition(".") if isinstance(value, Tensor) else ("", "", name)
+        parts.setdefault(part if inner_name else "", {})[inner_name or name] = value
     model = next((part for part in MODEL_PARTS if part in parts), None)
     if len(parts) == 1 or not (model or parts.keys() & set(AVERAGES)):
         return content
     averages = {part: parts.pop(part) for part in AVERAGES if part in parts}
-    if model is None:  # only the average has a name of its own
+    if model is None:  # only the average has a prefix
         plain = {f"{part}.{name}" if part else name: v for part, inner in parts.items() for name, v in inner.items()}
         parts = {}
     else:
@@ -126,14 +132,14 @@ def by_part(content: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def moving_average_in(content: Mapping[str, Any]) -> str:
-    """Where a checkpoint has a moving average beside its weights; empty without one."""
+    """The key under which a checkpoint has a moving average besides its weights; empty without one."""
     return next((key for key in AVERAGES if isinstance(content.get(key), Mapping) and content[key]), "")
 
 
 def holds_last_step(content: Mapping[str, Any], key: str) -> bool:
-    """Whether the weights of the last step stand under the average's name, and the average under `state_dict`.
+    """Whether the average's key holds the weights of the last step, and `state_dict` holds the average.
 
-    mmengine's EMAHook exchanges the two when it saves (`_swap_ema_state_dict`); its average counts `steps`.
+    mmengine's EMAHook swaps the two when it saves (`_swap_ema_state_dict`); its average counts `steps`.
     """
     return key == "ema_state_dict" and "steps" in content[key] and isinstance(content.get("state_dict"), Mapping)
 
@@ -142,11 +148,11 @@ def unwrapped(content: Mapping[str, Any], ema: bool = False) -> dict[str, Tensor
     """The tensors of a checkpoint, without the prefixes that training tools add.
 
     Args:
-        ema: those of the moving average that the checkpoint has beside its weights. What an average leaves out of the
-            backbone (frozen layers, statistics) is the weights' own.
+        ema: use the moving average in the checkpoint. Backbone tensors that the average lacks (frozen layers,
+            statistics) are taken from the weights.
 
     Raises:
-        CheckpointError: there are no tensors by name, or no moving average.
+        CheckpointError: there are no named tensors, or no moving average.
     """
     content = by_part(content)
     if not ema:
@@ -173,11 +179,11 @@ def _tensors_in(content: Mapping[str, Any]) -> dict[str, Tensor]:
     return without_prefixes(content)
 
 
-def tell_source(state: Mapping[str, Tensor]) -> str:
-    """Whose names these are.
+def detect_source(state: Mapping[str, Tensor]) -> str:
+    """The codebase that tensor names belong to.
 
     Raises:
-        CheckpointError: nobody's that we know.
+        CheckpointError: they belong to no supported codebase.
     """
     signs = {
         "official": ("transformer.enc_out_class_embed.", "input_proj."),
@@ -196,7 +202,7 @@ def tell_source(state: Mapping[str, Tensor]) -> str:
 
 
 def sizes_in(state: Mapping[str, Tensor], source: str) -> Sizes:
-    """The counts that names depend on, read from the names and shapes."""
+    """The sizes that names depend on, read from the names and shapes."""
     codebase = CODEBASES[source]
     neck = [value for key, value in state.items() if re.fullmatch(codebase.projection, key)]
     heads = {int(match[1]) for match in (re.fullmatch(codebase.heads, key) for key in state) if match}
@@ -214,10 +220,10 @@ def sizes_in(state: Mapping[str, Tensor], source: str) -> Sizes:
 
 
 def dropped_tensors(state: Mapping[str, Tensor], source: str) -> dict[str, str]:
-    """Tensors that carry nothing of their own, and why.
+    """Redundant tensors, with the reasons why they are dropped.
 
     Raises:
-        CheckpointError: two that are one tensor in the model differ.
+        CheckpointError: two tensors that are shared in the model differ.
     """
     dropped = {}
     for key, value in state.items():
@@ -235,7 +241,7 @@ def dropped_tensors(state: Mapping[str, Tensor], source: str) -> dict[str, str]:
 
 
 def _shared_heads(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Official's heads of all layers are one, unless `dec_pred_*_embed_share` was turned off."""
+    """Copies of official DINO's heads, which layers share unless `dec_pred_*_embed_share` is off."""
     firsts = {key: re.sub(r"^(\w+)\.\d+\.", r"\1.0.", key) for key in state if re.match(r"(class|bbox)_embed\.", key)}
     copies = {key: first for key, first in firsts.items() if key != first and first in state}
     if all(same(state[key], state[first]) for key, first in copies.items()):
@@ -244,5 +250,5 @@ def _shared_heads(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are one, or equal bit for bit."""
+    """Whether two tensors are the same object, or equal bit for bit."""
     return a is b or (a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b))

@@ -1,7 +1,7 @@
-"""Rename tables: the parameter names of official DINO, detrex and mmdetection, and ours.
+"""Tables for renaming parameters of official DINO, detrex and mmdetection to our names.
 
-A table maps the beginning of their name to the beginning of ours; what follows, such as `weight`, stays. `#` stands for
-a number that stays too. The first entry that fits counts. Read backwards, a table leads from ours to theirs.
+A table maps a prefix of their name to a prefix of ours; the remainder, such as `weight`, is kept. `#` stands for a
+number, which is kept, too. The first matching entry is used. An inverted table maps our names to theirs.
 
 Source: names of the models built from IDEA-Research/DINO faa8520, detrex e244e6c and mmdet 3.3.0.
 """
@@ -18,9 +18,9 @@ NORMS_IN_ORDER = ("self_norm", "cross_norm", "ffn.norm")  # of a decoder layer, 
 
 
 class Sizes(NamedTuple):
-    """The counts that names depend on."""
+    """The sizes that names depend on."""
 
-    projected: int  # backbone features that the neck projects; further levels are made from the last
+    projected: int  # number of backbone features that the neck projects; further levels are computed from the last one
     levels: int
     decoder_layers: int
     family: str = "resnet"  # of the backbone, see `backbones.family_of`
@@ -42,7 +42,7 @@ def official(sizes: Sizes) -> Table:
         f"{theirs}linear2.": f"{ours}ffn.net.3.",
         f"{theirs}self_attn.": f"{ours}self_attn.",
         **_attention(f"{theirs}cross_attn.", f"{ours}cross_attn."),
-        **_rest_of_decoder("transformer.decoder."),
+        **_decoder_norm_and_position("transformer.decoder."),
         **_first_stage("transformer.enc_output.", "transformer.enc_output_norm.", "transformer.tgt_embed.weight"),
         "transformer.enc_out_class_embed.": "proposer.class_head.",
         **_mlp("transformer.enc_out_bbox_embed.layers.", "proposer.box_head."),
@@ -53,7 +53,7 @@ def official(sizes: Sizes) -> Table:
 
 
 def detrex(sizes: Sizes) -> Table:
-    """IDEA-Research/detrex, projects/dino. The last of the heads is the first stage's."""
+    """IDEA-Research/detrex, projects/dino. The last head belongs to the first stage."""
     first_stage = sizes.decoder_layers
     theirs, ours = "transformer.decoder.layers.#.", "decoder.layers.#."
     return {
@@ -66,7 +66,7 @@ def detrex(sizes: Sizes) -> Table:
         f"{theirs}ffns.0.layers.1.": f"{ours}ffn.net.3.",
         f"{theirs}attentions.0.attn.": f"{ours}self_attn.",
         **_attention(f"{theirs}attentions.1.", f"{ours}cross_attn."),
-        **_rest_of_decoder("transformer.decoder."),
+        **_decoder_norm_and_position("transformer.decoder."),
         **_first_stage("transformer.enc_output.", "transformer.enc_output_norm.", "transformer.tgt_embed.weight"),
         f"class_embed.{first_stage}.": "proposer.class_head.",
         **_mlp(f"bbox_embed.{first_stage}.layers.", "proposer.box_head."),
@@ -77,10 +77,10 @@ def detrex(sizes: Sizes) -> Table:
 
 
 def mmdet(sizes: Sizes) -> Table:
-    """OpenMMLab mmdetection 3, configs/dino. The last of the branches is the first stage's."""
+    """OpenMMLab mmdetection 3, configs/dino. The last branch belongs to the first stage."""
     first_stage = sizes.decoder_layers
     theirs, ours = "decoder.layers.#.", "decoder.layers.#."
-    linears = {"0": "0", "2": "2", "4": "4"}  # their Sequential counts the activations, as ours does
+    linears = {"0": "0", "2": "2", "4": "4"}  # their Sequential includes the activations, like ours
     return {
         **mmdet_backbone(sizes.family),
         **_neck("gn"),
@@ -91,7 +91,7 @@ def mmdet(sizes: Sizes) -> Table:
         f"{theirs}ffn.layers.1.": f"{ours}ffn.net.3.",
         f"{theirs}self_attn.attn.": f"{ours}self_attn.",
         **_attention(f"{theirs}cross_attn.", f"{ours}cross_attn."),
-        **_rest_of_decoder("decoder."),
+        **_decoder_norm_and_position("decoder."),
         **_first_stage("memory_trans_fc.", "memory_trans_norm.", "query_embedding.weight"),
         f"bbox_head.cls_branches.{first_stage}.": "proposer.class_head.",
         **_mlp(f"bbox_head.reg_branches.{first_stage}.", "proposer.box_head.", linears),
@@ -102,22 +102,22 @@ def mmdet(sizes: Sizes) -> Table:
 
 
 def inverted(table: Mapping[str, str]) -> Table:
-    """From our names to theirs."""
+    """The table from our names to theirs."""
     return {ours: theirs for theirs, ours in table.items()}
 
 
 def renamed(names: Iterable[str], table: Mapping[str, str]) -> dict[str, str]:
-    """The new name of every name that the table knows."""
+    """The new name of every name with an entry in the table."""
     rules = [(re.compile(re.escape(old).replace(r"\#", r"(\d+)")), new) for old, new in table.items()]
-    found = {}
+    new_names = {}
     for name in names:
         matches = ((rule.match(name), new) for rule, new in rules)
         match, new = next(((match, new) for match, new in matches if match), (None, ""))
         if match is not None:
             for number in match.groups():
                 new = new.replace("#", number, 1)
-            found[name] = new + name[match.end() :]
-    return found
+            new_names[name] = new + name[match.end() :]
+    return new_names
 
 
 def _mmcv_ffn(prefix: str) -> tuple[str, str]:
@@ -130,7 +130,7 @@ def _neck_part(level: int, projected: int) -> str:
 
 
 def _neck(norm: str) -> Table:
-    """The channel mapper, whose conv and norm are entries 0 and 1 of ours."""
+    """The channel mapper, whose conv and norm are layers 0 and 1 of our Sequential."""
     parts = {"convs": "project", "extra_convs": "extra"}
     return {
         f"neck.{theirs}.#.{name}.": f"neck.{ours}.#.{i}."
@@ -154,7 +154,7 @@ def _attention(theirs: str, ours: str) -> Table:
     return {f"{theirs}{name}.": f"{ours}{new}." for name, new in ATTENTION.items()}
 
 
-def _rest_of_decoder(prefix: str) -> Table:
+def _decoder_norm_and_position(prefix: str) -> Table:
     return {
         f"{prefix}norm.": "decoder.norm.",
         f"{prefix}ref_point_head.layers.0.": "decoder.position.0.",
@@ -167,6 +167,6 @@ def _first_stage(linear: str, norm: str, content: str) -> Table:
 
 
 def _mlp(theirs: str, ours: str, linears: Mapping[str, str] | None = None) -> Table:
-    """The three linear layers of a box head; our Sequential counts the activations between them."""
+    """The three linear layers of a box head; our Sequential includes the activations between them."""
     linears = linears or {"0": "0", "1": "2", "2": "4"}
     return {f"{theirs}{i}.": f"{ours}{j}." for i, j in linears.items()}

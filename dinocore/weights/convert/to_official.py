@@ -20,10 +20,10 @@ SWINS = {"swin-t-224": "swin_T_224_1k", "swin-b-224": "swin_B_224_22k", "swin-b-
 
 
 def write_official(path: Path, weights: Weights) -> list[str]:
-    """Write a .pth that official DINO's `--resume` and `--pretrain_model_path` read.
+    """Write a .pth file for official DINO's `--resume` and `--pretrain_model_path`.
 
     Returns:
-        the settings to give official DINO's `--options` where they differ from `DINO_4scale.py`.
+        settings for official DINO's `--options`, where they differ from `DINO_4scale.py`.
 
     Raises:
         CheckpointError: official DINO has no such model.
@@ -34,11 +34,11 @@ def write_official(path: Path, weights: Weights) -> list[str]:
 
 
 def official_state(tensors: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
-    """The same tensors under official's names, each as often as official has it.
+    """The tensors under official DINO's names, with copies of shared ones, as in its files.
 
     Raises:
         CheckpointError: official DINO has no such model.
-        ConfigError: `model` is no section `model`.
+        ConfigError: `model` is not a `model` section.
     """
     check_section(model, ModelConfig)
     if reasons := _foreign_to_official(model):
@@ -60,23 +60,23 @@ def official_state(tensors: Mapping[str, Tensor], model: ModelConfig) -> dict[st
 
 def official_options(model: ModelConfig) -> list[str]:
     """`key=value` for `--options`, where the model differs from `DINO_4scale.py`."""
-    usual = ModelConfig()
-    wanted: list[tuple[str, Any, Any]] = [
-        ("num_classes", model.num_classes, usual.num_classes),
-        ("dn_labelbook_size", model.num_classes + model.denoising.spare_labels - 1, usual.num_classes),
-        ("num_queries", model.num_queries, usual.num_queries),
-        ("num_feature_levels", model.num_levels, usual.num_levels),
-        ("enc_layers", model.num_encoder_layers, usual.num_encoder_layers),
-        ("dec_layers", model.num_decoder_layers, usual.num_decoder_layers),
-        ("dim_feedforward", model.ffn_dim, usual.ffn_dim),
-        ("backbone", SWINS.get(model.backbone, model.backbone), usual.backbone),
-        ("return_interm_indices", _indices(model.feature_strides), _indices(usual.feature_strides)),
-        ("pe_temperatureH", model.position_temperature, usual.position_temperature),
-        ("pe_temperatureW", model.position_temperature, usual.position_temperature),
+    default = ModelConfig()
+    options: list[tuple[str, Any, Any]] = [
+        ("num_classes", model.num_classes, default.num_classes),
+        ("dn_labelbook_size", model.num_classes + model.denoising.spare_labels - 1, default.num_classes),
+        ("num_queries", model.num_queries, default.num_queries),
+        ("num_feature_levels", model.num_levels, default.num_levels),
+        ("enc_layers", model.num_encoder_layers, default.num_encoder_layers),
+        ("dec_layers", model.num_decoder_layers, default.num_decoder_layers),
+        ("dim_feedforward", model.ffn_dim, default.ffn_dim),
+        ("backbone", SWINS.get(model.backbone, model.backbone), default.backbone),
+        ("return_interm_indices", _indices(model.feature_strides), _indices(default.feature_strides)),
+        ("pe_temperatureH", model.position_temperature, default.position_temperature),
+        ("pe_temperatureW", model.position_temperature, default.position_temperature),
         ("dec_pred_class_embed_share", model.heads == "shared", True),
         ("dec_pred_bbox_embed_share", model.heads == "shared", True),
     ]
-    return [f"{key}={value}" for key, value, default in wanted if value != default]
+    return [f"{key}={value}" for key, value, usual in options if value != usual]
 
 
 def _indices(strides: Sequence[int]) -> str:

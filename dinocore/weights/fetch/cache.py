@@ -1,4 +1,4 @@
-"""The cache of downloaded and converted weights, and the notes next to each file in it."""
+"""The cache of downloaded and converted weights, with a record next to each file."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ def cache_folder() -> Path:
     if named := os.environ.get("DINO_CACHE"):
         return Path(named).expanduser().absolute()
     standard = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if standard.is_absolute():  # XDG wants others ignored
+    if standard.is_absolute():  # XDG requires ignoring relative paths
         return standard / "dino"
     try:
         return Path.home() / ".cache" / "dino"
@@ -46,7 +46,7 @@ def is_offline() -> bool:
 
 
 def record_of(file: Path) -> dict[str, Any] | None:
-    """The note written after this file was downloaded and checked; None unless the file exists with that size."""
+    """The record written after a file was downloaded and checked; None unless the file exists with that size."""
     try:
         record = json.loads(_record(file).read_text(encoding="utf-8"))
         return record if 0 < file.stat().st_size == record["bytes"] else None
@@ -55,7 +55,7 @@ def record_of(file: Path) -> dict[str, Any] | None:
 
 
 def write_record(file: Path, facts: dict[str, Any]) -> None:
-    """Note facts about a complete file; without a note, the file counts as missing."""
+    """Record facts about a complete file; without a record, a file counts as missing."""
     write_text(_record(file), json.dumps({"bytes": file.stat().st_size, **facts}, indent=1) + "\n")
 
 
@@ -67,14 +67,14 @@ def forget(file: Path) -> None:
 
 
 def sha256(file: Path) -> str:
-    """The hash of a file's content, in hexadecimal."""
+    """The SHA-256 of a file's content, in hexadecimal."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 @contextmanager
 def locked(file: Path, watch: Watch) -> Iterator[None]:
-    """Let one process at a time create this file; others wait, with a message.
+    """Let only one process at a time create this file; others wait, with a message.
 
     Raises:
         EnvironmentFault: the cache cannot be written.
@@ -95,10 +95,10 @@ def locked(file: Path, watch: Watch) -> Iterator[None]:
 
 @contextmanager
 def writing(file: Path) -> Iterator[None]:
-    """Convert write errors to a message that names the folder and the fix.
+    """Turn errors of writing a file into a message with a fix.
 
     Raises:
-        EnvironmentFault: instead of the system's error.
+        EnvironmentFault: instead of the operating system's error.
     """
     try:
         yield

@@ -19,25 +19,25 @@ FILE = Path(__file__).with_name("catalogue.toml")
 
 
 class CatalogueModel(BaseModel):
-    """Frozen, and nothing that is not declared."""
+    """A frozen model that rejects undeclared fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Publisher(CatalogueModel):
     title: str
-    reported: str  # where it says the AP
-    folder: str = ""  # to be opened manually, if files have no links
+    reported: str  # where the AP is reported
+    folder: str = ""  # a folder to open manually, if files have no links
 
 
 class Published(CatalogueModel):
     name: Annotated[str, Field(pattern=r"^[a-z]+/[a-z0-9-]+$")]
-    former_name: str = ""  # former names, which still work
+    former_name: str = ""  # still works
     preset: str
-    ap: Annotated[float, Field(gt=0, lt=100)]  # on COCO val2017, as the publisher reports it
+    ap: Annotated[float, Field(gt=0, lt=100)]  # on COCO val2017, as reported by the publisher
     about: str
     address: Annotated[str, Field(pattern=r"^(https://.+\.pth|hf:[\w-]+/[\w-]+)?$")] = ""
-    sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{8,64})?$")] = ""  # its beginning, where it is published
+    sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{8,64})?$")] = ""  # its first digits, if published
     original_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""  # of the file before a mirror wrapped it
     file: str = ""  # its name in the publisher's folder, if known
 
@@ -54,8 +54,8 @@ class Catalogue(CatalogueModel):
     @model_validator(mode="after")
     def _fits_together(self) -> "Catalogue":
         names = [name for entry in self.weights for name in (entry.name, entry.former_name) if name]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"{sorted(twice)} stand there twice")
+        if duplicates := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"{sorted(duplicates)} occur twice")
         for entry in self.weights:
             if not (entry.address or self.publishers[entry.codebase].folder):
                 raise ValueError(f"{entry.name} has no address, and its publisher no folder")
@@ -78,10 +78,10 @@ def find(name: str) -> Published | None:
 
 
 def find_or_refuse(name: str) -> Published:
-    """The same, for a name that must be in the catalogue.
+    """The checkpoint with this name, which must be in the catalogue.
 
     Raises:
-        ConfigError: it is not; the error suggests the nearest.
+        ConfigError: it is not; the error suggests the nearest name.
     """
     entry = find(name)
     if entry is None:
@@ -90,7 +90,7 @@ def find_or_refuse(name: str) -> Published:
 
 
 def check_there(name: str) -> None:
-    """Refuse anything but a file, folder, address or published name, without importing PyTorch.
+    """Check that a name is an existing file or folder, an address or a published name, without importing PyTorch.
 
     Raises:
         CheckpointError: it is none of these; the error suggests the nearest name.
@@ -106,7 +106,7 @@ def cached(entry: Published) -> Path | None:
         return find_in_hub_cache(entry.address)
     try:
         file = cache_folder() / entry.codebase / file_name(entry.address)
-    except EnvironmentFault:  # without a cache nothing is in it
+    except EnvironmentFault:  # there is no cache folder
         return None
     return file if entry.address and record_of(file) else None
 

@@ -1,4 +1,4 @@
-"""Download one file over HTTP: resume it if unchanged, and retry a limited number of times."""
+"""Download one file over HTTP: resume a partial download if the file is unchanged, and retry a few times."""
 
 import http.client
 import json
@@ -19,19 +19,19 @@ from .cache import writing
 from .watch import Watch
 
 CHUNK = 1 << 20
-PASSING = {408, 425, 429, 500, 502, 503, 504}  # status codes after which a retry may succeed
+TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # status codes after which a retry may succeed
 
 
 class Patience(NamedTuple):
-    """How long to wait for a server; seconds."""
+    """How long to wait for a server, in seconds."""
 
-    timeout: float = 30.0  # without a byte
+    timeout: float = 30.0  # without receiving data
     attempts: int = 5  # failed attempts in a row
-    pause: float = 1.0  # after the first; doubled after each further one
+    pause: float = 1.0  # after the first failure; doubled after each further one
     longest_pause: float = 30.0
 
 
-class Passing(Exception):
+class TransientError(Exception):
     """A temporary failure."""
 
     def __init__(self, why: str, pause: float = 0.0):
@@ -52,8 +52,8 @@ class PartialFile:
         """The size of the partial download in bytes."""
         return self.file.stat().st_size if self.file.is_file() else 0
 
-    def noted(self) -> dict[str, Any]:
-        """The version and full size of an existing partial download."""
+    def read_note(self) -> dict[str, Any]:
+        """The version and full size of an existing partial download; empty without one."""
         try:
             note = json.loads(self.note.read_text())
             return note if self.size and note["address"] == self.address and note["version"] else {}
@@ -61,13 +61,13 @@ class PartialFile:
             return {}
 
     def begin(self, version: str, total: int | None) -> None:
-        """Delete the partial download and start with a version."""
+        """Delete the partial download and start over with a version of the file."""
         with writing(self.file):
             self.file.write_bytes(b"")
             self.note.write_text(json.dumps({"address": self.address, "version": version, "total": total}))
 
     def remove(self) -> None:
-        """Remove all files."""
+        """Delete the partial download and its note."""
         with writing(self.file):
             self.file.unlink(missing_ok=True)
             self.note.unlink(missing_ok=True)
@@ -84,11 +84,11 @@ def download(address: str, part: PartialFile, watch: Watch, patience: Patience =
         ConfigError: it is not an address.
     """
     failures, furthest = 0, part.size
-    while not part.size or part.noted().get("total") != part.size:
+    while not part.size or part.read_note().get("total") != part.size:
         try:
             _attempt(address, part, watch, patience)
             break
-        except Passing as fault:
+        except TransientError as fault:
             failures = 1 if part.size > furthest else failures + 1
             furthest = max(furthest, part.size)
             if failures >= patience.attempts:
@@ -105,50 +105,52 @@ BY_HAND = "or download it manually and use `dino convert FILE --out X.safetensor
 
 
 def _attempt(address: str, part: PartialFile, watch: Watch, patience: Patience) -> None:
-    note = part.noted()  # without one all of it is asked for; with one the rest, if the server has the same version
-    wish = {"Range": f"bytes={part.size}-", "If-Range": note["version"]} if note else {}
-    headers = {"User-Agent": f"dino/{__version__}", "Accept-Encoding": "identity", **wish}
+    # without a note, request the whole file; with one, the remainder if the server still has the same version
+    note = part.read_note()
+    resume = {"Range": f"bytes={part.size}-", "If-Range": note["version"]} if note else {}
+    headers = {"User-Agent": f"dino/{__version__}", "Accept-Encoding": "identity", **resume}
     try:
         request = urllib.request.Request(address, headers=headers)
-        with urllib.request.build_opener(_OnlySafer).open(request, timeout=patience.timeout) as answer:
-            total = _place(answer, part, wish, watch)
-            _receive(answer, part, total, watch)
+        with urllib.request.build_opener(_NoDowngrade).open(request, timeout=patience.timeout) as response:
+            total = _prepare(response, part, resume, watch)
+            _receive(response, part, total, watch)
     except HTTPError as error:
-        raise _refusal(error, address, part) from None
+        raise _http_error(error, address, part) from None
     except (ssl.SSLError, URLError) as error:
         reason = error.reason if isinstance(error, URLError) else error
         if isinstance(reason, ssl.SSLCertVerificationError):
             raise EnvironmentFault(f"{address} has a certificate that is not trusted here: {reason}") from None
-        raise Passing(f"no connection ({reason})") from None
+        raise TransientError(f"no connection ({reason})") from None
     except TimeoutError:
-        raise Passing(f"no data for {patience.timeout:g} s") from None
+        raise TransientError(f"no data for {patience.timeout:g} s") from None
     except (http.client.HTTPException, OSError) as error:
         if isinstance(error, http.client.InvalidURL):
             raise ConfigError(f"{address} is not an address: {error}") from None
-        raise Passing(f"the connection broke ({str(error) or type(error).__name__})") from None
+        raise TransientError(f"the connection broke ({str(error) or type(error).__name__})") from None
     except ValueError as error:
         raise ConfigError(f"{address} is not an address: {error}") from None
 
 
-def _place(answer: Any, part: PartialFile, wish: Mapping[str, str], watch: Watch) -> int | None:
+def _prepare(response: Any, part: PartialFile, resume: Mapping[str, str], watch: Watch) -> int | None:
     """Prepare the partial file for the response, and return the full size."""
-    headers = answer.headers
-    if answer.status == HTTPStatus.PARTIAL_CONTENT and wish:
+    headers = response.headers
+    if response.status == HTTPStatus.PARTIAL_CONTENT and resume:
         span, _, total = (headers["Content-Range"] or "").removeprefix("bytes ").partition("/")
-        changed = _version(headers) not in ("", wish["If-Range"])
+        changed = _version(headers) not in ("", resume["If-Range"])
         if changed or not span.startswith(f"{part.size}-") or not total.isdigit():
-            part.remove()  # another version, or another part than was asked for
-            raise Passing("the file has changed on the server; starting over")
-        return _room_for(int(total), part)
-    if wish:
+            part.remove()  # another version, or another range than requested
+            raise TransientError("the file has changed on the server; starting over")
+        return _check_space(int(total), part)
+    if resume:
         watch.say("the server sends the whole file again")
     length = headers["Content-Length"] or ""
     total = int(length) if length.isdigit() else None
     part.begin(_version(headers), total)
-    return total if total is None else _room_for(total, part)
+    return total if total is None else _check_space(total, part)
 
 
-def _room_for(total: int, part: PartialFile) -> int:
+def _check_space(total: int, part: PartialFile) -> int:
+    """The full size, if the disk has enough space for the missing part."""
     with writing(part.file):
         free, missing = shutil.disk_usage(part.file.parent).free, total - part.size
     if missing > free:
@@ -159,14 +161,14 @@ def _room_for(total: int, part: PartialFile) -> int:
     return total
 
 
-def _receive(answer: Any, part: PartialFile, total: int | None, watch: Watch) -> None:
+def _receive(response: Any, part: PartialFile, total: int | None, watch: Watch) -> None:
     with writing(part.file):
         file = part.file.open("ab")
     with file:
         done = file.tell()
         watch.progress(done, total)
-        while block := answer.read(CHUNK):
-            if not done and _is_page(block, answer.headers):
+        while block := response.read(CHUNK):
+            if not done and _is_page(block, response.headers):
                 file.close()
                 part.remove()
                 raise CheckpointError(f"{part.address} returned a web page, not a weights file; open it to see why")
@@ -178,20 +180,22 @@ def _receive(answer: Any, part: PartialFile, total: int | None, watch: Watch) ->
     if total is not None and done != total:
         if done > total:
             part.remove()
-        raise Passing(f"the connection ended after {done} of {total} bytes")
+        raise TransientError(f"the connection ended after {done} of {total} bytes")
 
 
 def _is_page(block: bytes, headers: Message) -> bool:
     return block.lstrip()[:1] == b"<" or (headers["Content-Type"] or "").startswith("text/html")
 
 
-def _refusal(error: HTTPError, address: str, part: PartialFile) -> Exception:
+def _http_error(error: HTTPError, address: str, part: PartialFile) -> Exception:
     if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
         part.remove()
-        return Passing("the server's file is smaller than the partial download; starting over")
-    if error.code in PASSING:
+        return TransientError("the server's file is smaller than the partial download; starting over")
+    if error.code in TRANSIENT:
         after = error.headers.get("Retry-After") or ""
-        return Passing(f"the server returned {error.code} {error.reason}", float(after) if after.isdigit() else 0.0)
+        return TransientError(
+            f"the server returned {error.code} {error.reason}", float(after) if after.isdigit() else 0.0
+        )
     return EnvironmentFault(f"{address} could not be downloaded: {error.code} {error.reason}; {BY_HAND}")
 
 
@@ -201,11 +205,11 @@ def _version(headers: Message) -> str:
     return (headers["Last-Modified"] or "") if tag.startswith("W/") or not tag else tag
 
 
-class _OnlySafer(urllib.request.HTTPRedirectHandler):
+class _NoDowngrade(urllib.request.HTTPRedirectHandler):
     """Follows redirects, but not from https to http."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
-        """As urllib has it."""
+        """Follow a redirect, unless it leads from https to http."""
         if req.type == "https" and not newurl.startswith("https:"):
             raise EnvironmentFault(f"{req.full_url} redirects to {newurl}, which is not https; not followed")
         return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -9,42 +9,43 @@ from .cache import is_offline
 from .watch import Watch
 
 PREFIX = "hf:"
-KINDS = (".safetensors", ".pth", ".pt", ".bin")  # in this order
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")  # in order of preference
 
 
 class HubFile(NamedTuple):
     """The location of a file on the hub."""
 
     repository: str
-    file: str | None  # None: the only file of weights
+    file: str | None  # None: the only weights file
     revision: str | None
 
 
 def fetch_from_hub(name: str, watch: Watch) -> Path:
-    """The file, in huggingface_hub's own cache; its settings, such as `HF_ENDPOINT` and `HF_TOKEN`, hold.
+    """Download a file into huggingface_hub's own cache; its variables, such as `HF_ENDPOINT` and `HF_TOKEN`, apply.
 
     Raises:
         ConfigError: the name is invalid, or the file is ambiguous.
         EnvironmentFault: the download failed.
     """
-    place = parse(name)
+    location = parse(name)
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        file = place.file or choose(_files(place), name)
-        watch.say(f"from the Hugging Face hub: {place.repository}, {file}, revision {place.revision or 'main'}")
-        return Path(hf_hub_download(place.repository, file, revision=place.revision, local_files_only=is_offline()))
+        file = location.file or choose(_files(location), name)
+        watch.say(f"from the Hugging Face hub: {location.repository}, {file}, revision {location.revision or 'main'}")
+        offline = is_offline()
+        return Path(hf_hub_download(location.repository, file, revision=location.revision, local_files_only=offline))
     except DinoError:
         raise
-    except Exception as error:  # besides its own, the errors of whichever HTTP library it uses
-        why = str(error).strip().splitlines()
-        asked = "DINO_OFFLINE is set and it is not in the hub's cache" if is_offline() else ""
+    except Exception as error:  # its own errors, and those of its HTTP library
+        reason = str(error).strip().splitlines()
+        offline_note = "DINO_OFFLINE is set and it is not in the hub's cache" if is_offline() else ""
         raise EnvironmentFault(
             f"{name} could not be downloaded from the Hugging Face hub:  "
-            f"{asked or (why[0][:200] if why else type(error).__name__)}"
+            f"{offline_note or (reason[0][:200] if reason else type(error).__name__)}"
         ) from None
 
 
@@ -54,15 +55,15 @@ def find_in_hub_cache(name: str) -> Path | None:
 
     repository = parse(name).repository.replace("/", "--")
     files = Path(HF_HUB_CACHE).glob(f"models--{repository}/snapshots/*/*")
-    found = [file for file in files if file.suffix in KINDS and file.is_file()]
-    return max(found, key=lambda file: file.stat().st_mtime, default=None)
+    weights = [file for file in files if file.suffix in SUFFIXES and file.is_file()]
+    return max(weights, key=lambda file: file.stat().st_mtime, default=None)
 
 
 def parse(name: str) -> HubFile:
     """Repository, file and revision of a name.
 
     Raises:
-        ConfigError: it is not of that form.
+        ConfigError: the name is not `hf:org/name[/file][@revision]`.
     """
     where, at, revision = name.removeprefix(PREFIX).partition("@")
     parts = where.split("/", 2)
@@ -79,23 +80,23 @@ def choose(files: list[str], name: str) -> str:
     Raises:
         ConfigError: there is none, or more than one.
     """
-    for kind in KINDS:
-        found = sorted(file for file in files if file.endswith(kind))
-        found = [file for file in found if "/" not in file] or found
-        if len(found) == 1:
-            return found[0]
-        if found:
+    for suffix in SUFFIXES:
+        weights = sorted(file for file in files if file.endswith(suffix))
+        weights = [file for file in weights if "/" not in file] or weights
+        if len(weights) == 1:
+            return weights[0]
+        if weights:
             where, at, revision = name.partition("@")
-            shown = ", ".join(f"{where}/{file}{at}{revision}" for file in found[:6])
-            raise ConfigError(f"{name} has {len(found)} weights files; choose one of them: {shown}")
-    raise ConfigError(f"{name} has no weights file (with suffix {', '.join(KINDS)})")
+            shown = ", ".join(f"{where}/{file}{at}{revision}" for file in weights[:6])
+            raise ConfigError(f"{name} has {len(weights)} weights files; choose one of them: {shown}")
+    raise ConfigError(f"{name} has no weights file (with suffix {', '.join(SUFFIXES)})")
 
 
-def _files(place: HubFile) -> list[str]:
-    """The names of a repository's files, or of those that are already here."""
+def _files(location: HubFile) -> list[str]:
+    """The names of a repository's files; offline, of those in the cache."""
     from huggingface_hub import HfApi, snapshot_download
 
     if not is_offline():
-        return HfApi().list_repo_files(place.repository, revision=place.revision)
-    folder = Path(snapshot_download(place.repository, revision=place.revision, local_files_only=True))
+        return HfApi().list_repo_files(location.repository, revision=location.revision)
+    folder = Path(snapshot_download(location.repository, revision=location.revision, local_files_only=True))
     return [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]

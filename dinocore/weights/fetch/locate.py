@@ -1,4 +1,4 @@
-"""From a `--weights` argument to a local file in our format."""
+"""Turn a `--weights` argument into a local file in our format."""
 
 import hashlib
 from pathlib import Path
@@ -17,7 +17,7 @@ from .download import PartialFile, download
 from .hub import PREFIX, fetch_from_hub
 from .watch import UNWATCHED, Watch
 
-EXPORTED = (".onnx", ".xml", ".bin", ".pt2")  # what `dino info` says something about
+EXPORTED = (".onnx", ".xml", ".bin", ".pt2")  # exported files, which `dino info` can describe
 
 
 class Original(NamedTuple):
@@ -25,9 +25,9 @@ class Original(NamedTuple):
 
     file: Path
     address: str = ""  # where it was fetched from; empty for a local file
-    preset: str | None = None  # as the catalogue has it
-    sha256: str = ""  # of a file that was downloaded to the cache
-    trusted: bool = True  # local, or it has the hash that its publisher gives
+    preset: str | None = None  # from the catalogue
+    sha256: str = ""  # of a file downloaded to the cache
+    trusted: bool = True  # local, or checked against the hash given by its publisher
 
 
 def locate(name: str | Path, watch: Watch = UNWATCHED) -> Path:
@@ -36,33 +36,33 @@ def locate(name: str | Path, watch: Watch = UNWATCHED) -> Path:
     Downloads are checked, converted and cached; cached files need no network.
 
     Raises:
-        CheckpointError: it is not there, or what was fetched is not what was asked for.
-        ConfigError: the name, or what the file does not tell, has to be said otherwise.
-        EnvironmentFault: it cannot be fetched or kept.
+        CheckpointError: the file does not exist, or the download is not the expected file.
+        ConfigError: the name is invalid, or the conversion needs options.
+        EnvironmentFault: the download failed, or the cache is not writable.
     """
     found = _find(name, watch)
-    if found.sha256 and _is_kept(_conversion(found)):  # which has a hash of its own
+    if found.sha256 and _is_cached(_conversion(found)):  # the conversion has a hash of its own
         return _with_notes(_conversion(found), found, watch)
-    found = _as_it_came(name, found, watch)
+    found = _unchanged(name, found, watch)
     if holds_config(found.file) or not (found.address or is_foreign(found.file)):
         return found.file
     return _converted(found, watch)
 
 
 def original(name: str | Path, watch: Watch = UNWATCHED) -> Original:
-    """The same without a conversion.
+    """Find weights like `locate`, but without converting them.
 
     Raises:
         CheckpointError, ConfigError, EnvironmentFault: as for `locate`.
     """
-    return _as_it_came(name, _find(name, watch), watch)
+    return _unchanged(name, _find(name, watch), watch)
 
 
-def _as_it_came(name: str | Path, found: Original, watch: Watch) -> Original:
-    """The same, downloaded again if it is a cached download whose bytes have changed on disk.
+def _unchanged(name: str | Path, found: Original, watch: Watch) -> Original:
+    """The same file, downloaded again if its cached copy has changed on disk.
 
     Raises:
-        EnvironmentFault: they have changed, and the network is disabled.
+        EnvironmentFault: it has changed, and the network is disabled.
     """
     if not found.sha256 or sha256(found.file) == found.sha256:
         return found
@@ -71,7 +71,7 @@ def _as_it_came(name: str | Path, found: Original, watch: Watch) -> Original:
         raise EnvironmentFault(f"{changed}, and DINO_OFFLINE is set", fix="unset it once to download them again")
     watch.say(f"{changed}; downloading them again")
     with locked(found.file, watch):
-        record = record_of(found.file)  # another process may have done it meanwhile
+        record = record_of(found.file)  # another process may have downloaded it in the meantime
         if record and sha256(found.file) != record["sha256"]:
             forget(found.file)
     return _find(name, watch)
@@ -120,7 +120,9 @@ def _fetch(address: str, folder: str, watch: Watch, entry: Published | None = No
                 f"DINO_OFFLINE is set, and {entry.name if entry else address} is not in {file.parent}"
             )
         with locked(file, watch):
-            if (record_of(file) or {}).get("address") != address:  # another process may have made it meanwhile
+            if (record_of(file) or {}).get(
+                "address"
+            ) != address:  # another process may have downloaded it in the meantime
                 _download_checked(address, file, published, watch)
     return Original(file, address, None, (record_of(file) or {}).get("sha256", ""), bool(published))
 
@@ -154,7 +156,7 @@ def _download_checked(address: str, file: Path, published: str, watch: Watch) ->
 
 
 def _check_readable(address: str, file: Path) -> None:
-    """Delete files that are not weights or incomplete, which a server without a length header does not reveal."""
+    """Delete a download that is not weights, or incomplete, which shows only here if the server sent no length."""
     if file.suffix.lower() in EXPORTED:
         return
     try:
@@ -170,30 +172,30 @@ def _conversion(found: Original) -> Path:
     return cache_folder() / "converted" / f"{digest[:16]}-{found.preset or 'told'}-{CONVERTER}.safetensors"
 
 
-def _is_kept(conversion: Path) -> bool:
-    """Whether the file exists unchanged; notes of 0.1 have no hash."""
+def _is_cached(conversion: Path) -> bool:
+    """Whether a converted file exists unchanged; records of 0.1 have no hash."""
     record = record_of(conversion)
     return record is not None and record.get("sha256") in (None, sha256(conversion))
 
 
 def _converted(found: Original, watch: Watch) -> Path:
-    """A downloaded file converted to our format, once."""
+    """The file in our format, converted on first use."""
     file = _conversion(found)
-    if not _is_kept(file):
+    if not _is_cached(file):
         _convert_once(found, file, watch)
     return _with_notes(file, found, watch)
 
 
 def _with_notes(file: Path, found: Original, watch: Watch) -> Path:
     record = record_of(file) or {}
-    for note in record.get("notes", ()):  # every time: another file with the same content may have another name
+    for note in record.get("notes", ()):  # every time, because a file with the same content may have another name
         watch.say(note.replace(typed(record["of"]), typed(found.file)))
     return file
 
 
 def _convert_once(found: Original, file: Path, watch: Watch) -> None:
     with locked(file, watch):
-        if not _is_kept(file):  # another process may have made it meanwhile
+        if not _is_cached(file):  # another process may have converted it in the meantime
             done = _convert(found)
             watch.say(f"converted {found.file.name}, once")
             weights = done.weights
@@ -220,7 +222,7 @@ def _convert(found: Original) -> Conversion:
 
 
 def _without_secrets(address: str) -> str:
-    """An address may be signed in its query."""
+    """An address without its query, which may contain a signature."""
     return address if address.startswith(PREFIX) else urlsplit(address)._replace(query="", fragment="").geturl()
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class Watch(NamedTuple):
-    """Two callbacks for progress and messages."""
+    """Callbacks for messages and for progress."""
 
     say: Callable[[str], None] = lambda text: None
     progress: Callable[[int, int | None], None] = lambda done, total: None  # bytes; None if unknown
