@@ -7,6 +7,8 @@ import shlex
 import subprocess
 from collections.abc import Iterable, Sequence
 
+STAGE_NAMES = {"proposals": "first stage"}  # of the loss's stages; others have the names in the log
+
 
 def counted(number: int, noun: str, plural: str = "") -> str:
     """A number with its noun: `1 image`, `2 images`; `plural` is for irregular nouns."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
 
+from ..words import STAGE_NAMES
 from .boxes import PALETTE
 from .fonts import load_font
 
@@ -52,7 +53,7 @@ def draw_curves(metrics: Path) -> Image.Image:
         keys = [key for key, (key_stage, _) in terms.items() if key_stage == stage]
         points = [(row["step"], value) for row in steps if (value := total(row, keys)) is not None]
         if any(value for _, value in points):
-            losses.append(Curve(stage, _thin(points)))
+            losses.append(Curve(STAGE_NAMES.get(stage, stage), _thin(points)))
     scores = [Curve(name, [(row["epoch"], row[name]) for row in evaluations]) for name in ("AP50", "AP", "AP75")]
     image = Image.new("RGB", (WIDTH, HEIGHT), "white")
     top = max((y for curve in losses for _, y in curve.points), default=1.0)

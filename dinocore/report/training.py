@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 from ..draw.curves import loss_terms, read_metrics, total
 from ..settings import flat_settings
-from ..words import clock, counted
+from ..words import STAGE_NAMES, clock, counted
 from .judged import EXAMPLES, best_threshold, count_marks, good_and_bad, headline
 from .parts import Chart, Curve, Facts, Gallery, MarkedImage, Page, Section, Table
 
 MAX_POINTS = 300  # of a curve over steps; more are averaged
 # of stages and loss terms; others have the names in the log
-NAMES = {"proposals": "first stage", "label": "class", "box": "box (L1)", "giou": "box (GIoU)"}
+NAMES = STAGE_NAMES | {"label": "class", "box": "box (L1)", "giou": "box (GIoU)"}
 SIZES = {"APs": "small", "APm": "medium", "APl": "large"}
 
 Row = dict[str, Any]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinocli.commands.train.view import loss_parts
 from dinocore.data.annotations import Annotations, Category
 from dinocore.draw.curves import draw_curves
 from dinocore.evaluate.matches import match
@@ -167,6 +168,15 @@ def test_a_stage_and_a_term_that_nobody_foresaw_are_in_the_curves_which_add_up_t
     with_all = draw_curves(log).tobytes()
     log.write_text("\n".join(json.dumps({k: v for k, v in row.items() if k != "extra/label"}) for row in rows))
     assert draw_curves(log).tobytes() != with_all
+
+
+def test_curves_terminal_and_report_call_the_first_stage_the_same(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("dinocore.draw.curves._plot", lambda image, left, title, curves, top: drawn.extend(curves))
+    log = tmp_path / "metrics.jsonl"
+    log.write_text(json.dumps({"step": 1, "epoch": 1, "loss": 1.0, "proposals/box": 1.0}))
+    draw_curves(log)
+    assert "first stage" in [curve.name for curve in drawn] and "first stage" in loss_parts({"proposals/box": 1.0})
 
 
 def test_a_training_report_of_one_image_and_one_step_speaks_in_the_singular(tmp_path):

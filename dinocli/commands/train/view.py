@@ -17,7 +17,7 @@ from rich.table import Table
 from dinocore.draw.curves import draw_curves, loss_terms, read_metrics
 from dinocore.report.training import best_of
 from dinocore.system.files import ESCAPED, write_atomically
-from dinocore.words import clock, counted, roughly, typed
+from dinocore.words import STAGE_NAMES, clock, counted, roughly, typed
 
 from ...console import stderr, stdout, warn
 
@@ -206,8 +206,7 @@ def show_expectation(expected: Expectation) -> None:
         stdout.print(f"{key:<12}{value}")
 
 
-# in this order, then any others as logged
-STAGES = {"matching": "matching", "denoising": "denoising", "proposals": "first stage"}
+STAGES = ("matching", "denoising", "proposals")  # in this order, then any others
 TERMS = {"label": "class", "giou": "GIoU"}  # others as logged
 
 
@@ -242,7 +241,7 @@ def loss_parts(mean: Mapping[str, float]) -> dict[str, dict[str, float]]:
     parts: dict[str, dict[str, float]] = {stage: {} for stage in STAGES}
     for key, (stage, term) in loss_terms([mean]).items():
         parts.setdefault(stage, {})[TERMS.get(term, term)] = mean[key]
-    return {STAGES.get(stage, stage): terms for stage, terms in parts.items() if terms}
+    return {STAGE_NAMES.get(stage, stage): terms for stage, terms in parts.items() if terms}
 
 
 def loss_table(mean: Mapping[str, float]) -> Table:

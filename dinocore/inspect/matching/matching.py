@@ -16,9 +16,9 @@ from ...matching import matching_cost
 from ...model.dino import DinoOutput
 from ...predict import Detector
 from ...structures import DenoisingQueries, Target
+from ...words import STAGE_NAMES
 
 COST_NAMES = {"label": "class", "box": "L1", "giou": "GIoU"}
-STAGE_NAMES = {"proposals": "first stage"}  # other stages are named by decoder layer, from 0
 UNMATCHED = -1  # in place of an object index
 
 
