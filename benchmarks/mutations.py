@@ -112,7 +112,7 @@ MUTATIONS = [
         "boxes.detach()",
         GOLDEN,
     ),
-    Mutation("the answer is not normed", "dinocore/model/decoder.py", "answer = self.norm(x)", "answer = x", GOLDEN),
+    Mutation("predictions are not normed", "dinocore/model/decoder.py", "normed = self.norm(x)", "normed = x", GOLDEN),
     Mutation(
         "x and y of the map's encoding change places",
         "dinocore/model/position.py",
@@ -217,8 +217,8 @@ MUTATIONS = [
     Mutation(
         "a crop keeps objects that it does not show",
         "dinocore/data/transforms.py",
-        "seen = (boxes[:, 2:] > boxes[:, :2]).all(1)",
-        "seen = (boxes[:, 2:] >= boxes[:, :2]).all(1)",
+        "visible = (boxes[:, 2:] > boxes[:, :2]).all(1)",
+        "visible = (boxes[:, 2:] >= boxes[:, :2]).all(1)",
         f"{DATA}/test_transforms.py",
     ),
     Mutation(
